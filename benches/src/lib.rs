@@ -1,0 +1,1 @@
+//! Benchmarks of pvio against the raw limits of the machine

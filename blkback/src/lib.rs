@@ -1,0 +1,1 @@
+//! The vbd backend: virtual disks for guests

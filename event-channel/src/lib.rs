@@ -1,0 +1,1 @@
+//! Event channels: waking another domain

@@ -1,0 +1,1 @@
+//! The vbd frontend: a guest's virtual disk

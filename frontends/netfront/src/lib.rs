@@ -1,0 +1,1 @@
+//! The vif frontend: a guest's virtual NIC

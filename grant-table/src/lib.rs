@@ -1,0 +1,1 @@
+//! Grant references: giving, mapping and copying another domain's pages

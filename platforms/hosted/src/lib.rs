@@ -1,0 +1,1 @@
+//! The hosted hypervisor: domains are processes

@@ -1,0 +1,1 @@
+//! A whole machine in one thread, driven by a seed

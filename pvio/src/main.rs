@@ -1,0 +1,2 @@
+//! The pvio command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! xenstore wire codec, client and server; the xenbus device handshake
