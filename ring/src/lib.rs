@@ -1,6 +1,55 @@
-//! Shared memory, ring index arithmetic and Xen PV wire formats.
+//! Shared memory, ring index arithmetic and Xen PV wire formats: floor 1 of pvio, made to be
+//! embedded in any hypervisor, kernel or firmware. `no_std`, no allocation.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`shm`] | the only code that touches memory shared with a peer |
+//! | [`indices`] | the notification protocol, three phases, model-checked |
+//! | [`front`], [`back`] | [`FrontRing`] and [`BackRing`]: the two ends of a request/response ring of 1 to 32 pages |
+//! | [`proto`] | wire structs per ABI, parsed into validated values and emitted from them |
+//!
+//! ```
+//! use pvio_ring::shm::HeapMemory;
+//! use pvio_ring::{BackRing, FrontRing};
+//!
+//! let page = HeapMemory::pages(1);
+//! let mut front = FrontRing::init(page.clone(), 16)?;
+//! let mut back = BackRing::attach(page, 16)?;
+//!
+//! front.push(&[7; 16])?;
+//! assert!(front.publish(), "the back end asked to be woken");
+//!
+//! let mut request = [0; 16];
+//! back.pop()?.expect("a request").read(&mut request)?;
+//! assert_eq!(request, [7; 16]);
+//! back.push(&[9; 16])?;
+//! back.publish();
+//!
+//! let mut response = [0; 16];
+//! front.pop()?.expect("a response").read(&mut response)?;
+//! assert_eq!(response, [9; 16]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![no_std]
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+
+#[cfg(feature = "alloc")]
+extern crate alloc;
+
+pub mod back;
+pub mod front;
+pub mod indices;
+pub mod proto;
+pub mod shm;
 
 mod domid;
+mod gref;
+mod layout;
+mod slot;
 
+pub use back::BackRing;
 pub use domid::DomId;
+pub use front::FrontRing;
+pub use gref::GrantRef;
+pub use layout::{Full, RingFault, RingLayout};
+pub use slot::{ShortSlot, Slot};

@@ -1,0 +1,178 @@
+//! The frontend's end of a ring: it produces requests and consumes responses.
+
+use crate::indices;
+use crate::indices::IndexMemory;
+use crate::layout::{
+    Full, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, Requests, Responses, RingFault, RingLayout,
+    layout_of, store,
+};
+use crate::shm::{Region, SharedMemory};
+use crate::slot::Slot;
+use core::sync::atomic::Ordering;
+
+/// The frontend's end of a shared ring (`FRONT_RING` in `ring.h`). Indices run free and wrap at
+/// 2³². Nothing is visible to the backend until [`publish`](Self::publish).
+#[derive(Debug)]
+pub struct FrontRing<M> {
+    mem: M,
+    layout: RingLayout,
+    /// Requests written, published or not.
+    req_prod: u32,
+    /// Requests the backend can see.
+    req_published: u32,
+    /// Responses taken.
+    rsp_cons: u32,
+    /// The backend's response producer as last read; responses before it need no shared read.
+    rsp_seen: u32,
+}
+
+impl<M: SharedMemory> FrontRing<M> {
+    /// Makes a fresh ring in memory of our own (`SHARED_RING_INIT`, then `FRONT_RING_INIT`), to be
+    /// done before the memory is granted. `slot_size` is the larger of request and response.
+    ///
+    /// # Errors
+    /// [`RingFault::Geometry`].
+    pub fn init(mem: M, slot_size: usize) -> Result<Self, RingFault> {
+        Self::init_at(mem, slot_size, 0)
+    }
+
+    /// Like [`init`](Self::init), with both directions starting at index `start` as if that many
+    /// requests had been answered before: for a ring taken over from somebody else, and for tests
+    /// across the wrap.
+    ///
+    /// # Errors
+    /// [`RingFault::Geometry`].
+    pub fn init_at(mem: M, slot_size: usize, start: u32) -> Result<Self, RingFault> {
+        let layout = layout_of(&mem, slot_size)?;
+        for (at, value) in [
+            (REQ_PROD, start),
+            (RSP_PROD, start),
+            (REQ_EVENT, start.wrapping_add(1)),
+            (RSP_EVENT, start.wrapping_add(1)),
+        ] {
+            store(&mem, at, value, Ordering::Release);
+        }
+        Ok(Self {
+            mem,
+            layout,
+            req_prod: start,
+            req_published: start,
+            rsp_cons: start,
+            rsp_seen: start,
+        })
+    }
+
+    /// How many requests can be pushed before a response is taken.
+    #[inline]
+    #[must_use]
+    pub fn free(&self) -> u32 {
+        self.layout.slots().saturating_sub(self.req_prod.wrapping_sub(self.rsp_cons))
+    }
+
+    /// Requests pushed whose responses were not taken yet.
+    #[inline]
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.req_prod.wrapping_sub(self.rsp_cons)
+    }
+
+    /// The index the next pushed request will have.
+    #[must_use]
+    pub fn next_index(&self) -> u32 {
+        self.req_prod
+    }
+
+    /// Writes one request (at most a slot's size; what is left of the slot keeps old bytes, which
+    /// were ours or the peer's already). Not visible before [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// [`Full`] when every slot is in flight, or the request is larger than a slot.
+    #[inline]
+    pub fn push(&mut self, request: &[u8]) -> Result<(), Full> {
+        if self.free() == 0 || request.len() > self.layout.slot_size() {
+            return Err(Full);
+        }
+        self.mem.write_words(self.layout.slot_offset(self.req_prod), request).ok_or(Full)?;
+        self.req_prod = self.req_prod.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Shows every pushed request to the backend, and tells whether it must be notified
+    /// (`RING_PUSH_REQUESTS_AND_CHECK_NOTIFY`). Call once a batch; does nothing if nothing is new.
+    #[inline]
+    #[must_use = "a backend that asked to be notified sleeps until it is"]
+    pub fn publish(&mut self) -> bool {
+        if self.req_published == self.req_prod {
+            return false;
+        }
+        let old = core::mem::replace(&mut self.req_published, self.req_prod);
+        indices::publish(&Requests(&self.mem), old, self.req_prod)
+    }
+
+    /// Takes the next response, if there is one.
+    ///
+    /// # Errors
+    /// [`RingFault::ProducerOverflow`] when the backend claims responses to requests it was never
+    /// sent.
+    #[inline]
+    pub fn pop(&mut self) -> Result<Option<Slot<'_, M>>, RingFault> {
+        if self.rsp_cons == self.rsp_seen && !self.refresh()? {
+            return Ok(None);
+        }
+        let at = self.layout.slot_offset(self.rsp_cons);
+        self.rsp_cons = self.rsp_cons.wrapping_add(1);
+        Ok(Some(Slot::new(&self.mem, at, self.layout.slot_size())))
+    }
+
+    /// Whether a response is waiting. Reads shared memory only when the last look is used up.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    #[inline]
+    pub fn has_responses(&mut self) -> Result<bool, RingFault> {
+        Ok(self.rsp_cons != self.rsp_seen || self.refresh()?)
+    }
+
+    /// To be called before waiting for an event: asks to be notified of the next response and
+    /// looks once more (`RING_FINAL_CHECK_FOR_RESPONSES`). Wait only if it says `false`.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    #[inline]
+    pub fn final_check(&mut self) -> Result<bool, RingFault> {
+        if self.rsp_cons != self.rsp_seen {
+            return Ok(true);
+        }
+        let prod = indices::ask_for_event(&Responses(&self.mem), self.rsp_cons);
+        self.accept(prod)
+    }
+
+    /// The ring's geometry.
+    #[must_use]
+    pub fn layout(&self) -> RingLayout {
+        self.layout
+    }
+
+    /// Gives the shared memory back, to be revoked and freed.
+    #[must_use]
+    pub fn into_memory(self) -> M {
+        self.mem
+    }
+
+    fn refresh(&mut self) -> Result<bool, RingFault> {
+        let prod = Responses(&self.mem).load_prod();
+        self.accept(prod)
+    }
+
+    /// Believes a response producer only as far as there are published requests to answer.
+    #[inline]
+    fn accept(&mut self, prod: u32) -> Result<bool, RingFault> {
+        let ahead = prod.wrapping_sub(self.rsp_cons);
+        let most = self.req_published.wrapping_sub(self.rsp_cons);
+        if ahead > most {
+            return Err(RingFault::ProducerOverflow { prod, ahead, most });
+        }
+        self.rsp_seen = prod;
+        Ok(ahead != 0)
+    }
+}

@@ -1,0 +1,321 @@
+//! Virtual NICs (`io/netif.h`): transmit and receive rings and their extra segments.
+//!
+//! "Transmit" (tx) is guest to backend, "receive" (rx) backend to guest, as in the header.
+
+use crate::gref::GrantRef;
+use crate::shm::SharedMemory;
+use crate::slot::{ShortSlot, Slot};
+use bitflags::bitflags;
+
+/// Bytes of a transmit slot (`netif_tx_request`; extra segments fit in it).
+pub const TX_SLOT_SIZE: usize = 12;
+/// Bytes of a receive slot (`netif_rx_request` / `netif_rx_response`).
+pub const RX_SLOT_SIZE: usize = 8;
+/// Slots of one packet that every backend must accept (`XEN_NETIF_NR_SLOTS_MIN`).
+pub const SLOTS_MIN: usize = 18;
+/// Bytes in the largest packet.
+pub const MAX_PACKET: usize = 65535;
+
+bitflags! {
+    /// Flags of a transmit request (`NETTXF_*`).
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct TxFlags: u16 {
+        /// The transport checksum holds the pseudo-header sum only; somebody must finish it.
+        const CSUM_BLANK = 1;
+        /// The data was checked on its way in.
+        const DATA_VALIDATED = 2;
+        /// The packet goes on in the next slot.
+        const MORE_DATA = 4;
+        /// The next slot is an extra segment.
+        const EXTRA_INFO = 8;
+    }
+
+    /// Flags of a receive response (`NETRXF_*`). Mind that bits 0 and 1 are swapped against
+    /// [`TxFlags`].
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct RxFlags: u16 {
+        /// The data was checked, or never left this machine.
+        const DATA_VALIDATED = 1;
+        /// The transport checksum holds the pseudo-header sum only.
+        const CSUM_BLANK = 2;
+        /// The packet goes on in the next slot.
+        const MORE_DATA = 4;
+        /// The next slot is an extra segment.
+        const EXTRA_INFO = 8;
+        /// The next slot is a GSO prefix (old form).
+        const GSO_PREFIX = 16;
+    }
+}
+
+/// A slot's answer (`NETIF_RSP_*`), where it is not a byte count.
+pub mod rsp {
+    #![expect(missing_docs, reason = "each is the header's constant of the same name")]
+    pub const DROPPED: i16 = -2;
+    pub const ERROR: i16 = -1;
+    pub const OKAY: i16 = 0;
+    /// No meaning at all: the answer to an extra segment.
+    pub const NULL: i16 = 1;
+}
+
+/// A transmit request (`netif_tx_request_t`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TxRequest {
+    /// The page with the data.
+    pub gref: GrantRef,
+    /// Where in the page it begins, in bytes.
+    pub offset: u16,
+    /// Flags; bits nobody defined are dropped.
+    pub flags: TxFlags,
+    /// Echoed in the response.
+    pub id: u16,
+    /// Bytes: **of the whole packet in its first slot**, of the slot itself in every later one.
+    pub size: u16,
+}
+
+impl TxRequest {
+    /// Reads the request out of its slot, once.
+    ///
+    /// # Errors
+    /// None with a slot of [`TX_SLOT_SIZE`].
+    #[inline]
+    pub fn read<M: SharedMemory>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
+        let mut raw = [0; TX_SLOT_SIZE];
+        slot.read(&mut raw)?;
+        let [g0, g1, g2, g3, o0, o1, f0, f1, i0, i1, s0, s1] = raw;
+        Ok(Self {
+            gref: GrantRef(u32::from_le_bytes([g0, g1, g2, g3])),
+            offset: u16::from_le_bytes([o0, o1]),
+            flags: TxFlags::from_bits_truncate(u16::from_le_bytes([f0, f1])),
+            id: u16::from_le_bytes([i0, i1]),
+            size: u16::from_le_bytes([s0, s1]),
+        })
+    }
+
+    /// The request as it stands on the wire.
+    #[inline]
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; TX_SLOT_SIZE] {
+        let [g0, g1, g2, g3] = self.gref.0.to_le_bytes();
+        let [o0, o1] = self.offset.to_le_bytes();
+        let [f0, f1] = self.flags.bits().to_le_bytes();
+        let [i0, i1] = self.id.to_le_bytes();
+        let [s0, s1] = self.size.to_le_bytes();
+        [g0, g1, g2, g3, o0, o1, f0, f1, i0, i1, s0, s1]
+    }
+}
+
+/// A transmit response (`netif_tx_response_t`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TxResponse {
+    /// The request's id.
+    pub id: u16,
+    /// One of [`rsp`].
+    pub status: i16,
+}
+
+impl TxResponse {
+    /// Reads the response out of its slot, once.
+    ///
+    /// # Errors
+    /// None with a slot of [`TX_SLOT_SIZE`].
+    #[inline]
+    pub fn read<M: SharedMemory>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
+        let mut raw = [0; 4];
+        slot.read(&mut raw)?;
+        let [i0, i1, s0, s1] = raw;
+        Ok(Self { id: u16::from_le_bytes([i0, i1]), status: i16::from_le_bytes([s0, s1]) })
+    }
+
+    /// The response as it stands on the wire.
+    #[inline]
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 4] {
+        let [i0, i1] = self.id.to_le_bytes();
+        let [s0, s1] = self.status.to_le_bytes();
+        [i0, i1, s0, s1]
+    }
+}
+
+/// A receive request (`netif_rx_request_t`): a page for the backend to fill.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RxRequest {
+    /// Echoed in the response.
+    pub id: u16,
+    /// The page.
+    pub gref: GrantRef,
+}
+
+impl RxRequest {
+    /// Reads the request out of its slot, once.
+    ///
+    /// # Errors
+    /// None with a slot of [`RX_SLOT_SIZE`].
+    #[inline]
+    pub fn read<M: SharedMemory>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
+        let mut raw = [0; RX_SLOT_SIZE];
+        slot.read(&mut raw)?;
+        let [i0, i1, _, _, g0, g1, g2, g3] = raw;
+        Ok(Self {
+            id: u16::from_le_bytes([i0, i1]),
+            gref: GrantRef(u32::from_le_bytes([g0, g1, g2, g3])),
+        })
+    }
+
+    /// The request as it stands on the wire.
+    #[inline]
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; RX_SLOT_SIZE] {
+        let [i0, i1] = self.id.to_le_bytes();
+        let [g0, g1, g2, g3] = self.gref.0.to_le_bytes();
+        [i0, i1, 0, 0, g0, g1, g2, g3]
+    }
+}
+
+/// A receive response (`netif_rx_response_t`). It stands in the slot of the request it answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RxResponse {
+    /// The request's id.
+    pub id: u16,
+    /// Where in the page the data begins, in bytes.
+    pub offset: u16,
+    /// Flags; bits nobody defined are dropped.
+    pub flags: RxFlags,
+    /// Bytes in this slot, or (negative) one of [`rsp`].
+    pub status: i16,
+}
+
+impl RxResponse {
+    /// Reads the response out of its slot, once.
+    ///
+    /// # Errors
+    /// None with a slot of [`RX_SLOT_SIZE`].
+    #[inline]
+    pub fn read<M: SharedMemory>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
+        let mut raw = [0; RX_SLOT_SIZE];
+        slot.read(&mut raw)?;
+        let [i0, i1, o0, o1, f0, f1, s0, s1] = raw;
+        Ok(Self {
+            id: u16::from_le_bytes([i0, i1]),
+            offset: u16::from_le_bytes([o0, o1]),
+            flags: RxFlags::from_bits_truncate(u16::from_le_bytes([f0, f1])),
+            status: i16::from_le_bytes([s0, s1]),
+        })
+    }
+
+    /// The response as it stands on the wire.
+    #[inline]
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; RX_SLOT_SIZE] {
+        let [i0, i1] = self.id.to_le_bytes();
+        let [o0, o1] = self.offset.to_le_bytes();
+        let [f0, f1] = self.flags.bits().to_le_bytes();
+        let [s0, s1] = self.status.to_le_bytes();
+        [i0, i1, o0, o1, f0, f1, s0, s1]
+    }
+}
+
+/// An extra segment (`netif_extra_info_t`): 8 bytes that follow a packet's first slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extra {
+    /// What it carries.
+    pub kind: ExtraKind,
+    /// Whether another extra segment follows (`XEN_NETIF_EXTRA_FLAG_MORE`).
+    pub more: bool,
+}
+
+/// What an extra segment carries (`XEN_NETIF_EXTRA_TYPE_*`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExtraKind {
+    /// Segmentation offload: the packet is to be cut into segments of `size` bytes of payload.
+    Gso {
+        /// Bytes of payload per segment (MSS).
+        size: u16,
+        /// What to cut.
+        kind: GsoKind,
+    },
+    /// Ask for multicast frames to this address.
+    McastAdd([u8; 6]),
+    /// No longer ask for them.
+    McastDel([u8; 6]),
+    /// The packet's hash.
+    Hash {
+        /// Which fields were hashed (`XEN_NETIF_CTRL_HASH_TYPE_*`).
+        kind: u8,
+        /// How (`XEN_NETIF_CTRL_HASH_ALGORITHM_*`).
+        algorithm: u8,
+        /// The hash.
+        value: u32,
+    },
+}
+
+/// What a GSO packet is cut into (`XEN_NETIF_GSO_TYPE_*`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum GsoKind {
+    /// TCP over IPv4.
+    TcpV4 = 1,
+    /// TCP over IPv6.
+    TcpV6 = 2,
+}
+
+/// Why an extra segment is refused. Linux's netback ends the vif at each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ExtraFault {
+    /// A type of 0 or one nobody defined.
+    #[error("extra segment of unknown type {0}")]
+    Type(u8),
+    /// Segments of no bytes.
+    #[error("GSO size of 0")]
+    GsoSize,
+    /// A GSO type that is neither TCP over IPv4 nor over IPv6.
+    #[error("unknown GSO type {0}")]
+    GsoType(u8),
+}
+
+const EXTRA_MORE: u8 = 1;
+
+impl Extra {
+    /// Reads an extra segment out of its slot, once.
+    ///
+    /// # Errors
+    /// An [`ExtraFault`] when it means nothing. (The outer error cannot happen with a slot of the
+    /// ring's own size.)
+    pub fn read<M: SharedMemory>(
+        slot: &mut Slot<'_, M>,
+    ) -> Result<Result<Self, ExtraFault>, ShortSlot> {
+        let mut raw = [0; 8];
+        slot.read(&mut raw)?;
+        let [kind, flags, a, b, c, d, e, f] = raw;
+        let kind = match kind {
+            1 => match (u16::from_le_bytes([a, b]), c) {
+                (0, _) => return Ok(Err(ExtraFault::GsoSize)),
+                (size, 1) => ExtraKind::Gso { size, kind: GsoKind::TcpV4 },
+                (size, 2) => ExtraKind::Gso { size, kind: GsoKind::TcpV6 },
+                (_, other) => return Ok(Err(ExtraFault::GsoType(other))),
+            },
+            2 => ExtraKind::McastAdd([a, b, c, d, e, f]),
+            3 => ExtraKind::McastDel([a, b, c, d, e, f]),
+            4 => ExtraKind::Hash { kind: a, algorithm: b, value: u32::from_le_bytes([c, d, e, f]) },
+            other => return Ok(Err(ExtraFault::Type(other))),
+        };
+        Ok(Ok(Self { kind, more: flags & EXTRA_MORE != 0 }))
+    }
+
+    /// The segment as it stands on the wire.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 8] {
+        let (kind, [a, b, c, d, e, f]) = match self.kind {
+            ExtraKind::Gso { size, kind } => {
+                let [s0, s1] = size.to_le_bytes();
+                (1, [s0, s1, kind as u8, 0, 0, 0])
+            }
+            ExtraKind::McastAdd(mac) => (2, mac),
+            ExtraKind::McastDel(mac) => (3, mac),
+            ExtraKind::Hash { kind, algorithm, value } => {
+                let [v0, v1, v2, v3] = value.to_le_bytes();
+                (4, [kind, algorithm, v0, v1, v2, v3])
+            }
+        };
+        [kind, if self.more { EXTRA_MORE } else { 0 }, a, b, c, d, e, f]
+    }
+}

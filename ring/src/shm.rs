@@ -1,0 +1,478 @@
+//! The only code that touches memory a peer can write at the same time.
+//!
+//! # The argument
+//!
+//! A page shared with another domain changes under us whenever the peer likes. Rust gives no
+//! meaning to a reference (`&T`, `&mut T`, `&[u8]`) into such memory, so none is ever made here.
+//! What is left is defined as follows:
+//!
+//! - **Words** (ring indices, slot words, grant flags, event bits) are reached through
+//!   [`AtomicU16`], [`AtomicU32`] and [`AtomicU64`], each made from a pointer for the length of
+//!   one operation. Atomics may be changed by anybody at any time; a racing peer changes the value
+//!   read, never the meaning of the program. Sizes are mixed only between accesses whose value
+//!   is not relied upon to be whole (a peer that tears its own slot gets what it wrote).
+//! - **Bulk data** is moved by [`copy_from_shared`] and [`copy_to_shared`] alone. On x86-64 they
+//!   are one `rep movsb`: inline assembly is opaque to the compiler, which must assume that it
+//!   reads and writes what it names and nothing about the values, just as for a device's memory.
+//!   Elsewhere they are loops of relaxed atomic bytes.
+//! - **The kernel** is handed raw addresses ([`RawRange`]) by the engines that submit I/O; it does
+//!   its own copying and races only with the peer that owns the data.
+//!
+//! Bounds are checked on every access against the length the implementor of [`SharedMemory`]
+//! promised, so a wrong offset is a `None`, not a wild pointer. Every other module of this crate,
+//! and every device crate, is written in safe Rust on top of [`Region`].
+#![allow(unsafe_code)]
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+
+/// Bytes in a page on every architecture whose PV drivers pvio speaks to (`XEN_PAGE_SIZE`).
+pub const PAGE_SIZE: usize = 4096;
+
+/// A stretch of memory that another domain may read and write while we do.
+///
+/// # Safety
+///
+/// For as long as the value lives (and wherever it is moved to):
+/// - `base()` returns the same address, aligned to at least 8 bytes;
+/// - `len()` returns the same length;
+/// - every byte of `base()..base() + len()` stays mapped, readable, and (unless [`writable`] is
+///   false) writable, and no access to it can fault;
+/// - no Rust reference to any of these bytes exists anywhere in this process.
+///
+/// [`writable`]: SharedMemory::writable
+pub unsafe trait SharedMemory {
+    /// The first byte.
+    fn base(&self) -> NonNull<u8>;
+
+    /// Length in bytes.
+    fn len(&self) -> usize;
+
+    /// Whether writing is allowed; a grant mapped read-only says `false`, and every store to it is
+    /// refused here instead of faulting.
+    fn writable(&self) -> bool {
+        true
+    }
+
+    /// Whether there is nothing in it.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// An address range inside shared memory for the kernel to read or write. It is a number, not a
+/// permission: whoever hands it to the kernel must keep the memory it came from alive meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawRange {
+    addr: NonNull<u8>,
+    len: usize,
+}
+
+impl RawRange {
+    /// The first byte's address.
+    #[must_use]
+    pub fn as_ptr(self) -> *mut u8 {
+        self.addr.as_ptr()
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(self) -> usize {
+        self.len
+    }
+
+    /// Whether it covers no byte.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+}
+
+/// Bounds-checked access to any [`SharedMemory`]. Offsets are in bytes; every operation answers
+/// `None` (or `false`) when the access would leave the memory, is not aligned to its size, or
+/// would write to read-only memory.
+pub trait Region: SharedMemory {
+    /// Loads a `u32`.
+    #[inline]
+    fn load_u32(&self, offset: usize, order: Ordering) -> Option<u32> {
+        let ptr = self.place::<u32>(offset)?;
+        // SAFETY: `place` checked bounds and alignment; the trait's contract keeps it mapped.
+        Some(unsafe { AtomicU32::from_ptr(ptr) }.load(order))
+    }
+
+    /// Stores a `u32`.
+    #[inline]
+    fn store_u32(&self, offset: usize, value: u32, order: Ordering) -> bool {
+        match self.place_mut::<u32>(offset) {
+            // SAFETY: as for `load_u32`, and `place_mut` checked that writing is allowed.
+            Some(ptr) => unsafe { AtomicU32::from_ptr(ptr) }.store(value, order),
+            None => return false,
+        }
+        true
+    }
+
+    /// Compares and exchanges a `u32`; `Some(Ok(old))` when it was exchanged.
+    #[inline]
+    fn compare_exchange_u32(&self, offset: usize, old: u32, new: u32) -> Option<Result<u32, u32>> {
+        let ptr = self.place_mut::<u32>(offset)?;
+        // SAFETY: as for `store_u32`.
+        let word = unsafe { AtomicU32::from_ptr(ptr) };
+        Some(word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire))
+    }
+
+    /// Compares and exchanges a `u16`; `Some(Ok(old))` when it was exchanged.
+    #[inline]
+    fn compare_exchange_u16(&self, offset: usize, old: u16, new: u16) -> Option<Result<u16, u16>> {
+        let ptr = self.place_mut::<u16>(offset)?;
+        // SAFETY: as for `store_u32`.
+        let word = unsafe { AtomicU16::from_ptr(ptr) };
+        Some(word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire))
+    }
+
+    /// Loads a `u16`.
+    #[inline]
+    fn load_u16(&self, offset: usize, order: Ordering) -> Option<u16> {
+        let ptr = self.place::<u16>(offset)?;
+        // SAFETY: as for `load_u32`.
+        Some(unsafe { AtomicU16::from_ptr(ptr) }.load(order))
+    }
+
+    /// Loads a `u64`.
+    #[inline]
+    fn load_u64(&self, offset: usize, order: Ordering) -> Option<u64> {
+        let ptr = self.place::<u64>(offset)?;
+        // SAFETY: as for `load_u32`.
+        Some(unsafe { AtomicU64::from_ptr(ptr) }.load(order))
+    }
+
+    /// Sets bits of a `u64` and returns what it was before. Sequentially consistent.
+    #[inline]
+    fn fetch_or_u64(&self, offset: usize, bits: u64) -> Option<u64> {
+        let ptr = self.place_mut::<u64>(offset)?;
+        // SAFETY: as for `store_u32`.
+        Some(unsafe { AtomicU64::from_ptr(ptr) }.fetch_or(bits, Ordering::SeqCst))
+    }
+
+    /// Keeps only the given bits of a `u64` and returns what it was before. Sequentially
+    /// consistent.
+    #[inline]
+    fn fetch_and_u64(&self, offset: usize, bits: u64) -> Option<u64> {
+        let ptr = self.place_mut::<u64>(offset)?;
+        // SAFETY: as for `store_u32`.
+        Some(unsafe { AtomicU64::from_ptr(ptr) }.fetch_and(bits, Ordering::SeqCst))
+    }
+
+    /// Copies a ring slot (or part of one) out, in relaxed words. `offset` is a multiple of 4 in
+    /// every ring; anything else is copied byte by byte.
+    #[inline]
+    fn read_words(&self, offset: usize, out: &mut [u8]) -> Option<()> {
+        let ptr = self.range(offset, out.len())?.as_ptr();
+        let mut done = 0_usize;
+        if ptr.addr().is_multiple_of(8) {
+            while let Some(chunk) = out.get_mut(done..done.wrapping_add(8)) {
+                // SAFETY: `done + 8 <= out.len()`, which `range` checked; aligned since `ptr` is.
+                let word = unsafe { AtomicU64::from_ptr(ptr.add(done).cast()) };
+                chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+                done = done.wrapping_add(8);
+            }
+        }
+        if ptr.addr().is_multiple_of(4) {
+            while let Some(chunk) = out.get_mut(done..done.wrapping_add(4)) {
+                // SAFETY: as above, for four bytes.
+                let word = unsafe { AtomicU32::from_ptr(ptr.add(done).cast()) };
+                chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+                done = done.wrapping_add(4);
+            }
+        }
+        while let Some(byte) = out.get_mut(done) {
+            // SAFETY: `done < out.len()`, which `range` checked.
+            *byte = unsafe { AtomicU8::from_ptr(ptr.add(done)) }.load(Ordering::Relaxed);
+            done = done.wrapping_add(1);
+        }
+        Some(())
+    }
+
+    /// Copies a ring slot (or part of one) in, in relaxed words; the mirror of
+    /// [`read_words`](Region::read_words).
+    #[inline]
+    fn write_words(&self, offset: usize, from: &[u8]) -> Option<()> {
+        let ptr = self.range_mut(offset, from.len())?.as_ptr();
+        let mut rest = from;
+        let mut done = 0_usize;
+        if ptr.addr().is_multiple_of(8) {
+            while let Some((chunk, tail)) = rest.split_first_chunk::<8>() {
+                // SAFETY: `done + 8 <= from.len()`, which `range_mut` checked; aligned.
+                let word = unsafe { AtomicU64::from_ptr(ptr.add(done).cast()) };
+                word.store(u64::from_ne_bytes(*chunk), Ordering::Relaxed);
+                done = done.wrapping_add(8);
+                rest = tail;
+            }
+        }
+        if ptr.addr().is_multiple_of(4) {
+            while let Some((chunk, tail)) = rest.split_first_chunk::<4>() {
+                // SAFETY: as above, for four bytes.
+                let word = unsafe { AtomicU32::from_ptr(ptr.add(done).cast()) };
+                word.store(u32::from_ne_bytes(*chunk), Ordering::Relaxed);
+                done = done.wrapping_add(4);
+                rest = tail;
+            }
+        }
+        for byte in rest {
+            // SAFETY: `done < from.len()`, which `range_mut` checked.
+            unsafe { AtomicU8::from_ptr(ptr.add(done)) }.store(*byte, Ordering::Relaxed);
+            done = done.wrapping_add(1);
+        }
+        Some(())
+    }
+
+    /// Copies bulk data out of shared memory into private memory.
+    #[inline]
+    fn read_bytes(&self, offset: usize, out: &mut [u8]) -> Option<()> {
+        let from = self.range(offset, out.len())?.as_ptr();
+        // SAFETY: `range` checked the source; `out` is exclusively ours and cannot overlap it,
+        // since no reference into shared memory exists.
+        unsafe { copy_from_shared(from, out) };
+        Some(())
+    }
+
+    /// Copies private memory into shared memory.
+    #[inline]
+    fn write_bytes(&self, offset: usize, from: &[u8]) -> Option<()> {
+        let to = self.range_mut(offset, from.len())?.as_ptr();
+        // SAFETY: as for `read_bytes`, in the other direction.
+        unsafe { copy_to_shared(from, to) };
+        Some(())
+    }
+
+    /// Fills a range with one byte.
+    fn fill(&self, offset: usize, len: usize, byte: u8) -> Option<()> {
+        let to = self.range_mut(offset, len)?.as_ptr();
+        // SAFETY: `range_mut` checked bounds and that writing is allowed; volatile so that the
+        // store is not assumed to stay put.
+        (0..len).for_each(|i| unsafe { to.add(i).write_volatile(byte) });
+        Some(())
+    }
+
+    /// The addresses of a range, for the kernel to read.
+    #[inline]
+    fn range(&self, offset: usize, len: usize) -> Option<RawRange> {
+        let end = offset.checked_add(len)?;
+        if end > self.len() {
+            return None;
+        }
+        // SAFETY: `offset <= self.len()`, so the address is in or one past the memory.
+        let addr = unsafe { self.base().add(offset) };
+        Some(RawRange { addr, len })
+    }
+
+    /// The addresses of a range, for the kernel to write.
+    #[inline]
+    fn range_mut(&self, offset: usize, len: usize) -> Option<RawRange> {
+        if self.writable() { self.range(offset, len) } else { None }
+    }
+
+    #[doc(hidden)]
+    #[inline]
+    fn place<T>(&self, offset: usize) -> Option<*mut T> {
+        let ptr = self.range(offset, size_of::<T>())?.as_ptr().cast::<T>();
+        ptr.is_aligned().then_some(ptr)
+    }
+
+    #[doc(hidden)]
+    #[inline]
+    fn place_mut<T>(&self, offset: usize) -> Option<*mut T> {
+        if self.writable() { self.place(offset) } else { None }
+    }
+}
+
+impl<M: SharedMemory + ?Sized> Region for M {}
+
+/// Orders every earlier store before every later load, against the same fence in the peer
+/// (`xen_mb()` / `virt_mb()` in the C headers).
+#[inline]
+pub fn full_fence() {
+    fence(Ordering::SeqCst);
+}
+
+/// # Safety
+/// `from..from + out.len()` is mapped, readable shared memory.
+#[inline]
+unsafe fn copy_from_shared(from: *const u8, out: &mut [u8]) {
+    // SAFETY: the caller's promise; `out` is a valid exclusive slice.
+    unsafe { copy_bytes(from, out.as_mut_ptr(), out.len()) }
+}
+
+/// # Safety
+/// `to..to + from.len()` is mapped, writable shared memory.
+#[inline]
+unsafe fn copy_to_shared(from: &[u8], to: *mut u8) {
+    // SAFETY: the caller's promise; `from` is a valid slice.
+    unsafe { copy_bytes(from.as_ptr(), to, from.len()) }
+}
+
+/// # Safety
+/// Both ranges are mapped for `len` bytes and do not overlap.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+unsafe fn copy_bytes(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller's promise. The direction flag is clear on entry to any Rust code.
+    unsafe {
+        core::arch::asm!(
+            "rep movsb",
+            inout("rcx") len => _,
+            inout("rsi") from => _,
+            inout("rdi") to => _,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// # Safety
+/// Both ranges are mapped for `len` bytes and do not overlap.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn copy_bytes(from: *const u8, to: *mut u8, len: usize) {
+    for i in 0..len {
+        // SAFETY: `i < len`, inside both ranges by the caller's promise.
+        unsafe {
+            let byte = AtomicU8::from_ptr(from.cast_mut().add(i)).load(Ordering::Relaxed);
+            AtomicU8::from_ptr(to.add(i)).store(byte, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A part of some shared memory, keeping the whole alive.
+#[derive(Clone, Debug)]
+pub struct Part<M> {
+    whole: M,
+    offset: usize,
+    len: usize,
+}
+
+impl<M: SharedMemory> Part<M> {
+    /// `len` bytes from `offset`; `None` when they are not all inside or `offset` is not a
+    /// multiple of 8.
+    #[must_use]
+    pub fn new(whole: M, offset: usize, len: usize) -> Option<Self> {
+        (offset.is_multiple_of(8) && whole.range(offset, len).is_some()).then_some(Self {
+            whole,
+            offset,
+            len,
+        })
+    }
+}
+
+// SAFETY: `new` checked that the part lies inside `whole` and keeps its alignment; all else is
+// `whole`'s promise, which lives as long as we do.
+unsafe impl<M: SharedMemory> SharedMemory for Part<M> {
+    fn base(&self) -> NonNull<u8> {
+        // SAFETY: `offset + len <= whole.len()`.
+        unsafe { self.whole.base().add(self.offset) }
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn writable(&self) -> bool {
+        self.whole.writable()
+    }
+}
+
+/// Shared memory of one of two kinds: a mapped grant or a buffer of our own, say.
+#[derive(Clone, Debug)]
+pub enum Either<A, B> {
+    /// The first kind.
+    A(A),
+    /// The second kind.
+    B(B),
+}
+
+// SAFETY: each arm passes on the promise of what it holds.
+unsafe impl<A: SharedMemory, B: SharedMemory> SharedMemory for Either<A, B> {
+    #[inline]
+    fn base(&self) -> NonNull<u8> {
+        match self {
+            Self::A(m) => m.base(),
+            Self::B(m) => m.base(),
+        }
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        match self {
+            Self::A(m) => m.len(),
+            Self::B(m) => m.len(),
+        }
+    }
+
+    #[inline]
+    fn writable(&self) -> bool {
+        match self {
+            Self::A(m) => m.writable(),
+            Self::B(m) => m.writable(),
+        }
+    }
+}
+
+#[cfg(feature = "alloc")]
+pub use heap::HeapMemory;
+
+#[cfg(feature = "alloc")]
+mod heap {
+    use super::{NonNull, PAGE_SIZE, SharedMemory};
+    use alloc::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+    use alloc::sync::Arc;
+
+    /// Zeroed, page-aligned pages shared by the clones of one value: what two domains share, inside
+    /// one process. For tests, benchmarks, the simulator, and buffers the kernel fills.
+    #[derive(Clone, Debug)]
+    pub struct HeapMemory(Arc<Pages>);
+
+    #[derive(Debug)]
+    struct Pages {
+        base: NonNull<u8>,
+        layout: Layout,
+    }
+
+    // SAFETY: the pages are plain memory reached only through atomics and opaque copies.
+    unsafe impl Send for Pages {}
+    // SAFETY: as above.
+    unsafe impl Sync for Pages {}
+
+    impl HeapMemory {
+        /// `count` zeroed pages of [`PAGE_SIZE`] bytes.
+        ///
+        /// # Panics
+        /// When `count` is 0 or the size overflows.
+        #[must_use]
+        pub fn pages(count: usize) -> Self {
+            assert!(count > 0, "shared memory of no pages");
+            let bytes = count.checked_mul(PAGE_SIZE).expect("size overflows");
+            let layout = Layout::from_size_align(bytes, PAGE_SIZE).expect("size overflows");
+            // SAFETY: the layout's size is not zero.
+            let Some(base) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
+                handle_alloc_error(layout)
+            };
+            Self(Arc::new(Pages { base, layout }))
+        }
+    }
+
+    impl Drop for Pages {
+        fn drop(&mut self) {
+            // SAFETY: allocated in `pages` with this very layout, freed once.
+            unsafe { dealloc(self.base.as_ptr(), self.layout) }
+        }
+    }
+
+    // SAFETY: the allocation lives until the last clone is dropped and never moves; no reference to
+    // its bytes is ever made.
+    unsafe impl SharedMemory for HeapMemory {
+        fn base(&self) -> NonNull<u8> {
+            self.0.base
+        }
+
+        fn len(&self) -> usize {
+            self.0.layout.size()
+        }
+    }
+}
