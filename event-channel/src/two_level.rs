@@ -1,0 +1,141 @@
+//! The two-level event channel ABI: a pending and a mask bit for each port in the shared info page
+//! (`struct shared_info`, `evtchn_pending` and `evtchn_mask`: 64 words of 64 bits each on 64-bit
+//! guests, `EVTCHN_2L_NR_CHANNELS` = 4096 ports).
+//!
+//! The selector level above (`evtchn_pending_sel` of each vCPU) narrows a scan; a platform that
+//! learns the port some other way does without it.
+
+use crate::Port;
+use core::sync::atomic::Ordering;
+use pvio_ring::shm::{Region, SharedMemory};
+
+/// Ports of a 64-bit guest.
+pub const PORTS: u32 = 4096;
+/// Bytes of the pending bits, and again of the mask bits behind them.
+const BITS: usize = 512;
+/// Bytes of shared memory a page of bits takes.
+pub const SIZE: usize = 2 * BITS;
+
+/// The pending and mask bits of one domain, shared with whoever raises events in it.
+#[derive(Clone, Debug)]
+pub struct EventPage<M> {
+    mem: M,
+}
+
+impl<M: SharedMemory> EventPage<M> {
+    /// The bits that the first [`SIZE`] bytes of `mem` hold.
+    #[must_use]
+    pub const fn new(mem: M) -> Self {
+        Self { mem }
+    }
+
+    /// Marks an event pending (the sender's side), and tells whether the receiver must be woken:
+    /// only if none was pending and the port is not masked.
+    #[inline]
+    pub fn raise(&self, port: Port) -> bool {
+        let Some((at, bit)) = place(port) else { return false };
+        let before = self.mem.fetch_or_u64(at, bit).unwrap_or(bit);
+        before & bit == 0 && !self.masked(port)
+    }
+
+    /// Takes the pending mark, and tells whether there was one.
+    #[inline]
+    pub fn take(&self, port: Port) -> bool {
+        let Some((at, bit)) = place(port) else { return false };
+        // A look first: the line stays shared while nothing is pending.
+        if !self.pending(port) {
+            return false;
+        }
+        self.mem.fetch_and_u64(at, !bit).unwrap_or_default() & bit != 0
+    }
+
+    /// Whether an event is pending.
+    #[inline]
+    #[must_use]
+    pub fn pending(&self, port: Port) -> bool {
+        let Some((at, bit)) = place(port) else { return false };
+        self.mem.load_u64(at, Ordering::SeqCst).unwrap_or_default() & bit != 0
+    }
+
+    /// Whether the port is masked.
+    #[inline]
+    #[must_use]
+    pub fn masked(&self, port: Port) -> bool {
+        let Some((at, bit)) = place(port) else { return true };
+        let at = at.wrapping_add(BITS);
+        self.mem.load_u64(at, Ordering::SeqCst).unwrap_or(bit) & bit != 0
+    }
+
+    /// Masks a port: events become pending but wake nobody.
+    pub fn mask(&self, port: Port) {
+        if let Some((at, bit)) = place(port) {
+            self.mem.fetch_or_u64(at.wrapping_add(BITS), bit);
+        }
+    }
+
+    /// Unmasks a port, and tells whether an event is pending that woke nobody: the caller must
+    /// then wake itself. Mask first, pending second, both sequentially consistent: a sender that
+    /// still saw the mask set its pending bit before we look.
+    #[must_use = "an event that came while masked wakes nobody else"]
+    pub fn unmask(&self, port: Port) -> bool {
+        if let Some((at, bit)) = place(port) {
+            self.mem.fetch_and_u64(at.wrapping_add(BITS), !bit);
+        }
+        self.pending(port)
+    }
+
+    /// Clears both bits: the port was closed, or is about to be used anew.
+    pub fn clear(&self, port: Port) {
+        if let Some((at, bit)) = place(port) {
+            self.mem.fetch_and_u64(at, !bit);
+            self.mem.fetch_and_u64(at.wrapping_add(BITS), !bit);
+        }
+    }
+}
+
+#[inline]
+fn place(port: Port) -> Option<(usize, u64)> {
+    if port.0 == 0 || port.0 >= PORTS {
+        return None;
+    }
+    let at = (port.0 >> 6) as usize;
+    Some((at.wrapping_mul(8), 1_u64.wrapping_shl(port.0 & 63)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pvio_ring::shm::HeapMemory;
+
+    #[test]
+    fn a_masked_event_is_kept_and_found_on_unmask() {
+        let page = EventPage::new(HeapMemory::pages(1));
+        let port = Port(4095);
+        page.mask(port);
+        assert!(!page.raise(port), "masked: nobody is woken");
+        assert!(page.unmask(port), "but the event is there");
+        assert!(page.take(port));
+        assert!(!page.unmask(port));
+    }
+
+    #[test]
+    fn ports_do_not_touch_each_other() {
+        let page = EventPage::new(HeapMemory::pages(1));
+        assert!(page.raise(Port(63)));
+        page.mask(Port(64));
+        assert!(!page.pending(Port(64)) && !page.pending(Port(62)) && !page.masked(Port(63)));
+        page.clear(Port(63));
+        assert!(!page.pending(Port(63)) && page.masked(Port(64)));
+    }
+
+    #[test]
+    fn impossible_ports_do_nothing() {
+        let page = EventPage::new(HeapMemory::pages(1));
+        for port in [Port(0), Port(PORTS), Port(u32::MAX)] {
+            assert!(!page.raise(port) && !page.take(port) && !page.unmask(port));
+            page.mask(port);
+            page.clear(port);
+        }
+        assert!(!page.pending(Port(1)) && !page.masked(Port(1)));
+    }
+}

@@ -1,0 +1,91 @@
+/// What the hypervisor says of one grant operation (`GNTST_*`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, thiserror::Error)]
+#[repr(i16)]
+pub enum GrantStatus {
+    /// It was done.
+    #[error("done")]
+    Okay = 0,
+    /// Something undefined went wrong.
+    #[error("general error")]
+    GeneralError = -1,
+    /// There is no such domain.
+    #[error("no such domain")]
+    BadDomain = -2,
+    /// The reference is not a grant to us.
+    #[error("not a grant to this domain")]
+    BadGrantRef = -3,
+    /// The handle names no mapping.
+    #[error("no such mapping")]
+    BadHandle = -4,
+    /// The address is not one to map at.
+    #[error("bad virtual address")]
+    BadVirtualAddress = -5,
+    /// The device address is not one to map at.
+    #[error("bad device address")]
+    BadDeviceAddress = -6,
+    /// The IOMMU has no space.
+    #[error("no IOMMU space")]
+    NoDeviceSpace = -7,
+    /// Not privileged enough.
+    #[error("permission denied")]
+    PermissionDenied = -8,
+    /// The page is not an ordinary one of the granting domain.
+    #[error("bad page")]
+    BadPage = -9,
+    /// A copy would cross a page.
+    #[error("copy crosses a page")]
+    BadCopyArgument = -10,
+    /// The address is too large.
+    #[error("address too big")]
+    AddressTooBig = -11,
+    /// The page is not there just now (paged out, being shared): try again.
+    #[error("page not available yet")]
+    Again = -12,
+    /// The table of mappings is full.
+    #[error("no space for more mappings")]
+    NoSpace = -13,
+}
+
+impl GrantStatus {
+    /// From the wire; anything undefined is a general error.
+    #[must_use]
+    pub const fn from_wire(status: i16) -> Self {
+        match status {
+            0 => Self::Okay,
+            -2 => Self::BadDomain,
+            -3 => Self::BadGrantRef,
+            -4 => Self::BadHandle,
+            -5 => Self::BadVirtualAddress,
+            -6 => Self::BadDeviceAddress,
+            -7 => Self::NoDeviceSpace,
+            -8 => Self::PermissionDenied,
+            -9 => Self::BadPage,
+            -10 => Self::BadCopyArgument,
+            -11 => Self::AddressTooBig,
+            -12 => Self::Again,
+            -13 => Self::NoSpace,
+            _ => Self::GeneralError,
+        }
+    }
+
+    /// A short stable code for logs, counters and `error` nodes.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Okay => "okay",
+            Self::GeneralError => "grant-general-error",
+            Self::BadDomain => "grant-bad-domain",
+            Self::BadGrantRef => "grant-bad-reference",
+            Self::BadHandle => "grant-bad-handle",
+            Self::BadVirtualAddress => "grant-bad-virtual-address",
+            Self::BadDeviceAddress => "grant-bad-device-address",
+            Self::NoDeviceSpace => "grant-no-device-space",
+            Self::PermissionDenied => "grant-permission-denied",
+            Self::BadPage => "grant-bad-page",
+            Self::BadCopyArgument => "grant-bad-copy-argument",
+            Self::AddressTooBig => "grant-address-too-big",
+            Self::Again => "grant-try-again",
+            Self::NoSpace => "grant-no-space",
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Version 1 of the grant table: 8-byte entries `{flags: u16, domid: u16, frame: u32}`
+//! (`grant_entry_v1_t`), in pages shared between the granting domain and the hypervisor.
+//!
+//! The first four bytes of an entry change hands as one word, so that flags and domain are always
+//! seen together. The rules, from `grant_table.h`:
+//!
+//! - **Grant**: write `frame`, then (`Release`) flags with `GTF_permit_access` and the domain.
+//! - **Use** (the hypervisor's side): check type and domain, then set `GTF_reading` or
+//!   `GTF_writing` by compare-and-exchange; clear them when the last use ends.
+//! - **End access**: by compare-and-exchange turn flags to 0, *only while neither in-use flag is
+//!   set*; otherwise the page is still in use, and the result must be respected.
+
+use crate::{Access, Busy, DomId, GrantError, GrantRef, GrantStatus};
+use bitflags::bitflags;
+use core::sync::atomic::Ordering;
+use pvio_ring::shm::{Region, SharedMemory};
+
+/// Bytes per entry.
+pub const ENTRY_SIZE: usize = 8;
+
+bitflags! {
+    /// `GTF_*`.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Flags: u16 {
+        /// The entry gives access to a page (type 1 of `GTF_type_mask`).
+        const PERMIT_ACCESS = 1;
+        /// The type bits.
+        const TYPE = 3;
+        /// Read access only.
+        const READONLY = 4;
+        /// The other domain can read it now; set by the hypervisor.
+        const READING = 8;
+        /// The other domain can write it now; set by the hypervisor.
+        const WRITING = 16;
+    }
+}
+
+const IN_USE: Flags = Flags::READING.union(Flags::WRITING);
+
+/// A grant table of version 1.
+#[derive(Clone, Debug)]
+pub struct GrantTable<M> {
+    mem: M,
+}
+
+impl<M: SharedMemory> GrantTable<M> {
+    /// The table that `mem` holds.
+    #[must_use]
+    pub const fn new(mem: M) -> Self {
+        Self { mem }
+    }
+
+    /// How many entries it has.
+    #[must_use]
+    pub fn entries(&self) -> u32 {
+        u32::try_from(self.mem.len().wrapping_div(ENTRY_SIZE)).unwrap_or(u32::MAX)
+    }
+
+    /// Fills a free entry (the granting domain's side).
+    ///
+    /// # Errors
+    /// [`GrantError::OutOfEntries`] when there is no such entry, [`GrantError::Refused`] when it
+    /// is not free.
+    pub fn grant(
+        &self,
+        gref: GrantRef,
+        peer: DomId,
+        frame: u32,
+        access: Access,
+    ) -> Result<(), GrantError> {
+        let at = self.place(gref).ok_or(GrantError::OutOfEntries)?;
+        if self.word(at).is_none_or(|w| w != 0) {
+            return Err(GrantError::Refused(GrantStatus::BadGrantRef));
+        }
+        let flags = match access {
+            Access::ReadOnly => Flags::PERMIT_ACCESS | Flags::READONLY,
+            Access::ReadWrite => Flags::PERMIT_ACCESS,
+        };
+        self.mem.store_u32(at.wrapping_add(4), frame, Ordering::Relaxed);
+        self.mem.store_u32(at, join(flags, peer), Ordering::Release);
+        Ok(())
+    }
+
+    /// Takes an entry back (the granting domain's side). Ending what was not granted does nothing.
+    ///
+    /// # Errors
+    /// [`Busy`] while the other domain uses the page.
+    pub fn end_access(&self, gref: GrantRef) -> Result<(), Busy> {
+        let Some(at) = self.place(gref) else { return Ok(()) };
+        let mut word = self.word(at).unwrap_or_default();
+        loop {
+            if split(word).0.intersects(IN_USE) {
+                return Err(Busy(gref));
+            }
+            match self.mem.compare_exchange_u32(at, word, 0) {
+                Some(Err(now)) => word = now,
+                Some(Ok(_)) | None => return Ok(()),
+            }
+        }
+    }
+
+    /// Marks an entry in use by `user` and returns the frame it gives access to (the hypervisor's
+    /// side). Marking it again is allowed; the caller counts its uses.
+    ///
+    /// # Errors
+    /// [`GrantStatus::BadGrantRef`] when there is no such entry or it is no grant to `user`,
+    /// [`GrantStatus::PermissionDenied`] when it is read-only and writing is asked for.
+    pub fn pin(&self, gref: GrantRef, user: DomId, access: Access) -> Result<u32, GrantStatus> {
+        let at = self.place(gref).ok_or(GrantStatus::BadGrantRef)?;
+        let mut word = self.word(at).ok_or(GrantStatus::BadGrantRef)?;
+        // The granting domain may change the entry under us; each of its changes buys one turn.
+        for _ in 0..16 {
+            let (flags, domain) = split(word);
+            if flags & Flags::TYPE != Flags::PERMIT_ACCESS || domain != user {
+                return Err(GrantStatus::BadGrantRef);
+            }
+            if flags.contains(Flags::READONLY) && access == Access::ReadWrite {
+                return Err(GrantStatus::PermissionDenied);
+            }
+            let used = flags | in_use(access);
+            match self.mem.compare_exchange_u32(at, word, join(used, domain)) {
+                Some(Ok(_)) => {
+                    // Fixed now: the granting domain may not change an entry in use.
+                    let frame = self.mem.load_u32(at.wrapping_add(4), Ordering::Acquire);
+                    return frame.ok_or(GrantStatus::BadGrantRef);
+                }
+                Some(Err(now)) => word = now,
+                None => return Err(GrantStatus::BadGrantRef),
+            }
+        }
+        Err(GrantStatus::Again)
+    }
+
+    /// Marks an entry as no longer in use for `access` (the hypervisor's side). Write access
+    /// includes reading, so ending it clears both marks.
+    pub fn unpin(&self, gref: GrantRef, access: Access) {
+        let Some(at) = self.place(gref) else { return };
+        let gone = in_use(access);
+        // The flags are the low half of the word in memory on a little-endian machine, which is
+        // all the wire format knows; clearing by word keeps the domain.
+        let mut word = self.word(at).unwrap_or_default();
+        while let Some(Err(now)) = {
+            let (flags, domain) = split(word);
+            self.mem.compare_exchange_u32(at, word, join(flags.difference(gone), domain))
+        } {
+            word = now;
+        }
+    }
+
+    /// Clears the in-use marks of every entry granted to a domain that is gone.
+    pub fn forget_user(&self, user: DomId) {
+        for gref in (0..self.entries()).map(GrantRef) {
+            let Some(at) = self.place(gref) else { break };
+            let (flags, domain) = split(self.word(at).unwrap_or_default());
+            if domain == user && flags.intersects(IN_USE) {
+                self.unpin(gref, Access::ReadWrite);
+            }
+        }
+    }
+
+    /// The entry as it is now.
+    #[must_use]
+    pub fn entry(&self, gref: GrantRef) -> Option<(Flags, DomId)> {
+        self.word(self.place(gref)?).map(split)
+    }
+
+    #[inline]
+    fn place(&self, gref: GrantRef) -> Option<usize> {
+        let at = usize::try_from(gref.0).ok()?.checked_mul(ENTRY_SIZE)?;
+        (gref.0 < self.entries()).then_some(at)
+    }
+
+    #[inline]
+    fn word(&self, at: usize) -> Option<u32> {
+        self.mem.load_u32(at, Ordering::Acquire)
+    }
+}
+
+const fn in_use(access: Access) -> Flags {
+    match access {
+        Access::ReadOnly => Flags::READING,
+        Access::ReadWrite => IN_USE,
+    }
+}
+
+const fn split(word: u32) -> (Flags, DomId) {
+    let [f0, f1, d0, d1] = word.to_le_bytes();
+    (Flags::from_bits_retain(u16::from_le_bytes([f0, f1])), DomId(u16::from_le_bytes([d0, d1])))
+}
+
+const fn join(flags: Flags, domain: DomId) -> u32 {
+    let [f0, f1] = flags.bits().to_le_bytes();
+    let [d0, d1] = domain.0.to_le_bytes();
+    u32::from_le_bytes([f0, f1, d0, d1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pvio_ring::shm::HeapMemory;
+
+    const GREF: GrantRef = GrantRef(9);
+    const BACK: DomId = DomId(1);
+
+    fn table() -> GrantTable<HeapMemory> {
+        let table = GrantTable::new(HeapMemory::pages(1));
+        table.grant(GREF, BACK, 77, Access::ReadWrite).unwrap();
+        table
+    }
+
+    #[test]
+    fn a_page_holds_512_entries() {
+        assert_eq!(GrantTable::new(HeapMemory::pages(1)).entries(), 512);
+    }
+
+    #[test]
+    fn revoking_is_busy_exactly_while_in_use() {
+        let table = table();
+        assert_eq!(table.pin(GREF, BACK, Access::ReadOnly), Ok(77));
+        assert_eq!(table.end_access(GREF), Err(Busy(GREF)));
+        table.unpin(GREF, Access::ReadOnly);
+        assert_eq!(table.end_access(GREF), Ok(()));
+        assert_eq!(table.pin(GREF, BACK, Access::ReadOnly), Err(GrantStatus::BadGrantRef));
+    }
+
+    #[test]
+    fn only_the_named_domain_may_use_it_and_only_as_granted() {
+        let table = table();
+        assert_eq!(table.pin(GREF, DomId(3), Access::ReadOnly), Err(GrantStatus::BadGrantRef));
+        assert_eq!(table.pin(GrantRef(10), BACK, Access::ReadOnly), Err(GrantStatus::BadGrantRef));
+        assert_eq!(table.pin(GrantRef(512), BACK, Access::ReadOnly), Err(GrantStatus::BadGrantRef));
+        assert_eq!(
+            table.pin(GrantRef(u32::MAX), BACK, Access::ReadOnly),
+            Err(GrantStatus::BadGrantRef)
+        );
+        table.grant(GrantRef(11), BACK, 5, Access::ReadOnly).unwrap();
+        assert_eq!(
+            table.pin(GrantRef(11), BACK, Access::ReadWrite),
+            Err(GrantStatus::PermissionDenied)
+        );
+        assert_eq!(table.pin(GrantRef(11), BACK, Access::ReadOnly), Ok(5));
+    }
+
+    #[test]
+    fn an_entry_in_use_is_not_given_twice() {
+        let table = table();
+        assert!(table.grant(GREF, DomId(4), 78, Access::ReadWrite).is_err());
+    }
+
+    #[test]
+    fn a_dead_user_holds_nothing() {
+        let table = table();
+        table.pin(GREF, BACK, Access::ReadWrite).unwrap();
+        table.forget_user(DomId(3));
+        assert!(table.end_access(GREF).is_err());
+        table.forget_user(BACK);
+        assert_eq!(table.end_access(GREF), Ok(()));
+    }
+}
