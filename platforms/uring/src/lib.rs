@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`buf`] | [`IoBuf`]: memory the kernel may use, [`PrivateBuf`]: memory of our own |
 //! | [`ring`](mod@ring) | [`Uring`]: submit, wait, reap |
+//! | [`spin`] | [`Spin`]: looking for work a little longer before sleeping |
 //!
 //! An operation **owns** its buffers from submission to completion, so that safe code cannot free
 //! or reuse memory the kernel still reads or writes. Every operation has a slot that was allocated
@@ -29,7 +30,9 @@
 
 pub mod buf;
 pub mod ring;
+pub mod spin;
 
 pub use buf::{IoBuf, PrivateBuf, whole};
 pub use pvio_ring::IoSeg;
 pub use ring::{Done, Errno, FileId, Full, Uring};
+pub use spin::Spin;
