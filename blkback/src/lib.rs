@@ -20,6 +20,9 @@ pub mod image;
 pub mod queue;
 mod stats;
 
+#[cfg(feature = "std")]
+pub mod worker;
+
 pub use engine::{BlockEngine, EngineError, Geometry};
 pub use queue::{Progress, Queue, QueueFault, QueueParts};
 pub use stats::{Counter, Stats};
