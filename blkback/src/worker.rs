@@ -1,10 +1,10 @@
 //! One thread per queue, whose only wait point is the engine's io_uring.
 
-use crate::engine::BlockEngine;
-use crate::engine::uring::UringEngine;
+use crate::engine::uring::{UringEngine, Watch};
 use crate::image::Image;
 use crate::queue::{Progress, Queue, QueueFault, QueueParts};
 use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::GrantMapper;
 use pvio_uring::Spin;
@@ -24,8 +24,9 @@ const DRAIN: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Worker {
     thread: Option<JoinHandle<()>>,
-    /// Closing it tells the worker to stop.
-    stop: Option<PipeWriter>,
+    stop: Arc<AtomicBool>,
+    /// Closing it wakes the worker to see `stop`.
+    wake: Option<PipeWriter>,
     outcome: Receiver<QueueFault>,
 }
 
@@ -45,7 +46,9 @@ impl Worker {
         P: GrantMapper + Send + 'static,
         C: EventChannel + AsFd + Send + 'static,
     {
-        let (stopped, stop) = io::pipe()?;
+        let (woken, wake) = io::pipe()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
         let event = parts.channel.as_fd().try_clone_to_owned()?;
         let (tell, outcome) = sync_channel(1);
         let (ready, made) = sync_channel(1);
@@ -56,15 +59,16 @@ impl Worker {
                 Ok(engine) => engine,
                 Err(error) => return drop(ready.send(Err(error))),
             };
-            let waits = Waits { event: engine.watch(event), stop: engine.watch(stopped.into()) };
+            let event = engine.watch(event);
+            engine.watch(woken.into());
             let _ = ready.send(Ok(()));
             let mut queue = Queue::new(parts, engine);
-            if let Err(fault) = serve(&mut queue, &waits) {
+            if let Err(fault) = serve(&mut queue, event, &stopped) {
                 let _ = tell.send(fault);
                 ended();
             }
         })?;
-        let worker = Self { thread: Some(thread), stop: Some(stop), outcome };
+        let worker = Self { thread: Some(thread), stop, wake: Some(wake), outcome };
         match made.recv() {
             Ok(Ok(())) => Ok(worker),
             Ok(Err(error)) => Err(error),
@@ -81,7 +85,8 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        self.stop.store(true, Ordering::Release);
+        drop(self.wake.take());
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -90,23 +95,25 @@ impl Drop for Worker {
     }
 }
 
-struct Waits {
-    event: crate::engine::uring::Watch,
-    stop: crate::engine::uring::Watch,
-}
-
 type WorkerQueue<P, C> = Queue<P, C, UringEngine<<P as GrantMapper>::Mapping>>;
 
-fn serve<P, C>(queue: &mut WorkerQueue<P, C>, waits: &Waits) -> Result<(), QueueFault>
+fn serve<P, C>(
+    queue: &mut WorkerQueue<P, C>,
+    event: Watch,
+    stop: &AtomicBool,
+) -> Result<(), QueueFault>
 where
     P: GrantMapper,
     C: EventChannel,
 {
     let mut spin = Spin::default();
     loop {
-        while queue.poll(BUDGET)? == Progress::Some {}
-        if queue.engine_mut().fired(waits.stop) {
+        // Asked every turn: a busy guest never lets us sleep.
+        if stop.load(Ordering::Acquire) {
             return finish(queue);
+        }
+        if queue.poll(BUDGET)? == Progress::Some {
+            continue;
         }
         // With I/O under way the kernel has something to wake us for; spinning is for the guest's
         // next request.
@@ -120,7 +127,7 @@ where
         queue.engine_mut().wait(None).map_err(os_error)?;
         // Watches are known to have fired when completions were taken.
         queue.poll(0)?;
-        if queue.engine_mut().fired(waits.event) {
+        if queue.engine_mut().fired(event) {
             queue.stats().wakeups.add(1);
             queue.channel().take()?;
         }
