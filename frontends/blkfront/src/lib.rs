@@ -2,12 +2,15 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`disk`] | the device: from the toolstack's words to a usable queue |
 //! | [`queue`] | the data path: slots with granted buffers, requests, answers |
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+pub mod disk;
 pub mod queue;
 
+pub use disk::Disk;
 pub use queue::{BackendFault, Op, Queue, SLOT_BYTES, SetupError, SlotId, StartError};
