@@ -15,8 +15,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 /// The hypervisor, embedded in this process: one thread, sleeping unless a domain wants something.
-/// Dropping it stops it. The domains are then on their own: what is mapped stays mapped and event
-/// channels that are bound still wake, but nothing new can be had.
+/// Dropping it stops it. The domains are then on their own, as if it had crashed: between those that
+/// met already, pages can still be granted and mapped and bound event channels still wake; nothing
+/// else can be had.
 #[derive(Debug)]
 pub struct Hypervisor {
     shared: Arc<Shared>,

@@ -36,7 +36,8 @@ impl Server {
         Self { shared, listener, connections: Vec::new(), next: 0 }
     }
 
-    /// Serves until told to stop.
+    /// Serves until told to stop. Domains are then left as they are: destroying them would hand back
+    /// pages that are still mapped.
     pub(crate) fn run(mut self) {
         while !self.shared.stop.load(Ordering::Acquire) {
             let (woken, knocking, ready) = self.wait();
@@ -51,10 +52,6 @@ impl Server {
             if knocking {
                 self.accept();
             }
-        }
-        // Nobody is told of the deaths: whoever would listen is stopping the hypervisor.
-        for connection in &self.connections {
-            lock(&self.shared.machine).hung_up(connection.id);
         }
     }
 
