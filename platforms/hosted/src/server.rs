@@ -4,7 +4,7 @@
 use crate::hypervisor::{HypervisorEvent, Shared};
 use crate::machine::{Answer, ConnId};
 use crate::pages::lock;
-use crate::protocol::{LEN, Request};
+use crate::protocol::{LEN, Request, Status};
 use crate::socket;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -111,10 +111,7 @@ impl Server {
         };
         if !answered {
             self.connections.remove(at);
-            let gone = lock(&self.shared.machine).hung_up(id);
-            if let Some(domid) = gone {
-                self.shared.died(domid);
-            }
+            self.shared.hung_up(id);
         }
     }
 
@@ -134,11 +131,19 @@ impl Connection {
             (Request::Join(domid), None) if !self.joined => {
                 let answer = machine.join(domid, self.id, self.pid);
                 drop(machine);
-                if answer.0.status == crate::protocol::Status::Done {
+                if answer.0.status == Status::Done {
                     self.joined = true;
                     shared.tell(HypervisorEvent::Joined { domid });
                 }
                 answer
+            }
+            (Request::Xenstore, Some(user)) => {
+                // Under the lock: a connection is there before its domain is destroyed, and goes
+                // with it, or is not made.
+                match shared.names.connect(user) {
+                    Ok(stream) => (Status::Done.into(), vec![Arc::new(stream.into())]),
+                    Err(_) => (Status::NoResources.into(), Vec::new()),
+                }
             }
             (request, Some(user)) => match machine.serve(user, request) {
                 Ok(answer) => {

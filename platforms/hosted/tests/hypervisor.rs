@@ -193,12 +193,13 @@ fn nonsense_closes_that_one_connection() {
         [packet(1, guest, 0), vec![0]].concat(),
         wrong_magic,
         packet(0, 0, 0),
-        packet(7, 0, 0),
+        packet(8, 0, 0),
         packet(1, 0x7ff0, 0),
         packet(1, guest, 1),
         // Good requests, but of nobody.
         packet(3, front.id().0, 0),
         packet(5, 0, 1),
+        packet(7, 0, 0),
     ] {
         let socket = knock(host.dir.path());
         send(&socket, &bytes, SendFlags::empty()).unwrap();
