@@ -85,7 +85,14 @@ impl Direction {
             prop_assert!(notified, "a sleeper is left asleep");
         }
         let asked = (old + 1..=self.published).contains(&self.event);
-        prop_assert_eq!(notified, asked, "event {} in {}..={}", self.event, old + 1, self.published);
+        prop_assert_eq!(
+            notified,
+            asked,
+            "event {} in {}..={}",
+            self.event,
+            old + 1,
+            self.published
+        );
         self.asleep &= !notified;
         Ok(())
     }
@@ -257,7 +264,9 @@ impl Machine {
             Step::Respond(count, seed) => self.respond(count, seed),
             Step::PublishResponses => self.publish_responses(),
             Step::PopResponses(count) => self.pop_responses(count),
-            Step::BackendChecks => self.requests.final_check(self.back.final_check().expect(honest)),
+            Step::BackendChecks => {
+                self.requests.final_check(self.back.final_check().expect(honest))
+            }
             Step::FrontendChecks => {
                 self.responses.final_check(self.front.final_check().expect(honest))
             }
