@@ -1,0 +1,96 @@
+//! Memory that the kernel may read or write on our behalf.
+#![allow(unsafe_code)]
+
+use pvio_ring::IoSeg;
+use pvio_ring::shm::SharedMemory;
+
+/// Memory an operation owns while the kernel uses it.
+///
+/// # Safety
+/// For as long as the value lives, wherever it is moved to, `base()..base() + len()` stays valid
+/// at the same address, and no Rust reference to it exists unless it was borrowed from the value
+/// itself.
+pub unsafe trait IoBuf: Send + 'static {
+    /// The first byte.
+    fn base(&self) -> *mut u8;
+    /// Length in bytes.
+    fn len(&self) -> usize;
+    /// Whether the kernel may write to it.
+    fn writable(&self) -> bool;
+    /// Whether there is nothing in it.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+// SAFETY: `SharedMemory` promises all of it, and that no reference exists at all.
+unsafe impl<M: SharedMemory + Send + 'static> IoBuf for M {
+    fn base(&self) -> *mut u8 {
+        SharedMemory::base(self).as_ptr()
+    }
+
+    fn len(&self) -> usize {
+        SharedMemory::len(self)
+    }
+
+    fn writable(&self) -> bool {
+        SharedMemory::writable(self)
+    }
+}
+
+/// Memory of our own, shared with nobody but (while an operation owns it) the kernel.
+#[derive(Debug)]
+pub struct PrivateBuf(Box<[u8]>);
+
+impl PrivateBuf {
+    /// `len` zero bytes.
+    #[must_use]
+    pub fn zeroed(len: usize) -> Self {
+        Self(vec![0; len].into_boxed_slice())
+    }
+
+    /// The bytes. Only its owner can ask, so no operation is using it.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The bytes, to be changed.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+// SAFETY: a boxed slice stays where it is when its owner moves, and references to it are borrowed
+// from the owner, which an operation in flight has taken.
+unsafe impl IoBuf for PrivateBuf {
+    fn base(&self) -> *mut u8 {
+        self.0.as_ptr().cast_mut()
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn writable(&self) -> bool {
+        true
+    }
+}
+
+/// All of a buffer.
+pub fn whole<B: IoBuf>(buf: B) -> IoSeg<B> {
+    let len = buf.len();
+    IoSeg { buf, offset: 0, len }
+}
+
+/// The address of a segment's first byte; `None` when it is not inside its buffer, or is to be
+/// written and may not be.
+#[inline]
+pub(crate) fn address<B: IoBuf>(seg: &IoSeg<B>, write: bool) -> Option<*mut u8> {
+    let end = seg.offset.checked_add(seg.len)?;
+    if end > seg.buf.len() || (write && !seg.buf.writable()) {
+        return None;
+    }
+    // SAFETY: `offset <= len` of the buffer, whose bytes are all valid.
+    Some(unsafe { seg.buf.base().add(seg.offset) })
+}

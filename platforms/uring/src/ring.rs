@@ -1,0 +1,423 @@
+//! Submitting, waiting, reaping.
+#![allow(unsafe_code)]
+
+use crate::buf::{IoBuf, address};
+use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode, squeue};
+use pvio_ring::IoSeg;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// A file the ring owns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileId(usize);
+
+/// What an operation came to: bytes moved, or the system's error.
+pub type Errno = i32;
+
+/// Every slot is in flight: reap first. The segments come back.
+#[derive(Debug)]
+pub struct Full;
+
+/// One finished operation.
+#[derive(Debug)]
+pub struct Done<'a, B> {
+    /// What the submitter called it.
+    pub token: u64,
+    /// Bytes moved (or ready events, for a poll), or the error number.
+    pub result: Result<u32, Errno>,
+    /// Its buffers, given back. What is left in here is dropped after the callback.
+    pub segments: &'a mut Vec<IoSeg<B>>,
+}
+
+/// An io_uring whose operations own their buffers. To be used by the thread that made it.
+pub struct Uring<B: IoBuf> {
+    uring: IoUring,
+    files: Vec<OwnedFd>,
+    slots: Vec<Slot<B>>,
+    free: Vec<u32>,
+    /// Operations the kernel has not finished.
+    in_flight: usize,
+    /// How many of those are polls, which finish only when something happens.
+    polls: usize,
+    unsubmitted: bool,
+}
+
+struct Slot<B> {
+    token: u64,
+    segments: Vec<IoSeg<B>>,
+    vectors: Vec<Vector>,
+    poll: bool,
+}
+
+/// `struct iovec`.
+#[repr(C)]
+struct Vector {
+    base: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the addresses in `vectors` belong to buffers that are `Send` and owned beside them.
+unsafe impl<B: IoBuf> Send for Slot<B> {}
+
+const STREAM: u64 = u64::MAX;
+
+impl<B: IoBuf> Uring<B> {
+    /// A ring for up to `slots` operations at a time, polls included.
+    ///
+    /// # Errors
+    /// What `io_uring_setup` says; `EPERM` where the system forbids io_uring
+    /// (`/proc/sys/kernel/io_uring_disabled`).
+    pub fn new(slots: u32) -> io::Result<Self> {
+        // Completions need no interrupt of the submitting thread, which alone reaps them; older
+        // kernels do not know the flags and need none.
+        let uring = IoUring::builder()
+            .setup_coop_taskrun()
+            .setup_single_issuer()
+            .setup_submit_all()
+            .build(slots)
+            .or_else(|_| IoUring::new(slots))?;
+        let slot = || Slot {
+            token: 0,
+            segments: Vec::with_capacity(16),
+            vectors: Vec::with_capacity(16),
+            poll: false,
+        };
+        Ok(Self {
+            uring,
+            files: Vec::new(),
+            slots: (0..slots).map(|_| slot()).collect(),
+            free: (0..slots).rev().collect(),
+            in_flight: 0,
+            polls: 0,
+            unsubmitted: false,
+        })
+    }
+
+    /// Takes a file to operate on; closed with the ring.
+    pub fn add_file(&mut self, file: OwnedFd) -> FileId {
+        self.files.push(file);
+        FileId(self.files.len() - 1)
+    }
+
+    /// Reads from a byte offset of a file into the segments, in order.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn read(
+        &mut self,
+        file: FileId,
+        offset: u64,
+        segments: impl IntoIterator<Item = IoSeg<B>>,
+        token: u64,
+    ) -> Result<(), Full> {
+        self.transfer(file, offset, segments, token, false)
+    }
+
+    /// Writes the segments, in order, at a byte offset of a file.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn write(
+        &mut self,
+        file: FileId,
+        offset: u64,
+        segments: impl IntoIterator<Item = IoSeg<B>>,
+        token: u64,
+    ) -> Result<(), Full> {
+        self.transfer(file, offset, segments, token, true)
+    }
+
+    /// Reads whatever a stream (a tap, a pipe) has next.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn read_stream(&mut self, file: FileId, seg: IoSeg<B>, token: u64) -> Result<(), Full> {
+        self.transfer(file, STREAM, [seg], token, false)
+    }
+
+    /// Writes to a stream (a tap, a pipe).
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn write_stream(
+        &mut self,
+        file: FileId,
+        segments: impl IntoIterator<Item = IoSeg<B>>,
+        token: u64,
+    ) -> Result<(), Full> {
+        self.transfer(file, STREAM, segments, token, true)
+    }
+
+    /// Brings a file's written data (and the size needed to find it) to the medium.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn sync_data(&mut self, file: FileId, token: u64) -> Result<(), Full> {
+        let entry = opcode::Fsync::new(self.fd(file)).flags(FsyncFlags::DATASYNC).build();
+        self.simple(entry, token, false)
+    }
+
+    /// `fallocate` with a mode, for punching holes and writing zeroes.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn allocate(
+        &mut self,
+        file: FileId,
+        mode: i32,
+        offset: u64,
+        len: u64,
+        token: u64,
+    ) -> Result<(), Full> {
+        let entry = opcode::Fallocate::new(self.fd(file), len).offset(offset).mode(mode).build();
+        self.simple(entry, token, false)
+    }
+
+    /// Finishes once when the file becomes readable.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn poll_readable(&mut self, file: FileId, token: u64) -> Result<(), Full> {
+        const POLLIN: u32 = 1;
+        let entry = opcode::PollAdd::new(self.fd(file), POLLIN).build();
+        self.simple(entry, token, true)
+    }
+
+    /// Operations that own memory or move data and are not finished; polls do not count.
+    #[must_use]
+    pub fn busy(&self) -> usize {
+        self.in_flight - self.polls
+    }
+
+    /// How many more operations can be submitted before one is reaped.
+    #[must_use]
+    pub fn free_slots(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Hands everything submitted so far to the kernel, without waiting. One system call a batch;
+    /// none if there is nothing new.
+    ///
+    /// # Errors
+    /// What `io_uring_enter` says.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if self.unsubmitted {
+            self.unsubmitted = false;
+            retry(|| self.uring.submit())?;
+        }
+        Ok(())
+    }
+
+    /// Hands everything to the kernel and waits until an operation has finished, or the time is
+    /// over.
+    ///
+    /// # Errors
+    /// What `io_uring_enter` says.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.unsubmitted = false;
+        let waited = match timeout {
+            None => retry(|| self.uring.submit_and_wait(1)),
+            Some(time) => {
+                let time = Timespec::from(time);
+                let args = SubmitArgs::new().timespec(&time);
+                retry(|| self.uring.submitter().submit_with_args(1, &args))
+            }
+        };
+        match waited {
+            Err(e) if e.raw_os_error() != Some(ETIME) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a finished operation is waiting to be reaped. No system call.
+    pub fn has_done(&mut self) -> bool {
+        !self.uring.completion().is_empty()
+    }
+
+    /// Calls `each` for every finished operation and returns how many there were.
+    pub fn reap(&mut self, mut each: impl FnMut(Done<'_, B>)) -> usize {
+        let mut count = 0;
+        // Not an iterator over `completion()`: the callback's buffers live in `self.slots`.
+        while let Some(entry) = self.uring.completion().next() {
+            let index = entry.user_data();
+            let Some(slot) = usize::try_from(index).ok().and_then(|i| self.slots.get_mut(i)) else {
+                continue;
+            };
+            let result = u32::try_from(entry.result()).map_err(|_| -entry.result());
+            self.in_flight -= 1;
+            self.polls -= usize::from(slot.poll);
+            // The kernel has finished with the buffers: they may be used and dropped again.
+            each(Done { token: slot.token, result, segments: &mut slot.segments });
+            slot.segments.clear();
+            slot.vectors.clear();
+            self.free.push(index as u32);
+            count += 1;
+        }
+        count
+    }
+
+    fn fd(&self, file: FileId) -> Fd {
+        let raw: RawFd = self.files.get(file.0).map_or(-1, AsRawFd::as_raw_fd);
+        Fd(raw)
+    }
+
+    fn transfer(
+        &mut self,
+        file: FileId,
+        offset: u64,
+        segments: impl IntoIterator<Item = IoSeg<B>>,
+        token: u64,
+        write: bool,
+    ) -> Result<(), Full> {
+        let fd = self.fd(file);
+        let index = self.free.pop().ok_or(Full)?;
+        let slot = &mut self.slots[index as usize];
+        slot.segments.extend(segments);
+        for seg in &slot.segments {
+            // The kernel writes memory when we read a file. A segment that lies outside its buffer
+            // becomes a null address, which the kernel refuses with EFAULT.
+            let (base, len) = match address(seg, !write) {
+                Some(base) => (base, seg.len),
+                None => (std::ptr::null_mut(), seg.len.max(1)),
+            };
+            match slot.vectors.last_mut() {
+                // Neighbours in memory are one piece of work for the kernel.
+                Some(last) if last.base.wrapping_add(last.len) == base => last.len += len,
+                _ => slot.vectors.push(Vector { base, len }),
+            }
+        }
+        let entry = match (slot.vectors.as_slice(), write) {
+            ([v], false) => opcode::Read::new(fd, v.base, v.len as u32).offset(offset).build(),
+            ([v], true) => opcode::Write::new(fd, v.base, v.len as u32).offset(offset).build(),
+            (v, false) => {
+                opcode::Readv::new(fd, v.as_ptr().cast(), v.len() as u32).offset(offset).build()
+            }
+            (v, true) => {
+                opcode::Writev::new(fd, v.as_ptr().cast(), v.len() as u32).offset(offset).build()
+            }
+        };
+        self.push(entry, index, token, false);
+        Ok(())
+    }
+
+    fn simple(&mut self, entry: squeue::Entry, token: u64, poll: bool) -> Result<(), Full> {
+        let index = self.free.pop().ok_or(Full)?;
+        self.push(entry, index, token, poll);
+        Ok(())
+    }
+
+    fn push(&mut self, entry: squeue::Entry, index: u32, token: u64, poll: bool) {
+        let slot = &mut self.slots[index as usize];
+        (slot.token, slot.poll) = (token, poll);
+        self.in_flight += 1;
+        self.polls += usize::from(poll);
+        self.unsubmitted = true;
+        let entry = entry.user_data(u64::from(index));
+        // SAFETY: the buffers and vectors the entry names are owned by the slot, which is neither
+        // touched nor dropped before its completion was reaped (`Drop` waits for that); the file
+        // is owned by `self.files`, which only grows.
+        let pushed = unsafe { self.uring.submission().push(&entry) };
+        // There are as many submission entries as slots, and each slot has at most one.
+        debug_assert!(pushed.is_ok(), "more submissions than slots");
+    }
+}
+
+impl<B: IoBuf> Drop for Uring<B> {
+    /// Cancels what can be cancelled and waits for the rest: the kernel must not write into
+    /// buffers that are gone.
+    fn drop(&mut self) {
+        let mut tries = 0;
+        while self.in_flight > 0 {
+            let _ = self.uring.submit();
+            let _ = self.uring.submitter().register_sync_cancel(None, CancelBuilder::any());
+            let _ = self.wait(Some(Duration::from_millis(100)));
+            self.reap(|_| ());
+            tries += 1;
+            if tries > 300 && self.in_flight > 0 {
+                // A device that has answered nothing for half a minute. Leaking is safe, freeing
+                // is not.
+                tracing::error!(in_flight = self.in_flight, "leaking buffers of stuck I/O");
+                for slot in self.slots.drain(..) {
+                    std::mem::forget(slot);
+                }
+                return;
+            }
+        }
+    }
+}
+
+const ETIME: i32 = 62;
+
+/// Repeats what a signal interrupted.
+fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buf::{PrivateBuf, whole};
+    use pvio_ring::shm::{HeapMemory, Region};
+
+    #[test]
+    fn vectored_write_and_read_back_through_shared_memory() {
+        let mut uring = Uring::new(4).unwrap();
+        let file = uring.add_file(tempfile::tempfile().unwrap().into());
+        let page = HeapMemory::pages(1);
+        page.write_bytes(0, &[1; 512]).unwrap();
+        page.write_bytes(1024, &[2; 512]).unwrap();
+        let seg = |offset| IoSeg { buf: page.clone(), offset, len: 512 };
+        uring.write(file, 4096, [seg(0), seg(1024)], 1).unwrap();
+        uring.wait(None).unwrap();
+        uring.reap(|d| assert_eq!(d.result, Ok(1024)));
+        uring.read(file, 4096 + 512, [seg(2048)], 2).unwrap();
+        uring.wait(None).unwrap();
+        uring.reap(|d| assert_eq!(d.result, Ok(512)));
+        let mut got = [0; 512];
+        page.read_bytes(2048, &mut got).unwrap();
+        assert_eq!(got, [2; 512]);
+    }
+
+    #[test]
+    fn a_segment_outside_its_buffer_fails_and_touches_nothing() {
+        let mut uring = Uring::new(4).unwrap();
+        let file = uring.add_file(tempfile::tempfile().unwrap().into());
+        uring.write(file, 0, [whole(PrivateBuf::zeroed(8192))], 0).unwrap();
+        uring.wait(None).unwrap();
+        uring.reap(|d| assert_eq!(d.result, Ok(8192)));
+        let outside = IoSeg { buf: PrivateBuf::zeroed(512), offset: 256, len: 512 };
+        uring.read(file, 0, [outside], 1).unwrap();
+        uring.wait(None).unwrap();
+        uring.reap(|d| assert_eq!(d.result, Err(14), "EFAULT"));
+    }
+
+    #[test]
+    fn slots_are_bounded_and_come_back() {
+        let mut uring = Uring::<PrivateBuf>::new(2).unwrap();
+        let (read, _write) = io::pipe().unwrap();
+        let pipe = uring.add_file(read.into());
+        uring.poll_readable(pipe, 1).unwrap();
+        uring.poll_readable(pipe, 2).unwrap();
+        assert!(uring.poll_readable(pipe, 3).is_err());
+        assert_eq!((uring.busy(), uring.free_slots()), (0, 0));
+    }
+
+    #[test]
+    fn dropping_with_a_read_in_flight_waits_for_the_kernel() {
+        let mut uring = Uring::new(2).unwrap();
+        let (read, _write) = io::pipe().unwrap();
+        let pipe = uring.add_file(read.into());
+        let page = HeapMemory::pages(1);
+        uring.read_stream(pipe, whole(page), 1).unwrap();
+        uring.flush().unwrap();
+        assert_eq!(uring.busy(), 1);
+        drop(uring);
+    }
+}
