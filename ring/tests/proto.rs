@@ -111,7 +111,7 @@ proptest! {
             let mut raw = [0xee; 16];
             let bytes = response.write(abi, &mut raw);
             prop_assert_eq!(bytes.len(), abi.response_size());
-            let parsed = through_slot(abi.slot_size(), bytes, |s| blkif::Response::read(s));
+            let parsed = through_slot(abi.slot_size(), bytes, blkif::Response::read);
             prop_assert_eq!(parsed, Ok(response));
         }
     }
@@ -143,7 +143,7 @@ proptest! {
                     prop_assert_ne!(refusal.status, blkif::Status::Okay);
                 }
             }
-            through_slot(abi.slot_size(), bytes, |s| blkif::Response::read(s)).unwrap();
+            through_slot(abi.slot_size(), bytes, blkif::Response::read).unwrap();
         }
     }
 
@@ -154,40 +154,40 @@ proptest! {
         let tx = netif::TxRequest {
             gref: GrantRef(gref), offset, flags: netif::TxFlags::from_bits_truncate(flags), id, size,
         };
-        let parsed = through_slot(netif::TX_SLOT_SIZE, &tx.to_bytes(), |s| netif::TxRequest::read(s));
+        let parsed = through_slot(netif::TX_SLOT_SIZE, &tx.to_bytes(), netif::TxRequest::read);
         prop_assert_eq!(parsed, Ok(tx));
         let tx = netif::TxResponse { id, status };
-        let parsed = through_slot(netif::TX_SLOT_SIZE, &tx.to_bytes(), |s| netif::TxResponse::read(s));
+        let parsed = through_slot(netif::TX_SLOT_SIZE, &tx.to_bytes(), netif::TxResponse::read);
         prop_assert_eq!(parsed, Ok(tx));
         let rx = netif::RxRequest { id, gref: GrantRef(gref) };
-        let parsed = through_slot(netif::RX_SLOT_SIZE, &rx.to_bytes(), |s| netif::RxRequest::read(s));
+        let parsed = through_slot(netif::RX_SLOT_SIZE, &rx.to_bytes(), netif::RxRequest::read);
         prop_assert_eq!(parsed, Ok(rx));
         let rx = netif::RxResponse {
             id, offset, flags: netif::RxFlags::from_bits_truncate(flags), status,
         };
-        let parsed = through_slot(netif::RX_SLOT_SIZE, &rx.to_bytes(), |s| netif::RxResponse::read(s));
+        let parsed = through_slot(netif::RX_SLOT_SIZE, &rx.to_bytes(), netif::RxResponse::read);
         prop_assert_eq!(parsed, Ok(rx));
         for slot in [netif::TX_SLOT_SIZE, netif::RX_SLOT_SIZE] {
-            let parsed = through_slot(slot, &extra.to_bytes(), |s| netif::Extra::read(s));
+            let parsed = through_slot(slot, &extra.to_bytes(), netif::Extra::read);
             prop_assert_eq!(parsed, Ok(Ok(extra)));
         }
     }
 
     #[test]
     fn any_netif_slot_parses_or_is_refused(raw: [u8; 12], kind in 0_u8..6, gso in 0_u8..4) {
-        let tx = through_slot(12, &raw, |s| netif::TxRequest::read(s)).unwrap();
+        let tx = through_slot(12, &raw, netif::TxRequest::read).unwrap();
         // Bits nobody defined are dropped; all else comes back as it went.
         let mut same = raw;
         same[6] &= 0x0f;
         same[7] = 0;
         prop_assert_eq!(tx.to_bytes(), same);
-        let rx = through_slot(8, &raw[..8], |s| netif::RxResponse::read(s)).unwrap();
+        let rx = through_slot(8, &raw[..8], netif::RxResponse::read).unwrap();
         let mut same: [u8; 8] = raw[..8].try_into().unwrap();
         same[4] &= 0x1f;
         same[5] = 0;
         prop_assert_eq!(rx.to_bytes(), same);
-        through_slot(12, &raw, |s| netif::TxResponse::read(s)).unwrap();
-        through_slot(8, &raw[..8], |s| netif::RxRequest::read(s)).unwrap();
+        through_slot(12, &raw, netif::TxResponse::read).unwrap();
+        through_slot(8, &raw[..8], netif::RxRequest::read).unwrap();
 
         let mut raw = raw;
         raw[0] = kind;
@@ -196,7 +196,7 @@ proptest! {
             1 => (1..=2).contains(&gso) && raw[2..4] != [0, 0],
             other => (2..=4).contains(&other),
         };
-        let parsed = through_slot(12, &raw, |s| netif::Extra::read(s)).unwrap();
+        let parsed = through_slot(12, &raw, netif::Extra::read).unwrap();
         prop_assert_eq!(parsed.is_ok(), good, "{:?}", parsed);
     }
 }
