@@ -133,11 +133,10 @@ fn every_file_is_equal(fs: &mut Fs, dir: &Path, under: &str) {
     }
     let Target::Dir { entries, left_out } = fs.visit(under).unwrap() else { panic!("{under}") };
     assert_eq!(left_out, 0);
-    let mut listed: Vec<_> = entries.iter().map(|e| String::from_utf8(e.name.clone()).unwrap()).collect();
-    let mut there: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut listed: Vec<_> =
+        entries.iter().map(|e| String::from_utf8(e.name.clone()).unwrap()).collect();
+    let mut there: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     listed.retain(|n| n != "lost+found");
     listed.sort();
     there.sort();

@@ -158,8 +158,12 @@ impl Meter {
     }
 }
 
-static NEVER: std::sync::LazyLock<Slot> =
-    std::sync::LazyLock::new(|| Slot { second: u64::MAX, count: 0, bytes: 0, latency: histogram() });
+static NEVER: std::sync::LazyLock<Slot> = std::sync::LazyLock::new(|| Slot {
+    second: u64::MAX,
+    count: 0,
+    bytes: 0,
+    latency: histogram(),
+});
 
 /// Two significant digits of anything from a nanosecond to a minute.
 fn histogram() -> Histogram<u32> {

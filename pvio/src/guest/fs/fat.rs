@@ -201,7 +201,8 @@ fn seconds(at: DateTime) -> Option<i64> {
 
 fn error(e: io::Error) -> FsError {
     // The library's own complaints all come as "other", and none of them is of the disk.
-    let own = e.kind() == io::ErrorKind::Other && !e.get_ref().is_some_and(|e| e.is::<DiskFailed>());
+    let own =
+        e.kind() == io::ErrorKind::Other && !e.get_ref().is_some_and(|e| e.is::<DiskFailed>());
     if own { FsError::Corrupt(e.to_string()) } else { e.into() }
 }
 

@@ -175,7 +175,8 @@ impl Worker {
         let mut handles = 0;
         let mut ask = self.inbox.recv().ok();
         while let Some(first) = ask.take() {
-            let ended = catch_unwind(AssertUnwindSafe(|| self.mount(&cache, size, &mut handles, first)));
+            let ended =
+                catch_unwind(AssertUnwindSafe(|| self.mount(&cache, size, &mut handles, first)));
             ask = match ended {
                 Ok(Ok(End::Done)) => None,
                 Ok(Ok(End::Panicked)) => self.inbox.recv().ok(),
@@ -210,9 +211,7 @@ impl Worker {
         let opened = opened.unwrap_or_else(|_| Err(panicked()));
         match opened {
             Ok((Some(mut ext), _)) => Ok(self.serve(&mut ext, cache, handles, first)),
-            Ok((_, Some(fs))) => {
-                Ok(self.serve(&mut FatFs::new(&fs, size), cache, handles, first))
-            }
+            Ok((_, Some(fs))) => Ok(self.serve(&mut FatFs::new(&fs, size), cache, handles, first)),
             Ok(_) => Err((FsError::Gone, first)),
             Err(e) => Err((e, first)),
         }
