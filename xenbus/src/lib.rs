@@ -6,12 +6,18 @@
     warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
 )]
 
-#[cfg(feature = "alloc")]
+#[cfg(any(feature = "alloc", test))]
 extern crate alloc;
 
 pub mod state;
 pub mod wire;
 
+pub mod device;
+
+#[cfg(feature = "alloc")]
+pub mod driver;
+#[cfg(feature = "alloc")]
+pub mod handshake;
 #[cfg(feature = "alloc")]
 pub mod store;
 #[cfg(feature = "alloc")]
