@@ -41,12 +41,14 @@ enum Command {
     },
     /// Measure pvio beside its references on this machine.
     Bench {
-        /// What to measure.
-        #[arg(value_enum)]
-        suite: bench::Suite,
+        /// What to measure: `disk`, `net` or `ring`.
+        suite: String,
         /// Where the rows go, as a JSON array.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+        /// More arguments for pvio-bench: `-- --runs 3`.
+        #[arg(last = true)]
+        more: Vec<String>,
     },
 }
 
@@ -54,7 +56,7 @@ fn main() -> ExitCode {
     exec::stop_on_signals();
     let outcome = match Args::parse().command {
         Command::Test { steps, no_install } => test::run(&steps, !no_install),
-        Command::Bench { suite, json } => bench::run(suite, json.as_deref()),
+        Command::Bench { suite, json, more } => bench::run(&suite, json.as_deref(), &more),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

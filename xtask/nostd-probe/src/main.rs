@@ -6,7 +6,12 @@
 #![no_main]
 
 #[cfg(feature = "alloc")]
+extern crate alloc;
+
+#[cfg(feature = "alloc")]
 mod devices;
+#[cfg(feature = "alloc")]
+mod machine;
 mod pages;
 mod transport;
 
@@ -16,8 +21,12 @@ unsafe extern "C" {}
 
 #[cfg(feature = "alloc")]
 #[global_allocator]
-static HEAP: emballoc::Allocator<{ 1 << 20 }> = emballoc::Allocator::new();
+static HEAP: emballoc::Allocator<{ 8 << 20 }> = emballoc::Allocator::new();
 
+#[cfg(feature = "alloc")]
+use pvio_netback as _;
+#[cfg(feature = "alloc")]
+use pvio_netfront as _;
 #[cfg(feature = "with-std")]
 use std_user as _;
 
@@ -34,8 +43,9 @@ pub extern "C" fn main(_argc: i32, _argv: *const *const u8) -> i32 {
         transport::ring,
         transport::grant_table,
         transport::event_channel,
+        transport::xenstore,
         #[cfg(feature = "alloc")]
-        devices::ring_on_the_heap,
+        devices::disk,
     ];
     let wrong = parts.iter().position(|part| !part());
     wrong.map_or(0, |index| index as i32 + 1)

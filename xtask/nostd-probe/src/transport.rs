@@ -3,6 +3,7 @@
 use pvio_event_channel::{Port, two_level::EventPage};
 use pvio_grant_table::{Access, DomId, GrantRef, v1::GrantTable};
 use pvio_ring::{BackRing, FrontRing};
+use pvio_xenbus::wire::{self, Header, Op};
 
 use crate::pages::TheBss;
 
@@ -45,4 +46,13 @@ pub fn event_channel() -> bool {
     let Some(page) = TheBss::take() else { return false };
     let events = EventPage::new(page.end());
     events.raise(Port(7)) && events.take(Port(7)) && !events.take(Port(7))
+}
+
+/// A xenstore message, emitted and parsed.
+pub fn xenstore() -> bool {
+    let Ok(header) = Header::new(Op::Read, 3, 0, 6) else { return false };
+    let mut message = [0; 22];
+    message[..16].copy_from_slice(&header.emit());
+    message[16..].copy_from_slice(b"/local");
+    matches!(wire::decode(&message), Ok(Some(frame)) if frame.payload == b"/local")
 }
