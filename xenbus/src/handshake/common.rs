@@ -436,27 +436,64 @@ pub fn remove_device<X: Xenstore + ?Sized>(
     })
 }
 
-/// Makes both directories with libxl's rights: each end owns its own and may read the other's.
-pub(super) fn create_ends<X: Xenstore + ?Sized>(
+/// Makes an end's directory with libxl's rights: it owns its own, and the other may read it.
+fn create_end<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    base: &str,
+    owner: DomId,
+    reader: DomId,
+) -> Result<(), HandshakeError> {
+    if xs.read_opt(base)?.is_some() {
+        return Err(HandshakeError::Exists { path: base.into() });
+    }
+    xs.mkdir(base)?;
+    Ok(xs.set_perms(base, &end_perms(owner, reader))?)
+}
+
+fn end_perms(owner: DomId, reader: DomId) -> Vec<Perm> {
+    let mut perms = Vec::from([Perm::new(owner, Access::None)]);
+    if reader != owner {
+        perms.push(Perm::new(reader, Access::Read));
+    }
+    perms
+}
+
+/// Lets a backend's domain read the frontend's directory again, and all below it: a domain that
+/// takes a dead one's number has none of its rights. Levels beyond what a device uses are left out.
+pub(super) fn regrant_frontend_end<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
 ) -> Result<(), HandshakeError> {
-    let ends = [
-        (addr.backend_path(), addr.back, addr.front),
-        (addr.frontend_path(), addr.front, addr.back),
-    ];
-    for (base, owner, reader) in ends {
-        if xs.read_opt(&base)?.is_some() {
-            return Err(HandshakeError::Exists { path: base.into() });
+    const LEVELS: usize = 3;
+    let perms = end_perms(addr.front, addr.back);
+    let mut level = Vec::from([addr.frontend_path()]);
+    for _ in 0..LEVELS {
+        let mut below = Vec::new();
+        for path in level {
+            for child in directory_opt(xs, &path)? {
+                below.push(format!("{path}/{child}"));
+            }
+            xs.set_perms(&path, &perms)?;
         }
-        xs.mkdir(&base)?;
-        let mut perms = Vec::from([Perm::new(owner, Access::None)]);
-        if reader != owner {
-            perms.push(Perm::new(reader, Access::Read));
-        }
-        xs.set_perms(&base, &perms)?;
+        level = below;
     }
     Ok(())
+}
+
+/// Makes a backend's directory: see [`create_end`].
+pub(super) fn create_backend_end<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+) -> Result<(), HandshakeError> {
+    create_end(xs, &addr.backend_path(), addr.back, addr.front)
+}
+
+/// Makes a frontend's directory: see [`create_end`].
+pub(super) fn create_frontend_end<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+) -> Result<(), HandshakeError> {
+    create_end(xs, &addr.frontend_path(), addr.front, addr.back)
 }
 
 fn directory_opt<X: Xenstore + ?Sized>(xs: &mut X, path: &str) -> Result<Vec<String>, XsError> {
