@@ -5,8 +5,8 @@
 //! memory; ours moves it between the page cache and the guest's memory, through the ring, the
 //! grant table and the event channels of the hosted hypervisor, frontend and worker on a core each.
 
-use crate::row::{Row, paired};
 use crate::pin::pin;
+use crate::row::{Row, paired};
 use anyhow::{Context, Result, ensure};
 use pvio_blkback::image::{Image, ImageOptions};
 use pvio_blkback::worker::Worker;
@@ -144,7 +144,8 @@ fn raw(path: &Path, case: &Case, seed: u64) -> Result<f64> {
     let mut uring = Uring::new(case.depth as u32)?;
     let id = uring.add_file(file.into());
     let mut offsets = Offsets::new(case, seed);
-    let mut idle: Vec<PrivateBuf> = (0..case.depth).map(|_| PrivateBuf::zeroed(case.bytes)).collect();
+    let mut idle: Vec<PrivateBuf> =
+        (0..case.depth).map(|_| PrivateBuf::zeroed(case.bytes)).collect();
     let mut requests = 0;
     let begin = Instant::now();
     while begin.elapsed() < SLICE {
@@ -218,7 +219,11 @@ impl Attached {
         while begin.elapsed() < SLICE {
             for slot in idle.drain(..) {
                 let (sector, bytes) = (offsets.next() / 512, case.bytes);
-                let op = if case.write { Op::Write { sector, bytes } } else { Op::Read { sector, bytes } };
+                let op = if case.write {
+                    Op::Write { sector, bytes }
+                } else {
+                    Op::Read { sector, bytes }
+                };
                 self.front.start(slot, op)?;
             }
             self.front.publish()?;
