@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use pvio_ring::DomId;
 
+use super::domain::rights;
 use super::nodes::{Caller, Need};
 use super::tree::{Transaction, View, ViewLimits};
 use super::watch::Watch;
@@ -162,15 +163,17 @@ impl Store {
             return Err(XsErrno::Inval);
         }
         if path.first() == Some(&b'@') {
-            // Only the two special events have permissions, and only dom0 may set them.
-            if !self.is_privileged(conn) {
-                return Err(XsErrno::Acces);
-            }
+            // Only the two special events have permissions; their owner may hand them on.
             let place = match path {
                 b"@introduceDomain" => &mut self.introduce_perms,
                 b"@releaseDomain" => &mut self.release_perms,
-                _ => return Err(XsErrno::NoEnt),
+                _ => return Err(XsErrno::Inval),
             };
+            let domid = self.conns.get(&conn).ok_or(XsErrno::Io)?.domid;
+            let target = self.domains.get(&domid).and_then(|d| d.target);
+            if !rights(domid, target, place).own {
+                return Err(XsErrno::Acces);
+            }
             *place = perms.into();
             return Ok(ok());
         }
