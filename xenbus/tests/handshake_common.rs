@@ -222,7 +222,7 @@ fn states_are_switched_but_not_brought_back() {
         dev::read_state(&mut w.back, &back).unwrap(),
         XenbusState::Unknown
     );
-    put(&mut w.front, &front, &[("state", "4\0")]);
+    put(&mut w.front, &front, &[("state", "4 ")]);
     assert_eq!(
         dev::read_state(&mut w.back, &front).unwrap(),
         XenbusState::Unknown

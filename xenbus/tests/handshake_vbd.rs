@@ -9,6 +9,9 @@ use pvio_xenbus::handshake::common as dev;
 use pvio_xenbus::handshake::vbd;
 use pvio_xenbus::{XenbusState, Xenstore, transaction};
 
+/// What a frontend writes.
+type Keys<'a> = &'a [(&'a str, &'a str)];
+
 #[test]
 fn a_disk_is_agreed_on() {
     let (mut w, back, front) = disk();
@@ -120,7 +123,7 @@ fn the_known_frontends_are_understood() {
         ("ring-ref2", "12"),
         ("ring-ref3", "13"),
     ];
-    let cases: &[(&str, &[(&str, &str)], &[u32])] = &[
+    let cases: &[(&str, Keys<'_>, &[u32])] = &[
         (
             "Linux, one page",
             &[
