@@ -15,6 +15,8 @@ pub mod wire;
 pub mod device;
 
 #[cfg(feature = "alloc")]
+pub mod driver;
+#[cfg(feature = "alloc")]
 pub mod handshake;
 #[cfg(feature = "alloc")]
 pub mod store;
