@@ -6,6 +6,8 @@
 //! | [`port`] | [`NetPort`]: where packets go to and come from; in memory, and (`std`) the tap |
 //! | [`fault`] | why a vif ends, and why a packet is dropped |
 //! | [`stats`] | counters anybody may read while the queue runs |
+//! | `worker` (`std`) | a thread that drives one queue and a tap |
+//! | `vif` (`std`) | the device: what xenstore says, made into taps and workers |
 //!
 //! "Transmit" (tx) is guest to port, "receive" (rx) port to guest, as in the header. Data is moved
 //! by grant copy: nothing of the guest's but the two rings is ever mapped, and every packet is in
@@ -13,16 +15,22 @@
 //!
 //! The core ([`queue`], [`port::memory`]) is `no_std` and does no I/O; it is driven by
 //! [`Queue::poll`].
-#![cfg_attr(not(feature = "std"), no_std)]
+#![no_std]
 #![cfg_attr(not(feature = "std"), forbid(unsafe_code))]
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 extern crate alloc;
+#[cfg(feature = "std")]
+extern crate std;
 
 pub mod fault;
 pub mod port;
 pub mod queue;
 pub mod stats;
+#[cfg(feature = "std")]
+pub mod vif;
+#[cfg(feature = "std")]
+pub mod worker;
 
 pub use fault::{DropReason, Fault};
 pub use port::NetPort;

@@ -13,6 +13,7 @@
 //! b.recycle(got.buf);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+#![forbid(unsafe_code)]
 
 use super::{NetPort, Packet, PacketBuf, PortError, WouldBlock};
 use alloc::boxed::Box;

@@ -17,8 +17,13 @@
 //! | port | where packets go |
 //! |---|---|
 //! | [`memory`] | to another port in the same process, or back to itself |
+//! | `tap_port` (`std`) | to and from the kernel, by a `tap` |
 
 pub mod memory;
+#[cfg(feature = "std")]
+pub mod tap;
+#[cfg(feature = "std")]
+pub mod tap_port;
 
 use pvio_ring::proto::netif::{GsoKind, MAX_PACKET};
 

@@ -6,6 +6,7 @@
 //! if it says yes may the caller wait, for the queue's [channels](Queue::channels) and the port.
 //!
 //! A queue that has failed stays failed: nothing more is read from its rings.
+#![forbid(unsafe_code)]
 
 mod packet;
 mod rx;

@@ -17,7 +17,7 @@ use pvio_ring::{BackRing, RingFault};
 /// Bytes of packets that may wait for a guest to post buffers (Linux: 128 pages a queue).
 pub const BACKLOG_BYTES: usize = 512 * 1024;
 /// Packets that may wait, however small.
-pub const BACKLOG_PACKETS: usize = 512;
+pub const BACKLOG_PACKETS: usize = 256;
 
 /// The receive ring and what waits for it.
 pub(super) struct Rx<M, B> {
