@@ -125,7 +125,8 @@ enum Slot {
 pub struct Queue<P: Granter + EventChannels> {
     platform: P,
     ring: FrontRing<P::Pages>,
-    ring_gref: GrantRef,
+    /// `None` once it was taken back.
+    ring_gref: Option<GrantRef>,
     channel: P::Channel,
     pages: P::Pages,
     grefs: Vec<GrantRef>,
@@ -150,7 +151,7 @@ impl<P: Granter + EventChannels> Queue<P> {
         let ring_gref = platform.grant(backend, &ring_page, 0, Access::ReadWrite)?;
         let mut queue = Self {
             ring,
-            ring_gref,
+            ring_gref: Some(ring_gref),
             channel,
             grefs: Vec::with_capacity(depth * PAGES_PER_SLOT),
             slots: (0..depth).map(|_| Slot::Free).collect(),
@@ -205,7 +206,7 @@ impl<P: Granter + EventChannels> Queue<P> {
     /// The grant reference of the ring page, for the handshake.
     #[must_use]
     pub fn ring_gref(&self) -> GrantRef {
-        self.ring_gref
+        self.ring_gref.unwrap_or_default()
     }
 
     /// Our end of the event channel.
@@ -349,16 +350,31 @@ impl<P: Granter + EventChannels> Queue<P> {
     }
 }
 
+impl<P: Granter + EventChannels> Queue<P> {
+    /// Takes every grant back and frees the memory.
+    ///
+    /// # Errors
+    /// The queue, if the backend has some of it mapped still; try again when it says that it has
+    /// let go.
+    pub fn dismantle(mut self) -> Result<(), Self> {
+        if self.revoke() { Ok(()) } else { Err(self) }
+    }
+
+    /// Ends what grants it can, and tells whether none is left.
+    fn revoke(&mut self) -> bool {
+        let platform = &self.platform;
+        self.grefs.retain(|gref| platform.end_access(*gref).is_err());
+        self.ring_gref = self.ring_gref.filter(|gref| platform.end_access(*gref).is_err());
+        self.grefs.is_empty() && self.ring_gref.is_none()
+    }
+}
+
 impl<P: Granter + EventChannels> Drop for Queue<P> {
-    /// Takes every grant back. A page the backend still has mapped stays allocated for ever: it
+    /// Takes every grant back. Memory the backend still has mapped stays allocated for ever: it
     /// must never become something else while another domain can reach it (XSA-396).
     fn drop(&mut self) {
-        let data_busy =
-            self.grefs.iter().filter(|g| self.platform.end_access(**g).is_err()).count();
-        if data_busy > 0 {
+        if !self.revoke() {
             core::mem::forget(self.pages.clone());
-        }
-        if self.platform.end_access(self.ring_gref).is_err() {
             core::mem::forget(self.ring.memory().clone());
         }
     }

@@ -1,7 +1,7 @@
 //! A domain, from the inside: what a process holds that is one.
 
 use crate::connection::Connection;
-use crate::error::JoinError;
+use crate::error::{JoinError, XenstoreError};
 use crate::layout::{EVENTS_LEN, Frames, map_memory};
 use crate::mem::Mapped;
 use crate::pages::{Grants, OwnMemory};
@@ -9,6 +9,7 @@ use crate::peers::{Peer, Peers};
 use crate::protocol::{Request, Status};
 use crate::statedir;
 use pvio_grant_table::{DomId, GrantStatus};
+use pvio_xenbus::client::Client;
 use rustix::io::Errno;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -72,6 +73,19 @@ impl Domain {
     #[must_use]
     pub fn id(&self) -> DomId {
         self.0.id
+    }
+
+    /// A new connection to xenstore with this domain's rights; relative paths are below
+    /// `/local/domain/<number>`. There may be several at a time, one for each thread, say.
+    ///
+    /// # Errors
+    /// [`XenstoreError`].
+    pub fn xenstore(&self) -> Result<Client, XenstoreError> {
+        let asked = self.0.connection.call::<1>(Request::Xenstore);
+        match asked.map_err(|_| XenstoreError::Lost)? {
+            (_, Some([stream])) => Ok(Client::from_stream(stream.into())?),
+            _ => Err(XenstoreError::TooMany),
+        }
     }
 
     #[inline]

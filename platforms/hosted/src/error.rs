@@ -1,4 +1,5 @@
 use pvio_grant_table::DomId;
+use pvio_xenbus::XsError;
 use std::io;
 use std::path::PathBuf;
 
@@ -66,6 +67,9 @@ pub enum DomainError {
     /// Its memory could not be made.
     #[error("no memory for the domain: {0}")]
     Memory(#[from] io::Error),
+    /// Its home could not be made.
+    #[error("making the domain's home in xenstore: {0}")]
+    Xenstore(#[source] XsError),
 }
 
 impl DomainError {
@@ -80,6 +84,7 @@ impl DomainError {
             Self::OutOfIds => "domain-out-of-ids",
             Self::NoDomain(_) => "domain-unknown",
             Self::Memory(_) => "domain-no-memory",
+            Self::Xenstore(_) => "domain-xenstore",
         }
     }
 }
@@ -118,6 +123,32 @@ impl JoinError {
             Self::OtherUser => "join-other-user",
             Self::Lost => "join-lost",
             Self::Io(_) => "join-io",
+        }
+    }
+}
+
+/// Why a domain got no connection to xenstore.
+#[derive(Debug, thiserror::Error)]
+pub enum XenstoreError {
+    /// The hypervisor went away.
+    #[error("the hypervisor hung up")]
+    Lost,
+    /// The hypervisor gives out no more connections.
+    #[error("the hypervisor has no more connections to xenstore to give; close one")]
+    TooMany,
+    /// The stream could not be used.
+    #[error("connecting to xenstore: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl XenstoreError {
+    /// A short stable code for logs and counters.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Lost => "xenstore-lost",
+            Self::TooMany => "xenstore-too-many",
+            Self::Io(_) => "xenstore-io",
         }
     }
 }

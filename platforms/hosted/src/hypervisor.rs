@@ -1,12 +1,14 @@
 use crate::config::{DomainConfig, DomainInfo};
 use crate::error::{DomainError, StartError};
 use crate::events::signal;
-use crate::machine::Machine;
+use crate::machine::{ConnId, Machine};
+use crate::names::Names;
 use crate::pages::lock;
 use crate::server::Server;
-use crate::statedir::{HYPERVISOR_SOCKET, StateDir};
+use crate::statedir::{HYPERVISOR_SOCKET, StateDir, XENSTORE_SOCKET};
 use crossbeam_channel::{Receiver, Sender};
 use pvio_grant_table::DomId;
+use pvio_xenbus::client::Client;
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -14,9 +16,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-/// The hypervisor, embedded in this process: one thread, sleeping unless a domain wants something.
-/// Dropping it stops it. The domains are then on their own: what is mapped stays mapped and event
-/// channels that are bound still wake, but nothing new can be had.
+/// The hypervisor, embedded in this process: one thread for it and one for xenstore, both asleep
+/// unless a domain wants something.
+/// Dropping it stops it. The domains are then on their own, as if it had crashed: between those that
+/// met already, pages can still be granted and mapped and bound event channels still wake; nothing
+/// else can be had.
 #[derive(Debug)]
 pub struct Hypervisor {
     shared: Arc<Shared>,
@@ -45,6 +49,7 @@ pub enum HypervisorEvent {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) machine: Mutex<Machine>,
+    pub(crate) names: Names,
     pub(crate) wake: OwnedFd,
     pub(crate) stop: AtomicBool,
     events: Sender<HypervisorEvent>,
@@ -58,8 +63,38 @@ impl Shared {
         let _ = self.events.send(event);
     }
 
-    /// What is to be done once a domain is destroyed.
-    pub(crate) fn died(&self, domid: DomId) {
+    /// Makes a domain. Machine and names change under one lock, so that a number that is handed out
+    /// again never meets what is left of the domain that had it.
+    fn create(&self, config: &DomainConfig) -> Result<DomId, DomainError> {
+        let mut machine = lock(&self.machine);
+        let id = machine.create(config)?;
+        if let Err(why) = self.names.add(id, &config.name) {
+            machine.destroy(id)?;
+            let _ = self.names.remove(id);
+            return Err(DomainError::Xenstore(why));
+        }
+        Ok(id)
+    }
+
+    /// Destroys a domain.
+    fn destroy(&self, id: DomId) -> Result<(), DomainError> {
+        let mut machine = lock(&self.machine);
+        machine.destroy(id)?;
+        self.died(id);
+        Ok(())
+    }
+
+    /// Destroys the domain a connection was, if it was one.
+    pub(crate) fn hung_up(&self, conn: ConnId) {
+        let mut machine = lock(&self.machine);
+        if let Some(id) = machine.hung_up(conn) {
+            self.died(id);
+        }
+    }
+
+    fn died(&self, domid: DomId) {
+        // Fails only if the store's thread ended, and then nobody is left to see the names.
+        let _ = self.names.remove(domid);
         self.tell(HypervisorEvent::Died { domid });
     }
 }
@@ -76,9 +111,12 @@ impl Hypervisor {
         let failed = |source| StartError::Io { path: state_dir.path().into(), source };
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|why| failed(why.into()))?;
+        let names = state_dir.path().join(XENSTORE_SOCKET);
+        let names = Names::serve(&names).map_err(failed)?;
         let (sender, events) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
             machine: Mutex::new(Machine::new()),
+            names,
             wake,
             stop: AtomicBool::new(false),
             events: sender,
@@ -101,12 +139,13 @@ impl Hypervisor {
         &self.events
     }
 
-    /// Makes a domain; a process may then [join](crate::Domain::join) as it.
+    /// Makes a domain and its home in xenstore, `/local/domain/<number>`; a process may then
+    /// [join](crate::Domain::join) as it.
     ///
     /// # Errors
     /// Any [`DomainError`].
     pub fn create_domain(&self, config: DomainConfig) -> Result<DomId, DomainError> {
-        lock(&self.shared.machine).create(&config)
+        self.shared.create(&config)
     }
 
     /// Destroys a domain and hangs up on its process, which is not otherwise touched: what it has
@@ -116,10 +155,18 @@ impl Hypervisor {
     /// # Errors
     /// [`DomainError::NoDomain`].
     pub fn destroy_domain(&self, id: DomId) -> Result<(), DomainError> {
-        lock(&self.shared.machine).destroy(id)?;
+        self.shared.destroy(id)?;
         signal(&self.shared.wake);
-        self.shared.died(id);
         Ok(())
+    }
+
+    /// A connection to xenstore with domain 0's rights, for this process itself. Tools reach the
+    /// same store through `xenstore.sock` in the state directory.
+    ///
+    /// # Errors
+    /// The system's, if there is no pair of sockets to be had.
+    pub fn xenstore(&self) -> std::io::Result<Client> {
+        Client::from_stream(self.shared.names.connect(DomId::DOM0)?)
     }
 
     /// Every domain, by number.

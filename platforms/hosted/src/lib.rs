@@ -13,7 +13,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `hypervisor`, `server`, `machine` | the hypervisor: what embeds it calls, its thread, what it knows |
+//! | `hypervisor`, `server`, `machine`, `names` | the hypervisor: what embeds it calls, its thread, what it knows, xenstore |
 //! | `domain`, `pages`, `peers`, `mapping`, `events` | a domain: joining, giving, using, waking |
 //! | `layout`, `protocol` | what lies where in memory, what is said on the socket |
 //! | `mem`, `socket`, `statedir`, `connection` | the machine below: mappings, packets, the directory |
@@ -95,6 +95,7 @@ mod layout;
 mod machine;
 mod mapping;
 mod mem;
+mod names;
 mod pages;
 mod peers;
 mod protocol;
@@ -104,7 +105,7 @@ mod statedir;
 
 pub use config::{DomainConfig, DomainInfo};
 pub use domain::Domain;
-pub use error::{DomainError, JoinError, StartError};
+pub use error::{DomainError, JoinError, StartError, XenstoreError};
 pub use events::Channel;
 pub use hypervisor::{Hypervisor, HypervisorEvent};
 pub use mapping::{Mapping, Pin};

@@ -136,7 +136,7 @@ impl Machine {
     /// Domain `user` asks for something.
     pub(crate) fn serve(&mut self, user: DomId, request: Request) -> Result<Answer, Violation> {
         Ok(match request {
-            Request::Join(_) => return Err(Violation),
+            Request::Join(_) | Request::Xenstore => return Err(Violation),
             Request::Memory(id) => self.memory(user, id),
             Request::AllocUnbound(remote) => self.alloc_unbound(user, remote),
             Request::Bind(remote, port) => self.bind(user, remote, port),

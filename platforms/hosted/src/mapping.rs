@@ -159,3 +159,55 @@ fn copy_one(peer: &Peer, gref: GrantRef, offset: usize, with: &mut CopyBuf<'_>) 
     peer.unpin(gref);
     if done.is_some() { GrantStatus::Okay } else { GrantStatus::BadPage }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Request, Status};
+    use crate::{DomainConfig, Hypervisor};
+    use core::sync::atomic::Ordering;
+    use pvio_grant_table::Granter;
+
+    fn two(hypervisor: &Hypervisor) -> [Domain; 2] {
+        ["front", "back"].map(|name| {
+            let config = DomainConfig::new(name).memory_pages(64);
+            let id = hypervisor.create_domain(config).unwrap();
+            Domain::join(hypervisor.state_dir(), id).unwrap()
+        })
+    }
+
+    #[test]
+    fn frames_that_are_not_to_share_are_never_reached() {
+        let dir = tempfile::tempdir().unwrap();
+        let hypervisor = Hypervisor::start(dir.path()).unwrap();
+        let [front, back] = two(&hypervisor);
+        let page = front.alloc_pages(1).unwrap();
+        let gref = front.grant(back.id(), &page, 0, Access::ReadWrite).unwrap();
+        let at = PAGE_SIZE + gref.0 as usize * 8 + 4;
+        let memory = &front.inner().own.memory.mapped;
+        // 0 is the hypervisor's, 1 to 8 are the grant table, 9 to 72 are to share.
+        for frame in [0, 1, 8, 73, u32::MAX] {
+            assert!(memory.store_u32(at, frame, Ordering::SeqCst));
+            let mapped = back.map(front.id(), &[gref], Access::ReadWrite);
+            assert_eq!(mapped.err(), Some(GrantStatus::BadPage), "frame {frame}");
+        }
+        for frame in [9, 72] {
+            assert!(memory.store_u32(at, frame, Ordering::SeqCst));
+            assert!(back.map(front.id(), &[gref], Access::ReadWrite).is_ok(), "frame {frame}");
+        }
+        front.end_access(gref).unwrap();
+    }
+
+    #[test]
+    fn memory_is_had_only_of_who_granted_something() {
+        let dir = tempfile::tempdir().unwrap();
+        let hypervisor = Hypervisor::start(dir.path()).unwrap();
+        let [front, back] = two(&hypervisor);
+        let page = front.alloc_pages(1).unwrap();
+        let ask = || back.inner().connection.call::<1>(Request::Memory(front.id())).unwrap().0;
+        front.grant(DomId(700), &page, 0, Access::ReadWrite).unwrap();
+        assert_eq!(ask().status, Status::NothingGranted);
+        front.grant(back.id(), &page, 0, Access::ReadOnly).unwrap();
+        assert_eq!(ask().status, Status::Done);
+    }
+}

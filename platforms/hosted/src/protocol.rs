@@ -33,6 +33,8 @@ pub(crate) enum Request {
     Close(Port),
     /// To wake whoever has this port of this domain now.
     Kick(DomId, Port),
+    /// For a connection to xenstore. Reply: a connected stream.
+    Xenstore,
 }
 
 /// Not a message of this protocol.
@@ -49,6 +51,7 @@ impl Request {
             Self::Bind(domain, port) => (4, domain, port),
             Self::Close(port) => (5, DomId(0), port),
             Self::Kick(domain, port) => (6, domain, port),
+            Self::Xenstore => (7, DomId(0), Port(0)),
         };
         pack(op, domain.0, port.0, 0)
     }
@@ -68,6 +71,7 @@ impl Request {
             (4, _, 1..) => Ok(Self::Bind(domain, port)),
             (5, 0, 1..) => Ok(Self::Close(port)),
             (6, _, 1..) => Ok(Self::Kick(domain, port)),
+            (7, 0, 0) => Ok(Self::Xenstore),
             _ => Err(Nonsense),
         }
     }
@@ -168,6 +172,7 @@ mod tests {
             Request::Bind(DomId(7), Port(u32::MAX)),
             Request::Close(Port(4095)),
             Request::Kick(DomId(3), Port(1)),
+            Request::Xenstore,
         ] {
             assert_eq!(Request::from_wire(&request.to_wire()), Ok(request));
         }
@@ -176,7 +181,7 @@ mod tests {
     #[test]
     fn nonsense_is_told_from_a_request() {
         let good = Request::Close(Port(5)).to_wire();
-        for (at, byte) in [(0, 0), (4, 0), (4, 7), (5, 1), (6, 1), (8, 0), (12, 1)] {
+        for (at, byte) in [(0, 0), (4, 0), (4, 8), (5, 1), (6, 1), (8, 0), (12, 1)] {
             let mut bad = good;
             bad[at] = byte;
             assert_eq!(Request::from_wire(&bad), Err(Nonsense), "byte {at} = {byte}");

@@ -4,7 +4,7 @@
 use crate::hypervisor::{HypervisorEvent, Shared};
 use crate::machine::{Answer, ConnId};
 use crate::pages::lock;
-use crate::protocol::{LEN, Request};
+use crate::protocol::{LEN, Request, Status};
 use crate::socket;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -36,7 +36,8 @@ impl Server {
         Self { shared, listener, connections: Vec::new(), next: 0 }
     }
 
-    /// Serves until told to stop.
+    /// Serves until told to stop. Domains are then left as they are: destroying them would hand back
+    /// pages that are still mapped.
     pub(crate) fn run(mut self) {
         while !self.shared.stop.load(Ordering::Acquire) {
             let (woken, knocking, ready) = self.wait();
@@ -51,10 +52,6 @@ impl Server {
             if knocking {
                 self.accept();
             }
-        }
-        // Nobody is told of the deaths: whoever would listen is stopping the hypervisor.
-        for connection in &self.connections {
-            lock(&self.shared.machine).hung_up(connection.id);
         }
     }
 
@@ -114,10 +111,7 @@ impl Server {
         };
         if !answered {
             self.connections.remove(at);
-            let gone = lock(&self.shared.machine).hung_up(id);
-            if let Some(domid) = gone {
-                self.shared.died(domid);
-            }
+            self.shared.hung_up(id);
         }
     }
 
@@ -137,11 +131,19 @@ impl Connection {
             (Request::Join(domid), None) if !self.joined => {
                 let answer = machine.join(domid, self.id, self.pid);
                 drop(machine);
-                if answer.0.status == crate::protocol::Status::Done {
+                if answer.0.status == Status::Done {
                     self.joined = true;
                     shared.tell(HypervisorEvent::Joined { domid });
                 }
                 answer
+            }
+            (Request::Xenstore, Some(user)) => {
+                // Under the lock: a connection is there before its domain is destroyed, and goes
+                // with it, or is not made.
+                match shared.names.connect(user) {
+                    Ok(stream) => (Status::Done.into(), vec![Arc::new(stream.into())]),
+                    Err(_) => (Status::NoResources.into(), Vec::new()),
+                }
             }
             (request, Some(user)) => match machine.serve(user, request) {
                 Ok(answer) => {

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 /// Where domains join.
 pub(crate) const HYPERVISOR_SOCKET: &str = "hypervisor.sock";
+/// Where tools of domain 0 reach xenstore.
+pub(crate) const XENSTORE_SOCKET: &str = "xenstore.sock";
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
 

@@ -42,6 +42,10 @@ impl Events {
         Some(event)
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
     pub fn watched(&mut self, body: &[u8]) {
         if let Some(watch) = parse_event(body) {
             self.watches.push(watch);

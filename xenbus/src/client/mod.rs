@@ -189,8 +189,9 @@ impl Client {
             if let Some(e) = &self.broken {
                 return Err(e.clone());
             }
-            if self.receive()? {
-                self.take_messages(None)?;
+            // What came along with an answer is here already.
+            self.take_messages(None)?;
+            if !self.events.is_empty() || self.receive()? {
                 continue;
             }
             let Some(until) = deadline else {

@@ -34,6 +34,9 @@ use serve::Service;
 /// How many connections through the listening socket are served at once; more wait.
 pub const MAX_SOCKET_CONNECTIONS: usize = 512;
 
+/// How many connections a domain other than dom0 may have at once.
+pub const MAX_DOMAIN_CONNECTIONS: usize = 64;
+
 /// A server being set up.
 #[derive(Debug)]
 pub struct Server {
@@ -126,8 +129,8 @@ impl ServerHandle {
     /// Serves a connected stream as a connection of `domid`, with that domain's rights.
     ///
     /// # Errors
-    /// The system's, if the stream cannot be made non-blocking; `BrokenPipe` if the server has
-    /// ended.
+    /// The system's, if the stream cannot be made non-blocking; `QuotaExceeded` if the domain has
+    /// [`MAX_DOMAIN_CONNECTIONS`] already; `BrokenPipe` if the server has ended.
     pub fn add_domain_connection(&self, domid: DomId, stream: UnixStream) -> io::Result<()> {
         self.ask(|done| Command::Connect {
             domid,

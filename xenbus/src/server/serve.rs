@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::listen::Listener;
 use super::peer::{Gone, Peer};
-use super::{Command, MAX_SOCKET_CONNECTIONS};
+use super::{Command, MAX_DOMAIN_CONNECTIONS, MAX_SOCKET_CONNECTIONS};
 use crate::store::{ConnId, Store};
 
 /// Connections taken in one turn.
@@ -139,6 +139,9 @@ impl Service {
     }
 
     fn connect(&mut self, domid: DomId, stream: UnixStream) -> std::io::Result<()> {
+        if domid != DomId::DOM0 && self.store.connections_of(domid) >= MAX_DOMAIN_CONNECTIONS {
+            return Err(std::io::ErrorKind::QuotaExceeded.into());
+        }
         stream.set_nonblocking(true)?;
         let conn = self.store.connect(domid);
         self.peers.insert(conn, Peer::new(stream, false));

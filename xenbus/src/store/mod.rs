@@ -219,6 +219,12 @@ impl Store {
         self.conns.len()
     }
 
+    /// How many connections a domain has.
+    #[must_use]
+    pub fn connections_of(&self, domid: DomId) -> usize {
+        self.conns.values().filter(|c| c.domid == domid).count()
+    }
+
     /// Checks that the tree hangs together and that the accounts of who owns what are right.
     ///
     /// # Errors
