@@ -4,12 +4,12 @@
 //! it stays across reconnections of the guest; its carrier says whether a guest is there.
 #![forbid(unsafe_code)]
 
+use crate::Platform;
 use crate::fault::AttachError;
 use crate::port::tap::{Tap, TapConfig, TapError};
 use crate::queue::{EventPorts, Features, Queue, QueueRefs};
 use crate::stats::Stats;
 use crate::worker::{Worker, WorkerError};
-use crate::Platform;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -52,11 +52,7 @@ impl<P> Vif<P> {
     /// A vif that nobody has asked for yet. `ended` is called, by another thread, when there is a
     /// fault to be asked for: have the driver step then.
     #[must_use]
-    pub fn new(
-        platform: P,
-        options: VifOptions,
-        ended: impl Fn() + Send + Sync + 'static,
-    ) -> Self {
+    pub fn new(platform: P, options: VifOptions, ended: impl Fn() + Send + Sync + 'static) -> Self {
         let ended = Arc::new(ended);
         Self { platform, options, ended, tap: None, worker: None, stats: Arc::default() }
     }
@@ -90,9 +86,8 @@ impl<P> Vif<P> {
 
     fn tap_config(&self, toolstack: &ToolstackBack) -> TapConfig {
         let name = toolstack.vifname.clone().or_else(|| self.options.name.clone());
-        let name = name.unwrap_or_else(|| {
-            format!("vif{}.{}", toolstack.frontend_id, toolstack.handle)
-        });
+        let name =
+            name.unwrap_or_else(|| format!("vif{}.{}", toolstack.frontend_id, toolstack.handle));
         let mut config = TapConfig::new(name);
         config.mtu = toolstack.mtu.unwrap_or(config.mtu);
         config.bridge = toolstack.bridge.clone().or_else(|| self.options.bridge.clone());
