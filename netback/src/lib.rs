@@ -6,8 +6,8 @@
 //! | [`port`] | [`NetPort`]: where packets go to and come from; in memory, and (`std`) the tap |
 //! | [`fault`] | why a vif ends, and why a packet is dropped |
 //! | [`stats`] | counters anybody may read while the queue runs |
-//! | `worker` (`std`) | a thread that drives one queue and a tap |
-//! | `vif` (`std`) | the device: what xenstore says, made into taps and workers |
+//! | [`vif`] | the device: from the toolstack's words to a served queue |
+//! | `host`, `worker` (`std`) | serving with taps and threads |
 //!
 //! "Transmit" (tx) is guest to port, "receive" (rx) port to guest, as in the header. Data is moved
 //! by grant copy: nothing of the guest's but the two rings is ever mapped, and every packet is in
@@ -24,10 +24,11 @@ extern crate alloc;
 extern crate std;
 
 pub mod fault;
+#[cfg(feature = "std")]
+pub mod host;
 pub mod port;
 pub mod queue;
 pub mod stats;
-#[cfg(feature = "std")]
 pub mod vif;
 #[cfg(feature = "std")]
 pub mod worker;
@@ -36,6 +37,7 @@ pub use fault::{DropReason, Fault};
 pub use port::NetPort;
 pub use queue::{Features, Queue};
 pub use stats::Stats;
+pub use vif::Vif;
 
 use pvio_event_channel::EventChannels;
 use pvio_grant_table::{GrantCopier, GrantMapper};

@@ -1,103 +1,93 @@
-//! The device: what xenstore says of a vif, made into a tap and a worker.
-//!
-//! The tap lives from the first offer until the device is gone, so that what the host attached to
-//! it stays across reconnections of the guest; its carrier says whether a guest is there.
-#![forbid(unsafe_code)]
+//! The device: a virtual NIC's backend end, from the toolstack's words to a served queue.
 
 use crate::Platform;
 use crate::fault::AttachError;
-use crate::port::tap::{Tap, TapConfig, TapError};
+use crate::port::PacketBuf;
 use crate::queue::{EventPorts, Features, Queue, QueueRefs};
 use crate::stats::Stats;
-use crate::worker::{Worker, WorkerError};
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use alloc::sync::Arc;
 use core::fmt;
-use core::net::Ipv4Addr;
 use pvio_event_channel::Port;
-use pvio_grant_table::{DomId, GrantRef};
+use pvio_grant_table::GrantRef;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
 use pvio_xenbus::handshake::vif::{
-    BackOffer, EventChannels as Events, FrontRequest, Negotiated, ToolstackBack,
+    BackOffer, EventChannels as Events, FrontRequest, Negotiated, Queue as QueueKeys, ToolstackBack,
 };
-use std::os::fd::AsFd;
 
-/// What the driver domain adds to what the toolstack says.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct VifOptions {
-    /// The tap's name, if the toolstack gives none; else `vif<domain>.<handle>`, as Linux has it.
-    pub name: Option<String>,
-    /// The bridge to join, if the toolstack names none.
-    pub bridge: Option<String>,
-    /// An address of the driver domain on this link, and its prefix length.
-    pub address: Option<(Ipv4Addr, u8)>,
+/// Opens ports and runs queues: taps and threads, or whatever the platform has.
+pub trait Serve<P: Platform> {
+    /// Memory of the ports.
+    type Buf: PacketBuf;
+    /// A queue that is being served. Dropping it stops that and lets go of everything.
+    type Running;
+
+    /// Makes what the vif's packets go to. Done once; it lives as long as the device, so that
+    /// what is attached to it stays across reconnections of the guest.
+    ///
+    /// # Errors
+    /// A [`Fault`] that tells the operator what to do.
+    fn open(&mut self, vif: &ToolstackBack) -> Result<(), Fault>;
+
+    /// Begins to serve a queue.
+    ///
+    /// # Errors
+    /// A [`Fault`] when the system has not what that takes.
+    fn start(&mut self, name: &str, queue: Queue<P, Self::Buf>) -> Result<Self::Running, Fault>;
+
+    /// No guest is there any more; what [`start`](Self::start) gave is dropped already.
+    fn stopped(&mut self);
+
+    /// Why a queue ended by itself, if it did; told once.
+    fn fault(&mut self, running: &mut Self::Running) -> Option<Fault>;
 }
 
-/// The backend of one network interface.
-pub struct Vif<P> {
+/// A virtual NIC's backend, to be driven by [`pvio_xenbus::driver::BackendDriver`].
+pub struct Vif<P: Platform, S: Serve<P>> {
     platform: P,
-    options: VifOptions,
-    /// Called by a worker that ended by itself.
-    ended: Arc<dyn Fn() + Send + Sync>,
-    tap: Option<Tap>,
-    worker: Option<Worker>,
+    server: S,
+    running: Option<S::Running>,
+    negotiated: Option<Negotiated>,
     stats: Arc<Stats>,
 }
 
-impl<P> Vif<P> {
-    /// A vif that nobody has asked for yet. `ended` is called, by another thread, when there is a
-    /// fault to be asked for: have the driver step then.
+impl<P: Platform, S: Serve<P>> Vif<P, S> {
+    /// A vif that nobody has asked for yet.
     #[must_use]
-    pub fn new(platform: P, options: VifOptions, ended: impl Fn() + Send + Sync + 'static) -> Self {
-        let ended = Arc::new(ended);
-        Self { platform, options, ended, tap: None, worker: None, stats: Arc::default() }
+    pub fn new(platform: P, server: S) -> Self {
+        Self { platform, server, running: None, negotiated: None, stats: Arc::default() }
     }
 
-    /// The vif's counters, which go on across reconnections.
+    /// What it has done, over all its sessions.
     #[must_use]
     pub fn stats(&self) -> &Arc<Stats> {
         &self.stats
     }
 
-    /// The tap's name, once there is one.
+    /// What this session may use; `None` when there is none.
     #[must_use]
-    pub fn tap_name(&self) -> Option<&str> {
-        self.tap.as_ref().map(Tap::name)
+    pub fn negotiated(&self) -> Option<&Negotiated> {
+        self.negotiated.as_ref()
     }
 
-    /// Whether a guest is served.
+    /// How queues are served.
     #[must_use]
-    pub fn is_connected(&self) -> bool {
-        self.worker.is_some()
+    pub fn server(&self) -> &S {
+        &self.server
     }
 
-    fn carrier(&self, on: bool) {
-        if let Some(tap) = &self.tap
-            && let Err(error) = tap.set_carrier(on)
-        {
-            // Older kernels cannot; the host then believes that somebody is always there.
-            tracing::debug!(tap = tap.name(), %error, "carrier not set");
-        }
-    }
-
-    fn tap_config(&self, toolstack: &ToolstackBack) -> TapConfig {
-        let name = toolstack.vifname.clone().or_else(|| self.options.name.clone());
-        let name =
-            name.unwrap_or_else(|| format!("vif{}.{}", toolstack.frontend_id, toolstack.handle));
-        let mut config = TapConfig::new(name);
-        config.mtu = toolstack.mtu.unwrap_or(config.mtu);
-        config.bridge = toolstack.bridge.clone().or_else(|| self.options.bridge.clone());
-        config.address = self.options.address;
-        config
+    /// The queue that is served, for a server that has no thread of its own.
+    pub fn running(&mut self) -> Option<(&mut S, &mut S::Running)> {
+        Some((&mut self.server, self.running.as_mut()?))
     }
 }
 
 /// What this backend can do.
-fn offer() -> BackOffer {
+fn features_offered() -> BackOffer {
     BackOffer {
         max_queues: Some(1),
         rx_copy: true,
@@ -108,59 +98,52 @@ fn offer() -> BackOffer {
     }
 }
 
-impl<P> BackendClass for Vif<P>
-where
-    P: Platform + Clone + Send + 'static,
-    P::Channel: AsFd,
-{
+impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let toolstack = ToolstackBack::read(xs, &ends.back)?;
-        match Tap::create(&self.tap_config(&toolstack)) {
-            Ok(tap) => self.tap = Some(tap),
-            Err(error) => {
-                write_hotplug(xs, &ends.back, &Hotplug::Failed(error.to_string().into()))?;
-                return Err(error.into());
-            }
-        }
-        self.carrier(false);
-        Ok(write_hotplug(xs, &ends.back, &Hotplug::Connected)?)
+        let vif = ToolstackBack::read(xs, &ends.back)?;
+        let opened = self.server.open(&vif);
+        let status = match &opened {
+            Ok(()) => Hotplug::Connected,
+            Err(fault) => Hotplug::Failed(fault.to_string().into()),
+        };
+        // Whoever makes what the packets go to says so; toolstacks wait for it.
+        write_hotplug(xs, &ends.back, &status)?;
+        opened
     }
 
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
-        offer().write(xs, &ends.back)
+        features_offered().write(xs, &ends.back)
     }
 
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let offer = offer();
+        let offer = features_offered();
         let request = FrontRequest::read(xs, &ends.front, &offer)?;
-        let features = features(&Negotiated::new(&offer, &request));
-        let no_tap = || Fault::new("vif-no-tap", "there is no tap to connect to");
-        let tap = self.tap.as_ref().ok_or_else(no_tap)?.try_clone()?;
-        let no_queue = || Fault::new("vif-no-queue", "the frontend set up no queue");
-        let refs = refs(request.queues.first().ok_or_else(no_queue)?);
-        let peer: DomId = ends.addr.front;
+        let [keys] = request.queues.as_slice() else {
+            return Err(Fault::new("queue-count", "the frontend asks for more than one queue"));
+        };
+        let negotiated = Negotiated::new(&offer, &request);
+        let (peer, features, refs) = (ends.addr.front, features(&negotiated), refs(keys));
         let stats = Arc::clone(&self.stats);
         let queue = Queue::attach(self.platform.clone(), peer, &refs, features, stats)?;
-        let ended = Arc::clone(&self.ended);
-        let name = format!("{}-q0", tap.name());
-        let worker = Worker::start(&name, queue, tap, move || ended());
-        self.worker = Some(worker.map_err(|e| Fault::new("vif-worker", e))?);
-        self.carrier(true);
+        let name = format!("vif-{}-{}", peer, ends.addr.index);
+        self.running = Some(self.server.start(&name, queue)?);
+        self.negotiated = Some(negotiated);
         Ok(())
     }
 
-    fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
-        write_hotplug(xs, &ends.back, &Hotplug::Connected)
+    fn describe(&self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
+        Ok(())
     }
 
     fn disconnect(&mut self) {
-        self.carrier(false);
-        self.worker = None;
+        self.negotiated = None;
+        if self.running.take().is_some() {
+            self.server.stopped();
+        }
     }
 
     fn fault(&mut self) -> Option<Fault> {
-        let error = self.worker.as_ref()?.error()?;
-        Some(error.into())
+        self.server.fault(self.running.as_mut()?)
     }
 }
 
@@ -177,20 +160,14 @@ fn features(negotiated: &Negotiated) -> Features {
     }
 }
 
-fn refs(queue: &pvio_xenbus::handshake::vif::Queue) -> QueueRefs {
+fn refs(keys: &QueueKeys) -> QueueRefs {
     QueueRefs {
-        tx_ring: GrantRef(queue.tx_ring_ref),
-        rx_ring: GrantRef(queue.rx_ring_ref),
-        events: match queue.events {
+        tx_ring: GrantRef(keys.tx_ring_ref),
+        rx_ring: GrantRef(keys.rx_ring_ref),
+        events: match keys.events {
             Events::Shared(port) => EventPorts::Shared(Port(port)),
             Events::Split { tx, rx } => EventPorts::Split { tx: Port(tx), rx: Port(rx) },
         },
-    }
-}
-
-impl From<TapError> for Fault {
-    fn from(error: TapError) -> Self {
-        Self::new(error.code(), error)
     }
 }
 
@@ -200,14 +177,9 @@ impl From<AttachError> for Fault {
     }
 }
 
-impl From<WorkerError> for Fault {
-    fn from(error: WorkerError) -> Self {
-        Self::new(error.code(), error)
-    }
-}
-
-impl<P> fmt::Debug for Vif<P> {
+impl<P: Platform, S: Serve<P>> fmt::Debug for Vif<P, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Vif").field("tap", &self.tap).field("worker", &self.worker).finish()
+        let running = self.running.is_some();
+        f.debug_struct("Vif").field("running", &running).finish_non_exhaustive()
     }
 }
