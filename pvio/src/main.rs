@@ -1,2 +1,4 @@
-//! The pvio command.
+//! The `pvio` command.
+#![forbid(unsafe_code)]
+
 fn main() {}
