@@ -1,1 +1,14 @@
-//! Benchmarks of pvio against the raw limits of the machine
+//! Benchmarks of pvio, each against the raw limit of the machine in the same interleaved run.
+//!
+//! | module | measures |
+//! |---|---|
+//! | [`disk`] | a guest's frontend, the backend and an image file, against a bare io_uring |
+//! | [`row`] | what a measurement says: a ratio, with its spread |
+//!
+//! A figure by itself says little on a shared machine; only the ratio to a reference measured a
+//! moment before, on the same cores, does. Nothing here asserts anything about time.
+#![forbid(unsafe_code)]
+
+pub mod disk;
+pub mod pin;
+pub mod row;

@@ -1,1 +1,34 @@
-//! The vbd backend: virtual disks for guests
+//! The vbd backend: virtual disks for guests.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`queue`] | one queue: from a ring's requests to an engine's operations and back |
+//! | [`vbd`] | the device: from the toolstack's words to served queues |
+//! | [`engine`] | where the data is kept: [`engine::BlockEngine`] and its implementations |
+//! | `image`, `host`, `worker` | with feature `std`: raw images, and a thread per queue that serves them |
+//!
+//! The core (all but feature `std`) is `no_std` with `alloc`: it does no I/O and has no thread, and
+//! runs alike under a worker thread, in a kernel, in the simulator and in a fuzzer.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(feature = "std")]
+extern crate std;
+
+pub mod engine;
+#[cfg(feature = "std")]
+pub mod host;
+#[cfg(feature = "std")]
+pub mod image;
+pub mod queue;
+mod stats;
+
+pub mod vbd;
+#[cfg(feature = "std")]
+pub mod worker;
+
+pub use engine::{BlockEngine, EngineError, Geometry};
+pub use queue::{Progress, Queue, QueueFault, QueueParts};
+pub use stats::{Counter, Stats};
+pub use vbd::{Serve, Vbd};

@@ -153,10 +153,10 @@ impl<M: SharedMemory> FrontRing<M> {
         self.layout
     }
 
-    /// Gives the shared memory back, to be revoked and freed.
+    /// The shared memory.
     #[must_use]
-    pub fn into_memory(self) -> M {
-        self.mem
+    pub fn memory(&self) -> &M {
+        &self.mem
     }
 
     fn refresh(&mut self) -> Result<bool, RingFault> {

@@ -44,6 +44,7 @@ pub mod shm;
 
 mod domid;
 mod gref;
+mod io_seg;
 mod layout;
 mod slot;
 
@@ -51,5 +52,6 @@ pub use back::BackRing;
 pub use domid::DomId;
 pub use front::FrontRing;
 pub use gref::GrantRef;
+pub use io_seg::IoSeg;
 pub use layout::{Full, RingFault, RingLayout};
 pub use slot::{ShortSlot, Slot};

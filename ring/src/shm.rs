@@ -414,6 +414,53 @@ unsafe impl<A: SharedMemory, B: SharedMemory> SharedMemory for Either<A, B> {
     }
 }
 
+/// Shared memory together with whatever must live as long as it is used (the count of a mapping,
+/// say), which may allow less than the memory itself does.
+#[derive(Clone, Debug)]
+pub struct Guarded<M, G> {
+    memory: M,
+    writable: bool,
+    guard: G,
+}
+
+impl<M: SharedMemory, G> Guarded<M, G> {
+    /// `memory`, and `guard` dropped with it.
+    #[must_use]
+    pub fn new(memory: M, guard: G) -> Self {
+        Self { writable: memory.writable(), memory, guard }
+    }
+
+    /// `memory` for reading only, and `guard` dropped with it.
+    #[must_use]
+    pub fn read_only(memory: M, guard: G) -> Self {
+        Self { memory, writable: false, guard }
+    }
+
+    /// What is kept alive beside the memory.
+    #[must_use]
+    pub fn guard(&self) -> &G {
+        &self.guard
+    }
+}
+
+// SAFETY: `memory` keeps the promise and lives as long as we do; nothing is writable that was not.
+unsafe impl<M: SharedMemory, G> SharedMemory for Guarded<M, G> {
+    #[inline]
+    fn base(&self) -> NonNull<u8> {
+        self.memory.base()
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        self.memory.len()
+    }
+
+    #[inline]
+    fn writable(&self) -> bool {
+        self.writable
+    }
+}
+
 #[cfg(feature = "alloc")]
 pub use heap::HeapMemory;
 

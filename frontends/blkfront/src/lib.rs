@@ -1,1 +1,21 @@
-//! The vbd frontend: a guest's virtual disk
+//! The vbd frontend: a guest's virtual disk, for kernels and for user space.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`disk`] | the device: from the toolstack's words to a usable queue |
+//! | [`queue`] | the data path: slots with granted buffers, requests, answers |
+//! | `session` | with feature `std`: a disk for user space that blocks and re-attaches |
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(feature = "std")]
+extern crate std;
+
+pub mod disk;
+pub mod queue;
+#[cfg(feature = "std")]
+pub mod session;
+
+pub use disk::Disk;
+pub use queue::{BackendFault, Op, Queue, SLOT_BYTES, SetupError, SlotId, StartError};

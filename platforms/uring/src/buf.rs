@@ -1,7 +1,8 @@
 //! Memory that the kernel may read or write on our behalf.
 #![allow(unsafe_code)]
 
-use pvio_ring::shm::{Region, SharedMemory};
+use pvio_ring::IoSeg;
+use pvio_ring::shm::SharedMemory;
 
 /// Memory an operation owns while the kernel uses it.
 ///
@@ -76,43 +77,20 @@ unsafe impl IoBuf for PrivateBuf {
     }
 }
 
-/// A stretch of a buffer.
-#[derive(Debug)]
-pub struct IoSeg<B> {
-    /// The buffer.
-    pub buf: B,
-    /// Where the stretch begins, in bytes.
-    pub offset: usize,
-    /// Its length in bytes.
-    pub len: usize,
+/// All of a buffer.
+pub fn whole<B: IoBuf>(buf: B) -> IoSeg<B> {
+    let len = buf.len();
+    IoSeg { buf, offset: 0, len }
 }
 
-impl<B: IoBuf> IoSeg<B> {
-    /// All of a buffer.
-    pub fn whole(buf: B) -> Self {
-        let len = buf.len();
-        Self { buf, offset: 0, len }
+/// The address of a segment's first byte; `None` when it is not inside its buffer, or is to be
+/// written and may not be.
+#[inline]
+pub(crate) fn address<B: IoBuf>(seg: &IoSeg<B>, write: bool) -> Option<*mut u8> {
+    let end = seg.offset.checked_add(seg.len)?;
+    if end > seg.buf.len() || (write && !seg.buf.writable()) {
+        return None;
     }
-
-    /// Its first byte's address; `None` when it is not inside its buffer, or is to be written and
-    /// may not be.
-    #[inline]
-    pub(crate) fn address(&self, write: bool) -> Option<*mut u8> {
-        let end = self.offset.checked_add(self.len)?;
-        if end > self.buf.len() || (write && !self.buf.writable()) {
-            return None;
-        }
-        // SAFETY: `offset <= len` of the buffer, whose bytes are all valid.
-        Some(unsafe { self.buf.base().add(self.offset) })
-    }
-}
-
-/// A stretch of shared memory as a segment; `None` when it does not lie inside.
-pub fn shared_segment<M: SharedMemory + Send + 'static>(
-    buf: M,
-    offset: usize,
-    len: usize,
-) -> Option<IoSeg<M>> {
-    buf.range(offset, len)?;
-    Some(IoSeg { buf, offset, len })
+    // SAFETY: `offset <= len` of the buffer, whose bytes are all valid.
+    Some(unsafe { seg.buf.base().add(seg.offset) })
 }

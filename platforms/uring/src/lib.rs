@@ -2,15 +2,16 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`buf`] | [`IoBuf`]: memory the kernel may use, [`IoSeg`]: part of it, [`PrivateBuf`]: memory of our own |
+//! | [`buf`] | [`IoBuf`]: memory the kernel may use, [`PrivateBuf`]: memory of our own |
 //! | [`ring`](mod@ring) | [`Uring`]: submit, wait, reap |
+//! | [`spin`] | [`Spin`]: looking for work a little longer before sleeping |
 //!
 //! An operation **owns** its buffers from submission to completion, so that safe code cannot free
 //! or reuse memory the kernel still reads or writes. Every operation has a slot that was allocated
 //! when the ring was made; submitting and reaping allocate nothing and take no lock.
 //!
 //! ```
-//! use pvio_uring::{IoSeg, PrivateBuf, Uring};
+//! use pvio_uring::{PrivateBuf, Uring, whole};
 //! use std::io::Write;
 //!
 //! let mut file = tempfile::tempfile()?;
@@ -18,7 +19,7 @@
 //!
 //! let mut uring = Uring::new(8)?;
 //! let file = uring.add_file(file.into());
-//! uring.read(file, 6, [IoSeg::whole(PrivateBuf::zeroed(7))], 42).map_err(|_| "full")?;
+//! uring.read(file, 6, [whole(PrivateBuf::zeroed(7))], 42).map_err(|_| "full")?;
 //! uring.wait(None)?;
 //! uring.reap(|done| {
 //!     assert_eq!((done.token, done.result), (42, Ok(7)));
@@ -29,6 +30,9 @@
 
 pub mod buf;
 pub mod ring;
+pub mod spin;
 
-pub use buf::{IoBuf, IoSeg, PrivateBuf};
+pub use buf::{IoBuf, PrivateBuf, whole};
+pub use pvio_ring::IoSeg;
 pub use ring::{Done, Errno, FileId, Full, Uring};
+pub use spin::Spin;

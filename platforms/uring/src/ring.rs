@@ -1,9 +1,10 @@
 //! Submitting, waiting, reaping.
 #![allow(unsafe_code)]
 
-use crate::buf::{IoBuf, IoSeg};
+use crate::buf::{IoBuf, address};
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
+use pvio_ring::IoSeg;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
@@ -277,11 +278,15 @@ impl<B: IoBuf> Uring<B> {
         for seg in &slot.segments {
             // The kernel writes memory when we read a file. A segment that lies outside its buffer
             // becomes a null address, which the kernel refuses with EFAULT.
-            let (base, len) = match seg.address(!write) {
+            let (base, len) = match address(seg, !write) {
                 Some(base) => (base, seg.len),
                 None => (std::ptr::null_mut(), seg.len.max(1)),
             };
-            slot.vectors.push(Vector { base, len });
+            match slot.vectors.last_mut() {
+                // Neighbours in memory are one piece of work for the kernel.
+                Some(last) if last.base.wrapping_add(last.len) == base => last.len += len,
+                _ => slot.vectors.push(Vector { base, len }),
+            }
         }
         let entry = match (slot.vectors.as_slice(), write) {
             ([v], false) => opcode::Read::new(fd, v.base, v.len as u32).offset(offset).build(),
@@ -358,7 +363,7 @@ fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buf::PrivateBuf;
+    use crate::buf::{PrivateBuf, whole};
     use pvio_ring::shm::{HeapMemory, Region};
 
     #[test]
@@ -384,7 +389,7 @@ mod tests {
     fn a_segment_outside_its_buffer_fails_and_touches_nothing() {
         let mut uring = Uring::new(4).unwrap();
         let file = uring.add_file(tempfile::tempfile().unwrap().into());
-        uring.write(file, 0, [IoSeg::whole(PrivateBuf::zeroed(8192))], 0).unwrap();
+        uring.write(file, 0, [whole(PrivateBuf::zeroed(8192))], 0).unwrap();
         uring.wait(None).unwrap();
         uring.reap(|d| assert_eq!(d.result, Ok(8192)));
         let outside = IoSeg { buf: PrivateBuf::zeroed(512), offset: 256, len: 512 };
@@ -410,7 +415,7 @@ mod tests {
         let (read, _write) = io::pipe().unwrap();
         let pipe = uring.add_file(read.into());
         let page = HeapMemory::pages(1);
-        uring.read_stream(pipe, IoSeg::whole(page), 1).unwrap();
+        uring.read_stream(pipe, whole(page), 1).unwrap();
         uring.flush().unwrap();
         assert_eq!(uring.busy(), 1);
         drop(uring);

@@ -1,0 +1,264 @@
+//! Disk: a guest's frontend, the backend and an image file, against a bare io_uring on that file.
+//!
+//! Both sides read (or write) the same file in the same order with the same number of requests in
+//! flight, by turns in one run. The reference moves data between the page cache and its own
+//! memory; ours moves it between the page cache and the guest's memory, through the ring, the
+//! grant table and the event channels of the hosted hypervisor, frontend and worker on a core each.
+
+use crate::pin::pin;
+use crate::row::{Row, paired};
+use anyhow::{Context, Result, ensure};
+use pvio_blkback::image::{Image, ImageOptions};
+use pvio_blkback::worker::Worker;
+use pvio_blkback::{QueueParts, Stats};
+use pvio_blkfront::{Op, Queue, SlotId};
+use pvio_event_channel::{EventChannel, EventChannels};
+use pvio_grant_table::{Access, GrantMapper};
+use pvio_hosted::{Domain, DomainConfig, Hypervisor};
+use pvio_ring::BackRing;
+use pvio_ring::proto::blkif::{Abi, Status};
+use pvio_uring::{PrivateBuf, Spin, Uring, whole};
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Bytes of the image.
+const IMAGE: u64 = 256 << 20;
+/// How long one side of one pair runs.
+const SLICE: Duration = Duration::from_millis(300);
+
+/// How a frontend waits for its answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Wait {
+    /// It looks until they are there.
+    Spin,
+    /// It looks for a while, then sleeps.
+    Hybrid,
+    /// It sleeps at once.
+    Sleep,
+}
+
+struct Case {
+    name: &'static str,
+    bytes: usize,
+    depth: usize,
+    write: bool,
+    sequential: bool,
+    wait: Wait,
+}
+
+const CASES: [Case; 8] = [
+    case("read-4k-qd1-spin", 4096, 1, Wait::Spin),
+    case("read-4k-qd1-hybrid", 4096, 1, Wait::Hybrid),
+    case("read-4k-qd1-sleep", 4096, 1, Wait::Sleep),
+    case("read-4k-qd32-spin", 4096, 32, Wait::Spin),
+    case("read-4k-qd32-hybrid", 4096, 32, Wait::Hybrid),
+    case("read-4k-qd32-sleep", 4096, 32, Wait::Sleep),
+    Case { sequential: true, ..case("read-44k-seq-qd32-hybrid", 45056, 32, Wait::Hybrid) },
+    Case { write: true, ..case("write-4k-qd32-hybrid", 4096, 32, Wait::Hybrid) },
+];
+
+const fn case(name: &'static str, bytes: usize, depth: usize, wait: Wait) -> Case {
+    Case { name, bytes, depth, write: false, sequential: false, wait }
+}
+
+/// Measures every case, `runs` pairs each.
+///
+/// # Errors
+/// When the machine has no io_uring, or no room for the image in `dir`.
+pub fn run(dir: &Path, runs: usize) -> Result<Vec<Row>> {
+    let path = dir.join("disk.img");
+    let mut file = File::create(&path)?;
+    let chunk: Vec<u8> = (0..1 << 20).map(|i| (i % 251) as u8).collect();
+    for _ in 0..IMAGE >> 20 {
+        file.write_all(&chunk).context("writing the 256 MiB benchmark image")?;
+    }
+    file.sync_all()?;
+    drop(file);
+
+    let mut rows = Vec::new();
+    for case in &CASES {
+        let mut disk = Attached::new(dir, &path, case.write)?;
+        let pairs: Result<Vec<_>> = (0..runs as u64)
+            .map(|seed| {
+                heat(&path)?;
+                let reference = raw(&path, case, seed)?;
+                heat(&path)?;
+                let ours = disk.drive(case, seed)?;
+                Ok((ours, reference))
+            })
+            .collect();
+        let unit = if case.bytes > 4096 { "MB/s" } else { "IOPS" };
+        rows.push(paired("disk", case.name, "raw io_uring", unit, &pairs?));
+    }
+    Ok(rows)
+}
+
+/// Brings the whole image into the page cache: an idle machine takes pages out of it.
+fn heat(path: &Path) -> Result<()> {
+    let mut buf = vec![0; 1 << 20];
+    let mut file = File::open(path)?;
+    while file.read(&mut buf)? > 0 {}
+    Ok(())
+}
+
+/// Where the requests of a run go.
+struct Offsets {
+    rng: Pcg64Mcg,
+    next: u64,
+    case: (u64, bool),
+}
+
+impl Offsets {
+    fn new(case: &Case, seed: u64) -> Self {
+        let rng = Pcg64Mcg::seed_from_u64(seed);
+        Self { rng, next: 0, case: (case.bytes as u64, case.sequential) }
+    }
+
+    fn next(&mut self) -> u64 {
+        let (bytes, sequential) = self.case;
+        let places = IMAGE / bytes;
+        let place = if sequential {
+            self.next = (self.next + 1) % places;
+            self.next
+        } else {
+            self.rng.random_range(0..places)
+        };
+        place * bytes
+    }
+}
+
+fn rate(case: &Case, requests: u64, time: Duration) -> f64 {
+    let per_second = requests as f64 / time.as_secs_f64();
+    if case.bytes > 4096 { per_second * case.bytes as f64 / 1e6 } else { per_second }
+}
+
+/// The reference: `depth` requests in flight on a bare io_uring, one submission a batch.
+fn raw(path: &Path, case: &Case, seed: u64) -> Result<f64> {
+    pin(0);
+    let file = File::options().read(true).write(case.write).open(path)?;
+    let mut uring = Uring::new(case.depth as u32)?;
+    let id = uring.add_file(file.into());
+    let mut offsets = Offsets::new(case, seed);
+    let mut idle: Vec<PrivateBuf> =
+        (0..case.depth).map(|_| PrivateBuf::zeroed(case.bytes)).collect();
+    let mut requests = 0;
+    let begin = Instant::now();
+    while begin.elapsed() < SLICE {
+        for buf in idle.drain(..) {
+            let at = offsets.next();
+            let begun = if case.write {
+                uring.write(id, at, [whole(buf)], 0)
+            } else {
+                uring.read(id, at, [whole(buf)], 0)
+            };
+            ensure!(begun.is_ok(), "more requests than slots");
+        }
+        uring.wait(None)?;
+        let mut failed = None;
+        requests += uring.reap(|done| {
+            if done.result != Ok(case.bytes as u32) {
+                failed = Some(done.result);
+            }
+            idle.extend(done.segments.drain(..).map(|s| s.buf));
+        }) as u64;
+        ensure!(failed.is_none(), "raw io_uring: {failed:?}");
+    }
+    Ok(rate(case, requests, begin.elapsed()))
+}
+
+/// A disk attached through the hosted hypervisor. Fields drop in this order: the backend's worker
+/// stops before the frontend takes its grants back.
+struct Attached {
+    _worker: Worker,
+    front: Queue<Domain>,
+    _driver: Domain,
+    _hypervisor: Hypervisor,
+    spin: Spin,
+}
+
+impl Attached {
+    fn new(dir: &Path, image: &Path, write: bool) -> Result<Self> {
+        let hypervisor = Hypervisor::start(dir.join("state"))?;
+        let guest_id = hypervisor.create_domain(DomainConfig::new("guest"))?;
+        let driver_id = hypervisor.create_domain(DomainConfig::new("driver"))?;
+        let guest = Domain::join(dir.join("state"), guest_id)?;
+        let driver = Domain::join(dir.join("state"), driver_id)?;
+        let front = Queue::new(guest, driver_id, 51712)?;
+        let image = Image::open(image, ImageOptions { read_only: !write, direct: false })?;
+        let ring = driver.map(guest_id, &[front.ring_gref()], Access::ReadWrite)?;
+        let parts = QueueParts {
+            frontend: guest_id,
+            mapper: driver.clone(),
+            ring: BackRing::attach(ring, Abi::X86_64.slot_size())?,
+            channel: driver.bind_interdomain(guest_id, front.channel().port())?,
+            abi: Abi::X86_64,
+            stats: Arc::new(Stats::default()),
+        };
+        // A thread inherits its maker's core.
+        pin(1);
+        let worker = Worker::start("bench-disk", parts, Arc::new(image), || ())?;
+        pin(0);
+        let spin = Spin::default();
+        Ok(Self { _worker: worker, front, _driver: driver, _hypervisor: hypervisor, spin })
+    }
+
+    fn drive(&mut self, case: &Case, seed: u64) -> Result<f64> {
+        pin(0);
+        let mut offsets = Offsets::new(case, seed);
+        let mut idle: Vec<SlotId> = Vec::with_capacity(case.depth);
+        while idle.len() < case.depth {
+            idle.push(self.front.reserve().context("more requests than slots")?);
+        }
+        let mut requests = 0;
+        let begin = Instant::now();
+        while begin.elapsed() < SLICE {
+            for slot in idle.drain(..) {
+                let (sector, bytes) = (offsets.next() / 512, case.bytes);
+                let op = if case.write {
+                    Op::Write { sector, bytes }
+                } else {
+                    Op::Read { sector, bytes }
+                };
+                self.front.start(slot, op)?;
+            }
+            self.front.publish()?;
+            requests += self.answers(case.wait, &mut idle)?;
+        }
+        let took = begin.elapsed();
+        while self.front.in_flight() > 0 {
+            self.answers(case.wait, &mut idle)?;
+        }
+        for slot in idle {
+            self.front.release(slot);
+        }
+        Ok(rate(case, requests, took))
+    }
+
+    /// Waits for at least one answer.
+    fn answers(&mut self, wait: Wait, idle: &mut Vec<SlotId>) -> Result<u64> {
+        let front = &mut self.front;
+        match wait {
+            Wait::Spin => while !front.has_answers()? {},
+            Wait::Hybrid if self.spin.until(|| front.has_answers())? => {}
+            Wait::Hybrid | Wait::Sleep => {
+                while !front.final_check()? {
+                    self.spin.sleeping();
+                    front.channel().wait(None)?;
+                    front.channel().take()?;
+                }
+            }
+        }
+        let mut failed = 0;
+        let count = front.poll(|slot, _, status| {
+            failed += u64::from(status != Status::Okay);
+            idle.push(slot);
+        })?;
+        ensure!(failed == 0, "{failed} requests failed");
+        Ok(count as u64)
+    }
+}

@@ -1,0 +1,57 @@
+//! `pvio-bench SUITE [--json FILE] [--runs N]`: the measurements behind `cargo xtask bench`.
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use std::path::PathBuf;
+
+#[derive(Parser)]
+#[command(about = "Measures pvio against the raw limit of this machine, by turns")]
+struct Args {
+    /// What to measure.
+    suite: Suite,
+    /// Where to write the rows, as a JSON array.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Pairs per case.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// Where to keep scratch files; the file system whose page cache is measured.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Suite {
+    Disk,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let parent = args.dir.unwrap_or_else(std::env::temp_dir);
+    let dir = tempfile::tempdir_in(&parent).with_context(|| {
+        format!("no scratch folder in {}; name one with --dir", parent.display())
+    })?;
+    let runs = usize::from(args.runs);
+    let rows = match args.suite {
+        Suite::Disk => pvio_benches::disk::run(dir.path(), runs)?,
+    };
+    for r in &rows {
+        println!(
+            "{:5} {:28} {:>12.0} {:>12.0} {:8} {:14} {:.3} [{:.3}-{:.3}]",
+            r.suite,
+            r.case,
+            r.ours,
+            r.reference,
+            r.unit,
+            r.reference_name,
+            r.ratio,
+            r.ratio_min,
+            r.ratio_max
+        );
+    }
+    if let Some(path) = args.json {
+        std::fs::write(&path, serde_json::to_vec_pretty(&rows)?)
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}

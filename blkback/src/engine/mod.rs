@@ -1,0 +1,111 @@
+//! Where the data of a virtual disk is kept: the [`BlockEngine`] trait and its implementations.
+//!
+//! # Model
+//! A queue hands an engine operations with a tag, in batches, and asks later which are done. An
+//! engine never blocks, completes in any order, completes every operation exactly once, and owns
+//! an operation's buffers until then. It is used by one queue of one thread; engines over the same
+//! image know nothing of each other.
+//!
+//! # Errors
+//! An operation fails by itself ([`EngineError`]) and says nothing about others. An engine that can
+//! take no more says [`Full`], which is back-pressure, not an error. Sectors are in range: the
+//! queue has checked that.
+//!
+//! | engine | keeps data in | needs |
+//! |---|---|---|
+//! | [`mem::MemEngine`] | private memory; done at once | nothing (`no_std`) |
+//! | [`uring::UringEngine`] | a file or block device, through io_uring | feature `std` |
+
+pub mod mem;
+#[cfg(feature = "std")]
+pub mod uring;
+
+use pvio_ring::IoSeg;
+
+/// What a disk looks like. Sectors are of 512 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Geometry {
+    /// Size in sectors of 512 bytes.
+    pub sectors: u64,
+    /// Bytes of a logical sector, 512 or 4096: requests are whole ones.
+    pub sector_size: u32,
+    /// Bytes of a physical sector: what the medium writes at once.
+    pub physical_sector_size: u32,
+    /// Whether writing is refused.
+    pub read_only: bool,
+    /// What can be discarded, if anything.
+    pub discard: Option<Discard>,
+}
+
+/// How a disk discards, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Discard {
+    /// The smallest unit that is really given back.
+    pub granularity: u32,
+    /// Where the first such unit begins.
+    pub alignment: u32,
+}
+
+/// What to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Io {
+    /// Fill the buffers from the disk.
+    Read {
+        /// First sector.
+        sector: u64,
+    },
+    /// Write the buffers to the disk.
+    Write {
+        /// First sector.
+        sector: u64,
+    },
+    /// Bring every write completed before now to the medium.
+    Flush,
+    /// These sectors are not needed any more.
+    Discard {
+        /// First sector.
+        sector: u64,
+        /// How many.
+        sectors: u64,
+    },
+}
+
+/// The engine can take nothing more before something is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the engine can take no more operations now")]
+pub struct Full;
+
+/// Why an operation failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The operating system said no.
+    #[error("the operating system reports error {0}")]
+    Os(i32),
+    /// Less than was asked for, and no more to be had: the image was truncated.
+    #[error("the image is shorter than it was")]
+    Short,
+    /// This engine cannot do that.
+    #[error("not supported by this image")]
+    Unsupported,
+}
+
+/// Keeps the data of a disk. `B` is the memory operations move data to and from.
+pub trait BlockEngine<B> {
+    /// What the disk looks like; never changes while a queue runs.
+    fn geometry(&self) -> Geometry;
+
+    /// Begins an operation. Its segments are taken out of `segments` even when it fails later.
+    ///
+    /// # Errors
+    /// [`Full`]; nothing was taken then.
+    fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full>;
+
+    /// Hands what was begun to whoever does it: once a batch.
+    fn kick(&mut self);
+
+    /// Reports every operation that is done, each once, by tag.
+    fn reap(&mut self, done: &mut dyn FnMut(u32, Result<(), EngineError>));
+}
+
+/// The segments of an operation on their way into an engine; reused, so that none is allocated.
+pub type Segments<B> = alloc::vec::Vec<IoSeg<B>>;

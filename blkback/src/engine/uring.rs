@@ -1,0 +1,195 @@
+//! A disk in a file or on a block device, through io_uring.
+//!
+//! The engine is also the worker's **only wait point**: event channels and the stop signal are
+//! polled through the same io_uring ([`UringEngine::watch`]), so one system call hands over a
+//! batch and waits for whatever comes first.
+
+use super::{BlockEngine, EngineError, Full, Geometry, Io, Segments};
+use alloc::vec::Vec;
+use pvio_ring::IoSeg;
+use pvio_uring::{FileId, IoBuf, Uring};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// Tokens from here on are watches; below, tags.
+const WATCH: u64 = 1 << 32;
+/// Slots of the io_uring beyond one a tag: for watches.
+const EXTRA: u32 = 8;
+
+/// Something besides the disk that a wait ends for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Watch(usize);
+
+/// A file or block device behind io_uring. To be used by the thread that made it.
+pub struct UringEngine<B: IoBuf> {
+    uring: Uring<B>,
+    image: FileId,
+    geometry: Geometry,
+    /// What each tag is to move, to tell short transfers.
+    transfers: Vec<Transfer>,
+    watches: Vec<Watched>,
+    /// Short transfers to go on with.
+    rest: Vec<(u32, Vec<IoSeg<B>>)>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Transfer {
+    /// Byte offset in the image of what is not moved yet.
+    at: u64,
+    /// Bytes not moved yet; 0 for what moves no data.
+    left: u32,
+    write: bool,
+}
+
+struct Watched {
+    file: FileId,
+    armed: bool,
+    fired: bool,
+}
+
+impl<B: IoBuf> UringEngine<B> {
+    /// An engine for `depth` operations at a time over an open image.
+    ///
+    /// # Errors
+    /// What `io_uring_setup` says.
+    pub fn new(image: OwnedFd, geometry: Geometry, depth: u32) -> io::Result<Self> {
+        let mut uring = Uring::new(depth.saturating_add(EXTRA))?;
+        let image = uring.add_file(image);
+        Ok(Self {
+            uring,
+            image,
+            geometry,
+            transfers: (0..depth).map(|_| Transfer::default()).collect(),
+            watches: Vec::new(),
+            rest: Vec::new(),
+        })
+    }
+
+    /// Makes every [`wait`](Self::wait) end when `file` is readable. At most eight.
+    pub fn watch(&mut self, file: OwnedFd) -> Watch {
+        let file = self.uring.add_file(file);
+        self.watches.push(Watched { file, armed: false, fired: false });
+        Watch(self.watches.len() - 1)
+    }
+
+    /// Hands over what was begun and waits until an operation is done, a watched file is readable,
+    /// or the time is over.
+    ///
+    /// # Errors
+    /// What `io_uring_enter` says.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        for (i, watch) in self.watches.iter_mut().enumerate().filter(|(_, w)| !w.armed) {
+            watch.armed = self.uring.poll_readable(watch.file, WATCH + i as u64).is_ok();
+        }
+        if !self.uring.has_done() {
+            self.uring.wait(timeout)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a watched file became readable since this was last asked. Completions must have
+    /// been [reaped](BlockEngine::reap).
+    pub fn fired(&mut self, watch: Watch) -> bool {
+        self.watches.get_mut(watch.0).is_some_and(|w| core::mem::take(&mut w.fired))
+    }
+
+    fn go(&mut self, tag: u32, segments: &mut Segments<B>) -> Result<(), Full> {
+        let Some(t) = self.transfers.get(tag as usize).copied() else { return Err(Full) };
+        let begun = if t.write {
+            self.uring.write(self.image, t.at, segments.drain(..), u64::from(tag))
+        } else {
+            self.uring.read(self.image, t.at, segments.drain(..), u64::from(tag))
+        };
+        begun.map_err(|_| Full)
+    }
+}
+
+impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
+        let Some(transfer) = self.transfers.get_mut(tag as usize) else { return Err(Full) };
+        if self.uring.free_slots() == 0 {
+            return Err(Full);
+        }
+        let (sector, write) = match io {
+            Io::Read { sector } => (sector, false),
+            Io::Write { sector } => (sector, true),
+            Io::Flush => {
+                *transfer = Transfer::default();
+                return self.uring.sync_data(self.image, u64::from(tag)).map_err(|_| Full);
+            }
+            Io::Discard { sector, sectors } => {
+                *transfer = Transfer::default();
+                let (at, len) = (sector.wrapping_mul(512), sectors.wrapping_mul(512));
+                let begun = self.uring.allocate(self.image, PUNCH_HOLE, at, len, u64::from(tag));
+                return begun.map_err(|_| Full);
+            }
+        };
+        let left = segments.iter().map(|s| s.len).sum::<usize>() as u32;
+        *transfer = Transfer { at: sector.wrapping_mul(512), left, write };
+        self.go(tag, segments)
+    }
+
+    fn kick(&mut self) {
+        // A failing submission leaves the entries in the ring; `wait` tries again and reports.
+        let _ = self.uring.flush();
+    }
+
+    fn reap(&mut self, done: &mut dyn FnMut(u32, Result<(), EngineError>)) {
+        let Self { uring, transfers, watches, rest, .. } = self;
+        uring.reap(|d| {
+            let Ok(tag) = u32::try_from(d.token) else {
+                let index = usize::try_from(d.token - WATCH).unwrap_or(usize::MAX);
+                if let Some(watch) = watches.get_mut(index) {
+                    (watch.armed, watch.fired) = (false, true);
+                }
+                return;
+            };
+            let Some(transfer) = transfers.get_mut(tag as usize) else { return };
+            match d.result {
+                Err(e) if e == EAGAIN || e == EINTR => {
+                    rest.push((tag, d.segments.drain(..).collect()))
+                }
+                Err(e) if e == EOPNOTSUPP => done(tag, Err(EngineError::Unsupported)),
+                Err(e) => done(tag, Err(EngineError::Os(e))),
+                Ok(n) if n >= transfer.left => done(tag, Ok(())),
+                Ok(0) => done(tag, Err(EngineError::Short)),
+                Ok(n) => {
+                    transfer.at = transfer.at.wrapping_add(u64::from(n));
+                    transfer.left -= n;
+                    rest.push((tag, skip(d.segments, n as usize)));
+                }
+            }
+        });
+        for (tag, mut segments) in core::mem::take(&mut self.rest) {
+            if self.go(tag, &mut segments).is_err() {
+                done(tag, Err(EngineError::Os(EAGAIN)));
+            }
+        }
+    }
+}
+
+/// What is left of segments after their first `n` bytes were moved.
+fn skip<B>(segments: &mut Vec<IoSeg<B>>, mut n: usize) -> Vec<IoSeg<B>> {
+    let mut left = Vec::with_capacity(segments.len());
+    for mut seg in segments.drain(..) {
+        let gone = n.min(seg.len);
+        n -= gone;
+        seg.offset += gone;
+        seg.len -= gone;
+        if seg.len > 0 {
+            left.push(seg);
+        }
+    }
+    left
+}
+
+/// `FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE`.
+const PUNCH_HOLE: i32 = 2 | 1;
+const EINTR: i32 = 4;
+const EAGAIN: i32 = 11;
+const EOPNOTSUPP: i32 = 95;

@@ -1,0 +1,60 @@
+//! Serving vbds from images, a thread per queue: what a driver domain does.
+
+use crate::engine::Geometry;
+use crate::image::{Image, ImageError, ImageOptions};
+use crate::queue::{QueueFault, QueueParts};
+use crate::vbd::{Platform, Serve};
+use crate::worker::Worker;
+use alloc::format;
+use alloc::sync::Arc;
+use pvio_xenbus::driver::Fault;
+use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+/// Serves a vbd from the raw image or block device its `params` names.
+pub struct ImageServer {
+    image: Option<Arc<Image>>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl ImageServer {
+    /// `wake` is called by a worker that ended by itself: step the driver then.
+    pub fn new(wake: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self { image: None, wake }
+    }
+}
+
+impl<P> Serve<P> for ImageServer
+where
+    P: Platform + Send + 'static,
+    P::Channel: AsFd,
+{
+    type Running = Worker;
+
+    fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
+        let options =
+            ImageOptions { read_only: disk.mode == Mode::ReadOnly, direct: disk.direct_io_safe };
+        let image = Image::open(Path::new(&disk.params), options)
+            .map_err(|e: ImageError| Fault::new(e.code(), e))?;
+        let geometry = image.geometry();
+        self.image = Some(Arc::new(image));
+        Ok(geometry)
+    }
+
+    fn start(
+        &mut self,
+        name: &str,
+        parts: QueueParts<P, P::Channel>,
+    ) -> Result<Self::Running, Fault> {
+        let image =
+            self.image.clone().ok_or_else(|| Fault::new("image-missing", "no image is open"))?;
+        let wake = Arc::clone(&self.wake);
+        Worker::start(name, parts, image, move || wake())
+            .map_err(|e| Fault::new("worker", format!("the queue's worker cannot start: {e}")))
+    }
+
+    fn fault(&mut self, running: &mut Worker) -> Option<QueueFault> {
+        running.fault()
+    }
+}

@@ -1,0 +1,68 @@
+use core::sync::atomic::{AtomicU64, Ordering};
+use pvio_ring::proto::blkif::RefusalReason;
+
+/// What a queue has done, counted; readable while it runs.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Reads answered.
+    pub reads: Counter,
+    /// Writes answered, barriers included.
+    pub writes: Counter,
+    /// Flushes answered.
+    pub flushes: Counter,
+    /// Discards answered.
+    pub discards: Counter,
+    /// Bytes read by the guest.
+    pub read_bytes: Counter,
+    /// Bytes written by the guest.
+    pub written_bytes: Counter,
+    /// Notifications sent.
+    pub notifies: Counter,
+    /// Times the worker was woken.
+    pub wakeups: Counter,
+    refused: [Counter; REASONS.len()],
+}
+
+/// Every reason for which a request is refused, in the order of its counter.
+const REASONS: [RefusalReason; 8] = [
+    RefusalReason::UnknownOperation,
+    RefusalReason::SegmentCount,
+    RefusalReason::SegmentBounds,
+    RefusalReason::OutOfRange,
+    RefusalReason::Misaligned,
+    RefusalReason::ReadOnly,
+    RefusalReason::Grant,
+    RefusalReason::Engine,
+];
+
+impl Stats {
+    pub(crate) fn refuse(&self, reason: RefusalReason) {
+        if let Some(i) = REASONS.iter().position(|&r| r == reason) {
+            self.refused[i].add(1);
+        }
+    }
+
+    /// Requests refused or failed, by reason.
+    pub fn refused(&self) -> impl Iterator<Item = (RefusalReason, u64)> {
+        REASONS.into_iter().zip(self.refused.iter().map(Counter::get))
+    }
+}
+
+/// A counter that one thread raises and any may read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    #[inline]
+    pub(crate) fn add(&self, n: u64) {
+        // One writer: no read-modify-write is needed.
+        self.0.store(self.get().wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// The count now.
+    #[must_use]
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,108 @@
+//! The device: a virtual disk's frontend end, from the toolstack's words to a usable queue.
+
+use crate::queue::{Queue, SetupError};
+use alloc::vec::Vec;
+use pvio_event_channel::{EventChannel, EventChannels};
+use pvio_grant_table::Granter;
+use pvio_xenbus::Xenstore;
+use pvio_xenbus::driver::{Ends, Fault, FrontendClass};
+use pvio_xenbus::handshake::HandshakeError;
+use pvio_xenbus::handshake::vbd::{
+    BackDisk, FrontRequest, Protocol, Queue as QueueKeys, ToolstackFront,
+};
+
+/// A virtual disk's frontend, to be driven by [`pvio_xenbus::driver::FrontendDriver`].
+pub struct Disk<P: Granter + EventChannels + Clone> {
+    platform: P,
+    /// The queue of this session, or of the last one with its unanswered requests.
+    queue: Option<Queue<P>>,
+    /// Whether the queue may be used.
+    connected: bool,
+    served: Option<BackDisk>,
+    /// Queues of earlier sessions that the backend still had mapped.
+    old: Vec<Queue<P>>,
+    sessions: u32,
+}
+
+impl<P: Granter + EventChannels + Clone> Disk<P> {
+    /// A disk that is not attached yet.
+    pub fn new(platform: P) -> Self {
+        Self { platform, queue: None, connected: false, served: None, old: Vec::new(), sessions: 0 }
+    }
+
+    /// The queue, while the disk is connected.
+    pub fn queue(&mut self) -> Option<&mut Queue<P>> {
+        self.queue.as_mut().filter(|_| self.connected)
+    }
+
+    /// What the backend serves: size, sector sizes, features. Known from the first connection on.
+    pub fn served(&self) -> Option<&BackDisk> {
+        self.served.as_ref()
+    }
+
+    /// Whether requests can be made now.
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// How often it was connected: more than once after the backend was restarted.
+    pub fn sessions(&self) -> u32 {
+        self.sessions
+    }
+}
+
+impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
+    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        let toolstack = ToolstackFront::read(xs, &ends.front)?;
+        let handle = (toolstack.virtual_device & 0xffff) as u16;
+        let made = match self.queue.take() {
+            // Requests the last backend left unanswered are the first ones of this session.
+            Some(last) => {
+                let again = last.replay(toolstack.backend_id);
+                self.old.extend(last.dismantle().err());
+                again
+            }
+            None => Queue::new(self.platform.clone(), toolstack.backend_id, handle),
+        };
+        self.queue = Some(made.map_err(|error: SetupError| Fault::new("front-setup", error))?);
+        Ok(())
+    }
+
+    fn request(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+        let Some(queue) = &self.queue else {
+            return Err(HandshakeError::Unwritable("a ring that was never made"));
+        };
+        let keys = QueueKeys {
+            ring_refs: Vec::from([queue.ring_gref().0]),
+            event_channel: queue.channel().port().0,
+        };
+        let request = FrontRequest {
+            protocol: Some(Protocol::X86_64),
+            persistent: false,
+            queues: Vec::from([keys]),
+        };
+        request.write(xs, &ends.front)
+    }
+
+    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        self.served = Some(BackDisk::read(xs, &ends.back)?);
+        if !core::mem::replace(&mut self.connected, true) {
+            self.sessions = self.sessions.saturating_add(1);
+            if let Some(queue) = &mut self.queue {
+                queue.publish().map_err(|fault| Fault::new(fault.code(), fault))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn disconnect(&mut self) {
+        self.connected = false;
+    }
+
+    fn release(&mut self) {
+        if !self.connected {
+            let still = core::mem::take(&mut self.old);
+            self.old.extend(still.into_iter().filter_map(|queue| queue.dismantle().err()));
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! A disk for user space: attach, block, re-attach. One thread uses it.
+
+use crate::disk::Disk;
+use crate::queue::{BackendFault, Op, Queue, SLOT_BYTES, SlotId};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use pvio_event_channel::{EventChannel, EventChannels};
+use pvio_grant_table::Granter;
+use pvio_ring::proto::blkif::Status;
+use pvio_uring::Spin;
+use pvio_xenbus::driver::{Fault, FrontendDriver, Life};
+use pvio_xenbus::handshake::common::{DeviceAddr, read_error};
+use pvio_xenbus::{XenbusState, Xenstore, XsError};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+/// Why a disk cannot be used (any more).
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// xenstore failed: the hypervisor is gone.
+    #[error("xenstore: {0}")]
+    Xenstore(#[from] XsError),
+    /// The backend did not come, in this time.
+    #[error("no backend has served the disk for {0:?}; is its driver domain running?")]
+    NoBackend(Duration),
+    /// One end closed the device; the words of the end that knows why.
+    #[error("the disk was closed: {0}")]
+    Closed(String),
+    /// A request failed.
+    #[error("the backend could not do {0:?}")]
+    Failed(Op),
+    /// The request is not on the disk, or not of whole sectors.
+    #[error("{0} bytes at {1} are not whole sectors of this disk")]
+    OutOfRange(usize, u64),
+    /// Waiting failed.
+    #[error("waiting for the backend failed: {0}")]
+    Wait(Errno),
+}
+
+/// A disk attached to a domain of user space. `X` is a connection to xenstore of its own.
+pub struct Session<P: Granter + EventChannels + Clone, X> {
+    driver: FrontendDriver<Disk<P>>,
+    xs: X,
+    spin: Spin,
+    /// How long a backend may be away before requests give up on it.
+    patience: Duration,
+}
+
+impl<P, X> Session<P, X>
+where
+    P: Granter + EventChannels + Clone,
+    P::Channel: AsFd,
+    X: Xenstore + AsFd,
+{
+    /// Attaches a disk and waits until its backend serves it, for at most `patience`; later on,
+    /// requests wait as long for a backend that has to start over.
+    ///
+    /// # Errors
+    /// [`DiskError::NoBackend`], [`DiskError::Closed`] with the backend's own words, or
+    /// [`DiskError::Xenstore`].
+    pub fn attach(
+        platform: P,
+        xs: X,
+        addr: DeviceAddr,
+        patience: Duration,
+    ) -> Result<Self, DiskError> {
+        let driver = FrontendDriver::new(addr, Disk::new(platform));
+        let mut session = Self { driver, xs, spin: Spin::default(), patience };
+        session.driver.step(&mut session.xs)?;
+        session.until_connected()?;
+        Ok(session)
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Disk<P> {
+        self.driver.class()
+    }
+
+    /// This end's state.
+    pub fn state(&self) -> XenbusState {
+        self.driver.state()
+    }
+
+    /// Bytes of the disk.
+    pub fn size(&self) -> u64 {
+        self.device().served().map_or(0, |disk| disk.sectors.saturating_mul(512))
+    }
+
+    /// The queue, once the disk is connected.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn queue(&mut self) -> Result<&mut Queue<P>, DiskError> {
+        self.until_connected()?;
+        self.driver.class_mut().queue().ok_or_else(|| DiskError::Closed(String::new()))
+    }
+
+    /// Waits for answers to requests in flight and calls `each` for those there are. A backend that
+    /// dies meanwhile is waited for; the requests are sent to its successor.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn answers(
+        &mut self,
+        mut each: impl FnMut(SlotId, Op, Status),
+    ) -> Result<usize, DiskError> {
+        let mut deadline = Instant::now() + self.patience;
+        loop {
+            self.events()?;
+            let Some(queue) = self.driver.class_mut().queue() else {
+                self.until_connected()?;
+                deadline = Instant::now() + self.patience;
+                continue;
+            };
+            let step = match self.spin.until(|| queue.has_answers()) {
+                Ok(false) => queue.final_check(),
+                found => found,
+            };
+            match step {
+                Ok(true) => match queue.poll(&mut each) {
+                    Ok(count) => return Ok(count),
+                    Err(fault) => return Err(self.fail(fault)),
+                },
+                Ok(false) if Instant::now() >= deadline => {
+                    return Err(DiskError::NoBackend(self.patience));
+                }
+                Ok(false) => {
+                    self.spin.sleeping();
+                    self.sleep(Duration::from_secs(1))?;
+                }
+                Err(fault) => return Err(self.fail(fault)),
+            }
+        }
+    }
+
+    /// Fills `buf` from byte `offset` on, with as many requests at a time as it takes.
+    ///
+    /// # Errors
+    /// Any [`DiskError`].
+    pub fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
+        let end = offset.checked_add(buf.len() as u64).filter(|end| *end <= self.size());
+        if end.is_none() || !offset.is_multiple_of(512) || !buf.len().is_multiple_of(512) {
+            return Err(DiskError::OutOfRange(buf.len(), offset));
+        }
+        let mut sent = 0;
+        let mut slots: Vec<(SlotId, usize)> = Vec::new();
+        let mut failed = None;
+        let mut missing = 0;
+        loop {
+            let queue = self.queue()?;
+            while sent < buf.len() && failed.is_none() {
+                let Some(slot) = queue.reserve() else { break };
+                let bytes = (buf.len() - sent).min(SLOT_BYTES);
+                let op = Op::Read { sector: (offset + sent as u64) / 512, bytes };
+                if queue.start(slot, op).is_err() {
+                    queue.release(slot);
+                    return Err(DiskError::Failed(op));
+                }
+                slots.push((slot, sent));
+                sent += bytes;
+                missing += 1;
+            }
+            if let Err(fault) = queue.publish() {
+                return Err(self.fail(fault));
+            }
+            if missing == 0 {
+                return failed.map_or(Ok(()), |op| Err(DiskError::Failed(op)));
+            }
+            let mut done: Vec<SlotId> = Vec::new();
+            missing -= self.answers(|slot, op, status| {
+                if status != Status::Okay {
+                    failed = Some(op);
+                }
+                done.push(slot);
+            })?;
+            let queue = self.queue()?;
+            for slot in done {
+                if let Some(i) = slots.iter().position(|(s, _)| *s == slot) {
+                    let (_, at) = slots.swap_remove(i);
+                    let bytes = (buf.len() - at).min(SLOT_BYTES);
+                    let _ = queue.fetch(slot, 0, &mut buf[at..at + bytes]);
+                }
+                queue.release(slot);
+            }
+        }
+    }
+
+    /// Closes the device in good order, as far as the backend goes along within `patience`.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn close(mut self) -> Result<(), DiskError> {
+        self.driver.close(&mut self.xs)?;
+        let deadline = Instant::now() + self.patience;
+        while self.driver.step(&mut self.xs)? == Life::Alive
+            && self.driver.state() != XenbusState::Closed
+            && Instant::now() < deadline
+        {
+            while self.xs.poll_event()?.is_some() {}
+            self.sleep(Duration::from_millis(100))?;
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, fault: BackendFault) -> DiskError {
+        let fault = Fault::new(fault.code(), fault);
+        match self.driver.fail(&mut self.xs, &fault) {
+            Ok(()) => DiskError::Closed(format!("{fault}")),
+            Err(error) => error.into(),
+        }
+    }
+
+    /// Steps the driver while xenstore has news. Afterwards none is left that came with an answer,
+    /// so that sleeping on the connection misses nothing.
+    fn events(&mut self) -> Result<(), DiskError> {
+        loop {
+            let mut news = false;
+            while let Some(event) = self.xs.poll_event()? {
+                news |= event.token == self.driver.token();
+            }
+            if !news {
+                return Ok(());
+            }
+            if self.driver.step(&mut self.xs)? == Life::Gone {
+                return Err(DiskError::Closed(String::from("the toolstack removed it")));
+            }
+        }
+    }
+
+    fn until_connected(&mut self) -> Result<(), DiskError> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            self.events()?;
+            if self.driver.class().is_connected() {
+                return Ok(());
+            }
+            if matches!(self.driver.state(), XenbusState::Closed | XenbusState::Closing) {
+                return Err(DiskError::Closed(self.reason()));
+            }
+            if Instant::now() >= deadline {
+                return match self.reason() {
+                    none if none.is_empty() => Err(DiskError::NoBackend(self.patience)),
+                    why => Err(DiskError::Closed(why)),
+                };
+            }
+            self.sleep(Duration::from_millis(200))?;
+        }
+    }
+
+    /// What either end told the operator.
+    fn reason(&mut self) -> String {
+        let addr = self.driver.addr();
+        let ends = [addr.backend_path(), addr.frontend_path()];
+        ends.iter().find_map(|end| read_error(&mut self.xs, end).ok().flatten()).unwrap_or_default()
+    }
+
+    /// Sleeps until the backend or xenstore has something to say, or the time is over.
+    fn sleep(&mut self, most: Duration) -> Result<(), DiskError> {
+        let timeout =
+            Timespec { tv_sec: most.as_secs() as i64, tv_nsec: most.subsec_nanos().into() };
+        let channel = self.driver.class_mut().queue().map(|queue| queue.channel());
+        let mut fds = Vec::with_capacity(2);
+        fds.push(PollFd::new(&self.xs, PollFlags::IN));
+        if let Some(channel) = &channel {
+            fds.push(PollFd::new(*channel, PollFlags::IN));
+        }
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(DiskError::Wait(error)),
+        }
+        if let Some(channel) = channel {
+            // Only a wake-up is taken; the ring tells what there is to do.
+            let _ = channel.take();
+        }
+        Ok(())
+    }
+}

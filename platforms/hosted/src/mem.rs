@@ -1,0 +1,291 @@
+//! Memory of domains: sealed memfds, and the mappings of them. The only file with `unsafe` that
+//! asks the kernel for mappings; what it hands out is [`SharedMemory`], which the rest of the crate
+//! uses in safe Rust.
+//!
+//! # The argument
+//!
+//! - A mapping belongs to one [`Mapped`], which unmaps it when dropped and is never handed out by
+//!   value again; whatever points into it borrows it ([`Slice`]) or owns what keeps it
+//!   ([`Held`]).
+//! - An access can only fault if the file gets shorter than the mapping. Every file is sealed
+//!   against shrinking, and [`Mapped`] looks at seal and length itself before it maps.
+//! - No reference to mapped bytes is ever made: all access goes through `pvio_ring::shm`.
+#![allow(unsafe_code)]
+
+use core::ffi::c_void;
+use core::fmt;
+use core::marker::PhantomData;
+use core::ptr::{NonNull, null_mut};
+use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// A memfd of `len` zero bytes whose length is fixed for good.
+pub(crate) fn sealed_memfd(name: &str, len: usize) -> io::Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let bytes = u64::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+    ftruncate(&fd, bytes)?;
+    fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(fd)
+}
+
+/// A mapping, ours until dropped.
+#[derive(Debug)]
+pub(crate) struct Mapped {
+    base: NonNull<u8>,
+    len: usize,
+    writable: bool,
+}
+
+// SAFETY: the memory is reached only through atomics and opaque copies, from any thread; the
+// mapping itself changes only in `drop`, which has exclusive access.
+unsafe impl Send for Mapped {}
+// SAFETY: as above.
+unsafe impl Sync for Mapped {}
+
+impl Mapped {
+    /// The first `len` bytes of a sealed memfd, readable and writable.
+    pub(crate) fn front(fd: impl AsFd, len: usize) -> io::Result<Self> {
+        check_sealed(&fd, len)?;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: no address is asked for, so nothing that exists is replaced.
+        let base = unsafe { mmap(null_mut(), len, prot, flags, fd, 0) }?;
+        Self::own(base, len, true)
+    }
+
+    /// Pages of a sealed memfd of `file_len` bytes, in any order, one behind the other.
+    pub(crate) fn stitched(
+        fd: impl AsFd,
+        file_len: usize,
+        frames: &[u32],
+        writable: bool,
+    ) -> io::Result<Self> {
+        check_sealed(&fd, file_len)?;
+        let len = frames.len().checked_mul(PAGE_SIZE).ok_or(io::ErrorKind::InvalidInput)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: no address is asked for. The range is reserved without access until every page
+        // of it is placed below; if one fails, dropping `whole` takes all of it away.
+        let base = unsafe { mmap_anonymous(null_mut(), len, ProtFlags::empty(), flags) }?;
+        let whole = Self::own(base, len, writable)?;
+        let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+        for (i, frame) in frames.iter().enumerate() {
+            let offset = *frame as usize * PAGE_SIZE;
+            if offset.checked_add(PAGE_SIZE).is_none_or(|end| end > file_len) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+            // SAFETY: `i < frames.len()`, so the page lies in the range just reserved, which is
+            // ours and which nobody has seen; that is all that is replaced.
+            unsafe {
+                let at = whole.base.as_ptr().add(i * PAGE_SIZE).cast();
+                mmap(at, PAGE_SIZE, prot, flags, &fd, offset as u64)?;
+            }
+        }
+        Ok(whole)
+    }
+
+    /// A part of it; `None` when it is not all inside or does not start at a multiple of 8.
+    #[inline]
+    pub(crate) fn slice(&self, offset: usize, len: usize) -> Option<Slice<'_>> {
+        let base = self.place(offset, len)?;
+        Some(Slice { base, len, of: PhantomData })
+    }
+
+    #[inline]
+    fn place(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
+        if !offset.is_multiple_of(8) || offset.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: `offset <= self.len`, so the address is in or one past the mapping.
+        Some(unsafe { self.base.add(offset) })
+    }
+
+    fn own(base: *mut c_void, len: usize, writable: bool) -> io::Result<Self> {
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { base, len, writable })
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: mapped by us with this very address and length, unmapped once; whatever pointed
+        // into it borrowed or owned `self` and is gone.
+        let done = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
+        debug_assert!(done.is_ok(), "munmap: {done:?}");
+    }
+}
+
+// SAFETY: mapped until dropped, at a fixed page-aligned address, with the access `writable` tells;
+// a sealed file cannot shrink below it, so no access faults; no reference to it is made.
+unsafe impl SharedMemory for Mapped {
+    fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn writable(&self) -> bool {
+        self.writable
+    }
+}
+
+/// A part of a mapping that somebody else keeps; writable if the mapping is one of
+/// [`Mapped::front`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slice<'a> {
+    base: NonNull<u8>,
+    len: usize,
+    of: PhantomData<&'a Mapped>,
+}
+
+// SAFETY: `Mapped::slice` checked bounds and alignment; the borrow keeps the mapping.
+unsafe impl SharedMemory for Slice<'_> {
+    #[inline]
+    fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        self.len
+    }
+}
+
+/// What keeps a mapping alive.
+///
+/// # Safety
+/// `memory` returns the same mapping for as long as the value lives, wherever it is moved to.
+pub(crate) unsafe trait Keeper {
+    /// The mapping.
+    fn memory(&self) -> &Mapped;
+}
+
+/// A stretch of shared memory together with what keeps it valid; dropping it lets go of that.
+pub struct Held<K> {
+    base: NonNull<u8>,
+    len: usize,
+    writable: bool,
+    keeper: K,
+}
+
+impl<K: Clone> Clone for Held<K> {
+    fn clone(&self) -> Self {
+        Self { keeper: self.keeper.clone(), ..*self }
+    }
+}
+
+impl<K> Held<K> {
+    /// What keeps it.
+    pub(crate) fn keeper(&self) -> &K {
+        &self.keeper
+    }
+}
+
+/// A part of what `keeper` keeps; `None` when it is not all inside or does not start at a multiple
+/// of 8. Not writable unless both the mapping and `writable` say so.
+#[inline]
+pub(crate) fn hold<K: Keeper>(
+    keeper: K,
+    offset: usize,
+    len: usize,
+    writable: bool,
+) -> Option<Held<K>> {
+    let memory = keeper.memory();
+    let (base, writable) = (memory.place(offset, len)?, writable && memory.writable);
+    Some(Held { base, len, writable, keeper })
+}
+
+// SAFETY: the memory is reached only through atomics and opaque copies; the rest is the keeper's.
+unsafe impl<K: Send> Send for Held<K> {}
+// SAFETY: as above.
+unsafe impl<K: Sync> Sync for Held<K> {}
+
+// SAFETY: made by `hold` alone (clones copy a value it made and the keeper with it), which checked
+// that the part lies in the mapping the keeper keeps, for as long as this owns the keeper.
+unsafe impl<K> SharedMemory for Held<K> {
+    #[inline]
+    fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline]
+    fn writable(&self) -> bool {
+        self.writable
+    }
+}
+
+impl<K> fmt::Debug for Held<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held")
+            .field("len", &self.len)
+            .field("writable", &self.writable)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The length of a file is fixed and at least `len`.
+fn check_sealed(fd: impl AsFd, len: usize) -> io::Result<()> {
+    let long = usize::try_from(fstat(&fd)?.st_size).is_ok_and(|size| size >= len);
+    if len == 0 || !long || !fcntl_get_seals(&fd)?.contains(SealFlags::SHRINK) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a sealed file of that length"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pvio_ring::shm::Region;
+
+    #[test]
+    fn only_sealed_files_long_enough_are_mapped() {
+        let open = rustix::fs::memfd_create("open", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&open, 8192).unwrap();
+        assert!(Mapped::front(&open, 4096).is_err());
+        let fd = sealed_memfd("sealed", 8192).unwrap();
+        assert!(Mapped::front(&fd, 8193).is_err() && Mapped::front(&fd, 0).is_err());
+        assert!(Mapped::front(&fd, 8192).is_ok());
+        assert!(ftruncate(&fd, 4096).is_err() && ftruncate(&fd, 65536).is_err());
+    }
+
+    #[test]
+    fn stitched_pages_are_the_pages_of_the_file_in_the_order_asked_for() {
+        let fd = sealed_memfd("stitched", 4 * PAGE_SIZE).unwrap();
+        let flat = Mapped::front(&fd, 4 * PAGE_SIZE).unwrap();
+        for page in 0..4_u8 {
+            flat.write_bytes(usize::from(page) * PAGE_SIZE, &[page + 1; 8]).unwrap();
+        }
+        let odd = Mapped::stitched(&fd, 4 * PAGE_SIZE, &[3, 0, 3], true).unwrap();
+        let mut seen = [0; 8];
+        for (at, byte) in [(0, 4), (1, 1), (2, 4)] {
+            odd.read_bytes(at * PAGE_SIZE, &mut seen).unwrap();
+            assert_eq!(seen, [byte; 8]);
+        }
+        odd.write_bytes(PAGE_SIZE + 8, &[9]).unwrap();
+        flat.read_bytes(8, &mut seen[..1]).unwrap();
+        assert_eq!(seen[0], 9);
+        let fixed = Mapped::stitched(&fd, 4 * PAGE_SIZE, &[1], false).unwrap();
+        assert!(fixed.write_bytes(0, &[1]).is_none());
+        assert!(Mapped::stitched(&fd, 4 * PAGE_SIZE, &[4], true).is_err());
+        assert!(Mapped::stitched(&fd, 4 * PAGE_SIZE, &[u32::MAX], true).is_err());
+    }
+
+    #[test]
+    fn slices_stay_inside() {
+        let fd = sealed_memfd("slices", PAGE_SIZE).unwrap();
+        let page = Mapped::front(&fd, PAGE_SIZE).unwrap();
+        assert!(page.slice(4088, 8).is_some());
+        assert!(page.slice(4088, 9).is_none() && page.slice(4, 8).is_none());
+        assert!(page.slice(usize::MAX - 7, 8).is_none());
+    }
+}

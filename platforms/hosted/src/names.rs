@@ -1,0 +1,71 @@
+//! xenstore, as the hypervisor keeps it: one home a domain, gone with it.
+
+use crate::pages::lock;
+use pvio_grant_table::DomId;
+use pvio_xenbus::client::Client;
+use pvio_xenbus::server::{Server, ServerHandle};
+use pvio_xenbus::store::{Quota, Store};
+use pvio_xenbus::wire::{Access, Perm};
+use pvio_xenbus::{Xenstore, XsError, transaction};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Mutex;
+
+/// The store, served by a thread of its own.
+#[derive(Debug)]
+pub(crate) struct Names {
+    server: ServerHandle,
+    control: Mutex<Client>,
+}
+
+impl Names {
+    /// Serves a new store; to the tools of domain 0 on the socket at `path`.
+    pub(crate) fn serve(path: &Path) -> io::Result<Self> {
+        let server = Server::new(Store::new(Quota::default())).listen(path)?.spawn()?;
+        let control = Mutex::new(server.connect_local(DomId::DOM0)?);
+        Ok(Self { server, control })
+    }
+
+    /// Makes a domain's home, as a toolstack of Xen does: the home and `device` are domain 0's and
+    /// the domain reads them; `data` and `error` are its own.
+    pub(crate) fn add(&self, id: DomId, name: &str) -> Result<(), XsError> {
+        let dom0 = Perm::new(DomId::DOM0, Access::None);
+        let readable = [dom0, Perm::new(id, Access::Read)];
+        let own = [Perm::new(id, Access::None)];
+        let home = home(id);
+        transaction(&mut *lock(&self.control), |xs| -> Result<(), XsError> {
+            xs.mkdir(&home)?;
+            xs.set_perms(&home, &readable)?;
+            // What lies below takes after it.
+            xs.write(&format!("{home}/name"), name.as_bytes())?;
+            xs.write(&format!("{home}/domid"), id.to_string().as_bytes())?;
+            xs.mkdir(&format!("{home}/device"))?;
+            for writable in ["data", "error"] {
+                let path = format!("{home}/{writable}");
+                xs.mkdir(&path)?;
+                xs.set_perms(&path, &own)?;
+            }
+            Ok(())
+        })?;
+        self.server.introduce(id).map_err(|_| XsError::Closed).map(drop)
+    }
+
+    /// Removes a domain's home and all it owns, closes its connections, and tells who watches
+    /// `@releaseDomain`.
+    pub(crate) fn remove(&self, id: DomId) -> Result<(), XsError> {
+        lock(&self.control).rm(&home(id))?;
+        self.server.release(id).map_err(|_| XsError::Closed).map(drop)
+    }
+
+    /// A new connection with a domain's rights.
+    pub(crate) fn connect(&self, id: DomId) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        self.server.add_domain_connection(id, theirs)?;
+        Ok(ours)
+    }
+}
+
+fn home(id: DomId) -> String {
+    format!("/local/domain/{id}")
+}

@@ -1,0 +1,202 @@
+//! What a domain and the hypervisor say to each other on `hypervisor.sock`: one packet of 16 bytes
+//! each way, little-endian; descriptors ride on replies.
+//!
+//! | request | bytes | reply |
+//! |---|---|---|
+//! | magic | 0..4 | magic |
+//! | operation | 4..6 | status |
+//! | domain | 6..8 | 0 |
+//! | port | 8..12 | first result |
+//! | 0 | 12..16 | second result |
+
+use pvio_event_channel::Port;
+use pvio_grant_table::DomId;
+
+/// Bytes of a request and of a reply.
+pub(crate) const LEN: usize = 16;
+/// "PVH1": pvio, hosted, version 1 of this protocol.
+const MAGIC: [u8; 4] = *b"PVH1";
+
+/// What a domain asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Request {
+    /// To be this domain from now on. Reply: total frames, grant frames; memory and events files.
+    Join(DomId),
+    /// For the memory of a domain that granted us something. Reply: as for `Join`, memory only.
+    Memory(DomId),
+    /// For a port that this domain may bind to. Reply: port; own and the other's eventfd, the
+    /// other's events file.
+    AllocUnbound(DomId),
+    /// To bind to this port of this domain. Reply: as for `AllocUnbound`.
+    Bind(DomId, Port),
+    /// To close a port.
+    Close(Port),
+    /// To wake whoever has this port of this domain now.
+    Kick(DomId, Port),
+    /// For a connection to xenstore. Reply: a connected stream.
+    Xenstore,
+}
+
+/// Not a message of this protocol.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Nonsense;
+
+impl Request {
+    /// To the wire.
+    pub(crate) fn to_wire(self) -> [u8; LEN] {
+        let (op, domain, port) = match self {
+            Self::Join(domain) => (1_u16, domain, Port(0)),
+            Self::Memory(domain) => (2, domain, Port(0)),
+            Self::AllocUnbound(domain) => (3, domain, Port(0)),
+            Self::Bind(domain, port) => (4, domain, port),
+            Self::Close(port) => (5, DomId(0), port),
+            Self::Kick(domain, port) => (6, domain, port),
+            Self::Xenstore => (7, DomId(0), Port(0)),
+        };
+        pack(op, domain.0, port.0, 0)
+    }
+
+    /// From the wire; every field that an operation does not use must be 0, a domain must be one
+    /// that can exist and a port must not be 0.
+    pub(crate) fn from_wire(bytes: &[u8]) -> Result<Self, Nonsense> {
+        let (op, domain, port, rest) = unpack(bytes)?;
+        let (domain, port) = (DomId(domain), Port(port));
+        if rest != 0 || !domain.is_real() {
+            return Err(Nonsense);
+        }
+        match (op, domain.0, port.0) {
+            (1, _, 0) => Ok(Self::Join(domain)),
+            (2, _, 0) => Ok(Self::Memory(domain)),
+            (3, _, 0) => Ok(Self::AllocUnbound(domain)),
+            (4, _, 1..) => Ok(Self::Bind(domain, port)),
+            (5, 0, 1..) => Ok(Self::Close(port)),
+            (6, _, 1..) => Ok(Self::Kick(domain, port)),
+            (7, 0, 0) => Ok(Self::Xenstore),
+            _ => Err(Nonsense),
+        }
+    }
+}
+
+/// How a request fared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u16)]
+pub(crate) enum Status {
+    /// It was done.
+    Done = 0,
+    /// There is no such domain.
+    NoDomain = 1,
+    /// A process is this domain already.
+    Taken = 2,
+    /// Every port of the domain is taken.
+    NoPorts = 3,
+    /// Not a port the domain may bind, close or kick.
+    BadPort = 4,
+    /// The other domain granted this one nothing.
+    NothingGranted = 5,
+    /// The hypervisor is out of descriptors or memory.
+    NoResources = 6,
+}
+
+/// What the hypervisor answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Reply {
+    /// How it went.
+    pub(crate) status: Status,
+    /// Two numbers, of which the request tells the meaning; 0 unless it was done.
+    pub(crate) results: [u32; 2],
+}
+
+impl Reply {
+    /// To the wire.
+    pub(crate) fn to_wire(self) -> [u8; LEN] {
+        pack(self.status as u16, 0, self.results[0], self.results[1])
+    }
+
+    /// From the wire.
+    pub(crate) fn from_wire(bytes: &[u8]) -> Result<Self, Nonsense> {
+        let (status, zero, first, second) = unpack(bytes)?;
+        let status = match (status, zero) {
+            (0, 0) => Status::Done,
+            (1, 0) => Status::NoDomain,
+            (2, 0) => Status::Taken,
+            (3, 0) => Status::NoPorts,
+            (4, 0) => Status::BadPort,
+            (5, 0) => Status::NothingGranted,
+            (6, 0) => Status::NoResources,
+            _ => return Err(Nonsense),
+        };
+        Ok(Self { status, results: [first, second] })
+    }
+}
+
+impl From<Status> for Reply {
+    fn from(status: Status) -> Self {
+        Self { status, results: [0; 2] }
+    }
+}
+
+fn pack(a: u16, b: u16, c: u32, d: u32) -> [u8; LEN] {
+    let mut bytes = [0; LEN];
+    bytes[..4].copy_from_slice(&MAGIC);
+    bytes[4..6].copy_from_slice(&a.to_le_bytes());
+    bytes[6..8].copy_from_slice(&b.to_le_bytes());
+    bytes[8..12].copy_from_slice(&c.to_le_bytes());
+    bytes[12..].copy_from_slice(&d.to_le_bytes());
+    bytes
+}
+
+fn unpack(bytes: &[u8]) -> Result<(u16, u16, u32, u32), Nonsense> {
+    let bytes: &[u8; LEN] = bytes.try_into().map_err(|_| Nonsense)?;
+    let [magic @ .., a0, a1, b0, b1, c0, c1, c2, c3, d0, d1, d2, d3] = *bytes;
+    if magic != MAGIC {
+        return Err(Nonsense);
+    }
+    Ok((
+        u16::from_le_bytes([a0, a1]),
+        u16::from_le_bytes([b0, b1]),
+        u32::from_le_bytes([c0, c1, c2, c3]),
+        u32::from_le_bytes([d0, d1, d2, d3]),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_come_back_as_they_went() {
+        for request in [
+            Request::Join(DomId(0x7fef)),
+            Request::Memory(DomId(1)),
+            Request::AllocUnbound(DomId(0)),
+            Request::Bind(DomId(7), Port(u32::MAX)),
+            Request::Close(Port(4095)),
+            Request::Kick(DomId(3), Port(1)),
+            Request::Xenstore,
+        ] {
+            assert_eq!(Request::from_wire(&request.to_wire()), Ok(request));
+        }
+    }
+
+    #[test]
+    fn nonsense_is_told_from_a_request() {
+        let good = Request::Close(Port(5)).to_wire();
+        for (at, byte) in [(0, 0), (4, 0), (4, 8), (5, 1), (6, 1), (8, 0), (12, 1)] {
+            let mut bad = good;
+            bad[at] = byte;
+            assert_eq!(Request::from_wire(&bad), Err(Nonsense), "byte {at} = {byte}");
+        }
+        assert_eq!(Request::from_wire(&good[..15]), Err(Nonsense));
+        assert_eq!(Request::from_wire(&pack(1, 0x7ff0, 0, 0)), Err(Nonsense), "reserved domain");
+        assert_eq!(Request::from_wire(&pack(1, 1, 1, 0)), Err(Nonsense), "a port to join");
+    }
+
+    #[test]
+    fn replies_come_back_as_they_went() {
+        let reply = Reply { status: Status::Done, results: [7, u32::MAX] };
+        assert_eq!(Reply::from_wire(&reply.to_wire()), Ok(reply));
+        let reply = Reply::from(Status::NoResources);
+        assert_eq!(Reply::from_wire(&reply.to_wire()), Ok(reply));
+        assert_eq!(Reply::from_wire(&pack(7, 0, 0, 0)), Err(Nonsense));
+    }
+}

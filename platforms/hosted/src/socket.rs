@@ -1,0 +1,54 @@
+//! Packets with descriptors over Unix sockets.
+
+use core::mem::MaybeUninit;
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Most descriptors on one packet.
+pub(crate) const MAX_FDS: usize = 3;
+
+/// Sends one packet whole.
+pub(crate) fn send(to: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(Errno::TOOBIG);
+    }
+    let data = [IoSlice::new(bytes)];
+    let sent =
+        rustix::io::retry_on_intr(|| sendmsg(&to, &data, &mut control, SendFlags::NOSIGNAL))?;
+    if sent == bytes.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
+}
+
+/// Receives one packet and its descriptors; 0 bytes when the other end is gone. A packet larger
+/// than `bytes`, or one with more descriptors than `fds` are expected, is an error.
+pub(crate) fn recv(
+    from: impl AsFd,
+    bytes: &mut [u8],
+    fds: Option<&mut Vec<OwnedFd>>,
+) -> Result<usize, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    // Without room for descriptors the kernel closes those that come and says so.
+    let room = if fds.is_some() { space.len() } else { 0 };
+    let mut control = RecvAncillaryBuffer::new(&mut space[..room]);
+    let mut data = [IoSliceMut::new(bytes)];
+    let got = rustix::io::retry_on_intr(|| {
+        recvmsg(&from, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    if let Some(fds) = fds {
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+    }
+    if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(Errno::MSGSIZE);
+    }
+    Ok(got.bytes)
+}

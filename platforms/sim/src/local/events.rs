@@ -1,0 +1,156 @@
+//! Event channels.
+
+use super::{LocalDomain, State, lock};
+use pvio_event_channel::two_level::{EventPage, PORTS};
+use pvio_event_channel::{DomId, EventChannel, EventChannels, EventError, Port};
+use pvio_ring::shm::HeapMemory;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+/// A domain's pending and mask bits.
+pub(super) type Bits = EventPage<HeapMemory>;
+
+pub(super) fn bits() -> Bits {
+    EventPage::new(HeapMemory::pages(1))
+}
+
+/// Every port of every domain.
+#[derive(Default)]
+pub(super) struct Ports(HashMap<(DomId, Port), End>);
+
+/// What a port is bound to; a port that is not listed is closed.
+enum End {
+    /// `remote` may bind to it.
+    Unbound { remote: DomId },
+    /// Events go to that port of that domain.
+    Bound { remote: Weak<State>, port: Port },
+}
+
+/// One end of an event channel. Dropping it closes the end.
+pub struct LocalChannel {
+    domain: LocalDomain,
+    port: Port,
+}
+
+impl EventChannels for LocalDomain {
+    type Channel = LocalChannel;
+
+    fn alloc_unbound(&self, remote: DomId) -> Result<LocalChannel, EventError> {
+        self.add(|_| Ok(End::Unbound { remote }))
+    }
+
+    fn bind_interdomain(&self, remote: DomId, port: Port) -> Result<LocalChannel, EventError> {
+        let peer = self.machine.find(remote).ok_or(EventError::NoDomain)?;
+        let channel = self.add(|ports| match ports.0.get(&(remote, port)) {
+            Some(End::Unbound { remote: meant }) if *meant == self.state.id => {
+                Ok(End::Bound { remote: Arc::downgrade(&peer), port })
+            }
+            _ => Err(EventError::BadPort),
+        })?;
+        self.state.events.raise(channel.port);
+        Ok(channel)
+    }
+}
+
+impl EventChannel for LocalChannel {
+    fn port(&self) -> Port {
+        self.port
+    }
+
+    fn notify(&self) -> Result<(), EventError> {
+        let state = &self.domain.state;
+        let ports = lock(&self.domain.machine.0.ports);
+        match ports.0.get(&(state.id, self.port)) {
+            _ if !self.domain.is_alive() => Err(EventError::Closed),
+            None => Err(EventError::Closed),
+            Some(End::Unbound { .. }) => Ok(()),
+            Some(End::Bound { remote, port }) => {
+                state.events_sent.fetch_add(1, Ordering::Relaxed);
+                if let Some(remote) = remote.upgrade() {
+                    remote.events.raise(*port);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn take(&self) -> Result<bool, EventError> {
+        if !self.domain.is_alive() {
+            return Err(EventError::Closed);
+        }
+        Ok(self.domain.state.events.take(self.port))
+    }
+
+    fn mask(&self) {
+        self.domain.state.events.mask(self.port);
+    }
+
+    fn unmask(&self) {
+        // Nobody sleeps here, so nobody has to be woken; the event stays pending for `take`.
+        let _ = self.domain.state.events.unmask(self.port);
+    }
+}
+
+impl LocalDomain {
+    /// Takes the lowest free port and makes it what `end` says, in one step.
+    fn add(
+        &self,
+        end: impl FnOnce(&Ports) -> Result<End, EventError>,
+    ) -> Result<LocalChannel, EventError> {
+        if !self.is_alive() {
+            return Err(EventError::Closed);
+        }
+        let id = self.state.id;
+        let mut ports = lock(&self.machine.0.ports);
+        let free = (1..PORTS).map(Port).find(|&p| !ports.0.contains_key(&(id, p)));
+        let port = free.ok_or(EventError::NoPorts)?;
+        let end = end(&ports)?;
+        if let End::Bound { remote, port: theirs } = &end
+            && let Some(remote) = remote.upgrade()
+        {
+            let back = End::Bound { remote: Arc::downgrade(&self.state), port };
+            ports.0.insert((remote.id, *theirs), back);
+        }
+        self.state.events.clear(port);
+        ports.0.insert((id, port), end);
+        Ok(LocalChannel { domain: self.clone(), port })
+    }
+}
+
+impl Ports {
+    pub(super) fn open(&self, id: DomId) -> usize {
+        self.0.keys().filter(|(domain, _)| *domain == id).count()
+    }
+
+    pub(super) fn close_all(&mut self, id: DomId) {
+        let ports: Vec<Port> = self.0.keys().filter(|(d, _)| *d == id).map(|&(_, p)| p).collect();
+        ports.into_iter().for_each(|port| self.close(id, port));
+    }
+
+    /// Closes an end; the other end may be bound to again by the same domain, as on Xen.
+    fn close(&mut self, id: DomId, port: Port) {
+        if let Some(End::Bound { remote, port: theirs }) = self.0.remove(&(id, port))
+            && let Some(remote) = remote.upgrade()
+            && let Some(end) = self.0.get_mut(&(remote.id, theirs))
+        {
+            *end = End::Unbound { remote: id };
+        }
+    }
+}
+
+impl Drop for LocalChannel {
+    fn drop(&mut self) {
+        // What a killed domain had open is closed already, and its number may be another's now.
+        if self.domain.is_alive() {
+            lock(&self.domain.machine.0.ports).close(self.domain.state.id, self.port);
+        }
+    }
+}
+
+impl fmt::Debug for LocalChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "port {} of domain {}", self.port, self.domain.state.id)
+    }
+}

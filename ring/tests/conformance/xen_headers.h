@@ -1,0 +1,32 @@
+/* Xen's public headers as a user-space program can use them: their barriers first. Built with
+ * -DX86_32, 64-bit fields are aligned to 4 bytes, which is all that tells the i386 ABI apart here;
+ * Linux' blkback lays the same structs out with the same pragma. */
+#ifndef PVIO_XEN_HEADERS_H
+#define PVIO_XEN_HEADERS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define __XEN_INTERFACE_VERSION__ 0x00040d00
+#define xen_mb() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+#define xen_wmb() __atomic_thread_fence(__ATOMIC_RELEASE)
+#define xen_rmb() __atomic_thread_fence(__ATOMIC_ACQUIRE)
+
+#ifdef X86_32
+#pragma pack(push, 4)
+#endif
+#include <xen/grant_table.h>
+#include <xen/io/blkif.h>
+#include <xen/io/console.h>
+#include <xen/io/netif.h>
+#include <xen/io/ring.h>
+#include <xen/io/xs_wire.h>
+#ifdef X86_32
+#pragma pack(pop)
+#endif
+
+#define PAGE 4096u
+#endif

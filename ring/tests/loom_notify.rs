@@ -1,0 +1,243 @@
+//! The notification protocol of [`pvio_ring::indices`], model-checked: the code that runs is the
+//! code that is checked, on loom's atomics instead of a shared page. Loom goes through every
+//! interleaving and every value the memory model lets a load return.
+//!
+//! Run with `RUSTFLAGS="--cfg loom" cargo test -p pvio-ring --test loom_notify --release`.
+#![forbid(unsafe_code)]
+
+#[cfg(not(loom))]
+#[test]
+#[ignore = "SKIPPED: model checking needs RUSTFLAGS=\"--cfg loom\" and --release"]
+fn model_checking_was_not_built() {}
+
+#[cfg(loom)]
+mod model {
+    use loom::sync::Notify;
+    use loom::sync::atomic::{AtomicU32, Ordering, fence};
+    use loom::thread;
+    use pvio_ring::indices::{IndexMemory, ask_for_event, publish};
+    // Not loom's: dropping that one while a found deadlock unwinds panics a second time.
+    use std::sync::Arc;
+
+    /// Slots of the model's ring: none is reused, for nothing flows back in the one-way models.
+    const SLOTS: usize = 4;
+
+    /// One direction of a ring.
+    struct Direction {
+        prod: AtomicU32,
+        event: AtomicU32,
+        slots: [AtomicU32; SLOTS],
+        /// The event channel: wakes once for each notification or more, now or at the next wait.
+        channel: Notify,
+    }
+
+    impl Direction {
+        fn new(start: u32) -> Self {
+            Self {
+                prod: AtomicU32::new(start),
+                event: AtomicU32::new(start.wrapping_add(1)),
+                slots: core::array::from_fn(|_| AtomicU32::new(0)),
+                channel: Notify::new(),
+            }
+        }
+
+        fn slot(&self, index: u32) -> &AtomicU32 {
+            &self.slots[index as usize % SLOTS]
+        }
+    }
+
+    /// What the protocol is made of, to be taken out one at a time.
+    #[derive(Clone, Copy)]
+    struct Parts {
+        producer_fence: bool,
+        consumer_fence: bool,
+        final_check: bool,
+        release: bool,
+        acquire: bool,
+    }
+
+    const WHOLE: Parts = Parts {
+        producer_fence: true,
+        consumer_fence: true,
+        final_check: true,
+        release: true,
+        acquire: true,
+    };
+
+    /// A direction as one side uses it.
+    struct View<'a> {
+        shared: &'a Direction,
+        fence: bool,
+        parts: Parts,
+    }
+
+    /// The orders are those of `layout.rs`, where the real memory is behind the same trait.
+    impl IndexMemory for View<'_> {
+        fn load_prod(&self) -> u32 {
+            let order = if self.parts.acquire { Ordering::Acquire } else { Ordering::Relaxed };
+            self.shared.prod.load(order)
+        }
+
+        fn store_prod(&self, value: u32) {
+            let order = if self.parts.release { Ordering::Release } else { Ordering::Relaxed };
+            self.shared.prod.store(value, order);
+        }
+
+        fn load_event(&self) -> u32 {
+            self.shared.event.load(Ordering::Relaxed)
+        }
+
+        fn store_event(&self, value: u32) {
+            self.shared.event.store(value, Ordering::Relaxed);
+        }
+
+        fn fence(&self) {
+            if self.fence {
+                fence(Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Produces one item holding its own number.
+    fn produce(shared: &Direction, parts: Parts, index: u32, value: u32) {
+        shared.slot(index).store(value, Ordering::Relaxed);
+        let mem = View { shared, fence: parts.producer_fence, parts };
+        if publish(&mem, index, index.wrapping_add(1)) {
+            shared.channel.notify();
+        }
+    }
+
+    /// Waits until something past `cons` is there, as a consumer must, and returns the producer.
+    fn await_more(shared: &Direction, parts: Parts, cons: u32) -> u32 {
+        let mem = View { shared, fence: parts.consumer_fence, parts };
+        loop {
+            let prod = mem.load_prod();
+            if prod != cons {
+                return prod;
+            }
+            let prod = ask_for_event(&mem, cons);
+            if parts.final_check && prod != cons {
+                return prod;
+            }
+            shared.channel.wait();
+        }
+    }
+
+    /// Tries every interleaving, or (where there are too many to try) every one in which threads
+    /// are preempted at most so often.
+    fn check(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = preemptions;
+        builder.check(model);
+    }
+
+    /// `items` go one way, each published by itself; the consumer sleeps whenever it may.
+    fn one_way(parts: Parts, start: u32, items: u32) {
+        check(if items > 2 { Some(3) } else { None }, move || {
+            let shared = Arc::new(Direction::new(start));
+            let producer = {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || {
+                    for i in 0..items {
+                        produce(&shared, parts, start.wrapping_add(i), i + 1);
+                    }
+                })
+            };
+            let mut taken = 0;
+            while taken < items {
+                let prod = await_more(&shared, parts, start.wrapping_add(taken));
+                while start.wrapping_add(taken) != prod {
+                    let slot = shared.slot(start.wrapping_add(taken));
+                    assert_eq!(slot.load(Ordering::Relaxed), taken + 1, "an item not yet written");
+                    taken += 1;
+                }
+            }
+            producer.join().unwrap();
+        });
+    }
+
+    /// Requests one way and responses the other, in lock step: both sides sleep.
+    fn both_ways(parts: Parts, start: u32, items: u32) {
+        check(Some(3), move || {
+            let requests = Arc::new(Direction::new(start));
+            let responses = Arc::new(Direction::new(start));
+            let back = {
+                let (requests, responses) = (Arc::clone(&requests), Arc::clone(&responses));
+                thread::spawn(move || {
+                    for i in 0..items {
+                        let at = start.wrapping_add(i);
+                        await_more(&requests, parts, at);
+                        let asked = requests.slot(at).load(Ordering::Relaxed);
+                        produce(&responses, parts, at, asked + 100);
+                    }
+                })
+            };
+            for i in 0..items {
+                let at = start.wrapping_add(i);
+                produce(&requests, parts, at, i);
+                await_more(&responses, parts, at);
+                assert_eq!(responses.slot(at).load(Ordering::Relaxed), i + 100);
+            }
+            back.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn no_wakeup_is_lost_from_index_0() {
+        one_way(WHOLE, 0, 2);
+    }
+
+    #[test]
+    fn no_wakeup_is_lost_among_three() {
+        one_way(WHOLE, u32::MAX - 1, 3);
+    }
+
+    #[test]
+    fn no_wakeup_is_lost_across_the_wrap() {
+        one_way(WHOLE, u32::MAX, 2);
+    }
+
+    #[test]
+    fn no_wakeup_is_lost_in_either_direction() {
+        both_ways(WHOLE, u32::MAX, 2);
+    }
+
+    // Each part is needed: without it, the same model fails. This also shows that the models above
+    // pass because of the protocol and not because they cannot fail.
+
+    #[test]
+    #[should_panic(expected = "deadlock")]
+    fn without_the_producers_fence_a_wakeup_is_lost() {
+        one_way(Parts { producer_fence: false, ..WHOLE }, 0, 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "deadlock")]
+    fn without_the_consumers_fence_a_wakeup_is_lost() {
+        one_way(Parts { consumer_fence: false, ..WHOLE }, 0, 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "deadlock")]
+    fn without_the_final_check_a_wakeup_is_lost() {
+        one_way(Parts { final_check: false, ..WHOLE }, 0, 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "an item not yet written")]
+    fn without_release_an_item_is_read_too_early() {
+        one_way(Parts { release: false, ..WHOLE }, 0, 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "an item not yet written")]
+    fn without_acquire_an_item_is_read_too_early() {
+        one_way(Parts { acquire: false, ..WHOLE }, 0, 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "deadlock")]
+    fn without_a_fence_a_wakeup_is_lost_in_the_bounded_model_too() {
+        both_ways(Parts { producer_fence: false, ..WHOLE }, u32::MAX, 2);
+    }
+}

@@ -1,0 +1,19 @@
+//! A xenstored on a socket: `xenstored <path>`. Point clients at it with `XENSTORED_PATH=<path>`.
+//! It ends when its standard input does.
+
+use std::io::Read;
+
+use pvio_xenbus::server::Server;
+use pvio_xenbus::store::Store;
+
+fn main() -> std::io::Result<()> {
+    let Some(path) = std::env::args_os().nth(1) else {
+        eprintln!("usage: xenstored <socket path>");
+        std::process::exit(2);
+    };
+    let server = Server::new(Store::default()).listen(&path)?.spawn()?;
+    println!("{}", path.display());
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    server.shutdown();
+    Ok(())
+}

@@ -1,0 +1,368 @@
+use crate::state::XenbusState;
+
+/// What a backend should do next.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum BackAction {
+    /// Nothing until the next event.
+    None,
+    /// Write what is offered, then [`XenbusState::InitWait`], in one transaction.
+    WriteOffer,
+    /// Read what the frontend asks for, map its rings, write what is served, then
+    /// [`XenbusState::Connected`].
+    Connect,
+    /// Write [`XenbusState::Closing`], and go on serving so that the frontend can finish.
+    StartClosing,
+    /// Stop serving, finish what is under way, and give back all that is the frontend's. Write no
+    /// state.
+    Disconnect,
+    /// Write [`XenbusState::Closed`]. The end is not connected any more.
+    Close,
+    /// The device is gone: forget it.
+    Remove,
+}
+
+/// A backend's part of the device's life.
+///
+/// | frontend | what is done |
+/// |---|---|
+/// | Initialising (1), InitWait (2) | disconnect if connected (it started anew: kexec, driver reload), then offer |
+/// | Initialised (3), Connected (4) | offer if that was never done, then connect, once |
+/// | Closing (5) | closing, still serving |
+/// | Closed (6) | disconnect, closed; and removed, if no longer online |
+/// | Reconfiguring (7), Reconfigured (8) | nothing |
+/// | nothing to be read | disconnect, closed; an offer, if this end is new; removed, if no longer online |
+///
+/// A device that is no longer online is not offered or connected again. After
+/// [`failed`](Self::failed) the end stays closed until the frontend leaves Initialised and
+/// Connected, so that a frontend with bad keys is not tried in a loop.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BackendMachine {
+    state: XenbusState,
+    connected: bool,
+    failed: bool,
+    /// The frontend was Connected to a predecessor of this end, and has not let go of it yet.
+    stale: bool,
+    removed: bool,
+}
+
+impl Default for BackendMachine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl BackendMachine {
+    /// A backend that has done nothing yet, whatever an earlier one left in its directory.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            state: XenbusState::Initialising,
+            connected: false,
+            failed: false,
+            stale: false,
+            removed: false,
+        }
+    }
+
+    /// A backend that lost its predecessor's session: it offers anew, and does not take a frontend
+    /// that still is Connected for one that asks to be connected, since requests would be lost
+    /// with the old session. The frontend, or the toolstack for it, has to start over.
+    #[must_use]
+    pub const fn restarted() -> Self {
+        let mut machine = Self::new();
+        machine.stale = true;
+        machine
+    }
+
+    /// A backend that took over rings in use, its state being Connected already: after a restart,
+    /// or a migration that the frontend does not know of.
+    #[must_use]
+    pub const fn connected() -> Self {
+        let mut machine = Self::new();
+        machine.state = XenbusState::Connected;
+        machine.connected = true;
+        machine
+    }
+
+    /// The state this end last wrote.
+    #[must_use]
+    pub const fn state(&self) -> XenbusState {
+        self.state
+    }
+
+    /// Whether this end holds the frontend's rings.
+    #[must_use]
+    pub const fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// What to do, given the frontend's state (a new reading of it) and whether the toolstack wants the device to stay.
+    #[must_use]
+    pub fn decide(&mut self, front: XenbusState, online: bool) -> BackAction {
+        use XenbusState as S;
+        self.stale &= front == S::Connected;
+        if self.removed {
+            return BackAction::None;
+        }
+        match front {
+            S::Initialising | S::InitWait if online => self.offer(),
+            S::Connected if self.stale && online => self.offer(),
+            S::Initialised | S::Connected => self.connect(online),
+            S::Closing => self.follow_closing(),
+            S::Reconfiguring | S::Reconfigured => BackAction::None,
+            S::Unknown if online && self.state == S::Initialising => self.offer(),
+            // A frontend that has not begun does not hold up the end of its device.
+            S::Closed | S::Unknown | S::Initialising | S::InitWait => self.close(online),
+        }
+    }
+
+    /// What to do when the backend's own directory is gone: the toolstack has removed it by force.
+    #[must_use]
+    pub const fn decide_gone(&self) -> BackAction {
+        match (self.removed, self.connected) {
+            (true, _) => BackAction::None,
+            (false, true) => BackAction::Disconnect,
+            (false, false) => BackAction::Remove,
+        }
+    }
+
+    /// An action was carried out.
+    pub const fn done(&mut self, action: BackAction) {
+        match action {
+            BackAction::None => {}
+            BackAction::WriteOffer => {
+                self.state = XenbusState::InitWait;
+                self.failed = false;
+            }
+            BackAction::Connect => {
+                self.state = XenbusState::Connected;
+                self.connected = true;
+            }
+            BackAction::StartClosing => self.state = XenbusState::Closing,
+            BackAction::Disconnect => self.connected = false,
+            BackAction::Close => {
+                self.state = XenbusState::Closed;
+                self.connected = false;
+            }
+            BackAction::Remove => {
+                self.connected = false;
+                self.removed = true;
+            }
+        }
+    }
+
+    /// The end cannot go on with this frontend: [`BackAction::Connect`] failed, or a connected
+    /// frontend broke the rules. The caller must have disconnected; next comes
+    /// [`BackAction::Close`].
+    pub const fn failed(&mut self) {
+        self.failed = true;
+        self.connected = false;
+    }
+
+    fn offer(&self) -> BackAction {
+        if self.connected {
+            BackAction::Disconnect
+        } else if self.state == XenbusState::InitWait && !self.failed {
+            BackAction::None
+        } else {
+            BackAction::WriteOffer
+        }
+    }
+
+    fn connect(&self, online: bool) -> BackAction {
+        use XenbusState as S;
+        match (self.connected, self.failed) {
+            // The toolstack wants it gone: ask the frontend.
+            (true, _) if !online && self.state == S::Connected => BackAction::StartClosing,
+            (true, _) => BackAction::None,
+            (false, true) if self.state == S::Closed => BackAction::None,
+            (false, true) => BackAction::Close,
+            (false, false) if !online && self.state == S::Closed => BackAction::None,
+            (false, false) if !online => BackAction::Close,
+            (false, false) if self.state == S::InitWait => BackAction::Connect,
+            // It came without waiting for an offer, or through states that were not seen.
+            (false, false) => BackAction::WriteOffer,
+        }
+    }
+
+    fn follow_closing(&self) -> BackAction {
+        match self.state {
+            XenbusState::Closing | XenbusState::Closed => BackAction::None,
+            _ => BackAction::StartClosing,
+        }
+    }
+
+    fn close(&self, online: bool) -> BackAction {
+        if self.connected {
+            BackAction::Disconnect
+        } else if self.state != XenbusState::Closed {
+            BackAction::Close
+        } else if online {
+            BackAction::None
+        } else {
+            BackAction::Remove
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use proptest::prelude::*;
+
+    use XenbusState as S;
+
+    /// Does all there is to do and returns it; panics if that does not end.
+    fn settle(m: &mut BackendMachine, front: S, online: bool) -> Vec<BackAction> {
+        let mut done = Vec::new();
+        loop {
+            let action = m.decide(front, online);
+            if action == BackAction::None {
+                return done;
+            }
+            m.done(action);
+            done.push(action);
+            assert!(done.len() <= 4, "no end: {done:?}");
+        }
+    }
+
+    #[test]
+    fn a_device_lives_and_ends() {
+        let mut m = BackendMachine::new();
+        assert_eq!(
+            settle(&mut m, S::Initialising, true),
+            [BackAction::WriteOffer]
+        );
+        assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
+        assert_eq!(settle(&mut m, S::Connected, true), []);
+        assert_eq!(
+            settle(&mut m, S::Connected, false),
+            [BackAction::StartClosing]
+        );
+        assert!(m.is_connected(), "the frontend may still finish");
+        assert_eq!(settle(&mut m, S::Closing, false), []);
+        let end = [
+            BackAction::Disconnect,
+            BackAction::Close,
+            BackAction::Remove,
+        ];
+        assert_eq!(settle(&mut m, S::Closed, false), end);
+        for front in S::ALL {
+            assert_eq!(settle(&mut m, front, true), []);
+        }
+    }
+
+    #[test]
+    fn state_three_is_optional_and_so_is_waiting_for_the_offer() {
+        let mut m = BackendMachine::new();
+        assert_eq!(
+            settle(&mut m, S::Connected, true),
+            [BackAction::WriteOffer, BackAction::Connect]
+        );
+    }
+
+    #[test]
+    fn a_frontend_that_starts_anew_is_offered_again() {
+        // kexec, with no word of closing.
+        let mut m = BackendMachine::connected();
+        let again = [BackAction::Disconnect, BackAction::WriteOffer];
+        assert_eq!(settle(&mut m, S::Initialising, true), again);
+        assert_eq!(settle(&mut m, S::Initialising, true), []);
+        // Orderly, as a boot loader hands over: 5, 6, 1.
+        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Connect]);
+        assert_eq!(settle(&mut m, S::Closing, true), [BackAction::StartClosing]);
+        assert_eq!(
+            settle(&mut m, S::Closed, true),
+            [BackAction::Disconnect, BackAction::Close]
+        );
+        assert_eq!(
+            settle(&mut m, S::Initialising, true),
+            [BackAction::WriteOffer]
+        );
+        // 1 while this end is still closing: the 6 was never seen.
+        assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
+        assert_eq!(settle(&mut m, S::Closing, true), [BackAction::StartClosing]);
+        assert_eq!(settle(&mut m, S::Initialising, true), again);
+        // 1 then 3 at once, after a 6: only the 3 was seen.
+        assert_eq!(settle(&mut m, S::Closed, true), [BackAction::Close]);
+        assert_eq!(
+            settle(&mut m, S::Initialised, true),
+            [BackAction::WriteOffer, BackAction::Connect]
+        );
+    }
+
+    #[test]
+    fn a_frontend_with_bad_keys_is_not_tried_in_a_loop() {
+        let mut m = BackendMachine::new();
+        settle(&mut m, S::Initialising, true);
+        assert_eq!(m.decide(S::Initialised, true), BackAction::Connect);
+        m.failed();
+        assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Close]);
+        assert_eq!(settle(&mut m, S::Connected, true), []);
+        assert_eq!(
+            settle(&mut m, S::Initialising, true),
+            [BackAction::WriteOffer]
+        );
+        assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
+    }
+
+    #[test]
+    fn a_restarted_backend_waits_for_the_frontend_to_start_over() {
+        let mut m = BackendMachine::restarted();
+        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::WriteOffer]);
+        assert_eq!(settle(&mut m, S::Connected, true), []);
+        assert_eq!(settle(&mut m, S::Initialising, true), []);
+        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Connect]);
+        let mut m = BackendMachine::restarted();
+        let at_once = [BackAction::WriteOffer, BackAction::Connect];
+        assert_eq!(
+            settle(&mut m, S::Initialised, true),
+            at_once,
+            "its rings were never used"
+        );
+    }
+
+    #[test]
+    fn a_device_that_is_to_go_does_not_come_back() {
+        let mut m = BackendMachine::new();
+        settle(&mut m, S::Initialising, true);
+        assert_eq!(settle(&mut m, S::Initialised, false), [BackAction::Close]);
+        assert_eq!(settle(&mut m, S::Initialising, false), [BackAction::Remove]);
+    }
+
+    #[test]
+    fn a_vanished_frontend_lets_go_and_a_vanished_backend_removes() {
+        let mut m = BackendMachine::connected();
+        assert_eq!(
+            settle(&mut m, S::Unknown, true),
+            [BackAction::Disconnect, BackAction::Close]
+        );
+        assert_eq!(settle(&mut m, S::Unknown, false), [BackAction::Remove]);
+        let mut m = BackendMachine::connected();
+        assert_eq!(m.decide_gone(), BackAction::Disconnect);
+        m.done(BackAction::Disconnect);
+        assert_eq!(m.decide_gone(), BackAction::Remove);
+        m.done(BackAction::Remove);
+        assert_eq!(m.decide_gone(), BackAction::None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_of_states_settles_and_repeats_do_nothing(
+            steps in proptest::collection::vec((0_u32..9, any::<bool>(), 0_u8..8), 0..60)
+        ) {
+            let mut m = BackendMachine::new();
+            for (front, online, luck) in steps {
+                let front = S::from_number(front);
+                if luck == 0 {
+                    m.failed();
+                }
+                settle(&mut m, front, online);
+                prop_assert_eq!(m.decide(front, online), BackAction::None);
+                prop_assert!(!(m.is_connected() && m.state() == S::Closed));
+                prop_assert!(!(m.is_connected() && front == S::Closed));
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+use super::{Ends, Fault, Life, only_if_lost};
+use crate::device::{BackAction, BackendMachine};
+use crate::handshake::HandshakeError;
+use crate::handshake::common::{
+    DeviceAddr, clear_error, online_path, read_online, read_state, state_path, switch_state,
+};
+use crate::state::XenbusState;
+use crate::xenstore::{Xenstore, XsError, transaction};
+
+/// What only a class of backends knows.
+pub trait BackendClass {
+    /// Readies what the device stands on (an image, a tap), once, before the first offer.
+    ///
+    /// # Errors
+    /// A [`Fault`] closes the device for good: it has to be removed and made anew.
+    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault>;
+
+    /// Writes what the backend offers. Part of a transaction, so it may run more than once.
+    ///
+    /// # Errors
+    /// A [`HandshakeError`], as for [`prepare`](Self::prepare).
+    fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
+
+    /// Reads what the frontend asks for, maps its rings and begins to serve.
+    ///
+    /// # Errors
+    /// A [`Fault`] closes the device until the frontend starts anew; nothing is served and nothing
+    /// stays mapped.
+    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault>;
+
+    /// Writes what is served (a disk's size), with state Connected. Part of a transaction.
+    ///
+    /// # Errors
+    /// A [`HandshakeError`], as for [`connect`](Self::connect).
+    fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
+
+    /// Finishes what is under way, stops serving, and gives back all that is the frontend's.
+    /// May be called when nothing is served.
+    fn disconnect(&mut self);
+
+    /// Why serving ended by itself, if it did; told once.
+    fn fault(&mut self) -> Option<Fault>;
+}
+
+/// One backend.
+#[derive(Debug)]
+pub struct BackendDriver<C> {
+    class: C,
+    ends: Ends,
+    machine: BackendMachine,
+    prepared: bool,
+    /// It could not even be offered: closed until it is removed.
+    broken: bool,
+    watching: bool,
+}
+
+impl<C: BackendClass> BackendDriver<C> {
+    /// A backend that nobody has served yet.
+    #[must_use]
+    pub fn new(addr: DeviceAddr, class: C) -> Self {
+        Self::with(addr, class, BackendMachine::new())
+    }
+
+    /// A backend whose earlier server died: the frontend is asked to start over, and replays what
+    /// is unanswered.
+    #[must_use]
+    pub fn restarted(addr: DeviceAddr, class: C) -> Self {
+        Self::with(addr, class, BackendMachine::restarted())
+    }
+
+    fn with(addr: DeviceAddr, class: C, machine: BackendMachine) -> Self {
+        let ends = Ends::new(addr);
+        Self { class, ends, machine, prepared: false, broken: false, watching: false }
+    }
+
+    /// Which device it is.
+    #[must_use]
+    pub fn addr(&self) -> DeviceAddr {
+        self.ends.addr
+    }
+
+    /// The token of the watches this end registers: its path.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.ends.back
+    }
+
+    /// The state this end has.
+    #[must_use]
+    pub fn state(&self) -> XenbusState {
+        self.machine.state()
+    }
+
+    /// The class.
+    #[must_use]
+    pub fn class(&self) -> &C {
+        &self.class
+    }
+
+    /// Does all there is to do now. Call it once at first, then on every watch event with this
+    /// end's [`token`](Self::token), and when the class says that serving ended.
+    ///
+    /// # Errors
+    /// [`XsError`] when xenstore itself fails; the driver is of no more use then.
+    pub fn step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, XsError> {
+        self.try_step(xs).or_else(|error| match error {
+            HandshakeError::Xenstore(error) => Err(error),
+            // What the toolstack wrote makes no sense.
+            other => {
+                self.break_down(xs, &other.into())?;
+                Ok(Life::Alive)
+            }
+        })
+    }
+
+    /// Stops serving and writes state Closed if the directory is still there: this end's process
+    /// is about to end.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn shut_down(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
+        self.class.disconnect();
+        self.machine.failed();
+        only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closed))
+    }
+
+    fn try_step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, HandshakeError> {
+        if !core::mem::replace(&mut self.watching, true) {
+            xs.watch(&state_path(&self.ends.front), &self.ends.back)?;
+            xs.watch(&online_path(&self.ends.back), &self.ends.back)?;
+            clear_error(xs, &self.ends.back)?;
+        }
+        loop {
+            if let Some(fault) = self.class.fault() {
+                self.fail(xs, &fault)?;
+            }
+            let action = self.decide(xs)?;
+            match action {
+                BackAction::None => return Ok(Life::Alive),
+                BackAction::Remove => {
+                    self.class.disconnect();
+                    self.unwatch(xs);
+                    self.machine.done(action);
+                    return Ok(Life::Gone);
+                }
+                _ => {}
+            }
+            match self.perform(xs, action) {
+                Ok(()) => self.machine.done(action),
+                Err(fault) if action == BackAction::Connect => self.fail(xs, &fault)?,
+                Err(fault) => {
+                    self.break_down(xs, &fault)?;
+                    return Ok(Life::Alive);
+                }
+            }
+        }
+    }
+
+    fn decide(&mut self, xs: &mut dyn Xenstore) -> Result<BackAction, HandshakeError> {
+        if xs.read_opt(&state_path(&self.ends.back))?.is_none() {
+            return Ok(self.machine.decide_gone());
+        }
+        let online = read_online(xs, &self.ends.back)?;
+        if self.broken {
+            return Ok(if online { BackAction::None } else { BackAction::Remove });
+        }
+        let front = read_state(xs, &self.ends.front)?;
+        Ok(self.machine.decide(front, online))
+    }
+
+    fn perform(&mut self, xs: &mut dyn Xenstore, action: BackAction) -> Result<(), Fault> {
+        let Self { class, ends, prepared, .. } = self;
+        let to = match action {
+            BackAction::WriteOffer => {
+                if !*prepared {
+                    class.prepare(xs, ends)?;
+                    *prepared = true;
+                }
+                return Ok(transaction(xs, |tx| {
+                    class.offer(tx, ends)?;
+                    switch_state(tx, &ends.back, XenbusState::InitWait).map(drop)
+                })?);
+            }
+            BackAction::Connect => {
+                class.connect(xs, ends)?;
+                return Ok(transaction(xs, |tx| {
+                    class.describe(tx, ends)?;
+                    switch_state(tx, &ends.back, XenbusState::Connected).map(drop)
+                })?);
+            }
+            BackAction::StartClosing => XenbusState::Closing,
+            BackAction::Close => XenbusState::Closed,
+            BackAction::Disconnect => {
+                class.disconnect();
+                return Ok(());
+            }
+            BackAction::None | BackAction::Remove => return Ok(()),
+        };
+        switch_state(xs, &ends.back, to)?;
+        Ok(())
+    }
+
+    /// Ends this frontend's session; it may start anew.
+    fn fail(&mut self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
+        self.class.disconnect();
+        self.machine.failed();
+        only_if_lost(fault.report(xs, &self.ends.back))
+    }
+
+    /// Closes the device until it is removed.
+    fn break_down(&mut self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
+        self.broken = true;
+        self.fail(xs, fault)?;
+        only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closed))
+    }
+
+    fn unwatch(&mut self, xs: &mut dyn Xenstore) {
+        // The watches may be gone with the nodes' rights; what is left of them does no harm.
+        let _ = xs.unwatch(&state_path(&self.ends.front), &self.ends.back);
+        let _ = xs.unwatch(&online_path(&self.ends.back), &self.ends.back);
+    }
+}

@@ -1,0 +1,187 @@
+use super::{Ends, Fault, Life, only_if_lost};
+use crate::device::{FrontAction, FrontendMachine};
+use crate::handshake::HandshakeError;
+use crate::handshake::common::{
+    DeviceAddr, clear_error, read_online, read_state, state_path, switch_state, write_state,
+};
+use crate::state::XenbusState;
+use crate::xenstore::{Xenstore, XsError, transaction};
+
+/// What only a class of frontends knows.
+pub trait FrontendClass {
+    /// Reads the offer and sets up rings and event channels for this backend.
+    ///
+    /// # Errors
+    /// A [`Fault`] closes the device; nothing stays granted.
+    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault>;
+
+    /// Writes what this end asks for. Part of a transaction, so it may run more than once.
+    ///
+    /// # Errors
+    /// A [`HandshakeError`], as for [`prepare`](Self::prepare).
+    fn request(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
+
+    /// Reads what is served, at first and whenever it may have changed, and starts (again).
+    ///
+    /// # Errors
+    /// A [`Fault`] closes the device.
+    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault>;
+
+    /// The session is over. What is unanswered is kept, to be sent again if the device is prepared
+    /// again. The backend may have rings and pages mapped still.
+    fn disconnect(&mut self);
+
+    /// The backend has let go of earlier sessions, as far as it tells: their grants can be taken
+    /// back. Called often, mostly with nothing to do.
+    fn release(&mut self);
+}
+
+/// One frontend.
+#[derive(Debug)]
+pub struct FrontendDriver<C> {
+    class: C,
+    ends: Ends,
+    machine: FrontendMachine,
+    begun: bool,
+    broken: bool,
+}
+
+impl<C: FrontendClass> FrontendDriver<C> {
+    /// A frontend that starts.
+    #[must_use]
+    pub fn new(addr: DeviceAddr, class: C) -> Self {
+        let (ends, machine) = (Ends::new(addr), FrontendMachine::new());
+        Self { class, ends, machine, begun: false, broken: false }
+    }
+
+    /// Which device it is.
+    #[must_use]
+    pub fn addr(&self) -> DeviceAddr {
+        self.ends.addr
+    }
+
+    /// The token of the watches this end registers: its path.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.ends.front
+    }
+
+    /// The state this end has.
+    #[must_use]
+    pub fn state(&self) -> XenbusState {
+        self.machine.state()
+    }
+
+    /// The class.
+    #[must_use]
+    pub fn class(&self) -> &C {
+        &self.class
+    }
+
+    /// The class, to be used.
+    pub fn class_mut(&mut self) -> &mut C {
+        &mut self.class
+    }
+
+    /// Does all there is to do now. Call it once at first, then on every watch event with this
+    /// end's [`token`](Self::token).
+    ///
+    /// # Errors
+    /// [`XsError`] when xenstore itself fails; the driver is of no more use then.
+    pub fn step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, XsError> {
+        self.try_step(xs).or_else(|error| match error {
+            HandshakeError::Xenstore(error) => Err(error),
+            other => {
+                self.fail(xs, &other.into())?;
+                Ok(Life::Alive)
+            }
+        })
+    }
+
+    /// The backend broke the rules: tells why in the `error` node, and closes for good.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn fail(&mut self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
+        self.broken = true;
+        only_if_lost(fault.report(xs, &self.ends.front))?;
+        self.close(xs)
+    }
+
+    /// Begins to close. The device is let go when the backend has followed: some
+    /// [`step`](Self::step) later, [`state`](Self::state) is Closed.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn close(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
+        if self.machine.state() != XenbusState::Closed {
+            self.machine.closing();
+            only_if_lost(switch_state(xs, &self.ends.front, XenbusState::Closing))?;
+        }
+        Ok(())
+    }
+
+    fn try_step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, HandshakeError> {
+        if !core::mem::replace(&mut self.begun, true) {
+            clear_error(xs, &self.ends.front)?;
+            xs.watch(&state_path(&self.ends.back), &self.ends.front)?;
+            // Whoever was here before (a boot loader, an earlier kernel): the backend lets go of
+            // their rings when it sees that this end starts.
+            write_state(xs, &self.ends.front, XenbusState::Initialising)?;
+        }
+        let mut fresh = true;
+        loop {
+            if xs.read_opt(&state_path(&self.ends.front))?.is_none() {
+                self.class.disconnect();
+                self.class.release();
+                return Ok(Life::Gone);
+            }
+            let online = read_online(xs, &self.ends.back)?;
+            let back = read_state(xs, &self.ends.back)?;
+            let action = self.machine.decide(back, online, fresh);
+            fresh = false;
+            let idle = action == FrontAction::None || (self.broken && action != FrontAction::Close);
+            if !idle {
+                match self.perform(xs, action) {
+                    Ok(()) => self.machine.done(action),
+                    Err(fault) => self.fail(xs, &fault)?,
+                }
+            }
+            if !matches!(back, XenbusState::Connected | XenbusState::Closing) {
+                self.class.release();
+            }
+            if idle {
+                return Ok(Life::Alive);
+            }
+        }
+    }
+
+    fn perform(&mut self, xs: &mut dyn Xenstore, action: FrontAction) -> Result<(), Fault> {
+        let Self { class, ends, .. } = self;
+        let to = match action {
+            FrontAction::None => return Ok(()),
+            FrontAction::WriteRequest => {
+                class.prepare(xs, ends)?;
+                return Ok(transaction(xs, |tx| {
+                    class.request(tx, ends)?;
+                    switch_state(tx, &ends.front, XenbusState::Initialised).map(drop)
+                })?);
+            }
+            FrontAction::Connect => {
+                class.connect(xs, ends)?;
+                XenbusState::Connected
+            }
+            FrontAction::Refresh => return class.connect(xs, ends),
+            FrontAction::Reconnect => {
+                class.disconnect();
+                XenbusState::Initialising
+            }
+            FrontAction::Close => {
+                class.disconnect();
+                XenbusState::Closed
+            }
+        };
+        switch_state(xs, &ends.front, to)?;
+        Ok(())
+    }
+}

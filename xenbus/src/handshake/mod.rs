@@ -1,0 +1,43 @@
+//! Typed handshakes: what the two ends of a device tell each other through xenstore, one struct
+//! for each thing said. Nothing outside this module spells a key.
+//!
+//! | who speaks | when | disk | network |
+//! |---|---|---|---|
+//! | toolstack, to the backend | at creation | [`vbd::ToolstackBack`] | [`vif::ToolstackBack`] |
+//! | toolstack, to the frontend | at creation | [`vbd::ToolstackFront`] | [`vif::ToolstackFront`] |
+//! | backend | before `InitWait` (2) | [`vbd::BackOffer`] | [`vif::BackOffer`] |
+//! | frontend | before `Initialised` (3) or `Connected` (4) | [`vbd::FrontRequest`] | [`vif::FrontRequest`] |
+//! | backend | with `Connected` (4) | [`vbd::BackDisk`] | nothing |
+//! | both, for themselves | at the end | [`vbd::Negotiated`] | [`vif::Negotiated`] |
+//!
+//! Each struct has `read`, which refuses whatever is missing, malformed or out of bounds with a
+//! [`HandshakeError`] that names the key and the value, and `write`. Both work in one transaction:
+//! a half-written handshake is never seen. To add a state change to the same transaction, call
+//! them inside [`crate::transaction`], which they then join:
+//!
+//! ```
+//! # use std::{cell::RefCell, rc::Rc};
+//! # use pvio_ring::DomId;
+//! # use pvio_xenbus::{XenbusState, store::{LocalClient, Store}, transaction};
+//! # use pvio_xenbus::handshake::{HandshakeError, common, vbd};
+//! # let store = Rc::new(RefCell::new(Store::default()));
+//! # let mut xs = LocalClient::connect(&store, DomId::DOM0);
+//! # let addr = common::DeviceAddr::new(common::DeviceClass::Vbd, DomId::DOM0, DomId(5), 51712);
+//! # vbd::create_device(&mut xs, addr, &vbd::ToolstackBack::new(addr, "/dev/null"))?;
+//! let base = addr.backend_path();
+//! let offer = vbd::BackOffer { flush: true, max_queues: Some(4), ..vbd::BackOffer::default() };
+//! transaction(&mut xs, |tx| {
+//!     offer.write(tx, &base)?;
+//!     common::write_state(tx, &base, XenbusState::InitWait)
+//! })?;
+//! assert_eq!(vbd::BackOffer::read(&mut xs, &base)?, offer);
+//! # Ok::<(), HandshakeError>(())
+//! ```
+
+pub mod common;
+mod error;
+mod fields;
+pub mod vbd;
+pub mod vif;
+
+pub use error::{HandshakeError, Shown};

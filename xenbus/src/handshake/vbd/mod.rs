@@ -1,0 +1,18 @@
+//! Virtual disks (`io/blkif.h`).
+
+mod negotiated;
+mod offer;
+mod request;
+mod toolstack;
+
+pub use negotiated::Negotiated;
+pub use offer::{BackDisk, BackOffer, Discard, DiskInfo, announce_resize};
+pub use request::{FrontLimits, FrontPlan, FrontRequest, Protocol, Queue};
+pub use toolstack::{DeviceType, Mode, ToolstackBack, ToolstackFront, create_device};
+
+/// The largest order of a ring, in powers of two of pages: 32 pages. Linux's backend offers 4,
+/// FreeBSD's 5.
+pub const MAX_RING_PAGE_ORDER: u32 = 5;
+
+/// The most queues one device is given here, whatever is offered.
+pub const MAX_QUEUES: u32 = 256;

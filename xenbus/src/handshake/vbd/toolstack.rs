@@ -1,0 +1,261 @@
+//! What the toolstack tells each end of a disk when it makes the device.
+
+use alloc::string::String;
+use alloc::string::ToString;
+
+use pvio_ring::DomId;
+
+use crate::handshake::HandshakeError;
+use crate::handshake::common::{DeviceAddr, DeviceClass, create_ends, write_state};
+use crate::handshake::fields::{Reader, Writer};
+use crate::state::XenbusState;
+use crate::xenstore::{Xenstore, transaction};
+
+/// Whether the frontend may write (`mode`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Mode {
+    /// `r`
+    ReadOnly,
+    /// `w`
+    ReadWrite,
+}
+
+/// What the frontend should take the device for (`device-type`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum DeviceType {
+    /// A hard disk.
+    Disk,
+    /// A CD drive.
+    Cdrom,
+}
+
+impl DeviceType {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Cdrom => "cdrom",
+        }
+    }
+}
+
+/// The toolstack's words to a disk's backend.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ToolstackBack {
+    /// `frontend`: the frontend's directory.
+    pub frontend: String,
+    /// `frontend-id`: the frontend's domain.
+    pub frontend_id: DomId,
+    /// `online`: whether the device is to stay when the frontend closes.
+    pub online: bool,
+    /// `removable`: whether the frontend should present a removable medium.
+    pub removable: bool,
+    /// `bootable`: whether it may be booted from.
+    pub bootable: bool,
+    /// `dev`: the name the toolstack knows it by (`xvda`).
+    pub dev: String,
+    /// `type`: what kind of backing `params` names (`phy`, `file`, `tap`, …).
+    pub kind: String,
+    /// `mode`.
+    pub mode: Mode,
+    /// `device-type`.
+    pub device_type: DeviceType,
+    /// `params`: what backs the disk; for the backend to understand.
+    pub params: String,
+    /// `direct-io-safe`: whether the backing may be accessed around the host's cache.
+    pub direct_io_safe: bool,
+    /// `discard-enable`: whether discards may be offered.
+    pub discard_enable: bool,
+}
+
+impl ToolstackBack {
+    /// A writable, online hard disk backed by `params`; everything else can be changed after.
+    #[must_use]
+    pub fn new(addr: DeviceAddr, params: &str) -> Self {
+        Self {
+            frontend: addr.frontend_path(),
+            frontend_id: addr.front,
+            online: true,
+            removable: false,
+            bootable: true,
+            dev: addr.index.to_string(),
+            kind: "file".into(),
+            mode: Mode::ReadWrite,
+            device_type: DeviceType::Disk,
+            params: params.into(),
+            direct_io_safe: false,
+            discard_enable: true,
+        }
+    }
+
+    /// Reads a backend's directory. `mode`, `params`, `frontend` and `frontend-id` must be there;
+    /// of the others, what is missing takes the header's default.
+    ///
+    /// # Errors
+    /// [`HandshakeError`], also if the frontend's path is not in the frontend's home.
+    pub fn read<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Self, HandshakeError> {
+        transaction(xs, |tx| {
+            let mut r = Reader { xs: tx, base };
+            let frontend_id = r.domid("frontend-id")?;
+            let mode = match r.raw("mode")?.as_deref() {
+                Some(b"r") => Mode::ReadOnly,
+                Some(b"w") => Mode::ReadWrite,
+                Some(other) => return Err(r.malformed("mode", other, "r or w")),
+                None => return Err(r.missing("mode")),
+            };
+            Ok(Self {
+                frontend: r.peer_path("frontend", frontend_id)?,
+                frontend_id,
+                online: r.flag("online", false)?,
+                removable: r.flag("removable", false)?,
+                bootable: r.flag("bootable", false)?,
+                dev: r.opt_text("dev")?.unwrap_or_default(),
+                kind: r.opt_text("type")?.unwrap_or_default(),
+                mode,
+                device_type: read_device_type(&mut r)?,
+                params: r.need_text("params")?,
+                direct_io_safe: r.flag("direct-io-safe", false)?,
+                discard_enable: r.flag("discard-enable", true)?,
+            })
+        })
+    }
+
+    /// Writes a backend's directory, without its state.
+    ///
+    /// # Errors
+    /// [`HandshakeError`].
+    pub fn write<X: Xenstore + ?Sized>(
+        &self,
+        xs: &mut X,
+        base: &str,
+    ) -> Result<(), HandshakeError> {
+        transaction(xs, |tx| {
+            let mut w = Writer { xs: tx, base };
+            w.put("frontend", &self.frontend)?;
+            w.put("frontend-id", self.frontend_id)?;
+            w.flag("online", self.online)?;
+            w.flag("removable", self.removable)?;
+            w.flag("bootable", self.bootable)?;
+            w.put("dev", &self.dev)?;
+            w.put("type", &self.kind)?;
+            w.put(
+                "mode",
+                if self.mode == Mode::ReadOnly {
+                    "r"
+                } else {
+                    "w"
+                },
+            )?;
+            w.put("device-type", self.device_type.as_str())?;
+            w.put("params", &self.params)?;
+            w.flag("direct-io-safe", self.direct_io_safe)?;
+            w.flag("discard-enable", self.discard_enable)
+        })
+    }
+}
+
+/// The toolstack's words to a disk's frontend.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ToolstackFront {
+    /// `backend`: the backend's directory.
+    pub backend: String,
+    /// `backend-id`: the backend's domain.
+    pub backend_id: DomId,
+    /// `virtual-device`: the number that says which disk of the guest this is, encoded as in
+    /// `docs/man/xen-vbd-interface.7`.
+    pub virtual_device: u32,
+    /// `device-type`.
+    pub device_type: DeviceType,
+    /// `trusted`: whether the frontend may let the backend see its pages; if not, it must copy
+    /// through pages that hold nothing else.
+    pub trusted: bool,
+}
+
+impl ToolstackFront {
+    /// What belongs to a device of this address.
+    #[must_use]
+    pub fn new(addr: DeviceAddr, device_type: DeviceType) -> Self {
+        Self {
+            backend: addr.backend_path(),
+            backend_id: addr.back,
+            virtual_device: addr.index,
+            device_type,
+            trusted: true,
+        }
+    }
+
+    /// Reads a frontend's directory.
+    ///
+    /// # Errors
+    /// [`HandshakeError`], also if the backend's path is not in the backend's home.
+    pub fn read<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Self, HandshakeError> {
+        transaction(xs, |tx| {
+            let mut r = Reader { xs: tx, base };
+            let backend_id = r.domid("backend-id")?;
+            Ok(Self {
+                backend: r.peer_path("backend", backend_id)?,
+                backend_id,
+                virtual_device: r.need_u32("virtual-device", 0, u32::MAX)?,
+                device_type: read_device_type(&mut r)?,
+                trusted: r.flag("trusted", true)?,
+            })
+        })
+    }
+
+    /// Writes a frontend's directory, without its state.
+    ///
+    /// # Errors
+    /// [`HandshakeError`].
+    pub fn write<X: Xenstore + ?Sized>(
+        &self,
+        xs: &mut X,
+        base: &str,
+    ) -> Result<(), HandshakeError> {
+        transaction(xs, |tx| {
+            let mut w = Writer { xs: tx, base };
+            w.put("backend", &self.backend)?;
+            w.put("backend-id", self.backend_id)?;
+            w.put("virtual-device", self.virtual_device)?;
+            w.put("device-type", self.device_type.as_str())?;
+            w.flag("trusted", self.trusted)
+        })
+    }
+}
+
+/// Makes a disk: both ends' directories with their rights, keys and state
+/// [`XenbusState::Initialising`], in one transaction. To be called by dom0.
+///
+/// # Errors
+/// [`HandshakeError::Exists`] if either end is there; [`HandshakeError::Unwritable`] if `back`
+/// names another frontend than `addr`, or `addr` is no disk.
+pub fn create_device<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+    back: &ToolstackBack,
+) -> Result<(), HandshakeError> {
+    if addr.class != DeviceClass::Vbd {
+        return Err(HandshakeError::Unwritable("a disk of another class"));
+    }
+    if back.frontend_id != addr.front || back.frontend != addr.frontend_path() {
+        return Err(HandshakeError::Unwritable(
+            "the frontend is not the address's",
+        ));
+    }
+    let front = ToolstackFront::new(addr, back.device_type);
+    transaction(xs, |tx| {
+        create_ends(tx, addr)?;
+        back.write(tx, &addr.backend_path())?;
+        front.write(tx, &addr.frontend_path())?;
+        write_state(tx, &addr.backend_path(), XenbusState::Initialising)?;
+        write_state(tx, &addr.frontend_path(), XenbusState::Initialising)
+    })
+}
+
+fn read_device_type<X: Xenstore + ?Sized>(
+    r: &mut Reader<'_, X>,
+) -> Result<DeviceType, HandshakeError> {
+    match r.raw("device-type")?.as_deref() {
+        None | Some(b"disk") => Ok(DeviceType::Disk),
+        Some(b"cdrom") => Ok(DeviceType::Cdrom),
+        Some(other) => Err(r.malformed("device-type", other, "disk or cdrom")),
+    }
+}

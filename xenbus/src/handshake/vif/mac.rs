@@ -1,0 +1,85 @@
+use core::fmt;
+use core::str::FromStr;
+
+/// A MAC address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Mac(pub [u8; 6]);
+
+/// Not six pairs of hexadecimal digits with colons between.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("not a MAC address: expected six pairs of hexadecimal digits with colons between")]
+pub struct MacError;
+
+impl Mac {
+    /// Whether it names a group of stations, not one; no interface can have such an address.
+    #[must_use]
+    pub const fn is_multicast(self) -> bool {
+        let [first, ..] = self.0;
+        first & 1 != 0
+    }
+}
+
+impl FromStr for Mac {
+    type Err = MacError;
+
+    fn from_str(text: &str) -> Result<Self, MacError> {
+        let mut pairs = text.split(':');
+        let mut bytes = [0_u8; 6];
+        for byte in &mut bytes {
+            let pair = pairs.next().ok_or(MacError)?;
+            // `from_str_radix` would take a sign.
+            if pair.len() != 2 || !pair.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return Err(MacError);
+            }
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| MacError)?;
+        }
+        if pairs.next().is_some() {
+            Err(MacError)
+        } else {
+            Ok(Self(bytes))
+        }
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+    use proptest::prelude::*;
+
+    #[test]
+    fn other_forms_are_refused() {
+        for bad in [
+            "",
+            "00:16:3e:00:00",
+            "00:16:3e:00:00:00:00",
+            "00-16-3e-00-00-00",
+            "0:16:3e:00:00:00",
+            "+0:16:3e:00:00:00",
+            "00:16:3e:00:00:0g",
+            "00:16:3e:00:00:00 ",
+            "éa:16:3e:00:00:00",
+        ] {
+            assert_eq!(bad.parse::<Mac>(), Err(MacError), "{bad}");
+        }
+        assert!("01:00:5e:00:00:01".parse::<Mac>().unwrap().is_multicast());
+        assert_eq!(
+            "00:16:3E:Ab:cD:ef".parse::<Mac>().unwrap().to_string(),
+            "00:16:3e:ab:cd:ef"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn addresses_round_trip(bytes: [u8; 6]) {
+            prop_assert_eq!(Mac(bytes).to_string().parse::<Mac>(), Ok(Mac(bytes)));
+        }
+    }
+}

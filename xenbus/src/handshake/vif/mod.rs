@@ -1,0 +1,18 @@
+//! Virtual network interfaces (`io/netif.h`).
+
+mod mac;
+mod negotiated;
+mod offer;
+mod request;
+mod toolstack;
+
+pub use mac::{Mac, MacError};
+pub use negotiated::{Negotiated, Offloads};
+pub use offer::{BackOffer, FrontLimits};
+pub use request::{
+    ControlRing, EventChannels, FrontRequest, Queue, multicast_request_path, read_multicast_request,
+};
+pub use toolstack::{Rate, ToolstackBack, ToolstackFront, create_device, rate_path, read_rate};
+
+/// The most queues one interface is given here, whatever is offered. Linux offers 8 at most.
+pub const MAX_QUEUES: u32 = 256;

@@ -1,0 +1,301 @@
+//! What an interface's frontend asks for: its rings, its event channels, its features.
+
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::handshake::HandshakeError;
+use crate::handshake::fields::{Reader, Writer, is_numbered};
+use crate::xenstore::{Xenstore, transaction};
+
+use super::BackOffer;
+
+/// The most headroom a frontend may ask for, in bytes: Linux's `XEN_NETIF_MAX_XDP_HEADROOM`.
+const MAX_XDP_HEADROOM: u32 = 0x7fff;
+
+/// The event channels of a queue; never 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum EventChannels {
+    /// `event-channel`: one for both directions.
+    Shared(u32),
+    /// `event-channel-tx` and `event-channel-rx`, for what the frontend sends and receives.
+    Split {
+        /// For the ring on which the frontend sends.
+        tx: u32,
+        /// For the ring on which the frontend receives.
+        rx: u32,
+    },
+}
+
+/// One queue of a [`FrontRequest`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Queue {
+    /// `tx-ring-ref`: the grant of the ring on which the frontend sends.
+    pub tx_ring_ref: u32,
+    /// `rx-ring-ref`: the grant of the ring on which the frontend receives.
+    pub rx_ring_ref: u32,
+    /// How each side wakes the other.
+    pub events: EventChannels,
+}
+
+/// The control ring of a [`FrontRequest`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ControlRing {
+    /// `ctrl-ring-ref`: the ring's grant.
+    pub ring_ref: u32,
+    /// `event-channel-ctrl`; never 0.
+    pub event_channel: u32,
+}
+
+/// What an interface's frontend asks for, written before it enters `Connected` (4) or, with some,
+/// `Initialised` (3). A feature here says what the frontend can **take from** the backend.
+///
+/// That `request-rx-copy` is asked for goes without saying: nothing else is served.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct FrontRequest {
+    /// The queues, at least one.
+    pub queues: Vec<Queue>,
+    /// The control ring, if there is one.
+    pub ctrl: Option<ControlRing>,
+    /// `feature-rx-notify`: the backend is told when there is new room to receive into.
+    pub rx_notify: bool,
+    /// `feature-sg`: frames of several slots.
+    pub sg: bool,
+    /// `feature-gso-tcpv4`: TCP over IPv4 to be segmented.
+    pub gso_tcpv4: bool,
+    /// `feature-gso-tcpv6`: TCP over IPv6 to be segmented.
+    pub gso_tcpv6: bool,
+    /// `feature-gso-tcpv4-prefix`: the segment size in a slot before the frame.
+    pub gso_tcpv4_prefix: bool,
+    /// `feature-gso-tcpv6-prefix`: the segment size in a slot before the frame.
+    pub gso_tcpv6_prefix: bool,
+    /// `feature-no-csum-offload`: checksums over IPv4 must be right.
+    pub no_csum_offload: bool,
+    /// `feature-ipv6-csum-offload`: checksums over IPv6 may be left blank.
+    pub ipv6_csum_offload: bool,
+    /// `request-multicast-control`: only the groups asked for.
+    pub multicast_control: bool,
+    /// `xdp-headroom`: bytes to keep free before each frame; 0 for none.
+    pub xdp_headroom: u32,
+}
+
+impl FrontRequest {
+    /// Reads what a frontend asks for, bounded by what was offered to it. One queue has its keys
+    /// at the top, several have theirs in `queue-<n>`.
+    ///
+    /// # Errors
+    /// [`HandshakeError`] on anything missing, malformed or used twice; on more queues, split
+    /// event channels or a control ring than were offered; on a frontend that does not ask for
+    /// copies.
+    pub fn read<X: Xenstore + ?Sized>(
+        xs: &mut X,
+        base: &str,
+        offer: &BackOffer,
+    ) -> Result<Self, HandshakeError> {
+        transaction(xs, |tx| {
+            let mut r = Reader { xs: tx, base };
+            if !r.flag("request-rx-copy", false)? {
+                let value = r.raw("request-rx-copy")?.unwrap_or_default();
+                return Err(r.malformed(
+                    "request-rx-copy",
+                    &value,
+                    "1, since only copies are served",
+                ));
+            }
+            let queues = r
+                .opt_u32("multi-queue-num-queues", 1, offer.queues())?
+                .unwrap_or(1);
+            let mut used = Used::default();
+            let mut request = Self {
+                queues: Vec::new(),
+                ctrl: read_ctrl(&mut r, offer, &mut used)?,
+                rx_notify: r.flag("feature-rx-notify", false)?,
+                sg: r.flag("feature-sg", false)?,
+                gso_tcpv4: r.flag("feature-gso-tcpv4", false)?,
+                gso_tcpv6: r.flag("feature-gso-tcpv6", false)?,
+                gso_tcpv4_prefix: r.flag("feature-gso-tcpv4-prefix", false)?,
+                gso_tcpv6_prefix: r.flag("feature-gso-tcpv6-prefix", false)?,
+                no_csum_offload: r.flag("feature-no-csum-offload", false)?,
+                ipv6_csum_offload: r.flag("feature-ipv6-csum-offload", false)?,
+                multicast_control: r.flag("request-multicast-control", false)?,
+                xdp_headroom: r.opt_u32("xdp-headroom", 0, MAX_XDP_HEADROOM)?.unwrap_or(0),
+            };
+            for n in 0..queues {
+                let dir = if queues == 1 {
+                    String::from(base)
+                } else {
+                    format!("{base}/queue-{n}")
+                };
+                let mut r = Reader {
+                    xs: &mut *r.xs,
+                    base: &dir,
+                };
+                request.queues.push(read_queue(&mut r, offer, &mut used)?);
+            }
+            Ok(request)
+        })
+    }
+
+    /// Writes the request, and removes what an earlier one left.
+    ///
+    /// # Errors
+    /// [`HandshakeError::Unwritable`] if there is no queue.
+    pub fn write<X: Xenstore + ?Sized>(
+        &self,
+        xs: &mut X,
+        base: &str,
+    ) -> Result<(), HandshakeError> {
+        if self.queues.is_empty() {
+            return Err(HandshakeError::Unwritable("no queue"));
+        }
+        transaction(xs, |tx| {
+            let mut w = Writer { xs: tx, base };
+            w.clear_all(|key| {
+                let old_rings = [
+                    "tx-ring-ref",
+                    "rx-ring-ref",
+                    "event-channel",
+                    "event-channel-tx",
+                    "event-channel-rx",
+                ];
+                is_numbered(key, "queue-")
+                    || old_rings.contains(&key)
+                    || key == "multi-queue-num-queues"
+            })?;
+            w.put("request-rx-copy", 1)?;
+            w.flag("feature-rx-notify", self.rx_notify)?;
+            w.flag("feature-sg", self.sg)?;
+            w.flag("feature-gso-tcpv4", self.gso_tcpv4)?;
+            w.flag("feature-gso-tcpv6", self.gso_tcpv6)?;
+            w.flag("feature-gso-tcpv4-prefix", self.gso_tcpv4_prefix)?;
+            w.flag("feature-gso-tcpv6-prefix", self.gso_tcpv6_prefix)?;
+            w.flag("feature-no-csum-offload", self.no_csum_offload)?;
+            w.flag("feature-ipv6-csum-offload", self.ipv6_csum_offload)?;
+            w.flag("request-multicast-control", self.multicast_control)?;
+            w.opt("ctrl-ring-ref", self.ctrl.map(|c| c.ring_ref))?;
+            w.opt("event-channel-ctrl", self.ctrl.map(|c| c.event_channel))?;
+            w.opt("xdp-headroom", Some(self.xdp_headroom).filter(|&h| h > 0))?;
+            if let [queue] = self.queues.as_slice() {
+                return write_queue(&mut w, *queue);
+            }
+            w.put("multi-queue-num-queues", self.queues.len())?;
+            for (n, queue) in self.queues.iter().enumerate() {
+                let dir = format!("{base}/queue-{n}");
+                write_queue(
+                    &mut Writer {
+                        xs: &mut *w.xs,
+                        base: &dir,
+                    },
+                    *queue,
+                )?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The key by which a connected frontend turns its choice of multicast groups on and off, to be
+/// watched if [`BackOffer::dynamic_multicast_control`] was offered.
+#[must_use]
+pub fn multicast_request_path(frontend: &str) -> String {
+    format!("{frontend}/request-multicast-control")
+}
+
+/// Reads that key.
+///
+/// # Errors
+/// xenstore's; the key holds no number.
+pub fn read_multicast_request<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    frontend: &str,
+) -> Result<bool, HandshakeError> {
+    Reader { xs, base: frontend }.flag("request-multicast-control", false)
+}
+
+#[derive(Default)]
+struct Used {
+    refs: BTreeSet<u32>,
+    channels: BTreeSet<u32>,
+}
+
+fn read_ctrl<X: Xenstore + ?Sized>(
+    r: &mut Reader<'_, X>,
+    offer: &BackOffer,
+    used: &mut Used,
+) -> Result<Option<ControlRing>, HandshakeError> {
+    let Some(ring_ref) = r.opt_u32("ctrl-ring-ref", 0, u32::MAX)? else {
+        return Ok(None);
+    };
+    if !offer.ctrl_ring {
+        return Err(HandshakeError::NotOffered {
+            path: r.path("ctrl-ring-ref"),
+        });
+    }
+    used.refs.insert(ring_ref);
+    let event_channel = r.need_u32("event-channel-ctrl", 1, u32::MAX)?;
+    used.channels.insert(event_channel);
+    Ok(Some(ControlRing {
+        ring_ref,
+        event_channel,
+    }))
+}
+
+fn read_queue<X: Xenstore + ?Sized>(
+    r: &mut Reader<'_, X>,
+    offer: &BackOffer,
+    used: &mut Used,
+) -> Result<Queue, HandshakeError> {
+    let tx_ring_ref = once(r, "tx-ring-ref", 0, &mut used.refs)?;
+    let rx_ring_ref = once(r, "rx-ring-ref", 0, &mut used.refs)?;
+    let events = if r.raw("event-channel-tx")?.is_some() {
+        if !offer.split_event_channels {
+            return Err(HandshakeError::NotOffered {
+                path: r.path("event-channel-tx"),
+            });
+        }
+        EventChannels::Split {
+            tx: once(r, "event-channel-tx", 1, &mut used.channels)?,
+            rx: once(r, "event-channel-rx", 1, &mut used.channels)?,
+        }
+    } else {
+        EventChannels::Shared(once(r, "event-channel", 1, &mut used.channels)?)
+    };
+    Ok(Queue {
+        tx_ring_ref,
+        rx_ring_ref,
+        events,
+    })
+}
+
+/// Reads a number that no other ring may have.
+fn once<X: Xenstore + ?Sized>(
+    r: &mut Reader<'_, X>,
+    key: &str,
+    min: u32,
+    used: &mut BTreeSet<u32>,
+) -> Result<u32, HandshakeError> {
+    let value = r.need_u32(key, min, u32::MAX)?;
+    if used.insert(value) {
+        return Ok(value);
+    }
+    Err(HandshakeError::Duplicate {
+        path: r.path(key),
+        value: u64::from(value),
+    })
+}
+
+fn write_queue<X: Xenstore + ?Sized>(
+    w: &mut Writer<'_, X>,
+    queue: Queue,
+) -> Result<(), HandshakeError> {
+    w.put("tx-ring-ref", queue.tx_ring_ref)?;
+    w.put("rx-ring-ref", queue.rx_ring_ref)?;
+    match queue.events {
+        EventChannels::Shared(port) => w.put("event-channel", port),
+        EventChannels::Split { tx, rx } => {
+            w.put("event-channel-tx", tx)?;
+            w.put("event-channel-rx", rx)
+        }
+    }
+}

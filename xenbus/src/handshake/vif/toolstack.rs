@@ -1,0 +1,288 @@
+//! What the toolstack tells each end of a network interface when it makes the device.
+
+use alloc::format;
+use alloc::string::String;
+use core::fmt;
+
+use pvio_ring::DomId;
+
+use super::Mac;
+use crate::handshake::HandshakeError;
+use crate::handshake::common::{DeviceAddr, DeviceClass, create_ends, write_state};
+use crate::handshake::fields::{Reader, Writer};
+use crate::state::XenbusState;
+use crate::wire::{parse_u32, parse_u64};
+use crate::xenstore::{Xenstore, transaction};
+
+/// The smallest and the largest MTU taken, in bytes: IPv4's minimum, and what one frame can hold.
+const MTU: (u32, u32) = (68, 65_535);
+
+/// `rate`: how fast the guest may send.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Rate {
+    /// Bytes granted in each interval, at least 1.
+    pub bytes: u64,
+    /// The interval in microseconds, at least 1.
+    pub usec: u32,
+}
+
+impl Rate {
+    fn parse(text: &[u8]) -> Option<Self> {
+        let at = text.iter().position(|&b| b == b',')?;
+        let bytes = parse_u64(text.get(..at)?)?;
+        let usec = parse_u32(text.get(at.checked_add(1)?..)?)?;
+        Some(Self { bytes, usec }).filter(|r| r.bytes > 0 && r.usec > 0)
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{}", self.bytes, self.usec)
+    }
+}
+
+/// The key that holds a backend's rate, to be watched: it may change while connected.
+#[must_use]
+pub fn rate_path(backend: &str) -> String {
+    format!("{backend}/rate")
+}
+
+/// Reads a backend's rate; `None` is no limit.
+///
+/// # Errors
+/// [`HandshakeError`] if it is not `<bytes>,<usec>` with neither 0 (a bad limit must not pass
+/// for none).
+pub fn read_rate<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    backend: &str,
+) -> Result<Option<Rate>, HandshakeError> {
+    let mut r = Reader { xs, base: backend };
+    let Some(text) = r.raw("rate")? else {
+        return Ok(None);
+    };
+    match Rate::parse(&text) {
+        Some(rate) => Ok(Some(rate)),
+        None => Err(r.malformed(
+            "rate",
+            &text,
+            "bytes and microseconds with a comma between, neither 0",
+        )),
+    }
+}
+
+/// The toolstack's words to an interface's backend.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ToolstackBack {
+    /// `frontend`: the frontend's directory.
+    pub frontend: String,
+    /// `frontend-id`: the frontend's domain.
+    pub frontend_id: DomId,
+    /// `online`: whether the device is to stay when the frontend closes.
+    pub online: bool,
+    /// `handle`: which interface of the guest this is.
+    pub handle: u32,
+    /// `mac`: the guest's address.
+    pub mac: Mac,
+    /// `mtu`, in bytes.
+    pub mtu: Option<u32>,
+    /// `bridge`: what to attach the other side to.
+    pub bridge: Option<String>,
+    /// `script`: what to run to attach it.
+    pub script: Option<String>,
+    /// `vifname`: how to name the other side.
+    pub vifname: Option<String>,
+    /// `type`: `vif`, or `vif_ioemu` if the guest has an emulated twin.
+    pub kind: Option<String>,
+    /// `rate`.
+    pub rate: Option<Rate>,
+}
+
+impl ToolstackBack {
+    /// An online interface with this address; everything else can be changed after.
+    #[must_use]
+    pub fn new(addr: DeviceAddr, mac: Mac) -> Self {
+        Self {
+            frontend: addr.frontend_path(),
+            frontend_id: addr.front,
+            online: true,
+            handle: addr.index,
+            mac,
+            mtu: None,
+            bridge: None,
+            script: None,
+            vifname: None,
+            kind: None,
+            rate: None,
+        }
+    }
+
+    /// Reads a backend's directory.
+    ///
+    /// # Errors
+    /// [`HandshakeError`], also if the frontend's path is not in the frontend's home.
+    pub fn read<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Self, HandshakeError> {
+        transaction(xs, |tx| {
+            let rate = read_rate(tx, base)?;
+            let mut r = Reader { xs: tx, base };
+            let frontend_id = r.domid("frontend-id")?;
+            Ok(Self {
+                frontend: r.peer_path("frontend", frontend_id)?,
+                frontend_id,
+                online: r.flag("online", false)?,
+                handle: r.need_u32("handle", 0, u32::MAX)?,
+                mac: read_mac(&mut r)?,
+                mtu: r.opt_u32("mtu", MTU.0, MTU.1)?,
+                bridge: r.opt_text("bridge")?,
+                script: r.opt_text("script")?,
+                vifname: r.opt_text("vifname")?,
+                kind: r.opt_text("type")?,
+                rate,
+            })
+        })
+    }
+
+    /// Writes a backend's directory, without its state.
+    ///
+    /// # Errors
+    /// [`HandshakeError`].
+    pub fn write<X: Xenstore + ?Sized>(
+        &self,
+        xs: &mut X,
+        base: &str,
+    ) -> Result<(), HandshakeError> {
+        transaction(xs, |tx| {
+            let mut w = Writer { xs: tx, base };
+            w.put("frontend", &self.frontend)?;
+            w.put("frontend-id", self.frontend_id)?;
+            w.flag("online", self.online)?;
+            w.put("handle", self.handle)?;
+            w.put("mac", self.mac)?;
+            w.opt("mtu", self.mtu)?;
+            w.opt("bridge", self.bridge.as_ref())?;
+            w.opt("script", self.script.as_ref())?;
+            w.opt("vifname", self.vifname.as_ref())?;
+            w.opt("type", self.kind.as_ref())?;
+            w.opt("rate", self.rate)
+        })
+    }
+}
+
+/// The toolstack's words to an interface's frontend.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ToolstackFront {
+    /// `backend`: the backend's directory.
+    pub backend: String,
+    /// `backend-id`: the backend's domain.
+    pub backend_id: DomId,
+    /// `handle`: which interface of the guest this is.
+    pub handle: u32,
+    /// `mac`: the address to use.
+    pub mac: Mac,
+    /// `mtu`, in bytes.
+    pub mtu: Option<u32>,
+    /// `trusted`: whether the frontend may let the backend see its pages; if not, it must copy
+    /// through pages that hold nothing else.
+    pub trusted: bool,
+}
+
+impl ToolstackFront {
+    /// What belongs to a device of this address.
+    #[must_use]
+    pub fn new(addr: DeviceAddr, mac: Mac) -> Self {
+        Self {
+            backend: addr.backend_path(),
+            backend_id: addr.back,
+            handle: addr.index,
+            mac,
+            mtu: None,
+            trusted: true,
+        }
+    }
+
+    /// Reads a frontend's directory.
+    ///
+    /// # Errors
+    /// [`HandshakeError`], also if the backend's path is not in the backend's home.
+    pub fn read<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Self, HandshakeError> {
+        transaction(xs, |tx| {
+            let mut r = Reader { xs: tx, base };
+            let backend_id = r.domid("backend-id")?;
+            Ok(Self {
+                backend: r.peer_path("backend", backend_id)?,
+                backend_id,
+                handle: r.need_u32("handle", 0, u32::MAX)?,
+                mac: read_mac(&mut r)?,
+                mtu: r.opt_u32("mtu", MTU.0, MTU.1)?,
+                trusted: r.flag("trusted", true)?,
+            })
+        })
+    }
+
+    /// Writes a frontend's directory, without its state.
+    ///
+    /// # Errors
+    /// [`HandshakeError`].
+    pub fn write<X: Xenstore + ?Sized>(
+        &self,
+        xs: &mut X,
+        base: &str,
+    ) -> Result<(), HandshakeError> {
+        transaction(xs, |tx| {
+            let mut w = Writer { xs: tx, base };
+            w.put("backend", &self.backend)?;
+            w.put("backend-id", self.backend_id)?;
+            w.put("handle", self.handle)?;
+            w.put("mac", self.mac)?;
+            w.opt("mtu", self.mtu)?;
+            w.flag("trusted", self.trusted)
+        })
+    }
+}
+
+/// Makes a network interface: both ends' directories with their rights, keys and state
+/// [`XenbusState::Initialising`], in one transaction. To be called by dom0.
+///
+/// # Errors
+/// [`HandshakeError::Exists`] if either end is there; [`HandshakeError::Unwritable`] if `back`
+/// names another frontend than `addr`, a multicast address or an impossible MTU, or `addr` is no
+/// network interface.
+pub fn create_device<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+    back: &ToolstackBack,
+) -> Result<(), HandshakeError> {
+    if addr.class != DeviceClass::Vif {
+        return Err(HandshakeError::Unwritable(
+            "a network interface of another class",
+        ));
+    }
+    if back.frontend_id != addr.front || back.frontend != addr.frontend_path() {
+        return Err(HandshakeError::Unwritable(
+            "the frontend is not the address's",
+        ));
+    }
+    if back.mac.is_multicast() || back.mtu.is_some_and(|mtu| mtu < MTU.0 || mtu > MTU.1) {
+        return Err(HandshakeError::Unwritable(
+            "an impossible MAC address or MTU",
+        ));
+    }
+    let front = ToolstackFront {
+        mtu: back.mtu,
+        ..ToolstackFront::new(addr, back.mac)
+    };
+    transaction(xs, |tx| {
+        create_ends(tx, addr)?;
+        back.write(tx, &addr.backend_path())?;
+        front.write(tx, &addr.frontend_path())?;
+        write_state(tx, &addr.backend_path(), XenbusState::Initialising)?;
+        write_state(tx, &addr.frontend_path(), XenbusState::Initialising)
+    })
+}
+
+fn read_mac<X: Xenstore + ?Sized>(r: &mut Reader<'_, X>) -> Result<Mac, HandshakeError> {
+    let text = r.need_text("mac")?;
+    match text.parse::<Mac>() {
+        Ok(mac) if !mac.is_multicast() => Ok(mac),
+        _ => Err(r.malformed("mac", text.as_bytes(), "the MAC address of one station")),
+    }
+}

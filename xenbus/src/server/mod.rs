@@ -1,0 +1,204 @@
+//! A [`Store`] behind Unix sockets: what `xenstored` is to a Xen host, inside one's own process.
+//!
+//! One thread serves everyone and sleeps in `poll` when there is nothing to do. Connections come
+//! in two ways:
+//! - through a socket in the file system ([`Server::listen`]), for the tools of dom0: such a
+//!   connection is **privileged**, so the socket is made for its owner alone (mode 0600);
+//! - as streams handed in with the domain they belong to ([`ServerHandle::add_domain_connection`],
+//!   or [`ServerHandle::connect_local`] for this process itself).
+//!
+//! A connection holds at most one message of input beyond the one being read, some 100 KiB of
+//! output, and the events its quota allows; one that sends too much waits, one that breaks the
+//! framing is closed. In each turn everybody gets a few requests done.
+
+mod listen;
+mod peer;
+mod serve;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+
+use pvio_ring::DomId;
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::client::Client;
+use crate::store::Store;
+use listen::Listener;
+use serve::Service;
+
+/// How many connections through the listening socket are served at once; more wait.
+pub const MAX_SOCKET_CONNECTIONS: usize = 512;
+
+/// How many connections a domain other than dom0 may have at once.
+pub const MAX_DOMAIN_CONNECTIONS: usize = 64;
+
+/// A server being set up.
+#[derive(Debug)]
+pub struct Server {
+    store: Store,
+    listener: Option<Listener>,
+}
+
+impl Server {
+    /// Serves this store, as yet to nobody.
+    #[must_use]
+    pub const fn new(store: Store) -> Self {
+        Self {
+            store,
+            listener: None,
+        }
+    }
+
+    /// Listens on a socket at `path`. A stale socket there is replaced; the socket is removed
+    /// when the server ends.
+    ///
+    /// # Errors
+    /// `AddrInUse` if someone listens there or it is not a socket; else the system's.
+    pub fn listen(mut self, path: impl AsRef<Path>) -> io::Result<Self> {
+        self.listener = Some(Listener::bind(path.as_ref())?);
+        Ok(self)
+    }
+
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system's, if it gives no descriptor or no thread.
+    pub fn spawn(self) -> io::Result<ServerHandle> {
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (commands, inbox) = channel();
+        let path = self.listener.as_ref().map(|l| l.path().to_owned());
+        let service = Service::new(self.store, self.listener, Arc::clone(&wake), inbox);
+        let thread = std::thread::Builder::new()
+            .name("xenstore".into())
+            .spawn(move || service.run())?;
+        Ok(ServerHandle {
+            commands,
+            wake,
+            path,
+            thread: Some(thread),
+        })
+    }
+}
+
+/// What the owner of a server can ask of its thread.
+#[derive(Debug)]
+pub(super) enum Command {
+    Connect {
+        domid: DomId,
+        stream: UnixStream,
+        done: SyncSender<io::Result<()>>,
+    },
+    Introduce {
+        domid: DomId,
+        done: SyncSender<bool>,
+    },
+    Release {
+        domid: DomId,
+        done: SyncSender<bool>,
+    },
+    Check {
+        done: SyncSender<Result<(), String>>,
+    },
+    Shutdown,
+}
+
+/// A running server. Dropping it stops the server, closes every connection, removes the socket
+/// and waits for the thread.
+///
+/// All methods may be called from any thread; each has taken effect when it returns.
+#[derive(Debug)]
+pub struct ServerHandle {
+    commands: Sender<Command>,
+    wake: Arc<OwnedFd>,
+    path: Option<PathBuf>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ServerHandle {
+    /// The socket listened on.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Serves a connected stream as a connection of `domid`, with that domain's rights.
+    ///
+    /// # Errors
+    /// The system's, if the stream cannot be made non-blocking; `QuotaExceeded` if the domain has
+    /// [`MAX_DOMAIN_CONNECTIONS`] already; `BrokenPipe` if the server has ended.
+    pub fn add_domain_connection(&self, domid: DomId, stream: UnixStream) -> io::Result<()> {
+        self.ask(|done| Command::Connect {
+            domid,
+            stream,
+            done,
+        })?
+    }
+
+    /// Connects this process to the server as `domid`, over a pair of sockets.
+    ///
+    /// # Errors
+    /// As [`ServerHandle::add_domain_connection`], and if there is no pair of sockets to be had.
+    pub fn connect_local(&self, domid: DomId) -> io::Result<Client> {
+        let (mine, theirs) = UnixStream::pair()?;
+        self.add_domain_connection(domid, theirs)?;
+        Client::from_stream(mine)
+    }
+
+    /// Makes a domain known and fires `@introduceDomain`; whether that was news.
+    ///
+    /// # Errors
+    /// `BrokenPipe` if the server has ended.
+    pub fn introduce(&self, domid: DomId) -> io::Result<bool> {
+        self.ask(|done| Command::Introduce { domid, done })
+    }
+
+    /// Forgets a domain: closes its connections, removes what it owns and fires
+    /// `@releaseDomain` (see [`Store::release`]). Whether there was anything of it.
+    ///
+    /// # Errors
+    /// `BrokenPipe` if the server has ended.
+    pub fn release(&self, domid: DomId) -> io::Result<bool> {
+        self.ask(|done| Command::Release { domid, done })
+    }
+
+    /// Checks the store's inner consistency (see [`Store::check`]).
+    ///
+    /// # Errors
+    /// `BrokenPipe` if the server has ended; inside, what [`Store::check`] found.
+    pub fn check(&self) -> io::Result<Result<(), String>> {
+        self.ask(|done| Command::Check { done })
+    }
+
+    /// Stops the server and waits for its thread; what dropping does, said aloud.
+    pub fn shutdown(self) {
+        drop(self);
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> io::Result<T> {
+        let ended = || io::Error::new(io::ErrorKind::BrokenPipe, "the xenstore server has ended");
+        let (done, answer) = sync_channel(1);
+        self.commands.send(command(done)).map_err(|_| ended())?;
+        self.wake_up();
+        answer.recv().map_err(|_| ended())
+    }
+
+    fn wake_up(&self) {
+        // Fails only if the counter is full, and then the thread is awake anyway.
+        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
+    }
+}
+
+impl Drop for ServerHandle {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Shutdown);
+        self.wake_up();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The thread: wait, take in, work, send.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+use std::vec::Vec;
+
+use pvio_ring::DomId;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::listen::Listener;
+use super::peer::{Gone, Peer};
+use super::{Command, MAX_DOMAIN_CONNECTIONS, MAX_SOCKET_CONNECTIONS};
+use crate::store::{ConnId, Store};
+
+/// Connections taken in one turn.
+const ACCEPTS_A_TURN: usize = 16;
+/// How long to leave the listening socket alone after the process ran out of descriptors: it
+/// stays readable, and waiting for it would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+pub(super) struct Service {
+    store: Store,
+    listener: Option<Listener>,
+    wake: Arc<OwnedFd>,
+    inbox: Receiver<Command>,
+    peers: BTreeMap<ConnId, Peer>,
+    pause_accepting: bool,
+}
+
+/// What a turn found to do.
+#[derive(Default)]
+struct Ready {
+    commands: bool,
+    accept: bool,
+    peers: Vec<(ConnId, PollFlags)>,
+}
+
+impl Service {
+    pub fn new(
+        store: Store,
+        listener: Option<Listener>,
+        wake: Arc<OwnedFd>,
+        inbox: Receiver<Command>,
+    ) -> Self {
+        Self {
+            store,
+            listener,
+            wake,
+            inbox,
+            peers: BTreeMap::new(),
+            pause_accepting: false,
+        }
+    }
+
+    pub fn run(mut self) {
+        let mut more = false;
+        loop {
+            // A failing `poll` (no memory) is no reason to spin or to die.
+            let Some(ready) = self.wait(more) else {
+                std::thread::sleep(ACCEPT_PAUSE);
+                continue;
+            };
+            if ready.commands && !self.obey() {
+                return;
+            }
+            if ready.accept {
+                self.accept();
+            }
+            more = self.serve(&ready.peers);
+        }
+    }
+
+    /// Waits until there is something to do; not at all if there is already.
+    fn wait(&mut self, more: bool) -> Option<Ready> {
+        let timeout = match (more, self.pause_accepting) {
+            (true, _) => Some(Duration::ZERO),
+            (false, true) => Some(ACCEPT_PAUSE),
+            (false, false) => None,
+        };
+        let accepting = !self.pause_accepting && self.socket_connections() < MAX_SOCKET_CONNECTIONS;
+        self.pause_accepting = false;
+        let listener = self.listener.as_ref().filter(|_| accepting);
+
+        let mut fds = Vec::with_capacity(self.peers.len().saturating_add(2));
+        fds.push(PollFd::new(&*self.wake, PollFlags::IN));
+        fds.extend(self.peers.values().map(|p| PollFd::new(p, p.interest())));
+        fds.extend(listener.map(|l| PollFd::new(l, PollFlags::IN)));
+        let spec = timeout.and_then(|t| Timespec::try_from(t).ok());
+        match poll(&mut fds, spec.as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Some(Ready::default()),
+            Err(_) => return None,
+        }
+
+        let mut flags = fds.iter().map(PollFd::revents);
+        let commands = flags.next().is_some_and(|f| !f.is_empty());
+        let peers = self.peers.keys().copied().zip(flags.by_ref()).collect();
+        let accept = listener.is_some() && flags.next().is_some_and(|f| !f.is_empty());
+        Some(Ready {
+            commands,
+            accept,
+            peers,
+        })
+    }
+
+    /// Does what the owner asks; `false` to end.
+    fn obey(&mut self) -> bool {
+        let mut counter = [0_u8; 8];
+        let _ = rustix::io::read(&*self.wake, &mut counter);
+        while let Ok(command) = self.inbox.try_recv() {
+            // The asker may have gone; that is not this thread's concern.
+            match command {
+                Command::Shutdown => return false,
+                Command::Connect {
+                    domid,
+                    stream,
+                    done,
+                } => {
+                    let _ = done.send(self.connect(domid, stream));
+                }
+                Command::Introduce { domid, done } => {
+                    let _ = done.send(self.store.introduce(domid));
+                }
+                Command::Release { domid, done } => {
+                    let released = self.store.release(domid);
+                    self.close_dropped();
+                    let _ = done.send(released);
+                }
+                Command::Check { done } => {
+                    let _ = done.send(self.store.check());
+                }
+            }
+        }
+        true
+    }
+
+    fn connect(&mut self, domid: DomId, stream: UnixStream) -> std::io::Result<()> {
+        if domid != DomId::DOM0 && self.store.connections_of(domid) >= MAX_DOMAIN_CONNECTIONS {
+            return Err(std::io::ErrorKind::QuotaExceeded.into());
+        }
+        stream.set_nonblocking(true)?;
+        let conn = self.store.connect(domid);
+        self.peers.insert(conn, Peer::new(stream, false));
+        Ok(())
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..ACCEPTS_A_TURN {
+            if self.socket_connections() >= MAX_SOCKET_CONNECTIONS {
+                return;
+            }
+            match self.listener.as_ref().map(Listener::accept) {
+                Some(Ok(Some(stream))) => {
+                    let conn = self.store.connect_socket();
+                    self.peers.insert(conn, Peer::new(stream, true));
+                }
+                Some(Err(_)) => {
+                    self.pause_accepting = true;
+                    return;
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// One turn for everybody; whether work is left that waits for nothing.
+    fn serve(&mut self, ready: &[(ConnId, PollFlags)]) -> bool {
+        let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
+        let mut gone = Vec::new();
+        for (conn, flags) in ready {
+            if let Some(peer) = self.peers.get_mut(conn)
+                && flags.intersects(readable)
+                && peer.receive() == Err(Gone)
+            {
+                gone.push(*conn);
+            }
+        }
+        let mut more = false;
+        let all: Vec<ConnId> = self.peers.keys().copied().collect();
+        for conn in &all {
+            // A request may release the domain of a peer whose turn has not come.
+            let Some(peer) = self.peers.get_mut(conn) else {
+                continue;
+            };
+            match peer.work(*conn, &mut self.store) {
+                Ok(left) => more |= left,
+                Err(Gone) => gone.push(*conn),
+            }
+            self.close_dropped();
+        }
+        for conn in &all {
+            if let Some(peer) = self.peers.get_mut(conn)
+                && peer.flush(*conn, &mut self.store) == Err(Gone)
+            {
+                gone.push(*conn);
+            }
+        }
+        for conn in gone {
+            self.store.disconnect(conn);
+            self.peers.remove(&conn);
+        }
+        // Sending may have made room for requests that were already here.
+        more || self
+            .peers
+            .iter()
+            .any(|(conn, peer)| peer.could_work(*conn, &self.store))
+    }
+
+    fn close_dropped(&mut self) {
+        for conn in self.store.take_dropped() {
+            self.peers.remove(&conn);
+        }
+    }
+
+    fn socket_connections(&self) -> usize {
+        self.peers.values().filter(|p| p.from_socket).count()
+    }
+}

@@ -1,0 +1,126 @@
+//! The nine states of a xenbus device end (`enum xenbus_state` in `io/xenbus.h`).
+
+use core::fmt;
+
+use crate::wire::parse_u32;
+
+/// How far one end of a device has come; each end writes its own and watches the other's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[repr(u8)]
+pub enum XenbusState {
+    /// 0: there is no state, or none that can be understood.
+    #[default]
+    Unknown = 0,
+    /// 1: the toolstack made the device, or the end starts anew.
+    Initialising = 1,
+    /// 2: the backend has published what it offers.
+    InitWait = 2,
+    /// 3: the frontend has published its rings.
+    Initialised = 3,
+    /// 4: the end carries I/O.
+    Connected = 4,
+    /// 5: the end is about to stop.
+    Closing = 5,
+    /// 6: the end has stopped and holds nothing of its peer's.
+    Closed = 6,
+    /// 7: the end changes its configuration.
+    Reconfiguring = 7,
+    /// 8: the end has changed its configuration.
+    Reconfigured = 8,
+}
+
+impl XenbusState {
+    /// Every state, in order of its number.
+    pub const ALL: [Self; 9] = [
+        Self::Unknown,
+        Self::Initialising,
+        Self::InitWait,
+        Self::Initialised,
+        Self::Connected,
+        Self::Closing,
+        Self::Closed,
+        Self::Reconfiguring,
+        Self::Reconfigured,
+    ];
+
+    /// The state with this number; [`XenbusState::Unknown`] beyond 8.
+    #[must_use]
+    pub fn from_number(number: u32) -> Self {
+        usize::try_from(number)
+            .ok()
+            .and_then(|n| Self::ALL.get(n).copied())
+            .unwrap_or_default()
+    }
+
+    /// Reads a state as a peer wrote it. Nothing there, not a decimal number, or a number beyond
+    /// 8 is [`XenbusState::Unknown`].
+    #[must_use]
+    pub fn parse(text: Option<&[u8]>) -> Self {
+        text.and_then(parse_u32)
+            .map_or(Self::Unknown, Self::from_number)
+    }
+
+    /// The state's number on the wire.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The state as it is written into xenstore.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Unknown => "0",
+            Self::Initialising => "1",
+            Self::InitWait => "2",
+            Self::Initialised => "3",
+            Self::Connected => "4",
+            Self::Closing => "5",
+            Self::Closed => "6",
+            Self::Reconfiguring => "7",
+            Self::Reconfigured => "8",
+        }
+    }
+}
+
+/// The state's name, as the header spells it without `XenbusState`.
+impl fmt::Display for XenbusState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Unknown => "Unknown",
+            Self::Initialising => "Initialising",
+            Self::InitWait => "InitWait",
+            Self::Initialised => "Initialised",
+            Self::Connected => "Connected",
+            Self::Closing => "Closing",
+            Self::Closed => "Closed",
+            Self::Reconfiguring => "Reconfiguring",
+            Self::Reconfigured => "Reconfigured",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_round_trip_and_the_rest_is_unknown() {
+        for state in XenbusState::ALL {
+            assert_eq!(XenbusState::parse(Some(state.text().as_bytes())), state);
+            assert_eq!(XenbusState::from_number(u32::from(state.number())), state);
+        }
+        for bad in [
+            &b""[..],
+            b"9",
+            b"-1",
+            b"4 ",
+            b"Connected",
+            b"\xff",
+            b"99999999999999999999",
+        ] {
+            assert_eq!(XenbusState::parse(Some(bad)), XenbusState::Unknown);
+        }
+        assert_eq!(XenbusState::parse(None), XenbusState::Unknown);
+    }
+}

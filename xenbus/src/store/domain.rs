@@ -1,0 +1,240 @@
+//! Domains: who may do what, and what happens when one comes or goes.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use pvio_ring::DomId;
+
+use super::tree::{View, child_path, leaf};
+use super::{ConnId, Store};
+use crate::wire::{Access, Perm, parent};
+
+/// What the store keeps of a domain beside the nodes it owns.
+#[derive(Default, Debug)]
+pub(super) struct Domain {
+    pub introduced: bool,
+    /// The domain whose rights this one shares (`SET_TARGET`).
+    pub target: Option<DomId>,
+    pub watches: usize,
+    pub watch_bytes: usize,
+}
+
+/// What a caller may do with a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Rights {
+    pub read: bool,
+    pub write: bool,
+    pub own: bool,
+}
+
+/// Evaluates a node's permissions: dom0 and the owner may do everything, a listed domain what
+/// its entry says, others what the first entry says.
+pub(super) fn rights(domid: DomId, target: Option<DomId>, perms: &[Perm]) -> Rights {
+    let of = |access: Access| Rights {
+        read: access.can_read(),
+        write: access.can_write(),
+        own: false,
+    };
+    let is_me = |p: &Perm| p.domid == domid || Some(p.domid) == target;
+    let Some((first, others)) = perms.split_first() else {
+        return of(Access::None);
+    };
+    if domid == DomId::DOM0 || is_me(first) {
+        return Rights {
+            read: true,
+            write: true,
+            own: true,
+        };
+    }
+    of(others.iter().find(|p| is_me(p)).unwrap_or(first).access)
+}
+
+impl Store {
+    /// Makes a domain known and fires `@introduceDomain`. Whether it was news; doing it twice
+    /// changes nothing.
+    pub fn introduce(&mut self, domid: DomId) -> bool {
+        let domain = self.domains.entry(domid).or_default();
+        if domain.introduced {
+            return false;
+        }
+        domain.introduced = true;
+        self.fire_special("@introduceDomain", domid);
+        true
+    }
+
+    /// Whether a domain was introduced and not released since. Dom0 always is.
+    #[must_use]
+    pub fn is_introduced(&self, domid: DomId) -> bool {
+        self.domains.get(&domid).is_some_and(|d| d.introduced)
+    }
+
+    /// Forgets a domain: drops its connections (see [`Store::take_dropped`]) with their watches
+    /// and transactions, removes the nodes it owns with all below them, strikes it from the
+    /// permissions of others, and fires `@releaseDomain`. Whether there was anything of it.
+    ///
+    /// Dom0 is never released.
+    pub fn release(&mut self, domid: DomId) -> bool {
+        if domid == DomId::DOM0 {
+            return false;
+        }
+        let gone: Vec<ConnId> = self
+            .conns
+            .iter()
+            .filter(|(_, c)| c.domid == domid)
+            .map(|(&id, _)| id)
+            .collect();
+        for &conn in &gone {
+            self.reset(conn);
+            self.conns.remove(&conn);
+            self.dropped.push(conn);
+        }
+        let known = self.domains.remove(&domid).is_some();
+        for other in self
+            .domains
+            .values_mut()
+            .filter(|d| d.target == Some(domid))
+        {
+            other.target = None;
+        }
+        let had_nodes = self.remove_nodes_of(domid);
+        if known || had_nodes {
+            self.fire_special("@releaseDomain", domid);
+        }
+        known || had_nodes
+    }
+
+    /// Lets `domid` act with the rights of `target` too. Both must be introduced.
+    pub(super) fn set_target(&mut self, domid: DomId, target: DomId) -> bool {
+        if !self.is_introduced(target) {
+            return false;
+        }
+        match self.domains.get_mut(&domid) {
+            Some(d) if d.introduced => {
+                d.target = Some(target);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Fires a special event to those allowed to hear it. A watch of depth 1 hears of which
+    /// domain, and so does one on `@…/<domid>`.
+    pub(super) fn fire_special(&mut self, name: &'static str, domid: DomId) {
+        let perms = if name == "@introduceDomain" {
+            &self.introduce_perms
+        } else {
+            &self.release_perms
+        };
+        let perms = Arc::clone(perms);
+        let named = alloc::format!("{name}/{domid}");
+        for on in [name, named.as_str()] {
+            for watch in self.watches.on(on) {
+                let Some(c) = self.conns.get_mut(&watch.conn) else {
+                    continue;
+                };
+                let target = self.domains.get(&c.domid).and_then(|d| d.target);
+                if rights(c.domid, target, &perms).read {
+                    let path = if watch.depth == Some(1) {
+                        named.as_str()
+                    } else {
+                        on
+                    };
+                    c.events.push(path, on, &watch.token, self.quota.events);
+                }
+            }
+        }
+    }
+
+    /// Forgets a domain that was never introduced once its last connection is gone.
+    pub(super) fn forget_idle_domain(&mut self, domid: DomId) {
+        let idle = self
+            .domains
+            .get(&domid)
+            .is_some_and(|d| !d.introduced && d.target.is_none());
+        if idle && !self.conns.values().any(|c| c.domid == domid) {
+            self.domains.remove(&domid);
+        }
+    }
+
+    fn remove_nodes_of(&mut self, domid: DomId) -> bool {
+        let mut found = false;
+        let mut view = View {
+            tree: &mut self.tree,
+            tx: None,
+            domid: DomId::DOM0,
+            limits: None,
+            changes: Vec::new(),
+        };
+        // In path order a parent comes before its children, so a whole subtree goes at once and
+        // its nodes are then no longer there to be looked at.
+        let owned: Vec<Box<str>> = view
+            .tree
+            .iter()
+            .filter(|(_, n)| n.owner() == domid)
+            .map(|(p, _)| p.into())
+            .collect();
+        for path in owned {
+            if &*path == "/" {
+                // The root stays, in dom0's hands.
+                if let Some(mut root) = view.tree.get("/").cloned() {
+                    root.perms = Arc::new([Perm::new(DomId::DOM0, Access::None)]);
+                    view.tree.put("/", root);
+                }
+            } else if view.tree.get(&path).is_some() {
+                remove_subtree(&mut view, &path);
+            }
+            found = true;
+        }
+        let listed: Vec<Box<str>> = view
+            .tree
+            .iter()
+            .filter(|(_, n)| n.perms.iter().skip(1).any(|p| p.domid == domid))
+            .map(|(p, _)| p.into())
+            .collect();
+        for path in listed {
+            if let Some(mut node) = view.tree.get(&path).cloned() {
+                let keep = node
+                    .perms
+                    .iter()
+                    .enumerate()
+                    .filter(|(i, p)| *i == 0 || p.domid != domid);
+                node.perms = keep.map(|(_, p)| *p).collect();
+                view.tree.put(&path, node);
+            }
+        }
+        let changes = view.changes;
+        self.fire(&changes);
+        found
+    }
+}
+
+/// Removes a node and all below it from a view in which the whole subtree has been looked at (or
+/// which is no transaction), noting the changes.
+pub(super) fn remove_subtree(view: &mut View<'_>, path: &str) {
+    let mut paths = alloc::vec![alloc::string::String::from(path)];
+    let mut next = 0;
+    while let Some(here) = paths.get(next).cloned() {
+        if let Some(node) = view.peek(&here) {
+            let children = node
+                .children
+                .iter()
+                .map(|c| child_path(&here, c))
+                .collect::<Vec<_>>();
+            paths.extend(children);
+        }
+        next = next.saturating_add(1);
+    }
+    for (i, here) in paths.iter().enumerate() {
+        view.note(here, i != 0);
+    }
+    for here in &paths {
+        view.remove(here);
+    }
+    if let Some(up) = parent(path)
+        && let Some(mut node) = view.peek(up).cloned()
+    {
+        node.remove_child(leaf(path));
+        view.put(up, node);
+    }
+}

@@ -1,0 +1,73 @@
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::time::Duration;
+
+use pvio_ring::DomId;
+
+use super::{ConnId, Store};
+use crate::wire::Op;
+use crate::xenstore::{WatchEvent, Xenstore, XsError, payload, refusal};
+
+/// A connection to a [`Store`] in the same thread, for a simulator: requests are function calls.
+///
+/// Dropping it disconnects. After [`Store::release`] of its domain every call is
+/// [`XsError::Closed`].
+#[derive(Debug)]
+pub struct LocalClient {
+    store: Rc<RefCell<Store>>,
+    conn: ConnId,
+}
+
+impl LocalClient {
+    /// Connects a domain.
+    #[must_use]
+    pub fn connect(store: &Rc<RefCell<Store>>, domid: DomId) -> Self {
+        let conn = store.borrow_mut().connect(domid);
+        Self {
+            store: Rc::clone(store),
+            conn,
+        }
+    }
+
+    /// The connection's name in the store.
+    #[must_use]
+    pub const fn conn(&self) -> ConnId {
+        self.conn
+    }
+}
+
+impl Xenstore for LocalClient {
+    fn request(&mut self, op: Op, tx_id: u32, parts: &[&[u8]]) -> Result<Vec<u8>, XsError> {
+        let payload = payload(parts)?;
+        let mut store = self.store.borrow_mut();
+        if !store.conns.contains_key(&self.conn) {
+            return Err(XsError::Closed);
+        }
+        store
+            .execute(self.conn, op, tx_id, &payload)
+            .map_err(|errno| refusal(op, parts, errno.name().as_bytes()))
+    }
+
+    fn poll_event(&mut self) -> Result<Option<WatchEvent>, XsError> {
+        let mut store = self.store.borrow_mut();
+        let conn = store.conns.get_mut(&self.conn).ok_or(XsError::Closed)?;
+        Ok(conn.events.pop().map(|event| {
+            let (path, token) = event.text();
+            WatchEvent { path, token }
+        }))
+    }
+
+    /// As [`Xenstore::poll_event`]: nothing can happen while the only thread waits.
+    fn wait_event(&mut self, _timeout: Option<Duration>) -> Result<Option<WatchEvent>, XsError> {
+        self.poll_event()
+    }
+}
+
+impl Drop for LocalClient {
+    fn drop(&mut self) {
+        if let Ok(mut store) = self.store.try_borrow_mut() {
+            store.disconnect(self.conn);
+        }
+    }
+}

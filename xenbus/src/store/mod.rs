@@ -1,0 +1,316 @@
+//! A xenstored without I/O: bytes go in as requests, bytes come out as answers and events.
+//!
+//! [`Store`] holds the tree, its permissions, transactions and watches, and enforces the
+//! [`Quota`]s. It opens no descriptor and reads no clock, so it runs alike behind sockets
+//! ([`crate::server`]), behind shared rings, and in a simulator ([`LocalClient`]).
+//!
+//! It follows the reference `xenstored` (`docs/misc/xenstore.txt` and the behaviour of Xen 4.17):
+//! nodes that an unprivileged domain creates belong to it, while dom0's belong to their parent's
+//! owner; a domain that goes takes the nodes it owned with it; transactions conflict only over
+//! nodes they looked at; `EACCES` hides what a caller may not see.
+//!
+//! What differs, by choice:
+//! - children are listed in byte order, not in order of creation;
+//! - equal events that wait are merged, and beyond [`Quota::events`] collapse into one a watch;
+//! - a domain's removal fires watches on the nodes it takes along;
+//! - `INTRODUCE` records the domain, but its page and port are ignored: connections are handed
+//!   in by the embedder;
+//! - the reference's write-rate limiter is absent;
+//! - `GET_FEATURE`, `SET_FEATURE`, `GET_QUOTA` and `SET_QUOTA`, newer than 4.17, are `ENOSYS`.
+
+mod domain;
+mod local;
+mod nodes;
+mod quota;
+mod request;
+mod tree;
+mod watch;
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use pvio_ring::DomId;
+
+pub use local::LocalClient;
+pub use quota::Quota;
+
+use crate::wire::{Access, HEADER_LEN, Header, Op, Perm};
+use domain::Domain;
+use tree::{Change, Transaction, Tree};
+use watch::{EventQueue, Watches};
+
+/// Names one connection to a [`Store`]; never used twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ConnId(u64);
+
+/// Why a request was not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The connection is gone, perhaps because its domain was released.
+    #[error("the connection is closed")]
+    Closed,
+    /// As many answers wait as [`Quota::outstanding`] allows: take the output first.
+    #[error("too many answers wait to be taken")]
+    Backpressure,
+}
+
+#[derive(Debug)]
+struct Conn {
+    domid: DomId,
+    /// The home that relative paths are taken below; empty for a socket, as in the reference.
+    home: Box<str>,
+    transactions: BTreeMap<u32, Transaction>,
+    last_tx: u32,
+    /// The connection's watches, each a path and a token.
+    watches: BTreeSet<(Box<str>, Box<[u8]>)>,
+    events: EventQueue,
+    /// Whole answers, framed.
+    answers: Vec<u8>,
+    answer_count: usize,
+}
+
+/// The store and everyone connected to it.
+#[derive(Debug)]
+pub struct Store {
+    tree: Tree,
+    quota: Quota,
+    conns: BTreeMap<ConnId, Conn>,
+    domains: BTreeMap<DomId, Domain>,
+    watches: Watches,
+    /// Who hears of `@introduceDomain` and of `@releaseDomain`.
+    introduce_perms: Arc<[Perm]>,
+    release_perms: Arc<[Perm]>,
+    last_conn: u64,
+    /// Connections the store dropped by itself, for the embedder to close.
+    dropped: Vec<ConnId>,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self::new(Quota::default())
+    }
+}
+
+impl Store {
+    /// A store with the root node and `/tool/xenstored`, as the reference starts.
+    #[must_use]
+    pub fn new(quota: Quota) -> Self {
+        let dom0_only: Arc<[Perm]> = Arc::new([Perm::new(DomId::DOM0, Access::None)]);
+        let mut store = Self {
+            tree: Tree::new(),
+            quota,
+            conns: BTreeMap::new(),
+            domains: BTreeMap::new(),
+            watches: Watches::default(),
+            introduce_perms: Arc::clone(&dom0_only),
+            release_perms: dom0_only,
+            last_conn: 0,
+            dropped: Vec::new(),
+        };
+        store.domains.entry(DomId::DOM0).or_default().introduced = true;
+        let setup = store.connect_socket();
+        let _ = store.execute(setup, Op::Mkdir, 0, b"/tool/xenstored\0");
+        store.disconnect(setup);
+        store
+    }
+
+    /// The quotas in force.
+    #[must_use]
+    pub const fn quota(&self) -> &Quota {
+        &self.quota
+    }
+
+    /// Connects a domain. Its relative paths are below `/local/domain/<domid>`.
+    pub fn connect(&mut self, domid: DomId) -> ConnId {
+        let home = alloc::format!("/local/domain/{domid}");
+        self.add_conn(domid, home)
+    }
+
+    /// Connects a tool of dom0, as the reference does for its socket: privileged, and relative
+    /// paths are below `/`.
+    pub fn connect_socket(&mut self) -> ConnId {
+        self.add_conn(DomId::DOM0, String::new())
+    }
+
+    /// Drops a connection with its watches, transactions and output. Nodes stay.
+    pub fn disconnect(&mut self, conn: ConnId) {
+        self.reset(conn);
+        if let Some(c) = self.conns.remove(&conn) {
+            self.forget_idle_domain(c.domid);
+        }
+    }
+
+    /// Whether the connection is there and a request would be taken.
+    #[must_use]
+    pub fn can_accept(&self, conn: ConnId) -> bool {
+        self.conns
+            .get(&conn)
+            .is_some_and(|c| c.answer_count < self.quota.outstanding)
+    }
+
+    /// Takes one request and queues its answer. The payload should be `header.len` bytes long;
+    /// the slice's length is what counts.
+    ///
+    /// # Errors
+    /// [`StoreError`]; a refusal by the protocol is an answer, not an error.
+    pub fn handle(
+        &mut self,
+        conn: ConnId,
+        header: &Header,
+        payload: &[u8],
+    ) -> Result<(), StoreError> {
+        let c = self.conns.get(&conn).ok_or(StoreError::Closed)?;
+        if c.answer_count >= self.quota.outstanding {
+            return Err(StoreError::Backpressure);
+        }
+        let result = match header.op() {
+            Some(op) => self.execute(conn, op, header.tx_id, payload),
+            None => Err(crate::wire::XsErrno::NoSys),
+        };
+        let Some(c) = self.conns.get_mut(&conn) else {
+            return Err(StoreError::Closed);
+        };
+        let (kind, body) = match result {
+            Ok(body) => (header.kind, body),
+            Err(errno) => (Op::Error.code(), request::error_body(errno)),
+        };
+        push_frame(&mut c.answers, kind, header.req_id, header.tx_id, |out| {
+            out.extend_from_slice(&body)
+        });
+        c.answer_count = c.answer_count.saturating_add(1);
+        Ok(())
+    }
+
+    /// Whether [`Store::take_output`] would give anything.
+    #[must_use]
+    pub fn has_output(&self, conn: ConnId) -> bool {
+        self.conns
+            .get(&conn)
+            .is_some_and(|c| !c.answers.is_empty() || !c.events.is_empty())
+    }
+
+    /// Appends what waits for a connection to `out`: all its answers (at most
+    /// [`Quota::outstanding`] messages), then events for as long as `out` is shorter than
+    /// `limit` bytes.
+    pub fn take_output(&mut self, conn: ConnId, out: &mut Vec<u8>, limit: usize) {
+        let Some(c) = self.conns.get_mut(&conn) else {
+            return;
+        };
+        out.append(&mut c.answers);
+        c.answer_count = 0;
+        while out.len() < limit {
+            let Some(event) = c.events.pop() else { break };
+            push_frame(out, Op::WatchEvent.code(), 0, 0, |out| event.emit(out));
+        }
+    }
+
+    /// The connections that the store dropped since the last call because their domain was
+    /// released.
+    pub fn take_dropped(&mut self) -> Vec<ConnId> {
+        core::mem::take(&mut self.dropped)
+    }
+
+    /// How many connections there are.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
+    /// How many connections a domain has.
+    #[must_use]
+    pub fn connections_of(&self, domid: DomId) -> usize {
+        self.conns.values().filter(|c| c.domid == domid).count()
+    }
+
+    /// Checks that the tree hangs together and that the accounts of who owns what are right.
+    ///
+    /// # Errors
+    /// Names the first path at fault; that would be a bug of this crate.
+    pub fn check(&self) -> Result<(), String> {
+        self.tree.check()
+    }
+
+    fn add_conn(&mut self, domid: DomId, home: String) -> ConnId {
+        self.last_conn = self.last_conn.wrapping_add(1);
+        let id = ConnId(self.last_conn);
+        self.conns.insert(
+            id,
+            Conn {
+                domid,
+                home: home.into(),
+                transactions: BTreeMap::new(),
+                last_tx: 0,
+                watches: BTreeSet::new(),
+                events: EventQueue::default(),
+                answers: Vec::new(),
+                answer_count: 0,
+            },
+        );
+        self.domains.entry(domid).or_default();
+        id
+    }
+
+    fn is_privileged(&self, conn: ConnId) -> bool {
+        self.conns
+            .get(&conn)
+            .is_some_and(|c| c.domid == DomId::DOM0)
+    }
+
+    /// Reports changes to every watch they concern and whose owner may know.
+    fn fire(&mut self, changes: &[Change]) {
+        for change in changes {
+            let now = |path: &str| self.tree.get(path).map(|n| Arc::clone(&n.perms));
+            let sights = [
+                change.node_perms.clone(),
+                change.parent_perms.clone(),
+                now(&change.path),
+                crate::wire::parent(&change.path).and_then(now),
+            ];
+            for (watched, watch) in self.watches.concerned(&change.path, change.exact) {
+                let Some(c) = self.conns.get_mut(&watch.conn) else {
+                    continue;
+                };
+                let target = self.domains.get(&c.domid).and_then(|d| d.target);
+                let sees = |perms: &Option<Arc<[Perm]>>| {
+                    perms
+                        .as_deref()
+                        .is_some_and(|p| domain::rights(c.domid, target, p).read)
+                };
+                if sights.iter().any(sees) {
+                    let (path, watched) = (watch.show(&change.path), watch.show(watched));
+                    c.events
+                        .push(path, watched, &watch.token, self.quota.events);
+                }
+            }
+        }
+    }
+}
+
+fn push_frame(
+    out: &mut Vec<u8>,
+    kind: u32,
+    req_id: u32,
+    tx_id: u32,
+    body: impl FnOnce(&mut Vec<u8>),
+) {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER_LEN]);
+    body(out);
+    let len = out.len().saturating_sub(start).saturating_sub(HEADER_LEN);
+    // Bodies are bounded to 4096 bytes where they are made.
+    let header = Header {
+        kind,
+        req_id,
+        tx_id,
+        len: u32::try_from(len).unwrap_or(u32::MAX),
+    };
+    if let Some(place) = out
+        .get_mut(start..)
+        .and_then(|tail| tail.first_chunk_mut::<HEADER_LEN>())
+    {
+        *place = header.emit();
+    }
+}

@@ -1,0 +1,192 @@
+use super::{Op, PAYLOAD_MAX};
+
+/// The length of a [`Header`] on the wire, in bytes (`sizeof(struct xsd_sockmsg)`).
+pub const HEADER_LEN: usize = 16;
+
+/// The header before each payload (`struct xsd_sockmsg`): four little-endian words.
+///
+/// `kind` stays a raw number, since a server must answer an unknown one (with `ENOSYS`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Header {
+    /// The operation's code; see [`Header::op`].
+    pub kind: u32,
+    /// Chosen by the caller, echoed in the answer; 0 in an event.
+    pub req_id: u32,
+    /// The transaction this belongs to, 0 for none.
+    pub tx_id: u32,
+    /// The payload's length in bytes, at most [`PAYLOAD_MAX`].
+    pub len: u32,
+}
+
+impl Header {
+    /// A header for `len` bytes of payload.
+    ///
+    /// # Errors
+    /// [`FrameError::Oversize`] if `len` exceeds [`PAYLOAD_MAX`].
+    pub fn new(op: Op, req_id: u32, tx_id: u32, len: usize) -> Result<Self, FrameError> {
+        let len = checked_len(len)?;
+        Ok(Self {
+            kind: op.code(),
+            req_id,
+            tx_id,
+            len,
+        })
+    }
+
+    /// The operation, if the code names one.
+    #[must_use]
+    pub const fn op(&self) -> Option<Op> {
+        Op::from_code(self.kind)
+    }
+
+    /// Reads the four words; any bytes make a header, whose length may still be too large.
+    #[must_use]
+    pub const fn parse(bytes: [u8; HEADER_LEN]) -> Self {
+        let [
+            a0,
+            a1,
+            a2,
+            a3,
+            b0,
+            b1,
+            b2,
+            b3,
+            c0,
+            c1,
+            c2,
+            c3,
+            d0,
+            d1,
+            d2,
+            d3,
+        ] = bytes;
+        Self {
+            kind: u32::from_le_bytes([a0, a1, a2, a3]),
+            req_id: u32::from_le_bytes([b0, b1, b2, b3]),
+            tx_id: u32::from_le_bytes([c0, c1, c2, c3]),
+            len: u32::from_le_bytes([d0, d1, d2, d3]),
+        }
+    }
+
+    /// The header as it travels.
+    #[must_use]
+    pub const fn emit(&self) -> [u8; HEADER_LEN] {
+        let [a0, a1, a2, a3] = self.kind.to_le_bytes();
+        let [b0, b1, b2, b3] = self.req_id.to_le_bytes();
+        let [c0, c1, c2, c3] = self.tx_id.to_le_bytes();
+        let [d0, d1, d2, d3] = self.len.to_le_bytes();
+        [
+            a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3,
+        ]
+    }
+}
+
+/// One whole message at the start of a buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frame<'a> {
+    /// The message's header.
+    pub header: Header,
+    /// Exactly `header.len` bytes.
+    pub payload: &'a [u8],
+}
+
+impl Frame<'_> {
+    /// How many bytes of the buffer the message took.
+    #[must_use]
+    pub const fn wire_len(&self) -> usize {
+        HEADER_LEN.saturating_add(self.payload.len())
+    }
+}
+
+/// Why a stream of bytes is not a stream of messages; the connection cannot go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The payload is announced to be longer than [`PAYLOAD_MAX`].
+    #[error("a payload of {0} bytes exceeds the limit of 4096")]
+    Oversize(u64),
+}
+
+/// Takes the message at the start of `buf`.
+///
+/// `Ok(None)` asks for more bytes: never more than [`HEADER_LEN`] + [`PAYLOAD_MAX`] in all, so a
+/// buffer of that size is enough for ever.
+///
+/// # Errors
+/// [`FrameError::Oversize`] as soon as the header is there and announces too much.
+pub fn decode(buf: &[u8]) -> Result<Option<Frame<'_>>, FrameError> {
+    let Some((head, rest)) = buf.split_first_chunk::<HEADER_LEN>() else {
+        return Ok(None);
+    };
+    let header = Header::parse(*head);
+    let len = usize::try_from(header.len).unwrap_or(usize::MAX);
+    checked_len(len)?;
+    Ok(rest.get(..len).map(|payload| Frame { header, payload }))
+}
+
+fn checked_len(len: usize) -> Result<u32, FrameError> {
+    match u32::try_from(len) {
+        Ok(n) if len <= PAYLOAD_MAX => Ok(n),
+        _ => Err(FrameError::Oversize(len as u64)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    #[test]
+    fn header_matches_the_c_layout() {
+        let h = Header::new(Op::Write, 0x0403_0201, 7, 4096).unwrap();
+        assert_eq!(h.emit(), [11, 0, 0, 0, 1, 2, 3, 4, 7, 0, 0, 0, 0, 16, 0, 0]);
+        assert_eq!(
+            Header::new(Op::Write, 0, 0, 4097),
+            Err(FrameError::Oversize(4097))
+        );
+    }
+
+    #[test]
+    fn an_oversize_length_is_refused_with_the_header_alone() {
+        let mut bytes = Header::new(Op::Read, 0, 0, 0).unwrap().emit();
+        bytes[12..].copy_from_slice(&4097_u32.to_le_bytes());
+        assert_eq!(decode(&bytes), Err(FrameError::Oversize(4097)));
+        bytes[12..].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(
+            decode(&bytes),
+            Err(FrameError::Oversize(u64::from(u32::MAX)))
+        );
+        assert_eq!(decode(&bytes[..15]), Ok(None));
+    }
+
+    proptest! {
+        #[test]
+        fn frames_round_trip(kind: u32, req_id: u32, tx_id: u32,
+                             payload in proptest::collection::vec(any::<u8>(), 0..=PAYLOAD_MAX),
+                             tail in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let header = Header { kind, req_id, tx_id, len: payload.len() as u32 };
+            let mut bytes: Vec<u8> = header.emit().to_vec();
+            bytes.extend_from_slice(&payload);
+            let whole = bytes.len();
+            for cut in [0, 1, 15, whole.saturating_sub(1)] {
+                if cut < whole {
+                    prop_assert_eq!(decode(&bytes[..cut]), Ok(None));
+                }
+            }
+            bytes.extend_from_slice(&tail);
+            let frame = decode(&bytes).unwrap().unwrap();
+            prop_assert_eq!(frame.header, header);
+            prop_assert_eq!(frame.payload, &payload[..]);
+            prop_assert_eq!(frame.wire_len(), whole);
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
+            if let Ok(Some(frame)) = decode(&bytes) {
+                prop_assert!(frame.payload.len() <= PAYLOAD_MAX);
+                prop_assert!(frame.wire_len() <= bytes.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+macro_rules! ops {
+    ($($(#[$doc:meta])* $name:ident = $code:literal,)*) => {
+        /// What a message asks for or answers (`enum xsd_sockmsg_type` in `xs_wire.h`).
+        ///
+        /// Code 20 (`XS_RESTRICT`) was withdrawn and is never valid.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        #[repr(u32)]
+        pub enum Op {
+            $($(#[$doc])* $name = $code,)*
+        }
+
+        impl Op {
+            /// Every operation, in order of its code.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The operation with this code, if there is one.
+            #[must_use]
+            pub const fn from_code(code: u32) -> Option<Self> {
+                match code {
+                    $($code => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+ops! {
+    /// Server administration; dom0 only.
+    Control = 0,
+    /// Lists the children of a node.
+    Directory = 1,
+    /// Reads a node's value.
+    Read = 2,
+    /// Reads a node's permissions.
+    GetPerms = 3,
+    /// Registers a watch.
+    Watch = 4,
+    /// Removes a watch.
+    Unwatch = 5,
+    /// Opens a transaction.
+    TransactionStart = 6,
+    /// Commits or drops a transaction.
+    TransactionEnd = 7,
+    /// Tells the server about a domain; dom0 only.
+    Introduce = 8,
+    /// Tells the server to forget a domain; dom0 only.
+    Release = 9,
+    /// Asks for a domain's home path.
+    GetDomainPath = 10,
+    /// Writes a node's value, creating it and its parents.
+    Write = 11,
+    /// Creates a node if it is missing.
+    Mkdir = 12,
+    /// Removes a node and everything below it.
+    Rm = 13,
+    /// Replaces a node's permissions.
+    SetPerms = 14,
+    /// An event, sent by the server unasked.
+    WatchEvent = 15,
+    /// A refusal, sent by the server; the payload is an error's name.
+    Error = 16,
+    /// Asks whether a domain is known; dom0 only.
+    IsDomainIntroduced = 17,
+    /// Re-arms the report of a domain's shutdown; dom0 only.
+    Resume = 18,
+    /// Lets one domain act for another; dom0 only.
+    SetTarget = 19,
+    /// Drops all of the caller's watches and transactions.
+    ResetWatches = 21,
+    /// Lists a part of a long list of children.
+    DirectoryPart = 22,
+    /// Reads the features shown to a domain (newer than Xen 4.17).
+    GetFeature = 23,
+    /// Sets the features shown to a domain (newer than Xen 4.17).
+    SetFeature = 24,
+    /// Reads a quota (newer than Xen 4.17).
+    GetQuota = 25,
+    /// Sets a quota (newer than Xen 4.17).
+    SetQuota = 26,
+}
+
+impl Op {
+    /// The code of this operation on the wire.
+    #[must_use]
+    pub const fn code(self) -> u32 {
+        self as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_round_trip_and_the_withdrawn_one_is_refused() {
+        for code in 0..64 {
+            match Op::from_code(code) {
+                Some(op) => assert_eq!(op.code(), code),
+                None => assert!(code == 20 || code > 26),
+            }
+        }
+        assert_eq!(Op::ALL.len(), 26);
+        assert_eq!(Op::from_code(0xffff), None);
+    }
+}

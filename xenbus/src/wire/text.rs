@@ -1,0 +1,96 @@
+/// Splits the first NUL-terminated string off `payload`: the string without its NUL, and what
+/// follows. `None` if there is no NUL.
+#[must_use]
+pub fn split_string(payload: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut halves = payload.splitn(2, |&b| b == 0);
+    let first = halves.next()?;
+    let rest = halves.next()?;
+    Some((first, rest))
+}
+
+/// The NUL-terminated strings of `payload`, without their NULs. Bytes after the last NUL are
+/// not a string and are left out, as the reference server does.
+pub fn strings(payload: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
+    let mut rest = payload;
+    core::iter::from_fn(move || {
+        let (first, tail) = split_string(rest)?;
+        rest = tail;
+        Some(first)
+    })
+}
+
+/// Reads a decimal number: digits only, no sign, no spaces. `None` on anything else or beyond
+/// 2⁶⁴ − 1.
+#[must_use]
+pub fn parse_u64(text: &[u8]) -> Option<u64> {
+    if text.is_empty() {
+        return None;
+    }
+    text.iter().try_fold(0_u64, |n, &b| {
+        if !b.is_ascii_digit() {
+            return None;
+        }
+        n.checked_mul(10)?
+            .checked_add(u64::from(b.wrapping_sub(b'0')))
+    })
+}
+
+/// [`parse_u64`], bounded to 2³² − 1.
+#[must_use]
+pub fn parse_u32(text: &[u8]) -> Option<u32> {
+    parse_u64(text).and_then(|n| n.try_into().ok())
+}
+
+/// [`parse_u64`], bounded to 2¹⁶ − 1.
+#[must_use]
+pub fn parse_u16(text: &[u8]) -> Option<u16> {
+    parse_u64(text).and_then(|n| n.try_into().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use proptest::prelude::*;
+    use std::{string::ToString, vec, vec::Vec};
+
+    #[test]
+    fn strings_drop_an_unterminated_tail() {
+        assert_eq!(
+            strings(b"a\0\0bc\0tail").collect::<Vec<_>>(),
+            vec![&b"a"[..], b"", b"bc"]
+        );
+        assert_eq!(strings(b"").count(), 0);
+        assert_eq!(
+            split_string(b"path\0va\0lue"),
+            Some((&b"path"[..], &b"va\0lue"[..]))
+        );
+        assert_eq!(split_string(b"path"), None);
+    }
+
+    #[test]
+    fn numbers_are_strict() {
+        for bad in [
+            "",
+            "-1",
+            "+1",
+            " 1",
+            "1 ",
+            "0x1",
+            "18446744073709551616",
+            "9e1",
+        ] {
+            assert_eq!(parse_u64(bad.as_bytes()), None, "{bad}");
+        }
+        assert_eq!(parse_u16(b"65536"), None);
+        assert_eq!(parse_u32(b"4294967296"), None);
+        assert_eq!(parse_u32(b"007"), Some(7));
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_round_trip(n: u64) {
+            prop_assert_eq!(parse_u64(n.to_string().as_bytes()), Some(n));
+        }
+    }
+}
