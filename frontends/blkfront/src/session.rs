@@ -79,6 +79,11 @@ where
         self.driver.class()
     }
 
+    /// Changes how long a backend may be away, from now on.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// This end's state.
     pub fn state(&self) -> XenbusState {
         self.driver.state()
