@@ -26,7 +26,7 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     };
     // The driver domain opens it next; until then nobody else is kept out.
     drop(image);
-    let home = Home::new(args.common.state_dir.as_deref(), &args.common.name)?;
+    let (home, hypervisor) = Home::claim(args.common.state_dir.as_deref(), &args.common.name)?;
     let mut words: Vec<OsString> = Vec::new();
     let mut word = |name: &str, value: String| words.extend([name.into(), value.into()]);
     word("--depth", args.depth.to_string());
@@ -48,7 +48,7 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
         guest: ("check", words),
         guest_on_terminal: true,
     };
-    let mut machine = Machine::start(plan, home)?;
+    let mut machine = Machine::start(plan, home, hypervisor)?;
     let mut report = None;
     let result = loop {
         match machine.next() {

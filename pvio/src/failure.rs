@@ -1,4 +1,4 @@
-//! What went wrong, in one clear line, and what to do about it in another.
+//! What went wrong and what to do about it, in one clear line.
 
 use std::fmt;
 
@@ -33,7 +33,7 @@ impl Failure {
     /// devices do.
     pub fn of(error: impl fmt::Display) -> Self {
         let text = error.to_string();
-        match text.split_once("; ").or_else(|| text.split_once(": choose ")) {
+        match text.split_once("; ") {
             Some((what, help)) => Self::new(what, help),
             None => Self::new(text, ""),
         }
@@ -48,9 +48,9 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", one_line(&self.what))?;
+        write!(f, "pvio: {}", one_line(&self.what))?;
         if !self.help.is_empty() {
-            write!(f, "\n  help: {}", one_line(&self.help))?;
+            write!(f, "; {}", one_line(&self.help))?;
         }
         Ok(())
     }
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn a_remedy_is_told_apart() {
         let failure = Failure::of("it broke; mend it\x1b[2J\nquickly");
-        assert_eq!(failure.to_string(), "error: it broke\n  help: mend it [2J quickly");
-        assert_eq!(Failure::of("it broke").to_string(), "error: it broke");
+        assert_eq!(failure.to_string(), "pvio: it broke; mend it [2J quickly");
+        assert_eq!(Failure::of("it broke").to_string(), "pvio: it broke");
     }
 }

@@ -8,6 +8,7 @@
 //! | [`machine`] | hypervisor and toolstack: domains, devices, child processes, their end |
 //! | [`scratch`] | whether an image may be overwritten |
 //! | [`domain`] | what runs in the child processes |
+//! | [`driver`] | the driver domain: serves every device the toolstack makes for it |
 //! | [`guest`] | the guest: a read-only file system on its disk, an HTTP server on its NIC |
 //! | [`demo`] | the demo image, made when no `--disk` is given |
 #![forbid(unsafe_code)]
@@ -16,6 +17,7 @@ pub mod check;
 pub mod cli;
 pub mod demo;
 pub mod domain;
+pub mod driver;
 pub mod failure;
 pub mod guest;
 pub mod machine;

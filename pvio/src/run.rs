@@ -24,7 +24,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     if args.nic {
         rights::for_a_tap()?;
     }
-    let home = Home::new(args.common.state_dir.as_deref(), &args.common.name)?;
+    let (home, hypervisor) = Home::claim(args.common.state_dir.as_deref(), &args.common.name)?;
     let path = match &args.disk {
         Some(disk) => std::path::absolute(disk).map_err(Failure::of)?,
         None => demo_image(&home)?,
@@ -46,18 +46,25 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let disk = DiskConfig { path: path.clone(), read_only: true, direct: args.common.direct };
     let name = args.common.name.clone();
     let plan = Plan { name, disk, nic, guest: ("guest", words), guest_on_terminal: false };
-    let mut machine = Machine::start(plan, home)?;
-    println!("hypervisor  {} (xenstore.sock, logs)", machine.home().path().display());
-    println!("disk        {}, {}, read-only", path.display(), human(size));
-    let result = watch(&mut machine, args);
+    let mut machine = Machine::start(plan, home, hypervisor)?;
+    let about = format!(
+        "state       {} (xenstore.sock, logs)\ndisk        {}, {}, read-only",
+        machine.home().path().display(),
+        path.display(),
+        human(size)
+    );
+    let result = watch(&mut machine, args, &about);
     machine.shut_down();
     result
 }
 
-fn watch(machine: &mut Machine, args: &RunArgs) -> Result<(), Failure> {
+fn watch(machine: &mut Machine, args: &RunArgs, about: &str) -> Result<(), Failure> {
     loop {
         match machine.next()? {
-            News::Ready => ready(args),
+            News::Ready => {
+                println!("{about}");
+                ready(args);
+            }
             News::DriverRestarted(how) => {
                 println!(
                     "the driver domain ended ({how}) and was started again; the guest attaches anew"

@@ -29,9 +29,9 @@ impl Bell {
         let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
     }
 
-    /// Stops ringing.
-    pub fn take(&self) {
-        let _ = rustix::io::read(&*self.0, &mut [0; 8]);
+    /// Stops ringing, and tells whether it did.
+    pub fn take(&self) -> bool {
+        rustix::io::read(&*self.0, &mut [0; 8]).is_ok()
     }
 }
 

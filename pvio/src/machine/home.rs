@@ -1,6 +1,7 @@
-//! The state directory: every socket and log of one machine.
+//! The state directory: every socket and log of one machine, and the hypervisor that owns it.
 
 use crate::failure::Failure;
+use pvio_hosted::Hypervisor;
 use std::cell::Cell;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
@@ -14,11 +15,12 @@ pub struct Home {
 }
 
 impl Home {
-    /// The directory the user named, or one for a machine of that name.
+    /// The directory the user named, or one for a machine of that name, with a hypervisor in it.
+    /// Nothing in the directory is touched if another is alive there.
     ///
     /// # Errors
-    /// A [`Failure`] when it cannot be made.
-    pub fn new(named: Option<&Path>, name: &str) -> Result<Self, Failure> {
+    /// A [`Failure`] when it cannot be made, or another hypervisor is alive in it.
+    pub fn claim(named: Option<&Path>, name: &str) -> Result<(Self, Hypervisor), Failure> {
         if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
             return Err(Failure::input(
                 format!("{name:?} cannot be a guest's name"),
@@ -36,8 +38,9 @@ impl Home {
             )
         };
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
-        let path = fs::canonicalize(&path).map_err(failed)?;
-        Ok(Self { path, is_temporary: Cell::new(named.is_none()) })
+        let path = std::path::absolute(&path).map_err(failed)?;
+        let hypervisor = Hypervisor::start(&path).map_err(|e| Failure::of(e).as_input())?;
+        Ok((Self { path, is_temporary: Cell::new(named.is_none()) }, hypervisor))
     }
 
     /// Where it is.

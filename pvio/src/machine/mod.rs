@@ -24,7 +24,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use devices::{DiskConfig, NicConfig};
 use home::Home;
 use pvio_grant_table::DomId;
-use pvio_hosted::{DomainConfig, DomainError, Hypervisor, StartError};
+use pvio_hosted::{DomainConfig, DomainError, Hypervisor};
 use pvio_xenbus::client::Client;
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -109,10 +109,9 @@ impl Machine {
     ///
     /// # Errors
     /// A [`Failure`]; nothing is left running then.
-    pub fn start(plan: Plan, home: Home) -> Result<Self, Failure> {
+    pub fn start(plan: Plan, home: Home, hypervisor: Hypervisor) -> Result<Self, Failure> {
         let (sender, events) = unbounded();
         listen_for_signals(&home, sender.clone())?;
-        let hypervisor = Hypervisor::start(home.path()).map_err(|e| start_failure(&e))?;
         let driver = DomainConfig::new("driver-domain").id(DRIVER);
         hypervisor.create_domain(driver).map_err(|e| domain_failure(&e))?;
         let guest =
@@ -238,9 +237,6 @@ impl Machine {
                 .map_err(Failure::of)?;
         }
         let mut args: Vec<OsString> = Vec::new();
-        if again {
-            args.push("--restarted".into());
-        }
         if let Some((address, prefix)) = self.plan.nic.as_ref().and_then(|nic| nic.host) {
             args.extend(["--host-ip".into(), format!("{address}/{prefix}").into()]);
         }
@@ -302,16 +298,6 @@ fn listen_for_signals(home: &Home, sender: Sender<Event>) -> Result<(), Failure>
         let _ = sender.send(Event::Signal);
     };
     ctrlc::set_handler(handler).map_err(|e| Failure::new(format!("no signal handler: {e}"), ""))
-}
-
-fn start_failure(e: &StartError) -> Failure {
-    match e {
-        StartError::Running(dir) => Failure::input(
-            format!("a pvio runs with {} already", dir.display()),
-            "stop that one, or give this one another --name or --state-dir",
-        ),
-        other => Failure::of(other).as_input(),
-    }
 }
 
 fn domain_failure(e: &DomainError) -> Failure {

@@ -155,7 +155,7 @@ impl Service {
             }
             match self.listener.as_ref().map(Listener::accept) {
                 Some(Ok(Some(stream))) => {
-                    let conn = self.store.connect_socket();
+                    let conn = self.store.connect(DomId::DOM0);
                     self.peers.insert(conn, Peer::new(stream, true));
                 }
                 Some(Err(_)) => {

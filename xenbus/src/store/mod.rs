@@ -60,8 +60,6 @@ pub enum StoreError {
 #[derive(Debug)]
 struct Conn {
     domid: DomId,
-    /// The home that relative paths are taken below; empty for a socket, as in the reference.
-    home: Box<str>,
     transactions: BTreeMap<u32, Transaction>,
     last_tx: u32,
     /// The connection's watches, each a path and a token.
@@ -111,7 +109,7 @@ impl Store {
             dropped: Vec::new(),
         };
         store.domains.entry(DomId::DOM0).or_default().introduced = true;
-        let setup = store.connect_socket();
+        let setup = store.connect(DomId::DOM0);
         let _ = store.execute(setup, Op::Mkdir, 0, b"/tool/xenstored\0");
         store.disconnect(setup);
         store
@@ -123,16 +121,23 @@ impl Store {
         &self.quota
     }
 
-    /// Connects a domain. Its relative paths are below `/local/domain/<domid>`.
+    /// Connects a domain. Its relative paths are below `/local/domain/<domid>`; dom0's connections
+    /// are privileged.
     pub fn connect(&mut self, domid: DomId) -> ConnId {
-        let home = alloc::format!("/local/domain/{domid}");
-        self.add_conn(domid, home)
-    }
-
-    /// Connects a tool of dom0, as the reference does for its socket: privileged, and relative
-    /// paths are below `/`.
-    pub fn connect_socket(&mut self) -> ConnId {
-        self.add_conn(DomId::DOM0, String::new())
+        self.last_conn = self.last_conn.wrapping_add(1);
+        let id = ConnId(self.last_conn);
+        let conn = Conn {
+            domid,
+            transactions: BTreeMap::new(),
+            last_tx: 0,
+            watches: BTreeSet::new(),
+            events: EventQueue::default(),
+            answers: Vec::new(),
+            answer_count: 0,
+        };
+        self.conns.insert(id, conn);
+        self.domains.entry(domid).or_default();
+        id
     }
 
     /// Drops a connection with its watches, transactions and output. Nodes stay.
@@ -231,26 +236,6 @@ impl Store {
     /// Names the first path at fault; that would be a bug of this crate.
     pub fn check(&self) -> Result<(), String> {
         self.tree.check()
-    }
-
-    fn add_conn(&mut self, domid: DomId, home: String) -> ConnId {
-        self.last_conn = self.last_conn.wrapping_add(1);
-        let id = ConnId(self.last_conn);
-        self.conns.insert(
-            id,
-            Conn {
-                domid,
-                home: home.into(),
-                transactions: BTreeMap::new(),
-                last_tx: 0,
-                watches: BTreeSet::new(),
-                events: EventQueue::default(),
-                answers: Vec::new(),
-                answer_count: 0,
-            },
-        );
-        self.domains.entry(domid).or_default();
-        id
     }
 
     fn is_privileged(&self, conn: ConnId) -> bool {

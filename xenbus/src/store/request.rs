@@ -33,6 +33,18 @@ impl Store {
         if payload.len() > PAYLOAD_MAX {
             return Err(XsErrno::Inval);
         }
+        // What only a server sends, and what came after the release this one follows.
+        if matches!(
+            op,
+            Op::WatchEvent
+                | Op::Error
+                | Op::GetFeature
+                | Op::SetFeature
+                | Op::GetQuota
+                | Op::SetQuota
+        ) {
+            return Err(XsErrno::NoSys);
+        }
         let privileged_only = matches!(
             op,
             Op::Control
@@ -88,7 +100,6 @@ impl Store {
             }),
             Op::SetTarget => self.set_target_request(payload),
             Op::Control => self.control(payload),
-            // What only a server sends, and what came after the release this one follows.
             Op::WatchEvent
             | Op::Error
             | Op::GetFeature
@@ -210,7 +221,8 @@ impl Store {
     fn unwatch(&mut self, conn: ConnId, payload: &[u8]) -> Answer {
         let mut args = strings(payload);
         let (path, token) = args.next().zip(args.next()).ok_or(XsErrno::Inval)?;
-        let (path, _) = self.watch_path(conn, path)?;
+        // No watch is on a path that is none.
+        let (path, _) = self.watch_path(conn, path).map_err(|_| XsErrno::NoEnt)?;
         if !self.watches.remove(&path, conn, token) {
             return Err(XsErrno::NoEnt);
         }
@@ -381,8 +393,8 @@ impl Store {
         match WirePath::parse(path).map_err(|_| XsErrno::Inval)? {
             WirePath::Absolute(p) => Ok(p.into()),
             WirePath::Relative(p) => {
-                let home = &self.conns.get(&conn).ok_or(XsErrno::Io)?.home;
-                let full = format!("{home}/{p}");
+                let domid = self.conns.get(&conn).ok_or(XsErrno::Io)?.domid;
+                let full = format!("/local/domain/{domid}/{p}");
                 if full.len() > ABS_PATH_MAX {
                     Err(XsErrno::Inval)
                 } else {

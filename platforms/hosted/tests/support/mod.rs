@@ -1,6 +1,8 @@
 //! What the tests share.
 #![allow(dead_code)]
 
+pub mod process;
+
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
 use pvio_hosted::{Channel, Domain, DomainConfig, Hypervisor, HypervisorEvent};
