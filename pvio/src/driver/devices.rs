@@ -2,7 +2,9 @@
 
 use pvio_grant_table::DomId;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Life};
-use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, backend_root, list_backends};
+use pvio_xenbus::handshake::common::{
+    DeviceAddr, DeviceClass, backend_root, list_backends, read_error,
+};
 use pvio_xenbus::{WatchEvent, Xenstore, XsError};
 use std::collections::BTreeMap;
 
@@ -90,6 +92,9 @@ where
         let after = device.state();
         if before != after {
             tracing::info!(device = device.token(), from = %before, to = %after, "state");
+            if let Some(why) = read_error(xs, device.token())? {
+                tracing::warn!(device = device.token(), "{why}");
+            }
         }
         if life == Life::Gone {
             tracing::info!(device = device.token(), "gone");

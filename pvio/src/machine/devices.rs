@@ -2,6 +2,7 @@
 
 use super::{DRIVER, GUEST};
 use crate::cli::Mac;
+use pvio_blkback::image::{Image, ImageError, ImageOptions};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, write_state};
 use pvio_xenbus::handshake::{vbd, vif};
@@ -9,6 +10,7 @@ use pvio_xenbus::wire::{Access, Perm};
 use pvio_xenbus::{XenbusState, Xenstore, transaction};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// The guest's disk: `xvda`.
 pub const DISK: DeviceAddr = DeviceAddr::new(DeviceClass::Vbd, DRIVER, GUEST, 51712);
@@ -24,6 +26,20 @@ pub struct DiskConfig {
     pub read_only: bool,
     /// Around the host's page cache.
     pub direct: bool,
+}
+
+impl DiskConfig {
+    /// Waits, at most so long, until nobody has the image locked against us. The kernel closes the
+    /// files of an io_uring some time after its process was killed.
+    pub fn until_free(&self, most: Duration) {
+        let by = Instant::now() + most;
+        let options = ImageOptions { read_only: self.read_only, direct: self.direct };
+        while matches!(Image::open(&self.path, options), Err(ImageError::Busy(_)))
+            && Instant::now() < by
+        {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 /// A NIC as the toolstack knows it.
@@ -55,7 +71,8 @@ pub fn create<X: Xenstore>(
 }
 
 /// Makes the backends' ends anew, after the domain they were in is gone and another has its
-/// number. The frontends' ends are as they were: their drivers are at work on them.
+/// number. The frontends' ends are as they were, their drivers being at work on them; but the new
+/// domain has none of the old one's rights to read them, so it is given its own.
 ///
 /// # Errors
 /// [`HandshakeError`].
@@ -80,6 +97,12 @@ fn make_back_end<X: Xenstore>(xs: &mut X, addr: DeviceAddr) -> Result<(), Handsh
     xs.mkdir(&base)?;
     let perms = [Perm::new(addr.back, Access::None), Perm::new(addr.front, Access::Read)];
     xs.set_perms(&base, &perms)?;
+    let mut front = vec![addr.frontend_path()];
+    while let Some(path) = front.pop() {
+        let perms = [Perm::new(addr.front, Access::None), Perm::new(addr.back, Access::Read)];
+        xs.set_perms(&path, &perms)?;
+        front.extend(xs.directory(&path)?.iter().map(|name| format!("{path}/{name}")));
+    }
     Ok(write_state(xs, &base, XenbusState::Initialising)?)
 }
 

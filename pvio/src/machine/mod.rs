@@ -40,6 +40,8 @@ pub const GUEST: DomId = DomId(2);
 const START: Duration = Duration::from_secs(30);
 /// How long a child may take to end when it is asked to.
 const END: Duration = Duration::from_secs(5);
+/// How long the kernel may take to let go of what a killed driver domain had open.
+const RELEASE: Duration = Duration::from_secs(3);
 /// So many restarts of the driver domain within [`RESTARTS_TIME`] are too many.
 const RESTARTS: usize = 5;
 const RESTARTS_TIME: Duration = Duration::from_secs(60);
@@ -193,7 +195,7 @@ impl Machine {
                 self.home.keep();
                 Err(Failure::new(
                     format!("the guest ended unexpectedly ({how}); everything else was taken down"),
-                    format!("its log is {}", self.home.path().join("guest.log").display()),
+                    format!("its log is {}", self.log(self.plan.guest.0)),
                 ))
             }
             Role::Driver => {
@@ -206,7 +208,7 @@ impl Machine {
                             "the driver domain ended {} times within a minute, now {how}",
                             RESTARTS + 1
                         ),
-                        format!("its log is {}", self.home.path().join("driver.log").display()),
+                        format!("its log is {}", self.log("driver")),
                     ));
                 }
                 self.restarts.push_back(now);
@@ -214,6 +216,10 @@ impl Machine {
                 Ok(Some(News::DriverRestarted(how)))
             }
         }
+    }
+
+    fn log(&self, of: &str) -> String {
+        self.home.path().join(format!("{of}.log")).display().to_string()
     }
 
     fn not_ready(&self) -> Failure {
@@ -226,6 +232,7 @@ impl Machine {
 
     fn start_driver(&mut self, again: bool) -> Result<(), Failure> {
         if again {
+            self.plan.disk.until_free(RELEASE);
             // The process and its domain are one; what the hypervisor has not noticed yet, it does now.
             match self.hypervisor.destroy_domain(DRIVER) {
                 Ok(()) | Err(DomainError::NoDomain(_)) => {}
