@@ -102,10 +102,7 @@ pub fn write_hotplug<X: Xenstore + ?Sized>(
     status: &Hotplug,
 ) -> Result<(), HandshakeError> {
     transaction(xs, |tx| {
-        let mut w = Writer {
-            xs: tx,
-            base: backend,
-        };
+        let mut w = Writer { xs: tx, base: backend };
         match status {
             Hotplug::Connected => {
                 w.clear("hotplug-error")?;
@@ -170,9 +167,7 @@ pub fn read_error<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Option
     let Some(path) = error_path(base) else {
         return Ok(None);
     };
-    Ok(xs
-        .read_opt(&path)?
-        .map(|text| String::from_utf8_lossy(&text).into_owned()))
+    Ok(xs.read_opt(&path)?.map(|text| String::from_utf8_lossy(&text).into_owned()))
 }
 
 /// Removes what [`write_error`] wrote.
