@@ -54,4 +54,4 @@ pub use front::FrontRing;
 pub use gref::GrantRef;
 pub use io_seg::IoSeg;
 pub use layout::{Full, RingFault, RingLayout};
-pub use slot::{ShortSlot, Slot};
+pub use slot::{ShortSlot, Slot, SlotMut};
