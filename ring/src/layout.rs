@@ -84,6 +84,18 @@ pub enum RingFault {
         /// How far it could honestly be.
         most: u32,
     },
+    /// The peer claims to have consumed what was never produced, or has gone backwards.
+    #[error(
+        "the peer's consumer index {cons} is {behind} behind the produced index; at most {most} can be"
+    )]
+    ConsumerOverrun {
+        /// The consumer index found.
+        cons: u32,
+        /// How far it is behind what was produced.
+        behind: u32,
+        /// How far it could honestly be.
+        most: u32,
+    },
 }
 
 impl RingFault {
@@ -93,6 +105,7 @@ impl RingFault {
         match self {
             Self::Geometry { .. } => "ring-geometry",
             Self::ProducerOverflow { .. } => "ring-producer-overflow",
+            Self::ConsumerOverrun { .. } => "ring-consumer-overrun",
         }
     }
 }
