@@ -1,5 +1,7 @@
 //! `pvio-bench SUITE [--json FILE] [--runs N]`: the measurements behind `cargo xtask bench`.
 
+#![forbid(unsafe_code)]
+
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use std::path::PathBuf;

@@ -2,11 +2,11 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`test`] | `cargo xtask test`: the steps, how they are counted, the closing line |
-//! | [`e2e`] | the last of those steps: the real command, a real image, a real guest |
-//! | [`bench`] | `cargo xtask bench`: pvio beside its references, as a table and as JSON |
-//! | [`tools`] | what the checks need of the machine, and how it gets there |
-//! | [`exec`] | programs run with their output captured, a deadline, and no survivors |
+//! | `test` | `cargo xtask test`: the steps, how they are counted, the closing line |
+//! | `e2e` | the last of those steps: the real command, a real image, a real guest |
+//! | `bench` | `cargo xtask bench`: pvio beside its references, as a table and as JSON |
+//! | `tools` | what the checks need of the machine, and how it gets there |
+//! | `exec` | programs run with their output captured, a deadline, and no survivors |
 #![forbid(unsafe_code)]
 
 mod bench;

@@ -5,7 +5,7 @@
 //! | [`steps`] | the steps that are one cargo command each |
 //! | [`tally`] | what `cargo test` printed, as numbers |
 //! | [`nostd`] | the device code links without `std` |
-//! | [`layers`] | who may depend on whom, where `unsafe` and xenstore keys may stand |
+//! | [`layers`] | who may depend on whom, where things may stand, what the book names |
 
 mod layers;
 mod nostd;
@@ -38,7 +38,7 @@ pub enum Step {
     Nostd,
     /// The notification protocol of a ring, every interleaving.
     Loom,
-    /// Who may depend on whom, where `unsafe` and xenstore keys may stand.
+    /// Who may depend on whom, where `unsafe` and xenstore keys may stand, what the book names.
     Layers,
     /// The real command, a real disk image, a real guest.
     E2e,

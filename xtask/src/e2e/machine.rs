@@ -28,21 +28,21 @@ pub struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// Starts `pvio run` with these arguments and a state directory of its own.
-    pub fn run(world: &'a World, arguments: &[&str]) -> Result<Self> {
+    /// Starts `pvio` with these arguments and a state directory of its own.
+    pub fn start(world: &'a World, arguments: &[&str]) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        Self::run_in(world, &world.dir().join(format!("state{number}")), arguments)
+        Self::start_in(world, &world.dir().join(format!("state{number}")), arguments)
     }
 
-    /// Starts `pvio run` with this state directory.
-    pub fn run_in(world: &'a World, state: &Path, arguments: &[&str]) -> Result<Self> {
+    /// Starts `pvio` with these arguments and this state directory.
+    pub fn start_in(world: &'a World, state: &Path, arguments: &[&str]) -> Result<Self> {
         let log = state.with_extension("log");
         let out = File::create(&log)?;
         let mark = format!("PVIO_E2E={}", state.display());
         let (name, value) = mark.split_once('=').expect("just written");
         let mut command = world.net.command(&world.pvio)?;
-        command.arg("run").args(arguments).arg("--state-dir").arg(state).env(name, value);
+        command.args(arguments).arg("--state-dir").arg(state).env(name, value);
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         let leader = Group::spawn(&mut command)?;
         Ok(Self { world, leader, log, state: state.to_path_buf(), mark })

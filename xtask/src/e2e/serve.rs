@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::image::{self, Entry};
 use super::machine::Machine;
-use super::{Checks, World, fetch, proc};
+use super::{Checks, World, fetch, inputs, proc};
 use crate::{exec, tools};
 
 /// An ext4 image, a FAT image, and the one the command makes by itself.
@@ -23,13 +23,13 @@ pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
     let disk = image::fat(world.dir().join("fat.img"), &folder)?;
     let entries = image::entries(&folder)?;
     checks.check("fat: every file arrives whole", || {
-        let mut machine = Machine::run(world, &["--disk", text(&disk), "--nic"])?;
+        let mut machine = Machine::start(world, &["run", "--disk", text(&disk), "--nic"])?;
         let url = machine.url()?;
         fetch::all(world, &url, &entries, true)?;
         end(&mut machine)
     });
     checks.check("demo image: what its SHA256SUMS names arrives whole", || {
-        let mut machine = Machine::run(world, &["--nic"])?;
+        let mut machine = Machine::start(world, &["run", "--nic"])?;
         let url = machine.url()?;
         let entries = sums(&fetch::text(world, &format!("{url}SHA256SUMS"))?)?;
         ensure!(entries.len() > 3, "only {} files", entries.len());
@@ -43,7 +43,7 @@ pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
 fn ext4(world: &World, checks: &mut Checks, disk: &Path, folder: &Path) -> Result<()> {
     let entries = image::entries(folder)?;
     let started = checks.check("ext4: the guest has an address", || {
-        let mut machine = Machine::run(world, &["--disk", text(disk), "--nic"])?;
+        let mut machine = Machine::start(world, &["run", "--disk", text(disk), "--nic"])?;
         let url = machine.url()?;
         Ok((machine, url))
     });
@@ -77,21 +77,16 @@ fn ext4(world: &World, checks: &mut Checks, disk: &Path, folder: &Path) -> Resul
     });
     checks.check("with nothing to do, nothing spins", || proc::idle(&machine.processes()));
     checks.check("a disk in use is refused, and why", || {
-        let expected = format!(
-            "disk image {} is in use by another program; stop that first, \
-             or open it read-only in both",
-            disk.display()
-        );
         let state = world.dir().join("other");
+        let what = format!("disk image {} is in use by another program", disk.display());
+        let help = "stop that first, or open it read-only in both";
         let arguments = ["check", "--disk", text(disk), "--overwrite"];
-        super::inputs::refused(world, &arguments, &state, &expected)
+        inputs::refused(world, &arguments, &state, &what, help)
     });
     checks.check("a state directory in use is refused, and why", || {
-        let expected = format!(
-            "a pvio hypervisor already runs in {}; stop it or name another directory",
-            machine.state.display()
-        );
-        super::inputs::refused(world, &["run", "--nic"], &machine.state, &expected)
+        let what = format!("a pvio runs with {} already", machine.state.display());
+        let help = "stop that one, or give this one another --name or --state-dir";
+        inputs::refused(world, &["run", "--disk", text(disk)], &machine.state, &what, help)
     });
     checks.check("Ctrl-C ends it with exit code 0, and nothing is left", || end(&mut machine));
     Ok(())

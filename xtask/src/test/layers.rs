@@ -1,11 +1,13 @@
-//! Who may depend on whom, where `unsafe` and xenstore keys may stand.
+//! Who may depend on whom, where `unsafe` and xenstore keys may stand, what the book names.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`floors`] | the packages, and the arrows allowed between them |
 //! | [`source`] | a source file as tokens: keywords and string literals, no comments |
 //! | [`homes`] | where `unsafe` and xenstore keys may stand |
+//! | [`book`] | the book names files and tests that exist |
 
+mod book;
 mod floors;
 mod homes;
 mod source;
@@ -32,7 +34,7 @@ struct Package {
     roots: Vec<PathBuf>,
 }
 
-/// All three checks.
+/// All the checks.
 pub fn run() -> Result<Report> {
     let packages = packages()?;
     let mut report = Report::default();
@@ -40,6 +42,7 @@ pub fn run() -> Result<Report> {
         ("dependencies", floors::check(&packages)),
         ("unsafe code", homes::check_unsafe(&packages)?),
         ("xenstore keys", homes::check_keys(&packages)?),
+        ("book", book::check(&packages)?),
     ];
     for (check, faults) in checks {
         report = report.and(if faults.is_empty() {

@@ -12,19 +12,19 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     ("pvio-event-channel", &["pvio-ring"]),
     ("pvio-xenbus", &["pvio-ring", "pvio-grant-table", "pvio-event-channel"]),
     // 3: the devices, which know no platform
-    ("pvio-blkback", BACKEND),
-    ("pvio-netback", BACKEND),
-    ("pvio-blkfront", FRONTEND),
-    ("pvio-netfront", FRONTEND),
+    ("pvio-blkback", DEVICE),
+    ("pvio-netback", DEVICE),
+    ("pvio-blkfront", DEVICE),
+    ("pvio-netfront", DEVICE),
     // 3: the platforms, which know no device
     ("pvio-uring", &["pvio-ring"]),
-    ("pvio-hosted", FRONTEND),
-    ("pvio-sim", FRONTEND),
+    ("pvio-hosted", BELOW),
+    ("pvio-sim", BELOW),
 ];
 
-const FRONTEND: &[&str] = &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus"];
-/// A backend's engine waits in the one wait point, which is no platform of a domain's.
-const BACKEND: &[&str] =
+const BELOW: &[&str] = &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus"];
+/// With std, a device waits in the one wait point, which is no platform of a domain's.
+const DEVICE: &[&str] =
     &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus", "pvio-uring"];
 
 /// Floor 4: it composes, measures and checks, so it may need anything below.
