@@ -86,11 +86,14 @@ impl AttachedNic {
         }
         let mut spin = std::mem::take(&mut self.spin);
         let found = self.checked(|queue| {
-            Ok(spin.until(|| Ok(bell.is_ringing() || queue.has_work()?))? || queue.final_check()?)
+            let mut look = || Ok::<_, BackendFault>(bell.is_ringing() || queue.has_work()?);
+            Ok(spin.until(&mut look)? || queue.final_check()?)
         });
         self.spin = spin;
         if found?.unwrap_or(bell.is_ringing()) {
-            bell.take();
+            if bell.is_ringing() {
+                bell.take();
+            }
             return Ok(());
         }
         self.spin.sleeping();

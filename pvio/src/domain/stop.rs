@@ -45,11 +45,10 @@ impl Bell {
     }
 
     /// Stops ringing, and tells whether it did. What was done before it was rung is seen after.
+    /// To be called after every sleep: whoever rings sets the mark first and the descriptor second,
+    /// so that the descriptor may be set with the mark taken long ago.
     pub fn take(&self) -> bool {
-        if !self.is_ringing() {
-            return false;
-        }
-        // The descriptor first: whoever rings from now on writes to it again.
+        // The descriptor first: whoever rings from now on, sets it again.
         let _ = rustix::io::read(&self.0.event, &mut [0; 8]);
         self.0.rings.swap(false, Ordering::AcqRel)
     }
