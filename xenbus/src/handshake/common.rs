@@ -450,13 +450,38 @@ pub(super) fn create_ends<X: Xenstore + ?Sized>(
             return Err(HandshakeError::Exists { path: base.into() });
         }
         xs.mkdir(&base)?;
-        let mut perms = Vec::from([Perm::new(owner, Access::None)]);
-        if reader != owner {
-            perms.push(Perm::new(reader, Access::Read));
-        }
-        xs.set_perms(&base, &perms)?;
+        xs.set_perms(&base, &end_perms(owner, reader))?;
     }
     Ok(())
+}
+
+/// Makes a backend's directory again after its domain died and took it along, and gives the new
+/// domain its rights on the frontend's, which xenstore has struck from every node there.
+pub(super) fn recreate_backend_end<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+) -> Result<(), HandshakeError> {
+    let (back, front) = (addr.backend_path(), addr.frontend_path());
+    if xs.read_opt(&back)?.is_some() {
+        return Err(HandshakeError::Exists { path: back.into() });
+    }
+    xs.mkdir(&back)?;
+    xs.set_perms(&back, &end_perms(addr.back, addr.front))?;
+    let perms = end_perms(addr.front, addr.back);
+    let mut nodes = Vec::from([front]);
+    while let Some(node) = nodes.pop() {
+        xs.set_perms(&node, &perms)?;
+        nodes.extend(xs.directory(&node)?.iter().map(|child| format!("{node}/{child}")));
+    }
+    Ok(())
+}
+
+fn end_perms(owner: DomId, reader: DomId) -> Vec<Perm> {
+    let mut perms = Vec::from([Perm::new(owner, Access::None)]);
+    if reader != owner {
+        perms.push(Perm::new(reader, Access::Read));
+    }
+    perms
 }
 
 fn directory_opt<X: Xenstore + ?Sized>(xs: &mut X, path: &str) -> Result<Vec<String>, XsError> {

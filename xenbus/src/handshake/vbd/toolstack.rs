@@ -6,7 +6,7 @@ use alloc::string::ToString;
 use pvio_ring::DomId;
 
 use crate::handshake::HandshakeError;
-use crate::handshake::common::{DeviceAddr, DeviceClass, create_ends, write_state};
+use crate::handshake::common::{DeviceAddr, DeviceClass, create_ends, recreate_backend_end, write_state};
 use crate::handshake::fields::{Reader, Writer};
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, transaction};
@@ -232,14 +232,7 @@ pub fn create_device<X: Xenstore + ?Sized>(
     addr: DeviceAddr,
     back: &ToolstackBack,
 ) -> Result<(), HandshakeError> {
-    if addr.class != DeviceClass::Vbd {
-        return Err(HandshakeError::Unwritable("a disk of another class"));
-    }
-    if back.frontend_id != addr.front || back.frontend != addr.frontend_path() {
-        return Err(HandshakeError::Unwritable(
-            "the frontend is not the address's",
-        ));
-    }
+    check_addr(addr, back)?;
     let front = ToolstackFront::new(addr, back.device_type);
     transaction(xs, |tx| {
         create_ends(tx, addr)?;
@@ -248,6 +241,37 @@ pub fn create_device<X: Xenstore + ?Sized>(
         write_state(tx, &addr.backend_path(), XenbusState::Initialising)?;
         write_state(tx, &addr.frontend_path(), XenbusState::Initialising)
     })
+}
+
+/// Makes a disk's backend end again, in state [`XenbusState::Initialising`], after its domain died
+/// and was built anew under the same number. The frontend's end keeps its state and keys; the new
+/// backend must know that it is not the first
+/// ([`BackendDriver::restarted`](crate::driver::BackendDriver::restarted)). To be called by dom0.
+///
+/// # Errors
+/// [`HandshakeError::Exists`] if the backend's end is there; xenstore's, if the frontend's is not;
+/// [`HandshakeError::Unwritable`] as for [`create_device`].
+pub fn recreate_backend<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+    back: &ToolstackBack,
+) -> Result<(), HandshakeError> {
+    check_addr(addr, back)?;
+    transaction(xs, |tx| {
+        recreate_backend_end(tx, addr)?;
+        back.write(tx, &addr.backend_path())?;
+        write_state(tx, &addr.backend_path(), XenbusState::Initialising)
+    })
+}
+
+fn check_addr(addr: DeviceAddr, back: &ToolstackBack) -> Result<(), HandshakeError> {
+    if addr.class != DeviceClass::Vbd {
+        return Err(HandshakeError::Unwritable("a disk of another class"));
+    }
+    if back.frontend_id != addr.front || back.frontend != addr.frontend_path() {
+        return Err(HandshakeError::Unwritable("the frontend is not the address's"));
+    }
+    Ok(())
 }
 
 fn read_device_type<X: Xenstore + ?Sized>(

@@ -1,0 +1,59 @@
+//! Disks, both ends, on one thread: requests complete once, data read is data written, and a peer
+//! may die at any step.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`world`] | domains, the toolstack, what can befall them |
+//! | [`daemon`] | the driver domain: [`pvio_blkback`] as the real daemon runs it |
+//! | [`guest`] | a guest: [`pvio_blkfront`] under a workload |
+//! | [`medium`] | the disk itself, with a volatile cache, and the engine before it |
+//! | [`model`] | what may be found on it |
+
+mod daemon;
+mod guest;
+mod medium;
+mod model;
+mod world;
+
+use pvio_sim::{Sim, attempt, run_seeds, settle, storm};
+use world::{DiskWorld, Faults};
+
+/// A storm, a calm, and an orderly end.
+fn run(sim: &mut Sim, disks: usize, faults: Faults) -> u64 {
+    sim.note(format_args!("{disks} disks, {faults:?}"));
+    let mut world = DiskWorld::new(sim, disks, faults);
+    storm(&mut world, sim, 2000);
+    settle(&mut world, sim, 20_000);
+    world.end();
+    settle(&mut world, sim, 20_000);
+    world.assert_nothing_is_left();
+    world.checked()
+}
+
+#[test]
+fn undisturbed_disks_lose_nothing() {
+    run_seeds("undisturbed_disks_lose_nothing", 50, |sim| {
+        let checked = run(sim, 2, Faults::default());
+        assert!(checked > 0, "nothing was asked");
+    });
+}
+
+#[test]
+fn peers_may_die_at_any_step() {
+    run_seeds("peers_may_die_at_any_step", 150, |sim| {
+        let faults = Faults::some(sim);
+        run(sim, 2, faults);
+    });
+}
+
+#[test]
+fn a_seed_is_one_run() {
+    for seed in 0..5 {
+        let run = |sim: &mut Sim| {
+            let faults = Faults::some(sim);
+            run(sim, 2, faults)
+        };
+        let (first, second) = (attempt(seed, run), attempt(seed, run));
+        assert_eq!(first.map_err(|f| f.what), second.map_err(|f| f.what), "seed {seed}");
+    }
+}
