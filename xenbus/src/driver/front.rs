@@ -2,7 +2,7 @@ use super::{Ends, Fault, Life, only_if_lost, watch};
 use crate::device::{FrontAction, FrontendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
-    DeviceAddr, clear_error, read_online, read_state, state_path, switch_state, write_state,
+    DeviceAddr, clear_error, read_online, read_state, state_path, switch_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -135,8 +135,8 @@ impl<C: FrontendClass> FrontendDriver<C> {
             clear_error(xs, &self.ends.front)?;
             watch(xs, &state_path(&self.ends.back), &self.ends.front)?;
             // Whoever was here before (a boot loader, an earlier kernel): the backend lets go of
-            // their rings when it sees that this end starts.
-            write_state(xs, &self.ends.front, XenbusState::Initialising)?;
+            // their rings when it sees that this end starts. The device may be gone by now.
+            switch_state(xs, &self.ends.front, XenbusState::Initialising)?;
         }
         let mut fresh = true;
         loop {

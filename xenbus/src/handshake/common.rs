@@ -192,14 +192,14 @@ pub fn online_path(backend: &str) -> String {
     format!("{backend}/online")
 }
 
-/// Reads an end's state. Nothing there, or nothing that can be understood, is
+/// Reads an end's state. Nothing there, nothing that may be seen, or nothing that can be understood, is
 /// [`XenbusState::Unknown`].
 ///
 /// # Errors
 /// xenstore's.
 pub fn read_state<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<XenbusState, XsError> {
     Ok(XenbusState::parse(
-        xs.read_opt(&state_path(base))?.as_deref(),
+        xs.read_peer(&state_path(base))?.as_deref(),
     ))
 }
 

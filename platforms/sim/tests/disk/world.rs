@@ -181,6 +181,7 @@ impl DiskWorld {
     fn kill(&mut self, id: DomId) {
         self.machine.kill(id);
         self.store.borrow_mut().release(id);
+        remove_domain(&mut self.tool, id).expect("dom0 may");
     }
 
     fn kill_guest(&mut self, i: usize) {
@@ -189,7 +190,6 @@ impl DiskWorld {
         guest.forget_requests();
         self.checked += guest.checked;
         drop(guest);
-        remove_domain(&mut self.tool, self.disks[i].addr.front).expect("dom0 may");
         if self.disks[i].phase == Phase::Up {
             self.tool(i, &ToolDo::Remove);
         }
