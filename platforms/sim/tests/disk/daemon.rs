@@ -40,6 +40,10 @@ pub enum Flaw {
     NoFinalCheck,
     /// Publishes answers and tells nobody.
     NeverNotifies,
+    /// Says that a write is done, now and then, and does nothing.
+    ForgetsWrites,
+    /// Says that a flush is done, and does nothing.
+    ForgetsFlushes,
 }
 
 /// A channel that can be made to fail.
@@ -112,7 +116,7 @@ impl Serve<LocalDomain> for Server {
         let QueueParts { frontend, mapper, ring, channel, abi, stats } = parts;
         let channel = Wire { channel, cut: self.flaw == Flaw::NeverNotifies };
         let parts = QueueParts { frontend, mapper, ring, channel, abi, stats };
-        let queue = Queue::new(parts, SimEngine::new(medium));
+        let queue = Queue::new(parts, SimEngine::new(medium, self.flaw));
         let mut seat = self.seat.borrow_mut();
         assert!(seat.served.is_none(), "two sessions at once");
         *seat = Seat { served: Some(Served { queue, turn: Turn::Poll }), fault: None };
@@ -252,22 +256,22 @@ impl Daemon {
 
     pub fn menu(&mut self, store: &Store, menu: &mut Menu<Do>) {
         if store.has_output(self.xs.conn()) {
-            menu.must(10, Do::Daemon(DaemonDo::Event));
+            menu.must(100, Do::Daemon(DaemonDo::Event));
         }
         for (i, device) in self.devices.values().enumerate() {
             let mut seat = device.seat.borrow_mut();
             if seat.fault.is_some() {
-                menu.must(10, Do::Daemon(DaemonDo::Ended(i)));
+                menu.must(100, Do::Daemon(DaemonDo::Ended(i)));
             }
             if let Some(served) = &mut seat.served {
                 if served.is_awake() {
-                    menu.must(20, Do::Daemon(DaemonDo::Work(i)));
+                    menu.must(200, Do::Daemon(DaemonDo::Work(i)));
                 }
                 if served.queue.engine_mut().is_busy() {
-                    menu.must(15, Do::Daemon(DaemonDo::Complete(i)));
+                    menu.must(150, Do::Daemon(DaemonDo::Complete(i)));
                 }
             }
-            menu.may(1, || Do::Daemon(DaemonDo::Spurious(i)));
+            menu.may(2, || Do::Daemon(DaemonDo::Spurious(i)));
         }
     }
 

@@ -148,19 +148,19 @@ impl Guest {
         held.chain(flying).chain(answered).for_each(|r| model.abandon(r.pending));
     }
 
-    pub fn menu(&mut self, store: &Store, menu: &mut Menu<Do>) {
+    pub fn menu(&mut self, store: &Store, often: u32, menu: &mut Menu<Do>) {
         let me = self.domain.id();
         if store.has_output(self.xs.conn()) {
-            menu.must(10, Do::Guest(me, GuestDo::Event));
+            menu.must(100, Do::Guest(me, GuestDo::Event));
         }
         let Some(driver) = &mut self.driver else { return };
-        menu.may(1, || Do::Guest(me, GuestDo::Spurious));
+        menu.may(2, || Do::Guest(me, GuestDo::Spurious));
         if self.closing {
             if driver.is_closed() {
-                menu.must(5, Do::Guest(me, GuestDo::Reload));
+                menu.must(50, Do::Guest(me, GuestDo::Reload));
             }
         } else if driver.state() != XenbusState::Closed {
-            menu.may(1, || Do::Guest(me, GuestDo::Close));
+            menu.may(often, || Do::Guest(me, GuestDo::Close));
         }
         let sessions = driver.class().sessions();
         let Some(queue) = driver.class_mut().queue() else { return };
@@ -169,20 +169,20 @@ impl Guest {
             self.unpublished = false;
         }
         if self.turn != Turn::Asleep || queue.channel().is_pending() {
-            menu.must(20, Do::Guest(me, GuestDo::Work));
+            menu.must(200, Do::Guest(me, GuestDo::Work));
         }
         if self.unpublished {
-            menu.must(10, Do::Guest(me, GuestDo::Publish));
+            menu.must(100, Do::Guest(me, GuestDo::Publish));
         }
         if !self.held.is_empty() {
-            menu.must(10, Do::Guest(me, GuestDo::Begin));
+            menu.must(100, Do::Guest(me, GuestDo::Begin));
         }
         if !self.answered.is_empty() {
-            menu.must(20, Do::Guest(me, GuestDo::Check));
+            menu.must(200, Do::Guest(me, GuestDo::Check));
         }
         if !self.closing {
-            menu.may(20, || Do::Guest(me, GuestDo::Issue));
-            menu.may(1, || Do::Guest(me, GuestDo::Knock));
+            menu.may(150, || Do::Guest(me, GuestDo::Issue));
+            menu.may(5, || Do::Guest(me, GuestDo::Knock));
         }
     }
 

@@ -15,7 +15,8 @@ mod medium;
 mod model;
 mod world;
 
-use pvio_sim::{Sim, attempt, run_seeds, settle, storm};
+use daemon::Flaw;
+use pvio_sim::{Failure, Sim, attempt, run_seeds, settle, storm};
 use world::{DiskWorld, Faults};
 
 /// A storm, a calm, and an orderly end.
@@ -55,5 +56,31 @@ fn a_seed_is_one_run() {
         };
         let (first, second) = (attempt(seed, run), attempt(seed, run));
         assert_eq!(first.map_err(|f| f.what), second.map_err(|f| f.what), "seed {seed}");
+    }
+}
+
+/// Seeds until one fails, and what it fails of.
+fn first_failure(mut run: impl FnMut(&mut Sim) -> u64) -> Option<Failure> {
+    (0..20).find_map(|seed| attempt(seed, &mut run).err())
+}
+
+#[test]
+fn a_lost_wake_up_is_found() {
+    for flaw in [Flaw::NoFinalCheck, Flaw::NeverNotifies] {
+        let faults = Faults { flaw, ..Faults::default() };
+        let failure = first_failure(|sim| run(sim, 1, faults));
+        let failure = failure.unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
+        assert!(failure.what.starts_with("deadlock: "), "{flaw:?}: {}", failure.what);
+        assert!(failure.trace.contains("Work"), "{}", failure.trace);
+    }
+}
+
+#[test]
+fn lost_data_is_found() {
+    for flaw in [Flaw::ForgetsWrites, Flaw::ForgetsFlushes] {
+        let faults = Faults { flaw, kill_driver: true, often: 3, ..Faults::default() };
+        let failure = first_failure(|sim| run(sim, 1, faults));
+        let failure = failure.unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
+        assert!(failure.what.starts_with("sector "), "{flaw:?}: {}", failure.what);
     }
 }

@@ -1,5 +1,6 @@
 //! Where a simulated disk's data is: a medium behind a volatile cache, and the engine before it.
 
+use crate::daemon::Flaw;
 use pvio_blkback::engine::{BlockEngine, Discard, EngineError, Full, Geometry, Io, Segments};
 use pvio_ring::IoSeg;
 use pvio_ring::shm::{Region, SharedMemory};
@@ -100,11 +101,12 @@ pub struct SimEngine<B> {
     submitted: Vec<Job<B>>,
     begun: Vec<Job<B>>,
     done: Vec<(u32, Result<(), EngineError>)>,
+    flaw: Flaw,
 }
 
 impl<B: SharedMemory> SimEngine<B> {
-    pub fn new(medium: SharedMedium) -> Self {
-        Self { medium, submitted: Vec::new(), begun: Vec::new(), done: Vec::new() }
+    pub fn new(medium: SharedMedium, flaw: Flaw) -> Self {
+        Self { medium, flaw, submitted: Vec::new(), begun: Vec::new(), done: Vec::new() }
     }
 
     /// Whether something could complete.
@@ -126,7 +128,12 @@ impl<B: SharedMemory> SimEngine<B> {
             let errors = medium.errors;
             medium.chance.one_in(errors)
         };
-        let result = perform(&mut medium, &job, failing);
+        let forgotten = match (self.flaw, job.io) {
+            (Flaw::ForgetsWrites, Io::Write { .. }) => medium.chance.one_in(10),
+            (Flaw::ForgetsFlushes, Io::Flush) => true,
+            _ => false,
+        };
+        let result = if forgotten { Ok(()) } else { perform(&mut medium, &job, failing) };
         self.done.push((job.tag, result));
     }
 

@@ -73,6 +73,10 @@ pub struct Faults {
     pub kill_driver: bool,
     pub kill_guest: bool,
     pub remove: bool,
+    /// The guest unloads its driver, and loads it again.
+    pub close: bool,
+    /// How likely each is; a worker's step is 200.
+    pub often: u32,
     pub flaw: Flaw,
 }
 
@@ -80,7 +84,15 @@ impl Faults {
     /// Some of them: a run with few goes deeper than one with all.
     pub fn some(sim: &mut Sim) -> Self {
         let mut coin = || sim.one_in(2);
-        Self { crash: coin(), kill_driver: coin(), kill_guest: coin(), remove: coin(), flaw: Flaw::None }
+        Self {
+            crash: coin(),
+            kill_driver: coin(),
+            kill_guest: coin(),
+            remove: coin(),
+            close: coin(),
+            often: sim.pick(&[1, 3, 10]),
+            flaw: Flaw::None,
+        }
     }
 }
 
@@ -269,37 +281,38 @@ impl World for DiskWorld {
 
     fn menu(&mut self, menu: &mut Menu<Do>) {
         let store = Rc::clone(&self.store);
+        let often = self.faults.often;
         match &mut self.daemon {
             Some(daemon) => daemon.menu(&store.borrow(), menu),
-            None if self.driver_alive => menu.must(3, Do::StartDaemon),
-            None => menu.must(3, Do::RebuildDriver),
+            None if self.driver_alive => menu.must(30, Do::StartDaemon),
+            None => menu.must(30, Do::RebuildDriver),
         }
         if self.daemon.is_some() && self.faults.crash {
-            menu.may(1, || Do::CrashDaemon);
+            menu.may(often, || Do::CrashDaemon);
         }
         if self.driver_alive && self.faults.kill_driver {
-            menu.may(1, || Do::KillDriver);
+            menu.may(often, || Do::KillDriver);
         }
         for i in 0..self.disks.len() {
             let (addr, phase) = (self.disks[i].addr, self.disks[i].phase);
             if self.disks[i].medium.borrow().is_dirty() {
-                menu.may(5, || Do::WriteBack(i));
+                menu.may(50, || Do::WriteBack(i));
             }
             match &mut self.disks[i].guest {
                 Some(guest) => {
-                    guest.menu(&store.borrow(), menu);
+                    guest.menu(&store.borrow(), if self.faults.close { often } else { 0 }, menu);
                     if self.faults.kill_guest {
-                        menu.may(1, || Do::KillGuest(i));
+                        menu.may(often, || Do::KillGuest(i));
                     }
                 }
-                None if phase == Phase::Absent => menu.must(3, Do::RebuildGuest(i)),
+                None if phase == Phase::Absent => menu.must(30, Do::RebuildGuest(i)),
                 None => {}
             }
             match phase {
-                Phase::Up if self.faults.remove => menu.may(1, || Do::Tool(i, ToolDo::Remove)),
-                Phase::Removing if self.is_over(addr) => menu.must(3, Do::Tool(i, ToolDo::Finish)),
+                Phase::Up if self.faults.remove => menu.may(often, || Do::Tool(i, ToolDo::Remove)),
+                Phase::Removing if self.is_over(addr) => menu.must(30, Do::Tool(i, ToolDo::Finish)),
                 Phase::Absent if !self.ending && self.is_free(i) => {
-                    menu.must(3, Do::Tool(i, ToolDo::Create));
+                    menu.must(30, Do::Tool(i, ToolDo::Create));
                 }
                 _ => {}
             }
