@@ -38,16 +38,19 @@ pub fn attempt<R>(seed: u64, run: impl FnOnce(&mut Sim) -> R) -> Result<(R, u64)
 
 /// Runs seeds `0..count`, each by itself. `PVIO_SIM_RUNS` in the environment gives another count,
 /// `PVIO_SIM_SEED` one seed to be replayed alone. `name` is the test's, to be told in the command
-/// that replays a run that failed.
+/// that replays a run that failed. Gives the number of runs, for a test that wants to know whether
+/// something happened in any of them.
 ///
 /// # Panics
 /// When a run fails: with what it failed of, the last of its trace, and how to replay it.
-pub fn run_seeds(name: &str, count: u64, mut run: impl FnMut(&mut Sim)) {
+pub fn run_seeds(name: &str, count: u64, mut run: impl FnMut(&mut Sim)) -> u64 {
     let seeds = match number(SEED) {
         Some(seed) => seed..=seed,
         None => 0..=number(RUNS).unwrap_or(count).saturating_sub(1),
     };
+    let mut runs = 0;
     for seed in seeds {
+        runs += 1;
         if let Err(Failure { what, trace }) = attempt(seed, &mut run) {
             let package = std::env::var("CARGO_PKG_NAME").unwrap_or_default();
             panic!(
@@ -56,6 +59,7 @@ pub fn run_seeds(name: &str, count: u64, mut run: impl FnMut(&mut Sim)) {
             );
         }
     }
+    runs
 }
 
 /// # Panics

@@ -113,6 +113,8 @@ impl<C: FrontendClass> FrontendDriver<C> {
     /// As [`step`](Self::step).
     pub fn fail(&mut self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
         self.broken = true;
+        // Whatever the backend has still to say is not listened to.
+        self.class.disconnect();
         only_if_lost(fault.report(xs, &self.ends.front))?;
         self.close(xs)
     }

@@ -58,6 +58,8 @@ pub struct Guest {
     xs: LocalClient,
     driver: Option<FrontendDriver<Disk<LocalDomain>>>,
     model: Rc<RefCell<Model>>,
+    /// Whether the backend is expected to keep its word; data is compared only then.
+    trusting: bool,
     turn: Turn,
     session: u32,
     /// Prepared, not begun.
@@ -67,8 +69,6 @@ pub struct Guest {
     answered: Vec<Answer>,
     unpublished: bool,
     closing: bool,
-    /// Why the backend was given up.
-    pub fault: Option<&'static str>,
     pub checked: u64,
 }
 
@@ -80,6 +80,7 @@ impl Guest {
         store: &Rc<RefCell<Store>>,
         addr: DeviceAddr,
         model: Rc<RefCell<Model>>,
+        trusting: bool,
     ) -> Self {
         let mut xs = LocalClient::connect(store, domain.id());
         xs.watch(&frontend_root(DeviceClass::Vbd, domain.id()), BUS).expect("the first watch");
@@ -90,6 +91,7 @@ impl Guest {
             xs,
             driver: None,
             model,
+            trusting,
             turn: Turn::Asleep,
             session: 0,
             held: Vec::new(),
@@ -97,7 +99,6 @@ impl Guest {
             answered: Vec::new(),
             unpublished: false,
             closing: false,
-            fault: None,
             checked: 0,
         }
     }
@@ -119,12 +120,14 @@ impl Guest {
         self.driver.as_ref().is_some_and(|d| d.class().is_connected())
     }
 
+    /// Pages it has allocated.
+    pub fn pages(&self) -> usize {
+        self.domain.pages_allocated()
+    }
+
     /// What it waits for.
     pub fn waiting(&self) -> Option<String> {
         let (me, flying) = (self.id(), self.flying.len());
-        if self.fault.is_some() {
-            return None;
-        }
         match &self.driver {
             Some(_) if flying > 0 => Some(format!("guest {me} waits for {flying} answers")),
             Some(_) if self.closing => Some(format!("guest {me} waits for its disk to close")),
@@ -244,7 +247,6 @@ impl Guest {
 
     fn new_driver(&mut self, sim: &mut Sim) {
         self.driver = Some(FrontendDriver::new(self.addr, Disk::new(self.domain.clone())));
-        self.fault = None;
         self.step(sim);
     }
 
@@ -269,8 +271,8 @@ impl Guest {
     }
 
     fn give_up(&mut self, fault: &BackendFault, sim: &mut Sim) {
+        assert!(!self.trusting, "an honest backend is given up: {fault}");
         sim.note(format_args!("  frontend {} gives up: {}", self.id(), fault.code()));
-        self.fault = Some(fault.code());
         let driver = self.driver.as_mut().expect("it has just found the fault");
         driver.fail(&mut self.xs, &Fault::new(fault.code(), fault)).expect("xenstore");
         self.forget_requests();
@@ -305,14 +307,21 @@ impl Guest {
         let driver = self.driver.as_mut().expect("on the menu only if there");
         let disk = driver.class_mut();
         let served = disk.served().expect("known once connected");
-        let (sectors, unit) = (served.sectors, u64::from(served.sector_size) / 512);
+        let (sectors, unit) = (served.sectors.min(256), u64::from(served.sector_size) / 512);
         let queue = disk.queue().expect("on the menu only if connected");
         for _ in 0..1 + sim.below(8) {
             let Some(slot) = queue.reserve() else { break };
             let most = (SLOT_BYTES / SECTOR) as u64 / unit;
             let count = unit * if sim.one_in(3) { 1 + sim.below(most) } else { 1 + sim.below(3) };
+            let bytes = count as usize * SECTOR;
+            if count > sectors || bytes > SLOT_BYTES {
+                // Whoever served this makes no sense.
+                assert!(!self.trusting);
+                queue.release(slot);
+                break;
+            }
             let sector = unit * sim.below((sectors - count) / unit + 1);
-            let (range, bytes) = (sector..sector + count, count as usize * SECTOR);
+            let range = sector..sector + count;
             let mut model = self.model.borrow_mut();
             let request = match sim.below(10) {
                 0 => Some(Request { op: Op::Flush, pending: model.begin_flush() }),
@@ -374,8 +383,11 @@ impl Guest {
             queue.fetch(slot, 0, &mut data).expect("it fits");
         }
         queue.release(slot);
+        self.checked += 1;
+        if !self.trusting {
+            return self.model.borrow_mut().abandon(request.pending);
+        }
         assert_ne!(status, Status::NotSupported, "it was offered");
         self.model.borrow_mut().end(request.pending, status == Status::Okay, session, &data);
-        self.checked += 1;
     }
 }

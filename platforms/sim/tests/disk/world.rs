@@ -2,13 +2,15 @@
 
 use crate::daemon::{Daemon, DaemonDo, Flaw};
 use crate::guest::{Guest, GuestDo};
+use crate::hostile_back::{HostileBack, Malice};
+use crate::hostile_guest::{HostileGuest, Mischief};
 use crate::medium::{Medium, SharedMedium};
 use crate::model::Model;
 use pvio_grant_table::DomId;
 use pvio_sim::{LocalMachine, Menu, Sim, World};
 use pvio_xenbus::XenbusState;
 use pvio_xenbus::handshake::common::{
-    DeviceAddr, DeviceClass, create_domain, read_state, remove_device, remove_domain,
+    DeviceAddr, DeviceClass, create_domain, read_error, read_state, remove_device, remove_domain,
     request_removal,
 };
 use pvio_xenbus::handshake::vbd::{ToolstackBack, create_device, recreate_backend};
@@ -19,6 +21,8 @@ use std::rc::Rc;
 
 /// The driver domain.
 pub const DRIVER: DomId = DomId(1);
+/// A driver domain that lies to its guest.
+pub const LIAR: DomId = DomId(2);
 /// The first guest.
 pub const GUEST: DomId = DomId(10);
 const SECTORS: usize = 256;
@@ -28,6 +32,8 @@ const SECTORS: usize = 256;
 pub enum Do {
     Daemon(DaemonDo),
     Guest(DomId, GuestDo),
+    HostileGuest(Mischief),
+    HostileBack(Malice),
     Tool(usize, ToolDo),
     /// A cached sector of a disk becomes safe.
     WriteBack(usize),
@@ -58,7 +64,16 @@ enum Phase {
     Removing,
 }
 
+/// Whom to trust with a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Honest,
+    HostileGuest,
+    HostileBack,
+}
+
 struct Disk {
+    kind: Kind,
     addr: DeviceAddr,
     phase: Phase,
     medium: SharedMedium,
@@ -104,6 +119,8 @@ pub struct DiskWorld {
     media: Rc<BTreeMap<String, SharedMedium>>,
     disks: Vec<Disk>,
     daemon: Option<Daemon>,
+    hostile_guest: Option<HostileGuest>,
+    hostile_back: Option<HostileBack>,
     driver_alive: bool,
     faults: Faults,
     /// No disk is made any more.
@@ -113,17 +130,21 @@ pub struct DiskWorld {
 }
 
 impl DiskWorld {
-    pub fn new(sim: &mut Sim, disks: usize, faults: Faults) -> Self {
+    pub fn new(sim: &mut Sim, disks: &[Kind], faults: Faults) -> Self {
         let store = Rc::new(RefCell::new(Store::new(Quota::default())));
         let machine = LocalMachine::new();
         let mut media = BTreeMap::new();
-        let disks: Vec<Disk> = (0..disks)
-            .map(|i| {
+        let disks: Vec<Disk> = disks
+            .iter()
+            .enumerate()
+            .map(|(i, &kind)| {
                 let medium = Medium::new(sim, SECTORS);
                 media.insert(format!("disk{i}"), Rc::clone(&medium));
                 let front = DomId(GUEST.0 + i as u16);
+                let back = if kind == Kind::HostileBack { LIAR } else { DRIVER };
                 Disk {
-                    addr: DeviceAddr::new(DeviceClass::Vbd, DRIVER, front, 51712 + 16 * i as u32),
+                    kind,
+                    addr: DeviceAddr::new(DeviceClass::Vbd, back, front, 51712 + 16 * i as u32),
                     phase: Phase::Absent,
                     model: Rc::new(RefCell::new(Model::new(SECTORS as u64))),
                     medium,
@@ -138,12 +159,20 @@ impl DiskWorld {
             media: Rc::new(media),
             disks,
             daemon: None,
+            hostile_guest: None,
+            hostile_back: None,
             driver_alive: true,
             faults,
             ending: false,
             checked: 0,
         };
         world.build(DRIVER);
+        if let Some(disk) = world.disks.iter().find(|d| d.kind == Kind::HostileBack) {
+            let addr = disk.addr;
+            world.build(LIAR);
+            let domain = world.machine.domain(LIAR);
+            world.hostile_back = Some(HostileBack::start(domain, &world.store, addr));
+        }
         for i in 0..world.disks.len() {
             world.build_guest(i);
         }
@@ -156,6 +185,27 @@ impl DiskWorld {
         for i in 0..self.disks.len() {
             self.tool(i, &ToolDo::Remove);
         }
+        if self.hostile_back.take().is_some() {
+            self.kill(LIAR);
+        }
+    }
+
+    /// # Panics
+    /// When a guest's driver holds more memory than a few sessions take.
+    pub fn assert_memory_is_bounded(&self) {
+        let most = 3 * (1 + 32 * pvio_blkfront::queue::PAGES_PER_SLOT);
+        for guest in self.disks.iter().filter_map(|d| d.guest.as_ref()) {
+            assert!(guest.pages() <= most, "guest {} has {} pages", guest.id(), guest.pages());
+        }
+    }
+
+    /// What the error nodes of both ends of a disk say, by their codes.
+    pub fn errors(&mut self, i: usize) -> Vec<String> {
+        let addr = self.disks[i].addr;
+        let ends = [addr.backend_path(), addr.frontend_path()];
+        let mut told = |end: &String| read_error(&mut self.tool, end).expect("dom0 may");
+        let code = |text: String| text.split([' ', ':']).nth(1).unwrap_or_default().to_string();
+        ends.iter().filter_map(|end| told(end)).map(code).collect()
     }
 
     /// # Panics
@@ -164,9 +214,13 @@ impl DiskWorld {
         let daemon = self.daemon.as_ref().expect("the daemon runs");
         assert_eq!(daemon.holds(), "0 pages mapped, 0 ports open");
         for disk in &self.disks {
+            assert!(!daemon.serves(disk.addr));
+            if disk.kind == Kind::HostileGuest {
+                continue;
+            }
             let guest = disk.guest.as_ref().expect("the guest lives");
             assert_eq!(guest.holds(), "0 pages allocated, 0 granted, 0 ports open");
-            assert!(!daemon.serves(disk.addr) && !guest.has_driver());
+            assert!(!guest.has_driver());
         }
         self.store.borrow().check().expect("xenstore is whole");
     }
@@ -186,8 +240,13 @@ impl DiskWorld {
         let id = self.disks[i].addr.front;
         self.build(id);
         let disk = &mut self.disks[i];
-        let model = Rc::clone(&disk.model);
-        disk.guest = Some(Guest::boot(self.machine.domain(id), &self.store, disk.addr, model));
+        let domain = self.machine.domain(id);
+        if disk.kind == Kind::HostileGuest {
+            self.hostile_guest = Some(HostileGuest::boot(domain, &self.store, disk.addr));
+            return;
+        }
+        let (model, trusting) = (Rc::clone(&disk.model), disk.kind == Kind::Honest);
+        disk.guest = Some(Guest::boot(domain, &self.store, disk.addr, model, trusting));
     }
 
     fn kill(&mut self, id: DomId) {
@@ -198,10 +257,13 @@ impl DiskWorld {
 
     fn kill_guest(&mut self, i: usize) {
         self.kill(self.disks[i].addr.front);
-        let mut guest = self.disks[i].guest.take().expect("on the menu only if alive");
-        guest.forget_requests();
-        self.checked += guest.checked;
-        drop(guest);
+        if self.disks[i].kind == Kind::HostileGuest {
+            self.hostile_guest = None;
+        }
+        if let Some(mut guest) = self.disks[i].guest.take() {
+            guest.forget_requests();
+            self.checked += guest.checked;
+        }
         if self.disks[i].phase == Phase::Up {
             self.tool(i, &ToolDo::Remove);
         }
@@ -213,7 +275,7 @@ impl DiskWorld {
         if let Some(daemon) = self.daemon.take() {
             daemon.crash();
         }
-        for disk in &mut self.disks {
+        for disk in self.disks.iter_mut().filter(|d| d.kind != Kind::HostileBack) {
             disk.medium.borrow_mut().lose_cache();
             disk.model.borrow_mut().cut(disk.guest.as_ref().map_or(0, Guest::sessions));
         }
@@ -223,7 +285,7 @@ impl DiskWorld {
         self.driver_alive = true;
         self.build(DRIVER);
         for i in 0..self.disks.len() {
-            if self.disks[i].phase == Phase::Up {
+            if self.disks[i].phase == Phase::Up && self.disks[i].kind != Kind::HostileBack {
                 let (addr, words) = self.words(i);
                 recreate_backend(&mut self.tool, addr, &words).expect("the frontend is there");
             }
@@ -256,8 +318,13 @@ impl DiskWorld {
         };
     }
 
-    /// Whether the toolstack can clean up: both ends say that they are done, or one is gone.
-    fn is_over(&mut self, addr: DeviceAddr) -> bool {
+    /// Whether the toolstack can clean up: both ends say that they are done, or one is gone. For
+    /// those who play tricks it does not wait.
+    fn is_over(&mut self, i: usize) -> bool {
+        let Disk { kind, addr, .. } = self.disks[i];
+        if kind != Kind::Honest {
+            return true;
+        }
         let mut state = |path: &str| read_state(&mut self.tool, path).expect("dom0 may");
         let (back, front) = (state(&addr.backend_path()), state(&addr.frontend_path()));
         match (back, front) {
@@ -271,8 +338,16 @@ impl DiskWorld {
     fn is_free(&self, i: usize) -> bool {
         let disk = &self.disks[i];
         let forgotten = self.daemon.as_ref().is_none_or(|d| !d.serves(disk.addr));
-        let dropped = disk.guest.as_ref().is_some_and(|g| !g.has_driver());
-        self.driver_alive && forgotten && dropped
+        let dropped = disk.guest.as_ref().is_none_or(|g| !g.has_driver());
+        let back = if disk.kind == Kind::HostileBack { true } else { self.driver_alive };
+        back && self.is_alive(i) && forgotten && dropped
+    }
+
+    fn is_alive(&self, i: usize) -> bool {
+        match self.disks[i].kind {
+            Kind::HostileGuest => self.hostile_guest.is_some(),
+            _ => self.disks[i].guest.is_some(),
+        }
     }
 }
 
@@ -294,23 +369,27 @@ impl World for DiskWorld {
             menu.may(often, || Do::KillDriver);
         }
         for i in 0..self.disks.len() {
-            let (addr, phase) = (self.disks[i].addr, self.disks[i].phase);
+            let Disk { phase, kind, .. } = self.disks[i];
             if self.disks[i].medium.borrow().is_dirty() {
                 menu.may(50, || Do::WriteBack(i));
             }
-            match &mut self.disks[i].guest {
-                Some(guest) => {
-                    guest.menu(&store.borrow(), if self.faults.close { often } else { 0 }, menu);
-                    if self.faults.kill_guest {
-                        menu.may(often, || Do::KillGuest(i));
-                    }
-                }
-                None if phase == Phase::Absent => menu.must(30, Do::RebuildGuest(i)),
-                None => {}
+            if let Some(guest) = &mut self.disks[i].guest {
+                let closing = self.faults.close && kind != Kind::HostileBack;
+                guest.menu(&store.borrow(), if closing { often } else { 0 }, menu);
+            }
+            match self.is_alive(i) {
+                true if self.faults.kill_guest => menu.may(often, || Do::KillGuest(i)),
+                false if phase == Phase::Absent => menu.must(30, Do::RebuildGuest(i)),
+                _ => {}
+            }
+            match (kind, &self.hostile_guest, &self.hostile_back) {
+                (Kind::HostileGuest, Some(guest), _) => guest.menu(menu),
+                (Kind::HostileBack, _, Some(back)) => back.menu(menu),
+                _ => {}
             }
             match phase {
-                Phase::Up if self.faults.remove => menu.may(often, || Do::Tool(i, ToolDo::Remove)),
-                Phase::Removing if self.is_over(addr) => menu.must(30, Do::Tool(i, ToolDo::Finish)),
+                Phase::Up if self.faults.remove && kind != Kind::HostileBack => menu.may(often, || Do::Tool(i, ToolDo::Remove)),
+                Phase::Removing if self.is_over(i) => menu.must(30, Do::Tool(i, ToolDo::Finish)),
                 Phase::Absent if !self.ending && self.is_free(i) => {
                     menu.must(30, Do::Tool(i, ToolDo::Create));
                 }
@@ -329,6 +408,12 @@ impl World for DiskWorld {
                 let guest = { guests }.find(|g| g.id() == id);
                 guest.expect("on the menu only if alive").act(action, sim);
             }
+            Do::HostileGuest(mischief) => {
+                self.hostile_guest.as_mut().expect("alive").act(&mischief, sim);
+            }
+            Do::HostileBack(malice) => {
+                self.hostile_back.as_mut().expect("alive").act(&malice, sim);
+            }
             Do::Tool(i, action) => self.tool(i, &action),
             Do::WriteBack(i) => self.disks[i].medium.borrow_mut().write_back_one(),
             Do::CrashDaemon => self.daemon.take().expect("on the menu only if it runs").crash(),
@@ -343,6 +428,10 @@ impl World for DiskWorld {
     fn waiting(&self) -> Option<String> {
         self.disks.iter().find_map(|disk| {
             let id = disk.addr.front;
+            if disk.kind != Kind::Honest {
+                let over = !self.ending || disk.phase == Phase::Absent;
+                return (!over).then(|| format!("the disk of guest {id} is not removed"));
+            }
             let Some(guest) = &disk.guest else { return Some(format!("guest {id} is dead")) };
             let ready = guest.is_connected();
             guest.waiting().or_else(|| match disk.phase {
