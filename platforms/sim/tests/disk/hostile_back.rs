@@ -37,13 +37,15 @@ pub struct HostileBack {
     domain: LocalDomain,
     xs: LocalClient,
     ring: Option<LocalMapping>,
+    /// Rings of earlier sessions, mapped still.
+    kept: Vec<LocalMapping>,
     channel: Option<LocalChannel>,
 }
 
 impl HostileBack {
     pub fn start(domain: LocalDomain, store: &Rc<RefCell<Store>>, addr: DeviceAddr) -> Self {
         let xs = LocalClient::connect(store, domain.id());
-        Self { addr, domain, xs, ring: None, channel: None }
+        Self { addr, domain, xs, ring: None, kept: Vec::new(), channel: None }
     }
 
     pub fn menu(&self, menu: &mut Menu<Do>) {
@@ -80,7 +82,10 @@ impl HostileBack {
                 let (path, value) = (format!("{base}/{}", sim.pick(&keys)), nonsense(sim));
                 let _ = self.xs.write(&path, &value);
             }
-            Malice::Detach => (self.ring, self.channel) = (None, None),
+            Malice::Detach => {
+                (self.ring, self.channel) = (None, None);
+                self.kept.clear();
+            }
             Malice::Notify => {
                 if let Some(channel) = &self.channel {
                     channel.notify().expect("the domain is alive");
@@ -102,7 +107,8 @@ impl HostileBack {
             let queue = &request.queues[0];
             let grefs = [GrantRef(queue.ring_refs[0])];
             if let Ok(ring) = self.domain.map(front, &grefs, Access::ReadWrite) {
-                self.ring = Some(ring);
+                let last = self.ring.replace(ring);
+                self.kept.extend(last.filter(|_| !sim.one_in(4)));
                 self.channel = self.domain.bind_interdomain(front, Port(queue.event_channel)).ok();
             }
         }
