@@ -3,6 +3,7 @@
 //! | module | measures |
 //! |---|---|
 //! | [`disk`] | a guest's frontend, the backend and an image file, against a bare io_uring |
+//! | [`ring`] | both ends of a ring on two cores, against the macros of Xen's `ring.h` in C |
 //! | [`row`] | what a measurement says: a ratio, with its spread |
 //!
 //! A figure by itself says little on a shared machine; only the ratio to a reference measured a
@@ -11,4 +12,5 @@
 
 pub mod disk;
 pub mod pin;
+pub mod ring;
 pub mod row;

@@ -1,5 +1,7 @@
 //! `pvio-bench SUITE [--json FILE] [--runs N]`: the measurements behind `cargo xtask bench`.
 
+#![forbid(unsafe_code)]
+
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
@@ -23,6 +25,7 @@ struct Args {
 #[derive(Clone, Copy, ValueEnum)]
 enum Suite {
     Disk,
+    Ring,
 }
 
 fn main() -> Result<()> {
@@ -34,10 +37,11 @@ fn main() -> Result<()> {
     let runs = usize::from(args.runs);
     let rows = match args.suite {
         Suite::Disk => pvio_benches::disk::run(dir.path(), runs)?,
+        Suite::Ring => pvio_benches::ring::run(dir.path(), runs)?,
     };
     for r in &rows {
         println!(
-            "{:5} {:28} {:>12.0} {:>12.0} {:8} {:14} {:.3} [{:.3}-{:.3}]",
+            "{:5} {:32} {:>12.1} {:>12.1} {:9} {:16} {:.3} [{:.3}-{:.3}]",
             r.suite,
             r.case,
             r.ours,

@@ -62,7 +62,8 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
         let handle = (toolstack.virtual_device & 0xffff) as u16;
         self.release();
         if self.old.len() >= MAX_OLD {
-            let text = "the backend starts over and over, and keeps the rings of earlier sessions mapped";
+            let text =
+                "the backend starts over and over, and keeps the rings of earlier sessions mapped";
             return Err(Fault::new("front-rings-kept", text));
         }
         let made = match self.queue.take() {

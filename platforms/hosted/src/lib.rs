@@ -111,3 +111,8 @@ pub use hypervisor::{Hypervisor, HypervisorEvent};
 pub use mapping::{Mapping, Pin};
 pub use mem::Held;
 pub use pages::{Lease, Pages};
+
+/// The examples of the book's page on embedding.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/embedding.md")]
+struct Book;

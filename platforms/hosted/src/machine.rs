@@ -48,7 +48,9 @@ struct Record {
 /// can be bound in its place.
 #[derive(Debug)]
 struct End {
-    remote: DomId,
+    /// Who may bind to the other end; nobody any more once that domain is gone, even if another
+    /// is made under its number, for the memory this end reaches is the first one's.
+    remote: Option<DomId>,
     bound_to: Option<Port>,
     wake_us: Arc<OwnedFd>,
     wake_them: Arc<OwnedFd>,
@@ -93,8 +95,11 @@ impl Machine {
         for end in gone.ports.values() {
             self.unbind(end);
         }
-        for record in self.domains.values() {
+        for record in self.domains.values_mut() {
             record.memory.table().forget_user(id);
+            for end in record.ports.values_mut().filter(|end| end.remote == Some(id)) {
+                end.remote = None;
+            }
         }
         Ok(())
     }
@@ -161,19 +166,24 @@ impl Machine {
         let (Ok(ours), Ok(theirs)) = (eventfd(0, flags), eventfd(0, flags)) else {
             return no(Status::NoResources);
         };
-        let end =
-            End { remote, bound_to: None, wake_us: Arc::new(ours), wake_them: Arc::new(theirs) };
+        let end = End {
+            remote: Some(remote),
+            bound_to: None,
+            wake_us: Arc::new(ours),
+            wake_them: Arc::new(theirs),
+        };
         record.open(port, end, their_events)
     }
 
     fn bind(&mut self, user: DomId, remote: DomId, port: Port) -> Answer {
         let Some(their_events) = self.events_file(remote) else { return no(Status::NoDomain) };
         let theirs = self.domains.get(&remote.0).and_then(|record| record.ports.get(&port.0));
-        let Some(theirs) = theirs.filter(|end| end.bound_to.is_none() && end.remote == user) else {
+        let Some(theirs) = theirs.filter(|end| end.bound_to.is_none() && end.remote == Some(user))
+        else {
             return no(Status::BadPort);
         };
         let end = End {
-            remote,
+            remote: Some(remote),
             bound_to: Some(port),
             wake_us: Arc::clone(&theirs.wake_them),
             wake_them: Arc::clone(&theirs.wake_us),
@@ -206,8 +216,8 @@ impl Machine {
 
     /// The other end of one that is gone: free to be bound again.
     fn unbind(&mut self, gone: &End) {
-        let Some(port) = gone.bound_to else { return };
-        let Some(record) = self.domains.get_mut(&gone.remote.0) else { return };
+        let (Some(port), Some(remote)) = (gone.bound_to, gone.remote) else { return };
+        let Some(record) = self.domains.get_mut(&remote.0) else { return };
         layout::set_link(&record.events, port, 0);
         if let Some(end) = record.ports.get_mut(&port.0) {
             end.bound_to = None;
@@ -218,7 +228,7 @@ impl Machine {
         let known = self
             .domains
             .get(&user.0)
-            .is_some_and(|record| record.ports.values().any(|end| end.remote == remote));
+            .is_some_and(|record| record.ports.values().any(|end| end.remote == Some(remote)));
         let Some(record) = self.domains.get(&remote.0).filter(|_| known) else {
             return no(Status::BadPort);
         };

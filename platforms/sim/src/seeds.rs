@@ -96,7 +96,9 @@ mod tests {
         };
         let error = catch_unwind(|| run_seeds("camel", 10, failing)).unwrap_err();
         let text = error.downcast_ref::<String>().unwrap();
-        for part in ["the last straw", "the back broke", "PVIO_SIM_SEED=3 cargo test -p pvio-sim camel"] {
+        for part in
+            ["the last straw", "the back broke", "PVIO_SIM_SEED=3 cargo test -p pvio-sim camel"]
+        {
             assert!(text.contains(part), "{part} is missing from {text}");
         }
     }

@@ -104,8 +104,8 @@ impl<C: BackendClass> BackendDriver<C> {
     /// [`XsError`] when xenstore itself fails; the driver is of no more use then.
     pub fn step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, XsError> {
         self.try_step(xs).or_else(|error| match error {
-            HandshakeError::Xenstore(error) => Err(error),
-            // What the toolstack wrote makes no sense.
+            HandshakeError::Xenstore(error) if error.errno().is_none() => Err(error),
+            // What the toolstack wrote makes no sense, or it took our rights away.
             other => {
                 self.break_down(xs, &other.into())?;
                 Ok(Life::Alive)

@@ -18,11 +18,13 @@
 //! - the reference's write-rate limiter is absent;
 //! - `GET_FEATURE`, `SET_FEATURE`, `GET_QUOTA` and `SET_QUOTA`, newer than 4.17, are `ENOSYS`.
 
+mod admin;
 mod domain;
 mod local;
 mod nodes;
 mod quota;
 mod request;
+mod session;
 mod tree;
 mod watch;
 
@@ -60,8 +62,6 @@ pub enum StoreError {
 #[derive(Debug)]
 struct Conn {
     domid: DomId,
-    /// The home that relative paths are taken below; empty for a socket, as in the reference.
-    home: Box<str>,
     transactions: BTreeMap<u32, Transaction>,
     last_tx: u32,
     /// The connection's watches, each a path and a token.
@@ -111,7 +111,7 @@ impl Store {
             dropped: Vec::new(),
         };
         store.domains.entry(DomId::DOM0).or_default().introduced = true;
-        let setup = store.connect_socket();
+        let setup = store.connect(DomId::DOM0);
         let _ = store.execute(setup, Op::Mkdir, 0, b"/tool/xenstored\0");
         store.disconnect(setup);
         store
@@ -123,16 +123,23 @@ impl Store {
         &self.quota
     }
 
-    /// Connects a domain. Its relative paths are below `/local/domain/<domid>`.
+    /// Connects a domain. Its relative paths are below `/local/domain/<domid>`; dom0's connections
+    /// are privileged.
     pub fn connect(&mut self, domid: DomId) -> ConnId {
-        let home = alloc::format!("/local/domain/{domid}");
-        self.add_conn(domid, home)
-    }
-
-    /// Connects a tool of dom0, as the reference does for its socket: privileged, and relative
-    /// paths are below `/`.
-    pub fn connect_socket(&mut self) -> ConnId {
-        self.add_conn(DomId::DOM0, String::new())
+        self.last_conn = self.last_conn.wrapping_add(1);
+        let id = ConnId(self.last_conn);
+        let conn = Conn {
+            domid,
+            transactions: BTreeMap::new(),
+            last_tx: 0,
+            watches: BTreeSet::new(),
+            events: EventQueue::default(),
+            answers: Vec::new(),
+            answer_count: 0,
+        };
+        self.conns.insert(id, conn);
+        self.domains.entry(domid).or_default();
+        id
     }
 
     /// Drops a connection with its watches, transactions and output. Nodes stay.
@@ -146,9 +153,7 @@ impl Store {
     /// Whether the connection is there and a request would be taken.
     #[must_use]
     pub fn can_accept(&self, conn: ConnId) -> bool {
-        self.conns
-            .get(&conn)
-            .is_some_and(|c| c.answer_count < self.quota.outstanding)
+        self.conns.get(&conn).is_some_and(|c| c.answer_count < self.quota.outstanding)
     }
 
     /// Takes one request and queues its answer. The payload should be `header.len` bytes long;
@@ -187,9 +192,7 @@ impl Store {
     /// Whether [`Store::take_output`] would give anything.
     #[must_use]
     pub fn has_output(&self, conn: ConnId) -> bool {
-        self.conns
-            .get(&conn)
-            .is_some_and(|c| !c.answers.is_empty() || !c.events.is_empty())
+        self.conns.get(&conn).is_some_and(|c| !c.answers.is_empty() || !c.events.is_empty())
     }
 
     /// Appends what waits for a connection to `out`: all its answers (at most
@@ -233,30 +236,8 @@ impl Store {
         self.tree.check()
     }
 
-    fn add_conn(&mut self, domid: DomId, home: String) -> ConnId {
-        self.last_conn = self.last_conn.wrapping_add(1);
-        let id = ConnId(self.last_conn);
-        self.conns.insert(
-            id,
-            Conn {
-                domid,
-                home: home.into(),
-                transactions: BTreeMap::new(),
-                last_tx: 0,
-                watches: BTreeSet::new(),
-                events: EventQueue::default(),
-                answers: Vec::new(),
-                answer_count: 0,
-            },
-        );
-        self.domains.entry(domid).or_default();
-        id
-    }
-
     fn is_privileged(&self, conn: ConnId) -> bool {
-        self.conns
-            .get(&conn)
-            .is_some_and(|c| c.domid == DomId::DOM0)
+        self.conns.get(&conn).is_some_and(|c| c.domid == DomId::DOM0)
     }
 
     /// Reports changes to every watch they concern and whose owner may know.
@@ -275,14 +256,11 @@ impl Store {
                 };
                 let target = self.domains.get(&c.domid).and_then(|d| d.target);
                 let sees = |perms: &Option<Arc<[Perm]>>| {
-                    perms
-                        .as_deref()
-                        .is_some_and(|p| domain::rights(c.domid, target, p).read)
+                    perms.as_deref().is_some_and(|p| domain::rights(c.domid, target, p).read)
                 };
                 if sights.iter().any(sees) {
                     let (path, watched) = (watch.show(&change.path), watch.show(watched));
-                    c.events
-                        .push(path, watched, &watch.token, self.quota.events);
+                    c.events.push(path, watched, &watch.token, self.quota.events);
                 }
             }
         }
@@ -301,15 +279,8 @@ fn push_frame(
     body(out);
     let len = out.len().saturating_sub(start).saturating_sub(HEADER_LEN);
     // Bodies are bounded to 4096 bytes where they are made.
-    let header = Header {
-        kind,
-        req_id,
-        tx_id,
-        len: u32::try_from(len).unwrap_or(u32::MAX),
-    };
-    if let Some(place) = out
-        .get_mut(start..)
-        .and_then(|tail| tail.first_chunk_mut::<HEADER_LEN>())
+    let header = Header { kind, req_id, tx_id, len: u32::try_from(len).unwrap_or(u32::MAX) };
+    if let Some(place) = out.get_mut(start..).and_then(|tail| tail.first_chunk_mut::<HEADER_LEN>())
     {
         *place = header.emit();
     }

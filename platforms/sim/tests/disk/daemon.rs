@@ -11,9 +11,7 @@ use pvio_sim::local::memory::LocalMapping;
 use pvio_sim::{LocalDomain, Menu, Sim};
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
-use pvio_xenbus::handshake::common::{
-    DeviceAddr, DeviceClass, backend_root, list_backends,
-};
+use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, backend_root, list_backends};
 use pvio_xenbus::handshake::vbd::ToolstackBack;
 use pvio_xenbus::store::{LocalClient, Store};
 use std::cell::{Cell, RefCell};
@@ -111,7 +109,11 @@ impl Serve<LocalDomain> for Server {
         Ok(medium.borrow().geometry())
     }
 
-    fn start(&mut self, _: &str, parts: QueueParts<LocalDomain, LocalChannel>) -> Result<Running, Fault> {
+    fn start(
+        &mut self,
+        _: &str,
+        parts: QueueParts<LocalDomain, LocalChannel>,
+    ) -> Result<Running, Fault> {
         let medium = self.medium.clone().expect("opened before it is started");
         let QueueParts { frontend, mapper, ring, channel, abi, stats } = parts;
         let channel = Wire { channel, cut: self.flaw == Flaw::NeverNotifies };
@@ -145,7 +147,10 @@ impl Served {
         queue.drain();
         while queue.in_flight() > 0 {
             let engine = queue.engine_mut();
-            assert!(engine.is_busy() || engine.is_done(), "an operation was never handed to the engine");
+            assert!(
+                engine.is_busy() || engine.is_done(),
+                "an operation was never handed to the engine"
+            );
             if engine.is_busy() {
                 engine.complete_one();
             }

@@ -12,7 +12,7 @@ use pvio_sim::{LocalDomain, Menu, Sim};
 use pvio_xenbus::driver::{Fault, FrontendDriver, Life};
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, frontend_root, list_frontends};
 use pvio_xenbus::store::{LocalClient, Store};
-use pvio_xenbus::{Xenstore, XenbusState};
+use pvio_xenbus::{XenbusState, Xenstore};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -338,7 +338,10 @@ impl Guest {
                 6.. if model.may_read(&range) => {
                     // What is found there afterwards has come from the disk.
                     queue.fill(slot, 0, &vec![0xa5; bytes]).expect("it fits");
-                    Some(Request { op: Op::Read { sector, bytes }, pending: model.begin_read(range) })
+                    Some(Request {
+                        op: Op::Read { sector, bytes },
+                        pending: model.begin_read(range),
+                    })
                 }
                 _ => None,
             };

@@ -12,7 +12,7 @@ use pvio_sim::{LocalDomain, Menu, Sim};
 use pvio_xenbus::handshake::common::{DeviceAddr, switch_state};
 use pvio_xenbus::handshake::vbd::{BackDisk, BackOffer, Discard, DiskInfo, FrontRequest};
 use pvio_xenbus::store::{LocalClient, Store};
-use pvio_xenbus::{Xenstore, XenbusState};
+use pvio_xenbus::{XenbusState, Xenstore};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -78,7 +78,15 @@ impl HostileBack {
             Malice::Answer => self.answer(sim),
             Malice::Scribble => scribble(self.ring.as_ref().expect("on the menu only then"), sim),
             Malice::Key => {
-                let keys = ["state", "state", "online", "sectors", "sector-size", "info", "feature-discard"];
+                let keys = [
+                    "state",
+                    "state",
+                    "online",
+                    "sectors",
+                    "sector-size",
+                    "info",
+                    "feature-discard",
+                ];
                 let (path, value) = (format!("{base}/{}", sim.pick(&keys)), nonsense(sim));
                 let _ = self.xs.write(&path, &value);
             }
@@ -129,7 +137,8 @@ impl HostileBack {
             let id = if sim.one_in(50) { sim.below(40) } else { u64::from_le_bytes(id) };
             let status = sim.pick(&[Status::Okay, Status::Error, Status::NotSupported]);
             let mut bytes = [0; 16];
-            let response = Response { id, op: sim.number() as u8, status }.write(Abi::X86_64, &mut bytes);
+            let response =
+                Response { id, op: sim.number() as u8, status }.write(Abi::X86_64, &mut bytes);
             ring.write_words(at, response).expect("inside the page");
         }
         let beyond = if sim.one_in(100) { sim.number() as u32 } else { 0 };

@@ -11,7 +11,7 @@ use pvio_sim::{LocalDomain, Menu, Sim};
 use pvio_xenbus::handshake::common::{DeviceAddr, state_path, switch_state};
 use pvio_xenbus::handshake::vbd::{FrontRequest, Protocol, Queue};
 use pvio_xenbus::store::{LocalClient, Store};
-use pvio_xenbus::{Xenstore, XenbusState};
+use pvio_xenbus::{XenbusState, Xenstore};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -93,7 +93,12 @@ impl HostileGuest {
         let (domain, back) = (&self.domain, self.addr.back);
         let (Ok(ring), Ok(data)) = (domain.alloc_pages(1), domain.alloc_pages(2)) else { return };
         let grants = [
-            domain.grant(back, &ring, 0, if sim.one_in(10) { Access::ReadOnly } else { Access::ReadWrite }),
+            domain.grant(
+                back,
+                &ring,
+                0,
+                if sim.one_in(10) { Access::ReadOnly } else { Access::ReadWrite },
+            ),
             domain.grant(back, &data, 0, Access::ReadWrite),
             domain.grant(back, &data, 1, Access::ReadOnly),
         ];
@@ -118,14 +123,22 @@ impl HostileGuest {
                 let _ = switch_state(&mut self.xs, &base, state);
             }
         }
-        self.session = Some(Session { ring, data, grefs, channel: Some(channel), abi, produced: 0 });
+        self.session =
+            Some(Session { ring, data, grefs, channel: Some(channel), abi, produced: 0 });
     }
 
     fn key(&mut self, sim: &mut Sim) {
         let base = self.addr.frontend_path();
         let keys = [
-            "ring-ref", "event-channel", "protocol", "ring-page-order", "num-ring-pages",
-            "multi-queue-num-queues", "feature-persistent", "ring-ref0", "queue-0",
+            "ring-ref",
+            "event-channel",
+            "protocol",
+            "ring-page-order",
+            "num-ring-pages",
+            "multi-queue-num-queues",
+            "feature-persistent",
+            "ring-ref0",
+            "queue-0",
         ];
         let path = match sim.pick(&["state", "state", "key"]) {
             "state" => state_path(&base),
@@ -144,7 +157,11 @@ impl Session {
         for _ in 0..1 + sim.below(6) {
             let mut bytes = [0; 112];
             let segment = |sim: &mut Sim| Segment {
-                gref: if sim.one_in(20) { GrantRef(sim.number() as u32) } else { sim.pick(&self.grefs) },
+                gref: if sim.one_in(20) {
+                    GrantRef(sim.number() as u32)
+                } else {
+                    sim.pick(&self.grefs)
+                },
                 first: sim.below(8) as u8,
                 last: if sim.one_in(20) { sim.number() as u8 } else { 7 },
             };

@@ -112,7 +112,9 @@ fn hostile_peers_end_with_a_reason_and_others_go_on() {
         assert!(world.checked() > 0, "the honest disk was not used");
     });
     if runs > 50 {
-        for code in ["ring-producer-overflow", "unknown-response-id", "front-rings-kept", "handshake"] {
+        for code in
+            ["ring-producer-overflow", "unknown-response-id", "front-rings-kept", "handshake"]
+        {
             assert!(reasons.contains_key(code), "no peer was given up for {code}: {reasons:?}");
         }
     }

@@ -158,7 +158,9 @@ fn perform<B: SharedMemory>(
     failing: bool,
 ) -> Result<(), EngineError> {
     let sectors: u64 = match job.io {
-        Io::Read { .. } | Io::Write { .. } => job.segments.iter().map(|s| s.len / SECTOR).sum::<usize>() as u64,
+        Io::Read { .. } | Io::Write { .. } => {
+            job.segments.iter().map(|s| s.len / SECTOR).sum::<usize>() as u64
+        }
         Io::Discard { sectors, .. } => sectors,
         Io::Flush => job.dirty.len() as u64,
     };
@@ -187,7 +189,9 @@ fn perform<B: SharedMemory>(
 
 /// Every sector's place in a job's buffers.
 fn places<B>(segments: &[IoSeg<B>]) -> impl Iterator<Item = (&IoSeg<B>, usize)> {
-    segments.iter().flat_map(|s| (s.offset..s.offset + s.len).step_by(SECTOR).map(move |at| (s, at)))
+    segments
+        .iter()
+        .flat_map(|s| (s.offset..s.offset + s.len).step_by(SECTOR).map(move |at| (s, at)))
 }
 
 impl<B: SharedMemory> BlockEngine<B> for SimEngine<B> {

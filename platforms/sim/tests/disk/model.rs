@@ -130,7 +130,9 @@ impl Model {
         let first = pending.sectors.start;
         match pending.kind {
             Kind::Read(before) => {
-                for (i, (s, before)) in self.range(&pending.sectors).iter_mut().zip(before).enumerate() {
+                for (i, (s, before)) in
+                    self.range(&pending.sectors).iter_mut().zip(before).enumerate()
+                {
                     s.readers -= 1;
                     if !ok {
                         continue;

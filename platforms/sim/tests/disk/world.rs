@@ -13,7 +13,7 @@ use pvio_xenbus::handshake::common::{
     DeviceAddr, DeviceClass, create_domain, read_error, read_state, remove_device, remove_domain,
     request_removal,
 };
-use pvio_xenbus::handshake::vbd::{ToolstackBack, create_device, recreate_backend};
+use pvio_xenbus::handshake::vbd::{ToolstackBack, create_backend, create_device};
 use pvio_xenbus::store::{LocalClient, Quota, Store};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -287,7 +287,7 @@ impl DiskWorld {
         for i in 0..self.disks.len() {
             if self.disks[i].phase == Phase::Up && self.disks[i].kind != Kind::HostileBack {
                 let (addr, words) = self.words(i);
-                recreate_backend(&mut self.tool, addr, &words).expect("the frontend is there");
+                create_backend(&mut self.tool, addr, &words).expect("the frontend is there");
             }
         }
     }
@@ -329,8 +329,10 @@ impl DiskWorld {
         let (back, front) = (state(&addr.backend_path()), state(&addr.frontend_path()));
         match (back, front) {
             (XenbusState::Unknown, _) => true,
-            (back, front) => back == XenbusState::Closed
-                && matches!(front, XenbusState::Closed | XenbusState::Unknown),
+            (back, front) => {
+                back == XenbusState::Closed
+                    && matches!(front, XenbusState::Closed | XenbusState::Unknown)
+            }
         }
     }
 
@@ -388,7 +390,9 @@ impl World for DiskWorld {
                 _ => {}
             }
             match phase {
-                Phase::Up if self.faults.remove && kind != Kind::HostileBack => menu.may(often, || Do::Tool(i, ToolDo::Remove)),
+                Phase::Up if self.faults.remove && kind != Kind::HostileBack => {
+                    menu.may(often, || Do::Tool(i, ToolDo::Remove))
+                }
                 Phase::Removing if self.is_over(i) => menu.must(30, Do::Tool(i, ToolDo::Finish)),
                 Phase::Absent if !self.ending && self.is_free(i) => {
                     menu.must(30, Do::Tool(i, ToolDo::Create));

@@ -6,7 +6,10 @@ use alloc::string::ToString;
 use pvio_ring::DomId;
 
 use crate::handshake::HandshakeError;
-use crate::handshake::common::{DeviceAddr, DeviceClass, create_ends, recreate_backend_end, write_state};
+use crate::handshake::common::{
+    DeviceAddr, DeviceClass, create_backend_end, create_frontend_end, regrant_frontend_end,
+    write_state,
+};
 use crate::handshake::fields::{Reader, Writer};
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, transaction};
@@ -137,14 +140,7 @@ impl ToolstackBack {
             w.flag("bootable", self.bootable)?;
             w.put("dev", &self.dev)?;
             w.put("type", &self.kind)?;
-            w.put(
-                "mode",
-                if self.mode == Mode::ReadOnly {
-                    "r"
-                } else {
-                    "w"
-                },
-            )?;
+            w.put("mode", if self.mode == Mode::ReadOnly { "r" } else { "w" })?;
             w.put("device-type", self.device_type.as_str())?;
             w.put("params", &self.params)?;
             w.flag("direct-io-safe", self.direct_io_safe)?;
@@ -232,46 +228,37 @@ pub fn create_device<X: Xenstore + ?Sized>(
     addr: DeviceAddr,
     back: &ToolstackBack,
 ) -> Result<(), HandshakeError> {
-    check_addr(addr, back)?;
     let front = ToolstackFront::new(addr, back.device_type);
     transaction(xs, |tx| {
-        create_ends(tx, addr)?;
-        back.write(tx, &addr.backend_path())?;
+        create_frontend_end(tx, addr)?;
+        create_backend(tx, addr, back)?;
         front.write(tx, &addr.frontend_path())?;
-        write_state(tx, &addr.backend_path(), XenbusState::Initialising)?;
         write_state(tx, &addr.frontend_path(), XenbusState::Initialising)
     })
 }
 
-/// Makes a disk's backend end again, in state [`XenbusState::Initialising`], after its domain died
-/// and was built anew under the same number. The frontend's end keeps its state and keys; the new
-/// backend must know that it is not the first
-/// ([`BackendDriver::restarted`](crate::driver::BackendDriver::restarted)). To be called by dom0.
+/// Makes only the backend's directory of a disk, whose frontend is there already: its driver
+/// domain died and another takes its place. The frontend starts over when it is offered anew.
 ///
 /// # Errors
-/// [`HandshakeError::Exists`] if the backend's end is there; xenstore's, if the frontend's is not;
-/// [`HandshakeError::Unwritable`] as for [`create_device`].
-pub fn recreate_backend<X: Xenstore + ?Sized>(
+/// As [`create_device`].
+pub fn create_backend<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
     back: &ToolstackBack,
 ) -> Result<(), HandshakeError> {
-    check_addr(addr, back)?;
-    transaction(xs, |tx| {
-        recreate_backend_end(tx, addr)?;
-        back.write(tx, &addr.backend_path())?;
-        write_state(tx, &addr.backend_path(), XenbusState::Initialising)
-    })
-}
-
-fn check_addr(addr: DeviceAddr, back: &ToolstackBack) -> Result<(), HandshakeError> {
     if addr.class != DeviceClass::Vbd {
         return Err(HandshakeError::Unwritable("a disk of another class"));
     }
     if back.frontend_id != addr.front || back.frontend != addr.frontend_path() {
         return Err(HandshakeError::Unwritable("the frontend is not the address's"));
     }
-    Ok(())
+    transaction(xs, |tx| {
+        create_backend_end(tx, addr)?;
+        regrant_frontend_end(tx, addr)?;
+        back.write(tx, &addr.backend_path())?;
+        write_state(tx, &addr.backend_path(), XenbusState::Initialising)
+    })
 }
 
 fn read_device_type<X: Xenstore + ?Sized>(

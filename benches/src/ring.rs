@@ -1,0 +1,345 @@
+//! Rings: a frontend thread on core 0 and a backend thread on core 1, busy-waiting, against the
+//! same loops in C with the macros of Xen's own `ring.h` (`benches/c/ring_ref.c`).
+//!
+//! How far apart the two cores are decides most of what is measured (up to four times), and on a
+//! shared machine that changes: only ratios of pairs measured one right after the other count.
+
+use crate::pin::pin;
+use crate::row::{Row, paired};
+use anyhow::{Context, Result, bail, ensure};
+use pvio_ring::proto::blkif::{self, Abi, DataOp, Segment, Segments, Status};
+use pvio_ring::proto::netif::{self, TxFlags};
+use pvio_ring::shm::HeapMemory;
+use pvio_ring::{BackRing, FrontRing, GrantRef, Slot};
+use std::hint::spin_loop;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+/// The reference's source; compiled where it runs, since it needs Xen's headers.
+const REFERENCE: &str = include_str!("../c/ring_ref.c");
+
+/// What goes through the ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Traffic {
+    /// A disk read of one segment, parsed and checked, and its response.
+    Blk,
+    /// A packet to transmit, parsed and checked, and its response.
+    Tx,
+    /// 112 bytes one way; what comes back is the response producer alone.
+    Raw,
+}
+
+impl Traffic {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Blk => "blk",
+            Self::Tx => "tx",
+            Self::Raw => "raw",
+        }
+    }
+
+    const fn slot_size(self) -> usize {
+        match self {
+            Self::Blk => Abi::X86_64.slot_size(),
+            Self::Tx => netif::TX_SLOT_SIZE,
+            Self::Raw => 112,
+        }
+    }
+}
+
+/// One measurement.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// Its name in the row.
+    pub name: &'static str,
+    /// What goes through the ring.
+    pub traffic: Traffic,
+    /// Pages of the ring.
+    pub pages: usize,
+    /// Most items in flight.
+    pub depth: u64,
+    /// Items per publication of a producer index.
+    pub batch: u64,
+    /// Items in all, a multiple of `batch`: a tenth of a second or so.
+    pub count: u64,
+}
+
+/// The cases of the suite.
+pub const CASES: [Case; 6] = [
+    case("blk-32-slots-depth-1", Traffic::Blk, 1, 1, 1, 1_000_000),
+    case("blk-256-slots-publish-each", Traffic::Blk, 8, 256, 1, 2_000_000),
+    case("blk-256-slots-publish-32", Traffic::Blk, 8, 256, 32, 19_200_000),
+    case("tx-256-slots-publish-32", Traffic::Tx, 1, 256, 32, 32_000_000),
+    case("one-way-112-32-slots-publish-8", Traffic::Raw, 1, 32, 8, 9_600_000),
+    case("one-way-112-256-slots-publish-32", Traffic::Raw, 8, 256, 32, 19_200_000),
+];
+
+const fn case(
+    name: &'static str,
+    traffic: Traffic,
+    pages: usize,
+    depth: u64,
+    batch: u64,
+    count: u64,
+) -> Case {
+    Case { name, traffic, pages, depth, batch, count }
+}
+
+/// Measures every case, `runs` pairs each, the reference compiled into `dir`.
+///
+/// # Errors
+/// When the reference cannot be compiled (no compiler, no headers) or loses an item.
+pub fn run(dir: &Path, runs: usize) -> Result<Vec<Row>> {
+    let reference = compile_reference(dir)?;
+    CASES.iter().map(|case| run_case(case, &reference, runs)).collect()
+}
+
+/// Measures one case against the program [`compile_reference`] made.
+///
+/// # Errors
+/// When the reference fails.
+pub fn run_case(case: &Case, reference: &Path, runs: usize) -> Result<Row> {
+    let rate = |time: Duration| case.count as f64 / time.as_secs_f64() / 1e6;
+    // One of each to warm up, then pairs whose order alternates: neither is always the first.
+    let (_, _) = (ours(case)?, theirs(case, reference)?);
+    let pairs: Result<Vec<_>> = (0..runs)
+        .map(|i| {
+            if i % 2 == 0 {
+                let ours = ours(case)?;
+                Ok((rate(ours), rate(theirs(case, reference)?)))
+            } else {
+                let theirs = theirs(case, reference)?;
+                Ok((rate(ours(case)?), rate(theirs)))
+            }
+        })
+        .collect();
+    Ok(paired("ring", case.name, "C, Xen's ring.h", "M items/s", &pairs?))
+}
+
+/// Compiles the reference into `dir`, as fast as a C compiler makes it by default.
+///
+/// # Errors
+/// When there is no compiler, or no header of Xen's (Debian: `libxen-dev`).
+pub fn compile_reference(dir: &Path) -> Result<PathBuf> {
+    let (source, program) = (dir.join("ring_ref.c"), dir.join("ring_ref"));
+    std::fs::write(&source, REFERENCE)?;
+    let output = Command::new("cc")
+        .args(["-O2", "-pthread", "-o"])
+        .args([&program, &source])
+        .output()
+        .context("SKIPPED: there is no C compiler to make the reference with; install gcc")?;
+    if !output.status.success() {
+        let says = String::from_utf8_lossy(&output.stderr);
+        bail!("SKIPPED: the reference does not compile; install libxen-dev\n{says}");
+    }
+    Ok(program)
+}
+
+fn theirs(case: &Case, reference: &Path) -> Result<Duration> {
+    let numbers = [case.pages as u64, case.depth, case.batch, case.count].map(|n| n.to_string());
+    let output = Command::new(reference).arg(case.traffic.name()).args(numbers).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let nanoseconds = String::from_utf8(output.stdout)?;
+    Ok(Duration::from_nanos(nanoseconds.trim().parse()?))
+}
+
+fn ours(case: &Case) -> Result<Duration> {
+    let mem = HeapMemory::pages(case.pages);
+    let front = FrontRing::init(mem.clone(), case.traffic.slot_size())?;
+    let back = BackRing::attach(mem, case.traffic.slot_size())?;
+    ensure!(u64::from(front.layout().slots()) >= case.depth, "the ring is too small");
+    match case.traffic {
+        Traffic::Blk => both_ends(case, || blk_front(front, case), || blk_back(back, case)),
+        Traffic::Tx => both_ends(case, || tx_front(front, case), || tx_back(back, case)),
+        Traffic::Raw => both_ends(case, || raw_front(front, case), || raw_back(back, case)),
+    }
+}
+
+/// Runs both ends on a core each. They return the sum of the ids they saw, and the time is the
+/// frontend's.
+fn both_ends(
+    case: &Case,
+    front: impl FnOnce() -> Result<Option<u64>> + Send,
+    back: impl FnOnce() -> Result<Option<u64>> + Send,
+) -> Result<Duration> {
+    let ready = Barrier::new(2);
+    let (time, sums) = std::thread::scope(|scope| {
+        let back = scope.spawn(|| {
+            pin(1);
+            ready.wait();
+            back()
+        });
+        let front = scope.spawn(|| {
+            pin(0);
+            ready.wait();
+            let start = Instant::now();
+            let sum = front();
+            (start.elapsed(), sum)
+        });
+        let (time, sum) = front.join().expect("the frontend's thread");
+        (time, [sum, back.join().expect("the backend's thread")])
+    });
+    let expected = (0..case.count).fold(0, u64::wrapping_add);
+    for sum in sums {
+        ensure!(sum?.is_none_or(|s| s == expected), "items were lost or changed");
+    }
+    Ok(time)
+}
+
+/// Pushes `batch` items whenever they fit, publishes, and takes what has come back.
+#[inline(always)]
+fn front_end(
+    mut ring: FrontRing<HeapMemory>,
+    case: &Case,
+    mut push: impl FnMut(&mut FrontRing<HeapMemory>, u64) -> Result<()>,
+    mut take: impl FnMut(Slot<'_, HeapMemory>) -> Result<()>,
+) -> Result<()> {
+    let (mut sent, mut done) = (0, 0);
+    while done < case.count {
+        if sent < case.count && sent - done + case.batch <= case.depth {
+            for _ in 0..case.batch {
+                push(&mut ring, sent)?;
+                sent += 1;
+            }
+            let _ = ring.publish();
+        }
+        let before = done;
+        while let Some(slot) = ring.pop()? {
+            take(slot)?;
+            done += 1;
+        }
+        if done == before {
+            spin_loop();
+        }
+    }
+    Ok(())
+}
+
+/// Answers whatever is there, publishing every `batch` answers and when nothing is left.
+#[inline(always)]
+fn back_end(
+    mut ring: BackRing<HeapMemory>,
+    case: &Case,
+    mut answer: impl FnMut(&mut BackRing<HeapMemory>) -> Result<()>,
+) -> Result<()> {
+    let mut done = 0;
+    while done < case.count {
+        let waiting = ring.look()?;
+        if waiting == 0 {
+            spin_loop();
+        }
+        let mut unpublished = 0;
+        for _ in 0..waiting {
+            answer(&mut ring)?;
+            unpublished += 1;
+            if unpublished == case.batch {
+                let _ = ring.publish();
+                unpublished = 0;
+            }
+        }
+        let _ = ring.publish();
+        done += u64::from(waiting);
+    }
+    Ok(())
+}
+
+fn blk_front(ring: FrontRing<HeapMemory>, case: &Case) -> Result<Option<u64>> {
+    let mut sum = 0_u64;
+    let push = |ring: &mut FrontRing<HeapMemory>, n: u64| {
+        let gref = GrantRef(8 + (n & 255) as u32);
+        let segments = Segments::from_slice(&[Segment { gref, first: 0, last: 7 }]);
+        let segments = segments.context("one segment")?;
+        let request = blkif::Request::Data { op: DataOp::Read, id: n, sector: n * 8, segments };
+        Ok(ring.push(request.write(Abi::X86_64, 0xca00, &mut [0; 112]))?)
+    };
+    front_end(ring, case, push, |mut slot| {
+        let response = blkif::Response::read(&mut slot)?;
+        ensure!(response.status == Status::Okay, "a read failed");
+        sum = sum.wrapping_add(response.id);
+        Ok(())
+    })?;
+    Ok(Some(sum))
+}
+
+fn blk_back(ring: BackRing<HeapMemory>, case: &Case) -> Result<Option<u64>> {
+    let mut sum = 0_u64;
+    back_end(ring, case, |ring| {
+        let mut slot = ring.pop()?.context("a request was seen")?;
+        let response = match blkif::Request::read(&mut slot, Abi::X86_64)? {
+            Ok(blkif::Request::Data { op, id, sector, segments }) => {
+                let good = sector == id * 8 && segments.sectors() == 8;
+                let status = if good { Status::Okay } else { Status::Error };
+                blkif::Response { id, op: op.code(), status }
+            }
+            Ok(blkif::Request::Discard { id, .. }) => {
+                blkif::Response { id, op: blkif::op::DISCARD, status: Status::NotSupported }
+            }
+            Err(refusal) => {
+                blkif::Response { id: refusal.id, op: refusal.op, status: refusal.status }
+            }
+        };
+        sum = sum.wrapping_add(response.id);
+        Ok(ring.push(response.write(Abi::X86_64, &mut [0; 16]))?)
+    })?;
+    Ok(Some(sum))
+}
+
+fn tx_front(ring: FrontRing<HeapMemory>, case: &Case) -> Result<Option<u64>> {
+    let mut next = 0_u16;
+    let push = |ring: &mut FrontRing<HeapMemory>, n: u64| {
+        let request = netif::TxRequest {
+            gref: GrantRef(8 + (n & 255) as u32),
+            offset: 64,
+            flags: TxFlags::DATA_VALIDATED,
+            id: n as u16,
+            size: 1500,
+        };
+        Ok(ring.push(&request.to_bytes())?)
+    };
+    front_end(ring, case, push, |mut slot| {
+        let response = netif::TxResponse::read(&mut slot)?;
+        ensure!(response.status == netif::rsp::OKAY && response.id == next, "a packet was lost");
+        next = next.wrapping_add(1);
+        Ok(())
+    })?;
+    Ok(None)
+}
+
+fn tx_back(ring: BackRing<HeapMemory>, case: &Case) -> Result<Option<u64>> {
+    back_end(ring, case, |ring| {
+        let mut slot = ring.pop()?.context("a request was seen")?;
+        let request = netif::TxRequest::read(&mut slot)?;
+        let good = u32::from(request.offset) + u32::from(request.size) <= 4096
+            && !request.flags.contains(TxFlags::MORE_DATA);
+        let status = if good { netif::rsp::OKAY } else { netif::rsp::ERROR };
+        Ok(ring.push(&netif::TxResponse { id: request.id, status }.to_bytes())?)
+    })?;
+    Ok(None)
+}
+
+fn raw_front(ring: FrontRing<HeapMemory>, case: &Case) -> Result<Option<u64>> {
+    let push = |ring: &mut FrontRing<HeapMemory>, n: u64| {
+        let mut item = [0; 112];
+        for (i, word) in item.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            *word = (n + i as u64).to_le_bytes();
+        }
+        Ok(ring.push(&item)?)
+    };
+    front_end(ring, case, push, |_| Ok(()))?;
+    Ok(None)
+}
+
+fn raw_back(ring: BackRing<HeapMemory>, case: &Case) -> Result<Option<u64>> {
+    let mut sum = 0_u64;
+    back_end(ring, case, |ring| {
+        let mut item = [0; 112];
+        ring.pop()?.context("an item was seen")?.read(&mut item)?;
+        let words = item.as_chunks::<8>().0;
+        let (first, last) = (u64::from_le_bytes(words[0]), u64::from_le_bytes(words[13]));
+        sum = sum.wrapping_add(first + (last - first - 13));
+        Ok(ring.push(&[])?)
+    })?;
+    Ok(Some(sum))
+}

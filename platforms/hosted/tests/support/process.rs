@@ -1,0 +1,199 @@
+//! Domains that are processes of their own: this very test program, started once more, doing what
+//! it is told line by line.
+
+use super::{LOST, flood, lockstep};
+use pvio_event_channel::{EventChannel, EventChannels, Port};
+use pvio_grant_table::{Access, DomId, GrantMapper, GrantRef, Granter};
+use pvio_hosted::{Channel, Domain, Hypervisor, Mapping, Pages};
+use pvio_ring::shm::{Region, SharedMemory};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+/// A process that is a domain, or one that embeds a hypervisor.
+pub struct Process {
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Process {
+    /// A process that joined as domain `id`.
+    pub fn domain(dir: &Path, id: DomId) -> Self {
+        Self::start("--domain", dir, id.0)
+    }
+
+    /// A process in which a hypervisor tried to start; the answer tells how it went.
+    pub fn hypervisor(dir: &Path) -> (Self, String) {
+        let mut process = Self::start("--hypervisor", dir, 0);
+        let answer = process.answer();
+        (process, answer)
+    }
+
+    fn start(what: &str, dir: &Path, id: u16) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .arg(what)
+            .arg(dir)
+            .arg(id.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (orders, answers) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        Self { child, orders, answers: BufReader::new(answers) }
+    }
+
+    /// Gives an order and waits for the answer.
+    pub fn ask(&mut self, order: impl AsRef<str>) -> String {
+        self.tell(order);
+        self.answer()
+    }
+
+    /// Gives an order.
+    pub fn tell(&mut self, order: impl AsRef<str>) {
+        writeln!(self.orders, "{}", order.as_ref()).unwrap();
+    }
+
+    /// Waits for the answer to an order.
+    pub fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        assert!(line.ends_with('\n'), "the process ended");
+        line.trim_end().to_owned()
+    }
+
+    /// Kills it as nothing can be prepared for.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// If this process was started by [`Process`], does as it is told and returns `true`.
+pub fn serve() -> bool {
+    let args: Vec<String> = std::env::args().collect();
+    let [_, what, dir, id] = args.as_slice() else { return false };
+    let dir = Path::new(dir);
+    match what.as_str() {
+        "--domain" => {
+            let domain = Domain::join(dir, DomId(id.parse().unwrap())).unwrap();
+            let mut told = Told { domain, pages: None, mapping: None, bell: None };
+            for line in std::io::stdin().lines() {
+                println!("{}", told.obey(&line.unwrap()));
+            }
+        }
+        "--hypervisor" => {
+            let started = Hypervisor::start(dir);
+            println!("{}", started.as_ref().map_or_else(|why| why.code(), |_| "running"));
+            std::io::stdin().lines().for_each(drop);
+        }
+        _ => return false,
+    }
+    true
+}
+
+struct Told {
+    domain: Domain,
+    pages: Option<Pages>,
+    mapping: Option<Mapping>,
+    bell: Option<Channel>,
+}
+
+impl Told {
+    fn obey(&mut self, order: &str) -> String {
+        let words: Vec<&str> = order.split(' ').collect();
+        let number = |word: &str| word.parse::<u32>().unwrap();
+        let domid = |word: &str| DomId(word.parse().unwrap());
+        match *words.as_slice() {
+            ["alloc", pages] => {
+                self.pages = Some(self.domain.alloc_pages(number(pages) as usize).unwrap());
+            }
+            ["grant", peer, page, how] => {
+                let (pages, page) = (self.pages.as_ref().unwrap(), number(page) as usize);
+                let gref = self.domain.grant(domid(peer), pages, page, access(how)).unwrap();
+                return gref.to_string();
+            }
+            ["end", gref] => {
+                if self.domain.end_access(GrantRef(number(gref))).is_err() {
+                    return "busy".into();
+                }
+            }
+            ["map", peer, how, ref grefs @ ..] => {
+                let grefs: Vec<_> = grefs.iter().map(|gref| GrantRef(number(gref))).collect();
+                match self.domain.map(domid(peer), &grefs, access(how)) {
+                    Ok(mapping) => self.mapping = Some(mapping),
+                    Err(status) => return status.code().into(),
+                }
+            }
+            ["unmap"] => self.mapping = None,
+            ["write", at, text] => {
+                let done = match (&self.mapping, &self.pages) {
+                    (Some(mapping), _) => mapping.write_bytes(number(at) as usize, text.as_bytes()),
+                    (_, pages) => {
+                        pages.as_ref().unwrap().write_bytes(number(at) as usize, text.as_bytes())
+                    }
+                };
+                done.unwrap();
+            }
+            ["read", at, len] => {
+                let mut text = vec![0; number(len) as usize];
+                match (&self.mapping, &self.pages) {
+                    (Some(mapping), _) => mapping.read_bytes(number(at) as usize, &mut text),
+                    (_, pages) => {
+                        pages.as_ref().unwrap().read_bytes(number(at) as usize, &mut text)
+                    }
+                }
+                .unwrap();
+                return String::from_utf8(text).unwrap();
+            }
+            ["listen", peer] => {
+                let bell = self.domain.alloc_unbound(domid(peer)).unwrap();
+                let port = bell.port().to_string();
+                self.bell = Some(bell);
+                return port;
+            }
+            ["bind", peer, port] => {
+                let bound = self.domain.bind_interdomain(domid(peer), Port(number(port)));
+                match bound {
+                    Ok(bell) => self.bell = Some(bell),
+                    Err(why) => return why.code().into(),
+                }
+            }
+            ["notify"] => self.bell.as_ref().unwrap().notify().unwrap(),
+            ["wait"] => assert!(self.bell.as_ref().unwrap().wait(Some(LOST)).unwrap()),
+            [game @ ("lockstep" | "flood"), who, turns] => match (&self.mapping, &self.pages) {
+                (Some(mapping), _) => self.play(mapping, game, who, number(turns)),
+                (_, pages) => self.play(pages.as_ref().unwrap(), game, who, number(turns)),
+            },
+            // Maps and unmaps until killed; tells once that it began.
+            ["storm", peer, gref] => {
+                let gref = [GrantRef(number(gref))];
+                println!("done");
+                loop {
+                    drop(self.domain.map(domid(peer), &gref, Access::ReadWrite).unwrap());
+                }
+            }
+            _ => panic!("what is {order:?}?"),
+        }
+        "done".into()
+    }
+
+    fn play(&self, page: &impl SharedMemory, game: &str, who: &str, turns: u32) {
+        let (bell, first) = (self.bell.as_ref().unwrap(), who == "first");
+        match game {
+            "flood" => flood(page, bell, first, turns),
+            _ => lockstep(page, bell, first, turns),
+        }
+    }
+}
+
+fn access(how: &str) -> Access {
+    if how == "rw" { Access::ReadWrite } else { Access::ReadOnly }
+}

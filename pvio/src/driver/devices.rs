@@ -1,0 +1,105 @@
+//! All backends of one class in this domain.
+
+use pvio_grant_table::DomId;
+use pvio_xenbus::driver::{BackendClass, BackendDriver, Life};
+use pvio_xenbus::handshake::common::{
+    DeviceAddr, DeviceClass, backend_root, list_backends, read_error,
+};
+use pvio_xenbus::{WatchEvent, Xenstore, XsError};
+use std::collections::BTreeMap;
+
+/// The backends of one class, as the toolstack makes and removes them.
+pub struct Devices<C, M> {
+    class: DeviceClass,
+    home: DomId,
+    make: M,
+    root: String,
+    devices: BTreeMap<DeviceAddr, BackendDriver<C>>,
+}
+
+impl<C, M> Devices<C, M>
+where
+    C: BackendClass,
+    M: Fn(DeviceAddr) -> BackendDriver<C>,
+{
+    /// None yet; `make` is called for each that turns up.
+    pub fn new(class: DeviceClass, home: DomId, make: M) -> Self {
+        let root = backend_root(class, home);
+        Self { class, home, make, root, devices: BTreeMap::new() }
+    }
+
+    /// Begins to watch for devices.
+    pub fn watch(&self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
+        xs.watch(&self.root, &self.root)
+    }
+
+    /// Does what an event asks for, if it is one of ours.
+    pub fn event(&mut self, xs: &mut dyn Xenstore, event: &WatchEvent) -> Result<(), XsError> {
+        if event.token == self.root {
+            // Also for changes of our own making below a device: then nothing is new.
+            let at_device = DeviceAddr::from_backend_path(&event.path, self.home);
+            match at_device {
+                Some((addr, _)) if self.devices.contains_key(&addr) => {
+                    if let Some((addr, "")) = at_device {
+                        self.step(xs, addr)?;
+                    }
+                }
+                _ => self.discover(xs)?,
+            }
+        } else if let Some((addr, _)) = DeviceAddr::from_backend_path(&event.token, self.home)
+            && addr.class == self.class
+        {
+            self.step(xs, addr)?;
+        }
+        Ok(())
+    }
+
+    /// Steps every device: some worker ended by itself.
+    pub fn step_all(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
+        let all: Vec<DeviceAddr> = self.devices.keys().copied().collect();
+        all.into_iter().try_for_each(|addr| self.step(xs, addr))
+    }
+
+    /// Closes every device.
+    pub fn shut_down(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
+        // One after the other, whatever becomes of the one before.
+        let all = std::mem::take(&mut self.devices).into_values();
+        all.map(|mut device| device.shut_down(xs)).fold(Ok(()), Result::and)
+    }
+
+    fn discover(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
+        for addr in list_backends(xs, self.class, self.home)? {
+            if !self.devices.contains_key(&addr) {
+                tracing::info!(device = addr.backend_path(), "a new device");
+                self.devices.insert(addr, (self.make)(addr));
+                self.step(xs, addr)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, xs: &mut dyn Xenstore, addr: DeviceAddr) -> Result<(), XsError> {
+        let Some(device) = self.devices.get_mut(&addr) else { return Ok(()) };
+        let before = device.state();
+        let life = match device.step(xs) {
+            // Its frontend's domain is gone, and with it the right to look there.
+            Err(XsError::Refused { path, errno, .. }) => {
+                tracing::info!(device = device.token(), %path, %errno, "cannot go on");
+                Life::Gone
+            }
+            life => life?,
+        };
+        let after = device.state();
+        if before != after {
+            tracing::info!(device = device.token(), from = %before, to = %after, "state");
+            if let Some(why) = read_error(xs, device.token())? {
+                tracing::warn!(device = device.token(), "{why}");
+            }
+        }
+        if life == Life::Gone {
+            tracing::info!(device = device.token(), "gone");
+            self.devices.remove(&addr);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,228 @@
+//! FAT12, FAT16 and FAT32, by `fatfs`.
+
+use super::cache::{Cache, DiskFailed};
+use super::{
+    Entry, FsError, FsInfo, Handle, Kind, MAX_ENTRIES, MAX_OPEN, Meta, Mounted, Target, components,
+    sort_entries,
+};
+use fatfs::{DateTime, Dir, DirEntry, FatType, File, FileSystem, FsOptions};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::rc::Rc;
+
+/// What the library reads from; writing is refused.
+pub(super) struct Reader {
+    cache: Rc<RefCell<Cache>>,
+    at: u64,
+}
+
+impl Read for Reader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let got = self.cache.borrow_mut().read(self.at, buf)?;
+        self.at += got as u64;
+        Ok(got)
+    }
+}
+
+impl Seek for Reader {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let base = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.cache.borrow().size().checked_add_signed(by),
+        };
+        self.at = base.ok_or(io::ErrorKind::InvalidData)?;
+        Ok(self.at)
+    }
+}
+
+impl Write for Reader {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(super) fn open(cache: &Rc<RefCell<Cache>>) -> Result<FileSystem<Reader>, FsError> {
+    let reader = Reader { cache: Rc::clone(cache), at: 0 };
+    FileSystem::new(reader, FsOptions::new()).map_err(error)
+}
+
+/// Files borrow from the file system, so it is kept outside.
+pub(super) struct FatFs<'fs> {
+    fs: &'fs FileSystem<Reader>,
+    files: HashMap<Handle, Open<'fs>>,
+    size: u64,
+}
+
+struct Open<'fs> {
+    file: File<'fs, Reader>,
+    at: u64,
+    len: u64,
+}
+
+impl<'fs> FatFs<'fs> {
+    pub(super) fn new(fs: &'fs FileSystem<Reader>, size: u64) -> Self {
+        Self { fs, files: HashMap::new(), size }
+    }
+
+    fn open(&mut self, entry: &DirEntry<'fs, Reader>, handle: Handle) -> Result<Target, FsError> {
+        if self.files.len() >= MAX_OPEN {
+            return Err(FsError::TooManyOpen);
+        }
+        self.files.insert(handle, Open { file: entry.to_file(), at: 0, len: entry.len() });
+        Ok(Target::File { handle, meta: stat(entry), is_index: false })
+    }
+}
+
+impl Mounted for FatFs<'_> {
+    fn info(&self) -> FsInfo {
+        let kind = match self.fs.fat_type() {
+            FatType::Fat12 => "FAT12",
+            FatType::Fat16 => "FAT16",
+            FatType::Fat32 => "FAT32",
+        };
+        let label = self.fs.volume_label().trim().to_owned();
+        FsInfo { kind, label, size: self.size, id: format!("{:08x}", self.fs.volume_id()) }
+    }
+
+    fn visit(&mut self, path: &[u8], index: bool, handle: Handle) -> Result<Target, FsError> {
+        let mut dir = self.fs.root_dir();
+        let mut names = components(path).into_iter().peekable();
+        while let Some(name) = names.next() {
+            let entry = find(&dir, name)?.ok_or(FsError::NotFound)?;
+            if entry.is_dir() {
+                dir = entry.to_dir();
+            } else if names.peek().is_none() {
+                return self.open(&entry, handle);
+            } else {
+                return Err(FsError::NotFound);
+            }
+        }
+        if index
+            && let Ok(Some(entry)) = find(&dir, b"index.html")
+            && !entry.is_dir()
+            && let Ok(Target::File { meta, .. }) = self.open(&entry, handle)
+        {
+            return Ok(Target::File { handle, meta, is_index: true });
+        }
+        list(&dir)
+    }
+
+    fn read(&mut self, handle: Handle, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
+        let open = self.files.get_mut(&handle).ok_or(FsError::Stale)?;
+        let left = usize::try_from(open.len.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let len = left.min(buf.len());
+        if len == 0 {
+            return Ok(0);
+        }
+        if open.at != offset {
+            open.at = open.file.seek(SeekFrom::Start(offset)).map_err(error)?;
+        }
+        if open.at != offset {
+            return Err(FsError::Corrupt("a file's clusters end before the file".into()));
+        }
+        let mut done = 0;
+        while done < len {
+            match open.file.read(&mut buf[done..len]).map_err(error)? {
+                0 => return Err(FsError::Corrupt("a file's clusters end before the file".into())),
+                n => done += n,
+            }
+            open.at = offset + done as u64;
+        }
+        Ok(done)
+    }
+
+    fn close(&mut self, handle: Handle) {
+        self.files.remove(&handle);
+    }
+}
+
+fn find<'fs>(
+    dir: &Dir<'fs, Reader>,
+    name: &[u8],
+) -> Result<Option<DirEntry<'fs, Reader>>, FsError> {
+    // Names are UTF-8 here; whatever is not, is the name of nothing.
+    let Ok(name) = std::str::from_utf8(name) else { return Ok(None) };
+    let folded = name.to_uppercase();
+    for entry in dir.iter() {
+        let entry = entry.map_err(error)?;
+        if entry.file_name().to_uppercase() == folded
+            || entry.short_file_name().to_uppercase() == folded
+        {
+            return Ok(Some(entry));
+        }
+    }
+    Ok(None)
+}
+
+fn list(dir: &Dir<'_, Reader>) -> Result<Target, FsError> {
+    let mut entries = Vec::new();
+    let mut left_out = 0;
+    for entry in dir.iter() {
+        let entry = entry.map_err(error)?;
+        let name = entry.file_name();
+        if name == "." || name == ".." {
+            continue;
+        }
+        if entries.len() == MAX_ENTRIES {
+            left_out += 1;
+            continue;
+        }
+        let kind = if entry.is_dir() { Kind::Dir } else { Kind::File };
+        entries.push(Entry { name: name.into_bytes(), kind, meta: stat(&entry) });
+    }
+    sort_entries(&mut entries);
+    Ok(Target::Dir { entries, left_out })
+}
+
+fn stat(entry: &DirEntry<'_, Reader>) -> Meta {
+    Meta { len: entry.len(), modified: seconds(entry.modified()) }
+}
+
+/// Seconds since 1970 of a date and time as FAT has it; none if there is no such day.
+fn seconds(at: DateTime) -> Option<i64> {
+    let (date, time) = (at.date, at.time);
+    if !(1..=12).contains(&date.month) || !(1..=31).contains(&date.day) || time.hour > 23 {
+        return None;
+    }
+    // Days of the proleptic Gregorian calendar, counted in years that begin in March.
+    let (month, year) = (i64::from(date.month), i64::from(date.year));
+    let (month, year) = if month > 2 { (month - 3, year) } else { (month + 9, year - 1) };
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5;
+    let days = days + i64::from(date.day) - 1 - 719_468;
+    let clock = i64::from(time.hour) * 3600 + i64::from(time.min) * 60 + i64::from(time.sec);
+    Some(days * 86_400 + clock)
+}
+
+fn error(e: io::Error) -> FsError {
+    // The library's own complaints all come as "other", and none of them is of the disk.
+    let own =
+        e.kind() == io::ErrorKind::Other && !e.get_ref().is_some_and(|e| e.is::<DiskFailed>());
+    if own { FsError::Corrupt(e.to_string()) } else { e.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fatfs::{Date, Time};
+
+    #[test]
+    fn days_are_counted_right() {
+        let at = |year, month, day| {
+            let time = Time { hour: 1, min: 2, sec: 3, millis: 0 };
+            seconds(DateTime { date: Date { year, month, day }, time })
+        };
+        // By `date -u -d … +%s`.
+        assert_eq!(at(1980, 1, 1), Some(315_536_523));
+        assert_eq!(at(2024, 2, 29), Some(1_709_168_523));
+        assert_eq!(at(2107, 12, 31), Some(4_354_736_523));
+        assert_eq!(at(2000, 0, 1), None);
+        assert_eq!(at(2000, 13, 1), None);
+        assert_eq!(at(2000, 1, 0), None);
+    }
+}

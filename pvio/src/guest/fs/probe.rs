@@ -1,0 +1,100 @@
+//! Which file system a disk holds, from its first sectors.
+
+use super::FsError;
+use super::cache::Cache;
+
+/// The families that can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// ext2, ext3, ext4.
+    Ext,
+    /// FAT12, FAT16, FAT32.
+    Fat,
+}
+
+/// Bytes looked at.
+const HEAD: usize = 2048;
+/// Where ext's superblock starts.
+const SUPER: usize = 1024;
+const EXT_MAGIC: u16 = 0xef53;
+/// Below this no `mke2fs` makes a group; a smaller one would only mean millions of them.
+const MIN_BLOCKS_PER_GROUP: u32 = 256;
+
+/// Finds out what is there, and that it fits on the disk.
+///
+/// # Errors
+/// [`FsError::Unrecognised`] with what there is instead, [`FsError::Truncated`],
+/// [`FsError::Corrupt`], [`FsError::Io`].
+pub fn family(cache: &mut Cache) -> Result<Family, FsError> {
+    let mut head = [0; HEAD];
+    cache.allow(HEAD as u64);
+    let got = cache.read(0, &mut head)?;
+    let size = cache.size();
+    if got == HEAD && u16_at(&head, SUPER + 56) == EXT_MAGIC {
+        return ext(&head[SUPER..], size);
+    }
+    let signed = head[510] == 0x55 && head[511] == 0xaa;
+    if signed && is_fat(&head) {
+        return fat(&head, size);
+    }
+    Err(FsError::Unrecognised(if head[512..520] == *b"EFI PART" {
+        "the disk has a GPT partition table; give the image of one partition, holding ext4 or FAT"
+    } else if signed {
+        "the disk has an MBR partition table; give the image of one partition, holding ext4 or FAT"
+    } else if head[..4] == *b"QFI\xfb" {
+        "the image is qcow2; convert it: qemu-img convert -O raw IN OUT"
+    } else if head[..4] == *b"XFSB" {
+        "the disk holds XFS; only ext2/3/4 and FAT can be read here"
+    } else if got < HEAD || head.iter().all(|b| *b == 0) {
+        "the disk is empty; make a file system in it: mke2fs -t ext4 -d DIR disk.img 64M"
+    } else {
+        "no ext2/3/4 or FAT file system is on the disk; make one: mke2fs -t ext4 -d DIR disk.img 64M"
+    }))
+}
+
+/// What stands in the superblock's way before the library may believe it: sizes it would
+/// allocate by.
+fn ext(superblock: &[u8], size: u64) -> Result<Family, FsError> {
+    let bad = |what: &str| Err(FsError::Corrupt(format!("ext superblock: {what}")));
+    let log = u32_at(superblock, 24);
+    if log > 6 {
+        return bad("block size above 64 KiB");
+    }
+    if u32_at(superblock, 32) < MIN_BLOCKS_PER_GROUP {
+        return bad("too few blocks per group");
+    }
+    let is_64bit = u32_at(superblock, 96) & 0x80 != 0;
+    let high = if is_64bit { u32_at(superblock, 0x150) } else { 0 };
+    let blocks = u64::from(high) << 32 | u64::from(u32_at(superblock, 4));
+    let needed = blocks.checked_mul(1024 << log);
+    match needed {
+        Some(0) | None => bad("no sensible number of blocks"),
+        Some(needed) if needed > size => Err(FsError::Truncated { needed, size }),
+        Some(_) => Ok(Family::Ext),
+    }
+}
+
+fn is_fat(head: &[u8]) -> bool {
+    let bytes_per_sector = u16_at(head, 11);
+    let sectors_per_cluster = head[13];
+    (512..=4096).contains(&bytes_per_sector)
+        && bytes_per_sector.is_power_of_two()
+        && sectors_per_cluster.is_power_of_two()
+        && (head[0] == 0xeb || head[0] == 0xe9)
+        && (head[21] == 0xf0 || head[21] >= 0xf8)
+}
+
+fn fat(head: &[u8], size: u64) -> Result<Family, FsError> {
+    let small = u32::from(u16_at(head, 19));
+    let sectors = if small != 0 { small } else { u32_at(head, 32) };
+    let needed = u64::from(sectors) * u64::from(u16_at(head, 11));
+    if needed > size { Err(FsError::Truncated { needed, size }) } else { Ok(Family::Fat) }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}

@@ -1,0 +1,579 @@
+//! One connection: from listening to closed, and around again when it is kept.
+
+use super::live;
+use super::range::Wanted;
+use super::request::{self, Request};
+use super::response::{Head, error_body, mime_of, status_of};
+use super::server::{Shared, Shown};
+use super::{DISK_TIME, HEAD_TIME, IDLE, LINGER, MAX_HEAD, PART, STALL, listing};
+use crate::guest::fs::thread::Reply;
+use crate::guest::fs::{FsError, Handle, Meta, Target};
+use smoltcp::socket::tcp;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Reads in flight for one response.
+const IN_FLIGHT: usize = 2;
+
+/// One connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// Its place among all; part of every token it asks with.
+    index: u64,
+    /// Tells the answers to this response from those to one given up.
+    serial: u64,
+    state: State,
+    input: Vec<u8>,
+    /// When it last got on.
+    since: Instant,
+}
+
+#[derive(Debug)]
+enum State {
+    Listening,
+    /// Waiting for a request, or for the rest of one.
+    Head,
+    /// The disk thread was asked what is at the path.
+    Asking(Box<Request>, Instant),
+    Sending(Sending),
+    /// Our side is closed; what still comes is thrown away.
+    Closing,
+}
+
+#[derive(Debug)]
+struct Sending {
+    start: Instant,
+    /// Head, and the body if it is in memory.
+    bytes: Vec<u8>,
+    sent: usize,
+    file: Option<FileBody>,
+    keep: bool,
+    total: u64,
+}
+
+#[derive(Debug)]
+struct FileBody {
+    handle: Handle,
+    /// What is to be asked for next, and where it ends.
+    next: u64,
+    end: u64,
+    in_flight: usize,
+    ready: VecDeque<Vec<u8>>,
+    sent: usize,
+}
+
+impl Connection {
+    /// A connection nobody made yet.
+    #[must_use]
+    pub fn new(index: usize) -> Self {
+        let (index, since) = (index as u64, Instant::now());
+        Self { index, serial: 0, state: State::Listening, input: Vec::new(), since }
+    }
+
+    /// Whether a client is there.
+    #[must_use]
+    pub const fn is_busy(&self) -> bool {
+        !matches!(self.state, State::Listening)
+    }
+
+    /// For how long it has been kept without a request; none if it has one.
+    #[must_use]
+    pub fn idle(&self, now: Instant) -> Option<Duration> {
+        let idle = matches!(self.state, State::Head) && self.input.is_empty();
+        idle.then(|| now.saturating_duration_since(self.since))
+    }
+
+    /// When it must be looked at again even if nothing happens.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let time = match &self.state {
+            State::Listening => return None,
+            State::Head if self.input.is_empty() => IDLE,
+            State::Head => HEAD_TIME,
+            State::Asking(..) => DISK_TIME,
+            State::Sending(_) => STALL,
+            State::Closing => LINGER,
+        };
+        Some(self.since + time)
+    }
+
+    /// Closes it if it only waits for a next request.
+    pub fn close_if_idle(&mut self, socket: &mut tcp::Socket<'_>, now: Instant) {
+        if self.idle(now).is_some() {
+            self.close(socket, now);
+        }
+    }
+
+    /// Does what can be done; true if anything was.
+    pub fn step(
+        &mut self,
+        socket: &mut tcp::Socket<'_>,
+        shared: &mut Shared,
+        shown: &Shown,
+        connections: usize,
+        now: Instant,
+    ) -> bool {
+        match socket.state() {
+            tcp::State::Closed => return self.forget(shared),
+            tcp::State::Listen | tcp::State::SynReceived => return false,
+            _ => {}
+        }
+        if matches!(self.state, State::Listening) {
+            (self.state, self.since) = (State::Head, now);
+        }
+        if self.deadline().is_some_and(|at| now >= at) {
+            return self.time_out(socket, shared, now);
+        }
+        let mut moved = false;
+        // A client that sends many requests at once gets a turn for each, but not all turns.
+        for _ in 0..8 {
+            let before = moved;
+            moved |= self.read(socket, now);
+            match &mut self.state {
+                State::Head => {
+                    let ours = self.input.len();
+                    if self.take_request(shared, shown, connections, now) {
+                        moved = true;
+                        continue;
+                    }
+                    if ours == 0 && !socket.may_recv() {
+                        self.close(socket, now);
+                        return true;
+                    }
+                    if !socket.may_recv() {
+                        self.state = State::Closing;
+                        socket.close();
+                        return true;
+                    }
+                }
+                State::Sending(_) => {
+                    if self.send(socket, shared, shown, now) {
+                        moved = true;
+                        continue;
+                    }
+                }
+                State::Listening | State::Asking(..) | State::Closing => {}
+            }
+            if moved == before {
+                break;
+            }
+        }
+        moved
+    }
+
+    /// The disk thread answered with this connection's token; false if it is not wanted any more.
+    pub fn answered(
+        &mut self,
+        serial: u64,
+        result: Result<Reply, FsError>,
+        shared: &mut Shared,
+        shown: &Shown,
+        now: Instant,
+    ) {
+        if serial != self.serial {
+            return shared.drop_reply(result);
+        }
+        match (&mut self.state, result) {
+            (State::Asking(..), result) => {
+                let State::Asking(request, start) = std::mem::replace(&mut self.state, State::Head)
+                else {
+                    return;
+                };
+                let sending = match result {
+                    Ok(Reply::Visited(target)) => found(&request, target, start, shared, shown),
+                    Ok(_) => refusal(&request, 500, "the disk thread answered nonsense", start),
+                    Err(e) if request.path == b"/" => {
+                        let body = live::page(shown, Err(&e));
+                        page(&request, body, "text/html; charset=utf-8", start)
+                    }
+                    Err(e) => {
+                        let (status, why) = status_of(&e);
+                        if status >= 500 {
+                            shown.http.count_error();
+                        }
+                        refusal(&request, status, &why, start)
+                    }
+                };
+                (self.state, self.since) = (State::Sending(sending), now);
+            }
+            (State::Sending(Sending { file: Some(file), .. }), Ok(Reply::Read(bytes))) => {
+                file.in_flight -= 1;
+                if bytes.is_empty() {
+                    // Shorter than it was when it was opened: the promise cannot be kept.
+                    self.give_up(shared, shown);
+                } else {
+                    file.ready.push_back(bytes);
+                }
+            }
+            (State::Sending(_), Err(e)) => {
+                tracing::warn!(code = e.code(), "in the middle of an answer: {e}");
+                self.give_up(shared, shown);
+            }
+            (_, result) => shared.drop_reply(result),
+        }
+    }
+
+    /// Ends an answer that cannot be completed; the next step cuts the connection, which is how
+    /// the client learns of it.
+    fn give_up(&mut self, shared: &mut Shared, shown: &Shown) {
+        shown.http.count_error();
+        if let State::Sending(sending) = &mut self.state {
+            sending.close_file(shared);
+        }
+        self.serial += 1;
+        self.state = State::Closing;
+        self.since = Instant::now().checked_sub(LINGER).unwrap_or(self.since);
+    }
+
+    fn token(&self) -> u64 {
+        self.serial << 8 | self.index
+    }
+
+    fn forget(&mut self, shared: &mut Shared) -> bool {
+        if let State::Sending(sending) = &mut self.state {
+            sending.close_file(shared);
+        }
+        self.serial += 1;
+        self.state = State::Listening;
+        self.input = Vec::new();
+        true
+    }
+
+    fn close(&mut self, socket: &mut tcp::Socket<'_>, now: Instant) {
+        socket.close();
+        (self.state, self.since) = (State::Closing, now);
+    }
+
+    fn time_out(
+        &mut self,
+        socket: &mut tcp::Socket<'_>,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> bool {
+        let late = |status, why: &str| {
+            let request = Request::default();
+            Sending { keep: false, ..refusal(&request, status, why, now) }
+        };
+        let sending = match &self.state {
+            State::Head if !self.input.is_empty() => {
+                late(408, "the request did not come to its end in 10 seconds")
+            }
+            State::Asking(..) => late(
+                503,
+                "the disk does not answer; its driver domain may be starting again, so try later",
+            ),
+            State::Head => {
+                self.close(socket, now);
+                return true;
+            }
+            _ => {
+                socket.abort();
+                return self.forget(shared);
+            }
+        };
+        self.serial += 1;
+        self.input.clear();
+        (self.state, self.since) = (State::Sending(sending), now);
+        true
+    }
+
+    /// Takes what came, as far as there is room for a head; in other states nothing but a head is
+    /// waited for, so it stays in the socket.
+    fn read(&mut self, socket: &mut tcp::Socket<'_>, now: Instant) -> bool {
+        if !socket.can_recv() {
+            return false;
+        }
+        match self.state {
+            State::Closing => socket.recv(|bytes| (bytes.len(), true)).unwrap_or(false),
+            State::Head => {
+                let room = MAX_HEAD.saturating_sub(self.input.len());
+                if self.input.is_empty() {
+                    self.since = now;
+                }
+                let input = &mut self.input;
+                let take = |bytes: &mut [u8]| {
+                    let len = bytes.len().min(room);
+                    input.extend_from_slice(&bytes[..len]);
+                    (len, len > 0)
+                };
+                socket.recv(take).unwrap_or(false)
+            }
+            _ => false,
+        }
+    }
+
+    /// A request, if a whole one came.
+    fn take_request(
+        &mut self,
+        shared: &mut Shared,
+        shown: &Shown,
+        connections: usize,
+        now: Instant,
+    ) -> bool {
+        if self.input.is_empty() {
+            return false;
+        }
+        let (mut request, len) = match request::parse(&self.input) {
+            Ok(None) => return false,
+            Ok(Some(parsed)) => parsed,
+            Err(refused) => {
+                // Where the next request would begin is not known any more.
+                let request = Request::default();
+                let sending = refusal(&request, refused.status, refused.why, now);
+                self.input.clear();
+                (self.state, self.since) = (State::Sending(sending), now);
+                return true;
+            }
+        };
+        self.input.drain(..len);
+        // With few places left nobody keeps one for later.
+        request.keep &= shared.may_keep;
+        self.since = now;
+        let json = "application/json";
+        let own = match request.path.as_slice() {
+            b"/.pvio/status.json" => Some((live::status(shown, connections), json)),
+            b"/.pvio/metrics" => Some((
+                live::metrics(shown, connections),
+                "text/plain; version=0.0.4; charset=utf-8",
+            )),
+            path if path.starts_with(b"/.pvio/") => {
+                let sending =
+                    refusal(&request, 404, "there is /.pvio/status.json and /.pvio/metrics", now);
+                self.state = State::Sending(sending);
+                return true;
+            }
+            _ => None,
+        };
+        if let Some((body, mime)) = own {
+            self.state = State::Sending(page(&request, body, mime, now));
+            return true;
+        }
+        self.serial += 1;
+        let index =
+            request.path.len() > 1 && request.path.ends_with(b"/") && request.query != "list";
+        let asked = shared.fs.visit(self.token(), request.path.clone(), index);
+        self.state = match asked {
+            Ok(()) => State::Asking(Box::new(request), now),
+            Err(e) => State::Sending(refusal(&request, 503, &e.to_string(), now)),
+        };
+        true
+    }
+
+    fn send(
+        &mut self,
+        socket: &mut tcp::Socket<'_>,
+        shared: &mut Shared,
+        shown: &Shown,
+        now: Instant,
+    ) -> bool {
+        let token = self.token();
+        let State::Sending(sending) = &mut self.state else { return false };
+        if !socket.may_send() {
+            socket.abort();
+            return self.forget(shared);
+        }
+        let mut moved = false;
+        if sending.sent < sending.bytes.len() {
+            let sent = socket.send_slice(&sending.bytes[sending.sent..]).unwrap_or(0);
+            sending.sent += sent;
+            moved |= sent > 0;
+        }
+        if sending.sent == sending.bytes.len()
+            && let Some(file) = &mut sending.file
+        {
+            moved |= file.send(socket, shared);
+        }
+        if let Some(file) = &mut sending.file {
+            match file.ask(token, shared) {
+                Ok(asked) => moved |= asked,
+                Err(_) => {
+                    self.give_up(shared, shown);
+                    return true;
+                }
+            }
+        }
+        if moved {
+            self.since = now;
+        }
+        let done = sending.sent == sending.bytes.len()
+            && sending.file.as_ref().is_none_or(|file| file.is_done());
+        if !done {
+            return moved;
+        }
+        shown.http.count(sending.total, sending.start.elapsed());
+        sending.close_file(shared);
+        self.since = now;
+        if sending.keep {
+            self.state = State::Head;
+        } else {
+            self.close(socket, now);
+        }
+        true
+    }
+}
+
+impl FileBody {
+    fn is_done(&self) -> bool {
+        self.next >= self.end && self.in_flight == 0 && self.ready.is_empty()
+    }
+
+    /// Moves what is ready into the socket.
+    fn send(&mut self, socket: &mut tcp::Socket<'_>, shared: &mut Shared) -> bool {
+        let mut moved = false;
+        while let Some(part) = self.ready.front() {
+            let sent = socket.send_slice(&part[self.sent..]).unwrap_or(0);
+            if sent == 0 {
+                break;
+            }
+            moved = true;
+            self.sent += sent;
+            if self.sent == part.len() {
+                self.sent = 0;
+                if let Some(part) = self.ready.pop_front() {
+                    shared.give_buffer(part);
+                }
+            }
+        }
+        moved
+    }
+
+    /// Asks for the next parts.
+    fn ask(&mut self, token: u64, shared: &mut Shared) -> Result<bool, FsError> {
+        let mut asked = false;
+        while self.next < self.end && self.in_flight + self.ready.len() < IN_FLIGHT {
+            // The first part ends where a part of the cache does, so that all others are whole.
+            let to_edge = PART as u64 - self.next % PART as u64;
+            let len = to_edge.min(self.end - self.next);
+            let buf = shared.take_buffer(len as usize);
+            shared.fs.read(token, self.handle, self.next, buf)?;
+            self.next += len;
+            self.in_flight += 1;
+            asked = true;
+        }
+        Ok(asked)
+    }
+}
+
+impl Sending {
+    fn close_file(&mut self, shared: &mut Shared) {
+        if let Some(file) = self.file.take() {
+            shared.fs.close(file.handle);
+            for part in file.ready {
+                shared.give_buffer(part);
+            }
+        }
+    }
+}
+
+/// The answer once it is known what is at the path.
+fn found(
+    request: &Request,
+    target: Target,
+    start: Instant,
+    shared: &mut Shared,
+    shown: &Shown,
+) -> Sending {
+    let html = "text/html; charset=utf-8";
+    match target {
+        Target::Dir { entries, left_out } if request.path == b"/" => {
+            page(request, live::page(shown, Ok((&entries, left_out))), html, start)
+        }
+        Target::Dir { .. } if !request.path.ends_with(b"/") => {
+            let location = format!("{}/", listing::encode_path(&request.path));
+            let why = format!("the directory is at {location}");
+            let body = error_body(301, &why);
+            let head = Head { location: Some(location), ..text_head(request, 301, body.len()) };
+            sending(request, &head, body, start)
+        }
+        Target::Dir { entries, left_out } => {
+            page(request, listing::page(&request.path, &entries, left_out), html, start)
+        }
+        Target::File { handle, is_index: false, .. } if request.path.ends_with(b"/") => {
+            shared.fs.close(handle);
+            refusal(
+                request,
+                404,
+                "this is a file, not a directory: leave out the last slash",
+                start,
+            )
+        }
+        Target::File { handle, meta, is_index } => {
+            let name: &[u8] = if is_index { b"index.html" } else { &request.path };
+            file(request, handle, meta, &mime_of(name), start, shared, shown)
+        }
+    }
+}
+
+fn file(
+    request: &Request,
+    handle: Handle,
+    meta: Meta,
+    mime: &str,
+    start: Instant,
+    shared: &mut Shared,
+    shown: &Shown,
+) -> Sending {
+    let modified = meta.modified.and_then(|m| u64::try_from(m).ok());
+    let volume = match &shown.fs {
+        Some(Ok(info)) => info.id.split('-').next().unwrap_or_default(),
+        _ => "",
+    };
+    let etag = format!("\"{volume}-{:x}-{:x}\"", meta.len, modified.unwrap_or(0));
+    let wanted = request.conditions.wanted(meta.len, &etag, modified);
+    let (status, first, end) = match wanted {
+        Wanted::Whole => (200, 0, meta.len),
+        Wanted::Part(first, end) => (206, first, end),
+        Wanted::NotModified => (304, 0, 0),
+        Wanted::Unsatisfiable => (416, 0, 0),
+    };
+    let mut head = Head {
+        status,
+        len: end - first,
+        mime: if status == 304 { String::new() } else { mime.to_owned() },
+        etag: Some(etag),
+        modified,
+        range: matches!(status, 206 | 416).then_some((first, end, meta.len)),
+        keep: request.keep,
+        ..Head::default()
+    };
+    if status == 416 {
+        let body = error_body(416, "the range lies outside of the file");
+        (head.len, head.mime) = (body.len() as u64, "text/plain; charset=utf-8".into());
+        shared.fs.close(handle);
+        return sending(request, &head, body, start);
+    }
+    let mut answer = sending(request, &head, Vec::new(), start);
+    if request.head_only || first == end {
+        shared.fs.close(handle);
+    } else {
+        let (in_flight, ready, sent) = (0, VecDeque::new(), 0);
+        answer.file = Some(FileBody { handle, next: first, end, in_flight, ready, sent });
+        answer.total += end - first;
+    }
+    answer
+}
+
+fn text_head(request: &Request, status: u16, len: usize) -> Head {
+    let mime = "text/plain; charset=utf-8".to_owned();
+    Head { status, len: len as u64, mime, keep: request.keep, ..Head::default() }
+}
+
+fn refusal(request: &Request, status: u16, why: &str, start: Instant) -> Sending {
+    let body = error_body(status, why);
+    sending(request, &text_head(request, status, body.len()), body, start)
+}
+
+fn page(request: &Request, body: Vec<u8>, mime: &str, start: Instant) -> Sending {
+    let head = text_head(request, 200, body.len());
+    let head = Head { mime: mime.to_owned(), volatile: true, ..head };
+    sending(request, &head, body, start)
+}
+
+fn sending(request: &Request, head: &Head, body: Vec<u8>, start: Instant) -> Sending {
+    let mut bytes = head.emit();
+    if !request.head_only {
+        bytes.extend_from_slice(&body);
+    }
+    let total = bytes.len() as u64;
+    Sending { start, bytes, sent: 0, file: None, keep: request.keep, total }
+}

@@ -1,0 +1,129 @@
+//! Which bytes of a file are wanted, and whether it is wanted at all (RFC 9110, 13 and 14).
+
+use std::time::{Duration, SystemTime};
+
+/// The headers that say so, as they came.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Conditions {
+    /// `Range`.
+    pub range: Option<String>,
+    /// `If-Range`.
+    pub if_range: Option<String>,
+    /// `If-None-Match`.
+    pub if_none_match: Option<String>,
+    /// `If-Modified-Since`.
+    pub if_modified_since: Option<String>,
+}
+
+/// What of the file is to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// All of it.
+    Whole,
+    /// From the first offset up to, not including, the second.
+    Part(u64, u64),
+    /// Nothing: the client has it.
+    NotModified,
+    /// The range lies outside.
+    Unsatisfiable,
+}
+
+impl Conditions {
+    /// What is wanted of a file of `len` bytes with this `etag`, changed at `modified` seconds
+    /// after 1970. A range that makes no sense, or several, count as none, as the RFC allows.
+    #[must_use]
+    pub fn wanted(&self, len: u64, etag: &str, modified: Option<u64>) -> Wanted {
+        if let Some(tags) = &self.if_none_match {
+            let matches = |tag: &str| tag == "*" || tag.trim_start_matches("W/") == etag;
+            if tags.split(',').map(str::trim).any(matches) {
+                return Wanted::NotModified;
+            }
+        } else if let (Some(since), Some(modified)) = (&self.if_modified_since, modified)
+            && httpdate::parse_http_date(since).is_ok_and(|since| since >= at(modified))
+        {
+            return Wanted::NotModified;
+        }
+        let Some(range) = &self.range else { return Wanted::Whole };
+        let same = |mark: &str| {
+            mark == etag || modified.is_some_and(|m| httpdate::fmt_http_date(at(m)) == mark)
+        };
+        if self.if_range.as_deref().is_some_and(|mark| !same(mark)) {
+            return Wanted::Whole;
+        }
+        parse(range, len).unwrap_or(Wanted::Whole)
+    }
+}
+
+/// The moment, for `httpdate`, which ends with the year 9999.
+#[must_use]
+pub fn at(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799))
+}
+
+fn parse(range: &str, len: u64) -> Option<Wanted> {
+    let (first, last) = range.strip_prefix("bytes=")?.trim().split_once('-')?;
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        // More digits than fit are more bytes than there are.
+        digits.then(|| text.parse().unwrap_or(u64::MAX))
+    };
+    let (first, end) = if first.is_empty() {
+        let tail = number(last)?;
+        if tail == 0 { (len, len) } else { (len.saturating_sub(tail), len) }
+    } else if last.is_empty() {
+        (number(first)?, len)
+    } else {
+        let (first, last) = (number(first)?, number(last)?);
+        if last < first {
+            return None;
+        }
+        (first, last.saturating_add(1).min(len))
+    };
+    Some(if first < end { Wanted::Part(first, end) } else { Wanted::Unsatisfiable })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(text: &str, len: u64) -> Wanted {
+        let conditions = Conditions { range: Some(text.into()), ..Conditions::default() };
+        conditions.wanted(len, "\"e\"", Some(1_700_000_000))
+    }
+
+    #[test]
+    fn ranges() {
+        assert_eq!(range("bytes=0-0", 10), Wanted::Part(0, 1));
+        assert_eq!(range("bytes=5-", 10), Wanted::Part(5, 10));
+        assert_eq!(range("bytes=-3", 10), Wanted::Part(7, 10));
+        assert_eq!(range("bytes=-30", 10), Wanted::Part(0, 10));
+        assert_eq!(range("bytes=2-99999999999999999999999", 10), Wanted::Part(2, 10));
+        for outside in ["bytes=10-", "bytes=10-20", "bytes=-0", "bytes=99999999999999999999-"] {
+            assert_eq!(range(outside, 10), Wanted::Unsatisfiable, "{outside}");
+        }
+        assert_eq!(range("bytes=0-", 0), Wanted::Unsatisfiable);
+        for ignored in
+            ["bytes=3-2", "bytes=a-b", "lines=0-1", "bytes=0-1,4-5", "bytes=-", "bytes=+1-2"]
+        {
+            assert_eq!(range(ignored, 10), Wanted::Whole, "{ignored}");
+        }
+    }
+
+    #[test]
+    fn conditions() {
+        let with = |f: &dyn Fn(&mut Conditions)| {
+            let mut conditions =
+                Conditions { range: Some("bytes=1-2".into()), ..Conditions::default() };
+            f(&mut conditions);
+            conditions.wanted(10, "\"e\"", Some(1_700_000_000))
+        };
+        let date = "Tue, 14 Nov 2023 22:13:20 GMT";
+        assert_eq!(with(&|c| c.if_none_match = Some("\"a\", W/\"e\"".into())), Wanted::NotModified);
+        assert_eq!(with(&|c| c.if_none_match = Some("\"a\"".into())), Wanted::Part(1, 3));
+        assert_eq!(with(&|c| c.if_modified_since = Some(date.into())), Wanted::NotModified);
+        assert_eq!(with(&|c| c.if_modified_since = Some("yesterday".into())), Wanted::Part(1, 3));
+        assert_eq!(with(&|c| c.if_range = Some("\"e\"".into())), Wanted::Part(1, 3));
+        assert_eq!(with(&|c| c.if_range = Some("\"old\"".into())), Wanted::Whole);
+        assert_eq!(with(&|c| c.if_range = Some(date.into())), Wanted::Part(1, 3));
+    }
+}

@@ -1,0 +1,145 @@
+//! Heads of answers, and the bodies of refusals.
+
+use super::range::at;
+use super::request::Refusal;
+use crate::guest::fs::FsError;
+use std::fmt::Write as _;
+use std::time::SystemTime;
+
+/// Everything a head is made of.
+#[derive(Debug, Clone, Default)]
+pub struct Head {
+    /// The status code.
+    pub status: u16,
+    /// Bytes of the body, as `Content-Length`.
+    pub len: u64,
+    /// `Content-Type`; none if there is no body.
+    pub mime: String,
+    /// `ETag`, with its quotes.
+    pub etag: Option<String>,
+    /// Seconds since 1970, for `Last-Modified`.
+    pub modified: Option<u64>,
+    /// First byte, end, and length of the whole, for `Content-Range`.
+    pub range: Option<(u64, u64, u64)>,
+    /// Where else to look.
+    pub location: Option<String>,
+    /// It changes all the time.
+    pub volatile: bool,
+    /// The connection is kept.
+    pub keep: bool,
+}
+
+impl Head {
+    /// Its bytes.
+    #[must_use]
+    pub fn emit(&self) -> Vec<u8> {
+        let (status, reason) = (self.status, reason(self.status));
+        let mut out = format!("HTTP/1.1 {status} {reason}\r\nServer: pvio\r\n");
+        let _ = write!(out, "Date: {}\r\n", httpdate::fmt_http_date(SystemTime::now()));
+        // 304 has no length: it would be that of a body that is not sent.
+        if status != 304 {
+            let _ = write!(out, "Content-Length: {}\r\n", self.len);
+        }
+        if !self.mime.is_empty() {
+            let _ =
+                write!(out, "Content-Type: {}\r\nX-Content-Type-Options: nosniff\r\n", self.mime);
+        }
+        if let Some(etag) = &self.etag {
+            let _ = write!(out, "Accept-Ranges: bytes\r\nETag: {etag}\r\n");
+        }
+        if let Some(modified) = self.modified {
+            let _ = write!(out, "Last-Modified: {}\r\n", httpdate::fmt_http_date(at(modified)));
+        }
+        match (status, self.range) {
+            (416, Some((_, _, len))) => _ = write!(out, "Content-Range: bytes */{len}\r\n"),
+            (_, Some((first, end, len))) => {
+                let _ = write!(out, "Content-Range: bytes {first}-{}/{len}\r\n", end.max(1) - 1);
+            }
+            (_, None) => {}
+        }
+        if let Some(location) = &self.location {
+            let _ = write!(out, "Location: {location}\r\n");
+        }
+        if status == 405 {
+            out.push_str("Allow: GET, HEAD\r\n");
+        }
+        if status == 503 {
+            out.push_str("Retry-After: 2\r\n");
+        }
+        out.push_str(if self.volatile {
+            "Cache-Control: no-store\r\n"
+        } else {
+            "Cache-Control: no-cache\r\n"
+        });
+        out.push_str(if self.keep {
+            "Connection: keep-alive\r\n\r\n"
+        } else {
+            "Connection: close\r\n\r\n"
+        });
+        out.into_bytes()
+    }
+}
+
+const fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        206 => "Partial Content",
+        301 => "Moved Permanently",
+        304 => "Not Modified",
+        400 => "Bad Request",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        416 => "Range Not Satisfiable",
+        431 => "Request Header Fields Too Large",
+        503 => "Service Unavailable",
+        505 => "HTTP Version Not Supported",
+        _ => "Internal Server Error",
+    }
+}
+
+/// The status and the line for what went wrong on the disk.
+#[must_use]
+pub fn status_of(e: &FsError) -> (u16, String) {
+    let status = match e {
+        FsError::NotFound | FsError::TooFar => 404,
+        FsError::Special => 403,
+        FsError::TooManyOpen | FsError::Gone => 503,
+        _ => 500,
+    };
+    (status, e.to_string())
+}
+
+/// The body of a refusal: one line.
+#[must_use]
+pub fn error_body(status: u16, why: &str) -> Vec<u8> {
+    format!("{status} {}: {why}\n", reason(status)).into_bytes()
+}
+
+impl From<&Refusal> for (u16, String) {
+    fn from(refusal: &Refusal) -> Self {
+        (refusal.status, refusal.why.to_owned())
+    }
+}
+
+/// The content type by the name's ending.
+#[must_use]
+pub fn mime_of(path: &[u8]) -> String {
+    let path = String::from_utf8_lossy(path);
+    let guess = mime_guess::from_path(&*path).first_raw();
+    match guess {
+        Some(mime) if mime.starts_with("text/") || mime.ends_with("javascript") => {
+            format!("{mime}; charset=utf-8")
+        }
+        Some(mime) => mime.to_owned(),
+        // A file without an ending, like README or SHA256SUMS, is mostly text; nosniff holds
+        // browsers to what is said, so only what is surely harmless to show says text.
+        None if !path.rsplit('/').next().is_some_and(|name| name.contains('.')) => {
+            "text/plain; charset=utf-8".to_owned()
+        }
+        None => "application/octet-stream".to_owned(),
+    }
+}

@@ -1,0 +1,263 @@
+//! All connections, the network interface, and when to sleep.
+
+use super::connection::Connection;
+use super::{CONNECTIONS, PART};
+use crate::guest::fs::thread::{Answer, FsThread, Reply};
+use crate::guest::fs::{FsError, FsInfo, Target};
+use crate::guest::meter;
+use crate::guest::status::Devices;
+use crossbeam_channel::Receiver;
+use smoltcp::iface::{Config as InterfaceConfig, Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::phy::Device;
+use smoltcp::socket::tcp;
+use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address, Ipv4Cidr};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// Bytes a client may send before it is read.
+const RX_BUFFER: usize = 16 << 10;
+/// Bytes on their way to a client.
+const TX_BUFFER: usize = 512 << 10;
+/// Free places below which connections are not kept.
+const FEW: usize = CONNECTIONS / 4;
+/// Buffers kept for the next response.
+const SPARE: usize = 16;
+/// The token of the question what is mounted.
+const INFO: u64 = u64::MAX;
+/// While the device takes no frame and does not say when it will, it is asked this often.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// How the guest is seen on the network.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// The NIC's address.
+    pub mac: [u8; 6],
+    /// The guest's address.
+    pub address: Ipv4Address,
+    /// How many of its bits name the network.
+    pub prefix: u8,
+    /// Where everything else is.
+    pub gateway: Option<Ipv4Address>,
+    /// The port, 80 mostly.
+    pub port: u16,
+}
+
+/// What the live page shows.
+#[derive(Debug)]
+pub struct Shown {
+    /// The guest's name.
+    pub name: String,
+    /// Its address, as text.
+    pub address: String,
+    /// When it started.
+    pub started: Instant,
+    /// What is mounted, once known.
+    pub fs: Option<Result<FsInfo, FsError>>,
+    /// The devices.
+    pub devices: Devices,
+    /// Requests answered.
+    pub http: meter::Shared,
+    /// Reads of the disk.
+    pub disk: meter::Shared,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The disk thread.
+    pub fs: FsThread,
+    /// There is room to keep connections.
+    pub may_keep: bool,
+    spare: Vec<Vec<u8>>,
+}
+
+impl Shared {
+    /// A buffer of that length.
+    pub fn take_buffer(&mut self, len: usize) -> Vec<u8> {
+        let mut buffer = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(PART));
+        buffer.resize(len, 0);
+        buffer
+    }
+
+    /// Gives one back.
+    pub fn give_buffer(&mut self, buffer: Vec<u8>) {
+        if self.spare.len() < SPARE {
+            self.spare.push(buffer);
+        }
+    }
+
+    /// Undoes an answer that came too late.
+    pub fn drop_reply(&mut self, result: Result<Reply, FsError>) {
+        match result {
+            Ok(Reply::Visited(Target::File { handle, .. })) => self.fs.close(handle),
+            Ok(Reply::Read(buffer)) => self.give_buffer(buffer),
+            _ => {}
+        }
+    }
+}
+
+/// The server.
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    shared: Shared,
+    answers: Receiver<Answer>,
+    shown: Shown,
+    connections: Vec<Connection>,
+    asked_info: Instant,
+}
+
+impl Server {
+    /// A server for what `fs` reads.
+    #[must_use]
+    pub fn new(config: Config, fs: FsThread, answers: Receiver<Answer>, shown: Shown) -> Self {
+        let connections = (0..CONNECTIONS).map(Connection::new).collect();
+        let shared = Shared { fs, may_keep: true, spare: Vec::new() };
+        Self { config, shared, answers, shown, connections, asked_info: Instant::now() }
+    }
+
+    /// Serves until `wait` breaks. `wait` sleeps until the device has something, the disk thread's
+    /// waker was called, or the time is over, if one is given.
+    pub fn run<D: Device>(
+        &mut self,
+        device: &mut D,
+        mut wait: impl FnMut(&mut D, Option<Duration>) -> ControlFlow<()>,
+    ) {
+        let epoch = Instant::now();
+        let stack_now = || {
+            let micros = i64::try_from(epoch.elapsed().as_micros()).unwrap_or(i64::MAX);
+            StackInstant::from_micros(micros)
+        };
+        let mut sockets = SocketSet::new(Vec::with_capacity(CONNECTIONS));
+        let handles: Vec<SocketHandle> =
+            self.connections.iter().map(|_| sockets.add(new_socket())).collect();
+        let mut interface = self.interface(device, stack_now());
+        self.ask_info();
+        loop {
+            let mut moved = self.take_answers();
+            moved |= interface.poll(stack_now(), device, &mut sockets) != PollResult::None;
+            moved |= self.step(&mut sockets, &handles);
+            if moved {
+                // A turn without sleep; but whoever stops us is heard also under load.
+                if wait(device, Some(Duration::ZERO)).is_break() {
+                    return;
+                }
+                continue;
+            }
+            let stack = interface.poll_delay(stack_now(), &sockets).map(to_std);
+            // Nothing moved, so "at once" can only mean that the device is full.
+            let stack = stack.map(|delay| delay.max(RETRY));
+            let now = Instant::now();
+            let ours = self.connections.iter().filter_map(Connection::deadline).min();
+            let ours = ours.map(|at| at.saturating_duration_since(now).max(RETRY));
+            let delay = [stack, ours].into_iter().flatten().min();
+            if wait(device, delay).is_break() {
+                return;
+            }
+        }
+    }
+
+    fn interface<D: Device>(&self, device: &mut D, now: StackInstant) -> Interface {
+        let Config { mac, address, prefix, gateway, .. } = self.config;
+        let mut config = InterfaceConfig::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
+        config.random_seed = rand::random();
+        let mut interface = Interface::new(config, device, now);
+        interface.update_ip_addrs(|addresses| {
+            // Empty before, and it has room for one.
+            let _ = addresses.push(IpCidr::Ipv4(Ipv4Cidr::new(address, prefix.min(32))));
+        });
+        if let Some(gateway) = gateway {
+            let _ = interface.routes_mut().add_default_ipv4_route(gateway);
+        }
+        interface
+    }
+
+    fn ask_info(&mut self) {
+        self.asked_info = Instant::now();
+        if self.shared.fs.info(INFO).is_err() {
+            self.shown.fs = Some(Err(FsError::Gone));
+        }
+    }
+
+    fn take_answers(&mut self) -> bool {
+        let mut any = false;
+        while let Ok(Answer { token, result }) = self.answers.try_recv() {
+            any = true;
+            if token == INFO {
+                self.shown.fs = match result {
+                    Ok(Reply::Info(info)) => {
+                        tracing::info!(kind = info.kind, label = %info.label, "mounted read-only");
+                        Some(Ok(info))
+                    }
+                    Ok(_) => None,
+                    Err(e) => Some(Err(e)),
+                };
+                continue;
+            }
+            match self.connections.get_mut((token & 0xff) as usize) {
+                Some(connection) => connection.answered(
+                    token >> 8,
+                    result,
+                    &mut self.shared,
+                    &self.shown,
+                    Instant::now(),
+                ),
+                None => self.shared.drop_reply(result),
+            }
+        }
+        any
+    }
+
+    fn step(&mut self, sockets: &mut SocketSet<'_>, handles: &[SocketHandle]) -> bool {
+        let now = Instant::now();
+        let busy = self.connections.iter().filter(|c| c.is_busy()).count();
+        let few = CONNECTIONS - busy < FEW;
+        self.shared.may_keep = !few;
+        if matches!(self.shown.fs, Some(Err(_))) && now - self.asked_info > Duration::from_secs(5) {
+            self.ask_info();
+        }
+        let mut moved = false;
+        for (connection, handle) in self.connections.iter_mut().zip(handles) {
+            let socket = sockets.get_mut::<tcp::Socket<'_>>(*handle);
+            // All was sent and taken; waiting for stray segments is not worth a place.
+            if few && socket.state() == tcp::State::TimeWait {
+                socket.abort();
+            }
+            moved |= connection.step(socket, &mut self.shared, &self.shown, busy, now)
+                && socket.state() != tcp::State::Closed;
+            // With the endpoint still there, a reset has yet to be sent: without it the client
+            // would wait for the rest for ever.
+            let is_over =
+                socket.state() == tcp::State::Closed && socket.remote_endpoint().is_none();
+            if is_over && !connection.is_busy() {
+                // Fails only for port 0, which the command line does not take.
+                moved |= socket.listen(self.config.port).is_ok();
+            }
+        }
+        if few {
+            let longest = self.connections.iter_mut().zip(handles);
+            if let Some((connection, handle)) = longest
+                .filter(|(c, _)| c.idle(now).is_some_and(|idle| idle > Duration::from_millis(200)))
+                .max_by_key(|(c, _)| c.idle(now))
+            {
+                connection.close_if_idle(sockets.get_mut(*handle), now);
+                moved = true;
+            }
+        }
+        moved
+    }
+}
+
+fn new_socket() -> tcp::Socket<'static> {
+    let buffer = |len| tcp::SocketBuffer::new(vec![0; len]);
+    let mut socket = tcp::Socket::new(buffer(RX_BUFFER), buffer(TX_BUFFER));
+    // Answers are written whole; holding back their tail only adds a round trip.
+    socket.set_nagle_enabled(false);
+    socket.set_timeout(Some(StackDuration::from_secs(30)));
+    socket
+}
+
+fn to_std(duration: StackDuration) -> Duration {
+    Duration::from_micros(duration.total_micros())
+}

@@ -1,0 +1,201 @@
+//! Rates and latencies over the last minute.
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Seconds looked back.
+pub const WINDOW: usize = 60;
+/// A latency above this is counted as this, in nanoseconds: a minute.
+const MAX_NS: u64 = 60_000_000_000;
+
+/// Counts events, their bytes and how long they took, second by second.
+#[derive(Debug)]
+pub struct Meter {
+    start: Instant,
+    slots: Vec<Slot>,
+    total: u64,
+    total_bytes: u64,
+    errors: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    second: u64,
+    count: u64,
+    bytes: u64,
+    latency: Histogram<u32>,
+}
+
+/// A meter that several threads count in.
+#[derive(Debug, Clone)]
+pub struct Shared(Arc<Mutex<Meter>>);
+
+/// What a meter shows.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reading {
+    /// Events since the start.
+    pub total: u64,
+    /// Bytes since the start.
+    pub total_bytes: u64,
+    /// Failures since the start.
+    pub errors: u64,
+    /// Events in the last full second.
+    pub per_second: u64,
+    /// Bytes in the last full second.
+    pub bytes_per_second: u64,
+    /// Latencies over the last minute.
+    pub latency: Latency,
+    /// Events of each full second, oldest first, [`WINDOW`]` - 1` of them.
+    pub history: Vec<u64>,
+    /// Bytes of each full second.
+    pub history_bytes: Vec<u64>,
+}
+
+/// Latencies, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Latency {
+    /// The median.
+    pub p50: f64,
+    /// 90 of 100 are below.
+    pub p90: f64,
+    /// 99 of 100 are below.
+    pub p99: f64,
+    /// The longest.
+    pub max: f64,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Meter::new())))
+    }
+}
+
+impl Shared {
+    /// Counts an event that took `took` and moved `bytes`.
+    pub fn count(&self, bytes: u64, took: Duration) {
+        self.with(|m| m.count(m.start.elapsed(), bytes, took));
+    }
+
+    /// Counts a failure.
+    pub fn count_error(&self) {
+        self.with(|m| m.errors += 1);
+    }
+
+    /// What it shows now.
+    #[must_use]
+    pub fn read(&self) -> Reading {
+        self.with(|m| m.read(m.start.elapsed()))
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut Meter) -> T) -> T {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Meter {
+    fn new() -> Self {
+        let slots = (0..WINDOW).map(|_| Slot {
+            second: u64::MAX,
+            count: 0,
+            bytes: 0,
+            latency: histogram(),
+        });
+        Self { start: Instant::now(), slots: slots.collect(), total: 0, total_bytes: 0, errors: 0 }
+    }
+
+    fn count(&mut self, now: Duration, bytes: u64, took: Duration) {
+        let second = now.as_secs();
+        let slot = &mut self.slots[(second % WINDOW as u64) as usize];
+        if slot.second != second {
+            (slot.second, slot.count, slot.bytes) = (second, 0, 0);
+            slot.latency.reset();
+        }
+        slot.count += 1;
+        slot.bytes += bytes;
+        slot.latency.saturating_record(u64::try_from(took.as_nanos()).unwrap_or(MAX_NS).max(1));
+        self.total += 1;
+        self.total_bytes += bytes;
+    }
+
+    fn read(&self, now: Duration) -> Reading {
+        let second = now.as_secs();
+        let oldest = (second + 1).saturating_sub(WINDOW as u64);
+        let mut all = histogram();
+        let recent = |slot: &&Slot| slot.second >= oldest && slot.second <= second;
+        for slot in self.slots.iter().filter(recent) {
+            // Same bounds, so it always fits.
+            let _ = all.add(&slot.latency);
+        }
+        let us = |ns: u64| ns as f64 / 1000.0;
+        let latency = match all.len() {
+            0 => Latency::default(),
+            _ => Latency {
+                p50: us(all.value_at_quantile(0.5)),
+                p90: us(all.value_at_quantile(0.9)),
+                p99: us(all.value_at_quantile(0.99)),
+                max: us(all.max()),
+            },
+        };
+        let past = (1..WINDOW as u64).rev().map(|ago| second.checked_sub(ago));
+        let past: Vec<&Slot> = past
+            .map(|s| s.and_then(|s| self.slots.iter().find(|slot| slot.second == s)))
+            .map(|slot| slot.unwrap_or(&NEVER))
+            .collect();
+        let history: Vec<u64> = past.iter().map(|s| s.count).collect();
+        let history_bytes: Vec<u64> = past.iter().map(|s| s.bytes).collect();
+        Reading {
+            total: self.total,
+            total_bytes: self.total_bytes,
+            errors: self.errors,
+            per_second: history.last().copied().unwrap_or(0),
+            bytes_per_second: history_bytes.last().copied().unwrap_or(0),
+            latency,
+            history,
+            history_bytes,
+        }
+    }
+}
+
+static NEVER: std::sync::LazyLock<Slot> = std::sync::LazyLock::new(|| Slot {
+    second: u64::MAX,
+    count: 0,
+    bytes: 0,
+    latency: histogram(),
+});
+
+/// Two significant digits of anything from a nanosecond to a minute.
+fn histogram() -> Histogram<u32> {
+    Histogram::new_with_bounds(1, MAX_NS, 2).expect("bounds of a histogram")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_those_of_the_last_full_second() {
+        let mut meter = Meter::new();
+        let at = Duration::from_millis;
+        for i in 0..10 {
+            meter.count(at(5000 + i), 100, Duration::from_micros(50));
+        }
+        meter.count(at(6010), 1, Duration::from_micros(900));
+        let shown = meter.read(at(6100));
+        assert_eq!((shown.per_second, shown.bytes_per_second), (10, 1000));
+        assert_eq!((shown.total, shown.total_bytes), (11, 1001));
+        assert_eq!(shown.history.len(), WINDOW - 1);
+        assert!((49.0..51.0).contains(&shown.latency.p50), "{:?}", shown.latency);
+        assert!((890.0..910.0).contains(&shown.latency.max), "{:?}", shown.latency);
+    }
+
+    #[test]
+    fn a_minute_later_nothing_is_left_but_the_totals() {
+        let mut meter = Meter::new();
+        meter.count(Duration::from_secs(3), 7, Duration::from_secs(100));
+        let shown = meter.read(Duration::from_secs(3 + WINDOW as u64));
+        assert_eq!((shown.total, shown.per_second, shown.latency), (1, 0, Latency::default()));
+        assert!(shown.history.iter().all(|n| *n == 0));
+    }
+}

@@ -1,0 +1,274 @@
+//! The server on sockets: who is served how, and what no client can do to it.
+#![cfg(feature = "std")]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use common::drain;
+use pvio_ring::DomId;
+use pvio_xenbus::client::Client;
+use pvio_xenbus::server::{Server, ServerHandle};
+use pvio_xenbus::store::Store;
+use pvio_xenbus::wire::{HEADER_LEN, Header, Op, XsErrno, decode};
+use pvio_xenbus::{Xenstore, XsError, transaction};
+
+const SHORT: Duration = Duration::from_millis(200);
+const LONG: Duration = Duration::from_secs(10);
+
+fn serve() -> (ServerHandle, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let server =
+        Server::new(Store::default()).listen(dir.path().join("s")).unwrap().spawn().unwrap();
+    (server, dir)
+}
+
+fn guest(server: &ServerHandle, domid: u16) -> Client {
+    let mut dom0 = server.connect_local(DomId::DOM0).unwrap();
+    pvio_xenbus::handshake::common::create_domain(&mut dom0, DomId(domid), "guest").unwrap();
+    server.introduce(DomId(domid)).unwrap();
+    server.connect_local(DomId(domid)).unwrap()
+}
+
+#[test]
+fn the_socket_is_dom0s_and_private_and_goes_with_the_server() {
+    let (server, dir) = serve();
+    let path = dir.path().join("s");
+    assert_eq!(server.path(), Some(&*path));
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let mut tool = Client::connect(&path).unwrap();
+    tool.write("relative", b"1").unwrap();
+    let mut dom0 = server.connect_local(DomId::DOM0).unwrap();
+    assert_eq!(dom0.read("/local/domain/0/relative").unwrap(), b"1");
+    server.check().unwrap().unwrap();
+    server.shutdown();
+    assert!(!path.exists());
+    assert_eq!(tool.read("relative"), Err(XsError::Closed));
+    assert_eq!(dom0.poll_event(), Err(XsError::Closed));
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_live_one_or_a_file_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    drop(UnixListener::bind(&path).unwrap());
+    let server = Server::new(Store::default()).listen(&path).unwrap().spawn().unwrap();
+    let second = Server::new(Store::default()).listen(&path).unwrap_err();
+    assert_eq!(second.kind(), std::io::ErrorKind::AddrInUse);
+    Client::connect(&path).unwrap().read("/").unwrap();
+    drop(server);
+    std::fs::write(&path, "precious").unwrap();
+    let third = Server::new(Store::default()).listen(&path).unwrap_err();
+    assert_eq!(third.kind(), std::io::ErrorKind::AddrInUse);
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn a_domain_has_its_own_rights_and_home() {
+    let (server, _dir) = serve();
+    let mut d5 = guest(&server, 5);
+    d5.write("data/x", b"mine").unwrap();
+    assert_eq!(d5.read("/local/domain/5/data/x").unwrap(), b"mine");
+    assert_eq!(d5.read("name").unwrap(), b"guest");
+    assert_eq!(d5.write("name", b"other").unwrap_err().errno(), Some(XsErrno::Acces));
+    assert_eq!(d5.domain_path(DomId(5)).unwrap(), "/local/domain/5");
+    let refused = d5.read("/tool/xenstored").unwrap_err();
+    assert_eq!(refused.to_string(), "Read of `/tool/xenstored` was refused: EACCES");
+}
+
+#[test]
+fn events_arrive_between_answers_and_waiting_ends_in_time() {
+    let (server, _dir) = serve();
+    let mut watcher = server.connect_local(DomId::DOM0).unwrap();
+    let mut writer = server.connect_local(DomId::DOM0).unwrap();
+    watcher.watch("/w", "t").unwrap();
+    assert_eq!(drain(&mut watcher, SHORT), [("/w".into(), "t".into())]);
+    writer.write("/w/a", b"").unwrap();
+    for _ in 0..50 {
+        // The event arrives before one of these answers and must not be taken for it.
+        watcher.read("/").unwrap();
+    }
+    writer.write("/w/b", b"").unwrap();
+    let event = |path: &str| (path.to_string(), "t".to_string());
+    assert_eq!(drain(&mut watcher, SHORT), [event("/w/a"), event("/w/b")]);
+    let start = Instant::now();
+    assert_eq!(watcher.wait_event(Some(SHORT)).unwrap(), None);
+    assert!(start.elapsed() >= SHORT && start.elapsed() < LONG);
+    assert_eq!(watcher.poll_event().unwrap(), None);
+
+    let late = std::thread::spawn(move || {
+        std::thread::sleep(SHORT);
+        writer.write("/w/late", b"").unwrap();
+    });
+    assert_eq!(watcher.wait_event(Some(LONG)).unwrap().unwrap().path, "/w/late");
+    late.join().unwrap();
+    watcher.unwatch("/w", "t").unwrap();
+    assert_eq!(watcher.unwatch("/w", "t").unwrap_err().errno(), Some(XsErrno::NoEnt));
+}
+
+#[test]
+fn transactions_are_retried_until_nobody_interferes() {
+    let (server, _dir) = serve();
+    server.connect_local(DomId::DOM0).unwrap().write("/n", b"0").unwrap();
+    let count = |mut xs: Client| {
+        move || {
+            for _ in 0..50 {
+                let bump = transaction(&mut xs, |tx| {
+                    let n: u32 = String::from_utf8(tx.read("/n")?).unwrap().parse().unwrap();
+                    tx.write("/n", (n + 1).to_string().as_bytes())
+                });
+                // Losing every one of the retries in a row is possible, if not likely.
+                while bump == Err(XsError::Conflict) {}
+                bump.unwrap();
+            }
+        }
+    };
+    let threads: Vec<_> = (0..3)
+        .map(|_| std::thread::spawn(count(server.connect_local(DomId::DOM0).unwrap())))
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert_eq!(server.connect_local(DomId::DOM0).unwrap().read("/n").unwrap(), b"150");
+}
+
+#[test]
+fn a_long_directory_is_put_together() {
+    let (server, _dir) = serve();
+    let mut xs = server.connect_local(DomId::DOM0).unwrap();
+    let names: Vec<String> = (0..600).map(|i| format!("quite-a-long-name-{i:04}")).collect();
+    transaction(&mut xs, |tx| names.iter().try_for_each(|n| tx.mkdir(&format!("/big/{n}"))))
+        .unwrap();
+    assert_eq!(xs.directory("/big").unwrap(), names);
+    assert_eq!(xs.directory("/big/quite-a-long-name-0001").unwrap(), [""; 0]);
+    let too_long = xs.write("/x", &[0; 4094]).unwrap_err();
+    assert_eq!(too_long, XsError::TooLong);
+    xs.write("/x", &[7; 4093]).unwrap();
+    assert_eq!(xs.read("/x").unwrap(), [7; 4093]);
+}
+
+#[test]
+fn releasing_a_domain_closes_it_and_tells_who_watches() {
+    let (server, _dir) = serve();
+    let mut dom0 = server.connect_local(DomId::DOM0).unwrap();
+    dom0.watch("@releaseDomain", "gone").unwrap();
+    drain(&mut dom0, SHORT);
+    let mut d5 = guest(&server, 5);
+    let mut second = server.connect_local(DomId(5)).unwrap();
+    d5.write("data/x", b"").unwrap();
+    assert!(server.release(DomId(5)).unwrap());
+    assert!(!server.release(DomId(5)).unwrap());
+    assert_eq!(d5.read("data/x"), Err(XsError::Closed));
+    assert_eq!(second.wait_event(Some(LONG)), Err(XsError::Closed));
+    assert_eq!(drain(&mut dom0, SHORT), [("@releaseDomain".into(), "gone".into())]);
+    assert_eq!(dom0.read_opt("/local/domain/5/data").unwrap(), None);
+    // Through the wire, as a toolstack does it.
+    let mut d6 = guest(&server, 6);
+    dom0.request(Op::Release, 0, &[b"6\0"]).unwrap();
+    assert_eq!(d6.wait_event(Some(LONG)), Err(XsError::Closed));
+    server.check().unwrap().unwrap();
+}
+
+#[test]
+fn garbage_costs_the_sender_its_connection_and_nobody_else() {
+    let (_server, dir) = serve();
+    let path = dir.path().join("s");
+    let mut good = Client::connect(&path).unwrap();
+    for bad in [&[0xff_u8; 64][..], &Header { kind: 2, req_id: 0, tx_id: 0, len: 4097 }.emit()] {
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        stream.write_all(bad).unwrap();
+        assert_eq!(stream.read(&mut [0; 64]).unwrap_or(0), 0, "closed without a word");
+        good.read("/").unwrap();
+    }
+    // Half a message, then silence, then the end.
+    let mut half = UnixStream::connect(&path).unwrap();
+    half.write_all(&Header { kind: 2, req_id: 0, tx_id: 0, len: 100 }.emit()).unwrap();
+    half.write_all(b"/to").unwrap();
+    good.read("/").unwrap();
+    drop(half);
+    // Answers to what was asked before a half-close still come.
+    let mut last = UnixStream::connect(&path).unwrap();
+    last.write_all(&Header { kind: 2, req_id: 9, tx_id: 0, len: 2 }.emit()).unwrap();
+    last.write_all(b"/\0").unwrap();
+    last.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = Vec::new();
+    last.read_to_end(&mut answer).unwrap();
+    assert_eq!(decode(&answer).unwrap().unwrap().header.req_id, 9);
+    good.read("/").unwrap();
+}
+
+#[test]
+fn a_client_that_sends_and_never_reads_is_made_to_wait() {
+    let (server, dir) = serve();
+    let mut deaf = UnixStream::connect(dir.path().join("s")).unwrap();
+    let mut setup = server.connect_local(DomId::DOM0).unwrap();
+    setup.write("/big", &[b'x'; 4000]).unwrap();
+    let mut request = Header { kind: Op::Read.code(), req_id: 1, tx_id: 0, len: 5 }.emit().to_vec();
+    request.extend_from_slice(b"/big\0");
+    deaf.set_write_timeout(Some(SHORT)).unwrap();
+    let mut sent = 0;
+    while let Ok(n) = deaf.write(&request) {
+        sent += n;
+        assert!(sent < 64 << 20, "the server takes requests without end");
+        if n < request.len() {
+            break;
+        }
+    }
+    setup.read("/").unwrap();
+    // Once it reads, every whole request is answered, in order.
+    let asked = sent / request.len();
+    assert!(asked > 100);
+    deaf.set_read_timeout(Some(LONG)).unwrap();
+    let mut answers = vec![0; asked * (HEADER_LEN + 4000)];
+    deaf.read_exact(&mut answers).unwrap();
+    for answer in answers.chunks(HEADER_LEN + 4000) {
+        assert_eq!(decode(answer).unwrap().unwrap().payload, [b'x'; 4000]);
+    }
+}
+
+#[test]
+fn a_watcher_that_never_reads_costs_a_bounded_queue() {
+    let (server, dir) = serve();
+    let mut deaf = Client::connect(dir.path().join("s")).unwrap();
+    deaf.watch("/w", "t").unwrap();
+    let mut writer = server.connect_local(DomId::DOM0).unwrap();
+    let pad = "p".repeat(1000);
+    for i in 0..4000 {
+        writer.write(&format!("/w/{i}/{pad}"), b"").unwrap();
+    }
+    let seen = drain(&mut deaf, SHORT);
+    assert!(seen.len() < 3000, "{} events were kept", seen.len());
+    assert!(seen.contains(&("/w".into(), "t".into())), "no word that events were merged");
+    deaf.read("/").unwrap();
+}
+
+#[test]
+fn many_connections_come_and_go() {
+    let (server, dir) = serve();
+    let path = dir.path().join("s");
+    for round in 0..5 {
+        let mut clients: Vec<_> = (0..100).map(|_| Client::connect(&path).unwrap()).collect();
+        for (i, xs) in clients.iter_mut().enumerate() {
+            xs.write(&format!("/m/{i}"), round.to_string().as_bytes()).unwrap();
+        }
+    }
+    // More than are served at once: the surplus waits, and is served when there is room.
+    let mut first: Vec<_> = (0..512).map(|_| Client::connect(&path).unwrap()).collect();
+    for xs in &mut first {
+        xs.read("/").unwrap();
+    }
+    let mut surplus = Client::connect(&path).unwrap();
+    surplus_waits(&mut surplus);
+    drop(first);
+    assert_eq!(surplus.read("/m/7").unwrap(), b"4");
+    server.check().unwrap().unwrap();
+}
+
+fn surplus_waits(xs: &mut Client) {
+    assert_eq!(xs.poll_event().unwrap(), None);
+    assert_eq!(xs.wait_event(Some(SHORT)).unwrap(), None);
+}

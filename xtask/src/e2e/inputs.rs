@@ -1,0 +1,100 @@
+//! What the command says when it cannot do what it is asked: what is wrong in one line, what to do
+//! about it in another.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Checks, World, image};
+use crate::exec::{self, Group};
+
+/// Disks that are none.
+pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
+    let dir = world.dir();
+    let path = |name: &str| dir.join(name).display().to_string();
+    image::blank(&dir.join("odd.img"), 1000)?;
+    image::blank(&dir.join("none.img"), 0)?;
+    fs::create_dir(dir.join("folder"))?;
+    let odd = |name, size| {
+        let disk = path(name);
+        (
+            format!("disk image {disk} has {size} bytes, which is not a positive multiple of 512"),
+            format!("round it up: truncate -s %512 {disk}"),
+        )
+    };
+    let missing = path("missing.img");
+    let cases = [
+        (
+            "missing.img",
+            (
+                format!("disk image {missing} does not exist"),
+                format!("check the path, or make one: truncate -s 1G {missing}"),
+            ),
+        ),
+        (
+            "folder",
+            (
+                format!("{} is neither a file nor a block device", path("folder")),
+                "name a disk image".to_owned(),
+            ),
+        ),
+        ("odd.img", odd("odd.img", 1000)),
+        ("none.img", odd("none.img", 0)),
+    ];
+    for command in ["run", "check"] {
+        for (disk, (what, help)) in &cases {
+            checks.check(&format!("{command} refuses, and says why: {disk}"), || {
+                let state = dir.join("refused");
+                refused(world, &[command, "--disk", &path(disk)], &state, what, help)
+            });
+        }
+    }
+    checks.check("check refuses to overwrite what is no scratch image", || {
+        let disk = path("ext4.img");
+        let bytes = fs::read(&disk)?;
+        let first = bytes.iter().position(|byte| *byte != 0).context("an image of something")?;
+        let what = format!(
+            "{disk} holds an ext2/3/4 file system (first at byte {first}), \
+             and a check writes all over it"
+        );
+        let help = format!(
+            "use a scratch image (truncate -s 1G scratch.img), \
+             or give --overwrite to destroy what is in {disk}"
+        );
+        refused(world, &["check", "--disk", &disk], &dir.join("refused"), &what, &help)?;
+        ensure!(fs::read(&disk)? == bytes, "and yet it changed");
+        Ok(())
+    });
+    Ok(())
+}
+
+/// Runs the command, which must end with exit code 2, print nothing but these two lines, and leave
+/// nothing running.
+pub fn refused(
+    world: &World,
+    arguments: &[&str],
+    state: &Path,
+    what: &str,
+    help: &str,
+) -> Result<()> {
+    let before = world.net.processes()?;
+    let out = world.dir().join("refused.out");
+    let err = world.dir().join("refused.err");
+    let mut command = world.net.command(&world.pvio)?;
+    command.args(arguments).arg("--state-dir").arg(state).stdin(Stdio::null());
+    command.stdout(fs::File::create(&out)?).stderr(fs::File::create(&err)?);
+    let status = Group::spawn(&mut command)?.wait(Duration::from_secs(30));
+    let (out, err) = (fs::read_to_string(out)?, fs::read_to_string(err)?);
+    let said = format!("it said:\n{out}{err}");
+    let status = status.with_context(|| said.clone())?;
+    ensure!(status.code() == Some(2), "{}: {status}; {said}", exec::shown(&command));
+    let expected = format!("error: {what}\n  help: {help}\n");
+    ensure!(err == expected && out.is_empty(), "expected:\n{expected}{said}");
+    let mut left = world.net.processes()?;
+    left.retain(|pid| !before.contains(pid));
+    ensure!(left.is_empty(), "processes left: {left:?}");
+    Ok(())
+}

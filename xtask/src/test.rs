@@ -1,0 +1,210 @@
+//! `cargo xtask test`: the steps, how they are counted, the closing line.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`steps`] | the steps that are one cargo command each |
+//! | [`tally`] | what `cargo test` printed, as numbers |
+//! | [`nostd`] | the device code links without `std` |
+//! | [`layers`] | who may depend on whom, where things may stand, what the book names |
+
+mod layers;
+mod nostd;
+mod steps;
+mod tally;
+
+use std::fmt;
+use std::iter::Sum;
+use std::ops::Add;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::tools::{self, Tools};
+use crate::{e2e, exec};
+
+/// A step, in the order they run.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Step {
+    /// The sources are formatted.
+    Fmt,
+    /// clippy has nothing to say, with every feature and in every target.
+    Clippy,
+    /// Unit and integration tests.
+    Unit,
+    /// Documentation: it builds without a warning, and its examples run.
+    Doc,
+    /// The device code links without `std`, and would not if something brought it.
+    Nostd,
+    /// The notification protocol of a ring, every interleaving.
+    Loom,
+    /// Who may depend on whom, where `unsafe` and xenstore keys may stand, what the book names.
+    Layers,
+    /// The real command, a real disk image, a real guest.
+    E2e,
+}
+
+impl Step {
+    fn run(self) -> Result<Report> {
+        match self {
+            Self::Fmt => steps::fmt(),
+            Self::Clippy => steps::clippy(),
+            Self::Unit => steps::unit(),
+            Self::Doc => steps::doc(),
+            Self::Nostd => nostd::run(),
+            Self::Loom => steps::loom(),
+            Self::Layers => layers::run(),
+            Self::E2e => e2e::run(),
+        }
+    }
+
+    /// Whether the step runs programs that come with Debian packages.
+    fn needs_tools(self) -> bool {
+        matches!(self, Self::Clippy | Self::Unit | Self::Doc | Self::E2e)
+    }
+
+    fn name(self) -> String {
+        self.to_possible_value().expect("no step is hidden").get_name().to_owned()
+    }
+}
+
+/// How many tests went which way.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Counts {
+    /// Ran, and found what they should.
+    pub passed: usize,
+    /// Ran, and did not.
+    pub failed: usize,
+    /// Could not run here, and said so.
+    pub skipped: usize,
+}
+
+impl Counts {
+    /// One that passed.
+    pub const PASSED: Self = Self { passed: 1, failed: 0, skipped: 0 };
+    /// One that failed.
+    pub const FAILED: Self = Self { passed: 0, failed: 1, skipped: 0 };
+    /// One that was skipped.
+    pub const SKIPPED: Self = Self { passed: 0, failed: 0, skipped: 1 };
+}
+
+impl Add for Counts {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            skipped: self.skipped + other.skipped,
+        }
+    }
+}
+
+impl Sum for Counts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), Add::add)
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+/// What came of one step.
+#[derive(Default)]
+pub struct Report {
+    /// Its tests; a step without tests of its own counts as one.
+    pub counts: Counts,
+    /// Lines to be read whatever happened: `SKIPPED: …` above all.
+    pub notes: Vec<String>,
+    /// What went wrong, with the captured output.
+    pub trouble: String,
+}
+
+impl Report {
+    /// A step without tests of its own that went well.
+    pub fn passed() -> Self {
+        Self { counts: Counts::PASSED, ..Self::default() }
+    }
+
+    /// A step that failed as a whole.
+    pub fn failed(trouble: impl Into<String>) -> Self {
+        Self { counts: Counts::FAILED, trouble: trouble.into(), ..Self::default() }
+    }
+
+    /// A step that could not run here; `why` says what to do about it.
+    pub fn skipped(why: impl fmt::Display) -> Self {
+        let notes = vec![format!("SKIPPED: {why}")];
+        Self { counts: Counts::SKIPPED, notes, ..Self::default() }
+    }
+
+    /// Both.
+    pub fn and(mut self, other: Self) -> Self {
+        self.counts = self.counts + other.counts;
+        self.notes.extend(other.notes);
+        self.trouble += &other.trouble;
+        self
+    }
+
+    fn verdict(&self) -> &'static str {
+        match self.counts {
+            Counts { failed: 1.., .. } => "FAILED",
+            Counts { passed: 0, .. } => "SKIPPED",
+            Counts { skipped: 1.., .. } => "ok, some SKIPPED",
+            Counts { .. } => "ok",
+        }
+    }
+}
+
+/// Runs `steps`, or all if none is named, and prints the table and the closing line. True if
+/// nothing failed.
+///
+/// # Errors
+/// Interrupted.
+pub fn run(steps: &[Step], install: bool) -> Result<bool> {
+    let steps = if steps.is_empty() { Step::value_variants() } else { steps };
+    let mut table = Vec::new();
+    if steps.iter().any(|step| step.needs_tools()) {
+        table.push(timed("tools", || find_tools(install)));
+    }
+    for step in steps {
+        exec::go_on()?;
+        table.push(timed(&step.name(), || step.run()));
+    }
+    exec::go_on()?;
+
+    println!("\n{:<8} {:<18} {:>8}  {:<}", "step", "result", "seconds", "tests");
+    for (name, time, report) in &table {
+        let verdict = report.verdict();
+        println!("{name:<8} {verdict:<18} {:>8.1}  {}", time.as_secs_f64(), report.counts);
+    }
+    let all: Counts = table.iter().map(|(.., report)| report.counts).sum();
+    println!("\n{all}");
+    Ok(all.failed == 0)
+}
+
+fn timed(name: &str, step: impl FnOnce() -> Result<Report>) -> (String, Duration, Report) {
+    println!("==> {name}");
+    let start = Instant::now();
+    let report = step().unwrap_or_else(|error| Report::failed(format!("{error:#}")));
+    let time = start.elapsed();
+    for note in &report.notes {
+        println!("    {note}");
+    }
+    if !report.trouble.is_empty() {
+        println!("{}", report.trouble.trim_end());
+    }
+    println!("    {} in {:.1} s: {}", report.verdict(), time.as_secs_f64(), report.counts);
+    (name.to_owned(), time, report)
+}
+
+fn find_tools(install: bool) -> Result<Report> {
+    Ok(match tools::ensure(install)? {
+        Tools::Ready(installed) if installed.is_empty() => Report::passed(),
+        Tools::Ready(installed) => {
+            Report { notes: vec![format!("installed {}", installed.join(" "))], ..Report::passed() }
+        }
+        Tools::Missing(what) => Report::skipped(what),
+    })
+}

@@ -1,0 +1,87 @@
+//! The packages, and the arrows allowed between them.
+
+use super::Package;
+
+/// Each package of floors 1 to 3 and the packages of the workspace it may need to run. An arrow
+/// points down, or sideways where two packages of one floor are made for each other.
+const MAY_NEED: &[(&str, &[&str])] = &[
+    // 1: shared memory, index arithmetic, wire formats
+    ("pvio-ring", &[]),
+    // 2: the three ways two domains meet
+    ("pvio-grant-table", &["pvio-ring"]),
+    ("pvio-event-channel", &["pvio-ring"]),
+    ("pvio-xenbus", &["pvio-ring", "pvio-grant-table", "pvio-event-channel"]),
+    // 3: the devices, which know no platform
+    ("pvio-blkback", DEVICE),
+    ("pvio-netback", DEVICE),
+    ("pvio-blkfront", DEVICE),
+    ("pvio-netfront", DEVICE),
+    // 3: the platforms, which know no device
+    ("pvio-uring", &["pvio-ring"]),
+    ("pvio-hosted", BELOW),
+    ("pvio-sim", BELOW),
+];
+
+const BELOW: &[&str] = &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus"];
+/// With std, a device waits in the one wait point, which is no platform of a domain's.
+const DEVICE: &[&str] =
+    &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus", "pvio-uring"];
+
+/// Floor 4: it composes, measures and checks, so it may need anything below.
+const ROOF: &[&str] = &["pvio", "pvio-benches", "xtask"];
+
+/// Every arrow that points the wrong way.
+pub fn check(packages: &[Package]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for package in packages {
+        let name = package.name.as_str();
+        for need in package.needs.iter().chain(&package.tests_need) {
+            if ROOF.contains(&need.as_str()) {
+                faults.push(format!("{name} depends on {need}, which stands on top of all"));
+            }
+        }
+        if ROOF.contains(&name) {
+            continue;
+        }
+        let Some((_, allowed)) = MAY_NEED.iter().find(|(package, _)| *package == name) else {
+            faults.push(format!("{name} has no floor: give it one in {}", file!()));
+            continue;
+        };
+        // Tests compose: they may need whatever is below the roof.
+        for need in package.needs.iter().filter(|need| !allowed.contains(&need.as_str())) {
+            faults.push(format!("{name} depends on {need}; it may on: {}", allowed.join(" ")));
+        }
+    }
+    faults
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn package(name: &str, needs: &[&str], tests_need: &[&str]) -> Package {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Package {
+            name: name.to_owned(),
+            dir: "/".into(),
+            needs: owned(needs),
+            tests_need: owned(tests_need),
+            roots: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_arrow_up_or_across_is_found() {
+        assert_eq!(check(&[package("pvio-ring", &["pvio-grant-table"], &[])]).len(), 1);
+        assert_eq!(check(&[package("pvio-blkback", &["pvio-hosted"], &[])]).len(), 1);
+        assert_eq!(check(&[package("pvio-hosted", &["pvio-blkback"], &[])]).len(), 1);
+        assert_eq!(check(&[package("pvio-ring", &[], &["pvio"])]).len(), 1);
+        assert_eq!(check(&[package("pvio-new", &[], &[])]).len(), 1);
+    }
+
+    #[test]
+    fn an_arrow_down_is_not() {
+        let down = package("pvio-blkback", &["pvio-ring", "pvio-xenbus"], &["pvio-sim"]);
+        assert_eq!(check(&[down, package("pvio", &["pvio-blkback"], &[])]), [""; 0]);
+    }
+}

@@ -1,0 +1,152 @@
+//! What `cargo test -- --show-output` printed, as numbers.
+//!
+//! A test that cannot run on a machine prints a line that begins `SKIPPED:` and returns; to the
+//! test harness it passed, to us it did not.
+
+use super::Counts;
+
+/// What the lines add up to.
+#[derive(Default)]
+pub struct Tally {
+    /// Tests passed, failed, and ignored or skipped.
+    pub counts: Counts,
+    /// The `SKIPPED:` lines, with the test's name where it is known.
+    pub skipped: Vec<String>,
+}
+
+/// Reads the whole output of one `cargo test`.
+pub fn read(output: &str) -> Tally {
+    let mut tally = Tally::default();
+    // The test whose output the lines are, and whether it is counted as skipped already.
+    let mut test: Option<(&str, bool)> = None;
+    for line in output.lines() {
+        if let Some(name) = section(line) {
+            test = Some((name, false));
+        } else if is_heading(line) {
+            test = None;
+        } else if line.starts_with("SKIPPED:") {
+            match &mut test {
+                Some((name, counted)) => {
+                    tally.skipped.push(format!("{line} [{name}]"));
+                    tally.counts.skipped += usize::from(!*counted);
+                    *counted = true;
+                }
+                None => {
+                    tally.skipped.push(line.to_owned());
+                    tally.counts.skipped += 1;
+                }
+            }
+        }
+    }
+    let harness: Counts = output.lines().filter_map(result).sum();
+    // Each skipped one stands among those the harness passed.
+    tally.counts.passed = harness.passed.saturating_sub(tally.counts.skipped);
+    tally.counts.failed = harness.failed;
+    tally.counts.skipped += harness.skipped;
+    tally
+}
+
+/// The output without what passing tests printed.
+pub fn without_successes(output: &str) -> String {
+    let mut kept = String::new();
+    let mut inside = false;
+    for line in output.lines() {
+        if is_heading(line) {
+            inside = line == "successes:";
+        }
+        if !inside {
+            kept += line;
+            kept.push('\n');
+        }
+    }
+    kept
+}
+
+/// `---- ring::tests::wraps stdout ----`
+fn section(line: &str) -> Option<&str> {
+    line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
+}
+
+/// A line after which the lines belong to no test.
+fn is_heading(line: &str) -> bool {
+    matches!(line, "successes:" | "failures:") || line.starts_with("test result: ")
+}
+
+/// `test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; …`
+fn result(line: &str) -> Option<Counts> {
+    let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let number = |what| {
+        let mut parts = numbers.split(';').map(str::trim);
+        parts.find_map(|part| part.strip_suffix(what)?.trim().parse().ok()).unwrap_or(0)
+    };
+    Some(Counts { passed: number("passed"), failed: number("failed"), skipped: number("ignored") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTPUT: &str = "\
+     Running unittests src/lib.rs (target/debug/deps/pvio_ring-1)
+
+running 3 tests
+test a ... ok
+test b ... ok
+test c ... FAILED
+
+successes:
+
+---- a stdout ----
+hello
+---- b stdout ----
+SKIPPED: no libxen-dev; apt-get install libxen-dev
+SKIPPED: and no gcc either
+
+
+successes:
+    a
+    b
+
+failures:
+
+---- c stdout ----
+thread 'c' panicked
+
+failures:
+    c
+
+test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
+
+   Doc-tests pvio_ring
+
+running 1 test
+test ring/src/lib.rs - (line 3) ... ok
+
+test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s
+";
+
+    #[test]
+    fn a_skipped_test_is_not_a_passed_one() {
+        let tally = read(OUTPUT);
+        assert_eq!(tally.counts, Counts { passed: 2, failed: 1, skipped: 2 });
+        assert_eq!(
+            tally.skipped,
+            [
+                "SKIPPED: no libxen-dev; apt-get install libxen-dev [b]",
+                "SKIPPED: and no gcc either [b]"
+            ]
+        );
+    }
+
+    #[test]
+    fn only_what_passing_tests_printed_is_left_out() {
+        let kept = without_successes(OUTPUT);
+        assert!(kept.contains("thread 'c' panicked") && kept.contains("Doc-tests"));
+        assert!(!kept.contains("hello") && !kept.contains("SKIPPED"));
+    }
+
+    #[test]
+    fn an_output_without_results_counts_nothing() {
+        assert_eq!(read("error: could not compile `pvio-ring`\n").counts, Counts::default());
+    }
+}

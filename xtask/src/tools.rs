@@ -1,0 +1,147 @@
+//! What the checks need of the machine, and how it gets there: Debian's packages, by apt.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::exec;
+
+/// A thing that must be there, and the package that brings it.
+struct Need {
+    /// A program's name, or a file's absolute path in which `*` stands for one folder of any name
+    /// with that beginning.
+    what: &'static str,
+    /// The Debian package; a trailing `*` stands for a version.
+    package: &'static str,
+}
+
+/// Everything `cargo xtask test` uses beyond the Rust toolchain.
+const NEEDS: &[Need] = &[
+    Need { what: "gcc", package: "gcc" },
+    Need { what: "/usr/include/stdio.h", package: "libc6-dev" },
+    Need { what: "/usr/include/xen/io/blkif.h", package: "libxen-dev" },
+    Need { what: "xenstore-ls", package: "xenstore-utils" },
+    Need { what: "/usr/lib/xen-*/bin/oxenstored", package: "xen-utils-*" },
+    Need { what: "mke2fs", package: "e2fsprogs" },
+    Need { what: "mkfs.vfat", package: "dosfstools" },
+    Need { what: "mcopy", package: "mtools" },
+    Need { what: "curl", package: "curl" },
+    Need { what: "ip", package: "iproute2" },
+    Need { what: "setpriv", package: "util-linux" },
+];
+
+/// What came of looking for the tools.
+pub enum Tools {
+    /// All there, and which packages were installed for it.
+    Ready(Vec<String>),
+    /// Some are missing; the text says which and what to do.
+    Missing(String),
+}
+
+/// Looks for every tool and, as root and if `install`, has apt bring what is missing.
+///
+/// # Errors
+/// apt could not even be started.
+pub fn ensure(install: bool) -> Result<Tools> {
+    let missing = missing();
+    if missing.is_empty() {
+        return Ok(Tools::Ready(Vec::new()));
+    }
+    let whats: Vec<_> = missing.iter().map(|need| need.what).collect();
+    let whats = whats.join(", ");
+    if find("apt-get").is_none() {
+        return Ok(Tools::Missing(format!("{whats} not found, and no apt-get to install them")));
+    }
+    if !(install && rustix::process::geteuid().is_root()) {
+        let line = format!("sudo apt-get install {}", packages(&missing).join(" "));
+        return Ok(Tools::Missing(format!("{whats} not found; run: {line}")));
+    }
+    // apt-cache knows versions only after the update.
+    let update = apt(&["update"])?;
+    let packages = packages(&missing);
+    println!("    installing {}", packages.join(" "));
+    let mut words = vec!["install", "--yes", "--no-install-recommends"];
+    words.extend(packages.iter().map(String::as_str));
+    let installed = apt(&words)?;
+    let still: Vec<_> = self::missing().iter().map(|need| need.what).collect();
+    if still.is_empty() {
+        return Ok(Tools::Ready(packages));
+    }
+    Ok(Tools::Missing(format!(
+        "{} not found, and apt did not bring them:\n{update}{installed}",
+        still.join(", ")
+    )))
+}
+
+fn apt(words: &[&str]) -> Result<String> {
+    let mut command = Command::new("apt-get");
+    command.args(words).env("DEBIAN_FRONTEND", "noninteractive");
+    Ok(exec::run(&mut command, Duration::from_secs(600))?.output)
+}
+
+fn missing() -> Vec<&'static Need> {
+    NEEDS.iter().filter(|need| find(need.what).is_none()).collect()
+}
+
+/// The packages of `needs`, each once, versions looked up.
+fn packages(needs: &[&Need]) -> Vec<String> {
+    let mut packages: Vec<String> = needs
+        .iter()
+        .map(|need| match need.package.strip_suffix('*') {
+            Some(stem) => versioned(stem).unwrap_or_else(|| need.package.to_owned()),
+            None => need.package.to_owned(),
+        })
+        .collect();
+    packages.sort();
+    packages.dedup();
+    packages
+}
+
+/// The newest package whose name is `stem` and a version number.
+fn versioned(stem: &str) -> Option<String> {
+    let mut search = Command::new("apt-cache");
+    search.args(["search", "--names-only", &format!("^{stem}[0-9.]+$")]);
+    let found = exec::run(&mut search, Duration::from_secs(60)).ok()?.output;
+    let names = found.lines().filter_map(|line| line.split_whitespace().next());
+    names.max().map(str::to_owned)
+}
+
+/// Where a program or file of [`Need::what`]'s kind is.
+pub fn find(what: &str) -> Option<PathBuf> {
+    if let Some(path) = what.strip_prefix('/') {
+        return find_file(Path::new("/"), path);
+    }
+    // A plain user's PATH lacks the folders mke2fs and ip live in.
+    let path = env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path).chain(usual).map(|dir| dir.join(what)).find(|file| file.is_file())
+}
+
+fn find_file(base: &Path, rest: &str) -> Option<PathBuf> {
+    let Some((before, after)) = rest.split_once('*') else {
+        let file = base.join(rest);
+        return file.exists().then_some(file);
+    };
+    let (dir, stem) = before.rsplit_once('/').unwrap_or(("", before));
+    let after = after.strip_prefix('/')?;
+    fs::read_dir(base.join(dir))
+        .ok()?
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(stem))
+        .find_map(|entry| find_file(&entry.path(), after))
+}
+
+/// A command for a program that [`find`] finds.
+///
+/// # Errors
+/// It is not there.
+pub fn program(name: impl AsRef<OsStr>) -> Result<Command> {
+    let name = name.as_ref().to_string_lossy();
+    let path = find(&name).with_context(|| format!("{name} is not installed"))?;
+    Ok(Command::new(path))
+}
