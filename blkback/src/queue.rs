@@ -85,6 +85,8 @@ pub struct Queue<P: GrantMapper, C, E> {
     barrier: Option<Request>,
     /// The engine's completions on their way to their answers; reused.
     done: Vec<(u32, Result<(), EngineError>)>,
+    /// The engine was given operations since it was last kicked.
+    submitted: bool,
     /// Set while shutting down: nothing new is taken.
     draining: bool,
 }
@@ -130,6 +132,7 @@ where
             engine,
             barrier: None,
             done: Vec::with_capacity(slots as usize),
+            submitted: false,
             draining: false,
         }
     }
@@ -143,9 +146,10 @@ where
     pub fn poll(&mut self, budget: u32) -> Result<Progress, QueueFault> {
         let mut answered = self.reap();
         let taken = if self.draining { 0 } else { self.take(budget)? };
-        if taken + answered > 0 {
+        // What the engine could do at once goes out with the same notification. A request of
+        // several steps may have begun its next one by that; no request has more than three.
+        while core::mem::take(&mut self.submitted) {
             self.engine.kick();
-            // What the engine could do at once goes out with the same notification.
             answered += self.reap();
         }
         if self.parts.ring.publish() {
@@ -408,6 +412,7 @@ where
     }
 
     fn submit(&mut self, tag: u32, io: Io) {
+        self.submitted = true;
         if self.engine.submit(tag, io, &mut self.segments).is_err() {
             // An engine is made for as many operations as the ring has slots; one that does not
             // keep its word fails the request, and nothing hangs.
