@@ -1,1 +1,48 @@
-//! The vif backend: virtual NICs for guests
+//! The vif backend: virtual NICs for guests (`io/netif.h`).
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`queue`] | a transmit and a receive ring and the state machine between them and a port |
+//! | [`port`] | [`NetPort`]: where packets go to and come from; in memory, and (`std`) the tap |
+//! | [`fault`] | why a vif ends, and why a packet is dropped |
+//! | [`stats`] | counters anybody may read while the queue runs |
+//! | [`vif`] | the device: from the toolstack's words to a served queue |
+//! | `host`, `worker` (`std`) | serving with taps and threads |
+//!
+//! "Transmit" (tx) is guest to port, "receive" (rx) port to guest, as in the header. Data is moved
+//! by grant copy: nothing of the guest's but the two rings is ever mapped, and every packet is in
+//! private memory, in one piece, before anything of it is looked at (XSA-155, XSA-423).
+//!
+//! The core ([`queue`], [`port::memory`]) is `no_std` and does no I/O; it is driven by
+//! [`Queue::poll`].
+#![no_std]
+#![cfg_attr(not(feature = "std"), forbid(unsafe_code))]
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+extern crate alloc;
+#[cfg(feature = "std")]
+extern crate std;
+
+pub mod fault;
+#[cfg(feature = "std")]
+pub mod host;
+pub mod port;
+pub mod queue;
+pub mod stats;
+pub mod vif;
+#[cfg(feature = "std")]
+pub mod worker;
+
+pub use fault::{DropReason, Fault};
+pub use port::NetPort;
+pub use queue::{Features, Queue};
+pub use stats::Stats;
+pub use vif::Vif;
+
+use pvio_event_channel::EventChannels;
+use pvio_grant_table::{GrantCopier, GrantMapper};
+
+/// What a vif backend needs of the domain it runs in. Implemented by whatever has the three parts.
+pub trait Platform: GrantMapper + GrantCopier + EventChannels {}
+
+impl<T: GrantMapper + GrantCopier + EventChannels> Platform for T {}

@@ -133,6 +133,22 @@ impl<M: SharedMemory> BackRing<M> {
         self.accept(prod)
     }
 
+    /// Like [`final_check`](Self::final_check), for a backend that can do nothing with fewer than
+    /// `needed` requests (a packet's worth of receive buffers): asks to be notified when there are
+    /// as many. Wait only if it says `false`.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    pub fn final_check_for(&mut self, needed: u32) -> Result<bool, RingFault> {
+        if self.waiting() >= needed {
+            return Ok(true);
+        }
+        let last = self.req_cons.wrapping_add(needed.saturating_sub(1));
+        let prod = indices::ask_for_event(&Requests(&self.mem), last);
+        self.accept(prod)?;
+        Ok(self.waiting() >= needed)
+    }
+
     /// The ring's geometry.
     #[must_use]
     pub fn layout(&self) -> RingLayout {

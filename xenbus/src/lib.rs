@@ -1,4 +1,68 @@
 //! xenstore and xenbus: how two domains find each other and agree on a device.
+//!
+//! Domains that share nothing yet meet in xenstore, a small tree of keys kept by one server. There
+//! the toolstack announces a device to both its ends, the ends tell each other what they can do and
+//! which grants and event channels to use, and each follows the other's state. This crate has all
+//! of it, wire-compatible with Xen: facts are from `xen/include/public/io/{xs_wire,xenbus,blkif,
+//! netif}.h` and `docs/misc/xenstore.txt`, and the server is compared with Debian's `xenstored`.
+//!
+//! | module | holds | needs |
+//! |---|---|---|
+//! | [`wire`] | messages, operations, errors, paths, permissions as bytes | nothing |
+//! | [`state`] | the nine states of a device's end | nothing |
+//! | [`device`] | what an end should do about the other's state | nothing |
+//! | [`store`] | a xenstored without I/O, and a client in the same thread | `alloc` |
+//! | [`Xenstore`], [`transaction`] | what a device needs of xenstore, whoever serves it | `alloc` |
+//! | [`handshake`] | the keys of a disk and a network interface, as typed structs | `alloc` |
+//! | [`client`] | a client over a Unix socket or `/dev/xen/xenbus` | `std` |
+//! | [`server`] | the store behind Unix sockets, on a thread of its own | `std` |
+//!
+//! A peer is hostile: every length, number and path is checked before it is used, every queue is
+//! bounded, and nothing a peer sends can panic. Not in here: xenstore over a shared page (the
+//! ring's bytes are [`wire`] messages; `ByteRing` of `pvio-ring` carries them), live update of the
+//! server, and devices other than disks and network interfaces.
+//!
+//! # A device from its creation to its first offer
+//!
+//! ```
+//! # #[cfg(feature = "std")] {
+//! use pvio_ring::DomId;
+//! use pvio_xenbus::handshake::common::{self, DeviceAddr, DeviceClass};
+//! use pvio_xenbus::handshake::vbd;
+//! use pvio_xenbus::server::Server;
+//! use pvio_xenbus::store::Store;
+//! use pvio_xenbus::{XenbusState, Xenstore, transaction};
+//!
+//! let server = Server::new(Store::default()).spawn()?;
+//! let (driver, guest) = (DomId(1), DomId(2));
+//!
+//! // The toolstack, in dom0, makes the domains and the device.
+//! let mut dom0 = server.connect_local(DomId::DOM0)?;
+//! common::create_domain(&mut dom0, driver, "driver")?;
+//! common::create_domain(&mut dom0, guest, "guest")?;
+//! let addr = DeviceAddr::new(DeviceClass::Vbd, driver, guest, 51712);
+//! vbd::create_device(&mut dom0, addr, &vbd::ToolstackBack::new(addr, "/srv/disk.img"))?;
+//!
+//! // The driver domain finds it and says what it offers.
+//! let mut xs = server.connect_local(driver)?;
+//! for device in common::list_backends(&mut xs, DeviceClass::Vbd, driver)? {
+//!     let offer = vbd::BackOffer { max_queues: Some(4), flush: true, ..Default::default() };
+//!     transaction(&mut xs, |tx| {
+//!         offer.write(tx, &device.backend_path())?;
+//!         common::write_state(tx, &device.backend_path(), XenbusState::InitWait)
+//!     })?;
+//! }
+//!
+//! // The guest sees the state and reads the offer.
+//! let mut xs = server.connect_local(guest)?;
+//! let told = vbd::ToolstackFront::read(&mut xs, &addr.frontend_path())?;
+//! xs.watch(&common::state_path(&told.backend), "backend")?;
+//! assert!(xs.wait_event(None)?.is_some());
+//! assert_eq!(common::read_state(&mut xs, &told.backend)?, XenbusState::InitWait);
+//! assert!(vbd::BackOffer::read(&mut xs, &told.backend)?.flush);
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![cfg_attr(not(feature = "std"), no_std)]
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -9,10 +73,9 @@
 #[cfg(any(feature = "alloc", test))]
 extern crate alloc;
 
+pub mod device;
 pub mod state;
 pub mod wire;
-
-pub mod device;
 
 #[cfg(feature = "alloc")]
 pub mod driver;

@@ -52,10 +52,14 @@ impl XenbusState {
             .unwrap_or_default()
     }
 
-    /// Reads a state as a peer wrote it. Nothing there, not a decimal number, or a number beyond
-    /// 8 is [`XenbusState::Unknown`].
+    /// Reads a state as a peer wrote it, perhaps with a NUL or a line end behind it. Nothing there,
+    /// not a decimal number, or a number beyond 8 is [`XenbusState::Unknown`].
     #[must_use]
     pub fn parse(text: Option<&[u8]>) -> Self {
+        let text = match text {
+            Some([number @ .., b'\0' | b'\n']) => Some(number),
+            other => other,
+        };
         text.and_then(parse_u32)
             .map_or(Self::Unknown, Self::from_number)
     }
@@ -122,5 +126,7 @@ mod tests {
             assert_eq!(XenbusState::parse(Some(bad)), XenbusState::Unknown);
         }
         assert_eq!(XenbusState::parse(None), XenbusState::Unknown);
+        assert_eq!(XenbusState::parse(Some(b"4\0")), XenbusState::Connected);
+        assert_eq!(XenbusState::parse(Some(b"4\n\n")), XenbusState::Unknown);
     }
 }

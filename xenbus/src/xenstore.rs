@@ -184,7 +184,7 @@ pub trait Xenstore {
     /// # Errors
     /// As [`Xenstore::request`].
     fn set_perms(&mut self, path: &str, perms: &[Perm]) -> Result<(), XsError> {
-        let list: String = perms.iter().map(|p| p.to_string() + "\0").collect();
+        let list: String = perms.iter().map(|p| alloc::format!("{p}\0")).collect();
         self.request(
             Op::SetPerms,
             self.tx_id(),

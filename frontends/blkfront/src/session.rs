@@ -10,7 +10,7 @@ use pvio_grant_table::Granter;
 use pvio_ring::proto::blkif::Status;
 use pvio_uring::Spin;
 use pvio_xenbus::driver::{Fault, FrontendDriver, Life};
-use pvio_xenbus::handshake::common::{DeviceAddr, read_error};
+use pvio_xenbus::handshake::common::{DeviceAddr, error_path, read_error, read_state};
 use pvio_xenbus::{XenbusState, Xenstore, XsError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -24,8 +24,18 @@ pub enum DiskError {
     #[error("xenstore: {0}")]
     Xenstore(#[from] XsError),
     /// The backend did not come, in this time.
-    #[error("no backend has served the disk for {0:?}; is its driver domain running?")]
-    NoBackend(Duration),
+    #[error(
+        "no backend has served the disk for {waited:?} (its state is {state}); is its driver \
+         domain running? If it is, its reason stands in xenstore at {errors}"
+    )]
+    NoBackend {
+        /// How long it was waited for.
+        waited: Duration,
+        /// The state the backend has meanwhile.
+        state: XenbusState,
+        /// Where the backend tells the operator what is wrong with it.
+        errors: String,
+    },
     /// One end closed the device; the words of the end that knows why.
     #[error("the disk was closed: {0}")]
     Closed(String),
@@ -124,9 +134,7 @@ where
                     Ok(count) => return Ok(count),
                     Err(fault) => return Err(self.fail(fault)),
                 },
-                Ok(false) if Instant::now() >= deadline => {
-                    return Err(DiskError::NoBackend(self.patience));
-                }
+                Ok(false) if Instant::now() >= deadline => return Err(self.no_backend()),
                 Ok(false) => {
                     self.spin.sleeping();
                     self.sleep(Duration::from_secs(1))?;
@@ -241,20 +249,25 @@ where
                 return Err(DiskError::Closed(self.reason()));
             }
             if Instant::now() >= deadline {
-                return match self.reason() {
-                    none if none.is_empty() => Err(DiskError::NoBackend(self.patience)),
-                    why => Err(DiskError::Closed(why)),
-                };
+                return Err(self.no_backend());
             }
             self.sleep(Duration::from_millis(200))?;
         }
     }
 
-    /// What either end told the operator.
+    /// What this end told the operator.
     fn reason(&mut self) -> String {
-        let addr = self.driver.addr();
-        let ends = [addr.backend_path(), addr.frontend_path()];
-        ends.iter().find_map(|end| read_error(&mut self.xs, end).ok().flatten()).unwrap_or_default()
+        let front = self.driver.addr().frontend_path();
+        read_error(&mut self.xs, &front).ok().flatten().unwrap_or_else(|| "by its backend".into())
+    }
+
+    fn no_backend(&mut self) -> DiskError {
+        let back = self.driver.addr().backend_path();
+        DiskError::NoBackend {
+            waited: self.patience,
+            state: read_state(&mut self.xs, &back).unwrap_or_default(),
+            errors: error_path(&back).unwrap_or_default(),
+        }
     }
 
     /// Sleeps until the backend or xenstore has something to say, or the time is over.

@@ -1,1 +1,32 @@
-//! The vif frontend: a guest's virtual NIC
+//! The vif frontend: a guest's virtual NIC, for kernels and for user space.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`nic`] | the device: from the toolstack's words to a usable queue |
+//! | [`queue`] | the data path: packets out, packets in |
+//! | [`fault`] | what a backend may have done that it must not |
+//! | `phy` | with feature `smoltcp`: the queue as a device of that TCP/IP stack |
+//!
+//! Every page is allocated zeroed and granted once, when the queue is made; packets are copied in
+//! and out of them. So a packet costs no grant operation, nothing else of the guest's lies in a
+//! page the backend can reach (XSA-403), and what is handed on is a private copy that the backend
+//! cannot change any more.
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+extern crate alloc;
+
+pub mod fault;
+pub mod nic;
+#[cfg(feature = "smoltcp")]
+pub mod phy;
+pub mod queue;
+
+mod granted;
+mod rx;
+mod tx;
+
+pub use fault::{BackendFault, SendError, SetupError};
+pub use nic::Nic;
+pub use queue::{Checksum, Counters, Features, Queue};

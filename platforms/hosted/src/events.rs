@@ -206,3 +206,39 @@ pub(crate) fn signal(eventfd: &OwnedFd) {
     // The one error there is, a full counter, means that it is readable already.
     let _ = rustix::io::retry_on_intr(|| rustix::io::write(eventfd, &1_u64.to_ne_bytes()));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DomainConfig, Hypervisor};
+
+    #[test]
+    fn a_kick_wakes_whoever_has_a_port_that_somebody_else_left_pending() {
+        let dir = tempfile::tempdir().unwrap();
+        let hypervisor = Hypervisor::start(dir.path()).unwrap();
+        let [front, back, third] = ["front", "back", "third"].map(|name| {
+            let config = DomainConfig::new(name).memory_pages(1);
+            Domain::join(dir.path(), hypervisor.create_domain(config).unwrap()).unwrap()
+        });
+        let ours = front.alloc_unbound(back.id()).unwrap();
+        let theirs = back.bind_interdomain(front.id(), ours.port()).unwrap();
+        assert!(theirs.take().unwrap());
+        // A sender that read the link just before it changed set the bit of this port and added
+        // to another eventfd: from now on nobody who finds the bit set would wake it.
+        assert!(event_bits(&back.inner().events).raise(theirs.port()));
+        ours.notify().unwrap();
+        let readable = || {
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            poll(&mut [PollFd::new(&theirs, PollFlags::IN)], Some(&now)).unwrap() == 1
+        };
+        assert!(!readable());
+        let kick = |who: &Domain| {
+            let kick = Request::Kick(back.id(), theirs.port());
+            who.inner().connection.call::<0>(kick).unwrap().0.status
+        };
+        assert_eq!(kick(&third), Status::BadPort, "a stranger wakes nobody");
+        assert!(!readable());
+        assert_eq!(kick(&front), Status::Done);
+        assert!(readable() && theirs.take().unwrap());
+    }
+}

@@ -2,7 +2,7 @@
 
 use crate::domain::Domain;
 use crate::mem::{self, Held, Keeper, Mapped};
-use crate::peers::Peer;
+use crate::peers::Share;
 use pvio_grant_table::{
     Access, CopyBuf, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus,
 };
@@ -18,39 +18,47 @@ const MOST_PAGES: usize = 1024;
 /// Keeps the pages of a [`Mapping`] in use.
 #[derive(Debug)]
 pub struct Pin {
-    peer: Arc<Peer>,
-    grefs: Grefs,
-    stitched: Option<Mapped>,
+    peer: Arc<Share>,
+    pinned: Pinned,
 }
 
 #[derive(Debug)]
-enum Grefs {
+enum Pinned {
     One(GrantRef),
-    Many(Vec<GrantRef>),
+    Many(Box<Many>),
+}
+
+#[derive(Debug, Default)]
+struct Many {
+    grefs: Vec<GrantRef>,
+    /// The pages one behind the other, if they do not lie so in the peer's memory.
+    stitched: Option<Mapped>,
 }
 
 impl Drop for Pin {
     #[inline]
     fn drop(&mut self) {
-        match &self.grefs {
-            Grefs::One(gref) => self.peer.unpin(*gref),
-            Grefs::Many(grefs) => {
+        match &mut self.pinned {
+            Pinned::One(gref) => self.peer.unpin(*gref),
+            Pinned::Many(many) => {
                 // Nothing may point to the pages any more when they are let go of.
-                self.stitched = None;
-                grefs.iter().for_each(|gref| self.peer.unpin(*gref));
+                many.stitched = None;
+                many.grefs.iter().for_each(|gref| self.peer.unpin(*gref));
             }
         }
         self.peer.used();
     }
 }
 
-// SAFETY: either mapping is a field that nothing but `drop` changes, or in an `Arc` that nothing
-// replaces.
+// SAFETY: either mapping is in an allocation that nothing replaces, and stays until `drop`.
 #[allow(unsafe_code)]
 unsafe impl Keeper for Pin {
     #[inline]
     fn memory(&self) -> &Mapped {
-        self.stitched.as_ref().unwrap_or(&self.peer.memory.mapped)
+        match &self.pinned {
+            Pinned::Many(many) => many.stitched.as_ref().unwrap_or(&self.peer.memory.mapped),
+            Pinned::One(_) => &self.peer.memory.mapped,
+        }
     }
 }
 
@@ -85,34 +93,40 @@ impl GrantMapper for Domain {
 }
 
 #[inline]
-fn map_one(peer: Arc<Peer>, gref: GrantRef, access: Access) -> Result<Mapping, GrantStatus> {
+fn map_one(peer: Arc<Share>, gref: GrantRef, access: Access) -> Result<Mapping, GrantStatus> {
     let frame = peer.pin(gref, access)?;
-    let pin = Pin { peer, grefs: Grefs::One(gref), stitched: None };
+    let pin = Pin { peer, pinned: Pinned::One(gref) };
     hold(pin, frame as usize * PAGE_SIZE, PAGE_SIZE, access)
 }
 
 #[cold]
-fn map_many(peer: Arc<Peer>, grefs: &[GrantRef], access: Access) -> Result<Mapping, GrantStatus> {
+fn map_many(peer: Arc<Share>, grefs: &[GrantRef], access: Access) -> Result<Mapping, GrantStatus> {
     if grefs.is_empty() || grefs.len() > MOST_PAGES {
         return Err(GrantStatus::NoSpace);
     }
-    let mut pin = Pin { peer, grefs: Grefs::Many(Vec::with_capacity(grefs.len())), stitched: None };
-    let mut frames = Vec::with_capacity(grefs.len());
+    let (mut many, mut frames) = (Box::<Many>::default(), Vec::with_capacity(grefs.len()));
     for gref in grefs {
-        // On failure `pin` lets go of what was pinned so far.
-        frames.push(pin.peer.pin(*gref, access)?);
-        if let Grefs::Many(pinned) = &mut pin.grefs {
-            pinned.push(*gref);
+        match peer.pin(*gref, access) {
+            Ok(frame) => frames.push(frame),
+            Err(status) => {
+                many.grefs.iter().for_each(|gref| peer.unpin(*gref));
+                return Err(status);
+            }
         }
+        many.grefs.push(*gref);
     }
     let (first, len) = (frames[0], frames.len() * PAGE_SIZE);
+    let mut pin = Pin { peer, pinned: Pinned::Many(many) };
     if frames.iter().zip(first..).all(|(frame, expected)| *frame == expected) {
         return hold(pin, first as usize * PAGE_SIZE, len, access);
     }
     let file_len = pin.peer.memory.frames.len();
     let writable = access == Access::ReadWrite;
     let stitched = Mapped::stitched(&pin.peer.file, file_len, &frames, writable);
-    pin.stitched = Some(stitched.map_err(|_| GrantStatus::NoSpace)?);
+    let stitched = Some(stitched.map_err(|_| GrantStatus::NoSpace)?);
+    if let Pinned::Many(many) = &mut pin.pinned {
+        many.stitched = stitched;
+    }
     hold(pin, 0, len, access)
 }
 
@@ -123,7 +137,7 @@ fn hold(pin: Pin, offset: usize, len: usize, access: Access) -> Result<Mapping, 
 
 impl GrantCopier for Domain {
     fn copy(&self, ops: &mut [CopyOp<'_>]) {
-        let mut last: Option<(DomId, Arc<Peer>)> = None;
+        let mut last: Option<(DomId, Arc<Share>)> = None;
         for op in ops {
             let known = last.take().filter(|(domain, _)| *domain == op.domain);
             let peer = known.map_or_else(|| self.peer(op.domain), |(_, peer)| Ok(peer));
@@ -139,7 +153,7 @@ impl GrantCopier for Domain {
     }
 }
 
-fn copy_one(peer: &Peer, gref: GrantRef, offset: usize, with: &mut CopyBuf<'_>) -> GrantStatus {
+fn copy_one(peer: &Share, gref: GrantRef, offset: usize, with: &mut CopyBuf<'_>) -> GrantStatus {
     let (len, access) = match with {
         CopyBuf::FromGrant(buf) => (buf.len(), Access::ReadOnly),
         CopyBuf::ToGrant(buf) => (buf.len(), Access::ReadWrite),

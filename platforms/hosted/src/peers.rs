@@ -6,17 +6,19 @@ use crate::connection::Connection;
 use crate::layout::{Frames, Memory, map_memory};
 use crate::pages::{OwnMemory, lock};
 use crate::protocol::{Request, Status};
-use arc_swap::ArcSwap;
+use core::cell::RefCell;
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::ops::Deref;
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crossbeam_utils::CachePadded;
 use pvio_grant_table::{Access, DomId, GrantRef, GrantStatus};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, Weak};
 
 /// Another domain's memory.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    domain: DomId,
     pub(crate) memory: Memory,
     pub(crate) file: OwnedFd,
     uses: Box<[Uses]>,
@@ -85,16 +87,17 @@ impl Peer {
 struct Uses(AtomicU32);
 
 impl Uses {
-    const LOCKED: u32 = 1 << 31;
+    const LOCKED: u32 = u32::MAX;
     const MOST: u32 = Self::LOCKED - 1;
 
     #[inline]
     fn lock(&self) -> u32 {
         let mut tries = 0_u32;
         loop {
-            let before = self.0.fetch_or(Self::LOCKED, Ordering::Acquire);
-            if before & Self::LOCKED == 0 {
-                return before;
+            // One plain exchange; whoever finds it locked puts back what was there.
+            let count = self.0.swap(Self::LOCKED, Ordering::Acquire);
+            if count != Self::LOCKED {
+                return count;
             }
             // The holder may have been preempted.
             tries += 1;
@@ -111,52 +114,129 @@ impl Uses {
     }
 }
 
-/// Every domain whose memory this one has mapped, by number.
+/// One of several references to the same peer. Each counts by itself who holds it, in a cache line
+/// of its own, so that threads that map pages of one peer do not meet at one counter.
+#[derive(Debug)]
+pub(crate) struct Share(CachePadded<Arc<Peer>>);
+
+impl Deref for Share {
+    type Target = Peer;
+
+    #[inline]
+    fn deref(&self) -> &Peer {
+        &self.0
+    }
+}
+
+/// Shares of a peer; threads take turns.
+const SHARES: usize = 8;
+
+/// Peers that a thread remembers; of those that fall on the same place, the last.
+const REMEMBERED: usize = 64;
+
+/// What a thread remembers: whose peer it was, and a share of it that keeps nothing alive.
+#[derive(Debug)]
+struct Memo {
+    peers: u64,
+    domain: u16,
+    share: Weak<Share>,
+}
+
+impl Memo {
+    const NOTHING: Self = Self { peers: 0, domain: 0, share: Weak::new() };
+}
+
+static NEXT_PEERS: AtomicU64 = AtomicU64::new(1);
+static NEXT_THREAD: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static THREAD: usize = NEXT_THREAD.fetch_add(1, Ordering::Relaxed);
+    static MEMO: [RefCell<Memo>; REMEMBERED] = const { [const { RefCell::new(Memo::NOTHING) }; _] };
+}
+
+/// Every domain whose memory this one has mapped.
 #[derive(Debug)]
 pub(crate) struct Peers {
+    /// No two in this process have the same.
+    number: u64,
     user: DomId,
     own: Arc<OwnMemory>,
-    known: ArcSwap<Vec<Arc<Peer>>>,
-    changing: Mutex<()>,
+    known: Mutex<BTreeMap<u16, [Arc<Share>; SHARES]>>,
 }
 
 impl Peers {
     pub(crate) fn new(user: DomId, own: Arc<OwnMemory>) -> Self {
-        Self { user, own, known: ArcSwap::default(), changing: Mutex::new(()) }
+        let number = NEXT_PEERS.fetch_add(1, Ordering::Relaxed);
+        Self { number, user, own, known: Mutex::default() }
     }
 
-    /// A domain's memory; mapped now if it is not yet. Asks nobody and takes no lock when it is.
+    /// A domain's memory; mapped now if it is not yet. Asks nobody and takes no lock if this
+    /// thread used it before.
     #[inline]
     pub(crate) fn get(
         self: &Arc<Self>,
         domain: DomId,
         connection: &Arc<Connection>,
-    ) -> Result<Arc<Peer>, GrantStatus> {
-        match self.find(domain) {
-            Some(peer) if !self.own.memory.dead() => Ok(peer),
-            Some(_) => Err(GrantStatus::GeneralError),
-            None => self.fetch(domain, connection),
+    ) -> Result<Arc<Share>, GrantStatus> {
+        if self.own.memory.dead() {
+            return Err(GrantStatus::GeneralError);
+        }
+        match self.remembered(domain) {
+            Some(share) if !share.memory.dead() => Ok(share),
+            _ => self.look_up(domain, connection),
         }
     }
 
     #[inline]
-    fn find(&self, domain: DomId) -> Option<Arc<Peer>> {
-        let known = self.known.load();
-        let at = known.binary_search_by_key(&domain.0, |peer| peer.domain.0).ok()?;
-        let peer = known.get(at)?;
-        (!peer.memory.dead()).then(|| Arc::clone(peer))
+    fn remembered(&self, domain: DomId) -> Option<Arc<Share>> {
+        let place = usize::from(domain.0) % REMEMBERED;
+        let recall = |memo: &[RefCell<Memo>; REMEMBERED]| {
+            let memo = memo.get(place)?.try_borrow().ok()?;
+            let same = memo.peers == self.number && memo.domain == domain.0;
+            same.then(|| memo.share.upgrade()).flatten()
+        };
+        // A thread that is ending remembers nothing.
+        MEMO.try_with(recall).ok().flatten()
+    }
+
+    fn remember(&self, domain: DomId, share: &Arc<Share>) {
+        let place = usize::from(domain.0) % REMEMBERED;
+        let now = Memo { peers: self.number, domain: domain.0, share: Arc::downgrade(share) };
+        let _ = MEMO.try_with(|memo| memo.get(place).map(|memo| memo.replace(now)));
     }
 
     #[cold]
+    fn look_up(
+        self: &Arc<Self>,
+        domain: DomId,
+        connection: &Arc<Connection>,
+    ) -> Result<Arc<Share>, GrantStatus> {
+        let mut known = lock(&self.known);
+        let living = known.get(&domain.0).filter(|shares| !shares[0].memory.dead());
+        let (shares, dead) = match living {
+            Some(shares) => (shares.clone(), Vec::new()),
+            None => {
+                let peer = Arc::new(self.fetch(domain, connection)?);
+                let share = |_| Arc::new(Share(CachePadded::new(Arc::clone(&peer))));
+                let shares = std::array::from_fn(share);
+                let dead = take_dead(&mut known);
+                known.insert(domain.0, shares.clone());
+                (shares, dead)
+            }
+        };
+        drop(known);
+        drop(dead);
+        let thread = THREAD.try_with(|thread| *thread).unwrap_or(0);
+        let share = Arc::clone(&shares[thread % SHARES]);
+        self.remember(domain, &share);
+        Ok(share)
+    }
+
     fn fetch(
         self: &Arc<Self>,
         domain: DomId,
         connection: &Arc<Connection>,
-    ) -> Result<Arc<Peer>, GrantStatus> {
-        let changing = lock(&self.changing);
-        if let Some(peer) = self.find(domain) {
-            return Ok(peer);
-        }
+    ) -> Result<Peer, GrantStatus> {
         let asked = connection.call::<1>(Request::Memory(domain));
         let (reply, fds) = asked.map_err(|_| GrantStatus::GeneralError)?;
         let Some([file]) = fds else {
@@ -169,8 +249,7 @@ impl Peers {
         let [total, grant] = reply.results;
         let frames = Frames::from_wire(total, grant).ok_or(GrantStatus::GeneralError)?;
         let memory = map_memory(&file, frames).map_err(|_| GrantStatus::NoSpace)?;
-        let peer = Arc::new(Peer {
-            domain,
+        Ok(Peer {
             memory,
             file,
             uses: std::iter::repeat_with(Uses::default).take(frames.entries() as usize).collect(),
@@ -178,30 +257,18 @@ impl Peers {
             own: Arc::clone(&self.own),
             others: Arc::downgrade(self),
             _alive: Arc::clone(connection),
-        });
-        let mut next = self.living();
-        next.push(Arc::clone(&peer));
-        next.sort_by_key(|peer| peer.domain.0);
-        let old = self.known.swap(Arc::new(next));
-        drop(changing);
-        drop(old);
-        Ok(peer)
+        })
     }
 
     #[cold]
     fn forget_dead(&self) {
-        let changing = lock(&self.changing);
-        let next = self.living();
-        if next.len() < self.known.load().len() {
-            let old = self.known.swap(Arc::new(next));
-            drop(changing);
-            drop(old);
-        }
+        // Dropped only when the lock is given back: unmapping is slow.
+        let _dead = take_dead(&mut lock(&self.known));
     }
+}
 
-    fn living(&self) -> Vec<Arc<Peer>> {
-        self.known.load().iter().filter(|peer| !peer.memory.dead()).cloned().collect()
-    }
+fn take_dead(known: &mut BTreeMap<u16, [Arc<Share>; SHARES]>) -> Vec<[Arc<Share>; SHARES]> {
+    known.extract_if(.., |_, shares| shares[0].memory.dead()).map(|(_, shares)| shares).collect()
 }
 
 #[cfg(test)]

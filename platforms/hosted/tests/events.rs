@@ -5,9 +5,10 @@ mod support;
 use pvio_event_channel::{EventChannel, EventChannels, EventError, Port};
 use pvio_grant_table::{Access, DomId, GrantMapper, Granter};
 use pvio_hosted::DomainConfig;
+use pvio_ring::shm::{PAGE_SIZE, Part};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::AsFd;
-use support::{Host, LOST, lockstep};
+use support::{Host, LOST, flood, lockstep};
 
 fn readable(channel: &impl AsFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -157,8 +158,26 @@ fn no_wake_up_is_lost_between_threads() {
     let b = back.bind_interdomain(front.id(), a.port()).unwrap();
     let theirs = back.map(front.id(), &[gref], Access::ReadWrite).unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| lockstep(&page, &a, true, 100_000));
-        scope.spawn(|| lockstep(&theirs, &b, false, 100_000));
+        scope.spawn(|| lockstep(&page, &a, true, 20_000));
+        scope.spawn(|| lockstep(&theirs, &b, false, 20_000));
+    });
+}
+
+#[test]
+fn no_wake_up_is_lost_in_a_crowd() {
+    let host = Host::new();
+    let (front, back) = (host.domain("front"), host.domain("back"));
+    let page = front.alloc_pages(4).unwrap();
+    // More threads than processors, so that each is stopped in every place.
+    std::thread::scope(|scope| {
+        for i in 0..4 {
+            let part = Part::new(page.clone(), i * PAGE_SIZE, PAGE_SIZE).unwrap();
+            let a = front.alloc_unbound(back.id()).unwrap();
+            let b = back.bind_interdomain(front.id(), a.port()).unwrap();
+            let theirs = part.clone();
+            scope.spawn(move || flood(&part, &a, true, 2_000_000));
+            scope.spawn(move || flood(&theirs, &b, false, 2_000_000));
+        }
     });
 }
 

@@ -264,3 +264,32 @@ fn strangers_do_not_keep_others_out() {
     assert_eq!(answer(&strangers[0]), None, "the oldest was hung up on");
     guest.alloc_unbound(id).unwrap();
 }
+
+#[test]
+fn other_users_are_kept_out() {
+    let host = Host::new();
+    let id = host.create("guest");
+    if !rustix::process::getuid().is_root() {
+        // Past the harness, which keeps what tests that pass print to itself.
+        let skipped = "SKIPPED: only root can become another user; run this test as root\n";
+        std::io::Write::write_all(&mut std::io::stderr(), skipped.as_bytes()).unwrap();
+        return;
+    }
+    // As if somebody had opened directory and socket to all.
+    for (path, mode) in [(".", 0o755), ("hypervisor.sock", 0o666)] {
+        let path = host.dir.path().join(path);
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let nobody = rustix::process::Uid::from_raw(65534);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            let joined = Domain::join(host.dir.path(), id);
+            assert!(matches!(joined, Err(JoinError::OtherUser)));
+            let socket = knock(host.dir.path());
+            let _ = send(&socket, &packet(1, id.0, 0), SendFlags::NOSIGNAL);
+            assert_eq!(answer(&socket), None);
+        });
+    });
+    host.join(id);
+}

@@ -1,10 +1,11 @@
-//! What domains and hypervisors leave behind: nothing. A test binary of its own, since it counts
-//! what the whole process has open.
+//! What domains and hypervisors leave behind, and what they do when nothing is to be done:
+//! nothing. A test binary of its own, since it counts what the whole process has open.
 
 mod support;
 
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper, Granter};
+use std::collections::BTreeMap;
 use support::{Host, mapped_memfds, open_fds};
 
 #[test]
@@ -23,7 +24,8 @@ fn nothing_is_left_open_or_mapped() {
         let unbound = front.alloc_unbound(back.id()).unwrap();
         b.notify().unwrap();
         assert!(back.bind_interdomain(front.id(), a.port()).is_err());
-        (host, pages, ring, one, a, b, unbound)
+        let names = back.xenstore().unwrap();
+        (host, pages, ring, one, a, b, unbound, names)
     };
     drop(once());
     let before = (open_fds(), mapped_memfds());
@@ -51,4 +53,42 @@ fn nothing_is_left_open_or_mapped() {
         drop((mapping, b));
     }
     assert_eq!((open_fds(), mapped_memfds()), before);
+
+    // With a domain joined, a channel bound and nothing to do, no thread wakes even once.
+    let front = host.domain("front");
+    let a = front.alloc_unbound(back.id()).unwrap();
+    let b = back.bind_interdomain(front.id(), a.port()).unwrap();
+    assert!(b.take().unwrap());
+    let before = settled_switches();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(switches(), before);
+}
+
+/// How often each thread but this one went to sleep so far, by name.
+fn switches() -> BTreeMap<String, u64> {
+    let read = |task: std::fs::DirEntry| -> Option<(String, u64)> {
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim().to_owned()
+        };
+        let name = field("Name:");
+        let ours = ["pvio-hypervisor", "xenstore"].contains(&name.as_str());
+        ours.then(|| (name, field("voluntary_ctxt_switches:").parse().unwrap()))
+    };
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    tasks.filter_map(|task| read(task.unwrap())).collect()
+}
+
+/// The same, once two looks find the threads asleep: they may still be on their way there.
+fn settled_switches() -> BTreeMap<String, u64> {
+    for _ in 0..1000 {
+        let first = switches();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        if first == switches() {
+            assert_eq!(first.len(), 2, "{first:?}");
+            return first;
+        }
+    }
+    panic!("they never sleep for 20 ms");
 }

@@ -150,10 +150,12 @@ fn no_wake_up_is_lost() {
     let mut pair = Pair::new();
     pair.share(1, &[0]);
     pair.bind();
-    pair.front.tell("lockstep first 50000");
-    pair.back.tell("lockstep second 50000");
-    assert_eq!(pair.front.answer(), "done");
-    assert_eq!(pair.back.answer(), "done");
+    for (game, turns) in [("lockstep", 20_000), ("flood", 500_000)] {
+        pair.front.tell(format!("{game} first {turns}"));
+        pair.back.tell(format!("{game} second {turns}"));
+        assert_eq!(pair.front.answer(), "done");
+        assert_eq!(pair.back.answer(), "done");
+    }
 }
 
 fn a_killed_domains_ports_are_not_its_successors() {

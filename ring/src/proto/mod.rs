@@ -3,4 +3,5 @@
 //! emitted from such a value.
 
 pub mod blkif;
+pub mod checksum;
 pub mod netif;

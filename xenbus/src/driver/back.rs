@@ -1,8 +1,8 @@
-use super::{Ends, Fault, Life, only_if_lost};
+use super::{Ends, Fault, Life, only_if_lost, peer_state};
 use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
-    DeviceAddr, clear_error, online_path, read_online, read_state, state_path, switch_state,
+    DeviceAddr, clear_error, online_path, read_online, state_path, switch_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -104,8 +104,8 @@ impl<C: BackendClass> BackendDriver<C> {
     /// [`XsError`] when xenstore itself fails; the driver is of no more use then.
     pub fn step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, XsError> {
         self.try_step(xs).or_else(|error| match error {
-            HandshakeError::Xenstore(error) => Err(error),
-            // What the toolstack wrote makes no sense.
+            HandshakeError::Xenstore(error) if error.errno().is_none() => Err(error),
+            // What the toolstack wrote makes no sense, or it took our rights away.
             other => {
                 self.break_down(xs, &other.into())?;
                 Ok(Life::Alive)
@@ -164,7 +164,7 @@ impl<C: BackendClass> BackendDriver<C> {
         if self.broken {
             return Ok(if online { BackAction::None } else { BackAction::Remove });
         }
-        let front = read_state(xs, &self.ends.front)?;
+        let front = peer_state(xs, &self.ends.front)?;
         Ok(self.machine.decide(front, online))
     }
 

@@ -1,8 +1,8 @@
-use super::{Ends, Fault, Life, only_if_lost};
+use super::{Ends, Fault, Life, only_if_lost, peer_state};
 use crate::device::{FrontAction, FrontendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
-    DeviceAddr, clear_error, read_online, read_state, state_path, switch_state, write_state,
+    DeviceAddr, clear_error, read_online, state_path, switch_state, write_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -90,7 +90,7 @@ impl<C: FrontendClass> FrontendDriver<C> {
     /// [`XsError`] when xenstore itself fails; the driver is of no more use then.
     pub fn step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, XsError> {
         self.try_step(xs).or_else(|error| match error {
-            HandshakeError::Xenstore(error) => Err(error),
+            HandshakeError::Xenstore(error) if error.errno().is_none() => Err(error),
             other => {
                 self.fail(xs, &other.into())?;
                 Ok(Life::Alive)
@@ -136,8 +136,9 @@ impl<C: FrontendClass> FrontendDriver<C> {
                 self.class.release();
                 return Ok(Life::Gone);
             }
-            let online = read_online(xs, &self.ends.back)?;
-            let back = read_state(xs, &self.ends.back)?;
+            // What cannot be read is not there, and does not ask for the device to end either.
+            let online = read_online(xs, &self.ends.back).unwrap_or(false);
+            let back = peer_state(xs, &self.ends.back)?;
             let action = self.machine.decide(back, online, fresh);
             fresh = false;
             let idle = action == FrontAction::None || (self.broken && action != FrontAction::Close);

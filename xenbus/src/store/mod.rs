@@ -18,11 +18,13 @@
 //! - the reference's write-rate limiter is absent;
 //! - `GET_FEATURE`, `SET_FEATURE`, `GET_QUOTA` and `SET_QUOTA`, newer than 4.17, are `ENOSYS`.
 
+mod admin;
 mod domain;
 mod local;
 mod nodes;
 mod quota;
 mod request;
+mod session;
 mod tree;
 mod watch;
 

@@ -7,21 +7,16 @@ use alloc::vec::Vec;
 
 use pvio_ring::DomId;
 
+use super::domain::rights;
 use super::nodes::{Caller, Need};
-use super::tree::{Transaction, View, ViewLimits};
-use super::watch::Watch;
+use super::tree::{View, ViewLimits};
 use super::{ConnId, Store};
 use crate::wire::{
-    ABS_PATH_MAX, Op, PAYLOAD_MAX, Perm, WirePath, XsErrno, parse_u16, parse_u32, parse_u64,
-    split_string, strings,
+    ABS_PATH_MAX, Op, PAYLOAD_MAX, Perm, WirePath, XsErrno, parse_u16, parse_u64, split_string,
+    strings,
 };
 
-type Answer = Result<Vec<u8>, XsErrno>;
-
-/// What a watch costs beside its path and token, in bytes.
-const WATCH_OVERHEAD: usize = 128;
-/// What an empty transaction costs, in bytes.
-const TRANSACTION_OVERHEAD: usize = 256;
+pub(super) type Answer = Result<Vec<u8>, XsErrno>;
 
 pub(super) fn error_body(errno: XsErrno) -> Vec<u8> {
     text(errno.name())
@@ -114,20 +109,6 @@ impl Store {
         }
     }
 
-    /// Drops a connection's watches and transactions, and the events that wait.
-    pub(super) fn reset(&mut self, conn: ConnId) {
-        let Some(c) = self.conns.get_mut(&conn) else {
-            return;
-        };
-        let domid = c.domid;
-        c.transactions.clear();
-        c.events.clear();
-        for (path, token) in core::mem::take(&mut c.watches) {
-            self.watches.remove(&path, conn, &token);
-            self.account_watch(domid, &path, &token, false);
-        }
-    }
-
     fn node_request(&mut self, conn: ConnId, op: Op, tx_id: u32, payload: &[u8]) -> Answer {
         let (path, rest) = split_string(payload).ok_or(XsErrno::Inval)?;
         let path = self.absolute(conn, path)?;
@@ -162,15 +143,17 @@ impl Store {
             return Err(XsErrno::Inval);
         }
         if path.first() == Some(&b'@') {
-            // Only the two special events have permissions, and only dom0 may set them.
-            if !self.is_privileged(conn) {
-                return Err(XsErrno::Acces);
-            }
+            // Only the two special events have permissions; their owner may hand them on.
             let place = match path {
                 b"@introduceDomain" => &mut self.introduce_perms,
                 b"@releaseDomain" => &mut self.release_perms,
-                _ => return Err(XsErrno::NoEnt),
+                _ => return Err(XsErrno::Inval),
             };
+            let domid = self.conns.get(&conn).ok_or(XsErrno::Io)?.domid;
+            let target = self.domains.get(&domid).and_then(|d| d.target);
+            if !rights(domid, target, place).own {
+                return Err(XsErrno::Acces);
+            }
             *place = perms.into();
             return Ok(ok());
         }
@@ -178,177 +161,6 @@ impl Store {
         self.with_caller(conn, tx_id, |caller| {
             caller.set_perms(&path, perms).map(|()| ok())
         })
-    }
-
-    fn watch(&mut self, conn: ConnId, payload: &[u8]) -> Answer {
-        let mut args = strings(payload);
-        let (path, token) = args.next().zip(args.next()).ok_or(XsErrno::Inval)?;
-        let depth = match args.next() {
-            None | Some(b"") => None,
-            Some(text) => Some(parse_u32(text).ok_or(XsErrno::Inval)?),
-        };
-        let (path, strip) = self.watch_path(conn, path)?;
-        if self.watches.contains(&path, conn, token) {
-            return Err(XsErrno::Exist);
-        }
-        let domid = self.conns.get(&conn).ok_or(XsErrno::Io)?.domid;
-        if domid != DomId::DOM0 {
-            let held = self.domains.get(&domid).map_or(0, |d| d.watches);
-            if held >= self.quota.watches {
-                return Err(XsErrno::TooBig);
-            }
-            if watch_cost(&path, token) > self.memory_left(domid) {
-                return Err(XsErrno::NoMem);
-            }
-        }
-        self.account_watch(domid, &path, token, true);
-        let watch = Watch {
-            conn,
-            token: token.into(),
-            depth,
-            strip,
-        };
-        if let Some(c) = self.conns.get_mut(&conn) {
-            c.watches.insert((path.clone(), token.into()));
-            // The first event comes at once, so that a client need not look before it watches.
-            let shown = watch.show(&path);
-            c.events.push(shown, shown, token, self.quota.events);
-        }
-        self.watches.add(&path, watch);
-        Ok(ok())
-    }
-
-    fn unwatch(&mut self, conn: ConnId, payload: &[u8]) -> Answer {
-        let mut args = strings(payload);
-        let (path, token) = args.next().zip(args.next()).ok_or(XsErrno::Inval)?;
-        // No watch is on a path that is none.
-        let (path, _) = self.watch_path(conn, path).map_err(|_| XsErrno::NoEnt)?;
-        if !self.watches.remove(&path, conn, token) {
-            return Err(XsErrno::NoEnt);
-        }
-        if let Some(c) = self.conns.get_mut(&conn) {
-            c.watches.remove(&(path.clone(), token.into()));
-            let domid = c.domid;
-            self.account_watch(domid, &path, token, false);
-        }
-        Ok(ok())
-    }
-
-    fn transaction_start(&mut self, conn: ConnId, tx_id: u32) -> Answer {
-        if tx_id != 0 {
-            return Err(XsErrno::Busy);
-        }
-        let domid = self.conns.get(&conn).ok_or(XsErrno::Io)?.domid;
-        if domid != DomId::DOM0 {
-            let open: usize = self
-                .conns
-                .values()
-                .filter(|c| c.domid == domid)
-                .map(|c| c.transactions.len())
-                .sum();
-            if open >= self.quota.transactions {
-                return Err(XsErrno::NoSpc);
-            }
-            if TRANSACTION_OVERHEAD > self.memory_left(domid) {
-                return Err(XsErrno::NoMem);
-            }
-        }
-        let c = self.conns.get_mut(&conn).ok_or(XsErrno::Io)?;
-        loop {
-            c.last_tx = c.last_tx.wrapping_add(1);
-            if c.last_tx != 0 && !c.transactions.contains_key(&c.last_tx) {
-                break;
-            }
-        }
-        let mut tx = Transaction::default();
-        tx.bytes = TRANSACTION_OVERHEAD;
-        c.transactions.insert(c.last_tx, tx);
-        Ok(text(&c.last_tx.to_string()))
-    }
-
-    fn transaction_end(&mut self, conn: ConnId, tx_id: u32, payload: &[u8]) -> Answer {
-        let commit = match payload {
-            b"T\0" => true,
-            b"F\0" => false,
-            _ => return Err(XsErrno::Inval),
-        };
-        let c = self.conns.get_mut(&conn).ok_or(XsErrno::Io)?;
-        let domid = c.domid;
-        let tx = c.transactions.remove(&tx_id).ok_or(XsErrno::NoEnt)?;
-        if commit {
-            let max_nodes = (domid != DomId::DOM0).then_some(self.quota.nodes);
-            let changes = tx.commit(&mut self.tree, domid, max_nodes)?;
-            self.fire(&changes);
-        }
-        Ok(ok())
-    }
-
-    fn introduce_request(&mut self, payload: &[u8]) -> Answer {
-        let mut args = strings(payload);
-        let domid = args.next().and_then(real_guest).ok_or(XsErrno::Inval)?;
-        // The page and the port must be given, as ever, but connections come from the embedder.
-        args.next().zip(args.next()).ok_or(XsErrno::Inval)?;
-        self.introduce(domid);
-        Ok(ok())
-    }
-
-    fn release_request(&mut self, payload: &[u8]) -> Answer {
-        let domid = strings(payload)
-            .next()
-            .and_then(real_guest)
-            .ok_or(XsErrno::Inval)?;
-        if self.release(domid) {
-            Ok(ok())
-        } else {
-            Err(XsErrno::NoEnt)
-        }
-    }
-
-    fn set_target_request(&mut self, payload: &[u8]) -> Answer {
-        let mut args = strings(payload);
-        let domid = args.next().and_then(real_guest).ok_or(XsErrno::Inval)?;
-        let target = args.next().and_then(real_guest).ok_or(XsErrno::Inval)?;
-        if self.set_target(domid, target) {
-            Ok(ok())
-        } else {
-            Err(XsErrno::NoEnt)
-        }
-    }
-
-    fn control(&mut self, payload: &[u8]) -> Answer {
-        let mut args = strings(payload);
-        match args.next() {
-            Some(b"check") => self.check().map(|()| ok()).map_err(|_| XsErrno::Io),
-            Some(b"help") => Ok(text("check\nhelp\nquota [<domid>]")),
-            Some(b"quota") => {
-                let q = &self.quota;
-                let lines = match args.next() {
-                    None | Some(b"") => format!(
-                        "nodes {}\nwatches {}\ntransactions {}\noutstanding {}\ntransaction-nodes {}\nmemory {}\nnode-size {}\npermissions {}",
-                        q.nodes,
-                        q.watches,
-                        q.transactions,
-                        q.outstanding,
-                        q.transaction_nodes,
-                        q.memory,
-                        q.node_size,
-                        q.perms
-                    ),
-                    Some(arg) => {
-                        let domid = parse_u16(arg).map(DomId).ok_or(XsErrno::Inval)?;
-                        let d = self.domains.get(&domid).ok_or(XsErrno::NoEnt)?;
-                        format!(
-                            "nodes {}\nwatches {}\nmemory {}",
-                            self.tree.owned(domid).nodes,
-                            d.watches,
-                            self.held(domid)
-                        )
-                    }
-                };
-                Ok(text(&lines))
-            }
-            _ => Err(XsErrno::Inval),
-        }
     }
 
     fn with_caller<R>(
@@ -389,7 +201,7 @@ impl Store {
     }
 
     /// The absolute form of a path that names a node.
-    fn absolute(&self, conn: ConnId, path: &[u8]) -> Result<Box<str>, XsErrno> {
+    pub(super) fn absolute(&self, conn: ConnId, path: &[u8]) -> Result<Box<str>, XsErrno> {
         match WirePath::parse(path).map_err(|_| XsErrno::Inval)? {
             WirePath::Absolute(p) => Ok(p.into()),
             WirePath::Relative(p) => {
@@ -405,21 +217,8 @@ impl Store {
         }
     }
 
-    /// The absolute form of a path to watch, and how much of it the client does not spell.
-    fn watch_path(&self, conn: ConnId, path: &[u8]) -> Result<(Box<str>, usize), XsErrno> {
-        match WirePath::parse(path).map_err(|_| XsErrno::Inval)? {
-            WirePath::Special(p) => Ok((p.into(), 0)),
-            WirePath::Absolute(p) => Ok((p.into(), 0)),
-            WirePath::Relative(p) => {
-                let full = self.absolute(conn, path)?;
-                let strip = full.len().saturating_sub(p.len());
-                Ok((full, strip))
-            }
-        }
-    }
-
     /// Bytes held on a domain's behalf.
-    fn held(&self, domid: DomId) -> usize {
+    pub(super) fn held(&self, domid: DomId) -> usize {
         let in_transactions: usize = self
             .conns
             .values()
@@ -434,22 +233,8 @@ impl Store {
             .saturating_add(in_transactions)
     }
 
-    fn memory_left(&self, domid: DomId) -> usize {
+    pub(super) fn memory_left(&self, domid: DomId) -> usize {
         self.quota.memory.saturating_sub(self.held(domid))
-    }
-
-    fn account_watch(&mut self, domid: DomId, path: &str, token: &[u8], add: bool) {
-        let Some(d) = self.domains.get_mut(&domid) else {
-            return;
-        };
-        let cost = watch_cost(path, token);
-        if add {
-            d.watches = d.watches.saturating_add(1);
-            d.watch_bytes = d.watch_bytes.saturating_add(cost);
-        } else {
-            d.watches = d.watches.saturating_sub(1);
-            d.watch_bytes = d.watch_bytes.saturating_sub(cost);
-        }
     }
 }
 
@@ -490,18 +275,6 @@ fn one_domid(payload: &[u8]) -> Result<DomId, XsErrno> {
         .ok_or(XsErrno::Inval)
 }
 
-fn real_guest(text: &[u8]) -> Option<DomId> {
-    parse_u16(text)
-        .map(DomId)
-        .filter(|d| *d != DomId::DOM0 && d.is_real())
-}
-
-fn watch_cost(path: &str, token: &[u8]) -> usize {
-    path.len()
-        .saturating_add(token.len())
-        .saturating_add(WATCH_OVERHEAD)
-}
-
 fn join<'a>(names: impl IntoIterator<Item = &'a Box<str>>) -> Vec<u8> {
     names
         .into_iter()
@@ -509,11 +282,11 @@ fn join<'a>(names: impl IntoIterator<Item = &'a Box<str>>) -> Vec<u8> {
         .collect()
 }
 
-fn ok() -> Vec<u8> {
+pub(super) fn ok() -> Vec<u8> {
     text("OK")
 }
 
-fn text(s: &str) -> Vec<u8> {
+pub(super) fn text(s: &str) -> Vec<u8> {
     let mut bytes = String::from(s).into_bytes();
     bytes.push(0);
     bytes

@@ -153,11 +153,6 @@ impl EventQueue {
         self.order.is_empty()
     }
 
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.order.len()
-    }
-
     pub fn clear(&mut self) {
         self.order.clear();
         self.waiting.clear();

@@ -1,10 +1,14 @@
 //! What the tests share.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod ring;
+pub mod world;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pvio_ring::DomId;
 use pvio_xenbus::store::{ConnId, Store};
 use pvio_xenbus::wire::{Header, Op, XsErrno, decode, split_string};
 use pvio_xenbus::{WatchEvent, Xenstore};
@@ -32,6 +36,22 @@ pub fn ask(
     }
     assert_eq!(frame.header.op(), Some(op));
     Ok(frame.payload.to_vec())
+}
+
+/// A domain's home, its own, and a connection of it.
+pub fn guest(store: &mut Store, dom0: ConnId, domid: u16) -> ConnId {
+    let home = format!("/local/domain/{domid}\0");
+    ask(store, dom0, Op::Mkdir, 0, home.as_bytes()).unwrap();
+    ask(
+        store,
+        dom0,
+        Op::SetPerms,
+        0,
+        format!("{home}n{domid}\0").as_bytes(),
+    )
+    .unwrap();
+    store.introduce(DomId(domid));
+    store.connect(DomId(domid))
 }
 
 /// Takes all events that wait, as (path, token).

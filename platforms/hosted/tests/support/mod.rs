@@ -7,6 +7,7 @@ use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
 use pvio_hosted::{Channel, Domain, DomainConfig, Hypervisor, HypervisorEvent};
 use pvio_ring::shm::{Region, SharedMemory};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -66,7 +67,7 @@ pub fn lockstep(page: &impl SharedMemory, bell: &Channel, first: bool, turns: u3
         noise ^= noise << 13;
         noise ^= noise >> 17;
         noise ^= noise << 5;
-        let (masked, looks) = (noise & 3 == 1, (noise >> 8) & 0x3ff);
+        let (masked, looks, dawdles) = (noise & 3 == 1, (noise >> 8) & 0x3ff, noise >> 19);
         if masked {
             bell.mask();
         }
@@ -77,13 +78,45 @@ pub fn lockstep(page: &impl SharedMemory, bell: &Channel, first: bool, turns: u3
             bell.unmask();
         }
         while !seen(theirs) {
-            assert!(bell.wait(Some(LOST)).unwrap(), "a wake-up was lost in turn {turn}");
+            sleep(bell, turn);
+            bell.take().unwrap();
         }
         if !first {
+            // Long enough now and then for the other side to be asleep, or about to be.
+            if noise & 12 == 0 {
+                (0..dawdles).for_each(|_| std::hint::spin_loop());
+            }
             page.store_u32(mine, turn, Ordering::Release);
             bell.notify().unwrap();
         }
     }
+}
+
+/// One side sends events as fast as it can, counting them in word 2 of a shared page; the other
+/// sleeps and takes until it saw the last. A wake-up that is lost leaves an event pending that
+/// nobody was told of, so that every later one is not told of either: it shows at once.
+pub fn flood(page: &impl SharedMemory, bell: &Channel, first: bool, events: u32) {
+    if first {
+        for event in 1..=events {
+            page.store_u32(8, event, Ordering::Release);
+            bell.notify().unwrap();
+        }
+        return;
+    }
+    let mut seen = 0;
+    while seen < events {
+        sleep(bell, seen);
+        if bell.take().unwrap() {
+            seen = page.load_u32(8, Ordering::Acquire).unwrap();
+        }
+    }
+}
+
+/// Sleeps as an io_uring does: on the descriptor alone, without a look at the bits first.
+fn sleep(bell: &Channel, turn: u32) {
+    let lost = Timespec::try_from(LOST).unwrap();
+    let woken = poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&lost)).unwrap();
+    assert!(woken == 1, "a wake-up was lost after {turn}");
 }
 
 /// Open descriptors of this process.

@@ -1,7 +1,7 @@
 //! Domains that are processes of their own: this very test program, started once more, doing what
 //! it is told line by line.
 
-use super::{LOST, lockstep};
+use super::{LOST, flood, lockstep};
 use pvio_event_channel::{EventChannel, EventChannels, Port};
 use pvio_grant_table::{Access, DomId, GrantMapper, GrantRef, Granter};
 use pvio_hosted::{Channel, Domain, Hypervisor, Mapping, Pages};
@@ -168,9 +168,9 @@ impl Told {
             }
             ["notify"] => self.bell.as_ref().unwrap().notify().unwrap(),
             ["wait"] => assert!(self.bell.as_ref().unwrap().wait(Some(LOST)).unwrap()),
-            ["lockstep", who, turns] => match (&self.mapping, &self.pages) {
-                (Some(mapping), _) => self.lockstep(mapping, who, number(turns)),
-                (_, pages) => self.lockstep(pages.as_ref().unwrap(), who, number(turns)),
+            [game @ ("lockstep" | "flood"), who, turns] => match (&self.mapping, &self.pages) {
+                (Some(mapping), _) => self.play(mapping, game, who, number(turns)),
+                (_, pages) => self.play(pages.as_ref().unwrap(), game, who, number(turns)),
             },
             // Maps and unmaps until killed; tells once that it began.
             ["storm", peer, gref] => {
@@ -185,8 +185,12 @@ impl Told {
         "done".into()
     }
 
-    fn lockstep(&self, page: &impl SharedMemory, who: &str, turns: u32) {
-        lockstep(page, self.bell.as_ref().unwrap(), who == "first", turns);
+    fn play(&self, page: &impl SharedMemory, game: &str, who: &str, turns: u32) {
+        let (bell, first) = (self.bell.as_ref().unwrap(), who == "first");
+        match game {
+            "flood" => flood(page, bell, first, turns),
+            _ => lockstep(page, bell, first, turns),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use alloc::string::ToString;
 use pvio_ring::DomId;
 
 use crate::handshake::HandshakeError;
-use crate::handshake::common::{DeviceAddr, DeviceClass, create_ends, write_state};
+use crate::handshake::common::{DeviceAddr, DeviceClass, create_backend_end, create_frontend_end, regrant_frontend_end, write_state};
 use crate::handshake::fields::{Reader, Writer};
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, transaction};
@@ -232,6 +232,25 @@ pub fn create_device<X: Xenstore + ?Sized>(
     addr: DeviceAddr,
     back: &ToolstackBack,
 ) -> Result<(), HandshakeError> {
+    let front = ToolstackFront::new(addr, back.device_type);
+    transaction(xs, |tx| {
+        create_frontend_end(tx, addr)?;
+        create_backend(tx, addr, back)?;
+        front.write(tx, &addr.frontend_path())?;
+        write_state(tx, &addr.frontend_path(), XenbusState::Initialising)
+    })
+}
+
+/// Makes only the backend's directory of a disk, whose frontend is there already: its driver
+/// domain died and another takes its place. The frontend starts over when it is offered anew.
+///
+/// # Errors
+/// As [`create_device`].
+pub fn create_backend<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+    back: &ToolstackBack,
+) -> Result<(), HandshakeError> {
     if addr.class != DeviceClass::Vbd {
         return Err(HandshakeError::Unwritable("a disk of another class"));
     }
@@ -240,13 +259,11 @@ pub fn create_device<X: Xenstore + ?Sized>(
             "the frontend is not the address's",
         ));
     }
-    let front = ToolstackFront::new(addr, back.device_type);
     transaction(xs, |tx| {
-        create_ends(tx, addr)?;
+        create_backend_end(tx, addr)?;
+        regrant_frontend_end(tx, addr)?;
         back.write(tx, &addr.backend_path())?;
-        front.write(tx, &addr.frontend_path())?;
-        write_state(tx, &addr.backend_path(), XenbusState::Initialising)?;
-        write_state(tx, &addr.frontend_path(), XenbusState::Initialising)
+        write_state(tx, &addr.backend_path(), XenbusState::Initialising)
     })
 }
 

@@ -8,7 +8,7 @@ use pvio_ring::DomId;
 
 use super::Mac;
 use crate::handshake::HandshakeError;
-use crate::handshake::common::{DeviceAddr, DeviceClass, create_ends, write_state};
+use crate::handshake::common::{DeviceAddr, DeviceClass, create_backend_end, create_frontend_end, regrant_frontend_end, write_state};
 use crate::handshake::fields::{Reader, Writer};
 use crate::state::XenbusState;
 use crate::wire::{parse_u32, parse_u64};
@@ -251,6 +251,28 @@ pub fn create_device<X: Xenstore + ?Sized>(
     addr: DeviceAddr,
     back: &ToolstackBack,
 ) -> Result<(), HandshakeError> {
+    let front = ToolstackFront {
+        mtu: back.mtu,
+        ..ToolstackFront::new(addr, back.mac)
+    };
+    transaction(xs, |tx| {
+        create_frontend_end(tx, addr)?;
+        create_backend(tx, addr, back)?;
+        front.write(tx, &addr.frontend_path())?;
+        write_state(tx, &addr.frontend_path(), XenbusState::Initialising)
+    })
+}
+
+/// Makes only the backend's directory of a network interface, whose frontend is there already: its driver
+/// domain died and another takes its place. The frontend starts over when it is offered anew.
+///
+/// # Errors
+/// As [`create_device`].
+pub fn create_backend<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+    back: &ToolstackBack,
+) -> Result<(), HandshakeError> {
     if addr.class != DeviceClass::Vif {
         return Err(HandshakeError::Unwritable(
             "a network interface of another class",
@@ -266,16 +288,11 @@ pub fn create_device<X: Xenstore + ?Sized>(
             "an impossible MAC address or MTU",
         ));
     }
-    let front = ToolstackFront {
-        mtu: back.mtu,
-        ..ToolstackFront::new(addr, back.mac)
-    };
     transaction(xs, |tx| {
-        create_ends(tx, addr)?;
+        create_backend_end(tx, addr)?;
+        regrant_frontend_end(tx, addr)?;
         back.write(tx, &addr.backend_path())?;
-        front.write(tx, &addr.frontend_path())?;
-        write_state(tx, &addr.backend_path(), XenbusState::Initialising)?;
-        write_state(tx, &addr.frontend_path(), XenbusState::Initialising)
+        write_state(tx, &addr.backend_path(), XenbusState::Initialising)
     })
 }
 

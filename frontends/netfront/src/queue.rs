@@ -1,0 +1,274 @@
+//! The data path of a virtual NIC: packets out, packets in.
+//!
+//! ```
+//! # fn run<P>(queue: &mut pvio_netfront::Queue<P>) -> Result<(), Box<dyn std::error::Error>>
+//! # where P: pvio_grant_table::Granter + pvio_event_channel::EventChannels + Clone {
+//! use pvio_event_channel::EventChannel;
+//! use pvio_netfront::Checksum;
+//!
+//! queue.send(&[0xff; 60], Checksum::Unknown)?;
+//! loop {
+//!     while let Some(len) = queue.receive(|frame, _checksum| frame.len())? {
+//!         println!("{len} bytes came in");
+//!     }
+//!     queue.publish()?;
+//!     // Asks to be woken, and looks once more; only then may one wait for `queue.channel()`.
+//!     if !queue.final_check()? {
+//!         break;
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+use crate::fault::{BackendFault, SendError, SetupError};
+use crate::rx::Rx;
+use crate::tx::Tx;
+use core::fmt;
+use pvio_event_channel::{EventChannel, EventChannels};
+use pvio_grant_table::{DomId, GrantRef, Granter};
+
+/// What the backend takes. Nothing that is not in here is sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Features {
+    /// Packets of several slots, so of more than 4096 bytes.
+    pub sg: bool,
+    /// Blank checksums over IPv4.
+    pub checksum_v4: bool,
+    /// Blank checksums over IPv6.
+    pub checksum_v6: bool,
+}
+
+/// How far a packet's transport checksum can be relied on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Checksum {
+    /// It is there, and nobody has looked at it.
+    #[default]
+    Unknown,
+    /// It is there and right, by the word of whoever sent the packet here.
+    Validated,
+    /// It holds the pseudo-header's sum only; the data never left this machine.
+    Blank,
+}
+
+/// Counters of one queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Bytes of those.
+    pub tx_bytes: u64,
+    /// Slots that the backend answered with an error.
+    pub tx_errors: u64,
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Bytes of those.
+    pub rx_bytes: u64,
+    /// Packets that the backend marked as broken, and were dropped.
+    pub rx_errors: u64,
+}
+
+/// One queue of a virtual NIC, frontend side.
+pub struct Queue<P: Granter + EventChannels> {
+    tx: Tx<P>,
+    rx: Rx<P>,
+    features: Features,
+    counters: Counters,
+    channel: P::Channel,
+    failed: Option<BackendFault>,
+}
+
+impl<P: Granter + EventChannels + Clone> Queue<P> {
+    /// Allocates and grants both rings and a page for each of their slots, posts the receive
+    /// ones, and makes an event channel for the backend to bind to.
+    ///
+    /// # Errors
+    /// [`SetupError`]; everything made so far is taken back.
+    pub fn new(platform: &P, backend: DomId) -> Result<Self, SetupError> {
+        Ok(Self {
+            tx: Tx::new(platform, backend)?,
+            rx: Rx::new(platform, backend)?,
+            features: Features::default(),
+            counters: Counters::default(),
+            channel: platform.alloc_unbound(backend)?,
+            failed: None,
+        })
+    }
+}
+
+impl<P: Granter + EventChannels> Queue<P> {
+    /// The transmit ring's page, for the handshake.
+    #[must_use]
+    pub fn tx_gref(&self) -> GrantRef {
+        self.tx.ring_page().gref(0)
+    }
+
+    /// The receive ring's page, for the handshake.
+    #[must_use]
+    pub fn rx_gref(&self) -> GrantRef {
+        self.rx.ring_page().gref(0)
+    }
+
+    /// Our end of the event channel, for both rings.
+    #[must_use]
+    pub fn channel(&self) -> &P::Channel {
+        &self.channel
+    }
+
+    /// What the backend takes.
+    #[must_use]
+    pub const fn features(&self) -> Features {
+        self.features
+    }
+
+    /// What was agreed with the backend. Until then, packets of one page with their checksums
+    /// can be sent.
+    pub const fn set_features(&mut self, features: Features) {
+        self.features = features;
+    }
+
+    /// The queue's counters.
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// What the backend did, if the queue has failed.
+    #[must_use]
+    pub const fn fault(&self) -> Option<BackendFault> {
+        self.failed
+    }
+
+    /// Sends an Ethernet frame (14 to 65,535 bytes, without FCS). The backend sees it after
+    /// [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// A [`SendError`]; nothing was sent.
+    pub fn send(&mut self, frame: &[u8], checksum: Checksum) -> Result<(), SendError> {
+        self.split().1.send(frame, checksum)
+    }
+
+    /// Whether a frame of so many pages can be sent now. If not,
+    /// [`final_check`](Self::final_check) asks to be woken when some can.
+    ///
+    /// # Errors
+    /// A [`BackendFault`], now and for ever.
+    pub fn has_room(&mut self, pages: usize) -> Result<bool, BackendFault> {
+        self.guarded(|queue| queue.tx.has_room(pages, &mut queue.counters))
+    }
+
+    /// Calls `each` with the next frame that came in, if there is one. The frame is a private
+    /// copy; its buffer went back to the backend, which sees that after
+    /// [`publish`](Self::publish) (or after enough others).
+    ///
+    /// # Errors
+    /// A [`BackendFault`], now and for ever.
+    pub fn receive<T>(
+        &mut self,
+        each: impl FnOnce(&[u8], Checksum) -> T,
+    ) -> Result<Option<T>, BackendFault> {
+        let next = self.next_frame()?;
+        Ok(next.map(|(len, checksum)| each(self.rx.frame(len), checksum)))
+    }
+
+    /// Shows the backend everything that was sent and given back, and wakes it if it asked to be.
+    ///
+    /// # Errors
+    /// A [`BackendFault`], now and for ever.
+    pub fn publish(&mut self) -> Result<(), BackendFault> {
+        self.guarded(|queue| {
+            let (tx, rx) = (queue.tx.publish(), queue.rx.publish());
+            if tx || rx {
+                queue.channel.notify()?;
+            }
+            Ok(())
+        })
+    }
+
+    /// To be called before waiting for an event: asks to be woken for the next packet (and, if
+    /// there was no room to send, for room) and looks once more. Wait only if it says `false`.
+    ///
+    /// # Errors
+    /// A [`BackendFault`], now and for ever.
+    pub fn final_check(&mut self) -> Result<bool, BackendFault> {
+        // Both, for each asks for its own wake-up.
+        self.guarded(|queue| Ok(queue.rx.final_check()? | queue.tx.final_check()?))
+    }
+
+    /// Whether there is something to do, by a look at shared memory that asks for nothing.
+    ///
+    /// # Errors
+    /// A [`BackendFault`], now and for ever.
+    pub fn has_work(&mut self) -> Result<bool, BackendFault> {
+        self.guarded(|queue| Ok(queue.rx.has_work()? || queue.tx.has_work()?))
+    }
+
+    /// Takes every grant back and frees the memory.
+    ///
+    /// # Errors
+    /// The queue, if the backend has some of it mapped still; try again when it says that it has
+    /// let go.
+    #[expect(clippy::result_large_err, reason = "the queue itself, moved at the end of a session")]
+    pub fn dismantle(mut self) -> Result<(), Self> {
+        let tx = self.tx.revoke();
+        if self.rx.revoke() && tx { Ok(()) } else { Err(self) }
+    }
+
+    /// Puts the next frame together and returns its length.
+    pub(crate) fn next_frame(&mut self) -> Result<Option<(usize, Checksum)>, BackendFault> {
+        self.guarded(|queue| {
+            if queue.rx.should_publish() && queue.rx.publish() {
+                queue.channel.notify()?;
+            }
+            queue.rx.next(&mut queue.counters)
+        })
+    }
+
+    /// The receiving half, whose frame can be looked at while the other half sends.
+    pub(crate) fn split(&mut self) -> (&Rx<P>, Sender<'_, P>) {
+        let Self { tx, rx, features, counters, failed, .. } = self;
+        (rx, Sender { tx, features: *features, counters, failed })
+    }
+
+    /// Runs `work` unless the queue has failed, and remembers if it fails.
+    fn guarded<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, BackendFault>,
+    ) -> Result<T, BackendFault> {
+        if let Some(fault) = self.failed {
+            return Err(fault);
+        }
+        work(self).inspect_err(|fault| self.failed = Some(*fault))
+    }
+}
+
+/// The sending half of a queue.
+pub(crate) struct Sender<'a, P: Granter> {
+    tx: &'a mut Tx<P>,
+    pub features: Features,
+    counters: &'a mut Counters,
+    failed: &'a mut Option<BackendFault>,
+}
+
+impl<P: Granter> Sender<'_, P> {
+    pub fn send(&mut self, frame: &[u8], checksum: Checksum) -> Result<(), SendError> {
+        if let Some(fault) = *self.failed {
+            return Err(fault.into());
+        }
+        self.tx.send(frame, checksum, &self.features, self.counters).inspect_err(|error| {
+            if let SendError::Fault(fault) = error {
+                *self.failed = Some(*fault);
+            }
+        })
+    }
+}
+
+impl<P: Granter + EventChannels> fmt::Debug for Queue<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("features", &self.features)
+            .field("counters", &self.counters)
+            .field("failed", &self.failed)
+            .finish_non_exhaustive()
+    }
+}

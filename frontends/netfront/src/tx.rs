@@ -1,0 +1,158 @@
+//! Packets out.
+
+use crate::fault::{BackendFault, SendError, SetupError};
+use crate::granted::Granted;
+use crate::queue::{Checksum, Counters, Features};
+use alloc::vec::Vec;
+use pvio_grant_table::{Access, DomId, Granter};
+use pvio_ring::FrontRing;
+use pvio_ring::proto::checksum::{ETHERNET_HEADER, IpVersion, Transport};
+use pvio_ring::proto::netif::{MAX_PACKET, TX_SLOT_SIZE, TxFlags, TxRequest, TxResponse, rsp};
+use pvio_ring::shm::{PAGE_SIZE, Region};
+
+/// The transmit ring, and a page for each of its slots.
+pub struct Tx<P: Granter> {
+    ring: FrontRing<P::Pages>,
+    ring_page: Granted<P>,
+    data: Granted<P>,
+    /// Requests in flight, by id, which is also the number of the page.
+    in_flight: Vec<bool>,
+    free: Vec<u16>,
+    /// A packet found no room since the last answer was taken.
+    blocked: bool,
+}
+
+impl<P: Granter + Clone> Tx<P> {
+    pub fn new(platform: &P, backend: DomId) -> Result<Self, SetupError> {
+        let ring_page = Granted::new(platform.clone(), backend, 1, Access::ReadWrite)?;
+        let ring = FrontRing::init(ring_page.pages().clone(), TX_SLOT_SIZE)?;
+        let slots = ring.layout().slots() as u16;
+        let count = usize::from(slots);
+        let data = Granted::new(platform.clone(), backend, count, Access::ReadOnly)?;
+        let in_flight = (0..slots).map(|_| false).collect();
+        let free = (0..slots).rev().collect();
+        Ok(Self { ring, ring_page, data, in_flight, free, blocked: false })
+    }
+}
+
+impl<P: Granter> Tx<P> {
+    pub fn ring_page(&self) -> &Granted<P> {
+        &self.ring_page
+    }
+
+    /// Writes a packet into free pages and its slots into the ring, all or nothing.
+    pub fn send(
+        &mut self,
+        frame: &[u8],
+        checksum: Checksum,
+        features: &Features,
+        counters: &mut Counters,
+    ) -> Result<(), SendError> {
+        let most = if features.sg { MAX_PACKET } else { PAGE_SIZE };
+        if frame.len() < ETHERNET_HEADER || frame.len() > most {
+            return Err(SendError::Size(frame.len()));
+        }
+        if checksum == Checksum::Blank && !completes(features, frame) {
+            return Err(SendError::Checksum);
+        }
+        let slots = frame.len().div_ceil(PAGE_SIZE);
+        if !self.has_room(slots, counters)? {
+            return Err(SendError::Full);
+        }
+        let mut flags = match checksum {
+            Checksum::Unknown => TxFlags::empty(),
+            Checksum::Validated => TxFlags::DATA_VALIDATED,
+            Checksum::Blank => TxFlags::CSUM_BLANK | TxFlags::DATA_VALIDATED,
+        };
+        // The first slot has the size of the whole packet.
+        let mut size = frame.len();
+        let mut parts = frame.chunks(PAGE_SIZE).peekable();
+        while let Some(part) = parts.next() {
+            flags.set(TxFlags::MORE_DATA, parts.peek().is_some());
+            self.push(part, size, flags);
+            flags = TxFlags::empty();
+            size = parts.peek().map_or(0, |part| part.len());
+        }
+        counters.tx_packets = counters.tx_packets.wrapping_add(1);
+        counters.tx_bytes = counters.tx_bytes.wrapping_add(frame.len() as u64);
+        Ok(())
+    }
+
+    /// Whether a packet of so many slots can be sent; takes answers if there is no room.
+    pub fn has_room(
+        &mut self,
+        slots: usize,
+        counters: &mut Counters,
+    ) -> Result<bool, BackendFault> {
+        if self.free.len() < slots {
+            self.take_answers(counters)?;
+        }
+        self.blocked = self.free.len() < slots;
+        Ok(!self.blocked)
+    }
+
+    /// Takes every answer there is; their pages are free again.
+    pub fn take_answers(&mut self, counters: &mut Counters) -> Result<(), BackendFault> {
+        while let Some(mut slot) = self.ring.pop().map_err(BackendFault::TxRing)? {
+            // A slot of the ring's size is never short.
+            let TxResponse { id, status } = TxResponse::read(&mut slot).unwrap_or_default();
+            let place = self.in_flight.get_mut(usize::from(id));
+            // No extra segment is ever sent, so no answer may be a NULL one either: it would
+            // leave a request unanswered for ever.
+            if status == rsp::NULL || !place.is_some_and(core::mem::take) {
+                return Err(BackendFault::TxId(id));
+            }
+            self.free.push(id);
+            if status != rsp::OKAY {
+                counters.tx_errors = counters.tx_errors.wrapping_add(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the backend what was sent; tells whether it must be notified.
+    pub fn publish(&mut self) -> bool {
+        self.ring.publish()
+    }
+
+    /// Whether something waits here, after asking to be woken. Answers matter only to a sender
+    /// that found no room.
+    pub fn final_check(&mut self) -> Result<bool, BackendFault> {
+        Ok(self.blocked && self.ring.final_check().map_err(BackendFault::TxRing)?)
+    }
+
+    /// Whether something waits here, without asking for a wake-up.
+    pub fn has_work(&mut self) -> Result<bool, BackendFault> {
+        Ok(self.blocked && self.ring.has_responses().map_err(BackendFault::TxRing)?)
+    }
+
+    pub fn revoke(&mut self) -> bool {
+        let data = self.data.revoke();
+        self.ring_page.revoke() && data
+    }
+
+    /// Sends one slot. There is a free page: the caller has counted them.
+    fn push(&mut self, part: &[u8], size: usize, flags: TxFlags) {
+        let Some(id) = self.free.pop() else { return };
+        let page = usize::from(id);
+        let at = page.saturating_mul(PAGE_SIZE);
+        let written = self.data.pages().write_bytes(at, part);
+        debug_assert!(written.is_some(), "a part lies in its page");
+        let request =
+            TxRequest { gref: self.data.gref(page), offset: 0, flags, id, size: size as u16 };
+        // As many pages as slots, so there is a slot as well.
+        let pushed = self.ring.push(&request.to_bytes());
+        debug_assert!(pushed.is_ok(), "more requests than slots");
+        if let Some(place) = self.in_flight.get_mut(page) {
+            *place = true;
+        }
+    }
+}
+
+/// Whether the backend completes the checksum of this packet.
+fn completes(features: &Features, frame: &[u8]) -> bool {
+    Transport::of(frame).is_ok_and(|transport| match transport.version {
+        IpVersion::V4 => features.checksum_v4,
+        IpVersion::V6 => features.checksum_v6,
+    })
+}

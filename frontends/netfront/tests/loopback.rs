@@ -1,0 +1,179 @@
+//! The frontend and the backend, one thread, every packet coming back.
+
+mod common;
+
+use common::{BACK, FRONT, Vif, echo, pattern};
+use pvio_event_channel::EventChannel;
+use pvio_netback::port::memory::loopback;
+use pvio_netfront::{Checksum, Features, SendError};
+use pvio_ring::proto::checksum::Transport;
+use pvio_sim::LocalMachine;
+
+fn receive_all(vif: &mut Vif) -> Vec<(Vec<u8>, Checksum)> {
+    let mut all = Vec::new();
+    while let Some(packet) = vif.front.receive(|f, c| (f.to_vec(), c)).unwrap() {
+        all.push(packet);
+    }
+    vif.front.publish().unwrap();
+    all
+}
+
+#[test]
+fn every_size_from_the_least_to_the_largest() {
+    let (_machine, mut vif) = echo();
+    // Every size near each boundary of a slot, and a sample of the rest: together far more slots
+    // than the rings have, so that both wrap many times.
+    let near = (0..=16).flat_map(|page: usize| page * 4096..page * 4096 + 40);
+    let sizes =
+        (14..1600).chain(near.map(|n| n.saturating_sub(20))).chain((1600..65536).step_by(97));
+    for len in sizes.chain([65534, 65535]).filter(|n| (14..=65535).contains(n)) {
+        let frame = pattern(len, len);
+        vif.front.send(&frame, Checksum::Unknown).unwrap();
+        vif.front.publish().unwrap();
+        vif.poll();
+        assert_eq!(receive_all(&mut vif), [(frame, Checksum::Unknown)], "{len} bytes");
+    }
+    assert_eq!(vif.stats.dropped_in_all(), 0);
+    let c = vif.front.counters();
+    assert_eq!((c.tx_packets, c.tx_bytes), (c.rx_packets, c.rx_bytes));
+    assert_eq!((c.tx_errors, c.rx_errors), (0, 0));
+}
+
+#[test]
+fn order_is_kept_and_a_full_ring_is_back_pressure() {
+    let (_machine, mut vif) = echo();
+    let mut sent = 0_u32;
+    let mut got = 0_u32;
+    for _ in 0..200 {
+        loop {
+            let mut frame = pattern(60 + sent as usize % 1400, 0);
+            frame[..4].copy_from_slice(&sent.to_le_bytes());
+            match vif.front.send(&frame, Checksum::Unknown) {
+                Ok(()) => sent += 1,
+                Err(SendError::Full) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        vif.front.publish().unwrap();
+        vif.poll();
+        for (frame, _) in receive_all(&mut vif) {
+            assert_eq!(frame[..4], got.to_le_bytes());
+            assert_eq!(frame.len(), 60 + got as usize % 1400);
+            got += 1;
+        }
+    }
+    assert!(sent >= 200 * 100, "{sent}");
+    vif.poll();
+    got += receive_all(&mut vif).len() as u32;
+    assert_eq!(sent, got);
+}
+
+#[test]
+fn checksum_flags_survive_the_way() {
+    let (_machine, mut vif) = echo();
+    // TCP over IPv4, to be completed by whoever receives it.
+    let mut frame = pattern(14 + 20 + 20 + 33, 1);
+    frame[12..14].copy_from_slice(&[8, 0]);
+    frame[14..24].copy_from_slice(&[0x45, 0, 0, 73, 0, 0, 0, 0, 64, 6]);
+    let transport = Transport::of(&frame).unwrap();
+    transport.blank(&mut frame);
+    for checksum in [Checksum::Blank, Checksum::Validated, Checksum::Unknown] {
+        vif.front.send(&frame, checksum).unwrap();
+        vif.front.publish().unwrap();
+        vif.poll();
+        assert_eq!(receive_all(&mut vif), [(frame.clone(), checksum)]);
+    }
+}
+
+#[test]
+fn what_was_not_negotiated_is_not_sent() {
+    let (_machine, mut vif) = echo();
+    vif.front.set_features(Features::default());
+    assert_eq!(vif.front.send(&pattern(4097, 0), Checksum::Unknown), Err(SendError::Size(4097)));
+    let mut frame = pattern(87, 1);
+    frame[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, 73, 0, 0, 0, 0, 64, 6]);
+    assert_eq!(vif.front.send(&frame, Checksum::Blank), Err(SendError::Checksum));
+    vif.front.set_features(common::FRONT_FEATURES);
+    assert_eq!(vif.front.send(&frame, Checksum::Blank), Ok(()));
+    let not_ip = pattern(60, 1);
+    assert_eq!(vif.front.send(&not_ip, Checksum::Blank), Err(SendError::Checksum));
+    for len in [0, 13, 65536] {
+        assert_eq!(vif.front.send(&pattern(len, 0), Checksum::Unknown), Err(SendError::Size(len)));
+    }
+}
+
+#[test]
+fn each_end_sleeps_until_the_other_wakes_it() {
+    let (machine, mut vif) = echo();
+    let (front, back) = (machine.domain(FRONT), machine.domain(BACK));
+    let at_back = |vif: &Vif| vif.back.channels().next().unwrap().take().unwrap();
+    let _ = (at_back(&vif), vif.front.channel().take());
+    assert!(vif.back.may_sleep().unwrap());
+    assert!(!vif.front.final_check().unwrap());
+
+    vif.front.send(&pattern(60, 0), Checksum::Unknown).unwrap();
+    assert!(!at_back(&vif), "not published yet");
+    vif.front.publish().unwrap();
+    assert!(at_back(&vif));
+    vif.poll();
+    assert_eq!(vif.front.channel().take(), Ok(true));
+    assert!(vif.front.has_work().unwrap());
+    assert!(vif.front.final_check().unwrap(), "a packet is there");
+    assert_eq!(receive_all(&mut vif).len(), 1);
+    assert!(!vif.front.final_check().unwrap());
+    assert!(vif.back.may_sleep().unwrap());
+    let before = (front.events_sent(), back.events_sent());
+
+    // A burst is one event each way; giving buffers back and finished sends are none.
+    for i in 0..30 {
+        vif.front.send(&pattern(60, i), Checksum::Unknown).unwrap();
+    }
+    vif.front.publish().unwrap();
+    vif.poll();
+    assert_eq!(receive_all(&mut vif).len(), 30);
+    assert_eq!((front.events_sent() - before.0, back.events_sent() - before.1), (1, 1));
+}
+
+#[test]
+fn a_full_sender_is_woken_when_there_is_room() {
+    let (_machine, mut vif) = echo();
+    let _ = vif.front.channel().take();
+    // Until it is full, nobody need be told that packets were sent.
+    assert!(!vif.front.final_check().unwrap());
+    while vif.front.send(&pattern(4000, 0), Checksum::Unknown).is_ok() {}
+    vif.front.publish().unwrap();
+    assert!(!vif.front.final_check().unwrap());
+    vif.poll();
+    assert_eq!(vif.front.channel().take(), Ok(true));
+    assert!(vif.front.has_room(1).unwrap());
+}
+
+#[test]
+fn everything_is_given_back() {
+    let machine = LocalMachine::new();
+    let mut vif = Vif::on(&machine, FRONT, loopback(16));
+    let front = machine.domain(FRONT);
+    assert_eq!(front.pages_granted(), 2 + 256 + 256);
+    assert_eq!(front.pages_allocated(), 2 + 256 + 256);
+    vif.front.send(&pattern(60, 0), Checksum::Unknown).unwrap();
+    vif.front.publish().unwrap();
+    vif.poll();
+
+    // The backend has the rings mapped still: they must stay.
+    let queue = vif.front.dismantle().expect_err("mapped");
+    assert_eq!(front.pages_granted(), 2);
+    drop(vif.back);
+    queue.dismantle().expect("unmapped");
+    assert_eq!((front.pages_granted(), front.pages_allocated(), front.ports_open()), (0, 0, 0));
+}
+
+#[test]
+fn memory_still_mapped_is_never_freed() {
+    let machine = LocalMachine::new();
+    let vif = Vif::on(&machine, FRONT, loopback(16));
+    let front = machine.domain(FRONT);
+    drop(vif.front);
+    assert_eq!(front.pages_allocated(), 2, "the rings");
+    drop(vif.back);
+    assert_eq!(front.pages_allocated(), 2, "leaked for good, not reused");
+}

@@ -1,0 +1,163 @@
+//! Where packets go to and come from.
+//!
+//! # Architecture
+//! A queue owns no packet memory: the port does. The queue [reserves](NetPort::reserve) a buffer,
+//! fills it from the guest's pages and [sends](NetPort::send) it; it [receives](NetPort::receive)
+//! a filled buffer, copies it into the guest's pages and [recycles](NetPort::recycle) it. So data
+//! is copied once in each direction, and nothing is allocated for a packet.
+//!
+//! # I/O model
+//! No method waits. A port may hold back what was sent until [`flush`](NetPort::flush), which the
+//! queue calls once a batch.
+//!
+//! # Errors
+//! [`WouldBlock`] is back-pressure: try again later, nothing was lost. A [`PortError`] is about
+//! one packet, which was dropped.
+//!
+//! | port | where packets go |
+//! |---|---|
+//! | [`memory`] | to another port in the same process, or back to itself |
+//! | `tap_port` (`std`) | to and from the kernel, by a `tap` |
+
+pub mod memory;
+#[cfg(feature = "std")]
+pub mod tap;
+#[cfg(feature = "std")]
+pub mod tap_port;
+
+use pvio_ring::proto::netif::{GsoKind, MAX_PACKET};
+
+/// Where packets go to and come from.
+pub trait NetPort {
+    /// Memory for one packet.
+    type Buf: PacketBuf;
+
+    /// Bytes at the start of every buffer that belong to the port (a header it puts there).
+    const HEADROOM: usize;
+
+    /// Space for a packet to be sent.
+    ///
+    /// # Errors
+    /// [`WouldBlock`] while every buffer is on its way out.
+    fn reserve(&mut self) -> Result<Self::Buf, WouldBlock>;
+
+    /// Gives reserved space back unused.
+    fn unreserve(&mut self, buf: Self::Buf);
+
+    /// Takes a packet to send, in reserved space. It may leave only with
+    /// [`flush`](NetPort::flush).
+    ///
+    /// # Errors
+    /// The port cannot send it; its buffer went back.
+    fn send(&mut self, packet: Packet<Self::Buf>) -> Result<(), PortError>;
+
+    /// The next packet that came in, if there is one.
+    fn receive(&mut self) -> Option<Packet<Self::Buf>>;
+
+    /// Gives a received packet's buffer back.
+    fn recycle(&mut self, buf: Self::Buf);
+
+    /// Lets everything sent so far go.
+    fn flush(&mut self);
+}
+
+/// Memory of our own for one packet.
+pub trait PacketBuf: Send + 'static {
+    /// Bytes every buffer must have beyond its port's headroom.
+    const FRAME_MAX: usize = MAX_PACKET;
+
+    /// The bytes.
+    fn bytes(&self) -> &[u8];
+
+    /// The bytes, to be changed.
+    fn bytes_mut(&mut self) -> &mut [u8];
+}
+
+impl PacketBuf for alloc::boxed::Box<[u8]> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self
+    }
+}
+
+/// A packet in a buffer.
+#[derive(Debug)]
+pub struct Packet<B> {
+    /// The memory.
+    pub buf: B,
+    /// Where the Ethernet frame begins, in bytes.
+    pub start: usize,
+    /// The frame's length in bytes, without FCS.
+    pub len: usize,
+    /// What is still to be done to it.
+    pub offload: Offload,
+}
+
+impl<B: PacketBuf> Packet<B> {
+    /// The Ethernet frame; empty when it does not lie in its buffer.
+    #[must_use]
+    pub fn frame(&self) -> &[u8] {
+        let end = self.start.saturating_add(self.len);
+        self.buf.bytes().get(self.start..end).unwrap_or_default()
+    }
+
+    /// The Ethernet frame, to be changed; empty when it does not lie in its buffer.
+    pub fn frame_mut(&mut self) -> &mut [u8] {
+        let end = self.start.saturating_add(self.len);
+        self.buf.bytes_mut().get_mut(self.start..end).unwrap_or_default()
+    }
+}
+
+/// What was left to whoever handles a packet next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Offload {
+    /// How far its transport checksum can be relied on.
+    pub checksum: Checksum,
+    /// How it is to be cut into segments, if it is.
+    pub gso: Option<Gso>,
+}
+
+/// How far a packet's transport checksum can be relied on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Checksum {
+    /// It is there, and nobody has looked at it.
+    #[default]
+    Unknown,
+    /// It is there and right, or the data never left this machine.
+    Validated,
+    /// It holds the pseudo-header's sum only, to be completed.
+    Partial {
+        /// Where the sum begins, in bytes from the start of the frame.
+        start: u16,
+        /// Where the checksum stands, in bytes from `start`.
+        offset: u16,
+    },
+}
+
+/// How a packet is to be cut into segments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gso {
+    /// Bytes of payload in each.
+    pub size: u16,
+    /// What it is.
+    pub kind: GsoKind,
+}
+
+/// Nothing can be taken just now; try again later.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the port can take nothing just now")]
+pub struct WouldBlock;
+
+/// The port could not send a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PortError {
+    /// There is nobody at the other side.
+    #[error("the port's other side is gone")]
+    Gone,
+    /// The packet is not one the port can carry.
+    #[error("the port cannot carry such a packet")]
+    Unsuited,
+}

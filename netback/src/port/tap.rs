@@ -1,0 +1,381 @@
+//! A tap: a network interface of the kernel whose other side is us (`linux/if_tun.h`).
+//!
+//! The interface goes away with the last [`Tap`] handle on it, however its process ends.
+//! [`crate::port::tap_port`] moves packets through it.
+#![allow(unsafe_code)]
+
+use alloc::string::String;
+use core::fmt;
+use core::net::Ipv4Addr;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater, ioctl};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Bytes of the header before each packet (`struct virtio_net_hdr`).
+pub const VNET_HEADER: usize = 10;
+/// What Linux gives the host's side of every vif, so that a bridge never takes its own address
+/// from one.
+pub const HOST_MAC: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
+
+const DEVICE: &str = "/dev/net/tun";
+/// Bytes of an interface's name, the terminator included (`IFNAMSIZ`).
+const NAME_SIZE: usize = 16;
+
+/// What a tap is to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TapConfig {
+    /// The interface's name, 1 to 15 bytes.
+    pub name: String,
+    /// The address of the host's side. Not the guest's.
+    pub mac: [u8; 6],
+    /// Bytes of the largest packet, without the Ethernet header.
+    pub mtu: u32,
+    /// The bridge to join.
+    pub bridge: Option<String>,
+    /// An address of the host on this link, and its prefix length.
+    pub address: Option<(Ipv4Addr, u8)>,
+}
+
+impl TapConfig {
+    /// A tap of that name, as Linux makes a vif: [`HOST_MAC`], MTU 1500, on no bridge, without
+    /// address.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), mac: HOST_MAC, mtu: 1500, bridge: None, address: None }
+    }
+}
+
+/// Why a tap could not be made, and what to do about it.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum TapError {
+    /// There is no tap driver.
+    #[error(
+        "{DEVICE} is missing: load the driver (modprobe tun), or make the node (mknod {DEVICE} c 10 200)"
+    )]
+    NoDriver,
+    /// Not allowed.
+    #[error("not permitted to {0}: CAP_NET_ADMIN is needed (and access to {DEVICE})")]
+    NotPermitted(&'static str),
+    /// There is an interface of that name.
+    #[error("an interface named {0} exists already: choose another name or remove it")]
+    NameInUse(String),
+    /// Not a name an interface can have.
+    #[error(
+        "{0:?} cannot be an interface's name: 1 to 15 printable ASCII characters, no '/', ':', '%' or space"
+    )]
+    BadName(String),
+    /// There is no such bridge.
+    #[error("there is no bridge named {0}: make it first (ip link add {0} type bridge)")]
+    NoBridge(String),
+    /// That interface is no bridge.
+    #[error("{0} is not a bridge, or the tap cannot join it")]
+    NotABridge(String),
+    /// The driver is too old.
+    #[error("the tap driver knows no {0}")]
+    Unsupported(&'static str),
+    /// Anything else.
+    #[error("cannot {what}: {errno}")]
+    System {
+        /// What was being done.
+        what: &'static str,
+        /// What the system said.
+        errno: Errno,
+    },
+}
+
+impl TapError {
+    /// A short stable code for logs, counters and `error` nodes.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NoDriver => "tap-no-driver",
+            Self::NotPermitted(_) => "tap-not-permitted",
+            Self::NameInUse(_) => "tap-name-in-use",
+            Self::BadName(_) => "tap-bad-name",
+            Self::NoBridge(_) => "tap-no-bridge",
+            Self::NotABridge(_) => "tap-not-a-bridge",
+            Self::Unsupported(_) => "tap-unsupported",
+            Self::System { .. } => "tap-system",
+        }
+    }
+}
+
+/// A handle on a tap.
+pub struct Tap {
+    file: OwnedFd,
+    name: String,
+    mtu: u32,
+}
+
+impl Tap {
+    /// Makes the interface, sets it up as `config` says and brings it up. Nothing is left behind
+    /// when a step fails.
+    ///
+    /// Checksums may be left blank in packets to and from it; packets are not left unsegmented.
+    ///
+    /// # Errors
+    /// A [`TapError`].
+    pub fn create(config: &TapConfig) -> Result<Self, TapError> {
+        check_name(&config.name)?;
+        let file = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        let file = file.map_err(|errno| match errno {
+            Errno::NOENT | Errno::NXIO | Errno::NODEV => TapError::NoDriver,
+            other => refused("open the tap driver", other),
+        })?;
+        attach(&file, &config.name)?;
+        let tap = Self { file, name: config.name.clone(), mtu: config.mtu };
+        tap.set_header()?;
+        let kernel = Kernel::open()?;
+        kernel.set_mac(&config.name, config.mac)?;
+        kernel.set_mtu(&config.name, config.mtu)?;
+        if let Some(bridge) = &config.bridge {
+            kernel.join(&config.name, bridge)?;
+        }
+        if let Some((address, prefix)) = config.address {
+            kernel.set_address(&config.name, address, prefix)?;
+        }
+        kernel.bring_up(&config.name)?;
+        Ok(tap)
+    }
+
+    /// The interface's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes of the largest packet, without the Ethernet header.
+    #[must_use]
+    pub fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    /// Another handle on the same interface.
+    ///
+    /// # Errors
+    /// [`TapError::System`], for want of descriptors.
+    pub fn try_clone(&self) -> Result<Self, TapError> {
+        let file = rustix::io::fcntl_dupfd_cloexec(&self.file, 0);
+        let file = file.map_err(|errno| refused("duplicate the tap's descriptor", errno))?;
+        Ok(Self { file, name: self.name.clone(), mtu: self.mtu })
+    }
+
+    /// Says whether the link has somebody at the guest's end; without, the kernel sends nothing.
+    ///
+    /// # Errors
+    /// [`TapError::System`].
+    pub fn set_carrier(&self, on: bool) -> Result<(), TapError> {
+        const TUNSETCARRIER: Opcode = 0x4004_54e2;
+        // SAFETY: the request reads an `int`.
+        let set = unsafe { Setter::<TUNSETCARRIER, i32>::new(i32::from(on)) };
+        run(&self.file, set).map_err(|errno| refused("set the tap's carrier", errno))
+    }
+
+    /// The descriptor: packets are read from it and written to it, [`VNET_HEADER`] before each.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.file
+    }
+
+    /// Each packet carries a header in front, and blank checksums pass both ways.
+    fn set_header(&self) -> Result<(), TapError> {
+        const TUNSETVNETHDRSZ: Opcode = 0x4004_54d8;
+        const TUNSETOFFLOAD: Opcode = 0x4004_54d0;
+        const TUN_F_CSUM: usize = 1;
+        let unsupported = |what| move |_| TapError::Unsupported(what);
+        // SAFETY: the request reads an `int`.
+        let size = unsafe { Setter::<TUNSETVNETHDRSZ, i32>::new(VNET_HEADER as i32) };
+        run(&self.file, size).map_err(unsupported("packet header"))?;
+        // SAFETY: the request takes its flags by value.
+        let offload = unsafe { IntegerSetter::<TUNSETOFFLOAD>::new_usize(TUN_F_CSUM) };
+        run(&self.file, offload).map_err(unsupported("checksum offload"))
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl fmt::Debug for Tap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Tap").field(&self.name).finish()
+    }
+}
+
+/// `struct ifreq`: a name, and 24 bytes of which each request reads or writes its own part.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct IfReq {
+    name: [u8; NAME_SIZE],
+    data: [u8; 24],
+}
+
+impl IfReq {
+    fn new(name: &str) -> Self {
+        let mut request = Self { name: [0; NAME_SIZE], data: [0; 24] };
+        // Names are checked; a longer one is cut before the terminator.
+        for (to, from) in request.name.iter_mut().take(NAME_SIZE - 1).zip(name.bytes()) {
+            *to = from;
+        }
+        request
+    }
+
+    fn with(name: &str, data: &[u8]) -> Self {
+        let mut request = Self::new(name);
+        request.data.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
+        request
+    }
+}
+
+fn attach(file: &OwnedFd, name: &str) -> Result<(), TapError> {
+    const TUNSETIFF: Opcode = 0x4004_54ca;
+    const IFF_TAP: u16 = 2;
+    const IFF_NO_PI: u16 = 0x1000;
+    const IFF_VNET_HDR: u16 = 0x4000;
+    const IFF_TUN_EXCL: u16 = 0x8000;
+    let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL;
+    let mut request = IfReq::with(name, &flags.to_ne_bytes());
+    // SAFETY: the request reads and writes a `struct ifreq`.
+    let attach = unsafe { Updater::<TUNSETIFF, IfReq>::new(&mut request) };
+    run(file, attach).map_err(|errno| match errno {
+        Errno::BUSY | Errno::EXIST => TapError::NameInUse(name.into()),
+        Errno::INVAL => TapError::Unsupported("tap with packet header under that name"),
+        other => refused("make a tap", other),
+    })
+}
+
+/// A socket through which interfaces are configured.
+struct Kernel(OwnedFd);
+
+impl Kernel {
+    fn open() -> Result<Self, TapError> {
+        let kind = (AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC);
+        let socket = socket_with(kind.0, kind.1, kind.2, None);
+        socket.map(Self).map_err(|errno| refused("open a socket", errno))
+    }
+
+    fn set_mac(&self, name: &str, mac: [u8; 6]) -> Result<(), TapError> {
+        const SIOCSIFHWADDR: Opcode = 0x8924;
+        const ARPHRD_ETHER: u16 = 1;
+        let mut data = [0; 8];
+        data[..2].copy_from_slice(&ARPHRD_ETHER.to_ne_bytes());
+        data[2..].copy_from_slice(&mac);
+        self.request::<SIOCSIFHWADDR>("set the tap's MAC address", IfReq::with(name, &data))?;
+        Ok(())
+    }
+
+    fn set_mtu(&self, name: &str, mtu: u32) -> Result<(), TapError> {
+        const SIOCSIFMTU: Opcode = 0x8922;
+        let request = IfReq::with(name, &mtu.to_ne_bytes());
+        self.request::<SIOCSIFMTU>("set the tap's MTU", request)?;
+        Ok(())
+    }
+
+    fn join(&self, name: &str, bridge: &str) -> Result<(), TapError> {
+        const SIOCGIFINDEX: Opcode = 0x8933;
+        const SIOCBRADDIF: Opcode = 0x89a2;
+        let no_bridge = || TapError::NoBridge(bridge.into());
+        check_name(bridge).map_err(|_| no_bridge())?;
+        let find = |name| self.request::<SIOCGIFINDEX>("find an interface", IfReq::new(name));
+        find(bridge).map_err(|_| no_bridge())?;
+        let index = find(name)?.data;
+        let request = IfReq::with(bridge, &index[..4]);
+        self.request::<SIOCBRADDIF>("join a bridge", request).map_err(|error| match error {
+            TapError::System { errno: Errno::OPNOTSUPP | Errno::INVAL, .. } => {
+                TapError::NotABridge(bridge.into())
+            }
+            other => other,
+        })?;
+        Ok(())
+    }
+
+    fn set_address(&self, name: &str, address: Ipv4Addr, prefix: u8) -> Result<(), TapError> {
+        const SIOCSIFADDR: Opcode = 0x8916;
+        const SIOCSIFNETMASK: Opcode = 0x891c;
+        const AF_INET: u16 = 2;
+        let what = "give the tap an IPv4 address";
+        let host_bits = 32_u32.checked_sub(u32::from(prefix));
+        let host_bits = host_bits.ok_or(TapError::System { what, errno: Errno::INVAL })?;
+        let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
+        // `struct sockaddr_in`: family, port, address.
+        let sockaddr = |bytes: [u8; 4]| {
+            let mut data = [0; 16];
+            data[..2].copy_from_slice(&AF_INET.to_ne_bytes());
+            data[4..8].copy_from_slice(&bytes);
+            IfReq::with(name, &data)
+        };
+        self.request::<SIOCSIFADDR>(what, sockaddr(address.octets()))?;
+        self.request::<SIOCSIFNETMASK>(what, sockaddr(mask.to_be_bytes()))?;
+        Ok(())
+    }
+
+    fn bring_up(&self, name: &str) -> Result<(), TapError> {
+        const SIOCGIFFLAGS: Opcode = 0x8913;
+        const SIOCSIFFLAGS: Opcode = 0x8914;
+        const IFF_UP: u16 = 1;
+        let what = "bring the tap up";
+        let [low, high, ..] = self.request::<SIOCGIFFLAGS>(what, IfReq::new(name))?.data;
+        let flags = u16::from_ne_bytes([low, high]) | IFF_UP;
+        self.request::<SIOCSIFFLAGS>(what, IfReq::with(name, &flags.to_ne_bytes()))?;
+        Ok(())
+    }
+
+    /// Makes one of the requests above, all of which read and write a `struct ifreq`.
+    fn request<const OPCODE: Opcode>(
+        &self,
+        what: &'static str,
+        mut request: IfReq,
+    ) -> Result<IfReq, TapError> {
+        // SAFETY: every opcode this is called with takes a `struct ifreq`.
+        let update = unsafe { Updater::<OPCODE, IfReq>::new(&mut request) };
+        run(&self.0, update).map_err(|errno| refused(what, errno))?;
+        Ok(request)
+    }
+}
+
+fn run<I: rustix::ioctl::Ioctl>(file: &OwnedFd, request: I) -> Result<I::Output, Errno> {
+    // SAFETY: whoever made the request promised that its opcode fits its argument.
+    unsafe { ioctl(file, request) }
+}
+
+fn refused(what: &'static str, errno: Errno) -> TapError {
+    match errno {
+        Errno::PERM | Errno::ACCESS => TapError::NotPermitted(what),
+        errno => TapError::System { what, errno },
+    }
+}
+
+/// What the kernel would take, without the names it would make up itself (`%d`).
+fn check_name(name: &str) -> Result<(), TapError> {
+    let fits = (1..NAME_SIZE).contains(&name.len()) && name != "." && name != "..";
+    if fits && name.bytes().all(|b| b.is_ascii_graphic() && !b"/:%".contains(&b)) {
+        Ok(())
+    } else {
+        Err(TapError::BadName(name.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["vif7.0", "a", "fifteen-bytes-x"] {
+            assert_eq!(check_name(good), Ok(()), "{good}");
+        }
+        for bad in ["", ".", "..", "sixteen-bytes-xx", "a/b", "a b", "vif%d", "é", "a\0b", "a:1"] {
+            assert!(matches!(Tap::create(&TapConfig::new(bad)), Err(TapError::BadName(_))));
+        }
+    }
+
+    #[test]
+    fn requests_are_as_large_as_the_kernel_reads() {
+        assert_eq!(size_of::<IfReq>(), 40);
+        assert_eq!(IfReq::new("a-name-that-is-too-long").name[15], 0);
+    }
+}

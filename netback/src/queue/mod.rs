@@ -1,0 +1,296 @@
+//! One queue of a vif: a transmit ring, a receive ring, and the state machine between them and a
+//! port.
+//!
+//! [`Queue::poll`] does what there is to do, up to a budget, and never waits. When it has nothing
+//! more to do, ask [`Queue::may_sleep`]: it asks the guest for a wake-up and looks once more. Only
+//! if it says yes may the caller wait, for the queue's [channels](Queue::channels) and the port.
+//!
+//! A queue that has failed stays failed: nothing more is read from its rings.
+#![forbid(unsafe_code)]
+
+mod packet;
+mod rx;
+mod tx;
+
+pub use rx::{BACKLOG_BYTES, BACKLOG_PACKETS};
+
+use crate::Platform;
+use crate::fault::{AttachError, QueueError};
+use crate::port::{NetPort, PacketBuf};
+use crate::stats::Stats;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use pvio_event_channel::{EventChannel, Port};
+use pvio_grant_table::{Access, CopyOp, DomId, GrantRef};
+
+/// Packets moved with one copy call and one publication.
+const BATCH: usize = 64;
+
+/// What was negotiated for a vif. Nothing that is not in here is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a feature of the protocol by itself")]
+pub struct Features {
+    /// The guest takes packets scattered over several buffers (`feature-sg`).
+    pub sg: bool,
+    /// The guest completes blank checksums over IPv4 (no `feature-no-csum-offload`).
+    pub checksum_v4: bool,
+    /// The same over IPv6 (`feature-ipv6-csum-offload`).
+    pub checksum_v6: bool,
+    /// TCP over IPv4 is passed unsegmented (`feature-gso-tcpv4`), both ways.
+    pub gso_v4: bool,
+    /// TCP over IPv6 is passed unsegmented (`feature-gso-tcpv6`), both ways.
+    pub gso_v6: bool,
+    /// The guest sends an event when it posts buffers (`feature-rx-notify`), so packets may wait
+    /// for them.
+    pub rx_notify: bool,
+}
+
+impl Features {
+    /// What a guest gets that writes no feature key at all.
+    pub const LEAST: Self = Self {
+        sg: false,
+        checksum_v4: true,
+        checksum_v6: false,
+        gso_v4: false,
+        gso_v6: false,
+        rx_notify: false,
+    };
+}
+
+/// What a frontend publishes of one queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct QueueRefs {
+    /// `tx-ring-ref`.
+    pub tx_ring: GrantRef,
+    /// `rx-ring-ref`.
+    pub rx_ring: GrantRef,
+    /// `event-channel`, or the pair.
+    pub events: EventPorts,
+}
+
+/// How the guest wants to be woken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EventPorts {
+    /// One channel for both rings (`event-channel`).
+    Shared(Port),
+    /// One each (`event-channel-tx`, `event-channel-rx`).
+    Split {
+        /// For the transmit ring.
+        tx: Port,
+        /// For the receive ring.
+        rx: Port,
+    },
+}
+
+/// What one [`Queue::poll`] did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Progress {
+    /// Packets taken from the guest, dropped ones included.
+    pub tx: usize,
+    /// Packets taken from the port or delivered to the guest, dropped ones included.
+    pub rx: usize,
+}
+
+impl Progress {
+    /// Whether anything was done.
+    #[must_use]
+    pub const fn any(self) -> bool {
+        self.tx != 0 || self.rx != 0
+    }
+}
+
+/// One queue of a vif. `B` is the memory of the port it is used with.
+pub struct Queue<P: Platform, B> {
+    platform: P,
+    peer: DomId,
+    features: Features,
+    tx: tx::Tx<P::Mapping, B>,
+    rx: rx::Rx<P::Mapping, B>,
+    tx_channel: P::Channel,
+    /// `None` when the rings share a channel.
+    rx_channel: Option<P::Channel>,
+    stats: Arc<Stats>,
+    failed: Option<QueueError>,
+}
+
+impl<P: Platform, B: PacketBuf> Queue<P, B> {
+    /// Maps the rings of a frontend in domain `peer` and binds its event channels. Rings in use
+    /// are taken over where their last backend stopped.
+    ///
+    /// # Errors
+    /// An [`AttachError`]; nothing stays mapped or bound.
+    pub fn attach(
+        platform: P,
+        peer: DomId,
+        refs: &QueueRefs,
+        features: Features,
+        stats: Arc<Stats>,
+    ) -> Result<Self, AttachError> {
+        let map = |ring, gref| {
+            let mapped = platform.map(peer, core::slice::from_ref(&gref), Access::ReadWrite);
+            mapped.map_err(|status| AttachError::Map { ring, status })
+        };
+        let unusable = |ring| move |fault| AttachError::Ring { ring, fault };
+        let tx = tx::Tx::attach(map("transmit", refs.tx_ring)?).map_err(unusable("transmit"))?;
+        let rx = rx::Rx::attach(map("receive", refs.rx_ring)?).map_err(unusable("receive"))?;
+        let (tx_channel, rx_channel) = match refs.events {
+            EventPorts::Shared(port) => (platform.bind_interdomain(peer, port)?, None),
+            EventPorts::Split { tx, rx } => {
+                let tx = platform.bind_interdomain(peer, tx)?;
+                (tx, Some(platform.bind_interdomain(peer, rx)?))
+            }
+        };
+        Ok(Self { platform, peer, features, tx, rx, tx_channel, rx_channel, stats, failed: None })
+    }
+
+    /// Moves up to `budget` packets each way, in batches, and notifies the guest at most once a
+    /// channel. Never waits. Nothing done means that there was nothing to do.
+    ///
+    /// # Errors
+    /// A [`QueueError`], now and for ever.
+    pub fn poll<N: NetPort<Buf = B>>(
+        &mut self,
+        port: &mut N,
+        budget: usize,
+    ) -> Result<Progress, QueueError> {
+        self.guarded(|queue| queue.run(port, budget))
+    }
+
+    /// Whether the caller may wait. Asks the guest for a wake-up first, then looks once more.
+    ///
+    /// # Errors
+    /// A [`QueueError`], now and for ever.
+    pub fn may_sleep(&mut self) -> Result<bool, QueueError> {
+        self.guarded(|queue| Ok(queue.tx.may_sleep()? && queue.rx.may_sleep()?))
+    }
+
+    /// Whether there is work in the rings, without asking for a wake-up: for spinning.
+    ///
+    /// # Errors
+    /// A [`QueueError`], now and for ever.
+    pub fn has_work(&mut self) -> Result<bool, QueueError> {
+        self.guarded(|queue| Ok(queue.tx.has_work()? || queue.rx.has_work()?))
+    }
+
+    /// Takes the pending events of every channel. To be called when one of them woke the caller,
+    /// before [`poll`](Self::poll).
+    ///
+    /// # Errors
+    /// A [`QueueError`], now and for ever.
+    pub fn take_events(&mut self) -> Result<(), QueueError> {
+        self.guarded(|queue| {
+            for channel in queue.channels() {
+                channel.take()?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Tells the queue that the port may have space for packets again.
+    pub fn unblock(&mut self) {
+        self.tx.unblock();
+    }
+
+    /// The event channels that wake this queue.
+    pub fn channels(&self) -> impl Iterator<Item = &P::Channel> {
+        core::iter::once(&self.tx_channel).chain(&self.rx_channel)
+    }
+
+    /// What was negotiated.
+    #[must_use]
+    pub const fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// The queue's counters.
+    #[must_use]
+    pub const fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    /// Packets waiting for the guest to post buffers.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.rx.backlog()
+    }
+
+    /// Drops what waits for the guest to post buffers. For a guest without
+    /// [`rx_notify`](Features::rx_notify) that has not posted any for a while, and at the end.
+    pub fn drop_backlog<N: NetPort<Buf = B>>(&mut self, port: &mut N) {
+        self.rx.drop_backlog(port, &self.stats);
+    }
+
+    fn run<N: NetPort<Buf = B>>(
+        &mut self,
+        port: &mut N,
+        budget: usize,
+    ) -> Result<Progress, QueueError> {
+        let mut progress = Progress::default();
+        let Self { platform, peer, features, tx, rx, stats, .. } = self;
+        loop {
+            let left = budget.saturating_sub(progress.tx);
+            let sent = tx.step(platform, *peer, features, port, left, stats)?;
+            let left = budget.saturating_sub(progress.rx);
+            let received = rx.step(platform, *peer, features, port, left, stats)?;
+            progress.tx = progress.tx.saturating_add(sent);
+            progress.rx = progress.rx.saturating_add(received);
+            if sent < BATCH && received < BATCH {
+                break;
+            }
+        }
+        if progress.tx > 0 {
+            port.flush();
+        }
+        self.notify()?;
+        Ok(progress)
+    }
+
+    /// Publishes both rings' answers and wakes the guest as it asked to be.
+    fn notify(&mut self) -> Result<(), QueueError> {
+        let (tx, rx) = (self.tx.publish(), self.rx.publish());
+        let on_rx = if rx { self.rx_channel.as_ref() } else { None };
+        let on_tx = tx || (rx && self.rx_channel.is_none());
+        for channel in on_tx.then_some(&self.tx_channel).into_iter().chain(on_rx) {
+            channel.notify()?;
+            self.stats.count_notification();
+        }
+        Ok(())
+    }
+
+    /// Runs `work` unless the queue has failed, and remembers if it fails.
+    fn guarded<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, QueueError>,
+    ) -> Result<T, QueueError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        work(self).inspect_err(|error| self.failed = Some(*error))
+    }
+}
+
+impl<P: Platform, B> core::fmt::Debug for Queue<P, B> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Queue").field("peer", &self.peer).field("failed", &self.failed).finish()
+    }
+}
+
+/// Empties a list of copies and keeps its allocation for buffers of another lifetime. (Collecting
+/// from a `Vec`'s own iterator reuses the memory.)
+fn recycle_ops<'a>(mut ops: Vec<CopyOp<'_>>) -> Vec<CopyOp<'a>> {
+    ops.clear();
+    ops.into_iter().map_while(|_| None).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recycled_list_keeps_its_memory() {
+        let ops: Vec<CopyOp<'_>> = Vec::with_capacity(256);
+        let (at, capacity) = (ops.as_ptr().addr(), ops.capacity());
+        let ops = recycle_ops(ops);
+        assert_eq!((ops.as_ptr().addr(), ops.capacity()), (at, capacity));
+    }
+}

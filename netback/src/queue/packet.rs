@@ -1,0 +1,150 @@
+//! One packet out of the transmit ring: slots to pieces, by the rules of Linux's netback.
+
+use crate::fault::{DropReason, Fault, SLOTS_FATAL, SLOTS_MAX};
+use crate::port::Gso;
+use alloc::vec::Vec;
+use pvio_grant_table::GrantRef;
+use pvio_ring::proto::checksum::ETHERNET_HEADER;
+use pvio_ring::proto::netif::{Extra, ExtraKind, TxFlags, TxRequest};
+use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
+use pvio_ring::{BackRing, Slot};
+
+/// A data slot, read and checked: `size` bytes at `offset` lie in one page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    pub gref: GrantRef,
+    pub id: u16,
+    pub offset: u16,
+    /// The slot's own size, the first slot's too.
+    pub size: u16,
+    /// Set later, when its page could not be copied.
+    pub failed: bool,
+}
+
+/// What was taken from the ring. Its data slots are at the end of the list of pieces.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Taken {
+    /// Bytes of the whole packet.
+    pub len: usize,
+    pub flags: TxFlags,
+    /// Extra segments, each a slot to be answered.
+    pub extras: u32,
+    pub gso: Option<Gso>,
+    /// Why it is to be dropped, if it is.
+    pub refused: Option<DropReason>,
+}
+
+/// Takes one packet, every slot read once. To be called only when a request is waiting.
+///
+/// # Errors
+/// A [`Fault`]; the vif ends.
+pub(super) fn take<M: SharedMemory>(
+    ring: &mut BackRing<M>,
+    pieces: &mut Vec<Piece>,
+) -> Result<Taken, Fault> {
+    let first = next(ring, Fault::MissingSlots { have: 0 }, TxRequest::read)?;
+    let extras = take_extras(ring, first.flags)?;
+    let mut taken = Taken {
+        len: usize::from(first.size),
+        flags: first.flags,
+        extras: extras.count,
+        gso: extras.gso,
+        refused: None,
+    };
+    let start = pieces.len();
+    pieces.push(Piece::of(&first));
+    if extras.multicast {
+        // Such a slot carries no packet, whatever else it says.
+        taken.refused = Some(DropReason::TxMulticast);
+        return Ok(taken);
+    }
+
+    let mut left = first.size;
+    let mut have = 1_usize;
+    let mut more = first.flags.contains(TxFlags::MORE_DATA);
+    while more {
+        // This order is Linux's, and is seen by frontends: a missing slot ends the vif even if the
+        // packet was to be dropped.
+        if ring.waiting() == 0 {
+            return Err(Fault::MissingSlots { have });
+        }
+        if have >= SLOTS_FATAL {
+            return Err(Fault::TooManySlots);
+        }
+        if have >= SLOTS_MAX {
+            taken.refused.get_or_insert(DropReason::TxSlots);
+        }
+        let slot = next(ring, Fault::MissingSlots { have }, TxRequest::read)?;
+        if slot.size > left {
+            taken.refused.get_or_insert(DropReason::TxSlotBeyondPacket);
+        }
+        left = left.saturating_sub(slot.size);
+        check_page(slot.offset, slot.size)?;
+        pieces.push(Piece::of(&slot));
+        have = have.saturating_add(1);
+        more = slot.flags.contains(TxFlags::MORE_DATA);
+    }
+    if taken.refused.is_some() {
+        return Ok(taken);
+    }
+    if taken.len < ETHERNET_HEADER {
+        taken.refused = Some(DropReason::TxShort);
+        return Ok(taken);
+    }
+    // The first slot has what the others left.
+    check_page(first.offset, left)?;
+    if let Some(piece) = pieces.get_mut(start) {
+        piece.size = left;
+    }
+    Ok(taken)
+}
+
+#[derive(Default)]
+struct Extras {
+    count: u32,
+    gso: Option<Gso>,
+    multicast: bool,
+}
+
+fn take_extras<M: SharedMemory>(ring: &mut BackRing<M>, flags: TxFlags) -> Result<Extras, Fault> {
+    let mut extras = Extras::default();
+    let mut more = flags.contains(TxFlags::EXTRA_INFO);
+    while more {
+        let extra = next(ring, Fault::MissingExtra, Extra::read)??;
+        // Bounded by the ring, which holds no more slots than it holds.
+        extras.count = extras.count.saturating_add(1);
+        more = extra.more;
+        match extra.kind {
+            ExtraKind::Gso { size, kind } => extras.gso = Some(Gso { size, kind }),
+            ExtraKind::McastAdd(_) | ExtraKind::McastDel(_) => extras.multicast = true,
+            // Says how the guest hashed the packet; the port has no use for it.
+            ExtraKind::Hash { .. } => {}
+        }
+    }
+    Ok(extras)
+}
+
+/// Reads the next slot that was produced as of the last look; `missing` when there is none.
+fn next<M: SharedMemory, T, E>(
+    ring: &mut BackRing<M>,
+    missing: Fault,
+    read: impl FnOnce(&mut Slot<'_, M>) -> Result<T, E>,
+) -> Result<T, Fault> {
+    if ring.waiting() == 0 {
+        return Err(missing);
+    }
+    let mut slot = ring.pop().map_err(Fault::TxRing)?.ok_or(missing)?;
+    // A slot of the ring's size is never short.
+    read(&mut slot).map_err(|_| missing)
+}
+
+fn check_page(offset: u16, size: u16) -> Result<(), Fault> {
+    let end = usize::from(offset).saturating_add(usize::from(size));
+    if end > PAGE_SIZE { Err(Fault::CrossesPage { offset, size }) } else { Ok(()) }
+}
+
+impl Piece {
+    fn of(slot: &TxRequest) -> Self {
+        Self { gref: slot.gref, id: slot.id, offset: slot.offset, size: slot.size, failed: false }
+    }
+}

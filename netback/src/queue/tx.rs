@@ -1,0 +1,232 @@
+//! Guest to port.
+
+use super::packet::{self, Piece, Taken};
+use super::{BATCH, Features, recycle_ops};
+use crate::fault::{DropReason, Fault};
+use crate::port::{Checksum, NetPort, Offload, Packet, PacketBuf};
+use crate::stats::Stats;
+use alloc::vec::Vec;
+use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantStatus};
+use pvio_ring::proto::checksum::{IpVersion, Transport};
+use pvio_ring::proto::netif::{GsoKind, TX_SLOT_SIZE, TxFlags, TxResponse, rsp};
+use pvio_ring::shm::SharedMemory;
+use pvio_ring::{BackRing, RingFault};
+
+/// The transmit ring and what is under way between it and the port.
+pub(super) struct Tx<M, B> {
+    ring: BackRing<M>,
+    /// Packets whose data is being copied; empty between polls, as are the next two.
+    batch: Vec<Gathering<B>>,
+    pieces: Vec<Piece>,
+    ops: Vec<CopyOp<'static>>,
+    /// The port had no space when last asked, so requests wait for the port, not for the guest.
+    blocked: bool,
+}
+
+/// A packet whose slots were taken.
+struct Gathering<B> {
+    taken: Taken,
+    pieces: core::ops::Range<usize>,
+    buf: B,
+}
+
+impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
+    pub fn attach(mem: M) -> Result<Self, RingFault> {
+        let ring = BackRing::attach(mem, TX_SLOT_SIZE)?;
+        let slots = ring.layout().slots() as usize;
+        Ok(Self {
+            ring,
+            batch: Vec::with_capacity(BATCH),
+            pieces: Vec::with_capacity(slots),
+            ops: Vec::with_capacity(slots),
+            blocked: false,
+        })
+    }
+
+    /// Carries up to a batch of packets and answers their slots. Returns how many were taken,
+    /// dropped ones included.
+    pub fn step<N: NetPort<Buf = B>>(
+        &mut self,
+        copier: &impl GrantCopier,
+        peer: DomId,
+        features: &Features,
+        port: &mut N,
+        most: usize,
+        stats: &Stats,
+    ) -> Result<usize, Fault> {
+        let taken = self.gather(port, most.min(BATCH), stats)?;
+        if !self.batch.is_empty() {
+            self.copy::<N>(copier, peer);
+            self.deliver(features, port, stats);
+        }
+        self.pieces.clear();
+        Ok(taken)
+    }
+
+    /// Shows the guest what was answered; tells whether it must be notified.
+    pub fn publish(&mut self) -> bool {
+        self.ring.publish()
+    }
+
+    /// Whether the worker may sleep as far as this ring is concerned.
+    pub fn may_sleep(&mut self) -> Result<bool, Fault> {
+        Ok(self.blocked || !self.ring.final_check().map_err(Fault::TxRing)?)
+    }
+
+    /// Whether there is something to do, from what shared memory says now.
+    pub fn has_work(&mut self) -> Result<bool, Fault> {
+        Ok(!self.blocked && self.ring.has_requests().map_err(Fault::TxRing)?)
+    }
+
+    /// The port may have space again.
+    pub fn unblock(&mut self) {
+        self.blocked = false;
+    }
+
+    /// Takes packets off the ring, for as long as the port has space for them.
+    fn gather<N: NetPort<Buf = B>>(
+        &mut self,
+        port: &mut N,
+        most: usize,
+        stats: &Stats,
+    ) -> Result<usize, Fault> {
+        let mut count = 0_usize;
+        self.blocked = false;
+        while count < most && self.ring.has_requests().map_err(Fault::TxRing)? {
+            // Space first: what is off the ring cannot be put back.
+            let Ok(buf) = port.reserve() else {
+                self.blocked = true;
+                break;
+            };
+            let start = self.pieces.len();
+            let taken = match packet::take(&mut self.ring, &mut self.pieces) {
+                Ok(taken) => taken,
+                Err(fault) => {
+                    port.unreserve(buf);
+                    self.abandon(port);
+                    return Err(fault);
+                }
+            };
+            count = count.saturating_add(1);
+            if let Some(reason) = taken.refused {
+                port.unreserve(buf);
+                stats.drop_one(reason);
+                answer(&mut self.ring, self.pieces.get(start..), taken.extras, rsp::ERROR);
+                self.pieces.truncate(start);
+            } else {
+                self.batch.push(Gathering { taken, pieces: start..self.pieces.len(), buf });
+            }
+        }
+        Ok(count)
+    }
+
+    /// Copies the data of the whole batch in one go.
+    fn copy<N: NetPort<Buf = B>>(&mut self, copier: &impl GrantCopier, peer: DomId) {
+        let mut ops = recycle_ops(core::mem::take(&mut self.ops));
+        for packet in &mut self.batch {
+            let mut rest = packet.buf.bytes_mut().get_mut(N::HEADROOM..).unwrap_or_default();
+            let pieces = self.pieces.get(packet.pieces.clone()).unwrap_or_default();
+            // A slot of no bytes is answered, not touched: its page may be anything (XSA-448).
+            for piece in pieces.iter().filter(|p| p.size > 0) {
+                let Some((part, tail)) = rest.split_at_mut_checked(usize::from(piece.size)) else {
+                    // Sizes add up to `len`, a u16, and buffers hold that many.
+                    debug_assert!(false, "a packet larger than its buffer");
+                    break;
+                };
+                rest = tail;
+                ops.push(CopyOp {
+                    domain: peer,
+                    gref: piece.gref,
+                    offset: usize::from(piece.offset),
+                    with: CopyBuf::FromGrant(part),
+                    status: GrantStatus::GeneralError,
+                });
+            }
+        }
+        copier.copy(&mut ops);
+        let copied = self.pieces.iter_mut().filter(|p| p.size > 0);
+        for (piece, op) in copied.zip(&ops) {
+            piece.failed = op.status != GrantStatus::Okay;
+        }
+        self.ops = recycle_ops(ops);
+    }
+
+    /// Hands the batch to the port and answers every slot of it.
+    fn deliver<N: NetPort<Buf = B>>(&mut self, features: &Features, port: &mut N, stats: &Stats) {
+        for Gathering { taken, pieces, buf } in self.batch.drain(..) {
+            let pieces = self.pieces.get(pieces);
+            let mut packet =
+                Packet { buf, start: N::HEADROOM, len: taken.len, offload: Offload::default() };
+            let sent = if pieces.is_some_and(|p| p.iter().any(|p| p.failed)) {
+                Err((DropReason::TxCopy, Some(packet.buf)))
+            } else {
+                match offload(&taken, features, packet.frame()) {
+                    Ok(offload) => {
+                        packet.offload = offload;
+                        port.send(packet).map_err(|_| (DropReason::TxPort, None))
+                    }
+                    Err(reason) => Err((reason, Some(packet.buf))),
+                }
+            };
+            let status = match sent {
+                Ok(()) => {
+                    stats.count_tx(taken.len);
+                    rsp::OKAY
+                }
+                Err((reason, buf)) => {
+                    stats.drop_one(reason);
+                    buf.into_iter().for_each(|buf| port.unreserve(buf));
+                    rsp::ERROR
+                }
+            };
+            answer(&mut self.ring, pieces, taken.extras, status);
+        }
+    }
+
+    /// The vif ends: gives back the space of packets that will not be sent.
+    fn abandon<N: NetPort<Buf = B>>(&mut self, port: &mut N) {
+        self.batch.drain(..).for_each(|packet| port.unreserve(packet.buf));
+        self.pieces.clear();
+    }
+}
+
+/// Answers a packet: its data slots with `status`, its extra segments with `NULL`.
+fn answer<M: SharedMemory>(
+    ring: &mut BackRing<M>,
+    pieces: Option<&[Piece]>,
+    extras: u32,
+    status: i16,
+) {
+    let data = pieces.unwrap_or_default().iter().map(|p| TxResponse { id: p.id, status });
+    let null = (0..extras).map(|_| TxResponse { id: 0, status: rsp::NULL });
+    for response in data.chain(null) {
+        // One response for each request that was taken, so there is room.
+        let pushed = ring.push(&response.to_bytes());
+        debug_assert!(pushed.is_ok(), "more answers than requests");
+    }
+}
+
+/// What is left to the port to do, found from the guest's flags and the packet itself.
+fn offload(taken: &Taken, features: &Features, frame: &[u8]) -> Result<Offload, DropReason> {
+    let blank = taken.flags.contains(TxFlags::CSUM_BLANK);
+    if !blank && taken.gso.is_none() {
+        let validated = taken.flags.contains(TxFlags::DATA_VALIDATED);
+        let checksum = if validated { Checksum::Validated } else { Checksum::Unknown };
+        return Ok(Offload { checksum, gso: None });
+    }
+    let transport = Transport::of(frame).map_err(|_| DropReason::TxChecksum)?;
+    if let Some(gso) = taken.gso {
+        let (allowed, version) = match gso.kind {
+            GsoKind::TcpV4 => (features.gso_v4, IpVersion::V4),
+            GsoKind::TcpV6 => (features.gso_v6, IpVersion::V6),
+        };
+        // Segments have their checksums made anyway, so the whole one must have been left blank.
+        if !allowed || !blank || transport.udp || transport.version != version {
+            return Err(DropReason::TxGso);
+        }
+    }
+    let place = |n: usize| u16::try_from(n).map_err(|_| DropReason::TxChecksum);
+    let checksum =
+        Checksum::Partial { start: place(transport.start)?, offset: place(transport.offset)? };
+    Ok(Offload { checksum, gso: taken.gso })
+}

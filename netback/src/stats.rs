@@ -1,0 +1,98 @@
+//! Counters anybody may read while the queue runs.
+
+use crate::fault::DropReason;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Counters of one queue since it was made. Written by its worker alone, read by anybody; the
+/// numbers of one reading need not belong together.
+#[derive(Debug, Default)]
+pub struct Stats {
+    tx_packets: AtomicU64,
+    tx_bytes: AtomicU64,
+    rx_packets: AtomicU64,
+    rx_bytes: AtomicU64,
+    wakeups: AtomicU64,
+    notifications: AtomicU64,
+    dropped: [AtomicU64; DropReason::ALL.len()],
+}
+
+impl Stats {
+    /// Packets from the guest that the port took.
+    #[must_use]
+    pub fn tx_packets(&self) -> u64 {
+        self.tx_packets.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of those packets.
+    #[must_use]
+    pub fn tx_bytes(&self) -> u64 {
+        self.tx_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Packets put into the guest's buffers.
+    #[must_use]
+    pub fn rx_packets(&self) -> u64 {
+        self.rx_packets.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of those packets.
+    #[must_use]
+    pub fn rx_bytes(&self) -> u64 {
+        self.rx_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How often the worker slept and was woken.
+    #[must_use]
+    pub fn wakeups(&self) -> u64 {
+        self.wakeups.load(Ordering::Relaxed)
+    }
+
+    /// Events sent to the guest.
+    #[must_use]
+    pub fn notifications(&self) -> u64 {
+        self.notifications.load(Ordering::Relaxed)
+    }
+
+    /// Packets dropped for a reason.
+    #[must_use]
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.dropped.get(reason as usize).map_or(0, |n| n.load(Ordering::Relaxed))
+    }
+
+    /// Packets dropped for any reason.
+    #[must_use]
+    pub fn dropped_in_all(&self) -> u64 {
+        self.dropped.iter().map(|n| n.load(Ordering::Relaxed)).fold(0, u64::wrapping_add)
+    }
+
+    pub(crate) fn count_tx(&self, bytes: usize) {
+        add(&self.tx_packets, 1);
+        add(&self.tx_bytes, bytes as u64);
+    }
+
+    pub(crate) fn count_rx(&self, bytes: usize) {
+        add(&self.rx_packets, 1);
+        add(&self.rx_bytes, bytes as u64);
+    }
+
+    pub(crate) fn count_notification(&self) {
+        add(&self.notifications, 1);
+    }
+
+    #[cfg(feature = "std")]
+    pub(crate) fn count_wakeup(&self) {
+        add(&self.wakeups, 1);
+    }
+
+    pub(crate) fn drop_one(&self, reason: DropReason) {
+        if let Some(count) = self.dropped.get(reason as usize) {
+            add(count, 1);
+        }
+    }
+}
+
+/// One writer, so a plain load and store will do, at a fraction of an atomic addition.
+#[inline]
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+}

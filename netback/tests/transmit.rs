@@ -1,0 +1,508 @@
+//! Guest to port: what is carried, what is dropped, what ends the vif.
+
+mod common;
+
+use common::{ALL, Guest, Setup, pattern, setup, setup_at, tcp};
+use pvio_event_channel::EventChannel;
+use pvio_grant_table::GrantRef;
+use pvio_netback::fault::{DropReason, Fault, QueueError};
+use pvio_netback::port::{Checksum, Gso, NetPort, Offload};
+use pvio_ring::RingFault;
+use pvio_ring::proto::checksum::Transport;
+use pvio_ring::proto::netif::{Extra, ExtraFault, ExtraKind, GsoKind, TxFlags, TxRequest, rsp};
+use pvio_ring::shm::Region;
+use std::sync::atomic::Ordering;
+
+#[test]
+fn a_packet_of_one_slot() {
+    let mut s = setup(ALL);
+    let frame = pattern(60, 1);
+    let slot = s.guest.slot(3, 100, &frame);
+    s.guest.send(&[slot]);
+    assert_eq!(s.poll().tx, 1);
+    assert_eq!(s.sent(), [(frame, Offload::default())]);
+    assert_eq!(s.guest.answers(), [(3, rsp::OKAY)]);
+    assert_eq!((s.stats.tx_packets(), s.stats.tx_bytes()), (1, 60));
+}
+
+#[test]
+fn one_publication_and_one_event_for_a_batch() {
+    let mut s = setup(ALL);
+    let before = s.back.events_sent();
+    for page in 0..40 {
+        let slot = s.guest.slot(page, 0, &pattern(60, page));
+        s.guest.send(&[slot]);
+    }
+    assert_eq!(s.poll().tx, 40);
+    assert_eq!(s.back.events_sent() - before, 1);
+    assert_eq!(s.sent().len(), 40);
+    assert_eq!(s.guest.answers().len(), 40);
+    // Nobody asked to be woken again.
+    let slot = s.guest.slot(0, 0, &pattern(60, 0));
+    s.guest.send(&[slot]);
+    s.poll();
+    assert_eq!(s.back.events_sent() - before, 1);
+    assert_eq!(s.stats.notifications(), 1);
+}
+
+#[test]
+fn split_channels_are_told_apart() {
+    let mut s = setup_at(ALL, 0, true);
+    assert_eq!(s.queue.channels().count(), 2);
+    let slot = s.guest.slot(0, 0, &pattern(60, 0));
+    s.guest.send(&[slot]);
+    s.poll();
+    assert_eq!(s.guest.tx_channel.take(), Ok(true));
+    assert_eq!(s.guest.rx_channel.as_ref().unwrap().take(), Ok(false));
+    s.guest.post(1..3);
+    s.inject(&pattern(60, 0), Offload::default());
+    s.poll();
+    assert_eq!(s.guest.tx_channel.take(), Ok(false));
+    assert_eq!(s.guest.rx_channel.as_ref().unwrap().take(), Ok(true));
+}
+
+#[test]
+fn every_number_of_slots_that_is_carried_or_dropped_or_fatal() {
+    for slots in 1..=22 {
+        let mut s = setup(ALL);
+        let parts: Vec<_> = (0..slots).map(|i| pattern(100 + i, i)).collect();
+        let refs: Vec<_> = parts.iter().map(Vec::as_slice).collect();
+        let packet = s.guest.packet(0, &refs);
+        s.guest.send(&packet);
+        let result = s.queue.poll(&mut s.port, 64);
+        if slots <= 19 {
+            assert!(result.is_ok(), "{slots} slots");
+            assert_eq!(s.sent(), [(parts.concat(), Offload::default())], "{slots} slots");
+            let all_okay: Vec<_> = (0..slots as u16).map(|id| (id, rsp::OKAY)).collect();
+            assert_eq!(s.guest.answers(), all_okay);
+        } else if slots <= 21 {
+            assert!(result.is_ok(), "{slots} slots");
+            assert_eq!(s.stats.dropped(DropReason::TxSlots), 1);
+            let all_error: Vec<_> = (0..slots as u16).map(|id| (id, rsp::ERROR)).collect();
+            assert_eq!(s.guest.answers(), all_error);
+            assert_eq!(s.sent(), []);
+        } else {
+            assert_eq!(result, Err(QueueError::Fault(Fault::TooManySlots)));
+        }
+    }
+}
+
+#[test]
+fn the_largest_packet_and_the_smallest() {
+    let mut s = setup(ALL);
+    let frame = pattern(65535, 5);
+    let parts: Vec<_> = frame.chunks(4096).collect();
+    let packet = s.guest.packet(0, &parts);
+    s.guest.send(&packet);
+    let least = pattern(14, 6);
+    let slot = s.guest.slot(40, 0, &least);
+    s.guest.send(&[slot]);
+    s.poll();
+    assert_eq!(s.sent(), [(frame, Offload::default()), (least, Offload::default())]);
+}
+
+/// A row of PROTOCOLS §2.4: what the guest does, and what comes of it.
+struct Row {
+    name: &'static str,
+    send: fn(&mut Guest),
+    fate: Fate,
+}
+
+enum Fate {
+    /// Dropped for this reason; these slots are answered, in this order.
+    Drop(DropReason, &'static [(u16, i16)]),
+    /// The vif ends with this code.
+    Fatal(Fault, &'static str),
+}
+
+const ERROR: i16 = rsp::ERROR;
+const NULL: i16 = rsp::NULL;
+
+fn with_extra(guest: &mut Guest, extras: &[[u8; 8]]) {
+    let mut slot = guest.slot(0, 0, &tcp(false, 100));
+    slot.flags = TxFlags::EXTRA_INFO | TxFlags::CSUM_BLANK;
+    guest.push(&[slot]);
+    for extra in extras {
+        guest.tx.push(extra).unwrap();
+    }
+    let _ = guest.tx.publish();
+}
+
+const GSO: [u8; 8] = [1, 0, 0xb4, 5, 1, 0, 0, 0];
+
+const ROWS: &[Row] = &[
+    Row {
+        name: "more_data beyond the produced slots",
+        send: |g| {
+            let mut slot = g.slot(0, 0, &[1; 60]);
+            slot.flags = TxFlags::MORE_DATA;
+            g.send(&[slot]);
+        },
+        fate: Fate::Fatal(Fault::MissingSlots { have: 1 }, "tx-slots-missing"),
+    },
+    Row {
+        name: "more_data beyond the produced slots of a packet that was to be dropped",
+        send: |g| {
+            let part: &[u8] = &[1; 60];
+            let mut packet = g.packet(0, &[part; 20]);
+            packet[19].flags = TxFlags::MORE_DATA;
+            g.send(&packet);
+        },
+        fate: Fate::Fatal(Fault::MissingSlots { have: 20 }, "tx-slots-missing"),
+    },
+    Row {
+        name: "only slot crosses its page",
+        send: |g| {
+            let mut slot = g.slot(0, 0, &[1; 60]);
+            slot.offset = 4096 - 59;
+            g.send(&[slot]);
+        },
+        fate: Fate::Fatal(Fault::CrossesPage { offset: 4037, size: 60 }, "tx-slot-crosses-page"),
+    },
+    Row {
+        name: "offset and size at their largest",
+        send: |g| {
+            let mut slot = g.slot(0, 0, &[1; 60]);
+            (slot.offset, slot.size) = (u16::MAX, u16::MAX);
+            g.send(&[slot]);
+        },
+        fate: Fate::Fatal(
+            Fault::CrossesPage { offset: u16::MAX, size: u16::MAX },
+            "tx-slot-crosses-page",
+        ),
+    },
+    Row {
+        name: "later slot crosses its page",
+        send: |g| {
+            let mut packet = g.packet(0, &[&[1; 60], &[2; 60]]);
+            packet[1].offset = 4040;
+            g.send(&packet);
+        },
+        fate: Fate::Fatal(Fault::CrossesPage { offset: 4040, size: 60 }, "tx-slot-crosses-page"),
+    },
+    Row {
+        name: "later slot crosses its page, in a packet that was to be dropped",
+        send: |g| {
+            let mut packet = g.packet(0, &[&[1; 60], &[2; 60], &[3; 60]]);
+            packet[0].size = 30;
+            packet[2].offset = 4040;
+            g.send(&packet);
+        },
+        fate: Fate::Fatal(Fault::CrossesPage { offset: 4040, size: 60 }, "tx-slot-crosses-page"),
+    },
+    Row {
+        name: "what the others leave for the first slot crosses its page",
+        send: |g| {
+            let mut packet = g.packet(0, &[&[1; 60], &[2; 60]]);
+            packet[0].size = 4096 + 61;
+            g.send(&packet);
+        },
+        fate: Fate::Fatal(Fault::CrossesPage { offset: 0, size: 4097 }, "tx-slot-crosses-page"),
+    },
+    Row {
+        name: "announced extra missing",
+        send: |g| with_extra(g, &[]),
+        fate: Fate::Fatal(Fault::MissingExtra, "tx-extra-missing"),
+    },
+    Row {
+        name: "second announced extra missing",
+        send: |g| with_extra(g, &[[4, 1, 0, 0, 0, 0, 0, 0]]),
+        fate: Fate::Fatal(Fault::MissingExtra, "tx-extra-missing"),
+    },
+    Row {
+        name: "extra of type 0",
+        send: |g| with_extra(g, &[[0; 8]]),
+        fate: Fate::Fatal(Fault::Extra(ExtraFault::Type(0)), "tx-extra-type"),
+    },
+    Row {
+        name: "extra of the first type nobody defined",
+        send: |g| with_extra(g, &[[5, 0, 0, 0, 0, 0, 0, 0]]),
+        fate: Fate::Fatal(Fault::Extra(ExtraFault::Type(5)), "tx-extra-type"),
+    },
+    Row {
+        name: "GSO of no size",
+        send: |g| with_extra(g, &[[1, 0, 0, 0, 1, 0, 0, 0]]),
+        fate: Fate::Fatal(Fault::Extra(ExtraFault::GsoSize), "tx-gso-size"),
+    },
+    Row {
+        name: "GSO of an unknown type",
+        send: |g| with_extra(g, &[[1, 0, 1, 0, 3, 0, 0, 0]]),
+        fate: Fate::Fatal(Fault::Extra(ExtraFault::GsoType(3)), "tx-gso-type"),
+    },
+    Row {
+        name: "GSO that was not negotiated",
+        send: |g| with_extra(g, &[GSO]),
+        fate: Fate::Drop(DropReason::TxGso, &[(0, ERROR), (0, NULL)]),
+    },
+    Row {
+        name: "multicast control that was not offered",
+        send: |g| with_extra(g, &[[2, 1, 1, 0, 0x5e, 0, 0, 1], [4, 0, 0, 0, 0, 0, 0, 0]]),
+        fate: Fate::Drop(DropReason::TxMulticast, &[(0, ERROR), (0, NULL), (0, NULL)]),
+    },
+    Row {
+        name: "slot larger than the packet (a total that wrapped)",
+        send: |g| {
+            let mut packet = g.packet(0, &[&[1; 60], &[2; 60], &[3; 60]]);
+            packet[0].size = 59;
+            g.send(&packet);
+        },
+        fate: Fate::Drop(DropReason::TxSlotBeyondPacket, &[(0, ERROR), (1, ERROR), (2, ERROR)]),
+    },
+    Row {
+        name: "shorter than an Ethernet header",
+        send: |g| {
+            let slot = g.slot(0, 0, &[1; 13]);
+            g.send(&[slot]);
+        },
+        fate: Fate::Drop(DropReason::TxShort, &[(0, ERROR)]),
+    },
+    Row {
+        name: "no bytes at all",
+        send: |g| {
+            let slot = g.slot(0, 0, &[]);
+            g.send(&[slot]);
+        },
+        fate: Fate::Drop(DropReason::TxShort, &[(0, ERROR)]),
+    },
+    Row {
+        name: "page that is not granted",
+        send: |g| {
+            let mut packet = g.packet(0, &[&[1; 60], &[2; 60], &[3; 60]]);
+            packet[1].gref = GrantRef(31_000);
+            g.send(&packet);
+        },
+        fate: Fate::Drop(DropReason::TxCopy, &[(0, ERROR), (1, ERROR), (2, ERROR)]),
+    },
+    Row {
+        name: "grant reference beyond the table",
+        send: |g| {
+            let mut slot = g.slot(0, 0, &[1; 60]);
+            slot.gref = GrantRef(u32::MAX);
+            g.send(&[slot]);
+        },
+        fate: Fate::Drop(DropReason::TxCopy, &[(0, ERROR)]),
+    },
+    Row {
+        name: "blank checksum where there is none",
+        send: |g| {
+            let mut slot = g.slot(0, 0, &[1; 60]);
+            slot.flags = TxFlags::CSUM_BLANK;
+            g.send(&[slot]);
+        },
+        fate: Fate::Drop(DropReason::TxChecksum, &[(0, ERROR)]),
+    },
+];
+
+#[test]
+fn every_row_of_the_fatal_and_drop_table() {
+    for row in ROWS {
+        // Also across the wrap of the indices.
+        for start in [0, u32::MAX - 1] {
+            let mut s = setup_at(ALL, start, false);
+            (row.send)(&mut s.guest);
+            let result = s.queue.poll(&mut s.port, 64);
+            match &row.fate {
+                Fate::Fatal(fault, code) => {
+                    assert_eq!(result, Err(QueueError::Fault(*fault)), "{}", row.name);
+                    assert_eq!(fault.code(), *code, "{}", row.name);
+                    assert_stays_dead(&mut s, *fault);
+                }
+                Fate::Drop(reason, answers) => {
+                    assert!(result.is_ok(), "{}: {result:?}", row.name);
+                    assert_eq!(s.stats.dropped(*reason), 1, "{}", row.name);
+                    assert_eq!(s.stats.dropped_in_all(), 1, "{}", row.name);
+                    assert_eq!(s.guest.answers(), *answers, "{}", row.name);
+                    assert_eq!(s.sent(), [], "{}", row.name);
+                    assert_goes_on(&mut s);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_producer_ahead_of_the_ring_ends_the_vif() {
+    for ahead in [257, 1 << 31, u32::MAX] {
+        let mut s = setup(ALL);
+        s.guest.tx_page.store_u32(0, ahead, Ordering::SeqCst);
+        let fault = Fault::TxRing(RingFault::ProducerOverflow { prod: ahead, ahead, most: 256 });
+        assert_eq!(s.queue.poll(&mut s.port, 64), Err(QueueError::Fault(fault)));
+        assert_stays_dead(&mut s, fault);
+    }
+}
+
+/// Nothing more is read, answered or sent, and every buffer is back with the port.
+fn assert_stays_dead(s: &mut Setup, fault: Fault) {
+    assert_eq!(s.queue.poll(&mut s.port, 64), Err(QueueError::Fault(fault)));
+    assert_eq!(s.queue.may_sleep(), Err(QueueError::Fault(fault)));
+    assert_eq!(s.sent(), []);
+    assert_eq!(s.guest.answers(), []);
+    let buffers: Vec<_> = std::iter::from_fn(|| s.port.reserve().ok()).collect();
+    assert_eq!(buffers.len(), 128, "a buffer was lost");
+}
+
+fn assert_goes_on(s: &mut Setup) {
+    let frame = pattern(60, 9);
+    let slot = s.guest.slot(50, 0, &frame);
+    s.guest.send(&[slot]);
+    s.poll();
+    assert_eq!(s.sent(), [(frame, Offload::default())]);
+    assert_eq!(s.guest.answers(), [(50, rsp::OKAY)]);
+}
+
+#[test]
+fn packets_before_a_fatal_one_are_not_sent_twice_nor_answered() {
+    let mut s = setup(ALL);
+    let good = s.guest.slot(0, 0, &[1; 60]);
+    let mut bad = s.guest.slot(1, 0, &[1; 60]);
+    bad.offset = 4095;
+    s.guest.send(&[good, bad]);
+    let fault = Fault::CrossesPage { offset: 4095, size: 60 };
+    assert_eq!(s.queue.poll(&mut s.port, 64), Err(QueueError::Fault(fault)));
+    assert_stays_dead(&mut s, fault);
+}
+
+#[test]
+fn slots_of_no_bytes_are_answered_and_never_touched() {
+    // XSA-448: the page of an empty slot may be anything.
+    let mut s = setup(ALL);
+    let frame = pattern(90, 2);
+    let mut packet = s.guest.packet(0, &[&frame[..60], &[], &frame[60..], &[]]);
+    packet[1].gref = GrantRef(u32::MAX);
+    packet[3].gref = GrantRef(0);
+    packet[3].offset = 4096;
+    s.guest.send(&packet);
+    s.poll();
+    assert_eq!(s.sent(), [(frame, Offload::default())]);
+    let okay = |id| (id, rsp::OKAY);
+    assert_eq!(s.guest.answers(), [okay(0), okay(1), okay(2), okay(3)]);
+}
+
+#[test]
+fn headers_scattered_over_slots_are_in_one_piece() {
+    // XSA-423: nothing looks at a packet before it is all in private memory.
+    for cut in 0..64 {
+        let mut s = setup(ALL);
+        let frame = tcp(false, 64);
+        let mut packet =
+            s.guest.packet(0, &[&frame[..cut], &frame[cut..cut + 5], &frame[cut + 5..]]);
+        packet[0].flags |= TxFlags::CSUM_BLANK | TxFlags::DATA_VALIDATED;
+        s.guest.send(&packet);
+        s.poll();
+        let checksum = Checksum::Partial { start: 34, offset: 16 };
+        assert_eq!(s.sent(), [(frame, Offload { checksum, gso: None })], "cut at {cut}");
+    }
+}
+
+#[test]
+fn checksum_flags_become_what_the_port_is_told() {
+    let blank = TxFlags::CSUM_BLANK;
+    let valid = TxFlags::DATA_VALIDATED;
+    for (v6, start) in [(false, 34), (true, 54)] {
+        let partial = Checksum::Partial { start, offset: 16 };
+        for (flags, checksum) in [
+            (TxFlags::empty(), Checksum::Unknown),
+            (valid, Checksum::Validated),
+            (blank | valid, partial),
+            (blank, partial),
+        ] {
+            let mut s = setup(ALL);
+            let mut slot = s.guest.slot(0, 0, &tcp(v6, 10));
+            slot.flags = flags;
+            s.guest.send(&[slot]);
+            s.poll();
+            assert_eq!(s.sent()[0].1, Offload { checksum, gso: None }, "{flags:?}");
+        }
+    }
+}
+
+#[test]
+fn negotiated_gso_reaches_the_port() {
+    let mut s = setup(pvio_netback::Features { gso_v4: true, ..ALL });
+    let frame = tcp(false, 20_000);
+    let parts: Vec<_> = frame.chunks(4096).collect();
+    let mut packet = s.guest.packet(0, &parts);
+    packet[0].flags |= TxFlags::EXTRA_INFO | TxFlags::CSUM_BLANK;
+    s.guest.push(&packet[..1]);
+    let kind = ExtraKind::Gso { size: 1448, kind: GsoKind::TcpV4 };
+    s.guest.tx.push(&Extra { kind, more: false }.to_bytes()).unwrap();
+    s.guest.send(&packet[1..]);
+    s.poll();
+    let t = Transport::of(&frame).unwrap();
+    let checksum = Checksum::Partial { start: t.start as u16, offset: 16 };
+    let gso = Some(Gso { size: 1448, kind: GsoKind::TcpV4 });
+    assert_eq!(s.sent(), [(frame, Offload { checksum, gso })]);
+    let mut answers = s.guest.answers();
+    assert_eq!(answers.pop(), Some((0, rsp::NULL)));
+    assert_eq!(answers, (0..packet.len() as u16).map(|id| (id, rsp::OKAY)).collect::<Vec<_>>());
+
+    // The other version was not negotiated, and UDP cannot be cut so.
+    for frame in [tcp(true, 5000), {
+        let mut udp = tcp(false, 5000);
+        udp[23] = 17;
+        udp
+    }] {
+        let mut slot = s.guest.slot(0, 0, &frame[..4000]);
+        slot.size = 4000;
+        slot.flags = TxFlags::EXTRA_INFO | TxFlags::CSUM_BLANK;
+        s.guest.push(&[slot]);
+        s.guest.tx.push(&Extra { kind, more: false }.to_bytes()).unwrap();
+        let _ = s.guest.tx.publish();
+        s.poll();
+        assert_eq!(s.sent(), []);
+    }
+    assert_eq!(s.stats.dropped_in_all(), 2);
+}
+
+#[test]
+fn a_full_port_holds_the_ring_back_and_loses_nothing() {
+    let mut s = setup(ALL);
+    let held: Vec<_> = std::iter::from_fn(|| s.port.reserve().ok()).collect();
+    let frame = pattern(60, 4);
+    let slot = s.guest.slot(0, 0, &frame);
+    s.guest.send(&[slot]);
+    assert!(!s.poll().any());
+    assert_eq!(s.queue.may_sleep(), Ok(true), "the port will wake us, not the guest");
+    assert_eq!(s.queue.has_work(), Ok(false));
+    held.into_iter().for_each(|buf| s.port.unreserve(buf));
+    s.queue.unblock();
+    assert_eq!(s.queue.has_work(), Ok(true));
+    assert_eq!(s.poll().tx, 1);
+    assert_eq!(s.sent(), [(frame, Offload::default())]);
+}
+
+#[test]
+fn before_sleeping_it_looks_once_more() {
+    let mut s = setup(ALL);
+    assert_eq!(s.queue.may_sleep(), Ok(true));
+    let slot = s.guest.slot(0, 0, &pattern(60, 4));
+    s.guest.push(&[slot]);
+    assert!(s.guest.tx.publish(), "asleep: wants to be woken");
+    assert_eq!(s.queue.may_sleep(), Ok(false));
+    s.poll();
+    assert_eq!(s.queue.may_sleep(), Ok(true));
+}
+
+#[test]
+fn a_lost_port_is_a_drop_not_a_fault() {
+    let mut s = setup(ALL);
+    let slot = s.guest.slot(0, 0, &pattern(60, 4));
+    s.guest.send(&[slot]);
+    let (_, gone) = pvio_netback::port::memory::pair(1);
+    drop(std::mem::replace(&mut s.wire, gone));
+    s.poll();
+    assert_eq!(s.guest.answers(), [(0, rsp::ERROR)]);
+    assert_eq!(s.stats.dropped(DropReason::TxPort), 1);
+}
+
+#[test]
+fn a_budget_is_kept() {
+    let mut s = setup(ALL);
+    for i in 0..100 {
+        let slot = TxRequest { id: i, ..s.guest.slot(0, 0, &pattern(60, 4)) };
+        s.guest.send(&[slot]);
+    }
+    assert_eq!(s.queue.poll(&mut s.port, 10).unwrap().tx, 10);
+    assert_eq!(s.queue.poll(&mut s.port, 70).unwrap().tx, 70);
+    assert_eq!(s.queue.poll(&mut s.port, 64).unwrap().tx, 20);
+}

@@ -1,0 +1,337 @@
+//! Where a frame's transport checksum stands, and how it is made and checked (RFC 1071).
+//!
+//! netif's flags say only *that* a TCP or UDP checksum is left blank (`csum_blank`: the field holds
+//! the sum of the pseudo-header, and somebody must add the rest), not *where* it is. Whoever
+//! receives such a frame finds out here, from a private copy of the frame.
+
+/// Bytes of an Ethernet header (`ETH_HLEN`).
+pub const ETHERNET_HEADER: usize = 14;
+
+const VLAN_TAGS: [u16; 2] = [0x8100, 0x88a8];
+const MAX_VLAN_TAGS: usize = 2;
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+/// Extension headers followed before a packet is given up on; honest ones have a few.
+const MAX_EXTENSIONS: usize = 8;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// Which IP carries the transport; offload is negotiated for each by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IpVersion {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Why a frame has no transport checksum that could be left to somebody else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NoTransport {
+    /// Not IP.
+    #[error("not an IP packet")]
+    NotIp,
+    /// IP, but neither TCP nor UDP.
+    #[error("neither TCP nor UDP")]
+    OtherProtocol,
+    /// A piece of a packet: its checksum covers what is in other pieces.
+    #[error("an IP fragment")]
+    Fragment,
+    /// A length that does not fit, a header cut short, or more headers than are followed.
+    #[error("malformed IP packet")]
+    Malformed,
+}
+
+/// The transport header of one frame. All positions are bytes from the start of the frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Transport {
+    /// IPv4 or IPv6.
+    pub version: IpVersion,
+    /// Whether it is UDP, where a checksum of 0 means that there is none; else it is TCP.
+    pub udp: bool,
+    /// Where the transport header begins, and the sum with it.
+    pub start: usize,
+    /// Where the checksum stands, counted from `start`.
+    pub offset: usize,
+    /// Where the transport's data ends: less than the frame's length if that is padded.
+    pub end: usize,
+    /// The sum of the pseudo-header, folded.
+    pub pseudo_sum: u16,
+}
+
+impl Transport {
+    /// Finds the transport header of an Ethernet frame.
+    ///
+    /// # Errors
+    /// A [`NoTransport`] that says what the frame is instead.
+    pub fn of(frame: &[u8]) -> Result<Self, NoTransport> {
+        let mut at = 12_usize;
+        let mut kind = u16_at(frame, at).ok_or(NoTransport::NotIp)?;
+        for _ in 0..MAX_VLAN_TAGS {
+            if VLAN_TAGS.contains(&kind) {
+                at = at.saturating_add(4);
+                kind = u16_at(frame, at).ok_or(NoTransport::NotIp)?;
+            }
+        }
+        let ip = at.saturating_add(2);
+        match kind {
+            IPV4 => Self::of_ipv4(frame, ip),
+            IPV6 => Self::of_ipv6(frame, ip),
+            _ => Err(NoTransport::NotIp),
+        }
+    }
+
+    /// Leaves the checksum blank: writes the pseudo-header's sum where it stands.
+    ///
+    /// `frame` is the frame that this was found in.
+    pub fn blank(&self, frame: &mut [u8]) {
+        self.store(frame, self.pseudo_sum);
+    }
+
+    /// Computes the checksum and writes it, whatever stood there.
+    ///
+    /// `frame` is the frame that this was found in.
+    pub fn fill(&self, frame: &mut [u8]) {
+        self.store(frame, 0);
+        let sum = sum(frame.get(self.start..self.end).unwrap_or_default());
+        let checksum = !fold(sum.wrapping_add(u64::from(self.pseudo_sum)));
+        self.store(frame, if checksum == 0 { 0xffff } else { checksum });
+    }
+
+    /// Whether the checksum is right.
+    ///
+    /// `frame` is the frame that this was found in.
+    #[must_use]
+    pub fn verify(&self, frame: &[u8]) -> bool {
+        if self.udp && u16_at(frame, self.start.saturating_add(self.offset)) == Some(0) {
+            // No checksum: allowed over IPv4 only (RFC 8200, 8.1).
+            return self.version == IpVersion::V4;
+        }
+        let sum = sum(frame.get(self.start..self.end).unwrap_or_default());
+        fold(sum.wrapping_add(u64::from(self.pseudo_sum))) == 0xffff
+    }
+
+    fn store(&self, frame: &mut [u8], value: u16) {
+        let at = self.start.saturating_add(self.offset);
+        if let Some(field) = frame.get_mut(at..at.saturating_add(2)) {
+            field.copy_from_slice(&value.to_be_bytes());
+        }
+    }
+
+    fn of_ipv4(frame: &[u8], ip: usize) -> Result<Self, NoTransport> {
+        let bad = NoTransport::Malformed;
+        let header = frame.get(ip..).and_then(|h| h.first_chunk::<20>()).ok_or(bad)?;
+        let [first, _, l0, l1, _, _, f0, f1, _, protocol, ..] = *header;
+        let header_len = usize::from(first & 15).saturating_mul(4);
+        let total = usize::from(u16::from_be_bytes([l0, l1]));
+        let end = ip.saturating_add(total);
+        if first >> 4 != 4 || header_len < 20 || total < header_len || end > frame.len() {
+            return Err(bad);
+        }
+        // More fragments, or not the first one.
+        if u16::from_be_bytes([f0, f1]) & 0x3fff != 0 {
+            return Err(NoTransport::Fragment);
+        }
+        let addresses = ip.saturating_add(12)..ip.saturating_add(20);
+        let start = ip.saturating_add(header_len);
+        Self::with(frame, IpVersion::V4, protocol, start, end, addresses)
+    }
+
+    fn of_ipv6(frame: &[u8], ip: usize) -> Result<Self, NoTransport> {
+        const HOP_BY_HOP: u8 = 0;
+        const ROUTING: u8 = 43;
+        const FRAGMENT: u8 = 44;
+        const AUTHENTICATION: u8 = 51;
+        const DESTINATION: u8 = 60;
+
+        let bad = NoTransport::Malformed;
+        let header = frame.get(ip..).and_then(|h| h.first_chunk::<40>()).ok_or(bad)?;
+        let [first, _, _, _, l0, l1, mut next, ..] = *header;
+        let mut start = ip.saturating_add(40);
+        let end = start.saturating_add(usize::from(u16::from_be_bytes([l0, l1])));
+        if first >> 4 != 6 || end > frame.len() {
+            return Err(bad);
+        }
+        let addresses = ip.saturating_add(8)..start;
+        for _ in 0..MAX_EXTENSIONS {
+            let unit = match next {
+                HOP_BY_HOP | DESTINATION => 8_usize,
+                // The pseudo-header is to have the final destination, which stands in the header
+                // only when no segment is left (RFC 8200, 8.1).
+                ROUTING if frame.get(start.saturating_add(3)) == Some(&0) => 8,
+                ROUTING => return Err(bad),
+                AUTHENTICATION => 4,
+                FRAGMENT => return Err(NoTransport::Fragment),
+                _ => return Self::with(frame, IpVersion::V6, next, start, end, addresses),
+            };
+            let extension = frame.get(start..end).and_then(|h| h.first_chunk::<2>()).ok_or(bad)?;
+            let [then, units] = *extension;
+            // In units beyond the first 8 bytes, whatever the unit.
+            let units = usize::from(units).saturating_mul(unit);
+            start = start.saturating_add(8).saturating_add(units);
+            next = then;
+        }
+        Err(bad)
+    }
+
+    fn with(
+        frame: &[u8],
+        version: IpVersion,
+        protocol: u8,
+        start: usize,
+        end: usize,
+        addresses: core::ops::Range<usize>,
+    ) -> Result<Self, NoTransport> {
+        let (offset, header_len) = match protocol {
+            TCP => (16, 20),
+            UDP => (6, 8),
+            _ => return Err(NoTransport::OtherProtocol),
+        };
+        let len = end.checked_sub(start).filter(|&l| l >= header_len);
+        let len = len.ok_or(NoTransport::Malformed)?;
+        let addresses = frame.get(addresses).ok_or(NoTransport::Malformed)?;
+        let pseudo = sum(addresses).wrapping_add(u64::from(protocol)).wrapping_add(len as u64);
+        let pseudo_sum = fold(pseudo);
+        Ok(Self { version, udp: protocol == UDP, start, offset, end, pseudo_sum })
+    }
+}
+
+/// Completes a checksum whose place is known though its protocol may not be: adds up everything
+/// from `start` to the end of the frame, with what stands at `start + offset`, and writes the
+/// result there. Answers `false`, and changes nothing, when that is outside the frame.
+#[must_use]
+pub fn complete(frame: &mut [u8], start: usize, offset: usize) -> bool {
+    let Some(at) = start.checked_add(offset) else { return false };
+    let Some(end) = at.checked_add(2) else { return false };
+    let Some(data) = frame.get(start..).filter(|_| end <= frame.len()) else { return false };
+    let checksum = !fold(sum(data));
+    let Some(field) = frame.get_mut(at..end) else { return false };
+    field.copy_from_slice(&(if checksum == 0 { 0xffff } else { checksum }).to_be_bytes());
+    true
+}
+
+/// The one's complement sum of big-endian 16-bit words, not folded; an odd last byte is a word's
+/// high half. Cannot overflow below 2⁴⁸ bytes.
+fn sum(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<4>();
+    let high = words.iter().fold(0_u64, |s, w| s.wrapping_add(u64::from(u32::from_be_bytes(*w))));
+    let (pairs, odd) = rest.as_chunks::<2>();
+    let pairs = pairs.iter().fold(0_u64, |s, w| s.wrapping_add(u64::from(u16::from_be_bytes(*w))));
+    let odd = odd.first().map_or(0, |&b| u64::from(b) << 8);
+    // Folding is linear: a 32-bit word counts as its two halves, modulo 2¹⁶ − 1.
+    high.wrapping_add(pairs).wrapping_add(odd)
+}
+
+fn fold(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff).wrapping_add(sum >> 16);
+    }
+    sum as u16
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    let chunk = bytes.get(at..)?.first_chunk::<2>()?;
+    Some(u16::from_be_bytes(*chunk))
+}
+
+#[cfg(test)]
+#[expect(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests")]
+mod tests {
+    use super::*;
+    extern crate std;
+    use std::vec::Vec;
+
+    /// An Ethernet frame with an IPv4 packet of the given protocol and payload.
+    fn ipv4(protocol: u8, payload: &[u8], padding: usize) -> Vec<u8> {
+        let mut f = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0].to_vec();
+        let total = (20 + payload.len()) as u16;
+        f.extend([0x45, 0, (total >> 8) as u8, total as u8, 0, 0, 0x40, 0, 64, protocol, 0, 0]);
+        f.extend([192, 168, 0, 31, 192, 168, 0, 30]);
+        f.extend(payload);
+        f.extend(std::iter::repeat_n(0xaa, padding));
+        f
+    }
+
+    #[test]
+    fn a_known_udp_checksum() {
+        // Worked by hand: 192.168.0.31 → 192.168.0.30, ports 20 → 10, "Hi": checksum 0x35c5.
+        let udp = [0, 20, 0, 10, 0, 10, 0, 0, b'H', b'i'];
+        let mut frame = ipv4(UDP, &udp, 0);
+        let t = Transport::of(&frame).unwrap();
+        assert_eq!((t.start, t.offset, t.end), (34, 6, 44));
+        t.fill(&mut frame);
+        assert_eq!(&frame[40..42], [0x35, 0xc5]);
+        assert!(t.verify(&frame));
+        frame[43] ^= 1;
+        assert!(!t.verify(&frame));
+    }
+
+    #[test]
+    fn blanking_and_completing_is_filling() {
+        for len in [20, 21, 22, 23, 1460] {
+            let tcp: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
+            let mut filled = ipv4(TCP, &tcp, 0);
+            let t = Transport::of(&filled).unwrap();
+            let mut blank = filled.clone();
+            t.fill(&mut filled);
+            t.blank(&mut blank);
+            assert!(!t.verify(&blank));
+            assert!(complete(&mut blank, t.start, t.offset));
+            assert_eq!(filled, blank);
+        }
+    }
+
+    #[test]
+    fn padding_is_not_summed() {
+        let mut frame = ipv4(TCP, &[9; 21], 19);
+        let t = Transport::of(&frame).unwrap();
+        t.fill(&mut frame);
+        assert!(t.verify(&frame));
+        *frame.last_mut().unwrap() = 0;
+        assert!(t.verify(&frame));
+    }
+
+    #[test]
+    fn ipv6_with_extensions_and_vlan() {
+        let udp = [0, 1, 0, 2, 0, 9, 0, 0, 7];
+        let mut f = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x81, 0, 0, 5, 0x86, 0xdd].to_vec();
+        f.extend([0x60, 0, 0, 0, 0, 8 + 16 + 9, 0, 64]);
+        f.extend([0xfe; 32]);
+        f.extend([60, 0, 1, 4, 0, 0, 0, 0]);
+        f.extend([UDP, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        f.extend(udp);
+        let t = Transport::of(&f).unwrap();
+        assert_eq!((t.version, t.udp, t.start, t.end), (IpVersion::V6, true, 18 + 64, f.len()));
+        assert!(!t.verify(&f), "UDP over IPv6 must have a checksum");
+        t.fill(&mut f);
+        assert!(t.verify(&f));
+    }
+
+    #[test]
+    fn what_is_not_transport_says_why() {
+        let of = |f: &[u8]| Transport::of(f).unwrap_err();
+        assert_eq!(of(&[]), NoTransport::NotIp);
+        assert_eq!(of(&[0; 60]), NoTransport::NotIp);
+        assert_eq!(of(&ipv4(1, &[0; 20], 0)), NoTransport::OtherProtocol);
+        assert_eq!(of(&ipv4(TCP, &[0; 19], 40)), NoTransport::Malformed);
+        let mut fragment = ipv4(UDP, &[0; 64], 0);
+        fragment[20] = 0x20;
+        assert_eq!(of(&fragment), NoTransport::Fragment);
+        let whole = ipv4(TCP, &[0; 20], 0);
+        for len in 14..whole.len() {
+            assert_eq!(of(&whole[..len]), NoTransport::Malformed, "cut to {len}");
+        }
+        let mut chain = [0; 14 + 40 + 80].to_vec();
+        (chain[12], chain[13], chain[14], chain[19]) = (0x86, 0xdd, 0x60, 80);
+        assert_eq!(of(&chain), NoTransport::Malformed, "hop-by-hop without end");
+    }
+
+    #[test]
+    fn completing_outside_the_frame_is_refused() {
+        let mut frame = [0; 40];
+        for (start, offset) in [(40, 0), (0, 39), (39, 0), (usize::MAX, 1), (41, 0)] {
+            assert!(!complete(&mut frame, start, offset), "{start}+{offset}");
+        }
+        assert!(complete(&mut frame, 0, 38));
+    }
+}

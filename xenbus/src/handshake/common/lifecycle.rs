@@ -1,0 +1,164 @@
+//! How domains and devices come and go, for the toolstack.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use pvio_ring::DomId;
+
+use super::addr::directory_opt;
+use super::{DeviceAddr, backend_root, clear_error, state_path, write_state};
+use crate::handshake::HandshakeError;
+use crate::handshake::fields::Writer;
+use crate::state::XenbusState;
+use crate::wire::{Access, Perm};
+use crate::xenstore::{Xenstore, XsError, transaction};
+
+/// Makes a domain's home with the rights libxl gives it: the domain may read all of it, and
+/// write below `data` and `error`. To be called by dom0 before the domain's first device.
+///
+/// # Errors
+/// xenstore's.
+pub fn create_domain<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    domid: DomId,
+    name: &str,
+) -> Result<(), HandshakeError> {
+    let readable = [
+        Perm::new(DomId::DOM0, Access::None),
+        Perm::new(domid, Access::Read),
+    ];
+    let own = [Perm::new(domid, Access::None)];
+    let home = format!("/local/domain/{domid}");
+    transaction(xs, |tx| {
+        tx.mkdir(&home)?;
+        tx.set_perms(&home, &readable)?;
+        for dir in ["device", "backend", "control"] {
+            tx.mkdir(&format!("{home}/{dir}"))?;
+            tx.set_perms(&format!("{home}/{dir}"), &readable)?;
+        }
+        for dir in ["data", "error"] {
+            tx.mkdir(&format!("{home}/{dir}"))?;
+            tx.set_perms(&format!("{home}/{dir}"), &own)?;
+        }
+        let mut w = Writer {
+            xs: tx,
+            base: &home,
+        };
+        w.put("name", name)?;
+        w.put("domid", domid)
+    })
+}
+
+/// Removes a domain's home. Its devices' backends, which are in other homes, stay.
+///
+/// # Errors
+/// xenstore's.
+pub fn remove_domain<X: Xenstore + ?Sized>(xs: &mut X, domid: DomId) -> Result<(), XsError> {
+    xs.rm(&format!("/local/domain/{domid}"))
+}
+
+/// Asks a device to end: the backend is told that it is to go and to close. It is gone once both
+/// ends are [`XenbusState::Closed`]; then call [`remove_device`].
+///
+/// # Errors
+/// xenstore's.
+pub fn request_removal<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+) -> Result<(), HandshakeError> {
+    let base = addr.backend_path();
+    transaction(xs, |tx| {
+        if tx.read_opt(&state_path(&base))?.is_none() {
+            return Ok(());
+        }
+        Writer {
+            xs: tx,
+            base: &base,
+        }
+        .put("online", 0)?;
+        write_state(tx, &base, XenbusState::Closing)
+    })
+}
+
+/// Removes both ends of a device, with the errors told of them, and the frontend domain's
+/// directory at the backend if it is empty then. To be called by dom0.
+///
+/// # Errors
+/// xenstore's.
+pub fn remove_device<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+) -> Result<(), HandshakeError> {
+    let (back, front) = (addr.backend_path(), addr.frontend_path());
+    let siblings = format!("{}/{}", backend_root(addr.class, addr.back), addr.front);
+    transaction(xs, |tx| {
+        for base in [&back, &front] {
+            tx.rm(base)?;
+            clear_error(tx, base)?;
+        }
+        if matches!(tx.directory(&siblings), Ok(left) if left.is_empty()) {
+            tx.rm(&siblings)?;
+        }
+        Ok(())
+    })
+}
+
+/// Makes an end's directory with libxl's rights: it owns its own, and the other may read it.
+fn create_end<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    base: &str,
+    owner: DomId,
+    reader: DomId,
+) -> Result<(), HandshakeError> {
+    if xs.read_opt(base)?.is_some() {
+        return Err(HandshakeError::Exists { path: base.into() });
+    }
+    xs.mkdir(base)?;
+    Ok(xs.set_perms(base, &end_perms(owner, reader))?)
+}
+
+fn end_perms(owner: DomId, reader: DomId) -> Vec<Perm> {
+    let mut perms = Vec::from([Perm::new(owner, Access::None)]);
+    if reader != owner {
+        perms.push(Perm::new(reader, Access::Read));
+    }
+    perms
+}
+
+/// Lets a backend's domain read the frontend's directory again, and all below it: a domain that
+/// takes a dead one's number has none of its rights. Levels beyond what a device uses are left out.
+pub(in crate::handshake) fn regrant_frontend_end<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+) -> Result<(), HandshakeError> {
+    const LEVELS: usize = 3;
+    let perms = end_perms(addr.front, addr.back);
+    let mut level = Vec::from([addr.frontend_path()]);
+    for _ in 0..LEVELS {
+        let mut below = Vec::new();
+        for path in level {
+            for child in directory_opt(xs, &path)? {
+                below.push(format!("{path}/{child}"));
+            }
+            xs.set_perms(&path, &perms)?;
+        }
+        level = below;
+    }
+    Ok(())
+}
+
+/// Makes a backend's directory: see [`create_end`].
+pub(in crate::handshake) fn create_backend_end<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+) -> Result<(), HandshakeError> {
+    create_end(xs, &addr.backend_path(), addr.back, addr.front)
+}
+
+/// Makes a frontend's directory: see [`create_end`].
+pub(in crate::handshake) fn create_frontend_end<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+) -> Result<(), HandshakeError> {
+    create_end(xs, &addr.frontend_path(), addr.front, addr.back)
+}

@@ -1,0 +1,189 @@
+//! What an end says of itself: its state, its surroundings, its errors.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+
+use pvio_ring::DomId;
+
+use super::addr::split_home;
+use crate::handshake::HandshakeError;
+use crate::handshake::fields::{Reader, Writer};
+use crate::state::XenbusState;
+use crate::xenstore::{Xenstore, XsError, transaction};
+
+/// The key that holds an end's state, to be watched by the other end. `base` is
+/// the path of either end's directory ([`super::DeviceAddr`]), here and below.
+#[must_use]
+pub fn state_path(base: &str) -> String {
+    format!("{base}/state")
+}
+
+/// The key by which the toolstack tells a backend whether the device is to stay.
+#[must_use]
+pub fn online_path(backend: &str) -> String {
+    format!("{backend}/online")
+}
+
+/// Reads an end's state. Nothing there, or nothing that can be understood, is
+/// [`XenbusState::Unknown`].
+///
+/// # Errors
+/// xenstore's.
+pub fn read_state<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<XenbusState, XsError> {
+    Ok(XenbusState::parse(
+        xs.read_opt(&state_path(base))?.as_deref(),
+    ))
+}
+
+/// Writes an end's state, also if it is the same already: the peer's watch fires.
+///
+/// # Errors
+/// xenstore's.
+pub fn write_state<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    base: &str,
+    state: XenbusState,
+) -> Result<(), HandshakeError> {
+    Ok(xs.write(&state_path(base), state.text().as_bytes())?)
+}
+
+/// Moves an end to a state if its directory is still there, so that a device the toolstack has
+/// removed does not come back as a ghost. Whether it was there; an equal state is not rewritten.
+///
+/// # Errors
+/// xenstore's.
+pub fn switch_state<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    base: &str,
+    state: XenbusState,
+) -> Result<bool, HandshakeError> {
+    transaction(xs, |tx| match tx.read_opt(&state_path(base))? {
+        None => Ok(false),
+        Some(old) if old == state.text().as_bytes() => Ok(true),
+        Some(_) => write_state(tx, base, state).map(|()| true),
+    })
+}
+
+/// Whether the toolstack wants a backend's device to stay; not if the key is gone.
+///
+/// # Errors
+/// xenstore's; the key holds no number.
+pub fn read_online<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    backend: &str,
+) -> Result<bool, HandshakeError> {
+    Reader { xs, base: backend }.flag("online", false)
+}
+
+/// How far what lies outside the backend (a tap, a bridge) has come.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Hotplug {
+    /// It is in place.
+    Connected,
+    /// It failed; the reason for the operator.
+    Failed(Box<str>),
+}
+
+/// Tells the toolstack how the backend's surroundings are.
+///
+/// # Errors
+/// xenstore's.
+pub fn write_hotplug<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    backend: &str,
+    status: &Hotplug,
+) -> Result<(), HandshakeError> {
+    transaction(xs, |tx| {
+        let mut w = Writer {
+            xs: tx,
+            base: backend,
+        };
+        match status {
+            Hotplug::Connected => {
+                w.clear("hotplug-error")?;
+                w.put("hotplug-status", "connected")
+            }
+            Hotplug::Failed(why) => {
+                w.put("hotplug-error", shorten(why))?;
+                w.put("hotplug-status", "error")
+            }
+        }
+    })
+}
+
+/// Reads what [`write_hotplug`] wrote; `None` if nothing has been said yet.
+///
+/// # Errors
+/// xenstore's; a status that is neither `connected` nor `error`.
+pub fn read_hotplug<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    backend: &str,
+) -> Result<Option<Hotplug>, HandshakeError> {
+    let mut r = Reader { xs, base: backend };
+    match r.raw("hotplug-status")?.as_deref() {
+        None => Ok(None),
+        Some(b"connected") => Ok(Some(Hotplug::Connected)),
+        Some(b"error") => {
+            let why = r.opt_text("hotplug-error")?.unwrap_or_default();
+            Ok(Some(Hotplug::Failed(why.into())))
+        }
+        Some(other) => Err(r.malformed("hotplug-status", other, "connected or error")),
+    }
+}
+
+/// Where an end's fatal error is told: `/local/domain/<N>/error/<rest of base>/error`.
+#[must_use]
+pub fn error_path(base: &str) -> Option<String> {
+    let (domid, rest) = split_home(base, DomId::DOM0)?;
+    Some(format!("/local/domain/{domid}/error/{rest}/error"))
+}
+
+/// Tells the operator why an end failed, as `<code> <text>`; `code` is a positive errno, as Linux
+/// writes it, or a reason of one's own.
+///
+/// # Errors
+/// xenstore's.
+pub fn write_error<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    base: &str,
+    code: u32,
+    text: &str,
+) -> Result<(), HandshakeError> {
+    let path =
+        error_path(base).ok_or(HandshakeError::Unwritable("an end outside of any domain"))?;
+    Ok(xs.write(&path, format!("{code} {}", shorten(text)).as_bytes())?)
+}
+
+/// Reads what [`write_error`] wrote.
+///
+/// # Errors
+/// xenstore's.
+pub fn read_error<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Option<String>, XsError> {
+    let Some(path) = error_path(base) else {
+        return Ok(None);
+    };
+    Ok(xs
+        .read_opt(&path)?
+        .map(|text| String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// Removes what [`write_error`] wrote.
+///
+/// # Errors
+/// xenstore's.
+pub fn clear_error<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<(), XsError> {
+    let Some(path) = error_path(base) else {
+        return Ok(());
+    };
+    xs.rm(path.strip_suffix("/error").unwrap_or(&path))
+}
+
+/// Bounds a text for the operator to what an unprivileged domain may write into one node.
+fn shorten(text: &str) -> &str {
+    let mut end = text.len().min(1024);
+    while !text.is_char_boundary(end) {
+        end = end.saturating_sub(1);
+    }
+    text.get(..end).unwrap_or("")
+}

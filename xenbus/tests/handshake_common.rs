@@ -1,0 +1,267 @@
+//! What all devices share: how they are made, found and ended, their states and errors.
+#![cfg(feature = "std")]
+
+mod common;
+
+use common::world::{BACK, FRONT, disk, offer, put, world};
+use pvio_ring::DomId;
+use pvio_xenbus::handshake::common::{self as dev, DeviceAddr, DeviceClass, Hotplug};
+use pvio_xenbus::handshake::{HandshakeError, vbd, vif};
+use pvio_xenbus::store::LocalClient;
+use pvio_xenbus::wire::XsErrno;
+use pvio_xenbus::{XenbusState, Xenstore, XsError, transaction};
+
+#[test]
+fn a_disk_is_made_with_libxls_rights_and_found_by_both_ends() {
+    let (mut w, back, front) = disk();
+    assert_eq!(back, "/local/domain/2/backend/vbd/5/51712");
+    assert_eq!(front, "/local/domain/5/device/vbd/51712");
+    let perms = |xs: &mut LocalClient, path: &str| {
+        xs.get_perms(path)
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    for path in [
+        back.clone(),
+        dev::state_path(&back),
+        dev::online_path(&back),
+    ] {
+        assert_eq!(perms(&mut w.dom0, &path), ["n2", "r5"], "{path}");
+    }
+    for path in [front.clone(), dev::state_path(&front)] {
+        assert_eq!(perms(&mut w.dom0, &path), ["n5", "r2"], "{path}");
+    }
+    let addr = DeviceAddr::new(DeviceClass::Vbd, BACK, FRONT, 51712);
+    assert_eq!(
+        dev::list_backends(&mut w.back, DeviceClass::Vbd, BACK).unwrap(),
+        [addr]
+    );
+    assert_eq!(
+        dev::list_backends(&mut w.back, DeviceClass::Vif, BACK).unwrap(),
+        []
+    );
+    assert_eq!(
+        dev::list_frontends(&mut w.front, DeviceClass::Vbd, FRONT).unwrap(),
+        [51712]
+    );
+    let told = vbd::ToolstackBack::read(&mut w.back, &back).unwrap();
+    assert_eq!(told, vbd::ToolstackBack::new(addr, "/srv/disk.img"));
+    let told = vbd::ToolstackFront::read(&mut w.front, &front).unwrap();
+    assert_eq!(told, vbd::ToolstackFront::new(addr, vbd::DeviceType::Disk));
+    for (xs, base) in [(&mut w.back, &front), (&mut w.front, &back)] {
+        assert_eq!(
+            dev::read_state(xs, base).unwrap(),
+            XenbusState::Initialising
+        );
+        let refused = dev::write_state(xs, base, XenbusState::Closed).unwrap_err();
+        assert!(
+            matches!(refused, HandshakeError::Xenstore(ref e) if e.errno() == Some(XsErrno::Acces))
+        );
+    }
+    let again = vbd::create_device(&mut w.dom0, addr, &told_back(addr)).unwrap_err();
+    assert_eq!(
+        again,
+        HandshakeError::Exists {
+            path: back.clone().into()
+        }
+    );
+
+    assert!(dev::read_online(&mut w.back, &back).unwrap());
+    dev::request_removal(&mut w.dom0, addr).unwrap();
+    assert!(!dev::read_online(&mut w.back, &back).unwrap());
+    assert_eq!(
+        dev::read_state(&mut w.front, &back).unwrap(),
+        XenbusState::Closing
+    );
+    dev::write_error(&mut w.back, &back, 22, "bad").unwrap();
+    dev::remove_device(&mut w.dom0, addr).unwrap();
+    assert_eq!(
+        dev::list_backends(&mut w.back, DeviceClass::Vbd, BACK).unwrap(),
+        []
+    );
+    assert_eq!(w.back.directory("backend/vbd").unwrap(), [""; 0]);
+    assert_eq!(dev::read_error(&mut w.dom0, &back).unwrap(), None);
+    dev::request_removal(&mut w.dom0, addr).unwrap();
+    assert_eq!(
+        dev::list_backends(&mut w.back, DeviceClass::Vbd, BACK).unwrap(),
+        [],
+        "no ghost"
+    );
+    vbd::create_device(&mut w.dom0, addr, &told_back(addr)).unwrap();
+    w.store.borrow().check().unwrap();
+}
+
+fn told_back(addr: DeviceAddr) -> vbd::ToolstackBack {
+    vbd::ToolstackBack {
+        online: false,
+        removable: true,
+        bootable: false,
+        mode: vbd::Mode::ReadOnly,
+        device_type: vbd::DeviceType::Cdrom,
+        direct_io_safe: true,
+        discard_enable: false,
+        ..vbd::ToolstackBack::new(addr, "nbd:/run/ü.sock")
+    }
+}
+
+#[test]
+fn a_device_of_another_frontend_or_class_is_not_made() {
+    let mut w = world();
+    let addr = DeviceAddr::new(DeviceClass::Vbd, BACK, FRONT, 1);
+    let other = DeviceAddr {
+        front: DomId(6),
+        ..addr
+    };
+    let back = vbd::ToolstackBack::new(other, "x");
+    assert!(matches!(
+        vbd::create_device(&mut w.dom0, addr, &back),
+        Err(HandshakeError::Unwritable(_))
+    ));
+    let nic = DeviceAddr {
+        class: DeviceClass::Vif,
+        ..addr
+    };
+    let back = vbd::ToolstackBack::new(nic, "x");
+    assert!(matches!(
+        vbd::create_device(&mut w.dom0, nic, &back),
+        Err(HandshakeError::Unwritable(_))
+    ));
+    let group = vif::ToolstackBack::new(nic, "01:00:5e:00:00:01".parse().unwrap());
+    assert!(matches!(
+        vif::create_device(&mut w.dom0, nic, &group),
+        Err(HandshakeError::Unwritable(_))
+    ));
+    assert_eq!(
+        w.dom0.directory("/local/domain/2/backend").unwrap(),
+        [""; 0]
+    );
+}
+
+#[test]
+fn paths_are_taken_apart() {
+    let addr = DeviceAddr::new(DeviceClass::Vif, BACK, FRONT, 3);
+    let full = format!("{}/queue-0/state", addr.backend_path());
+    assert_eq!(
+        DeviceAddr::from_backend_path(&full, DomId(9)),
+        Some((addr, "queue-0/state"))
+    );
+    assert_eq!(
+        DeviceAddr::from_backend_path("backend/vif/5/3", BACK),
+        Some((addr, ""))
+    );
+    for bad in [
+        "",
+        "/",
+        "/local/domain/2",
+        "backend/vif/5",
+        "backend/vif/x/3",
+        "backend/vif/5/-3",
+        "backend/pci/5/3",
+        "/local/domain/99999/backend/vif/5/3",
+        "device/vif/3",
+    ] {
+        assert_eq!(DeviceAddr::from_backend_path(bad, BACK), None, "{bad}");
+    }
+    let (class, front, index, below) =
+        dev::parse_frontend_path("device/vbd/51712/state", FRONT).unwrap();
+    assert_eq!(
+        (class, front, index, below),
+        (DeviceClass::Vbd, FRONT, 51712, "state")
+    );
+    assert_eq!(
+        dev::error_path(&addr.backend_path()).unwrap(),
+        "/local/domain/2/error/backend/vif/5/3/error"
+    );
+    assert_eq!(dev::error_path("/tool/x"), None);
+}
+
+#[test]
+fn errors_and_surroundings_are_told() {
+    let (mut w, back, front) = disk();
+    dev::write_error(&mut w.front, &front, 5, &"é".repeat(2000)).unwrap();
+    let told = dev::read_error(&mut w.dom0, &front).unwrap().unwrap();
+    assert!(told.starts_with("5 éé") && told.len() <= 1026);
+    dev::clear_error(&mut w.front, &front).unwrap();
+    dev::clear_error(&mut w.front, &front).unwrap();
+    assert_eq!(dev::read_error(&mut w.dom0, &front).unwrap(), None);
+    assert_eq!(dev::read_hotplug(&mut w.dom0, &back).unwrap(), None);
+    for status in [Hotplug::Failed("no tap".into()), Hotplug::Connected] {
+        dev::write_hotplug(&mut w.back, &back, &status).unwrap();
+        assert_eq!(dev::read_hotplug(&mut w.dom0, &back).unwrap(), Some(status));
+    }
+    put(&mut w.dom0, &back, &[("hotplug-status", "odd\n")]);
+    let odd = dev::read_hotplug(&mut w.dom0, &back).unwrap_err();
+    assert_eq!(
+        odd.to_string(),
+        format!("`{back}/hotplug-status` is \"odd\", expected connected or error")
+    );
+}
+
+#[test]
+fn states_are_switched_but_not_brought_back() {
+    let (mut w, back, front) = disk();
+    w.front.watch(&dev::state_path(&back), "t").unwrap();
+    common::drain(&mut w.front, std::time::Duration::ZERO);
+    assert!(dev::switch_state(&mut w.back, &back, XenbusState::Initialising).unwrap());
+    assert_eq!(w.front.poll_event().unwrap(), None, "it was that already");
+    dev::write_state(&mut w.back, &back, XenbusState::Initialising).unwrap();
+    assert!(
+        w.front.poll_event().unwrap().is_some(),
+        "said again on purpose"
+    );
+    assert!(dev::switch_state(&mut w.back, &back, XenbusState::InitWait).unwrap());
+    assert_eq!(
+        dev::read_state(&mut w.front, &back).unwrap(),
+        XenbusState::InitWait
+    );
+    w.dom0.rm(&back).unwrap();
+    assert!(!dev::switch_state(&mut w.back, &back, XenbusState::Connected).unwrap());
+    assert_eq!(
+        dev::read_state(&mut w.back, &back).unwrap(),
+        XenbusState::Unknown
+    );
+    put(&mut w.front, &front, &[("state", "4 ")]);
+    assert_eq!(
+        dev::read_state(&mut w.back, &front).unwrap(),
+        XenbusState::Unknown
+    );
+}
+
+/// A transaction that meets another's write starts over; one that always does gives up.
+#[test]
+fn retries_are_bounded_and_failures_leave_nothing() {
+    let (mut w, back, _front) = disk();
+    let mut runs = 0;
+    let mut other = LocalClient::connect(&w.store, DomId::DOM0);
+    let result: Result<(), XsError> = transaction(&mut w.dom0, |tx| {
+        runs += 1;
+        tx.read(&dev::state_path(&back))?;
+        if runs < 3 {
+            other.write(&dev::state_path(&back), b"1")?;
+        }
+        tx.write("/done", b"")
+    });
+    assert_eq!((result, runs), (Ok(()), 3));
+    let always: Result<(), XsError> = transaction(&mut w.dom0, |tx| {
+        tx.read("/done")?;
+        other.write("/done", b"")
+    });
+    assert_eq!(always, Err(XsError::Conflict));
+    let failing: Result<(), HandshakeError> = transaction(&mut w.back, |tx| {
+        offer().write(tx, &back)?;
+        Err(HandshakeError::Unwritable("on purpose"))
+    });
+    assert!(failing.is_err());
+    assert_eq!(
+        vbd::BackOffer::read(&mut w.back, &back).unwrap(),
+        vbd::BackOffer::default()
+    );
+    // All the transactions above were ended: a guest still has its ten.
+    for _ in 0..10 {
+        w.back.transaction_start().unwrap();
+    }
+    w.store.borrow_mut().release(BACK);
+    assert_eq!(w.back.read("x"), Err(XsError::Closed));
+}

@@ -1,0 +1,58 @@
+//! That a server with nothing to do sleeps. It is alone in this program, so that no other server's
+//! thread is taken for it.
+#![cfg(feature = "std")]
+
+mod common;
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use common::drain;
+use pvio_ring::DomId;
+use pvio_xenbus::Xenstore;
+use pvio_xenbus::client::Client;
+use pvio_xenbus::server::Server;
+use pvio_xenbus::store::Store;
+
+#[test]
+fn an_idle_server_sleeps() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let server = Server::new(Store::default())
+        .listen(&path)
+        .unwrap()
+        .spawn()
+        .unwrap();
+    let mut xs = Client::connect(&path).unwrap();
+    xs.watch("/", "t").unwrap();
+    let _silent = UnixStream::connect(&path).unwrap();
+    let mut guest = server.connect_local(DomId(3)).unwrap();
+    guest.watch("@releaseDomain", "t").unwrap();
+    drain(&mut xs, Duration::from_millis(100));
+
+    let thread = std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .map(|task| task.unwrap().path())
+        .find(|task| std::fs::read_to_string(task.join("comm")).unwrap().trim() == "xenstore")
+        .expect("the server has a thread of this name");
+    let switches = || {
+        let status = std::fs::read_to_string(thread.join("status")).unwrap();
+        let lines: Vec<_> = status
+            .lines()
+            .filter(|l| l.contains("ctxt_switches"))
+            .map(String::from)
+            .collect();
+        assert_eq!(lines.len(), 2);
+        lines
+    };
+    let before = switches();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(
+        switches(),
+        before,
+        "the thread ran though nobody asked for anything"
+    );
+    // And it is not asleep for good.
+    xs.read("/").unwrap();
+    assert_ne!(switches(), before);
+}
