@@ -31,9 +31,7 @@ pub fn online_path(backend: &str) -> String {
 /// # Errors
 /// xenstore's.
 pub fn read_state<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<XenbusState, XsError> {
-    Ok(XenbusState::parse(
-        xs.read_opt(&state_path(base))?.as_deref(),
-    ))
+    Ok(XenbusState::parse(xs.read_opt(&state_path(base))?.as_deref()))
 }
 
 /// Writes an end's state, also if it is the same already: the peer's watch fires.
@@ -95,10 +93,7 @@ pub fn write_hotplug<X: Xenstore + ?Sized>(
     status: &Hotplug,
 ) -> Result<(), HandshakeError> {
     transaction(xs, |tx| {
-        let mut w = Writer {
-            xs: tx,
-            base: backend,
-        };
+        let mut w = Writer { xs: tx, base: backend };
         match status {
             Hotplug::Connected => {
                 w.clear("hotplug-error")?;
@@ -163,9 +158,7 @@ pub fn read_error<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Option
     let Some(path) = error_path(base) else {
         return Ok(None);
     };
-    Ok(xs
-        .read_opt(&path)?
-        .map(|text| String::from_utf8_lossy(&text).into_owned()))
+    Ok(xs.read_opt(&path)?.map(|text| String::from_utf8_lossy(&text).into_owned()))
 }
 
 /// Removes what [`write_error`] wrote.
