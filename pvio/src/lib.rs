@@ -2,11 +2,24 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`guest`] | the guest: a read-only file system on its disk, an HTTP server on its NIC |
+//! | [`cli`] | the command line |
+//! | [`failure`] | one clear line for what went wrong, and what to do |
+//! | [`run`], [`check`] | the two commands |
+//! | [`machine`] | hypervisor and toolstack: domains, devices, child processes, their end |
+//! | [`scratch`] | whether an image may be overwritten |
+//! | [`domain`] | what runs in the child processes |
 //! | [`driver`] | the driver domain: serves every device the toolstack makes for it |
+//! | [`guest`] | the guest: a read-only file system on its disk, an HTTP server on its NIC |
 //! | [`demo`] | the demo image, made when no `--disk` is given |
 #![forbid(unsafe_code)]
 
+pub mod check;
+pub mod cli;
 pub mod demo;
+pub mod domain;
 pub mod driver;
+pub mod failure;
 pub mod guest;
+pub mod machine;
+pub mod run;
+pub mod scratch;

@@ -89,6 +89,11 @@ where
         self.driver.class()
     }
 
+    /// Changes how long a backend may be away, from now on.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// This end's state.
     pub fn state(&self) -> XenbusState {
         self.driver.state()

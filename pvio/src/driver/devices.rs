@@ -3,7 +3,7 @@
 use pvio_grant_table::DomId;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Life};
 use pvio_xenbus::handshake::common::{
-    DeviceAddr, DeviceClass, backend_root, list_backends,
+    DeviceAddr, DeviceClass, backend_root, list_backends, read_error,
 };
 use pvio_xenbus::{WatchEvent, Xenstore, XsError};
 use std::collections::BTreeMap;
@@ -62,11 +62,9 @@ where
 
     /// Closes every device.
     pub fn shut_down(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
-        for device in self.devices.values_mut() {
-            device.shut_down(xs)?;
-        }
-        self.devices.clear();
-        Ok(())
+        // One after the other, whatever becomes of the one before.
+        let all = std::mem::take(&mut self.devices).into_values();
+        all.map(|mut device| device.shut_down(xs)).fold(Ok(()), Result::and)
     }
 
     fn discover(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
@@ -83,10 +81,20 @@ where
     fn step(&mut self, xs: &mut dyn Xenstore, addr: DeviceAddr) -> Result<(), XsError> {
         let Some(device) = self.devices.get_mut(&addr) else { return Ok(()) };
         let before = device.state();
-        let life = device.step(xs)?;
+        let life = match device.step(xs) {
+            // Its frontend's domain is gone, and with it the right to look there.
+            Err(XsError::Refused { path, errno, .. }) => {
+                tracing::info!(device = device.token(), %path, %errno, "cannot go on");
+                Life::Gone
+            }
+            life => life?,
+        };
         let after = device.state();
         if before != after {
             tracing::info!(device = device.token(), from = %before, to = %after, "state");
+            if let Some(why) = read_error(xs, device.token())? {
+                tracing::warn!(device = device.token(), "{why}");
+            }
         }
         if life == Life::Gone {
             tracing::info!(device = device.token(), "gone");

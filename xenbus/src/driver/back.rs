@@ -1,8 +1,8 @@
-use super::{Ends, Fault, Life, only_if_lost, peer_state};
+use super::{Ends, Fault, Life, only_if_lost};
 use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
-    DeviceAddr, clear_error, online_path, read_online, state_path, switch_state,
+    DeviceAddr, clear_error, online_path, read_online, read_state, state_path, switch_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -164,7 +164,7 @@ impl<C: BackendClass> BackendDriver<C> {
         if self.broken {
             return Ok(if online { BackAction::None } else { BackAction::Remove });
         }
-        let front = peer_state(xs, &self.ends.front)?;
+        let front = read_state(xs, &self.ends.front)?;
         Ok(self.machine.decide(front, online))
     }
 

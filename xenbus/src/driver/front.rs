@@ -1,8 +1,8 @@
-use super::{Ends, Fault, Life, only_if_lost, peer_state};
+use super::{Ends, Fault, Life, only_if_lost};
 use crate::device::{FrontAction, FrontendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
-    DeviceAddr, clear_error, read_online, state_path, switch_state, write_state,
+    DeviceAddr, clear_error, read_online, read_state, state_path, switch_state, write_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -136,9 +136,8 @@ impl<C: FrontendClass> FrontendDriver<C> {
                 self.class.release();
                 return Ok(Life::Gone);
             }
-            // What cannot be read is not there, and does not ask for the device to end either.
-            let online = read_online(xs, &self.ends.back).unwrap_or(false);
-            let back = peer_state(xs, &self.ends.back)?;
+            let online = read_online(xs, &self.ends.back)?;
+            let back = read_state(xs, &self.ends.back)?;
             let action = self.machine.decide(back, online, fresh);
             fresh = false;
             let idle = action == FrontAction::None || (self.broken && action != FrontAction::Close);

@@ -20,8 +20,7 @@ pub use back::{BackendClass, BackendDriver};
 pub use front::{FrontendClass, FrontendDriver};
 
 use crate::handshake::HandshakeError;
-use crate::handshake::common::{DeviceAddr, read_state, write_error};
-use crate::state::XenbusState;
+use crate::handshake::common::{DeviceAddr, write_error};
 use crate::xenstore::{Xenstore, XsError};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -93,15 +92,6 @@ pub enum Life {
     Alive,
     /// It is gone and has let go of everything; drop the driver.
     Gone,
-}
-
-/// The other end's state. Its directory may be gone, and with it our right to know that: a node
-/// that may not be read is as good as none.
-fn peer_state(xs: &mut dyn Xenstore, base: &str) -> Result<XenbusState, XsError> {
-    match read_state(xs, base) {
-        Err(error) if error.errno().is_some() => Ok(XenbusState::Unknown),
-        state => state,
-    }
 }
 
 /// Of what can go wrong while closing a device, only a lost xenstore matters: a node may have been

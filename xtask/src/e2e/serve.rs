@@ -80,7 +80,8 @@ fn ext4(world: &World, checks: &mut Checks, disk: &Path, folder: &Path) -> Resul
         let state = world.dir().join("other");
         let what = format!("disk image {} is in use by another program", disk.display());
         let help = "stop that first, or open it read-only in both";
-        inputs::refused(world, &["check", "--disk", text(disk)], &state, &what, help)
+        let arguments = ["check", "--disk", text(disk), "--overwrite"];
+        inputs::refused(world, &arguments, &state, &what, help)
     });
     checks.check("a state directory in use is refused, and why", || {
         let what = format!("a pvio hypervisor already runs in {}", machine.state.display());

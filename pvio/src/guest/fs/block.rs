@@ -15,6 +15,9 @@ pub trait BlockRead: Send {
     /// # Errors
     /// When any of it cannot be read.
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// Looks after itself while nobody reads: attaches again to a backend that came back, say.
+    fn tend(&mut self) {}
 }
 
 /// A disk of whatever sort.
@@ -41,6 +44,10 @@ impl BlockRead for Disk {
 
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.0.read_at(offset, buf)
+    }
+
+    fn tend(&mut self) {
+        self.0.tend();
     }
 }
 

@@ -60,6 +60,11 @@ impl Cache {
         self.disk.size()
     }
 
+    /// Has the disk look after itself.
+    pub fn tend(&mut self) {
+        self.disk.tend();
+    }
+
     /// Lets the next request read up to `bytes`.
     pub fn allow(&mut self, bytes: u64) {
         self.budget = bytes;

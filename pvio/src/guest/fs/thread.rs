@@ -42,6 +42,19 @@ enum Ask {
     Visit { token: u64, path: Vec<u8>, index: bool },
     Read { token: u64, handle: Handle, offset: u64, buf: Vec<u8> },
     Close(Handle),
+    Tend,
+    End,
+}
+
+/// Has the disk look after itself, from any thread.
+#[derive(Debug, Clone)]
+pub struct Nudge(Sender<Ask>);
+
+impl Nudge {
+    /// Asks for it, unless there is so much to do that the disk is looked after anyway.
+    pub fn tend(&self) {
+        let _ = self.0.try_send(Ask::Tend);
+    }
 }
 
 /// An answer, with the token of what was asked.
@@ -139,6 +152,12 @@ impl FsThread {
         let _ = self.send(Ask::Close(handle));
     }
 
+    /// A way to have the disk look after itself.
+    #[must_use]
+    pub fn nudge(&self) -> Option<Nudge> {
+        self.asks.clone().map(Nudge)
+    }
+
     fn send(&self, ask: Ask) -> Result<(), FsError> {
         self.asks.as_ref().and_then(|asks| asks.send(ask).ok()).ok_or(FsError::Gone)
     }
@@ -146,6 +165,8 @@ impl FsThread {
 
 impl Drop for FsThread {
     fn drop(&mut self) {
+        // Nudges may be held for longer, so that the channel stays open.
+        let _ = self.send(Ask::End);
         drop(self.asks.take());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -174,7 +195,7 @@ impl Worker {
         // A handle is never used twice, not even after mounting anew.
         let mut handles = 0;
         let mut ask = self.inbox.recv().ok();
-        while let Some(first) = ask.take() {
+        while let Some(first) = ask.take().filter(|ask| !matches!(ask, Ask::End)) {
             let ended =
                 catch_unwind(AssertUnwindSafe(|| self.mount(&cache, size, &mut handles, first)));
             ask = match ended {
@@ -226,6 +247,9 @@ impl Worker {
     ) -> End {
         let mut next = Some(first);
         while let Some(ask) = next.take().or_else(|| self.inbox.recv().ok()) {
+            if matches!(ask, Ask::End) {
+                return End::Done;
+            }
             let token = ask.token();
             let served = catch_unwind(AssertUnwindSafe(|| answer(fs, cache, handles, ask)));
             let (result, panic) = match served {
@@ -260,7 +284,7 @@ impl Ask {
             Self::Info { token } | Self::Visit { token, .. } | Self::Read { token, .. } => {
                 Some(*token)
             }
-            Self::Close(_) => None,
+            Self::Close(_) | Self::Tend | Self::End => None,
         }
     }
 }
@@ -289,6 +313,11 @@ fn answer(
             fs.close(handle);
             None
         }
+        Ask::Tend => {
+            cache.borrow_mut().tend();
+            None
+        }
+        Ask::End => None,
     }
 }
 

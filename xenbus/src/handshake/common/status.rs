@@ -10,6 +10,7 @@ use super::addr::split_home;
 use crate::handshake::HandshakeError;
 use crate::handshake::fields::{Reader, Writer};
 use crate::state::XenbusState;
+use crate::wire::XsErrno;
 use crate::xenstore::{Xenstore, XsError, transaction};
 
 /// The key that holds an end's state, to be watched by the other end. `base` is
@@ -25,13 +26,17 @@ pub fn online_path(backend: &str) -> String {
     format!("{backend}/online")
 }
 
-/// Reads an end's state. Nothing there, or nothing that can be understood, is
+/// Reads an end's state. Nothing there, nothing that may be seen (the end's domain is gone, and
+/// its directory with the rights to look there), or nothing that can be understood, is
 /// [`XenbusState::Unknown`].
 ///
 /// # Errors
 /// xenstore's.
 pub fn read_state<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<XenbusState, XsError> {
-    Ok(XenbusState::parse(xs.read_opt(&state_path(base))?.as_deref()))
+    match xs.read_opt(&state_path(base)) {
+        Err(e) if e.errno() == Some(XsErrno::Acces) => Ok(XenbusState::Unknown),
+        state => Ok(XenbusState::parse(state?.as_deref())),
+    }
 }
 
 /// Writes an end's state, also if it is the same already: the peer's watch fires.
@@ -63,7 +68,8 @@ pub fn switch_state<X: Xenstore + ?Sized>(
     })
 }
 
-/// Whether the toolstack wants a backend's device to stay; not if the key is gone.
+/// Whether the toolstack wants a backend's device to stay; not if the key is gone, with its domain
+/// perhaps.
 ///
 /// # Errors
 /// xenstore's; the key holds no number.
@@ -71,7 +77,10 @@ pub fn read_online<X: Xenstore + ?Sized>(
     xs: &mut X,
     backend: &str,
 ) -> Result<bool, HandshakeError> {
-    Reader { xs, base: backend }.flag("online", false)
+    match (Reader { xs, base: backend }).flag("online", false) {
+        Err(HandshakeError::Xenstore(e)) if e.errno() == Some(XsErrno::Acces) => Ok(false),
+        online => online,
+    }
 }
 
 /// How far what lies outside the backend (a tap, a bridge) has come.

@@ -1,0 +1,235 @@
+//! The command line.
+
+use crate::failure::Failure;
+use clap::{Args, Parser, Subcommand};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Split-driver paravirtual I/O, wire-compatible with Xen.
+#[derive(Debug, Parser)]
+#[command(name = "pvio", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a hypervisor, a driver domain and a guest; the guest serves the disk's files over HTTP
+    Run(RunArgs),
+    /// Write and read back a verified random workload through the whole path (destroys the image)
+    Check(CheckArgs),
+    /// What runs in the child processes
+    #[command(hide = true, subcommand)]
+    Domain(crate::domain::DomainCommand),
+}
+
+/// `pvio run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Raw image or block device with an ext2/3/4 or FAT file system; a demo image if left out
+    #[arg(long, value_name = "PATH")]
+    pub disk: Option<PathBuf>,
+    /// Attach a NIC and serve HTTP over it
+    #[arg(long)]
+    pub nic: bool,
+    #[command(flatten)]
+    /// What both commands take.
+    pub common: CommonArgs,
+    /// The guest's address and its network; the host is the first address of that
+    #[arg(long, value_name = "CIDR", default_value = "10.107.0.2/24")]
+    pub guest_ip: Cidr,
+    /// The guest's MAC address
+    #[arg(long, value_name = "MAC", default_value = "00:16:3e:6b:00:02")]
+    pub mac: Mac,
+    /// Bridge to join, instead of a host address on the tap itself
+    #[arg(long, value_name = "NAME")]
+    pub bridge: Option<String>,
+    /// The tap's name
+    #[arg(long, value_name = "NAME", default_value = "pvio0")]
+    pub tap: String,
+    /// Bytes of the largest packet, without its Ethernet header
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(576..=9000))]
+    pub mtu: u32,
+}
+
+/// `pvio check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// Scratch image or block device; its contents are destroyed
+    #[arg(long, value_name = "PATH")]
+    pub disk: PathBuf,
+    /// Overwrite an image that is not blank
+    #[arg(long)]
+    pub overwrite: bool,
+    /// How long to work, in seconds
+    #[arg(long, value_name = "N", default_value_t = 10, conflicts_with = "requests")]
+    pub seconds: u64,
+    /// Work until that many requests are done
+    #[arg(long, value_name = "N")]
+    pub requests: Option<u64>,
+    /// Requests in flight
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=32))]
+    pub depth: u16,
+    /// Makes the same workload again
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    /// What both commands take.
+    pub common: CommonArgs,
+}
+
+/// What both commands take.
+#[derive(Debug, Clone, Args)]
+pub struct CommonArgs {
+    /// The guest's name
+    #[arg(long, default_value = "guest")]
+    pub name: String,
+    /// Folder for every socket and log; one that is removed afterwards if left out
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Read and write the image around the host's page cache (O_DIRECT)
+    #[arg(long)]
+    pub direct: bool,
+}
+
+/// An IPv4 address and its prefix length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Bits that name the network.
+    pub prefix: u8,
+}
+
+impl Cidr {
+    /// The first address of the network, or the second if the first is taken: the host's.
+    #[must_use]
+    pub fn host(&self) -> Ipv4Addr {
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
+        let first = (u32::from(self.address) & mask) + 1;
+        let own = u32::from(self.address);
+        Ipv4Addr::from(if first == own { first + 1 } else { first })
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || "give an address and a prefix length, as in 10.107.0.2/24".to_owned();
+        let (address, prefix) = text.split_once('/').ok_or_else(bad)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| bad())?;
+        let prefix: u8 = prefix.parse().map_err(|_| bad())?;
+        if !(1..=30).contains(&prefix) {
+            return Err("the prefix length must be 1 to 30, so that two addresses fit".into());
+        }
+        let host_bits = u32::from(address) << prefix;
+        if host_bits == 0 || host_bits == u32::MAX << prefix {
+            return Err(format!("{address} is the network's own or its broadcast address"));
+        }
+        Ok(Self { address, prefix })
+    }
+}
+
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+/// A MAC address of one station.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+impl FromStr for Mac {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut mac = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut mac {
+            let part = parts.next().filter(|p| p.len() == 2);
+            *byte = part
+                .and_then(|p| u8::from_str_radix(p, 16).ok())
+                .ok_or("give six bytes, as in 00:16:3e:6b:00:02")?;
+        }
+        if parts.next().is_some() || mac[0] & 1 != 0 || mac == [0; 6] {
+            return Err("a station's address has six bytes, the first of them even".into());
+        }
+        Ok(Self(mac))
+    }
+}
+
+impl std::fmt::Display for Mac {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// Does what was asked for.
+///
+/// # Errors
+/// A [`Failure`], to be shown.
+pub fn execute(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run(args) => crate::run::run(&args),
+        Command::Check(args) => crate::check::check(&args),
+        Command::Domain(command) => {
+            crate::domain::execute(command);
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn addresses() {
+        let cidr: Cidr = "10.107.0.2/24".parse().unwrap();
+        assert_eq!(cidr.host(), Ipv4Addr::new(10, 107, 0, 1));
+        let first: Cidr = "192.168.4.1/30".parse().unwrap();
+        assert_eq!(first.host(), Ipv4Addr::new(192, 168, 4, 2));
+        for bad in [
+            "10.0.0.0/24",
+            "10.0.0.255/24",
+            "10.0.0.1",
+            "10.0.0.1/31",
+            "10.0.0.1/0",
+            "x/24",
+            "1.2.3.4/99",
+        ] {
+            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn stations() {
+        assert_eq!("00:16:3e:6b:00:02".parse::<Mac>().unwrap().to_string(), "00:16:3e:6b:00:02");
+        for bad in [
+            "",
+            "01:00:00:00:00:00",
+            "00:00:00:00:00:00",
+            "0:16:3e:6b:0:2",
+            "00:16:3e:6b:00:02:03",
+            "00-16-3e-6b-00-02",
+        ] {
+            assert!(bad.parse::<Mac>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The driver domain's process.
+
+use super::stop::{Bell, Stop};
+use super::{JoinArgs, Said};
+use crate::cli::Cidr;
+use crate::driver::{self, Options};
+use crate::failure::Failure;
+use clap::Args;
+
+/// `pvio domain driver`.
+#[derive(Debug, Args)]
+pub struct DriverArgs {
+    #[command(flatten)]
+    /// What every child is told.
+    pub join: JoinArgs,
+    /// An address of the host on each NIC's tap
+    #[arg(long, value_name = "CIDR")]
+    pub host_ip: Option<Cidr>,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When the hypervisor is gone, or was never there.
+pub fn run(args: &DriverArgs) -> Result<(), Failure> {
+    let bell = Bell::new()?;
+    let stop = Stop::on_signal(bell.clone())?;
+    let domain = super::join(&args.join)?;
+    Said::Ready.say();
+    let options = Options { host: args.host_ip.map(|ip| (ip.address, ip.prefix)) };
+    driver::run(&domain, &options, &stop, &bell)
+}

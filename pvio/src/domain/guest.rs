@@ -1,0 +1,95 @@
+//! The guest that serves its disk over HTTP.
+
+use super::disk::AttachedDisk;
+use super::stop::{Bell, Stop, sleep};
+use super::{JoinArgs, Said, watcher};
+use crate::cli::{Cidr, Mac};
+use crate::failure::Failure;
+use crate::guest::fs::Disk;
+use crate::guest::fs::thread::FsThread;
+use crate::guest::http::Shown;
+use crate::guest::meter;
+use crate::guest::status::Devices;
+use crate::machine::devices::{DISK, NIC};
+use clap::Args;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+/// `pvio domain guest`.
+#[derive(Debug, Args)]
+pub struct GuestArgs {
+    #[command(flatten)]
+    /// What every child is told.
+    pub join: JoinArgs,
+    /// Its name
+    #[arg(long)]
+    pub name: String,
+    /// It has a NIC, with this address
+    #[arg(long)]
+    pub ip: Option<Cidr>,
+    /// The NIC's station address
+    #[arg(long)]
+    pub mac: Option<Mac>,
+    /// Where everything else is
+    #[arg(long)]
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// How long the devices may take to close; whoever is not done then ends all the same.
+const FAREWELL: Duration = Duration::from_secs(4);
+
+/// Runs it.
+///
+/// # Errors
+/// When a device cannot be attached, in the words of its backend.
+pub fn run(args: &GuestArgs) -> Result<(), Failure> {
+    let bell = Bell::new()?;
+    let stop = Stop::on_signal(bell.clone())?;
+    let domain = super::join(&args.join)?;
+    let devices = Devices::default();
+    let disk = AttachedDisk::attach(&domain, DISK)?;
+    let (http, read) = (meter::Shared::default(), meter::Shared::default());
+    let ring = bell.clone();
+    let waker = Box::new(move || ring.ring());
+    let started = FsThread::start_metered(Disk::new(disk), waker, Some(read.clone()));
+    let (fs, answers) = started.map_err(|e| Failure::new(format!("no thread: {e}"), ""))?;
+    let mut addrs = vec![DISK];
+    addrs.extend(args.ip.map(|_| NIC));
+    let nudge = fs.nudge();
+    watcher::start(&domain, addrs, devices.clone(), move |addr| {
+        if let Some(nudge) = nudge.as_ref().filter(|_| addr == DISK) {
+            nudge.tend();
+        }
+    })?;
+    let shown = Shown {
+        name: args.name.clone(),
+        address: args.ip.map(|ip| ip.address.to_string()).unwrap_or_default(),
+        started: Instant::now(),
+        fs: None,
+        devices,
+        http,
+        disk: read,
+    };
+    let _ = (&answers, &shown);
+    Said::Ready.say();
+    while !stop.is_told() {
+        sleep(&[bell.as_fd()], None)?;
+        bell.take();
+    }
+    end_soon();
+    drop(fs);
+    Ok(())
+}
+
+/// Ends the process even if a device does not let go in time: a driver domain that is gone, say.
+fn end_soon() {
+    let waiting = std::thread::Builder::new().name("farewell".into()).spawn(|| {
+        std::thread::sleep(FAREWELL);
+        tracing::warn!("the devices did not close in time");
+        std::process::exit(0);
+    });
+    if waiting.is_err() {
+        std::process::exit(0);
+    }
+}

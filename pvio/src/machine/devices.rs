@@ -1,0 +1,123 @@
+//! The guest's devices in xenstore.
+
+use super::{DRIVER, GUEST};
+use crate::cli::Mac;
+use pvio_blkback::image::{Image, ImageError, ImageOptions};
+use pvio_xenbus::handshake::HandshakeError;
+use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, write_state};
+use pvio_xenbus::handshake::{vbd, vif};
+use pvio_xenbus::wire::{Access, Perm};
+use pvio_xenbus::{XenbusState, Xenstore, transaction};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// The guest's disk: `xvda`.
+pub const DISK: DeviceAddr = DeviceAddr::new(DeviceClass::Vbd, DRIVER, GUEST, 51712);
+/// The guest's NIC.
+pub const NIC: DeviceAddr = DeviceAddr::new(DeviceClass::Vif, DRIVER, GUEST, 0);
+
+/// A disk as the toolstack knows it.
+#[derive(Debug, Clone)]
+pub struct DiskConfig {
+    /// The image, as an absolute path.
+    pub path: PathBuf,
+    /// The guest may only read it.
+    pub read_only: bool,
+    /// Around the host's page cache.
+    pub direct: bool,
+}
+
+impl DiskConfig {
+    /// Waits, at most so long, until nobody has the image locked against us. The kernel closes the
+    /// files of an io_uring some time after its process was killed.
+    pub fn until_free(&self, most: Duration) {
+        let by = Instant::now() + most;
+        let options = ImageOptions { read_only: self.read_only, direct: self.direct };
+        while matches!(Image::open(&self.path, options), Err(ImageError::Busy(_)))
+            && Instant::now() < by
+        {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// A NIC as the toolstack knows it.
+#[derive(Debug, Clone)]
+pub struct NicConfig {
+    /// The guest's station address.
+    pub mac: Mac,
+    /// Bytes of a packet.
+    pub mtu: u32,
+    /// The tap's name.
+    pub tap: String,
+    /// The bridge it joins.
+    pub bridge: Option<String>,
+    /// The host's address on the tap.
+    pub host: Option<(Ipv4Addr, u8)>,
+}
+
+/// Makes both ends of each device.
+///
+/// # Errors
+/// [`HandshakeError`].
+pub fn create<X: Xenstore>(
+    xs: &mut X,
+    disk: &DiskConfig,
+    nic: Option<&NicConfig>,
+) -> Result<(), HandshakeError> {
+    vbd::create_device(xs, DISK, &disk_words(disk))?;
+    nic.map_or(Ok(()), |nic| vif::create_device(xs, NIC, &nic_words(nic)))
+}
+
+/// Makes the backends' ends anew, after the domain they were in is gone and another has its
+/// number. The frontends' ends are as they were, their drivers being at work on them; but the new
+/// domain has none of the old one's rights to read them, so it is given its own.
+///
+/// # Errors
+/// [`HandshakeError`].
+pub fn create_backends_again<X: Xenstore>(
+    xs: &mut X,
+    disk: &DiskConfig,
+    nic: Option<&NicConfig>,
+) -> Result<(), HandshakeError> {
+    transaction(xs, |tx| {
+        make_back_end(tx, DISK)?;
+        disk_words(disk).write(tx, &DISK.backend_path())?;
+        if let Some(nic) = nic {
+            make_back_end(tx, NIC)?;
+            nic_words(nic).write(tx, &NIC.backend_path())?;
+        }
+        Ok(())
+    })
+}
+
+fn make_back_end<X: Xenstore>(xs: &mut X, addr: DeviceAddr) -> Result<(), HandshakeError> {
+    let base = addr.backend_path();
+    xs.mkdir(&base)?;
+    let perms = [Perm::new(addr.back, Access::None), Perm::new(addr.front, Access::Read)];
+    xs.set_perms(&base, &perms)?;
+    let mut front = vec![addr.frontend_path()];
+    while let Some(path) = front.pop() {
+        let perms = [Perm::new(addr.front, Access::None), Perm::new(addr.back, Access::Read)];
+        xs.set_perms(&path, &perms)?;
+        front.extend(xs.directory(&path)?.iter().map(|name| format!("{path}/{name}")));
+    }
+    Ok(write_state(xs, &base, XenbusState::Initialising)?)
+}
+
+fn disk_words(disk: &DiskConfig) -> vbd::ToolstackBack {
+    let mut words = vbd::ToolstackBack::new(DISK, &disk.path.to_string_lossy());
+    words.dev = "xvda".into();
+    words.mode = if disk.read_only { vbd::Mode::ReadOnly } else { vbd::Mode::ReadWrite };
+    words.direct_io_safe = disk.direct;
+    words
+}
+
+fn nic_words(nic: &NicConfig) -> vif::ToolstackBack {
+    let mut words = vif::ToolstackBack::new(NIC, vif::Mac(nic.mac.0));
+    words.mtu = Some(nic.mtu);
+    words.bridge = nic.bridge.clone();
+    words.vifname = Some(nic.tap.clone());
+    words
+}

@@ -1,0 +1,82 @@
+//! The state directory: every socket and log of one machine, and the hypervisor that owns it.
+
+use crate::failure::Failure;
+use pvio_hosted::Hypervisor;
+use std::cell::Cell;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// The directory. One that nobody named is removed with it, unless there is reason to look inside.
+#[derive(Debug)]
+pub struct Home {
+    path: PathBuf,
+    is_temporary: Cell<bool>,
+}
+
+impl Home {
+    /// The directory the user named, or one for a machine of that name, with a hypervisor in it.
+    /// Nothing in the directory is touched if another is alive there.
+    ///
+    /// # Errors
+    /// A [`Failure`] when it cannot be made, or another hypervisor is alive in it.
+    pub fn claim(named: Option<&Path>, name: &str) -> Result<(Self, Hypervisor), Failure> {
+        if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
+            return Err(Failure::input(
+                format!("{name:?} cannot be a guest's name"),
+                "use letters, digits, '-', '_' and '.', as in --name web-1",
+            ));
+        }
+        let path = match named {
+            Some(path) => path.to_owned(),
+            None => default_root().join(name),
+        };
+        let failed = |e| {
+            Failure::input(
+                format!("the state directory {} cannot be made: {e}", path.display()),
+                "name one that can be written with --state-dir",
+            )
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
+        let path = std::path::absolute(&path).map_err(failed)?;
+        let hypervisor = Hypervisor::start(&path).map_err(|e| Failure::of(e).as_input())?;
+        Ok((Self { path, is_temporary: Cell::new(named.is_none()) }, hypervisor))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// It is not removed: there is something to be read in it.
+    pub fn keep(&self) {
+        self.is_temporary.set(false);
+    }
+
+    /// The sockets in it.
+    #[must_use]
+    pub fn sockets(&self) -> [PathBuf; 2] {
+        ["hypervisor.sock", "xenstore.sock"].map(|name| self.path.join(name))
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if self.is_temporary.get() {
+            for name in ["driver.log", "guest.log", "check.log", "pvio.log", "demo.img"] {
+                let _ = fs::remove_file(self.path.join(name));
+            }
+            // Only if nothing else is in there.
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+}
+
+/// A folder of this user's alone.
+fn default_root() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+        Some(dir) if dir.is_dir() => dir.join("pvio"),
+        _ => std::env::temp_dir().join(format!("pvio-{}", rustix::process::getuid().as_raw())),
+    }
+}

@@ -1,0 +1,133 @@
+//! `pvio run`: hypervisor, driver domain and guest, until Ctrl-C.
+
+use crate::cli::RunArgs;
+use crate::demo;
+use crate::failure::Failure;
+use crate::guest::http::listing::human;
+use crate::machine::devices::{DiskConfig, NicConfig};
+use crate::machine::home::Home;
+use crate::machine::{Machine, News, Plan, rights};
+use pvio_blkback::image::{Image, ImageOptions};
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// Does it.
+///
+/// # Errors
+/// A [`Failure`]; nothing is left running or lying about then.
+pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    // Before anything is started: it may make this another process.
+    if let Some(disk) = &args.disk {
+        look_at(disk, args.common.direct)?;
+    }
+    if args.nic {
+        rights::for_a_tap()?;
+    }
+    let (home, hypervisor) = Home::claim(args.common.state_dir.as_deref(), &args.common.name)?;
+    let path = match &args.disk {
+        Some(disk) => std::path::absolute(disk).map_err(Failure::of)?,
+        None => demo_image(&home)?,
+    };
+    let size = look_at(&path, args.common.direct)?;
+    let nic = args.nic.then(|| NicConfig {
+        mac: args.mac,
+        mtu: args.mtu,
+        tap: args.tap.clone(),
+        bridge: args.bridge.clone(),
+        host: args.bridge.is_none().then(|| (args.guest_ip.host(), args.guest_ip.prefix)),
+    });
+    let mut words: Vec<OsString> = vec!["--name".into(), args.common.name.clone().into()];
+    if args.nic {
+        words.extend(["--ip".into(), args.guest_ip.to_string().into()]);
+        words.extend(["--mac".into(), args.mac.to_string().into()]);
+        words.extend(["--gateway".into(), args.guest_ip.host().to_string().into()]);
+    }
+    let disk = DiskConfig { path: path.clone(), read_only: true, direct: args.common.direct };
+    let name = args.common.name.clone();
+    let plan = Plan { name, disk, nic, guest: ("guest", words), guest_on_terminal: false };
+    let mut machine = Machine::start(plan, home, hypervisor)?;
+    let about = format!(
+        "state       {} (xenstore.sock, logs)\ndisk        {}, {}, read-only",
+        machine.home().path().display(),
+        path.display(),
+        human(size)
+    );
+    let result = watch(&mut machine, args, &about);
+    machine.shut_down();
+    result
+}
+
+fn watch(machine: &mut Machine, args: &RunArgs, about: &str) -> Result<(), Failure> {
+    loop {
+        match machine.next()? {
+            News::Ready => {
+                println!("{about}");
+                ready(args);
+            }
+            News::DriverRestarted(how) => {
+                println!(
+                    "the driver domain ended ({how}) and was started again; the guest attaches anew"
+                );
+            }
+            News::Report(_) => {}
+            News::Done => return Err(Failure::new("the guest ended by itself", "")),
+            News::Stopped => {
+                println!("\nstopping");
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn ready(args: &RunArgs) {
+    if !args.nic {
+        println!(
+            "ready: the guest has its disk, and no NIC to serve it over (--nic); Ctrl-C stops"
+        );
+        return;
+    }
+    let url = format!("http://{}/", args.guest_ip.address);
+    match &args.bridge {
+        Some(bridge) => {
+            println!("nic         {} on bridge {bridge}, guest {}", args.tap, args.guest_ip)
+        }
+        None => {
+            let (host, prefix) = (args.guest_ip.host(), args.guest_ip.prefix);
+            println!("nic         {}, host {host}/{prefix}, guest {}", args.tap, args.guest_ip);
+        }
+    }
+    println!("ready: {url}   Ctrl-C stops");
+    if rights::is_inside() {
+        let pid = std::process::id();
+        println!(
+            "it is in a network namespace of its own; look inside with\n  \
+             nsenter --target {pid} --user --net --preserve-credentials curl {url}"
+        );
+    } else {
+        println!("  curl {url}");
+    }
+}
+
+/// Checks an image as the driver domain will open it; returns its size in bytes.
+fn look_at(path: &Path, direct: bool) -> Result<u64, Failure> {
+    let image = Image::open(path, ImageOptions { read_only: true, direct });
+    let image = image.map_err(|e| Failure::of(e).as_input())?;
+    Ok(image.geometry().sectors * 512)
+}
+
+fn demo_image(home: &Home) -> Result<PathBuf, Failure> {
+    let path = home.path().join("demo.img");
+    let failed =
+        |e| Failure::new(format!("the demo image {} cannot be made: {e}", path.display()), "");
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path)
+        .map_err(failed)?;
+    file.set_len(demo::SIZE).map_err(failed)?;
+    demo::write_image(&mut file).map_err(failed)?;
+    Ok(path)
+}

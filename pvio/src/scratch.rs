@@ -1,0 +1,113 @@
+//! Whether an image may be overwritten: only if nothing is in it.
+
+use crate::failure::Failure;
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+const PART: usize = 1 << 20;
+
+/// Fails unless every byte of the image is zero. Holes are not read.
+///
+/// # Errors
+/// A [`Failure`] that names what is in the image.
+pub fn must_be_blank(path: &Path) -> Result<(), Failure> {
+    let failed = |e| Failure::new(format!("{}: {e}", path.display()), "").as_input();
+    let file = File::open(path).map_err(failed)?;
+    let Some(offset) = first_data(&file).map_err(failed)? else { return Ok(()) };
+    let holds = what_is_there(&file).unwrap_or("data");
+    Err(Failure::input(
+        format!(
+            "{} holds {holds} (first at byte {offset}), and a check writes all over it",
+            path.display()
+        ),
+        format!(
+            "use a scratch image (truncate -s 1G scratch.img), or give --overwrite to destroy what is in {}",
+            path.display()
+        ),
+    ))
+}
+
+/// Where the first byte is that is not zero.
+fn first_data(file: &File) -> std::io::Result<Option<u64>> {
+    let mut part = vec![0; PART];
+    let mut at = 0;
+    loop {
+        at = match seek(file, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => return Ok(None),
+            // Block devices know no holes.
+            Err(Errno::INVAL) => at,
+            Err(e) => return Err(e.into()),
+        };
+        let got = file.read_at(&mut part, at)?;
+        if got == 0 {
+            return Ok(None);
+        }
+        if let Some(first) = part[..got].iter().position(|b| *b != 0) {
+            return Ok(Some(at + first as u64));
+        }
+        at += got as u64;
+    }
+}
+
+/// What it is, if that can be told at a glance.
+fn what_is_there(file: &File) -> Option<&'static str> {
+    let mut head = vec![0; 4096];
+    let got = file.read_at(&mut head, 0).ok()?;
+    let is = |at: usize, magic: &[u8]| at + magic.len() <= got && head[at..].starts_with(magic);
+    Some(if is(1080, &[0x53, 0xef]) {
+        "an ext2/3/4 file system"
+    } else if is(0, b"XFSB") {
+        "an XFS file system"
+    } else if is(3, b"NTFS") {
+        "an NTFS file system"
+    } else if is(54, b"FAT") || is(82, b"FAT32") {
+        "a FAT file system"
+    } else if is(512, b"EFI PART") {
+        "a GPT partition table"
+    } else if is(0, b"QFI\xfb") {
+        "a qcow2 image"
+    } else if is(0, b"LUKS\xba\xbe") {
+        "a LUKS volume"
+    } else if is(510, &[0x55, 0xaa]) {
+        "an MBR partition table or boot sector"
+    } else {
+        return None;
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn image(len: u64, data: &[(u64, &[u8])]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(len).unwrap();
+        for (at, bytes) in data {
+            file.as_file().write_all_at(bytes, *at).unwrap();
+        }
+        file.as_file().flush().unwrap();
+        file
+    }
+
+    #[test]
+    fn zeroes_and_holes_are_blank() {
+        must_be_blank(image(8 << 20, &[]).path()).unwrap();
+        must_be_blank(image(8 << 20, &[(3 << 20, &[0; 10_000])]).path()).unwrap();
+    }
+
+    #[test]
+    fn whatever_is_there_is_named() {
+        let says =
+            |at, bytes: &[u8]| must_be_blank(image(8 << 20, &[(at, bytes)]).path()).unwrap_err();
+        assert!(says(1080, &[0x53, 0xef]).what.contains("ext2/3/4"));
+        assert!(says(510, &[0x55, 0xaa]).what.contains("MBR"));
+        let failure = says((8 << 20) - 1, &[1]);
+        assert!(failure.what.contains("holds data (first at byte 8388607)"), "{failure}");
+        assert!(failure.help.contains("--overwrite"));
+    }
+}
