@@ -138,7 +138,7 @@ impl<M: SharedMemory> BackRing<M> {
             return Ok(true);
         }
         let last = self.req_cons.wrapping_add(needed.saturating_sub(1));
-        let prod = indices::ask_for_event(&Requests(&self.mem), last);
+        let prod = indices::ask_for_event(&Requests(&self.ring), last);
         self.accept(prod)?;
         Ok(self.waiting() >= needed)
     }
