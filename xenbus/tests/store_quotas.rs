@@ -160,6 +160,7 @@ fn writing_over_and_over_in_a_transaction_costs_as_much_as_once() {
         )
         .unwrap();
     }
+    ask(&mut s, d1, Op::Write, 1, b"b\0more").unwrap();
     ask(&mut s, d1, Op::TransactionEnd, 1, b"T\0").unwrap();
     s.check().unwrap();
 }
