@@ -51,7 +51,7 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     let mut machine = Machine::start(plan, home, hypervisor)?;
     let mut report = None;
     let result = loop {
-        match machine.next() {
+        match machine.next_news() {
             Ok(News::Ready) => {}
             Ok(News::DriverRestarted(how)) => {
                 eprintln!(

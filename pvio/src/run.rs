@@ -60,7 +60,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
 
 fn watch(machine: &mut Machine, args: &RunArgs, about: &str) -> Result<(), Failure> {
     loop {
-        match machine.next()? {
+        match machine.next_news()? {
             News::Ready => {
                 println!("{about}");
                 ready(args);

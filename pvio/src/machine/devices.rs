@@ -103,7 +103,7 @@ fn make_back_end<X: Xenstore>(xs: &mut X, addr: DeviceAddr) -> Result<(), Handsh
         xs.set_perms(&path, &perms)?;
         front.extend(xs.directory(&path)?.iter().map(|name| format!("{path}/{name}")));
     }
-    Ok(write_state(xs, &base, XenbusState::Initialising)?)
+    write_state(xs, &base, XenbusState::Initialising)
 }
 
 fn disk_words(disk: &DiskConfig) -> vbd::ToolstackBack {

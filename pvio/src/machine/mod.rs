@@ -149,7 +149,7 @@ impl Machine {
     ///
     /// # Errors
     /// A [`Failure`] that ends it all: shut down then.
-    pub fn next(&mut self) -> Result<News, Failure> {
+    pub fn next_news(&mut self) -> Result<News, Failure> {
         loop {
             let event = match self.ready_by {
                 Some(by) => self.events.recv_deadline(by).map_err(|_| self.not_ready())?,

@@ -84,8 +84,8 @@ fn ext4(world: &World, checks: &mut Checks, disk: &Path, folder: &Path) -> Resul
         inputs::refused(world, &arguments, &state, &what, help)
     });
     checks.check("a state directory in use is refused, and why", || {
-        let what = format!("a pvio runs with {} already", machine.state.display());
-        let help = "stop that one, or give this one another --name or --state-dir";
+        let what = format!("a pvio hypervisor already runs in {}", machine.state.display());
+        let help = "stop it or name another directory";
         inputs::refused(world, &["run", "--disk", text(disk)], &machine.state, &what, help)
     });
     checks.check("Ctrl-C ends it with exit code 0, and nothing is left", || end(&mut machine));
