@@ -136,6 +136,7 @@ impl<P: Platform> Serving<P> {
         // Asked every turn: a busy guest never lets us sleep.
         while !stop.load(Ordering::Acquire) {
             self.port.pump().map_err(tap_lost)?;
+            self.take_fired()?;
             self.queue.unblock();
             if self.queue.poll(&mut self.port, BUDGET)?.any() {
                 continue;
@@ -166,6 +167,16 @@ impl<P: Platform> Serving<P> {
         self.port.wait(waits_unseen.then_some(DRAIN)).map_err(tap_lost)?;
         self.queue.stats().count_wakeup();
         self.port.pump().map_err(tap_lost)?;
+        let fired = self.take_fired()?;
+        if waits_unseen && !fired && !self.queue.has_work()? {
+            self.queue.drop_backlog(&mut self.port);
+        }
+        Ok(())
+    }
+
+    /// Takes the events of watches that fired, and tells whether any did. Not only after a sleep:
+    /// an event left standing fires its watch again at once, for ever.
+    fn take_fired(&mut self) -> Result<bool, WorkerError> {
         let mut fired = false;
         for &event in &self.events {
             fired |= self.port.fired(event);
@@ -173,10 +184,7 @@ impl<P: Platform> Serving<P> {
         if fired {
             self.queue.take_events()?;
         }
-        if waits_unseen && !fired && !self.queue.has_work()? {
-            self.queue.drop_backlog(&mut self.port);
-        }
-        Ok(())
+        Ok(fired)
     }
 }
 

@@ -50,10 +50,6 @@ impl AttachedNic {
         nic.driver.step(&mut nic.xs).map_err(lost)?;
         while !nic.driver.class().is_connected() && !bell.is_ringing() {
             nic.look_at_xenstore()?;
-            let state = nic.driver.state();
-            if matches!(state, XenbusState::Closed | XenbusState::Closing) {
-                return Err(nic.closed());
-            }
             if !nic.driver.class().is_connected() {
                 sleep(&[nic.xs.as_fd(), bell.as_fd()], None)?;
             }
@@ -155,6 +151,9 @@ impl AttachedNic {
             let life = self.driver.step(&mut self.xs).map_err(lost)?;
             if life == Life::Gone {
                 return Err(Failure::new("the NIC was removed", ""));
+            }
+            if self.driver.state() == XenbusState::Closed {
+                return Err(self.closed());
             }
         }
     }

@@ -163,7 +163,7 @@ impl Machine {
                     return Ok(News::Ready);
                 }
                 Event::Said(Role::Guest, Said::Report(json)) => return Ok(News::Report(json)),
-                Event::Said(_, Said::Failed(failure)) => return Err(failure),
+                Event::Said(role, Said::Failed(failure)) => return Err(self.reason(role, failure)),
                 Event::Said(Role::Driver, _) => {}
                 Event::Ended(role, start, status) => {
                     if let Some(news) = self.ended(role, start, status)? {
@@ -218,6 +218,16 @@ impl Machine {
         }
     }
 
+    /// A guest whose device was closed may not read why: that stands in its backend's home.
+    fn reason(&mut self, role: Role, failure: Failure) -> Failure {
+        match devices::backend_error(&mut self.xs) {
+            Some(text) if role == Role::Guest => {
+                Failure { code: failure.code, ..Failure::of(text) }
+            }
+            _ => failure,
+        }
+    }
+
     fn log(&self, of: &str) -> String {
         self.home.path().join(format!("{of}.log")).display().to_string()
     }
@@ -233,6 +243,9 @@ impl Machine {
     fn start_driver(&mut self, again: bool) -> Result<(), Failure> {
         if again {
             self.plan.disk.until_free(RELEASE);
+            if let Some(nic) = &self.plan.nic {
+                nic.until_free(RELEASE);
+            }
             // The process and its domain are one; what the hypervisor has not noticed yet, it does now.
             match self.hypervisor.destroy_domain(DRIVER) {
                 Ok(()) | Err(DomainError::NoDomain(_)) => {}
