@@ -51,8 +51,8 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     let mut machine = Machine::start(plan, home, hypervisor)?;
     let mut report = None;
     let result = loop {
-        match machine.next() {
-            Ok(News::Ready) => {}
+        match machine.next_news() {
+            Ok(News::Ready | News::Note(_)) => {}
             Ok(News::DriverRestarted(how)) => {
                 eprintln!(
                     "the driver domain ended ({how}) and was started again; the check goes on"

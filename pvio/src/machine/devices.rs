@@ -4,7 +4,9 @@ use super::{DRIVER, GUEST};
 use crate::cli::Mac;
 use pvio_blkback::image::{Image, ImageError, ImageOptions};
 use pvio_xenbus::handshake::HandshakeError;
-use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, read_error, write_state};
+use pvio_xenbus::handshake::common::{
+    DeviceAddr, DeviceClass, read_error, read_state, write_state,
+};
 use pvio_xenbus::handshake::{vbd, vif};
 use pvio_xenbus::wire::{Access, Perm};
 use pvio_xenbus::{XenbusState, Xenstore, transaction};
@@ -85,6 +87,13 @@ pub fn backend_error<X: Xenstore>(xs: &mut X) -> Option<String> {
     Some(text.to_owned())
 }
 
+/// Whether both ends of each device are connected.
+pub fn are_connected<X: Xenstore>(xs: &mut X, with_nic: bool) -> bool {
+    let mut is = |path: String| read_state(xs, &path) == Ok(XenbusState::Connected);
+    let mut both = |addr: DeviceAddr| is(addr.backend_path()) && is(addr.frontend_path());
+    both(DISK) && (!with_nic || both(NIC))
+}
+
 /// Makes both ends of each device.
 ///
 /// # Errors
@@ -131,7 +140,7 @@ fn make_back_end<X: Xenstore>(xs: &mut X, addr: DeviceAddr) -> Result<(), Handsh
         xs.set_perms(&path, &perms)?;
         front.extend(xs.directory(&path)?.iter().map(|name| format!("{path}/{name}")));
     }
-    Ok(write_state(xs, &base, XenbusState::Initialising)?)
+    write_state(xs, &base, XenbusState::Initialising)
 }
 
 fn disk_words(disk: &DiskConfig) -> vbd::ToolstackBack {
