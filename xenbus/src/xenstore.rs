@@ -72,6 +72,14 @@ impl XsError {
     pub fn is_not_found(&self) -> bool {
         self.errno() == Some(XsErrno::NoEnt)
     }
+
+    /// Whether this says that a node is not there, or may not be seen. Of a peer's node that is
+    /// gone together with its directory xenstored tells only the latter: what is left above it is
+    /// not for us to read.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        matches!(self.errno(), Some(XsErrno::NoEnt | XsErrno::Acces))
+    }
 }
 
 /// A connection to xenstore.
@@ -122,6 +130,18 @@ pub trait Xenstore {
         match self.read(path) {
             Ok(value) => Ok(Some(value)),
             Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Reads a node of a peer's, which may be gone together with all that we may see of it.
+    ///
+    /// # Errors
+    /// As [`Xenstore::read`], without `ENOENT` and `EACCES`.
+    fn read_peer(&mut self, path: &str) -> Result<Option<Vec<u8>>, XsError> {
+        match self.read(path) {
+            Ok(value) => Ok(Some(value)),
+            Err(e) if e.is_absent() => Ok(None),
             Err(e) => Err(e),
         }
     }

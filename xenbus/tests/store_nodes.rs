@@ -252,3 +252,13 @@ fn a_target_lends_its_rights() {
         "not the other way"
     );
 }
+
+#[test]
+fn the_first_entry_that_names_a_domain_counts() {
+    let (mut s, dom0) = store();
+    ask(&mut s, dom0, Op::Mkdir, 0, b"/x\0").unwrap();
+    ask(&mut s, dom0, Op::SetPerms, 0, b"/x\0n0\0r1\0b1\0").unwrap();
+    let d1 = s.connect(DomId(1));
+    assert_eq!(ask(&mut s, d1, Op::Read, 0, b"/x\0").unwrap(), b"");
+    assert_eq!(ask(&mut s, d1, Op::Write, 0, b"/x\0v"), Err(XsErrno::Acces));
+}

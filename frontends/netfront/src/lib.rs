@@ -5,7 +5,7 @@
 //! | [`nic`] | the device: from the toolstack's words to a usable queue |
 //! | [`queue`] | the data path: packets out, packets in |
 //! | [`fault`] | what a backend may have done that it must not |
-//! | `phy` | with feature `smoltcp`: the queue as a device of that TCP/IP stack |
+//! | `phy` | with feature `smoltcp`: the NIC as a device of that TCP/IP stack |
 //!
 //! Every page is allocated zeroed and granted once, when the queue is made; packets are copied in
 //! and out of them. So a packet costs no grant operation, nothing else of the guest's lies in a

@@ -15,7 +15,7 @@ use pvio_xenbus::handshake::vif::{
 };
 
 /// The MTU of an interface whose toolstack names none, in bytes (`netif.h`).
-const DEFAULT_MTU: u32 = 1500;
+pub(crate) const DEFAULT_MTU: u32 = 1500;
 
 /// A virtual NIC's frontend, to be driven by [`pvio_xenbus::driver::FrontendDriver`].
 pub struct Nic<P: Granter + EventChannels + Clone> {
@@ -42,6 +42,12 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
     /// was in flight then is lost, as on any network.
     pub fn queue(&mut self) -> Option<&mut Queue<P>> {
         self.queue.as_mut().filter(|_| self.connected)
+    }
+
+    /// The queue of this session or of the last one.
+    #[cfg(feature = "smoltcp")]
+    pub(crate) fn any_queue(&self) -> Option<&Queue<P>> {
+        self.queue.as_ref()
     }
 
     /// The guest's address. Known once the backend has made its offer.
@@ -102,6 +108,8 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
             checksum_v4: agreed.to_back.csum_v4,
             checksum_v6: agreed.to_back.csum_v6,
         });
+        #[cfg(feature = "smoltcp")]
+        queue.set_mtu(self.mtu);
         self.queue = Some(queue);
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! A queue as a device of smoltcp's.
+//! A queue, or the NIC it belongs to, as a device of smoltcp's. Publish the queue after smoltcp was
+//! polled.
 //!
 //! # Who looks after checksums
 //! smoltcp is told to leave TCP and UDP checksums alone, both ways; all others (IPv4 headers,
@@ -10,11 +11,12 @@
 //!   is verified here, and dropped if it is wrong. An IP fragment that nobody validated is
 //!   dropped as well, for its checksum covers what is in other fragments, and smoltcp would not
 //!   look at it after putting them together; so is a malformed IP packet.
-//!   [`Phy::unverified`] counts both.
+//!   [`Queue::unverified`] counts both.
 //!
 //! A backend's faults cannot be told through smoltcp: the device falls silent, and
 //! [`Queue::fault`] says why.
 
+use crate::nic::{DEFAULT_MTU, Nic};
 use crate::queue::{Checksum, Queue, Sender};
 use alloc::boxed::Box;
 use core::fmt;
@@ -26,44 +28,64 @@ use pvio_ring::shm::PAGE_SIZE;
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 
-/// A queue and what belongs to it for smoltcp.
-pub struct Phy<P: Granter + EventChannels> {
-    queue: Queue<P>,
+/// What a queue keeps for smoltcp.
+pub(crate) struct State {
+    /// Bytes of the largest frame smoltcp is told it may send.
     frame_max: usize,
     scratch: Box<[u8]>,
     unverified: u64,
 }
 
-impl<P: Granter + EventChannels> Phy<P> {
-    /// A device that sends packets of up to `mtu` bytes, the Ethernet header not counted.
-    #[must_use]
-    pub fn new(queue: Queue<P>, mtu: u32) -> Self {
-        let most = if queue.features().sg { MAX_PACKET } else { PAGE_SIZE };
-        let frame_max = usize::try_from(mtu).unwrap_or(most).saturating_add(ETHERNET_HEADER);
-        let frame_max = frame_max.min(most);
-        let scratch = alloc::vec![0; frame_max].into_boxed_slice();
-        Self { queue, frame_max, scratch, unverified: 0 }
+impl State {
+    pub fn new() -> Self {
+        let mut state = Self { frame_max: 0, scratch: Box::default(), unverified: 0 };
+        state.set_mtu(DEFAULT_MTU);
+        state
     }
 
-    /// The queue. Publish it after smoltcp was polled.
-    pub const fn queue(&mut self) -> &mut Queue<P> {
-        &mut self.queue
-    }
-
-    /// Packets that were dropped because their checksum was wrong or could not be verified.
-    #[must_use]
-    pub const fn unverified(&self) -> u64 {
-        self.unverified
-    }
-
-    /// Gives the queue back.
-    #[must_use]
-    pub fn into_queue(self) -> Queue<P> {
-        self.queue
+    fn set_mtu(&mut self, mtu: u32) {
+        let frame_max = usize::try_from(mtu).unwrap_or(MAX_PACKET);
+        self.frame_max = frame_max.saturating_add(ETHERNET_HEADER).min(MAX_PACKET);
+        self.scratch = alloc::vec![0; self.frame_max].into_boxed_slice();
     }
 }
 
-impl<P: Granter + EventChannels> Device for Phy<P> {
+impl<P: Granter + EventChannels> Queue<P> {
+    /// How large packets smoltcp may send, in bytes without the Ethernet header; at first 1500.
+    /// Without [scatter-gather](crate::Features::sg) no frame is larger than a page all the same.
+    pub fn set_mtu(&mut self, mtu: u32) {
+        self.phy.set_mtu(mtu);
+    }
+
+    /// Packets that smoltcp did not get because their checksum was wrong or could not be verified.
+    #[must_use]
+    pub const fn unverified(&self) -> u64 {
+        self.phy.unverified
+    }
+
+    fn frame_max(&self) -> usize {
+        if self.features().sg { self.phy.frame_max } else { self.phy.frame_max.min(PAGE_SIZE) }
+    }
+
+    /// Whether a frame of the largest size can be sent.
+    fn has_room_for_any(&mut self) -> bool {
+        let pages = self.frame_max().div_ceil(PAGE_SIZE);
+        self.has_room(pages).unwrap_or(false)
+    }
+
+    /// Takes the next packet that need not be looked at further; returns its length.
+    fn next_trusted(&mut self) -> Option<usize> {
+        loop {
+            let (len, checksum) = self.next_frame().ok()??;
+            if trusted(self.split().0.frame(len), checksum) {
+                return Some(len);
+            }
+            self.phy.unverified = self.phy.unverified.wrapping_add(1);
+        }
+    }
+}
+
+impl<P: Granter + EventChannels> Device for Queue<P> {
     type RxToken<'a>
         = RxToken<'a>
     where
@@ -75,49 +97,65 @@ impl<P: Granter + EventChannels> Device for Phy<P> {
 
     fn receive(&mut self, _timestamp: Instant) -> Option<(RxToken<'_>, TxToken<'_, P>)> {
         // Whoever takes a packet may answer it.
-        if !self.has_room() {
+        if !self.has_room_for_any() {
             return None;
         }
         let len = self.next_trusted()?;
-        let (rx, sender) = self.queue.split();
-        Some((RxToken(rx.frame(len)), TxToken { sender, scratch: &mut self.scratch }))
+        let most = self.frame_max();
+        let (rx, sender, phy) = self.split();
+        let scratch = phy.scratch.get_mut(..most).unwrap_or_default();
+        Some((RxToken(rx.frame(len)), TxToken { sender, scratch }))
     }
 
     fn transmit(&mut self, _timestamp: Instant) -> Option<TxToken<'_, P>> {
-        if !self.has_room() {
+        if !self.has_room_for_any() {
             return None;
         }
-        let (_, sender) = self.queue.split();
-        Some(TxToken { sender, scratch: &mut self.scratch })
+        let most = self.frame_max();
+        let (_, sender, phy) = self.split();
+        let scratch = phy.scratch.get_mut(..most).unwrap_or_default();
+        Some(TxToken { sender, scratch })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = self.frame_max;
-        capabilities.checksum.tcp = phy::Checksum::None;
-        capabilities.checksum.udp = phy::Checksum::None;
-        capabilities
+        capabilities(self.frame_max())
     }
 }
 
-impl<P: Granter + EventChannels> Phy<P> {
-    /// Whether a frame of the largest size can be sent.
-    fn has_room(&mut self) -> bool {
-        let slots = self.frame_max.div_ceil(PAGE_SIZE);
-        self.queue.has_room(slots).unwrap_or(false)
+/// While the NIC is not connected, nothing is received and nothing can be sent.
+impl<P: Granter + EventChannels + Clone> Device for Nic<P> {
+    type RxToken<'a>
+        = RxToken<'a>
+    where
+        P: 'a;
+    type TxToken<'a>
+        = TxToken<'a, P>
+    where
+        P: 'a;
+
+    fn receive(&mut self, timestamp: Instant) -> Option<(RxToken<'_>, TxToken<'_, P>)> {
+        Device::receive(self.queue()?, timestamp)
     }
 
-    /// Takes the next packet that need not be looked at further; returns its length.
-    fn next_trusted(&mut self) -> Option<usize> {
-        loop {
-            let (len, checksum) = self.queue.next_frame().ok()??;
-            if trusted(self.queue.split().0.frame(len), checksum) {
-                return Some(len);
-            }
-            self.unverified = self.unverified.wrapping_add(1);
+    fn transmit(&mut self, timestamp: Instant) -> Option<TxToken<'_, P>> {
+        Device::transmit(self.queue()?, timestamp)
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        match self.any_queue() {
+            Some(queue) => queue.capabilities(),
+            None => capabilities(State::new().frame_max),
         }
     }
+}
+
+fn capabilities(frame_max: usize) -> DeviceCapabilities {
+    let mut capabilities = DeviceCapabilities::default();
+    capabilities.medium = Medium::Ethernet;
+    capabilities.max_transmission_unit = frame_max;
+    capabilities.checksum.tcp = phy::Checksum::None;
+    capabilities.checksum.udp = phy::Checksum::None;
+    capabilities
 }
 
 /// A received frame.
@@ -179,12 +217,6 @@ fn trusted(frame: &[u8], checksum: Checksum) -> bool {
         Ok(transport) => transport.verify(frame),
         Err(NoTransport::NotIp | NoTransport::OtherProtocol) => true,
         Err(NoTransport::Fragment | NoTransport::Malformed) => false,
-    }
-}
-
-impl<P: Granter + EventChannels> fmt::Debug for Phy<P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Phy").field("queue", &self.queue).finish_non_exhaustive()
     }
 }
 

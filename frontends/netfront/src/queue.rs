@@ -76,6 +76,8 @@ pub struct Queue<P: Granter + EventChannels> {
     counters: Counters,
     channel: P::Channel,
     failed: Option<BackendFault>,
+    #[cfg(feature = "smoltcp")]
+    pub(crate) phy: crate::phy::State,
 }
 
 impl<P: Granter + EventChannels + Clone> Queue<P> {
@@ -92,6 +94,8 @@ impl<P: Granter + EventChannels + Clone> Queue<P> {
             counters: Counters::default(),
             channel: platform.alloc_unbound(backend)?,
             failed: None,
+            #[cfg(feature = "smoltcp")]
+            phy: crate::phy::State::new(),
         })
     }
 }
@@ -145,7 +149,8 @@ impl<P: Granter + EventChannels> Queue<P> {
     /// # Errors
     /// A [`SendError`]; nothing was sent.
     pub fn send(&mut self, frame: &[u8], checksum: Checksum) -> Result<(), SendError> {
-        self.split().1.send(frame, checksum)
+        let Self { tx, features, counters, failed, .. } = self;
+        Sender { tx, features: *features, counters, failed }.send(frame, checksum)
     }
 
     /// Whether a frame of so many pages can be sent now. If not,
@@ -225,9 +230,10 @@ impl<P: Granter + EventChannels> Queue<P> {
     }
 
     /// The receiving half, whose frame can be looked at while the other half sends.
-    pub(crate) fn split(&mut self) -> (&Rx<P>, Sender<'_, P>) {
-        let Self { tx, rx, features, counters, failed, .. } = self;
-        (rx, Sender { tx, features: *features, counters, failed })
+    #[cfg(feature = "smoltcp")]
+    pub(crate) fn split(&mut self) -> (&Rx<P>, Sender<'_, P>, &mut crate::phy::State) {
+        let Self { tx, rx, features, counters, failed, phy, .. } = self;
+        (rx, Sender { tx, features: *features, counters, failed }, phy)
     }
 
     /// Runs `work` unless the queue has failed, and remembers if it fails.

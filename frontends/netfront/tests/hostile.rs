@@ -147,7 +147,8 @@ fn a_packet_may_come_in_pieces_and_a_broken_one_is_dropped() {
 
 #[test]
 fn every_lie_about_a_sent_packet() {
-    let answers: &[(&str, &[(u16, i16)], BackendFault)] = &[
+    type Lie = (&'static str, &'static [(u16, i16)], BackendFault);
+    let answers: &[Lie] = &[
         ("an id never used", &[(77, rsp::OKAY)], BackendFault::TxId(77)),
         ("an id out of range", &[(256, rsp::OKAY)], BackendFault::TxId(256)),
         ("the largest id", &[(u16::MAX, rsp::ERROR)], BackendFault::TxId(u16::MAX)),

@@ -5,8 +5,7 @@ mod common;
 
 use common::{Vif, echo, pattern, wire};
 use pvio_netback::port::{self, NetPort, Offload, Packet};
-use pvio_netfront::phy::Phy;
-use pvio_netfront::{Checksum, Features};
+use pvio_netfront::{Checksum, Features, Queue};
 use pvio_ring::proto::checksum::Transport;
 use pvio_sim::LocalDomain;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
@@ -17,7 +16,7 @@ use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
 
 /// A host: a vif's frontend with a stack on top, and the vif's backend.
 struct Host {
-    phy: Phy<LocalDomain>,
+    phy: Queue<LocalDomain>,
     back: pvio_netback::Queue<LocalDomain, Box<[u8]>>,
     port: port::memory::MemoryPort,
     interface: Interface,
@@ -26,9 +25,9 @@ struct Host {
 
 impl Host {
     fn new(vif: Vif, number: u8, features: Features, mtu: u32) -> Self {
-        let Vif { mut front, back, port, .. } = vif;
-        front.set_features(features);
-        let mut phy = Phy::new(front, mtu);
+        let Vif { front: mut phy, back, port, .. } = vif;
+        phy.set_features(features);
+        phy.set_mtu(mtu);
         let mac = EthernetAddress([2, 0, 0, 0, 0, number]);
         let mut interface = Interface::new(Config::new(mac.into()), &mut phy, Instant::ZERO);
         interface.update_ip_addrs(|addresses| {
@@ -44,7 +43,7 @@ impl Host {
 
     fn poll(&mut self, now: Instant) {
         self.interface.poll(now, &mut self.phy, &mut self.sockets);
-        self.phy.queue().publish().unwrap();
+        self.phy.publish().unwrap();
         while self.back.poll(&mut self.port, 64).unwrap().any() {}
     }
 
@@ -104,8 +103,8 @@ fn tcp_with_and_without_offload_over_both_ips() {
 
 #[test]
 fn tcp_in_packets_of_several_pages() {
-    let (mut a, _b) = transfer(false, [OFFLOAD, OFFLOAD], 16_000);
-    let c = *a.phy.queue().counters();
+    let (a, _b) = transfer(false, [OFFLOAD, OFFLOAD], 16_000);
+    let c = *a.phy.counters();
     assert!(c.tx_bytes / c.tx_packets > 4096, "{c:?}");
 }
 
@@ -149,7 +148,7 @@ fn reaches(frame: &[u8], checksum: port::Checksum) -> bool {
     let offload = Offload { checksum, gso: None };
     b.port.send(Packet { buf, start: 0, len: frame.len(), offload }).unwrap();
     while host.back.poll(&mut host.port, 64).unwrap().any() {}
-    let got = match host.phy.receive(Instant::ZERO) {
+    let got = match Device::receive(&mut host.phy, Instant::ZERO) {
         Some((token, _)) => token.consume(|got| got == frame),
         None => false,
     };
@@ -188,33 +187,34 @@ fn nothing_unverified_gets_past() {
 #[test]
 fn smoltcp_is_told_the_frame_size_not_the_packets() {
     let (_machine, vif) = echo();
-    let phy = Phy::new(vif.front, 1500);
+    let mut phy = vif.front;
     let capabilities = phy.capabilities();
     assert_eq!(capabilities.max_transmission_unit, 1514);
     assert!(!capabilities.checksum.tcp.rx() && !capabilities.checksum.tcp.tx());
     assert!(capabilities.checksum.ipv4.rx() && capabilities.checksum.ipv4.tx());
     assert!(capabilities.checksum.icmpv4.rx() && capabilities.checksum.icmpv4.tx());
-    let mut queue = phy.into_queue();
-    queue.set_features(NONE);
-    assert_eq!(Phy::new(queue, 9000).capabilities().max_transmission_unit, 4096);
+    phy.set_mtu(9000);
+    assert_eq!(phy.capabilities().max_transmission_unit, 9014);
+    phy.set_features(NONE);
+    assert_eq!(phy.capabilities().max_transmission_unit, 4096);
 }
 
 #[test]
 fn a_frame_longer_than_told_is_not_sent() {
     let (_machine, vif) = echo();
-    let mut phy = Phy::new(vif.front, 1500);
+    let mut phy = vif.front;
     phy.transmit(Instant::ZERO).unwrap().consume(1515, |frame| frame.fill(1));
-    assert_eq!(phy.queue().counters().tx_packets, 0);
+    assert_eq!(phy.counters().tx_packets, 0);
     phy.transmit(Instant::ZERO).unwrap().consume(1514, |frame| frame.fill(1));
-    assert_eq!(phy.queue().counters().tx_packets, 1);
-    assert_eq!(phy.queue().send(&[1; 60], Checksum::Unknown), Ok(()));
+    assert_eq!(phy.counters().tx_packets, 1);
+    assert_eq!(phy.send(&[1; 60], Checksum::Unknown), Ok(()));
 }
 
 #[test]
 fn without_room_to_answer_nothing_is_taken() {
     let (_machine, vif) = echo();
-    let mut phy = Phy::new(vif.front, 1500);
-    while phy.queue().send(&[1; 60], Checksum::Unknown).is_ok() {}
+    let mut phy = vif.front;
+    while phy.send(&[1; 60], Checksum::Unknown).is_ok() {}
     assert!(phy.transmit(Instant::ZERO).is_none());
-    assert!(phy.receive(Instant::ZERO).is_none());
+    assert!(Device::receive(&mut phy, Instant::ZERO).is_none());
 }

@@ -243,7 +243,11 @@ fn attach(file: &OwnedFd, name: &str) -> Result<(), TapError> {
     let attach = unsafe { Updater::<TUNSETIFF, IfReq>::new(&mut request) };
     run(file, attach).map_err(|errno| match errno {
         Errno::BUSY | Errno::EXIST => TapError::NameInUse(name.into()),
-        Errno::INVAL => TapError::Unsupported("tap with packet header under that name"),
+        // What there is under that name may not be a tap at all.
+        Errno::INVAL if Kernel::open().is_ok_and(|k| k.index(name).is_ok()) => {
+            TapError::NameInUse(name.into())
+        }
+        Errno::INVAL => TapError::Unsupported("tap with a packet header"),
         other => refused("make a tap", other),
     })
 }
@@ -276,14 +280,11 @@ impl Kernel {
     }
 
     fn join(&self, name: &str, bridge: &str) -> Result<(), TapError> {
-        const SIOCGIFINDEX: Opcode = 0x8933;
         const SIOCBRADDIF: Opcode = 0x89a2;
         let no_bridge = || TapError::NoBridge(bridge.into());
         check_name(bridge).map_err(|_| no_bridge())?;
-        let find = |name| self.request::<SIOCGIFINDEX>("find an interface", IfReq::new(name));
-        find(bridge).map_err(|_| no_bridge())?;
-        let index = find(name)?.data;
-        let request = IfReq::with(bridge, &index[..4]);
+        self.index(bridge).map_err(|_| no_bridge())?;
+        let request = IfReq::with(bridge, &self.index(name)?);
         self.request::<SIOCBRADDIF>("join a bridge", request).map_err(|error| match error {
             TapError::System { errno: Errno::OPNOTSUPP | Errno::INVAL, .. } => {
                 TapError::NotABridge(bridge.into())
@@ -291,6 +292,14 @@ impl Kernel {
             other => other,
         })?;
         Ok(())
+    }
+
+    /// The number of an interface, an `int`.
+    fn index(&self, name: &str) -> Result<[u8; 4], TapError> {
+        const SIOCGIFINDEX: Opcode = 0x8933;
+        let found = self.request::<SIOCGIFINDEX>("find an interface", IfReq::new(name))?;
+        let [a, b, c, d, ..] = found.data;
+        Ok([a, b, c, d])
     }
 
     fn set_address(&self, name: &str, address: Ipv4Addr, prefix: u8) -> Result<(), TapError> {

@@ -1,18 +1,20 @@
 //! The guest that serves its disk over HTTP.
 
 use super::disk::AttachedDisk;
+use super::nic::AttachedNic;
 use super::stop::{Bell, Stop, sleep};
 use super::{JoinArgs, Said, watcher};
 use crate::cli::{Cidr, Mac};
 use crate::failure::Failure;
 use crate::guest::fs::Disk;
 use crate::guest::fs::thread::FsThread;
-use crate::guest::http::Shown;
+use crate::guest::http::{Config, Server, Shown};
 use crate::guest::meter;
 use crate::guest::status::Devices;
 use crate::machine::devices::{DISK, NIC};
 use clap::Args;
 use std::net::Ipv4Addr;
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -71,15 +73,39 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
         http,
         disk: read,
     };
-    let _ = (&answers, &shown);
+    let Some(ip) = args.ip else {
+        fs.info(0).map_err(Failure::of)?;
+        Said::Ready.say();
+        while !stop.is_told() {
+            while let Ok(answer) = answers.try_recv() {
+                tracing::info!("the disk: {:?}", answer.result);
+            }
+            sleep(&[bell.as_fd()], None)?;
+            bell.take();
+        }
+        end_soon();
+        return Ok(());
+    };
+    let mut nic = AttachedNic::attach(&domain, NIC, &bell)?;
+    let mac = nic.mac().or(args.mac.map(|mac| mac.0));
+    let mac = mac.ok_or_else(|| Failure::new("the NIC has no station address", ""))?;
+    let config =
+        Config { mac, address: ip.address, prefix: ip.prefix, gateway: args.gateway, port: 80 };
+    let mut server = Server::new(config, fs, answers, shown);
     Said::Ready.say();
-    while !stop.is_told() {
-        sleep(&[bell.as_fd()], None)?;
-        bell.take();
-    }
+    let mut result = Ok(());
+    server.run(&mut nic, |nic, time| {
+        if let Err(failure) = nic.wait(&bell, time) {
+            result = Err(failure);
+            return ControlFlow::Break(());
+        }
+        if stop.is_told() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
     end_soon();
-    drop(fs);
-    Ok(())
+    nic.close();
+    // The disk thread with it, which closes the disk.
+    drop(server);
+    result
 }
 
 /// Ends the process even if a device does not let go in time: a driver domain that is gone, say.

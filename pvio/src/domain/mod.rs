@@ -6,6 +6,7 @@
 //! | [`guest`] | the guest that serves the disk over HTTP |
 //! | [`work`] | the guest that checks the disk |
 //! | [`disk`] | a disk attached through the split driver, as the guest reads it |
+//! | [`nic`] | a NIC attached through the split driver, as the guest's TCP stack uses it |
 //! | [`watcher`] | states of the guest's devices, as xenstore has them |
 //! | [`stop`] | being told to end |
 //!
@@ -14,6 +15,7 @@
 pub mod disk;
 pub mod driver;
 pub mod guest;
+pub mod nic;
 pub mod stop;
 pub mod watcher;
 pub mod work;

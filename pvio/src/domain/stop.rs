@@ -8,9 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// A bell any thread may ring for one that sleeps in [`poll`](fn@sleep).
+/// A bell any thread may ring for one that sleeps in [`sleep`]. Ringing one that rings already
+/// costs no system call.
 #[derive(Debug, Clone)]
-pub struct Bell(Arc<OwnedFd>);
+pub struct Bell(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    event: OwnedFd,
+    rings: AtomicBool,
+}
 
 impl Bell {
     /// A new one.
@@ -19,25 +26,37 @@ impl Bell {
     /// When the system has no descriptor to give.
     pub fn new() -> Result<Self, Failure> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let bell = eventfd(0, flags).map_err(|e| Failure::new(format!("no eventfd: {e}"), ""))?;
-        Ok(Self(Arc::new(bell)))
+        let event = eventfd(0, flags).map_err(|e| Failure::new(format!("no eventfd: {e}"), ""))?;
+        Ok(Self(Arc::new(Inner { event, rings: AtomicBool::new(false) })))
     }
 
     /// Wakes the sleeper, now or when it next wants to sleep.
     pub fn ring(&self) {
-        // Fails only when it rings already.
-        let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
+        if !self.0.rings.swap(true, Ordering::AcqRel) {
+            // Fails only when it is full, and then it wakes as well.
+            let _ = rustix::io::write(&self.0.event, &1_u64.to_ne_bytes());
+        }
     }
 
-    /// Stops ringing, and tells whether it did.
+    /// Whether it rings.
+    #[must_use]
+    pub fn is_ringing(&self) -> bool {
+        self.0.rings.load(Ordering::Acquire)
+    }
+
+    /// Stops ringing, and tells whether it did. What was done before it was rung is seen after.
+    /// To be called after every sleep: whoever rings sets the mark first and the descriptor second,
+    /// so that the descriptor may be set with the mark taken long ago.
     pub fn take(&self) -> bool {
-        rustix::io::read(&*self.0, &mut [0; 8]).is_ok()
+        // The descriptor first: whoever rings from now on, sets it again.
+        let _ = rustix::io::read(&self.0.event, &mut [0; 8]);
+        self.0.rings.swap(false, Ordering::AcqRel)
     }
 }
 
 impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.0.event.as_fd()
     }
 }
 

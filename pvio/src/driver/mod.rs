@@ -11,6 +11,8 @@ use devices::Devices;
 use pvio_blkback::Vbd;
 use pvio_blkback::host::ImageServer;
 use pvio_hosted::Domain;
+use pvio_netback::Vif;
+use pvio_netback::host::{TapOptions, TapServer};
 use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::BackendDriver;
 use pvio_xenbus::handshake::common::DeviceClass;
@@ -51,19 +53,28 @@ fn serve(
         // A frontend that is Connected already was served by a predecessor of this process.
         BackendDriver::restarted(addr, Vbd::new(platform.clone(), server))
     });
-    let _ = options;
+    let (platform, ring, address) = (domain.clone(), bell.clone(), options.host);
+    let mut nics = Devices::new(DeviceClass::Vif, id, move |addr| {
+        let ring = ring.clone();
+        let options = TapOptions { address, ..TapOptions::default() };
+        let server = TapServer::new(options, Arc::new(move || ring.ring()));
+        BackendDriver::restarted(addr, Vif::new(platform.clone(), server))
+    });
     disks.watch(xs)?;
+    nics.watch(xs)?;
     tracing::info!(domain = id.0, "the driver domain serves");
     while !stop.is_told() {
         while let Some(event) = xs.poll_event()? {
             disks.event(xs, &event)?;
+            nics.event(xs, &event)?;
         }
         // Not being able to sleep would be a spin; there is no reason for it but memory.
         sleep(&[xs.as_fd(), bell.as_fd()], None).map_err(|_| XsError::Closed)?;
         if bell.take() {
             disks.step_all(xs)?;
+            nics.step_all(xs)?;
         }
     }
     tracing::info!("closing every device");
-    disks.shut_down(xs)
+    disks.shut_down(xs).and(nics.shut_down(xs))
 }

@@ -35,7 +35,7 @@ impl<X: Xenstore + ?Sized> Reader<'_, X> {
 
     /// The value, without the one NUL or line end that some writers leave behind it.
     pub fn raw(&mut self, key: &str) -> Result<Option<Vec<u8>>, HandshakeError> {
-        let mut value = self.xs.read_opt(&self.path(key))?;
+        let mut value = self.xs.read_peer(&self.path(key))?;
         if let Some(v) = &mut value
             && matches!(v.last(), Some(b'\0' | b'\n'))
         {

@@ -1,0 +1,246 @@
+//! A guest's TCP/IP stack against the kernel's, through frontend, rings, backend and a tap, in a
+//! network namespace of the test's own.
+
+mod rig;
+
+use pvio_event_channel::{EventChannel, EventChannels as _};
+use pvio_grant_table::{Access, Granter};
+use pvio_hosted::{Channel, Domain, Pages};
+use pvio_netback::fault::DropReason;
+use pvio_netback::host::TapOptions;
+use pvio_netfront::Nic;
+use pvio_ring::shm::Region;
+use pvio_xenbus::driver::{Ends, Fault, FrontendClass};
+use pvio_xenbus::handshake::HandshakeError;
+use pvio_xenbus::handshake::common::{Hotplug, read_hotplug, read_state};
+use pvio_xenbus::handshake::vif::{EventChannels, FrontRequest, Queue};
+use pvio_xenbus::{XenbusState, Xenstore};
+use rig::namespace::{entered, ip};
+use rig::{GUEST_MAC, Guest, PATIENCE, Rig, wait_for};
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::socket::tcp;
+use smoltcp::time::Instant as Moment;
+use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpListener};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+const HOST: [u8; 4] = [192, 0, 2, 1];
+
+/// A guest's stack over its NIC.
+struct Stack {
+    guest: Guest<Nic<Domain>>,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    begin: Instant,
+}
+
+impl Stack {
+    fn new(mut guest: Guest<Nic<Domain>>) -> Self {
+        let nic = guest.driver.class_mut();
+        let mac = EthernetAddress(nic.mac().unwrap().0);
+        assert_eq!(mac.0, GUEST_MAC.0);
+        let mut interface = Interface::new(Config::new(mac.into()), nic, Moment::ZERO);
+        interface.update_ip_addrs(|addresses| {
+            addresses.push(IpCidr::new(IpAddress::v4(192, 0, 2, 2), 24)).unwrap();
+            let v6 = IpAddress::v6(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+            addresses.push(IpCidr::new(v6, 64)).unwrap();
+        });
+        let sockets = SocketSet::new(Vec::new());
+        Self { guest, interface, sockets, begin: Instant::now() }
+    }
+
+    /// Lets the stack work once, and sleeps if there is nothing to do.
+    fn turn(&mut self) {
+        let now = Moment::from_micros(self.begin.elapsed().as_micros() as i64);
+        let nic = self.guest.driver.class_mut();
+        self.interface.poll(now, nic, &mut self.sockets);
+        let queue = nic.queue().expect("connected");
+        queue.publish().unwrap();
+        if !queue.final_check().unwrap() {
+            let delay = self.interface.poll_delay(now, &self.sockets);
+            let most = delay.map_or(Duration::from_millis(5), |d| d.into());
+            queue.channel().wait(Some(most.min(Duration::from_millis(5)))).unwrap();
+        }
+    }
+
+    fn connect(&mut self, to: IpAddr, port: u16) -> SocketHandle {
+        let buffer = || tcp::SocketBuffer::new(vec![0; 1 << 17]);
+        let handle = self.sockets.add(tcp::Socket::new(buffer(), buffer()));
+        let socket = self.sockets.get_mut::<tcp::Socket>(handle);
+        socket.connect(self.interface.context(), (IpAddress::from(to), port), 4000).unwrap();
+        handle
+    }
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 31 + i / 251) as u8).collect()
+}
+
+/// Sends `data` to the kernel, which sends it back in the same connection; both check it.
+fn echo_by_tcp(stack: &mut Stack, host: IpAddr, data: &[u8]) {
+    let listener = TcpListener::bind((host, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let len = data.len();
+    let kernel = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut all = vec![0; len];
+        stream.read_exact(&mut all).unwrap();
+        stream.write_all(&all).unwrap();
+        all
+    });
+    let handle = stack.connect(host, port);
+    let (mut sent, mut back) = (0, Vec::new());
+    let begin = Instant::now();
+    while back.len() < len {
+        assert!(begin.elapsed() < PATIENCE, "{sent} sent, {} back, of {len}", back.len());
+        stack.turn();
+        let socket = stack.sockets.get_mut::<tcp::Socket>(handle);
+        if socket.can_send() && sent < len {
+            sent += socket.send_slice(&data[sent..]).unwrap();
+        }
+        if socket.can_recv() {
+            socket.recv(|bytes| (bytes.len(), back.extend_from_slice(bytes))).unwrap();
+        }
+    }
+    assert!(kernel.join().unwrap() == data && back == data);
+}
+
+fn options() -> TapOptions {
+    TapOptions { address: Some((HOST.into(), 24)), ..TapOptions::default() }
+}
+
+#[test]
+fn tcp_both_ways_over_both_ips_with_checksums_left_blank() {
+    if !entered("tcp_both_ways_over_both_ips_with_checksums_left_blank", &[]) {
+        return;
+    }
+    let rig = Rig::new(options(), |vif| vif.vifname = Some("v0".into()));
+    let mut stack = Stack::new(rig.guest());
+    ip("addr add fd00::1/64 dev v0 nodad").unwrap();
+    let data = pattern(2_000_000);
+    echo_by_tcp(&mut stack, HOST.into(), &data);
+    let v6: IpAddr = "fd00::1".parse().unwrap();
+    echo_by_tcp(&mut stack, v6, &data);
+
+    let stats = rig.stats();
+    assert!(stats.tx_bytes() > 4_000_000 && stats.rx_bytes() > 4_000_000, "{stats:?}");
+    assert_eq!(stats.dropped(DropReason::TxChecksum), 0);
+    assert_eq!(stats.dropped(DropReason::TxPort), 0);
+    // That checksums really were left blank, both ways: the guest verified none of those it got.
+    let queue = stack.guest.driver.class_mut().queue().unwrap();
+    assert!(queue.features().checksum_v4 && queue.features().checksum_v6);
+    assert_eq!(queue.unverified(), 0);
+    assert_eq!((queue.counters().tx_errors, queue.counters().rx_errors), (0, 0));
+}
+
+#[test]
+fn jumbo_packets_of_several_slots() {
+    if !entered("jumbo_packets_of_several_slots", &[]) {
+        return;
+    }
+    let rig = Rig::new(options(), |vif| vif.mtu = Some(9000));
+    let mut stack = Stack::new(rig.guest());
+    let link = ip("-o link show").unwrap();
+    let name = format!("vif{}.0", rig.addr.front);
+    assert!(link.lines().any(|l| l.contains(&name) && l.contains(" mtu 9000 ")), "{link}");
+    echo_by_tcp(&mut stack, HOST.into(), &pattern(2_000_000));
+    let counters = *stack.guest.driver.class_mut().queue().unwrap().counters();
+    assert!(counters.rx_bytes / counters.rx_packets > 1514, "{counters:?}");
+}
+
+#[test]
+fn a_guest_closes_attaches_again_and_the_tap_stays_until_the_end() {
+    if !entered("a_guest_closes_attaches_again_and_the_tap_stays_until_the_end", &[]) {
+        return;
+    }
+    let mut rig = Rig::new(options(), |vif| vif.vifname = Some("v0".into()));
+    let back = rig.addr.backend_path();
+    let mut guest = rig.guest();
+    assert_eq!(read_hotplug(&mut rig.tools, &back).unwrap(), Some(Hotplug::Connected));
+    let index = |link: &str| link.split(':').next().unwrap().to_owned();
+    let first = ip("-o link show dev v0").unwrap();
+    assert!(!first.contains("NO-CARRIER"), "{first}");
+
+    guest.close();
+    let gone = wait_for(|| ip("-o link show dev v0").filter(|l| l.contains("NO-CARRIER")));
+    assert_eq!(index(&gone), index(&first), "the same interface");
+    // As a kernel does that is booted by another.
+    let domain = guest.domain.clone();
+    let mut stack = Stack::new(Guest::attach(&domain, rig.addr, Nic::new(domain.clone())));
+    echo_by_tcp(&mut stack, HOST.into(), &pattern(10_000));
+    // And as one that crashed first: without a word.
+    let mut stack = Stack::new(Guest::attach(&domain, rig.addr, Nic::new(domain.clone())));
+    echo_by_tcp(&mut stack, HOST.into(), &pattern(10_000));
+
+    stack.guest.close();
+    rig.remove();
+    assert!(ip("link show dev v0").is_none());
+}
+
+#[test]
+fn a_tap_that_cannot_be_made_is_told_to_the_operator() {
+    if !entered("a_tap_that_cannot_be_made_is_told_to_the_operator", &[]) {
+        return;
+    }
+    let mut rig = Rig::new(options(), |vif| vif.bridge = Some("nope".into()));
+    let error = rig.error();
+    assert!(error.contains("tap-no-bridge") && error.contains("ip link add nope"), "{error}");
+    let back = rig.addr.backend_path();
+    let hotplug = read_hotplug(&mut rig.tools, &back).unwrap();
+    assert!(matches!(hotplug, Some(Hotplug::Failed(_))), "{hotplug:?}");
+    assert_eq!(read_state(&mut rig.tools, &back).unwrap(), XenbusState::Closed);
+}
+
+#[test]
+fn a_guest_that_breaks_the_protocol_is_cut_off_and_told_why() {
+    if !entered("a_guest_that_breaks_the_protocol_is_cut_off_and_told_why", &[]) {
+        return;
+    }
+    let mut rig = Rig::new(options(), |vif| vif.vifname = Some("v0".into()));
+    let domain = rig.domain();
+    let mut guest = Guest::attach(&domain, rig.addr, Raw { domain: domain.clone(), rings: None });
+    let (tx, _, channel) = guest.driver.class().rings.as_ref().unwrap();
+    // A thousand requests at once, in a ring of 256.
+    assert!(tx.store_u32(0, 1000, Ordering::SeqCst));
+    channel.notify().unwrap();
+    let error = rig.error();
+    assert!(error.contains("tx-ring-producer-overflow"), "{error}");
+    guest.until(XenbusState::Closed);
+    assert!(ip("-o link show dev v0").unwrap().contains("NO-CARRIER"));
+}
+
+/// A guest that sets up rings, and leaves what stands in them to the test.
+struct Raw {
+    domain: Domain,
+    rings: Option<(Pages, Pages, Channel)>,
+}
+
+impl FrontendClass for Raw {
+    fn prepare(&mut self, _: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        let pages = || self.domain.alloc_pages(1).unwrap();
+        let channel = self.domain.alloc_unbound(ends.addr.back).unwrap();
+        self.rings = Some((pages(), pages(), channel));
+        Ok(())
+    }
+
+    fn request(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+        let (tx, rx, channel) = self.rings.as_ref().unwrap();
+        let grant = |page| self.domain.grant(ends.addr.back, page, 0, Access::ReadWrite);
+        let keys = Queue {
+            tx_ring_ref: grant(tx).unwrap().0,
+            rx_ring_ref: grant(rx).unwrap().0,
+            events: EventChannels::Shared(channel.port().0),
+        };
+        FrontRequest { queues: vec![keys], ..FrontRequest::default() }.write(xs, &ends.front)
+    }
+
+    fn connect(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn disconnect(&mut self) {}
+
+    fn release(&mut self) {}
+}

@@ -1,0 +1,52 @@
+//! Running a test in a network namespace of its own, by running this test program again.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+const INSIDE: &str = "PVIO_TEST_IN_NAMESPACE";
+
+/// `true` inside the namespace: go on with the test. `false` outside: the test has run in there,
+/// and passed, or could not be run here, which was said.
+///
+/// # Panics
+/// When the test failed inside.
+pub fn entered(test: &str, before: &[&str]) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    // Who is not root here may be so in a namespace of users.
+    let how = if rustix::process::geteuid().is_root() { "-n" } else { "-rn" };
+    let probe = Command::new("unshare").args([how]).args(before).arg("true").output();
+    let works = probe.as_ref().is_ok_and(|out| out.status.success());
+    if !works || !std::path::Path::new("/dev/net/tun").exists() {
+        skipped(test, "no network namespace or no /dev/net/tun; run as root, with util-linux");
+        return false;
+    }
+    if !Command::new("ip").arg("-V").output().is_ok_and(|out| out.status.success()) {
+        skipped(test, "no `ip`; install iproute2");
+        return false;
+    }
+    let program = std::env::current_exe().unwrap();
+    let status = Command::new("unshare")
+        .args([how])
+        .args(before)
+        .arg(program)
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .stdin(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{test} failed in its namespace");
+    false
+}
+
+/// Past the test harness, which hides what passing tests print.
+fn skipped(test: &str, why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
+}
+
+/// Runs `ip` and returns what it prints, or `None` if it fails.
+pub fn ip(args: &str) -> Option<String> {
+    let out = Command::new("ip").args(args.split(' ')).output().unwrap();
+    out.status.success().then(|| String::from_utf8(out.stdout).unwrap())
+}

@@ -1,0 +1,186 @@
+//! A NIC attached through the split driver, as the guest's TCP stack uses it.
+
+use super::stop::{Bell, sleep};
+use crate::failure::Failure;
+use pvio_event_channel::EventChannel;
+use pvio_hosted::Domain;
+use pvio_netfront::{BackendFault, Nic};
+use pvio_uring::Spin;
+use pvio_xenbus::client::Client;
+use pvio_xenbus::driver::{Fault, FrontendDriver, Life};
+use pvio_xenbus::handshake::common::{DeviceAddr, read_error};
+use pvio_xenbus::{XenbusState, Xenstore, XsError};
+use smoltcp::phy::{Device, DeviceCapabilities};
+use smoltcp::time::Instant as StackInstant;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+/// How long the backend may take to follow when the guest closes its NIC.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// Busy turns after which xenstore is asked for news: that is a system call.
+const TURNS: u32 = 64;
+
+/// The NIC.
+pub struct AttachedNic {
+    driver: FrontendDriver<Nic<Domain>>,
+    xs: Client,
+    spin: Spin,
+    turns: u32,
+}
+
+impl std::fmt::Debug for AttachedNic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AttachedNic({:?})", self.driver.class())
+    }
+}
+
+fn lost(e: XsError) -> Failure {
+    Failure::new(format!("the hypervisor is gone: {e}"), "")
+}
+
+impl AttachedNic {
+    /// Attaches it, once its backend is there; `bell` is rung when the process is to end.
+    ///
+    /// # Errors
+    /// When the backend cannot serve it.
+    pub fn attach(domain: &Domain, addr: DeviceAddr, bell: &Bell) -> Result<Self, Failure> {
+        let xs = domain.xenstore().map_err(Failure::of)?;
+        let driver = FrontendDriver::new(addr, Nic::new(domain.clone()));
+        let mut nic = Self { driver, xs, spin: Spin::default(), turns: 0 };
+        nic.driver.step(&mut nic.xs).map_err(lost)?;
+        while !nic.driver.class().is_connected() && !bell.is_ringing() {
+            nic.look_at_xenstore()?;
+            let state = nic.driver.state();
+            if matches!(state, XenbusState::Closed | XenbusState::Closing) {
+                return Err(nic.closed());
+            }
+            if !nic.driver.class().is_connected() {
+                sleep(&[nic.xs.as_fd(), bell.as_fd()], None)?;
+            }
+        }
+        Ok(nic)
+    }
+
+    /// The station address the toolstack gave it.
+    #[must_use]
+    pub fn mac(&self) -> Option<[u8; 6]> {
+        self.driver.class().mac().map(|mac| mac.0)
+    }
+
+    /// Shows the backend what was sent, then sleeps until there is something to do: a packet, room
+    /// to send, news from xenstore, the bell, or the time is over. No time at all: only shows.
+    ///
+    /// # Errors
+    /// When the NIC is closed, or the hypervisor gone.
+    pub fn wait(&mut self, bell: &Bell, time: Option<Duration>) -> Result<(), Failure> {
+        self.checked(|queue| queue.publish())?;
+        self.turns += 1;
+        let is_busy = time == Some(Duration::ZERO);
+        if is_busy && self.turns < TURNS {
+            return Ok(());
+        }
+        self.turns = 0;
+        self.look_at_xenstore()?;
+        if is_busy {
+            return Ok(());
+        }
+        let mut spin = std::mem::take(&mut self.spin);
+        let found = self.checked(|queue| {
+            let mut look = || Ok::<_, BackendFault>(bell.is_ringing() || queue.has_work()?);
+            Ok(spin.until(&mut look)? || queue.final_check()?)
+        });
+        self.spin = spin;
+        if found?.unwrap_or(bell.is_ringing()) {
+            if bell.is_ringing() {
+                bell.take();
+            }
+            return Ok(());
+        }
+        self.spin.sleeping();
+        let channel = self.driver.class_mut().queue().map(|queue| queue.channel());
+        let mut fds: Vec<BorrowedFd<'_>> = vec![self.xs.as_fd(), bell.as_fd()];
+        fds.extend(channel.map(AsFd::as_fd));
+        sleep(&fds, time)?;
+        if let Some(channel) = channel {
+            // Only a wake-up is taken; the rings tell what there is to do.
+            let _ = channel.take();
+        }
+        bell.take();
+        self.look_at_xenstore()
+    }
+
+    /// Closes it in good order.
+    pub fn close(mut self) {
+        let by = Instant::now() + FAREWELL;
+        if let Err(e) = self.driver.close(&mut self.xs) {
+            return tracing::warn!("the NIC was not closed in good order: {e}");
+        }
+        while self.driver.state() != XenbusState::Closed && Instant::now() < by {
+            let left = by.saturating_duration_since(Instant::now());
+            if self.look_at_xenstore().is_err() || self.driver.state() == XenbusState::Closed {
+                return;
+            }
+            if sleep(&[self.xs.as_fd()], Some(left)).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Does something with the queue, if there is one; what the backend did wrong closes the NIC.
+    fn checked<T>(
+        &mut self,
+        work: impl FnOnce(&mut pvio_netfront::Queue<Domain>) -> Result<T, BackendFault>,
+    ) -> Result<Option<T>, Failure> {
+        let Some(queue) = self.driver.class_mut().queue() else { return Ok(None) };
+        match work(queue) {
+            Ok(done) => Ok(Some(done)),
+            Err(fault) => {
+                let told = Fault::new(fault.code(), fault);
+                self.driver.fail(&mut self.xs, &told).map_err(lost)?;
+                Err(Failure::new(format!("the NIC was closed: {fault}"), ""))
+            }
+        }
+    }
+
+    /// Steps the driver while xenstore has news.
+    fn look_at_xenstore(&mut self) -> Result<(), Failure> {
+        loop {
+            let mut news = false;
+            while let Some(event) = self.xs.poll_event().map_err(lost)? {
+                news |= event.token == self.driver.token();
+            }
+            if !news {
+                return Ok(());
+            }
+            let life = self.driver.step(&mut self.xs).map_err(lost)?;
+            if life == Life::Gone {
+                return Err(Failure::new("the NIC was removed", ""));
+            }
+        }
+    }
+
+    /// What either end told the operator.
+    fn closed(&mut self) -> Failure {
+        let addr = self.driver.addr();
+        let ends = [addr.backend_path(), addr.frontend_path()];
+        let why = ends.iter().find_map(|end| read_error(&mut self.xs, end).ok().flatten());
+        Failure::of(why.unwrap_or_else(|| "the NIC was closed by its backend".into()))
+    }
+}
+
+impl Device for AttachedNic {
+    type RxToken<'a> = <Nic<Domain> as Device>::RxToken<'a>;
+    type TxToken<'a> = <Nic<Domain> as Device>::TxToken<'a>;
+
+    fn receive(&mut self, now: StackInstant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
+        self.driver.class_mut().receive(now)
+    }
+
+    fn transmit(&mut self, now: StackInstant) -> Option<Self::TxToken<'_>> {
+        self.driver.class_mut().transmit(now)
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        self.driver.class().capabilities()
+    }
+}
