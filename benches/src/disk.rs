@@ -7,6 +7,7 @@
 
 use crate::pin::pin;
 use crate::row::{Row, paired};
+use crate::until::{Done, Until};
 use anyhow::{Context, Result, ensure};
 use pvio_blkback::image::{Image, ImageOptions};
 use pvio_blkback::worker::Worker;
@@ -22,7 +23,7 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,8 +43,11 @@ enum Wait {
     Sleep,
 }
 
-struct Case {
-    name: &'static str,
+/// What is asked of the disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// What it is called.
+    pub name: &'static str,
     bytes: usize,
     depth: usize,
     write: bool,
@@ -51,7 +55,8 @@ struct Case {
     wait: Wait,
 }
 
-const CASES: [Case; 8] = [
+/// What is measured.
+pub const CASES: [Case; 8] = [
     case("read-4k-qd1-spin", 4096, 1, Wait::Spin),
     case("read-4k-qd1-hybrid", 4096, 1, Wait::Hybrid),
     case("read-4k-qd1-sleep", 4096, 1, Wait::Sleep),
@@ -71,24 +76,16 @@ const fn case(name: &'static str, bytes: usize, depth: usize, wait: Wait) -> Cas
 /// # Errors
 /// When the machine has no io_uring, or no room for the image in `dir`.
 pub fn run(dir: &Path, runs: usize) -> Result<Vec<Row>> {
-    let path = dir.join("disk.img");
-    let mut file = File::create(&path)?;
-    let chunk: Vec<u8> = (0..1 << 20).map(|i| (i % 251) as u8).collect();
-    for _ in 0..IMAGE >> 20 {
-        file.write_all(&chunk).context("writing the 256 MiB benchmark image")?;
-    }
-    file.sync_all()?;
-    drop(file);
-
+    let path = image(dir)?;
     let mut rows = Vec::new();
     for case in &CASES {
-        let mut disk = Attached::new(dir, &path, case.write)?;
+        let mut disk = Attached::new(dir, &path, case)?;
         let pairs: Result<Vec<_>> = (0..runs as u64)
             .map(|seed| {
                 heat(&path)?;
                 let reference = raw(&path, case, seed)?;
                 heat(&path)?;
-                let ours = disk.drive(case, seed)?;
+                let ours = rate(case, disk.drive(case, seed, Until::Time(SLICE))?);
                 Ok((ours, reference))
             })
             .collect();
@@ -96,6 +93,21 @@ pub fn run(dir: &Path, runs: usize) -> Result<Vec<Row>> {
         rows.push(paired("disk", case.name, "raw io_uring", unit, &pairs?));
     }
     Ok(rows)
+}
+
+/// Makes the image.
+///
+/// # Errors
+/// When there is no room for its 256 MiB in `dir`.
+pub fn image(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join("disk.img");
+    let mut file = File::create(&path)?;
+    let chunk: Vec<u8> = (0..1 << 20).map(|i| (i % 251) as u8).collect();
+    for _ in 0..IMAGE >> 20 {
+        file.write_all(&chunk).context("writing the 256 MiB benchmark image")?;
+    }
+    file.sync_all()?;
+    Ok(path)
 }
 
 /// Brings the whole image into the page cache: an idle machine takes pages out of it.
@@ -132,9 +144,8 @@ impl Offsets {
     }
 }
 
-fn rate(case: &Case, requests: u64, time: Duration) -> f64 {
-    let per_second = requests as f64 / time.as_secs_f64();
-    if case.bytes > 4096 { per_second * case.bytes as f64 / 1e6 } else { per_second }
+fn rate(case: &Case, done: Done) -> f64 {
+    if case.bytes > 4096 { done.per_second() * case.bytes as f64 / 1e6 } else { done.per_second() }
 }
 
 /// The reference: `depth` requests in flight on a bare io_uring, one submission a batch.
@@ -168,12 +179,12 @@ fn raw(path: &Path, case: &Case, seed: u64) -> Result<f64> {
         }) as u64;
         ensure!(failed.is_none(), "raw io_uring: {failed:?}");
     }
-    Ok(rate(case, requests, begin.elapsed()))
+    Ok(rate(case, Done { count: requests, time: begin.elapsed() }))
 }
 
 /// A disk attached through the hosted hypervisor. Fields drop in this order: the backend's worker
 /// stops before the frontend takes its grants back.
-struct Attached {
+pub struct Attached {
     _worker: Worker,
     front: Queue<Domain>,
     _driver: Domain,
@@ -182,14 +193,18 @@ struct Attached {
 }
 
 impl Attached {
-    fn new(dir: &Path, image: &Path, write: bool) -> Result<Self> {
+    /// Attaches the image, for a case.
+    ///
+    /// # Errors
+    /// When any part of the path cannot be set up.
+    pub fn new(dir: &Path, image: &Path, case: &Case) -> Result<Self> {
         let hypervisor = Hypervisor::start(dir.join("state"))?;
         let guest_id = hypervisor.create_domain(DomainConfig::new("guest"))?;
         let driver_id = hypervisor.create_domain(DomainConfig::new("driver"))?;
         let guest = Domain::join(dir.join("state"), guest_id)?;
         let driver = Domain::join(dir.join("state"), driver_id)?;
         let front = Queue::new(guest, driver_id, 51712)?;
-        let image = Image::open(image, ImageOptions { read_only: !write, direct: false })?;
+        let image = Image::open(image, ImageOptions { read_only: !case.write, direct: false })?;
         let ring = driver.map(guest_id, &[front.ring_gref()], Access::ReadWrite)?;
         let parts = QueueParts {
             frontend: guest_id,
@@ -207,7 +222,11 @@ impl Attached {
         Ok(Self { _worker: worker, front, _driver: driver, _hypervisor: hypervisor, spin })
     }
 
-    fn drive(&mut self, case: &Case, seed: u64) -> Result<f64> {
+    /// Makes requests until the run is over and all are answered.
+    ///
+    /// # Errors
+    /// When a request fails.
+    pub fn drive(&mut self, case: &Case, seed: u64, until: Until) -> Result<Done> {
         pin(0);
         let mut offsets = Offsets::new(case, seed);
         let mut idle: Vec<SlotId> = Vec::with_capacity(case.depth);
@@ -216,7 +235,7 @@ impl Attached {
         }
         let mut requests = 0;
         let begin = Instant::now();
-        while begin.elapsed() < SLICE {
+        while !until.is_over(begin, requests) {
             for slot in idle.drain(..) {
                 let (sector, bytes) = (offsets.next() / 512, case.bytes);
                 let op = if case.write {
@@ -229,14 +248,14 @@ impl Attached {
             self.front.publish()?;
             requests += self.answers(case.wait, &mut idle)?;
         }
-        let took = begin.elapsed();
+        let time = begin.elapsed();
         while self.front.in_flight() > 0 {
             self.answers(case.wait, &mut idle)?;
         }
         for slot in idle {
             self.front.release(slot);
         }
-        Ok(rate(case, requests, took))
+        Ok(Done { count: requests, time })
     }
 
     /// Waits for at least one answer.

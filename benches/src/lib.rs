@@ -13,6 +13,8 @@
 
 pub mod disk;
 pub mod net;
+pub mod netns;
 pub mod pin;
 pub mod ring;
 pub mod row;
+pub mod until;

@@ -4,8 +4,8 @@
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
+use pvio_benches::netns;
 use std::path::PathBuf;
-use std::process::Command;
 
 #[derive(Parser)]
 #[command(about = "Measures pvio against the raw limit of this machine, by turns")]
@@ -32,8 +32,8 @@ enum Suite {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    if matches!(args.suite, Suite::Net) && std::env::var_os(INSIDE).is_none() {
-        return enter_namespace();
+    if matches!(args.suite, Suite::Net) && netns::outside() {
+        return netns::enter();
     }
     let parent = args.dir.unwrap_or_else(std::env::temp_dir);
     let dir = tempfile::tempdir_in(&parent).with_context(|| {
@@ -63,20 +63,5 @@ fn main() -> Result<()> {
         std::fs::write(&path, serde_json::to_vec_pretty(&rows)?)
             .with_context(|| format!("writing {}", path.display()))?;
     }
-    Ok(())
-}
-
-/// Set once this program runs in a network namespace of its own.
-const INSIDE: &str = "PVIO_BENCH_NETNS";
-
-/// Runs this program again where it may make interfaces and disturbs nobody.
-fn enter_namespace() -> Result<()> {
-    let mut command = Command::new("unshare");
-    if !rustix::process::getuid().is_root() {
-        command.args(["--user", "--map-root-user"]);
-    }
-    command.arg("--net").arg(std::env::current_exe()?).args(std::env::args_os().skip(1));
-    let status = command.env(INSIDE, "1").status().context("unshare (util-linux) is needed")?;
-    anyhow::ensure!(status.success(), "the net suite failed: {status}");
     Ok(())
 }

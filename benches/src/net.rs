@@ -10,6 +10,7 @@
 
 use crate::pin::pin;
 use crate::row::{Row, paired};
+use crate::until::{Done, Until};
 use anyhow::{Context, Result, ensure};
 use pvio_event_channel::EventChannel;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
@@ -35,13 +36,17 @@ const BATCH: usize = 32;
 /// Bytes of Ethernet, IPv4 and UDP headers.
 const HEADERS: usize = 42;
 
-struct Case {
-    name: &'static str,
+/// What is asked of the NIC.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// What it is called.
+    pub name: &'static str,
     bytes: usize,
     receive: bool,
 }
 
-const CASES: [Case; 4] = [
+/// What is measured.
+pub const CASES: [Case; 4] = [
     Case { name: "tx-60", bytes: 60, receive: false },
     Case { name: "tx-1514", bytes: 1514, receive: false },
     Case { name: "rx-60", bytes: 60, receive: true },
@@ -54,27 +59,22 @@ const CASES: [Case; 4] = [
 /// Without the right to make taps in this network namespace.
 pub fn run(dir: &Path, runs: usize) -> Result<Vec<Row>> {
     let raw_tap = Link::new("pvioraw", 1)?;
-    let our_tap = Link::new("pvioours", 2)?;
     let mut raw = Raw::new(raw_tap.tap)?;
-    let mut ours = Attached::new(dir, our_tap.tap)?;
+    let mut ours = Attached::new(dir)?;
+    let slice = Until::Time(SLICE);
     CASES
         .iter()
         .map(|case| {
             let pairs: Result<Vec<_>> = (0..runs)
                 .map(|_| {
                     pin(0);
-                    let (reference, mine) = if case.receive {
-                        let sender = Sender::start(raw_tap.guest, case.bytes)?;
-                        let reference = raw.receive()?;
-                        drop(sender);
-                        let sender = Sender::start(our_tap.guest, case.bytes)?;
-                        let mine = ours.receive()?;
-                        drop(sender);
-                        (reference, mine)
+                    let reference = if case.receive {
+                        let _sender = Sender::start(raw_tap.guest, case.bytes)?;
+                        raw.receive()?
                     } else {
-                        (raw.send(case.bytes)?, ours.send(case.bytes)?)
+                        raw.send(case.bytes)?
                     };
-                    Ok((mine, reference))
+                    Ok((ours.drive(case, slice)?.per_second(), reference.per_second()))
                 })
                 .collect();
             Ok(paired("net", case.name, "raw tap", "packets/s", &pairs?))
@@ -155,10 +155,6 @@ fn frame(bytes: usize) -> Vec<u8> {
     frame
 }
 
-fn rate(packets: u64, time: Duration) -> f64 {
-    packets as f64 / time.as_secs_f64()
-}
-
 /// The reference.
 struct Raw {
     uring: Uring<PrivateBuf>,
@@ -172,7 +168,7 @@ impl Raw {
         Ok(Self { uring, tap })
     }
 
-    fn send(&mut self, bytes: usize) -> Result<f64> {
+    fn send(&mut self, bytes: usize) -> Result<Done> {
         let packet = [vec![0; VNET_HEADER], frame(bytes)].concat();
         let mut idle: Vec<PrivateBuf> = Vec::new();
         for _ in 0..BATCH {
@@ -194,10 +190,10 @@ impl Raw {
             }) as u64;
             ensure!(failed.is_none(), "writing to the tap: error {failed:?}");
         }
-        Ok(rate(packets, begin.elapsed()))
+        Ok(Done { count: packets, time: begin.elapsed() })
     }
 
-    fn receive(&mut self) -> Result<f64> {
+    fn receive(&mut self) -> Result<Done> {
         let mut idle: Vec<PrivateBuf> = (0..BATCH).map(|_| PrivateBuf::zeroed(2048)).collect();
         let mut packets = 0;
         let begin = Instant::now();
@@ -210,19 +206,20 @@ impl Raw {
                 idle.extend(done.segments.drain(..).map(|s| s.buf));
             }) as u64;
         }
-        let took = begin.elapsed();
+        let time = begin.elapsed();
         // The sender still runs: what is in flight ends at once.
         while self.uring.busy() > 0 {
             self.uring.wait(None)?;
             self.uring.reap(|_| ());
         }
-        Ok(rate(packets, took))
+        Ok(Done { count: packets, time })
     }
 }
 
 /// A NIC attached through the hosted hypervisor. Fields drop in this order.
-struct Attached {
+pub struct Attached {
     _worker: Worker,
+    guest: Ipv4Addr,
     front: Queue<Domain>,
     _driver: Domain,
     _hypervisor: Hypervisor,
@@ -230,7 +227,12 @@ struct Attached {
 }
 
 impl Attached {
-    fn new(dir: &Path, tap: Tap) -> Result<Self> {
+    /// Makes a tap and attaches a NIC to it.
+    ///
+    /// # Errors
+    /// When any part of the path cannot be set up.
+    pub fn new(dir: &Path) -> Result<Self> {
+        let link = Link::new("pvioours", 2)?;
         let hypervisor = Hypervisor::start(dir.join("state"))?;
         let guest_id = hypervisor.create_domain(DomainConfig::new("guest"))?;
         let driver_id = hypervisor.create_domain(DomainConfig::new("driver"))?;
@@ -248,17 +250,32 @@ impl Attached {
         let queue = Backend::attach(driver.clone(), guest_id, &refs, features, stats)?;
         // A thread inherits its maker's core.
         pin(1);
-        let worker = Worker::start("bench-net", queue, tap, || ())?;
+        let worker = Worker::start("bench-net", queue, link.tap, || ())?;
         pin(0);
         let spin = Spin::default();
-        Ok(Self { _worker: worker, front, _driver: driver, _hypervisor: hypervisor, spin })
+        let guest = link.guest;
+        Ok(Self { _worker: worker, guest, front, _driver: driver, _hypervisor: hypervisor, spin })
     }
 
-    fn send(&mut self, bytes: usize) -> Result<f64> {
+    /// Sends or receives packets until the run is over.
+    ///
+    /// # Errors
+    /// When either end fails.
+    pub fn drive(&mut self, case: &Case, until: Until) -> Result<Done> {
+        pin(0);
+        if case.receive {
+            let _sender = Sender::start(self.guest, case.bytes)?;
+            self.receive(until)
+        } else {
+            self.send(case.bytes, until)
+        }
+    }
+
+    fn send(&mut self, bytes: usize, until: Until) -> Result<Done> {
         let frame = frame(bytes);
         let mut packets = 0;
         let begin = Instant::now();
-        while begin.elapsed() < SLICE {
+        while !until.is_over(begin, packets) {
             for _ in 0..BATCH {
                 match self.front.send(&frame, Checksum::Unknown) {
                     Ok(()) => packets += 1,
@@ -271,13 +288,13 @@ impl Attached {
                 self.wait()?;
             }
         }
-        Ok(rate(packets, begin.elapsed()))
+        Ok(Done { count: packets, time: begin.elapsed() })
     }
 
-    fn receive(&mut self) -> Result<f64> {
+    fn receive(&mut self, until: Until) -> Result<Done> {
         let mut packets = 0;
         let begin = Instant::now();
-        while begin.elapsed() < SLICE {
+        while !until.is_over(begin, packets) {
             let mut taken = 0;
             while taken < BATCH && self.front.receive(|_, _| ())?.is_some() {
                 taken += 1;
@@ -288,7 +305,7 @@ impl Attached {
                 self.wait()?;
             }
         }
-        Ok(rate(packets, begin.elapsed()))
+        Ok(Done { count: packets, time: begin.elapsed() })
     }
 
     fn wait(&mut self) -> Result<()> {

@@ -1,0 +1,31 @@
+//! The NIC path, a packet at a time: for watching our own figure while changing it. Compared
+//! against a bare tap by `pvio-bench net`. Runs in a network namespace of its own.
+#![forbid(unsafe_code)]
+
+use criterion::{Criterion, Throughput, criterion_group};
+use pvio_benches::net::{Attached, CASES};
+use pvio_benches::netns;
+use pvio_benches::until::Until;
+
+fn net(c: &mut Criterion) {
+    let dir = tempfile::tempdir().expect("a scratch folder");
+    let mut nic = Attached::new(dir.path()).expect("an attached NIC");
+    let mut group = c.benchmark_group("net");
+    group.throughput(Throughput::Elements(1));
+    for case in &CASES {
+        group.bench_function(case.name, |b| {
+            b.iter_custom(|n| nic.drive(case, Until::Count(n)).expect("packets").time);
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, net);
+
+fn main() {
+    if netns::outside() {
+        return netns::enter().expect("a network namespace");
+    }
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}
