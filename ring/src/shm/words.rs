@@ -30,6 +30,9 @@ mod x86_64 {
         let mut done = 0;
         // SAFETY: every step moves bytes `done..done + step`, and `done + step <= len`.
         unsafe {
+            if len == 12 {
+                return load_12(from, to);
+            }
             while len - done >= 64 {
                 load_64(from.add(done), to.add(done));
                 done += 64;
@@ -69,6 +72,9 @@ mod x86_64 {
         let mut done = 0;
         // SAFETY: every step moves bytes `done..done + step`, and `done + step <= len`.
         unsafe {
+            if len == 12 {
+                return store_12(from, to);
+            }
             while len - done >= 64 {
                 store_64(from.add(done), to.add(done));
                 done += 64;
@@ -98,9 +104,11 @@ mod x86_64 {
         }
     }
 
-    /// Several words of one kind at constant offsets from one address.
+    /// Moves of words of one kind at constant offsets: the functions' names, the word, its register
+    /// class, how its register is named, the instruction, and a name and offset for each word.
     macro_rules! moves {
-        ($load:ident, $store:ident, $word:ty, $class:ident, $mov:literal, $($name:ident $at:literal),+) => {
+        ($load:ident, $store:ident, $word:ty, $class:ident, $register:literal, $mov:literal,
+            $($name:ident $at:literal),+) => {
             /// # Safety
             /// As for [`load_words`], with the length in the name.
             #[inline(always)]
@@ -109,7 +117,7 @@ mod x86_64 {
                 // SAFETY: the caller's promise; these loads need no alignment.
                 unsafe {
                     asm!(
-                        $(concat!($mov, " {", stringify!($name), "}, [{from} + ", $at, "]"),)+
+                        $(concat!($mov, " {", stringify!($name), $register, "}, [{from} + ", $at, "]"),)+
                         from = in(reg) from,
                         $($name = out($class) $name,)+
                         options(nostack, preserves_flags, readonly)
@@ -126,7 +134,7 @@ mod x86_64 {
                 unsafe {
                     $(let $name = from.add($at).cast::<$word>().read_unaligned();)+
                     asm!(
-                        $(concat!($mov, " [{to} + ", $at, "], {", stringify!($name), "}"),)+
+                        $(concat!($mov, " [{to} + ", $at, "], {", stringify!($name), $register, "}"),)+
                         to = in(reg) to,
                         $($name = in($class) $name,)+
                         options(nostack, preserves_flags)
@@ -136,52 +144,16 @@ mod x86_64 {
         };
     }
 
-    moves!(load_64, store_64, __m128i, xmm_reg, "movups", a 0, b 16, c 32, d 48);
-    moves!(load_32, store_32, __m128i, xmm_reg, "movups", a 0, b 16);
-    moves!(load_24, store_24, u64, reg, "mov", a 0, b 8, c 16);
-    moves!(load_16, store_16, u64, reg, "mov", a 0, b 8);
-    moves!(load_8, store_8, u64, reg, "mov", a 0);
-
-    /// Narrow words, whose register has to be named by its width.
-    macro_rules! narrow {
-        ($load:ident, $store:ident, $word:ty, $class:ident, $modifier:literal, $size:literal) => {
-            /// # Safety
-            /// As for [`load_words`], with the length in the name.
-            #[inline(always)]
-            unsafe fn $load(from: *const u8, to: *mut u8) {
-                let word: $word;
-                // SAFETY: the caller's promise; the load needs no alignment.
-                unsafe {
-                    asm!(
-                        concat!("mov {word", $modifier, "}, ", $size, " ptr [{from}]"),
-                        from = in(reg) from,
-                        word = out($class) word,
-                        options(nostack, preserves_flags, readonly)
-                    );
-                    to.cast::<$word>().write_unaligned(word);
-                }
-            }
-
-            /// # Safety
-            /// As for [`store_words`], with the length in the name.
-            #[inline(always)]
-            unsafe fn $store(from: *const u8, to: *mut u8) {
-                // SAFETY: the caller's promise; the store needs no alignment.
-                unsafe {
-                    let word = from.cast::<$word>().read_unaligned();
-                    asm!(
-                        concat!("mov ", $size, " ptr [{to}], {word", $modifier, "}"),
-                        to = in(reg) to,
-                        word = in($class) word,
-                        options(nostack, preserves_flags)
-                    );
-                }
-            }
-        };
-    }
-
-    narrow!(load_4, store_4, u32, reg, ":e", "dword");
-    narrow!(load_1, store_1, u8, reg_byte, "", "byte");
+    moves!(load_64, store_64, __m128i, xmm_reg, "", "movups", a 0, b 16, c 32, d 48);
+    moves!(load_32, store_32, __m128i, xmm_reg, "", "movups", a 0, b 16);
+    moves!(load_24, store_24, u64, reg, ":r", "mov", a 0, b 8, c 16);
+    moves!(load_16, store_16, u64, reg, ":r", "mov", a 0, b 8);
+    // A netif request. Its slots are aligned to 4, so that wider words would now and then lie
+    // across two cache lines.
+    moves!(load_12, store_12, u32, reg, ":e", "mov", a 0, b 4, c 8);
+    moves!(load_8, store_8, u64, reg, ":r", "mov", a 0);
+    moves!(load_4, store_4, u32, reg, ":e", "mov", a 0);
+    moves!(load_1, store_1, u8, reg_byte, "", "mov", a 0);
 }
 
 #[cfg_attr(all(target_arch = "x86_64", target_feature = "sse2"), cfg(test))]
