@@ -52,7 +52,7 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     let mut report = None;
     let result = loop {
         match machine.next_news() {
-            Ok(News::Ready) => {}
+            Ok(News::Ready | News::Note(_)) => {}
             Ok(News::DriverRestarted(how)) => {
                 eprintln!(
                     "the driver domain ended ({how}) and was started again; the check goes on"

@@ -174,6 +174,18 @@ impl std::fmt::Display for Mac {
     }
 }
 
+/// What is wrong with the command line, in one line; the usage has many.
+#[must_use]
+pub fn misuse(e: &clap::Error) -> Failure {
+    let text = e.render().to_string();
+    let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+    let what = lines.collect::<Vec<_>>().join(" ");
+    if e.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return Failure::input("no command given", "try pvio run --nic, or pvio --help");
+    }
+    Failure::input(what.trim_start_matches("error: "), "see pvio --help")
+}
+
 /// Does what was asked for.
 ///
 /// # Errors

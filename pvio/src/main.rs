@@ -5,8 +5,13 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let command = pvio::cli::Cli::parse().command;
-    match pvio::cli::execute(command) {
+    let result = match pvio::cli::Cli::try_parse() {
+        Ok(cli) => pvio::cli::execute(cli.command),
+        Err(e) if e.use_stderr() => Err(pvio::cli::misuse(&e)),
+        // Help and version.
+        Err(e) => e.exit(),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("{failure}");

@@ -71,6 +71,7 @@ fn watch(machine: &mut Machine, args: &RunArgs, about: &str) -> Result<(), Failu
                 );
             }
             News::Report(_) => {}
+            News::Note(text) => eprintln!("pvio: {text}"),
             News::Done => return Err(Failure::new("the guest ended by itself", "")),
             News::Stopped => {
                 println!("\nstopping");

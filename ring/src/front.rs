@@ -126,6 +126,25 @@ impl<M: SharedMemory> FrontRing<M> {
         Ok(Some(Slot::new(self.ring.slot(at))))
     }
 
+    /// Responses waiting as far as the last look at shared memory showed.
+    #[inline]
+    #[must_use]
+    pub fn waiting(&self) -> u32 {
+        self.rsp_seen.wrapping_sub(self.rsp_cons)
+    }
+
+    /// Looks at shared memory for responses newer than the last look, and returns how many wait.
+    /// The indices share one cache line, which both sides write: to look once and take as many as
+    /// there are is cheaper than to take until there is none.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    #[inline]
+    pub fn look(&mut self) -> Result<u32, RingFault> {
+        self.refresh()?;
+        Ok(self.waiting())
+    }
+
     /// Whether a response is waiting. Reads shared memory only when the last look is used up.
     ///
     /// # Errors
@@ -161,6 +180,7 @@ impl<M: SharedMemory> FrontRing<M> {
         self.ring.memory()
     }
 
+    #[inline]
     fn refresh(&mut self) -> Result<bool, RingFault> {
         let prod = Responses(&self.ring).load_prod();
         self.accept(prod)

@@ -1,6 +1,7 @@
 //! What a device needs of xenstore: one trait, whoever serves it.
 
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -202,7 +203,7 @@ pub trait Xenstore {
     /// # Errors
     /// As [`Xenstore::request`].
     fn set_perms(&mut self, path: &str, perms: &[Perm]) -> Result<(), XsError> {
-        let list: String = perms.iter().map(|p| alloc::format!("{p}\0")).collect();
+        let list: String = perms.iter().map(|p| format!("{p}\0")).collect();
         self.request(Op::SetPerms, self.tx_id(), &[path.as_bytes(), NUL, list.as_bytes()]).map(drop)
     }
 

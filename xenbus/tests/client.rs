@@ -10,12 +10,7 @@ use pvio_xenbus::wire::{HEADER_LEN, Header, Op, XsErrno};
 use pvio_xenbus::{Xenstore, XsError};
 
 fn message(kind: u32, req_id: u32, payload: &[u8]) -> Vec<u8> {
-    let header = Header {
-        kind,
-        req_id,
-        tx_id: 0,
-        len: payload.len() as u32,
-    };
+    let header = Header { kind, req_id, tx_id: 0, len: payload.len() as u32 };
     [&header.emit()[..], payload].concat()
 }
 
@@ -66,14 +61,7 @@ fn refusals_leave_the_connection_and_breaches_end_it() {
         "an unknown word is a refusal too"
     );
 
-    let oversize = Header {
-        kind: read,
-        req_id: 1,
-        tx_id: 0,
-        len: 4097,
-    }
-    .emit()
-    .to_vec();
+    let oversize = Header { kind: read, req_id: 1, tx_id: 0, len: 4097 }.emit().to_vec();
     for breach in [
         message(read, 2, b"v"),
         message(Op::Write.code(), 1, b"OK\0"),
@@ -82,10 +70,7 @@ fn refusals_leave_the_connection_and_breaches_end_it() {
         oversize,
     ] {
         let (mut client, answer, _open) = read_answered_by(breach.clone());
-        assert!(
-            matches!(answer, Err(XsError::Protocol(_))),
-            "{breach:?}: {answer:?}"
-        );
+        assert!(matches!(answer, Err(XsError::Protocol(_))), "{breach:?}: {answer:?}");
         assert_eq!(client.read("/x"), answer, "and it stays so");
         assert!(matches!(client.poll_event(), Err(XsError::Protocol(_))));
     }
@@ -107,10 +92,7 @@ fn the_end_comes_after_the_events_before_it() {
     assert_eq!(client.write("/x", b""), Err(XsError::Closed));
     let (mine, theirs) = UnixStream::pair().unwrap();
     drop(theirs);
-    assert_eq!(
-        Client::from_stream(mine).unwrap().read("/x"),
-        Err(XsError::Closed)
-    );
+    assert_eq!(Client::from_stream(mine).unwrap().read("/x"), Err(XsError::Closed));
 }
 
 /// A server that fills the client's socket before it reads its request must not stall the two.
@@ -123,9 +105,7 @@ fn a_flood_of_events_is_taken_in_and_bounded() {
         }
         let mut request = [0; HEADER_LEN + 3];
         theirs.read_exact(&mut request).unwrap();
-        theirs
-            .write_all(&message(Op::Read.code(), 1, b"v"))
-            .unwrap();
+        theirs.write_all(&message(Op::Read.code(), 1, b"v")).unwrap();
         theirs
     });
     let mut client = Client::from_stream(mine).unwrap();
@@ -135,10 +115,7 @@ fn a_flood_of_events_is_taken_in_and_bounded() {
     while client.poll_event().unwrap().is_some() {
         count += 1;
     }
-    assert_eq!(
-        count, EVENT_LIMIT,
-        "no watch is known to collapse the rest into"
-    );
+    assert_eq!(count, EVENT_LIMIT, "no watch is known to collapse the rest into");
 }
 
 #[test]
@@ -146,26 +123,13 @@ fn the_descriptor_tells_of_events() {
     let (mine, mut theirs) = UnixStream::pair().unwrap();
     let mut client = Client::from_stream(mine).unwrap();
     let ready = |client: &Client| {
-        let mut fds = [rustix::event::PollFd::new(
-            client,
-            rustix::event::PollFlags::IN,
-        )];
-        let now = rustix::event::Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let mut fds = [rustix::event::PollFd::new(client, rustix::event::PollFlags::IN)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::event::poll(&mut fds, Some(&now)).unwrap() == 1
     };
     assert!(!ready(&client));
     theirs.write_all(&event("/e")).unwrap();
     assert!(ready(&client));
-    assert_eq!(
-        client
-            .wait_event(Some(Duration::ZERO))
-            .unwrap()
-            .unwrap()
-            .path,
-        "/e"
-    );
+    assert_eq!(client.wait_event(Some(Duration::ZERO)).unwrap().unwrap().path, "/e");
     assert!(!ready(&client));
 }

@@ -41,7 +41,7 @@ fn a_disk_is_made_with_libxls_rights_and_found_by_both_ends() {
         );
     }
     let again = vbd::create_device(&mut w.dom0, addr, &told_back(addr)).unwrap_err();
-    assert_eq!(again, HandshakeError::Exists { path: back.clone().into() });
+    assert_eq!(again, HandshakeError::Exists { path: front.clone().into() });
 
     assert!(dev::read_online(&mut w.back, &back).unwrap());
     dev::request_removal(&mut w.dom0, addr).unwrap();

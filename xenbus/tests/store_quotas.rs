@@ -143,22 +143,12 @@ fn answers_not_taken_hold_up_requests() {
 
 #[test]
 fn writing_over_and_over_in_a_transaction_costs_as_much_as_once() {
-    let mut s = Store::new(Quota {
-        memory: 10_000,
-        ..Quota::default()
-    });
+    let mut s = Store::new(Quota { memory: 10_000, ..Quota::default() });
     let dom0 = s.connect(DomId::DOM0);
     let d1 = guest(&mut s, dom0, 1);
     ask(&mut s, d1, Op::TransactionStart, 0, b"\0").unwrap();
     for _ in 0..100 {
-        ask(
-            &mut s,
-            d1,
-            Op::Write,
-            1,
-            &[b"a\0", &[b'x'; 1000][..]].concat(),
-        )
-        .unwrap();
+        ask(&mut s, d1, Op::Write, 1, &[b"a\0", &[b'x'; 1000][..]].concat()).unwrap();
     }
     ask(&mut s, d1, Op::Write, 1, b"b\0more").unwrap();
     ask(&mut s, d1, Op::TransactionEnd, 1, b"T\0").unwrap();

@@ -6,13 +6,14 @@ use super::stop::{Bell, Stop, sleep};
 use super::{JoinArgs, Said, watcher};
 use crate::cli::{Cidr, Mac};
 use crate::failure::Failure;
-use crate::guest::fs::Disk;
-use crate::guest::fs::thread::FsThread;
+use crate::guest::fs::thread::{Answer, FsThread, Reply};
+use crate::guest::fs::{Disk, FsError, FsInfo};
 use crate::guest::http::{Config, Server, Shown};
 use crate::guest::meter;
 use crate::guest::status::Devices;
 use crate::machine::devices::{DISK, NIC};
 use clap::Args;
+use crossbeam_channel::Receiver;
 use std::net::Ipv4Addr;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
@@ -38,6 +39,8 @@ pub struct GuestArgs {
     pub gateway: Option<Ipv4Addr>,
 }
 
+/// How long mounting may take before the guest is ready without it.
+const MOUNT: Duration = Duration::from_secs(5);
 /// How long the devices may take to close; whoever is not done then ends all the same.
 const FAREWELL: Duration = Duration::from_secs(4);
 
@@ -73,20 +76,21 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
         http,
         disk: read,
     };
+    let found = mounted(&fs, &answers);
+    if let Some(Err(e)) = &found {
+        Said::Note(format!("the guest cannot read its disk: {e}")).say();
+    }
+    let shown = Shown { fs: found, ..shown };
     let Some(ip) = args.ip else {
-        fs.info(0).map_err(Failure::of)?;
         Said::Ready.say();
         while !stop.is_told() {
-            while let Ok(answer) = answers.try_recv() {
-                tracing::info!("the disk: {:?}", answer.result);
-            }
             sleep(&[bell.as_fd()], None)?;
             bell.take();
         }
         end_soon();
         return Ok(());
     };
-    let mut nic = AttachedNic::attach(&domain, NIC, &bell)?;
+    let mut nic = AttachedNic::attach(&domain, NIC, &stop, &bell)?;
     let mac = nic.mac().or(args.mac.map(|mac| mac.0));
     let mac = mac.ok_or_else(|| Failure::new("the NIC has no station address", ""))?;
     let config =
@@ -106,6 +110,19 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
     // The disk thread with it, which closes the disk.
     drop(server);
     result
+}
+
+/// What is on the disk, if that can be told soon.
+fn mounted(fs: &FsThread, answers: &Receiver<Answer>) -> Option<Result<FsInfo, FsError>> {
+    fs.info(0).ok()?;
+    match answers.recv_timeout(MOUNT).ok()?.result {
+        Ok(Reply::Info(info)) => {
+            tracing::info!(kind = info.kind, label = %info.label, "mounted read-only");
+            Some(Ok(info))
+        }
+        Ok(_) => None,
+        Err(e) => Some(Err(e)),
+    }
 }
 
 /// Ends the process even if a device does not let go in time: a driver domain that is gone, say.

@@ -64,6 +64,8 @@ pub enum Said {
     Failed(Failure),
     /// The result of a check, as JSON.
     Report(String),
+    /// Something the user should know.
+    Note(String),
 }
 
 impl Said {
@@ -75,6 +77,7 @@ impl Said {
             Self::Failed(f) => {
                 format!("failed\t{}\t{}\t{}", f.code, one_line(&f.what), one_line(&f.help))
             }
+            Self::Note(text) => format!("note\t{}", one_line(text)),
             Self::Report(json) => format!("report\t{}", one_line(json)),
         }
     }
@@ -85,6 +88,7 @@ impl Said {
         let (word, rest) = line.split_once('\t').unwrap_or((line, ""));
         match word {
             "ready" => Some(Self::Ready),
+            "note" => Some(Self::Note(rest.to_owned())),
             "report" => Some(Self::Report(rest.to_owned())),
             "failed" => {
                 let mut parts = rest.splitn(3, '\t');
@@ -161,6 +165,7 @@ mod tests {
         let failure = Failure::input("it \t broke\n", "mend it");
         for (said, back) in [
             (Said::Ready, Said::Ready),
+            (Said::Note("x".into()), Said::Note("x".into())),
             (Said::Report("{}".into()), Said::Report("{}".into())),
             (Said::Failed(failure), Said::Failed(Failure::input("it   broke", "mend it"))),
         ] {

@@ -1,6 +1,6 @@
 //! A NIC attached through the split driver, as the guest's TCP stack uses it.
 
-use super::stop::{Bell, sleep};
+use super::stop::{Bell, Stop, sleep};
 use crate::failure::Failure;
 use pvio_event_channel::EventChannel;
 use pvio_hosted::Domain;
@@ -39,23 +39,26 @@ fn lost(e: XsError) -> Failure {
 }
 
 impl AttachedNic {
-    /// Attaches it, once its backend is there; `bell` is rung when the process is to end.
+    /// Attaches it, once its backend is there; without one, waits until the process is told to
+    /// stop, which rings `bell`.
     ///
     /// # Errors
     /// When the backend cannot serve it.
-    pub fn attach(domain: &Domain, addr: DeviceAddr, bell: &Bell) -> Result<Self, Failure> {
+    pub fn attach(
+        domain: &Domain,
+        addr: DeviceAddr,
+        stop: &Stop,
+        bell: &Bell,
+    ) -> Result<Self, Failure> {
         let xs = domain.xenstore().map_err(Failure::of)?;
         let driver = FrontendDriver::new(addr, Nic::new(domain.clone()));
         let mut nic = Self { driver, xs, spin: Spin::default(), turns: 0 };
         nic.driver.step(&mut nic.xs).map_err(lost)?;
-        while !nic.driver.class().is_connected() && !bell.is_ringing() {
+        while !nic.driver.class().is_connected() && !stop.is_told() {
             nic.look_at_xenstore()?;
-            let state = nic.driver.state();
-            if matches!(state, XenbusState::Closed | XenbusState::Closing) {
-                return Err(nic.closed());
-            }
             if !nic.driver.class().is_connected() {
                 sleep(&[nic.xs.as_fd(), bell.as_fd()], None)?;
+                bell.take();
             }
         }
         Ok(nic)
@@ -155,6 +158,9 @@ impl AttachedNic {
             let life = self.driver.step(&mut self.xs).map_err(lost)?;
             if life == Life::Gone {
                 return Err(Failure::new("the NIC was removed", ""));
+            }
+            if self.driver.state() == XenbusState::Closed {
+                return Err(self.closed());
             }
         }
     }

@@ -14,7 +14,8 @@ pub struct Devices<C, M> {
     home: DomId,
     make: M,
     root: String,
-    devices: BTreeMap<DeviceAddr, BackendDriver<C>>,
+    /// With what it last told the operator.
+    devices: BTreeMap<DeviceAddr, (BackendDriver<C>, Option<String>)>,
 }
 
 impl<C, M> Devices<C, M>
@@ -64,14 +65,14 @@ where
     pub fn shut_down(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
         // One after the other, whatever becomes of the one before.
         let all = std::mem::take(&mut self.devices).into_values();
-        all.map(|mut device| device.shut_down(xs)).fold(Ok(()), Result::and)
+        all.map(|(mut device, _)| device.shut_down(xs)).fold(Ok(()), Result::and)
     }
 
     fn discover(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
         for addr in list_backends(xs, self.class, self.home)? {
             if !self.devices.contains_key(&addr) {
                 tracing::info!(device = addr.backend_path(), "a new device");
-                self.devices.insert(addr, (self.make)(addr));
+                self.devices.insert(addr, ((self.make)(addr), None));
                 self.step(xs, addr)?;
             }
         }
@@ -79,7 +80,7 @@ where
     }
 
     fn step(&mut self, xs: &mut dyn Xenstore, addr: DeviceAddr) -> Result<(), XsError> {
-        let Some(device) = self.devices.get_mut(&addr) else { return Ok(()) };
+        let Some((device, told)) = self.devices.get_mut(&addr) else { return Ok(()) };
         let before = device.state();
         let life = match device.step(xs) {
             // Its frontend's domain is gone, and with it the right to look there.
@@ -92,9 +93,14 @@ where
         let after = device.state();
         if before != after {
             tracing::info!(device = device.token(), from = %before, to = %after, "state");
-            if let Some(why) = read_error(xs, device.token())? {
+        }
+        // Told once by whoever fails; what is there already was said before.
+        let why = read_error(xs, device.token())?;
+        if why != *told {
+            if let Some(why) = &why {
                 tracing::warn!(device = device.token(), "{why}");
             }
+            *told = why;
         }
         if life == Life::Gone {
             tracing::info!(device = device.token(), "gone");

@@ -4,7 +4,9 @@ use super::{DRIVER, GUEST};
 use crate::cli::Mac;
 use pvio_blkback::image::{Image, ImageError, ImageOptions};
 use pvio_xenbus::handshake::HandshakeError;
-use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, write_state};
+use pvio_xenbus::handshake::common::{
+    DeviceAddr, DeviceClass, read_error, read_state, write_state,
+};
 use pvio_xenbus::handshake::{vbd, vif};
 use pvio_xenbus::wire::{Access, Perm};
 use pvio_xenbus::{XenbusState, Xenstore, transaction};
@@ -55,6 +57,41 @@ pub struct NicConfig {
     pub bridge: Option<String>,
     /// The host's address on the tap.
     pub host: Option<(Ipv4Addr, u8)>,
+}
+
+impl NicConfig {
+    /// Waits, at most so long, until there is no tap of that name, for the same reason.
+    pub fn until_free(&self, most: Duration) {
+        let by = Instant::now() + most;
+        // By /proc, which goes by our network namespace; /sys goes by whose it was when mounted.
+        let is_there = || {
+            let list = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
+            list.lines().any(|line| line.trim_start().split(':').next() == Some(&self.tap))
+        };
+        while is_there() && Instant::now() < by {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// What a backend told the operator before it closed a device, if any did.
+pub fn backend_error<X: Xenstore>(xs: &mut X) -> Option<String> {
+    let told = |xs: &mut X, addr: DeviceAddr| read_error(xs, &addr.backend_path()).ok().flatten();
+    let text = told(xs, DISK).or_else(|| told(xs, NIC))?;
+    // "<errno> <code>: <text>"; the codes are for logs.
+    let text = text.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start();
+    let text = match text.split_once(": ") {
+        Some((code, text)) if !code.contains(' ') => text,
+        _ => text,
+    };
+    Some(text.to_owned())
+}
+
+/// Whether both ends of each device are connected.
+pub fn are_connected<X: Xenstore>(xs: &mut X, with_nic: bool) -> bool {
+    let mut is = |path: String| read_state(xs, &path) == Ok(XenbusState::Connected);
+    let mut both = |addr: DeviceAddr| is(addr.backend_path()) && is(addr.frontend_path());
+    both(DISK) && (!with_nic || both(NIC))
 }
 
 /// Makes both ends of each device.

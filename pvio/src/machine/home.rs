@@ -2,16 +2,17 @@
 
 use crate::failure::Failure;
 use pvio_hosted::Hypervisor;
-use std::cell::Cell;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The directory. One that nobody named is removed with it, unless there is reason to look inside.
 #[derive(Debug)]
 pub struct Home {
     path: PathBuf,
-    is_temporary: Cell<bool>,
+    is_temporary: Arc<AtomicBool>,
 }
 
 impl Home {
@@ -40,7 +41,7 @@ impl Home {
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
         let path = std::path::absolute(&path).map_err(failed)?;
         let hypervisor = Hypervisor::start(&path).map_err(|e| Failure::of(e).as_input())?;
-        Ok((Self { path, is_temporary: Cell::new(named.is_none()) }, hypervisor))
+        Ok((Self { path, is_temporary: Arc::new(AtomicBool::new(named.is_none())) }, hypervisor))
     }
 
     /// Where it is.
@@ -51,25 +52,41 @@ impl Home {
 
     /// It is not removed: there is something to be read in it.
     pub fn keep(&self) {
-        self.is_temporary.set(false);
+        self.is_temporary.store(false, Ordering::Release);
     }
 
-    /// The sockets in it.
+    /// What has to be done for nothing to stay behind, for whoever ends the process at once.
     #[must_use]
-    pub fn sockets(&self) -> [PathBuf; 2] {
-        ["hypervisor.sock", "xenstore.sock"].map(|name| self.path.join(name))
+    pub fn sweep(&self) -> Sweep {
+        Sweep { path: self.path.clone(), is_temporary: Arc::clone(&self.is_temporary) }
+    }
+}
+
+/// Takes away what would stay behind.
+#[derive(Debug)]
+pub struct Sweep {
+    path: PathBuf,
+    is_temporary: Arc<AtomicBool>,
+}
+
+impl Sweep {
+    /// Does it; the sockets go with the hypervisor, unless there is no time for that.
+    pub fn now(&self, with_sockets: bool) {
+        let remove = |name: &str| drop(fs::remove_file(self.path.join(name)));
+        if with_sockets {
+            ["hypervisor.sock", "xenstore.sock"].into_iter().for_each(remove);
+        }
+        if self.is_temporary.load(Ordering::Acquire) {
+            ["driver.log", "guest.log", "check.log", "demo.img"].into_iter().for_each(remove);
+            // Only if nothing else is in there.
+            let _ = fs::remove_dir(&self.path);
+        }
     }
 }
 
 impl Drop for Home {
     fn drop(&mut self) {
-        if self.is_temporary.get() {
-            for name in ["driver.log", "guest.log", "check.log", "pvio.log", "demo.img"] {
-                let _ = fs::remove_file(self.path.join(name));
-            }
-            // Only if nothing else is in there.
-            let _ = fs::remove_dir(&self.path);
-        }
+        self.sweep().now(false);
     }
 }
 

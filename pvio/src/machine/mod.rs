@@ -36,8 +36,10 @@ use std::time::{Duration, Instant};
 pub const DRIVER: DomId = DomId(1);
 /// The guest's number.
 pub const GUEST: DomId = DomId(2);
-/// How long the guest may take until it is ready.
+/// How long everything may take until it works, at first or again.
 const START: Duration = Duration::from_secs(30);
+/// How often devices are looked at until they work.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long a child may take to end when it is asked to.
 const END: Duration = Duration::from_secs(5);
 /// How long the kernel may take to let go of what a killed driver domain had open.
@@ -85,6 +87,8 @@ pub enum News {
     Report(String),
     /// The guest ended by itself, all well.
     Done,
+    /// The guest has something to tell the user.
+    Note(String),
     /// The user wants it to end.
     Stopped,
 }
@@ -103,7 +107,10 @@ pub struct Machine {
     sender: Sender<Event>,
     restarts: VecDeque<Instant>,
     starts: u32,
-    ready_by: Option<Instant>,
+    /// Until then the devices have to work; none if they do.
+    probation: Option<Instant>,
+    /// The guest was ready once.
+    is_ready: bool,
 }
 
 impl Machine {
@@ -132,7 +139,8 @@ impl Machine {
             sender,
             restarts: VecDeque::new(),
             starts: 0,
-            ready_by: Some(Instant::now() + START),
+            probation: Some(Instant::now() + START),
+            is_ready: false,
         };
         machine.start_driver(false)?;
         machine.start_guest()?;
@@ -151,19 +159,26 @@ impl Machine {
     /// A [`Failure`] that ends it all: shut down then.
     pub fn next_news(&mut self) -> Result<News, Failure> {
         loop {
-            let event = match self.ready_by {
-                Some(by) => self.events.recv_deadline(by).map_err(|_| self.not_ready())?,
+            let event = match self.probation {
+                Some(by) => match self.events.recv_timeout(LOOK) {
+                    Ok(event) => event,
+                    Err(_) => {
+                        self.look(by)?;
+                        continue;
+                    }
+                },
                 // We hold a sender ourselves, so it is never closed.
                 None => self.events.recv().map_err(Failure::of)?,
             };
             match event {
                 Event::Signal => return Ok(News::Stopped),
                 Event::Said(Role::Guest, Said::Ready) => {
-                    self.ready_by = None;
+                    (self.probation, self.is_ready) = (None, true);
                     return Ok(News::Ready);
                 }
                 Event::Said(Role::Guest, Said::Report(json)) => return Ok(News::Report(json)),
-                Event::Said(_, Said::Failed(failure)) => return Err(failure),
+                Event::Said(role, Said::Failed(failure)) => return Err(self.reason(role, failure)),
+                Event::Said(Role::Guest, Said::Note(text)) => return Ok(News::Note(text)),
                 Event::Said(Role::Driver, _) => {}
                 Event::Ended(role, start, status) => {
                     if let Some(news) = self.ended(role, start, status)? {
@@ -213,8 +228,19 @@ impl Machine {
                 }
                 self.restarts.push_back(now);
                 self.start_driver(true)?;
+                self.probation = Some(Instant::now() + START);
                 Ok(Some(News::DriverRestarted(how)))
             }
+        }
+    }
+
+    /// A guest whose device was closed may not read why: that stands in its backend's home.
+    fn reason(&mut self, role: Role, failure: Failure) -> Failure {
+        match devices::backend_error(&mut self.xs) {
+            Some(text) if role == Role::Guest => {
+                Failure { code: failure.code, ..Failure::of(text) }
+            }
+            _ => failure,
         }
     }
 
@@ -222,17 +248,35 @@ impl Machine {
         self.home.path().join(format!("{of}.log")).display().to_string()
     }
 
-    fn not_ready(&self) -> Failure {
-        self.home.keep();
-        Failure::new(
-            "the guest was not ready within 30 seconds",
-            format!("the logs in {} say how far it came", self.home.path().display()),
-        )
+    /// Whether devices that have to work by then do, or never will.
+    fn look(&mut self, by: Instant) -> Result<(), Failure> {
+        if let Some(why) = devices::backend_error(&mut self.xs) {
+            return Err(Failure::of(why));
+        }
+        let nic = self.plan.nic.is_some();
+        if self.is_ready && devices::are_connected(&mut self.xs, nic) {
+            self.probation = None;
+        } else if Instant::now() >= by {
+            self.home.keep();
+            let what = if self.is_ready {
+                "the devices did not come back"
+            } else {
+                "the guest was not ready"
+            };
+            return Err(Failure::new(
+                format!("{what} within {} seconds", START.as_secs()),
+                format!("the logs in {} say how far it came", self.home.path().display()),
+            ));
+        }
+        Ok(())
     }
 
     fn start_driver(&mut self, again: bool) -> Result<(), Failure> {
         if again {
             self.plan.disk.until_free(RELEASE);
+            if let Some(nic) = &self.plan.nic {
+                nic.until_free(RELEASE);
+            }
             // The process and its domain are one; what the hypervisor has not noticed yet, it does now.
             match self.hypervisor.destroy_domain(DRIVER) {
                 Ok(()) | Err(DomainError::NoDomain(_)) => {}
@@ -293,13 +337,11 @@ impl Machine {
 /// The first signal is an event; the second ends it at once.
 fn listen_for_signals(home: &Home, sender: Sender<Event>) -> Result<(), Failure> {
     let told = AtomicBool::new(false);
-    let sockets = home.sockets();
+    let sweep = home.sweep();
     let handler = move || {
         if told.swap(true, Ordering::AcqRel) {
             // The children die with this process, and their taps with them.
-            for socket in &sockets {
-                let _ = std::fs::remove_file(socket);
-            }
+            sweep.now(true);
             std::process::exit(130);
         }
         let _ = sender.send(Event::Signal);

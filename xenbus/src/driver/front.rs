@@ -149,7 +149,11 @@ impl<C: FrontendClass> FrontendDriver<C> {
                 let _ = xs.unwatch(&state_path(&self.ends.back), &self.ends.front);
                 return Ok(Life::Gone);
             }
-            let online = read_online(xs, &self.ends.back)?;
+            let online = match read_online(xs, &self.ends.back) {
+                // A backend that writes nonsense is given up by that; it must not hold up the end.
+                Err(error) if self.broken && !matches!(error, HandshakeError::Xenstore(_)) => false,
+                online => online?,
+            };
             let back = read_state(xs, &self.ends.back)?;
             let action = self.machine.decide(back, online, fresh);
             fresh = false;

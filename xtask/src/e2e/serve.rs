@@ -14,12 +14,12 @@ use crate::{exec, tools};
 /// An ext4 image, a FAT image, and the one the command makes by itself.
 pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
     let folder = world.dir().join("ext4");
-    image::folder(&folder, true)?;
+    image::folder(&folder, false)?;
     let disk = image::ext4(world.dir().join("ext4.img"), &folder)?;
     ext4(world, checks, &disk, &folder)?;
 
     let folder = world.dir().join("fat");
-    image::folder(&folder, false)?;
+    image::folder(&folder, true)?;
     let disk = image::fat(world.dir().join("fat.img"), &folder)?;
     let entries = image::entries(&folder)?;
     checks.check("fat: every file arrives whole", || {

@@ -44,7 +44,7 @@ pub fn unit() -> Result<Report> {
 /// The documentation, and the examples in it.
 pub fn doc() -> Result<Report> {
     let mut doc = exec::cargo();
-    doc.args(["doc", "--workspace", "--all-features", "--no-deps", "--document-private-items"]);
+    doc.args(["doc", "--workspace", "--all-features", "--no-deps"]);
     let build = plain(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     let mut test = exec::cargo();
     test.args(["test", "--workspace", "--all-features", "--doc", "--no-fail-fast"]);

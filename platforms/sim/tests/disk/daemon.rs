@@ -1,7 +1,7 @@
 //! The driver domain: what serves disks, as the real one does, but for threads.
 
+use crate::choices::Do;
 use crate::medium::{SharedMedium, SimEngine};
-use crate::world::Do;
 use pvio_blkback::vbd::{Serve, Vbd};
 use pvio_blkback::{Geometry, Progress, Queue, QueueFault, QueueParts};
 use pvio_event_channel::{EventChannel, EventError, Port};

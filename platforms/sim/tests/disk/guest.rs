@@ -1,9 +1,9 @@
 //! A guest: one disk, and a workload whose every answer is checked.
 
+use crate::choices::Do;
 use crate::daemon::Turn;
 use crate::medium::SECTOR;
 use crate::model::{Model, Pending, content};
-use crate::world::Do;
 use pvio_blkfront::{BackendFault, Disk, Op, SLOT_BYTES, SlotId};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;

@@ -1,7 +1,7 @@
 //! A driver domain that lies to its guest.
 
+use crate::choices::Do;
 use crate::hostile_guest::{nonsense, scribble};
-use crate::world::Do;
 use pvio_event_channel::{EventChannel, EventChannels, Port};
 use pvio_grant_table::{Access, GrantMapper, GrantRef};
 use pvio_ring::proto::blkif::{Abi, Response, Status};

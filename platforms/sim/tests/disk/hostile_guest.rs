@@ -1,6 +1,6 @@
 //! A guest that breaks every rule it can: it may write anything into what it shares, at any time.
 
-use crate::world::Do;
+use crate::choices::Do;
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantRef, Granter};
 use pvio_ring::proto::blkif::{Abi, DataOp, Request, Segment, Segments};

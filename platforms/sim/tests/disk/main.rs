@@ -3,13 +3,15 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`world`] | domains, the toolstack, what can befall them |
+//! | [`world`] | domains and the toolstack |
+//! | [`choices`] | what can befall them |
 //! | [`daemon`] | the driver domain: [`pvio_blkback`] as the real daemon runs it |
 //! | [`guest`] | a guest: [`pvio_blkfront`] under a workload |
 //! | [`hostile_guest`], [`hostile_back`] | peers that break every rule they can |
 //! | [`medium`] | the disk itself, with a volatile cache, and the engine before it |
 //! | [`model`] | what may be found on it |
 
+mod choices;
 mod daemon;
 mod guest;
 mod hostile_back;
@@ -18,10 +20,11 @@ mod medium;
 mod model;
 mod world;
 
+use choices::{Faults, Kind};
 use daemon::Flaw;
 use pvio_sim::{Failure, Sim, attempt, run_seeds, settle, storm};
 use std::collections::BTreeMap;
-use world::{DiskWorld, Faults, Kind};
+use world::DiskWorld;
 
 /// A storm, a calm, and an orderly end.
 fn run(sim: &mut Sim, disks: &[Kind], faults: Faults) -> u64 {

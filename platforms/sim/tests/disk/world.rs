@@ -1,9 +1,10 @@
 //! Domains, their disks, the toolstack above them, and what can befall them.
 
-use crate::daemon::{Daemon, DaemonDo, Flaw};
-use crate::guest::{Guest, GuestDo};
-use crate::hostile_back::{HostileBack, Malice};
-use crate::hostile_guest::{HostileGuest, Mischief};
+use crate::choices::{Do, Faults, Kind, ToolDo};
+use crate::daemon::Daemon;
+use crate::guest::Guest;
+use crate::hostile_back::HostileBack;
+use crate::hostile_guest::HostileGuest;
 use crate::medium::{Medium, SharedMedium};
 use crate::model::Model;
 use pvio_grant_table::DomId;
@@ -27,49 +28,12 @@ pub const LIAR: DomId = DomId(2);
 pub const GUEST: DomId = DomId(10);
 const SECTORS: usize = 256;
 
-/// Everything that can happen.
-#[derive(Debug)]
-pub enum Do {
-    Daemon(DaemonDo),
-    Guest(DomId, GuestDo),
-    HostileGuest(Mischief),
-    HostileBack(Malice),
-    Tool(usize, ToolDo),
-    /// A cached sector of a disk becomes safe.
-    WriteBack(usize),
-    /// The driver domain's process dies.
-    CrashDaemon,
-    StartDaemon,
-    /// The driver domain dies, and what its disks had cached with it.
-    KillDriver,
-    RebuildDriver,
-    KillGuest(usize),
-    RebuildGuest(usize),
-}
-
-/// What the toolstack does about a disk.
-#[derive(Debug)]
-pub enum ToolDo {
-    Create,
-    Remove,
-    /// Both ends are closed: clean up.
-    Finish,
-}
-
 /// How far the toolstack has come with a disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
     Absent,
     Up,
     Removing,
-}
-
-/// Whom to trust with a disk.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
-    Honest,
-    HostileGuest,
-    HostileBack,
 }
 
 struct Disk {
@@ -79,36 +43,6 @@ struct Disk {
     medium: SharedMedium,
     model: Rc<RefCell<Model>>,
     guest: Option<Guest>,
-}
-
-/// Which faults a run has.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Faults {
-    pub crash: bool,
-    pub kill_driver: bool,
-    pub kill_guest: bool,
-    pub remove: bool,
-    /// The guest unloads its driver, and loads it again.
-    pub close: bool,
-    /// How likely each is; a worker's step is 200.
-    pub often: u32,
-    pub flaw: Flaw,
-}
-
-impl Faults {
-    /// Some of them: a run with few goes deeper than one with all.
-    pub fn some(sim: &mut Sim) -> Self {
-        let mut coin = || sim.one_in(2);
-        Self {
-            crash: coin(),
-            kill_driver: coin(),
-            kill_guest: coin(),
-            remove: coin(),
-            close: coin(),
-            often: sim.pick(&[1, 3, 10]),
-            flaw: Flaw::None,
-        }
-    }
 }
 
 /// One driver domain, and guests with a disk each.
@@ -205,7 +139,7 @@ impl DiskWorld {
         let ends = [addr.backend_path(), addr.frontend_path()];
         let mut told = |end: &String| read_error(&mut self.tool, end).expect("dom0 may");
         let code = |text: String| text.split([' ', ':']).nth(1).unwrap_or_default().to_string();
-        ends.iter().filter_map(|end| told(end)).map(code).collect()
+        ends.iter().filter_map(&mut told).map(code).collect()
     }
 
     /// # Panics

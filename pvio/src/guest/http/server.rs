@@ -133,7 +133,9 @@ impl Server {
         let handles: Vec<SocketHandle> =
             self.connections.iter().map(|_| sockets.add(new_socket())).collect();
         let mut interface = self.interface(device, stack_now());
-        self.ask_info();
+        if self.shown.fs.is_none() {
+            self.ask_info();
+        }
         loop {
             let mut moved = self.take_answers();
             moved |= interface.poll(stack_now(), device, &mut sockets) != PollResult::None;
