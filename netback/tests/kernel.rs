@@ -159,6 +159,26 @@ fn the_kernel_leaves_checksums_blank_for_a_guest_that_takes_them() {
 }
 
 #[test]
+fn a_worker_without_work_sleeps_until_the_guest_wakes_it() {
+    if !entered("a_worker_without_work_sleeps_until_the_guest_wakes_it", &[]) {
+        return;
+    }
+    let rig = Rig::new(options(), |vif| vif.vifname = Some("v0".into()));
+    let mut guest = rig.guest();
+    let stats = rig.stats();
+    let queue = guest.driver.class_mut().queue().unwrap();
+    // A worker that never sleeps is never woken.
+    for _ in 0..3 {
+        let before = stats.wakeups();
+        wait_for(|| {
+            queue.send(&[0xff; 60], Checksum::Unknown).unwrap();
+            queue.publish().unwrap();
+            (stats.wakeups() > before).then_some(())
+        });
+    }
+}
+
+#[test]
 fn jumbo_packets_of_several_slots() {
     if !entered("jumbo_packets_of_several_slots", &[]) {
         return;
