@@ -83,8 +83,9 @@ static inline void blk_answer(struct blkif_request *req, struct blkif_response *
         for (unsigned i = 0; i < req->nr_segments; i++)
             if (req->seg[i].last_sect < req->seg[i].first_sect || req->seg[i].last_sect > 7)
                 status = BLKIF_RSP_ERROR;
-    if (req->sector_number != req->id * 8)
+    if (req->sector_number != req->id * 8 || req->nr_segments != 1)
         status = BLKIF_RSP_ERROR;
+    __asm__ volatile("" : : "r"(req) : "memory"); /* somebody would go on with the segments */
     rsp->id = req->id;
     rsp->operation = req->operation;
     rsp->status = status;

@@ -3,6 +3,7 @@
 //! | module | measures |
 //! |---|---|
 //! | [`disk`] | a guest's frontend, the backend and an image file, against a bare io_uring |
+//! | [`net`] | a guest's frontend, the backend and a tap, against a bare tap |
 //! | [`ring`] | both ends of a ring on two cores, against the macros of Xen's `ring.h` in C |
 //! | [`row`] | what a measurement says: a ratio, with its spread |
 //!
@@ -11,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod disk;
+pub mod net;
 pub mod pin;
 pub mod ring;
 pub mod row;

@@ -85,6 +85,8 @@ pub struct Queue<P: GrantMapper, C, E> {
     barrier: Option<Request>,
     /// The engine's completions on their way to their answers; reused.
     done: Vec<(u32, Result<(), EngineError>)>,
+    /// The engine was given operations since it was last kicked.
+    submitted: bool,
     /// Set while shutting down: nothing new is taken.
     draining: bool,
 }
@@ -130,6 +132,7 @@ where
             engine,
             barrier: None,
             done: Vec::with_capacity(slots as usize),
+            submitted: false,
             draining: false,
         }
     }
@@ -143,9 +146,10 @@ where
     pub fn poll(&mut self, budget: u32) -> Result<Progress, QueueFault> {
         let mut answered = self.reap();
         let taken = if self.draining { 0 } else { self.take(budget)? };
-        if taken + answered > 0 {
+        // What the engine could do at once goes out with the same notification. A request of
+        // several steps may have begun its next one by that; no request has more than three.
+        while core::mem::take(&mut self.submitted) {
             self.engine.kick();
-            // What the engine could do at once goes out with the same notification.
             answered += self.reap();
         }
         if self.parts.ring.publish() {
@@ -243,11 +247,10 @@ where
                         reason,
                     });
                 }
-                let data = segments.as_slice();
                 let (io, then) = match op {
                     DataOp::Read => (Io::Read { sector }, Then::Answer),
                     DataOp::Write => (Io::Write { sector }, Then::Answer),
-                    DataOp::Flush | DataOp::WriteBarrier if data.is_empty() => {
+                    DataOp::Flush | DataOp::WriteBarrier if segments.is_empty() => {
                         (Io::Flush, Then::Answer)
                     }
                     // Old frontends put data into a flush: it is on the medium when answered.
@@ -255,7 +258,7 @@ where
                     DataOp::WriteBarrier => (Io::Flush, Then::Write { sector, segments }),
                 };
                 let moves = !matches!(io, Io::Flush);
-                if moves && let Err(reason) = self.map(data, op == DataOp::Read) {
+                if moves && let Err(reason) = self.map(&segments, op == DataOp::Read) {
                     return self.refuse(Refusal {
                         id,
                         op: op.code(),
@@ -292,8 +295,7 @@ where
         if self.geometry.read_only && op != DataOp::Read && op != DataOp::Flush {
             return Err(RefusalReason::ReadOnly);
         }
-        let data = segments.as_slice();
-        if data.is_empty() {
+        if segments.is_empty() {
             return Ok(());
         }
         if self.geometry.read_only && op == DataOp::Flush {
@@ -301,10 +303,10 @@ where
         }
         self.check_range(sector, u64::from(segments.sectors()))?;
         let unit = (self.geometry.sector_size / 512).max(1);
-        let whole = |s: &Segment| {
+        let whole = |s: Segment| {
             u32::from(s.first).is_multiple_of(unit) && s.sectors().is_multiple_of(unit)
         };
-        if !sector.is_multiple_of(u64::from(unit)) || !data.iter().all(whole) {
+        if !sector.is_multiple_of(u64::from(unit)) || !segments.iter().all(whole) {
             return Err(RefusalReason::Misaligned);
         }
         Ok(())
@@ -333,11 +335,15 @@ where
     }
 
     /// Maps the pages of a request into `self.segments`: all of them or none.
-    fn map(&mut self, data: &[Segment], into_guest: bool) -> Result<(), RefusalReason> {
+    fn map(
+        &mut self,
+        data: &pvio_ring::proto::blkif::Segments,
+        into_guest: bool,
+    ) -> Result<(), RefusalReason> {
         // The backend writes guest memory when the guest reads the disk.
         let access = if into_guest { Access::ReadWrite } else { Access::ReadOnly };
         let mut grefs = [GrantRef::default(); MAX_SEGMENTS];
-        for (gref, segment) in grefs.iter_mut().zip(data) {
+        for (gref, segment) in grefs.iter_mut().zip(data.iter()) {
             *gref = segment.gref;
         }
         let grefs = grefs.get(..data.len()).unwrap_or_default();
@@ -346,7 +352,7 @@ where
         let mut all = true;
         self.parts.mapper.map_each(self.parts.frontend, grefs, access, &mut |i, mapped| match (
             mapped,
-            data.get(i),
+            data.iter().nth(i),
         ) {
             (Ok(buf), Some(s)) => {
                 segments.push(IoSeg { buf, offset: s.offset(), len: s.len() });
@@ -383,7 +389,7 @@ where
             (Ok(()), Then::Flush) => Some(Ok(Io::Flush)),
             (Ok(()), Then::Write { sector, segments }) => {
                 begun.then = Then::Flush;
-                Some(self.map(segments.as_slice(), false).map(|()| Io::Write { sector }))
+                Some(self.map(&segments, false).map(|()| Io::Write { sector }))
             }
             (Err(_), _) => Some(Err(RefusalReason::Engine)),
         };
@@ -406,6 +412,7 @@ where
     }
 
     fn submit(&mut self, tag: u32, io: Io) {
+        self.submitted = true;
         if self.engine.submit(tag, io, &mut self.segments).is_err() {
             // An engine is made for as many operations as the ring has slots; one that does not
             // keep its word fails the request, and nothing hangs.

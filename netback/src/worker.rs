@@ -22,9 +22,6 @@ const BUDGET: usize = 256;
 /// How long packets wait for the buffers of a guest that will not say when it posts some
 /// (Linux: `rx_drain_timeout` without `feature-rx-notify`).
 const DRAIN: Duration = Duration::from_millis(30);
-/// Looks at the rings for each look at the tap while spinning: the latter is a system call.
-const LOOKS: u32 = 8;
-
 /// A running worker. Dropping it stops it; the rings are unmapped then.
 #[derive(Debug)]
 pub struct Worker {
@@ -135,9 +132,7 @@ impl<P: Platform> Serving<P> {
         let mut spin = Spin::default();
         // Asked every turn: a busy guest never lets us sleep.
         while !stop.load(Ordering::Acquire) {
-            self.port.pump().map_err(tap_lost)?;
-            self.take_fired()?;
-            self.queue.unblock();
+            self.pump()?;
             if self.queue.poll(&mut self.port, BUDGET)?.any() {
                 continue;
             }
@@ -150,33 +145,11 @@ impl<P: Platform> Serving<P> {
         Ok(())
     }
 
-    /// Whether there is something to do on either side.
-    fn look(&mut self) -> Result<bool, WorkerError> {
-        for _ in 0..LOOKS {
-            if self.queue.has_work()? {
-                return Ok(true);
-            }
-            core::hint::spin_loop();
-        }
-        self.port.look().map_err(tap_lost)
-    }
-
-    /// Waits for an event of the guest, a packet, or the end.
-    fn sleep(&mut self) -> Result<(), WorkerError> {
-        let waits_unseen = self.queue.backlog() > 0 && !self.queue.features().rx_notify;
-        self.port.wait(waits_unseen.then_some(DRAIN)).map_err(tap_lost)?;
-        self.queue.stats().count_wakeup();
+    /// Takes what the kernel has finished. Events are taken before the rings are looked at, so
+    /// that what comes after the look raises a new one; tells whether there was any.
+    fn pump(&mut self) -> Result<bool, WorkerError> {
         self.port.pump().map_err(tap_lost)?;
-        let fired = self.take_fired()?;
-        if waits_unseen && !fired && !self.queue.has_work()? {
-            self.queue.drop_backlog(&mut self.port);
-        }
-        Ok(())
-    }
-
-    /// Takes the events of watches that fired, and tells whether any did. Not only after a sleep:
-    /// an event left standing fires its watch again at once, for ever.
-    fn take_fired(&mut self) -> Result<bool, WorkerError> {
+        self.queue.unblock();
         let mut fired = false;
         for &event in &self.events {
             fired |= self.port.fired(event);
@@ -185,6 +158,23 @@ impl<P: Platform> Serving<P> {
             self.queue.take_events()?;
         }
         Ok(fired)
+    }
+
+    /// Whether there is something to do on either side.
+    fn look(&mut self) -> Result<bool, WorkerError> {
+        Ok(self.queue.has_work()? || self.port.look().map_err(tap_lost)?)
+    }
+
+    /// Waits for an event of the guest, a packet, or the end.
+    fn sleep(&mut self) -> Result<(), WorkerError> {
+        let waits_unseen = self.queue.backlog() > 0 && !self.queue.features().rx_notify;
+        self.port.wait(waits_unseen.then_some(DRAIN)).map_err(tap_lost)?;
+        self.queue.stats().count_wakeup();
+        let fired = self.pump()?;
+        if waits_unseen && !fired && !self.queue.has_work()? {
+            self.queue.drop_backlog(&mut self.port);
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,8 @@ use pvio_grant_table::{Access, Granter};
 use pvio_hosted::{Channel, Domain, Pages};
 use pvio_netback::fault::DropReason;
 use pvio_netback::host::TapOptions;
-use pvio_netfront::Nic;
+use pvio_netfront::{Checksum, Nic};
+use pvio_ring::proto::checksum::Transport;
 use pvio_ring::shm::Region;
 use pvio_xenbus::driver::{Ends, Fault, FrontendClass};
 use pvio_xenbus::handshake::HandshakeError;
@@ -22,7 +23,7 @@ use smoltcp::socket::tcp;
 use smoltcp::time::Instant as Moment;
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -133,6 +134,28 @@ fn tcp_both_ways_over_both_ips_with_checksums_left_blank() {
     assert!(queue.features().checksum_v4 && queue.features().checksum_v6);
     assert_eq!(queue.unverified(), 0);
     assert_eq!((queue.counters().tx_errors, queue.counters().rx_errors), (0, 0));
+}
+
+#[test]
+fn the_kernel_leaves_checksums_blank_for_a_guest_that_takes_them() {
+    if !entered("the_kernel_leaves_checksums_blank_for_a_guest_that_takes_them", &[]) {
+        return;
+    }
+    let rig = Rig::new(options(), |vif| vif.vifname = Some("v0".into()));
+    let mut guest = rig.guest();
+    ip(&format!("neigh add 192.0.2.2 lladdr {GUEST_MAC} dev v0")).unwrap();
+    let socket = UdpSocket::bind((IpAddr::from(HOST), 0)).unwrap();
+    socket.send_to(b"blank", "192.0.2.2:9").unwrap();
+    let queue = guest.driver.class_mut().queue().unwrap();
+    let (frame, checksum) = wait_for(|| {
+        let packet = queue.receive(|frame, checksum| (frame.to_vec(), checksum)).unwrap();
+        queue.publish().unwrap();
+        // The kernel has more to say on a new link than that.
+        packet.filter(|(frame, _)| frame.ends_with(b"blank"))
+    });
+    assert_eq!(checksum, Checksum::Blank);
+    let transport = Transport::of(&frame).unwrap();
+    assert_eq!(frame[40..42], transport.pseudo_sum.to_be_bytes());
 }
 
 #[test]

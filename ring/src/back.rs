@@ -1,16 +1,15 @@
 //! The backend's end of a ring: it consumes requests and produces responses.
 
 use crate::indices::{self, IndexMemory};
-use crate::layout::{Full, Requests, Responses, RingFault, RingLayout, layout_of};
-use crate::shm::{Region, SharedMemory};
+use crate::layout::{Full, Requests, Responses, RingFault, RingLayout};
+use crate::shm::{RingMemory, SharedMemory};
 use crate::slot::Slot;
 
 /// The backend's end of a shared ring (`BACK_RING` in `ring.h`). Indices run free and wrap at
 /// 2³². Nothing is visible to the frontend until [`publish`](Self::publish).
 #[derive(Debug)]
 pub struct BackRing<M> {
-    mem: M,
-    layout: RingLayout,
+    ring: RingMemory<M>,
     /// Requests taken.
     req_cons: u32,
     /// The frontend's request producer as last read; requests before it need no shared read.
@@ -30,18 +29,12 @@ impl<M: SharedMemory> BackRing<M> {
     /// [`RingFault::Geometry`]; [`RingFault::ProducerOverflow`] when more requests are waiting
     /// than the ring holds.
     pub fn attach(mem: M, slot_size: usize) -> Result<Self, RingFault> {
-        let layout = layout_of(&mem, slot_size)?;
-        let start = Responses(&mem).load_prod();
-        let mut ring = Self {
-            mem,
-            layout,
-            req_cons: start,
-            req_seen: start,
-            rsp_prod: start,
-            rsp_published: start,
-        };
-        ring.refresh()?;
-        Ok(ring)
+        let ring = RingMemory::new(mem, slot_size)?;
+        let start = Responses(&ring).load_prod();
+        let mut back =
+            Self { ring, req_cons: start, req_seen: start, rsp_prod: start, rsp_published: start };
+        back.refresh()?;
+        Ok(back)
     }
 
     /// Requests waiting as far as the last look at shared memory showed.
@@ -68,9 +61,9 @@ impl<M: SharedMemory> BackRing<M> {
         if self.req_cons == self.req_seen && !self.refresh()? {
             return Ok(None);
         }
-        let at = self.layout.slot_offset(self.req_cons);
+        let at = self.req_cons;
         self.req_cons = self.req_cons.wrapping_add(1);
-        Ok(Some(Slot::new(&self.mem, at, self.layout.slot_size())))
+        Ok(Some(Slot::new(self.ring.slot(at))))
     }
 
     /// Whether a request is waiting. Reads shared memory only when the last look is used up.
@@ -83,6 +76,8 @@ impl<M: SharedMemory> BackRing<M> {
     }
 
     /// Looks at shared memory for requests newer than the last look, and returns how many wait.
+    /// The indices share one cache line, which both sides write: to look once and take as many as
+    /// there are is cheaper than to take until there is none.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
@@ -99,10 +94,11 @@ impl<M: SharedMemory> BackRing<M> {
     /// [`Full`] when every request taken has its response, or the response is larger than a slot.
     #[inline]
     pub fn push(&mut self, response: &[u8]) -> Result<(), Full> {
-        if self.unanswered() == 0 || response.len() > self.layout.slot_size() {
+        if self.unanswered() == 0 {
             return Err(Full);
         }
-        self.mem.write_words(self.layout.slot_offset(self.rsp_prod), response).ok_or(Full)?;
+        let mut slot = self.ring.slot_mut(self.rsp_prod);
+        slot.write(response).ok_or(Full)?;
         self.rsp_prod = self.rsp_prod.wrapping_add(1);
         Ok(())
     }
@@ -116,7 +112,7 @@ impl<M: SharedMemory> BackRing<M> {
             return false;
         }
         let old = core::mem::replace(&mut self.rsp_published, self.rsp_prod);
-        indices::publish(&Responses(&self.mem), old, self.rsp_prod)
+        indices::publish(&Responses(&self.ring), old, self.rsp_prod)
     }
 
     /// To be called before waiting for an event: asks to be notified of the next request and looks
@@ -129,7 +125,7 @@ impl<M: SharedMemory> BackRing<M> {
         if self.req_cons != self.req_seen {
             return Ok(true);
         }
-        let prod = indices::ask_for_event(&Requests(&self.mem), self.req_cons);
+        let prod = indices::ask_for_event(&Requests(&self.ring), self.req_cons);
         self.accept(prod)
     }
 
@@ -144,7 +140,7 @@ impl<M: SharedMemory> BackRing<M> {
             return Ok(true);
         }
         let last = self.req_cons.wrapping_add(needed.saturating_sub(1));
-        let prod = indices::ask_for_event(&Requests(&self.mem), last);
+        let prod = indices::ask_for_event(&Requests(&self.ring), last);
         self.accept(prod)?;
         Ok(self.waiting() >= needed)
     }
@@ -152,11 +148,12 @@ impl<M: SharedMemory> BackRing<M> {
     /// The ring's geometry.
     #[must_use]
     pub fn layout(&self) -> RingLayout {
-        self.layout
+        self.ring.layout()
     }
 
+    #[inline]
     fn refresh(&mut self) -> Result<bool, RingFault> {
-        let prod = Requests(&self.mem).load_prod();
+        let prod = Requests(&self.ring).load_prod();
         self.accept(prod)
     }
 
@@ -164,7 +161,7 @@ impl<M: SharedMemory> BackRing<M> {
     #[inline]
     fn accept(&mut self, prod: u32) -> Result<bool, RingFault> {
         let ahead = prod.wrapping_sub(self.req_cons);
-        let most = self.layout.slots().saturating_sub(self.unanswered());
+        let most = self.ring.layout().slots().saturating_sub(self.unanswered());
         if ahead > most {
             return Err(RingFault::ProducerOverflow { prod, ahead, most });
         }

@@ -2,20 +2,16 @@
 
 use crate::indices;
 use crate::indices::IndexMemory;
-use crate::layout::{
-    Full, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, Requests, Responses, RingFault, RingLayout,
-    layout_of, store,
-};
-use crate::shm::{Region, SharedMemory};
-use crate::slot::Slot;
+use crate::layout::{Full, Requests, Responses, RingFault, RingLayout};
+use crate::shm::{IndexWord, RingMemory, SharedMemory};
+use crate::slot::{ShortSlot, Slot, SlotMut};
 use core::sync::atomic::Ordering;
 
 /// The frontend's end of a shared ring (`FRONT_RING` in `ring.h`). Indices run free and wrap at
 /// 2³². Nothing is visible to the backend until [`publish`](Self::publish).
 #[derive(Debug)]
 pub struct FrontRing<M> {
-    mem: M,
-    layout: RingLayout,
+    ring: RingMemory<M>,
     /// Requests written, published or not.
     req_prod: u32,
     /// Requests the backend can see.
@@ -43,30 +39,23 @@ impl<M: SharedMemory> FrontRing<M> {
     /// # Errors
     /// [`RingFault::Geometry`].
     pub fn init_at(mem: M, slot_size: usize, start: u32) -> Result<Self, RingFault> {
-        let layout = layout_of(&mem, slot_size)?;
+        let ring = RingMemory::new(mem, slot_size)?;
         for (at, value) in [
-            (REQ_PROD, start),
-            (RSP_PROD, start),
-            (REQ_EVENT, start.wrapping_add(1)),
-            (RSP_EVENT, start.wrapping_add(1)),
+            (IndexWord::ReqProd, start),
+            (IndexWord::RspProd, start),
+            (IndexWord::ReqEvent, start.wrapping_add(1)),
+            (IndexWord::RspEvent, start.wrapping_add(1)),
         ] {
-            store(&mem, at, value, Ordering::Release);
+            ring.store_index(at, value, Ordering::Release);
         }
-        Ok(Self {
-            mem,
-            layout,
-            req_prod: start,
-            req_published: start,
-            rsp_cons: start,
-            rsp_seen: start,
-        })
+        Ok(Self { ring, req_prod: start, req_published: start, rsp_cons: start, rsp_seen: start })
     }
 
     /// How many requests can be pushed before a response is taken.
     #[inline]
     #[must_use]
     pub fn free(&self) -> u32 {
-        self.layout.slots().saturating_sub(self.req_prod.wrapping_sub(self.rsp_cons))
+        self.ring.layout().slots().saturating_sub(self.req_prod.wrapping_sub(self.rsp_cons))
     }
 
     /// Requests pushed whose responses were not taken yet.
@@ -89,10 +78,23 @@ impl<M: SharedMemory> FrontRing<M> {
     /// [`Full`] when every slot is in flight, or the request is larger than a slot.
     #[inline]
     pub fn push(&mut self, request: &[u8]) -> Result<(), Full> {
-        if self.free() == 0 || request.len() > self.layout.slot_size() {
+        self.push_with(|slot| slot.write(request))
+    }
+
+    /// Like [`push`](Self::push), but has the request written in place, which spares a copy.
+    ///
+    /// # Errors
+    /// [`Full`] when every slot is in flight, or `write` says that a slot is too small; no request
+    /// is pushed then.
+    #[inline]
+    pub fn push_with(
+        &mut self,
+        write: impl FnOnce(&mut SlotMut<'_, M>) -> Result<(), ShortSlot>,
+    ) -> Result<(), Full> {
+        if self.free() == 0 {
             return Err(Full);
         }
-        self.mem.write_words(self.layout.slot_offset(self.req_prod), request).ok_or(Full)?;
+        write(&mut SlotMut::new(self.ring.slot_mut(self.req_prod))).map_err(|ShortSlot| Full)?;
         self.req_prod = self.req_prod.wrapping_add(1);
         Ok(())
     }
@@ -106,7 +108,7 @@ impl<M: SharedMemory> FrontRing<M> {
             return false;
         }
         let old = core::mem::replace(&mut self.req_published, self.req_prod);
-        indices::publish(&Requests(&self.mem), old, self.req_prod)
+        indices::publish(&Requests(&self.ring), old, self.req_prod)
     }
 
     /// Takes the next response, if there is one.
@@ -119,9 +121,28 @@ impl<M: SharedMemory> FrontRing<M> {
         if self.rsp_cons == self.rsp_seen && !self.refresh()? {
             return Ok(None);
         }
-        let at = self.layout.slot_offset(self.rsp_cons);
+        let at = self.rsp_cons;
         self.rsp_cons = self.rsp_cons.wrapping_add(1);
-        Ok(Some(Slot::new(&self.mem, at, self.layout.slot_size())))
+        Ok(Some(Slot::new(self.ring.slot(at))))
+    }
+
+    /// Responses waiting as far as the last look at shared memory showed.
+    #[inline]
+    #[must_use]
+    pub fn waiting(&self) -> u32 {
+        self.rsp_seen.wrapping_sub(self.rsp_cons)
+    }
+
+    /// Looks at shared memory for responses newer than the last look, and returns how many wait.
+    /// The indices share one cache line, which both sides write: to look once and take as many as
+    /// there are is cheaper than to take until there is none.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    #[inline]
+    pub fn look(&mut self) -> Result<u32, RingFault> {
+        self.refresh()?;
+        Ok(self.waiting())
     }
 
     /// Whether a response is waiting. Reads shared memory only when the last look is used up.
@@ -143,24 +164,25 @@ impl<M: SharedMemory> FrontRing<M> {
         if self.rsp_cons != self.rsp_seen {
             return Ok(true);
         }
-        let prod = indices::ask_for_event(&Responses(&self.mem), self.rsp_cons);
+        let prod = indices::ask_for_event(&Responses(&self.ring), self.rsp_cons);
         self.accept(prod)
     }
 
     /// The ring's geometry.
     #[must_use]
     pub fn layout(&self) -> RingLayout {
-        self.layout
+        self.ring.layout()
     }
 
     /// The shared memory.
     #[must_use]
     pub fn memory(&self) -> &M {
-        &self.mem
+        self.ring.memory()
     }
 
+    #[inline]
     fn refresh(&mut self) -> Result<bool, RingFault> {
-        let prod = Responses(&self.mem).load_prod();
+        let prod = Responses(&self.ring).load_prod();
         self.accept(prod)
     }
 

@@ -3,15 +3,11 @@
 //! that fits (`__RING_SIZE`).
 
 use crate::indices::IndexMemory;
-use crate::shm::{PAGE_SIZE, Region, SharedMemory, full_fence};
+use crate::shm::{IndexWord, PAGE_SIZE, RingMemory, SharedMemory, full_fence};
 use core::sync::atomic::Ordering;
 
-pub(crate) const REQ_PROD: usize = 0;
-pub(crate) const REQ_EVENT: usize = 4;
-pub(crate) const RSP_PROD: usize = 8;
-pub(crate) const RSP_EVENT: usize = 12;
 /// Bytes before the first slot.
-const HEADER: usize = 64;
+pub(crate) const HEADER: usize = 64;
 /// Pages of the largest ring any frontend asks for (`ring-page-order` 5).
 pub const MAX_RING_PAGES: usize = 32;
 
@@ -52,12 +48,9 @@ impl RingLayout {
         self.slot_size as usize
     }
 
-    /// The byte offset of the slot that a free-running index names.
-    #[inline]
-    #[expect(clippy::arithmetic_side_effects, reason = "masked index × slot size fits in 32 pages")]
-    pub(crate) const fn slot_offset(self, index: u32) -> usize {
-        let slot = index & (self.slots - 1);
-        HEADER + (slot as usize) * (self.slot_size as usize)
+    /// Where the last slot ends, in bytes.
+    pub(crate) const fn end(self) -> usize {
+        HEADER.saturating_add((self.slots as usize).saturating_mul(self.slot_size as usize))
     }
 }
 
@@ -91,6 +84,18 @@ pub enum RingFault {
         /// How far it could honestly be.
         most: u32,
     },
+    /// The peer claims to have consumed what was never produced, or has gone backwards.
+    #[error(
+        "the peer's consumer index {cons} is {behind} behind the produced index; at most {most} can be"
+    )]
+    ConsumerOverrun {
+        /// The consumer index found.
+        cons: u32,
+        /// How far it is behind what was produced.
+        behind: u32,
+        /// How far it could honestly be.
+        most: u32,
+    },
 }
 
 impl RingFault {
@@ -100,61 +105,37 @@ impl RingFault {
         match self {
             Self::Geometry { .. } => "ring-geometry",
             Self::ProducerOverflow { .. } => "ring-producer-overflow",
+            Self::ConsumerOverrun { .. } => "ring-consumer-overrun",
         }
     }
 }
 
-/// Checks the memory once, so that no later access can miss.
-pub(crate) fn layout_of(
-    mem: &impl SharedMemory,
-    slot_size: usize,
-) -> Result<RingLayout, RingFault> {
-    let bytes = mem.len();
-    let fault = RingFault::Geometry { bytes, slot_size };
-    if !mem.writable() {
-        return Err(fault);
-    }
-    RingLayout::new(bytes, slot_size).ok_or(fault)
-}
-
-/// Loads an index that `layout_of` has shown to exist.
-#[inline]
-pub(crate) fn load(mem: &impl SharedMemory, at: usize, order: Ordering) -> u32 {
-    mem.load_u32(at, order).unwrap_or_default()
-}
-
-#[inline]
-pub(crate) fn store(mem: &impl SharedMemory, at: usize, value: u32, order: Ordering) {
-    let stored = mem.store_u32(at, value, order);
-    debug_assert!(stored, "the index page was checked when the ring was made");
-}
-
 /// The request direction of a ring in shared memory.
-pub(crate) struct Requests<'a, M>(pub &'a M);
+pub(crate) struct Requests<'a, M>(pub &'a RingMemory<M>);
 /// The response direction of a ring in shared memory.
-pub(crate) struct Responses<'a, M>(pub &'a M);
+pub(crate) struct Responses<'a, M>(pub &'a RingMemory<M>);
 
 macro_rules! direction {
     ($name:ident, $prod:ident, $event:ident) => {
         impl<M: SharedMemory> IndexMemory for $name<'_, M> {
             #[inline]
             fn load_prod(&self) -> u32 {
-                load(self.0, $prod, Ordering::Acquire)
+                self.0.load_index(IndexWord::$prod, Ordering::Acquire)
             }
 
             #[inline]
             fn store_prod(&self, value: u32) {
-                store(self.0, $prod, value, Ordering::Release);
+                self.0.store_index(IndexWord::$prod, value, Ordering::Release);
             }
 
             #[inline]
             fn load_event(&self) -> u32 {
-                load(self.0, $event, Ordering::Relaxed)
+                self.0.load_index(IndexWord::$event, Ordering::Relaxed)
             }
 
             #[inline]
             fn store_event(&self, value: u32) {
-                store(self.0, $event, value, Ordering::Relaxed);
+                self.0.store_index(IndexWord::$event, value, Ordering::Relaxed);
             }
 
             #[inline]
@@ -165,8 +146,8 @@ macro_rules! direction {
     };
 }
 
-direction!(Requests, REQ_PROD, REQ_EVENT);
-direction!(Responses, RSP_PROD, RSP_EVENT);
+direction!(Requests, ReqProd, ReqEvent);
+direction!(Responses, RspProd, RspEvent);
 
 #[cfg(test)]
 mod tests {

@@ -6,6 +6,7 @@
 //! | [`shm`] | the only code that touches memory shared with a peer |
 //! | [`indices`] | the notification protocol, three phases, model-checked |
 //! | [`front`], [`back`] | [`FrontRing`] and [`BackRing`]: the two ends of a request/response ring of 1 to 32 pages |
+//! | [`byte_ring`] | [`ByteRing`]: the byte streams of console and xenstore |
 //! | [`proto`] | wire structs per ABI, parsed into validated values and emitted from them |
 //!
 //! ```
@@ -37,6 +38,7 @@
 extern crate alloc;
 
 pub mod back;
+pub mod byte_ring;
 pub mod front;
 pub mod indices;
 pub mod proto;
@@ -49,9 +51,10 @@ mod layout;
 mod slot;
 
 pub use back::BackRing;
+pub use byte_ring::ByteRing;
 pub use domid::DomId;
 pub use front::FrontRing;
 pub use gref::GrantRef;
 pub use io_seg::IoSeg;
 pub use layout::{Full, RingFault, RingLayout};
-pub use slot::{ShortSlot, Slot};
+pub use slot::{ShortSlot, Slot, SlotMut};

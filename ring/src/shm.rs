@@ -6,15 +6,16 @@
 //! meaning to a reference (`&T`, `&mut T`, `&[u8]`) into such memory, so none is ever made here.
 //! What is left is defined as follows:
 //!
-//! - **Words** (ring indices, slot words, grant flags, event bits) are reached through
+//! - **Words** (ring indices, grant flags, event bits) are reached through
 //!   [`AtomicU16`], [`AtomicU32`] and [`AtomicU64`], each made from a pointer for the length of
 //!   one operation. Atomics may be changed by anybody at any time; a racing peer changes the value
 //!   read, never the meaning of the program. Sizes are mixed only between accesses whose value
 //!   is not relied upon to be whole (a peer that tears its own slot gets what it wrote).
-//! - **Bulk data** is moved by [`copy_from_shared`] and [`copy_to_shared`] alone. On x86-64 they
-//!   are one `rep movsb`: inline assembly is opaque to the compiler, which must assume that it
-//!   reads and writes what it names and nothing about the values, just as for a device's memory.
-//!   Elsewhere they are loops of relaxed atomic bytes.
+//! - **Slots** are moved by `words` alone, a few words at a time, and **bulk data** by
+//!   [`copy_from_shared`] and [`copy_to_shared`] alone. On x86-64 that is inline assembly (plain
+//!   and vector moves; one `rep movsb`), which is opaque to the compiler: it must assume that the
+//!   assembly reads and writes what it names and nothing about the values, just as for a device's
+//!   memory. Elsewhere they are relaxed atomics.
 //! - **The kernel** is handed raw addresses ([`RawRange`]) by the engines that submit I/O; it does
 //!   its own copying and races only with the peer that owns the data.
 //!
@@ -23,8 +24,13 @@
 //! and every device crate, is written in safe Rust on top of [`Region`].
 #![allow(unsafe_code)]
 
+mod slots;
+mod words;
+
+pub(crate) use slots::{IndexWord, RingMemory, SlotBytes, SlotRoom};
+
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// Bytes in a page on every architecture whose PV drivers pvio speaks to (`XEN_PAGE_SIZE`).
 pub const PAGE_SIZE: usize = 4096;
@@ -162,66 +168,21 @@ pub trait Region: SharedMemory {
         Some(unsafe { AtomicU64::from_ptr(ptr) }.fetch_and(bits, Ordering::SeqCst))
     }
 
-    /// Copies a ring slot (or part of one) out, in relaxed words. `offset` is a multiple of 4 in
-    /// every ring; anything else is copied byte by byte.
+    /// Copies a few words out, in words as wide as alignment and length allow, each byte once.
     #[inline]
     fn read_words(&self, offset: usize, out: &mut [u8]) -> Option<()> {
-        let ptr = self.range(offset, out.len())?.as_ptr();
-        let mut done = 0_usize;
-        if ptr.addr().is_multiple_of(8) {
-            while let Some(chunk) = out.get_mut(done..done.wrapping_add(8)) {
-                // SAFETY: `done + 8 <= out.len()`, which `range` checked; aligned since `ptr` is.
-                let word = unsafe { AtomicU64::from_ptr(ptr.add(done).cast()) };
-                chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
-                done = done.wrapping_add(8);
-            }
-        }
-        if ptr.addr().is_multiple_of(4) {
-            while let Some(chunk) = out.get_mut(done..done.wrapping_add(4)) {
-                // SAFETY: as above, for four bytes.
-                let word = unsafe { AtomicU32::from_ptr(ptr.add(done).cast()) };
-                chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
-                done = done.wrapping_add(4);
-            }
-        }
-        while let Some(byte) = out.get_mut(done) {
-            // SAFETY: `done < out.len()`, which `range` checked.
-            *byte = unsafe { AtomicU8::from_ptr(ptr.add(done)) }.load(Ordering::Relaxed);
-            done = done.wrapping_add(1);
-        }
+        let from = self.range(offset, out.len())?.addr;
+        // SAFETY: `range` checked the bounds; the trait's contract keeps it mapped.
+        unsafe { words::load_words(from.as_ptr(), out.as_mut_ptr(), out.len()) };
         Some(())
     }
 
-    /// Copies a ring slot (or part of one) in, in relaxed words; the mirror of
-    /// [`read_words`](Region::read_words).
+    /// Copies a few words in; the mirror of [`read_words`](Region::read_words).
     #[inline]
     fn write_words(&self, offset: usize, from: &[u8]) -> Option<()> {
-        let ptr = self.range_mut(offset, from.len())?.as_ptr();
-        let mut rest = from;
-        let mut done = 0_usize;
-        if ptr.addr().is_multiple_of(8) {
-            while let Some((chunk, tail)) = rest.split_first_chunk::<8>() {
-                // SAFETY: `done + 8 <= from.len()`, which `range_mut` checked; aligned.
-                let word = unsafe { AtomicU64::from_ptr(ptr.add(done).cast()) };
-                word.store(u64::from_ne_bytes(*chunk), Ordering::Relaxed);
-                done = done.wrapping_add(8);
-                rest = tail;
-            }
-        }
-        if ptr.addr().is_multiple_of(4) {
-            while let Some((chunk, tail)) = rest.split_first_chunk::<4>() {
-                // SAFETY: as above, for four bytes.
-                let word = unsafe { AtomicU32::from_ptr(ptr.add(done).cast()) };
-                word.store(u32::from_ne_bytes(*chunk), Ordering::Relaxed);
-                done = done.wrapping_add(4);
-                rest = tail;
-            }
-        }
-        for byte in rest {
-            // SAFETY: `done < from.len()`, which `range_mut` checked.
-            unsafe { AtomicU8::from_ptr(ptr.add(done)) }.store(*byte, Ordering::Relaxed);
-            done = done.wrapping_add(1);
-        }
+        let to = self.range_mut(offset, from.len())?.addr;
+        // SAFETY: `range_mut` checked the bounds and that writing is allowed.
+        unsafe { words::store_words(from.as_ptr(), to.as_ptr(), from.len()) };
         Some(())
     }
 
@@ -289,9 +250,18 @@ impl<M: SharedMemory + ?Sized> Region for M {}
 
 /// Orders every earlier store before every later load, against the same fence in the peer
 /// (`xen_mb()` / `virt_mb()` in the C headers).
-#[inline]
+#[inline(always)]
 pub fn full_fence() {
-    fence(Ordering::SeqCst);
+    // A locked instruction is as full a fence for ordinary memory as `mfence`, which compilers
+    // choose for `SeqCst`, and faster; C compilers and kernels use it for that reason. It changes
+    // nothing. As inline assembly it is a fence for the compiler too.
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the word at the stack pointer is ours, and stays as it is.
+    unsafe {
+        core::arch::asm!("lock or dword ptr [rsp], 0", options(nostack));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    core::sync::atomic::fence(Ordering::SeqCst);
 }
 
 /// # Safety
@@ -331,6 +301,8 @@ unsafe fn copy_bytes(from: *const u8, to: *mut u8, len: usize) {
 /// Both ranges are mapped for `len` bytes and do not overlap.
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn copy_bytes(from: *const u8, to: *mut u8, len: usize) {
+    use core::sync::atomic::AtomicU8;
+
     for i in 0..len {
         // SAFETY: `i < len`, inside both ranges by the caller's promise.
         unsafe {

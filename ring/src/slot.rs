@@ -1,4 +1,5 @@
-use crate::shm::{Region, SharedMemory};
+use crate::shm::{SlotBytes, SlotRoom};
+use core::marker::PhantomData;
 
 /// More was asked of a slot than it holds: a bug of ours, not the peer's doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -9,15 +10,14 @@ pub struct ShortSlot;
 /// twice**: what was checked is what is used (XSA-155), by construction.
 #[derive(Debug)]
 pub struct Slot<'a, M> {
-    mem: &'a M,
-    at: usize,
-    end: usize,
+    bytes: SlotBytes<'a>,
+    memory: PhantomData<&'a M>,
 }
 
-impl<'a, M: SharedMemory> Slot<'a, M> {
-    #[inline]
-    pub(crate) fn new(mem: &'a M, at: usize, size: usize) -> Self {
-        Self { mem, at, end: at.saturating_add(size) }
+impl<'a, M> Slot<'a, M> {
+    #[inline(always)]
+    pub(crate) fn new(bytes: SlotBytes<'a>) -> Self {
+        Self { bytes, memory: PhantomData }
     }
 
     /// Copies the next `out.len()` bytes out.
@@ -26,15 +26,79 @@ impl<'a, M: SharedMemory> Slot<'a, M> {
     /// [`ShortSlot`] when fewer are left; nothing is read then.
     #[inline]
     pub fn read(&mut self, out: &mut [u8]) -> Result<(), ShortSlot> {
-        let next = self.at.checked_add(out.len()).filter(|&n| n <= self.end).ok_or(ShortSlot)?;
-        self.mem.read_words(self.at, out).ok_or(ShortSlot)?;
-        self.at = next;
+        self.bytes.fill(out).ok_or(ShortSlot)
+    }
+
+    /// Takes the next `N` bytes.
+    ///
+    /// # Errors
+    /// [`ShortSlot`] when fewer are left; nothing is read then.
+    #[inline(always)]
+    pub fn read_array<const N: usize>(&mut self) -> Result<[u8; N], ShortSlot> {
+        self.bytes.take().ok_or(ShortSlot)
+    }
+
+    /// Takes the next `N` little-endian words of 64 bits.
+    ///
+    /// # Errors
+    /// [`ShortSlot`] when there are fewer left; nothing is read then.
+    #[inline(always)]
+    pub fn read_words<const N: usize>(&mut self) -> Result<[u64; N], ShortSlot> {
+        Ok(self.bytes.take::<u64, N>().ok_or(ShortSlot)?.map(u64::from_le))
+    }
+
+    /// Fills `out` with the next little-endian words of 64 bits.
+    ///
+    /// # Errors
+    /// [`ShortSlot`] when there are fewer left; nothing is read then.
+    #[inline(always)]
+    pub fn read_words_into(&mut self, out: &mut [u64]) -> Result<(), ShortSlot> {
+        self.bytes.fill(out).ok_or(ShortSlot)?;
+        out.iter_mut().for_each(|word| *word = u64::from_le(*word));
         Ok(())
     }
 
     /// Bytes not read yet.
     #[must_use]
     pub fn remaining(&self) -> usize {
-        self.end.saturating_sub(self.at)
+        self.bytes.left()
+    }
+}
+
+/// One free slot, written front to back and not seen by the peer before its index is published.
+#[derive(Debug)]
+pub struct SlotMut<'a, M> {
+    room: SlotRoom<'a>,
+    memory: PhantomData<&'a M>,
+}
+
+impl<'a, M> SlotMut<'a, M> {
+    #[inline(always)]
+    pub(crate) fn new(room: SlotRoom<'a>) -> Self {
+        Self { room, memory: PhantomData }
+    }
+
+    /// Writes the next bytes.
+    ///
+    /// # Errors
+    /// [`ShortSlot`] when there is less room; nothing is written then.
+    #[inline(always)]
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ShortSlot> {
+        self.room.write(bytes).ok_or(ShortSlot)
+    }
+
+    /// Writes the next word, little-endian.
+    ///
+    /// # Errors
+    /// [`ShortSlot`] when there is less room; nothing is written then.
+    #[inline(always)]
+    pub fn write_word(&mut self, word: u64) -> Result<(), ShortSlot> {
+        self.write(&word.to_le_bytes())
+    }
+
+    /// Bytes not written yet.
+    #[must_use]
+    pub fn remaining(&self) -> usize {
+        self.room.left()
     }
 }

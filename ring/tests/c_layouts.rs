@@ -9,6 +9,7 @@ mod c_compiler;
 use core::sync::atomic::Ordering;
 use pvio_grant_table::v1::{self, Flags, GrantTable};
 use pvio_grant_table::{Access, DomId};
+use pvio_ring::byte_ring::{CONSOLE_IN, CONSOLE_OUT, XENSTORE_REQ, XENSTORE_RSP};
 use pvio_ring::proto::{blkif, netif};
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
 use pvio_ring::{FrontRing, GrantRef, RingLayout};
@@ -285,4 +286,23 @@ fn grant_entries_are_where_the_header_puts_them() {
     assert_eq!(c.field(&entry, "grant.flags", 2), flags.bits().into());
     assert_eq!(c.field(&entry, "grant.domid", 2), 0x1234);
     assert_eq!(c.field(&entry, "grant.frame", 4), 0xcafe_f00d);
+}
+
+#[test]
+fn byte_streams_are_where_the_headers_put_them() {
+    let Some(c) = Headers::of("byte stream layouts", blkif::Abi::X86_64) else { return };
+    for (stream, name, way) in [
+        (CONSOLE_IN, "console", "in"),
+        (CONSOLE_OUT, "console", "out"),
+        (XENSTORE_REQ, "xenstore", "req"),
+        (XENSTORE_RSP, "xenstore", "rsp"),
+    ] {
+        assert_eq!(c.at(&format!("{name}.{way}")), stream.buffer);
+        assert_eq!(c.at(&format!("{name}.{way}_cons")), stream.cons);
+        assert_eq!(c.at(&format!("{name}.{way}_prod")), stream.prod);
+    }
+    assert_eq!(c.at("console.out") - c.at("console.in"), CONSOLE_IN.size as usize);
+    assert_eq!(c.at("console.in_cons") - c.at("console.out"), CONSOLE_OUT.size as usize);
+    assert_eq!(c.number("XENSTORE_RING_SIZE"), XENSTORE_REQ.size.into());
+    assert_eq!(c.number("XENSTORE_RING_SIZE"), XENSTORE_RSP.size.into());
 }

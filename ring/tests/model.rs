@@ -274,6 +274,10 @@ impl Machine {
                 prop_assert_eq!(self.back.has_requests().expect(honest), !self.shown.is_empty());
                 prop_assert_eq!(self.back.look().expect(honest) as usize, self.shown.len());
                 prop_assert_eq!(
+                    self.front.look().expect(honest) as usize,
+                    self.answers_shown.len()
+                );
+                prop_assert_eq!(
                     self.front.has_responses().expect(honest),
                     !self.answers_shown.is_empty()
                 );

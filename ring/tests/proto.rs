@@ -41,7 +41,7 @@ fn blkif_request() -> impl Strategy<Value = blkif::Request> {
     prop_oneof![
         3 => (prop::sample::select(ops), any::<u64>(), any::<u64>(), segments())
             .prop_filter("data needs segments", |(op, _, _, s)| {
-                matches!(op, DataOp::WriteBarrier | DataOp::Flush) || !s.as_slice().is_empty()
+                matches!(op, DataOp::WriteBarrier | DataOp::Flush) || !s.is_empty()
             })
             .prop_map(|(op, id, sector, segments)| Request::Data { op, id, sector, segments }),
         1 => (any::<u64>(), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(
@@ -126,8 +126,8 @@ proptest! {
             match parsed.expect("a slot of the ABI's own size is never short") {
                 Ok(blkif::Request::Data { op, id: got, segments, .. }) => {
                     prop_assert_eq!((op.code(), got), (raw[0], id));
-                    prop_assert_eq!(segments.as_slice().len(), usize::from(raw[1]));
-                    for s in segments.as_slice() {
+                    prop_assert_eq!(segments.len(), usize::from(raw[1]));
+                    for s in segments.iter() {
                         prop_assert!(s.first <= s.last && s.last < 8);
                         prop_assert!(s.offset() + s.len() <= 4096 && !s.is_empty());
                     }

@@ -46,10 +46,7 @@ impl XenbusState {
     /// The state with this number; [`XenbusState::Unknown`] beyond 8.
     #[must_use]
     pub fn from_number(number: u32) -> Self {
-        usize::try_from(number)
-            .ok()
-            .and_then(|n| Self::ALL.get(n).copied())
-            .unwrap_or_default()
+        usize::try_from(number).ok().and_then(|n| Self::ALL.get(n).copied()).unwrap_or_default()
     }
 
     /// Reads a state as a peer wrote it, perhaps with a NUL or a line end behind it. Nothing there,
@@ -60,8 +57,7 @@ impl XenbusState {
             Some([number @ .., b'\0' | b'\n']) => Some(number),
             other => other,
         };
-        text.and_then(parse_u32)
-            .map_or(Self::Unknown, Self::from_number)
+        text.and_then(parse_u32).map_or(Self::Unknown, Self::from_number)
     }
 
     /// The state's number on the wire.
@@ -114,15 +110,7 @@ mod tests {
             assert_eq!(XenbusState::parse(Some(state.text().as_bytes())), state);
             assert_eq!(XenbusState::from_number(u32::from(state.number())), state);
         }
-        for bad in [
-            &b""[..],
-            b"9",
-            b"-1",
-            b"4 ",
-            b"Connected",
-            b"\xff",
-            b"99999999999999999999",
-        ] {
+        for bad in [&b""[..], b"9", b"-1", b"4 ", b"Connected", b"\xff", b"99999999999999999999"] {
             assert_eq!(XenbusState::parse(Some(bad)), XenbusState::Unknown);
         }
         assert_eq!(XenbusState::parse(None), XenbusState::Unknown);

@@ -1,6 +1,7 @@
 //! What a device needs of xenstore: one trait, whoever serves it.
 
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -72,6 +73,14 @@ impl XsError {
     pub fn is_not_found(&self) -> bool {
         self.errno() == Some(XsErrno::NoEnt)
     }
+
+    /// Whether this says that a node is not there, or may not be seen. Of a peer's node that is
+    /// gone together with its directory xenstored tells only the latter: what is left above it is
+    /// not for us to read.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        matches!(self.errno(), Some(XsErrno::NoEnt | XsErrno::Acces))
+    }
 }
 
 /// A connection to xenstore.
@@ -126,13 +135,24 @@ pub trait Xenstore {
         }
     }
 
+    /// Reads a node of a peer's, which may be gone together with all that we may see of it.
+    ///
+    /// # Errors
+    /// As [`Xenstore::read`], without `ENOENT` and `EACCES`.
+    fn read_peer(&mut self, path: &str) -> Result<Option<Vec<u8>>, XsError> {
+        match self.read(path) {
+            Ok(value) => Ok(Some(value)),
+            Err(e) if e.is_absent() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Writes a node's value, creating it and the nodes above as needed.
     ///
     /// # Errors
     /// As [`Xenstore::request`].
     fn write(&mut self, path: &str, value: &[u8]) -> Result<(), XsError> {
-        self.request(Op::Write, self.tx_id(), &[path.as_bytes(), NUL, value])
-            .map(drop)
+        self.request(Op::Write, self.tx_id(), &[path.as_bytes(), NUL, value]).map(drop)
     }
 
     /// Makes sure that a node is there.
@@ -140,8 +160,7 @@ pub trait Xenstore {
     /// # Errors
     /// As [`Xenstore::request`].
     fn mkdir(&mut self, path: &str) -> Result<(), XsError> {
-        self.request(Op::Mkdir, self.tx_id(), &[path.as_bytes(), NUL])
-            .map(drop)
+        self.request(Op::Mkdir, self.tx_id(), &[path.as_bytes(), NUL]).map(drop)
     }
 
     /// Removes a node and all below it; that there is none is fine.
@@ -184,13 +203,8 @@ pub trait Xenstore {
     /// # Errors
     /// As [`Xenstore::request`].
     fn set_perms(&mut self, path: &str, perms: &[Perm]) -> Result<(), XsError> {
-        let list: String = perms.iter().map(|p| alloc::format!("{p}\0")).collect();
-        self.request(
-            Op::SetPerms,
-            self.tx_id(),
-            &[path.as_bytes(), NUL, list.as_bytes()],
-        )
-        .map(drop)
+        let list: String = perms.iter().map(|p| format!("{p}\0")).collect();
+        self.request(Op::SetPerms, self.tx_id(), &[path.as_bytes(), NUL, list.as_bytes()]).map(drop)
     }
 
     /// Watches a path and all below it; the first event comes at once. The same path may be
@@ -199,8 +213,7 @@ pub trait Xenstore {
     /// # Errors
     /// As [`Xenstore::request`]; `EEXIST` if that watch is there.
     fn watch(&mut self, path: &str, token: &str) -> Result<(), XsError> {
-        self.request(Op::Watch, 0, &[path.as_bytes(), NUL, token.as_bytes(), NUL])
-            .map(drop)
+        self.request(Op::Watch, 0, &[path.as_bytes(), NUL, token.as_bytes(), NUL]).map(drop)
     }
 
     /// Ends a watch. Events that are under way may still come.
@@ -208,12 +221,7 @@ pub trait Xenstore {
     /// # Errors
     /// As [`Xenstore::request`]; `ENOENT` if there is no such watch.
     fn unwatch(&mut self, path: &str, token: &str) -> Result<(), XsError> {
-        self.request(
-            Op::Unwatch,
-            0,
-            &[path.as_bytes(), NUL, token.as_bytes(), NUL],
-        )
-        .map(drop)
+        self.request(Op::Unwatch, 0, &[path.as_bytes(), NUL, token.as_bytes(), NUL]).map(drop)
     }
 
     /// Opens a transaction and returns its number. [`transaction`] is the better way.
@@ -223,8 +231,7 @@ pub trait Xenstore {
     fn transaction_start(&mut self) -> Result<u32, XsError> {
         let answer = self.request(Op::TransactionStart, 0, &[NUL])?;
         let id = split_string(&answer).and_then(|(id, _)| crate::wire::parse_u32(id));
-        id.filter(|&id| id != 0)
-            .ok_or(XsError::Protocol("a transaction without a number"))
+        id.filter(|&id| id != 0).ok_or(XsError::Protocol("a transaction without a number"))
     }
 
     /// Commits or drops a transaction.
@@ -331,11 +338,7 @@ impl<X: Xenstore + ?Sized> Xenstore for Tx<'_, X> {
 /// Puts a payload together.
 pub(crate) fn payload(parts: &[&[u8]]) -> Result<Vec<u8>, XsError> {
     let bytes = parts.concat();
-    if bytes.len() > PAYLOAD_MAX {
-        Err(XsError::TooLong)
-    } else {
-        Ok(bytes)
-    }
+    if bytes.len() > PAYLOAD_MAX { Err(XsError::TooLong) } else { Ok(bytes) }
 }
 
 /// Turns an `ERROR` answer into an error of the request it answers.
@@ -343,22 +346,14 @@ pub(crate) fn refusal(op: Op, parts: &[&[u8]], answer: &[u8]) -> XsError {
     let name = split_string(answer).map_or(answer, |(name, _)| name);
     // An error unknown to the protocol is still a refusal.
     let errno = XsErrno::from_name(name).unwrap_or(XsErrno::Inval);
-    let path = parts
-        .first()
-        .map_or("", |p| core::str::from_utf8(p).unwrap_or(""));
-    XsError::Refused {
-        op,
-        path: path.into(),
-        errno,
-    }
+    let path = parts.first().map_or("", |p| core::str::from_utf8(p).unwrap_or(""));
+    XsError::Refused { op, path: path.into(), errno }
 }
 
 const NUL: &[u8] = b"\0";
 
 fn names(list: &[u8]) -> Vec<String> {
-    strings(list)
-        .map(|n| String::from_utf8_lossy(n).into_owned())
-        .collect()
+    strings(list).map(|n| String::from_utf8_lossy(n).into_owned()).collect()
 }
 
 /// Lists children that do not fit into one message, part by part.
@@ -384,11 +379,8 @@ fn directory_in_parts<X: Xenstore + ?Sized>(
             generation = Some(now.to_vec());
             // The last part ends in an empty name.
             let last = part == NUL || part.ends_with(b"\0\0");
-            let part = if last {
-                part.get(..part.len().saturating_sub(1)).unwrap_or(&[])
-            } else {
-                part
-            };
+            let part =
+                if last { part.get(..part.len().saturating_sub(1)).unwrap_or(&[]) } else { part };
             list.extend_from_slice(part);
             if last {
                 return Ok(names(&list));

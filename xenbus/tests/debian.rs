@@ -14,11 +14,8 @@ use pvio_xenbus::store::Store;
 
 fn serve() -> (ServerHandle, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::new(Store::default())
-        .listen(dir.path().join("s"))
-        .unwrap()
-        .spawn()
-        .unwrap();
+    let server =
+        Server::new(Store::default()).listen(dir.path().join("s")).unwrap().spawn().unwrap();
     (server, dir)
 }
 
@@ -26,9 +23,7 @@ fn serve() -> (ServerHandle, tempfile::TempDir) {
 fn tool(server: &ServerHandle, name: &str, args: &[&str]) -> Option<Output> {
     let program = debian(&format!("/usr/bin/xenstore-{name}"), "xenstore-utils")?;
     let mut command = Command::new(program);
-    command
-        .args(args)
-        .env("XENSTORED_PATH", server.path().unwrap());
+    command.args(args).env("XENSTORED_PATH", server.path().unwrap());
     Some(command.output().unwrap())
 }
 
@@ -49,10 +44,7 @@ fn write_read_list_exists_rm() {
     assert_eq!(stdout(&run("list", &["/a"])), "b\nc\n");
     assert!(run("exists", &["/a/b"]).status.success());
     assert!(!run("exists", &["/a/none"]).status.success());
-    assert!(
-        run("rm", &["-t", "/a/b"]).status.success(),
-        "and its parents, as they get empty"
-    );
+    assert!(run("rm", &["-t", "/a/b"]).status.success(), "and its parents, as they get empty");
     assert!(run("exists", &["/a/c"]).status.success());
     assert!(run("rm", &["-t", "/a/c"]).status.success());
     assert!(!run("exists", &["/a"]).status.success());
@@ -77,15 +69,8 @@ fn ls_and_chmod_show_and_set_permissions() {
     assert_eq!(lines[1], " b = \"hello\"  (n3,r4)");
     assert_eq!(run("ls", &["-f", "/a"]), "/a/b = \"hello\"\n");
     run("chmod", &["-r", "/a", "b7"]);
-    let perms = server
-        .connect_local(DomId::DOM0)
-        .unwrap()
-        .get_perms("/a/b")
-        .unwrap();
-    assert_eq!(
-        perms.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        ["b7"]
-    );
+    let perms = server.connect_local(DomId::DOM0).unwrap().get_perms("/a/b").unwrap();
+    assert_eq!(perms.iter().map(ToString::to_string).collect::<Vec<_>>(), ["b7"]);
 }
 
 #[test]
@@ -137,11 +122,7 @@ fn control_answers() {
     };
     let control = |args: &[&str]| {
         let mut command = Command::new(&program);
-        command
-            .args(args)
-            .env("XENSTORED_PATH", server.path().unwrap())
-            .output()
-            .unwrap()
+        command.args(args).env("XENSTORED_PATH", server.path().unwrap()).output().unwrap()
     };
     assert_eq!(stdout(&control(&["check"])), "OK\n");
     assert!(stdout(&control(&["help"])).starts_with("check\n"));
@@ -163,9 +144,7 @@ fn xens_own_test_program_passes() {
     };
     let run = |args: &[&str]| {
         let mut command = Command::new(&program);
-        command
-            .args(args)
-            .env("XENSTORED_PATH", server.path().unwrap());
+        command.args(args).env("XENSTORED_PATH", server.path().unwrap());
         stdout(&command.output().unwrap())
     };
     let timed = run(&["-i", "50"]);
@@ -179,10 +158,6 @@ fn xens_own_test_program_passes() {
         }
     });
     let mut xs = server.connect_local(DomId::DOM0).unwrap();
-    assert_eq!(
-        xs.directory("/local/domain/0").unwrap(),
-        [""; 0],
-        "it cleans up behind itself"
-    );
+    assert_eq!(xs.directory("/local/domain/0").unwrap(), [""; 0], "it cleans up behind itself");
     server.check().unwrap().unwrap();
 }

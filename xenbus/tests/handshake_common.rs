@@ -17,78 +17,43 @@ fn a_disk_is_made_with_libxls_rights_and_found_by_both_ends() {
     assert_eq!(back, "/local/domain/2/backend/vbd/5/51712");
     assert_eq!(front, "/local/domain/5/device/vbd/51712");
     let perms = |xs: &mut LocalClient, path: &str| {
-        xs.get_perms(path)
-            .unwrap()
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
+        xs.get_perms(path).unwrap().iter().map(ToString::to_string).collect::<Vec<_>>()
     };
-    for path in [
-        back.clone(),
-        dev::state_path(&back),
-        dev::online_path(&back),
-    ] {
+    for path in [back.clone(), dev::state_path(&back), dev::online_path(&back)] {
         assert_eq!(perms(&mut w.dom0, &path), ["n2", "r5"], "{path}");
     }
     for path in [front.clone(), dev::state_path(&front)] {
         assert_eq!(perms(&mut w.dom0, &path), ["n5", "r2"], "{path}");
     }
     let addr = DeviceAddr::new(DeviceClass::Vbd, BACK, FRONT, 51712);
-    assert_eq!(
-        dev::list_backends(&mut w.back, DeviceClass::Vbd, BACK).unwrap(),
-        [addr]
-    );
-    assert_eq!(
-        dev::list_backends(&mut w.back, DeviceClass::Vif, BACK).unwrap(),
-        []
-    );
-    assert_eq!(
-        dev::list_frontends(&mut w.front, DeviceClass::Vbd, FRONT).unwrap(),
-        [51712]
-    );
+    assert_eq!(dev::list_backends(&mut w.back, DeviceClass::Vbd, BACK).unwrap(), [addr]);
+    assert_eq!(dev::list_backends(&mut w.back, DeviceClass::Vif, BACK).unwrap(), []);
+    assert_eq!(dev::list_frontends(&mut w.front, DeviceClass::Vbd, FRONT).unwrap(), [51712]);
     let told = vbd::ToolstackBack::read(&mut w.back, &back).unwrap();
     assert_eq!(told, vbd::ToolstackBack::new(addr, "/srv/disk.img"));
     let told = vbd::ToolstackFront::read(&mut w.front, &front).unwrap();
     assert_eq!(told, vbd::ToolstackFront::new(addr, vbd::DeviceType::Disk));
     for (xs, base) in [(&mut w.back, &front), (&mut w.front, &back)] {
-        assert_eq!(
-            dev::read_state(xs, base).unwrap(),
-            XenbusState::Initialising
-        );
+        assert_eq!(dev::read_state(xs, base).unwrap(), XenbusState::Initialising);
         let refused = dev::write_state(xs, base, XenbusState::Closed).unwrap_err();
         assert!(
             matches!(refused, HandshakeError::Xenstore(ref e) if e.errno() == Some(XsErrno::Acces))
         );
     }
     let again = vbd::create_device(&mut w.dom0, addr, &told_back(addr)).unwrap_err();
-    assert_eq!(
-        again,
-        HandshakeError::Exists {
-            path: back.clone().into()
-        }
-    );
+    assert_eq!(again, HandshakeError::Exists { path: front.clone().into() });
 
     assert!(dev::read_online(&mut w.back, &back).unwrap());
     dev::request_removal(&mut w.dom0, addr).unwrap();
     assert!(!dev::read_online(&mut w.back, &back).unwrap());
-    assert_eq!(
-        dev::read_state(&mut w.front, &back).unwrap(),
-        XenbusState::Closing
-    );
+    assert_eq!(dev::read_state(&mut w.front, &back).unwrap(), XenbusState::Closing);
     dev::write_error(&mut w.back, &back, 22, "bad").unwrap();
     dev::remove_device(&mut w.dom0, addr).unwrap();
-    assert_eq!(
-        dev::list_backends(&mut w.back, DeviceClass::Vbd, BACK).unwrap(),
-        []
-    );
+    assert_eq!(dev::list_backends(&mut w.back, DeviceClass::Vbd, BACK).unwrap(), []);
     assert_eq!(w.back.directory("backend/vbd").unwrap(), [""; 0]);
     assert_eq!(dev::read_error(&mut w.dom0, &back).unwrap(), None);
     dev::request_removal(&mut w.dom0, addr).unwrap();
-    assert_eq!(
-        dev::list_backends(&mut w.back, DeviceClass::Vbd, BACK).unwrap(),
-        [],
-        "no ghost"
-    );
+    assert_eq!(dev::list_backends(&mut w.back, DeviceClass::Vbd, BACK).unwrap(), [], "no ghost");
     vbd::create_device(&mut w.dom0, addr, &told_back(addr)).unwrap();
     w.store.borrow().check().unwrap();
 }
@@ -110,19 +75,13 @@ fn told_back(addr: DeviceAddr) -> vbd::ToolstackBack {
 fn a_device_of_another_frontend_or_class_is_not_made() {
     let mut w = world();
     let addr = DeviceAddr::new(DeviceClass::Vbd, BACK, FRONT, 1);
-    let other = DeviceAddr {
-        front: DomId(6),
-        ..addr
-    };
+    let other = DeviceAddr { front: DomId(6), ..addr };
     let back = vbd::ToolstackBack::new(other, "x");
     assert!(matches!(
         vbd::create_device(&mut w.dom0, addr, &back),
         Err(HandshakeError::Unwritable(_))
     ));
-    let nic = DeviceAddr {
-        class: DeviceClass::Vif,
-        ..addr
-    };
+    let nic = DeviceAddr { class: DeviceClass::Vif, ..addr };
     let back = vbd::ToolstackBack::new(nic, "x");
     assert!(matches!(
         vbd::create_device(&mut w.dom0, nic, &back),
@@ -133,24 +92,15 @@ fn a_device_of_another_frontend_or_class_is_not_made() {
         vif::create_device(&mut w.dom0, nic, &group),
         Err(HandshakeError::Unwritable(_))
     ));
-    assert_eq!(
-        w.dom0.directory("/local/domain/2/backend").unwrap(),
-        [""; 0]
-    );
+    assert_eq!(w.dom0.directory("/local/domain/2/backend").unwrap(), [""; 0]);
 }
 
 #[test]
 fn paths_are_taken_apart() {
     let addr = DeviceAddr::new(DeviceClass::Vif, BACK, FRONT, 3);
     let full = format!("{}/queue-0/state", addr.backend_path());
-    assert_eq!(
-        DeviceAddr::from_backend_path(&full, DomId(9)),
-        Some((addr, "queue-0/state"))
-    );
-    assert_eq!(
-        DeviceAddr::from_backend_path("backend/vif/5/3", BACK),
-        Some((addr, ""))
-    );
+    assert_eq!(DeviceAddr::from_backend_path(&full, DomId(9)), Some((addr, "queue-0/state")));
+    assert_eq!(DeviceAddr::from_backend_path("backend/vif/5/3", BACK), Some((addr, "")));
     for bad in [
         "",
         "/",
@@ -166,10 +116,7 @@ fn paths_are_taken_apart() {
     }
     let (class, front, index, below) =
         dev::parse_frontend_path("device/vbd/51712/state", FRONT).unwrap();
-    assert_eq!(
-        (class, front, index, below),
-        (DeviceClass::Vbd, FRONT, 51712, "state")
-    );
+    assert_eq!((class, front, index, below), (DeviceClass::Vbd, FRONT, 51712, "state"));
     assert_eq!(
         dev::error_path(&addr.backend_path()).unwrap(),
         "/local/domain/2/error/backend/vif/5/3/error"
@@ -207,26 +154,14 @@ fn states_are_switched_but_not_brought_back() {
     assert!(dev::switch_state(&mut w.back, &back, XenbusState::Initialising).unwrap());
     assert_eq!(w.front.poll_event().unwrap(), None, "it was that already");
     dev::write_state(&mut w.back, &back, XenbusState::Initialising).unwrap();
-    assert!(
-        w.front.poll_event().unwrap().is_some(),
-        "said again on purpose"
-    );
+    assert!(w.front.poll_event().unwrap().is_some(), "said again on purpose");
     assert!(dev::switch_state(&mut w.back, &back, XenbusState::InitWait).unwrap());
-    assert_eq!(
-        dev::read_state(&mut w.front, &back).unwrap(),
-        XenbusState::InitWait
-    );
+    assert_eq!(dev::read_state(&mut w.front, &back).unwrap(), XenbusState::InitWait);
     w.dom0.rm(&back).unwrap();
     assert!(!dev::switch_state(&mut w.back, &back, XenbusState::Connected).unwrap());
-    assert_eq!(
-        dev::read_state(&mut w.back, &back).unwrap(),
-        XenbusState::Unknown
-    );
+    assert_eq!(dev::read_state(&mut w.back, &back).unwrap(), XenbusState::Unknown);
     put(&mut w.front, &front, &[("state", "4 ")]);
-    assert_eq!(
-        dev::read_state(&mut w.back, &front).unwrap(),
-        XenbusState::Unknown
-    );
+    assert_eq!(dev::read_state(&mut w.back, &front).unwrap(), XenbusState::Unknown);
 }
 
 /// A transaction that meets another's write starts over; one that always does gives up.
@@ -254,10 +189,7 @@ fn retries_are_bounded_and_failures_leave_nothing() {
         Err(HandshakeError::Unwritable("on purpose"))
     });
     assert!(failing.is_err());
-    assert_eq!(
-        vbd::BackOffer::read(&mut w.back, &back).unwrap(),
-        vbd::BackOffer::default()
-    );
+    assert_eq!(vbd::BackOffer::read(&mut w.back, &back).unwrap(), vbd::BackOffer::default());
     // All the transactions above were ended: a guest still has its ten.
     for _ in 0..10 {
         w.back.transaction_start().unwrap();

@@ -22,17 +22,8 @@ fn a_disk_is_agreed_on() {
     .unwrap();
     let offered = vbd::BackOffer::read(&mut w.front, &back).unwrap();
     assert_eq!(offered, offer());
-    let plan = offered.plan(vbd::FrontLimits {
-        max_queues: 2,
-        max_ring_page_order: 9,
-    });
-    assert_eq!(
-        plan,
-        vbd::FrontPlan {
-            queues: 2,
-            ring_page_order: 4
-        }
-    );
+    let plan = offered.plan(vbd::FrontLimits { max_queues: 2, max_ring_page_order: 9 });
+    assert_eq!(plan, vbd::FrontPlan { queues: 2, ring_page_order: 4 });
 
     let request = vbd::FrontRequest {
         protocol: Some(vbd::Protocol::X86_64),
@@ -40,60 +31,31 @@ fn a_disk_is_agreed_on() {
         queues: vec![queue(100, 16), queue(200, 16)],
     };
     request.write(&mut w.front, &front).unwrap();
-    assert_eq!(
-        vbd::FrontRequest::read(&mut w.back, &front, &offer()).unwrap(),
-        request
-    );
+    assert_eq!(vbd::FrontRequest::read(&mut w.back, &front, &offer()).unwrap(), request);
     let agreed = vbd::Negotiated::new(&offer(), &request);
-    assert_eq!(
-        (agreed.queues, agreed.ring_pages, agreed.persistent),
-        (2, 16, true)
-    );
-    assert_eq!(
-        (agreed.max_indirect_segments, agreed.flush, agreed.barrier),
-        (256, true, false)
-    );
+    assert_eq!((agreed.queues, agreed.ring_pages, agreed.persistent), (2, 16, true));
+    assert_eq!((agreed.max_indirect_segments, agreed.flush, agreed.barrier), (256, true, false));
     assert_eq!(agreed.discard, offer().discard);
 
     // The same frontend comes back as a simpler one: nothing of the old request may be left.
-    let simple = vbd::FrontRequest {
-        protocol: None,
-        persistent: true,
-        queues: vec![queue(8, 1)],
-    };
+    let simple = vbd::FrontRequest { protocol: None, persistent: true, queues: vec![queue(8, 1)] };
     simple.write(&mut w.front, &front).unwrap();
     let mut keys = w.front.directory(&front).unwrap();
     keys.retain(|k| {
         k.contains("ring") || k.contains("queue") || k.contains("channel") || k == "protocol"
     });
     assert_eq!(keys, ["event-channel", "ring-ref"]);
-    assert_eq!(
-        vbd::FrontRequest::read(&mut w.back, &front, &offer()).unwrap(),
-        simple
-    );
+    assert_eq!(vbd::FrontRequest::read(&mut w.back, &front, &offer()).unwrap(), simple);
     let bare = vbd::BackOffer::default();
-    assert_eq!(
-        vbd::FrontRequest::read(&mut w.back, &front, &bare).unwrap(),
-        simple
-    );
-    assert!(
-        !vbd::Negotiated::new(&bare, &simple).persistent,
-        "asked for and not offered"
-    );
+    assert_eq!(vbd::FrontRequest::read(&mut w.back, &front, &bare).unwrap(), simple);
+    assert!(!vbd::Negotiated::new(&bare, &simple).persistent, "asked for and not offered");
 
     let disk = vbd::BackDisk {
         sectors: 1 << 40,
-        info: vbd::DiskInfo {
-            read_only: true,
-            ..vbd::DiskInfo::default()
-        },
+        info: vbd::DiskInfo { read_only: true, ..vbd::DiskInfo::default() },
         sector_size: 4096,
         physical_sector_size: 16384,
-        offer: vbd::BackOffer {
-            flush: false,
-            discard: None,
-            ..offer()
-        },
+        offer: vbd::BackOffer { flush: false, discard: None, ..offer() },
     };
     disk.write(&mut w.back, &back).unwrap();
     assert_eq!(vbd::BackDisk::read(&mut w.front, &back).unwrap(), disk);
@@ -105,10 +67,7 @@ fn a_disk_is_agreed_on() {
     assert!(w.front.poll_event().unwrap().is_some());
     assert_eq!(
         vbd::BackDisk::read(&mut w.front, &back).unwrap(),
-        vbd::BackDisk {
-            sectors: 77,
-            ..disk
-        }
+        vbd::BackDisk { sectors: 77, ..disk }
     );
     w.store.borrow().check().unwrap();
 }
@@ -117,58 +76,25 @@ fn a_disk_is_agreed_on() {
 #[test]
 fn the_known_frontends_are_understood() {
     let event = ("event-channel", "3");
-    let refs4 = [
-        ("ring-ref0", "10"),
-        ("ring-ref1", "11"),
-        ("ring-ref2", "12"),
-        ("ring-ref3", "13"),
-    ];
+    let refs4 =
+        [("ring-ref0", "10"), ("ring-ref1", "11"), ("ring-ref2", "12"), ("ring-ref3", "13")];
     let cases: &[(&str, Keys<'_>, &[u32])] = &[
         (
             "Linux, one page",
-            &[
-                ("ring-ref", "8"),
-                event,
-                ("protocol", "x86_64-abi"),
-                ("feature-persistent", "1"),
-            ],
+            &[("ring-ref", "8"), event, ("protocol", "x86_64-abi"), ("feature-persistent", "1")],
             &[8],
         ),
-        (
-            "Linux, order 0",
-            &[("ring-ref0", "9"), ("ring-page-order", "0"), event],
-            &[9],
-        ),
-        (
-            "order 0, yet the plain key",
-            &[("ring-ref", "8"), ("ring-page-order", "0"), event],
-            &[8],
-        ),
+        ("Linux, order 0", &[("ring-ref0", "9"), ("ring-page-order", "0"), event], &[9]),
+        ("order 0, yet the plain key", &[("ring-ref", "8"), ("ring-page-order", "0"), event], &[8]),
         (
             "both keys and order 0",
-            &[
-                ("ring-ref", "8"),
-                ("ring-ref0", "9"),
-                ("ring-page-order", "0"),
-                event,
-            ],
+            &[("ring-ref", "8"), ("ring-ref0", "9"), ("ring-page-order", "0"), event],
             &[9],
         ),
-        (
-            "both keys and no order",
-            &[("ring-ref", "8"), ("ring-ref0", "9"), event],
-            &[8],
-        ),
+        ("both keys and no order", &[("ring-ref", "8"), ("ring-ref0", "9"), event], &[8]),
         (
             "Linux, order 2",
-            &[
-                refs4[0],
-                refs4[1],
-                refs4[2],
-                refs4[3],
-                ("ring-page-order", "2"),
-                event,
-            ],
+            &[refs4[0], refs4[1], refs4[2], refs4[3], ("ring-page-order", "2"), event],
             &[10, 11, 12, 13],
         ),
         (
@@ -184,16 +110,8 @@ fn the_known_frontends_are_understood() {
             ],
             &[10, 11, 12, 13],
         ),
-        (
-            "FreeBSD of old",
-            &[refs4[0], refs4[1], ("num-ring-pages", "2"), event],
-            &[10, 11],
-        ),
-        (
-            "a pages key of 1",
-            &[("ring-ref", "8"), ("num-ring-pages", "1"), event],
-            &[8],
-        ),
+        ("FreeBSD of old", &[refs4[0], refs4[1], ("num-ring-pages", "2"), event], &[10, 11]),
+        ("a pages key of 1", &[("ring-ref", "8"), ("num-ring-pages", "1"), event], &[8]),
         (
             "a Windows crash dump",
             &[
@@ -204,16 +122,8 @@ fn the_known_frontends_are_understood() {
             ],
             &[8],
         ),
-        (
-            "GRUB on 32 bits",
-            &[("ring-ref", "8"), event, ("protocol", "x86_32-abi")],
-            &[8],
-        ),
-        (
-            "one that ends its values in NUL",
-            &[("ring-ref", "8\0"), ("event-channel", "3\n")],
-            &[8],
-        ),
+        ("GRUB on 32 bits", &[("ring-ref", "8"), event, ("protocol", "x86_32-abi")], &[8]),
+        ("one that ends its values in NUL", &[("ring-ref", "8\0"), ("event-channel", "3\n")], &[8]),
     ];
     for (name, keys, refs) in cases {
         let (mut w, _back, front) = disk();
@@ -233,25 +143,14 @@ fn an_offer_is_bounded_whatever_it_says() {
         max_ring_page_order: Some(u32::MAX),
         ..vbd::BackOffer::default()
     };
-    let limits = vbd::FrontLimits {
-        max_queues: u32::MAX,
-        max_ring_page_order: u32::MAX,
-    };
+    let limits = vbd::FrontLimits { max_queues: u32::MAX, max_ring_page_order: u32::MAX };
     let plan = huge.plan(limits);
-    assert_eq!(
-        (plan.queues, plan.ring_page_order),
-        (vbd::MAX_QUEUES, vbd::MAX_RING_PAGE_ORDER)
-    );
-    let none = vbd::BackOffer::default().plan(vbd::FrontLimits {
-        max_queues: 0,
-        max_ring_page_order: 3,
-    });
+    assert_eq!((plan.queues, plan.ring_page_order), (vbd::MAX_QUEUES, vbd::MAX_RING_PAGE_ORDER));
+    let none =
+        vbd::BackOffer::default().plan(vbd::FrontLimits { max_queues: 0, max_ring_page_order: 3 });
     assert_eq!((none.queues, none.ring_page_order), (1, 0));
     for (pages, order) in [(1, 0), (2, 1), (15, 3), (16, 4), (u32::MAX, 5)] {
-        let counted = vbd::BackOffer {
-            max_ring_pages: Some(pages),
-            ..vbd::BackOffer::default()
-        };
+        let counted = vbd::BackOffer { max_ring_pages: Some(pages), ..vbd::BackOffer::default() };
         assert_eq!(counted.ring_page_order(), order);
     }
 }

@@ -5,34 +5,18 @@ mod common;
 
 use common::world::{disk, offer, put, queue};
 use proptest::prelude::*;
+use pvio_xenbus::Xenstore;
 use pvio_xenbus::handshake::{HandshakeError, vbd, vif};
-use pvio_xenbus::wire::XsErrno;
-use pvio_xenbus::{Xenstore, XsError};
 
 #[test]
 fn bad_requests_of_a_disk_are_refused_by_name() {
     let good = [("ring-ref", "8"), ("event-channel", "3")];
     let cases: &[(&[(&str, &str)], &str)] = &[
-        (
-            &[("ring-ref", "")],
-            "`ring-ref` is \"\", expected a decimal number",
-        ),
-        (
-            &[("ring-ref", "-1")],
-            "`ring-ref` is \"-1\", expected a decimal number",
-        ),
-        (
-            &[("ring-ref", "0x10")],
-            "`ring-ref` is \"0x10\", expected a decimal number",
-        ),
-        (
-            &[("ring-ref", "4294967296")],
-            "`ring-ref` is 4294967296, expected 0 to 4294967295",
-        ),
-        (
-            &[("event-channel", "0")],
-            "`event-channel` is 0, expected 1 to 4294967295",
-        ),
+        (&[("ring-ref", "")], "`ring-ref` is \"\", expected a decimal number"),
+        (&[("ring-ref", "-1")], "`ring-ref` is \"-1\", expected a decimal number"),
+        (&[("ring-ref", "0x10")], "`ring-ref` is \"0x10\", expected a decimal number"),
+        (&[("ring-ref", "4294967296")], "`ring-ref` is 4294967296, expected 0 to 4294967295"),
+        (&[("event-channel", "0")], "`event-channel` is 0, expected 1 to 4294967295"),
         (
             &[("event-channel", "\u{1b}[2J")],
             "`event-channel` is \"\\x1b[2J\", expected a decimal number",
@@ -41,49 +25,21 @@ fn bad_requests_of_a_disk_are_refused_by_name() {
             &[("protocol", "sparc")],
             "`protocol` is \"sparc\", expected x86_32-abi, x86_64-abi or arm-abi",
         ),
-        (
-            &[("protocol", "")],
-            "`protocol` is \"\", expected x86_32-abi, x86_64-abi or arm-abi",
-        ),
+        (&[("protocol", "")], "`protocol` is \"\", expected x86_32-abi, x86_64-abi or arm-abi"),
         (
             &[("feature-persistent", "yes")],
             "`feature-persistent` is \"yes\", expected a decimal number",
         ),
-        (
-            &[("ring-page-order", "5")],
-            "`ring-page-order` is 5, expected 0 to 4",
-        ),
+        (&[("ring-page-order", "5")], "`ring-page-order` is 5, expected 0 to 4"),
         (&[("ring-page-order", "1")], "`ring-ref0` is missing"),
+        (&[("num-ring-pages", "0")], "`num-ring-pages` is 0, expected 1 to 16"),
+        (&[("num-ring-pages", "3")], "`num-ring-pages` is \"3\", expected a power of two"),
+        (&[("num-ring-pages", "17")], "`num-ring-pages` is 17, expected 1 to 16"),
+        (&[("multi-queue-num-queues", "0")], "`multi-queue-num-queues` is 0, expected 1 to 4"),
+        (&[("multi-queue-num-queues", "5")], "`multi-queue-num-queues` is 5, expected 1 to 4"),
+        (&[("multi-queue-num-queues", "2")], "`queue-0/ring-ref` is missing"),
         (
-            &[("num-ring-pages", "0")],
-            "`num-ring-pages` is 0, expected 1 to 16",
-        ),
-        (
-            &[("num-ring-pages", "3")],
-            "`num-ring-pages` is \"3\", expected a power of two",
-        ),
-        (
-            &[("num-ring-pages", "17")],
-            "`num-ring-pages` is 17, expected 1 to 16",
-        ),
-        (
-            &[("multi-queue-num-queues", "0")],
-            "`multi-queue-num-queues` is 0, expected 1 to 4",
-        ),
-        (
-            &[("multi-queue-num-queues", "5")],
-            "`multi-queue-num-queues` is 5, expected 1 to 4",
-        ),
-        (
-            &[("multi-queue-num-queues", "2")],
-            "`queue-0/ring-ref` is missing",
-        ),
-        (
-            &[
-                ("ring-page-order", "1"),
-                ("ring-ref0", "7"),
-                ("ring-ref1", "7"),
-            ],
+            &[("ring-page-order", "1"), ("ring-ref0", "7"), ("ring-ref1", "7")],
             "`ring-ref1` is 7, which is in use for another ring",
         ),
     ];
@@ -92,19 +48,11 @@ fn bad_requests_of_a_disk_are_refused_by_name() {
         put(&mut w.front, &front, &good);
         put(&mut w.front, &front, keys);
         let error = vbd::FrontRequest::read(&mut w.back, &front, &offer()).unwrap_err();
-        assert_eq!(
-            error.to_string().replace(&format!("{front}/"), ""),
-            *expected
-        );
+        assert_eq!(error.to_string().replace(&format!("{front}/"), ""), *expected);
     }
     let (mut w, _back, front) = disk();
     let error = vbd::FrontRequest::read(&mut w.back, &front, &offer()).unwrap_err();
-    assert_eq!(
-        error,
-        HandshakeError::Missing {
-            path: format!("{front}/ring-ref").into()
-        }
-    );
+    assert_eq!(error, HandshakeError::Missing { path: format!("{front}/ring-ref").into() });
     let two = vbd::FrontRequest {
         protocol: None,
         persistent: false,
@@ -116,28 +64,14 @@ fn bad_requests_of_a_disk_are_refused_by_name() {
         matches!(error, HandshakeError::Duplicate { ref path, value: 8 } if path.ends_with("queue-1/ring-ref"))
     );
     for bad in [vec![], vec![queue(8, 3)], vec![queue(8, 1), queue(9, 2)]] {
-        let request = vbd::FrontRequest {
-            queues: bad,
-            ..two.clone()
-        };
-        assert!(matches!(
-            request.write(&mut w.front, &front),
-            Err(HandshakeError::Unwritable(_))
-        ));
+        let request = vbd::FrontRequest { queues: bad, ..two.clone() };
+        assert!(matches!(request.write(&mut w.front, &front), Err(HandshakeError::Unwritable(_))));
     }
-    // The frontend hides a key from the backend.
+    // The frontend hides a key from the backend: to that it is not there, and one queue is meant.
     let secret = [pvio_xenbus::wire::Perm::parse(b"n5").unwrap()];
-    w.front
-        .set_perms(&format!("{front}/multi-queue-num-queues"), &secret)
-        .unwrap();
+    w.front.set_perms(&format!("{front}/multi-queue-num-queues"), &secret).unwrap();
     let error = vbd::FrontRequest::read(&mut w.back, &front, &offer()).unwrap_err();
-    assert!(matches!(
-        error,
-        HandshakeError::Xenstore(XsError::Refused {
-            errno: XsErrno::Acces,
-            ..
-        })
-    ));
+    assert_eq!(error, HandshakeError::Missing { path: format!("{front}/ring-ref").into() });
 }
 
 #[test]
@@ -165,47 +99,22 @@ fn bad_words_of_a_disks_backend_or_toolstack_are_refused() {
     ] {
         whole.write(&mut w.back, &back).unwrap();
         put(&mut w.back, &back, &[(key, value)]);
-        let error = vbd::BackDisk::read(&mut w.front, &back)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains(&format!("{back}/{key}`")),
-            "{key}={value}: {error}"
-        );
+        let error = vbd::BackDisk::read(&mut w.front, &back).unwrap_err().to_string();
+        assert!(error.contains(&format!("{back}/{key}`")), "{key}={value}: {error}");
     }
     for bad in [
-        vbd::BackDisk {
-            sectors: 1 << 55,
-            ..whole.clone()
-        },
-        vbd::BackDisk {
-            sector_size: 520,
-            ..whole.clone()
-        },
-        vbd::BackDisk {
-            sector_size: 4096,
-            ..whole.clone()
-        },
+        vbd::BackDisk { sectors: 1 << 55, ..whole.clone() },
+        vbd::BackDisk { sector_size: 520, ..whole.clone() },
+        vbd::BackDisk { sector_size: 4096, ..whole.clone() },
     ] {
-        assert!(matches!(
-            bad.write(&mut w.back, &back),
-            Err(HandshakeError::Unwritable(_))
-        ));
+        assert!(matches!(bad.write(&mut w.back, &back), Err(HandshakeError::Unwritable(_))));
     }
     assert!(vbd::announce_resize(&mut w.back, &back, 1 << 55).is_err());
 
     // A frontend may write its own directory: it must not lead anyone to a third domain.
-    put(
-        &mut w.front,
-        &front,
-        &[("backend", "/local/domain/7/backend/vbd/5/51712")],
-    );
+    put(&mut w.front, &front, &[("backend", "/local/domain/7/backend/vbd/5/51712")]);
     let error = vbd::ToolstackFront::read(&mut w.front, &front).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("expected a path below the peer's home")
-    );
+    assert!(error.to_string().contains("expected a path below the peer's home"));
     for (key, value) in [
         ("mode", "rw"),
         ("frontend-id", "32752"),
@@ -217,13 +126,8 @@ fn bad_words_of_a_disks_backend_or_toolstack_are_refused() {
     ] {
         let (mut w, back, _front) = disk();
         put(&mut w.dom0, &back, &[(key, value)]);
-        let error = vbd::ToolstackBack::read(&mut w.back, &back)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains(&format!("{back}/{key}`")),
-            "{key}={value}: {error}"
-        );
+        let error = vbd::ToolstackBack::read(&mut w.back, &back).unwrap_err().to_string();
+        assert!(error.contains(&format!("{back}/{key}`")), "{key}={value}: {error}");
     }
 }
 

@@ -33,20 +33,14 @@ fn net_queue(first: u32) -> vif::Queue {
     vif::Queue {
         tx_ring_ref: first,
         rx_ring_ref: first + 1,
-        events: vif::EventChannels::Split {
-            tx: first,
-            rx: first + 1,
-        },
+        events: vif::EventChannels::Split { tx: first, rx: first + 1 },
     }
 }
 
 fn net_request() -> vif::FrontRequest {
     vif::FrontRequest {
         queues: vec![net_queue(10), net_queue(20), net_queue(30)],
-        ctrl: Some(vif::ControlRing {
-            ring_ref: 40,
-            event_channel: 41,
-        }),
+        ctrl: Some(vif::ControlRing { ring_ref: 40, event_channel: 41 }),
         rx_notify: true,
         sg: true,
         gso_tcpv4: true,
@@ -68,49 +62,25 @@ fn an_interface_is_made_and_agreed_on() {
         script: Some("/etc/xen/scripts/vif-bridge".into()),
         vifname: Some("tap5".into()),
         kind: Some("vif".into()),
-        rate: Some(vif::Rate {
-            bytes: 1 << 40,
-            usec: 50_000,
-        }),
+        rate: Some(vif::Rate { bytes: 1 << 40, usec: 50_000 }),
         ..vif::ToolstackBack::new(addr, "00:16:3e:01:02:03".parse().unwrap())
     };
     vif::create_device(&mut w.dom0, addr, &told).unwrap();
     let (back, front) = (addr.backend_path(), addr.frontend_path());
     assert_eq!(vif::ToolstackBack::read(&mut w.back, &back).unwrap(), told);
     let front_told = vif::ToolstackFront::read(&mut w.front, &front).unwrap();
-    assert_eq!(
-        (front_told.mtu, front_told.mac, front_told.handle),
-        (Some(9000), told.mac, 1)
-    );
-    assert_eq!(
-        (front_told.backend.as_str(), front_told.backend_id),
-        (back.as_str(), BACK)
-    );
+    assert_eq!((front_told.mtu, front_told.mac, front_told.handle), (Some(9000), told.mac, 1));
+    assert_eq!((front_told.backend.as_str(), front_told.backend_id), (back.as_str(), BACK));
 
     net_offer().write(&mut w.back, &back).unwrap();
-    assert_eq!(
-        vif::BackOffer::read(&mut w.front, &back).unwrap(),
-        net_offer()
-    );
+    assert_eq!(vif::BackOffer::read(&mut w.front, &back).unwrap(), net_offer());
     assert_eq!(net_offer().plan(vif::FrontLimits { max_queues: 8 }), 3);
     net_request().write(&mut w.front, &front).unwrap();
-    assert_eq!(
-        vif::FrontRequest::read(&mut w.back, &front, &net_offer()).unwrap(),
-        net_request()
-    );
+    assert_eq!(vif::FrontRequest::read(&mut w.back, &front, &net_offer()).unwrap(), net_request());
     let agreed = vif::Negotiated::new(&net_offer(), &net_request());
-    let all = vif::Offloads {
-        sg: true,
-        csum_v4: true,
-        csum_v6: true,
-        gso_v4: true,
-        gso_v6: true,
-    };
+    let all = vif::Offloads { sg: true, csum_v4: true, csum_v6: true, gso_v4: true, gso_v6: true };
     assert_eq!((agreed.to_back, agreed.to_front), (all, all));
-    assert_eq!(
-        (agreed.queues, agreed.split_event_channels, agreed.ctrl_ring),
-        (3, true, true)
-    );
+    assert_eq!((agreed.queues, agreed.split_event_channels, agreed.ctrl_ring), (3, true, true));
     assert!(agreed.multicast_control && agreed.dynamic_multicast && agreed.rx_notify);
     assert_eq!(agreed.xdp_headroom, 256);
 
@@ -141,43 +111,25 @@ fn an_interface_is_made_and_agreed_on() {
 fn checksums_and_segmentation_have_their_polarity() {
     // The least anyone can say: checksums over IPv4 may be blank, nothing else may be.
     let least = vif::Negotiated::new(&vif::BackOffer::default(), &vif::FrontRequest::default());
-    let v4 = vif::Offloads {
-        csum_v4: true,
-        ..vif::Offloads::default()
-    };
+    let v4 = vif::Offloads { csum_v4: true, ..vif::Offloads::default() };
     assert_eq!((least.to_back, least.to_front), (v4, v4));
     // What the frontend forbids for itself, it may still send.
-    let iperf_on_openbsd = vif::FrontRequest {
-        no_csum_offload: true,
-        ..net_request()
-    };
+    let iperf_on_openbsd = vif::FrontRequest { no_csum_offload: true, ..net_request() };
     let agreed = vif::Negotiated::new(&net_offer(), &iperf_on_openbsd);
     assert!(!agreed.to_front.csum_v4 && !agreed.to_front.gso_v4 && agreed.to_front.gso_v6);
     assert!(agreed.to_back.csum_v4 && agreed.to_back.gso_v4);
     // Segmentation rests on several slots and on blank checksums.
-    let single_slot = vif::Negotiated::new(
-        &net_offer(),
-        &vif::FrontRequest {
-            sg: false,
-            ..net_request()
-        },
-    );
+    let single_slot =
+        vif::Negotiated::new(&net_offer(), &vif::FrontRequest { sg: false, ..net_request() });
     assert!(
         !single_slot.to_front.gso_v4 && !single_slot.to_front.gso_v6 && single_slot.to_back.gso_v4
     );
     let v6_strict = vif::Negotiated::new(
-        &vif::BackOffer {
-            ipv6_csum_offload: false,
-            ..net_offer()
-        },
+        &vif::BackOffer { ipv6_csum_offload: false, ..net_offer() },
         &net_request(),
     );
     assert!(!v6_strict.to_back.gso_v6 && !v6_strict.to_front.csum_v6 && v6_strict.to_back.gso_v4);
-    let unasked = vif::BackOffer {
-        multicast_control: false,
-        xdp_headroom: false,
-        ..net_offer()
-    };
+    let unasked = vif::BackOffer { multicast_control: false, xdp_headroom: false, ..net_offer() };
     let agreed = vif::Negotiated::new(&unasked, &net_request());
     assert!(!agreed.multicast_control && !agreed.dynamic_multicast && agreed.xdp_headroom == 0);
 }
@@ -195,42 +147,15 @@ fn bad_requests_of_an_interface_are_refused_by_name() {
             &[("request-rx-copy", "0")],
             "`request-rx-copy` is \"0\", expected 1, since only copies are served",
         ),
-        (
-            &[("rx-ring-ref", "8")],
-            "`rx-ring-ref` is 8, which is in use for another ring",
-        ),
-        (
-            &[("tx-ring-ref", "q")],
-            "`tx-ring-ref` is \"q\", expected a decimal number",
-        ),
-        (
-            &[("event-channel", "0")],
-            "`event-channel` is 0, expected 1 to 4294967295",
-        ),
-        (
-            &[("event-channel-tx", "4")],
-            "`event-channel-tx` uses a feature that was not offered",
-        ),
-        (
-            &[("ctrl-ring-ref", "4")],
-            "`ctrl-ring-ref` uses a feature that was not offered",
-        ),
-        (
-            &[("multi-queue-num-queues", "0")],
-            "`multi-queue-num-queues` is 0, expected 1 to 1",
-        ),
-        (
-            &[("multi-queue-num-queues", "2")],
-            "`multi-queue-num-queues` is 2, expected 1 to 1",
-        ),
-        (
-            &[("xdp-headroom", "32768")],
-            "`xdp-headroom` is 32768, expected 0 to 32767",
-        ),
-        (
-            &[("feature-sg", "on")],
-            "`feature-sg` is \"on\", expected a decimal number",
-        ),
+        (&[("rx-ring-ref", "8")], "`rx-ring-ref` is 8, which is in use for another ring"),
+        (&[("tx-ring-ref", "q")], "`tx-ring-ref` is \"q\", expected a decimal number"),
+        (&[("event-channel", "0")], "`event-channel` is 0, expected 1 to 4294967295"),
+        (&[("event-channel-tx", "4")], "`event-channel-tx` uses a feature that was not offered"),
+        (&[("ctrl-ring-ref", "4")], "`ctrl-ring-ref` uses a feature that was not offered"),
+        (&[("multi-queue-num-queues", "0")], "`multi-queue-num-queues` is 0, expected 1 to 1"),
+        (&[("multi-queue-num-queues", "2")], "`multi-queue-num-queues` is 2, expected 1 to 1"),
+        (&[("xdp-headroom", "32768")], "`xdp-headroom` is 32768, expected 0 to 32767"),
+        (&[("feature-sg", "on")], "`feature-sg` is \"on\", expected a decimal number"),
     ];
     for (keys, expected) in cases {
         let (mut w, _back, front) = nic();
@@ -238,24 +163,17 @@ fn bad_requests_of_an_interface_are_refused_by_name() {
         put(&mut w.front, &front, keys);
         let error =
             vif::FrontRequest::read(&mut w.back, &front, &vif::BackOffer::default()).unwrap_err();
-        assert_eq!(
-            error.to_string().replace(&format!("{front}/"), ""),
-            *expected
-        );
+        assert_eq!(error.to_string().replace(&format!("{front}/"), ""), *expected);
     }
     let (mut w, back, front) = nic();
     let error = vif::FrontRequest::read(&mut w.back, &front, &net_offer()).unwrap_err();
     assert!(error.to_string().contains("request-rx-copy"));
     net_request().write(&mut w.front, &front).unwrap();
-    w.front
-        .rm(&format!("{front}/queue-2/event-channel-rx"))
-        .unwrap();
+    w.front.rm(&format!("{front}/queue-2/event-channel-rx")).unwrap();
     let error = vif::FrontRequest::read(&mut w.back, &front, &net_offer()).unwrap_err();
     assert_eq!(
         error,
-        HandshakeError::Missing {
-            path: format!("{front}/queue-2/event-channel-rx").into()
-        }
+        HandshakeError::Missing { path: format!("{front}/queue-2/event-channel-rx").into() }
     );
     let none = vif::FrontRequest::default().write(&mut w.front, &front);
     assert!(matches!(none, Err(HandshakeError::Unwritable(_))));
@@ -277,13 +195,7 @@ fn bad_requests_of_an_interface_are_refused_by_name() {
     }
     put(&mut w.dom0, &back, &[("rate", "12500000,50000")]);
     let rate = vif::read_rate(&mut w.back, &back).unwrap();
-    assert_eq!(
-        rate,
-        Some(vif::Rate {
-            bytes: 12_500_000,
-            usec: 50_000
-        })
-    );
+    assert_eq!(rate, Some(vif::Rate { bytes: 12_500_000, usec: 50_000 }));
     w.dom0.rm(&vif::rate_path(&back)).unwrap();
     assert_eq!(vif::read_rate(&mut w.back, &back).unwrap(), None);
     for (key, value) in [
@@ -295,12 +207,7 @@ fn bad_requests_of_an_interface_are_refused_by_name() {
     ] {
         let (mut w, back, _front) = nic();
         put(&mut w.dom0, &back, &[(key, value)]);
-        let error = vif::ToolstackBack::read(&mut w.back, &back)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains(&format!("{back}/{key}`")),
-            "{key}={value}: {error}"
-        );
+        let error = vif::ToolstackBack::read(&mut w.back, &back).unwrap_err().to_string();
+        assert!(error.contains(&format!("{back}/{key}`")), "{key}={value}: {error}");
     }
 }

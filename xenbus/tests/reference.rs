@@ -33,15 +33,11 @@ fn the_client_speaks_with_debians_server() {
     xs.mkdir("/dir/b").unwrap();
     assert_eq!(xs.directory("/dir").unwrap(), ["a", "b"]);
     assert_eq!(xs.get_perms("/dir").unwrap()[0].to_string(), "n0");
-    xs.set_perms("/dir/a", &[pvio_xenbus::wire::Perm::parse(b"r0").unwrap()])
-        .unwrap();
+    xs.set_perms("/dir/a", &[pvio_xenbus::wire::Perm::parse(b"r0").unwrap()]).unwrap();
     assert_eq!(xs.get_perms("/dir/a").unwrap()[0].to_string(), "r0");
     xs.rm("/dir/b").unwrap();
     xs.rm("/none/whatever").unwrap();
-    let told: BTreeSet<_> = drain(&mut other, SHORT)
-        .into_iter()
-        .map(|(path, _)| path)
-        .collect();
+    let told: BTreeSet<_> = drain(&mut other, SHORT).into_iter().map(|(path, _)| path).collect();
     assert_eq!(told, BTreeSet::from(["/dir/a".into(), "/dir/b".into()]));
 
     transaction(&mut xs, |tx| -> Result<(), XsError> {
@@ -55,10 +51,7 @@ fn the_client_speaks_with_debians_server() {
     let tx = xs.transaction_start().unwrap();
     xs.request(Op::Read, tx, &[b"/dir/t\0"]).unwrap();
     other.write("/dir/t", b"2").unwrap();
-    assert_eq!(
-        xs.transaction_end(tx, true).unwrap_err().errno(),
-        Some(XsErrno::Again)
-    );
+    assert_eq!(xs.transaction_end(tx, true).unwrap_err().errno(), Some(XsErrno::Again));
 
     let names: Vec<String> = (0..600).map(|i| format!("a-long-name-{i:04}")).collect();
     for name in &names {
@@ -66,10 +59,7 @@ fn the_client_speaks_with_debians_server() {
     }
     assert_eq!(xs.directory("/big").unwrap(), names, "in parts");
     other.unwatch("/dir", "tok").unwrap();
-    assert_eq!(
-        xs.domain_path(pvio_ring::DomId(3)).unwrap(),
-        "/local/domain/3"
-    );
+    assert_eq!(xs.domain_path(pvio_ring::DomId(3)).unwrap(), "/local/domain/3");
 }
 
 /// One request of one of two connections.
@@ -91,9 +81,7 @@ fn step() -> impl Strategy<Value = Step> {
     let bad = pick(&["", "//", "/a/", "/a b", "/a//b", "@special", "/ä"]);
     let path = prop_oneof![8 => good, 1 => bad];
     use Op::{Directory, GetPerms, Mkdir, Read, Rm, Write};
-    let ops = vec![
-        Write, Write, Write, Rm, Rm, Read, Read, Directory, Mkdir, Mkdir, GetPerms,
-    ];
+    let ops = vec![Write, Write, Write, Rm, Rm, Read, Read, Directory, Mkdir, Mkdir, GetPerms];
     // Without exactly one NUL, at the end, Debian's server answers ENOMEM to some, or dies: that
     // is not to be followed. See `malformed_requests_are_refused` for what this one does.
     let tail = pick(&["\0", "\0value", "\0x\0"]);
@@ -101,19 +89,12 @@ fn step() -> impl Strategy<Value = Step> {
         .prop_map(|(op, path, tail)| (op, [path, if op == Write { tail } else { "\0" }].concat()));
     let perms = (
         path.clone()
-            .prop_filter("Debian's server may die of permissions for it", |p| {
-                !p.starts_with('@')
-            }),
+            .prop_filter("Debian's server may die of permissions for it", |p| !p.starts_with('@')),
         pick(&["\0n0\0", "\0r0\0b0\0", "\0", "\0x0\0", "\0r0"]),
     )
         .prop_map(|(path, perms)| (Op::SetPerms, [path, perms].concat()));
     let watch = (any::<bool>(), path, pick(&["\0t\0", "\0u\0", "\0t", "\0"])).prop_map(
-        |(add, path, token)| {
-            (
-                if add { Op::Watch } else { Op::Unwatch },
-                [path, token].concat(),
-            )
-        },
+        |(add, path, token)| (if add { Op::Watch } else { Op::Unwatch }, [path, token].concat()),
     );
     let rest = proptest::sample::select(vec![
         (Op::TransactionStart, "\0"),
@@ -130,17 +111,9 @@ fn step() -> impl Strategy<Value = Step> {
     ])
     .prop_map(|(op, payload)| (op, payload.to_string()));
     let tx = prop_oneof![6 => Just(0_u8), 4 => Just(1), 1 => Just(2)];
-    (
-        any::<bool>(),
-        tx,
-        prop_oneof![10 => node, 2 => perms, 3 => watch, 6 => rest],
+    (any::<bool>(), tx, prop_oneof![10 => node, 2 => perms, 3 => watch, 6 => rest]).prop_map(
+        |(second, tx, (op, payload))| Step { second, op, tx, payload: payload.into_bytes() },
     )
-        .prop_map(|(second, tx, (op, payload))| Step {
-            second,
-            op,
-            tx,
-            payload: payload.into_bytes(),
-        })
 }
 
 /// Two connections to one server, and the transactions they have open.
@@ -152,10 +125,7 @@ struct Pair {
 impl Pair {
     fn connect(path: &std::path::Path) -> Self {
         Self {
-            clients: [
-                Client::connect(path).unwrap(),
-                Client::connect(path).unwrap(),
-            ],
+            clients: [Client::connect(path).unwrap(), Client::connect(path).unwrap()],
             open: [0; 2],
         }
     }
@@ -177,20 +147,14 @@ impl Pair {
         };
         Ok(match step.op {
             Op::TransactionStart => {
-                let id = std::str::from_utf8(&answer)
-                    .unwrap()
-                    .trim_end_matches('\0')
-                    .parse()
-                    .unwrap();
+                let id =
+                    std::str::from_utf8(&answer).unwrap().trim_end_matches('\0').parse().unwrap();
                 self.open[who] = id;
                 Vec::new()
             }
-            Op::Directory => strings(&answer)
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .flatten()
-                .copied()
-                .collect(),
+            Op::Directory => {
+                strings(&answer).collect::<BTreeSet<_>>().into_iter().flatten().copied().collect()
+            }
             _ => answer,
         })
     }
@@ -220,16 +184,9 @@ fn the_server_answers_as_debians_does() {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
-    let ours = Server::new(Store::default())
-        .listen(dir.path().join("s"))
-        .unwrap()
-        .spawn()
-        .unwrap();
+    let ours = Server::new(Store::default()).listen(dir.path().join("s")).unwrap().spawn().unwrap();
     let mut runner = TestRunner::new(ProptestConfig {
-        cases: std::env::var("PROPTEST_CASES")
-            .ok()
-            .and_then(|n| n.parse().ok())
-            .unwrap_or(250),
+        cases: std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(250),
         failure_persistence: None,
         ..ProptestConfig::default()
     });
@@ -245,9 +202,7 @@ fn the_server_answers_as_debians_does() {
                 }
                 cleaner.rm("/tool").unwrap();
                 cleaner.mkdir("/tool/xenstored").unwrap();
-                cleaner
-                    .set_perms("/", &[pvio_xenbus::wire::Perm::parse(b"n0").unwrap()])
-                    .unwrap();
+                cleaner.set_perms("/", &[pvio_xenbus::wire::Perm::parse(b"n0").unwrap()]).unwrap();
             }
             let mut theirs = Pair::connect(&reference.socket);
             let mut mine = Pair::connect(ours.path().unwrap());

@@ -53,9 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
     );
     let entry = (proptest::sample::select(&["n", "r", "w", "b"][..]), 0..3_u8);
     let perms = proptest::collection::vec(entry, 1..4).prop_map(|list| {
-        list.into_iter()
-            .map(|(letter, domid)| format!("{letter}{domid}\0"))
-            .collect::<String>()
+        list.into_iter().map(|(letter, domid)| format!("{letter}{domid}\0")).collect::<String>()
     });
     let ops = vec![
         Write,
@@ -77,15 +75,8 @@ fn step() -> impl Strategy<Value = Step> {
         TransactionStart,
         TransactionEnd,
     ];
-    (
-        0..3_usize,
-        proptest::sample::select(ops),
-        any::<bool>(),
-        path,
-        perms,
-        any::<bool>(),
-    )
-        .prop_map(|(who, op, in_tx, path, perms, flag)| {
+    (0..3_usize, proptest::sample::select(ops), any::<bool>(), path, perms, any::<bool>()).prop_map(
+        |(who, op, in_tx, path, perms, flag)| {
             let payload = match op {
                 Write => format!("{path}\0value"),
                 SetPerms => format!("{path}\0{perms}"),
@@ -94,13 +85,9 @@ fn step() -> impl Strategy<Value = Step> {
                 TransactionEnd => if flag { "T\0" } else { "F\0" }.into(),
                 _ => format!("{path}\0"),
             };
-            Step {
-                who,
-                op,
-                in_tx,
-                payload: payload.into_bytes(),
-            }
-        })
+            Step { who, op, in_tx, payload: payload.into_bytes() }
+        },
+    )
 }
 
 /// Dom0 and the two guests on one server.
@@ -129,17 +116,13 @@ impl Three {
             ("/shared", "b0"),
         ] {
             dom0.mkdir(path).unwrap();
-            dom0.set_perms(path, &[Perm::parse(perms.as_bytes()).unwrap()])
-                .unwrap();
+            dom0.set_perms(path, &[Perm::parse(perms.as_bytes()).unwrap()]).unwrap();
         }
     }
 
     fn run(&mut self, step: &Step) -> Result<Vec<u8>, XsErrno> {
-        let tx = if step.in_tx && step.op != Op::TransactionStart {
-            self.open[step.who]
-        } else {
-            0
-        };
+        let tx =
+            if step.in_tx && step.op != Op::TransactionStart { self.open[step.who] } else { 0 };
         let answer = match self.clients[step.who].request(step.op, tx, &[&step.payload]) {
             Ok(answer) => answer,
             Err(XsError::Refused { errno, .. }) => return Err(errno),
@@ -147,20 +130,14 @@ impl Three {
         };
         Ok(match step.op {
             Op::TransactionStart => {
-                let id = std::str::from_utf8(&answer)
-                    .unwrap()
-                    .trim_end_matches('\0')
-                    .parse()
-                    .unwrap();
+                let id =
+                    std::str::from_utf8(&answer).unwrap().trim_end_matches('\0').parse().unwrap();
                 self.open[step.who] = id;
                 Vec::new()
             }
-            Op::Directory => strings(&answer)
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .flatten()
-                .copied()
-                .collect(),
+            Op::Directory => {
+                strings(&answer).collect::<BTreeSet<_>>().into_iter().flatten().copied().collect()
+            }
             _ => answer,
         })
     }
@@ -190,36 +167,23 @@ fn guests_are_treated_as_debians_server_treats_them() {
     let mut tool = Client::connect(&reference.socket).unwrap();
     for domid in ["1", "2"] {
         let answer = tool
-            .request(
-                Op::Introduce,
-                0,
-                &[domid.as_bytes(), b"\0", b"1\0", domid.as_bytes(), b"\0"],
-            )
+            .request(Op::Introduce, 0, &[domid.as_bytes(), b"\0", b"1\0", domid.as_bytes(), b"\0"])
             .unwrap();
         assert_eq!(answer, b"OK\0");
     }
     let guest =
         |domid| Box::new(RingClient::open(reference.dir.path(), domid)) as Box<dyn Xenstore>;
-    let theirs = Three {
-        clients: [Box::new(tool), guest(1), guest(2)],
-        open: [0; 3],
-    };
+    let theirs = Three { clients: [Box::new(tool), guest(1), guest(2)], open: [0; 3] };
 
     // Debian's server starts to slow guests' transactions down long before this many.
     let ours = Server::new(Store::new(Quota::default())).spawn().unwrap();
     let local = |domid| Box::new(ours.connect_local(DomId(domid)).unwrap()) as Box<dyn Xenstore>;
-    let mine = Three {
-        clients: [local(0), local(1), local(2)],
-        open: [0; 3],
-    };
+    let mine = Three { clients: [local(0), local(1), local(2)], open: [0; 3] };
     ours.introduce(DomId(1)).unwrap();
     ours.introduce(DomId(2)).unwrap();
 
     let (theirs, mine) = (RefCell::new(theirs), RefCell::new(mine));
-    let cases = std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(40);
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
     let mut runner = TestRunner::new(ProptestConfig {
         cases,
         failure_persistence: None,

@@ -21,11 +21,8 @@ const LONG: Duration = Duration::from_secs(10);
 
 fn serve() -> (ServerHandle, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::new(Store::default())
-        .listen(dir.path().join("s"))
-        .unwrap()
-        .spawn()
-        .unwrap();
+    let server =
+        Server::new(Store::default()).listen(dir.path().join("s")).unwrap().spawn().unwrap();
     (server, dir)
 }
 
@@ -41,10 +38,7 @@ fn the_socket_is_dom0s_and_private_and_goes_with_the_server() {
     let (server, dir) = serve();
     let path = dir.path().join("s");
     assert_eq!(server.path(), Some(&*path));
-    assert_eq!(
-        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let mut tool = Client::connect(&path).unwrap();
     tool.write("relative", b"1").unwrap();
     let mut dom0 = server.connect_local(DomId::DOM0).unwrap();
@@ -61,11 +55,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_or_a_file_is_not() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     drop(UnixListener::bind(&path).unwrap());
-    let server = Server::new(Store::default())
-        .listen(&path)
-        .unwrap()
-        .spawn()
-        .unwrap();
+    let server = Server::new(Store::default()).listen(&path).unwrap().spawn().unwrap();
     let second = Server::new(Store::default()).listen(&path).unwrap_err();
     assert_eq!(second.kind(), std::io::ErrorKind::AddrInUse);
     Client::connect(&path).unwrap().read("/").unwrap();
@@ -83,16 +73,10 @@ fn a_domain_has_its_own_rights_and_home() {
     d5.write("data/x", b"mine").unwrap();
     assert_eq!(d5.read("/local/domain/5/data/x").unwrap(), b"mine");
     assert_eq!(d5.read("name").unwrap(), b"guest");
-    assert_eq!(
-        d5.write("name", b"other").unwrap_err().errno(),
-        Some(XsErrno::Acces)
-    );
+    assert_eq!(d5.write("name", b"other").unwrap_err().errno(), Some(XsErrno::Acces));
     assert_eq!(d5.domain_path(DomId(5)).unwrap(), "/local/domain/5");
     let refused = d5.read("/tool/xenstored").unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "Read of `/tool/xenstored` was refused: EACCES"
-    );
+    assert_eq!(refused.to_string(), "Read of `/tool/xenstored` was refused: EACCES");
 }
 
 #[test]
@@ -119,26 +103,16 @@ fn events_arrive_between_answers_and_waiting_ends_in_time() {
         std::thread::sleep(SHORT);
         writer.write("/w/late", b"").unwrap();
     });
-    assert_eq!(
-        watcher.wait_event(Some(LONG)).unwrap().unwrap().path,
-        "/w/late"
-    );
+    assert_eq!(watcher.wait_event(Some(LONG)).unwrap().unwrap().path, "/w/late");
     late.join().unwrap();
     watcher.unwatch("/w", "t").unwrap();
-    assert_eq!(
-        watcher.unwatch("/w", "t").unwrap_err().errno(),
-        Some(XsErrno::NoEnt)
-    );
+    assert_eq!(watcher.unwatch("/w", "t").unwrap_err().errno(), Some(XsErrno::NoEnt));
 }
 
 #[test]
 fn transactions_are_retried_until_nobody_interferes() {
     let (server, _dir) = serve();
-    server
-        .connect_local(DomId::DOM0)
-        .unwrap()
-        .write("/n", b"0")
-        .unwrap();
+    server.connect_local(DomId::DOM0).unwrap().write("/n", b"0").unwrap();
     let count = |mut xs: Client| {
         move || {
             for _ in 0..50 {
@@ -158,34 +132,18 @@ fn transactions_are_retried_until_nobody_interferes() {
     for thread in threads {
         thread.join().unwrap();
     }
-    assert_eq!(
-        server
-            .connect_local(DomId::DOM0)
-            .unwrap()
-            .read("/n")
-            .unwrap(),
-        b"150"
-    );
+    assert_eq!(server.connect_local(DomId::DOM0).unwrap().read("/n").unwrap(), b"150");
 }
 
 #[test]
 fn a_long_directory_is_put_together() {
     let (server, _dir) = serve();
     let mut xs = server.connect_local(DomId::DOM0).unwrap();
-    let names: Vec<String> = (0..600)
-        .map(|i| format!("quite-a-long-name-{i:04}"))
-        .collect();
-    transaction(&mut xs, |tx| {
-        names
-            .iter()
-            .try_for_each(|n| tx.mkdir(&format!("/big/{n}")))
-    })
-    .unwrap();
+    let names: Vec<String> = (0..600).map(|i| format!("quite-a-long-name-{i:04}")).collect();
+    transaction(&mut xs, |tx| names.iter().try_for_each(|n| tx.mkdir(&format!("/big/{n}"))))
+        .unwrap();
     assert_eq!(xs.directory("/big").unwrap(), names);
-    assert_eq!(
-        xs.directory("/big/quite-a-long-name-0001").unwrap(),
-        [""; 0]
-    );
+    assert_eq!(xs.directory("/big/quite-a-long-name-0001").unwrap(), [""; 0]);
     let too_long = xs.write("/x", &[0; 4094]).unwrap_err();
     assert_eq!(too_long, XsError::TooLong);
     xs.write("/x", &[7; 4093]).unwrap();
@@ -205,10 +163,7 @@ fn releasing_a_domain_closes_it_and_tells_who_watches() {
     assert!(!server.release(DomId(5)).unwrap());
     assert_eq!(d5.read("data/x"), Err(XsError::Closed));
     assert_eq!(second.wait_event(Some(LONG)), Err(XsError::Closed));
-    assert_eq!(
-        drain(&mut dom0, SHORT),
-        [("@releaseDomain".into(), "gone".into())]
-    );
+    assert_eq!(drain(&mut dom0, SHORT), [("@releaseDomain".into(), "gone".into())]);
     assert_eq!(dom0.read_opt("/local/domain/5/data").unwrap(), None);
     // Through the wire, as a toolstack does it.
     let mut d6 = guest(&server, 6);
@@ -222,53 +177,22 @@ fn garbage_costs_the_sender_its_connection_and_nobody_else() {
     let (_server, dir) = serve();
     let path = dir.path().join("s");
     let mut good = Client::connect(&path).unwrap();
-    for bad in [
-        &[0xff_u8; 64][..],
-        &Header {
-            kind: 2,
-            req_id: 0,
-            tx_id: 0,
-            len: 4097,
-        }
-        .emit(),
-    ] {
+    for bad in [&[0xff_u8; 64][..], &Header { kind: 2, req_id: 0, tx_id: 0, len: 4097 }.emit()] {
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.set_read_timeout(Some(LONG)).unwrap();
         stream.write_all(bad).unwrap();
-        assert_eq!(
-            stream.read(&mut [0; 64]).unwrap_or(0),
-            0,
-            "closed without a word"
-        );
+        assert_eq!(stream.read(&mut [0; 64]).unwrap_or(0), 0, "closed without a word");
         good.read("/").unwrap();
     }
     // Half a message, then silence, then the end.
     let mut half = UnixStream::connect(&path).unwrap();
-    half.write_all(
-        &Header {
-            kind: 2,
-            req_id: 0,
-            tx_id: 0,
-            len: 100,
-        }
-        .emit(),
-    )
-    .unwrap();
+    half.write_all(&Header { kind: 2, req_id: 0, tx_id: 0, len: 100 }.emit()).unwrap();
     half.write_all(b"/to").unwrap();
     good.read("/").unwrap();
     drop(half);
     // Answers to what was asked before a half-close still come.
     let mut last = UnixStream::connect(&path).unwrap();
-    last.write_all(
-        &Header {
-            kind: 2,
-            req_id: 9,
-            tx_id: 0,
-            len: 2,
-        }
-        .emit(),
-    )
-    .unwrap();
+    last.write_all(&Header { kind: 2, req_id: 9, tx_id: 0, len: 2 }.emit()).unwrap();
     last.write_all(b"/\0").unwrap();
     last.shutdown(std::net::Shutdown::Write).unwrap();
     let mut answer = Vec::new();
@@ -283,14 +207,7 @@ fn a_client_that_sends_and_never_reads_is_made_to_wait() {
     let mut deaf = UnixStream::connect(dir.path().join("s")).unwrap();
     let mut setup = server.connect_local(DomId::DOM0).unwrap();
     setup.write("/big", &[b'x'; 4000]).unwrap();
-    let mut request = Header {
-        kind: Op::Read.code(),
-        req_id: 1,
-        tx_id: 0,
-        len: 5,
-    }
-    .emit()
-    .to_vec();
+    let mut request = Header { kind: Op::Read.code(), req_id: 1, tx_id: 0, len: 5 }.emit().to_vec();
     request.extend_from_slice(b"/big\0");
     deaf.set_write_timeout(Some(SHORT)).unwrap();
     let mut sent = 0;
@@ -325,10 +242,7 @@ fn a_watcher_that_never_reads_costs_a_bounded_queue() {
     }
     let seen = drain(&mut deaf, SHORT);
     assert!(seen.len() < 3000, "{} events were kept", seen.len());
-    assert!(
-        seen.contains(&("/w".into(), "t".into())),
-        "no word that events were merged"
-    );
+    assert!(seen.contains(&("/w".into(), "t".into())), "no word that events were merged");
     deaf.read("/").unwrap();
 }
 
@@ -339,8 +253,7 @@ fn many_connections_come_and_go() {
     for round in 0..5 {
         let mut clients: Vec<_> = (0..100).map(|_| Client::connect(&path).unwrap()).collect();
         for (i, xs) in clients.iter_mut().enumerate() {
-            xs.write(&format!("/m/{i}"), round.to_string().as_bytes())
-                .unwrap();
+            xs.write(&format!("/m/{i}"), round.to_string().as_bytes()).unwrap();
         }
     }
     // More than are served at once: the surplus waits, and is served when there is room.

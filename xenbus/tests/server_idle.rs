@@ -18,11 +18,7 @@ use pvio_xenbus::store::Store;
 fn an_idle_server_sleeps() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
-    let server = Server::new(Store::default())
-        .listen(&path)
-        .unwrap()
-        .spawn()
-        .unwrap();
+    let server = Server::new(Store::default()).listen(&path).unwrap().spawn().unwrap();
     let mut xs = Client::connect(&path).unwrap();
     xs.watch("/", "t").unwrap();
     let _silent = UnixStream::connect(&path).unwrap();
@@ -37,21 +33,14 @@ fn an_idle_server_sleeps() {
         .expect("the server has a thread of this name");
     let switches = || {
         let status = std::fs::read_to_string(thread.join("status")).unwrap();
-        let lines: Vec<_> = status
-            .lines()
-            .filter(|l| l.contains("ctxt_switches"))
-            .map(String::from)
-            .collect();
+        let lines: Vec<_> =
+            status.lines().filter(|l| l.contains("ctxt_switches")).map(String::from).collect();
         assert_eq!(lines.len(), 2);
         lines
     };
     let before = switches();
     std::thread::sleep(Duration::from_secs(1));
-    assert_eq!(
-        switches(),
-        before,
-        "the thread ran though nobody asked for anything"
-    );
+    assert_eq!(switches(), before, "the thread ran though nobody asked for anything");
     // And it is not asleep for good.
     xs.read("/").unwrap();
     assert_ne!(switches(), before);

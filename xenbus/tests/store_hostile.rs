@@ -57,24 +57,10 @@ fn request() -> impl Strategy<Value = (u8, u32, u32, Vec<u8>)> {
             if start {
                 (who, 6, 0, b"\0".to_vec())
             } else {
-                (
-                    who,
-                    7,
-                    tx,
-                    if commit {
-                        b"T\0".to_vec()
-                    } else {
-                        b"F\0".to_vec()
-                    },
-                )
+                (who, 7, tx, if commit { b"T\0".to_vec() } else { b"F\0".to_vec() })
             }
         });
-    let wild = (
-        0_u8..3,
-        0_u32..40,
-        0_u32..5,
-        proptest::collection::vec(any::<u8>(), 0..100),
-    );
+    let wild = (0_u8..3, 0_u32..40, 0_u32..5, proptest::collection::vec(any::<u8>(), 0..100));
     prop_oneof![8 => sane, 3 => tx, 1 => wild]
 }
 
@@ -153,13 +139,7 @@ fn a_greedy_guest_costs_what_its_quota_says() {
             0,
             &[format!("d{}/{i}\0", i % 40).as_bytes(), &[b'x'; 2000]].concat(),
         );
-        let _ = ask(
-            &mut s,
-            conn,
-            Op::Watch,
-            0,
-            format!("d{}\0{i}\0", i % 40).as_bytes(),
-        );
+        let _ = ask(&mut s, conn, Op::Watch, 0, format!("d{}\0{i}\0", i % 40).as_bytes());
         let _ = ask(&mut s, conn, Op::TransactionStart, 0, b"\0");
         for tx in 1..=10 {
             let _ = ask(
@@ -175,21 +155,12 @@ fn a_greedy_guest_costs_what_its_quota_says() {
     let text = String::from_utf8(held).unwrap();
     let figure = |name: &str| -> usize {
         let line = text.lines().find(|l| l.starts_with(name)).unwrap();
-        line[name.len()..]
-            .trim_matches(['\0', ' '])
-            .parse()
-            .unwrap()
+        line[name.len()..].trim_matches(['\0', ' ']).parse().unwrap()
     };
     assert!(figure("nodes") <= s.quota().nodes, "{text}");
     assert!(figure("watches") <= s.quota().watches, "{text}");
     // A node in a transaction may be copied before it is written to: one more of the largest.
-    assert!(
-        figure("memory") <= s.quota().memory + 2 * s.quota().node_size,
-        "{text}"
-    );
-    assert!(
-        figure("memory") > s.quota().memory / 2,
-        "the test does not reach the bound: {text}"
-    );
+    assert!(figure("memory") <= s.quota().memory + 2 * s.quota().node_size, "{text}");
+    assert!(figure("memory") > s.quota().memory / 2, "the test does not reach the bound: {text}");
     s.check().unwrap();
 }

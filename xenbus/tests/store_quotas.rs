@@ -26,72 +26,34 @@ fn quotas_bind_guests_and_not_dom0_and_are_given_back() {
     let dom0 = s.connect(DomId::DOM0);
     let d1 = guest(&mut s, dom0, 1);
     // The home is one of the five.
-    assert_eq!(
-        ask(&mut s, d1, Op::Write, 0, b"a/b/c/d/e\0"),
-        Err(XsErrno::NoSpc)
-    );
-    assert_eq!(
-        ask(&mut s, d1, Op::Read, 0, b"a\0"),
-        Err(XsErrno::NoEnt),
-        "all or nothing"
-    );
+    assert_eq!(ask(&mut s, d1, Op::Write, 0, b"a/b/c/d/e\0"), Err(XsErrno::NoSpc));
+    assert_eq!(ask(&mut s, d1, Op::Read, 0, b"a\0"), Err(XsErrno::NoEnt), "all or nothing");
     ask(&mut s, d1, Op::Write, 0, b"a/b/c/d\0").unwrap();
     assert_eq!(ask(&mut s, d1, Op::Mkdir, 0, b"e\0"), Err(XsErrno::NoSpc));
     ask(&mut s, d1, Op::Rm, 0, b"a/b\0").unwrap();
     ask(&mut s, d1, Op::Mkdir, 0, b"e\0").unwrap();
 
     assert_eq!(
-        ask(
-            &mut s,
-            d1,
-            Op::Write,
-            0,
-            &[b"e\0", &[b'x'; 57][..]].concat()
-        ),
+        ask(&mut s, d1, Op::Write, 0, &[b"e\0", &[b'x'; 57][..]].concat()),
         Err(XsErrno::NoSpc)
     );
-    ask(
-        &mut s,
-        d1,
-        Op::Write,
-        0,
-        &[b"e\0", &[b'x'; 56][..]].concat(),
-    )
-    .unwrap();
-    assert_eq!(
-        ask(&mut s, d1, Op::SetPerms, 0, b"e\0n1\0r2\0r3\0"),
-        Err(XsErrno::NoSpc)
-    );
+    ask(&mut s, d1, Op::Write, 0, &[b"e\0", &[b'x'; 56][..]].concat()).unwrap();
+    assert_eq!(ask(&mut s, d1, Op::SetPerms, 0, b"e\0n1\0r2\0r3\0"), Err(XsErrno::NoSpc));
 
     ask(&mut s, d1, Op::Watch, 0, b"a\0t\0").unwrap();
     ask(&mut s, d1, Op::Watch, 0, b"a\0u\0").unwrap();
-    assert_eq!(
-        ask(&mut s, d1, Op::Watch, 0, b"a\0t\0"),
-        Err(XsErrno::Exist)
-    );
-    assert_eq!(
-        ask(&mut s, d1, Op::Watch, 0, b"a\0v\0"),
-        Err(XsErrno::TooBig)
-    );
+    assert_eq!(ask(&mut s, d1, Op::Watch, 0, b"a\0t\0"), Err(XsErrno::Exist));
+    assert_eq!(ask(&mut s, d1, Op::Watch, 0, b"a\0v\0"), Err(XsErrno::TooBig));
     // Another connection of the same domain has the same purse.
     let other = s.connect(DomId(1));
-    assert_eq!(
-        ask(&mut s, other, Op::Watch, 0, b"a\0v\0"),
-        Err(XsErrno::TooBig)
-    );
+    assert_eq!(ask(&mut s, other, Op::Watch, 0, b"a\0v\0"), Err(XsErrno::TooBig));
     ask(&mut s, d1, Op::Unwatch, 0, b"a\0u\0").unwrap();
-    assert_eq!(
-        ask(&mut s, d1, Op::Unwatch, 0, b"a\0u\0"),
-        Err(XsErrno::NoEnt)
-    );
+    assert_eq!(ask(&mut s, d1, Op::Unwatch, 0, b"a\0u\0"), Err(XsErrno::NoEnt));
     ask(&mut s, other, Op::Watch, 0, b"a\0v\0").unwrap();
 
     ask(&mut s, d1, Op::TransactionStart, 0, b"\0").unwrap();
     ask(&mut s, other, Op::TransactionStart, 0, b"\0").unwrap();
-    assert_eq!(
-        ask(&mut s, d1, Op::TransactionStart, 0, b"\0"),
-        Err(XsErrno::NoSpc)
-    );
+    assert_eq!(ask(&mut s, d1, Op::TransactionStart, 0, b"\0"), Err(XsErrno::NoSpc));
     s.disconnect(other);
     ask(&mut s, d1, Op::TransactionStart, 0, b"\0").unwrap();
     ask(&mut s, d1, Op::Watch, 0, b"a\0w\0").unwrap();
@@ -101,14 +63,8 @@ fn quotas_bind_guests_and_not_dom0_and_are_given_back() {
     }
 
     for i in 0..20 {
-        ask(
-            &mut s,
-            dom0,
-            Op::Write,
-            0,
-            &[format!("/n{i}\0").as_bytes(), &[b'x'; 100]].concat(),
-        )
-        .unwrap();
+        ask(&mut s, dom0, Op::Write, 0, &[format!("/n{i}\0").as_bytes(), &[b'x'; 100]].concat())
+            .unwrap();
         ask(&mut s, dom0, Op::Watch, 0, format!("/n{i}\0t\0").as_bytes()).unwrap();
         ask(&mut s, dom0, Op::TransactionStart, 0, b"\0").unwrap();
     }
@@ -135,35 +91,19 @@ fn a_transaction_is_bounded_in_nodes_and_by_the_owners_quota() {
     // Elsewhere, where the transaction does not look, the quota fills up meanwhile.
     ask(&mut s, dom0, Op::Mkdir, 0, b"/elsewhere\0").unwrap();
     ask(&mut s, dom0, Op::SetPerms, 0, b"/elsewhere\0n1\0").unwrap();
-    assert_eq!(
-        ask(&mut s, d1, Op::TransactionEnd, 2, b"T\0"),
-        Err(XsErrno::NoSpc)
-    );
-    assert_eq!(
-        ask(&mut s, d1, Op::Directory, 0, b"/local/domain/1\0").unwrap(),
-        b""
-    );
+    assert_eq!(ask(&mut s, d1, Op::TransactionEnd, 2, b"T\0"), Err(XsErrno::NoSpc));
+    assert_eq!(ask(&mut s, d1, Op::Directory, 0, b"/local/domain/1\0").unwrap(), b"");
     s.check().unwrap();
 }
 
 #[test]
 fn memory_is_bounded_whatever_it_is_spent_on() {
-    let mut s = Store::new(Quota {
-        memory: 20_000,
-        ..Quota::default()
-    });
+    let mut s = Store::new(Quota { memory: 20_000, ..Quota::default() });
     let dom0 = s.connect(DomId::DOM0);
     let d1 = guest(&mut s, dom0, 1);
     let value = [b'x'; 1500];
     let wrote = (0..100).take_while(|i| {
-        ask(
-            &mut s,
-            d1,
-            Op::Write,
-            0,
-            &[format!("n{i}\0").as_bytes(), &value].concat(),
-        )
-        .is_ok()
+        ask(&mut s, d1, Op::Write, 0, &[format!("n{i}\0").as_bytes(), &value].concat()).is_ok()
     });
     assert_eq!(wrote.count(), 11);
     assert_eq!(
@@ -176,34 +116,17 @@ fn memory_is_bounded_whatever_it_is_spent_on() {
     ask(&mut s, d1, Op::TransactionEnd, 1, b"F\0").unwrap();
     let token = "t".repeat(1000);
     let watched = (0..100).take_while(|i| {
-        ask(
-            &mut s,
-            d1,
-            Op::Watch,
-            0,
-            format!("w{i}\0{token}\0").as_bytes(),
-        )
-        .is_ok()
+        ask(&mut s, d1, Op::Watch, 0, format!("w{i}\0{token}\0").as_bytes()).is_ok()
     });
     assert!(watched.count() < 3);
     ask(&mut s, d1, Op::Rm, 0, b"n1\0").unwrap();
-    ask(
-        &mut s,
-        d1,
-        Op::Write,
-        0,
-        &[b"n1\0", &value[..1000]].concat(),
-    )
-    .unwrap();
+    ask(&mut s, d1, Op::Write, 0, &[b"n1\0", &value[..1000]].concat()).unwrap();
     s.check().unwrap();
 }
 
 #[test]
 fn answers_not_taken_hold_up_requests() {
-    let mut s = Store::new(Quota {
-        outstanding: 3,
-        ..Quota::default()
-    });
+    let mut s = Store::new(Quota { outstanding: 3, ..Quota::default() });
     let dom0 = s.connect(DomId::DOM0);
     let header = Header::new(Op::Read, 1, 0, 2).unwrap();
     for _ in 0..3 {
@@ -211,12 +134,23 @@ fn answers_not_taken_hold_up_requests() {
         s.handle(dom0, &header, b"/\0").unwrap();
     }
     assert!(!s.can_accept(dom0));
-    assert_eq!(
-        s.handle(dom0, &header, b"/\0"),
-        Err(StoreError::Backpressure)
-    );
+    assert_eq!(s.handle(dom0, &header, b"/\0"), Err(StoreError::Backpressure));
     s.take_output(dom0, &mut Vec::new(), 0);
     assert!(s.can_accept(dom0) && !s.has_output(dom0));
     s.disconnect(dom0);
     assert_eq!(s.handle(dom0, &header, b"/\0"), Err(StoreError::Closed));
+}
+
+#[test]
+fn writing_over_and_over_in_a_transaction_costs_as_much_as_once() {
+    let mut s = Store::new(Quota { memory: 10_000, ..Quota::default() });
+    let dom0 = s.connect(DomId::DOM0);
+    let d1 = guest(&mut s, dom0, 1);
+    ask(&mut s, d1, Op::TransactionStart, 0, b"\0").unwrap();
+    for _ in 0..100 {
+        ask(&mut s, d1, Op::Write, 1, &[b"a\0", &[b'x'; 1000][..]].concat()).unwrap();
+    }
+    ask(&mut s, d1, Op::Write, 1, b"b\0more").unwrap();
+    ask(&mut s, d1, Op::TransactionEnd, 1, b"T\0").unwrap();
+    s.check().unwrap();
 }

@@ -15,10 +15,7 @@ fn store() -> (Store, ConnId) {
 }
 
 fn seen(store: &mut Store, conn: ConnId) -> Vec<String> {
-    events(store, conn)
-        .into_iter()
-        .map(|(path, _)| path)
-        .collect()
+    events(store, conn).into_iter().map(|(path, _)| path).collect()
 }
 
 fn write(
@@ -28,22 +25,12 @@ fn write(
     path: &str,
     value: &str,
 ) -> Result<Vec<u8>, XsErrno> {
-    ask(
-        store,
-        conn,
-        Op::Write,
-        tx,
-        format!("{path}\0{value}").as_bytes(),
-    )
+    ask(store, conn, Op::Write, tx, format!("{path}\0{value}").as_bytes())
 }
 
 fn start(store: &mut Store, conn: ConnId) -> u32 {
     let id = ask(store, conn, Op::TransactionStart, 0, b"\0").unwrap();
-    std::str::from_utf8(&id)
-        .unwrap()
-        .trim_end_matches('\0')
-        .parse()
-        .unwrap()
+    std::str::from_utf8(&id).unwrap().trim_end_matches('\0').parse().unwrap()
 }
 
 fn commit(store: &mut Store, conn: ConnId, tx: u32) -> Result<(), XsErrno> {
@@ -56,11 +43,7 @@ fn a_watch_fires_at_once_and_for_all_at_and_below() {
     ask(&mut s, dom0, Op::Watch, 0, b"/a\0tok\0").unwrap();
     assert_eq!(events(&mut s, dom0), [("/a".into(), "tok".into())]);
     write(&mut s, dom0, 0, "/a/b/c", "1").unwrap();
-    assert_eq!(
-        seen(&mut s, dom0),
-        ["/a/b/c"],
-        "parents made on the way are not told of"
-    );
+    assert_eq!(seen(&mut s, dom0), ["/a/b/c"], "parents made on the way are not told of");
     write(&mut s, dom0, 0, "/ab", "1").unwrap();
     ask(&mut s, dom0, Op::Mkdir, 0, b"/a/b\0").unwrap();
     assert!(seen(&mut s, dom0).is_empty(), "nothing changed below /a");
@@ -77,14 +60,7 @@ fn a_removal_is_told_above_by_its_root_and_below_by_the_watched_path() {
     let (mut s, dom0) = store();
     write(&mut s, dom0, 0, "/a/b/c", "").unwrap();
     for path in ["/", "/a/b", "/a/b/c", "/a/b/none"] {
-        ask(
-            &mut s,
-            dom0,
-            Op::Watch,
-            0,
-            format!("{path}\0t\0").as_bytes(),
-        )
-        .unwrap();
+        ask(&mut s, dom0, Op::Watch, 0, format!("{path}\0t\0").as_bytes()).unwrap();
     }
     seen(&mut s, dom0);
     ask(&mut s, dom0, Op::Rm, 0, b"/a\0").unwrap();
@@ -102,23 +78,14 @@ fn depth_and_relative_paths() {
     ask(&mut s, d4, Op::Watch, 0, b"device\0t\0").unwrap();
     ask(&mut s, d4, Op::Watch, 0, b"/local/domain/4/device\0abs\0").unwrap();
     ask(&mut s, d4, Op::Watch, 0, b"device\0shallow\x001\0").unwrap();
-    assert_eq!(
-        seen(&mut s, d4),
-        ["device", "/local/domain/4/device", "device"]
-    );
+    assert_eq!(seen(&mut s, d4), ["device", "/local/domain/4/device", "device"]);
     write(&mut s, d4, 0, "device/vbd/1", "").unwrap();
     let e = |path: &str, token: &str| (path.to_string(), token.to_string());
-    let expected = [
-        e("device/vbd/1", "t"),
-        e("/local/domain/4/device/vbd/1", "abs"),
-    ];
+    let expected = [e("device/vbd/1", "t"), e("/local/domain/4/device/vbd/1", "abs")];
     assert_eq!(events(&mut s, d4), expected);
     write(&mut s, dom0, 0, "/local/domain/4/device/vbd", "x").unwrap();
     assert_eq!(events(&mut s, d4).len(), 3);
-    assert_eq!(
-        ask(&mut s, d4, Op::Unwatch, 0, b"/local/domain/4/device\0t\0").unwrap(),
-        b"OK\0"
-    );
+    assert_eq!(ask(&mut s, d4, Op::Unwatch, 0, b"/local/domain/4/device\0t\0").unwrap(), b"OK\0");
 }
 
 #[test]
@@ -127,22 +94,14 @@ fn events_show_only_what_may_be_read_but_a_loss_of_sight_is_told() {
     write(&mut s, dom0, 0, "/secret/x", "").unwrap();
     let d3 = s.connect(DomId(3));
     ask(&mut s, d3, Op::Watch, 0, b"/secret\0t\0").unwrap();
-    assert_eq!(
-        seen(&mut s, d3),
-        ["/secret"],
-        "the first event says nothing of the node"
-    );
+    assert_eq!(seen(&mut s, d3), ["/secret"], "the first event says nothing of the node");
     write(&mut s, dom0, 0, "/secret/x", "1").unwrap();
     ask(&mut s, dom0, Op::Rm, 0, b"/secret/x\0").unwrap();
     write(&mut s, dom0, 0, "/secret/x", "2").unwrap();
     assert!(!s.has_output(d3));
     ask(&mut s, dom0, Op::SetPerms, 0, b"/secret/x\0n0\0r3\0").unwrap();
     write(&mut s, dom0, 0, "/secret/x", "3").unwrap();
-    assert_eq!(
-        seen(&mut s, d3),
-        ["/secret/x"],
-        "two equal events are merged"
-    );
+    assert_eq!(seen(&mut s, d3), ["/secret/x"], "two equal events are merged");
     ask(&mut s, dom0, Op::SetPerms, 0, b"/secret/x\0n0\0").unwrap();
     assert_eq!(seen(&mut s, d3), ["/secret/x"]);
     write(&mut s, dom0, 0, "/secret/x", "4").unwrap();
@@ -166,45 +125,24 @@ fn domains_coming_and_going_are_for_dom0_and_whom_it_lets() {
     }
     ask(&mut s, dom0, Op::Introduce, 0, b"9\x001\x002\0").unwrap();
     ask(&mut s, dom0, Op::Introduce, 0, b"9\x001\x002\0").unwrap();
-    assert_eq!(
-        ask(&mut s, dom0, Op::IsDomainIntroduced, 0, b"9\0").unwrap(),
-        b"T\0"
-    );
+    assert_eq!(ask(&mut s, dom0, Op::IsDomainIntroduced, 0, b"9\0").unwrap(), b"T\0");
     assert_eq!(seen(&mut s, dom0), ["@introduceDomain"]);
     ask(&mut s, dom0, Op::SetPerms, 0, b"@releaseDomain\0n0\0r3\0").unwrap();
     s.introduce(DomId(8));
     s.release(DomId(8));
     s.release(DomId(9));
-    assert_eq!(
-        ask(&mut s, dom0, Op::IsDomainIntroduced, 0, b"9\0").unwrap(),
-        b"F\0"
-    );
-    let told = [
-        "@releaseDomain",
-        "@releaseDomain/8",
-        "@releaseDomain/9",
-        "@releaseDomain/9",
-    ];
+    assert_eq!(ask(&mut s, dom0, Op::IsDomainIntroduced, 0, b"9\0").unwrap(), b"F\0");
+    let told = ["@releaseDomain", "@releaseDomain/8", "@releaseDomain/9", "@releaseDomain/9"];
     assert_eq!(seen(&mut s, d3), told);
     assert_eq!(seen(&mut s, dom0)[1..], told);
 }
 
 #[test]
 fn a_flood_collapses_and_still_says_where_to_look() {
-    let mut s = Store::new(Quota {
-        events: 10,
-        ..Quota::default()
-    });
+    let mut s = Store::new(Quota { events: 10, ..Quota::default() });
     let dom0 = s.connect(DomId::DOM0);
     for path in ["/flood", "/other"] {
-        ask(
-            &mut s,
-            dom0,
-            Op::Watch,
-            0,
-            format!("{path}\0t\0").as_bytes(),
-        )
-        .unwrap();
+        ask(&mut s, dom0, Op::Watch, 0, format!("{path}\0t\0").as_bytes()).unwrap();
     }
     seen(&mut s, dom0);
     for i in 0..1000 {
@@ -222,14 +160,7 @@ fn a_flood_collapses_and_still_says_where_to_look() {
 fn an_event_too_long_for_a_message_names_the_watched_path() {
     let (mut s, dom0) = store();
     let token = "t".repeat(3000);
-    ask(
-        &mut s,
-        dom0,
-        Op::Watch,
-        0,
-        format!("/deep\0{token}\0").as_bytes(),
-    )
-    .unwrap();
+    ask(&mut s, dom0, Op::Watch, 0, format!("/deep\0{token}\0").as_bytes()).unwrap();
     seen(&mut s, dom0);
     write(&mut s, dom0, 0, &format!("/deep/{}", "x".repeat(2000)), "").unwrap();
     assert_eq!(seen(&mut s, dom0), ["/deep"]);
@@ -246,28 +177,13 @@ fn a_transaction_sees_itself_and_others_see_it_at_the_end() {
     write(&mut s, dom0, tx, "/t/new/deep", "1").unwrap();
     write(&mut s, dom0, tx, "/t/new/deep", "2").unwrap();
     ask(&mut s, dom0, Op::Rm, tx, b"/t/old\0").unwrap();
-    assert_eq!(
-        ask(&mut s, dom0, Op::Read, tx, b"/t/new/deep\0").unwrap(),
-        b"2"
-    );
-    assert_eq!(
-        ask(&mut s, dom0, Op::Read, tx, b"/t/old\0"),
-        Err(XsErrno::NoEnt)
-    );
-    assert_eq!(
-        ask(&mut s, dom0, Op::Directory, tx, b"/t\0").unwrap(),
-        b"new\0"
-    );
-    assert_eq!(
-        ask(&mut s, other, Op::Directory, 0, b"/t\0").unwrap(),
-        b"old\0"
-    );
+    assert_eq!(ask(&mut s, dom0, Op::Read, tx, b"/t/new/deep\0").unwrap(), b"2");
+    assert_eq!(ask(&mut s, dom0, Op::Read, tx, b"/t/old\0"), Err(XsErrno::NoEnt));
+    assert_eq!(ask(&mut s, dom0, Op::Directory, tx, b"/t\0").unwrap(), b"new\0");
+    assert_eq!(ask(&mut s, other, Op::Directory, 0, b"/t\0").unwrap(), b"old\0");
     assert!(!s.has_output(other));
     commit(&mut s, dom0, tx).unwrap();
-    assert_eq!(
-        ask(&mut s, other, Op::Directory, 0, b"/t\0").unwrap(),
-        b"new\0"
-    );
+    assert_eq!(ask(&mut s, other, Op::Directory, 0, b"/t\0").unwrap(), b"new\0");
     assert_eq!(seen(&mut s, other), ["/t/new/deep", "/t/old"]);
     assert_eq!(commit(&mut s, dom0, tx), Err(XsErrno::NoEnt));
     s.check().unwrap();
@@ -282,11 +198,7 @@ fn transactions_conflict_over_what_they_looked_at_and_nothing_else() {
     let tx = start(&mut s, dom0);
     assert_eq!(ask(&mut s, dom0, Op::Read, tx, b"/a/x\0").unwrap(), b"0");
     write(&mut s, dom0, 0, "/a/x", "outside").unwrap();
-    assert_eq!(
-        ask(&mut s, dom0, Op::Read, tx, b"/a/x\0").unwrap(),
-        b"0",
-        "what was seen stays"
-    );
+    assert_eq!(ask(&mut s, dom0, Op::Read, tx, b"/a/x\0").unwrap(), b"0", "what was seen stays");
     write(&mut s, dom0, tx, "/b/y", "1").unwrap();
     assert_eq!(commit(&mut s, dom0, tx), Err(XsErrno::Again));
     assert_eq!(ask(&mut s, dom0, Op::Read, 0, b"/b/y\0").unwrap(), b"0");
@@ -299,10 +211,7 @@ fn transactions_conflict_over_what_they_looked_at_and_nothing_else() {
 
     // The absence of a node is looked at too, and so is a list.
     let tx = start(&mut s, dom0);
-    assert_eq!(
-        ask(&mut s, dom0, Op::Read, tx, b"/c\0"),
-        Err(XsErrno::NoEnt)
-    );
+    assert_eq!(ask(&mut s, dom0, Op::Read, tx, b"/c\0"), Err(XsErrno::NoEnt));
     write(&mut s, dom0, 0, "/c", "").unwrap();
     assert_eq!(commit(&mut s, dom0, tx), Err(XsErrno::Again));
     let tx = start(&mut s, dom0);
@@ -337,15 +246,9 @@ fn transactions_are_their_connections_own() {
     let (mut s, dom0) = store();
     let other = s.connect(DomId::DOM0);
     let tx = start(&mut s, dom0);
-    assert_eq!(
-        ask(&mut s, other, Op::Read, tx, b"/\0"),
-        Err(XsErrno::NoEnt)
-    );
+    assert_eq!(ask(&mut s, other, Op::Read, tx, b"/\0"), Err(XsErrno::NoEnt));
     assert_eq!(commit(&mut s, other, tx), Err(XsErrno::NoEnt));
-    assert_eq!(
-        ask(&mut s, dom0, Op::TransactionStart, tx, b"\0"),
-        Err(XsErrno::Busy)
-    );
+    assert_eq!(ask(&mut s, dom0, Op::TransactionStart, tx, b"\0"), Err(XsErrno::Busy));
     assert_eq!(commit(&mut s, dom0, 0), Err(XsErrno::NoEnt));
     // A watch has no part in it: its number is ignored, even a wrong one.
     ask(&mut s, dom0, Op::Watch, 999, b"/\0t\0").unwrap();

@@ -11,6 +11,11 @@ use pvio_xenbus::handshake::vbd::{
     BackDisk, FrontRequest, Protocol, Queue as QueueKeys, ToolstackFront,
 };
 
+/// How many earlier sessions' queues may wait for the backend to let go of them. One is the rule
+/// when a backend is restarted; a backend that starts over and over and unmaps nothing would take
+/// all of the guest's memory.
+const MAX_OLD: usize = 2;
+
 /// A virtual disk's frontend, to be driven by [`pvio_xenbus::driver::FrontendDriver`].
 pub struct Disk<P: Granter + EventChannels + Clone> {
     platform: P,
@@ -55,6 +60,12 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
         let toolstack = ToolstackFront::read(xs, &ends.front)?;
         let handle = (toolstack.virtual_device & 0xffff) as u16;
+        self.release();
+        if self.old.len() >= MAX_OLD {
+            let text =
+                "the backend starts over and over, and keeps the rings of earlier sessions mapped";
+            return Err(Fault::new("front-rings-kept", text));
+        }
         let made = match self.queue.take() {
             // Requests the last backend left unanswered are the first ones of this session.
             Some(last) => {

@@ -356,6 +356,7 @@ impl<P: Granter + EventChannels> Queue<P> {
     /// # Errors
     /// The queue, if the backend has some of it mapped still; try again when it says that it has
     /// let go.
+    #[expect(clippy::result_large_err, reason = "the queue itself, moved at the end of a session")]
     pub fn dismantle(mut self) -> Result<(), Self> {
         if self.revoke() { Ok(()) } else { Err(self) }
     }

@@ -17,6 +17,11 @@ use pvio_xenbus::handshake::vif::{
 /// The MTU of an interface whose toolstack names none, in bytes (`netif.h`).
 pub(crate) const DEFAULT_MTU: u32 = 1500;
 
+/// How many earlier sessions' queues may wait for the backend to let go of them. One is the rule
+/// when a backend is restarted; a backend that starts over and over and unmaps nothing would take
+/// all of the guest's memory.
+const MAX_OLD: usize = 2;
+
 /// A virtual NIC's frontend, to be driven by [`pvio_xenbus::driver::FrontendDriver`].
 pub struct Nic<P: Granter + EventChannels + Clone> {
     platform: P,
@@ -96,6 +101,12 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
         let toolstack = ToolstackFront::read(xs, &ends.front)?;
         self.mac = Some(toolstack.mac);
         self.mtu = toolstack.mtu.unwrap_or(DEFAULT_MTU);
+        self.release();
+        if self.old.len() >= MAX_OLD {
+            let text =
+                "the backend starts over and over, and keeps the rings of earlier sessions mapped";
+            return Err(Fault::new("front-rings-kept", text));
+        }
         if let Some(last) = self.queue.take() {
             self.old.extend(last.dismantle().err());
         }

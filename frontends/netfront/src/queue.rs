@@ -191,7 +191,8 @@ impl<P: Granter + EventChannels> Queue<P> {
     }
 
     /// To be called before waiting for an event: asks to be woken for the next packet (and, if
-    /// there was no room to send, for room) and looks once more. Wait only if it says `false`.
+    /// there was no room to send, for room) and looks once more. Wait only if it says `false`. That
+    /// there may be room now is said once: try again to send, or leave it.
     ///
     /// # Errors
     /// A [`BackendFault`], now and for ever.

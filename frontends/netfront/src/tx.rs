@@ -116,14 +116,19 @@ impl<P: Granter> Tx<P> {
     }
 
     /// Whether something waits here, after asking to be woken. Answers matter only to a sender
-    /// that found no room.
+    /// that found no room, and are told of once: it may have given up its packet, and must be able
+    /// to sleep then.
     pub fn final_check(&mut self) -> Result<bool, BackendFault> {
-        Ok(self.blocked && self.ring.final_check().map_err(BackendFault::TxRing)?)
+        let room = self.blocked && self.ring.final_check().map_err(BackendFault::TxRing)?;
+        self.blocked &= !room;
+        Ok(room)
     }
 
-    /// Whether something waits here, without asking for a wake-up.
+    /// Whether something waits here, without asking for a wake-up; told of once, too.
     pub fn has_work(&mut self) -> Result<bool, BackendFault> {
-        Ok(self.blocked && self.ring.has_responses().map_err(BackendFault::TxRing)?)
+        let room = self.blocked && self.ring.has_responses().map_err(BackendFault::TxRing)?;
+        self.blocked &= !room;
+        Ok(room)
     }
 
     pub fn revoke(&mut self) -> bool {

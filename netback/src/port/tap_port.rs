@@ -98,7 +98,8 @@ impl TapPort {
         Some(Watch(self.watches.len().saturating_sub(1)))
     }
 
-    /// Whether a watched descriptor became readable since last asked.
+    /// Whether a watched descriptor became readable since last asked. It is watched again from
+    /// then on: empty it before the next [`wait`](Self::wait).
     pub fn fired(&mut self, watch: Watch) -> bool {
         self.watches.get_mut(watch.0).is_some_and(|w| core::mem::take(&mut w.fired))
     }
@@ -129,19 +130,17 @@ impl TapPort {
     /// # Errors
     /// What `io_uring_enter` says.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.arm();
         self.uring.wait(timeout)
     }
 
-    /// Whether there is something to [`pump`](Self::pump). Asks the kernel, so that packets that
-    /// came meanwhile are seen.
+    /// Whether there is something to [`pump`](Self::pump). Never waits, and costs next to nothing
+    /// while there is not.
     ///
     /// # Errors
     /// What `io_uring_enter` says.
     pub fn look(&mut self) -> io::Result<bool> {
-        if !self.uring.has_done() {
-            self.uring.wait(Some(Duration::ZERO))?;
-        }
-        Ok(self.uring.has_done())
+        self.uring.look()
     }
 
     fn reap(&mut self) {
@@ -191,7 +190,7 @@ impl TapPort {
             self.reads = self.reads.saturating_add(1);
         }
         for (token, watch) in (WATCH..).zip(&mut self.watches) {
-            if !watch.armed {
+            if !watch.armed && !watch.fired {
                 watch.armed = self.uring.poll_readable(watch.file, token).is_ok();
             }
         }

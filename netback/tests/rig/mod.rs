@@ -114,7 +114,8 @@ impl Drop for Rig {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(driver) = self.driver.take() {
-            let _ = driver.join();
+            let ended = driver.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "the driver domain panicked");
         }
     }
 }

@@ -1,11 +1,65 @@
-//! Machines that exist only inside one process, for tests of everything above the platform.
+//! A whole machine in one thread, driven by a seed.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`local`] | [`LocalMachine`]: domains in one address space, with real grant tables and event bits |
+//! | [`sim`] | [`Sim`]: one run's chance, clock and trace, all from its seed |
+//! | [`world`] | [`World`]: what could happen next, and [`storm`] and [`settle`] that let it happen |
+//! | [`seeds`] | [`run_seeds`]: many runs; a run that fails tells how to have it again |
+//!
+//! Nothing here knows a device. A world with devices is a test (`tests/disk`), and grows by adding
+//! to its menu: what can be done now, how likely, and whether somebody waits for it. A device end
+//! that sleeps is on the menu only if its event is pending; so a wake-up that was lost leaves
+//! nobody to act while something is waited for, and the run fails as a deadlock.
+//!
+//! ```
+//! use pvio_sim::{Menu, Sim, World, run_seeds, settle, storm};
+//!
+//! /// Two cups; water is poured into the first, and from there into the second.
+//! #[derive(Default)]
+//! struct Cups(u32, u32);
+//!
+//! #[derive(Debug)]
+//! enum Do { Fill, Pour }
+//!
+//! impl World for Cups {
+//!     type Action = Do;
+//!
+//!     fn menu(&mut self, menu: &mut Menu<Do>) {
+//!         menu.may(1, || Do::Fill);
+//!         if self.0 > 0 {
+//!             menu.must(3, Do::Pour);
+//!         }
+//!     }
+//!
+//!     fn act(&mut self, action: Do, sim: &mut Sim) {
+//!         match action {
+//!             Do::Fill => self.0 += sim.below(3) as u32,
+//!             Do::Pour => { self.0 -= 1; self.1 += 1 }
+//!         }
+//!     }
+//!
+//!     fn waiting(&self) -> Option<String> {
+//!         (self.0 > 0).then(|| format!("{} left in the first cup", self.0))
+//!     }
+//! }
+//!
+//! run_seeds("cups", 10, |sim| {
+//!     let mut cups = Cups::default();
+//!     storm(&mut cups, sim, 100);
+//!     settle(&mut cups, sim, 1000);
+//!     assert_eq!(cups.0, 0);
+//! });
+//! ```
 
 #![forbid(unsafe_code)]
 
 pub mod local;
+pub mod seeds;
+pub mod sim;
+pub mod world;
 
 pub use local::{LocalDomain, LocalMachine};
+pub use seeds::{Failure, attempt, run_seeds};
+pub use sim::Sim;
+pub use world::{Menu, World, settle, storm};

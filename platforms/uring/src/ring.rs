@@ -74,6 +74,7 @@ impl<B: IoBuf> Uring<B> {
         // kernels do not know the flags and need none.
         let uring = IoUring::builder()
             .setup_coop_taskrun()
+            .setup_taskrun_flag()
             .setup_single_issuer()
             .setup_submit_all()
             .build(slots)
@@ -234,6 +235,19 @@ impl<B: IoBuf> Uring<B> {
     /// Whether a finished operation is waiting to be reaped. No system call.
     pub fn has_done(&mut self) -> bool {
         !self.uring.completion().is_empty()
+    }
+
+    /// Whether a finished operation is waiting to be reaped, also one that the kernel finishes only
+    /// when it is entered (a poll, a read that had to wait). A system call only if there is one.
+    ///
+    /// # Errors
+    /// What `io_uring_enter` says.
+    pub fn look(&mut self) -> io::Result<bool> {
+        if !self.has_done() && self.uring.submission().taskrun() {
+            self.unsubmitted = false;
+            retry(|| self.uring.submit())?;
+        }
+        Ok(self.has_done())
     }
 
     /// Calls `each` for every finished operation and returns how many there were.
@@ -407,6 +421,20 @@ mod tests {
         uring.poll_readable(pipe, 2).unwrap();
         assert!(uring.poll_readable(pipe, 3).is_err());
         assert_eq!((uring.busy(), uring.free_slots()), (0, 0));
+    }
+
+    #[test]
+    fn looking_finds_what_became_ready_without_waiting() {
+        let mut uring = Uring::<PrivateBuf>::new(2).unwrap();
+        let (read, mut write) = io::pipe().unwrap();
+        let pipe = uring.add_file(read.into());
+        uring.poll_readable(pipe, 1).unwrap();
+        uring.flush().unwrap();
+        assert!(!uring.look().unwrap());
+        io::Write::write_all(&mut write, b"x").unwrap();
+        assert!(uring.look().unwrap());
+        assert_eq!(uring.reap(|done| assert_eq!(done.token, 1)), 1);
+        assert!(!uring.look().unwrap());
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! Units: every "sector" on this wire is 512 bytes, whatever `sector-size` says.
 
 use crate::gref::GrantRef;
-use crate::shm::SharedMemory;
-use crate::slot::{ShortSlot, Slot};
+use crate::slot::{ShortSlot, Slot, SlotMut};
+use core::fmt;
 
 /// Bytes in a sector of this protocol.
 pub const SECTOR_SIZE: u32 = 512;
@@ -39,22 +39,6 @@ impl Abi {
         match self {
             Self::X86_64 => 16,
             Self::X86_32 => 12,
-        }
-    }
-
-    /// Where a request's `id` is; `sector_number` follows it.
-    const fn id_at(self) -> usize {
-        match self {
-            Self::X86_64 => 8,
-            Self::X86_32 => 4,
-        }
-    }
-
-    /// Where the segments of a request begin.
-    const fn segments_at(self) -> usize {
-        match self {
-            Self::X86_64 => 24,
-            Self::X86_32 => 20,
         }
     }
 }
@@ -118,6 +102,24 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// From its word on the wire, unchecked.
+    #[inline]
+    const fn from_wire(raw: u64) -> Self {
+        Self { gref: GrantRef(raw as u32), first: (raw >> 32) as u8, last: (raw >> 40) as u8 }
+    }
+
+    /// Its word on the wire.
+    #[inline]
+    const fn to_wire(self) -> u64 {
+        self.gref.0 as u64 | (self.first as u64) << 32 | (self.last as u64) << 40
+    }
+
+    /// Whether its sectors are in order and inside the page.
+    #[inline]
+    fn is_inside(self) -> bool {
+        self.first <= self.last && self.last < SECTORS_PER_PAGE
+    }
+
     /// Byte offset of the data in its page.
     #[must_use]
     pub const fn offset(self) -> usize {
@@ -144,58 +146,105 @@ impl Segment {
 }
 
 /// The segments of one request, in private memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Segments {
-    all: [Segment; MAX_SEGMENTS],
+    /// A word each, as on the wire and with whatever is there past `count`.
+    words: [u64; MAX_SEGMENTS],
     count: u8,
 }
 
 impl Segments {
     /// Copies segments in; `None` for more than [`MAX_SEGMENTS`].
+    #[inline]
     #[must_use]
     pub fn from_slice(from: &[Segment]) -> Option<Self> {
-        let mut all = [Segment::default(); MAX_SEGMENTS];
-        all.get_mut(..from.len())?.copy_from_slice(from);
-        Some(Self { all, count: u8::try_from(from.len()).ok()? })
+        let mut words = [0; MAX_SEGMENTS];
+        for (word, segment) in words.get_mut(..from.len())?.iter_mut().zip(from) {
+            *word = segment.to_wire();
+        }
+        Some(Self { words, count: u8::try_from(from.len()).ok()? })
     }
 
-    /// The segments.
+    /// The segments, in order.
+    #[inline]
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Segment> + Clone + '_ {
+        self.words().iter().map(|word| Segment::from_wire(*word))
+    }
+
+    /// How many there are, at most [`MAX_SEGMENTS`].
+    #[inline]
     #[must_use]
-    pub fn as_slice(&self) -> &[Segment] {
-        self.all.get(..usize::from(self.count)).unwrap_or_default()
+    pub const fn len(&self) -> usize {
+        self.count as usize
+    }
+
+    /// Whether there is none.
+    #[inline]
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
     }
 
     /// Sectors of all segments together.
+    #[inline]
     #[must_use]
     pub fn sectors(&self) -> u32 {
-        self.as_slice().iter().map(|s| s.sectors()).fold(0, u32::wrapping_add)
+        self.iter().map(Segment::sectors).fold(0, u32::wrapping_add)
+    }
+
+    #[inline]
+    fn words(&self) -> &[u64] {
+        self.words.get(..self.len()).unwrap_or_default()
+    }
+}
+
+impl PartialEq for Segments {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Segments {}
+
+impl fmt::Debug for Segments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
     }
 }
 
 /// What a data request does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub enum DataOp {
     /// Disk to guest.
-    Read,
+    Read = op::READ,
     /// Guest to disk.
-    Write,
+    Write = op::WRITE,
     /// Everything before it reaches the medium before it, and it does before anything after it.
     /// May carry no data.
-    WriteBarrier,
+    WriteBarrier = op::WRITE_BARRIER,
     /// The write cache reaches the medium. Carries data in old frontends only.
-    Flush,
+    Flush = op::FLUSH_DISKCACHE,
 }
 
 impl DataOp {
+    /// From the wire; `None` for what moves no data.
+    #[inline]
+    #[must_use]
+    pub const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            op::READ => Some(Self::Read),
+            op::WRITE => Some(Self::Write),
+            op::WRITE_BARRIER => Some(Self::WriteBarrier),
+            op::FLUSH_DISKCACHE => Some(Self::Flush),
+            _ => None,
+        }
+    }
+
     /// The wire code.
     #[must_use]
     pub const fn code(self) -> u8 {
-        match self {
-            Self::Read => op::READ,
-            Self::Write => op::WRITE,
-            Self::WriteBarrier => op::WRITE_BARRIER,
-            Self::Flush => op::FLUSH_DISKCACHE,
-        }
+        self as u8
     }
 }
 
@@ -268,6 +317,13 @@ pub enum RefusalReason {
     Engine,
 }
 
+impl Refusal {
+    #[cold]
+    const fn error(id: u64, op: u8, reason: RefusalReason) -> Self {
+        Self { id, op, status: Status::Error, reason }
+    }
+}
+
 impl RefusalReason {
     /// A short stable code for logs and counters.
     #[must_use]
@@ -285,6 +341,80 @@ impl RefusalReason {
     }
 }
 
+/// A request without its segments, for readers that keep one [`Segments`] for all of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Head {
+    /// As [`Request::Data`].
+    #[expect(missing_docs, reason = "as there")]
+    Data { op: DataOp, id: u64, sector: u64 },
+    /// As [`Request::Discard`].
+    #[expect(missing_docs, reason = "as there")]
+    Discard { id: u64, sector: u64, sectors: u64, secure: bool },
+}
+
+impl Head {
+    /// Reads one request out of its slot, each byte once, no more than it needs: its segments (none
+    /// of a discard) into `segments`, the rest into a value.
+    ///
+    /// # Errors
+    /// A [`Refusal`] that says what to answer; there are no segments then. (The outer error cannot
+    /// happen with a slot of the ABI's own size.)
+    #[inline(always)]
+    pub fn read<M>(
+        slot: &mut Slot<'_, M>,
+        abi: Abi,
+        segments: &mut Segments,
+    ) -> Result<Result<Self, Refusal>, ShortSlot> {
+        segments.count = 0;
+        let (op, count, id, sector) = match abi {
+            Abi::X86_64 => {
+                let [head, id, sector] = slot.read_words()?;
+                let [op, count, ..] = head.to_le_bytes();
+                (op, count, id, sector)
+            }
+            Abi::X86_32 => {
+                let [op, count, ..] = slot.read_array::<4>()?;
+                let [id, sector] = slot.read_words()?;
+                (op, count, id, sector)
+            }
+        };
+        let Some(data) = DataOp::from_code(op) else {
+            return Self::read_other(slot, op, count, id, sector);
+        };
+        let least = if matches!(data, DataOp::Read | DataOp::Write) { 1 } else { 0 };
+        if count < least || usize::from(count) > MAX_SEGMENTS {
+            return Ok(Err(Refusal::error(id, op, RefusalReason::SegmentCount)));
+        }
+        let words = segments.words.get_mut(..usize::from(count)).unwrap_or_default();
+        for word in words {
+            let [raw] = slot.read_words()?;
+            if !Segment::from_wire(raw).is_inside() {
+                return Ok(Err(Refusal::error(id, op, RefusalReason::SegmentBounds)));
+            }
+            *word = raw;
+        }
+        segments.count = count;
+        Ok(Ok(Self::Data { op: data, id, sector }))
+    }
+
+    /// What is not data: a discard, or an operation nobody defined.
+    #[cold]
+    fn read_other<M>(
+        slot: &mut Slot<'_, M>,
+        op: u8,
+        flag: u8,
+        id: u64,
+        sector: u64,
+    ) -> Result<Result<Self, Refusal>, ShortSlot> {
+        if op != op::DISCARD {
+            let (status, reason) = (Status::NotSupported, RefusalReason::UnknownOperation);
+            return Ok(Err(Refusal { id, op, status, reason }));
+        }
+        let [sectors] = slot.read_words()?;
+        Ok(Ok(Self::Discard { id, sector, sectors, secure: flag & DISCARD_SECURE != 0 }))
+    }
+}
+
 impl Request {
     /// Reads one request out of its slot, each byte once, no more than it needs.
     ///
@@ -292,53 +422,54 @@ impl Request {
     /// A [`Refusal`] that says what to answer. (The outer error cannot happen with a slot of the
     /// ABI's own size.)
     #[inline]
-    pub fn read<M: SharedMemory>(
-        slot: &mut Slot<'_, M>,
-        abi: Abi,
-    ) -> Result<Result<Self, Refusal>, ShortSlot> {
-        let mut head = [0; 24];
-        let head = head.get_mut(..abi.segments_at()).ok_or(ShortSlot)?;
-        slot.read(head)?;
-        let [op, count, ..] = *head else { return Err(ShortSlot) };
-        let id = u64_at(head, abi.id_at()).ok_or(ShortSlot)?;
-        let sector = u64_at(head, abi.id_at().wrapping_add(8)).ok_or(ShortSlot)?;
-        let refuse = |status, reason| Ok(Err(Refusal { id, op, status, reason }));
-
-        let op = match op {
-            op::READ => DataOp::Read,
-            op::WRITE => DataOp::Write,
-            op::WRITE_BARRIER => DataOp::WriteBarrier,
-            op::FLUSH_DISKCACHE => DataOp::Flush,
-            op::DISCARD => {
-                let mut sectors = [0; 8];
-                slot.read(&mut sectors)?;
-                let sectors = u64::from_le_bytes(sectors);
-                let secure = count & DISCARD_SECURE != 0;
-                return Ok(Ok(Self::Discard { id, sector, sectors, secure }));
+    pub fn read<M>(slot: &mut Slot<'_, M>, abi: Abi) -> Result<Result<Self, Refusal>, ShortSlot> {
+        let mut segments = Segments::default();
+        Ok(Head::read(slot, abi, &mut segments)?.map(|head| match head {
+            Head::Data { op, id, sector } => Self::Data { op, id, sector, segments },
+            Head::Discard { id, sector, sectors, secure } => {
+                Self::Discard { id, sector, sectors, secure }
             }
-            _ => return refuse(Status::NotSupported, RefusalReason::UnknownOperation),
-        };
-        let may_be_empty = matches!(op, DataOp::Flush | DataOp::WriteBarrier);
-        if usize::from(count) > MAX_SEGMENTS || (count == 0 && !may_be_empty) {
-            return refuse(Status::Error, RefusalReason::SegmentCount);
-        }
-        let mut segments = Segments { count, ..Segments::default() };
-        for segment in segments.all.iter_mut().take(usize::from(count)) {
-            let mut raw = [0; 8];
-            slot.read(&mut raw)?;
-            let [a, b, c, d, first, last, _, _] = raw;
-            if last < first || last >= SECTORS_PER_PAGE {
-                return refuse(Status::Error, RefusalReason::SegmentBounds);
-            }
-            *segment = Segment { gref: GrantRef(u32::from_le_bytes([a, b, c, d])), first, last };
-        }
-        Ok(Ok(Self::Data { op, id, sector, segments }))
+        }))
     }
 
-    /// Writes the request as its ABI lays it out and returns the bytes used. `handle` is the
-    /// device's `virtual-device` number, truncated as every frontend does.
+    /// Writes the request into its slot as its ABI lays it out. `handle` is the device's
+    /// `virtual-device` number, truncated as every frontend does.
+    ///
+    /// # Errors
+    /// None with a slot of the ABI's own size.
+    #[inline]
+    pub fn write_to<M>(
+        &self,
+        abi: Abi,
+        handle: u16,
+        slot: &mut SlotMut<'_, M>,
+    ) -> Result<(), ShortSlot> {
+        self.words(abi, handle, |bytes| slot.write(bytes))
+    }
+
+    /// The bytes that [`write_to`](Self::write_to) writes, in a buffer.
     #[inline]
     pub fn write<'a>(&self, abi: Abi, handle: u16, out: &'a mut [u8; 112]) -> &'a [u8] {
+        let mut used = 0_usize;
+        let fits = self.words(abi, handle, |bytes| {
+            let end = used.checked_add(bytes.len()).ok_or(ShortSlot)?;
+            out.get_mut(used..end).ok_or(ShortSlot)?.copy_from_slice(bytes);
+            used = end;
+            Ok(())
+        });
+        debug_assert!(fits.is_ok(), "no request is longer than the longest");
+        out.get(..used).unwrap_or_default()
+    }
+
+    /// Hands the request to `put` a field or two at a time, front to back. Whole words: bytes that
+    /// are stored one by one and loaded as a word soon after make the load wait.
+    #[inline(always)]
+    fn words(
+        &self,
+        abi: Abi,
+        handle: u16,
+        mut put: impl FnMut(&[u8]) -> Result<(), ShortSlot>,
+    ) -> Result<(), ShortSlot> {
         let (code, count, id, sector) = match self {
             Self::Data { op, id, sector, segments } => (op.code(), segments.count, id, sector),
             Self::Discard { id, sector, secure, .. } => {
@@ -346,30 +477,31 @@ impl Request {
             }
         };
         let [h0, h1] = handle.to_le_bytes();
-        let mut at = 0;
-        let mut put = |bytes: &[u8]| {
-            let end = bytes.len().wrapping_add(at);
-            if let Some(to) = out.get_mut(at..end) {
-                to.copy_from_slice(bytes);
+        let head = u32::from_le_bytes([code, count, h0, h1]);
+        match abi {
+            Abi::X86_64 => {
+                let words = [u64::from(head), *id, *sector].map(u64::to_le_bytes);
+                put(words.as_flattened())?;
             }
-            at = end;
-        };
-        put(&[code, count, h0, h1]);
-        if abi == Abi::X86_64 {
-            put(&[0; 4]);
+            Abi::X86_32 => {
+                put(&head.to_le_bytes())?;
+                put([*id, *sector].map(u64::to_le_bytes).as_flattened())?;
+            }
         }
-        put(&id.to_le_bytes());
-        put(&sector.to_le_bytes());
         match self {
             Self::Data { segments, .. } => {
-                for segment in segments.as_slice() {
-                    let [a, b, c, d] = segment.gref.0.to_le_bytes();
-                    put(&[a, b, c, d, segment.first, segment.last, 0, 0]);
-                }
+                segments.words().iter().try_for_each(|word| put(&word.to_le_bytes()))
             }
             Self::Discard { sectors, .. } => put(&sectors.to_le_bytes()),
         }
-        out.get(..at).unwrap_or_default()
+    }
+}
+
+/// Writes words to the beginning of `out`.
+#[inline(always)]
+fn put<const N: usize>(out: &mut [u8], words: [u64; N]) {
+    for (to, word) in out.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+        *to = word.to_le_bytes();
     }
 }
 
@@ -388,9 +520,9 @@ impl Response {
     /// Writes the response; every byte of it is defined (XSA-216).
     #[inline]
     pub fn write(self, abi: Abi, out: &mut [u8; 16]) -> &[u8] {
-        let [a, b, c, d, e, f, g, h] = self.id.to_le_bytes();
         let [s0, s1] = (self.status as i16).to_le_bytes();
-        *out = [a, b, c, d, e, f, g, h, self.op, 0, s0, s1, 0, 0, 0, 0];
+        let tail = u64::from(u32::from_le_bytes([self.op, 0, s0, s1]));
+        put(out, [self.id, tail]);
         out.get(..abi.response_size()).unwrap_or_default()
     }
 
@@ -399,16 +531,9 @@ impl Response {
     /// # Errors
     /// None with a slot of the ABI's own size.
     #[inline]
-    pub fn read<M: SharedMemory>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
-        let mut raw = [0; 12];
-        slot.read(&mut raw)?;
-        let [a, b, c, d, e, f, g, h, op, _, s0, s1] = raw;
-        let status = Status::from_wire(i16::from_le_bytes([s0, s1]));
-        Ok(Self { id: u64::from_le_bytes([a, b, c, d, e, f, g, h]), op, status })
+    pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
+        let [id] = slot.read_words()?;
+        let [op, _, s0, s1] = slot.read_array()?;
+        Ok(Self { id, op, status: Status::from_wire(i16::from_le_bytes([s0, s1])) })
     }
-}
-
-#[inline]
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..)?.first_chunk().map(|b| u64::from_le_bytes(*b))
 }

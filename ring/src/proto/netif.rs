@@ -3,7 +3,6 @@
 //! "Transmit" (tx) is guest to backend, "receive" (rx) backend to guest, as in the header.
 
 use crate::gref::GrantRef;
-use crate::shm::SharedMemory;
 use crate::slot::{ShortSlot, Slot};
 use bitflags::bitflags;
 
@@ -78,10 +77,8 @@ impl TxRequest {
     /// # Errors
     /// None with a slot of [`TX_SLOT_SIZE`].
     #[inline]
-    pub fn read<M: SharedMemory>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
-        let mut raw = [0; TX_SLOT_SIZE];
-        slot.read(&mut raw)?;
-        let [g0, g1, g2, g3, o0, o1, f0, f1, i0, i1, s0, s1] = raw;
+    pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
+        let [g0, g1, g2, g3, o0, o1, f0, f1, i0, i1, s0, s1] = slot.read_array::<TX_SLOT_SIZE>()?;
         Ok(Self {
             gref: GrantRef(u32::from_le_bytes([g0, g1, g2, g3])),
             offset: u16::from_le_bytes([o0, o1]),
@@ -119,10 +116,8 @@ impl TxResponse {
     /// # Errors
     /// None with a slot of [`TX_SLOT_SIZE`].
     #[inline]
-    pub fn read<M: SharedMemory>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
-        let mut raw = [0; 4];
-        slot.read(&mut raw)?;
-        let [i0, i1, s0, s1] = raw;
+    pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
+        let [i0, i1, s0, s1] = slot.read_array::<4>()?;
         Ok(Self { id: u16::from_le_bytes([i0, i1]), status: i16::from_le_bytes([s0, s1]) })
     }
 
@@ -151,10 +146,8 @@ impl RxRequest {
     /// # Errors
     /// None with a slot of [`RX_SLOT_SIZE`].
     #[inline]
-    pub fn read<M: SharedMemory>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
-        let mut raw = [0; RX_SLOT_SIZE];
-        slot.read(&mut raw)?;
-        let [i0, i1, _, _, g0, g1, g2, g3] = raw;
+    pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
+        let [i0, i1, _, _, g0, g1, g2, g3] = slot.read_array::<RX_SLOT_SIZE>()?;
         Ok(Self {
             id: u16::from_le_bytes([i0, i1]),
             gref: GrantRef(u32::from_le_bytes([g0, g1, g2, g3])),
@@ -190,10 +183,8 @@ impl RxResponse {
     /// # Errors
     /// None with a slot of [`RX_SLOT_SIZE`].
     #[inline]
-    pub fn read<M: SharedMemory>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
-        let mut raw = [0; RX_SLOT_SIZE];
-        slot.read(&mut raw)?;
-        let [i0, i1, o0, o1, f0, f1, s0, s1] = raw;
+    pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
+        let [i0, i1, o0, o1, f0, f1, s0, s1] = slot.read_array::<RX_SLOT_SIZE>()?;
         Ok(Self {
             id: u16::from_le_bytes([i0, i1]),
             offset: u16::from_le_bytes([o0, o1]),
@@ -280,12 +271,8 @@ impl Extra {
     /// # Errors
     /// An [`ExtraFault`] when it means nothing. (The outer error cannot happen with a slot of the
     /// ring's own size.)
-    pub fn read<M: SharedMemory>(
-        slot: &mut Slot<'_, M>,
-    ) -> Result<Result<Self, ExtraFault>, ShortSlot> {
-        let mut raw = [0; 8];
-        slot.read(&mut raw)?;
-        let [kind, flags, a, b, c, d, e, f] = raw;
+    pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Result<Self, ExtraFault>, ShortSlot> {
+        let [kind, flags, a, b, c, d, e, f] = slot.read_array::<8>()?;
         let kind = match kind {
             1 => match (u16::from_le_bytes([a, b]), c) {
                 (0, _) => return Ok(Err(ExtraFault::GsoSize)),

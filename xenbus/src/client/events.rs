@@ -25,12 +25,8 @@ impl Events {
             return;
         }
         // Which watch it came from is known by the token alone, so tell all that share it.
-        let to_tell: Vec<_> = self
-            .watches
-            .iter()
-            .filter(|w| w.token == event.token)
-            .cloned()
-            .collect();
+        let to_tell: Vec<_> =
+            self.watches.iter().filter(|w| w.token == event.token).cloned().collect();
         for watch in to_tell {
             self.add(watch);
         }
@@ -72,10 +68,7 @@ impl Events {
 /// The path and the token in an event's payload, or in a request to watch.
 pub(super) fn parse_event(body: &[u8]) -> Option<WatchEvent> {
     let mut parts = strings(body).map(|s| String::from_utf8_lossy(s).into_owned());
-    Some(WatchEvent {
-        path: parts.next()?,
-        token: parts.next()?,
-    })
+    Some(WatchEvent { path: parts.next()?, token: parts.next()? })
 }
 
 #[cfg(test)]
@@ -88,22 +81,13 @@ mod tests {
         events.watched(b"/backend\0t\0");
         events.watched(b"/other\0u\0");
         for i in 0..10_000 {
-            events.push(WatchEvent {
-                path: format!("/backend/{i}"),
-                token: "t".into(),
-            });
+            events.push(WatchEvent { path: format!("/backend/{i}"), token: "t".into() });
         }
-        events.push(WatchEvent {
-            path: "/backend/3".into(),
-            token: "t".into(),
-        });
+        events.push(WatchEvent { path: "/backend/3".into(), token: "t".into() });
         let all: Vec<_> = std::iter::from_fn(|| events.pop()).collect();
         assert_eq!(all.len(), EVENT_LIMIT + 1);
         assert_eq!(all.last().unwrap().path, "/backend");
-        events.push(WatchEvent {
-            path: "/backend/3".into(),
-            token: "t".into(),
-        });
+        events.push(WatchEvent { path: "/backend/3".into(), token: "t".into() });
         assert_eq!(events.pop().unwrap().path, "/backend/3");
     }
 }

@@ -230,23 +230,13 @@ mod tests {
     #[test]
     fn a_device_lives_and_ends() {
         let mut m = BackendMachine::new();
-        assert_eq!(
-            settle(&mut m, S::Initialising, true),
-            [BackAction::WriteOffer]
-        );
+        assert_eq!(settle(&mut m, S::Initialising, true), [BackAction::WriteOffer]);
         assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
         assert_eq!(settle(&mut m, S::Connected, true), []);
-        assert_eq!(
-            settle(&mut m, S::Connected, false),
-            [BackAction::StartClosing]
-        );
+        assert_eq!(settle(&mut m, S::Connected, false), [BackAction::StartClosing]);
         assert!(m.is_connected(), "the frontend may still finish");
         assert_eq!(settle(&mut m, S::Closing, false), []);
-        let end = [
-            BackAction::Disconnect,
-            BackAction::Close,
-            BackAction::Remove,
-        ];
+        let end = [BackAction::Disconnect, BackAction::Close, BackAction::Remove];
         assert_eq!(settle(&mut m, S::Closed, false), end);
         for front in S::ALL {
             assert_eq!(settle(&mut m, front, true), []);
@@ -272,14 +262,8 @@ mod tests {
         // Orderly, as a boot loader hands over: 5, 6, 1.
         assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Connect]);
         assert_eq!(settle(&mut m, S::Closing, true), [BackAction::StartClosing]);
-        assert_eq!(
-            settle(&mut m, S::Closed, true),
-            [BackAction::Disconnect, BackAction::Close]
-        );
-        assert_eq!(
-            settle(&mut m, S::Initialising, true),
-            [BackAction::WriteOffer]
-        );
+        assert_eq!(settle(&mut m, S::Closed, true), [BackAction::Disconnect, BackAction::Close]);
+        assert_eq!(settle(&mut m, S::Initialising, true), [BackAction::WriteOffer]);
         // 1 while this end is still closing: the 6 was never seen.
         assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
         assert_eq!(settle(&mut m, S::Closing, true), [BackAction::StartClosing]);
@@ -300,10 +284,7 @@ mod tests {
         m.failed();
         assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Close]);
         assert_eq!(settle(&mut m, S::Connected, true), []);
-        assert_eq!(
-            settle(&mut m, S::Initialising, true),
-            [BackAction::WriteOffer]
-        );
+        assert_eq!(settle(&mut m, S::Initialising, true), [BackAction::WriteOffer]);
         assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
     }
 
@@ -316,11 +297,7 @@ mod tests {
         assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Connect]);
         let mut m = BackendMachine::restarted();
         let at_once = [BackAction::WriteOffer, BackAction::Connect];
-        assert_eq!(
-            settle(&mut m, S::Initialised, true),
-            at_once,
-            "its rings were never used"
-        );
+        assert_eq!(settle(&mut m, S::Initialised, true), at_once, "its rings were never used");
     }
 
     #[test]
@@ -334,10 +311,7 @@ mod tests {
     #[test]
     fn a_vanished_frontend_lets_go_and_a_vanished_backend_removes() {
         let mut m = BackendMachine::connected();
-        assert_eq!(
-            settle(&mut m, S::Unknown, true),
-            [BackAction::Disconnect, BackAction::Close]
-        );
+        assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::Disconnect, BackAction::Close]);
         assert_eq!(settle(&mut m, S::Unknown, false), [BackAction::Remove]);
         let mut m = BackendMachine::connected();
         assert_eq!(m.decide_gone(), BackAction::Disconnect);

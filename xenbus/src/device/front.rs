@@ -47,9 +47,7 @@ impl FrontendMachine {
     /// lets go of the old rings and offers anew.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            state: XenbusState::Initialising,
-        }
+        Self { state: XenbusState::Initialising }
     }
 
     /// The state this end last wrote.
@@ -129,15 +127,8 @@ mod tests {
     fn a_frontend_lives_and_ends() {
         let mut m = FrontendMachine::new();
         assert_eq!(settle(&mut m, S::Initialising, true), []);
-        assert_eq!(
-            settle(&mut m, S::InitWait, true),
-            [FrontAction::WriteRequest]
-        );
-        assert_eq!(
-            settle(&mut m, S::InitWait, true),
-            [],
-            "the backend has not seen it yet"
-        );
+        assert_eq!(settle(&mut m, S::InitWait, true), [FrontAction::WriteRequest]);
+        assert_eq!(settle(&mut m, S::InitWait, true), [], "the backend has not seen it yet");
         assert_eq!(settle(&mut m, S::Connected, true), [FrontAction::Connect]);
         assert_eq!(settle(&mut m, S::Connected, true), [FrontAction::Refresh]);
         assert_eq!(settle(&mut m, S::Closing, false), [FrontAction::Close]);
@@ -163,10 +154,7 @@ mod tests {
         }
         assert_eq!(settle(&mut m, S::Closing, false), [FrontAction::Close]);
         m.restart();
-        assert_eq!(
-            settle(&mut m, S::InitWait, true),
-            [FrontAction::WriteRequest]
-        );
+        assert_eq!(settle(&mut m, S::InitWait, true), [FrontAction::WriteRequest]);
         m.closing();
         assert_eq!(settle(&mut m, S::Connected, true), []);
         assert_eq!(settle(&mut m, S::Closing, true), [FrontAction::Close]);

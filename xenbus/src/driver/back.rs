@@ -1,4 +1,4 @@
-use super::{Ends, Fault, Life, only_if_lost};
+use super::{Ends, Fault, Life, only_if_lost, watch};
 use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
@@ -126,8 +126,8 @@ impl<C: BackendClass> BackendDriver<C> {
 
     fn try_step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, HandshakeError> {
         if !core::mem::replace(&mut self.watching, true) {
-            xs.watch(&state_path(&self.ends.front), &self.ends.back)?;
-            xs.watch(&online_path(&self.ends.back), &self.ends.back)?;
+            watch(xs, &state_path(&self.ends.front), &self.ends.back)?;
+            watch(xs, &online_path(&self.ends.back), &self.ends.back)?;
             clear_error(xs, &self.ends.back)?;
         }
         loop {

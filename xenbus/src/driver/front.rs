@@ -1,8 +1,8 @@
-use super::{Ends, Fault, Life, only_if_lost};
+use super::{Ends, Fault, Life, only_if_lost, watch};
 use crate::device::{FrontAction, FrontendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
-    DeviceAddr, clear_error, read_online, read_state, state_path, switch_state, write_state,
+    DeviceAddr, clear_error, read_online, read_state, state_path, switch_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -44,6 +44,8 @@ pub struct FrontendDriver<C> {
     machine: FrontendMachine,
     begun: bool,
     broken: bool,
+    /// The backend has let go of everything of ours, as far as it tells.
+    released: bool,
 }
 
 impl<C: FrontendClass> FrontendDriver<C> {
@@ -51,7 +53,7 @@ impl<C: FrontendClass> FrontendDriver<C> {
     #[must_use]
     pub fn new(addr: DeviceAddr, class: C) -> Self {
         let (ends, machine) = (Ends::new(addr), FrontendMachine::new());
-        Self { class, ends, machine, begun: false, broken: false }
+        Self { class, ends, machine, begun: false, broken: false, released: false }
     }
 
     /// Which device it is.
@@ -70,6 +72,13 @@ impl<C: FrontendClass> FrontendDriver<C> {
     #[must_use]
     pub fn state(&self) -> XenbusState {
         self.machine.state()
+    }
+
+    /// Whether this end is Closed and the backend has followed: nothing is shared any more, and
+    /// the class can be dropped, or a new driver be made for the same device.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.machine.state() == XenbusState::Closed && self.released
     }
 
     /// The class.
@@ -104,12 +113,14 @@ impl<C: FrontendClass> FrontendDriver<C> {
     /// As [`step`](Self::step).
     pub fn fail(&mut self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
         self.broken = true;
+        // Whatever the backend has still to say is not listened to.
+        self.class.disconnect();
         only_if_lost(fault.report(xs, &self.ends.front))?;
         self.close(xs)
     }
 
     /// Begins to close. The device is let go when the backend has followed: some
-    /// [`step`](Self::step) later, [`state`](Self::state) is Closed.
+    /// [`step`](Self::step) later, [`is_closed`](Self::is_closed).
     ///
     /// # Errors
     /// As [`step`](Self::step).
@@ -124,19 +135,25 @@ impl<C: FrontendClass> FrontendDriver<C> {
     fn try_step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, HandshakeError> {
         if !core::mem::replace(&mut self.begun, true) {
             clear_error(xs, &self.ends.front)?;
-            xs.watch(&state_path(&self.ends.back), &self.ends.front)?;
+            watch(xs, &state_path(&self.ends.back), &self.ends.front)?;
             // Whoever was here before (a boot loader, an earlier kernel): the backend lets go of
-            // their rings when it sees that this end starts.
-            write_state(xs, &self.ends.front, XenbusState::Initialising)?;
+            // their rings when it sees that this end starts. The device may be gone by now.
+            switch_state(xs, &self.ends.front, XenbusState::Initialising)?;
         }
         let mut fresh = true;
         loop {
             if xs.read_opt(&state_path(&self.ends.front))?.is_none() {
                 self.class.disconnect();
                 self.class.release();
+                // The watch may be gone already; what is left of it does no harm.
+                let _ = xs.unwatch(&state_path(&self.ends.back), &self.ends.front);
                 return Ok(Life::Gone);
             }
-            let online = read_online(xs, &self.ends.back)?;
+            let online = match read_online(xs, &self.ends.back) {
+                // A backend that writes nonsense is given up by that; it must not hold up the end.
+                Err(error) if self.broken && !matches!(error, HandshakeError::Xenstore(_)) => false,
+                online => online?,
+            };
             let back = read_state(xs, &self.ends.back)?;
             let action = self.machine.decide(back, online, fresh);
             fresh = false;
@@ -147,7 +164,8 @@ impl<C: FrontendClass> FrontendDriver<C> {
                     Err(fault) => self.fail(xs, &fault)?,
                 }
             }
-            if !matches!(back, XenbusState::Connected | XenbusState::Closing) {
+            self.released = !matches!(back, XenbusState::Connected | XenbusState::Closing);
+            if self.released {
                 self.class.release();
             }
             if idle {

@@ -21,6 +21,7 @@ pub use front::{FrontendClass, FrontendDriver};
 
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{DeviceAddr, write_error};
+use crate::wire::XsErrno;
 use crate::xenstore::{Xenstore, XsError};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -92,6 +93,15 @@ pub enum Life {
     Alive,
     /// It is gone and has let go of everything; drop the driver.
     Gone,
+}
+
+/// Watches a path. An earlier driver of the same end may have left its watch behind, on the same
+/// connection: it serves as well.
+fn watch(xs: &mut dyn Xenstore, path: &str, token: &str) -> Result<(), XsError> {
+    match xs.watch(path, token) {
+        Err(error) if error.errno() == Some(XsErrno::Exist) => Ok(()),
+        other => other,
+    }
 }
 
 /// Of what can go wrong while closing a device, only a lost xenstore matters: a node may have been

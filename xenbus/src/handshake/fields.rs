@@ -26,22 +26,16 @@ impl<X: Xenstore + ?Sized> Reader<'_, X> {
     }
 
     pub fn missing(&self, key: &str) -> HandshakeError {
-        HandshakeError::Missing {
-            path: self.path(key),
-        }
+        HandshakeError::Missing { path: self.path(key) }
     }
 
     pub fn malformed(&self, key: &str, value: &[u8], expected: &'static str) -> HandshakeError {
-        HandshakeError::Malformed {
-            path: self.path(key),
-            value: Shown::new(value),
-            expected,
-        }
+        HandshakeError::Malformed { path: self.path(key), value: Shown::new(value), expected }
     }
 
     /// The value, without the one NUL or line end that some writers leave behind it.
     pub fn raw(&mut self, key: &str) -> Result<Option<Vec<u8>>, HandshakeError> {
-        let mut value = self.xs.read_opt(&self.path(key))?;
+        let mut value = self.xs.read_peer(&self.path(key))?;
         if let Some(v) = &mut value
             && matches!(v.last(), Some(b'\0' | b'\n'))
         {
@@ -56,12 +50,7 @@ impl<X: Xenstore + ?Sized> Reader<'_, X> {
         };
         let n = parse_u64(&value).ok_or_else(|| self.malformed(key, &value, "a decimal number"))?;
         if n < min || n > max {
-            return Err(HandshakeError::OutOfRange {
-                path: self.path(key),
-                value: n,
-                min,
-                max,
-            });
+            return Err(HandshakeError::OutOfRange { path: self.path(key), value: n, min, max });
         }
         Ok(Some(n))
     }
@@ -77,8 +66,7 @@ impl<X: Xenstore + ?Sized> Reader<'_, X> {
     }
 
     pub fn need_u32(&mut self, key: &str, min: u32, max: u32) -> Result<u32, HandshakeError> {
-        self.opt_u32(key, min, max)?
-            .ok_or_else(|| self.missing(key))
+        self.opt_u32(key, min, max)?.ok_or_else(|| self.missing(key))
     }
 
     /// A boolean: 0 is false, any other number true, as every known reader takes it.
@@ -96,9 +84,7 @@ impl<X: Xenstore + ?Sized> Reader<'_, X> {
         let Some(value) = self.raw(key)? else {
             return Ok(None);
         };
-        let text = core::str::from_utf8(&value)
-            .ok()
-            .filter(|t| !t.chars().any(char::is_control));
+        let text = core::str::from_utf8(&value).ok().filter(|t| !t.chars().any(char::is_control));
         match text {
             Some(t) => Ok(Some(t.to_string())),
             None => Err(self.malformed(key, &value, "printable UTF-8 text")),
@@ -133,9 +119,7 @@ impl<X: Xenstore + ?Sized> Writer<'_, X> {
         if value.len() > TEXT_MAX {
             return Err(HandshakeError::Unwritable("a text is too long"));
         }
-        Ok(self
-            .xs
-            .write(&format!("{}/{key}", self.base), value.as_bytes())?)
+        Ok(self.xs.write(&format!("{}/{key}", self.base), value.as_bytes())?)
     }
 
     pub fn flag(&mut self, key: &str, on: bool) -> Result<(), HandshakeError> {
@@ -170,6 +154,5 @@ impl<X: Xenstore + ?Sized> Writer<'_, X> {
 
 /// Whether `key` is `prefix` followed by a number.
 pub(super) fn is_numbered(key: &str, prefix: &str) -> bool {
-    key.strip_prefix(prefix)
-        .is_some_and(|n| parse_u64(n.as_bytes()).is_some())
+    key.strip_prefix(prefix).is_some_and(|n| parse_u64(n.as_bytes()).is_some())
 }

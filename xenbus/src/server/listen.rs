@@ -32,11 +32,7 @@ impl Listener {
         chmod(path, Mode::RUSR | Mode::WUSR)?;
         let meta = std::fs::symlink_metadata(path)?;
         listen(&fd, BACKLOG)?;
-        Ok(Self {
-            fd,
-            path: path.to_owned(),
-            identity: (meta.dev(), meta.ino()),
-        })
+        Ok(Self { fd, path: path.to_owned(), identity: (meta.dev(), meta.ino()) })
     }
 
     pub fn path(&self) -> &Path {
@@ -79,10 +75,7 @@ fn clear_stale(path: &Path) -> io::Result<()> {
         Err(e) => return Err(e),
     };
     let taken = |why: &str| {
-        Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            format!("{}: {why}", path.display()),
-        ))
+        Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{}: {why}", path.display())))
     };
     if !meta.file_type().is_socket() {
         return taken("exists and is not a socket");

@@ -48,10 +48,7 @@ impl Server {
     /// Serves this store, as yet to nobody.
     #[must_use]
     pub const fn new(store: Store) -> Self {
-        Self {
-            store,
-            listener: None,
-        }
+        Self { store, listener: None }
     }
 
     /// Listens on a socket at `path`. A stale socket there is replaced; the socket is removed
@@ -73,37 +70,19 @@ impl Server {
         let (commands, inbox) = channel();
         let path = self.listener.as_ref().map(|l| l.path().to_owned());
         let service = Service::new(self.store, self.listener, Arc::clone(&wake), inbox);
-        let thread = std::thread::Builder::new()
-            .name("xenstore".into())
-            .spawn(move || service.run())?;
-        Ok(ServerHandle {
-            commands,
-            wake,
-            path,
-            thread: Some(thread),
-        })
+        let thread =
+            std::thread::Builder::new().name("xenstore".into()).spawn(move || service.run())?;
+        Ok(ServerHandle { commands, wake, path, thread: Some(thread) })
     }
 }
 
 /// What the owner of a server can ask of its thread.
 #[derive(Debug)]
 pub(super) enum Command {
-    Connect {
-        domid: DomId,
-        stream: UnixStream,
-        done: SyncSender<io::Result<()>>,
-    },
-    Introduce {
-        domid: DomId,
-        done: SyncSender<bool>,
-    },
-    Release {
-        domid: DomId,
-        done: SyncSender<bool>,
-    },
-    Check {
-        done: SyncSender<Result<(), String>>,
-    },
+    Connect { domid: DomId, stream: UnixStream, done: SyncSender<io::Result<()>> },
+    Introduce { domid: DomId, done: SyncSender<bool> },
+    Release { domid: DomId, done: SyncSender<bool> },
+    Check { done: SyncSender<Result<(), String>> },
     Shutdown,
 }
 
@@ -132,11 +111,7 @@ impl ServerHandle {
     /// The system's, if the stream cannot be made non-blocking; `QuotaExceeded` if the domain has
     /// [`MAX_DOMAIN_CONNECTIONS`] already; `BrokenPipe` if the server has ended.
     pub fn add_domain_connection(&self, domid: DomId, stream: UnixStream) -> io::Result<()> {
-        self.ask(|done| Command::Connect {
-            domid,
-            stream,
-            done,
-        })?
+        self.ask(|done| Command::Connect { domid, stream, done })?
     }
 
     /// Connects this process to the server as `domid`, over a pair of sockets.

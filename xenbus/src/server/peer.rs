@@ -35,14 +35,7 @@ pub(super) struct Peer {
 
 impl Peer {
     pub const fn new(stream: UnixStream, from_socket: bool) -> Self {
-        Self {
-            stream,
-            input: Vec::new(),
-            output: Vec::new(),
-            sent: 0,
-            at_end: false,
-            from_socket,
-        }
+        Self { stream, input: Vec::new(), output: Vec::new(), sent: 0, at_end: false, from_socket }
     }
 
     /// What to wait for. Whoever is not read from has output waiting, so there is always
@@ -93,9 +86,7 @@ impl Peer {
                 break;
             }
             taken = taken.saturating_add(frame.wire_len());
-            store
-                .handle(conn, &frame.header, frame.payload)
-                .map_err(|_| Gone)?;
+            store.handle(conn, &frame.header, frame.payload).map_err(|_| Gone)?;
         }
         self.input.drain(..taken);
         Ok(left)

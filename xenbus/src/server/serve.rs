@@ -46,14 +46,7 @@ impl Service {
         wake: Arc<OwnedFd>,
         inbox: Receiver<Command>,
     ) -> Self {
-        Self {
-            store,
-            listener,
-            wake,
-            inbox,
-            peers: BTreeMap::new(),
-            pause_accepting: false,
-        }
+        Self { store, listener, wake, inbox, peers: BTreeMap::new(), pause_accepting: false }
     }
 
     pub fn run(mut self) {
@@ -100,11 +93,7 @@ impl Service {
         let commands = flags.next().is_some_and(|f| !f.is_empty());
         let peers = self.peers.keys().copied().zip(flags.by_ref()).collect();
         let accept = listener.is_some() && flags.next().is_some_and(|f| !f.is_empty());
-        Some(Ready {
-            commands,
-            accept,
-            peers,
-        })
+        Some(Ready { commands, accept, peers })
     }
 
     /// Does what the owner asks; `false` to end.
@@ -115,11 +104,7 @@ impl Service {
             // The asker may have gone; that is not this thread's concern.
             match command {
                 Command::Shutdown => return false,
-                Command::Connect {
-                    domid,
-                    stream,
-                    done,
-                } => {
+                Command::Connect { domid, stream, done } => {
                     let _ = done.send(self.connect(domid, stream));
                 }
                 Command::Introduce { domid, done } => {
@@ -204,10 +189,7 @@ impl Service {
             self.peers.remove(&conn);
         }
         // Sending may have made room for requests that were already here.
-        more || self
-            .peers
-            .iter()
-            .any(|(conn, peer)| peer.could_work(*conn, &self.store))
+        more || self.peers.iter().any(|(conn, peer)| peer.could_work(*conn, &self.store))
     }
 
     fn close_dropped(&mut self) {

@@ -19,26 +19,15 @@ impl Store {
     }
 
     pub(super) fn release_request(&mut self, payload: &[u8]) -> Answer {
-        let domid = strings(payload)
-            .next()
-            .and_then(real_guest)
-            .ok_or(XsErrno::Inval)?;
-        if self.release(domid) {
-            Ok(ok())
-        } else {
-            Err(XsErrno::NoEnt)
-        }
+        let domid = strings(payload).next().and_then(real_guest).ok_or(XsErrno::Inval)?;
+        if self.release(domid) { Ok(ok()) } else { Err(XsErrno::NoEnt) }
     }
 
     pub(super) fn set_target_request(&mut self, payload: &[u8]) -> Answer {
         let mut args = strings(payload);
         let domid = args.next().and_then(real_guest).ok_or(XsErrno::Inval)?;
         let target = args.next().and_then(real_guest).ok_or(XsErrno::Inval)?;
-        if self.set_target(domid, target) {
-            Ok(ok())
-        } else {
-            Err(XsErrno::NoEnt)
-        }
+        if self.set_target(domid, target) { Ok(ok()) } else { Err(XsErrno::NoEnt) }
     }
 
     pub(super) fn control(&mut self, payload: &[u8]) -> Answer {
@@ -79,7 +68,5 @@ impl Store {
 }
 
 fn real_guest(text: &[u8]) -> Option<DomId> {
-    parse_u16(text)
-        .map(DomId)
-        .filter(|d| *d != DomId::DOM0 && d.is_real())
+    parse_u16(text).map(DomId).filter(|d| *d != DomId::DOM0 && d.is_real())
 }

@@ -31,21 +31,14 @@ pub(super) struct Rights {
 /// Evaluates a node's permissions: dom0 and the owner may do everything, a listed domain what
 /// its entry says, others what the first entry says.
 pub(super) fn rights(domid: DomId, target: Option<DomId>, perms: &[Perm]) -> Rights {
-    let of = |access: Access| Rights {
-        read: access.can_read(),
-        write: access.can_write(),
-        own: false,
-    };
+    let of =
+        |access: Access| Rights { read: access.can_read(), write: access.can_write(), own: false };
     let is_me = |p: &Perm| p.domid == domid || Some(p.domid) == target;
     let Some((first, others)) = perms.split_first() else {
         return of(Access::None);
     };
     if domid == DomId::DOM0 || is_me(first) {
-        return Rights {
-            read: true,
-            write: true,
-            own: true,
-        };
+        return Rights { read: true, write: true, own: true };
     }
     of(others.iter().find(|p| is_me(p)).unwrap_or(first).access)
 }
@@ -78,23 +71,15 @@ impl Store {
         if domid == DomId::DOM0 {
             return false;
         }
-        let gone: Vec<ConnId> = self
-            .conns
-            .iter()
-            .filter(|(_, c)| c.domid == domid)
-            .map(|(&id, _)| id)
-            .collect();
+        let gone: Vec<ConnId> =
+            self.conns.iter().filter(|(_, c)| c.domid == domid).map(|(&id, _)| id).collect();
         for &conn in &gone {
             self.reset(conn);
             self.conns.remove(&conn);
             self.dropped.push(conn);
         }
         let known = self.domains.remove(&domid).is_some();
-        for other in self
-            .domains
-            .values_mut()
-            .filter(|d| d.target == Some(domid))
-        {
+        for other in self.domains.values_mut().filter(|d| d.target == Some(domid)) {
             other.target = None;
         }
         let had_nodes = self.remove_nodes_of(domid);
@@ -121,11 +106,8 @@ impl Store {
     /// Fires a special event to those allowed to hear it. A watch of depth 1 hears of which
     /// domain, and so does one on `@…/<domid>`.
     pub(super) fn fire_special(&mut self, name: &'static str, domid: DomId) {
-        let perms = if name == "@introduceDomain" {
-            &self.introduce_perms
-        } else {
-            &self.release_perms
-        };
+        let perms =
+            if name == "@introduceDomain" { &self.introduce_perms } else { &self.release_perms };
         let perms = Arc::clone(perms);
         let named = alloc::format!("{name}/{domid}");
         for on in [name, named.as_str()] {
@@ -135,11 +117,7 @@ impl Store {
                 };
                 let target = self.domains.get(&c.domid).and_then(|d| d.target);
                 if rights(c.domid, target, &perms).read {
-                    let path = if watch.depth == Some(1) {
-                        named.as_str()
-                    } else {
-                        on
-                    };
+                    let path = if watch.depth == Some(1) { named.as_str() } else { on };
                     c.events.push(path, on, &watch.token, self.quota.events);
                 }
             }
@@ -148,10 +126,7 @@ impl Store {
 
     /// Forgets a domain that was never introduced once its last connection is gone.
     pub(super) fn forget_idle_domain(&mut self, domid: DomId) {
-        let idle = self
-            .domains
-            .get(&domid)
-            .is_some_and(|d| !d.introduced && d.target.is_none());
+        let idle = self.domains.get(&domid).is_some_and(|d| !d.introduced && d.target.is_none());
         if idle && !self.conns.values().any(|c| c.domid == domid) {
             self.domains.remove(&domid);
         }
@@ -168,12 +143,8 @@ impl Store {
         };
         // In path order a parent comes before its children, so a whole subtree goes at once and
         // its nodes are then no longer there to be looked at.
-        let owned: Vec<Box<str>> = view
-            .tree
-            .iter()
-            .filter(|(_, n)| n.owner() == domid)
-            .map(|(p, _)| p.into())
-            .collect();
+        let owned: Vec<Box<str>> =
+            view.tree.iter().filter(|(_, n)| n.owner() == domid).map(|(p, _)| p.into()).collect();
         for path in owned {
             if &*path == "/" {
                 // The root stays, in dom0's hands.
@@ -194,11 +165,8 @@ impl Store {
             .collect();
         for path in listed {
             if let Some(mut node) = view.tree.get(&path).cloned() {
-                let keep = node
-                    .perms
-                    .iter()
-                    .enumerate()
-                    .filter(|(i, p)| *i == 0 || p.domid != domid);
+                let keep =
+                    node.perms.iter().enumerate().filter(|(i, p)| *i == 0 || p.domid != domid);
                 node.perms = keep.map(|(_, p)| *p).collect();
                 view.tree.put(&path, node);
             }
@@ -216,11 +184,7 @@ pub(super) fn remove_subtree(view: &mut View<'_>, path: &str) {
     let mut next = 0;
     while let Some(here) = paths.get(next).cloned() {
         if let Some(node) = view.peek(&here) {
-            let children = node
-                .children
-                .iter()
-                .map(|c| child_path(&here, c))
-                .collect::<Vec<_>>();
+            let children = node.children.iter().map(|c| child_path(&here, c)).collect::<Vec<_>>();
             paths.extend(children);
         }
         next = next.saturating_add(1);

@@ -24,10 +24,7 @@ impl LocalClient {
     #[must_use]
     pub fn connect(store: &Rc<RefCell<Store>>, domid: DomId) -> Self {
         let conn = store.borrow_mut().connect(domid);
-        Self {
-            store: Rc::clone(store),
-            conn,
-        }
+        Self { store: Rc::clone(store), conn }
     }
 
     /// The connection's name in the store.

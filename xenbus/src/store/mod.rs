@@ -153,9 +153,7 @@ impl Store {
     /// Whether the connection is there and a request would be taken.
     #[must_use]
     pub fn can_accept(&self, conn: ConnId) -> bool {
-        self.conns
-            .get(&conn)
-            .is_some_and(|c| c.answer_count < self.quota.outstanding)
+        self.conns.get(&conn).is_some_and(|c| c.answer_count < self.quota.outstanding)
     }
 
     /// Takes one request and queues its answer. The payload should be `header.len` bytes long;
@@ -194,9 +192,7 @@ impl Store {
     /// Whether [`Store::take_output`] would give anything.
     #[must_use]
     pub fn has_output(&self, conn: ConnId) -> bool {
-        self.conns
-            .get(&conn)
-            .is_some_and(|c| !c.answers.is_empty() || !c.events.is_empty())
+        self.conns.get(&conn).is_some_and(|c| !c.answers.is_empty() || !c.events.is_empty())
     }
 
     /// Appends what waits for a connection to `out`: all its answers (at most
@@ -241,9 +237,7 @@ impl Store {
     }
 
     fn is_privileged(&self, conn: ConnId) -> bool {
-        self.conns
-            .get(&conn)
-            .is_some_and(|c| c.domid == DomId::DOM0)
+        self.conns.get(&conn).is_some_and(|c| c.domid == DomId::DOM0)
     }
 
     /// Reports changes to every watch they concern and whose owner may know.
@@ -262,14 +256,11 @@ impl Store {
                 };
                 let target = self.domains.get(&c.domid).and_then(|d| d.target);
                 let sees = |perms: &Option<Arc<[Perm]>>| {
-                    perms
-                        .as_deref()
-                        .is_some_and(|p| domain::rights(c.domid, target, p).read)
+                    perms.as_deref().is_some_and(|p| domain::rights(c.domid, target, p).read)
                 };
                 if sights.iter().any(sees) {
                     let (path, watched) = (watch.show(&change.path), watch.show(watched));
-                    c.events
-                        .push(path, watched, &watch.token, self.quota.events);
+                    c.events.push(path, watched, &watch.token, self.quota.events);
                 }
             }
         }
@@ -288,15 +279,8 @@ fn push_frame(
     body(out);
     let len = out.len().saturating_sub(start).saturating_sub(HEADER_LEN);
     // Bodies are bounded to 4096 bytes where they are made.
-    let header = Header {
-        kind,
-        req_id,
-        tx_id,
-        len: u32::try_from(len).unwrap_or(u32::MAX),
-    };
-    if let Some(place) = out
-        .get_mut(start..)
-        .and_then(|tail| tail.first_chunk_mut::<HEADER_LEN>())
+    let header = Header { kind, req_id, tx_id, len: u32::try_from(len).unwrap_or(u32::MAX) };
+    if let Some(place) = out.get_mut(start..).and_then(|tail| tail.first_chunk_mut::<HEADER_LEN>())
     {
         *place = header.emit();
     }

@@ -119,11 +119,8 @@ impl Caller<'_> {
         let mut left = alloc::vec![String::from(path)];
         while let Some(here) = left.pop() {
             if let Some(node) = self.view.get(&here)? {
-                let children = node
-                    .children
-                    .iter()
-                    .map(|c| child_path(&here, c))
-                    .collect::<Vec<_>>();
+                let children =
+                    node.children.iter().map(|c| child_path(&here, c)).collect::<Vec<_>>();
                 left.extend(children);
             }
         }

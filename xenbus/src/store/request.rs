@@ -55,10 +55,7 @@ impl Store {
         // Watches do not belong to transactions: their transaction number is ignored.
         let ignores_tx = matches!(op, Op::Watch | Op::Unwatch);
         if tx_id != 0 && !ignores_tx {
-            let open = self
-                .conns
-                .get(&conn)
-                .is_some_and(|c| c.transactions.contains_key(&tx_id));
+            let open = self.conns.get(&conn).is_some_and(|c| c.transactions.contains_key(&tx_id));
             if !open {
                 return Err(XsErrno::NoEnt);
             }
@@ -86,13 +83,8 @@ impl Store {
             Op::IsDomainIntroduced => {
                 one_domid(payload).map(|d| text(if self.is_introduced(d) { "T" } else { "F" }))
             }
-            Op::Resume => one_domid(payload).and_then(|d| {
-                if self.is_introduced(d) {
-                    Ok(ok())
-                } else {
-                    Err(XsErrno::NoEnt)
-                }
-            }),
+            Op::Resume => one_domid(payload)
+                .and_then(|d| if self.is_introduced(d) { Ok(ok()) } else { Err(XsErrno::NoEnt) }),
             Op::SetTarget => self.set_target_request(payload),
             Op::Control => self.control(payload),
             Op::WatchEvent
@@ -102,11 +94,7 @@ impl Store {
             | Op::GetQuota
             | Op::SetQuota => Err(XsErrno::NoSys),
         }?;
-        if answer.len() > PAYLOAD_MAX {
-            Err(XsErrno::TooBig)
-        } else {
-            Ok(answer)
-        }
+        if answer.len() > PAYLOAD_MAX { Err(XsErrno::TooBig) } else { Ok(answer) }
     }
 
     fn node_request(&mut self, conn: ConnId, op: Op, tx_id: u32, payload: &[u8]) -> Answer {
@@ -122,11 +110,7 @@ impl Store {
             Op::Rm => caller.rm(&path).map(|()| ok()),
             Op::GetPerms => {
                 let node = caller.find(&path, Need::Read)?;
-                Ok(node
-                    .perms
-                    .iter()
-                    .flat_map(|p| text(&p.to_string()))
-                    .collect())
+                Ok(node.perms.iter().flat_map(|p| text(&p.to_string())).collect())
             }
             Op::Directory => Ok(join(&caller.find(&path, Need::Read)?.children)),
             Op::DirectoryPart => directory_part(caller, &path, rest),
@@ -158,9 +142,7 @@ impl Store {
             return Ok(ok());
         }
         let path = self.absolute(conn, path)?;
-        self.with_caller(conn, tx_id, |caller| {
-            caller.set_perms(&path, perms).map(|()| ok())
-        })
+        self.with_caller(conn, tx_id, |caller| caller.set_perms(&path, perms).map(|()| ok()))
     }
 
     fn with_caller<R>(
@@ -172,28 +154,13 @@ impl Store {
         let domid = self.conns.get(&conn).ok_or(XsErrno::Io)?.domid;
         let memory_left = (domid != DomId::DOM0).then(|| self.memory_left(domid));
         let target = self.domains.get(&domid).and_then(|d| d.target);
-        let tx = self
-            .conns
-            .get_mut(&conn)
-            .and_then(|c| c.transactions.get_mut(&tx_id));
+        let tx = self.conns.get_mut(&conn).and_then(|c| c.transactions.get_mut(&tx_id));
         let limits = memory_left.map(|left| ViewLimits {
             transaction_nodes: self.quota.transaction_nodes,
             bytes: left.saturating_add(tx.as_ref().map_or(0, |t| t.bytes)),
         });
-        let view = View {
-            tree: &mut self.tree,
-            tx,
-            domid,
-            limits,
-            changes: Vec::new(),
-        };
-        let mut caller = Caller {
-            view,
-            domid,
-            target,
-            quota: &self.quota,
-            memory_left,
-        };
+        let view = View { tree: &mut self.tree, tx, domid, limits, changes: Vec::new() };
+        let mut caller = Caller { view, domid, target, quota: &self.quota, memory_left };
         let result = work(&mut caller);
         let changes = core::mem::take(&mut caller.view.changes);
         self.fire(&changes);
@@ -207,11 +174,7 @@ impl Store {
             WirePath::Relative(p) => {
                 let domid = self.conns.get(&conn).ok_or(XsErrno::Io)?.domid;
                 let full = format!("/local/domain/{domid}/{p}");
-                if full.len() > ABS_PATH_MAX {
-                    Err(XsErrno::Inval)
-                } else {
-                    Ok(full.into())
-                }
+                if full.len() > ABS_PATH_MAX { Err(XsErrno::Inval) } else { Ok(full.into()) }
             }
             WirePath::Special(_) => Err(XsErrno::Inval),
         }
@@ -268,18 +231,11 @@ fn directory_part(caller: &mut Caller<'_>, path: &str, rest: &[u8]) -> Answer {
 }
 
 fn one_domid(payload: &[u8]) -> Result<DomId, XsErrno> {
-    strings(payload)
-        .next()
-        .and_then(parse_u16)
-        .map(DomId)
-        .ok_or(XsErrno::Inval)
+    strings(payload).next().and_then(parse_u16).map(DomId).ok_or(XsErrno::Inval)
 }
 
 fn join<'a>(names: impl IntoIterator<Item = &'a Box<str>>) -> Vec<u8> {
-    names
-        .into_iter()
-        .flat_map(|name| name.bytes().chain(core::iter::once(0)))
-        .collect()
+    names.into_iter().flat_map(|name| name.bytes().chain(core::iter::once(0))).collect()
 }
 
 pub(super) fn ok() -> Vec<u8> {

@@ -39,12 +39,7 @@ impl Store {
             }
         }
         self.account_watch(domid, &path, token, true);
-        let watch = Watch {
-            conn,
-            token: token.into(),
-            depth,
-            strip,
-        };
+        let watch = Watch { conn, token: token.into(), depth, strip };
         if let Some(c) = self.conns.get_mut(&conn) {
             c.watches.insert((path.clone(), token.into()));
             // The first event comes at once, so that a client need not look before it watches.
@@ -163,7 +158,5 @@ impl Store {
 }
 
 fn watch_cost(path: &str, token: &[u8]) -> usize {
-    path.len()
-        .saturating_add(token.len())
-        .saturating_add(WATCH_OVERHEAD)
+    path.len().saturating_add(token.len()).saturating_add(WATCH_OVERHEAD)
 }

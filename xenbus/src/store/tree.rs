@@ -29,13 +29,7 @@ pub(super) struct Node {
 
 impl Node {
     pub fn new(perms: Arc<[Perm]>, value: Vec<u8>) -> Self {
-        Self {
-            value,
-            perms,
-            children: BTreeSet::new(),
-            children_bytes: 0,
-            generation: 0,
-        }
+        Self { value, perms, children: BTreeSet::new(), children_bytes: 0, generation: 0 }
     }
 
     pub fn owner(&self) -> DomId {
@@ -52,26 +46,18 @@ impl Node {
 
     pub fn add_child(&mut self, name: &str) {
         if self.children.insert(name.into()) {
-            self.children_bytes = self
-                .children_bytes
-                .saturating_add(name.len())
-                .saturating_add(1);
+            self.children_bytes = self.children_bytes.saturating_add(name.len()).saturating_add(1);
         }
     }
 
     pub fn remove_child(&mut self, name: &str) {
         if self.children.remove(name) {
-            self.children_bytes = self
-                .children_bytes
-                .saturating_sub(name.len())
-                .saturating_sub(1);
+            self.children_bytes = self.children_bytes.saturating_sub(name.len()).saturating_sub(1);
         }
     }
 
     fn cost(&self, path: &str) -> usize {
-        self.size()
-            .saturating_add(path.len())
-            .saturating_add(NODE_OVERHEAD)
+        self.size().saturating_add(path.len()).saturating_add(NODE_OVERHEAD)
     }
 }
 
@@ -92,11 +78,7 @@ pub(super) struct Tree {
 
 impl Tree {
     pub fn new() -> Self {
-        let mut tree = Self {
-            nodes: BTreeMap::new(),
-            owned: BTreeMap::new(),
-            generation: 0,
-        };
+        let mut tree = Self { nodes: BTreeMap::new(), owned: BTreeMap::new(), generation: 0 };
         let perms: Arc<[Perm]> = Arc::new([Perm::new(DomId::DOM0, Allowed::None)]);
         tree.put("/", Node::new(perms, Vec::new()));
         tree
@@ -144,35 +126,22 @@ impl Tree {
             let o = owned.entry(node.owner()).or_default();
             o.nodes = o.nodes.saturating_add(1);
             o.bytes = o.bytes.saturating_add(node.cost(path));
-            let names: usize = node
-                .children
-                .iter()
-                .map(|c| c.len().saturating_add(1))
-                .sum();
+            let names: usize = node.children.iter().map(|c| c.len().saturating_add(1)).sum();
             if names != node.children_bytes || node.perms.is_empty() {
                 return Err(path.into());
             }
-            if node
-                .children
-                .iter()
-                .any(|c| !self.nodes.contains_key(child_path(path, c).as_str()))
+            if node.children.iter().any(|c| !self.nodes.contains_key(child_path(path, c).as_str()))
             {
                 return Err(path.into());
             }
             if let Some(up) = parent(path) {
-                let listed = self
-                    .get(up)
-                    .is_some_and(|p| p.children.contains(leaf(path)));
+                let listed = self.get(up).is_some_and(|p| p.children.contains(leaf(path)));
                 if !listed {
                     return Err(path.into());
                 }
             }
         }
-        if owned == self.owned {
-            Ok(())
-        } else {
-            Err("the accounts".into())
-        }
+        if owned == self.owned { Ok(()) } else { Err("the accounts".into()) }
     }
 }
 
@@ -234,9 +203,8 @@ impl View<'_> {
         };
         if !tx.seen.contains_key(path) {
             let node = self.tree.get(path).cloned();
-            let cost = node
-                .as_ref()
-                .map_or(path.len().saturating_add(NODE_OVERHEAD), |n| n.cost(path));
+            let cost =
+                node.as_ref().map_or(path.len().saturating_add(NODE_OVERHEAD), |n| n.cost(path));
             if let Some(limits) = self.limits {
                 if tx.seen.len() >= limits.transaction_nodes {
                     return Err(XsErrno::NoSpc);
@@ -247,14 +215,7 @@ impl View<'_> {
             }
             tx.bytes = tx.bytes.saturating_add(cost);
             let base = node.as_ref().map(|n| n.generation);
-            tx.seen.insert(
-                path.into(),
-                Seen {
-                    base,
-                    node,
-                    changed: false,
-                },
-            );
+            tx.seen.insert(path.into(), Seen { base, node, changed: false });
         }
         Ok(tx.seen.get(path).and_then(|s| s.node.as_ref()))
     }
@@ -285,10 +246,7 @@ impl View<'_> {
             .saturating_add(node.cost(path));
         seen.node = Some(node);
         seen.changed = true;
-        tx.added_nodes = tx
-            .added_nodes
-            .saturating_add(mine(&seen.node))
-            .saturating_sub(was);
+        tx.added_nodes = tx.added_nodes.saturating_add(mine(&seen.node)).saturating_sub(was);
     }
 
     /// Removes a node. It must have been looked at with [`View::get`].
@@ -310,10 +268,7 @@ impl View<'_> {
     /// Nodes the caller's domain owns in this view.
     pub fn owned_nodes(&self) -> usize {
         let added = self.tx.as_deref().map_or(0, |tx| tx.added_nodes);
-        self.tree
-            .owned(self.domid)
-            .nodes
-            .saturating_add_signed(added)
+        self.tree.owned(self.domid).nodes.saturating_add_signed(added)
     }
 
     /// Notes a change for the watches; call it **before** making it.
@@ -348,17 +303,10 @@ impl Transaction {
         max_nodes: Option<usize>,
     ) -> Result<Vec<Change>, XsErrno> {
         let current = |path: &str| tree.get(path).map(|n| n.generation);
-        if self
-            .seen
-            .iter()
-            .any(|(path, seen)| current(path) != seen.base)
-        {
+        if self.seen.iter().any(|(path, seen)| current(path) != seen.base) {
             return Err(XsErrno::Again);
         }
-        let after = tree
-            .owned(domid)
-            .nodes
-            .saturating_add_signed(self.added_nodes);
+        let after = tree.owned(domid).nodes.saturating_add_signed(self.added_nodes);
         if self.added_nodes > 0 && max_nodes.is_some_and(|max| after > max) {
             return Err(XsErrno::NoSpc);
         }

@@ -34,9 +34,7 @@ pub(super) struct Watches {
 
 impl Watches {
     pub fn contains(&self, path: &str, conn: ConnId, token: &[u8]) -> bool {
-        self.on(path)
-            .iter()
-            .any(|w| w.conn == conn && *w.token == *token)
+        self.on(path).iter().any(|w| w.conn == conn && *w.token == *token)
     }
 
     pub fn add(&mut self, path: &str, watch: Watch) {
@@ -96,10 +94,7 @@ pub(super) struct Event {
 impl Event {
     /// The payload's length, in bytes.
     pub fn len(&self) -> usize {
-        self.path
-            .len()
-            .saturating_add(self.token.len())
-            .saturating_add(2)
+        self.path.len().saturating_add(self.token.len()).saturating_add(2)
     }
 
     pub fn emit(&self, out: &mut Vec<u8>) {
@@ -110,10 +105,7 @@ impl Event {
     }
 
     pub fn text(&self) -> (String, String) {
-        (
-            self.path.as_ref().into(),
-            String::from_utf8_lossy(&self.token).into_owned(),
-        )
+        (self.path.as_ref().into(), String::from_utf8_lossy(&self.token).into_owned())
     }
 }
 
@@ -130,10 +122,7 @@ pub(super) struct EventQueue {
 
 impl EventQueue {
     pub fn push(&mut self, path: &str, watched: &str, token: &[u8], limit: usize) {
-        let mut event = Event {
-            path: path.into(),
-            token: token.into(),
-        };
+        let mut event = Event { path: path.into(), token: token.into() };
         if event.len() > PAYLOAD_MAX || self.order.len() >= limit {
             event.path = watched.into();
         }

@@ -25,12 +25,7 @@ impl Header {
     /// [`FrameError::Oversize`] if `len` exceeds [`PAYLOAD_MAX`].
     pub fn new(op: Op, req_id: u32, tx_id: u32, len: usize) -> Result<Self, FrameError> {
         let len = checked_len(len)?;
-        Ok(Self {
-            kind: op.code(),
-            req_id,
-            tx_id,
-            len,
-        })
+        Ok(Self { kind: op.code(), req_id, tx_id, len })
     }
 
     /// The operation, if the code names one.
@@ -42,24 +37,7 @@ impl Header {
     /// Reads the four words; any bytes make a header, whose length may still be too large.
     #[must_use]
     pub const fn parse(bytes: [u8; HEADER_LEN]) -> Self {
-        let [
-            a0,
-            a1,
-            a2,
-            a3,
-            b0,
-            b1,
-            b2,
-            b3,
-            c0,
-            c1,
-            c2,
-            c3,
-            d0,
-            d1,
-            d2,
-            d3,
-        ] = bytes;
+        let [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3] = bytes;
         Self {
             kind: u32::from_le_bytes([a0, a1, a2, a3]),
             req_id: u32::from_le_bytes([b0, b1, b2, b3]),
@@ -75,9 +53,7 @@ impl Header {
         let [b0, b1, b2, b3] = self.req_id.to_le_bytes();
         let [c0, c1, c2, c3] = self.tx_id.to_le_bytes();
         let [d0, d1, d2, d3] = self.len.to_le_bytes();
-        [
-            a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3,
-        ]
+        [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3]
     }
 }
 
@@ -141,10 +117,7 @@ mod tests {
     fn header_matches_the_c_layout() {
         let h = Header::new(Op::Write, 0x0403_0201, 7, 4096).unwrap();
         assert_eq!(h.emit(), [11, 0, 0, 0, 1, 2, 3, 4, 7, 0, 0, 0, 0, 16, 0, 0]);
-        assert_eq!(
-            Header::new(Op::Write, 0, 0, 4097),
-            Err(FrameError::Oversize(4097))
-        );
+        assert_eq!(Header::new(Op::Write, 0, 0, 4097), Err(FrameError::Oversize(4097)));
     }
 
     #[test]
@@ -153,10 +126,7 @@ mod tests {
         bytes[12..].copy_from_slice(&4097_u32.to_le_bytes());
         assert_eq!(decode(&bytes), Err(FrameError::Oversize(4097)));
         bytes[12..].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert_eq!(
-            decode(&bytes),
-            Err(FrameError::Oversize(u64::from(u32::MAX)))
-        );
+        assert_eq!(decode(&bytes), Err(FrameError::Oversize(u64::from(u32::MAX))));
         assert_eq!(decode(&bytes[..15]), Ok(None));
     }
 

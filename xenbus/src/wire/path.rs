@@ -43,11 +43,7 @@ impl<'a> WirePath<'a> {
     /// The first rule of [`PathError`] that it breaks.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, PathError> {
         let first = *bytes.first().ok_or(PathError::Empty)?;
-        let limit = if first == b'/' {
-            ABS_PATH_MAX
-        } else {
-            REL_PATH_MAX
-        };
+        let limit = if first == b'/' { ABS_PATH_MAX } else { REL_PATH_MAX };
         if bytes.len() > limit {
             return Err(PathError::TooLong(limit));
         }
@@ -105,43 +101,25 @@ mod tests {
     #[test]
     fn the_rules_hold() {
         assert_eq!(WirePath::parse(b"/"), Ok(WirePath::Absolute("/")));
-        assert_eq!(
-            WirePath::parse(b"/a/b-c_D@9"),
-            Ok(WirePath::Absolute("/a/b-c_D@9"))
-        );
-        assert_eq!(
-            WirePath::parse(b"device/vbd"),
-            Ok(WirePath::Relative("device/vbd"))
-        );
-        assert_eq!(
-            WirePath::parse(b"@releaseDomain/7"),
-            Ok(WirePath::Special("@releaseDomain/7"))
-        );
+        assert_eq!(WirePath::parse(b"/a/b-c_D@9"), Ok(WirePath::Absolute("/a/b-c_D@9")));
+        assert_eq!(WirePath::parse(b"device/vbd"), Ok(WirePath::Relative("device/vbd")));
+        assert_eq!(WirePath::parse(b"@releaseDomain/7"), Ok(WirePath::Special("@releaseDomain/7")));
         assert_eq!(WirePath::parse(b""), Err(PathError::Empty));
         assert_eq!(WirePath::parse(b"//"), Err(PathError::DoubleSlash));
         assert_eq!(WirePath::parse(b"/a//b"), Err(PathError::DoubleSlash));
         assert_eq!(WirePath::parse(b"/a/"), Err(PathError::TrailingSlash));
         assert_eq!(WirePath::parse(b"/a b"), Err(PathError::BadByte(b' ')));
         assert_eq!(WirePath::parse(b"/a.b"), Err(PathError::BadByte(b'.')));
-        assert_eq!(
-            WirePath::parse("/ä".as_bytes()),
-            Err(PathError::BadByte(0xc3))
-        );
+        assert_eq!(WirePath::parse("/ä".as_bytes()), Err(PathError::BadByte(0xc3)));
     }
 
     #[test]
     fn lengths_are_bounded_at_the_byte() {
         let abs = |n: usize| format!("/{}", "a".repeat(n - 1));
         assert!(WirePath::parse(abs(3072).as_bytes()).is_ok());
-        assert_eq!(
-            WirePath::parse(abs(3073).as_bytes()),
-            Err(PathError::TooLong(3072))
-        );
+        assert_eq!(WirePath::parse(abs(3073).as_bytes()), Err(PathError::TooLong(3072)));
         assert!(WirePath::parse(&vec![b'a'; 2048]).is_ok());
-        assert_eq!(
-            WirePath::parse(&vec![b'a'; 2049]),
-            Err(PathError::TooLong(2048))
-        );
+        assert_eq!(WirePath::parse(&vec![b'a'; 2049]), Err(PathError::TooLong(2048)));
     }
 
     #[test]

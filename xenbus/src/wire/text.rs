@@ -30,8 +30,7 @@ pub fn parse_u64(text: &[u8]) -> Option<u64> {
         if !b.is_ascii_digit() {
             return None;
         }
-        n.checked_mul(10)?
-            .checked_add(u64::from(b.wrapping_sub(b'0')))
+        n.checked_mul(10)?.checked_add(u64::from(b.wrapping_sub(b'0')))
     })
 }
 
@@ -56,30 +55,15 @@ mod tests {
 
     #[test]
     fn strings_drop_an_unterminated_tail() {
-        assert_eq!(
-            strings(b"a\0\0bc\0tail").collect::<Vec<_>>(),
-            vec![&b"a"[..], b"", b"bc"]
-        );
+        assert_eq!(strings(b"a\0\0bc\0tail").collect::<Vec<_>>(), vec![&b"a"[..], b"", b"bc"]);
         assert_eq!(strings(b"").count(), 0);
-        assert_eq!(
-            split_string(b"path\0va\0lue"),
-            Some((&b"path"[..], &b"va\0lue"[..]))
-        );
+        assert_eq!(split_string(b"path\0va\0lue"), Some((&b"path"[..], &b"va\0lue"[..])));
         assert_eq!(split_string(b"path"), None);
     }
 
     #[test]
     fn numbers_are_strict() {
-        for bad in [
-            "",
-            "-1",
-            "+1",
-            " 1",
-            "1 ",
-            "0x1",
-            "18446744073709551616",
-            "9e1",
-        ] {
+        for bad in ["", "-1", "+1", " 1", "1 ", "0x1", "18446744073709551616", "9e1"] {
             assert_eq!(parse_u64(bad.as_bytes()), None, "{bad}");
         }
         assert_eq!(parse_u16(b"65536"), None);

@@ -42,14 +42,7 @@ pub fn ask(
 pub fn guest(store: &mut Store, dom0: ConnId, domid: u16) -> ConnId {
     let home = format!("/local/domain/{domid}\0");
     ask(store, dom0, Op::Mkdir, 0, home.as_bytes()).unwrap();
-    ask(
-        store,
-        dom0,
-        Op::SetPerms,
-        0,
-        format!("{home}n{domid}\0").as_bytes(),
-    )
-    .unwrap();
+    ask(store, dom0, Op::SetPerms, 0, format!("{home}n{domid}\0").as_bytes()).unwrap();
     store.introduce(DomId(domid));
     store.connect(DomId(domid))
 }
@@ -129,11 +122,7 @@ impl Reference {
                 eprintln!("SKIPPED: no C compiler ({e}); install one with: apt-get install gcc");
                 return None;
             }
-            Ok(done) => assert!(
-                done.status.success(),
-                "{}",
-                String::from_utf8_lossy(&done.stderr)
-            ),
+            Ok(done) => assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr)),
         }
         rustix::fs::mknodat(
             rustix::fs::CWD,
@@ -162,20 +151,10 @@ impl Reference {
         let until = Instant::now() + Duration::from_secs(10);
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             let ended = daemon.0.try_wait().unwrap();
-            assert_eq!(
-                ended, None,
-                "Debian's xenstored ended: its words are on standard error"
-            );
-            assert!(
-                Instant::now() < until,
-                "Debian's xenstored neither listens nor ends"
-            );
+            assert_eq!(ended, None, "Debian's xenstored ended: its words are on standard error");
+            assert!(Instant::now() < until, "Debian's xenstored neither listens nor ends");
             std::thread::sleep(Duration::from_millis(10));
         }
-        Some(Self {
-            socket,
-            dir,
-            _daemon: daemon,
-        })
+        Some(Self { socket, dir, _daemon: daemon })
     }
 }

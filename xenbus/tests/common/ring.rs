@@ -31,21 +31,10 @@ pub struct RingClient {
 impl RingClient {
     /// Opens the page of a domain that was introduced.
     pub fn open(dir: &Path, domid: u16) -> Self {
-        let open = |name: &str| {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(dir.join(name))
-                .unwrap()
-        };
+        let open =
+            |name: &str| OpenOptions::new().read(true).write(true).open(dir.join(name)).unwrap();
         let page = open(&format!("page-{domid}"));
-        Self {
-            page,
-            events: open("events"),
-            domid,
-            input: Vec::new(),
-            queue: VecDeque::new(),
-        }
+        Self { page, events: open("events"), domid, input: Vec::new(), queue: VecDeque::new() }
     }
 
     fn index(&self, at: u64) -> u32 {
@@ -56,9 +45,7 @@ impl RingClient {
 
     fn set(&mut self, at: u64, index: u32) {
         self.page.write_all_at(&index.to_ne_bytes(), at).unwrap();
-        self.events
-            .write_all(&u32::from(self.domid).to_ne_bytes())
-            .unwrap();
+        self.events.write_all(&u32::from(self.domid).to_ne_bytes()).unwrap();
     }
 
     fn send(&mut self, bytes: &[u8]) {
@@ -70,9 +57,7 @@ impl RingClient {
                 self.receive();
                 assert!(Instant::now() < until, "the server takes nothing");
             }
-            self.page
-                .write_all_at(&[*byte], REQ + u64::from(prod % SIZE))
-                .unwrap();
+            self.page.write_all_at(&[*byte], REQ + u64::from(prod % SIZE)).unwrap();
             prod = prod.wrapping_add(1);
         }
         self.set(REQ_PROD, prod);
@@ -87,9 +72,7 @@ impl RingClient {
         }
         while cons != prod {
             let mut byte = [0];
-            self.page
-                .read_exact_at(&mut byte, RSP + u64::from(cons % SIZE))
-                .unwrap();
+            self.page.read_exact_at(&mut byte, RSP + u64::from(cons % SIZE)).unwrap();
             self.input.push(byte[0]);
             cons = cons.wrapping_add(1);
         }
@@ -125,11 +108,7 @@ impl Xenstore for RingClient {
                     return Ok(answer);
                 }
                 let errno = XsErrno::from_name(split_string(&answer).unwrap().0).unwrap();
-                return Err(XsError::Refused {
-                    op,
-                    path: "".into(),
-                    errno,
-                });
+                return Err(XsError::Refused { op, path: "".into(), errno });
             }
             assert!(Instant::now() < until, "no answer to {op:?}");
             self.receive();

@@ -28,23 +28,13 @@ pub fn world() -> World {
     }
     let back = LocalClient::connect(&store, BACK);
     let front = LocalClient::connect(&store, FRONT);
-    World {
-        store,
-        dom0,
-        back,
-        front,
-    }
+    World { store, dom0, back, front }
 }
 
 pub fn disk() -> (World, String, String) {
     let mut w = world();
     let addr = DeviceAddr::new(DeviceClass::Vbd, BACK, FRONT, 51712);
-    vbd::create_device(
-        &mut w.dom0,
-        addr,
-        &vbd::ToolstackBack::new(addr, "/srv/disk.img"),
-    )
-    .unwrap();
+    vbd::create_device(&mut w.dom0, addr, &vbd::ToolstackBack::new(addr, "/srv/disk.img")).unwrap();
     (w, addr.backend_path(), addr.frontend_path())
 }
 
@@ -58,8 +48,7 @@ pub fn nic() -> (World, String, String) {
 
 pub fn put(xs: &mut LocalClient, base: &str, keys: &[(&str, &str)]) {
     for (key, value) in keys {
-        xs.write(&format!("{base}/{key}"), value.as_bytes())
-            .unwrap();
+        xs.write(&format!("{base}/{key}"), value.as_bytes()).unwrap();
     }
 }
 
@@ -73,18 +62,11 @@ pub fn offer() -> vbd::BackOffer {
         persistent: true,
         flush: true,
         barrier: false,
-        discard: Some(vbd::Discard {
-            granularity: Some(4096),
-            alignment: Some(0),
-            secure: true,
-        }),
+        discard: Some(vbd::Discard { granularity: Some(4096), alignment: Some(0), secure: true }),
     }
 }
 
 /// A queue whose ring is granted from `first` on.
 pub fn queue(first: u32, pages: u32) -> vbd::Queue {
-    vbd::Queue {
-        ring_refs: (first..first + pages).collect(),
-        event_channel: first,
-    }
+    vbd::Queue { ring_refs: (first..first + pages).collect(), event_channel: first }
 }

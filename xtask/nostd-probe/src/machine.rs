@@ -9,8 +9,11 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use pvio_event_channel::{DomId, EventChannel, EventChannels, EventError, Port};
-use pvio_grant_table::{Access, Busy, GrantError, GrantMapper, GrantRef, GrantStatus, Granter};
-use pvio_ring::shm::{HeapMemory, PAGE_SIZE, SharedMemory};
+use pvio_grant_table::{
+    Access, Busy, CopyBuf, CopyOp, GrantCopier, GrantError, GrantMapper, GrantRef, GrantStatus,
+    Granter,
+};
+use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region, SharedMemory};
 
 /// Both domains' view of the machine.
 #[derive(Clone, Default)]
@@ -83,6 +86,23 @@ impl GrantMapper for Machine {
             return Err(GrantStatus::BadPage);
         }
         Ok(Mapped { pages, page })
+    }
+}
+
+impl GrantCopier for Machine {
+    fn copy(&self, ops: &mut [CopyOp<'_>]) {
+        for op in ops {
+            op.status = match self.map(op.domain, &[op.gref], Access::ReadWrite) {
+                Ok(page) => {
+                    let copied = match &mut op.with {
+                        CopyBuf::FromGrant(to) => page.read_bytes(op.offset, to),
+                        CopyBuf::ToGrant(from) => page.write_bytes(op.offset, from),
+                    };
+                    copied.map_or(GrantStatus::BadCopyArgument, |()| GrantStatus::Okay)
+                }
+                Err(status) => status,
+            };
+        }
     }
 }
 

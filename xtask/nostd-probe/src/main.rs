@@ -21,12 +21,8 @@ unsafe extern "C" {}
 
 #[cfg(feature = "alloc")]
 #[global_allocator]
-static HEAP: emballoc::Allocator<{ 8 << 20 }> = emballoc::Allocator::new();
+static HEAP: emballoc::Allocator<{ 16 << 20 }> = emballoc::Allocator::new();
 
-#[cfg(feature = "alloc")]
-use pvio_netback as _;
-#[cfg(feature = "alloc")]
-use pvio_netfront as _;
 #[cfg(feature = "with-std")]
 use std_user as _;
 
@@ -46,6 +42,8 @@ pub extern "C" fn main(_argc: i32, _argv: *const *const u8) -> i32 {
         transport::xenstore,
         #[cfg(feature = "alloc")]
         devices::disk,
+        #[cfg(feature = "alloc")]
+        devices::nic,
     ];
     let wrong = parts.iter().position(|part| !part());
     wrong.map_or(0, |index| index as i32 + 1)

@@ -70,7 +70,8 @@ pub fn range(world: &World, url: &str, original: &Path, from: usize, to: usize) 
 /// curl inside the namespace; what HTTP calls an error is one.
 pub fn curl(world: &World) -> Result<std::process::Command> {
     let mut curl = world.net.command(Path::new(tools::program("curl")?.get_program()))?;
-    curl.args(["--fail", "--silent", "--show-error", "--globoff", "--path-as-is"]);
+    curl.args(["--fail", "--fail-early", "--silent", "--show-error"]);
+    curl.args(["--globoff", "--path-as-is"]);
     Ok(curl)
 }
 

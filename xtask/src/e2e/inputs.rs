@@ -1,5 +1,5 @@
-//! What the command says when it cannot do what it is asked: what is wrong in one line, what to do
-//! about it in another.
+//! What the command says when it cannot do what it is asked: one line, what is wrong and what to do
+//! about it.
 
 use std::fs;
 use std::path::Path;
@@ -71,8 +71,8 @@ pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
     Ok(())
 }
 
-/// Runs the command, which must end with exit code 2, print nothing but these two lines, and leave
-/// nothing running.
+/// Runs the command, which must end with exit code 2, print nothing but one line with these words,
+/// and leave nothing running.
 pub fn refused(
     world: &World,
     arguments: &[&str],
@@ -91,7 +91,7 @@ pub fn refused(
     let said = format!("it said:\n{out}{err}");
     let status = status.with_context(|| said.clone())?;
     ensure!(status.code() == Some(2), "{}: {status}; {said}", exec::shown(&command));
-    let expected = format!("error: {what}\n  help: {help}\n");
+    let expected = format!("pvio: {what}; {help}\n");
     ensure!(err == expected && out.is_empty(), "expected:\n{expected}{said}");
     let mut left = world.net.processes()?;
     left.retain(|pid| !before.contains(pid));

@@ -53,11 +53,6 @@ impl<'a> Machine<'a> {
         self.wait_for("the guest's address", |machine| Ok(address(&machine.log())))
     }
 
-    /// The address it named last.
-    pub fn last_url(&self) -> Option<String> {
-        self.log().lines().rev().find_map(|line| address(&format!("{line}\n")))
-    }
-
     /// What it printed so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()

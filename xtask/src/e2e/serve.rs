@@ -14,12 +14,12 @@ use crate::{exec, tools};
 /// An ext4 image, a FAT image, and the one the command makes by itself.
 pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
     let folder = world.dir().join("ext4");
-    image::folder(&folder, true)?;
+    image::folder(&folder, false)?;
     let disk = image::ext4(world.dir().join("ext4.img"), &folder)?;
     ext4(world, checks, &disk, &folder)?;
 
     let folder = world.dir().join("fat");
-    image::folder(&folder, false)?;
+    image::folder(&folder, true)?;
     let disk = image::fat(world.dir().join("fat.img"), &folder)?;
     let entries = image::entries(&folder)?;
     checks.check("fat: every file arrives whole", || {
@@ -84,8 +84,8 @@ fn ext4(world: &World, checks: &mut Checks, disk: &Path, folder: &Path) -> Resul
         inputs::refused(world, &arguments, &state, &what, help)
     });
     checks.check("a state directory in use is refused, and why", || {
-        let what = format!("a pvio runs with {} already", machine.state.display());
-        let help = "stop that one, or give this one another --name or --state-dir";
+        let what = format!("a pvio hypervisor already runs in {}", machine.state.display());
+        let help = "stop it or name another directory";
         inputs::refused(world, &["run", "--disk", text(disk)], &machine.state, &what, help)
     });
     checks.check("Ctrl-C ends it with exit code 0, and nothing is left", || end(&mut machine));

@@ -18,9 +18,9 @@ const LOOM_NOT_BUILT: &str = "model_checking_was_not_built";
 pub fn fmt() -> Result<Report> {
     let probe = exec::root().join("xtask/nostd-probe/Cargo.toml");
     let mut report = Report::default();
-    for place in [exec::root().join("Cargo.toml"), probe] {
+    for (place, all) in [(exec::root().join("Cargo.toml"), Some("--all")), (probe, None)] {
         let mut fmt = exec::cargo();
-        fmt.args(["fmt", "--all", "--check", "--manifest-path"]).arg(place);
+        fmt.arg("fmt").args(all).args(["--check", "--manifest-path"]).arg(place);
         fmt.args(["--", "--color", "never"]);
         report = report.and(plain(&mut fmt)?);
     }
@@ -44,7 +44,7 @@ pub fn unit() -> Result<Report> {
 /// The documentation, and the examples in it.
 pub fn doc() -> Result<Report> {
     let mut doc = exec::cargo();
-    doc.args(["doc", "--workspace", "--all-features", "--no-deps", "--document-private-items"]);
+    doc.args(["doc", "--workspace", "--all-features", "--no-deps"]);
     let build = plain(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     let mut test = exec::cargo();
     test.args(["test", "--workspace", "--all-features", "--doc", "--no-fail-fast"]);

@@ -54,6 +54,14 @@ impl EventChannels for LocalDomain {
     }
 }
 
+impl LocalChannel {
+    /// Whether an event is pending, without taking it: whether a sleeper would wake.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        self.domain.is_alive() && self.domain.state.events.pending(self.port)
+    }
+}
+
 impl EventChannel for LocalChannel {
     fn port(&self) -> Port {
         self.port

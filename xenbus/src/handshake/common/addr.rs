@@ -54,23 +54,13 @@ impl DeviceAddr {
     /// An address.
     #[must_use]
     pub const fn new(class: DeviceClass, back: DomId, front: DomId, index: u32) -> Self {
-        Self {
-            class,
-            back,
-            front,
-            index,
-        }
+        Self { class, back, front, index }
     }
 
     /// The backend's directory: `/local/domain/<back>/backend/<class>/<front>/<index>`.
     #[must_use]
     pub fn backend_path(&self) -> String {
-        format!(
-            "{}/{}/{}",
-            backend_root(self.class, self.back),
-            self.front,
-            self.index
-        )
+        format!("{}/{}/{}", backend_root(self.class, self.back), self.front, self.index)
     }
 
     /// The frontend's directory: `/local/domain/<front>/device/<class>/<index>`.
@@ -91,15 +81,7 @@ impl DeviceAddr {
         let class = DeviceClass::from_str(class)?;
         let front = parse_u16(front.as_bytes()).map(DomId)?;
         let index = parse_u32(index.as_bytes())?;
-        Some((
-            Self {
-                class,
-                back,
-                front,
-                index,
-            },
-            below,
-        ))
+        Some((Self { class, back, front, index }, below))
     }
 }
 
@@ -123,12 +105,7 @@ pub fn parse_frontend_path(path: &str, home: DomId) -> Option<(DeviceClass, DomI
     let rest = rest.strip_prefix("device/")?;
     let (class, rest) = rest.split_once('/')?;
     let (index, below) = rest.split_once('/').unwrap_or((rest, ""));
-    Some((
-        DeviceClass::from_str(class)?,
-        front,
-        parse_u32(index.as_bytes())?,
-        below,
-    ))
+    Some((DeviceClass::from_str(class)?, front, parse_u32(index.as_bytes())?, below))
 }
 
 /// Lists the backends of a kind that the toolstack has made in a domain. What is not named like
@@ -149,12 +126,7 @@ pub fn list_backends<X: Xenstore + ?Sized>(
         };
         let devices = directory_opt(xs, &format!("{root}/{front}"))?;
         let indices = devices.iter().filter_map(|d| parse_u32(d.as_bytes()));
-        found.extend(indices.map(|index| DeviceAddr {
-            class,
-            back,
-            front: domid,
-            index,
-        }));
+        found.extend(indices.map(|index| DeviceAddr { class, back, front: domid, index }));
     }
     Ok(found)
 }
@@ -169,13 +141,13 @@ pub fn list_frontends<X: Xenstore + ?Sized>(
     front: DomId,
 ) -> Result<Vec<u32>, XsError> {
     let names = directory_opt(xs, &frontend_root(class, front))?;
-    Ok(names
-        .iter()
-        .filter_map(|d| parse_u32(d.as_bytes()))
-        .collect())
+    Ok(names.iter().filter_map(|d| parse_u32(d.as_bytes())).collect())
 }
 
-pub(super) fn directory_opt<X: Xenstore + ?Sized>(xs: &mut X, path: &str) -> Result<Vec<String>, XsError> {
+pub(super) fn directory_opt<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    path: &str,
+) -> Result<Vec<String>, XsError> {
     match xs.directory(path) {
         Err(e) if e.is_not_found() => Ok(Vec::new()),
         other => other,

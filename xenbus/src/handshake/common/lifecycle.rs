@@ -23,10 +23,7 @@ pub fn create_domain<X: Xenstore + ?Sized>(
     domid: DomId,
     name: &str,
 ) -> Result<(), HandshakeError> {
-    let readable = [
-        Perm::new(DomId::DOM0, Access::None),
-        Perm::new(domid, Access::Read),
-    ];
+    let readable = [Perm::new(DomId::DOM0, Access::None), Perm::new(domid, Access::Read)];
     let own = [Perm::new(domid, Access::None)];
     let home = format!("/local/domain/{domid}");
     transaction(xs, |tx| {
@@ -40,10 +37,7 @@ pub fn create_domain<X: Xenstore + ?Sized>(
             tx.mkdir(&format!("{home}/{dir}"))?;
             tx.set_perms(&format!("{home}/{dir}"), &own)?;
         }
-        let mut w = Writer {
-            xs: tx,
-            base: &home,
-        };
+        let mut w = Writer { xs: tx, base: &home };
         w.put("name", name)?;
         w.put("domid", domid)
     })
@@ -71,11 +65,7 @@ pub fn request_removal<X: Xenstore + ?Sized>(
         if tx.read_opt(&state_path(&base))?.is_none() {
             return Ok(());
         }
-        Writer {
-            xs: tx,
-            base: &base,
-        }
-        .put("online", 0)?;
+        Writer { xs: tx, base: &base }.put("online", 0)?;
         write_state(tx, &base, XenbusState::Closing)
     })
 }

@@ -10,7 +10,6 @@ use super::addr::split_home;
 use crate::handshake::HandshakeError;
 use crate::handshake::fields::{Reader, Writer};
 use crate::state::XenbusState;
-use crate::wire::XsErrno;
 use crate::xenstore::{Xenstore, XsError, transaction};
 
 /// The key that holds an end's state, to be watched by the other end. `base` is
@@ -33,10 +32,7 @@ pub fn online_path(backend: &str) -> String {
 /// # Errors
 /// xenstore's.
 pub fn read_state<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<XenbusState, XsError> {
-    match xs.read_opt(&state_path(base)) {
-        Err(e) if e.errno() == Some(XsErrno::Acces) => Ok(XenbusState::Unknown),
-        state => Ok(XenbusState::parse(state?.as_deref())),
-    }
+    Ok(XenbusState::parse(xs.read_peer(&state_path(base))?.as_deref()))
 }
 
 /// Writes an end's state, also if it is the same already: the peer's watch fires.
@@ -77,10 +73,7 @@ pub fn read_online<X: Xenstore + ?Sized>(
     xs: &mut X,
     backend: &str,
 ) -> Result<bool, HandshakeError> {
-    match (Reader { xs, base: backend }).flag("online", false) {
-        Err(HandshakeError::Xenstore(e)) if e.errno() == Some(XsErrno::Acces) => Ok(false),
-        online => online,
-    }
+    (Reader { xs, base: backend }).flag("online", false)
 }
 
 /// How far what lies outside the backend (a tap, a bridge) has come.
@@ -102,10 +95,7 @@ pub fn write_hotplug<X: Xenstore + ?Sized>(
     status: &Hotplug,
 ) -> Result<(), HandshakeError> {
     transaction(xs, |tx| {
-        let mut w = Writer {
-            xs: tx,
-            base: backend,
-        };
+        let mut w = Writer { xs: tx, base: backend };
         match status {
             Hotplug::Connected => {
                 w.clear("hotplug-error")?;
@@ -170,9 +160,7 @@ pub fn read_error<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Option
     let Some(path) = error_path(base) else {
         return Ok(None);
     };
-    Ok(xs
-        .read_opt(&path)?
-        .map(|text| String::from_utf8_lossy(&text).into_owned()))
+    Ok(xs.read_opt(&path)?.map(|text| String::from_utf8_lossy(&text).into_owned()))
 }
 
 /// Removes what [`write_error`] wrote.

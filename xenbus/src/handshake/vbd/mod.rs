@@ -8,7 +8,9 @@ mod toolstack;
 pub use negotiated::Negotiated;
 pub use offer::{BackDisk, BackOffer, Discard, DiskInfo, announce_resize};
 pub use request::{FrontLimits, FrontPlan, FrontRequest, Protocol, Queue};
-pub use toolstack::{DeviceType, Mode, ToolstackBack, ToolstackFront, create_backend, create_device};
+pub use toolstack::{
+    DeviceType, Mode, ToolstackBack, ToolstackFront, create_backend, create_device,
+};
 
 /// The largest order of a ring, in powers of two of pages: 32 pages. Linux's backend offers 4,
 /// FreeBSD's 5.

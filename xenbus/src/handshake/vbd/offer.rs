@@ -91,10 +91,7 @@ impl BackOffer {
             w.flag("feature-flush-cache", self.flush)?;
             w.flag("feature-barrier", self.barrier)?;
             w.flag("feature-discard", self.discard.is_some())?;
-            w.opt(
-                "discard-granularity",
-                self.discard.and_then(|d| d.granularity),
-            )?;
+            w.opt("discard-granularity", self.discard.and_then(|d| d.granularity))?;
             w.opt("discard-alignment", self.discard.and_then(|d| d.alignment))?;
             w.opt("discard-secure", self.discard.map(|d| u8::from(d.secure)))
         })
@@ -104,9 +101,7 @@ impl BackOffer {
     #[must_use]
     pub fn ring_page_order(&self) -> u32 {
         let by_count = self.max_ring_pages.map_or(0, |pages| pages.max(1).ilog2());
-        self.max_ring_page_order
-            .unwrap_or(by_count)
-            .min(MAX_RING_PAGE_ORDER)
+        self.max_ring_page_order.unwrap_or(by_count).min(MAX_RING_PAGE_ORDER)
     }
 
     /// How many queues are offered, at most [`MAX_QUEUES`].
@@ -140,11 +135,7 @@ impl DiskInfo {
     /// Takes the bits apart; unknown ones are dropped.
     #[must_use]
     pub const fn from_bits(bits: u32) -> Self {
-        Self {
-            cdrom: bits & 1 != 0,
-            removable: bits & 2 != 0,
-            read_only: bits & 4 != 0,
-        }
+        Self { cdrom: bits & 1 != 0, removable: bits & 2 != 0, read_only: bits & 4 != 0 }
     }
 
     /// The bits on the wire.
@@ -184,9 +175,8 @@ impl BackDisk {
         transaction(xs, |tx| {
             let offer = BackOffer::read(tx, base)?;
             let mut r = Reader { xs: tx, base };
-            let sectors = r
-                .number("sectors", 0, MAX_SECTORS)?
-                .ok_or_else(|| r.missing("sectors"))?;
+            let sectors =
+                r.number("sectors", 0, MAX_SECTORS)?.ok_or_else(|| r.missing("sectors"))?;
             let info = DiskInfo::from_bits(r.need_u32("info", 0, u32::MAX)?);
             let sector_size = power_of_two(&mut r, "sector-size", 512, MAX_SECTOR_SIZE)?
                 .ok_or_else(|| r.missing("sector-size"))?;
@@ -197,13 +187,7 @@ impl BackDisk {
                 MAX_PHYSICAL_SECTOR_SIZE,
             )?
             .unwrap_or(sector_size);
-            Ok(Self {
-                sectors,
-                info,
-                sector_size,
-                physical_sector_size,
-                offer,
-            })
+            Ok(Self { sectors, info, sector_size, physical_sector_size, offer })
         })
     }
 
@@ -220,15 +204,9 @@ impl BackDisk {
             |size: u32, min: u32, max: u32| size.is_power_of_two() && size >= min && size <= max;
         if self.sectors > MAX_SECTORS
             || !fits(self.sector_size, 512, MAX_SECTOR_SIZE)
-            || !fits(
-                self.physical_sector_size,
-                self.sector_size,
-                MAX_PHYSICAL_SECTOR_SIZE,
-            )
+            || !fits(self.physical_sector_size, self.sector_size, MAX_PHYSICAL_SECTOR_SIZE)
         {
-            return Err(HandshakeError::Unwritable(
-                "the disk has an impossible size",
-            ));
+            return Err(HandshakeError::Unwritable("the disk has an impossible size"));
         }
         transaction(xs, |tx| {
             self.offer.write(tx, base)?;
@@ -252,9 +230,7 @@ pub fn announce_resize<X: Xenstore + ?Sized>(
     sectors: u64,
 ) -> Result<(), HandshakeError> {
     if sectors > MAX_SECTORS {
-        return Err(HandshakeError::Unwritable(
-            "the disk has an impossible size",
-        ));
+        return Err(HandshakeError::Unwritable("the disk has an impossible size"));
     }
     transaction(xs, |tx| {
         Writer { xs: tx, base }.put("sectors", sectors)?;

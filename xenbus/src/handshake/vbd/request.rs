@@ -93,9 +93,7 @@ impl FrontRequest {
     ) -> Result<Self, HandshakeError> {
         transaction(xs, |tx| {
             let mut r = Reader { xs: tx, base };
-            let queues = r
-                .opt_u32("multi-queue-num-queues", 1, offer.queues())?
-                .unwrap_or(1);
+            let queues = r.opt_u32("multi-queue-num-queues", 1, offer.queues())?.unwrap_or(1);
             let ring = RingKeys::read(&mut r, offer)?;
             let mut request = Self {
                 protocol: read_protocol(&mut r)?,
@@ -104,15 +102,9 @@ impl FrontRequest {
             };
             let mut used = Used::default();
             for n in 0..queues {
-                let dir = if queues == 1 {
-                    String::from(base)
-                } else {
-                    format!("{base}/queue-{n}")
-                };
-                let mut r = Reader {
-                    xs: &mut *r.xs,
-                    base: &dir,
-                };
+                let dir =
+                    if queues == 1 { String::from(base) } else { format!("{base}/queue-{n}") };
+                let mut r = Reader { xs: &mut *r.xs, base: &dir };
                 request.queues.push(read_queue(&mut r, ring, &mut used)?);
             }
             Ok(request)
@@ -131,9 +123,7 @@ impl FrontRequest {
     ) -> Result<(), HandshakeError> {
         let pages = self.queues.first().map_or(0, |q| q.ring_refs.len());
         if !pages.is_power_of_two() || self.queues.iter().any(|q| q.ring_refs.len() != pages) {
-            return Err(HandshakeError::Unwritable(
-                "rings of unequal or impossible size",
-            ));
+            return Err(HandshakeError::Unwritable("rings of unequal or impossible size"));
         }
         transaction(xs, |tx| {
             let mut w = Writer { xs: tx, base };
@@ -159,13 +149,7 @@ impl FrontRequest {
             w.put("multi-queue-num-queues", self.queues.len())?;
             for (n, queue) in self.queues.iter().enumerate() {
                 let dir = format!("{base}/queue-{n}");
-                write_queue(
-                    &mut Writer {
-                        xs: &mut *w.xs,
-                        base: &dir,
-                    },
-                    queue,
-                )?;
+                write_queue(&mut Writer { xs: &mut *w.xs, base: &dir }, queue)?;
             }
             Ok(())
         })
@@ -195,20 +179,14 @@ impl RingKeys {
         let max_pages = 1_u32.checked_shl(max_order).unwrap_or(1);
         if let Some(order) = r.opt_u32("ring-page-order", 0, max_order)? {
             let pages = 1_u32.checked_shl(order).unwrap_or(1);
-            return Ok(Self {
-                pages,
-                numbered_first: true,
-            });
+            return Ok(Self { pages, numbered_first: true });
         }
         let pages = r.opt_u32("num-ring-pages", 1, max_pages)?.unwrap_or(1);
         if !pages.is_power_of_two() {
             let value = format!("{pages}");
             return Err(r.malformed("num-ring-pages", value.as_bytes(), "a power of two"));
         }
-        Ok(Self {
-            pages,
-            numbered_first: false,
-        })
+        Ok(Self { pages, numbered_first: false })
     }
 }
 
@@ -225,11 +203,8 @@ fn read_queue<X: Xenstore + ?Sized>(
 ) -> Result<Queue, HandshakeError> {
     let mut ring_refs = Vec::new();
     if ring.pages == 1 {
-        let (first, second) = if ring.numbered_first {
-            ("ring-ref0", "ring-ref")
-        } else {
-            ("ring-ref", "ring-ref0")
-        };
+        let (first, second) =
+            if ring.numbered_first { ("ring-ref0", "ring-ref") } else { ("ring-ref", "ring-ref0") };
         let (key, gref) = match r.opt_u32(first, 0, u32::MAX)? {
             Some(gref) => (first, gref),
             None => match r.opt_u32(second, 0, u32::MAX)? {
@@ -249,10 +224,7 @@ fn read_queue<X: Xenstore + ?Sized>(
     }
     let event_channel = r.need_u32("event-channel", 1, u32::MAX)?;
     once(r, "event-channel", event_channel, &mut used.channels)?;
-    Ok(Queue {
-        ring_refs,
-        event_channel,
-    })
+    Ok(Queue { ring_refs, event_channel })
 }
 
 fn once<X: Xenstore + ?Sized>(
@@ -264,10 +236,7 @@ fn once<X: Xenstore + ?Sized>(
     if used.insert(value) {
         return Ok(());
     }
-    Err(HandshakeError::Duplicate {
-        path: r.path(key),
-        value: u64::from(value),
-    })
+    Err(HandshakeError::Duplicate { path: r.path(key), value: u64::from(value) })
 }
 
 fn write_queue<X: Xenstore + ?Sized>(
@@ -291,10 +260,7 @@ fn read_protocol<X: Xenstore + ?Sized>(
     let Some(word) = r.raw("protocol")? else {
         return Ok(None);
     };
-    match Protocol::ALL
-        .into_iter()
-        .find(|p| p.as_str().as_bytes() == word)
-    {
+    match Protocol::ALL.into_iter().find(|p| p.as_str().as_bytes() == word) {
         Some(protocol) => Ok(Some(protocol)),
         None => Err(r.malformed("protocol", &word, "x86_32-abi, x86_64-abi or arm-abi")),
     }

@@ -6,7 +6,10 @@ use alloc::string::ToString;
 use pvio_ring::DomId;
 
 use crate::handshake::HandshakeError;
-use crate::handshake::common::{DeviceAddr, DeviceClass, create_backend_end, create_frontend_end, regrant_frontend_end, write_state};
+use crate::handshake::common::{
+    DeviceAddr, DeviceClass, create_backend_end, create_frontend_end, regrant_frontend_end,
+    write_state,
+};
 use crate::handshake::fields::{Reader, Writer};
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, transaction};
@@ -137,14 +140,7 @@ impl ToolstackBack {
             w.flag("bootable", self.bootable)?;
             w.put("dev", &self.dev)?;
             w.put("type", &self.kind)?;
-            w.put(
-                "mode",
-                if self.mode == Mode::ReadOnly {
-                    "r"
-                } else {
-                    "w"
-                },
-            )?;
+            w.put("mode", if self.mode == Mode::ReadOnly { "r" } else { "w" })?;
             w.put("device-type", self.device_type.as_str())?;
             w.put("params", &self.params)?;
             w.flag("direct-io-safe", self.direct_io_safe)?;
@@ -255,9 +251,7 @@ pub fn create_backend<X: Xenstore + ?Sized>(
         return Err(HandshakeError::Unwritable("a disk of another class"));
     }
     if back.frontend_id != addr.front || back.frontend != addr.frontend_path() {
-        return Err(HandshakeError::Unwritable(
-            "the frontend is not the address's",
-        ));
+        return Err(HandshakeError::Unwritable("the frontend is not the address's"));
     }
     transaction(xs, |tx| {
         create_backend_end(tx, addr)?;

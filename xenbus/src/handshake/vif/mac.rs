@@ -33,11 +33,7 @@ impl FromStr for Mac {
             }
             *byte = u8::from_str_radix(pair, 16).map_err(|_| MacError)?;
         }
-        if pairs.next().is_some() {
-            Err(MacError)
-        } else {
-            Ok(Self(bytes))
-        }
+        if pairs.next().is_some() { Err(MacError) } else { Ok(Self(bytes)) }
     }
 }
 
@@ -70,10 +66,7 @@ mod tests {
             assert_eq!(bad.parse::<Mac>(), Err(MacError), "{bad}");
         }
         assert!("01:00:5e:00:00:01".parse::<Mac>().unwrap().is_multicast());
-        assert_eq!(
-            "00:16:3E:Ab:cD:ef".parse::<Mac>().unwrap().to_string(),
-            "00:16:3e:ab:cd:ef"
-        );
+        assert_eq!("00:16:3E:Ab:cD:ef".parse::<Mac>().unwrap().to_string(), "00:16:3e:ab:cd:ef");
     }
 
     proptest! {

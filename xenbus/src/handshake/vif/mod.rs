@@ -12,7 +12,9 @@ pub use offer::{BackOffer, FrontLimits};
 pub use request::{
     ControlRing, EventChannels, FrontRequest, Queue, multicast_request_path, read_multicast_request,
 };
-pub use toolstack::{Rate, ToolstackBack, ToolstackFront, create_backend, create_device, rate_path, read_rate};
+pub use toolstack::{
+    Rate, ToolstackBack, ToolstackFront, create_backend, create_device, rate_path, read_rate,
+};
 
 /// The most queues one interface is given here, whatever is offered. Linux offers 8 at most.
 pub const MAX_QUEUES: u32 = 256;

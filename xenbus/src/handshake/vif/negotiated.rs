@@ -72,11 +72,7 @@ impl Negotiated {
             multicast_control: offer.multicast_control && request.multicast_control,
             dynamic_multicast: offer.multicast_control && offer.dynamic_multicast_control,
             ctrl_ring: offer.ctrl_ring && request.ctrl.is_some(),
-            xdp_headroom: if offer.xdp_headroom {
-                request.xdp_headroom
-            } else {
-                0
-            },
+            xdp_headroom: if offer.xdp_headroom { request.xdp_headroom } else { 0 },
         }
     }
 }

@@ -102,10 +102,7 @@ impl BackOffer {
             w.flag("feature-no-csum-offload", self.no_csum_offload)?;
             w.flag("feature-ipv6-csum-offload", self.ipv6_csum_offload)?;
             w.flag("feature-multicast-control", self.multicast_control)?;
-            w.flag(
-                "feature-dynamic-multicast-control",
-                self.dynamic_multicast_control,
-            )?;
+            w.flag("feature-dynamic-multicast-control", self.dynamic_multicast_control)?;
             w.flag("feature-split-event-channels", self.split_event_channels)?;
             w.flag("feature-ctrl-ring", self.ctrl_ring)?;
             w.flag("feature-xdp-headroom", self.xdp_headroom)

@@ -103,9 +103,7 @@ impl FrontRequest {
                     "1, since only copies are served",
                 ));
             }
-            let queues = r
-                .opt_u32("multi-queue-num-queues", 1, offer.queues())?
-                .unwrap_or(1);
+            let queues = r.opt_u32("multi-queue-num-queues", 1, offer.queues())?.unwrap_or(1);
             let mut used = Used::default();
             let mut request = Self {
                 queues: Vec::new(),
@@ -122,15 +120,9 @@ impl FrontRequest {
                 xdp_headroom: r.opt_u32("xdp-headroom", 0, MAX_XDP_HEADROOM)?.unwrap_or(0),
             };
             for n in 0..queues {
-                let dir = if queues == 1 {
-                    String::from(base)
-                } else {
-                    format!("{base}/queue-{n}")
-                };
-                let mut r = Reader {
-                    xs: &mut *r.xs,
-                    base: &dir,
-                };
+                let dir =
+                    if queues == 1 { String::from(base) } else { format!("{base}/queue-{n}") };
+                let mut r = Reader { xs: &mut *r.xs, base: &dir };
                 request.queues.push(read_queue(&mut r, offer, &mut used)?);
             }
             Ok(request)
@@ -182,13 +174,7 @@ impl FrontRequest {
             w.put("multi-queue-num-queues", self.queues.len())?;
             for (n, queue) in self.queues.iter().enumerate() {
                 let dir = format!("{base}/queue-{n}");
-                write_queue(
-                    &mut Writer {
-                        xs: &mut *w.xs,
-                        base: &dir,
-                    },
-                    *queue,
-                )?;
+                write_queue(&mut Writer { xs: &mut *w.xs, base: &dir }, *queue)?;
             }
             Ok(())
         })
@@ -228,17 +214,12 @@ fn read_ctrl<X: Xenstore + ?Sized>(
         return Ok(None);
     };
     if !offer.ctrl_ring {
-        return Err(HandshakeError::NotOffered {
-            path: r.path("ctrl-ring-ref"),
-        });
+        return Err(HandshakeError::NotOffered { path: r.path("ctrl-ring-ref") });
     }
     used.refs.insert(ring_ref);
     let event_channel = r.need_u32("event-channel-ctrl", 1, u32::MAX)?;
     used.channels.insert(event_channel);
-    Ok(Some(ControlRing {
-        ring_ref,
-        event_channel,
-    }))
+    Ok(Some(ControlRing { ring_ref, event_channel }))
 }
 
 fn read_queue<X: Xenstore + ?Sized>(
@@ -250,9 +231,7 @@ fn read_queue<X: Xenstore + ?Sized>(
     let rx_ring_ref = once(r, "rx-ring-ref", 0, &mut used.refs)?;
     let events = if r.raw("event-channel-tx")?.is_some() {
         if !offer.split_event_channels {
-            return Err(HandshakeError::NotOffered {
-                path: r.path("event-channel-tx"),
-            });
+            return Err(HandshakeError::NotOffered { path: r.path("event-channel-tx") });
         }
         EventChannels::Split {
             tx: once(r, "event-channel-tx", 1, &mut used.channels)?,
@@ -261,11 +240,7 @@ fn read_queue<X: Xenstore + ?Sized>(
     } else {
         EventChannels::Shared(once(r, "event-channel", 1, &mut used.channels)?)
     };
-    Ok(Queue {
-        tx_ring_ref,
-        rx_ring_ref,
-        events,
-    })
+    Ok(Queue { tx_ring_ref, rx_ring_ref, events })
 }
 
 /// Reads a number that no other ring may have.
@@ -279,10 +254,7 @@ fn once<X: Xenstore + ?Sized>(
     if used.insert(value) {
         return Ok(value);
     }
-    Err(HandshakeError::Duplicate {
-        path: r.path(key),
-        value: u64::from(value),
-    })
+    Err(HandshakeError::Duplicate { path: r.path(key), value: u64::from(value) })
 }
 
 fn write_queue<X: Xenstore + ?Sized>(

@@ -8,7 +8,10 @@ use pvio_ring::DomId;
 
 use super::Mac;
 use crate::handshake::HandshakeError;
-use crate::handshake::common::{DeviceAddr, DeviceClass, create_backend_end, create_frontend_end, regrant_frontend_end, write_state};
+use crate::handshake::common::{
+    DeviceAddr, DeviceClass, create_backend_end, create_frontend_end, regrant_frontend_end,
+    write_state,
+};
 use crate::handshake::fields::{Reader, Writer};
 use crate::state::XenbusState;
 use crate::wire::{parse_u32, parse_u64};
@@ -251,10 +254,7 @@ pub fn create_device<X: Xenstore + ?Sized>(
     addr: DeviceAddr,
     back: &ToolstackBack,
 ) -> Result<(), HandshakeError> {
-    let front = ToolstackFront {
-        mtu: back.mtu,
-        ..ToolstackFront::new(addr, back.mac)
-    };
+    let front = ToolstackFront { mtu: back.mtu, ..ToolstackFront::new(addr, back.mac) };
     transaction(xs, |tx| {
         create_frontend_end(tx, addr)?;
         create_backend(tx, addr, back)?;
@@ -274,19 +274,13 @@ pub fn create_backend<X: Xenstore + ?Sized>(
     back: &ToolstackBack,
 ) -> Result<(), HandshakeError> {
     if addr.class != DeviceClass::Vif {
-        return Err(HandshakeError::Unwritable(
-            "a network interface of another class",
-        ));
+        return Err(HandshakeError::Unwritable("a network interface of another class"));
     }
     if back.frontend_id != addr.front || back.frontend != addr.frontend_path() {
-        return Err(HandshakeError::Unwritable(
-            "the frontend is not the address's",
-        ));
+        return Err(HandshakeError::Unwritable("the frontend is not the address's"));
     }
     if back.mac.is_multicast() || back.mtu.is_some_and(|mtu| mtu < MTU.0 || mtu > MTU.1) {
-        return Err(HandshakeError::Unwritable(
-            "an impossible MAC address or MTU",
-        ));
+        return Err(HandshakeError::Unwritable("an impossible MAC address or MTU"));
     }
     transaction(xs, |tx| {
         create_backend_end(tx, addr)?;

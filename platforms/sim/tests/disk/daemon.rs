@@ -1,0 +1,352 @@
+//! The driver domain: what serves disks, as the real one does, but for threads.
+
+use crate::choices::Do;
+use crate::medium::{SharedMedium, SimEngine};
+use pvio_blkback::vbd::{Serve, Vbd};
+use pvio_blkback::{Geometry, Progress, Queue, QueueFault, QueueParts};
+use pvio_event_channel::{EventChannel, EventError, Port};
+use pvio_grant_table::DomId;
+use pvio_sim::local::events::LocalChannel;
+use pvio_sim::local::memory::LocalMapping;
+use pvio_sim::{LocalDomain, Menu, Sim};
+use pvio_xenbus::Xenstore;
+use pvio_xenbus::driver::{BackendDriver, Fault, Life};
+use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, backend_root, list_backends};
+use pvio_xenbus::handshake::vbd::ToolstackBack;
+use pvio_xenbus::store::{LocalClient, Store};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// How a sleeper's turn goes; each step is one of the scheduler's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// Awake.
+    Poll,
+    /// Nothing was there: about to ask for an event and look once more.
+    Check,
+    /// Only an event wakes it now.
+    Asleep,
+}
+
+/// A mistake to be made on purpose, to see that it is found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Flaw {
+    #[default]
+    None,
+    /// Goes to sleep without asking for an event and looking once more.
+    NoFinalCheck,
+    /// Publishes answers and tells nobody.
+    NeverNotifies,
+    /// Says that a write is done, now and then, and does nothing.
+    ForgetsWrites,
+    /// Says that a flush is done, and does nothing.
+    ForgetsFlushes,
+}
+
+/// A channel that can be made to fail.
+struct Wire {
+    channel: LocalChannel,
+    cut: bool,
+}
+
+impl EventChannel for Wire {
+    fn port(&self) -> Port {
+        self.channel.port()
+    }
+
+    fn notify(&self) -> Result<(), EventError> {
+        if self.cut { Ok(()) } else { self.channel.notify() }
+    }
+
+    fn take(&self) -> Result<bool, EventError> {
+        self.channel.take()
+    }
+
+    fn mask(&self) {
+        self.channel.mask();
+    }
+
+    fn unmask(&self) {
+        self.channel.unmask();
+    }
+}
+
+/// What a thread of the real daemon has.
+struct Served {
+    queue: Queue<LocalDomain, Wire, SimEngine<LocalMapping>>,
+    turn: Turn,
+}
+
+#[derive(Default)]
+struct Seat {
+    served: Option<Served>,
+    fault: Option<QueueFault>,
+}
+
+/// Serves one disk: its queue sits in a seat, and the scheduler polls it there.
+pub struct Server {
+    media: Rc<BTreeMap<String, SharedMedium>>,
+    medium: Option<SharedMedium>,
+    seat: Rc<RefCell<Seat>>,
+    crashed: Rc<Cell<bool>>,
+    flaw: Flaw,
+}
+
+/// A queue that is being served.
+pub struct Running {
+    seat: Rc<RefCell<Seat>>,
+    crashed: Rc<Cell<bool>>,
+}
+
+impl Serve<LocalDomain> for Server {
+    type Running = Running;
+
+    fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
+        let medium = self.media.get(&disk.params);
+        let medium = medium.ok_or_else(|| Fault::new("no-image", &disk.params))?;
+        self.medium = Some(Rc::clone(medium));
+        Ok(medium.borrow().geometry())
+    }
+
+    fn start(
+        &mut self,
+        _: &str,
+        parts: QueueParts<LocalDomain, LocalChannel>,
+    ) -> Result<Running, Fault> {
+        let medium = self.medium.clone().expect("opened before it is started");
+        let QueueParts { frontend, mapper, ring, channel, abi, stats } = parts;
+        let channel = Wire { channel, cut: self.flaw == Flaw::NeverNotifies };
+        let parts = QueueParts { frontend, mapper, ring, channel, abi, stats };
+        let queue = Queue::new(parts, SimEngine::new(medium, self.flaw));
+        let mut seat = self.seat.borrow_mut();
+        assert!(seat.served.is_none(), "two sessions at once");
+        *seat = Seat { served: Some(Served { queue, turn: Turn::Poll }), fault: None };
+        Ok(Running { seat: Rc::clone(&self.seat), crashed: Rc::clone(&self.crashed) })
+    }
+
+    fn fault(&mut self, running: &mut Running) -> Option<QueueFault> {
+        running.seat.borrow_mut().fault.take()
+    }
+}
+
+impl Drop for Running {
+    /// Finishes what is under way, as the real worker's end does; unless the process is killed.
+    fn drop(&mut self) {
+        let Some(mut served) = self.seat.borrow_mut().served.take() else { return };
+        if self.crashed.get() {
+            return served.queue.engine_mut().crash();
+        }
+        served.finish();
+    }
+}
+
+impl Served {
+    fn finish(&mut self) {
+        let queue = &mut self.queue;
+        queue.drain();
+        while queue.in_flight() > 0 {
+            let engine = queue.engine_mut();
+            assert!(
+                engine.is_busy() || engine.is_done(),
+                "an operation was never handed to the engine"
+            );
+            if engine.is_busy() {
+                engine.complete_one();
+            }
+            if queue.poll(0).is_err() {
+                return self.let_finish();
+            }
+        }
+        let _ = queue.poll(0);
+    }
+
+    /// The frontend cannot be reached any more; the disk can.
+    fn let_finish(&mut self) {
+        while self.queue.engine_mut().is_busy() {
+            self.queue.engine_mut().complete_one();
+        }
+    }
+
+    fn is_awake(&mut self) -> bool {
+        self.turn != Turn::Asleep
+            || self.queue.channel().channel.is_pending()
+            || self.queue.engine_mut().is_done()
+    }
+
+    /// One step of a worker's loop.
+    fn work(&mut self, flaw: Flaw, sim: &mut Sim) -> Result<(), QueueFault> {
+        let queue = &mut self.queue;
+        self.turn = match self.turn {
+            Turn::Asleep => {
+                queue.poll(0)?;
+                queue.channel().take()?;
+                Turn::Poll
+            }
+            Turn::Poll => match queue.poll(1 + sim.below(32) as u32)? {
+                Progress::Some => Turn::Poll,
+                Progress::None => Turn::Check,
+            },
+            Turn::Check if flaw == Flaw::NoFinalCheck => Turn::Asleep,
+            Turn::Check if queue.final_check()? => Turn::Poll,
+            Turn::Check => Turn::Asleep,
+        };
+        Ok(())
+    }
+}
+
+/// What the daemon can do.
+#[derive(Debug)]
+pub enum DaemonDo {
+    /// Take an event of xenstore.
+    Event,
+    /// A worker's step.
+    Work(usize),
+    /// The engine completes something.
+    Complete(usize),
+    /// A worker has ended by itself: its driver is to hear of it.
+    Ended(usize),
+    /// Look at xenstore without cause.
+    Spurious(usize),
+}
+
+struct Device {
+    driver: BackendDriver<Vbd<LocalDomain, Server>>,
+    seat: Rc<RefCell<Seat>>,
+}
+
+/// The daemon of a driver domain.
+pub struct Daemon {
+    domain: LocalDomain,
+    xs: LocalClient,
+    devices: BTreeMap<DeviceAddr, Device>,
+    media: Rc<BTreeMap<String, SharedMedium>>,
+    crashed: Rc<Cell<bool>>,
+    flaw: Flaw,
+}
+
+const ROOT: &str = "root";
+
+impl Daemon {
+    pub fn start(
+        domain: LocalDomain,
+        store: &Rc<RefCell<Store>>,
+        media: Rc<BTreeMap<String, SharedMedium>>,
+        flaw: Flaw,
+    ) -> Self {
+        let mut xs = LocalClient::connect(store, domain.id());
+        let root = backend_root(DeviceClass::Vbd, domain.id());
+        xs.watch(&root, ROOT).expect("the first watch of a domain");
+        Self { domain, xs, devices: BTreeMap::new(), media, crashed: Rc::default(), flaw }
+    }
+
+    pub fn id(&self) -> DomId {
+        self.domain.id()
+    }
+
+    pub fn serves(&self, addr: DeviceAddr) -> bool {
+        self.devices.contains_key(&addr)
+    }
+
+    /// Whether anything is held of anybody.
+    pub fn holds(&self) -> String {
+        let (pages, ports) = (self.domain.pages_mapped(), self.domain.ports_open());
+        format!("{pages} pages mapped, {ports} ports open")
+    }
+
+    /// The process dies here and now.
+    pub fn crash(self) {
+        self.crashed.set(true);
+    }
+
+    pub fn menu(&mut self, store: &Store, menu: &mut Menu<Do>) {
+        if store.has_output(self.xs.conn()) {
+            menu.must(100, Do::Daemon(DaemonDo::Event));
+        }
+        for (i, device) in self.devices.values().enumerate() {
+            let mut seat = device.seat.borrow_mut();
+            if seat.fault.is_some() {
+                menu.must(100, Do::Daemon(DaemonDo::Ended(i)));
+            }
+            if let Some(served) = &mut seat.served {
+                if served.is_awake() {
+                    menu.must(200, Do::Daemon(DaemonDo::Work(i)));
+                }
+                if served.queue.engine_mut().is_busy() {
+                    menu.must(150, Do::Daemon(DaemonDo::Complete(i)));
+                }
+            }
+            menu.may(2, || Do::Daemon(DaemonDo::Spurious(i)));
+        }
+    }
+
+    pub fn act(&mut self, action: DaemonDo, sim: &mut Sim) {
+        match action {
+            DaemonDo::Event => match self.xs.poll_event().expect("xenstore") {
+                Some(event) if event.token == ROOT => self.look_for_devices(sim),
+                Some(event) => {
+                    let device = self.devices.iter().find(|(_, d)| d.driver.token() == event.token);
+                    if let Some(addr) = device.map(|(addr, _)| *addr) {
+                        self.step(addr, sim);
+                    }
+                }
+                None => {}
+            },
+            DaemonDo::Work(i) => {
+                let device = self.device(i).1;
+                let mut seat = device.seat.borrow_mut();
+                let served = seat.served.as_mut().expect("on the menu only if served");
+                if let Err(fault) = served.work(self.flaw, sim) {
+                    sim.note(format_args!("the queue ends: {}", fault.code()));
+                    served.let_finish();
+                    *seat = Seat { served: None, fault: Some(fault) };
+                }
+            }
+            DaemonDo::Complete(i) => {
+                let mut seat = self.device(i).1.seat.borrow_mut();
+                let served = seat.served.as_mut().expect("on the menu only if served");
+                served.queue.engine_mut().complete_one();
+            }
+            DaemonDo::Ended(i) | DaemonDo::Spurious(i) => {
+                let addr = *self.device(i).0;
+                self.step(addr, sim);
+            }
+        }
+    }
+
+    fn device(&self, i: usize) -> (&DeviceAddr, &Device) {
+        self.devices.iter().nth(i).expect("on the menu only if there")
+    }
+
+    fn look_for_devices(&mut self, sim: &mut Sim) {
+        let me = self.id();
+        let found = list_backends(&mut self.xs, DeviceClass::Vbd, me).expect("xenstore");
+        for addr in found {
+            if self.devices.contains_key(&addr) {
+                continue;
+            }
+            let seat = Rc::new(RefCell::new(Seat::default()));
+            let server = Server {
+                media: Rc::clone(&self.media),
+                medium: None,
+                seat: Rc::clone(&seat),
+                crashed: Rc::clone(&self.crashed),
+                flaw: self.flaw,
+            };
+            // Whether somebody served it before us is not known; a frontend that has not begun
+            // makes no difference.
+            let driver = BackendDriver::restarted(addr, Vbd::new(self.domain.clone(), server));
+            self.devices.insert(addr, Device { driver, seat });
+            self.step(addr, sim);
+        }
+    }
+
+    fn step(&mut self, addr: DeviceAddr, sim: &mut Sim) {
+        let Some(device) = self.devices.get_mut(&addr) else { return };
+        let life = device.driver.step(&mut self.xs);
+        sim.note(format_args!("  backend {}: {life:?}, {}", addr.front, device.driver.state()));
+        if life.expect("a backend's step needs nothing but xenstore") == Life::Gone {
+            self.devices.remove(&addr);
+        }
+    }
+}

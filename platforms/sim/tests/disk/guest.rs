@@ -1,0 +1,396 @@
+//! A guest: one disk, and a workload whose every answer is checked.
+
+use crate::choices::Do;
+use crate::daemon::Turn;
+use crate::medium::SECTOR;
+use crate::model::{Model, Pending, content};
+use pvio_blkfront::{BackendFault, Disk, Op, SLOT_BYTES, SlotId};
+use pvio_event_channel::EventChannel;
+use pvio_grant_table::DomId;
+use pvio_ring::proto::blkif::Status;
+use pvio_sim::{LocalDomain, Menu, Sim};
+use pvio_xenbus::driver::{Fault, FrontendDriver, Life};
+use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, frontend_root, list_frontends};
+use pvio_xenbus::store::{LocalClient, Store};
+use pvio_xenbus::{XenbusState, Xenstore};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// What a guest can do.
+#[derive(Debug)]
+pub enum GuestDo {
+    /// Take an event of xenstore.
+    Event,
+    /// A step of the disk's interrupt handler, or of the thread that polls.
+    Work,
+    /// Prepare and perhaps begin requests.
+    Issue,
+    /// Begin a request that was prepared.
+    Begin,
+    /// Show the backend what was begun.
+    Publish,
+    /// Look at answers that were taken.
+    Check,
+    /// Unload the driver.
+    Close,
+    /// The driver is unloaded: load it again.
+    Reload,
+    /// Look at xenstore without cause.
+    Spurious,
+    /// Wake the backend without cause.
+    Knock,
+}
+
+/// A request under way.
+struct Request {
+    op: Op,
+    pending: Pending,
+}
+
+/// An answer: to which slot's request, its status, and in which session it came.
+type Answer = (SlotId, Request, Status, u32);
+
+/// A guest that may have died, with what can be known of its disk.
+pub struct Guest {
+    pub addr: DeviceAddr,
+    domain: LocalDomain,
+    xs: LocalClient,
+    driver: Option<FrontendDriver<Disk<LocalDomain>>>,
+    model: Rc<RefCell<Model>>,
+    /// Whether the backend is expected to keep its word; data is compared only then.
+    trusting: bool,
+    turn: Turn,
+    session: u32,
+    /// Prepared, not begun.
+    held: Vec<(SlotId, Request)>,
+    flying: BTreeMap<usize, Request>,
+    /// Answered, not looked at.
+    answered: Vec<Answer>,
+    unpublished: bool,
+    closing: bool,
+    pub checked: u64,
+}
+
+const BUS: &str = "bus";
+
+impl Guest {
+    pub fn boot(
+        domain: LocalDomain,
+        store: &Rc<RefCell<Store>>,
+        addr: DeviceAddr,
+        model: Rc<RefCell<Model>>,
+        trusting: bool,
+    ) -> Self {
+        let mut xs = LocalClient::connect(store, domain.id());
+        xs.watch(&frontend_root(DeviceClass::Vbd, domain.id()), BUS).expect("the first watch");
+        model.borrow_mut().new_frontend();
+        Self {
+            addr,
+            domain,
+            xs,
+            driver: None,
+            model,
+            trusting,
+            turn: Turn::Asleep,
+            session: 0,
+            held: Vec::new(),
+            flying: BTreeMap::new(),
+            answered: Vec::new(),
+            unpublished: false,
+            closing: false,
+            checked: 0,
+        }
+    }
+
+    pub fn id(&self) -> DomId {
+        self.domain.id()
+    }
+
+    pub fn has_driver(&self) -> bool {
+        self.driver.is_some()
+    }
+
+    /// How often its disk was connected.
+    pub fn sessions(&self) -> u32 {
+        self.driver.as_ref().map_or(0, |d| d.class().sessions())
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.driver.as_ref().is_some_and(|d| d.class().is_connected())
+    }
+
+    /// Pages it has allocated.
+    pub fn pages(&self) -> usize {
+        self.domain.pages_allocated()
+    }
+
+    /// What it waits for.
+    pub fn waiting(&self) -> Option<String> {
+        let (me, flying) = (self.id(), self.flying.len());
+        match &self.driver {
+            Some(_) if flying > 0 => Some(format!("guest {me} waits for {flying} answers")),
+            Some(_) if self.closing => Some(format!("guest {me} waits for its disk to close")),
+            _ => None,
+        }
+    }
+
+    /// Whether anything is held, or shared with anybody.
+    pub fn holds(&self) -> String {
+        let d = &self.domain;
+        let (pages, grants, ports) = (d.pages_allocated(), d.pages_granted(), d.ports_open());
+        format!("{pages} pages allocated, {grants} granted, {ports} ports open")
+    }
+
+    /// The domain is gone: nobody will take an answer any more.
+    pub fn forget_requests(&mut self) {
+        let mut model = self.model.borrow_mut();
+        let held = self.held.drain(..).map(|(_, r)| r);
+        let flying = std::mem::take(&mut self.flying).into_values();
+        let answered = self.answered.drain(..).map(|(_, r, ..)| r);
+        held.chain(flying).chain(answered).for_each(|r| model.abandon(r.pending));
+    }
+
+    pub fn menu(&mut self, store: &Store, often: u32, menu: &mut Menu<Do>) {
+        let me = self.domain.id();
+        if store.has_output(self.xs.conn()) {
+            menu.must(100, Do::Guest(me, GuestDo::Event));
+        }
+        let Some(driver) = &mut self.driver else { return };
+        menu.may(2, || Do::Guest(me, GuestDo::Spurious));
+        if self.closing {
+            if driver.is_closed() {
+                menu.must(50, Do::Guest(me, GuestDo::Reload));
+            }
+        } else if driver.state() != XenbusState::Closed {
+            menu.may(often, || Do::Guest(me, GuestDo::Close));
+        }
+        let sessions = driver.class().sessions();
+        let Some(queue) = driver.class_mut().queue() else { return };
+        if self.session != sessions {
+            (self.session, self.turn) = (sessions, Turn::Asleep);
+            self.unpublished = false;
+        }
+        if self.turn != Turn::Asleep || queue.channel().is_pending() {
+            menu.must(200, Do::Guest(me, GuestDo::Work));
+        }
+        if self.unpublished {
+            menu.must(100, Do::Guest(me, GuestDo::Publish));
+        }
+        if !self.held.is_empty() {
+            menu.must(100, Do::Guest(me, GuestDo::Begin));
+        }
+        if !self.answered.is_empty() {
+            menu.must(200, Do::Guest(me, GuestDo::Check));
+        }
+        if !self.closing {
+            menu.may(150, || Do::Guest(me, GuestDo::Issue));
+            menu.may(5, || Do::Guest(me, GuestDo::Knock));
+        }
+    }
+
+    pub fn act(&mut self, action: GuestDo, sim: &mut Sim) {
+        match action {
+            GuestDo::Event => self.event(sim),
+            GuestDo::Spurious => self.step(sim),
+            GuestDo::Work => {
+                if let Err(fault) = self.work() {
+                    self.give_up(&fault, sim);
+                }
+            }
+            GuestDo::Issue => self.issue(sim),
+            GuestDo::Begin => {
+                let (slot, request) = self.held.swap_remove(sim.index(self.held.len()));
+                self.begin(slot, request);
+                self.unpublished = true;
+            }
+            GuestDo::Publish => self.publish(sim),
+            GuestDo::Check => {
+                let at = sim.index(self.answered.len());
+                let answer = self.answered.swap_remove(at);
+                self.check(answer);
+            }
+            GuestDo::Close => {
+                let driver = self.driver.as_mut().expect("on the menu only if there");
+                driver.close(&mut self.xs).expect("xenstore");
+                self.closing = true;
+            }
+            GuestDo::Reload => {
+                self.drop_driver();
+                self.new_driver(sim);
+            }
+            GuestDo::Knock => {
+                let driver = self.driver.as_mut().expect("on the menu only if there");
+                let queue = driver.class_mut().queue().expect("on the menu only if connected");
+                queue.channel().notify().expect("the domain is alive");
+            }
+        }
+    }
+
+    fn event(&mut self, sim: &mut Sim) {
+        let Some(event) = self.xs.poll_event().expect("xenstore") else { return };
+        if event.token != BUS {
+            if self.driver.as_ref().is_some_and(|d| d.token() == event.token) {
+                self.step(sim);
+            }
+            return;
+        }
+        if self.driver.is_some() {
+            return self.step(sim);
+        }
+        let me = self.id();
+        let there = list_frontends(&mut self.xs, DeviceClass::Vbd, me).expect("xenstore");
+        if there.contains(&self.addr.index) {
+            self.new_driver(sim);
+        }
+    }
+
+    fn new_driver(&mut self, sim: &mut Sim) {
+        self.driver = Some(FrontendDriver::new(self.addr, Disk::new(self.domain.clone())));
+        self.step(sim);
+    }
+
+    fn drop_driver(&mut self) {
+        self.forget_requests();
+        self.driver = None;
+        (self.closing, self.unpublished, self.session) = (false, false, 0);
+        self.model.borrow_mut().new_frontend();
+    }
+
+    fn step(&mut self, sim: &mut Sim) {
+        let Some(driver) = &mut self.driver else { return };
+        let life = driver.step(&mut self.xs);
+        sim.note(format_args!("  frontend {}: {life:?}, {}", self.domain.id(), driver.state()));
+        if life.expect("a frontend's step needs nothing but xenstore") == Life::Gone {
+            return self.drop_driver();
+        }
+        if driver.state() == XenbusState::Closed {
+            // No answer will come; the model takes it from here.
+            self.forget_requests();
+        }
+    }
+
+    fn give_up(&mut self, fault: &BackendFault, sim: &mut Sim) {
+        assert!(!self.trusting, "an honest backend is given up: {fault}");
+        sim.note(format_args!("  frontend {} gives up: {}", self.id(), fault.code()));
+        let driver = self.driver.as_mut().expect("it has just found the fault");
+        driver.fail(&mut self.xs, &Fault::new(fault.code(), fault)).expect("xenstore");
+        self.forget_requests();
+    }
+
+    fn work(&mut self) -> Result<(), BackendFault> {
+        let driver = self.driver.as_mut().expect("on the menu only if there");
+        let queue = driver.class_mut().queue().expect("on the menu only if connected");
+        self.turn = match self.turn {
+            Turn::Asleep => {
+                queue.channel().take()?;
+                Turn::Poll
+            }
+            Turn::Poll => {
+                let (flying, answered, session) =
+                    (&mut self.flying, &mut self.answered, self.session);
+                let count = queue.poll(|slot, op, status| {
+                    let request = flying.remove(&slot.index());
+                    let request = request.expect("an answer to nothing, or a second one");
+                    assert_eq!(request.op, op, "the answer is to another operation");
+                    answered.push((slot, request, status, session));
+                })?;
+                if count > 0 { Turn::Poll } else { Turn::Check }
+            }
+            Turn::Check if queue.final_check()? => Turn::Poll,
+            Turn::Check => Turn::Asleep,
+        };
+        Ok(())
+    }
+
+    fn issue(&mut self, sim: &mut Sim) {
+        let driver = self.driver.as_mut().expect("on the menu only if there");
+        let disk = driver.class_mut();
+        let served = disk.served().expect("known once connected");
+        let (sectors, unit) = (served.sectors.min(256), u64::from(served.sector_size) / 512);
+        let queue = disk.queue().expect("on the menu only if connected");
+        for _ in 0..1 + sim.below(8) {
+            let Some(slot) = queue.reserve() else { break };
+            let most = (SLOT_BYTES / SECTOR) as u64 / unit;
+            let count = unit * if sim.one_in(3) { 1 + sim.below(most) } else { 1 + sim.below(3) };
+            let bytes = count as usize * SECTOR;
+            if count > sectors || bytes > SLOT_BYTES {
+                // Whoever served this makes no sense.
+                assert!(!self.trusting);
+                queue.release(slot);
+                break;
+            }
+            let sector = unit * sim.below((sectors - count) / unit + 1);
+            let range = sector..sector + count;
+            let mut model = self.model.borrow_mut();
+            let request = match sim.below(10) {
+                0 => Some(Request { op: Op::Flush, pending: model.begin_flush() }),
+                1 if model.may_write(&range) => Some(Request {
+                    op: Op::Discard { sector, sectors: count },
+                    pending: model.begin_discard(range),
+                }),
+                2..=5 if model.may_write(&range) => {
+                    let (pending, number) = model.begin_write(range.clone());
+                    let data: Vec<u8> = range.flat_map(|s| content(number, s)).collect();
+                    queue.fill(slot, 0, &data).expect("it fits");
+                    Some(Request { op: Op::Write { sector, bytes }, pending })
+                }
+                6.. if model.may_read(&range) => {
+                    // What is found there afterwards has come from the disk.
+                    queue.fill(slot, 0, &vec![0xa5; bytes]).expect("it fits");
+                    Some(Request {
+                        op: Op::Read { sector, bytes },
+                        pending: model.begin_read(range),
+                    })
+                }
+                _ => None,
+            };
+            match request {
+                None => queue.release(slot),
+                Some(request) if sim.one_in(4) => self.held.push((slot, request)),
+                Some(request) => {
+                    queue.start(slot, request.op).expect("whole sectors in a reserved slot");
+                    self.flying.insert(slot.index(), request);
+                    self.unpublished = true;
+                }
+            }
+        }
+        if self.unpublished && !sim.one_in(3) {
+            self.publish(sim);
+        }
+    }
+
+    fn begin(&mut self, slot: SlotId, request: Request) {
+        let driver = self.driver.as_mut().expect("on the menu only if there");
+        let queue = driver.class_mut().queue().expect("on the menu only if connected");
+        queue.start(slot, request.op).expect("the slot was reserved, whatever came between");
+        let before = self.flying.insert(slot.index(), request);
+        assert!(before.is_none(), "one slot for two requests");
+    }
+
+    fn publish(&mut self, sim: &mut Sim) {
+        let driver = self.driver.as_mut().expect("on the menu only if there");
+        let queue = driver.class_mut().queue().expect("on the menu only if connected");
+        self.unpublished = false;
+        if let Err(fault) = queue.publish() {
+            self.give_up(&fault, sim);
+        }
+    }
+
+    fn check(&mut self, (slot, request, status, session): Answer) {
+        let driver = self.driver.as_mut().expect("on the menu only if there");
+        let queue = driver.class_mut().queue().expect("on the menu only if connected");
+        let mut data = Vec::new();
+        if let Op::Read { bytes, .. } = request.op {
+            data.resize(bytes, 0);
+            queue.fetch(slot, 0, &mut data).expect("it fits");
+        }
+        queue.release(slot);
+        self.checked += 1;
+        if !self.trusting {
+            return self.model.borrow_mut().abandon(request.pending);
+        }
+        assert_ne!(status, Status::NotSupported, "it was offered");
+        self.model.borrow_mut().end(request.pending, status == Status::Okay, session, &data);
+    }
+}

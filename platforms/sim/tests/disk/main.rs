@@ -1,0 +1,125 @@
+//! Disks, both ends, on one thread: requests complete once, data read is data written, and a peer
+//! may die at any step.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`world`] | domains and the toolstack |
+//! | [`choices`] | what can befall them |
+//! | [`daemon`] | the driver domain: [`pvio_blkback`] as the real daemon runs it |
+//! | [`guest`] | a guest: [`pvio_blkfront`] under a workload |
+//! | [`hostile_guest`], [`hostile_back`] | peers that break every rule they can |
+//! | [`medium`] | the disk itself, with a volatile cache, and the engine before it |
+//! | [`model`] | what may be found on it |
+
+mod choices;
+mod daemon;
+mod guest;
+mod hostile_back;
+mod hostile_guest;
+mod medium;
+mod model;
+mod world;
+
+use choices::{Faults, Kind};
+use daemon::Flaw;
+use pvio_sim::{Failure, Sim, attempt, run_seeds, settle, storm};
+use std::collections::BTreeMap;
+use world::DiskWorld;
+
+/// A storm, a calm, and an orderly end.
+fn run(sim: &mut Sim, disks: &[Kind], faults: Faults) -> u64 {
+    sim.note(format_args!("{disks:?}, {faults:?}"));
+    let mut world = DiskWorld::new(sim, disks, faults);
+    storm(&mut world, sim, 2000);
+    settle(&mut world, sim, 20_000);
+    world.end();
+    settle(&mut world, sim, 20_000);
+    world.assert_nothing_is_left();
+    world.checked()
+}
+
+#[test]
+fn undisturbed_disks_lose_nothing() {
+    run_seeds("undisturbed_disks_lose_nothing", 50, |sim| {
+        let checked = run(sim, &[Kind::Honest; 2], Faults::default());
+        assert!(checked > 0, "nothing was asked");
+    });
+}
+
+#[test]
+fn peers_may_die_at_any_step() {
+    run_seeds("peers_may_die_at_any_step", 150, |sim| {
+        let faults = Faults::some(sim);
+        run(sim, &[Kind::Honest; 2], faults);
+    });
+}
+
+#[test]
+fn a_seed_is_one_run() {
+    for seed in 0..5 {
+        let run = |sim: &mut Sim| {
+            let faults = Faults::some(sim);
+            run(sim, &[Kind::Honest; 2], faults)
+        };
+        let (first, second) = (attempt(seed, run), attempt(seed, run));
+        assert_eq!(first.map_err(|f| f.what), second.map_err(|f| f.what), "seed {seed}");
+    }
+}
+
+/// Seeds until one fails, and what it fails of.
+fn first_failure(mut run: impl FnMut(&mut Sim) -> u64) -> Option<Failure> {
+    (0..20).find_map(|seed| attempt(seed, &mut run).err())
+}
+
+#[test]
+fn a_lost_wake_up_is_found() {
+    for flaw in [Flaw::NoFinalCheck, Flaw::NeverNotifies] {
+        let faults = Faults { flaw, ..Faults::default() };
+        let failure = first_failure(|sim| run(sim, &[Kind::Honest], faults));
+        let failure = failure.unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
+        assert!(failure.what.starts_with("deadlock: "), "{flaw:?}: {}", failure.what);
+        assert!(failure.trace.contains("Work"), "{}", failure.trace);
+    }
+}
+
+#[test]
+fn lost_data_is_found() {
+    for flaw in [Flaw::ForgetsWrites, Flaw::ForgetsFlushes] {
+        let faults = Faults { flaw, kill_driver: true, often: 3, ..Faults::default() };
+        let failure = first_failure(|sim| run(sim, &[Kind::Honest], faults));
+        let failure = failure.unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
+        assert!(failure.what.starts_with("sector "), "{flaw:?}: {}", failure.what);
+    }
+}
+
+#[test]
+fn hostile_peers_end_with_a_reason_and_others_go_on() {
+    let name = "hostile_peers_end_with_a_reason_and_others_go_on";
+    let mut reasons = BTreeMap::<String, u32>::new();
+    let runs = run_seeds(name, 100, |sim| {
+        let disks = [Kind::Honest, Kind::HostileGuest, Kind::HostileBack];
+        let faults = Faults { often: 1, ..Faults::some(sim) };
+        sim.note(format_args!("{faults:?}"));
+        let mut world = DiskWorld::new(sim, &disks, faults);
+        for _ in 0..3 {
+            storm(&mut world, sim, 1000);
+            settle(&mut world, sim, 20_000);
+            world.assert_memory_is_bounded();
+            for code in [1, 2].map(|i| world.errors(i)).into_iter().flatten() {
+                *reasons.entry(code).or_default() += 1;
+            }
+        }
+        world.end();
+        settle(&mut world, sim, 20_000);
+        world.assert_nothing_is_left();
+        assert!(world.checked() > 0, "the honest disk was not used");
+    });
+    if runs > 50 {
+        for code in
+            ["ring-producer-overflow", "unknown-response-id", "front-rings-kept", "handshake"]
+        {
+            assert!(reasons.contains_key(code), "no peer was given up for {code}: {reasons:?}");
+        }
+    }
+    println!("{reasons:?}");
+}

@@ -1,0 +1,222 @@
+//! Where a simulated disk's data is: a medium behind a volatile cache, and the engine before it.
+
+use crate::daemon::Flaw;
+use pvio_blkback::engine::{BlockEngine, Discard, EngineError, Full, Geometry, Io, Segments};
+use pvio_ring::IoSeg;
+use pvio_ring::shm::{Region, SharedMemory};
+use pvio_sim::Sim;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// Bytes of a sector of the protocol.
+pub const SECTOR: usize = 512;
+
+type Sector = [u8; SECTOR];
+
+/// A disk: what is safe, and what was written since.
+pub struct Medium {
+    stable: Vec<Sector>,
+    cache: BTreeMap<u64, Sector>,
+    sector_size: u32,
+    /// One operation in so many fails; none if 0.
+    errors: u64,
+    chance: Sim,
+}
+
+pub type SharedMedium = Rc<RefCell<Medium>>;
+
+impl Medium {
+    pub fn new(sim: &mut Sim, sectors: usize) -> SharedMedium {
+        Rc::new(RefCell::new(Self {
+            stable: vec![[0; SECTOR]; sectors],
+            cache: BTreeMap::new(),
+            sector_size: sim.pick(&[512, 512, 4096]),
+            errors: sim.pick(&[0, 0, 8, 40]),
+            chance: sim.fork(),
+        }))
+    }
+
+    pub fn sectors(&self) -> u64 {
+        self.stable.len() as u64
+    }
+
+    pub fn geometry(&self) -> Geometry {
+        Geometry {
+            sectors: self.sectors(),
+            sector_size: self.sector_size,
+            physical_sector_size: self.sector_size,
+            read_only: false,
+            discard: Some(Discard { granularity: self.sector_size, alignment: 0 }),
+        }
+    }
+
+    pub fn is_dirty(&self) -> bool {
+        !self.cache.is_empty()
+    }
+
+    /// What a power cut leaves.
+    pub fn lose_cache(&mut self) {
+        self.cache.clear();
+    }
+
+    /// Some sector of the cache becomes safe by itself.
+    pub fn write_back_one(&mut self) {
+        let dirty: Vec<u64> = self.cache.keys().copied().collect();
+        let sector = self.chance.pick(&dirty);
+        self.write_back(&[sector]);
+    }
+
+    fn write_back(&mut self, sectors: &[u64]) {
+        for sector in sectors {
+            if let Some(data) = self.cache.remove(sector) {
+                self.stable[*sector as usize] = data;
+            }
+        }
+    }
+
+    fn read(&self, sector: u64) -> Sector {
+        *self.cache.get(&sector).unwrap_or(&self.stable[sector as usize])
+    }
+
+    fn write(&mut self, sector: u64, data: Sector) {
+        assert!(sector < self.sectors(), "the queue let sector {sector} pass");
+        self.cache.insert(sector, data);
+    }
+}
+
+/// An operation under way.
+struct Job<B> {
+    tag: u32,
+    io: Io,
+    segments: Segments<B>,
+    /// For a flush: what was in the cache when it was asked for.
+    dirty: Vec<u64>,
+}
+
+/// Does what it is told late, in any order, and now and then not at all.
+pub struct SimEngine<B> {
+    medium: SharedMedium,
+    /// Told of, but not kicked.
+    submitted: Vec<Job<B>>,
+    begun: Vec<Job<B>>,
+    done: Vec<(u32, Result<(), EngineError>)>,
+    flaw: Flaw,
+}
+
+impl<B: SharedMemory> SimEngine<B> {
+    pub fn new(medium: SharedMedium, flaw: Flaw) -> Self {
+        Self { medium, flaw, submitted: Vec::new(), begun: Vec::new(), done: Vec::new() }
+    }
+
+    /// Whether something could complete.
+    pub fn is_busy(&self) -> bool {
+        !self.begun.is_empty()
+    }
+
+    /// Whether a completion waits to be taken: what an io_uring would wake its thread for.
+    pub fn is_done(&self) -> bool {
+        !self.done.is_empty()
+    }
+
+    /// Any one of the operations under way completes.
+    pub fn complete_one(&mut self) {
+        let mut medium = self.medium.borrow_mut();
+        let at = medium.chance.index(self.begun.len());
+        let job = self.begun.swap_remove(at);
+        let failing = medium.errors > 0 && {
+            let errors = medium.errors;
+            medium.chance.one_in(errors)
+        };
+        let forgotten = match (self.flaw, job.io) {
+            (Flaw::ForgetsWrites, Io::Write { .. }) => medium.chance.one_in(10),
+            (Flaw::ForgetsFlushes, Io::Flush) => true,
+            _ => false,
+        };
+        let result = if forgotten { Ok(()) } else { perform(&mut medium, &job, failing) };
+        self.done.push((job.tag, result));
+    }
+
+    /// The process is killed: what was under way is done, in part, or not at all.
+    pub fn crash(&mut self) {
+        let mut medium = self.medium.borrow_mut();
+        for job in self.begun.drain(..) {
+            let partly = medium.chance.one_in(3);
+            if partly || medium.chance.one_in(2) {
+                let _ = perform(&mut medium, &job, partly);
+            }
+        }
+        self.submitted.clear();
+        self.done.clear();
+    }
+}
+
+/// Does a job; one that fails may have been done in part.
+fn perform<B: SharedMemory>(
+    medium: &mut Medium,
+    job: &Job<B>,
+    failing: bool,
+) -> Result<(), EngineError> {
+    let sectors: u64 = match job.io {
+        Io::Read { .. } | Io::Write { .. } => {
+            job.segments.iter().map(|s| s.len / SECTOR).sum::<usize>() as u64
+        }
+        Io::Discard { sectors, .. } => sectors,
+        Io::Flush => job.dirty.len() as u64,
+    };
+    let count = if failing { medium.chance.below(sectors) } else { sectors };
+    match job.io {
+        Io::Read { sector } => {
+            for (n, (seg, at)) in places(&job.segments).take(count as usize).enumerate() {
+                let data = medium.read(sector + n as u64);
+                seg.buf.write_bytes(at, &data).expect("inside the page, and writable");
+            }
+        }
+        Io::Write { sector } => {
+            for (n, (seg, at)) in places(&job.segments).take(count as usize).enumerate() {
+                let mut data = [0; SECTOR];
+                seg.buf.read_bytes(at, &mut data).expect("inside the page");
+                medium.write(sector + n as u64, data);
+            }
+        }
+        Io::Discard { sector, .. } => {
+            (sector..sector + count).for_each(|s| medium.write(s, [0; SECTOR]));
+        }
+        Io::Flush => medium.write_back(&job.dirty[..count as usize]),
+    }
+    if failing { Err(EngineError::Os(5)) } else { Ok(()) }
+}
+
+/// Every sector's place in a job's buffers.
+fn places<B>(segments: &[IoSeg<B>]) -> impl Iterator<Item = (&IoSeg<B>, usize)> {
+    segments
+        .iter()
+        .flat_map(|s| (s.offset..s.offset + s.len).step_by(SECTOR).map(move |at| (s, at)))
+}
+
+impl<B: SharedMemory> BlockEngine<B> for SimEngine<B> {
+    fn geometry(&self) -> Geometry {
+        self.medium.borrow().geometry()
+    }
+
+    fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
+        let dirty = match io {
+            Io::Flush => self.medium.borrow().cache.keys().copied().collect(),
+            _ => Vec::new(),
+        };
+        self.submitted.push(Job { tag, io, segments: std::mem::take(segments), dirty });
+        Ok(())
+    }
+
+    fn kick(&mut self) {
+        self.begun.append(&mut self.submitted);
+        // Now and then something is done before the call returns.
+        while self.is_busy() && self.medium.borrow_mut().chance.one_in(4) {
+            self.complete_one();
+        }
+    }
+
+    fn reap(&mut self, done: &mut dyn FnMut(u32, Result<(), EngineError>)) {
+        self.done.drain(..).for_each(|(tag, result)| done(tag, result));
+    }
+}

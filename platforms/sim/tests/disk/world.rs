@@ -1,0 +1,382 @@
+//! Domains, their disks, the toolstack above them, and what can befall them.
+
+use crate::choices::{Do, Faults, Kind, ToolDo};
+use crate::daemon::Daemon;
+use crate::guest::Guest;
+use crate::hostile_back::HostileBack;
+use crate::hostile_guest::HostileGuest;
+use crate::medium::{Medium, SharedMedium};
+use crate::model::Model;
+use pvio_grant_table::DomId;
+use pvio_sim::{LocalMachine, Menu, Sim, World};
+use pvio_xenbus::XenbusState;
+use pvio_xenbus::handshake::common::{
+    DeviceAddr, DeviceClass, create_domain, read_error, read_state, remove_device, remove_domain,
+    request_removal,
+};
+use pvio_xenbus::handshake::vbd::{ToolstackBack, create_backend, create_device};
+use pvio_xenbus::store::{LocalClient, Quota, Store};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// The driver domain.
+pub const DRIVER: DomId = DomId(1);
+/// A driver domain that lies to its guest.
+pub const LIAR: DomId = DomId(2);
+/// The first guest.
+pub const GUEST: DomId = DomId(10);
+const SECTORS: usize = 256;
+
+/// How far the toolstack has come with a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Absent,
+    Up,
+    Removing,
+}
+
+struct Disk {
+    kind: Kind,
+    addr: DeviceAddr,
+    phase: Phase,
+    medium: SharedMedium,
+    model: Rc<RefCell<Model>>,
+    guest: Option<Guest>,
+}
+
+/// One driver domain, and guests with a disk each.
+pub struct DiskWorld {
+    machine: LocalMachine,
+    store: Rc<RefCell<Store>>,
+    tool: LocalClient,
+    media: Rc<BTreeMap<String, SharedMedium>>,
+    disks: Vec<Disk>,
+    daemon: Option<Daemon>,
+    hostile_guest: Option<HostileGuest>,
+    hostile_back: Option<HostileBack>,
+    driver_alive: bool,
+    faults: Faults,
+    /// No disk is made any more.
+    ending: bool,
+    /// Answers that guests checked who are dead now.
+    checked: u64,
+}
+
+impl DiskWorld {
+    pub fn new(sim: &mut Sim, disks: &[Kind], faults: Faults) -> Self {
+        let store = Rc::new(RefCell::new(Store::new(Quota::default())));
+        let machine = LocalMachine::new();
+        let mut media = BTreeMap::new();
+        let disks: Vec<Disk> = disks
+            .iter()
+            .enumerate()
+            .map(|(i, &kind)| {
+                let medium = Medium::new(sim, SECTORS);
+                media.insert(format!("disk{i}"), Rc::clone(&medium));
+                let front = DomId(GUEST.0 + i as u16);
+                let back = if kind == Kind::HostileBack { LIAR } else { DRIVER };
+                Disk {
+                    kind,
+                    addr: DeviceAddr::new(DeviceClass::Vbd, back, front, 51712 + 16 * i as u32),
+                    phase: Phase::Absent,
+                    model: Rc::new(RefCell::new(Model::new(SECTORS as u64))),
+                    medium,
+                    guest: None,
+                }
+            })
+            .collect();
+        let mut world = Self {
+            tool: LocalClient::connect(&store, DomId::DOM0),
+            machine,
+            store,
+            media: Rc::new(media),
+            disks,
+            daemon: None,
+            hostile_guest: None,
+            hostile_back: None,
+            driver_alive: true,
+            faults,
+            ending: false,
+            checked: 0,
+        };
+        world.build(DRIVER);
+        if let Some(disk) = world.disks.iter().find(|d| d.kind == Kind::HostileBack) {
+            let addr = disk.addr;
+            world.build(LIAR);
+            let domain = world.machine.domain(LIAR);
+            world.hostile_back = Some(HostileBack::start(domain, &world.store, addr));
+        }
+        for i in 0..world.disks.len() {
+            world.build_guest(i);
+        }
+        world
+    }
+
+    /// Takes every disk away in an orderly way.
+    pub fn end(&mut self) {
+        self.ending = true;
+        for i in 0..self.disks.len() {
+            self.tool(i, &ToolDo::Remove);
+        }
+        if self.hostile_back.take().is_some() {
+            self.kill(LIAR);
+        }
+    }
+
+    /// # Panics
+    /// When a guest's driver holds more memory than a few sessions take.
+    pub fn assert_memory_is_bounded(&self) {
+        let most = 3 * (1 + 32 * pvio_blkfront::queue::PAGES_PER_SLOT);
+        for guest in self.disks.iter().filter_map(|d| d.guest.as_ref()) {
+            assert!(guest.pages() <= most, "guest {} has {} pages", guest.id(), guest.pages());
+        }
+    }
+
+    /// What the error nodes of both ends of a disk say, by their codes.
+    pub fn errors(&mut self, i: usize) -> Vec<String> {
+        let addr = self.disks[i].addr;
+        let ends = [addr.backend_path(), addr.frontend_path()];
+        let mut told = |end: &String| read_error(&mut self.tool, end).expect("dom0 may");
+        let code = |text: String| text.split([' ', ':']).nth(1).unwrap_or_default().to_string();
+        ends.iter().filter_map(&mut told).map(code).collect()
+    }
+
+    /// # Panics
+    /// When anything is left that should have been given back.
+    pub fn assert_nothing_is_left(&self) {
+        let daemon = self.daemon.as_ref().expect("the daemon runs");
+        assert_eq!(daemon.holds(), "0 pages mapped, 0 ports open");
+        for disk in &self.disks {
+            assert!(!daemon.serves(disk.addr));
+            if disk.kind == Kind::HostileGuest {
+                continue;
+            }
+            let guest = disk.guest.as_ref().expect("the guest lives");
+            assert_eq!(guest.holds(), "0 pages allocated, 0 granted, 0 ports open");
+            assert!(!guest.has_driver());
+        }
+        self.store.borrow().check().expect("xenstore is whole");
+    }
+
+    /// Answers that were checked.
+    pub fn checked(&self) -> u64 {
+        let alive = self.disks.iter().filter_map(|d| d.guest.as_ref());
+        self.checked + alive.map(|g| g.checked).sum::<u64>()
+    }
+
+    fn build(&mut self, id: DomId) {
+        self.store.borrow_mut().introduce(id);
+        create_domain(&mut self.tool, id, "simulated").expect("dom0 may");
+    }
+
+    fn build_guest(&mut self, i: usize) {
+        let id = self.disks[i].addr.front;
+        self.build(id);
+        let disk = &mut self.disks[i];
+        let domain = self.machine.domain(id);
+        if disk.kind == Kind::HostileGuest {
+            self.hostile_guest = Some(HostileGuest::boot(domain, &self.store, disk.addr));
+            return;
+        }
+        let (model, trusting) = (Rc::clone(&disk.model), disk.kind == Kind::Honest);
+        disk.guest = Some(Guest::boot(domain, &self.store, disk.addr, model, trusting));
+    }
+
+    fn kill(&mut self, id: DomId) {
+        self.machine.kill(id);
+        self.store.borrow_mut().release(id);
+        remove_domain(&mut self.tool, id).expect("dom0 may");
+    }
+
+    fn kill_guest(&mut self, i: usize) {
+        self.kill(self.disks[i].addr.front);
+        if self.disks[i].kind == Kind::HostileGuest {
+            self.hostile_guest = None;
+        }
+        if let Some(mut guest) = self.disks[i].guest.take() {
+            guest.forget_requests();
+            self.checked += guest.checked;
+        }
+        if self.disks[i].phase == Phase::Up {
+            self.tool(i, &ToolDo::Remove);
+        }
+    }
+
+    fn kill_driver(&mut self) {
+        self.kill(DRIVER);
+        self.driver_alive = false;
+        if let Some(daemon) = self.daemon.take() {
+            daemon.crash();
+        }
+        for disk in self.disks.iter_mut().filter(|d| d.kind != Kind::HostileBack) {
+            disk.medium.borrow_mut().lose_cache();
+            disk.model.borrow_mut().cut(disk.guest.as_ref().map_or(0, Guest::sessions));
+        }
+    }
+
+    fn rebuild_driver(&mut self) {
+        self.driver_alive = true;
+        self.build(DRIVER);
+        for i in 0..self.disks.len() {
+            if self.disks[i].phase == Phase::Up && self.disks[i].kind != Kind::HostileBack {
+                let (addr, words) = self.words(i);
+                create_backend(&mut self.tool, addr, &words).expect("the frontend is there");
+            }
+        }
+    }
+
+    fn start_daemon(&mut self) {
+        let (domain, media) = (self.machine.domain(DRIVER), Rc::clone(&self.media));
+        self.daemon = Some(Daemon::start(domain, &self.store, media, self.faults.flaw));
+    }
+
+    fn words(&self, i: usize) -> (DeviceAddr, ToolstackBack) {
+        let addr = self.disks[i].addr;
+        (addr, ToolstackBack::new(addr, &format!("disk{i}")))
+    }
+
+    fn tool(&mut self, i: usize, action: &ToolDo) {
+        let (addr, words) = self.words(i);
+        let done = match action {
+            ToolDo::Create => create_device(&mut self.tool, addr, &words),
+            ToolDo::Remove => request_removal(&mut self.tool, addr),
+            ToolDo::Finish => remove_device(&mut self.tool, addr),
+        };
+        done.expect("dom0 may");
+        self.disks[i].phase = match action {
+            ToolDo::Create => Phase::Up,
+            ToolDo::Remove if self.disks[i].phase == Phase::Absent => Phase::Absent,
+            ToolDo::Remove => Phase::Removing,
+            ToolDo::Finish => Phase::Absent,
+        };
+    }
+
+    /// Whether the toolstack can clean up: both ends say that they are done, or one is gone. For
+    /// those who play tricks it does not wait.
+    fn is_over(&mut self, i: usize) -> bool {
+        let Disk { kind, addr, .. } = self.disks[i];
+        if kind != Kind::Honest {
+            return true;
+        }
+        let mut state = |path: &str| read_state(&mut self.tool, path).expect("dom0 may");
+        let (back, front) = (state(&addr.backend_path()), state(&addr.frontend_path()));
+        match (back, front) {
+            (XenbusState::Unknown, _) => true,
+            (back, front) => {
+                back == XenbusState::Closed
+                    && matches!(front, XenbusState::Closed | XenbusState::Unknown)
+            }
+        }
+    }
+
+    /// Whether a disk can be made: nobody at either end remembers an earlier one.
+    fn is_free(&self, i: usize) -> bool {
+        let disk = &self.disks[i];
+        let forgotten = self.daemon.as_ref().is_none_or(|d| !d.serves(disk.addr));
+        let dropped = disk.guest.as_ref().is_none_or(|g| !g.has_driver());
+        let back = if disk.kind == Kind::HostileBack { true } else { self.driver_alive };
+        back && self.is_alive(i) && forgotten && dropped
+    }
+
+    fn is_alive(&self, i: usize) -> bool {
+        match self.disks[i].kind {
+            Kind::HostileGuest => self.hostile_guest.is_some(),
+            _ => self.disks[i].guest.is_some(),
+        }
+    }
+}
+
+impl World for DiskWorld {
+    type Action = Do;
+
+    fn menu(&mut self, menu: &mut Menu<Do>) {
+        let store = Rc::clone(&self.store);
+        let often = self.faults.often;
+        match &mut self.daemon {
+            Some(daemon) => daemon.menu(&store.borrow(), menu),
+            None if self.driver_alive => menu.must(30, Do::StartDaemon),
+            None => menu.must(30, Do::RebuildDriver),
+        }
+        if self.daemon.is_some() && self.faults.crash {
+            menu.may(often, || Do::CrashDaemon);
+        }
+        if self.driver_alive && self.faults.kill_driver {
+            menu.may(often, || Do::KillDriver);
+        }
+        for i in 0..self.disks.len() {
+            let Disk { phase, kind, .. } = self.disks[i];
+            if self.disks[i].medium.borrow().is_dirty() {
+                menu.may(50, || Do::WriteBack(i));
+            }
+            if let Some(guest) = &mut self.disks[i].guest {
+                let closing = self.faults.close && kind != Kind::HostileBack;
+                guest.menu(&store.borrow(), if closing { often } else { 0 }, menu);
+            }
+            match self.is_alive(i) {
+                true if self.faults.kill_guest => menu.may(often, || Do::KillGuest(i)),
+                false if phase == Phase::Absent => menu.must(30, Do::RebuildGuest(i)),
+                _ => {}
+            }
+            match (kind, &self.hostile_guest, &self.hostile_back) {
+                (Kind::HostileGuest, Some(guest), _) => guest.menu(menu),
+                (Kind::HostileBack, _, Some(back)) => back.menu(menu),
+                _ => {}
+            }
+            match phase {
+                Phase::Up if self.faults.remove && kind != Kind::HostileBack => {
+                    menu.may(often, || Do::Tool(i, ToolDo::Remove))
+                }
+                Phase::Removing if self.is_over(i) => menu.must(30, Do::Tool(i, ToolDo::Finish)),
+                Phase::Absent if !self.ending && self.is_free(i) => {
+                    menu.must(30, Do::Tool(i, ToolDo::Create));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn act(&mut self, action: Do, sim: &mut Sim) {
+        match action {
+            Do::Daemon(action) => {
+                self.daemon.as_mut().expect("on the menu only if it runs").act(action, sim);
+            }
+            Do::Guest(id, action) => {
+                let guests = self.disks.iter_mut().filter_map(|d| d.guest.as_mut());
+                let guest = { guests }.find(|g| g.id() == id);
+                guest.expect("on the menu only if alive").act(action, sim);
+            }
+            Do::HostileGuest(mischief) => {
+                self.hostile_guest.as_mut().expect("alive").act(&mischief, sim);
+            }
+            Do::HostileBack(malice) => {
+                self.hostile_back.as_mut().expect("alive").act(&malice, sim);
+            }
+            Do::Tool(i, action) => self.tool(i, &action),
+            Do::WriteBack(i) => self.disks[i].medium.borrow_mut().write_back_one(),
+            Do::CrashDaemon => self.daemon.take().expect("on the menu only if it runs").crash(),
+            Do::StartDaemon => self.start_daemon(),
+            Do::KillDriver => self.kill_driver(),
+            Do::RebuildDriver => self.rebuild_driver(),
+            Do::KillGuest(i) => self.kill_guest(i),
+            Do::RebuildGuest(i) => self.build_guest(i),
+        }
+    }
+
+    fn waiting(&self) -> Option<String> {
+        self.disks.iter().find_map(|disk| {
+            let id = disk.addr.front;
+            if disk.kind != Kind::Honest {
+                let over = !self.ending || disk.phase == Phase::Absent;
+                return (!over).then(|| format!("the disk of guest {id} is not removed"));
+            }
+            let Some(guest) = &disk.guest else { return Some(format!("guest {id} is dead")) };
+            let ready = guest.is_connected();
+            guest.waiting().or_else(|| match disk.phase {
+                Phase::Up if ready => None,
+                Phase::Absent if self.ending => None,
+                phase => Some(format!("the disk of guest {id} is {phase:?}, connected: {ready}")),
+            })
+        })
+    }
+}

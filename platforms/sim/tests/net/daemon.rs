@@ -1,0 +1,220 @@
+//! The driver domain: what serves vifs, as the real one does, but for threads and taps.
+
+use crate::wire::CablePort;
+use crate::world::{Do, Turn};
+use pvio_grant_table::DomId;
+use pvio_netback::fault::QueueError;
+use pvio_netback::vif::{Serve, Vif};
+use pvio_sim::{LocalDomain, Menu, Sim};
+use pvio_xenbus::Xenstore;
+use pvio_xenbus::driver::{BackendDriver, Fault, Life};
+use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, backend_root, list_backends};
+use pvio_xenbus::handshake::vif::ToolstackBack;
+use pvio_xenbus::store::{LocalClient, Store};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// What a thread of the real daemon has.
+struct Served {
+    queue: pvio_netback::Queue<LocalDomain, Box<[u8]>>,
+    port: CablePort,
+    turn: Turn,
+}
+
+type Seat = Rc<RefCell<Option<Served>>>;
+
+pub struct Server {
+    ports: Rc<BTreeMap<DomId, CablePort>>,
+    port: Option<CablePort>,
+    seat: Seat,
+    crashed: Rc<Cell<bool>>,
+}
+
+pub struct Running {
+    seat: Seat,
+    crashed: Rc<Cell<bool>>,
+}
+
+impl Serve<LocalDomain> for Server {
+    type Buf = Box<[u8]>;
+    type Running = Running;
+
+    fn open(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
+        self.port = self.ports.get(&vif.frontend_id).cloned();
+        Ok(())
+    }
+
+    fn start(
+        &mut self,
+        _: &str,
+        queue: pvio_netback::Queue<LocalDomain, Box<[u8]>>,
+    ) -> Result<Running, Fault> {
+        let port = self.port.clone().expect("opened before it is started");
+        let served = Served { queue, port, turn: Turn::Poll };
+        assert!(self.seat.borrow_mut().replace(served).is_none(), "two sessions at once");
+        Ok(Running { seat: Rc::clone(&self.seat), crashed: Rc::clone(&self.crashed) })
+    }
+
+    fn stopped(&mut self) {}
+
+    fn fault(&mut self, _: &mut Running) -> Option<Fault> {
+        None
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let Some(mut served) = self.seat.borrow_mut().take() else { return };
+        if !self.crashed.get() {
+            served.queue.drop_backlog(&mut served.port);
+        }
+    }
+}
+
+impl Served {
+    fn is_awake(&self) -> bool {
+        self.turn != Turn::Asleep
+            || self.queue.channels().any(|c| c.is_pending())
+            || self.port.is_ready()
+    }
+
+    /// One step of a worker's loop.
+    fn work(&mut self, careless: bool, sim: &mut Sim) -> Result<(), QueueError> {
+        self.turn = match self.turn {
+            Turn::Asleep => {
+                self.queue.take_events()?;
+                Turn::Poll
+            }
+            Turn::Poll => {
+                self.queue.unblock();
+                let budget = 1 + sim.below(64) as usize;
+                if self.queue.poll(&mut self.port, budget)?.any() {
+                    Turn::Poll
+                } else {
+                    Turn::Check
+                }
+            }
+            Turn::Check if careless || self.queue.may_sleep()? => Turn::Asleep,
+            Turn::Check => Turn::Poll,
+        };
+        Ok(())
+    }
+}
+
+/// What the daemon can do.
+#[derive(Debug)]
+pub enum DaemonDo {
+    Event,
+    Work(usize),
+    Spurious(usize),
+}
+
+struct Device {
+    driver: BackendDriver<Vif<LocalDomain, Server>>,
+    seat: Seat,
+}
+
+pub struct Daemon {
+    domain: LocalDomain,
+    xs: LocalClient,
+    devices: BTreeMap<DeviceAddr, Device>,
+    ports: Rc<BTreeMap<DomId, CablePort>>,
+    crashed: Rc<Cell<bool>>,
+    /// Its workers sleep without asking for an event and looking once more.
+    careless: bool,
+}
+
+const ROOT: &str = "root";
+
+impl Daemon {
+    pub fn start(
+        domain: LocalDomain,
+        store: &Rc<RefCell<Store>>,
+        ports: Rc<BTreeMap<DomId, CablePort>>,
+        careless: bool,
+    ) -> Self {
+        let mut xs = LocalClient::connect(store, domain.id());
+        xs.watch(&backend_root(DeviceClass::Vif, domain.id()), ROOT).expect("the first watch");
+        Self { domain, xs, devices: BTreeMap::new(), ports, crashed: Rc::default(), careless }
+    }
+
+    pub fn serves(&self, addr: DeviceAddr) -> bool {
+        self.devices.contains_key(&addr)
+    }
+
+    pub fn holds(&self) -> String {
+        let (pages, ports) = (self.domain.pages_mapped(), self.domain.ports_open());
+        format!("{pages} pages mapped, {ports} ports open")
+    }
+
+    /// The process dies here and now.
+    pub fn crash(self) {
+        self.crashed.set(true);
+    }
+
+    pub fn menu(&mut self, store: &Store, menu: &mut Menu<Do>) {
+        if store.has_output(self.xs.conn()) {
+            menu.must(100, Do::Daemon(DaemonDo::Event));
+        }
+        for (i, device) in self.devices.values().enumerate() {
+            if device.seat.borrow().as_ref().is_some_and(Served::is_awake) {
+                menu.must(200, Do::Daemon(DaemonDo::Work(i)));
+            }
+            menu.may(2, || Do::Daemon(DaemonDo::Spurious(i)));
+        }
+    }
+
+    pub fn act(&mut self, action: &DaemonDo, sim: &mut Sim) {
+        let nth = |i: usize| self.devices.iter().nth(i).expect("on the menu only if there");
+        match *action {
+            DaemonDo::Event => match self.xs.poll_event().expect("xenstore") {
+                Some(event) if event.token == ROOT => self.look_for_devices(sim),
+                Some(event) => {
+                    let device = self.devices.iter().find(|(_, d)| d.driver.token() == event.token);
+                    if let Some(addr) = device.map(|(addr, _)| *addr) {
+                        self.step(addr, sim);
+                    }
+                }
+                None => {}
+            },
+            DaemonDo::Work(i) => {
+                let mut seat = nth(i).1.seat.borrow_mut();
+                let served = seat.as_mut().expect("on the menu only if served");
+                served.work(self.careless, sim).expect("an honest frontend");
+            }
+            DaemonDo::Spurious(i) => {
+                let addr = *nth(i).0;
+                self.step(addr, sim);
+            }
+        }
+    }
+
+    fn look_for_devices(&mut self, sim: &mut Sim) {
+        let me = self.domain.id();
+        for addr in list_backends(&mut self.xs, DeviceClass::Vif, me).expect("xenstore") {
+            if self.devices.contains_key(&addr) {
+                continue;
+            }
+            let seat = Seat::default();
+            let server = Server {
+                ports: Rc::clone(&self.ports),
+                port: None,
+                seat: Rc::clone(&seat),
+                crashed: Rc::clone(&self.crashed),
+            };
+            let driver = BackendDriver::restarted(addr, Vif::new(self.domain.clone(), server));
+            self.devices.insert(addr, Device { driver, seat });
+            self.step(addr, sim);
+        }
+    }
+
+    fn step(&mut self, addr: DeviceAddr, sim: &mut Sim) {
+        let Some(device) = self.devices.get_mut(&addr) else { return };
+        let life = device.driver.step(&mut self.xs);
+        sim.note(format_args!("  backend {}: {life:?}, {}", addr.front, device.driver.state()));
+        if life.expect("a backend's step needs nothing but xenstore") == Life::Gone {
+            self.devices.remove(&addr);
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! A guest with a NIC, that sends and receives numbered frames.
+
+use crate::wire::{LEAST, Ledger};
+use crate::world::{Do, Turn};
+use pvio_event_channel::EventChannel;
+use pvio_grant_table::DomId;
+use pvio_netfront::{Checksum, Nic, SendError};
+use pvio_sim::{LocalDomain, Menu, Sim};
+use pvio_xenbus::driver::{FrontendDriver, Life};
+use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, frontend_root, list_frontends};
+use pvio_xenbus::store::{LocalClient, Store};
+use pvio_xenbus::{XenbusState, Xenstore};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// What a guest can do.
+#[derive(Debug)]
+pub enum GuestDo {
+    Event,
+    /// A step of whoever takes frames in.
+    Work,
+    Send,
+    Publish,
+    Close,
+    Reload,
+    Spurious,
+}
+
+pub type SharedLedger = Rc<RefCell<Ledger>>;
+
+pub struct Guest {
+    addr: DeviceAddr,
+    domain: LocalDomain,
+    xs: LocalClient,
+    driver: Option<FrontendDriver<Nic<LocalDomain>>>,
+    turn: Turn,
+    session: u32,
+    unpublished: bool,
+    closing: bool,
+    sends: SharedLedger,
+    receives: SharedLedger,
+}
+
+const BUS: &str = "bus";
+
+impl Guest {
+    pub fn boot(
+        domain: LocalDomain,
+        store: &Rc<RefCell<Store>>,
+        addr: DeviceAddr,
+        [sends, receives]: [SharedLedger; 2],
+    ) -> Self {
+        let mut xs = LocalClient::connect(store, domain.id());
+        xs.watch(&frontend_root(DeviceClass::Vif, domain.id()), BUS).expect("the first watch");
+        let (turn, session) = (Turn::Asleep, 0);
+        let (driver, unpublished, closing) = (None, false, false);
+        Self { addr, domain, xs, driver, turn, session, unpublished, closing, sends, receives }
+    }
+
+    pub fn id(&self) -> DomId {
+        self.domain.id()
+    }
+
+    pub fn has_driver(&self) -> bool {
+        self.driver.is_some()
+    }
+
+    pub fn is_connected(&self) -> bool {
+        !self.closing && self.driver.as_ref().is_some_and(|d| d.class().is_connected())
+    }
+
+    pub fn holds(&self) -> String {
+        let d = &self.domain;
+        let (pages, grants, ports) = (d.pages_allocated(), d.pages_granted(), d.ports_open());
+        format!("{pages} pages allocated, {grants} granted, {ports} ports open")
+    }
+
+    pub fn menu(&mut self, store: &Store, close: u32, menu: &mut Menu<Do>) {
+        let me = self.domain.id();
+        if store.has_output(self.xs.conn()) {
+            menu.must(100, Do::Guest(me, GuestDo::Event));
+        }
+        let Some(driver) = &mut self.driver else { return };
+        menu.may(2, || Do::Guest(me, GuestDo::Spurious));
+        if self.closing {
+            if driver.is_closed() {
+                menu.must(50, Do::Guest(me, GuestDo::Reload));
+            }
+        } else if driver.state() != XenbusState::Closed {
+            menu.may(close, || Do::Guest(me, GuestDo::Close));
+        }
+        let sessions = driver.class().sessions();
+        let Some(queue) = driver.class_mut().queue() else { return };
+        if self.session != sessions {
+            (self.session, self.turn, self.unpublished) = (sessions, Turn::Asleep, false);
+        }
+        if self.turn != Turn::Asleep || queue.channel().is_pending() {
+            menu.must(200, Do::Guest(me, GuestDo::Work));
+        }
+        if self.unpublished {
+            menu.must(100, Do::Guest(me, GuestDo::Publish));
+        }
+        if !self.closing {
+            menu.may(150, || Do::Guest(me, GuestDo::Send));
+        }
+    }
+
+    pub fn act(&mut self, action: GuestDo, sim: &mut Sim) {
+        match action {
+            GuestDo::Event => self.event(sim),
+            GuestDo::Spurious => self.step(sim),
+            GuestDo::Work => self.work(sim),
+            GuestDo::Send => self.send(sim),
+            GuestDo::Publish => self.publish(),
+            GuestDo::Close => {
+                let driver = self.driver.as_mut().expect("on the menu only if there");
+                driver.close(&mut self.xs).expect("xenstore");
+                self.closing = true;
+            }
+            GuestDo::Reload => {
+                self.drop_driver();
+                self.new_driver(sim);
+            }
+        }
+    }
+
+    fn event(&mut self, sim: &mut Sim) {
+        let Some(event) = self.xs.poll_event().expect("xenstore") else { return };
+        if self.driver.is_some() {
+            return self.step(sim);
+        }
+        let me = self.id();
+        let there = list_frontends(&mut self.xs, DeviceClass::Vif, me).expect("xenstore");
+        if event.token == BUS && there.contains(&self.addr.index) {
+            self.new_driver(sim);
+        }
+    }
+
+    fn new_driver(&mut self, sim: &mut Sim) {
+        self.driver = Some(FrontendDriver::new(self.addr, Nic::new(self.domain.clone())));
+        self.step(sim);
+    }
+
+    fn drop_driver(&mut self) {
+        self.driver = None;
+        (self.closing, self.unpublished, self.session) = (false, false, 0);
+    }
+
+    fn step(&mut self, sim: &mut Sim) {
+        let Some(driver) = &mut self.driver else { return };
+        let life = driver.step(&mut self.xs);
+        sim.note(format_args!("  frontend {}: {life:?}, {}", self.domain.id(), driver.state()));
+        if life.expect("a frontend's step needs nothing but xenstore") == Life::Gone {
+            self.drop_driver();
+        }
+    }
+
+    fn queue(&mut self) -> &mut pvio_netfront::Queue<LocalDomain> {
+        let driver = self.driver.as_mut().expect("on the menu only if there");
+        driver.class_mut().queue().expect("on the menu only if connected")
+    }
+
+    fn work(&mut self, sim: &mut Sim) {
+        let receives = Rc::clone(&self.receives);
+        let turn = self.turn;
+        let queue = self.queue();
+        let next = match turn {
+            Turn::Asleep => queue.channel().take().map(|_| Turn::Poll).expect("alive"),
+            Turn::Poll => {
+                let mut left = 1 + sim.below(32);
+                let take = |frame: &[u8], _| receives.borrow_mut().received(frame);
+                while left > 0 && queue.receive(take).expect("an honest backend").is_some() {
+                    left -= 1;
+                }
+                queue.publish().expect("an honest backend");
+                if left == 0 { Turn::Poll } else { Turn::Check }
+            }
+            Turn::Check if queue.final_check().expect("an honest backend") => Turn::Poll,
+            Turn::Check => Turn::Asleep,
+        };
+        self.turn = next;
+    }
+
+    fn send(&mut self, sim: &mut Sim) {
+        let sends = Rc::clone(&self.sends);
+        for _ in 0..1 + sim.below(8) {
+            let most = if sim.one_in(10) { 65_535 } else { 2000 };
+            let len = LEAST + sim.below((most - LEAST) as u64 + 1) as usize;
+            if !sends.borrow().has_room(len) {
+                break;
+            }
+            let frame = sends.borrow().frame(len);
+            match self.queue().send(&frame, Checksum::Unknown) {
+                Ok(()) => sends.borrow_mut().sent(len),
+                Err(SendError::Full) => {
+                    // It has to ask before it sleeps (again).
+                    self.turn = Turn::Check;
+                    break;
+                }
+                Err(error) => panic!("a frame of {len} bytes is not sent: {error}"),
+            }
+            self.unpublished = true;
+        }
+        if self.unpublished && !sim.one_in(3) {
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
+        self.unpublished = false;
+        self.queue().publish().expect("an honest backend");
+    }
+}

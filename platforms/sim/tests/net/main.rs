@@ -1,0 +1,65 @@
+//! NICs, both ends, on one thread: frames come once, in order and whole, and a peer may die at any
+//! step.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`world`] | domains, the toolstack, what can befall them |
+//! | [`daemon`] | the driver domain: [`pvio_netback`] as the real daemon runs it |
+//! | [`guest`] | a guest: [`pvio_netfront`] under traffic |
+//! | [`wire`] | the cable between the two vifs, and what is known of each frame |
+
+mod daemon;
+mod guest;
+mod wire;
+mod world;
+
+use pvio_sim::{Sim, attempt, run_seeds, settle, storm};
+use world::{Faults, NetWorld};
+
+/// A storm, a calm, and an orderly end.
+fn run(sim: &mut Sim, faults: Faults) -> u64 {
+    sim.note(format_args!("{faults:?}"));
+    let mut world = NetWorld::new(faults);
+    storm(&mut world, sim, 2000);
+    settle(&mut world, sim, 20_000);
+    let received = world.received();
+    world.end();
+    settle(&mut world, sim, 20_000);
+    world.assert_nothing_is_left();
+    received
+}
+
+#[test]
+fn undisturbed_frames_all_come() {
+    run_seeds("undisturbed_frames_all_come", 25, |sim| {
+        assert!(run(sim, Faults::default()) > 0, "nothing was sent");
+    });
+}
+
+#[test]
+fn nics_survive_the_death_of_peers() {
+    run_seeds("nics_survive_the_death_of_peers", 50, |sim| {
+        let faults = Faults::some(sim);
+        run(sim, faults);
+    });
+}
+
+#[test]
+fn a_seed_is_one_run() {
+    for seed in 0..3 {
+        let run = |sim: &mut Sim| {
+            let faults = Faults::some(sim);
+            run(sim, faults)
+        };
+        let (first, second) = (attempt(seed, run), attempt(seed, run));
+        assert_eq!(first.map_err(|f| f.what), second.map_err(|f| f.what), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_lost_wake_up_is_found() {
+    let faults = Faults { careless: true, ..Faults::default() };
+    let failure = (0..20).find_map(|seed| attempt(seed, |sim| run(sim, faults)).err());
+    let failure = failure.expect("a worker that does not look once more goes unnoticed");
+    assert!(failure.what.starts_with("deadlock: "), "{}", failure.what);
+}

@@ -1,0 +1,316 @@
+//! Two guests whose NICs are joined by a cable in a driver domain, and a toolstack.
+
+use crate::daemon::{Daemon, DaemonDo};
+use crate::guest::{Guest, GuestDo, SharedLedger};
+use crate::wire::{CablePort, cable};
+use pvio_grant_table::DomId;
+use pvio_sim::{LocalMachine, Menu, Sim, World};
+use pvio_xenbus::XenbusState;
+use pvio_xenbus::handshake::common::{
+    DeviceAddr, DeviceClass, create_domain, read_state, remove_device, remove_domain,
+    request_removal,
+};
+use pvio_xenbus::handshake::vif::{Mac, ToolstackBack, create_backend, create_device};
+use pvio_xenbus::store::{LocalClient, Quota, Store};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+const DRIVER: DomId = DomId(1);
+const GUESTS: [DomId; 2] = [DomId(10), DomId(11)];
+
+/// How a sleeper's turn goes; each step is one of the scheduler's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// Awake.
+    Poll,
+    /// Nothing was there: about to ask for an event and look once more.
+    Check,
+    /// Only an event wakes it now.
+    Asleep,
+}
+
+/// Everything that can happen.
+#[derive(Debug)]
+pub enum Do {
+    Daemon(DaemonDo),
+    Guest(DomId, GuestDo),
+    CrashDaemon,
+    StartDaemon,
+    KillDriver,
+    RebuildDriver,
+    KillGuest(usize),
+    RebuildGuest(usize),
+    Create(usize),
+    Remove(usize),
+    Finish(usize),
+}
+
+/// Which faults a run has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    pub crash: bool,
+    pub kill_driver: bool,
+    pub kill_guest: bool,
+    pub remove: bool,
+    pub close: bool,
+    /// How likely each is; a worker's step is 200.
+    pub often: u32,
+    /// Workers sleep without a last look.
+    pub careless: bool,
+}
+
+impl Faults {
+    pub fn some(sim: &mut Sim) -> Self {
+        let mut coin = || sim.one_in(2);
+        Self {
+            crash: coin(),
+            kill_driver: coin(),
+            kill_guest: coin(),
+            remove: coin(),
+            close: coin(),
+            often: sim.pick(&[1, 3, 10]),
+            careless: false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Absent,
+    Up,
+    Removing,
+}
+
+struct Nic {
+    addr: DeviceAddr,
+    phase: Phase,
+    guest: Option<Guest>,
+}
+
+pub struct NetWorld {
+    machine: LocalMachine,
+    store: Rc<RefCell<Store>>,
+    tool: LocalClient,
+    nics: Vec<Nic>,
+    ledgers: [SharedLedger; 2],
+    ports: Rc<BTreeMap<DomId, CablePort>>,
+    daemon: Option<Daemon>,
+    driver_alive: bool,
+    faults: Faults,
+    ending: bool,
+}
+
+impl NetWorld {
+    pub fn new(faults: Faults) -> Self {
+        let store = Rc::new(RefCell::new(Store::new(Quota::default())));
+        let nic = |front: DomId| Nic {
+            addr: DeviceAddr::new(DeviceClass::Vif, DRIVER, front, 0),
+            phase: Phase::Absent,
+            guest: None,
+        };
+        let mut world = Self {
+            machine: LocalMachine::new(),
+            tool: LocalClient::connect(&store, DomId::DOM0),
+            store,
+            nics: GUESTS.map(nic).into(),
+            ledgers: <[SharedLedger; 2]>::default(),
+            ports: Rc::new(GUESTS.into_iter().zip(cable()).collect()),
+            daemon: None,
+            driver_alive: true,
+            faults,
+            ending: false,
+        };
+        world.build(DRIVER);
+        (0..2).for_each(|i| world.build_guest(i));
+        world
+    }
+
+    /// Frames that came, of both directions.
+    pub fn received(&self) -> u64 {
+        self.ledgers.iter().map(|l| l.borrow().received).sum()
+    }
+
+    pub fn end(&mut self) {
+        self.ending = true;
+        (0..self.nics.len()).for_each(|i| self.remove(i));
+    }
+
+    /// # Panics
+    /// When anything is left that should have been given back.
+    pub fn assert_nothing_is_left(&self) {
+        let daemon = self.daemon.as_ref().expect("the daemon runs");
+        assert_eq!(daemon.holds(), "0 pages mapped, 0 ports open");
+        for nic in &self.nics {
+            let guest = nic.guest.as_ref().expect("the guest lives");
+            assert_eq!(guest.holds(), "0 pages allocated, 0 granted, 0 ports open");
+        }
+        self.store.borrow().check().expect("xenstore is whole");
+    }
+
+    fn build(&mut self, id: DomId) {
+        self.store.borrow_mut().introduce(id);
+        create_domain(&mut self.tool, id, "simulated").expect("dom0 may");
+    }
+
+    fn build_guest(&mut self, i: usize) {
+        let addr = self.nics[i].addr;
+        self.build(addr.front);
+        let ledgers = [i, 1 - i].map(|l| Rc::clone(&self.ledgers[l]));
+        let domain = self.machine.domain(addr.front);
+        self.nics[i].guest = Some(Guest::boot(domain, &self.store, addr, ledgers));
+    }
+
+    fn kill(&mut self, id: DomId) {
+        self.machine.kill(id);
+        self.store.borrow_mut().release(id);
+        remove_domain(&mut self.tool, id).expect("dom0 may");
+    }
+
+    /// Whoever carried frames is gone, and they with it.
+    fn forgive(&self) {
+        self.ledgers.iter().for_each(|l| l.borrow_mut().forgive());
+    }
+
+    fn words(&self, i: usize) -> (DeviceAddr, ToolstackBack) {
+        let addr = self.nics[i].addr;
+        (addr, ToolstackBack::new(addr, Mac([0, 0x16, 0x3e, 0, 0, i as u8])))
+    }
+
+    fn remove(&mut self, i: usize) {
+        request_removal(&mut self.tool, self.nics[i].addr).expect("dom0 may");
+        if self.nics[i].phase == Phase::Up {
+            self.nics[i].phase = Phase::Removing;
+        }
+    }
+
+    fn is_over(&mut self, addr: DeviceAddr) -> bool {
+        let mut state = |path: &str| read_state(&mut self.tool, path).expect("dom0 may");
+        let (back, front) = (state(&addr.backend_path()), state(&addr.frontend_path()));
+        back == XenbusState::Unknown
+            || back == XenbusState::Closed
+                && matches!(front, XenbusState::Closed | XenbusState::Unknown)
+    }
+
+    fn is_free(&self, i: usize) -> bool {
+        let nic = &self.nics[i];
+        let forgotten = self.daemon.as_ref().is_none_or(|d| !d.serves(nic.addr));
+        let dropped = nic.guest.as_ref().is_some_and(|g| !g.has_driver());
+        self.driver_alive && forgotten && dropped
+    }
+
+    fn is_connected(&self) -> bool {
+        self.nics.iter().all(|n| n.guest.as_ref().is_some_and(Guest::is_connected))
+    }
+}
+
+impl World for NetWorld {
+    type Action = Do;
+
+    fn menu(&mut self, menu: &mut Menu<Do>) {
+        if !self.is_connected() {
+            self.forgive();
+        }
+        let (store, faults) = (Rc::clone(&self.store), self.faults);
+        let often = |fault: bool| if fault { faults.often } else { 0 };
+        match &mut self.daemon {
+            Some(daemon) => daemon.menu(&store.borrow(), menu),
+            None if self.driver_alive => menu.must(30, Do::StartDaemon),
+            None => menu.must(30, Do::RebuildDriver),
+        }
+        if self.daemon.is_some() {
+            menu.may(often(faults.crash), || Do::CrashDaemon);
+        }
+        if self.driver_alive {
+            menu.may(often(faults.kill_driver), || Do::KillDriver);
+        }
+        for i in 0..self.nics.len() {
+            let (addr, phase) = (self.nics[i].addr, self.nics[i].phase);
+            match &mut self.nics[i].guest {
+                Some(guest) => {
+                    guest.menu(&store.borrow(), often(faults.close), menu);
+                    menu.may(often(faults.kill_guest), || Do::KillGuest(i));
+                }
+                None if phase == Phase::Absent => menu.must(30, Do::RebuildGuest(i)),
+                None => {}
+            }
+            match phase {
+                Phase::Up => menu.may(often(faults.remove), || Do::Remove(i)),
+                Phase::Removing if self.is_over(addr) => menu.must(30, Do::Finish(i)),
+                Phase::Absent if !self.ending && self.is_free(i) => menu.must(30, Do::Create(i)),
+                _ => {}
+            }
+        }
+    }
+
+    fn act(&mut self, action: Do, sim: &mut Sim) {
+        match action {
+            Do::Daemon(action) => {
+                self.daemon.as_mut().expect("on the menu only if it runs").act(&action, sim);
+            }
+            Do::Guest(id, action) => {
+                let mut guests = self.nics.iter_mut().filter_map(|n| n.guest.as_mut());
+                let guest = guests.find(|g| g.id() == id).expect("on the menu only if alive");
+                guest.act(action, sim);
+            }
+            Do::CrashDaemon => {
+                self.daemon.take().expect("on the menu only if it runs").crash();
+                self.forgive();
+            }
+            Do::StartDaemon => {
+                let (domain, ports) = (self.machine.domain(DRIVER), Rc::clone(&self.ports));
+                let careless = self.faults.careless;
+                self.daemon = Some(Daemon::start(domain, &self.store, ports, careless));
+            }
+            Do::KillDriver => {
+                self.kill(DRIVER);
+                self.driver_alive = false;
+                if let Some(daemon) = self.daemon.take() {
+                    daemon.crash();
+                }
+                self.forgive();
+            }
+            Do::RebuildDriver => {
+                self.driver_alive = true;
+                self.build(DRIVER);
+                for i in 0..self.nics.len() {
+                    let (addr, words) = self.words(i);
+                    if self.nics[i].phase == Phase::Up {
+                        create_backend(&mut self.tool, addr, &words).expect("dom0 may");
+                    }
+                }
+            }
+            Do::KillGuest(i) => {
+                self.kill(self.nics[i].addr.front);
+                self.nics[i].guest = None;
+                self.remove(i);
+            }
+            Do::RebuildGuest(i) => self.build_guest(i),
+            Do::Create(i) => {
+                let (addr, words) = self.words(i);
+                create_device(&mut self.tool, addr, &words).expect("dom0 may");
+                self.nics[i].phase = Phase::Up;
+            }
+            Do::Remove(i) => self.remove(i),
+            Do::Finish(i) => {
+                remove_device(&mut self.tool, self.nics[i].addr).expect("dom0 may");
+                self.nics[i].phase = Phase::Absent;
+            }
+        }
+    }
+
+    fn waiting(&self) -> Option<String> {
+        let late = |nic: &Nic| {
+            let id = nic.addr.front;
+            let Some(guest) = &nic.guest else { return Some(format!("guest {id} is dead")) };
+            match nic.phase {
+                Phase::Up if guest.is_connected() => None,
+                Phase::Absent if self.ending => None,
+                phase => Some(format!("the NIC of guest {id} is {phase:?}, and not connected")),
+            }
+        };
+        let flying = self.ledgers.each_ref().map(|l| l.borrow().flying());
+        let frames = (flying != [0, 0]).then(|| format!("frames are on their way: {flying:?}"));
+        self.nics.iter().find_map(late).or(frames.filter(|_| self.is_connected()))
+    }
+}

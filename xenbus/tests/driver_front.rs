@@ -1,0 +1,134 @@
+//! The frontend's driver against a store, with a class that does nothing: what a backend, or its
+//! end, must not do to it. The devices themselves are driven in `platforms/sim`.
+
+use pvio_ring::DomId;
+use pvio_xenbus::driver::{Ends, Fault, FrontendClass, FrontendDriver, Life};
+use pvio_xenbus::handshake::HandshakeError;
+use pvio_xenbus::handshake::common::{
+    DeviceAddr, DeviceClass, create_domain, read_error, remove_device, remove_domain, write_state,
+};
+use pvio_xenbus::handshake::vbd::{ToolstackBack, create_device};
+use pvio_xenbus::store::{LocalClient, Quota, Store};
+use pvio_xenbus::{XenbusState, Xenstore};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+const BACK: DomId = DomId(1);
+const FRONT: DomId = DomId(2);
+
+#[derive(Default)]
+struct Class {
+    connected: bool,
+}
+
+impl FrontendClass for Class {
+    fn prepare(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn request(&self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
+        Ok(())
+    }
+
+    fn connect(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), Fault> {
+        self.connected = true;
+        Ok(())
+    }
+
+    fn disconnect(&mut self) {
+        self.connected = false;
+    }
+
+    fn release(&mut self) {}
+}
+
+struct World {
+    store: Rc<RefCell<Store>>,
+    dom0: LocalClient,
+    back: LocalClient,
+    front: LocalClient,
+    addr: DeviceAddr,
+    driver: FrontendDriver<Class>,
+}
+
+impl World {
+    /// A frontend that is connected.
+    fn new() -> Self {
+        let store = Rc::new(RefCell::new(Store::new(Quota::default())));
+        let mut dom0 = LocalClient::connect(&store, DomId::DOM0);
+        for id in [BACK, FRONT] {
+            store.borrow_mut().introduce(id);
+            create_domain(&mut dom0, id, "test").unwrap();
+        }
+        let addr = DeviceAddr::new(DeviceClass::Vbd, BACK, FRONT, 51712);
+        create_device(&mut dom0, addr, &ToolstackBack::new(addr, "disk")).unwrap();
+        let [back, front] = [BACK, FRONT].map(|id| LocalClient::connect(&store, id));
+        let driver = FrontendDriver::new(addr, Class::default());
+        let mut world = Self { store, dom0, back, front, addr, driver };
+        world.connect();
+        world
+    }
+
+    fn connect(&mut self) {
+        self.step();
+        self.back_is(XenbusState::InitWait);
+        self.step();
+        self.back_is(XenbusState::Connected);
+        self.step();
+        assert!(self.driver.class().connected);
+    }
+
+    fn step(&mut self) -> Life {
+        self.driver.step(&mut self.front).unwrap()
+    }
+
+    fn back_is(&mut self, state: XenbusState) {
+        write_state(&mut self.back, &self.addr.backend_path(), state).unwrap();
+    }
+}
+
+#[test]
+fn a_driver_is_loaded_again_on_the_same_connection() {
+    let mut w = World::new();
+    w.driver.close(&mut w.front).unwrap();
+    w.back_is(XenbusState::Closing);
+    w.step();
+    assert_eq!(w.driver.state(), XenbusState::Closed);
+    assert!(!w.driver.is_closed(), "the backend holds its rings still");
+    w.back_is(XenbusState::Closed);
+    w.step();
+    assert!(w.driver.is_closed());
+    w.driver = FrontendDriver::new(w.addr, Class::default());
+    w.connect();
+}
+
+#[test]
+fn a_driver_that_starts_when_its_device_is_gone_leaves_no_ghost() {
+    let mut w = World::new();
+    remove_device(&mut w.dom0, w.addr).unwrap();
+    w.driver = FrontendDriver::new(w.addr, Class::default());
+    assert_eq!(w.step(), Life::Gone);
+    assert_eq!(w.dom0.read_opt(&w.addr.frontend_path()).unwrap(), None);
+}
+
+#[test]
+fn a_backend_that_is_gone_with_its_domain_is_waited_for() {
+    let mut w = World::new();
+    w.store.borrow_mut().release(BACK);
+    remove_domain(&mut w.dom0, BACK).unwrap();
+    assert_eq!((w.step(), w.driver.state()), (Life::Alive, XenbusState::Connected));
+}
+
+#[test]
+fn a_backend_that_writes_nonsense_is_given_up_and_left() {
+    let mut w = World::new();
+    let (back, front) = (w.addr.backend_path(), w.addr.frontend_path());
+    w.back.write(&format!("{back}/online"), b"nonsense").unwrap();
+    w.step();
+    assert!(!w.driver.class().connected, "what it serves is not used any more");
+    let told = read_error(&mut w.dom0, &front).unwrap().expect("the operator is told");
+    assert!(told.contains("handshake"), "{told}");
+    w.back_is(XenbusState::Closed);
+    w.step();
+    assert!(w.driver.is_closed());
+}
