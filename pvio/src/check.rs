@@ -2,7 +2,7 @@
 
 use crate::cli::CheckArgs;
 use crate::domain::work::Report;
-use crate::failure::Failure;
+use crate::failure::{Failure, say, say_aside};
 use crate::guest::http::listing::human;
 use crate::machine::devices::DiskConfig;
 use crate::machine::home::Home;
@@ -54,7 +54,7 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
         match machine.next_news() {
             Ok(News::Ready | News::Note(_)) => {}
             Ok(News::DriverRestarted(how)) => {
-                eprintln!(
+                say_aside!(
                     "the driver domain ended ({how}) and was started again; the check goes on"
                 );
             }
@@ -71,9 +71,9 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     let json = report.ok_or_else(|| Failure::new("the check ended without a result", ""))?;
     let report: Report = serde_json::from_str(&json).map_err(Failure::of)?;
     if args.json {
-        println!("{json}");
+        say!("{json}");
     } else {
-        print!("{}", in_words(&report));
+        say!("{}", in_words(&report).trim_end());
     }
     verdict(&report)
 }

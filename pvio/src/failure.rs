@@ -1,11 +1,30 @@
 //! What went wrong and what to do about it, in one clear line.
 
 use std::fmt;
+use std::io::Write;
 
 /// Something went wrong while running.
 pub const FAILED: u8 = 1;
 /// What was asked for cannot be: nothing was started.
 pub const BAD_INPUT: u8 = 2;
+
+/// Prints a line for the user; that nobody reads it (any more) is no reason to end.
+macro_rules! say {
+    ($($what:tt)*) => {
+        $crate::failure::line_to(&mut std::io::stdout().lock(), format_args!($($what)*))
+    };
+}
+/// The same, on standard error.
+macro_rules! say_aside {
+    ($($what:tt)*) => {
+        $crate::failure::line_to(&mut std::io::stderr().lock(), format_args!($($what)*))
+    };
+}
+pub(crate) use {say, say_aside};
+
+pub(crate) fn line_to(out: &mut impl Write, line: fmt::Arguments<'_>) {
+    let _ = writeln!(out, "{line}");
+}
 
 /// A failure as the user sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use crate::cli::RunArgs;
 use crate::demo;
-use crate::failure::Failure;
+use crate::failure::{Failure, say, say_aside};
 use crate::guest::http::listing::human;
 use crate::machine::devices::{DiskConfig, NicConfig};
 use crate::machine::home::Home;
@@ -62,19 +62,19 @@ fn watch(machine: &mut Machine, args: &RunArgs, about: &str) -> Result<(), Failu
     loop {
         match machine.next_news()? {
             News::Ready => {
-                println!("{about}");
+                say!("{about}");
                 ready(args);
             }
             News::DriverRestarted(how) => {
-                println!(
+                say!(
                     "the driver domain ended ({how}) and was started again; the guest attaches anew"
                 );
             }
             News::Report(_) => {}
-            News::Note(text) => eprintln!("pvio: {text}"),
+            News::Note(text) => say_aside!("pvio: {text}"),
             News::Done => return Err(Failure::new("the guest ended by itself", "")),
             News::Stopped => {
-                println!("\nstopping");
+                say!("\nstopping");
                 return Ok(());
             }
         }
@@ -83,30 +83,28 @@ fn watch(machine: &mut Machine, args: &RunArgs, about: &str) -> Result<(), Failu
 
 fn ready(args: &RunArgs) {
     if !args.nic {
-        println!(
-            "ready: the guest has its disk, and no NIC to serve it over (--nic); Ctrl-C stops"
-        );
+        say!("ready: the guest has its disk, and no NIC to serve it over (--nic); Ctrl-C stops");
         return;
     }
     let url = format!("http://{}/", args.guest_ip.address);
     match &args.bridge {
         Some(bridge) => {
-            println!("nic         {} on bridge {bridge}, guest {}", args.tap, args.guest_ip)
+            say!("nic         {} on bridge {bridge}, guest {}", args.tap, args.guest_ip)
         }
         None => {
             let (host, prefix) = (args.guest_ip.host(), args.guest_ip.prefix);
-            println!("nic         {}, host {host}/{prefix}, guest {}", args.tap, args.guest_ip);
+            say!("nic         {}, host {host}/{prefix}, guest {}", args.tap, args.guest_ip);
         }
     }
-    println!("ready: {url}   Ctrl-C stops");
+    say!("ready: {url}   Ctrl-C stops");
     if rights::is_inside() {
         let pid = std::process::id();
-        println!(
+        say!(
             "it is in a network namespace of its own; look inside with\n  \
              nsenter --target {pid} --user --net --preserve-credentials curl {url}"
         );
     } else {
-        println!("  curl {url}");
+        say!("  curl {url}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! The right to make a tap: ours, or root's in namespaces of our own.
 
-use crate::failure::Failure;
+use crate::failure::{Failure, say_aside};
 use rustix::thread::{CapabilitySet, capabilities};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -49,7 +49,7 @@ pub fn for_a_tap() -> Result<(), Failure> {
     }
     let program = std::env::current_exe()
         .map_err(|e| no_way(&format!("this program cannot be found: {e}")))?;
-    eprintln!("no right to make a tap here; going on in a user and network namespace of our own");
+    say_aside!("no right to make a tap here; going on in a user and network namespace of our own");
     let mut command = Command::new("unshare");
     command.args(UNSHARE).arg(program).args(std::env::args_os().skip(1));
     let e = command.env(INSIDE, "1").exec();

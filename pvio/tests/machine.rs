@@ -1,0 +1,258 @@
+//! The command as a user runs it: three processes, one of them killed now and then.
+#![allow(missing_docs, reason = "tests")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+fn pvio() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_pvio"))
+}
+
+fn scratch(dir: &Path) -> String {
+    let path = dir.join("scratch.img");
+    fs::File::create(&path).unwrap().set_len(48 << 20).unwrap();
+    path.display().to_string()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What must not be left in the state directory.
+fn no_socket_in(dir: &Path) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(!name.ends_with(".sock"), "{name}");
+    }
+}
+
+/// The process of a domain, among the children of `parent`.
+fn domain(parent: u32, role: &str) -> Option<i32> {
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().into_string().unwrap_or_default().parse::<i32>() else {
+            continue;
+        };
+        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let words = text(&words).replace('\0', " ");
+        let ours = words.contains(&format!("--parent {parent} "));
+        if ours && words.starts_with(&format!("pvio domain {role} ")) {
+            return Some(pid);
+        }
+    }
+    None
+}
+
+fn kill(pid: i32, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+fn report(out: &Output) -> serde_json::Value {
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+#[test]
+fn a_check_reads_what_it_wrote() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, state) = (scratch(dir.path()), dir.path().join("state"));
+    let run = |more: &[&str]| {
+        let mut pvio = pvio();
+        pvio.args(["check", "--json", "--disk", &image, "--state-dir"]).arg(&state);
+        pvio.args(["--requests", "3000"]).args(more).output().unwrap()
+    };
+    let first = report(&run(&[]));
+    assert_eq!(first["ok"], true);
+    assert_eq!(first["requests"], 3000);
+    assert_eq!(first["sha256"], first["sha256_expected"]);
+    assert!(first["bytes_written"].as_u64().unwrap() > 1_000_000);
+    no_socket_in(&state);
+
+    // Now the image holds something, which is only overwritten if that is said.
+    let refused = run(&[]);
+    assert_eq!(refused.status.code(), Some(2));
+    let why = text(&refused.stderr);
+    assert!(why.starts_with("pvio: ") && why.contains("--overwrite"), "{why}");
+    assert_eq!(why.lines().count(), 1, "{why}");
+    let again = report(&run(&["--overwrite", "--depth", "1"]));
+    assert_eq!(again["ok"], true);
+}
+
+#[test]
+fn a_check_outlives_its_driver_domain() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, state) = (scratch(dir.path()), dir.path().join("state"));
+    let mut pvio = pvio();
+    pvio.args(["check", "--json", "--disk", &image, "--requests", "300000", "--state-dir"])
+        .arg(&state);
+    let child = pvio.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let log = state.join("driver.log");
+    for kills in 1..=2 {
+        // Whenever the disk is (again) in use.
+        let begin = Instant::now();
+        loop {
+            let connected =
+                fs::read_to_string(&log).unwrap_or_default().matches("to=Connected").count();
+            if connected >= kills {
+                break;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(60), "not connected {kills} times");
+            sleep(Duration::from_millis(10));
+        }
+        kill(domain(child.id(), "driver").unwrap(), rustix::process::Signal::KILL);
+    }
+    let report = report(&child.wait_with_output().unwrap());
+    assert_eq!(report["ok"], true);
+    assert_eq!(report["sessions"], 3);
+    no_socket_in(&state);
+}
+
+#[test]
+fn a_check_that_is_told_to_stop_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, state) = (scratch(dir.path()), dir.path().join("state"));
+    let mut pvio = pvio();
+    pvio.args(["check", "--disk", &image, "--seconds", "60", "--state-dir"]).arg(&state);
+    let child = pvio.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let id = child.id();
+    let begin = Instant::now();
+    while domain(id, "check").is_none() {
+        assert!(begin.elapsed() < Duration::from_secs(60));
+        sleep(Duration::from_millis(10));
+    }
+    kill(i32::try_from(id).unwrap(), rustix::process::Signal::INT);
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("stopped before it was done"), "{}", text(&out.stderr));
+    assert_eq!((domain(id, "check"), domain(id, "driver")), (None, None));
+    no_socket_in(&state);
+}
+
+/// `pvio run --nic` in namespaces of its own, and the words of its nsenter line.
+struct Run {
+    child: Child,
+    look_inside: Vec<String>,
+}
+
+impl Run {
+    fn start(state: &Path, image: Option<&str>) -> Option<Self> {
+        // Root of another user namespace, without the right to make taps in its network: what
+        // most users are.
+        let can =
+            Command::new("unshare").args(["--user", "--map-root-user", "--net", "true"]).output();
+        let curl = Command::new("curl").arg("-V").output();
+        if !can.is_ok_and(|o| o.status.success())
+            || curl.is_err()
+            || !Path::new("/dev/net/tun").exists()
+        {
+            eprintln!(
+                "SKIPPED: no taps in a namespace of our own; install util-linux and curl, allow user namespaces, modprobe tun"
+            );
+            return None;
+        }
+        let mut pvio = Command::new("unshare");
+        pvio.args(["--user", "--map-root-user", "--net"]).arg(env!("CARGO_BIN_EXE_pvio"));
+        pvio.args(["run", "--nic", "--state-dir"]).arg(state);
+        pvio.args(image.iter().flat_map(|image| ["--disk", image]));
+        let mut child = pvio.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let ready = lines.find(|line| line.as_ref().is_ok_and(|line| line.starts_with("ready: ")));
+        assert!(ready.is_some(), "it ended: {:?}", child.wait());
+        // The rest is read too, or the pipe would fill.
+        std::thread::spawn(move || lines.for_each(drop));
+        let target = child.id().to_string();
+        let words = ["nsenter", "--target", &target, "--user", "--net", "--preserve-credentials"];
+        Some(Self { look_inside: words.map(str::to_owned).to_vec(), child })
+    }
+
+    fn curl(&self, path: &str) -> Vec<u8> {
+        let mut curl = Command::new(&self.look_inside[0]);
+        curl.args(&self.look_inside[1..]).args(["curl", "-sS", "--fail", "--max-time", "60"]);
+        // While the driver domain is away there is not even a tap.
+        curl.args([
+            "--retry",
+            "100",
+            "--retry-delay",
+            "1",
+            "--retry-max-time",
+            "60",
+            "--retry-all-errors",
+        ]);
+        let out = curl.arg(format!("http://10.107.0.2{path}")).output().unwrap();
+        assert!(out.status.success(), "{path}: {}", text(&out.stderr));
+        out.stdout
+    }
+
+    fn stop(mut self, state: &Path) {
+        let id = self.child.id();
+        kill(i32::try_from(id).unwrap(), rustix::process::Signal::INT);
+        assert!(self.child.wait().unwrap().success());
+        assert_eq!((domain(id, "guest"), domain(id, "driver")), (None, None));
+        no_socket_in(state);
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // Only if a test failed: nothing may stay behind.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_demo_is_served_and_outlives_its_driver_domain() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let Some(run) = Run::start(&state, None) else { return };
+    for file in pvio::demo::files() {
+        assert!(run.curl(&format!("/{}", file.path)) == file.bytes, "{}", file.path);
+    }
+    let status = |run: &Run| -> serde_json::Value {
+        serde_json::from_slice(&run.curl("/.pvio/status.json")).unwrap()
+    };
+    assert_eq!(status(&run)["devices"].as_array().unwrap().len(), 2);
+    kill(domain(run.child.id(), "driver").unwrap(), rustix::process::Signal::KILL);
+    for file in pvio::demo::files() {
+        assert!(run.curl(&format!("/{}", file.path)) == file.bytes, "{} again", file.path);
+    }
+    for device in status(&run)["devices"].as_array().unwrap() {
+        assert_eq!(device["reattached"], 1, "{device}");
+        assert_eq!(device["backend_state"], "Connected", "{device}");
+    }
+    run.stop(&state);
+}
+
+#[test]
+fn a_guest_that_dies_ends_it_all_with_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let Some(mut run) = Run::start(&state, None) else { return };
+    let id = run.child.id();
+    kill(domain(id, "guest").unwrap(), rustix::process::Signal::KILL);
+    assert_eq!(run.child.wait().unwrap().code(), Some(1));
+    assert_eq!(domain(id, "driver"), None);
+    no_socket_in(&state);
+}
+
+#[test]
+fn what_is_killed_takes_its_domains_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let Some(mut run) = Run::start(&state, None) else { return };
+    let id = run.child.id();
+    run.child.kill().unwrap();
+    run.child.wait().unwrap();
+    let begin = Instant::now();
+    while domain(id, "guest").or(domain(id, "driver")).is_some() {
+        assert!(begin.elapsed() < Duration::from_secs(30), "domains are left");
+        sleep(Duration::from_millis(10));
+    }
+    // And the directory can be used again, sockets and all.
+    if let Some(run) = Run::start(&state, None) {
+        run.stop(&state);
+    }
+}
