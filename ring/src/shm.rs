@@ -12,7 +12,7 @@
 //!   read, never the meaning of the program. Sizes are mixed only between accesses whose value
 //!   is not relied upon to be whole (a peer that tears its own slot gets what it wrote).
 //! - **Slots** are moved by `words` alone, a few words at a time, and **bulk data** by
-//!   [`copy_from_shared`] and [`copy_to_shared`] alone. On x86-64 that is inline assembly (plain
+//!   `copy_from_shared` and `copy_to_shared` alone. On x86-64 that is inline assembly (plain
 //!   and vector moves; one `rep movsb`), which is opaque to the compiler: it must assume that the
 //!   assembly reads and writes what it names and nothing about the values, just as for a device's
 //!   memory. Elsewhere they are relaxed atomics.
