@@ -11,6 +11,8 @@
 //! | [`medium`] | the disk itself, with a volatile cache, and the engine before it |
 //! | [`model`] | what may be found on it |
 
+#![forbid(unsafe_code)]
+
 mod choices;
 mod daemon;
 mod guest;

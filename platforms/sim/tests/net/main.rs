@@ -8,6 +8,8 @@
 //! | [`guest`] | a guest: [`pvio_netfront`] under traffic |
 //! | [`wire`] | the cable between the two vifs, and what is known of each frame |
 
+#![forbid(unsafe_code)]
+
 mod daemon;
 mod guest;
 mod wire;
