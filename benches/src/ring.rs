@@ -195,11 +195,11 @@ type End<T> = fn(&Run) -> Result<(T, Option<u64>)>;
 #[inline(always)]
 fn front_end(
     run: &Run,
-    mut push: impl FnMut(&mut FrontRing<HeapMemory>, u64) -> Result<()>,
-    mut take: impl FnMut(Slot<'_, HeapMemory>) -> Result<()>,
+    mut push: impl FnMut(&mut FrontRing<&HeapMemory>, u64) -> Result<()>,
+    mut take: impl FnMut(Slot<'_, &HeapMemory>) -> Result<()>,
 ) -> Result<Duration> {
     let case = run.case;
-    let ring = FrontRing::init(run.mem.clone(), run.slot_size);
+    let ring = FrontRing::init(&run.mem, run.slot_size);
     run.ready.wait();
     let mut ring = ring?;
     let start = Instant::now();
@@ -228,11 +228,11 @@ fn front_end(
 #[inline(always)]
 fn back_end(
     run: &Run,
-    mut answer: impl FnMut(&mut BackRing<HeapMemory>) -> Result<()>,
+    mut answer: impl FnMut(&mut BackRing<&HeapMemory>) -> Result<()>,
 ) -> Result<()> {
     let case = run.case;
     run.ready.wait();
-    let mut ring = BackRing::attach(run.mem.clone(), run.slot_size)?;
+    let mut ring = BackRing::attach(&run.mem, run.slot_size)?;
     let mut done = 0;
     while done < case.count {
         let waiting = ring.look()?;
@@ -256,7 +256,7 @@ fn back_end(
 
 fn blk_front(run: &Run) -> Result<(Duration, Option<u64>)> {
     let mut sum = 0_u64;
-    let push = |ring: &mut FrontRing<HeapMemory>, n: u64| {
+    let push = |ring: &mut FrontRing<&HeapMemory>, n: u64| {
         let gref = GrantRef(8 + (n & 255) as u32);
         let segments = Segments::from_slice(&[Segment { gref, first: 0, last: 7 }]);
         let segments = segments.context("one segment")?;
@@ -300,7 +300,7 @@ fn blk_back(run: &Run) -> Result<((), Option<u64>)> {
 
 fn tx_front(run: &Run) -> Result<(Duration, Option<u64>)> {
     let mut next = 0_u16;
-    let push = |ring: &mut FrontRing<HeapMemory>, n: u64| {
+    let push = |ring: &mut FrontRing<&HeapMemory>, n: u64| {
         let request = netif::TxRequest {
             gref: GrantRef(8 + (n & 255) as u32),
             offset: 64,
@@ -332,7 +332,7 @@ fn tx_back(run: &Run) -> Result<((), Option<u64>)> {
 }
 
 fn raw_front(run: &Run) -> Result<(Duration, Option<u64>)> {
-    let push = |ring: &mut FrontRing<HeapMemory>, n: u64| {
+    let push = |ring: &mut FrontRing<&HeapMemory>, n: u64| {
         let mut item = [0; 112];
         for (i, word) in item.as_chunks_mut::<8>().0.iter_mut().enumerate() {
             *word = (n + i as u64).to_le_bytes();

@@ -312,6 +312,24 @@ unsafe fn copy_bytes(from: *const u8, to: *mut u8, len: usize) {
     }
 }
 
+// SAFETY: what is borrowed keeps its promise and outlives the borrow.
+unsafe impl<M: SharedMemory + ?Sized> SharedMemory for &M {
+    #[inline]
+    fn base(&self) -> NonNull<u8> {
+        (**self).base()
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        (**self).len()
+    }
+
+    #[inline]
+    fn writable(&self) -> bool {
+        (**self).writable()
+    }
+}
+
 /// A part of some shared memory, keeping the whole alive.
 #[derive(Clone, Debug)]
 pub struct Part<M> {
