@@ -130,7 +130,11 @@ pub(in crate::handshake) fn regrant_frontend_end<X: Xenstore + ?Sized>(
             for child in directory_opt(xs, &path)? {
                 below.push(format!("{path}/{child}"));
             }
-            xs.set_perms(&path, &perms)?;
+            match xs.set_perms(&path, &perms) {
+                // The frontend's domain is ending just now, and takes its nodes along.
+                Err(error) if error.is_not_found() => {}
+                result => result?,
+            }
         }
         level = below;
     }
