@@ -3,14 +3,14 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
@@ -48,7 +48,7 @@ pub struct Ran {
 pub fn run(command: &mut Command, deadline: Duration) -> Result<Ran> {
     let mut log = tempfile::tempfile().context("a file for the output")?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
-    let mut child = Group::spawn(command)?;
+    let child = Group::spawn(command)?;
     let status = child.wait(deadline);
     let output = read_back(&mut log)?;
     match status {
@@ -69,10 +69,10 @@ pub fn succeed(command: &mut Command, deadline: Duration) -> Result<String> {
     Ok(ran.output)
 }
 
-/// A process group; what is left of it is killed when this is dropped.
+/// A process group; what is left of it is killed when this is dropped. Until then its leader is
+/// not reaped, so that its number cannot become somebody else's.
 pub struct Group {
     child: Child,
-    done: bool,
 }
 
 impl Group {
@@ -83,7 +83,7 @@ impl Group {
     pub fn spawn(command: &mut Command) -> Result<Self> {
         let child =
             command.process_group(0).spawn().with_context(|| format!("run {}", shown(command)))?;
-        Ok(Self { child, done: false })
+        Ok(Self { child })
     }
 
     /// The leader's process id.
@@ -95,17 +95,21 @@ impl Group {
     ///
     /// # Errors
     /// The system does not say.
-    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        let status = self.child.try_wait()?;
-        self.done |= status.is_some();
-        Ok(status)
+    pub fn ended(&self) -> Result<Option<ExitStatus>> {
+        let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let Some(status) = waitid(WaitId::Pid(Pid::from_child(&self.child)), how)? else {
+            return Ok(None);
+        };
+        let code = status.exit_status().map(|code| code << 8);
+        let raw = code.or(status.terminating_signal()).context("neither ended nor killed")?;
+        Ok(Some(ExitStatus::from_raw(raw)))
     }
 
     /// Waits for the leader's end.
     ///
     /// # Errors
     /// It still runs after `deadline`, or we were interrupted.
-    pub fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
+    pub fn wait(&self, deadline: Duration) -> Result<ExitStatus> {
         let start = Instant::now();
         let mut nap = Duration::from_millis(1);
         loop {
@@ -132,12 +136,8 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // After the leader was reaped its id may be somebody else's, but a group keeps its number
-        // from being reused while it has members; with none, this kills nothing.
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-        if !self.done {
-            let _ = self.child.wait();
-        }
+        let _ = self.child.wait();
     }
 }
 

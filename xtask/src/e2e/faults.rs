@@ -69,7 +69,7 @@ fn slow_download(world: &World, url: &str) -> Result<Group> {
     let mut curl = fetch::curl(world)?;
     curl.args(["--limit-rate", "2M", "--max-time", "60", "--output"]).arg(&to);
     curl.arg(format!("{url}big.bin"));
-    let mut curl = Group::spawn(curl.stdin(Stdio::null()).stderr(Stdio::null()))?;
+    let curl = Group::spawn(curl.stdin(Stdio::null()).stderr(Stdio::null()))?;
     for _ in 0..400 {
         if std::fs::metadata(&to).is_ok_and(|file| file.len() > 1 << 20) {
             return Ok(curl);
