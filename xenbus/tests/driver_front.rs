@@ -19,6 +19,8 @@ const FRONT: DomId = DomId(2);
 #[derive(Default)]
 struct Class {
     connected: bool,
+    /// What happens while the backend's words are read next, before they turn out to be wrong.
+    meanwhile: Option<Box<dyn FnOnce()>>,
 }
 
 impl FrontendClass for Class {
@@ -31,6 +33,10 @@ impl FrontendClass for Class {
     }
 
     fn connect(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), Fault> {
+        if let Some(happens) = self.meanwhile.take() {
+            happens();
+            return Err(Fault::new("handshake", "a key is missing"));
+        }
         self.connected = true;
         Ok(())
     }
@@ -117,6 +123,27 @@ fn a_backend_that_is_gone_with_its_domain_is_waited_for() {
     w.store.borrow_mut().release(BACK);
     remove_domain(&mut w.dom0, BACK).unwrap();
     assert_eq!((w.step(), w.driver.state()), (Life::Alive, XenbusState::Connected));
+}
+
+#[test]
+fn a_backend_that_goes_while_its_words_are_read_is_waited_for() {
+    let mut w = World::new();
+    let mut dom0 = LocalClient::connect(&w.store, DomId::DOM0);
+    w.driver.class_mut().meanwhile = Some(Box::new(move || {
+        remove_domain(&mut dom0, BACK).unwrap();
+    }));
+    assert_eq!((w.step(), w.driver.state()), (Life::Alive, XenbusState::Connected));
+    assert!(w.driver.class().meanwhile.is_none(), "its words were read");
+    assert_eq!(read_error(&mut w.dom0, &w.addr.frontend_path()).unwrap(), None);
+}
+
+#[test]
+fn a_backend_that_stays_where_it_is_with_words_that_are_wrong_is_given_up() {
+    let mut w = World::new();
+    w.driver.class_mut().meanwhile = Some(Box::new(|| ()));
+    w.step();
+    assert_eq!(w.driver.state(), XenbusState::Closing);
+    assert!(read_error(&mut w.dom0, &w.addr.frontend_path()).unwrap().is_some());
 }
 
 #[test]

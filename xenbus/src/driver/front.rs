@@ -7,6 +7,10 @@ use crate::handshake::common::{
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
 
+/// How often a backend may move on under one [`FrontendDriver::step`] before that is taken for a
+/// fault; none that is honest does more than once.
+const MOVES: u32 = 4;
+
 /// What only a class of frontends knows.
 pub trait FrontendClass {
     /// Reads the offer and sets up rings and event channels for this backend.
@@ -141,6 +145,7 @@ impl<C: FrontendClass> FrontendDriver<C> {
             switch_state(xs, &self.ends.front, XenbusState::Initialising)?;
         }
         let mut fresh = true;
+        let mut moves = 0;
         loop {
             if xs.read_opt(&state_path(&self.ends.front))?.is_none() {
                 self.class.disconnect();
@@ -161,6 +166,12 @@ impl<C: FrontendClass> FrontendDriver<C> {
             if !idle {
                 match self.perform(xs, action) {
                     Ok(()) => self.machine.done(action),
+                    // It went on, or away with its domain, while its words were read: that is no
+                    // fault of theirs, and what it is now is looked at instead.
+                    Err(_) if moves < MOVES && read_state(xs, &self.ends.back)? != back => {
+                        moves = moves.saturating_add(1);
+                        continue;
+                    }
                     Err(fault) => self.fail(xs, &fault)?,
                 }
             }
