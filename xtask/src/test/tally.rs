@@ -38,12 +38,29 @@ pub fn read(output: &str) -> Tally {
             }
         }
     }
-    let harness: Counts = output.lines().filter_map(result).sum();
+    let harness = results(output);
     // Each skipped one stands among those the harness passed.
     tally.counts.passed = harness.passed.saturating_sub(tally.counts.skipped);
     tally.counts.failed = harness.failed;
     tally.counts.skipped += harness.skipped;
     tally
+}
+
+/// What the harnesses say, all together. Of one test program the last result counts: tests that
+/// run themselves again, in a namespace say, let earlier ones through. Documentation has several.
+fn results(output: &str) -> Counts {
+    let (mut sum, mut last, mut documentation) = (Counts::default(), Counts::default(), false);
+    for line in output.lines() {
+        let begins = line.trim_start();
+        if begins.starts_with("Running ") || begins.starts_with("Doc-tests ") {
+            sum = sum + last;
+            last = Counts::default();
+            documentation = begins.starts_with("Doc-tests ");
+        } else if let Some(counts) = result(line) {
+            last = if documentation { last + counts } else { counts };
+        }
+    }
+    sum + last
 }
 
 /// The output without passing tests and what they printed.
@@ -145,6 +162,20 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         assert!(kept.contains("test c ... FAILED") && kept.contains("thread 'c' panicked"));
         assert!(kept.contains("Doc-tests") && !kept.contains("test a ... ok"));
         assert!(!kept.contains("hello") && !kept.contains("SKIPPED"));
+    }
+
+    #[test]
+    fn a_test_that_runs_itself_again_is_one_test() {
+        let nested = "     Running tests/taps.rs (target/debug/deps/taps-1)
+
+running 1 test
+test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out; finished in 0.00s
+test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
+   Doc-tests pvio
+test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
+test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
+";
+        assert_eq!(read(nested).counts, Counts { passed: 6, failed: 0, skipped: 0 });
     }
 
     #[test]
