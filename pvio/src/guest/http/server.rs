@@ -136,6 +136,8 @@ impl Server {
         if self.shown.fs.is_none() {
             self.ask_info();
         }
+        // Every socket listens before the first frame is looked at: it may ask to be connected.
+        self.step(&mut sockets, &handles);
         loop {
             let mut moved = self.take_answers();
             moved |= interface.poll(stack_now(), device, &mut sockets) != PollResult::None;
