@@ -153,6 +153,26 @@ fn data_is_read_and_written_through_the_whole_path_and_the_device_closes() {
 }
 
 #[test]
+fn a_read_waits_for_requests_that_were_given_up_on() {
+    let machine = Machine::new();
+    let file = image(4 << 20);
+    machine.add_disk(file.path(), Mode::ReadOnly);
+    let driver = machine.serve();
+    let mut session = machine.attach().unwrap();
+    // Every slot is in flight, and nobody asks for the answers.
+    let queue = session.queue().unwrap();
+    while let Some(slot) = queue.reserve() {
+        queue.start(slot, Op::Read { sector: 0, bytes: 4096 }).unwrap();
+    }
+    queue.publish().unwrap();
+    let mut got = vec![0; 2 << 20];
+    session.read_at(0, &mut got).unwrap();
+    assert!(got == std::fs::read(file.path()).unwrap()[..2 << 20]);
+    session.close().unwrap();
+    driver.end();
+}
+
+#[test]
 fn a_frontend_attaches_again_after_it_closed() {
     let machine = Machine::new();
     let file = image(1 << 20);

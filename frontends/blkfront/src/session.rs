@@ -149,7 +149,8 @@ where
         }
     }
 
-    /// Fills `buf` from byte `offset` on, with as many requests at a time as it takes.
+    /// Fills `buf` from byte `offset` on, with as many requests at a time as it takes. Answers to
+    /// requests that an earlier call gave up on are taken meanwhile and dropped.
     ///
     /// # Errors
     /// Any [`DiskError`].
@@ -159,12 +160,14 @@ where
             return Err(DiskError::OutOfRange(buf.len(), offset));
         }
         let mut sent = 0;
-        let mut slots: Vec<(SlotId, usize)> = Vec::new();
+        // The requests of this call in flight, and where in `buf` each belongs.
+        let mut mine: Vec<(SlotId, usize)> = Vec::new();
+        let mut done: Vec<SlotId> = Vec::new();
         let mut failed = None;
-        let mut missing = 0;
         loop {
             let queue = self.queue()?;
             while sent < buf.len() && failed.is_none() {
+                // None is free while requests that were given up on are still to be answered.
                 let Some(slot) = queue.reserve() else { break };
                 let bytes = (buf.len() - sent).min(SLOT_BYTES);
                 let op = Op::Read { sector: (offset + sent as u64) / 512, bytes };
@@ -172,27 +175,27 @@ where
                     queue.release(slot);
                     return Err(DiskError::Failed(op));
                 }
-                slots.push((slot, sent));
+                mine.push((slot, sent));
                 sent += bytes;
-                missing += 1;
             }
             if let Err(fault) = queue.publish() {
                 return Err(self.fail(fault));
             }
-            if missing == 0 {
-                return failed.map_or(Ok(()), |op| Err(DiskError::Failed(op)));
+            match failed {
+                Some(op) if mine.is_empty() => return Err(DiskError::Failed(op)),
+                None if mine.is_empty() && sent == buf.len() => return Ok(()),
+                _ => {}
             }
-            let mut done: Vec<SlotId> = Vec::new();
-            missing -= self.answers(|slot, op, status| {
-                if status != Status::Okay {
+            self.answers(|slot, op, status| {
+                if status != Status::Okay && mine.iter().any(|(s, _)| *s == slot) {
                     failed = Some(op);
                 }
                 done.push(slot);
             })?;
             let queue = self.queue()?;
-            for slot in done {
-                if let Some(i) = slots.iter().position(|(s, _)| *s == slot) {
-                    let (_, at) = slots.swap_remove(i);
+            for slot in done.drain(..) {
+                if let Some(i) = mine.iter().position(|(s, _)| *s == slot) {
+                    let (_, at) = mine.swap_remove(i);
                     let bytes = (buf.len() - at).min(SLOT_BYTES);
                     let _ = queue.fetch(slot, 0, &mut buf[at..at + bytes]);
                 }
