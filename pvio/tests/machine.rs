@@ -105,7 +105,8 @@ fn a_check_outlives_its_driver_domain() {
     }
     let report = report(&child.wait_with_output().unwrap());
     assert_eq!(report["ok"], true);
-    assert_eq!(report["sessions"], 3);
+    // Or two, if it was killed before the frontend saw that it was connected.
+    assert!((2..=3).contains(&report["sessions"].as_u64().unwrap()), "{report}");
     no_socket_in(&state);
 }
 

@@ -1,7 +1,9 @@
 //! A disk attached through the split driver, as the guest's file system reads it.
 
+use super::watcher::name_of;
 use crate::failure::Failure;
 use crate::guest::fs::BlockRead;
+use crate::guest::status::Devices;
 use pvio_blkfront::session::{DiskError, Session};
 use pvio_hosted::Domain;
 use pvio_xenbus::client::Client;
@@ -19,6 +21,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub struct AttachedDisk {
     session: Option<Session<Domain, Client>>,
     size: u64,
+    devices: Devices,
+    name: String,
+    sessions: u32,
 }
 
 impl std::fmt::Debug for AttachedDisk {
@@ -28,15 +33,26 @@ impl std::fmt::Debug for AttachedDisk {
 }
 
 impl AttachedDisk {
-    /// Attaches it, once its backend is there.
+    /// Attaches it, once its backend is there; `devices` is told how often it had to be.
     ///
     /// # Errors
     /// The backend's words when it cannot serve the disk.
-    pub fn attach(domain: &Domain, addr: DeviceAddr) -> Result<Self, Failure> {
+    pub fn attach(domain: &Domain, addr: DeviceAddr, devices: Devices) -> Result<Self, Failure> {
         let xs = domain.xenstore().map_err(Failure::of)?;
         let session = Session::attach(domain.clone(), xs, addr, PATIENCE).map_err(failure)?;
         let size = session.size();
-        Ok(Self { session: Some(session), size })
+        let name = name_of(addr);
+        let mut disk = Self { session: Some(session), size, devices, name, sessions: 0 };
+        disk.count();
+        Ok(disk)
+    }
+
+    fn count(&mut self) {
+        let sessions = self.session.as_ref().map_or(0, |session| session.device().sessions());
+        if sessions != self.sessions {
+            self.sessions = sessions;
+            self.devices.attached(&self.name, sessions);
+        }
     }
 }
 
@@ -55,7 +71,9 @@ impl BlockRead for AttachedDisk {
 
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let session = self.session.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        session.read_at(offset, buf).map_err(io::Error::other)
+        let result = session.read_at(offset, buf).map_err(io::Error::other);
+        self.count();
+        result
     }
 
     fn tend(&mut self) {
@@ -64,6 +82,7 @@ impl BlockRead for AttachedDisk {
         {
             tracing::warn!("the disk: {e}");
         }
+        self.count();
     }
 }
 

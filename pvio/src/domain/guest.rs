@@ -53,7 +53,7 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
     let stop = Stop::on_signal(bell.clone())?;
     let domain = super::join(&args.join)?;
     let devices = Devices::default();
-    let disk = AttachedDisk::attach(&domain, DISK)?;
+    let disk = AttachedDisk::attach(&domain, DISK, devices.clone())?;
     let (http, read) = (meter::Shared::default(), meter::Shared::default());
     let ring = bell.clone();
     let waker = Box::new(move || ring.ring());
@@ -72,7 +72,7 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
         address: args.ip.map(|ip| ip.address.to_string()).unwrap_or_default(),
         started: Instant::now(),
         fs: None,
-        devices,
+        devices: devices.clone(),
         http,
         disk: read,
     };
@@ -90,7 +90,7 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
         end_soon();
         return Ok(());
     };
-    let mut nic = AttachedNic::attach(&domain, NIC, &stop, &bell)?;
+    let mut nic = AttachedNic::attach(&domain, NIC, devices, &stop, &bell)?;
     let mac = nic.mac().or(args.mac.map(|mac| mac.0));
     let mac = mac.ok_or_else(|| Failure::new("the NIC has no station address", ""))?;
     let config =

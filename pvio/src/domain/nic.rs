@@ -1,7 +1,9 @@
 //! A NIC attached through the split driver, as the guest's TCP stack uses it.
 
 use super::stop::{Bell, Stop, sleep};
+use super::watcher::name_of;
 use crate::failure::Failure;
+use crate::guest::status::Devices;
 use pvio_event_channel::EventChannel;
 use pvio_hosted::Domain;
 use pvio_netfront::{BackendFault, Nic};
@@ -26,6 +28,8 @@ pub struct AttachedNic {
     xs: Client,
     spin: Spin,
     turns: u32,
+    devices: Devices,
+    sessions: u32,
 }
 
 impl std::fmt::Debug for AttachedNic {
@@ -39,7 +43,7 @@ fn lost(e: XsError) -> Failure {
 }
 
 impl AttachedNic {
-    /// Attaches it, once its backend is there; without one, waits until the process is told to
+    /// Attaches it, once its backend is there, and tells `devices` how often; without one, waits until the process is told to
     /// stop, which rings `bell`.
     ///
     /// # Errors
@@ -47,12 +51,13 @@ impl AttachedNic {
     pub fn attach(
         domain: &Domain,
         addr: DeviceAddr,
+        devices: Devices,
         stop: &Stop,
         bell: &Bell,
     ) -> Result<Self, Failure> {
         let xs = domain.xenstore().map_err(Failure::of)?;
         let driver = FrontendDriver::new(addr, Nic::new(domain.clone()));
-        let mut nic = Self { driver, xs, spin: Spin::default(), turns: 0 };
+        let mut nic = Self { driver, xs, spin: Spin::default(), turns: 0, devices, sessions: 0 };
         nic.driver.step(&mut nic.xs).map_err(lost)?;
         while !nic.driver.class().is_connected() && !stop.is_told() {
             nic.look_at_xenstore()?;
@@ -161,6 +166,11 @@ impl AttachedNic {
             }
             if self.driver.state() == XenbusState::Closed {
                 return Err(self.closed());
+            }
+            let sessions = self.driver.class().sessions();
+            if sessions != self.sessions {
+                self.sessions = sessions;
+                self.devices.attached(&name_of(self.driver.addr()), sessions);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! States of the guest's devices, as xenstore has them, for the live page; and a nudge for a
 //! frontend that would otherwise sleep through its backend's return.
 
-use super::stop::{Bell, sleep};
+use super::stop::sleep;
 use crate::failure::Failure;
 use crate::guest::status::{Device, Devices};
 use pvio_hosted::Domain;
@@ -11,6 +11,13 @@ use pvio_xenbus::handshake::{vbd, vif};
 use pvio_xenbus::{XenbusState, Xenstore, XsError};
 use std::os::fd::AsFd;
 use std::thread;
+use std::time::Duration;
+
+/// What a device is called: `vbd-51712`.
+#[must_use]
+pub fn name_of(addr: DeviceAddr) -> String {
+    format!("{}-{}", addr.class.as_str(), addr.index)
+}
 
 const TOKEN: &str = "pvio-watcher";
 
@@ -25,8 +32,7 @@ pub fn start(
     nudge: impl Fn(DeviceAddr) + Send + 'static,
 ) -> Result<(), Failure> {
     let xs = domain.xenstore().map_err(Failure::of)?;
-    let bell = Bell::new()?;
-    let mut watcher = Watcher { xs, bell, addrs, devices };
+    let mut watcher = Watcher { xs, addrs, devices };
     let spawned = thread::Builder::new().name("watcher".into()).spawn(move || {
         // Ends only with the hypervisor, and that ends the process by other ways.
         if let Err(e) = watcher.run(&nudge) {
@@ -36,9 +42,15 @@ pub fn start(
     spawned.map(drop).map_err(|e| Failure::new(format!("no thread: {e}"), ""))
 }
 
+/// How soon devices that are not connected are looked at again.
+const AGAIN: Duration = Duration::from_millis(200);
+
+fn is_up(device: &Device) -> bool {
+    device.state == "Connected" && device.backend_state == "Connected"
+}
+
 struct Watcher {
     xs: Client,
-    bell: Bell,
     addrs: Vec<DeviceAddr>,
     devices: Devices,
 }
@@ -51,20 +63,31 @@ impl Watcher {
             }
         }
         loop {
-            while self.xs.poll_event()?.is_some() {}
+            let mut all_up = true;
             for addr in self.addrs.clone() {
                 let device = self.look(addr)?;
+                let is_up = is_up(&device);
+                all_up &= is_up;
                 let known = self.devices.get().into_iter().find(|d| d.name == device.name);
-                if known.is_none_or(|known| known != device) {
+                let is_new = known.is_none_or(|known| known != device);
+                if is_new {
                     tracing::info!(device = %device.name, front = %device.state, back = %device.backend_state, "changed");
                     self.devices.set(device);
+                }
+                // The frontend may hear of it after us, and would then think that all is well.
+                if is_new || !is_up {
                     nudge(addr);
                 }
             }
-            let fds = [self.xs.as_fd(), self.bell.as_fd()];
-            if sleep(&fds, None).is_err() {
-                return Err(XsError::Closed);
+            // What came while we looked is at hand already, and would not end a sleep.
+            while self.xs.poll_event()?.is_none() {
+                let time = (!all_up).then_some(AGAIN);
+                sleep(&[self.xs.as_fd()], time).map_err(|_| XsError::Closed)?;
+                if !all_up {
+                    break;
+                }
             }
+            while self.xs.poll_event()?.is_some() {}
         }
     }
 
@@ -72,16 +95,12 @@ impl Watcher {
         let (front, back) = (addr.frontend_path(), addr.backend_path());
         let state = read_state(&mut self.xs, &front)?;
         let backend_state = read_state(&mut self.xs, &back)?;
-        let name = format!("{}-{}", addr.class.as_str(), addr.index);
+        let name = name_of(addr);
         let known = self.devices.get().into_iter().find(|d| d.name == name);
-        let is_up = state == XenbusState::Connected && backend_state == XenbusState::Connected;
-        let was_up = |d: &Device| d.state == "Connected" && d.backend_state == "Connected";
+        let up_now = state == XenbusState::Connected && backend_state == XenbusState::Connected;
         let (features, reattached) = match known {
-            Some(known) if was_up(&known) || !is_up => (known.features, known.reattached),
-            known => (
-                self.features(addr),
-                known.map_or(0, |d| d.reattached + u32::from(!d.features.is_empty())),
-            ),
+            Some(known) if is_up(&known) || !up_now => (known.features, known.reattached),
+            known => (self.features(addr), known.map_or(0, |d| d.reattached)),
         };
         Ok(Device {
             name,

@@ -129,6 +129,17 @@ pub fn create_backends_again<X: Xenstore>(
     })
 }
 
+/// Waits, at most so long, until no frontend waits for a backend that is dead: what it set up for
+/// that one is of no use to the next, which must not find it.
+pub fn until_frontends_know<X: Xenstore>(xs: &mut X, with_nic: bool, most: Duration) {
+    let by = Instant::now() + most;
+    let mut waits =
+        |addr: DeviceAddr| read_state(xs, &addr.frontend_path()) == Ok(XenbusState::Initialised);
+    while (waits(DISK) || (with_nic && waits(NIC))) && Instant::now() < by {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn make_back_end<X: Xenstore>(xs: &mut X, addr: DeviceAddr) -> Result<(), HandshakeError> {
     let base = addr.backend_path();
     xs.mkdir(&base)?;

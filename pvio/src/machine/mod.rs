@@ -286,6 +286,7 @@ impl Machine {
             self.hypervisor.create_domain(driver).map_err(|e| domain_failure(&e))?;
             devices::create_backends_again(&mut self.xs, &self.plan.disk, self.plan.nic.as_ref())
                 .map_err(Failure::of)?;
+            devices::until_frontends_know(&mut self.xs, self.plan.nic.is_some(), RELEASE);
         }
         let mut args: Vec<OsString> = Vec::new();
         if let Some((address, prefix)) = self.plan.nic.as_ref().and_then(|nic| nic.host) {

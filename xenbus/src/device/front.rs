@@ -29,7 +29,8 @@ pub enum FrontAction {
 /// | Connected (4) | connect, if requested; refresh, if connected and the event is new |
 /// | Closing (5) | close, if begun; if the device is to go, in any case |
 /// | Closed (6) | the same |
-/// | anything else, or nothing to be read | nothing |
+/// | Initialising (1), or nothing to be read | reconnect, if requested: whoever made the offer has died |
+/// | anything else | nothing |
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FrontendMachine {
     state: XenbusState,
@@ -64,6 +65,9 @@ impl FrontendMachine {
         match (back, self.state) {
             (S::InitWait | S::Initialised, S::Initialising) => FrontAction::WriteRequest,
             (S::InitWait, S::Connected) => FrontAction::Reconnect,
+            // This end asks only whom made an offer, so that one has died since, and what was set
+            // up for it is of no use to another.
+            (S::Unknown | S::Initialising, S::Initialised) => FrontAction::Reconnect,
             (S::Connected, S::Initialised) => FrontAction::Connect,
             (S::Connected, S::Connected) if fresh => FrontAction::Refresh,
             (S::Closing | S::Closed, S::Initialised | S::Connected | S::Closing) => {
@@ -120,6 +124,17 @@ mod tests {
             m.done(action);
             done.push(action);
             assert!(done.len() <= 3, "no end: {done:?}");
+        }
+    }
+
+    #[test]
+    fn a_backend_that_dies_before_it_connects_is_asked_anew() {
+        for gone in [S::Unknown, S::Initialising] {
+            let mut m = FrontendMachine::new();
+            assert_eq!(settle(&mut m, S::InitWait, true), [FrontAction::WriteRequest]);
+            assert_eq!(settle(&mut m, gone, false), [FrontAction::Reconnect]);
+            assert_eq!(settle(&mut m, S::InitWait, true), [FrontAction::WriteRequest]);
+            assert_eq!(settle(&mut m, S::Connected, true), [FrontAction::Connect]);
         }
     }
 
