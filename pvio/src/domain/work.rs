@@ -4,11 +4,17 @@
 //! how often it was written, so that any cell can be told from any other and from its own past;
 //! a cell never written holds zeroes, unless the image was not blank.
 
+mod cells;
+mod report;
+
+pub use report::Report;
+
 use super::disk::failure;
 use super::stop::{Bell, Stop};
 use super::{JoinArgs, Said};
 use crate::failure::Failure;
 use crate::machine::devices::DISK;
+use cells::{CELL, contents, whose};
 use clap::Args;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -17,16 +23,13 @@ use pvio_blkfront::{Op, SLOT_BYTES, SlotId};
 use pvio_hosted::Domain;
 use pvio_ring::proto::blkif::Status;
 use pvio_xenbus::client::Client;
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-/// Bytes of a cell.
-const CELL: usize = 4096;
 /// Cells of the largest request.
 const MOST: u64 = (SLOT_BYTES / CELL) as u64;
 /// How long the driver domain may be away.
@@ -60,51 +63,6 @@ pub struct WorkArgs {
     /// Show no progress
     #[arg(long)]
     pub quiet: bool,
-}
-
-/// What came of it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Report {
-    /// Everything was read as it was written.
-    pub ok: bool,
-    /// Requests done, the final reading not counted.
-    pub requests: u64,
-    /// Of these, reads.
-    pub reads: u64,
-    /// Of these, writes.
-    pub writes: u64,
-    /// Of these, flushes.
-    pub flushes: u64,
-    /// Bytes read by them.
-    pub bytes_read: u64,
-    /// Bytes written by them.
-    pub bytes_written: u64,
-    /// How long they took.
-    pub seconds: f64,
-    /// Requests per second.
-    pub iops: f64,
-    /// Million bytes per second, both ways together.
-    pub mb_per_s: f64,
-    /// Median latency in microseconds.
-    pub p50_us: f64,
-    /// 99 of 100 were below, in microseconds.
-    pub p99_us: f64,
-    /// The longest, in microseconds.
-    pub max_us: f64,
-    /// Bytes that were read once more at the end.
-    pub final_bytes: u64,
-    /// SHA-256 of those bytes, in the disk's order.
-    pub sha256: String,
-    /// What it must be.
-    pub sha256_expected: String,
-    /// Cells that did not hold what they must.
-    pub mismatches: u64,
-    /// The first of them.
-    pub first_mismatches: Vec<String>,
-    /// How often the disk was attached: more than once if its driver domain was restarted.
-    pub sessions: u32,
-    /// It was ended before its time.
-    pub stopped: bool,
 }
 
 /// Runs it.
@@ -457,67 +415,4 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(hex, "{byte:02x}");
         hex
     })
-}
-
-/// What a cell holds after it was written `version` times. The first bytes say so themselves.
-fn contents(seed: u64, cell: u64, version: u32, out: &mut [u8]) {
-    let key = seed ^ cell.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(version) << 40;
-    Pcg64Mcg::seed_from_u64(key).fill_bytes(out);
-    out[..8].copy_from_slice(&cell.to_le_bytes());
-    out[8..12].copy_from_slice(&version.to_le_bytes());
-}
-
-/// Whose contents were found instead, for whoever has to find the mistake.
-fn whose(seed: u64, cell: u64, version: u32, got: &[u8]) -> String {
-    if got.iter().all(|b| *b == 0) {
-        return "all zeroes".into();
-    }
-    if got.iter().all(|b| *b == 0xa5) {
-        return "nothing was read at all".into();
-    }
-    let mut number = [0; 8];
-    number.copy_from_slice(&got[..8]);
-    let found = u64::from_le_bytes(number);
-    let times = u32::from_le_bytes([got[8], got[9], got[10], got[11]]);
-    let mut candidate = vec![0; CELL];
-    contents(seed, found, times, &mut candidate);
-    if candidate == got {
-        match found == cell {
-            true if times < version => format!("as it was after {times} writes: a write was lost"),
-            true => format!("as it will be after {times} writes"),
-            false => format!("what belongs at byte {}", found.wrapping_mul(CELL as u64)),
-        }
-    } else {
-        "torn, or nothing ever written".into()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_cell_is_like_another_or_its_past() {
-        let of = |seed, cell, version| {
-            let mut out = vec![0; CELL];
-            contents(seed, cell, version, &mut out);
-            out
-        };
-        assert_eq!(of(1, 2, 3), of(1, 2, 3));
-        for other in [of(2, 2, 3), of(1, 3, 3), of(1, 2, 4)] {
-            let equal = of(1, 2, 3).iter().zip(&other).filter(|(a, b)| a == b).count();
-            assert!(equal < 100, "{equal} bytes are equal");
-        }
-    }
-
-    #[test]
-    fn a_mismatch_is_explained() {
-        let mut cell = vec![0; CELL];
-        contents(1, 7, 2, &mut cell);
-        assert!(whose(1, 7, 3, &cell).contains("a write was lost"));
-        assert!(whose(1, 8, 3, &cell).contains("belongs at byte 28672"));
-        cell[4000] ^= 1;
-        assert!(whose(1, 7, 3, &cell).contains("torn"));
-        assert_eq!(whose(1, 7, 3, &[0; CELL]), "all zeroes");
-    }
 }

@@ -1,19 +1,15 @@
 //! One connection: from listening to closed, and around again when it is kept.
 
+use super::answer::{Sending, found, page, refusal};
 use super::live;
-use super::range::Wanted;
 use super::request::{self, Request};
-use super::response::{Head, error_body, mime_of, status_of};
+use super::response::status_of;
 use super::server::{Shared, Shown};
-use super::{DISK_TIME, HEAD_TIME, IDLE, LINGER, MAX_HEAD, PART, STALL, listing};
+use super::{DISK_TIME, HEAD_TIME, IDLE, LINGER, MAX_HEAD, STALL};
+use crate::guest::fs::FsError;
 use crate::guest::fs::thread::Reply;
-use crate::guest::fs::{FsError, Handle, Meta, Target};
 use smoltcp::socket::tcp;
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
-
-/// Reads in flight for one response.
-const IN_FLIGHT: usize = 2;
 
 /// One connection.
 #[derive(Debug)]
@@ -38,28 +34,6 @@ enum State {
     Sending(Sending),
     /// Our side is closed; what still comes is thrown away.
     Closing,
-}
-
-#[derive(Debug)]
-struct Sending {
-    start: Instant,
-    /// Head, and the body if it is in memory.
-    bytes: Vec<u8>,
-    sent: usize,
-    file: Option<FileBody>,
-    keep: bool,
-    total: u64,
-}
-
-#[derive(Debug)]
-struct FileBody {
-    handle: Handle,
-    /// What is to be asked for next, and where it ends.
-    next: u64,
-    end: u64,
-    in_flight: usize,
-    ready: VecDeque<Vec<u8>>,
-    sent: usize,
 }
 
 impl Connection {
@@ -410,170 +384,4 @@ impl Connection {
         }
         true
     }
-}
-
-impl FileBody {
-    fn is_done(&self) -> bool {
-        self.next >= self.end && self.in_flight == 0 && self.ready.is_empty()
-    }
-
-    /// Moves what is ready into the socket.
-    fn send(&mut self, socket: &mut tcp::Socket<'_>, shared: &mut Shared) -> bool {
-        let mut moved = false;
-        while let Some(part) = self.ready.front() {
-            let sent = socket.send_slice(&part[self.sent..]).unwrap_or(0);
-            if sent == 0 {
-                break;
-            }
-            moved = true;
-            self.sent += sent;
-            if self.sent == part.len() {
-                self.sent = 0;
-                if let Some(part) = self.ready.pop_front() {
-                    shared.give_buffer(part);
-                }
-            }
-        }
-        moved
-    }
-
-    /// Asks for the next parts.
-    fn ask(&mut self, token: u64, shared: &mut Shared) -> Result<bool, FsError> {
-        let mut asked = false;
-        while self.next < self.end && self.in_flight + self.ready.len() < IN_FLIGHT {
-            // The first part ends where a part of the cache does, so that all others are whole.
-            let to_edge = PART as u64 - self.next % PART as u64;
-            let len = to_edge.min(self.end - self.next);
-            let buf = shared.take_buffer(len as usize);
-            shared.fs.read(token, self.handle, self.next, buf)?;
-            self.next += len;
-            self.in_flight += 1;
-            asked = true;
-        }
-        Ok(asked)
-    }
-}
-
-impl Sending {
-    fn close_file(&mut self, shared: &mut Shared) {
-        if let Some(file) = self.file.take() {
-            shared.fs.close(file.handle);
-            for part in file.ready {
-                shared.give_buffer(part);
-            }
-        }
-    }
-}
-
-/// The answer once it is known what is at the path.
-fn found(
-    request: &Request,
-    target: Target,
-    start: Instant,
-    shared: &mut Shared,
-    shown: &Shown,
-) -> Sending {
-    let html = "text/html; charset=utf-8";
-    match target {
-        Target::Dir { entries, left_out } if request.path == b"/" => {
-            page(request, live::page(shown, Ok((&entries, left_out))), html, start)
-        }
-        Target::Dir { .. } if !request.path.ends_with(b"/") => {
-            let location = format!("{}/", listing::encode_path(&request.path));
-            let why = format!("the directory is at {location}");
-            let body = error_body(301, &why);
-            let head = Head { location: Some(location), ..text_head(request, 301, body.len()) };
-            sending(request, &head, body, start)
-        }
-        Target::Dir { entries, left_out } => {
-            page(request, listing::page(&request.path, &entries, left_out), html, start)
-        }
-        Target::File { handle, is_index: false, .. } if request.path.ends_with(b"/") => {
-            shared.fs.close(handle);
-            refusal(
-                request,
-                404,
-                "this is a file, not a directory: leave out the last slash",
-                start,
-            )
-        }
-        Target::File { handle, meta, is_index } => {
-            let name: &[u8] = if is_index { b"index.html" } else { &request.path };
-            file(request, handle, meta, &mime_of(name), start, shared, shown)
-        }
-    }
-}
-
-fn file(
-    request: &Request,
-    handle: Handle,
-    meta: Meta,
-    mime: &str,
-    start: Instant,
-    shared: &mut Shared,
-    shown: &Shown,
-) -> Sending {
-    let modified = meta.modified.and_then(|m| u64::try_from(m).ok());
-    let volume = match &shown.fs {
-        Some(Ok(info)) => info.id.split('-').next().unwrap_or_default(),
-        _ => "",
-    };
-    let etag = format!("\"{volume}-{:x}-{:x}\"", meta.len, modified.unwrap_or(0));
-    let wanted = request.conditions.wanted(meta.len, &etag, modified);
-    let (status, first, end) = match wanted {
-        Wanted::Whole => (200, 0, meta.len),
-        Wanted::Part(first, end) => (206, first, end),
-        Wanted::NotModified => (304, 0, 0),
-        Wanted::Unsatisfiable => (416, 0, 0),
-    };
-    let mut head = Head {
-        status,
-        len: end - first,
-        mime: if status == 304 { String::new() } else { mime.to_owned() },
-        etag: Some(etag),
-        modified,
-        range: matches!(status, 206 | 416).then_some((first, end, meta.len)),
-        keep: request.keep,
-        ..Head::default()
-    };
-    if status == 416 {
-        let body = error_body(416, "the range lies outside of the file");
-        (head.len, head.mime) = (body.len() as u64, "text/plain; charset=utf-8".into());
-        shared.fs.close(handle);
-        return sending(request, &head, body, start);
-    }
-    let mut answer = sending(request, &head, Vec::new(), start);
-    if request.head_only || first == end {
-        shared.fs.close(handle);
-    } else {
-        let (in_flight, ready, sent) = (0, VecDeque::new(), 0);
-        answer.file = Some(FileBody { handle, next: first, end, in_flight, ready, sent });
-        answer.total += end - first;
-    }
-    answer
-}
-
-fn text_head(request: &Request, status: u16, len: usize) -> Head {
-    let mime = "text/plain; charset=utf-8".to_owned();
-    Head { status, len: len as u64, mime, keep: request.keep, ..Head::default() }
-}
-
-fn refusal(request: &Request, status: u16, why: &str, start: Instant) -> Sending {
-    let body = error_body(status, why);
-    sending(request, &text_head(request, status, body.len()), body, start)
-}
-
-fn page(request: &Request, body: Vec<u8>, mime: &str, start: Instant) -> Sending {
-    let head = text_head(request, 200, body.len());
-    let head = Head { mime: mime.to_owned(), volatile: true, ..head };
-    sending(request, &head, body, start)
-}
-
-fn sending(request: &Request, head: &Head, body: Vec<u8>, start: Instant) -> Sending {
-    let mut bytes = head.emit();
-    if !request.head_only {
-        bytes.extend_from_slice(&body);
-    }
-    let total = bytes.len() as u64;
-    Sending { start, bytes, sent: 0, file: None, keep: request.keep, total }
 }

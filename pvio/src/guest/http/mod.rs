@@ -11,9 +11,11 @@
 //! | [`response`] | heads, error bodies |
 //! | [`listing`] | a directory as a page |
 //! | [`live`] | the live page, `/.pvio/status.json`, `/.pvio/metrics` |
+//! | `answer` | one answer: what it is made of, how it is sent |
 //! | [`connection`] | one connection, from listening to closed |
 //! | [`server`] | all of them, the interface, and when to sleep |
 
+mod answer;
 pub mod connection;
 pub mod listing;
 pub mod live;
