@@ -25,6 +25,12 @@ pub fn online_path(backend: &str) -> String {
     format!("{backend}/online")
 }
 
+/// The key by which a hotplug script tells how far it has come.
+#[must_use]
+pub fn hotplug_path(backend: &str) -> String {
+    format!("{backend}/hotplug-status")
+}
+
 /// Reads an end's state. Nothing there, nothing that may be seen (the end's domain is gone, and
 /// its directory with the rights to look there), or nothing that can be understood, is
 /// [`XenbusState::Unknown`].
