@@ -43,6 +43,19 @@ pub fn create_domain<X: Xenstore + ?Sized>(
     })
 }
 
+/// Tells libxl that a guest's device model runs, for which it waits. To be called by the domain the
+/// device model is in.
+///
+/// # Errors
+/// xenstore's.
+pub fn announce_device_model<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    guest: DomId,
+) -> Result<(), HandshakeError> {
+    // Relative to one's own home, as libxl has it.
+    Writer { xs, base: &format!("device-model/{guest}") }.put("state", "running")
+}
+
 /// Removes a domain's home. Its devices' backends, which are in other homes, stay.
 ///
 /// # Errors

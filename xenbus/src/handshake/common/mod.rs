@@ -10,7 +10,7 @@ pub use addr::{
 };
 pub(super) use lifecycle::{create_backend_end, create_frontend_end, regrant_frontend_end};
 pub use lifecycle::{
-    create_domain, remove_backend_end, remove_device, remove_domain, request_removal,
+    announce_device_model, create_domain, remove_backend_end, remove_device, remove_domain, request_removal,
 };
 pub use status::{
     Hotplug, clear_error, error_path, hotplug_path, online_path, read_error, read_hotplug,
