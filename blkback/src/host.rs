@@ -54,8 +54,7 @@ where
         let path = place(disk)?;
         let options =
             ImageOptions { read_only: disk.mode == Mode::ReadOnly, direct: disk.direct_io_safe };
-        let image = Image::open(path, options)
-            .map_err(|e: ImageError| Fault::new(e.code(), e))?;
+        let image = Image::open(path, options).map_err(|e: ImageError| Fault::new(e.code(), e))?;
         let geometry = image.geometry();
         self.image = Some(Arc::new(image));
         Ok(geometry)
