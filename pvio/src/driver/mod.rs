@@ -19,6 +19,7 @@ use pvio_xenbus::{Xenstore, XsError};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// How the driver domain serves, beyond what the toolstack says of its devices.
 #[derive(Debug, Clone)]
@@ -75,7 +76,8 @@ pub fn run<P: Platform>(
         let server = ImageServer::new(Arc::new(move || ring.ring()));
         // A frontend that is Connected already was served by a predecessor of this process.
         BackendDriver::restarted(addr, Vbd::new(shared.clone(), server)).within(within)
-    });
+    })
+    .clearing_up(within == Surroundings::DriverDomain);
     let (shared, ring, address) = (platform.clone(), bell.clone(), options.host);
     let nics = of_class(DeviceClass::Vif).collect();
     let mut nics = Devices::new(nics, id, options.only, move |addr| {
@@ -83,18 +85,24 @@ pub fn run<P: Platform>(
         let options = TapOptions { address, ..TapOptions::default() };
         let server = TapServer::new(options, Arc::new(move || ring.ring()));
         BackendDriver::restarted(addr, Vif::new(shared.clone(), server)).within(within)
-    });
+    })
+    .clearing_up(within == Surroundings::DriverDomain);
     disks.watch(xs)?;
     nics.watch(xs)?;
     tracing::info!(domain = id.0, kinds = ?options.kinds, ?within, "the driver domain serves");
     ready();
     while !stop.is_told() {
+        disks.clear_up(xs)?;
+        nics.clear_up(xs)?;
+        // Last before sleeping: what xenstore is asked for brings events along.
         while let Some(event) = xs.poll_event()? {
             disks.event(xs, &event)?;
             nics.event(xs, &event)?;
         }
+        let clearing = disks.next_clearing().into_iter().chain(nics.next_clearing()).min();
+        let time = clearing.map(|when| when.saturating_duration_since(Instant::now()));
         // Not being able to sleep would be a spin; there is no reason for it but memory.
-        sleep(&[xs.as_fd(), bell.as_fd()], None).map_err(|_| XsError::Closed)?;
+        sleep(&[xs.as_fd(), bell.as_fd()], time).map_err(|_| XsError::Closed)?;
         if bell.take() {
             disks.step_all(xs)?;
             nics.step_all(xs)?;

@@ -3,7 +3,7 @@ use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
     DeviceAddr, Hotplug, clear_error, hotplug_path, online_path, read_hotplug, read_online,
-    read_state, remove_backend_end, state_path, switch_state,
+    read_state, state_path, switch_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -192,9 +192,6 @@ impl<C: BackendClass> BackendDriver<C> {
                 BackAction::Remove => {
                     self.class.disconnect();
                     self.unwatch(xs);
-                    if self.ends.surroundings == Surroundings::DriverDomain {
-                        remove_backend_end(xs, self.ends.addr)?;
-                    }
                     self.machine.done(action);
                     return Ok(Life::Gone);
                 }

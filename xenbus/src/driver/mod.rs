@@ -38,8 +38,10 @@ pub enum Surroundings {
     /// The toolstack (`xl` in dom0, `xl devd` in a driver domain) also runs each device's hotplug
     /// script once the backend has offered it, and nothing is served before that is done.
     Scripts,
-    /// A driver domain where nobody acts for the toolstack: the backend attaches its devices, and
-    /// removes their directories when the toolstack has taken them away.
+    /// A driver domain where nobody acts for the toolstack: the backend's domain attaches its
+    /// devices, and removes the directories of those that are gone
+    /// ([`remove_backend_end`](crate::handshake::common::remove_backend_end)), a moment after: the
+    /// toolstack has to see them Closed first.
     DriverDomain,
 }
 
