@@ -116,13 +116,7 @@ impl GrantMapper for XenDomain {
 impl XenDomain {
     /// Why pages could not be mapped.
     #[cold]
-    fn reason(
-        &self,
-        why: Errno,
-        domain: DomId,
-        grefs: &[GrantRef],
-        access: Access,
-    ) -> GrantStatus {
+    fn reason(&self, why: Errno, domain: DomId, grefs: &[GrantRef], access: Access) -> GrantStatus {
         match why {
             Errno::NOMEM | Errno::NOSPC => return GrantStatus::NoSpace,
             Errno::AGAIN => return GrantStatus::Again,

@@ -125,9 +125,7 @@ impl Granter for XenDomain {
         else {
             return Ok(());
         };
-        pages
-            .exchange(*page, Source::Zeroes, gntalloc.source(*kernels))
-            .map_err(|_| Busy(gref))?;
+        pages.exchange(*page, Source::Zeroes, gntalloc.source(*kernels)).map_err(|_| Busy(gref))?;
         gntalloc.dealloc(*kernels);
         pages.run().extra.granted[*page].store(false, Ordering::Release);
         let ended = table.remove(&gref);

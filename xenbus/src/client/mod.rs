@@ -23,8 +23,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::vec::Vec;
 
-use crate::wire::{Frame, HEADER_LEN, Header, Op, PAYLOAD_MAX, decode};
 use crate::wire::XsErrno;
+use crate::wire::{Frame, HEADER_LEN, Header, Op, PAYLOAD_MAX, decode};
 use crate::xenstore::{WatchEvent, Xenstore, XsError, payload, refusal, refused};
 use events::{Events, parse_event};
 use transport::{SendError, Transport, Wait};

@@ -64,9 +64,7 @@ impl Transport {
     pub fn send(&self, bytes: &[u8]) -> Result<Option<usize>, SendError> {
         match self {
             // A server that went must be an error here, not a signal.
-            Self::Socket(s) => {
-                Ok(outcome(rustix::net::send(s, bytes, SendFlags::NOSIGNAL))?)
-            }
+            Self::Socket(s) => Ok(outcome(rustix::net::send(s, bytes, SendFlags::NOSIGNAL))?),
             Self::Device(d) => match rustix::io::retry_on_intr(|| rustix::io::write(d, bytes)) {
                 Ok(sent) => Ok(Some(sent)),
                 Err(errno) => Err(match refused(errno) {

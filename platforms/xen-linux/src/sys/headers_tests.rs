@@ -81,7 +81,8 @@ fn numbers_and_layouts_are_those_of_the_headers() {
     }
     let dir = tempfile::tempdir().unwrap();
     let exe = dir.path().join("show");
-    let cc = Command::new("cc").args(["-x", "c", "-", "-o"]).arg(&exe).stdin(Stdio::piped()).spawn();
+    let cc =
+        Command::new("cc").args(["-x", "c", "-", "-o"]).arg(&exe).stdin(Stdio::piped()).spawn();
     let Ok(mut cc) = cc else {
         println!("SKIPPED: no C compiler here; apt-get install gcc libc6-dev");
         return;
@@ -89,7 +90,6 @@ fn numbers_and_layouts_are_those_of_the_headers() {
     cc.stdin.take().unwrap().write_all(PROGRAM.as_bytes()).unwrap();
     assert!(cc.wait().unwrap().success(), "the headers do not compile");
     let shown = String::from_utf8(Command::new(&exe).output().unwrap().stdout).unwrap();
-    let ours: String =
-        expected().iter().map(|(name, value)| format!("{name} {value}\n")).collect();
+    let ours: String = expected().iter().map(|(name, value)| format!("{name} {value}\n")).collect();
     assert_eq!(shown, ours);
 }
