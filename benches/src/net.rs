@@ -250,7 +250,7 @@ impl Attached {
         let queue = Backend::attach(driver.clone(), guest_id, &refs, features, stats)?;
         // A thread inherits its maker's core.
         pin(1);
-        let worker = Worker::start("bench-net", queue, link.tap, || ())?;
+        let worker = Worker::start("bench-net", queue, link.tap, |_| ())?;
         pin(0);
         let spin = Spin::default();
         let guest = link.guest;

@@ -154,7 +154,7 @@ fn checksum_flags_become_what_the_port_is_told() {
 
 #[test]
 fn negotiated_gso_reaches_the_port() {
-    let mut s = setup(pvio_netback::Features { gso_v4: true, ..ALL });
+    let mut s = setup(pvio_netback::Features { sends_gso_v4: true, ..ALL });
     let frame = tcp(false, 20_000);
     let parts: Vec<_> = frame.chunks(4096).collect();
     let mut packet = s.guest.packet(0, &parts);

@@ -14,6 +14,8 @@ use pvio_ring::shm::{PAGE_SIZE, Region};
 
 /// Slots of one packet, extra segments not counted: more than the largest needs.
 const SLOTS_MAX: usize = 19;
+/// Bytes of the largest packet: the largest IP packet in a frame with a VLAN tag.
+const FRAME_MAX: usize = MAX_PACKET + ETHERNET_HEADER + 4;
 /// Extra segments of one packet.
 const EXTRAS_MAX: usize = 4;
 /// Pages given back before the backend is shown them.
@@ -59,7 +61,7 @@ impl<P: Granter + Clone> Rx<P> {
         let slots = ring.layout().slots();
         let count = slots as usize;
         let data = Granted::new(platform.clone(), backend, count, Access::ReadWrite)?;
-        let packet = alloc::vec![0; MAX_PACKET].into_boxed_slice();
+        let packet = alloc::vec![0; FRAME_MAX].into_boxed_slice();
         let assembly = Assembly::default();
         let mut rx = Self { ring, ring_page, data, packet, assembly, unpublished: 0 };
         (0..slots).for_each(|_| rx.post());

@@ -60,7 +60,7 @@ impl Rig {
             let mut xs = domain.xenstore().unwrap();
             let server = TapServer::new(options, Arc::new(|| ()));
             let mut driver = BackendDriver::new(addr, Vif::new(domain, server));
-            tell.send(Arc::clone(driver.class().stats())).unwrap();
+            tell.send(Arc::clone(&driver.class().stats()[0])).unwrap();
             while !stopped.load(Ordering::Relaxed) {
                 if driver.step(&mut xs).unwrap() == Life::Gone {
                     return;

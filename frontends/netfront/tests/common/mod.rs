@@ -25,6 +25,8 @@ pub const BACK_FEATURES: pvio_netback::Features = pvio_netback::Features {
     checksum_v6: true,
     gso_v4: false,
     gso_v6: false,
+    sends_gso_v4: false,
+    sends_gso_v6: false,
     rx_notify: true,
 };
 
