@@ -239,7 +239,12 @@ impl Attached {
         let guest = Domain::join(dir.join("state"), guest_id)?;
         let driver = Domain::join(dir.join("state"), driver_id)?;
         let mut front = Queue::new(&guest, driver_id)?;
-        front.set_features(FrontFeatures { sg: true, checksum_v4: true, checksum_v6: true });
+        front.set_features(FrontFeatures {
+            sg: true,
+            checksum_v4: true,
+            checksum_v6: true,
+            ..FrontFeatures::default()
+        });
         let refs = QueueRefs {
             tx_ring: front.tx_gref(),
             rx_ring: front.rx_gref(),

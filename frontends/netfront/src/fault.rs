@@ -87,6 +87,9 @@ pub enum SendError {
     /// Its checksum was left blank, and the backend does not complete it for such packets.
     #[error("the backend does not complete checksums of such packets")]
     Checksum,
+    /// It was to be segmented, and the backend does not do that for such packets.
+    #[error("the backend does not segment such packets")]
+    Gso,
     /// The device is finished.
     #[error(transparent)]
     Fault(#[from] BackendFault),

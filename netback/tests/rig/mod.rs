@@ -2,7 +2,9 @@
 //! domain of a hosted hypervisor, in threads of this process.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod frames;
 pub mod namespace;
+pub mod stack;
 
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_netback::host::{TapOptions, TapServer};
