@@ -12,7 +12,7 @@ mod packet;
 mod rx;
 mod tx;
 
-pub use rx::{BACKLOG_BYTES, BACKLOG_PACKETS};
+pub use rx::{BACKLOG_BYTES, BACKLOG_PACKETS, DRAIN, DRAIN_UNSEEN, STALL};
 
 use crate::Platform;
 use crate::fault::{AttachError, QueueError};
@@ -20,6 +20,7 @@ use crate::port::{NetPort, PacketBuf};
 use crate::stats::Stats;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::time::Duration;
 use pvio_event_channel::{EventChannel, Port};
 use pvio_grant_table::{Access, CopyOp, DomId, GrantRef};
 
@@ -36,10 +37,15 @@ pub struct Features {
     pub checksum_v4: bool,
     /// The same over IPv6 (`feature-ipv6-csum-offload`).
     pub checksum_v6: bool,
-    /// TCP over IPv4 is passed unsegmented (`feature-gso-tcpv4`), both ways.
+    /// The guest takes TCP over IPv4 unsegmented (the frontend's `feature-gso-tcpv4`).
     pub gso_v4: bool,
-    /// TCP over IPv6 is passed unsegmented (`feature-gso-tcpv6`), both ways.
+    /// The same over IPv6 (the frontend's `feature-gso-tcpv6`).
     pub gso_v6: bool,
+    /// The guest may send TCP over IPv4 unsegmented (the backend's `feature-gso-tcpv4`). It may do
+    /// so and not take any.
+    pub sends_gso_v4: bool,
+    /// The same over IPv6 (the backend's `feature-gso-tcpv6`).
+    pub sends_gso_v6: bool,
     /// The guest sends an event when it posts buffers (`feature-rx-notify`), so packets may wait
     /// for them.
     pub rx_notify: bool,
@@ -53,6 +59,8 @@ impl Features {
         checksum_v6: false,
         gso_v4: false,
         gso_v6: false,
+        sends_gso_v4: false,
+        sends_gso_v6: false,
         rx_notify: false,
     };
 }
@@ -99,6 +107,16 @@ impl Progress {
     }
 }
 
+/// What became of a guest's willingness to receive, as [`Queue::tick`] tells it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reception {
+    /// It has posted no buffers for [`STALL`] though packets waited: nothing more should be sent
+    /// to it.
+    Stalled,
+    /// It has posted buffers again.
+    Ready,
+}
+
 /// One queue of a vif. `B` is the memory of the port it is used with.
 pub struct Queue<P: Platform, B> {
     platform: P,
@@ -110,6 +128,7 @@ pub struct Queue<P: Platform, B> {
     /// `None` when the rings share a channel.
     rx_channel: Option<P::Channel>,
     stats: Arc<Stats>,
+    now: Duration,
     failed: Option<QueueError>,
 }
 
@@ -140,7 +159,8 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
                 (tx, Some(platform.bind_interdomain(peer, rx)?))
             }
         };
-        Ok(Self { platform, peer, features, tx, rx, tx_channel, rx_channel, stats, failed: None })
+        let (now, failed) = (Duration::ZERO, None);
+        Ok(Self { platform, peer, features, tx, rx, tx_channel, rx_channel, stats, now, failed })
     }
 
     /// Moves up to `budget` packets each way, in batches, and notifies the guest at most once a
@@ -191,6 +211,34 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         self.tx.unblock();
     }
 
+    /// Tells the queue the time, counted from any moment, and never backwards. What waits from now
+    /// on waits since then.
+    pub fn set_clock(&mut self, now: Duration) {
+        self.now = now;
+    }
+
+    /// When [`tick`](Self::tick) is to be called, by the queue's clock; `None` while nothing waits.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        self.rx.deadline(&self.features)
+    }
+
+    /// Drops what has waited for too long ([`DRAIN`]), and looks after a guest that does not
+    /// receive ([`STALL`]).
+    ///
+    /// # Errors
+    /// A [`QueueError`], now and for ever.
+    pub fn tick<N: NetPort<Buf = B>>(
+        &mut self,
+        port: &mut N,
+    ) -> Result<Option<Reception>, QueueError> {
+        self.guarded(|queue| {
+            let Self { rx, features, now, stats, .. } = queue;
+            rx.expire(features, *now, port, stats);
+            Ok(rx.reception(features, *now)?)
+        })
+    }
+
     /// The event channels that wake this queue.
     pub fn channels(&self) -> impl Iterator<Item = &P::Channel> {
         core::iter::once(&self.tx_channel).chain(&self.rx_channel)
@@ -214,8 +262,7 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         self.rx.backlog()
     }
 
-    /// Drops what waits for the guest to post buffers. For a guest without
-    /// [`rx_notify`](Features::rx_notify) that has not posted any for a while, and at the end.
+    /// Drops what waits for the guest to post buffers: at the end.
     pub fn drop_backlog<N: NetPort<Buf = B>>(&mut self, port: &mut N) {
         self.rx.drop_backlog(port, &self.stats);
     }
@@ -226,12 +273,12 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         budget: usize,
     ) -> Result<Progress, QueueError> {
         let mut progress = Progress::default();
-        let Self { platform, peer, features, tx, rx, stats, .. } = self;
+        let Self { platform, peer, features, tx, rx, stats, now, .. } = self;
         loop {
             let left = budget.saturating_sub(progress.tx);
             let sent = tx.step(platform, *peer, features, port, left, stats)?;
             let left = budget.saturating_sub(progress.rx);
-            let received = rx.step(platform, *peer, features, port, left, stats)?;
+            let received = rx.step(platform, *peer, features, port, left, *now, stats)?;
             progress.tx = progress.tx.saturating_add(sent);
             progress.rx = progress.rx.saturating_add(received);
             if sent < BATCH && received < BATCH {

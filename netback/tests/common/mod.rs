@@ -28,6 +28,8 @@ pub const ALL: Features = Features {
     checksum_v6: true,
     gso_v4: false,
     gso_v6: false,
+    sends_gso_v4: false,
+    sends_gso_v6: false,
     rx_notify: true,
 };
 
@@ -187,6 +189,13 @@ impl Guest {
 /// Bytes that differ from place to place.
 pub fn pattern(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 + i / 251 + seed * 17) as u8).collect()
+}
+
+/// Takes what waits in a port, and gives its buffers back.
+pub fn drain(port: &mut MemoryPort) {
+    while let Some(packet) = port.receive() {
+        port.recycle(packet.buf);
+    }
 }
 
 /// An Ethernet frame with TCP over IPv4 or IPv6 and so much payload, its checksum wrong.

@@ -18,13 +18,25 @@ pub const FRONT: DomId = DomId(7);
 pub const BACK: DomId = DomId(0);
 
 /// What both ends agree on where a test says nothing else.
-pub const FRONT_FEATURES: Features = Features { sg: true, checksum_v4: true, checksum_v6: true };
+pub const FRONT_FEATURES: Features =
+    Features { sg: true, checksum_v4: true, checksum_v6: true, ..NO_FEATURES };
+pub const NO_FEATURES: Features = Features {
+    sg: false,
+    checksum_v4: false,
+    checksum_v6: false,
+    gso_v4: false,
+    gso_v6: false,
+    takes_gso_v4: false,
+    takes_gso_v6: false,
+};
 pub const BACK_FEATURES: pvio_netback::Features = pvio_netback::Features {
     sg: true,
     checksum_v4: true,
     checksum_v6: true,
     gso_v4: false,
     gso_v6: false,
+    sends_gso_v4: false,
+    sends_gso_v6: false,
     rx_notify: true,
 };
 

@@ -4,7 +4,7 @@ use crate::wire::CablePort;
 use crate::world::{Do, Turn};
 use pvio_grant_table::DomId;
 use pvio_netback::fault::QueueError;
-use pvio_netback::vif::{Attach, Serve, Vif};
+use pvio_netback::vif::{Attach, Serve, Session, Vif};
 use pvio_sim::{LocalDomain, Menu, Sim};
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
@@ -40,13 +40,24 @@ impl Serve<LocalDomain> for Server {
     type Buf = Box<[u8]>;
     type Running = Running;
 
+    fn max_queues(&self) -> u32 {
+        1
+    }
+
     fn open(&mut self, vif: &ToolstackBack, _: Attach) -> Result<(), Fault> {
         self.port = self.ports.get(&vif.frontend_id).cloned();
         Ok(())
     }
 
+    fn begin(&mut self, _: &Session) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn started(&mut self) {}
+
     fn start(
         &mut self,
+        _: usize,
         _: &str,
         queue: pvio_netback::Queue<LocalDomain, Box<[u8]>>,
     ) -> Result<Running, Fault> {
