@@ -64,7 +64,8 @@ fn more_stretches_than_the_kernel_takes_are_a_short_transfer() {
     let file = uring.add_file(tempfile::tempfile().unwrap().into());
     let page = HeapMemory::pages(1);
     // Every second sector of a page, again and again: no two are neighbours.
-    let segments = || (0..1500).map(|i| IoSeg { buf: page.clone(), offset: i % 4 * 1024, len: 512 });
+    let segments =
+        || (0..1500).map(|i| IoSeg { buf: page.clone(), offset: i % 4 * 1024, len: 512 });
     for round in 0..3 {
         uring.write(file, 0, segments(), round).unwrap();
         uring.wait(None).unwrap();
