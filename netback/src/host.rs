@@ -4,7 +4,7 @@
 use crate::Platform;
 use crate::port::tap::{Tap, TapConfig};
 use crate::queue::Queue;
-use crate::vif::Serve;
+use crate::vif::{Attach, Serve};
 use crate::worker::Worker;
 use alloc::format;
 use alloc::string::String;
@@ -48,10 +48,16 @@ impl TapServer {
         self.tap.as_ref()
     }
 
-    fn config(&self, vif: &ToolstackBack) -> TapConfig {
+    fn config(&self, vif: &ToolstackBack, attach: Attach) -> TapConfig {
+        let usual = format!("vif{}.{}", vif.frontend_id, vif.handle);
+        if attach == Attach::ByScript {
+            let mut config = TapConfig::new(usual);
+            config.mtu = vif.mtu.unwrap_or(config.mtu);
+            config.up = false;
+            return config;
+        }
         let name = vif.vifname.clone().or_else(|| self.options.name.clone());
-        let name = name.unwrap_or_else(|| format!("vif{}.{}", vif.frontend_id, vif.handle));
-        let mut config = TapConfig::new(name);
+        let mut config = TapConfig::new(name.unwrap_or(usual));
         config.mtu = vif.mtu.unwrap_or(config.mtu);
         config.bridge = vif.bridge.clone().or_else(|| self.options.bridge.clone());
         config.address = self.options.address;
@@ -76,8 +82,8 @@ where
     type Buf = PrivateBuf;
     type Running = Worker;
 
-    fn open(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
-        let tap = Tap::create(&self.config(vif)).map_err(|e| Fault::new(e.code(), e))?;
+    fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
+        let tap = Tap::create(&self.config(vif, attach)).map_err(|e| Fault::new(e.code(), e))?;
         self.tap = Some(tap);
         self.carrier(false);
         Ok(())

@@ -12,12 +12,22 @@ use core::fmt;
 use pvio_event_channel::Port;
 use pvio_grant_table::GrantRef;
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::driver::{BackendClass, Ends, Fault};
+use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, Surroundings, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
 use pvio_xenbus::handshake::vif::{
     BackOffer, EventChannels as Events, FrontRequest, Negotiated, Queue as QueueKeys, ToolstackBack,
 };
+
+/// Who attaches the host's end of a vif to what it leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attach {
+    /// The server: it joins the bridge and brings the interface up, under its final name.
+    Here,
+    /// The toolstack's hotplug script, which expects an interface `vif<domain>.<handle>` that is
+    /// down, and may rename it.
+    ByScript,
+}
 
 /// Opens ports and runs queues: taps and threads, or whatever the platform has.
 pub trait Serve<P: Platform> {
@@ -31,7 +41,7 @@ pub trait Serve<P: Platform> {
     ///
     /// # Errors
     /// A [`Fault`] that tells the operator what to do.
-    fn open(&mut self, vif: &ToolstackBack) -> Result<(), Fault>;
+    fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault>;
 
     /// Begins to serve a queue.
     ///
@@ -50,6 +60,8 @@ pub trait Serve<P: Platform> {
 pub struct Vif<P: Platform, S: Serve<P>> {
     platform: P,
     server: S,
+    /// The port is there already.
+    opened: bool,
     running: Option<S::Running>,
     negotiated: Option<Negotiated>,
     stats: Arc<Stats>,
@@ -59,7 +71,14 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
     /// A vif that nobody has asked for yet.
     #[must_use]
     pub fn new(platform: P, server: S) -> Self {
-        Self { platform, server, running: None, negotiated: None, stats: Arc::default() }
+        Self {
+            platform,
+            server,
+            opened: false,
+            running: None,
+            negotiated: None,
+            stats: Arc::default(),
+        }
     }
 
     /// What it has done, over all its sessions.
@@ -99,16 +118,24 @@ fn features_offered() -> BackOffer {
 }
 
 impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
         let vif = ToolstackBack::read(xs, &ends.back)?;
-        let opened = self.server.open(&vif);
+        let scripts = ends.surroundings == Surroundings::Scripts;
+        if scripts && vif.script.is_some() {
+            // The script attaches it: it must be there, and nothing more.
+            if !core::mem::replace(&mut self.opened, true) {
+                self.server.open(&vif, Attach::ByScript)?;
+            }
+            return hotplug(xs, ends, vif.script.as_deref());
+        }
+        let opened = self.server.open(&vif, Attach::Here);
         let status = match &opened {
             Ok(()) => Hotplug::Connected,
             Err(fault) => Hotplug::Failed(fault.to_string().into()),
         };
         // Whoever makes what the packets go to says so; toolstacks wait for it.
         write_hotplug(xs, &ends.back, &status)?;
-        opened
+        opened.map(|()| Prepared::Yes)
     }
 
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {

@@ -36,6 +36,8 @@ pub struct TapConfig {
     pub bridge: Option<String>,
     /// An address of the host on this link, and its prefix length.
     pub address: Option<(Ipv4Addr, u8)>,
+    /// Whether to bring it up; a hotplug script wants to do that itself.
+    pub up: bool,
 }
 
 impl TapConfig {
@@ -43,7 +45,7 @@ impl TapConfig {
     /// address.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), mac: HOST_MAC, mtu: 1500, bridge: None, address: None }
+        Self { name: name.into(), mac: HOST_MAC, mtu: 1500, bridge: None, address: None, up: true }
     }
 }
 
@@ -136,7 +138,9 @@ impl Tap {
         if let Some((address, prefix)) = config.address {
             kernel.set_address(&config.name, address, prefix)?;
         }
-        kernel.bring_up(&config.name)?;
+        if config.up {
+            kernel.bring_up(&config.name)?;
+        }
         Ok(tap)
     }
 
