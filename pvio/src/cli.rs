@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pvio_blkback::path::Policy;
 use pvio_xenbus::handshake::common::BackendKind;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -99,6 +100,9 @@ pub struct ServeArgs {
     /// this daemon itself, as is usual elsewhere
     #[arg(long, value_name = "WHO")]
     pub hotplug: Option<Around>,
+    /// How disks reach their guests' pages: map, copy, persistent-or-map or persistent-or-copy
+    #[arg(long, value_name = "POLICY", default_value_t = Policy::PersistentOrMap)]
+    pub disk_policy: Policy,
     /// Where the log goes, instead of standard error
     #[arg(long, value_name = "PATH")]
     pub log: Option<PathBuf>,

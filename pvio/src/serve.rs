@@ -4,6 +4,7 @@ use crate::cli::{Around, ServeArgs};
 use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::{Failure, say};
+use pvio_blkback::vbd;
 use pvio_grant_table::DomId;
 use pvio_xen_linux::XenDomain;
 use pvio_xenbus::XsError;
@@ -62,7 +63,8 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         (Some(Around::Toolstack), _) | (None, DomId::DOM0) => Surroundings::Scripts,
         (Some(Around::Itself), _) | (None, _) => Surroundings::DriverDomain,
     };
-    let options = Options { kinds, surroundings, ..Options::default() };
+    let disks = vbd::Config { policy: args.disk_policy };
+    let options = Options { kinds, surroundings, disks, ..Options::default() };
     let mut xs = host.xenstore()?;
     let me = (host.domain(), host.id());
     driver::run(me, &mut xs, &options, (&stop, &bell), || say!("ready")).map_err(lost)

@@ -7,8 +7,8 @@ mod devices;
 
 use crate::domain::stop::{Bell, Stop, sleep};
 use devices::Devices;
-use pvio_blkback::Vbd;
 use pvio_blkback::host::ImageServer;
+use pvio_blkback::vbd::{self, Vbd};
 use pvio_grant_table::DomId;
 use pvio_netback::Vif;
 use pvio_netback::host::{TapOptions, TapServer};
@@ -32,6 +32,8 @@ pub struct Options {
     pub only: Option<DomId>,
     /// Who else looks after the devices.
     pub surroundings: Surroundings,
+    /// How disks are served.
+    pub disks: vbd::Config,
 }
 
 impl Default for Options {
@@ -41,6 +43,7 @@ impl Default for Options {
             kinds: vec![BackendKind::Vbd, BackendKind::Vif],
             only: None,
             surroundings: Surroundings::Plain,
+            disks: vbd::Config::default(),
         }
     }
 }
@@ -70,12 +73,12 @@ pub fn run<P: Platform>(
     let within = options.surroundings;
     let of_class = |class| options.kinds.iter().copied().filter(move |k| k.class() == class);
     let (shared, ring) = (platform.clone(), bell.clone());
-    let disks = of_class(DeviceClass::Vbd).collect();
+    let (disks, config) = (of_class(DeviceClass::Vbd).collect(), options.disks);
     let mut disks = Devices::new(disks, id, options.only, move |addr| {
         let ring = ring.clone();
         let server = ImageServer::new(Arc::new(move || ring.ring()));
         // A frontend that is Connected already was served by a predecessor of this process.
-        BackendDriver::restarted(addr, Vbd::new(shared.clone(), server)).within(within)
+        BackendDriver::restarted(addr, Vbd::with(shared.clone(), server, config)).within(within)
     })
     .clearing_up(within == Surroundings::DriverDomain);
     let (shared, ring, address) = (platform.clone(), bell.clone(), options.host);
