@@ -11,7 +11,7 @@ use pvio_grant_table::{Access, GrantMapper, GrantRef};
 use pvio_ring::BackRing;
 use pvio_ring::proto::blkif::Abi;
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::driver::{BackendClass, Ends, Fault};
+use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::vbd::{
     BackDisk, BackOffer, Discard, DiskInfo, FrontRequest, Mode, Negotiated, Protocol, ToolstackBack,
@@ -99,8 +99,11 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
 }
 
 impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
         let disk = ToolstackBack::read(xs, &ends.back)?;
+        if hotplug(xs, ends, disk.script.as_deref())? == Prepared::AwaitsScript {
+            return Ok(Prepared::AwaitsScript);
+        }
         let mut geometry = self.server.open(&disk)?;
         if disk.mode == Mode::ReadOnly {
             geometry.read_only = true;
@@ -110,7 +113,7 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         }
         self.removable = disk.removable;
         self.geometry = Some(geometry);
-        Ok(())
+        Ok(Prepared::Yes)
     }
 
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {

@@ -12,7 +12,7 @@ use pvio_ring::proto::blkif::Status;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendDriver, Life};
-use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, read_error, request_removal};
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, read_error, request_removal};
 use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack, create_device};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -42,7 +42,7 @@ impl Machine {
     }
 
     fn addr(&self) -> DeviceAddr {
-        DeviceAddr::new(DeviceClass::Vbd, self.driver, self.guest, 51712)
+        DeviceAddr::new(BackendKind::Vbd, self.driver, self.guest, 51712)
     }
 
     fn add_disk(&self, image: &Path, mode: Mode) -> DeviceAddr {

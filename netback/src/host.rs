@@ -4,7 +4,7 @@
 use crate::Platform;
 use crate::port::tap::{Tap, TapConfig, TapError};
 use crate::queue::Queue;
-use crate::vif::{Serve, Session};
+use crate::vif::{Attach, Serve, Session};
 use crate::worker::{News, Worker};
 use alloc::format;
 use alloc::string::String;
@@ -92,10 +92,17 @@ impl TapServer {
         self.taps.first()
     }
 
-    fn config(&self, vif: &ToolstackBack) -> TapConfig {
+    fn config(&self, vif: &ToolstackBack, attach: Attach) -> TapConfig {
+        let usual = format!("vif{}.{}", vif.frontend_id, vif.handle);
+        if attach == Attach::ByScript {
+            let mut config = TapConfig::new(usual);
+            config.mtu = vif.mtu.unwrap_or(config.mtu);
+            config.up = false;
+            config.multi_queue = self.max_queues > 1;
+            return config;
+        }
         let name = vif.vifname.clone().or_else(|| self.options.name.clone());
-        let name = name.unwrap_or_else(|| format!("vif{}.{}", vif.frontend_id, vif.handle));
-        let mut config = TapConfig::new(name);
+        let mut config = TapConfig::new(name.unwrap_or(usual));
         config.mtu = vif.mtu.unwrap_or(config.mtu);
         config.bridge = vif.bridge.clone().or_else(|| self.options.bridge.clone());
         config.address = self.options.address;
@@ -103,8 +110,8 @@ impl TapServer {
         config
     }
 
-    fn create(&mut self, vif: &ToolstackBack) -> Result<(), TapError> {
-        let first = Tap::create(&self.config(vif))?;
+    fn create(&mut self, config: &TapConfig) -> Result<(), TapError> {
+        let first = Tap::create(config)?;
         let mut taps = Vec::from([first]);
         for _ in 1..self.max_queues {
             if let Some(first) = taps.first() {
@@ -149,8 +156,8 @@ where
         self.max_queues
     }
 
-    fn open(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
-        self.create(vif).map_err(fault)
+    fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
+        self.create(&self.config(vif, attach)).map_err(fault)
     }
 
     fn begin(&mut self, session: &Session) -> Result<(), Fault> {

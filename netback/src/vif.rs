@@ -13,7 +13,7 @@ use core::fmt;
 use pvio_event_channel::Port;
 use pvio_grant_table::GrantRef;
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::driver::{BackendClass, Ends, Fault};
+use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, Surroundings, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
 use pvio_xenbus::handshake::vif::{
@@ -28,6 +28,16 @@ pub struct Session {
     pub queues: usize,
     /// What was negotiated.
     pub features: Features,
+}
+
+/// Who attaches the host's end of a vif to what it leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attach {
+    /// The server: it joins the bridge and brings the interface up, under its final name.
+    Here,
+    /// The toolstack's hotplug script, which expects an interface `vif<domain>.<handle>` that is
+    /// down, and may rename it.
+    ByScript,
 }
 
 /// Opens ports and runs queues: taps and threads, or whatever the platform has.
@@ -45,7 +55,7 @@ pub trait Serve<P: Platform> {
     ///
     /// # Errors
     /// A [`Fault`] that tells the operator what to do.
-    fn open(&mut self, vif: &ToolstackBack) -> Result<(), Fault>;
+    fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault>;
 
     /// A session begins: what [`open`](Self::open) made is set up for it. Whatever comes of that,
     /// [`stopped`](Self::stopped) follows at last.
@@ -79,6 +89,8 @@ pub trait Serve<P: Platform> {
 pub struct Vif<P: Platform, S: Serve<P>> {
     platform: P,
     server: S,
+    /// The port is there already.
+    opened: bool,
     /// One for each queue; empty without a session.
     running: Vec<S::Running>,
     negotiated: Option<Negotiated>,
@@ -91,7 +103,8 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
     pub fn new(platform: P, server: S) -> Self {
         let queues = queues_offered(&server);
         let stats = (0..queues).map(|_| Arc::default()).collect();
-        Self { platform, server, running: Vec::new(), negotiated: None, stats }
+        let (running, negotiated) = (Vec::new(), None);
+        Self { platform, server, opened: false, running, negotiated, stats }
     }
 
     /// What it has done, over all its sessions: of each queue that it may have.
@@ -156,16 +169,24 @@ fn features_offered(queues: u32) -> BackOffer {
 }
 
 impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
         let vif = ToolstackBack::read(xs, &ends.back)?;
-        let opened = self.server.open(&vif);
+        let scripts = ends.surroundings == Surroundings::Scripts;
+        if scripts && vif.script.is_some() {
+            // The script attaches it: it must be there, and nothing more.
+            if !core::mem::replace(&mut self.opened, true) {
+                self.server.open(&vif, Attach::ByScript)?;
+            }
+            return hotplug(xs, ends, vif.script.as_deref());
+        }
+        let opened = self.server.open(&vif, Attach::Here);
         let status = match &opened {
             Ok(()) => Hotplug::Connected,
             Err(fault) => Hotplug::Failed(fault.to_string().into()),
         };
         // Whoever makes what the packets go to says so; toolstacks wait for it.
         write_hotplug(xs, &ends.back, &status)?;
-        opened
+        opened.map(|()| Prepared::Yes)
     }
 
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {

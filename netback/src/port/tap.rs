@@ -58,7 +58,9 @@ impl Tap {
         if let Some((address, prefix)) = config.address {
             kernel.set_address(&config.name, address, prefix)?;
         }
-        kernel.bring_up(&config.name)?;
+        if config.up {
+            kernel.bring_up(&config.name)?;
+        }
         Ok(tap)
     }
 

@@ -14,7 +14,7 @@ use pvio_xenbus::XenbusState;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendDriver, FrontendClass, FrontendDriver, Life};
-use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, read_error, request_removal};
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, read_error, request_removal};
 use pvio_xenbus::handshake::vif::{Mac, ToolstackBack, create_device};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ impl Rig {
         let back = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
         let front = hypervisor.create_domain(DomainConfig::new("guest")).unwrap();
         let mut tools = hypervisor.xenstore().unwrap();
-        let addr = DeviceAddr::new(DeviceClass::Vif, back, front, 0);
+        let addr = DeviceAddr::new(BackendKind::Vif, back, front, 0);
         let mut words = ToolstackBack::new(addr, GUEST_MAC);
         edit(&mut words);
         create_device(&mut tools, addr, &words).unwrap();

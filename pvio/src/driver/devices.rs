@@ -3,17 +3,19 @@
 use pvio_grant_table::DomId;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Life};
 use pvio_xenbus::handshake::common::{
-    DeviceAddr, DeviceClass, backend_root, list_backends, read_error,
+    BackendKind, DeviceAddr, backend_root, list_backends, read_error, read_online, read_state,
 };
-use pvio_xenbus::{WatchEvent, Xenstore, XsError};
+use pvio_xenbus::{WatchEvent, XenbusState, Xenstore, XsError};
 use std::collections::BTreeMap;
 
 /// The backends of one class, as the toolstack makes and removes them.
 pub struct Devices<C, M> {
-    class: DeviceClass,
     home: DomId,
+    /// Only devices of this domain, if it is given.
+    only: Option<DomId>,
     make: M,
-    root: String,
+    /// Each kind that is served, and its directory, which is also the token of the watch on it.
+    roots: Vec<(BackendKind, String)>,
     /// With what it last told the operator.
     devices: BTreeMap<DeviceAddr, (BackendDriver<C>, Option<String>)>,
 }
@@ -23,20 +25,20 @@ where
     C: BackendClass,
     M: Fn(DeviceAddr) -> BackendDriver<C>,
 {
-    /// None yet; `make` is called for each that turns up.
-    pub fn new(class: DeviceClass, home: DomId, make: M) -> Self {
-        let root = backend_root(class, home);
-        Self { class, home, make, root, devices: BTreeMap::new() }
+    /// None yet; `make` is called for each of these kinds that turns up.
+    pub fn new(kinds: Vec<BackendKind>, home: DomId, only: Option<DomId>, make: M) -> Self {
+        let roots = kinds.into_iter().map(|kind| (kind, backend_root(kind, home))).collect();
+        Self { home, only, make, roots, devices: BTreeMap::new() }
     }
 
     /// Begins to watch for devices.
     pub fn watch(&self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
-        xs.watch(&self.root, &self.root)
+        self.roots.iter().try_for_each(|(_, root)| xs.watch(root, root))
     }
 
     /// Does what an event asks for, if it is one of ours.
     pub fn event(&mut self, xs: &mut dyn Xenstore, event: &WatchEvent) -> Result<(), XsError> {
-        if event.token == self.root {
+        if let Some((kind, _)) = self.roots.iter().find(|(_, root)| *root == event.token) {
             // Also for changes of our own making below a device: then nothing is new.
             let at_device = DeviceAddr::from_backend_path(&event.path, self.home);
             match at_device {
@@ -45,11 +47,9 @@ where
                         self.step(xs, addr)?;
                     }
                 }
-                _ => self.discover(xs)?,
+                _ => self.discover(xs, *kind)?,
             }
-        } else if let Some((addr, _)) = DeviceAddr::from_backend_path(&event.token, self.home)
-            && addr.class == self.class
-        {
+        } else if let Some((addr, _)) = DeviceAddr::from_backend_path(&event.token, self.home) {
             self.step(xs, addr)?;
         }
         Ok(())
@@ -68,9 +68,10 @@ where
         all.map(|(mut device, _)| device.shut_down(xs)).fold(Ok(()), Result::and)
     }
 
-    fn discover(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
-        for addr in list_backends(xs, self.class, self.home)? {
-            if !self.devices.contains_key(&addr) {
+    fn discover(&mut self, xs: &mut dyn Xenstore, kind: BackendKind) -> Result<(), XsError> {
+        for addr in list_backends(xs, kind, self.home)? {
+            let ours = self.only.is_none_or(|only| addr.front == only);
+            if ours && !self.devices.contains_key(&addr) && !is_over(xs, &addr)? {
                 tracing::info!(device = addr.backend_path(), "a new device");
                 self.devices.insert(addr, ((self.make)(addr), None));
                 self.step(xs, addr)?;
@@ -108,4 +109,12 @@ where
         }
         Ok(())
     }
+}
+
+/// Whether a device has come to its end, and its directory is only waiting to be removed.
+fn is_over(xs: &mut dyn Xenstore, addr: &DeviceAddr) -> Result<bool, XsError> {
+    let base = addr.backend_path();
+    // What is not a number is the device's to complain about.
+    let online = read_online(xs, &base).unwrap_or(true);
+    Ok(!online && read_state(xs, &base)? == XenbusState::Closed)
 }

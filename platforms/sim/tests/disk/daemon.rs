@@ -11,7 +11,7 @@ use pvio_sim::local::memory::LocalMapping;
 use pvio_sim::{LocalDomain, Menu, Sim};
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
-use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, backend_root, list_backends};
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, backend_root, list_backends};
 use pvio_xenbus::handshake::vbd::ToolstackBack;
 use pvio_xenbus::store::{LocalClient, Store};
 use std::cell::{Cell, RefCell};
@@ -235,7 +235,7 @@ impl Daemon {
         flaw: Flaw,
     ) -> Self {
         let mut xs = LocalClient::connect(store, domain.id());
-        let root = backend_root(DeviceClass::Vbd, domain.id());
+        let root = backend_root(BackendKind::Vbd, domain.id());
         xs.watch(&root, ROOT).expect("the first watch of a domain");
         Self { domain, xs, devices: BTreeMap::new(), media, crashed: Rc::default(), flaw }
     }
@@ -320,7 +320,7 @@ impl Daemon {
 
     fn look_for_devices(&mut self, sim: &mut Sim) {
         let me = self.id();
-        let found = list_backends(&mut self.xs, DeviceClass::Vbd, me).expect("xenstore");
+        let found = list_backends(&mut self.xs, BackendKind::Vbd, me).expect("xenstore");
         for addr in found {
             if self.devices.contains_key(&addr) {
                 continue;

@@ -4,11 +4,11 @@ use crate::wire::CablePort;
 use crate::world::{Do, Turn};
 use pvio_grant_table::DomId;
 use pvio_netback::fault::QueueError;
-use pvio_netback::vif::{Serve, Session, Vif};
+use pvio_netback::vif::{Attach, Serve, Session, Vif};
 use pvio_sim::{LocalDomain, Menu, Sim};
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
-use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, backend_root, list_backends};
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, backend_root, list_backends};
 use pvio_xenbus::handshake::vif::ToolstackBack;
 use pvio_xenbus::store::{LocalClient, Store};
 use std::cell::{Cell, RefCell};
@@ -44,7 +44,7 @@ impl Serve<LocalDomain> for Server {
         1
     }
 
-    fn open(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
+    fn open(&mut self, vif: &ToolstackBack, _: Attach) -> Result<(), Fault> {
         self.port = self.ports.get(&vif.frontend_id).cloned();
         Ok(())
     }
@@ -146,7 +146,7 @@ impl Daemon {
         careless: bool,
     ) -> Self {
         let mut xs = LocalClient::connect(store, domain.id());
-        xs.watch(&backend_root(DeviceClass::Vif, domain.id()), ROOT).expect("the first watch");
+        xs.watch(&backend_root(BackendKind::Vif, domain.id()), ROOT).expect("the first watch");
         Self { domain, xs, devices: BTreeMap::new(), ports, crashed: Rc::default(), careless }
     }
 
@@ -203,7 +203,7 @@ impl Daemon {
 
     fn look_for_devices(&mut self, sim: &mut Sim) {
         let me = self.domain.id();
-        for addr in list_backends(&mut self.xs, DeviceClass::Vif, me).expect("xenstore") {
+        for addr in list_backends(&mut self.xs, BackendKind::Vif, me).expect("xenstore") {
             if self.devices.contains_key(&addr) {
                 continue;
             }
