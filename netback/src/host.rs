@@ -3,7 +3,7 @@
 
 use crate::Platform;
 use crate::port::tap::{Tap, TapConfig, TapError};
-use crate::queue::Queue;
+use crate::queue::{Policy, Queue};
 use crate::vif::{Attach, Serve, Session};
 use crate::worker::{News, Worker};
 use alloc::format;
@@ -31,6 +31,8 @@ pub struct TapOptions {
     /// Queues that a guest may have at most; else as many as there are processors, up to
     /// [`QUEUES_DEFAULT`].
     pub max_queues: Option<u32>,
+    /// How the guest's pages are reached.
+    pub policy: Policy,
 }
 
 /// Queues that a guest may have if nothing else is said: Linux' default too.
@@ -154,6 +156,10 @@ where
 
     fn max_queues(&self) -> u32 {
         self.max_queues
+    }
+
+    fn policy(&self) -> Policy {
+        self.options.policy
     }
 
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {

@@ -3,7 +3,7 @@
 use crate::Platform;
 use crate::fault::AttachError;
 use crate::port::PacketBuf;
-use crate::queue::{EventPorts, Features, Queue, QueueRefs};
+use crate::queue::{EventPorts, Features, Policy, Queue, QueueRefs};
 use crate::stats::Stats;
 use alloc::format;
 use alloc::string::ToString;
@@ -49,6 +49,11 @@ pub trait Serve<P: Platform> {
 
     /// How many queues a vif may have at most, at least 1 (`multi-queue-max-queues`).
     fn max_queues(&self) -> u32;
+
+    /// How the guest's pages are to be reached.
+    fn policy(&self) -> Policy {
+        Policy::default()
+    }
 
     /// Makes what the vif's packets go to. Done once; it lives as long as the device, so that
     /// what is attached to it stays across reconnections of the guest.
@@ -146,7 +151,10 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
     {
         let stats = self.stats.get(index).map(Arc::clone).unwrap_or_default();
         let peer = ends.addr.front;
-        Ok(Queue::attach(self.platform.clone(), peer, &refs(keys), features, stats)?)
+        let platform = self.platform.clone();
+        let mut queue = Queue::attach(platform, peer, &refs(keys), features, stats)?;
+        queue.set_policy(self.server.policy());
+        Ok(queue)
     }
 }
 
