@@ -3,7 +3,7 @@
 
 use crate::Platform;
 use crate::port::tap::{Tap, TapConfig, TapError};
-use crate::queue::Queue;
+use crate::queue::{Policy, Queue};
 use crate::vif::{Attach, Serve, Session};
 use crate::worker::{News, Worker};
 use alloc::format;
@@ -31,6 +31,8 @@ pub struct TapOptions {
     /// Queues that a guest may have at most; else as many as there are processors, up to
     /// [`QUEUES_DEFAULT`].
     pub max_queues: Option<u32>,
+    /// How the guest's pages are reached.
+    pub policy: Policy,
 }
 
 /// Queues that a guest may have if nothing else is said: Linux' default too.
@@ -109,8 +111,8 @@ impl TapServer {
         config
     }
 
-    fn create(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), TapError> {
-        let first = Tap::create(&self.config(vif, attach))?;
+    fn create(&mut self, config: &TapConfig) -> Result<(), TapError> {
+        let first = Tap::create(config)?;
         let mut taps = Vec::from([first]);
         for _ in 1..self.max_queues {
             if let Some(first) = taps.first() {
@@ -155,8 +157,12 @@ where
         self.max_queues
     }
 
+    fn policy(&self) -> Policy {
+        self.options.policy
+    }
+
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
-        self.create(vif, attach).map_err(fault)
+        self.create(&self.config(vif, attach)).map_err(fault)
     }
 
     fn begin(&mut self, session: &Session) -> Result<(), Fault> {

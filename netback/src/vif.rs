@@ -3,7 +3,7 @@
 use crate::Platform;
 use crate::fault::AttachError;
 use crate::port::PacketBuf;
-use crate::queue::{EventPorts, Features, Queue, QueueRefs};
+use crate::queue::{EventPorts, Features, Policy, Queue, QueueRefs};
 use crate::stats::Stats;
 use alloc::format;
 use alloc::string::ToString;
@@ -21,6 +21,15 @@ use pvio_xenbus::handshake::vif::{
     ToolstackBack,
 };
 
+/// A guest's session, from its connecting to its leaving.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Session {
+    /// How many queues it has.
+    pub queues: usize,
+    /// What was negotiated.
+    pub features: Features,
+}
+
 /// Who attaches the host's end of a vif to what it leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Attach {
@@ -29,15 +38,6 @@ pub enum Attach {
     /// The toolstack's hotplug script, which expects an interface `vif<domain>.<handle>` that is
     /// down, and may rename it.
     ByScript,
-}
-
-/// A guest's session, from its connecting to its leaving.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Session {
-    /// How many queues it has.
-    pub queues: usize,
-    /// What was negotiated.
-    pub features: Features,
 }
 
 /// Opens ports and runs queues: taps and threads, or whatever the platform has.
@@ -49,6 +49,11 @@ pub trait Serve<P: Platform> {
 
     /// How many queues a vif may have at most, at least 1 (`multi-queue-max-queues`).
     fn max_queues(&self) -> u32;
+
+    /// How the guest's pages are to be reached.
+    fn policy(&self) -> Policy {
+        Policy::default()
+    }
 
     /// Makes what the vif's packets go to. Done once; it lives as long as the device, so that
     /// what is attached to it stays across reconnections of the guest.
@@ -103,7 +108,8 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
     pub fn new(platform: P, server: S) -> Self {
         let queues = queues_offered(&server);
         let stats = (0..queues).map(|_| Arc::default()).collect();
-        Self { platform, server, opened: false, running: Vec::new(), negotiated: None, stats }
+        let (running, negotiated) = (Vec::new(), None);
+        Self { platform, server, opened: false, running, negotiated, stats }
     }
 
     /// What it has done, over all its sessions: of each queue that it may have.
@@ -145,7 +151,10 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
     {
         let stats = self.stats.get(index).map(Arc::clone).unwrap_or_default();
         let peer = ends.addr.front;
-        Ok(Queue::attach(self.platform.clone(), peer, &refs(keys), features, stats)?)
+        let platform = self.platform.clone();
+        let mut queue = Queue::attach(platform, peer, &refs(keys), features, stats)?;
+        queue.set_policy(self.server.policy());
+        Ok(queue)
     }
 }
 

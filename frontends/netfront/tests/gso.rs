@@ -8,7 +8,6 @@ use pvio_netfront::{BackendFault, Checksum, Features, Gso, Queue, SendError};
 use pvio_ring::proto::checksum::Transport;
 use pvio_ring::proto::netif::{Extra, ExtraKind, GsoKind, RxFlags, RxResponse};
 use pvio_sim::LocalMachine;
-use std::sync::Arc;
 
 const ALL: Features = Features {
     gso_v4: true,
@@ -34,7 +33,7 @@ fn echo() -> (LocalMachine, Vif) {
     let machine = LocalMachine::new();
     let mut front = Queue::new(&machine.domain(FRONT), BACK).unwrap();
     front.set_features(ALL);
-    let stats = Arc::default();
+    let stats = Default::default();
     let features = pvio_netback::Features {
         gso_v4: true,
         gso_v6: true,
@@ -42,14 +41,8 @@ fn echo() -> (LocalMachine, Vif) {
         sends_gso_v6: true,
         ..common::BACK_FEATURES
     };
-    let back = pvio_netback::Queue::attach(
-        machine.domain(BACK),
-        FRONT,
-        &common::refs(&front),
-        features,
-        Arc::clone(&stats),
-    );
-    let vif = Vif { front, back: back.unwrap(), port: loopback(64), stats };
+    let back = common::attach(machine.domain(BACK), FRONT, &front, features, &stats);
+    let vif = Vif { front, back, port: loopback(64), stats };
     (machine, vif)
 }
 

@@ -27,6 +27,8 @@ pub struct TapConfig {
     /// be of 64 KiB, this is also how much memory a guest that does not receive can hold for some
     /// seconds.
     pub queue_len: u32,
+    /// Whether to bring it up; a hotplug script wants to do that itself.
+    pub up: bool,
     /// Whether it is to have several queues.
     pub multi_queue: bool,
 }
@@ -44,6 +46,7 @@ impl TapConfig {
             address: None,
             up: true,
             queue_len: 256,
+            up: true,
             multi_queue: false,
         }
     }

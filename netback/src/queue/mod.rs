@@ -9,9 +9,11 @@
 #![forbid(unsafe_code)]
 
 mod packet;
+mod reach;
 mod rx;
 mod tx;
 
+pub use reach::Policy;
 pub use rx::{BACKLOG_BYTES, BACKLOG_PACKETS, DRAIN, DRAIN_UNSEEN, STALL};
 
 use crate::Platform;
@@ -22,7 +24,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_event_channel::{EventChannel, Port};
+use pvio_grant_table::policy::Kept;
 use pvio_grant_table::{Access, CopyOp, DomId, GrantRef};
+use reach::{Pages, Reach};
 
 /// Packets moved with one copy call and one publication.
 const BATCH: usize = 64;
@@ -122,6 +126,7 @@ pub struct Queue<P: Platform, B> {
     platform: P,
     peer: DomId,
     features: Features,
+    reach: Reach<P>,
     tx: tx::Tx<P::Mapping, B>,
     rx: rx::Rx<P::Mapping, B>,
     tx_channel: P::Channel,
@@ -159,8 +164,31 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
                 (tx, Some(platform.bind_interdomain(peer, rx)?))
             }
         };
-        let (now, failed) = (Duration::ZERO, None);
-        Ok(Self { platform, peer, features, tx, rx, tx_channel, rx_channel, stats, now, failed })
+        Ok(Self {
+            platform,
+            peer,
+            features,
+            reach: Reach::Copy,
+            tx,
+            rx,
+            tx_channel,
+            rx_channel,
+            stats,
+            now: Duration::ZERO,
+            failed: None,
+        })
+    }
+
+    /// Reaches the guest's pages so from now on; at first, by [`Policy::Copy`].
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.reach = policy.into();
+    }
+
+    /// Reaches the guest's pages by mappings that stay, which takes the guest's promise, as
+    /// [`GrantsStay`](pvio_grant_table::policy::GrantsStay) says: nothing that a vif negotiates here
+    /// is one. For frontends that are known to grant their pages once and for all.
+    pub fn keep_mapped(&mut self, kept: Kept<P>) {
+        self.reach = Reach::Keep(kept);
     }
 
     /// Moves up to `budget` packets each way, in batches, and notifies the guest at most once a
@@ -273,12 +301,13 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         budget: usize,
     ) -> Result<Progress, QueueError> {
         let mut progress = Progress::default();
-        let Self { platform, peer, features, tx, rx, stats, now, .. } = self;
+        let Self { platform, reach, peer, features, tx, rx, stats, now, .. } = self;
+        let pages = Pages { platform: &*platform, reach: &*reach };
         loop {
             let left = budget.saturating_sub(progress.tx);
-            let sent = tx.step(platform, *peer, features, port, left, stats)?;
+            let sent = tx.step(&pages, *peer, features, port, left, stats)?;
             let left = budget.saturating_sub(progress.rx);
-            let received = rx.step(platform, *peer, features, port, left, *now, stats)?;
+            let received = rx.step(&pages, *peer, features, port, left, *now, stats)?;
             progress.tx = progress.tx.saturating_add(sent);
             progress.rx = progress.rx.saturating_add(received);
             if sent < BATCH && received < BATCH {

@@ -5,7 +5,7 @@ use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, DomId, GrantRef, Granter};
 use pvio_netback::port::memory::{MemoryPort, pair};
 use pvio_netback::port::{NetPort, Offload, Packet};
-use pvio_netback::queue::{EventPorts, Progress, QueueRefs};
+use pvio_netback::queue::{EventPorts, Policy, Progress, QueueRefs};
 use pvio_netback::{Features, Queue, Stats};
 use pvio_ring::FrontRing;
 use pvio_ring::proto::netif::{
@@ -32,6 +32,11 @@ pub const ALL: Features = Features {
     sends_gso_v6: false,
     rx_notify: true,
 };
+
+/// How the guest's pages are reached: the test program `mapped` has all these tests once more.
+pub fn policy() -> Policy {
+    if module_path!().starts_with("mapped::") { Policy::Map } else { Policy::Copy }
+}
 
 /// A guest and the backend's queue for it, joined to a port whose other end the test holds.
 pub struct Setup {
@@ -72,8 +77,9 @@ pub fn setup_deep(features: Features, start: u32, split: bool, depth: usize) -> 
     let back = machine.domain(BACK);
     let guest = Guest::new(machine.domain(FRONT), start, split);
     let stats = Arc::new(Stats::default());
-    let queue =
+    let mut queue =
         Queue::attach(back.clone(), FRONT, &guest.refs, features, Arc::clone(&stats)).unwrap();
+    queue.set_policy(policy());
     let (port, wire) = pair(depth);
     Setup { guest, queue, port, wire, back, machine, stats }
 }
