@@ -24,6 +24,11 @@ pub fn checks() -> Checks<'static> {
     ]
 }
 
+/// For a domain that cannot map its own grants.
+pub fn refused_here() -> Checks<'static> {
+    vec![("map: a domain's own grants are refused", Box::new(own_refused))]
+}
+
 type Each = Vec<Result<Mapping, GrantStatus>>;
 
 fn map_each(me: &XenDomain, from: DomId, grefs: &[GrantRef], access: Access) -> Each {
@@ -253,4 +258,16 @@ fn clones(world: &mut World<'_>) -> Outcome {
     same("seen through the other", byte(&b, 3), Some(7))?;
     drop(clone);
     same("after the clone went", byte(&a, 3), Some(7))
+}
+
+fn own_refused(world: &mut World<'_>) -> Outcome {
+    let grefs = numbered(world, 2, Access::ReadWrite)?;
+    for domain in [world.me.id(), DomId::SELF] {
+        let refused = world.me.map(domain, &grefs, Access::ReadWrite);
+        same("status", refused.err(), Some(GrantStatus::BadDomain))?;
+        for mapped in map_each(&world.me, domain, &grefs, Access::ReadOnly) {
+            same("status of each", mapped.err(), Some(GrantStatus::BadDomain))?;
+        }
+    }
+    same("the page", world.peer.read(grefs[1], 0, 2)?, vec![1, 0])
 }
