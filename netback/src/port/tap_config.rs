@@ -21,8 +21,6 @@ pub struct TapConfig {
     pub bridge: Option<String>,
     /// An address of the host on this link, and its prefix length.
     pub address: Option<(Ipv4Addr, u8)>,
-    /// Whether to bring it up; a hotplug script wants to do that itself.
-    pub up: bool,
     /// Packets that each queue holds for its reader; the kernel drops what comes then. As they may
     /// be of 64 KiB, this is also how much memory a guest that does not receive can hold for some
     /// seconds.
@@ -44,7 +42,6 @@ impl TapConfig {
             mtu: 1500,
             bridge: None,
             address: None,
-            up: true,
             queue_len: 256,
             up: true,
             multi_queue: false,
