@@ -123,7 +123,9 @@ where
         self.pages.gather(&parts.grants, parts.frontend, &parts.stats);
         let mut jobs = core::mem::take(&mut self.jobs);
         for Job { tag, io, pages } in jobs.drain(..) {
-            if !self.pages.take(pages, &mut self.segments) {
+            let Self { parts, segments, .. } = self;
+            let (grants, frontend, stats) = (&parts.grants, parts.frontend, &parts.stats);
+            if !self.pages.take(pages, grants, frontend, stats, segments) {
                 self.fail(tag, Status::Error, RefusalReason::Grant);
                 continue;
             }

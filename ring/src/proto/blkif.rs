@@ -12,6 +12,12 @@ pub const SECTOR_SIZE: u32 = 512;
 pub const SECTORS_PER_PAGE: u8 = 8;
 /// Segments a request carries in its own slot (`BLKIF_MAX_SEGMENTS_PER_REQUEST`).
 pub const MAX_SEGMENTS: usize = 11;
+/// Pages of segments an indirect request names (`BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST`).
+pub const MAX_INDIRECT_PAGES: usize = 8;
+/// Segments in one page of them.
+pub const SEGMENTS_PER_PAGE: usize = 512;
+/// Segments of an indirect request: 16 MiB.
+pub const MAX_INDIRECT_SEGMENTS: usize = MAX_INDIRECT_PAGES * SEGMENTS_PER_PAGE;
 
 /// How a guest's compiler laid the structs out (`protocol` in xenstore, `io/protocols.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -2,8 +2,8 @@
 
 use crate::choices::Do;
 use crate::medium::{SharedMedium, SimEngine};
-use pvio_blkback::vbd::{Config, Serve, Vbd};
-use pvio_blkback::{Buf, Geometry, Policy, Progress, Queue, QueueFault, QueueParts};
+use pvio_blkback::vbd::{Serve, Vbd};
+use pvio_blkback::{Buf, Config, Geometry, Policy, Progress, Queue, QueueFault, QueueParts};
 use pvio_event_channel::{EventChannel, EventError, Port};
 use pvio_grant_table::DomId;
 use pvio_sim::local::events::LocalChannel;
@@ -337,7 +337,7 @@ impl Daemon {
             };
             // Whether somebody served it before us is not known; a frontend that has not begun
             // makes no difference.
-            let config = Config { policy: self.policy };
+            let config = Config { policy: self.policy, ..Config::default() };
             let vbd = Vbd::with(self.domain.clone(), server, config);
             let driver = BackendDriver::restarted(addr, vbd);
             self.devices.insert(addr, Device { driver, seat });
