@@ -116,7 +116,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             barrier: true,
             discard,
             persistent: self.config.policy.offers_persistent(),
-            max_indirect_segments: None,
+            max_indirect_segments: Some(self.config.max_indirect_segments).filter(|n| *n > 0),
             max_queues: Some(self.config.max_queues),
             max_ring_page_order: Some(self.config.max_ring_page_order),
             // The older way to say it, for older frontends.
@@ -151,6 +151,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             ring,
             channel,
             abi,
+            max_indirect_segments: agreed.max_indirect_segments,
             stats: Arc::clone(stats),
         })
     }

@@ -1,6 +1,7 @@
 //! The guest's pages: mapped for a request, kept mapped, or stood for by pages of our own.
 //!
-//! A poll's requests say what they [want](Pages::want); data is then [gathered](Pages::gather) by
+//! A poll's requests say what they [want](Pages::want); of indirect ones the segments are
+//! [read](Pages::read_tables) before, by one call for all of them. Data then [gathered](Pages::gather) by
 //! one copy for all of them, and each request [takes](Pages::take) its pages, or is refused by
 //! itself. Completed operations [return](Pages::returned) their pages, and are
 //! [settled](Pages::settle) together: what was read from the disk into pages of our own is copied to
@@ -23,6 +24,7 @@
 
 mod kept;
 mod pool;
+mod tables;
 
 use crate::engine::{EngineError, Segments};
 use crate::path::DataPath;
@@ -37,8 +39,9 @@ use pvio_grant_table::{
     Access, CopyBuf, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus,
 };
 use pvio_ring::IoSeg;
-use pvio_ring::proto::blkif::Segment;
+use pvio_ring::proto::blkif::{Indirect, RefusalReason, Segment};
 use pvio_ring::shm::{Either, PrivatePage, SharedMemory};
+use tables::Tables;
 
 /// Most guest pages that all requests of a queue use at a time.
 pub const PAGES_MOST: usize = 4096;
@@ -99,6 +102,8 @@ pub(crate) struct Pages<M> {
     pool: Pool,
     kept: Kept<M>,
     wanted: Vec<Want>,
+    /// Pages of segments, of indirect requests.
+    tables: Tables,
     /// What was gathered, one for each that is wanted; `None` where that failed.
     found: Vec<Option<Buf<M>>>,
     /// What one call to the hypervisor is about, and which of `wanted`; reused.
@@ -123,6 +128,7 @@ impl<M: SharedMemory> Pages<M> {
             pool: Pool::new(if is(DataPath::Copy) { free } else { 0 }),
             kept: Kept::new(if is(DataPath::Persistent) { kept_most(slots) } else { 0 }),
             wanted: Vec::new(),
+            tables: Tables::default(),
             found: Vec::new(),
             grefs: Vec::new(),
             places: Vec::new(),
@@ -148,6 +154,60 @@ impl<M: SharedMemory> Pages<M> {
         let range = first..self.wanted.len();
         self.free = self.free.saturating_sub(range.len());
         range
+    }
+
+    /// Asks for the segments of an indirect request, for which there is room.
+    pub fn want_tables(&mut self, indirect: &Indirect) -> Range<usize> {
+        self.free = self.free.saturating_sub(indirect.segments());
+        self.tables.want(indirect)
+    }
+
+    /// Reads everything that [`want_tables`](Self::want_tables) asked for into private memory, once.
+    pub fn read_tables<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
+    where
+        P: GrantMapper<Mapping = M> + GrantCopier,
+    {
+        let Self { tables, kept, ops, .. } = self;
+        match self.path {
+            DataPath::Map => tables.map(grants, frontend, stats),
+            DataPath::Copy => tables.copy(grants, frontend, stats, ops),
+            DataPath::Persistent => tables.keep(grants, frontend, stats, kept),
+        }
+    }
+
+    /// Asks for the pages of an indirect request, whose segments were read; if `check` lets them
+    /// pass, as it is given them.
+    ///
+    /// # Errors
+    /// The check's; [`RefusalReason::Grant`] if the segments could not be read;
+    /// [`RefusalReason::SegmentBounds`].
+    pub fn want_indirect<F>(
+        &mut self,
+        table: Range<usize>,
+        into_guest: bool,
+        check: F,
+    ) -> Result<Range<usize>, RefusalReason>
+    where
+        F: FnOnce(&mut dyn ExactSizeIterator<Item = Segment>) -> Result<(), RefusalReason>,
+    {
+        let (first, count) = (self.wanted.len(), table.len());
+        let wanted = &mut self.wanted;
+        let read = match self.tables.read(table) {
+            None => Err(RefusalReason::Grant),
+            Some(raw) => raw
+                .iter()
+                .try_for_each(|raw| {
+                    let segment = Segment::read(*raw).ok_or(RefusalReason::SegmentBounds)?;
+                    wanted.push(Want { segment, into_guest });
+                    Ok(())
+                })
+                .and_then(|()| check(&mut wanted.iter().skip(first).map(|want| want.segment))),
+        };
+        if read.is_err() {
+            self.wanted.truncate(first);
+            self.free += count;
+        }
+        read.map(|()| first..self.wanted.len())
     }
 
     /// Gets hold of everything wanted.
@@ -202,6 +262,7 @@ impl<M: SharedMemory> Pages<M> {
     /// All requests have taken their pages.
     pub fn taken(&mut self) {
         self.wanted.clear();
+        self.tables.clear();
         self.found.clear();
     }
 

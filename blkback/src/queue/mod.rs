@@ -24,7 +24,7 @@ use pvio_event_channel::{EventChannel, EventError};
 use pvio_grant_table::{DomId, GrantCopier, GrantMapper};
 use pvio_ring::proto::blkif::{Abi, MAX_SEGMENTS, Request};
 use pvio_ring::{BackRing, RingFault, ShortSlot};
-use take::Job;
+use take::{Job, Unread};
 
 const UNSUPPORTED: StepError = StepError::Engine(EngineError::Unsupported);
 
@@ -43,6 +43,8 @@ pub struct QueueParts<P: GrantMapper, C> {
     pub channel: C,
     /// How the frontend lays out its requests.
     pub abi: Abi,
+    /// Segments in one indirect request, as offered; 0 if none was.
+    pub max_indirect_segments: u32,
     /// Where to count.
     pub stats: Arc<Stats>,
 }
@@ -103,6 +105,7 @@ pub struct Queue<P: GrantMapper, C, E> {
     barrier: Option<u32>,
     /// Requests of this poll on their way to the engine; reused.
     jobs: Vec<Job>,
+    unread: Vec<Unread>,
     pages: Pages<P::Mapping>,
     /// One operation's on their way to the engine; reused.
     segments: Segments<Buf<P::Mapping>>,
@@ -144,6 +147,7 @@ where
     /// A queue over an engine.
     pub fn new(parts: QueueParts<P, C>, engine: E) -> Self {
         let slots = parts.ring.layout().slots();
+        let most = MAX_SEGMENTS.max(parts.max_indirect_segments as usize);
         let idle = Begun { id: 0, op: 0, bytes: 0, then: Then::Answer };
         Self {
             geometry: engine.geometry(),
@@ -152,7 +156,8 @@ where
             waiting: None,
             barrier: None,
             jobs: Vec::with_capacity(slots as usize),
-            pages: Pages::new(parts.data_path, slots as usize, MAX_SEGMENTS),
+            unread: Vec::new(),
+            pages: Pages::new(parts.data_path, slots as usize, most),
             segments: Vec::with_capacity(MAX_SEGMENTS),
             held: Vec::with_capacity(MAX_SEGMENTS),
             parts,

@@ -8,6 +8,16 @@ use pvio_event_channel::EventChannel;
 use pvio_grant_table::{GrantCopier, GrantMapper};
 use pvio_ring::proto::blkif::{DataOp, Refusal, RefusalReason, Request, Status, op};
 
+/// An indirect request that was begun and whose segments are not read yet.
+#[derive(Debug)]
+pub(super) struct Unread {
+    tag: u32,
+    op: DataOp,
+    sector: u64,
+    /// Its segments among those of the batch.
+    table: Range<usize>,
+}
+
 /// A request that was begun and whose pages are not gathered yet.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -28,6 +38,7 @@ where
     pub(super) fn take(&mut self, budget: u32) -> Result<u32, QueueFault> {
         let taken = self.choose(budget);
         // What was begun before a fault was found is done all the same.
+        self.read_segments();
         self.launch();
         taken
     }
@@ -54,6 +65,11 @@ where
         let has_room = match &request {
             Request::Data { op: DataOp::WriteBarrier, .. } => self.in_flight() == 0,
             Request::Data { segments, .. } => self.pages.has_room_for(segments.len()),
+            // More than was offered is refused.
+            Request::Indirect { indirect, .. } if indirect.segments() > self.indirect_most() => {
+                true
+            }
+            Request::Indirect { indirect, .. } => self.pages.has_room_for(indirect.segments()),
             Request::Discard { .. } => true,
         };
         if has_room {
@@ -69,9 +85,10 @@ where
         match request {
             Request::Data { op, id, sector, segments } => {
                 let refuse = |reason| Refusal { id, op: op.code(), status: Status::Error, reason };
-                if let Err(reason) = check::data(&self.geometry, op, sector, segments.iter()) {
-                    return self.refuse(refuse(reason));
-                }
+                let bytes = match check::data(&self.geometry, op, sector, segments.iter()) {
+                    Ok(bytes) => bytes,
+                    Err(reason) => return self.refuse(refuse(reason)),
+                };
                 let (io, then) = match op {
                     DataOp::Read => (Io::Read { sector }, Then::Answer),
                     DataOp::Write => (Io::Write { sector }, Then::Answer),
@@ -82,7 +99,6 @@ where
                     DataOp::Flush => (Io::Write { sector }, Then::Flush),
                     DataOp::WriteBarrier => (Io::Flush, Then::Write { sector }),
                 };
-                let bytes = segments.sectors().wrapping_mul(512);
                 let tag = self.start(Begun { id, op: op.code(), bytes, then });
                 if op == DataOp::WriteBarrier {
                     self.barrier = tag;
@@ -90,6 +106,25 @@ where
                 if let Some(tag) = tag {
                     let pages = self.pages.want(segments.iter(), op == DataOp::Read);
                     self.jobs.push(Job { tag, io, pages });
+                }
+            }
+            Request::Indirect { op, id, sector, indirect } => {
+                let most = self.indirect_most();
+                if most == 0 {
+                    let (op, status) = (op::INDIRECT, Status::NotSupported);
+                    let reason = RefusalReason::UnknownOperation;
+                    return self.refuse(Refusal { id, op, status, reason });
+                }
+                // From here on it is what it does, to its frontend too, as Linux has it.
+                let code = op.code();
+                if indirect.segments() > most {
+                    let (status, reason) = (Status::Error, RefusalReason::SegmentCount);
+                    return self.refuse(Refusal { id, op: code, status, reason });
+                }
+                let begun = Begun { id, op: code, bytes: 0, then: Then::Answer };
+                if let Some(tag) = self.start(begun) {
+                    let table = self.pages.want_tables(&indirect);
+                    self.unread.push(Unread { tag, op, sector, table });
                 }
             }
             Request::Discard { id, sector, sectors, secure } => {
@@ -112,6 +147,39 @@ where
         let tag = tag?;
         *self.begun.get_mut(tag as usize)? = request;
         Some(tag)
+    }
+
+    fn indirect_most(&self) -> usize {
+        self.parts.max_indirect_segments as usize
+    }
+
+    /// Reads the segments of all indirect requests, checks them against the disk and makes jobs of
+    /// them.
+    fn read_segments(&mut self) {
+        if self.unread.is_empty() {
+            return;
+        }
+        let parts = &self.parts;
+        self.pages.read_tables(&parts.grants, parts.frontend, &parts.stats);
+        let mut unread = core::mem::take(&mut self.unread);
+        for Unread { tag, op, sector, table } in unread.drain(..) {
+            let (disk, mut bytes) = (&self.geometry, 0);
+            let pages = self.pages.want_indirect(table, op == DataOp::Read, |segments| {
+                bytes = check::data(disk, op, sector, segments)?;
+                Ok(())
+            });
+            let io = if op == DataOp::Read { Io::Read { sector } } else { Io::Write { sector } };
+            match pages {
+                Ok(pages) => {
+                    if let Some(begun) = self.begun.get_mut(tag as usize) {
+                        begun.bytes = bytes;
+                    }
+                    self.jobs.push(Job { tag, io, pages });
+                }
+                Err(reason) => self.fail(tag, Status::Error, reason),
+            }
+        }
+        self.unread = unread;
     }
 
     /// Gathers the pages of all jobs and hands each job to the engine.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Does nothing before it is let.
-struct Late<B = PageBuf> {
+pub struct Late<B = PageBuf> {
     mem: MemEngine<B>,
     waiting: VecDeque<(u32, Io, Segments<B>)>,
     /// How many operations it may do.
@@ -32,6 +32,11 @@ impl<B> Late<B> {
         let may = Rc::new(Cell::new(0));
         let mem = MemEngine::zeroed(SECTORS);
         (Self { mem, waiting: VecDeque::new(), may: Rc::clone(&may) }, may)
+    }
+
+    /// What is on the disk.
+    pub fn disk(&self) -> &[u8] {
+        self.mem.bytes()
     }
 }
 
@@ -57,7 +62,7 @@ impl<B: SharedMemory> BlockEngine<B> for Late<B> {
     }
 }
 
-fn late(path: DataPath) -> (Hostile<Late>, Rc<Cell<usize>>) {
+pub fn late(path: DataPath) -> (Hostile<Late>, Rc<Cell<usize>>) {
     let (engine, may) = Late::new();
     (Hostile::new(path, Abi::X86_64, engine), may)
 }
@@ -213,7 +218,7 @@ fn what_was_begun_before_the_ring_broke_is_done() {
         h.back.drain();
         let _ = h.back.poll(0);
         assert_eq!(h.back.in_flight(), 0, "{path}");
-        assert_eq!(h.back.engine_mut().mem.bytes()[..4096], [3; 4096], "{path}");
+        assert_eq!(h.back.engine_mut().disk()[..4096], [3; 4096], "{path}");
     }
 }
 
@@ -270,7 +275,16 @@ fn no_page_is_mapped_when_its_request_is_answered() {
         let ring = grants.map(FRONT, &[front.ring_gref()], Access::ReadWrite).unwrap();
         let ring = BackRing::attach(ring, Abi::X86_64.slot_size()).unwrap();
         let (stats, abi) = (Arc::default(), Abi::X86_64);
-        let parts = QueueParts { frontend: FRONT, grants, data_path, ring, channel, abi, stats };
+        let parts = QueueParts {
+            frontend: FRONT,
+            grants,
+            data_path,
+            ring,
+            channel,
+            abi,
+            max_indirect_segments: 0,
+            stats,
+        };
         let (engine, may) = Late::new();
         let mut back = Queue::new(parts, engine);
         for sector in 0..4 {

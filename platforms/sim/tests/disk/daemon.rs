@@ -115,9 +115,17 @@ impl Serve<LocalDomain> for Server {
         parts: QueueParts<LocalDomain, LocalChannel>,
     ) -> Result<Running, Fault> {
         let medium = self.medium.clone().expect("opened before it is started");
-        let QueueParts { frontend, grants, data_path, ring, channel, abi, stats } = parts;
-        let channel = Wire { channel, cut: self.flaw == Flaw::NeverNotifies };
-        let parts = QueueParts { frontend, grants, data_path, ring, channel, abi, stats };
+        let channel = |channel| Wire { channel, cut: self.flaw == Flaw::NeverNotifies };
+        let parts = QueueParts {
+            frontend: parts.frontend,
+            grants: parts.grants,
+            data_path: parts.data_path,
+            ring: parts.ring,
+            channel: channel(parts.channel),
+            abi: parts.abi,
+            max_indirect_segments: parts.max_indirect_segments,
+            stats: parts.stats,
+        };
         let queue = Queue::new(parts, SimEngine::new(medium, self.flaw));
         let mut seat = self.seat.borrow_mut();
         assert!(seat.served.is_none(), "two sessions at once");
