@@ -152,6 +152,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             channel,
             abi,
             max_indirect_segments: agreed.max_indirect_segments,
+            in_order: self.config.in_order,
             stats: Arc::clone(stats),
         })
     }
