@@ -7,7 +7,7 @@ use crate::stats::Stats;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
-use pvio_event_channel::{EventChannels, Port};
+use pvio_event_channel::{EventChannel, EventChannels, Port};
 use pvio_grant_table::{Access, GrantCopier, GrantMapper, GrantRef};
 use pvio_ring::BackRing;
 use pvio_ring::proto::blkif::Abi;
@@ -175,6 +175,10 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
                     format!("event channel {} cannot be bound: {e}", queue.event_channel),
                 )
             })?;
+        if ends.resumed {
+            // The last answers may have been published by one who died before telling.
+            channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+        }
         let agreed = Negotiated::new(&offer, &request);
         let parts = QueueParts {
             frontend: front,

@@ -10,7 +10,7 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use pvio_event_channel::Port;
+use pvio_event_channel::{EventChannel, Port};
 use pvio_grant_table::GrantRef;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, Surroundings, hotplug};
@@ -171,7 +171,7 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
         let vif = ToolstackBack::read(xs, &ends.back)?;
         let scripts = ends.surroundings == Surroundings::Scripts;
-        if scripts && vif.script.is_some() {
+        if scripts && vif.script.is_some() && !ends.resumed {
             // The script attaches it: it must be there, and nothing more.
             if !core::mem::replace(&mut self.opened, true) {
                 self.server.open(&vif, Attach::ByScript)?;
@@ -201,6 +201,12 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         let keys = request.queues.iter().enumerate();
         let queues = keys.map(|(index, keys)| self.attach(ends, keys, features, index));
         let queues = queues.collect::<Result<Vec<_>, Fault>>()?;
+        if ends.resumed {
+            // The last answers may have been published by one who died before telling.
+            for channel in queues.iter().flat_map(Queue::channels) {
+                channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+            }
+        }
         self.negotiated = Some(negotiated);
         let started = self.start(ends, features, queues);
         if started.is_err() {

@@ -1,6 +1,6 @@
 //! `pvio serve`: the daemon of a driver domain on Xen, dom0 or any other.
 
-use crate::cli::{Around, ServeArgs};
+use crate::cli::{Around, OnStop, ServeArgs};
 use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::{Failure, say};
@@ -64,7 +64,9 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         (Some(Around::Itself), _) | (None, _) => Surroundings::DriverDomain,
     };
     let disks = vbd::Config { policy: args.disk_policy };
-    let options = Options { kinds, surroundings, disks, ..Options::default() };
+    let leave = args.on_stop == OnStop::Leave;
+    let options =
+        Options { kinds, surroundings, resume: true, leave, disks, ..Options::default() };
     let mut xs = host.xenstore()?;
     let me = (host.domain(), host.id());
     driver::run(me, &mut xs, &options, (&stop, &bell), || say!("ready")).map_err(lost)

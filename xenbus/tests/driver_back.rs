@@ -163,3 +163,22 @@ fn kinds_of_backend_have_a_directory_each_and_share_their_class_of_frontends() {
         assert!(addr.frontend_path().ends_with(&frontend));
     }
 }
+
+#[test]
+fn a_session_is_taken_over_without_a_word_in_xenstore() {
+    let mut b = Bench::new(Surroundings::Scripts);
+    b.script_says(&Hotplug::Connected);
+    b.frontend(XenbusState::Initialised);
+    b.step();
+    b.frontend(XenbusState::Connected);
+    b.step();
+    // The process dies, and another comes.
+    let (addr, class) = (b.driver.addr(), Class::default());
+    b.class = class.clone();
+    b.driver = BackendDriver::resuming(addr, class).within(Surroundings::Scripts);
+    b.world.front.watch(&b.back, "back").unwrap();
+    while b.world.front.poll_event().unwrap().is_some() {}
+    b.step();
+    assert_eq!((b.class.connected.get(), b.driver.state()), (true, XenbusState::Connected));
+    assert_eq!(b.world.front.poll_event().unwrap(), None, "the frontend heard of it");
+}

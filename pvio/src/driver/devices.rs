@@ -32,9 +32,10 @@ pub struct Devices<C, M> {
 impl<C, M> Devices<C, M>
 where
     C: BackendClass,
-    M: Fn(DeviceAddr) -> BackendDriver<C>,
+    M: Fn(DeviceAddr, XenbusState) -> BackendDriver<C>,
 {
-    /// None yet; `make` is called for each of these kinds that turns up.
+    /// None yet; `make` is called for each of these kinds that turns up, with the state that was
+    /// left there.
     pub fn new(kinds: Vec<BackendKind>, home: DomId, only: Option<DomId>, make: M) -> Self {
         let roots = kinds.into_iter().map(|kind| (kind, backend_root(kind, home))).collect();
         Self { home, only, make, roots, devices: BTreeMap::new(), leftovers: None }
@@ -118,7 +119,8 @@ where
                 }
             } else {
                 tracing::info!(device = addr.backend_path(), "a new device");
-                self.devices.insert(addr, ((self.make)(addr), None));
+                let left = read_state(xs, &addr.backend_path())?;
+                self.devices.insert(addr, ((self.make)(addr, left), None));
                 self.step(xs, addr)?;
             }
         }

@@ -56,6 +56,9 @@ pub struct Ends {
     pub front: String,
     /// Who looks after the rest.
     pub surroundings: Surroundings,
+    /// An earlier process's session is being taken over: what hotplug scripts did for it they will
+    /// not do again, and the frontend may have missed the notification of an answer.
+    pub resumed: bool,
 }
 
 impl Ends {
@@ -67,6 +70,7 @@ impl Ends {
             back: addr.backend_path(),
             front: addr.frontend_path(),
             surroundings: Surroundings::default(),
+            resumed: false,
         }
     }
 }
