@@ -106,8 +106,9 @@ pub trait Granter {
 
 /// Maps pages other domains granted.
 pub trait GrantMapper {
-    /// Mapped pages. Dropping it unmaps them.
-    type Mapping: SharedMemory + Send + 'static;
+    /// Mapped pages. Dropping it unmaps them. Several requests may use a page that stays mapped at
+    /// the same time.
+    type Mapping: SharedMemory + Send + Sync + 'static;
 
     /// Maps pages of `domain` one behind the other, all or none: a ring, say.
     ///

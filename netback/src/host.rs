@@ -96,24 +96,23 @@ impl TapServer {
 
     fn config(&self, vif: &ToolstackBack, attach: Attach) -> TapConfig {
         let usual = format!("vif{}.{}", vif.frontend_id, vif.handle);
-        if attach == Attach::ByScript {
-            let mut config = TapConfig::new(usual);
-            config.mtu = vif.mtu.unwrap_or(config.mtu);
-            config.up = false;
-            config.multi_queue = self.max_queues > 1;
-            return config;
-        }
-        let name = vif.vifname.clone().or_else(|| self.options.name.clone());
-        let mut config = TapConfig::new(name.unwrap_or(usual));
+        let mut config = TapConfig::new(usual);
         config.mtu = vif.mtu.unwrap_or(config.mtu);
-        config.bridge = vif.bridge.clone().or_else(|| self.options.bridge.clone());
-        config.address = self.options.address;
         config.multi_queue = self.max_queues > 1;
+        match attach {
+            Attach::ByScript => config.up = false,
+            Attach::Here => {
+                let name = vif.vifname.clone().or_else(|| self.options.name.clone());
+                config.name = name.unwrap_or(config.name);
+                config.bridge = vif.bridge.clone().or_else(|| self.options.bridge.clone());
+                config.address = self.options.address;
+            }
+        }
         config
     }
 
-    fn create(&mut self, config: &TapConfig) -> Result<(), TapError> {
-        let first = Tap::create(config)?;
+    fn create(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), TapError> {
+        let first = Tap::create(&self.config(vif, attach))?;
         let mut taps = Vec::from([first]);
         for _ in 1..self.max_queues {
             if let Some(first) = taps.first() {
@@ -163,7 +162,7 @@ where
     }
 
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
-        self.create(&self.config(vif, attach)).map_err(fault)
+        self.create(vif, attach).map_err(fault)
     }
 
     fn begin(&mut self, session: &Session) -> Result<(), Fault> {

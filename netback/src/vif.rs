@@ -10,7 +10,7 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use pvio_event_channel::Port;
+use pvio_event_channel::{EventChannel, Port};
 use pvio_grant_table::GrantRef;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, Surroundings, hotplug};
@@ -21,15 +21,6 @@ use pvio_xenbus::handshake::vif::{
     ToolstackBack,
 };
 
-/// A guest's session, from its connecting to its leaving.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Session {
-    /// How many queues it has.
-    pub queues: usize,
-    /// What was negotiated.
-    pub features: Features,
-}
-
 /// Who attaches the host's end of a vif to what it leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Attach {
@@ -38,6 +29,15 @@ pub enum Attach {
     /// The toolstack's hotplug script, which expects an interface `vif<domain>.<handle>` that is
     /// down, and may rename it.
     ByScript,
+}
+
+/// A guest's session, from its connecting to its leaving.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Session {
+    /// How many queues it has.
+    pub queues: usize,
+    /// What was negotiated.
+    pub features: Features,
 }
 
 /// Opens ports and runs queues: taps and threads, or whatever the platform has.
@@ -108,8 +108,7 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
     pub fn new(platform: P, server: S) -> Self {
         let queues = queues_offered(&server);
         let stats = (0..queues).map(|_| Arc::default()).collect();
-        let (running, negotiated) = (Vec::new(), None);
-        Self { platform, server, opened: false, running, negotiated, stats }
+        Self { platform, server, opened: false, running: Vec::new(), negotiated: None, stats }
     }
 
     /// What it has done, over all its sessions: of each queue that it may have.
@@ -180,7 +179,7 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
         let vif = ToolstackBack::read(xs, &ends.back)?;
         let scripts = ends.surroundings == Surroundings::Scripts;
-        if scripts && vif.script.is_some() {
+        if scripts && vif.script.is_some() && !ends.resumed {
             // The script attaches it: it must be there, and nothing more.
             if !core::mem::replace(&mut self.opened, true) {
                 self.server.open(&vif, Attach::ByScript)?;
@@ -210,6 +209,12 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         let keys = request.queues.iter().enumerate();
         let queues = keys.map(|(index, keys)| self.attach(ends, keys, features, index));
         let queues = queues.collect::<Result<Vec<_>, Fault>>()?;
+        if ends.resumed {
+            // The last answers may have been published by one who died before telling.
+            for channel in queues.iter().flat_map(Queue::channels) {
+                channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+            }
+        }
         self.negotiated = Some(negotiated);
         let started = self.start(ends, features, queues);
         if started.is_err() {

@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pvio_blkback::path::Policy;
 use pvio_xenbus::handshake::common::BackendKind;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -95,10 +96,25 @@ pub struct ServeArgs {
     /// if left out
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind)]
     pub kinds: Vec<BackendKind>,
-    /// Who attaches devices to what they lead to: the toolstack with its hotplug scripts, as xl does in dom0, or
+    /// What becomes of the devices when the daemon is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnStop {
+    /// They are closed
+    Close,
+    /// They stay as they are, for the next daemon to go on with
+    Leave,
+}
+
+/// Who attaches devices to what they lead to: the toolstack with its hotplug scripts, as xl does in dom0, or
     /// this daemon itself, as is usual elsewhere
     #[arg(long, value_name = "WHO")]
     pub hotplug: Option<Around>,
+    /// What becomes of the devices when the daemon is told to stop
+    #[arg(long, value_name = "WHAT", default_value = "close")]
+    pub on_stop: OnStop,
+    /// How disks reach their guests' pages: map, copy, persistent-or-map or persistent-or-copy
+    #[arg(long, value_name = "POLICY", default_value_t = Policy::PersistentOrMap)]
+    pub disk_policy: Policy,
     /// Where the log goes, instead of standard error
     #[arg(long, value_name = "PATH")]
     pub log: Option<PathBuf>,
