@@ -13,7 +13,7 @@ mod reach;
 mod rx;
 mod tx;
 
-pub use reach::Policy;
+pub use reach::{Policy, UnknownPolicy};
 pub use rx::{BACKLOG_BYTES, BACKLOG_PACKETS, DRAIN, DRAIN_UNSEEN, STALL};
 
 use crate::Platform;

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantStatus};
 use pvio_ring::proto::checksum::{IpVersion, Transport};
 use pvio_ring::proto::netif::{GsoKind, TX_SLOT_SIZE, TxFlags, TxResponse, rsp};
-use pvio_ring::shm::SharedMemory;
+use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 use pvio_ring::{BackRing, RingFault};
 
 /// The transmit ring and what is under way between it and the port.
@@ -28,6 +28,8 @@ struct Gathering<B> {
     taken: Taken,
     pieces: core::ops::Range<usize>,
     buf: B,
+    /// Where in the buffer the frame begins.
+    start: usize,
 }
 
 impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
@@ -56,7 +58,7 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
     ) -> Result<usize, Fault> {
         let taken = self.gather(port, most.min(BATCH), stats)?;
         if !self.batch.is_empty() {
-            self.copy::<N>(copier, peer);
+            self.copy(copier, peer);
             self.deliver(features, port, stats);
         }
         self.pieces.clear();
@@ -115,17 +117,20 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
                 self.pieces.truncate(start);
             } else {
                 let buf = port.fit(buf, taken.len);
-                self.batch.push(Gathering { taken, pieces: start..self.pieces.len(), buf });
+                let pieces = start..self.pieces.len();
+                let parts = self.pieces.get(start..).unwrap_or_default();
+                let start = place(parts, N::HEADROOM, buf.bytes().len());
+                self.batch.push(Gathering { taken, pieces, buf, start });
             }
         }
         Ok(count)
     }
 
     /// Copies the data of the whole batch in one go.
-    fn copy<N: NetPort<Buf = B>>(&mut self, copier: &impl GrantCopier, peer: DomId) {
+    fn copy(&mut self, copier: &impl GrantCopier, peer: DomId) {
         let mut ops = recycle_ops(core::mem::take(&mut self.ops));
         for packet in &mut self.batch {
-            let mut rest = packet.buf.bytes_mut().get_mut(N::HEADROOM..).unwrap_or_default();
+            let mut rest = packet.buf.bytes_mut().get_mut(packet.start..).unwrap_or_default();
             let pieces = self.pieces.get(packet.pieces.clone()).unwrap_or_default();
             // A slot of no bytes is answered, not touched: its page may be anything (XSA-448).
             for piece in pieces.iter().filter(|p| p.size > 0) {
@@ -154,10 +159,9 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
 
     /// Hands the batch to the port and answers every slot of it.
     fn deliver<N: NetPort<Buf = B>>(&mut self, features: &Features, port: &mut N, stats: &Stats) {
-        for Gathering { taken, pieces, buf } in self.batch.drain(..) {
+        for Gathering { taken, pieces, buf, start } in self.batch.drain(..) {
             let pieces = self.pieces.get(pieces);
-            let mut packet =
-                Packet { buf, start: N::HEADROOM, len: taken.len, offload: Offload::default() };
+            let mut packet = Packet { buf, start, len: taken.len, offload: Offload::default() };
             let sent = if pieces.is_some_and(|p| p.iter().any(|p| p.failed)) {
                 Err((DropReason::TxCopy, Some(packet.buf)))
             } else {
@@ -189,6 +193,18 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
         self.batch.drain(..).for_each(|packet| port.unreserve(packet.buf));
         self.pieces.clear();
     }
+}
+
+/// Where a frame is put in a buffer of so many bytes: behind the headroom, and so that its whole
+/// pages lie in pages of the buffer's, for a copy that crosses a page counts as two.
+fn place(pieces: &[Piece], headroom: usize, buffer: usize) -> usize {
+    let is_page = |piece: &&Piece| usize::from(piece.size) == PAGE_SIZE;
+    let size = |pieces: &[Piece]| pieces.iter().map(|p| usize::from(p.size)).sum::<usize>();
+    let Some(first) = pieces.iter().position(|piece| is_page(&piece)) else { return headroom };
+    let before = headroom.saturating_add(size(pieces.get(..first).unwrap_or_default()));
+    let gap = before.checked_next_multiple_of(PAGE_SIZE).unwrap_or(before).saturating_sub(before);
+    let start = headroom.saturating_add(gap);
+    if start.saturating_add(size(pieces)) <= buffer { start } else { headroom }
 }
 
 /// Answers a packet: its data slots with `status`, its extra segments with `NULL`.
@@ -240,4 +256,30 @@ fn offload(
     let checksum =
         Checksum::Partial { start: place(transport.start)?, offset: place(transport.offset)? };
     Ok(Offload { checksum, gso: taken.gso })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pvio_grant_table::GrantRef;
+
+    #[test]
+    fn whole_pages_lie_in_pages_where_there_is_space() {
+        let pieces = |sizes: &[u16]| {
+            let piece =
+                |&size: &u16| Piece { gref: GrantRef(8), id: 0, offset: 0, size, failed: false };
+            sizes.iter().map(piece).collect::<Vec<_>>()
+        };
+        let at = |sizes: &[u16], buffer| place(&pieces(sizes), 10, buffer);
+        assert_eq!(at(&[66, 1448], 2048), 10);
+        assert_eq!(at(&[4096], 70_000), 4096);
+        assert_eq!(at(&[66, 4096, 4096, 5], 70_000), 4096 - 66);
+        // Headers and the rest of a page before the first whole one.
+        assert_eq!(at(&[66, 3000, 4096], 70_000), 4096 - 3066);
+        assert_eq!(at(&[4095, 10, 4096], 70_000), 8192 - 4105);
+        assert_eq!(at(&[66, 4096], 66 + 4096 + 10), 10, "no space to choose");
+        for policy in super::super::Policy::ALL {
+            assert_eq!(policy.as_str().parse(), Ok(policy));
+        }
+    }
 }
