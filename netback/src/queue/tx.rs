@@ -1,11 +1,14 @@
 //! Guest to port.
 
-use super::packet::{self, Piece, Taken};
-use super::{BATCH, Features, recycle_ops};
+use super::limit::Credit;
+use super::packet::{self, GroupChange, Piece, Taken};
+use super::{BATCH, Context, Features, recycle_ops};
+use crate::Platform;
 use crate::fault::{DropReason, Fault};
 use crate::port::{Checksum, NetPort, Offload, Packet, PacketBuf};
 use crate::stats::Stats;
 use alloc::vec::Vec;
+use core::time::Duration;
 use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantStatus};
 use pvio_ring::proto::checksum::{IpVersion, Transport};
 use pvio_ring::proto::netif::{GsoKind, TX_SLOT_SIZE, TxFlags, TxResponse, rsp};
@@ -21,6 +24,9 @@ pub(super) struct Tx<M, B> {
     ops: Vec<CopyOp<'static>>,
     /// The port had no space when last asked, so requests wait for the port, not for the guest.
     blocked: bool,
+    credit: Credit,
+    /// Requests wait until then, for the guest has sent as much as it may.
+    limited: Option<Duration>,
 }
 
 /// A packet whose slots were taken.
@@ -42,6 +48,8 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
             pieces: Vec::with_capacity(slots),
             ops: Vec::with_capacity(slots),
             blocked: false,
+            credit: Credit::default(),
+            limited: None,
         })
     }
 
@@ -49,17 +57,14 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
     /// dropped ones included.
     pub fn step<N: NetPort<Buf = B>>(
         &mut self,
-        copier: &impl GrantCopier,
-        peer: DomId,
-        features: &Features,
+        context: &Context<'_, impl Platform>,
         port: &mut N,
         most: usize,
-        stats: &Stats,
     ) -> Result<usize, Fault> {
-        let taken = self.gather(port, most.min(BATCH), stats)?;
+        let taken = self.gather(context, port, most.min(BATCH))?;
         if !self.batch.is_empty() {
-            self.copy(copier, peer);
-            self.deliver(features, port, stats);
+            self.copy(&context.pages, context.peer);
+            self.deliver(context.features, port, context.stats);
         }
         self.pieces.clear();
         Ok(taken)
@@ -72,12 +77,21 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
 
     /// Whether the worker may sleep as far as this ring is concerned.
     pub fn may_sleep(&mut self) -> Result<bool, Fault> {
-        Ok(self.blocked || !self.ring.final_check().map_err(Fault::TxRing)?)
+        Ok(self.blocked
+            || self.limited.is_some()
+            || !self.ring.final_check().map_err(Fault::TxRing)?)
     }
 
     /// Whether there is something to do, from what shared memory says now.
     pub fn has_work(&mut self) -> Result<bool, Fault> {
-        Ok(!self.blocked && self.ring.has_requests().map_err(Fault::TxRing)?)
+        Ok(!self.blocked
+            && self.limited.is_none()
+            && self.ring.has_requests().map_err(Fault::TxRing)?)
+    }
+
+    /// When the guest may send again, if it has to wait for that.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.limited
     }
 
     /// The port may have space again.
@@ -88,13 +102,18 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
     /// Takes packets off the ring, for as long as the port has space for them.
     fn gather<N: NetPort<Buf = B>>(
         &mut self,
+        context: &Context<'_, impl Platform>,
         port: &mut N,
         most: usize,
-        stats: &Stats,
     ) -> Result<usize, Fault> {
         let mut count = 0_usize;
-        self.blocked = false;
+        (self.blocked, self.limited) = (false, None);
         while count < most && self.ring.has_requests().map_err(Fault::TxRing)? {
+            if let Err(until) = self.credit.check(context.limit, context.now) {
+                self.limited = Some(until);
+                context.stats.count_limited();
+                break;
+            }
             // Space first: what is off the ring cannot be put back.
             let Ok(buf) = port.reserve() else {
                 self.blocked = true;
@@ -110,9 +129,15 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
                 }
             };
             count = count.saturating_add(1);
-            if let Some(reason) = taken.refused {
+            self.credit.take(taken.len);
+            if let Some(change) = taken.group {
                 port.unreserve(buf);
-                stats.drop_one(reason);
+                let status = self.change(change, context);
+                answer(&mut self.ring, self.pieces.get(start..), taken.extras, status);
+                self.pieces.truncate(start);
+            } else if let Some(reason) = taken.refused {
+                port.unreserve(buf);
+                context.stats.drop_one(reason);
                 answer(&mut self.ring, self.pieces.get(start..), taken.extras, rsp::ERROR);
                 self.pieces.truncate(start);
             } else {
@@ -124,6 +149,21 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
             }
         }
         Ok(count)
+    }
+
+    /// A request that carries no packet, but names a group or takes one back.
+    fn change(&self, change: GroupChange, context: &Context<'_, impl Platform>) -> i16 {
+        let refused = match change {
+            _ if !context.features.names_groups => Some(DropReason::TxMulticast),
+            GroupChange::Add(group) if !context.groups.add(group) => Some(DropReason::TxGroups),
+            GroupChange::Add(_) => None,
+            GroupChange::Remove(group) => {
+                context.groups.remove(group);
+                None
+            }
+        };
+        refused.into_iter().for_each(|reason| context.stats.drop_one(reason));
+        if refused.is_none() { rsp::OKAY } else { rsp::ERROR }
     }
 
     /// Copies the data of the whole batch in one go.
