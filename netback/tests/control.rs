@@ -16,12 +16,15 @@ fn flood(s: &mut Setup, from: Duration, time: Duration) -> usize {
     let (mut now, mut bytes) = (from, 0);
     while now < from + time {
         s.queue.set_clock(now);
-        while s.guest.tx.free() > 0 {
-            let slot = s.guest.slot(0, 0, &pattern(1000, 0));
-            s.guest.push(&[slot]);
-        }
-        let _ = s.guest.tx.publish();
-        while s.poll().tx > 0 {
+        loop {
+            while s.guest.tx.free() > 0 {
+                let slot = s.guest.slot(0, 0, &pattern(1000, 0));
+                s.guest.push(&[slot]);
+            }
+            let _ = s.guest.tx.publish();
+            if s.poll().tx == 0 {
+                break;
+            }
             bytes += s.sent().iter().map(|(frame, _)| frame.len()).sum::<usize>();
             s.guest.answers();
         }
