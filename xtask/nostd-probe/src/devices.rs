@@ -27,7 +27,13 @@ pub fn nic() -> bool {
 fn send_and_receive() -> Option<()> {
     let machine = Machine::default();
     let mut front = NetFront::new(&machine, BACK).ok()?;
-    front.set_features(FrontFeatures { sg: true, checksum_v4: true, checksum_v6: true });
+    let agreed = FrontFeatures {
+        sg: true,
+        checksum_v4: true,
+        checksum_v6: true,
+        ..FrontFeatures::default()
+    };
+    front.set_features(agreed);
     let refs = QueueRefs {
         tx_ring: front.tx_gref(),
         rx_ring: front.rx_gref(),
