@@ -1,6 +1,7 @@
 //! One thread per queue, whose only wait point is the engine's io_uring.
 
-use crate::engine::uring::{UringEngine, Watch};
+use crate::engine::uring::Watch;
+use crate::engine::wait::{DiskEngine, WaitEngine};
 use crate::image::Image;
 use crate::queue::{Progress, Queue, QueueFault, QueueParts};
 use alloc::sync::Arc;
@@ -95,7 +96,7 @@ impl Drop for Worker {
     }
 }
 
-type WorkerQueue<P, C> = Queue<P, C, UringEngine<<P as GrantMapper>::Mapping>>;
+type WorkerQueue<P, C> = Queue<P, C, DiskEngine<<P as GrantMapper>::Mapping>>;
 
 fn serve<P, C>(
     queue: &mut WorkerQueue<P, C>,
