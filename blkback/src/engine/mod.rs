@@ -16,11 +16,13 @@
 //! | [`mem::MemEngine`] | private memory of one queue; done at once | nothing (`no_std`) |
 //! | [`uring::UringEngine`] | a file or block device, through io_uring | feature `std` |
 //! | [`ram::RamEngine`] | memory that queues share; done at once | feature `std` |
-//! | [`offload::Offload`] | wherever an executor keeps it: [`pool::Pool`] (a format's library) | feature `std` |
+//! | [`offload::Offload`] | wherever an executor keeps it: [`pool::Pool`] (a format's library), [`nbd::NbdLink`] (a server) | feature `std` |
 //!
 //! A worker waits on its engine: [`wait::WaitEngine`].
 
 pub mod mem;
+#[cfg(feature = "std")]
+pub mod nbd;
 #[cfg(feature = "std")]
 pub mod offload;
 #[cfg(feature = "std")]

@@ -2,6 +2,7 @@
 
 use super::Format;
 use super::content::ContentError;
+use crate::engine::nbd::NbdError;
 use alloc::format;
 use alloc::string::String;
 use std::io;
@@ -74,6 +75,9 @@ pub enum ImageError {
     /// This kind can only be read.
     #[error("{0} can only be read; serve it read-only, or as overlay:{0}")]
     OnlyRead(String),
+    /// The network block device.
+    #[error(transparent)]
+    Nbd(#[from] NbdError),
     /// There is too little memory for it.
     #[error("there is no memory for a disk of {0} bytes; make it smaller")]
     Memory(u64),
@@ -109,6 +113,7 @@ impl ImageError {
             Self::Chain { .. } => "image-chain",
             Self::NoSnapshot { .. } => "image-no-snapshot",
             Self::OnlyRead(_) => "image-only-read",
+            Self::Nbd(error) => error.code(),
             Self::Memory(_) => "image-memory",
             Self::Other { .. } => "image-error",
         }

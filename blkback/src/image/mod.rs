@@ -24,6 +24,7 @@ pub use lock::LockState;
 pub use spec::{Spec, SpecError};
 
 use crate::engine::Geometry;
+use crate::engine::nbd::{NbdLink, NbdOptions};
 use crate::engine::offload::{Executor, Offload};
 use crate::engine::pool::Pool;
 use crate::engine::ram::{RamDisk, RamEngine};
@@ -98,6 +99,13 @@ impl Image {
                 let disk = RamDisk::new(*bytes).ok_or(ImageError::Memory(*bytes))?;
                 let geometry = disk.geometry(options.read_only);
                 Ok(Self { kept: Kept::Ram(Arc::new(disk)), geometry })
+            }
+            Spec::Nbd(nbd) => {
+                let nbd_options =
+                    NbdOptions { read_only: options.read_only, ..NbdOptions::default() };
+                let link = NbdLink::connect(nbd, nbd_options)?;
+                let geometry = link.geometry(options.read_only);
+                Ok(Self { kept: Kept::Elsewhere(Arc::new(link)), geometry })
             }
             other => {
                 let error = io::ErrorKind::Unsupported.into();
