@@ -16,6 +16,14 @@ pub struct Stats {
     pub read_bytes: Counter,
     /// Bytes written by the guest.
     pub written_bytes: Counter,
+    /// Pages of the guest mapped for requests.
+    pub mapped_pages: Counter,
+    /// Pages of requests that were mapped still.
+    pub reused_pages: Counter,
+    /// Pages copied to or from the guest.
+    pub copied_pages: Counter,
+    /// Pages of the guest kept mapped just now, as far as the last look at the clock.
+    pub kept_pages: Counter,
     /// Notifications sent.
     pub notifies: Counter,
     /// Times the worker was woken.
@@ -57,6 +65,11 @@ impl Counter {
     pub(crate) fn add(&self, n: u64) {
         // One writer: no read-modify-write is needed.
         self.0.store(self.get().wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Makes a level of it.
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
     }
 
     /// The count now.

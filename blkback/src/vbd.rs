@@ -1,13 +1,14 @@
 //! The device: a virtual disk's backend end, from the toolstack's words to served queues.
 
 use crate::engine::Geometry;
+use crate::path::{DataPath, Policy};
 use crate::queue::{QueueFault, QueueParts};
 use crate::stats::Stats;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
-use pvio_event_channel::{EventChannels, Port};
-use pvio_grant_table::{Access, GrantMapper, GrantRef};
+use pvio_event_channel::{EventChannel, EventChannels, Port};
+use pvio_grant_table::{Access, GrantCopier, GrantMapper, GrantRef};
 use pvio_ring::BackRing;
 use pvio_ring::proto::blkif::Abi;
 use pvio_xenbus::Xenstore;
@@ -18,8 +19,15 @@ use pvio_xenbus::handshake::vbd::{
 };
 
 /// What a vbd needs of the platform it runs on.
-pub trait Platform: GrantMapper + EventChannels + Clone {}
-impl<P: GrantMapper + EventChannels + Clone> Platform for P {}
+pub trait Platform: GrantMapper + GrantCopier + EventChannels + Clone {}
+impl<P: GrantMapper + GrantCopier + EventChannels + Clone> Platform for P {}
+
+/// What is decided for a disk beyond what the toolstack says of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Config {
+    /// How its data reaches the guest.
+    pub policy: Policy,
+}
 
 /// Opens disks and runs queues: threads, or whatever the platform has.
 pub trait Serve<P: Platform> {
@@ -52,6 +60,7 @@ pub trait Serve<P: Platform> {
 pub struct Vbd<P: Platform, S: Serve<P>> {
     platform: P,
     server: S,
+    config: Config,
     geometry: Option<Geometry>,
     removable: bool,
     running: Option<S::Running>,
@@ -60,11 +69,17 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
 }
 
 impl<P: Platform, S: Serve<P>> Vbd<P, S> {
-    /// A disk nobody has asked about yet.
+    /// A disk nobody has asked about yet, as the default [`Config`] has it.
     pub fn new(platform: P, server: S) -> Self {
+        Self::with(platform, server, Config::default())
+    }
+
+    /// A disk nobody has asked about yet.
+    pub fn with(platform: P, server: S, config: Config) -> Self {
         Self {
             platform,
             server,
+            config,
             geometry: None,
             removable: false,
             running: None,
@@ -83,6 +98,11 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         self.negotiated.as_ref()
     }
 
+    /// How this session's data reaches the guest; `None` when there is no session.
+    pub fn data_path(&self) -> Option<DataPath> {
+        self.negotiated.as_ref().map(|agreed| self.config.policy.path(agreed.persistent))
+    }
+
     /// How queues are served.
     pub fn server(&self) -> &S {
         &self.server
@@ -94,7 +114,13 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             alignment: Some(d.alignment),
             secure: false,
         });
-        BackOffer { flush: true, barrier: true, discard, ..BackOffer::default() }
+        BackOffer {
+            flush: true,
+            barrier: true,
+            discard,
+            persistent: self.config.policy.offers_persistent(),
+            ..BackOffer::default()
+        }
     }
 }
 
@@ -149,17 +175,25 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
                     format!("event channel {} cannot be bound: {e}", queue.event_channel),
                 )
             })?;
+        if ends.resumed {
+            // The last answers may have been published by one who died before telling.
+            channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+        }
+        let agreed = Negotiated::new(&offer, &request);
         let parts = QueueParts {
             frontend: front,
-            mapper: self.platform.clone(),
+            grants: self.platform.clone(),
+            data_path: self.config.policy.path(agreed.persistent),
             ring,
             channel,
             abi,
             stats: Arc::clone(&self.stats),
         };
         let name: String = format!("vbd-{}-{}", front, ends.addr.index);
+        #[cfg(feature = "std")]
+        tracing::info!(disk = name, data_path = parts.data_path.as_str(), ?agreed, "connected");
         self.running = Some(self.server.start(&name, parts)?);
-        self.negotiated = Some(Negotiated::new(&offer, &request));
+        self.negotiated = Some(agreed);
         Ok(())
     }
 

@@ -192,7 +192,7 @@ fn perform(
     let mut over = None;
     while over.is_none() {
         engine.wait(None).unwrap();
-        engine.reap(&mut |_, result| over = Some(result));
+        engine.reap(&mut |_, result, _| over = Some(result));
     }
     over.unwrap()
 }

@@ -9,8 +9,8 @@ use pvio_xenbus::driver::{
 };
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
-    BackendKind, DeviceAddr, Hotplug, read_error, read_state, request_removal, write_hotplug,
-    write_state,
+    BackendKind, DeviceAddr, Hotplug, read_error, read_state, remove_backend_end, request_removal,
+    write_hotplug, write_state,
 };
 use pvio_xenbus::{XenbusState, Xenstore};
 use std::cell::Cell;
@@ -131,12 +131,8 @@ fn without_scripts_nobody_is_waited_for() {
 }
 
 #[test]
-fn a_driver_domain_removes_what_the_toolstack_took_away_and_others_leave_it() {
-    for (surroundings, left) in [
-        (Surroundings::Plain, true),
-        (Surroundings::Scripts, true),
-        (Surroundings::DriverDomain, false),
-    ] {
+fn a_device_that_is_gone_is_left_closed_for_the_toolstack_to_see() {
+    for surroundings in [Surroundings::Plain, Surroundings::Scripts, Surroundings::DriverDomain] {
         let mut b = Bench::new(surroundings);
         b.script_says(&Hotplug::Connected);
         b.frontend(XenbusState::Initialised);
@@ -145,9 +141,15 @@ fn a_driver_domain_removes_what_the_toolstack_took_away_and_others_leave_it() {
         b.frontend(XenbusState::Closed);
         assert_eq!(b.step(), Life::Gone);
         assert!(!b.class.connected.get());
-        let state = b.world.dom0.read_opt(&format!("{}/state", b.back)).unwrap();
-        assert_eq!(state.is_some(), left, "{surroundings:?}");
+        assert_eq!(b.state(), XenbusState::Closed, "{surroundings:?}");
     }
+}
+
+#[test]
+fn a_driver_domain_may_remove_what_is_its_own() {
+    let mut b = Bench::new(Surroundings::DriverDomain);
+    remove_backend_end(&mut b.world.back, b.driver.addr()).unwrap();
+    assert_eq!(b.world.dom0.read_opt(&format!("{}/state", b.back)).unwrap(), None);
 }
 
 #[test]
@@ -160,4 +162,23 @@ fn kinds_of_backend_have_a_directory_each_and_share_their_class_of_frontends() {
         let frontend = format!("/device/{}/7", kind.class().as_str());
         assert!(addr.frontend_path().ends_with(&frontend));
     }
+}
+
+#[test]
+fn a_session_is_taken_over_without_a_word_in_xenstore() {
+    let mut b = Bench::new(Surroundings::Scripts);
+    b.script_says(&Hotplug::Connected);
+    b.frontend(XenbusState::Initialised);
+    b.step();
+    b.frontend(XenbusState::Connected);
+    b.step();
+    // The process dies, and another comes.
+    let (addr, class) = (b.driver.addr(), Class::default());
+    b.class = class.clone();
+    b.driver = BackendDriver::resuming(addr, class).within(Surroundings::Scripts);
+    b.world.front.watch(&b.back, "back").unwrap();
+    while b.world.front.poll_event().unwrap().is_some() {}
+    b.step();
+    assert_eq!((b.class.connected.get(), b.driver.state()), (true, XenbusState::Connected));
+    assert_eq!(b.world.front.poll_event().unwrap(), None, "the frontend heard of it");
 }

@@ -4,7 +4,7 @@
 //! once, when a write is begun, and into it once, when a read is over. The guest's memory is never
 //! seen by another thread.
 
-use super::{BlockEngine, EngineError, Full, Geometry, Io, Segments};
+use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -154,7 +154,7 @@ impl<B: SharedMemory> BlockEngine<B> for Offload<B> {
         }
     }
 
-    fn reap(&mut self, done: &mut dyn FnMut(u32, Result<(), EngineError>)) {
+    fn reap(&mut self, done: &mut Done<'_, B>) {
         self.completions.take(&mut self.finished);
         for Finished { tag, mut result, data } in self.finished.drain(..) {
             let pending = self.pending.get_mut(tag as usize).and_then(Option::take);
@@ -162,12 +162,12 @@ impl<B: SharedMemory> BlockEngine<B> for Offload<B> {
             if read && result.is_ok() && scatter(&segments, &data).is_none() {
                 result = Err(EngineError::Os(EFAULT));
             }
-            segments.clear();
-            self.lists.push(segments);
             if data.capacity() <= KEEP {
                 self.buffers.push(data);
             }
-            done(tag, result);
+            done(tag, result, &mut segments);
+            segments.clear();
+            self.lists.push(segments);
         }
     }
 }

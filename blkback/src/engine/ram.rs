@@ -1,6 +1,6 @@
 //! A disk in memory, shared by its queues, done at once. What was never written takes no memory.
 
-use super::{BlockEngine, Discard, EngineError, Full, Geometry, Io, Segments};
+use super::{BlockEngine, Discard, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -165,11 +165,11 @@ impl<B: SharedMemory> BlockEngine<B> for RamEngine<B> {
 
     fn kick(&mut self) {}
 
-    fn reap(&mut self, done: &mut dyn FnMut(u32, Result<(), EngineError>)) {
+    fn reap(&mut self, done: &mut Done<'_, B>) {
         for (tag, result, mut list) in self.done.drain(..) {
+            done(tag, result, &mut list);
             list.clear();
             self.lists.push(list);
-            done(tag, result);
         }
     }
 }

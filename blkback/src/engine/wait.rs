@@ -5,7 +5,7 @@
 //! but wait: for what the worker watches, and for the engine's completions.
 
 use super::uring::{UringEngine, Watch};
-use super::{BlockEngine, EngineError, Full, Geometry, Io, Segments};
+use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::vec::Vec;
 use pvio_uring::{FileId, IoBuf, PrivateBuf, Uring};
 use std::boxed::Box;
@@ -67,7 +67,7 @@ impl<B, E: BlockEngine<B> + ?Sized> BlockEngine<B> for Box<E> {
         (**self).look_again()
     }
 
-    fn reap(&mut self, done: &mut dyn FnMut(u32, Result<(), EngineError>)) {
+    fn reap(&mut self, done: &mut Done<'_, B>) {
         (**self).reap(done);
     }
 }
@@ -148,7 +148,7 @@ impl<B, E: BlockEngine<B>> BlockEngine<B> for Waiting<E> {
         self.engine.look_again()
     }
 
-    fn reap(&mut self, done: &mut dyn FnMut(u32, Result<(), EngineError>)) {
+    fn reap(&mut self, done: &mut Done<'_, B>) {
         let Self { uring, watches, .. } = self;
         uring.reap(|d| {
             if let Some(watch) = usize::try_from(d.token).ok().and_then(|i| watches.get_mut(i)) {

@@ -2,7 +2,9 @@
 //! domain of a hosted hypervisor, in threads of this process.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod frames;
 pub mod namespace;
+pub mod stack;
 
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_netback::host::{TapOptions, TapServer};
@@ -60,7 +62,7 @@ impl Rig {
             let mut xs = domain.xenstore().unwrap();
             let server = TapServer::new(options, Arc::new(|| ()));
             let mut driver = BackendDriver::new(addr, Vif::new(domain, server));
-            tell.send(Arc::clone(driver.class().stats())).unwrap();
+            tell.send(Arc::clone(&driver.class().stats()[0])).unwrap();
             while !stopped.load(Ordering::Relaxed) {
                 if driver.step(&mut xs).unwrap() == Life::Gone {
                     return;

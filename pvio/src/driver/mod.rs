@@ -7,18 +7,19 @@ mod devices;
 
 use crate::domain::stop::{Bell, Stop, sleep};
 use devices::Devices;
-use pvio_blkback::Vbd;
 use pvio_blkback::host::ImageServer;
+use pvio_blkback::vbd::{self, Vbd};
 use pvio_grant_table::DomId;
 use pvio_netback::Vif;
 use pvio_netback::host::{TapOptions, TapServer};
 use pvio_xenbus::client::Client;
-use pvio_xenbus::driver::{BackendDriver, Surroundings};
-use pvio_xenbus::handshake::common::{BackendKind, DeviceClass};
-use pvio_xenbus::{Xenstore, XsError};
+use pvio_xenbus::driver::{BackendClass, BackendDriver, Surroundings};
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, DeviceClass};
+use pvio_xenbus::{XenbusState, Xenstore, XsError};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// How the driver domain serves, beyond what the toolstack says of its devices.
 #[derive(Debug, Clone)]
@@ -31,6 +32,12 @@ pub struct Options {
     pub only: Option<DomId>,
     /// Who else looks after the devices.
     pub surroundings: Surroundings,
+    /// Take over the sessions of an earlier process, of which their frontends need not know.
+    pub resume: bool,
+    /// When told to stop, leave the sessions to the next process.
+    pub leave: bool,
+    /// How disks are served.
+    pub disks: vbd::Config,
 }
 
 impl Default for Options {
@@ -40,6 +47,9 @@ impl Default for Options {
             kinds: vec![BackendKind::Vbd, BackendKind::Vif],
             only: None,
             surroundings: Surroundings::Plain,
+            resume: false,
+            leave: false,
+            disks: vbd::Config::default(),
         }
     }
 }
@@ -69,37 +79,63 @@ pub fn run<P: Platform>(
     let within = options.surroundings;
     let of_class = |class| options.kinds.iter().copied().filter(move |k| k.class() == class);
     let (shared, ring) = (platform.clone(), bell.clone());
-    let disks = of_class(DeviceClass::Vbd).collect();
-    let mut disks = Devices::new(disks, id, options.only, move |addr| {
+    let (disks, chosen) = (of_class(DeviceClass::Vbd).collect(), options.clone());
+    let mut disks = Devices::new(disks, id, options.only, move |addr, left| {
         let ring = ring.clone();
         let server = ImageServer::new(Arc::new(move || ring.ring()));
-        // A frontend that is Connected already was served by a predecessor of this process.
-        BackendDriver::restarted(addr, Vbd::new(shared.clone(), server)).within(within)
-    });
-    let (shared, ring, address) = (platform.clone(), bell.clone(), options.host);
-    let nics = of_class(DeviceClass::Vif).collect();
-    let mut nics = Devices::new(nics, id, options.only, move |addr| {
+        begin(&chosen, addr, left, Vbd::with(shared.clone(), server, chosen.disks))
+    })
+    .clearing_up(within == Surroundings::DriverDomain);
+    let (shared, ring) = (platform.clone(), bell.clone());
+    let (nics, chosen) = (of_class(DeviceClass::Vif).collect(), options.clone());
+    let mut nics = Devices::new(nics, id, options.only, move |addr, left| {
         let ring = ring.clone();
-        let options = TapOptions { address, ..TapOptions::default() };
+        let options = TapOptions { address: chosen.host, ..TapOptions::default() };
         let server = TapServer::new(options, Arc::new(move || ring.ring()));
-        BackendDriver::restarted(addr, Vif::new(shared.clone(), server)).within(within)
-    });
+        begin(&chosen, addr, left, Vif::new(shared.clone(), server))
+    })
+    .clearing_up(within == Surroundings::DriverDomain);
     disks.watch(xs)?;
     nics.watch(xs)?;
     tracing::info!(domain = id.0, kinds = ?options.kinds, ?within, "the driver domain serves");
     ready();
     while !stop.is_told() {
+        disks.clear_up(xs)?;
+        nics.clear_up(xs)?;
+        // Last before sleeping: what xenstore is asked for brings events along.
         while let Some(event) = xs.poll_event()? {
             disks.event(xs, &event)?;
             nics.event(xs, &event)?;
         }
+        let clearing = disks.next_clearing().into_iter().chain(nics.next_clearing()).min();
+        let time = clearing.map(|when| when.saturating_duration_since(Instant::now()));
         // Not being able to sleep would be a spin; there is no reason for it but memory.
-        sleep(&[xs.as_fd(), bell.as_fd()], None).map_err(|_| XsError::Closed)?;
+        sleep(&[xs.as_fd(), bell.as_fd()], time).map_err(|_| XsError::Closed)?;
         if bell.take() {
             disks.step_all(xs)?;
             nics.step_all(xs)?;
         }
     }
+    if options.leave {
+        tracing::info!("leaving every device to the next process");
+        return Ok(());
+    }
     tracing::info!("closing every device");
     disks.shut_down(xs).and(nics.shut_down(xs))
+}
+
+/// A driver for a device whose state an earlier process may have left.
+fn begin<C: BackendClass>(
+    options: &Options,
+    addr: DeviceAddr,
+    left: XenbusState,
+    class: C,
+) -> BackendDriver<C> {
+    let driver = if options.resume && left == XenbusState::Connected {
+        BackendDriver::resuming(addr, class)
+    } else {
+        // A frontend that is Connected already was served by a predecessor of this process.
+        BackendDriver::restarted(addr, class)
+    };
+    driver.within(options.surroundings)
 }

@@ -3,7 +3,7 @@ use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
     DeviceAddr, Hotplug, clear_error, hotplug_path, online_path, read_hotplug, read_online,
-    read_state, remove_backend_end, state_path, switch_state,
+    read_state, state_path, switch_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -105,6 +105,13 @@ impl<C: BackendClass> BackendDriver<C> {
         Self::with(addr, class, BackendMachine::restarted())
     }
 
+    /// A backend whose earlier server in this domain died, or left: its session goes on without the
+    /// frontend's knowing. See [`BackendMachine::resuming`].
+    #[must_use]
+    pub fn resuming(addr: DeviceAddr, class: C) -> Self {
+        Self::with(addr, class, BackendMachine::resuming())
+    }
+
     fn with(addr: DeviceAddr, class: C, machine: BackendMachine) -> Self {
         let ends = Ends::new(addr);
         Self {
@@ -192,9 +199,6 @@ impl<C: BackendClass> BackendDriver<C> {
                 BackAction::Remove => {
                     self.class.disconnect();
                     self.unwatch(xs);
-                    if self.ends.surroundings == Surroundings::DriverDomain {
-                        remove_backend_end(xs, self.ends.addr)?;
-                    }
                     self.machine.done(action);
                     return Ok(Life::Gone);
                 }
@@ -203,7 +207,9 @@ impl<C: BackendClass> BackendDriver<C> {
             match self.perform(xs, action) {
                 Ok(true) => self.machine.done(action),
                 Ok(false) => return Ok(Life::Alive),
-                Err(fault) if action == BackAction::Connect => self.fail(xs, &fault)?,
+                Err(fault) if matches!(action, BackAction::Connect | BackAction::Resume) => {
+                    self.fail(xs, &fault)?;
+                }
                 Err(fault) => {
                     self.break_down(xs, &fault)?;
                     return Ok(Life::Alive);
@@ -226,7 +232,8 @@ impl<C: BackendClass> BackendDriver<C> {
 
     /// Carries an action out; whether it is done, or waits for the toolstack.
     fn perform(&mut self, xs: &mut dyn Xenstore, action: BackAction) -> Result<bool, Fault> {
-        if matches!(action, BackAction::WriteOffer | BackAction::Connect) {
+        if matches!(action, BackAction::WriteOffer | BackAction::Connect | BackAction::Resume) {
+            self.ends.resumed = action == BackAction::Resume;
             self.prepare(xs)?;
         }
         let Self { class, ends, prepared, .. } = self;
@@ -238,7 +245,8 @@ impl<C: BackendClass> BackendDriver<C> {
                 })?;
                 return Ok(true);
             }
-            BackAction::Connect if !*prepared => return Ok(false),
+            BackAction::Connect | BackAction::Resume if !*prepared => return Ok(false),
+            BackAction::Resume => return class.connect(xs, ends).map(|()| true),
             BackAction::Connect => {
                 class.connect(xs, ends)?;
                 transaction(xs, |tx| {

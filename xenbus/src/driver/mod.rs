@@ -38,8 +38,10 @@ pub enum Surroundings {
     /// The toolstack (`xl` in dom0, `xl devd` in a driver domain) also runs each device's hotplug
     /// script once the backend has offered it, and nothing is served before that is done.
     Scripts,
-    /// A driver domain where nobody acts for the toolstack: the backend attaches its devices, and
-    /// removes their directories when the toolstack has taken them away.
+    /// A driver domain where nobody acts for the toolstack: the backend's domain attaches its
+    /// devices, and removes the directories of those that are gone
+    /// ([`remove_backend_end`](crate::handshake::common::remove_backend_end)), a moment after: the
+    /// toolstack has to see them Closed first.
     DriverDomain,
 }
 
@@ -54,6 +56,9 @@ pub struct Ends {
     pub front: String,
     /// Who looks after the rest.
     pub surroundings: Surroundings,
+    /// An earlier process's session is being taken over: what hotplug scripts did for it they will
+    /// not do again, and the frontend may have missed the notification of an answer.
+    pub resumed: bool,
 }
 
 impl Ends {
@@ -65,6 +70,7 @@ impl Ends {
             back: addr.backend_path(),
             front: addr.frontend_path(),
             surroundings: Surroundings::default(),
+            resumed: false,
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::choices::Do;
 use crate::medium::{SharedMedium, SimEngine};
-use pvio_blkback::vbd::{Serve, Vbd};
-use pvio_blkback::{Geometry, Progress, Queue, QueueFault, QueueParts};
+use pvio_blkback::vbd::{Config, Serve, Vbd};
+use pvio_blkback::{Buf, Geometry, Policy, Progress, Queue, QueueFault, QueueParts};
 use pvio_event_channel::{EventChannel, EventError, Port};
 use pvio_grant_table::DomId;
 use pvio_sim::local::events::LocalChannel;
@@ -74,7 +74,7 @@ impl EventChannel for Wire {
 
 /// What a thread of the real daemon has.
 struct Served {
-    queue: Queue<LocalDomain, Wire, SimEngine<LocalMapping>>,
+    queue: Queue<LocalDomain, Wire, SimEngine<Buf<LocalMapping>>>,
     turn: Turn,
 }
 
@@ -115,9 +115,9 @@ impl Serve<LocalDomain> for Server {
         parts: QueueParts<LocalDomain, LocalChannel>,
     ) -> Result<Running, Fault> {
         let medium = self.medium.clone().expect("opened before it is started");
-        let QueueParts { frontend, mapper, ring, channel, abi, stats } = parts;
+        let QueueParts { frontend, grants, data_path, ring, channel, abi, stats } = parts;
         let channel = Wire { channel, cut: self.flaw == Flaw::NeverNotifies };
-        let parts = QueueParts { frontend, mapper, ring, channel, abi, stats };
+        let parts = QueueParts { frontend, grants, data_path, ring, channel, abi, stats };
         let queue = Queue::new(parts, SimEngine::new(medium, self.flaw));
         let mut seat = self.seat.borrow_mut();
         assert!(seat.served.is_none(), "two sessions at once");
@@ -223,6 +223,7 @@ pub struct Daemon {
     media: Rc<BTreeMap<String, SharedMedium>>,
     crashed: Rc<Cell<bool>>,
     flaw: Flaw,
+    policy: Policy,
 }
 
 const ROOT: &str = "root";
@@ -233,11 +234,12 @@ impl Daemon {
         store: &Rc<RefCell<Store>>,
         media: Rc<BTreeMap<String, SharedMedium>>,
         flaw: Flaw,
+        policy: Policy,
     ) -> Self {
         let mut xs = LocalClient::connect(store, domain.id());
         let root = backend_root(BackendKind::Vbd, domain.id());
         xs.watch(&root, ROOT).expect("the first watch of a domain");
-        Self { domain, xs, devices: BTreeMap::new(), media, crashed: Rc::default(), flaw }
+        Self { domain, xs, devices: BTreeMap::new(), media, crashed: Rc::default(), flaw, policy }
     }
 
     pub fn id(&self) -> DomId {
@@ -335,7 +337,9 @@ impl Daemon {
             };
             // Whether somebody served it before us is not known; a frontend that has not begun
             // makes no difference.
-            let driver = BackendDriver::restarted(addr, Vbd::new(self.domain.clone(), server));
+            let config = Config { policy: self.policy };
+            let vbd = Vbd::with(self.domain.clone(), server, config);
+            let driver = BackendDriver::restarted(addr, vbd);
             self.devices.insert(addr, Device { driver, seat });
             self.step(addr, sim);
         }

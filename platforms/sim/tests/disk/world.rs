@@ -228,7 +228,8 @@ impl DiskWorld {
 
     fn start_daemon(&mut self) {
         let (domain, media) = (self.machine.domain(DRIVER), Rc::clone(&self.media));
-        self.daemon = Some(Daemon::start(domain, &self.store, media, self.faults.flaw));
+        self.daemon =
+            Some(Daemon::start(domain, &self.store, media, self.faults.flaw, self.faults.policy));
     }
 
     fn words(&self, i: usize) -> (DeviceAddr, ToolstackBack) {

@@ -125,7 +125,8 @@ pub fn read_hotplug<X: Xenstore + ?Sized>(
 ) -> Result<Option<Hotplug>, HandshakeError> {
     let mut r = Reader { xs, base: backend };
     match r.raw("hotplug-status")?.as_deref() {
-        None => Ok(None),
+        // libxl makes a vif's node empty.
+        None | Some(b"") => Ok(None),
         Some(b"connected") => Ok(Some(Hotplug::Connected)),
         Some(b"error") => {
             let why = r.opt_text("hotplug-error")?.unwrap_or_default();

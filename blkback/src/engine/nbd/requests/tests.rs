@@ -84,7 +84,7 @@ impl Rig {
 
     fn done(&mut self) -> Vec<(u32, Result<(), EngineError>)> {
         let mut done = Vec::new();
-        self.engine.reap(&mut |tag, result| done.push((tag, result)));
+        self.engine.reap(&mut |tag, result, _| done.push((tag, result)));
         done
     }
 }
