@@ -18,8 +18,18 @@
 //! | [`ram::RamEngine`] | memory that queues share; done at once | feature `std` |
 //! | [`offload::Offload`] | wherever an executor keeps it: [`pool::Pool`] (a format's library), [`nbd::NbdLink`] (a server) | feature `std` |
 //!
-//! A worker waits on its engine: [`wait::WaitEngine`].
+//! A worker waits on its engine: [`wait::WaitEngine`]. These are put around any such engine, and
+//! around each other:
+//!
+//! | wrapper | does |
+//! |---|---|
+//! | [`throttle::Throttle`] | keeps a disk to operations and bytes a second, which can be changed while it runs |
+//! | [`faults::Faults`] | makes operations slow, and some of them fail, by a seed |
+//! | [`trace::Traced`] | writes down what is asked for, as fio replays it |
 
+pub mod clock;
+#[cfg(feature = "std")]
+pub mod faults;
 pub mod mem;
 #[cfg(feature = "std")]
 pub mod nbd;
@@ -31,6 +41,10 @@ pub mod pool;
 pub mod ram;
 #[cfg(feature = "std")]
 pub mod store;
+#[cfg(feature = "std")]
+pub mod throttle;
+#[cfg(feature = "std")]
+pub mod trace;
 #[cfg(feature = "std")]
 pub mod uring;
 #[cfg(feature = "std")]

@@ -4,6 +4,7 @@
 //! once, when a write is begun, and into it once, when a read is over. The guest's memory is never
 //! seen by another thread.
 
+use super::store::Store;
 use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -48,6 +49,53 @@ struct Finished {
 pub trait Executor: Send + Sync {
     /// Takes a batch of jobs; never blocks.
     fn execute(&self, jobs: &mut dyn Iterator<Item = Job>);
+}
+
+/// An executor called as a [`Store`]: each call waits for its one operation.
+pub(crate) struct Blocking(pub Arc<dyn Executor>);
+
+impl Blocking {
+    fn call(&self, io: Io, data: Vec<u8>) -> io::Result<Vec<u8>> {
+        // Blocking reads of the eventfd: there is nothing else to wait for.
+        let event = eventfd(0, EventfdFlags::CLOEXEC)?;
+        let (list, told) = (Mutex::default(), AtomicBool::new(false));
+        let to = Arc::new(Completions { list, told, event });
+        let job = Job { io, data, tag: 0, to: Arc::clone(&to) };
+        self.0.execute(&mut core::iter::once(job));
+        while rustix::io::read(&to.event, &mut [0u8; 8]) == Err(Errno::INTR) {}
+        let over = to.list.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let over = over.ok_or_else(|| io::Error::other("an operation got lost"))?;
+        match over.result {
+            Ok(()) => Ok(over.data),
+            Err(EngineError::Os(errno)) => Err(io::Error::from_raw_os_error(errno)),
+            Err(EngineError::Short) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(EngineError::Unsupported) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+impl Store for Blocking {
+    fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        let data = self.call(Io::Read { sector: at / 512 }, alloc::vec![0; into.len()])?;
+        into.copy_from_slice(&data);
+        Ok(())
+    }
+
+    fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        self.call(Io::Write { sector: at / 512 }, from.to_vec()).map(drop)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.call(Io::Flush, Vec::new()).map(drop)
+    }
+
+    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
+        self.call(Io::Discard { sector: at / 512, sectors: len / 512 }, Vec::new()).map(drop)
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+        self.call(Io::WriteZeroes { sector: at / 512, sectors: len / 512 }, Vec::new()).map(drop)
+    }
 }
 
 /// What is over, on its way back to the queue.

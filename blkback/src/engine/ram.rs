@@ -1,5 +1,6 @@
 //! A disk in memory, shared by its queues, done at once. What was never written takes no memory.
 
+use super::store::Store;
 use super::{BlockEngine, Discard, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -7,6 +8,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use pvio_ring::shm::{Region, SharedMemory};
+use std::io;
 use std::sync::{Mutex, PoisonError};
 
 /// Memory is taken and given back in pieces of this size.
@@ -74,7 +76,11 @@ impl RamDisk {
         Ok(())
     }
 
-    fn read<B: SharedMemory>(&self, at: u64, segments: &Segments<B>) -> Result<(), EngineError> {
+    fn read_into<B: SharedMemory>(
+        &self,
+        at: u64,
+        segments: &Segments<B>,
+    ) -> Result<(), EngineError> {
         let mut at = at;
         for seg in segments {
             let mut to = seg.offset;
@@ -91,13 +97,16 @@ impl RamDisk {
         Ok(())
     }
 
-    fn write<B: SharedMemory>(&self, at: u64, segments: &Segments<B>) -> Result<(), EngineError> {
+    fn write_from<B: SharedMemory>(
+        &self,
+        at: u64,
+        segments: &Segments<B>,
+    ) -> Result<(), EngineError> {
         let mut at = at;
         for seg in segments {
             let mut from = seg.offset;
             self.each(at, seg.len as u64, |piece, to, n| {
-                let new = || alloc::vec![0; PIECE as usize].into_boxed_slice();
-                let piece = piece.get_or_insert_with(new);
+                let piece = piece.get_or_insert_with(new_piece);
                 seg.buf.read_bytes(from, piece.get_mut(to..to + n)?)?;
                 from += n;
                 Some(())
@@ -117,6 +126,49 @@ impl RamDisk {
             Some(())
         })
     }
+}
+
+impl Store for RamDisk {
+    fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        let mut to = 0;
+        self.each(at, into.len() as u64, |piece, from, n| {
+            let into = into.get_mut(to..to + n)?;
+            match piece {
+                Some(piece) => into.copy_from_slice(piece.get(from..from + n)?),
+                None => into.fill(0),
+            }
+            to += n;
+            Some(())
+        })
+        .map_err(io::Error::other)
+    }
+
+    fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        let mut done = 0;
+        self.each(at, from.len() as u64, |piece, to, n| {
+            let piece = piece.get_or_insert_with(new_piece);
+            piece.get_mut(to..to + n)?.copy_from_slice(from.get(done..done + n)?);
+            done += n;
+            Some(())
+        })
+        .map_err(io::Error::other)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
+        self.forget(at, len).map_err(io::Error::other)
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+        self.discard(at, len)
+    }
+}
+
+fn new_piece() -> Box<[u8]> {
+    alloc::vec![0; PIECE as usize].into_boxed_slice()
 }
 
 impl fmt::Debug for RamDisk {
@@ -150,8 +202,8 @@ impl<B: SharedMemory> BlockEngine<B> for RamEngine<B> {
     fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
         let bytes = |sectors: u64| sectors.saturating_mul(512);
         let result = match io {
-            Io::Read { sector } => self.disk.read(bytes(sector), segments),
-            Io::Write { sector } => self.disk.write(bytes(sector), segments),
+            Io::Read { sector } => self.disk.read_into(bytes(sector), segments),
+            Io::Write { sector } => self.disk.write_from(bytes(sector), segments),
             Io::Flush => Ok(()),
             Io::Discard { sector, sectors } | Io::WriteZeroes { sector, sectors } => {
                 self.disk.forget(bytes(sector), bytes(sectors))

@@ -2,7 +2,9 @@
 //! [`Pool`](super::pool::Pool) of threads makes an engine of it.
 
 use super::EngineError;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
 /// A disk whose operations block. Positions and lengths are in bytes, multiples of 512, and in
 /// range. Several threads call at a time.
@@ -45,6 +47,30 @@ pub trait Store: Send + Sync {
             done += n;
         }
         Ok(())
+    }
+}
+
+/// A file or block device.
+#[derive(Debug)]
+pub struct FileStore(pub File);
+
+impl Store for FileStore {
+    fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(into, at)
+    }
+
+    fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(from, at)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(&self.0, hole, at, len)?)
     }
 }
 
