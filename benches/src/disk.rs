@@ -228,6 +228,8 @@ impl Attached {
             ring: BackRing::attach(ring, Abi::X86_64.slot_size())?,
             channel: driver.bind_interdomain(guest_id, front.channel().port())?,
             abi: Abi::X86_64,
+            max_indirect_segments: 256,
+            in_order: false,
             stats: Arc::new(Stats::default()),
         };
         // A thread inherits its maker's core.

@@ -93,7 +93,7 @@ fn replayed(path: DataPath) {
     again.publish().unwrap();
     let channel = driver.bind_interdomain(FRONT, again.channel().port()).unwrap();
     let mut back =
-        serve(driver, again.ring_gref(), channel, Abi::X86_64, path, Mem::zeroed(SECTORS));
+        serve(driver, again.ring_gref(), channel, Abi::X86_64, path, 0, Mem::zeroed(SECTORS));
     run(&mut back);
     let mut answered = Vec::new();
     again
