@@ -18,6 +18,7 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+mod config;
 pub mod engine;
 #[cfg(feature = "std")]
 pub mod host;
@@ -31,6 +32,7 @@ pub mod vbd;
 #[cfg(feature = "std")]
 pub mod worker;
 
+pub use config::Config;
 pub use engine::{BlockEngine, EngineError, Geometry};
 pub use pages::Buf;
 pub use path::{DataPath, Policy};

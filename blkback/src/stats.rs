@@ -1,3 +1,4 @@
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use pvio_ring::proto::blkif::RefusalReason;
 
@@ -48,6 +49,39 @@ impl Stats {
         if let Some(i) = REASONS.iter().position(|&r| r == reason) {
             self.refused[i].add(1);
         }
+    }
+
+    /// The sum of several.
+    #[must_use]
+    pub fn total(all: &[Arc<Self>]) -> Self {
+        let total = Self::default();
+        for one in all {
+            for (sum, counter) in total.counters().zip(one.counters()) {
+                sum.add(counter.get());
+            }
+        }
+        total
+    }
+
+    fn counters(&self) -> impl Iterator<Item = &Counter> {
+        let Self {
+            reads,
+            writes,
+            flushes,
+            discards,
+            read_bytes,
+            written_bytes,
+            mapped_pages,
+            reused_pages,
+            copied_pages,
+            kept_pages,
+            notifies,
+            wakeups,
+            refused,
+        } = self;
+        let done = [reads, writes, flushes, discards, read_bytes, written_bytes];
+        let pages = [mapped_pages, reused_pages, copied_pages, kept_pages];
+        done.into_iter().chain(pages).chain([notifies, wakeups]).chain(refused)
     }
 
     /// Requests refused or failed, by reason.

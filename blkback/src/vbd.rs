@@ -1,33 +1,30 @@
 //! The device: a virtual disk's backend end, from the toolstack's words to served queues.
 
+pub use crate::config::Config;
+use crate::config::abi;
 use crate::engine::Geometry;
-use crate::path::{DataPath, Policy};
+use crate::pages::most_pages;
+use crate::path::DataPath;
 use crate::queue::{QueueFault, QueueParts};
 use crate::stats::Stats;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use pvio_event_channel::{EventChannel, EventChannels, Port};
-use pvio_grant_table::{Access, GrantCopier, GrantMapper, GrantRef};
+use pvio_grant_table::{Access, DomId, GrantCopier, GrantMapper, GrantRef};
 use pvio_ring::BackRing;
-use pvio_ring::proto::blkif::Abi;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::vbd::{
-    BackDisk, BackOffer, Discard, DiskInfo, FrontRequest, Mode, Negotiated, Protocol, ToolstackBack,
+    BackDisk, BackOffer, Discard, DiskInfo, FrontRequest, Mode, Negotiated, Queue as QueueKeys,
+    ToolstackBack,
 };
 
 /// What a vbd needs of the platform it runs on.
 pub trait Platform: GrantMapper + GrantCopier + EventChannels + Clone {}
 impl<P: GrantMapper + GrantCopier + EventChannels + Clone> Platform for P {}
-
-/// What is decided for a disk beyond what the toolstack says of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Config {
-    /// How its data reaches the guest.
-    pub policy: Policy,
-}
 
 /// Opens disks and runs queues: threads, or whatever the platform has.
 pub trait Serve<P: Platform> {
@@ -63,9 +60,11 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     config: Config,
     geometry: Option<Geometry>,
     removable: bool,
-    running: Option<S::Running>,
+    /// The queues of this session; none when there is no session.
+    running: Vec<S::Running>,
     negotiated: Option<Negotiated>,
-    stats: Arc<Stats>,
+    /// Of each queue, over all sessions.
+    stats: Vec<Arc<Stats>>,
 }
 
 impl<P: Platform, S: Serve<P>> Vbd<P, S> {
@@ -79,17 +78,17 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         Self {
             platform,
             server,
-            config,
+            config: config.bounded(),
             geometry: None,
             removable: false,
-            running: None,
+            running: Vec::new(),
             negotiated: None,
-            stats: Arc::default(),
+            stats: Vec::from([Arc::default()]),
         }
     }
 
-    /// What it has done, over all its sessions.
-    pub fn stats(&self) -> &Arc<Stats> {
+    /// What each of its queues has done, over all sessions; [`Stats::total`] adds them up.
+    pub fn stats(&self) -> &[Arc<Stats>] {
         &self.stats
     }
 
@@ -119,8 +118,47 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             barrier: true,
             discard,
             persistent: self.config.policy.offers_persistent(),
-            ..BackOffer::default()
+            max_indirect_segments: Some(self.config.max_indirect_segments).filter(|n| *n > 0),
+            max_queues: Some(self.config.max_queues),
+            max_ring_page_order: Some(self.config.max_ring_page_order),
+            // The older way to say it, for older frontends.
+            max_ring_pages: Some(1 << self.config.max_ring_page_order),
         }
+    }
+
+    /// Maps a queue's ring and binds its event channel.
+    fn attach(
+        &self,
+        front: DomId,
+        queue: &QueueKeys,
+        stats: &Arc<Stats>,
+        agreed: &Negotiated,
+    ) -> Result<QueueParts<P, P::Channel>, Fault> {
+        let abi = abi(agreed.protocol);
+        let grefs: Vec<GrantRef> = queue.ring_refs.iter().copied().map(GrantRef).collect();
+        let mapped = self.platform.map(front, &grefs, Access::ReadWrite).map_err(|status| {
+            let what = format!("the ring (grants {grefs:?}) cannot be mapped: {status}");
+            Fault::new(status.code(), what)
+        })?;
+        let ring = BackRing::attach(mapped, abi.slot_size())
+            .map_err(|fault| Fault::new(fault.reason(), fault))?;
+        let port = Port(queue.event_channel);
+        let channel = self.platform.bind_interdomain(front, port).map_err(|e| {
+            Fault::new(e.code(), format!("event channel {} cannot be bound: {e}", port.0))
+        })?;
+        let data_path = self.config.policy.path(agreed.persistent);
+        let most = u32::try_from(most_pages(data_path)).unwrap_or(u32::MAX);
+        Ok(QueueParts {
+            frontend: front,
+            grants: self.platform.clone(),
+            data_path,
+            ring,
+            channel,
+            abi,
+            max_indirect_segments: agreed.max_indirect_segments.min(most),
+            in_order: self.config.in_order,
+            stats: Arc::clone(stats),
+        })
     }
 }
 
@@ -147,52 +185,45 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     }
 
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let offer = self.features();
+        let offer = if ends.resumed {
+            // The frontend knows what the earlier process offered, and nothing of us.
+            BackOffer::read(xs, &ends.back)?
+        } else {
+            self.features()
+        };
         let request = FrontRequest::read(xs, &ends.front, &offer)?;
-        let [queue] = request.queues.as_slice() else {
-            return Err(Fault::new("queue-count", "the frontend asks for more than one queue"));
-        };
-        let front = ends.addr.front;
-        let grefs: alloc::vec::Vec<GrantRef> =
-            queue.ring_refs.iter().copied().map(GrantRef).collect();
-        let abi = match request.protocol {
-            Some(Protocol::X86_32) => Abi::X86_32,
-            // Without the key a frontend has our own layout, as QEMU, NetBSD and tapback take it.
-            None | Some(Protocol::X86_64 | Protocol::Arm) => Abi::X86_64,
-        };
-        let mapped = self.platform.map(front, &grefs, Access::ReadWrite).map_err(|status| {
-            Fault::new(
-                status.code(),
-                format!("the ring page (grant {grefs:?}) cannot be mapped: {status}"),
-            )
-        })?;
-        let ring = BackRing::attach(mapped, abi.slot_size())
-            .map_err(|fault| Fault::new(fault.reason(), fault))?;
-        let channel =
-            self.platform.bind_interdomain(front, Port(queue.event_channel)).map_err(|e| {
-                Fault::new(
-                    e.code(),
-                    format!("event channel {} cannot be bound: {e}", queue.event_channel),
-                )
-            })?;
+        let agreed = Negotiated::new(&offer, &request);
+        while self.stats.len() < request.queues.len() {
+            self.stats.push(Arc::default());
+        }
+        // All of them or none: what was attached or started when one fails is dropped.
+        let attached = request.queues.iter().zip(&self.stats);
+        let attached: Vec<_> = attached
+            .map(|(queue, stats)| self.attach(ends.addr.front, queue, stats, &agreed))
+            .collect::<Result<_, _>>()?;
         if ends.resumed {
             // The last answers may have been published by one who died before telling.
-            channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+            for parts in &attached {
+                parts.channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+            }
         }
-        let agreed = Negotiated::new(&offer, &request);
-        let parts = QueueParts {
-            frontend: front,
-            grants: self.platform.clone(),
-            data_path: self.config.policy.path(agreed.persistent),
-            ring,
-            channel,
-            abi,
-            stats: Arc::clone(&self.stats),
-        };
-        let name: String = format!("vbd-{}-{}", front, ends.addr.index);
+        let disk = format!("vbd-{}-{}", ends.addr.front, ends.addr.index);
+        let several = attached.len() > 1;
+        let mut running = Vec::with_capacity(attached.len());
+        for (n, parts) in attached.into_iter().enumerate() {
+            if ends.resumed {
+                // The last answers may have been published by one who died before telling.
+                parts.channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+            }
+            let name: String = if several { format!("{disk}-q{n}") } else { disk.clone() };
+            running.push(self.server.start(&name, parts)?);
+        }
         #[cfg(feature = "std")]
-        tracing::info!(disk = name, data_path = parts.data_path.as_str(), ?agreed, "connected");
-        self.running = Some(self.server.start(&name, parts)?);
+        {
+            let data_path = self.config.policy.path(agreed.persistent);
+            tracing::info!(disk, %data_path, ?agreed, "connected");
+        }
+        self.running = running;
         self.negotiated = Some(agreed);
         Ok(())
     }
@@ -214,12 +245,14 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     }
 
     fn disconnect(&mut self) {
-        self.running = None;
+        self.running.clear();
         self.negotiated = None;
     }
 
     fn fault(&mut self) -> Option<Fault> {
-        let fault = self.server.fault(self.running.as_mut()?)?;
+        let Self { server, running, .. } = self;
+        // One queue that cannot go on ends them all.
+        let fault = running.iter_mut().find_map(|queue| server.fault(queue))?;
         Some(Fault::new(fault.code(), fault))
     }
 }

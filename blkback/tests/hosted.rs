@@ -3,8 +3,7 @@
 #![cfg(feature = "std")]
 
 use pvio_blkback::host::ImageServer;
-use pvio_blkback::vbd::Config;
-use pvio_blkback::{DataPath, Policy, Stats, Vbd};
+use pvio_blkback::{Config, DataPath, Policy, Stats, Vbd};
 use pvio_blkfront::session::{DiskError, Session};
 use pvio_blkfront::{Op, SLOT_BYTES};
 use pvio_grant_table::DomId;
@@ -68,7 +67,7 @@ impl Machine {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let vbd = Vbd::with(domain.clone(), ImageServer::new(Arc::new(|| ())), self.config);
-        let stats = Arc::clone(vbd.stats());
+        let stats = Arc::clone(&vbd.stats()[0]);
         let thread = std::thread::spawn(move || {
             let mut xs = domain.xenstore().unwrap();
             let mut device = BackendDriver::restarted(addr, vbd);
@@ -112,7 +111,7 @@ impl Driver {
 fn on_every_path(test: fn(Config)) {
     for policy in [Policy::Map, Policy::Copy, Policy::PersistentOrCopy] {
         println!("{policy}");
-        test(Config { policy });
+        test(Config { policy, ..Config::default() });
     }
 }
 

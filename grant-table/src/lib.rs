@@ -123,6 +123,11 @@ pub trait GrantMapper {
 
     /// Maps pages of `domain`, each by itself, with as few hypervisor calls as can be, and hands
     /// each to `each` in order, with its index. Every index is reported exactly once.
+    ///
+    /// A platform may keep all pages of one call mapped until the last of them is dropped (one
+    /// mapping of the kernel's may be all of them): map together what is let go of together. A
+    /// frontend that is told that a request is done and finds its page in use takes the backend for
+    /// broken (Linux's blkfront, since XSA-396).
     fn map_each(
         &self,
         domain: DomId,

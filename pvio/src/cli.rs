@@ -96,16 +96,7 @@ pub struct ServeArgs {
     /// if left out
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind)]
     pub kinds: Vec<BackendKind>,
-    /// What becomes of the devices when the daemon is told to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum OnStop {
-    /// They are closed
-    Close,
-    /// They stay as they are, for the next daemon to go on with
-    Leave,
-}
-
-/// Who attaches devices to what they lead to: the toolstack with its hotplug scripts, as xl does in dom0, or
+    /// Who attaches devices to what they lead to: the toolstack with its hotplug scripts, as xl does in dom0, or
     /// this daemon itself, as is usual elsewhere
     #[arg(long, value_name = "WHO")]
     pub hotplug: Option<Around>,
@@ -115,9 +106,30 @@ pub enum OnStop {
     /// How disks reach their guests' pages: map, copy, persistent-or-map or persistent-or-copy
     #[arg(long, value_name = "POLICY", default_value_t = Policy::PersistentOrMap)]
     pub disk_policy: Policy,
+    /// In which order a disk's requests are answered
+    #[arg(long, value_name = "ORDER", default_value = "in-order")]
+    pub disk_answers: Answers,
     /// Where the log goes, instead of standard error
     #[arg(long, value_name = "PATH")]
     pub log: Option<PathBuf>,
+}
+
+/// In which order a disk's requests are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Answers {
+    /// As they were asked: the next daemon can go on even after this one died
+    InOrder,
+    /// As they are done: quick ones do not wait for slow ones
+    AsDone,
+}
+
+/// What becomes of the devices when the daemon is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnStop {
+    /// They are closed
+    Close,
+    /// They stay as they are, for the next daemon to go on with
+    Leave,
 }
 
 /// Who attaches devices to what they lead to.

@@ -1,10 +1,15 @@
 //! The guest's pages: mapped for a request, kept mapped, or stood for by pages of our own.
 //!
-//! A poll's requests say what they [want](Pages::want); all of it is then [gathered](Pages::gather)
-//! by one call to the hypervisor (two where pages are mapped both to be read and to be written), and
-//! each request [takes](Pages::take) its part, or is refused by itself. Completed operations
-//! [return](Pages::returned) their pages, and are [settled](Pages::settle) together: what was read
-//! from the disk into pages of our own is copied to the guest by one call, before any answer.
+//! A poll's requests say what they [want](Pages::want); of indirect ones the segments are
+//! [read](Pages::read_tables) before, by one call for all of them. Data then [gathered](Pages::gather) by
+//! one copy for all of them, and each request [takes](Pages::take) its pages, or is refused by
+//! itself. Completed operations [return](Pages::returned) their pages, and are
+//! [settled](Pages::settle) together: what was read from the disk into pages of our own is copied to
+//! the guest by one call, before any answer.
+//!
+//! Mapping is not done for many requests at once. A platform may unmap only together what was
+//! mapped together ([`GrantMapper::map_each`]), and a page must be unmapped when its request is
+//! answered: so a request's pages are one call, and a page that is kept is one by itself.
 //!
 //! # Memory
 //! What a guest can make a queue hold at a time is bounded, whatever the length of its ring:
@@ -19,6 +24,7 @@
 
 mod kept;
 mod pool;
+mod tables;
 
 use crate::engine::{EngineError, Segments};
 use crate::path::DataPath;
@@ -33,8 +39,9 @@ use pvio_grant_table::{
     Access, CopyBuf, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus,
 };
 use pvio_ring::IoSeg;
-use pvio_ring::proto::blkif::Segment;
+use pvio_ring::proto::blkif::{Indirect, RefusalReason, Segment};
 use pvio_ring::shm::{Either, PrivatePage, SharedMemory};
+use tables::Tables;
 
 /// Most guest pages that all requests of a queue use at a time.
 pub const PAGES_MOST: usize = 4096;
@@ -69,12 +76,6 @@ struct Want {
     into_guest: bool,
 }
 
-impl Want {
-    fn access(self) -> Access {
-        if self.into_guest { Access::ReadWrite } else { Access::ReadOnly }
-    }
-}
-
 /// Why a step of a request failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum StepError {
@@ -101,9 +102,11 @@ pub(crate) struct Pages<M> {
     pool: Pool,
     kept: Kept<M>,
     wanted: Vec<Want>,
+    /// Pages of segments, of indirect requests.
+    tables: Tables,
     /// What was gathered, one for each that is wanted; `None` where that failed.
     found: Vec<Option<Buf<M>>>,
-    /// What one call to the hypervisor is about, and whose of `wanted` each is; reused.
+    /// What one call to the hypervisor is about, and which of `wanted`; reused.
     grefs: Vec<GrantRef>,
     places: Vec<u32>,
     ops: Vec<CopyOp<'static>>,
@@ -125,6 +128,7 @@ impl<M: SharedMemory> Pages<M> {
             pool: Pool::new(if is(DataPath::Copy) { free } else { 0 }),
             kept: Kept::new(if is(DataPath::Persistent) { kept_most(slots) } else { 0 }),
             wanted: Vec::new(),
+            tables: Tables::default(),
             found: Vec::new(),
             grefs: Vec::new(),
             places: Vec::new(),
@@ -152,6 +156,60 @@ impl<M: SharedMemory> Pages<M> {
         range
     }
 
+    /// Asks for the segments of an indirect request, for which there is room.
+    pub fn want_tables(&mut self, indirect: &Indirect) -> Range<usize> {
+        self.free = self.free.saturating_sub(indirect.segments());
+        self.tables.want(indirect)
+    }
+
+    /// Reads everything that [`want_tables`](Self::want_tables) asked for into private memory, once.
+    pub fn read_tables<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
+    where
+        P: GrantMapper<Mapping = M> + GrantCopier,
+    {
+        let Self { tables, kept, ops, .. } = self;
+        match self.path {
+            DataPath::Map => tables.map(grants, frontend, stats),
+            DataPath::Copy => tables.copy(grants, frontend, stats, ops),
+            DataPath::Persistent => tables.keep(grants, frontend, stats, kept),
+        }
+    }
+
+    /// Asks for the pages of an indirect request, whose segments were read; if `check` lets them
+    /// pass, as it is given them.
+    ///
+    /// # Errors
+    /// The check's; [`RefusalReason::Grant`] if the segments could not be read;
+    /// [`RefusalReason::SegmentBounds`].
+    pub fn want_indirect<F>(
+        &mut self,
+        table: Range<usize>,
+        into_guest: bool,
+        check: F,
+    ) -> Result<Range<usize>, RefusalReason>
+    where
+        F: FnOnce(&mut dyn ExactSizeIterator<Item = Segment>) -> Result<(), RefusalReason>,
+    {
+        let (first, count) = (self.wanted.len(), table.len());
+        let wanted = &mut self.wanted;
+        let read = match self.tables.read(table) {
+            None => Err(RefusalReason::Grant),
+            Some(raw) => raw
+                .iter()
+                .try_for_each(|raw| {
+                    let segment = Segment::read(*raw).ok_or(RefusalReason::SegmentBounds)?;
+                    wanted.push(Want { segment, into_guest });
+                    Ok(())
+                })
+                .and_then(|()| check(&mut wanted.iter().skip(first).map(|want| want.segment))),
+        };
+        if read.is_err() {
+            self.wanted.truncate(first);
+            self.free += count;
+        }
+        read.map(|()| first..self.wanted.len())
+    }
+
     /// Gets hold of everything wanted.
     pub fn gather<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
     where
@@ -160,17 +218,28 @@ impl<M: SharedMemory> Pages<M> {
         self.found.clear();
         self.found.resize_with(self.wanted.len(), || None);
         match self.path {
-            DataPath::Map => {
-                self.map(grants, frontend, Access::ReadOnly, stats);
-                self.map(grants, frontend, Access::ReadWrite, stats);
-            }
+            // Each request maps its own.
+            DataPath::Map => {}
             DataPath::Copy => self.copy_in(grants, frontend, stats),
             DataPath::Persistent => self.find_or_map(grants, frontend, stats),
         }
     }
 
     /// Moves a request's pages into `out`: all of them, or none if one could not be had.
-    pub fn take(&mut self, range: Range<usize>, out: &mut Segments<Buf<M>>) -> bool {
+    pub fn take<P>(
+        &mut self,
+        range: Range<usize>,
+        grants: &P,
+        frontend: DomId,
+        stats: &Stats,
+        out: &mut Segments<Buf<M>>,
+    ) -> bool
+    where
+        P: GrantMapper<Mapping = M>,
+    {
+        if self.path == DataPath::Map {
+            self.map(range.clone(), grants, frontend, stats);
+        }
         let wanted = self.wanted.get(range.clone()).unwrap_or_default();
         let found = self.found.get_mut(range).unwrap_or_default();
         let mut missing = 0;
@@ -193,6 +262,7 @@ impl<M: SharedMemory> Pages<M> {
     /// All requests have taken their pages.
     pub fn taken(&mut self) {
         self.wanted.clear();
+        self.tables.clear();
         self.found.clear();
     }
 
@@ -257,59 +327,48 @@ impl<M: SharedMemory> Pages<M> {
         self.kept.len()
     }
 
-    /// Maps what is wanted with one kind of access, in one call.
-    fn map<P>(&mut self, grants: &P, frontend: DomId, access: Access, stats: &Stats)
+    /// Maps the pages of one request, in one call.
+    fn map<P>(&mut self, range: Range<usize>, grants: &P, frontend: DomId, stats: &Stats)
     where
         P: GrantMapper<Mapping = M>,
     {
+        let wanted = self.wanted.get(range.clone()).unwrap_or_default();
+        let found = self.found.get_mut(range).unwrap_or_default();
+        let Some(first) = wanted.first() else { return };
         self.grefs.clear();
-        self.places.clear();
-        for (i, want) in self.wanted.iter().enumerate().filter(|(_, w)| w.access() == access) {
-            self.grefs.push(want.segment.gref);
-            self.places.push(i as u32);
-        }
-        if self.grefs.is_empty() {
-            return;
-        }
-        stats.mapped_pages.add(self.grefs.len() as u64);
-        let Self { found, places, .. } = self;
+        self.grefs.extend(wanted.iter().map(|want| want.segment.gref));
+        stats.mapped_pages.add(wanted.len() as u64);
+        // The backend writes guest memory when the guest reads the disk.
+        let access = if first.into_guest { Access::ReadWrite } else { Access::ReadOnly };
         grants.map_each(frontend, &self.grefs, access, &mut |i, mapped| {
-            let place = places.get(i).and_then(|place| found.get_mut(*place as usize));
-            if let (Ok(page), Some(place)) = (mapped, place) {
-                *place = Some(Either::A(page));
+            if let (Ok(page), Some(buf)) = (mapped, found.get_mut(i)) {
+                *buf = Some(Either::A(page));
             }
         });
     }
 
-    /// Finds what is mapped already, and maps the rest in one call.
+    /// Finds what is mapped already, and maps the rest to keep it.
     fn find_or_map<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
     where
         P: GrantMapper<Mapping = M>,
     {
-        let Self { wanted, found, grefs, places, kept, .. } = self;
-        grefs.clear();
-        places.clear();
-        for (i, (want, buf)) in wanted.iter().zip(found.iter_mut()).enumerate() {
-            match kept.get(want.segment.gref) {
-                Some(page) => *buf = Some(Either::B(Either::A(page))),
+        let Self { wanted, found, kept, .. } = self;
+        let mut mapped = 0;
+        for (want, buf) in wanted.iter().zip(found.iter_mut()) {
+            let gref = want.segment.gref;
+            *buf = match kept.get(gref) {
+                Some(page) => Some(Either::B(Either::A(page))),
                 None => {
-                    grefs.push(want.segment.gref);
-                    places.push(i as u32);
+                    mapped += 1;
+                    // To be written, too: the next request that uses the page may read.
+                    let page =
+                        grants.map(frontend, core::slice::from_ref(&gref), Access::ReadWrite);
+                    page.ok().map(|page| kept.insert(gref, page))
                 }
-            }
+            };
         }
-        stats.reused_pages.add((wanted.len() - grefs.len()) as u64);
-        if grefs.is_empty() {
-            return;
-        }
-        stats.mapped_pages.add(grefs.len() as u64);
-        // Always to be written, too: the next request that uses the page may read.
-        grants.map_each(frontend, grefs, Access::ReadWrite, &mut |i, mapped| {
-            let place = places.get(i).and_then(|place| found.get_mut(*place as usize));
-            if let (Ok(page), Some(gref), Some(place)) = (mapped, grefs.get(i), place) {
-                *place = Some(kept.insert(*gref, page));
-            }
-        });
+        stats.mapped_pages.add(mapped);
+        stats.reused_pages.add(wanted.len() as u64 - mapped);
     }
 
     /// Takes a page of our own for each that is wanted, and copies in what is to be written to the

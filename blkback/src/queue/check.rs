@@ -3,13 +3,13 @@
 use crate::engine::Geometry;
 use pvio_ring::proto::blkif::{DataOp, RefusalReason, Segment, Status};
 
-/// Checks a request for data against the disk.
+/// Checks a request for data against the disk; how many bytes it moves.
 pub(super) fn data(
     disk: &Geometry,
     op: DataOp,
     sector: u64,
-    segments: impl ExactSizeIterator<Item = Segment> + Clone,
-) -> Result<(), RefusalReason> {
+    segments: impl ExactSizeIterator<Item = Segment>,
+) -> Result<u32, RefusalReason> {
     let moves = segments.len() > 0;
     let writes = match op {
         DataOp::Read => false,
@@ -20,17 +20,19 @@ pub(super) fn data(
         return Err(RefusalReason::ReadOnly);
     }
     if !moves {
-        return Ok(());
+        return Ok(0);
     }
-    // At most 4096 segments of 8 sectors.
-    range(disk, sector, segments.clone().map(|s| u64::from(s.sectors())).sum())?;
     let unit = (disk.sector_size / 512).max(1);
-    let whole =
-        |s: Segment| u32::from(s.first).is_multiple_of(unit) && s.sectors().is_multiple_of(unit);
-    if !sector.is_multiple_of(u64::from(unit)) || !segments.into_iter().all(whole) {
-        return Err(RefusalReason::Misaligned);
-    }
-    Ok(())
+    let mut whole = sector.is_multiple_of(u64::from(unit));
+    // At most 4096 segments of 8 sectors.
+    let sectors: u32 = segments
+        .inspect(|s| {
+            whole &= u32::from(s.first).is_multiple_of(unit) && s.sectors().is_multiple_of(unit);
+        })
+        .map(Segment::sectors)
+        .sum();
+    range(disk, sector, u64::from(sectors))?;
+    if whole { Ok(sectors * 512) } else { Err(RefusalReason::Misaligned) }
 }
 
 /// Checks a discard against the disk.

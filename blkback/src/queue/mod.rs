@@ -7,8 +7,10 @@
 //! |---|---|
 //! | `take` | from the ring's requests to the engine's operations, a batch at a time |
 //! | `finish` | from the engine's completions to the ring's answers |
+//! | `answers` | in which order those are written |
 //! | `check` | what a request may ask of the disk |
 
+mod answers;
 mod check;
 mod finish;
 mod take;
@@ -19,12 +21,13 @@ use crate::path::DataPath;
 use crate::stats::Stats;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use answers::{Answers, Turn};
 use core::time::Duration;
 use pvio_event_channel::{EventChannel, EventError};
 use pvio_grant_table::{DomId, GrantCopier, GrantMapper};
 use pvio_ring::proto::blkif::{Abi, MAX_SEGMENTS, Request};
 use pvio_ring::{BackRing, RingFault, ShortSlot};
-use take::Job;
+use take::{Job, Unread};
 
 const UNSUPPORTED: StepError = StepError::Engine(EngineError::Unsupported);
 
@@ -43,6 +46,11 @@ pub struct QueueParts<P: GrantMapper, C> {
     pub channel: C,
     /// How the frontend lays out its requests.
     pub abi: Abi,
+    /// Segments in one indirect request, as offered; 0 if none was.
+    pub max_indirect_segments: u32,
+    /// Whether requests are answered in the order they were taken, so that another process can
+    /// take the ring over, whatever becomes of this one.
+    pub in_order: bool,
     /// Where to count.
     pub stats: Arc<Stats>,
 }
@@ -92,17 +100,19 @@ pub struct Queue<P: GrantMapper, C, E> {
     parts: QueueParts<P, C>,
     engine: E,
     geometry: Geometry,
+    answers: Answers,
     /// Requests begun and not answered, by the engine's tag.
     begun: Vec<Begun>,
     /// Tags not in use.
     free: Vec<u32>,
     /// A request that was taken and has to wait: a barrier until nothing is under way, any other
     /// until enough pages are free.
-    waiting: Option<Request>,
+    waiting: Option<(Turn, Request)>,
     /// A barrier under way: nothing is taken until it is done.
     barrier: Option<u32>,
     /// Requests of this poll on their way to the engine; reused.
     jobs: Vec<Job>,
+    unread: Vec<Unread>,
     pages: Pages<P::Mapping>,
     /// One operation's on their way to the engine; reused.
     segments: Segments<Buf<P::Mapping>>,
@@ -117,6 +127,7 @@ pub struct Queue<P: GrantMapper, C, E> {
 /// A request that was begun.
 #[derive(Clone, Copy, Debug)]
 struct Begun {
+    turn: Turn,
     id: u64,
     op: u8,
     bytes: u32,
@@ -144,15 +155,18 @@ where
     /// A queue over an engine.
     pub fn new(parts: QueueParts<P, C>, engine: E) -> Self {
         let slots = parts.ring.layout().slots();
-        let idle = Begun { id: 0, op: 0, bytes: 0, then: Then::Answer };
+        let most = MAX_SEGMENTS.max(parts.max_indirect_segments as usize);
+        let idle = Begun { turn: Turn::default(), id: 0, op: 0, bytes: 0, then: Then::Answer };
         Self {
             geometry: engine.geometry(),
+            answers: Answers::new(parts.in_order, slots),
             begun: (0..slots).map(|_| idle).collect(),
             free: (0..slots).rev().collect(),
             waiting: None,
             barrier: None,
             jobs: Vec::with_capacity(slots as usize),
-            pages: Pages::new(parts.data_path, slots as usize, MAX_SEGMENTS),
+            unread: Vec::new(),
+            pages: Pages::new(parts.data_path, slots as usize, most),
             segments: Vec::with_capacity(MAX_SEGMENTS),
             held: Vec::with_capacity(MAX_SEGMENTS),
             parts,

@@ -1,5 +1,6 @@
 //! From the ring's requests to the engine's operations, a batch at a time.
 
+use super::answers::Turn;
 use super::{Begun, Queue, QueueFault, Then, check};
 use crate::engine::{BlockEngine, Io};
 use crate::pages::Buf;
@@ -7,6 +8,16 @@ use core::ops::Range;
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::{GrantCopier, GrantMapper};
 use pvio_ring::proto::blkif::{DataOp, Refusal, RefusalReason, Request, Status, op};
+
+/// An indirect request that was begun and whose segments are not read yet.
+#[derive(Debug)]
+pub(super) struct Unread {
+    tag: u32,
+    op: DataOp,
+    sector: u64,
+    /// Its segments among those of the batch.
+    table: Range<usize>,
+}
 
 /// A request that was begun and whose pages are not gathered yet.
 #[derive(Debug)]
@@ -28,6 +39,7 @@ where
     pub(super) fn take(&mut self, budget: u32) -> Result<u32, QueueFault> {
         let taken = self.choose(budget);
         // What was begun before a fault was found is done all the same.
+        self.read_segments();
         self.launch();
         taken
     }
@@ -35,43 +47,50 @@ where
     /// Takes requests and makes jobs of them.
     fn choose(&mut self, budget: u32) -> Result<u32, QueueFault> {
         let mut taken = 0;
-        if let Some(request) = self.waiting.take() {
-            taken += u32::from(self.admit(request));
+        if let Some((turn, request)) = self.waiting.take() {
+            taken += u32::from(self.admit(turn, request));
         }
         while taken < budget && !self.stuck() {
             let Some(mut slot) = self.parts.ring.pop()? else { break };
             taken += 1;
+            let turn = self.answers.took_one();
             match Request::read(&mut slot, self.parts.abi)? {
-                Ok(request) => drop(self.admit(request)),
-                Err(refusal) => self.refuse(refusal),
+                Ok(request) => drop(self.admit(turn, request)),
+                Err(refusal) => self.refuse(turn, refusal),
             }
         }
         Ok(taken)
     }
 
     /// Begins a request or refuses it, unless it has to wait; then says `false`.
-    fn admit(&mut self, request: Request) -> bool {
+    fn admit(&mut self, turn: Turn, request: Request) -> bool {
         let has_room = match &request {
             Request::Data { op: DataOp::WriteBarrier, .. } => self.in_flight() == 0,
             Request::Data { segments, .. } => self.pages.has_room_for(segments.len()),
+            // More than was offered is refused.
+            Request::Indirect { indirect, .. } if indirect.segments() > self.indirect_most() => {
+                true
+            }
+            Request::Indirect { indirect, .. } => self.pages.has_room_for(indirect.segments()),
             Request::Discard { .. } => true,
         };
         if has_room {
-            self.begin(request);
+            self.begin(turn, request);
         } else {
-            self.waiting = Some(request);
+            self.waiting = Some((turn, request));
         }
         has_room
     }
 
     /// Checks a request against the disk and makes a job of it.
-    fn begin(&mut self, request: Request) {
+    fn begin(&mut self, turn: Turn, request: Request) {
         match request {
             Request::Data { op, id, sector, segments } => {
                 let refuse = |reason| Refusal { id, op: op.code(), status: Status::Error, reason };
-                if let Err(reason) = check::data(&self.geometry, op, sector, segments.iter()) {
-                    return self.refuse(refuse(reason));
-                }
+                let bytes = match check::data(&self.geometry, op, sector, segments.iter()) {
+                    Ok(bytes) => bytes,
+                    Err(reason) => return self.refuse(turn, refuse(reason)),
+                };
                 let (io, then) = match op {
                     DataOp::Read => (Io::Read { sector }, Then::Answer),
                     DataOp::Write => (Io::Write { sector }, Then::Answer),
@@ -82,8 +101,7 @@ where
                     DataOp::Flush => (Io::Write { sector }, Then::Flush),
                     DataOp::WriteBarrier => (Io::Flush, Then::Write { sector }),
                 };
-                let bytes = segments.sectors().wrapping_mul(512);
-                let tag = self.start(Begun { id, op: op.code(), bytes, then });
+                let tag = self.start(Begun { turn, id, op: op.code(), bytes, then });
                 if op == DataOp::WriteBarrier {
                     self.barrier = tag;
                 }
@@ -92,12 +110,31 @@ where
                     self.jobs.push(Job { tag, io, pages });
                 }
             }
+            Request::Indirect { op, id, sector, indirect } => {
+                let most = self.indirect_most();
+                if most == 0 {
+                    let (op, status) = (op::INDIRECT, Status::NotSupported);
+                    let reason = RefusalReason::UnknownOperation;
+                    return self.refuse(turn, Refusal { id, op, status, reason });
+                }
+                // From here on it is what it does, to its frontend too, as Linux has it.
+                let code = op.code();
+                if indirect.segments() > most {
+                    let (status, reason) = (Status::Error, RefusalReason::SegmentCount);
+                    return self.refuse(turn, Refusal { id, op: code, status, reason });
+                }
+                let begun = Begun { turn, id, op: code, bytes: 0, then: Then::Answer };
+                if let Some(tag) = self.start(begun) {
+                    let table = self.pages.want_tables(&indirect);
+                    self.unread.push(Unread { tag, op, sector, table });
+                }
+            }
             Request::Discard { id, sector, sectors, secure } => {
                 let check = check::discard(&self.geometry, sector, sectors, secure);
                 if let Err((status, reason)) = check {
-                    return self.refuse(Refusal { id, op: op::DISCARD, status, reason });
+                    return self.refuse(turn, Refusal { id, op: op::DISCARD, status, reason });
                 }
-                let begun = Begun { id, op: op::DISCARD, bytes: 0, then: Then::Answer };
+                let begun = Begun { turn, id, op: op::DISCARD, bytes: 0, then: Then::Answer };
                 if let Some(tag) = self.start(begun) {
                     let io = Io::Discard { sector, sectors };
                     self.jobs.push(Job { tag, io, pages: 0..0 });
@@ -114,6 +151,39 @@ where
         Some(tag)
     }
 
+    fn indirect_most(&self) -> usize {
+        self.parts.max_indirect_segments as usize
+    }
+
+    /// Reads the segments of all indirect requests, checks them against the disk and makes jobs of
+    /// them.
+    fn read_segments(&mut self) {
+        if self.unread.is_empty() {
+            return;
+        }
+        let parts = &self.parts;
+        self.pages.read_tables(&parts.grants, parts.frontend, &parts.stats);
+        let mut unread = core::mem::take(&mut self.unread);
+        for Unread { tag, op, sector, table } in unread.drain(..) {
+            let (disk, mut bytes) = (&self.geometry, 0);
+            let pages = self.pages.want_indirect(table, op == DataOp::Read, |segments| {
+                bytes = check::data(disk, op, sector, segments)?;
+                Ok(())
+            });
+            let io = if op == DataOp::Read { Io::Read { sector } } else { Io::Write { sector } };
+            match pages {
+                Ok(pages) => {
+                    if let Some(begun) = self.begun.get_mut(tag as usize) {
+                        begun.bytes = bytes;
+                    }
+                    self.jobs.push(Job { tag, io, pages });
+                }
+                Err(reason) => self.fail(tag, Status::Error, reason),
+            }
+        }
+        self.unread = unread;
+    }
+
     /// Gathers the pages of all jobs and hands each job to the engine.
     fn launch(&mut self) {
         if self.jobs.is_empty() {
@@ -123,7 +193,9 @@ where
         self.pages.gather(&parts.grants, parts.frontend, &parts.stats);
         let mut jobs = core::mem::take(&mut self.jobs);
         for Job { tag, io, pages } in jobs.drain(..) {
-            if !self.pages.take(pages, &mut self.segments) {
+            let Self { parts, segments, .. } = self;
+            let (grants, frontend, stats) = (&parts.grants, parts.frontend, &parts.stats);
+            if !self.pages.take(pages, grants, frontend, stats, segments) {
                 self.fail(tag, Status::Error, RefusalReason::Grant);
                 continue;
             }

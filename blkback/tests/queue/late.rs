@@ -1,47 +1,69 @@
 //! An engine that is told when to be done, and requests that meet in flight.
 
-use crate::rig::{Hostile, Mem, PATHS, PageBuf, SECTORS, raw, run};
+use crate::rig::{BACK, FRONT, Hostile, PATHS, PageBuf, SECTORS, raw, run};
+use pvio_blkback::engine::mem::MemEngine;
 use pvio_blkback::engine::{Done, Full, Geometry, Io, Segments};
-use pvio_blkback::{BlockEngine, DataPath, QueueFault};
-use pvio_grant_table::Granter;
+use pvio_blkback::{BlockEngine, DataPath, Progress, Queue, QueueFault, QueueParts};
+use pvio_blkfront::{Op, Queue as Front};
+use pvio_event_channel::{EventChannel, EventChannels};
+use pvio_grant_table::{
+    Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus, Granter,
+};
+use pvio_ring::BackRing;
 use pvio_ring::proto::blkif::{Abi, RefusalReason, Status};
-use pvio_ring::shm::Region;
+use pvio_ring::shm::{Guarded, Region, SharedMemory};
+use pvio_sim::{LocalDomain, LocalMachine};
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Does nothing before it is let.
-struct Late {
-    mem: Mem,
-    waiting: Vec<(u32, Io, Segments<PageBuf>)>,
-    may: Rc<Cell<bool>>,
+pub struct Late<B = PageBuf> {
+    mem: MemEngine<B>,
+    waiting: VecDeque<(u32, Io, Segments<B>)>,
+    /// How many operations it may do.
+    may: Rc<Cell<usize>>,
 }
 
-impl BlockEngine<PageBuf> for Late {
-    fn geometry(&self) -> Geometry {
-        self.mem.geometry()
+impl<B> Late<B> {
+    fn new() -> (Self, Rc<Cell<usize>>) {
+        let may = Rc::new(Cell::new(0));
+        let mem = MemEngine::zeroed(SECTORS);
+        (Self { mem, waiting: VecDeque::new(), may: Rc::clone(&may) }, may)
     }
 
-    fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<PageBuf>) -> Result<(), Full> {
-        self.waiting.push((tag, io, std::mem::take(segments)));
+    /// What is on the disk.
+    pub fn disk(&self) -> &[u8] {
+        self.mem.bytes()
+    }
+}
+
+impl<B: SharedMemory> BlockEngine<B> for Late<B> {
+    fn geometry(&self) -> Geometry {
+        BlockEngine::<B>::geometry(&self.mem)
+    }
+
+    fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
+        self.waiting.push_back((tag, io, std::mem::take(segments)));
         Ok(())
     }
 
     fn kick(&mut self) {}
 
-    fn reap(&mut self, done: &mut Done<'_, PageBuf>) {
-        if self.may.get() {
-            for (tag, io, mut segments) in self.waiting.drain(..) {
-                self.mem.submit(tag, io, &mut segments).unwrap();
-            }
-            self.mem.reap(done);
+    fn reap(&mut self, done: &mut Done<'_, B>) {
+        let count = self.may.get().min(self.waiting.len());
+        self.may.set(self.may.get() - count);
+        for (tag, io, mut segments) in self.waiting.drain(..count) {
+            self.mem.submit(tag, io, &mut segments).unwrap();
         }
+        self.mem.reap(done);
     }
 }
 
-fn late(path: DataPath) -> (Hostile<Late>, Rc<Cell<bool>>) {
-    let may = Rc::new(Cell::new(false));
-    let engine = Late { mem: Mem::zeroed(SECTORS), waiting: Vec::new(), may: Rc::clone(&may) };
+pub fn late(path: DataPath) -> (Hostile<Late>, Rc<Cell<usize>>) {
+    let (engine, may) = Late::new();
     (Hostile::new(path, Abi::X86_64, engine), may)
 }
 
@@ -54,7 +76,7 @@ fn with_id(mut request: Vec<u8>, id: u64) -> Vec<u8> {
 fn a_bad_grant_fails_its_own_request_and_no_other_of_the_batch() {
     for path in PATHS {
         let (mut h, may) = late(path);
-        may.set(true);
+        may.set(100);
         let g = h.data.0;
         for id in 0..10 {
             let bad = id % 3 == 1;
@@ -91,7 +113,7 @@ fn one_page_may_be_used_twice_in_a_request_and_by_many_in_flight() {
         }
         run(&mut h.back);
         assert_eq!((h.back.in_flight(), h.answer().is_none()), (8, true), "{path}");
-        may.set(true);
+        may.set(100);
         run(&mut h.back);
         for _ in 0..8 {
             assert_eq!(h.answer().unwrap().status, Status::Okay, "{path}");
@@ -113,7 +135,7 @@ fn what_is_read_is_with_the_guest_before_the_answer_and_not_before_the_disk() {
         page.write_bytes(0, &[9; 4096]).unwrap();
         h.put(&raw(0, 1, 0, &[(gref.0, 2, 5)]));
         run(&mut h.back);
-        may.set(true);
+        may.set(100);
         run(&mut h.back);
         assert_eq!(h.answer().unwrap().status, Status::Okay, "{path}");
         let mut seen = [0; 4096];
@@ -133,7 +155,7 @@ fn a_grant_taken_back_under_a_read_fails_that_read_alone() {
     h.put(&with_id(raw(0, 1, 8, &[(stays.0.0, 0, 7)]), 2));
     run(&mut h.back);
     h.guest.end_access(gone.0).unwrap();
-    may.set(true);
+    may.set(100);
     run(&mut h.back);
     let answers = [h.answer().unwrap(), h.answer().unwrap()].map(|a| (a.id, a.status));
     assert_eq!(answers, [(1, Status::Error), (2, Status::Okay)]);
@@ -152,7 +174,7 @@ fn a_barrier_goes_alone_with_the_data_it_had_when_it_was_begun() {
         run(&mut h.back);
         assert_eq!(h.back.in_flight(), 1, "{path}: the barrier waits for the write");
         assert!(!h.back.final_check().unwrap());
-        may.set(true);
+        may.set(100);
         run(&mut h.back);
         let answers: Vec<_> = std::iter::from_fn(|| h.answer()).map(|a| (a.id, a.status)).collect();
         assert_eq!(answers, [1, 2, 3].map(|id| (id, Status::Okay)), "{path}");
@@ -192,10 +214,92 @@ fn what_was_begun_before_the_ring_broke_is_done() {
         h.ring.memory().store_u32(0, 1000, std::sync::atomic::Ordering::Release);
         let fault: QueueFault = h.back.poll(32).unwrap_err();
         assert_eq!((fault.code(), h.back.in_flight()), ("ring-producer-overflow", 1), "{path}");
-        may.set(true);
+        may.set(100);
         h.back.drain();
         let _ = h.back.poll(0);
         assert_eq!(h.back.in_flight(), 0, "{path}");
-        assert_eq!(h.back.engine_mut().mem.bytes()[..4096], [3; 4096], "{path}");
+        assert_eq!(h.back.engine_mut().disk()[..4096], [3; 4096], "{path}");
+    }
+}
+
+type LocalMapping = <LocalDomain as GrantMapper>::Mapping;
+
+/// Unmaps only together what it mapped together, as a kernel may.
+struct Batches(LocalDomain);
+
+impl GrantMapper for Batches {
+    type Mapping = Guarded<Arc<LocalMapping>, Arc<Vec<Arc<LocalMapping>>>>;
+
+    fn map(
+        &self,
+        domain: DomId,
+        grefs: &[GrantRef],
+        access: Access,
+    ) -> Result<Self::Mapping, GrantStatus> {
+        let page = Arc::new(self.0.map(domain, grefs, access)?);
+        Ok(Guarded::new(page, Arc::default()))
+    }
+
+    fn map_each(
+        &self,
+        domain: DomId,
+        grefs: &[GrantRef],
+        access: Access,
+        each: &mut dyn FnMut(usize, Result<Self::Mapping, GrantStatus>),
+    ) {
+        let mut all = Vec::new();
+        self.0.map_each(domain, grefs, access, &mut |_, page| all.push(Arc::new(page.unwrap())));
+        let all = Arc::new(all);
+        for (i, page) in all.iter().enumerate() {
+            each(i, Ok(Guarded::new(Arc::clone(page), Arc::clone(&all))));
+        }
+    }
+}
+
+impl GrantCopier for Batches {
+    fn copy(&self, ops: &mut [CopyOp<'_>]) {
+        self.0.copy(ops);
+    }
+}
+
+/// A frontend that finds a page in use after its request was answered gives the disk up (Linux's
+/// blkfront, since XSA-396), unless it agreed to persistent grants.
+#[test]
+fn no_page_is_mapped_when_its_request_is_answered() {
+    for data_path in [DataPath::Map, DataPath::Copy] {
+        let machine = LocalMachine::new();
+        let (guest, driver) = (machine.domain(FRONT), machine.domain(BACK));
+        let mut front = Front::new(guest, BACK, 51712).unwrap();
+        let channel = driver.bind_interdomain(FRONT, front.channel().port()).unwrap();
+        let grants = Batches(driver.clone());
+        let ring = grants.map(FRONT, front.ring_grefs(), Access::ReadWrite).unwrap();
+        let ring = BackRing::attach(ring, Abi::X86_64.slot_size()).unwrap();
+        let (stats, abi) = (Arc::default(), Abi::X86_64);
+        let parts = QueueParts {
+            frontend: FRONT,
+            grants,
+            data_path,
+            ring,
+            channel,
+            abi,
+            max_indirect_segments: 0,
+            in_order: false,
+            stats,
+        };
+        let (engine, may) = Late::new();
+        let mut back = Queue::new(parts, engine);
+        for sector in 0..4 {
+            let slot = front.reserve().unwrap();
+            front.start(slot, Op::Read { sector, bytes: 8192 }).unwrap();
+        }
+        front.publish().unwrap();
+        // All four are one batch; they are done one after the other.
+        for left in (0..4).rev() {
+            may.set(1);
+            while back.poll(32).unwrap() == Progress::Some {}
+            assert_eq!(front.poll(|_, _, status| assert_eq!(status, Status::Okay)).unwrap(), 1);
+            let mapped = if data_path == DataPath::Map { 2 * left } else { 0 };
+            assert_eq!(driver.pages_mapped(), mapped + 1, "{data_path}: and the ring");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! A queue against our own frontend and against a hostile one, over memory, on every data path.
 
 mod honest;
+mod indirect;
 mod kept;
 mod late;
 mod refusals;

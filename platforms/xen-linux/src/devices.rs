@@ -17,6 +17,7 @@ use std::path::PathBuf;
 pub(crate) struct Devices {
     dev: PathBuf,
     hypervisor_type: PathBuf,
+    guest_type: PathBuf,
     parameters: PathBuf,
     xenstore: PathBuf,
 }
@@ -26,6 +27,7 @@ impl Devices {
         Self {
             dev: "/dev/xen".into(),
             hypervisor_type: "/sys/hypervisor/type".into(),
+            guest_type: "/sys/hypervisor/guest_type".into(),
             parameters: "/sys/module/xen_gntdev/parameters".into(),
             xenstore: default_path(),
         }
@@ -61,6 +63,12 @@ impl Devices {
         }
     }
 
+    /// Whether this is a PV domain, which maps grants in its own page tables; in any other the
+    /// hypervisor translates addresses. A kernel too old to say is taken for one of the latter.
+    pub(crate) fn is_pv(&self) -> bool {
+        std::fs::read(&self.guest_type).is_ok_and(|kind| kind.trim_ascii() == b"PV")
+    }
+
     fn open(&self, name: &str, module: &'static str, flags: OFlags) -> Result<OwnedFd, OpenError> {
         let path = self.dev.join(name);
         let flags = flags | OFlags::RDWR | OFlags::CLOEXEC;
@@ -92,6 +100,7 @@ mod tests {
         Devices {
             dev: root.join("dev"),
             hypervisor_type: root.join("type"),
+            guest_type: root.join("guest_type"),
             parameters: root.to_owned(),
             xenstore: root.join("socket"),
         }
@@ -114,6 +123,17 @@ mod tests {
         let (code, text) = says(devices.domid().unwrap_err());
         assert_eq!(code, "xen-xenstore");
         assert!(text.contains("start xenstored"), "{text}");
+    }
+
+    #[test]
+    fn only_a_pv_domain_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let devices = places(&dir);
+        assert!(!devices.is_pv());
+        for (kind, pv) in [("PV\n", true), ("PVH\n", false), ("HVM\n", false)] {
+            std::fs::write(dir.path().join("guest_type"), kind).unwrap();
+            assert_eq!(devices.is_pv(), pv);
+        }
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct XenDomain {
 #[derive(Debug)]
 pub(crate) struct Inner {
     id: DomId,
+    /// Whether it can map what it granted itself.
+    maps_own: bool,
     pub(crate) devices: Devices,
     /// For clones that cannot open one of their own any more.
     gntdev: Arc<Gntdev>,
@@ -50,6 +52,7 @@ impl XenDomain {
         let gntalloc = devices.gntalloc();
         let inner = Inner {
             id: devices.domid()?,
+            maps_own: devices.is_pv(),
             devices,
             gntdev: Arc::clone(&gntdev),
             gntalloc,
@@ -80,6 +83,11 @@ impl XenDomain {
     /// Why `/dev/xen/gntalloc` could not be opened, and what to do.
     pub fn can_grant(&self) -> Result<(), &OpenError> {
         self.inner.gntalloc.as_ref().map(drop)
+    }
+
+    /// Whether pages of `domain` may be mapped here; see [`map`](pvio_grant_table::GrantMapper::map).
+    pub(crate) fn maps(&self, domain: DomId) -> bool {
+        self.inner.maps_own || (domain != self.inner.id && domain != DomId::SELF)
     }
 
     pub(crate) fn inner(&self) -> &Inner {

@@ -66,6 +66,10 @@ impl GrantMapper for XenDomain {
     /// The kernel says of a mapping that failed only that it failed. Why is then found out by
     /// copying a byte of each page; a page that can be read and not mapped for writing is
     /// [`GrantStatus::PermissionDenied`].
+    ///
+    /// A domain may grant pages to itself, but only a PV domain can map them. In any other the
+    /// hypervisor lets a page be at one address alone, so that mapping it takes it away from where
+    /// it was, under the kernel's feet: [`GrantStatus::BadDomain`]. Copying works in both.
     fn map(
         &self,
         domain: DomId,
@@ -74,6 +78,9 @@ impl GrantMapper for XenDomain {
     ) -> Result<Mapping, GrantStatus> {
         if grefs.is_empty() || grefs.len() > MOST_PAGES {
             return Err(GrantStatus::NoSpace);
+        }
+        if !self.maps(domain) {
+            return Err(GrantStatus::BadDomain);
         }
         match self.gntdev().map(domain, grefs, access == Access::ReadWrite) {
             Ok(run) => Ok(Held::whole(Arc::new(run))),
@@ -97,6 +104,7 @@ impl GrantMapper for XenDomain {
             let run = match chunk {
                 // Alone it has a status of its own anyway.
                 [_] => None,
+                _ if !self.maps(domain) => None,
                 _ => gntdev.map(domain, chunk, access == Access::ReadWrite).ok().map(Arc::new),
             };
             for (i, gref) in chunk.iter().enumerate() {

@@ -8,7 +8,7 @@
 //!
 //! That the peer may go on using the old page for as long as it keeps it mapped is therefore no
 //! danger to what the memory is used for next (XSA-396): it is another page, and the kernel frees
-//! the old one only when the peer has let go of it.
+//! the old one only when the peer has let go of it, which it looks for about once a second.
 
 use crate::domain::XenDomain;
 use crate::sys::gntalloc::GrantedPage;
@@ -111,12 +111,12 @@ impl Granter for XenDomain {
         }
     }
 
-    /// Ends a grant: the peer finds the reference refused from now on, and what it still has
-    /// mapped is no longer these pages. An ordinary page with the same contents takes the place of
-    /// the granted one; as for [`grant`](Self::grant), nothing of ours may write meanwhile.
+    /// Ends a grant: whatever the peer still has mapped, or can still map because it does, is no
+    /// longer these pages. An ordinary page with the same contents takes the place of the granted
+    /// one; as for [`grant`](Self::grant), nothing of ours may write meanwhile.
     ///
-    /// Never [`Busy`] because of the peer, and so without any word on whether it still uses the old
-    /// page; only when the system has no memory for the new one.
+    /// The kernel does not tell whether the peer still uses the old page, so it is never for that
+    /// that this says [`Busy`], but only when the system has no memory for the new one.
     fn end_access(&self, gref: GrantRef) -> Result<(), Busy> {
         let inner = self.inner();
         let mut table = inner.granted();

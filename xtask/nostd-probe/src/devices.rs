@@ -65,11 +65,20 @@ fn write_and_read_back(data_path: DataPath) -> Option<()> {
     let machine = Machine::default();
     let mut front = Front::new(machine.clone(), BACK, 51712).ok()?;
     let channel = machine.bind_interdomain(FRONT, front.channel().port()).ok()?;
-    let ring = machine.map(FRONT, &[front.ring_gref()], Access::ReadWrite).ok()?;
+    let ring = machine.map(FRONT, front.ring_grefs(), Access::ReadWrite).ok()?;
     let ring = BackRing::attach(ring, Abi::X86_64.slot_size()).ok()?;
     let stats = Arc::new(Stats::default());
-    let (grants, abi) = (machine.clone(), Abi::X86_64);
-    let parts = QueueParts { frontend: FRONT, grants, data_path, ring, channel, abi, stats };
+    let parts = QueueParts {
+        frontend: FRONT,
+        grants: machine.clone(),
+        data_path,
+        ring,
+        channel,
+        abi: Abi::X86_64,
+        max_indirect_segments: 0,
+        in_order: false,
+        stats,
+    };
     let mut back = Back::new(parts, MemEngine::zeroed(64));
 
     let data = [0x5a; 1024];

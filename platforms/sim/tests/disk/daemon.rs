@@ -2,8 +2,8 @@
 
 use crate::choices::Do;
 use crate::medium::{SharedMedium, SimEngine};
-use pvio_blkback::vbd::{Config, Serve, Vbd};
-use pvio_blkback::{Buf, Geometry, Policy, Progress, Queue, QueueFault, QueueParts};
+use pvio_blkback::vbd::{Serve, Vbd};
+use pvio_blkback::{Buf, Config, Geometry, Policy, Progress, Queue, QueueFault, QueueParts};
 use pvio_event_channel::{EventChannel, EventError, Port};
 use pvio_grant_table::DomId;
 use pvio_sim::local::events::LocalChannel;
@@ -115,9 +115,18 @@ impl Serve<LocalDomain> for Server {
         parts: QueueParts<LocalDomain, LocalChannel>,
     ) -> Result<Running, Fault> {
         let medium = self.medium.clone().expect("opened before it is started");
-        let QueueParts { frontend, grants, data_path, ring, channel, abi, stats } = parts;
-        let channel = Wire { channel, cut: self.flaw == Flaw::NeverNotifies };
-        let parts = QueueParts { frontend, grants, data_path, ring, channel, abi, stats };
+        let channel = |channel| Wire { channel, cut: self.flaw == Flaw::NeverNotifies };
+        let parts = QueueParts {
+            frontend: parts.frontend,
+            grants: parts.grants,
+            data_path: parts.data_path,
+            ring: parts.ring,
+            channel: channel(parts.channel),
+            abi: parts.abi,
+            max_indirect_segments: parts.max_indirect_segments,
+            in_order: parts.in_order,
+            stats: parts.stats,
+        };
         let queue = Queue::new(parts, SimEngine::new(medium, self.flaw));
         let mut seat = self.seat.borrow_mut();
         assert!(seat.served.is_none(), "two sessions at once");
@@ -337,7 +346,7 @@ impl Daemon {
             };
             // Whether somebody served it before us is not known; a frontend that has not begun
             // makes no difference.
-            let config = Config { policy: self.policy };
+            let config = Config { policy: self.policy, ..Config::default() };
             let vbd = Vbd::with(self.domain.clone(), server, config);
             let driver = BackendDriver::restarted(addr, vbd);
             self.devices.insert(addr, Device { driver, seat });

@@ -9,7 +9,7 @@ use pvio_grant_table::{Access, DomId, GrantRef};
 use pvio_xen_linux::XenDomain;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::{Xenstore, XsError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub struct RemotePeer {
     id: DomId,
@@ -23,7 +23,8 @@ impl RemotePeer {
     pub fn meet(id: DomId, base: String, mut xs: Client) -> Result<Self, String> {
         xs.watch(&format!("{base}/answer"), "answer").map_err(say)?;
         let mut peer = Self { id, base, xs, asked: 0 };
-        let hello = peer.await_answer(0)?;
+        // Its domain may still be booting.
+        let hello = peer.await_answer(0, LOST * 15)?;
         same("the peer's greeting", hello.as_str(), "ok hello")?;
         Ok(peer)
     }
@@ -37,15 +38,15 @@ impl RemotePeer {
         self.asked += 1;
         let asked = format!("{} {words}", self.asked);
         self.xs.write(&format!("{}/ask", self.base), asked.as_bytes()).map_err(say)?;
-        self.await_answer(self.asked)?
+        self.await_answer(self.asked, LOST * 3)?
             .strip_prefix("ok")
             .map(|rest| rest.trim().to_owned())
             .ok_or_else(|| format!("the peer could not `{words}`"))
     }
 
-    fn await_answer(&mut self, number: u32) -> Result<String, String> {
+    fn await_answer(&mut self, number: u32, patience: Duration) -> Result<String, String> {
         let node = format!("{}/answer", self.base);
-        let until = Instant::now() + LOST * 3;
+        let until = Instant::now() + patience;
         loop {
             let answer = read(&mut self.xs, &node)?;
             if let Some(rest) = answer.strip_prefix(&format!("{number} ")) {

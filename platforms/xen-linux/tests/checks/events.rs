@@ -124,10 +124,11 @@ fn interrupts() -> Result<u64, String> {
     let name = format!("evtchn:{}", comm.trim());
     let all = std::fs::read_to_string("/proc/interrupts").map_err(say)?;
     let ours = all.lines().filter(|line| line.trim_end().ends_with(&name));
-    Ok(ours
-        .flat_map(|line| line.split_whitespace().skip(1))
-        .map_while(|n| n.parse::<u64>().ok())
-        .sum())
+    // A number for each CPU, then words.
+    let counts = |line: &str| -> u64 {
+        line.split_whitespace().skip(1).map_while(|word| word.parse::<u64>().ok()).sum()
+    };
+    Ok(ours.map(counts).sum())
 }
 
 fn storm(world: &mut World<'_>) -> Outcome {
