@@ -1,11 +1,10 @@
 //! The guest's pages: mapped for a request, kept mapped, or stood for by pages of our own.
 //!
-//! A poll's requests say what they [want](Pages::want); of indirect ones the segments are
-//! [read](Pages::read_tables) before, by one call for all of them. Data then [gathered](Pages::gather) by
-//! one copy for all of them, and each request [takes](Pages::take) its pages, or is refused by
-//! itself. Completed operations [return](Pages::returned) their pages, and are
-//! [settled](Pages::settle) together: what was read from the disk into pages of our own is copied to
-//! the guest by one call, before any answer.
+//! A poll's requests say what they want; of indirect ones the segments are read before, by one call
+//! for all of them. What is to be written to the disk is then copied by one call for all requests,
+//! and each request takes its pages, or is refused by itself. Completed operations return their
+//! pages and are settled together: what was read from the disk into pages of our own is copied to
+//! the guest by one call, and all pages are let go of, before any answer.
 //!
 //! Mapping is not done for many requests at once. A platform may unmap only together what was
 //! mapped together ([`GrantMapper::map_each`]), and a page must be unmapped when its request is
