@@ -251,6 +251,7 @@ impl Attached {
             channel: driver.bind_interdomain(guest_id, front.channel().port())?,
             abi: Abi::X86_64,
             max_indirect_segments: 256,
+            in_order: false,
             stats: Arc::new(Stats::default()),
         };
         // A thread inherits its maker's core.

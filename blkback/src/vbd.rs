@@ -156,6 +156,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             channel,
             abi,
             max_indirect_segments: agreed.max_indirect_segments.min(most),
+            in_order: self.config.in_order,
             stats: Arc::clone(stats),
         })
     }
@@ -200,6 +201,12 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         let attached: Vec<_> = attached
             .map(|(queue, stats)| self.attach(ends.addr.front, queue, stats, &agreed))
             .collect::<Result<_, _>>()?;
+        if ends.resumed {
+            // The last answers may have been published by one who died before telling.
+            for parts in &attached {
+                parts.channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+            }
+        }
         let disk = format!("vbd-{}-{}", ends.addr.front, ends.addr.index);
         let several = attached.len() > 1;
         let mut running = Vec::with_capacity(attached.len());

@@ -106,9 +106,21 @@ pub struct ServeArgs {
     /// How disks reach their guests' pages: map, copy, persistent-or-map or persistent-or-copy
     #[arg(long, value_name = "POLICY", default_value_t = Policy::PersistentOrMap)]
     pub disk_policy: Policy,
+    /// In which order a disk's requests are answered
+    #[arg(long, value_name = "ORDER", default_value = "in-order")]
+    pub disk_answers: Answers,
     /// Where the log goes, instead of standard error
     #[arg(long, value_name = "PATH")]
     pub log: Option<PathBuf>,
+}
+
+/// In which order a disk's requests are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Answers {
+    /// As they were asked: the next daemon can go on even after this one died
+    InOrder,
+    /// As they are done: quick ones do not wait for slow ones
+    AsDone,
 }
 
 /// What becomes of the devices when the daemon is told to stop.

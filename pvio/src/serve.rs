@@ -1,10 +1,10 @@
 //! `pvio serve`: the daemon of a driver domain on Xen, dom0 or any other.
 
-use crate::cli::{Around, OnStop, ServeArgs};
+use crate::cli::{Answers, Around, OnStop, ServeArgs};
 use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::{Failure, say};
-use pvio_blkback::vbd;
+use pvio_blkback::Config;
 use pvio_grant_table::DomId;
 use pvio_xen_linux::XenDomain;
 use pvio_xenbus::XsError;
@@ -63,7 +63,11 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         (Some(Around::Toolstack), _) | (None, DomId::DOM0) => Surroundings::Scripts,
         (Some(Around::Itself), _) | (None, _) => Surroundings::DriverDomain,
     };
-    let disks = vbd::Config { policy: args.disk_policy, ..vbd::Config::for_this_machine() };
+    let disks = Config {
+        policy: args.disk_policy,
+        in_order: args.disk_answers == Answers::InOrder,
+        ..Config::for_this_machine()
+    };
     let leave = args.on_stop == OnStop::Leave;
     let options = Options { kinds, surroundings, resume: true, leave, disks, ..Options::default() };
     let mut xs = host.xenstore()?;

@@ -1,5 +1,6 @@
 //! From the engine's completions to the ring's answers.
 
+use super::answers::Turn;
 use super::{Begun, Queue, Then};
 use crate::engine::{BlockEngine, EngineError, Io};
 use crate::pages::{Buf, StepError};
@@ -40,7 +41,7 @@ where
             (Ok(()), Then::Answer) => {
                 self.end(tag);
                 self.count(answer);
-                self.respond(answer.id, answer.op, Status::Okay);
+                self.respond(answer.turn, answer.id, answer.op, Status::Okay);
             }
             (Ok(()), Then::Flush) => self.submit(tag, Io::Flush),
             (Ok(()), Then::Write { sector }) => {
@@ -60,14 +61,14 @@ where
 
     /// Answers a request that was begun and cannot be done.
     pub(super) fn fail(&mut self, tag: u32, status: Status, reason: RefusalReason) {
-        let Some(&Begun { id, op, .. }) = self.begun.get(tag as usize) else { return };
+        let Some(&Begun { turn, id, op, .. }) = self.begun.get(tag as usize) else { return };
         self.end(tag);
-        self.refuse(Refusal { id, op, status, reason });
+        self.refuse(turn, Refusal { id, op, status, reason });
     }
 
-    pub(super) fn refuse(&mut self, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, turn: Turn, refusal: Refusal) {
         self.parts.stats.refuse(refusal.reason);
-        self.respond(refusal.id, refusal.op, refusal.status);
+        self.respond(turn, refusal.id, refusal.op, refusal.status);
     }
 
     /// Nothing of a request is under way any more.
@@ -95,10 +96,12 @@ where
         }
     }
 
-    fn respond(&mut self, id: u64, op: u8, status: Status) {
-        let mut bytes = [0; 16];
-        let response = Response { id, op, status }.write(self.parts.abi, &mut bytes);
-        let pushed = self.parts.ring.push(response);
-        debug_assert!(pushed.is_ok(), "a request was answered twice");
+    fn respond(&mut self, turn: Turn, id: u64, op: u8, status: Status) {
+        let Self { answers, parts, .. } = self;
+        answers.put(turn, Response { id, op, status }, |response| {
+            let mut bytes = [0; 16];
+            let pushed = parts.ring.push(response.write(parts.abi, &mut bytes));
+            debug_assert!(pushed.is_ok(), "a request was answered twice");
+        });
     }
 }

@@ -7,8 +7,10 @@
 //! |---|---|
 //! | `take` | from the ring's requests to the engine's operations, a batch at a time |
 //! | `finish` | from the engine's completions to the ring's answers |
+//! | `answers` | in which order those are written |
 //! | `check` | what a request may ask of the disk |
 
+mod answers;
 mod check;
 mod finish;
 mod take;
@@ -19,6 +21,7 @@ use crate::path::DataPath;
 use crate::stats::Stats;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use answers::{Answers, Turn};
 use core::time::Duration;
 use pvio_event_channel::{EventChannel, EventError};
 use pvio_grant_table::{DomId, GrantCopier, GrantMapper};
@@ -45,6 +48,9 @@ pub struct QueueParts<P: GrantMapper, C> {
     pub abi: Abi,
     /// Segments in one indirect request, as offered; 0 if none was.
     pub max_indirect_segments: u32,
+    /// Whether requests are answered in the order they were taken, so that another process can
+    /// take the ring over, whatever becomes of this one.
+    pub in_order: bool,
     /// Where to count.
     pub stats: Arc<Stats>,
 }
@@ -94,13 +100,14 @@ pub struct Queue<P: GrantMapper, C, E> {
     parts: QueueParts<P, C>,
     engine: E,
     geometry: Geometry,
+    answers: Answers,
     /// Requests begun and not answered, by the engine's tag.
     begun: Vec<Begun>,
     /// Tags not in use.
     free: Vec<u32>,
     /// A request that was taken and has to wait: a barrier until nothing is under way, any other
     /// until enough pages are free.
-    waiting: Option<Request>,
+    waiting: Option<(Turn, Request)>,
     /// A barrier under way: nothing is taken until it is done.
     barrier: Option<u32>,
     /// Requests of this poll on their way to the engine; reused.
@@ -120,6 +127,7 @@ pub struct Queue<P: GrantMapper, C, E> {
 /// A request that was begun.
 #[derive(Clone, Copy, Debug)]
 struct Begun {
+    turn: Turn,
     id: u64,
     op: u8,
     bytes: u32,
@@ -148,9 +156,10 @@ where
     pub fn new(parts: QueueParts<P, C>, engine: E) -> Self {
         let slots = parts.ring.layout().slots();
         let most = MAX_SEGMENTS.max(parts.max_indirect_segments as usize);
-        let idle = Begun { id: 0, op: 0, bytes: 0, then: Then::Answer };
+        let idle = Begun { turn: Turn::default(), id: 0, op: 0, bytes: 0, then: Then::Answer };
         Self {
             geometry: engine.geometry(),
+            answers: Answers::new(parts.in_order, slots),
             begun: (0..slots).map(|_| idle).collect(),
             free: (0..slots).rev().collect(),
             waiting: None,

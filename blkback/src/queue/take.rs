@@ -1,5 +1,6 @@
 //! From the ring's requests to the engine's operations, a batch at a time.
 
+use super::answers::Turn;
 use super::{Begun, Queue, QueueFault, Then, check};
 use crate::engine::{BlockEngine, Io};
 use crate::pages::Buf;
@@ -46,22 +47,23 @@ where
     /// Takes requests and makes jobs of them.
     fn choose(&mut self, budget: u32) -> Result<u32, QueueFault> {
         let mut taken = 0;
-        if let Some(request) = self.waiting.take() {
-            taken += u32::from(self.admit(request));
+        if let Some((turn, request)) = self.waiting.take() {
+            taken += u32::from(self.admit(turn, request));
         }
         while taken < budget && !self.stuck() {
             let Some(mut slot) = self.parts.ring.pop()? else { break };
             taken += 1;
+            let turn = self.answers.took_one();
             match Request::read(&mut slot, self.parts.abi)? {
-                Ok(request) => drop(self.admit(request)),
-                Err(refusal) => self.refuse(refusal),
+                Ok(request) => drop(self.admit(turn, request)),
+                Err(refusal) => self.refuse(turn, refusal),
             }
         }
         Ok(taken)
     }
 
     /// Begins a request or refuses it, unless it has to wait; then says `false`.
-    fn admit(&mut self, request: Request) -> bool {
+    fn admit(&mut self, turn: Turn, request: Request) -> bool {
         let has_room = match &request {
             Request::Data { op: DataOp::WriteBarrier, .. } => self.in_flight() == 0,
             Request::Data { segments, .. } => self.pages.has_room_for(segments.len()),
@@ -73,21 +75,21 @@ where
             Request::Discard { .. } => true,
         };
         if has_room {
-            self.begin(request);
+            self.begin(turn, request);
         } else {
-            self.waiting = Some(request);
+            self.waiting = Some((turn, request));
         }
         has_room
     }
 
     /// Checks a request against the disk and makes a job of it.
-    fn begin(&mut self, request: Request) {
+    fn begin(&mut self, turn: Turn, request: Request) {
         match request {
             Request::Data { op, id, sector, segments } => {
                 let refuse = |reason| Refusal { id, op: op.code(), status: Status::Error, reason };
                 let bytes = match check::data(&self.geometry, op, sector, segments.iter()) {
                     Ok(bytes) => bytes,
-                    Err(reason) => return self.refuse(refuse(reason)),
+                    Err(reason) => return self.refuse(turn, refuse(reason)),
                 };
                 let (io, then) = match op {
                     DataOp::Read => (Io::Read { sector }, Then::Answer),
@@ -99,7 +101,7 @@ where
                     DataOp::Flush => (Io::Write { sector }, Then::Flush),
                     DataOp::WriteBarrier => (Io::Flush, Then::Write { sector }),
                 };
-                let tag = self.start(Begun { id, op: op.code(), bytes, then });
+                let tag = self.start(Begun { turn, id, op: op.code(), bytes, then });
                 if op == DataOp::WriteBarrier {
                     self.barrier = tag;
                 }
@@ -113,15 +115,15 @@ where
                 if most == 0 {
                     let (op, status) = (op::INDIRECT, Status::NotSupported);
                     let reason = RefusalReason::UnknownOperation;
-                    return self.refuse(Refusal { id, op, status, reason });
+                    return self.refuse(turn, Refusal { id, op, status, reason });
                 }
                 // From here on it is what it does, to its frontend too, as Linux has it.
                 let code = op.code();
                 if indirect.segments() > most {
                     let (status, reason) = (Status::Error, RefusalReason::SegmentCount);
-                    return self.refuse(Refusal { id, op: code, status, reason });
+                    return self.refuse(turn, Refusal { id, op: code, status, reason });
                 }
-                let begun = Begun { id, op: code, bytes: 0, then: Then::Answer };
+                let begun = Begun { turn, id, op: code, bytes: 0, then: Then::Answer };
                 if let Some(tag) = self.start(begun) {
                     let table = self.pages.want_tables(&indirect);
                     self.unread.push(Unread { tag, op, sector, table });
@@ -130,9 +132,9 @@ where
             Request::Discard { id, sector, sectors, secure } => {
                 let check = check::discard(&self.geometry, sector, sectors, secure);
                 if let Err((status, reason)) = check {
-                    return self.refuse(Refusal { id, op: op::DISCARD, status, reason });
+                    return self.refuse(turn, Refusal { id, op: op::DISCARD, status, reason });
                 }
-                let begun = Begun { id, op: op::DISCARD, bytes: 0, then: Then::Answer };
+                let begun = Begun { turn, id, op: op::DISCARD, bytes: 0, then: Then::Answer };
                 if let Some(tag) = self.start(begun) {
                     let io = Io::Discard { sector, sectors };
                     self.jobs.push(Job { tag, io, pages: 0..0 });

@@ -283,6 +283,7 @@ fn no_page_is_mapped_when_its_request_is_answered() {
             channel,
             abi,
             max_indirect_segments: 0,
+            in_order: false,
             stats,
         };
         let (engine, may) = Late::new();

@@ -43,6 +43,7 @@ pub fn serve<E: BlockEngine<PageBuf>>(
         channel,
         abi,
         max_indirect_segments,
+        in_order: true,
         stats,
     };
     Queue::new(parts, engine)

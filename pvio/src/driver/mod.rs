@@ -8,7 +8,7 @@ mod devices;
 use crate::domain::stop::{Bell, Stop, sleep};
 use devices::Devices;
 use pvio_blkback::host::ImageServer;
-use pvio_blkback::vbd::{self, Vbd};
+use pvio_blkback::{Config, Vbd};
 use pvio_grant_table::DomId;
 use pvio_netback::Vif;
 use pvio_netback::host::{TapOptions, TapServer};
@@ -37,7 +37,7 @@ pub struct Options {
     /// When told to stop, leave the sessions to the next process.
     pub leave: bool,
     /// How disks are served.
-    pub disks: vbd::Config,
+    pub disks: Config,
 }
 
 impl Default for Options {
@@ -49,7 +49,7 @@ impl Default for Options {
             surroundings: Surroundings::Plain,
             resume: false,
             leave: false,
-            disks: vbd::Config::for_this_machine(),
+            disks: Config::for_this_machine(),
         }
     }
 }

@@ -76,6 +76,7 @@ fn write_and_read_back(data_path: DataPath) -> Option<()> {
         channel,
         abi: Abi::X86_64,
         max_indirect_segments: 0,
+        in_order: false,
         stats,
     };
     let mut back = Back::new(parts, MemEngine::zeroed(64));

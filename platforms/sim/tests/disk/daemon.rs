@@ -124,6 +124,7 @@ impl Serve<LocalDomain> for Server {
             channel: channel(parts.channel),
             abi: parts.abi,
             max_indirect_segments: parts.max_indirect_segments,
+            in_order: parts.in_order,
             stats: parts.stats,
         };
         let queue = Queue::new(parts, SimEngine::new(medium, self.flaw));
