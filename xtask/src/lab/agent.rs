@@ -25,8 +25,6 @@ pub struct Case {
     pub kind: String,
     /// What it shows, in a line.
     pub proves: String,
-    /// A measurement.
-    pub bench: bool,
 }
 
 /// Builds the agent: without shared libraries, since it starts before there are any.

@@ -58,7 +58,7 @@ impl Modules {
         let file = self.files.get(name).with_context(|| format!("no kernel module {name}"))?;
         let mut needs = depends(&fs::read(file)?);
         // What a module asks for by an alias is not in its list.
-        if name == "libcrc32c" {
+        if matches!(name, "ext4" | "jbd2" | "libcrc32c") {
             needs.push("crc32c_generic".to_owned());
         }
         for need in &needs {

@@ -111,7 +111,8 @@ pub fn check(install: bool, options: &Options) -> Result<Report> {
 
 /// The cases that any of the words names.
 fn choose(words: &[String], cases: Vec<Case>, bench: bool) -> Result<Vec<Case>> {
-    let cases: Vec<_> = cases.into_iter().filter(|case| case.bench == bench).collect();
+    let cases: Vec<_> =
+        cases.into_iter().filter(|case| case.name.starts_with("bench-") == bench).collect();
     if words.is_empty() || words == ["all"] {
         return Ok(cases);
     }

@@ -78,6 +78,11 @@ impl Disk {
         Ok(format!("format=raw,vdev={name},access={access},{target}"))
     }
 
+    /// Its loop device, if the backend serves that.
+    pub fn device(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
+
     fn path(&self) -> Result<&str> {
         self.image.to_str().context("a path in UTF-8")
     }

@@ -4,12 +4,12 @@ use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::console::Console;
-use super::lab::wait_until;
+use super::lab::{LONG, wait_until};
 use super::xs;
 use crate::link::{HELLO, Request};
 use crate::sys::{self, run::Flake};
@@ -98,6 +98,17 @@ impl Guest {
         }
     }
 
+    /// Runs a program of its image, which must succeed; what it said.
+    ///
+    /// # Errors
+    /// It did not succeed.
+    pub fn program(&mut self, line: &str) -> Result<String> {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let order = json!({ "words": words, "seconds": LONG.as_secs() });
+        let said = self.ask("run", order, LONG + Duration::from_secs(10))?;
+        Ok(said.as_str().unwrap_or_default().to_owned())
+    }
+
     /// Tells it to do what it will not be able to answer.
     ///
     /// # Errors
@@ -125,7 +136,7 @@ impl Guest {
     ///
     /// # Errors
     /// It does not go.
-    pub fn power_off(mut self) -> Result<()> {
+    pub fn power_off(&mut self) -> Result<()> {
         self.tell("poweroff")?;
         self.wait_gone(Duration::from_secs(40))
     }
@@ -136,7 +147,13 @@ impl Guest {
     /// `xl` refuses.
     pub fn destroy(&mut self) -> Result<()> {
         self.ended = true;
-        sys::succeed(&["xl", "destroy", &self.name], XL).map(drop)
+        // It may have died, or its destroyer, which was seen under emulation.
+        let gone = wait_until(XL, || {
+            let ran = sys::run(&["xl", "destroy", &self.name], XL)?;
+            Ok(ran.status.success() || domain(&self.name)?.is_none())
+        })?;
+        ensure!(gone, "xl does not destroy {}", self.name);
+        Ok(())
     }
 
     /// After the guest restarted: its new number and console.

@@ -95,7 +95,8 @@ impl Default for Lab {
 
 /// MiB of the shared guest's disks.
 pub const DISK_MIB: u64 = 64;
-const FIXED_MIB: u64 = 8;
+/// MiB of the disk that is only read.
+pub const FIXED_MIB: u64 = 8;
 
 impl Lab {
     /// Runs the scenario of a name like `disk-verify:linux:pv`.
@@ -171,17 +172,6 @@ impl Lab {
         Ok(self.shared.as_mut().expect("just made"))
     }
 
-    /// A guest of this scenario's own, gone at its end.
-    ///
-    /// # Errors
-    /// It does not come up.
-    pub fn guest(&self, disks: Vec<String>, nics: usize) -> Result<Guest> {
-        let mut spec = Spec::new(self.kind);
-        spec.disks = disks;
-        spec.nics = vec![NIC.to_owned(); nics];
-        Guest::start(&spec)
-    }
-
     /// An image for this scenario's backend, and its line for `xl`.
     ///
     /// # Errors
@@ -192,12 +182,17 @@ impl Lab {
         Ok((disk, line))
     }
 
-    /// What is there of devices now.
+    /// What is there of devices once nothing changes any more; nothing of a guest's, if there is
+    /// no shared guest.
     ///
     /// # Errors
-    /// dom0 does not say.
-    pub fn ledger(&self) -> Result<Ledger> {
-        Ledger::take(self.backends.pvio())
+    /// It does not come to rest, or something is left of guests that are gone.
+    pub fn settled(&mut self) -> Result<Ledger> {
+        let ledger = Ledger::settled(self.backends.pvio())?;
+        if self.shared.is_none() {
+            ledger.no_guests()?;
+        }
+        Ok(ledger)
     }
 
     /// Checks that of all devices made since `before` nothing is left.
@@ -230,9 +225,18 @@ impl Lab {
         json!({ "guest": consoles, "pvio": tail(PVIO_LOG), "pvio_output": tail("/var/log/pvio.out") })
     }
 
-    /// Keeps what a guest said, to be shown if the scenario fails.
-    pub fn remember(&mut self, guest: &Guest) {
+    /// Ends a guest, whose last words are kept to be shown if the scenario fails.
+    ///
+    /// # Errors
+    /// Those of `end`.
+    pub fn watched(
+        &mut self,
+        mut guest: Guest,
+        end: impl FnOnce(&mut Guest) -> Result<()>,
+    ) -> Result<()> {
+        let ended = end(&mut guest);
         self.last_words.extend(guest.log());
+        ended
     }
 
     fn take_last_words(&mut self) {
@@ -248,7 +252,7 @@ impl Lab {
     /// # Errors
     /// It does not go.
     pub fn end_shared(&mut self) -> Result<()> {
-        let Some(shared) = self.shared.take() else { return Ok(()) };
+        let Some(mut shared) = self.shared.take() else { return Ok(()) };
         shared.guest.power_off()
     }
 
@@ -278,13 +282,22 @@ impl Shared {
             fixed.line("xvdc", Access::Read, backend)?,
         ];
         spec.nics = vec![NIC.to_owned(); 2];
-        let mut guest = Guest::start(&spec)?;
+        let mut shared = Self { guest: Guest::start(&spec)?, disk, file, fixed, backend, kind };
+        shared.bring_up_nics()?;
+        shared.guest.ask("echo-serve", Value::Null, SHORT)?;
+        Ok(shared)
+    }
+
+    /// Gives both NICs their addresses.
+    ///
+    /// # Errors
+    /// They are not there.
+    pub fn bring_up_nics(&mut self) -> Result<()> {
         for (i, name) in ["eth0", "eth1"].iter().enumerate() {
-            let address = format!("{}/24", address(&guest, i));
-            guest.ask("nic-up", json!({ "name": name, "address": address }), SHORT)?;
+            let address = format!("{}/24", address(&self.guest, i));
+            self.guest.ask("nic-up", json!({ "name": name, "address": address }), SHORT)?;
         }
-        guest.ask("echo-serve", Value::Null, SHORT)?;
-        Ok(Self { guest, disk, file, fixed, backend, kind })
+        Ok(())
     }
 }
 

@@ -34,6 +34,42 @@ impl Ledger {
         Ok(ledger)
     }
 
+    /// What is there once two looks a second apart see the same.
+    ///
+    /// # Errors
+    /// Things keep changing.
+    pub fn settled(pvio: Option<u32>) -> Result<Self> {
+        let mut last = Self::take(pvio)?;
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_secs(1));
+            let now = Self::take(pvio)?;
+            if now == last {
+                return Ok(now);
+            }
+            last = now;
+        }
+        bail!("things keep changing: {:?}", last.0)
+    }
+
+    /// Checks that there is nothing of any guest.
+    ///
+    /// # Errors
+    /// There is; the text says what.
+    pub fn no_guests(&self) -> Result<()> {
+        let of_guests = ["node ", "port to ", "interface vif", "kernel thread ", "mapping of "];
+        let guest = |what: &&String| {
+            let domain = what.strip_prefix("domain ").is_some_and(|it| it != "Domain-0 0");
+            // xenstored and the kernel talk inside dom0, too.
+            what.as_str() != "port to domain 0"
+                && (domain || of_guests.iter().any(|start| what.starts_with(start)))
+        };
+        let left: Vec<_> = self.0.keys().filter(guest).map(String::as_str).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        bail!("left of guests that are gone: {}", left.join("; "))
+    }
+
     /// Waits until everything is again as in this one.
     ///
     /// # Errors

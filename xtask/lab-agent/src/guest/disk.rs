@@ -21,6 +21,7 @@ pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
     Some(match verb {
         "disk-wait" => read(arguments).and_then(|name: String| wait(&name)),
         "disk-gone" => read(arguments).and_then(|name: String| gone(&name)),
+        "disk-blank" => read(arguments).and_then(blank),
         "disk-scribble" => read(arguments).and_then(scribble),
         "disk-verify" => read(arguments).and_then(verify),
         "disk-flush" => read(arguments).and_then(|name: String| flush(&name)),
@@ -50,6 +51,22 @@ fn gone(name: &str) -> Result<Value> {
     while fs::exists(format!("/sys/block/{name}"))? {
         ensure!(start.elapsed() < Duration::from_secs(30), "{name} is still there after 30 s");
         std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(Value::Null)
+}
+
+#[derive(Deserialize)]
+struct Blank {
+    name: String,
+    mib: u64,
+}
+
+/// Writes zeroes from the start of a disk.
+fn blank(order: Blank) -> Result<Value> {
+    let disk = Direct::open(&order.name, true)?;
+    let mut buffer = Buffer::new(1 << 20);
+    for mib in 0..order.mib {
+        disk.write(buffer.bytes(), mib << 20)?;
     }
     Ok(Value::Null)
 }

@@ -5,12 +5,14 @@
 //! | [`direct`] | a disk around the page cache |
 //! | [`disk`] | disks written, read back, summed |
 //! | [`drivers`] | the kernel's frontends: loaded, unbound, bound |
+//! | [`files`] | a folder full of files |
 //! | [`load`] | I/O that goes on while something else is asked for |
 //! | [`nic`] | addresses and traffic |
 
 mod direct;
 mod disk;
 mod drivers;
+mod files;
 mod load;
 mod nic;
 
@@ -93,6 +95,7 @@ fn obey(request: Request, load: &mut load::Load) -> Result<Value> {
         "load-stop" => load.stop(),
         _ => {
             let done = disk::obey(&verb, &arguments)
+                .or_else(|| files::obey(&verb, &arguments))
                 .or_else(|| nic::obey(&verb, &arguments))
                 .or_else(|| drivers::obey(&verb, &arguments));
             done.with_context(|| format!("{verb}: no such verb"))?

@@ -3,8 +3,14 @@
 //! | module | holds |
 //! |---|---|
 //! | [`disk`] | disks: every byte, file systems, flushes, read-only |
+//! | [`nic`] | NICs: every size, both ways, with and without offloads |
+//! | [`hotplug`] | devices that come and go while others work; drivers that do |
+//! | [`life`] | guests that end, in every way, while their devices work; many at once |
 
 mod disk;
+mod hotplug;
+mod life;
+mod nic;
 
 use anyhow::Result;
 use serde_json::json;
@@ -34,8 +40,6 @@ pub struct Scenario {
     pub kinds: &'static [Kind],
     /// Whose guest.
     pub guests: Guests,
-    /// Not a check but a measurement, which `all` leaves out.
-    pub bench: bool,
     /// An error says what was seen instead.
     pub run: fn(&mut Lab) -> Result<()>,
 }
@@ -52,16 +56,19 @@ pub struct Case {
 
 /// Everything there is to run disks against.
 const DISKS: &[Backend] = &[Backend::Pvio, Backend::Linux, Backend::Qdisk];
+/// Everything there is to run disks and NICs against.
+const NICS: &[Backend] = &[Backend::Pvio, Backend::Linux];
+const PV: &[Kind] = &[Kind::Pv];
 const BOTH: &[Kind] = &[Kind::Pv, Kind::Pvh];
 
 /// All cases, those that can share a boot, a backend and a guest one after another.
 fn all() -> Vec<Case> {
-    let scenarios: Vec<_> = [disk::SCENARIOS].concat();
+    let families = [disk::SCENARIOS, nic::SCENARIOS, hotplug::SCENARIOS, life::SCENARIOS];
     let mut cases = Vec::new();
     for backend in DISKS {
         for kind in BOTH {
             for guests in [Guests::Shared, Guests::Own] {
-                let here = scenarios.iter().filter(|it| {
+                let here = families.iter().copied().flatten().filter(|it| {
                     it.backends.contains(backend) && it.kinds.contains(kind) && it.guests == guests
                 });
                 cases.extend(here.map(|scenario| Case {
@@ -103,7 +110,7 @@ pub fn print() -> Result<()> {
         .map(|case| {
             json!({
                 "id": case.id(), "name": case.scenario.name, "backend": case.backend,
-                "kind": case.kind, "proves": case.scenario.proves, "bench": case.scenario.bench,
+                "kind": case.kind, "proves": case.scenario.proves,
             })
         })
         .collect();
