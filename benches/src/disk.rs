@@ -11,7 +11,7 @@ use crate::until::{Done, Until};
 use anyhow::{Context, Result, ensure};
 use pvio_blkback::image::{Image, ImageOptions};
 use pvio_blkback::worker::Worker;
-use pvio_blkback::{QueueParts, Stats};
+use pvio_blkback::{DataPath, QueueParts, Stats};
 use pvio_blkfront::{Op, Queue, SlotId};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper};
@@ -53,10 +53,11 @@ pub struct Case {
     write: bool,
     sequential: bool,
     wait: Wait,
+    path: DataPath,
 }
 
 /// What is measured.
-pub const CASES: [Case; 8] = [
+pub const CASES: [Case; 14] = [
     case("read-4k-qd1-spin", 4096, 1, Wait::Spin),
     case("read-4k-qd1-hybrid", 4096, 1, Wait::Hybrid),
     case("read-4k-qd1-sleep", 4096, 1, Wait::Sleep),
@@ -65,10 +66,24 @@ pub const CASES: [Case; 8] = [
     case("read-4k-qd32-sleep", 4096, 32, Wait::Sleep),
     Case { sequential: true, ..case("read-44k-seq-qd32-hybrid", 45056, 32, Wait::Hybrid) },
     Case { write: true, ..case("write-4k-qd32-hybrid", 4096, 32, Wait::Hybrid) },
+    copying(case("read-4k-qd1-spin-copy", 4096, 1, Wait::Spin)),
+    copying(case("read-4k-qd32-spin-copy", 4096, 32, Wait::Spin)),
+    copying(case("read-44k-qd32-spin-copy", 45056, 32, Wait::Spin)),
+    keeping(case("read-4k-qd1-spin-persistent", 4096, 1, Wait::Spin)),
+    keeping(case("read-4k-qd32-spin-persistent", 4096, 32, Wait::Spin)),
+    keeping(case("read-44k-qd32-spin-persistent", 45056, 32, Wait::Spin)),
 ];
 
+const fn copying(case: Case) -> Case {
+    Case { path: DataPath::Copy, ..case }
+}
+
+const fn keeping(case: Case) -> Case {
+    Case { path: DataPath::Persistent, ..case }
+}
+
 const fn case(name: &'static str, bytes: usize, depth: usize, wait: Wait) -> Case {
-    Case { name, bytes, depth, write: false, sequential: false, wait }
+    Case { name, bytes, depth, write: false, sequential: false, wait, path: DataPath::Map }
 }
 
 /// Measures every case, `runs` pairs each.
@@ -208,10 +223,13 @@ impl Attached {
         let ring = driver.map(guest_id, &[front.ring_gref()], Access::ReadWrite)?;
         let parts = QueueParts {
             frontend: guest_id,
-            mapper: driver.clone(),
+            grants: driver.clone(),
+            data_path: case.path,
             ring: BackRing::attach(ring, Abi::X86_64.slot_size())?,
             channel: driver.bind_interdomain(guest_id, front.channel().port())?,
             abi: Abi::X86_64,
+            max_indirect_segments: 256,
+            in_order: false,
             stats: Arc::new(Stats::default()),
         };
         // A thread inherits its maker's core.

@@ -239,7 +239,12 @@ impl Attached {
         let guest = Domain::join(dir.join("state"), guest_id)?;
         let driver = Domain::join(dir.join("state"), driver_id)?;
         let mut front = Queue::new(&guest, driver_id)?;
-        front.set_features(FrontFeatures { sg: true, checksum_v4: true, checksum_v6: true });
+        front.set_features(FrontFeatures {
+            sg: true,
+            checksum_v4: true,
+            checksum_v6: true,
+            ..FrontFeatures::default()
+        });
         let refs = QueueRefs {
             tx_ring: front.tx_gref(),
             rx_ring: front.rx_gref(),
@@ -250,7 +255,7 @@ impl Attached {
         let queue = Backend::attach(driver.clone(), guest_id, &refs, features, stats)?;
         // A thread inherits its maker's core.
         pin(1);
-        let worker = Worker::start("bench-net", queue, link.tap, || ())?;
+        let worker = Worker::start("bench-net", queue, link.tap, |_| ())?;
         pin(0);
         let spin = Spin::default();
         let guest = link.guest;

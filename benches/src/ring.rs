@@ -283,7 +283,7 @@ fn blk_back(run: &Run) -> Result<((), Option<u64>)> {
                 let status = if good { Status::Okay } else { Status::Error };
                 blkif::Response { id, op: op.code(), status }
             }
-            Ok(Head::Discard { id, .. }) => {
+            Ok(Head::Discard { id, .. } | Head::Indirect { id, .. }) => {
                 blkif::Response { id, op: blkif::op::DISCARD, status: Status::NotSupported }
             }
             Err(refusal) => {

@@ -25,6 +25,24 @@ impl ImageServer {
     }
 }
 
+/// Where a disk's image is.
+fn place(disk: &ToolstackBack) -> Result<&Path, Fault> {
+    let (format, path) = disk.backing();
+    if format != "raw" {
+        let what = format!(
+            "{path} is given as a {format} image, and only raw ones are served; \
+             qemu-img convert -O raw makes one of it"
+        );
+        return Err(Fault::new("image-format", what));
+    }
+    let path = Path::new(path);
+    Ok(match &disk.physical_device_path {
+        // A script puts a loop device before a file, which would only cost.
+        Some(device) if !path.is_file() => Path::new(device),
+        _ => path,
+    })
+}
+
 impl<P> Serve<P> for ImageServer
 where
     P: Platform + Send + 'static,
@@ -33,10 +51,10 @@ where
     type Running = Worker;
 
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
+        let path = place(disk)?;
         let options =
             ImageOptions { read_only: disk.mode == Mode::ReadOnly, direct: disk.direct_io_safe };
-        let image = Image::open(Path::new(&disk.params), options)
-            .map_err(|e: ImageError| Fault::new(e.code(), e))?;
+        let image = Image::open(path, options).map_err(|e: ImageError| Fault::new(e.code(), e))?;
         let geometry = image.geometry();
         self.image = Some(Arc::new(image));
         Ok(geometry)

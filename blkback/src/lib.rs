@@ -3,6 +3,8 @@
 //! | module | holds |
 //! |---|---|
 //! | [`queue`] | one queue: from a ring's requests to an engine's operations and back |
+//! | [`path`] | the ways to a guest's pages, and which of them a disk is to take |
+//! | [`pages`] | these ways, and what memory they take |
 //! | [`vbd`] | the device: from the toolstack's words to served queues |
 //! | [`engine`] | where the data is kept: [`engine::BlockEngine`] and its implementations |
 //! | `image`, `host`, `worker` | with feature `std`: raw images, and a thread per queue that serves them |
@@ -16,19 +18,24 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+mod config;
 pub mod engine;
 #[cfg(feature = "std")]
 pub mod host;
 #[cfg(feature = "std")]
 pub mod image;
+pub mod pages;
+pub mod path;
 pub mod queue;
 mod stats;
-
 pub mod vbd;
 #[cfg(feature = "std")]
 pub mod worker;
 
+pub use config::Config;
 pub use engine::{BlockEngine, EngineError, Geometry};
+pub use pages::Buf;
+pub use path::{DataPath, Policy};
 pub use queue::{Progress, Queue, QueueFault, QueueParts};
 pub use stats::{Counter, Stats};
 pub use vbd::{Serve, Vbd};

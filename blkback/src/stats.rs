@@ -1,3 +1,4 @@
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use pvio_ring::proto::blkif::RefusalReason;
 
@@ -16,6 +17,14 @@ pub struct Stats {
     pub read_bytes: Counter,
     /// Bytes written by the guest.
     pub written_bytes: Counter,
+    /// Pages of the guest mapped for requests.
+    pub mapped_pages: Counter,
+    /// Pages of requests that were mapped still.
+    pub reused_pages: Counter,
+    /// Pages copied to or from the guest.
+    pub copied_pages: Counter,
+    /// Pages of the guest kept mapped just now, as far as the last look at the clock.
+    pub kept_pages: Counter,
     /// Notifications sent.
     pub notifies: Counter,
     /// Times the worker was woken.
@@ -42,6 +51,39 @@ impl Stats {
         }
     }
 
+    /// The sum of several.
+    #[must_use]
+    pub fn total(all: &[Arc<Self>]) -> Self {
+        let total = Self::default();
+        for one in all {
+            for (sum, counter) in total.counters().zip(one.counters()) {
+                sum.add(counter.get());
+            }
+        }
+        total
+    }
+
+    fn counters(&self) -> impl Iterator<Item = &Counter> {
+        let Self {
+            reads,
+            writes,
+            flushes,
+            discards,
+            read_bytes,
+            written_bytes,
+            mapped_pages,
+            reused_pages,
+            copied_pages,
+            kept_pages,
+            notifies,
+            wakeups,
+            refused,
+        } = self;
+        let done = [reads, writes, flushes, discards, read_bytes, written_bytes];
+        let pages = [mapped_pages, reused_pages, copied_pages, kept_pages];
+        done.into_iter().chain(pages).chain([notifies, wakeups]).chain(refused)
+    }
+
     /// Requests refused or failed, by reason.
     pub fn refused(&self) -> impl Iterator<Item = (RefusalReason, u64)> {
         REASONS.into_iter().zip(self.refused.iter().map(Counter::get))
@@ -57,6 +99,11 @@ impl Counter {
     pub(crate) fn add(&self, n: u64) {
         // One writer: no read-modify-write is needed.
         self.0.store(self.get().wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Makes a level of it.
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
     }
 
     /// The count now.

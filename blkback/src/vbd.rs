@@ -1,25 +1,28 @@
 //! The device: a virtual disk's backend end, from the toolstack's words to served queues.
 
+use crate::config::{Config, abi};
 use crate::engine::Geometry;
+use crate::path::DataPath;
 use crate::queue::{QueueFault, QueueParts};
 use crate::stats::Stats;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
-use pvio_event_channel::{EventChannels, Port};
-use pvio_grant_table::{Access, GrantMapper, GrantRef};
+use alloc::vec::Vec;
+use pvio_event_channel::{EventChannel, EventChannels, Port};
+use pvio_grant_table::{Access, DomId, GrantCopier, GrantMapper, GrantRef};
 use pvio_ring::BackRing;
-use pvio_ring::proto::blkif::Abi;
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::driver::{BackendClass, Ends, Fault};
+use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::vbd::{
-    BackDisk, BackOffer, Discard, DiskInfo, FrontRequest, Mode, Negotiated, Protocol, ToolstackBack,
+    BackDisk, BackOffer, Discard, DiskInfo, FrontRequest, Mode, Negotiated, Queue as QueueKeys,
+    ToolstackBack,
 };
 
 /// What a vbd needs of the platform it runs on.
-pub trait Platform: GrantMapper + EventChannels + Clone {}
-impl<P: GrantMapper + EventChannels + Clone> Platform for P {}
+pub trait Platform: GrantMapper + GrantCopier + EventChannels + Clone {}
+impl<P: GrantMapper + GrantCopier + EventChannels + Clone> Platform for P {}
 
 /// Opens disks and runs queues: threads, or whatever the platform has.
 pub trait Serve<P: Platform> {
@@ -52,35 +55,49 @@ pub trait Serve<P: Platform> {
 pub struct Vbd<P: Platform, S: Serve<P>> {
     platform: P,
     server: S,
+    config: Config,
     geometry: Option<Geometry>,
     removable: bool,
-    running: Option<S::Running>,
+    /// The queues of this session; none when there is no session.
+    running: Vec<S::Running>,
     negotiated: Option<Negotiated>,
-    stats: Arc<Stats>,
+    /// Of each queue, over all sessions.
+    stats: Vec<Arc<Stats>>,
 }
 
 impl<P: Platform, S: Serve<P>> Vbd<P, S> {
-    /// A disk nobody has asked about yet.
+    /// A disk nobody has asked about yet, as the default [`Config`] has it.
     pub fn new(platform: P, server: S) -> Self {
+        Self::with(platform, server, Config::default())
+    }
+
+    /// A disk nobody has asked about yet.
+    pub fn with(platform: P, server: S, config: Config) -> Self {
         Self {
             platform,
             server,
+            config: config.bounded(),
             geometry: None,
             removable: false,
-            running: None,
+            running: Vec::new(),
             negotiated: None,
-            stats: Arc::default(),
+            stats: Vec::from([Arc::default()]),
         }
     }
 
-    /// What it has done, over all its sessions.
-    pub fn stats(&self) -> &Arc<Stats> {
+    /// What each of its queues has done, over all sessions; [`Stats::total`] adds them up.
+    pub fn stats(&self) -> &[Arc<Stats>] {
         &self.stats
     }
 
     /// What this session may use; `None` when there is none.
     pub fn negotiated(&self) -> Option<&Negotiated> {
         self.negotiated.as_ref()
+    }
+
+    /// How this session's data reaches the guest; `None` when there is no session.
+    pub fn data_path(&self) -> Option<DataPath> {
+        self.negotiated.as_ref().map(|agreed| self.config.policy.path(agreed.persistent))
     }
 
     /// How queues are served.
@@ -94,13 +111,59 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             alignment: Some(d.alignment),
             secure: false,
         });
-        BackOffer { flush: true, barrier: true, discard, ..BackOffer::default() }
+        BackOffer {
+            flush: true,
+            barrier: true,
+            discard,
+            persistent: self.config.policy.offers_persistent(),
+            max_indirect_segments: Some(self.config.max_indirect_segments).filter(|n| *n > 0),
+            max_queues: Some(self.config.max_queues),
+            max_ring_page_order: Some(self.config.max_ring_page_order),
+            // The older way to say it, for older frontends.
+            max_ring_pages: Some(1 << self.config.max_ring_page_order),
+        }
+    }
+
+    /// Maps a queue's ring and binds its event channel.
+    fn attach(
+        &self,
+        front: DomId,
+        queue: &QueueKeys,
+        stats: &Arc<Stats>,
+        agreed: &Negotiated,
+    ) -> Result<QueueParts<P, P::Channel>, Fault> {
+        let abi = abi(agreed.protocol);
+        let grefs: Vec<GrantRef> = queue.ring_refs.iter().copied().map(GrantRef).collect();
+        let mapped = self.platform.map(front, &grefs, Access::ReadWrite).map_err(|status| {
+            let what = format!("the ring (grants {grefs:?}) cannot be mapped: {status}");
+            Fault::new(status.code(), what)
+        })?;
+        let ring = BackRing::attach(mapped, abi.slot_size())
+            .map_err(|fault| Fault::new(fault.reason(), fault))?;
+        let port = Port(queue.event_channel);
+        let channel = self.platform.bind_interdomain(front, port).map_err(|e| {
+            Fault::new(e.code(), format!("event channel {} cannot be bound: {e}", port.0))
+        })?;
+        Ok(QueueParts {
+            frontend: front,
+            grants: self.platform.clone(),
+            data_path: self.config.policy.path(agreed.persistent),
+            ring,
+            channel,
+            abi,
+            max_indirect_segments: agreed.max_indirect_segments,
+            in_order: self.config.in_order,
+            stats: Arc::clone(stats),
+        })
     }
 }
 
 impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
         let disk = ToolstackBack::read(xs, &ends.back)?;
+        if hotplug(xs, ends, disk.script.as_deref())? == Prepared::AwaitsScript {
+            return Ok(Prepared::AwaitsScript);
+        }
         let mut geometry = self.server.open(&disk)?;
         if disk.mode == Mode::ReadOnly {
             geometry.read_only = true;
@@ -110,7 +173,7 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         }
         self.removable = disk.removable;
         self.geometry = Some(geometry);
-        Ok(())
+        Ok(Prepared::Yes)
     }
 
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
@@ -120,43 +183,35 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
         let offer = self.features();
         let request = FrontRequest::read(xs, &ends.front, &offer)?;
-        let [queue] = request.queues.as_slice() else {
-            return Err(Fault::new("queue-count", "the frontend asks for more than one queue"));
-        };
-        let front = ends.addr.front;
-        let grefs: alloc::vec::Vec<GrantRef> =
-            queue.ring_refs.iter().copied().map(GrantRef).collect();
-        let abi = match request.protocol {
-            Some(Protocol::X86_32) => Abi::X86_32,
-            // Without the key a frontend has our own layout, as QEMU, NetBSD and tapback take it.
-            None | Some(Protocol::X86_64 | Protocol::Arm) => Abi::X86_64,
-        };
-        let mapped = self.platform.map(front, &grefs, Access::ReadWrite).map_err(|status| {
-            Fault::new(
-                status.code(),
-                format!("the ring page (grant {grefs:?}) cannot be mapped: {status}"),
-            )
-        })?;
-        let ring = BackRing::attach(mapped, abi.slot_size())
-            .map_err(|fault| Fault::new(fault.reason(), fault))?;
-        let channel =
-            self.platform.bind_interdomain(front, Port(queue.event_channel)).map_err(|e| {
-                Fault::new(
-                    e.code(),
-                    format!("event channel {} cannot be bound: {e}", queue.event_channel),
-                )
-            })?;
-        let parts = QueueParts {
-            frontend: front,
-            mapper: self.platform.clone(),
-            ring,
-            channel,
-            abi,
-            stats: Arc::clone(&self.stats),
-        };
-        let name: String = format!("vbd-{}-{}", front, ends.addr.index);
-        self.running = Some(self.server.start(&name, parts)?);
-        self.negotiated = Some(Negotiated::new(&offer, &request));
+        let agreed = Negotiated::new(&offer, &request);
+        while self.stats.len() < request.queues.len() {
+            self.stats.push(Arc::default());
+        }
+        // All of them or none: what was attached or started when one fails is dropped.
+        let attached = request.queues.iter().zip(&self.stats);
+        let attached: Vec<_> = attached
+            .map(|(queue, stats)| self.attach(ends.addr.front, queue, stats, &agreed))
+            .collect::<Result<_, _>>()?;
+        if ends.resumed {
+            // The last answers may have been published by one who died before telling.
+            for parts in &attached {
+                parts.channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+            }
+        }
+        let disk = format!("vbd-{}-{}", ends.addr.front, ends.addr.index);
+        let several = attached.len() > 1;
+        let mut running = Vec::with_capacity(attached.len());
+        for (n, parts) in attached.into_iter().enumerate() {
+            let name: String = if several { format!("{disk}-q{n}") } else { disk.clone() };
+            running.push(self.server.start(&name, parts)?);
+        }
+        #[cfg(feature = "std")]
+        {
+            let data_path = self.config.policy.path(agreed.persistent);
+            tracing::info!(disk, %data_path, ?agreed, "connected");
+        }
+        self.running = running;
+        self.negotiated = Some(agreed);
         Ok(())
     }
 
@@ -177,12 +232,14 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     }
 
     fn disconnect(&mut self) {
-        self.running = None;
+        self.running.clear();
         self.negotiated = None;
     }
 
     fn fault(&mut self) -> Option<Fault> {
-        let fault = self.server.fault(self.running.as_mut()?)?;
+        let Self { server, running, .. } = self;
+        // One queue that cannot go on ends them all.
+        let fault = running.iter_mut().find_map(|queue| server.fault(queue))?;
         Some(Fault::new(fault.code(), fault))
     }
 }

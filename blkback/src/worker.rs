@@ -2,11 +2,12 @@
 
 use crate::engine::uring::{UringEngine, Watch};
 use crate::image::Image;
+use crate::pages::Buf;
 use crate::queue::{Progress, Queue, QueueFault, QueueParts};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 use pvio_event_channel::EventChannel;
-use pvio_grant_table::GrantMapper;
+use pvio_grant_table::{GrantCopier, GrantMapper};
 use pvio_uring::Spin;
 use std::io::{self, PipeWriter};
 use std::os::fd::AsFd;
@@ -17,6 +18,10 @@ use std::time::{Duration, Instant};
 
 /// Requests taken before answers are published.
 const BUDGET: u32 = 128;
+/// How long a worker sleeps at most while it keeps pages mapped that nobody may need.
+const GLANCE: Duration = Duration::from_secs(10);
+/// How often a worker that is never idle looks at the clock.
+const TURNS: u32 = 1024;
 /// How long a stopping worker waits for requests already begun.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -43,7 +48,7 @@ impl Worker {
         ended: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self>
     where
-        P: GrantMapper + Send + 'static,
+        P: GrantMapper + GrantCopier + Send + 'static,
         C: EventChannel + AsFd + Send + 'static,
     {
         let (woken, wake) = io::pipe()?;
@@ -95,7 +100,7 @@ impl Drop for Worker {
     }
 }
 
-type WorkerQueue<P, C> = Queue<P, C, UringEngine<<P as GrantMapper>::Mapping>>;
+type WorkerQueue<P, C> = Queue<P, C, UringEngine<Buf<<P as GrantMapper>::Mapping>>>;
 
 fn serve<P, C>(
     queue: &mut WorkerQueue<P, C>,
@@ -103,16 +108,22 @@ fn serve<P, C>(
     stop: &AtomicBool,
 ) -> Result<(), QueueFault>
 where
-    P: GrantMapper,
+    P: GrantMapper + GrantCopier,
     C: EventChannel,
 {
     let mut spin = Spin::default();
+    let begin = Instant::now();
+    let mut turns = 0_u32;
     loop {
         // Asked every turn: a busy guest never lets us sleep.
         if stop.load(Ordering::Acquire) {
             return finish(queue);
         }
         if queue.poll(BUDGET)? == Progress::Some {
+            turns = turns.wrapping_add(1);
+            if turns.is_multiple_of(TURNS) {
+                queue.tick(begin.elapsed());
+            }
             continue;
         }
         // With I/O under way the kernel has something to wake us for; spinning is for the guest's
@@ -124,7 +135,9 @@ where
             continue;
         }
         spin.sleeping();
-        queue.engine_mut().wait(None).map_err(os_error)?;
+        queue.tick(begin.elapsed());
+        let most = (queue.kept_pages() > 0).then_some(GLANCE);
+        queue.engine_mut().wait(most).map_err(os_error)?;
         // Watches are known to have fired when completions were taken.
         queue.poll(0)?;
         if queue.engine_mut().fired(event) {
@@ -137,7 +150,7 @@ where
 /// Answers what was begun, takes nothing new.
 fn finish<P, C>(queue: &mut WorkerQueue<P, C>) -> Result<(), QueueFault>
 where
-    P: GrantMapper,
+    P: GrantMapper + GrantCopier,
     C: EventChannel,
 {
     queue.drain();

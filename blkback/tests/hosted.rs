@@ -2,8 +2,8 @@
 //! driver domain that dies.
 #![cfg(feature = "std")]
 
-use pvio_blkback::Vbd;
 use pvio_blkback::host::ImageServer;
+use pvio_blkback::{Config, DataPath, Policy, Stats, Vbd};
 use pvio_blkfront::session::{DiskError, Session};
 use pvio_blkfront::{Op, SLOT_BYTES};
 use pvio_grant_table::DomId;
@@ -12,7 +12,7 @@ use pvio_ring::proto::blkif::Status;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendDriver, Life};
-use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, read_error, request_removal};
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, read_error, request_removal};
 use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack, create_device};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -26,6 +26,7 @@ use tempfile::{NamedTempFile, TempDir};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Machine {
+    config: Config,
     hypervisor: Hypervisor,
     guest: DomId,
     driver: DomId,
@@ -33,16 +34,16 @@ struct Machine {
 }
 
 impl Machine {
-    fn new() -> Self {
+    fn new(config: Config) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let hypervisor = Hypervisor::start(dir.path()).unwrap();
         let driver = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
         let guest = hypervisor.create_domain(DomainConfig::new("guest")).unwrap();
-        Self { hypervisor, guest, driver, _dir: dir }
+        Self { config, hypervisor, guest, driver, _dir: dir }
     }
 
     fn addr(&self) -> DeviceAddr {
-        DeviceAddr::new(DeviceClass::Vbd, self.driver, self.guest, 51712)
+        DeviceAddr::new(BackendKind::Vbd, self.driver, self.guest, 51712)
     }
 
     fn add_disk(&self, image: &Path, mode: Mode) -> DeviceAddr {
@@ -65,9 +66,10 @@ impl Machine {
         let addr = self.addr();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let vbd = Vbd::with(domain.clone(), ImageServer::new(Arc::new(|| ())), self.config);
+        let stats = Arc::clone(&vbd.stats()[0]);
         let thread = std::thread::spawn(move || {
             let mut xs = domain.xenstore().unwrap();
-            let vbd = Vbd::new(domain, ImageServer::new(Arc::new(|| ())));
             let mut device = BackendDriver::restarted(addr, vbd);
             while !stopped.load(Ordering::SeqCst) {
                 if device.step(&mut xs).unwrap() == Life::Gone {
@@ -77,7 +79,7 @@ impl Machine {
             }
             false
         });
-        Driver { stop, thread }
+        Driver { stats, stop, thread }
     }
 
     fn attach_within(&self, patience: Duration) -> Result<Session<Domain, Client>, DiskError> {
@@ -92,6 +94,7 @@ impl Machine {
 }
 
 struct Driver {
+    stats: Arc<Stats>,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<bool>,
 }
@@ -101,6 +104,14 @@ impl Driver {
     fn end(self) -> bool {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.join().unwrap()
+    }
+}
+
+/// Our frontend agrees to persistent grants, so these are all three data paths.
+fn on_every_path(test: fn(Config)) {
+    for policy in [Policy::Map, Policy::Copy, Policy::PersistentOrCopy] {
+        println!("{policy}");
+        test(Config { policy, ..Config::default() });
     }
 }
 
@@ -130,7 +141,11 @@ fn write(session: &mut Session<Domain, Client>, sector: u64, data: &[u8]) {
 
 #[test]
 fn data_is_read_and_written_through_the_whole_path_and_the_device_closes() {
-    let machine = Machine::new();
+    on_every_path(whole_path);
+}
+
+fn whole_path(config: Config) {
+    let machine = Machine::new(config);
     let file = image(4 << 20);
     let addr = machine.add_disk(file.path(), Mode::ReadWrite);
     let driver = machine.serve();
@@ -148,13 +163,26 @@ fn data_is_read_and_written_through_the_whole_path_and_the_device_closes() {
 
     assert!(matches!(session.read_at(4 << 20, &mut [0; 512]), Err(DiskError::OutOfRange(..))));
     session.close().unwrap();
+    let stats = &driver.stats;
+    let counts =
+        [&stats.mapped_pages, &stats.reused_pages, &stats.copied_pages].map(|c| c.get() > 0);
+    let expected = match config.policy.path(true) {
+        DataPath::Map => [true, false, false],
+        DataPath::Copy => [false, false, true],
+        DataPath::Persistent => [true, true, false],
+    };
+    assert_eq!(counts, expected, "mapped, reused, copied");
     request_removal(&mut machine.xenstore(), addr).unwrap();
     assert!(driver.thread.join().unwrap(), "closed on both sides, the backend is gone");
 }
 
 #[test]
 fn a_read_waits_for_requests_that_were_given_up_on() {
-    let machine = Machine::new();
+    on_every_path(given_up);
+}
+
+fn given_up(config: Config) {
+    let machine = Machine::new(config);
     let file = image(4 << 20);
     machine.add_disk(file.path(), Mode::ReadOnly);
     let driver = machine.serve();
@@ -174,7 +202,11 @@ fn a_read_waits_for_requests_that_were_given_up_on() {
 
 #[test]
 fn a_frontend_attaches_again_after_it_closed() {
-    let machine = Machine::new();
+    on_every_path(attach_again);
+}
+
+fn attach_again(config: Config) {
+    let machine = Machine::new(config);
     let file = image(1 << 20);
     machine.add_disk(file.path(), Mode::ReadOnly);
     let driver = machine.serve();
@@ -191,7 +223,11 @@ fn a_frontend_attaches_again_after_it_closed() {
 
 #[test]
 fn what_is_unanswered_when_the_driver_domain_dies_is_done_by_the_next() {
-    let machine = Machine::new();
+    on_every_path(next_driver);
+}
+
+fn next_driver(config: Config) {
+    let machine = Machine::new(config);
     let file = image(1 << 20);
     let addr = machine.add_disk(file.path(), Mode::ReadWrite);
     let driver = machine.serve();
@@ -231,7 +267,7 @@ fn what_is_unanswered_when_the_driver_domain_dies_is_done_by_the_next() {
 
 #[test]
 fn a_missing_image_is_told_to_the_operator_in_words() {
-    let machine = Machine::new();
+    let machine = Machine::new(Config::default());
     let addr = machine.add_disk(Path::new("/nowhere/disk.img"), Mode::ReadWrite);
     let driver = machine.serve();
     let error = machine.attach_within(Duration::from_millis(500)).err().expect("no disk is there");

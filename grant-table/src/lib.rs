@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`v1`] | the version 1 entry and its rules: grant, use, end access (`grant_table.h`) |
+//! | [`policy`] | ways to copy to and from pages: mapping them for it, keeping them mapped |
 //! | this | the traits a device is written against: [`Granter`] gives, [`GrantMapper`] maps, [`GrantCopier`] copies |
 //!
 //! A platform implements the traits; a device knows nothing else about memory of other domains.
@@ -28,6 +29,10 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+#[cfg(feature = "alloc")]
+extern crate alloc;
+
+pub mod policy;
 mod status;
 pub mod v1;
 
@@ -101,8 +106,9 @@ pub trait Granter {
 
 /// Maps pages other domains granted.
 pub trait GrantMapper {
-    /// Mapped pages. Dropping it unmaps them.
-    type Mapping: SharedMemory + Send + 'static;
+    /// Mapped pages. Dropping it unmaps them. Several requests may use a page that stays mapped at
+    /// the same time.
+    type Mapping: SharedMemory + Send + Sync + 'static;
 
     /// Maps pages of `domain` one behind the other, all or none: a ring, say.
     ///
@@ -117,6 +123,11 @@ pub trait GrantMapper {
 
     /// Maps pages of `domain`, each by itself, with as few hypervisor calls as can be, and hands
     /// each to `each` in order, with its index. Every index is reported exactly once.
+    ///
+    /// A platform may keep all pages of one call mapped until the last of them is dropped (one
+    /// mapping of the kernel's may be all of them): map together what is let go of together. A
+    /// frontend that is told that a request is done and finds its page in use takes the backend for
+    /// broken (Linux's blkfront, since XSA-396).
     fn map_each(
         &self,
         domain: DomId,
@@ -127,6 +138,29 @@ pub trait GrantMapper {
         for (i, gref) in grefs.iter().enumerate() {
             each(i, self.map(domain, core::slice::from_ref(gref), access));
         }
+    }
+}
+
+impl<T: GrantMapper + ?Sized> GrantMapper for &T {
+    type Mapping = T::Mapping;
+
+    fn map(
+        &self,
+        domain: DomId,
+        grefs: &[GrantRef],
+        access: Access,
+    ) -> Result<Self::Mapping, GrantStatus> {
+        T::map(self, domain, grefs, access)
+    }
+
+    fn map_each(
+        &self,
+        domain: DomId,
+        grefs: &[GrantRef],
+        access: Access,
+        each: &mut dyn FnMut(usize, Result<Self::Mapping, GrantStatus>),
+    ) {
+        T::map_each(self, domain, grefs, access, each);
     }
 }
 

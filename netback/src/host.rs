@@ -2,19 +2,21 @@
 #![forbid(unsafe_code)]
 
 use crate::Platform;
-use crate::port::tap::{Tap, TapConfig};
-use crate::queue::Queue;
-use crate::vif::Serve;
-use crate::worker::Worker;
+use crate::port::tap::{Tap, TapConfig, TapError};
+use crate::queue::{Policy, Queue};
+use crate::vif::{Attach, Serve, Session};
+use crate::worker::{News, Worker};
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 use core::net::Ipv4Addr;
 use pvio_uring::PrivateBuf;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::ToolstackBack;
 use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
 
 /// What the driver domain adds to what the toolstack says.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -26,45 +28,120 @@ pub struct TapOptions {
     pub bridge: Option<String>,
     /// An address of the driver domain on this link, and its prefix length.
     pub address: Option<(Ipv4Addr, u8)>,
+    /// Queues that a guest may have at most; else as many as there are processors, up to
+    /// [`QUEUES_DEFAULT`].
+    pub max_queues: Option<u32>,
+    /// How the guest's pages are reached.
+    pub policy: Policy,
 }
+
+/// Queues that a guest may have if nothing else is said: Linux' default too.
+pub const QUEUES_DEFAULT: u32 = 8;
 
 /// Serves a vif through a tap, whose carrier says whether a guest is there.
 pub struct TapServer {
     options: TapOptions,
     wake: Arc<dyn Fn() + Send + Sync>,
+    max_queues: u32,
+    /// A handle on each queue; the first is the interface's own, and always in use.
+    taps: Vec<Tap>,
+    /// How many of them are in use.
+    in_use: usize,
+    carrier: Arc<Carrier>,
+}
+
+/// The carrier of the interface, which says whether somebody receives what is sent into it.
+#[derive(Debug, Default)]
+struct Carrier(Mutex<CarrierState>);
+
+#[derive(Debug, Default)]
+struct CarrierState {
     tap: Option<Tap>,
+    /// A session is going on.
+    guest: bool,
+    /// How many of its queues have stalled. The host does not know which queue a packet would
+    /// take, so one is enough (as in Linux).
+    stalled: usize,
+}
+
+impl Carrier {
+    fn change(&self, change: impl FnOnce(&mut CarrierState)) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state);
+        let on = state.guest && state.stalled == 0;
+        if let Some(tap) = &state.tap
+            && let Err(error) = tap.set_carrier(on)
+        {
+            // Older kernels cannot; the host then believes that somebody is always there.
+            tracing::debug!(tap = tap.name(), %error, "carrier not set");
+        }
+    }
 }
 
 impl TapServer {
     /// `wake` is called by a worker that ended by itself: step the driver then.
     #[must_use]
     pub fn new(options: TapOptions, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
-        Self { options, wake, tap: None }
+        let processors = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        let max_queues = options.max_queues.unwrap_or_else(|| processors().min(QUEUES_DEFAULT));
+        let carrier = Arc::default();
+        Self { options, wake, max_queues, taps: Vec::new(), in_use: 1, carrier }
     }
 
     /// The tap, once there is one.
     #[must_use]
     pub fn tap(&self) -> Option<&Tap> {
-        self.tap.as_ref()
+        self.taps.first()
     }
 
-    fn config(&self, vif: &ToolstackBack) -> TapConfig {
-        let name = vif.vifname.clone().or_else(|| self.options.name.clone());
-        let name = name.unwrap_or_else(|| format!("vif{}.{}", vif.frontend_id, vif.handle));
-        let mut config = TapConfig::new(name);
+    fn config(&self, vif: &ToolstackBack, attach: Attach) -> TapConfig {
+        let usual = format!("vif{}.{}", vif.frontend_id, vif.handle);
+        let mut config = TapConfig::new(usual);
         config.mtu = vif.mtu.unwrap_or(config.mtu);
-        config.bridge = vif.bridge.clone().or_else(|| self.options.bridge.clone());
-        config.address = self.options.address;
+        config.multi_queue = self.max_queues > 1;
+        match attach {
+            Attach::ByScript => config.up = false,
+            Attach::Here => {
+                let name = vif.vifname.clone().or_else(|| self.options.name.clone());
+                config.name = name.unwrap_or(config.name);
+                config.bridge = vif.bridge.clone().or_else(|| self.options.bridge.clone());
+                config.address = self.options.address;
+            }
+        }
         config
     }
 
-    fn carrier(&self, on: bool) {
-        if let Some(tap) = &self.tap
-            && let Err(error) = tap.set_carrier(on)
-        {
-            // Older kernels cannot; the host then believes that somebody is always there.
-            tracing::debug!(tap = tap.name(), %error, "carrier not set");
+    fn create(&mut self, config: &TapConfig) -> Result<(), TapError> {
+        let first = Tap::create(config)?;
+        let mut taps = Vec::from([first]);
+        for _ in 1..self.max_queues {
+            if let Some(first) = taps.first() {
+                let queue = first.add_queue()?;
+                queue.set_in_use(false)?;
+                taps.push(queue);
+            }
         }
+        let tap = taps.first().map(Tap::try_clone).transpose()?;
+        (self.taps, self.in_use) = (taps, 1);
+        self.carrier.change(|carrier| *carrier = CarrierState { tap, ..CarrierState::default() });
+        Ok(())
+    }
+
+    /// Lets the kernel spread packets over so many queues.
+    fn use_queues(&mut self, count: usize) -> Result<(), TapError> {
+        while self.in_use < count
+            && let Some(tap) = self.taps.get(self.in_use)
+        {
+            tap.set_in_use(true)?;
+            self.in_use = self.in_use.saturating_add(1);
+        }
+        while self.in_use > count
+            && let Some(tap) = self.taps.get(self.in_use.saturating_sub(1))
+        {
+            tap.set_in_use(false)?;
+            self.in_use = self.in_use.saturating_sub(1);
+        }
+        Ok(())
     }
 }
 
@@ -76,26 +153,52 @@ where
     type Buf = PrivateBuf;
     type Running = Worker;
 
-    fn open(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
-        let tap = Tap::create(&self.config(vif)).map_err(|e| Fault::new(e.code(), e))?;
-        self.tap = Some(tap);
-        self.carrier(false);
-        Ok(())
+    fn max_queues(&self) -> u32 {
+        self.max_queues
     }
 
-    fn start(&mut self, name: &str, queue: Queue<P, PrivateBuf>) -> Result<Worker, Fault> {
-        let no_tap = || Fault::new("tap-missing", "no tap is open");
-        let tap = self.tap.as_ref().ok_or_else(no_tap)?.try_clone();
-        let tap = tap.map_err(|e| Fault::new(e.code(), e))?;
-        let wake = Arc::clone(&self.wake);
-        let worker = Worker::start(name, queue, tap, move || wake())
-            .map_err(|e| Fault::new("worker", format!("the queue's worker cannot start: {e}")))?;
-        self.carrier(true);
-        Ok(worker)
+    fn policy(&self) -> Policy {
+        self.options.policy
+    }
+
+    fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
+        self.create(&self.config(vif, attach)).map_err(fault)
+    }
+
+    fn begin(&mut self, session: &Session) -> Result<(), Fault> {
+        self.use_queues(session.queues).map_err(fault)?;
+        let tap = self.tap().ok_or_else(no_tap)?;
+        tap.set_unsegmented(session.features.gso_v4, session.features.gso_v6).map_err(fault)
+    }
+
+    fn start(
+        &mut self,
+        index: usize,
+        name: &str,
+        queue: Queue<P, PrivateBuf>,
+    ) -> Result<Worker, Fault> {
+        let tap = self.taps.get(index).ok_or_else(no_tap)?.try_clone().map_err(fault)?;
+        let (wake, carrier) = (Arc::clone(&self.wake), Arc::clone(&self.carrier));
+        let tell = move |news| match news {
+            News::Stalled => carrier.change(|c| c.stalled = c.stalled.saturating_add(1)),
+            News::Ready => carrier.change(|c| c.stalled = c.stalled.saturating_sub(1)),
+            News::Ended => wake(),
+        };
+        Worker::start(name, queue, tap, tell)
+            .map_err(|e| Fault::new("worker", format!("the queue's worker cannot start: {e}")))
+    }
+
+    fn started(&mut self) {
+        self.carrier.change(|carrier| carrier.guest = true);
     }
 
     fn stopped(&mut self) {
-        self.carrier(false);
+        self.carrier.change(|carrier| (carrier.guest, carrier.stalled) = (false, 0));
+        let quiet = self.tap().map_or(Ok(()), |tap| tap.set_unsegmented(false, false));
+        if let Err(error) = self.use_queues(1).and(quiet) {
+            // The next session sets both anew, and says so if it cannot.
+            tracing::debug!(%error, "the tap is not as before the session");
+        }
     }
 
     fn fault(&mut self, running: &mut Worker) -> Option<Fault> {
@@ -103,11 +206,19 @@ where
     }
 }
 
+fn fault(error: TapError) -> Fault {
+    Fault::new(error.code(), error)
+}
+
+fn no_tap() -> Fault {
+    Fault::new("tap-missing", "no tap is open, or none for so many queues")
+}
+
 impl fmt::Debug for TapServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TapServer")
             .field("options", &self.options)
-            .field("tap", &self.tap)
+            .field("taps", &self.taps)
             .finish_non_exhaustive()
     }
 }

@@ -13,6 +13,9 @@ pub struct Stats {
     rx_bytes: AtomicU64,
     wakeups: AtomicU64,
     notifications: AtomicU64,
+    tx_gso_packets: AtomicU64,
+    rx_gso_packets: AtomicU64,
+    gso_fixups: AtomicU64,
     dropped: [AtomicU64; DropReason::ALL.len()],
 }
 
@@ -53,6 +56,24 @@ impl Stats {
         self.notifications.load(Ordering::Relaxed)
     }
 
+    /// Of the packets from the guest, those that were still to be segmented.
+    #[must_use]
+    pub fn tx_gso_packets(&self) -> u64 {
+        self.tx_gso_packets.load(Ordering::Relaxed)
+    }
+
+    /// Of the packets put into the guest's buffers, those that were still to be segmented.
+    #[must_use]
+    pub fn rx_gso_packets(&self) -> u64 {
+        self.rx_gso_packets.load(Ordering::Relaxed)
+    }
+
+    /// Packets to be segmented whose checksum the guest had not left blank, as it must be.
+    #[must_use]
+    pub fn gso_fixups(&self) -> u64 {
+        self.gso_fixups.load(Ordering::Relaxed)
+    }
+
     /// Packets dropped for a reason.
     #[must_use]
     pub fn dropped(&self, reason: DropReason) -> u64 {
@@ -65,13 +86,19 @@ impl Stats {
         self.dropped.iter().map(|n| n.load(Ordering::Relaxed)).fold(0, u64::wrapping_add)
     }
 
-    pub(crate) fn count_tx(&self, bytes: usize) {
+    pub(crate) fn count_tx(&self, bytes: usize, gso: bool) {
         add(&self.tx_packets, 1);
+        add(&self.tx_gso_packets, u64::from(gso));
         add(&self.tx_bytes, bytes as u64);
     }
 
-    pub(crate) fn count_rx(&self, bytes: usize) {
+    pub(crate) fn count_gso_fixup(&self) {
+        add(&self.gso_fixups, 1);
+    }
+
+    pub(crate) fn count_rx(&self, bytes: usize, gso: bool) {
         add(&self.rx_packets, 1);
+        add(&self.rx_gso_packets, u64::from(gso));
         add(&self.rx_bytes, bytes as u64);
     }
 

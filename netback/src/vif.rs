@@ -3,41 +3,85 @@
 use crate::Platform;
 use crate::fault::AttachError;
 use crate::port::PacketBuf;
-use crate::queue::{EventPorts, Features, Queue, QueueRefs};
+use crate::queue::{EventPorts, Features, Policy, Queue, QueueRefs};
 use crate::stats::Stats;
 use alloc::format;
 use alloc::string::ToString;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
-use pvio_event_channel::Port;
+use pvio_event_channel::{EventChannel, Port};
 use pvio_grant_table::GrantRef;
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::driver::{BackendClass, Ends, Fault};
+use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, Surroundings, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
 use pvio_xenbus::handshake::vif::{
-    BackOffer, EventChannels as Events, FrontRequest, Negotiated, Queue as QueueKeys, ToolstackBack,
+    BackOffer, EventChannels as Events, FrontRequest, MAX_QUEUES, Negotiated, Queue as QueueKeys,
+    ToolstackBack,
 };
+
+/// A guest's session, from its connecting to its leaving.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Session {
+    /// How many queues it has.
+    pub queues: usize,
+    /// What was negotiated.
+    pub features: Features,
+}
+
+/// Who attaches the host's end of a vif to what it leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attach {
+    /// The server: it joins the bridge and brings the interface up, under its final name.
+    Here,
+    /// The toolstack's hotplug script, which expects an interface `vif<domain>.<handle>` that is
+    /// down, and may rename it.
+    ByScript,
+}
 
 /// Opens ports and runs queues: taps and threads, or whatever the platform has.
 pub trait Serve<P: Platform> {
     /// Memory of the ports.
     type Buf: PacketBuf;
-    /// A queue that is being served. Dropping it stops that and lets go of everything.
+    /// A queue that is being served. Dropping it stops that and lets go of everything the queue has.
     type Running;
+
+    /// How many queues a vif may have at most, at least 1 (`multi-queue-max-queues`).
+    fn max_queues(&self) -> u32;
+
+    /// How the guest's pages are to be reached.
+    fn policy(&self) -> Policy {
+        Policy::default()
+    }
 
     /// Makes what the vif's packets go to. Done once; it lives as long as the device, so that
     /// what is attached to it stays across reconnections of the guest.
     ///
     /// # Errors
     /// A [`Fault`] that tells the operator what to do.
-    fn open(&mut self, vif: &ToolstackBack) -> Result<(), Fault>;
+    fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault>;
 
-    /// Begins to serve a queue.
+    /// A session begins: what [`open`](Self::open) made is set up for it. Whatever comes of that,
+    /// [`stopped`](Self::stopped) follows at last.
+    ///
+    /// # Errors
+    /// A [`Fault`]; nothing is started.
+    fn begin(&mut self, session: &Session) -> Result<(), Fault>;
+
+    /// Begins to serve queue number `index`, counted from 0.
     ///
     /// # Errors
     /// A [`Fault`] when the system has not what that takes.
-    fn start(&mut self, name: &str, queue: Queue<P, Self::Buf>) -> Result<Self::Running, Fault>;
+    fn start(
+        &mut self,
+        index: usize,
+        name: &str,
+        queue: Queue<P, Self::Buf>,
+    ) -> Result<Self::Running, Fault>;
+
+    /// Every queue is started: the guest is there.
+    fn started(&mut self);
 
     /// No guest is there any more; what [`start`](Self::start) gave is dropped already.
     fn stopped(&mut self);
@@ -50,21 +94,27 @@ pub trait Serve<P: Platform> {
 pub struct Vif<P: Platform, S: Serve<P>> {
     platform: P,
     server: S,
-    running: Option<S::Running>,
+    /// The port is there already.
+    opened: bool,
+    /// One for each queue; empty without a session.
+    running: Vec<S::Running>,
     negotiated: Option<Negotiated>,
-    stats: Arc<Stats>,
+    stats: Vec<Arc<Stats>>,
 }
 
 impl<P: Platform, S: Serve<P>> Vif<P, S> {
     /// A vif that nobody has asked for yet.
     #[must_use]
     pub fn new(platform: P, server: S) -> Self {
-        Self { platform, server, running: None, negotiated: None, stats: Arc::default() }
+        let queues = queues_offered(&server);
+        let stats = (0..queues).map(|_| Arc::default()).collect();
+        let (running, negotiated) = (Vec::new(), None);
+        Self { platform, server, opened: false, running, negotiated, stats }
     }
 
-    /// What it has done, over all its sessions.
+    /// What it has done, over all its sessions: of each queue that it may have.
     #[must_use]
-    pub fn stats(&self) -> &Arc<Stats> {
+    pub fn stats(&self) -> &[Arc<Stats>] {
         &self.stats
     }
 
@@ -80,18 +130,46 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
         &self.server
     }
 
-    /// The queue that is served, for a server that has no thread of its own.
-    pub fn running(&mut self) -> Option<(&mut S, &mut S::Running)> {
-        Some((&mut self.server, self.running.as_mut()?))
+    /// The queues that are served, for a server that has no threads of its own.
+    pub fn running(&mut self) -> (&mut S, &mut [S::Running]) {
+        (&mut self.server, &mut self.running)
+    }
+
+    fn features_offered(&self) -> BackOffer {
+        features_offered(queues_offered(&self.server))
+    }
+
+    fn attach(
+        &self,
+        ends: &Ends,
+        keys: &QueueKeys,
+        features: Features,
+        index: usize,
+    ) -> Result<Queue<P, S::Buf>, Fault>
+    where
+        P: Clone,
+    {
+        let stats = self.stats.get(index).map(Arc::clone).unwrap_or_default();
+        let peer = ends.addr.front;
+        let platform = self.platform.clone();
+        let mut queue = Queue::attach(platform, peer, &refs(keys), features, stats)?;
+        queue.set_policy(self.server.policy());
+        Ok(queue)
     }
 }
 
+fn queues_offered<P: Platform, S: Serve<P>>(server: &S) -> u32 {
+    server.max_queues().clamp(1, MAX_QUEUES)
+}
+
 /// What this backend can do.
-fn features_offered() -> BackOffer {
+fn features_offered(queues: u32) -> BackOffer {
     BackOffer {
-        max_queues: Some(1),
+        max_queues: Some(queues),
         rx_copy: true,
         sg: true,
+        gso_tcpv4: true,
+        gso_tcpv6: true,
         ipv6_csum_offload: true,
         split_event_channels: true,
         ..BackOffer::default()
@@ -99,36 +177,51 @@ fn features_offered() -> BackOffer {
 }
 
 impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
         let vif = ToolstackBack::read(xs, &ends.back)?;
-        let opened = self.server.open(&vif);
+        let scripts = ends.surroundings == Surroundings::Scripts;
+        if scripts && vif.script.is_some() && !ends.resumed {
+            // The script attaches it: it must be there, and nothing more.
+            if !core::mem::replace(&mut self.opened, true) {
+                self.server.open(&vif, Attach::ByScript)?;
+            }
+            return hotplug(xs, ends, vif.script.as_deref());
+        }
+        let opened = self.server.open(&vif, Attach::Here);
         let status = match &opened {
             Ok(()) => Hotplug::Connected,
             Err(fault) => Hotplug::Failed(fault.to_string().into()),
         };
         // Whoever makes what the packets go to says so; toolstacks wait for it.
         write_hotplug(xs, &ends.back, &status)?;
-        opened
+        opened.map(|()| Prepared::Yes)
     }
 
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
-        features_offered().write(xs, &ends.back)
+        self.features_offered().write(xs, &ends.back)
     }
 
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let offer = features_offered();
+        let offer = self.features_offered();
         let request = FrontRequest::read(xs, &ends.front, &offer)?;
-        let [keys] = request.queues.as_slice() else {
-            return Err(Fault::new("queue-count", "the frontend asks for more than one queue"));
-        };
         let negotiated = Negotiated::new(&offer, &request);
-        let (peer, features, refs) = (ends.addr.front, features(&negotiated), refs(keys));
-        let stats = Arc::clone(&self.stats);
-        let queue = Queue::attach(self.platform.clone(), peer, &refs, features, stats)?;
-        let name = format!("vif-{}-{}", peer, ends.addr.index);
-        self.running = Some(self.server.start(&name, queue)?);
+        let features = features(&negotiated);
+        // Every ring is mapped before a packet moves: it is all of them or none.
+        let keys = request.queues.iter().enumerate();
+        let queues = keys.map(|(index, keys)| self.attach(ends, keys, features, index));
+        let queues = queues.collect::<Result<Vec<_>, Fault>>()?;
+        if ends.resumed {
+            // The last answers may have been published by one who died before telling.
+            for channel in queues.iter().flat_map(Queue::channels) {
+                channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+            }
+        }
         self.negotiated = Some(negotiated);
-        Ok(())
+        let started = self.start(ends, features, queues);
+        if started.is_err() {
+            self.disconnect();
+        }
+        started
     }
 
     fn describe(&self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
@@ -136,14 +229,34 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
     }
 
     fn disconnect(&mut self) {
-        self.negotiated = None;
-        if self.running.take().is_some() {
+        if self.negotiated.take().is_some() {
+            self.running.clear();
             self.server.stopped();
         }
     }
 
     fn fault(&mut self) -> Option<Fault> {
-        self.server.fault(self.running.as_mut()?)
+        let Self { server, running, .. } = self;
+        running.iter_mut().find_map(|running| server.fault(running))
+    }
+}
+
+impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
+    fn start(
+        &mut self,
+        ends: &Ends,
+        features: Features,
+        queues: Vec<Queue<P, S::Buf>>,
+    ) -> Result<(), Fault> {
+        self.server.begin(&Session { queues: queues.len(), features })?;
+        let device = format!("vif-{}-{}", ends.addr.front, ends.addr.index);
+        for (index, queue) in queues.into_iter().enumerate() {
+            let name = if index == 0 { device.clone() } else { format!("{device}-q{index}") };
+            let running = self.server.start(index, &name, queue)?;
+            self.running.push(running);
+        }
+        self.server.started();
+        Ok(())
     }
 }
 
@@ -154,8 +267,10 @@ fn features(negotiated: &Negotiated) -> Features {
         sg: to_front.sg,
         checksum_v4: to_front.csum_v4,
         checksum_v6: to_front.csum_v6,
-        gso_v4: to_front.gso_v4 && to_back.gso_v4,
-        gso_v6: to_front.gso_v6 && to_back.gso_v6,
+        gso_v4: to_front.gso_v4,
+        gso_v6: to_front.gso_v6,
+        sends_gso_v4: to_back.gso_v4,
+        sends_gso_v6: to_back.gso_v6,
         rx_notify: negotiated.rx_notify,
     }
 }
@@ -179,7 +294,7 @@ impl From<AttachError> for Fault {
 
 impl<P: Platform, S: Serve<P>> fmt::Debug for Vif<P, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let running = self.running.is_some();
+        let running = self.running.len();
         f.debug_struct("Vif").field("running", &running).finish_non_exhaustive()
     }
 }

@@ -5,23 +5,21 @@ use crate::Platform;
 use crate::fault::QueueError;
 use crate::port::tap::Tap;
 use crate::port::tap_port::{TapPort, Watch};
-use crate::queue::Queue;
+use crate::queue::{Queue, Reception};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
-use core::time::Duration;
 use pvio_uring::{PrivateBuf, Spin};
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
 
 /// Packets moved each way between two looks at everything else.
 const BUDGET: usize = 256;
-/// How long packets wait for the buffers of a guest that will not say when it posts some
-/// (Linux: `rx_drain_timeout` without `feature-rx-notify`).
-const DRAIN: Duration = Duration::from_millis(30);
+
 /// A running worker. Dropping it stops it; the rings are unmapped then.
 #[derive(Debug)]
 pub struct Worker {
@@ -30,6 +28,17 @@ pub struct Worker {
     /// Closing it wakes the worker to see `stop`.
     wake: Option<PipeWriter>,
     outcome: Receiver<WorkerError>,
+}
+
+/// What a worker tells, from its own thread.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum News {
+    /// The guest has not received for a long time: nothing more should be sent to it.
+    Stalled,
+    /// It receives again.
+    Ready,
+    /// The worker has ended by itself, for the reason that [`Worker::error`] gives.
+    Ended,
 }
 
 /// Why a worker ended by itself.
@@ -55,8 +64,8 @@ impl WorkerError {
 }
 
 impl Worker {
-    /// Starts a thread that moves packets between a queue and a tap. `ended` is called by that
-    /// thread if it ends by itself, for the reason that [`error`](Self::error) then gives.
+    /// Starts a thread that moves packets between a queue and a queue of a tap. `tell` is called by
+    /// that thread.
     ///
     /// # Errors
     /// What the system says when it has no thread, descriptor or io_uring to give.
@@ -64,7 +73,7 @@ impl Worker {
         name: &str,
         queue: Queue<P, PrivateBuf>,
         tap: Tap,
-        ended: impl FnOnce() + Send + 'static,
+        mut tell: impl FnMut(News) + Send + 'static,
     ) -> io::Result<Self>
     where
         P: Platform + Send + 'static,
@@ -75,7 +84,7 @@ impl Worker {
         let stopped = Arc::clone(&stop);
         let events = queue.channels().map(|channel| channel.as_fd().try_clone_to_owned());
         let events = events.collect::<io::Result<Vec<OwnedFd>>>()?;
-        let (tell, outcome) = sync_channel(1);
+        let (put, outcome) = sync_channel(1);
         let (ready, made) = sync_channel(1);
         let thread = Builder::new().name(String::from(name)).spawn(move || {
             // Made here: an io_uring belongs to the thread that uses it.
@@ -87,10 +96,10 @@ impl Worker {
             let events: Vec<Watch> = events.into_iter().filter_map(|e| port.watch(e)).collect();
             port.watch(woken.into());
             let _ = ready.send(Ok(()));
-            let mut serving = Serving { queue, port, events };
-            if let Err(error) = serving.serve(&stopped) {
-                let _ = tell.send(error);
-                ended();
+            let mut serving = Serving { queue, port, events, begin: Instant::now() };
+            if let Err(error) = serving.serve(&stopped, &mut tell) {
+                let _ = put.send(error);
+                tell(News::Ended);
             }
         })?;
         let worker = Self { thread: Some(thread), stop, wake: Some(wake), outcome };
@@ -125,15 +134,28 @@ struct Serving<P: Platform> {
     queue: Queue<P, PrivateBuf>,
     port: TapPort,
     events: Vec<Watch>,
+    /// When the queue's clock began.
+    begin: Instant,
 }
 
 impl<P: Platform> Serving<P> {
-    fn serve(&mut self, stop: &AtomicBool) -> Result<(), WorkerError> {
+    fn serve(&mut self, stop: &AtomicBool, tell: &mut impl FnMut(News)) -> Result<(), WorkerError> {
         let mut spin = Spin::default();
         // Asked every turn: a busy guest never lets us sleep.
         while !stop.load(Ordering::Acquire) {
             self.pump()?;
-            if self.queue.poll(&mut self.port, BUDGET)?.any() {
+            let now = self.begin.elapsed();
+            self.queue.set_clock(now);
+            let busy = self.queue.poll(&mut self.port, BUDGET)?.any();
+            let late = self.queue.deadline().is_some_and(|deadline| deadline <= now);
+            if late || !busy {
+                match self.queue.tick(&mut self.port)? {
+                    None => {}
+                    Some(Reception::Stalled) => tell(News::Stalled),
+                    Some(Reception::Ready) => tell(News::Ready),
+                }
+            }
+            if busy || late {
                 continue;
             }
             if spin.until(|| self.look())? || !self.queue.may_sleep()? {
@@ -165,15 +187,13 @@ impl<P: Platform> Serving<P> {
         Ok(self.queue.has_work()? || self.port.look().map_err(tap_lost)?)
     }
 
-    /// Waits for an event of the guest, a packet, or the end.
+    /// Waits for an event of the guest, a packet, the end, or until something has waited for too
+    /// long.
     fn sleep(&mut self) -> Result<(), WorkerError> {
-        let waits_unseen = self.queue.backlog() > 0 && !self.queue.features().rx_notify;
-        self.port.wait(waits_unseen.then_some(DRAIN)).map_err(tap_lost)?;
+        let now = self.begin.elapsed();
+        let deadline = self.queue.deadline().map(|deadline| deadline.saturating_sub(now));
+        self.port.wait(deadline).map_err(tap_lost)?;
         self.queue.stats().count_wakeup();
-        let fired = self.pump()?;
-        if waits_unseen && !fired && !self.queue.has_work()? {
-            self.queue.drop_backlog(&mut self.port);
-        }
         Ok(())
     }
 }

@@ -57,7 +57,7 @@ proptest! {
         start in prop_oneof![Just(0), Just(u32::MAX - 20), any::<u32>()],
         gso in any::<bool>(),
     ) {
-        let mut s = setup_deep(Features { gso_v4: gso, gso_v6: gso, ..ALL }, start, false, DEPTH);
+        let mut s = setup_deep(Features { sends_gso_v4: gso, sends_gso_v6: gso, ..ALL }, start, false, DEPTH);
         for (i, raw) in slots.iter().enumerate() {
             let at = slot_at(start.wrapping_add(i as u32), 12);
             s.guest.tx_page.write_words(at, raw).unwrap();

@@ -16,68 +16,17 @@ use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{Hotplug, read_hotplug, read_state};
 use pvio_xenbus::handshake::vif::{EventChannels, FrontRequest, Queue};
 use pvio_xenbus::{XenbusState, Xenstore};
+use rig::frames::pattern;
 use rig::namespace::{entered, ip};
+use rig::stack::Stack;
 use rig::{GUEST_MAC, Guest, PATIENCE, Rig, wait_for};
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
-use smoltcp::time::Instant as Moment;
-use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const HOST: [u8; 4] = [192, 0, 2, 1];
-
-/// A guest's stack over its NIC.
-struct Stack {
-    guest: Guest<Nic<Domain>>,
-    interface: Interface,
-    sockets: SocketSet<'static>,
-    begin: Instant,
-}
-
-impl Stack {
-    fn new(mut guest: Guest<Nic<Domain>>) -> Self {
-        let nic = guest.driver.class_mut();
-        let mac = EthernetAddress(nic.mac().unwrap().0);
-        assert_eq!(mac.0, GUEST_MAC.0);
-        let mut interface = Interface::new(Config::new(mac.into()), nic, Moment::ZERO);
-        interface.update_ip_addrs(|addresses| {
-            addresses.push(IpCidr::new(IpAddress::v4(192, 0, 2, 2), 24)).unwrap();
-            let v6 = IpAddress::v6(0xfd00, 0, 0, 0, 0, 0, 0, 2);
-            addresses.push(IpCidr::new(v6, 64)).unwrap();
-        });
-        let sockets = SocketSet::new(Vec::new());
-        Self { guest, interface, sockets, begin: Instant::now() }
-    }
-
-    /// Lets the stack work once, and sleeps if there is nothing to do.
-    fn turn(&mut self) {
-        let now = Moment::from_micros(self.begin.elapsed().as_micros() as i64);
-        let nic = self.guest.driver.class_mut();
-        self.interface.poll(now, nic, &mut self.sockets);
-        let queue = nic.queue().expect("connected");
-        queue.publish().unwrap();
-        if !queue.final_check().unwrap() {
-            let delay = self.interface.poll_delay(now, &self.sockets);
-            let most = delay.map_or(Duration::from_millis(5), |d| d.into());
-            queue.channel().wait(Some(most.min(Duration::from_millis(5)))).unwrap();
-        }
-    }
-
-    fn connect(&mut self, to: IpAddr, port: u16) -> SocketHandle {
-        let buffer = || tcp::SocketBuffer::new(vec![0; 1 << 17]);
-        let handle = self.sockets.add(tcp::Socket::new(buffer(), buffer()));
-        let socket = self.sockets.get_mut::<tcp::Socket>(handle);
-        socket.connect(self.interface.context(), (IpAddress::from(to), port), 4000).unwrap();
-        handle
-    }
-}
-
-fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i * 31 + i / 251) as u8).collect()
-}
 
 /// Sends `data` to the kernel, which sends it back in the same connection; both check it.
 fn echo_by_tcp(stack: &mut Stack, host: IpAddr, data: &[u8]) {

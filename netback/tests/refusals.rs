@@ -145,6 +145,49 @@ const ROWS: &[Row] = &[
         fate: Fate::Drop(DropReason::TxGso, &[(0, ERROR), (0, NULL)]),
     },
     Row {
+        name: "an extra segment that says more without end",
+        send: |g| with_extra(g, &[[4, 1, 0, 0, 0, 0, 0, 0]; 255]),
+        fate: Fate::Fatal(Fault::MissingExtra, "tx-extra-missing"),
+    },
+    Row {
+        name: "more slots than are carried, and an extra",
+        send: |g| {
+            let part: &[u8] = &[1; 60];
+            let mut packet = g.packet(0, &[part; 21]);
+            packet[0].flags |= TxFlags::EXTRA_INFO | TxFlags::CSUM_BLANK;
+            g.push(&packet[..1]);
+            g.tx.push(&GSO).unwrap();
+            g.send(&packet[1..]);
+        },
+        fate: Fate::Drop(
+            DropReason::TxSlots,
+            &[
+                (0, ERROR),
+                (1, ERROR),
+                (2, ERROR),
+                (3, ERROR),
+                (4, ERROR),
+                (5, ERROR),
+                (6, ERROR),
+                (7, ERROR),
+                (8, ERROR),
+                (9, ERROR),
+                (10, ERROR),
+                (11, ERROR),
+                (12, ERROR),
+                (13, ERROR),
+                (14, ERROR),
+                (15, ERROR),
+                (16, ERROR),
+                (17, ERROR),
+                (18, ERROR),
+                (19, ERROR),
+                (20, ERROR),
+                (0, NULL),
+            ],
+        ),
+    },
+    Row {
         name: "multicast control that was not offered",
         send: |g| with_extra(g, &[[2, 1, 1, 0, 0x5e, 0, 0, 1], [4, 0, 0, 0, 0, 0, 0, 0]]),
         fate: Fate::Drop(DropReason::TxMulticast, &[(0, ERROR), (0, NULL), (0, NULL)]),

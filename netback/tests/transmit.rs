@@ -154,7 +154,7 @@ fn checksum_flags_become_what_the_port_is_told() {
 
 #[test]
 fn negotiated_gso_reaches_the_port() {
-    let mut s = setup(pvio_netback::Features { gso_v4: true, ..ALL });
+    let mut s = setup(pvio_netback::Features { sends_gso_v4: true, ..ALL });
     let frame = tcp(false, 20_000);
     let parts: Vec<_> = frame.chunks(4096).collect();
     let mut packet = s.guest.packet(0, &parts);
@@ -188,6 +188,49 @@ fn negotiated_gso_reaches_the_port() {
         assert_eq!(s.sent(), []);
     }
     assert_eq!(s.stats.dropped_in_all(), 2);
+}
+
+#[test]
+fn a_checksum_that_is_not_blank_in_a_packet_to_be_segmented_is_made_so() {
+    for (v6, kind) in [(false, GsoKind::TcpV4), (true, GsoKind::TcpV6)] {
+        let all = pvio_netback::Features { sends_gso_v4: true, sends_gso_v6: true, ..ALL };
+        let mut s = setup(all);
+        let frame = tcp(v6, 4000);
+        let mut slot = s.guest.slot(0, 0, &frame);
+        slot.flags = TxFlags::EXTRA_INFO | TxFlags::DATA_VALIDATED;
+        s.guest.push(&[slot]);
+        let kind = ExtraKind::Gso { size: 1448, kind };
+        s.guest.tx.push(&Extra { kind, more: false }.to_bytes()).unwrap();
+        let _ = s.guest.tx.publish();
+        s.poll();
+        let t = Transport::of(&frame).unwrap();
+        let mut blank = frame.clone();
+        t.blank(&mut blank);
+        let sent = s.sent();
+        assert!(sent[0].0 == blank && blank != frame);
+        let checksum = Checksum::Partial { start: t.start as u16, offset: 16 };
+        assert_eq!(sent[0].1.checksum, checksum);
+        assert_eq!((s.stats.gso_fixups(), s.stats.tx_gso_packets()), (1, 1));
+    }
+}
+
+#[test]
+fn the_largest_packet_to_be_segmented_with_its_headers_in_a_slot_of_their_own() {
+    // As a Linux guest sends it: the headers alone, then full pages from the middle of one on.
+    let mut s = setup(pvio_netback::Features { sends_gso_v4: true, ..ALL });
+    let frame = tcp(false, 65535 - 54);
+    let mut parts = vec![&frame[..66]];
+    parts.extend(frame[66..].chunks(4096));
+    let mut packet = s.guest.packet(0, &parts);
+    assert_eq!(packet.len(), 17);
+    packet[0].flags |= TxFlags::EXTRA_INFO | TxFlags::CSUM_BLANK;
+    s.guest.push(&packet[..1]);
+    let kind = ExtraKind::Gso { size: 1448, kind: GsoKind::TcpV4 };
+    s.guest.tx.push(&Extra { kind, more: false }.to_bytes()).unwrap();
+    s.guest.send(&packet[1..]);
+    s.poll();
+    assert!(s.sent()[0].0 == frame);
+    assert_eq!(s.guest.answers().len(), 18);
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The command line.
 
 use crate::failure::Failure;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use pvio_blkback::path::Policy;
+use pvio_xenbus::handshake::common::BackendKind;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -22,6 +24,8 @@ pub enum Command {
     Run(RunArgs),
     /// Write and read back a verified random workload through the whole path (destroys the image)
     Check(CheckArgs),
+    /// Serve the disks and network interfaces that Xen's toolstack gives to this domain
+    Serve(ServeArgs),
     /// What runs in the child processes
     #[command(hide = true, subcommand)]
     Domain(crate::domain::DomainCommand),
@@ -83,6 +87,66 @@ pub struct CheckArgs {
     #[command(flatten)]
     /// What both commands take.
     pub common: CommonArgs,
+}
+
+/// `pvio serve`.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// Kinds of backend to be (vbd, qdisk, pvio-vbd, vif, pvio-vif); all that nobody else serves,
+    /// if left out
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind)]
+    pub kinds: Vec<BackendKind>,
+    /// Who attaches devices to what they lead to: the toolstack with its hotplug scripts, as xl does in dom0, or
+    /// this daemon itself, as is usual elsewhere
+    #[arg(long, value_name = "WHO")]
+    pub hotplug: Option<Around>,
+    /// What becomes of the devices when the daemon is told to stop
+    #[arg(long, value_name = "WHAT", default_value = "close")]
+    pub on_stop: OnStop,
+    /// How disks reach their guests' pages: map, copy, persistent-or-map or persistent-or-copy
+    #[arg(long, value_name = "POLICY", default_value_t = Policy::PersistentOrMap)]
+    pub disk_policy: Policy,
+    /// In which order a disk's requests are answered
+    #[arg(long, value_name = "ORDER", default_value = "in-order")]
+    pub disk_answers: Answers,
+    /// Where the log goes, instead of standard error
+    #[arg(long, value_name = "PATH")]
+    pub log: Option<PathBuf>,
+}
+
+/// In which order a disk's requests are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Answers {
+    /// As they were asked: the next daemon can go on even after this one died
+    InOrder,
+    /// As they are done: quick ones do not wait for slow ones
+    AsDone,
+}
+
+/// What becomes of the devices when the daemon is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnStop {
+    /// They are closed
+    Close,
+    /// They stay as they are, for the next daemon to go on with
+    Leave,
+}
+
+/// Who attaches devices to what they lead to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Around {
+    /// `xl`, or `xl devd`
+    Toolstack,
+    /// The daemon
+    #[value(name = "self")]
+    Itself,
+}
+
+fn kind(word: &str) -> Result<BackendKind, String> {
+    BackendKind::from_word(word).ok_or_else(|| {
+        let all: Vec<&str> = BackendKind::ALL.iter().map(|k| k.as_str()).collect();
+        format!("choose from {}", all.join(", "))
+    })
 }
 
 /// What both commands take.
@@ -194,6 +258,7 @@ pub fn execute(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run(args) => crate::run::run(&args),
         Command::Check(args) => crate::check::check(&args),
+        Command::Serve(args) => crate::serve::run(&args),
         Command::Domain(command) => {
             crate::domain::execute(command);
             Ok(())

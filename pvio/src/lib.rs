@@ -1,4 +1,5 @@
-//! pvio, the command: a hosted hypervisor, a driver domain and a guest as three processes.
+//! pvio, the command: the daemon of a driver domain on Xen, and a hosted hypervisor with a driver
+//! domain and a guest as three processes.
 //!
 //! | module | holds |
 //! |---|---|
@@ -6,6 +7,9 @@
 //! | [`failure`] | one clear line for what went wrong, and what to do |
 //! | [`run`], [`check`] | the two commands |
 //! | [`machine`] | hypervisor and toolstack: domains, devices, child processes, their end |
+//! | [`serve`] | the same driver domain on real Xen: the daemon |
+//! | [`dm`] | the same, standing in for the device model of one guest |
+//! | [`script`] | the hotplug script that lets `xl` name image files |
 //! | [`scratch`] | whether an image may be overwritten |
 //! | [`domain`] | what runs in the child processes |
 //! | [`driver`] | the driver domain: serves every device the toolstack makes for it |
@@ -16,6 +20,7 @@
 pub mod check;
 pub mod cli;
 pub mod demo;
+pub mod dm;
 pub mod domain;
 pub mod driver;
 pub mod failure;
@@ -23,3 +28,5 @@ pub mod guest;
 pub mod machine;
 pub mod run;
 pub mod scratch;
+pub mod script;
+pub mod serve;

@@ -2,15 +2,25 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
+use pvio::cli::{self, Cli};
+use pvio::{dm, script};
+use std::ffi::OsStr;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let result = match pvio::cli::Cli::try_parse() {
-        Ok(cli) => pvio::cli::execute(cli.command),
-        Err(e) if e.use_stderr() => Err(pvio::cli::misuse(&e)),
-        // Help and version.
-        Err(e) => e.exit(),
+    let mut args = std::env::args_os();
+    let name = args.next().map(PathBuf::from).unwrap_or_default();
+    let result = match name.file_name().and_then(OsStr::to_str) {
+        Some(dm::NAME) => dm::run(args),
+        Some(script::NAME) => script::run(args),
+        _ => match Cli::try_parse() {
+            Ok(cli) => cli::execute(cli.command),
+            Err(e) if e.use_stderr() => Err(cli::misuse(&e)),
+            // Help and version.
+            Err(e) => e.exit(),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -24,9 +24,17 @@
 //! and every device crate, is written in safe Rust on top of [`Region`].
 #![allow(unsafe_code)]
 
+#[cfg(feature = "alloc")]
+mod heap;
+#[cfg(feature = "alloc")]
+mod private;
 mod slots;
 mod words;
 
+#[cfg(feature = "alloc")]
+pub use heap::HeapMemory;
+#[cfg(feature = "alloc")]
+pub use private::PrivatePage;
 pub(crate) use slots::{IndexWord, RingMemory, SlotBytes, SlotRoom};
 
 use core::ptr::NonNull;
@@ -44,7 +52,9 @@ pub const PAGE_SIZE: usize = 4096;
 /// - `len()` returns the same length;
 /// - every byte of `base()..base() + len()` stays mapped, readable, and (unless [`writable`] is
 ///   false) writable, and no access to it can fault;
-/// - no Rust reference to any of these bytes exists anywhere in this process.
+/// - no Rust reference to any of these bytes exists anywhere in this process, except one borrowed
+///   exclusively (`&mut`) from the value itself: whoever can use the value then holds that
+///   reference. Memory that a peer can reach never lends one.
 ///
 /// [`writable`]: SharedMemory::writable
 pub unsafe trait SharedMemory {
@@ -67,7 +77,8 @@ pub unsafe trait SharedMemory {
 }
 
 /// An address range inside shared memory for the kernel to read or write. It is a number, not a
-/// permission: whoever hands it to the kernel must keep the memory it came from alive meanwhile.
+/// permission: whoever hands it to the kernel must own the memory it came from meanwhile, so that
+/// it stays and lends nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawRange {
     addr: NonNull<u8>,
@@ -448,68 +459,5 @@ unsafe impl<M: SharedMemory, G> SharedMemory for Guarded<M, G> {
     #[inline]
     fn writable(&self) -> bool {
         self.writable
-    }
-}
-
-#[cfg(feature = "alloc")]
-pub use heap::HeapMemory;
-
-#[cfg(feature = "alloc")]
-mod heap {
-    use super::{NonNull, PAGE_SIZE, SharedMemory};
-    use alloc::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-    use alloc::sync::Arc;
-
-    /// Zeroed, page-aligned pages shared by the clones of one value: what two domains share, inside
-    /// one process. For tests, benchmarks, the simulator, and buffers the kernel fills.
-    #[derive(Clone, Debug)]
-    pub struct HeapMemory(Arc<Pages>);
-
-    #[derive(Debug)]
-    struct Pages {
-        base: NonNull<u8>,
-        layout: Layout,
-    }
-
-    // SAFETY: the pages are plain memory reached only through atomics and opaque copies.
-    unsafe impl Send for Pages {}
-    // SAFETY: as above.
-    unsafe impl Sync for Pages {}
-
-    impl HeapMemory {
-        /// `count` zeroed pages of [`PAGE_SIZE`] bytes.
-        ///
-        /// # Panics
-        /// When `count` is 0 or the size overflows.
-        #[must_use]
-        pub fn pages(count: usize) -> Self {
-            assert!(count > 0, "shared memory of no pages");
-            let bytes = count.checked_mul(PAGE_SIZE).expect("size overflows");
-            let layout = Layout::from_size_align(bytes, PAGE_SIZE).expect("size overflows");
-            // SAFETY: the layout's size is not zero.
-            let Some(base) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
-                handle_alloc_error(layout)
-            };
-            Self(Arc::new(Pages { base, layout }))
-        }
-    }
-
-    impl Drop for Pages {
-        fn drop(&mut self) {
-            // SAFETY: allocated in `pages` with this very layout, freed once.
-            unsafe { dealloc(self.base.as_ptr(), self.layout) }
-        }
-    }
-
-    // SAFETY: the allocation lives until the last clone is dropped and never moves; no reference to
-    // its bytes is ever made.
-    unsafe impl SharedMemory for HeapMemory {
-        fn base(&self) -> NonNull<u8> {
-            self.0.base
-        }
-
-        fn len(&self) -> usize {
-            self.0.layout.size()
-        }
     }
 }

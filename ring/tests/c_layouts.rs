@@ -79,6 +79,7 @@ fn blkif_structs_are_where_the_header_puts_them() {
             ("BLKIF_OP_INDIRECT", blkif::op::INDIRECT.into()),
             ("BLKIF_DISCARD_SECURE", blkif::DISCARD_SECURE.into()),
             ("BLKIF_MAX_SEGMENTS_PER_REQUEST", blkif::MAX_SEGMENTS as i64),
+            ("BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST", blkif::MAX_INDIRECT_PAGES as i64),
             ("BLKIF_RSP_OKAY", blkif::Status::Okay as i64),
             ("BLKIF_RSP_ERROR", blkif::Status::Error as i64),
             ("BLKIF_RSP_EOPNOTSUPP", blkif::Status::NotSupported as i64),
@@ -123,6 +124,30 @@ fn blkif_structs_are_where_the_header_puts_them() {
         assert_eq!(c.field(bytes, "blk_discard.id", 8), id);
         assert_eq!(c.field(bytes, "blk_discard.sector_number", 8), sector);
         assert_eq!(c.field(bytes, "blk_discard.nr_sectors", 8), 0x0203_0405_0607);
+
+        let pages: Vec<_> = (0..8).map(|i| GrantRef(0xd0e0_f000 + i)).collect();
+        let indirect = blkif::Indirect::new(4095, &pages).unwrap();
+        let big = blkif::Request::Indirect { op, id, sector, indirect };
+        let mut raw = [0xee; 112];
+        let bytes = big.write(abi, 0xca01, &mut raw);
+        // The header pads it to 64 bytes for a compiler that defines __i386__, which this is not.
+        let padding = if abi == blkif::Abi::X86_32 { 8 } else { 0 };
+        assert_eq!((bytes.len(), c.at("blk_indirect") + padding), (64, 64));
+        assert_eq!(c.field(bytes, "blk_indirect.operation", 1), 6);
+        assert_eq!(c.field(bytes, "blk_indirect.indirect_op", 1), 1);
+        assert_eq!(c.field(bytes, "blk_indirect.nr_segments", 2), 4095);
+        assert_eq!(c.field(bytes, "blk_indirect.id", 8), id);
+        assert_eq!(c.field(bytes, "blk_indirect.sector_number", 8), sector);
+        assert_eq!(c.field(bytes, "blk_indirect.handle", 2), 0xca01);
+        let array = &bytes[c.at("blk_indirect.indirect_grefs")..];
+        for (raw, page) in array.chunks_exact(4).zip(&pages) {
+            assert_eq!(raw, page.0.to_le_bytes());
+        }
+        let inside = all[3].write();
+        assert_eq!(inside.len(), c.at("blk_segment"));
+        assert_eq!(c.field(&inside, "blk_segment.gref", 4), all[3].gref.0.into());
+        assert_eq!(c.field(&inside, "blk_segment.first_sect", 1), all[3].first.into());
+        assert_eq!(c.field(&inside, "blk_segment.last_sect", 1), all[3].last.into());
 
         let mut raw = [0xee; 16];
         let response = blkif::Response { id, op: 3, status: blkif::Status::NotSupported };

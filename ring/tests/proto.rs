@@ -35,6 +35,13 @@ fn segments() -> impl Strategy<Value = blkif::Segments> {
         .prop_map(|all| blkif::Segments::from_slice(&all).expect("at most 11"))
 }
 
+fn indirect() -> impl Strategy<Value = blkif::Indirect> {
+    (1_usize..=4096, any::<[u32; 8]>()).prop_map(|(segments, refs)| {
+        let pages = &refs.map(GrantRef)[..segments.div_ceil(512)];
+        blkif::Indirect::new(segments, pages).expect("as many pages as it takes")
+    })
+}
+
 fn blkif_request() -> impl Strategy<Value = blkif::Request> {
     use blkif::{DataOp, Request};
     let ops = vec![DataOp::Read, DataOp::Write, DataOp::WriteBarrier, DataOp::Flush];
@@ -44,6 +51,12 @@ fn blkif_request() -> impl Strategy<Value = blkif::Request> {
                 matches!(op, DataOp::WriteBarrier | DataOp::Flush) || !s.is_empty()
             })
             .prop_map(|(op, id, sector, segments)| Request::Data { op, id, sector, segments }),
+        1 => (any::<bool>(), any::<u64>(), any::<u64>(), indirect()).prop_map(
+            |(write, id, sector, indirect)| {
+                let op = if write { DataOp::Write } else { DataOp::Read };
+                Request::Indirect { op, id, sector, indirect }
+            }
+        ),
         1 => (any::<u64>(), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(
             |(id, sector, sectors, secure)| Request::Discard { id, sector, sectors, secure }
         ),
@@ -81,6 +94,8 @@ fn blkif_slot() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(mut raw, (op, count), segs, native)| {
             raw[0] = op;
             raw[1] = count;
+            // Of an indirect request, how many segments: often not too many.
+            raw[3] &= 0x1f;
             for (i, (first, last)) in segs.into_iter().enumerate() {
                 let at = if native { 24 } else { 20 } + i * 8;
                 raw[at + 4] = first;
@@ -117,6 +132,16 @@ proptest! {
     }
 
     #[test]
+    fn a_segment_of_an_indirect_page_is_inside_its_page_or_refused(raw: [u8; 8]) {
+        let inside = raw[4] <= raw[5] && raw[5] < 8;
+        let read = blkif::Segment::read(raw);
+        prop_assert_eq!(read.is_some(), inside);
+        if let Some(segment) = read {
+            prop_assert_eq!(segment.write()[..6].to_vec(), raw[..6].to_vec());
+        }
+    }
+
+    #[test]
     fn any_blkif_slot_is_a_request_in_good_form_or_refused(raw in blkif_slot()) {
         for abi in ABIS {
             let bytes = &raw[..abi.slot_size()];
@@ -136,9 +161,21 @@ proptest! {
                     prop_assert_eq!((raw[0], got), (blkif::op::DISCARD, id));
                     prop_assert_eq!(secure, raw[1] & 1 == 1);
                 }
+                Ok(blkif::Request::Indirect { op, id: got, indirect, .. }) => {
+                    prop_assert_eq!((raw[0], got), (blkif::op::INDIRECT, id));
+                    prop_assert_eq!(op.code(), raw[1]);
+                    prop_assert!(raw[1] <= 1, "a read or a write");
+                    let count = u16::from_le_bytes([raw[2], raw[3]]);
+                    prop_assert_eq!(indirect.segments(), usize::from(count));
+                    prop_assert!((1..=4096).contains(&count));
+                    let pages: usize = indirect.pages().map(|(_, segments)| segments).sum();
+                    prop_assert_eq!(pages, usize::from(count));
+                }
                 Err(refusal) => {
-                    prop_assert_eq!((refusal.op, refusal.id), (raw[0], id), "the echo");
-                    let unknown = !matches!(raw[0], 0..=3 | 5);
+                    let inner = raw[0] == blkif::op::INDIRECT;
+                    let echo = if inner { raw[1] } else { raw[0] };
+                    prop_assert_eq!((refusal.op, refusal.id), (echo, id), "the echo");
+                    let unknown = !matches!(raw[0], 0..=3 | 5 | 6);
                     prop_assert_eq!(refusal.status == blkif::Status::NotSupported, unknown);
                     prop_assert_ne!(refusal.status, blkif::Status::Okay);
                 }
@@ -198,5 +235,20 @@ proptest! {
         };
         let parsed = through_slot(12, &raw, netif::Extra::read).unwrap();
         prop_assert_eq!(parsed.is_ok(), good, "{:?}", parsed);
+    }
+}
+
+#[test]
+fn indirect_segments_take_the_pages_they_take() {
+    let grefs: Vec<GrantRef> = (100..109).map(GrantRef).collect();
+    for (segments, pages) in [(0, 0), (1, 0), (1, 2), (512, 2), (513, 1), (4097, 9), (4097, 8)] {
+        assert_eq!(blkif::Indirect::new(segments, &grefs[..pages]), None, "{segments} in {pages}");
+    }
+    for (segments, expected) in
+        [(1, vec![1]), (512, vec![512]), (513, vec![512, 1]), (4096, vec![512; 8])]
+    {
+        let indirect = blkif::Indirect::new(segments, &grefs[..expected.len()]).unwrap();
+        let (seen, counts): (Vec<_>, Vec<_>) = indirect.pages().unzip();
+        assert_eq!((seen.as_slice(), counts), (&grefs[..expected.len()], expected));
     }
 }

@@ -27,7 +27,7 @@
 //! ```
 //! # #[cfg(feature = "std")] {
 //! use pvio_ring::DomId;
-//! use pvio_xenbus::handshake::common::{self, DeviceAddr, DeviceClass};
+//! use pvio_xenbus::handshake::common::{self, BackendKind, DeviceAddr};
 //! use pvio_xenbus::handshake::vbd;
 //! use pvio_xenbus::server::Server;
 //! use pvio_xenbus::store::Store;
@@ -40,12 +40,12 @@
 //! let mut dom0 = server.connect_local(DomId::DOM0)?;
 //! common::create_domain(&mut dom0, driver, "driver")?;
 //! common::create_domain(&mut dom0, guest, "guest")?;
-//! let addr = DeviceAddr::new(DeviceClass::Vbd, driver, guest, 51712);
+//! let addr = DeviceAddr::new(BackendKind::Vbd, driver, guest, 51712);
 //! vbd::create_device(&mut dom0, addr, &vbd::ToolstackBack::new(addr, "/srv/disk.img"))?;
 //!
 //! // The driver domain finds it and says what it offers.
 //! let mut xs = server.connect_local(driver)?;
-//! for device in common::list_backends(&mut xs, DeviceClass::Vbd, driver)? {
+//! for device in common::list_backends(&mut xs, BackendKind::Vbd, driver)? {
 //!     let offer = vbd::BackOffer { max_queues: Some(4), flush: true, ..Default::default() };
 //!     transaction(&mut xs, |tx| {
 //!         offer.write(tx, &device.backend_path())?;

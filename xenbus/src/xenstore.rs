@@ -345,7 +345,11 @@ pub(crate) fn payload(parts: &[&[u8]]) -> Result<Vec<u8>, XsError> {
 pub(crate) fn refusal(op: Op, parts: &[&[u8]], answer: &[u8]) -> XsError {
     let name = split_string(answer).map_or(answer, |(name, _)| name);
     // An error unknown to the protocol is still a refusal.
-    let errno = XsErrno::from_name(name).unwrap_or(XsErrno::Inval);
+    refused(op, parts, XsErrno::from_name(name).unwrap_or(XsErrno::Inval))
+}
+
+/// The refusal of a request.
+pub(crate) fn refused(op: Op, parts: &[&[u8]], errno: XsErrno) -> XsError {
     let path = parts.first().map_or("", |p| core::str::from_utf8(p).unwrap_or(""));
     XsError::Refused { op, path: path.into(), errno }
 }

@@ -5,7 +5,7 @@ use pvio_ring::DomId;
 use pvio_xenbus::driver::{Ends, Fault, FrontendClass, FrontendDriver, Life};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
-    DeviceAddr, DeviceClass, create_domain, read_error, remove_device, remove_domain, write_state,
+    BackendKind, DeviceAddr, create_domain, read_error, remove_device, remove_domain, write_state,
 };
 use pvio_xenbus::handshake::vbd::{ToolstackBack, create_device};
 use pvio_xenbus::store::{LocalClient, Quota, Store};
@@ -66,7 +66,7 @@ impl World {
             store.borrow_mut().introduce(id);
             create_domain(&mut dom0, id, "test").unwrap();
         }
-        let addr = DeviceAddr::new(DeviceClass::Vbd, BACK, FRONT, 51712);
+        let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 51712);
         create_device(&mut dom0, addr, &ToolstackBack::new(addr, "disk")).unwrap();
         let [back, front] = [BACK, FRONT].map(|id| LocalClient::connect(&store, id));
         let driver = FrontendDriver::new(addr, Class::default());

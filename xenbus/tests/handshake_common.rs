@@ -5,7 +5,7 @@ mod common;
 
 use common::world::{BACK, FRONT, disk, offer, put, world};
 use pvio_ring::DomId;
-use pvio_xenbus::handshake::common::{self as dev, DeviceAddr, DeviceClass, Hotplug};
+use pvio_xenbus::handshake::common::{self as dev, BackendKind, DeviceAddr, DeviceClass, Hotplug};
 use pvio_xenbus::handshake::{HandshakeError, vbd, vif};
 use pvio_xenbus::store::LocalClient;
 use pvio_xenbus::wire::XsErrno;
@@ -25,9 +25,9 @@ fn a_disk_is_made_with_libxls_rights_and_found_by_both_ends() {
     for path in [front.clone(), dev::state_path(&front)] {
         assert_eq!(perms(&mut w.dom0, &path), ["n5", "r2"], "{path}");
     }
-    let addr = DeviceAddr::new(DeviceClass::Vbd, BACK, FRONT, 51712);
-    assert_eq!(dev::list_backends(&mut w.back, DeviceClass::Vbd, BACK).unwrap(), [addr]);
-    assert_eq!(dev::list_backends(&mut w.back, DeviceClass::Vif, BACK).unwrap(), []);
+    let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 51712);
+    assert_eq!(dev::list_backends(&mut w.back, BackendKind::Vbd, BACK).unwrap(), [addr]);
+    assert_eq!(dev::list_backends(&mut w.back, BackendKind::Vif, BACK).unwrap(), []);
     assert_eq!(dev::list_frontends(&mut w.front, DeviceClass::Vbd, FRONT).unwrap(), [51712]);
     let told = vbd::ToolstackBack::read(&mut w.back, &back).unwrap();
     assert_eq!(told, vbd::ToolstackBack::new(addr, "/srv/disk.img"));
@@ -49,11 +49,11 @@ fn a_disk_is_made_with_libxls_rights_and_found_by_both_ends() {
     assert_eq!(dev::read_state(&mut w.front, &back).unwrap(), XenbusState::Closing);
     dev::write_error(&mut w.back, &back, 22, "bad").unwrap();
     dev::remove_device(&mut w.dom0, addr).unwrap();
-    assert_eq!(dev::list_backends(&mut w.back, DeviceClass::Vbd, BACK).unwrap(), []);
+    assert_eq!(dev::list_backends(&mut w.back, BackendKind::Vbd, BACK).unwrap(), []);
     assert_eq!(w.back.directory("backend/vbd").unwrap(), [""; 0]);
     assert_eq!(dev::read_error(&mut w.dom0, &back).unwrap(), None);
     dev::request_removal(&mut w.dom0, addr).unwrap();
-    assert_eq!(dev::list_backends(&mut w.back, DeviceClass::Vbd, BACK).unwrap(), [], "no ghost");
+    assert_eq!(dev::list_backends(&mut w.back, BackendKind::Vbd, BACK).unwrap(), [], "no ghost");
     vbd::create_device(&mut w.dom0, addr, &told_back(addr)).unwrap();
     w.store.borrow().check().unwrap();
 }
@@ -74,14 +74,14 @@ fn told_back(addr: DeviceAddr) -> vbd::ToolstackBack {
 #[test]
 fn a_device_of_another_frontend_or_class_is_not_made() {
     let mut w = world();
-    let addr = DeviceAddr::new(DeviceClass::Vbd, BACK, FRONT, 1);
+    let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 1);
     let other = DeviceAddr { front: DomId(6), ..addr };
     let back = vbd::ToolstackBack::new(other, "x");
     assert!(matches!(
         vbd::create_device(&mut w.dom0, addr, &back),
         Err(HandshakeError::Unwritable(_))
     ));
-    let nic = DeviceAddr { class: DeviceClass::Vif, ..addr };
+    let nic = DeviceAddr { kind: BackendKind::Vif, ..addr };
     let back = vbd::ToolstackBack::new(nic, "x");
     assert!(matches!(
         vbd::create_device(&mut w.dom0, nic, &back),
@@ -97,7 +97,7 @@ fn a_device_of_another_frontend_or_class_is_not_made() {
 
 #[test]
 fn paths_are_taken_apart() {
-    let addr = DeviceAddr::new(DeviceClass::Vif, BACK, FRONT, 3);
+    let addr = DeviceAddr::new(BackendKind::Vif, BACK, FRONT, 3);
     let full = format!("{}/queue-0/state", addr.backend_path());
     assert_eq!(DeviceAddr::from_backend_path(&full, DomId(9)), Some((addr, "queue-0/state")));
     assert_eq!(DeviceAddr::from_backend_path("backend/vif/5/3", BACK), Some((addr, "")));

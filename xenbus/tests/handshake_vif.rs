@@ -6,7 +6,7 @@ mod common;
 
 use common::world::{BACK, FRONT, nic, put, world};
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass};
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr};
 use pvio_xenbus::handshake::{HandshakeError, vif};
 
 fn net_offer() -> vif::BackOffer {
@@ -55,7 +55,7 @@ fn net_request() -> vif::FrontRequest {
 #[test]
 fn an_interface_is_made_and_agreed_on() {
     let mut w = world();
-    let addr = DeviceAddr::new(DeviceClass::Vif, BACK, FRONT, 1);
+    let addr = DeviceAddr::new(BackendKind::Vif, BACK, FRONT, 1);
     let told = vif::ToolstackBack {
         mtu: Some(9000),
         bridge: Some("xenbr0".into()),

@@ -1,6 +1,6 @@
 //! A disk in private memory, done at once: for tests, benchmarks and the simulator.
 
-use super::{BlockEngine, Discard, EngineError, Full, Geometry, Io, Segments};
+use super::{BlockEngine, Discard, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::collections::VecDeque;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -11,19 +11,22 @@ const SECTOR: usize = 512;
 
 /// A disk in private memory.
 #[derive(Debug)]
-pub struct MemEngine {
+pub struct MemEngine<B> {
     data: Vec<u8>,
-    done: VecDeque<(u32, Result<(), EngineError>)>,
+    done: VecDeque<(u32, Result<(), EngineError>, Segments<B>)>,
+    /// Lists of operations that are over; reused.
+    spare: Vec<Segments<B>>,
     read_only: bool,
 }
 
-impl MemEngine {
+impl<B> MemEngine<B> {
     /// A disk of zeroes.
     #[must_use]
     pub fn zeroed(sectors: usize) -> Self {
         Self {
             data: vec![0; sectors.saturating_mul(SECTOR)],
             done: VecDeque::with_capacity(64),
+            spare: Vec::new(),
             read_only: false,
         }
     }
@@ -41,14 +44,17 @@ impl MemEngine {
         &self.data
     }
 
-    fn transfer<B: SharedMemory>(
+    fn transfer(
         &mut self,
         sector: u64,
-        segments: &mut Segments<B>,
+        segments: &Segments<B>,
         write: bool,
-    ) -> Result<(), EngineError> {
+    ) -> Result<(), EngineError>
+    where
+        B: SharedMemory,
+    {
         let mut at = usize::try_from(sector).ok().and_then(|s| s.checked_mul(SECTOR));
-        for seg in segments.drain(..) {
+        for seg in segments {
             let from = at.ok_or(EngineError::Short)?;
             let end = from.checked_add(seg.len).ok_or(EngineError::Short)?;
             let bytes = self.data.get_mut(from..end).ok_or(EngineError::Short)?;
@@ -66,7 +72,7 @@ impl MemEngine {
 
 const EFAULT: i32 = 14;
 
-impl<B: SharedMemory> BlockEngine<B> for MemEngine {
+impl<B: SharedMemory> BlockEngine<B> for MemEngine<B> {
     fn geometry(&self) -> Geometry {
         Geometry {
             sectors: (self.data.len() / SECTOR) as u64,
@@ -97,16 +103,19 @@ impl<B: SharedMemory> BlockEngine<B> for MemEngine {
                 }
             }
         };
-        segments.clear();
-        self.done.push_back((tag, result));
+        let mut moved = self.spare.pop().unwrap_or_default();
+        moved.append(segments);
+        self.done.push_back((tag, result, moved));
         Ok(())
     }
 
     fn kick(&mut self) {}
 
-    fn reap(&mut self, done: &mut dyn FnMut(u32, Result<(), EngineError>)) {
-        for (tag, result) in self.done.drain(..) {
-            done(tag, result);
+    fn reap(&mut self, done: &mut Done<'_, B>) {
+        for (tag, result, mut segments) in self.done.drain(..) {
+            done(tag, result, &mut segments);
+            segments.clear();
+            self.spare.push(segments);
         }
     }
 }

@@ -3,8 +3,8 @@
 //! # Model
 //! A queue hands an engine operations with a tag, in batches, and asks later which are done. An
 //! engine never blocks, completes in any order, completes every operation exactly once, and owns
-//! an operation's buffers until then. It is used by one queue of one thread; engines over the same
-//! image know nothing of each other.
+//! an operation's buffers until then; all of them come back with the completion. It is used by one
+//! queue of one thread; engines over the same image know nothing of each other.
 //!
 //! # Errors
 //! An operation fails by itself ([`EngineError`]) and says nothing about others. An engine that can
@@ -103,9 +103,13 @@ pub trait BlockEngine<B> {
     /// Hands what was begun to whoever does it: once a batch.
     fn kick(&mut self);
 
-    /// Reports every operation that is done, each once, by tag.
-    fn reap(&mut self, done: &mut dyn FnMut(u32, Result<(), EngineError>));
+    /// Reports every operation that is done, each once, by tag, and gives its segments back, as
+    /// they were submitted. What is left in the list is dropped afterwards.
+    fn reap(&mut self, done: &mut Done<'_, B>);
 }
+
+/// Who is told of operations that are done: tag, outcome, segments.
+pub type Done<'a, B> = dyn FnMut(u32, Result<(), EngineError>, &mut Segments<B>) + 'a;
 
 /// The segments of an operation on their way into an engine; reused, so that none is allocated.
 pub type Segments<B> = alloc::vec::Vec<IoSeg<B>>;

@@ -4,9 +4,8 @@
 //! polled through the same io_uring ([`UringEngine::watch`]), so one system call hands over a
 //! batch and waits for whatever comes first.
 
-use super::{BlockEngine, EngineError, Full, Geometry, Io, Segments};
+use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::vec::Vec;
-use pvio_ring::IoSeg;
 use pvio_uring::{FileId, IoBuf, Uring};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -30,13 +29,15 @@ pub struct UringEngine<B: IoBuf> {
     transfers: Vec<Transfer>,
     watches: Vec<Watched>,
     /// Short transfers to go on with.
-    rest: Vec<(u32, Vec<IoSeg<B>>)>,
+    rest: Vec<(u32, Segments<B>)>,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Transfer {
     /// Byte offset in the image of what is not moved yet.
     at: u64,
+    /// Bytes moved by now.
+    moved: u32,
     /// Bytes not moved yet; 0 for what moves no data.
     left: u32,
     write: bool,
@@ -96,10 +97,11 @@ impl<B: IoBuf> UringEngine<B> {
 
     fn go(&mut self, tag: u32, segments: &mut Segments<B>) -> Result<(), Full> {
         let Some(t) = self.transfers.get(tag as usize).copied() else { return Err(Full) };
+        let (skip, token) = (t.moved as usize, u64::from(tag));
         let begun = if t.write {
-            self.uring.write(self.image, t.at, segments.drain(..), u64::from(tag))
+            self.uring.write_rest(self.image, t.at, skip, segments.drain(..), token)
         } else {
-            self.uring.read(self.image, t.at, segments.drain(..), u64::from(tag))
+            self.uring.read_rest(self.image, t.at, skip, segments.drain(..), token)
         };
         begun.map_err(|_| Full)
     }
@@ -130,7 +132,7 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
             }
         };
         let left = segments.iter().map(|s| s.len).sum::<usize>() as u32;
-        *transfer = Transfer { at: sector.wrapping_mul(512), left, write };
+        *transfer = Transfer { at: sector.wrapping_mul(512), moved: 0, left, write };
         self.go(tag, segments)
     }
 
@@ -139,7 +141,7 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
         let _ = self.uring.flush();
     }
 
-    fn reap(&mut self, done: &mut dyn FnMut(u32, Result<(), EngineError>)) {
+    fn reap(&mut self, done: &mut Done<'_, B>) {
         let Self { uring, transfers, watches, rest, .. } = self;
         uring.reap(|d| {
             let Ok(tag) = u32::try_from(d.token) else {
@@ -154,38 +156,24 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
                 Err(e) if e == EAGAIN || e == EINTR => {
                     rest.push((tag, d.segments.drain(..).collect()))
                 }
-                Err(e) if e == EOPNOTSUPP => done(tag, Err(EngineError::Unsupported)),
-                Err(e) => done(tag, Err(EngineError::Os(e))),
-                Ok(n) if n >= transfer.left => done(tag, Ok(())),
-                Ok(0) => done(tag, Err(EngineError::Short)),
+                Err(e) if e == EOPNOTSUPP => done(tag, Err(EngineError::Unsupported), d.segments),
+                Err(e) => done(tag, Err(EngineError::Os(e)), d.segments),
+                Ok(n) if n >= transfer.left => done(tag, Ok(()), d.segments),
+                Ok(0) => done(tag, Err(EngineError::Short), d.segments),
                 Ok(n) => {
                     transfer.at = transfer.at.wrapping_add(u64::from(n));
+                    transfer.moved += n;
                     transfer.left -= n;
-                    rest.push((tag, skip(d.segments, n as usize)));
+                    rest.push((tag, d.segments.drain(..).collect()));
                 }
             }
         });
         for (tag, mut segments) in core::mem::take(&mut self.rest) {
             if self.go(tag, &mut segments).is_err() {
-                done(tag, Err(EngineError::Os(EAGAIN)));
+                done(tag, Err(EngineError::Os(EAGAIN)), &mut segments);
             }
         }
     }
-}
-
-/// What is left of segments after their first `n` bytes were moved.
-fn skip<B>(segments: &mut Vec<IoSeg<B>>, mut n: usize) -> Vec<IoSeg<B>> {
-    let mut left = Vec::with_capacity(segments.len());
-    for mut seg in segments.drain(..) {
-        let gone = n.min(seg.len);
-        n -= gone;
-        seg.offset += gone;
-        seg.len -= gone;
-        if seg.len > 0 {
-            left.push(seg);
-        }
-    }
-    left
 }
 
 /// `FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE`.

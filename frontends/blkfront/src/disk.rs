@@ -89,7 +89,8 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
         };
         let request = FrontRequest {
             protocol: Some(Protocol::X86_64),
-            persistent: false,
+            // Every buffer keeps its grant for as long as the queue lives, whoever keeps it mapped.
+            persistent: true,
             queues: Vec::from([keys]),
         };
         request.write(xs, &ends.front)

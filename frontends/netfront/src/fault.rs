@@ -37,8 +37,8 @@ pub enum BackendFault {
     /// A packet whose first slot does not even hold an Ethernet header (XSA-522).
     #[error("the backend sent a packet whose first slot holds {0} bytes")]
     RxShort(u16),
-    /// A packet of more than 65,535 bytes.
-    #[error("the backend sent a packet of more than 65535 bytes")]
+    /// A packet larger than any (65,535 bytes of IP, an Ethernet header and a VLAN tag).
+    #[error("the backend sent a packet of more than 65553 bytes")]
     RxTooLong,
     /// A packet of more slots than the largest needs.
     #[error("the backend sent a packet of too many slots")]
@@ -87,6 +87,9 @@ pub enum SendError {
     /// Its checksum was left blank, and the backend does not complete it for such packets.
     #[error("the backend does not complete checksums of such packets")]
     Checksum,
+    /// It was to be segmented, and the backend does not do that for such packets.
+    #[error("the backend does not segment such packets")]
+    Gso,
     /// The device is finished.
     #[error(transparent)]
     Fault(#[from] BackendFault),

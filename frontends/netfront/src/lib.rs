@@ -29,4 +29,4 @@ mod tx;
 
 pub use fault::{BackendFault, SendError, SetupError};
 pub use nic::Nic;
-pub use queue::{Checksum, Counters, Features, Queue};
+pub use queue::{Checksum, Counters, Features, Gso, Queue};

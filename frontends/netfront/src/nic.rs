@@ -33,6 +33,8 @@ pub struct Nic<P: Granter + EventChannels + Clone> {
     /// Queues of earlier sessions that the backend still had mapped.
     old: Vec<Queue<P>>,
     sessions: u32,
+    /// Whether TCP may come unsegmented.
+    takes_gso: bool,
 }
 
 impl<P: Granter + EventChannels + Clone> Nic<P> {
@@ -40,7 +42,16 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
     #[must_use]
     pub fn new(platform: P) -> Self {
         let (queue, mac, old) = (None, None, Vec::new());
-        Self { platform, queue, connected: false, mac, mtu: DEFAULT_MTU, old, sessions: 0 }
+        let (mtu, sessions) = (DEFAULT_MTU, 0);
+        Self { platform, queue, connected: false, mac, mtu, old, sessions, takes_gso: false }
+    }
+
+    /// The same NIC, which also takes TCP that is not segmented yet: fewer and larger packets, up
+    /// to 64 KiB. Whoever passes them on has to [segment](Queue::receive_with_gso) them.
+    #[must_use]
+    pub fn taking_gso(mut self) -> Self {
+        self.takes_gso = true;
+        self
     }
 
     /// The queue, while the NIC is connected. Another one after the backend was restarted: what
@@ -80,7 +91,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
     }
 
     /// What is asked of the backend with this queue.
-    fn wanted(queue: &Queue<P>) -> FrontRequest {
+    fn wanted(&self, queue: &Queue<P>) -> FrontRequest {
         let keys = QueueKeys {
             tx_ring_ref: queue.tx_gref().0,
             rx_ring_ref: queue.rx_gref().0,
@@ -91,6 +102,8 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
             rx_notify: true,
             sg: true,
             ipv6_csum_offload: true,
+            gso_tcpv4: self.takes_gso,
+            gso_tcpv6: self.takes_gso,
             ..FrontRequest::default()
         }
     }
@@ -113,11 +126,15 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
         let offer = BackOffer::read(xs, &ends.back)?;
         let queue = Queue::new(&self.platform, toolstack.backend_id);
         let mut queue = queue.map_err(|error: SetupError| Fault::new("front-setup", error))?;
-        let agreed = Negotiated::new(&offer, &Self::wanted(&queue));
+        let agreed = Negotiated::new(&offer, &self.wanted(&queue));
         queue.set_features(Features {
             sg: agreed.to_back.sg,
             checksum_v4: agreed.to_back.csum_v4,
             checksum_v6: agreed.to_back.csum_v6,
+            gso_v4: agreed.to_back.gso_v4,
+            gso_v6: agreed.to_back.gso_v6,
+            takes_gso_v4: agreed.to_front.gso_v4,
+            takes_gso_v6: agreed.to_front.gso_v6,
         });
         #[cfg(feature = "smoltcp")]
         queue.set_mtu(self.mtu);
@@ -128,7 +145,7 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
     fn request(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
         let no_rings = HandshakeError::Unwritable("rings that were never made");
         let queue = self.queue.as_ref().ok_or(no_rings)?;
-        Self::wanted(queue).write(xs, &ends.front)
+        self.wanted(queue).write(xs, &ends.front)
     }
 
     fn connect(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {

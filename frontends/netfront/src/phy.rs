@@ -76,9 +76,9 @@ impl<P: Granter + EventChannels> Queue<P> {
     /// Takes the next packet that need not be looked at further; returns its length.
     fn next_trusted(&mut self) -> Option<usize> {
         loop {
-            let (len, checksum) = self.next_frame().ok()??;
-            if trusted(self.split().0.frame(len), checksum) {
-                return Some(len);
+            let got = self.next_frame().ok()??;
+            if trusted(self.split().0.frame(got.len), got.checksum) {
+                return Some(got.len);
             }
             self.phy.unverified = self.phy.unverified.wrapping_add(1);
         }
@@ -205,7 +205,7 @@ fn send<P: Granter>(sender: &mut Sender<'_, P>, frame: &mut [u8]) {
         }
     }
     // There was room for the largest frame; what is left is a fault, which the queue keeps.
-    let _ = sender.send(frame, checksum);
+    let _ = sender.send(frame, checksum, None);
 }
 
 /// Whether a frame can be handed to somebody who does not verify TCP and UDP checksums.

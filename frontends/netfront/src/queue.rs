@@ -22,21 +22,31 @@
 //! ```
 
 use crate::fault::{BackendFault, SendError, SetupError};
-use crate::rx::Rx;
+use crate::rx::{Received, Rx};
 use crate::tx::Tx;
 use core::fmt;
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{DomId, GrantRef, Granter};
+use pvio_ring::proto::netif::GsoKind;
 
-/// What the backend takes. Nothing that is not in here is sent.
+/// What was agreed with the backend. Nothing that is not in here is sent, and nothing else taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a feature of the protocol by itself")]
 pub struct Features {
-    /// Packets of several slots, so of more than 4096 bytes.
+    /// The backend takes packets of several slots, so of more than 4096 bytes.
     pub sg: bool,
-    /// Blank checksums over IPv4.
+    /// It takes blank checksums over IPv4.
     pub checksum_v4: bool,
-    /// Blank checksums over IPv6.
+    /// It takes blank checksums over IPv6.
     pub checksum_v6: bool,
+    /// It takes TCP over IPv4 to be segmented ([`Queue::send_gso`]).
+    pub gso_v4: bool,
+    /// It takes TCP over IPv6 to be segmented.
+    pub gso_v6: bool,
+    /// It may send TCP over IPv4 that is not segmented.
+    pub takes_gso_v4: bool,
+    /// It may send TCP over IPv6 that is not segmented.
+    pub takes_gso_v6: bool,
 }
 
 /// How far a packet's transport checksum can be relied on.
@@ -49,6 +59,15 @@ pub enum Checksum {
     Validated,
     /// It holds the pseudo-header's sum only; the data never left this machine.
     Blank,
+}
+
+/// How a packet of TCP is, or would have been, cut into segments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gso {
+    /// Bytes of payload in each.
+    pub size: u16,
+    /// What it is.
+    pub kind: GsoKind,
 }
 
 /// Counters of one queue.
@@ -119,7 +138,7 @@ impl<P: Granter + EventChannels> Queue<P> {
         &self.channel
     }
 
-    /// What the backend takes.
+    /// What was agreed with the backend.
     #[must_use]
     pub const fn features(&self) -> Features {
         self.features
@@ -129,6 +148,7 @@ impl<P: Granter + EventChannels> Queue<P> {
     /// can be sent.
     pub const fn set_features(&mut self, features: Features) {
         self.features = features;
+        self.rx.take_gso(features.takes_gso_v4, features.takes_gso_v6);
     }
 
     /// The queue's counters.
@@ -150,7 +170,18 @@ impl<P: Granter + EventChannels> Queue<P> {
     /// A [`SendError`]; nothing was sent.
     pub fn send(&mut self, frame: &[u8], checksum: Checksum) -> Result<(), SendError> {
         let Self { tx, features, counters, failed, .. } = self;
-        Sender { tx, features: *features, counters, failed }.send(frame, checksum)
+        Sender { tx, features: *features, counters, failed }.send(frame, checksum, None)
+    }
+
+    /// Sends a frame of TCP, its checksum [blank](Checksum::Blank), for the backend to cut into
+    /// segments of `gso.size` bytes of payload.
+    ///
+    /// # Errors
+    /// A [`SendError`]; nothing was sent.
+    pub fn send_gso(&mut self, frame: &[u8], gso: Gso) -> Result<(), SendError> {
+        let Self { tx, features, counters, failed, .. } = self;
+        let mut sender = Sender { tx, features: *features, counters, failed };
+        sender.send(frame, Checksum::Blank, Some(gso))
     }
 
     /// Whether a frame of so many pages can be sent now. If not,
@@ -172,8 +203,20 @@ impl<P: Granter + EventChannels> Queue<P> {
         &mut self,
         each: impl FnOnce(&[u8], Checksum) -> T,
     ) -> Result<Option<T>, BackendFault> {
+        self.receive_with_gso(|frame, checksum, _| each(frame, checksum))
+    }
+
+    /// As [`receive`](Self::receive), and also says whether the frame has still to be segmented,
+    /// which matters to whoever passes it on.
+    ///
+    /// # Errors
+    /// A [`BackendFault`], now and for ever.
+    pub fn receive_with_gso<T>(
+        &mut self,
+        each: impl FnOnce(&[u8], Checksum, Option<Gso>) -> T,
+    ) -> Result<Option<T>, BackendFault> {
         let next = self.next_frame()?;
-        Ok(next.map(|(len, checksum)| each(self.rx.frame(len), checksum)))
+        Ok(next.map(|got| each(self.rx.frame(got.len), got.checksum, got.gso)))
     }
 
     /// Shows the backend everything that was sent and given back, and wakes it if it asked to be.
@@ -220,8 +263,8 @@ impl<P: Granter + EventChannels> Queue<P> {
         if self.rx.revoke() && tx { Ok(()) } else { Err(self) }
     }
 
-    /// Puts the next frame together and returns its length.
-    pub(crate) fn next_frame(&mut self) -> Result<Option<(usize, Checksum)>, BackendFault> {
+    /// Puts the next frame together.
+    pub(crate) fn next_frame(&mut self) -> Result<Option<Received>, BackendFault> {
         self.guarded(|queue| {
             if queue.rx.should_publish() && queue.rx.publish() {
                 queue.channel.notify()?;
@@ -258,11 +301,16 @@ pub(crate) struct Sender<'a, P: Granter> {
 }
 
 impl<P: Granter> Sender<'_, P> {
-    pub fn send(&mut self, frame: &[u8], checksum: Checksum) -> Result<(), SendError> {
+    pub fn send(
+        &mut self,
+        frame: &[u8],
+        checksum: Checksum,
+        gso: Option<Gso>,
+    ) -> Result<(), SendError> {
         if let Some(fault) = *self.failed {
             return Err(fault.into());
         }
-        self.tx.send(frame, checksum, &self.features, self.counters).inspect_err(|error| {
+        self.tx.send(frame, checksum, gso, &self.features, self.counters).inspect_err(|error| {
             if let SendError::Fault(fault) = error {
                 *self.failed = Some(*fault);
             }

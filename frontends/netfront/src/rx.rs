@@ -2,18 +2,20 @@
 
 use crate::fault::{BackendFault, SetupError};
 use crate::granted::Granted;
-use crate::queue::{Checksum, Counters};
+use crate::queue::{Checksum, Counters, Gso};
 use alloc::boxed::Box;
 use pvio_grant_table::{Access, DomId, Granter};
 use pvio_ring::FrontRing;
 use pvio_ring::proto::checksum::ETHERNET_HEADER;
 use pvio_ring::proto::netif::{
-    Extra, ExtraFault, ExtraKind, MAX_PACKET, RX_SLOT_SIZE, RxFlags, RxRequest, RxResponse,
+    Extra, ExtraFault, ExtraKind, GsoKind, MAX_PACKET, RX_SLOT_SIZE, RxFlags, RxRequest, RxResponse,
 };
 use pvio_ring::shm::{PAGE_SIZE, Region};
 
 /// Slots of one packet, extra segments not counted: more than the largest needs.
 const SLOTS_MAX: usize = 19;
+/// Bytes of the largest packet: the largest IP packet in a frame with a VLAN tag.
+const FRAME_MAX: usize = MAX_PACKET + ETHERNET_HEADER + 4;
 /// Extra segments of one packet.
 const EXTRAS_MAX: usize = 4;
 /// Pages given back before the backend is shown them.
@@ -28,6 +30,15 @@ pub struct Rx<P: Granter> {
     packet: Box<[u8]>,
     assembly: Assembly,
     unpublished: u32,
+    /// Whether TCP over IPv4 and IPv6 may come unsegmented.
+    takes_gso: (bool, bool),
+}
+
+/// A packet that was put together.
+pub struct Received {
+    pub len: usize,
+    pub checksum: Checksum,
+    pub gso: Option<Gso>,
 }
 
 /// How far a packet has come. The backend may publish its slots one by one.
@@ -42,6 +53,7 @@ struct Assembly {
     /// A slot was answered with an error: the packet is to be dropped.
     failed: bool,
     checksum: Checksum,
+    gso: Option<Gso>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -59,9 +71,10 @@ impl<P: Granter + Clone> Rx<P> {
         let slots = ring.layout().slots();
         let count = slots as usize;
         let data = Granted::new(platform.clone(), backend, count, Access::ReadWrite)?;
-        let packet = alloc::vec![0; MAX_PACKET].into_boxed_slice();
+        let packet = alloc::vec![0; FRAME_MAX].into_boxed_slice();
         let assembly = Assembly::default();
-        let mut rx = Self { ring, ring_page, data, packet, assembly, unpublished: 0 };
+        let takes_gso = (false, false);
+        let mut rx = Self { ring, ring_page, data, packet, assembly, unpublished: 0, takes_gso };
         (0..slots).for_each(|_| rx.post());
         let _ = rx.ring.publish();
         rx.unpublished = 0;
@@ -74,11 +87,13 @@ impl<P: Granter> Rx<P> {
         &self.ring_page
     }
 
-    /// Puts the next packet together, in private memory; returns its length.
-    pub fn next(
-        &mut self,
-        counters: &mut Counters,
-    ) -> Result<Option<(usize, Checksum)>, BackendFault> {
+    /// Whether TCP may come unsegmented, over IPv4 and over IPv6.
+    pub const fn take_gso(&mut self, v4: bool, v6: bool) {
+        self.takes_gso = (v4, v6);
+    }
+
+    /// Puts the next packet together, in private memory.
+    pub fn next(&mut self, counters: &mut Counters) -> Result<Option<Received>, BackendFault> {
         while self.ring.has_responses().map_err(BackendFault::RxRing)? {
             if !self.take_slot()? {
                 continue;
@@ -90,7 +105,8 @@ impl<P: Granter> Rx<P> {
             }
             counters.rx_packets = counters.rx_packets.wrapping_add(1);
             counters.rx_bytes = counters.rx_bytes.wrapping_add(done.len as u64);
-            return Ok(Some((done.len, done.checksum)));
+            let Assembly { len, checksum, gso, .. } = done;
+            return Ok(Some(Received { len, checksum, gso }));
         }
         Ok(None)
     }
@@ -138,7 +154,7 @@ impl<P: Granter> Rx<P> {
         // A slot of the ring's size is never short.
         let complete = if self.assembly.next == Next::Extra {
             let extra = Extra::read(&mut slot).unwrap_or(Err(ExtraFault::Type(0)))?;
-            self.assembly.extra(extra)?
+            self.assembly.extra(extra, self.takes_gso)?
         } else {
             let response = RxResponse::read(&mut slot).unwrap_or_default();
             self.data(page, response)?
@@ -208,13 +224,20 @@ impl<P: Granter> Rx<P> {
 
 impl Assembly {
     /// Takes an extra segment; tells whether the packet is complete.
-    fn extra(&mut self, extra: Extra) -> Result<bool, BackendFault> {
+    fn extra(&mut self, extra: Extra, takes_gso: (bool, bool)) -> Result<bool, BackendFault> {
         self.extras = self.extras.saturating_add(1);
         if self.extras > EXTRAS_MAX {
             return Err(BackendFault::RxSlots);
         }
-        if let ExtraKind::Gso { .. } = extra.kind {
-            return Err(BackendFault::RxGso);
+        if let ExtraKind::Gso { size, kind } = extra.kind {
+            let taken = match kind {
+                GsoKind::TcpV4 => takes_gso.0,
+                GsoKind::TcpV6 => takes_gso.1,
+            };
+            if !taken {
+                return Err(BackendFault::RxGso);
+            }
+            self.gso = Some(Gso { size, kind });
         }
         if extra.more {
             return Ok(false);

@@ -2,12 +2,14 @@
 
 use crate::fault::{BackendFault, SendError, SetupError};
 use crate::granted::Granted;
-use crate::queue::{Checksum, Counters, Features};
+use crate::queue::{Checksum, Counters, Features, Gso};
 use alloc::vec::Vec;
 use pvio_grant_table::{Access, DomId, Granter};
 use pvio_ring::FrontRing;
 use pvio_ring::proto::checksum::{ETHERNET_HEADER, IpVersion, Transport};
-use pvio_ring::proto::netif::{MAX_PACKET, TX_SLOT_SIZE, TxFlags, TxRequest, TxResponse, rsp};
+use pvio_ring::proto::netif::{
+    Extra, ExtraKind, GsoKind, MAX_PACKET, TX_SLOT_SIZE, TxFlags, TxRequest, TxResponse, rsp,
+};
 use pvio_ring::shm::{PAGE_SIZE, Region};
 
 /// The transmit ring, and a page for each of its slots.
@@ -18,6 +20,8 @@ pub struct Tx<P: Granter> {
     /// Requests in flight, by id, which is also the number of the page.
     in_flight: Vec<bool>,
     free: Vec<u16>,
+    /// Extra segments that were not answered yet.
+    extras: u32,
     /// A packet found no room since the last answer was taken.
     blocked: bool,
 }
@@ -31,7 +35,7 @@ impl<P: Granter + Clone> Tx<P> {
         let data = Granted::new(platform.clone(), backend, count, Access::ReadOnly)?;
         let in_flight = (0..slots).map(|_| false).collect();
         let free = (0..slots).rev().collect();
-        Ok(Self { ring, ring_page, data, in_flight, free, blocked: false })
+        Ok(Self { ring, ring_page, data, in_flight, free, extras: 0, blocked: false })
     }
 }
 
@@ -45,6 +49,7 @@ impl<P: Granter> Tx<P> {
         &mut self,
         frame: &[u8],
         checksum: Checksum,
+        gso: Option<Gso>,
         features: &Features,
         counters: &mut Counters,
     ) -> Result<(), SendError> {
@@ -55,7 +60,10 @@ impl<P: Granter> Tx<P> {
         if checksum == Checksum::Blank && !completes(features, frame) {
             return Err(SendError::Checksum);
         }
-        let slots = frame.len().div_ceil(PAGE_SIZE);
+        if gso.is_some_and(|gso| !segments(features, frame, gso)) {
+            return Err(SendError::Gso);
+        }
+        let slots = frame.len().div_ceil(PAGE_SIZE).saturating_add(usize::from(gso.is_some()));
         if !self.has_room(slots, counters)? {
             return Err(SendError::Full);
         }
@@ -64,12 +72,18 @@ impl<P: Granter> Tx<P> {
             Checksum::Validated => TxFlags::DATA_VALIDATED,
             Checksum::Blank => TxFlags::CSUM_BLANK | TxFlags::DATA_VALIDATED,
         };
+        flags.set(TxFlags::EXTRA_INFO, gso.is_some());
         // The first slot has the size of the whole packet.
         let mut size = frame.len();
         let mut parts = frame.chunks(PAGE_SIZE).peekable();
         while let Some(part) = parts.next() {
             flags.set(TxFlags::MORE_DATA, parts.peek().is_some());
             self.push(part, size, flags);
+            if flags.contains(TxFlags::EXTRA_INFO)
+                && let Some(Gso { size, kind }) = gso
+            {
+                self.push_extra(ExtraKind::Gso { size, kind });
+            }
             flags = TxFlags::empty();
             size = parts.peek().map_or(0, |part| part.len());
         }
@@ -84,10 +98,12 @@ impl<P: Granter> Tx<P> {
         slots: usize,
         counters: &mut Counters,
     ) -> Result<bool, BackendFault> {
-        if self.free.len() < slots {
+        // An extra segment takes a slot of the ring and no page.
+        let full = |tx: &Self| tx.free.len() < slots || (tx.ring.free() as usize) < slots;
+        if full(self) {
             self.take_answers(counters)?;
         }
-        self.blocked = self.free.len() < slots;
+        self.blocked = full(self);
         Ok(!self.blocked)
     }
 
@@ -96,10 +112,14 @@ impl<P: Granter> Tx<P> {
         while let Some(mut slot) = self.ring.pop().map_err(BackendFault::TxRing)? {
             // A slot of the ring's size is never short.
             let TxResponse { id, status } = TxResponse::read(&mut slot).unwrap_or_default();
+            if status == rsp::NULL {
+                // An extra segment's answer, whose number means nothing. Not a request's: that
+                // would leave it unanswered for ever.
+                self.extras = self.extras.checked_sub(1).ok_or(BackendFault::TxId(id))?;
+                continue;
+            }
             let place = self.in_flight.get_mut(usize::from(id));
-            // No extra segment is ever sent, so no answer may be a NULL one either: it would
-            // leave a request unanswered for ever.
-            if status == rsp::NULL || !place.is_some_and(core::mem::take) {
+            if !place.is_some_and(core::mem::take) {
                 return Err(BackendFault::TxId(id));
             }
             self.free.push(id);
@@ -136,6 +156,12 @@ impl<P: Granter> Tx<P> {
         self.ring_page.revoke() && data
     }
 
+    fn push_extra(&mut self, kind: ExtraKind) {
+        let pushed = self.ring.push(&Extra { kind, more: false }.to_bytes());
+        debug_assert!(pushed.is_ok(), "the caller has counted the slots");
+        self.extras = self.extras.saturating_add(1);
+    }
+
     /// Sends one slot. There is a free page: the caller has counted them.
     fn push(&mut self, part: &[u8], size: usize, flags: TxFlags) {
         let Some(id) = self.free.pop() else { return };
@@ -152,6 +178,16 @@ impl<P: Granter> Tx<P> {
             *place = true;
         }
     }
+}
+
+/// Whether the backend segments this packet so.
+fn segments(features: &Features, frame: &[u8], gso: Gso) -> bool {
+    let (taken, version) = match gso.kind {
+        GsoKind::TcpV4 => (features.gso_v4, IpVersion::V4),
+        GsoKind::TcpV6 => (features.gso_v6, IpVersion::V6),
+    };
+    let fits = |t: Transport| !t.udp && t.version == version;
+    taken && gso.size > 0 && Transport::of(frame).is_ok_and(fits)
 }
 
 /// Whether the backend completes the checksum of this packet.

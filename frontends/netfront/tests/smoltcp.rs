@@ -89,7 +89,7 @@ fn transfer(v6: bool, features: [Features; 2], mtu: u32) -> (Host, Host) {
 }
 
 const OFFLOAD: Features = common::FRONT_FEATURES;
-const NONE: Features = Features { sg: false, checksum_v4: false, checksum_v6: false };
+const NONE: Features = common::NO_FEATURES;
 
 #[test]
 fn tcp_with_and_without_offload_over_both_ips() {

@@ -15,7 +15,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use super::{NetPort, Packet, PacketBuf, PortError, WouldBlock};
+use super::{FRAME_MAX, NetPort, Packet, PortError, WouldBlock};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use crossbeam_queue::ArrayQueue;
@@ -59,7 +59,7 @@ impl Lane {
     fn new(depth: usize) -> Arc<Self> {
         let free = ArrayQueue::new(depth);
         for _ in 0..depth {
-            let buf = alloc::vec![0; <Box<[u8]> as PacketBuf>::FRAME_MAX].into_boxed_slice();
+            let buf = alloc::vec![0; FRAME_MAX].into_boxed_slice();
             // It was made for as many.
             let _ = free.push(buf);
         }

@@ -23,9 +23,16 @@ pub mod memory;
 #[cfg(feature = "std")]
 pub mod tap;
 #[cfg(feature = "std")]
+mod tap_config;
+#[cfg(feature = "std")]
 pub mod tap_port;
 
+use pvio_ring::proto::checksum::ETHERNET_HEADER;
 use pvio_ring::proto::netif::{GsoKind, MAX_PACKET};
+
+/// Bytes of the largest frame: the largest IP packet, an Ethernet header and a VLAN tag. A guest sends
+/// [`MAX_PACKET`] at most, a host's kernel as much as this.
+pub const FRAME_MAX: usize = MAX_PACKET + ETHERNET_HEADER + 4;
 
 /// Where packets go to and come from.
 pub trait NetPort {
@@ -41,6 +48,13 @@ pub trait NetPort {
     /// [`WouldBlock`] while every buffer is on its way out.
     fn reserve(&mut self) -> Result<Self::Buf, WouldBlock>;
 
+    /// Exchanges reserved space for as much as a frame of `len` bytes needs: a port that has few
+    /// large buffers gives a small one for it.
+    fn fit(&mut self, buf: Self::Buf, len: usize) -> Self::Buf {
+        let _ = len;
+        buf
+    }
+
     /// Gives reserved space back unused.
     fn unreserve(&mut self, buf: Self::Buf);
 
@@ -51,7 +65,8 @@ pub trait NetPort {
     /// The port cannot send it; its buffer went back.
     fn send(&mut self, packet: Packet<Self::Buf>) -> Result<(), PortError>;
 
-    /// The next packet that came in, if there is one.
+    /// The next packet that came in, if there is one. Those that are not asked for wait; a port
+    /// whose buffers are all taken takes no more from wherever packets come from.
     fn receive(&mut self) -> Option<Packet<Self::Buf>>;
 
     /// Gives a received packet's buffer back.
@@ -61,11 +76,9 @@ pub trait NetPort {
     fn flush(&mut self);
 }
 
-/// Memory of our own for one packet.
+/// Memory of our own for one packet: as large as the packet, or, in the hand of a port that knows
+/// nothing of it yet, as [`FRAME_MAX`] and the port's headroom.
 pub trait PacketBuf: Send + 'static {
-    /// Bytes every buffer must have beyond its port's headroom.
-    const FRAME_MAX: usize = MAX_PACKET;
-
     /// The bytes.
     fn bytes(&self) -> &[u8];
 

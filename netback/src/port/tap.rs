@@ -4,6 +4,9 @@
 //! [`crate::port::tap_port`] moves packets through it.
 #![allow(unsafe_code)]
 
+pub use super::tap_config::{TapConfig, TapError};
+
+use super::tap_config::DEVICE;
 use alloc::string::String;
 use core::fmt;
 use core::net::Ipv4Addr;
@@ -19,88 +22,8 @@ pub const VNET_HEADER: usize = 10;
 /// from one.
 pub const HOST_MAC: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
 
-const DEVICE: &str = "/dev/net/tun";
 /// Bytes of an interface's name, the terminator included (`IFNAMSIZ`).
 const NAME_SIZE: usize = 16;
-
-/// What a tap is to be.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TapConfig {
-    /// The interface's name, 1 to 15 bytes.
-    pub name: String,
-    /// The address of the host's side. Not the guest's.
-    pub mac: [u8; 6],
-    /// Bytes of the largest packet, without the Ethernet header.
-    pub mtu: u32,
-    /// The bridge to join.
-    pub bridge: Option<String>,
-    /// An address of the host on this link, and its prefix length.
-    pub address: Option<(Ipv4Addr, u8)>,
-}
-
-impl TapConfig {
-    /// A tap of that name, as Linux makes a vif: [`HOST_MAC`], MTU 1500, on no bridge, without
-    /// address.
-    #[must_use]
-    pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), mac: HOST_MAC, mtu: 1500, bridge: None, address: None }
-    }
-}
-
-/// Why a tap could not be made, and what to do about it.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum TapError {
-    /// There is no tap driver.
-    #[error(
-        "{DEVICE} is missing: load the driver (modprobe tun), or make the node (mknod {DEVICE} c 10 200)"
-    )]
-    NoDriver,
-    /// Not allowed.
-    #[error("not permitted to {0}: CAP_NET_ADMIN is needed (and access to {DEVICE})")]
-    NotPermitted(&'static str),
-    /// There is an interface of that name.
-    #[error("an interface named {0} exists already: choose another name or remove it")]
-    NameInUse(String),
-    /// Not a name an interface can have.
-    #[error(
-        "{0:?} cannot be an interface's name: 1 to 15 printable ASCII characters, no '/', ':', '%' or space"
-    )]
-    BadName(String),
-    /// There is no such bridge.
-    #[error("there is no bridge named {0}: make it first (ip link add {0} type bridge)")]
-    NoBridge(String),
-    /// That interface is no bridge.
-    #[error("{0} is not a bridge, or the tap cannot join it")]
-    NotABridge(String),
-    /// The driver is too old.
-    #[error("the tap driver knows no {0}")]
-    Unsupported(&'static str),
-    /// Anything else.
-    #[error("cannot {what}: {errno}")]
-    System {
-        /// What was being done.
-        what: &'static str,
-        /// What the system said.
-        errno: Errno,
-    },
-}
-
-impl TapError {
-    /// A short stable code for logs, counters and `error` nodes.
-    #[must_use]
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::NoDriver => "tap-no-driver",
-            Self::NotPermitted(_) => "tap-not-permitted",
-            Self::NameInUse(_) => "tap-name-in-use",
-            Self::BadName(_) => "tap-bad-name",
-            Self::NoBridge(_) => "tap-no-bridge",
-            Self::NotABridge(_) => "tap-not-a-bridge",
-            Self::Unsupported(_) => "tap-unsupported",
-            Self::System { .. } => "tap-system",
-        }
-    }
-}
 
 /// A handle on a tap.
 pub struct Tap {
@@ -113,30 +36,31 @@ impl Tap {
     /// Makes the interface, sets it up as `config` says and brings it up. Nothing is left behind
     /// when a step fails.
     ///
-    /// Checksums may be left blank in packets to and from it; packets are not left unsegmented.
+    /// Checksums may be left blank in packets to and from it; packets from it are not left
+    /// unsegmented before [`set_unsegmented`](Self::set_unsegmented).
     ///
     /// # Errors
     /// A [`TapError`].
     pub fn create(config: &TapConfig) -> Result<Self, TapError> {
         check_name(&config.name)?;
-        let file = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-        let file = file.map_err(|errno| match errno {
-            Errno::NOENT | Errno::NXIO | Errno::NODEV => TapError::NoDriver,
-            other => refused("open the tap driver", other),
-        })?;
-        attach(&file, &config.name)?;
+        let file = open()?;
+        let flags = if config.multi_queue { IFF_MULTI_QUEUE } else { 0 };
+        attach(&file, &config.name, flags | IFF_TUN_EXCL)?;
         let tap = Self { file, name: config.name.clone(), mtu: config.mtu };
         tap.set_header()?;
         let kernel = Kernel::open()?;
         kernel.set_mac(&config.name, config.mac)?;
         kernel.set_mtu(&config.name, config.mtu)?;
+        kernel.set_queue_len(&config.name, config.queue_len)?;
         if let Some(bridge) = &config.bridge {
             kernel.join(&config.name, bridge)?;
         }
         if let Some((address, prefix)) = config.address {
             kernel.set_address(&config.name, address, prefix)?;
         }
-        kernel.bring_up(&config.name)?;
+        if config.up {
+            kernel.bring_up(&config.name)?;
+        }
         Ok(tap)
     }
 
@@ -152,7 +76,35 @@ impl Tap {
         self.mtu
     }
 
-    /// Another handle on the same interface.
+    /// A handle on another queue of the same interface, which must have been made for
+    /// [several](TapConfig::multi_queue). It is in use until told [otherwise](Self::set_in_use), and
+    /// goes away with its handle.
+    ///
+    /// # Errors
+    /// A [`TapError`]; the kernel gives 256 at most.
+    pub fn add_queue(&self) -> Result<Self, TapError> {
+        let file = open()?;
+        attach(&file, &self.name, IFF_MULTI_QUEUE)?;
+        Ok(Self { file, name: self.name.clone(), mtu: self.mtu })
+    }
+
+    /// Whether the kernel spreads packets over this queue too. A queue that is not in use drops
+    /// what it had, and takes and gives no packet.
+    ///
+    /// # Errors
+    /// [`TapError::System`] if it is so already, or the interface has one queue only.
+    pub fn set_in_use(&self, in_use: bool) -> Result<(), TapError> {
+        const TUNSETQUEUE: Opcode = 0x4004_54d9;
+        const IFF_ATTACH_QUEUE: u16 = 0x0200;
+        const IFF_DETACH_QUEUE: u16 = 0x0400;
+        let flags = if in_use { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
+        let mut request = IfReq::with("", &flags.to_ne_bytes());
+        // SAFETY: the request reads a `struct ifreq`.
+        let set = unsafe { Updater::<TUNSETQUEUE, IfReq>::new(&mut request) };
+        run(&self.file, set).map_err(|errno| refused("use a queue of the tap, or not", errno))
+    }
+
+    /// Another handle on the same queue.
     ///
     /// # Errors
     /// [`TapError::System`], for want of descriptors.
@@ -160,6 +112,26 @@ impl Tap {
         let file = rustix::io::fcntl_dupfd_cloexec(&self.file, 0);
         let file = file.map_err(|errno| refused("duplicate the tap's descriptor", errno))?;
         Ok(Self { file, name: self.name.clone(), mtu: self.mtu })
+    }
+
+    /// Says which packets the kernel may hand over unsegmented; it segments all others itself. (It
+    /// takes any.)
+    ///
+    /// Not asked for are TCP with ECN's congestion mark and UDP (`TUN_F_TSO_ECN`, `TUN_F_USO4`): a
+    /// vif has no way to say so of a packet, and the guest would repeat the mark in every segment.
+    ///
+    /// # Errors
+    /// [`TapError::Unsupported`].
+    pub fn set_unsegmented(&self, tcp_v4: bool, tcp_v6: bool) -> Result<(), TapError> {
+        const TUNSETOFFLOAD: Opcode = 0x4004_54d0;
+        const TUN_F_CSUM: usize = 1;
+        const TUN_F_TSO4: usize = 2;
+        const TUN_F_TSO6: usize = 4;
+        let tso4 = if tcp_v4 { TUN_F_TSO4 } else { 0 };
+        let tso6 = if tcp_v6 { TUN_F_TSO6 } else { 0 };
+        // SAFETY: the request takes its flags by value.
+        let set = unsafe { IntegerSetter::<TUNSETOFFLOAD>::new_usize(TUN_F_CSUM | tso4 | tso6) };
+        run(&self.file, set).map_err(|_| TapError::Unsupported("checksum or TCP offload"))
     }
 
     /// Says whether the link has somebody at the guest's end; without, the kernel sends nothing.
@@ -182,15 +154,10 @@ impl Tap {
     /// Each packet carries a header in front, and blank checksums pass both ways.
     fn set_header(&self) -> Result<(), TapError> {
         const TUNSETVNETHDRSZ: Opcode = 0x4004_54d8;
-        const TUNSETOFFLOAD: Opcode = 0x4004_54d0;
-        const TUN_F_CSUM: usize = 1;
-        let unsupported = |what| move |_| TapError::Unsupported(what);
         // SAFETY: the request reads an `int`.
         let size = unsafe { Setter::<TUNSETVNETHDRSZ, i32>::new(VNET_HEADER as i32) };
-        run(&self.file, size).map_err(unsupported("packet header"))?;
-        // SAFETY: the request takes its flags by value.
-        let offload = unsafe { IntegerSetter::<TUNSETOFFLOAD>::new_usize(TUN_F_CSUM) };
-        run(&self.file, offload).map_err(unsupported("checksum offload"))
+        run(&self.file, size).map_err(|_| TapError::Unsupported("packet header"))?;
+        self.set_unsegmented(false, false)
     }
 }
 
@@ -231,20 +198,33 @@ impl IfReq {
     }
 }
 
-fn attach(file: &OwnedFd, name: &str) -> Result<(), TapError> {
+const IFF_MULTI_QUEUE: u16 = 0x0100;
+/// There must not be such an interface yet.
+const IFF_TUN_EXCL: u16 = 0x8000;
+
+fn open() -> Result<OwnedFd, TapError> {
+    let file = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    file.map_err(|errno| match errno {
+        Errno::NOENT | Errno::NXIO | Errno::NODEV => TapError::NoDriver,
+        other => refused("open the tap driver", other),
+    })
+}
+
+/// Makes the interface, or another queue of it.
+fn attach(file: &OwnedFd, name: &str, flags: u16) -> Result<(), TapError> {
     const TUNSETIFF: Opcode = 0x4004_54ca;
     const IFF_TAP: u16 = 2;
     const IFF_NO_PI: u16 = 0x1000;
     const IFF_VNET_HDR: u16 = 0x4000;
-    const IFF_TUN_EXCL: u16 = 0x8000;
-    let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL;
+    let exclusive = flags & IFF_TUN_EXCL != 0;
+    let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags;
     let mut request = IfReq::with(name, &flags.to_ne_bytes());
     // SAFETY: the request reads and writes a `struct ifreq`.
     let attach = unsafe { Updater::<TUNSETIFF, IfReq>::new(&mut request) };
     run(file, attach).map_err(|errno| match errno {
-        Errno::BUSY | Errno::EXIST => TapError::NameInUse(name.into()),
+        Errno::BUSY | Errno::EXIST if exclusive => TapError::NameInUse(name.into()),
         // What there is under that name may not be a tap at all.
-        Errno::INVAL if Kernel::open().is_ok_and(|k| k.index(name).is_ok()) => {
+        Errno::INVAL if exclusive && Kernel::open().is_ok_and(|k| k.index(name).is_ok()) => {
             TapError::NameInUse(name.into())
         }
         Errno::INVAL => TapError::Unsupported("tap with a packet header"),
@@ -276,6 +256,13 @@ impl Kernel {
         const SIOCSIFMTU: Opcode = 0x8922;
         let request = IfReq::with(name, &mtu.to_ne_bytes());
         self.request::<SIOCSIFMTU>("set the tap's MTU", request)?;
+        Ok(())
+    }
+
+    fn set_queue_len(&self, name: &str, packets: u32) -> Result<(), TapError> {
+        const SIOCSIFTXQLEN: Opcode = 0x8943;
+        let request = IfReq::with(name, &packets.to_ne_bytes());
+        self.request::<SIOCSIFTXQLEN>("set the length of the tap's queues", request)?;
         Ok(())
     }
 

@@ -2,12 +2,26 @@
 //!
 //! Reads stand ready, each with a buffer of its own; writes go out in batches. Whatever else is to
 //! wake the worker (event channels) is [watched](TapPort::watch) through the same io_uring.
+//!
+//! # Memory
+//! A read may bring 64 KiB and says so only afterwards, and so may a guest. Buffers of that size
+//! are few, whatever is in them:
+//!
+//! | | large ([`FRAME_MAX`] and the header) | small (2 KiB) |
+//! |---|---|---|
+//! | in | 48: reads that stand ready, and what waits for the guest | – |
+//! | out | 16: one more than a ring can hold | 128 |
+//!
+//! That is 4.3 MiB for a queue, whatever its guest does, and far less in the rule: pages of a buffer
+//! that no packet has reached take no memory, those used last are used next, and there are the
+//! fewer reads the larger the packets are. What does not fit stays with the kernel, which keeps as
+//! many packets as its side of the tap may queue
+//! ([`TapConfig::queue_len`](super::tap::TapConfig::queue_len)) and drops what comes then.
 #![forbid(unsafe_code)]
 
 use super::tap::{Tap, VNET_HEADER};
-use super::{Checksum, Gso, NetPort, Offload, Packet, PacketBuf, PortError, WouldBlock};
+use super::{Checksum, FRAME_MAX, Gso, NetPort, Offload, Packet, PacketBuf, PortError, WouldBlock};
 use crate::fault::DropReason;
-use crate::queue::BACKLOG_PACKETS;
 use crate::stats::Stats;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -19,16 +33,23 @@ use pvio_uring::{FileId, PrivateBuf, Uring, whole};
 use std::io;
 use std::os::fd::OwnedFd;
 
-/// Buffers for packets on their way out.
-const WRITES: usize = 128;
+/// Bytes of a large buffer: one more than any frame, so that one cut short is seen to be.
+const LARGE: usize = VNET_HEADER + FRAME_MAX + 1;
+/// Bytes of a small buffer.
+const SMALL: usize = 2048;
+/// Buffers for packets on their way out. A ring of 256 slots holds 15 packets of the largest size.
+const LARGE_OUT: usize = 16;
+const SMALL_OUT: usize = 128;
 /// Reads that stand ready at most, and at least. Every packet that arrives wakes every read that
 /// stands ready, so there are many only while many packets arrive.
-const READS_MOST: usize = 64;
+const READS_MOST: usize = 32;
 const READS_LEAST: usize = 4;
-/// Buffers for packets on their way in: what may wait for the guest, and reads besides, so that
-/// a guest without buffers is noticed here and not by the kernel.
-const BUFFERS_IN: usize = BACKLOG_PACKETS + 2 * READS_MOST;
+/// Bytes that the reads that stand ready are expected to bring at most, by what came before.
+const READS_BYTES: usize = 256 * 1024;
+/// Buffers for packets on their way in: reads, and what waits for the guest.
+const LARGE_IN: usize = READS_MOST + 16;
 const WATCHES: usize = 8;
+const SLOTS: usize = LARGE_OUT + SMALL_OUT + READS_MOST + WATCHES;
 
 const READ: u64 = 0;
 const WRITE: u64 = 1;
@@ -39,7 +60,7 @@ const WATCH: u64 = 2;
 pub struct TapPort {
     uring: Uring<PrivateBuf>,
     tap: FileId,
-    out: Vec<PrivateBuf>,
+    out: Pool,
     inward: Vec<PrivateBuf>,
     received: VecDeque<Packet<PrivateBuf>>,
     /// Reads standing ready, and how many should.
@@ -49,6 +70,35 @@ pub struct TapPort {
     stats: Arc<Stats>,
     /// Why the tap cannot be read any more.
     broken: Option<i32>,
+}
+
+/// Buffers that nobody uses, of both sizes.
+struct Pool {
+    large: Vec<PrivateBuf>,
+    small: Vec<PrivateBuf>,
+}
+
+impl Pool {
+    fn new(large: usize, small: usize) -> Self {
+        Self { large: buffers(LARGE, large), small: buffers(SMALL, small) }
+    }
+
+    fn give_back(&mut self, buf: PrivateBuf) {
+        if is_large(&buf) { self.large.push(buf) } else { self.small.push(buf) }
+    }
+
+    /// A small buffer, if a frame of `len` bytes fits in one and there is one.
+    fn small_for(&mut self, len: usize) -> Option<PrivateBuf> {
+        if len > SMALL - VNET_HEADER { None } else { self.small.pop() }
+    }
+}
+
+fn buffers(len: usize, count: usize) -> Vec<PrivateBuf> {
+    core::iter::repeat_with(|| PrivateBuf::zeroed(len)).take(count).collect()
+}
+
+fn is_large(buf: &PrivateBuf) -> bool {
+    buf.as_slice().len() > SMALL
 }
 
 /// Names a descriptor that is watched.
@@ -68,17 +118,13 @@ impl TapPort {
     /// # Errors
     /// What `io_uring_setup` says.
     pub fn new(tap: Tap, stats: Arc<Stats>) -> io::Result<Self> {
-        let mut uring = Uring::new((WRITES + READS_MOST + WATCHES) as u32)?;
+        let mut uring = Uring::new(SLOTS as u32)?;
         let tap = uring.add_file(tap.into_fd());
-        let buffers = |count| {
-            let buffer = || PrivateBuf::zeroed(VNET_HEADER + PrivateBuf::FRAME_MAX);
-            core::iter::repeat_with(buffer).take(count).collect()
-        };
         Ok(Self {
             uring,
             tap,
-            out: buffers(WRITES),
-            inward: buffers(BUFFERS_IN),
+            out: Pool::new(LARGE_OUT, SMALL_OUT),
+            inward: buffers(LARGE, LARGE_IN),
             received: VecDeque::with_capacity(READS_MOST),
             reads: 0,
             reads_wanted: READS_LEAST,
@@ -115,10 +161,12 @@ impl TapPort {
             return Err(io::Error::from_raw_os_error(errno));
         }
         let got = self.received.len().saturating_sub(before.0);
-        if before.1 > 0 && got == before.1 {
-            self.reads_wanted = self.reads_wanted.saturating_mul(2).min(READS_MOST);
-        } else if got > 0 {
-            self.reads_wanted = got.saturating_mul(2).clamp(READS_LEAST, READS_MOST);
+        if got > 0 {
+            let wanted = if got == before.1 { self.reads_wanted } else { got };
+            let bytes: usize = self.received.iter().skip(before.0).map(|p| p.len).sum();
+            let most = got.saturating_mul(READS_BYTES).checked_div(bytes).unwrap_or(READS_MOST);
+            let most = most.clamp(READS_LEAST, READS_MOST);
+            self.reads_wanted = wanted.saturating_mul(2).clamp(READS_LEAST, most);
         }
         self.arm();
         self.uring.flush()
@@ -168,7 +216,7 @@ impl TapPort {
                 if done.result.is_err() {
                     stats.drop_one(DropReason::TxPort);
                 }
-                out.extend(done.segments.pop().map(|seg| seg.buf));
+                done.segments.pop().into_iter().for_each(|seg| out.give_back(seg.buf));
             }
             token => {
                 let index = usize::try_from(token.saturating_sub(WATCH)).unwrap_or(usize::MAX);
@@ -205,18 +253,28 @@ impl NetPort for TapPort {
     const HEADROOM: usize = VNET_HEADER;
 
     fn reserve(&mut self) -> Result<PrivateBuf, WouldBlock> {
-        self.out.pop().ok_or(WouldBlock)
+        self.out.large.pop().ok_or(WouldBlock)
+    }
+
+    fn fit(&mut self, buf: PrivateBuf, len: usize) -> PrivateBuf {
+        match self.out.small_for(len) {
+            Some(small) => {
+                self.out.give_back(buf);
+                small
+            }
+            None => buf,
+        }
     }
 
     fn unreserve(&mut self, buf: PrivateBuf) {
-        self.out.push(buf);
+        self.out.give_back(buf);
     }
 
     fn send(&mut self, mut packet: Packet<PrivateBuf>) -> Result<(), PortError> {
         let header = header_of(&packet);
         let head = packet.buf.as_mut_slice().first_chunk_mut::<VNET_HEADER>();
         let (Some(head), VNET_HEADER) = (head, packet.start) else {
-            self.out.push(packet.buf);
+            self.out.give_back(packet.buf);
             return Err(PortError::Unsuited);
         };
         *head = header;

@@ -9,10 +9,12 @@
 #![forbid(unsafe_code)]
 
 mod packet;
+mod reach;
 mod rx;
 mod tx;
 
-pub use rx::{BACKLOG_BYTES, BACKLOG_PACKETS};
+pub use reach::Policy;
+pub use rx::{BACKLOG_BYTES, BACKLOG_PACKETS, DRAIN, DRAIN_UNSEEN, STALL};
 
 use crate::Platform;
 use crate::fault::{AttachError, QueueError};
@@ -20,8 +22,11 @@ use crate::port::{NetPort, PacketBuf};
 use crate::stats::Stats;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::time::Duration;
 use pvio_event_channel::{EventChannel, Port};
+use pvio_grant_table::policy::Kept;
 use pvio_grant_table::{Access, CopyOp, DomId, GrantRef};
+use reach::{Pages, Reach};
 
 /// Packets moved with one copy call and one publication.
 const BATCH: usize = 64;
@@ -36,10 +41,15 @@ pub struct Features {
     pub checksum_v4: bool,
     /// The same over IPv6 (`feature-ipv6-csum-offload`).
     pub checksum_v6: bool,
-    /// TCP over IPv4 is passed unsegmented (`feature-gso-tcpv4`), both ways.
+    /// The guest takes TCP over IPv4 unsegmented (the frontend's `feature-gso-tcpv4`).
     pub gso_v4: bool,
-    /// TCP over IPv6 is passed unsegmented (`feature-gso-tcpv6`), both ways.
+    /// The same over IPv6 (the frontend's `feature-gso-tcpv6`).
     pub gso_v6: bool,
+    /// The guest may send TCP over IPv4 unsegmented (the backend's `feature-gso-tcpv4`). It may do
+    /// so and not take any.
+    pub sends_gso_v4: bool,
+    /// The same over IPv6 (the backend's `feature-gso-tcpv6`).
+    pub sends_gso_v6: bool,
     /// The guest sends an event when it posts buffers (`feature-rx-notify`), so packets may wait
     /// for them.
     pub rx_notify: bool,
@@ -53,6 +63,8 @@ impl Features {
         checksum_v6: false,
         gso_v4: false,
         gso_v6: false,
+        sends_gso_v4: false,
+        sends_gso_v6: false,
         rx_notify: false,
     };
 }
@@ -99,17 +111,29 @@ impl Progress {
     }
 }
 
+/// What became of a guest's willingness to receive, as [`Queue::tick`] tells it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reception {
+    /// It has posted no buffers for [`STALL`] though packets waited: nothing more should be sent
+    /// to it.
+    Stalled,
+    /// It has posted buffers again.
+    Ready,
+}
+
 /// One queue of a vif. `B` is the memory of the port it is used with.
 pub struct Queue<P: Platform, B> {
     platform: P,
     peer: DomId,
     features: Features,
+    reach: Reach<P>,
     tx: tx::Tx<P::Mapping, B>,
     rx: rx::Rx<P::Mapping, B>,
     tx_channel: P::Channel,
     /// `None` when the rings share a channel.
     rx_channel: Option<P::Channel>,
     stats: Arc<Stats>,
+    now: Duration,
     failed: Option<QueueError>,
 }
 
@@ -140,7 +164,31 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
                 (tx, Some(platform.bind_interdomain(peer, rx)?))
             }
         };
-        Ok(Self { platform, peer, features, tx, rx, tx_channel, rx_channel, stats, failed: None })
+        Ok(Self {
+            platform,
+            peer,
+            features,
+            reach: Reach::Copy,
+            tx,
+            rx,
+            tx_channel,
+            rx_channel,
+            stats,
+            now: Duration::ZERO,
+            failed: None,
+        })
+    }
+
+    /// Reaches the guest's pages so from now on; at first, by [`Policy::Copy`].
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.reach = policy.into();
+    }
+
+    /// Reaches the guest's pages by mappings that stay, which takes the guest's promise, as
+    /// [`GrantsStay`](pvio_grant_table::policy::GrantsStay) says: nothing that a vif negotiates here
+    /// is one. For frontends that are known to grant their pages once and for all.
+    pub fn keep_mapped(&mut self, kept: Kept<P>) {
+        self.reach = Reach::Keep(kept);
     }
 
     /// Moves up to `budget` packets each way, in batches, and notifies the guest at most once a
@@ -191,6 +239,34 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         self.tx.unblock();
     }
 
+    /// Tells the queue the time, counted from any moment, and never backwards. What waits from now
+    /// on waits since then.
+    pub fn set_clock(&mut self, now: Duration) {
+        self.now = now;
+    }
+
+    /// When [`tick`](Self::tick) is to be called, by the queue's clock; `None` while nothing waits.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        self.rx.deadline(&self.features)
+    }
+
+    /// Drops what has waited for too long ([`DRAIN`]), and looks after a guest that does not
+    /// receive ([`STALL`]).
+    ///
+    /// # Errors
+    /// A [`QueueError`], now and for ever.
+    pub fn tick<N: NetPort<Buf = B>>(
+        &mut self,
+        port: &mut N,
+    ) -> Result<Option<Reception>, QueueError> {
+        self.guarded(|queue| {
+            let Self { rx, features, now, stats, .. } = queue;
+            rx.expire(features, *now, port, stats);
+            Ok(rx.reception(features, *now)?)
+        })
+    }
+
     /// The event channels that wake this queue.
     pub fn channels(&self) -> impl Iterator<Item = &P::Channel> {
         core::iter::once(&self.tx_channel).chain(&self.rx_channel)
@@ -214,8 +290,7 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         self.rx.backlog()
     }
 
-    /// Drops what waits for the guest to post buffers. For a guest without
-    /// [`rx_notify`](Features::rx_notify) that has not posted any for a while, and at the end.
+    /// Drops what waits for the guest to post buffers: at the end.
     pub fn drop_backlog<N: NetPort<Buf = B>>(&mut self, port: &mut N) {
         self.rx.drop_backlog(port, &self.stats);
     }
@@ -226,12 +301,13 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         budget: usize,
     ) -> Result<Progress, QueueError> {
         let mut progress = Progress::default();
-        let Self { platform, peer, features, tx, rx, stats, .. } = self;
+        let Self { platform, reach, peer, features, tx, rx, stats, now, .. } = self;
+        let pages = Pages { platform: &*platform, reach: &*reach };
         loop {
             let left = budget.saturating_sub(progress.tx);
-            let sent = tx.step(platform, *peer, features, port, left, stats)?;
+            let sent = tx.step(&pages, *peer, features, port, left, stats)?;
             let left = budget.saturating_sub(progress.rx);
-            let received = rx.step(platform, *peer, features, port, left, stats)?;
+            let received = rx.step(&pages, *peer, features, port, left, *now, stats)?;
             progress.tx = progress.tx.saturating_add(sent);
             progress.rx = progress.rx.saturating_add(received);
             if sent < BATCH && received < BATCH {

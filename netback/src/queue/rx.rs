@@ -1,11 +1,12 @@
 //! Port to guest.
 
-use super::{BATCH, Features, recycle_ops};
+use super::{BATCH, Features, Reception, recycle_ops};
 use crate::fault::{DropReason, Fault};
-use crate::port::{Checksum, NetPort, Packet, PacketBuf};
+use crate::port::{Checksum, FRAME_MAX, NetPort, Packet, PacketBuf};
 use crate::stats::Stats;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::time::Duration;
 use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantStatus};
 use pvio_ring::proto::checksum::{self, ETHERNET_HEADER, IpVersion, Transport};
 use pvio_ring::proto::netif::{
@@ -18,16 +19,32 @@ use pvio_ring::{BackRing, RingFault};
 pub const BACKLOG_BYTES: usize = 512 * 1024;
 /// Packets that may wait, however small.
 pub const BACKLOG_PACKETS: usize = 256;
+/// How long a packet waits for the guest to post buffers (Linux: `rx_drain_timeout_msecs`).
+pub const DRAIN: Duration = Duration::from_secs(10);
+/// The same for a guest that does not say when it posts some, without `feature-rx-notify`.
+pub const DRAIN_UNSEEN: Duration = Duration::from_millis(30);
+/// How long a guest with [`rx_notify`](Features::rx_notify) may post no buffers while packets wait
+/// until it counts as [stalled](Reception::Stalled) (Linux: `rx_stall_timeout_msecs`).
+pub const STALL: Duration = Duration::from_secs(60);
 
 /// The receive ring and what waits for it.
 pub(super) struct Rx<M, B> {
     ring: BackRing<M>,
-    backlog: VecDeque<Packet<B>>,
+    backlog: VecDeque<Waiting<B>>,
     backlog_bytes: usize,
+    /// Since when packets have waited and none was delivered.
+    starved: Option<Duration>,
+    /// The guest has stalled; it is ready again with so many buffers.
+    stalled: Option<u32>,
     /// Packets being copied, and the requests they use, in order; empty between polls.
     batch: Vec<Packet<B>>,
     slots: Vec<RxSlot>,
     ops: Vec<CopyOp<'static>>,
+}
+
+struct Waiting<B> {
+    packet: Packet<B>,
+    since: Duration,
 }
 
 struct RxSlot {
@@ -43,6 +60,8 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
             ring,
             backlog: VecDeque::with_capacity(BACKLOG_PACKETS),
             backlog_bytes: 0,
+            starved: None,
+            stalled: None,
             batch: Vec::with_capacity(BATCH),
             slots: Vec::with_capacity(slots),
             ops: Vec::with_capacity(slots),
@@ -51,6 +70,7 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
 
     /// Takes up to `most` packets from the port and puts as many as there are buffers for into
     /// them. Returns how many were taken or delivered.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one queue, borrowed one by one")]
     pub fn step<N: NetPort<Buf = B>>(
         &mut self,
         copier: &impl GrantCopier,
@@ -58,14 +78,19 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
         features: &Features,
         port: &mut N,
         most: usize,
+        now: Duration,
         stats: &Stats,
     ) -> Result<usize, Fault> {
-        let taken = self.take(features, port, most.min(BATCH), stats);
+        let taken = self.take(features, port, most.min(BATCH), now, stats);
         self.assign()?;
         let delivered = self.batch.len();
         if delivered > 0 {
             self.copy(copier, peer);
             self.deliver(port, stats);
+            self.starved = None;
+        }
+        if !self.backlog.is_empty() {
+            self.starved.get_or_insert(now);
         }
         Ok(taken.max(delivered))
     }
@@ -78,16 +103,14 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
     /// Whether the worker may sleep as far as this ring is concerned. The guest is asked for a
     /// wake-up only if a packet waits for buffers: posting them is no reason to wake anybody else.
     pub fn may_sleep(&mut self) -> Result<bool, Fault> {
-        let Some(packet) = self.backlog.front() else { return Ok(true) };
-        let needed = slots_of(packet);
+        let Some(needed) = self.needed() else { return Ok(true) };
         Ok(!self.ring.final_check_for(needed).map_err(Fault::RxRing)?)
     }
 
     /// Whether there is something to do, from what shared memory says now.
     pub fn has_work(&mut self) -> Result<bool, Fault> {
-        let Some(packet) = self.backlog.front() else { return Ok(false) };
-        let needed = slots_of(packet);
-        Ok(self.ring.waiting() >= needed || self.ring.look().map_err(Fault::RxRing)? >= needed)
+        let Some(needed) = self.needed() else { return Ok(false) };
+        self.has_buffers(needed)
     }
 
     /// Packets waiting for the guest to post buffers.
@@ -97,31 +120,100 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
 
     /// Drops what waits, giving the buffers back.
     pub fn drop_backlog<N: NetPort<Buf = B>>(&mut self, port: &mut N, stats: &Stats) {
-        for packet in self.backlog.drain(..) {
+        while let Some(packet) = self.pop_waiting() {
             stats.drop_one(DropReason::RxNoBuffers);
             port.recycle(packet.buf);
         }
-        self.backlog_bytes = 0;
+        self.starved = None;
     }
 
-    /// Takes packets from the port into the backlog; what does not fit is dropped here, so that
-    /// a guest without buffers holds nothing but its own share.
+    /// When something is to be looked at though nothing happens.
+    pub fn deadline(&self, features: &Features) -> Option<Duration> {
+        let oldest = self.backlog.front()?.since;
+        let drained = oldest.saturating_add(drain_after(features));
+        let stalls = self.starved.filter(|_| features.rx_notify && self.stalled.is_none());
+        let stalls = stalls.map_or(Duration::MAX, |since| since.saturating_add(STALL));
+        Some(drained.min(stalls))
+    }
+
+    /// Drops what has waited for too long.
+    pub fn expire<N: NetPort<Buf = B>>(
+        &mut self,
+        features: &Features,
+        now: Duration,
+        port: &mut N,
+        stats: &Stats,
+    ) {
+        while let Some(oldest) = self.backlog.front()
+            && oldest.since.saturating_add(drain_after(features)) <= now
+            && let Some(packet) = self.pop_waiting()
+        {
+            stats.drop_one(DropReason::RxNoBuffers);
+            port.recycle(packet.buf);
+        }
+    }
+
+    /// Whether the guest has stalled, or is ready again, since last asked. What waited may have
+    /// been dropped meanwhile: it stays starved until something is delivered.
+    pub fn reception(
+        &mut self,
+        features: &Features,
+        now: Duration,
+    ) -> Result<Option<Reception>, Fault> {
+        if let Some(needed) = self.stalled {
+            if !self.has_buffers(needed)? {
+                return Ok(None);
+            }
+            (self.stalled, self.starved) = (None, None);
+            return Ok(Some(Reception::Ready));
+        }
+        let starved = self.starved.is_some_and(|since| since.saturating_add(STALL) <= now);
+        let Some(needed) = self.needed().filter(|_| starved && features.rx_notify) else {
+            return Ok(None);
+        };
+        if self.has_buffers(needed)? {
+            return Ok(None);
+        }
+        self.stalled = Some(needed);
+        Ok(Some(Reception::Stalled))
+    }
+
+    /// Receive requests without which nothing can be done; `None` if there is nothing to do.
+    fn needed(&self) -> Option<u32> {
+        self.backlog.front().map(|waiting| slots_of(&waiting.packet)).or(self.stalled)
+    }
+
+    fn has_buffers(&mut self, needed: u32) -> Result<bool, Fault> {
+        Ok(self.ring.waiting() >= needed || self.ring.look().map_err(Fault::RxRing)? >= needed)
+    }
+
+    fn pop_waiting(&mut self) -> Option<Packet<B>> {
+        let packet = self.backlog.pop_front()?.packet;
+        self.backlog_bytes = self.backlog_bytes.saturating_sub(packet.len);
+        Some(packet)
+    }
+
+    /// Takes packets from the port into the backlog, as long as there is space: the rest stay with
+    /// the port, so that a guest without buffers holds nothing but its own share.
     fn take<N: NetPort<Buf = B>>(
         &mut self,
         features: &Features,
         port: &mut N,
         most: usize,
+        now: Duration,
         stats: &Stats,
     ) -> usize {
         let mut count = 0_usize;
         while count < most
+            && self.backlog.len() < BACKLOG_PACKETS
+            && self.backlog_bytes <= BACKLOG_BYTES.saturating_sub(FRAME_MAX)
             && let Some(mut packet) = port.receive()
         {
             count = count.saturating_add(1);
-            match self.admit(features, &mut packet) {
+            match admit(features, &mut packet) {
                 Ok(()) => {
                     self.backlog_bytes = self.backlog_bytes.saturating_add(packet.len);
-                    self.backlog.push_back(packet);
+                    self.backlog.push_back(Waiting { packet, since: now });
                 }
                 Err(reason) => {
                     stats.drop_one(reason);
@@ -132,60 +224,13 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
         count
     }
 
-    /// Whether a packet can go to this guest at all; a checksum it cannot complete is completed.
-    fn admit(&self, features: &Features, packet: &mut Packet<B>) -> Result<(), DropReason> {
-        let len = packet.frame().len();
-        if len < ETHERNET_HEADER {
-            return Err(DropReason::RxShort);
-        }
-        if let Some(gso) = packet.offload.gso {
-            let allowed = match gso.kind {
-                GsoKind::TcpV4 => features.gso_v4,
-                GsoKind::TcpV6 => features.gso_v6,
-            };
-            if !allowed || gso.size == 0 {
-                return Err(DropReason::RxGso);
-            }
-        }
-        if len > PAGE_SIZE && !features.sg {
-            return Err(DropReason::RxTooBig);
-        }
-        let full = self.backlog.len() >= BACKLOG_PACKETS;
-        if full || self.backlog_bytes.saturating_add(len) > BACKLOG_BYTES {
-            return Err(DropReason::RxNoBuffers);
-        }
-        if let Checksum::Partial { start, offset } = packet.offload.checksum {
-            let (start, offset) = (usize::from(start), usize::from(offset));
-            // The guest is told only that a checksum is blank, so it must be where the guest
-            // will look, and of an IP version it does this for.
-            let found = Transport::of(packet.frame()).ok();
-            let found = found.filter(|t| t.start == start && t.offset == offset);
-            let accepted = found.is_some_and(|t| match t.version {
-                IpVersion::V4 => features.checksum_v4,
-                IpVersion::V6 => features.checksum_v6,
-            });
-            if !accepted {
-                if packet.offload.gso.is_some() {
-                    return Err(DropReason::RxGso);
-                }
-                if !checksum::complete(packet.frame_mut(), start, offset) {
-                    return Err(DropReason::RxChecksum);
-                }
-                packet.offload.checksum = Checksum::Validated;
-            }
-        }
-        Ok(())
-    }
-
     /// Moves packets for which there are buffers to the batch, and takes the buffers.
     fn assign(&mut self) -> Result<(), Fault> {
         while self.batch.len() < BATCH
-            && let Some(packet) = self.backlog.front()
+            && let Some(waiting) = self.backlog.front()
         {
-            let needed = slots_of(packet);
-            let enough =
-                self.ring.waiting() >= needed || self.ring.look().map_err(Fault::RxRing)? >= needed;
-            if !enough {
+            let needed = slots_of(&waiting.packet);
+            if !self.has_buffers(needed)? {
                 break;
             }
             for _ in 0..needed {
@@ -195,8 +240,7 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
                     self.slots.push(RxSlot { request, failed: false });
                 }
             }
-            if let Some(packet) = self.backlog.pop_front() {
-                self.backlog_bytes = self.backlog_bytes.saturating_sub(packet.len);
+            if let Some(packet) = self.pop_waiting() {
                 self.batch.push(packet);
             }
         }
@@ -269,12 +313,58 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
             if failed {
                 stats.drop_one(DropReason::RxCopy);
             } else {
-                stats.count_rx(packet.len);
+                stats.count_rx(packet.len, packet.offload.gso.is_some());
             }
             port.recycle(packet.buf);
         }
         self.slots.clear();
     }
+}
+
+/// Whether a packet can go to this guest at all; a checksum it cannot complete is completed.
+fn admit<B: PacketBuf>(features: &Features, packet: &mut Packet<B>) -> Result<(), DropReason> {
+    let len = packet.frame().len();
+    if len < ETHERNET_HEADER {
+        return Err(DropReason::RxShort);
+    }
+    if let Some(gso) = packet.offload.gso {
+        let allowed = match gso.kind {
+            GsoKind::TcpV4 => features.gso_v4,
+            GsoKind::TcpV6 => features.gso_v6,
+        };
+        if !allowed || gso.size == 0 {
+            return Err(DropReason::RxGso);
+        }
+    }
+    if len > FRAME_MAX || (len > PAGE_SIZE && !features.sg) {
+        return Err(DropReason::RxTooBig);
+    }
+    if let Checksum::Partial { start, offset } = packet.offload.checksum {
+        let (start, offset) = (usize::from(start), usize::from(offset));
+        // The guest is told only that a checksum is blank, so it must be where the guest
+        // will look, and of an IP version it does this for.
+        let found = Transport::of(packet.frame()).ok();
+        let found = found.filter(|t| t.start == start && t.offset == offset);
+        let accepted = found.is_some_and(|t| match t.version {
+            IpVersion::V4 => features.checksum_v4,
+            IpVersion::V6 => features.checksum_v6,
+        });
+        if !accepted {
+            if packet.offload.gso.is_some() {
+                return Err(DropReason::RxGso);
+            }
+            if !checksum::complete(packet.frame_mut(), start, offset) {
+                return Err(DropReason::RxChecksum);
+            }
+            packet.offload.checksum = Checksum::Validated;
+        }
+    }
+    Ok(())
+}
+
+/// How long a packet may wait.
+const fn drain_after(features: &Features) -> Duration {
+    if features.rx_notify { DRAIN } else { DRAIN_UNSEEN }
 }
 
 /// Receive requests a packet uses: one a page, and one for an extra segment. At most 18.

@@ -114,6 +114,7 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
                 answer(&mut self.ring, self.pieces.get(start..), taken.extras, rsp::ERROR);
                 self.pieces.truncate(start);
             } else {
+                let buf = port.fit(buf, taken.len);
                 self.batch.push(Gathering { taken, pieces: start..self.pieces.len(), buf });
             }
         }
@@ -160,7 +161,7 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
             let sent = if pieces.is_some_and(|p| p.iter().any(|p| p.failed)) {
                 Err((DropReason::TxCopy, Some(packet.buf)))
             } else {
-                match offload(&taken, features, packet.frame()) {
+                match offload(&taken, features, packet.frame_mut(), stats) {
                     Ok(offload) => {
                         packet.offload = offload;
                         port.send(packet).map_err(|_| (DropReason::TxPort, None))
@@ -170,7 +171,7 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
             };
             let status = match sent {
                 Ok(()) => {
-                    stats.count_tx(taken.len);
+                    stats.count_tx(taken.len, taken.gso.is_some());
                     rsp::OKAY
                 }
                 Err((reason, buf)) => {
@@ -207,7 +208,12 @@ fn answer<M: SharedMemory>(
 }
 
 /// What is left to the port to do, found from the guest's flags and the packet itself.
-fn offload(taken: &Taken, features: &Features, frame: &[u8]) -> Result<Offload, DropReason> {
+fn offload(
+    taken: &Taken,
+    features: &Features,
+    frame: &mut [u8],
+    stats: &Stats,
+) -> Result<Offload, DropReason> {
     let blank = taken.flags.contains(TxFlags::CSUM_BLANK);
     if !blank && taken.gso.is_none() {
         let validated = taken.flags.contains(TxFlags::DATA_VALIDATED);
@@ -217,12 +223,17 @@ fn offload(taken: &Taken, features: &Features, frame: &[u8]) -> Result<Offload, 
     let transport = Transport::of(frame).map_err(|_| DropReason::TxChecksum)?;
     if let Some(gso) = taken.gso {
         let (allowed, version) = match gso.kind {
-            GsoKind::TcpV4 => (features.gso_v4, IpVersion::V4),
-            GsoKind::TcpV6 => (features.gso_v6, IpVersion::V6),
+            GsoKind::TcpV4 => (features.sends_gso_v4, IpVersion::V4),
+            GsoKind::TcpV6 => (features.sends_gso_v6, IpVersion::V6),
         };
-        // Segments have their checksums made anyway, so the whole one must have been left blank.
-        if !allowed || !blank || transport.udp || transport.version != version {
+        if !allowed || transport.udp || transport.version != version {
             return Err(DropReason::TxGso);
+        }
+        if !blank {
+            // Each segment gets a checksum of its own, made from what must stand in this one's
+            // place. Some guests leave theirs there (Linux: `rx_gso_checksum_fixup`).
+            transport.blank(frame);
+            stats.count_gso_fixup();
         }
     }
     let place = |n: usize| u16::try_from(n).map_err(|_| DropReason::TxChecksum);

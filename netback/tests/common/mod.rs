@@ -5,7 +5,7 @@ use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, DomId, GrantRef, Granter};
 use pvio_netback::port::memory::{MemoryPort, pair};
 use pvio_netback::port::{NetPort, Offload, Packet};
-use pvio_netback::queue::{EventPorts, Progress, QueueRefs};
+use pvio_netback::queue::{EventPorts, Policy, Progress, QueueRefs};
 use pvio_netback::{Features, Queue, Stats};
 use pvio_ring::FrontRing;
 use pvio_ring::proto::netif::{
@@ -28,8 +28,15 @@ pub const ALL: Features = Features {
     checksum_v6: true,
     gso_v4: false,
     gso_v6: false,
+    sends_gso_v4: false,
+    sends_gso_v6: false,
     rx_notify: true,
 };
+
+/// How the guest's pages are reached: the test program `mapped` has all these tests once more.
+pub fn policy() -> Policy {
+    if module_path!().starts_with("mapped::") { Policy::Map } else { Policy::Copy }
+}
 
 /// A guest and the backend's queue for it, joined to a port whose other end the test holds.
 pub struct Setup {
@@ -70,8 +77,9 @@ pub fn setup_deep(features: Features, start: u32, split: bool, depth: usize) -> 
     let back = machine.domain(BACK);
     let guest = Guest::new(machine.domain(FRONT), start, split);
     let stats = Arc::new(Stats::default());
-    let queue =
+    let mut queue =
         Queue::attach(back.clone(), FRONT, &guest.refs, features, Arc::clone(&stats)).unwrap();
+    queue.set_policy(policy());
     let (port, wire) = pair(depth);
     Setup { guest, queue, port, wire, back, machine, stats }
 }
@@ -187,6 +195,13 @@ impl Guest {
 /// Bytes that differ from place to place.
 pub fn pattern(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 + i / 251 + seed * 17) as u8).collect()
+}
+
+/// Takes what waits in a port, and gives its buffers back.
+pub fn drain(port: &mut MemoryPort) {
+    while let Some(packet) = port.receive() {
+        port.recycle(packet.buf);
+    }
 }
 
 /// An Ethernet frame with TCP over IPv4 or IPv6 and so much payload, its checksum wrong.

@@ -2,7 +2,9 @@
 //! domain of a hosted hypervisor, in threads of this process.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod frames;
 pub mod namespace;
+pub mod stack;
 
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_netback::host::{TapOptions, TapServer};
@@ -12,7 +14,7 @@ use pvio_xenbus::XenbusState;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendDriver, FrontendClass, FrontendDriver, Life};
-use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, read_error, request_removal};
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, read_error, request_removal};
 use pvio_xenbus::handshake::vif::{Mac, ToolstackBack, create_device};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,7 +48,7 @@ impl Rig {
         let back = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
         let front = hypervisor.create_domain(DomainConfig::new("guest")).unwrap();
         let mut tools = hypervisor.xenstore().unwrap();
-        let addr = DeviceAddr::new(DeviceClass::Vif, back, front, 0);
+        let addr = DeviceAddr::new(BackendKind::Vif, back, front, 0);
         let mut words = ToolstackBack::new(addr, GUEST_MAC);
         edit(&mut words);
         create_device(&mut tools, addr, &words).unwrap();
@@ -60,7 +62,7 @@ impl Rig {
             let mut xs = domain.xenstore().unwrap();
             let server = TapServer::new(options, Arc::new(|| ()));
             let mut driver = BackendDriver::new(addr, Vif::new(domain, server));
-            tell.send(Arc::clone(driver.class().stats())).unwrap();
+            tell.send(Arc::clone(&driver.class().stats()[0])).unwrap();
             while !stopped.load(Ordering::Relaxed) {
                 if driver.step(&mut xs).unwrap() == Life::Gone {
                     return;

@@ -29,6 +29,7 @@
 //! ```
 
 pub mod buf;
+mod lists;
 pub mod ring;
 pub mod spin;
 

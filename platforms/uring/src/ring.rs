@@ -1,7 +1,8 @@
 //! Submitting, waiting, reaping.
 #![allow(unsafe_code)]
 
-use crate::buf::{IoBuf, address};
+use crate::buf::IoBuf;
+use crate::lists::{Lists, Spare};
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use pvio_ring::IoSeg;
@@ -37,6 +38,7 @@ pub struct Uring<B: IoBuf> {
     files: Vec<OwnedFd>,
     slots: Vec<Slot<B>>,
     free: Vec<u32>,
+    spare: Spare<B>,
     /// Operations the kernel has not finished.
     in_flight: usize,
     /// How many of those are polls, which finish only when something happens.
@@ -46,20 +48,9 @@ pub struct Uring<B: IoBuf> {
 
 struct Slot<B> {
     token: u64,
-    segments: Vec<IoSeg<B>>,
-    vectors: Vec<Vector>,
+    lists: Lists<B>,
     poll: bool,
 }
-
-/// `struct iovec`.
-#[repr(C)]
-struct Vector {
-    base: *mut u8,
-    len: usize,
-}
-
-// SAFETY: the addresses in `vectors` belong to buffers that are `Send` and owned beside them.
-unsafe impl<B: IoBuf> Send for Slot<B> {}
 
 const STREAM: u64 = u64::MAX;
 
@@ -79,17 +70,13 @@ impl<B: IoBuf> Uring<B> {
             .setup_submit_all()
             .build(slots)
             .or_else(|_| IoUring::new(slots))?;
-        let slot = || Slot {
-            token: 0,
-            segments: Vec::with_capacity(16),
-            vectors: Vec::with_capacity(16),
-            poll: false,
-        };
+        let slot = || Slot { token: 0, lists: Lists::small(), poll: false };
         Ok(Self {
             uring,
             files: Vec::new(),
             slots: (0..slots).map(|_| slot()).collect(),
             free: (0..slots).rev().collect(),
+            spare: Spare::default(),
             in_flight: 0,
             polls: 0,
             unsubmitted: false,
@@ -113,7 +100,7 @@ impl<B: IoBuf> Uring<B> {
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
     ) -> Result<(), Full> {
-        self.transfer(file, offset, segments, token, false)
+        self.transfer(file, offset, 0, segments, token, false)
     }
 
     /// Writes the segments, in order, at a byte offset of a file.
@@ -127,7 +114,38 @@ impl<B: IoBuf> Uring<B> {
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
     ) -> Result<(), Full> {
-        self.transfer(file, offset, segments, token, true)
+        self.transfer(file, offset, 0, segments, token, true)
+    }
+
+    /// As [`read`](Self::read), but for the first `skip` bytes of the segments: goes on with a
+    /// transfer that moved less than all. No operation moves more than 1024 stretches of memory.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn read_rest(
+        &mut self,
+        file: FileId,
+        offset: u64,
+        skip: usize,
+        segments: impl IntoIterator<Item = IoSeg<B>>,
+        token: u64,
+    ) -> Result<(), Full> {
+        self.transfer(file, offset, skip, segments, token, false)
+    }
+
+    /// As [`write`](Self::write), but for the first `skip` bytes of the segments.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn write_rest(
+        &mut self,
+        file: FileId,
+        offset: u64,
+        skip: usize,
+        segments: impl IntoIterator<Item = IoSeg<B>>,
+        token: u64,
+    ) -> Result<(), Full> {
+        self.transfer(file, offset, skip, segments, token, true)
     }
 
     /// Reads whatever a stream (a tap, a pipe) has next.
@@ -135,7 +153,7 @@ impl<B: IoBuf> Uring<B> {
     /// # Errors
     /// [`Full`].
     pub fn read_stream(&mut self, file: FileId, seg: IoSeg<B>, token: u64) -> Result<(), Full> {
-        self.transfer(file, STREAM, [seg], token, false)
+        self.transfer(file, STREAM, 0, [seg], token, false)
     }
 
     /// Writes to a stream (a tap, a pipe).
@@ -148,7 +166,7 @@ impl<B: IoBuf> Uring<B> {
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
     ) -> Result<(), Full> {
-        self.transfer(file, STREAM, segments, token, true)
+        self.transfer(file, STREAM, 0, segments, token, true)
     }
 
     /// Brings a file's written data (and the size needed to find it) to the medium.
@@ -263,9 +281,8 @@ impl<B: IoBuf> Uring<B> {
             self.in_flight -= 1;
             self.polls -= usize::from(slot.poll);
             // The kernel has finished with the buffers: they may be used and dropped again.
-            each(Done { token: slot.token, result, segments: &mut slot.segments });
-            slot.segments.clear();
-            slot.vectors.clear();
+            each(Done { token: slot.token, result, segments: slot.lists.segments() });
+            self.spare.reclaim(&mut slot.lists);
             self.free.push(index as u32);
             count += 1;
         }
@@ -281,28 +298,18 @@ impl<B: IoBuf> Uring<B> {
         &mut self,
         file: FileId,
         offset: u64,
+        skip: usize,
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
         write: bool,
     ) -> Result<(), Full> {
         let fd = self.fd(file);
         let index = self.free.pop().ok_or(Full)?;
-        let slot = &mut self.slots[index as usize];
-        slot.segments.extend(segments);
-        for seg in &slot.segments {
-            // The kernel writes memory when we read a file. A segment that lies outside its buffer
-            // becomes a null address, which the kernel refuses with EFAULT.
-            let (base, len) = match address(seg, !write) {
-                Some(base) => (base, seg.len),
-                None => (std::ptr::null_mut(), seg.len.max(1)),
-            };
-            match slot.vectors.last_mut() {
-                // Neighbours in memory are one piece of work for the kernel.
-                Some(last) if last.base.wrapping_add(last.len) == base => last.len += len,
-                _ => slot.vectors.push(Vector { base, len }),
-            }
-        }
-        let entry = match (slot.vectors.as_slice(), write) {
+        let lists = &mut self.slots[index as usize].lists;
+        let segments = segments.into_iter();
+        self.spare.fit(lists, segments.size_hint().0);
+        // The kernel writes memory when we read a file.
+        let entry = match (lists.fill(segments, skip, !write), write) {
             ([v], false) => opcode::Read::new(fd, v.base, v.len as u32).offset(offset).build(),
             ([v], true) => opcode::Write::new(fd, v.base, v.len as u32).offset(offset).build(),
             (v, false) => {
@@ -375,77 +382,4 @@ fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::buf::{PrivateBuf, whole};
-    use pvio_ring::shm::{HeapMemory, Region};
-
-    #[test]
-    fn vectored_write_and_read_back_through_shared_memory() {
-        let mut uring = Uring::new(4).unwrap();
-        let file = uring.add_file(tempfile::tempfile().unwrap().into());
-        let page = HeapMemory::pages(1);
-        page.write_bytes(0, &[1; 512]).unwrap();
-        page.write_bytes(1024, &[2; 512]).unwrap();
-        let seg = |offset| IoSeg { buf: page.clone(), offset, len: 512 };
-        uring.write(file, 4096, [seg(0), seg(1024)], 1).unwrap();
-        uring.wait(None).unwrap();
-        uring.reap(|d| assert_eq!(d.result, Ok(1024)));
-        uring.read(file, 4096 + 512, [seg(2048)], 2).unwrap();
-        uring.wait(None).unwrap();
-        uring.reap(|d| assert_eq!(d.result, Ok(512)));
-        let mut got = [0; 512];
-        page.read_bytes(2048, &mut got).unwrap();
-        assert_eq!(got, [2; 512]);
-    }
-
-    #[test]
-    fn a_segment_outside_its_buffer_fails_and_touches_nothing() {
-        let mut uring = Uring::new(4).unwrap();
-        let file = uring.add_file(tempfile::tempfile().unwrap().into());
-        uring.write(file, 0, [whole(PrivateBuf::zeroed(8192))], 0).unwrap();
-        uring.wait(None).unwrap();
-        uring.reap(|d| assert_eq!(d.result, Ok(8192)));
-        let outside = IoSeg { buf: PrivateBuf::zeroed(512), offset: 256, len: 512 };
-        uring.read(file, 0, [outside], 1).unwrap();
-        uring.wait(None).unwrap();
-        uring.reap(|d| assert_eq!(d.result, Err(14), "EFAULT"));
-    }
-
-    #[test]
-    fn slots_are_bounded_and_come_back() {
-        let mut uring = Uring::<PrivateBuf>::new(2).unwrap();
-        let (read, _write) = io::pipe().unwrap();
-        let pipe = uring.add_file(read.into());
-        uring.poll_readable(pipe, 1).unwrap();
-        uring.poll_readable(pipe, 2).unwrap();
-        assert!(uring.poll_readable(pipe, 3).is_err());
-        assert_eq!((uring.busy(), uring.free_slots()), (0, 0));
-    }
-
-    #[test]
-    fn looking_finds_what_became_ready_without_waiting() {
-        let mut uring = Uring::<PrivateBuf>::new(2).unwrap();
-        let (read, mut write) = io::pipe().unwrap();
-        let pipe = uring.add_file(read.into());
-        uring.poll_readable(pipe, 1).unwrap();
-        uring.flush().unwrap();
-        assert!(!uring.look().unwrap());
-        io::Write::write_all(&mut write, b"x").unwrap();
-        assert!(uring.look().unwrap());
-        assert_eq!(uring.reap(|done| assert_eq!(done.token, 1)), 1);
-        assert!(!uring.look().unwrap());
-    }
-
-    #[test]
-    fn dropping_with_a_read_in_flight_waits_for_the_kernel() {
-        let mut uring = Uring::new(2).unwrap();
-        let (read, _write) = io::pipe().unwrap();
-        let pipe = uring.add_file(read.into());
-        let page = HeapMemory::pages(1);
-        uring.read_stream(pipe, whole(page), 1).unwrap();
-        uring.flush().unwrap();
-        assert_eq!(uring.busy(), 1);
-        drop(uring);
-    }
-}
+mod tests;

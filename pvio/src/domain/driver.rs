@@ -26,7 +26,10 @@ pub fn run(args: &DriverArgs) -> Result<(), Failure> {
     let bell = Bell::new()?;
     let stop = Stop::on_signal(bell.clone())?;
     let domain = super::join(&args.join)?;
-    Said::Ready.say();
-    let options = Options { host: args.host_ip.map(|ip| (ip.address, ip.prefix)) };
-    driver::run(&domain, &options, &stop, &bell)
+    let host = args.host_ip.map(|ip| (ip.address, ip.prefix));
+    let options = Options { host, ..Options::default() };
+    let mut xs = domain.xenstore().map_err(Failure::of)?;
+    let me = (&domain, domain.id());
+    driver::run(me, &mut xs, &options, (&stop, &bell), || Said::Ready.say())
+        .map_err(|e| Failure::new(format!("the hypervisor is gone: {e}"), ""))
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 /// What a device is called: `vbd-51712`.
 #[must_use]
 pub fn name_of(addr: DeviceAddr) -> String {
-    format!("{}-{}", addr.class.as_str(), addr.index)
+    format!("{}-{}", addr.class().as_str(), addr.index)
 }
 
 const TOKEN: &str = "pvio-watcher";
@@ -104,7 +104,7 @@ impl Watcher {
         };
         Ok(Device {
             name,
-            kind: if addr.class == DeviceClass::Vbd { "disk" } else { "nic" },
+            kind: if addr.class() == DeviceClass::Vbd { "disk" } else { "nic" },
             state: format!("{state:?}"),
             backend_state: format!("{backend_state:?}"),
             features,
@@ -114,7 +114,7 @@ impl Watcher {
 
     /// What both ends agreed on; nothing if the keys cannot be read (any more).
     fn features(&mut self, addr: DeviceAddr) -> Vec<(String, String)> {
-        match addr.class {
+        match addr.class() {
             DeviceClass::Vbd => self.disk_features(addr).unwrap_or_default(),
             DeviceClass::Vif => self.nic_features(addr).unwrap_or_default(),
         }

@@ -3,40 +3,80 @@
 use pvio_grant_table::DomId;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Life};
 use pvio_xenbus::handshake::common::{
-    DeviceAddr, DeviceClass, backend_root, list_backends, read_error,
+    BackendKind, DeviceAddr, backend_root, list_backends, read_error, read_online, read_state,
+    remove_backend_end,
 };
-use pvio_xenbus::{WatchEvent, Xenstore, XsError};
+use pvio_xenbus::{WatchEvent, XenbusState, Xenstore, XsError};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// How long a device that is gone stands Closed in xenstore before its directory is removed, where
+/// that is ours to do. libxl takes a directory that goes before it saw the state for an error, and
+/// waits 10 seconds for it to go.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// The backends of one class, as the toolstack makes and removes them.
 pub struct Devices<C, M> {
-    class: DeviceClass,
     home: DomId,
+    /// Only devices of this domain, if it is given.
+    only: Option<DomId>,
     make: M,
-    root: String,
+    /// Each kind that is served, and its directory, which is also the token of the watch on it.
+    roots: Vec<(BackendKind, String)>,
     /// With what it last told the operator.
     devices: BTreeMap<DeviceAddr, (BackendDriver<C>, Option<String>)>,
+    /// Devices that are gone and whose directories are ours to remove, and from when on.
+    leftovers: Option<BTreeMap<DeviceAddr, Instant>>,
 }
 
 impl<C, M> Devices<C, M>
 where
     C: BackendClass,
-    M: Fn(DeviceAddr) -> BackendDriver<C>,
+    M: Fn(DeviceAddr, XenbusState) -> BackendDriver<C>,
 {
-    /// None yet; `make` is called for each that turns up.
-    pub fn new(class: DeviceClass, home: DomId, make: M) -> Self {
-        let root = backend_root(class, home);
-        Self { class, home, make, root, devices: BTreeMap::new() }
+    /// None yet; `make` is called for each of these kinds that turns up, with the state that was
+    /// left there.
+    pub fn new(kinds: Vec<BackendKind>, home: DomId, only: Option<DomId>, make: M) -> Self {
+        let roots = kinds.into_iter().map(|kind| (kind, backend_root(kind, home))).collect();
+        Self { home, only, make, roots, devices: BTreeMap::new(), leftovers: None }
+    }
+
+    /// Also removes the directories of devices that are gone, which no one else does.
+    pub fn clearing_up(mut self, whether: bool) -> Self {
+        self.leftovers = whether.then(BTreeMap::new);
+        self
+    }
+
+    /// When to call [`clear_up`](Self::clear_up).
+    pub fn next_clearing(&self) -> Option<Instant> {
+        self.leftovers.as_ref()?.values().min().copied()
+    }
+
+    /// Removes the directories whose time has come.
+    pub fn clear_up(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
+        let (Some(leftovers), now) = (&mut self.leftovers, Instant::now()) else { return Ok(()) };
+        let due: Vec<DeviceAddr> =
+            leftovers.iter().filter(|(_, when)| **when <= now).map(|(addr, _)| *addr).collect();
+        for addr in due {
+            leftovers.remove(&addr);
+            // The toolstack may have begun anew with it.
+            if is_over(xs, &addr)?
+                && let Err(error) = remove_backend_end(xs, addr)
+            {
+                tracing::warn!(device = addr.backend_path(), %error, "cannot be removed");
+            }
+        }
+        Ok(())
     }
 
     /// Begins to watch for devices.
     pub fn watch(&self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
-        xs.watch(&self.root, &self.root)
+        self.roots.iter().try_for_each(|(_, root)| xs.watch(root, root))
     }
 
     /// Does what an event asks for, if it is one of ours.
     pub fn event(&mut self, xs: &mut dyn Xenstore, event: &WatchEvent) -> Result<(), XsError> {
-        if event.token == self.root {
+        if let Some((kind, _)) = self.roots.iter().find(|(_, root)| *root == event.token) {
             // Also for changes of our own making below a device: then nothing is new.
             let at_device = DeviceAddr::from_backend_path(&event.path, self.home);
             match at_device {
@@ -45,11 +85,9 @@ where
                         self.step(xs, addr)?;
                     }
                 }
-                _ => self.discover(xs)?,
+                _ => self.discover(xs, *kind)?,
             }
-        } else if let Some((addr, _)) = DeviceAddr::from_backend_path(&event.token, self.home)
-            && addr.class == self.class
-        {
+        } else if let Some((addr, _)) = DeviceAddr::from_backend_path(&event.token, self.home) {
             self.step(xs, addr)?;
         }
         Ok(())
@@ -68,11 +106,21 @@ where
         all.map(|(mut device, _)| device.shut_down(xs)).fold(Ok(()), Result::and)
     }
 
-    fn discover(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
-        for addr in list_backends(xs, self.class, self.home)? {
-            if !self.devices.contains_key(&addr) {
+    fn discover(&mut self, xs: &mut dyn Xenstore, kind: BackendKind) -> Result<(), XsError> {
+        for addr in list_backends(xs, kind, self.home)? {
+            let ours = self.only.is_none_or(|only| addr.front == only);
+            if !ours || self.devices.contains_key(&addr) {
+                continue;
+            }
+            if is_over(xs, &addr)? {
+                // Of an earlier process's time, perhaps.
+                if let Some(leftovers) = &mut self.leftovers {
+                    leftovers.entry(addr).or_insert_with(|| Instant::now() + LINGER);
+                }
+            } else {
                 tracing::info!(device = addr.backend_path(), "a new device");
-                self.devices.insert(addr, ((self.make)(addr), None));
+                let left = read_state(xs, &addr.backend_path())?;
+                self.devices.insert(addr, ((self.make)(addr, left), None));
                 self.step(xs, addr)?;
             }
         }
@@ -105,7 +153,18 @@ where
         if life == Life::Gone {
             tracing::info!(device = device.token(), "gone");
             self.devices.remove(&addr);
+            if let Some(leftovers) = &mut self.leftovers {
+                leftovers.insert(addr, Instant::now() + LINGER);
+            }
         }
         Ok(())
     }
+}
+
+/// Whether a device has come to its end, and its directory is only waiting to be removed.
+fn is_over(xs: &mut dyn Xenstore, addr: &DeviceAddr) -> Result<bool, XsError> {
+    let base = addr.backend_path();
+    // What is not a number is the device's to complain about.
+    let online = read_online(xs, &base).unwrap_or(true);
+    Ok(!online && read_state(xs, &base)? == XenbusState::Closed)
 }

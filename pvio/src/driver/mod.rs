@@ -6,75 +6,136 @@
 mod devices;
 
 use crate::domain::stop::{Bell, Stop, sleep};
-use crate::failure::Failure;
 use devices::Devices;
-use pvio_blkback::Vbd;
 use pvio_blkback::host::ImageServer;
-use pvio_hosted::Domain;
+use pvio_blkback::{Config, Vbd};
+use pvio_grant_table::DomId;
 use pvio_netback::Vif;
 use pvio_netback::host::{TapOptions, TapServer};
 use pvio_xenbus::client::Client;
-use pvio_xenbus::driver::BackendDriver;
-use pvio_xenbus::handshake::common::DeviceClass;
-use pvio_xenbus::{Xenstore, XsError};
+use pvio_xenbus::driver::{BackendClass, BackendDriver, Surroundings};
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, DeviceClass};
+use pvio_xenbus::{XenbusState, Xenstore, XsError};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Instant;
 
-/// What the driver domain adds to what the toolstack says of its devices.
-#[derive(Debug, Clone, Default)]
+/// How the driver domain serves, beyond what the toolstack says of its devices.
+#[derive(Debug, Clone)]
 pub struct Options {
     /// An address of the host on each NIC's tap, and its prefix length.
     pub host: Option<(Ipv4Addr, u8)>,
+    /// The kinds of backend to be.
+    pub kinds: Vec<BackendKind>,
+    /// Serve only this domain's devices.
+    pub only: Option<DomId>,
+    /// Who else looks after the devices.
+    pub surroundings: Surroundings,
+    /// Take over the sessions of an earlier process, of which their frontends need not know.
+    pub resume: bool,
+    /// When told to stop, leave the sessions to the next process.
+    pub leave: bool,
+    /// How disks are served.
+    pub disks: Config,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            host: None,
+            kinds: vec![BackendKind::Vbd, BackendKind::Vif],
+            only: None,
+            surroundings: Surroundings::Plain,
+            resume: false,
+            leave: false,
+            disks: Config::default(),
+        }
+    }
+}
+
+/// What a platform must do for both kinds of device, and for threads.
+pub trait Platform:
+    pvio_blkback::vbd::Platform<Channel: AsFd> + pvio_netback::Platform + Send + 'static
+{
+}
+impl<P> Platform for P where
+    P: pvio_blkback::vbd::Platform<Channel: AsFd> + pvio_netback::Platform + Send + 'static
+{
 }
 
 /// Runs the driver domain until it is told to stop, then closes every device in good order.
+/// `ready` is called once new devices are heard of.
 ///
 /// # Errors
-/// When the hypervisor is gone.
-pub fn run(domain: &Domain, options: &Options, stop: &Stop, bell: &Bell) -> Result<(), Failure> {
-    let lost = |e: XsError| Failure::new(format!("the hypervisor is gone: {e}"), "");
-    let mut xs = domain.xenstore().map_err(Failure::of)?;
-    serve(domain, options, &mut xs, stop, bell).map_err(lost)
-}
-
-fn serve(
-    domain: &Domain,
-    options: &Options,
+/// When xenstore is gone.
+pub fn run<P: Platform>(
+    (platform, id): (&P, DomId),
     xs: &mut Client,
-    stop: &Stop,
-    bell: &Bell,
+    options: &Options,
+    (stop, bell): (&Stop, &Bell),
+    ready: impl FnOnce(),
 ) -> Result<(), XsError> {
-    let id = domain.id();
-    let (platform, ring) = (domain.clone(), bell.clone());
-    let mut disks = Devices::new(DeviceClass::Vbd, id, move |addr| {
+    let within = options.surroundings;
+    let of_class = |class| options.kinds.iter().copied().filter(move |k| k.class() == class);
+    let (shared, ring) = (platform.clone(), bell.clone());
+    let (disks, chosen) = (of_class(DeviceClass::Vbd).collect(), options.clone());
+    let mut disks = Devices::new(disks, id, options.only, move |addr, left| {
         let ring = ring.clone();
         let server = ImageServer::new(Arc::new(move || ring.ring()));
-        // A frontend that is Connected already was served by a predecessor of this process.
-        BackendDriver::restarted(addr, Vbd::new(platform.clone(), server))
-    });
-    let (platform, ring, address) = (domain.clone(), bell.clone(), options.host);
-    let mut nics = Devices::new(DeviceClass::Vif, id, move |addr| {
+        begin(&chosen, addr, left, Vbd::with(shared.clone(), server, chosen.disks))
+    })
+    .clearing_up(within == Surroundings::DriverDomain);
+    let (shared, ring) = (platform.clone(), bell.clone());
+    let (nics, chosen) = (of_class(DeviceClass::Vif).collect(), options.clone());
+    let mut nics = Devices::new(nics, id, options.only, move |addr, left| {
         let ring = ring.clone();
-        let options = TapOptions { address, ..TapOptions::default() };
+        let options = TapOptions { address: chosen.host, ..TapOptions::default() };
         let server = TapServer::new(options, Arc::new(move || ring.ring()));
-        BackendDriver::restarted(addr, Vif::new(platform.clone(), server))
-    });
+        begin(&chosen, addr, left, Vif::new(shared.clone(), server))
+    })
+    .clearing_up(within == Surroundings::DriverDomain);
     disks.watch(xs)?;
     nics.watch(xs)?;
-    tracing::info!(domain = id.0, "the driver domain serves");
+    tracing::info!(domain = id.0, kinds = ?options.kinds, ?within, "the driver domain serves");
+    ready();
     while !stop.is_told() {
+        disks.clear_up(xs)?;
+        nics.clear_up(xs)?;
+        // Last before sleeping: what xenstore is asked for brings events along.
         while let Some(event) = xs.poll_event()? {
             disks.event(xs, &event)?;
             nics.event(xs, &event)?;
         }
+        let clearing = disks.next_clearing().into_iter().chain(nics.next_clearing()).min();
+        let time = clearing.map(|when| when.saturating_duration_since(Instant::now()));
         // Not being able to sleep would be a spin; there is no reason for it but memory.
-        sleep(&[xs.as_fd(), bell.as_fd()], None).map_err(|_| XsError::Closed)?;
+        sleep(&[xs.as_fd(), bell.as_fd()], time).map_err(|_| XsError::Closed)?;
         if bell.take() {
             disks.step_all(xs)?;
             nics.step_all(xs)?;
         }
     }
+    if options.leave {
+        tracing::info!("leaving every device to the next process");
+        return Ok(());
+    }
     tracing::info!("closing every device");
     disks.shut_down(xs).and(nics.shut_down(xs))
+}
+
+/// A driver for a device whose state an earlier process may have left.
+fn begin<C: BackendClass>(
+    options: &Options,
+    addr: DeviceAddr,
+    left: XenbusState,
+    class: C,
+) -> BackendDriver<C> {
+    let driver = if options.resume && left == XenbusState::Connected {
+        BackendDriver::resuming(addr, class)
+    } else {
+        // A frontend that is Connected already was served by a predecessor of this process.
+        BackendDriver::restarted(addr, class)
+    };
+    driver.within(options.surroundings)
 }

@@ -5,7 +5,7 @@ use crate::cli::Mac;
 use pvio_blkback::image::{Image, ImageError, ImageOptions};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
-    DeviceAddr, DeviceClass, read_error, read_state, write_state,
+    BackendKind, DeviceAddr, read_error, read_state, write_state,
 };
 use pvio_xenbus::handshake::{vbd, vif};
 use pvio_xenbus::wire::{Access, Perm};
@@ -15,9 +15,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// The guest's disk: `xvda`.
-pub const DISK: DeviceAddr = DeviceAddr::new(DeviceClass::Vbd, DRIVER, GUEST, 51712);
+pub const DISK: DeviceAddr = DeviceAddr::new(BackendKind::Vbd, DRIVER, GUEST, 51712);
 /// The guest's NIC.
-pub const NIC: DeviceAddr = DeviceAddr::new(DeviceClass::Vif, DRIVER, GUEST, 0);
+pub const NIC: DeviceAddr = DeviceAddr::new(BackendKind::Vif, DRIVER, GUEST, 0);
 
 /// A disk as the toolstack knows it.
 #[derive(Debug, Clone)]

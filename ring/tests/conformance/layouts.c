@@ -28,6 +28,14 @@ int main(void)
     AT("blk_discard", struct blkif_request_discard, id);
     AT("blk_discard", struct blkif_request_discard, sector_number);
     AT("blk_discard", struct blkif_request_discard, nr_sectors);
+    SIZE("blk_indirect", struct blkif_request_indirect);
+    AT("blk_indirect", struct blkif_request_indirect, operation);
+    AT("blk_indirect", struct blkif_request_indirect, indirect_op);
+    AT("blk_indirect", struct blkif_request_indirect, nr_segments);
+    AT("blk_indirect", struct blkif_request_indirect, id);
+    AT("blk_indirect", struct blkif_request_indirect, sector_number);
+    AT("blk_indirect", struct blkif_request_indirect, handle);
+    AT("blk_indirect", struct blkif_request_indirect, indirect_grefs);
     SIZE("blk_response", struct blkif_response);
     AT("blk_response", struct blkif_response, id);
     AT("blk_response", struct blkif_response, operation);
@@ -47,6 +55,7 @@ int main(void)
     NUMBER(BLKIF_OP_INDIRECT);
     NUMBER(BLKIF_DISCARD_SECURE);
     NUMBER(BLKIF_MAX_SEGMENTS_PER_REQUEST);
+    NUMBER(BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST);
     NUMBER(BLKIF_RSP_OKAY);
     NUMBER(BLKIF_RSP_ERROR);
     NUMBER(BLKIF_RSP_EOPNOTSUPP);

@@ -59,9 +59,10 @@ static uint64_t mix(uint64_t item, uint64_t field)
 static void blk_request_of(uint64_t n, struct blkif_request *req)
 {
     static const uint8_t ops[] = { BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_WRITE_BARRIER,
-                                   BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_DISCARD };
+                                   BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_DISCARD,
+                                   BLKIF_OP_INDIRECT };
     memset(req, 0, sizeof *req);
-    req->operation = ops[mix(n, 0) % 5];
+    req->operation = ops[mix(n, 0) % 6];
     req->handle = (uint16_t)mix(n, 4);
     req->id = (mix(n, 1) << 32) | (uint32_t)n;
     req->sector_number = mix(n, 2);
@@ -69,6 +70,17 @@ static void blk_request_of(uint64_t n, struct blkif_request *req)
         struct blkif_request_discard *discard = (void *)req;
         discard->flag = mix(n, 3) & BLKIF_DISCARD_SECURE;
         discard->nr_sectors = mix(n, 5);
+        return;
+    }
+    if (req->operation == BLKIF_OP_INDIRECT) {
+        struct blkif_request_indirect *indirect = (void *)req;
+        indirect->indirect_op = mix(n, 3) & 1;
+        indirect->nr_segments = 1 + mix(n, 5) % (512 * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST);
+        indirect->id = (mix(n, 1) << 32) | (uint32_t)n;
+        indirect->sector_number = mix(n, 2);
+        indirect->handle = (uint16_t)mix(n, 4);
+        for (unsigned i = 0; i < (indirect->nr_segments + 511u) / 512; i++)
+            indirect->indirect_grefs[i] = (uint32_t)mix(n, 16 + i);
         return;
     }
     req->nr_segments = 1 + mix(n, 3) % BLKIF_MAX_SEGMENTS_PER_REQUEST;
@@ -85,6 +97,10 @@ static void blk_check_request(uint64_t n, struct blkif_request *got)
     struct blkif_request want;
     blk_request_of(n, &want);
     CHECK(n, got->operation == want.operation);
+    if (got->operation == BLKIF_OP_INDIRECT) {
+        CHECK(n, memcmp(got, &want, sizeof(struct blkif_request_indirect)) == 0);
+        return;
+    }
     CHECK(n, got->nr_segments == want.nr_segments);
     CHECK(n, got->handle == want.handle);
     CHECK(n, got->id == want.id);
@@ -107,7 +123,9 @@ static void blk_response_of(uint64_t n, struct blkif_response *rsp)
     blk_request_of(n, &req);
     memset(rsp, 0, sizeof *rsp);
     rsp->id = req.id;
-    rsp->operation = req.operation;
+    /* An indirect request is answered as what it does, as Linux's backend has it. */
+    rsp->operation = req.operation == BLKIF_OP_INDIRECT
+                         ? ((struct blkif_request_indirect *)&req)->indirect_op : req.operation;
     rsp->status = -(int16_t)(mix(n, 6) % 3);
 }
 

@@ -41,9 +41,17 @@ impl Blk {
         let id = mix(n, 1) << 32 | n & 0xffff_ffff;
         let sector = mix(n, 2);
         let ops = [DataOp::Read, DataOp::Write, DataOp::WriteBarrier, DataOp::Flush];
-        let Some(&op) = ops.get((mix(n, 0) % 5) as usize) else {
-            let secure = mix(n, 3) & 1 == 1;
-            return blkif::Request::Discard { id, sector, sectors: mix(n, 5), secure };
+        let Some(&op) = ops.get((mix(n, 0) % 6) as usize) else {
+            let odd = mix(n, 3) & 1 == 1;
+            if mix(n, 0) % 6 == 4 {
+                return blkif::Request::Discard { id, sector, sectors: mix(n, 5), secure: odd };
+            }
+            let op = if odd { DataOp::Write } else { DataOp::Read };
+            let segments = 1 + (mix(n, 5) % 4096) as usize;
+            let pages = (0..segments.div_ceil(512) as u64).map(|i| GrantRef(mix(n, 16 + i) as u32));
+            let indirect = blkif::Indirect::new(segments, &pages.collect::<Vec<_>>());
+            let indirect = indirect.expect("as many pages as they take");
+            return blkif::Request::Indirect { op, id, sector, indirect };
         };
         let segments: Vec<_> = (0..1 + mix(n, 3) % 11)
             .map(|i| {
@@ -58,7 +66,9 @@ impl Blk {
 
     fn response(n: u64) -> blkif::Response {
         let (id, op) = match Self::request(n) {
-            blkif::Request::Data { op, id, .. } => (id, op.code()),
+            blkif::Request::Data { op, id, .. } | blkif::Request::Indirect { op, id, .. } => {
+                (id, op.code())
+            }
             blkif::Request::Discard { id, .. } => (id, blkif::op::DISCARD),
         };
         let status = [Status::Okay, Status::Error, Status::NotSupported][(mix(n, 6) % 3) as usize];

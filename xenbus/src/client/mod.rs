@@ -6,6 +6,11 @@
 //! It is [`AsFd`], so that a thread can wait on it beside other things and then drain it with
 //! [`Xenstore::poll_event`]. Mind that events may already be queued when the descriptor is quiet:
 //! poll for events before waiting on the descriptor.
+//!
+//! Over `/dev/xen/xenbus` the client is a part of the kernel's own connection to the server, which
+//! shows in three places: to watch the same path with the same token twice is no error; nor is to
+//! end a watch that does not exist; and [`Op::ResetWatches`] is refused here, for it would take away
+//! every watch the kernel has.
 
 mod events;
 mod transport;
@@ -18,10 +23,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::vec::Vec;
 
+use crate::wire::XsErrno;
 use crate::wire::{Frame, HEADER_LEN, Header, Op, PAYLOAD_MAX, decode};
-use crate::xenstore::{WatchEvent, Xenstore, XsError, payload, refusal};
+use crate::xenstore::{WatchEvent, Xenstore, XsError, payload, refusal, refused};
 use events::{Events, parse_event};
-use transport::{Transport, Wait};
+use transport::{SendError, Transport, Wait};
 
 pub use events::EVENT_LIMIT;
 
@@ -87,7 +93,7 @@ impl Client {
 
     /// Sends all of `bytes`, taking in what arrives meanwhile so that neither side waits for the
     /// other for ever.
-    fn send(&mut self, mut bytes: &[u8]) -> Result<(), XsError> {
+    fn send(&mut self, mut bytes: &[u8]) -> Result<(), SendError> {
         while !bytes.is_empty() {
             match self.transport.send(bytes)? {
                 Some(sent) => bytes = bytes.get(sent..).unwrap_or(&[]),
@@ -95,7 +101,7 @@ impl Client {
                     self.transport.wait(Wait::ReadOrWrite, None)?;
                     // An answer cannot be there before its request is.
                     if self.receive()? && self.take_messages(None)?.is_some() {
-                        return Err(XsError::Protocol("an answer to no request"));
+                        return Err(XsError::Protocol("an answer to no request").into());
                     }
                 }
             }
@@ -153,7 +159,11 @@ impl Client {
         let header = Header::new(op, req_id, tx_id, body.len()).map_err(|_| XsError::TooLong)?;
         let mut message = header.emit().to_vec();
         message.extend_from_slice(body);
-        self.send(&message)?;
+        match self.send(&message) {
+            Ok(()) => {}
+            Err(SendError::Refused(errno)) => return Err(refused(op, parts, errno)),
+            Err(SendError::Lost(error)) => return Err(error),
+        }
         loop {
             if let Some((header, answer)) = self.take_messages(Some(req_id))? {
                 return match header.op() {
@@ -210,6 +220,9 @@ impl Xenstore for Client {
     fn request(&mut self, op: Op, tx_id: u32, parts: &[&[u8]]) -> Result<Vec<u8>, XsError> {
         if let Some(e) = &self.broken {
             return Err(e.clone());
+        }
+        if op == Op::ResetWatches && self.transport.is_the_kernels() {
+            return Err(refused(op, parts, XsErrno::Perm));
         }
         let body = payload(parts)?;
         let result = self.exchange(op, tx_id, parts, &body);

@@ -11,12 +11,35 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
+use crate::wire::XsErrno;
 use crate::xenstore::XsError;
 
+/// What is below a client.
+///
+/// The device is Linux's `/dev/xen/xenbus`, which is not quite a server's socket: all who open it,
+/// and the kernel itself, are one connection to the server. The kernel therefore answers requests
+/// to watch by itself, and a refusal of one comes as the error of the write that completed it; the
+/// device's buffer is empty after that, and the connection goes on. Its writes never wait for
+/// room, and so it never says that there is any.
 #[derive(Debug)]
 pub(super) enum Transport {
     Socket(UnixStream),
     Device(File),
+}
+
+/// Why bytes could not be sent.
+#[derive(Debug)]
+pub(super) enum SendError {
+    /// The request they complete was refused.
+    Refused(XsErrno),
+    /// The connection is of no more use.
+    Lost(XsError),
+}
+
+impl From<XsError> for SendError {
+    fn from(error: XsError) -> Self {
+        Self::Lost(error)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -32,14 +55,24 @@ impl Transport {
         Ok(())
     }
 
+    /// Whether the server takes this connection and the kernel's own for the same.
+    pub fn is_the_kernels(&self) -> bool {
+        matches!(self, Self::Device(_))
+    }
+
     /// Sends some of `bytes`; `None` if nothing can be sent now.
-    pub fn send(&self, bytes: &[u8]) -> Result<Option<usize>, XsError> {
-        let sent = match self {
+    pub fn send(&self, bytes: &[u8]) -> Result<Option<usize>, SendError> {
+        match self {
             // A server that went must be an error here, not a signal.
-            Self::Socket(s) => rustix::net::send(s, bytes, SendFlags::NOSIGNAL),
-            Self::Device(d) => rustix::io::write(d, bytes),
-        };
-        outcome(sent)
+            Self::Socket(s) => Ok(outcome(rustix::net::send(s, bytes, SendFlags::NOSIGNAL))?),
+            Self::Device(d) => match rustix::io::retry_on_intr(|| rustix::io::write(d, bytes)) {
+                Ok(sent) => Ok(Some(sent)),
+                Err(errno) => Err(match refused(errno) {
+                    Some(errno) => SendError::Refused(errno),
+                    None => SendError::Lost(failed(errno)),
+                }),
+            },
+        }
     }
 
     /// Receives some bytes: `Some(0)` at the end, `None` if nothing is there now.
@@ -86,6 +119,23 @@ fn outcome(result: Result<usize, Errno>) -> Result<Option<usize>, XsError> {
         Err(Errno::PIPE | Errno::CONNRESET) => Err(XsError::Closed),
         Err(e) => Err(failed(e)),
     }
+}
+
+/// The server's reason, as the kernel passes it on (`xs_error` of Linux's `xenbus_xs.c`).
+fn refused(e: Errno) -> Option<XsErrno> {
+    Some(match e {
+        Errno::INVAL => XsErrno::Inval,
+        Errno::ACCESS => XsErrno::Acces,
+        Errno::PERM => XsErrno::Perm,
+        Errno::EXIST => XsErrno::Exist,
+        Errno::NOENT => XsErrno::NoEnt,
+        Errno::NOMEM => XsErrno::NoMem,
+        Errno::NOSPC => XsErrno::NoSpc,
+        Errno::TOOBIG => XsErrno::TooBig,
+        Errno::BUSY => XsErrno::Busy,
+        Errno::NOSYS => XsErrno::NoSys,
+        _ => return None,
+    })
 }
 
 fn failed(e: Errno) -> XsError {

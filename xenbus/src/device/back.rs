@@ -10,6 +10,9 @@ pub enum BackAction {
     /// Read what the frontend asks for, map its rings, write what is served, then
     /// [`XenbusState::Connected`].
     Connect,
+    /// Go on with the rings of an earlier process's session, as the frontend's keys name them, and
+    /// write nothing: the frontend does not know that there was an end to it.
+    Resume,
     /// Write [`XenbusState::Closing`], and go on serving so that the frontend can finish.
     StartClosing,
     /// Stop serving, finish what is under way, and give back all that is the frontend's. Write no
@@ -42,6 +45,8 @@ pub struct BackendMachine {
     failed: bool,
     /// The frontend was Connected to a predecessor of this end, and has not let go of it yet.
     stale: bool,
+    /// The session of a predecessor is to be taken over.
+    resume: bool,
     removed: bool,
 }
 
@@ -60,6 +65,7 @@ impl BackendMachine {
             connected: false,
             failed: false,
             stale: false,
+            resume: false,
             removed: false,
         }
     }
@@ -74,13 +80,14 @@ impl BackendMachine {
         machine
     }
 
-    /// A backend that took over rings in use, its state being Connected already: after a restart,
-    /// or a migration that the frontend does not know of.
+    /// A backend that finds its own state Connected, written by a predecessor in the same domain: it
+    /// takes the session over if the frontend is Connected still, and a new one if not. Nothing that
+    /// the predecessor took is lost if it answered requests in their order (it need not have
+    /// finished them).
     #[must_use]
-    pub const fn connected() -> Self {
+    pub const fn resuming() -> Self {
         let mut machine = Self::new();
-        machine.state = XenbusState::Connected;
-        machine.connected = true;
+        machine.resume = true;
         machine
     }
 
@@ -101,12 +108,14 @@ impl BackendMachine {
     pub fn decide(&mut self, front: XenbusState, online: bool) -> BackAction {
         use XenbusState as S;
         self.stale &= front == S::Connected;
+        self.resume &= front == S::Connected;
         if self.removed {
             return BackAction::None;
         }
         match front {
             S::Initialising | S::InitWait if online => self.offer(),
             S::Connected if self.stale && online => self.offer(),
+            S::Connected if self.resume && online => BackAction::Resume,
             S::Initialised | S::Connected => self.connect(online),
             S::Closing => self.follow_closing(),
             S::Reconfiguring | S::Reconfigured => BackAction::None,
@@ -134,9 +143,10 @@ impl BackendMachine {
                 self.state = XenbusState::InitWait;
                 self.failed = false;
             }
-            BackAction::Connect => {
+            BackAction::Connect | BackAction::Resume => {
                 self.state = XenbusState::Connected;
                 self.connected = true;
+                self.resume = false;
             }
             BackAction::StartClosing => self.state = XenbusState::Closing,
             BackAction::Disconnect => self.connected = false,
@@ -157,6 +167,7 @@ impl BackendMachine {
     pub const fn failed(&mut self) {
         self.failed = true;
         self.connected = false;
+        self.resume = false;
     }
 
     fn offer(&self) -> BackAction {
@@ -227,6 +238,27 @@ mod tests {
         }
     }
 
+    fn connected() -> BackendMachine {
+        let mut m = BackendMachine::resuming();
+        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Resume]);
+        m
+    }
+
+    #[test]
+    fn a_session_is_taken_over_only_if_the_frontend_still_has_it() {
+        assert_eq!(settle(&mut connected(), S::Connected, true), []);
+        let mut m = BackendMachine::resuming();
+        assert_eq!(settle(&mut m, S::Initialising, true), [BackAction::WriteOffer]);
+        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Connect]);
+        let mut m = BackendMachine::resuming();
+        assert_eq!(settle(&mut m, S::Connected, false), [BackAction::Close], "it is to go");
+        let mut m = BackendMachine::resuming();
+        assert_eq!(m.decide(S::Connected, true), BackAction::Resume);
+        m.failed();
+        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Close]);
+        assert_eq!(settle(&mut m, S::Connected, true), []);
+    }
+
     #[test]
     fn a_device_lives_and_ends() {
         let mut m = BackendMachine::new();
@@ -255,7 +287,7 @@ mod tests {
     #[test]
     fn a_frontend_that_starts_anew_is_offered_again() {
         // kexec, with no word of closing.
-        let mut m = BackendMachine::connected();
+        let mut m = connected();
         let again = [BackAction::Disconnect, BackAction::WriteOffer];
         assert_eq!(settle(&mut m, S::Initialising, true), again);
         assert_eq!(settle(&mut m, S::Initialising, true), []);
@@ -310,10 +342,10 @@ mod tests {
 
     #[test]
     fn a_vanished_frontend_lets_go_and_a_vanished_backend_removes() {
-        let mut m = BackendMachine::connected();
+        let mut m = connected();
         assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::Disconnect, BackAction::Close]);
         assert_eq!(settle(&mut m, S::Unknown, false), [BackAction::Remove]);
-        let mut m = BackendMachine::connected();
+        let mut m = connected();
         assert_eq!(m.decide_gone(), BackAction::Disconnect);
         m.done(BackAction::Disconnect);
         assert_eq!(m.decide_gone(), BackAction::Remove);

@@ -1,21 +1,56 @@
-use super::{Ends, Fault, Life, only_if_lost, watch};
+use super::{Ends, Fault, Life, Surroundings, only_if_lost, watch};
 use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
-    DeviceAddr, clear_error, online_path, read_online, read_state, state_path, switch_state,
+    DeviceAddr, Hotplug, clear_error, hotplug_path, online_path, read_hotplug, read_online,
+    read_state, state_path, switch_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
+use alloc::format;
+
+/// Whether what a device stands on is ready.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Prepared {
+    /// It is.
+    Yes,
+    /// The toolstack's hotplug script has to run first, which waits for the offer.
+    AwaitsScript,
+}
+
+/// How far the toolstack's hotplug script for a device has come. One that has none, or whose
+/// [`Surroundings`] run none, waits for nothing.
+///
+/// # Errors
+/// A [`Fault`] with the reason the script gave.
+pub fn hotplug(
+    xs: &mut dyn Xenstore,
+    ends: &Ends,
+    script: Option<&str>,
+) -> Result<Prepared, Fault> {
+    let Some(script) = script.filter(|_| ends.surroundings == Surroundings::Scripts) else {
+        return Ok(Prepared::Yes);
+    };
+    match read_hotplug(xs, &ends.back)? {
+        None => Ok(Prepared::AwaitsScript),
+        Some(Hotplug::Connected) => Ok(Prepared::Yes),
+        Some(Hotplug::Failed(why)) => {
+            Err(Fault::new("hotplug", format!("the hotplug script {script} failed: {why}")))
+        }
+    }
+}
 
 /// What only a class of backends knows.
 pub trait BackendClass {
-    /// Readies what the device stands on (an image, a tap), once, before the first offer.
+    /// Readies what the device stands on (an image, a tap), before the first offer. Called again
+    /// after [`Prepared::AwaitsScript`], and not after [`Prepared::Yes`].
     ///
     /// # Errors
     /// A [`Fault`] closes the device for good: it has to be removed and made anew.
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault>;
+    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault>;
 
-    /// Writes what the backend offers. Part of a transaction, so it may run more than once.
+    /// Writes what the backend offers, as far as it is known before the device is prepared. Part
+    /// of a transaction, so it may run more than once.
     ///
     /// # Errors
     /// A [`HandshakeError`], as for [`prepare`](Self::prepare).
@@ -49,6 +84,8 @@ pub struct BackendDriver<C> {
     ends: Ends,
     machine: BackendMachine,
     prepared: bool,
+    /// The script's word is watched for.
+    awaiting: bool,
     /// It could not even be offered: closed until it is removed.
     broken: bool,
     watching: bool,
@@ -68,9 +105,31 @@ impl<C: BackendClass> BackendDriver<C> {
         Self::with(addr, class, BackendMachine::restarted())
     }
 
+    /// A backend whose earlier server in this domain died, or left: its session goes on without the
+    /// frontend's knowing. See [`BackendMachine::resuming`].
+    #[must_use]
+    pub fn resuming(addr: DeviceAddr, class: C) -> Self {
+        Self::with(addr, class, BackendMachine::resuming())
+    }
+
     fn with(addr: DeviceAddr, class: C, machine: BackendMachine) -> Self {
         let ends = Ends::new(addr);
-        Self { class, ends, machine, prepared: false, broken: false, watching: false }
+        Self {
+            class,
+            ends,
+            machine,
+            prepared: false,
+            awaiting: false,
+            broken: false,
+            watching: false,
+        }
+    }
+
+    /// The same, with others around it than [`Surroundings::Plain`].
+    #[must_use]
+    pub fn within(mut self, surroundings: Surroundings) -> Self {
+        self.ends.surroundings = surroundings;
+        self
     }
 
     /// Which device it is.
@@ -146,8 +205,11 @@ impl<C: BackendClass> BackendDriver<C> {
                 _ => {}
             }
             match self.perform(xs, action) {
-                Ok(()) => self.machine.done(action),
-                Err(fault) if action == BackAction::Connect => self.fail(xs, &fault)?,
+                Ok(true) => self.machine.done(action),
+                Ok(false) => return Ok(Life::Alive),
+                Err(fault) if matches!(action, BackAction::Connect | BackAction::Resume) => {
+                    self.fail(xs, &fault)?;
+                }
                 Err(fault) => {
                     self.break_down(xs, &fault)?;
                     return Ok(Life::Alive);
@@ -168,35 +230,53 @@ impl<C: BackendClass> BackendDriver<C> {
         Ok(self.machine.decide(front, online))
     }
 
-    fn perform(&mut self, xs: &mut dyn Xenstore, action: BackAction) -> Result<(), Fault> {
+    /// Carries an action out; whether it is done, or waits for the toolstack.
+    fn perform(&mut self, xs: &mut dyn Xenstore, action: BackAction) -> Result<bool, Fault> {
+        if matches!(action, BackAction::WriteOffer | BackAction::Connect | BackAction::Resume) {
+            self.ends.resumed = action == BackAction::Resume;
+            self.prepare(xs)?;
+        }
         let Self { class, ends, prepared, .. } = self;
         let to = match action {
             BackAction::WriteOffer => {
-                if !*prepared {
-                    class.prepare(xs, ends)?;
-                    *prepared = true;
-                }
-                return Ok(transaction(xs, |tx| {
+                transaction(xs, |tx| {
                     class.offer(tx, ends)?;
                     switch_state(tx, &ends.back, XenbusState::InitWait).map(drop)
-                })?);
+                })?;
+                return Ok(true);
             }
+            BackAction::Connect | BackAction::Resume if !*prepared => return Ok(false),
+            BackAction::Resume => return class.connect(xs, ends).map(|()| true),
             BackAction::Connect => {
                 class.connect(xs, ends)?;
-                return Ok(transaction(xs, |tx| {
+                transaction(xs, |tx| {
                     class.describe(tx, ends)?;
                     switch_state(tx, &ends.back, XenbusState::Connected).map(drop)
-                })?);
+                })?;
+                return Ok(true);
             }
             BackAction::StartClosing => XenbusState::Closing,
             BackAction::Close => XenbusState::Closed,
             BackAction::Disconnect => {
                 class.disconnect();
-                return Ok(());
+                return Ok(true);
             }
-            BackAction::None | BackAction::Remove => return Ok(()),
+            BackAction::None | BackAction::Remove => return Ok(true),
         };
         switch_state(xs, &ends.back, to)?;
+        Ok(true)
+    }
+
+    fn prepare(&mut self, xs: &mut dyn Xenstore) -> Result<(), Fault> {
+        if self.prepared {
+            return Ok(());
+        }
+        if self.ends.surroundings == Surroundings::Scripts
+            && !core::mem::replace(&mut self.awaiting, true)
+        {
+            watch(xs, &hotplug_path(&self.ends.back), &self.ends.back)?;
+        }
+        self.prepared = self.class.prepare(xs, &self.ends)? == Prepared::Yes;
         Ok(())
     }
 
@@ -218,5 +298,8 @@ impl<C: BackendClass> BackendDriver<C> {
         // The watches may be gone with the nodes' rights; what is left of them does no harm.
         let _ = xs.unwatch(&state_path(&self.ends.front), &self.ends.back);
         let _ = xs.unwatch(&online_path(&self.ends.back), &self.ends.back);
+        if self.awaiting {
+            let _ = xs.unwatch(&hotplug_path(&self.ends.back), &self.ends.back);
+        }
     }
 }

@@ -10,13 +10,15 @@
 //! | [`BackendDriver`] with a [`BackendClass`] | a backend |
 //! | [`FrontendDriver`] with a [`FrontendClass`] | a frontend |
 //!
+//! [`Surroundings`] says what a toolstack does around a backend: with `xl`, hotplug scripts.
+//!
 //! Whatever a class cannot do, or its peer breaks, is a [`Fault`]: it is written to the end's
 //! `error` node, and closes that one device.
 
 mod back;
 mod front;
 
-pub use back::{BackendClass, BackendDriver};
+pub use back::{BackendClass, BackendDriver, Prepared, hotplug};
 pub use front::{FrontendClass, FrontendDriver};
 
 use crate::handshake::HandshakeError;
@@ -25,6 +27,23 @@ use crate::wire::XsErrno;
 use crate::xenstore::{Xenstore, XsError};
 use alloc::format;
 use alloc::string::{String, ToString};
+
+/// Who looks after what lies around a backend: the toolstack, or the backend itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Surroundings {
+    /// The backend attaches its devices to what they lead to; the toolstack makes and removes
+    /// their directories.
+    #[default]
+    Plain,
+    /// The toolstack (`xl` in dom0, `xl devd` in a driver domain) also runs each device's hotplug
+    /// script once the backend has offered it, and nothing is served before that is done.
+    Scripts,
+    /// A driver domain where nobody acts for the toolstack: the backend's domain attaches its
+    /// devices, and removes the directories of those that are gone
+    /// ([`remove_backend_end`](crate::handshake::common::remove_backend_end)), a moment after: the
+    /// toolstack has to see them Closed first.
+    DriverDomain,
+}
 
 /// The two ends of a device.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,13 +54,24 @@ pub struct Ends {
     pub back: String,
     /// The frontend's directory.
     pub front: String,
+    /// Who looks after the rest.
+    pub surroundings: Surroundings,
+    /// An earlier process's session is being taken over: what hotplug scripts did for it they will
+    /// not do again, and the frontend may have missed the notification of an answer.
+    pub resumed: bool,
 }
 
 impl Ends {
     /// The ends of a device at their usual places.
     #[must_use]
     pub fn new(addr: DeviceAddr) -> Self {
-        Self { addr, back: addr.backend_path(), front: addr.frontend_path() }
+        Self {
+            addr,
+            back: addr.backend_path(),
+            front: addr.frontend_path(),
+            surroundings: Surroundings::default(),
+            resumed: false,
+        }
     }
 }
 

@@ -22,7 +22,7 @@
 //! # use pvio_xenbus::handshake::{HandshakeError, common, vbd};
 //! # let store = Rc::new(RefCell::new(Store::default()));
 //! # let mut xs = LocalClient::connect(&store, DomId::DOM0);
-//! # let addr = common::DeviceAddr::new(common::DeviceClass::Vbd, DomId::DOM0, DomId(5), 51712);
+//! # let addr = common::DeviceAddr::new(common::BackendKind::Vbd, DomId::DOM0, DomId(5), 51712);
 //! # vbd::create_device(&mut xs, addr, &vbd::ToolstackBack::new(addr, "/dev/null"))?;
 //! let base = addr.backend_path();
 //! let offer = vbd::BackOffer { flush: true, max_queues: Some(4), ..vbd::BackOffer::default() };

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use pvio_ring::DomId;
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::handshake::common::{self as dev, DeviceAddr, DeviceClass};
+use pvio_xenbus::handshake::common::{self as dev, BackendKind, DeviceAddr};
 use pvio_xenbus::handshake::{vbd, vif};
 use pvio_xenbus::store::{LocalClient, Store};
 
@@ -33,14 +33,14 @@ pub fn world() -> World {
 
 pub fn disk() -> (World, String, String) {
     let mut w = world();
-    let addr = DeviceAddr::new(DeviceClass::Vbd, BACK, FRONT, 51712);
+    let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 51712);
     vbd::create_device(&mut w.dom0, addr, &vbd::ToolstackBack::new(addr, "/srv/disk.img")).unwrap();
     (w, addr.backend_path(), addr.frontend_path())
 }
 
 pub fn nic() -> (World, String, String) {
     let mut w = world();
-    let addr = DeviceAddr::new(DeviceClass::Vif, BACK, FRONT, 0);
+    let addr = DeviceAddr::new(BackendKind::Vif, BACK, FRONT, 0);
     let mac = "00:16:3e:01:02:03".parse().unwrap();
     vif::create_device(&mut w.dom0, addr, &vif::ToolstackBack::new(addr, mac)).unwrap();
     (w, addr.backend_path(), addr.frontend_path())

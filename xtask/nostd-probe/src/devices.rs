@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 
 use pvio_blkback::engine::mem::MemEngine;
-use pvio_blkback::{Progress, Queue as Back, QueueParts, Stats};
+use pvio_blkback::{DataPath, Progress, Queue as Back, QueueParts, Stats};
 use pvio_blkfront::{Op, Queue as Front};
 use pvio_event_channel::{DomId, EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper};
@@ -27,7 +27,13 @@ pub fn nic() -> bool {
 fn send_and_receive() -> Option<()> {
     let machine = Machine::default();
     let mut front = NetFront::new(&machine, BACK).ok()?;
-    front.set_features(FrontFeatures { sg: true, checksum_v4: true, checksum_v6: true });
+    let agreed = FrontFeatures {
+        sg: true,
+        checksum_v4: true,
+        checksum_v6: true,
+        ..FrontFeatures::default()
+    };
+    front.set_features(agreed);
     let refs = QueueRefs {
         tx_ring: front.tx_gref(),
         rx_ring: front.rx_gref(),
@@ -48,20 +54,31 @@ fn send_and_receive() -> Option<()> {
     (came == 1).then_some(())
 }
 
-/// What a guest writes to its virtual disk is what it reads back.
+/// What a guest writes to its virtual disk is what it reads back, on every data path.
 pub fn disk() -> bool {
-    write_and_read_back().is_some()
+    [DataPath::Map, DataPath::Copy, DataPath::Persistent]
+        .into_iter()
+        .all(|path| write_and_read_back(path).is_some())
 }
 
-fn write_and_read_back() -> Option<()> {
+fn write_and_read_back(data_path: DataPath) -> Option<()> {
     let machine = Machine::default();
     let mut front = Front::new(machine.clone(), BACK, 51712).ok()?;
     let channel = machine.bind_interdomain(FRONT, front.channel().port()).ok()?;
     let ring = machine.map(FRONT, &[front.ring_gref()], Access::ReadWrite).ok()?;
     let ring = BackRing::attach(ring, Abi::X86_64.slot_size()).ok()?;
     let stats = Arc::new(Stats::default());
-    let mapper = machine.clone();
-    let parts = QueueParts { frontend: FRONT, mapper, ring, channel, abi: Abi::X86_64, stats };
+    let parts = QueueParts {
+        frontend: FRONT,
+        grants: machine.clone(),
+        data_path,
+        ring,
+        channel,
+        abi: Abi::X86_64,
+        max_indirect_segments: 0,
+        in_order: false,
+        stats,
+    };
     let mut back = Back::new(parts, MemEngine::zeroed(64));
 
     let data = [0x5a; 1024];

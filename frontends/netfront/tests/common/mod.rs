@@ -4,7 +4,7 @@
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, DomId, GrantMapper};
 use pvio_netback::port::memory::{MemoryPort, loopback, pair};
-use pvio_netback::queue::{EventPorts, QueueRefs};
+use pvio_netback::queue::{EventPorts, Policy, QueueRefs};
 use pvio_netback::{NetPort, Stats};
 use pvio_netfront::{Features, Queue};
 use pvio_ring::BackRing;
@@ -18,13 +18,25 @@ pub const FRONT: DomId = DomId(7);
 pub const BACK: DomId = DomId(0);
 
 /// What both ends agree on where a test says nothing else.
-pub const FRONT_FEATURES: Features = Features { sg: true, checksum_v4: true, checksum_v6: true };
+pub const FRONT_FEATURES: Features =
+    Features { sg: true, checksum_v4: true, checksum_v6: true, ..NO_FEATURES };
+pub const NO_FEATURES: Features = Features {
+    sg: false,
+    checksum_v4: false,
+    checksum_v6: false,
+    gso_v4: false,
+    gso_v6: false,
+    takes_gso_v4: false,
+    takes_gso_v6: false,
+};
 pub const BACK_FEATURES: pvio_netback::Features = pvio_netback::Features {
     sg: true,
     checksum_v4: true,
     checksum_v6: true,
     gso_v4: false,
     gso_v6: false,
+    sends_gso_v4: false,
+    sends_gso_v6: false,
     rx_notify: true,
 };
 
@@ -34,6 +46,26 @@ pub fn refs(queue: &Queue<LocalDomain>) -> QueueRefs {
         rx_ring: queue.rx_gref(),
         events: EventPorts::Shared(queue.channel().port()),
     }
+}
+
+/// The backend's queue. How the guest's pages are reached is nothing that a frontend may notice:
+/// the test program `mapped` has all these tests once more.
+pub fn attach(
+    driver: LocalDomain,
+    guest: DomId,
+    front: &Queue<LocalDomain>,
+    features: pvio_netback::Features,
+    stats: &Arc<Stats>,
+) -> pvio_netback::Queue<LocalDomain, Box<[u8]>> {
+    let stats = Arc::clone(stats);
+    let back = pvio_netback::Queue::attach(driver, guest, &refs(front), features, stats);
+    let mut back = back.unwrap();
+    back.set_policy(if module_path!().starts_with("mapped::") {
+        Policy::Map
+    } else {
+        Policy::Copy
+    });
+    back
 }
 
 /// A frontend and the real backend.
@@ -50,14 +82,8 @@ impl Vif {
         let mut front = Queue::new(&domain, BACK).unwrap();
         front.set_features(FRONT_FEATURES);
         let stats = Arc::new(Stats::default());
-        let back = pvio_netback::Queue::attach(
-            driver,
-            guest,
-            &refs(&front),
-            BACK_FEATURES,
-            Arc::clone(&stats),
-        );
-        Self { front, back: back.unwrap(), port, stats }
+        let back = attach(driver, guest, &front, BACK_FEATURES, &stats);
+        Self { front, back, port, stats }
     }
 
     pub fn poll(&mut self) {

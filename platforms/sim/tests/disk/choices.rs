@@ -4,6 +4,7 @@ use crate::daemon::{DaemonDo, Flaw};
 use crate::guest::GuestDo;
 use crate::hostile_back::Malice;
 use crate::hostile_guest::Mischief;
+use pvio_blkback::Policy;
 use pvio_grant_table::DomId;
 use pvio_sim::Sim;
 
@@ -56,11 +57,14 @@ pub struct Faults {
     /// How likely each is; a worker's step is 200.
     pub often: u32,
     pub flaw: Flaw,
+    /// How the driver domain reaches its guests' pages.
+    pub policy: Policy,
 }
 
 impl Faults {
     /// Some of them: a run with few goes deeper than one with all.
     pub fn some(sim: &mut Sim) -> Self {
+        let policy = sim.pick(&Policy::ALL);
         let mut coin = || sim.one_in(2);
         Self {
             crash: coin(),
@@ -70,6 +74,7 @@ impl Faults {
             close: coin(),
             often: sim.pick(&[1, 3, 10]),
             flaw: Flaw::None,
+            policy,
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::choices::Do;
 use crate::medium::{SharedMedium, SimEngine};
 use pvio_blkback::vbd::{Serve, Vbd};
-use pvio_blkback::{Geometry, Progress, Queue, QueueFault, QueueParts};
+use pvio_blkback::{Buf, Config, Geometry, Policy, Progress, Queue, QueueFault, QueueParts};
 use pvio_event_channel::{EventChannel, EventError, Port};
 use pvio_grant_table::DomId;
 use pvio_sim::local::events::LocalChannel;
@@ -11,7 +11,7 @@ use pvio_sim::local::memory::LocalMapping;
 use pvio_sim::{LocalDomain, Menu, Sim};
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
-use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, backend_root, list_backends};
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, backend_root, list_backends};
 use pvio_xenbus::handshake::vbd::ToolstackBack;
 use pvio_xenbus::store::{LocalClient, Store};
 use std::cell::{Cell, RefCell};
@@ -74,7 +74,7 @@ impl EventChannel for Wire {
 
 /// What a thread of the real daemon has.
 struct Served {
-    queue: Queue<LocalDomain, Wire, SimEngine<LocalMapping>>,
+    queue: Queue<LocalDomain, Wire, SimEngine<Buf<LocalMapping>>>,
     turn: Turn,
 }
 
@@ -115,9 +115,18 @@ impl Serve<LocalDomain> for Server {
         parts: QueueParts<LocalDomain, LocalChannel>,
     ) -> Result<Running, Fault> {
         let medium = self.medium.clone().expect("opened before it is started");
-        let QueueParts { frontend, mapper, ring, channel, abi, stats } = parts;
-        let channel = Wire { channel, cut: self.flaw == Flaw::NeverNotifies };
-        let parts = QueueParts { frontend, mapper, ring, channel, abi, stats };
+        let channel = |channel| Wire { channel, cut: self.flaw == Flaw::NeverNotifies };
+        let parts = QueueParts {
+            frontend: parts.frontend,
+            grants: parts.grants,
+            data_path: parts.data_path,
+            ring: parts.ring,
+            channel: channel(parts.channel),
+            abi: parts.abi,
+            max_indirect_segments: parts.max_indirect_segments,
+            in_order: parts.in_order,
+            stats: parts.stats,
+        };
         let queue = Queue::new(parts, SimEngine::new(medium, self.flaw));
         let mut seat = self.seat.borrow_mut();
         assert!(seat.served.is_none(), "two sessions at once");
@@ -223,6 +232,7 @@ pub struct Daemon {
     media: Rc<BTreeMap<String, SharedMedium>>,
     crashed: Rc<Cell<bool>>,
     flaw: Flaw,
+    policy: Policy,
 }
 
 const ROOT: &str = "root";
@@ -233,11 +243,12 @@ impl Daemon {
         store: &Rc<RefCell<Store>>,
         media: Rc<BTreeMap<String, SharedMedium>>,
         flaw: Flaw,
+        policy: Policy,
     ) -> Self {
         let mut xs = LocalClient::connect(store, domain.id());
-        let root = backend_root(DeviceClass::Vbd, domain.id());
+        let root = backend_root(BackendKind::Vbd, domain.id());
         xs.watch(&root, ROOT).expect("the first watch of a domain");
-        Self { domain, xs, devices: BTreeMap::new(), media, crashed: Rc::default(), flaw }
+        Self { domain, xs, devices: BTreeMap::new(), media, crashed: Rc::default(), flaw, policy }
     }
 
     pub fn id(&self) -> DomId {
@@ -320,7 +331,7 @@ impl Daemon {
 
     fn look_for_devices(&mut self, sim: &mut Sim) {
         let me = self.id();
-        let found = list_backends(&mut self.xs, DeviceClass::Vbd, me).expect("xenstore");
+        let found = list_backends(&mut self.xs, BackendKind::Vbd, me).expect("xenstore");
         for addr in found {
             if self.devices.contains_key(&addr) {
                 continue;
@@ -335,7 +346,9 @@ impl Daemon {
             };
             // Whether somebody served it before us is not known; a frontend that has not begun
             // makes no difference.
-            let driver = BackendDriver::restarted(addr, Vbd::new(self.domain.clone(), server));
+            let config = Config { policy: self.policy, ..Config::default() };
+            let vbd = Vbd::with(self.domain.clone(), server, config);
+            let driver = BackendDriver::restarted(addr, vbd);
             self.devices.insert(addr, Device { driver, seat });
             self.step(addr, sim);
         }

@@ -105,7 +105,7 @@ impl HostileGuest {
         let Ok(grefs) = grants.into_iter().collect::<Result<Vec<_>, _>>() else { return };
         let Ok(channel) = domain.alloc_unbound(back) else { return };
         let (protocol, abi) = sim.pick(&[
-            (None, Abi::X86_64),
+            (None, Abi::X86_32),
             (Some(Protocol::X86_64), Abi::X86_64),
             (Some(Protocol::X86_32), Abi::X86_32),
         ]);

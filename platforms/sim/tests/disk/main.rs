@@ -24,6 +24,7 @@ mod world;
 
 use choices::{Faults, Kind};
 use daemon::Flaw;
+use pvio_blkback::Policy;
 use pvio_sim::{Failure, Sim, attempt, run_seeds, settle, storm};
 use std::collections::BTreeMap;
 use world::DiskWorld;
@@ -43,7 +44,8 @@ fn run(sim: &mut Sim, disks: &[Kind], faults: Faults) -> u64 {
 #[test]
 fn undisturbed_disks_lose_nothing() {
     run_seeds("undisturbed_disks_lose_nothing", 50, |sim| {
-        let checked = run(sim, &[Kind::Honest; 2], Faults::default());
+        let faults = Faults { policy: sim.pick(&Policy::ALL), ..Faults::default() };
+        let checked = run(sim, &[Kind::Honest; 2], faults);
         assert!(checked > 0, "nothing was asked");
     });
 }
@@ -75,8 +77,9 @@ fn first_failure(mut run: impl FnMut(&mut Sim) -> u64) -> Option<Failure> {
 
 #[test]
 fn a_lost_wake_up_is_found() {
-    for flaw in [Flaw::NoFinalCheck, Flaw::NeverNotifies] {
-        let faults = Faults { flaw, ..Faults::default() };
+    let flaws = [Flaw::NoFinalCheck, Flaw::NeverNotifies];
+    for (flaw, policy) in flaws.into_iter().flat_map(|flaw| Policy::ALL.map(|p| (flaw, p))) {
+        let faults = Faults { flaw, policy, ..Faults::default() };
         let failure = first_failure(|sim| run(sim, &[Kind::Honest], faults));
         let failure = failure.unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
         assert!(failure.what.starts_with("deadlock: "), "{flaw:?}: {}", failure.what);
@@ -86,8 +89,9 @@ fn a_lost_wake_up_is_found() {
 
 #[test]
 fn lost_data_is_found() {
-    for flaw in [Flaw::ForgetsWrites, Flaw::ForgetsFlushes] {
-        let faults = Faults { flaw, kill_driver: true, often: 3, ..Faults::default() };
+    let flaws = [Flaw::ForgetsWrites, Flaw::ForgetsFlushes];
+    for (flaw, policy) in flaws.into_iter().flat_map(|flaw| Policy::ALL.map(|p| (flaw, p))) {
+        let faults = Faults { flaw, policy, kill_driver: true, often: 3, ..Faults::default() };
         let failure = first_failure(|sim| run(sim, &[Kind::Honest], faults));
         let failure = failure.unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
         assert!(failure.what.starts_with("sector "), "{flaw:?}: {}", failure.what);

@@ -1,7 +1,7 @@
 //! Where a simulated disk's data is: a medium behind a volatile cache, and the engine before it.
 
 use crate::daemon::Flaw;
-use pvio_blkback::engine::{BlockEngine, Discard, EngineError, Full, Geometry, Io, Segments};
+use pvio_blkback::engine::{BlockEngine, Discard, Done, EngineError, Full, Geometry, Io, Segments};
 use pvio_ring::IoSeg;
 use pvio_ring::shm::{Region, SharedMemory};
 use pvio_sim::Sim;
@@ -100,7 +100,7 @@ pub struct SimEngine<B> {
     /// Told of, but not kicked.
     submitted: Vec<Job<B>>,
     begun: Vec<Job<B>>,
-    done: Vec<(u32, Result<(), EngineError>)>,
+    done: Vec<(u32, Result<(), EngineError>, Segments<B>)>,
     flaw: Flaw,
 }
 
@@ -134,7 +134,7 @@ impl<B: SharedMemory> SimEngine<B> {
             _ => false,
         };
         let result = if forgotten { Ok(()) } else { perform(&mut medium, &job, failing) };
-        self.done.push((job.tag, result));
+        self.done.push((job.tag, result, job.segments));
     }
 
     /// The process is killed: what was under way is done, in part, or not at all.
@@ -216,7 +216,9 @@ impl<B: SharedMemory> BlockEngine<B> for SimEngine<B> {
         }
     }
 
-    fn reap(&mut self, done: &mut dyn FnMut(u32, Result<(), EngineError>)) {
-        self.done.drain(..).for_each(|(tag, result)| done(tag, result));
+    fn reap(&mut self, done: &mut Done<'_, B>) {
+        self.done
+            .drain(..)
+            .for_each(|(tag, result, mut segments)| done(tag, result, &mut segments));
     }
 }

@@ -11,7 +11,7 @@ use pvio_grant_table::DomId;
 use pvio_sim::{LocalMachine, Menu, Sim, World};
 use pvio_xenbus::XenbusState;
 use pvio_xenbus::handshake::common::{
-    DeviceAddr, DeviceClass, create_domain, read_error, read_state, remove_device, remove_domain,
+    BackendKind, DeviceAddr, create_domain, read_error, read_state, remove_device, remove_domain,
     request_removal,
 };
 use pvio_xenbus::handshake::vbd::{ToolstackBack, create_backend, create_device};
@@ -78,7 +78,7 @@ impl DiskWorld {
                 let back = if kind == Kind::HostileBack { LIAR } else { DRIVER };
                 Disk {
                     kind,
-                    addr: DeviceAddr::new(DeviceClass::Vbd, back, front, 51712 + 16 * i as u32),
+                    addr: DeviceAddr::new(BackendKind::Vbd, back, front, 51712 + 16 * i as u32),
                     phase: Phase::Absent,
                     model: Rc::new(RefCell::new(Model::new(SECTORS as u64))),
                     medium,
@@ -228,7 +228,8 @@ impl DiskWorld {
 
     fn start_daemon(&mut self) {
         let (domain, media) = (self.machine.domain(DRIVER), Rc::clone(&self.media));
-        self.daemon = Some(Daemon::start(domain, &self.store, media, self.faults.flaw));
+        self.daemon =
+            Some(Daemon::start(domain, &self.store, media, self.faults.flaw, self.faults.policy));
     }
 
     fn words(&self, i: usize) -> (DeviceAddr, ToolstackBack) {

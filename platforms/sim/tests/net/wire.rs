@@ -1,6 +1,6 @@
 //! What the frames of two vifs go through, and what is known of each of them.
 
-use pvio_netback::port::{NetPort, Offload, Packet, PacketBuf, PortError, WouldBlock};
+use pvio_netback::port::{FRAME_MAX, NetPort, Offload, Packet, PortError, WouldBlock};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -117,7 +117,7 @@ impl NetPort for CablePort {
         if self.blocked {
             return Err(WouldBlock);
         }
-        Ok(vec![0; <Box<[u8]> as PacketBuf>::FRAME_MAX].into())
+        Ok(vec![0; FRAME_MAX].into())
     }
 
     fn unreserve(&mut self, _: Box<[u8]>) {}

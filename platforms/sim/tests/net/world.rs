@@ -7,7 +7,7 @@ use pvio_grant_table::DomId;
 use pvio_sim::{LocalMachine, Menu, Sim, World};
 use pvio_xenbus::XenbusState;
 use pvio_xenbus::handshake::common::{
-    DeviceAddr, DeviceClass, create_domain, read_state, remove_device, remove_domain,
+    BackendKind, DeviceAddr, create_domain, read_state, remove_device, remove_domain,
     request_removal,
 };
 use pvio_xenbus::handshake::vif::{Mac, ToolstackBack, create_backend, create_device};
@@ -105,7 +105,7 @@ impl NetWorld {
     pub fn new(faults: Faults) -> Self {
         let store = Rc::new(RefCell::new(Store::new(Quota::default())));
         let nic = |front: DomId| Nic {
-            addr: DeviceAddr::new(DeviceClass::Vif, DRIVER, front, 0),
+            addr: DeviceAddr::new(BackendKind::Vif, DRIVER, front, 0),
             phase: Phase::Absent,
             guest: None,
         };

@@ -36,12 +36,61 @@ impl DeviceClass {
     }
 }
 
+/// What kind of backend serves a device, as the directories of backends are named. One class of
+/// frontends has several: a toolstack says by the kind which program is to serve.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum BackendKind {
+    /// `vbd`: what `xl` makes of a block device or a raw image (`backendtype=phy`). Claimed by
+    /// Linux's xen-blkback where that is loaded.
+    Vbd,
+    /// `qdisk`: what `xl` makes of an image that it leaves to a device model.
+    Qdisk,
+    /// `pvio-vbd`: a disk that no other backend claims.
+    PvioVbd,
+    /// `vif`: every network interface `xl` makes. Claimed by Linux's xen-netback where loaded.
+    Vif,
+    /// `pvio-vif`: a network interface that no other backend claims.
+    PvioVif,
+}
+
+impl BackendKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Vbd, Self::Qdisk, Self::PvioVbd, Self::Vif, Self::PvioVif];
+
+    /// The word in paths.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Vbd => "vbd",
+            Self::Qdisk => "qdisk",
+            Self::PvioVbd => "pvio-vbd",
+            Self::Vif => "vif",
+            Self::PvioVif => "pvio-vif",
+        }
+    }
+
+    /// What its frontends are.
+    #[must_use]
+    pub const fn class(self) -> DeviceClass {
+        match self {
+            Self::Vbd | Self::Qdisk | Self::PvioVbd => DeviceClass::Vbd,
+            Self::Vif | Self::PvioVif => DeviceClass::Vif,
+        }
+    }
+
+    /// The kind with this word in paths.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|k| k.as_str() == word)
+    }
+}
+
 /// One device: its kind, its two domains, and its number in the frontend (for a disk the
 /// `virtual-device`, for a network interface its handle).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct DeviceAddr {
-    /// What it is.
-    pub class: DeviceClass,
+    /// What serves it.
+    pub kind: BackendKind,
     /// The domain that serves it.
     pub back: DomId,
     /// The domain that uses it.
@@ -53,20 +102,26 @@ pub struct DeviceAddr {
 impl DeviceAddr {
     /// An address.
     #[must_use]
-    pub const fn new(class: DeviceClass, back: DomId, front: DomId, index: u32) -> Self {
-        Self { class, back, front, index }
+    pub const fn new(kind: BackendKind, back: DomId, front: DomId, index: u32) -> Self {
+        Self { kind, back, front, index }
     }
 
-    /// The backend's directory: `/local/domain/<back>/backend/<class>/<front>/<index>`.
+    /// What it is.
+    #[must_use]
+    pub const fn class(&self) -> DeviceClass {
+        self.kind.class()
+    }
+
+    /// The backend's directory: `/local/domain/<back>/backend/<kind>/<front>/<index>`.
     #[must_use]
     pub fn backend_path(&self) -> String {
-        format!("{}/{}/{}", backend_root(self.class, self.back), self.front, self.index)
+        format!("{}/{}/{}", backend_root(self.kind, self.back), self.front, self.index)
     }
 
     /// The frontend's directory: `/local/domain/<front>/device/<class>/<index>`.
     #[must_use]
     pub fn frontend_path(&self) -> String {
-        format!("{}/{}", frontend_root(self.class, self.front), self.index)
+        format!("{}/{}", frontend_root(self.class(), self.front), self.index)
     }
 
     /// Takes a path at or below a backend's directory apart, as events bring it: the address,
@@ -75,20 +130,20 @@ impl DeviceAddr {
     pub fn from_backend_path(path: &str, home: DomId) -> Option<(Self, &str)> {
         let (back, rest) = split_home(path, home)?;
         let rest = rest.strip_prefix("backend/")?;
-        let (class, rest) = rest.split_once('/')?;
+        let (kind, rest) = rest.split_once('/')?;
         let (front, rest) = rest.split_once('/')?;
         let (index, below) = rest.split_once('/').unwrap_or((rest, ""));
-        let class = DeviceClass::from_str(class)?;
+        let kind = BackendKind::from_word(kind)?;
         let front = parse_u16(front.as_bytes()).map(DomId)?;
         let index = parse_u32(index.as_bytes())?;
-        Some((Self { class, back, front, index }, below))
+        Some((Self { kind, back, front, index }, below))
     }
 }
 
 /// The directory of all backends of a kind in a domain, to be watched by whoever serves them.
 #[must_use]
-pub fn backend_root(class: DeviceClass, back: DomId) -> String {
-    format!("/local/domain/{back}/backend/{}", class.as_str())
+pub fn backend_root(kind: BackendKind, back: DomId) -> String {
+    format!("/local/domain/{back}/backend/{}", kind.as_str())
 }
 
 /// The directory of all frontends of a kind in a domain.
@@ -115,10 +170,10 @@ pub fn parse_frontend_path(path: &str, home: DomId) -> Option<(DeviceClass, DomI
 /// xenstore's; that there are none is no error.
 pub fn list_backends<X: Xenstore + ?Sized>(
     xs: &mut X,
-    class: DeviceClass,
+    kind: BackendKind,
     back: DomId,
 ) -> Result<Vec<DeviceAddr>, XsError> {
-    let root = backend_root(class, back);
+    let root = backend_root(kind, back);
     let mut found = Vec::new();
     for front in directory_opt(xs, &root)? {
         let Some(domid) = parse_u16(front.as_bytes()).map(DomId) else {
@@ -126,7 +181,7 @@ pub fn list_backends<X: Xenstore + ?Sized>(
         };
         let devices = directory_opt(xs, &format!("{root}/{front}"))?;
         let indices = devices.iter().filter_map(|d| parse_u32(d.as_bytes()));
-        found.extend(indices.map(|index| DeviceAddr { class, back, front: domid, index }));
+        found.extend(indices.map(|index| DeviceAddr { kind, back, front: domid, index }));
     }
     Ok(found)
 }

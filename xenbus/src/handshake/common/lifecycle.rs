@@ -43,6 +43,19 @@ pub fn create_domain<X: Xenstore + ?Sized>(
     })
 }
 
+/// Tells libxl that a guest's device model runs, for which it waits. To be called by the domain the
+/// device model is in.
+///
+/// # Errors
+/// xenstore's.
+pub fn announce_device_model<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    guest: DomId,
+) -> Result<(), HandshakeError> {
+    // Relative to one's own home, as libxl has it.
+    Writer { xs, base: &format!("device-model/{guest}") }.put("state", "running")
+}
+
 /// Removes a domain's home. Its devices' backends, which are in other homes, stay.
 ///
 /// # Errors
@@ -79,15 +92,34 @@ pub fn remove_device<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
 ) -> Result<(), HandshakeError> {
-    let (back, front) = (addr.backend_path(), addr.frontend_path());
-    let siblings = format!("{}/{}", backend_root(addr.class, addr.back), addr.front);
+    let front = addr.frontend_path();
     transaction(xs, |tx| {
-        for base in [&back, &front] {
-            tx.rm(base)?;
-            clear_error(tx, base)?;
-        }
+        tx.rm(&front)?;
+        clear_error(tx, &front)?;
+        remove_backend_end(tx, addr)
+    })
+}
+
+/// Removes a backend's directory, with the error told of it, and the frontend domain's directory
+/// above if that is empty then. What the domain has no right to remove, stays.
+///
+/// # Errors
+/// xenstore's.
+pub fn remove_backend_end<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+) -> Result<(), HandshakeError> {
+    let back = addr.backend_path();
+    let siblings = format!("{}/{}", backend_root(addr.kind, addr.back), addr.front);
+    transaction(xs, |tx| {
+        tx.rm(&back)?;
+        clear_error(tx, &back)?;
         if matches!(tx.directory(&siblings), Ok(left) if left.is_empty()) {
-            tx.rm(&siblings)?;
+            match tx.rm(&siblings) {
+                // Only the toolstack may.
+                Err(XsError::Refused { .. }) => {}
+                other => other?,
+            }
         }
         Ok(())
     })

@@ -5,12 +5,15 @@ mod lifecycle;
 mod status;
 
 pub use addr::{
-    DeviceAddr, DeviceClass, backend_root, frontend_root, list_backends, list_frontends,
-    parse_frontend_path,
+    BackendKind, DeviceAddr, DeviceClass, backend_root, frontend_root, list_backends,
+    list_frontends, parse_frontend_path,
+};
+pub use lifecycle::{
+    announce_device_model, create_domain, remove_backend_end, remove_device, remove_domain,
+    request_removal,
 };
 pub(super) use lifecycle::{create_backend_end, create_frontend_end, regrant_frontend_end};
-pub use lifecycle::{create_domain, remove_device, remove_domain, request_removal};
 pub use status::{
-    Hotplug, clear_error, error_path, online_path, read_error, read_hotplug, read_online,
-    read_state, state_path, switch_state, write_error, write_hotplug, write_state,
+    Hotplug, clear_error, error_path, hotplug_path, online_path, read_error, read_hotplug,
+    read_online, read_state, state_path, switch_state, write_error, write_hotplug, write_state,
 };

@@ -25,6 +25,12 @@ pub fn online_path(backend: &str) -> String {
     format!("{backend}/online")
 }
 
+/// The key by which a hotplug script tells how far it has come.
+#[must_use]
+pub fn hotplug_path(backend: &str) -> String {
+    format!("{backend}/hotplug-status")
+}
+
 /// Reads an end's state. Nothing there, nothing that may be seen (the end's domain is gone, and
 /// its directory with the rights to look there), or nothing that can be understood, is
 /// [`XenbusState::Unknown`].
@@ -119,7 +125,8 @@ pub fn read_hotplug<X: Xenstore + ?Sized>(
 ) -> Result<Option<Hotplug>, HandshakeError> {
     let mut r = Reader { xs, base: backend };
     match r.raw("hotplug-status")?.as_deref() {
-        None => Ok(None),
+        // libxl makes a vif's node empty.
+        None | Some(b"") => Ok(None),
         Some(b"connected") => Ok(Some(Hotplug::Connected)),
         Some(b"error") => {
             let why = r.opt_text("hotplug-error")?.unwrap_or_default();

@@ -64,6 +64,10 @@ pub struct ToolstackBack {
     pub device_type: DeviceType,
     /// `params`: what backs the disk; for the backend to understand.
     pub params: String,
+    /// `script`: what the toolstack runs to make the backing ready.
+    pub script: Option<String>,
+    /// `physical-device-path`: the block device that the script found or made for `params`.
+    pub physical_device_path: Option<String>,
     /// `direct-io-safe`: whether the backing may be accessed around the host's cache.
     pub direct_io_safe: bool,
     /// `discard-enable`: whether discards may be offered.
@@ -85,8 +89,22 @@ impl ToolstackBack {
             mode: Mode::ReadWrite,
             device_type: DeviceType::Disk,
             params: params.into(),
+            script: None,
+            physical_device_path: None,
             direct_io_safe: false,
             discard_enable: true,
+        }
+    }
+
+    /// What backs the disk, and in which format. A kind that is left to a device model has the
+    /// format in front of the path (`aio:/srv/guest.img`, `qcow2:/srv/guest.qcow2`), which is
+    /// `raw` here for libxl's `aio`; all others are raw.
+    #[must_use]
+    pub fn backing(&self) -> (&str, &str) {
+        match self.params.split_once(':') {
+            Some(("aio", path)) if self.kind == "qdisk" => ("raw", path),
+            Some((format, path)) if self.kind == "qdisk" => (format, path),
+            _ => ("raw", &self.params),
         }
     }
 
@@ -116,6 +134,8 @@ impl ToolstackBack {
                 mode,
                 device_type: read_device_type(&mut r)?,
                 params: r.need_text("params")?,
+                script: r.opt_text("script")?,
+                physical_device_path: r.opt_text("physical-device-path")?,
                 direct_io_safe: r.flag("direct-io-safe", false)?,
                 discard_enable: r.flag("discard-enable", true)?,
             })
@@ -143,6 +163,8 @@ impl ToolstackBack {
             w.put("mode", if self.mode == Mode::ReadOnly { "r" } else { "w" })?;
             w.put("device-type", self.device_type.as_str())?;
             w.put("params", &self.params)?;
+            w.opt("script", self.script.as_ref())?;
+            w.opt("physical-device-path", self.physical_device_path.as_ref())?;
             w.flag("direct-io-safe", self.direct_io_safe)?;
             w.flag("discard-enable", self.discard_enable)
         })
@@ -247,7 +269,7 @@ pub fn create_backend<X: Xenstore + ?Sized>(
     addr: DeviceAddr,
     back: &ToolstackBack,
 ) -> Result<(), HandshakeError> {
-    if addr.class != DeviceClass::Vbd {
+    if addr.class() != DeviceClass::Vbd {
         return Err(HandshakeError::Unwritable("a disk of another class"));
     }
     if back.frontend_id != addr.front || back.frontend != addr.frontend_path() {

@@ -273,7 +273,7 @@ pub fn create_backend<X: Xenstore + ?Sized>(
     addr: DeviceAddr,
     back: &ToolstackBack,
 ) -> Result<(), HandshakeError> {
-    if addr.class != DeviceClass::Vif {
+    if addr.class() != DeviceClass::Vif {
         return Err(HandshakeError::Unwritable("a network interface of another class"));
     }
     if back.frontend_id != addr.front || back.frontend != addr.frontend_path() {

@@ -20,6 +20,7 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     ("pvio-uring", &["pvio-ring"]),
     ("pvio-hosted", BELOW),
     ("pvio-sim", BELOW),
+    ("pvio-xen-linux", BELOW),
 ];
 
 const BELOW: &[&str] = &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus"];

@@ -1,0 +1,488 @@
+//! The guest's pages: mapped for a request, kept mapped, or stood for by pages of our own.
+//!
+//! A poll's requests say what they [want](Pages::want); of indirect ones the segments are
+//! [read](Pages::read_tables) before, by one call for all of them. Data then [gathered](Pages::gather) by
+//! one copy for all of them, and each request [takes](Pages::take) its pages, or is refused by
+//! itself. Completed operations [return](Pages::returned) their pages, and are
+//! [settled](Pages::settle) together: what was read from the disk into pages of our own is copied to
+//! the guest by one call, before any answer.
+//!
+//! Mapping is not done for many requests at once. A platform may unmap only together what was
+//! mapped together ([`GrantMapper::map_each`]), and a page must be unmapped when its request is
+//! answered: so a request's pages are one call, and a page that is kept is one by itself.
+//!
+//! # Memory
+//! What a guest can make a queue hold at a time is bounded, whatever the length of its ring:
+//! - guest pages in use by requests: [`PAGES_MOST`] (16 MiB of the guest's own memory), or with
+//!   [`DataPath::Copy`] as many of ours as the pool has, [`POOL_MOST`] (12 MiB) at most. A request
+//!   that would need more waits for others to finish;
+//! - guest pages kept mapped: [`kept_most`], 4224 (16.5 MiB of the guest's own memory) at most, with
+//!   at most 200 bytes of ours for each;
+//! - lists: some 100 bytes for each page above, a few hundred for each slot of the ring.
+//!
+//! Ours is at most pool + lists: less than 16 MiB a queue.
+
+mod kept;
+mod pool;
+mod tables;
+
+use crate::engine::{EngineError, Segments};
+use crate::path::DataPath;
+use crate::stats::Stats;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::time::Duration;
+use kept::Kept;
+use pool::Pool;
+use pvio_grant_table::{
+    Access, CopyBuf, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus,
+};
+use pvio_ring::IoSeg;
+use pvio_ring::proto::blkif::{Indirect, RefusalReason, Segment};
+use pvio_ring::shm::{Either, PrivatePage, SharedMemory};
+use tables::Tables;
+
+/// Most guest pages that all requests of a queue use at a time.
+pub const PAGES_MOST: usize = 4096;
+/// Most pages of our own a queue that copies has.
+pub const POOL_MOST: usize = 3072;
+/// Grants that a queue of 32 slots keeps mapped, as Linux's backend has it
+/// (`max_persistent_grants`): 33 a slot.
+pub const KEPT_LEAST: usize = 1056;
+
+/// Grants that a queue keeps mapped at most: 33 for each slot of its ring, but no more than 4224.
+#[must_use]
+pub const fn kept_most(slots: usize) -> usize {
+    let most = slots.saturating_mul(33);
+    if most > 4 * KEPT_LEAST {
+        4 * KEPT_LEAST
+    } else if most < KEPT_LEAST {
+        KEPT_LEAST
+    } else {
+        most
+    }
+}
+
+/// What an operation moves data to and from: a page mapped for it alone, a mapped page that is
+/// kept, or a page of our own.
+pub type Buf<M> = Either<M, Either<Arc<M>, PrivatePage>>;
+
+/// One page a request wants.
+#[derive(Clone, Copy, Debug)]
+struct Want {
+    segment: Segment,
+    /// Whether the guest's page is to be written: it reads from the disk.
+    into_guest: bool,
+}
+
+/// Why a step of a request failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum StepError {
+    Engine(EngineError),
+    /// The guest's page could not be reached.
+    Grant,
+}
+
+/// An operation the engine has finished.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub tag: u32,
+    pub result: Result<(), StepError>,
+    /// Its pages in `returned`, if they are to be copied to the guest.
+    copy: Range<usize>,
+}
+
+/// The guest's pages as one queue uses them.
+#[derive(Debug)]
+pub(crate) struct Pages<M> {
+    path: DataPath,
+    /// Pages that requests may use besides those they use now.
+    free: usize,
+    pool: Pool,
+    kept: Kept<M>,
+    wanted: Vec<Want>,
+    /// Pages of segments, of indirect requests.
+    tables: Tables,
+    /// What was gathered, one for each that is wanted; `None` where that failed.
+    found: Vec<Option<Buf<M>>>,
+    /// What one call to the hypervisor is about, and which of `wanted`; reused.
+    grefs: Vec<GrantRef>,
+    places: Vec<u32>,
+    ops: Vec<CopyOp<'static>>,
+    /// Pages of operations that are done.
+    returned: Segments<Buf<M>>,
+    finished: Vec<Finished>,
+}
+
+impl<M: SharedMemory> Pages<M> {
+    /// For a queue of `slots` requests of at most `segments` pages each.
+    pub fn new(path: DataPath, slots: usize, segments: usize) -> Self {
+        let all = slots.saturating_mul(segments);
+        let most = most_pages(path);
+        let free = all.min(most).max(segments.min(most));
+        let is = |other| path == other;
+        Self {
+            path,
+            free,
+            pool: Pool::new(if is(DataPath::Copy) { free } else { 0 }),
+            kept: Kept::new(if is(DataPath::Persistent) { kept_most(slots) } else { 0 }),
+            wanted: Vec::new(),
+            tables: Tables::default(),
+            found: Vec::new(),
+            grefs: Vec::new(),
+            places: Vec::new(),
+            ops: Vec::new(),
+            returned: Vec::new(),
+            finished: Vec::with_capacity(slots),
+        }
+    }
+
+    /// Whether a request of as many pages can be served now. Once nothing is in use, any is.
+    pub fn has_room_for(&self, count: usize) -> bool {
+        count <= self.free
+    }
+
+    /// Asks for the pages of a request, for which there is room; where they are to be found.
+    pub fn want(
+        &mut self,
+        segments: impl Iterator<Item = Segment>,
+        into_guest: bool,
+    ) -> Range<usize> {
+        let first = self.wanted.len();
+        self.wanted.extend(segments.map(|segment| Want { segment, into_guest }));
+        let range = first..self.wanted.len();
+        self.free = self.free.saturating_sub(range.len());
+        range
+    }
+
+    /// Asks for the segments of an indirect request, for which there is room.
+    pub fn want_tables(&mut self, indirect: &Indirect) -> Range<usize> {
+        self.free = self.free.saturating_sub(indirect.segments());
+        self.tables.want(indirect)
+    }
+
+    /// Reads everything that [`want_tables`](Self::want_tables) asked for into private memory, once.
+    pub fn read_tables<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
+    where
+        P: GrantMapper<Mapping = M> + GrantCopier,
+    {
+        let Self { tables, kept, ops, .. } = self;
+        match self.path {
+            DataPath::Map => tables.map(grants, frontend, stats),
+            DataPath::Copy => tables.copy(grants, frontend, stats, ops),
+            DataPath::Persistent => tables.keep(grants, frontend, stats, kept),
+        }
+    }
+
+    /// Asks for the pages of an indirect request, whose segments were read; if `check` lets them
+    /// pass, as it is given them.
+    ///
+    /// # Errors
+    /// The check's; [`RefusalReason::Grant`] if the segments could not be read;
+    /// [`RefusalReason::SegmentBounds`].
+    pub fn want_indirect<F>(
+        &mut self,
+        table: Range<usize>,
+        into_guest: bool,
+        check: F,
+    ) -> Result<Range<usize>, RefusalReason>
+    where
+        F: FnOnce(&mut dyn ExactSizeIterator<Item = Segment>) -> Result<(), RefusalReason>,
+    {
+        let (first, count) = (self.wanted.len(), table.len());
+        let wanted = &mut self.wanted;
+        let read = match self.tables.read(table) {
+            None => Err(RefusalReason::Grant),
+            Some(raw) => raw
+                .iter()
+                .try_for_each(|raw| {
+                    let segment = Segment::read(*raw).ok_or(RefusalReason::SegmentBounds)?;
+                    wanted.push(Want { segment, into_guest });
+                    Ok(())
+                })
+                .and_then(|()| check(&mut wanted.iter().skip(first).map(|want| want.segment))),
+        };
+        if read.is_err() {
+            self.wanted.truncate(first);
+            self.free += count;
+        }
+        read.map(|()| first..self.wanted.len())
+    }
+
+    /// Gets hold of everything wanted.
+    pub fn gather<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
+    where
+        P: GrantMapper<Mapping = M> + GrantCopier,
+    {
+        self.found.clear();
+        self.found.resize_with(self.wanted.len(), || None);
+        match self.path {
+            // Each request maps its own.
+            DataPath::Map => {}
+            DataPath::Copy => self.copy_in(grants, frontend, stats),
+            DataPath::Persistent => self.find_or_map(grants, frontend, stats),
+        }
+    }
+
+    /// Moves a request's pages into `out`: all of them, or none if one could not be had.
+    pub fn take<P>(
+        &mut self,
+        range: Range<usize>,
+        grants: &P,
+        frontend: DomId,
+        stats: &Stats,
+        out: &mut Segments<Buf<M>>,
+    ) -> bool
+    where
+        P: GrantMapper<Mapping = M>,
+    {
+        if self.path == DataPath::Map {
+            self.map(range.clone(), grants, frontend, stats);
+        }
+        let wanted = self.wanted.get(range.clone()).unwrap_or_default();
+        let found = self.found.get_mut(range).unwrap_or_default();
+        let mut missing = 0;
+        for (want, buf) in wanted.iter().zip(found) {
+            match buf.take() {
+                Some(buf) => {
+                    let (offset, len) = (want.segment.offset(), want.segment.len());
+                    out.push(IoSeg { buf, offset, len });
+                }
+                None => missing += 1,
+            }
+        }
+        self.free += missing;
+        if missing > 0 {
+            self.give_back(out);
+        }
+        missing == 0
+    }
+
+    /// All requests have taken their pages.
+    pub fn taken(&mut self) {
+        self.wanted.clear();
+        self.tables.clear();
+        self.found.clear();
+    }
+
+    /// Lets go of pages.
+    pub fn give_back(&mut self, segments: &mut Segments<Buf<M>>) {
+        self.free += segments.len();
+        for seg in segments.drain(..) {
+            if let Either::B(Either::B(page)) = seg.buf {
+                self.pool.give_back(page);
+            }
+        }
+    }
+
+    /// An operation is done; `into_guest` if it has read from the disk.
+    pub fn returned(
+        &mut self,
+        tag: u32,
+        result: Result<(), EngineError>,
+        into_guest: bool,
+        segments: &mut Segments<Buf<M>>,
+    ) {
+        let first = self.returned.len();
+        self.returned.append(segments);
+        let to_copy = into_guest && result.is_ok() && self.path == DataPath::Copy;
+        let copy = first..if to_copy { self.returned.len() } else { first };
+        self.finished.push(Finished { tag, result: result.map_err(StepError::Engine), copy });
+    }
+
+    /// Copies to the guest what was read, lets go of all that was returned, and hands out the list
+    /// of what is done; to be given to [`settled`](Self::settled) afterwards.
+    pub fn settle<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats) -> Vec<Finished>
+    where
+        P: GrantCopier,
+    {
+        let mut finished = core::mem::take(&mut self.finished);
+        if finished.is_empty() {
+            return finished;
+        }
+        if self.path == DataPath::Copy {
+            self.copy_out(grants, frontend, &mut finished, stats);
+        }
+        let mut returned = core::mem::take(&mut self.returned);
+        self.give_back(&mut returned);
+        self.returned = returned;
+        finished
+    }
+
+    /// Takes the list back.
+    pub fn settled(&mut self, mut finished: Vec<Finished>) {
+        finished.clear();
+        self.finished = finished;
+    }
+
+    /// Tells the time, and unmaps what was not used for long.
+    pub fn tick(&mut self, now: Duration) {
+        self.kept.now = now;
+        self.kept.expire();
+    }
+
+    /// Guest pages kept mapped now.
+    pub fn kept(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// Maps the pages of one request, in one call.
+    fn map<P>(&mut self, range: Range<usize>, grants: &P, frontend: DomId, stats: &Stats)
+    where
+        P: GrantMapper<Mapping = M>,
+    {
+        let wanted = self.wanted.get(range.clone()).unwrap_or_default();
+        let found = self.found.get_mut(range).unwrap_or_default();
+        let Some(first) = wanted.first() else { return };
+        self.grefs.clear();
+        self.grefs.extend(wanted.iter().map(|want| want.segment.gref));
+        stats.mapped_pages.add(wanted.len() as u64);
+        // The backend writes guest memory when the guest reads the disk.
+        let access = if first.into_guest { Access::ReadWrite } else { Access::ReadOnly };
+        grants.map_each(frontend, &self.grefs, access, &mut |i, mapped| {
+            if let (Ok(page), Some(buf)) = (mapped, found.get_mut(i)) {
+                *buf = Some(Either::A(page));
+            }
+        });
+    }
+
+    /// Finds what is mapped already, and maps the rest to keep it.
+    fn find_or_map<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
+    where
+        P: GrantMapper<Mapping = M>,
+    {
+        let Self { wanted, found, kept, .. } = self;
+        let mut mapped = 0;
+        for (want, buf) in wanted.iter().zip(found.iter_mut()) {
+            let gref = want.segment.gref;
+            *buf = match kept.get(gref) {
+                Some(page) => Some(Either::B(Either::A(page))),
+                None => {
+                    mapped += 1;
+                    // To be written, too: the next request that uses the page may read.
+                    let page =
+                        grants.map(frontend, core::slice::from_ref(&gref), Access::ReadWrite);
+                    page.ok().map(|page| kept.insert(gref, page))
+                }
+            };
+        }
+        stats.mapped_pages.add(mapped);
+        stats.reused_pages.add(wanted.len() as u64 - mapped);
+    }
+
+    /// Takes a page of our own for each that is wanted, and copies in what is to be written to the
+    /// disk, in one call.
+    fn copy_in<P: GrantCopier>(&mut self, grants: &P, frontend: DomId, stats: &Stats) {
+        let Self { wanted, found, places, pool, .. } = self;
+        places.clear();
+        let mut ops = recycle(core::mem::take(&mut self.ops));
+        for (i, (want, buf)) in wanted.iter().zip(found.iter_mut()).enumerate() {
+            let Some(page) = pool.take(want.segment.gref) else { continue };
+            let Either::B(Either::B(page)) = buf.insert(Either::B(Either::B(page))) else {
+                continue;
+            };
+            if want.into_guest {
+                continue;
+            }
+            let (offset, len) = (want.segment.offset(), want.segment.len());
+            let Some(into) = page.bytes().get_mut(offset..offset + len) else { continue };
+            ops.push(copy_op(frontend, want.segment.gref, offset, CopyBuf::FromGrant(into)));
+            places.push(i as u32);
+        }
+        if ops.is_empty() {
+            self.ops = recycle(ops);
+            return;
+        }
+        grants.copy(&mut ops);
+        stats.copied_pages.add(ops.len() as u64);
+        // Only the failed ones are left.
+        let mut outcomes = ops.iter().map(|op| op.status);
+        places.retain(|_| outcomes.next() != Some(GrantStatus::Okay));
+        self.ops = recycle(ops);
+        for place in places.iter() {
+            let failed = found.get_mut(*place as usize).and_then(Option::take);
+            if let Some(Either::B(Either::B(page))) = failed {
+                pool.give_back(page);
+            }
+        }
+    }
+
+    /// Copies to the guest what was read from the disk, in one call.
+    fn copy_out<P: GrantCopier>(
+        &mut self,
+        grants: &P,
+        frontend: DomId,
+        finished: &mut [Finished],
+        stats: &Stats,
+    ) {
+        let mut ops = recycle(core::mem::take(&mut self.ops));
+        let mut rest = self.returned.as_mut_slice();
+        let mut at = 0;
+        for done in finished.iter().filter(|done| !done.copy.is_empty()) {
+            // The operations' pages lie in the order in which they were returned.
+            let (_, after) = rest.split_at_mut(done.copy.start - at);
+            let (here, after) = after.split_at_mut(done.copy.len());
+            (rest, at) = (after, done.copy.end);
+            for seg in here {
+                let Either::B(Either::B(page)) = &mut seg.buf else { continue };
+                let gref = self.pool.gref(page);
+                let from = page.bytes().get(seg.offset..seg.offset + seg.len).unwrap_or_default();
+                ops.push(copy_op(frontend, gref, seg.offset, CopyBuf::ToGrant(from)));
+            }
+        }
+        if !ops.is_empty() {
+            grants.copy(&mut ops);
+            stats.copied_pages.add(ops.len() as u64);
+        }
+        let mut outcomes = ops.iter().map(|op| op.status == GrantStatus::Okay);
+        for done in finished {
+            let copied = outcomes.by_ref().take(done.copy.len()).filter(|okay| *okay).count();
+            if copied < done.copy.len() {
+                done.result = Err(StepError::Grant);
+            }
+        }
+        self.ops = recycle(ops);
+    }
+}
+
+/// Most pages in use at a time, and so in one request.
+pub(crate) const fn most_pages(path: DataPath) -> usize {
+    match path {
+        DataPath::Copy => POOL_MOST,
+        DataPath::Map | DataPath::Persistent => PAGES_MOST,
+    }
+}
+
+fn copy_op(domain: DomId, gref: GrantRef, offset: usize, with: CopyBuf<'_>) -> CopyOp<'_> {
+    // A copier that leaves one out has not done it.
+    CopyOp { domain, gref, offset, with, status: GrantStatus::GeneralError }
+}
+
+/// An empty list of another lifetime in the same allocation.
+fn recycle<'b>(mut ops: Vec<CopyOp<'_>>) -> Vec<CopyOp<'b>> {
+    ops.clear();
+    // A list of the same layout is collected in place.
+    ops.into_iter().map(|_| -> CopyOp<'b> { unreachable!("the list is empty") }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recycled_list_keeps_its_room() {
+        let mut page = [0; 8];
+        let mut ops = Vec::with_capacity(100);
+        ops.push(copy_op(DomId(1), GrantRef(8), 0, CopyBuf::FromGrant(&mut page)));
+        let (room, at) = (ops.capacity(), ops.as_ptr().addr());
+        let again = recycle(ops);
+        assert_eq!((again.capacity(), again.as_ptr().addr(), again.len()), (room, at, 0));
+    }
+
+    #[test]
+    fn what_a_queue_keeps_is_bounded() {
+        assert_eq!((kept_most(2), kept_most(32), kept_most(64)), (1056, 1056, 2112));
+        assert_eq!((kept_most(1024), kept_most(usize::MAX)), (4224, 4224));
+    }
+}

@@ -1,0 +1,59 @@
+//! What a request may ask of the disk.
+
+use crate::engine::Geometry;
+use pvio_ring::proto::blkif::{DataOp, RefusalReason, Segment, Status};
+
+/// Checks a request for data against the disk; how many bytes it moves.
+pub(super) fn data(
+    disk: &Geometry,
+    op: DataOp,
+    sector: u64,
+    segments: impl ExactSizeIterator<Item = Segment>,
+) -> Result<u32, RefusalReason> {
+    let moves = segments.len() > 0;
+    let writes = match op {
+        DataOp::Read => false,
+        DataOp::Write | DataOp::WriteBarrier => true,
+        DataOp::Flush => moves,
+    };
+    if disk.read_only && writes {
+        return Err(RefusalReason::ReadOnly);
+    }
+    if !moves {
+        return Ok(0);
+    }
+    let unit = (disk.sector_size / 512).max(1);
+    let mut whole = sector.is_multiple_of(u64::from(unit));
+    // At most 4096 segments of 8 sectors.
+    let sectors: u32 = segments
+        .inspect(|s| {
+            whole &= u32::from(s.first).is_multiple_of(unit) && s.sectors().is_multiple_of(unit);
+        })
+        .map(Segment::sectors)
+        .sum();
+    range(disk, sector, u64::from(sectors))?;
+    if whole { Ok(sectors * 512) } else { Err(RefusalReason::Misaligned) }
+}
+
+/// Checks a discard against the disk.
+pub(super) fn discard(
+    disk: &Geometry,
+    sector: u64,
+    sectors: u64,
+    secure: bool,
+) -> Result<(), (Status, RefusalReason)> {
+    if disk.discard.is_none() || secure {
+        return Err((Status::NotSupported, RefusalReason::UnknownOperation));
+    }
+    if disk.read_only {
+        return Err((Status::Error, RefusalReason::ReadOnly));
+    }
+    range(disk, sector, sectors).map_err(|reason| (Status::Error, reason))
+}
+
+fn range(disk: &Geometry, sector: u64, sectors: u64) -> Result<(), RefusalReason> {
+    match sector.checked_add(sectors) {
+        Some(end) if end <= disk.sectors => Ok(()),
+        _ => Err(RefusalReason::OutOfRange),
+    }
+}

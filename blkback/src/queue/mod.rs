@@ -1,0 +1,278 @@
+//! One queue of a virtual disk: from a ring's requests to an engine's operations and back.
+//!
+//! A state machine without I/O of its own: [`Queue::poll`] does what can be done now and never
+//! blocks. One thread (or kernel loop, or simulator step) drives it; all its state is its own.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `take` | from the ring's requests to the engine's operations, a batch at a time |
+//! | `finish` | from the engine's completions to the ring's answers |
+//! | `answers` | in which order those are written |
+//! | `check` | what a request may ask of the disk |
+
+mod answers;
+mod check;
+mod finish;
+mod take;
+
+use crate::engine::{BlockEngine, EngineError, Geometry, Io, Segments};
+use crate::pages::{Buf, Pages, StepError};
+use crate::path::DataPath;
+use crate::stats::Stats;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use answers::{Answers, Turn};
+use core::time::Duration;
+use pvio_event_channel::{EventChannel, EventError};
+use pvio_grant_table::{DomId, GrantCopier, GrantMapper};
+use pvio_ring::proto::blkif::{Abi, MAX_SEGMENTS, Request};
+use pvio_ring::{BackRing, RingFault, ShortSlot};
+use take::{Job, Unread};
+
+const UNSUPPORTED: StepError = StepError::Engine(EngineError::Unsupported);
+
+/// What a queue is made of.
+#[derive(Debug)]
+pub struct QueueParts<P: GrantMapper, C> {
+    /// The frontend's domain: whose grants are used.
+    pub frontend: DomId,
+    /// Maps and copies its pages.
+    pub grants: P,
+    /// Which of both, and for how long.
+    pub data_path: DataPath,
+    /// The shared ring.
+    pub ring: BackRing<P::Mapping>,
+    /// Wakes the frontend, and us.
+    pub channel: C,
+    /// How the frontend lays out its requests.
+    pub abi: Abi,
+    /// Segments in one indirect request, as offered; 0 if none was.
+    pub max_indirect_segments: u32,
+    /// Whether requests are answered in the order they were taken, so that another process can
+    /// take the ring over, whatever becomes of this one.
+    pub in_order: bool,
+    /// Where to count.
+    pub stats: Arc<Stats>,
+}
+
+/// What ends a queue: the frontend broke the protocol, or cannot be reached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum QueueFault {
+    /// The ring cannot be believed any more.
+    #[error(transparent)]
+    Ring(#[from] RingFault),
+    /// The event channel failed.
+    #[error(transparent)]
+    Event(#[from] EventError),
+    /// The ring's slots are not those of the ABI: a mistake of ours.
+    #[error(transparent)]
+    Slot(#[from] ShortSlot),
+    /// The worker's wait point failed, with this error of the operating system.
+    #[error("waiting failed with error {0} of the operating system")]
+    Wait(i32),
+}
+
+impl QueueFault {
+    /// A short stable code for logs, counters and `error` nodes.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Ring(fault) => fault.reason(),
+            Self::Event(error) => error.code(),
+            Self::Slot(_) => "short-slot",
+            Self::Wait(_) => "wait-failed",
+        }
+    }
+}
+
+/// Whether a queue has more to do right now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// Requests were taken or answered: look again before sleeping.
+    Some,
+    /// Nothing was there to do.
+    None,
+}
+
+/// One queue.
+#[derive(Debug)]
+pub struct Queue<P: GrantMapper, C, E> {
+    parts: QueueParts<P, C>,
+    engine: E,
+    geometry: Geometry,
+    answers: Answers,
+    /// Requests begun and not answered, by the engine's tag.
+    begun: Vec<Begun>,
+    /// Tags not in use.
+    free: Vec<u32>,
+    /// A request that was taken and has to wait: a barrier until nothing is under way, any other
+    /// until enough pages are free.
+    waiting: Option<(Turn, Request)>,
+    /// A barrier under way: nothing is taken until it is done.
+    barrier: Option<u32>,
+    /// Requests of this poll on their way to the engine; reused.
+    jobs: Vec<Job>,
+    unread: Vec<Unread>,
+    pages: Pages<P::Mapping>,
+    /// One operation's on their way to the engine; reused.
+    segments: Segments<Buf<P::Mapping>>,
+    /// The barrier's, while the disk is flushed before it.
+    held: Segments<Buf<P::Mapping>>,
+    /// The engine was given operations since it was last kicked.
+    submitted: bool,
+    /// Set while shutting down: nothing new is taken.
+    draining: bool,
+}
+
+/// A request that was begun.
+#[derive(Clone, Copy, Debug)]
+struct Begun {
+    turn: Turn,
+    id: u64,
+    op: u8,
+    bytes: u32,
+    /// What is still to do when the engine is done with this step.
+    then: Then,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Then {
+    Answer,
+    /// Flush, then answer.
+    Flush,
+    /// Write the barrier's data, flush, then answer.
+    Write {
+        sector: u64,
+    },
+}
+
+impl<P, C, E> Queue<P, C, E>
+where
+    P: GrantMapper + GrantCopier,
+    C: EventChannel,
+    E: BlockEngine<Buf<P::Mapping>>,
+{
+    /// A queue over an engine.
+    pub fn new(parts: QueueParts<P, C>, engine: E) -> Self {
+        let slots = parts.ring.layout().slots();
+        let most = MAX_SEGMENTS.max(parts.max_indirect_segments as usize);
+        let idle = Begun { turn: Turn::default(), id: 0, op: 0, bytes: 0, then: Then::Answer };
+        Self {
+            geometry: engine.geometry(),
+            answers: Answers::new(parts.in_order, slots),
+            begun: (0..slots).map(|_| idle).collect(),
+            free: (0..slots).rev().collect(),
+            waiting: None,
+            barrier: None,
+            jobs: Vec::with_capacity(slots as usize),
+            unread: Vec::new(),
+            pages: Pages::new(parts.data_path, slots as usize, most),
+            segments: Vec::with_capacity(MAX_SEGMENTS),
+            held: Vec::with_capacity(MAX_SEGMENTS),
+            parts,
+            engine,
+            submitted: false,
+            draining: false,
+        }
+    }
+
+    /// Answers what is done, takes up to `budget` new requests, hands them to the engine as one
+    /// batch, and publishes all answers with at most one notification.
+    ///
+    /// # Errors
+    /// A [`QueueFault`]: the queue is finished, and only [`in_flight`](Self::in_flight) is left to
+    /// wait for.
+    pub fn poll(&mut self, budget: u32) -> Result<Progress, QueueFault> {
+        let mut answered = self.reap();
+        let taken = if self.draining { 0 } else { self.take(budget)? };
+        // What the engine could do at once goes out with the same notification. A request of
+        // several steps may have begun its next one by that; no request has more than three.
+        while core::mem::take(&mut self.submitted) {
+            self.engine.kick();
+            answered += self.reap();
+        }
+        if self.parts.ring.publish() {
+            self.parts.stats.notifies.add(1);
+            self.parts.channel.notify()?;
+        }
+        Ok(if taken + answered > 0 { Progress::Some } else { Progress::None })
+    }
+
+    /// To be called before waiting: asks the frontend to notify of its next request and looks once
+    /// more. Wait only if it says `false`.
+    ///
+    /// # Errors
+    /// A [`QueueFault`], as for [`poll`](Self::poll).
+    pub fn final_check(&mut self) -> Result<bool, QueueFault> {
+        // Here only a completion can help.
+        if self.draining || self.stuck() {
+            return Ok(false);
+        }
+        Ok(self.parts.ring.final_check()?)
+    }
+
+    /// Whether a request is waiting, by a look at shared memory that asks for nothing.
+    ///
+    /// # Errors
+    /// A [`QueueFault`], as for [`poll`](Self::poll).
+    #[inline]
+    pub fn has_requests(&mut self) -> Result<bool, QueueFault> {
+        Ok(!self.draining && !self.stuck() && self.parts.ring.has_requests()?)
+    }
+
+    /// Tells the queue the time, counted from any beginning: grants kept mapped that were not used
+    /// for a minute are let go of. To be called before waiting, and now and then by a busy worker.
+    pub fn tick(&mut self, now: Duration) {
+        self.pages.tick(now);
+        self.parts.stats.kept_pages.set(self.pages.kept() as u64);
+    }
+
+    /// Guest pages kept mapped for later requests. While there are any, [`tick`](Self::tick) is to
+    /// be called now and then, also by a worker that waits.
+    #[must_use]
+    pub fn kept_pages(&self) -> usize {
+        self.pages.kept()
+    }
+
+    /// Requests begun and not answered.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.begun.len() - self.free.len()
+    }
+
+    /// Takes no more requests; those begun are still answered by [`poll`](Self::poll).
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// The engine, for a worker that waits on it.
+    pub fn engine_mut(&mut self) -> &mut E {
+        &mut self.engine
+    }
+
+    /// The event channel.
+    pub fn channel(&self) -> &C {
+        &self.parts.channel
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> &Stats {
+        &self.parts.stats
+    }
+
+    /// Whether nothing can be taken before something is done.
+    fn stuck(&self) -> bool {
+        self.waiting.is_some() || self.barrier.is_some() || self.free.is_empty()
+    }
+
+    /// Hands `self.segments` to the engine for a step of a request.
+    fn submit(&mut self, tag: u32, io: Io) {
+        self.submitted = true;
+        if self.engine.submit(tag, io, &mut self.segments).is_err() {
+            // An engine is made for as many operations as the ring has slots; one that does not
+            // keep its word fails the request, and nothing hangs.
+            self.pages.give_back(&mut self.segments);
+            self.finish(tag, Err(UNSUPPORTED));
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! From the ring's requests to the engine's operations, a batch at a time.
+
+use super::answers::Turn;
+use super::{Begun, Queue, QueueFault, Then, check};
+use crate::engine::{BlockEngine, Io};
+use crate::pages::Buf;
+use core::ops::Range;
+use pvio_event_channel::EventChannel;
+use pvio_grant_table::{GrantCopier, GrantMapper};
+use pvio_ring::proto::blkif::{DataOp, Refusal, RefusalReason, Request, Status, op};
+
+/// An indirect request that was begun and whose segments are not read yet.
+#[derive(Debug)]
+pub(super) struct Unread {
+    tag: u32,
+    op: DataOp,
+    sector: u64,
+    /// Its segments among those of the batch.
+    table: Range<usize>,
+}
+
+/// A request that was begun and whose pages are not gathered yet.
+#[derive(Debug)]
+pub(super) struct Job {
+    tag: u32,
+    /// Its first step.
+    io: Io,
+    /// Its pages among those of the batch.
+    pages: Range<usize>,
+}
+
+impl<P, C, E> Queue<P, C, E>
+where
+    P: GrantMapper + GrantCopier,
+    C: EventChannel,
+    E: BlockEngine<Buf<P::Mapping>>,
+{
+    /// Takes requests and begins them; returns how many.
+    pub(super) fn take(&mut self, budget: u32) -> Result<u32, QueueFault> {
+        let taken = self.choose(budget);
+        // What was begun before a fault was found is done all the same.
+        self.read_segments();
+        self.launch();
+        taken
+    }
+
+    /// Takes requests and makes jobs of them.
+    fn choose(&mut self, budget: u32) -> Result<u32, QueueFault> {
+        let mut taken = 0;
+        if let Some((turn, request)) = self.waiting.take() {
+            taken += u32::from(self.admit(turn, request));
+        }
+        while taken < budget && !self.stuck() {
+            let Some(mut slot) = self.parts.ring.pop()? else { break };
+            taken += 1;
+            let turn = self.answers.took_one();
+            match Request::read(&mut slot, self.parts.abi)? {
+                Ok(request) => drop(self.admit(turn, request)),
+                Err(refusal) => self.refuse(turn, refusal),
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Begins a request or refuses it, unless it has to wait; then says `false`.
+    fn admit(&mut self, turn: Turn, request: Request) -> bool {
+        let has_room = match &request {
+            Request::Data { op: DataOp::WriteBarrier, .. } => self.in_flight() == 0,
+            Request::Data { segments, .. } => self.pages.has_room_for(segments.len()),
+            // More than was offered is refused.
+            Request::Indirect { indirect, .. } if indirect.segments() > self.indirect_most() => {
+                true
+            }
+            Request::Indirect { indirect, .. } => self.pages.has_room_for(indirect.segments()),
+            Request::Discard { .. } => true,
+        };
+        if has_room {
+            self.begin(turn, request);
+        } else {
+            self.waiting = Some((turn, request));
+        }
+        has_room
+    }
+
+    /// Checks a request against the disk and makes a job of it.
+    fn begin(&mut self, turn: Turn, request: Request) {
+        match request {
+            Request::Data { op, id, sector, segments } => {
+                let refuse = |reason| Refusal { id, op: op.code(), status: Status::Error, reason };
+                let bytes = match check::data(&self.geometry, op, sector, segments.iter()) {
+                    Ok(bytes) => bytes,
+                    Err(reason) => return self.refuse(turn, refuse(reason)),
+                };
+                let (io, then) = match op {
+                    DataOp::Read => (Io::Read { sector }, Then::Answer),
+                    DataOp::Write => (Io::Write { sector }, Then::Answer),
+                    DataOp::Flush | DataOp::WriteBarrier if segments.is_empty() => {
+                        (Io::Flush, Then::Answer)
+                    }
+                    // Old frontends put data into a flush: it is on the medium when answered.
+                    DataOp::Flush => (Io::Write { sector }, Then::Flush),
+                    DataOp::WriteBarrier => (Io::Flush, Then::Write { sector }),
+                };
+                let tag = self.start(Begun { turn, id, op: op.code(), bytes, then });
+                if op == DataOp::WriteBarrier {
+                    self.barrier = tag;
+                }
+                if let Some(tag) = tag {
+                    let pages = self.pages.want(segments.iter(), op == DataOp::Read);
+                    self.jobs.push(Job { tag, io, pages });
+                }
+            }
+            Request::Indirect { op, id, sector, indirect } => {
+                let most = self.indirect_most();
+                if most == 0 {
+                    let (op, status) = (op::INDIRECT, Status::NotSupported);
+                    let reason = RefusalReason::UnknownOperation;
+                    return self.refuse(turn, Refusal { id, op, status, reason });
+                }
+                // From here on it is what it does, to its frontend too, as Linux has it.
+                let code = op.code();
+                if indirect.segments() > most {
+                    let (status, reason) = (Status::Error, RefusalReason::SegmentCount);
+                    return self.refuse(turn, Refusal { id, op: code, status, reason });
+                }
+                let begun = Begun { turn, id, op: code, bytes: 0, then: Then::Answer };
+                if let Some(tag) = self.start(begun) {
+                    let table = self.pages.want_tables(&indirect);
+                    self.unread.push(Unread { tag, op, sector, table });
+                }
+            }
+            Request::Discard { id, sector, sectors, secure } => {
+                let check = check::discard(&self.geometry, sector, sectors, secure);
+                if let Err((status, reason)) = check {
+                    return self.refuse(turn, Refusal { id, op: op::DISCARD, status, reason });
+                }
+                let begun = Begun { turn, id, op: op::DISCARD, bytes: 0, then: Then::Answer };
+                if let Some(tag) = self.start(begun) {
+                    let io = Io::Discard { sector, sectors };
+                    self.jobs.push(Job { tag, io, pages: 0..0 });
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, request: Begun) -> Option<u32> {
+        let tag = self.free.pop();
+        debug_assert!(tag.is_some(), "begun without a free tag");
+        let tag = tag?;
+        *self.begun.get_mut(tag as usize)? = request;
+        Some(tag)
+    }
+
+    fn indirect_most(&self) -> usize {
+        self.parts.max_indirect_segments as usize
+    }
+
+    /// Reads the segments of all indirect requests, checks them against the disk and makes jobs of
+    /// them.
+    fn read_segments(&mut self) {
+        if self.unread.is_empty() {
+            return;
+        }
+        let parts = &self.parts;
+        self.pages.read_tables(&parts.grants, parts.frontend, &parts.stats);
+        let mut unread = core::mem::take(&mut self.unread);
+        for Unread { tag, op, sector, table } in unread.drain(..) {
+            let (disk, mut bytes) = (&self.geometry, 0);
+            let pages = self.pages.want_indirect(table, op == DataOp::Read, |segments| {
+                bytes = check::data(disk, op, sector, segments)?;
+                Ok(())
+            });
+            let io = if op == DataOp::Read { Io::Read { sector } } else { Io::Write { sector } };
+            match pages {
+                Ok(pages) => {
+                    if let Some(begun) = self.begun.get_mut(tag as usize) {
+                        begun.bytes = bytes;
+                    }
+                    self.jobs.push(Job { tag, io, pages });
+                }
+                Err(reason) => self.fail(tag, Status::Error, reason),
+            }
+        }
+        self.unread = unread;
+    }
+
+    /// Gathers the pages of all jobs and hands each job to the engine.
+    fn launch(&mut self) {
+        if self.jobs.is_empty() {
+            return;
+        }
+        let parts = &self.parts;
+        self.pages.gather(&parts.grants, parts.frontend, &parts.stats);
+        let mut jobs = core::mem::take(&mut self.jobs);
+        for Job { tag, io, pages } in jobs.drain(..) {
+            let Self { parts, segments, .. } = self;
+            let (grants, frontend, stats) = (&parts.grants, parts.frontend, &parts.stats);
+            if !self.pages.take(pages, grants, frontend, stats, segments) {
+                self.fail(tag, Status::Error, RefusalReason::Grant);
+                continue;
+            }
+            if io == Io::Flush {
+                // A barrier's data waits for the flush before it.
+                core::mem::swap(&mut self.segments, &mut self.held);
+            }
+            self.submit(tag, io);
+        }
+        self.jobs = jobs;
+        self.pages.taken();
+    }
+}

@@ -1,0 +1,8 @@
+//! A queue against our own frontend and against a hostile one, over memory, on every data path.
+
+mod honest;
+mod indirect;
+mod kept;
+mod late;
+mod refusals;
+mod rig;

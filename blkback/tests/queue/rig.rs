@@ -1,0 +1,143 @@
+//! Two domains, a queue at each end.
+
+use pvio_blkback::engine::mem::MemEngine;
+use pvio_blkback::{BlockEngine, Buf, DataPath, Progress, Queue, QueueParts, Stats};
+use pvio_blkfront::Queue as Front;
+use pvio_event_channel::{DomId, EventChannel, EventChannels};
+use pvio_grant_table::{Access, GrantMapper, GrantRef, Granter};
+use pvio_ring::proto::blkif::{Abi, RefusalReason, Response};
+use pvio_ring::{BackRing, FrontRing};
+use pvio_sim::{LocalDomain, LocalMachine};
+use std::sync::Arc;
+
+pub const FRONT: DomId = DomId(2);
+pub const BACK: DomId = DomId(1);
+pub const SECTORS: usize = 4096;
+/// Segments that are offered.
+pub const INDIRECT: u32 = 600;
+pub const PATHS: [DataPath; 3] = [DataPath::Map, DataPath::Copy, DataPath::Persistent];
+
+pub type Channel = <LocalDomain as EventChannels>::Channel;
+pub type Pages = <LocalDomain as Granter>::Pages;
+pub type PageBuf = Buf<<LocalDomain as GrantMapper>::Mapping>;
+pub type Mem = MemEngine<PageBuf>;
+pub type Backend<E = Mem> = Queue<LocalDomain, Channel, E>;
+
+pub fn serve<E: BlockEngine<PageBuf>>(
+    back: LocalDomain,
+    ring: GrantRef,
+    channel: Channel,
+    abi: Abi,
+    data_path: DataPath,
+    max_indirect_segments: u32,
+    engine: E,
+) -> Backend<E> {
+    let ring = back.map(FRONT, &[ring], Access::ReadWrite).unwrap();
+    let ring = BackRing::attach(ring, abi.slot_size()).unwrap();
+    let stats = Arc::new(Stats::default());
+    let parts = QueueParts {
+        frontend: FRONT,
+        grants: back,
+        data_path,
+        ring,
+        channel,
+        abi,
+        max_indirect_segments,
+        in_order: true,
+        stats,
+    };
+    Queue::new(parts, engine)
+}
+
+pub fn run<E: BlockEngine<PageBuf>>(back: &mut Backend<E>) {
+    while back.poll(32).unwrap() == Progress::Some {}
+}
+
+pub fn pair<E: BlockEngine<PageBuf>>(
+    path: DataPath,
+    engine: E,
+) -> (LocalMachine, Front<LocalDomain>, Backend<E>) {
+    let machine = LocalMachine::new();
+    let (guest, driver) = (machine.domain(FRONT), machine.domain(BACK));
+    let front = Front::new(guest, BACK, 51712).unwrap();
+    let channel = driver.bind_interdomain(FRONT, front.channel().port()).unwrap();
+    let back = serve(driver, front.ring_gref(), channel, Abi::X86_64, path, INDIRECT, engine);
+    (machine, front, back)
+}
+
+/// A frontend that writes whatever bytes it likes.
+pub struct Hostile<E = Mem> {
+    pub guest: LocalDomain,
+    pub driver: LocalDomain,
+    pub ring: FrontRing<Pages>,
+    pub back: Backend<E>,
+    pub data: GrantRef,
+    pub readonly: GrantRef,
+    _pages: [Pages; 2],
+}
+
+impl<E: BlockEngine<PageBuf>> Hostile<E> {
+    pub fn new(path: DataPath, abi: Abi, engine: E) -> Self {
+        Self::with(path, abi, INDIRECT, engine)
+    }
+
+    pub fn without_indirect(path: DataPath, engine: E) -> Self {
+        Self::with(path, Abi::X86_64, 0, engine)
+    }
+
+    fn with(path: DataPath, abi: Abi, indirect: u32, engine: E) -> Self {
+        let machine = LocalMachine::new();
+        let (guest, driver) = (machine.domain(FRONT), machine.domain(BACK));
+        let granted = |access| {
+            let page = guest.alloc_pages(1).unwrap();
+            (guest.grant(BACK, &page, 0, access).unwrap(), page)
+        };
+        let (ring_gref, ring_page) = granted(Access::ReadWrite);
+        let (data, data_page) = granted(Access::ReadWrite);
+        let (readonly, readonly_page) = granted(Access::ReadOnly);
+        let ring = FrontRing::init(ring_page, abi.slot_size()).unwrap();
+        let end = guest.alloc_unbound(BACK).unwrap();
+        let channel = driver.bind_interdomain(FRONT, end.port()).unwrap();
+        let back = serve(driver.clone(), ring_gref, channel, abi, path, indirect, engine);
+        let pages = [data_page, readonly_page];
+        Self { guest, driver, ring, back, data, readonly, _pages: pages }
+    }
+
+    pub fn ask(&mut self, request: &[u8]) -> Response {
+        self.put(request);
+        run(&mut self.back);
+        self.answer().expect("an answer")
+    }
+
+    pub fn put(&mut self, request: &[u8]) {
+        self.ring.push(request).unwrap();
+        let _ = self.ring.publish();
+    }
+
+    pub fn answer(&mut self) -> Option<Response> {
+        self.ring.pop().unwrap().map(|mut slot| Response::read(&mut slot).unwrap())
+    }
+
+    /// A page of its own, granted to the backend.
+    pub fn page(&self) -> (GrantRef, Pages) {
+        let page = self.guest.alloc_pages(1).unwrap();
+        (self.guest.grant(BACK, &page, 0, Access::ReadWrite).unwrap(), page)
+    }
+
+    pub fn refused(&self, reason: RefusalReason) -> u64 {
+        self.back.stats().refused().find(|(r, _)| *r == reason).unwrap().1
+    }
+}
+
+/// A request in the native layout: op, count, id 7, sector, segments.
+pub fn raw(op: u8, count: u8, sector: u64, segments: &[(u32, u8, u8)]) -> Vec<u8> {
+    let mut bytes = vec![op, count, 0, 0, 0, 0, 0, 0];
+    bytes.extend(7_u64.to_le_bytes());
+    bytes.extend(sector.to_le_bytes());
+    for (gref, first, last) in segments {
+        bytes.extend(gref.to_le_bytes());
+        bytes.extend([*first, *last, 0, 0]);
+    }
+    bytes.resize(112, 0xee);
+    bytes
+}

@@ -1,0 +1,14 @@
+//! Every test of a queue once more, with the guest's pages mapped for each batch instead of copied by
+//! the hypervisor: nobody may be able to tell.
+#![expect(clippy::duplicate_mod, reason = "each test file has its own parts of what is common")]
+
+#[path = "../hostile.rs"]
+mod hostile;
+#[path = "../receive.rs"]
+mod receive;
+#[path = "../refusals.rs"]
+mod refusals;
+#[path = "../transmit.rs"]
+mod transmit;
+#[path = "../waiting.rs"]
+mod waiting;

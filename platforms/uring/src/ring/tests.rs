@@ -1,0 +1,118 @@
+use super::*;
+use crate::buf::{PrivateBuf, whole};
+use pvio_ring::shm::{HeapMemory, Region};
+
+#[test]
+fn vectored_write_and_read_back_through_shared_memory() {
+    let mut uring = Uring::new(4).unwrap();
+    let file = uring.add_file(tempfile::tempfile().unwrap().into());
+    let page = HeapMemory::pages(1);
+    page.write_bytes(0, &[1; 512]).unwrap();
+    page.write_bytes(1024, &[2; 512]).unwrap();
+    let seg = |offset| IoSeg { buf: page.clone(), offset, len: 512 };
+    uring.write(file, 4096, [seg(0), seg(1024)], 1).unwrap();
+    uring.wait(None).unwrap();
+    uring.reap(|d| assert_eq!(d.result, Ok(1024)));
+    uring.read(file, 4096 + 512, [seg(2048)], 2).unwrap();
+    uring.wait(None).unwrap();
+    uring.reap(|d| assert_eq!(d.result, Ok(512)));
+    let mut got = [0; 512];
+    page.read_bytes(2048, &mut got).unwrap();
+    assert_eq!(got, [2; 512]);
+}
+
+#[test]
+fn a_segment_outside_its_buffer_fails_and_touches_nothing() {
+    let mut uring = Uring::new(4).unwrap();
+    let file = uring.add_file(tempfile::tempfile().unwrap().into());
+    uring.write(file, 0, [whole(PrivateBuf::zeroed(8192))], 0).unwrap();
+    uring.wait(None).unwrap();
+    uring.reap(|d| assert_eq!(d.result, Ok(8192)));
+    let outside = IoSeg { buf: PrivateBuf::zeroed(512), offset: 256, len: 512 };
+    uring.read(file, 0, [outside], 1).unwrap();
+    uring.wait(None).unwrap();
+    uring.reap(|d| assert_eq!(d.result, Err(14), "EFAULT"));
+}
+
+#[test]
+fn what_was_moved_already_is_skipped() {
+    let mut uring = Uring::new(4).unwrap();
+    let file = uring.add_file(tempfile::tempfile().unwrap().into());
+    let page = HeapMemory::pages(1);
+    page.write_bytes(0, &[1; 512]).unwrap();
+    page.write_bytes(512, &[2; 512]).unwrap();
+    page.write_bytes(2048, &[3; 512]).unwrap();
+    let seg = |offset| IoSeg { buf: page.clone(), offset, len: 512 };
+    // All of the first and half of the second were moved.
+    uring.write_rest(file, 0, 768, [seg(0), seg(512), seg(2048)], 1).unwrap();
+    uring.wait(None).unwrap();
+    uring.reap(|d| {
+        assert_eq!(d.result, Ok(768));
+        assert_eq!(d.segments.len(), 3, "all come back");
+    });
+    uring.read(file, 0, [IoSeg { buf: page.clone(), offset: 3072, len: 768 }], 2).unwrap();
+    uring.wait(None).unwrap();
+    uring.reap(|d| assert_eq!(d.result, Ok(768)));
+    let mut got = [0; 768];
+    page.read_bytes(3072, &mut got).unwrap();
+    assert_eq!((&got[..256], &got[256..]), (&[2; 256][..], &[3; 512][..]));
+}
+
+#[test]
+fn more_stretches_than_the_kernel_takes_are_a_short_transfer() {
+    let mut uring = Uring::new(2).unwrap();
+    let file = uring.add_file(tempfile::tempfile().unwrap().into());
+    let page = HeapMemory::pages(1);
+    // Every second sector of a page, again and again: no two are neighbours.
+    let segments =
+        || (0..1500).map(|i| IoSeg { buf: page.clone(), offset: i % 4 * 1024, len: 512 });
+    for round in 0..3 {
+        uring.write(file, 0, segments(), round).unwrap();
+        uring.wait(None).unwrap();
+        uring.reap(|d| {
+            assert_eq!(d.result, Ok(1024 * 512));
+            assert_eq!(d.segments.len(), 1500);
+        });
+        let skip = 1024 * 512;
+        uring.write_rest(file, skip as u64, skip, segments(), round).unwrap();
+        uring.wait(None).unwrap();
+        uring.reap(|d| assert_eq!(d.result, Ok(476 * 512)));
+    }
+}
+
+#[test]
+fn slots_are_bounded_and_come_back() {
+    let mut uring = Uring::<PrivateBuf>::new(2).unwrap();
+    let (read, _write) = io::pipe().unwrap();
+    let pipe = uring.add_file(read.into());
+    uring.poll_readable(pipe, 1).unwrap();
+    uring.poll_readable(pipe, 2).unwrap();
+    assert!(uring.poll_readable(pipe, 3).is_err());
+    assert_eq!((uring.busy(), uring.free_slots()), (0, 0));
+}
+
+#[test]
+fn looking_finds_what_became_ready_without_waiting() {
+    let mut uring = Uring::<PrivateBuf>::new(2).unwrap();
+    let (read, mut write) = io::pipe().unwrap();
+    let pipe = uring.add_file(read.into());
+    uring.poll_readable(pipe, 1).unwrap();
+    uring.flush().unwrap();
+    assert!(!uring.look().unwrap());
+    io::Write::write_all(&mut write, b"x").unwrap();
+    assert!(uring.look().unwrap());
+    assert_eq!(uring.reap(|done| assert_eq!(done.token, 1)), 1);
+    assert!(!uring.look().unwrap());
+}
+
+#[test]
+fn dropping_with_a_read_in_flight_waits_for_the_kernel() {
+    let mut uring = Uring::new(2).unwrap();
+    let (read, _write) = io::pipe().unwrap();
+    let pipe = uring.add_file(read.into());
+    let page = HeapMemory::pages(1);
+    uring.read_stream(pipe, whole(page), 1).unwrap();
+    uring.flush().unwrap();
+    assert_eq!(uring.busy(), 1);
+    drop(uring);
+}

@@ -1,0 +1,177 @@
+//! Where the kernel's devices are, and what it means when they are not.
+
+use crate::error::OpenError;
+use crate::sys::gntalloc::Gntalloc;
+use crate::sys::gntdev::Gntdev;
+use crate::sys::{EVTCHN, GNTALLOC, GNTDEV};
+use pvio_grant_table::DomId;
+use pvio_xenbus::Xenstore;
+use pvio_xenbus::client::{Client, default_path};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+/// Paths; others than the system's in tests alone.
+#[derive(Clone, Debug)]
+pub(crate) struct Devices {
+    dev: PathBuf,
+    hypervisor_type: PathBuf,
+    guest_type: PathBuf,
+    parameters: PathBuf,
+    xenstore: PathBuf,
+}
+
+impl Devices {
+    pub(crate) fn of_the_system() -> Self {
+        Self {
+            dev: "/dev/xen".into(),
+            hypervisor_type: "/sys/hypervisor/type".into(),
+            guest_type: "/sys/hypervisor/guest_type".into(),
+            parameters: "/sys/module/xen_gntdev/parameters".into(),
+            xenstore: default_path(),
+        }
+    }
+
+    pub(crate) fn gntdev(&self) -> Result<Gntdev, OpenError> {
+        let fd = self.open(GNTDEV, "xen-gntdev", OFlags::empty())?;
+        // Before Linux 5.9 it was the most grants of a descriptor, or of all: larger, and no harm.
+        let limit = std::fs::read_to_string(self.parameters.join("limit")).ok();
+        Ok(Gntdev::new(fd, limit.and_then(|limit| limit.trim().parse().ok())))
+    }
+
+    pub(crate) fn gntalloc(&self) -> Result<Gntalloc, OpenError> {
+        self.open(GNTALLOC, "xen-gntalloc", OFlags::empty()).map(Gntalloc::new)
+    }
+
+    pub(crate) fn evtchn(&self) -> Result<OwnedFd, OpenError> {
+        self.open(EVTCHN, "xen-evtchn", OFlags::NONBLOCK)
+    }
+
+    pub(crate) fn xenstore(&self) -> Result<Client, OpenError> {
+        let path = &self.xenstore;
+        Client::connect(path).map_err(|source| OpenError::Xenstore { path: path.clone(), source })
+    }
+
+    /// This domain's number.
+    pub(crate) fn domid(&self) -> Result<DomId, OpenError> {
+        let value = self.xenstore()?.read("domid")?;
+        let value = String::from_utf8_lossy(&value).into_owned();
+        match value.parse().map(DomId) {
+            Ok(id) if id.is_real() => Ok(id),
+            _ => Err(OpenError::BadId(value)),
+        }
+    }
+
+    /// Whether this is a PV domain, which maps grants in its own page tables; in any other the
+    /// hypervisor translates addresses. A kernel too old to say is taken for one of the latter.
+    pub(crate) fn is_pv(&self) -> bool {
+        std::fs::read(&self.guest_type).is_ok_and(|kind| kind.trim_ascii() == b"PV")
+    }
+
+    fn open(&self, name: &str, module: &'static str, flags: OFlags) -> Result<OwnedFd, OpenError> {
+        let path = self.dev.join(name);
+        let flags = flags | OFlags::RDWR | OFlags::CLOEXEC;
+        rustix::fs::open(&path, flags, Mode::empty()).map_err(|why| match why {
+            // A device that nobody drives is as good as none.
+            Errno::NOENT | Errno::NODEV | Errno::NXIO if self.on_xen() => {
+                OpenError::NoDevice { path, module }
+            }
+            Errno::NOENT | Errno::NODEV | Errno::NXIO => {
+                OpenError::NotXen(self.hypervisor_type.clone())
+            }
+            Errno::ACCESS | Errno::PERM => OpenError::Denied { path },
+            why => OpenError::Device { path, source: why.into() },
+        })
+    }
+
+    fn on_xen(&self) -> bool {
+        std::fs::read(&self.hypervisor_type).is_ok_and(|kind| kind.trim_ascii() == b"xen")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    fn places(dir: &tempfile::TempDir) -> Devices {
+        let root = dir.path();
+        Devices {
+            dev: root.join("dev"),
+            hypervisor_type: root.join("type"),
+            guest_type: root.join("guest_type"),
+            parameters: root.to_owned(),
+            xenstore: root.join("socket"),
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_told_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let devices = places(&dir);
+        let says = |error: OpenError| (error.code(), error.to_string());
+        let (code, text) = says(devices.gntdev().unwrap_err());
+        assert_eq!(code, "xen-not-a-domain");
+        assert!(text.contains("hosted"), "{text}");
+        std::fs::write(dir.path().join("type"), "kvm\n").unwrap();
+        assert_eq!(devices.gntalloc().unwrap_err().code(), "xen-not-a-domain");
+        std::fs::write(dir.path().join("type"), "xen\n").unwrap();
+        let (code, text) = says(devices.evtchn().unwrap_err());
+        assert_eq!(code, "xen-no-device");
+        assert!(text.ends_with("dev/evtchn is not there: `modprobe xen-evtchn`"), "{text}");
+        let (code, text) = says(devices.domid().unwrap_err());
+        assert_eq!(code, "xen-xenstore");
+        assert!(text.contains("start xenstored"), "{text}");
+    }
+
+    #[test]
+    fn only_a_pv_domain_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let devices = places(&dir);
+        assert!(!devices.is_pv());
+        for (kind, pv) in [("PV\n", true), ("PVH\n", false), ("HVM\n", false)] {
+            std::fs::write(dir.path().join("guest_type"), kind).unwrap();
+            assert_eq!(devices.is_pv(), pv);
+        }
+    }
+
+    #[test]
+    fn the_kernels_limit_bounds_a_batch() {
+        let dir = tempfile::tempdir().unwrap();
+        let devices = places(&dir);
+        std::fs::create_dir(dir.path().join("dev")).unwrap();
+        std::fs::write(dir.path().join("dev/gntdev"), "").unwrap();
+        for (limit, at_once) in [("65536\n", 256), ("8\n", 8), ("0\n", 1), ("nonsense", 256)] {
+            std::fs::write(dir.path().join("limit"), limit).unwrap();
+            assert_eq!(devices.gntdev().unwrap().at_once(), at_once, "{limit}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_no_domain_has_is_refused() {
+        use std::io::{Read, Write};
+        for (value, good) in [("7", true), ("0", true), ("32752", false), ("x", false), ("", false)]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let devices = places(&dir);
+            let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
+            let server = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = [0; 16 + 6];
+                stream.read_exact(&mut request).unwrap();
+                assert_eq!(&request[16..], b"domid\0");
+                // The answer has the request's header, but for the length.
+                request[12..16].copy_from_slice(&(value.len() as u32).to_le_bytes());
+                stream.write_all(&request[..16]).unwrap();
+                stream.write_all(value.as_bytes()).unwrap();
+                stream
+            });
+            match devices.domid() {
+                Ok(id) => assert!(good && id.to_string() == value),
+                Err(error) => assert!(!good && error.code() == "xen-bad-id", "{error}"),
+            }
+            drop(server.join().unwrap());
+        }
+    }
+}

@@ -1,0 +1,103 @@
+use pvio_xenbus::XsError;
+use rustix::io::Errno;
+use std::io;
+use std::path::PathBuf;
+
+/// Why this system cannot be used as a Xen domain, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The kernel does not run on Xen.
+    #[error(
+        "this system is not a Xen domain ({0} does not say \"xen\"): boot it on Xen, or use the \
+         hosted platform, which needs none"
+    )]
+    NotXen(PathBuf),
+    /// The kernel runs on Xen, and has no such device.
+    #[error("{path} is not there: `modprobe {module}`")]
+    NoDevice {
+        /// The device.
+        path: PathBuf,
+        /// The kernel module that makes it.
+        module: &'static str,
+    },
+    /// The device is there, but not for us.
+    #[error("{path} may not be opened: run as root, or let this user read and write it")]
+    Denied {
+        /// The device.
+        path: PathBuf,
+    },
+    /// The device is there and cannot be opened for another reason.
+    #[error("opening {path}: {source}")]
+    Device {
+        /// The device.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// xenstore does not answer.
+    #[error(
+        "xenstore cannot be reached at {path} ({source}): in dom0 start xenstored; in a guest see \
+         that {path} is there and may be opened"
+    )]
+    Xenstore {
+        /// Its socket or device.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// xenstore does not say which domain this is.
+    #[error("reading this domain's number from xenstore: {0}")]
+    Id(#[from] XsError),
+    /// xenstore says that this domain is one that cannot be.
+    #[error(
+        "the node `domid` in xenstore is {0:?}, not a domain's number; in dom0 run xen-init-dom0"
+    )]
+    BadId(String),
+}
+
+impl OpenError {
+    /// A short stable code for logs and counters.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NotXen(_) => "xen-not-a-domain",
+            Self::NoDevice { .. } => "xen-no-device",
+            Self::Denied { .. } => "xen-denied",
+            Self::Device { .. } => "xen-device",
+            Self::Xenstore { .. } => "xen-xenstore",
+            Self::Id(_) => "xen-id",
+            Self::BadId(_) => "xen-bad-id",
+        }
+    }
+}
+
+/// Why there will be no notification when pages are unmapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NotifyError {
+    /// The pages were mapped together with others, which are unmapped at the same time; there is
+    /// one notification for all of them.
+    #[error("the page was mapped in a batch; map it by itself to be notified of its unmapping")]
+    Batch,
+    /// The byte is not in the mapping.
+    #[error("the byte to clear is not in the mapping")]
+    OutOfRange,
+    /// The mapping is read-only.
+    #[error("a byte of a read-only mapping cannot be cleared")]
+    ReadOnly,
+    /// The kernel said no.
+    #[error("the kernel refused: {0}")]
+    Refused(Errno),
+}
+
+impl NotifyError {
+    /// A short stable code for logs and counters.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Batch => "unmap-notify-batch",
+            Self::OutOfRange => "unmap-notify-out-of-range",
+            Self::ReadOnly => "unmap-notify-read-only",
+            Self::Refused(_) => "unmap-notify-refused",
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Event channels.
+
+use super::{Checks, LOST, Outcome, World, ensure, same, say};
+use pvio_event_channel::{EventChannel, EventChannels, EventError, Port};
+use pvio_grant_table::DomId;
+use pvio_ring::shm::HeapMemory;
+use pvio_uring::Uring;
+use pvio_xen_linux::Channel;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+pub fn checks() -> Checks<'static> {
+    vec![
+        ("event: one is pending at bind", Box::new(pending)),
+        ("event: both ways", Box::new(both_ways)),
+        ("event: many before a look are one or two", Box::new(merged)),
+        ("event: masked ones wait for the unmask", Box::new(masked)),
+        ("event: an io_uring wakes for it", Box::new(uring)),
+        ("event: a storm interrupts once for each look", Box::new(storm)),
+        ("event: a port is bound once, by whom it is for", Box::new(bound_twice)),
+        ("event: a closed end swallows events", Box::new(closed)),
+        ("event: an end can be bound anew", Box::new(anew)),
+    ]
+}
+
+fn readable(channel: &Channel, ms: u32) -> Result<bool, String> {
+    let time = Timespec::try_from(Duration::from_millis(ms.into())).map_err(say)?;
+    Ok(poll(&mut [PollFd::new(channel, PollFlags::IN)], Some(&time)).map_err(say)? == 1)
+}
+
+/// Both ends, with nothing pending on either.
+fn pair(world: &mut World<'_>) -> Result<(Channel, Port), String> {
+    let theirs = world.peer.alloc(world.me.id())?;
+    let ours = world.me.bind_interdomain(world.peer.id(), theirs).map_err(say)?;
+    ensure!(ours.wait(Some(LOST)).map_err(say)?, "nothing pending at bind");
+    while world.peer.wait(theirs, 50)? {}
+    Ok((ours, theirs))
+}
+
+fn pending(world: &mut World<'_>) -> Outcome {
+    for _ in 0..20 {
+        let theirs = world.peer.alloc(world.me.id())?;
+        let ours = world.me.bind_interdomain(world.peer.id(), theirs).map_err(say)?;
+        ensure!(readable(&ours, 0)?, "not at once");
+        ensure!(ours.take().map_err(say)?, "readable, and nothing to take");
+        ensure!(!ours.take().map_err(say)?, "two");
+        ensure!(!readable(&ours, 0)?, "readable after it was taken");
+    }
+    Ok(())
+}
+
+fn both_ways(world: &mut World<'_>) -> Outcome {
+    let (ours, theirs) = pair(world)?;
+    for _ in 0..50 {
+        ours.notify().map_err(say)?;
+        ensure!(world.peer.wait(theirs, LOST.as_millis() as u32)?, "the peer got nothing");
+        world.peer.notify(theirs, 1)?;
+        ensure!(ours.wait(Some(LOST)).map_err(say)?, "nothing came back");
+    }
+    ensure!(!ours.wait(Some(Duration::from_millis(20))).map_err(say)?, "one too many");
+    Ok(())
+}
+
+fn merged(world: &mut World<'_>) -> Outcome {
+    let (ours, theirs) = pair(world)?;
+    world.peer.notify(theirs, 100)?;
+    let mut taken = 0;
+    while ours.wait(Some(Duration::from_millis(50))).map_err(say)? {
+        taken += 1;
+    }
+    ensure!((1..=2).contains(&taken), "{taken} were taken");
+    Ok(())
+}
+
+fn masked(world: &mut World<'_>) -> Outcome {
+    let (ours, theirs) = pair(world)?;
+    ours.mask();
+    world.peer.notify(theirs, 1)?;
+    ensure!(!readable(&ours, 100)?, "it wakes though masked");
+    ours.unmask();
+    ensure!(readable(&ours, 2000)?, "the unmask does not wake");
+    ensure!(ours.take().map_err(say)?, "nothing to take");
+    ours.mask();
+    ours.unmask();
+    ensure!(!readable(&ours, 20)?, "an unmask alone wakes");
+    ours.mask();
+    world.peer.notify(theirs, 1)?;
+    let mut found = false;
+    for _ in 0..200 {
+        found = ours.take().map_err(say)?;
+        if found {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    ensure!(found, "a masked event cannot be taken");
+    ours.unmask();
+    ensure!(!readable(&ours, 20)?, "it was taken already");
+    Ok(())
+}
+
+fn uring(world: &mut World<'_>) -> Outcome {
+    let (ours, theirs) = pair(world)?;
+    let mut uring = Uring::<HeapMemory>::new(4).map_err(say)?;
+    let file = uring.add_file(ours.as_fd().try_clone_to_owned().map_err(say)?);
+    for round in 0..10 {
+        uring.poll_readable(file, 7).map_err(|_| "no room")?;
+        uring.wait(Some(Duration::from_millis(30))).map_err(say)?;
+        same(&format!("round {round}, before"), uring.reap(|_| {}), 0)?;
+        world.peer.notify(theirs, 1)?;
+        uring.wait(Some(LOST)).map_err(say)?;
+        let mut seen = Vec::new();
+        uring.reap(|done| seen.push((done.token, done.result.is_ok())));
+        same(&format!("round {round}, after"), seen, vec![(7, true)])?;
+        ensure!(ours.take().map_err(say)?, "round {round}: nothing to take");
+    }
+    Ok(())
+}
+
+/// Interrupts of event channels this program has open.
+fn interrupts() -> Result<u64, String> {
+    let comm = std::fs::read_to_string("/proc/self/comm").map_err(say)?;
+    let name = format!("evtchn:{}", comm.trim());
+    let all = std::fs::read_to_string("/proc/interrupts").map_err(say)?;
+    let ours = all.lines().filter(|line| line.trim_end().ends_with(&name));
+    // A number for each CPU, then words.
+    let counts = |line: &str| -> u64 {
+        line.split_whitespace().skip(1).map_while(|word| word.parse::<u64>().ok()).sum()
+    };
+    Ok(ours.map(counts).sum())
+}
+
+fn storm(world: &mut World<'_>) -> Outcome {
+    let (ours, theirs) = pair(world)?;
+    let before = interrupts()?;
+    world.peer.notify(theirs, 20_000)?;
+    let during = interrupts()? - before;
+    ensure!((1..=3).contains(&during), "{during} interrupts before the first look");
+    let mut taken = 0;
+    while ours.wait(Some(Duration::from_millis(50))).map_err(say)? {
+        taken += 1;
+    }
+    ensure!((1..=2).contains(&taken), "{taken} were taken");
+    world.peer.notify(theirs, 1)?;
+    ensure!(ours.wait(Some(LOST)).map_err(say)?, "nothing comes after a storm");
+    Ok(())
+}
+
+fn bound_twice(world: &mut World<'_>) -> Outcome {
+    let theirs = world.peer.alloc(world.me.id())?;
+    let (from, strangers) = (world.peer.id(), world.peer.alloc(DomId(3000))?);
+    let bind = |domain, port| world.me.bind_interdomain(domain, port).map(|c| c.port());
+    let ours = world.me.bind_interdomain(from, theirs).map_err(say)?;
+    same("again", bind(from, theirs), Err(EventError::BadPort))?;
+    same("another's", bind(from, strangers), Err(EventError::BadPort))?;
+    for port in [0, 4095, 131_071, u32::MAX] {
+        same(&format!("port {port}"), bind(from, Port(port)), Err(EventError::BadPort))?;
+    }
+    same("no such domain", bind(DomId(3000), theirs), Err(EventError::NoDomain))?;
+    same("no real domain", bind(DomId::SELF, theirs), Err(EventError::NoDomain))?;
+    world.peer.notify(theirs, 1)?;
+    ensure!(ours.wait(Some(LOST)).map_err(say)?, "the first binding is disturbed");
+    Ok(())
+}
+
+fn closed(world: &mut World<'_>) -> Outcome {
+    let lone = world.me.alloc_unbound(world.peer.id()).map_err(say)?;
+    lone.notify().map_err(say)?;
+    let (ours, theirs) = pair(world)?;
+    world.peer.close(theirs)?;
+    ours.notify().map_err(say)?;
+    ensure!(!lone.take().map_err(say)?, "an event on an end nobody bound");
+    Ok(())
+}
+
+fn anew(world: &mut World<'_>) -> Outcome {
+    let theirs = world.peer.alloc(world.me.id())?;
+    for round in 0..3 {
+        let ours = world.me.bind_interdomain(world.peer.id(), theirs).map_err(say)?;
+        ensure!(ours.wait(Some(LOST)).map_err(say)?, "round {round}: nothing pending");
+        ours.notify().map_err(say)?;
+        ensure!(world.peer.wait(theirs, LOST.as_millis() as u32)?, "round {round}: lost");
+        while world.peer.wait(theirs, 20)? {}
+    }
+    Ok(())
+}

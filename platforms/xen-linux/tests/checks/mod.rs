@@ -1,0 +1,115 @@
+//! What is to hold on real Xen, one named check for each thing; `examples/selftest.rs` runs them
+//! one by one, in one domain that plays both ends or against a peer in another, and `tests/xen.rs`
+//! runs them where there is a Xen.
+
+mod copies;
+mod events;
+mod grants;
+mod notify;
+mod pages;
+mod peer;
+mod store;
+
+pub use peer::{LocalPeer, Peer};
+
+use pvio_xen_linux::XenDomain;
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Long enough for anything that happens at all, under emulation.
+pub const LOST: Duration = Duration::from_secs(20);
+
+/// Why a check failed.
+pub type Outcome = Result<(), String>;
+
+/// Ends a check unless the condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($why:tt)+) => {
+        if !$condition {
+            return Err(format!($($why)+));
+        }
+    };
+}
+pub(crate) use ensure;
+
+/// For `?`.
+pub fn say(error: impl Display) -> String {
+    error.to_string()
+}
+
+/// Ends a check unless two values are equal.
+pub fn same<T: PartialEq + std::fmt::Debug>(what: &str, is: T, wanted: T) -> Outcome {
+    if is == wanted { Ok(()) } else { Err(format!("{what}: {is:?}, not {wanted:?}")) }
+}
+
+/// The domain under test, the other end, and what else a check may use.
+pub struct World<'a> {
+    pub me: XenDomain,
+    pub peer: &'a mut dyn Peer,
+    /// A program that maps a page and waits to be killed, if there is one:
+    /// `PROGRAM hold <domain> <gref> <port>`.
+    pub holder: Option<PathBuf>,
+}
+
+/// Names and functions of checks.
+pub type Checks<'a> = Vec<(&'static str, Box<dyn Fn(&mut World<'_>) -> Outcome + 'a>)>;
+
+/// Checks in which pages of the other end are mapped.
+pub fn mapping() -> Checks<'static> {
+    [grants::checks(), notify::checks()].into_iter().flatten().collect()
+}
+
+/// Checks that take another end, and in which nothing is mapped.
+pub fn copying() -> Checks<'static> {
+    [copies::checks(), events::checks()].into_iter().flatten().collect()
+}
+
+/// Checks of this domain alone.
+pub fn own() -> Checks<'static> {
+    [pages::checks(), store::checks()].into_iter().flatten().collect()
+}
+
+/// Every check there is, both ends in this domain.
+pub fn run_alone(me: XenDomain, holder: Option<PathBuf>) -> (usize, usize) {
+    let mut peer = LocalPeer::new(me.clone());
+    let mut world = World { me, peer: &mut peer, holder };
+    let mut parts = vec![("own, ", own()), ("self, ", copying())];
+    if std::fs::read_to_string("/sys/hypervisor/guest_type").is_ok_and(|kind| kind == "PV\n") {
+        parts.push(("self, ", mapping()));
+    } else {
+        println!("SKIPPED: only a PV domain maps its own grants; run `use` against a `peer`");
+        parts.push(("self, ", grants::refused_here()));
+    }
+    let counts = parts.into_iter().map(|(prefix, checks)| run(prefix, &checks, &mut world));
+    counts.fold((0, 0), |sum, (passed, failed)| (sum.0 + passed, sum.1 + failed))
+}
+
+/// Runs checks, prints a line for each, and counts.
+pub fn run(prefix: &str, checks: &Checks<'_>, world: &mut World<'_>) -> (usize, usize) {
+    let (mut passed, mut failed) = (0, 0);
+    for (name, check) in checks {
+        match check(world) {
+            Ok(()) => {
+                passed += 1;
+                println!("PASS {prefix}{name}");
+            }
+            Err(why) => {
+                failed += 1;
+                println!("FAIL {prefix}{name}: {why}");
+            }
+        }
+        // Whatever a failed check left on the other end is not to disturb the next.
+        if let Err(why) = world.peer.forget() {
+            println!("FAIL {prefix}{name}: the peer did not clean up: {why}");
+            failed += 1;
+        }
+    }
+    (passed, failed)
+}
+
+/// How many of this process's address ranges belong to a device.
+pub fn ranges_of(device: &str) -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    maps.lines().filter(|line| line.ends_with(device)).count()
+}

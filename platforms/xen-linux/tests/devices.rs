@@ -1,0 +1,36 @@
+//! Every device takes this domain for its platform, and every queue goes to a thread of its own:
+//! that is for the compiler to say.
+
+use pvio_blkback::Vbd;
+use pvio_blkback::host::ImageServer;
+use pvio_blkfront::session::Session;
+use pvio_netback::Vif;
+use pvio_netback::host::TapServer;
+use pvio_netfront::Nic;
+use pvio_ring::shm::SharedMemory;
+use pvio_xen_linux::{Channel, Mapping, Pages, XenDomain};
+use pvio_xenbus::client::Client;
+use pvio_xenbus::driver::{BackendClass, FrontendClass};
+use std::os::fd::AsFd;
+
+fn thread_safe<T: Send + Sync + 'static>() {}
+fn memory<T: SharedMemory + Send + 'static>() {}
+fn waitable<T: AsFd>() {}
+fn backend<T: BackendClass>() {}
+fn frontend<T: FrontendClass>() {}
+
+#[test]
+fn devices_run_on_it() {
+    thread_safe::<XenDomain>();
+    thread_safe::<Channel>();
+    thread_safe::<Mapping>();
+    thread_safe::<Pages>();
+    memory::<Mapping>();
+    memory::<Pages>();
+    waitable::<Channel>();
+    backend::<Vbd<XenDomain, ImageServer>>();
+    backend::<Vif<XenDomain, TapServer>>();
+    frontend::<pvio_blkfront::Disk<XenDomain>>();
+    frontend::<Nic<XenDomain>>();
+    let _ = Session::<XenDomain, Client>::attach;
+}

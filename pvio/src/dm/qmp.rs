@@ -1,0 +1,96 @@
+//! The few words of QMP that `xl` exchanges with a device model: a greeting, and questions about
+//! things there are none of.
+
+use crate::failure::Failure;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::thread;
+
+/// Bytes of the longest command that is read.
+const LONGEST: u64 = 64 * 1024;
+
+/// Answers whoever connects to a socket, one at a time, for as long as the process lives.
+pub fn listen(path: &Path) -> Result<(), Failure> {
+    // A guest that had this number before may have left its socket behind.
+    let _ = std::fs::remove_file(path);
+    let socket = UnixListener::bind(path).map_err(|e| {
+        Failure::new(format!("cannot listen on {}: {e}", path.display()), "is its folder there?")
+    })?;
+    let answering = thread::Builder::new().name("qmp".into()).spawn(move || {
+        for stream in socket.incoming().flatten() {
+            // Whoever breaks off is done.
+            let _ = converse(&stream);
+        }
+    });
+    answering.map(drop).map_err(|e| Failure::new(format!("no thread for QMP: {e}"), ""))
+}
+
+fn converse(stream: &UnixStream) -> std::io::Result<()> {
+    let mut out = stream;
+    let version = json!({"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": "pvio"});
+    let greeting = json!({"QMP": {"version": version, "capabilities": []}});
+    out.write_all(format!("{greeting}\r\n").as_bytes())?;
+    let mut lines = BufReader::new(stream);
+    let mut line = String::new();
+    while lines.by_ref().take(LONGEST).read_line(&mut line)? > 0 {
+        if !line.trim().is_empty() {
+            out.write_all(format!("{}\r\n", answer(&line)).as_bytes())?;
+        }
+        line.clear();
+    }
+    Ok(())
+}
+
+fn answer(line: &str) -> Value {
+    let command: Value = serde_json::from_str(line).unwrap_or_default();
+    let mut answer = match command["execute"].as_str() {
+        Some("qmp_capabilities") => json!({"return": {}}),
+        Some("query-status") => {
+            json!({"return": {"status": "running", "running": true, "singlestep": false}})
+        }
+        Some("query-chardev" | "query-block" | "query-cpus-fast" | "query-blockstats") => {
+            json!({"return": []})
+        }
+        other => {
+            let what = format!("no command {} here", other.unwrap_or("at all"));
+            json!({"error": {"class": "CommandNotFound", "desc": what}})
+        }
+    };
+    if let Some(id) = command.get("id") {
+        answer["id"] = id.clone();
+    }
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_as_libxl_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp-libxl-7");
+        std::fs::write(&path, "left behind").unwrap();
+        listen(&path).unwrap();
+        for _ in 0..2 {
+            let stream = UnixStream::connect(&path).unwrap();
+            let mut lines = BufReader::new(&stream).lines().map(|line| line.unwrap());
+            let greeting: Value = serde_json::from_str(&lines.next().unwrap()).unwrap();
+            assert_eq!(greeting["QMP"]["version"]["qemu"]["major"], 7);
+            for (command, key) in [
+                (r#"{"execute":"qmp_capabilities","id":1}"#, "return"),
+                (r#"{"execute":"query-chardev","id":2}"#, "return"),
+                (r#"{"execute":"device_add","id":3}"#, "error"),
+                ("nonsense", "error"),
+            ] {
+                (&stream).write_all(format!("{command}\r\n").as_bytes()).unwrap();
+                let reply: Value = serde_json::from_str(&lines.next().unwrap()).unwrap();
+                assert!(reply.get(key).is_some(), "{command}: {reply}");
+                let id = serde_json::from_str(command).unwrap_or(Value::Null)["id"].clone();
+                assert_eq!(reply.get("id").cloned().unwrap_or(Value::Null), id);
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Standing in for a hotplug script of `xl`'s: `block-pvio`, a link to `pvio` among the scripts.
+//!
+//! A disk line with `script=block-pvio` may name an image file, which is served as it is. The
+//! stock script, `block`, puts a loop device before a file; that works too, but the loop device is
+//! in nobody's way and of no use.
+//!
+//! All there is to do is to look whether the image is there, so that `xl` itself says what is
+//! wrong, and to tell that the device may be served.
+
+use crate::failure::Failure;
+use pvio_xenbus::client::{Client, default_path};
+use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
+use pvio_xenbus::handshake::vbd::ToolstackBack;
+use std::ffi::OsString;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+/// The name that makes `pvio` a hotplug script.
+pub const NAME: &str = "block-pvio";
+
+/// Does what `xl` calls a script for: `add` or `remove`, of the device at `XENBUS_PATH`.
+///
+/// # Errors
+/// A [`Failure`], which `xl` shows.
+pub fn run(mut args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
+    let action = args.next().unwrap_or_default();
+    let misuse = || {
+        Failure::input(
+            format!("{NAME} is a hotplug script, to be run by xl"),
+            format!("put script={NAME} into a disk's line"),
+        )
+    };
+    let base = std::env::var("XENBUS_PATH").map_err(|_| misuse())?;
+    match action.to_str() {
+        Some("add") => add(&base),
+        // The directory goes, and with it all this wrote.
+        Some("remove") => Ok(()),
+        _ => Err(misuse()),
+    }
+}
+
+fn add(base: &str) -> Result<(), Failure> {
+    let path = default_path();
+    let mut xs = Client::connect(&path).map_err(|e| {
+        Failure::new(format!("no xenstore at {}: {e}", path.display()), "is xenstored running?")
+    })?;
+    let disk = ToolstackBack::read(&mut xs, base).map_err(Failure::of)?;
+    let outcome = look(Path::new(disk.backing().1));
+    let status = match &outcome {
+        Ok(()) => Hotplug::Connected,
+        Err(failure) => Hotplug::Failed(failure.to_string().into()),
+    };
+    write_hotplug(&mut xs, base, &status).map_err(Failure::of)?;
+    outcome
+}
+
+fn look(image: &Path) -> Result<(), Failure> {
+    let kind = std::fs::metadata(image).map_err(|e| {
+        Failure::input(format!("disk image {}: {e}", image.display()), "check the disk's line")
+    })?;
+    if !kind.is_file() && !kind.file_type().is_block_device() {
+        let what = format!("{} is neither a file nor a block device", image.display());
+        return Err(Failure::input(what, "name a disk image"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_files_or_block_devices() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("disk.img");
+        assert!(look(&image).unwrap_err().to_string().contains("No such file"));
+        std::fs::write(&image, "").unwrap();
+        assert_eq!(look(&image), Ok(()));
+        assert!(look(dir.path()).unwrap_err().to_string().contains("neither"));
+    }
+}

@@ -1,0 +1,141 @@
+//! `pvio serve`: the daemon of a driver domain on Xen, dom0 or any other.
+
+use crate::cli::{Answers, Around, OnStop, ServeArgs};
+use crate::domain::stop::{Bell, Stop};
+use crate::driver::{self, Options};
+use crate::failure::{Failure, say};
+use pvio_blkback::Config;
+use pvio_grant_table::DomId;
+use pvio_xen_linux::XenDomain;
+use pvio_xenbus::XsError;
+use pvio_xenbus::client::Client;
+use pvio_xenbus::driver::Surroundings;
+use pvio_xenbus::handshake::common::BackendKind;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Mutex;
+use tracing_subscriber::EnvFilter;
+
+/// The domain this process is in.
+pub struct Host(XenDomain);
+
+impl Host {
+    /// Opens its devices.
+    ///
+    /// # Errors
+    /// Which of them is missing, and how to get it.
+    pub fn open() -> Result<Self, Failure> {
+        XenDomain::open().map(Self).map_err(|e| Failure::of(e).as_input())
+    }
+
+    /// The platform.
+    #[must_use]
+    pub fn domain(&self) -> &XenDomain {
+        &self.0
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> DomId {
+        self.0.id()
+    }
+
+    /// A connection to xenstore.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn xenstore(&self) -> Result<Client, Failure> {
+        self.0.xenstore().map_err(Failure::of)
+    }
+}
+
+/// Serves until told to stop.
+///
+/// # Errors
+/// When this is no domain of Xen's, another backend is in the way, or xenstore goes.
+pub fn run(args: &ServeArgs) -> Result<(), Failure> {
+    log_to(args.log.as_deref())?;
+    let bell = Bell::new()?;
+    let stop = Stop::on_signal(bell.clone())?;
+    let host = Host::open()?;
+    let kinds = kinds(args, host.id())?;
+    let surroundings = match (args.hotplug, host.id()) {
+        (Some(Around::Toolstack), _) | (None, DomId::DOM0) => Surroundings::Scripts,
+        (Some(Around::Itself), _) | (None, _) => Surroundings::DriverDomain,
+    };
+    let disks = Config {
+        policy: args.disk_policy,
+        in_order: args.disk_answers == Answers::InOrder,
+        ..Config::for_this_machine()
+    };
+    let leave = args.on_stop == OnStop::Leave;
+    let options = Options { kinds, surroundings, resume: true, leave, disks, ..Options::default() };
+    let mut xs = host.xenstore()?;
+    let me = (host.domain(), host.id());
+    driver::run(me, &mut xs, &options, (&stop, &bell), || say!("ready")).map_err(lost)
+}
+
+/// xenstore went away, and with it all there is to do.
+#[must_use]
+pub fn lost(e: XsError) -> Failure {
+    Failure::new(
+        format!("xenstore is gone: {e}"),
+        "guests keep their devices until this is started again; see that xenstored runs",
+    )
+}
+
+/// The kinds to serve: those asked for, or all that nobody else does.
+fn kinds(args: &ServeArgs, id: DomId) -> Result<Vec<BackendKind>, Failure> {
+    if args.kinds.is_empty() {
+        let all = [BackendKind::Vbd, BackendKind::PvioVbd, BackendKind::Vif, BackendKind::PvioVif];
+        let mut kinds: Vec<BackendKind> = all.into_iter().filter(|k| rival(*k).is_none()).collect();
+        for driver in all.into_iter().filter_map(rival) {
+            tracing::warn!("{driver} is loaded and serves its kind; rmmod it to serve that here");
+        }
+        // In dom0 xl starts a device model for these.
+        if id != DomId::DOM0 {
+            kinds.push(BackendKind::Qdisk);
+        }
+        return Ok(kinds);
+    }
+    for kind in &args.kinds {
+        if let Some(driver) = rival(*kind) {
+            return Err(Failure::input(
+                format!("Linux's own backend {driver} is loaded and serves {}", kind.as_str()),
+                format!("modprobe -r {driver}, and keep it from being loaded again (blacklist)"),
+            ));
+        }
+    }
+    Ok(args.kinds.clone())
+}
+
+/// The module of Linux's own backend of that kind, if it is loaded here.
+fn rival(kind: BackendKind) -> Option<&'static str> {
+    let module = match kind {
+        BackendKind::Vbd => "xen-blkback",
+        BackendKind::Vif => "xen-netback",
+        BackendKind::Qdisk | BackendKind::PvioVbd | BackendKind::PvioVif => return None,
+    };
+    let driver = Path::new("/sys/bus/xen-backend/drivers").join(kind.as_str());
+    driver.exists().then_some(module)
+}
+
+/// Sends traces to a file, or to standard error; `RUST_LOG` says which.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn log_to(path: Option<&Path>) -> Result<(), Failure> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_ansi(false).with_env_filter(filter);
+    match path {
+        None => builder.with_writer(std::io::stderr).init(),
+        Some(path) => {
+            let file = File::options().create(true).append(true).open(path).map_err(|e| {
+                let what = format!("the log {} cannot be written: {e}", path.display());
+                Failure::input(what, "name another with --log")
+            })?;
+            builder.with_writer(Mutex::new(file)).init();
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! Virtual block devices (`io/blkif.h`): requests, responses, and their three ABIs.
+//!
+//! Units: every "sector" on this wire is 512 bytes, whatever `sector-size` says.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `request` | requests, direct, indirect and of no data, read once out of their slot |
+//! | `segment` | parts of granted pages, in a slot or in pages of them |
+//! | `refusal` | why a request is refused, and what to answer |
+//! | this | ABIs, constants, responses |
+
+mod refusal;
+mod request;
+mod segment;
+
+pub use refusal::{Refusal, RefusalReason};
+pub use request::{DataOp, Head, Request};
+pub use segment::{Indirect, Segment, Segments};
+
+use crate::slot::{ShortSlot, Slot};
+
+/// Bytes in a sector of this protocol.
+pub const SECTOR_SIZE: u32 = 512;
+/// Sectors in a page; a segment's `first`/`last` run from 0 to one less.
+pub const SECTORS_PER_PAGE: u8 = 8;
+/// Segments a request carries in its own slot (`BLKIF_MAX_SEGMENTS_PER_REQUEST`).
+pub const MAX_SEGMENTS: usize = 11;
+/// Pages of segments an indirect request names (`BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST`).
+pub const MAX_INDIRECT_PAGES: usize = 8;
+/// Segments in one page of them.
+pub const SEGMENTS_PER_PAGE: usize = 512;
+/// Segments of an indirect request: 16 MiB.
+pub const MAX_INDIRECT_SEGMENTS: usize = MAX_INDIRECT_PAGES * SEGMENTS_PER_PAGE;
+
+/// How a guest's compiler laid the structs out (`protocol` in xenstore, `io/protocols.h`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Abi {
+    /// 64-bit alignment of 64-bit fields: x86-64 and ARM (`x86_64-abi`, `arm-abi`).
+    #[default]
+    X86_64,
+    /// 32-bit x86: 64-bit fields aligned to 4 bytes (`x86_32-abi`).
+    X86_32,
+}
+
+impl Abi {
+    /// Bytes of a ring slot: the larger of request and response.
+    #[must_use]
+    pub const fn slot_size(self) -> usize {
+        match self {
+            Self::X86_64 => 112,
+            Self::X86_32 => 108,
+        }
+    }
+
+    /// Bytes of a response.
+    #[must_use]
+    pub const fn response_size(self) -> usize {
+        match self {
+            Self::X86_64 => 16,
+            Self::X86_32 => 12,
+        }
+    }
+}
+
+/// `BLKIF_OP_*`.
+pub mod op {
+    #![expect(missing_docs, reason = "each is the header's constant of the same name")]
+    pub const READ: u8 = 0;
+    pub const WRITE: u8 = 1;
+    pub const WRITE_BARRIER: u8 = 2;
+    pub const FLUSH_DISKCACHE: u8 = 3;
+    pub const DISCARD: u8 = 5;
+    pub const INDIRECT: u8 = 6;
+}
+
+/// Flag of a discard: the old content must not be readable afterwards
+/// (`BLKIF_DISCARD_SECURE`).
+pub const DISCARD_SECURE: u8 = 1;
+
+/// `info` bits of a disk (`VDISK_*`).
+pub mod info {
+    #![expect(missing_docs, reason = "each is the header's constant of the same name")]
+    pub const CDROM: u32 = 1;
+    pub const REMOVABLE: u32 = 2;
+    pub const READONLY: u32 = 4;
+}
+
+/// What became of a request (`BLKIF_RSP_*`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(i16)]
+pub enum Status {
+    /// It was done.
+    Okay = 0,
+    /// It failed.
+    Error = -1,
+    /// The backend does not know this operation.
+    NotSupported = -2,
+}
+
+impl Status {
+    /// From the wire; anything undefined is an error.
+    #[must_use]
+    pub const fn from_wire(status: i16) -> Self {
+        match status {
+            0 => Self::Okay,
+            -2 => Self::NotSupported,
+            _ => Self::Error,
+        }
+    }
+}
+
+/// Writes words to the beginning of `out`.
+#[inline(always)]
+fn put<const N: usize>(out: &mut [u8], words: [u64; N]) {
+    for (to, word) in out.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+        *to = word.to_le_bytes();
+    }
+}
+
+/// A response (`blkif_response_t`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Response {
+    /// The request's id.
+    pub id: u64,
+    /// The request's operation code; some frontends look at it, most do not.
+    pub op: u8,
+    /// What became of it.
+    pub status: Status,
+}
+
+impl Response {
+    /// Writes the response; every byte of it is defined (XSA-216).
+    #[inline]
+    pub fn write(self, abi: Abi, out: &mut [u8; 16]) -> &[u8] {
+        let [s0, s1] = (self.status as i16).to_le_bytes();
+        let tail = u64::from(u32::from_le_bytes([self.op, 0, s0, s1]));
+        put(out, [self.id, tail]);
+        out.get(..abi.response_size()).unwrap_or_default()
+    }
+
+    /// Reads a response out of its slot, once.
+    ///
+    /// # Errors
+    /// None with a slot of the ABI's own size.
+    #[inline]
+    pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
+        let [id] = slot.read_words()?;
+        let [op, _, s0, s1] = slot.read_array()?;
+        Ok(Self { id, op, status: Status::from_wire(i16::from_le_bytes([s0, s1])) })
+    }
+}

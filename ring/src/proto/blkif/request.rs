@@ -1,0 +1,287 @@
+//! Requests, read once out of their slot.
+
+use super::{
+    Abi, DISCARD_SECURE, Indirect, MAX_INDIRECT_PAGES, MAX_SEGMENTS, Refusal, RefusalReason,
+    Segment, Segments, Status, op,
+};
+use crate::gref::GrantRef;
+use crate::slot::{ShortSlot, Slot, SlotMut};
+
+/// What a data request does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum DataOp {
+    /// Disk to guest.
+    Read = op::READ,
+    /// Guest to disk.
+    Write = op::WRITE,
+    /// Everything before it reaches the medium before it, and it does before anything after it.
+    /// May carry no data.
+    WriteBarrier = op::WRITE_BARRIER,
+    /// The write cache reaches the medium. Carries data in old frontends only.
+    Flush = op::FLUSH_DISKCACHE,
+}
+
+impl DataOp {
+    /// From the wire; `None` for what moves no data.
+    #[inline]
+    #[must_use]
+    pub const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            op::READ => Some(Self::Read),
+            op::WRITE => Some(Self::Write),
+            op::WRITE_BARRIER => Some(Self::WriteBarrier),
+            op::FLUSH_DISKCACHE => Some(Self::Flush),
+            _ => None,
+        }
+    }
+
+    /// The wire code.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+}
+
+/// A request in good form. Whether its sectors exist on the disk is the backend's to check.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Request {
+    /// Moves data, or orders it.
+    Data {
+        /// What to do.
+        op: DataOp,
+        /// The frontend's own number for it, echoed and otherwise opaque; may repeat.
+        id: u64,
+        /// First sector on the disk.
+        sector: u64,
+        /// Where the data is; none only for a barrier or a flush.
+        segments: Segments,
+    },
+    /// Moves much data: the segments are in pages of their own, which nobody has looked at yet.
+    Indirect {
+        /// What to do: read or write.
+        op: DataOp,
+        /// As for data.
+        id: u64,
+        /// First sector on the disk.
+        sector: u64,
+        /// Where the segments are.
+        indirect: Indirect,
+    },
+    /// The guest no longer needs these sectors.
+    Discard {
+        /// As for data.
+        id: u64,
+        /// First sector on the disk.
+        sector: u64,
+        /// How many.
+        sectors: u64,
+        /// Whether old content must become unreadable.
+        secure: bool,
+    },
+}
+
+/// A request without its segments, for readers that keep one [`Segments`] for all of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Head {
+    /// As [`Request::Data`].
+    #[expect(missing_docs, reason = "as there")]
+    Data { op: DataOp, id: u64, sector: u64 },
+    /// As [`Request::Indirect`].
+    #[expect(missing_docs, reason = "as there")]
+    Indirect { op: DataOp, id: u64, sector: u64, indirect: Indirect },
+    /// As [`Request::Discard`].
+    #[expect(missing_docs, reason = "as there")]
+    Discard { id: u64, sector: u64, sectors: u64, secure: bool },
+}
+
+impl Head {
+    /// Reads one request out of its slot, each byte once, no more than it needs: its segments (none
+    /// of a discard) into `segments`, the rest into a value.
+    ///
+    /// # Errors
+    /// A [`Refusal`] that says what to answer; there are no segments then. (The outer error cannot
+    /// happen with a slot of the ABI's own size.)
+    #[inline(always)]
+    pub fn read<M>(
+        slot: &mut Slot<'_, M>,
+        abi: Abi,
+        segments: &mut Segments,
+    ) -> Result<Result<Self, Refusal>, ShortSlot> {
+        segments.count = 0;
+        let (start, id, sector) = match abi {
+            Abi::X86_64 => {
+                let [head, id, sector] = slot.read_words()?;
+                (head as u32, id, sector)
+            }
+            Abi::X86_32 => {
+                let head = slot.read_array::<4>()?;
+                let [id, sector] = slot.read_words()?;
+                (u32::from_le_bytes(head), id, sector)
+            }
+        };
+        let [op, count, ..] = start.to_le_bytes();
+        let Some(data) = DataOp::from_code(op) else {
+            return Self::read_other(slot, start, id, sector);
+        };
+        let least = if matches!(data, DataOp::Read | DataOp::Write) { 1 } else { 0 };
+        if count < least || usize::from(count) > MAX_SEGMENTS {
+            return Ok(Err(Refusal::error(id, op, RefusalReason::SegmentCount)));
+        }
+        let words = segments.words.get_mut(..usize::from(count)).unwrap_or_default();
+        for word in words {
+            let [raw] = slot.read_words()?;
+            if !Segment::from_wire(raw).is_inside() {
+                return Ok(Err(Refusal::error(id, op, RefusalReason::SegmentBounds)));
+            }
+            *word = raw;
+        }
+        segments.count = count;
+        Ok(Ok(Self::Data { op: data, id, sector }))
+    }
+
+    /// What is not data in the slot: segments elsewhere, a discard, or an operation nobody defined.
+    #[cold]
+    fn read_other<M>(
+        slot: &mut Slot<'_, M>,
+        start: u32,
+        id: u64,
+        sector: u64,
+    ) -> Result<Result<Self, Refusal>, ShortSlot> {
+        let [op, second, ..] = start.to_le_bytes();
+        match op {
+            op::DISCARD => {
+                let [sectors] = slot.read_words()?;
+                let secure = second & DISCARD_SECURE != 0;
+                Ok(Ok(Self::Discard { id, sector, sectors, secure }))
+            }
+            op::INDIRECT => Self::read_indirect(slot, second, (start >> 16) as u16, id, sector),
+            _ => {
+                let (status, reason) = (Status::NotSupported, RefusalReason::UnknownOperation);
+                Ok(Err(Refusal { id, op, status, reason }))
+            }
+        }
+    }
+
+    /// What is refused is refused under the inner operation's code, as it would be answered.
+    fn read_indirect<M>(
+        slot: &mut Slot<'_, M>,
+        code: u8,
+        segments: u16,
+        id: u64,
+        sector: u64,
+    ) -> Result<Result<Self, Refusal>, ShortSlot> {
+        let op = match DataOp::from_code(code) {
+            Some(op @ (DataOp::Read | DataOp::Write)) => op,
+            _ => return Ok(Err(Refusal::error(id, code, RefusalReason::UnknownOperation))),
+        };
+        // The device's number, which says nothing, and padding.
+        let _ = slot.read_array::<4>()?;
+        let mut pages = [GrantRef::default(); MAX_INDIRECT_PAGES];
+        let raw = slot.read_array::<{ 4 * MAX_INDIRECT_PAGES }>()?;
+        for (page, raw) in pages.iter_mut().zip(raw.as_chunks().0) {
+            *page = GrantRef(u32::from_le_bytes(*raw));
+        }
+        Ok(match Indirect::from_wire(segments, pages) {
+            Some(indirect) => Ok(Self::Indirect { op, id, sector, indirect }),
+            None => Err(Refusal::error(id, code, RefusalReason::SegmentCount)),
+        })
+    }
+}
+
+impl Request {
+    /// Reads one request out of its slot, each byte once, no more than it needs.
+    ///
+    /// # Errors
+    /// A [`Refusal`] that says what to answer. (The outer error cannot happen with a slot of the
+    /// ABI's own size.)
+    #[inline]
+    pub fn read<M>(slot: &mut Slot<'_, M>, abi: Abi) -> Result<Result<Self, Refusal>, ShortSlot> {
+        let mut segments = Segments::default();
+        Ok(Head::read(slot, abi, &mut segments)?.map(|head| match head {
+            Head::Data { op, id, sector } => Self::Data { op, id, sector, segments },
+            Head::Indirect { op, id, sector, indirect } => {
+                Self::Indirect { op, id, sector, indirect }
+            }
+            Head::Discard { id, sector, sectors, secure } => {
+                Self::Discard { id, sector, sectors, secure }
+            }
+        }))
+    }
+
+    /// Writes the request into its slot as its ABI lays it out. `handle` is the device's
+    /// `virtual-device` number, truncated as every frontend does.
+    ///
+    /// # Errors
+    /// None with a slot of the ABI's own size.
+    #[inline]
+    pub fn write_to<M>(
+        &self,
+        abi: Abi,
+        handle: u16,
+        slot: &mut SlotMut<'_, M>,
+    ) -> Result<(), ShortSlot> {
+        self.words(abi, handle, |bytes| slot.write(bytes))
+    }
+
+    /// The bytes that [`write_to`](Self::write_to) writes, in a buffer.
+    #[inline]
+    pub fn write<'a>(&self, abi: Abi, handle: u16, out: &'a mut [u8; 112]) -> &'a [u8] {
+        let mut used = 0_usize;
+        let fits = self.words(abi, handle, |bytes| {
+            let end = used.checked_add(bytes.len()).ok_or(ShortSlot)?;
+            out.get_mut(used..end).ok_or(ShortSlot)?.copy_from_slice(bytes);
+            used = end;
+            Ok(())
+        });
+        debug_assert!(fits.is_ok(), "no request is longer than the longest");
+        out.get(..used).unwrap_or_default()
+    }
+
+    /// Hands the request to `put` a field or two at a time, front to back. Whole words: bytes that
+    /// are stored one by one and loaded as a word soon after make the load wait.
+    #[inline(always)]
+    fn words(
+        &self,
+        abi: Abi,
+        handle: u16,
+        mut put: impl FnMut(&[u8]) -> Result<(), ShortSlot>,
+    ) -> Result<(), ShortSlot> {
+        let (code, second, third, id, sector) = match self {
+            Self::Data { op, id, sector, segments } => {
+                (op.code(), segments.count, handle, id, sector)
+            }
+            Self::Indirect { op, id, sector, indirect } => {
+                (op::INDIRECT, op.code(), indirect.wire().0, id, sector)
+            }
+            Self::Discard { id, sector, secure, .. } => {
+                (op::DISCARD, if *secure { DISCARD_SECURE } else { 0 }, handle, id, sector)
+            }
+        };
+        let [h0, h1] = third.to_le_bytes();
+        let head = u32::from_le_bytes([code, second, h0, h1]);
+        match abi {
+            Abi::X86_64 => {
+                let words = [u64::from(head), *id, *sector].map(u64::to_le_bytes);
+                put(words.as_flattened())?;
+            }
+            Abi::X86_32 => {
+                put(&head.to_le_bytes())?;
+                put([*id, *sector].map(u64::to_le_bytes).as_flattened())?;
+            }
+        }
+        match self {
+            Self::Data { segments, .. } => {
+                segments.words().iter().try_for_each(|word| put(&word.to_le_bytes()))
+            }
+            Self::Indirect { indirect, .. } => {
+                let [h0, h1] = handle.to_le_bytes();
+                put(&[h0, h1, 0, 0])?;
+                put(indirect.wire().1.map(|page| page.0.to_le_bytes()).as_flattened())?;
+                // To the struct's end.
+                put(if abi == Abi::X86_64 { &[0; 4] } else { &[0; 8] })
+            }
+            Self::Discard { sectors, .. } => put(&sectors.to_le_bytes()),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The backend's driver against a store, with a class that does nothing: what `xl` does around a
+//! device, and leaves to the backend. The devices themselves are driven in `platforms/sim`.
+
+mod common;
+
+use common::world::{World, disk};
+use pvio_xenbus::driver::{
+    BackendClass, BackendDriver, Ends, Fault, Life, Prepared, Surroundings, hotplug,
+};
+use pvio_xenbus::handshake::HandshakeError;
+use pvio_xenbus::handshake::common::{
+    BackendKind, DeviceAddr, Hotplug, read_error, read_state, remove_backend_end, request_removal,
+    write_hotplug, write_state,
+};
+use pvio_xenbus::{XenbusState, Xenstore};
+use std::cell::Cell;
+use std::rc::Rc;
+
+use common::world::{BACK, FRONT};
+
+/// Counts what it is asked for.
+#[derive(Default, Clone)]
+struct Class {
+    prepared: Rc<Cell<u32>>,
+    connected: Rc<Cell<bool>>,
+}
+
+impl BackendClass for Class {
+    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
+        let prepared = hotplug(xs, ends, Some("/etc/xen/scripts/block"))?;
+        if prepared == Prepared::Yes {
+            self.prepared.set(self.prepared.get() + 1);
+        }
+        Ok(prepared)
+    }
+
+    fn offer(&self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
+        Ok(())
+    }
+
+    fn connect(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), Fault> {
+        assert_eq!(self.prepared.get(), 1, "connected before it was prepared");
+        self.connected.set(true);
+        Ok(())
+    }
+
+    fn describe(&self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
+        Ok(())
+    }
+
+    fn disconnect(&mut self) {
+        self.connected.set(false);
+    }
+
+    fn fault(&mut self) -> Option<Fault> {
+        None
+    }
+}
+
+struct Bench {
+    world: World,
+    back: String,
+    front: String,
+    class: Class,
+    driver: BackendDriver<Class>,
+}
+
+impl Bench {
+    fn new(surroundings: Surroundings) -> Self {
+        let (world, back, front) = disk();
+        let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 51712);
+        let class = Class::default();
+        let driver = BackendDriver::new(addr, class.clone()).within(surroundings);
+        Self { world, back, front, class, driver }
+    }
+
+    fn step(&mut self) -> Life {
+        self.driver.step(&mut self.world.back).unwrap()
+    }
+
+    fn state(&mut self) -> XenbusState {
+        read_state(&mut self.world.dom0, &self.back).unwrap()
+    }
+
+    fn frontend(&mut self, state: XenbusState) {
+        write_state(&mut self.world.front, &self.front, state).unwrap();
+    }
+
+    fn script_says(&mut self, status: &Hotplug) {
+        write_hotplug(&mut self.world.dom0, &self.back, status).unwrap();
+    }
+}
+
+#[test]
+fn with_scripts_the_offer_comes_first_and_nothing_is_served_before_the_script_is_done() {
+    let mut b = Bench::new(Surroundings::Scripts);
+    assert_eq!(b.step(), Life::Alive);
+    assert_eq!(b.state(), XenbusState::InitWait, "xl waits for this before it runs the script");
+    b.frontend(XenbusState::Initialised);
+    b.step();
+    assert_eq!((b.state(), b.class.prepared.get()), (XenbusState::InitWait, 0));
+
+    while b.world.back.poll_event().unwrap().is_some() {}
+    b.script_says(&Hotplug::Connected);
+    let event = b.world.back.poll_event().unwrap().expect("the script's word is watched for");
+    assert_eq!(event.token, b.driver.token());
+    b.step();
+    assert_eq!((b.state(), b.class.connected.get()), (XenbusState::Connected, true));
+}
+
+#[test]
+fn a_failed_script_closes_the_device_with_its_reason() {
+    let mut b = Bench::new(Surroundings::Scripts);
+    b.step();
+    b.frontend(XenbusState::Initialised);
+    b.script_says(&Hotplug::Failed("device is mounted in dom0".into()));
+    b.step();
+    assert_eq!(b.state(), XenbusState::Closed);
+    let why = read_error(&mut b.world.dom0, &b.back).unwrap().expect("a reason");
+    assert!(why.contains("hotplug") && why.contains("device is mounted in dom0"), "{why}");
+}
+
+#[test]
+fn without_scripts_nobody_is_waited_for() {
+    for surroundings in [Surroundings::Plain, Surroundings::DriverDomain] {
+        let mut b = Bench::new(surroundings);
+        b.frontend(XenbusState::Initialised);
+        b.step();
+        assert_eq!(b.state(), XenbusState::Connected, "{surroundings:?}");
+    }
+}
+
+#[test]
+fn a_device_that_is_gone_is_left_closed_for_the_toolstack_to_see() {
+    for surroundings in [Surroundings::Plain, Surroundings::Scripts, Surroundings::DriverDomain] {
+        let mut b = Bench::new(surroundings);
+        b.script_says(&Hotplug::Connected);
+        b.frontend(XenbusState::Initialised);
+        b.step();
+        request_removal(&mut b.world.dom0, b.driver.addr()).unwrap();
+        b.frontend(XenbusState::Closed);
+        assert_eq!(b.step(), Life::Gone);
+        assert!(!b.class.connected.get());
+        assert_eq!(b.state(), XenbusState::Closed, "{surroundings:?}");
+    }
+}
+
+#[test]
+fn a_driver_domain_may_remove_what_is_its_own() {
+    let mut b = Bench::new(Surroundings::DriverDomain);
+    remove_backend_end(&mut b.world.back, b.driver.addr()).unwrap();
+    assert_eq!(b.world.dom0.read_opt(&format!("{}/state", b.back)).unwrap(), None);
+}
+
+#[test]
+fn kinds_of_backend_have_a_directory_each_and_share_their_class_of_frontends() {
+    for kind in BackendKind::ALL {
+        let addr = DeviceAddr::new(kind, BACK, FRONT, 7);
+        let path = addr.backend_path();
+        assert_eq!(DeviceAddr::from_backend_path(&path, BACK), Some((addr, "")));
+        assert!(path.contains(&format!("/backend/{}/", kind.as_str())));
+        let frontend = format!("/device/{}/7", kind.class().as_str());
+        assert!(addr.frontend_path().ends_with(&frontend));
+    }
+}
+
+#[test]
+fn a_session_is_taken_over_without_a_word_in_xenstore() {
+    let mut b = Bench::new(Surroundings::Scripts);
+    b.script_says(&Hotplug::Connected);
+    b.frontend(XenbusState::Initialised);
+    b.step();
+    b.frontend(XenbusState::Connected);
+    b.step();
+    // The process dies, and another comes.
+    let (addr, class) = (b.driver.addr(), Class::default());
+    b.class = class.clone();
+    b.driver = BackendDriver::resuming(addr, class).within(Surroundings::Scripts);
+    b.world.front.watch(&b.back, "back").unwrap();
+    while b.world.front.poll_event().unwrap().is_some() {}
+    b.step();
+    assert_eq!((b.class.connected.get(), b.driver.state()), (true, XenbusState::Connected));
+    assert_eq!(b.world.front.poll_event().unwrap(), None, "the frontend heard of it");
+}
