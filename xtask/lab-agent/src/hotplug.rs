@@ -19,7 +19,6 @@ pub fn run(script: &str, verb: &str) -> Result<()> {
     let node = env::var("XENBUS_PATH").context("XENBUS_PATH")?;
     let outcome = match (script, verb) {
         ("block", "add") => block(&node),
-        ("block-pvio", "add") => connected(&node),
         ("vif-bridge", "online" | "add") => vif(&node),
         (_, "remove" | "offline") => Ok(()),
         _ => bail!("{script} does not know {verb}"),

@@ -8,7 +8,7 @@
 //! | process 1 | [`init`]: mounts, starts the domain's part, reaps, powers off |
 //! | `… dom0` | [`dom0`]: brings up a dom0 and runs the scenarios the host asked for |
 //! | `… guest` | [`guest`]: does what dom0 asks for over the guest's console |
-//! | `block`, `vif-bridge`, `block-pvio` | [`hotplug`]: what `xl` runs when a device comes or goes |
+//! | `block`, `vif-bridge` | [`hotplug`]: what `xl` runs when a device comes or goes |
 //! | `… list` | on any machine: the table of [`scenarios`], as JSON |
 //!
 //! [`link`] is how dom0 and a guest talk, [`net`] traffic between them, [`sys`] what the standard library lacks, [`pattern`] bytes
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     let name = name.rsplit('/').next().unwrap_or_default();
     let words: Vec<String> = words.collect();
     let outcome = match (name, words.first().map(String::as_str)) {
-        ("block" | "block-pvio" | "vif-bridge", Some(verb)) => hotplug::run(name, verb),
+        ("block" | "vif-bridge", Some(verb)) => hotplug::run(name, verb),
         _ if std::process::id() == 1 => init::run(),
         (_, Some("dom0")) => dom0::run(),
         (_, Some("guest")) => guest::run(),

@@ -97,9 +97,10 @@ pub fn write(cache: &Cache, programs: &Programs, to: &Path) -> Result<()> {
     for name in XENSTORE {
         image.archive.link(&format!("usr/bin/xenstore-{name}"), "xenstore")?;
     }
-    for name in ["block", "block-pvio", "vif-bridge"] {
+    for name in ["block", "vif-bridge"] {
         image.archive.link(&format!("etc/xen/scripts/{name}"), "/init")?;
     }
+    image.archive.link("etc/xen/scripts/block-pvio", "/usr/bin/pvio")?;
     image.archive.file("etc/xen/xl.conf", b"")?;
     image.archive.copy("usr/bin/busybox", &cache.root().join("bin/busybox"))?;
     image.archive.link("usr/bin/sh", "busybox")?;
@@ -168,6 +169,7 @@ impl<'a, W: Write> Image<'a, W> {
     fn pvio(&mut self, programs: &Programs) -> Result<()> {
         let Some(pvio) = &programs.pvio else { return Ok(()) };
         self.archive.copy("usr/bin/pvio", pvio)?;
+        self.archive.link("usr/bin/pvio-dm", "pvio")?;
         self.libraries(pvio)
     }
 

@@ -240,7 +240,8 @@ impl Session<'_> {
             if let Some((scenario, start)) = running {
                 let seconds = start.elapsed().as_secs_f64();
                 let reason = format!("{trouble}; dom0's last words:\n{}", boot.tail(30));
-                let (result, rows) = ("flake".to_owned(), Vec::new());
+                let result = if ended { "flake" } else { "failed" }.to_owned();
+                let rows = Vec::new();
                 let row = Row { scenario, result, seconds, retries: 0, reason, rows };
                 self.ended(row, &Value::Null)?;
             }

@@ -24,11 +24,16 @@ pub enum Backend {
     Linux,
     /// Disks by a QEMU process for each guest; NICs by xen-netback.
     Qdisk,
+    /// Disks by a pvio process for each guest, which `xl` takes for QEMU; NICs by xen-netback.
+    #[serde(rename = "pvio-dm")]
+    PvioDm,
 }
 
 /// How pvio reaches guests' pages for disks.
 pub type Policy = Option<&'static str>;
 
+/// pvio, by the name that makes it a device model.
+pub const DEVICE_MODEL: &str = "/usr/bin/pvio-dm";
 const PVIO: &str = "/usr/bin/pvio";
 /// Its log, and what it prints.
 pub const PVIO_LOG: &str = "/var/log/pvio.log";
@@ -54,6 +59,9 @@ impl Backends {
             }
             self.stop()?;
             return self.start_pvio(policy);
+        }
+        if backend == Backend::PvioDm && !fs::exists(DEVICE_MODEL)? {
+            return Err(Skip("pvio was not built for this run".to_owned()).into());
         }
         if self.kernels {
             return Ok(());

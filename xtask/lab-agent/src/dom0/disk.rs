@@ -50,7 +50,7 @@ impl Disk {
         let mut disk = Self { image, device: None };
         let needs_device = match backend {
             Backend::Linux => true,
-            Backend::Qdisk => false,
+            Backend::Qdisk | Backend::PvioDm => false,
             Backend::Pvio => medium == Medium::Device,
         };
         if needs_device {
@@ -71,7 +71,9 @@ impl Disk {
             Access::Read => "ro",
         };
         let target = match (backend, &self.device) {
-            (Backend::Qdisk, _) => format!("backendtype=qdisk,target={}", self.path()?),
+            (Backend::Qdisk | Backend::PvioDm, _) => {
+                format!("backendtype=qdisk,target={}", self.path()?)
+            }
             (_, Some(device)) => format!("backendtype=phy,target={device}"),
             (_, None) => format!("backendtype=phy,script=block-pvio,target={}", self.path()?),
         };

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::backend::{Backend, DEVICE_MODEL};
 use super::console::Console;
 use super::lab::{LONG, wait_until};
 use super::xs;
@@ -33,6 +34,8 @@ pub struct Spec {
     pub disks: Vec<String>,
     /// Lines of `vif=[…]`.
     pub nics: Vec<String>,
+    /// The program `xl` starts for its device model, if not the usual one.
+    pub device_model: Option<&'static str>,
     /// Whether it has fio, mke2fs, iperf3 and the like.
     pub tools: bool,
     /// Further lines of its configuration.
@@ -203,9 +206,11 @@ impl Drop for Guest {
 
 impl Spec {
     /// Without devices.
-    pub fn new(kind: Kind) -> Self {
+    pub fn new(kind: Kind, backend: Backend) -> Self {
         let (disks, nics, lines) = (Vec::new(), Vec::new(), Vec::new());
-        Self { kind, disks, nics, tools: false, lines, words: String::new() }
+        let device_model = (backend == Backend::PvioDm).then_some(DEVICE_MODEL);
+        let words = String::new();
+        Self { kind, disks, nics, device_model, tools: false, lines, words }
     }
 
     fn config(&self, name: &str) -> String {
@@ -227,6 +232,9 @@ impl Spec {
             quoted(&self.disks),
             quoted(&self.nics),
         );
+        if let Some(program) = self.device_model {
+            text += &format!("device_model_override=\"{program}\"\n");
+        }
         for line in &self.lines {
             text += &format!("{line}\n");
         }

@@ -274,7 +274,7 @@ impl Shared {
         let mut bytes = vec![0; usize::try_from(FIXED_MIB << 20)?];
         crate::pattern::fill(&mut bytes, FIXED_SEED, 0);
         fs::write(&fixed.image, &bytes)?;
-        let mut spec = Spec::new(kind);
+        let mut spec = Spec::new(kind, backend);
         spec.tools = true;
         spec.disks = vec![
             disk.line("xvda", Access::Write, backend)?,

@@ -129,7 +129,7 @@ fn flush(lab: &mut Lab) -> Result<()> {
     if let (Some(before), Some(after)) = (before, flushed()?) {
         ensure!(after >= before + 2, "of {asked} flushes {} reached the device", after - before);
     } else {
-        ensure!(backend == Backend::Qdisk, "the disk is no device");
+        ensure!(matches!(backend, Backend::Qdisk | Backend::PvioDm), "the disk is no device");
     }
     let image = fs::File::open(&shared.disk.image)?;
     let mut bytes = vec![0; 8192];

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{BOTH, DISKS, Guests, NICS, Scenario};
 use crate::dom0::disk::{Access, Disk, Medium};
 use crate::dom0::guest::Guest;
-use crate::dom0::lab::{LONG, Lab, NIC, SHORT};
+use crate::dom0::lab::{LONG, Lab, SHORT};
 use crate::dom0::xs;
 use crate::sys;
 
@@ -78,7 +78,8 @@ fn nic(lab: &mut Lab) -> Result<()> {
     for _ in 0..2 {
         let guest = &mut lab.shared()?.guest;
         let domain = guest.domain.to_string();
-        sys::succeed(&["xl", "network-attach", &domain, NIC], SHORT)?;
+        let attach = ["xl", "network-attach", &domain, "bridge=xenbr0", "script=vif-bridge"];
+        sys::succeed(&attach, SHORT)?;
         guest.ask("nic-up", json!({ "name": "eth2", "address": "10.0.2.2/24" }), SHORT)?;
         let echo = json!({ "server": "10.0.2.1", "sizes": [8, 1472, 9000], "rounds": 5 });
         guest.ask("nic-echo", echo, SHORT)?;
@@ -96,21 +97,44 @@ fn reload(lab: &mut Lab) -> Result<()> {
     let guest = &mut shared.guest;
     let pattern = |write: bool| json!({ "name": "xvdb", "seed": 31, "mib": 4, "write": write });
     guest.ask("disk-verify", pattern(true), LONG)?;
-    let nodes = [("vbd", "vbd-51728", "vbd/51728"), ("vif", "vif-1", "vif/1")];
     for _ in 0..2 {
-        for (driver, device, node) in nodes {
-            guest.ask("driver-rebind", json!({ "driver": driver, "device": device }), SHORT)?;
-            let state = format!("/local/domain/{}/device/{node}/state", guest.domain);
-            xs::wait_for(&state, &["4"], SHORT).context("bound again")?;
+        for (driver, device, node) in [("vbd", "vbd-51728", "vbd/51728"), ("vif", "vif-1", "vif/1")]
+        {
+            let order = json!({ "driver": driver, "device": device });
+            guest.ask("driver-unbind", order.clone(), SHORT)?;
+            starts_over(guest, node)?;
+            guest.ask("driver-bind", order, SHORT)?;
+            connected(guest, node)?;
         }
         back(guest, &pattern(false))?;
     }
-    for module in ["xen_netfront", "xen_blkfront"] {
-        guest.ask("module-reload", json!(module), SHORT)?;
+    let nics = ["vif/0", "vif/1"];
+    let disks = ["vbd/51712", "vbd/51728", "vbd/51744"];
+    for (module, nodes) in [("xen_netfront", &nics[..]), ("xen_blkfront", &disks[..])] {
+        guest.ask("module-unload", json!(module), SHORT)?;
+        nodes.iter().try_for_each(|node| starts_over(guest, node))?;
+        guest.ask("module", json!(module), SHORT)?;
+        nodes.iter().try_for_each(|node| connected(guest, node))?;
     }
     back(guest, &pattern(false))?;
     shared.bring_up_nics()?;
     lab.nothing_left(&before)
+}
+
+/// Once both ends of a device let go, says for the frontend that it starts over, which Linux's
+/// blkfront does not do by itself; the backend then waits for it anew.
+fn starts_over(guest: &Guest, node: &str) -> Result<()> {
+    let front = format!("/local/domain/{}/device/{node}", guest.domain);
+    let back = xs::must_read(&format!("{front}/backend"))?;
+    xs::wait_for(&format!("{front}/state"), &["6"], SHORT).context("let go by the frontend")?;
+    xs::wait_for(&format!("{back}/state"), &["6", "2"], SHORT).context("let go by the backend")?;
+    xs::write(&format!("{front}/state"), "1")?;
+    xs::wait_for(&format!("{back}/state"), &["2"], SHORT).context("waited for by the backend")
+}
+
+fn connected(guest: &Guest, node: &str) -> Result<()> {
+    let state = format!("/local/domain/{}/device/{node}/state", guest.domain);
+    xs::wait_for(&state, &["4"], SHORT).context("taken up again")
 }
 
 /// Disk and NIC work, and hold what they held.

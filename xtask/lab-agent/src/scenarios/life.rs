@@ -54,24 +54,28 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// A guest with a disk and a NIC, at work.
-fn at_work(lab: &Lab, kind: Kind) -> Result<(Guest, Disk)> {
+/// A guest with a disk and a NIC.
+fn ready(lab: &Lab, kind: Kind) -> Result<(Guest, Disk)> {
     let (disk, line) = lab.disk("xvda", 16, Medium::Device)?;
-    let mut spec = Spec::new(kind);
+    let mut spec = Spec::new(kind, lab.backend);
     spec.disks = vec![line];
     spec.nics = vec![NIC.to_owned()];
     let mut guest = Guest::start(&spec)?;
     let address = format!("{}/24", address(&guest, 0));
     guest.ask("disk-wait", json!("xvda"), SHORT)?;
     guest.ask("nic-up", json!({ "name": "eth0", "address": address }), SHORT)?;
-    let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"] });
-    guest.ask("load-start", load, SHORT)?;
     Ok((guest, disk))
+}
+
+/// What a guest does until it ends.
+fn load() -> Value {
+    json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"] })
 }
 
 fn power_off(lab: &mut Lab) -> Result<()> {
     let before = lab.settled()?;
-    let (mut guest, disk) = at_work(lab, lab.kind)?;
+    let (mut guest, disk) = ready(lab, lab.kind)?;
+    guest.ask("load-start", load(), SHORT)?;
     guest.ask("load-stop", Value::Null, SHORT)?;
     lab.watched(guest, |guest| guest.power_off())?;
     lab.nothing_left(&before)?;
@@ -81,7 +85,8 @@ fn power_off(lab: &mut Lab) -> Result<()> {
 
 fn crash(lab: &mut Lab) -> Result<()> {
     let before = lab.settled()?;
-    let (guest, disk) = at_work(lab, lab.kind)?;
+    let (mut guest, disk) = ready(lab, lab.kind)?;
+    guest.ask("load-start", load(), SHORT)?;
     lab.watched(guest, |guest| {
         guest.tell("crash")?;
         guest.wait_gone(SHORT)
@@ -93,7 +98,8 @@ fn crash(lab: &mut Lab) -> Result<()> {
 
 fn destroy(lab: &mut Lab) -> Result<()> {
     let before = lab.settled()?;
-    let (guest, disk) = at_work(lab, lab.kind)?;
+    let (mut guest, disk) = ready(lab, lab.kind)?;
+    guest.ask("load-start", load(), SHORT)?;
     lab.watched(guest, |guest| {
         guest.destroy()?;
         guest.wait_gone(SHORT)
@@ -105,8 +111,7 @@ fn destroy(lab: &mut Lab) -> Result<()> {
 
 fn reboot(lab: &mut Lab) -> Result<()> {
     let before = lab.settled()?;
-    let (mut guest, disk) = at_work(lab, lab.kind)?;
-    guest.ask("load-stop", Value::Null, SHORT)?;
+    let (mut guest, disk) = ready(lab, lab.kind)?;
     let pattern = |write: bool| json!({ "name": "xvda", "seed": 41, "mib": 4, "write": write });
     guest.ask("disk-verify", pattern(true), LONG)?;
     for by_itself in [true, false] {
@@ -133,9 +138,12 @@ fn five(lab: &mut Lab) -> Result<()> {
     let before = lab.settled()?;
     let mut guests = Vec::new();
     for kind in [Kind::Pv, Kind::Pv, Kind::Pvh, Kind::Pv, Kind::Pv] {
-        guests.push(at_work(lab, kind)?);
+        guests.push(ready(lab, kind)?);
     }
-    // All of them at it, for a while.
+    // Not before all are up: under emulation they share one processor.
+    for (guest, _) in &mut guests {
+        guest.ask("load-start", load(), SHORT)?;
+    }
     std::thread::sleep(Duration::from_secs(5));
     for (guest, _) in &mut guests {
         let rounds = guest.ask("load-stop", Value::Null, LONG)?;

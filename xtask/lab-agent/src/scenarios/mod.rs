@@ -55,7 +55,7 @@ pub struct Case {
 }
 
 /// Everything there is to run disks against.
-const DISKS: &[Backend] = &[Backend::Pvio, Backend::Linux, Backend::Qdisk];
+const DISKS: &[Backend] = &[Backend::Pvio, Backend::Linux, Backend::PvioDm, Backend::Qdisk];
 /// Everything there is to run disks and NICs against.
 const NICS: &[Backend] = &[Backend::Pvio, Backend::Linux];
 const PV: &[Kind] = &[Kind::Pv];
