@@ -220,7 +220,7 @@ impl Attached {
         let driver = Domain::join(dir.join("state"), driver_id)?;
         let front = Queue::new(guest, driver_id, 51712)?;
         let image = Image::open(image, ImageOptions { read_only: !case.write, direct: false })?;
-        let ring = driver.map(guest_id, &[front.ring_gref()], Access::ReadWrite)?;
+        let ring = driver.map(guest_id, front.ring_grefs(), Access::ReadWrite)?;
         let parts = QueueParts {
             frontend: guest_id,
             grants: driver.clone(),

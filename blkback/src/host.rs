@@ -1,7 +1,7 @@
 //! Serving vbds from images, a thread per queue: what a driver domain does.
 
 use crate::engine::Geometry;
-use crate::image::{Image, ImageError, ImageOptions};
+use crate::image::{Format, Image, ImageOptions, Spec};
 use crate::queue::{QueueFault, QueueParts};
 use crate::vbd::{Platform, Serve};
 use crate::worker::Worker;
@@ -10,9 +10,8 @@ use alloc::sync::Arc;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack};
 use std::os::fd::AsFd;
-use std::path::Path;
 
-/// Serves a vbd from the raw image or block device its `params` names.
+/// Serves a vbd from whatever its `params` name.
 pub struct ImageServer {
     image: Option<Arc<Image>>,
     wake: Arc<dyn Fn() + Send + Sync>,
@@ -25,21 +24,16 @@ impl ImageServer {
     }
 }
 
-/// Where a disk's image is.
-fn place(disk: &ToolstackBack) -> Result<&Path, Fault> {
-    let (format, path) = disk.backing();
-    if format != "raw" {
-        let what = format!(
-            "{path} is given as a {format} image, and only raw ones are served; \
-             qemu-img convert -O raw makes one of it"
-        );
-        return Err(Fault::new("image-format", what));
-    }
-    let path = Path::new(path);
-    Ok(match &disk.physical_device_path {
+/// What a disk is kept in.
+fn place(disk: &ToolstackBack) -> Result<Spec, Fault> {
+    let (format, rest) = disk.backing();
+    let spec = Spec::with_format(format, rest).map_err(|e| Fault::new("image-name", e))?;
+    Ok(match (&disk.physical_device_path, spec) {
         // A script puts a loop device before a file, which would only cost.
-        Some(device) if !path.is_file() => Path::new(device),
-        _ => path,
+        (Some(device), Spec::File { format: Format::Raw, path, .. }) if !path.is_file() => {
+            Spec::file(Format::Raw, device)
+        }
+        (_, spec) => spec,
     })
 }
 
@@ -51,10 +45,10 @@ where
     type Running = Worker;
 
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
-        let path = place(disk)?;
+        let spec = place(disk)?;
         let options =
             ImageOptions { read_only: disk.mode == Mode::ReadOnly, direct: disk.direct_io_safe };
-        let image = Image::open(path, options).map_err(|e: ImageError| Fault::new(e.code(), e))?;
+        let image = Image::open_disk(&spec, options).map_err(|e| Fault::new(e.code(), e))?;
         let geometry = image.geometry();
         self.image = Some(Arc::new(image));
         Ok(geometry)

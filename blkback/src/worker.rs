@@ -1,6 +1,7 @@
 //! One thread per queue, whose only wait point is the engine's io_uring.
 
-use crate::engine::uring::{UringEngine, Watch};
+use crate::engine::uring::Watch;
+use crate::engine::wait::{DiskEngine, WaitEngine};
 use crate::image::Image;
 use crate::pages::Buf;
 use crate::queue::{Progress, Queue, QueueFault, QueueParts};
@@ -100,7 +101,7 @@ impl Drop for Worker {
     }
 }
 
-type WorkerQueue<P, C> = Queue<P, C, UringEngine<Buf<<P as GrantMapper>::Mapping>>>;
+type WorkerQueue<P, C> = Queue<P, C, DiskEngine<Buf<<P as GrantMapper>::Mapping>>>;
 
 fn serve<P, C>(
     queue: &mut WorkerQueue<P, C>,

@@ -13,13 +13,44 @@
 //!
 //! | engine | keeps data in | needs |
 //! |---|---|---|
-//! | [`mem::MemEngine`] | private memory; done at once | nothing (`no_std`) |
+//! | [`mem::MemEngine`] | private memory of one queue; done at once | nothing (`no_std`) |
 //! | [`uring::UringEngine`] | a file or block device, through io_uring | feature `std` |
+//! | [`ram::RamEngine`] | memory that queues share; done at once | feature `std` |
+//! | [`offload::Offload`] | wherever an executor keeps it: [`pool::Pool`] (a format's library), [`nbd::NbdLink`] (a server) | feature `std` |
+//!
+//! A worker waits on its engine: [`wait::WaitEngine`]. These are put around any such engine, and
+//! around each other:
+//!
+//! | wrapper | does |
+//! |---|---|
+//! | [`throttle::Throttle`] | keeps a disk to operations and bytes a second, which can be changed while it runs |
+//! | [`faults::Faults`] | makes operations slow, and some of them fail, by a seed |
+//! | [`trace::Traced`] | writes down what is asked for, as fio replays it |
 
+pub mod clock;
+#[cfg(feature = "std")]
+pub mod faults;
 pub mod mem;
 #[cfg(feature = "std")]
+pub mod nbd;
+#[cfg(feature = "std")]
+pub mod offload;
+#[cfg(feature = "std")]
+pub mod pool;
+#[cfg(feature = "std")]
+pub mod ram;
+#[cfg(feature = "std")]
+pub mod store;
+#[cfg(feature = "std")]
+pub mod throttle;
+#[cfg(feature = "std")]
+pub mod trace;
+#[cfg(feature = "std")]
 pub mod uring;
+#[cfg(feature = "std")]
+pub mod wait;
 
+use core::time::Duration;
 use pvio_ring::IoSeg;
 
 /// What a disk looks like. Sectors are of 512 bytes.
@@ -68,6 +99,21 @@ pub enum Io {
         /// How many.
         sectors: u64,
     },
+    /// These sectors read as zeroes from now on. They may be given back like discarded ones.
+    WriteZeroes {
+        /// First sector.
+        sector: u64,
+        /// How many.
+        sectors: u64,
+    },
+}
+
+impl Io {
+    /// Whether the disk is changed by it.
+    #[must_use]
+    pub const fn changes(self) -> bool {
+        matches!(self, Self::Write { .. } | Self::Discard { .. } | Self::WriteZeroes { .. })
+    }
 }
 
 /// The engine can take nothing more before something is done.
@@ -102,6 +148,12 @@ pub trait BlockEngine<B> {
 
     /// Hands what was begun to whoever does it: once a batch.
     fn kick(&mut self);
+
+    /// When to [`reap`](Self::reap) again although nothing tells, as a time from now: an engine
+    /// that holds operations back has some to let go then. `None` when there is no such time.
+    fn look_again(&self) -> Option<Duration> {
+        None
+    }
 
     /// Reports every operation that is done, each once, by tag, and gives its segments back, as
     /// they were submitted. What is left in the list is dropped afterwards.

@@ -18,7 +18,7 @@ const EXTRA: u32 = 8;
 
 /// Something besides the disk that a wait ends for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Watch(usize);
+pub struct Watch(pub(super) usize);
 
 /// A file or block device behind io_uring. To be used by the thread that made it.
 pub struct UringEngine<B: IoBuf> {
@@ -130,6 +130,12 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
                 let begun = self.uring.allocate(self.image, PUNCH_HOLE, at, len, u64::from(tag));
                 return begun.map_err(|_| Full);
             }
+            Io::WriteZeroes { sector, sectors } => {
+                *transfer = Transfer::default();
+                let (at, len) = (sector.wrapping_mul(512), sectors.wrapping_mul(512));
+                let begun = self.uring.allocate(self.image, ZERO_RANGE, at, len, u64::from(tag));
+                return begun.map_err(|_| Full);
+            }
         };
         let left = segments.iter().map(|s| s.len).sum::<usize>() as u32;
         *transfer = Transfer { at: sector.wrapping_mul(512), moved: 0, left, write };
@@ -178,6 +184,8 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
 
 /// `FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE`.
 const PUNCH_HOLE: i32 = 2 | 1;
+/// `FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE`: unlike a hole, what is there stays allocated.
+const ZERO_RANGE: i32 = 16 | 1;
 const EINTR: i32 = 4;
 const EAGAIN: i32 = 11;
 const EOPNOTSUPP: i32 = 95;

@@ -5,9 +5,10 @@
 //! grantcost measure DOMAIN NODE     measures against them; JSON lines
 //! ```
 //! `NODE` is one of xenstore's that both may write (`/local/domain/<guest>/data/cost`). Times are the
-//! guest's own. In an emulator that counts instructions (`cargo xtask lab`, or
-//! `-icount shift=1,sleep=off` of QEMU, in which one takes 2 ns) they repeat, but stand for
-//! instructions: what caches, TLBs and the hardware's own switches cost is not in them.
+//! guest's own. In an emulator that counts instructions (QEMU's `-icount shift=1,sleep=off`, in
+//! which one takes 2 ns) they repeat exactly, but stand for instructions: what caches, TLBs and the
+//! hardware's own switches cost is not in them, and a `rep movsb`, which is what `memcpy` of shared
+//! memory is here, counts once for each byte; copying in words shows it without.
 
 use pvio_grant_table::{Access, CopyBuf, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef};
 use pvio_grant_table::{GrantStatus, Granter};
@@ -136,8 +137,17 @@ impl Costs {
         let private = &mut self.buffer[at..at + len];
         let read = least(|| kept.read_bytes(0, private).ok_or_else(|| "out of range".into()))?;
         let write = least(|| kept.write_bytes(0, private).ok_or_else(|| "out of range".into()))?;
+        let words = least(|| {
+            for (i, page) in private.chunks_mut(PAGE_SIZE).enumerate() {
+                kept.read_words(i * PAGE_SIZE, page).ok_or("out of range")?;
+            }
+            Ok(())
+        })?;
         self.tell("kept mapped, memcpy from", grefs.len(), read);
         self.tell("kept mapped, memcpy to", grefs.len(), write);
+        self.tell("kept mapped, copied from in words", grefs.len(), words);
+        let touched = least(|| touch(&kept, true))?;
+        self.tell("kept mapped, touch", grefs.len(), touched);
         Ok(())
     }
 
@@ -166,7 +176,7 @@ impl Costs {
 
     fn tell(&self, way: &str, pages: usize, ns: u64) {
         let per_page = ns as f64 / pages as f64;
-        let line = json!({ "guest": self.kind, "way": way, "pages": pages, "ns": ns,
+        let line = json!({ "here": self.kind, "way": way, "pages": pages, "ns": ns,
             "ns_per_page": (per_page * 10.0).round() / 10.0 });
         println!("{line}");
     }

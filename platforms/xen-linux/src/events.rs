@@ -135,8 +135,15 @@ impl EventChannels for XenDomain {
         self.channel(remote, |device| evtchn::alloc_unbound(device, remote.0.into()))
     }
 
+    /// The hypervisor makes an event pending on the new end. The kernel may be taking it in on
+    /// another CPU while this one returns from binding; it is waited for, so that it is there.
     fn bind_interdomain(&self, remote: DomId, port: Port) -> Result<Channel, EventError> {
-        self.channel(remote, |device| evtchn::bind_interdomain(device, remote.0.into(), port.0))
+        let bind = |device: &OwnedFd| evtchn::bind_interdomain(device, remote.0.into(), port.0);
+        let channel = self.channel(remote, bind)?;
+        // Should it take longer than that, it comes later and wakes whoever waits: nothing is lost.
+        let patience = Timespec { tv_sec: 1, tv_nsec: 0 };
+        let _ = poll(&mut [PollFd::new(&channel, PollFlags::IN)], Some(&patience));
+        Ok(channel)
     }
 }
 

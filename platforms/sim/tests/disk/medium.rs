@@ -161,7 +161,7 @@ fn perform<B: SharedMemory>(
         Io::Read { .. } | Io::Write { .. } => {
             job.segments.iter().map(|s| s.len / SECTOR).sum::<usize>() as u64
         }
-        Io::Discard { sectors, .. } => sectors,
+        Io::Discard { sectors, .. } | Io::WriteZeroes { sectors, .. } => sectors,
         Io::Flush => job.dirty.len() as u64,
     };
     let count = if failing { medium.chance.below(sectors) } else { sectors };
@@ -179,7 +179,7 @@ fn perform<B: SharedMemory>(
                 medium.write(sector + n as u64, data);
             }
         }
-        Io::Discard { sector, .. } => {
+        Io::Discard { sector, .. } | Io::WriteZeroes { sector, .. } => {
             (sector..sector + count).for_each(|s| medium.write(s, [0; SECTOR]));
         }
         Io::Flush => medium.write_back(&job.dirty[..count as usize]),

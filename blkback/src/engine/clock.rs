@@ -1,0 +1,48 @@
+//! Time, given from outside: engines that wait for a moment have a clock handed to them.
+
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+
+/// Says how late it is.
+pub trait Clock {
+    /// Time since some moment in the past that never changes.
+    fn now(&self) -> Duration;
+}
+
+/// The system's clock that is never set.
+#[cfg(feature = "std")]
+#[derive(Clone, Copy, Debug)]
+pub struct Monotonic(std::time::Instant);
+
+#[cfg(feature = "std")]
+impl Default for Monotonic {
+    fn default() -> Self {
+        Self(std::time::Instant::now())
+    }
+}
+
+#[cfg(feature = "std")]
+impl Clock for Monotonic {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// A clock that stands until it is moved: for tests and simulations. Its clones are the same clock.
+#[derive(Clone, Debug, Default)]
+pub struct Manual(Arc<AtomicU64>);
+
+impl Manual {
+    /// Moves it on.
+    pub fn advance(&self, by: Duration) {
+        let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+        self.0.fetch_add(by, Ordering::SeqCst);
+    }
+}
+
+impl Clock for Manual {
+    fn now(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::SeqCst))
+    }
+}

@@ -1,0 +1,141 @@
+//! A disk that is slow, and fails now and then: the same way for the same seed.
+
+use super::clock::Clock;
+use super::uring::Watch;
+use super::wait::{WaitEngine, sooner};
+use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
+use alloc::vec::Vec;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// How slow, and how often an operation fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FaultPlan {
+    /// What every operation takes at least.
+    pub latency: Duration,
+    /// What it takes more at most; evenly distributed.
+    pub jitter: Duration,
+    /// Of a million reads, how many fail.
+    pub reads: u32,
+    /// Of a million writes, discards and zeroings.
+    pub writes: u32,
+    /// Of a million flushes.
+    pub flushes: u32,
+    /// What an operation that fails does so with: an error number of the operating system.
+    pub errno: i32,
+}
+
+/// An engine that is slowed down and made to fail. An operation that fails was not done.
+pub struct Faults<B, E, C> {
+    engine: E,
+    plan: FaultPlan,
+    clock: C,
+    random: u64,
+    /// By tag: when it may be over at the earliest.
+    due: Vec<Duration>,
+    /// What is over and not yet due.
+    over: Vec<(u32, Result<(), EngineError>, Segments<B>)>,
+    lists: Vec<Segments<B>>,
+}
+
+impl<B, E, C: Clock> Faults<B, E, C> {
+    /// The engine, with a plan. Two queues of a disk want two seeds.
+    pub fn new(engine: E, plan: FaultPlan, seed: u64, clock: C) -> Self {
+        let (due, over, lists) = (Vec::new(), Vec::new(), Vec::new());
+        Self { engine, plan, clock, random: seed, due, over, lists }
+    }
+
+    /// The next number (splitmix64).
+    fn random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn fails(&mut self, io: Io) -> bool {
+        let of_a_million = match io {
+            Io::Read { .. } => self.plan.reads,
+            Io::Write { .. } | Io::Discard { .. } | Io::WriteZeroes { .. } => self.plan.writes,
+            Io::Flush => self.plan.flushes,
+        };
+        self.random() % 1_000_000 < u64::from(of_a_million)
+    }
+
+    fn set_due(&mut self, tag: u32) {
+        let jitter = u64::try_from(self.plan.jitter.as_nanos()).unwrap_or(u64::MAX);
+        let jitter = Duration::from_nanos(self.random() % jitter.saturating_add(1).max(1));
+        let tag = tag as usize;
+        if self.due.len() <= tag {
+            self.due.resize(tag + 1, Duration::ZERO);
+        }
+        if let Some(due) = self.due.get_mut(tag) {
+            *due = self.clock.now() + self.plan.latency + jitter;
+        }
+    }
+}
+
+impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Faults<B, E, C> {
+    fn geometry(&self) -> Geometry {
+        self.engine.geometry()
+    }
+
+    fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
+        self.set_due(tag);
+        if !self.fails(io) {
+            return self.engine.submit(tag, io, segments);
+        }
+        let mut list = self.lists.pop().unwrap_or_default();
+        list.append(segments);
+        self.over.push((tag, Err(EngineError::Os(self.plan.errno)), list));
+        Ok(())
+    }
+
+    fn kick(&mut self) {
+        self.engine.kick();
+    }
+
+    fn look_again(&self) -> Option<Duration> {
+        let now = self.clock.now();
+        let due = |tag: u32| self.due.get(tag as usize).copied().unwrap_or_default();
+        let own = self.over.iter().map(|(tag, ..)| due(*tag).saturating_sub(now)).min();
+        sooner(own, self.engine.look_again())
+    }
+
+    fn reap(&mut self, done: &mut Done<'_, B>) {
+        let Self { engine, over, lists, .. } = self;
+        engine.reap(&mut |tag, result, segments| {
+            let mut list = lists.pop().unwrap_or_default();
+            list.append(segments);
+            over.push((tag, result, list));
+        });
+        let now = self.clock.now();
+        let mut i = 0;
+        while let Some((tag, ..)) = self.over.get(i) {
+            if self.due.get(*tag as usize).is_some_and(|due| *due > now) {
+                i += 1;
+                continue;
+            }
+            let (tag, result, mut segments) = self.over.swap_remove(i);
+            done(tag, result, &mut segments);
+            segments.clear();
+            self.lists.push(segments);
+        }
+    }
+}
+
+impl<B, E: WaitEngine<B>, C: Clock> WaitEngine<B> for Faults<B, E, C> {
+    fn watch(&mut self, file: OwnedFd) -> Watch {
+        self.engine.watch(file)
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let own = self.look_again();
+        self.engine.wait(sooner(timeout, own))
+    }
+
+    fn fired(&mut self, watch: Watch) -> bool {
+        self.engine.fired(watch)
+    }
+}

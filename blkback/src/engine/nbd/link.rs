@@ -1,0 +1,362 @@
+//! The thread that talks to the server, for all the queues of a disk: one connection, made again
+//! whenever it is lost.
+
+use super::handshake::{self, Export};
+use super::requests::{Lost, Requests};
+use super::stream::Stream;
+use super::wire::{self, cmd, export};
+use super::{NbdError, NbdOptions};
+use crate::engine::offload::{Executor, Job};
+use crate::engine::{Discard, EngineError, Geometry};
+use crate::image::spec::NbdSpec;
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// What comes in is read in pieces of this size, in bytes.
+const IN: usize = 256 << 10;
+/// A server that says nothing for so long while it owes answers is gone.
+const SILENCE: Duration = Duration::from_secs(60);
+/// Between two tries to connect, doubled from the first to the second.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+const EIO: i32 = 5;
+
+/// A connection to a server, for all the queues of a disk. Dropping it takes leave of the server.
+pub struct NbdLink {
+    jobs: Sender<Job>,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    export: Export,
+}
+
+struct Shared {
+    /// Written when there is something in the channel, or to stop.
+    wake: OwnedFd,
+    stop: AtomicBool,
+    reconnects: AtomicU64,
+}
+
+impl NbdLink {
+    /// Connects to a server.
+    ///
+    /// # Errors
+    /// Any [`NbdError`]; a server that cannot be reached now is one.
+    pub fn connect(spec: &NbdSpec, options: NbdOptions) -> Result<Self, NbdError> {
+        let server = handshake::name(&spec.server);
+        let (stream, export) = handshake::connect(spec)?;
+        if export.can(export::READ_ONLY) && !options.read_only {
+            return Err(NbdError::ReadOnly { server, export: spec.export.clone() });
+        }
+        let system = |error| NbdError::Unreachable { server: server.clone(), error };
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let shared = Arc::new(Shared {
+            wake: wake.map_err(|e| system(e.into()))?,
+            stop: AtomicBool::new(false),
+            reconnects: AtomicU64::new(0),
+        });
+        let (jobs, incoming) = unbounded();
+        let mut end = ServerEnd {
+            spec: spec.clone(),
+            server: server.clone(),
+            patience: options.patience,
+            shared: Arc::clone(&shared),
+            jobs: incoming,
+            requests: Requests::new(export),
+            export,
+            stream: Some(stream),
+            bytes: alloc::vec![0; IN],
+            have: 0,
+            lost: None,
+        };
+        let thread = Builder::new().name(String::from("nbd")).spawn(move || end.serve());
+        Ok(Self { jobs, shared, thread: Some(thread.map_err(system)?), export })
+    }
+
+    /// What the disk looks like.
+    #[must_use]
+    pub fn geometry(&self, read_only: bool) -> Geometry {
+        let sector_size = if self.export.min_block > 512 { 4096 } else { 512 };
+        let trims = self.export.can(export::SEND_TRIM) && !read_only;
+        Geometry {
+            sectors: self.export.size / 512,
+            sector_size,
+            physical_sector_size: 4096,
+            read_only,
+            discard: trims.then_some(Discard { granularity: sector_size, alignment: 0 }),
+        }
+    }
+
+    /// How often the connection was made again.
+    #[must_use]
+    pub fn reconnects(&self) -> u64 {
+        self.shared.reconnects.load(Ordering::Relaxed)
+    }
+}
+
+impl Shared {
+    fn wake(&self) {
+        // Only a counter near 2⁶⁴ would be refused, and then it is readable already.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+impl Executor for NbdLink {
+    fn execute(&self, jobs: &mut dyn Iterator<Item = Job>) {
+        for job in jobs {
+            if let Err(refused) = self.jobs.send(job) {
+                refused.into_inner().finish(Err(EngineError::Os(EIO)));
+            }
+        }
+        self.shared.wake();
+    }
+}
+
+impl Drop for NbdLink {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.wake();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of a network block device panicked");
+        }
+    }
+}
+
+/// Why the connection is of no more use.
+enum Broken {
+    Stop,
+    Lost(Lost),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<Lost> for Broken {
+    fn from(lost: Lost) -> Self {
+        Self::Lost(lost)
+    }
+}
+
+struct ServerEnd {
+    spec: NbdSpec,
+    server: String,
+    patience: Duration,
+    shared: Arc<Shared>,
+    jobs: Receiver<Job>,
+    requests: Requests,
+    export: Export,
+    stream: Option<Stream>,
+    /// What came in and is not complete yet: the first `have` bytes.
+    bytes: alloc::vec::Vec<u8>,
+    have: usize,
+    /// When the server was lost, until it has answered something again.
+    lost: Option<Instant>,
+}
+
+impl ServerEnd {
+    fn serve(&mut self) {
+        loop {
+            let why = match self.stream.take() {
+                Some(mut stream) => match self.talk(&mut stream) {
+                    Broken::Stop => {
+                        let leave = wire::request(cmd::DISCONNECT, 0, 0, 0);
+                        let _ = stream.write_all(&leave);
+                        break;
+                    }
+                    Broken::Lost(Lost(what)) => String::from(what),
+                    Broken::Io(error) => alloc::format!("{error}"),
+                },
+                None => String::from("it is not connected"),
+            };
+            tracing::warn!(server = self.server, why, "a network block device is disconnected");
+            if !self.reconnect() {
+                break;
+            }
+        }
+        for job in self.jobs.try_iter() {
+            self.requests.add(job);
+        }
+        self.requests.fail(EngineError::Os(EIO));
+    }
+
+    /// Sends and receives until the connection breaks.
+    fn talk(&mut self, stream: &mut Stream) -> Broken {
+        self.have = 0;
+        let mut heard = Instant::now();
+        loop {
+            match self.turn(stream, &mut heard) {
+                Ok(()) => {}
+                Err(broken) => return broken,
+            }
+        }
+    }
+
+    fn turn(&mut self, stream: &mut Stream, heard: &mut Instant) -> Result<(), Broken> {
+        if self.shared.stop.load(Ordering::Acquire) {
+            return Err(Broken::Stop);
+        }
+        if self.requests.is_empty() {
+            *heard = Instant::now();
+        }
+        for job in self.jobs.try_iter() {
+            self.requests.add(job);
+        }
+        let outgoing = !self.send(stream)?;
+        let silent = heard.elapsed();
+        if !self.requests.is_empty() && silent > SILENCE {
+            return Err(Broken::Lost(Lost("it owes answers and is silent")));
+        }
+        let timeout = (!self.requests.is_empty()).then(|| SILENCE - silent.min(SILENCE));
+        let flags = if outgoing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let (socket, woken) = wait(stream.as_fd(), flags, &self.shared.wake, timeout)?;
+        if woken {
+            clear(&self.shared.wake);
+        }
+        if socket && self.receive(stream)? {
+            *heard = Instant::now();
+            self.lost = None;
+        }
+        Ok(())
+    }
+
+    /// Sends as much as the socket takes; whether that was all.
+    fn send(&mut self, stream: &mut Stream) -> Result<bool, Broken> {
+        loop {
+            let bytes = self.requests.outgoing();
+            if bytes.is_empty() {
+                return Ok(true);
+            }
+            match stream.write(bytes) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Ok(n) => self.requests.sent(n),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Takes what is there; whether anything was.
+    fn receive(&mut self, stream: &mut Stream) -> Result<bool, Broken> {
+        let mut any = false;
+        loop {
+            let room = self.bytes.get_mut(self.have..).unwrap_or_default();
+            match stream.read(room) {
+                Ok(0) => return Err(Lost("it closed the connection").into()),
+                Ok(n) => self.have += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(any),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e.into()),
+            }
+            any = true;
+            let rest = self.requests.incoming(&self.bytes[..self.have])?.len();
+            // What is left is a part of a header, far less than the buffer.
+            self.bytes.copy_within(self.have - rest..self.have, 0);
+            self.have = rest;
+        }
+    }
+
+    /// Connects again as soon as something is to be sent; whether to go on.
+    fn reconnect(&mut self) -> bool {
+        let mut pause = PAUSE.0;
+        if self.lost.is_some() {
+            // It takes connections and answers nothing.
+            sleep(&self.shared.wake, Some(PAUSE.1));
+        }
+        loop {
+            for job in self.jobs.try_iter() {
+                self.requests.add(job);
+            }
+            if self.shared.stop.load(Ordering::Acquire) {
+                return false;
+            }
+            if self.requests.is_empty() {
+                // Nobody waits: there is time until somebody does.
+                self.lost = None;
+                sleep(&self.shared.wake, None);
+                continue;
+            }
+            let lost = *self.lost.get_or_insert_with(Instant::now);
+            let too_long = || lost.elapsed() >= self.patience;
+            let error = match handshake::connect(&self.spec) {
+                Ok((stream, export)) if !too_long() && self.is_the_same(export) => {
+                    self.export = export;
+                    self.requests.again(export);
+                    self.stream = Some(stream);
+                    self.shared.reconnects.fetch_add(1, Ordering::Relaxed);
+                    tracing::info!(server = self.server, "connected again");
+                    return true;
+                }
+                Ok((_, export)) => NbdError::Refused {
+                    server: self.server.clone(),
+                    what: if self.is_the_same(export) {
+                        "it answers nothing".into()
+                    } else {
+                        "the export is not what it was".into()
+                    },
+                },
+                Err(error) => error,
+            };
+            if too_long() {
+                tracing::error!(%error, "requests to a network block device fail");
+                self.requests.fail(EngineError::Os(EIO));
+                continue;
+            }
+            sleep(&self.shared.wake, Some(pause));
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    /// Whether an export still is the disk the guest knows.
+    fn is_the_same(&self, now: Export) -> bool {
+        let lasting = export::READ_ONLY | export::SEND_FLUSH | export::SEND_TRIM;
+        now.size == self.export.size
+            && now.min_block <= self.export.min_block
+            && now.max_block >= self.export.max_block
+            && now.flags & lasting == self.export.flags & lasting
+    }
+}
+
+/// Waits for the socket or for something to do; which of them it was.
+fn wait(
+    socket: impl AsFd,
+    flags: PollFlags,
+    wake: &OwnedFd,
+    timeout: Option<Duration>,
+) -> io::Result<(bool, bool)> {
+    let mut files = [PollFd::new(&socket, flags), PollFd::new(wake, PollFlags::IN)];
+    let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
+    match poll(&mut files, timeout.as_ref()) {
+        Ok(_) => {
+            let [socket, wake] = files.map(|file| !file.revents().is_empty());
+            Ok((socket, wake))
+        }
+        Err(Errno::INTR) => Ok((false, false)),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Waits for something to do, or so long.
+fn sleep(wake: &OwnedFd, timeout: Option<Duration>) {
+    let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
+    let mut files = [PollFd::new(wake, PollFlags::IN)];
+    if poll(&mut files, timeout.as_ref()).is_ok_and(|ready| ready > 0) {
+        clear(wake);
+    }
+}
+
+fn clear(wake: &OwnedFd) {
+    let _ = rustix::io::read(wake, &mut [0u8; 8]);
+}

@@ -1,0 +1,361 @@
+//! Requests on their way: which parts are unanswered, what goes out, and what came in. No I/O.
+
+use super::handshake::Export;
+use super::wire::{self, Reader, chunk, cmd, export};
+use crate::engine::offload::Job;
+use crate::engine::{EngineError, Io};
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+
+/// What goes out at a time, in bytes, unless one request has more.
+const OUT: usize = 256 << 10;
+/// Zeroes are written in pieces of this size where the server cannot do it by itself.
+const ZEROES: u64 = 1 << 20;
+/// Trims and zeroes that carry no data are sent in pieces of this size.
+const RANGE: u64 = 1 << 30;
+
+/// All that waits for an answer.
+pub struct Requests {
+    export: Export,
+    jobs: Vec<Option<Active>>,
+    free: Vec<usize>,
+    /// By cookie, in the order of sending. Cookies are never used again.
+    parts: BTreeMap<u64, Part>,
+    next: u64,
+    unsent: VecDeque<u64>,
+    out: Vec<u8>,
+    sent: usize,
+    reading: Reading,
+}
+
+struct Active {
+    job: Job,
+    parts: u32,
+    error: Option<EngineError>,
+}
+
+#[derive(Clone, Copy)]
+struct Part {
+    job: usize,
+    command: u16,
+    offset: u64,
+    len: u32,
+    /// Where the data is in the job's buffer; `None` for zeroes and for what has no data.
+    data: Option<usize>,
+    /// Bytes of a read that are there.
+    filled: u32,
+    error: Option<EngineError>,
+}
+
+/// What comes next from the server.
+#[derive(Clone, Copy)]
+enum Reading {
+    Head,
+    /// Data of a read: where it goes in the job's buffer, and how much is to come.
+    Data {
+        cookie: u64,
+        at: usize,
+        left: usize,
+        done: bool,
+    },
+}
+
+/// The server broke the protocol, or said that it goes: the connection is of no more use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lost(pub &'static str);
+
+impl Requests {
+    pub fn new(export: Export) -> Self {
+        Self {
+            export,
+            jobs: Vec::new(),
+            free: Vec::new(),
+            parts: BTreeMap::new(),
+            next: 1,
+            unsent: VecDeque::new(),
+            out: Vec::with_capacity(OUT),
+            sent: 0,
+            reading: Reading::Head,
+        }
+    }
+
+    /// Whether nothing waits for an answer.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Takes a job, to be sent.
+    pub fn add(&mut self, job: Job) {
+        let (command, sector, sectors, step) = match job.io {
+            Io::Read { sector } => (cmd::READ, sector, job.data.len() as u64 / 512, None),
+            Io::Write { sector } => (cmd::WRITE, sector, job.data.len() as u64 / 512, None),
+            // Without the flag, what is answered is on the medium.
+            Io::Flush if !self.export.can(export::SEND_FLUSH) => return job.finish(Ok(())),
+            Io::Flush => (cmd::FLUSH, 0, 0, Some(RANGE)),
+            Io::Discard { sector, sectors } => (cmd::TRIM, sector, sectors, Some(RANGE)),
+            Io::WriteZeroes { sector, sectors } if self.export.can(export::SEND_WRITE_ZEROES) => {
+                (cmd::WRITE_ZEROES, sector, sectors, Some(RANGE))
+            }
+            Io::WriteZeroes { sector, sectors } => (cmd::WRITE, sector, sectors, Some(ZEROES)),
+        };
+        if command == cmd::TRIM && !self.export.can(export::SEND_TRIM) {
+            return job.finish(Err(EngineError::Unsupported));
+        }
+        let (offset, len) = (sector.saturating_mul(512), sectors.saturating_mul(512));
+        let most = u64::from(self.export.max_block) & !4095;
+        let moves_data = step.is_none();
+        let step = if command == cmd::WRITE || moves_data {
+            most.min(step.unwrap_or(most))
+        } else {
+            RANGE
+        };
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.jobs.push(None);
+            self.jobs.len() - 1
+        });
+        let (mut parts, mut done) = (0, 0);
+        while done < len || parts == 0 {
+            let n = (len - done).min(step);
+            let part = Part {
+                job: index,
+                command,
+                offset: offset + done,
+                len: n as u32,
+                data: moves_data.then_some(done as usize),
+                filled: 0,
+                error: None,
+            };
+            let cookie = self.next;
+            self.next += 1;
+            self.parts.insert(cookie, part);
+            self.unsent.push_back(cookie);
+            parts += 1;
+            done += n;
+        }
+        self.jobs[index] = Some(Active { job, parts, error: None });
+    }
+
+    /// The connection is another one: everything unanswered goes out again, in its old order.
+    pub fn again(&mut self, export: Export) {
+        self.export = export;
+        (self.reading, self.sent) = (Reading::Head, 0);
+        self.out.clear();
+        self.unsent.clear();
+        for (_, mut part) in core::mem::take(&mut self.parts) {
+            (part.filled, part.error) = (0, None);
+            let cookie = self.next;
+            self.next += 1;
+            self.parts.insert(cookie, part);
+            self.unsent.push_back(cookie);
+        }
+    }
+
+    /// Everything fails.
+    pub fn fail(&mut self, error: EngineError) {
+        self.parts.clear();
+        self.unsent.clear();
+        self.out.clear();
+        self.sent = 0;
+        self.free.clear();
+        for active in self.jobs.drain(..).flatten() {
+            active.job.finish(Err(error));
+        }
+    }
+
+    /// What is to be sent next; empty when there is nothing.
+    pub fn outgoing(&mut self) -> &[u8] {
+        if self.sent == self.out.len() {
+            self.out.clear();
+            self.sent = 0;
+            while self.out.len() < OUT
+                && let Some(cookie) = self.unsent.pop_front()
+            {
+                let Some(part) = self.parts.get(&cookie) else { continue };
+                let head = wire::request(part.command, cookie, part.offset, part.len);
+                self.out.extend(head);
+                if part.command == cmd::WRITE {
+                    let end = self.out.len() + part.len as usize;
+                    let job = self.jobs.get(part.job).and_then(Option::as_ref);
+                    if let (Some(active), Some(from)) = (job, part.data) {
+                        self.out.extend(&active.job.data[from..from + part.len as usize]);
+                    }
+                    self.out.resize(end, 0);
+                }
+            }
+        }
+        &self.out[self.sent..]
+    }
+
+    /// So much of that was sent.
+    pub fn sent(&mut self, bytes: usize) {
+        self.sent += bytes;
+    }
+
+    /// Takes what came in off the front of `bytes`; what is left is not complete yet.
+    pub fn incoming<'a>(&mut self, mut bytes: &'a [u8]) -> Result<&'a [u8], Lost> {
+        loop {
+            bytes = match self.reading {
+                Reading::Data { cookie, at, left, done } => {
+                    let (now, rest) = bytes.split_at(left.min(bytes.len()));
+                    self.put(cookie, at, now)?;
+                    let (at, left) = (at + now.len(), left - now.len());
+                    if left > 0 {
+                        self.reading = Reading::Data { cookie, at, left, done };
+                        return Ok(rest);
+                    }
+                    self.reading = Reading::Head;
+                    if done {
+                        self.answered(cookie)?;
+                    }
+                    rest
+                }
+                Reading::Head => match self.head(bytes)? {
+                    Some(rest) => rest,
+                    None => return Ok(bytes),
+                },
+            };
+        }
+    }
+
+    /// Takes one header, if all of it is there.
+    fn head<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, Lost> {
+        let mut reader = Reader(bytes);
+        match reader.u32() {
+            None => Ok(None),
+            Some(wire::SIMPLE_REPLY) => {
+                let (Some(error), Some(cookie)) = (reader.u32(), reader.u64()) else {
+                    return Ok(None);
+                };
+                let part = self.part(cookie)?;
+                part.error = failure(error)?;
+                let read = part.command == cmd::READ && part.error.is_none();
+                if read && self.export.structured {
+                    return Err(Lost("it answers a read without structure"));
+                }
+                if read {
+                    self.expect(cookie, 0, None, true)?;
+                } else {
+                    self.answered(cookie)?;
+                }
+                Ok(Some(reader.0))
+            }
+            Some(wire::STRUCTURED_REPLY) if self.export.structured => self.chunk(reader),
+            Some(_) => Err(Lost("it sends what is no reply")),
+        }
+    }
+
+    fn chunk<'a>(&mut self, mut reader: Reader<'a>) -> Result<Option<&'a [u8]>, Lost> {
+        let (Some(flags), Some(kind)) = (reader.u16(), reader.u16()) else { return Ok(None) };
+        let (Some(cookie), Some(len)) = (reader.u64(), reader.u32()) else { return Ok(None) };
+        let done = flags & chunk::DONE != 0;
+        let read = self.part(cookie)?.command == cmd::READ;
+        match kind {
+            chunk::NONE if len == 0 => {}
+            chunk::OFFSET_DATA if read && len > 8 => {
+                let Some(offset) = reader.u64() else { return Ok(None) };
+                let from = self.part(cookie)?.offset;
+                let into = offset.checked_sub(from).ok_or(Lost("it answers another read"))?;
+                self.expect(cookie, into, Some(len - 8), done)?;
+                return Ok(Some(reader.0));
+            }
+            chunk::OFFSET_HOLE if read && len == 12 => {
+                let (Some(offset), Some(len)) = (reader.u64(), reader.u32()) else {
+                    return Ok(None);
+                };
+                self.hole(cookie, offset, len)?;
+            }
+            // The text that comes with it is nobody's to read; the connection waits for it.
+            _ if kind & chunk::ERROR != 0 && (6..=4096 + 16).contains(&len) => {
+                if reader.0.len() < len as usize {
+                    return Ok(None);
+                }
+                let (message, rest) = reader.0.split_at(len as usize);
+                let error = failure(Reader(message).u32().unwrap_or_default())?;
+                // An error chunk without an error is one all the same.
+                self.part(cookie)?.error = error.or(Some(EngineError::Os(5)));
+                reader.0 = rest;
+            }
+            _ => return Err(Lost("it sends a chunk that makes no sense")),
+        }
+        if done {
+            self.answered(cookie)?;
+        }
+        Ok(Some(reader.0))
+    }
+
+    fn part(&mut self, cookie: u64) -> Result<&mut Part, Lost> {
+        self.parts.get_mut(&cookie).ok_or(Lost("it answers what was not asked"))
+    }
+
+    /// Data of a read comes next.
+    fn expect(&mut self, cookie: u64, into: u64, len: Option<u32>, done: bool) -> Result<(), Lost> {
+        let part = self.part(cookie)?;
+        let len = len.unwrap_or(part.len);
+        if into + u64::from(len) > u64::from(part.len) {
+            return Err(Lost("it sends more than was asked for"));
+        }
+        // A buffer has at most as many bytes as there is memory.
+        let at = part.data.unwrap_or_default() + into as usize;
+        self.reading = Reading::Data { cookie, at, left: len as usize, done };
+        Ok(())
+    }
+
+    fn put(&mut self, cookie: u64, at: usize, bytes: &[u8]) -> Result<(), Lost> {
+        let part = self.part(cookie)?;
+        part.filled = part.filled.saturating_add(bytes.len() as u32);
+        let job = part.job;
+        let job = self.jobs.get_mut(job).and_then(Option::as_mut);
+        let room = job.and_then(|active| active.job.data.get_mut(at..at + bytes.len()));
+        room.ok_or(Lost("it sends more than was asked for"))?.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn hole(&mut self, cookie: u64, offset: u64, len: u32) -> Result<(), Lost> {
+        const TOO_MUCH: Lost = Lost("it sends more than was asked for");
+        let part = self.part(cookie)?;
+        let into = offset.checked_sub(part.offset).ok_or(TOO_MUCH)?;
+        if into + u64::from(len) > u64::from(part.len) {
+            return Err(TOO_MUCH);
+        }
+        part.filled = part.filled.saturating_add(len);
+        let (job, at) = (part.job, part.data.unwrap_or_default() + into as usize);
+        let job = self.jobs.get_mut(job).and_then(Option::as_mut);
+        let room = job.and_then(|active| active.job.data.get_mut(at..at + len as usize));
+        room.ok_or(TOO_MUCH)?.fill(0);
+        Ok(())
+    }
+
+    /// The last word on a part; with the last part, on its job.
+    fn answered(&mut self, cookie: u64) -> Result<(), Lost> {
+        let part = self.parts.remove(&cookie).ok_or(Lost("it answers what was not asked"))?;
+        if part.command == cmd::READ && part.error.is_none() && part.filled != part.len {
+            self.parts.insert(cookie, part);
+            return Err(Lost("it sends less than was asked for"));
+        }
+        let Some(slot) = self.jobs.get_mut(part.job) else { return Ok(()) };
+        let Some(active) = slot else { return Ok(()) };
+        active.error = active.error.or(part.error);
+        active.parts -= 1;
+        if active.parts == 0
+            && let Some(active) = slot.take()
+        {
+            self.free.push(part.job);
+            active.job.finish(active.error.map_or(Ok(()), Err));
+        }
+        Ok(())
+    }
+}
+
+/// What an error number of the protocol means; they are Linux's.
+fn failure(error: u32) -> Result<Option<EngineError>, Lost> {
+    const ENOTSUP: u32 = 95;
+    match error {
+        0 => Ok(None),
+        ENOTSUP => Ok(Some(EngineError::Unsupported)),
+        wire::SHUTDOWN => Err(Lost("it is shutting down")),
+        errno => Ok(Some(EngineError::Os(i32::try_from(errno).unwrap_or(5)))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,223 @@
+use super::*;
+use crate::engine::BlockEngine;
+use crate::engine::Geometry;
+use crate::engine::offload::{Executor, Offload};
+use alloc::sync::Arc;
+use proptest::prelude::*;
+use pvio_ring::IoSeg;
+use pvio_ring::shm::{HeapMemory, Region};
+use std::sync::Mutex;
+
+#[derive(Default)]
+struct Caught(Mutex<Vec<Job>>);
+
+impl Executor for Caught {
+    fn execute(&self, jobs: &mut dyn Iterator<Item = Job>) {
+        self.0.lock().unwrap().extend(jobs);
+    }
+}
+
+const EXPORT: Export = Export {
+    size: 1 << 30,
+    flags: export::SEND_FLUSH | export::SEND_TRIM,
+    min_block: 1,
+    max_block: 8192,
+    structured: true,
+};
+
+/// An engine whose jobs are in `Requests`.
+struct Rig {
+    engine: Offload<HeapMemory>,
+    requests: Requests,
+    page: HeapMemory,
+}
+
+impl Rig {
+    fn new(export: Export, ios: &[(Io, usize)]) -> Self {
+        let caught = Arc::new(Caught::default());
+        let geometry = Geometry {
+            sectors: export.size / 512,
+            sector_size: 512,
+            physical_sector_size: 512,
+            read_only: false,
+            discard: None,
+        };
+        let page = HeapMemory::pages(8);
+        let executor: Arc<dyn Executor> = caught.clone();
+        let mut engine = Offload::new(executor, geometry, 16).unwrap();
+        for (tag, (io, len)) in ios.iter().enumerate() {
+            let seg = IoSeg { buf: page.clone(), offset: 0, len: *len };
+            let mut segments = if *len > 0 { alloc::vec![seg] } else { Vec::new() };
+            engine.submit(tag as u32, *io, &mut segments).unwrap();
+        }
+        engine.kick();
+        let mut requests = Requests::new(export);
+        caught.0.lock().unwrap().drain(..).for_each(|job| requests.add(job));
+        Self { engine, requests, page }
+    }
+
+    /// Sends everything; gives each request's command, cookie, offset and length.
+    fn sent(&mut self) -> Vec<(u16, u64, u64, u32)> {
+        let mut all = Vec::new();
+        loop {
+            let bytes = self.requests.outgoing().to_vec();
+            if bytes.is_empty() {
+                break;
+            }
+            all.extend(&bytes);
+            self.requests.sent(bytes.len());
+        }
+        let mut rest = Reader(&all);
+        let mut found = Vec::new();
+        while let Some(magic) = rest.u32() {
+            assert_eq!(magic, wire::REQUEST);
+            assert_eq!(rest.u16(), Some(0), "flags");
+            let command = rest.u16().unwrap();
+            let request = (command, rest.u64().unwrap(), rest.u64().unwrap(), rest.u32().unwrap());
+            if command == cmd::WRITE {
+                rest.0 = &rest.0[request.3 as usize..];
+            }
+            found.push(request);
+        }
+        found
+    }
+
+    fn done(&mut self) -> Vec<(u32, Result<(), EngineError>)> {
+        let mut done = Vec::new();
+        self.engine.reap(&mut |tag, result, _| done.push((tag, result)));
+        done
+    }
+}
+
+fn chunk(flags: u16, kind: u16, cookie: u64, data: &[u8]) -> Vec<u8> {
+    let mut bytes = wire::STRUCTURED_REPLY.to_be_bytes().to_vec();
+    bytes.extend(flags.to_be_bytes());
+    bytes.extend(kind.to_be_bytes());
+    bytes.extend(cookie.to_be_bytes());
+    bytes.extend((data.len() as u32).to_be_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+fn simple(error: u32, cookie: u64) -> Vec<u8> {
+    let mut bytes = wire::SIMPLE_REPLY.to_be_bytes().to_vec();
+    bytes.extend(error.to_be_bytes());
+    bytes.extend(cookie.to_be_bytes());
+    bytes
+}
+
+#[test]
+fn a_read_in_parts_chunks_and_holes_arrives_byte_by_byte() {
+    let mut rig = Rig::new(EXPORT, &[(Io::Read { sector: 2 }, 12288)]);
+    let sent = rig.sent();
+    assert_eq!(
+        sent.iter().map(|r| (r.0, r.2, r.3)).collect::<Vec<_>>(),
+        [(cmd::READ, 1024, 8192), (cmd::READ, 9216, 4096),]
+    );
+    let (first, second) = (sent[0].1, sent[1].1);
+    // The parts out of order; the first in two chunks, the later first, one of them a hole.
+    let mut bytes = Vec::new();
+    let data =
+        |at: u64, len: usize, byte: u8| [&at.to_be_bytes()[..], &alloc::vec![byte; len]].concat();
+    bytes.extend(chunk(chunk::DONE, chunk::OFFSET_DATA, second, &data(9216, 4096, 3)));
+    bytes.extend(chunk(0, chunk::OFFSET_DATA, first, &data(1024 + 4096, 4096, 2)));
+    let hole = [&1024u64.to_be_bytes()[..], &4096u32.to_be_bytes()].concat();
+    bytes.extend(chunk(0, chunk::OFFSET_HOLE, first, &hole));
+    bytes.extend(chunk(chunk::DONE, chunk::NONE, first, &[]));
+    rig.page.fill(0, 12288, 9).unwrap();
+    let mut held = Vec::new();
+    for byte in bytes {
+        assert!(rig.done().is_empty());
+        held.push(byte);
+        held = rig.requests.incoming(&held).unwrap().to_vec();
+    }
+    assert_eq!(rig.done(), [(0, Ok(()))]);
+    let mut got = [0; 12288];
+    rig.page.read_bytes(0, &mut got).unwrap();
+    assert!(got[..4096].iter().all(|b| *b == 0));
+    assert!(got[4096..8192].iter().all(|b| *b == 2));
+    assert!(got[8192..].iter().all(|b| *b == 3));
+}
+
+#[test]
+fn what_is_unanswered_is_sent_again_in_order_and_what_is_answered_is_not() {
+    let ios = [
+        (Io::Write { sector: 0 }, 4096),
+        (Io::Flush, 0),
+        (Io::Discard { sector: 8, sectors: 8 }, 0),
+        (Io::Read { sector: 0 }, 512),
+    ];
+    let mut rig = Rig::new(EXPORT, &ios);
+    let first = rig.sent();
+    assert_eq!(
+        rig.requests.incoming(&chunk(chunk::DONE, chunk::NONE, first[1].1, &[])),
+        Ok(&[][..])
+    );
+    // Half of a read has come.
+    let half = chunk(0, chunk::OFFSET_DATA, first[3].1, &[&[0; 8][..], &[1; 256]].concat());
+    rig.requests.incoming(&half).unwrap();
+    rig.requests.again(EXPORT);
+    let second = rig.sent();
+    assert_eq!(second.iter().map(|r| r.0).collect::<Vec<_>>(), [cmd::WRITE, cmd::TRIM, cmd::READ]);
+    assert!(second.iter().all(|new| first.iter().all(|old| old.1 != new.1)), "new cookies");
+    // An answer to the old cookie is none.
+    assert!(rig.requests.incoming(&simple(0, first[0].1)).is_err());
+    assert!(rig.requests.incoming(&chunk(chunk::DONE, chunk::NONE, second[2].1, &[])).is_err());
+    rig.requests.fail(EngineError::Os(5));
+    let done = rig.done();
+    assert_eq!(done[0], (1, Ok(())));
+    assert_eq!(done[1..].iter().map(|d| d.1).collect::<Vec<_>>(), [Err(EngineError::Os(5)); 3]);
+}
+
+#[test]
+fn errors_are_those_of_the_request() {
+    let plain = Export { structured: false, ..EXPORT };
+    let mut rig = Rig::new(plain, &[(Io::Write { sector: 0 }, 512), (Io::Read { sector: 0 }, 512)]);
+    let sent = rig.sent();
+    rig.requests.incoming(&simple(28, sent[0].1)).unwrap();
+    rig.requests.incoming(&simple(95, sent[1].1)).unwrap();
+    assert_eq!(rig.done(), [(0, Err(EngineError::Os(28))), (1, Err(EngineError::Unsupported))]);
+    let mut rig = Rig::new(EXPORT, &[(Io::Flush, 0), (Io::Flush, 0)]);
+    let sent = rig.sent();
+    let error = [&5u32.to_be_bytes()[..], &3u16.to_be_bytes(), b"why"].concat();
+    rig.requests.incoming(&chunk(chunk::DONE, chunk::ERROR | 1, sent[0].1, &error)).unwrap();
+    assert_eq!(rig.done(), [(0, Err(EngineError::Os(5)))]);
+    assert!(rig.requests.incoming(&simple(wire::SHUTDOWN, sent[1].1)).is_err());
+    rig.requests.fail(EngineError::Os(5));
+}
+
+proptest! {
+    #[test]
+    fn a_hostile_server_ends_the_connection_and_nothing_else(
+        replies in prop::collection::vec(
+            (0u64..6, 0u16..4, prop_oneof![0u16..4, Just(0x8001u16)], 0u64..20_000, 0usize..5000, any::<bool>()),
+            0..40,
+        ),
+        cut in 1usize..64,
+    ) {
+        let ios = [(Io::Read { sector: 0 }, 12288), (Io::Write { sector: 9 }, 512), (Io::Flush, 0)];
+        let mut rig = Rig::new(EXPORT, &ios);
+        rig.sent();
+        let mut held = Vec::new();
+        'all: for (cookie, flags, kind, offset, len, plain) in replies {
+            let bytes = if plain {
+                simple(u32::from(kind), cookie)
+            } else {
+                chunk(flags, kind, cookie, &[&offset.to_be_bytes()[..], &alloc::vec![1; len]].concat())
+            };
+            for piece in bytes.chunks(cut) {
+                held.extend(piece);
+                match rig.requests.incoming(&held) {
+                    Ok(rest) => held = rest.to_vec(),
+                    Err(Lost(_)) => break 'all,
+                }
+                prop_assert!(held.len() < 8192, "what is not complete is bounded");
+            }
+        }
+        rig.requests.again(EXPORT);
+        rig.requests.fail(EngineError::Os(5));
+        let mut tags: Vec<u32> = rig.done().iter().map(|done| done.0).collect();
+        tags.sort();
+        prop_assert_eq!(tags, [0, 1, 2], "each is over once");
+    }
+}

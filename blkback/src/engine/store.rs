@@ -1,0 +1,86 @@
+//! A disk as plain blocking calls: what an image format's library offers. A
+//! [`Pool`](super::pool::Pool) of threads makes an engine of it.
+
+use super::EngineError;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// A disk whose operations block. Positions and lengths are in bytes, multiples of 512, and in
+/// range. Several threads call at a time.
+pub trait Store: Send + Sync {
+    /// Fills the buffer.
+    ///
+    /// # Errors
+    /// Whatever the image says.
+    fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()>;
+
+    /// Writes the buffer.
+    ///
+    /// # Errors
+    /// Whatever the image says.
+    fn write(&self, at: u64, from: &[u8]) -> io::Result<()>;
+
+    /// Brings every write that returned before to the medium.
+    ///
+    /// # Errors
+    /// Whatever the image says.
+    fn flush(&self) -> io::Result<()>;
+
+    /// This range is not needed any more.
+    ///
+    /// # Errors
+    /// Whatever the image says; [`io::ErrorKind::Unsupported`] if it cannot.
+    fn discard(&self, at: u64, len: u64) -> io::Result<()>;
+
+    /// This range reads as zeroes from now on.
+    ///
+    /// # Errors
+    /// Whatever the image says.
+    fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+        const STEP: usize = 1 << 18;
+        let zeroes = std::vec![0; STEP.min(usize::try_from(len).unwrap_or(STEP))];
+        let mut done = 0;
+        while done < len {
+            let n = (len - done).min(zeroes.len() as u64);
+            self.write(at + done, &zeroes[..n as usize])?;
+            done += n;
+        }
+        Ok(())
+    }
+}
+
+/// A file or block device.
+#[derive(Debug)]
+pub struct FileStore(pub File);
+
+impl Store for FileStore {
+    fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(into, at)
+    }
+
+    fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(from, at)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(&self.0, hole, at, len)?)
+    }
+}
+
+/// An error of the operating system or of an image's library, as an operation fails by it.
+pub(crate) fn engine_error(error: &io::Error) -> EngineError {
+    const EIO: i32 = 5;
+    match (error.kind(), error.raw_os_error()) {
+        (io::ErrorKind::Unsupported, _) => EngineError::Unsupported,
+        (io::ErrorKind::UnexpectedEof, _) => EngineError::Short,
+        (_, Some(errno)) => EngineError::Os(errno),
+        (_, None) => EngineError::Os(EIO),
+    }
+}

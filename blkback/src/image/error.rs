@@ -1,0 +1,148 @@
+//! Why a disk cannot be served, in words for whoever has to mend it.
+
+use super::Format;
+use super::content::ContentError;
+use crate::engine::nbd::NbdError;
+use alloc::format;
+use alloc::string::String;
+use std::io;
+use std::path::PathBuf;
+
+/// Why an image cannot be served. Each says what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// There is none.
+    #[error("disk image {0} does not exist; check the path, or make one: truncate -s 1G {0}")]
+    Missing(PathBuf),
+    /// It may not be opened.
+    #[error("disk image {0} may not be opened{1}; check its owner and mode with ls -l")]
+    Permission(PathBuf, &'static str),
+    /// It is a directory, a socket …
+    #[error("{0} is neither a file nor a block device; name a disk image")]
+    NotADisk(PathBuf),
+    /// Its size is no number of sectors.
+    #[error(
+        "disk image {path} has {size} bytes, which is not a positive multiple of {unit}; \
+         round it up: truncate -s %{unit} {path}"
+    )]
+    OddSize {
+        /// The image.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+        /// What the size must be a multiple of.
+        unit: u32,
+    },
+    /// Somebody else uses it.
+    #[error(
+        "disk image {0} is in use by another program; stop that first, \
+         or open it read-only in both"
+    )]
+    Busy(PathBuf),
+    /// The file system cannot bypass its cache.
+    #[error("disk image {0} cannot be opened with O_DIRECT on this file system; leave that out")]
+    NoDirect(PathBuf),
+    /// What is in it cannot be served.
+    #[error("disk image {path} {}", explain(.format, .error))]
+    Content {
+        /// The image, or the file it rests on.
+        path: PathBuf,
+        /// What it was to be.
+        format: Format,
+        /// What is wrong.
+        error: ContentError,
+    },
+    /// A file that an image rests on is named in a way that cannot be followed.
+    #[error("disk image {path} rests on {below}, {what}")]
+    Chain {
+        /// The image that names it.
+        path: PathBuf,
+        /// As it is named.
+        below: String,
+        /// Why not, and what to do.
+        what: &'static str,
+    },
+    /// There is no such snapshot.
+    #[error("disk image {path} has no snapshot {name:?}; it has {there}")]
+    NoSnapshot {
+        /// The image.
+        path: PathBuf,
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        there: String,
+    },
+    /// This kind can only be read.
+    #[error("{0} can only be read; serve it read-only, or as overlay:{0}")]
+    OnlyRead(String),
+    /// The network block device.
+    #[error(transparent)]
+    Nbd(#[from] NbdError),
+    /// There is too little memory for it.
+    #[error("there is no memory for a disk of {0} bytes; make it smaller")]
+    Memory(u64),
+    /// Anything else.
+    #[error("disk image {path}: {error}")]
+    Other {
+        /// The image.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+impl ImageError {
+    /// A short stable code for logs and `error` nodes.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Missing(_) => "image-missing",
+            Self::Permission(..) => "image-permission",
+            Self::NotADisk(_) => "image-not-a-disk",
+            Self::OddSize { .. } => "image-odd-size",
+            Self::Busy(_) => "image-busy",
+            Self::NoDirect(_) => "image-no-direct",
+            Self::Content { error, .. } => match error {
+                ContentError::NotThis(_) => "image-other-format",
+                ContentError::Corrupt(_) => "image-corrupt",
+                ContentError::Truncated(_) => "image-truncated",
+                ContentError::Encrypted(_) => "image-encrypted",
+                ContentError::Unsupported(_) => "image-feature",
+                ContentError::Io(_) => "image-error",
+            },
+            Self::Chain { .. } => "image-chain",
+            Self::NoSnapshot { .. } => "image-no-snapshot",
+            Self::OnlyRead(_) => "image-only-read",
+            Self::Nbd(error) => error.code(),
+            Self::Memory(_) => "image-memory",
+            Self::Other { .. } => "image-error",
+        }
+    }
+}
+
+/// What is wrong with an image's content, and what to do about it.
+fn explain(format: &Format, error: &ContentError) -> String {
+    let word = format.word();
+    match error {
+        ContentError::NotThis(_) => {
+            format!("does not begin like a {word} image; if it is a raw one, name it raw:PATH")
+        }
+        ContentError::Corrupt(what) => {
+            format!("is a corrupt {word} image: {what}; see qemu-img check, or take a backup")
+        }
+        ContentError::Truncated(what) => {
+            format!("is a {word} image that was cut short: {what}; copy it again, whole")
+        }
+        ContentError::Encrypted(how) => format!(
+            "is a {word} image encrypted with {how}, which is not supported; decrypt it with \
+             qemu-img convert, or let the guest encrypt its disk"
+        ),
+        ContentError::Unsupported(what) => {
+            format!(
+                "is a {word} image with {what}, which is not supported; qemu-img convert can \
+                     make one without of it"
+            )
+        }
+        ContentError::Io(error) => format!("cannot be read: {error}"),
+    }
+}

@@ -1,0 +1,54 @@
+//! Opening the files that images are in.
+
+use super::error::ImageError;
+use super::lock::{self, Use};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+const O_EXCL: i32 = 0o200;
+const O_DIRECT: i32 = 0o40000;
+
+/// How to open a file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Access {
+    pub write: bool,
+    pub direct: bool,
+    /// Whether to hold it against other users.
+    pub lock: bool,
+}
+
+/// Opens and locks a file or block device: one writer, or any number of readers. Also says whether
+/// it is a block device.
+pub(super) fn open(path: &Path, access: Access) -> Result<(File, bool), ImageError> {
+    let name = || path.to_path_buf();
+    let wrap = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => ImageError::Missing(name()),
+        io::ErrorKind::PermissionDenied if !access.write => ImageError::Permission(name(), ""),
+        io::ErrorKind::PermissionDenied => ImageError::Permission(name(), " for writing"),
+        io::ErrorKind::ReadOnlyFilesystem => ImageError::Permission(name(), " for writing"),
+        io::ErrorKind::ResourceBusy | io::ErrorKind::WouldBlock => ImageError::Busy(name()),
+        io::ErrorKind::InvalidInput if access.direct => ImageError::NoDirect(name()),
+        _ => ImageError::Other { path: name(), error },
+    };
+    // Asked before opening: opening a FIFO would block, and a directory has a poor message.
+    let kind = std::fs::metadata(path).map_err(wrap)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(ImageError::NotADisk(name()));
+    }
+    // On a block device O_EXCL (without O_CREAT) asks that nobody else has it so, a mount say.
+    let exclusive = if kind.is_block_device() && access.write { O_EXCL } else { 0 };
+    let direct = if access.direct { O_DIRECT } else { 0 };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(access.write)
+        .custom_flags(exclusive | direct)
+        .open(path)
+        .map_err(wrap)?;
+    if access.lock {
+        let how = if access.write { Use::Write } else { Use::Read };
+        lock::lock(&file, how).map_err(wrap)?;
+    }
+    Ok((file, kind.is_block_device()))
+}

@@ -1,0 +1,111 @@
+//! Images as `imago` has them open. It is built without its asynchronous half: its calls block.
+
+use super::Format;
+use super::content::ContentError;
+use super::error::ImageError;
+use super::file::{self, Access};
+use crate::engine::store::Store;
+use imago::file::File;
+use imago::{FormatAccess, StorageOpenOptions};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{PoisonError, RwLock};
+
+/// What the library calls an image.
+pub(super) type LibraryImage = FormatAccess<File>;
+
+/// An image as the library has it open.
+///
+/// Discarding takes away clusters under whoever uses them, so it excludes everything else.
+pub(super) struct Library {
+    image: RwLock<LibraryImage>,
+    write: bool,
+}
+
+impl Library {
+    /// The image that `open` opens. The library was written for images that are in order; one that
+    /// is not must not end us.
+    pub fn open(
+        path: &Path,
+        format: Format,
+        write: bool,
+        open: impl FnOnce() -> Result<LibraryImage, ImageError>,
+    ) -> Result<Self, ImageError> {
+        let image = catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| {
+            let error = ContentError::corrupt("its metadata make no sense");
+            Err(ImageError::Content { path: path.into(), format, error })
+        })?;
+        Ok(Self { image: RwLock::new(image), write })
+    }
+
+    /// Bytes of the virtual disk.
+    pub fn size(&self) -> u64 {
+        self.image.read().unwrap_or_else(PoisonError::into_inner).size()
+    }
+
+    fn shared<T>(&self, call: impl FnOnce(&LibraryImage) -> io::Result<T>) -> io::Result<T> {
+        call(&self.image.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Store for Library {
+    fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        self.shared(|image| image.read(into, at))
+    }
+
+    fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        self.shared(|image| image.write(from, at))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        if !self.write {
+            return Ok(());
+        }
+        // The first writes what the library keeps in memory, the second brings it to the medium.
+        self.shared(|image| image.flush().and_then(|()| image.sync()))
+    }
+
+    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
+        self.image.write().unwrap_or_else(PoisonError::into_inner).discard_to_any(at, len)
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+        self.shared(|image| image.write_zeroes(at, len))
+    }
+}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        if let Err(error) = self.flush() {
+            tracing::error!(%error, "what a disk image's library kept in memory is lost");
+        }
+    }
+}
+
+/// What the library says, in our words.
+pub(super) fn failed(path: &Path, format: Format, error: io::Error) -> ImageError {
+    let error = match error.kind() {
+        io::ErrorKind::InvalidData => ContentError::corrupt(alloc::format!("{error}")),
+        io::ErrorKind::Unsupported => ContentError::unsupported(alloc::format!("{error}")),
+        _ => error.into(),
+    };
+    ImageError::Content { path: path.into(), format, error }
+}
+
+/// Opens and locks a file for the library.
+pub(super) fn storage(path: &Path, write: bool, direct: bool) -> Result<File, ImageError> {
+    let file = storage_file(path, write, direct)?;
+    let options = StorageOpenOptions::new().filename(path).write(write).direct(direct);
+    File::from_open_file(file, options)
+        .map_err(|error| ImageError::Other { path: path.to_path_buf(), error })
+}
+
+/// Opens and locks a file.
+pub(super) fn storage_file(
+    path: &Path,
+    write: bool,
+    direct: bool,
+) -> Result<std::fs::File, ImageError> {
+    file::open(path, Access { write, direct, lock: true }).map(|(file, _)| file)
+}

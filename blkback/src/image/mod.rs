@@ -1,0 +1,243 @@
+//! What a disk is kept in: named by a [`Spec`], opened as an [`Image`], served by engines.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`spec`] | the one string that names a disk |
+//! | `raw`, [`qcow2`], `vmdk`, [`vhd`] | the formats of files |
+//! | `overlay` | a disk that is never changed, under one that is |
+//! | `lock`, `file` | opening files so that nobody else writes them |
+//! | [`content`] | what is wrong with an image, before it can do harm |
+
+pub mod content;
+mod error;
+mod file;
+mod format;
+mod library;
+mod lock;
+mod overlay;
+pub mod qcow2;
+mod raw;
+pub mod spec;
+pub mod vhd;
+mod vmdk;
+
+pub use error::ImageError;
+pub use format::Format;
+pub use lock::LockState;
+pub use spec::{Spec, SpecError};
+
+use crate::engine::clock::Monotonic;
+use crate::engine::faults::{FaultPlan, Faults};
+use crate::engine::nbd::{NbdLink, NbdOptions};
+use crate::engine::offload::{Blocking, Executor, Offload};
+use crate::engine::pool::Pool;
+use crate::engine::ram::{RamDisk, RamEngine};
+use crate::engine::store::{FileStore, Store};
+use crate::engine::throttle::{Throttle, Throttles};
+use crate::engine::trace::{Trace, Traced};
+use crate::engine::uring::UringEngine;
+use crate::engine::wait::{DiskEngine, Waiting};
+use crate::engine::{Discard, Geometry};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::sync::Arc;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+use overlay::Overlay;
+use pvio_ring::shm::SharedMemory;
+use pvio_uring::IoBuf;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Threads that do the operations of a disk whose format's library blocks.
+const POOL: usize = 4;
+
+/// How to open an image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ImageOptions {
+    /// Refuse writes.
+    pub read_only: bool,
+    /// Bypass the host's page cache (`O_DIRECT`).
+    pub direct: bool,
+}
+
+/// A disk that is open, checked, and locked against other users for as long as it lives. All its
+/// queues have engines over the one.
+pub struct Image {
+    kept: Kept,
+    geometry: Geometry,
+    /// One for all engines, as what they share is measured by it.
+    clock: Monotonic,
+    throttles: Option<Arc<Throttles>>,
+    faults: Option<(FaultPlan, AtomicU64)>,
+    trace: Option<Arc<Trace>>,
+}
+
+/// Where the data is.
+enum Kept {
+    /// In a file, reached through each engine's io_uring.
+    File(File),
+    /// In memory.
+    Ram(Arc<RamDisk>),
+    /// At the end of a socket.
+    Nbd(Arc<NbdLink>),
+    /// Where blocking calls get it from.
+    Store(Arc<dyn Store>),
+    /// The same, with threads to call.
+    Pool(Arc<Pool>),
+}
+
+impl Image {
+    /// Opens and locks a raw image.
+    ///
+    /// # Errors
+    /// Any [`ImageError`].
+    pub fn open(path: &Path, options: ImageOptions) -> Result<Self, ImageError> {
+        Self::open_disk(&Spec::file(Format::Raw, path), options)
+    }
+
+    /// Opens a disk of any kind, and locks the files it is in: one writer, or any number of
+    /// readers.
+    ///
+    /// # Errors
+    /// Any [`ImageError`].
+    pub fn open_disk(spec: &Spec, options: ImageOptions) -> Result<Self, ImageError> {
+        let (kept, geometry) = open(spec, options)?;
+        let kept = match kept {
+            Kept::Store(store) => {
+                let pool = Pool::start("disk", POOL, store);
+                let other = |error| ImageError::Other { path: format!("{spec}").into(), error };
+                Kept::Pool(Arc::new(pool.map_err(other)?))
+            }
+            other => other,
+        };
+        let clock = Monotonic::default();
+        Ok(Self { kept, geometry, clock, throttles: None, faults: None, trace: None })
+    }
+
+    /// Keeps the disk to limits, which may be changed later.
+    #[must_use]
+    pub fn throttled(self, throttles: Arc<Throttles>) -> Self {
+        Self { throttles: Some(throttles), ..self }
+    }
+
+    /// Makes it slow and failing, by a seed.
+    #[must_use]
+    pub fn with_faults(self, plan: FaultPlan, seed: u64) -> Self {
+        Self { faults: Some((plan, AtomicU64::new(seed))), ..self }
+    }
+
+    /// Writes down what is asked of it, for fio to replay on `name`.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub fn traced(self, out: Box<dyn Write + Send>, name: &str) -> io::Result<Self> {
+        let trace = Arc::new(Trace::new(out, name, &self.clock)?);
+        Ok(Self { trace: Some(trace), ..self })
+    }
+
+    /// What the disk looks like.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// An engine over the disk, for one queue. To be called by the thread that will use it.
+    ///
+    /// # Errors
+    /// What the system says when it has no descriptor or no io_uring to give.
+    pub fn engine<B>(&self, depth: u32) -> io::Result<DiskEngine<B>>
+    where
+        B: IoBuf + SharedMemory,
+    {
+        let mut engine = self.bare(depth)?;
+        if let Some((plan, seed)) = &self.faults {
+            let seed = seed.fetch_add(1, Ordering::Relaxed);
+            engine = Box::new(Faults::new(engine, *plan, seed, self.clock));
+        }
+        if let Some(throttles) = &self.throttles {
+            engine = Box::new(Throttle::new(engine, Arc::clone(throttles), self.clock)?);
+        }
+        if let Some(trace) = &self.trace {
+            engine = Box::new(Traced::new(engine, Arc::clone(trace), self.clock));
+        }
+        Ok(engine)
+    }
+
+    fn bare<B: IoBuf + SharedMemory>(&self, depth: u32) -> io::Result<DiskEngine<B>> {
+        let executor: Arc<dyn Executor> = match &self.kept {
+            Kept::File(file) => {
+                let engine = UringEngine::new(file.try_clone()?.into(), self.geometry, depth)?;
+                return Ok(Box::new(engine));
+            }
+            Kept::Ram(disk) => {
+                let engine = RamEngine::new(Arc::clone(disk), self.geometry);
+                return Ok(Box::new(Waiting::new(engine, None)?));
+            }
+            Kept::Store(_) => return Err(io::ErrorKind::Unsupported.into()),
+            Kept::Nbd(link) => link.clone(),
+            Kept::Pool(pool) => pool.clone(),
+        };
+        let engine = Offload::new(executor, self.geometry, depth)?;
+        let completions = engine.completions()?;
+        Ok(Box::new(Waiting::new(engine, Some(completions))?))
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image").field("geometry", &self.geometry).finish_non_exhaustive()
+    }
+}
+
+/// A store, and what the disk in it looks like.
+type Opened = (Arc<dyn Store>, Geometry);
+
+/// Opens what a disk is kept in.
+fn open(spec: &Spec, options: ImageOptions) -> Result<(Kept, Geometry), ImageError> {
+    let store = |(store, geometry): Opened| (Kept::Store(store), geometry);
+    Ok(match spec {
+        Spec::File { format: Format::Raw, path, .. } => {
+            let (file, geometry) = raw::open(path, options)?;
+            (Kept::File(file), geometry)
+        }
+        Spec::File { format: Format::Qcow2, path, snapshot } => {
+            store(qcow2::open(path, snapshot.as_deref(), options)?)
+        }
+        Spec::File { format: Format::Vmdk, path, .. } => store(vmdk::open(path, options)?),
+        Spec::File { format: Format::Vhd, path, .. } => vhd::open(path, options)?,
+        Spec::Ram { bytes } => {
+            let disk = RamDisk::new(*bytes).ok_or(ImageError::Memory(*bytes))?;
+            let geometry = disk.geometry(options.read_only);
+            (Kept::Ram(Arc::new(disk)), geometry)
+        }
+        Spec::Nbd(nbd) => {
+            let nbd_options = NbdOptions { read_only: options.read_only, ..NbdOptions::default() };
+            let link = NbdLink::connect(nbd, nbd_options)?;
+            let geometry = link.geometry(options.read_only);
+            (Kept::Nbd(Arc::new(link)), geometry)
+        }
+        Spec::Overlay(below) => store(open_overlay(below, options)?),
+    })
+}
+
+/// Opens a disk to be read, and puts one to be written over it.
+fn open_overlay(below: &Spec, options: ImageOptions) -> Result<Opened, ImageError> {
+    // Copies of the data are made in memory of any alignment.
+    let (kept, mut geometry) = open(below, ImageOptions { read_only: true, direct: false })?;
+    let below: Arc<dyn Store> = match kept {
+        Kept::File(file) => Arc::new(FileStore(file)),
+        Kept::Ram(disk) => disk,
+        Kept::Nbd(link) => Arc::new(Blocking(link)),
+        Kept::Store(store) => store,
+        Kept::Pool(pool) => Arc::new(Blocking(pool)),
+    };
+    geometry.read_only = options.read_only;
+    geometry.discard = (!options.read_only)
+        .then_some(Discard { granularity: geometry.physical_sector_size, alignment: 0 });
+    let dir = std::env::temp_dir();
+    let overlay = Overlay::new(below, geometry.sectors * 512, &dir);
+    let overlay = overlay.map_err(|error| ImageError::Other { path: dir, error })?;
+    Ok((Arc::new(overlay), geometry))
+}

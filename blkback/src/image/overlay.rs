@@ -1,0 +1,108 @@
+//! A disk that is only read, under one that is only written: what a guest writes goes to a file
+//! without a name and is gone with the disk.
+
+use crate::engine::store::Store;
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Sectors whose bits are kept together.
+const GROUP: u64 = 1 << 15;
+const SECTOR: u64 = 512;
+
+/// Which sectors were written.
+#[derive(Default)]
+struct Written(BTreeMap<u64, Box<[u64]>>);
+
+impl Written {
+    fn has(&self, sector: u64) -> bool {
+        let group = self.0.get(&(sector / GROUP));
+        let word = group.and_then(|group| group.get((sector % GROUP / 64) as usize));
+        word.is_some_and(|word| word >> (sector % 64) & 1 == 1)
+    }
+
+    fn add(&mut self, sectors: core::ops::Range<u64>) {
+        for sector in sectors {
+            let new = || alloc::vec![0; (GROUP / 64) as usize].into_boxed_slice();
+            let group = self.0.entry(sector / GROUP).or_insert_with(new);
+            if let Some(word) = group.get_mut((sector % GROUP / 64) as usize) {
+                *word |= 1 << (sector % 64);
+            }
+        }
+    }
+
+    /// How many sectors from one on are like it, and whether they were written.
+    fn run(&self, sector: u64, most: u64) -> (u64, bool) {
+        let first = self.has(sector);
+        let like = (1..most).take_while(|n| self.has(sector + n) == first).count() as u64;
+        (1 + like, first)
+    }
+}
+
+/// The two together.
+pub(super) struct Overlay {
+    below: Arc<dyn Store>,
+    scratch: File,
+    written: Mutex<Written>,
+}
+
+impl Overlay {
+    /// Writes go to a file in `dir` that no name leads to.
+    pub fn new(below: Arc<dyn Store>, bytes: u64, dir: &Path) -> io::Result<Self> {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let scratch = File::from(rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)?);
+        scratch.set_len(bytes)?;
+        Ok(Self { below, scratch, written: Mutex::default() })
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for Overlay {
+    fn read(&self, mut at: u64, mut into: &mut [u8]) -> io::Result<()> {
+        while !into.is_empty() {
+            let (sectors, above) = self.written().run(at / SECTOR, into.len() as u64 / SECTOR);
+            let (part, rest) = into.split_at_mut(into.len().min((sectors * SECTOR) as usize));
+            if above {
+                self.scratch.read_exact_at(part, at)?;
+            } else {
+                self.below.read(at, part)?;
+            }
+            at += part.len() as u64;
+            into = rest;
+        }
+        Ok(())
+    }
+
+    fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        self.scratch.write_all_at(from, at)?;
+        // Not before: until then the old data is what is read.
+        self.written().add(at / SECTOR..(at + from.len() as u64) / SECTOR);
+        Ok(())
+    }
+
+    /// There is no medium: the disk does not outlive its server.
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
+        self.write_zeroes(at, len)
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&self.scratch, hole, at, len)?;
+        self.written().add(at / SECTOR..(at + len) / SECTOR);
+        Ok(())
+    }
+}

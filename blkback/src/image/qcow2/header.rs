@@ -1,0 +1,295 @@
+//! A qcow2 image's header: what can be known, and is checked, before anything else is believed.
+//!
+//! After `docs/interop/qcow2.txt` of QEMU. Limits beyond what the format says are QEMU's own
+//! (`block/qcow2.h`): what they exclude, QEMU does not open either.
+
+use super::super::content::{Bytes, Content, ContentError};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// `QCOW2_INCOMPAT_*`.
+pub mod incompatible {
+    /// Reference counts may be wrong: the image was not closed.
+    pub const DIRTY: u64 = 1 << 0;
+    /// Found corrupt by somebody.
+    pub const CORRUPT: u64 = 1 << 1;
+    /// The data is in another file.
+    pub const DATA_FILE: u64 = 1 << 2;
+    /// Clusters are not compressed by deflate.
+    pub const COMPRESSION: u64 = 1 << 3;
+    /// Clusters have parts with a state of their own.
+    pub const EXTENDED_L2: u64 = 1 << 4;
+}
+
+const MAGIC: u32 = 0x5146_49fb;
+/// `QCOW_MAX_L1_SIZE`, in bytes.
+const MAX_L1_BYTES: u64 = 32 << 20;
+/// `QCOW_MAX_REFTABLE_SIZE`, in bytes.
+const MAX_REFTABLE_BYTES: u64 = 8 << 20;
+/// `QCOW_MAX_SNAPSHOTS`.
+const MAX_SNAPSHOTS: u32 = 65536;
+/// `QCOW_MAX_SNAPSHOTS_SIZE`, in bytes.
+const MAX_SNAPSHOT_BYTES: u64 = 64 << 20;
+/// A header extension longer than this is nobody's.
+const MAX_EXTENSION: u32 = 64 << 10;
+
+/// What a header says.
+#[derive(Clone, Debug)]
+pub struct Header {
+    /// 2 or 3.
+    pub version: u32,
+    /// Bytes of the virtual disk.
+    pub size: u64,
+    /// Logarithm of a cluster's bytes.
+    pub cluster_bits: u32,
+    /// Bits of [`incompatible`].
+    pub incompatible: u64,
+    /// Bit 0: reference counts are written lazily.
+    pub compatible: u64,
+    /// Bit 0: persistent dirty bitmaps are in order; bit 1: the data file can be read as raw.
+    pub autoclear: u64,
+    /// 0 is deflate, 1 zstd.
+    pub compression: u8,
+    /// The file below, as it is named in the image.
+    pub backing: Option<String>,
+    /// Its format, as it is named in the image.
+    pub backing_format: Option<String>,
+    /// The file the data is in.
+    pub data_file: Option<String>,
+    /// Where the first-level table is, and how many entries it has.
+    pub l1: (u64, u32),
+    /// Internal snapshots.
+    pub snapshots: Vec<Snapshot>,
+}
+
+/// An internal snapshot.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Its number, as text.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// When it was made, in seconds of Unix time.
+    pub seconds: u32,
+    /// Bytes of the virtual disk then.
+    pub size: u64,
+    /// Where its first-level table is, and how many entries it has.
+    pub l1: (u64, u32),
+}
+
+impl Header {
+    /// Bytes of a cluster.
+    #[must_use]
+    pub const fn cluster(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Reads and checks an image's header.
+    ///
+    /// # Errors
+    /// [`ContentError`].
+    pub fn read(content: &dyn Content) -> Result<Self, ContentError> {
+        let mut fixed = [0; 112];
+        let len = content.len().min(104);
+        if len < 72 {
+            return Err(ContentError::truncated("a qcow2 header has 72 bytes at least"));
+        }
+        content.read(0, &mut fixed[..len as usize])?;
+        let head = Bytes(&fixed);
+        if head.u32(0) != MAGIC {
+            return Err(ContentError::NotThis("qcow2"));
+        }
+        let version = head.u32(4);
+        if !(2..=3).contains(&version) {
+            return Err(ContentError::unsupported(format!("qcow2 version {version}")));
+        }
+        let v3 = version == 3;
+        let header_length = if v3 { head.u32(100) } else { 72 };
+        if v3 && (len < 104 || header_length < 104 || !header_length.is_multiple_of(8)) {
+            return Err(ContentError::corrupt("the header's length is impossible"));
+        }
+        if v3 && header_length >= 112 {
+            content.read(104, &mut fixed[104..])?;
+        }
+        let head = Bytes(&fixed);
+        let cluster_bits = head.u32(20);
+        if !(9..=21).contains(&cluster_bits) {
+            return Err(ContentError::corrupt(format!("clusters of 2^{cluster_bits} bytes")));
+        }
+        match head.u32(32) {
+            0 => {}
+            1 => return Err(ContentError::Encrypted("AES")),
+            2 => return Err(ContentError::Encrypted("LUKS")),
+            other => return Err(ContentError::corrupt(format!("encryption method {other}"))),
+        }
+        let mut header = Self {
+            version,
+            size: head.u64(24),
+            cluster_bits,
+            incompatible: if v3 { head.u64(72) } else { 0 },
+            compatible: if v3 { head.u64(80) } else { 0 },
+            autoclear: if v3 { head.u64(88) } else { 0 },
+            compression: fixed[104],
+            backing: None,
+            backing_format: None,
+            data_file: None,
+            l1: (head.u64(40), head.u32(36)),
+            snapshots: Vec::new(),
+        };
+        header.check_tables(content, &head, v3)?;
+        header.read_extensions(content, header_length.into())?;
+        header.backing = read_name(content, head.u64(8), head.u32(16), header.cluster())?;
+        header.read_snapshots(content, head.u64(64), head.u32(60))?;
+        Ok(header)
+    }
+
+    fn check_tables(
+        &self,
+        content: &dyn Content,
+        head: &Bytes<'_>,
+        v3: bool,
+    ) -> Result<(), ContentError> {
+        let refcount_order = if v3 { head.u32(96) } else { 4 };
+        if refcount_order > 6 {
+            return Err(ContentError::corrupt(format!(
+                "reference counts of 2^{refcount_order} bits"
+            )));
+        }
+        if self.size > 1 << 62 {
+            return Err(ContentError::corrupt(format!("a disk of {} bytes", self.size)));
+        }
+        self.check_l1(content, "the first-level table", self.l1, self.size)?;
+        let clusters = u64::from(head.u32(56));
+        let refcounts = (head.u64(48), clusters << self.cluster_bits);
+        if refcounts.1 == 0 || refcounts.1 > MAX_REFTABLE_BYTES {
+            return Err(ContentError::corrupt(
+                "the size of the reference-count table is impossible",
+            ));
+        }
+        self.check_range(content, "the reference-count table", refcounts)
+    }
+
+    /// Checks that a table maps a disk of so many bytes and lies inside the file.
+    fn check_l1(
+        &self,
+        content: &dyn Content,
+        what: &str,
+        (at, entries): (u64, u32),
+        size: u64,
+    ) -> Result<(), ContentError> {
+        let per_entry = 1u64 << (2 * self.cluster_bits - 3);
+        let bytes = u64::from(entries) * 8;
+        if u64::from(entries) < size.div_ceil(per_entry) || bytes > MAX_L1_BYTES {
+            let what = format!("{what} has {entries} entries, for a disk of {size} bytes");
+            return Err(ContentError::corrupt(what));
+        }
+        self.check_range(content, what, (at, bytes))
+    }
+
+    fn check_range(
+        &self,
+        content: &dyn Content,
+        what: &str,
+        (at, bytes): (u64, u64),
+    ) -> Result<(), ContentError> {
+        if !at.is_multiple_of(self.cluster()) {
+            return Err(ContentError::corrupt(format!("{what} begins inside a cluster")));
+        }
+        match at.checked_add(bytes) {
+            Some(end) if end <= content.len() => Ok(()),
+            _ => Err(ContentError::truncated(format!("{what} ends behind the end of the file"))),
+        }
+    }
+
+    fn read_extensions(&mut self, content: &dyn Content, mut at: u64) -> Result<(), ContentError> {
+        // They end with the first cluster, wherever the file does.
+        while at + 8 <= self.cluster().min(content.len()) {
+            let mut head = [0; 8];
+            content.read(at, &mut head)?;
+            let (kind, len) = (Bytes(&head).u32(0), Bytes(&head).u32(4));
+            at += 8;
+            if kind == 0 {
+                break;
+            }
+            if len > MAX_EXTENSION || at + u64::from(len) > self.cluster() {
+                return Err(ContentError::corrupt("a header extension is longer than the header"));
+            }
+            let name = match kind {
+                0xe279_2aca => &mut self.backing_format,
+                0x4441_5441 => &mut self.data_file,
+                _ => {
+                    at += u64::from(len).next_multiple_of(8);
+                    continue;
+                }
+            };
+            let mut text = alloc::vec![0; len as usize];
+            content.read(at, &mut text)?;
+            *name = Some(utf8(text)?);
+            at += u64::from(len).next_multiple_of(8);
+        }
+        Ok(())
+    }
+
+    fn read_snapshots(
+        &mut self,
+        content: &dyn Content,
+        mut at: u64,
+        count: u32,
+    ) -> Result<(), ContentError> {
+        if count > MAX_SNAPSHOTS {
+            return Err(ContentError::corrupt(format!("{count} snapshots")));
+        }
+        let begin = at;
+        for _ in 0..count {
+            let mut fixed = [0; 40];
+            content.read(at, &mut fixed)?;
+            let entry = Bytes(&fixed);
+            let l1 = (entry.u64(0), entry.u32(8));
+            let (id, name) = (u64::from(entry.u16(12)), u64::from(entry.u16(14)));
+            let extra = u64::from(entry.u32(36));
+            let mut more = [0; 16];
+            if extra >= 16 {
+                content.read(at + 40, &mut more)?;
+            }
+            // Old images do not say how long the disk was: as long as it is now.
+            let size = if extra >= 16 { Bytes(&more).u64(8) } else { self.size };
+            let text = at + 40 + extra;
+            let read = |at, len: u64| {
+                let mut text = alloc::vec![0; len as usize];
+                content.read(at, &mut text).map(|()| String::from_utf8_lossy(&text).into_owned())
+            };
+            let (id_text, name_text) = (read(text, id)?, read(text + id, name)?);
+            at = (text + id + name).next_multiple_of(8);
+            if at - begin > MAX_SNAPSHOT_BYTES {
+                return Err(ContentError::corrupt("the snapshot table is impossibly long"));
+            }
+            self.check_l1(content, "a snapshot's first-level table", l1, size)?;
+            let seconds = entry.u32(16);
+            self.snapshots.push(Snapshot { id: id_text, name: name_text, seconds, size, l1 });
+        }
+        Ok(())
+    }
+}
+
+/// The backing file's name, which lies in the first cluster.
+fn read_name(
+    content: &dyn Content,
+    at: u64,
+    len: u32,
+    cluster: u64,
+) -> Result<Option<String>, ContentError> {
+    if at == 0 || len == 0 {
+        return Ok(None);
+    }
+    if len > 1023 || at.checked_add(len.into()).is_none_or(|end| end > cluster) {
+        return Err(ContentError::corrupt("the name of the backing file is not in the header"));
+    }
+    let mut text = alloc::vec![0; len as usize];
+    content.read(at, &mut text)?;
+    utf8(text).map(Some)
+}
+
+fn utf8(text: Vec<u8>) -> Result<String, ContentError> {
+    String::from_utf8(text).map_err(|_| ContentError::corrupt("a name in the header is not UTF-8"))
+}

@@ -1,0 +1,120 @@
+//! qcow2 images: the header and the chain of files are ours to check, the rest is `imago`'s.
+//!
+//! The library is given every file already open and locked, and nothing to find by itself: which
+//! files a chain has, and in which format each is read, is decided here. A file below that is named
+//! without its format is refused, since a guest may once have written it as a raw disk.
+
+pub mod chain;
+pub mod header;
+mod snapshot;
+
+use super::content::ContentError;
+use super::error::ImageError;
+use super::library::{Library, LibraryImage, failed, storage};
+use super::{Format, ImageOptions, Opened, raw};
+use crate::engine::Discard;
+use alloc::format;
+use alloc::sync::Arc;
+use chain::{Below, Layer};
+use header::incompatible;
+use imago::file::File;
+use imago::qcow2::Qcow2;
+use imago::raw::Raw;
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
+use snapshot::SnapshotStore;
+use std::path::Path;
+
+/// Opens an image with all it rests on.
+pub(super) fn open(
+    path: &Path,
+    snapshot: Option<&str>,
+    options: ImageOptions,
+) -> Result<Opened, ImageError> {
+    let layer = chain::read(path, true)?;
+    check_features(&layer, !options.read_only)?;
+    if let Some(name) = snapshot {
+        let snapshot = snapshot::find(&layer, name)?;
+        if !options.read_only {
+            return Err(ImageError::OnlyRead(format!("qcow2@{name}:{}", path.display())));
+        }
+        let geometry = raw::geometry(path, snapshot.size, 512, 4096, true)?;
+        return Ok((Arc::new(SnapshotStore::open(&layer, snapshot)?), geometry));
+    }
+    let mut geometry = raw::geometry(path, layer.header.size, 512, 4096, options.read_only)?;
+    let cluster = layer.header.cluster() as u32;
+    // Version 2 has no clusters that read as zeroes by themselves.
+    geometry.discard = (!options.read_only && layer.header.version >= 3)
+        .then_some(Discard { granularity: cluster, alignment: 0 });
+    let write = !options.read_only;
+    let library = Library::open(path, Format::Qcow2, write, || open_layer(&layer, options))?;
+    Ok((Arc::new(library), geometry))
+}
+
+/// Refuses what the library would not understand, in words of our own.
+fn check_features(layer: &Layer, write: bool) -> Result<(), ImageError> {
+    let header = &layer.header;
+    let fail =
+        |error| Err(ImageError::Content { path: layer.path.clone(), format: Format::Qcow2, error });
+    let has = |bit| header.incompatible & bit != 0;
+    if has(incompatible::CORRUPT) {
+        return fail(ContentError::corrupt("it is marked so by a program that found it out"));
+    }
+    if has(incompatible::DIRTY) {
+        return fail(ContentError::corrupt(
+            "it was not closed by who wrote it last, and its reference counts are to be repaired",
+        ));
+    }
+    if has(incompatible::COMPRESSION) {
+        return fail(ContentError::unsupported("clusters compressed by zstd"));
+    }
+    if has(incompatible::EXTENDED_L2) {
+        return fail(ContentError::unsupported("extended L2 entries"));
+    }
+    let known = incompatible::DIRTY
+        | incompatible::CORRUPT
+        | incompatible::DATA_FILE
+        | incompatible::COMPRESSION
+        | incompatible::EXTENDED_L2;
+    if header.incompatible & !known != 0 {
+        let what = format!("unknown features {:#x}", header.incompatible & !known);
+        return fail(ContentError::unsupported(what));
+    }
+    if has(incompatible::DATA_FILE) && write {
+        return fail(ContentError::unsupported("its data in another file, to be written"));
+    }
+    match &layer.below {
+        Some(Below::Qcow2(layer)) => check_features(layer, false),
+        Some(Below::Raw(_)) | None => Ok(()),
+    }
+}
+
+/// Opens an image from the bottom up.
+fn open_layer(layer: &Layer, options: ImageOptions) -> Result<LibraryImage, ImageError> {
+    let below = match &layer.below {
+        Some(below) => Some(Arc::new(open_below(below, options.direct)?)),
+        None => None,
+    };
+    let data = match &layer.data {
+        Some(path) => Some(storage(path, false, options.direct)?),
+        None => None,
+    };
+    let write = !options.read_only;
+    let file = storage(&layer.path, write, options.direct)?;
+    Qcow2::<File, Arc<LibraryImage>>::builder(file)
+        .write(write)
+        .backing(below)
+        .data_file(data)
+        .open(DenyImplicitOpenGate::default())
+        .map(FormatAccess::new)
+        .map_err(|e| failed(&layer.path, Format::Qcow2, e))
+}
+
+fn open_below(below: &Below, direct: bool) -> Result<LibraryImage, ImageError> {
+    match below {
+        Below::Qcow2(layer) => open_layer(layer, ImageOptions { read_only: true, direct }),
+        Below::Raw(path) => Raw::builder(storage(path, false, direct)?)
+            .open(DenyImplicitOpenGate::default())
+            .map(FormatAccess::new)
+            .map_err(|e| failed(path, Format::Raw, e)),
+    }
+}

@@ -1,0 +1,145 @@
+//! An internal snapshot of a qcow2 image, read as it was. `imago` knows the current state alone.
+
+use super::super::error::ImageError;
+use super::super::library::{LibraryImage, storage_file};
+use super::chain::Layer;
+use super::header::{Header, Snapshot};
+use super::open_below;
+use crate::engine::store::Store;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// `L1E_OFFSET_MASK`, `L2E_OFFSET_MASK`.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+/// `QCOW_OFLAG_COMPRESSED`.
+const COMPRESSED: u64 = 1 << 62;
+/// `QCOW_OFLAG_ZERO`.
+const ZERO: u64 = 1;
+
+/// A snapshot that is open.
+pub(super) struct SnapshotStore {
+    file: File,
+    cluster_bits: u32,
+    /// Version 2 has no clusters that read as zeroes.
+    zeroes: bool,
+    l1: Vec<u64>,
+    below: Option<LibraryImage>,
+}
+
+/// The snapshot of a name, or else of an id.
+pub(super) fn find<'a>(layer: &'a Layer, name: &str) -> Result<&'a Snapshot, ImageError> {
+    let all = &layer.header.snapshots;
+    let found = all.iter().find(|s| s.name == name).or_else(|| all.iter().find(|s| s.id == name));
+    found.ok_or_else(|| {
+        let names: Vec<&str> = all.iter().map(|s| s.name.as_str()).collect();
+        let there = if names.is_empty() { "none".into() } else { names.join(", ") };
+        ImageError::NoSnapshot { path: layer.path.clone(), name: name.to_string(), there }
+    })
+}
+
+impl SnapshotStore {
+    /// Opens one. The header has been checked: its table lies inside the file.
+    pub fn open(layer: &Layer, snapshot: &Snapshot) -> Result<Self, ImageError> {
+        let file = storage_file(&layer.path, false, false)?;
+        let other = |error| ImageError::Other { path: layer.path.clone(), error };
+        let (at, entries) = snapshot.l1;
+        let mut bytes = alloc::vec![0; entries as usize * 8];
+        file.read_exact_at(&mut bytes, at).map_err(other)?;
+        let entry = |b: &[u8]| u64::from_be_bytes(b.try_into().unwrap_or_default());
+        let below = match &layer.below {
+            Some(below) => Some(open_below(below, false)?),
+            None => None,
+        };
+        let Header { cluster_bits, version, .. } = layer.header;
+        let l1 = bytes.chunks_exact(8).map(entry).collect();
+        Ok(Self { file, cluster_bits, zeroes: version >= 3, l1, below })
+    }
+
+    /// Fills a buffer that lies within one cluster.
+    fn read_part(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        let entry = self.entry(at >> self.cluster_bits)?;
+        let inside = at & ((1 << self.cluster_bits) - 1);
+        if entry & COMPRESSED != 0 {
+            return self.read_compressed(entry, inside, into);
+        }
+        match entry & OFFSET {
+            _ if self.zeroes && entry & ZERO != 0 => into.fill(0),
+            0 => match &self.below {
+                Some(below) => below.read(into, at)?,
+                None => into.fill(0),
+            },
+            cluster => self.file.read_exact_at(into, cluster + inside)?,
+        }
+        Ok(())
+    }
+
+    /// What the tables say of a cluster; 0 if they say nothing.
+    fn entry(&self, cluster: u64) -> io::Result<u64> {
+        let bits = self.cluster_bits - 3;
+        let table = usize::try_from(cluster >> bits).ok().and_then(|i| self.l1.get(i));
+        match table.map_or(0, |entry| entry & OFFSET) {
+            0 => Ok(0),
+            table => {
+                let mut entry = [0; 8];
+                let index = cluster & ((1 << bits) - 1);
+                self.file.read_exact_at(&mut entry, table + index * 8)?;
+                Ok(u64::from_be_bytes(entry))
+            }
+        }
+    }
+
+    fn read_compressed(&self, entry: u64, inside: u64, into: &mut [u8]) -> io::Result<()> {
+        let bits = 62 - (self.cluster_bits - 8);
+        let at = entry & ((1 << bits) - 1);
+        let sectors = ((entry & (COMPRESSED - 1)) >> bits) + 1;
+        let mut packed = alloc::vec![0; (sectors * 512 - (at & 511)) as usize];
+        // The last sector of a file may be short.
+        let mut got = 0;
+        while got < packed.len() {
+            match self.file.read_at(&mut packed[got..], at + got as u64)? {
+                0 => break,
+                n => got += n,
+            }
+        }
+        let mut cluster = alloc::vec![0; 1 << self.cluster_bits];
+        let flags = inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+        let mut inflate = DecompressorOxide::new();
+        let (_, _, written) = decompress(&mut inflate, &packed[..got], &mut cluster, 0, flags);
+        if written != cluster.len() {
+            let what = String::from("a compressed cluster that cannot be unpacked");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        let from = inside as usize;
+        into.copy_from_slice(&cluster[from..from + into.len()]);
+        Ok(())
+    }
+}
+
+impl Store for SnapshotStore {
+    fn read(&self, mut at: u64, mut into: &mut [u8]) -> io::Result<()> {
+        while !into.is_empty() {
+            let left = (1 << self.cluster_bits) - (at & ((1 << self.cluster_bits) - 1));
+            let (part, rest) = into.split_at_mut(into.len().min(left as usize));
+            self.read_part(at, part)?;
+            at += part.len() as u64;
+            into = rest;
+        }
+        Ok(())
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+}

@@ -1,0 +1,48 @@
+//! Raw images: the disk's bytes and nothing else, in a file or on a block device.
+
+use super::ImageOptions;
+use super::error::ImageError;
+use super::file::{self, Access};
+use crate::engine::{Discard, Geometry};
+use rustix::fs::{ioctl_blkpbszget, ioctl_blksszget};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::path::Path;
+
+/// Opens one.
+pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(File, Geometry), ImageError> {
+    let access = Access { write: !options.read_only, direct: options.direct, lock: true };
+    let (mut file, block_device) = file::open(path, access)?;
+    let other = |error: io::Error| ImageError::Other { path: path.to_path_buf(), error };
+    let size = file.seek(SeekFrom::End(0)).map_err(other)?;
+    let (logical, physical) = if block_device {
+        let system = |e: Errno| other(e.into());
+        (ioctl_blksszget(&file).map_err(system)?, ioctl_blkpbszget(&file).map_err(system)?)
+    } else {
+        (512, 4096)
+    };
+    let geometry = geometry(path, size, logical, physical, options.read_only)?;
+    Ok((file, geometry))
+}
+
+/// Checks a size and makes a geometry of it that can discard any physical sector.
+pub(super) fn geometry(
+    path: &Path,
+    size: u64,
+    logical: u32,
+    physical: u32,
+    read_only: bool,
+) -> Result<Geometry, ImageError> {
+    if size == 0 || !size.is_multiple_of(u64::from(logical)) {
+        return Err(ImageError::OddSize { path: path.to_path_buf(), size, unit: logical });
+    }
+    let physical = physical.max(logical);
+    Ok(Geometry {
+        sectors: size / 512,
+        sector_size: logical,
+        physical_sector_size: physical,
+        read_only,
+        discard: (!read_only).then_some(Discard { granularity: physical, alignment: 0 }),
+    })
+}

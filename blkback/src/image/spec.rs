@@ -1,0 +1,343 @@
+//! What a disk is kept in, as an operator writes it: one string, parsed here and nowhere else.
+//!
+//! | string | disk |
+//! |---|---|
+//! | `/srv/guest.img`, `/dev/vg/guest` | raw, unless the name ends like another format's |
+//! | `raw:PATH` | a raw file or a block device |
+//! | `qcow2:PATH` | a qcow2 image, with its backing files |
+//! | `qcow2@SNAPSHOT:PATH` | an internal snapshot of one, read-only, by its name or id |
+//! | `vmdk:PATH` | a VMDK image of flat extents, read-only |
+//! | `vhd:PATH` (also `vpc:`) | a fixed or dynamic VHD image |
+//! | `nbd://HOST[:PORT][/EXPORT]` | a network block device over TCP |
+//! | `nbd+unix:///[EXPORT]?socket=PATH` | the same over a Unix socket |
+//! | `ram:64M` | memory, gone with the disk |
+//! | `overlay:DISK` | any of these, never changed: writes last as long as the disk is served |
+//!
+//! **The format is never looked up in an image's content.** A guest writes what it likes to a raw
+//! disk, the header of another format with any file of the host as its backing file for instance;
+//! an image that is raw today would be opened as that tomorrow. Only the name decides, which is
+//! the operator's.
+
+use crate::image::Format;
+use alloc::boxed::Box;
+use alloc::string::{String, ToString};
+use core::fmt;
+use core::str::FromStr;
+use std::path::{Path, PathBuf};
+
+/// The port of NBD that IANA has assigned.
+pub const NBD_PORT: u16 = 10809;
+
+/// What a disk is kept in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Spec {
+    /// A file or a block device.
+    File {
+        /// How to read it.
+        format: Format,
+        /// Where it is.
+        path: PathBuf,
+        /// The internal snapshot to serve instead of what is current.
+        snapshot: Option<String>,
+    },
+    /// A network block device.
+    Nbd(NbdSpec),
+    /// Memory.
+    Ram {
+        /// How much, in bytes; a multiple of 512.
+        bytes: u64,
+    },
+    /// Another disk which is only read; what is written is kept aside and forgotten.
+    Overlay(Box<Spec>),
+}
+
+/// Where a network block device is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NbdSpec {
+    /// How to reach the server.
+    pub server: NbdServer,
+    /// The export's name; empty for the server's default.
+    pub export: String,
+}
+
+/// How an NBD server is reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NbdServer {
+    /// Over TCP: a name or an address, and a port.
+    Tcp(String, u16),
+    /// Over a Unix socket.
+    Unix(PathBuf),
+}
+
+/// The string names no disk.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SpecError {
+    /// Nothing is there.
+    #[error("no disk is named")]
+    Empty,
+    /// The word before the colon.
+    #[error(
+        "{0:?} is no format; there are raw, qcow2, qcow2@SNAPSHOT, vmdk, vhd, nbd://, nbd+unix://, \
+         ram and overlay, and a path with a colon in it is written raw:{0}:… or ./{0}:…"
+    )]
+    UnknownFormat(String),
+    /// Not a size.
+    #[error("{0:?} is no size of a disk; write ram:64M, a multiple of 512 bytes")]
+    Size(String),
+    /// Not an address of a network block device.
+    #[error(
+        "{0:?} is no network block device; write nbd://host:port/export or \
+         nbd+unix:///export?socket=/path"
+    )]
+    Nbd(String),
+}
+
+impl Spec {
+    /// A file in a format that is known.
+    pub fn file(format: Format, path: impl Into<PathBuf>) -> Self {
+        Self::File { format, path: path.into(), snapshot: None }
+    }
+
+    /// The disk that a toolstack names by a format and the rest.
+    ///
+    /// # Errors
+    /// Any [`SpecError`].
+    pub fn with_format(format: &str, rest: &str) -> Result<Self, SpecError> {
+        if rest.is_empty() {
+            return Err(SpecError::Empty);
+        }
+        if let Some(format) = Format::from_word(format) {
+            return Ok(Self::file(format, rest));
+        }
+        match format {
+            "ram" => size(rest).map(|bytes| Self::Ram { bytes }),
+            "overlay" => Ok(Self::Overlay(Box::new(rest.parse()?))),
+            "nbd" | "nbd+unix" => nbd(format, rest).map(Self::Nbd),
+            _ => match format.split_once('@') {
+                Some(("qcow2", name)) if !name.is_empty() => Ok(Self::File {
+                    format: Format::Qcow2,
+                    path: rest.into(),
+                    snapshot: Some(name.into()),
+                }),
+                _ => Err(SpecError::UnknownFormat(format.into())),
+            },
+        }
+    }
+
+    /// The file it is in, if it is in one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::File { path, .. } => Some(path),
+            Self::Overlay(below) => below.path(),
+            Self::Nbd(_) | Self::Ram { .. } => None,
+        }
+    }
+
+    /// The same with its file's path made absolute.
+    ///
+    /// # Errors
+    /// What [`std::path::absolute`] says.
+    pub fn absolute(self) -> std::io::Result<Self> {
+        Ok(match self {
+            Self::File { format, path, snapshot } => {
+                Self::File { format, path: std::path::absolute(path)?, snapshot }
+            }
+            Self::Overlay(below) => Self::Overlay(Box::new(below.absolute()?)),
+            other => other,
+        })
+    }
+}
+
+impl FromStr for Spec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        match text.split_once(':') {
+            _ if text.is_empty() => Err(SpecError::Empty),
+            // A format has no slash in it, unless a snapshot's name has.
+            Some((format, rest)) if !format.contains('/') || format.starts_with("qcow2@") => {
+                Self::with_format(format, rest)
+            }
+            _ => Ok(Self::file(Format::of_name(Path::new(text)), text)),
+        }
+    }
+}
+
+/// Written so that it is parsed to the same.
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { format, path, snapshot: None } => {
+                write!(f, "{}:{}", format.word(), path.display())
+            }
+            Self::File { format, path, snapshot: Some(name) } => {
+                write!(f, "{}@{name}:{}", format.word(), path.display())
+            }
+            Self::Nbd(nbd) => nbd.fmt(f),
+            Self::Ram { bytes } => write!(f, "ram:{bytes}"),
+            Self::Overlay(below) => write!(f, "overlay:{below}"),
+        }
+    }
+}
+
+impl fmt::Display for NbdSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.server {
+            NbdServer::Tcp(host, port) if host.contains(':') => {
+                write!(f, "nbd://[{host}]:{port}/{}", self.export)
+            }
+            NbdServer::Tcp(host, port) => write!(f, "nbd://{host}:{port}/{}", self.export),
+            NbdServer::Unix(path) => {
+                write!(f, "nbd+unix:///{}?socket={}", self.export, path.display())
+            }
+        }
+    }
+}
+
+/// `64M` and the like, in bytes.
+fn size(text: &str) -> Result<u64, SpecError> {
+    let wrong = || SpecError::Size(text.into());
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &text[digits.len()..] {
+        "" | "B" => 0,
+        "k" | "K" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        "T" | "TiB" => 40,
+        _ => return Err(wrong()),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
+    bytes.filter(|bytes| *bytes > 0 && bytes.is_multiple_of(512)).ok_or_else(wrong)
+}
+
+/// What stands behind `nbd:` or `nbd+unix:`.
+fn nbd(scheme: &str, rest: &str) -> Result<NbdSpec, SpecError> {
+    let wrong = || SpecError::Nbd(format_args!("{scheme}:{rest}").to_string());
+    let rest = rest.strip_prefix("//").ok_or_else(wrong)?;
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (host, export) = place.split_once('/').unwrap_or((place, ""));
+    let export = unescape(export).ok_or_else(wrong)?;
+    let server = if scheme == "nbd+unix" {
+        let socket = query.split('&').find_map(|word| word.strip_prefix("socket="));
+        let socket = socket.and_then(unescape).filter(|path| !path.is_empty());
+        if !host.is_empty() {
+            return Err(wrong());
+        }
+        NbdServer::Unix(socket.ok_or_else(wrong)?.into())
+    } else {
+        let (host, port) = match host.strip_prefix('[').and_then(|h| h.split_once(']')) {
+            Some((host, "")) => (host, None),
+            Some((host, port)) => (host, Some(port.strip_prefix(':').ok_or_else(wrong)?)),
+            None => host.split_once(':').map_or((host, None), |(host, port)| (host, Some(port))),
+        };
+        let port = port.map_or(Ok(NBD_PORT), |port| port.parse().map_err(|_| wrong()))?;
+        if host.is_empty() || !query.is_empty() {
+            return Err(wrong());
+        }
+        NbdServer::Tcp(host.into(), port)
+    };
+    Ok(NbdSpec { server, export })
+}
+
+/// Undoes `%2F` and the like.
+fn unescape(text: &str) -> Option<String> {
+    let mut out = alloc::vec::Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            out.push(byte);
+            continue;
+        }
+        let digit = |b: Option<u8>| char::from(b?).to_digit(16);
+        let (high, low) = (digit(bytes.next())?, digit(bytes.next())?);
+        out.push(u8::try_from(high * 16 + low).ok()?);
+    }
+    String::from_utf8(out).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Spec {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_name_says_its_format() {
+        assert_eq!(parse("/srv/a.img"), Spec::file(Format::Raw, "/srv/a.img"));
+        assert_eq!(parse("/srv/a.qcow2"), Spec::file(Format::Qcow2, "/srv/a.qcow2"));
+        assert_eq!(parse("A.VHD"), Spec::file(Format::Vhd, "A.VHD"));
+        assert_eq!(parse("raw:/srv/a.qcow2"), Spec::file(Format::Raw, "/srv/a.qcow2"));
+        assert_eq!(parse("aio:/srv/a"), Spec::file(Format::Raw, "/srv/a"));
+        assert_eq!(parse("vpc:x:y"), Spec::file(Format::Vhd, "x:y"));
+        assert_eq!(parse("./x:y"), Spec::file(Format::Raw, "./x:y"));
+        let path = PathBuf::from("/a:b");
+        let snapshot = Some("be/fore".into());
+        assert_eq!(
+            parse("qcow2@be/fore:/a:b"),
+            Spec::File { format: Format::Qcow2, path, snapshot }
+        );
+    }
+
+    #[test]
+    fn addresses_sizes_and_wrappers() {
+        let tcp = |host: &str, port, export: &str| {
+            Spec::Nbd(NbdSpec { server: NbdServer::Tcp(host.into(), port), export: export.into() })
+        };
+        assert_eq!(parse("nbd://h"), tcp("h", NBD_PORT, ""));
+        assert_eq!(parse("nbd://h:1/a%20b/c"), tcp("h", 1, "a b/c"));
+        assert_eq!(parse("nbd://[::1]:1/x"), tcp("::1", 1, "x"));
+        let unix = NbdSpec { server: NbdServer::Unix("/run/x:y".into()), export: "e".into() };
+        assert_eq!(parse("nbd+unix:///e?socket=/run/x:y"), Spec::Nbd(unix));
+        assert_eq!(parse("ram:64M"), Spec::Ram { bytes: 64 << 20 });
+        let below = Spec::Ram { bytes: 512 };
+        assert_eq!(parse("overlay:ram:512"), Spec::Overlay(Box::new(below)));
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for text in [
+            "raw:/a b",
+            "qcow2@s:/a",
+            "vmdk:a",
+            "vhd:a",
+            "nbd://h:1/e",
+            "nbd://[::1]:1/e",
+            "nbd+unix:///e?socket=/s",
+            "ram:1024",
+            "overlay:qcow2:/a",
+        ] {
+            assert_eq!(parse(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_names_no_disk_is_refused() {
+        for text in [
+            "",
+            "raw:",
+            "zip:/a",
+            "qcow2@:/a",
+            "ram:",
+            "ram:0",
+            "ram:1",
+            "ram:64Q",
+            "nbd:",
+            "nbd://",
+            "ram:99999999999999999999",
+            "ram:9999999999999T",
+            "nbd:///x",
+            "nbd://h:x/",
+            "nbd+unix:///x",
+            "nbd+unix://h/x?socket=/s",
+            "nbd://h/%zz",
+            "nbd://[::1",
+            "overlay:",
+            "overlay:zip:/a",
+        ] {
+            assert!(text.parse::<Spec>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Dynamic images: blocks where they came to be, found through a table.
+//!
+//! A block begins with a bitmap of the sectors that hold data; others read as zeroes. New blocks are
+//! put where the footer was, with the footer behind them: what is there before the table names the
+//! block is a footer too early or too late in the file, and its copy at the file's beginning holds.
+
+use super::super::content::{Bytes, ContentError};
+use super::footer::{FOOTER, Footer, Kind};
+use crate::engine::store::Store;
+use alloc::format;
+use alloc::vec::Vec;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{PoisonError, RwLock};
+
+const SECTOR: u64 = 512;
+/// A block that was never written.
+const UNUSED: u32 = u32::MAX;
+
+/// A dynamic image that is open.
+pub(super) struct Dynamic {
+    file: File,
+    footer: [u8; FOOTER as usize],
+    table: u64,
+    block: u64,
+    /// Bytes of a block's bitmap, in whole sectors.
+    bitmap: u64,
+    state: RwLock<State>,
+}
+
+struct State {
+    /// In which sector each block begins.
+    blocks: Vec<u32>,
+    /// Where the footer is, and the next block will be.
+    end: u64,
+}
+
+impl Dynamic {
+    pub fn open(file: File, footer: &Footer) -> Result<Self, ContentError> {
+        let Kind::Dynamic { table, blocks, block } = footer.kind else {
+            return Err(ContentError::corrupt("it is not a dynamic image"));
+        };
+        let len = file.metadata()?.len();
+        let mut bytes = alloc::vec![0; blocks as usize * 4];
+        file.read_exact_at(&mut bytes, table)?;
+        let blocks: Vec<u32> = bytes.chunks_exact(4).map(|b| Bytes(b).u32(0)).collect();
+        let bitmap = (u64::from(block) / SECTOR / 8).next_multiple_of(SECTOR);
+        let (whole, end) = (bitmap + u64::from(block), len - FOOTER);
+        let first = (table + bytes.len() as u64).div_ceil(SECTOR);
+        let mut places: Vec<u64> =
+            blocks.iter().filter(|b| **b != UNUSED).map(|b| u64::from(*b)).collect();
+        places.sort_unstable();
+        let apart = places.windows(2).all(|two| two[0] + whole / SECTOR <= two[1]);
+        if !apart || places.first().is_some_and(|place| *place < first) {
+            return Err(ContentError::corrupt("two things are in one place of the file"));
+        }
+        if let Some(last) = places.last()
+            && last * SECTOR + whole > end
+        {
+            return Err(ContentError::truncated(format!("a block begins in sector {last}")));
+        }
+        let state = RwLock::new(State { blocks, end });
+        Ok(Self { file, footer: footer.bytes, table, block: block.into(), bitmap, state })
+    }
+
+    /// Where a block is in the file, if it is.
+    fn place(&self, block: u64) -> Option<u64> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let place = usize::try_from(block).ok().and_then(|b| state.blocks.get(b).copied());
+        place.filter(|place| *place != UNUSED).map(|place| u64::from(place) * SECTOR)
+    }
+
+    /// Calls `each` for every part of a range that lies in one block: where it begins in the
+    /// range, which block, where in that, how long.
+    fn parts(
+        &self,
+        at: u64,
+        len: u64,
+        mut each: impl FnMut(usize, u64, u64, usize) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut done = 0;
+        while done < len {
+            let (block, inside) = ((at + done) / self.block, (at + done) % self.block);
+            let n = (len - done).min(self.block - inside);
+            each(done as usize, block, inside, n as usize)?;
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// A block's bitmap.
+    fn bits(&self, place: u64) -> io::Result<Vec<u8>> {
+        let mut bits = alloc::vec![0; self.bitmap as usize];
+        self.file.read_exact_at(&mut bits, place)?;
+        Ok(bits)
+    }
+
+    /// Writes into a block, which is made if need be.
+    fn write_part(&self, block: u64, inside: u64, from: &[u8]) -> io::Result<()> {
+        // Bitmaps and the table are changed by one at a time.
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let index = usize::try_from(block).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+        let found = state.blocks.get(index).copied().ok_or(io::ErrorKind::UnexpectedEof)?;
+        if found != UNUSED {
+            let place = u64::from(found) * SECTOR;
+            let mut bits = self.bits(place)?;
+            self.file.write_all_at(from, place + self.bitmap + inside)?;
+            let before = bits.clone();
+            for sector in inside / SECTOR..(inside + from.len() as u64) / SECTOR {
+                if let Some(byte) = bits.get_mut((sector / 8) as usize) {
+                    *byte |= 0x80 >> (sector % 8);
+                }
+            }
+            if bits != before {
+                self.file.write_all_at(&bits, place)?;
+            }
+            return Ok(());
+        }
+        let place = state.end.next_multiple_of(SECTOR);
+        let number = u32::try_from(place / SECTOR).ok().filter(|n| *n != UNUSED);
+        let number = number.ok_or(io::ErrorKind::FileTooLarge)?;
+        let end = place + self.bitmap + self.block;
+        // The rest of the block is a hole in the file, behind the footer that was.
+        self.file.write_all_at(&self.footer, end)?;
+        self.file.write_all_at(&alloc::vec![0xff; self.bitmap as usize], place)?;
+        self.file.write_all_at(from, place + self.bitmap + inside)?;
+        self.file.write_all_at(&number.to_be_bytes(), self.table + block * 4)?;
+        state.end = end;
+        if let Some(entry) = state.blocks.get_mut(index) {
+            *entry = number;
+        }
+        Ok(())
+    }
+}
+
+impl Store for Dynamic {
+    fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        self.parts(at, into.len() as u64, |from, block, inside, n| {
+            let into = into.get_mut(from..from + n).ok_or(io::ErrorKind::UnexpectedEof)?;
+            let Some(place) = self.place(block) else {
+                into.fill(0);
+                return Ok(());
+            };
+            self.file.read_exact_at(into, place + self.bitmap + inside)?;
+            let bits = self.bits(place)?;
+            for (sector, data) in (inside / SECTOR..).zip(into.chunks_mut(SECTOR as usize)) {
+                let byte = bits.get((sector / 8) as usize).copied().unwrap_or_default();
+                if byte & (0x80 >> (sector % 8)) == 0 {
+                    data.fill(0);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        self.parts(at, from.len() as u64, |begin, block, inside, n| {
+            let part = from.get(begin..begin + n).ok_or(io::ErrorKind::UnexpectedEof)?;
+            self.write_part(block, inside, part)
+        })
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Gives back the room of what is discarded; the blocks stay.
+    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        self.parts(at, len, |_, block, inside, n| match self.place(block) {
+            Some(place) => Ok(fallocate(&self.file, hole, place + self.bitmap + inside, n as u64)?),
+            None => Ok(()),
+        })
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+        self.discard(at, len)
+    }
+}

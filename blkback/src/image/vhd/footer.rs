@@ -1,0 +1,116 @@
+//! The footer that makes a file a VHD image, and the header of a dynamic one.
+//!
+//! After Microsoft's "Virtual Hard Disk Image Format Specification" 1.0.
+
+use super::super::content::{Bytes, Content, ContentError};
+use alloc::format;
+
+/// Bytes of the footer.
+pub const FOOTER: u64 = 512;
+const HEADER: usize = 1024;
+/// Largest disk: 2040 GiB.
+const LARGEST: u64 = 2040 << 30;
+
+/// What a footer says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Footer {
+    /// Bytes of the virtual disk.
+    pub size: u64,
+    /// How it is laid out.
+    pub kind: Kind,
+    /// As it is in the file, to be written again.
+    pub bytes: [u8; FOOTER as usize],
+}
+
+/// How an image is laid out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// The disk's bytes, and then the footer.
+    Fixed,
+    /// Blocks, as they came to be written.
+    Dynamic {
+        /// Where the table of blocks is.
+        table: u64,
+        /// How many blocks there are.
+        blocks: u32,
+        /// Bytes of one.
+        block: u32,
+    },
+}
+
+impl Footer {
+    /// Reads and checks the footer at the end of an image, and the header behind the other one.
+    ///
+    /// # Errors
+    /// [`ContentError`].
+    pub fn read(content: &dyn Content) -> Result<Self, ContentError> {
+        let Some(at) = content.len().checked_sub(FOOTER) else {
+            return Err(ContentError::truncated("a footer has 512 bytes"));
+        };
+        let mut bytes = [0; FOOTER as usize];
+        content.read(at, &mut bytes)?;
+        if !bytes.starts_with(b"conectix") {
+            // A dynamic image begins with a copy: one that was cut short can be told by it.
+            let mut copy = [0; 8];
+            content.read(0, &mut copy)?;
+            return Err(if copy == *b"conectix" {
+                ContentError::truncated("there is no footer at its end")
+            } else {
+                ContentError::NotThis("vhd")
+            });
+        }
+        if sum(&bytes, 64) != Bytes(&bytes).u32(64) {
+            return Err(ContentError::corrupt("the footer's checksum is wrong"));
+        }
+        let fields = Bytes(&bytes);
+        let size = fields.u64(48);
+        if size == 0 || size > LARGEST || !size.is_multiple_of(512) {
+            return Err(ContentError::corrupt(format!("a disk of {size} bytes")));
+        }
+        let kind = match fields.u32(60) {
+            2 if size > at => {
+                return Err(ContentError::truncated(format!(
+                    "{size} bytes, with {at} of them there"
+                )));
+            }
+            2 => Kind::Fixed,
+            3 => read_header(content, fields.u64(16), size)?,
+            4 => return Err(ContentError::unsupported("a parent image")),
+            other => return Err(ContentError::corrupt(format!("disk type {other}"))),
+        };
+        Ok(Self { size, kind, bytes })
+    }
+}
+
+fn read_header(content: &dyn Content, at: u64, size: u64) -> Result<Kind, ContentError> {
+    if at > content.len() {
+        return Err(ContentError::truncated("the header is behind the end of the file"));
+    }
+    let mut bytes = [0; HEADER];
+    content.read(at, &mut bytes)?;
+    let header = Bytes(&bytes);
+    if !bytes.starts_with(b"cxsparse") || sum(&bytes, 36) != header.u32(36) {
+        return Err(ContentError::corrupt("there is no header where the footer says"));
+    }
+    let (table, blocks, block) = (header.u64(16), header.u32(28), header.u32(32));
+    if !block.is_power_of_two() || !(4096..=256 << 20).contains(&block) {
+        return Err(ContentError::corrupt(format!("blocks of {block} bytes")));
+    }
+    if u64::from(blocks) < size.div_ceil(block.into()) || u64::from(blocks) > LARGEST / 4096 {
+        return Err(ContentError::corrupt(format!("{blocks} blocks, for a disk of {size} bytes")));
+    }
+    match table.checked_add(u64::from(blocks) * 4) {
+        Some(end) if end <= content.len() && table.is_multiple_of(512) => {
+            // What lies behind the disk's end is of no use.
+            let blocks = u32::try_from(size.div_ceil(block.into())).unwrap_or(blocks);
+            Ok(Kind::Dynamic { table, blocks, block })
+        }
+        _ => Err(ContentError::truncated("the table of blocks is behind the end of the file")),
+    }
+}
+
+/// The sum over a structure, without the sum itself, inverted.
+fn sum(bytes: &[u8], at: usize) -> u32 {
+    let others = bytes.iter().enumerate().filter(|(i, _)| !(at..at + 4).contains(i));
+    !others.fold(0u32, |sum, (_, byte)| sum.wrapping_add(u32::from(*byte)))
+}

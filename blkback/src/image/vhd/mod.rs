@@ -1,0 +1,41 @@
+//! VHD images, fixed and dynamic; not those with a parent.
+
+mod dynamic;
+pub mod footer;
+
+use super::content::FileContent;
+use super::error::ImageError;
+use super::file::{self, Access};
+use super::{Format, ImageOptions, Kept, raw};
+use crate::engine::{Discard, Geometry};
+use alloc::sync::Arc;
+use dynamic::Dynamic;
+use footer::{Footer, Kind};
+use std::path::Path;
+
+/// Opens one.
+pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Kept, Geometry), ImageError> {
+    let write = !options.read_only;
+    let wrap = |error| ImageError::Content { path: path.into(), format: Format::Vhd, error };
+    let (file, _) = file::open(path, Access { write, direct: false, lock: true })?;
+    let footer = Footer::read(&FileContent::new(&file).map_err(|e| wrap(e.into()))?);
+    let footer = footer.map_err(wrap)?;
+    let mut geometry = raw::geometry(path, footer.size, 512, 4096, options.read_only)?;
+    Ok(match footer.kind {
+        Kind::Fixed => {
+            let file = if options.direct {
+                // The lock is let go of with the first; the second has its own by then.
+                drop(file);
+                file::open(path, Access { write, direct: true, lock: true })?.0
+            } else {
+                file
+            };
+            (Kept::File(file), geometry)
+        }
+        Kind::Dynamic { block, .. } => {
+            // Blocks are not given back, only what is in them.
+            geometry.discard = write.then_some(Discard { granularity: block, alignment: 0 });
+            (Kept::Store(Arc::new(Dynamic::open(file, &footer).map_err(wrap)?)), geometry)
+        }
+    })
+}

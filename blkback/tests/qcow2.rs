@@ -1,0 +1,221 @@
+//! qcow2 images made by `qemu-img`, used by a guest through the whole path, and looked at by
+//! `qemu-img` afterwards.
+#![cfg(feature = "std")]
+
+mod support;
+
+use pvio_blkback::image::{Image, ImageOptions};
+use pvio_xenbus::handshake::vbd::Mode;
+use std::path::Path;
+use support::{Deed, Machine, Rng, has, text, tool, workload};
+
+/// What `qemu-img` finds in an image.
+fn converted(image: &Path) -> Vec<u8> {
+    let raw = image.with_extension("converted");
+    tool("qemu-img", &["convert", "-O", "raw", text(image), text(&raw)]);
+    std::fs::read(raw).unwrap()
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut rng = Rng(seed);
+    (0..len).map(|_| rng.next() as u8).collect()
+}
+
+#[test]
+fn what_a_guest_writes_is_what_qemu_img_finds() {
+    if !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (name, options) in [
+        ("plain", "cluster_size=64k"),
+        ("small", "cluster_size=512,refcount_bits=1"),
+        ("large", "cluster_size=2M"),
+        ("lazy", "lazy_refcounts=on"),
+        ("old", "compat=0.10"),
+        ("full", "preallocation=metadata"),
+    ] {
+        let image = dir.path().join(format!("{name}.qcow2"));
+        let size = 24 << 20;
+        tool("qemu-img", &["create", "-f", "qcow2", "-o", options, text(&image), "24M"]);
+        let mut model = vec![0; size];
+        for seed in 0..2 {
+            let mut guest =
+                Machine::new().disk(&format!("qcow2:{}", text(&image)), Mode::ReadWrite);
+            assert_eq!(guest.session().size(), size as u64);
+            workload(&mut guest, &mut model, seed, 30, name != "old");
+            assert!(guest.everything() == model, "{name}");
+            guest.close();
+            tool("qemu-img", &["check", text(&image)]);
+        }
+        assert!(converted(&image) == model, "{name}");
+    }
+}
+
+#[test]
+fn a_chain_is_read_through_and_only_its_top_is_written() {
+    if !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let mut model = noise(1, 8 << 20);
+    std::fs::write(path("base.img"), &model).unwrap();
+    // A compressed image in the middle, and a top that is longer than what it rests on.
+    tool(
+        "qemu-img",
+        &["create", "-f", "qcow2", "-F", "raw", "-b", "base.img", text(&path("mid.qcow2"))],
+    );
+    let mut guest =
+        Machine::new().disk(&format!("qcow2:{}", text(&path("mid.qcow2"))), Mode::ReadWrite);
+    workload(&mut guest, &mut model, 2, 20, false);
+    guest.close();
+    tool(
+        "qemu-img",
+        &[
+            "convert",
+            "-c",
+            "-O",
+            "qcow2",
+            "-o",
+            "backing_file=base.img,backing_fmt=raw",
+            text(&path("mid.qcow2")),
+            text(&path("packed.qcow2")),
+        ],
+    );
+    tool(
+        "qemu-img",
+        &[
+            "create",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            "packed.qcow2",
+            text(&path("top.qcow2")),
+            "12M",
+        ],
+    );
+    let below = [path("base.img"), path("packed.qcow2")].map(|p| std::fs::read(p).unwrap());
+    model.resize(12 << 20, 0);
+    let mut guest =
+        Machine::new().disk(&format!("qcow2:{}", text(&path("top.qcow2"))), Mode::ReadWrite);
+    assert!(guest.everything() == model);
+    workload(&mut guest, &mut model, 3, 40, true);
+    assert!(guest.everything() == model);
+    guest.close();
+    tool("qemu-img", &["check", text(&path("top.qcow2"))]);
+    assert!(converted(&path("top.qcow2")) == model);
+    assert!(below == [path("base.img"), path("packed.qcow2")].map(|p| std::fs::read(p).unwrap()));
+}
+
+#[test]
+fn discarded_clusters_are_given_back() {
+    if !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("a.qcow2");
+    tool("qemu-img", &["create", "-f", "qcow2", text(&image), "16M"]);
+    let mut guest = Machine::new().disk(&format!("qcow2:{}", text(&image)), Mode::ReadWrite);
+    let data = noise(4, 32 << 10);
+    for i in 0..(16 << 20) / data.len() as u64 {
+        guest.one(Deed::Write(i * 64, data.clone()));
+    }
+    guest.one(Deed::Flush);
+    let allocated = || {
+        let map = tool("qemu-img", &["map", "-U", "--output=json", text(&image)]);
+        String::from_utf8(map.stdout).unwrap().matches("\"data\": true").count()
+    };
+    assert!(allocated() > 0);
+    guest.one(Deed::Discard(0, 32768));
+    guest.one(Deed::Flush);
+    assert_eq!(allocated(), 0);
+    assert!(guest.everything().iter().all(|b| *b == 0));
+    guest.close();
+    tool("qemu-img", &["check", text(&image)]);
+}
+
+#[test]
+fn a_snapshot_is_read_as_it_was() {
+    if !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    // Compressed clusters, zeroes, data, and what shines through from below.
+    let mut base = noise(5, 6 << 20);
+    base[1 << 20..2 << 20].fill(0);
+    base[2 << 20..3 << 20].fill(7);
+    std::fs::write(path("base.img"), &base).unwrap();
+    tool(
+        "qemu-img",
+        &["convert", "-c", "-O", "qcow2", text(&path("base.img")), text(&path("a.qcow2"))],
+    );
+    let spec = format!("qcow2:{}", text(&path("a.qcow2")));
+    let mut model = base;
+    let mut states = Vec::new();
+    for (seed, name) in [(1, "first"), (2, "the second"), (3, "third")] {
+        let mut guest = Machine::new().disk(&spec, Mode::ReadWrite);
+        workload(&mut guest, &mut model, seed, 10, true);
+        guest.close();
+        tool("qemu-img", &["snapshot", "-c", name, text(&path("a.qcow2"))]);
+        states.push((name, model.clone()));
+    }
+    // What snapshots share is not written any more.
+    let mut guest = Machine::new().disk(&spec, Mode::ReadWrite);
+    workload(&mut guest, &mut model, 4, 30, true);
+    assert!(guest.everything() == model);
+    guest.close();
+    tool("qemu-img", &["check", text(&path("a.qcow2"))]);
+    for (name, model) in states {
+        let spec = format!("qcow2@{name}:{}", text(&path("a.qcow2")));
+        let mut guest = Machine::new().disk(&spec, Mode::ReadOnly);
+        assert!(guest.everything() == model, "{name}");
+        guest.close();
+    }
+}
+
+#[test]
+fn a_guest_in_the_way_is_seen_by_qemu_and_the_other_way_round() {
+    if !has("qemu-img", "qemu-utils") || !has("qemu-io", "qemu-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (format, name) in [("qcow2", "a.qcow2"), ("raw", "a.img")] {
+        let path = dir.path().join(name);
+        tool("qemu-img", &["create", "-f", format, text(&path), "1M"]);
+        let refused = || {
+            let tried = std::process::Command::new("qemu-io")
+                .args(["-f", format, "-c", "read 0 512", text(&path)])
+                .output()
+                .unwrap();
+            (!tried.status.success()).then(|| String::from_utf8(tried.stderr).unwrap())
+        };
+        let guest = Machine::new().disk(&format!("{format}:{}", text(&path)), Mode::ReadWrite);
+        let told = refused().expect("it is in use");
+        assert!(told.contains("lock"), "{told}");
+        guest.close();
+        assert_eq!(refused(), None);
+
+        let mut qemu = std::process::Command::new("qemu-io")
+            .args(["-f", format, text(&path)])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It answers when it has the image open.
+        let stdin = qemu.stdin.as_mut().unwrap();
+        std::io::Write::write_all(stdin, b"read 0 512\n").unwrap();
+        let mut line = String::new();
+        let mut out = std::io::BufReader::new(qemu.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+        let spec = format!("{format}:{}", text(&path)).parse().unwrap();
+        let error = Image::open_disk(&spec, ImageOptions::default()).unwrap_err();
+        assert_eq!(error.code(), "image-busy", "{error}");
+        drop(qemu.stdin.take());
+        assert!(qemu.wait().unwrap().success());
+        Image::open_disk(&spec, ImageOptions::default()).unwrap();
+    }
+}

@@ -1,0 +1,275 @@
+//! Wrappers around engines: by a clock that the test moves, and by fio.
+#![cfg(feature = "std")]
+
+mod support;
+
+use pvio_blkback::engine::clock::{Clock, Manual};
+use pvio_blkback::engine::faults::{FaultPlan, Faults};
+use pvio_blkback::engine::ram::{RamDisk, RamEngine};
+use pvio_blkback::engine::throttle::{Limits, Rate, Throttle, Throttles};
+use pvio_blkback::engine::trace::{Trace, Traced};
+use pvio_blkback::engine::wait::{WaitEngine, Waiting};
+use pvio_blkback::engine::{BlockEngine, EngineError, Io};
+use pvio_blkback::image::{Image, ImageOptions};
+use pvio_ring::IoSeg;
+use pvio_ring::shm::HeapMemory;
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use support::{Rng, has, text, tool};
+
+type Ram = Waiting<RamEngine<HeapMemory>>;
+
+fn ram() -> Ram {
+    let disk = Arc::new(RamDisk::new(1 << 20).unwrap());
+    let geometry = disk.geometry(false);
+    Waiting::new(RamEngine::new(disk, geometry), None).unwrap()
+}
+
+fn page(bytes: usize) -> Vec<IoSeg<HeapMemory>> {
+    vec![IoSeg { buf: HeapMemory::pages(11), offset: 0, len: bytes }]
+}
+
+fn done(engine: &mut impl BlockEngine<HeapMemory>) -> Vec<(u32, Result<(), EngineError>)> {
+    let mut done = Vec::new();
+    engine.reap(&mut |tag, result, _| done.push((tag, result)));
+    done
+}
+
+fn tags(engine: &mut impl BlockEngine<HeapMemory>) -> Vec<u32> {
+    let mut tags: Vec<u32> = done(engine).into_iter().map(|(tag, _)| tag).collect();
+    // What was let go by that is over by the next.
+    tags.extend(done(engine).into_iter().map(|(tag, _)| tag));
+    tags
+}
+
+#[test]
+fn a_rate_holds_from_the_burst_on_and_flushes_pass() {
+    let clock = Manual::default();
+    let rate = Rate { per_second: 10, burst: 3 };
+    let throttles = Arc::new(Throttles::new(Limits { operations: Some(rate), bytes: None }));
+    let mut engine = Throttle::new(ram(), throttles, clock.clone()).unwrap();
+    for tag in 0..6 {
+        engine.submit(tag, Io::Read { sector: 0 }, &mut page(512)).unwrap();
+    }
+    engine.submit(9, Io::Flush, &mut vec![]).unwrap();
+    engine.kick();
+    assert_eq!(tags(&mut engine), [9, 0, 1, 2]);
+    let wait = engine.look_again().expect("three are held back");
+    assert!(wait <= Duration::from_millis(100), "{wait:?}");
+    clock.advance(Duration::from_millis(99));
+    assert_eq!(tags(&mut engine), [3], "there is a part of a token: one goes and leaves a debt");
+    assert_eq!(tags(&mut engine), [] as [u32; 0]);
+    clock.advance(Duration::from_millis(1));
+    clock.advance(engine.look_again().unwrap());
+    assert_eq!(tags(&mut engine), [4]);
+    clock.advance(Duration::from_secs(3600));
+    assert_eq!(tags(&mut engine), [5]);
+    assert_eq!(engine.look_again(), None);
+}
+
+#[test]
+fn over_a_long_time_the_rate_is_what_was_asked_for() {
+    let clock = Manual::default();
+    let limits = Limits {
+        operations: Some(Rate { per_second: 1000, burst: 50 }),
+        bytes: Some(Rate { per_second: 1 << 20, burst: 1 << 20 }),
+    };
+    // Two queues of a disk share them.
+    let throttles = Arc::new(Throttles::new(limits));
+    let mut engines =
+        [0, 1].map(|_| Throttle::new(ram(), throttles.clone(), clock.clone()).unwrap());
+    let (mut begun, mut over, mut bytes) = (0u64, 0u64, 0u64);
+    let mut rng = Rng(1);
+    let mut sizes = std::collections::VecDeque::new();
+    let begin = clock.now();
+    while over < 3000 {
+        for engine in &mut engines {
+            // Always a backlog; sizes that the byte limit bites for.
+            while begun < over + 64 {
+                let size = 512 << rng.below(6);
+                sizes.push_back(size);
+                engine.submit(0, Io::Write { sector: 0 }, &mut page(size)).unwrap();
+                begun += 1;
+            }
+            engine.kick();
+        }
+        for engine in &mut engines {
+            engine.reap(&mut |_, result, segments| {
+                assert_eq!(result, Ok(()));
+                bytes += segments[0].len as u64;
+                over += 1;
+            });
+        }
+        let waits = engines.iter().filter_map(BlockEngine::<HeapMemory>::look_again);
+        clock.advance(waits.min().unwrap_or_default());
+    }
+    let seconds = (clock.now() - begin).as_secs_f64();
+    let most = seconds * f64::from(1 << 20) + f64::from(1 << 20) + 32768.0;
+    assert!(bytes as f64 <= most, "{bytes} bytes in {seconds} s");
+    assert!(bytes as f64 >= seconds * f64::from(1 << 20), "{bytes} bytes in {seconds} s");
+}
+
+#[test]
+fn other_limits_end_a_wait_that_is_under_way() {
+    let throttles = Arc::new(Throttles::new(Limits {
+        // One in a thousand years.
+        bytes: Some(Rate { per_second: 1, burst: 1 }),
+        operations: None,
+    }));
+    let clock = Manual::default();
+    let mut engine = Throttle::new(ram(), throttles.clone(), clock.clone()).unwrap();
+    for tag in 0..2 {
+        engine.submit(tag, Io::Write { sector: 0 }, &mut page(45056)).unwrap();
+    }
+    engine.kick();
+    assert_eq!(tags(&mut engine), [0]);
+    assert!(engine.look_again().unwrap() > Duration::from_secs(40_000));
+    let changer = std::thread::spawn(move || throttles.set(Limits::default()));
+    // Without being woken this would be half a day.
+    let mut over = Vec::new();
+    while over.is_empty() {
+        engine.wait(None).unwrap();
+        over = tags(&mut engine);
+    }
+    assert_eq!(over, [1]);
+    changer.join().unwrap();
+}
+
+#[test]
+fn faults_come_as_the_seed_says_and_answers_as_late_as_the_plan() {
+    let plan = FaultPlan {
+        latency: Duration::from_millis(5),
+        jitter: Duration::from_millis(10),
+        reads: 0,
+        writes: 250_000,
+        flushes: 1_000_000,
+        errno: 5,
+    };
+    let run = |seed| {
+        let clock = Manual::default();
+        let mut engine = Faults::new(ram(), plan, seed, clock.clone());
+        let mut found = Vec::new();
+        for tag in 0..64 {
+            let (io, mut segments) = match tag % 3 {
+                0 => (Io::Read { sector: 0 }, page(512)),
+                1 => (Io::Write { sector: 8 }, page(512)),
+                _ => (Io::Flush, vec![]),
+            };
+            engine.submit(tag, io, &mut segments).unwrap();
+        }
+        engine.kick();
+        while let Some(wait) = {
+            let now = done(&mut engine);
+            found.extend(now.into_iter().map(|(tag, result)| (tag, result, clock.now())));
+            engine.look_again()
+        } {
+            clock.advance(wait);
+        }
+        found
+    };
+    let found = run(7);
+    assert_eq!(found, run(7), "the same for the same seed");
+    assert_ne!(found, run(8));
+    assert_eq!(found.len(), 64);
+    assert!(found.iter().all(|f| f.2 >= plan.latency && f.2 <= plan.latency + plan.jitter));
+    let failed = |kind: u32| {
+        found.iter().filter(|f| f.0 % 3 == kind && f.1 == Err(EngineError::Os(5))).count()
+    };
+    assert_eq!((failed(0), failed(2)), (0, 21));
+    assert!((1..21).contains(&failed(1)), "{}", failed(1));
+}
+
+/// A file that the test can look into.
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn fio_replays_what_was_traced() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("target");
+    std::fs::File::create(&target).unwrap().set_len(1 << 20).unwrap();
+    let (clock, out) = (Manual::default(), Shared::default());
+    let trace = Arc::new(Trace::new(Box::new(out.clone()), text(&target), &clock).unwrap());
+    let mut engine = Traced::new(ram(), trace.clone(), clock.clone());
+    for i in 0..40 {
+        clock.advance(Duration::from_micros(250));
+        let (io, mut segments) = match i % 5 {
+            0 => (Io::Flush, vec![]),
+            1 | 2 => (Io::Read { sector: i * 8 }, page(4096)),
+            _ => (Io::Write { sector: i * 8 }, page(8192)),
+        };
+        engine.submit(0, io, &mut segments).unwrap();
+        engine.kick();
+        assert_eq!(done(&mut engine), [(0, Ok(()))]);
+    }
+    trace.flush().unwrap();
+    let log = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!(lines[0], "fio version 3 iolog");
+    assert_eq!(lines[4], format!("500 {} read 4096 4096", text(&target)));
+    if !has("fio", "fio") {
+        return;
+    }
+    let file = dir.path().join("trace.log");
+    std::fs::write(&file, &log).unwrap();
+    let args = [
+        "--name=replay",
+        "--output-format=terse",
+        "--ioengine=psync",
+        "--bs=4k",
+        &format!("--read_iolog={}", text(&file)),
+    ];
+    let told = String::from_utf8(tool("fio", &args).stdout).unwrap();
+    let fields: Vec<&str> = told.lines().find(|l| l.starts_with('3')).unwrap().split(';').collect();
+    // KiB read and written: 16 of 4 KiB, 16 of 8 KiB.
+    assert_eq!((fields[4], fields[5], fields[46]), ("0", "64", "128"), "{told}");
+}
+
+#[test]
+fn an_image_has_all_of_them_at_once() {
+    let throttles = Arc::new(Throttles::new(Limits {
+        operations: Some(Rate { per_second: 5000, burst: 1 }),
+        bytes: None,
+    }));
+    let plan = FaultPlan {
+        latency: Duration::from_micros(200),
+        flushes: 1_000_000,
+        errno: 28,
+        ..FaultPlan::default()
+    };
+    let out = Shared::default();
+    let image = Image::open_disk(&"ram:1M".parse().unwrap(), ImageOptions::default()).unwrap();
+    let image = image
+        .throttled(throttles)
+        .with_faults(plan, 1)
+        .traced(Box::new(out.clone()), "/dev/x")
+        .unwrap();
+    let mut engine = image.engine::<HeapMemory>(32).unwrap();
+    for tag in 0..20 {
+        engine.submit(tag, Io::Write { sector: 0 }, &mut page(512)).unwrap();
+    }
+    engine.submit(20, Io::Flush, &mut vec![]).unwrap();
+    engine.kick();
+    let mut over = Vec::new();
+    while over.len() < 21 {
+        engine.wait(None).unwrap();
+        over.extend(done(&mut engine));
+    }
+    assert!(over.contains(&(20, Err(EngineError::Os(28)))));
+    assert_eq!(over.iter().filter(|(_, result)| result.is_ok()).count(), 20);
+    drop((engine, image));
+    let log = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(log.matches(" write 0 512").count(), 20);
+}
