@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`backend`] | `pvio serve`, in a guest that is a driver domain |
 //! | [`direct`] | a disk around the page cache |
 //! | [`disk`] | disks written, read back, summed |
 //! | [`drivers`] | the kernel's frontends: loaded, unbound, bound |
@@ -9,6 +10,7 @@
 //! | [`load`] | I/O that goes on while something else is asked for |
 //! | [`nic`] | addresses and traffic |
 
+mod backend;
 mod direct;
 mod disk;
 mod drivers;
@@ -95,6 +97,7 @@ fn obey(request: Request, load: &mut load::Load) -> Result<Value> {
         "load-stop" => load.stop(),
         _ => {
             let done = disk::obey(&verb, &arguments)
+                .or_else(|| backend::obey(&verb, &arguments))
                 .or_else(|| files::obey(&verb, &arguments))
                 .or_else(|| nic::obey(&verb, &arguments))
                 .or_else(|| drivers::obey(&verb, &arguments));

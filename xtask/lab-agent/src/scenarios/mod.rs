@@ -6,11 +6,13 @@
 //! | [`nic`] | NICs: every size, both ways, with and without offloads |
 //! | [`hotplug`] | devices that come and go while others work; drivers that do |
 //! | [`life`] | guests that end, in every way, while their devices work; many at once |
+//! | [`survival`] | backends that end, and guests that go on |
 
 mod disk;
 mod hotplug;
 mod life;
 mod nic;
+mod survival;
 
 use anyhow::Result;
 use serde_json::json;
@@ -63,7 +65,8 @@ const BOTH: &[Kind] = &[Kind::Pv, Kind::Pvh];
 
 /// All cases, those that can share a boot, a backend and a guest one after another.
 fn all() -> Vec<Case> {
-    let families = [disk::SCENARIOS, nic::SCENARIOS, hotplug::SCENARIOS, life::SCENARIOS];
+    let families =
+        [disk::SCENARIOS, nic::SCENARIOS, hotplug::SCENARIOS, life::SCENARIOS, survival::SCENARIOS];
     let mut cases = Vec::new();
     for backend in DISKS {
         for kind in BOTH {
