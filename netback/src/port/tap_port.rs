@@ -7,12 +7,12 @@
 //! A read may bring 64 KiB and says so only afterwards, and so may a guest. Buffers of that size
 //! are few, whatever is in them:
 //!
-//! | | large ([`FRAME_MAX`] and the header) | small (2 KiB) |
+//! | | large ([`FRAME_MAX`] and a page) | small (2 KiB) |
 //! |---|---|---|
 //! | in | 48: reads that stand ready, and what waits for the guest | – |
 //! | out | 16: one more than a ring can hold | 128 |
 //!
-//! That is 4.3 MiB for a queue, whatever its guest does, and far less in the rule: pages of a buffer
+//! That is 4.6 MiB for a queue, whatever its guest does, and far less in the rule: pages of a buffer
 //! that no packet has reached take no memory, those used last are used next, and there are the
 //! fewer reads the larger the packets are. What does not fit stays with the kernel, which keeps as
 //! many packets as its side of the tap may queue
