@@ -1,7 +1,9 @@
 //! The device: a virtual disk's backend end, from the toolstack's words to served queues.
 
-use crate::config::{Config, abi};
+pub use crate::config::Config;
+use crate::config::abi;
 use crate::engine::Geometry;
+use crate::pages::most_pages;
 use crate::path::DataPath;
 use crate::queue::{QueueFault, QueueParts};
 use crate::stats::Stats;
@@ -144,14 +146,16 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         let channel = self.platform.bind_interdomain(front, port).map_err(|e| {
             Fault::new(e.code(), format!("event channel {} cannot be bound: {e}", port.0))
         })?;
+        let data_path = self.config.policy.path(agreed.persistent);
+        let most = u32::try_from(most_pages(data_path)).unwrap_or(u32::MAX);
         Ok(QueueParts {
             frontend: front,
             grants: self.platform.clone(),
-            data_path: self.config.policy.path(agreed.persistent),
+            data_path,
             ring,
             channel,
             abi,
-            max_indirect_segments: agreed.max_indirect_segments,
+            max_indirect_segments: agreed.max_indirect_segments.min(most),
             in_order: self.config.in_order,
             stats: Arc::clone(stats),
         })
@@ -181,7 +185,12 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     }
 
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let offer = self.features();
+        let offer = if ends.resumed {
+            // The frontend knows what the earlier process offered, and nothing of us.
+            BackOffer::read(xs, &ends.back)?
+        } else {
+            self.features()
+        };
         let request = FrontRequest::read(xs, &ends.front, &offer)?;
         let agreed = Negotiated::new(&offer, &request);
         while self.stats.len() < request.queues.len() {
@@ -202,6 +211,10 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         let several = attached.len() > 1;
         let mut running = Vec::with_capacity(attached.len());
         for (n, parts) in attached.into_iter().enumerate() {
+            if ends.resumed {
+                // The last answers may have been published by one who died before telling.
+                parts.channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+            }
             let name: String = if several { format!("{disk}-q{n}") } else { disk.clone() };
             running.push(self.server.start(&name, parts)?);
         }

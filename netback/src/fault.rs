@@ -164,10 +164,14 @@ drop_reasons! {
     TxGso = "tx-gso",
     /// From the guest: multicast control it was not offered.
     TxMulticast = "tx-multicast",
+    /// From the guest: one multicast group more than a vif has place for.
+    TxGroups = "tx-groups",
     /// From the guest: the port refused or lost it.
     TxPort = "tx-port",
     /// To the guest: shorter than an Ethernet header.
     RxShort = "rx-short",
+    /// To the guest: to a multicast group, and the guest chose others.
+    RxGroup = "rx-group",
     /// To the guest: more than a page, and the guest does not take scattered packets.
     RxTooBig = "rx-too-big",
     /// To the guest: to be segmented, and the guest does not take such packets.

@@ -111,8 +111,8 @@ impl TapServer {
         config
     }
 
-    fn create(&mut self, config: &TapConfig) -> Result<(), TapError> {
-        let first = Tap::create(config)?;
+    fn create(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), TapError> {
+        let first = Tap::create(&self.config(vif, attach))?;
         let mut taps = Vec::from([first]);
         for _ in 1..self.max_queues {
             if let Some(first) = taps.first() {
@@ -162,7 +162,7 @@ where
     }
 
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
-        self.create(&self.config(vif, attach)).map_err(fault)
+        self.create(vif, attach).map_err(fault)
     }
 
     fn begin(&mut self, session: &Session) -> Result<(), Fault> {

@@ -16,6 +16,7 @@ pub struct Stats {
     tx_gso_packets: AtomicU64,
     rx_gso_packets: AtomicU64,
     gso_fixups: AtomicU64,
+    limited: AtomicU64,
     dropped: [AtomicU64; DropReason::ALL.len()],
 }
 
@@ -74,6 +75,12 @@ impl Stats {
         self.gso_fixups.load(Ordering::Relaxed)
     }
 
+    /// How often packets from the guest had to wait, for it had sent as much as it may.
+    #[must_use]
+    pub fn limited(&self) -> u64 {
+        self.limited.load(Ordering::Relaxed)
+    }
+
     /// Packets dropped for a reason.
     #[must_use]
     pub fn dropped(&self, reason: DropReason) -> u64 {
@@ -90,6 +97,10 @@ impl Stats {
         add(&self.tx_packets, 1);
         add(&self.tx_gso_packets, u64::from(gso));
         add(&self.tx_bytes, bytes as u64);
+    }
+
+    pub(crate) fn count_limited(&self) {
+        add(&self.limited, 1);
     }
 
     pub(crate) fn count_gso_fixup(&self) {

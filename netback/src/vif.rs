@@ -3,7 +3,7 @@
 use crate::Platform;
 use crate::fault::AttachError;
 use crate::port::PacketBuf;
-use crate::queue::{EventPorts, Features, Policy, Queue, QueueRefs};
+use crate::queue::{EventPorts, Features, Groups, Policy, Queue, QueueRefs, RateLimit};
 use crate::stats::Stats;
 use alloc::format;
 use alloc::string::ToString;
@@ -18,17 +18,8 @@ use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
 use pvio_xenbus::handshake::vif::{
     BackOffer, EventChannels as Events, FrontRequest, MAX_QUEUES, Negotiated, Queue as QueueKeys,
-    ToolstackBack,
+    Rate, ToolstackBack, read_rate,
 };
-
-/// A guest's session, from its connecting to its leaving.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Session {
-    /// How many queues it has.
-    pub queues: usize,
-    /// What was negotiated.
-    pub features: Features,
-}
 
 /// Who attaches the host's end of a vif to what it leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +29,15 @@ pub enum Attach {
     /// The toolstack's hotplug script, which expects an interface `vif<domain>.<handle>` that is
     /// down, and may rename it.
     ByScript,
+}
+
+/// A guest's session, from its connecting to its leaving.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Session {
+    /// How many queues it has.
+    pub queues: usize,
+    /// What was negotiated.
+    pub features: Features,
 }
 
 /// Opens ports and runs queues: taps and threads, or whatever the platform has.
@@ -99,6 +99,9 @@ pub struct Vif<P: Platform, S: Serve<P>> {
     /// One for each queue; empty without a session.
     running: Vec<S::Running>,
     negotiated: Option<Negotiated>,
+    /// Of each queue of the session.
+    limits: Vec<Arc<RateLimit>>,
+    groups: Arc<Groups>,
     stats: Vec<Arc<Stats>>,
 }
 
@@ -108,14 +111,34 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
     pub fn new(platform: P, server: S) -> Self {
         let queues = queues_offered(&server);
         let stats = (0..queues).map(|_| Arc::default()).collect();
-        let (running, negotiated) = (Vec::new(), None);
-        Self { platform, server, opened: false, running, negotiated, stats }
+        Self {
+            platform,
+            server,
+            opened: false,
+            running: Vec::new(),
+            negotiated: None,
+            limits: Vec::new(),
+            groups: Arc::default(),
+            stats,
+        }
     }
 
     /// What it has done, over all its sessions: of each queue that it may have.
     #[must_use]
     pub fn stats(&self) -> &[Arc<Stats>] {
         &self.stats
+    }
+
+    /// How fast the guest may send through each of its queues, from now on until the session ends.
+    /// A session begins with what stands in xenstore (`rate`).
+    pub fn set_rate(&self, rate: Option<Rate>) {
+        self.limits.iter().for_each(|limit| limit.set(rate));
+    }
+
+    /// Whether the guest hears only the multicast groups that it names, from now on until the
+    /// session ends. A session begins with what was negotiated.
+    pub fn choose_groups(&self, chosen: bool) {
+        self.groups.choose(chosen);
     }
 
     /// What this session may use; `None` when there is none.
@@ -171,6 +194,7 @@ fn features_offered(queues: u32) -> BackOffer {
         gso_tcpv4: true,
         gso_tcpv6: true,
         ipv6_csum_offload: true,
+        multicast_control: true,
         split_event_channels: true,
         ..BackOffer::default()
     }
@@ -209,7 +233,12 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         // Every ring is mapped before a packet moves: it is all of them or none.
         let keys = request.queues.iter().enumerate();
         let queues = keys.map(|(index, keys)| self.attach(ends, keys, features, index));
-        let queues = queues.collect::<Result<Vec<_>, Fault>>()?;
+        let mut queues = queues.collect::<Result<Vec<_>, Fault>>()?;
+        self.groups = Arc::default();
+        self.groups.choose(negotiated.multicast_control);
+        queues.iter_mut().for_each(|queue| queue.share_groups(&self.groups));
+        self.limits = queues.iter().map(|queue| Arc::clone(queue.limit())).collect();
+        self.set_rate(read_rate(xs, &ends.back)?);
         if ends.resumed {
             // The last answers may have been published by one who died before telling.
             for channel in queues.iter().flat_map(Queue::channels) {
@@ -271,6 +300,7 @@ fn features(negotiated: &Negotiated) -> Features {
         gso_v6: to_front.gso_v6,
         sends_gso_v4: to_back.gso_v4,
         sends_gso_v6: to_back.gso_v6,
+        names_groups: true,
         rx_notify: negotiated.rx_notify,
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `test` | `cargo xtask test`: the steps, how they are counted, the closing line |
 //! | `e2e` | the last of those steps: the real command, a real image, a real guest |
+//! | `lab` | pvio against real Xen, emulated |
 //! | `bench` | `cargo xtask bench`: pvio beside its references, as a table and as JSON |
 //! | `tools` | what the checks need of the machine, and how it gets there |
 //! | `exec` | programs run with their output captured, a deadline, and no survivors |
@@ -12,6 +13,7 @@
 mod bench;
 mod e2e;
 mod exec;
+mod lab;
 mod test;
 mod tools;
 
@@ -39,6 +41,9 @@ enum Command {
         #[arg(long)]
         no_install: bool,
     },
+    /// Real Xen with stock guests, emulated: run scenarios, or look around.
+    #[command(subcommand)]
+    Lab(lab::Command),
     /// Measure pvio beside its references on this machine.
     Bench {
         /// What to measure: `disk`, `net` or `ring`.
@@ -56,6 +61,7 @@ fn main() -> ExitCode {
     exec::stop_on_signals();
     let outcome = match Args::parse().command {
         Command::Test { steps, no_install } => test::run(&steps, !no_install),
+        Command::Lab(command) => lab::run(command),
         Command::Bench { suite, json, more } => bench::run(&suite, json.as_deref(), &more),
     };
     match outcome {

@@ -65,9 +65,8 @@ pub fn ensure(install: bool) -> Result<Tools> {
     let update = apt(&["update"])?;
     let packages = packages(&missing);
     println!("    installing {}", packages.join(" "));
-    let mut words = vec!["install", "--yes", "--no-install-recommends"];
-    words.extend(packages.iter().map(String::as_str));
-    let installed = apt(&words)?;
+    let names: Vec<_> = packages.iter().map(String::as_str).collect();
+    let installed = apt_install(&names)?;
     let still: Vec<_> = self::missing().iter().map(|need| need.what).collect();
     if still.is_empty() {
         return Ok(Tools::Ready(packages));
@@ -78,7 +77,24 @@ pub fn ensure(install: bool) -> Result<Tools> {
     )))
 }
 
-fn apt(words: &[&str]) -> Result<String> {
+/// Has apt look what there is and install packages; what it said. Root may.
+///
+/// # Errors
+/// apt could not even be started.
+pub fn install(packages: &[&str]) -> Result<String> {
+    Ok(apt(&["update"])? + &apt_install(packages)?)
+}
+
+fn apt_install(packages: &[&str]) -> Result<String> {
+    let words = ["install", "--yes", "--no-install-recommends"];
+    apt(&[&words, packages].concat())
+}
+
+/// `apt-get WORDS`; what it said, whatever came of it.
+///
+/// # Errors
+/// It could not even be started.
+pub fn apt(words: &[&str]) -> Result<String> {
     let mut command = Command::new("apt-get");
     command.args(words).env("DEBIAN_FRONTEND", "noninteractive");
     Ok(exec::run(&mut command, Duration::from_secs(600))?.output)

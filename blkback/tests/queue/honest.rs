@@ -1,10 +1,11 @@
 //! Our own frontend.
 
-use crate::rig::{BACK, FRONT, Mem, PATHS, SECTORS, pair, run, serve};
+use crate::rig::{BACK, FRONT, Mem, PATHS, SECTORS, large, pair, run, serve};
 use pvio_blkback::DataPath;
-use pvio_blkfront::{Op, SLOT_BYTES};
+use pvio_blkfront::{Op, Queue as Front, SLOT_BYTES, Shape};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_ring::proto::blkif::{Abi, Status};
+use pvio_sim::LocalMachine;
 
 #[test]
 fn every_size_written_is_read_back_and_nothing_stays_mapped() {
@@ -93,7 +94,7 @@ fn replayed(path: DataPath) {
     again.publish().unwrap();
     let channel = driver.bind_interdomain(FRONT, again.channel().port()).unwrap();
     let mut back =
-        serve(driver, again.ring_gref(), channel, Abi::X86_64, path, 0, Mem::zeroed(SECTORS));
+        serve(driver, again.ring_grefs(), channel, Abi::X86_64, path, 0, Mem::zeroed(SECTORS));
     run(&mut back);
     let mut answered = Vec::new();
     again
@@ -107,4 +108,57 @@ fn replayed(path: DataPath) {
         let at = i * 1024;
         assert_eq!(back.engine_mut().bytes()[at..at + 1024], [i as u8 + 1; 1024]);
     }
+}
+
+#[test]
+fn a_long_ring_of_large_requests_is_served() {
+    for path in PATHS {
+        let shape = Shape { ring_pages: 4, pages_per_slot: 64 };
+        let (machine, mut front, mut back) = large(path, shape, Mem::zeroed(128 * 8 * 64));
+        assert_eq!((front.depth(), front.slot_bytes()), (128, 256 << 10));
+        let content = |slot: usize| vec![slot as u8 + 1; 256 << 10];
+        for write in [true, false] {
+            while let Some(slot) = front.reserve() {
+                let (sector, bytes) = (slot.index() as u64 * 512, 256 << 10);
+                let op =
+                    if write { Op::Write { sector, bytes } } else { Op::Read { sector, bytes } };
+                let data = if write { content(slot.index()) } else { vec![0; bytes] };
+                front.fill(slot, 0, &data).unwrap();
+                front.start(slot, op).unwrap();
+            }
+            front.publish().unwrap();
+            run(&mut back);
+            let mut done = Vec::new();
+            front
+                .poll(|slot, _, status| {
+                    assert_eq!(status, Status::Okay);
+                    done.push(slot);
+                })
+                .unwrap();
+            assert_eq!(done.len(), 128, "{path}");
+            for slot in done {
+                let mut seen = vec![0; 256 << 10];
+                front.fetch(slot, 0, &mut seen).unwrap();
+                assert_eq!(seen, content(slot.index()), "{path}");
+                front.release(slot);
+            }
+        }
+        let kept = back.kept_pages();
+        assert!(kept <= pvio_blkback::pages::kept_most(128), "{kept}, {path}");
+        drop(back);
+        drop(front);
+        assert_eq!(machine.domain(BACK).pages_mapped(), 0);
+        assert_eq!(machine.domain(FRONT).pages_allocated(), 0);
+    }
+}
+
+#[test]
+fn impossible_shapes_are_refused_and_leave_nothing() {
+    let machine = LocalMachine::new();
+    for (ring_pages, pages_per_slot) in [(0, 11), (3, 11), (64, 11), (1, 10), (1, 4097)] {
+        let shape = Shape { ring_pages, pages_per_slot };
+        assert!(Front::with_shape(machine.domain(FRONT), BACK, 51712, shape).is_err());
+    }
+    assert_eq!(machine.domain(FRONT).pages_granted(), 0);
+    assert_eq!(machine.domain(FRONT).pages_allocated(), 0);
 }

@@ -272,7 +272,7 @@ fn no_page_is_mapped_when_its_request_is_answered() {
         let mut front = Front::new(guest, BACK, 51712).unwrap();
         let channel = driver.bind_interdomain(FRONT, front.channel().port()).unwrap();
         let grants = Batches(driver.clone());
-        let ring = grants.map(FRONT, &[front.ring_gref()], Access::ReadWrite).unwrap();
+        let ring = grants.map(FRONT, front.ring_grefs(), Access::ReadWrite).unwrap();
         let ring = BackRing::attach(ring, Abi::X86_64.slot_size()).unwrap();
         let (stats, abi) = (Arc::default(), Abi::X86_64);
         let parts = QueueParts {

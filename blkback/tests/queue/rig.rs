@@ -2,7 +2,7 @@
 
 use pvio_blkback::engine::mem::MemEngine;
 use pvio_blkback::{BlockEngine, Buf, DataPath, Progress, Queue, QueueParts, Stats};
-use pvio_blkfront::Queue as Front;
+use pvio_blkfront::{Queue as Front, Shape};
 use pvio_event_channel::{DomId, EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper, GrantRef, Granter};
 use pvio_ring::proto::blkif::{Abi, RefusalReason, Response};
@@ -25,14 +25,14 @@ pub type Backend<E = Mem> = Queue<LocalDomain, Channel, E>;
 
 pub fn serve<E: BlockEngine<PageBuf>>(
     back: LocalDomain,
-    ring: GrantRef,
+    ring: &[GrantRef],
     channel: Channel,
     abi: Abi,
     data_path: DataPath,
     max_indirect_segments: u32,
     engine: E,
 ) -> Backend<E> {
-    let ring = back.map(FRONT, &[ring], Access::ReadWrite).unwrap();
+    let ring = back.map(FRONT, ring, Access::ReadWrite).unwrap();
     let ring = BackRing::attach(ring, abi.slot_size()).unwrap();
     let stats = Arc::new(Stats::default());
     let parts = QueueParts {
@@ -57,11 +57,19 @@ pub fn pair<E: BlockEngine<PageBuf>>(
     path: DataPath,
     engine: E,
 ) -> (LocalMachine, Front<LocalDomain>, Backend<E>) {
+    large(path, Shape::LEAST, engine)
+}
+
+pub fn large<E: BlockEngine<PageBuf>>(
+    path: DataPath,
+    shape: Shape,
+    engine: E,
+) -> (LocalMachine, Front<LocalDomain>, Backend<E>) {
     let machine = LocalMachine::new();
     let (guest, driver) = (machine.domain(FRONT), machine.domain(BACK));
-    let front = Front::new(guest, BACK, 51712).unwrap();
+    let front = Front::with_shape(guest, BACK, 51712, shape).unwrap();
     let channel = driver.bind_interdomain(FRONT, front.channel().port()).unwrap();
-    let back = serve(driver, front.ring_gref(), channel, Abi::X86_64, path, INDIRECT, engine);
+    let back = serve(driver, front.ring_grefs(), channel, Abi::X86_64, path, INDIRECT, engine);
     (machine, front, back)
 }
 
@@ -98,7 +106,7 @@ impl<E: BlockEngine<PageBuf>> Hostile<E> {
         let ring = FrontRing::init(ring_page, abi.slot_size()).unwrap();
         let end = guest.alloc_unbound(BACK).unwrap();
         let channel = driver.bind_interdomain(FRONT, end.port()).unwrap();
-        let back = serve(driver.clone(), ring_gref, channel, abi, path, indirect, engine);
+        let back = serve(driver.clone(), &[ring_gref], channel, abi, path, indirect, engine);
         let pages = [data_page, readonly_page];
         Self { guest, driver, ring, back, data, readonly, _pages: pages }
     }

@@ -1,6 +1,6 @@
 //! The device: a virtual disk's frontend end, from the toolstack's words to a usable queue.
 
-use crate::queue::{Queue, SetupError};
+use crate::queue::{Queue, SetupError, Shape};
 use alloc::vec::Vec;
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::Granter;
@@ -8,7 +8,7 @@ use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{Ends, Fault, FrontendClass};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::vbd::{
-    BackDisk, FrontRequest, Protocol, Queue as QueueKeys, ToolstackFront,
+    BackDisk, BackOffer, FrontRequest, Protocol, Queue as QueueKeys, ToolstackFront,
 };
 
 /// How many earlier sessions' queues may wait for the backend to let go of them. One is the rule
@@ -19,6 +19,8 @@ const MAX_OLD: usize = 2;
 /// A virtual disk's frontend, to be driven by [`pvio_xenbus::driver::FrontendDriver`].
 pub struct Disk<P: Granter + EventChannels + Clone> {
     platform: P,
+    /// How large a queue it would like, where the backend offers that.
+    wish: Shape,
     /// The queue of this session, or of the last one with its unanswered requests.
     queue: Option<Queue<P>>,
     /// Whether the queue may be used.
@@ -30,9 +32,24 @@ pub struct Disk<P: Granter + EventChannels + Clone> {
 }
 
 impl<P: Granter + EventChannels + Clone> Disk<P> {
-    /// A disk that is not attached yet.
+    /// A disk that is not attached yet, with a queue that every backend serves.
     pub fn new(platform: P) -> Self {
-        Self { platform, queue: None, connected: false, served: None, old: Vec::new(), sessions: 0 }
+        Self::with_shape(platform, Shape::LEAST)
+    }
+
+    /// A disk that is not attached yet. Its queue is as large as wished for or as offered, whichever
+    /// is less. It stays as large for as long as the disk lives: a backend that takes over must
+    /// offer that again.
+    pub fn with_shape(platform: P, wish: Shape) -> Self {
+        Self {
+            platform,
+            wish,
+            queue: None,
+            connected: false,
+            served: None,
+            old: Vec::new(),
+            sessions: 0,
+        }
     }
 
     /// The queue, while the disk is connected.
@@ -56,9 +73,19 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
     }
 }
 
+/// What can be had of a wish.
+fn shape(wish: Shape, offer: &BackOffer) -> Shape {
+    let segments = offer.max_indirect_segments.map_or(0, |most| most as usize);
+    Shape {
+        ring_pages: wish.ring_pages.min(1 << offer.ring_page_order()),
+        pages_per_slot: wish.pages_per_slot.min(segments.max(Shape::LEAST.pages_per_slot)),
+    }
+}
+
 impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
         let toolstack = ToolstackFront::read(xs, &ends.front)?;
+        let offer = BackOffer::read(xs, &ends.back)?;
         let handle = (toolstack.virtual_device & 0xffff) as u16;
         self.release();
         if self.old.len() >= MAX_OLD {
@@ -69,11 +96,19 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
         let made = match self.queue.take() {
             // Requests the last backend left unanswered are the first ones of this session.
             Some(last) => {
+                if shape(last.shape(), &offer) != last.shape() {
+                    let text = "the backend offers less than the one before it, \
+                                and requests are under way that it would not take";
+                    return Err(Fault::new("front-shape", text));
+                }
                 let again = last.replay(toolstack.backend_id);
                 self.old.extend(last.dismantle().err());
                 again
             }
-            None => Queue::new(self.platform.clone(), toolstack.backend_id, handle),
+            None => {
+                let shape = shape(self.wish, &offer);
+                Queue::with_shape(self.platform.clone(), toolstack.backend_id, handle, shape)
+            }
         };
         self.queue = Some(made.map_err(|error: SetupError| Fault::new("front-setup", error))?);
         Ok(())
@@ -84,7 +119,7 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
             return Err(HandshakeError::Unwritable("a ring that was never made"));
         };
         let keys = QueueKeys {
-            ring_refs: Vec::from([queue.ring_gref().0]),
+            ring_refs: queue.ring_grefs().iter().map(|gref| gref.0).collect(),
             event_channel: queue.channel().port().0,
         };
         let request = FrontRequest {

@@ -18,4 +18,4 @@ pub mod queue;
 pub mod session;
 
 pub use disk::Disk;
-pub use queue::{BackendFault, Op, Queue, SLOT_BYTES, SetupError, SlotId, StartError};
+pub use queue::{BackendFault, Op, Queue, SLOT_BYTES, SetupError, Shape, SlotId, StartError};

@@ -1,7 +1,7 @@
 //! A disk for user space: attach, block, re-attach. One thread uses it.
 
 use crate::disk::Disk;
-use crate::queue::{BackendFault, Op, Queue, SLOT_BYTES, SlotId};
+use crate::queue::{BackendFault, Op, Queue, Shape, SlotId};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -77,7 +77,21 @@ where
         addr: DeviceAddr,
         patience: Duration,
     ) -> Result<Self, DiskError> {
-        let driver = FrontendDriver::new(addr, Disk::new(platform));
+        Self::attach_with(platform, xs, addr, Shape::LEAST, patience)
+    }
+
+    /// As [`attach`](Self::attach), with a larger queue if the backend offers it.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn attach_with(
+        platform: P,
+        xs: X,
+        addr: DeviceAddr,
+        wish: Shape,
+        patience: Duration,
+    ) -> Result<Self, DiskError> {
+        let driver = FrontendDriver::new(addr, Disk::with_shape(platform, wish));
         let mut session = Self { driver, xs, spin: Spin::default(), patience };
         session.driver.step(&mut session.xs)?;
         session.until_connected()?;
@@ -169,7 +183,7 @@ where
             while sent < buf.len() && failed.is_none() {
                 // None is free while requests that were given up on are still to be answered.
                 let Some(slot) = queue.reserve() else { break };
-                let bytes = (buf.len() - sent).min(SLOT_BYTES);
+                let bytes = (buf.len() - sent).min(queue.slot_bytes());
                 let op = Op::Read { sector: (offset + sent as u64) / 512, bytes };
                 if queue.start(slot, op).is_err() {
                     queue.release(slot);
@@ -196,7 +210,7 @@ where
             for slot in done.drain(..) {
                 if let Some(i) = mine.iter().position(|(s, _)| *s == slot) {
                     let (_, at) = mine.swap_remove(i);
-                    let bytes = (buf.len() - at).min(SLOT_BYTES);
+                    let bytes = (buf.len() - at).min(queue.slot_bytes());
                     let _ = queue.fetch(slot, 0, &mut buf[at..at + bytes]);
                 }
                 queue.release(slot);

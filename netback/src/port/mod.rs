@@ -39,7 +39,8 @@ pub trait NetPort {
     /// Memory for one packet.
     type Buf: PacketBuf;
 
-    /// Bytes at the start of every buffer that belong to the port (a header it puts there).
+    /// Bytes before every frame to be sent that belong to the port (a header it puts there). The
+    /// frame may begin later.
     const HEADROOM: usize;
 
     /// Space for a packet to be sent.

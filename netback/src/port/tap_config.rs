@@ -21,12 +21,12 @@ pub struct TapConfig {
     pub bridge: Option<String>,
     /// An address of the host on this link, and its prefix length.
     pub address: Option<(Ipv4Addr, u8)>,
+    /// Whether to bring it up; a hotplug script wants to do that itself.
+    pub up: bool,
     /// Packets that each queue holds for its reader; the kernel drops what comes then. As they may
     /// be of 64 KiB, this is also how much memory a guest that does not receive can hold for some
     /// seconds.
     pub queue_len: u32,
-    /// Whether to bring it up; a hotplug script wants to do that itself.
-    pub up: bool,
     /// Whether it is to have several queues.
     pub multi_queue: bool,
 }
@@ -42,8 +42,8 @@ impl TapConfig {
             mtu: 1500,
             bridge: None,
             address: None,
-            queue_len: 256,
             up: true,
+            queue_len: 256,
             multi_queue: false,
         }
     }

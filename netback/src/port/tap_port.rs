@@ -29,12 +29,17 @@ use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_ring::IoSeg;
 use pvio_ring::proto::netif::GsoKind;
-use pvio_uring::{FileId, PrivateBuf, Uring, whole};
+use pvio_ring::shm::PAGE_SIZE;
+use pvio_uring::{FileId, PrivateBuf, Uring};
 use std::io;
 use std::os::fd::OwnedFd;
 
-/// Bytes of a large buffer: one more than any frame, so that one cut short is seen to be.
-const LARGE: usize = VNET_HEADER + FRAME_MAX + 1;
+/// Bytes of a read: one more than any frame has, so that one cut short is seen to be.
+const READ_LEN: usize = VNET_HEADER + FRAME_MAX + 1;
+/// Where the frames that are read begin: with a page, for they are copied on page by page.
+const FRAME_AT: usize = PAGE_SIZE;
+/// Bytes of a large buffer. A page more than a frame, so that its pages can be aligned.
+const LARGE: usize = FRAME_AT + FRAME_MAX + 1;
 /// Bytes of a small buffer.
 const SMALL: usize = 2048;
 /// Buffers for packets on their way out. A ring of 256 slots holds 15 packets of the largest size.
@@ -94,7 +99,7 @@ impl Pool {
 }
 
 fn buffers(len: usize, count: usize) -> Vec<PrivateBuf> {
-    core::iter::repeat_with(|| PrivateBuf::zeroed(len)).take(count).collect()
+    core::iter::repeat_with(|| PrivateBuf::page_aligned(len)).take(count).collect()
 }
 
 fn is_large(buf: &PrivateBuf) -> bool {
@@ -232,7 +237,8 @@ impl TapPort {
             && let Some(buf) = self.inward.pop()
         {
             // There are as many slots as reads, writes and watches together.
-            if self.uring.read_stream(self.tap, whole(buf), READ).is_err() {
+            let segment = IoSeg { buf, offset: FRAME_AT - VNET_HEADER, len: READ_LEN };
+            if self.uring.read_stream(self.tap, segment, READ).is_err() {
                 break;
             }
             self.reads = self.reads.saturating_add(1);
@@ -272,14 +278,15 @@ impl NetPort for TapPort {
 
     fn send(&mut self, mut packet: Packet<PrivateBuf>) -> Result<(), PortError> {
         let header = header_of(&packet);
-        let head = packet.buf.as_mut_slice().first_chunk_mut::<VNET_HEADER>();
-        let (Some(head), VNET_HEADER) = (head, packet.start) else {
+        let offset = packet.start.checked_sub(VNET_HEADER);
+        let head = offset.and_then(|at| packet.buf.as_mut_slice().get_mut(at..packet.start));
+        let (Some(head), Some(offset)) = (head, offset) else {
             self.out.give_back(packet.buf);
             return Err(PortError::Unsuited);
         };
-        *head = header;
+        head.copy_from_slice(&header);
         let len = VNET_HEADER.saturating_add(packet.len);
-        let segment = IoSeg { buf: packet.buf, offset: 0, len };
+        let segment = IoSeg { buf: packet.buf, offset, len };
         // A slot for every buffer; without one the buffer is gone with the segment.
         self.uring.write_stream(self.tap, [segment], WRITE).map_err(|_| PortError::Unsuited)
     }
@@ -346,9 +353,9 @@ fn header_of(packet: &Packet<PrivateBuf>) -> [u8; VNET_HEADER] {
 
 /// A packet of `len` bytes from the tap, its header in front; the buffer if it has none.
 fn parse(buf: PrivateBuf, len: usize) -> Result<Packet<PrivateBuf>, PrivateBuf> {
-    let head = buf.as_slice().first_chunk::<VNET_HEADER>().copied();
+    let head = buf.as_slice().get(FRAME_AT - VNET_HEADER..).and_then(|b| b.first_chunk()).copied();
     let (Some(head), Some(len)) = (head, len.checked_sub(VNET_HEADER)) else { return Err(buf) };
-    let [flags, gso, _, _, s0, s1, c0, c1, o0, o1] = head;
+    let [flags, gso, _, _, s0, s1, c0, c1, o0, o1]: [u8; VNET_HEADER] = head;
     let checksum = if flags & NEEDS_CSUM != 0 {
         let (start, offset) = (u16::from_ne_bytes([c0, c1]), u16::from_ne_bytes([o0, o1]));
         Checksum::Partial { start, offset }
@@ -365,7 +372,7 @@ fn parse(buf: PrivateBuf, len: usize) -> Result<Packet<PrivateBuf>, PrivateBuf> 
         _ => None,
     };
     let offload = Offload { checksum, gso };
-    Ok(Packet { buf, start: VNET_HEADER, len, offload })
+    Ok(Packet { buf, start: FRAME_AT, len, offload })
 }
 
 #[cfg(test)]
@@ -373,9 +380,9 @@ mod tests {
     use super::*;
 
     fn packet(offload: Offload) -> Packet<PrivateBuf> {
-        let mut buf = PrivateBuf::zeroed(VNET_HEADER + 100);
-        buf.as_mut_slice()[VNET_HEADER + 34 + 12] = 0x80;
-        Packet { buf, start: VNET_HEADER, len: 100, offload }
+        let mut buf = PrivateBuf::page_aligned(LARGE);
+        buf.as_mut_slice()[FRAME_AT + 34 + 12] = 0x80;
+        Packet { buf, start: FRAME_AT, len: 100, offload }
     }
 
     #[test]
@@ -391,9 +398,9 @@ mod tests {
             let offload = Offload { checksum, gso };
             let mut out = packet(offload);
             let header = header_of(&out);
-            out.buf.as_mut_slice()[..VNET_HEADER].copy_from_slice(&header);
+            out.buf.as_mut_slice()[FRAME_AT - VNET_HEADER..FRAME_AT].copy_from_slice(&header);
             let back = parse(out.buf, VNET_HEADER + 100).unwrap();
-            assert_eq!((back.offload, back.start, back.len), (offload, VNET_HEADER, 100));
+            assert_eq!((back.offload, back.start, back.len), (offload, FRAME_AT, 100));
         }
     }
 
@@ -409,7 +416,8 @@ mod tests {
 
     #[test]
     fn a_packet_without_a_whole_header_is_none() {
-        assert!(parse(PrivateBuf::zeroed(64), VNET_HEADER - 1).is_err());
-        assert_eq!(parse(PrivateBuf::zeroed(64), VNET_HEADER).unwrap().len, 0);
+        let buf = || PrivateBuf::page_aligned(LARGE);
+        assert!(parse(buf(), VNET_HEADER - 1).is_err());
+        assert_eq!(parse(buf(), VNET_HEADER).unwrap().len, 0);
     }
 }

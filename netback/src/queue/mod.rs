@@ -8,12 +8,16 @@
 //! A queue that has failed stays failed: nothing more is read from its rings.
 #![forbid(unsafe_code)]
 
+mod groups;
+mod limit;
 mod packet;
 mod reach;
 mod rx;
 mod tx;
 
-pub use reach::Policy;
+pub use groups::{GROUPS_MAX, Groups};
+pub use limit::RateLimit;
+pub use reach::{Policy, UnknownPolicy};
 pub use rx::{BACKLOG_BYTES, BACKLOG_PACKETS, DRAIN, DRAIN_UNSEEN, STALL};
 
 use crate::Platform;
@@ -50,6 +54,8 @@ pub struct Features {
     pub sends_gso_v4: bool,
     /// The same over IPv6 (the backend's `feature-gso-tcpv6`).
     pub sends_gso_v6: bool,
+    /// The guest may name multicast groups (the backend's `feature-multicast-control`).
+    pub names_groups: bool,
     /// The guest sends an event when it posts buffers (`feature-rx-notify`), so packets may wait
     /// for them.
     pub rx_notify: bool,
@@ -65,6 +71,7 @@ impl Features {
         gso_v6: false,
         sends_gso_v4: false,
         sends_gso_v6: false,
+        names_groups: false,
         rx_notify: false,
     };
 }
@@ -133,6 +140,8 @@ pub struct Queue<P: Platform, B> {
     /// `None` when the rings share a channel.
     rx_channel: Option<P::Channel>,
     stats: Arc<Stats>,
+    limit: Arc<RateLimit>,
+    groups: Arc<Groups>,
     now: Duration,
     failed: Option<QueueError>,
 }
@@ -174,6 +183,8 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
             tx_channel,
             rx_channel,
             stats,
+            limit: Arc::default(),
+            groups: Arc::default(),
             now: Duration::ZERO,
             failed: None,
         })
@@ -189,6 +200,24 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
     /// is one. For frontends that are known to grant their pages once and for all.
     pub fn keep_mapped(&mut self, kept: Kept<P>) {
         self.reach = Reach::Keep(kept);
+    }
+
+    /// How fast the guest may send through this queue, to be changed at any time; at first, as fast
+    /// as it can.
+    #[must_use]
+    pub const fn limit(&self) -> &Arc<RateLimit> {
+        &self.limit
+    }
+
+    /// The multicast groups that the guest wants to hear.
+    #[must_use]
+    pub const fn groups(&self) -> &Arc<Groups> {
+        &self.groups
+    }
+
+    /// Has these groups in common with other queues of the vif from now on.
+    pub fn share_groups(&mut self, groups: &Arc<Groups>) {
+        self.groups = Arc::clone(groups);
     }
 
     /// Moves up to `budget` packets each way, in batches, and notifies the guest at most once a
@@ -248,7 +277,8 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
     /// When [`tick`](Self::tick) is to be called, by the queue's clock; `None` while nothing waits.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        self.rx.deadline(&self.features)
+        let (tx, rx) = (self.tx.deadline(), self.rx.deadline(&self.features));
+        tx.into_iter().chain(rx).min()
     }
 
     /// Drops what has waited for too long ([`DRAIN`]), and looks after a guest that does not
@@ -301,13 +331,14 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         budget: usize,
     ) -> Result<Progress, QueueError> {
         let mut progress = Progress::default();
-        let Self { platform, reach, peer, features, tx, rx, stats, now, .. } = self;
+        let Self { platform, reach, peer, features, tx, rx, stats, limit, groups, now, .. } = self;
         let pages = Pages { platform: &*platform, reach: &*reach };
+        let context = Context { pages, peer: *peer, features, stats, limit, groups, now: *now };
         loop {
             let left = budget.saturating_sub(progress.tx);
-            let sent = tx.step(&pages, *peer, features, port, left, stats)?;
+            let sent = tx.step(&context, port, left)?;
             let left = budget.saturating_sub(progress.rx);
-            let received = rx.step(&pages, *peer, features, port, left, *now, stats)?;
+            let received = rx.step(&context, port, left)?;
             progress.tx = progress.tx.saturating_add(sent);
             progress.rx = progress.rx.saturating_add(received);
             if sent < BATCH && received < BATCH {
@@ -349,6 +380,17 @@ impl<P: Platform, B> core::fmt::Debug for Queue<P, B> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Queue").field("peer", &self.peer).field("failed", &self.failed).finish()
     }
+}
+
+/// What both directions need of the queue in one round.
+struct Context<'a, P: Platform> {
+    pages: Pages<'a, P>,
+    peer: DomId,
+    features: &'a Features,
+    stats: &'a Stats,
+    limit: &'a RateLimit,
+    groups: &'a Groups,
+    now: Duration,
 }
 
 /// Empties a list of copies and keeps its allocation for buffers of another lifetime. (Collecting

@@ -21,6 +21,13 @@ pub(super) struct Piece {
     pub failed: bool,
 }
 
+/// What a guest wants to hear, or no longer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum GroupChange {
+    Add([u8; 6]),
+    Remove([u8; 6]),
+}
+
 /// What was taken from the ring. Its data slots are at the end of the list of pieces.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Taken {
@@ -30,6 +37,8 @@ pub(super) struct Taken {
     /// Extra segments, each a slot to be answered.
     pub extras: u32,
     pub gso: Option<Gso>,
+    /// It is no packet, but this.
+    pub group: Option<GroupChange>,
     /// Why it is to be dropped, if it is.
     pub refused: Option<DropReason>,
 }
@@ -49,13 +58,13 @@ pub(super) fn take<M: SharedMemory>(
         flags: first.flags,
         extras: extras.count,
         gso: extras.gso,
+        group: extras.group,
         refused: None,
     };
     let start = pieces.len();
     pieces.push(Piece::of(&first));
-    if extras.multicast {
+    if extras.group.is_some() {
         // Such a slot carries no packet, whatever else it says.
-        taken.refused = Some(DropReason::TxMulticast);
         return Ok(taken);
     }
 
@@ -103,7 +112,7 @@ pub(super) fn take<M: SharedMemory>(
 struct Extras {
     count: u32,
     gso: Option<Gso>,
-    multicast: bool,
+    group: Option<GroupChange>,
 }
 
 fn take_extras<M: SharedMemory>(ring: &mut BackRing<M>, flags: TxFlags) -> Result<Extras, Fault> {
@@ -116,7 +125,13 @@ fn take_extras<M: SharedMemory>(ring: &mut BackRing<M>, flags: TxFlags) -> Resul
         more = extra.more;
         match extra.kind {
             ExtraKind::Gso { size, kind } => extras.gso = Some(Gso { size, kind }),
-            ExtraKind::McastAdd(_) | ExtraKind::McastDel(_) => extras.multicast = true,
+            // One change a request; in Linux too, further ones are passed over.
+            ExtraKind::McastAdd(group) => {
+                extras.group.get_or_insert(GroupChange::Add(group));
+            }
+            ExtraKind::McastDel(group) => {
+                extras.group.get_or_insert(GroupChange::Remove(group));
+            }
             // Says how the guest hashed the packet; the port has no use for it.
             ExtraKind::Hash { .. } => {}
         }

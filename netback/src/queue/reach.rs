@@ -1,6 +1,8 @@
 //! How a queue reaches its guest's pages.
 
 use crate::Platform;
+use core::fmt;
+use core::str::FromStr;
 use pvio_grant_table::policy::{Kept, Mapped};
 use pvio_grant_table::{CopyOp, GrantCopier};
 
@@ -15,6 +17,39 @@ pub enum Policy {
     Copy,
     /// The pages of each batch are mapped, copied from or to, and unmapped.
     Map,
+}
+
+impl Policy {
+    /// Every policy.
+    pub const ALL: [Self; 2] = [Self::Copy, Self::Map];
+
+    /// A word for command lines and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Map => "map",
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// There is no such policy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("not one of: copy, map")]
+pub struct UnknownPolicy;
+
+impl FromStr for Policy {
+    type Err = UnknownPolicy;
+
+    fn from_str(word: &str) -> Result<Self, UnknownPolicy> {
+        Self::ALL.into_iter().find(|policy| policy.as_str() == word).ok_or(UnknownPolicy)
+    }
 }
 
 pub(super) enum Reach<P: Platform> {

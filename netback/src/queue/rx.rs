@@ -1,6 +1,7 @@
 //! Port to guest.
 
-use super::{BATCH, Features, Reception, recycle_ops};
+use super::{BATCH, Context, Features, Groups, Reception, recycle_ops};
+use crate::Platform;
 use crate::fault::{DropReason, Fault};
 use crate::port::{Checksum, FRAME_MAX, NetPort, Packet, PacketBuf};
 use crate::stats::Stats;
@@ -70,27 +71,22 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
 
     /// Takes up to `most` packets from the port and puts as many as there are buffers for into
     /// them. Returns how many were taken or delivered.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one queue, borrowed one by one")]
     pub fn step<N: NetPort<Buf = B>>(
         &mut self,
-        copier: &impl GrantCopier,
-        peer: DomId,
-        features: &Features,
+        context: &Context<'_, impl Platform>,
         port: &mut N,
         most: usize,
-        now: Duration,
-        stats: &Stats,
     ) -> Result<usize, Fault> {
-        let taken = self.take(features, port, most.min(BATCH), now, stats);
+        let taken = self.take(context, port, most.min(BATCH));
         self.assign()?;
         let delivered = self.batch.len();
         if delivered > 0 {
-            self.copy(copier, peer);
-            self.deliver(port, stats);
+            self.copy(&context.pages, context.peer);
+            self.deliver(port, context.stats);
             self.starved = None;
         }
         if !self.backlog.is_empty() {
-            self.starved.get_or_insert(now);
+            self.starved.get_or_insert(context.now);
         }
         Ok(taken.max(delivered))
     }
@@ -197,11 +193,9 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
     /// the port, so that a guest without buffers holds nothing but its own share.
     fn take<N: NetPort<Buf = B>>(
         &mut self,
-        features: &Features,
+        context: &Context<'_, impl Platform>,
         port: &mut N,
         most: usize,
-        now: Duration,
-        stats: &Stats,
     ) -> usize {
         let mut count = 0_usize;
         while count < most
@@ -210,13 +204,13 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
             && let Some(mut packet) = port.receive()
         {
             count = count.saturating_add(1);
-            match admit(features, &mut packet) {
+            match admit(context.features, context.groups, &mut packet) {
                 Ok(()) => {
                     self.backlog_bytes = self.backlog_bytes.saturating_add(packet.len);
-                    self.backlog.push_back(Waiting { packet, since: now });
+                    self.backlog.push_back(Waiting { packet, since: context.now });
                 }
                 Err(reason) => {
-                    stats.drop_one(reason);
+                    context.stats.drop_one(reason);
                     port.recycle(packet.buf);
                 }
             }
@@ -322,10 +316,17 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
 }
 
 /// Whether a packet can go to this guest at all; a checksum it cannot complete is completed.
-fn admit<B: PacketBuf>(features: &Features, packet: &mut Packet<B>) -> Result<(), DropReason> {
+fn admit<B: PacketBuf>(
+    features: &Features,
+    groups: &Groups,
+    packet: &mut Packet<B>,
+) -> Result<(), DropReason> {
     let len = packet.frame().len();
     if len < ETHERNET_HEADER {
         return Err(DropReason::RxShort);
+    }
+    if !groups.wants(packet.frame()) {
+        return Err(DropReason::RxGroup);
     }
     if let Some(gso) = packet.offload.gso {
         let allowed = match gso.kind {

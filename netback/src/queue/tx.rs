@@ -1,15 +1,18 @@
 //! Guest to port.
 
-use super::packet::{self, Piece, Taken};
-use super::{BATCH, Features, recycle_ops};
+use super::limit::Credit;
+use super::packet::{self, GroupChange, Piece, Taken};
+use super::{BATCH, Context, Features, recycle_ops};
+use crate::Platform;
 use crate::fault::{DropReason, Fault};
 use crate::port::{Checksum, NetPort, Offload, Packet, PacketBuf};
 use crate::stats::Stats;
 use alloc::vec::Vec;
+use core::time::Duration;
 use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantStatus};
 use pvio_ring::proto::checksum::{IpVersion, Transport};
 use pvio_ring::proto::netif::{GsoKind, TX_SLOT_SIZE, TxFlags, TxResponse, rsp};
-use pvio_ring::shm::SharedMemory;
+use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 use pvio_ring::{BackRing, RingFault};
 
 /// The transmit ring and what is under way between it and the port.
@@ -21,6 +24,9 @@ pub(super) struct Tx<M, B> {
     ops: Vec<CopyOp<'static>>,
     /// The port had no space when last asked, so requests wait for the port, not for the guest.
     blocked: bool,
+    credit: Credit,
+    /// Requests wait until then, for the guest has sent as much as it may.
+    limited: Option<Duration>,
 }
 
 /// A packet whose slots were taken.
@@ -28,6 +34,8 @@ struct Gathering<B> {
     taken: Taken,
     pieces: core::ops::Range<usize>,
     buf: B,
+    /// Where in the buffer the frame begins.
+    start: usize,
 }
 
 impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
@@ -40,6 +48,8 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
             pieces: Vec::with_capacity(slots),
             ops: Vec::with_capacity(slots),
             blocked: false,
+            credit: Credit::default(),
+            limited: None,
         })
     }
 
@@ -47,17 +57,14 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
     /// dropped ones included.
     pub fn step<N: NetPort<Buf = B>>(
         &mut self,
-        copier: &impl GrantCopier,
-        peer: DomId,
-        features: &Features,
+        context: &Context<'_, impl Platform>,
         port: &mut N,
         most: usize,
-        stats: &Stats,
     ) -> Result<usize, Fault> {
-        let taken = self.gather(port, most.min(BATCH), stats)?;
+        let taken = self.gather(context, port, most.min(BATCH))?;
         if !self.batch.is_empty() {
-            self.copy::<N>(copier, peer);
-            self.deliver(features, port, stats);
+            self.copy(&context.pages, context.peer);
+            self.deliver(context.features, port, context.stats);
         }
         self.pieces.clear();
         Ok(taken)
@@ -70,12 +77,21 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
 
     /// Whether the worker may sleep as far as this ring is concerned.
     pub fn may_sleep(&mut self) -> Result<bool, Fault> {
-        Ok(self.blocked || !self.ring.final_check().map_err(Fault::TxRing)?)
+        Ok(self.blocked
+            || self.limited.is_some()
+            || !self.ring.final_check().map_err(Fault::TxRing)?)
     }
 
     /// Whether there is something to do, from what shared memory says now.
     pub fn has_work(&mut self) -> Result<bool, Fault> {
-        Ok(!self.blocked && self.ring.has_requests().map_err(Fault::TxRing)?)
+        Ok(!self.blocked
+            && self.limited.is_none()
+            && self.ring.has_requests().map_err(Fault::TxRing)?)
+    }
+
+    /// When the guest may send again, if it has to wait for that.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.limited
     }
 
     /// The port may have space again.
@@ -86,13 +102,18 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
     /// Takes packets off the ring, for as long as the port has space for them.
     fn gather<N: NetPort<Buf = B>>(
         &mut self,
+        context: &Context<'_, impl Platform>,
         port: &mut N,
         most: usize,
-        stats: &Stats,
     ) -> Result<usize, Fault> {
         let mut count = 0_usize;
-        self.blocked = false;
+        (self.blocked, self.limited) = (false, None);
         while count < most && self.ring.has_requests().map_err(Fault::TxRing)? {
+            if let Err(until) = self.credit.check(context.limit, context.now) {
+                self.limited = Some(until);
+                context.stats.count_limited();
+                break;
+            }
             // Space first: what is off the ring cannot be put back.
             let Ok(buf) = port.reserve() else {
                 self.blocked = true;
@@ -108,24 +129,48 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
                 }
             };
             count = count.saturating_add(1);
-            if let Some(reason) = taken.refused {
+            self.credit.take(taken.len);
+            if let Some(change) = taken.group {
                 port.unreserve(buf);
-                stats.drop_one(reason);
+                let status = self.change(change, context);
+                answer(&mut self.ring, self.pieces.get(start..), taken.extras, status);
+                self.pieces.truncate(start);
+            } else if let Some(reason) = taken.refused {
+                port.unreserve(buf);
+                context.stats.drop_one(reason);
                 answer(&mut self.ring, self.pieces.get(start..), taken.extras, rsp::ERROR);
                 self.pieces.truncate(start);
             } else {
                 let buf = port.fit(buf, taken.len);
-                self.batch.push(Gathering { taken, pieces: start..self.pieces.len(), buf });
+                let pieces = start..self.pieces.len();
+                let parts = self.pieces.get(start..).unwrap_or_default();
+                let start = place(parts, N::HEADROOM, buf.bytes().len());
+                self.batch.push(Gathering { taken, pieces, buf, start });
             }
         }
         Ok(count)
     }
 
+    /// A request that carries no packet, but names a group or takes one back.
+    fn change(&self, change: GroupChange, context: &Context<'_, impl Platform>) -> i16 {
+        let refused = match change {
+            _ if !context.features.names_groups => Some(DropReason::TxMulticast),
+            GroupChange::Add(group) if !context.groups.add(group) => Some(DropReason::TxGroups),
+            GroupChange::Add(_) => None,
+            GroupChange::Remove(group) => {
+                context.groups.remove(group);
+                None
+            }
+        };
+        refused.into_iter().for_each(|reason| context.stats.drop_one(reason));
+        if refused.is_none() { rsp::OKAY } else { rsp::ERROR }
+    }
+
     /// Copies the data of the whole batch in one go.
-    fn copy<N: NetPort<Buf = B>>(&mut self, copier: &impl GrantCopier, peer: DomId) {
+    fn copy(&mut self, copier: &impl GrantCopier, peer: DomId) {
         let mut ops = recycle_ops(core::mem::take(&mut self.ops));
         for packet in &mut self.batch {
-            let mut rest = packet.buf.bytes_mut().get_mut(N::HEADROOM..).unwrap_or_default();
+            let mut rest = packet.buf.bytes_mut().get_mut(packet.start..).unwrap_or_default();
             let pieces = self.pieces.get(packet.pieces.clone()).unwrap_or_default();
             // A slot of no bytes is answered, not touched: its page may be anything (XSA-448).
             for piece in pieces.iter().filter(|p| p.size > 0) {
@@ -154,10 +199,9 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
 
     /// Hands the batch to the port and answers every slot of it.
     fn deliver<N: NetPort<Buf = B>>(&mut self, features: &Features, port: &mut N, stats: &Stats) {
-        for Gathering { taken, pieces, buf } in self.batch.drain(..) {
+        for Gathering { taken, pieces, buf, start } in self.batch.drain(..) {
             let pieces = self.pieces.get(pieces);
-            let mut packet =
-                Packet { buf, start: N::HEADROOM, len: taken.len, offload: Offload::default() };
+            let mut packet = Packet { buf, start, len: taken.len, offload: Offload::default() };
             let sent = if pieces.is_some_and(|p| p.iter().any(|p| p.failed)) {
                 Err((DropReason::TxCopy, Some(packet.buf)))
             } else {
@@ -189,6 +233,18 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
         self.batch.drain(..).for_each(|packet| port.unreserve(packet.buf));
         self.pieces.clear();
     }
+}
+
+/// Where a frame is put in a buffer of so many bytes: behind the headroom, and so that its whole
+/// pages lie in pages of the buffer's, for a copy that crosses a page counts as two.
+fn place(pieces: &[Piece], headroom: usize, buffer: usize) -> usize {
+    let is_page = |piece: &&Piece| usize::from(piece.size) == PAGE_SIZE;
+    let size = |pieces: &[Piece]| pieces.iter().map(|p| usize::from(p.size)).sum::<usize>();
+    let Some(first) = pieces.iter().position(|piece| is_page(&piece)) else { return headroom };
+    let before = headroom.saturating_add(size(pieces.get(..first).unwrap_or_default()));
+    let gap = before.checked_next_multiple_of(PAGE_SIZE).unwrap_or(before).saturating_sub(before);
+    let start = headroom.saturating_add(gap);
+    if start.saturating_add(size(pieces)) <= buffer { start } else { headroom }
 }
 
 /// Answers a packet: its data slots with `status`, its extra segments with `NULL`.
@@ -240,4 +296,30 @@ fn offload(
     let checksum =
         Checksum::Partial { start: place(transport.start)?, offset: place(transport.offset)? };
     Ok(Offload { checksum, gso: taken.gso })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pvio_grant_table::GrantRef;
+
+    #[test]
+    fn whole_pages_lie_in_pages_where_there_is_space() {
+        let pieces = |sizes: &[u16]| {
+            let piece =
+                |&size: &u16| Piece { gref: GrantRef(8), id: 0, offset: 0, size, failed: false };
+            sizes.iter().map(piece).collect::<Vec<_>>()
+        };
+        let at = |sizes: &[u16], buffer| place(&pieces(sizes), 10, buffer);
+        assert_eq!(at(&[66, 1448], 2048), 10);
+        assert_eq!(at(&[4096], 70_000), 4096);
+        assert_eq!(at(&[66, 4096, 4096, 5], 70_000), 4096 - 66);
+        // Headers and the rest of a page before the first whole one.
+        assert_eq!(at(&[66, 3000, 4096], 70_000), 4096 - 3066);
+        assert_eq!(at(&[4095, 10, 4096], 70_000), 8192 - 4105);
+        assert_eq!(at(&[66, 4096], 66 + 4096 + 10), 10, "no space to choose");
+        for policy in super::super::Policy::ALL {
+            assert_eq!(policy.as_str().parse(), Ok(policy));
+        }
+    }
 }

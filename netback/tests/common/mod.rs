@@ -30,6 +30,7 @@ pub const ALL: Features = Features {
     gso_v6: false,
     sends_gso_v4: false,
     sends_gso_v6: false,
+    names_groups: false,
     rx_notify: true,
 };
 

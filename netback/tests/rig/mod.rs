@@ -35,7 +35,7 @@ pub struct Rig {
     state_dir: PathBuf,
     driver: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
-    stats: Receiver<Arc<Stats>>,
+    stats: Receiver<Vec<Arc<Stats>>>,
     _hypervisor: Hypervisor,
     _dir: tempfile::TempDir,
 }
@@ -62,7 +62,7 @@ impl Rig {
             let mut xs = domain.xenstore().unwrap();
             let server = TapServer::new(options, Arc::new(|| ()));
             let mut driver = BackendDriver::new(addr, Vif::new(domain, server));
-            tell.send(Arc::clone(&driver.class().stats()[0])).unwrap();
+            tell.send(driver.class().stats().to_vec()).unwrap();
             while !stopped.load(Ordering::Relaxed) {
                 if driver.step(&mut xs).unwrap() == Life::Gone {
                     return;
@@ -83,8 +83,13 @@ impl Rig {
         }
     }
 
-    /// The backend's counters.
+    /// The backend's counters, of its first queue. To be asked for once.
     pub fn stats(&self) -> Arc<Stats> {
+        self.all_stats().swap_remove(0)
+    }
+
+    /// The backend's counters, of every queue that it offers. To be asked for once.
+    pub fn all_stats(&self) -> Vec<Arc<Stats>> {
         self.stats.recv().unwrap()
     }
 
@@ -132,11 +137,16 @@ pub struct Guest<C> {
 impl<C: FrontendClass> Guest<C> {
     /// Attaches a device and waits until it is connected.
     pub fn attach(domain: &Domain, addr: DeviceAddr, class: C) -> Self {
-        let xs = domain.xenstore().unwrap();
-        let driver = FrontendDriver::new(addr, class);
-        let mut guest = Self { driver, xs, domain: domain.clone() };
+        let mut guest = Self::start(domain, addr, class);
         guest.until(XenbusState::Connected);
         guest
+    }
+
+    /// A device that nobody has stepped yet.
+    pub fn start(domain: &Domain, addr: DeviceAddr, class: C) -> Self {
+        let xs = domain.xenstore().unwrap();
+        let driver = FrontendDriver::new(addr, class);
+        Self { driver, xs, domain: domain.clone() }
     }
 
     /// Steps the device until its state is this.

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use pvio_ring::IoSeg;
-use pvio_ring::shm::SharedMemory;
+use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 
 /// Memory an operation owns while the kernel uses it.
 ///
@@ -40,24 +40,39 @@ unsafe impl<M: SharedMemory + Send + 'static> IoBuf for M {
 
 /// Memory of our own, shared with nobody but (while an operation owns it) the kernel.
 #[derive(Debug)]
-pub struct PrivateBuf(Box<[u8]>);
+pub struct PrivateBuf {
+    memory: Box<[u8]>,
+    /// Where the buffer lies in `memory`.
+    start: usize,
+    len: usize,
+}
 
 impl PrivateBuf {
     /// `len` zero bytes.
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
-        Self(vec![0; len].into_boxed_slice())
+        Self { memory: vec![0; len].into_boxed_slice(), start: 0, len }
+    }
+
+    /// `len` zero bytes that begin where a page does: whoever copies to or from the memory page by
+    /// page (a hypervisor) has less to do. Takes a page more than `len`, of which nothing is touched.
+    #[must_use]
+    pub fn page_aligned(len: usize) -> Self {
+        let memory = vec![0; len.saturating_add(PAGE_SIZE - 1)].into_boxed_slice();
+        // The memory stays where it is for as long as there is the box.
+        let start = memory.as_ptr().addr().wrapping_neg() % PAGE_SIZE;
+        Self { memory, start, len }
     }
 
     /// The bytes. Only its owner can ask, so no operation is using it.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
-        &self.0
+        &self.memory[self.start..self.start + self.len]
     }
 
     /// The bytes, to be changed.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.0
+        &mut self.memory[self.start..self.start + self.len]
     }
 }
 
@@ -65,11 +80,11 @@ impl PrivateBuf {
 // from the owner, which an operation in flight has taken.
 unsafe impl IoBuf for PrivateBuf {
     fn base(&self) -> *mut u8 {
-        self.0.as_ptr().cast_mut()
+        self.as_slice().as_ptr().cast_mut()
     }
 
     fn len(&self) -> usize {
-        self.0.len()
+        self.len
     }
 
     fn writable(&self) -> bool {
@@ -93,4 +108,21 @@ pub(crate) fn address<B: IoBuf>(seg: &IoSeg<B>, write: bool) -> Option<*mut u8> 
     }
     // SAFETY: `offset <= len` of the buffer, whose bytes are all valid.
     Some(unsafe { seg.buf.base().add(seg.offset) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_aligned_buffer_begins_with_a_page_and_has_its_length() {
+        for len in [1, 4095, 4096, 70_000] {
+            let mut buf = PrivateBuf::page_aligned(len);
+            assert_eq!((buf.as_slice().len(), IoBuf::len(&buf)), (len, len));
+            buf.as_mut_slice().fill(7);
+            let base = IoBuf::base(&buf);
+            let moved = Box::new(buf);
+            assert_eq!((base.addr() % PAGE_SIZE, IoBuf::base(&*moved)), (0, base));
+        }
+    }
 }

@@ -49,7 +49,7 @@ impl Default for Options {
             surroundings: Surroundings::Plain,
             resume: false,
             leave: false,
-            disks: Config::default(),
+            disks: Config::for_this_machine(),
         }
     }
 }

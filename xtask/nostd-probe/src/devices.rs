@@ -65,7 +65,7 @@ fn write_and_read_back(data_path: DataPath) -> Option<()> {
     let machine = Machine::default();
     let mut front = Front::new(machine.clone(), BACK, 51712).ok()?;
     let channel = machine.bind_interdomain(FRONT, front.channel().port()).ok()?;
-    let ring = machine.map(FRONT, &[front.ring_gref()], Access::ReadWrite).ok()?;
+    let ring = machine.map(FRONT, front.ring_grefs(), Access::ReadWrite).ok()?;
     let ring = BackRing::attach(ring, Abi::X86_64.slot_size()).ok()?;
     let stats = Arc::new(Stats::default());
     let parts = QueueParts {

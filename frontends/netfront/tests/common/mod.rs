@@ -37,6 +37,7 @@ pub const BACK_FEATURES: pvio_netback::Features = pvio_netback::Features {
     gso_v6: false,
     sends_gso_v4: false,
     sends_gso_v6: false,
+    names_groups: false,
     rx_notify: true,
 };
 

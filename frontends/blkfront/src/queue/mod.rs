@@ -2,18 +2,28 @@
 //!
 //! Every buffer is a run of pages allocated zeroed and granted whole when the queue is made: a
 //! request costs no grant operation, and nothing of the guest's but what it writes there can be
-//! read by the backend, trusted or not (XSA-403).
+//! read by the backend, trusted or not (XSA-403). A backend may keep them mapped (persistent grants).
+//!
+//! | module | holds |
+//! |---|---|
+//! | `memory` | ring, buffers and tables of segments, and their grants |
+//! | this | requests and answers |
+
+mod memory;
 
 use alloc::vec::Vec;
+use memory::Memory;
 use pvio_event_channel::{EventChannel, EventChannels, EventError};
-use pvio_grant_table::{Access, DomId, GrantError, GrantRef, Granter};
-use pvio_ring::proto::blkif::{Abi, DataOp, Request, Response, Segment, Segments, Status};
-use pvio_ring::shm::{PAGE_SIZE, Region};
+use pvio_grant_table::{DomId, GrantError, GrantRef, Granter};
+use pvio_ring::proto::blkif::{
+    Abi, DataOp, MAX_INDIRECT_SEGMENTS, MAX_SEGMENTS, Request, Response, Segments, Status,
+};
+use pvio_ring::shm::PAGE_SIZE;
 use pvio_ring::{FrontRing, RingFault, ShortSlot};
 
-/// Pages of a slot's buffer: what fits into one request without indirect segments.
-pub const PAGES_PER_SLOT: usize = pvio_ring::proto::blkif::MAX_SEGMENTS;
-/// Bytes of a slot's buffer, and so of the largest request: 44 KiB.
+/// Pages of a slot's buffer at least: what fits into one request without indirect segments.
+pub const PAGES_PER_SLOT: usize = MAX_SEGMENTS;
+/// Bytes of a slot's buffer at least, and so of the largest request: 44 KiB.
 pub const SLOT_BYTES: usize = PAGES_PER_SLOT * PAGE_SIZE;
 /// Bytes of a sector of the protocol.
 pub const SECTOR: usize = 512;
@@ -25,14 +35,14 @@ pub enum Op {
     Read {
         /// First sector.
         sector: u64,
-        /// How much, in bytes: whole sectors, at most [`SLOT_BYTES`].
+        /// How much, in bytes: whole sectors, at most [`Queue::slot_bytes`].
         bytes: usize,
     },
     /// Write the first `bytes` bytes of the slot's buffer from `sector` on.
     Write {
         /// First sector.
         sector: u64,
-        /// How much, in bytes: whole sectors, at most [`SLOT_BYTES`].
+        /// How much, in bytes: whole sectors, at most [`Queue::slot_bytes`].
         bytes: usize,
     },
     /// Bring every write answered before now to the medium.
@@ -110,8 +120,33 @@ pub enum StartError {
     #[error("the slot is not reserved")]
     NotReserved,
     /// No bytes, no whole sectors, or more than fit into a slot.
-    #[error("a request is of whole sectors, at most {SLOT_BYTES} bytes")]
+    #[error("a request is of whole sectors, and no more than a slot's buffer holds")]
     Size,
+}
+
+/// How large a queue is. A backend has to offer what is more than the least.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    /// Pages of the ring, a power of two of at most 32: 32 slots for each.
+    pub ring_pages: usize,
+    /// Pages of a slot's buffer, 11 to 4096; more than 11 take indirect requests. A queue allocates
+    /// them for all of its slots.
+    pub pages_per_slot: usize,
+}
+
+impl Shape {
+    /// What every backend serves: 32 slots of 44 KiB.
+    pub const LEAST: Self = Self { ring_pages: 1, pages_per_slot: PAGES_PER_SLOT };
+
+    fn is_possible(self) -> bool {
+        (PAGES_PER_SLOT..=MAX_INDIRECT_SEGMENTS).contains(&self.pages_per_slot)
+    }
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self::LEAST
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -125,11 +160,9 @@ enum Slot {
 pub struct Queue<P: Granter + EventChannels> {
     platform: P,
     ring: FrontRing<P::Pages>,
-    /// `None` once it was taken back.
-    ring_gref: Option<GrantRef>,
+    memory: Memory<P::Pages>,
     channel: P::Channel,
-    pages: P::Pages,
-    grefs: Vec<GrantRef>,
+    shape: Shape,
     slots: Vec<Slot>,
     free: Vec<SlotId>,
     /// `virtual-device`, truncated as the wire has it.
@@ -137,35 +170,57 @@ pub struct Queue<P: Granter + EventChannels> {
 }
 
 impl<P: Granter + EventChannels> Queue<P> {
-    /// Allocates and grants a ring of one page and a buffer for each of its slots, and an event
-    /// channel for the backend to bind to.
+    /// A queue of the [least shape](Shape::LEAST).
     ///
     /// # Errors
     /// [`SetupError`]; everything made so far is taken back.
     pub fn new(platform: P, backend: DomId, handle: u16) -> Result<Self, SetupError> {
-        let ring_page = platform.alloc_pages(1)?;
-        let ring = FrontRing::init(ring_page.clone(), Abi::X86_64.slot_size())?;
+        Self::with_shape(platform, backend, handle, Shape::LEAST)
+    }
+
+    /// Allocates and grants a ring and a buffer for each of its slots, and an event channel for the
+    /// backend to bind to.
+    ///
+    /// # Errors
+    /// [`SetupError`]; everything made so far is taken back.
+    pub fn with_shape(
+        platform: P,
+        backend: DomId,
+        handle: u16,
+        shape: Shape,
+    ) -> Result<Self, SetupError> {
+        let slot_size = Abi::X86_64.slot_size();
+        if !shape.is_possible() || !shape.ring_pages.is_power_of_two() {
+            let bytes = shape.ring_pages.saturating_mul(PAGE_SIZE);
+            return Err(RingFault::Geometry { bytes, slot_size }.into());
+        }
+        let ring_pages = platform.alloc_pages(shape.ring_pages)?;
+        let ring = FrontRing::init(ring_pages.clone(), slot_size)?;
         let depth = ring.layout().slots() as usize;
-        let pages = platform.alloc_pages(depth * PAGES_PER_SLOT)?;
-        let channel = platform.alloc_unbound(backend)?;
-        let ring_gref = platform.grant(backend, &ring_page, 0, Access::ReadWrite)?;
-        let mut queue = Self {
+        let mut memory = Memory::alloc(&platform, ring_pages, depth, shape.pages_per_slot)?;
+        let granted = memory.grant(&platform, backend);
+        let channel = granted.map_err(SetupError::from).and_then(|()| {
+            let channel = platform.alloc_unbound(backend)?;
+            Ok(channel)
+        });
+        let channel = match channel {
+            Ok(channel) => channel,
+            Err(error) => {
+                // Nobody was told of the grants.
+                memory.abandon(&platform);
+                return Err(error);
+            }
+        };
+        Ok(Self {
             ring,
-            ring_gref: Some(ring_gref),
+            memory,
             channel,
-            grefs: Vec::with_capacity(depth * PAGES_PER_SLOT),
+            shape,
             slots: (0..depth).map(|_| Slot::Free).collect(),
             free: (0..depth as u16).rev().map(SlotId).collect(),
-            pages,
             platform,
             handle,
-        };
-        for page in 0..depth * PAGES_PER_SLOT {
-            // What was granted before a failure is taken back by `drop`.
-            let gref = queue.platform.grant(backend, &queue.pages, page, Access::ReadWrite)?;
-            queue.grefs.push(gref);
-        }
-        Ok(queue)
+        })
     }
 
     /// The same queue made anew towards a (new) backend, after the old one is gone: every request
@@ -177,9 +232,9 @@ impl<P: Granter + EventChannels> Queue<P> {
     where
         P: Clone,
     {
-        let mut new = Self::new(self.platform.clone(), backend, self.handle)?;
+        let platform = self.platform.clone();
+        let mut new = Self::with_shape(platform, backend, self.handle, self.shape)?;
         new.free.clear();
-        let mut page = [0; PAGE_SIZE];
         for (i, slot) in self.slots.iter().enumerate() {
             let id = SlotId(i as u16);
             match *slot {
@@ -188,12 +243,7 @@ impl<P: Granter + EventChannels> Queue<P> {
             }
             let holds_data = matches!(*slot, Slot::Reserved | Slot::InFlight(Op::Write { .. }));
             if holds_data {
-                for n in 0..PAGES_PER_SLOT {
-                    let at = i * SLOT_BYTES + n * PAGE_SIZE;
-                    // Inside both by construction.
-                    let _ = self.pages.read_bytes(at, &mut page);
-                    let _ = new.pages.write_bytes(at, &page);
-                }
+                new.memory.copy_slot(&self.memory, i);
             }
             if let Slot::InFlight(op) = *slot {
                 let again = new.start(id, op);
@@ -203,10 +253,22 @@ impl<P: Granter + EventChannels> Queue<P> {
         Ok(new)
     }
 
-    /// The grant reference of the ring page, for the handshake.
+    /// The grant references of the ring's pages, in order, for the handshake.
     #[must_use]
-    pub fn ring_gref(&self) -> GrantRef {
-        self.ring_gref.unwrap_or_default()
+    pub fn ring_grefs(&self) -> &[GrantRef] {
+        self.memory.ring_grefs()
+    }
+
+    /// How large it is.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Bytes of a slot's buffer, and so of the largest request.
+    #[must_use]
+    pub fn slot_bytes(&self) -> usize {
+        self.shape.pages_per_slot * PAGE_SIZE
     }
 
     /// Our end of the event channel.
@@ -244,16 +306,12 @@ impl<P: Granter + EventChannels> Queue<P> {
 
     /// Copies into a slot's buffer, before a write. `None` when it does not fit.
     pub fn fill(&self, id: SlotId, offset: usize, data: &[u8]) -> Option<()> {
-        let end = offset.checked_add(data.len())?;
-        (end <= SLOT_BYTES).then_some(())?;
-        self.pages.write_bytes(id.index() * SLOT_BYTES + offset, data)
+        self.memory.fill(id.index(), offset, data)
     }
 
     /// Copies out of a slot's buffer, after a read. `None` when it is not all there.
     pub fn fetch(&self, id: SlotId, offset: usize, out: &mut [u8]) -> Option<()> {
-        let end = offset.checked_add(out.len())?;
-        (end <= SLOT_BYTES).then_some(())?;
-        self.pages.read_bytes(id.index() * SLOT_BYTES + offset, out)
+        self.memory.fetch(id.index(), offset, out)
     }
 
     /// Writes a reserved slot's request into the ring. The backend sees it after
@@ -266,11 +324,13 @@ impl<P: Granter + EventChannels> Queue<P> {
             return Err(StartError::NotReserved);
         }
         let wire_id = u64::from(id.0);
-        let data = |op, sector, segments| Request::Data { op, id: wire_id, sector, segments };
         let request = match op {
-            Op::Read { sector, bytes } => data(DataOp::Read, sector, self.segments(id, bytes)?),
-            Op::Write { sector, bytes } => data(DataOp::Write, sector, self.segments(id, bytes)?),
-            Op::Flush => data(DataOp::Flush, 0, Segments::default()),
+            Op::Read { sector, bytes } => self.data(DataOp::Read, id, sector, bytes)?,
+            Op::Write { sector, bytes } => self.data(DataOp::Write, id, sector, bytes)?,
+            Op::Flush => {
+                let (op, segments) = (DataOp::Flush, Segments::default());
+                Request::Data { op, id: wire_id, sector: 0, segments }
+            }
             Op::Discard { sector, sectors } => {
                 Request::Discard { id: wire_id, sector, sectors, secure: false }
             }
@@ -333,20 +393,26 @@ impl<P: Granter + EventChannels> Queue<P> {
         Ok(self.ring.final_check()?)
     }
 
-    /// The segments of the first `bytes` bytes of a slot's buffer.
-    fn segments(&self, id: SlotId, bytes: usize) -> Result<Segments, StartError> {
-        if bytes == 0 || bytes > SLOT_BYTES || !bytes.is_multiple_of(SECTOR) {
+    /// A request for the first `bytes` bytes of a slot's buffer, indirect if it has to be.
+    fn data(
+        &self,
+        op: DataOp,
+        slot: SlotId,
+        sector: u64,
+        bytes: usize,
+    ) -> Result<Request, StartError> {
+        if bytes == 0 || bytes > self.slot_bytes() || !bytes.is_multiple_of(SECTOR) {
             return Err(StartError::Size);
         }
-        let mut all = [Segment::default(); PAGES_PER_SLOT];
-        let first = id.index() * PAGES_PER_SLOT;
-        let count = bytes.div_ceil(PAGE_SIZE);
-        for (n, segment) in all.iter_mut().take(count).enumerate() {
-            let here = (bytes - n * PAGE_SIZE).min(PAGE_SIZE);
-            let gref = self.grefs.get(first + n).copied().ok_or(StartError::Size)?;
-            *segment = Segment { gref, first: 0, last: (here / SECTOR - 1) as u8 };
-        }
-        Segments::from_slice(&all[..count]).ok_or(StartError::Size)
+        let id = u64::from(slot.0);
+        let request = if bytes <= SLOT_BYTES {
+            let segments = self.memory.segments(slot.index(), bytes);
+            segments.map(|segments| Request::Data { op, id, sector, segments })
+        } else {
+            let indirect = self.memory.write_table(slot.index(), bytes);
+            indirect.map(|indirect| Request::Indirect { op, id, sector, indirect })
+        };
+        request.ok_or(StartError::Size)
     }
 }
 
@@ -358,15 +424,7 @@ impl<P: Granter + EventChannels> Queue<P> {
     /// let go.
     #[expect(clippy::result_large_err, reason = "the queue itself, moved at the end of a session")]
     pub fn dismantle(mut self) -> Result<(), Self> {
-        if self.revoke() { Ok(()) } else { Err(self) }
-    }
-
-    /// Ends what grants it can, and tells whether none is left.
-    fn revoke(&mut self) -> bool {
-        let platform = &self.platform;
-        self.grefs.retain(|gref| platform.end_access(*gref).is_err());
-        self.ring_gref = self.ring_gref.filter(|gref| platform.end_access(*gref).is_err());
-        self.grefs.is_empty() && self.ring_gref.is_none()
+        if self.memory.revoke(&self.platform) { Ok(()) } else { Err(self) }
     }
 }
 
@@ -374,9 +432,6 @@ impl<P: Granter + EventChannels> Drop for Queue<P> {
     /// Takes every grant back. Memory the backend still has mapped stays allocated for ever: it
     /// must never become something else while another domain can reach it (XSA-396).
     fn drop(&mut self) {
-        if !self.revoke() {
-            core::mem::forget(self.pages.clone());
-            core::mem::forget(self.ring.memory().clone());
-        }
+        self.memory.abandon(&self.platform);
     }
 }

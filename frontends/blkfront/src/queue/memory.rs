@@ -1,0 +1,156 @@
+//! What a queue shares with its backend: the ring, a buffer for each slot, and where requests are
+//! larger than a slot of the ring can say, tables of their segments. All of it is granted once.
+
+use super::{PAGES_PER_SLOT, SECTOR};
+use alloc::vec::Vec;
+use pvio_grant_table::{Access, DomId, GrantError, GrantRef, Granter};
+use pvio_ring::proto::blkif::{
+    Indirect, MAX_INDIRECT_PAGES, MAX_SEGMENTS, SEGMENTS_PER_PAGE, Segment, Segments,
+};
+use pvio_ring::shm::{PAGE_SIZE, Region};
+
+/// Pages and the references they are granted by.
+struct Shared<M> {
+    pages: M,
+    count: usize,
+    /// Fewer than pages before all are granted; those taken back are gone.
+    grefs: Vec<GrantRef>,
+}
+
+impl<M: Clone> Shared<M> {
+    fn new(pages: M, count: usize) -> Self {
+        Self { pages, count, grefs: Vec::with_capacity(count) }
+    }
+
+    fn grant<P: Granter<Pages = M>>(&mut self, to: &P, backend: DomId) -> Result<(), GrantError> {
+        for page in self.grefs.len()..self.count {
+            self.grefs.push(to.grant(backend, &self.pages, page, Access::ReadWrite)?);
+        }
+        Ok(())
+    }
+
+    /// Ends what grants it can, and tells whether none is left.
+    fn revoke<P: Granter<Pages = M>>(&mut self, from: &P) -> bool {
+        self.grefs.retain(|gref| from.end_access(*gref).is_err());
+        self.grefs.is_empty()
+    }
+}
+
+pub(super) struct Memory<M> {
+    ring: Shared<M>,
+    data: Shared<M>,
+    /// None where all requests are direct ones.
+    tables: Option<Shared<M>>,
+    pages_per_slot: usize,
+}
+
+impl<M: Region + Clone> Memory<M> {
+    /// Memory for `depth` slots, nothing of it granted yet.
+    pub fn alloc<P: Granter<Pages = M>>(
+        from: &P,
+        ring: M,
+        depth: usize,
+        pages_per_slot: usize,
+    ) -> Result<Self, GrantError> {
+        let alloc = |pages| Ok(Shared::new(from.alloc_pages(pages)?, pages));
+        let ring_pages = ring.len() / PAGE_SIZE;
+        let tables = match pages_per_slot {
+            0..=MAX_SEGMENTS => None,
+            pages => Some(alloc(depth * pages.div_ceil(SEGMENTS_PER_PAGE))?),
+        };
+        let (ring, data) = (Shared::new(ring, ring_pages), alloc(depth * pages_per_slot)?);
+        Ok(Self { ring, data, tables, pages_per_slot })
+    }
+
+    /// Grants all of it, also to be written: a backend that keeps pages mapped uses them both ways.
+    pub fn grant<P: Granter<Pages = M>>(
+        &mut self,
+        to: &P,
+        backend: DomId,
+    ) -> Result<(), GrantError> {
+        self.all().try_for_each(|shared| shared.grant(to, backend))
+    }
+
+    /// Ends what grants it can, and tells whether none is left.
+    pub fn revoke<P: Granter<Pages = M>>(&mut self, from: &P) -> bool {
+        // Each is asked, also after one that is still in use.
+        self.all().filter_map(|shared| (!shared.revoke(from)).then_some(())).count() == 0
+    }
+
+    /// Ends what grants it can, and lets the rest stay as it is for ever.
+    pub fn abandon<P: Granter<Pages = M>>(&mut self, from: &P) {
+        for shared in self.all() {
+            if !shared.revoke(from) {
+                core::mem::forget(shared.pages.clone());
+            }
+        }
+    }
+
+    pub fn ring_grefs(&self) -> &[GrantRef] {
+        &self.ring.grefs
+    }
+
+    pub fn fill(&self, slot: usize, offset: usize, data: &[u8]) -> Option<()> {
+        self.data.pages.write_bytes(self.place(slot, offset, data.len())?, data)
+    }
+
+    pub fn fetch(&self, slot: usize, offset: usize, out: &mut [u8]) -> Option<()> {
+        self.data.pages.read_bytes(self.place(slot, offset, out.len())?, out)
+    }
+
+    /// Takes over a slot's buffer from a queue of the same shape.
+    pub fn copy_slot(&self, from: &Self, slot: usize) {
+        let mut page = [0; PAGE_SIZE];
+        for offset in (0..self.slot_bytes()).step_by(PAGE_SIZE) {
+            // Inside both by construction.
+            let _ = from.fetch(slot, offset, &mut page);
+            let _ = self.fill(slot, offset, &page);
+        }
+    }
+
+    /// The segments of the first `bytes` bytes of a slot's buffer, if they fit into a ring's slot.
+    pub fn segments(&self, slot: usize, bytes: usize) -> Option<Segments> {
+        let mut all = [Segment::default(); PAGES_PER_SLOT];
+        let count = bytes.div_ceil(PAGE_SIZE);
+        for (n, segment) in all.get_mut(..count)?.iter_mut().enumerate() {
+            *segment = self.segment(slot, n, bytes)?;
+        }
+        Segments::from_slice(&all[..count])
+    }
+
+    /// Writes the segments of the first `bytes` bytes of a slot's buffer into its table.
+    pub fn write_table(&self, slot: usize, bytes: usize) -> Option<Indirect> {
+        let tables = self.tables.as_ref()?;
+        let pages = self.pages_per_slot.div_ceil(SEGMENTS_PER_PAGE);
+        let (first, count) = (slot * pages, bytes.div_ceil(PAGE_SIZE));
+        for n in 0..count {
+            // Anew for each request: the backend can write there, too.
+            let raw = self.segment(slot, n, bytes)?.write();
+            tables.pages.write_words(first * PAGE_SIZE + n * raw.len(), &raw)?;
+        }
+        let used = count.div_ceil(SEGMENTS_PER_PAGE);
+        debug_assert!(used <= MAX_INDIRECT_PAGES);
+        Indirect::new(count, tables.grefs.get(first..first + used)?)
+    }
+
+    /// Page `n` of a slot's buffer, as far as it belongs to the first `bytes` bytes.
+    fn segment(&self, slot: usize, n: usize, bytes: usize) -> Option<Segment> {
+        let here = bytes.checked_sub(n * PAGE_SIZE)?.min(PAGE_SIZE);
+        let gref = *self.data.grefs.get(slot * self.pages_per_slot + n)?;
+        Some(Segment { gref, first: 0, last: (here / SECTOR).checked_sub(1)? as u8 })
+    }
+
+    /// Where a stretch of a slot's buffer is in `data`.
+    fn place(&self, slot: usize, offset: usize, len: usize) -> Option<usize> {
+        let end = offset.checked_add(len)?;
+        (end <= self.slot_bytes()).then_some(slot * self.slot_bytes() + offset)
+    }
+
+    fn slot_bytes(&self) -> usize {
+        self.pages_per_slot * PAGE_SIZE
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Shared<M>> {
+        [&mut self.ring, &mut self.data].into_iter().chain(&mut self.tables)
+    }
+}

@@ -1,0 +1,119 @@
+//! What a guest may not do as it likes: how fast it sends; and what it may choose: which multicast
+//! groups it hears. The queue's clock is the test's.
+
+mod common;
+
+use common::{ALL, Setup, pattern, setup};
+use pvio_netback::Features;
+use pvio_netback::fault::DropReason;
+use pvio_netback::port::Offload;
+use pvio_ring::proto::netif::{Extra, ExtraKind, RxFlags, TxFlags, TxRequest, rsp};
+use pvio_xenbus::handshake::vif::Rate;
+use std::time::Duration;
+
+/// Keeps the ring full of packets of a page for so long, and tells how many bytes went.
+fn flood(s: &mut Setup, from: Duration, time: Duration) -> usize {
+    let (mut now, mut bytes) = (from, 0);
+    while now < from + time {
+        s.queue.set_clock(now);
+        loop {
+            while s.guest.tx.free() > 0 {
+                let slot = s.guest.slot(0, 0, &pattern(1000, 0));
+                s.guest.push(&[slot]);
+            }
+            let _ = s.guest.tx.publish();
+            if s.poll().tx == 0 {
+                break;
+            }
+            bytes += s.sent().iter().map(|(frame, _)| frame.len()).sum::<usize>();
+            s.guest.answers();
+        }
+        assert_eq!(s.queue.has_work(), Ok(false), "requests wait, and are no work");
+        assert_eq!(s.queue.may_sleep(), Ok(true));
+        let next = s.queue.deadline().expect("it waits for its credit");
+        assert!(next > now);
+        now = next;
+    }
+    bytes
+}
+
+#[test]
+fn a_guest_sends_as_fast_as_it_may_and_nothing_is_lost() {
+    let mut s = setup(ALL);
+    let begin = Duration::from_secs(1);
+    s.queue.limit().set(Some(Rate { bytes: 10_000, usec: 10_000 }));
+    let ten = Duration::from_secs(10);
+    // A megabyte a second, and a burst at first.
+    let bytes = flood(&mut s, begin, ten);
+    assert!((9_900_000..10_200_000).contains(&bytes), "{bytes}");
+    // Changed while it runs.
+    s.queue.limit().set(Some(Rate { bytes: 1_000_000, usec: 100_000 }));
+    let bytes = flood(&mut s, begin + ten, ten);
+    assert!((99_000_000..102_000_000).contains(&bytes), "{bytes}");
+    assert_eq!(s.stats.dropped_in_all(), 0);
+    assert!(s.stats.limited() > 100);
+    // The guest goes on receiving.
+    s.guest.post(1..2);
+    s.inject(&pattern(60, 1), Offload::default());
+    s.poll();
+    assert_eq!(s.guest.received().len(), 1);
+    // And sends at once when there is no limit any more.
+    s.queue.limit().set(None);
+    s.poll();
+    s.guest.answers();
+    assert_eq!(s.queue.deadline(), None);
+}
+
+const GROUP: [u8; 6] = [1, 0, 0x5e, 1, 2, 3];
+
+fn tell(s: &mut Setup, kind: ExtraKind) -> Vec<(u16, i16)> {
+    let flags = TxFlags::EXTRA_INFO;
+    s.guest.push(&[TxRequest { id: 5, flags, ..TxRequest::default() }]);
+    s.guest.tx.push(&Extra { kind, more: false }.to_bytes()).unwrap();
+    let _ = s.guest.tx.publish();
+    s.poll();
+    s.guest.answers()
+}
+
+/// Whether the guest hears a frame to this station.
+fn hears(s: &mut Setup, to: [u8; 6]) -> bool {
+    let mut frame = pattern(60, 1);
+    frame[..6].copy_from_slice(&to);
+    s.guest.post(1..2);
+    s.inject(&frame, Offload::default());
+    s.poll();
+    let got = s.guest.received();
+    assert!(got.iter().all(|r| r.flags == RxFlags::empty()));
+    got.len() == 1
+}
+
+#[test]
+fn a_guest_hears_the_groups_it_names_if_it_has_chosen_to() {
+    let done = [(5, rsp::OKAY), (0, rsp::NULL)];
+    let mut s = setup(Features { names_groups: true, ..ALL });
+    assert!(hears(&mut s, GROUP));
+    assert_eq!(tell(&mut s, ExtraKind::McastAdd(GROUP)), done);
+    s.queue.groups().choose(true);
+    let other = [1, 0, 0x5e, 1, 2, 4];
+    assert!(hears(&mut s, GROUP) && !hears(&mut s, other));
+    assert!(hears(&mut s, [0xff; 6]) && hears(&mut s, [2, 0, 0, 0, 0, 1]));
+    assert_eq!(s.stats.dropped(DropReason::RxGroup), 1);
+    assert_eq!(tell(&mut s, ExtraKind::McastDel(GROUP)), done);
+    assert_eq!(tell(&mut s, ExtraKind::McastDel(GROUP)), done, "gone already");
+    assert!(!hears(&mut s, GROUP));
+    s.queue.groups().choose(false);
+    assert!(hears(&mut s, GROUP));
+    assert_eq!(s.sent(), [], "none of that was a packet");
+}
+
+#[test]
+fn no_more_groups_than_there_is_place_for() {
+    let mut s = setup(Features { names_groups: true, ..ALL });
+    for n in 0..64 {
+        let added = tell(&mut s, ExtraKind::McastAdd([1, 0, 0, 0, 0, n]));
+        assert_eq!(added, [(5, rsp::OKAY), (0, rsp::NULL)]);
+    }
+    let one_more = tell(&mut s, ExtraKind::McastAdd(GROUP));
+    assert_eq!(one_more, [(5, rsp::ERROR), (0, rsp::NULL)]);
+    assert_eq!(s.stats.dropped(DropReason::TxGroups), 1);
+}

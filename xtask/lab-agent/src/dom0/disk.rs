@@ -1,0 +1,111 @@
+//! Disk images in dom0's memory, and the lines `xl` wants for them.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::backend::Backend;
+use crate::sys;
+
+const QUICK: Duration = Duration::from_secs(20);
+
+/// How a guest may use a disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// `rw`
+    Write,
+    /// `ro`
+    Read,
+}
+
+impl Access {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Write => "rw",
+            Self::Read => "ro",
+        }
+    }
+}
+
+/// What a backend opens.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// A loop device, if the backend can serve block devices; QEMU gets the file.
+    Device,
+    /// The file itself, if the backend can serve files; the kernel gets a loop device.
+    File,
+}
+
+/// An image; its loop device and file go with it.
+pub struct Disk {
+    /// The file.
+    pub image: PathBuf,
+    device: Option<String>,
+}
+
+impl Disk {
+    /// A new image of zeroes.
+    ///
+    /// # Errors
+    /// dom0 has no room, or no loop device.
+    pub fn new(mib: u64, backend: Backend, medium: Medium) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let image = PathBuf::from(format!("/tmp/disk{number}.img"));
+        File::create(&image)?.set_len(mib << 20)?;
+        let mut disk = Self { image, device: None };
+        let needs_device = match backend {
+            Backend::Linux => true,
+            Backend::Qdisk | Backend::PvioDm => false,
+            Backend::Pvio => medium == Medium::Device,
+        };
+        if needs_device {
+            let file = disk.path()?.to_owned();
+            let device = sys::succeed(&["losetup", "--find", "--show", &file], QUICK)?;
+            disk.device = Some(device.trim().to_owned());
+        }
+        Ok(disk)
+    }
+
+    /// What stands in `disk=[…]`, without quotes.
+    ///
+    /// # Errors
+    /// A path not in UTF-8.
+    pub fn line(&self, name: &str, access: Access, backend: Backend) -> Result<String> {
+        let access = access.word();
+        let target = match (backend, &self.device) {
+            (Backend::Qdisk | Backend::PvioDm, _) => {
+                format!("backendtype=qdisk,target={}", self.path()?)
+            }
+            (_, Some(device)) => format!("backendtype=phy,target={device}"),
+            (_, None) => format!("backendtype=phy,script=block-pvio,target={}", self.path()?),
+        };
+        Ok(format!("format=raw,vdev={name},access={access},{target}"))
+    }
+
+    /// What stands in `disk=[…]` for what a driver domain opens by this path.
+    pub fn elsewhere(path: &str, name: &str, access: Access) -> String {
+        format!("format=raw,vdev={name},access={},backendtype=phy,target={path}", access.word())
+    }
+
+    /// Its loop device, if the backend serves that.
+    pub fn device(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
+
+    fn path(&self) -> Result<&str> {
+        self.image.to_str().context("a path in UTF-8")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Some(device) = &self.device {
+            let _ = sys::run(&["losetup", "--detach", device], QUICK);
+        }
+        let _ = fs::remove_file(&self.image);
+    }
+}

@@ -1,0 +1,268 @@
+//! A guest: made by `xl`, asked over its console, gone.
+
+use std::fs;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::backend::{Backend, DEVICE_MODEL};
+use super::console::Console;
+use super::lab::{LONG, wait_until};
+use super::xs;
+use crate::link::{HELLO, Request};
+use crate::sys::{self, run::Flake};
+
+/// How a guest runs on Xen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Paravirtual.
+    Pv,
+    /// In hardware virtualisation (emulated here), without a device model.
+    Pvh,
+}
+
+/// What a guest is made of.
+#[derive(Clone)]
+pub struct Spec {
+    /// How it runs.
+    pub kind: Kind,
+    /// Lines of `disk=[…]`.
+    pub disks: Vec<String>,
+    /// Lines of `vif=[…]`.
+    pub nics: Vec<String>,
+    /// The program `xl` starts for its device model, if not the usual one.
+    pub device_model: Option<&'static str>,
+    /// Whether it has fio, mke2fs, iperf3 and the like.
+    pub tools: bool,
+    /// Further lines of its configuration.
+    pub lines: Vec<String>,
+    /// Words for the agent on the kernel's command line.
+    pub words: String,
+}
+
+/// A running guest; it is destroyed with its owner.
+pub struct Guest {
+    /// As `xl` knows it.
+    pub name: String,
+    /// As Xen knows it.
+    pub domain: u32,
+    console: Console,
+    number: u64,
+    ended: bool,
+}
+
+/// Longer than a PVH guest takes to boot under emulation.
+const BOOT: Duration = Duration::from_secs(90);
+const XL: Duration = Duration::from_secs(60);
+
+impl Guest {
+    /// Makes a guest and waits until its agent listens.
+    ///
+    /// # Errors
+    /// `xl` refuses, or the guest does not come up.
+    pub fn start(spec: &Spec) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(1);
+        let name = format!("guest{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let file = format!("/run/{name}.cfg");
+        fs::write(&file, spec.config(&name))?;
+        let made = sys::succeed(&["xl", "create", "-q", &file], XL);
+        if made.is_err() {
+            let _ = sys::run(&["xl", "destroy", &name], XL);
+        }
+        made?;
+        let domain = domain(&name)?.with_context(|| format!("{name} is not there"))?;
+        let console = open_console(domain)?;
+        let mut guest = Self { name, domain, console, number: HELLO, ended: false };
+        guest.hello()?;
+        Ok(guest)
+    }
+
+    /// Asks the guest to do something and waits for what came of it.
+    ///
+    /// # Errors
+    /// It could not, or did not answer in time, or is gone.
+    pub fn ask(&mut self, verb: &str, arguments: Value, patience: Duration) -> Result<Value> {
+        self.number += 1;
+        let request = Request { number: self.number, verb: verb.to_owned(), arguments };
+        self.console.send(&request)?;
+        let answer = self.console.answer(self.number, patience);
+        let answer = answer.with_context(|| format!("while {} was to {verb}", self.name))?;
+        match answer.map(|answer| answer.outcome) {
+            Some(Ok(value)) => Ok(value),
+            Some(Err(text)) if text.starts_with("emulation flake") => Err(Flake(text).into()),
+            Some(Err(text)) => Err(anyhow!("{} {verb}: {text}", self.name)),
+            None => {
+                bail!("{} did not finish {verb} in {} s", self.name, patience.as_secs())
+            }
+        }
+    }
+
+    /// Runs a program of its image, which must succeed; what it said.
+    ///
+    /// # Errors
+    /// It did not succeed.
+    pub fn program(&mut self, line: &str) -> Result<String> {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let order = json!({ "words": words, "seconds": LONG.as_secs() });
+        let said = self.ask("run", order, LONG + Duration::from_secs(10))?;
+        Ok(said.as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Tells it to do what it will not be able to answer.
+    ///
+    /// # Errors
+    /// It is gone already.
+    pub fn tell(&mut self, verb: &str) -> Result<()> {
+        self.number += 1;
+        let (number, verb) = (self.number, verb.to_owned());
+        self.console.send(&Request { number, verb, arguments: Value::Null })
+    }
+
+    /// Waits until Xen knows it no more.
+    ///
+    /// # Errors
+    /// It is still there.
+    pub fn wait_gone(&mut self, patience: Duration) -> Result<()> {
+        let path = format!("/local/domain/{}", self.domain);
+        if !wait_until(patience, || Ok(xs::read(&path)?.is_none()))? {
+            bail!("{} is still there after {} s", self.name, patience.as_secs());
+        }
+        self.ended = true;
+        Ok(())
+    }
+
+    /// Powers it off from within.
+    ///
+    /// # Errors
+    /// It does not go.
+    pub fn power_off(&mut self) -> Result<()> {
+        self.tell("poweroff")?;
+        self.wait_gone(Duration::from_secs(40))
+    }
+
+    /// Takes it away, whatever it is at.
+    ///
+    /// # Errors
+    /// `xl` refuses.
+    pub fn destroy(&mut self) -> Result<()> {
+        self.ended = true;
+        // It may have died, or its destroyer, which was seen under emulation.
+        let gone = wait_until(XL, || {
+            let ran = sys::run(&["xl", "destroy", &self.name], XL)?;
+            Ok(ran.status.success() || domain(&self.name)?.is_none())
+        })?;
+        ensure!(gone, "xl does not destroy {}", self.name);
+        Ok(())
+    }
+
+    /// After the guest restarted: its new number and console.
+    ///
+    /// # Errors
+    /// It does not come back.
+    pub fn reopen(&mut self) -> Result<()> {
+        let (old, name) = (self.domain, self.name.clone());
+        let mut new = None;
+        wait_until(BOOT, || {
+            new = domain(&name)?.filter(|domain| *domain != old);
+            Ok(new.is_some())
+        })?;
+        self.domain = new.with_context(|| format!("{name} did not come back"))?;
+        self.console = open_console(self.domain)?;
+        self.number = HELLO;
+        self.hello()
+    }
+
+    /// After the guest was restored under its number: its new console. It goes on where it was.
+    ///
+    /// # Errors
+    /// It does not come back.
+    pub fn reattach(&mut self) -> Result<()> {
+        self.ended = false;
+        self.console = open_console(self.domain)?;
+        self.ask("hello", Value::Null, BOOT).map(drop)
+    }
+
+    /// Whether it still answers.
+    pub fn lives(&mut self) -> bool {
+        !self.ended && self.ask("hello", Value::Null, Duration::from_secs(20)).is_ok()
+    }
+
+    /// The last lines of its console.
+    pub fn log(&self) -> Vec<String> {
+        self.console.tail(60)
+    }
+
+    fn hello(&mut self) -> Result<()> {
+        let hello = self.console.answer(HELLO, BOOT);
+        let missing = || Flake(format!("{} did not boot: {}", self.name, self.log().join("\n")));
+        match hello {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) | Err(_) => Err(missing().into()),
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.destroy();
+        }
+    }
+}
+
+impl Spec {
+    /// Without devices.
+    pub fn new(kind: Kind, backend: Backend) -> Self {
+        let (disks, nics, lines) = (Vec::new(), Vec::new(), Vec::new());
+        let device_model = (backend == Backend::PvioDm).then_some(DEVICE_MODEL);
+        let words = String::new();
+        Self { kind, disks, nics, device_model, tools: false, lines, words }
+    }
+
+    fn config(&self, name: &str) -> String {
+        let quoted = |lines: &[String]| {
+            lines.iter().map(|line| format!("'{line}'")).collect::<Vec<_>>().join(",")
+        };
+        let kind = match self.kind {
+            Kind::Pv => "type=\"pv\"",
+            // QEMU 7.2 cannot scale the time stamp counter for a guest of a guest.
+            Kind::Pvh => "type=\"pvh\"\ntsc_mode=\"native\"",
+        };
+        let (ramdisk, memory) = if self.tools { ("guest-tools", 512) } else { ("guest", 160) };
+        let mut text = format!(
+            "name=\"{name}\"\n{kind}\nkernel=\"/lab/vmlinux\"\nramdisk=\"/lab/{ramdisk}.cpio\"\n\
+             extra=\"console=hvc0 panic=-1 loglevel=5 {}\"\nmemory={memory}\nvcpus=1\n\
+             disk=[{}]\nvif=[{}]\n\
+             on_poweroff=\"destroy\"\non_crash=\"destroy\"\non_reboot=\"restart\"\n",
+            self.words,
+            quoted(&self.disks),
+            quoted(&self.nics),
+        );
+        if let Some(program) = self.device_model {
+            text += &format!("device_model_override=\"{program}\"\n");
+        }
+        for line in &self.lines {
+            text += &format!("{line}\n");
+        }
+        text
+    }
+}
+
+fn domain(name: &str) -> Result<Option<u32>> {
+    let ran = sys::run(&["xl", "domid", name], XL)?;
+    Ok(if ran.status.success() { ran.output.trim().parse().ok() } else { None })
+}
+
+fn open_console(domain: u32) -> Result<Console> {
+    let path = format!("/local/domain/{domain}/console/tty");
+    let mut terminal = None;
+    wait_until(Duration::from_secs(20), || {
+        terminal = xs::read(&path)?.filter(|value| !value.is_empty());
+        Ok(terminal.is_some())
+    })?;
+    Console::open(&terminal.with_context(|| format!("no {path}"))?)
+}

@@ -1,0 +1,331 @@
+//! dom0 as a scenario sees it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Error, Result};
+use serde_json::{Value, json};
+
+use super::backend::{Backend, Backends, PVIO_LOG, Policy};
+use super::disk::{Access, Disk, Medium};
+use super::guest::{Guest, Kind, Spec};
+use super::ledger::Ledger;
+use crate::net;
+use crate::scenarios::{self, Case, Guests};
+use crate::sys::run::Flake;
+
+/// Something a scenario needs is not here; the text says what.
+#[derive(Debug)]
+pub struct Skip(pub String);
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// What came of a scenario.
+pub enum Outcome {
+    /// All it claims was seen; what was measured.
+    Passed(Vec<Value>),
+    /// It could not run here.
+    Skipped(String),
+    /// The emulator got in the way: to be run once more.
+    Flake(String),
+    /// It ran, and did not see what it claims.
+    Failed(String),
+}
+
+impl Outcome {
+    /// One word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Passed(_) => "passed",
+            Self::Skipped(_) => "skipped",
+            Self::Flake(_) => "flake",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+/// What scenarios work with.
+pub struct Lab {
+    /// Who serves now.
+    pub backend: Backend,
+    /// What kind of guest is asked for now.
+    pub kind: Kind,
+    /// What was measured.
+    pub rows: Vec<Value>,
+    backends: Backends,
+    shared: Option<Shared>,
+    echoes: bool,
+    /// The last lines of the consoles of guests that are gone by now.
+    last_words: Vec<String>,
+}
+
+/// A guest several scenarios use one after another, and its disks.
+pub struct Shared {
+    /// With tools, three disks and two NICs.
+    pub guest: Guest,
+    /// `xvda`: a device, to be written.
+    pub disk: Disk,
+    /// `xvdb`: a file where the backend can serve one, to be written.
+    pub file: Disk,
+    /// `xvdc`: to be read only.
+    pub fixed: Disk,
+    backend: Backend,
+    kind: Kind,
+}
+
+impl Default for Lab {
+    fn default() -> Self {
+        Self {
+            backend: Backend::Linux,
+            kind: Kind::Pv,
+            rows: Vec::new(),
+            backends: Backends::default(),
+            shared: None,
+            echoes: false,
+            last_words: Vec::new(),
+        }
+    }
+}
+
+/// MiB of the shared guest's disks.
+pub const DISK_MIB: u64 = 64;
+/// MiB of the disk that is only read.
+pub const FIXED_MIB: u64 = 8;
+
+impl Lab {
+    /// Runs the scenario of a name like `disk-verify:linux:pv`.
+    pub fn run(&mut self, id: &str) -> Outcome {
+        self.last_words.clear();
+        self.rows.clear();
+        let outcome = match scenarios::find(id) {
+            Some(case) => self.run_case(&case),
+            None => Err(Error::msg("there is no such scenario")),
+        };
+        let Err(error) = outcome else { return Outcome::Passed(std::mem::take(&mut self.rows)) };
+        let text = format!("{error:#}");
+        if error.is::<Skip>() {
+            Outcome::Skipped(text)
+        } else if error.chain().any(|cause| cause.is::<Flake>()) {
+            // Whatever state it is in, the next one gets a new guest.
+            self.drop_shared();
+            Outcome::Flake(text)
+        } else {
+            Outcome::Failed(text)
+        }
+    }
+
+    fn run_case(&mut self, case: &Case) -> Result<()> {
+        if !self.echoes {
+            net::serve_echo()?;
+            self.echoes = true;
+        }
+        let stays = |it: &Shared| {
+            it.backend == case.backend
+                && it.kind == case.kind
+                && case.scenario.guests != Guests::Own
+        };
+        if !self.shared.as_ref().is_some_and(stays) {
+            self.end_shared()?;
+        }
+        (self.backend, self.kind) = (case.backend, case.kind);
+        self.serve(None)?;
+        let done = (case.scenario.run)(self);
+        if done.is_err() {
+            self.take_last_words();
+            self.drop_shared();
+        }
+        done?;
+        self.backends.alive()
+    }
+
+    /// Makes the backend of this scenario serve, with a policy if it is pvio's.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn serve(&mut self, policy: Policy) -> Result<()> {
+        self.backends.serve(self.backend, policy)
+    }
+
+    /// The backends' processes.
+    pub fn backends(&mut self) -> &mut Backends {
+        &mut self.backends
+    }
+
+    /// The guest that is shared by the scenarios of this backend and kind, made if there is none.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn shared(&mut self) -> Result<&mut Shared> {
+        if self.shared.as_mut().is_some_and(|it| !it.guest.lives()) {
+            self.drop_shared();
+        }
+        if self.shared.is_none() {
+            let shared = Shared::start(self.backend, self.kind)?;
+            self.shared = Some(shared);
+        }
+        Ok(self.shared.as_mut().expect("just made"))
+    }
+
+    /// An image for this scenario's backend, and its line for `xl`.
+    ///
+    /// # Errors
+    /// dom0 has no room.
+    pub fn disk(&self, name: &str, mib: u64, medium: Medium) -> Result<(Disk, String)> {
+        let disk = Disk::new(mib, self.backend, medium)?;
+        let line = disk.line(name, Access::Write, self.backend)?;
+        Ok((disk, line))
+    }
+
+    /// What is there of devices once nothing changes any more; nothing of a guest's, if there is
+    /// no shared guest.
+    ///
+    /// # Errors
+    /// It does not come to rest, or something is left of guests that are gone.
+    pub fn settled(&mut self) -> Result<Ledger> {
+        let ledger = Ledger::settled(self.backends.pvio())?;
+        if self.shared.is_none() {
+            ledger.no_guests()?;
+        }
+        Ok(ledger)
+    }
+
+    /// Checks that of all devices made since `before` nothing is left.
+    ///
+    /// # Errors
+    /// Something is, after a while.
+    pub fn nothing_left(&self, before: &Ledger) -> Result<()> {
+        before.wait_for(self.backends.pvio(), Duration::from_secs(15))
+    }
+
+    /// Ends everything.
+    pub fn close(&mut self) {
+        self.drop_shared();
+        if let Err(error) = self.backends.stop() {
+            println!("PVIO-LAB {error:#}");
+        }
+    }
+
+    /// What a person wants to read after a failure.
+    pub fn logs(&self) -> Value {
+        let mut consoles = self.last_words.clone();
+        if let Some(shared) = &self.shared {
+            consoles.extend(shared.guest.log());
+        }
+        let tail = |path: &str| {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            lines[lines.len().saturating_sub(40)..].to_vec()
+        };
+        json!({ "guest": consoles, "pvio": tail(PVIO_LOG), "pvio_output": tail("/var/log/pvio.out") })
+    }
+
+    /// Ends a guest, whose last words are kept to be shown if the scenario fails.
+    ///
+    /// # Errors
+    /// Those of `end`.
+    pub fn watched(
+        &mut self,
+        mut guest: Guest,
+        end: impl FnOnce(&mut Guest) -> Result<()>,
+    ) -> Result<()> {
+        let ended = end(&mut guest);
+        self.last_words.extend(guest.log());
+        ended
+    }
+
+    fn take_last_words(&mut self) {
+        let Some(shared) = &mut self.shared else { return };
+        if let Ok(log) = shared.guest.ask("kernel-log", Value::Null, Duration::from_secs(10)) {
+            self.last_words.push(format!("{log:#}"));
+        }
+        self.last_words.extend(shared.guest.log());
+    }
+
+    /// Powers the shared guest off, if there is one, and checks that nothing of it is left.
+    ///
+    /// # Errors
+    /// It does not go.
+    pub fn end_shared(&mut self) -> Result<()> {
+        let Some(mut shared) = self.shared.take() else { return Ok(()) };
+        shared.guest.power_off()
+    }
+
+    fn drop_shared(&mut self) {
+        if let Some(mut shared) = self.shared.take() {
+            let _ = shared.guest.destroy();
+        }
+    }
+}
+
+/// A NIC on the bridge.
+pub const NIC: &str = "bridge=xenbr0,script=vif-bridge";
+
+impl Shared {
+    fn start(backend: Backend, kind: Kind) -> Result<Self> {
+        let disk = Disk::new(DISK_MIB, backend, Medium::Device)?;
+        let file = Disk::new(DISK_MIB, backend, Medium::File)?;
+        let fixed = Disk::new(FIXED_MIB, backend, Medium::Device)?;
+        let mut bytes = vec![0; usize::try_from(FIXED_MIB << 20)?];
+        crate::pattern::fill(&mut bytes, FIXED_SEED, 0);
+        fs::write(&fixed.image, &bytes)?;
+        let mut spec = Spec::new(kind, backend);
+        spec.tools = true;
+        spec.disks = vec![
+            disk.line("xvda", Access::Write, backend)?,
+            file.line("xvdb", Access::Write, backend)?,
+            fixed.line("xvdc", Access::Read, backend)?,
+        ];
+        spec.nics = vec![NIC.to_owned(); 2];
+        let mut shared = Self { guest: Guest::start(&spec)?, disk, file, fixed, backend, kind };
+        shared.bring_up_nics()?;
+        shared.guest.ask("echo-serve", Value::Null, SHORT)?;
+        Ok(shared)
+    }
+
+    /// Gives both NICs their addresses.
+    ///
+    /// # Errors
+    /// They are not there.
+    pub fn bring_up_nics(&mut self) -> Result<()> {
+        for (i, name) in ["eth0", "eth1"].iter().enumerate() {
+            let address = format!("{}/24", address(&self.guest, i));
+            self.guest.ask("nic-up", json!({ "name": name, "address": address }), SHORT)?;
+        }
+        Ok(())
+    }
+}
+
+/// What `xvdc` of the shared guest holds.
+pub const FIXED_SEED: u64 = 77;
+/// Longer than anything quick takes under emulation.
+pub const SHORT: Duration = Duration::from_secs(40);
+/// Longer than any single step takes under emulation.
+pub const LONG: Duration = Duration::from_secs(120);
+
+/// The address of a guest's first or second NIC.
+pub fn address(guest: &Guest, nic: usize) -> String {
+    format!("10.0.{nic}.{}", 10 + guest.domain % 200)
+}
+
+/// Tries until something is so; false if it is not so in time.
+///
+/// # Errors
+/// The first of `there`.
+pub fn wait_until(patience: Duration, mut there: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let start = Instant::now();
+    loop {
+        if there()? {
+            return Ok(true);
+        }
+        if start.elapsed() > patience {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,172 @@
+//! What must be as it was once a device is gone: nodes, grants, ports, interfaces, threads, files.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::lab::wait_until;
+use super::xs;
+use crate::sys;
+
+const QUICK: Duration = Duration::from_secs(20);
+
+/// Everything counted, by what it is.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Ledger(BTreeMap<String, usize>);
+
+impl Ledger {
+    /// What is there now. `pvio` is the daemon's process, if it serves.
+    ///
+    /// # Errors
+    /// dom0 does not say.
+    pub fn take(pvio: Option<u32>) -> Result<Self> {
+        let mut ledger = Self(BTreeMap::new());
+        ledger.domains()?;
+        ledger.nodes()?;
+        ledger.ports()?;
+        ledger.interfaces()?;
+        ledger.kernel_threads()?;
+        if let Some(pid) = pvio {
+            ledger.process(pid)?;
+        }
+        Ok(ledger)
+    }
+
+    /// What is there once two looks a second apart see the same.
+    ///
+    /// # Errors
+    /// Things keep changing.
+    pub fn settled(pvio: Option<u32>) -> Result<Self> {
+        let mut last = Self::take(pvio)?;
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_secs(1));
+            let now = Self::take(pvio)?;
+            if now == last {
+                return Ok(now);
+            }
+            last = now;
+        }
+        bail!("things keep changing: {:?}", last.0)
+    }
+
+    /// Checks that there is nothing of any guest.
+    ///
+    /// # Errors
+    /// There is; the text says what.
+    pub fn no_guests(&self) -> Result<()> {
+        let of_guests = ["node ", "port to ", "interface vif", "kernel thread ", "mapping of "];
+        let guest = |what: &&String| {
+            let domain = what.strip_prefix("domain ").is_some_and(|it| it != "Domain-0 0");
+            // xenstored and the kernel talk inside dom0, too.
+            what.as_str() != "port to domain 0"
+                && (domain || of_guests.iter().any(|start| what.starts_with(start)))
+        };
+        let left: Vec<_> = self.0.keys().filter(guest).map(String::as_str).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        bail!("left of guests that are gone: {}", left.join("; "))
+    }
+
+    /// Waits until everything is again as in this one.
+    ///
+    /// # Errors
+    /// It is not; the text says what is more and what is less.
+    pub fn wait_for(&self, pvio: Option<u32>, patience: Duration) -> Result<()> {
+        let mut now = Self(BTreeMap::new());
+        let same = wait_until(patience, || {
+            now = Self::take(pvio)?;
+            Ok(now == *self)
+        })?;
+        if same {
+            return Ok(());
+        }
+        let count = |ledger: &Self, what: &str| ledger.0.get(what).copied().unwrap_or_default();
+        let mut whats: Vec<_> = self.0.keys().chain(now.0.keys()).collect();
+        whats.sort();
+        whats.dedup();
+        whats.retain(|what| count(self, what) != count(&now, what));
+        let lines: Vec<_> = whats
+            .iter()
+            .map(|what| format!("{what}: {} before, {} now", count(self, what), count(&now, what)))
+            .collect();
+        bail!("left behind after {} s: {}", patience.as_secs(), lines.join("; "))
+    }
+
+    fn add(&mut self, what: impl Into<String>) {
+        *self.0.entry(what.into()).or_default() += 1;
+    }
+
+    /// A domain that died and is still there has pages somebody holds a grant of.
+    fn domains(&mut self) -> Result<()> {
+        let listed = sys::succeed(&["xl", "list"], QUICK)?;
+        for line in listed.lines().skip(1) {
+            let mut words = line.split_whitespace();
+            let (name, id) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            self.add(format!("domain {name} {id}"));
+        }
+        Ok(())
+    }
+
+    fn nodes(&mut self) -> Result<()> {
+        for kind in ["vbd", "vif", "qdisk"] {
+            for domain in xs::list(&format!("/local/domain/0/backend/{kind}"))? {
+                self.add(format!("node backend/{kind}/{domain}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Event channels of dom0 that lead to another domain.
+    fn ports(&mut self) -> Result<()> {
+        let listed = sys::succeed(&["lsevtchn", "0"], QUICK)?;
+        for line in listed.lines().filter(|line| line.contains("Interdomain")) {
+            // `  12: VCPU 0: Interdomain (Connected) - Remote Domain 3, Port 8`
+            let domain = line.split("Remote Domain ").nth(1).unwrap_or_default();
+            let domain = domain.split(',').next().unwrap_or_default();
+            self.add(format!("port to domain {domain}"));
+        }
+        Ok(())
+    }
+
+    fn interfaces(&mut self) -> Result<()> {
+        for entry in fs::read_dir("/sys/class/net")? {
+            self.add(format!("interface {}", entry?.file_name().display()));
+        }
+        Ok(())
+    }
+
+    /// `1.xvda-0` of xen-blkback, `vif1.0-q0-guest-rx` of xen-netback.
+    fn kernel_threads(&mut self) -> Result<()> {
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            let comm = comm.trim();
+            if comm.starts_with("vif") || comm.contains(".xvd") {
+                self.add(format!("kernel thread {comm}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn process(&mut self, pid: u32) -> Result<()> {
+        for entry in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+            let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            self.add(format!("thread {}", comm.trim()));
+        }
+        for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+            let target = fs::read_link(entry.path()).unwrap_or_default();
+            // Sockets and pipes have a number of their own.
+            let target = target.display().to_string();
+            let kind = target.split(":[").next().unwrap_or_default();
+            self.add(format!("descriptor {kind}"));
+        }
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+        for line in maps.lines().filter(|line| line.contains("/dev/xen/")) {
+            let device = line.split_whitespace().last().unwrap_or_default();
+            self.add(format!("mapping of {device}"));
+        }
+        Ok(())
+    }
+}

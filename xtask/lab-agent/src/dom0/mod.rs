@@ -1,0 +1,54 @@
+//! dom0's part: brings it up and runs the scenarios the host asked for, in order.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`boot`] | xenstored, xenconsoled, a bridge, the folder shared with the host |
+//! | [`report`] | what the host is told, and asked for |
+//! | [`backend`] | whose backends serve: pvio's, the kernel's, QEMU's |
+//! | [`disk`] | images and the lines `xl` wants for them |
+//! | [`guest`] | a guest: made by `xl`, asked over its console, gone |
+//! | [`console`] | that console |
+//! | [`xs`] | xenstore |
+//! | [`ledger`] | what must be as it was once a device is gone |
+//! | [`lab`] | all of that, as a scenario sees it |
+
+pub mod backend;
+mod boot;
+mod console;
+pub mod disk;
+pub mod guest;
+pub mod lab;
+pub mod ledger;
+mod report;
+pub mod xs;
+
+use anyhow::Result;
+
+use crate::sys::uptime;
+use lab::Lab;
+use report::Host;
+
+/// Runs what the plan on the shared folder says.
+///
+/// # Errors
+/// dom0 does not come up.
+pub fn run() -> Result<()> {
+    boot::up()?;
+    println!("PVIO-LAB dom0 up after {:.1} s", uptime::seconds());
+    if let Some(words) = report::shell() {
+        return boot::shell(&words);
+    }
+    let host = Host::new()?;
+    let plan = host.plan()?;
+    host.ready()?;
+    let mut lab = Lab::default();
+    for id in &plan {
+        println!("PVIO-LAB start {id}");
+        host.started(id)?;
+        let outcome = lab.run(id);
+        println!("PVIO-LAB end {id}: {}", outcome.word());
+        host.ended(id, &outcome, &lab)?;
+    }
+    lab.close();
+    host.done()
+}

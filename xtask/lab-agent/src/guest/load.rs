@@ -1,0 +1,111 @@
+//! I/O that goes on while something else is asked for: each thread checks what it reads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, ensure};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::direct::{Buffer, Direct};
+use crate::net;
+use crate::pattern::{self, Random};
+
+/// What is going on.
+#[derive(Default)]
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    rounds: Vec<Arc<AtomicU64>>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+/// What is to go on.
+#[derive(Deserialize)]
+pub struct Order {
+    /// Disks to write to and read from.
+    #[serde(default)]
+    disks: Vec<String>,
+    /// Addresses of echo servers to send datagrams to.
+    #[serde(default)]
+    echoes: Vec<String>,
+    /// Whether an answer may fail to come, as while a device is away.
+    #[serde(default)]
+    lossy: bool,
+}
+
+impl Load {
+    /// Starts, and waits until everything has made its first round.
+    pub fn start(&mut self, order: Order) -> Result<Value> {
+        ensure!(self.threads.is_empty(), "a load is on already");
+        self.stop = Arc::default();
+        for disk in order.disks {
+            self.spawn(move |stop, rounds| scribble(&disk, stop, rounds));
+        }
+        for echo in order.echoes {
+            self.spawn(move |stop, rounds| chat(&echo, order.lossy, stop, rounds));
+        }
+        while self.rounds.iter().any(|rounds| rounds.load(Ordering::Relaxed) == 0) {
+            if self.threads.iter().any(JoinHandle::is_finished) {
+                return self.stop();
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Value::Null)
+    }
+
+    /// Stops; how many rounds each thread made.
+    pub fn stop(&mut self) -> Result<Value> {
+        self.stop.store(true, Ordering::Relaxed);
+        let rounds: Vec<_> = self.rounds.drain(..).map(|it| it.load(Ordering::Relaxed)).collect();
+        for thread in self.threads.drain(..) {
+            thread.join().map_err(|_| anyhow!("a load panicked"))??;
+        }
+        Ok(json!(rounds))
+    }
+
+    fn spawn(&mut self, work: impl Fn(&AtomicBool, &AtomicU64) -> Result<()> + Send + 'static) {
+        let (stop, rounds) = (Arc::clone(&self.stop), Arc::<AtomicU64>::default());
+        self.rounds.push(Arc::clone(&rounds));
+        self.threads.push(thread::spawn(move || work(&stop, &rounds)));
+    }
+}
+
+/// Writes somewhere in the second half of a disk and reads it back.
+fn scribble(name: &str, stop: &AtomicBool, rounds: &AtomicU64) -> Result<()> {
+    let disk = Direct::open(name, true)?;
+    let size: u64 = std::fs::read_to_string(format!("/sys/block/{name}/size"))?.trim().parse()?;
+    let (half, blocks) = (size / 2 * 512, size / 2 / 128);
+    let mut buffer = Buffer::new(64 << 10);
+    let mut random = Random::new(1);
+    while !stop.load(Ordering::Relaxed) {
+        let round = rounds.load(Ordering::Relaxed);
+        let offset = half + random.below(blocks) * (64 << 10);
+        let len = usize::try_from((random.below(128) + 1) * 512)?;
+        let piece = &mut buffer.bytes()[..len];
+        pattern::fill(piece, round, offset);
+        disk.write(piece, offset)?;
+        piece.fill(0);
+        disk.read(piece, offset)?;
+        let wrong = pattern::mismatch(piece, round, offset);
+        ensure!(wrong.is_none(), "{name}: byte {wrong:?} at {offset} came back as another");
+        rounds.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Sends datagrams to an echo server and compares what comes back.
+fn chat(server: &str, lossy: bool, stop: &AtomicBool, rounds: &AtomicU64) -> Result<()> {
+    let socket = net::client(server)?;
+    let mut random = Random::new(2);
+    while !stop.load(Ordering::Relaxed) {
+        let size = usize::try_from(random.below(1400) + 8)?;
+        match net::echo(&socket, size, rounds.load(Ordering::Relaxed)) {
+            Ok(()) => _ = rounds.fetch_add(1, Ordering::Relaxed),
+            Err(_) if lossy => thread::sleep(Duration::from_millis(20)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! A guest's part: does what dom0 asks for over the console.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`backend`] | `pvio serve`, in a guest that is a driver domain |
+//! | [`direct`] | a disk around the page cache |
+//! | [`disk`] | disks written, read back, summed |
+//! | [`drivers`] | the kernel's frontends: loaded, unbound, bound |
+//! | [`files`] | a folder full of files |
+//! | [`load`] | I/O that goes on while something else is asked for |
+//! | [`nic`] | addresses and traffic |
+
+mod backend;
+mod direct;
+mod disk;
+mod drivers;
+mod files;
+mod load;
+mod nic;
+
+use std::fs;
+use std::io::{self, BufRead, Write};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::system::RebootCommand;
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::link::{Answer, HELLO, Request};
+use crate::sys::{self, modules, uptime};
+
+/// Answers until it is told to go.
+///
+/// # Errors
+/// The console is gone.
+pub fn run() -> Result<()> {
+    let input = io::stdin();
+    if let Ok(mut mode) = tcgetattr(&input) {
+        mode.make_raw();
+        tcsetattr(&input, OptionalActions::Now, &mode)?;
+    }
+    // From here on the kernel keeps its words to itself, so that none gets into a line of ours; a
+    // panic is printed all the same.
+    fs::write("/proc/sys/kernel/printk", "1 4 1 7")?;
+    let words = fs::read_to_string("/proc/cmdline")?;
+    let frontends = !words.split_whitespace().any(|word| word == "pvio.bare");
+    let loaded = if frontends { load_frontends() } else { Ok(()) };
+    let outcome = loaded.map(|()| json!({ "uptime": uptime::seconds() }));
+    answer(HELLO, outcome)?;
+    let mut load = load::Load::default();
+    for line in input.lock().lines() {
+        let Some(request) = Request::parse(&line?) else { continue };
+        let number = request.number;
+        answer(number, obey(request, &mut load))?;
+    }
+    bail!("the console is closed")
+}
+
+fn load_frontends() -> Result<()> {
+    modules::load("xen-blkfront")?;
+    modules::load("xen-netfront")
+}
+
+fn answer(number: u64, outcome: Result<Value>) -> Result<()> {
+    let outcome = outcome.map_err(|error| format!("{error:#}"));
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}\r", Answer { number, outcome }.line())?;
+    out.flush().context("the console")
+}
+
+fn obey(request: Request, load: &mut load::Load) -> Result<Value> {
+    let Request { verb, arguments, .. } = request;
+    match verb.as_str() {
+        "hello" => Ok(Value::Null),
+        "run" => run_program(read(arguments)?),
+        "kernel-log" => Ok(json!(kernel_log())),
+        "mount" => {
+            let [kind, device, folder]: [String; 3] = read(arguments)?;
+            sys::mount::mount(&kind, &device, &folder, "").map(|()| Value::Null)
+        }
+        "unmount" => {
+            let folder: String = read(arguments)?;
+            rustix::mount::unmount(folder, rustix::mount::UnmountFlags::empty())?;
+            Ok(Value::Null)
+        }
+        "module" => modules::load(&read::<String>(arguments)?).map(|()| Value::Null),
+        "poweroff" => end(RebootCommand::PowerOff),
+        "reboot" => end(RebootCommand::Restart),
+        "crash" => {
+            fs::write("/proc/sysrq-trigger", "c")?;
+            bail!("it did not crash")
+        }
+        "load-start" => load.start(read(arguments)?),
+        "load-stop" => load.stop(),
+        _ => {
+            let done = disk::obey(&verb, &arguments)
+                .or_else(|| backend::obey(&verb, &arguments))
+                .or_else(|| files::obey(&verb, &arguments))
+                .or_else(|| nic::obey(&verb, &arguments))
+                .or_else(|| drivers::obey(&verb, &arguments));
+            done.with_context(|| format!("{verb}: no such verb"))?
+        }
+    }
+}
+
+/// The arguments of a verb.
+fn read<T: DeserializeOwned>(arguments: impl Into<Value>) -> Result<T> {
+    serde_json::from_value(arguments.into()).context("the arguments")
+}
+
+#[derive(Deserialize)]
+struct Program {
+    words: Vec<String>,
+    seconds: u64,
+}
+
+/// Runs a program of the image, which must succeed.
+fn run_program(program: Program) -> Result<Value> {
+    let words: Vec<&str> = program.words.iter().map(String::as_str).collect();
+    let output = sys::succeed(&words, Duration::from_secs(program.seconds))?;
+    // The console takes its time.
+    let tail = output.char_indices().rev().nth(2999).map_or(0, |(at, _)| at);
+    Ok(json!(output[tail..]))
+}
+
+fn end(how: RebootCommand) -> Result<Value> {
+    rustix::fs::sync();
+    rustix::system::reboot(how)?;
+    Ok(Value::Null)
+}
+
+/// The kernel's last messages.
+fn kernel_log() -> Vec<String> {
+    const O_NONBLOCK: i32 = 0o4000;
+    use std::io::Read;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut lines = Vec::new();
+    let kmsg = fs::File::options().read(true).custom_flags(O_NONBLOCK).open("/dev/kmsg");
+    if let Ok(mut kmsg) = kmsg {
+        let mut record = [0; 8192];
+        while let Ok(n) = kmsg.read(&mut record) {
+            let text = String::from_utf8_lossy(&record[..n]);
+            let text = text.split_once(';').map_or(text.as_ref(), |(_, text)| text);
+            lines.push(text.lines().next().unwrap_or_default().to_owned());
+        }
+    }
+    lines.split_off(lines.len().saturating_sub(40))
+}

@@ -1,0 +1,143 @@
+//! Traffic between dom0 and a guest, every byte of which is compared.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::pattern::{self, Sum};
+
+/// Where every domain echoes datagrams.
+pub const ECHO: u16 = 7;
+/// Longer than a datagram is under way; a lost one is sent again.
+const PATIENCE: Duration = Duration::from_secs(2);
+const TRIES: u32 = 4;
+const PIECE: usize = 64 << 10;
+
+/// Echoes datagrams from now on.
+///
+/// # Errors
+/// The address is taken.
+pub fn serve_echo() -> Result<()> {
+    let socket = UdpSocket::bind(("0.0.0.0", ECHO)).context("the echo port")?;
+    thread::spawn(move || {
+        let mut bytes = vec![0; 65_536];
+        loop {
+            // An interface that went away says so here once.
+            if let Ok((n, from)) = socket.recv_from(&mut bytes) {
+                let _ = socket.send_to(&bytes[..n], from);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// A socket for [`echo`] to a server like `10.0.0.1`.
+///
+/// # Errors
+/// No way there.
+pub fn client(server: &str) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.connect((server, ECHO)).with_context(|| server.to_owned())?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+/// Sends a datagram of `size` bytes, at least 8, and compares what comes back. Datagrams may get
+/// lost; they may not change.
+///
+/// # Errors
+/// It came back as another, or not at all in several tries.
+pub fn echo(socket: &UdpSocket, size: usize, seed: u64) -> Result<()> {
+    let mut sent = vec![0; size];
+    pattern::fill(&mut sent, seed, 0);
+    let mut bytes = vec![0; 65_536];
+    for _ in 0..TRIES {
+        match socket.send(&sent) {
+            Ok(n) => ensure!(n == size, "{n} of {size} bytes were sent"),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+            Err(error) => return Err(error).context("send a datagram"),
+        }
+        match socket.recv(&mut bytes) {
+            Ok(n) if bytes[..n] == sent => return Ok(()),
+            // Of a try before, that took its time.
+            Ok(n) if n != size && pattern::mismatch(&bytes[..n], seed, 0).is_some() => {}
+            Ok(n) => bail!("a datagram of {size} bytes came back as another of {n}"),
+            Err(_) => {}
+        }
+    }
+    bail!("no answer to a datagram of {size} bytes in {TRIES} tries")
+}
+
+/// Sends `bytes` made up by `seed` over a new connection; their sum.
+///
+/// # Errors
+/// The connection's.
+pub fn send(to: (&str, u16), bytes: u64, seed: u64) -> Result<String> {
+    let stream = TcpStream::connect(to).with_context(|| format!("connect to {to:?}"))?;
+    stream.set_write_timeout(Some(Duration::from_secs(30)))?;
+    pour(stream, bytes, seed)
+}
+
+/// Takes one connection and everything that comes over it: how many bytes, and their sum.
+///
+/// # Errors
+/// The connection's, or bytes that `seed` did not make up.
+pub fn receive(listener: &TcpListener, seed: u64) -> Result<(u64, String)> {
+    let (stream, _) = listener.accept()?;
+    drain(stream, seed)
+}
+
+/// Sends `bytes` made up by `seed`, and the connection's end; their sum.
+///
+/// # Errors
+/// The connection's.
+pub fn pour(mut stream: TcpStream, bytes: u64, seed: u64) -> Result<String> {
+    let mut piece = vec![0; PIECE];
+    let mut sum = Sum::NEW;
+    let mut sent = 0;
+    while sent < bytes {
+        let n = usize::try_from(bytes - sent)?.min(PIECE);
+        pattern::fill(&mut piece[..n], seed, sent);
+        stream.write_all(&piece[..n]).with_context(|| format!("send after {sent} bytes"))?;
+        sum.add(&piece[..n]);
+        sent += n as u64;
+    }
+    stream.shutdown(std::net::Shutdown::Write)?;
+    Ok(sum.text())
+}
+
+/// Takes everything that comes over a connection: how many bytes, and their sum.
+///
+/// # Errors
+/// The connection's, or bytes that `seed` did not make up.
+pub fn drain(mut stream: TcpStream, seed: u64) -> Result<(u64, String)> {
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let mut piece = vec![0; PIECE];
+    let mut sum = Sum::NEW;
+    let mut received = 0;
+    loop {
+        // Whole pieces, so that both ends sum the same words.
+        let mut n = 0;
+        while n < PIECE {
+            match stream.read(&mut piece[n..]) {
+                Ok(0) => break,
+                Ok(more) => n += more,
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("after {} bytes", received + n as u64));
+                }
+            }
+        }
+        if let Some(at) = pattern::mismatch(&piece[..n], seed, received) {
+            bail!("byte {} came as another", received + at as u64);
+        }
+        sum.add(&piece[..n]);
+        received += n as u64;
+        if n < PIECE {
+            return Ok((received, sum.text()));
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Bytes both ends can make up: every 8 bytes follow from a seed and where they stand.
+
+/// The word at a byte offset that is a multiple of 8 (splitmix64).
+fn word(seed: u64, offset: u64) -> u64 {
+    let mut z = (seed ^ (offset >> 3)).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(seed);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z ^ (z >> 27)
+}
+
+/// Fills `bytes` as they stand at `offset`, a multiple of 8.
+pub fn fill(bytes: &mut [u8], seed: u64, offset: u64) {
+    let mut at = offset;
+    for chunk in bytes.chunks_mut(8) {
+        chunk.copy_from_slice(&word(seed, at).to_le_bytes()[..chunk.len()]);
+        at += 8;
+    }
+}
+
+/// Where the first byte is that [`fill`] would have made another.
+pub fn mismatch(bytes: &[u8], seed: u64, offset: u64) -> Option<usize> {
+    let mut at = offset;
+    for (i, chunk) in bytes.chunks(8).enumerate() {
+        let expected = word(seed, at).to_le_bytes();
+        if let Some(j) = chunk.iter().zip(expected).position(|(a, b)| *a != b) {
+            return Some(i * 8 + j);
+        }
+        at += 8;
+    }
+    None
+}
+
+/// A sum over bytes in order, 8 at a time: not for secrets, fast under emulation.
+#[derive(Clone, Copy)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// Of nothing.
+    pub const NEW: Self = Self(0xcbf2_9ce4_8422_2325);
+
+    /// Adds bytes; all calls but the last take a multiple of 8.
+    pub fn add(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            let mixed = (self.0 ^ u64::from_le_bytes(word)).wrapping_mul(0x0100_0000_01b3);
+            self.0 = mixed ^ (mixed >> 29) ^ chunk.len() as u64;
+        }
+    }
+
+    /// As 16 digits.
+    pub fn text(self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
+
+/// Numbers without a pattern, the same every time (xorshift64).
+pub struct Random(u64);
+
+impl Random {
+    /// By a seed.
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// Below a bound, which is not 0.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % bound
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_byte_is_found() {
+        let mut bytes = vec![0; 1003];
+        fill(&mut bytes, 7, 512);
+        assert_eq!(mismatch(&bytes, 7, 512), None);
+        assert_eq!(mismatch(&bytes[8..], 7, 520), None);
+        bytes[1001] ^= 1;
+        assert_eq!(mismatch(&bytes, 7, 512), Some(1001));
+        assert!(mismatch(&bytes, 8, 512).is_some());
+    }
+
+    #[test]
+    fn a_sum_depends_on_every_byte_and_their_order() {
+        let sum = |bytes: &[u8]| {
+            let mut sum = Sum::NEW;
+            sum.add(bytes);
+            sum.text()
+        };
+        assert_ne!(sum(b"12345678abcdefgh"), sum(b"abcdefgh12345678"));
+        assert_ne!(sum(b"1234567"), sum(b"12345670"));
+        assert_ne!(sum(b""), sum(b"\0"));
+    }
+}

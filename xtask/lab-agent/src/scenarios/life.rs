@@ -1,0 +1,159 @@
+//! Guests that end, in every way, while their devices work; many at once.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use super::{BOTH, Guests, NICS, PV, Scenario};
+use crate::dom0::disk::{Disk, Medium};
+use crate::dom0::guest::{Guest, Kind, Spec};
+use crate::dom0::lab::{LONG, Lab, NIC, SHORT, address};
+use crate::sys;
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "life-power-off",
+        proves: "a guest that powers off leaves no node, grant, port, interface or thread",
+        backends: NICS,
+        kinds: BOTH,
+        guests: Guests::Own,
+        run: power_off,
+    },
+    Scenario {
+        name: "life-crash",
+        proves: "a guest that crashes while it writes and sends leaves nothing either",
+        backends: NICS,
+        kinds: BOTH,
+        guests: Guests::Own,
+        run: crash,
+    },
+    Scenario {
+        name: "life-destroy",
+        proves: "nor does one that is destroyed in the middle of I/O",
+        backends: NICS,
+        kinds: BOTH,
+        guests: Guests::Own,
+        run: destroy,
+    },
+    Scenario {
+        name: "life-reboot",
+        proves: "a guest that reboots, by itself and by xl, finds its disk as it left it",
+        backends: NICS,
+        kinds: BOTH,
+        guests: Guests::Own,
+        run: reboot,
+    },
+    Scenario {
+        name: "life-five",
+        proves: "five guests at once, one of them PVH, write, read and send without a wrong byte",
+        backends: NICS,
+        kinds: PV,
+        guests: Guests::Own,
+        run: five,
+    },
+];
+
+/// A guest with a disk and a NIC.
+pub(super) fn ready(lab: &Lab, kind: Kind) -> Result<(Guest, Disk)> {
+    let (disk, line) = lab.disk("xvda", 16, Medium::Device)?;
+    let mut spec = Spec::new(kind, lab.backend);
+    spec.disks = vec![line];
+    spec.nics = vec![NIC.to_owned()];
+    let mut guest = Guest::start(&spec)?;
+    let address = format!("{}/24", address(&guest, 0));
+    guest.ask("disk-wait", json!("xvda"), SHORT)?;
+    guest.ask("nic-up", json!({ "name": "eth0", "address": address }), SHORT)?;
+    Ok((guest, disk))
+}
+
+/// What a guest does until it ends.
+fn load() -> Value {
+    json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"] })
+}
+
+fn power_off(lab: &mut Lab) -> Result<()> {
+    let before = lab.settled()?;
+    let (mut guest, disk) = ready(lab, lab.kind)?;
+    guest.ask("load-start", load(), SHORT)?;
+    guest.ask("load-stop", Value::Null, SHORT)?;
+    lab.watched(guest, |guest| guest.power_off())?;
+    lab.nothing_left(&before)?;
+    drop(disk);
+    Ok(())
+}
+
+fn crash(lab: &mut Lab) -> Result<()> {
+    let before = lab.settled()?;
+    let (mut guest, disk) = ready(lab, lab.kind)?;
+    guest.ask("load-start", load(), SHORT)?;
+    lab.watched(guest, |guest| {
+        guest.tell("crash")?;
+        guest.wait_gone(SHORT)
+    })?;
+    lab.nothing_left(&before)?;
+    drop(disk);
+    Ok(())
+}
+
+fn destroy(lab: &mut Lab) -> Result<()> {
+    let before = lab.settled()?;
+    let (mut guest, disk) = ready(lab, lab.kind)?;
+    guest.ask("load-start", load(), SHORT)?;
+    lab.watched(guest, |guest| {
+        guest.destroy()?;
+        guest.wait_gone(SHORT)
+    })?;
+    lab.nothing_left(&before)?;
+    drop(disk);
+    Ok(())
+}
+
+fn reboot(lab: &mut Lab) -> Result<()> {
+    let before = lab.settled()?;
+    let (mut guest, disk) = ready(lab, lab.kind)?;
+    let pattern = |write: bool| json!({ "name": "xvda", "seed": 41, "mib": 4, "write": write });
+    guest.ask("disk-verify", pattern(true), LONG)?;
+    for by_itself in [true, false] {
+        if by_itself {
+            guest.tell("reboot")?;
+        } else {
+            sys::succeed(&["xl", "reboot", &guest.name], SHORT)?;
+        }
+        guest.reopen()?;
+        guest.ask("disk-wait", json!("xvda"), SHORT)?;
+        guest.ask("disk-verify", pattern(false), LONG)?;
+        let address = format!("{}/24", address(&guest, 0));
+        guest.ask("nic-up", json!({ "name": "eth0", "address": address }), SHORT)?;
+        let echo = json!({ "server": "10.0.0.1", "sizes": [64, 1472], "rounds": 3 });
+        guest.ask("nic-echo", echo, SHORT)?;
+    }
+    lab.watched(guest, |guest| guest.power_off())?;
+    lab.nothing_left(&before)?;
+    drop(disk);
+    Ok(())
+}
+
+fn five(lab: &mut Lab) -> Result<()> {
+    let before = lab.settled()?;
+    let mut guests = Vec::new();
+    for kind in [Kind::Pv, Kind::Pv, Kind::Pvh, Kind::Pv, Kind::Pv] {
+        guests.push(ready(lab, kind)?);
+    }
+    // Not before all are up: under emulation they share one processor.
+    for (guest, _) in &mut guests {
+        guest.ask("load-start", load(), SHORT)?;
+    }
+    std::thread::sleep(Duration::from_secs(5));
+    for (guest, _) in &mut guests {
+        let rounds = guest.ask("load-stop", Value::Null, LONG)?;
+        let rounds: Vec<u64> = serde_json::from_value(rounds)?;
+        ensure!(rounds.iter().all(|n| *n > 1), "{} made {rounds:?} rounds", guest.name);
+    }
+    let mut disks = Vec::new();
+    for (guest, disk) in guests {
+        lab.watched(guest, |guest| guest.power_off())?;
+        disks.push(disk);
+    }
+    lab.nothing_left(&before)
+}

@@ -1,0 +1,115 @@
+//! NICs: every size, both ways, with and without offloads.
+
+use std::net::TcpListener;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::json;
+
+use super::{BOTH, Guests, NICS, Scenario};
+use crate::dom0::guest::Guest;
+use crate::dom0::lab::{LONG, Lab, SHORT, address};
+use crate::{net, sys};
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "nic-sizes",
+        proves: "datagrams and pings of 8 B to 64 KiB cross two NICs both ways, every byte compared",
+        backends: NICS,
+        kinds: BOTH,
+        guests: Guests::Shared,
+        run: sizes,
+    },
+    Scenario {
+        name: "nic-bulk",
+        proves: "TCP both ways by iperf3, and 16 MiB both ways that both ends sum alike",
+        backends: NICS,
+        kinds: BOTH,
+        guests: Guests::Shared,
+        run: bulk,
+    },
+    Scenario {
+        name: "nic-offloads",
+        proves: "checksum, SG, TSO, GSO and GRO switched off and on in the guest change no byte",
+        backends: NICS,
+        kinds: BOTH,
+        guests: Guests::Shared,
+        run: offloads,
+    },
+];
+
+/// Around every boundary: shortest frame, page, MTU, fragments, the longest datagram.
+const SIZES: &[usize] = &[
+    8, 17, 18, 19, 60, 64, 128, 256, 512, 1000, 1471, 1472, 1473, 2048, 4054, 4096, 8192, 9000,
+    16_384, 32_768, 65_000, 65_507,
+];
+
+fn sizes(lab: &mut Lab) -> Result<()> {
+    let guest = &mut lab.shared()?.guest;
+    for nic in 0..2 {
+        let server = format!("10.0.{nic}.1");
+        guest.ask("nic-echo", json!({ "server": server, "sizes": SIZES, "rounds": 3 }), LONG)?;
+        let socket = net::client(&address(guest, nic))?;
+        for size in SIZES {
+            net::echo(&socket, *size, 1_000 + *size as u64)?;
+        }
+    }
+    for size in [0, 56, 1472, 1473, 9000, 65_507] {
+        let ping = format!("ping -n -q -c 3 -i 0.2 -W 5 -p a55a -s {size} 10.0.0.1");
+        let said = guest.program(&ping)?;
+        ensure!(said.contains(" 0% packet loss"), "ping of {size} bytes: {said}");
+    }
+    Ok(())
+}
+
+fn bulk(lab: &mut Lab) -> Result<()> {
+    let guest = &mut lab.shared()?.guest;
+    transfer(guest, 16 << 20)?;
+    for more in ["", " -R"] {
+        let server = thread::spawn(|| sys::succeed(&["iperf3", "-s", "-1", "-p", "5201"], LONG));
+        // It says nothing when it listens.
+        thread::sleep(Duration::from_millis(1500));
+        guest.program(&format!("iperf3 -c 10.0.0.1 -p 5201 -t 3{more}"))?;
+        let said = server.join().map_err(|_| anyhow!("the server's thread panicked"))??;
+        ensure!(said.contains("receiver") || said.contains("sender"), "iperf3 says: {said}");
+    }
+    Ok(())
+}
+
+/// So many bytes each way, summed at both ends.
+fn transfer(guest: &mut Guest, bytes: u64) -> Result<()> {
+    let listener = TcpListener::bind("10.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    let there = listener.try_clone()?;
+    let receiver = thread::spawn(move || net::receive(&there, 21));
+    let order = json!({ "server": "10.0.0.1", "port": port, "bytes": bytes, "seed": 21 });
+    let sent = guest.ask("tcp-send", order, LONG)?;
+    let (received, sum) = receiver.join().map_err(|_| anyhow!("the receiver panicked"))??;
+    ensure!(received == bytes && sent == sum, "{received} of {bytes} bytes, {sum} for {sent}");
+    let sender = thread::spawn(move || -> Result<String> {
+        let (stream, _) = listener.accept().context("accept")?;
+        net::pour(stream, bytes, 22)
+    });
+    let order = json!({ "server": "10.0.0.1", "port": port, "seed": 22 });
+    let received = guest.ask("tcp-receive", order, LONG)?;
+    let sent = sender.join().map_err(|_| anyhow!("the sender panicked"))??;
+    let expected = json!({ "bytes": bytes, "sum": sent });
+    ensure!(received == expected, "the guest received {received} instead of {expected}");
+    Ok(())
+}
+
+fn offloads(lab: &mut Lab) -> Result<()> {
+    let guest = &mut lab.shared()?.guest;
+    let some: Vec<_> = SIZES.iter().step_by(4).collect();
+    // Each set is off on top of those before it, then all are on again.
+    let steps = ["tso off", "gso off", "gro off", "sg off", "tx off"];
+    let back = ["tx on", "sg on", "gro on", "gso on", "tso on"];
+    for step in steps.iter().chain(&back) {
+        guest.program(&format!("ethtool -K eth0 {step}"))?;
+        let echo = json!({ "server": "10.0.0.1", "sizes": some, "rounds": 1 });
+        guest.ask("nic-echo", echo, SHORT)?;
+        transfer(guest, 1 << 20).with_context(|| format!("after `ethtool -K eth0 {step}`"))?;
+    }
+    Ok(())
+}

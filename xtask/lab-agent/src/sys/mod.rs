@@ -1,0 +1,8 @@
+//! What the standard library lacks.
+
+pub mod modules;
+pub mod mount;
+pub mod run;
+pub mod uptime;
+
+pub use run::{Ran, run, succeed};

@@ -1,0 +1,59 @@
+//! Kernel modules, by the list the image came with (`NAME PATH NEEDS…` a line).
+
+use std::fs::{self, File};
+
+use anyhow::{Context, Result};
+use rustix::io::Errno;
+
+const LIST: &str = "/lab/modules";
+
+/// Loads a module after what it needs; those that are there already are well.
+///
+/// # Errors
+/// It is not in the image, or the kernel refuses it.
+pub fn load(name: &str) -> Result<()> {
+    load_with(name, "")
+}
+
+/// [`load`] with parameters.
+pub fn load_with(name: &str, parameters: &str) -> Result<()> {
+    let list = fs::read_to_string(LIST).context(LIST)?;
+    insert(&list, &name.replace('-', "_"), parameters)
+}
+
+fn insert(list: &str, name: &str, parameters: &str) -> Result<()> {
+    if fs::exists(format!("/sys/module/{name}"))? {
+        return Ok(());
+    }
+    let line = list.lines().find(|line| line.split(' ').next() == Some(name));
+    let mut words = line.with_context(|| format!("no module {name} in this image"))?.split(' ');
+    let path = words.nth(1).context("a module's path")?;
+    for need in words.filter(|word| !word.is_empty()) {
+        insert(list, need, "")?;
+    }
+    let file = File::open(path).context(path.to_owned())?;
+    let parameters = std::ffi::CString::new(parameters)?;
+    match rustix::system::finit_module(&file, &parameters, 0) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("load {name}")),
+    }
+}
+
+/// Unloads a module; one that is not there is well.
+///
+/// # Errors
+/// It is in use, after a while of trying.
+pub fn unload(name: &str) -> Result<()> {
+    const O_NONBLOCK: i32 = 0o4000;
+    let plain = std::ffi::CString::new(name.replace('-', "_"))?;
+    for _ in 0..50 {
+        match rustix::system::delete_module(&plain, O_NONBLOCK) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::AGAIN | Errno::BUSY) => {
+                std::thread::sleep(std::time::Duration::from_millis(200));
+            }
+            Err(error) => return Err(error).with_context(|| format!("unload {name}")),
+        }
+    }
+    anyhow::bail!("unload {name}: still in use after ten seconds")
+}

@@ -1,0 +1,126 @@
+//! What was fetched: Debian's packages unpacked, Xen and the guests' kernel ready to boot.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+
+use super::debs::Selection;
+use super::{kernel, libs};
+
+/// Counted up whenever what is made of the packages changes.
+const FORMAT: u32 = 1;
+
+/// A folder that is complete: nothing half-fetched ever gets this name.
+pub struct Cache {
+    dir: PathBuf,
+    /// The kernel's version, as `uname -r` prints it.
+    pub kernel: String,
+}
+
+impl Cache {
+    /// The packages of today, from the folder if they were fetched before.
+    ///
+    /// # Errors
+    /// apt does not know or bring them, or the disk is full.
+    pub fn fill() -> Result<Self> {
+        let base = base()?;
+        fs::create_dir_all(&base).with_context(|| format!("make {}", base.display()))?;
+        let selection = Selection::look_up()?;
+        let dir = base.join(key(&selection.manifest));
+        let cache = Self { dir, kernel: selection.kernel.clone() };
+        if cache.dir.is_dir() {
+            return Ok(cache);
+        }
+        println!("    fetching Xen, Linux {} and tools to {}", cache.kernel, cache.dir.display());
+        // A name of its own, moved when all is there: two may fetch at once, one may die at it.
+        let work = tempfile::Builder::new().prefix("fetching-").tempdir_in(&base)?;
+        let made = Self { dir: work.path().to_path_buf(), kernel: cache.kernel.clone() };
+        let debs = work.path().join("debs");
+        fs::create_dir(&debs)?;
+        fs::create_dir(made.root())?;
+        selection.unpack(&debs, &made.root())?;
+        fs::remove_dir_all(&debs)?;
+        made.unpack_xen()?;
+        made.unpack_kernel()?;
+        fs::write(made.dir.join("packages"), &selection.manifest)?;
+        let from = work.keep();
+        if let Err(error) = fs::rename(&from, &cache.dir) {
+            fs::remove_dir_all(&from)?;
+            ensure!(cache.dir.is_dir(), "{}: {error}", cache.dir.display());
+        }
+        Ok(cache)
+    }
+
+    /// The packages' files.
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    /// Xen, as QEMU's multiboot loader wants it.
+    pub fn xen(&self) -> PathBuf {
+        self.dir.join("xen")
+    }
+
+    /// The kernel of dom0 and the guests, a plain ELF image.
+    pub fn vmlinux(&self) -> PathBuf {
+        self.dir.join("vmlinux")
+    }
+
+    fn unpack_xen(&self) -> Result<()> {
+        let packed = self.root().join("boot/xen-4.17-amd64.gz");
+        self.unpack_with("bin/gzip", &packed, &self.xen())
+    }
+
+    /// Done once and here: a domain's builder would take 12 s for it, for every domain.
+    fn unpack_kernel(&self) -> Result<()> {
+        let image = fs::read(self.root().join(format!("boot/vmlinuz-{}", self.kernel)))?;
+        let payload = kernel::payload(&image)?;
+        if !payload.starts_with(b"\xfd7zXZ\0") {
+            bail!("this kernel is compressed by something else than xz");
+        }
+        let packed = self.dir.join("vmlinux.xz");
+        // Behind the stream stand four bytes with its unpacked size, which are none of xz's.
+        fs::write(&packed, &payload[..payload.len() - 4])?;
+        self.unpack_with("usr/bin/xz", &packed, &self.vmlinux())?;
+        fs::remove_file(packed)?;
+        ensure!(fs::read(self.vmlinux())?.starts_with(b"\x7fELF"), "the kernel is no ELF file");
+        Ok(())
+    }
+
+    /// One of the fetched programs, from a file to a file.
+    fn unpack_with(&self, program: &str, from: &Path, to: &Path) -> Result<()> {
+        let mut unpack = libs::program(&self.root(), program);
+        unpack.arg("-dc").stdin(File::open(from)?).stdout(File::create(to)?);
+        let ran = unpack.stderr(Stdio::piped()).output().context(program.to_owned())?;
+        ensure!(ran.status.success(), "{program}: {}", String::from_utf8_lossy(&ran.stderr));
+        Ok(())
+    }
+}
+
+fn key(manifest: &str) -> String {
+    let sum = Sha256::digest(format!("{FORMAT}\n{manifest}"));
+    sum.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `$PVIO_LAB_CACHE`, else `$XDG_CACHE_HOME/pvio-lab`, else `~/.cache/pvio-lab`.
+fn base() -> Result<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|it| !it.is_empty()).map(PathBuf::from);
+    let cache = || set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+    let base = set("PVIO_LAB_CACHE").or_else(|| cache().map(|it| it.join("pvio-lab")));
+    let base = base.context("neither PVIO_LAB_CACHE, XDG_CACHE_HOME nor HOME is set")?;
+    Ok(std::path::absolute(base)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_manifest_is_another_folder() {
+        assert_ne!(key("a_1.deb"), key("a_2.deb"));
+        assert_eq!(key("a_1.deb"), key("a_1.deb"));
+    }
+}

@@ -1,0 +1,252 @@
+//! What is in memory when dom0 and the guests start: the agent as `/init`, Debian's programs with
+//! their libraries, kernel modules.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::cache::Cache;
+use super::cpio::Archive;
+use super::kernel::Modules;
+use super::libs;
+
+/// Debian's programs in dom0, as they lie in their packages.
+const DOM0_PROGRAMS: &[&str] = &[
+    "usr/lib/xen-4.17/bin/xl",
+    "usr/lib/xen-4.17/bin/xenstored",
+    "usr/lib/xen-4.17/bin/xenconsoled",
+    "usr/lib/xen-4.17/bin/xenconsole",
+    "usr/lib/xen-4.17/bin/xen-init-dom0",
+    "usr/lib/xen-4.17/bin/lsevtchn",
+    "usr/bin/xenstore",
+    "usr/libexec/xen-qemu-system-i386",
+    "sbin/losetup",
+];
+
+/// Debian's programs in dom0 and in guests.
+const PROGRAMS: &[&str] =
+    &["bin/ip", "bin/ping", "sbin/mke2fs", "sbin/e2fsck", "sbin/ethtool", "usr/bin/iperf3"];
+
+/// Debian's programs in guests alone.
+const GUEST_PROGRAMS: &[&str] = &["usr/bin/fio"];
+
+/// Files dom0's programs read.
+const DOM0_FILES: &[&str] = &["usr/lib/xen-4.17/boot/hvmloader", "etc/mke2fs.conf"];
+
+/// Names `usr/bin/xenstore` goes by.
+const XENSTORE: &[&str] = &["ls", "read", "write", "list", "rm", "exists", "watch", "chmod"];
+
+const DOM0_MODULES: &[&str] = &[
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+    "xen-privcmd",
+    "xenfs",
+    "xen-blkback",
+    "xen-netback",
+    "loop",
+    "tun",
+    "bridge",
+    "ext4",
+    "virtio_pci",
+    "9p",
+    "9pnet_virtio",
+];
+
+/// A guest that is a driver domain serves devices of its own.
+const GUEST_MODULES: &[&str] = &[
+    "xen-blkfront",
+    "xen-netfront",
+    "ext4",
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+    "xen-privcmd",
+    "xenfs",
+    "xen-blkback",
+    "xen-netback",
+    "loop",
+    "tun",
+    "bridge",
+];
+
+/// What is put in besides the packages.
+pub struct Programs {
+    /// The lab's `/init`, without libraries.
+    pub agent: PathBuf,
+    /// The backend under test.
+    pub pvio: Option<PathBuf>,
+}
+
+/// Writes dom0's image, which holds the guests' ones.
+pub fn write(cache: &Cache, programs: &Programs, to: &Path) -> Result<()> {
+    let guest = guest(cache, programs)?;
+    let tools = tools(cache, programs)?;
+    let out = BufWriter::new(File::create(to)?);
+    let mut image = Image::new(cache, out)?;
+    image.archive.copy("init", &programs.agent)?;
+    image.programs(DOM0_PROGRAMS)?;
+    image.programs(PROGRAMS)?;
+    for file in DOM0_FILES {
+        image.archive.copy(&merged(file), &cache.root().join(file))?;
+    }
+    image.tree("usr/share/qemu/keymaps")?;
+    for name in XENSTORE {
+        image.archive.link(&format!("usr/bin/xenstore-{name}"), "xenstore")?;
+    }
+    for name in ["block", "vif-bridge"] {
+        image.archive.link(&format!("etc/xen/scripts/{name}"), "/init")?;
+    }
+    image.archive.link("etc/xen/scripts/block-pvio", "/usr/bin/pvio")?;
+    image.archive.file("etc/xen/xl.conf", b"")?;
+    image.archive.copy("usr/bin/busybox", &cache.root().join("bin/busybox"))?;
+    image.archive.link("usr/bin/sh", "busybox")?;
+    image.pvio(programs)?;
+    image.modules(DOM0_MODULES)?;
+    image.archive.copy("lab/vmlinux", &cache.vmlinux())?;
+    image.archive.file("lab/guest.cpio", &guest)?;
+    let with_tools = [guest.as_slice(), &tools].concat();
+    image.archive.file("lab/guest-tools.cpio", &with_tools)?;
+    image.archive.finish()?.into_inner().context("write dom0's image")?;
+    Ok(())
+}
+
+/// A guest with the agent alone.
+fn guest(cache: &Cache, programs: &Programs) -> Result<Vec<u8>> {
+    let mut image = Image::new(cache, Vec::new())?;
+    image.archive.copy("init", &programs.agent)?;
+    image.programs(&["bin/ip"])?;
+    image.modules(GUEST_MODULES)?;
+    Ok(image.archive.finish()?)
+}
+
+/// What is added to it for scenarios that run programs.
+fn tools(cache: &Cache, programs: &Programs) -> Result<Vec<u8>> {
+    let mut image = Image::new(cache, Vec::new())?;
+    image.programs(PROGRAMS)?;
+    image.programs(GUEST_PROGRAMS)?;
+    image.archive.copy("etc/mke2fs.conf", &cache.root().join("etc/mke2fs.conf"))?;
+    image.pvio(programs)?;
+    Ok(image.archive.finish()?)
+}
+
+struct Image<'a, W: Write> {
+    cache: &'a Cache,
+    archive: Archive<W>,
+    copied: BTreeSet<String>,
+}
+
+impl<'a, W: Write> Image<'a, W> {
+    /// Folders to mount on, and those whose files Debian is merging into `usr`.
+    fn new(cache: &'a Cache, out: W) -> Result<Self> {
+        let mut archive = Archive::new(out);
+        for name in ["bin", "sbin", "lib", "lib64"] {
+            archive.folder(&format!("usr/{name}"))?;
+            archive.link(name, &format!("usr/{name}"))?;
+        }
+        for name in ["proc", "sys", "dev", "run", "tmp", "mnt", "share", "var/log/xen"] {
+            archive.folder(name)?;
+        }
+        for name in ["var/lib/xen", "var/lib/xenstored"] {
+            archive.folder(name)?;
+        }
+        archive.link("var/run", "/run")?;
+        Ok(Self { cache, archive, copied: BTreeSet::new() })
+    }
+
+    fn programs(&mut self, programs: &[&str]) -> Result<()> {
+        let root = self.cache.root();
+        for program in programs {
+            self.once(&merged(program), &root.join(program))?;
+            self.libraries(&root.join(program))?;
+        }
+        Ok(())
+    }
+
+    fn pvio(&mut self, programs: &Programs) -> Result<()> {
+        let Some(pvio) = &programs.pvio else { return Ok(()) };
+        self.archive.copy("usr/bin/pvio", pvio)?;
+        self.archive.link("usr/bin/pvio-dm", "pvio")?;
+        self.libraries(pvio)
+    }
+
+    fn libraries(&mut self, program: &Path) -> Result<()> {
+        let root = self.cache.root();
+        for library in libs::needed(&root, program)? {
+            let path = library.strip_prefix(&root)?.to_str().context("a path in UTF-8")?;
+            self.once(&merged(path), &library)?;
+        }
+        // `pthread_cancel` loads it by name.
+        if !self.copied.contains("usr/lib/x86_64-linux-gnu/libgcc_s.so.1") {
+            let path = "lib/x86_64-linux-gnu/libgcc_s.so.1";
+            self.once(&merged(path), &root.join(path))?;
+        }
+        self.loader()
+    }
+
+    /// Programs name their loader by this path.
+    fn loader(&mut self) -> Result<()> {
+        let path = "usr/lib64/ld-linux-x86-64.so.2".to_owned();
+        if self.copied.insert(path.clone()) {
+            self.archive.link(&path, "/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")?;
+        }
+        Ok(())
+    }
+
+    /// Every file below a folder of the packages'.
+    fn tree(&mut self, folder: &str) -> Result<()> {
+        for entry in fs::read_dir(self.cache.root().join(folder)).context(folder.to_owned())? {
+            let entry = entry?;
+            let path = format!("{folder}/{}", entry.file_name().to_string_lossy());
+            if entry.path().is_dir() {
+                self.tree(&path)?;
+            } else {
+                self.archive.copy(&path, &entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Modules, and the list of them the agent loads by: `NAME PATH NEEDS…` a line.
+    fn modules(&mut self, names: &[&str]) -> Result<()> {
+        let root = self.cache.root();
+        let modules = Modules::find(&root, &self.cache.kernel)?;
+        let mut list = String::new();
+        for (name, path, needs) in modules.closure(names)? {
+            self.archive.copy(&merged(&path), &root.join(&path))?;
+            list += &format!("{name} /{} {}\n", merged(&path), needs.join(" "));
+        }
+        Ok(self.archive.file("lab/modules", list.as_bytes())?)
+    }
+
+    fn once(&mut self, path: &str, from: &Path) -> Result<()> {
+        if self.copied.insert(path.to_owned()) {
+            self.archive.copy(path, from)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where a package's file lies once `/bin` and the like are links into `/usr`.
+fn merged(path: &str) -> String {
+    let first = path.split('/').next().unwrap_or_default();
+    if matches!(first, "bin" | "sbin" | "lib" | "lib64") {
+        return format!("usr/{path}");
+    }
+    path.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_beside_usr_are_merged_into_it() {
+        assert_eq!(merged("lib/x/libc.so.6"), "usr/lib/x/libc.so.6");
+        assert_eq!(merged("usr/bin/fio"), "usr/bin/fio");
+        assert_eq!(merged("etc/mke2fs.conf"), "etc/mke2fs.conf");
+    }
+}

@@ -1,0 +1,311 @@
+//! Scenarios one after another, boot after boot.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::agent::{self, Case};
+use super::boot::{Boot, Machine};
+use super::cache::Cache;
+use super::{needs, report, write_image};
+use crate::exec;
+use crate::test::{Counts, Report};
+
+/// No scenario takes half of it.
+const SCENARIO: Duration = Duration::from_secs(180);
+/// dom0 is up in a quarter of it.
+const UP: Duration = Duration::from_secs(90);
+/// Counting instructions takes several times as long.
+const SLOWER: u32 = 5;
+
+/// How to run.
+pub struct Options {
+    /// Where the rows go.
+    pub json: Option<PathBuf>,
+    /// The command to test, if it is not to be built.
+    pub pvio: Option<PathBuf>,
+    /// Keep logs.
+    pub keep: bool,
+    /// Measure: run the scenarios that are benches, by instructions.
+    pub bench: bool,
+}
+
+/// What came of a scenario.
+#[derive(Clone, Serialize)]
+pub struct Row {
+    /// `NAME:BACKEND:KIND`
+    pub scenario: String,
+    /// `passed`, `failed` or `skipped`.
+    pub result: String,
+    /// Of wall time, of the run that counts.
+    pub seconds: f64,
+    /// How often the emulator got in the way first.
+    pub retries: u32,
+    /// Why it did not pass, or why it was run again.
+    pub reason: String,
+    /// What was measured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rows: Vec<Value>,
+}
+
+impl Row {
+    /// Not failed.
+    pub fn good(&self) -> bool {
+        self.result != "failed"
+    }
+}
+
+/// What dom0 says in the shared folder.
+#[derive(Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum Event {
+    Ready { uptime: f64 },
+    Start { scenario: String },
+    End { scenario: String, result: String, reason: String, logs: Value, rows: Vec<Value> },
+    Done { uptime: f64 },
+}
+
+/// Runs the scenarios that these words choose; `Err` says why the lab cannot be had here.
+///
+/// # Errors
+/// Something does not build, the words choose nothing, or we were interrupted.
+pub fn scenarios(words: &[String], options: &Options) -> Result<Result<Vec<Row>, String>> {
+    let cases = choose(words, agent::cases()?, options.bench)?;
+    if let Some(why) = needs::ensure(true)? {
+        return Ok(Err(why));
+    }
+    let rows = run(&cases, options)?;
+    println!("\n{}", report::table(&rows));
+    if let Some(file) = &options.json {
+        let text = serde_json::to_string_pretty(&rows)?;
+        fs::write(file, text + "\n").with_context(|| file.display().to_string())?;
+    }
+    Ok(Ok(rows))
+}
+
+/// Runs all scenarios, each being a check.
+///
+/// # Errors
+/// Something does not build, or we were interrupted.
+pub fn check(install: bool, options: &Options) -> Result<Report> {
+    if let Some(why) = needs::ensure(install)? {
+        return Ok(Report::skipped(why));
+    }
+    let rows = run(&choose(&[], agent::cases()?, false)?, options)?;
+    let mut all = Report::default();
+    for row in rows {
+        let line = format!("{}: {}", row.scenario, row.reason);
+        all = all.and(match row.result.as_str() {
+            "passed" => Report { counts: Counts::PASSED, ..Report::default() },
+            "skipped" => Report::skipped(line),
+            _ => Report::failed(line + "\n"),
+        });
+    }
+    Ok(all)
+}
+
+/// The cases that any of the words names.
+fn choose(words: &[String], cases: Vec<Case>, bench: bool) -> Result<Vec<Case>> {
+    let cases: Vec<_> =
+        cases.into_iter().filter(|case| case.name.starts_with("bench-") == bench).collect();
+    if words.is_empty() || words == ["all"] {
+        return Ok(cases);
+    }
+    for word in words {
+        ensure!(cases.iter().any(|case| names(word, &case.id)), "no scenario is called {word}");
+    }
+    Ok(cases.into_iter().filter(|case| words.iter().any(|word| names(word, &case.id))).collect())
+}
+
+/// Whether each part of `word` that is not empty is that of `id`; a part may end in `*`.
+fn names(word: &str, id: &str) -> bool {
+    let mut parts = id.split(':');
+    word.split(':').all(|wanted| {
+        let Some(part) = parts.next() else { return false };
+        match wanted.strip_suffix('*') {
+            Some(start) => part.starts_with(start),
+            None => wanted.is_empty() || wanted == part,
+        }
+    })
+}
+
+fn run(cases: &[Case], options: &Options) -> Result<Vec<Row>> {
+    let cache = Cache::fill()?;
+    let dir = tempfile::Builder::new().prefix("pvio-lab-").tempdir()?;
+    let image = write_image(&cache, options.pvio.clone(), dir.path())?;
+    let mut session = Session {
+        cache: &cache,
+        image: &image,
+        dir: dir.path(),
+        icount: options.bench,
+        boots: 0,
+        rows: Vec::new(),
+        left: cases.iter().map(|case| (case.id.clone(), 0, String::new())).collect(),
+    };
+    let outcome = session.all();
+    let rows = session.rows;
+    if options.keep {
+        println!("    consoles and logs are in {}", dir.keep().display());
+    }
+    outcome.map(|()| rows)
+}
+
+struct Session<'a> {
+    cache: &'a Cache,
+    image: &'a Path,
+    dir: &'a Path,
+    icount: bool,
+    boots: u32,
+    rows: Vec<Row>,
+    /// Scenarios to run, how often each was retried and why.
+    left: Vec<(String, u32, String)>,
+}
+
+impl Session<'_> {
+    /// Boots until nothing is left to run.
+    fn all(&mut self) -> Result<()> {
+        let mut barren = 0;
+        while !self.left.is_empty() {
+            let before = self.left.len() + self.left.iter().map(|it| it.1 as usize).sum::<usize>();
+            self.boot()?;
+            let after = self.left.len() + self.left.iter().map(|it| it.1 as usize).sum::<usize>();
+            // A boot that neither finished nor began anything may be a flake, once.
+            barren = if before == after { barren + 1 } else { 0 };
+            ensure!(barren < 2, "Xen did not boot twice in a row");
+        }
+        Ok(())
+    }
+
+    /// Boots once and runs as much as will.
+    fn boot(&mut self) -> Result<()> {
+        self.boots += 1;
+        let share = self.dir.join(format!("share{}", self.boots));
+        fs::create_dir(&share)?;
+        let plan: Vec<_> = self.left.iter().map(|(id, ..)| id).collect();
+        fs::write(share.join("plan"), serde_json::to_string(&plan)?)?;
+        let Self { cache, image, icount, .. } = *self;
+        let machine = Machine { cache, image, share: &share, words: "", icount };
+        let log = format!("console{}.log", self.boots);
+        let boot = machine.start(self.dir, &log)?;
+        let outcome = self.follow(&boot, &share);
+        if let Err(error) = &outcome {
+            println!("    boot {}: {error:#}; its last words:\n{}", self.boots, boot.tail(30));
+        }
+        exec::go_on()
+    }
+
+    /// Takes what dom0 says until it is done.
+    fn follow(&mut self, boot: &Boot, share: &Path) -> Result<()> {
+        let mut events = Events { path: share.join("events"), read: 0 };
+        let mut running: Option<(String, Instant)> = None;
+        let mut since = Instant::now();
+        let slower = if self.icount { SLOWER } else { 1 };
+        loop {
+            exec::go_on()?;
+            // Asked first, so that the last events are not missed.
+            let ended = boot.ended()?;
+            for event in events.new()? {
+                since = Instant::now();
+                match event {
+                    Event::Ready { uptime } => {
+                        println!("    boot {}: dom0 is up, {uptime:.1} s of its time", self.boots);
+                    }
+                    Event::Start { scenario } => running = Some((scenario, since)),
+                    Event::End { scenario, result, reason, logs, rows } => {
+                        let start = running.take().map_or(since, |(_, start)| start);
+                        let seconds = start.elapsed().as_secs_f64();
+                        let row = Row { scenario, result, seconds, retries: 0, reason, rows };
+                        self.ended(row, &logs)?;
+                    }
+                    Event::Done { uptime } => {
+                        println!("    boot {}: done, {uptime:.1} s of its time", self.boots);
+                        return Ok(());
+                    }
+                }
+            }
+            let limit = if running.is_some() { SCENARIO } else { UP } * slower;
+            let trouble = if ended {
+                "the machine ended"
+            } else if since.elapsed() > limit {
+                "nothing for too long"
+            } else {
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            };
+            if let Some((scenario, start)) = running {
+                let seconds = start.elapsed().as_secs_f64();
+                let reason = format!("{trouble}; dom0's last words:\n{}", boot.tail(30));
+                let result = if ended { "flake" } else { "failed" }.to_owned();
+                let rows = Vec::new();
+                let row = Row { scenario, result, seconds, retries: 0, reason, rows };
+                self.ended(row, &Value::Null)?;
+            }
+            bail!("{trouble}");
+        }
+    }
+
+    /// Enters what came of a scenario, or has it run once more.
+    fn ended(&mut self, mut row: Row, logs: &Value) -> Result<()> {
+        let at = self.left.iter().position(|(id, ..)| *id == row.scenario);
+        let (_, retries, before) = self.left.remove(at.context("a scenario nobody asked for")?);
+        row.retries = retries;
+        if row.result == "flake" && retries == 0 {
+            println!("    again {}: {}", row.scenario, row.reason);
+            self.left.push((row.scenario, 1, row.reason));
+            return Ok(());
+        }
+        if row.result == "flake" {
+            row.result = "failed".to_owned();
+        }
+        if retries > 0 && row.reason.is_empty() {
+            row.reason = format!("the first time: {before}");
+        }
+        println!("{}", report::line(&row));
+        if row.result == "failed" {
+            print!("{}", report::logs(logs));
+        }
+        self.rows.push(row);
+        Ok(())
+    }
+}
+
+/// A file that grows by a JSON object a line.
+struct Events {
+    path: PathBuf,
+    read: u64,
+}
+
+impl Events {
+    /// Those not seen yet.
+    fn new(&mut self) -> Result<Vec<Event>> {
+        let Ok(mut file) = File::open(&self.path) else { return Ok(Vec::new()) };
+        file.seek(SeekFrom::Start(self.read))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        self.read += whole as u64;
+        let lines = bytes[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| serde_json::from_slice(line).context("what dom0 says")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_choose_scenarios() {
+        let id = "disk-verify:linux:pv";
+        for word in ["disk-verify", "disk-*", "disk-verify:linux", ":linux", "::pv", id] {
+            assert!(names(word, id), "{word}");
+        }
+        for word in ["disk", "disk-verify:pvio", "::pvh", "disk-verify:linux:pv:more"] {
+            assert!(!names(word, id), "{word}");
+        }
+    }
+}
