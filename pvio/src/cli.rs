@@ -24,6 +24,8 @@ pub enum Command {
     Run(RunArgs),
     /// Write and read back a verified random workload through the whole path (destroys the image)
     Check(CheckArgs),
+    /// Tell what a disk is kept in, and whether it can be served
+    Inspect(InspectArgs),
     /// Serve the disks and network interfaces that Xen's toolstack gives to this domain
     Serve(ServeArgs),
     /// Make a driver domain's backends again, after it came back under its old number
@@ -60,6 +62,18 @@ pub struct RunArgs {
     /// Bytes of the largest packet, without its Ethernet header
     #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(576..=9000))]
     pub mtu: u32,
+}
+
+/// `pvio inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectArgs {
+    /// A path, or FORMAT:PATH with raw, qcow2, qcow2@SNAPSHOT, vmdk or vhd, or nbd://HOST:PORT/EXPORT,
+    /// nbd+unix:///EXPORT?socket=PATH
+    #[arg(value_name = "DISK")]
+    pub disk: String,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `pvio check`.
@@ -267,6 +281,7 @@ pub fn execute(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run(args) => crate::run::run(&args),
         Command::Check(args) => crate::check::check(&args),
+        Command::Inspect(args) => crate::inspect::run(&args),
         Command::Serve(args) => crate::serve::run(&args),
         Command::Revive(args) => crate::revive::run(&args),
         Command::Domain(command) => {

@@ -6,6 +6,7 @@
 //! | [`cli`] | the command line |
 //! | [`failure`] | one clear line for what went wrong, and what to do |
 //! | [`run`], [`check`] | the two commands |
+//! | [`inspect`] | what a disk is kept in |
 //! | [`machine`] | hypervisor and toolstack: domains, devices, child processes, their end |
 //! | [`serve`] | the same driver domain on real Xen: the daemon |
 //! | [`dm`] | the same, standing in for the device model of one guest |
@@ -26,6 +27,7 @@ pub mod domain;
 pub mod driver;
 pub mod failure;
 pub mod guest;
+pub mod inspect;
 pub mod machine;
 pub mod revive;
 pub mod run;

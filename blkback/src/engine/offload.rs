@@ -8,13 +8,12 @@ use super::store::Store;
 use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
 use pvio_ring::shm::{Region, SharedMemory};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Buffers up to this size are kept for the next operation.
 const KEEP: usize = 128 << 10;
@@ -56,14 +55,12 @@ pub(crate) struct Blocking(pub Arc<dyn Executor>);
 
 impl Blocking {
     fn call(&self, io: Io, data: Vec<u8>) -> io::Result<Vec<u8>> {
-        // Blocking reads of the eventfd: there is nothing else to wait for.
-        let event = eventfd(0, EventfdFlags::CLOEXEC)?;
-        let (list, told) = (Mutex::default(), AtomicBool::new(false));
-        let to = Arc::new(Completions { list, told, event });
+        // Reading the eventfd waits: there is nothing else to wait for.
+        let to = Arc::new(Completions::new(EventfdFlags::empty())?);
         let job = Job { io, data, tag: 0, to: Arc::clone(&to) };
         self.0.execute(&mut core::iter::once(job));
         while rustix::io::read(&to.event, &mut [0u8; 8]) == Err(Errno::INTR) {}
-        let over = to.list.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let over = to.over().pop();
         let over = over.ok_or_else(|| io::Error::other("an operation got lost"))?;
         match over.result {
             Ok(()) => Ok(over.data),
@@ -101,27 +98,36 @@ impl Store for Blocking {
 /// What is over, on its way back to the queue.
 #[derive(Debug)]
 struct Completions {
-    list: Mutex<Vec<Finished>>,
-    /// The eventfd was written since it was last read.
-    told: AtomicBool,
+    over: Mutex<Vec<Finished>>,
+    /// Readable from when the list has something in it until it is taken. Both happen under the
+    /// lock, so that neither a completion nor the word of it can be missed.
     event: OwnedFd,
 }
 
 impl Completions {
+    fn new(flags: EventfdFlags) -> io::Result<Self> {
+        Ok(Self { over: Mutex::default(), event: eventfd(0, flags | EventfdFlags::CLOEXEC)? })
+    }
+
+    fn over(&self) -> MutexGuard<'_, Vec<Finished>> {
+        self.over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn push(&self, finished: Finished) {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner).push(finished);
-        if !self.told.swap(true, Ordering::AcqRel) {
+        let mut over = self.over();
+        over.push(finished);
+        if over.len() == 1 {
             // Cannot be full: it is written once between two reads.
             let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
         }
     }
 
     fn take(&self, into: &mut Vec<Finished>) {
-        // In this order: what is pushed after the list was taken is told anew.
-        if self.told.swap(false, Ordering::AcqRel) {
+        let mut over = self.over();
+        if !over.is_empty() {
             while rustix::io::read(&self.event, &mut [0u8; 8]) == Err(Errno::INTR) {}
+            into.append(&mut over);
         }
-        into.append(&mut self.list.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -145,12 +151,10 @@ impl<B> Offload<B> {
     /// # Errors
     /// What the system says when it has no descriptor to give.
     pub fn new(executor: Arc<dyn Executor>, geometry: Geometry, depth: u32) -> io::Result<Self> {
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let list = Mutex::new(Vec::with_capacity(depth as usize));
         Ok(Self {
             geometry,
             executor,
-            completions: Arc::new(Completions { list, told: AtomicBool::new(false), event }),
+            completions: Arc::new(Completions::new(EventfdFlags::NONBLOCK)?),
             pending: (0..depth).map(|_| None).collect(),
             batch: Vec::with_capacity(depth as usize),
             finished: Vec::with_capacity(depth as usize),

@@ -93,19 +93,11 @@ pub(super) fn failed(path: &Path, format: Format, error: io::Error) -> ImageErro
     ImageError::Content { path: path.into(), format, error }
 }
 
-/// Opens and locks a file for the library.
-pub(super) fn storage(path: &Path, write: bool, direct: bool) -> Result<File, ImageError> {
-    let file = storage_file(path, write, direct)?;
+/// Opens a file for the library.
+pub(super) fn storage(path: &Path, access: Access) -> Result<File, ImageError> {
+    let (file, _) = file::open(path, access)?;
+    let Access { write, direct, .. } = access;
     let options = StorageOpenOptions::new().filename(path).write(write).direct(direct);
     File::from_open_file(file, options)
         .map_err(|error| ImageError::Other { path: path.to_path_buf(), error })
-}
-
-/// Opens and locks a file.
-pub(super) fn storage_file(
-    path: &Path,
-    write: bool,
-    direct: bool,
-) -> Result<std::fs::File, ImageError> {
-    file::open(path, Access { write, direct, lock: true }).map(|(file, _)| file)
 }

@@ -7,11 +7,13 @@
 //! | `overlay` | a disk that is never changed, under one that is |
 //! | `lock`, `file` | opening files so that nobody else writes them |
 //! | [`content`] | what is wrong with an image, before it can do harm |
+//! | [`inspect`] | what can be told of a disk without serving it |
 
 pub mod content;
 mod error;
 mod file;
 mod format;
+pub mod inspect;
 mod library;
 mod lock;
 mod overlay;
@@ -86,6 +88,19 @@ enum Kept {
     Store(Arc<dyn Store>),
     /// The same, with threads to call.
     Pool(Arc<Pool>),
+}
+
+impl Kept {
+    /// The same through blocking calls.
+    fn into_store(self) -> Arc<dyn Store> {
+        match self {
+            Self::File(file) => Arc::new(FileStore(file)),
+            Self::Ram(disk) => disk,
+            Self::Nbd(link) => Arc::new(Blocking(link)),
+            Self::Store(store) => store,
+            Self::Pool(pool) => Arc::new(Blocking(pool)),
+        }
+    }
 }
 
 impl Image {
@@ -226,13 +241,7 @@ fn open(spec: &Spec, options: ImageOptions) -> Result<(Kept, Geometry), ImageErr
 fn open_overlay(below: &Spec, options: ImageOptions) -> Result<Opened, ImageError> {
     // Copies of the data are made in memory of any alignment.
     let (kept, mut geometry) = open(below, ImageOptions { read_only: true, direct: false })?;
-    let below: Arc<dyn Store> = match kept {
-        Kept::File(file) => Arc::new(FileStore(file)),
-        Kept::Ram(disk) => disk,
-        Kept::Nbd(link) => Arc::new(Blocking(link)),
-        Kept::Store(store) => store,
-        Kept::Pool(pool) => Arc::new(Blocking(pool)),
-    };
+    let below = kept.into_store();
     geometry.read_only = options.read_only;
     geometry.discard = (!options.read_only)
         .then_some(Discard { granularity: geometry.physical_sector_size, alignment: 0 });

@@ -26,13 +26,21 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<Opened, ImageEr
         return Err(ImageError::OnlyRead(format!("vmdk:{}", path.display())));
     }
     check(path)?;
-    let library = Library::open(path, Format::Vmdk, false, || open_flat(path, options.direct))?;
+    let access = Access { write: false, direct: options.direct, lock: true };
+    let library = Library::open(path, Format::Vmdk, false, || open_flat(path, access))?;
     let geometry = raw::geometry(path, library.size(), 512, 4096, true)?;
     Ok((Arc::new(library), geometry))
 }
 
+/// Bytes of the disk, looked up without a lock.
+pub(super) fn size(path: &Path) -> Result<u64, ImageError> {
+    check(path)?;
+    let access = Access { write: false, direct: false, lock: false };
+    Library::open(path, Format::Vmdk, false, || open_flat(path, access)).map(|l| l.size())
+}
+
 /// Tells the kinds apart that the library does not.
-pub(super) fn check(path: &Path) -> Result<(), ImageError> {
+fn check(path: &Path) -> Result<(), ImageError> {
     let fail = |error| Err(ImageError::Content { path: path.into(), format: Format::Vmdk, error });
     let (descriptor, _) = file::open(path, Access { write: false, direct: false, lock: false })?;
     let mut head = [0; 21];
@@ -50,13 +58,13 @@ pub(super) fn check(path: &Path) -> Result<(), ImageError> {
     Ok(())
 }
 
-fn open_flat(path: &Path, direct: bool) -> Result<LibraryImage, ImageError> {
+fn open_flat(path: &Path, access: Access) -> Result<LibraryImage, ImageError> {
     // The descriptor is text of any length, which cannot be read around the cache.
-    let descriptor = storage(path, false, false)?;
+    let descriptor = storage(path, Access { direct: false, ..access })?;
     let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
     Vmdk::<File>::builder(descriptor)
-        .storage_open_options(StorageOpenOptions::new().direct(direct))
-        .open(Beside { dir })
+        .storage_open_options(StorageOpenOptions::new().direct(access.direct))
+        .open(Beside { dir, access })
         .map(FormatAccess::new)
         .map_err(|e| failed(path, Format::Vmdk, e))
 }
@@ -65,6 +73,7 @@ fn open_flat(path: &Path, direct: bool) -> Result<LibraryImage, ImageError> {
 /// must not name any file of this host.
 struct Beside {
     dir: PathBuf,
+    access: Access,
 }
 
 impl ImplicitOpenGate<File> for Beside {
@@ -78,6 +87,6 @@ impl ImplicitOpenGate<File> for Beside {
             let what = format!("an extent that is not beside it ({})", path.display());
             return Err(io::Error::new(io::ErrorKind::Unsupported, what));
         }
-        storage(path, false, options.get_direct()).map_err(io::Error::other)
+        storage(path, self.access).map_err(io::Error::other)
     }
 }

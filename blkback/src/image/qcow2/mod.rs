@@ -10,6 +10,7 @@ mod snapshot;
 
 use super::content::ContentError;
 use super::error::ImageError;
+use super::file::Access;
 use super::library::{Library, LibraryImage, failed, storage};
 use super::{Format, ImageOptions, Opened, raw};
 use crate::engine::Discard;
@@ -45,13 +46,24 @@ pub(super) fn open(
     // Version 2 has no clusters that read as zeroes by themselves.
     geometry.discard = (!options.read_only && layer.header.version >= 3)
         .then_some(Discard { granularity: cluster, alignment: 0 });
-    let write = !options.read_only;
-    let library = Library::open(path, Format::Qcow2, write, || open_layer(&layer, options))?;
+    let access = Access { write: !options.read_only, direct: options.direct, lock: true };
+    let library = Library::open(path, Format::Qcow2, access.write, || open_layer(&layer, access))?;
     Ok((Arc::new(library), geometry))
 }
 
+/// Bytes of the disk in a snapshot.
+pub(super) fn snapshot_size(layer: &Layer, name: &str) -> Result<u64, ImageError> {
+    snapshot::find(layer, name).map(|snapshot| snapshot.size)
+}
+
+/// Opens an image to be read, without a lock, and lets go of it.
+pub(super) fn try_open(layer: &Layer) -> Result<(), ImageError> {
+    let access = Access { write: false, direct: false, lock: false };
+    Library::open(&layer.path, Format::Qcow2, false, || open_layer(layer, access)).map(drop)
+}
+
 /// Refuses what the library would not understand, in words of our own.
-fn check_features(layer: &Layer, write: bool) -> Result<(), ImageError> {
+pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageError> {
     let header = &layer.header;
     let fail =
         |error| Err(ImageError::Content { path: layer.path.clone(), format: Format::Qcow2, error });
@@ -89,19 +101,18 @@ fn check_features(layer: &Layer, write: bool) -> Result<(), ImageError> {
 }
 
 /// Opens an image from the bottom up.
-fn open_layer(layer: &Layer, options: ImageOptions) -> Result<LibraryImage, ImageError> {
+fn open_layer(layer: &Layer, access: Access) -> Result<LibraryImage, ImageError> {
     let below = match &layer.below {
-        Some(below) => Some(Arc::new(open_below(below, options.direct)?)),
+        Some(below) => Some(Arc::new(open_below(below, access)?)),
         None => None,
     };
     let data = match &layer.data {
-        Some(path) => Some(storage(path, false, options.direct)?),
+        Some(path) => Some(storage(path, Access { write: false, ..access })?),
         None => None,
     };
-    let write = !options.read_only;
-    let file = storage(&layer.path, write, options.direct)?;
+    let file = storage(&layer.path, access)?;
     Qcow2::<File, Arc<LibraryImage>>::builder(file)
-        .write(write)
+        .write(access.write)
         .backing(below)
         .data_file(data)
         .open(DenyImplicitOpenGate::default())
@@ -109,10 +120,11 @@ fn open_layer(layer: &Layer, options: ImageOptions) -> Result<LibraryImage, Imag
         .map_err(|e| failed(&layer.path, Format::Qcow2, e))
 }
 
-fn open_below(below: &Below, direct: bool) -> Result<LibraryImage, ImageError> {
+fn open_below(below: &Below, access: Access) -> Result<LibraryImage, ImageError> {
+    let access = Access { write: false, ..access };
     match below {
-        Below::Qcow2(layer) => open_layer(layer, ImageOptions { read_only: true, direct }),
-        Below::Raw(path) => Raw::builder(storage(path, false, direct)?)
+        Below::Qcow2(layer) => open_layer(layer, access),
+        Below::Raw(path) => Raw::builder(storage(path, access)?)
             .open(DenyImplicitOpenGate::default())
             .map(FormatAccess::new)
             .map_err(|e| failed(path, Format::Raw, e)),

@@ -1,7 +1,8 @@
 //! An internal snapshot of a qcow2 image, read as it was. `imago` knows the current state alone.
 
 use super::super::error::ImageError;
-use super::super::library::{LibraryImage, storage_file};
+use super::super::file::{self, Access};
+use super::super::library::LibraryImage;
 use super::chain::Layer;
 use super::header::{Header, Snapshot};
 use super::open_below;
@@ -44,14 +45,15 @@ pub(super) fn find<'a>(layer: &'a Layer, name: &str) -> Result<&'a Snapshot, Ima
 impl SnapshotStore {
     /// Opens one. The header has been checked: its table lies inside the file.
     pub fn open(layer: &Layer, snapshot: &Snapshot) -> Result<Self, ImageError> {
-        let file = storage_file(&layer.path, false, false)?;
+        let access = Access { write: false, direct: false, lock: true };
+        let (file, _) = file::open(&layer.path, access)?;
         let other = |error| ImageError::Other { path: layer.path.clone(), error };
         let (at, entries) = snapshot.l1;
         let mut bytes = alloc::vec![0; entries as usize * 8];
         file.read_exact_at(&mut bytes, at).map_err(other)?;
         let entry = |b: &[u8]| u64::from_be_bytes(b.try_into().unwrap_or_default());
         let below = match &layer.below {
-            Some(below) => Some(open_below(below, false)?),
+            Some(below) => Some(open_below(below, access)?),
             None => None,
         };
         let Header { cluster_bits, version, .. } = layer.header;

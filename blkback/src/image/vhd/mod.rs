@@ -3,7 +3,7 @@
 mod dynamic;
 pub mod footer;
 
-use super::content::FileContent;
+use super::content::{ContentError, FileContent};
 use super::error::ImageError;
 use super::file::{self, Access};
 use super::{Format, ImageOptions, Kept, raw};
@@ -11,6 +11,7 @@ use crate::engine::{Discard, Geometry};
 use alloc::sync::Arc;
 use dynamic::Dynamic;
 use footer::{Footer, Kind};
+use std::fs::File;
 use std::path::Path;
 
 /// Opens one.
@@ -24,7 +25,7 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Kept, Geometry
     Ok(match footer.kind {
         Kind::Fixed => {
             let file = if options.direct {
-                // The lock is let go of with the first; the second has its own by then.
+                // Its lock would be in the way of the other's.
                 drop(file);
                 file::open(path, Access { write, direct: true, lock: true })?.0
             } else {
@@ -38,4 +39,12 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Kept, Geometry
             (Kept::Store(Arc::new(Dynamic::open(file, &footer).map_err(wrap)?)), geometry)
         }
     })
+}
+
+/// Checks what the footer does not say.
+pub(super) fn check(file: File, footer: &Footer) -> Result<(), ContentError> {
+    match footer.kind {
+        Kind::Fixed => Ok(()),
+        Kind::Dynamic { .. } => Dynamic::open(file, footer).map(drop),
+    }
 }

@@ -1,0 +1,202 @@
+//! What can be told of a disk without serving it, also of one that cannot be served, and of one that
+//! somebody else serves at the moment.
+
+use super::content::FileContent;
+use super::error::ImageError;
+use super::file::{self, Access};
+use super::lock::{self, LockState};
+use super::qcow2::chain::{Below, Layer};
+use super::qcow2::header::{Header, Snapshot, incompatible};
+use super::vhd::footer::{Footer, Kind};
+use super::{Format, ImageOptions, Spec, open, qcow2, vhd, vmdk};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// What was found.
+#[derive(Debug)]
+pub struct Inspection {
+    /// Bytes of the disk as a guest sees it; `None` if that could not be found out.
+    pub size: Option<u64>,
+    /// The files it is in: the named one, then what each rests on.
+    pub files: Vec<FileReport>,
+    /// Why it cannot be served.
+    pub problem: Option<ImageError>,
+}
+
+/// One file of a disk.
+#[derive(Debug)]
+pub struct FileReport {
+    /// Where it is.
+    pub path: PathBuf,
+    /// How it is to be read.
+    pub format: Format,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Bytes of it that take room on the medium.
+    pub allocated: u64,
+    /// Who uses it.
+    pub lock: LockState,
+    /// Bytes of the virtual disk in it, if its header could be read.
+    pub size: Option<u64>,
+    /// What its header says, in words.
+    pub features: Vec<String>,
+    /// Its internal snapshots.
+    pub snapshots: Vec<Snapshot>,
+    /// A raw image that begins like one of another format: it may have been named wrongly, or a
+    /// guest wrote that.
+    pub resembles: Option<Format>,
+}
+
+/// Looks at a disk. Nothing is locked, and nothing is changed.
+///
+/// # Errors
+/// [`ImageError`] when there is nothing to look at.
+pub fn inspect(spec: &Spec) -> Result<Inspection, ImageError> {
+    let (path, format, snapshot) = match spec {
+        Spec::File { path, format, snapshot } => (path, *format, snapshot.as_deref()),
+        Spec::Overlay(below) => return inspect(below),
+        Spec::Nbd(_) => {
+            let options = ImageOptions { read_only: true, direct: false };
+            let (_, geometry) = open(spec, options)?;
+            let size = Some(geometry.sectors * 512);
+            return Ok(Inspection { size, files: Vec::new(), problem: None });
+        }
+        Spec::Ram { bytes } => {
+            return Ok(Inspection { size: Some(*bytes), files: Vec::new(), problem: None });
+        }
+    };
+    let mut found = Inspection { size: None, files: Vec::new(), problem: None };
+    found.files.push(file_report(path, format)?);
+    let problem = match format {
+        Format::Raw => Ok(found.files.first().map(|file| file.length)),
+        Format::Qcow2 => of_qcow2(&mut found, path, snapshot).map(Some),
+        Format::Vmdk => vmdk::size(path).map(Some),
+        Format::Vhd => of_vhd(&mut found, path).map(Some),
+    };
+    match problem {
+        Ok(size) => found.size = size,
+        Err(problem) => found.problem = Some(problem),
+    }
+    let unit = 512;
+    if let Some(size) = found.size
+        && (size == 0 || !size.is_multiple_of(unit.into()))
+    {
+        found.problem = Some(ImageError::OddSize { path: path.clone(), size, unit });
+    }
+    if let Some(file) = found.files.first_mut()
+        && file.size.is_none()
+    {
+        file.size = found.size;
+    }
+    Ok(found)
+}
+
+/// What can be said of a file of any format.
+fn file_report(path: &Path, format: Format) -> Result<FileReport, ImageError> {
+    let (mut file, _) = file::open(path, Access { write: false, direct: false, lock: false })?;
+    let other = |error| ImageError::Other { path: path.into(), error };
+    let length = file.seek(SeekFrom::End(0)).map_err(other)?;
+    let allocated = file.metadata().map_err(other)?.blocks() * 512;
+    let lock = lock::look(&file).map_err(other)?;
+    let mut head = [0; 32];
+    let got = file.read_at(&mut head, 0).unwrap_or_default();
+    let resembles = head.get(..got).and_then(Format::resembled);
+    Ok(FileReport {
+        path: path.into(),
+        format,
+        length,
+        allocated,
+        lock,
+        size: None,
+        features: Vec::new(),
+        snapshots: Vec::new(),
+        resembles: resembles.filter(|_| format == Format::Raw),
+    })
+}
+
+fn of_qcow2(
+    found: &mut Inspection,
+    path: &Path,
+    snapshot: Option<&str>,
+) -> Result<u64, ImageError> {
+    // First without what it rests on, which may be missing.
+    let (file, _) = file::open(path, Access { write: false, direct: false, lock: false })?;
+    let wrap = |error| ImageError::Content { path: path.into(), format: Format::Qcow2, error };
+    let content = FileContent::new(&file).map_err(|e| wrap(e.into()))?;
+    let header = Header::read(&content).map_err(wrap)?;
+    describe_qcow2(found.files.first_mut(), &header);
+    let layer = qcow2::chain::read(path, false)?;
+    report_below(found, &layer)?;
+    qcow2::check_features(&layer, false)?;
+    let size = match snapshot {
+        Some(name) => qcow2::snapshot_size(&layer, name)?,
+        None => header.size,
+    };
+    // Tables of an image that is being written are not to be believed.
+    if found.files.first().is_some_and(|file| file.lock != LockState::Written) {
+        qcow2::try_open(&layer)?;
+    }
+    Ok(size)
+}
+
+fn describe_qcow2(report: Option<&mut FileReport>, header: &Header) {
+    let Some(report) = report else { return };
+    report.size = Some(header.size);
+    report.snapshots = header.snapshots.clone();
+    let words = &mut report.features;
+    words.push(format!("version {}", header.version));
+    words.push(format!("clusters of {} bytes", header.cluster()));
+    let bits = [
+        (incompatible::DIRTY, "not closed"),
+        (incompatible::CORRUPT, "marked corrupt"),
+        (incompatible::DATA_FILE, "data in another file"),
+        (incompatible::COMPRESSION, "compressed by zstd"),
+        (incompatible::EXTENDED_L2, "extended L2 entries"),
+    ];
+    let set = bits.iter().filter(|(bit, _)| header.incompatible & bit != 0);
+    words.extend(set.map(|(_, word)| word.to_string()));
+    if header.compatible & 1 != 0 {
+        words.push("lazy reference counts".into());
+    }
+    if header.autoclear & 1 != 0 {
+        words.push("dirty bitmaps".into());
+    }
+}
+
+/// What is below an image, down to the last.
+fn report_below(found: &mut Inspection, layer: &Layer) -> Result<(), ImageError> {
+    match &layer.below {
+        None => Ok(()),
+        Some(Below::Raw(path)) => {
+            let mut report = file_report(path, Format::Raw)?;
+            report.size = Some(report.length);
+            found.files.push(report);
+            Ok(())
+        }
+        Some(Below::Qcow2(layer)) => {
+            let mut report = file_report(&layer.path, Format::Qcow2)?;
+            describe_qcow2(Some(&mut report), &layer.header);
+            found.files.push(report);
+            report_below(found, layer)
+        }
+    }
+}
+
+fn of_vhd(found: &mut Inspection, path: &Path) -> Result<u64, ImageError> {
+    let (file, _) = file::open(path, Access { write: false, direct: false, lock: false })?;
+    let wrap = |error| ImageError::Content { path: path.into(), format: Format::Vhd, error };
+    let content = FileContent::new(&file).map_err(|e| wrap(e.into()))?;
+    let footer = Footer::read(&content).map_err(wrap)?;
+    if let Some(report) = found.files.first_mut() {
+        report.features.push(match footer.kind {
+            Kind::Fixed => "fixed".into(),
+            Kind::Dynamic { block, .. } => format!("dynamic, blocks of {block} bytes"),
+        });
+    }
+    vhd::check(file, &footer).map_err(wrap)?;
+    Ok(footer.size)
+}

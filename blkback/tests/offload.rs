@@ -1,0 +1,80 @@
+//! Operations done by other threads: none of them, and no word of one, gets lost.
+#![cfg(feature = "std")]
+
+use pvio_blkback::engine::offload::{Executor, Job, Offload};
+use pvio_blkback::engine::pool::Pool;
+use pvio_blkback::engine::ram::RamDisk;
+use pvio_blkback::engine::wait::{WaitEngine, Waiting};
+use pvio_blkback::engine::{BlockEngine, EngineError, Io};
+use pvio_ring::IoSeg;
+use pvio_ring::shm::{HeapMemory, Region};
+use std::sync::Arc;
+
+#[test]
+fn threads_that_finish_at_any_moment_are_all_heard() {
+    const DEPTH: u32 = 12;
+    let disk = Arc::new(RamDisk::new(1 << 20).unwrap());
+    let pool: Arc<dyn Executor> = Arc::new(Pool::start("t", 4, disk.clone()).unwrap());
+    let engine = Offload::<HeapMemory>::new(pool, disk.geometry(false), DEPTH).unwrap();
+    let completions = engine.completions().unwrap();
+    let mut engine = Waiting::new(engine, Some(completions)).unwrap();
+    for _ in 0..20_000 {
+        for tag in 0..DEPTH {
+            engine.submit(tag, Io::Flush, &mut vec![]).unwrap();
+        }
+        engine.kick();
+        let mut seen = 0u32;
+        while seen != (1 << DEPTH) - 1 {
+            engine.wait(None).unwrap();
+            engine.reap(&mut |tag, result, _| {
+                assert_eq!((result, seen >> tag & 1), (Ok(()), 0));
+                seen |= 1 << tag;
+            });
+        }
+    }
+}
+
+/// Answers what it is asked as the test says.
+struct Answers(fn(Job));
+
+impl Executor for Answers {
+    fn execute(&self, jobs: &mut dyn Iterator<Item = Job>) {
+        jobs.for_each(self.0);
+    }
+}
+
+#[test]
+fn a_read_that_failed_leaves_the_guests_memory_alone_and_segments_come_back() {
+    let answer = |mut job: Job| {
+        let write = matches!(job.io, Io::Write { .. });
+        if write {
+            assert_eq!(job.data, [&[1; 512][..], &[2; 1024]].concat());
+        } else {
+            job.data.fill(9);
+        }
+        job.finish(if write { Ok(()) } else { Err(EngineError::Os(5)) });
+    };
+    let geometry = RamDisk::new(1 << 20).unwrap().geometry(false);
+    let mut engine = Offload::new(Arc::new(Answers(answer)), geometry, 2).unwrap();
+    let page = HeapMemory::pages(1);
+    page.fill(512, 512, 1).unwrap();
+    page.fill(2048, 1024, 2).unwrap();
+    let seg = |offset, len| IoSeg { buf: page.clone(), offset, len };
+    for (tag, io) in [(0, Io::Write { sector: 0 }), (1, Io::Read { sector: 0 })] {
+        engine.submit(tag, io, &mut vec![seg(512, 512), seg(2048, 1024)]).unwrap();
+        engine.kick();
+        let mut over = Vec::new();
+        engine.reap(&mut |tag, result, segments| over.push((tag, result, segments.len())));
+        let expected = if tag == 0 { Ok(()) } else { Err(EngineError::Os(5)) };
+        assert_eq!(over, [(tag, expected, 2)]);
+    }
+    let mut bytes = [0; 512];
+    page.read_bytes(512, &mut bytes).unwrap();
+    assert_eq!(bytes, [1; 512]);
+    // What lies outside its buffer is refused, and told.
+    engine.submit(0, Io::Write { sector: 0 }, &mut vec![seg(4000, 512)]).unwrap();
+    engine.kick();
+    let mut over = Vec::new();
+    engine.reap(&mut |tag, result, _| over.push((tag, result)));
+    assert_eq!(over, [(0, Err(EngineError::Os(14)))]);
+}

@@ -1,0 +1,164 @@
+//! `pvio inspect` of images made by qemu-img, in order and broken.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+fn pvio(args: &[&str]) -> (String, String, Option<i32>) {
+    let Output { stdout, stderr, status } =
+        Command::new(env!("CARGO_BIN_EXE_pvio")).arg("inspect").args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (text(stdout), text(stderr), status.code())
+}
+
+fn qemu_img(args: &[&str]) {
+    let output = Command::new("qemu-img").args(args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn has_qemu_img() -> bool {
+    let there = Command::new("qemu-img").arg("--version").stdout(Stdio::null()).status().is_ok();
+    if !there {
+        eprintln!("SKIPPED: qemu-img is not there; install qemu-utils");
+    }
+    there
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn a_chain_with_snapshots_is_told() {
+    if !has_qemu_img() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    qemu_img(&["create", "-q", "-f", "raw", text(&path("base.img")), "8M"]);
+    let (base, top) = (path("base.img"), path("top.qcow2"));
+    qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b", text(&base), text(&top), "16M"]);
+    qemu_img(&["snapshot", "-c", "before the upgrade", text(&top)]);
+    let (out, err, code) = pvio(&[text(&top)]);
+    assert_eq!((err.as_str(), code), ("", Some(0)));
+    for line in [
+        "size        16.0 MiB (16777216 bytes)",
+        "  format    qcow2, version 3, clusters of 65536 bytes",
+        "  in use    no",
+        "  snapshot  before the upgrade (id 1), 16.0 MiB",
+        &format!("rests on    {}", text(&base)),
+        "it can be served",
+    ] {
+        assert!(out.lines().any(|l| l == line), "{line} is not in\n{out}");
+    }
+    let (out, _, _) = pvio(&["--json", text(&top)]);
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["size"], 16 << 20);
+    assert_eq!(json["files"][0]["snapshots"][0]["name"], "before the upgrade");
+    assert_eq!(json["files"][1]["format"], "raw");
+    assert_eq!(json["problem"], serde_json::Value::Null);
+}
+
+/// A broken image, and what is said of it.
+fn broken(path: &Path, words: &[&str], code: i32) {
+    let (_, err, exit) = pvio(&[text(path)]);
+    assert_eq!(exit, Some(code), "{err}");
+    assert_eq!(err.lines().count(), 1, "{err}");
+    for word in words {
+        assert!(err.contains(word), "{word} is not in: {err}");
+    }
+}
+
+#[test]
+fn what_is_wrong_is_told_with_what_to_do() {
+    if !has_qemu_img() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let make = |name: &str, args: &[&str]| -> PathBuf {
+        let file = path(name);
+        qemu_img(&[&["create", "-q"], args, &[text(&file), "4M"]].concat());
+        file
+    };
+    broken(&path("none.qcow2"), &["does not exist"], 2);
+
+    let plain = make("plain.qcow2", &["-f", "qcow2"]);
+    let bytes = std::fs::read(&plain).unwrap();
+    std::fs::write(path("short.qcow2"), &bytes[..70_000]).unwrap();
+    broken(&path("short.qcow2"), &["cut short", "copy it again"], 1);
+    let mut corrupt = bytes.clone();
+    corrupt[79] |= 2;
+    std::fs::write(path("corrupt.qcow2"), corrupt).unwrap();
+    broken(&path("corrupt.qcow2"), &["corrupt", "qemu-img check"], 1);
+
+    let secret = ["--object", "secret,id=s,data=x", "-f", "qcow2"];
+    let options = ["-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"];
+    let encrypted = make("encrypted.qcow2", &[&secret[..], &options].concat());
+    broken(&encrypted, &["encrypted with LUKS", "qemu-img convert"], 1);
+
+    let zstd = make("zstd.qcow2", &["-f", "qcow2", "-o", "compression_type=zstd"]);
+    broken(&zstd, &["zstd", "not supported"], 1);
+
+    let unnamed = path("unnamed.qcow2");
+    let old = ["create", "-q", "-f", "qcow2", "-u", "-b", text(&plain), text(&unnamed), "4M"];
+    // Without its format's name; newer tools do not make such an image any more.
+    let made = Command::new("qemu-img").args(old).output().unwrap();
+    if made.status.success() {
+        broken(&unnamed, &["never guessed", "qemu-img rebase"], 1);
+    } else {
+        let named = path("named.qcow2");
+        qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b", text(&plain), text(&named)]);
+        let mut bytes = std::fs::read(&named).unwrap();
+        let at = bytes.windows(4).position(|w| w == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
+        bytes[at..at + 4].copy_from_slice(&[0x12, 0x34, 0x56, 0x78]);
+        std::fs::write(&unnamed, bytes).unwrap();
+        broken(&unnamed, &["never guessed", "qemu-img rebase"], 1);
+    }
+
+    // It rests on itself.
+    let (a, b) = (path("a.qcow2"), path("b.qcow2"));
+    make("a.qcow2", &["-f", "qcow2"]);
+    qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", text(&a), text(&b)]);
+    qemu_img(&["rebase", "-u", "-F", "qcow2", "-b", text(&b), text(&a)]);
+    broken(&a, &["comes back to itself"], 1);
+
+    // A raw image that a guest wrote a header to is still raw, and the operator is told.
+    std::fs::copy(&plain, path("guest.img")).unwrap();
+    std::fs::File::options().write(true).open(path("guest.img")).unwrap().set_len(1 << 20).unwrap();
+    let (out, _, code) = pvio(&[text(&path("guest.img"))]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains("format    raw") && out.contains("begins like a qcow2 image"), "{out}");
+}
+
+#[test]
+fn who_uses_an_image_is_told() {
+    if !has_qemu_img() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.qcow2");
+    qemu_img(&["create", "-q", "-f", "qcow2", text(&path), "4M"]);
+    let state = || {
+        let (out, ..) = pvio(&["--json", text(&path)]);
+        let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+        json["files"][0]["lock"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(state(), "free");
+    for (args, lock) in [(&["-r"][..], "read"), (&[], "written")] {
+        let mut qemu = Command::new("qemu-io")
+            .args(args)
+            .args(["-f", "qcow2", text(&path)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(qemu.stdin.as_mut().unwrap(), b"read 0 512\n").unwrap();
+        let mut line = String::new();
+        let mut out = std::io::BufReader::new(qemu.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+        assert_eq!(state(), lock);
+        drop(qemu.stdin.take());
+        qemu.wait().unwrap();
+    }
+    assert_eq!(state(), "free");
+}
