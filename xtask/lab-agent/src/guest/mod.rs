@@ -8,6 +8,7 @@
 //! | [`files`] | a folder full of files |
 //! | [`load`] | I/O that goes on while something else is asked for |
 //! | [`nic`] | addresses and traffic |
+//! | [`serve`] | a guest that is a driver domain |
 
 mod direct;
 mod disk;
@@ -15,6 +16,7 @@ mod drivers;
 mod files;
 mod load;
 mod nic;
+mod serve;
 
 use std::fs;
 use std::io::{self, BufRead, Write};
@@ -97,6 +99,7 @@ fn obey(request: Request, load: &mut load::Load) -> Result<Value> {
             let done = disk::obey(&verb, &arguments)
                 .or_else(|| files::obey(&verb, &arguments))
                 .or_else(|| nic::obey(&verb, &arguments))
+                .or_else(|| serve::obey(&verb, &arguments))
                 .or_else(|| drivers::obey(&verb, &arguments));
             done.with_context(|| format!("{verb}: no such verb"))?
         }
