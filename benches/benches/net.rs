@@ -9,12 +9,12 @@ use pvio_benches::until::Until;
 
 fn net(c: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a scratch folder");
-    let mut nic = Attached::new(dir.path()).expect("an attached NIC");
     let mut group = c.benchmark_group("net");
     group.throughput(Throughput::Elements(1));
     for case in &CASES {
+        let mut nic = Attached::new(&dir.path().join(case.name), case).expect("an attached NIC");
         group.bench_function(case.name, |b| {
-            b.iter_custom(|n| nic.drive(case, Until::Count(n)).expect("packets").time);
+            b.iter_custom(|n| nic.drive(Until::Count(n)).expect("packets").time);
         });
     }
     group.finish();

@@ -12,12 +12,13 @@ use anyhow::{Context, Result, ensure};
 use pvio_blkback::image::{Image, ImageOptions};
 use pvio_blkback::worker::Worker;
 use pvio_blkback::{DataPath, QueueParts, Stats};
-use pvio_blkfront::{Op, Queue, SlotId};
+use pvio_blkfront::{Op, Queue, Shape, SlotId};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper};
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_ring::BackRing;
 use pvio_ring::proto::blkif::{Abi, Status};
+use pvio_ring::shm::PAGE_SIZE;
 use pvio_uring::{PrivateBuf, Spin, Uring, whole};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
@@ -56,23 +57,40 @@ pub struct Case {
     path: DataPath,
 }
 
-/// What is measured.
-pub const CASES: [Case; 14] = [
+/// What is measured: pages mapped for each request where the name says nothing else.
+pub const CASES: [Case; 23] = [
     case("read-4k-qd1-spin", 4096, 1, Wait::Spin),
     case("read-4k-qd1-hybrid", 4096, 1, Wait::Hybrid),
     case("read-4k-qd1-sleep", 4096, 1, Wait::Sleep),
     case("read-4k-qd32-spin", 4096, 32, Wait::Spin),
     case("read-4k-qd32-hybrid", 4096, 32, Wait::Hybrid),
     case("read-4k-qd32-sleep", 4096, 32, Wait::Sleep),
+    case("read-4k-qd128-spin", 4096, 128, Wait::Spin),
     Case { sequential: true, ..case("read-44k-seq-qd32-hybrid", 45056, 32, Wait::Hybrid) },
+    case("read-44k-qd32-spin", 45056, 32, Wait::Spin),
+    case("read-256k-qd32-spin", 256 << 10, 32, Wait::Spin),
     Case { write: true, ..case("write-4k-qd32-hybrid", 4096, 32, Wait::Hybrid) },
     copying(case("read-4k-qd1-spin-copy", 4096, 1, Wait::Spin)),
     copying(case("read-4k-qd32-spin-copy", 4096, 32, Wait::Spin)),
+    copying(case("read-4k-qd128-spin-copy", 4096, 128, Wait::Spin)),
     copying(case("read-44k-qd32-spin-copy", 45056, 32, Wait::Spin)),
+    copying(case("read-256k-qd32-spin-copy", 256 << 10, 32, Wait::Spin)),
+    copying(Case { write: true, ..case("write-4k-qd32-hybrid-copy", 4096, 32, Wait::Hybrid) }),
     keeping(case("read-4k-qd1-spin-persistent", 4096, 1, Wait::Spin)),
     keeping(case("read-4k-qd32-spin-persistent", 4096, 32, Wait::Spin)),
+    keeping(case("read-4k-qd128-spin-persistent", 4096, 128, Wait::Spin)),
     keeping(case("read-44k-qd32-spin-persistent", 45056, 32, Wait::Spin)),
+    keeping(case("read-256k-qd32-spin-persistent", 256 << 10, 32, Wait::Spin)),
+    keeping(Case {
+        write: true,
+        ..case("write-4k-qd32-hybrid-persistent", 4096, 32, Wait::Hybrid)
+    }),
 ];
+
+const fn case(name: &'static str, bytes: usize, depth: usize, wait: Wait) -> Case {
+    let path = DataPath::Map;
+    Case { name, bytes, depth, write: false, sequential: false, wait, path }
+}
 
 const fn copying(case: Case) -> Case {
     Case { path: DataPath::Copy, ..case }
@@ -82,8 +100,12 @@ const fn keeping(case: Case) -> Case {
     Case { path: DataPath::Persistent, ..case }
 }
 
-const fn case(name: &'static str, bytes: usize, depth: usize, wait: Wait) -> Case {
-    Case { name, bytes, depth, write: false, sequential: false, wait, path: DataPath::Map }
+impl Case {
+    /// The queue it takes: a slot for each request in flight, and each large enough.
+    fn shape(&self) -> Shape {
+        let pages_per_slot = self.bytes.div_ceil(PAGE_SIZE).max(Shape::LEAST.pages_per_slot);
+        Shape { ring_pages: self.depth.div_ceil(32).next_power_of_two(), pages_per_slot }
+    }
 }
 
 /// Measures every case, `runs` pairs each.
@@ -218,7 +240,7 @@ impl Attached {
         let driver_id = hypervisor.create_domain(DomainConfig::new("driver"))?;
         let guest = Domain::join(dir.join("state"), guest_id)?;
         let driver = Domain::join(dir.join("state"), driver_id)?;
-        let front = Queue::new(guest, driver_id, 51712)?;
+        let front = Queue::with_shape(guest, driver_id, 51712, case.shape())?;
         let image = Image::open(image, ImageOptions { read_only: !case.write, direct: false })?;
         let ring = driver.map(guest_id, front.ring_grefs(), Access::ReadWrite)?;
         let parts = QueueParts {

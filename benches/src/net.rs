@@ -6,35 +6,39 @@
 //! lasts; the reference reads them in batches and does nothing with them. Frontend and reference
 //! run on one core, the backend's worker on the other, where the sender is too.
 //!
+//! Packets that are still to be segmented come from another tap on a bridge, and go to a station that
+//! nobody is. How the backend reaches the guest's pages is a case of its own; with the hosted
+//! hypervisor, a copy and a mapping cost something else than on Xen.
+//!
 //! To be run in a network namespace of its own, with the right to make interfaces there.
+
+mod wire;
 
 use crate::pin::pin;
 use crate::row::{Row, paired};
 use crate::until::{Done, Until};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use pvio_event_channel::EventChannel;
+use pvio_grant_table::policy::{GrantsStay, Kept};
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
-use pvio_netback::port::tap::{Tap, TapConfig, VNET_HEADER};
-use pvio_netback::queue::{EventPorts, QueueRefs};
+use pvio_netback::queue::{EventPorts, Policy, QueueRefs};
 use pvio_netback::worker::Worker;
 use pvio_netback::{Features, Queue as Backend, Stats};
 use pvio_netfront::SendError;
-use pvio_netfront::queue::{Checksum, Features as FrontFeatures, Queue};
-use pvio_uring::{PrivateBuf, Spin, Uring, whole};
-use std::net::{Ipv4Addr, UdpSocket};
+use pvio_netfront::queue::{Checksum, Features as FrontFeatures, Gso, Queue};
+use pvio_ring::proto::netif::GsoKind;
+use pvio_uring::Spin;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use wire::{Link, Raw, SEGMENT, frame};
 
 /// How long one side of one pair runs.
 const SLICE: Duration = Duration::from_millis(300);
 /// Operations in flight on the reference's io_uring.
 const BATCH: usize = 32;
-/// Bytes of Ethernet, IPv4 and UDP headers.
-const HEADERS: usize = 42;
+/// Pages that may stay mapped: all that our frontend has.
+const KEPT: usize = 512;
 
 /// What is asked of the NIC.
 #[derive(Clone, Copy, Debug)]
@@ -43,183 +47,83 @@ pub struct Case {
     pub name: &'static str,
     bytes: usize,
     receive: bool,
+    /// The packets are still to be segmented.
+    gso: bool,
+    reach: Reach,
 }
 
+/// How the backend reaches the guest's pages.
+#[derive(Clone, Copy, Debug)]
+enum Reach {
+    By(Policy),
+    Kept,
+}
+
+const fn case(name: &'static str, bytes: usize, receive: bool) -> Case {
+    Case { name, bytes, receive, gso: false, reach: Reach::By(Policy::Copy) }
+}
+
+const fn gso(name: &'static str, receive: bool) -> Case {
+    Case { gso: true, ..case(name, 65_000, receive) }
+}
+
+const fn by(reach: Reach, case: Case) -> Case {
+    Case { reach, ..case }
+}
+
+const MAP: Reach = Reach::By(Policy::Map);
+
 /// What is measured.
-pub const CASES: [Case; 4] = [
-    Case { name: "tx-60", bytes: 60, receive: false },
-    Case { name: "tx-1514", bytes: 1514, receive: false },
-    Case { name: "rx-60", bytes: 60, receive: true },
-    Case { name: "rx-1514", bytes: 1514, receive: true },
+pub const CASES: [Case; 14] = [
+    case("tx-60", 60, false),
+    case("tx-1514", 1514, false),
+    case("rx-60", 60, true),
+    case("rx-1514", 1514, true),
+    gso("tx-gso", false),
+    gso("rx-gso", true),
+    by(MAP, case("tx-60-map", 60, false)),
+    by(MAP, case("rx-1514-map", 1514, true)),
+    by(MAP, gso("tx-gso-map", false)),
+    by(MAP, gso("rx-gso-map", true)),
+    by(Reach::Kept, case("tx-60-kept", 60, false)),
+    by(Reach::Kept, case("rx-1514-kept", 1514, true)),
+    by(Reach::Kept, gso("tx-gso-kept", false)),
+    by(Reach::Kept, gso("rx-gso-kept", true)),
 ];
+
+impl Case {
+    /// In which figures are given, and how many of it a packet is.
+    fn unit(&self) -> (&'static str, f64) {
+        if self.gso { ("Gbit/s", self.bytes as f64 * 8e-9) } else { ("packets/s", 1.0) }
+    }
+}
 
 /// Measures every case, `runs` pairs each.
 ///
 /// # Errors
 /// Without the right to make taps in this network namespace.
 pub fn run(dir: &Path, runs: usize) -> Result<Vec<Row>> {
-    let raw_tap = Link::new("pvioraw", 1)?;
-    let mut raw = Raw::new(raw_tap.tap)?;
-    let mut ours = Attached::new(dir)?;
-    let slice = Until::Time(SLICE);
-    CASES
-        .iter()
-        .map(|case| {
-            let pairs: Result<Vec<_>> = (0..runs)
-                .map(|_| {
-                    pin(0);
-                    let reference = if case.receive {
-                        let _sender = Sender::start(raw_tap.guest, case.bytes)?;
-                        raw.receive()?
-                    } else {
-                        raw.send(case.bytes)?
-                    };
-                    Ok((ours.drive(case, slice)?.per_second(), reference.per_second()))
-                })
-                .collect();
-            Ok(paired("net", case.name, "raw tap", "packets/s", &pairs?))
-        })
-        .collect()
+    CASES.iter().map(|case| measure(&dir.join(case.name), case, runs)).collect()
 }
 
-/// A tap, and the address of the guest behind it, which the host knows without asking.
-struct Link {
-    tap: Tap,
-    guest: Ipv4Addr,
-}
-
-impl Link {
-    fn new(name: &str, net: u8) -> Result<Self> {
-        let guest = Ipv4Addr::new(10, 99, net, 2);
-        let mut config = TapConfig::new(name);
-        config.address = Some((Ipv4Addr::new(10, 99, net, 1), 24));
-        let tap = Tap::create(&config)?;
-        let neighbour = [
-            "neigh",
-            "replace",
-            &guest.to_string(),
-            "lladdr",
-            "02:00:00:00:00:02",
-            "dev",
-            name,
-            "nud",
-            "permanent",
-        ]
-        .map(String::from);
-        let told =
-            Command::new("ip").args(neighbour).status().context("ip (iproute2) is needed")?;
-        ensure!(told.success(), "the guest's address could not be told to the host");
-        Ok(Self { tap, guest })
-    }
-}
-
-/// Sends datagrams until it is dropped.
-struct Sender {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Sender {
-    fn start(to: Ipv4Addr, bytes: usize) -> Result<Self> {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
-        socket.connect((to, 9))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            pin(1);
-            let payload = vec![0x55; bytes - HEADERS];
-            while !stopped.load(Ordering::Relaxed) {
-                // A full queue is what there should be.
-                let _ = socket.send(&payload);
-            }
-        });
-        Ok(Self { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for Sender {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// A frame that nobody takes: to an unknown station, of an experimental ethertype.
-fn frame(bytes: usize) -> Vec<u8> {
-    let mut frame = vec![0; bytes];
-    frame[..6].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
-    frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 2]);
-    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
-    frame
-}
-
-/// The reference.
-struct Raw {
-    uring: Uring<PrivateBuf>,
-    tap: pvio_uring::FileId,
-}
-
-impl Raw {
-    fn new(tap: Tap) -> Result<Self> {
-        let mut uring = Uring::new(BATCH as u32)?;
-        let tap = uring.add_file(tap.into_fd());
-        Ok(Self { uring, tap })
-    }
-
-    fn send(&mut self, bytes: usize) -> Result<Done> {
-        let packet = [vec![0; VNET_HEADER], frame(bytes)].concat();
-        let mut idle: Vec<PrivateBuf> = Vec::new();
-        for _ in 0..BATCH {
-            let mut buf = PrivateBuf::zeroed(packet.len());
-            buf.as_mut_slice().copy_from_slice(&packet);
-            idle.push(buf);
-        }
-        let mut packets = 0;
-        let begin = Instant::now();
-        while begin.elapsed() < SLICE {
-            for buf in idle.drain(..) {
-                ensure!(self.uring.write_stream(self.tap, [whole(buf)], 0).is_ok(), "no slot");
-            }
-            self.uring.wait(None)?;
-            let mut failed = None;
-            packets += self.uring.reap(|done| {
-                failed = done.result.err().or(failed);
-                idle.extend(done.segments.drain(..).map(|s| s.buf));
-            }) as u64;
-            ensure!(failed.is_none(), "writing to the tap: error {failed:?}");
-        }
-        Ok(Done { count: packets, time: begin.elapsed() })
-    }
-
-    fn receive(&mut self) -> Result<Done> {
-        let mut idle: Vec<PrivateBuf> = (0..BATCH).map(|_| PrivateBuf::zeroed(2048)).collect();
-        let mut packets = 0;
-        let begin = Instant::now();
-        while begin.elapsed() < SLICE {
-            for buf in idle.drain(..) {
-                ensure!(self.uring.read_stream(self.tap, whole(buf), 0).is_ok(), "no slot");
-            }
-            self.uring.wait(None)?;
-            packets += self.uring.reap(|done| {
-                idle.extend(done.segments.drain(..).map(|s| s.buf));
-            }) as u64;
-        }
-        let time = begin.elapsed();
-        // The sender still runs: what is in flight ends at once.
-        while self.uring.busy() > 0 {
-            self.uring.wait(None)?;
-            self.uring.reap(|_| ());
-        }
-        Ok(Done { count: packets, time })
-    }
+fn measure(dir: &Path, case: &Case, runs: usize) -> Result<Row> {
+    let mut raw = Raw::new(Link::new("pvioraw", 1, case)?)?;
+    let mut ours = Attached::new(dir, case)?;
+    let (unit, each) = case.unit();
+    let pair = |_| {
+        pin(0);
+        let reference = raw.run(case)?.per_second() * each;
+        Ok((ours.drive(Until::Time(SLICE))?.per_second() * each, reference))
+    };
+    let pairs: Result<Vec<_>> = (0..runs).map(pair).collect();
+    Ok(paired("net", case.name, "raw tap", unit, &pairs?))
 }
 
 /// A NIC attached through the hosted hypervisor. Fields drop in this order.
 pub struct Attached {
     _worker: Worker,
-    guest: Ipv4Addr,
+    link: Link,
+    case: Case,
     front: Queue<Domain>,
     _driver: Domain,
     _hypervisor: Hypervisor,
@@ -231,8 +135,9 @@ impl Attached {
     ///
     /// # Errors
     /// When any part of the path cannot be set up.
-    pub fn new(dir: &Path) -> Result<Self> {
-        let link = Link::new("pvioours", 2)?;
+    pub fn new(dir: &Path, case: &Case) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let link = Link::new("pvioours", 2, case)?;
         let hypervisor = Hypervisor::start(dir.join("state"))?;
         let guest_id = hypervisor.create_domain(DomainConfig::new("guest"))?;
         let driver_id = hypervisor.create_domain(DomainConfig::new("driver"))?;
@@ -243,6 +148,8 @@ impl Attached {
             sg: true,
             checksum_v4: true,
             checksum_v6: true,
+            gso_v4: true,
+            takes_gso_v4: true,
             ..FrontFeatures::default()
         });
         let refs = QueueRefs {
@@ -250,50 +157,71 @@ impl Attached {
             rx_ring: front.rx_gref(),
             events: EventPorts::Shared(front.channel().port()),
         };
-        let features = Features { sg: true, rx_notify: true, ..Features::LEAST };
+        let features = Features {
+            sg: true,
+            gso_v4: true,
+            sends_gso_v4: true,
+            rx_notify: true,
+            ..Features::LEAST
+        };
         let stats = Arc::new(Stats::default());
-        let queue = Backend::attach(driver.clone(), guest_id, &refs, features, stats)?;
+        let mut queue = Backend::attach(driver.clone(), guest_id, &refs, features, stats)?;
+        match case.reach {
+            Reach::By(policy) => queue.set_policy(policy),
+            // Our frontend grants each of its pages once, for as long as it lives.
+            Reach::Kept => {
+                let promise = GrantsStay::promised_by_the_peer();
+                queue.keep_mapped(Kept::new(driver.clone(), KEPT, promise));
+            }
+        }
         // A thread inherits its maker's core.
         pin(1);
-        let worker = Worker::start("bench-net", queue, link.tap, |_| ())?;
+        let worker = Worker::start("bench-net", queue, link.tap.try_clone()?, |_| ())?;
         pin(0);
         let spin = Spin::default();
-        let guest = link.guest;
-        Ok(Self { _worker: worker, guest, front, _driver: driver, _hypervisor: hypervisor, spin })
+        let (case, _driver, _hypervisor) = (*case, driver, hypervisor);
+        Ok(Self { _worker: worker, link, case, front, _driver, _hypervisor, spin })
     }
 
     /// Sends or receives packets until the run is over.
     ///
     /// # Errors
     /// When either end fails.
-    pub fn drive(&mut self, case: &Case, until: Until) -> Result<Done> {
+    pub fn drive(&mut self, until: Until) -> Result<Done> {
         pin(0);
-        if case.receive {
-            let _sender = Sender::start(self.guest, case.bytes)?;
-            self.receive(until)
-        } else {
-            self.send(case.bytes, until)
+        if !self.case.receive {
+            return self.send(until);
         }
+        let _sender = self.link.sender(&self.case)?;
+        self.receive(until)
     }
 
-    fn send(&mut self, bytes: usize, until: Until) -> Result<Done> {
-        let frame = frame(bytes);
+    fn send(&mut self, until: Until) -> Result<Done> {
+        let frame = frame(&self.case);
+        let pages = frame.len().div_ceil(4096) + usize::from(self.case.gso);
         let mut packets = 0;
         let begin = Instant::now();
         while !until.is_over(begin, packets) {
             for _ in 0..BATCH {
-                match self.front.send(&frame, Checksum::Unknown) {
+                let sent = if self.case.gso {
+                    self.front.send_gso(&frame, Gso { size: SEGMENT, kind: GsoKind::TcpV4 })
+                } else {
+                    self.front.send(&frame, Checksum::Unknown)
+                };
+                match sent {
                     Ok(()) => packets += 1,
                     Err(SendError::Full) => break,
                     Err(other) => return Err(other.into()),
                 }
             }
             self.front.publish()?;
-            if !self.front.has_room(1)? {
+            if !self.front.has_room(pages)? {
                 self.wait()?;
             }
         }
-        Ok(Done { count: packets, time: begin.elapsed() })
+        let time = begin.elapsed();
+        ensure!(self.front.counters().tx_errors == 0, "the backend refused packets");
+        Ok(Done { count: packets, time })
     }
 
     fn receive(&mut self, until: Until) -> Result<Done> {

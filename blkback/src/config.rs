@@ -11,7 +11,7 @@ use pvio_xenbus::handshake::vbd::{MAX_QUEUES, MAX_RING_PAGE_ORDER, Protocol};
 pub struct Config {
     /// How its data reaches the guest.
     pub policy: Policy,
-    /// Segments in one indirect request, at most 4096 (3072 where data may be copied, see
+    /// Segments in one indirect request, at most 4096 (2048 where data may be copied, see
     /// [`POOL_MOST`](crate::pages::POOL_MOST)); 0 offers none.
     pub max_indirect_segments: u32,
     /// A ring may have 2 to this power pages; at most 5.
@@ -94,9 +94,9 @@ mod tests {
         };
         for (policy, segments) in [
             (Policy::Map, 4096),
-            (Policy::Copy, 3072),
+            (Policy::Copy, 2048),
             (Policy::PersistentOrMap, 4096),
-            (Policy::PersistentOrCopy, 3072),
+            (Policy::PersistentOrCopy, 2048),
         ] {
             let c = endless(policy).bounded();
             let seen = (c.max_indirect_segments, c.max_ring_page_order, c.max_queues);

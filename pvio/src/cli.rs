@@ -26,6 +26,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Serve the disks and network interfaces that Xen's toolstack gives to this domain
     Serve(ServeArgs),
+    /// Make a driver domain's backends again, after it came back under its old number
+    Revive(ReviveArgs),
     /// What runs in the child processes
     #[command(hide = true, subcommand)]
     Domain(crate::domain::DomainCommand),
@@ -121,6 +123,13 @@ pub enum Answers {
     InOrder,
     /// As they are done: quick ones do not wait for slow ones
     AsDone,
+}
+
+/// `pvio revive`.
+#[derive(Debug, Clone, Args)]
+pub struct ReviveArgs {
+    /// The driver domain's name or number
+    pub domain: String,
 }
 
 /// What becomes of the devices when the daemon is told to stop.
@@ -259,6 +268,7 @@ pub fn execute(command: Command) -> Result<(), Failure> {
         Command::Run(args) => crate::run::run(&args),
         Command::Check(args) => crate::check::check(&args),
         Command::Serve(args) => crate::serve::run(&args),
+        Command::Revive(args) => crate::revive::run(&args),
         Command::Domain(command) => {
             crate::domain::execute(command);
             Ok(())

@@ -10,6 +10,7 @@
 //! | [`serve`] | the same driver domain on real Xen: the daemon |
 //! | [`dm`] | the same, standing in for the device model of one guest |
 //! | [`script`] | the hotplug script that lets `xl` name image files |
+//! | [`revive`] | a driver domain's backends, after it came back |
 //! | [`scratch`] | whether an image may be overwritten |
 //! | [`domain`] | what runs in the child processes |
 //! | [`driver`] | the driver domain: serves every device the toolstack makes for it |
@@ -26,6 +27,7 @@ pub mod driver;
 pub mod failure;
 pub mod guest;
 pub mod machine;
+pub mod revive;
 pub mod run;
 pub mod scratch;
 pub mod script;

@@ -4,13 +4,14 @@
 mod common;
 
 use common::world::{World, disk};
+use pvio_ring::DomId;
 use pvio_xenbus::driver::{
     BackendClass, BackendDriver, Ends, Fault, Life, Prepared, Surroundings, hotplug,
 };
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
-    BackendKind, DeviceAddr, Hotplug, read_error, read_state, remove_backend_end, request_removal,
-    write_hotplug, write_state,
+    BackendKind, DeviceAddr, Hotplug, find_domain, read_error, read_state, remove_backend_end,
+    request_removal, revive_backends, write_hotplug, write_state,
 };
 use pvio_xenbus::{XenbusState, Xenstore};
 use std::cell::Cell;
@@ -181,4 +182,27 @@ fn a_session_is_taken_over_without_a_word_in_xenstore() {
     b.step();
     assert_eq!((b.class.connected.get(), b.driver.state()), (true, XenbusState::Connected));
     assert_eq!(b.world.front.poll_event().unwrap(), None, "the frontend heard of it");
+}
+
+#[test]
+fn backends_that_went_with_their_domain_are_made_again_from_what_libxl_keeps() {
+    let mut b = Bench::new(Surroundings::DriverDomain);
+    let (addr, kept) = (b.driver.addr(), "/libxl/5/device/vbd/51712");
+    let dom0 = &mut b.world.dom0;
+    for key in dom0.directory(&b.back).unwrap() {
+        let value = dom0.read_opt(&format!("{}/{key}", b.back)).unwrap().unwrap();
+        dom0.write(&format!("{kept}/{key}"), &value).unwrap();
+    }
+    dom0.write(&format!("{kept}/backend"), b.back.as_bytes()).unwrap();
+    assert_eq!(revive_backends(dom0, BACK).unwrap(), [], "it is there");
+    b.frontend(XenbusState::Connected);
+
+    b.world.dom0.rm(&b.back).unwrap();
+    assert_eq!(revive_backends(&mut b.world.dom0, DomId(9)).unwrap(), [], "another's");
+    assert_eq!(revive_backends(&mut b.world.dom0, BACK).unwrap(), [addr]);
+    let class = Class::default();
+    b.driver = BackendDriver::resuming(addr, class.clone()).within(Surroundings::DriverDomain);
+    b.step();
+    assert!(class.connected.get());
+    assert_eq!(find_domain(&mut b.world.dom0, "nobody").unwrap(), None);
 }

@@ -1,11 +1,10 @@
 //! The guest's pages: mapped for a request, kept mapped, or stood for by pages of our own.
 //!
-//! A poll's requests say what they [want](Pages::want); of indirect ones the segments are
-//! [read](Pages::read_tables) before, by one call for all of them. Data then [gathered](Pages::gather) by
-//! one copy for all of them, and each request [takes](Pages::take) its pages, or is refused by
-//! itself. Completed operations [return](Pages::returned) their pages, and are
-//! [settled](Pages::settle) together: what was read from the disk into pages of our own is copied to
-//! the guest by one call, before any answer.
+//! A poll's requests say what they want; of indirect ones the segments are read before, by one call
+//! for all of them. What is to be written to the disk is then copied by one call for all requests,
+//! and each request takes its pages, or is refused by itself. Completed operations return their
+//! pages and are settled together: what was read from the disk into pages of our own is copied to
+//! the guest by one call, and all pages are let go of, before any answer.
 //!
 //! Mapping is not done for many requests at once. A platform may unmap only together what was
 //! mapped together ([`GrantMapper::map_each`]), and a page must be unmapped when its request is
@@ -14,14 +13,15 @@
 //! # Memory
 //! What a guest can make a queue hold at a time is bounded, whatever the length of its ring:
 //! - guest pages in use by requests: [`PAGES_MOST`] (16 MiB of the guest's own memory), or with
-//!   [`DataPath::Copy`] as many of ours as the pool has, [`POOL_MOST`] (12 MiB) at most. A request
+//!   [`DataPath::Copy`] as many of ours as the pool has, [`POOL_MOST`] (8 MiB) at most. A request
 //!   that would need more waits for others to finish;
 //! - guest pages kept mapped: [`kept_most`], 4224 (16.5 MiB of the guest's own memory) at most, with
 //!   at most 200 bytes of ours for each;
-//! - lists: some 100 bytes for each page above, a few hundred for each slot of the ring.
+//! - lists: some 1000 bytes for each page in use (the engine's among them), 2 KiB for each slot.
 //!
-//! Ours is at most pool + lists: less than 16 MiB a queue.
+//! Ours is pool + lists, at most 13.1 MiB a queue; `lists_of_a_queue_are_bounded` adds it up.
 
+mod copies;
 mod kept;
 mod pool;
 mod tables;
@@ -35,9 +35,7 @@ use core::ops::Range;
 use core::time::Duration;
 use kept::Kept;
 use pool::Pool;
-use pvio_grant_table::{
-    Access, CopyBuf, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus,
-};
+use pvio_grant_table::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef};
 use pvio_ring::IoSeg;
 use pvio_ring::proto::blkif::{Indirect, RefusalReason, Segment};
 use pvio_ring::shm::{Either, PrivatePage, SharedMemory};
@@ -46,7 +44,7 @@ use tables::Tables;
 /// Most guest pages that all requests of a queue use at a time.
 pub const PAGES_MOST: usize = 4096;
 /// Most pages of our own a queue that copies has.
-pub const POOL_MOST: usize = 3072;
+pub const POOL_MOST: usize = 2048;
 /// Grants that a queue of 32 slots keeps mapped, as Linux's backend has it
 /// (`max_persistent_grants`): 33 a slot.
 pub const KEPT_LEAST: usize = 1056;
@@ -370,80 +368,6 @@ impl<M: SharedMemory> Pages<M> {
         stats.mapped_pages.add(mapped);
         stats.reused_pages.add(wanted.len() as u64 - mapped);
     }
-
-    /// Takes a page of our own for each that is wanted, and copies in what is to be written to the
-    /// disk, in one call.
-    fn copy_in<P: GrantCopier>(&mut self, grants: &P, frontend: DomId, stats: &Stats) {
-        let Self { wanted, found, places, pool, .. } = self;
-        places.clear();
-        let mut ops = recycle(core::mem::take(&mut self.ops));
-        for (i, (want, buf)) in wanted.iter().zip(found.iter_mut()).enumerate() {
-            let Some(page) = pool.take(want.segment.gref) else { continue };
-            let Either::B(Either::B(page)) = buf.insert(Either::B(Either::B(page))) else {
-                continue;
-            };
-            if want.into_guest {
-                continue;
-            }
-            let (offset, len) = (want.segment.offset(), want.segment.len());
-            let Some(into) = page.bytes().get_mut(offset..offset + len) else { continue };
-            ops.push(copy_op(frontend, want.segment.gref, offset, CopyBuf::FromGrant(into)));
-            places.push(i as u32);
-        }
-        if ops.is_empty() {
-            self.ops = recycle(ops);
-            return;
-        }
-        grants.copy(&mut ops);
-        stats.copied_pages.add(ops.len() as u64);
-        // Only the failed ones are left.
-        let mut outcomes = ops.iter().map(|op| op.status);
-        places.retain(|_| outcomes.next() != Some(GrantStatus::Okay));
-        self.ops = recycle(ops);
-        for place in places.iter() {
-            let failed = found.get_mut(*place as usize).and_then(Option::take);
-            if let Some(Either::B(Either::B(page))) = failed {
-                pool.give_back(page);
-            }
-        }
-    }
-
-    /// Copies to the guest what was read from the disk, in one call.
-    fn copy_out<P: GrantCopier>(
-        &mut self,
-        grants: &P,
-        frontend: DomId,
-        finished: &mut [Finished],
-        stats: &Stats,
-    ) {
-        let mut ops = recycle(core::mem::take(&mut self.ops));
-        let mut rest = self.returned.as_mut_slice();
-        let mut at = 0;
-        for done in finished.iter().filter(|done| !done.copy.is_empty()) {
-            // The operations' pages lie in the order in which they were returned.
-            let (_, after) = rest.split_at_mut(done.copy.start - at);
-            let (here, after) = after.split_at_mut(done.copy.len());
-            (rest, at) = (after, done.copy.end);
-            for seg in here {
-                let Either::B(Either::B(page)) = &mut seg.buf else { continue };
-                let gref = self.pool.gref(page);
-                let from = page.bytes().get(seg.offset..seg.offset + seg.len).unwrap_or_default();
-                ops.push(copy_op(frontend, gref, seg.offset, CopyBuf::ToGrant(from)));
-            }
-        }
-        if !ops.is_empty() {
-            grants.copy(&mut ops);
-            stats.copied_pages.add(ops.len() as u64);
-        }
-        let mut outcomes = ops.iter().map(|op| op.status == GrantStatus::Okay);
-        for done in finished {
-            let copied = outcomes.by_ref().take(done.copy.len()).filter(|okay| *okay).count();
-            if copied < done.copy.len() {
-                done.result = Err(StepError::Grant);
-            }
-        }
-        self.ops = recycle(ops);
-    }
 }
 
 /// Most pages in use at a time, and so in one request.
@@ -454,30 +378,38 @@ pub(crate) const fn most_pages(path: DataPath) -> usize {
     }
 }
 
-fn copy_op(domain: DomId, gref: GrantRef, offset: usize, with: CopyBuf<'_>) -> CopyOp<'_> {
-    // A copier that leaves one out has not done it.
-    CopyOp { domain, gref, offset, with, status: GrantStatus::GeneralError }
-}
-
-/// An empty list of another lifetime in the same allocation.
-fn recycle<'b>(mut ops: Vec<CopyOp<'_>>) -> Vec<CopyOp<'b>> {
-    ops.clear();
-    // A list of the same layout is collected in place.
-    ops.into_iter().map(|_| -> CopyOp<'b> { unreachable!("the list is empty") }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// As large as any platform's.
+    type Mapping = [u64; 8];
+
     #[test]
-    fn a_recycled_list_keeps_its_room() {
-        let mut page = [0; 8];
-        let mut ops = Vec::with_capacity(100);
-        ops.push(copy_op(DomId(1), GrantRef(8), 0, CopyBuf::FromGrant(&mut page)));
-        let (room, at) = (ops.capacity(), ops.as_ptr().addr());
-        let again = recycle(ops);
-        assert_eq!((again.capacity(), again.as_ptr().addr(), again.len()), (room, at, 0));
+    fn lists_of_a_queue_are_bounded() {
+        let segment = size_of::<IoSeg<Buf<Mapping>>>();
+        // Ours, each grown to twice its need: wanted, raw segments, found, grefs, places, copies,
+        // returned, and one operation's on its way to the engine and a barrier's.
+        let each = size_of::<Want>() + 8 + size_of::<Option<Buf<Mapping>>>() + 4 + 4;
+        let ours = 2 * (each + size_of::<CopyOp<'_>>() + 3 * segment);
+        // The io_uring's: a segment and its address, in lists of up to four times the need; and
+        // spare ones, 8192 segments in all.
+        let engines = 4 * (segment + 16);
+        let spare = 8192 * (segment + 16);
+        // For each slot: lists of 16 segments, the request, its tags; for each page kept: an entry,
+        // its place among the others, and the mapping with its counts.
+        let slot = 16 * (segment + 16) + 256;
+        let kept = 2 * (64 + 16) + size_of::<Mapping>() + 16;
+        for (path, pool, kept) in [
+            (DataPath::Map, 0, 0),
+            (DataPath::Copy, POOL_MOST * 4096, 0),
+            (DataPath::Persistent, 0, kept_most(1024) * kept),
+        ] {
+            let lists = most_pages(path) * (ours + engines) + spare + 1032 * slot;
+            let all = pool + lists + kept;
+            std::println!("{path}: {} KiB", all >> 10);
+            assert!(all < 16 << 20);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The segments of indirect requests: read once, out of pages of the guest's into memory of ours.
 
+use super::copies::{copy_op, recycle};
 use super::kept::Kept;
-use super::{copy_op, recycle};
 use crate::stats::Stats;
 use alloc::vec::Vec;
 use core::ops::Range;

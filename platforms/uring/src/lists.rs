@@ -112,24 +112,73 @@ impl<B: IoBuf> Spare<B> {
         lists.clear();
         if lists.room() > SMALL {
             let small = self.small.pop().unwrap_or_else(Lists::small);
-            let large = std::mem::replace(lists, small);
-            if self.room.saturating_add(large.room()) <= MOST_SPARE {
-                self.room += large.room();
-                self.large.push(large);
-            }
+            self.put_by(std::mem::replace(lists, small));
         }
     }
 
+    fn put_by(&mut self, large: Lists<B>) {
+        self.room += large.room();
+        self.large.push(large);
+        // Those put by first are the least likely to be in the cache still.
+        while self.room > MOST_SPARE {
+            self.room -= self.large.remove(0).room();
+        }
+    }
+
+    #[cold]
     fn enlarge(&mut self, lists: &mut Lists<B>, count: usize) {
-        let Some(mut large) = self.large.pop() else {
-            // Grows; it is a large list from now on.
-            lists.segments.reserve_exact(count);
-            lists.vectors.reserve_exact(count.min(MOST_VECTORS));
-            return;
+        // One that is much too large would be more than the operation is worth: what is under way
+        // takes memory for what it moves, not for what was moved before.
+        let fits = |spare: &Lists<B>| (count..=4 * count).contains(&spare.room());
+        let large = match self.large.iter().rposition(fits) {
+            Some(place) => {
+                let spare = self.large.remove(place);
+                self.room -= spare.room();
+                spare
+            }
+            None => Lists {
+                segments: Vec::with_capacity(count),
+                vectors: Vec::with_capacity(count.min(MOST_VECTORS)),
+            },
         };
-        self.room -= large.room();
-        large.segments.reserve_exact(count);
-        large.vectors.reserve_exact(count.min(MOST_VECTORS));
         self.small.push(std::mem::replace(lists, large));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buf::PrivateBuf;
+
+    #[test]
+    fn lists_under_way_are_not_much_larger_than_what_they_hold() {
+        let mut spare = Spare::<PrivateBuf>::default();
+        let mut slots: Vec<_> = (0..64).map(|_| Lists::small()).collect();
+        for slot in &mut slots {
+            // A very large operation comes and goes; a smaller one stays.
+            let mut other = Lists::small();
+            spare.fit(&mut other, 4096);
+            assert!(other.room() >= 4096);
+            spare.reclaim(&mut other);
+            spare.fit(slot, 20);
+            assert!((20..=80).contains(&slot.room()), "{}", slot.room());
+        }
+        for slot in &mut slots {
+            spare.reclaim(slot);
+            assert_eq!(slot.room(), SMALL);
+        }
+        assert!(spare.room <= MOST_SPARE);
+        assert_eq!(spare.room, spare.large.iter().map(Lists::room).sum::<usize>());
+    }
+
+    #[test]
+    fn a_large_list_is_used_again() {
+        let mut spare = Spare::<PrivateBuf>::default();
+        let mut slot = Lists::small();
+        spare.fit(&mut slot, 256);
+        let at = slot.segments.as_ptr().addr();
+        spare.reclaim(&mut slot);
+        spare.fit(&mut slot, 200);
+        assert_eq!(slot.segments.as_ptr().addr(), at);
     }
 }

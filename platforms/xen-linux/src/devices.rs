@@ -35,7 +35,7 @@ impl Devices {
 
     pub(crate) fn gntdev(&self) -> Result<Gntdev, OpenError> {
         let fd = self.open(GNTDEV, "xen-gntdev", OFlags::empty())?;
-        // Before Linux 5.9 it was the most grants of a descriptor, or of all: larger, and no harm.
+        // In older kernels it is the most grants of all mappings together: larger, and no harm.
         let limit = std::fs::read_to_string(self.parameters.join("limit")).ok();
         Ok(Gntdev::new(fd, limit.and_then(|limit| limit.trim().parse().ok())))
     }

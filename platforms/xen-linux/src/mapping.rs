@@ -67,9 +67,10 @@ impl GrantMapper for XenDomain {
     /// copying a byte of each page; a page that can be read and not mapped for writing is
     /// [`GrantStatus::PermissionDenied`].
     ///
-    /// A domain may grant pages to itself, but only a PV domain can map them. In any other the
-    /// hypervisor lets a page be at one address alone, so that mapping it takes it away from where
-    /// it was, under the kernel's feet: [`GrantStatus::BadDomain`]. Copying works in both.
+    /// A domain may grant pages to itself, but only a PV domain can map them:
+    /// [`GrantStatus::BadDomain`] in any other. In a PVH guest on Xen 4.17 such a page was seen to
+    /// vanish from where the kernel had it (it read as all ones), and the guest hung soon after.
+    /// Copying works in both.
     fn map(
         &self,
         domain: DomId,
@@ -153,7 +154,7 @@ impl GrantCopier for XenDomain {
     /// buffer that crosses a page counts as two, so align what is copied often.
     ///
     /// A page that is not there just now (paged out, or being shared) the kernel tries again by
-    /// itself, up to 256 times with growing pauses (33 s in all), and then says
+    /// itself, 255 times with growing pauses (33 s in all), and then says
     /// [`GrantStatus::BadPage`]; that can happen with guests whose memory the toolstack pages or
     /// shares, and with no others. Should it ever answer [`GrantStatus::Again`], the copy is tried
     /// three times more, at once.

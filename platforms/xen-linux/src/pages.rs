@@ -8,7 +8,8 @@
 //!
 //! That the peer may go on using the old page for as long as it keeps it mapped is therefore no
 //! danger to what the memory is used for next (XSA-396): it is another page, and the kernel frees
-//! the old one only when the peer has let go of it, which it looks for about once a second.
+//! the old one only when the peer has let go of it, for which it looks from time to time, at a few
+//! of them at once.
 
 use crate::domain::XenDomain;
 use crate::sys::gntalloc::GrantedPage;

@@ -73,7 +73,8 @@ impl<M: Region + Clone> Memory<M> {
 
     /// Ends what grants it can, and tells whether none is left.
     pub fn revoke<P: Granter<Pages = M>>(&mut self, from: &P) -> bool {
-        self.all().fold(true, |none, shared| shared.revoke(from) && none)
+        // Each is asked, also after one that is still in use.
+        self.all().filter_map(|shared| (!shared.revoke(from)).then_some(())).count() == 0
     }
 
     /// Ends what grants it can, and lets the rest stay as it is for ever.

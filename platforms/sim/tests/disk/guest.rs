@@ -4,7 +4,7 @@ use crate::choices::Do;
 use crate::daemon::Turn;
 use crate::medium::SECTOR;
 use crate::model::{Model, Pending, content};
-use pvio_blkfront::{BackendFault, Disk, Op, SLOT_BYTES, SlotId};
+use pvio_blkfront::{BackendFault, Disk, Op, Shape, SlotId};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
 use pvio_ring::proto::blkif::Status;
@@ -246,7 +246,10 @@ impl Guest {
     }
 
     fn new_driver(&mut self, sim: &mut Sim) {
-        self.driver = Some(FrontendDriver::new(self.addr, Disk::new(self.domain.clone())));
+        // What is more than the least is had where it is offered.
+        let wish = Shape { ring_pages: sim.pick(&[1, 1, 2]), pages_per_slot: sim.pick(&[11, 24]) };
+        let disk = Disk::with_shape(self.domain.clone(), wish);
+        self.driver = Some(FrontendDriver::new(self.addr, disk));
         self.step(sim);
     }
 
@@ -311,10 +314,10 @@ impl Guest {
         let queue = disk.queue().expect("on the menu only if connected");
         for _ in 0..1 + sim.below(8) {
             let Some(slot) = queue.reserve() else { break };
-            let most = (SLOT_BYTES / SECTOR) as u64 / unit;
+            let most = (queue.slot_bytes() / SECTOR) as u64 / unit;
             let count = unit * if sim.one_in(3) { 1 + sim.below(most) } else { 1 + sim.below(3) };
             let bytes = count as usize * SECTOR;
-            if count > sectors || bytes > SLOT_BYTES {
+            if count > sectors || bytes > queue.slot_bytes() {
                 // Whoever served this makes no sense.
                 assert!(!self.trusting);
                 queue.release(slot);

@@ -3,7 +3,7 @@
 use crate::choices::Do;
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantRef, Granter};
-use pvio_ring::proto::blkif::{Abi, DataOp, Request, Segment, Segments};
+use pvio_ring::proto::blkif::{Abi, DataOp, Indirect, Request, Segment, Segments};
 use pvio_ring::shm::Region;
 use pvio_sim::local::events::LocalChannel;
 use pvio_sim::local::memory::LocalPages;
@@ -167,11 +167,21 @@ impl Session {
             };
             let segments: Vec<Segment> = (0..sim.below(4)).map(|_| segment(sim)).collect();
             let op = sim.pick(&[DataOp::Read, DataOp::Write, DataOp::Flush, DataOp::WriteBarrier]);
-            let request = Request::Data {
-                op,
-                id: sim.number(),
-                sector: sim.below(260),
-                segments: Segments::from_slice(&segments).expect("at most 11"),
+            let (id, sector) = (sim.number(), sim.below(260));
+            let request = if sim.one_in(4) {
+                // The tables are pages of data, which change at any time.
+                let count = if sim.one_in(4) { 1 + sim.below(4096) } else { 1 + sim.below(30) };
+                let pages: Vec<GrantRef> =
+                    (0..count.div_ceil(512)).map(|_| segment(sim).gref).collect();
+                for n in 0..20 {
+                    let at = sim.index(2) * 4096 + 8 * n;
+                    self.data.write_bytes(at, &segment(sim).write()).expect("inside the pages");
+                }
+                let indirect = Indirect::new(count as usize, &pages).expect("as many as it takes");
+                Request::Indirect { op, id, sector, indirect }
+            } else {
+                let segments = Segments::from_slice(&segments).expect("at most 11");
+                Request::Data { op, id, sector, segments }
             };
             request.write(self.abi, 0, &mut bytes);
             if sim.one_in(20) {

@@ -127,7 +127,8 @@ impl DiskWorld {
     /// # Panics
     /// When a guest's driver holds more memory than a few sessions take.
     pub fn assert_memory_is_bounded(&self) {
-        let most = 3 * (1 + 32 * pvio_blkfront::queue::PAGES_PER_SLOT);
+        // A ring of two pages, and for each of its slots 24 pages and one for the table.
+        let most = 3 * (2 + 64 * (24 + 1));
         for guest in self.disks.iter().filter_map(|d| d.guest.as_ref()) {
             assert!(guest.pages() <= most, "guest {} has {} pages", guest.id(), guest.pages());
         }

@@ -235,7 +235,7 @@ fn ended(world: &mut World<'_>) -> Outcome {
     same("what is mapped", byte(&mapping, 0), Some(b'o'))?;
     mapping.write_bytes(0, b"!").ok_or("not writable")?;
     same("the owner's contents", world.peer.read(grefs[0], 0, 3)?, b"new".to_vec())?;
-    // For so long the entry is as it was; the kernel tries to end it about once a second.
+    // For so long the entry is as it was; the kernel tries again later to end it.
     let again = world.me.map(from, &grefs, Access::ReadOnly).map_err(say)?;
     same("mapped again", byte(&again, 0), Some(b'!'))?;
     drop((mapping, again));

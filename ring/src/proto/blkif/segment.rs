@@ -59,7 +59,7 @@ impl Segment {
         (self.first as usize).wrapping_mul(SECTOR_SIZE as usize)
     }
 
-    /// Sectors of data; 0 when inverted, which [`Request::read`] refuses.
+    /// Sectors of data; 0 when inverted, which [`Request::read`](super::Request::read) refuses.
     #[must_use]
     pub const fn sectors(self) -> u32 {
         (self.last as u32).wrapping_add(1).saturating_sub(self.first as u32)

@@ -6,9 +6,9 @@ use alloc::vec::Vec;
 use pvio_ring::DomId;
 
 use super::addr::directory_opt;
-use super::{DeviceAddr, backend_root, clear_error, state_path, write_state};
+use super::{DeviceAddr, DeviceClass, backend_root, clear_error, state_path, write_state};
 use crate::handshake::HandshakeError;
-use crate::handshake::fields::Writer;
+use crate::handshake::fields::{Reader, Writer};
 use crate::state::XenbusState;
 use crate::wire::{Access, Perm};
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -81,6 +81,80 @@ pub fn request_removal<X: Xenstore + ?Sized>(
         Writer { xs: tx, base: &base }.put("online", 0)?;
         write_state(tx, &base, XenbusState::Closing)
     })
+}
+
+/// Makes the directories of a domain's backends again, which went with the domain when it was
+/// destroyed, from what libxl keeps of them for itself. To be called by dom0, once the domain is back
+/// under its old number: it then finds every backend Connected, as its frontend still is, and goes
+/// on with the session. Which were made; those that are there stay as they are.
+///
+/// # Errors
+/// xenstore's.
+pub fn revive_backends<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    back: DomId,
+) -> Result<Vec<DeviceAddr>, HandshakeError> {
+    let mut made = Vec::new();
+    for guest in directory_opt(xs, "/libxl")? {
+        for class in DeviceClass::ALL {
+            let devices = format!("/libxl/{guest}/device/{}", class.as_str());
+            for index in directory_opt(xs, &devices)? {
+                let base = format!("{devices}/{index}");
+                let backend = (Reader { xs, base: &base }).opt_text("backend")?;
+                let addr = backend
+                    .as_deref()
+                    .and_then(|path| DeviceAddr::from_backend_path(path, DomId::DOM0))
+                    .map(|(addr, _)| addr)
+                    .filter(|addr| addr.back == back);
+                if let Some(addr) = addr
+                    && revive_backend(xs, addr, &base)?
+                {
+                    made.push(addr);
+                }
+            }
+        }
+    }
+    Ok(made)
+}
+
+fn revive_backend<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+    kept: &str,
+) -> Result<bool, HandshakeError> {
+    let base = addr.backend_path();
+    transaction(xs, |tx| {
+        if tx.read_opt(&state_path(&base))?.is_some() {
+            return Ok(false);
+        }
+        create_backend_end(tx, addr)?;
+        regrant_frontend_end(tx, addr)?;
+        for key in directory_opt(tx, kept)? {
+            if key != "backend" && key != "state" {
+                let value = tx.read_opt(&format!("{kept}/{key}"))?.unwrap_or_default();
+                tx.write(&format!("{base}/{key}"), &value)?;
+            }
+        }
+        write_state(tx, &base, XenbusState::Connected)?;
+        Ok(true)
+    })
+}
+
+/// The number of the domain with a name.
+///
+/// # Errors
+/// xenstore's; that there is none is no error.
+pub fn find_domain<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    name: &str,
+) -> Result<Option<DomId>, HandshakeError> {
+    for domain in directory_opt(xs, "/local/domain")? {
+        let base = format!("/local/domain/{domain}");
+        if (Reader { xs, base: &base }).opt_text("name")?.as_deref() == Some(name) {
+            return Ok(domain.parse().ok().map(DomId));
+        }
+    }
+    Ok(None)
 }
 
 /// Removes both ends of a device, with the errors told of them, and the frontend domain's

@@ -79,6 +79,17 @@ impl Backends {
         self.pvio.as_ref().map(|(child, _)| child.id())
     }
 
+    /// Kills pvio as a crash would.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_pvio(&mut self) -> Result<()> {
+        let (mut child, _) = self.pvio.take().context("pvio does not serve")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
     /// Checks that pvio, if it should serve, lives.
     ///
     /// # Errors

@@ -24,6 +24,15 @@ pub enum Access {
     Read,
 }
 
+impl Access {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Write => "rw",
+            Self::Read => "ro",
+        }
+    }
+}
+
 /// What a backend opens.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Medium {
@@ -69,10 +78,7 @@ impl Disk {
     /// # Errors
     /// A path not in UTF-8.
     pub fn line(&self, name: &str, access: Access, backend: Backend) -> Result<String> {
-        let access = match access {
-            Access::Write => "rw",
-            Access::Read => "ro",
-        };
+        let access = access.word();
         let target = match (backend, &self.device) {
             (Backend::Qdisk | Backend::PvioDm, _) => {
                 format!("backendtype=qdisk,target={}", self.path()?)
@@ -96,6 +102,11 @@ impl Disk {
             sum.add(&bytes);
         }
         Ok(json!(sum.text()))
+    }
+
+    /// What stands in `disk=[…]` for what a driver domain opens by this path.
+    pub fn elsewhere(path: &str, name: &str, access: Access) -> String {
+        format!("format=raw,vdev={name},access={},backendtype=phy,target={path}", access.word())
     }
 
     /// Its loop device, if the backend serves that.

@@ -176,6 +176,16 @@ impl Guest {
         self.hello()
     }
 
+    /// After the guest was restored under its number: its new console. It goes on where it was.
+    ///
+    /// # Errors
+    /// It does not come back.
+    pub fn reattach(&mut self) -> Result<()> {
+        self.ended = false;
+        self.console = open_console(self.domain)?;
+        self.ask("hello", Value::Null, BOOT).map(drop)
+    }
+
     /// Whether it still answers.
     pub fn lives(&mut self) -> bool {
         !self.ended && self.ask("hello", Value::Null, Duration::from_secs(20)).is_ok()

@@ -154,6 +154,11 @@ impl Lab {
         self.backends.serve(self.backend, policy)
     }
 
+    /// The backends' processes.
+    pub fn backends(&mut self) -> &mut Backends {
+        &mut self.backends
+    }
+
     /// The guest that is shared by the scenarios of this backend and kind, made if there is none.
     ///
     /// # Errors

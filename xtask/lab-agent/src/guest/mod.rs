@@ -2,21 +2,21 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`backend`] | a guest that is a driver domain |
 //! | [`direct`] | a disk around the page cache |
 //! | [`disk`] | disks written, read back, summed |
 //! | [`drivers`] | the kernel's frontends: loaded, unbound, bound |
 //! | [`files`] | a folder full of files |
 //! | [`load`] | I/O that goes on while something else is asked for |
 //! | [`nic`] | addresses and traffic |
-//! | [`serve`] | a guest that is a driver domain |
 
+mod backend;
 mod direct;
 mod disk;
 mod drivers;
 mod files;
 mod load;
 mod nic;
-mod serve;
 
 use std::fs;
 use std::io::{self, BufRead, Write};
@@ -97,9 +97,9 @@ fn obey(request: Request, load: &mut load::Load) -> Result<Value> {
         "load-stop" => load.stop(),
         _ => {
             let done = disk::obey(&verb, &arguments)
+                .or_else(|| backend::obey(&verb, &arguments))
                 .or_else(|| files::obey(&verb, &arguments))
                 .or_else(|| nic::obey(&verb, &arguments))
-                .or_else(|| serve::obey(&verb, &arguments))
                 .or_else(|| drivers::obey(&verb, &arguments));
             done.with_context(|| format!("{verb}: no such verb"))?
         }

@@ -1,4 +1,4 @@
-//! Devices served by another guest, which dies and is replaced.
+//! Devices served by another guest, which is destroyed and replaced by a stranger.
 
 use std::time::Duration;
 
@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{BOTH, Guests, PVIO, Scenario};
+use crate::dom0::disk::{Access, Disk};
 use crate::dom0::guest::{Guest, Kind, Spec};
 use crate::dom0::lab::{LONG, Lab, SHORT};
 use crate::sys;
@@ -31,8 +32,8 @@ fn server(lab: &Lab) -> Result<Guest> {
     spec.words = "pvio.bare".to_owned();
     spec.lines = vec!["driver_domain=1".to_owned()];
     let mut guest = Guest::start(&spec)?;
-    let order = json!({ "image": IMAGE, "mib": MIB, "address": format!("{SERVER}/24") });
-    guest.ask("serve", order, SHORT)?;
+    guest.ask("image-make", json!({ "path": IMAGE, "mib": MIB }), SHORT)?;
+    guest.ask("backend-serve", json!(format!("{SERVER}/24")), SHORT)?;
     guest.ask("echo-serve", Value::Null, SHORT)?;
     Ok(guest)
 }
@@ -40,8 +41,8 @@ fn server(lab: &Lab) -> Result<Guest> {
 /// The lines of a disk and a NIC that it serves.
 fn lines(server: &Guest, name: &str) -> [String; 2] {
     let server = &server.name;
-    let disk = format!("format=raw,vdev={name},access=rw,backendtype=phy,backend={server}");
-    [format!("{disk},target={IMAGE}"), format!("bridge=xenbr0,backend={server}")]
+    let disk = Disk::elsewhere(IMAGE, name, Access::Write);
+    [format!("backend={server},{disk}"), format!("bridge=xenbr0,backend={server}")]
 }
 
 /// Every byte of the disk, there and here, and datagrams.
@@ -49,7 +50,7 @@ fn works(guest: &mut Guest, server: &mut Guest, disk: &str, nic: &str, host: u32
     guest.ask("disk-wait", json!(disk), SHORT)?;
     let order = json!({ "name": disk, "seed": 61, "requests": 100, "mib": 8 });
     let sum = guest.ask("disk-scribble", order, LONG)?;
-    let held = server.ask("file-sum", json!({ "path": IMAGE, "mib": 8 }), SHORT)?;
+    let held = server.ask("image-sum", json!({ "path": IMAGE, "mib": 8 }), SHORT)?;
     ensure!(sum == held, "the image in the driver domain holds something else");
     guest.ask("nic-up", json!({ "name": nic, "address": format!("10.0.3.{host}/24") }), SHORT)?;
     let echo = json!({ "server": SERVER, "sizes": [8, 64, 1472, 9000], "rounds": 5 });
@@ -90,7 +91,7 @@ fn driver_domain(lab: &mut Lab) -> Result<()> {
         guest.destroy()?;
         guest.wait_gone(Duration::from_secs(60))
     })?;
-    second.ask("served-nothing-left", Value::Null, SHORT)?;
+    second.ask("backend-nothing-left", Value::Null, SHORT)?;
     lab.watched(second, |second| second.power_off())?;
     lab.nothing_left(&before)
 }

@@ -55,7 +55,7 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// A guest with a disk and a NIC.
-fn ready(lab: &Lab, kind: Kind) -> Result<(Guest, Disk)> {
+pub(super) fn ready(lab: &Lab, kind: Kind) -> Result<(Guest, Disk)> {
     let (disk, line) = lab.disk("xvda", 16, Medium::Device)?;
     let mut spec = Spec::new(kind, lab.backend);
     spec.disks = vec![line];

@@ -10,6 +10,7 @@
 //! | [`toolstack`] | a toolstack that does |
 //! | [`driver_domain`] | devices served by another guest, that dies |
 //! | [`life`] | guests that end, in every way, while their devices work; many at once |
+//! | [`survival`] | backends that end, and guests that go on |
 
 mod disk;
 mod driver_domain;
@@ -18,6 +19,7 @@ mod hotplug;
 mod life;
 mod nic;
 mod policies;
+mod survival;
 mod toolstack;
 
 use anyhow::Result;
@@ -78,6 +80,7 @@ fn all() -> Vec<Case> {
         hotplug::SCENARIOS,
         frontends::SCENARIOS,
         life::SCENARIOS,
+        survival::SCENARIOS,
         policies::SCENARIOS,
         toolstack::SCENARIOS,
         driver_domain::SCENARIOS,

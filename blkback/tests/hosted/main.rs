@@ -2,125 +2,21 @@
 //! driver domain that dies.
 #![cfg(feature = "std")]
 
-use pvio_blkback::host::ImageServer;
-use pvio_blkback::{Config, DataPath, Policy, Stats, Vbd};
+mod machine;
+mod queues;
+
+use machine::{Machine, PATIENCE, image, on_every_path};
+use pvio_blkback::{Config, DataPath};
 use pvio_blkfront::session::{DiskError, Session};
-use pvio_blkfront::{Op, SLOT_BYTES};
-use pvio_grant_table::DomId;
-use pvio_hosted::{Domain, DomainConfig, Hypervisor};
+use pvio_blkfront::{Op, SLOT_BYTES, Shape};
+use pvio_hosted::{Domain, DomainConfig};
 use pvio_ring::proto::blkif::Status;
-use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::Client;
-use pvio_xenbus::driver::{BackendDriver, Life};
-use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, read_error, request_removal};
-use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack, create_device};
-use std::io::Write;
+use pvio_xenbus::handshake::common::{read_error, request_removal};
+use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
-use tempfile::{NamedTempFile, TempDir};
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-struct Machine {
-    config: Config,
-    hypervisor: Hypervisor,
-    guest: DomId,
-    driver: DomId,
-    _dir: TempDir,
-}
-
-impl Machine {
-    fn new(config: Config) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let hypervisor = Hypervisor::start(dir.path()).unwrap();
-        let driver = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
-        let guest = hypervisor.create_domain(DomainConfig::new("guest")).unwrap();
-        Self { config, hypervisor, guest, driver, _dir: dir }
-    }
-
-    fn addr(&self) -> DeviceAddr {
-        DeviceAddr::new(BackendKind::Vbd, self.driver, self.guest, 51712)
-    }
-
-    fn add_disk(&self, image: &Path, mode: Mode) -> DeviceAddr {
-        let mut back = ToolstackBack::new(self.addr(), image.to_str().unwrap());
-        back.mode = mode;
-        create_device(&mut self.xenstore(), self.addr(), &back).unwrap();
-        self.addr()
-    }
-
-    fn xenstore(&self) -> Client {
-        self.hypervisor.xenstore().unwrap()
-    }
-
-    fn join(&self, id: DomId) -> Domain {
-        Domain::join(self.hypervisor.state_dir(), id).unwrap()
-    }
-
-    fn serve(&self) -> Driver {
-        let domain = self.join(self.driver);
-        let addr = self.addr();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let vbd = Vbd::with(domain.clone(), ImageServer::new(Arc::new(|| ())), self.config);
-        let stats = Arc::clone(&vbd.stats()[0]);
-        let thread = std::thread::spawn(move || {
-            let mut xs = domain.xenstore().unwrap();
-            let mut device = BackendDriver::restarted(addr, vbd);
-            while !stopped.load(Ordering::SeqCst) {
-                if device.step(&mut xs).unwrap() == Life::Gone {
-                    return true;
-                }
-                xs.wait_event(Some(Duration::from_millis(20))).unwrap();
-            }
-            false
-        });
-        Driver { stats, stop, thread }
-    }
-
-    fn attach_within(&self, patience: Duration) -> Result<Session<Domain, Client>, DiskError> {
-        let guest = self.join(self.guest);
-        let xs = guest.xenstore().unwrap();
-        Session::attach(guest, xs, self.addr(), patience)
-    }
-
-    fn attach(&self) -> Result<Session<Domain, Client>, DiskError> {
-        self.attach_within(PATIENCE)
-    }
-}
-
-struct Driver {
-    stats: Arc<Stats>,
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<bool>,
-}
-
-impl Driver {
-    /// Ends without a word to anybody; whether the device was gone already.
-    fn end(self) -> bool {
-        self.stop.store(true, Ordering::SeqCst);
-        self.thread.join().unwrap()
-    }
-}
-
-/// Our frontend agrees to persistent grants, so these are all three data paths.
-fn on_every_path(test: fn(Config)) {
-    for policy in [Policy::Map, Policy::Copy, Policy::PersistentOrCopy] {
-        println!("{policy}");
-        test(Config { policy, ..Config::default() });
-    }
-}
-
-fn image(bytes: usize) -> NamedTempFile {
-    let mut file = NamedTempFile::new().unwrap();
-    let data: Vec<u8> = (0..bytes).map(|i| (i / 512 + i) as u8).collect();
-    file.write_all(&data).unwrap();
-    file
-}
 
 fn write(session: &mut Session<Domain, Client>, sector: u64, data: &[u8]) {
     for (op, fill) in [(Op::Write { sector, bytes: data.len() }, true), (Op::Flush, false)] {
@@ -174,6 +70,36 @@ fn whole_path(config: Config) {
     assert_eq!(counts, expected, "mapped, reused, copied");
     request_removal(&mut machine.xenstore(), addr).unwrap();
     assert!(driver.thread.join().unwrap(), "closed on both sides, the backend is gone");
+}
+
+#[test]
+fn what_is_offered_beyond_the_least_is_used() {
+    on_every_path(large);
+}
+
+fn large(config: Config) {
+    let machine = Machine::new(config);
+    let file = image(16 << 20);
+    machine.add_disk(file.path(), Mode::ReadWrite);
+    let driver = machine.serve();
+    let guest = machine.join(machine.guest);
+    let xs = guest.xenstore().unwrap();
+    let wish = Shape { ring_pages: 32, pages_per_slot: 20 };
+    let mut session = Session::attach_with(guest, xs, machine.addr(), wish, PATIENCE).unwrap();
+    let queue = session.queue().unwrap();
+    // 16 pages are offered, and more segments than are wished for.
+    assert_eq!(queue.shape(), Shape { ring_pages: 16, pages_per_slot: 20 });
+    assert_eq!((queue.depth(), queue.slot_bytes()), (512, 80 << 10));
+    let data: Vec<u8> = (0..80 << 10).map(|i| (i / 4096 + i) as u8).collect();
+    write(&mut session, 80, &data);
+    let mut there = vec![0; data.len()];
+    file.as_file().read_exact_at(&mut there, 80 * 512).unwrap();
+    assert!(there == data, "a flushed write is in the file");
+    let mut got = vec![0; 16 << 20];
+    session.read_at(0, &mut got).unwrap();
+    assert!(got == std::fs::read(file.path()).unwrap());
+    session.close().unwrap();
+    driver.end();
 }
 
 #[test]

@@ -1,0 +1,115 @@
+//! Copying between the guest's pages and ours.
+
+use super::{Finished, Pages, StepError};
+use crate::stats::Stats;
+use alloc::vec::Vec;
+use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantRef, GrantStatus};
+use pvio_ring::shm::{Either, SharedMemory};
+
+impl<M: SharedMemory> Pages<M> {
+    /// Takes a page of our own for each that is wanted, and copies in what is to be written to the
+    /// disk, in one call.
+    pub(super) fn copy_in<P: GrantCopier>(&mut self, grants: &P, frontend: DomId, stats: &Stats) {
+        let Self { wanted, found, places, pool, .. } = self;
+        places.clear();
+        let mut ops = recycle(core::mem::take(&mut self.ops));
+        for (i, (want, buf)) in wanted.iter().zip(found.iter_mut()).enumerate() {
+            let Some(page) = pool.take(want.segment.gref) else { continue };
+            let Either::B(Either::B(page)) = buf.insert(Either::B(Either::B(page))) else {
+                continue;
+            };
+            if want.into_guest {
+                continue;
+            }
+            let (offset, len) = (want.segment.offset(), want.segment.len());
+            let Some(into) = page.bytes().get_mut(offset..offset + len) else { continue };
+            ops.push(copy_op(frontend, want.segment.gref, offset, CopyBuf::FromGrant(into)));
+            places.push(i as u32);
+        }
+        if ops.is_empty() {
+            self.ops = recycle(ops);
+            return;
+        }
+        grants.copy(&mut ops);
+        stats.copied_pages.add(ops.len() as u64);
+        // Only the failed ones are left.
+        let mut outcomes = ops.iter().map(|op| op.status);
+        places.retain(|_| outcomes.next() != Some(GrantStatus::Okay));
+        self.ops = recycle(ops);
+        for place in places.iter() {
+            let failed = found.get_mut(*place as usize).and_then(Option::take);
+            if let Some(Either::B(Either::B(page))) = failed {
+                pool.give_back(page);
+            }
+        }
+    }
+
+    /// Copies to the guest what was read from the disk, in one call.
+    pub(super) fn copy_out<P: GrantCopier>(
+        &mut self,
+        grants: &P,
+        frontend: DomId,
+        finished: &mut [Finished],
+        stats: &Stats,
+    ) {
+        let mut ops = recycle(core::mem::take(&mut self.ops));
+        let mut rest = self.returned.as_mut_slice();
+        let mut at = 0;
+        for done in finished.iter().filter(|done| !done.copy.is_empty()) {
+            // The operations' pages lie in the order in which they were returned.
+            let (_, after) = rest.split_at_mut(done.copy.start - at);
+            let (here, after) = after.split_at_mut(done.copy.len());
+            (rest, at) = (after, done.copy.end);
+            for seg in here {
+                let Either::B(Either::B(page)) = &mut seg.buf else { continue };
+                let gref = self.pool.gref(page);
+                let from = page.bytes().get(seg.offset..seg.offset + seg.len).unwrap_or_default();
+                ops.push(copy_op(frontend, gref, seg.offset, CopyBuf::ToGrant(from)));
+            }
+        }
+        if !ops.is_empty() {
+            grants.copy(&mut ops);
+            stats.copied_pages.add(ops.len() as u64);
+        }
+        let mut outcomes = ops.iter().map(|op| op.status == GrantStatus::Okay);
+        for done in finished {
+            let copied = outcomes.by_ref().take(done.copy.len()).filter(|okay| *okay).count();
+            if copied < done.copy.len() {
+                done.result = Err(StepError::Grant);
+            }
+        }
+        self.ops = recycle(ops);
+    }
+}
+
+pub(super) fn copy_op(
+    domain: DomId,
+    gref: GrantRef,
+    offset: usize,
+    with: CopyBuf<'_>,
+) -> CopyOp<'_> {
+    // A copier that leaves one out has not done it.
+    CopyOp { domain, gref, offset, with, status: GrantStatus::GeneralError }
+}
+
+/// An empty list of another lifetime in the same allocation.
+pub(super) fn recycle<'b>(mut ops: Vec<CopyOp<'_>>) -> Vec<CopyOp<'b>> {
+    ops.clear();
+    // A list of the same layout is collected in place.
+    ops.into_iter().map(|_| -> CopyOp<'b> { unreachable!("the list is empty") }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recycled_list_keeps_its_room() {
+        let mut page = [0; 8];
+        let mut ops = Vec::with_capacity(100);
+        ops.push(copy_op(DomId(1), GrantRef(8), 0, CopyBuf::FromGrant(&mut page)));
+        let (room, at) = (ops.capacity(), ops.as_ptr().addr());
+        let again = recycle(ops);
+        assert_eq!((again.capacity(), again.as_ptr().addr(), again.len()), (room, at, 0));
+    }
+}

@@ -1,0 +1,119 @@
+//! A hosted machine with a driver domain and a guest.
+
+use pvio_blkback::host::ImageServer;
+use pvio_blkback::{Config, Policy, Stats, Vbd};
+use pvio_blkfront::session::{DiskError, Session};
+use pvio_grant_table::DomId;
+use pvio_hosted::{Domain, DomainConfig, Hypervisor};
+use pvio_xenbus::Xenstore;
+use pvio_xenbus::client::Client;
+use pvio_xenbus::driver::{BackendDriver, Life};
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr};
+use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack, create_device};
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tempfile::{NamedTempFile, TempDir};
+
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct Machine {
+    pub config: Config,
+    pub hypervisor: Hypervisor,
+    pub guest: DomId,
+    pub driver: DomId,
+    _dir: TempDir,
+}
+
+impl Machine {
+    pub fn new(config: Config) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let hypervisor = Hypervisor::start(dir.path()).unwrap();
+        let driver = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
+        let guest = hypervisor.create_domain(DomainConfig::new("guest").grant_frames(64)).unwrap();
+        Self { config, hypervisor, guest, driver, _dir: dir }
+    }
+
+    pub fn addr(&self) -> DeviceAddr {
+        DeviceAddr::new(BackendKind::Vbd, self.driver, self.guest, 51712)
+    }
+
+    pub fn add_disk(&self, image: &Path, mode: Mode) -> DeviceAddr {
+        let mut back = ToolstackBack::new(self.addr(), image.to_str().unwrap());
+        back.mode = mode;
+        create_device(&mut self.xenstore(), self.addr(), &back).unwrap();
+        self.addr()
+    }
+
+    pub fn xenstore(&self) -> Client {
+        self.hypervisor.xenstore().unwrap()
+    }
+
+    pub fn join(&self, id: DomId) -> Domain {
+        Domain::join(self.hypervisor.state_dir(), id).unwrap()
+    }
+
+    pub fn serve(&self) -> Driver {
+        let domain = self.join(self.driver);
+        let addr = self.addr();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let vbd = Vbd::with(domain.clone(), ImageServer::new(Arc::new(|| ())), self.config);
+        let stats = Arc::clone(&vbd.stats()[0]);
+        let thread = std::thread::spawn(move || {
+            let mut xs = domain.xenstore().unwrap();
+            let mut device = BackendDriver::restarted(addr, vbd);
+            while !stopped.load(Ordering::SeqCst) {
+                if device.step(&mut xs).unwrap() == Life::Gone {
+                    return true;
+                }
+                xs.wait_event(Some(Duration::from_millis(20))).unwrap();
+            }
+            false
+        });
+        Driver { stats, stop, thread }
+    }
+
+    pub fn attach_within(&self, patience: Duration) -> Result<Session<Domain, Client>, DiskError> {
+        let guest = self.join(self.guest);
+        let xs = guest.xenstore().unwrap();
+        Session::attach(guest, xs, self.addr(), patience)
+    }
+
+    pub fn attach(&self) -> Result<Session<Domain, Client>, DiskError> {
+        self.attach_within(PATIENCE)
+    }
+}
+
+pub struct Driver {
+    /// Of the first queue.
+    pub stats: Arc<Stats>,
+    stop: Arc<AtomicBool>,
+    pub thread: JoinHandle<bool>,
+}
+
+impl Driver {
+    /// Ends without a word to anybody; whether the device was gone already.
+    pub fn end(self) -> bool {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.join().unwrap()
+    }
+}
+
+/// Our frontend agrees to persistent grants, so these are all three data paths.
+pub fn on_every_path(test: fn(Config)) {
+    for policy in [Policy::Map, Policy::Copy, Policy::PersistentOrCopy] {
+        println!("{policy}");
+        test(Config { policy, ..Config::default() });
+    }
+}
+
+pub fn image(bytes: usize) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    let data: Vec<u8> = (0..bytes).map(|i| (i / 512 + i) as u8).collect();
+    file.write_all(&data).unwrap();
+    file
+}

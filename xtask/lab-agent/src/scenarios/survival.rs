@@ -1,0 +1,119 @@
+//! Backends that die under load, and guests that go on without having noticed.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use super::life::ready;
+use super::{BOTH, Guests, PV, PVIO, Scenario};
+use crate::dom0::backend::Backend;
+use crate::dom0::disk::{Access, Disk, Medium};
+use crate::dom0::guest::{Guest, Kind, Spec};
+use crate::dom0::lab::{LONG, Lab, SHORT};
+use crate::sys;
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "survival-daemon",
+        proves: "pvio serve is killed under load three times; its guest's disk and NIC go on",
+        backends: PVIO,
+        kinds: BOTH,
+        guests: Guests::Own,
+        run: daemon,
+    },
+    Scenario {
+        name: "survival-domain",
+        proves: "an unprivileged driver domain is destroyed under load and restored; its guest goes on",
+        backends: PVIO,
+        kinds: PV,
+        guests: Guests::Own,
+        run: domain,
+    },
+];
+
+fn daemon(lab: &mut Lab) -> Result<()> {
+    let before = lab.settled()?;
+    let (mut guest, disk) = ready(lab, lab.kind)?;
+    for _ in 0..3 {
+        let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"], "lossy": true });
+        guest.ask("load-start", load, SHORT)?;
+        lab.backends().kill_pvio()?;
+        // The guest's requests pile up meanwhile.
+        std::thread::sleep(Duration::from_secs(1));
+        lab.serve(None)?;
+        went_on(&mut guest)?;
+    }
+    let echo = json!({ "server": "10.0.0.1", "sizes": [64, 1472], "rounds": 3 });
+    guest.ask("nic-echo", echo, SHORT)?;
+    lab.watched(guest, |guest| guest.power_off())?;
+    lab.nothing_left(&before)?;
+    drop(disk);
+    Ok(())
+}
+
+/// What was begun while nobody served is done right, by whoever serves now.
+fn went_on(guest: &mut Guest) -> Result<()> {
+    std::thread::sleep(Duration::from_secs(1));
+    let rounds: Vec<u64> = serde_json::from_value(guest.ask("load-stop", Value::Null, LONG)?)?;
+    ensure!(rounds.iter().all(|rounds| *rounds > 0), "rounds of disk and NIC: {rounds:?}");
+    Ok(())
+}
+
+const SAVED: &str = "/tmp/driver.save";
+/// The driver domain's end of its bridge.
+const BRIDGE: &str = "10.0.9.1";
+
+fn domain(lab: &mut Lab) -> Result<()> {
+    let before = lab.settled()?;
+    // Its storage is a disk of dom0's, so that it stays when the domain goes.
+    let (storage, line) = lab.disk("xvda", 32, Medium::Device)?;
+    let mut spec = Spec::new(Kind::Pv, lab.backend);
+    (spec.tools, spec.disks) = (true, vec![line]);
+    spec.lines = vec!["driver_domain=1".into()];
+    let mut driver = Guest::start(&spec)?;
+    driver.ask("disk-wait", json!("xvda"), SHORT)?;
+    driver.ask("backend-serve", json!(format!("{BRIDGE}/24")), SHORT)?;
+    driver.ask("echo-serve", Value::Null, SHORT)?;
+    sys::succeed(&["xl", "save", "-c", "-D", &driver.name, SAVED], LONG)?;
+    driver.reattach()?;
+
+    let mut guest = guest_of(&driver, lab.kind)?;
+    let pattern = |write: bool| json!({ "name": "xvda", "seed": 43, "mib": 4, "write": write });
+    guest.ask("disk-verify", pattern(true), LONG)?;
+    let load = json!({ "disks": ["xvda"], "echoes": [BRIDGE], "lossy": true });
+    guest.ask("load-start", load, SHORT)?;
+
+    driver.destroy()?;
+    std::thread::sleep(Duration::from_secs(2));
+    // libxl keeps a number from being used again for a minute, if it is not told otherwise.
+    let restore = format!("LIBXL_DOMID_REUSE_TIMEOUT=0 xl restore {SAVED}");
+    sys::succeed(&["sh", "-c", &restore], LONG)?;
+    driver.reattach()?;
+    let revived = sys::succeed(&["pvio", "revive", &driver.name], SHORT)?;
+    ensure!(revived.contains("2 backends"), "pvio revive: {revived}");
+
+    went_on(&mut guest)?;
+    guest.ask("disk-verify", pattern(false), LONG)?;
+    let echo = json!({ "server": BRIDGE, "sizes": [64, 1472], "rounds": 3 });
+    guest.ask("nic-echo", echo, SHORT)?;
+    lab.watched(guest, |guest| guest.power_off())?;
+    lab.watched(driver, |driver| driver.power_off())?;
+    std::fs::remove_file(SAVED)?;
+    lab.nothing_left(&before)?;
+    drop(storage);
+    Ok(())
+}
+
+/// A guest whose disk and NIC are served by a driver domain.
+fn guest_of(driver: &Guest, kind: Kind) -> Result<Guest> {
+    let mut spec = Spec::new(kind, Backend::Pvio);
+    // A domain that is destroyed takes its page cache along: nothing may be in it alone.
+    let disk = Disk::elsewhere("/dev/xvda", "xvda", Access::Write);
+    spec.disks = vec![format!("backend={},direct-io-safe,{disk}", driver.name)];
+    spec.nics = vec![format!("backend={},bridge=xenbr0,script=vif-bridge", driver.name)];
+    let mut guest = Guest::start(&spec)?;
+    guest.ask("disk-wait", json!("xvda"), SHORT)?;
+    guest.ask("nic-up", json!({ "name": "eth0", "address": "10.0.9.2/24" }), SHORT)?;
+    Ok(guest)
+}
