@@ -209,7 +209,7 @@ impl Session<'_> {
             exec::go_on()?;
             // Asked first, so that the last events are not missed.
             let ended = boot.ended()?;
-            for event in events.new()? {
+            for event in events.fresh()? {
                 since = Instant::now();
                 match event {
                     Event::Ready { uptime } => {
@@ -282,7 +282,7 @@ struct Events {
 
 impl Events {
     /// Those not seen yet.
-    fn new(&mut self) -> Result<Vec<Event>> {
+    fn fresh(&mut self) -> Result<Vec<Event>> {
         let Ok(mut file) = File::open(&self.path) else { return Ok(Vec::new()) };
         file.seek(SeekFrom::Start(self.read))?;
         let mut bytes = Vec::new();

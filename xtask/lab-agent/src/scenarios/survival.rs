@@ -6,14 +6,12 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::life::ready;
-use super::{BOTH, Guests, PV, Scenario};
+use super::{BOTH, Guests, PV, PVIO, Scenario};
 use crate::dom0::backend::Backend;
 use crate::dom0::disk::{Access, Disk, Medium};
 use crate::dom0::guest::{Guest, Kind, Spec};
 use crate::dom0::lab::{LONG, Lab, SHORT};
 use crate::sys;
-
-const PVIO: &[Backend] = &[Backend::Pvio];
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
