@@ -80,11 +80,11 @@ where
             // Also for changes of our own making below a device: then nothing is new.
             let at_device = DeviceAddr::from_backend_path(&event.path, self.home);
             match at_device {
-                Some((addr, _)) if self.devices.contains_key(&addr) => {
-                    if let Some((addr, "")) = at_device {
-                        self.step(xs, addr)?;
-                    }
-                }
+                Some((addr, below)) if self.devices.contains_key(&addr) => match below {
+                    "" => self.step(xs, addr)?,
+                    "rate" => self.refresh(xs, addr),
+                    _ => {}
+                },
                 _ => self.discover(xs, *kind)?,
             }
         } else if let Some((addr, _)) = DeviceAddr::from_backend_path(&event.token, self.home) {
@@ -104,6 +104,16 @@ where
         // One after the other, whatever becomes of the one before.
         let all = std::mem::take(&mut self.devices).into_values();
         all.map(|(mut device, _)| device.shut_down(xs)).fold(Ok(()), Result::and)
+    }
+
+    fn refresh(&mut self, xs: &mut dyn Xenstore, addr: DeviceAddr) {
+        let Some((device, _)) = self.devices.get_mut(&addr) else { return };
+        match device.refresh(xs) {
+            Ok(()) => tracing::info!(device = device.token(), "what the toolstack changed holds"),
+            Err(error) => {
+                tracing::warn!(device = device.token(), %error, "what was in force stays so");
+            }
+        }
     }
 
     fn discover(&mut self, xs: &mut dyn Xenstore, kind: BackendKind) -> Result<(), XsError> {

@@ -69,6 +69,14 @@ pub trait BackendClass {
     /// A [`HandshakeError`], as for [`connect`](Self::connect).
     fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
 
+    /// Reads again what the toolstack may change while the device is served (a vif's `rate`).
+    ///
+    /// # Errors
+    /// A [`HandshakeError`]; what was read before stays in force.
+    fn refresh(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
+        Ok(())
+    }
+
     /// Finishes what is under way, stops serving, and gives back all that is the frontend's.
     /// May be called when nothing is served.
     fn disconnect(&mut self);
@@ -170,6 +178,14 @@ impl<C: BackendClass> BackendDriver<C> {
                 Ok(Life::Alive)
             }
         })
+    }
+
+    /// Takes over what the toolstack changed of a device that is served.
+    ///
+    /// # Errors
+    /// As the class' `refresh`: what was in force stays so.
+    pub fn refresh(&mut self, xs: &mut dyn Xenstore) -> Result<(), HandshakeError> {
+        self.class.refresh(xs, &self.ends)
     }
 
     /// Stops serving and writes state Closed if the directory is still there: this end's process
