@@ -98,5 +98,6 @@ fn disk(guest: &Guest, number: usize, keys: Keys) -> Result<()> {
     ensure!(seen.1.is_some(), "no reason in xenstore; its state is {:?}", seen.0);
     ensure!(seen.0.as_deref() != Some("4"), "it is served");
     xs::remove(&front)?;
-    xs::remove(&back)
+    xs::remove(&back)?;
+    xs::remove_empty(&back)
 }
