@@ -97,7 +97,7 @@ impl Header {
     /// [`ContentError`].
     pub fn read(content: &dyn Content) -> Result<Self, ContentError> {
         let mut fixed = [0; 112];
-        let len = content.len().min(104);
+        let len = content.length().min(104);
         if len < 72 {
             return Err(ContentError::truncated("a qcow2 header has 72 bytes at least"));
         }
@@ -197,14 +197,14 @@ impl Header {
             return Err(ContentError::corrupt(format!("{what} begins inside a cluster")));
         }
         match at.checked_add(bytes) {
-            Some(end) if end <= content.len() => Ok(()),
+            Some(end) if end <= content.length() => Ok(()),
             _ => Err(ContentError::truncated(format!("{what} ends behind the end of the file"))),
         }
     }
 
     fn read_extensions(&mut self, content: &dyn Content, mut at: u64) -> Result<(), ContentError> {
         // They end with the first cluster, wherever the file does.
-        while at + 8 <= self.cluster().min(content.len()) {
+        while at + 8 <= self.cluster().min(content.length()) {
             let mut head = [0; 8];
             content.read(at, &mut head)?;
             let (kind, len) = (Bytes(&head).u32(0), Bytes(&head).u32(4));

@@ -70,7 +70,7 @@ struct Used {
 
 impl Used {
     fn new(content: &dyn Content, header: &Header) -> Result<Self, ContentError> {
-        let clusters = content.len().div_ceil(header.cluster());
+        let clusters = content.length().div_ceil(header.cluster());
         if clusters > MOST {
             return Err(ContentError::corrupt(
                 "it was not closed by who wrote it last, and is too large to be repaired here",
