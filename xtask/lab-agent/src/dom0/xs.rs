@@ -23,7 +23,7 @@ pub fn read(path: &str) -> Result<Option<String>> {
 /// # Errors
 /// xenstored refuses.
 pub fn write(path: &str, value: &str) -> Result<()> {
-    sys::succeed(&["xenstore-write", path, value], QUICK).map(drop)
+    sys::succeed(&["xenstore-write", "--", path, value], QUICK).map(drop)
 }
 
 /// Removes a node and all below it.

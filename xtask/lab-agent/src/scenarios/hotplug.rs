@@ -106,10 +106,19 @@ fn reload(lab: &mut Lab) -> Result<()> {
         attach_again(shared, 1)?;
         back(&mut shared.guest, &pattern(false))?;
     }
+    // A module with a device cannot go.
+    for (driver, device) in [("vif", "vif-0"), ("vif", "vif-1")] {
+        let order = json!({ "driver": driver, "device": device });
+        shared.guest.ask("driver-unbind", order, SHORT)?;
+    }
     shared.guest.ask("module-unload", json!("xen_netfront"), SHORT)?;
     shared.guest.ask("module", json!("xen_netfront"), SHORT)?;
     for node in ["vif/0", "vif/1"] {
         connected(&shared.guest, node)?;
+    }
+    for (_, number) in DISKS_OF_SHARED {
+        let order = json!({ "driver": "vbd", "device": format!("vbd-{number}") });
+        shared.guest.ask("driver-unbind", order, SHORT)?;
     }
     shared.guest.ask("module-unload", json!("xen_blkfront"), SHORT)?;
     (0..3).try_for_each(|disk| attach_again(shared, disk))?;

@@ -97,7 +97,9 @@ fn disk(guest: &Guest, number: usize, keys: Keys) -> Result<()> {
     println!("PVIO-LAB disk {number}: state {:?}, error {:?}", seen.0, seen.1);
     ensure!(seen.1.is_some(), "no reason in xenstore; its state is {:?}", seen.0);
     ensure!(seen.0.as_deref() != Some("4"), "it is served");
-    xs::remove(&front)?;
-    xs::remove(&back)?;
-    xs::remove_empty(&back)
+    for dir in [front, back] {
+        xs::remove(&dir)?;
+        xs::remove_empty(&dir)?;
+    }
+    Ok(())
 }
