@@ -121,7 +121,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "WHAT", default_value = "close")]
     pub on_stop: OnStop,
     /// How disks reach their guests' pages: map, copy, persistent-or-map or persistent-or-copy
-    #[arg(long, value_name = "POLICY", default_value_t = Policy::PersistentOrMap)]
+    #[arg(long, value_name = "POLICY", default_value_t = Policy::PersistentOrCopy)]
     pub disk_policy: Policy,
     /// How NICs reach their guests' pages: copy or map
     #[arg(long, value_name = "POLICY", default_value_t = NicPolicy::Copy)]

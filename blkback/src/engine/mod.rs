@@ -26,6 +26,7 @@
 //! | [`throttle::Throttle`] | keeps a disk to operations and bytes a second, which can be changed while it runs |
 //! | [`faults::Faults`] | makes operations slow, and some of them fail, by a seed |
 //! | [`trace::Traced`] | writes down what is asked for, as fio replays it |
+//! | [`record::Recorded`] | keeps all that is written, to find out what a loss of power would leave |
 
 pub mod clock;
 #[cfg(feature = "std")]
@@ -39,6 +40,8 @@ pub mod offload;
 pub mod pool;
 #[cfg(feature = "std")]
 pub mod ram;
+#[cfg(feature = "std")]
+pub mod record;
 #[cfg(feature = "std")]
 pub mod store;
 #[cfg(feature = "std")]

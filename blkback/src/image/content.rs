@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 /// Bytes that can be read from anywhere.
 pub trait Content {
     /// How many there are.
-    fn size(&self) -> u64;
+    fn length(&self) -> u64;
 
     /// Fills the buffer.
     ///
@@ -73,7 +73,7 @@ impl<'a> FileContent<'a> {
 }
 
 impl Content for FileContent<'_> {
-    fn size(&self) -> u64 {
+    fn length(&self) -> u64 {
         self.len
     }
 

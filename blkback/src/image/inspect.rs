@@ -129,15 +129,20 @@ fn of_qcow2(
     let content = FileContent::new(&file).map_err(|e| wrap(e.into()))?;
     let header = Header::read(&content).map_err(wrap)?;
     describe_qcow2(found.files.first_mut(), &header);
-    let layer = qcow2::chain::read(path, false)?;
+    let mut layer = qcow2::chain::read(path, false)?;
     report_below(found, &layer)?;
+    let written = found.files.first().is_some_and(|file| file.lock == LockState::Written);
+    if written {
+        // It is marked so for as long as it is written.
+        layer.header.incompatible &= !incompatible::DIRTY;
+    }
     qcow2::check_features(&layer, false)?;
     let size = match snapshot {
         Some(name) => qcow2::snapshot_size(&layer, name)?,
         None => header.size,
     };
     // Tables of an image that is being written are not to be believed.
-    if found.files.first().is_some_and(|file| file.lock != LockState::Written) {
+    if !written {
         qcow2::try_open(&layer)?;
     }
     Ok(size)

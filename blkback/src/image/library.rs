@@ -5,6 +5,7 @@ use super::content::ContentError;
 use super::error::ImageError;
 use super::file::{self, Access};
 use crate::engine::store::Store;
+use core::sync::atomic::{AtomicBool, Ordering};
 use imago::file::File;
 use imago::{FormatAccess, StorageOpenOptions};
 use std::io;
@@ -21,6 +22,8 @@ pub(super) type LibraryImage = FormatAccess<File>;
 pub(super) struct Library {
     image: RwLock<LibraryImage>,
     write: bool,
+    /// The library panicked: what it keeps in memory is not to be believed.
+    broken: AtomicBool,
 }
 
 impl Library {
@@ -36,7 +39,7 @@ impl Library {
             let error = ContentError::corrupt("its metadata make no sense");
             Err(ImageError::Content { path: path.into(), format, error })
         })?;
-        Ok(Self { image: RwLock::new(image), write })
+        Ok(Self { image: RwLock::new(image), write, broken: AtomicBool::new(false) })
     }
 
     /// Bytes of the virtual disk.
@@ -44,7 +47,22 @@ impl Library {
         self.image.read().unwrap_or_else(PoisonError::into_inner).size()
     }
 
+    /// Writes what is kept in memory; whether the image is in order then.
+    pub fn close(&self) -> bool {
+        if self.broken.load(Ordering::Acquire) {
+            return false;
+        }
+        match self.flush() {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "what a disk image's library kept in memory is lost");
+                false
+            }
+        }
+    }
+
     fn shared<T>(&self, call: impl FnOnce(&LibraryImage) -> io::Result<T>) -> io::Result<T> {
+        let _told = Told(&self.broken);
         call(&self.image.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -67,6 +85,7 @@ impl Store for Library {
     }
 
     fn discard(&self, at: u64, len: u64) -> io::Result<()> {
+        let _told = Told(&self.broken);
         self.image.write().unwrap_or_else(PoisonError::into_inner).discard_to_any(at, len)
     }
 
@@ -75,10 +94,13 @@ impl Store for Library {
     }
 }
 
-impl Drop for Library {
+/// Tells of a panic on its way out.
+struct Told<'a>(&'a AtomicBool);
+
+impl Drop for Told<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.flush() {
-            tracing::error!(%error, "what a disk image's library kept in memory is lost");
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Release);
         }
     }
 }

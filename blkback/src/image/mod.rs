@@ -34,6 +34,7 @@ use crate::engine::nbd::{NbdLink, NbdOptions};
 use crate::engine::offload::{Blocking, Executor, Offload};
 use crate::engine::pool::Pool;
 use crate::engine::ram::{RamDisk, RamEngine};
+use crate::engine::record::{Record, Recorded};
 use crate::engine::store::{FileStore, Store};
 use crate::engine::throttle::{Throttle, Throttles};
 use crate::engine::trace::{Trace, Traced};
@@ -74,6 +75,7 @@ pub struct Image {
     throttles: Option<Arc<Throttles>>,
     faults: Option<(FaultPlan, AtomicU64)>,
     trace: Option<Arc<Trace>>,
+    record: Option<Arc<Record>>,
 }
 
 /// Where the data is.
@@ -127,8 +129,15 @@ impl Image {
             }
             other => other,
         };
-        let clock = Monotonic::default();
-        Ok(Self { kept, geometry, clock, throttles: None, faults: None, trace: None })
+        Ok(Self {
+            kept,
+            geometry,
+            clock: Monotonic::default(),
+            throttles: None,
+            faults: None,
+            trace: None,
+            record: None,
+        })
     }
 
     /// Keeps the disk to limits, which may be changed later.
@@ -141,6 +150,12 @@ impl Image {
     #[must_use]
     pub fn with_faults(self, plan: FaultPlan, seed: u64) -> Self {
         Self { faults: Some((plan, AtomicU64::new(seed))), ..self }
+    }
+
+    /// Keeps all that is written in memory, for tests of what a loss of power leaves.
+    #[must_use]
+    pub fn recorded(self, record: Arc<Record>) -> Self {
+        Self { record: Some(record), ..self }
     }
 
     /// Writes down what is asked of it, for fio to replay on `name`.
@@ -167,6 +182,9 @@ impl Image {
         B: IoBuf + SharedMemory,
     {
         let mut engine = self.bare(depth)?;
+        if let Some(record) = &self.record {
+            engine = Box::new(Recorded::new(engine, Arc::clone(record)));
+        }
         if let Some((plan, seed)) = &self.faults {
             let seed = seed.fetch_add(1, Ordering::Relaxed);
             engine = Box::new(Faults::new(engine, *plan, seed, self.clock));

@@ -2,8 +2,8 @@
 //! with real threads. Each test program uses a part of this.
 #![allow(dead_code)]
 
-use pvio_blkback::Vbd;
 use pvio_blkback::host::ImageServer;
+use pvio_blkback::{Serve, Vbd};
 use pvio_blkfront::session::Session;
 use pvio_blkfront::{Op, SLOT_BYTES};
 use pvio_grant_table::DomId;
@@ -47,6 +47,14 @@ impl Machine {
 
     /// Attaches the disk that a toolstack names by `params`, `FORMAT:REST`.
     pub fn disk(self, params: &str, mode: Mode) -> Guest {
+        self.disk_of(params, mode, ImageServer::new(Arc::new(|| ())))
+    }
+
+    /// The same, opened and served by `server`.
+    pub fn disk_of<S>(self, params: &str, mode: Mode, server: S) -> Guest
+    where
+        S: Serve<Domain> + Send + 'static,
+    {
         let addr = self.addr();
         let mut back = ToolstackBack::new(addr, params);
         back.kind = "qdisk".into();
@@ -60,7 +68,7 @@ impl Machine {
         let stopped = Arc::clone(&stop);
         let driver = std::thread::spawn(move || {
             let mut xs = domain.xenstore().unwrap();
-            let vbd = Vbd::new(domain, ImageServer::new(Arc::new(|| ())));
+            let vbd = Vbd::new(domain, server);
             let mut device = BackendDriver::restarted(addr, vbd);
             while !stopped.load(Ordering::SeqCst) && device.step(&mut xs).unwrap() != Life::Gone {
                 xs.wait_event(Some(Duration::from_millis(20))).unwrap();

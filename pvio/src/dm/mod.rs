@@ -15,6 +15,7 @@ use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::Failure;
 use crate::serve;
+use pvio_blkback::{Config, Policy};
 use pvio_grant_table::DomId;
 use pvio_xenbus::handshake::common::{BackendKind, announce_device_model};
 use std::ffi::OsString;
@@ -45,8 +46,12 @@ pub fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     for socket in &args.sockets {
         qmp::listen(socket)?;
     }
-    let options =
-        Options { kinds: vec![BackendKind::Qdisk], only: Some(args.guest), ..Options::default() };
+    let options = Options {
+        kinds: vec![BackendKind::Qdisk],
+        only: Some(args.guest),
+        disks: Config { policy: Policy::PersistentOrCopy, ..Config::for_this_machine() },
+        ..Options::default()
+    };
     // libxl waits for this word, and by then the guest's disks have to be looked after.
     let mut own = host.xenstore()?;
     let mut announced = Ok(());

@@ -4,7 +4,7 @@ use pvio_grant_table::DomId;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Life};
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, backend_root, list_backends, read_error, read_online, read_state,
-    remove_backend_end,
+    remove_backend_end, state_path,
 };
 use pvio_xenbus::{WatchEvent, XenbusState, Xenstore, XsError};
 use std::collections::BTreeMap;
@@ -119,7 +119,7 @@ where
     fn discover(&mut self, xs: &mut dyn Xenstore, kind: BackendKind) -> Result<(), XsError> {
         for addr in list_backends(xs, kind, self.home)? {
             let ours = self.only.is_none_or(|only| addr.front == only);
-            if !ours || self.devices.contains_key(&addr) {
+            if !ours || self.devices.contains_key(&addr) || !is_there(xs, &addr)? {
                 continue;
             }
             if is_over(xs, &addr)? {
@@ -169,6 +169,12 @@ where
         }
         Ok(())
     }
+}
+
+/// Whether a device's directory has been filled in: a toolstack that writes key by key has the state
+/// last.
+fn is_there(xs: &mut dyn Xenstore, addr: &DeviceAddr) -> Result<bool, XsError> {
+    Ok(xs.read_opt(&state_path(&addr.backend_path()))?.is_some())
 }
 
 /// Whether a device has come to its end, and its directory is only waiting to be removed.

@@ -59,6 +59,12 @@ pub struct Header {
     pub data_file: Option<String>,
     /// Where the first-level table is, and how many entries it has.
     pub l1: (u64, u32),
+    /// Where the table of reference counts is, and its bytes.
+    pub refcounts: (u64, u64),
+    /// Logarithm of the bits of a reference count.
+    pub refcount_order: u32,
+    /// Where the table of snapshots is, and its bytes.
+    pub snapshot_table: (u64, u64),
     /// Internal snapshots.
     pub snapshots: Vec<Snapshot>,
 }
@@ -91,7 +97,7 @@ impl Header {
     /// [`ContentError`].
     pub fn read(content: &dyn Content) -> Result<Self, ContentError> {
         let mut fixed = [0; 112];
-        let len = content.size().min(104);
+        let len = content.length().min(104);
         if len < 72 {
             return Err(ContentError::truncated("a qcow2 header has 72 bytes at least"));
         }
@@ -135,39 +141,33 @@ impl Header {
             backing_format: None,
             data_file: None,
             l1: (head.u64(40), head.u32(36)),
+            refcounts: (head.u64(48), u64::from(head.u32(56)) << cluster_bits),
+            refcount_order: if v3 { head.u32(96) } else { 4 },
+            snapshot_table: (head.u64(64), 0),
             snapshots: Vec::new(),
         };
-        header.check_tables(content, &head, v3)?;
+        header.check_tables(content)?;
         header.read_extensions(content, header_length.into())?;
         header.backing = read_name(content, head.u64(8), head.u32(16), header.cluster())?;
         header.read_snapshots(content, head.u64(64), head.u32(60))?;
         Ok(header)
     }
 
-    fn check_tables(
-        &self,
-        content: &dyn Content,
-        head: &Bytes<'_>,
-        v3: bool,
-    ) -> Result<(), ContentError> {
-        let refcount_order = if v3 { head.u32(96) } else { 4 };
-        if refcount_order > 6 {
-            return Err(ContentError::corrupt(format!(
-                "reference counts of 2^{refcount_order} bits"
-            )));
+    fn check_tables(&self, content: &dyn Content) -> Result<(), ContentError> {
+        if self.refcount_order > 6 {
+            let what = format!("reference counts of 2^{} bits", self.refcount_order);
+            return Err(ContentError::corrupt(what));
         }
         if self.size > 1 << 62 {
             return Err(ContentError::corrupt(format!("a disk of {} bytes", self.size)));
         }
         self.check_l1(content, "the first-level table", self.l1, self.size)?;
-        let clusters = u64::from(head.u32(56));
-        let refcounts = (head.u64(48), clusters << self.cluster_bits);
-        if refcounts.1 == 0 || refcounts.1 > MAX_REFTABLE_BYTES {
+        if self.refcounts.1 == 0 || self.refcounts.1 > MAX_REFTABLE_BYTES {
             return Err(ContentError::corrupt(
                 "the size of the reference-count table is impossible",
             ));
         }
-        self.check_range(content, "the reference-count table", refcounts)
+        self.check_range(content, "the reference-count table", self.refcounts)
     }
 
     /// Checks that a table maps a disk of so many bytes and lies inside the file.
@@ -197,14 +197,14 @@ impl Header {
             return Err(ContentError::corrupt(format!("{what} begins inside a cluster")));
         }
         match at.checked_add(bytes) {
-            Some(end) if end <= content.size() => Ok(()),
+            Some(end) if end <= content.length() => Ok(()),
             _ => Err(ContentError::truncated(format!("{what} ends behind the end of the file"))),
         }
     }
 
     fn read_extensions(&mut self, content: &dyn Content, mut at: u64) -> Result<(), ContentError> {
         // They end with the first cluster, wherever the file does.
-        while at + 8 <= self.cluster().min(content.size()) {
+        while at + 8 <= self.cluster().min(content.length()) {
             let mut head = [0; 8];
             content.read(at, &mut head)?;
             let (kind, len) = (Bytes(&head).u32(0), Bytes(&head).u32(4));
@@ -268,6 +268,7 @@ impl Header {
             let seconds = entry.u32(16);
             self.snapshots.push(Snapshot { id: id_text, name: name_text, seconds, size, l1 });
         }
+        self.snapshot_table.1 = at - begin;
         Ok(())
     }
 }

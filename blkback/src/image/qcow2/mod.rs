@@ -6,23 +6,26 @@
 
 pub mod chain;
 pub mod header;
+mod refcounts;
 mod snapshot;
 
-use super::content::ContentError;
+use super::content::{ContentError, FileContent};
 use super::error::ImageError;
-use super::file::Access;
+use super::file::{self, Access};
 use super::library::{Library, LibraryImage, failed, storage};
 use super::{Format, ImageOptions, Opened, raw};
 use crate::engine::Discard;
+use crate::engine::store::Store;
 use alloc::format;
 use alloc::sync::Arc;
 use chain::{Below, Layer};
-use header::incompatible;
+use header::{Header, incompatible};
 use imago::file::File;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
 use snapshot::SnapshotStore;
+use std::io;
 use std::path::Path;
 
 /// Opens an image with all it rests on.
@@ -31,7 +34,11 @@ pub(super) fn open(
     snapshot: Option<&str>,
     options: ImageOptions,
 ) -> Result<Opened, ImageError> {
-    let layer = chain::read(path, true)?;
+    let mut layer = chain::read(path, true)?;
+    if !options.read_only && layer.header.incompatible & incompatible::DIRTY != 0 {
+        repair(&layer)?;
+        layer.header.incompatible &= !incompatible::DIRTY;
+    }
     check_features(&layer, !options.read_only)?;
     if let Some(name) = snapshot {
         let snapshot = snapshot::find(&layer, name)?;
@@ -48,7 +55,97 @@ pub(super) fn open(
         .then_some(Discard { granularity: cluster, alignment: 0 });
     let access = Access { write: !options.read_only, direct: options.direct, lock: true };
     let library = Library::open(path, Format::Qcow2, access.write, || open_layer(&layer, access))?;
-    Ok((Arc::new(library), geometry))
+    let store: Arc<dyn Store> =
+        if access.write { Arc::new(Marked::new(library, &layer)?) } else { Arc::new(library) };
+    Ok((store, geometry))
+}
+
+/// Mends an image that was not closed by who wrote it last, before it is written again.
+fn repair(layer: &Layer) -> Result<(), ImageError> {
+    let wrap =
+        |error| ImageError::Content { path: layer.path.clone(), format: Format::Qcow2, error };
+    let system = |error: io::Error| wrap(error.into());
+    let access = Access { write: true, direct: false, lock: true };
+    let (file, _) = file::open(&layer.path, access)?;
+    let content = FileContent::new(&file).map_err(system)?;
+    // Nobody else writes it now; whoever did before we had the lock may have changed it.
+    let header = Header::read(&content).map_err(wrap)?;
+    let raised = refcounts::raise(&file, &content, &header).map_err(wrap)?;
+    refcounts::set_dirty(&file, &header, false).map_err(system)?;
+    tracing::warn!(
+        image = %layer.path.display(), raised,
+        "a disk image was not closed by who wrote it last; its reference counts are in order again"
+    );
+    Ok(())
+}
+
+/// An image that is marked as not closed for as long as it is written. Version 2 has no such mark.
+struct Marked {
+    /// Before the mark: it is closed first.
+    library: Library,
+    mark: Option<Mark>,
+}
+
+struct Mark {
+    file: std::fs::File,
+    header: Header,
+    /// Whether the image is in order.
+    closed: bool,
+}
+
+impl Marked {
+    fn new(library: Library, layer: &Layer) -> Result<Self, ImageError> {
+        if layer.header.version < 3 {
+            return Ok(Self { library, mark: None });
+        }
+        let access = Access { write: true, direct: false, lock: false };
+        let (file, _) = file::open(&layer.path, access)?;
+        let header = layer.header.clone();
+        refcounts::set_dirty(&file, &header, true)
+            .map_err(|error| ImageError::Other { path: layer.path.clone(), error })?;
+        Ok(Self { library, mark: Some(Mark { file, header, closed: false }) })
+    }
+}
+
+impl Drop for Marked {
+    fn drop(&mut self) {
+        let closed = self.library.close();
+        if let Some(mark) = &mut self.mark {
+            mark.closed = closed;
+        }
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        if self.closed
+            && let Err(error) = refcounts::set_dirty(&self.file, &self.header, false)
+        {
+            tracing::error!(%error, "a disk image stays marked as not closed");
+        }
+    }
+}
+
+impl Store for Marked {
+    fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        self.library.read(at, into)
+    }
+
+    fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        self.library.write(at, from)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.library.flush()
+    }
+
+    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
+        self.library.discard(at, len)
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+        self.library.write_zeroes(at, len)
+    }
 }
 
 /// Bytes of the disk in a snapshot.
@@ -73,7 +170,7 @@ pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageErro
     }
     if has(incompatible::DIRTY) {
         return fail(ContentError::corrupt(
-            "it was not closed by who wrote it last, and its reference counts are to be repaired",
+            "it was not closed by who wrote it last; attached to be written it is repaired",
         ));
     }
     if has(incompatible::COMPRESSION) {

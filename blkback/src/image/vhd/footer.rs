@@ -44,7 +44,7 @@ impl Footer {
     /// # Errors
     /// [`ContentError`].
     pub fn read(content: &dyn Content) -> Result<Self, ContentError> {
-        let Some(at) = content.size().checked_sub(FOOTER) else {
+        let Some(at) = content.length().checked_sub(FOOTER) else {
             return Err(ContentError::truncated("a footer has 512 bytes"));
         };
         let mut bytes = [0; FOOTER as usize];
@@ -83,7 +83,7 @@ impl Footer {
 }
 
 fn read_header(content: &dyn Content, at: u64, size: u64) -> Result<Kind, ContentError> {
-    if at > content.size() {
+    if at > content.length() {
         return Err(ContentError::truncated("the header is behind the end of the file"));
     }
     let mut bytes = [0; HEADER];
@@ -100,7 +100,7 @@ fn read_header(content: &dyn Content, at: u64, size: u64) -> Result<Kind, Conten
         return Err(ContentError::corrupt(format!("{blocks} blocks, for a disk of {size} bytes")));
     }
     match table.checked_add(u64::from(blocks) * 4) {
-        Some(end) if end <= content.size() && table.is_multiple_of(512) => {
+        Some(end) if end <= content.length() && table.is_multiple_of(512) => {
             // What lies behind the disk's end is of no use.
             let blocks = u32::try_from(size.div_ceil(block.into())).unwrap_or(blocks);
             Ok(Kind::Dynamic { table, blocks, block })

@@ -76,7 +76,7 @@ fn domain(lab: &mut Lab) -> Result<()> {
     driver.ask("backend-serve", json!(format!("{BRIDGE}/24")), SHORT)?;
     driver.ask("echo-serve", Value::Null, SHORT)?;
     sys::succeed(&["xl", "save", "-c", "-D", &driver.name, SAVED], LONG)?;
-    driver.reattach()?;
+    driver.ask("hello", Value::Null, LONG)?;
 
     let mut guest = guest_of(&driver, lab.kind)?;
     let pattern = |write: bool| json!({ "name": "xvda", "seed": 43, "mib": 4, "write": write });
