@@ -35,9 +35,10 @@ pub type Policy = Option<&'static str>;
 /// pvio, by the name that makes it a device model.
 pub const DEVICE_MODEL: &str = "/usr/bin/pvio-dm";
 const PVIO: &str = "/usr/bin/pvio";
-/// Its log, and what it prints.
+/// Its log.
 pub const PVIO_LOG: &str = "/var/log/pvio.log";
-const PVIO_OUTPUT: &str = "/var/log/pvio.out";
+/// What it printed.
+pub const PVIO_OUTPUT: &str = "/var/log/pvio.out";
 const KERNELS: &[&str] = &["xen-netback", "xen-blkback"];
 
 /// What serves now.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::backend::{Backend, DEVICE_MODEL};
 use super::console::Console;
 use super::lab::{LONG, wait_until};
-use super::xs;
+use super::{words, xs};
 use crate::link::{HELLO, Request};
 use crate::sys::{self, run::Flake};
 
@@ -193,7 +193,7 @@ impl Guest {
 
     /// The last lines of its console.
     pub fn log(&self) -> Vec<String> {
-        self.console.tail(60)
+        self.console.tail(30)
     }
 
     fn hello(&mut self) -> Result<()> {
@@ -208,9 +208,18 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        if !self.ended {
-            let _ = self.destroy();
+        if self.ended {
+            return;
         }
+        // A scenario failed, or it would have sent it away.
+        if let Ok(Value::Object(logs)) = self.ask("logs", Value::Null, Duration::from_secs(10)) {
+            for (log, lines) in logs {
+                let lines: Vec<String> = serde_json::from_value(lines).unwrap_or_default();
+                words::keep(&format!("{} {log}", self.name), &lines);
+            }
+        }
+        words::keep(&self.name, &self.log());
+        let _ = self.destroy();
     }
 }
 

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Error, Result};
 use serde_json::{Value, json};
 
-use super::backend::{Backend, Backends, PVIO_LOG, Policy};
+use super::backend::{Backend, Backends, Policy};
 use super::disk::{Access, Disk, Medium};
 use super::guest::{Guest, Kind, Spec};
 use super::ledger::Ledger;
+use super::words::{self, Words};
 use crate::net;
 use crate::scenarios::{self, Case, Guests};
 use crate::sys::run::Flake;
@@ -61,8 +62,7 @@ pub struct Lab {
     backends: Backends,
     shared: Option<Shared>,
     echoes: bool,
-    /// The last lines of the consoles of guests that are gone by now.
-    last_words: Vec<String>,
+    words: Words,
 }
 
 /// A guest several scenarios use one after another, and its disks.
@@ -90,7 +90,7 @@ impl Default for Lab {
             backends: Backends::default(),
             shared: None,
             echoes: false,
-            last_words: Vec::new(),
+            words: Words::default(),
         }
     }
 }
@@ -103,7 +103,7 @@ pub const FIXED_MIB: u64 = 8;
 impl Lab {
     /// Runs the scenario of a name like `disk-verify:linux:pv`.
     pub fn run(&mut self, id: &str) -> Outcome {
-        self.last_words.clear();
+        self.words = Words::start();
         self.rows.clear();
         let outcome = match scenarios::find(id) {
             Some(case) => self.run_case(&case),
@@ -139,7 +139,6 @@ impl Lab {
         self.serve(None)?;
         let done = (case.scenario.run)(self);
         if done.is_err() {
-            self.take_last_words();
             self.drop_shared();
         }
         done?;
@@ -215,16 +214,7 @@ impl Lab {
 
     /// What a person wants to read after a failure.
     pub fn logs(&self) -> Value {
-        let mut consoles = self.last_words.clone();
-        if let Some(shared) = &self.shared {
-            consoles.extend(shared.guest.log());
-        }
-        let tail = |path: &str| {
-            let text = fs::read_to_string(path).unwrap_or_default();
-            let lines: Vec<_> = text.lines().map(str::to_owned).collect();
-            lines[lines.len().saturating_sub(40)..].to_vec()
-        };
-        json!({ "guest": consoles, "pvio": tail(PVIO_LOG), "pvio_output": tail("/var/log/pvio.out") })
+        self.words.all()
     }
 
     /// Ends a guest, whose last words are kept to be shown if the scenario fails.
@@ -237,16 +227,8 @@ impl Lab {
         end: impl FnOnce(&mut Guest) -> Result<()>,
     ) -> Result<()> {
         let ended = end(&mut guest);
-        self.last_words.extend(guest.log());
+        words::keep(&guest.name, &guest.log());
         ended
-    }
-
-    fn take_last_words(&mut self) {
-        let Some(shared) = &mut self.shared else { return };
-        if let Ok(log) = shared.guest.ask("kernel-log", Value::Null, Duration::from_secs(10)) {
-            self.last_words.push(format!("{log:#}"));
-        }
-        self.last_words.extend(shared.guest.log());
     }
 
     /// Powers the shared guest off, if there is one, and checks that nothing of it is left.
@@ -259,9 +241,7 @@ impl Lab {
     }
 
     fn drop_shared(&mut self) {
-        if let Some(mut shared) = self.shared.take() {
-            let _ = shared.guest.destroy();
-        }
+        self.shared = None;
     }
 }
 

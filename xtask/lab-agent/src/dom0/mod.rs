@@ -10,6 +10,7 @@
 //! | [`console`] | that console |
 //! | [`xs`] | xenstore |
 //! | [`ledger`] | what must be as it was once a device is gone |
+//! | [`words`] | what is shown of a scenario that failed |
 //! | [`lab`] | all of that, as a scenario sees it |
 
 pub mod backend;
@@ -20,6 +21,7 @@ pub mod guest;
 pub mod lab;
 pub mod ledger;
 mod report;
+pub mod words;
 pub mod xs;
 
 use anyhow::Result;

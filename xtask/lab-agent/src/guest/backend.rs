@@ -17,6 +17,15 @@ use crate::sys::{self, modules};
 
 const QUICK: Duration = Duration::from_secs(20);
 
+const LOG: &str = "/run/pvio.log";
+
+/// The last lines of pvio's log, if it serves here.
+pub fn log() -> Vec<String> {
+    let text = fs::read_to_string(LOG).unwrap_or_default();
+    let lines: Vec<_> = text.lines().map(|line| line.chars().take(240).collect()).collect();
+    lines[lines.len().saturating_sub(40)..].to_vec()
+}
+
 /// What this module knows, done; `None` for other verbs.
 pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
     let arguments = arguments.clone();
@@ -38,7 +47,7 @@ fn serve(address: &str) -> Result<Value> {
     sys::succeed(&["ip", "address", "add", address, "dev", "xenbr0"], QUICK)?;
     sys::succeed(&["ip", "link", "set", "xenbr0", "up"], QUICK)?;
     let mut serve = Command::new("pvio");
-    serve.args(["serve", "--log", "/run/pvio.log"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    serve.args(["serve", "--log", LOG]).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = serve.spawn().context("start pvio serve")?;
     let mut line = String::new();
     BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line)?;

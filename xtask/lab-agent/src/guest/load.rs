@@ -33,6 +33,9 @@ pub struct Order {
     /// Whether an answer may fail to come, as while a device is away.
     #[serde(default)]
     lossy: bool,
+    /// Milliseconds of rest after each round, for a load that leaves the processor to others.
+    #[serde(default)]
+    rest: u64,
 }
 
 impl Load {
@@ -40,11 +43,12 @@ impl Load {
     pub fn start(&mut self, order: Order) -> Result<Value> {
         ensure!(self.threads.is_empty(), "a load is on already");
         self.stop = Arc::default();
+        let rest = Duration::from_millis(order.rest);
         for disk in order.disks {
-            self.spawn(move |stop, rounds| scribble(&disk, stop, rounds));
+            self.spawn(move |stop, rounds| scribble(&disk, rest, stop, rounds));
         }
         for echo in order.echoes {
-            self.spawn(move |stop, rounds| chat(&echo, order.lossy, stop, rounds));
+            self.spawn(move |stop, rounds| chat(&echo, order.lossy, rest, stop, rounds));
         }
         while self.rounds.iter().any(|rounds| rounds.load(Ordering::Relaxed) == 0) {
             if self.threads.iter().any(JoinHandle::is_finished) {
@@ -73,7 +77,7 @@ impl Load {
 }
 
 /// Writes somewhere in the second half of a disk and reads it back.
-fn scribble(name: &str, stop: &AtomicBool, rounds: &AtomicU64) -> Result<()> {
+fn scribble(name: &str, rest: Duration, stop: &AtomicBool, rounds: &AtomicU64) -> Result<()> {
     let disk = Direct::open(name, true)?;
     let size: u64 = std::fs::read_to_string(format!("/sys/block/{name}/size"))?.trim().parse()?;
     let (half, blocks) = (size / 2 * 512, size / 2 / 128);
@@ -91,12 +95,19 @@ fn scribble(name: &str, stop: &AtomicBool, rounds: &AtomicU64) -> Result<()> {
         let wrong = pattern::mismatch(piece, round, offset);
         ensure!(wrong.is_none(), "{name}: byte {wrong:?} at {offset} came back as another");
         rounds.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(rest);
     }
     Ok(())
 }
 
 /// Sends datagrams to an echo server and compares what comes back.
-fn chat(server: &str, lossy: bool, stop: &AtomicBool, rounds: &AtomicU64) -> Result<()> {
+fn chat(
+    server: &str,
+    lossy: bool,
+    rest: Duration,
+    stop: &AtomicBool,
+    rounds: &AtomicU64,
+) -> Result<()> {
     let socket = net::client(server)?;
     let mut random = Random::new(2);
     while !stop.load(Ordering::Relaxed) {
@@ -106,6 +117,7 @@ fn chat(server: &str, lossy: bool, stop: &AtomicBool, rounds: &AtomicU64) -> Res
             Err(_) if lossy => thread::sleep(Duration::from_millis(20)),
             Err(error) => return Err(error),
         }
+        thread::sleep(rest);
     }
     Ok(())
 }

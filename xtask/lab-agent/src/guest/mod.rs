@@ -78,7 +78,7 @@ fn obey(request: Request, load: &mut load::Load) -> Result<Value> {
     match verb.as_str() {
         "hello" => Ok(Value::Null),
         "run" => run_program(read(arguments)?),
-        "kernel-log" => Ok(json!(kernel_log())),
+        "logs" => Ok(json!({ "kernel": kernel_log(), "pvio": backend::log() })),
         "mount" => {
             let [kind, device, folder]: [String; 3] = read(arguments)?;
             sys::mount::mount(&kind, &device, &folder, "").map(|()| Value::Null)

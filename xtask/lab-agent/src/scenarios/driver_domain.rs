@@ -65,7 +65,9 @@ fn driver_domain(lab: &mut Lab) -> Result<()> {
     (spec.disks, spec.nics) = (vec![disk], vec![nic]);
     let mut guest = Guest::start(&spec)?;
     works(&mut guest, &mut first, "xvda", "eth0", 2)?;
-    let load = json!({ "disks": ["xvda"], "echoes": [SERVER], "lossy": true });
+    // Not to the disk: what is under way would never end, and Linux cannot let go of such a disk.
+    // Requests that outlive their backend are the survival scenarios'.
+    let load = json!({ "echoes": [SERVER], "lossy": true });
     guest.ask("load-start", load, SHORT)?;
     lab.watched(first, |first| {
         first.destroy()?;

@@ -184,7 +184,7 @@ fn nics(lab: &mut Lab) -> Result<()> {
 
 /// Plays while another guest's disk and NIC work; of hostile guests nothing may be left.
 fn witnessed(lab: &mut Lab, play: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
-    let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"] });
+    let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"], "rest": 50 });
     lab.shared()?.guest.ask("load-start", load, SHORT)?;
     let before = lab.settled()?;
     play(lab)?;

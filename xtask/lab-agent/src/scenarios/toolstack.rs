@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{Guests, PV, PVIO, Scenario};
+use crate::dom0::disk::{Disk, Medium};
 use crate::dom0::guest::{Guest, Spec};
 use crate::dom0::lab::{Lab, SHORT, wait_until};
 use crate::dom0::xs;
@@ -41,8 +42,10 @@ fn toolstack(lab: &mut Lab) -> Result<()> {
     let mut spec = Spec::new(lab.kind, lab.backend);
     spec.words = "pvio.bare".to_owned();
     let guest = Guest::start(&spec)?;
+    let disk_image = Disk::new(1, lab.backend, Medium::File)?;
+    let image = disk_image.image.display().to_string();
     for (i, (name, keys)) in DISKS.iter().enumerate() {
-        disk(&guest, 60_000 + i, keys).with_context(|| format!("disk, {name}"))?;
+        disk(&guest, &image, 60_000 + i, keys).with_context(|| format!("disk, {name}"))?;
     }
     // Neither what a directory's name should be.
     for odd in ["vbd/banana/1", "vbd/0/banana", "vbd/99999999999/1", "vif/1/-1"] {
@@ -57,15 +60,15 @@ fn toolstack(lab: &mut Lab) -> Result<()> {
     lab.shared()?.guest.ask("hello", Value::Null, SHORT).map(drop)
 }
 
-fn disk(guest: &Guest, number: usize, keys: Keys) -> Result<()> {
+fn disk(guest: &Guest, image: &str, number: usize, keys: Keys) -> Result<()> {
     let domain = guest.domain;
     let front = format!("/local/domain/{domain}/device/vbd/{number}");
     let back = format!("/local/domain/0/backend/vbd/{domain}/{number}");
-    let (id, params) = (domain.to_string(), "/lab/vmlinux");
+    let id = domain.to_string();
     let mut all = vec![
         ("frontend", front.as_str()),
         ("frontend-id", &id),
-        ("params", params),
+        ("params", image),
         ("mode", "r"),
         ("type", "phy"),
         ("dev", "xvdz"),

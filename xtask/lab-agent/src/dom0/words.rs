@@ -1,0 +1,58 @@
+//! What is shown of a scenario that failed: the last words of its guests, what pvio wrote
+//! meanwhile.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::{Value, json};
+
+use super::backend::{PVIO_LOG, PVIO_OUTPUT};
+
+/// Guests are dropped wherever an error leaves a scenario, so what they said is kept here.
+static GUESTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Keeps lines of a guest's.
+pub fn keep(guest: &str, lines: &[String]) {
+    let mut kept = GUESTS.lock().unwrap_or_else(PoisonError::into_inner);
+    kept.extend(lines.iter().map(|line| format!("{guest}: {line}")));
+}
+
+/// Where logs were when a scenario started.
+#[derive(Default)]
+pub struct Words {
+    log: u64,
+    output: u64,
+}
+
+impl Words {
+    /// Now. What was kept of scenarios before is forgotten.
+    pub fn start() -> Self {
+        GUESTS.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let size = |path: &str| Path::new(path).metadata().map_or(0, |it| it.len());
+        Self { log: size(PVIO_LOG), output: size(PVIO_OUTPUT) }
+    }
+
+    /// All that was said since.
+    pub fn all(&self) -> Value {
+        let guests = GUESTS.lock().unwrap_or_else(PoisonError::into_inner);
+        json!({
+            "guest": *guests,
+            "pvio": since(PVIO_LOG, self.log),
+            "pvio_output": since(PVIO_OUTPUT, self.output),
+        })
+    }
+}
+
+/// The last lines that a file was given after it had this size.
+fn since(path: &str, size: u64) -> Vec<String> {
+    let mut bytes = Vec::new();
+    if let Ok(mut file) = File::open(path) {
+        let _ = file.seek(SeekFrom::Start(size));
+        let _ = file.read_to_end(&mut bytes);
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.lines().map(|line| line.chars().take(240).collect()).collect();
+    lines[lines.len().saturating_sub(60)..].to_vec()
+}
