@@ -9,9 +9,10 @@
 //! | [`vif`] | the device: from the toolstack's words to a served queue |
 //! | `host`, `worker` (`std`) | serving with taps and threads |
 //!
-//! "Transmit" (tx) is guest to port, "receive" (rx) port to guest, as in the header. Data is moved
-//! by grant copy: nothing of the guest's but the two rings is ever mapped, and every packet is in
-//! private memory, in one piece, before anything of it is looked at (XSA-155, XSA-423).
+//! "Transmit" (tx) is guest to port, "receive" (rx) port to guest, as in the header. Data is copied,
+//! by the hypervisor or as a [`Policy`](queue::Policy) says: nothing of the guest's but the two rings
+//! stays mapped, and every packet is in private memory, in one piece, before anything of it is looked
+//! at (XSA-155, XSA-423).
 //!
 //! The core ([`queue`], [`port::memory`]) is `no_std` and does no I/O; it is driven by
 //! [`Queue::poll`].

@@ -257,6 +257,11 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         Ok(())
     }
 
+    fn refresh(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+        self.set_rate(read_rate(xs, &ends.back)?);
+        Ok(())
+    }
+
     fn disconnect(&mut self) {
         if self.negotiated.take().is_some() {
             self.running.clear();

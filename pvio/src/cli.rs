@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pvio_blkback::path::Policy;
+use pvio_netback::queue::Policy as NicPolicy;
 use pvio_xenbus::handshake::common::BackendKind;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -120,8 +121,15 @@ pub struct ServeArgs {
     #[arg(long, value_name = "WHAT", default_value = "close")]
     pub on_stop: OnStop,
     /// How disks reach their guests' pages: map, copy, persistent-or-map or persistent-or-copy
-    #[arg(long, value_name = "POLICY", default_value_t = Policy::PersistentOrMap)]
+    #[arg(long, value_name = "POLICY", default_value_t = Policy::PersistentOrCopy)]
     pub disk_policy: Policy,
+    /// How NICs reach their guests' pages: copy or map
+    #[arg(long, value_name = "POLICY", default_value_t = NicPolicy::Copy)]
+    pub nic_policy: NicPolicy,
+    /// Queues a disk or NIC may have, each with a thread of its own; as many as there are
+    /// processors, if left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub queues: Option<u32>,
     /// In which order a disk's requests are answered
     #[arg(long, value_name = "ORDER", default_value = "in-order")]
     pub disk_answers: Answers,

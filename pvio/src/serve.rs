@@ -63,13 +63,24 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         (Some(Around::Toolstack), _) | (None, DomId::DOM0) => Surroundings::Scripts,
         (Some(Around::Itself), _) | (None, _) => Surroundings::DriverDomain,
     };
+    let most = Config::for_this_machine();
     let disks = Config {
         policy: args.disk_policy,
         in_order: args.disk_answers == Answers::InOrder,
-        ..Config::for_this_machine()
+        max_queues: args.queues.unwrap_or(most.max_queues),
+        ..most
     };
     let leave = args.on_stop == OnStop::Leave;
-    let options = Options { kinds, surroundings, resume: true, leave, disks, ..Options::default() };
+    let options = Options {
+        kinds,
+        surroundings,
+        resume: true,
+        leave,
+        disks,
+        nic_policy: args.nic_policy,
+        nic_queues: args.queues,
+        ..Options::default()
+    };
     let mut xs = host.xenstore()?;
     let me = (host.domain(), host.id());
     driver::run(me, &mut xs, &options, (&stop, &bell), || say!("ready")).map_err(lost)

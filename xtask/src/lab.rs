@@ -11,7 +11,7 @@
 //! | [`cpio`] | the format of that |
 //! | [`agent`] | the lab's `/init`, and the table of scenarios it knows |
 //! | [`boot`] | QEMU running Xen: its console, its end |
-//! | [`run`] | scenarios one after another, boot after boot |
+//! | [`mod@run`] | scenarios one after another, boot after boot |
 //! | [`report`] | the table and the JSON |
 
 mod agent;

@@ -21,7 +21,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::tools::{self, Tools};
-use crate::{e2e, exec};
+use crate::{e2e, exec, lab};
 
 /// A step, in the order they run.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -42,10 +42,12 @@ pub enum Step {
     Layers,
     /// The real command, a real disk image, a real guest.
     E2e,
+    /// Real Xen, a Debian dom0 and stock Debian guests, emulated.
+    Lab,
 }
 
 impl Step {
-    fn run(self) -> Result<Report> {
+    fn run(self, install: bool) -> Result<Report> {
         match self {
             Self::Fmt => steps::fmt(),
             Self::Clippy => steps::clippy(),
@@ -55,6 +57,7 @@ impl Step {
             Self::Loom => steps::loom(),
             Self::Layers => layers::run(),
             Self::E2e => e2e::run(),
+            Self::Lab => lab::check(install),
         }
     }
 
@@ -170,7 +173,7 @@ pub fn run(steps: &[Step], install: bool) -> Result<bool> {
     }
     for step in steps {
         exec::go_on()?;
-        table.push(timed(&step.name(), || step.run()));
+        table.push(timed(&step.name(), || step.run(install)));
     }
     exec::go_on()?;
 

@@ -1,4 +1,5 @@
-//! Ways to reach a peer's pages, for a device that copies: each is a [`GrantCopier`], so that the
+//! Ways to reach a peer's pages, for a device that copies: each is a
+//! [`GrantCopier`](crate::GrantCopier), so that the
 //! device does not know which it has, and one can be measured against the other.
 //!
 //! | policy | what it does for a batch | costs | needs |

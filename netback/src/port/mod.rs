@@ -26,6 +26,8 @@ pub mod tap;
 mod tap_config;
 #[cfg(feature = "std")]
 pub mod tap_port;
+#[cfg(feature = "std")]
+mod vnet;
 
 use pvio_ring::proto::checksum::ETHERNET_HEADER;
 use pvio_ring::proto::netif::{GsoKind, MAX_PACKET};

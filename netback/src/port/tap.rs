@@ -51,7 +51,16 @@ impl Tap {
         let kernel = Kernel::open()?;
         kernel.set_mac(&config.name, config.mac)?;
         kernel.set_mtu(&config.name, config.mtu)?;
-        kernel.set_queue_len(&config.name, config.queue_len)?;
+        match kernel.set_queue_len(&config.name, config.queue_len) {
+            // Only whoever is privileged outside all user namespaces may.
+            Err(TapError::NotPermitted(_)) => {
+                tracing::info!(
+                    tap = config.name,
+                    "its queues stay as long as the kernel makes them"
+                );
+            }
+            other => other?,
+        }
         if let Some(bridge) = &config.bridge {
             kernel.join(&config.name, bridge)?;
         }

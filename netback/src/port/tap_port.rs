@@ -7,12 +7,12 @@
 //! A read may bring 64 KiB and says so only afterwards, and so may a guest. Buffers of that size
 //! are few, whatever is in them:
 //!
-//! | | large ([`FRAME_MAX`] and the header) | small (2 KiB) |
+//! | | large ([`FRAME_MAX`] and a page) | small (2 KiB) |
 //! |---|---|---|
 //! | in | 48: reads that stand ready, and what waits for the guest | – |
 //! | out | 16: one more than a ring can hold | 128 |
 //!
-//! That is 4.3 MiB for a queue, whatever its guest does, and far less in the rule: pages of a buffer
+//! That is 4.6 MiB for a queue, whatever its guest does, and far less in the rule: pages of a buffer
 //! that no packet has reached take no memory, those used last are used next, and there are the
 //! fewer reads the larger the packets are. What does not fit stays with the kernel, which keeps as
 //! many packets as its side of the tap may queue
@@ -20,7 +20,8 @@
 #![forbid(unsafe_code)]
 
 use super::tap::{Tap, VNET_HEADER};
-use super::{Checksum, FRAME_MAX, Gso, NetPort, Offload, Packet, PacketBuf, PortError, WouldBlock};
+use super::vnet::{header_of, parse};
+use super::{FRAME_MAX, NetPort, Packet, PacketBuf, PortError, WouldBlock};
 use crate::fault::DropReason;
 use crate::stats::Stats;
 use alloc::collections::VecDeque;
@@ -28,7 +29,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_ring::IoSeg;
-use pvio_ring::proto::netif::GsoKind;
 use pvio_ring::shm::PAGE_SIZE;
 use pvio_uring::{FileId, PrivateBuf, Uring};
 use std::io;
@@ -203,7 +203,7 @@ impl TapPort {
                 *reads = reads.saturating_sub(1);
                 let Some(IoSeg { buf, .. }) = done.segments.pop() else { return };
                 match done.result {
-                    Ok(len) => match parse(buf, len as usize) {
+                    Ok(len) => match parse(buf, FRAME_AT, len as usize) {
                         Ok(packet) => received.push_back(packet),
                         Err(buf) => {
                             stats.drop_one(DropReason::RxShort);
@@ -315,109 +315,5 @@ impl PacketBuf for PrivateBuf {
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         self.as_mut_slice()
-    }
-}
-
-const NEEDS_CSUM: u8 = 1;
-const DATA_VALID: u8 = 2;
-const GSO_TCPV4: u8 = 1;
-const GSO_TCPV6: u8 = 4;
-/// Set beside the type when the packet uses ECN.
-const GSO_ECN: u8 = 0x80;
-
-/// `struct virtio_net_hdr` for a packet to the tap: flags, gso_type, hdr_len, gso_size,
-/// csum_start, csum_offset, in the machine's byte order.
-fn header_of(packet: &Packet<PrivateBuf>) -> [u8; VNET_HEADER] {
-    let (flags, start, offset) = match packet.offload.checksum {
-        Checksum::Unknown => (0, 0, 0),
-        Checksum::Validated => (DATA_VALID, 0, 0),
-        Checksum::Partial { start, offset } => (NEEDS_CSUM, start, offset),
-    };
-    let (gso, size, headers) = match packet.offload.gso {
-        None => (0, 0, 0),
-        Some(gso) => {
-            // The TCP header's length is in the high half of its 13th byte, in words.
-            let doff = usize::from(start).saturating_add(12);
-            let words = packet.frame().get(doff).map_or(5, |b| u16::from(b >> 4));
-            let kind = match gso.kind {
-                GsoKind::TcpV4 => GSO_TCPV4,
-                GsoKind::TcpV6 => GSO_TCPV6,
-            };
-            (kind, gso.size, start.saturating_add(words.saturating_mul(4)))
-        }
-    };
-    let ([h0, h1], [s0, s1]) = (headers.to_ne_bytes(), size.to_ne_bytes());
-    let ([c0, c1], [o0, o1]) = (start.to_ne_bytes(), offset.to_ne_bytes());
-    [flags, gso, h0, h1, s0, s1, c0, c1, o0, o1]
-}
-
-/// A packet of `len` bytes from the tap, its header in front; the buffer if it has none.
-fn parse(buf: PrivateBuf, len: usize) -> Result<Packet<PrivateBuf>, PrivateBuf> {
-    let head = buf.as_slice().get(FRAME_AT - VNET_HEADER..).and_then(|b| b.first_chunk()).copied();
-    let (Some(head), Some(len)) = (head, len.checked_sub(VNET_HEADER)) else { return Err(buf) };
-    let [flags, gso, _, _, s0, s1, c0, c1, o0, o1]: [u8; VNET_HEADER] = head;
-    let checksum = if flags & NEEDS_CSUM != 0 {
-        let (start, offset) = (u16::from_ne_bytes([c0, c1]), u16::from_ne_bytes([o0, o1]));
-        Checksum::Partial { start, offset }
-    } else if flags & DATA_VALID != 0 {
-        Checksum::Validated
-    } else {
-        Checksum::Unknown
-    };
-    let size = u16::from_ne_bytes([s0, s1]);
-    let gso = match gso & !GSO_ECN {
-        GSO_TCPV4 => Some(Gso { size, kind: GsoKind::TcpV4 }),
-        GSO_TCPV6 => Some(Gso { size, kind: GsoKind::TcpV6 }),
-        // The kernel was not told that anything else may come.
-        _ => None,
-    };
-    let offload = Offload { checksum, gso };
-    Ok(Packet { buf, start: FRAME_AT, len, offload })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn packet(offload: Offload) -> Packet<PrivateBuf> {
-        let mut buf = PrivateBuf::page_aligned(LARGE);
-        buf.as_mut_slice()[FRAME_AT + 34 + 12] = 0x80;
-        Packet { buf, start: FRAME_AT, len: 100, offload }
-    }
-
-    #[test]
-    fn what_is_written_into_a_header_is_read_from_it() {
-        let partial = Checksum::Partial { start: 34, offset: 16 };
-        for (checksum, gso) in [
-            (Checksum::Unknown, None),
-            (Checksum::Validated, None),
-            (partial, None),
-            (partial, Some(Gso { size: 1448, kind: GsoKind::TcpV4 })),
-            (partial, Some(Gso { size: 1428, kind: GsoKind::TcpV6 })),
-        ] {
-            let offload = Offload { checksum, gso };
-            let mut out = packet(offload);
-            let header = header_of(&out);
-            out.buf.as_mut_slice()[FRAME_AT - VNET_HEADER..FRAME_AT].copy_from_slice(&header);
-            let back = parse(out.buf, VNET_HEADER + 100).unwrap();
-            assert_eq!((back.offload, back.start, back.len), (offload, FRAME_AT, 100));
-        }
-    }
-
-    #[test]
-    fn the_header_is_the_kernels() {
-        let checksum = Checksum::Partial { start: 34, offset: 16 };
-        let gso = Some(Gso { size: 1448, kind: GsoKind::TcpV4 });
-        let words: Vec<u16> = [34 + 32, 1448, 34, 16].to_vec();
-        let mut want = [1, 1].to_vec();
-        words.iter().for_each(|w| want.extend(w.to_ne_bytes()));
-        assert_eq!(header_of(&packet(Offload { checksum, gso })).to_vec(), want);
-    }
-
-    #[test]
-    fn a_packet_without_a_whole_header_is_none() {
-        let buf = || PrivateBuf::page_aligned(LARGE);
-        assert!(parse(buf(), VNET_HEADER - 1).is_err());
-        assert_eq!(parse(buf(), VNET_HEADER).unwrap().len, 0);
     }
 }

@@ -8,6 +8,7 @@
 //! A queue that has failed stays failed: nothing more is read from its rings.
 #![forbid(unsafe_code)]
 
+mod features;
 mod groups;
 mod limit;
 mod packet;
@@ -15,6 +16,7 @@ mod reach;
 mod rx;
 mod tx;
 
+pub use features::Features;
 pub use groups::{GROUPS_MAX, Groups};
 pub use limit::RateLimit;
 pub use reach::{Policy, UnknownPolicy};
@@ -34,47 +36,6 @@ use reach::{Pages, Reach};
 
 /// Packets moved with one copy call and one publication.
 const BATCH: usize = 64;
-
-/// What was negotiated for a vif. Nothing that is not in here is used.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a feature of the protocol by itself")]
-pub struct Features {
-    /// The guest takes packets scattered over several buffers (`feature-sg`).
-    pub sg: bool,
-    /// The guest completes blank checksums over IPv4 (no `feature-no-csum-offload`).
-    pub checksum_v4: bool,
-    /// The same over IPv6 (`feature-ipv6-csum-offload`).
-    pub checksum_v6: bool,
-    /// The guest takes TCP over IPv4 unsegmented (the frontend's `feature-gso-tcpv4`).
-    pub gso_v4: bool,
-    /// The same over IPv6 (the frontend's `feature-gso-tcpv6`).
-    pub gso_v6: bool,
-    /// The guest may send TCP over IPv4 unsegmented (the backend's `feature-gso-tcpv4`). It may do
-    /// so and not take any.
-    pub sends_gso_v4: bool,
-    /// The same over IPv6 (the backend's `feature-gso-tcpv6`).
-    pub sends_gso_v6: bool,
-    /// The guest may name multicast groups (the backend's `feature-multicast-control`).
-    pub names_groups: bool,
-    /// The guest sends an event when it posts buffers (`feature-rx-notify`), so packets may wait
-    /// for them.
-    pub rx_notify: bool,
-}
-
-impl Features {
-    /// What a guest gets that writes no feature key at all.
-    pub const LEAST: Self = Self {
-        sg: false,
-        checksum_v4: true,
-        checksum_v6: false,
-        gso_v4: false,
-        gso_v6: false,
-        sends_gso_v4: false,
-        sends_gso_v6: false,
-        names_groups: false,
-        rx_notify: false,
-    };
-}
 
 /// What a frontend publishes of one queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

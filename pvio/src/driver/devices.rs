@@ -4,7 +4,7 @@ use pvio_grant_table::DomId;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Life};
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, backend_root, list_backends, read_error, read_online, read_state,
-    remove_backend_end,
+    remove_backend_end, state_path,
 };
 use pvio_xenbus::{WatchEvent, XenbusState, Xenstore, XsError};
 use std::collections::BTreeMap;
@@ -80,11 +80,11 @@ where
             // Also for changes of our own making below a device: then nothing is new.
             let at_device = DeviceAddr::from_backend_path(&event.path, self.home);
             match at_device {
-                Some((addr, _)) if self.devices.contains_key(&addr) => {
-                    if let Some((addr, "")) = at_device {
-                        self.step(xs, addr)?;
-                    }
-                }
+                Some((addr, below)) if self.devices.contains_key(&addr) => match below {
+                    "" => self.step(xs, addr)?,
+                    "rate" => self.refresh(xs, addr),
+                    _ => {}
+                },
                 _ => self.discover(xs, *kind)?,
             }
         } else if let Some((addr, _)) = DeviceAddr::from_backend_path(&event.token, self.home) {
@@ -106,10 +106,20 @@ where
         all.map(|(mut device, _)| device.shut_down(xs)).fold(Ok(()), Result::and)
     }
 
+    fn refresh(&mut self, xs: &mut dyn Xenstore, addr: DeviceAddr) {
+        let Some((device, _)) = self.devices.get_mut(&addr) else { return };
+        match device.refresh(xs) {
+            Ok(()) => tracing::info!(device = device.token(), "what the toolstack changed holds"),
+            Err(error) => {
+                tracing::warn!(device = device.token(), %error, "what was in force stays so");
+            }
+        }
+    }
+
     fn discover(&mut self, xs: &mut dyn Xenstore, kind: BackendKind) -> Result<(), XsError> {
         for addr in list_backends(xs, kind, self.home)? {
             let ours = self.only.is_none_or(|only| addr.front == only);
-            if !ours || self.devices.contains_key(&addr) {
+            if !ours || self.devices.contains_key(&addr) || !is_there(xs, &addr)? {
                 continue;
             }
             if is_over(xs, &addr)? {
@@ -159,6 +169,12 @@ where
         }
         Ok(())
     }
+}
+
+/// Whether a device's directory has been filled in: a toolstack that writes key by key has the state
+/// last.
+fn is_there(xs: &mut dyn Xenstore, addr: &DeviceAddr) -> Result<bool, XsError> {
+    Ok(xs.read_opt(&state_path(&addr.backend_path()))?.is_some())
 }
 
 /// Whether a device has come to its end, and its directory is only waiting to be removed.

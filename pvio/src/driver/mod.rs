@@ -38,6 +38,10 @@ pub struct Options {
     pub leave: bool,
     /// How disks are served.
     pub disks: Config,
+    /// How NICs reach their guests' pages.
+    pub nic_policy: pvio_netback::queue::Policy,
+    /// Queues a NIC may have; as many as there are processors, up to eight, if left out.
+    pub nic_queues: Option<u32>,
 }
 
 impl Default for Options {
@@ -50,6 +54,8 @@ impl Default for Options {
             resume: false,
             leave: false,
             disks: Config::for_this_machine(),
+            nic_policy: pvio_netback::queue::Policy::default(),
+            nic_queues: None,
         }
     }
 }
@@ -90,7 +96,12 @@ pub fn run<P: Platform>(
     let (nics, chosen) = (of_class(DeviceClass::Vif).collect(), options.clone());
     let mut nics = Devices::new(nics, id, options.only, move |addr, left| {
         let ring = ring.clone();
-        let options = TapOptions { address: chosen.host, ..TapOptions::default() };
+        let options = TapOptions {
+            address: chosen.host,
+            policy: chosen.nic_policy,
+            max_queues: chosen.nic_queues,
+            ..TapOptions::default()
+        };
         let server = TapServer::new(options, Arc::new(move || ring.ring()));
         begin(&chosen, addr, left, Vif::new(shared.clone(), server))
     })

@@ -69,6 +69,14 @@ pub trait BackendClass {
     /// A [`HandshakeError`], as for [`connect`](Self::connect).
     fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
 
+    /// Reads again what the toolstack may change while the device is served (a vif's `rate`).
+    ///
+    /// # Errors
+    /// A [`HandshakeError`]; what was read before stays in force.
+    fn refresh(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
+        Ok(())
+    }
+
     /// Finishes what is under way, stops serving, and gives back all that is the frontend's.
     /// May be called when nothing is served.
     fn disconnect(&mut self);
@@ -172,6 +180,14 @@ impl<C: BackendClass> BackendDriver<C> {
         })
     }
 
+    /// Takes over what the toolstack changed of a device that is served.
+    ///
+    /// # Errors
+    /// As the class' `refresh`: what was in force stays so.
+    pub fn refresh(&mut self, xs: &mut dyn Xenstore) -> Result<(), HandshakeError> {
+        self.class.refresh(xs, &self.ends)
+    }
+
     /// Stops serving and writes state Closed if the directory is still there: this end's process
     /// is about to end.
     ///
@@ -239,20 +255,14 @@ impl<C: BackendClass> BackendDriver<C> {
         let Self { class, ends, prepared, .. } = self;
         let to = match action {
             BackAction::WriteOffer => {
-                transaction(xs, |tx| {
-                    class.offer(tx, ends)?;
-                    switch_state(tx, &ends.back, XenbusState::InitWait).map(drop)
-                })?;
+                announce(xs, &ends.back, XenbusState::InitWait, |tx| class.offer(tx, ends))?;
                 return Ok(true);
             }
             BackAction::Connect | BackAction::Resume if !*prepared => return Ok(false),
             BackAction::Resume => return class.connect(xs, ends).map(|()| true),
             BackAction::Connect => {
                 class.connect(xs, ends)?;
-                transaction(xs, |tx| {
-                    class.describe(tx, ends)?;
-                    switch_state(tx, &ends.back, XenbusState::Connected).map(drop)
-                })?;
+                announce(xs, &ends.back, XenbusState::Connected, |tx| class.describe(tx, ends))?;
                 return Ok(true);
             }
             BackAction::StartClosing => XenbusState::Closing,
@@ -302,4 +312,21 @@ impl<C: BackendClass> BackendDriver<C> {
             let _ = xs.unwatch(&hotplug_path(&self.ends.back), &self.ends.back);
         }
     }
+}
+
+/// Writes what the class has to say, and a state, in one transaction: all of it, or nothing where
+/// the directory is gone, lest a device the toolstack has removed come back as a ghost.
+fn announce(
+    xs: &mut dyn Xenstore,
+    base: &str,
+    state: XenbusState,
+    words: impl Fn(&mut dyn Xenstore) -> Result<(), HandshakeError>,
+) -> Result<(), HandshakeError> {
+    transaction(xs, |tx| {
+        if tx.read_opt(&state_path(base))?.is_some() {
+            words(tx)?;
+            switch_state(tx, base, state)?;
+        }
+        Ok(())
+    })
 }

@@ -20,6 +20,7 @@ const DOM0_PROGRAMS: &[&str] = &[
     "usr/lib/xen-4.17/bin/xenconsoled",
     "usr/lib/xen-4.17/bin/xenconsole",
     "usr/lib/xen-4.17/bin/xen-init-dom0",
+    "usr/lib/xen-4.17/bin/libxl-save-helper",
     "usr/lib/xen-4.17/bin/lsevtchn",
     "usr/bin/xenstore",
     "usr/libexec/xen-qemu-system-i386",

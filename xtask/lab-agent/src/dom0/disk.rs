@@ -1,13 +1,16 @@
 //! Disk images in dom0's memory, and the lines `xl` wants for them.
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 
 use super::backend::Backend;
+use crate::pattern::Sum;
 use crate::sys;
 
 const QUICK: Duration = Duration::from_secs(20);
@@ -84,6 +87,21 @@ impl Disk {
             (_, None) => format!("backendtype=phy,script=block-pvio,target={}", self.path()?),
         };
         Ok(format!("format=raw,vdev={name},access={access},{target}"))
+    }
+
+    /// The sum of its first MiBs.
+    ///
+    /// # Errors
+    /// The image cannot be read.
+    pub fn sum(&self, mib: u64) -> Result<Value> {
+        let file = File::open(&self.image)?;
+        let mut bytes = vec![0; 1 << 20];
+        let mut sum = Sum::NEW;
+        for i in 0..mib {
+            file.read_exact_at(&mut bytes, i << 20).context("the image")?;
+            sum.add(&bytes);
+        }
+        Ok(json!(sum.text()))
     }
 
     /// What stands in `disk=[…]` for what a driver domain opens by this path.

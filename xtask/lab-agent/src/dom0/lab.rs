@@ -75,6 +75,8 @@ pub struct Shared {
     pub file: Disk,
     /// `xvdc`: to be read only.
     pub fixed: Disk,
+    /// What `xl` was told of them.
+    pub lines: Vec<String>,
     backend: Backend,
     kind: Kind,
 }
@@ -276,13 +278,15 @@ impl Shared {
         fs::write(&fixed.image, &bytes)?;
         let mut spec = Spec::new(kind, backend);
         spec.tools = true;
-        spec.disks = vec![
+        let lines = vec![
             disk.line("xvda", Access::Write, backend)?,
             file.line("xvdb", Access::Write, backend)?,
             fixed.line("xvdc", Access::Read, backend)?,
         ];
+        spec.disks.clone_from(&lines);
         spec.nics = vec![NIC.to_owned(); 2];
-        let mut shared = Self { guest: Guest::start(&spec)?, disk, file, fixed, backend, kind };
+        let mut shared =
+            Self { guest: Guest::start(&spec)?, disk, file, fixed, lines, backend, kind };
         shared.bring_up_nics()?;
         shared.guest.ask("echo-serve", Value::Null, SHORT)?;
         Ok(shared)

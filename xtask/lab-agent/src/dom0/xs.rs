@@ -23,7 +23,7 @@ pub fn read(path: &str) -> Result<Option<String>> {
 /// # Errors
 /// xenstored refuses.
 pub fn write(path: &str, value: &str) -> Result<()> {
-    sys::succeed(&["xenstore-write", path, value], QUICK).map(drop)
+    sys::succeed(&["xenstore-write", "--", path, value], QUICK).map(drop)
 }
 
 /// Removes a node and all below it.
@@ -46,12 +46,15 @@ pub fn list(path: &str) -> Result<Vec<String>> {
     Ok(ran.output.lines().map(str::to_owned).collect())
 }
 
-/// Everything below a node, full paths.
+/// Removes the node above one that was removed, if nothing else is below it.
 ///
 /// # Errors
 /// xenstored does not answer.
-pub fn tree(path: &str) -> Result<String> {
-    Ok(sys::run(&["xenstore-ls", "-f", path], QUICK)?.output)
+pub fn remove_empty(path: &str) -> Result<()> {
+    match path.rsplit_once('/') {
+        Some((above, _)) if list(above)?.is_empty() => remove(above),
+        _ => Ok(()),
+    }
 }
 
 /// Waits until a node has one of these values.

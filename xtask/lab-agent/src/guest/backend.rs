@@ -1,23 +1,32 @@
 //! A guest that is a driver domain.
 
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::read;
+use crate::pattern::Sum;
 use crate::sys::{self, modules};
 
 const QUICK: Duration = Duration::from_secs(20);
 
 /// What this module knows, done; `None` for other verbs.
 pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
-    match verb {
-        "backend-serve" => Some(read(arguments.clone()).and_then(|it: String| serve(&it))),
-        _ => None,
-    }
+    let arguments = arguments.clone();
+    Some(match verb {
+        "backend-serve" => read(arguments).and_then(|it: String| serve(&it)),
+        "backend-nothing-left" => nothing_left(),
+        "image-make" => read(arguments).and_then(make),
+        "image-sum" => read(arguments).and_then(sum),
+        _ => return None,
+    })
 }
 
 /// Makes a bridge with an address, and starts `pvio serve` as a driver domain has it.
@@ -35,4 +44,45 @@ fn serve(address: &str) -> Result<Value> {
     BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line)?;
     ensure!(line.trim() == "ready", "pvio serve said {line:?}");
     Ok(Value::Null)
+}
+
+/// Checks that no interface of a guest's is left, after a while.
+fn nothing_left() -> Result<Value> {
+    let start = Instant::now();
+    loop {
+        let names: Vec<_> = fs::read_dir("/sys/class/net")?
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|name| name.starts_with("vif"))
+            .collect();
+        if names.is_empty() {
+            return Ok(Value::Null);
+        }
+        ensure!(start.elapsed() < QUICK, "interfaces left: {names:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[derive(Deserialize)]
+struct Image {
+    path: PathBuf,
+    mib: u64,
+}
+
+/// A new image of zeroes.
+fn make(image: Image) -> Result<Value> {
+    File::create(&image.path)?.set_len(image.mib << 20)?;
+    Ok(Value::Null)
+}
+
+/// The sum of an image's first MiBs.
+fn sum(order: Image) -> Result<Value> {
+    let file = File::open(&order.path)?;
+    let mut bytes = vec![0; 1 << 20];
+    let mut sum = Sum::NEW;
+    for mib in 0..order.mib {
+        file.read_exact_at(&mut bytes, mib << 20)?;
+        sum.add(&bytes);
+    }
+    Ok(json!(sum.text()))
 }

@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`backend`] | `pvio serve`, in a guest that is a driver domain |
+//! | [`backend`] | a guest that is a driver domain |
 //! | [`direct`] | a disk around the page cache |
 //! | [`disk`] | disks written, read back, summed |
 //! | [`drivers`] | the kernel's frontends: loaded, unbound, bound |

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{BOTH, DISKS, Guests, NICS, Scenario};
 use crate::dom0::disk::{Access, Disk, Medium};
 use crate::dom0::guest::Guest;
-use crate::dom0::lab::{LONG, Lab, SHORT};
+use crate::dom0::lab::{LONG, Lab, SHORT, Shared};
 use crate::dom0::xs;
 use crate::sys;
 
@@ -94,42 +94,58 @@ fn reload(lab: &mut Lab) -> Result<()> {
     lab.shared()?;
     let before = lab.settled()?;
     let shared = lab.shared()?;
-    let guest = &mut shared.guest;
     let pattern = |write: bool| json!({ "name": "xvdb", "seed": 31, "mib": 4, "write": write });
-    guest.ask("disk-verify", pattern(true), LONG)?;
+    shared.guest.ask("disk-verify", pattern(true), LONG)?;
     for _ in 0..2 {
-        for (driver, device, node) in [("vbd", "vbd-51728", "vbd/51728"), ("vif", "vif-1", "vif/1")]
-        {
-            let order = json!({ "driver": driver, "device": device });
-            guest.ask("driver-unbind", order.clone(), SHORT)?;
-            starts_over(guest, node)?;
-            guest.ask("driver-bind", order, SHORT)?;
-            connected(guest, node)?;
-        }
-        back(guest, &pattern(false))?;
+        let nic = json!({ "driver": "vif", "device": "vif-1" });
+        shared.guest.ask("driver-unbind", nic.clone(), SHORT)?;
+        shared.guest.ask("driver-bind", nic, SHORT)?;
+        connected(&shared.guest, "vif/1")?;
+        let disk = json!({ "driver": "vbd", "device": "vbd-51728" });
+        shared.guest.ask("driver-unbind", disk, SHORT)?;
+        attach_again(shared, 1)?;
+        back(&mut shared.guest, &pattern(false))?;
     }
-    let nics = ["vif/0", "vif/1"];
-    let disks = ["vbd/51712", "vbd/51728", "vbd/51744"];
-    for (module, nodes) in [("xen_netfront", &nics[..]), ("xen_blkfront", &disks[..])] {
-        guest.ask("module-unload", json!(module), SHORT)?;
-        nodes.iter().try_for_each(|node| starts_over(guest, node))?;
-        guest.ask("module", json!(module), SHORT)?;
-        nodes.iter().try_for_each(|node| connected(guest, node))?;
+    // A module with a device cannot go.
+    for (driver, device) in [("vif", "vif-0"), ("vif", "vif-1")] {
+        let order = json!({ "driver": driver, "device": device });
+        shared.guest.ask("driver-unbind", order, SHORT)?;
     }
-    back(guest, &pattern(false))?;
+    shared.guest.ask("module-unload", json!("xen_netfront"), SHORT)?;
+    shared.guest.ask("module", json!("xen_netfront"), SHORT)?;
+    for node in ["vif/0", "vif/1"] {
+        connected(&shared.guest, node)?;
+    }
+    for (_, number) in DISKS_OF_SHARED {
+        let order = json!({ "driver": "vbd", "device": format!("vbd-{number}") });
+        shared.guest.ask("driver-unbind", order, SHORT)?;
+    }
+    shared.guest.ask("module-unload", json!("xen_blkfront"), SHORT)?;
+    (0..3).try_for_each(|disk| attach_again(shared, disk))?;
+    shared.guest.ask("module", json!("xen_blkfront"), SHORT)?;
+    for (node, _) in DISKS_OF_SHARED {
+        connected(&shared.guest, node)?;
+    }
+    back(&mut shared.guest, &pattern(false))?;
     shared.bring_up_nics()?;
     lab.nothing_left(&before)
 }
 
-/// Once both ends of a device let go, says for the frontend that it starts over, which Linux's
-/// blkfront does not do by itself; the backend then waits for it anew.
-fn starts_over(guest: &Guest, node: &str) -> Result<()> {
-    let front = format!("/local/domain/{}/device/{node}", guest.domain);
+/// Where the shared guest's disks are in xenstore, and their numbers.
+const DISKS_OF_SHARED: [(&str, &str); 3] =
+    [("vbd/51712", "51712"), ("vbd/51728", "51728"), ("vbd/51744", "51744")];
+
+/// Once both ends of a disk let go, detaches it and attaches it anew: Linux's blkfront, unlike its
+/// netfront, does not take up again what it let go of.
+fn attach_again(shared: &Shared, disk: usize) -> Result<()> {
+    let (node, number) = DISKS_OF_SHARED[disk];
+    let front = format!("/local/domain/{}/device/{node}", shared.guest.domain);
     let back = xs::must_read(&format!("{front}/backend"))?;
     xs::wait_for(&format!("{front}/state"), &["6"], SHORT).context("let go by the frontend")?;
     xs::wait_for(&format!("{back}/state"), &["6", "2"], SHORT).context("let go by the backend")?;
-    xs::write(&format!("{front}/state"), "1")?;
-    xs::wait_for(&format!("{back}/state"), &["2"], SHORT).context("waited for by the backend")
+    let domain = shared.guest.domain.to_string();
+    sys::succeed(&["xl", "block-detach", &domain, number], SHORT)?;
+    sys::succeed(&["xl", "block-attach", &domain, &shared.lines[disk]], SHORT).map(drop)
 }
 
 fn connected(guest: &Guest, node: &str) -> Result<()> {

@@ -5,14 +5,22 @@
 //! | [`disk`] | disks: every byte, file systems, flushes, read-only |
 //! | [`nic`] | NICs: every size, both ways, with and without offloads |
 //! | [`hotplug`] | devices that come and go while others work; drivers that do |
+//! | [`policies`] | how pvio reaches guests' pages |
+//! | [`frontends`] | guests that say wrong things of their devices |
+//! | [`toolstack`] | a toolstack that does |
+//! | [`driver_domain`] | devices served by another guest, that dies |
 //! | [`life`] | guests that end, in every way, while their devices work; many at once |
 //! | [`survival`] | backends that end, and guests that go on |
 
 mod disk;
+mod driver_domain;
+mod frontends;
 mod hotplug;
 mod life;
 mod nic;
+mod policies;
 mod survival;
+mod toolstack;
 
 use anyhow::Result;
 use serde_json::json;
@@ -60,13 +68,23 @@ pub struct Case {
 const DISKS: &[Backend] = &[Backend::Pvio, Backend::Linux, Backend::PvioDm, Backend::Qdisk];
 /// Everything there is to run disks and NICs against.
 const NICS: &[Backend] = &[Backend::Pvio, Backend::Linux];
+const PVIO: &[Backend] = &[Backend::Pvio];
 const PV: &[Kind] = &[Kind::Pv];
 const BOTH: &[Kind] = &[Kind::Pv, Kind::Pvh];
 
 /// All cases, those that can share a boot, a backend and a guest one after another.
 fn all() -> Vec<Case> {
-    let families =
-        [disk::SCENARIOS, nic::SCENARIOS, hotplug::SCENARIOS, life::SCENARIOS, survival::SCENARIOS];
+    let families = [
+        disk::SCENARIOS,
+        nic::SCENARIOS,
+        hotplug::SCENARIOS,
+        frontends::SCENARIOS,
+        life::SCENARIOS,
+        survival::SCENARIOS,
+        policies::SCENARIOS,
+        toolstack::SCENARIOS,
+        driver_domain::SCENARIOS,
+    ];
     let mut cases = Vec::new();
     for backend in DISKS {
         for kind in BOTH {

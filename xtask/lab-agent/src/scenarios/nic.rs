@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::json;
@@ -100,16 +100,20 @@ fn transfer(guest: &mut Guest, bytes: u64) -> Result<()> {
 }
 
 fn offloads(lab: &mut Lab) -> Result<()> {
+    let mut rows = Vec::new();
     let guest = &mut lab.shared()?.guest;
     let some: Vec<_> = SIZES.iter().step_by(4).collect();
     // Each set is off on top of those before it, then all are on again.
     let steps = ["tso off", "gso off", "gro off", "sg off", "tx off"];
     let back = ["tx on", "sg on", "gro on", "gso on", "tso on"];
     for step in steps.iter().chain(&back) {
+        let start = Instant::now();
         guest.program(&format!("ethtool -K eth0 {step}"))?;
         let echo = json!({ "server": "10.0.0.1", "sizes": some, "rounds": 1 });
         guest.ask("nic-echo", echo, SHORT)?;
         transfer(guest, 1 << 20).with_context(|| format!("after `ethtool -K eth0 {step}`"))?;
+        rows.push(json!({ "after": step, "seconds": start.elapsed().as_secs_f64() }));
     }
+    lab.rows = rows;
     Ok(())
 }

@@ -6,14 +6,12 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::life::ready;
-use super::{BOTH, Guests, PV, Scenario};
+use super::{BOTH, Guests, PV, PVIO, Scenario};
 use crate::dom0::backend::Backend;
 use crate::dom0::disk::{Access, Disk, Medium};
 use crate::dom0::guest::{Guest, Kind, Spec};
 use crate::dom0::lab::{LONG, Lab, SHORT};
 use crate::sys;
-
-const PVIO: &[Backend] = &[Backend::Pvio];
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -78,7 +76,7 @@ fn domain(lab: &mut Lab) -> Result<()> {
     driver.ask("backend-serve", json!(format!("{BRIDGE}/24")), SHORT)?;
     driver.ask("echo-serve", Value::Null, SHORT)?;
     sys::succeed(&["xl", "save", "-c", "-D", &driver.name, SAVED], LONG)?;
-    driver.reattach()?;
+    driver.ask("hello", Value::Null, LONG)?;
 
     let mut guest = guest_of(&driver, lab.kind)?;
     let pattern = |write: bool| json!({ "name": "xvda", "seed": 43, "mib": 4, "write": write });

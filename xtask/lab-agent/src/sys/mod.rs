@@ -5,4 +5,4 @@ pub mod mount;
 pub mod run;
 pub mod uptime;
 
-pub use run::{Ran, run, succeed};
+pub use run::{run, succeed};

@@ -46,14 +46,20 @@ fn insert(list: &str, name: &str, parameters: &str) -> Result<()> {
 pub fn unload(name: &str) -> Result<()> {
     const O_NONBLOCK: i32 = 0o4000;
     let plain = std::ffi::CString::new(name.replace('-', "_"))?;
-    for _ in 0..50 {
+    let mut tries = 0;
+    loop {
         match rustix::system::delete_module(&plain, O_NONBLOCK) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
-            Err(Errno::AGAIN | Errno::BUSY) => {
+            Err(Errno::AGAIN | Errno::BUSY) if tries < 50 => {
+                tries += 1;
                 std::thread::sleep(std::time::Duration::from_millis(200));
             }
-            Err(error) => return Err(error).with_context(|| format!("unload {name}")),
+            Err(error) => {
+                let users = format!("/sys/module/{}/refcnt", name.replace('-', "_"));
+                let users = fs::read_to_string(users).unwrap_or_default();
+                let text = format!("unload {name}, which has {} users", users.trim());
+                return Err(error).context(text);
+            }
         }
     }
-    anyhow::bail!("unload {name}: still in use after ten seconds")
 }

@@ -1,0 +1,123 @@
+//! The header before each packet of a tap (`linux/virtio_net.h`).
+#![forbid(unsafe_code)]
+
+use super::tap::VNET_HEADER;
+use super::{Checksum, Gso, Offload, Packet};
+use pvio_ring::proto::netif::GsoKind;
+use pvio_uring::PrivateBuf;
+
+const NEEDS_CSUM: u8 = 1;
+const DATA_VALID: u8 = 2;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+/// Set beside the type when the packet uses ECN.
+const GSO_ECN: u8 = 0x80;
+
+/// `struct virtio_net_hdr` for a packet to the tap: flags, gso_type, hdr_len, gso_size,
+/// csum_start, csum_offset, in the machine's byte order.
+pub(super) fn header_of(packet: &Packet<PrivateBuf>) -> [u8; VNET_HEADER] {
+    let (flags, start, offset) = match packet.offload.checksum {
+        Checksum::Unknown => (0, 0, 0),
+        Checksum::Validated => (DATA_VALID, 0, 0),
+        Checksum::Partial { start, offset } => (NEEDS_CSUM, start, offset),
+    };
+    let (gso, size, headers) = match packet.offload.gso {
+        None => (0, 0, 0),
+        Some(gso) => {
+            // The TCP header's length is in the high half of its 13th byte, in words.
+            let doff = usize::from(start).saturating_add(12);
+            let words = packet.frame().get(doff).map_or(5, |b| u16::from(b >> 4));
+            let kind = match gso.kind {
+                GsoKind::TcpV4 => GSO_TCPV4,
+                GsoKind::TcpV6 => GSO_TCPV6,
+            };
+            (kind, gso.size, start.saturating_add(words.saturating_mul(4)))
+        }
+    };
+    let ([h0, h1], [s0, s1]) = (headers.to_ne_bytes(), size.to_ne_bytes());
+    let ([c0, c1], [o0, o1]) = (start.to_ne_bytes(), offset.to_ne_bytes());
+    [flags, gso, h0, h1, s0, s1, c0, c1, o0, o1]
+}
+
+/// What was read of a packet, `len` bytes with its header in front, the frame at `start`; the buffer
+/// if it has no header.
+pub(super) fn parse(
+    buf: PrivateBuf,
+    start: usize,
+    len: usize,
+) -> Result<Packet<PrivateBuf>, PrivateBuf> {
+    let head = start
+        .checked_sub(VNET_HEADER)
+        .and_then(|at| buf.as_slice().get(at..))
+        .and_then(|b| b.first_chunk())
+        .copied();
+    let (Some(head), Some(len)) = (head, len.checked_sub(VNET_HEADER)) else { return Err(buf) };
+    let [flags, gso, _, _, s0, s1, c0, c1, o0, o1]: [u8; VNET_HEADER] = head;
+    let checksum = if flags & NEEDS_CSUM != 0 {
+        let (start, offset) = (u16::from_ne_bytes([c0, c1]), u16::from_ne_bytes([o0, o1]));
+        Checksum::Partial { start, offset }
+    } else if flags & DATA_VALID != 0 {
+        Checksum::Validated
+    } else {
+        Checksum::Unknown
+    };
+    let size = u16::from_ne_bytes([s0, s1]);
+    let gso = match gso & !GSO_ECN {
+        GSO_TCPV4 => Some(Gso { size, kind: GsoKind::TcpV4 }),
+        GSO_TCPV6 => Some(Gso { size, kind: GsoKind::TcpV6 }),
+        // The kernel was not told that anything else may come.
+        _ => None,
+    };
+    let offload = Offload { checksum, gso };
+    Ok(Packet { buf, start, len, offload })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    const FRAME_AT: usize = 4096;
+
+    fn packet(offload: Offload) -> Packet<PrivateBuf> {
+        let mut buf = PrivateBuf::page_aligned(8192);
+        buf.as_mut_slice()[FRAME_AT + 34 + 12] = 0x80;
+        Packet { buf, start: FRAME_AT, len: 100, offload }
+    }
+
+    #[test]
+    fn what_is_written_into_a_header_is_read_from_it() {
+        let partial = Checksum::Partial { start: 34, offset: 16 };
+        for (checksum, gso) in [
+            (Checksum::Unknown, None),
+            (Checksum::Validated, None),
+            (partial, None),
+            (partial, Some(Gso { size: 1448, kind: GsoKind::TcpV4 })),
+            (partial, Some(Gso { size: 1428, kind: GsoKind::TcpV6 })),
+        ] {
+            let offload = Offload { checksum, gso };
+            let mut out = packet(offload);
+            let header = header_of(&out);
+            out.buf.as_mut_slice()[FRAME_AT - VNET_HEADER..FRAME_AT].copy_from_slice(&header);
+            let back = parse(out.buf, FRAME_AT, VNET_HEADER + 100).unwrap();
+            assert_eq!((back.offload, back.start, back.len), (offload, FRAME_AT, 100));
+        }
+    }
+
+    #[test]
+    fn the_header_is_the_kernels() {
+        let checksum = Checksum::Partial { start: 34, offset: 16 };
+        let gso = Some(Gso { size: 1448, kind: GsoKind::TcpV4 });
+        let words: Vec<u16> = [34 + 32, 1448, 34, 16].to_vec();
+        let mut want = [1, 1].to_vec();
+        words.iter().for_each(|w| want.extend(w.to_ne_bytes()));
+        assert_eq!(header_of(&packet(Offload { checksum, gso })).to_vec(), want);
+    }
+
+    #[test]
+    fn a_packet_without_a_whole_header_is_none() {
+        let buf = || PrivateBuf::page_aligned(8192);
+        assert!(parse(buf(), FRAME_AT, VNET_HEADER - 1).is_err());
+        assert_eq!(parse(buf(), FRAME_AT, VNET_HEADER).unwrap().len, 0);
+    }
+}

@@ -1,0 +1,97 @@
+//! Devices served by another guest, which is destroyed and replaced by a stranger.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{BOTH, Guests, PVIO, Scenario};
+use crate::dom0::disk::{Access, Disk};
+use crate::dom0::guest::{Guest, Kind, Spec};
+use crate::dom0::lab::{LONG, Lab, SHORT};
+use crate::sys;
+
+pub const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "driver-domain",
+    proves: "pvio in an unprivileged PV guest serves another; killed under I/O, a new one goes on",
+    backends: PVIO,
+    kinds: BOTH,
+    guests: Guests::Own,
+    run: driver_domain,
+}];
+
+const IMAGE: &str = "/tmp/served.img";
+const MIB: u64 = 16;
+/// In a network of the driver domain's own.
+const SERVER: &str = "10.0.3.1";
+
+/// An unprivileged guest that serves.
+fn server(lab: &Lab) -> Result<Guest> {
+    let mut spec = Spec::new(Kind::Pv, lab.backend);
+    spec.tools = true;
+    spec.words = "pvio.bare".to_owned();
+    spec.lines = vec!["driver_domain=1".to_owned()];
+    let mut guest = Guest::start(&spec)?;
+    guest.ask("image-make", json!({ "path": IMAGE, "mib": MIB }), SHORT)?;
+    guest.ask("backend-serve", json!(format!("{SERVER}/24")), SHORT)?;
+    guest.ask("echo-serve", Value::Null, SHORT)?;
+    Ok(guest)
+}
+
+/// The lines of a disk and a NIC that it serves.
+fn lines(server: &Guest, name: &str) -> [String; 2] {
+    let server = &server.name;
+    let disk = Disk::elsewhere(IMAGE, name, Access::Write);
+    [format!("backend={server},{disk}"), format!("bridge=xenbr0,backend={server}")]
+}
+
+/// Every byte of the disk, there and here, and datagrams.
+fn works(guest: &mut Guest, server: &mut Guest, disk: &str, nic: &str, host: u32) -> Result<()> {
+    guest.ask("disk-wait", json!(disk), SHORT)?;
+    let order = json!({ "name": disk, "seed": 61, "requests": 100, "mib": 8 });
+    let sum = guest.ask("disk-scribble", order, LONG)?;
+    let held = server.ask("image-sum", json!({ "path": IMAGE, "mib": 8 }), SHORT)?;
+    ensure!(sum == held, "the image in the driver domain holds something else");
+    guest.ask("nic-up", json!({ "name": nic, "address": format!("10.0.3.{host}/24") }), SHORT)?;
+    let echo = json!({ "server": SERVER, "sizes": [8, 64, 1472, 9000], "rounds": 5 });
+    guest.ask("nic-echo", echo, SHORT).map(drop)
+}
+
+fn driver_domain(lab: &mut Lab) -> Result<()> {
+    let before = lab.settled()?;
+    let mut first = server(lab)?;
+    let mut spec = Spec::new(lab.kind, lab.backend);
+    let [disk, nic] = lines(&first, "xvda");
+    (spec.disks, spec.nics) = (vec![disk], vec![nic]);
+    let mut guest = Guest::start(&spec)?;
+    works(&mut guest, &mut first, "xvda", "eth0", 2)?;
+    let load = json!({ "disks": ["xvda"], "echoes": [SERVER], "lossy": true });
+    guest.ask("load-start", load, SHORT)?;
+    lab.watched(first, |first| {
+        first.destroy()?;
+        first.wait_gone(SHORT)
+    })?;
+    guest.ask("hello", Value::Null, SHORT).context("after its backend was killed")?;
+
+    // What the dead one served is taken away; the new one's comes beside it.
+    let mut second = server(lab)?;
+    let domain = guest.domain.to_string();
+    for words in [["xl", "block-detach", &domain, "xvda"], ["xl", "network-detach", &domain, "0"]] {
+        let ran = sys::run(&words, SHORT)?;
+        println!("PVIO-LAB {}: {} {}", words.join(" "), ran.status, ran.output.trim_end());
+    }
+    let [disk, nic] = lines(&second, "xvdb");
+    sys::succeed(&["xl", "block-attach", &domain, &disk], SHORT)?;
+    let nic: Vec<_> = nic.split(',').collect();
+    sys::succeed(&[&["xl", "network-attach", &domain], nic.as_slice()].concat(), SHORT)?;
+    guest.ask("nic-down", json!("eth0"), SHORT)?;
+    works(&mut guest, &mut second, "xvdb", "eth1", 3).context("served by the second")?;
+
+    lab.watched(guest, |guest| {
+        guest.destroy()?;
+        guest.wait_gone(Duration::from_secs(60))
+    })?;
+    second.ask("backend-nothing-left", Value::Null, SHORT)?;
+    lab.watched(second, |second| second.power_off())?;
+    lab.nothing_left(&before)
+}

@@ -1,0 +1,239 @@
+//! Guests that say wrong things of their devices, next to one that works: dom0 writes for them
+//! what a guest could write itself.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::{Guests, NICS, PV, Scenario};
+use crate::dom0::backend::Backend;
+use crate::dom0::disk::{Access, Disk, Medium};
+use crate::dom0::guest::{Guest, Spec};
+use crate::dom0::lab::{LONG, Lab, SHORT, wait_until};
+use crate::dom0::xs;
+use crate::sys;
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "hostile-disk-frontend",
+        proves: "what a blkfront can say wrong ends that one disk, with a reason, and nothing else",
+        backends: NICS,
+        kinds: PV,
+        guests: Guests::Shared,
+        run: disks,
+    },
+    Scenario {
+        name: "hostile-nic-frontend",
+        proves: "what a netfront can say wrong ends that one NIC, with a reason, and nothing else",
+        backends: NICS,
+        kinds: PV,
+        guests: Guests::Shared,
+        run: nics,
+    },
+];
+
+/// What must come of it.
+#[derive(Clone, Copy, PartialEq)]
+enum Then {
+    /// The backend lets go and says why.
+    Closed,
+    /// It need not, but may not serve.
+    NotServed,
+}
+
+/// Keys written one after another; `state` comes last unless it is among them.
+type Case = (&'static str, &'static [(&'static str, &'static str)], Then);
+
+/// Grant 1 and port 1 of a PV guest are those of xenstore: the page can be mapped, the channel is
+/// bound already.
+const DISK: &[Case] = &[
+    ("nothing", &[], Then::Closed),
+    ("no channel", &[("ring-ref", "8")], Then::Closed),
+    ("words", &[("ring-ref", "banana"), ("event-channel", "x")], Then::Closed),
+    ("negative", &[("ring-ref", "-1"), ("event-channel", "-5")], Then::Closed),
+    (
+        "beyond 64 bits",
+        &[("ring-ref", "18446744073709551617"), ("event-channel", "99999999999999999999")],
+        Then::Closed,
+    ),
+    ("not granted", &[("ring-ref", "4000"), ("event-channel", "1")], Then::Closed),
+    ("not a grant", &[("ring-ref", "4294967295"), ("event-channel", "1")], Then::Closed),
+    ("bound channel", &[("ring-ref", "1"), ("event-channel", "1")], Then::Closed),
+    ("no such channel", &[("ring-ref", "1"), ("event-channel", "4000")], Then::Closed),
+    (
+        "a huge ring",
+        &[("ring-page-order", "200"), ("ring-ref0", "1"), ("event-channel", "1")],
+        Then::Closed,
+    ),
+    (
+        "queues without end",
+        &[("multi-queue-num-queues", "4294967295"), ("ring-ref", "1"), ("event-channel", "1")],
+        Then::Closed,
+    ),
+    (
+        "another protocol",
+        &[("protocol", "klingon"), ("ring-ref", "1"), ("event-channel", "1")],
+        Then::Closed,
+    ),
+    (NO_STATE, &[("state", "banana")], Then::NotServed),
+    ("a state there is not", &[("state", "99")], Then::NotServed),
+    ("connected at once", &[("state", "4")], Then::NotServed),
+    (
+        "backwards",
+        &[("state", "6"), ("state", "5"), ("state", "2"), ("state", "1")],
+        Then::NotServed,
+    ),
+    ("silence", &[("state", "1")], Then::NotServed),
+    (
+        "changes its mind",
+        &[
+            ("ring-ref", "8"),
+            ("state", "3"),
+            ("ring-ref", "banana"),
+            ("state", "1"),
+            ("event-channel", "7"),
+            ("state", "3"),
+            ("state", "4"),
+            ("state", "3"),
+            ("ring-ref", "1"),
+            ("state", "5"),
+            ("state", "3"),
+        ],
+        Then::NotServed,
+    ),
+];
+
+const NO_STATE: &str = "a state that is a word";
+
+/// `request-rx-copy` is what every netfront since 2007 says.
+const NIC: &[Case] = &[
+    ("nothing", &[], Then::Closed),
+    (
+        "words",
+        &[("tx-ring-ref", "a"), ("rx-ring-ref", "b"), ("event-channel", "c"), COPY],
+        Then::Closed,
+    ),
+    (
+        "not granted",
+        &[("tx-ring-ref", "4000"), ("rx-ring-ref", "4001"), ("event-channel", "1"), COPY],
+        Then::Closed,
+    ),
+    (
+        "bound channel",
+        &[("tx-ring-ref", "1"), ("rx-ring-ref", "1"), ("event-channel", "1"), COPY],
+        Then::Closed,
+    ),
+    (
+        "queues without end",
+        &[("multi-queue-num-queues", "4294967295"), ("event-channel", "1"), COPY],
+        Then::Closed,
+    ),
+    ("initialised", &[("state", "3")], Then::NotServed),
+    ("a state there is not", &[("state", "99")], Then::NotServed),
+    ("silence", &[("state", "1")], Then::NotServed),
+];
+const COPY: (&str, &str) = ("request-rx-copy", "1");
+
+/// A guest without frontends, whose part dom0 plays.
+fn bare(lab: &Lab) -> Result<Guest> {
+    let mut spec = Spec::new(lab.kind, lab.backend);
+    spec.words = "pvio.bare".to_owned();
+    Guest::start(&spec)
+}
+
+fn disks(lab: &mut Lab) -> Result<()> {
+    witnessed(lab, |lab, guest| {
+        let domain = guest.domain.to_string();
+        let disk = Disk::new(4, lab.backend, Medium::Device)?;
+        let line = disk.line("xvda", Access::Write, lab.backend)?;
+        // xen-blkback takes that for a device that is gone, and xl cannot take it away any more.
+        let orphans = |case: &&Case| lab.backend == Backend::Linux && case.0 == NO_STATE;
+        for case in DISK.iter().filter(|case| !orphans(case)) {
+            sys::succeed(&["xl", "block-attach", &domain, &line], SHORT)?;
+            play(guest, "vbd", "51712", case, &["5", "6"])?;
+            detach(guest, &["xl", "block-detach", &domain, "51712"], "vbd/51712", case.0)?;
+        }
+        Ok(())
+    })
+}
+
+fn nics(lab: &mut Lab) -> Result<()> {
+    witnessed(lab, |lab, guest| {
+        let domain = guest.domain.to_string();
+        // xen-netback says that it is connected after it failed to be.
+        let end: &[_] = if lab.backend == Backend::Linux { &["4", "5", "6"] } else { &["5", "6"] };
+        for case in NIC {
+            let attach = ["xl", "network-attach", &domain, "bridge=xenbr0", "script=vif-bridge"];
+            sys::succeed(&attach, SHORT)?;
+            play(guest, "vif", "0", case, end)?;
+            detach(guest, &["xl", "network-detach", &domain, "0"], "vif/0", case.0)?;
+        }
+        Ok(())
+    })
+}
+
+/// Plays while another guest's disk and NIC work; of the hostile guest nothing may be left.
+fn witnessed(lab: &mut Lab, play: impl FnOnce(&mut Lab, &mut Guest) -> Result<()>) -> Result<()> {
+    let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"] });
+    lab.shared()?.guest.ask("load-start", load, SHORT)?;
+    let before = lab.settled()?;
+    let mut guest = bare(lab)?;
+    play(lab, &mut guest)?;
+    lab.watched(guest, |guest| guest.power_off())?;
+    lab.nothing_left(&before)?;
+    let rounds = lab.shared()?.guest.ask("load-stop", Value::Null, LONG);
+    rounds.context("the guest beside it").map(drop)
+}
+
+/// Plays a case with a device that is on offer; `end` is what the backend may be in at its end.
+fn play(guest: &Guest, kind: &str, device: &str, case: &Case, end: &[&str]) -> Result<()> {
+    let (name, writes, then) = case;
+    let domain = guest.domain;
+    let front = format!("/local/domain/{domain}/device/{kind}/{device}");
+    let back = format!("/local/domain/0/backend/{kind}/{domain}/{device}");
+    let error = format!("/local/domain/0/error/backend/{kind}/{domain}/{device}/error");
+    xs::wait_for(&format!("{back}/state"), &["2"], SHORT).context("the backend's offer")?;
+    for (key, value) in *writes {
+        xs::write(&format!("{front}/{key}"), value)?;
+    }
+    if !writes.iter().any(|(key, _)| *key == "state") {
+        // A blkfront is Initialised until it sees the disk's size; a netfront needs to see nothing.
+        let state = if kind == "vbd" { "3" } else { "4" };
+        xs::write(&format!("{front}/state"), state)?;
+    }
+    let mut seen = (None, None);
+    let patience = Duration::from_secs(if *then == Then::Closed { 20 } else { 1 });
+    let closed = wait_until(patience, || {
+        seen = (xs::read(&format!("{back}/state"))?, xs::read(&error)?);
+        let state = seen.0.as_deref().unwrap_or_default();
+        ensure!(state != "4" || end.contains(&"4"), "{kind}, {name}: it is served");
+        Ok(end.contains(&state) && seen.1.is_some())
+    })?;
+    if *then == Then::Closed && !closed {
+        bail!("{kind}, {name}: state {:?} and error {:?} after 20 s", seen.0, seen.1);
+    }
+    println!("PVIO-LAB {kind}, {name}: state {:?}, error {:?}", seen.0, seen.1);
+    Ok(())
+}
+
+/// Has the toolstack take the device away. Without a frontend that answers it takes its time, and
+/// then takes it by force.
+fn detach(guest: &Guest, words: &[&str], node: &str, name: &str) -> Result<()> {
+    let front = format!("/local/domain/{}/device/{node}", guest.domain);
+    // What a frontend without a driver would be found as.
+    xs::write(&format!("{front}/state"), "6")?;
+    let back = xs::must_read(&format!("{front}/backend"))?;
+    // xl and a backend that still closes would write over each other.
+    wait_until(Duration::from_secs(3), || {
+        Ok(xs::read(&format!("{back}/state"))?.as_deref() == Some("6"))
+    })?;
+    let ran = sys::run(words, SHORT)?;
+    if !ran.status.success() {
+        let forced: Vec<_> = words.iter().copied().chain(["--force"]).collect();
+        sys::succeed(&forced, SHORT).with_context(|| format!("{name}: {}", ran.output))?;
+    }
+    let gone = wait_until(SHORT, || Ok(xs::read(&format!("{back}/state"))?.is_none()))?;
+    ensure!(gone, "{name}: {back} is still there");
+    Ok(())
+}

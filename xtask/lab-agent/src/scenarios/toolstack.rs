@@ -1,0 +1,105 @@
+//! A toolstack that says wrong things.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::{Guests, PV, PVIO, Scenario};
+use crate::dom0::guest::{Guest, Spec};
+use crate::dom0::lab::{Lab, SHORT, wait_until};
+use crate::dom0::xs;
+
+pub const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "hostile-toolstack",
+    proves: "directories of backends that make no sense end in a reason, whatever is in them",
+    backends: PVIO,
+    kinds: PV,
+    guests: Guests::Shared,
+    run: toolstack,
+}];
+
+type Keys = &'static [(&'static str, &'static str)];
+
+/// What a directory `backend/vbd/D/N` holds beside what makes sense; `-` takes that away.
+const DISKS: &[(&str, Keys)] = &[
+    ("no frontend", &[("frontend", "-")]),
+    ("a frontend nowhere", &[("frontend", "/local/domain/4711/device/vbd/1")]),
+    ("no number of the guest's", &[("frontend-id", "-")]),
+    ("a guest that is a word", &[("frontend-id", "banana")]),
+    ("a guest beyond 16 bits", &[("frontend-id", "70000")]),
+    ("no image", &[("params", "-")]),
+    ("an image nowhere", &[("params", "/no/such/image")]),
+    ("a folder", &[("params", "/tmp")]),
+    ("a mode there is not", &[("mode", "z")]),
+    ("a state there is not", &[("state", "banana")]),
+];
+
+fn toolstack(lab: &mut Lab) -> Result<()> {
+    lab.shared()?;
+    let before = lab.settled()?;
+    let mut spec = Spec::new(lab.kind, lab.backend);
+    spec.words = "pvio.bare".to_owned();
+    let guest = Guest::start(&spec)?;
+    for (i, (name, keys)) in DISKS.iter().enumerate() {
+        disk(&guest, 60_000 + i, keys).with_context(|| format!("disk, {name}"))?;
+    }
+    // Neither what a directory's name should be.
+    for odd in ["vbd/banana/1", "vbd/0/banana", "vbd/99999999999/1", "vif/1/-1"] {
+        let dir = format!("/local/domain/0/backend/{odd}");
+        xs::write(&format!("{dir}/state"), "1")?;
+        std::thread::sleep(Duration::from_millis(500));
+        xs::remove(&dir)?;
+        xs::remove_empty(&dir)?;
+    }
+    lab.watched(guest, |guest| guest.power_off())?;
+    lab.nothing_left(&before)?;
+    lab.shared()?.guest.ask("hello", Value::Null, SHORT).map(drop)
+}
+
+fn disk(guest: &Guest, number: usize, keys: Keys) -> Result<()> {
+    let domain = guest.domain;
+    let front = format!("/local/domain/{domain}/device/vbd/{number}");
+    let back = format!("/local/domain/0/backend/vbd/{domain}/{number}");
+    let (id, params) = (domain.to_string(), "/lab/vmlinux");
+    let mut all = vec![
+        ("frontend", front.as_str()),
+        ("frontend-id", &id),
+        ("params", params),
+        ("mode", "r"),
+        ("type", "phy"),
+        ("dev", "xvdz"),
+        ("device-type", "disk"),
+        ("script", "/etc/xen/scripts/block-pvio"),
+        ("hotplug-status", "connected"),
+        ("online", "1"),
+        ("state", "1"),
+    ];
+    for (key, value) in keys {
+        all.retain(|(it, _)| it != key);
+        if *value != "-" {
+            // The state comes last, as with any toolstack.
+            all.insert(0, (key, value));
+        }
+    }
+    xs::write(&format!("{front}/backend"), &back)?;
+    xs::write(&format!("{front}/backend-id"), "0")?;
+    xs::write(&format!("{front}/state"), "1")?;
+    for (key, value) in all {
+        xs::write(&format!("{back}/{key}"), value)?;
+    }
+    let error = format!("/local/domain/0/error/backend/vbd/{domain}/{number}/error");
+    let mut seen = (None, None);
+    wait_until(Duration::from_secs(5), || {
+        seen = (xs::read(&format!("{back}/state"))?, xs::read(&error)?);
+        Ok(seen.1.is_some())
+    })?;
+    println!("PVIO-LAB disk {number}: state {:?}, error {:?}", seen.0, seen.1);
+    ensure!(seen.1.is_some(), "no reason in xenstore; its state is {:?}", seen.0);
+    ensure!(seen.0.as_deref() != Some("4"), "it is served");
+    for dir in [front, back] {
+        xs::remove(&dir)?;
+        xs::remove_empty(&dir)?;
+    }
+    Ok(())
+}
