@@ -13,8 +13,10 @@
 //! | [`boot`] | QEMU running Xen: its console, its end |
 //! | [`mod@run`] | scenarios one after another, boot after boot |
 //! | [`report`] | the table and the JSON |
+//! | [`bench`] | `cargo xtask bench xen` |
 
 mod agent;
+pub mod bench;
 mod boot;
 mod cache;
 mod cpio;

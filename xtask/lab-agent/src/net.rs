@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -138,6 +138,64 @@ pub fn drain(mut stream: TcpStream, seed: u64) -> Result<(u64, String)> {
         received += n as u64;
         if n < PIECE {
             return Ok((received, sum.text()));
+        }
+    }
+}
+
+/// Sends datagrams of one size, as fast as they go.
+///
+/// # Errors
+/// No way there.
+pub fn blast(to: (&str, u16), size: usize, packets: u64) -> Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.connect(to).with_context(|| format!("{to:?}"))?;
+    let bytes = vec![0x5a; size];
+    for _ in 0..packets {
+        match socket.send(&bytes) {
+            Ok(_) => {}
+            // The interface's queue is full: the next may find room.
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+            Err(error) if error.raw_os_error() == Some(ENOBUFS) => thread::yield_now(),
+            Err(error) => return Err(error).context("send a datagram"),
+        }
+    }
+    Ok(())
+}
+
+const ENOBUFS: i32 = 105;
+
+/// Counts datagrams from the first one until half a second without any: how many came after the
+/// first, and in how many seconds.
+///
+/// # Errors
+/// None came within half a minute.
+pub fn count(port: u16) -> Result<(u64, f64)> {
+    let socket = UdpSocket::bind(("0.0.0.0", port)).with_context(|| format!("port {port}"))?;
+    socket.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let mut bytes = vec![0; 65_536];
+    socket.recv(&mut bytes).context("the first datagram")?;
+    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let start = Instant::now();
+    let (mut packets, mut last) = (0, start);
+    while socket.recv(&mut bytes).is_ok() {
+        packets += 1;
+        last = Instant::now();
+    }
+    Ok((packets, (last - start).as_secs_f64()))
+}
+
+/// Takes everything that comes over a connection: how many bytes, and in how many seconds.
+///
+/// # Errors
+/// The connection's.
+pub fn swallow(mut stream: TcpStream) -> Result<(u64, f64)> {
+    let mut piece = vec![0; PIECE];
+    let start = Instant::now();
+    let mut bytes = 0;
+    loop {
+        match stream.read(&mut piece)? {
+            0 => return Ok((bytes, start.elapsed().as_secs_f64())),
+            n => bytes += n as u64,
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | [`drivers`] | the kernel's frontends: loaded, unbound, bound |
 //! | [`files`] | a folder full of files |
 //! | [`load`] | I/O that goes on while something else is asked for |
+//! | [`measure`] | what is counted in the guest's own time |
 //! | [`nic`] | addresses and traffic |
 
 mod backend;
@@ -16,6 +17,7 @@ mod disk;
 mod drivers;
 mod files;
 mod load;
+mod measure;
 mod nic;
 
 use std::fs;
@@ -100,6 +102,7 @@ fn obey(request: Request, load: &mut load::Load) -> Result<Value> {
                 .or_else(|| backend::obey(&verb, &arguments))
                 .or_else(|| files::obey(&verb, &arguments))
                 .or_else(|| nic::obey(&verb, &arguments))
+                .or_else(|| measure::obey(&verb, &arguments))
                 .or_else(|| drivers::obey(&verb, &arguments));
             done.with_context(|| format!("{verb}: no such verb"))?
         }

@@ -10,8 +10,10 @@
 //! | [`toolstack`] | a toolstack that does |
 //! | [`driver_domain`] | devices served by another guest, that dies |
 //! | [`life`] | guests that end, in every way, while their devices work; many at once |
+//! | [`bench`] | measurements, which are no part of `all` |
 //! | [`survival`] | backends that end, and guests that go on |
 
+mod bench;
 mod disk;
 mod driver_domain;
 mod frontends;
@@ -84,6 +86,7 @@ fn all() -> Vec<Case> {
         policies::SCENARIOS,
         toolstack::SCENARIOS,
         driver_domain::SCENARIOS,
+        bench::SCENARIOS,
     ];
     let mut cases = Vec::new();
     for backend in DISKS {
