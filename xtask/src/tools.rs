@@ -33,6 +33,10 @@ const NEEDS: &[Need] = &[
     Need { what: "curl", package: "curl" },
     Need { what: "ip", package: "iproute2" },
     Need { what: "setpriv", package: "util-linux" },
+    Need { what: "qemu-nbd", package: "qemu-utils" },
+    Need { what: "nbdkit", package: "nbdkit" },
+    Need { what: "fio", package: "fio" },
+    Need { what: "fusermount3", package: "fuse3" },
 ];
 
 /// What came of looking for the tools.

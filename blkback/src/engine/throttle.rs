@@ -173,8 +173,8 @@ impl<B, E: WaitEngine<B>, C: Clock> Throttle<B, E, C> {
         })
     }
 
-    /// Lets go what may go now.
-    fn release(&mut self) {
+    /// Lets go what may go now; whether there was anything.
+    fn release(&mut self) -> bool {
         self.next = None;
         let now = self.clock.now();
         let mut any = false;
@@ -196,6 +196,7 @@ impl<B, E: WaitEngine<B>, C: Clock> Throttle<B, E, C> {
         if any {
             self.engine.kick();
         }
+        any
     }
 }
 
@@ -231,8 +232,9 @@ impl<B, E: WaitEngine<B>, C: Clock> BlockEngine<B> for Throttle<B, E, C> {
         if self.engine.fired(self.woken) {
             let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
         }
-        if !self.held.is_empty() {
-            self.release();
+        // An engine that does all at once tells nobody that it has.
+        while !self.held.is_empty() && self.release() {
+            self.engine.reap(done);
         }
     }
 }

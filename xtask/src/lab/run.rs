@@ -88,10 +88,16 @@ pub fn scenarios(words: &[String], options: &Options) -> Result<Result<Vec<Row>,
     Ok(Ok(rows))
 }
 
-/// What is run as checks: all of pvio with PV guests, and of everything else so much that a failure
-/// of the lab is told from one of pvio. `cargo xtask lab run all` runs the rest, too.
+/// What is run as checks: pvio with PV guests, and of everything else so much that a failure of the
+/// lab is told from one of pvio. `cargo xtask lab run all` runs the rest, too.
 const CHECKED: &[&str] = &[
-    ":pvio:pv",
+    "disk-*:pvio:pv",
+    "nic-*:pvio:pv",
+    "hotplug-*:pvio:pv",
+    "driver-reload:pvio:pv",
+    "hostile-*:pvio:pv",
+    "life-*:pvio:pv",
+    "survival-daemon:pvio:pv",
     "disk-verify:pvio:pvh",
     "disk-fs:pvio:pvh",
     "nic-sizes:pvio:pvh",

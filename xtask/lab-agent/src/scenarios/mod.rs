@@ -10,7 +10,7 @@
 //! | [`toolstack`] | a toolstack that does |
 //! | [`driver_domain`] | devices served by another guest, that dies |
 //! | [`life`] | guests that end, in every way, while their devices work; many at once |
-//! | [`bench`] | measurements, which are no part of `all` |
+//! | [`mod@bench`] | measurements, which are no part of `all` |
 //! | [`survival`] | backends that end, and guests that go on |
 
 mod bench;
