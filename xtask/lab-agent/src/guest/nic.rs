@@ -17,9 +17,6 @@ pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
     let arguments = arguments.clone();
     Some(match verb {
         "nic-up" => read(arguments).and_then(up),
-        "nic-down" => read(arguments).and_then(|name: String| {
-            sys::succeed(&["ip", "link", "set", "dev", &name, "down"], QUICK).map(|_| Value::Null)
-        }),
         "nic-gone" => read(arguments).and_then(|name: String| gone(&name)),
         "nic-echo" => read(arguments).and_then(echo),
         "tcp-send" => read(arguments).and_then(send),
