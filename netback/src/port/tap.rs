@@ -212,7 +212,10 @@ const IFF_MULTI_QUEUE: u16 = 0x0100;
 const IFF_TUN_EXCL: u16 = 0x8000;
 
 fn open() -> Result<OwnedFd, TapError> {
-    let file = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    // Only of a file that says so does io_uring believe that it will not block, and does reads and
+    // writes at once; else each goes to a worker of the kernel's and back.
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::open(DEVICE, flags, Mode::empty());
     file.map_err(|errno| match errno {
         Errno::NOENT | Errno::NXIO | Errno::NODEV => TapError::NoDriver,
         other => refused("open the tap driver", other),
