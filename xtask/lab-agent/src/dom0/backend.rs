@@ -29,8 +29,8 @@ pub enum Backend {
     PvioDm,
 }
 
-/// How pvio reaches guests' pages for disks.
-pub type Policy = Option<&'static str>;
+/// Further words for `pvio serve`.
+pub type Words = &'static [&'static str];
 
 /// pvio, by the name that makes it a device model.
 pub const DEVICE_MODEL: &str = "/usr/bin/pvio-dm";
@@ -44,7 +44,7 @@ const KERNELS: &[&str] = &["xen-netback", "xen-blkback"];
 /// What serves now.
 #[derive(Default)]
 pub struct Backends {
-    pvio: Option<(Child, Policy)>,
+    pvio: Option<(Child, Words)>,
     kernels: bool,
 }
 
@@ -53,13 +53,13 @@ impl Backends {
     ///
     /// # Errors
     /// It does not start, or the one before does not stop; [`Skip`] if there is no such backend.
-    pub fn serve(&mut self, backend: Backend, policy: Policy) -> Result<()> {
+    pub fn serve(&mut self, backend: Backend, words: Words) -> Result<()> {
         if backend == Backend::Pvio {
-            if self.pvio.as_ref().is_some_and(|(_, running)| *running == policy) {
+            if self.pvio.as_ref().is_some_and(|(_, running)| *running == words) {
                 return Ok(());
             }
             self.stop()?;
-            return self.start_pvio(policy);
+            return self.start_pvio(words);
         }
         if backend == Backend::PvioDm && !fs::exists(DEVICE_MODEL)? {
             return Err(Skip("pvio was not built for this run".to_owned()).into());
@@ -128,7 +128,7 @@ impl Backends {
         Ok(())
     }
 
-    fn start_pvio(&mut self, policy: Policy) -> Result<()> {
+    fn start_pvio(&mut self, words: Words) -> Result<()> {
         if !fs::exists(PVIO)? {
             return Err(Skip("pvio was not built for this run".to_owned()).into());
         }
@@ -137,10 +137,7 @@ impl Backends {
             return Err(Skip("this pvio has no `serve`".to_owned()).into());
         }
         let mut serve = Command::new(PVIO);
-        serve.args(["serve", "--log", PVIO_LOG]);
-        if let Some(policy) = policy {
-            serve.args(["--disk-policy", policy]);
-        }
+        serve.args(["serve", "--log", PVIO_LOG]).args(words);
         let output = File::options().create(true).append(true).open(PVIO_OUTPUT)?;
         serve.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(output);
         let mut child = serve.spawn().context("start pvio serve")?;
@@ -159,7 +156,7 @@ impl Backends {
             let said = fs::read_to_string(PVIO_OUTPUT).unwrap_or_default();
             bail!("pvio serve was not ready within 20 s ({status}): {}", said.trim_end());
         }
-        self.pvio = Some((child, policy));
+        self.pvio = Some((child, words));
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Error, Result};
 use serde_json::{Value, json};
 
-use super::backend::{Backend, Backends, Policy};
+use super::backend::{Backend, Backends, Words as ServeWords};
 use super::disk::{Access, Disk, Medium};
 use super::guest::{Guest, Kind, Spec};
 use super::ledger::Ledger;
@@ -136,7 +136,7 @@ impl Lab {
             self.end_shared()?;
         }
         (self.backend, self.kind) = (case.backend, case.kind);
-        self.serve(None)?;
+        self.serve(&[])?;
         let done = (case.scenario.run)(self);
         if done.is_err() {
             self.drop_shared();
@@ -145,12 +145,12 @@ impl Lab {
         self.backends.alive()
     }
 
-    /// Makes the backend of this scenario serve, with a policy if it is pvio's.
+    /// Makes the backend of this scenario serve, with these words if it is pvio.
     ///
     /// # Errors
     /// It does not.
-    pub fn serve(&mut self, policy: Policy) -> Result<()> {
-        self.backends.serve(self.backend, policy)
+    pub fn serve(&mut self, words: ServeWords) -> Result<()> {
+        self.backends.serve(self.backend, words)
     }
 
     /// The backends' processes.

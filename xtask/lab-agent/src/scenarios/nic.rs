@@ -78,7 +78,7 @@ fn bulk(lab: &mut Lab) -> Result<()> {
 }
 
 /// So many bytes each way, summed at both ends.
-fn transfer(guest: &mut Guest, bytes: u64) -> Result<()> {
+pub fn transfer(guest: &mut Guest, bytes: u64) -> Result<()> {
     let listener = TcpListener::bind("10.0.0.1:0")?;
     let port = listener.local_addr()?.port();
     let there = listener.try_clone()?;

@@ -41,7 +41,7 @@ fn daemon(lab: &mut Lab) -> Result<()> {
         lab.backends().kill_pvio()?;
         // The guest's requests pile up meanwhile.
         std::thread::sleep(Duration::from_secs(1));
-        lab.serve(None)?;
+        lab.serve(&[])?;
         went_on(&mut guest)?;
     }
     let echo = json!({ "server": "10.0.0.1", "sizes": [64, 1472], "rounds": 3 });
