@@ -19,6 +19,7 @@ mod agent;
 pub mod bench;
 mod boot;
 mod cache;
+mod choose;
 mod cpio;
 mod debs;
 mod images;
@@ -56,6 +57,10 @@ pub enum Command {
         /// Keep consoles and logs, and say where.
         #[arg(long)]
         keep: bool,
+        /// Machines at once, each with a processor and 3 GB; as many as there is room for, up to
+        /// two, if left out.
+        #[arg(long, value_name = "N")]
+        jobs: Option<usize>,
     },
     /// Boot and give this terminal a shell in dom0; Ctrl-A X leaves.
     Shell {
@@ -81,8 +86,9 @@ pub fn run(command: Command) -> Result<bool> {
             print!("{}", report::list(&agent::cases()?));
             Ok(true)
         }
-        Command::Run { scenarios, json, pvio, keep } => {
-            let options = run::Options { json, pvio, keep, bench: false };
+        Command::Run { scenarios, json, pvio, keep, jobs } => {
+            let jobs = jobs.unwrap_or_else(choose::jobs);
+            let options = run::Options { json, pvio, keep, jobs, bench: false };
             match run::scenarios(&scenarios, &options)? {
                 Ok(rows) => Ok(rows.iter().all(run::Row::good)),
                 Err(why) => {
@@ -105,7 +111,8 @@ pub fn run(command: Command) -> Result<bool> {
 /// # Errors
 /// Interrupted.
 pub fn check(install: bool) -> Result<Report> {
-    let options = run::Options { json: None, pvio: None, keep: false, bench: false };
+    let jobs = choose::jobs();
+    let options = run::Options { json: None, pvio: None, keep: false, jobs, bench: false };
     run::check(install, &options)
 }
 

@@ -43,7 +43,7 @@ struct Row {
 /// # Errors
 /// The lab cannot be had, or a backend could not be measured.
 pub fn run(json: Option<&Path>, words: &[String]) -> Result<bool> {
-    let options = Options { json: None, pvio: None, keep: false, bench: true };
+    let options = Options { json: None, pvio: None, keep: false, jobs: 1, bench: true };
     let scenarios = match run::scenarios(words, &options)? {
         Ok(scenarios) => scenarios,
         Err(why) => {

@@ -69,6 +69,11 @@ impl Cache {
         self.dir.join("vmlinux")
     }
 
+    /// The same kernel as a bootloader takes it, for HVM guests.
+    pub fn vmlinuz(&self) -> PathBuf {
+        self.root().join(format!("boot/vmlinuz-{}", self.kernel))
+    }
+
     fn unpack_xen(&self) -> Result<()> {
         let packed = self.root().join("boot/xen-4.17-amd64.gz");
         self.unpack_with("bin/gzip", &packed, &self.xen())
@@ -76,7 +81,7 @@ impl Cache {
 
     /// Done once and here: a domain's builder would take 12 s for it, for every domain.
     fn unpack_kernel(&self) -> Result<()> {
-        let image = fs::read(self.root().join(format!("boot/vmlinuz-{}", self.kernel)))?;
+        let image = fs::read(self.vmlinuz())?;
         let payload = kernel::payload(&image)?;
         if !payload.starts_with(b"\xfd7zXZ\0") {
             bail!("this kernel is compressed by something else than xz");

@@ -17,9 +17,10 @@ const PACKAGES: &[&str] = &[
     "xen-utils-4.17",
     "xen-utils-common",
     "xenstore-utils",
-    // QEMU's disk backend
+    // QEMU's disk backend, and what an HVM guest's firmware and device model are made of
     "qemu-system-xen",
     "qemu-system-data",
+    "seabios",
     // What scenarios run
     "e2fsprogs",
     "ethtool",

@@ -35,7 +35,15 @@ const PROGRAMS: &[&str] =
 const GUEST_PROGRAMS: &[&str] = &["usr/bin/fio"];
 
 /// Files dom0's programs read.
-const DOM0_FILES: &[&str] = &["usr/lib/xen-4.17/boot/hvmloader", "etc/mke2fs.conf"];
+const DOM0_FILES: &[&str] = &[
+    "etc/mke2fs.conf",
+    // An HVM guest's
+    "usr/lib/xen-4.17/boot/hvmloader",
+    "usr/share/seabios/bios-256k.bin",
+    "usr/share/qemu/kvmvapic.bin",
+    "usr/share/qemu/linuxboot.bin",
+    "usr/share/qemu/linuxboot_dma.bin",
+];
 
 /// Names `usr/bin/xenstore` goes by.
 const XENSTORE: &[&str] = &["ls", "read", "write", "list", "rm", "exists", "watch", "chmod"];
@@ -108,6 +116,7 @@ pub fn write(cache: &Cache, programs: &Programs, to: &Path) -> Result<()> {
     image.pvio(programs)?;
     image.modules(DOM0_MODULES)?;
     image.archive.copy("lab/vmlinux", &cache.vmlinux())?;
+    image.archive.copy("lab/vmlinuz", &cache.vmlinuz())?;
     image.archive.file("lab/guest.cpio", &guest)?;
     let with_tools = [guest.as_slice(), &tools].concat();
     image.archive.file("lab/guest-tools.cpio", &with_tools)?;

@@ -3,15 +3,17 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::agent::{self, Case};
 use super::boot::{Boot, Machine};
 use super::cache::Cache;
+use super::choose::{choose, share_out};
 use super::{needs, report, write_image};
 use crate::exec;
 use crate::test::{Counts, Report};
@@ -31,6 +33,8 @@ pub struct Options {
     pub pvio: Option<PathBuf>,
     /// Keep logs.
     pub keep: bool,
+    /// Machines at once.
+    pub jobs: usize,
     /// Measure: run the scenarios that are benches, by instructions.
     pub bench: bool,
 }
@@ -132,56 +136,37 @@ pub fn check(install: bool, options: &Options) -> Result<Report> {
     Ok(all)
 }
 
-/// The cases that any of the words names.
-fn choose(words: &[String], cases: Vec<Case>, bench: bool) -> Result<Vec<Case>> {
-    let cases: Vec<_> =
-        cases.into_iter().filter(|case| case.name.starts_with("bench-") == bench).collect();
-    if words.is_empty() || words == ["all"] {
-        return Ok(cases);
-    }
-    for word in words {
-        ensure!(cases.iter().any(|case| names(word, &case.id)), "no scenario is called {word}");
-    }
-    Ok(cases.into_iter().filter(|case| words.iter().any(|word| names(word, &case.id))).collect())
-}
-
-/// Whether each part of `word` that is not empty is that of `id`; a part may end in `*`.
-fn names(word: &str, id: &str) -> bool {
-    let mut parts = id.split(':');
-    word.split(':').all(|wanted| {
-        let Some(part) = parts.next() else { return false };
-        match wanted.strip_suffix('*') {
-            Some(start) => part.starts_with(start),
-            None => wanted.is_empty() || wanted == part,
-        }
-    })
-}
-
 fn run(cases: &[Case], options: &Options) -> Result<Vec<Row>> {
     let cache = Cache::fill()?;
     let dir = tempfile::Builder::new().prefix("pvio-lab-").tempdir()?;
     let image = write_image(&cache, options.pvio.clone(), dir.path())?;
-    let mut session = Session {
-        cache: &cache,
-        image: &image,
-        dir: dir.path(),
-        icount: options.bench,
-        boots: 0,
-        rows: Vec::new(),
-        left: cases.iter().map(|case| (case.id.clone(), 0, String::new())).collect(),
-    };
-    let outcome = session.all();
-    let rows = session.rows;
+    let mut sessions = Vec::new();
+    for (i, part) in share_out(cases, options.jobs).into_iter().enumerate() {
+        let dir = dir.path().join(format!("machine{}", i + 1));
+        fs::create_dir(&dir)?;
+        let left = part.iter().map(|case| (case.id.clone(), 0, String::new())).collect();
+        let (cache, image, rows, icount) = (&cache, image.as_path(), Vec::new(), options.bench);
+        sessions.push(Session { cache, image, dir, icount, boots: 0, rows, left });
+    }
+    let outcome: Result<()> = thread::scope(|scope| {
+        let machines: Vec<_> =
+            sessions.iter_mut().map(|session| scope.spawn(|| session.all())).collect();
+        let mut ends = machines.into_iter().map(|machine| machine.join());
+        ends.try_for_each(|end| end.map_err(|_| anyhow!("a machine's thread panicked"))?)
+    });
+    let mut rows: Vec<_> = sessions.into_iter().flat_map(|session| session.rows).collect();
+    rows.sort_by_key(|row| cases.iter().position(|case| case.id == row.scenario));
     if options.keep {
         println!("    consoles and logs are in {}", dir.keep().display());
     }
     outcome.map(|()| rows)
 }
 
+/// What one machine at a time is to run.
 struct Session<'a> {
     cache: &'a Cache,
     image: &'a Path,
-    dir: &'a Path,
+    dir: PathBuf,
     icount: bool,
     boots: u32,
     rows: Vec<Row>,
@@ -204,6 +189,11 @@ impl Session<'_> {
         Ok(())
     }
 
+    fn name(&self) -> String {
+        let machine = self.dir.file_name().unwrap_or_default().display();
+        format!("{machine}, boot {}", self.boots)
+    }
+
     /// Boots once and runs as much as will.
     fn boot(&mut self) -> Result<()> {
         self.boots += 1;
@@ -214,10 +204,10 @@ impl Session<'_> {
         let Self { cache, image, icount, .. } = *self;
         let machine = Machine { cache, image, share: &share, words: "", icount };
         let log = format!("console{}.log", self.boots);
-        let boot = machine.start(self.dir, &log)?;
+        let boot = machine.start(&self.dir, &log)?;
         let outcome = self.follow(&boot, &share);
         if let Err(error) = &outcome {
-            println!("    boot {}: {error:#}; its last words:\n{}", self.boots, boot.tail(30));
+            println!("    {}: {error:#}; its last words:\n{}", self.name(), boot.tail(30));
         }
         exec::go_on()
     }
@@ -236,7 +226,7 @@ impl Session<'_> {
                 since = Instant::now();
                 match event {
                     Event::Ready { uptime } => {
-                        println!("    boot {}: dom0 is up, {uptime:.1} s of its time", self.boots);
+                        println!("    {}: dom0 is up, {uptime:.1} s of its time", self.name());
                     }
                     Event::Start { scenario } => running = Some((scenario, since)),
                     Event::End { scenario, result, reason, logs, rows } => {
@@ -246,7 +236,7 @@ impl Session<'_> {
                         self.ended(row, &logs)?;
                     }
                     Event::Done { uptime } => {
-                        println!("    boot {}: done, {uptime:.1} s of its time", self.boots);
+                        println!("    {}: done, {uptime:.1} s of its time", self.name());
                         return Ok(());
                     }
                 }
@@ -314,21 +304,5 @@ impl Events {
         self.read += whole as u64;
         let lines = bytes[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         lines.map(|line| serde_json::from_slice(line).context("what dom0 says")).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_choose_scenarios() {
-        let id = "disk-verify:linux:pv";
-        for word in ["disk-verify", "disk-*", "disk-verify:linux", ":linux", "::pv", id] {
-            assert!(names(word, id), "{word}");
-        }
-        for word in ["disk", "disk-verify:pvio", "::pvh", "disk-verify:linux:pv:more"] {
-            assert!(!names(word, id), "{word}");
-        }
     }
 }

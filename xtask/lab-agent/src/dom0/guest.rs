@@ -23,6 +23,8 @@ pub enum Kind {
     Pv,
     /// In hardware virtualisation (emulated here), without a device model.
     Pvh,
+    /// The same with a device model and its firmware.
+    Hvm,
 }
 
 /// What a guest is made of.
@@ -240,10 +242,12 @@ impl Spec {
             Kind::Pv => "type=\"pv\"",
             // QEMU 7.2 cannot scale the time stamp counter for a guest of a guest.
             Kind::Pvh => "type=\"pvh\"\ntsc_mode=\"native\"",
+            Kind::Hvm => "type=\"hvm\"\ntsc_mode=\"native\"\nvga=\"none\"\nvnc=0\nusb=0",
         };
+        let kernel = if self.kind == Kind::Hvm { "vmlinuz" } else { "vmlinux" };
         let (ramdisk, memory) = if self.tools { ("guest-tools", 512) } else { ("guest", 160) };
         let mut text = format!(
-            "name=\"{name}\"\n{kind}\nkernel=\"/lab/vmlinux\"\nramdisk=\"/lab/{ramdisk}.cpio\"\n\
+            "name=\"{name}\"\n{kind}\nkernel=\"/lab/{kernel}\"\nramdisk=\"/lab/{ramdisk}.cpio\"\n\
              extra=\"console=hvc0 panic=-1 loglevel=5 {}\"\nmemory={memory}\nvcpus=1\n\
              disk=[{}]\nvif=[{}]\n\
              on_poweroff=\"destroy\"\non_crash=\"destroy\"\non_reboot=\"restart\"\n",

@@ -9,6 +9,7 @@
 //! | [`frontends`] | guests that say wrong things of their devices |
 //! | [`toolstack`] | a toolstack that does |
 //! | [`driver_domain`] | devices served by another guest, that dies |
+//! | [`hvm`] | a guest with a device model |
 //! | [`life`] | guests that end, in every way, while their devices work; many at once |
 //! | [`mod@bench`] | measurements, which are no part of `all` |
 //! | [`survival`] | backends that end, and guests that go on |
@@ -18,6 +19,7 @@ mod disk;
 mod driver_domain;
 mod frontends;
 mod hotplug;
+mod hvm;
 mod life;
 mod nic;
 mod policies;
@@ -86,20 +88,17 @@ fn all() -> Vec<Case> {
         policies::SCENARIOS,
         toolstack::SCENARIOS,
         driver_domain::SCENARIOS,
+        hvm::SCENARIOS,
         bench::SCENARIOS,
     ];
     let mut cases = Vec::new();
     for backend in DISKS {
-        for kind in BOTH {
+        for kind in [Kind::Pv, Kind::Pvh, Kind::Hvm] {
             for guests in [Guests::Shared, Guests::Own] {
                 let here = families.iter().copied().flatten().filter(|it| {
-                    it.backends.contains(backend) && it.kinds.contains(kind) && it.guests == guests
+                    it.backends.contains(backend) && it.kinds.contains(&kind) && it.guests == guests
                 });
-                cases.extend(here.map(|scenario| Case {
-                    scenario,
-                    backend: *backend,
-                    kind: *kind,
-                }));
+                cases.extend(here.map(|scenario| Case { scenario, backend: *backend, kind }));
             }
         }
     }
