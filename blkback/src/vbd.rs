@@ -211,10 +211,6 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         let several = attached.len() > 1;
         let mut running = Vec::with_capacity(attached.len());
         for (n, parts) in attached.into_iter().enumerate() {
-            if ends.resumed {
-                // The last answers may have been published by one who died before telling.
-                parts.channel.notify().map_err(|e| Fault::new(e.code(), e))?;
-            }
             let name: String = if several { format!("{disk}-q{n}") } else { disk.clone() };
             running.push(self.server.start(&name, parts)?);
         }
