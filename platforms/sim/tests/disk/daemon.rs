@@ -118,6 +118,7 @@ impl Serve<LocalDomain> for Server {
         let channel = |channel| Wire { channel, cut: self.flaw == Flaw::NeverNotifies };
         let parts = QueueParts {
             frontend: parts.frontend,
+            disk: parts.disk,
             grants: parts.grants,
             data_path: parts.data_path,
             ring: parts.ring,
