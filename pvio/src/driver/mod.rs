@@ -4,6 +4,8 @@
 //! It sleeps until xenstore, a worker or a signal has something to say.
 
 mod devices;
+#[cfg(test)]
+mod tests;
 
 use crate::domain::stop::{Bell, Stop, sleep};
 use devices::Devices;
