@@ -69,6 +69,9 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     config: Config,
     /// What the toolstack said of it, and what it looks like; none before it was opened.
     disk: Option<(ToolstackBack, Arc<Live>)>,
+    /// What a predecessor in this domain offered: a frontend may have asked it, and been answered by
+    /// nobody.
+    before: Option<BackOffer>,
     /// What became of a change of media that could not be carried through.
     failed: Option<Fault>,
     /// What this session's frontend was offered, and asked for.
@@ -93,6 +96,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             server,
             config: config.bounded(),
             disk: None,
+            before: None,
             failed: None,
             asked: None,
             running: Vec::new(),
@@ -286,6 +290,9 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
 
 impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
+        if self.before.is_none() {
+            self.before = BackOffer::read(xs, &ends.back).ok();
+        }
         let disk = ToolstackBack::read(xs, &ends.back)?;
         if hotplug(xs, ends, disk.script.as_deref())? == Prepared::AwaitsScript {
             return Ok(Prepared::AwaitsScript);
@@ -305,7 +312,13 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         } else {
             self.features()
         };
-        let request = FrontRequest::read(xs, &ends.front, &offer)?;
+        let before = self.before.replace(BackOffer::default());
+        let request =
+            FrontRequest::read(xs, &ends.front, &offer).or_else(|error| match before {
+                // It asks for what it was offered; from now on it finds what is offered now.
+                Some(before) => FrontRequest::read(xs, &ends.front, &before).map_err(|_| error),
+                None => Err(error),
+            })?;
         self.asked = Some((offer, request));
         self.measure();
         self.serve(ends, ends.resumed)
