@@ -32,6 +32,23 @@ pub trait Serve<P: Platform> {
     /// everything.
     type Running;
 
+    /// What is offered for a disk, where the toolstack's words about it ask for something else than
+    /// is usual. Asked before the disk is opened, and before the toolstack's script has run.
+    ///
+    /// # Errors
+    /// A [`Fault`] that tells the operator what to do.
+    fn configure(&mut self, _disk: &ToolstackBack, usual: Config) -> Result<Config, Fault> {
+        Ok(usual)
+    }
+
+    /// Takes over what the toolstack changed of a disk that is open.
+    ///
+    /// # Errors
+    /// A [`Fault`] that tells the operator what to do; what was in force stays so.
+    fn refresh(&mut self, _disk: &ToolstackBack) -> Result<(), Fault> {
+        Ok(())
+    }
+
     /// Opens what backs the disk.
     ///
     /// # Errors
@@ -57,6 +74,9 @@ pub trait Serve<P: Platform> {
 pub struct Vbd<P: Platform, S: Serve<P>> {
     platform: P,
     server: S,
+    /// What is usual.
+    usual: Config,
+    /// What holds for this disk.
     config: Config,
     geometry: Option<Geometry>,
     removable: bool,
@@ -78,6 +98,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         Self {
             platform,
             server,
+            usual: config,
             config: config.bounded(),
             geometry: None,
             removable: false,
@@ -165,6 +186,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
 impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
         let disk = ToolstackBack::read(xs, &ends.back)?;
+        self.config = self.server.configure(&disk, self.usual)?.bounded();
         if hotplug(xs, ends, disk.script.as_deref())? == Prepared::AwaitsScript {
             return Ok(Prepared::AwaitsScript);
         }
@@ -242,6 +264,11 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
             offer: self.features(),
         };
         disk.write(xs, &ends.back)
+    }
+
+    fn refresh(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        let disk = ToolstackBack::read(xs, &ends.back)?;
+        self.server.refresh(&disk)
     }
 
     fn disconnect(&mut self) {

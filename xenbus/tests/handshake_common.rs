@@ -67,6 +67,7 @@ fn told_back(addr: DeviceAddr) -> vbd::ToolstackBack {
         device_type: vbd::DeviceType::Cdrom,
         direct_io_safe: true,
         discard_enable: false,
+        options: Some("iops=5,group=a b".into()),
         ..vbd::ToolstackBack::new(addr, "nbd:/run/ü.sock")
     }
 }

@@ -6,6 +6,7 @@ use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, backend_root, list_backends, read_error, read_online, read_state,
     remove_backend_end, state_path,
 };
+use pvio_xenbus::handshake::vbd::changes_live;
 use pvio_xenbus::{WatchEvent, XenbusState, Xenstore, XsError};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -83,6 +84,7 @@ where
                 Some((addr, below)) if self.devices.contains_key(&addr) => match below {
                     "" => self.step(xs, addr)?,
                     "rate" => self.refresh(xs, addr),
+                    key if changes_live(key) => self.refresh(xs, addr),
                     _ => {}
                 },
                 _ => self.discover(xs, *kind)?,

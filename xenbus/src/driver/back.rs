@@ -69,11 +69,12 @@ pub trait BackendClass {
     /// A [`HandshakeError`], as for [`connect`](Self::connect).
     fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
 
-    /// Reads again what the toolstack may change while the device is served (a vif's `rate`).
+    /// Reads again what the toolstack may change while the device is served (a vif's `rate`, a
+    /// disk's limits).
     ///
     /// # Errors
-    /// A [`HandshakeError`]; what was read before stays in force.
-    fn refresh(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
+    /// A [`Fault`]; what was read before stays in force.
+    fn refresh(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
         Ok(())
     }
 
@@ -184,7 +185,7 @@ impl<C: BackendClass> BackendDriver<C> {
     ///
     /// # Errors
     /// As the class' `refresh`: what was in force stays so.
-    pub fn refresh(&mut self, xs: &mut dyn Xenstore) -> Result<(), HandshakeError> {
+    pub fn refresh(&mut self, xs: &mut dyn Xenstore) -> Result<(), Fault> {
         self.class.refresh(xs, &self.ends)
     }
 
