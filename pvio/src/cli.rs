@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::disks::args::{AttachArgs, DetachArgs, ListArgs, SetArgs};
 use crate::failure::Failure;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pvio_blkback::image::{Disk, DiskError, DiskOptions, OptionError};
@@ -30,6 +31,14 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Serve the disks and network interfaces that Xen's toolstack gives to this domain
     Serve(ServeArgs),
+    /// Give a running guest a disk, on Xen or on a hosted machine
+    AttachDisk(Box<AttachArgs>),
+    /// Take a disk away from a running guest
+    DetachDisk(DetachArgs),
+    /// Change a disk that is served: limits, latency, failures
+    SetDisk(SetArgs),
+    /// List devices: their states, what is behind them, what their ends agreed on
+    List(ListArgs),
     /// Make a driver domain's backends again, after it came back under its old number
     Revive(ReviveArgs),
     /// What runs in the child processes
@@ -323,6 +332,10 @@ pub fn execute(command: Command) -> Result<(), Failure> {
         Command::Check(args) => crate::check::check(&args),
         Command::Inspect(args) => crate::inspect::run(&args),
         Command::Serve(args) => crate::serve::run(&args),
+        Command::AttachDisk(args) => crate::disks::attach::attach(&args),
+        Command::DetachDisk(args) => crate::disks::attach::detach(&args),
+        Command::SetDisk(args) => crate::disks::change::set(&args),
+        Command::List(args) => crate::disks::list::run(&args),
         Command::Revive(args) => crate::revive::run(&args),
         Command::Domain(command) => {
             crate::domain::execute(command);

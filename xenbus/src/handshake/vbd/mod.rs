@@ -10,7 +10,7 @@ pub use offer::{BackDisk, BackOffer, Discard, DiskInfo, announce_resize};
 pub use request::{FrontLimits, FrontPlan, FrontRequest, Protocol, Queue};
 pub use toolstack::{
     Backing, DeviceType, Mode, OWN_KIND, OWN_SCRIPT, ToolstackBack, ToolstackFront, changes_live,
-    create_backend, create_device,
+    create_backend, create_both_ends, create_device,
 };
 
 /// The largest order of a ring, in powers of two of pages: 32 pages. Linux's backend offers 4,

@@ -301,7 +301,19 @@ pub fn create_device<X: Xenstore + ?Sized>(
     addr: DeviceAddr,
     back: &ToolstackBack,
 ) -> Result<(), HandshakeError> {
-    let front = ToolstackFront::new(addr, back.device_type);
+    create_both_ends(xs, addr, &ToolstackFront::new(addr, back.device_type), back)
+}
+
+/// As [`create_device`], with the frontend told something else than is usual.
+///
+/// # Errors
+/// As [`create_device`].
+pub fn create_both_ends<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+    front: &ToolstackFront,
+    back: &ToolstackBack,
+) -> Result<(), HandshakeError> {
     transaction(xs, |tx| {
         create_frontend_end(tx, addr)?;
         create_backend(tx, addr, back)?;
