@@ -384,9 +384,8 @@ impl DiskOptions {
             );
         }
         put("group", self.group.clone());
-        let nanos = |time: Option<Duration>| time.map(|time| format!("{}ns", time.as_nanos()));
-        put("latency", nanos(self.latency));
-        put("jitter", nanos(self.jitter));
+        put("latency", self.latency.map(time_in_words));
+        put("jitter", self.jitter.map(time_in_words));
         put("fail-reads", text(self.fail_reads));
         put("fail-writes", text(self.fail_writes));
         put("fail-flushes", text(self.fail_flushes));
@@ -471,6 +470,14 @@ fn rate(text: &str, number: impl Fn(&str) -> Option<u64>) -> Option<Option<Rate>
     (per_second > 0 && burst > 0).then_some(Some(Rate { per_second, burst }))
 }
 
+/// In the largest unit that says all.
+fn time_in_words(time: Duration) -> String {
+    let nanos = time.as_nanos();
+    let units = [(1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us"), (1, "ns")];
+    let fits = units.into_iter().find(|(unit, _)| nanos > 0 && nanos.is_multiple_of(*unit));
+    fits.map_or("0".into(), |(unit, word)| format!("{}{word}", nanos / unit))
+}
+
 /// `5ms` and the like, at most an hour.
 fn time(text: &str) -> Option<Duration> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -493,7 +500,7 @@ mod tests {
     const ALL: &str = "ro,direct,overlay=on,sector=4096,physical=4096,discard=off,io=sqpoll,\
                        policy=map,answers=as-done,queues=2,ring-order=3,indirect=64,iops=100/200,\
                        bps=1048576/104857,read-iops=none,read-bps=1/1,write-iops=5/9,\
-                       write-bps=7/8,group=g,latency=5000000ns,jitter=0ns,fail-reads=1,\
+                       write-bps=7/8,group=g,latency=5ms,jitter=0,fail-reads=1,\
                        fail-writes=2,fail-flushes=3,errno=28,seed=9,trace=/t,trusted=off,\
                        removable=on,cdrom=off";
 
@@ -511,7 +518,7 @@ mod tests {
         assert_eq!("".parse(), Ok(DiskOptions::default()));
         assert_eq!(options.live().or(options.fixed()), options);
         let live = "iops=100/200,bps=1048576/104857,read-iops=none,read-bps=1/1,write-iops=5/9,\
-                    write-bps=7/8,latency=5000000ns,jitter=0ns,fail-reads=1,fail-writes=2,\
+                    write-bps=7/8,latency=5ms,jitter=0,fail-reads=1,fail-writes=2,\
                     fail-flushes=3,errno=28";
         assert_eq!(options.live().to_string(), live);
         assert_eq!(options.fixed().live(), DiskOptions::default());
