@@ -2,13 +2,13 @@
 
 use super::args::{AttachArgs, DetachArgs};
 use super::vdev::Vdev;
-use super::{connect, disk_of, domain, error_of};
+use super::{connect, disk_left_of, domain, error_of};
 use crate::failure::{Failure, say};
 use crate::machine::DRIVER;
 use pvio_grant_table::DomId;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::{
-    DeviceAddr, DeviceClass, list_frontends, read_state, remove_device, request_removal,
+    BackendKind, DeviceAddr, DeviceClass, list_frontends, read_state, remove_device, request_removal,
     state_path, tell_libxl,
 };
 use pvio_xenbus::handshake::{HandshakeError, vbd};
@@ -78,7 +78,7 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
         ),
         other => Failure::of(other),
     })?;
-    if addr.kind == pvio_xenbus::handshake::common::BackendKind::Vbd
+    if addr.kind == BackendKind::Vbd
         && args.store.state_dir.is_none()
     {
         tell_libxl(&mut xs, addr).map_err(Failure::of)?;
@@ -126,8 +126,7 @@ fn until_offered(xs: &mut Client, addr: DeviceAddr, by: Instant) -> Result<(), F
 /// When an end does not close: the disk stays as it is then.
 pub fn detach(args: &DetachArgs) -> Result<(), Failure> {
     let mut xs = connect(&args.store)?;
-    let guest = domain(&mut xs, &args.guest)?;
-    let addr = disk_of(&mut xs, guest, args.vdev)?;
+    let addr = disk_left_of(&mut xs, &args.guest, args.vdev)?;
     request_removal(&mut xs, addr).map_err(Failure::of)?;
     let by = Instant::now() + Duration::from_secs(args.wait);
     let closed = loop {
@@ -145,7 +144,7 @@ pub fn detach(args: &DetachArgs) -> Result<(), Failure> {
     };
     if !closed && !args.force {
         return Err(Failure::new(
-            format!("{} of domain {guest} was not closed within {} s", args.vdev, args.wait),
+            format!("{} of domain {} was not closed within {} s", args.vdev, addr.front, args.wait),
             "the guest uses it, most likely: let go of it there, or give --force",
         ));
     }

@@ -21,7 +21,8 @@ use pvio_grant_table::DomId;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::{Client, default_path};
 use pvio_xenbus::handshake::common::{
-    DeviceAddr, DeviceClass, domain_name, find_device, find_domain,
+    BackendKind, DeviceAddr, DeviceClass, domain_name, find_device, find_domain, list_backends,
+    list_domains,
 };
 use vdev::Vdev;
 
@@ -68,6 +69,31 @@ pub fn disk_of(xs: &mut Client, guest: DomId, vdev: Vdev) -> Result<DeviceAddr, 
     found.map_err(Failure::of)?.ok_or_else(|| {
         Failure::input(format!("domain {guest} has no disk {vdev}"), "pvio list shows its disks")
     })
+}
+
+/// The disk of that name that a guest has or, if it is gone by now, that was left of it.
+///
+/// # Errors
+/// When there is none.
+pub fn disk_left_of(xs: &mut Client, guest: &str, vdev: Vdev) -> Result<DeviceAddr, Failure> {
+    let not_there = match domain(xs, guest) {
+        Ok(guest) => match disk_of(xs, guest, vdev) {
+            Ok(addr) => return Ok(addr),
+            Err(failure) => failure,
+        },
+        Err(failure) => failure,
+    };
+    let Ok(number) = guest.parse() else { return Err(not_there) };
+    for back in list_domains(xs).map_err(Failure::of)? {
+        for kind in [BackendKind::PvioVbd, BackendKind::Vbd] {
+            let devices = list_backends(xs, kind, back).map_err(Failure::of)?;
+            let wanted = |a: &DeviceAddr| a.front == DomId(number) && a.index == vdev.number();
+            if let Some(addr) = devices.into_iter().find(wanted) {
+                return Ok(addr);
+            }
+        }
+    }
+    Err(not_there)
 }
 
 /// A backend's words for an operator, without their codes.
