@@ -54,6 +54,8 @@ pub struct ImageServer {
 /// A disk that is open, and what can be changed of it.
 struct Open {
     image: Arc<Image>,
+    /// It is a raw file or a block device, which anybody may make larger.
+    grows: bool,
     share: Arc<Share>,
     faults: Arc<FaultSwitch>,
 }
@@ -74,6 +76,7 @@ impl ImageServer {
     /// node comes before what is said with its name, and that before what is usual.
     fn read(&self, told: &ToolstackBack) -> Result<Disk, Fault> {
         let disk = match told.backing() {
+            _ if told.is_empty_drive() => Ok(Spec::Ram { bytes: 0 }.into()),
             Backing::Own(text) => text.parse(),
             Backing::Format(format, rest) => Disk::with_format(format, rest),
         };
@@ -116,7 +119,8 @@ impl ImageServer {
             Some(path) => traced(image, path, &disk.spec, name)?,
             None => image,
         };
-        Ok(Open { image: Arc::new(image), share, faults })
+        let grows = matches!(disk.kept_in(), Spec::File { format: Format::Raw, .. });
+        Ok(Open { image: Arc::new(image), grows, share, faults })
     }
 }
 
@@ -154,6 +158,8 @@ where
     }
 
     fn open(&mut self, told: &ToolstackBack) -> Result<Geometry, Fault> {
+        // Lets go of its locks.
+        self.open = None;
         let disk = self.read(told)?;
         let name = format!("vbd-{}-{}", told.frontend_id, told.dev.replace('/', "_"));
         let open = self.open_disk(&disk, &name).map_err(|e| Fault::new(e.code(), e))?;
@@ -186,6 +192,22 @@ where
         // What is held back may be due now.
         open.share.wake();
         Ok(())
+    }
+
+    fn sectors(&mut self) -> Option<u64> {
+        let image = &self.open.as_ref().filter(|open| open.grows)?.image;
+        match image.file_bytes() {
+            // Whole logical sectors: a file that is being appended to may have any length.
+            Some(Ok(bytes)) => {
+                let unit = u64::from(image.geometry().sector_size);
+                Some(bytes / unit * (unit / 512))
+            }
+            Some(Err(error)) => {
+                tracing::warn!(%error, "how large the image is cannot be found out");
+                None
+            }
+            None => None,
+        }
     }
 
     fn start(

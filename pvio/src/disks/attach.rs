@@ -8,8 +8,8 @@ use crate::machine::DRIVER;
 use pvio_grant_table::DomId;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::{
-    BackendKind, DeviceAddr, DeviceClass, list_frontends, read_state, remove_device, request_removal,
-    state_path, tell_libxl,
+    BackendKind, DeviceAddr, DeviceClass, list_frontends, read_state, remove_device,
+    request_removal, state_path, tell_libxl,
 };
 use pvio_xenbus::handshake::{HandshakeError, vbd};
 use pvio_xenbus::{XenbusState, Xenstore};
@@ -78,9 +78,7 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
         ),
         other => Failure::of(other),
     })?;
-    if addr.kind == BackendKind::Vbd
-        && args.store.state_dir.is_none()
-    {
+    if addr.kind == BackendKind::Vbd && args.store.state_dir.is_none() {
         tell_libxl(&mut xs, addr).map_err(Failure::of)?;
     }
     let by = Instant::now() + Duration::from_secs(args.wait);
