@@ -44,7 +44,7 @@ pub struct BackendMachine {
     connected: bool,
     failed: bool,
     /// The frontend's state was there once.
-    met: bool,
+    appeared: bool,
     /// The frontend was Connected to a predecessor of this end, and has not let go of it yet.
     stale: bool,
     /// The session of a predecessor is to be taken over.
@@ -70,7 +70,7 @@ impl BackendMachine {
             state: XenbusState::Initialising,
             connected: false,
             failed: false,
-            met: false,
+            appeared: false,
             stale: false,
             resume: false,
             met: false,
@@ -116,7 +116,7 @@ impl BackendMachine {
     #[must_use]
     pub fn decide(&mut self, front: XenbusState, online: bool) -> BackAction {
         use XenbusState as S;
-        self.met |= front != S::Unknown;
+        self.appeared |= front != S::Unknown;
         self.stale &= front == S::Connected;
         self.resume &= front == S::Connected;
         if self.removed {
@@ -134,7 +134,7 @@ impl BackendMachine {
             S::Closing => self.follow_closing(),
             S::Reconfiguring | S::Reconfigured => BackAction::None,
             // Not every toolstack writes both ends at once.
-            S::Unknown if online && !self.met => self.offer(),
+            S::Unknown if online && !self.appeared => self.offer(),
             // A frontend that has not begun does not hold up the end of its device.
             S::Closed | S::Unknown | S::Initialising | S::InitWait => self.close(online),
         }
