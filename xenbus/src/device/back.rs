@@ -33,7 +33,7 @@ pub enum BackAction {
 /// | Closing (5) | closing, still serving |
 /// | Closed (6) | disconnect, closed; and removed, if no longer online |
 /// | Reconfiguring (7), Reconfigured (8) | nothing |
-/// | nothing to be read | disconnect, closed; an offer, if this end is new; removed, if no longer online |
+/// | nothing to be read | an offer, once, as long as it never was otherwise; else disconnect, closed; removed, if no longer online |
 ///
 /// A device that is no longer online is not offered or connected again. After
 /// [`failed`](Self::failed) the end stays closed until the frontend leaves Initialised and
@@ -43,6 +43,8 @@ pub struct BackendMachine {
     state: XenbusState,
     connected: bool,
     failed: bool,
+    /// The frontend's state was there once.
+    appeared: bool,
     /// The frontend was Connected to a predecessor of this end, and has not let go of it yet.
     stale: bool,
     /// The session of a predecessor is to be taken over.
@@ -68,6 +70,7 @@ impl BackendMachine {
             state: XenbusState::Initialising,
             connected: false,
             failed: false,
+            appeared: false,
             stale: false,
             resume: false,
             met: false,
@@ -113,6 +116,7 @@ impl BackendMachine {
     #[must_use]
     pub fn decide(&mut self, front: XenbusState, online: bool) -> BackAction {
         use XenbusState as S;
+        self.appeared |= front != S::Unknown;
         self.stale &= front == S::Connected;
         self.resume &= front == S::Connected;
         if self.removed {
@@ -129,7 +133,8 @@ impl BackendMachine {
             S::Initialised | S::Connected => self.connect(online),
             S::Closing => self.follow_closing(),
             S::Reconfiguring | S::Reconfigured => BackAction::None,
-            S::Unknown if online && self.state == S::Initialising => self.offer(),
+            // Not every toolstack writes both ends at once.
+            S::Unknown if online && !self.appeared => self.offer(),
             // A frontend that has not begun does not hold up the end of its device.
             S::Closed | S::Unknown | S::Initialising | S::InitWait => self.close(online),
         }
@@ -367,6 +372,18 @@ mod tests {
         let mut m = BackendMachine::restarted();
         let at_once = [BackAction::WriteOffer, BackAction::Connect];
         assert_eq!(settle(&mut m, S::Initialised, true), at_once, "its rings were never used");
+    }
+
+    #[test]
+    fn a_frontend_that_is_not_there_yet_is_waited_for() {
+        let mut m = BackendMachine::new();
+        assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::WriteOffer]);
+        assert_eq!(settle(&mut m, S::Initialising, true), []);
+        assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::Close], "it went");
+        let mut m = BackendMachine::new();
+        assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::WriteOffer]);
+        let end = [BackAction::Close, BackAction::Remove];
+        assert_eq!(settle(&mut m, S::Unknown, false), end, "nobody ever came");
     }
 
     #[test]

@@ -2,8 +2,8 @@ use super::{Ends, Fault, Life, Surroundings, only_if_lost, watch};
 use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
-    DeviceAddr, Hotplug, clear_error, hotplug_path, online_path, read_hotplug, read_online,
-    read_state, state_path, switch_state,
+    DeviceAddr, Hotplug, clear_error, clear_revived, hotplug_path, is_revived, online_path,
+    read_hotplug, read_online, read_state, state_path, switch_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -291,6 +291,16 @@ impl<C: BackendClass> BackendDriver<C> {
                 return Ok(true);
             }
             BackAction::Connect | BackAction::Resume if !*prepared => return Ok(false),
+            BackAction::Resume if is_revived(xs, &ends.back)? => {
+                // What its predecessor said went with the directory. The frontend goes by it still.
+                class.offer(xs, ends)?;
+                class.connect(xs, ends)?;
+                announce(xs, &ends.back, XenbusState::Connected, |tx| {
+                    clear_revived(tx, &ends.back)?;
+                    class.describe(tx, ends)
+                })?;
+                return Ok(true);
+            }
             BackAction::Resume => return class.connect(xs, ends).map(|()| true),
             BackAction::Connect => {
                 class.connect(xs, ends)?;
