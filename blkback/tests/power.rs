@@ -44,7 +44,7 @@ impl Serve<Domain> for Recording {
     type Running = Worker;
 
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
-        let image = Image::open(disk.backing().1.as_ref(), ImageOptions::default());
+        let image = Image::open(disk.params.as_ref(), ImageOptions::default());
         let image = image.map_err(|e| Fault::new(e.code(), e))?.recorded(self.record.clone());
         let geometry = image.geometry();
         self.image = Some(Arc::new(image));
