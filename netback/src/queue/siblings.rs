@@ -249,7 +249,8 @@ impl<B: PacketBuf> Link<B> {
         let Some(sibling) = siblings.all.get(to).filter(|_| to != self.index) else {
             return Steered::Here(arrival);
         };
-        let refused = if self.away < AWAY_MAX { sibling.inbox.push(arrival).err() } else { Some(arrival) };
+        let refused =
+            if self.away < AWAY_MAX { sibling.inbox.push(arrival).err() } else { Some(arrival) };
         let Some(arrival) = refused else {
             self.away = self.away.saturating_add(1);
             sibling.wake();

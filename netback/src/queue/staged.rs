@@ -81,17 +81,19 @@ impl<M: SharedMemory> Staged<M> {
             let writes = matches!(op.with, CopyBuf::ToGrant(_));
             (page.writable || !writes).then_some(&page.mapping)
         };
-        for run in ops.chunk_by_mut(|a, b| here(a).is_some() == here(b).is_some()) {
-            if run.first().is_none_or(|first| here(first).is_none()) {
+        let mut rest = ops;
+        loop {
+            let strange = rest.iter().take_while(|op| here(op).is_none()).count();
+            let (run, tail) = core::mem::take(&mut rest).split_at_mut(strange);
+            if !run.is_empty() {
                 others.copy(run);
-                continue;
             }
-            count = count.saturating_add(run.len());
-            for op in run {
-                if let Some(page) = here(op) {
-                    op.status = through(page, op);
-                }
+            let Some((op, tail)) = tail.split_first_mut() else { break };
+            if let Some(page) = here(op) {
+                op.status = through(page, op);
+                count = count.saturating_add(1);
             }
+            rest = tail;
         }
         count
     }
