@@ -288,7 +288,7 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         Ok(())
     }
 
-    fn refresh(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+    fn refresh(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
         self.set_rate(read_rate(xs, &ends.back)?);
         Ok(())
     }

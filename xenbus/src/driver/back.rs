@@ -2,8 +2,8 @@ use super::{Ends, Fault, Life, Surroundings, only_if_lost, watch};
 use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
-    DeviceAddr, Hotplug, clear_error, hotplug_path, online_path, read_hotplug, read_online,
-    read_state, state_path, switch_state,
+    DeviceAddr, Hotplug, clear_error, clear_revived, hotplug_path, is_revived, online_path,
+    read_hotplug, read_online, read_state, state_path, switch_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -71,11 +71,13 @@ pub trait BackendClass {
     /// A [`HandshakeError`], as for [`connect`](Self::connect).
     fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
 
-    /// Reads again what the toolstack may change while the device is served (a vif's `rate`).
+    /// Reads again what the toolstack may change while the device is served (a vif's `rate`, the
+    /// medium in a drive).
     ///
     /// # Errors
-    /// A [`HandshakeError`]; what was read before stays in force.
-    fn refresh(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
+    /// A [`Fault`]; what was read before stays in force, unless the next
+    /// [`fault`](Self::fault) says otherwise.
+    fn refresh(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
         Ok(())
     }
 
@@ -104,6 +106,22 @@ pub trait BackendClass {
     /// A [`Fault`] closes the device until the frontend starts anew.
     fn reconfigure(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
         Ok(())
+    }
+
+    /// Looks whether what the device stands on has changed by itself (a disk's image has grown), and
+    /// tells the frontend. Called now and then, and cheap.
+    ///
+    /// # Errors
+    /// A [`HandshakeError`]: the frontend could not be told.
+    fn look(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
+        Ok(())
+    }
+
+    /// Whether the frontend, which is Initialised or Connected, asks for something else than what
+    /// it was [connected](Self::connect) to: then it has started anew (kexec) and its states before
+    /// that went unseen.
+    fn is_superseded(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> bool {
+        false
     }
 
     /// Finishes what is under way, stops serving, and gives back all that is the frontend's.
@@ -216,8 +234,16 @@ impl<C: BackendClass> BackendDriver<C> {
     ///
     /// # Errors
     /// As the class' `refresh`: what was in force stays so.
-    pub fn refresh(&mut self, xs: &mut dyn Xenstore) -> Result<(), HandshakeError> {
+    pub fn refresh(&mut self, xs: &mut dyn Xenstore) -> Result<(), Fault> {
         self.class.refresh(xs, &self.ends)
+    }
+
+    /// Looks whether what the device stands on has changed by itself, and tells the frontend.
+    ///
+    /// # Errors
+    /// As the class' `look`.
+    pub fn look(&mut self, xs: &mut dyn Xenstore) -> Result<(), HandshakeError> {
+        self.class.look(xs, &self.ends)
     }
 
     /// Stops serving and writes state Closed if the directory is still there: this end's process
@@ -292,6 +318,12 @@ impl<C: BackendClass> BackendDriver<C> {
             return Ok(if online { BackAction::None } else { BackAction::Remove });
         }
         let front = read_state(xs, &self.ends.front)?;
+        if self.machine.is_connected()
+            && matches!(front, XenbusState::Initialised | XenbusState::Connected)
+            && self.class.is_superseded(xs, &self.ends)
+        {
+            self.machine.superseded();
+        }
         Ok(self.machine.decide(front, online))
     }
 
@@ -308,6 +340,16 @@ impl<C: BackendClass> BackendDriver<C> {
                 return Ok(true);
             }
             BackAction::Connect | BackAction::Resume if !*prepared => return Ok(false),
+            BackAction::Resume if is_revived(xs, &ends.back)? => {
+                // What its predecessor said went with the directory. The frontend goes by it still.
+                class.offer(xs, ends)?;
+                class.connect(xs, ends)?;
+                announce(xs, &ends.back, XenbusState::Connected, |tx| {
+                    clear_revived(tx, &ends.back)?;
+                    class.describe(tx, ends)
+                })?;
+                return Ok(true);
+            }
             BackAction::Resume => return class.connect(xs, ends).map(|()| true),
             BackAction::Connect => {
                 class.connect(xs, ends)?;
