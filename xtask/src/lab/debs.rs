@@ -21,6 +21,9 @@ const PACKAGES: &[&str] = &[
     "qemu-system-xen",
     "qemu-system-data",
     "seabios",
+    // Images of other formats, a server of NBD, a boot loader that is a guest
+    "qemu-utils",
+    "grub-xen-host",
     // What scenarios run
     "e2fsprogs",
     "ethtool",
@@ -29,6 +32,7 @@ const PACKAGES: &[&str] = &[
     "iproute2",
     "iputils-ping",
     "mount",
+    "util-linux",
     // `lab shell`
     "busybox-static",
     // Run here, on what is in the packages

@@ -24,6 +24,8 @@ const DOM0_PROGRAMS: &[&str] = &[
     "usr/lib/xen-4.17/bin/lsevtchn",
     "usr/bin/xenstore",
     "usr/libexec/xen-qemu-system-i386",
+    "usr/bin/qemu-img",
+    "usr/bin/qemu-nbd",
     "sbin/losetup",
 ];
 
@@ -32,7 +34,7 @@ const PROGRAMS: &[&str] =
     &["bin/ip", "bin/ping", "sbin/mke2fs", "sbin/e2fsck", "sbin/ethtool", "usr/bin/iperf3"];
 
 /// Debian's programs in guests alone.
-const GUEST_PROGRAMS: &[&str] = &["usr/bin/fio"];
+const GUEST_PROGRAMS: &[&str] = &["usr/bin/fio", "sbin/fstrim"];
 
 /// Files dom0's programs read.
 const DOM0_FILES: &[&str] = &[
@@ -117,6 +119,10 @@ pub fn write(cache: &Cache, programs: &Programs, to: &Path) -> Result<()> {
     image.modules(DOM0_MODULES)?;
     image.archive.copy("lab/vmlinux", &cache.vmlinux())?;
     image.archive.copy("lab/vmlinuz", &cache.vmlinuz())?;
+    for name in ["grub-x86_64-xen.bin", "grub-i386-xen_pvh.bin"] {
+        let file = cache.root().join("usr/lib/grub-xen").join(name);
+        image.archive.copy(&format!("lab/{name}"), &file)?;
+    }
     image.archive.file("lab/guest.cpio", &guest)?;
     let with_tools = [guest.as_slice(), &tools].concat();
     image.archive.file("lab/guest-tools.cpio", &with_tools)?;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -94,14 +94,7 @@ impl Disk {
     /// # Errors
     /// The image cannot be read.
     pub fn sum(&self, mib: u64) -> Result<Value> {
-        let file = File::open(&self.image)?;
-        let mut bytes = vec![0; 1 << 20];
-        let mut sum = Sum::NEW;
-        for i in 0..mib {
-            file.read_exact_at(&mut bytes, i << 20).context("the image")?;
-            sum.add(&bytes);
-        }
-        Ok(json!(sum.text()))
+        sum_of(&self.image, mib)
     }
 
     /// What stands in `disk=[…]` for what a driver domain opens by this path.
@@ -117,6 +110,21 @@ impl Disk {
     fn path(&self) -> Result<&str> {
         self.image.to_str().context("a path in UTF-8")
     }
+}
+
+/// The sum of a file's first MiBs, as a guest reports it of a disk.
+///
+/// # Errors
+/// The file cannot be read so far.
+pub fn sum_of(path: &Path, mib: u64) -> Result<Value> {
+    let file = File::open(path)?;
+    let mut bytes = vec![0; 1 << 20];
+    let mut sum = Sum::NEW;
+    for i in 0..mib {
+        file.read_exact_at(&mut bytes, i << 20).context("the image")?;
+        sum.add(&bytes);
+    }
+    Ok(json!(sum.text()))
 }
 
 impl Drop for Disk {

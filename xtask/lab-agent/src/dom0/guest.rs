@@ -38,6 +38,10 @@ pub struct Spec {
     pub nics: Vec<String>,
     /// The program `xl` starts for its device model, if not the usual one.
     pub device_model: Option<&'static str>,
+    /// What boots, if not the usual kernel.
+    pub loader: Option<&'static str>,
+    /// Processors.
+    pub processors: u32,
     /// Whether it has fio, mke2fs, iperf3 and the like.
     pub tools: bool,
     /// Further lines of its configuration.
@@ -230,8 +234,8 @@ impl Spec {
     pub fn new(kind: Kind, backend: Backend) -> Self {
         let (disks, nics, lines) = (Vec::new(), Vec::new(), Vec::new());
         let device_model = (backend == Backend::PvioDm).then_some(DEVICE_MODEL);
-        let words = String::new();
-        Self { kind, disks, nics, device_model, tools: false, lines, words }
+        let (loader, processors, tools, words) = (None, 1, false, String::new());
+        Self { kind, disks, nics, device_model, loader, processors, tools, lines, words }
     }
 
     fn config(&self, name: &str) -> String {
@@ -246,12 +250,19 @@ impl Spec {
         };
         let kernel = if self.kind == Kind::Hvm { "vmlinuz" } else { "vmlinux" };
         let (ramdisk, memory) = if self.tools { ("guest-tools", 512) } else { ("guest", 160) };
+        // blkfront sets pages aside for every request of every queue.
+        let memory = if self.processors > 1 { 1024 } else { memory };
+        let kernel = match self.loader {
+            Some(loader) => format!("kernel=\"/lab/{loader}\""),
+            None => format!("kernel=\"/lab/{kernel}\"\nramdisk=\"/lab/{ramdisk}.cpio\""),
+        };
         let mut text = format!(
-            "name=\"{name}\"\n{kind}\nkernel=\"/lab/{kernel}\"\nramdisk=\"/lab/{ramdisk}.cpio\"\n\
-             extra=\"console=hvc0 panic=-1 loglevel=5 {}\"\nmemory={memory}\nvcpus=1\n\
+            "name=\"{name}\"\n{kind}\n{kernel}\n\
+             extra=\"console=hvc0 panic=-1 loglevel=5 {}\"\nmemory={memory}\nvcpus={}\n\
              disk=[{}]\nvif=[{}]\n\
              on_poweroff=\"destroy\"\non_crash=\"destroy\"\non_reboot=\"restart\"\n",
             self.words,
+            self.processors,
             quoted(&self.disks),
             quoted(&self.nics),
         );

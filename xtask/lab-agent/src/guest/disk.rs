@@ -20,6 +20,7 @@ pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
     let arguments = arguments.clone();
     Some(match verb {
         "disk-wait" => read(arguments).and_then(|name: String| wait(&name)),
+        "disk-resized" => read(arguments).and_then(|(name, sectors)| resized(name, sectors)),
         "disk-gone" => read(arguments).and_then(|name: String| gone(&name)),
         "disk-blank" => read(arguments).and_then(blank),
         "disk-scribble" => read(arguments).and_then(scribble),
@@ -43,7 +44,25 @@ fn wait(name: &str) -> Result<Value> {
         ensure!(start.elapsed() < Duration::from_secs(30), "no {name} after 30 s");
         std::thread::sleep(Duration::from_millis(50));
     }
-    Ok(json!({ "sectors": number(name, "size")?, "read_only": number(name, "ro")? == 1 }))
+    Ok(json!({
+        "sectors": number(name, "size")?,
+        "read_only": number(name, "ro")? == 1,
+        "sector_size": number(name, "queue/logical_block_size")?,
+        "segments": number(name, "queue/max_segments")?,
+    }))
+}
+
+/// Waits until a disk has another size.
+fn resized(name: String, sectors: u64) -> Result<Value> {
+    let start = Instant::now();
+    loop {
+        let size = number(&name, "size")?;
+        if size == sectors {
+            return Ok(Value::Null);
+        }
+        ensure!(start.elapsed() < Duration::from_secs(30), "{name} has {size} sectors after 30 s");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 fn gone(name: &str) -> Result<Value> {
@@ -84,15 +103,16 @@ struct Scribble {
 fn scribble(order: Scribble) -> Result<Value> {
     let bytes = order.mib << 20;
     ensure!(number(&order.name, "size")? * SECTOR >= bytes, "{} is too small", order.name);
+    let sector = number(&order.name, "queue/logical_block_size")?;
     let disk = Direct::open(&order.name, true)?;
     let mut shadow = vec![0; usize::try_from(bytes)?];
     let mut buffer = Buffer::new(usize::try_from(LONGEST)?);
     let mut random = Random::new(order.seed);
     for request in 0..order.requests {
         // Short requests as often as long ones.
-        let longest = (SECTOR << random.below(12)).min(LONGEST);
-        let len = (random.below(longest / SECTOR) + 1) * SECTOR;
-        let offset = random.below((bytes - len) / SECTOR + 1) * SECTOR;
+        let longest = (sector << random.below(12)).min(LONGEST);
+        let len = (random.below(longest / sector) + 1) * sector;
+        let offset = random.below((bytes - len) / sector + 1) * sector;
         let place = usize::try_from(offset)?..usize::try_from(offset + len)?;
         let piece = &mut buffer.bytes()[..place.len()];
         if random.below(3) == 0 {

@@ -62,7 +62,10 @@ pub fn run() -> Result<()> {
 }
 
 fn load_frontends() -> Result<()> {
-    modules::load("xen-blkfront")?;
+    let line = fs::read_to_string("/proc/cmdline")?;
+    let order = line.split_whitespace().find_map(|word| word.strip_prefix("pvio.ring-order="));
+    let order = order.map_or_else(String::new, |order| format!("max_ring_page_order={order}"));
+    modules::load_with("xen-blkfront", &order)?;
     modules::load("xen-netfront")
 }
 

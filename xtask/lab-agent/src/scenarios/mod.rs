@@ -11,6 +11,7 @@
 //! | [`beside`] | pvio beside Linux's backends |
 //! | [`driver_domain`] | devices served by another guest, that dies |
 //! | [`hvm`] | a guest with a device model |
+//! | [`matrix`] | disks in every shape, kept in every kind of thing |
 //! | [`life`] | guests that end, in every way, while their devices work; many at once |
 //! | [`mod@bench`] | measurements, which are no part of `all` |
 //! | [`survival`] | backends that end, and guests that go on |
@@ -23,6 +24,7 @@ mod frontends;
 mod hotplug;
 mod hvm;
 mod life;
+mod matrix;
 mod nic;
 mod policies;
 mod survival;
@@ -88,6 +90,7 @@ fn all() -> Vec<Case> {
         life::SCENARIOS,
         survival::SCENARIOS,
         policies::SCENARIOS,
+        matrix::SCENARIOS,
         toolstack::SCENARIOS,
         beside::SCENARIOS,
         driver_domain::SCENARIOS,
