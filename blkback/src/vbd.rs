@@ -284,7 +284,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         self.running.clear();
         announce_resize(xs, &ends.back, 0)?;
         let empty = ToolstackBack { params: String::new(), ..told.clone() };
-        let mut opened = self.open(told);
+        let mut opened = self.open(told.clone());
         if let (Ok(()), Some((_, before)), Some(now)) = (&opened, before, self.geometry())
             && now.sectors > 0
             && self.negotiated.is_some()
@@ -298,6 +298,10 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         }
         if opened.is_err() {
             self.open(empty)?;
+            if let Some((disk, _)) = &mut self.disk {
+                // It is not tried again before something else is asked for.
+                *disk = told;
+            }
         }
         if self.negotiated.is_some() {
             self.serve(ends, true)?;

@@ -4,7 +4,7 @@
 //! Each case has a process of its own: memory that was given back may stay with the process.
 #![cfg(feature = "std")]
 
-use pvio_blkback::engine::faults::FaultPlan;
+use pvio_blkback::engine::faults::{FaultPlan, FaultSwitch};
 use pvio_blkback::image::{Image, ImageOptions};
 use pvio_blkback::worker::Worker;
 use pvio_blkback::{DataPath, Live, QueueParts, Stats};
@@ -44,7 +44,9 @@ fn most_held(path: DataPath, shape: Shape, pages: usize) -> usize {
     file.as_file().set_len(64 << 20).unwrap();
     // All of them are under way at a time, because none is done before all were taken.
     let plan = FaultPlan { latency: Duration::from_millis(200), ..FaultPlan::default() };
-    let image = Image::open(file.path(), ImageOptions::default()).unwrap().with_faults(plan, 1);
+    let image = Image::open(file.path(), ImageOptions::default())
+        .unwrap()
+        .with_faults(Arc::new(FaultSwitch::new(plan)), 1);
     let (disk, image) = (Arc::new(Live::new(image.geometry())), Arc::new(image));
     // Each of a guest of its own: one guest has not so many grants.
     let guests: Vec<_> = (0..QUEUES)

@@ -100,6 +100,8 @@ fn media(config: Config) {
     assert!(driver.faults.lock().unwrap().is_empty());
     change_medium(&mut xs, addr, "/nowhere/disc.iso").unwrap();
     becomes(&mut session, 0);
+    // Long enough for it to be looked at again, and again.
+    std::thread::sleep(Duration::from_millis(100));
     change_medium(&mut xs, addr, &path(&first)).unwrap();
     holds(&mut session, &first);
     assert_eq!(*driver.faults.lock().unwrap(), ["image-missing"], "told once");
