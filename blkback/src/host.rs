@@ -45,8 +45,6 @@ pub struct ImageServer {
     /// For what a disk's own words do not say.
     usual: DiskOptions,
     groups: Groups,
-    /// It is a raw file or a block device, which anybody may make larger.
-    grows: bool,
     wake: Arc<dyn Fn() + Send + Sync>,
     /// What holds, once it is known.
     disk: Option<Disk>,
@@ -56,6 +54,8 @@ pub struct ImageServer {
 /// A disk that is open, and what can be changed of it.
 struct Open {
     image: Arc<Image>,
+    /// It is a raw file or a block device, which anybody may make larger.
+    grows: bool,
     share: Arc<Share>,
     faults: Arc<FaultSwitch>,
 }
@@ -69,16 +69,14 @@ impl ImageServer {
     /// The same with options for what a disk's own words do not say, and with limits that it may
     /// share with others.
     pub fn with(usual: DiskOptions, groups: Groups, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
-        Self { usual, groups, grows: false, wake, disk: None, open: None }
+        Self { usual, groups, wake, disk: None, open: None }
     }
 
     /// What a disk is kept in, and all that is said of how to serve it: what stands in its own
     /// node comes before what is said with its name, and that before what is usual.
     fn read(&self, told: &ToolstackBack) -> Result<Disk, Fault> {
         let disk = match told.backing() {
-            _ if told.is_empty_drive() => {
-                Ok(Disk { options: DiskOptions::default(), spec: Spec::Ram { bytes: 0 } })
-            }
+            _ if told.is_empty_drive() => Ok(Spec::Ram { bytes: 0 }.into()),
             Backing::Own(text) => text.parse(),
             Backing::Format(format, rest) => Disk::with_format(format, rest),
         };
@@ -121,7 +119,8 @@ impl ImageServer {
             Some(path) => traced(image, path, &disk.spec, name)?,
             None => image,
         };
-        Ok(Open { image: Arc::new(image), share, faults })
+        let grows = matches!(disk.kept_in(), Spec::File { format: Format::Raw, .. });
+        Ok(Open { image: Arc::new(image), grows, share, faults })
     }
 }
 
@@ -166,7 +165,6 @@ where
         let open = self.open_disk(&disk, &name).map_err(|e| Fault::new(e.code(), e))?;
         let geometry = open.image.geometry();
         tracing::info!(disk = name, kept_in = %disk, "open");
-        self.grows = matches!(disk.spec, Spec::File { format: Format::Raw, .. });
         (self.disk, self.open) = (Some(disk), Some(open));
         Ok(geometry)
     }
@@ -197,7 +195,7 @@ where
     }
 
     fn sectors(&mut self) -> Option<u64> {
-        let image = &self.open.as_ref().filter(|_| self.grows)?.image;
+        let image = &self.open.as_ref().filter(|open| open.grows)?.image;
         match image.file_bytes() {
             // Whole logical sectors: a file that is being appended to may have any length.
             Some(Ok(bytes)) => {
