@@ -15,13 +15,14 @@ use alloc::vec::Vec;
 use pvio_event_channel::{EventChannel, EventChannels, Port};
 use pvio_grant_table::{Access, DomId, GrantCopier, GrantMapper, GrantRef};
 use pvio_ring::BackRing;
-use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
+use pvio_xenbus::handshake::common::read_state;
 use pvio_xenbus::handshake::vbd::{
     BackDisk, BackOffer, DeviceType, Discard, DiskInfo, FrontRequest, Mode, Negotiated,
     Queue as QueueKeys, ToolstackBack, announce_resize,
 };
+use pvio_xenbus::{XenbusState, Xenstore};
 
 /// What a vbd needs of the platform it runs on.
 pub trait Platform: GrantMapper + GrantCopier + EventChannels + Clone {}
@@ -89,9 +90,6 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     config: Config,
     /// What the toolstack said of it, and what it looks like; none before it was opened.
     disk: Option<(ToolstackBack, Arc<Live>)>,
-    /// What a predecessor in this domain offered: a frontend may have asked it, and been answered by
-    /// nobody.
-    before: Option<BackOffer>,
     /// What became of a change of media that could not be carried through.
     failed: Option<Fault>,
     /// What this session's frontend was offered, and asked for.
@@ -117,7 +115,6 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             usual: config,
             config: config.bounded(),
             disk: None,
-            before: None,
             failed: None,
             asked: None,
             running: Vec::new(),
@@ -284,7 +281,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         self.running.clear();
         announce_resize(xs, &ends.back, 0)?;
         let empty = ToolstackBack { params: String::new(), ..told.clone() };
-        let mut opened = self.open(told);
+        let mut opened = self.open(told.clone());
         if let (Ok(()), Some((_, before)), Some(now)) = (&opened, before, self.geometry())
             && now.sectors > 0
             && self.negotiated.is_some()
@@ -298,6 +295,10 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         }
         if opened.is_err() {
             self.open(empty)?;
+            if let Some((disk, _)) = &mut self.disk {
+                // It is not tried again before something else is asked for.
+                *disk = told;
+            }
         }
         if self.negotiated.is_some() {
             self.serve(ends, true)?;
@@ -311,9 +312,6 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
 
 impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
-        if self.before.is_none() {
-            self.before = BackOffer::read(xs, &ends.back).ok();
-        }
         let disk = ToolstackBack::read(xs, &ends.back)?;
         self.config = self.server.configure(&disk, self.usual)?.bounded();
         if hotplug(xs, ends, disk.script.as_deref())? == Prepared::AwaitsScript {
@@ -324,23 +322,25 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     }
 
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+        // A frontend that has asked already has asked a predecessor in this domain, and been answered
+        // by nobody: it goes by what that one offered. From the next session on this is ours.
+        if read_state(xs, &ends.front)? == XenbusState::Initialised
+            && BackOffer::read(xs, &ends.back)? != BackOffer::default()
+        {
+            return Ok(());
+        }
         self.features().write(xs, &ends.back)
     }
 
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let offer = if ends.resumed {
-            // The frontend knows what the earlier process offered, and nothing of us.
-            BackOffer::read(xs, &ends.back)?
-        } else {
-            self.features()
-        };
-        let before = self.before.replace(BackOffer::default());
-        let request =
-            FrontRequest::read(xs, &ends.front, &offer).or_else(|error| match before {
-                // It asks for what it was offered; from now on it finds what is offered now.
-                Some(before) => FrontRequest::read(xs, &ends.front, &before).map_err(|_| error),
-                None => Err(error),
-            })?;
+        // What stands there, since it may be an earlier process's, of which the frontend knows and of
+        // us nothing.
+        let mut offer = BackOffer::read(xs, &ends.back)?;
+        if !ends.resumed {
+            // Not known before the disk was opened.
+            offer.discard = self.features().discard;
+        }
+        let request = FrontRequest::read(xs, &ends.front, &offer)?;
         self.asked = Some((offer, request));
         self.measure();
         self.serve(ends, ends.resumed)

@@ -6,7 +6,7 @@ use pvio_blkback::Config;
 use pvio_blkfront::session::{DiskError, Session};
 use pvio_blkfront::{Op, Wish};
 use pvio_hosted::Domain;
-use pvio_ring::proto::blkif::Status;
+use pvio_ring::proto::blkif::{RefusalReason, Status};
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::vbd::{
     BackDisk, DeviceType, DiskInfo, Mode, ToolstackBack, ToolstackFront, change_medium,
@@ -100,6 +100,8 @@ fn media(config: Config) {
     assert!(driver.faults.lock().unwrap().is_empty());
     change_medium(&mut xs, addr, "/nowhere/disc.iso").unwrap();
     becomes(&mut session, 0);
+    // Long enough for it to be looked at again, and again.
+    std::thread::sleep(Duration::from_millis(100));
     change_medium(&mut xs, addr, &path(&first)).unwrap();
     holds(&mut session, &first);
     assert_eq!(*driver.faults.lock().unwrap(), ["image-missing"], "told once");
@@ -183,6 +185,47 @@ fn a_disk_past_two_tebibytes_is_all_there() {
         session.read_at(SIZE - from_end, &mut got).unwrap();
         assert_eq!(got, [byte; 4096]);
     }
+    session.close().unwrap();
+    driver.end();
+}
+
+#[test]
+fn a_disk_of_4096_byte_sectors_is_asked_in_units_of_512() {
+    on_every_path(large_sectors);
+}
+
+fn large_sectors(config: Config) {
+    let machine = Machine::new(config);
+    let file = image(1 << 20);
+    let mut back = ToolstackBack::new(machine.addr(), file.path().to_str().unwrap());
+    back.options = Some("sector=4096,physical=16384".into());
+    machine.add(&back);
+    let driver = machine.serve();
+    let mut session = machine.attach().unwrap();
+    let disk = session.device().served().unwrap();
+    assert_eq!((disk.sectors, disk.sector_size, disk.physical_sector_size), (2048, 4096, 16384));
+    for (at, len) in [(512, 4096), (0, 512), (4096, 2048)] {
+        let refused = session.read_at(at, &mut vec![0; len]);
+        assert!(matches!(refused, Err(DiskError::OutOfRange(..))), "{len} bytes at {at}");
+    }
+    write(&mut session, 8, &[0x21; 8192]);
+    let mut got = [0; 16384];
+    session.read_at(0, &mut got).unwrap();
+    assert!(got[..] == std::fs::read(file.path()).unwrap()[..16384]);
+    assert_eq!(got[4096..12288], [0x21; 8192]);
+    // Who asks the backend for less gets nothing, and neither does anybody else by it.
+    let before = driver.stats.refused().find(|(r, _)| *r == RefusalReason::Misaligned).unwrap().1;
+    let queue = session.queue().unwrap();
+    let slot = queue.reserve().unwrap();
+    queue.start(slot, Op::Write { sector: 1, bytes: 4096 }).unwrap();
+    queue.publish().unwrap();
+    while session.answers(|_, _, status| assert_eq!(status, Status::Error)).unwrap() == 0 {}
+    session.queue().unwrap().release(slot);
+    let after = driver.stats.refused().find(|(r, _)| *r == RefusalReason::Misaligned).unwrap().1;
+    assert_eq!(after, before + 1);
+    // It grows by whole sectors.
+    file.as_file().set_len((1 << 20) + 4096 + 512).unwrap();
+    becomes(&mut session, (1 << 20) + 4096);
     session.close().unwrap();
     driver.end();
 }

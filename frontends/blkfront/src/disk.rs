@@ -62,6 +62,8 @@ pub struct Disk<P: Granter + EventChannels + Clone> {
     /// Whether queues may be used.
     connected: bool,
     served: Option<BackDisk>,
+    /// What this session's queues were made for.
+    asked: Option<BackOffer>,
     /// Set for this session's queues when it is over.
     over: Arc<AtomicBool>,
     /// Queues of earlier sessions that the backend still had mapped.
@@ -104,6 +106,7 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
             seats: Vec::new(),
             connected: false,
             served: None,
+            asked: None,
             over: Arc::default(),
             old: Vec::new(),
             sessions: 0,
@@ -249,7 +252,14 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
         }
         self.over.store(true, Ordering::Release);
         self.over = Arc::default();
-        self.make(toolstack.backend_id, handle, &offer, toolstack.trusted)
+        self.make(toolstack.backend_id, handle, &offer, toolstack.trusted)?;
+        self.asked = Some(offer);
+        Ok(())
+    }
+
+    fn is_outdated(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> bool {
+        let now = BackOffer::read(xs, &ends.back);
+        self.asked.as_ref().is_some_and(|asked| now.is_ok_and(|now| now != *asked))
     }
 
     fn request(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {

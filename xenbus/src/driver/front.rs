@@ -31,6 +31,12 @@ pub trait FrontendClass {
     /// A [`Fault`] closes the device.
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault>;
 
+    /// Whether what is offered is not what this end asked for any more: another backend has come, and
+    /// went away over it. Asked before this end follows one that closes and never connected.
+    fn is_outdated(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> bool {
+        false
+    }
+
     /// The session is over. What is unanswered is kept, to be sent again if the device is prepared
     /// again. The backend may have rings and pages mapped still.
     fn disconnect(&mut self);
@@ -160,7 +166,15 @@ impl<C: FrontendClass> FrontendDriver<C> {
                 online => online?,
             };
             let back = read_state(xs, &self.ends.back)?;
-            let action = self.machine.decide(back, online, fresh);
+            let mut action = self.machine.decide(back, online, fresh);
+            if action == FrontAction::Close
+                && online
+                && !self.broken
+                && self.machine.state() == XenbusState::Initialised
+                && self.class.is_outdated(xs, &self.ends)
+            {
+                action = FrontAction::Reconnect;
+            }
             fresh = false;
             let idle = action == FrontAction::None || (self.broken && action != FrontAction::Close);
             if !idle {
