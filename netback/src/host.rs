@@ -3,7 +3,7 @@
 
 use crate::Platform;
 use crate::port::tap::{Tap, TapConfig, TapError};
-use crate::queue::{Policy, Queue};
+use crate::queue::{Policy, Queue, Waker};
 use crate::vif::{Attach, Serve, Session};
 use crate::worker::{News, Worker};
 use alloc::format;
@@ -15,7 +15,9 @@ use core::net::Ipv4Addr;
 use pvio_uring::PrivateBuf;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::ToolstackBack;
-use std::os::fd::AsFd;
+use rustix::event::{EventfdFlags, eventfd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 /// What the driver domain adds to what the toolstack says.
@@ -48,6 +50,8 @@ pub struct TapServer {
     /// How many of them are in use.
     in_use: usize,
     carrier: Arc<Carrier>,
+    /// What the queues of the session wake each other by, if it has a control ring.
+    mail: Vec<OwnedFd>,
 }
 
 /// The carrier of the interface, which says whether somebody receives what is sent into it.
@@ -85,7 +89,7 @@ impl TapServer {
         let processors = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         let max_queues = options.max_queues.unwrap_or_else(|| processors().min(QUEUES_DEFAULT));
         let carrier = Arc::default();
-        Self { options, wake, max_queues, taps: Vec::new(), in_use: 1, carrier }
+        Self { options, wake, max_queues, taps: Vec::new(), in_use: 1, carrier, mail: Vec::new() }
     }
 
     /// The tap, once there is one.
@@ -161,6 +165,25 @@ where
         self.options.policy
     }
 
+    fn wakers(&mut self, queues: usize) -> Result<Vec<Waker>, Fault> {
+        self.mail.clear();
+        let mut wakers = Vec::with_capacity(queues);
+        for _ in 0..queues {
+            let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+            let no_mail =
+                |e: io::Error| Fault::new("worker", format!("no eventfd for a queue: {e}"));
+            let mail = eventfd(0, flags).map_err(|e| no_mail(e.into()))?;
+            let other = mail.try_clone().map_err(no_mail)?;
+            let wake = move || {
+                // It can only be that it is set already.
+                let _ = rustix::io::write(&other, &1_u64.to_ne_bytes());
+            };
+            self.mail.push(mail);
+            wakers.push(Arc::new(wake) as Waker);
+        }
+        Ok(wakers)
+    }
+
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
         self.create(vif, attach).map_err(fault)
     }
@@ -184,7 +207,8 @@ where
             News::Ready => carrier.change(|c| c.stalled = c.stalled.saturating_sub(1)),
             News::Ended => wake(),
         };
-        Worker::start(name, queue, tap, tell)
+        let mail = self.mail.get(index).map(OwnedFd::try_clone).transpose();
+        mail.and_then(|mail| Worker::start_woken(name, queue, tap, mail, tell))
             .map_err(|e| Fault::new("worker", format!("the queue's worker cannot start: {e}")))
     }
 
@@ -193,6 +217,7 @@ where
     }
 
     fn stopped(&mut self) {
+        self.mail.clear();
         self.carrier.change(|carrier| (carrier.guest, carrier.stalled) = (false, 0));
         let quiet = self.tap().map_or(Ok(()), |tap| tap.set_unsegmented(false, false));
         if let Err(error) = self.use_queues(1).and(quiet) {

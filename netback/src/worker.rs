@@ -73,6 +73,25 @@ impl Worker {
         name: &str,
         queue: Queue<P, PrivateBuf>,
         tap: Tap,
+        tell: impl FnMut(News) + Send + 'static,
+    ) -> io::Result<Self>
+    where
+        P: Platform + Send + 'static,
+        P::Channel: AsFd,
+    {
+        Self::start_woken(name, queue, tap, None, tell)
+    }
+
+    /// The same for a queue that has siblings: their [`Waker`](crate::queue::Waker) makes `mail`, an
+    /// eventfd, readable.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_woken<P>(
+        name: &str,
+        queue: Queue<P, PrivateBuf>,
+        tap: Tap,
+        mail: Option<OwnedFd>,
         mut tell: impl FnMut(News) + Send + 'static,
     ) -> io::Result<Self>
     where
@@ -84,6 +103,7 @@ impl Worker {
         let stopped = Arc::clone(&stop);
         let events = queue.channels().map(|channel| channel.as_fd().try_clone_to_owned());
         let events = events.collect::<io::Result<Vec<OwnedFd>>>()?;
+        let watched = mail.as_ref().map(OwnedFd::try_clone).transpose()?;
         let (put, outcome) = sync_channel(1);
         let (ready, made) = sync_channel(1);
         let thread = Builder::new().name(String::from(name)).spawn(move || {
@@ -92,11 +112,12 @@ impl Worker {
                 Ok(port) => port,
                 Err(error) => return drop(ready.send(Err(error))),
             };
-            // One for each channel, of which there are two at most, and the pipe.
+            // One for each channel, of which there are three at most, the siblings' and the pipe.
+            let mail = mail.zip(watched.and_then(|watched| port.watch(watched)));
             let events: Vec<Watch> = events.into_iter().filter_map(|e| port.watch(e)).collect();
             port.watch(woken.into());
             let _ = ready.send(Ok(()));
-            let mut serving = Serving { queue, port, events, begin: Instant::now() };
+            let mut serving = Serving { queue, port, events, mail, begin: Instant::now() };
             if let Err(error) = serving.serve(&stopped, &mut tell) {
                 let _ = put.send(error);
                 tell(News::Ended);
@@ -134,6 +155,8 @@ struct Serving<P: Platform> {
     queue: Queue<P, PrivateBuf>,
     port: TapPort,
     events: Vec<Watch>,
+    /// Its siblings wake it by this.
+    mail: Option<(OwnedFd, Watch)>,
     /// When the queue's clock began.
     begin: Instant,
 }
@@ -178,6 +201,12 @@ impl<P: Platform> Serving<P> {
         }
         if fired {
             self.queue.take_events()?;
+        }
+        if let Some((mail, watch)) = &self.mail
+            && self.port.fired(*watch)
+        {
+            // Emptied, so that it can be waited for; that it is empty already is no matter.
+            let _ = rustix::io::read(mail, &mut [0_u8; 8]);
         }
         Ok(fired)
     }

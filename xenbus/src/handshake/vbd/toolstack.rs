@@ -133,10 +133,8 @@ impl ToolstackBack {
     /// end after the format (`empty:`).
     #[must_use]
     pub fn is_empty_drive(&self) -> bool {
-        let rest = match self.backing() {
-            Backing::Format(_, rest) | Backing::Own(rest) => rest,
-        };
-        self.is_drive() && rest.is_empty()
+        let (Backing::Own(place) | Backing::Format(_, place)) = self.backing();
+        self.is_drive() && place.is_empty()
     }
 
     /// What backs the disk. A kind that is left to a device model has the format in front of the
