@@ -120,14 +120,14 @@ impl Case {
     }
 }
 
-/// Measures every case, `runs` pairs each.
+/// Measures every case with `only` in its name, `runs` pairs each.
 ///
 /// # Errors
 /// When the machine has no io_uring, or no room for the image in `dir`.
-pub fn run(dir: &Path, runs: usize) -> Result<Vec<Row>> {
+pub fn run(dir: &Path, runs: usize, only: &str) -> Result<Vec<Row>> {
     let path = image(dir)?;
     let mut rows = Vec::new();
-    for case in &CASES {
+    for case in CASES.iter().filter(|case| case.name.contains(only)) {
         let mut disk = Attached::new(dir, &path, case)?;
         let pairs: Result<Vec<_>> = (0..runs as u64)
             .map(|seed| {

@@ -18,6 +18,9 @@ struct Args {
     /// Pairs per case.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
+    /// Only cases of the disk suite whose names have this in them.
+    #[arg(long, default_value = "")]
+    only: String,
     /// Where to keep scratch files; the file system whose page cache is measured.
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -41,7 +44,7 @@ fn main() -> Result<()> {
     })?;
     let runs = usize::from(args.runs);
     let rows = match args.suite {
-        Suite::Disk => pvio_benches::disk::run(dir.path(), runs)?,
+        Suite::Disk => pvio_benches::disk::run(dir.path(), runs, &args.only)?,
         Suite::Net => pvio_benches::net::run(dir.path(), runs)?,
         Suite::Ring => pvio_benches::ring::run(dir.path(), runs)?,
     };

@@ -106,6 +106,34 @@ fn a_flat_vmdk_is_read_and_the_others_are_refused() {
 }
 
 #[test]
+fn what_is_discarded_of_a_raw_disk_is_a_hole() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("a.img");
+    let mut model = noise(6, 4 << 20);
+    std::fs::write(&image, &model).unwrap();
+    let file = std::fs::File::open(&image).unwrap();
+    file.sync_all().unwrap();
+    let room = || file.metadata().unwrap().blocks() * 512;
+    let before = room();
+    let mut guest = Machine::new().disk(&format!("raw:{}", text(&image)), Mode::ReadWrite);
+    guest.one(Deed::Discard(2048, 4096));
+    model[1 << 20..3 << 20].fill(0);
+    assert!(guest.everything() == model);
+    guest.close();
+    assert!(std::fs::read(&image).unwrap() == model);
+    let given_back = before - room();
+    assert!(given_back >= 2 << 20, "{given_back} bytes are given back");
+    // Where that is switched off, nothing is offered, and the image stays as it is.
+    std::fs::write(&image, noise(6, 4 << 20)).unwrap();
+    let params = format!("raw:[discard=off]{}", text(&image));
+    let mut guest = Machine::new().disk(&params, Mode::ReadWrite);
+    assert_ne!(guest.all(&[Deed::Discard(2048, 4096)])[0].0, Status::Okay);
+    assert!(guest.everything() == noise(6, 4 << 20));
+    guest.close();
+}
+
+#[test]
 fn an_overlay_takes_what_is_written_and_leaves_what_is_below() {
     if !has("qemu-img", "qemu-utils") {
         return;

@@ -48,6 +48,15 @@ fn as_text(spec: &Spec, found: &Inspection) {
             );
         }
     }
+    for file in &found.files {
+        if let Some(other) = file.resembles_foreign {
+            say!(
+                "  beware    {} begins like a {other} image, and is served byte by byte; to have \
+                 what is in it: qemu-img convert -O qcow2",
+                path(file)
+            );
+        }
+    }
     if found.problem.is_none() {
         say!(
             "it can be served{}",
@@ -99,7 +108,7 @@ fn as_json(spec: &Spec, found: &Inspection) -> Value {
             "size": file.size,
             "features": file.features,
             "snapshots": snapshots.collect::<Value>(),
-            "resembles": file.resembles.map(|format| format.word()),
+            "resembles": file.resembles.map(|format| format.word()).or(file.resembles_foreign),
         })
     };
     json!({

@@ -157,6 +157,12 @@ impl ImageError {
 fn explain(format: &Format, error: &ContentError) -> String {
     let word = format.word();
     match error {
+        // A fixed one is told by its end alone.
+        ContentError::NotThis("vhd") => {
+            "does not end like a vhd image; if it was cut short copy it again, whole, and if it is \
+             a raw one, name it raw:PATH"
+                .into()
+        }
         ContentError::NotThis(_) => {
             format!("does not begin like a {word} image; if it is a raw one, name it raw:PATH")
         }
@@ -172,8 +178,8 @@ fn explain(format: &Format, error: &ContentError) -> String {
         ),
         ContentError::Unsupported(what) => {
             format!(
-                "is a {word} image with {what}, which is not supported; qemu-img convert can \
-                     make one without of it"
+                "is a {word} image with {what}, which is not supported; make another of it: \
+                     qemu-img convert -O qcow2 OLD NEW.qcow2"
             )
         }
         ContentError::Io(error) => format!("cannot be read: {error}"),

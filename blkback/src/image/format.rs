@@ -40,6 +40,28 @@ impl Format {
         }
     }
 
+    /// A format that is known and not read, by its word or by the end of a file's name.
+    #[must_use]
+    pub fn foreign(word: &str) -> Option<&'static str> {
+        const FOREIGN: [&str; 9] =
+            ["vhdx", "vdi", "luks", "qed", "qcow", "parallels", "hdd", "dmg", "vhdset"];
+        let word = word.to_ascii_lowercase();
+        FOREIGN.into_iter().find(|known| *known == word)
+    }
+
+    /// The word for a foreign format that content begins like.
+    #[must_use]
+    pub fn foreign_resembled(head: &[u8]) -> Option<&'static str> {
+        const VDI: [u8; 4] = 0xbeda_107f_u32.to_le_bytes();
+        match head {
+            _ if head.starts_with(b"vhdxfile") => Some("vhdx"),
+            _ if head.starts_with(b"LUKS\xba\xbe") => Some("luks"),
+            _ if head.starts_with(b"QED\0") => Some("qed"),
+            _ if head.get(64..68) == Some(&VDI) => Some("vdi"),
+            _ => None,
+        }
+    }
+
     /// By the end of a file's name; raw if that says nothing.
     #[must_use]
     pub fn of_name(path: &Path) -> Self {

@@ -49,6 +49,8 @@ pub struct FileReport {
     /// A raw image that begins like one of another format: it may have been named wrongly, or a
     /// guest wrote that.
     pub resembles: Option<Format>,
+    /// The same of a format that is not read here: what a guest encrypts begins like `luks`, say.
+    pub resembles_foreign: Option<&'static str>,
 }
 
 /// Looks at a disk. Nothing is locked, and nothing is changed.
@@ -102,9 +104,10 @@ fn file_report(path: &Path, format: Format) -> Result<FileReport, ImageError> {
     let length = file.seek(SeekFrom::End(0)).map_err(other)?;
     let allocated = file.metadata().map_err(other)?.blocks() * 512;
     let lock = lock::look(&file).map_err(other)?;
-    let mut head = [0; 32];
+    let mut head = [0; 128];
     let got = file.read_at(&mut head, 0).unwrap_or_default();
-    let resembles = head.get(..got).and_then(Format::resembled);
+    let head = head.get(..got).unwrap_or_default();
+    let (resembles, foreign) = (Format::resembled(head), Format::foreign_resembled(head));
     Ok(FileReport {
         path: path.into(),
         format,
@@ -115,6 +118,7 @@ fn file_report(path: &Path, format: Format) -> Result<FileReport, ImageError> {
         features: Vec::new(),
         snapshots: Vec::new(),
         resembles: resembles.filter(|_| format == Format::Raw),
+        resembles_foreign: foreign.filter(|_| format == Format::Raw),
     })
 }
 

@@ -82,6 +82,12 @@ pub enum SpecError {
          ram and overlay, and a path with a colon in it is written raw:{0}:… or ./{0}:…"
     )]
     UnknownFormat(String),
+    /// A format that others read.
+    #[error(
+        "{0} images are not read here; make another of it: qemu-img convert -O qcow2 OLD NEW.qcow2, \
+         or write raw:PATH if a guest is to see its bytes as they are"
+    )]
+    Foreign(&'static str),
     /// Not a size.
     #[error("{0:?} is no size of a disk; write ram:64M, a multiple of 512 bytes")]
     Size(String),
@@ -120,7 +126,10 @@ impl Spec {
                     path: rest.into(),
                     snapshot: Some(name.into()),
                 }),
-                _ => Err(SpecError::UnknownFormat(format.into())),
+                _ => Err(match Format::foreign(format) {
+                    Some(foreign) => SpecError::Foreign(foreign),
+                    None => SpecError::UnknownFormat(format.into()),
+                }),
             },
         }
     }
@@ -160,7 +169,14 @@ impl FromStr for Spec {
             Some((format, rest)) if !format.contains('/') || format.starts_with("qcow2@") => {
                 Self::with_format(format, rest)
             }
-            _ => Ok(Self::file(Format::of_name(Path::new(text)), text)),
+            _ => {
+                let path = Path::new(text);
+                let suffix = path.extension().and_then(|suffix| suffix.to_str());
+                match suffix.and_then(Format::foreign) {
+                    Some(foreign) => Err(SpecError::Foreign(foreign)),
+                    None => Ok(Self::file(Format::of_name(path), path)),
+                }
+            }
         }
     }
 }
@@ -311,6 +327,8 @@ mod tests {
             "",
             "raw:",
             "zip:/a",
+            "vhdx:/a",
+            "/srv/a.VDI",
             "qcow2@:/a",
             "ram:",
             "ram:0",

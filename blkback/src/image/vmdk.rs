@@ -8,6 +8,7 @@ use super::file::{self, Access};
 use super::library::{Library, LibraryImage, failed, storage};
 use super::{Format, ImageOptions, Opened, raw};
 use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 use imago::file::File;
 use imago::format::gate::ImplicitOpenGate;
@@ -55,7 +56,36 @@ fn check(path: &Path) -> Result<(), ImageError> {
     if len > LONGEST {
         return fail(ContentError::corrupt(format!("its descriptor has {len} bytes")));
     }
+    let mut text = alloc::vec![0; len as usize];
+    let got = descriptor.read_at(&mut text, 0).unwrap_or_default();
+    let text = String::from_utf8_lossy(text.get(..got).unwrap_or_default());
+    for (name, needed) in text.lines().filter_map(flat_extent) {
+        // Others are not opened, and refused by name.
+        if name.contains('/') {
+            continue;
+        }
+        let extent = path.with_file_name(name);
+        let there = match std::fs::metadata(&extent) {
+            Ok(there) => there.len(),
+            Err(_) => return Err(ImageError::Missing(extent)),
+        };
+        if there < needed {
+            let what = format!("its extent {name} needs {needed} bytes, and has {there}");
+            return fail(ContentError::truncated(what));
+        }
+    }
     Ok(())
+}
+
+/// A flat extent's file, and the bytes it must have: `RW 8192 FLAT "a-flat.vmdk" 0`, in sectors.
+fn flat_extent(line: &str) -> Option<(&str, u64)> {
+    let (words, rest) = line.split_once('"')?;
+    let (name, offset) = rest.split_once('"')?;
+    let mut words = words.split_whitespace().skip(1);
+    let sectors: u64 = words.next()?.parse().ok()?;
+    words.next().filter(|kind| *kind == "FLAT")?;
+    let offset: u64 = offset.split_whitespace().next().unwrap_or("0").parse().ok()?;
+    Some((name, sectors.checked_add(offset)?.checked_mul(512)?))
 }
 
 fn open_flat(path: &Path, access: Access) -> Result<LibraryImage, ImageError> {

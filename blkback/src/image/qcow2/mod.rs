@@ -40,6 +40,7 @@ pub(super) fn open(
         layer.header.incompatible &= !incompatible::DIRTY;
     }
     check_features(&layer, !options.read_only)?;
+    is_whole(&layer)?;
     if let Some(name) = snapshot {
         let snapshot = snapshot::find(&layer, name)?;
         if !options.read_only {
@@ -153,8 +154,24 @@ pub(super) fn snapshot_size(layer: &Layer, name: &str) -> Result<u64, ImageError
     snapshot::find(layer, name).map(|snapshot| snapshot.size)
 }
 
+/// Refuses an image that was cut short. To be asked of one that is in order; what it rests on may be
+/// written by nobody, and is looked at too.
+fn is_whole(layer: &Layer) -> Result<(), ImageError> {
+    let wrap =
+        |error| ImageError::Content { path: layer.path.clone(), format: Format::Qcow2, error };
+    let access = Access { write: false, direct: false, lock: false };
+    let (file, _) = file::open(&layer.path, access)?;
+    let content = FileContent::new(&file).map_err(|e| wrap(e.into()))?;
+    refcounts::is_whole(&content, &layer.header).map_err(wrap)?;
+    match &layer.below {
+        Some(chain::Below::Qcow2(below)) => is_whole(below),
+        Some(chain::Below::Raw(_)) | None => Ok(()),
+    }
+}
+
 /// Opens an image to be read, without a lock, and lets go of it.
 pub(super) fn try_open(layer: &Layer) -> Result<(), ImageError> {
+    is_whole(layer)?;
     let access = Access { write: false, direct: false, lock: false };
     Library::open(&layer.path, Format::Qcow2, false, || open_layer(layer, access)).map(drop)
 }

@@ -62,6 +62,32 @@ pub(super) fn raise(
     Ok(raised)
 }
 
+/// Refuses an image whose file ends before the last cluster that is counted as used. To be asked of
+/// one that is in order and that nobody writes.
+///
+/// # Errors
+/// [`ContentError::Truncated`], and what reading the counts says.
+pub(super) fn is_whole(content: &dyn Content, header: &Header) -> Result<(), ContentError> {
+    let counts = Counts::read(content, header)?;
+    let Some(block) = counts.table.iter().rposition(|block| *block != 0) else { return Ok(()) };
+    let per_block = 1u64 << (header.cluster_bits + 3 - header.refcount_order);
+    let first = (block as u64).saturating_mul(per_block);
+    let mut last = None;
+    for cluster in first..first.saturating_add(per_block) {
+        if counts.get(content, cluster)? != 0 {
+            last = Some(cluster);
+        }
+    }
+    let begin = last.and_then(|cluster| cluster.checked_mul(header.cluster())).unwrap_or(0);
+    if begin >= content.length() {
+        return Err(ContentError::truncated(format!(
+            "data is at byte {begin}, and the file has {}",
+            content.length()
+        )));
+    }
+    Ok(())
+}
+
 /// How often each cluster of the file is used.
 struct Used {
     counts: Vec<u32>,
