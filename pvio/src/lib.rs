@@ -7,6 +7,7 @@
 //! | [`failure`] | one clear line for what went wrong, and what to do |
 //! | [`run`], [`check`] | the two commands |
 //! | [`inspect`] | what a disk is kept in |
+//! | [`disks`] | disks attached, changed and detached while a guest runs; all devices listed |
 //! | [`machine`] | hypervisor and toolstack: domains, devices, child processes, their end |
 //! | [`serve`] | the same driver domain on real Xen: the daemon |
 //! | [`dm`] | the same, standing in for the device model of one guest |
@@ -22,6 +23,7 @@
 pub mod check;
 pub mod cli;
 pub mod demo;
+pub mod disks;
 pub mod dm;
 pub mod domain;
 pub mod driver;

@@ -6,6 +6,7 @@ use crate::cli::Cidr;
 use crate::driver::{self, Options};
 use crate::failure::Failure;
 use clap::Args;
+use pvio_xenbus::handshake::common::BackendKind;
 
 /// `pvio domain driver`.
 #[derive(Debug, Args)]
@@ -27,7 +28,8 @@ pub fn run(args: &DriverArgs) -> Result<(), Failure> {
     let stop = Stop::on_signal(bell.clone())?;
     let domain = super::join(&args.join)?;
     let host = args.host_ip.map(|ip| (ip.address, ip.prefix));
-    let options = Options { host, ..Options::default() };
+    let kinds = vec![BackendKind::Vbd, BackendKind::PvioVbd, BackendKind::Vif];
+    let options = Options { host, kinds, ..Options::default() };
     let mut xs = domain.xenstore().map_err(Failure::of)?;
     let me = (&domain, domain.id());
     driver::run(me, &mut xs, &options, (&stop, &bell), || Said::Ready.say())

@@ -71,8 +71,8 @@ pub trait BackendClass {
     /// A [`HandshakeError`], as for [`connect`](Self::connect).
     fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
 
-    /// Reads again what the toolstack may change while the device is served (a vif's `rate`, the
-    /// medium in a drive).
+    /// Reads again what the toolstack may change while the device is served (a vif's `rate`, a
+    /// disk's limits, the medium in a drive).
     ///
     /// # Errors
     /// A [`Fault`]; what was read before stays in force, unless the next
