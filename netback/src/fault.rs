@@ -51,6 +51,25 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Every [code](Self::code).
+    pub const CODES: &[&str] = &[
+        "tx-ring-producer-overflow",
+        "rx-ring-producer-overflow",
+        "ctrl-ring-producer-overflow",
+        "tx-slots-missing",
+        "tx-slots-fatal",
+        "tx-slot-crosses-page",
+        "tx-extra-missing",
+        "tx-extra-type",
+        "tx-gso-size",
+        "tx-gso-type",
+    ];
+
+    /// Where its code stands among all.
+    pub(crate) fn number(&self) -> usize {
+        Self::CODES.iter().position(|code| *code == self.code()).unwrap_or(usize::MAX)
+    }
+
     /// A short stable code for logs, counters and `error` nodes.
     #[must_use]
     pub const fn code(&self) -> &'static str {

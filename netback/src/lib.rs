@@ -10,9 +10,9 @@
 //! | `host`, `worker` (`std`) | serving with taps and threads |
 //!
 //! "Transmit" (tx) is guest to port, "receive" (rx) port to guest, as in the header. Data is copied,
-//! by the hypervisor or as a [`Policy`](queue::Policy) says: nothing of the guest's but the two rings
-//! stays mapped, and every packet is in private memory, in one piece, before anything of it is looked
-//! at (XSA-155, XSA-423).
+//! by the hypervisor or as a [`Policy`](queue::Policy) says: nothing of the guest's stays mapped but its
+//! rings and the pages that it asks to be kept (staging grants), and every packet is in private memory,
+//! in one piece, before anything of it is looked at (XSA-155, XSA-423).
 //!
 //! The core ([`queue`], [`port::memory`]) is `no_std` and does no I/O; it is driven by
 //! [`Queue::poll`].

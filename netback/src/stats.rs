@@ -1,6 +1,6 @@
 //! Counters anybody may read while the queue runs.
 
-use crate::fault::DropReason;
+use crate::fault::{DropReason, Fault};
 use core::sync::atomic::{AtomicU64, Ordering};
 use pvio_ring::proto::netif::CtrlStatus;
 
@@ -21,6 +21,7 @@ pub struct Stats {
     steered: AtomicU64,
     staged: AtomicU64,
     controls: [AtomicU64; 4],
+    ended: [AtomicU64; Fault::CODES.len()],
     dropped: [AtomicU64; DropReason::ALL.len()],
 }
 
@@ -103,6 +104,12 @@ impl Stats {
         self.controls.get(status as usize).map_or(0, |n| n.load(Ordering::Relaxed))
     }
 
+    /// How often the vif was ended, in all its sessions, for what its guest did.
+    #[must_use]
+    pub fn ended(&self, fault: Fault) -> u64 {
+        self.ended.get(fault.number()).map_or(0, |n| n.load(Ordering::Relaxed))
+    }
+
     /// Packets dropped for a reason.
     #[must_use]
     pub fn dropped(&self, reason: DropReason) -> u64 {
@@ -131,6 +138,10 @@ impl Stats {
 
     pub(crate) fn count_control(&self, status: CtrlStatus) {
         self.controls.get(status as usize).into_iter().for_each(|n| add(n, 1));
+    }
+
+    pub(crate) fn count_end(&self, fault: Fault) {
+        self.ended.get(fault.number()).into_iter().for_each(|n| add(n, 1));
     }
 
     pub(crate) fn count_limited(&self) {

@@ -22,7 +22,7 @@ use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
 use pvio_xenbus::handshake::vif::{
     BackOffer, ControlRing, EventChannels as Events, FrontRequest, MAX_QUEUES, Negotiated,
     Queue as QueueKeys, Rate, ToolstackBack, multicast_request_path, read_multicast_request,
-    read_rate, read_xdp_headroom,
+    read_rate, read_xdp_headroom, write_carrier,
 };
 
 /// Who attaches the host's end of a vif to what it leads to.
@@ -284,8 +284,8 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         started
     }
 
-    fn describe(&self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
-        Ok(())
+    fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+        write_carrier(xs, &ends.back, true)
     }
 
     fn refresh(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {

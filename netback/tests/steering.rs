@@ -305,3 +305,36 @@ fn a_full_ring_of_requests_is_served_and_each_answered_once() {
     assert_eq!(m.control.ring.look(), Ok(128));
     assert!(m.control.channel.is_pending());
 }
+
+proptest::proptest! {
+    /// Whatever a guest asks, it is answered, once, and nothing else happens to it.
+    #[test]
+    fn random_requests(
+        asked in proptest::collection::vec(
+            (0_u16..12, proptest::array::uniform3(number()), 0_u8..4), 1..40),
+        seed in 0_usize..256,
+    ) {
+        let mut m = many(ALL, 2);
+        m.write(&pattern(4096, seed));
+        for (kind, mut data, real) in asked {
+            // Sometimes a page that is there, where each type has it.
+            data[usize::from(kind >= 9)] = match real {
+                0 => data[0],
+                _ => m.control.gref.0,
+            };
+            let (status, _) = m.raw(CtrlRequest { id: 3, kind, data });
+            proptest::prop_assert!(kind != 0 && kind != 11 || status == CtrlStatus::NotSupported);
+            m.queues[0].inject(&tcp(false, 60), Offload::default());
+            m.poll();
+        }
+        // Every packet is somewhere, or was dropped for a reason.
+        let waits = m.queues.iter().map(|setup| setup.queue.backlog()).sum::<usize>();
+        proptest::prop_assert!(waits <= 256);
+    }
+}
+
+/// Small numbers, large ones and those at an edge.
+fn number() -> impl proptest::strategy::Strategy<Value = u32> {
+    use proptest::prelude::*;
+    prop_oneof![0..3_u32, 0..520_u32, any::<u32>(), Just(u32::MAX), Just(1 << 31)]
+}

@@ -59,7 +59,7 @@ fn split_channels_are_told_apart() {
 }
 
 #[test]
-fn every_number_of_slots_that_is_carried_or_dropped_or_fatal() {
+fn xsa_432_every_number_of_slots_that_is_carried_or_dropped_or_fatal() {
     for slots in 1..=22 {
         let mut s = setup(ALL);
         let parts: Vec<_> = (0..slots).map(|i| pattern(100 + i, i)).collect();
@@ -99,7 +99,7 @@ fn the_largest_packet_and_the_smallest() {
 }
 
 #[test]
-fn slots_of_no_bytes_are_answered_and_never_touched() {
+fn xsa_448_slots_of_no_bytes_are_answered_and_never_touched() {
     // XSA-448: the page of an empty slot may be anything.
     let mut s = setup(ALL);
     let frame = pattern(90, 2);
@@ -115,7 +115,7 @@ fn slots_of_no_bytes_are_answered_and_never_touched() {
 }
 
 #[test]
-fn headers_scattered_over_slots_are_in_one_piece() {
+fn xsa_423_headers_scattered_over_slots_are_in_one_piece() {
     // XSA-423: nothing looks at a packet before it is all in private memory.
     for cut in 0..64 {
         let mut s = setup(ALL);

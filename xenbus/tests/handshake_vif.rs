@@ -135,6 +135,22 @@ fn checksums_and_segmentation_have_their_polarity() {
 }
 
 #[test]
+fn the_old_form_of_segmentation_is_for_those_who_know_no_other() {
+    let (sg, gso_tcpv4_prefix, gso_tcpv6_prefix) = (true, true, true);
+    let old = vif::FrontRequest { sg, gso_tcpv4_prefix, gso_tcpv6_prefix, ..Default::default() };
+    let form = |request| {
+        let agreed = vif::Negotiated::new(&net_offer(), &request);
+        (agreed.gso_prefix_v4, agreed.gso_prefix_v6)
+    };
+    assert_eq!(form(old.clone()), (true, false), "over IPv6 no checksum may be blank");
+    assert_eq!(form(vif::FrontRequest { ipv6_csum_offload: true, ..old.clone() }), (true, true));
+    assert_eq!(form(vif::FrontRequest { gso_tcpv4: true, ..old.clone() }), (false, false));
+    assert_eq!(form(vif::FrontRequest { sg: false, ..old.clone() }), (false, false));
+    assert_eq!(form(vif::FrontRequest { no_csum_offload: true, ..old }), (false, false));
+    assert_eq!(form(net_request()), (false, false));
+}
+
+#[test]
 fn bad_requests_of_an_interface_are_refused_by_name() {
     let good = [
         ("tx-ring-ref", "8"),

@@ -13,7 +13,7 @@ use pvio_xenbus::driver::{Ends, Fault, FrontendClass};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::vif::{
     BackOffer, ControlRing, EventChannels as Events, FrontLimits, FrontRequest, Mac, Negotiated,
-    Queue as QueueKeys, ToolstackFront,
+    Queue as QueueKeys, ToolstackFront, read_carrier,
 };
 
 /// The MTU of an interface whose toolstack names none, in bytes (`netif.h`).
@@ -32,6 +32,8 @@ pub struct Nic<P: Granter + EventChannels + Clone> {
     connected: bool,
     mac: Option<Mac>,
     mtu: u32,
+    speed: Option<u64>,
+    carrier: bool,
     /// What earlier sessions left that the backend still had mapped.
     old: Vec<Session<P>>,
     sessions: u32,
@@ -55,6 +57,8 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
             connected: false,
             mac: None,
             mtu: DEFAULT_MTU,
+            speed: None,
+            carrier: true,
             old: Vec::new(),
             sessions: 0,
             takes_gso: false,
@@ -150,6 +154,18 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         self.mtu
     }
 
+    /// The link's speed in bits a second, if the toolstack names one: for show.
+    #[must_use]
+    pub fn speed(&self) -> Option<u64> {
+        self.speed
+    }
+
+    /// Whether the backend says that its link is up (`carrier`), as of its last change of state.
+    #[must_use]
+    pub fn carrier(&self) -> bool {
+        self.carrier
+    }
+
     /// Whether packets can be sent now.
     #[must_use]
     pub fn is_connected(&self) -> bool {
@@ -210,6 +226,7 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
         let toolstack = ToolstackFront::read(xs, &ends.front)?;
         self.mac = Some(toolstack.mac);
         self.mtu = toolstack.mtu.unwrap_or(DEFAULT_MTU);
+        self.speed = toolstack.speed;
         self.release();
         if self.old.len() >= MAX_OLD {
             let text =
@@ -246,7 +263,8 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
         self.wanted(session).write(xs, &ends.front)
     }
 
-    fn connect(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
+    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        self.carrier = read_carrier(xs, &ends.back)?;
         if !core::mem::replace(&mut self.connected, true) {
             self.sessions = self.sessions.saturating_add(1);
             for queue in self.queues() {

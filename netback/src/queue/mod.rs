@@ -369,7 +369,12 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         if let Some(error) = self.failed {
             return Err(error);
         }
-        work(self).inspect_err(|error| self.failed = Some(*error))
+        work(self).inspect_err(|error| {
+            self.failed = Some(*error);
+            if let QueueError::Fault(fault) = error {
+                self.stats.count_end(*fault);
+            }
+        })
     }
 }
 

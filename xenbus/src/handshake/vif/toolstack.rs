@@ -183,6 +183,8 @@ pub struct ToolstackFront {
     pub mac: Mac,
     /// `mtu`, in bytes.
     pub mtu: Option<u32>,
+    /// `speed`: of the link, for show, in bits a second.
+    pub speed: Option<u64>,
     /// `trusted`: whether the frontend may let the backend see its pages; if not, it must copy
     /// through pages that hold nothing else.
     pub trusted: bool,
@@ -198,6 +200,7 @@ impl ToolstackFront {
             handle: addr.index,
             mac,
             mtu: None,
+            speed: None,
             trusted: true,
         }
     }
@@ -216,6 +219,7 @@ impl ToolstackFront {
                 handle: r.need_u32("handle", 0, u32::MAX)?,
                 mac: read_mac(&mut r)?,
                 mtu: r.opt_u32("mtu", MTU.0, MTU.1)?,
+                speed: read_speed(&mut r)?,
                 trusted: r.flag("trusted", true)?,
             })
         })
@@ -237,6 +241,7 @@ impl ToolstackFront {
             w.put("handle", self.handle)?;
             w.put("mac", self.mac)?;
             w.opt("mtu", self.mtu)?;
+            w.opt("speed", self.speed.map(Speed))?;
             w.flag("trusted", self.trusted)
         })
     }
@@ -290,10 +295,94 @@ pub fn create_backend<X: Xenstore + ?Sized>(
     })
 }
 
+/// A link's speed as `speed` holds it: a number and a unit, `G`, `M` or `K` bits a second; without a unit it
+/// counts as `G`. No header has it: toolstacks write it for Windows' frontend, whose
+/// `xenvif/src/xenvif/mac.c` this follows.
+struct Speed(u64);
+
+impl Speed {
+    fn parse(text: &str) -> Option<u64> {
+        let (digits, unit) = match text.as_bytes().split_last()? {
+            (b'g' | b'G', digits) => (digits, 1_000_000_000),
+            (b'm' | b'M', digits) => (digits, 1_000_000),
+            (b'k' | b'K', digits) => (digits, 1000),
+            _ => (text.as_bytes(), 1_000_000_000),
+        };
+        parse_u64(digits)?.checked_mul(unit)
+    }
+}
+
+impl fmt::Display for Speed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Finer than a kilobit there is nothing.
+        for (unit, name) in [(1_000_000_000, "G"), (1_000_000, "M")] {
+            if self.0.is_multiple_of(unit) {
+                return write!(f, "{}{name}", self.0.checked_div(unit).unwrap_or_default());
+            }
+        }
+        write!(f, "{}K", self.0.div_ceil(1000))
+    }
+}
+
+fn read_speed<X: Xenstore + ?Sized>(r: &mut Reader<'_, X>) -> Result<Option<u64>, HandshakeError> {
+    let Some(text) = r.opt_text("speed")? else { return Ok(None) };
+    match Speed::parse(&text) {
+        Some(speed) => Ok(Some(speed)),
+        None => Err(r.malformed("speed", text.as_bytes(), "a number and G, M or K")),
+    }
+}
+
+/// Reads whether an interface's backend says that its link is up (`carrier`); one that says nothing is up.
+///
+/// # Errors
+/// xenstore's; the key holds no number.
+pub fn read_carrier<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    backend: &str,
+) -> Result<bool, HandshakeError> {
+    Reader { xs, base: backend }.flag("carrier", true)
+}
+
+/// Says the same, for a backend.
+///
+/// # Errors
+/// xenstore's.
+pub fn write_carrier<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    backend: &str,
+    up: bool,
+) -> Result<(), HandshakeError> {
+    Writer { xs, base: backend }.flag("carrier", up)
+}
+
 fn read_mac<X: Xenstore + ?Sized>(r: &mut Reader<'_, X>) -> Result<Mac, HandshakeError> {
     let text = r.need_text("mac")?;
     match text.parse::<Mac>() {
         Ok(mac) if !mac.is_multicast() => Ok(mac),
         _ => Err(r.malformed("mac", text.as_bytes(), "the MAC address of one station")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn speeds_and_what_is_none() {
+        for (text, speed, back) in [
+            ("10G", 10_000_000_000, "10G"),
+            ("1", 1_000_000_000, "1G"),
+            ("100m", 100_000_000, "100M"),
+            ("56k", 56_000, "56K"),
+            ("2500M", 2_500_000_000, "2500M"),
+            ("0G", 0, "0G"),
+        ] {
+            assert_eq!(Speed::parse(text), Some(speed), "{text}");
+            assert_eq!(Speed(speed).to_string(), back);
+        }
+        for text in ["", "G", "-1G", "1GG", "1T", "1 G", "99999999999999999999G", "18446744074G"] {
+            assert_eq!(Speed::parse(text), None, "{text}");
+        }
     }
 }
