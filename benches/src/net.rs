@@ -21,6 +21,7 @@ use anyhow::{Result, ensure};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::policy::{GrantsStay, Kept};
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
+use pvio_netback::port::tap_port::TapPort;
 use pvio_netback::queue::{EventPorts, Policy, QueueRefs};
 use pvio_netback::worker::Worker;
 use pvio_netback::{Features, Queue as Backend, Stats};
@@ -176,7 +177,8 @@ impl Attached {
         }
         // A thread inherits its maker's core.
         pin(1);
-        let worker = Worker::start("bench-net", queue, link.tap.try_clone()?, |_| ())?;
+        let tap = link.tap.try_clone()?;
+        let worker = Worker::start("bench-net", queue, |stats| TapPort::new(tap, stats), |_| ())?;
         pin(0);
         let spin = Spin::default();
         let (case, _driver, _hypervisor) = (*case, driver, hypervisor);

@@ -2,8 +2,12 @@
 #![forbid(unsafe_code)]
 
 use crate::Platform;
+use crate::port::knobs::{Knobs, Shares};
+use crate::port::options::{NicOptions, Plug};
 use crate::port::tap::{Tap, TapConfig, TapError};
+use crate::port::tap_port::TapPort;
 use crate::queue::{Policy, Queue};
+use crate::stats::Stats;
 use crate::vif::{Attach, Serve, Session};
 use crate::worker::{News, Worker};
 use alloc::format;
@@ -35,6 +39,15 @@ pub struct TapOptions {
     pub policy: Policy,
 }
 
+/// What all vifs of a driver domain have in common.
+#[derive(Debug, Default)]
+pub struct Site {
+    /// What holds for a vif of which nothing else is said.
+    pub defaults: NicOptions,
+    /// Rates that vifs may share.
+    pub shares: Shares,
+}
+
 /// Queues that a guest may have if nothing else is said: Linux' default too.
 pub const QUEUES_DEFAULT: u32 = 8;
 
@@ -48,6 +61,10 @@ pub struct TapServer {
     /// How many of them are in use.
     in_use: usize,
     carrier: Arc<Carrier>,
+    site: Arc<Site>,
+    knobs: Arc<Knobs>,
+    /// What was said of the vif when it was made.
+    said: NicOptions,
 }
 
 /// The carrier of the interface, which says whether somebody receives what is sent into it.
@@ -85,7 +102,31 @@ impl TapServer {
         let processors = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         let max_queues = options.max_queues.unwrap_or_else(|| processors().min(QUEUES_DEFAULT));
         let carrier = Arc::default();
-        Self { options, wake, max_queues, taps: Vec::new(), in_use: 1, carrier }
+        let (site, knobs, said) = (Arc::default(), Arc::<Knobs>::default(), NicOptions::default());
+        Self { options, wake, max_queues, taps: Vec::new(), in_use: 1, carrier, site, knobs, said }
+    }
+
+    /// The same, in a driver domain that has more to say.
+    #[must_use]
+    pub fn within(self, site: Arc<Site>) -> Self {
+        Self { site, ..self }
+    }
+
+    /// What can be changed while the vif is served, and looked at.
+    #[must_use]
+    pub const fn knobs(&self) -> &Arc<Knobs> {
+        &self.knobs
+    }
+
+    /// What was said of a vif, by all who may.
+    fn said_of(&self, vif: &ToolstackBack) -> Result<NicOptions, Fault> {
+        let (_, words) = bridge_of(vif);
+        let said = self.site.defaults.clone().and(&words.replace(';', ","))?;
+        Ok(said.and(vif.options.as_deref().unwrap_or_default())?)
+    }
+
+    fn apply(&self, vif: &ToolstackBack, said: &NicOptions) -> Result<(), Fault> {
+        self.knobs.apply(said, vif.mac.0, vif.ip.as_deref(), &self.site.shares)
     }
 
     /// The tap, once there is one.
@@ -104,7 +145,8 @@ impl TapServer {
             Attach::Here => {
                 let name = vif.vifname.clone().or_else(|| self.options.name.clone());
                 config.name = name.unwrap_or(config.name);
-                config.bridge = vif.bridge.clone().or_else(|| self.options.bridge.clone());
+                let ours = || self.said.bridge.clone().or_else(|| self.options.bridge.clone());
+                config.bridge = bridge_of(vif).0.map(String::from).or_else(ours);
                 config.address = self.options.address;
             }
         }
@@ -162,7 +204,23 @@ where
     }
 
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
+        let said = self.said_of(vif)?;
+        self.apply(vif, &said)?;
+        if said.plug != Plug::Tap {
+            return Err(Fault::new("nic-options", "only taps are there yet"));
+        }
+        self.said = said;
         self.create(vif, attach).map_err(fault)
+    }
+
+    fn refresh(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
+        let said = self.said_of(vif)?;
+        let stays = |o: &NicOptions| (o.plug.clone(), o.bridge.clone(), o.netns.clone());
+        if stays(&said) != stays(&self.said) {
+            let why = "where a NIC leads to stays as it is until the NIC is removed";
+            return Err(Fault::new("nic-options", why));
+        }
+        self.apply(vif, &said)
     }
 
     fn begin(&mut self, session: &Session) -> Result<(), Fault> {
@@ -184,7 +242,12 @@ where
             News::Ready => carrier.change(|c| c.stalled = c.stalled.saturating_sub(1)),
             News::Ended => wake(),
         };
-        Worker::start(name, queue, tap, tell)
+        let knobs = Arc::clone(&self.knobs);
+        let make = move |stats: Arc<Stats>| {
+            let port = TapPort::new(tap, Arc::clone(&stats))?;
+            Ok(knobs.around(port, stats, index))
+        };
+        Worker::start(name, queue, make, tell)
             .map_err(|e| Fault::new("worker", format!("the queue's worker cannot start: {e}")))
     }
 
@@ -204,6 +267,14 @@ where
     fn fault(&mut self, running: &mut Worker) -> Option<Fault> {
         running.error().map(|error| Fault::new(error.code(), error))
     }
+}
+
+/// The bridge that the toolstack names, and words of ours behind it: `xl` has one field for both,
+/// `bridge=NAME;WORD;WORD`.
+fn bridge_of(vif: &ToolstackBack) -> (Option<&str>, &str) {
+    let all = vif.bridge.as_deref().unwrap_or_default();
+    let (bridge, words) = all.split_once(';').unwrap_or((all, ""));
+    (Some(bridge).filter(|name| !name.is_empty()), words)
 }
 
 fn fault(error: TapError) -> Fault {

@@ -6,6 +6,7 @@
 //! | [`cli`] | the command line |
 //! | [`failure`] | one clear line for what went wrong, and what to do |
 //! | [`run`], [`check`] | the two commands |
+//! | [`control`], [`capture`] | the door to a running driver domain, and who looks at a NIC through it |
 //! | [`inspect`] | what a disk is kept in |
 //! | [`machine`] | hypervisor and toolstack: domains, devices, child processes, their end |
 //! | [`serve`] | the same driver domain on real Xen: the daemon |
@@ -19,8 +20,10 @@
 //! | [`demo`] | the demo image, made when no `--disk` is given |
 #![forbid(unsafe_code)]
 
+pub mod capture;
 pub mod check;
 pub mod cli;
+pub mod control;
 pub mod demo;
 pub mod dm;
 pub mod domain;

@@ -21,6 +21,7 @@
 
 use super::tap::{Tap, VNET_HEADER};
 use super::vnet::{header_of, parse};
+use super::wait::{Wait, Watch};
 use super::{FRAME_MAX, NetPort, Packet, PacketBuf, PortError, WouldBlock};
 use crate::fault::DropReason;
 use crate::stats::Stats;
@@ -106,10 +107,6 @@ fn is_large(buf: &PrivateBuf) -> bool {
     buf.as_slice().len() > SMALL
 }
 
-/// Names a descriptor that is watched.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Watch(usize);
-
 struct Watched {
     file: FileId,
     armed: bool,
@@ -137,63 +134,6 @@ impl TapPort {
             stats,
             broken: None,
         })
-    }
-
-    /// Also wakes when this descriptor becomes readable. `None` when too many are watched.
-    pub fn watch(&mut self, file: OwnedFd) -> Option<Watch> {
-        if self.watches.len() >= WATCHES {
-            return None;
-        }
-        let file = self.uring.add_file(file);
-        self.watches.push(Watched { file, armed: false, fired: false });
-        Some(Watch(self.watches.len().saturating_sub(1)))
-    }
-
-    /// Whether a watched descriptor became readable since last asked. It is watched again from
-    /// then on: empty it before the next [`wait`](Self::wait).
-    pub fn fired(&mut self, watch: Watch) -> bool {
-        self.watches.get_mut(watch.0).is_some_and(|w| core::mem::take(&mut w.fired))
-    }
-
-    /// Takes what the kernel has finished, and makes reads and watches stand ready again.
-    ///
-    /// # Errors
-    /// The tap is gone, or io_uring fails.
-    pub fn pump(&mut self) -> io::Result<()> {
-        let before = (self.received.len(), self.reads);
-        self.reap();
-        if let Some(errno) = self.broken {
-            return Err(io::Error::from_raw_os_error(errno));
-        }
-        let got = self.received.len().saturating_sub(before.0);
-        if got > 0 {
-            let wanted = if got == before.1 { self.reads_wanted } else { got };
-            let bytes: usize = self.received.iter().skip(before.0).map(|p| p.len).sum();
-            let most = got.saturating_mul(READS_BYTES).checked_div(bytes).unwrap_or(READS_MOST);
-            let most = most.clamp(READS_LEAST, READS_MOST);
-            self.reads_wanted = wanted.saturating_mul(2).clamp(READS_LEAST, most);
-        }
-        self.arm();
-        self.uring.flush()
-    }
-
-    /// Waits until something finishes or a watched descriptor becomes readable, or `timeout` is
-    /// over. [`pump`](Self::pump) then takes it.
-    ///
-    /// # Errors
-    /// What `io_uring_enter` says.
-    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.arm();
-        self.uring.wait(timeout)
-    }
-
-    /// Whether there is something to [`pump`](Self::pump). Never waits, and costs next to nothing
-    /// while there is not.
-    ///
-    /// # Errors
-    /// What `io_uring_enter` says.
-    pub fn look(&mut self) -> io::Result<bool> {
-        self.uring.look()
     }
 
     fn reap(&mut self) {
@@ -253,6 +193,48 @@ impl TapPort {
 
 const EINTR: i32 = 4;
 const EAGAIN: i32 = 11;
+
+impl Wait for TapPort {
+    fn watch(&mut self, file: OwnedFd) -> Option<Watch> {
+        if self.watches.len() >= WATCHES {
+            return None;
+        }
+        let file = self.uring.add_file(file);
+        self.watches.push(Watched { file, armed: false, fired: false });
+        Some(Watch(self.watches.len().saturating_sub(1)))
+    }
+
+    fn fired(&mut self, watch: Watch) -> bool {
+        self.watches.get_mut(watch.0).is_some_and(|w| core::mem::take(&mut w.fired))
+    }
+
+    fn pump(&mut self) -> io::Result<()> {
+        let before = (self.received.len(), self.reads);
+        self.reap();
+        if let Some(errno) = self.broken {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        let got = self.received.len().saturating_sub(before.0);
+        if got > 0 {
+            let wanted = if got == before.1 { self.reads_wanted } else { got };
+            let bytes: usize = self.received.iter().skip(before.0).map(|p| p.len).sum();
+            let most = got.saturating_mul(READS_BYTES).checked_div(bytes).unwrap_or(READS_MOST);
+            let most = most.clamp(READS_LEAST, READS_MOST);
+            self.reads_wanted = wanted.saturating_mul(2).clamp(READS_LEAST, most);
+        }
+        self.arm();
+        self.uring.flush()
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.arm();
+        self.uring.wait(timeout)
+    }
+
+    fn look(&mut self) -> io::Result<bool> {
+        self.uring.look()
+    }
+}
 
 impl NetPort for TapPort {
     type Buf = PrivateBuf;

@@ -6,6 +6,7 @@ use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, backend_root, list_backends, read_error, read_online, read_state,
     remove_backend_end, state_path,
 };
+use pvio_xenbus::handshake::vif;
 use pvio_xenbus::{WatchEvent, XenbusState, Xenstore, XsError};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -82,7 +83,7 @@ where
             match at_device {
                 Some((addr, below)) if self.devices.contains_key(&addr) => match below {
                     "" => self.step(xs, addr)?,
-                    "rate" => self.refresh(xs, addr),
+                    key if vif::is_live(key) => self.refresh(xs, addr),
                     _ => {}
                 },
                 _ => self.discover(xs, *kind)?,

@@ -13,7 +13,8 @@ pub use request::{
     ControlRing, EventChannels, FrontRequest, Queue, multicast_request_path, read_multicast_request,
 };
 pub use toolstack::{
-    Rate, ToolstackBack, ToolstackFront, create_backend, create_device, rate_path, read_rate,
+    Rate, ToolstackBack, ToolstackFront, create_backend, create_device, is_live, rate_path,
+    read_rate,
 };
 
 /// The most queues one interface is given here, whatever is offered. Linux offers 8 at most.
