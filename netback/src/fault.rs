@@ -180,6 +180,8 @@ drop_reasons! {
     TxSpoofProtocol = "tx-spoof-protocol",
     /// From the guest: lost on purpose.
     TxFault = "tx-fault",
+    /// To the guest, from a switch: what it holds for the guest is all it may.
+    RxSwitch = "rx-switch",
     /// To the guest: lost on purpose.
     RxFault = "rx-fault",
     /// To the guest: shorter than an Ethernet header.

@@ -6,6 +6,7 @@ use pvio_blkback::path::Policy;
 use pvio_netback::host::Site;
 use pvio_netback::port::options::{NicOptions, shared_rate};
 use pvio_netback::port::shape::Share;
+use pvio_netback::port::tap::TapConfig;
 use pvio_netback::queue::Policy as NicPolicy;
 use pvio_xenbus::handshake::common::BackendKind;
 use std::net::Ipv4Addr;
@@ -159,6 +160,10 @@ pub struct NicArgs {
     /// A rate that NICs may share (share=NAME): bytes a second, each way
     #[arg(long = "nic-share", value_name = "NAME=RATE")]
     pub shares: Vec<String>,
+    /// A tap as the way out of a switch that NICs are plugged into (switch=NAME), on a bridge or
+    /// on none
+    #[arg(long = "nic-uplink", value_name = "SWITCH=TAP[@BRIDGE]")]
+    pub uplinks: Vec<String>,
 }
 
 impl NicArgs {
@@ -176,6 +181,18 @@ impl NicArgs {
                 Failure::input(format!("--nic-share {share}: {expected}"), "as in uplink=125M")
             })?;
             site.shares.insert(name.to_owned(), Share::new(rate));
+        }
+        for uplink in &self.uplinks {
+            let (switch, tap) = uplink
+                .split_once('=')
+                .filter(|(s, t)| !s.is_empty() && !t.is_empty())
+                .ok_or_else(|| {
+                    Failure::input(format!("--nic-uplink {uplink}"), "as in lan=pvio-lan@xenbr0")
+                })?;
+            let (tap, bridge) = tap.split_once('@').map_or((tap, None), |(t, b)| (t, Some(b)));
+            let mut config = TapConfig::new(tap);
+            config.bridge = bridge.map(str::to_owned);
+            site.switches.set_uplink(switch, config);
         }
         Ok(site)
     }

@@ -100,11 +100,7 @@ impl Session {
             self.lost.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        record.data.clear();
-        // It was made with room for as much.
-        record.data.extend_from_slice(frame.get(..self.snaplen).unwrap_or(frame));
-        record.when = SystemTime::now();
-        (record.len, record.offload, record.sent) = (frame.len(), offload, sent);
+        record.fill(frame, self.snaplen, offload, sent);
         // There are as many places as records.
         let _ = self.full.push(record);
         self.reader.unpark();
@@ -126,9 +122,18 @@ pub struct Record {
 }
 
 impl Record {
-    fn new(snaplen: usize) -> Self {
+    pub(super) fn new(snaplen: usize) -> Self {
         let (data, when) = (Vec::with_capacity(snaplen), SystemTime::UNIX_EPOCH);
         Self { data, len: 0, when, sent: false, offload: Offload::default() }
+    }
+
+    /// Now, this packet, of which so much fits in.
+    pub(super) fn fill(&mut self, frame: &[u8], snaplen: usize, offload: Offload, sent: bool) {
+        self.data.clear();
+        // It was made with room for as much.
+        self.data.extend_from_slice(frame.get(..snaplen).unwrap_or(frame));
+        self.when = SystemTime::now();
+        (self.len, self.offload, self.sent) = (frame.len(), offload, sent);
     }
 
     /// What is unusual about it, in words.

@@ -33,9 +33,13 @@
 //! `options` is the one grammar for all of that; `knobs` applies it to a vif that is served.
 
 #[cfg(feature = "std")]
+mod buffers;
+#[cfg(feature = "std")]
 pub mod capture;
 #[cfg(feature = "std")]
 pub mod faults;
+#[cfg(feature = "std")]
+pub mod file;
 #[cfg(feature = "std")]
 pub mod guard;
 #[cfg(feature = "std")]
@@ -44,11 +48,15 @@ pub mod knobs;
 mod live;
 pub mod memory;
 #[cfg(feature = "std")]
+pub(crate) mod open_vswitch;
+#[cfg(feature = "std")]
 pub mod options;
 #[cfg(feature = "std")]
 pub mod shape;
 #[cfg(feature = "std")]
 mod share;
+#[cfg(feature = "std")]
+pub mod switch;
 #[cfg(feature = "std")]
 pub mod tap;
 #[cfg(feature = "std")]

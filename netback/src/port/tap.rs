@@ -6,6 +6,8 @@
 
 pub use super::tap_config::{TapConfig, TapError};
 
+use super::open_vswitch;
+
 use super::tap_config::DEVICE;
 use alloc::string::String;
 use core::fmt;
@@ -14,6 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater, ioctl};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Bytes of the header before each packet (`struct virtio_net_hdr`).
@@ -62,7 +65,10 @@ impl Tap {
             other => other?,
         }
         if let Some(bridge) = &config.bridge {
-            kernel.join(&config.name, bridge)?;
+            match kernel.join(&config.name, bridge) {
+                Err(TapError::NotABridge(_)) => open_vswitch::join(&config.name, bridge)?,
+                other => other?,
+            }
         }
         if let Some((address, prefix)) = config.address {
             kernel.set_address(&config.name, address, prefix)?;
@@ -180,6 +186,29 @@ impl fmt::Debug for Tap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Tap").field(&self.name).finish()
     }
+}
+
+/// Does something in the network namespace of that name, on a thread that enters it and ends.
+///
+/// # Errors
+/// [`TapError::NoNamespace`], or what `work` fails with.
+pub fn inside<T: Send>(
+    name: &str,
+    work: impl FnOnce() -> Result<T, TapError> + Send,
+) -> Result<T, TapError> {
+    let none = |errno| TapError::NoNamespace { name: name.into(), errno };
+    let path = alloc::format!("/run/netns/{name}");
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let space = rustix::fs::open(path, flags, Mode::empty()).map_err(none)?;
+    let enter = || {
+        move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network)).map_err(none)?;
+        work()
+    };
+    let gone = || Err(none(Errno::AGAIN));
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, enter);
+        thread.map_or_else(|_| gone(), |thread| thread.join().unwrap_or_else(|_| gone()))
+    })
 }
 
 /// `struct ifreq`: a name, and 24 bytes of which each request reads or writes its own part.

@@ -19,9 +19,10 @@
 //! ([`TapConfig::queue_len`](super::tap::TapConfig::queue_len)) and drops what comes then.
 #![forbid(unsafe_code)]
 
+use super::buffers::{FRAME_AT, LARGE, LARGE_OUT, Pool, SMALL_OUT, buffers};
 use super::tap::{Tap, VNET_HEADER};
 use super::vnet::{header_of, parse};
-use super::wait::{Wait, Watch};
+use super::wait::{WATCHES, Wait, Watch, Watches};
 use super::{FRAME_MAX, NetPort, Packet, PacketBuf, PortError, WouldBlock};
 use crate::fault::DropReason;
 use crate::stats::Stats;
@@ -30,22 +31,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_ring::IoSeg;
-use pvio_ring::shm::PAGE_SIZE;
 use pvio_uring::{FileId, PrivateBuf, Uring};
 use std::io;
 use std::os::fd::OwnedFd;
 
 /// Bytes of a read: one more than any frame has, so that one cut short is seen to be.
 const READ_LEN: usize = VNET_HEADER + FRAME_MAX + 1;
-/// Where the frames that are read begin: with a page, for they are copied on page by page.
-const FRAME_AT: usize = PAGE_SIZE;
-/// Bytes of a large buffer. A page more than a frame, so that its pages can be aligned.
-const LARGE: usize = FRAME_AT + FRAME_MAX + 1;
-/// Bytes of a small buffer.
-const SMALL: usize = 2048;
-/// Buffers for packets on their way out. A ring of 256 slots holds 15 packets of the largest size.
-const LARGE_OUT: usize = 16;
-const SMALL_OUT: usize = 128;
 /// Reads that stand ready at most, and at least. Every packet that arrives wakes every read that
 /// stands ready, so there are many only while many packets arrive.
 const READS_MOST: usize = 32;
@@ -54,7 +45,6 @@ const READS_LEAST: usize = 4;
 const READS_BYTES: usize = 256 * 1024;
 /// Buffers for packets on their way in: reads, and what waits for the guest.
 const LARGE_IN: usize = READS_MOST + 16;
-const WATCHES: usize = 8;
 const SLOTS: usize = LARGE_OUT + SMALL_OUT + READS_MOST + WATCHES;
 
 const READ: u64 = 0;
@@ -72,45 +62,10 @@ pub struct TapPort {
     /// Reads standing ready, and how many should.
     reads: usize,
     reads_wanted: usize,
-    watches: Vec<Watched>,
+    watches: Watches,
     stats: Arc<Stats>,
     /// Why the tap cannot be read any more.
     broken: Option<i32>,
-}
-
-/// Buffers that nobody uses, of both sizes.
-struct Pool {
-    large: Vec<PrivateBuf>,
-    small: Vec<PrivateBuf>,
-}
-
-impl Pool {
-    fn new(large: usize, small: usize) -> Self {
-        Self { large: buffers(LARGE, large), small: buffers(SMALL, small) }
-    }
-
-    fn give_back(&mut self, buf: PrivateBuf) {
-        if is_large(&buf) { self.large.push(buf) } else { self.small.push(buf) }
-    }
-
-    /// A small buffer, if a frame of `len` bytes fits in one and there is one.
-    fn small_for(&mut self, len: usize) -> Option<PrivateBuf> {
-        if len > SMALL - VNET_HEADER { None } else { self.small.pop() }
-    }
-}
-
-fn buffers(len: usize, count: usize) -> Vec<PrivateBuf> {
-    core::iter::repeat_with(|| PrivateBuf::page_aligned(len)).take(count).collect()
-}
-
-fn is_large(buf: &PrivateBuf) -> bool {
-    buf.as_slice().len() > SMALL
-}
-
-struct Watched {
-    file: FileId,
-    armed: bool,
-    fired: bool,
 }
 
 impl TapPort {
@@ -125,12 +80,12 @@ impl TapPort {
         Ok(Self {
             uring,
             tap,
-            out: Pool::new(LARGE_OUT, SMALL_OUT),
+            out: Pool::new(VNET_HEADER),
             inward: buffers(LARGE, LARGE_IN),
             received: VecDeque::with_capacity(READS_MOST),
             reads: 0,
             reads_wanted: READS_LEAST,
-            watches: Vec::with_capacity(WATCHES),
+            watches: Watches::new(WATCH),
             stats,
             broken: None,
         })
@@ -163,12 +118,7 @@ impl TapPort {
                 }
                 done.segments.pop().into_iter().for_each(|seg| out.give_back(seg.buf));
             }
-            token => {
-                let index = usize::try_from(token.saturating_sub(WATCH)).unwrap_or(usize::MAX);
-                if let Some(watch) = watches.get_mut(index) {
-                    (watch.armed, watch.fired) = (false, true);
-                }
-            }
+            token => watches.done(token),
         });
     }
 
@@ -183,11 +133,7 @@ impl TapPort {
             }
             self.reads = self.reads.saturating_add(1);
         }
-        for (token, watch) in (WATCH..).zip(&mut self.watches) {
-            if !watch.armed && !watch.fired {
-                watch.armed = self.uring.poll_readable(watch.file, token).is_ok();
-            }
-        }
+        self.watches.arm(&mut self.uring);
     }
 }
 
@@ -196,16 +142,11 @@ const EAGAIN: i32 = 11;
 
 impl Wait for TapPort {
     fn watch(&mut self, file: OwnedFd) -> Option<Watch> {
-        if self.watches.len() >= WATCHES {
-            return None;
-        }
-        let file = self.uring.add_file(file);
-        self.watches.push(Watched { file, armed: false, fired: false });
-        Some(Watch(self.watches.len().saturating_sub(1)))
+        self.watches.add(&mut self.uring, file)
     }
 
     fn fired(&mut self, watch: Watch) -> bool {
-        self.watches.get_mut(watch.0).is_some_and(|w| core::mem::take(&mut w.fired))
+        self.watches.fired(watch)
     }
 
     fn pump(&mut self) -> io::Result<()> {
@@ -245,13 +186,7 @@ impl NetPort for TapPort {
     }
 
     fn fit(&mut self, buf: PrivateBuf, len: usize) -> PrivateBuf {
-        match self.out.small_for(len) {
-            Some(small) => {
-                self.out.give_back(buf);
-                small
-            }
-            None => buf,
-        }
+        self.out.fit(buf, len)
     }
 
     fn unreserve(&mut self, buf: PrivateBuf) {

@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 use super::NetPort;
+use alloc::vec::Vec;
 use core::time::Duration;
+use pvio_uring::{FileId, PrivateBuf, Uring};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -38,6 +40,60 @@ pub trait Wait: NetPort {
     /// # Errors
     /// What the system says.
     fn look(&mut self) -> io::Result<bool>;
+}
+
+/// Descriptors that a port can watch.
+pub(super) const WATCHES: usize = 8;
+
+/// Descriptors watched through an io_uring.
+#[derive(Debug)]
+pub(super) struct Watches {
+    /// What the first of them is called; the others by the numbers that follow.
+    first: u64,
+    all: Vec<Watched>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    file: FileId,
+    armed: bool,
+    fired: bool,
+}
+
+impl Watches {
+    pub fn new(first: u64) -> Self {
+        Self { first, all: Vec::with_capacity(WATCHES) }
+    }
+
+    pub fn add(&mut self, uring: &mut Uring<PrivateBuf>, file: OwnedFd) -> Option<Watch> {
+        if self.all.len() >= WATCHES {
+            return None;
+        }
+        let file = uring.add_file(file);
+        self.all.push(Watched { file, armed: false, fired: false });
+        Some(Watch(self.all.len().saturating_sub(1)))
+    }
+
+    pub fn fired(&mut self, watch: Watch) -> bool {
+        self.all.get_mut(watch.0).is_some_and(|w| core::mem::take(&mut w.fired))
+    }
+
+    /// One of them became readable, the io_uring says.
+    pub fn done(&mut self, token: u64) {
+        let index = usize::try_from(token.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        if let Some(watch) = self.all.get_mut(index) {
+            (watch.armed, watch.fired) = (false, true);
+        }
+    }
+
+    /// Lets those stand ready that do not. There has to be a slot for each.
+    pub fn arm(&mut self, uring: &mut Uring<PrivateBuf>) {
+        for (token, watch) in (self.first..).zip(&mut self.all) {
+            if !watch.armed && !watch.fired {
+                watch.armed = uring.poll_readable(watch.file, token).is_ok();
+            }
+        }
+    }
 }
 
 /// A wrapper: who waits at it waits at the port within.

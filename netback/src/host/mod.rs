@@ -1,9 +1,13 @@
 //! Serving vifs through taps, a thread per queue: what a driver domain does.
 #![forbid(unsafe_code)]
 
+mod other;
+mod taps;
+
 use crate::Platform;
 use crate::port::knobs::{Knobs, Shares};
-use crate::port::options::{NicOptions, Plug};
+use crate::port::options::NicOptions;
+use crate::port::switch::Switches;
 use crate::port::tap::{Tap, TapConfig, TapError};
 use crate::port::tap_port::TapPort;
 use crate::queue::{Policy, Queue};
@@ -13,14 +17,14 @@ use crate::worker::{News, Worker};
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::fmt;
 use core::net::Ipv4Addr;
+use other::Other;
 use pvio_uring::PrivateBuf;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::ToolstackBack;
 use std::os::fd::AsFd;
-use std::sync::{Mutex, PoisonError};
+use taps::{Carrier, Taps};
 
 /// What the driver domain adds to what the toolstack says.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -46,53 +50,27 @@ pub struct Site {
     pub defaults: NicOptions,
     /// Rates that vifs may share.
     pub shares: Shares,
+    /// Switches that vifs may be plugged into.
+    pub switches: Switches,
 }
 
 /// Queues that a guest may have if nothing else is said: Linux' default too.
 pub const QUEUES_DEFAULT: u32 = 8;
 
-/// Serves a vif through a tap, whose carrier says whether a guest is there.
+/// Serves a vif through a tap, whose carrier says whether a guest is there, or through whatever
+/// else [its options](NicOptions) say.
 pub struct TapServer {
     options: TapOptions,
     wake: Arc<dyn Fn() + Send + Sync>,
     max_queues: u32,
-    /// A handle on each queue; the first is the interface's own, and always in use.
-    taps: Vec<Tap>,
-    /// How many of them are in use.
-    in_use: usize,
+    taps: Taps,
     carrier: Arc<Carrier>,
+    /// Where the vif leads to, if not to a tap.
+    other: Option<Other>,
     site: Arc<Site>,
     knobs: Arc<Knobs>,
     /// What was said of the vif when it was made.
     said: NicOptions,
-}
-
-/// The carrier of the interface, which says whether somebody receives what is sent into it.
-#[derive(Debug, Default)]
-struct Carrier(Mutex<CarrierState>);
-
-#[derive(Debug, Default)]
-struct CarrierState {
-    tap: Option<Tap>,
-    /// A session is going on.
-    guest: bool,
-    /// How many of its queues have stalled. The host does not know which queue a packet would
-    /// take, so one is enough (as in Linux).
-    stalled: usize,
-}
-
-impl Carrier {
-    fn change(&self, change: impl FnOnce(&mut CarrierState)) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut state);
-        let on = state.guest && state.stalled == 0;
-        if let Some(tap) = &state.tap
-            && let Err(error) = tap.set_carrier(on)
-        {
-            // Older kernels cannot; the host then believes that somebody is always there.
-            tracing::debug!(tap = tap.name(), %error, "carrier not set");
-        }
-    }
 }
 
 impl TapServer {
@@ -103,7 +81,17 @@ impl TapServer {
         let max_queues = options.max_queues.unwrap_or_else(|| processors().min(QUEUES_DEFAULT));
         let carrier = Arc::default();
         let (site, knobs, said) = (Arc::default(), Arc::<Knobs>::default(), NicOptions::default());
-        Self { options, wake, max_queues, taps: Vec::new(), in_use: 1, carrier, site, knobs, said }
+        Self {
+            options,
+            wake,
+            max_queues,
+            taps: Taps::default(),
+            carrier,
+            other: None,
+            site,
+            knobs,
+            said,
+        }
     }
 
     /// The same, in a driver domain that has more to say.
@@ -138,6 +126,7 @@ impl TapServer {
     fn config(&self, vif: &ToolstackBack, attach: Attach) -> TapConfig {
         let usual = format!("vif{}.{}", vif.frontend_id, vif.handle);
         let mut config = TapConfig::new(usual);
+        config.netns.clone_from(&self.said.netns);
         config.mtu = vif.mtu.unwrap_or(config.mtu);
         config.multi_queue = self.max_queues > 1;
         match attach {
@@ -154,35 +143,8 @@ impl TapServer {
     }
 
     fn create(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), TapError> {
-        let first = Tap::create(&self.config(vif, attach))?;
-        let mut taps = Vec::from([first]);
-        for _ in 1..self.max_queues {
-            if let Some(first) = taps.first() {
-                let queue = first.add_queue()?;
-                queue.set_in_use(false)?;
-                taps.push(queue);
-            }
-        }
-        let tap = taps.first().map(Tap::try_clone).transpose()?;
-        (self.taps, self.in_use) = (taps, 1);
-        self.carrier.change(|carrier| *carrier = CarrierState { tap, ..CarrierState::default() });
-        Ok(())
-    }
-
-    /// Lets the kernel spread packets over so many queues.
-    fn use_queues(&mut self, count: usize) -> Result<(), TapError> {
-        while self.in_use < count
-            && let Some(tap) = self.taps.get(self.in_use)
-        {
-            tap.set_in_use(true)?;
-            self.in_use = self.in_use.saturating_add(1);
-        }
-        while self.in_use > count
-            && let Some(tap) = self.taps.get(self.in_use.saturating_sub(1))
-        {
-            tap.set_in_use(false)?;
-            self.in_use = self.in_use.saturating_sub(1);
-        }
+        self.taps = Taps::create(&self.config(vif, attach), self.max_queues)?;
+        self.carrier.begin(self.taps.first().map(Tap::try_clone).transpose()?);
         Ok(())
     }
 }
@@ -206,11 +168,10 @@ where
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
         let said = self.said_of(vif)?;
         self.apply(vif, &said)?;
-        if said.plug != Plug::Tap {
-            return Err(Fault::new("nic-options", "only taps are there yet"));
-        }
+        let name = format!("vif{}.{}", vif.frontend_id, vif.handle);
+        self.other = Other::open(&said.plug, &name, &self.site)?;
         self.said = said;
-        self.create(vif, attach).map_err(fault)
+        if self.other.is_none() { self.create(vif, attach).map_err(fault) } else { Ok(()) }
     }
 
     fn refresh(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
@@ -224,7 +185,10 @@ where
     }
 
     fn begin(&mut self, session: &Session) -> Result<(), Fault> {
-        self.use_queues(session.queues).map_err(fault)?;
+        if let Some(other) = &mut self.other {
+            return other.begin(session);
+        }
+        self.taps.use_queues(session.queues).map_err(fault)?;
         let tap = self.tap().ok_or_else(no_tap)?;
         tap.set_unsegmented(session.features.gso_v4, session.features.gso_v6).map_err(fault)
     }
@@ -235,30 +199,35 @@ where
         name: &str,
         queue: Queue<P, PrivateBuf>,
     ) -> Result<Worker, Fault> {
-        let tap = self.taps.get(index).ok_or_else(no_tap)?.try_clone().map_err(fault)?;
         let (wake, carrier) = (Arc::clone(&self.wake), Arc::clone(&self.carrier));
         let tell = move |news| match news {
-            News::Stalled => carrier.change(|c| c.stalled = c.stalled.saturating_add(1)),
-            News::Ready => carrier.change(|c| c.stalled = c.stalled.saturating_sub(1)),
+            News::Stalled => carrier.stalled(true),
+            News::Ready => carrier.stalled(false),
             News::Ended => wake(),
         };
         let knobs = Arc::clone(&self.knobs);
-        let make = move |stats: Arc<Stats>| {
-            let port = TapPort::new(tap, Arc::clone(&stats))?;
-            Ok(knobs.around(port, stats, index))
+        let started = if let Some(other) = &mut self.other {
+            other.start(index, name, queue, knobs, tell)?
+        } else {
+            let tap = self.taps.get(index).ok_or_else(no_tap)?.try_clone().map_err(fault)?;
+            let make = move |stats: Arc<Stats>| {
+                let port = TapPort::new(tap, Arc::clone(&stats))?;
+                Ok(knobs.around(port, stats, index))
+            };
+            Worker::start(name, queue, make, tell)
         };
-        Worker::start(name, queue, make, tell)
-            .map_err(|e| Fault::new("worker", format!("the queue's worker cannot start: {e}")))
+        started.map_err(|e| Fault::new("worker", format!("the queue's worker cannot start: {e}")))
     }
 
     fn started(&mut self) {
-        self.carrier.change(|carrier| carrier.guest = true);
+        self.carrier.guest(true);
     }
 
     fn stopped(&mut self) {
-        self.carrier.change(|carrier| (carrier.guest, carrier.stalled) = (false, 0));
+        self.carrier.guest(false);
+        self.other.iter_mut().for_each(Other::stopped);
         let quiet = self.tap().map_or(Ok(()), |tap| tap.set_unsegmented(false, false));
-        if let Err(error) = self.use_queues(1).and(quiet) {
+        if let Err(error) = self.taps.use_queues(1).and(quiet) {
             // The next session sets both anew, and says so if it cannot.
             tracing::debug!(%error, "the tap is not as before the session");
         }
