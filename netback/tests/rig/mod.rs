@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod frames;
+pub mod kernel_guest;
 pub mod namespace;
 pub mod stack;
 
