@@ -11,7 +11,7 @@ use crate::until::{Done, Until};
 use anyhow::{Context, Result, ensure};
 use pvio_blkback::image::{Image, ImageOptions};
 use pvio_blkback::worker::Worker;
-use pvio_blkback::{DataPath, QueueParts, Stats};
+use pvio_blkback::{DataPath, Live, QueueParts, Stats};
 use pvio_blkfront::{Op, Queue, Shape, SlotId};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper};
@@ -245,6 +245,7 @@ impl Attached {
         let ring = driver.map(guest_id, front.ring_grefs(), Access::ReadWrite)?;
         let parts = QueueParts {
             frontend: guest_id,
+            disk: Arc::new(Live::new(image.geometry())),
             grants: driver.clone(),
             data_path: case.path,
             ring: BackRing::attach(ring, Abi::X86_64.slot_size())?,

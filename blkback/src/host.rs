@@ -14,13 +14,15 @@ use std::os::fd::AsFd;
 /// Serves a vbd from whatever its `params` name.
 pub struct ImageServer {
     image: Option<Arc<Image>>,
+    /// It is a raw file or a block device, which anybody may make larger.
+    grows: bool,
     wake: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl ImageServer {
     /// `wake` is called by a worker that ended by itself: step the driver then.
     pub fn new(wake: Arc<dyn Fn() + Send + Sync>) -> Self {
-        Self { image: None, wake }
+        Self { image: None, grows: false, wake }
     }
 }
 
@@ -45,13 +47,32 @@ where
     type Running = Worker;
 
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
-        let spec = place(disk)?;
+        // Lets go of its locks.
+        self.image = None;
+        let spec = if disk.is_empty_drive() { Spec::Ram { bytes: 0 } } else { place(disk)? };
         let options =
             ImageOptions { read_only: disk.mode == Mode::ReadOnly, direct: disk.direct_io_safe };
         let image = Image::open_disk(&spec, options).map_err(|e| Fault::new(e.code(), e))?;
         let geometry = image.geometry();
+        self.grows = matches!(spec, Spec::File { format: Format::Raw, .. });
         self.image = Some(Arc::new(image));
         Ok(geometry)
+    }
+
+    fn sectors(&mut self) -> Option<u64> {
+        let image = self.image.as_ref().filter(|_| self.grows)?;
+        match image.file_bytes() {
+            // Whole logical sectors: a file that is being appended to may have any length.
+            Some(Ok(bytes)) => {
+                let unit = u64::from(image.geometry().sector_size);
+                Some(bytes / unit * (unit / 512))
+            }
+            Some(Err(error)) => {
+                tracing::warn!(%error, "how large the image is cannot be found out");
+                None
+            }
+            None => None,
+        }
     }
 
     fn start(

@@ -24,6 +24,7 @@ pub mod engine;
 pub mod host;
 #[cfg(feature = "std")]
 pub mod image;
+mod live;
 pub mod pages;
 pub mod path;
 pub mod queue;
@@ -34,6 +35,7 @@ pub mod worker;
 
 pub use config::Config;
 pub use engine::{BlockEngine, EngineError, Geometry};
+pub use live::Live;
 pub use pages::Buf;
 pub use path::{DataPath, Policy};
 pub use queue::{Progress, Queue, QueueFault, QueueParts};

@@ -33,7 +33,7 @@ pub struct Stats {
 }
 
 /// Every reason for which a request is refused, in the order of its counter.
-const REASONS: [RefusalReason; 8] = [
+const REASONS: [RefusalReason; 9] = [
     RefusalReason::UnknownOperation,
     RefusalReason::SegmentCount,
     RefusalReason::SegmentBounds,
@@ -42,6 +42,7 @@ const REASONS: [RefusalReason; 8] = [
     RefusalReason::ReadOnly,
     RefusalReason::Grant,
     RefusalReason::Engine,
+    RefusalReason::Empty,
 ];
 
 impl Stats {

@@ -3,6 +3,7 @@
 pub use crate::config::Config;
 use crate::config::abi;
 use crate::engine::Geometry;
+use crate::live::Live;
 use crate::pages::most_pages;
 use crate::path::DataPath;
 use crate::queue::{QueueFault, QueueParts};
@@ -18,8 +19,8 @@ use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::vbd::{
-    BackDisk, BackOffer, Discard, DiskInfo, FrontRequest, Mode, Negotiated, Queue as QueueKeys,
-    ToolstackBack,
+    BackDisk, BackOffer, DeviceType, Discard, DiskInfo, FrontRequest, Mode, Negotiated,
+    Queue as QueueKeys, ToolstackBack, announce_resize,
 };
 
 /// What a vbd needs of the platform it runs on.
@@ -32,11 +33,19 @@ pub trait Serve<P: Platform> {
     /// everything.
     type Running;
 
-    /// Opens what backs the disk.
+    /// Opens what backs the disk, and lets go of what was open before. Nothing is being served.
+    /// Of a drive without a medium ([`ToolstackBack::is_empty_drive`]) this is a disk of no sectors,
+    /// whose queues are [started](Self::start) all the same.
     ///
     /// # Errors
     /// A [`Fault`] that tells the operator what to do.
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault>;
+
+    /// How many sectors of 512 bytes the disk has now, if it may have become larger or smaller since
+    /// it was opened. Called now and then while it is served, and cheap.
+    fn sectors(&mut self) -> Option<u64> {
+        None
+    }
 
     /// Begins to serve a queue from it.
     ///
@@ -58,8 +67,15 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     platform: P,
     server: S,
     config: Config,
-    geometry: Option<Geometry>,
-    removable: bool,
+    /// What the toolstack said of it, and what it looks like; none before it was opened.
+    disk: Option<(ToolstackBack, Arc<Live>)>,
+    /// What a predecessor in this domain offered: a frontend may have asked it, and been answered by
+    /// nobody.
+    before: Option<BackOffer>,
+    /// What became of a change of media that could not be carried through.
+    failed: Option<Fault>,
+    /// What this session's frontend was offered, and asked for.
+    asked: Option<(BackOffer, FrontRequest)>,
     /// The queues of this session; none when there is no session.
     running: Vec<S::Running>,
     negotiated: Option<Negotiated>,
@@ -79,8 +95,10 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             platform,
             server,
             config: config.bounded(),
-            geometry: None,
-            removable: false,
+            disk: None,
+            before: None,
+            failed: None,
+            asked: None,
             running: Vec::new(),
             negotiated: None,
             stats: Vec::from([Arc::default()]),
@@ -107,8 +125,13 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         &self.server
     }
 
+    /// What the disk looks like now; `None` before it was opened.
+    pub fn geometry(&self) -> Option<Geometry> {
+        self.disk.as_ref().map(|(_, live)| live.geometry())
+    }
+
     fn features(&self) -> BackOffer {
-        let discard = self.geometry.and_then(|g| g.discard).map(|d| Discard {
+        let discard = self.geometry().and_then(|g| g.discard).map(|d| Discard {
             granularity: Some(d.granularity),
             alignment: Some(d.alignment),
             secure: false,
@@ -134,6 +157,9 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         stats: &Arc<Stats>,
         agreed: &Negotiated,
     ) -> Result<QueueParts<P, P::Channel>, Fault> {
+        let Some((_, disk)) = &self.disk else {
+            return Err(Fault::new("image-missing", "no image is open"));
+        };
         let abi = abi(agreed.protocol);
         let grefs: Vec<GrantRef> = queue.ring_refs.iter().copied().map(GrantRef).collect();
         let mapped = self.platform.map(front, &grefs, Access::ReadWrite).map_err(|status| {
@@ -150,6 +176,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         let most = u32::try_from(most_pages(data_path)).unwrap_or(u32::MAX);
         Ok(QueueParts {
             frontend: front,
+            disk: Arc::clone(disk),
             grants: self.platform.clone(),
             data_path,
             ring,
@@ -160,23 +187,117 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             stats: Arc::clone(stats),
         })
     }
+
+    /// Opens what backs the disk, as the toolstack lets it be used.
+    fn open(&mut self, disk: ToolstackBack) -> Result<(), Fault> {
+        self.disk = None;
+        let mut geometry = self.server.open(&disk)?;
+        geometry.read_only |= disk.mode == Mode::ReadOnly;
+        if !disk.discard_enable || geometry.read_only {
+            geometry.discard = None;
+        }
+        self.disk = Some((disk, Arc::new(Live::new(geometry))));
+        Ok(())
+    }
+
+    /// Attaches every queue the frontend asks for and begins to serve them: all of them or none.
+    /// `over` tells that they were served before.
+    fn serve(&mut self, ends: &Ends, over: bool) -> Result<(), Fault> {
+        let Some((offer, request)) = &self.asked else { return Ok(()) };
+        let agreed = Negotiated::new(offer, request);
+        while self.stats.len() < request.queues.len() {
+            self.stats.push(Arc::default());
+        }
+        // What was attached or started when one fails is dropped.
+        let attached = request.queues.iter().zip(&self.stats);
+        let attached: Vec<_> = attached
+            .map(|(queue, stats)| self.attach(ends.addr.front, queue, stats, &agreed))
+            .collect::<Result<_, _>>()?;
+        if over {
+            // The last answers may have been published by one who died before telling.
+            for parts in &attached {
+                parts.channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+            }
+        }
+        let disk = format!("vbd-{}-{}", ends.addr.front, ends.addr.index);
+        let several = attached.len() > 1;
+        let mut running = Vec::with_capacity(attached.len());
+        for (n, parts) in attached.into_iter().enumerate() {
+            let name: String = if several { format!("{disk}-q{n}") } else { disk.clone() };
+            running.push(self.server.start(&name, parts)?);
+        }
+        #[cfg(feature = "std")]
+        {
+            let data_path = self.config.policy.path(agreed.persistent);
+            tracing::info!(disk, %data_path, ?agreed, "connected");
+        }
+        self.running = running;
+        self.negotiated = Some(agreed);
+        Ok(())
+    }
+
+    /// Looks how large the disk is; whether it was another size before. Queues know it at once.
+    fn measure(&mut self) -> Option<u64> {
+        let (_, live) = self.disk.as_ref()?;
+        let sectors = self.server.sectors()?;
+        live.resize(sectors).then_some(sectors)
+    }
+
+    /// The toolstack has put another medium into the drive, or none. The frontend sees the drive
+    /// empty, then what is in it, as a disk that changes its size: there is no other word for it.
+    /// Its rings stay, and requests that come meanwhile wait there.
+    fn change_medium(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        ends: &Ends,
+        mut told: ToolstackBack,
+    ) -> Result<(), Fault> {
+        let before = self.disk.as_ref().map(|(disk, live)| (disk.clone(), live.geometry()));
+        if let Some((before, _)) = &before
+            && before.physical_device_path == told.physical_device_path
+        {
+            // That was made for the medium before.
+            told.physical_device_path = None;
+        }
+        // Every request taken is answered before the medium goes.
+        self.running.clear();
+        announce_resize(xs, &ends.back, 0)?;
+        let empty = ToolstackBack { params: String::new(), ..told.clone() };
+        let mut opened = self.open(told);
+        if let (Ok(()), Some((_, before)), Some(now)) = (&opened, before, self.geometry())
+            && now.sectors > 0
+            && self.negotiated.is_some()
+            && now.sector_size != before.sector_size
+        {
+            let text = format!(
+                "the medium has sectors of {} bytes, and the frontend was told of {}",
+                now.sector_size, before.sector_size
+            );
+            opened = Err(Fault::new("medium-sectors", text));
+        }
+        if opened.is_err() {
+            self.open(empty)?;
+        }
+        if self.negotiated.is_some() {
+            self.serve(ends, true)?;
+            if let Some(geometry) = self.geometry() {
+                announce_resize(xs, &ends.back, geometry.sectors)?;
+            }
+        }
+        opened
+    }
 }
 
 impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
+        if self.before.is_none() {
+            self.before = BackOffer::read(xs, &ends.back).ok();
+        }
         let disk = ToolstackBack::read(xs, &ends.back)?;
         if hotplug(xs, ends, disk.script.as_deref())? == Prepared::AwaitsScript {
             return Ok(Prepared::AwaitsScript);
         }
-        let mut geometry = self.server.open(&disk)?;
-        if disk.mode == Mode::ReadOnly {
-            geometry.read_only = true;
-        }
-        if !disk.discard_enable || geometry.read_only {
-            geometry.discard = None;
-        }
-        self.removable = disk.removable;
-        self.geometry = Some(geometry);
+        self.open(disk)?;
         Ok(Prepared::Yes)
     }
 
@@ -191,49 +312,66 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         } else {
             self.features()
         };
-        let request = FrontRequest::read(xs, &ends.front, &offer)?;
-        let agreed = Negotiated::new(&offer, &request);
-        while self.stats.len() < request.queues.len() {
-            self.stats.push(Arc::default());
+        let before = self.before.replace(BackOffer::default());
+        let request =
+            FrontRequest::read(xs, &ends.front, &offer).or_else(|error| match before {
+                // It asks for what it was offered; from now on it finds what is offered now.
+                Some(before) => FrontRequest::read(xs, &ends.front, &before).map_err(|_| error),
+                None => Err(error),
+            })?;
+        self.asked = Some((offer, request));
+        self.measure();
+        self.serve(ends, ends.resumed)
+    }
+
+    fn is_superseded(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> bool {
+        let Some((offer, asked)) = &self.asked else { return false };
+        // One that has taken its keys away, as firmware does at its end, is not another.
+        FrontRequest::read(xs, &ends.front, offer).is_ok_and(|now| now != *asked)
+    }
+
+    fn refresh(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        let told = ToolstackBack::read(xs, &ends.back)?;
+        let Some((disk, _)) = &self.disk else { return Ok(()) };
+        if (&told.params, &told.kind) == (&disk.params, &disk.kind) {
+            return Ok(self.look(xs, ends)?);
         }
-        // All of them or none: what was attached or started when one fails is dropped.
-        let attached = request.queues.iter().zip(&self.stats);
-        let attached: Vec<_> = attached
-            .map(|(queue, stats)| self.attach(ends.addr.front, queue, stats, &agreed))
-            .collect::<Result<_, _>>()?;
-        if ends.resumed {
-            // The last answers may have been published by one who died before telling.
-            for parts in &attached {
-                parts.channel.notify().map_err(|e| Fault::new(e.code(), e))?;
-            }
+        if !told.is_drive() {
+            let text = "what is in a disk that is not removable cannot be changed; detach it, \
+                        and attach another";
+            return Err(Fault::new("medium-fixed", text));
         }
-        let disk = format!("vbd-{}-{}", ends.addr.front, ends.addr.index);
-        let several = attached.len() > 1;
-        let mut running = Vec::with_capacity(attached.len());
-        for (n, parts) in attached.into_iter().enumerate() {
-            if ends.resumed {
-                // The last answers may have been published by one who died before telling.
-                parts.channel.notify().map_err(|e| Fault::new(e.code(), e))?;
-            }
-            let name: String = if several { format!("{disk}-q{n}") } else { disk.clone() };
-            running.push(self.server.start(&name, parts)?);
-        }
-        #[cfg(feature = "std")]
+        let changed = self.change_medium(xs, ends, told);
+        if let Err(fault) = &changed
+            && self.running.is_empty()
+            && self.negotiated.is_some()
         {
-            let data_path = self.config.policy.path(agreed.persistent);
-            tracing::info!(disk, %data_path, ?agreed, "connected");
+            self.failed = Some(fault.clone());
         }
-        self.running = running;
-        self.negotiated = Some(agreed);
-        Ok(())
+        changed
+    }
+
+    fn look(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+        match self.measure() {
+            Some(sectors) if self.negotiated.is_some() => {
+                #[cfg(feature = "std")]
+                tracing::info!(device = ends.back, sectors, "the disk has another size");
+                announce_resize(xs, &ends.back, sectors)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
-        let Some(geometry) = self.geometry else {
+        let Some((disk, live)) = &self.disk else {
             return Err(HandshakeError::Unwritable("a disk that was never opened"));
         };
-        let info =
-            DiskInfo { cdrom: false, removable: self.removable, read_only: geometry.read_only };
+        let geometry = live.geometry();
+        let info = DiskInfo {
+            cdrom: disk.device_type == DeviceType::Cdrom,
+            removable: disk.removable,
+            read_only: geometry.read_only,
+        };
         let disk = BackDisk {
             sectors: geometry.sectors,
             info,
@@ -246,10 +384,13 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
 
     fn disconnect(&mut self) {
         self.running.clear();
-        self.negotiated = None;
+        (self.negotiated, self.asked) = (None, None);
     }
 
     fn fault(&mut self) -> Option<Fault> {
+        if let Some(fault) = self.failed.take() {
+            return Some(fault);
+        }
         let Self { server, running, .. } = self;
         // One queue that cannot go on ends them all.
         let fault = running.iter_mut().find_map(|queue| server.fault(queue))?;

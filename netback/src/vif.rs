@@ -267,13 +267,13 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         Ok(())
     }
 
-    fn refresh(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+    fn refresh(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
         self.set_rate(read_rate(xs, &ends.back)?);
         if !self.opened {
             return Ok(());
         }
         let vif = ToolstackBack::read(xs, &ends.back)?;
-        self.server.refresh(&vif).map_err(|fault| HandshakeError::NotTaken(fault.text.into()))
+        self.server.refresh(&vif)
     }
 
     fn disconnect(&mut self) {

@@ -18,9 +18,9 @@ use pvio_xenbus::handshake::common::DeviceAddr;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -92,8 +92,9 @@ impl Control {
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
         let fresh = folder.join(format!("{NAME}.{}", std::process::id()));
         let _ = fs::remove_file(&fresh);
-        // Who may not open the folder or is not its user does not come in: see `answer`.
         let listener = UnixListener::bind(&fresh).map_err(failed)?;
+        // Before it has its name. Who comes in all the same is asked who he is: see `answer`.
+        fs::set_permissions(&fresh, Permissions::from_mode(0o600)).map_err(failed)?;
         let inode = fs::metadata(&fresh).map_err(failed)?.ino();
         fs::rename(&fresh, &path).map_err(failed)?;
         let nics = nics.clone();

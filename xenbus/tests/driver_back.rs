@@ -10,8 +10,8 @@ use pvio_xenbus::driver::{
 };
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
-    BackendKind, DeviceAddr, Hotplug, find_domain, read_error, read_state, remove_backend_end,
-    request_removal, revive_backends, write_hotplug, write_state,
+    BackendKind, DeviceAddr, Hotplug, find_domain, is_revived, read_error, read_state,
+    remove_backend_end, request_removal, revive_backends, write_hotplug, write_state,
 };
 use pvio_xenbus::{XenbusState, Xenstore};
 use std::cell::Cell;
@@ -35,8 +35,8 @@ impl BackendClass for Class {
         Ok(prepared)
     }
 
-    fn offer(&self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
-        Ok(())
+    fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+        Ok(xs.write(&format!("{}/offered", ends.back), b"1")?)
     }
 
     fn connect(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), Fault> {
@@ -45,8 +45,8 @@ impl BackendClass for Class {
         Ok(())
     }
 
-    fn describe(&self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
-        Ok(())
+    fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+        Ok(xs.write(&format!("{}/described", ends.back), b"1")?)
     }
 
     fn disconnect(&mut self) {
@@ -202,7 +202,13 @@ fn backends_that_went_with_their_domain_are_made_again_from_what_libxl_keeps() {
     assert_eq!(revive_backends(&mut b.world.dom0, BACK).unwrap(), [addr]);
     let class = Class::default();
     b.driver = BackendDriver::resuming(addr, class.clone()).within(Surroundings::DriverDomain);
+    assert!(is_revived(&mut b.world.dom0, &b.back).unwrap());
     b.step();
     assert!(class.connected.get());
+    assert!(!is_revived(&mut b.world.dom0, &b.back).unwrap());
+    for told in ["offered", "described"] {
+        let path = format!("{}/{told}", b.back);
+        assert!(b.world.dom0.read_opt(&path).unwrap().is_some(), "{told} went with the directory");
+    }
     assert_eq!(find_domain(&mut b.world.dom0, "nobody").unwrap(), None);
 }

@@ -39,6 +39,7 @@ const NEEDS: &[Need] = &[
     Need { what: "tshark", package: "tshark" },
     Need { what: "tcpdump", package: "tcpdump" },
     Need { what: "ethtool", package: "ethtool" },
+    Need { what: "strace", package: "strace" },
     Need { what: "iperf3", package: "iperf3" },
     Need { what: "ovs-vsctl", package: "openvswitch-switch" },
     Need { what: "fusermount3", package: "fuse3" },

@@ -50,7 +50,7 @@ use overlay::Overlay;
 use pvio_ring::shm::SharedMemory;
 use pvio_uring::IoBuf;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
 
 /// Threads that do the operations of a disk whose format's library blocks.
@@ -171,6 +171,16 @@ impl Image {
     #[must_use]
     pub fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    /// Bytes of the file or block device it is in now, if it is in one that is served as it is.
+    #[must_use]
+    pub fn file_bytes(&self) -> Option<io::Result<u64>> {
+        match &self.kept {
+            // All else is read and written by position.
+            Kept::File(file) => Some({ file }.seek(SeekFrom::End(0))),
+            _ => None,
+        }
     }
 
     /// An engine over the disk, for one queue. To be called by the thread that will use it.

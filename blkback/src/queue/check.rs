@@ -35,20 +35,26 @@ pub(super) fn data(
     if whole { Ok(sectors * 512) } else { Err(RefusalReason::Misaligned) }
 }
 
-/// Checks a discard against the disk.
+/// Checks a discard against the disk, in the order in which Linux's backend does
+/// (`dispatch_discard_io`, `blkdev_issue_discard`), since the first to fail decides the status.
 pub(super) fn discard(
     disk: &Geometry,
     sector: u64,
     sectors: u64,
-    secure: bool,
 ) -> Result<(), (Status, RefusalReason)> {
-    if disk.discard.is_none() || secure {
+    let error = |reason| (Status::Error, reason);
+    if disk.read_only {
+        return Err(error(RefusalReason::ReadOnly));
+    }
+    range(disk, sector, sectors).map_err(error)?;
+    if disk.discard.is_none() {
         return Err((Status::NotSupported, RefusalReason::UnknownOperation));
     }
-    if disk.read_only {
-        return Err((Status::Error, RefusalReason::ReadOnly));
+    let unit = u64::from(disk.sector_size / 512).max(1);
+    if !sector.is_multiple_of(unit) || !sectors.is_multiple_of(unit) {
+        return Err(error(RefusalReason::Misaligned));
     }
-    range(disk, sector, sectors).map_err(|reason| (Status::Error, reason))
+    if sectors == 0 { Err(error(RefusalReason::Empty)) } else { Ok(()) }
 }
 
 fn range(disk: &Geometry, sector: u64, sectors: u64) -> Result<(), RefusalReason> {

@@ -16,6 +16,7 @@ mod finish;
 mod take;
 
 use crate::engine::{BlockEngine, EngineError, Geometry, Io, Segments};
+use crate::live::Live;
 use crate::pages::{Buf, Pages, StepError};
 use crate::path::DataPath;
 use crate::stats::Stats;
@@ -44,6 +45,8 @@ pub struct QueueParts<P: GrantMapper, C> {
     pub ring: BackRing<P::Mapping>,
     /// Wakes the frontend, and us.
     pub channel: C,
+    /// What the disk looks like, and how large it is now.
+    pub disk: Arc<Live>,
     /// How the frontend lays out its requests.
     pub abi: Abi,
     /// Segments in one indirect request, as offered; 0 if none was.
@@ -99,6 +102,7 @@ pub enum Progress {
 pub struct Queue<P: GrantMapper, C, E> {
     parts: QueueParts<P, C>,
     engine: E,
+    /// What the disk looked like when requests were last taken.
     geometry: Geometry,
     answers: Answers,
     /// Requests begun and not answered, by the engine's tag.
@@ -158,7 +162,7 @@ where
         let most = MAX_SEGMENTS.max(parts.max_indirect_segments as usize);
         let idle = Begun { turn: Turn::default(), id: 0, op: 0, bytes: 0, then: Then::Answer };
         Self {
-            geometry: engine.geometry(),
+            geometry: parts.disk.geometry(),
             answers: Answers::new(parts.in_order, slots),
             begun: (0..slots).map(|_| idle).collect(),
             free: (0..slots).rev().collect(),

@@ -37,6 +37,7 @@ where
 {
     /// Takes requests and begins them; returns how many.
     pub(super) fn take(&mut self, budget: u32) -> Result<u32, QueueFault> {
+        self.geometry.sectors = self.parts.disk.sectors();
         let taken = self.choose(budget);
         // What was begun before a fault was found is done all the same.
         self.read_segments();
@@ -129,8 +130,9 @@ where
                     self.unread.push(Unread { tag, op, sector, table });
                 }
             }
-            Request::Discard { id, sector, sectors, secure } => {
-                let check = check::discard(&self.geometry, sector, sectors, secure);
+            // Whether it is to be secure is not looked at where that was not offered (`io/blkif.h`).
+            Request::Discard { id, sector, sectors, secure: _ } => {
+                let check = check::discard(&self.geometry, sector, sectors);
                 if let Err((status, reason)) = check {
                     return self.refuse(turn, Refusal { id, op: op::DISCARD, status, reason });
                 }

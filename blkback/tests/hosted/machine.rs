@@ -12,8 +12,8 @@ use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr};
 use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack, create_device};
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tempfile::{NamedTempFile, TempDir};
@@ -44,7 +44,11 @@ impl Machine {
     pub fn add_disk(&self, image: &Path, mode: Mode) -> DeviceAddr {
         let mut back = ToolstackBack::new(self.addr(), image.to_str().unwrap());
         back.mode = mode;
-        create_device(&mut self.xenstore(), self.addr(), &back).unwrap();
+        self.add(&back)
+    }
+
+    pub fn add(&self, back: &ToolstackBack) -> DeviceAddr {
+        create_device(&mut self.xenstore(), self.addr(), back).unwrap();
         self.addr()
     }
 
@@ -61,6 +65,8 @@ impl Machine {
         let addr = self.addr();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let faults = Arc::new(Mutex::default());
+        let refused: Arc<Mutex<Vec<_>>> = Arc::clone(&faults);
         let vbd = Vbd::with(domain.clone(), ImageServer::new(Arc::new(|| ())), self.config);
         let stats = Arc::clone(&vbd.stats()[0]);
         let thread = std::thread::spawn(move || {
@@ -70,11 +76,15 @@ impl Machine {
                 if device.step(&mut xs).unwrap() == Life::Gone {
                     return true;
                 }
+                // More often than a daemon would.
+                if let Err(fault) = device.refresh(&mut xs) {
+                    refused.lock().unwrap().push(fault.code);
+                }
                 xs.wait_event(Some(Duration::from_millis(20))).unwrap();
             }
             false
         });
-        Driver { stats, stop, thread }
+        Driver { stats, faults, stop, thread }
     }
 
     pub fn attach_within(&self, patience: Duration) -> Result<Session<Domain, Client>, DiskError> {
@@ -91,6 +101,8 @@ impl Machine {
 pub struct Driver {
     /// Of the first queue.
     pub stats: Arc<Stats>,
+    /// What the toolstack asked for and did not get, by the codes of the reasons.
+    pub faults: Arc<Mutex<Vec<&'static str>>>,
     stop: Arc<AtomicBool>,
     pub thread: JoinHandle<bool>,
 }

@@ -2,6 +2,8 @@
 //! driver domain that dies.
 #![cfg(feature = "std")]
 
+mod changes;
+mod frontends;
 mod machine;
 mod queues;
 

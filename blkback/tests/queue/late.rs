@@ -3,7 +3,7 @@
 use crate::rig::{BACK, FRONT, Hostile, PATHS, PageBuf, SECTORS, raw, run};
 use pvio_blkback::engine::mem::MemEngine;
 use pvio_blkback::engine::{Done, Full, Geometry, Io, Segments};
-use pvio_blkback::{BlockEngine, DataPath, Progress, Queue, QueueFault, QueueParts};
+use pvio_blkback::{BlockEngine, DataPath, Live, Progress, Queue, QueueFault, QueueParts};
 use pvio_blkfront::{Op, Queue as Front};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{
@@ -275,8 +275,10 @@ fn no_page_is_mapped_when_its_request_is_answered() {
         let ring = grants.map(FRONT, front.ring_grefs(), Access::ReadWrite).unwrap();
         let ring = BackRing::attach(ring, Abi::X86_64.slot_size()).unwrap();
         let (stats, abi) = (Arc::default(), Abi::X86_64);
+        let (engine, may) = Late::new();
         let parts = QueueParts {
             frontend: FRONT,
+            disk: Arc::new(Live::new(engine.geometry())),
             grants,
             data_path,
             ring,
@@ -286,7 +288,6 @@ fn no_page_is_mapped_when_its_request_is_answered() {
             in_order: false,
             stats,
         };
-        let (engine, may) = Late::new();
         let mut back = Queue::new(parts, engine);
         for sector in 0..4 {
             let slot = front.reserve().unwrap();

@@ -1,8 +1,10 @@
 //! A queue against our own frontend and against a hostile one, over memory, on every data path.
 
+mod frontends;
 mod honest;
 mod indirect;
 mod kept;
 mod late;
 mod refusals;
+mod refusals_by_reason;
 mod rig;

@@ -1,7 +1,9 @@
 //! Two domains, a queue at each end.
 
 use pvio_blkback::engine::mem::MemEngine;
-use pvio_blkback::{BlockEngine, Buf, DataPath, Progress, Queue, QueueParts, Stats};
+use pvio_blkback::{
+    BlockEngine, Buf, DataPath, Geometry, Live, Progress, Queue, QueueParts, Stats,
+};
 use pvio_blkfront::{Queue as Front, Shape};
 use pvio_event_channel::{DomId, EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper, GrantRef, Granter};
@@ -32,11 +34,27 @@ pub fn serve<E: BlockEngine<PageBuf>>(
     max_indirect_segments: u32,
     engine: E,
 ) -> Backend<E> {
+    let disk = Arc::new(Live::new(engine.geometry()));
+    serve_as(disk, back, ring, channel, abi, data_path, max_indirect_segments, engine)
+}
+
+#[expect(clippy::too_many_arguments, reason = "all that a queue is made of")]
+fn serve_as<E: BlockEngine<PageBuf>>(
+    disk: Arc<Live>,
+    back: LocalDomain,
+    ring: &[GrantRef],
+    channel: Channel,
+    abi: Abi,
+    data_path: DataPath,
+    max_indirect_segments: u32,
+    engine: E,
+) -> Backend<E> {
     let ring = back.map(FRONT, ring, Access::ReadWrite).unwrap();
     let ring = BackRing::attach(ring, abi.slot_size()).unwrap();
     let stats = Arc::new(Stats::default());
     let parts = QueueParts {
         frontend: FRONT,
+        disk,
         grants: back,
         data_path,
         ring,
@@ -79,6 +97,7 @@ pub struct Hostile<E = Mem> {
     pub driver: LocalDomain,
     pub ring: FrontRing<Pages>,
     pub back: Backend<E>,
+    pub disk: Arc<Live>,
     pub data: GrantRef,
     pub readonly: GrantRef,
     _pages: [Pages; 2],
@@ -86,14 +105,21 @@ pub struct Hostile<E = Mem> {
 
 impl<E: BlockEngine<PageBuf>> Hostile<E> {
     pub fn new(path: DataPath, abi: Abi, engine: E) -> Self {
-        Self::with(path, abi, INDIRECT, engine)
+        let geometry = engine.geometry();
+        Self::with(path, abi, INDIRECT, geometry, engine)
+    }
+
+    /// With a disk that is said to look so.
+    pub fn of(path: DataPath, abi: Abi, geometry: Geometry, engine: E) -> Self {
+        Self::with(path, abi, INDIRECT, geometry, engine)
     }
 
     pub fn without_indirect(path: DataPath, engine: E) -> Self {
-        Self::with(path, Abi::X86_64, 0, engine)
+        let geometry = engine.geometry();
+        Self::with(path, Abi::X86_64, 0, geometry, engine)
     }
 
-    fn with(path: DataPath, abi: Abi, indirect: u32, engine: E) -> Self {
+    fn with(path: DataPath, abi: Abi, indirect: u32, geometry: Geometry, engine: E) -> Self {
         let machine = LocalMachine::new();
         let (guest, driver) = (machine.domain(FRONT), machine.domain(BACK));
         let granted = |access| {
@@ -106,9 +132,19 @@ impl<E: BlockEngine<PageBuf>> Hostile<E> {
         let ring = FrontRing::init(ring_page, abi.slot_size()).unwrap();
         let end = guest.alloc_unbound(BACK).unwrap();
         let channel = driver.bind_interdomain(FRONT, end.port()).unwrap();
-        let back = serve(driver.clone(), &[ring_gref], channel, abi, path, indirect, engine);
+        let disk = Arc::new(Live::new(geometry));
+        let back = serve_as(
+            Arc::clone(&disk),
+            driver.clone(),
+            &[ring_gref],
+            channel,
+            abi,
+            path,
+            indirect,
+            engine,
+        );
         let pages = [data_page, readonly_page];
-        Self { guest, driver, ring, back, data, readonly, _pages: pages }
+        Self { guest, driver, ring, back, disk, data, readonly, _pages: pages }
     }
 
     pub fn ask(&mut self, request: &[u8]) -> Response {

@@ -1,9 +1,18 @@
-//! The device: a virtual disk's frontend end, from the toolstack's words to a usable queue.
+//! The device: from the toolstack's words to usable queues.
+//!
+//! # Queues and threads
+//! A disk has one queue or, where that is wished for and offered, several. A thread that wants one
+//! for itself [takes](Disk::take) it: from then on it shares nothing with anybody but the backend,
+//! and takes no lock. When its session is over ([`Queue::is_over`]: the backend died, or the device
+//! closes) it puts the queue [back](Disk::put_back), and takes it again once the disk is connected:
+//! what was unanswered is in there, and will be answered by the next backend.
 
-use crate::queue::{Queue, SetupError, Shape};
+use crate::queue::{Limits, Maker, Queue, Shape};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 use pvio_event_channel::{EventChannel, EventChannels};
-use pvio_grant_table::Granter;
+use pvio_grant_table::{DomId, Granter};
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{Ends, Fault, FrontendClass};
 use pvio_xenbus::handshake::HandshakeError;
@@ -11,24 +20,66 @@ use pvio_xenbus::handshake::vbd::{
     BackDisk, BackOffer, FrontRequest, Protocol, Queue as QueueKeys, ToolstackFront,
 };
 
-/// How many earlier sessions' queues may wait for the backend to let go of them. One is the rule
-/// when a backend is restarted; a backend that starts over and over and unmaps nothing would take
-/// all of the guest's memory.
+/// How many earlier sessions' queues may wait for the backend to let go of them, for each queue of
+/// the disk. One is the rule when a backend is restarted; a backend that starts over and over and
+/// unmaps nothing would take all of the guest's memory.
 const MAX_OLD: usize = 2;
+
+/// What a disk would like to have, where the backend offers it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wish {
+    /// How large each queue is.
+    pub shape: Shape,
+    /// How many there are.
+    pub queues: usize,
+    /// Whom to take for trusted.
+    pub trust: Trust,
+}
+
+impl Default for Wish {
+    fn default() -> Self {
+        Self { shape: Shape::LEAST, queues: 1, trust: Trust::default() }
+    }
+}
+
+/// Whether a backend is trusted not to look at what is in buffers that no request uses. If not,
+/// buffers are wiped when they are given back ([`Queue::wipe`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Trust {
+    /// As the toolstack says (`trusted`).
+    #[default]
+    AsTold,
+    /// Not, whatever the toolstack says.
+    Never,
+}
 
 /// A virtual disk's frontend, to be driven by [`pvio_xenbus::driver::FrontendDriver`].
 pub struct Disk<P: Granter + EventChannels + Clone> {
     platform: P,
-    /// How large a queue it would like, where the backend offers that.
-    wish: Shape,
-    /// The queue of this session, or of the last one with its unanswered requests.
-    queue: Option<Queue<P>>,
-    /// Whether the queue may be used.
+    wish: Wish,
+    /// One for each queue there ever was.
+    seats: Vec<Seat<P>>,
+    /// Whether queues may be used.
     connected: bool,
     served: Option<BackDisk>,
+    /// Set for this session's queues when it is over.
+    over: Arc<AtomicBool>,
     /// Queues of earlier sessions that the backend still had mapped.
     old: Vec<Queue<P>>,
     sessions: u32,
+}
+
+/// A queue's place.
+struct Seat<P: Granter + EventChannels> {
+    /// The queue of this session, or of the last one with its unanswered requests. None if it is
+    /// out, or this session has fewer.
+    queue: Option<Queue<P>>,
+    /// A queue is out: that of this session, or, if this session's is here, that of an earlier one
+    /// with unanswered requests.
+    out: bool,
+    /// How large it was made at first, which never changes.
+    depth: usize,
+    pages_per_slot: usize,
 }
 
 impl<P: Granter + EventChannels + Clone> Disk<P> {
@@ -38,23 +89,74 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
     }
 
     /// A disk that is not attached yet. Its queue is as large as wished for or as offered, whichever
-    /// is less. It stays as large for as long as the disk lives: a backend that takes over must
-    /// offer that again.
-    pub fn with_shape(platform: P, wish: Shape) -> Self {
+    /// is less.
+    pub fn with_shape(platform: P, shape: Shape) -> Self {
+        Self::with(platform, Wish { shape, ..Wish::default() })
+    }
+
+    /// A disk that is not attached yet. It has what is wished for or offered, whichever is less.
+    /// Its slots stay as many and as large for as long as the disk lives: a backend that takes over
+    /// and offers less is asked in smaller parts.
+    pub fn with(platform: P, wish: Wish) -> Self {
         Self {
             platform,
             wish,
-            queue: None,
+            seats: Vec::new(),
             connected: false,
             served: None,
+            over: Arc::default(),
             old: Vec::new(),
             sessions: 0,
         }
     }
 
-    /// The queue, while the disk is connected.
+    /// The first queue, while the disk is connected and it is here.
     pub fn queue(&mut self) -> Option<&mut Queue<P>> {
-        self.queue.as_mut().filter(|_| self.connected)
+        self.queue_at(0)
+    }
+
+    /// A queue, while the disk is connected and it is here.
+    pub fn queue_at(&mut self, number: usize) -> Option<&mut Queue<P>> {
+        let seat = self.seats.get_mut(number).filter(|seat| self.connected && !seat.out)?;
+        seat.queue.as_mut()
+    }
+
+    /// How many queues this session has; 0 before the first.
+    pub fn queues(&self) -> usize {
+        self.seats.iter().filter(|seat| seat.out || seat.queue.is_some()).count()
+    }
+
+    /// Takes a queue out, for a thread of its own, while the disk is connected and it is here.
+    pub fn take(&mut self, number: usize) -> Option<Queue<P>> {
+        self.queue_at(number)?;
+        let seat = self.seats.get_mut(number)?;
+        let queue = seat.queue.take();
+        seat.out = queue.is_some();
+        queue
+    }
+
+    /// Puts a queue back. If its session is over and there is another already, its unanswered
+    /// requests are sent to that one's backend.
+    ///
+    /// # Errors
+    /// A [`Fault`] with which to [fail](pvio_xenbus::driver::FrontendDriver::fail) the device.
+    pub fn put_back(&mut self, queue: Queue<P>) -> Result<(), Fault> {
+        let Some(seat) = self.seats.get_mut(queue.number()) else { return Ok(()) };
+        if !seat.out {
+            // Of another disk; dropping it takes its grants back.
+            return Ok(());
+        }
+        seat.out = false;
+        let Some(new) = &mut seat.queue else {
+            seat.queue = Some(queue);
+            return Ok(());
+        };
+        new.adopt(&queue);
+        self.old.extend(queue.dismantle().err());
+        match &self.served {
+            Some(disk) if self.connected => begin(new, disk),
+            _ => Ok(()),
+        }
     }
 
     /// What the backend serves: size, sector sizes, features. Known from the first connection on.
@@ -71,15 +173,67 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
     pub fn sessions(&self) -> u32 {
         self.sessions
     }
+
+    /// Makes this session's queues, with the unanswered requests of the last one's.
+    fn make(&mut self, backend: DomId, handle: u16, offer: &BackOffer, trusted: bool) -> Made {
+        let Self { platform, wish, seats, over, old, .. } = self;
+        let count = wish.queues.clamp(1, offer.queues() as usize);
+        let segments = offer.max_indirect_segments.map_or(0, |most| most as usize);
+        let least = Shape::LEAST.pages_per_slot;
+        while seats.len() < count {
+            let pages_per_slot = wish.shape.pages_per_slot.min(segments.max(least));
+            seats.push(Seat { queue: None, out: false, depth: 0, pages_per_slot });
+        }
+        for (number, seat) in seats.iter_mut().enumerate() {
+            let mut last = seat.queue.take();
+            if number >= count {
+                if seat.out || last.as_ref().is_some_and(|queue| queue.in_use() > 0) {
+                    let text = "the backend offers fewer queues than the one before it, \
+                                and those that are missing have requests under way";
+                    seat.queue = last;
+                    return Err(Fault::new("front-queues", text));
+                }
+                old.extend(last.and_then(|queue| queue.dismantle().err()));
+                continue;
+            }
+            let ring_pages = wish.shape.ring_pages.min(1 << offer.ring_page_order());
+            let made = Queue::make(Maker {
+                platform: platform.clone(),
+                backend,
+                handle,
+                shape: Shape { ring_pages, pages_per_slot: seat.pages_per_slot },
+                slots: Some(seat.depth).filter(|depth| *depth > 0),
+                segments,
+                number,
+                over: Arc::clone(over),
+                wipes: wish.trust == Trust::Never || !trusted,
+            });
+            let mut queue = match made {
+                Ok(queue) => queue,
+                Err(error) => {
+                    seat.queue = last;
+                    return Err(Fault::new("front-setup", error));
+                }
+            };
+            seat.depth = queue.depth();
+            // If one is out, this was made for it and never used.
+            if let Some(last) = last.take_if(|_| !seat.out) {
+                queue.adopt(&last);
+                old.extend(last.dismantle().err());
+            }
+            old.extend(last.and_then(|queue| queue.dismantle().err()));
+            seat.queue = Some(queue);
+        }
+        Ok(())
+    }
 }
 
-/// What can be had of a wish.
-fn shape(wish: Shape, offer: &BackOffer) -> Shape {
-    let segments = offer.max_indirect_segments.map_or(0, |most| most as usize);
-    Shape {
-        ring_pages: wish.ring_pages.min(1 << offer.ring_page_order()),
-        pages_per_slot: wish.pages_per_slot.min(segments.max(Shape::LEAST.pages_per_slot)),
-    }
+type Made = Result<(), Fault>;
+
+/// Sends a queue's requests to the backend it was made for, now that it serves.
+fn begin<P: Granter + EventChannels>(queue: &mut Queue<P>, disk: &BackDisk) -> Result<(), Fault> {
+    queue.limit(Limits::of(disk));
+    queue.publish().map_err(|fault| Fault::new(fault.code(), fault))
 }
 
 impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
@@ -88,37 +242,19 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
         let offer = BackOffer::read(xs, &ends.back)?;
         let handle = (toolstack.virtual_device & 0xffff) as u16;
         self.release();
-        if self.old.len() >= MAX_OLD {
+        if self.old.len() >= MAX_OLD * self.seats.len().max(1) {
             let text =
                 "the backend starts over and over, and keeps the rings of earlier sessions mapped";
             return Err(Fault::new("front-rings-kept", text));
         }
-        let made = match self.queue.take() {
-            // Requests the last backend left unanswered are the first ones of this session.
-            Some(last) => {
-                if shape(last.shape(), &offer) != last.shape() {
-                    let text = "the backend offers less than the one before it, \
-                                and requests are under way that it would not take";
-                    return Err(Fault::new("front-shape", text));
-                }
-                let again = last.replay(toolstack.backend_id);
-                self.old.extend(last.dismantle().err());
-                again
-            }
-            None => {
-                let shape = shape(self.wish, &offer);
-                Queue::with_shape(self.platform.clone(), toolstack.backend_id, handle, shape)
-            }
-        };
-        self.queue = Some(made.map_err(|error: SetupError| Fault::new("front-setup", error))?);
-        Ok(())
+        self.over.store(true, Ordering::Release);
+        self.over = Arc::default();
+        self.make(toolstack.backend_id, handle, &offer, toolstack.trusted)
     }
 
     fn request(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
-        let Some(queue) = &self.queue else {
-            return Err(HandshakeError::Unwritable("a ring that was never made"));
-        };
-        let keys = QueueKeys {
+        let queues = self.seats.iter().filter_map(|seat| seat.queue.as_ref());
+        let keys = |queue: &Queue<P>| QueueKeys {
             ring_refs: queue.ring_grefs().iter().map(|gref| gref.0).collect(),
             event_channel: queue.channel().port().0,
         };
@@ -126,24 +262,37 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
             protocol: Some(Protocol::X86_64),
             // Every buffer keeps its grant for as long as the queue lives, whoever keeps it mapped.
             persistent: true,
-            queues: Vec::from([keys]),
+            queues: queues.map(keys).collect(),
         };
+        if request.queues.is_empty() {
+            return Err(HandshakeError::Unwritable("a ring that was never made"));
+        }
         request.write(xs, &ends.front)
     }
 
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        self.served = Some(BackDisk::read(xs, &ends.back)?);
-        if !core::mem::replace(&mut self.connected, true) {
-            self.sessions = self.sessions.saturating_add(1);
-            if let Some(queue) = &mut self.queue {
-                queue.publish().map_err(|fault| Fault::new(fault.code(), fault))?;
+        let now = BackDisk::read(xs, &ends.back)?;
+        if self.connected
+            && let Some(served) = &mut self.served
+        {
+            // Nothing else can change within a session.
+            served.sectors = now.sectors;
+            return Ok(());
+        }
+        self.connected = true;
+        self.sessions = self.sessions.saturating_add(1);
+        for seat in self.seats.iter_mut().filter(|seat| !seat.out) {
+            if let Some(queue) = &mut seat.queue {
+                begin(queue, &now)?;
             }
         }
+        self.served = Some(now);
         Ok(())
     }
 
     fn disconnect(&mut self) {
         self.connected = false;
+        self.over.store(true, Ordering::Release);
     }
 
     fn release(&mut self) {

@@ -17,5 +17,7 @@ pub mod queue;
 #[cfg(feature = "std")]
 pub mod session;
 
-pub use disk::Disk;
-pub use queue::{BackendFault, Op, Queue, SLOT_BYTES, SetupError, Shape, SlotId, StartError};
+pub use disk::{Disk, Trust, Wish};
+pub use queue::{
+    BackendFault, FlushBy, Limits, Op, Queue, SLOT_BYTES, SetupError, Shape, SlotId, StartError,
+};

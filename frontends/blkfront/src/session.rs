@@ -1,6 +1,6 @@
 //! A disk for user space: attach, block, re-attach. One thread uses it.
 
-use crate::disk::Disk;
+use crate::disk::{Disk, Wish};
 use crate::queue::{BackendFault, Op, Queue, Shape, SlotId};
 use alloc::format;
 use alloc::string::String;
@@ -91,7 +91,22 @@ where
         wish: Shape,
         patience: Duration,
     ) -> Result<Self, DiskError> {
-        let driver = FrontendDriver::new(addr, Disk::with_shape(platform, wish));
+        let wish = Wish { shape: wish, ..Wish::default() };
+        Self::attach_wishing(platform, xs, addr, wish, patience)
+    }
+
+    /// As [`attach`](Self::attach), with all that is wished for and offered.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn attach_wishing(
+        platform: P,
+        xs: X,
+        addr: DeviceAddr,
+        wish: Wish,
+        patience: Duration,
+    ) -> Result<Self, DiskError> {
+        let driver = FrontendDriver::new(addr, Disk::with(platform, wish));
         let mut session = Self { driver, xs, spin: Spin::default(), patience };
         session.driver.step(&mut session.xs)?;
         session.until_connected()?;
@@ -101,6 +116,42 @@ where
     /// The device.
     pub fn device(&self) -> &Disk<P> {
         self.driver.class()
+    }
+
+    /// Takes a queue out, for a thread of its own, once the disk is connected; none if it has no such
+    /// queue, or it is out. Somebody has to [tend](Self::tend) the session meanwhile.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn take(&mut self, number: usize) -> Result<Option<Queue<P>>, DiskError> {
+        self.until_connected()?;
+        Ok(self.driver.class_mut().take(number))
+    }
+
+    /// Puts a queue back, best as soon as its session [is over](Queue::is_over).
+    ///
+    /// # Errors
+    /// [`DiskError::Closed`] when the backend cannot be reached any more.
+    pub fn put_back(&mut self, queue: Queue<P>) -> Result<(), DiskError> {
+        match self.driver.class_mut().put_back(queue) {
+            Ok(()) => Ok(()),
+            Err(fault) => Err(self.fail_with(&fault)),
+        }
+    }
+
+    /// Looks after the device for a while: sleeps until there is news in xenstore or the time is
+    /// over, and does what it asks for. Whether the disk is connected then.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn tend(&mut self, most: Duration) -> Result<bool, DiskError> {
+        self.events()?;
+        self.sleep(most)?;
+        self.events()?;
+        if matches!(self.driver.state(), XenbusState::Closed | XenbusState::Closing) {
+            return Err(DiskError::Closed(self.reason()));
+        }
+        Ok(self.driver.class().is_connected())
     }
 
     /// Changes how long a backend may be away, from now on.
@@ -170,7 +221,9 @@ where
     /// Any [`DiskError`].
     pub fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
         let end = offset.checked_add(buf.len() as u64).filter(|end| *end <= self.size());
-        if end.is_none() || !offset.is_multiple_of(512) || !buf.len().is_multiple_of(512) {
+        let sector = self.device().served().map_or(512, |disk| disk.sector_size as usize);
+        let whole = offset.is_multiple_of(sector as u64) && buf.len().is_multiple_of(sector);
+        if end.is_none() || !whole {
             return Err(DiskError::OutOfRange(buf.len(), offset));
         }
         let mut sent = 0;
@@ -236,8 +289,11 @@ where
     }
 
     fn fail(&mut self, fault: BackendFault) -> DiskError {
-        let fault = Fault::new(fault.code(), fault);
-        match self.driver.fail(&mut self.xs, &fault) {
+        self.fail_with(&Fault::new(fault.code(), fault))
+    }
+
+    fn fail_with(&mut self, fault: &Fault) -> DiskError {
+        match self.driver.fail(&mut self.xs, fault) {
             Ok(()) => DiskError::Closed(format!("{fault}")),
             Err(error) => error.into(),
         }

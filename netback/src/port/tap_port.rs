@@ -43,6 +43,9 @@ const READS_MOST: usize = 32;
 const READS_LEAST: usize = 4;
 /// Bytes that the reads that stand ready are expected to bring at most, by what came before.
 const READS_BYTES: usize = 256 * 1024;
+/// Bytes of packets that nobody asks for beyond which no more are read: the guest takes none, and
+/// they are to wait with the kernel.
+const HELD: usize = 64 * 1024;
 /// Buffers for packets on their way in: reads, and what waits for the guest.
 const LARGE_IN: usize = READS_MOST + 16;
 const SLOTS: usize = LARGE_OUT + SMALL_OUT + READS_MOST + WATCHES;
@@ -59,6 +62,8 @@ pub struct TapPort {
     out: Pool,
     inward: Vec<PrivateBuf>,
     received: VecDeque<Packet<PrivateBuf>>,
+    /// Bytes of these.
+    held: usize,
     /// Reads standing ready, and how many should.
     reads: usize,
     reads_wanted: usize,
@@ -83,6 +88,7 @@ impl TapPort {
             out: Pool::new(VNET_HEADER),
             inward: buffers(LARGE, LARGE_IN),
             received: VecDeque::with_capacity(READS_MOST),
+            held: 0,
             reads: 0,
             reads_wanted: READS_LEAST,
             watches: Watches::new(WATCH),
@@ -124,6 +130,7 @@ impl TapPort {
 
     fn arm(&mut self) {
         while self.reads < self.reads_wanted
+            && self.held < HELD
             && let Some(buf) = self.inward.pop()
         {
             // There are as many slots as reads, writes and watches together.
@@ -157,8 +164,10 @@ impl Wait for TapPort {
         }
         let got = self.received.len().saturating_sub(before.0);
         if got > 0 {
+            let new = self.received.iter().skip(before.0);
+            let bytes: usize = new.map(|p| p.len).sum();
+            self.held = self.held.saturating_add(bytes);
             let wanted = if got == before.1 { self.reads_wanted } else { got };
-            let bytes: usize = self.received.iter().skip(before.0).map(|p| p.len).sum();
             let most = got.saturating_mul(READS_BYTES).checked_div(bytes).unwrap_or(READS_MOST);
             let most = most.clamp(READS_LEAST, READS_MOST);
             self.reads_wanted = wanted.saturating_mul(2).clamp(READS_LEAST, most);
@@ -209,7 +218,9 @@ impl NetPort for TapPort {
     }
 
     fn receive(&mut self) -> Option<Packet<PrivateBuf>> {
-        self.received.pop_front()
+        let packet = self.received.pop_front()?;
+        self.held = self.held.saturating_sub(packet.len);
+        Some(packet)
     }
 
     fn recycle(&mut self, buf: PrivateBuf) {

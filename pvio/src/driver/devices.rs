@@ -2,6 +2,7 @@
 
 use pvio_grant_table::DomId;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Life};
+use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, backend_root, list_backends, read_error, read_online, read_state,
     remove_backend_end, state_path,
@@ -16,6 +17,11 @@ use std::time::{Duration, Instant};
 /// waits 10 seconds for it to go.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether a disk has another size. A file or a block device may be made
+/// larger by anybody, and of all ways to do that only one thing is common: that its size is another
+/// afterwards. Asking for it takes a microsecond a disk.
+const LOOK: Duration = Duration::from_secs(3);
+
 /// The backends of one class, as the toolstack makes and removes them.
 pub struct Devices<C, M> {
     home: DomId,
@@ -28,6 +34,8 @@ pub struct Devices<C, M> {
     devices: BTreeMap<DeviceAddr, (BackendDriver<C>, Option<String>)>,
     /// Devices that are gone and whose directories are ours to remove, and from when on.
     leftovers: Option<BTreeMap<DeviceAddr, Instant>>,
+    /// When it was last looked whether anything has changed by itself, if that is done.
+    looked: Option<Instant>,
 }
 
 impl<C, M> Devices<C, M>
@@ -39,12 +47,18 @@ where
     /// left there.
     pub fn new(kinds: Vec<BackendKind>, home: DomId, only: Option<DomId>, make: M) -> Self {
         let roots = kinds.into_iter().map(|kind| (kind, backend_root(kind, home))).collect();
-        Self { home, only, make, roots, devices: BTreeMap::new(), leftovers: None }
+        Self { home, only, make, roots, devices: BTreeMap::new(), leftovers: None, looked: None }
     }
 
     /// Also removes the directories of devices that are gone, which no one else does.
     pub fn clearing_up(mut self, whether: bool) -> Self {
         self.leftovers = whether.then(BTreeMap::new);
+        self
+    }
+
+    /// Also looks now and then whether what devices stand on has changed by itself.
+    pub fn looking(mut self) -> Self {
+        self.looked = Some(Instant::now());
         self
     }
 
@@ -83,7 +97,7 @@ where
             match at_device {
                 Some((addr, below)) if self.devices.contains_key(&addr) => match below {
                     "" => self.step(xs, addr)?,
-                    key if vif::is_live(key) => self.refresh(xs, addr),
+                    key if key == "params" || vif::is_live(key) => self.refresh(xs, addr)?,
                     _ => {}
                 },
                 _ => self.discover(xs, *kind)?,
@@ -107,14 +121,40 @@ where
         all.map(|(mut device, _)| device.shut_down(xs)).fold(Ok(()), Result::and)
     }
 
-    fn refresh(&mut self, xs: &mut dyn Xenstore, addr: DeviceAddr) {
-        let Some((device, _)) = self.devices.get_mut(&addr) else { return };
+    /// When to call [`look`](Self::look); never, while there is nothing to look at.
+    pub fn next_look(&self) -> Option<Instant> {
+        self.looked.map(|last| last + LOOK).filter(|_| !self.devices.is_empty())
+    }
+
+    /// Looks whether what devices stand on has changed by itself, if it is time.
+    pub fn look(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
+        let now = Instant::now();
+        if self.next_look().is_none_or(|when| when > now) {
+            return Ok(());
+        }
+        self.looked = Some(now);
+        for (device, _) in self.devices.values_mut() {
+            match device.look(xs) {
+                Ok(()) => {}
+                Err(HandshakeError::Xenstore(error)) if error.errno().is_none() => {
+                    return Err(error);
+                }
+                Err(error) => tracing::warn!(device = device.token(), %error, "is not told"),
+            }
+        }
+        Ok(())
+    }
+
+    fn refresh(&mut self, xs: &mut dyn Xenstore, addr: DeviceAddr) -> Result<(), XsError> {
+        let Some((device, _)) = self.devices.get_mut(&addr) else { return Ok(()) };
         match device.refresh(xs) {
             Ok(()) => tracing::info!(device = device.token(), "what the toolstack changed holds"),
             Err(error) => {
                 tracing::warn!(device = device.token(), %error, "what was in force stays so");
             }
         }
+        // It may have ended by that.
+        self.step(xs, addr)
     }
 
     fn discover(&mut self, xs: &mut dyn Xenstore, kind: BackendKind) -> Result<(), XsError> {

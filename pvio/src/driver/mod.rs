@@ -4,6 +4,8 @@
 //! It sleeps until xenstore, a worker or a signal has something to say.
 
 mod devices;
+#[cfg(test)]
+mod tests;
 
 use crate::control::Nics;
 use crate::domain::stop::{Bell, Stop, sleep};
@@ -96,7 +98,8 @@ pub fn run<P: Platform>(
         let server = ImageServer::new(Arc::new(move || ring.ring()));
         begin(&chosen, addr, left, Vbd::with(shared.clone(), server, chosen.disks))
     })
-    .clearing_up(within == Surroundings::DriverDomain);
+    .clearing_up(within == Surroundings::DriverDomain)
+    .looking();
     let (shared, ring) = (platform.clone(), bell.clone());
     let (nics, chosen) = (of_class(DeviceClass::Vif).collect(), options.clone());
     let known = known.clone();
@@ -121,13 +124,15 @@ pub fn run<P: Platform>(
     while !stop.is_told() {
         disks.clear_up(xs)?;
         nics.clear_up(xs)?;
+        disks.look(xs)?;
         // Last before sleeping: what xenstore is asked for brings events along.
         while let Some(event) = xs.poll_event()? {
             disks.event(xs, &event)?;
             nics.event(xs, &event)?;
         }
         let clearing = disks.next_clearing().into_iter().chain(nics.next_clearing()).min();
-        let time = clearing.map(|when| when.saturating_duration_since(Instant::now()));
+        let next = clearing.into_iter().chain(disks.next_look()).min();
+        let time = next.map(|when| when.saturating_duration_since(Instant::now()));
         // Not being able to sleep would be a spin; there is no reason for it but memory.
         sleep(&[xs.as_fd(), bell.as_fd()], time).map_err(|_| XsError::Closed)?;
         if bell.take() {

@@ -29,11 +29,11 @@ pub enum BackAction {
 /// | frontend | what is done |
 /// |---|---|
 /// | Initialising (1), InitWait (2) | disconnect if connected (it started anew: kexec, driver reload), then offer |
-/// | Initialised (3), Connected (4) | offer if that was never done, then connect, once |
+/// | Initialised (3), Connected (4) | offer if that was never done, then connect, once; anew, if it was Connected before it was Initialised, or [asks for something else](Self::superseded) |
 /// | Closing (5) | closing, still serving |
 /// | Closed (6) | disconnect, closed; and removed, if no longer online |
 /// | Reconfiguring (7), Reconfigured (8) | nothing |
-/// | nothing to be read | disconnect, closed; an offer, if this end is new; removed, if no longer online |
+/// | nothing to be read | an offer, once, as long as it never was otherwise; else disconnect, closed; removed, if no longer online |
 ///
 /// A device that is no longer online is not offered or connected again. After
 /// [`failed`](Self::failed) the end stays closed until the frontend leaves Initialised and
@@ -43,10 +43,16 @@ pub struct BackendMachine {
     state: XenbusState,
     connected: bool,
     failed: bool,
+    /// The frontend's state was there once.
+    appeared: bool,
     /// The frontend was Connected to a predecessor of this end, and has not let go of it yet.
     stale: bool,
     /// The session of a predecessor is to be taken over.
     resume: bool,
+    /// The frontend was Connected in this session.
+    met: bool,
+    /// The frontend is not the one this session is with.
+    superseded: bool,
     removed: bool,
 }
 
@@ -64,8 +70,11 @@ impl BackendMachine {
             state: XenbusState::Initialising,
             connected: false,
             failed: false,
+            appeared: false,
             stale: false,
             resume: false,
+            met: false,
+            superseded: false,
             removed: false,
         }
     }
@@ -107,19 +116,25 @@ impl BackendMachine {
     #[must_use]
     pub fn decide(&mut self, front: XenbusState, online: bool) -> BackAction {
         use XenbusState as S;
+        self.appeared |= front != S::Unknown;
         self.stale &= front == S::Connected;
         self.resume &= front == S::Connected;
         if self.removed {
             return BackAction::None;
         }
+        // From Connected no frontend goes back to Initialised within a session.
+        self.superseded |= self.connected && self.met && front == S::Initialised;
+        self.met |= self.connected && front == S::Connected;
         match front {
+            S::Initialised | S::Connected if self.superseded => BackAction::Disconnect,
             S::Initialising | S::InitWait if online => self.offer(),
             S::Connected if self.stale && online => self.offer(),
             S::Connected if self.resume && online => BackAction::Resume,
             S::Initialised | S::Connected => self.connect(online),
             S::Closing => self.follow_closing(),
             S::Reconfiguring | S::Reconfigured => BackAction::None,
-            S::Unknown if online && self.state == S::Initialising => self.offer(),
+            // Not every toolstack writes both ends at once.
+            S::Unknown if online && !self.appeared => self.offer(),
             // A frontend that has not begun does not hold up the end of its device.
             S::Closed | S::Unknown | S::Initialising | S::InitWait => self.close(online),
         }
@@ -149,13 +164,13 @@ impl BackendMachine {
                 self.resume = false;
             }
             BackAction::StartClosing => self.state = XenbusState::Closing,
-            BackAction::Disconnect => self.connected = false,
+            BackAction::Disconnect => self.disconnected(),
             BackAction::Close => {
                 self.state = XenbusState::Closed;
-                self.connected = false;
+                self.disconnected();
             }
             BackAction::Remove => {
-                self.connected = false;
+                self.disconnected();
                 self.removed = true;
             }
         }
@@ -166,8 +181,18 @@ impl BackendMachine {
     /// [`BackAction::Close`].
     pub const fn failed(&mut self) {
         self.failed = true;
-        self.connected = false;
+        self.disconnected();
         self.resume = false;
+    }
+
+    /// The frontend asks for something else than what it was connected to: it has started anew, and
+    /// the states in between went unseen. What it asks for is taken up.
+    pub const fn superseded(&mut self) {
+        self.superseded = self.connected;
+    }
+
+    const fn disconnected(&mut self) {
+        (self.connected, self.met, self.superseded) = (false, false, false);
     }
 
     fn offer(&self) -> BackAction {
@@ -309,6 +334,23 @@ mod tests {
     }
 
     #[test]
+    fn a_frontend_whose_new_start_went_unseen_is_connected_anew() {
+        let again = [BackAction::Disconnect, BackAction::WriteOffer, BackAction::Connect];
+        let mut m = connected();
+        assert_eq!(settle(&mut m, S::Initialised, true), again, "4, then 3 after an unseen 1");
+        assert_eq!(settle(&mut m, S::Initialised, true), []);
+        assert_eq!(settle(&mut m, S::Connected, true), []);
+        m.superseded();
+        assert_eq!(settle(&mut m, S::Connected, true), again, "4 with other keys");
+        assert_eq!(settle(&mut m, S::Connected, true), []);
+        m.superseded();
+        let gone = [BackAction::Disconnect, BackAction::Close];
+        assert_eq!(settle(&mut m, S::Initialised, false), gone, "it is to go");
+        m.superseded();
+        assert_eq!(settle(&mut m, S::Connected, false), [], "there is no session");
+    }
+
+    #[test]
     fn a_frontend_with_bad_keys_is_not_tried_in_a_loop() {
         let mut m = BackendMachine::new();
         settle(&mut m, S::Initialising, true);
@@ -330,6 +372,18 @@ mod tests {
         let mut m = BackendMachine::restarted();
         let at_once = [BackAction::WriteOffer, BackAction::Connect];
         assert_eq!(settle(&mut m, S::Initialised, true), at_once, "its rings were never used");
+    }
+
+    #[test]
+    fn a_frontend_that_is_not_there_yet_is_waited_for() {
+        let mut m = BackendMachine::new();
+        assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::WriteOffer]);
+        assert_eq!(settle(&mut m, S::Initialising, true), []);
+        assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::Close], "it went");
+        let mut m = BackendMachine::new();
+        assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::WriteOffer]);
+        let end = [BackAction::Close, BackAction::Remove];
+        assert_eq!(settle(&mut m, S::Unknown, false), end, "nobody ever came");
     }
 
     #[test]
@@ -361,8 +415,10 @@ mod tests {
             let mut m = BackendMachine::new();
             for (front, online, luck) in steps {
                 let front = S::from_number(front);
-                if luck == 0 {
-                    m.failed();
+                match luck {
+                    0 => m.failed(),
+                    1 => m.superseded(),
+                    _ => {}
                 }
                 settle(&mut m, front, online);
                 prop_assert_eq!(m.decide(front, online), BackAction::None);

@@ -2,8 +2,8 @@ use super::{Ends, Fault, Life, Surroundings, only_if_lost, watch};
 use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
-    DeviceAddr, Hotplug, clear_error, hotplug_path, online_path, read_hotplug, read_online,
-    read_state, state_path, switch_state,
+    DeviceAddr, Hotplug, clear_error, clear_revived, hotplug_path, is_revived, online_path,
+    read_hotplug, read_online, read_state, state_path, switch_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -69,12 +69,30 @@ pub trait BackendClass {
     /// A [`HandshakeError`], as for [`connect`](Self::connect).
     fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
 
-    /// Reads again what the toolstack may change while the device is served (a vif's `rate`).
+    /// Reads again what the toolstack may change while the device is served (a vif's `rate`, the
+    /// medium in a drive).
     ///
     /// # Errors
-    /// A [`HandshakeError`]; what was read before stays in force.
-    fn refresh(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
+    /// A [`Fault`]; what was read before stays in force, unless the next
+    /// [`fault`](Self::fault) says otherwise.
+    fn refresh(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
         Ok(())
+    }
+
+    /// Looks whether what the device stands on has changed by itself (a disk's image has grown), and
+    /// tells the frontend. Called now and then, and cheap.
+    ///
+    /// # Errors
+    /// A [`HandshakeError`]: the frontend could not be told.
+    fn look(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
+        Ok(())
+    }
+
+    /// Whether the frontend, which is Initialised or Connected, asks for something else than what
+    /// it was [connected](Self::connect) to: then it has started anew (kexec) and its states before
+    /// that went unseen.
+    fn is_superseded(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> bool {
+        false
     }
 
     /// Finishes what is under way, stops serving, and gives back all that is the frontend's.
@@ -184,8 +202,16 @@ impl<C: BackendClass> BackendDriver<C> {
     ///
     /// # Errors
     /// As the class' `refresh`: what was in force stays so.
-    pub fn refresh(&mut self, xs: &mut dyn Xenstore) -> Result<(), HandshakeError> {
+    pub fn refresh(&mut self, xs: &mut dyn Xenstore) -> Result<(), Fault> {
         self.class.refresh(xs, &self.ends)
+    }
+
+    /// Looks whether what the device stands on has changed by itself, and tells the frontend.
+    ///
+    /// # Errors
+    /// As the class' `look`.
+    pub fn look(&mut self, xs: &mut dyn Xenstore) -> Result<(), HandshakeError> {
+        self.class.look(xs, &self.ends)
     }
 
     /// Stops serving and writes state Closed if the directory is still there: this end's process
@@ -243,6 +269,12 @@ impl<C: BackendClass> BackendDriver<C> {
             return Ok(if online { BackAction::None } else { BackAction::Remove });
         }
         let front = read_state(xs, &self.ends.front)?;
+        if self.machine.is_connected()
+            && matches!(front, XenbusState::Initialised | XenbusState::Connected)
+            && self.class.is_superseded(xs, &self.ends)
+        {
+            self.machine.superseded();
+        }
         Ok(self.machine.decide(front, online))
     }
 
@@ -259,6 +291,16 @@ impl<C: BackendClass> BackendDriver<C> {
                 return Ok(true);
             }
             BackAction::Connect | BackAction::Resume if !*prepared => return Ok(false),
+            BackAction::Resume if is_revived(xs, &ends.back)? => {
+                // What its predecessor said went with the directory. The frontend goes by it still.
+                class.offer(xs, ends)?;
+                class.connect(xs, ends)?;
+                announce(xs, &ends.back, XenbusState::Connected, |tx| {
+                    clear_revived(tx, &ends.back)?;
+                    class.describe(tx, ends)
+                })?;
+                return Ok(true);
+            }
             BackAction::Resume => return class.connect(xs, ends).map(|()| true),
             BackAction::Connect => {
                 class.connect(xs, ends)?;

@@ -58,9 +58,6 @@ pub enum HandshakeError {
         /// The device's path.
         path: Box<str>,
     },
-    /// Whoever it is for cannot do it; these words say why.
-    #[error("{0}")]
-    NotTaken(Box<str>),
     /// The struct to be written contradicts itself or its bounds; nothing was written.
     #[error("cannot be written: {0}")]
     Unwritable(&'static str),

@@ -3,7 +3,9 @@
 use alloc::sync::Arc;
 
 use pvio_blkback::engine::mem::MemEngine;
-use pvio_blkback::{DataPath, Progress, Queue as Back, QueueParts, Stats};
+use pvio_blkback::{
+    BlockEngine, DataPath, Live, Progress, Queue as Back, QueueParts, Stats,
+};
 use pvio_blkfront::{Op, Queue as Front};
 use pvio_event_channel::{DomId, EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper};
@@ -68,8 +70,10 @@ fn write_and_read_back(data_path: DataPath) -> Option<()> {
     let ring = machine.map(FRONT, front.ring_grefs(), Access::ReadWrite).ok()?;
     let ring = BackRing::attach(ring, Abi::X86_64.slot_size()).ok()?;
     let stats = Arc::new(Stats::default());
+    let engine = MemEngine::zeroed(64);
     let parts = QueueParts {
         frontend: FRONT,
+        disk: Arc::new(Live::new(engine.geometry())),
         grants: machine.clone(),
         data_path,
         ring,
@@ -79,7 +83,7 @@ fn write_and_read_back(data_path: DataPath) -> Option<()> {
         in_order: false,
         stats,
     };
-    let mut back = Back::new(parts, MemEngine::zeroed(64));
+    let mut back = Back::new(parts, engine);
 
     let data = [0x5a; 1024];
     let slot = front.reserve()?;

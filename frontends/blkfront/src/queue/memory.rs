@@ -1,6 +1,7 @@
 //! What a queue shares with its backend: the ring, a buffer for each slot, and where requests are
 //! larger than a slot of the ring can say, tables of their segments. All of it is granted once.
 
+use super::limits::at_least_direct;
 use super::{PAGES_PER_SLOT, SECTOR};
 use alloc::vec::Vec;
 use pvio_grant_table::{Access, DomId, GrantError, GrantRef, Granter};
@@ -42,24 +43,29 @@ pub(super) struct Memory<M> {
     /// None where all requests are direct ones.
     tables: Option<Shared<M>>,
     pages_per_slot: usize,
+    /// Pages in one request, for which the tables are made.
+    segments: usize,
 }
 
 impl<M: Region + Clone> Memory<M> {
-    /// Memory for `depth` slots, nothing of it granted yet.
+    /// Memory for `depth` slots, nothing of it granted yet. Requests of more than `segments` pages
+    /// are made in parts, each of which has its tables.
     pub fn alloc<P: Granter<Pages = M>>(
         from: &P,
         ring: M,
         depth: usize,
         pages_per_slot: usize,
+        segments: usize,
     ) -> Result<Self, GrantError> {
+        let segments = at_least_direct(segments.min(pages_per_slot));
         let alloc = |pages| Ok(Shared::new(from.alloc_pages(pages)?, pages));
         let ring_pages = ring.len() / PAGE_SIZE;
-        let tables = match pages_per_slot {
+        let tables = match segments {
             0..=MAX_SEGMENTS => None,
-            pages => Some(alloc(depth * pages.div_ceil(SEGMENTS_PER_PAGE))?),
+            pages => Some(alloc(depth * pages_per_slot.div_ceil(pages) * tables_of(pages))?),
         };
         let (ring, data) = (Shared::new(ring, ring_pages), alloc(depth * pages_per_slot)?);
-        Ok(Self { ring, data, tables, pages_per_slot })
+        Ok(Self { ring, data, tables, pages_per_slot, segments })
     }
 
     /// Grants all of it, also to be written: a backend that keeps pages mapped uses them both ways.
@@ -108,24 +114,39 @@ impl<M: Region + Clone> Memory<M> {
         }
     }
 
-    /// The segments of the first `bytes` bytes of a slot's buffer, if they fit into a ring's slot.
-    pub fn segments(&self, slot: usize, bytes: usize) -> Option<Segments> {
+    /// Wipes a slot's buffer.
+    pub fn wipe(&self, slot: usize) {
+        // Inside by construction.
+        let _ = self.data.pages.fill(slot * self.slot_bytes(), self.slot_bytes(), 0);
+    }
+
+    /// Pages in one request, where a backend takes so many: what the tables are made for, or, if that
+    /// is too much, what a ring's slot can say.
+    pub fn segments_of(&self, offered: usize) -> usize {
+        if offered < self.segments { MAX_SEGMENTS } else { self.segments }
+    }
+
+    /// The segments of a stretch of a slot's buffer that begins with a page, if they fit into a
+    /// ring's slot.
+    pub fn segments(&self, slot: usize, from: usize, bytes: usize) -> Option<Segments> {
         let mut all = [Segment::default(); PAGES_PER_SLOT];
-        let count = bytes.div_ceil(PAGE_SIZE);
+        let (page, count) = (from / PAGE_SIZE, bytes.div_ceil(PAGE_SIZE));
         for (n, segment) in all.get_mut(..count)?.iter_mut().enumerate() {
-            *segment = self.segment(slot, n, bytes)?;
+            *segment = self.segment(slot, page + n, from + bytes)?;
         }
         Segments::from_slice(&all[..count])
     }
 
-    /// Writes the segments of the first `bytes` bytes of a slot's buffer into its table.
-    pub fn write_table(&self, slot: usize, bytes: usize) -> Option<Indirect> {
+    /// Writes the segments of a part of a slot's buffer into that part's table.
+    pub fn write_table(&self, slot: usize, from: usize, bytes: usize) -> Option<Indirect> {
         let tables = self.tables.as_ref()?;
-        let pages = self.pages_per_slot.div_ceil(SEGMENTS_PER_PAGE);
-        let (first, count) = (slot * pages, bytes.div_ceil(PAGE_SIZE));
+        let (page, count) = (from / PAGE_SIZE, bytes.div_ceil(PAGE_SIZE));
+        let parts = self.pages_per_slot.div_ceil(self.segments);
+        // Each part but the last has as many pages as the tables are made for.
+        let first = (slot * parts + page / self.segments) * tables_of(self.segments);
         for n in 0..count {
             // Anew for each request: the backend can write there, too.
-            let raw = self.segment(slot, n, bytes)?.write();
+            let raw = self.segment(slot, page + n, from + bytes)?.write();
             tables.pages.write_words(first * PAGE_SIZE + n * raw.len(), &raw)?;
         }
         let used = count.div_ceil(SEGMENTS_PER_PAGE);
@@ -153,4 +174,9 @@ impl<M: Region + Clone> Memory<M> {
     fn all(&mut self) -> impl Iterator<Item = &mut Shared<M>> {
         [&mut self.ring, &mut self.data].into_iter().chain(&mut self.tables)
     }
+}
+
+/// Pages of tables for a request of so many pages.
+const fn tables_of(segments: usize) -> usize {
+    segments.div_ceil(SEGMENTS_PER_PAGE)
 }

@@ -7,17 +7,28 @@
 //! | module | holds |
 //! |---|---|
 //! | `memory` | ring, buffers and tables of segments, and their grants |
-//! | this | requests and answers |
+//! | `limits` | what the backend takes |
+//! | `flight` | requests and answers |
+//! | this | what they are made of, and making it anew for the next backend |
+//!
+//! A slot's request is one of the ring's, mostly. It is several where the backend takes less at a
+//! time than the slot holds, because it is another one than the slot was made for; its answer is
+//! then the first that is not good. What a backend does not take at all is answered here.
 
+mod flight;
+mod limits;
 mod memory;
 
+use alloc::collections::VecDeque;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+use flight::Flight;
+pub use limits::{FlushBy, Limits};
 use memory::Memory;
-use pvio_event_channel::{EventChannel, EventChannels, EventError};
+use pvio_event_channel::{EventChannels, EventError};
 use pvio_grant_table::{DomId, GrantError, GrantRef, Granter};
-use pvio_ring::proto::blkif::{
-    Abi, DataOp, MAX_INDIRECT_SEGMENTS, MAX_SEGMENTS, Request, Response, Segments, Status,
-};
+use pvio_ring::proto::blkif::{Abi, MAX_INDIRECT_SEGMENTS, MAX_SEGMENTS, Status};
 use pvio_ring::shm::PAGE_SIZE;
 use pvio_ring::{FrontRing, RingFault, ShortSlot};
 
@@ -49,6 +60,14 @@ pub enum Op {
     Flush,
     /// These sectors are not needed any more.
     Discard {
+        /// First sector.
+        sector: u64,
+        /// How many.
+        sectors: u64,
+    },
+    /// These sectors must not be readable any more by any means, copies that the medium made of them
+    /// included. Answered "not supported" by all but a few disks.
+    SecureDiscard {
         /// First sector.
         sector: u64,
         /// How many.
@@ -153,7 +172,7 @@ impl Default for Shape {
 enum Slot {
     Free,
     Reserved,
-    InFlight(Op),
+    InFlight(Flight),
 }
 
 /// One queue of a virtual disk, frontend side.
@@ -162,11 +181,38 @@ pub struct Queue<P: Granter + EventChannels> {
     ring: FrontRing<P::Pages>,
     memory: Memory<P::Pages>,
     channel: P::Channel,
+    /// Pages of the ring of this session, and of a slot's buffer ever since the first.
     shape: Shape,
+    limits: Limits,
     slots: Vec<Slot>,
     free: Vec<SlotId>,
+    /// Slots with requests that are not, or not all, in the ring.
+    backlog: VecDeque<SlotId>,
+    /// Requests that no backend is asked, and their answers.
+    local: VecDeque<(SlotId, Status)>,
+    /// Buffers are wiped when they are given back.
+    wipes: bool,
+    /// Which of its disk's queues it is.
+    number: usize,
+    /// Its session is over.
+    over: Arc<AtomicBool>,
     /// `virtual-device`, truncated as the wire has it.
     handle: u16,
+}
+
+/// What a queue is made for, besides its shape.
+pub(crate) struct Maker<P> {
+    pub platform: P,
+    pub backend: DomId,
+    pub handle: u16,
+    pub shape: Shape,
+    /// Slots; as many as the ring has, if it is the first of its kind.
+    pub slots: Option<usize>,
+    /// Pages in one request; more than 11 take indirect ones.
+    pub segments: usize,
+    pub number: usize,
+    pub over: Arc<AtomicBool>,
+    pub wipes: bool,
 }
 
 impl<P: Granter + EventChannels> Queue<P> {
@@ -179,7 +225,8 @@ impl<P: Granter + EventChannels> Queue<P> {
     }
 
     /// Allocates and grants a ring and a buffer for each of its slots, and an event channel for the
-    /// backend to bind to.
+    /// backend to bind to. The backend is taken to be able to do all there is, until
+    /// [`limit`](Self::limit) says otherwise.
     ///
     /// # Errors
     /// [`SetupError`]; everything made so far is taken back.
@@ -189,6 +236,15 @@ impl<P: Granter + EventChannels> Queue<P> {
         handle: u16,
         shape: Shape,
     ) -> Result<Self, SetupError> {
+        let (slots, segments, number) = (None, shape.pages_per_slot, 0);
+        let over = Arc::default();
+        let wipes = false;
+        Self::make(Maker { platform, backend, handle, shape, slots, segments, number, over, wipes })
+    }
+
+    pub(crate) fn make(maker: Maker<P>) -> Result<Self, SetupError> {
+        let Maker { platform, backend, handle, shape, slots, segments, number, over, wipes } =
+            maker;
         let slot_size = Abi::X86_64.slot_size();
         if !shape.is_possible() || !shape.ring_pages.is_power_of_two() {
             let bytes = shape.ring_pages.saturating_mul(PAGE_SIZE);
@@ -196,8 +252,9 @@ impl<P: Granter + EventChannels> Queue<P> {
         }
         let ring_pages = platform.alloc_pages(shape.ring_pages)?;
         let ring = FrontRing::init(ring_pages.clone(), slot_size)?;
-        let depth = ring.layout().slots() as usize;
-        let mut memory = Memory::alloc(&platform, ring_pages, depth, shape.pages_per_slot)?;
+        let depth = slots.unwrap_or(ring.layout().slots() as usize);
+        let pages = shape.pages_per_slot;
+        let mut memory = Memory::alloc(&platform, ring_pages, depth, pages, segments)?;
         let granted = memory.grant(&platform, backend);
         let channel = granted.map_err(SetupError::from).and_then(|()| {
             let channel = platform.alloc_unbound(backend)?;
@@ -216,8 +273,14 @@ impl<P: Granter + EventChannels> Queue<P> {
             memory,
             channel,
             shape,
+            limits: Limits { segments, ..Limits::MOST },
             slots: (0..depth).map(|_| Slot::Free).collect(),
             free: (0..depth as u16).rev().map(SlotId).collect(),
+            backlog: VecDeque::with_capacity(depth),
+            local: VecDeque::new(),
+            wipes,
+            number,
+            over,
             platform,
             handle,
         })
@@ -232,25 +295,85 @@ impl<P: Granter + EventChannels> Queue<P> {
     where
         P: Clone,
     {
-        let platform = self.platform.clone();
-        let mut new = Self::with_shape(platform, backend, self.handle, self.shape)?;
-        new.free.clear();
-        for (i, slot) in self.slots.iter().enumerate() {
-            let id = SlotId(i as u16);
-            match *slot {
-                Slot::Free => new.free.push(id),
-                Slot::Reserved | Slot::InFlight(_) => new.slots[i] = Slot::Reserved,
-            }
-            let holds_data = matches!(*slot, Slot::Reserved | Slot::InFlight(Op::Write { .. }));
-            if holds_data {
-                new.memory.copy_slot(&self.memory, i);
-            }
-            if let Slot::InFlight(op) = *slot {
-                let again = new.start(id, op);
-                debug_assert_eq!(again, Ok(()), "it was started before");
-            }
-        }
+        let mut new = Self::make(Maker {
+            platform: self.platform.clone(),
+            backend,
+            handle: self.handle,
+            shape: self.shape,
+            slots: Some(self.slots.len()),
+            segments: self.limits.segments,
+            number: self.number,
+            over: Arc::default(),
+            wipes: self.wipes,
+        })?;
+        new.adopt(self);
+        new.limit(self.limits);
         Ok(new)
+    }
+
+    /// Takes over the slots of a queue that went before, with their data: its unanswered requests
+    /// wait for [`limit`](Self::limit). This one must have as many slots, none of them used.
+    pub(crate) fn adopt(&mut self, old: &Self) {
+        self.free.clear();
+        self.backlog.clear();
+        for (i, slot) in old.slots.iter().enumerate().take(self.slots.len()) {
+            let id = SlotId(i as u16);
+            if let Slot::Reserved | Slot::InFlight(Flight { op: Op::Write { .. }, .. }) = slot {
+                self.memory.copy_slot(&old.memory, i);
+            }
+            self.slots[i] = match slot {
+                Slot::Free => {
+                    self.free.push(id);
+                    Slot::Free
+                }
+                Slot::Reserved => Slot::Reserved,
+                Slot::InFlight(flight) => {
+                    self.backlog.push_back(id);
+                    Slot::InFlight(Flight::new(flight.op))
+                }
+            };
+        }
+    }
+
+    /// Says what the backend takes, and sends it what waited for that. Publish afterwards. Requests
+    /// in flight must not be there yet.
+    pub fn limit(&mut self, limits: Limits) {
+        let mut segments = self.memory.segments_of(limits.segments);
+        if !(segments * PAGE_SIZE).is_multiple_of(limits.sector_size.max(1)) {
+            // Sectors of more than a page: parts are as many of them as a direct request has.
+            segments = PAGES_PER_SLOT;
+        }
+        self.limits = Limits { segments, ..limits };
+        for _ in 0..self.backlog.len() {
+            let Some(id) = self.backlog.pop_front() else { break };
+            self.send(id);
+        }
+    }
+
+    /// What the backend takes.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Wipes each buffer when its slot is [released](Self::release): a backend that is not trusted
+    /// finds nothing of earlier requests there. Buffers are never memory that the guest uses for
+    /// anything else, whether or not this is asked for.
+    pub fn wipe(&mut self, whether: bool) {
+        self.wipes = whether;
+    }
+
+    /// Which of its disk's queues it is, from 0.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Whether its session is over: no answer comes any more, and it is to be put back into its
+    /// [`Disk`](crate::Disk). Any thread may ask.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
     }
 
     /// The grant references of the ring's pages, in order, for the handshake.
@@ -283,10 +406,16 @@ impl<P: Granter + EventChannels> Queue<P> {
         self.slots.len()
     }
 
-    /// Requests in flight.
+    /// Requests in the ring without an answer.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.ring.in_flight() as usize
+    }
+
+    /// Slots that are reserved or have requests that are not answered.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 
     /// Takes a slot, if one is free.
@@ -298,9 +427,12 @@ impl<P: Granter + EventChannels> Queue<P> {
 
     /// Gives a reserved slot back.
     pub fn release(&mut self, id: SlotId) {
-        if self.slots.get(id.index()) == Some(&Slot::Reserved) {
-            self.slots[id.index()] = Slot::Free;
+        if let Some(slot @ Slot::Reserved) = self.slots.get_mut(id.index()) {
+            *slot = Slot::Free;
             self.free.push(id);
+            if self.wipes {
+                self.memory.wipe(id.index());
+            }
         }
     }
 
@@ -312,107 +444,6 @@ impl<P: Granter + EventChannels> Queue<P> {
     /// Copies out of a slot's buffer, after a read. `None` when it is not all there.
     pub fn fetch(&self, id: SlotId, offset: usize, out: &mut [u8]) -> Option<()> {
         self.memory.fetch(id.index(), offset, out)
-    }
-
-    /// Writes a reserved slot's request into the ring. The backend sees it after
-    /// [`publish`](Self::publish).
-    ///
-    /// # Errors
-    /// [`StartError`]; the slot stays reserved.
-    pub fn start(&mut self, id: SlotId, op: Op) -> Result<(), StartError> {
-        if self.slots.get(id.index()) != Some(&Slot::Reserved) {
-            return Err(StartError::NotReserved);
-        }
-        let wire_id = u64::from(id.0);
-        let request = match op {
-            Op::Read { sector, bytes } => self.data(DataOp::Read, id, sector, bytes)?,
-            Op::Write { sector, bytes } => self.data(DataOp::Write, id, sector, bytes)?,
-            Op::Flush => {
-                let (op, segments) = (DataOp::Flush, Segments::default());
-                Request::Data { op, id: wire_id, sector: 0, segments }
-            }
-            Op::Discard { sector, sectors } => {
-                Request::Discard { id: wire_id, sector, sectors, secure: false }
-            }
-        };
-        let mut bytes = [0; 112];
-        let pushed = self.ring.push(request.write(Abi::X86_64, self.handle, &mut bytes));
-        debug_assert!(pushed.is_ok(), "there are as many slots here as in the ring");
-        self.slots[id.index()] = Slot::InFlight(op);
-        Ok(())
-    }
-
-    /// Shows every started request to the backend and wakes it if it asked for that.
-    ///
-    /// # Errors
-    /// [`BackendFault::Event`].
-    pub fn publish(&mut self) -> Result<(), BackendFault> {
-        if self.ring.publish() {
-            self.channel.notify()?;
-        }
-        Ok(())
-    }
-
-    /// Calls `each` for every answer that has come, and returns how many. The slot is the
-    /// caller's again: to be read, started anew, or released.
-    ///
-    /// # Errors
-    /// A [`BackendFault`] ends the device; what was answered before it was reported.
-    pub fn poll(
-        &mut self,
-        mut each: impl FnMut(SlotId, Op, Status),
-    ) -> Result<usize, BackendFault> {
-        let mut count = 0;
-        while let Some(mut slot) = self.ring.pop()? {
-            let Response { id, status, .. } = Response::read(&mut slot)?;
-            let place = usize::try_from(id).ok().and_then(|i| self.slots.get_mut(i));
-            let Some(place @ &mut Slot::InFlight(op)) = place else {
-                return Err(BackendFault::UnknownId(id));
-            };
-            *place = Slot::Reserved;
-            each(SlotId(id as u16), op, status);
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    /// Whether an answer is waiting, by a look at shared memory that asks for nothing.
-    ///
-    /// # Errors
-    /// [`BackendFault::Ring`].
-    pub fn has_answers(&mut self) -> Result<bool, BackendFault> {
-        Ok(self.ring.has_responses()?)
-    }
-
-    /// To be called before waiting for an event: asks to be woken for the next answer and looks
-    /// once more. Wait only if it says `false`.
-    ///
-    /// # Errors
-    /// [`BackendFault::Ring`].
-    pub fn final_check(&mut self) -> Result<bool, BackendFault> {
-        Ok(self.ring.final_check()?)
-    }
-
-    /// A request for the first `bytes` bytes of a slot's buffer, indirect if it has to be.
-    fn data(
-        &self,
-        op: DataOp,
-        slot: SlotId,
-        sector: u64,
-        bytes: usize,
-    ) -> Result<Request, StartError> {
-        if bytes == 0 || bytes > self.slot_bytes() || !bytes.is_multiple_of(SECTOR) {
-            return Err(StartError::Size);
-        }
-        let id = u64::from(slot.0);
-        let request = if bytes <= SLOT_BYTES {
-            let segments = self.memory.segments(slot.index(), bytes);
-            segments.map(|segments| Request::Data { op, id, sector, segments })
-        } else {
-            let indirect = self.memory.write_table(slot.index(), bytes);
-            indirect.map(|indirect| Request::Indirect { op, id, sector, indirect })
-        };
-        request.ok_or(StartError::Size)
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::choices::Do;
 use crate::medium::{SharedMedium, SimEngine};
 use pvio_blkback::vbd::{Serve, Vbd};
-use pvio_blkback::{Buf, Config, Geometry, Policy, Progress, Queue, QueueFault, QueueParts};
+use pvio_blkback::{Buf, Config, Geometry, Progress, Queue, QueueFault, QueueParts};
 use pvio_event_channel::{EventChannel, EventError, Port};
 use pvio_grant_table::DomId;
 use pvio_sim::local::events::LocalChannel;
@@ -118,6 +118,7 @@ impl Serve<LocalDomain> for Server {
         let channel = |channel| Wire { channel, cut: self.flaw == Flaw::NeverNotifies };
         let parts = QueueParts {
             frontend: parts.frontend,
+            disk: parts.disk,
             grants: parts.grants,
             data_path: parts.data_path,
             ring: parts.ring,
@@ -232,7 +233,7 @@ pub struct Daemon {
     media: Rc<BTreeMap<String, SharedMedium>>,
     crashed: Rc<Cell<bool>>,
     flaw: Flaw,
-    policy: Policy,
+    config: Config,
 }
 
 const ROOT: &str = "root";
@@ -243,12 +244,12 @@ impl Daemon {
         store: &Rc<RefCell<Store>>,
         media: Rc<BTreeMap<String, SharedMedium>>,
         flaw: Flaw,
-        policy: Policy,
+        config: Config,
     ) -> Self {
         let mut xs = LocalClient::connect(store, domain.id());
         let root = backend_root(BackendKind::Vbd, domain.id());
         xs.watch(&root, ROOT).expect("the first watch of a domain");
-        Self { domain, xs, devices: BTreeMap::new(), media, crashed: Rc::default(), flaw, policy }
+        Self { domain, xs, devices: BTreeMap::new(), media, crashed: Rc::default(), flaw, config }
     }
 
     pub fn id(&self) -> DomId {
@@ -346,8 +347,7 @@ impl Daemon {
             };
             // Whether somebody served it before us is not known; a frontend that has not begun
             // makes no difference.
-            let config = Config { policy: self.policy, ..Config::default() };
-            let vbd = Vbd::with(self.domain.clone(), server, config);
+            let vbd = Vbd::with(self.domain.clone(), server, self.config);
             let driver = BackendDriver::restarted(addr, vbd);
             self.devices.insert(addr, Device { driver, seat });
             self.step(addr, sim);

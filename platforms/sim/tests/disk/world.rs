@@ -7,6 +7,7 @@ use crate::hostile_back::HostileBack;
 use crate::hostile_guest::HostileGuest;
 use crate::medium::{Medium, SharedMedium};
 use crate::model::Model;
+use pvio_blkback::Config;
 use pvio_grant_table::DomId;
 use pvio_sim::{LocalMachine, Menu, Sim, World};
 use pvio_xenbus::XenbusState;
@@ -227,10 +228,17 @@ impl DiskWorld {
         }
     }
 
-    fn start_daemon(&mut self) {
+    fn start_daemon(&mut self, sim: &mut Sim) {
         let (domain, media) = (self.machine.domain(DRIVER), Rc::clone(&self.media));
-        self.daemon =
-            Some(Daemon::start(domain, &self.store, media, self.faults.flaw, self.faults.policy));
+        // The next one may offer less than the one before, or more.
+        let config = Config {
+            policy: self.faults.policy,
+            max_indirect_segments: sim.pick(&[0, 12, 256]),
+            max_ring_page_order: sim.pick(&[0, 4]),
+            ..Config::default()
+        };
+        let flaw = self.faults.flaw;
+        self.daemon = Some(Daemon::start(domain, &self.store, media, flaw, config));
     }
 
     fn words(&self, i: usize) -> (DeviceAddr, ToolstackBack) {
@@ -357,7 +365,7 @@ impl World for DiskWorld {
             Do::Tool(i, action) => self.tool(i, &action),
             Do::WriteBack(i) => self.disks[i].medium.borrow_mut().write_back_one(),
             Do::CrashDaemon => self.daemon.take().expect("on the menu only if it runs").crash(),
-            Do::StartDaemon => self.start_daemon(),
+            Do::StartDaemon => self.start_daemon(sim),
             Do::KillDriver => self.kill_driver(),
             Do::RebuildDriver => self.rebuild_driver(),
             Do::KillGuest(i) => self.kill_guest(i),

@@ -25,6 +25,9 @@ pub enum RefusalReason {
     /// More segments than may be, or none where data must be.
     #[error("impossible number of segments")]
     SegmentCount,
+    /// A discard of no sectors.
+    #[error("nothing to be done")]
+    Empty,
     /// `last` before `first`, or past the page.
     #[error("segment outside its page")]
     SegmentBounds,
@@ -59,6 +62,7 @@ impl RefusalReason {
         match self {
             Self::UnknownOperation => "unknown-operation",
             Self::SegmentCount => "segment-count",
+            Self::Empty => "empty",
             Self::SegmentBounds => "segment-bounds",
             Self::OutOfRange => "out-of-range",
             Self::Misaligned => "misaligned",

@@ -135,9 +135,31 @@ fn revive_backend<X: Xenstore + ?Sized>(
                 tx.write(&format!("{base}/{key}"), &value)?;
             }
         }
+        Writer { xs: tx, base: &base }.put(REVIVED, 1)?;
         write_state(tx, &base, XenbusState::Connected)?;
         Ok(true)
     })
+}
+
+/// Stands in a directory made by [`revive_backends`] until its backend has said anew what went with
+/// the old one.
+const REVIVED: &str = "revived";
+
+/// Whether a backend's directory was made by [`revive_backends`] and lacks what its backend told the
+/// frontend once.
+///
+/// # Errors
+/// xenstore's; the key holds no number.
+pub fn is_revived<X: Xenstore + ?Sized>(xs: &mut X, back: &str) -> Result<bool, HandshakeError> {
+    (Reader { xs, base: back }).flag(REVIVED, false)
+}
+
+/// It lacks nothing any more.
+///
+/// # Errors
+/// xenstore's.
+pub fn clear_revived<X: Xenstore + ?Sized>(xs: &mut X, back: &str) -> Result<(), XsError> {
+    xs.rm(&format!("{back}/{REVIVED}"))
 }
 
 /// The number of the domain with a name.

@@ -1,7 +1,7 @@
 //! What a disk's backend offers, and what the disk is.
 
 use crate::handshake::HandshakeError;
-use crate::handshake::common::write_state;
+use crate::handshake::common::{read_state, write_state};
 use crate::handshake::fields::{Reader, Writer};
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, transaction};
@@ -220,7 +220,9 @@ impl BackDisk {
 }
 
 /// Tells a connected frontend of a new size (in units of 512 bytes): the size and the unchanged
-/// state are written in one transaction, and the frontend's watch on the state fires.
+/// state are written in one transaction, and the frontend's watch on the state fires. Nothing is
+/// written where this end is not Connected: there is nobody to tell, and a device that is closing,
+/// or gone, must not be called back.
 ///
 /// # Errors
 /// [`HandshakeError::Unwritable`] if there are 2⁵⁵ sectors or more.
@@ -233,6 +235,9 @@ pub fn announce_resize<X: Xenstore + ?Sized>(
         return Err(HandshakeError::Unwritable("the disk has an impossible size"));
     }
     transaction(xs, |tx| {
+        if read_state(tx, base)? != XenbusState::Connected {
+            return Ok(());
+        }
         Writer { xs: tx, base }.put("sectors", sectors)?;
         write_state(tx, base, XenbusState::Connected)
     })

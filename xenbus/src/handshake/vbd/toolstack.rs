@@ -96,6 +96,20 @@ impl ToolstackBack {
         }
     }
 
+    /// Whether the medium can be changed while the disk is there: a CD drive, or one of removable
+    /// media.
+    #[must_use]
+    pub fn is_drive(&self) -> bool {
+        self.removable || self.device_type == DeviceType::Cdrom
+    }
+
+    /// Whether it is a drive with nothing in it, as libxl writes that: `params` that are empty, or
+    /// end after the format (`empty:`).
+    #[must_use]
+    pub fn is_empty_drive(&self) -> bool {
+        self.is_drive() && self.backing().1.is_empty()
+    }
+
     /// What backs the disk, and in which format. A kind that is left to a device model has the
     /// format in front of the path (`aio:/srv/guest.img`, `qcow2:/srv/guest.qcow2`), which is
     /// `raw` here for libxl's `aio`; all others are raw.
@@ -256,6 +270,28 @@ pub fn create_device<X: Xenstore + ?Sized>(
         create_backend(tx, addr, back)?;
         front.write(tx, &addr.frontend_path())?;
         write_state(tx, &addr.frontend_path(), XenbusState::Initialising)
+    })
+}
+
+/// Puts a medium into a drive, or with empty `params` takes it out. The backend is told by the
+/// change itself. To be called by dom0.
+///
+/// # Errors
+/// [`HandshakeError::Unwritable`] if there is no backend, or it is no drive of removable media.
+pub fn change_medium<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+    params: &str,
+) -> Result<(), HandshakeError> {
+    let base = addr.backend_path();
+    transaction(xs, |tx| {
+        if !ToolstackBack::read(tx, &base)?.is_drive() {
+            return Err(HandshakeError::Unwritable("the disk is no drive of removable media"));
+        }
+        let mut w = Writer { xs: tx, base: &base };
+        // What a script made of the medium before.
+        w.clear("physical-device-path")?;
+        w.put("params", params)
     })
 }
 

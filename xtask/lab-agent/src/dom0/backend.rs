@@ -40,6 +40,8 @@ pub const PVIO_LOG: &str = "/var/log/pvio.log";
 /// What it printed.
 pub const PVIO_OUTPUT: &str = "/var/log/pvio.out";
 const KERNELS: &[&str] = &["xen-netback", "xen-blkback"];
+/// What it defaults to; said, so that the next scenario gets one started anew.
+const BESIDE: Words = &["--on-stop", "close"];
 
 /// What serves now.
 #[derive(Default)]
@@ -64,10 +66,24 @@ impl Backends {
         if backend == Backend::PvioDm && !fs::exists(DEVICE_MODEL)? {
             return Err(Skip("pvio was not built for this run".to_owned()).into());
         }
-        if self.kernels {
+        if self.kernels && self.pvio.is_none() {
             return Ok(());
         }
         self.stop()?;
+        self.load_kernels()
+    }
+
+    /// Makes both serve: the kernel what is its own, and pvio the kinds nobody else claims.
+    ///
+    /// # Errors
+    /// As for [`serve`](Self::serve).
+    pub fn serve_beside_kernel(&mut self) -> Result<()> {
+        self.stop()?;
+        self.load_kernels()?;
+        self.start_pvio(BESIDE)
+    }
+
+    fn load_kernels(&mut self) -> Result<()> {
         for name in KERNELS {
             modules::load(name)?;
         }

@@ -41,8 +41,17 @@ impl Words {
             "guest": *guests,
             "pvio": since(PVIO_LOG, self.log),
             "pvio_output": since(PVIO_OUTPUT, self.output),
+            "device_model": newest_device_model().map_or_else(Vec::new, |path| since(&path, 0)),
         })
     }
+}
+
+/// The log of the device model that `xl` started last.
+fn newest_device_model() -> Option<String> {
+    let logs = std::fs::read_dir("/var/log/xen").ok()?.flatten();
+    let logs = logs.filter(|log| log.file_name().to_string_lossy().starts_with("qemu-dm-"));
+    let newest = logs.max_by_key(|log| log.metadata().and_then(|it| it.modified()).ok())?;
+    Some(newest.path().display().to_string())
 }
 
 /// The last lines that a file was given after it had this size.

@@ -26,6 +26,15 @@ pub fn write(path: &str, value: &str) -> Result<()> {
     sys::succeed(&["xenstore-write", "--", path, value], QUICK).map(drop)
 }
 
+/// Says whose a node is and who may read it, as `xenstore-chmod` has it.
+///
+/// # Errors
+/// xenstored refuses.
+pub fn allow(path: &str, who: &[String]) -> Result<()> {
+    let words: Vec<&str> = who.iter().map(String::as_str).collect();
+    sys::succeed(&[&["xenstore-chmod", path], words.as_slice()].concat(), QUICK).map(drop)
+}
+
 /// Removes a node and all below it.
 ///
 /// # Errors

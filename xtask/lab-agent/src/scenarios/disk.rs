@@ -47,7 +47,8 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "disk-readonly",
         proves: "a read-only disk reads right and cannot be written",
-        backends: DISKS,
+        // QEMU 7.2 offers none: "realization of device xen-disk failed: Block node is read-only".
+        backends: &[Backend::Pvio, Backend::Linux, Backend::PvioDm],
         kinds: BOTH,
         guests: Guests::Shared,
         run: read_only,

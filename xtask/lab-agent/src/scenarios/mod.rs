@@ -8,6 +8,7 @@
 //! | [`policies`] | how pvio reaches guests' pages |
 //! | [`frontends`] | guests that say wrong things of their devices |
 //! | [`toolstack`] | a toolstack that does |
+//! | [`beside`] | pvio beside Linux's backends |
 //! | [`driver_domain`] | devices served by another guest, that dies |
 //! | [`hvm`] | a guest with a device model |
 //! | [`life`] | guests that end, in every way, while their devices work; many at once |
@@ -15,6 +16,7 @@
 //! | [`survival`] | backends that end, and guests that go on |
 
 mod bench;
+mod beside;
 mod disk;
 mod driver_domain;
 mod frontends;
@@ -87,6 +89,7 @@ fn all() -> Vec<Case> {
         survival::SCENARIOS,
         policies::SCENARIOS,
         toolstack::SCENARIOS,
+        beside::SCENARIOS,
         driver_domain::SCENARIOS,
         hvm::SCENARIOS,
         bench::SCENARIOS,

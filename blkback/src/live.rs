@@ -1,0 +1,42 @@
+//! What a disk looks like to its queues, while it may change its size.
+
+use crate::engine::Geometry;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// A disk's [`Geometry`] as all its queues see it: all but the size stays as it is for as long as
+/// they run. The size is looked at once for each batch of requests.
+#[derive(Debug)]
+pub struct Live {
+    /// But for the size.
+    geometry: Geometry,
+    sectors: AtomicU64,
+}
+
+impl Live {
+    /// A disk that looks so.
+    #[must_use]
+    pub const fn new(geometry: Geometry) -> Self {
+        Self { geometry, sectors: AtomicU64::new(geometry.sectors) }
+    }
+
+    /// What it looks like now.
+    #[must_use]
+    #[inline]
+    pub fn geometry(&self) -> Geometry {
+        Geometry { sectors: self.sectors(), ..self.geometry }
+    }
+
+    /// Its size now, in sectors of 512 bytes.
+    #[must_use]
+    #[inline]
+    pub fn sectors(&self) -> u64 {
+        // Nothing else goes with it: an engine that has grown has done so before it is told here,
+        // and one that has shrunk refuses by itself what is past its end.
+        self.sectors.load(Ordering::Relaxed)
+    }
+
+    /// Changes its size; whether it was another before.
+    pub fn resize(&self, sectors: u64) -> bool {
+        self.sectors.swap(sectors, Ordering::Relaxed) != sectors
+    }
+}

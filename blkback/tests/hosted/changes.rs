@@ -1,0 +1,199 @@
+//! Disks that change while they are attached: their size, and what is in the drive.
+
+use crate::machine::{Machine, PATIENCE, image, on_every_path};
+use crate::write;
+use pvio_blkback::Config;
+use pvio_blkfront::session::{DiskError, Session};
+use pvio_hosted::Domain;
+use pvio_xenbus::client::Client;
+use pvio_xenbus::handshake::vbd::{
+    BackDisk, DeviceType, DiskInfo, Mode, ToolstackBack, change_medium,
+};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+/// Waits until the frontend has noticed that the disk is so large.
+fn becomes(session: &mut Session<Domain, Client>, size: u64) {
+    let begin = Instant::now();
+    while session.size() != size {
+        assert!(begin.elapsed() < PATIENCE, "{} bytes, never {size}", session.size());
+        session.queue().unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_file_that_grows_and_shrinks_is_a_disk_that_does() {
+    on_every_path(resized);
+}
+
+fn resized(config: Config) {
+    let machine = Machine::new(config);
+    let file = image(1 << 20);
+    machine.add_disk(file.path(), Mode::ReadWrite);
+    let driver = machine.serve();
+    let mut session = machine.attach().unwrap();
+    assert!(matches!(session.read_at(1 << 20, &mut [0; 512]), Err(DiskError::OutOfRange(..))));
+
+    file.as_file().set_len(3 << 20).unwrap();
+    becomes(&mut session, 3 << 20);
+    write(&mut session, (3 << 11) - 8, &[0x77; 4096]);
+    let mut there = [0; 4096];
+    file.as_file().read_exact_at(&mut there, (3 << 20) - 4096).unwrap();
+    assert_eq!(there, [0x77; 4096], "what is new can be written");
+    session.read_at(1 << 20, &mut [1; 512]).unwrap();
+
+    // A length of no whole sectors is cut off.
+    file.as_file().set_len((2 << 20) + 511).unwrap();
+    becomes(&mut session, 2 << 20);
+    session.read_at(0, &mut [0; 4096]).unwrap();
+    assert_eq!(session.device().sessions(), 1, "the frontend did not have to start over");
+    session.close().unwrap();
+    driver.end();
+}
+
+fn drive(machine: &Machine, params: &str) -> ToolstackBack {
+    let mut back = ToolstackBack::new(machine.addr(), params);
+    (back.device_type, back.removable, back.mode) = (DeviceType::Cdrom, true, Mode::ReadOnly);
+    back
+}
+
+#[test]
+fn a_drive_is_emptied_and_filled_while_it_is_attached() {
+    on_every_path(media);
+}
+
+fn media(config: Config) {
+    let machine = Machine::new(config);
+    let (first, second) = (image(1 << 20), image(3 << 19));
+    let path = |file: &tempfile::NamedTempFile| file.path().to_str().unwrap().to_owned();
+    let addr = machine.add(&drive(&machine, &path(&first)));
+    let driver = machine.serve();
+    let mut session = machine.attach().unwrap();
+    let mut xs = machine.xenstore();
+    let holds = |session: &mut Session<Domain, Client>, what: &tempfile::NamedTempFile| {
+        let expected = std::fs::read(what.path()).unwrap();
+        becomes(session, expected.len() as u64);
+        let mut got = vec![0; expected.len()];
+        session.read_at(0, &mut got).unwrap();
+        assert!(got == expected);
+    };
+    holds(&mut session, &first);
+    let is = DiskInfo { cdrom: true, removable: true, read_only: true };
+    assert_eq!(session.device().served().unwrap().info, is);
+
+    // From one to another, and out, and in, the same one again.
+    change_medium(&mut xs, addr, &path(&second)).unwrap();
+    holds(&mut session, &second);
+    change_medium(&mut xs, addr, "").unwrap();
+    becomes(&mut session, 0);
+    assert!(matches!(session.read_at(0, &mut [0; 512]), Err(DiskError::OutOfRange(..))));
+    change_medium(&mut xs, addr, &path(&second)).unwrap();
+    holds(&mut session, &second);
+
+    // One that cannot be read leaves the drive empty, and served.
+    assert!(driver.faults.lock().unwrap().is_empty());
+    change_medium(&mut xs, addr, "/nowhere/disc.iso").unwrap();
+    becomes(&mut session, 0);
+    change_medium(&mut xs, addr, &path(&first)).unwrap();
+    holds(&mut session, &first);
+    assert_eq!(*driver.faults.lock().unwrap(), ["image-missing"], "told once");
+    assert_eq!(session.device().sessions(), 1, "the frontend did not have to start over");
+    session.close().unwrap();
+    driver.end();
+}
+
+#[test]
+fn an_empty_drive_is_attached_and_filled_later() {
+    let machine = Machine::new(Config::default());
+    let file = image(1 << 20);
+    let addr = machine.add(&drive(&machine, ""));
+    let driver = machine.serve();
+    let mut session = machine.attach().unwrap();
+    assert_eq!(session.size(), 0);
+    change_medium(&mut machine.xenstore(), addr, file.path().to_str().unwrap()).unwrap();
+    becomes(&mut session, 1 << 20);
+    session.read_at(4096, &mut [0; 8192]).unwrap();
+    session.close().unwrap();
+    driver.end();
+}
+
+#[test]
+fn what_is_in_a_disk_that_is_not_removable_stays() {
+    let machine = Machine::new(Config::default());
+    let (file, other) = (image(1 << 20), image(2 << 20));
+    let addr = machine.add_disk(file.path(), Mode::ReadWrite);
+    let driver = machine.serve();
+    let mut session = machine.attach().unwrap();
+    let (mut xs, path) = (machine.xenstore(), other.path().to_str().unwrap());
+    assert!(change_medium(&mut xs, addr, path).is_err());
+    // A toolstack that does it all the same.
+    ToolstackBack::new(addr, path).write(&mut xs, &addr.backend_path()).unwrap();
+    let begin = Instant::now();
+    while driver.faults.lock().unwrap().is_empty() {
+        assert!(begin.elapsed() < PATIENCE, "nobody is told");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(driver.faults.lock().unwrap()[0], "medium-fixed");
+    session.read_at(0, &mut [0; 4096]).unwrap();
+    assert_eq!(session.size(), 1 << 20);
+    session.close().unwrap();
+    driver.end();
+}
+
+#[test]
+fn a_disk_past_two_tebibytes_is_all_there() {
+    let machine = Machine::new(Config::default());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    // More sectors of 512 bytes than a u32 counts, with holes for almost all of them.
+    const SIZE: u64 = (3 << 40) + 4096;
+    if let Err(error) = file.as_file().set_len(SIZE) {
+        println!(
+            "SKIPPED: no file of 3 TiB can be made ({error}); set TMPDIR to ext4, XFS or tmpfs"
+        );
+        return;
+    }
+    machine.add_disk(file.path(), Mode::ReadWrite);
+    let driver = machine.serve();
+    let mut session = machine.attach().unwrap();
+    assert_eq!(session.size(), SIZE);
+    write(&mut session, SIZE / 512 - 8, &[0x33; 4096]);
+    // 2 TiB before it: where a sector number cut to 32 bits would lead.
+    write(&mut session, SIZE / 512 - 8 - (1 << 32), &[0x44; 4096]);
+    for (from_end, byte) in [(4096, 0x33), (4096 + (2 << 40), 0x44)] {
+        let mut there = [0; 4096];
+        file.as_file().read_exact_at(&mut there, SIZE - from_end).unwrap();
+        assert_eq!(there, [byte; 4096]);
+        let mut got = [0; 4096];
+        session.read_at(SIZE - from_end, &mut got).unwrap();
+        assert_eq!(got, [byte; 4096]);
+    }
+    session.close().unwrap();
+    driver.end();
+}
+
+#[test]
+fn what_the_toolstack_does_not_allow_is_not_offered() {
+    for (removable, cdrom, mode, discards) in [
+        (false, false, Mode::ReadWrite, true),
+        (false, false, Mode::ReadWrite, false),
+        (true, false, Mode::ReadWrite, true),
+        (false, true, Mode::ReadOnly, true),
+    ] {
+        let machine = Machine::new(Config::default());
+        let file = image(1 << 20);
+        let mut back = ToolstackBack::new(machine.addr(), file.path().to_str().unwrap());
+        (back.removable, back.mode, back.discard_enable) = (removable, mode, discards);
+        back.device_type = if cdrom { DeviceType::Cdrom } else { DeviceType::Disk };
+        let addr = machine.add(&back);
+        let driver = machine.serve();
+        let session = machine.attach().unwrap();
+        let disk = BackDisk::read(&mut machine.xenstore(), &addr.backend_path()).unwrap();
+        let read_only = mode == Mode::ReadOnly;
+        assert_eq!(disk.info, DiskInfo { cdrom, removable, read_only });
+        assert_eq!(disk.offer.discard.is_some(), discards && !read_only);
+        assert_eq!((disk.sector_size, disk.physical_sector_size), (512, 4096));
+        session.close().unwrap();
+        driver.end();
+    }
+}

@@ -1,0 +1,84 @@
+//! What makes the driver domain look again at what it serves.
+
+use super::{Options, begin};
+use crate::driver::devices::Devices;
+use pvio_blkback::Vbd;
+use pvio_blkback::host::ImageServer;
+use pvio_blkfront::session::Session;
+use pvio_grant_table::DomId;
+use pvio_hosted::{Domain, DomainConfig, Hypervisor};
+use pvio_xenbus::Xenstore;
+use pvio_xenbus::client::Client;
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr};
+use pvio_xenbus::handshake::vbd::{ToolstackBack, change_medium, create_device};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{sleep, spawn};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Serves disks as [`super::run`] does, until told to stop.
+fn serve(domain: Domain, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
+    spawn(move || {
+        let mut xs = domain.xenstore().unwrap();
+        let (id, options) = (domain.id(), Options::default());
+        let mut disks = Devices::new(vec![BackendKind::Vbd], id, None, move |addr, left| {
+            let server = ImageServer::new(Arc::new(|| ()));
+            begin(&options, addr, left, Vbd::with(domain.clone(), server, options.disks))
+        })
+        .looking();
+        disks.watch(&mut xs).unwrap();
+        while !stop.load(Ordering::SeqCst) {
+            disks.look(&mut xs).unwrap();
+            if let Some(event) = xs.wait_event(Some(Duration::from_millis(20))).unwrap() {
+                disks.event(&mut xs, &event).unwrap();
+            }
+        }
+        disks.shut_down(&mut xs).unwrap();
+    })
+}
+
+fn becomes(session: &mut Session<Domain, Client>, size: u64) {
+    let begin = Instant::now();
+    while session.size() != size {
+        assert!(begin.elapsed() < PATIENCE, "{} bytes, never {size}", session.size());
+        session.queue().unwrap();
+        sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_disk_that_grew_and_a_medium_that_was_changed_are_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let hypervisor = Hypervisor::start(dir.path()).unwrap();
+    let driver = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
+    let guest = hypervisor.create_domain(DomainConfig::new("guest")).unwrap();
+    let join = |id: DomId| Domain::join(hypervisor.state_dir(), id).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let served = serve(join(driver), Arc::clone(&stop));
+    let addr = DeviceAddr::new(BackendKind::Vbd, driver, guest, 51712);
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let other = tempfile::NamedTempFile::new().unwrap();
+    other.as_file().set_len(5 << 20).unwrap();
+    let mut back = ToolstackBack::new(addr, image.path().to_str().unwrap());
+    back.removable = true;
+    let mut dom0 = hypervisor.xenstore().unwrap();
+    create_device(&mut dom0, addr, &back).unwrap();
+    let domain = join(guest);
+    let xs = domain.xenstore().unwrap();
+    let mut session = Session::attach(domain, xs, addr, PATIENCE).unwrap();
+    assert_eq!(session.size(), 1 << 20);
+
+    // Nobody but the file says so.
+    image.as_file().set_len(2 << 20).unwrap();
+    becomes(&mut session, 2 << 20);
+    change_medium(&mut dom0, addr, other.path().to_str().unwrap()).unwrap();
+    becomes(&mut session, 5 << 20);
+    change_medium(&mut dom0, addr, "").unwrap();
+    becomes(&mut session, 0);
+    session.close().unwrap();
+    stop.store(true, Ordering::SeqCst);
+    served.join().unwrap();
+}
