@@ -6,11 +6,13 @@ use etherparse::PacketBuilder;
 use pvio_netback::fault::DropReason;
 use pvio_netback::host::{Site, TapOptions};
 use pvio_netback::port::switch::{Lane, Socket, Switch};
+use pvio_netback::port::tap::TapConfig;
 use pvio_netback::port::{Checksum, Gso, NetPort, Offload, Packet};
 use pvio_netback::{Stats, port::FRAME_MAX};
 use pvio_netfront::Checksum as Sent;
 use pvio_ring::proto::checksum::Transport;
 use pvio_ring::proto::netif::GsoKind;
+use rig::namespace::entered;
 use rig::{Guest, Rig, wait_for};
 use std::sync::Arc;
 use std::time::Duration;
@@ -303,4 +305,43 @@ fn a_loopback_gives_back_what_was_sent_and_files_keep_and_bring_it() {
         let error = rig.error();
         assert!(error.contains(why), "{error}");
     }
+}
+
+#[test]
+fn an_uplink_leads_out_and_what_the_kernel_leaves_unsegmented_is_cut_for_a_guest_that_takes_none() {
+    let name = "an_uplink_leads_out_and_what_the_kernel_leaves_unsegmented_is_cut_for_a_guest_that_takes_none";
+    if !entered(name, &[]) {
+        return;
+    }
+    let mut site = Site::default();
+    let mut tap = TapConfig::new("up0");
+    tap.address = Some(([192, 0, 2, 1].into(), 24));
+    site.switches.set_uplink("lan", tap);
+    site.switches
+        .set_uplink("cut", TapConfig { bridge: Some("none".into()), ..TapConfig::new("x") });
+    let site = Arc::new(site);
+    let edit = |words: &str| {
+        let words = words.to_owned();
+        move |vif: &mut pvio_xenbus::handshake::vif::ToolstackBack| vif.options = Some(words)
+    };
+    let rig = Rig::within(TapOptions::default(), Arc::clone(&site), edit("switch=lan"));
+    let stats = rig.stats();
+    let mut stack = rig::stack::Stack::new(rig.guest());
+    let data = rig::frames::pattern(1_000_000);
+    let listener = std::net::TcpListener::bind("192.0.2.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let whole = data.clone();
+    let kernel = std::thread::spawn(move || {
+        use std::io::Write;
+        listener.accept().unwrap().0.write_all(&whole).unwrap();
+    });
+    let handle = stack.connect([192, 0, 2, 1].into(), port);
+    assert!(stack.read(handle, data.len()) == data);
+    kernel.join().unwrap();
+    assert_eq!((stats.rx_gso_packets(), stats.dropped(DropReason::RxGso)), (0, 0));
+    let queue = stack.guest.driver.class_mut().queue().unwrap();
+    assert_eq!(queue.counters().rx_errors, 0);
+    // One whose uplink cannot be made is refused.
+    let mut other = Rig::within(TapOptions::default(), site, edit("switch=cut"));
+    assert!(other.error().contains("tap-no-bridge"));
 }

@@ -11,7 +11,7 @@ use pvio_netback::port::capture::CaptureFile;
 use pvio_netfront::Checksum;
 use pvio_ring::proto::checksum::Transport;
 use rig::kernel_guest::{KernelGuest, Space};
-use rig::namespace::{entered_with, ip};
+use rig::namespace::{entered_with, entered_with_before, ip};
 use rig::{GUEST_MAC, Rig, wait_for};
 use std::fs;
 use std::io::Read;
@@ -299,4 +299,58 @@ fn a_tap_is_made_in_the_namespace_it_is_to_be_in() {
     guest.close();
     rig.remove();
     assert!(ip(&format!("-n {} link show dev v0", space.0)).is_none(), "gone with its vif");
+}
+
+#[test]
+fn a_tap_joins_a_bridge_of_open_vswitch_and_leaves_it() {
+    let name = "a_tap_joins_a_bridge_of_open_vswitch_and_leaves_it";
+    let run = tempfile::tempdir().unwrap();
+    let needs = ["ovs-vsctl", "ovsdb-tool", "ovsdb-server", "ovs-vswitchd"];
+    let needs = needs.map(|program| (program, "openvswitch-switch"));
+    // One of the test's own, with its datapath in user space.
+    let place = |what: &str| format!("OVS_{what}DIR={}", run.path().display());
+    let places = ["RUN", "DB", "LOG"].map(place);
+    let before = ["env", &places[0], &places[1], &places[2]];
+    if !entered_with_before(name, &needs, &before) {
+        return;
+    }
+    let dir = std::env::var("OVS_RUNDIR").unwrap();
+    let (db, socket) = (format!("{dir}/conf.db"), format!("{dir}/db.sock"));
+    let vsctl = |line: &str| {
+        let out =
+            Command::new("ovs-vsctl").arg("--timeout=20").args(line.split(' ')).output().unwrap();
+        let error = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "ovs-vsctl {line}: {error}");
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let schema = "/usr/share/openvswitch/vswitch.ovsschema";
+    assert!(Command::new("ovsdb-tool").args(["create", &db, schema]).status().unwrap().success());
+    let start = |program: &str, args: &[&str]| {
+        let mut command = Command::new(program);
+        Running(command.args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    };
+    let _server = start("ovsdb-server", &[&db, &format!("--remote=punix:{socket}")]);
+    wait_for(|| Path::new(&socket).exists().then_some(()));
+    vsctl("--no-wait init");
+    let _switch = start("ovs-vswitchd", &[&format!("unix:{socket}")]);
+    vsctl("add-br ovs0 -- set bridge ovs0 datapath_type=netdev");
+    let rig = Rig::new(TapOptions::default(), |vif| {
+        (vif.vifname, vif.bridge) = (Some("v0".into()), Some("ovs0".into()));
+    });
+    let mut guest = rig.guest();
+    assert_eq!(vsctl("list-ports ovs0"), "v0\n");
+    ip("addr add 192.0.2.1/24 dev ovs0").unwrap();
+    ip("link set ovs0 up").unwrap();
+    let mut who_has = [&[0xff; 6][..], &GUEST_MAC.0, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
+    who_has.extend([&GUEST_MAC.0[..], &[192, 0, 2, 2], &[0; 6], &[192, 0, 2, 1]].concat());
+    let queue = guest.driver.class_mut().queue().unwrap();
+    wait_for(|| {
+        let _ = queue.send(&who_has, Checksum::Unknown);
+        queue.publish().unwrap();
+        let answer = |frame: &[u8], _| frame[12..14] == [8, 6] && frame[21] == 2;
+        queue.receive(answer).unwrap().filter(|is_answer| *is_answer)
+    });
+    guest.close();
+    rig.remove();
+    assert_eq!(vsctl("list-ports ovs0"), "");
 }

@@ -15,24 +15,20 @@ use std::process::Command;
 /// # Errors
 /// [`TapError::NotABridge`] if it is none of Open vSwitch's either, or that is not installed.
 pub(super) fn join(tap: &str, bridge: &str) -> Result<(), TapError> {
-    match run(&["br-exists", bridge]) {
-        Ok(_) => {}
-        // Not there, or nobody to ask.
-        Err(Refused::NotInstalled | Refused::Code(2, _)) => {
-            return Err(TapError::NotABridge(bridge.into()));
-        }
-        Err(Refused::Code(_, text)) => return Err(TapError::OpenVswitch(text)),
+    // Not one of its bridges, or nobody there to ask.
+    if run(&["br-exists", bridge]).is_err() {
+        return Err(TapError::NotABridge(bridge.into()));
     }
     run(&["--may-exist", "add-port", bridge, tap]).map_err(|refused| match refused {
         Refused::NotInstalled => TapError::NotABridge(bridge.into()),
-        Refused::Code(_, text) => TapError::OpenVswitch(text),
+        Refused::Failed(text) => TapError::OpenVswitch(text),
     })
 }
 
 /// Takes a tap out of a bridge again, if it is in one of Open vSwitch's.
 pub(crate) fn leave(tap: &str, bridge: &str) {
     if run(&["br-exists", bridge]).is_ok()
-        && let Err(Refused::Code(_, text)) = run(&["--if-exists", "del-port", bridge, tap])
+        && let Err(Refused::Failed(text)) = run(&["--if-exists", "del-port", bridge, tap])
     {
         tracing::warn!(tap, bridge, text, "the port stays in Open vSwitch's database");
     }
@@ -40,7 +36,7 @@ pub(crate) fn leave(tap: &str, bridge: &str) {
 
 enum Refused {
     NotInstalled,
-    Code(i32, String),
+    Failed(String),
 }
 
 fn run(words: &[&str]) -> Result<(), Refused> {
@@ -48,11 +44,8 @@ fn run(words: &[&str]) -> Result<(), Refused> {
     let out = Command::new("ovs-vsctl").arg("--timeout=10").args(words).output();
     match out {
         Ok(out) if out.status.success() => Ok(()),
-        Ok(out) => {
-            let text = String::from_utf8_lossy(&out.stderr).trim().into();
-            Err(Refused::Code(out.status.code().unwrap_or(-1), text))
-        }
+        Ok(out) => Err(Refused::Failed(String::from_utf8_lossy(&out.stderr).trim().into())),
         Err(error) if error.kind() == ErrorKind::NotFound => Err(Refused::NotInstalled),
-        Err(error) => Err(Refused::Code(-1, format!("ovs-vsctl: {error}"))),
+        Err(error) => Err(Refused::Failed(format!("ovs-vsctl: {error}"))),
     }
 }
