@@ -6,7 +6,7 @@ mod taps;
 
 use crate::Platform;
 use crate::port::knobs::{Knobs, Shares};
-use crate::port::options::NicOptions;
+use crate::port::options::{NicOptions, Plug};
 use crate::port::switch::Switches;
 use crate::port::tap::{Tap, TapConfig, TapError};
 use crate::port::tap_port::TapPort;
@@ -143,7 +143,10 @@ impl TapServer {
     }
 
     fn create(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), TapError> {
-        self.taps = Taps::create(&self.config(vif, attach), self.max_queues)?;
+        self.taps = match &self.said.plug {
+            Plug::Opened(name) => Taps::open(name, self.said.netns.as_deref(), self.max_queues)?,
+            _ => Taps::create(&self.config(vif, attach), self.max_queues)?,
+        };
         self.carrier.begin(self.taps.first().map(Tap::try_clone).transpose()?);
         Ok(())
     }

@@ -38,7 +38,7 @@ impl Other {
     /// `None` is a tap.
     pub fn open(plug: &Plug, name: &str, site: &Site) -> Result<Option<Self>, Fault> {
         Ok(Some(match plug {
-            Plug::Tap => return Ok(None),
+            Plug::Tap | Plug::Opened(_) => return Ok(None),
             Plug::Switch(name) => {
                 let switch = site.switches.get(name).map_err(super::fault)?;
                 Self::Switch { switch, socket: None }

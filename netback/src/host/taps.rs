@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::port::open_vswitch;
-use crate::port::tap::{Tap, TapConfig, TapError};
+use crate::port::tap::{Tap, TapConfig, TapError, inside};
 use alloc::string::String;
 use alloc::vec::Vec;
 use std::sync::{Mutex, PoisonError};
@@ -26,12 +26,15 @@ impl Drop for Taps {
 
 impl Taps {
     pub fn create(config: &TapConfig, queues: u32) -> Result<Self, TapError> {
-        let all = match &config.netns {
-            None => make(config, queues)?,
-            Some(name) => crate::port::tap::inside(name, || make(config, queues))?,
-        };
+        let all = within(config.netns.as_deref(), || make(Tap::create(config)?, queues))?;
         let joined = config.bridge.clone().map(|bridge| (config.name.clone(), bridge));
         Ok(Self { all, in_use: 1, joined })
+    }
+
+    /// Those of an interface that is there already.
+    pub fn open(name: &str, netns: Option<&str>, queues: u32) -> Result<Self, TapError> {
+        let all = within(netns, || make(Tap::open(name, queues > 1)?, queues))?;
+        Ok(Self { all, in_use: 1, joined: None })
     }
 
     pub fn first(&self) -> Option<&Tap> {
@@ -60,8 +63,18 @@ impl Taps {
     }
 }
 
-fn make(config: &TapConfig, queues: u32) -> Result<Vec<Tap>, TapError> {
-    let mut all = Vec::from([Tap::create(config)?]);
+fn within<T: Send>(
+    netns: Option<&str>,
+    work: impl FnOnce() -> Result<T, TapError> + Send,
+) -> Result<T, TapError> {
+    match netns {
+        None => work(),
+        Some(name) => inside(name, work),
+    }
+}
+
+fn make(first: Tap, queues: u32) -> Result<Vec<Tap>, TapError> {
+    let mut all = Vec::from([first]);
     for _ in 1..queues {
         if let Some(first) = all.first() {
             let queue = first.add_queue()?;

@@ -48,6 +48,8 @@ pub mod knobs;
 mod live;
 pub mod memory;
 #[cfg(feature = "std")]
+mod netns;
+#[cfg(feature = "std")]
 pub(crate) mod open_vswitch;
 #[cfg(feature = "std")]
 pub mod options;

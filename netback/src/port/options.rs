@@ -6,6 +6,7 @@
 //! | word | means | if left out |
 //! |---|---|---|
 //! | `bridge=NAME` | joins this bridge, the kernel's or Open vSwitch's | the toolstack's |
+//! | `tap=NAME` | that tap, which somebody made and set up | one made here |
 //! | `switch=NAME` | plugged into that switch of this process: no tap | a tap |
 //! | `netns=NAME` | the tap is in that network namespace (`ip netns`) | this one |
 //! | `loopback` | the guest receives what it sends | a tap |
@@ -55,6 +56,8 @@ pub enum Plug {
     /// A tap.
     #[default]
     Tap,
+    /// A tap that is there already, by name.
+    Opened(String),
     /// A switch of this process, by name.
     Switch(String),
     /// Back to the guest.
@@ -104,6 +107,7 @@ impl NicOptions {
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
         match key {
             "bridge" => self.bridge = Some(named(value)?),
+            "tap" => self.plug = Plug::Opened(named(value)?),
             "switch" => self.plug = Plug::Switch(named(value)?),
             "netns" => self.netns = Some(named(value)?),
             "loopback" if word == key => self.plug = Plug::Loopback,
@@ -132,7 +136,7 @@ impl NicOptions {
             "seed" => self.faults.seed = value.parse().map_err(|_| "a whole number")?,
             _ => {
                 return Err(
-                    "known are bridge, switch, netns, loopback, record, replay, guard, tx, \
+                    "known are bridge, tap, switch, netns, loopback, record, replay, guard, tx, \
                     rx, txpps, rxpps, share, loss, repeat, reorder, corrupt, delay, jitter, seed",
                 );
             }
@@ -223,6 +227,7 @@ fn time(text: &str) -> Result<Duration, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::string::ToString;
 
     fn said(words: &str) -> NicOptions {
         NicOptions::default().and(words).unwrap()
@@ -245,6 +250,7 @@ mod tests {
         let files = Plug::Files { record: Some("/a".into()), replay: Some("/b".into()) };
         assert_eq!(said("record=/a,replay=/b").plug, files);
         assert_eq!(said("loopback").plug, Plug::Loopback);
+        assert_eq!(said("tap=t0").plug, Plug::Opened("t0".into()));
     }
 
     #[test]

@@ -79,6 +79,11 @@ pub enum TapError {
         "{0} is not a bridge, or the tap cannot join it (a bridge of Open vSwitch's takes ovs-vsctl: apt install openvswitch-switch)"
     )]
     NotABridge(String),
+    /// What is to be opened is no tap, or one of another kind.
+    #[error(
+        "{0} is not a tap that can be used: it takes mode tap, and multi_queue where there are to be several (ip tuntap add dev {0} mode tap multi_queue); --queues 1 where not"
+    )]
+    NotATap(String),
     /// The namespace cannot be entered.
     #[error("no network namespace {name}: {errno}; make it first (ip netns add {name})")]
     NoNamespace {
@@ -117,6 +122,7 @@ impl TapError {
             Self::BadName(_) => "tap-bad-name",
             Self::NoBridge(_) => "tap-no-bridge",
             Self::NotABridge(_) => "tap-not-a-bridge",
+            Self::NotATap(_) => "tap-not-a-tap",
             Self::NoNamespace { .. } => "tap-no-namespace",
             Self::OpenVswitch(_) => "tap-open-vswitch",
             Self::NoUplink(_) => "switch-no-uplink",
