@@ -58,7 +58,7 @@ pub struct Case {
 }
 
 /// What is measured: pages mapped for each request where the name says nothing else.
-pub const CASES: [Case; 23] = [
+pub const CASES: [Case; 35] = [
     case("read-4k-qd1-spin", 4096, 1, Wait::Spin),
     case("read-4k-qd1-hybrid", 4096, 1, Wait::Hybrid),
     case("read-4k-qd1-sleep", 4096, 1, Wait::Sleep),
@@ -85,6 +85,18 @@ pub const CASES: [Case; 23] = [
         write: true,
         ..case("write-4k-qd32-hybrid-persistent", 4096, 32, Wait::Hybrid)
     }),
+    case("read-64k-qd1-spin", 64 << 10, 1, Wait::Spin),
+    case("read-64k-qd32-spin", 64 << 10, 32, Wait::Spin),
+    case("read-1m-qd1-spin", 1 << 20, 1, Wait::Spin),
+    case("read-1m-qd32-spin", 1 << 20, 32, Wait::Spin),
+    copying(case("read-64k-qd1-spin-copy", 64 << 10, 1, Wait::Spin)),
+    copying(case("read-64k-qd32-spin-copy", 64 << 10, 32, Wait::Spin)),
+    copying(case("read-1m-qd1-spin-copy", 1 << 20, 1, Wait::Spin)),
+    copying(case("read-1m-qd32-spin-copy", 1 << 20, 32, Wait::Spin)),
+    keeping(case("read-64k-qd1-spin-persistent", 64 << 10, 1, Wait::Spin)),
+    keeping(case("read-64k-qd32-spin-persistent", 64 << 10, 32, Wait::Spin)),
+    keeping(case("read-1m-qd1-spin-persistent", 1 << 20, 1, Wait::Spin)),
+    keeping(case("read-1m-qd32-spin-persistent", 1 << 20, 32, Wait::Spin)),
 ];
 
 const fn case(name: &'static str, bytes: usize, depth: usize, wait: Wait) -> Case {
@@ -130,6 +142,11 @@ pub fn run(dir: &Path, runs: usize) -> Result<Vec<Row>> {
         rows.push(paired("disk", case.name, "raw io_uring", unit, &pairs?));
     }
     Ok(rows)
+}
+
+/// Room for 32 requests of 1 MiB: 8192 pages, and as many grants.
+fn guest_config() -> DomainConfig {
+    DomainConfig::new("guest").memory_pages(16_384).grant_frames(64)
 }
 
 /// Makes the image.
@@ -236,7 +253,7 @@ impl Attached {
     /// When any part of the path cannot be set up.
     pub fn new(dir: &Path, image: &Path, case: &Case) -> Result<Self> {
         let hypervisor = Hypervisor::start(dir.join("state"))?;
-        let guest_id = hypervisor.create_domain(DomainConfig::new("guest"))?;
+        let guest_id = hypervisor.create_domain(guest_config())?;
         let driver_id = hypervisor.create_domain(DomainConfig::new("driver"))?;
         let guest = Domain::join(dir.join("state"), guest_id)?;
         let driver = Domain::join(dir.join("state"), driver_id)?;

@@ -19,16 +19,17 @@ use crate::row::{Row, paired};
 use crate::until::{Done, Until};
 use anyhow::{Result, ensure};
 use pvio_event_channel::EventChannel;
+use pvio_grant_table::DomId;
 use pvio_grant_table::policy::{GrantsStay, Kept};
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_netback::port::tap_port::TapPort;
-use pvio_netback::queue::{EventPorts, Policy, QueueRefs};
+use pvio_netback::queue::{ControlRefs, EventPorts, Policy, QueueRefs, Siblings, Waker};
 use pvio_netback::worker::Worker;
 use pvio_netback::{Features, Queue as Backend, Stats};
-use pvio_netfront::SendError;
 use pvio_netfront::queue::{Checksum, Features as FrontFeatures, Gso, Queue};
+use pvio_netfront::{Control, SendError};
 use pvio_ring::proto::netif::GsoKind;
-use pvio_uring::Spin;
+use pvio_uring::{PrivateBuf, Spin};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +39,8 @@ use wire::{Link, Raw, SEGMENT, frame};
 const SLICE: Duration = Duration::from_millis(300);
 /// Operations in flight on the reference's io_uring.
 const BATCH: usize = 32;
+/// Long enough to stage all pages.
+const STAGING: Duration = Duration::from_secs(30);
 /// Pages that may stay mapped: all that our frontend has.
 const KEPT: usize = 512;
 
@@ -58,6 +61,8 @@ pub struct Case {
 enum Reach {
     By(Policy),
     Kept,
+    /// Copied by the hypervisor, but for the pages that our frontend stages: all.
+    Staged,
 }
 
 const fn case(name: &'static str, bytes: usize, receive: bool) -> Case {
@@ -75,7 +80,7 @@ const fn by(reach: Reach, case: Case) -> Case {
 const MAP: Reach = Reach::By(Policy::Map);
 
 /// What is measured.
-pub const CASES: [Case; 14] = [
+pub const CASES: [Case; 18] = [
     case("tx-60", 60, false),
     case("tx-1514", 1514, false),
     case("rx-60", 60, true),
@@ -90,6 +95,10 @@ pub const CASES: [Case; 14] = [
     by(Reach::Kept, case("rx-1514-kept", 1514, true)),
     by(Reach::Kept, gso("tx-gso-kept", false)),
     by(Reach::Kept, gso("rx-gso-kept", true)),
+    by(Reach::Staged, case("tx-60-staged", 60, false)),
+    by(Reach::Staged, case("rx-1514-staged", 1514, true)),
+    by(Reach::Staged, gso("tx-gso-staged", false)),
+    by(Reach::Staged, gso("rx-gso-staged", true)),
 ];
 
 impl Case {
@@ -126,9 +135,37 @@ pub struct Attached {
     link: Link,
     case: Case,
     front: Queue<Domain>,
+    _control: Option<Control<Domain>>,
     _driver: Domain,
     _hypervisor: Hypervisor,
     spin: Spin,
+}
+
+/// Has the backend's queue serve a control ring.
+fn serve_control(
+    queue: &mut Backend<Domain, PrivateBuf>,
+    guest: &Domain,
+    driver: DomId,
+) -> Result<Control<Domain>> {
+    let control = Control::new(guest, driver)?;
+    // The control ring's own events wake it, and there is no other queue that could.
+    let nothing: Waker = Arc::new(|| ());
+    queue.join(&Siblings::new([nothing]), 0);
+    let refs = ControlRefs { ring: control.ring_gref(), event: control.channel().port() };
+    queue.serve_control(&refs, true)?;
+    Ok(control)
+}
+
+/// Has the pages of a frontend staged.
+fn stage(control: &mut Control<Domain>, front: &[Queue<Domain>]) -> Result<()> {
+    let begin = Instant::now();
+    while !control.is_done() {
+        control.step(front)?;
+        ensure!(begin.elapsed() < STAGING, "the backend does not answer");
+        std::thread::yield_now();
+    }
+    ensure!(control.staged() == KEPT, "the backend staged {} pages", control.staged());
+    Ok(())
 }
 
 impl Attached {
@@ -174,15 +211,32 @@ impl Attached {
                 let promise = GrantsStay::promised_by_the_peer();
                 queue.keep_mapped(Kept::new(driver.clone(), KEPT, promise));
             }
+            Reach::Staged => {}
         }
+        let mut control = match case.reach {
+            Reach::Staged => Some(serve_control(&mut queue, &guest, driver_id)?),
+            _ => None,
+        };
         // A thread inherits its maker's core.
         pin(1);
         let tap = link.tap.try_clone()?;
         let worker = Worker::start("bench-net", queue, |stats| TapPort::new(tap, stats), |_| ())?;
         pin(0);
+        if let Some(control) = &mut control {
+            stage(control, core::slice::from_ref(&front))?;
+        }
         let spin = Spin::default();
         let (case, _driver, _hypervisor) = (*case, driver, hypervisor);
-        Ok(Self { _worker: worker, link, case, front, _driver, _hypervisor, spin })
+        Ok(Self {
+            _worker: worker,
+            link,
+            case,
+            front,
+            _control: control,
+            _driver,
+            _hypervisor,
+            spin,
+        })
     }
 
     /// Sends or receives packets until the run is over.

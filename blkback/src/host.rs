@@ -1,42 +1,146 @@
 //! Serving vbds from images, a thread per queue: what a driver domain does.
 
+use crate::config::Config;
 use crate::engine::Geometry;
-use crate::image::{Format, Image, ImageOptions, Spec};
+use crate::engine::faults::FaultSwitch;
+use crate::engine::throttle::{Share, Throttles};
+use crate::image::{Disk, DiskOptions, Format, Image, ImageError, Spec};
 use crate::queue::{QueueFault, QueueParts};
 use crate::vbd::{Platform, Serve};
 use crate::worker::Worker;
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::format;
-use alloc::sync::Arc;
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
 use pvio_xenbus::driver::Fault;
-use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack};
+use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
+use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// Limits that disks share by name, for all disks of a driver domain.
+#[derive(Clone, Debug, Default)]
+pub struct Groups(Arc<Mutex<BTreeMap<String, Weak<Throttles>>>>);
+
+impl Groups {
+    /// The limits of that name: those that other disks have, or new ones, without any limit yet.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Arc<Throttles> {
+        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.retain(|_, group| group.strong_count() > 0);
+        if let Some(group) = groups.get(name).and_then(Weak::upgrade) {
+            return group;
+        }
+        let group = Arc::default();
+        groups.insert(name.into(), Arc::downgrade(&group));
+        group
+    }
+}
 
 /// Serves a vbd from whatever its `params` name.
 pub struct ImageServer {
-    image: Option<Arc<Image>>,
+    /// For what a disk's own words do not say.
+    usual: DiskOptions,
+    groups: Groups,
+    wake: Arc<dyn Fn() + Send + Sync>,
+    /// What holds, once it is known.
+    disk: Option<Disk>,
+    open: Option<Open>,
+}
+
+/// A disk that is open, and what can be changed of it.
+struct Open {
+    image: Arc<Image>,
     /// It is a raw file or a block device, which anybody may make larger.
     grows: bool,
-    wake: Arc<dyn Fn() + Send + Sync>,
+    share: Arc<Share>,
+    faults: Arc<FaultSwitch>,
 }
 
 impl ImageServer {
     /// `wake` is called by a worker that ended by itself: step the driver then.
     pub fn new(wake: Arc<dyn Fn() + Send + Sync>) -> Self {
-        Self { image: None, grows: false, wake }
+        Self::with(DiskOptions::default(), Groups::default(), wake)
+    }
+
+    /// The same with options for what a disk's own words do not say, and with limits that it may
+    /// share with others.
+    pub fn with(usual: DiskOptions, groups: Groups, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self { usual, groups, wake, disk: None, open: None }
+    }
+
+    /// What a disk is kept in, and all that is said of how to serve it: what stands in its own
+    /// node comes before what is said with its name, and that before what is usual.
+    fn read(&self, told: &ToolstackBack) -> Result<Disk, Fault> {
+        let disk = match told.backing() {
+            _ if told.is_empty_drive() => Ok(Spec::Ram { bytes: 0 }.into()),
+            Backing::Own(text) => text.parse(),
+            Backing::Format(format, rest) => Disk::with_format(format, rest),
+        };
+        let mut disk = disk.map_err(|e| Fault::new(e.code(), e))?;
+        let words = told.options.as_deref().unwrap_or_default();
+        let said: DiskOptions = words.parse().map_err(|e| Fault::new("disk-options", e))?;
+        disk.options = said.or(disk.options).or(self.usual.clone());
+        let options = &mut disk.options;
+        options.read_only = Some(told.mode == Mode::ReadOnly || options.read_only == Some(true));
+        options.direct = options.direct.or(Some(told.direct_io_safe));
+        if let (Some(device), Spec::File { format: Format::Raw, path, .. }) =
+            (&told.physical_device_path, &disk.spec)
+            && !path.is_file()
+        {
+            // A script puts a loop device before a file, which would only cost.
+            disk.spec = Spec::file(Format::Raw, device);
+        }
+        Ok(disk)
+    }
+
+    fn open_disk(&self, disk: &Disk, name: &str) -> Result<Open, ImageError> {
+        let options = &disk.options;
+        let limits = options.limits();
+        let throttles = match &options.group {
+            Some(group) => {
+                let group = self.groups.named(group);
+                if options.says_limits() && group.limits() != limits {
+                    group.set(limits);
+                }
+                group
+            }
+            None => Arc::new(Throttles::new(limits)),
+        };
+        let share = Arc::new(Share::new(throttles));
+        let faults = Arc::new(FaultSwitch::new(options.faults()));
+        let image = Image::open_as(disk)?
+            .throttled(Arc::clone(&share))
+            .with_faults(Arc::clone(&faults), options.seed.unwrap_or_default());
+        let image = match &options.trace {
+            Some(path) => traced(image, path, &disk.spec, name)?,
+            None => image,
+        };
+        let grows = matches!(disk.kept_in(), Spec::File { format: Format::Raw, .. });
+        Ok(Open { image: Arc::new(image), grows, share, faults })
     }
 }
 
-/// What a disk is kept in.
-fn place(disk: &ToolstackBack) -> Result<Spec, Fault> {
-    let (format, rest) = disk.backing();
-    let spec = Spec::with_format(format, rest).map_err(|e| Fault::new("image-name", e))?;
-    Ok(match (&disk.physical_device_path, spec) {
-        // A script puts a loop device before a file, which would only cost.
-        (Some(device), Spec::File { format: Format::Raw, path, .. }) if !path.is_file() => {
-            Spec::file(Format::Raw, device)
-        }
-        (_, spec) => spec,
-    })
+/// A trace into a new file; one that is there is never written over.
+fn traced(image: Image, path: &Path, spec: &Spec, name: &str) -> Result<Image, ImageError> {
+    const MOST: u32 = 1000;
+    let base = if path.is_dir() { path.join(format!("{name}.iolog")) } else { path.into() };
+    let failed = |error| ImageError::Trace { path: base.clone(), error };
+    let numbered = (1..MOST).map(|n| PathBuf::from(format!("{}.{n}", base.display())));
+    let exists = || io::ErrorKind::AlreadyExists.into();
+    let file = core::iter::once(base.clone())
+        .chain(numbered)
+        .map(File::create_new)
+        .find(|made| !matches!(made, Err(e) if e.kind() == io::ErrorKind::AlreadyExists))
+        .unwrap_or_else(|| Err(exists()));
+    // What a replay is to use; fio's lines have blanks between words.
+    let place = spec.path().map(|path| format!("{}", path.display()));
+    let place = place.filter(|path| path.starts_with('/') && !path.contains(char::is_whitespace));
+    let place = place.unwrap_or_else(|| format!("/dev/{name}"));
+    image.traced(Box::new(file.map_err(failed)?), &place).map_err(failed)
 }
 
 impl<P> Serve<P> for ImageServer
@@ -46,21 +150,52 @@ where
 {
     type Running = Worker;
 
-    fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
+    fn configure(&mut self, told: &ToolstackBack, usual: Config) -> Result<Config, Fault> {
+        let disk = self.read(told)?;
+        let config = disk.options.config(usual);
+        self.disk = Some(disk);
+        Ok(config)
+    }
+
+    fn open(&mut self, told: &ToolstackBack) -> Result<Geometry, Fault> {
         // Lets go of its locks.
-        self.image = None;
-        let spec = if disk.is_empty_drive() { Spec::Ram { bytes: 0 } } else { place(disk)? };
-        let options =
-            ImageOptions { read_only: disk.mode == Mode::ReadOnly, direct: disk.direct_io_safe };
-        let image = Image::open_disk(&spec, options).map_err(|e| Fault::new(e.code(), e))?;
-        let geometry = image.geometry();
-        self.grows = matches!(spec, Spec::File { format: Format::Raw, .. });
-        self.image = Some(Arc::new(image));
+        self.open = None;
+        let disk = self.read(told)?;
+        let name = format!("vbd-{}-{}", told.frontend_id, told.dev.replace('/', "_"));
+        let open = self.open_disk(&disk, &name).map_err(|e| Fault::new(e.code(), e))?;
+        let geometry = open.image.geometry();
+        tracing::info!(disk = name, kept_in = %disk, "open");
+        (self.disk, self.open) = (Some(disk), Some(open));
         Ok(geometry)
     }
 
+    fn refresh(&mut self, told: &ToolstackBack) -> Result<(), Fault> {
+        let disk = self.read(told)?;
+        let Some(open) = &self.open else { return Ok(()) };
+        if let Some(before) = &mut self.disk {
+            if before.options.fixed() != disk.options.fixed() {
+                tracing::warn!(
+                    now = %before.options.fixed(),
+                    asked_for = %disk.options.fixed(),
+                    "some options hold from when the disk is next attached"
+                );
+            }
+            before.options = disk.options.live().or(before.options.fixed());
+        }
+        let throttles = open.share.throttles();
+        let limits = disk.options.limits();
+        let said = disk.options.group.is_none() || disk.options.says_limits();
+        if said && throttles.limits() != limits {
+            throttles.set(limits);
+        }
+        open.faults.set(disk.options.faults());
+        // What is held back may be due now.
+        open.share.wake();
+        Ok(())
+    }
+
     fn sectors(&mut self) -> Option<u64> {
-        let image = self.image.as_ref().filter(|_| self.grows)?;
+        let image = &self.open.as_ref().filter(|open| open.grows)?.image;
         match image.file_bytes() {
             // Whole logical sectors: a file that is being appended to may have any length.
             Some(Ok(bytes)) => {
@@ -80,10 +215,11 @@ where
         name: &str,
         parts: QueueParts<P, P::Channel>,
     ) -> Result<Self::Running, Fault> {
-        let image =
-            self.image.clone().ok_or_else(|| Fault::new("image-missing", "no image is open"))?;
+        let Some(open) = &self.open else {
+            return Err(Fault::new("image-missing", "no image is open"));
+        };
         let wake = Arc::clone(&self.wake);
-        Worker::start(name, parts, image, move || wake())
+        Worker::start(name, parts, Arc::clone(&open.image), move || wake())
             .map_err(|e| Fault::new("worker", format!("the queue's worker cannot start: {e}")))
     }
 

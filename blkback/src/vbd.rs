@@ -33,6 +33,23 @@ pub trait Serve<P: Platform> {
     /// everything.
     type Running;
 
+    /// What is offered for a disk, where the toolstack's words about it ask for something else than
+    /// is usual. Asked before the disk is opened, and before the toolstack's script has run.
+    ///
+    /// # Errors
+    /// A [`Fault`] that tells the operator what to do.
+    fn configure(&mut self, _disk: &ToolstackBack, usual: Config) -> Result<Config, Fault> {
+        Ok(usual)
+    }
+
+    /// Takes over what the toolstack changed of a disk that is open.
+    ///
+    /// # Errors
+    /// A [`Fault`] that tells the operator what to do; what was in force stays so.
+    fn refresh(&mut self, _disk: &ToolstackBack) -> Result<(), Fault> {
+        Ok(())
+    }
+
     /// Opens what backs the disk, and lets go of what was open before. Nothing is being served.
     /// Of a drive without a medium ([`ToolstackBack::is_empty_drive`]) this is a disk of no sectors,
     /// whose queues are [started](Self::start) all the same.
@@ -66,6 +83,9 @@ pub trait Serve<P: Platform> {
 pub struct Vbd<P: Platform, S: Serve<P>> {
     platform: P,
     server: S,
+    /// What is usual.
+    usual: Config,
+    /// What holds for this disk.
     config: Config,
     /// What the toolstack said of it, and what it looks like; none before it was opened.
     disk: Option<(ToolstackBack, Arc<Live>)>,
@@ -94,6 +114,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         Self {
             platform,
             server,
+            usual: config,
             config: config.bounded(),
             disk: None,
             before: None,
@@ -294,6 +315,7 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
             self.before = BackOffer::read(xs, &ends.back).ok();
         }
         let disk = ToolstackBack::read(xs, &ends.back)?;
+        self.config = self.server.configure(&disk, self.usual)?.bounded();
         if hotplug(xs, ends, disk.script.as_deref())? == Prepared::AwaitsScript {
             return Ok(Prepared::AwaitsScript);
         }
@@ -334,6 +356,7 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         let told = ToolstackBack::read(xs, &ends.back)?;
         let Some((disk, _)) = &self.disk else { return Ok(()) };
         if (&told.params, &told.kind) == (&disk.params, &disk.kind) {
+            self.server.refresh(&told)?;
             return Ok(self.look(xs, ends)?);
         }
         if !told.is_drive() {

@@ -22,7 +22,7 @@ use pvio_event_channel::EventChannels;
 use pvio_hosted::Domain;
 use pvio_ring::proto::blkif::Status;
 use pvio_xenbus::driver::Fault;
-use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack};
+use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write;
@@ -44,7 +44,8 @@ impl Serve<Domain> for Recording {
     type Running = Worker;
 
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
-        let image = Image::open(disk.backing().1.as_ref(), ImageOptions::default());
+        let Backing::Format("raw", path) = disk.backing() else { panic!("{disk:?}") };
+        let image = Image::open(path.as_ref(), ImageOptions::default());
         let image = image.map_err(|e| Fault::new(e.code(), e))?.recorded(self.record.clone());
         let geometry = image.geometry();
         self.image = Some(Arc::new(image));

@@ -4,9 +4,9 @@
 mod support;
 
 use pvio_blkback::engine::clock::{Clock, Manual};
-use pvio_blkback::engine::faults::{FaultPlan, Faults};
+use pvio_blkback::engine::faults::{FaultPlan, FaultSwitch, Faults};
 use pvio_blkback::engine::ram::{RamDisk, RamEngine};
-use pvio_blkback::engine::throttle::{Limits, Rate, Throttle, Throttles};
+use pvio_blkback::engine::throttle::{Limits, Quota, Rate, Share, Throttle, Throttles};
 use pvio_blkback::engine::trace::{Trace, Traced};
 use pvio_blkback::engine::wait::{WaitEngine, Waiting};
 use pvio_blkback::engine::{BlockEngine, EngineError, Io};
@@ -44,8 +44,8 @@ fn tags(engine: &mut impl BlockEngine<HeapMemory>) -> Vec<u32> {
 fn a_rate_holds_from_the_burst_on_and_flushes_pass() {
     let clock = Manual::default();
     let rate = Rate { per_second: 10, burst: 3 };
-    let throttles = Arc::new(Throttles::new(Limits { operations: Some(rate), bytes: None }));
-    let mut engine = Throttle::new(ram(), throttles, clock.clone()).unwrap();
+    let throttles = Arc::new(Throttles::new(Limits::of_all(Some(rate), None)));
+    let mut engine = Throttle::new(ram(), Arc::new(Share::new(throttles)), clock.clone()).unwrap();
     for tag in 0..6 {
         engine.submit(tag, Io::Read { sector: 0 }, &mut page(512)).unwrap();
     }
@@ -68,14 +68,13 @@ fn a_rate_holds_from_the_burst_on_and_flushes_pass() {
 #[test]
 fn over_a_long_time_the_rate_is_what_was_asked_for() {
     let clock = Manual::default();
-    let limits = Limits {
-        operations: Some(Rate { per_second: 1000, burst: 50 }),
-        bytes: Some(Rate { per_second: 1 << 20, burst: 1 << 20 }),
-    };
+    let limits = Limits::of_all(
+        Some(Rate { per_second: 1000, burst: 50 }),
+        Some(Rate { per_second: 1 << 20, burst: 1 << 20 }),
+    );
     // Two queues of a disk share them.
-    let throttles = Arc::new(Throttles::new(limits));
-    let mut engines =
-        [0, 1].map(|_| Throttle::new(ram(), throttles.clone(), clock.clone()).unwrap());
+    let share = Arc::new(Share::new(Arc::new(Throttles::new(limits))));
+    let mut engines = [0, 1].map(|_| Throttle::new(ram(), share.clone(), clock.clone()).unwrap());
     let (mut begun, mut over, mut bytes) = (0u64, 0u64, 0u64);
     let mut rng = Rng(1);
     let mut sizes = std::collections::VecDeque::new();
@@ -109,13 +108,12 @@ fn over_a_long_time_the_rate_is_what_was_asked_for() {
 
 #[test]
 fn other_limits_end_a_wait_that_is_under_way() {
-    let throttles = Arc::new(Throttles::new(Limits {
-        // One in a thousand years.
-        bytes: Some(Rate { per_second: 1, burst: 1 }),
-        operations: None,
-    }));
+    // A byte a second.
+    let limits = Limits::of_all(None, Some(Rate { per_second: 1, burst: 1 }));
+    let throttles = Arc::new(Throttles::new(limits));
     let clock = Manual::default();
-    let mut engine = Throttle::new(ram(), throttles.clone(), clock.clone()).unwrap();
+    let share = Arc::new(Share::new(throttles.clone()));
+    let mut engine = Throttle::new(ram(), share, clock.clone()).unwrap();
     for tag in 0..2 {
         engine.submit(tag, Io::Write { sector: 0 }, &mut page(45056)).unwrap();
     }
@@ -145,7 +143,7 @@ fn faults_come_as_the_seed_says_and_answers_as_late_as_the_plan() {
     };
     let run = |seed| {
         let clock = Manual::default();
-        let mut engine = Faults::new(ram(), plan, seed, clock.clone());
+        let mut engine = Faults::new(ram(), Arc::new(FaultSwitch::new(plan)), seed, clock.clone());
         let mut found = Vec::new();
         for tag in 0..64 {
             let (io, mut segments) = match tag % 3 {
@@ -193,6 +191,135 @@ impl Write for Shared {
 }
 
 #[test]
+fn reads_and_writes_have_limits_of_their_own_and_do_not_wait_for_each_other() {
+    let clock = Manual::default();
+    let rate = |per_second| Some(Rate { per_second, burst: 1 });
+    let limits = Limits {
+        writes: Quota { operations: rate(1), bytes: None },
+        reads: Quota { operations: rate(1000), bytes: None },
+        ..Limits::default()
+    };
+    let share = Arc::new(Share::new(Arc::new(Throttles::new(limits))));
+    let mut engine = Throttle::new(ram(), share, clock.clone()).unwrap();
+    for tag in 0..4 {
+        engine.submit(tag, Io::Write { sector: 0 }, &mut page(512)).unwrap();
+        engine.submit(tag + 10, Io::Read { sector: 0 }, &mut page(512)).unwrap();
+    }
+    engine.kick();
+    assert_eq!(tags(&mut engine), [10, 0]);
+    // A bucket that holds a part of a token lets one more go, and that is in debt then.
+    clock.advance(engine.look_again().unwrap());
+    assert_eq!(tags(&mut engine), [11, 1]);
+    for tag in 12..14 {
+        clock.advance(engine.look_again().unwrap());
+        assert_eq!(tags(&mut engine), [tag], "a write holds up reads");
+    }
+    assert!(clock.now() < Duration::from_millis(10), "{:?}", clock.now());
+    clock.advance(engine.look_again().unwrap());
+    assert_eq!(tags(&mut engine), [2]);
+    assert!(clock.now() >= Duration::from_secs(1), "{:?}", clock.now());
+}
+
+/// How many operations each of two disks gets through limits they share, when the first always has
+/// sixteen queued and looks first, and the other has some.
+fn shared_by_two(limits: Limits, depth: u64, sizes: [usize; 2]) -> [u64; 2] {
+    let clock = Manual::default();
+    let throttles = Arc::new(Throttles::new(limits));
+    let mut engines = [0, 1].map(|_| {
+        let share = Arc::new(Share::new(throttles.clone()));
+        Throttle::new(ram(), share, clock.clone()).unwrap()
+    });
+    let (mut queued, mut over) = ([0u64; 2], [0u64; 2]);
+    while over[0] + over[1] < 2000 {
+        for (n, engine) in engines.iter_mut().enumerate() {
+            while queued[n] < [16, depth][n] {
+                let io = if n == 0 { Io::Write { sector: 0 } } else { Io::Read { sector: 0 } };
+                engine.submit(0, io, &mut page(sizes[n])).unwrap();
+                queued[n] += 1;
+            }
+            engine.kick();
+            let count = tags(engine).len() as u64;
+            (queued[n], over[n]) = (queued[n] - count, over[n] + count);
+        }
+        let waits = engines.iter().filter_map(BlockEngine::<HeapMemory>::look_again);
+        clock.advance(waits.min().unwrap_or_default());
+    }
+    over
+}
+
+#[test]
+fn disks_that_share_limits_get_as_much_each() {
+    let rate = |per_second, burst| Some(Rate { per_second, burst });
+    let over = shared_by_two(Limits::of_all(rate(1000, 1), None), 1, [512, 512]);
+    assert!(over[0].abs_diff(over[1]) <= 20, "operations: {over:?}");
+    // By bytes, whoever asks for less at a time may ask more often.
+    let over = shared_by_two(Limits::of_all(None, rate(1 << 20, 512)), 8, [4096, 1024]);
+    let ratio = over[1] as f64 / over[0] as f64;
+    assert!((3.8..4.2).contains(&ratio), "bytes: {over:?}");
+}
+
+#[test]
+fn a_disk_that_does_not_take_its_turn_or_is_gone_holds_up_nobody() {
+    let clock = Manual::default();
+    let limits = Limits::of_all(Some(Rate { per_second: 100, burst: 1 }), None);
+    let throttles = Arc::new(Throttles::new(limits));
+    let engine = || {
+        let share = Arc::new(Share::new(throttles.clone()));
+        Throttle::new(ram(), share, clock.clone()).unwrap()
+    };
+    let (mut stuck, mut quick) = (engine(), engine());
+    for tag in 0..3 {
+        quick.submit(tag, Io::Read { sector: 0 }, &mut page(512)).unwrap();
+        stuck.submit(tag, Io::Read { sector: 0 }, &mut page(512)).unwrap();
+    }
+    quick.kick();
+    assert_eq!(tags(&mut quick), [0]);
+    stuck.kick();
+    assert_eq!(tags(&mut stuck), [] as [u32; 0]);
+    // From here on it is the other's turn, and it does nothing.
+    let begin = clock.now();
+    let mut over = Vec::new();
+    while over.is_empty() {
+        clock.advance(quick.look_again().unwrap());
+        over = tags(&mut quick);
+    }
+    assert!(clock.now() - begin < Duration::from_millis(30), "{:?}", clock.now());
+    drop(stuck);
+    clock.advance(Duration::from_millis(10));
+    assert_eq!(tags(&mut quick), [2]);
+}
+
+#[test]
+fn limits_and_faults_come_and_go_while_a_disk_is_used() {
+    let clock = Manual::default();
+    let (share, switch) = (Arc::new(Share::new(Arc::default())), Arc::new(FaultSwitch::default()));
+    let faults = Faults::new(ram(), switch.clone(), 1, clock.clone());
+    let mut engine = Throttle::new(faults, share.clone(), clock.clone()).unwrap();
+    let read = |engine: &mut Throttle<_, _, _>, tag| {
+        engine.submit(tag, Io::Read { sector: 0 }, &mut page(512)).unwrap();
+        engine.kick();
+        done(engine)
+    };
+    assert_eq!(read(&mut engine, 0), [(0, Ok(()))]);
+    switch.set(FaultPlan { reads: 1_000_000, errno: 5, ..FaultPlan::default() });
+    assert_eq!(read(&mut engine, 1), [(1, Err(EngineError::Os(5)))]);
+    switch.set(FaultPlan { latency: Duration::from_secs(9), ..FaultPlan::default() });
+    assert_eq!(read(&mut engine, 2), []);
+    assert_eq!(engine.look_again(), Some(Duration::from_secs(9)));
+    switch.set(FaultPlan::default());
+    share.wake();
+    engine.wait(None).unwrap();
+    assert_eq!(tags(&mut engine), [2], "nothing is late any more");
+    let limits = Limits::of_all(Some(Rate { per_second: 1, burst: 1 }), None);
+    share.throttles().set(limits);
+    assert_eq!(read(&mut engine, 3), [(3, Ok(()))]);
+    assert_eq!(read(&mut engine, 4), []);
+    share.throttles().set(Limits::default());
+    engine.wait(None).unwrap();
+    assert_eq!(tags(&mut engine), [4]);
+}
+
+#[test]
 fn fio_replays_what_was_traced() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("target");
@@ -236,10 +363,8 @@ fn fio_replays_what_was_traced() {
 
 #[test]
 fn an_image_has_all_of_them_at_once() {
-    let throttles = Arc::new(Throttles::new(Limits {
-        operations: Some(Rate { per_second: 5000, burst: 1 }),
-        bytes: None,
-    }));
+    let limits = Limits::of_all(Some(Rate { per_second: 5000, burst: 1 }), None);
+    let share = Arc::new(Share::new(Arc::new(Throttles::new(limits))));
     let plan = FaultPlan {
         latency: Duration::from_micros(200),
         flushes: 1_000_000,
@@ -249,8 +374,8 @@ fn an_image_has_all_of_them_at_once() {
     let out = Shared::default();
     let image = Image::open_disk(&"ram:1M".parse().unwrap(), ImageOptions::default()).unwrap();
     let image = image
-        .throttled(throttles)
-        .with_faults(plan, 1)
+        .throttled(share)
+        .with_faults(Arc::new(FaultSwitch::new(plan)), 1)
         .traced(Box::new(out.clone()), "/dev/x")
         .unwrap();
     let mut engine = image.engine::<HeapMemory>(32).unwrap();

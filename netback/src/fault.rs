@@ -22,6 +22,9 @@ pub enum Fault {
     /// The receive ring's producer is impossible.
     #[error("receive ring: {0}")]
     RxRing(RingFault),
+    /// The control ring's producer is impossible.
+    #[error("control ring: {0}")]
+    CtrlRing(RingFault),
     /// A slot announces another that was not produced.
     #[error("a packet goes on beyond the {have} slots produced")]
     MissingSlots {
@@ -54,6 +57,7 @@ impl Fault {
         match self {
             Self::TxRing(_) => "tx-ring-producer-overflow",
             Self::RxRing(_) => "rx-ring-producer-overflow",
+            Self::CtrlRing(_) => "ctrl-ring-producer-overflow",
             Self::MissingSlots { .. } => "tx-slots-missing",
             Self::TooManySlots => "tx-slots-fatal",
             Self::CrossesPage { .. } => "tx-slot-crosses-page",
@@ -194,6 +198,9 @@ drop_reasons! {
     RxGso = "rx-gso",
     /// To the guest: the guest posts no buffers, and what may wait for them does.
     RxNoBuffers = "rx-no-buffers",
+    /// To the guest: steered to a queue whose share of waiting packets is used up, for the guest posts
+    /// no buffers there.
+    RxSteered = "rx-steered",
     /// To the guest: a page could not be copied.
     RxCopy = "rx-copy",
     /// To the guest: a checksum to be completed lies outside the packet.

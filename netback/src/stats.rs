@@ -2,6 +2,7 @@
 
 use crate::fault::DropReason;
 use core::sync::atomic::{AtomicU64, Ordering};
+use pvio_ring::proto::netif::CtrlStatus;
 
 /// Counters of one queue since it was made. Written by its worker alone, read by anybody; the
 /// numbers of one reading need not belong together.
@@ -17,6 +18,9 @@ pub struct Stats {
     rx_gso_packets: AtomicU64,
     gso_fixups: AtomicU64,
     limited: AtomicU64,
+    steered: AtomicU64,
+    staged: AtomicU64,
+    controls: [AtomicU64; 4],
     dropped: [AtomicU64; DropReason::ALL.len()],
 }
 
@@ -81,6 +85,24 @@ impl Stats {
         self.limited.load(Ordering::Relaxed)
     }
 
+    /// Packets that came here and were handed to another queue, as the guest's mapping says.
+    #[must_use]
+    pub fn steered(&self) -> u64 {
+        self.steered.load(Ordering::Relaxed)
+    }
+
+    /// Slots whose data went through a page that is kept mapped, a staging grant.
+    #[must_use]
+    pub fn staged(&self) -> u64 {
+        self.staged.load(Ordering::Relaxed)
+    }
+
+    /// Requests of the control ring that were answered so. The first queue counts those of the vif.
+    #[must_use]
+    pub fn controls(&self, status: CtrlStatus) -> u64 {
+        self.controls.get(status as usize).map_or(0, |n| n.load(Ordering::Relaxed))
+    }
+
     /// Packets dropped for a reason.
     #[must_use]
     pub fn dropped(&self, reason: DropReason) -> u64 {
@@ -97,6 +119,18 @@ impl Stats {
         add(&self.tx_packets, 1);
         add(&self.tx_gso_packets, u64::from(gso));
         add(&self.tx_bytes, bytes as u64);
+    }
+
+    pub(crate) fn count_steered(&self) {
+        add(&self.steered, 1);
+    }
+
+    pub(crate) fn count_staged(&self, slots: usize) {
+        add(&self.staged, slots as u64);
+    }
+
+    pub(crate) fn count_control(&self, status: CtrlStatus) {
+        self.controls.get(status as usize).into_iter().for_each(|n| add(n, 1));
     }
 
     pub(crate) fn count_limited(&self) {

@@ -3,10 +3,13 @@
 use crate::Platform;
 use crate::fault::AttachError;
 use crate::port::PacketBuf;
-use crate::queue::{EventPorts, Features, Groups, Policy, Queue, QueueRefs, RateLimit};
+use crate::queue::{
+    ControlRefs, EventPorts, Features, Groups, Headroom, Policy, Queue, QueueRefs, RateLimit,
+    Siblings, Waker,
+};
 use crate::stats::Stats;
 use alloc::format;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -17,8 +20,9 @@ use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, Surroundings, hot
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
 use pvio_xenbus::handshake::vif::{
-    BackOffer, EventChannels as Events, FrontRequest, MAX_QUEUES, Negotiated, Queue as QueueKeys,
-    Rate, ToolstackBack, read_rate,
+    BackOffer, ControlRing, EventChannels as Events, FrontRequest, MAX_QUEUES, Negotiated,
+    Queue as QueueKeys, Rate, ToolstackBack, multicast_request_path, read_multicast_request,
+    read_rate, read_xdp_headroom,
 };
 
 /// Who attaches the host's end of a vif to what it leads to.
@@ -53,6 +57,22 @@ pub trait Serve<P: Platform> {
     /// How the guest's pages are to be reached.
     fn policy(&self) -> Policy {
         Policy::default()
+    }
+
+    /// Whether guests may have pages kept mapped: their staging grants.
+    fn stages(&self) -> bool {
+        true
+    }
+
+    /// How each of so many queues of the session that begins is woken, for their siblings to do so.
+    /// Asked for before [`begin`](Self::begin), and only for a guest that has a control ring. The ones
+    /// given by default do nothing, which is enough for queues that are polled all the time.
+    ///
+    /// # Errors
+    /// A [`Fault`] when the system has not what that takes.
+    fn wakers(&mut self, queues: usize) -> Result<Vec<Waker>, Fault> {
+        let nothing: Waker = Arc::new(|| ());
+        Ok(core::iter::repeat_n(nothing, queues).collect())
     }
 
     /// Makes what the vif's packets go to. Done once; it lives as long as the device, so that
@@ -111,6 +131,7 @@ pub struct Vif<P: Platform, S: Serve<P>> {
     /// Of each queue of the session.
     limits: Vec<Arc<RateLimit>>,
     groups: Arc<Groups>,
+    headroom: Arc<Headroom>,
     stats: Vec<Arc<Stats>>,
 }
 
@@ -128,6 +149,7 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
             negotiated: None,
             limits: Vec::new(),
             groups: Arc::default(),
+            headroom: Arc::default(),
             stats,
         }
     }
@@ -204,6 +226,9 @@ fn features_offered(queues: u32) -> BackOffer {
         gso_tcpv6: true,
         ipv6_csum_offload: true,
         multicast_control: true,
+        dynamic_multicast_control: true,
+        ctrl_ring: true,
+        xdp_headroom: true,
         split_event_channels: true,
         ..BackOffer::default()
     }
@@ -247,6 +272,12 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         self.groups = Arc::default();
         self.groups.choose(negotiated.multicast_control);
         queues.iter_mut().for_each(|queue| queue.share_groups(&self.groups));
+        self.headroom = Arc::default();
+        self.headroom.set(u16::try_from(negotiated.xdp_headroom).unwrap_or(u16::MAX));
+        queues.iter_mut().for_each(|queue| queue.share_headroom(&self.headroom));
+        if let Some(ctrl) = request.ctrl.filter(|_| negotiated.ctrl_ring) {
+            self.serve_control(&mut queues, ctrl)?;
+        }
         self.limits = queues.iter().map(|queue| Arc::clone(queue.limit())).collect();
         self.set_rate(read_rate(xs, &ends.back)?);
         if ends.resumed {
@@ -276,6 +307,27 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         self.server.refresh(&vif)
     }
 
+    fn watches(&self, ends: &Ends) -> Vec<String> {
+        Vec::from([multicast_request_path(&ends.front)])
+    }
+
+    fn look_again(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+        if self.negotiated.as_ref().is_some_and(|negotiated| negotiated.dynamic_multicast) {
+            self.choose_groups(read_multicast_request(xs, &ends.front)?);
+        }
+        Ok(())
+    }
+
+    fn reconfigures(&self) -> bool {
+        true
+    }
+
+    fn reconfigure(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        let bytes = read_xdp_headroom(xs, &ends.front)?;
+        self.headroom.set(u16::try_from(bytes).unwrap_or(u16::MAX));
+        Ok(())
+    }
+
     fn disconnect(&mut self) {
         if self.negotiated.take().is_some() {
             self.running.clear();
@@ -290,6 +342,23 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
 }
 
 impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
+    fn serve_control(
+        &mut self,
+        queues: &mut [Queue<P, S::Buf>],
+        keys: ControlRing,
+    ) -> Result<(), Fault> {
+        let siblings = Siblings::new(self.server.wakers(queues.len())?);
+        for (index, queue) in queues.iter_mut().enumerate() {
+            queue.join(&siblings, index);
+        }
+        if let Some(first) = queues.first_mut() {
+            let event = Port(keys.event_channel);
+            let refs = ControlRefs { ring: GrantRef(keys.ring_ref), event };
+            first.serve_control(&refs, self.server.stages())?;
+        }
+        Ok(())
+    }
+
     fn start(
         &mut self,
         ends: &Ends,
@@ -317,6 +386,8 @@ fn features(negotiated: &Negotiated) -> Features {
         checksum_v6: to_front.csum_v6,
         gso_v4: to_front.gso_v4,
         gso_v6: to_front.gso_v6,
+        gso_prefix_v4: negotiated.gso_prefix_v4,
+        gso_prefix_v6: negotiated.gso_prefix_v6,
         sends_gso_v4: to_back.gso_v4,
         sends_gso_v6: to_back.gso_v6,
         names_groups: true,

@@ -76,6 +76,26 @@ impl Worker {
         name: &str,
         queue: Queue<P, N::Buf>,
         make: impl FnOnce(Arc<Stats>) -> io::Result<N> + Send + 'static,
+        tell: impl FnMut(News) + Send + 'static,
+    ) -> io::Result<Self>
+    where
+        P: Platform + Send + 'static,
+        P::Channel: AsFd,
+        N: Wait + 'static,
+    {
+        Self::start_woken(name, queue, make, None, tell)
+    }
+
+    /// The same for a queue that has siblings: their [`Waker`](crate::queue::Waker) makes `mail`, an
+    /// eventfd, readable.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_woken<P, N>(
+        name: &str,
+        queue: Queue<P, N::Buf>,
+        make: impl FnOnce(Arc<Stats>) -> io::Result<N> + Send + 'static,
+        mail: Option<OwnedFd>,
         mut tell: impl FnMut(News) + Send + 'static,
     ) -> io::Result<Self>
     where
@@ -88,6 +108,7 @@ impl Worker {
         let stopped = Arc::clone(&stop);
         let events = queue.channels().map(|channel| channel.as_fd().try_clone_to_owned());
         let events = events.collect::<io::Result<Vec<OwnedFd>>>()?;
+        let watched = mail.as_ref().map(OwnedFd::try_clone).transpose()?;
         let (put, outcome) = sync_channel(1);
         let (ready, made) = sync_channel(1);
         let thread = Builder::new().name(String::from(name)).spawn(move || {
@@ -96,11 +117,12 @@ impl Worker {
                 Ok(port) => port,
                 Err(error) => return drop(ready.send(Err(error))),
             };
-            // One for each channel, of which there are two at most, and the pipe.
+            // One for each channel, of which there are three at most, the siblings' and the pipe.
+            let mail = mail.zip(watched.and_then(|watched| port.watch(watched)));
             let events: Vec<Watch> = events.into_iter().filter_map(|e| port.watch(e)).collect();
             port.watch(woken.into());
             let _ = ready.send(Ok(()));
-            let mut serving = Serving { queue, port, events };
+            let mut serving = Serving { queue, port, events, mail };
             if let Err(error) = serving.serve(&stopped, &mut tell) {
                 let _ = put.send(error);
                 tell(News::Ended);
@@ -138,6 +160,8 @@ struct Serving<P: Platform, N: NetPort> {
     queue: Queue<P, N::Buf>,
     port: N,
     events: Vec<Watch>,
+    /// Its siblings wake it by this.
+    mail: Option<(OwnedFd, Watch)>,
 }
 
 impl<P: Platform, N: Wait> Serving<P, N> {
@@ -181,6 +205,12 @@ impl<P: Platform, N: Wait> Serving<P, N> {
         }
         if fired {
             self.queue.take_events()?;
+        }
+        if let Some((mail, watch)) = &self.mail
+            && self.port.fired(*watch)
+        {
+            // Emptied, so that it can be waited for; that it is empty already is no matter.
+            let _ = rustix::io::read(mail, &mut [0_u8; 8]);
         }
         Ok(fired)
     }

@@ -6,7 +6,7 @@ use pvio_event_channel::EventChannel;
 use pvio_grant_table::{DomId, Granter};
 use pvio_hosted::Domain;
 use pvio_netback::host::TapOptions;
-use pvio_netfront::{Checksum, Queue};
+use pvio_netfront::{Checksum, Nic, Queue};
 use pvio_ring::proto::checksum::Transport;
 use pvio_xenbus::driver::{Ends, Fault, FrontendClass};
 use pvio_xenbus::handshake::HandshakeError;
@@ -116,6 +116,38 @@ fn any_number_of_queues_up_to_what_is_offered_and_another_the_next_time() {
         guest.close();
         wait_for(|| ip("-o link show dev v0").filter(|l| l.contains("NO-CARRIER")));
         assert_eq!(stats.iter().filter(|s| s.tx_packets() == 0).count(), silent, "{count}");
+    }
+    rig.remove();
+}
+
+#[test]
+fn our_nic_takes_every_queue_and_has_its_pages_staged() {
+    if !entered("our_nic_takes_every_queue_and_has_its_pages_staged", &[]) {
+        return;
+    }
+    let rig = rig();
+    let (stats, domain) = (rig.all_stats(), rig.domain());
+    for staged in [512 * OFFERED as usize, 0] {
+        let before: Vec<_> = stats.iter().map(|s| s.staged()).collect();
+        let nic = Nic::new(domain.clone()).with_queues(99).splitting_channels();
+        let nic = if staged == 0 { nic.without_staging() } else { nic };
+        let mut guest = Guest::attach(&domain, rig.addr, nic);
+        let nic = guest.driver.class_mut();
+        assert_eq!(nic.queues().len(), OFFERED as usize);
+        assert!(nic.queues().iter().all(|queue| queue.rx_channel().is_some()));
+        // Each queue is asked in turn, and those that sleep are woken for it.
+        wait_for(|| (!nic.queues().is_empty() && nic.staged() == staged).then_some(()));
+        every_queue_works(nic.queues());
+        assert_eq!(nic.fault(), None);
+        for (stats, before) in stats.iter().zip(before) {
+            assert_eq!(stats.staged() > before, staged > 0);
+        }
+        guest.close();
+        // Its pages are its own again when the backend has followed.
+        wait_for(|| {
+            guest.driver.step(&mut guest.xs).unwrap();
+            guest.driver.is_closed().then_some(())
+        });
     }
     rig.remove();
 }

@@ -126,8 +126,8 @@ const ROWS: &[Row] = &[
     },
     Row {
         name: "extra of the first type nobody defined",
-        send: |g| with_extra(g, &[[5, 0, 0, 0, 0, 0, 0, 0]]),
-        fate: Fate::Fatal(Fault::Extra(ExtraFault::Type(5)), "tx-extra-type"),
+        send: |g| with_extra(g, &[[6, 0, 0, 0, 0, 0, 0, 0]]),
+        fate: Fate::Fatal(Fault::Extra(ExtraFault::Type(6)), "tx-extra-type"),
     },
     Row {
         name: "GSO of no size",

@@ -8,7 +8,7 @@ use crate::machine::devices::DiskConfig;
 use crate::machine::home::Home;
 use crate::machine::{Machine, News, Plan};
 use crate::scratch;
-use pvio_blkback::image::{Image, ImageOptions};
+use pvio_blkback::image::Image;
 use std::ffi::OsString;
 
 /// Does it.
@@ -17,15 +17,17 @@ use std::ffi::OsString;
 /// A [`Failure`] when the image may not be used, when anything breaks on the way, and when any
 /// byte is not what was written.
 pub fn check(args: &CheckArgs) -> Result<(), Failure> {
-    let path = std::path::absolute(&args.disk).map_err(Failure::of)?;
-    let options = ImageOptions { read_only: false, direct: args.common.direct };
-    let image = Image::open(&path, options).map_err(|e| Failure::of(e).as_input())?;
-    let not_blank = match scratch::must_be_blank(&path) {
-        Err(_) if args.overwrite => true,
+    let disk = args.common.disk(&args.disk)?;
+    if disk.options.read_only == Some(true) {
+        let what = "a check writes all over its disk, and this one is to be read only";
+        return Err(Failure::input(what, "leave ro out, or write [overlay]DISK"));
+    }
+    let image = Image::open_as(&disk).map_err(|e| Failure::of(e).as_input())?;
+    let not_blank = match scratch::must_be_blank(&disk, image) {
+        Err(_) if args.overwrite || scratch::is_overlay(&disk) => true,
         blank => blank.map(|()| false)?,
     };
     // The driver domain opens it next; until then nobody else is kept out.
-    drop(image);
     let (home, hypervisor) = Home::claim(args.common.state_dir.as_deref(), &args.common.name)?;
     let mut words: Vec<OsString> = Vec::new();
     let mut word = |name: &str, value: String| words.extend([name.into(), value.into()]);
@@ -43,7 +45,7 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     }
     let plan = Plan {
         name: args.common.name.clone(),
-        disk: DiskConfig { path, read_only: false, direct: args.common.direct },
+        disk: DiskConfig { disk },
         nic: None,
         guest: ("check", words),
         guest_on_terminal: true,

@@ -1,7 +1,9 @@
 //! The command line.
 
+use crate::disks::args::{AttachArgs, DetachArgs, ListArgs, SetArgs};
 use crate::failure::Failure;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pvio_blkback::image::{Disk, DiskError, DiskOptions, OptionError};
 use pvio_blkback::path::Policy;
 use pvio_netback::host::Site;
 use pvio_netback::port::options::{NicOptions, shared_rate};
@@ -35,6 +37,14 @@ pub enum Command {
     Serve(ServeArgs),
     /// Write what passes through a running NIC to a file, for Wireshark and tshark
     Capture(CaptureArgs),
+    /// Give a running guest a disk, on Xen or on a hosted machine
+    AttachDisk(Box<AttachArgs>),
+    /// Take a disk away from a running guest
+    DetachDisk(DetachArgs),
+    /// Change a disk that is served: limits, latency, failures
+    SetDisk(SetArgs),
+    /// List devices: their states, what is behind them, what their ends agreed on
+    List(ListArgs),
     /// Make a driver domain's backends again, after it came back under its old number
     Revive(ReviveArgs),
     /// What runs in the child processes
@@ -45,9 +55,10 @@ pub enum Command {
 /// `pvio run`.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
-    /// Raw image or block device with an ext2/3/4 or FAT file system; a demo image if left out
-    #[arg(long, value_name = "PATH")]
-    pub disk: Option<PathBuf>,
+    /// Disk with an ext2/3/4 or FAT file system; a demo image if left out. A path, or
+    /// [OPTIONS]FORMAT:PATH with any format and option of docs/disks.md
+    #[arg(long, value_name = "DISK", value_parser = disk)]
+    pub disk: Option<Disk>,
     /// Attach a NIC and serve HTTP over it
     #[arg(long)]
     pub nic: bool,
@@ -89,9 +100,10 @@ pub struct InspectArgs {
 /// `pvio check`.
 #[derive(Debug, Clone, Args)]
 pub struct CheckArgs {
-    /// Scratch image or block device; its contents are destroyed
-    #[arg(long, value_name = "PATH")]
-    pub disk: PathBuf,
+    /// Scratch disk; its contents are destroyed. A path, or [OPTIONS]FORMAT:PATH with any format and
+    /// option of docs/disks.md
+    #[arg(long, value_name = "DISK", value_parser = disk)]
+    pub disk: Disk,
     /// Overwrite an image that is not blank
     #[arg(long)]
     pub overwrite: bool,
@@ -145,6 +157,10 @@ pub struct ServeArgs {
     /// In which order a disk's requests are answered
     #[arg(long, value_name = "ORDER", default_value = "in-order")]
     pub disk_answers: Answers,
+    /// For every disk, as far as its own words do not say otherwise: iops=1000,bps=50M,direct and
+    /// the like, with commas between (docs/disks.md has all)
+    #[arg(long, value_name = "OPTIONS", value_parser = disk_options, default_value = "")]
+    pub disk_options: DiskOptions,
     /// Where the log goes, instead of standard error
     #[arg(long, value_name = "PATH")]
     pub log: Option<PathBuf>,
@@ -253,6 +269,15 @@ pub enum Around {
     Itself,
 }
 
+/// A disk; its parts' failures are said in a line by clap.
+pub(crate) fn disk(text: &str) -> Result<Disk, DiskError> {
+    text.parse()
+}
+
+pub(crate) fn disk_options(text: &str) -> Result<DiskOptions, OptionError> {
+    text.parse()
+}
+
 fn kind(word: &str) -> Result<BackendKind, String> {
     BackendKind::from_word(word).ok_or_else(|| {
         let all: Vec<&str> = BackendKind::ALL.iter().map(|k| k.as_str()).collect();
@@ -272,6 +297,22 @@ pub struct CommonArgs {
     /// Read and write the image around the host's page cache (O_DIRECT)
     #[arg(long)]
     pub direct: bool,
+}
+
+impl CommonArgs {
+    /// A disk as these arguments have it, with an absolute path.
+    ///
+    /// # Errors
+    /// When there is no current folder.
+    pub fn disk(&self, disk: &Disk) -> Result<Disk, Failure> {
+        let spec = disk.spec.clone().absolute().map_err(Failure::of)?;
+        let mut options = disk.options.clone();
+        if self.direct {
+            options.direct = Some(true);
+        }
+        options.trace = options.trace.map(std::path::absolute).transpose().map_err(Failure::of)?;
+        Ok(Disk { options, spec })
+    }
 }
 
 /// An IPv4 address and its prefix length.
@@ -372,6 +413,10 @@ pub fn execute(command: Command) -> Result<(), Failure> {
         Command::Inspect(args) => crate::inspect::run(&args),
         Command::Serve(args) => crate::serve::run(&args),
         Command::Capture(args) => crate::capture::run(&args),
+        Command::AttachDisk(args) => crate::disks::attach::attach(&args),
+        Command::DetachDisk(args) => crate::disks::attach::detach(&args),
+        Command::SetDisk(args) => crate::disks::change::set(&args),
+        Command::List(args) => crate::disks::list::run(&args),
         Command::Revive(args) => crate::revive::run(&args),
         Command::Domain(command) => {
             crate::domain::execute(command);

@@ -8,6 +8,7 @@
 //! | [`run`], [`check`] | the two commands |
 //! | [`control`], [`capture`] | the door to a running driver domain, and who looks at a NIC through it |
 //! | [`inspect`] | what a disk is kept in |
+//! | [`disks`] | disks attached, changed and detached while a guest runs; all devices listed |
 //! | [`machine`] | hypervisor and toolstack: domains, devices, child processes, their end |
 //! | [`serve`] | the same driver domain on real Xen: the daemon |
 //! | [`dm`] | the same, standing in for the device model of one guest |
@@ -25,6 +26,7 @@ pub mod check;
 pub mod cli;
 pub mod control;
 pub mod demo;
+pub mod disks;
 pub mod dm;
 pub mod domain;
 pub mod driver;

@@ -7,10 +7,10 @@ use crate::guest::http::listing::human;
 use crate::machine::devices::{DiskConfig, NicConfig};
 use crate::machine::home::Home;
 use crate::machine::{Machine, News, Plan, rights};
-use pvio_blkback::image::{Image, ImageOptions};
+use pvio_blkback::image::{Disk, Format, Image, Spec};
 use std::ffi::OsString;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Does it.
 ///
@@ -19,18 +19,18 @@ use std::path::{Path, PathBuf};
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     // Before anything is started: it may make this another process.
     if let Some(disk) = &args.disk {
-        look_at(disk, args.common.direct)?;
+        look_at(&served(disk, args)?)?;
     }
     args.nics.site()?;
     if args.nic {
         rights::for_a_tap()?;
     }
     let (home, hypervisor) = Home::claim(args.common.state_dir.as_deref(), &args.common.name)?;
-    let path = match &args.disk {
-        Some(disk) => std::path::absolute(disk).map_err(Failure::of)?,
-        None => demo_image(&home)?,
+    let disk = match &args.disk {
+        Some(disk) => served(disk, args)?,
+        None => served(&Spec::file(Format::Raw, demo_image(&home)?).into(), args)?,
     };
-    let size = look_at(&path, args.common.direct)?;
+    let size = look_at(&disk)?;
     let nic = args.nic.then(|| NicConfig {
         mac: args.mac,
         mtu: args.mtu,
@@ -45,14 +45,18 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         words.extend(["--mac".into(), args.mac.to_string().into()]);
         words.extend(["--gateway".into(), args.guest_ip.host().to_string().into()]);
     }
-    let disk = DiskConfig { path: path.clone(), read_only: true, direct: args.common.direct };
+    let shown = match disk.spec.path() {
+        Some(path) => path.display().to_string(),
+        None => disk.spec.to_string(),
+    };
+    let disk = DiskConfig { disk };
     let name = args.common.name.clone();
     let plan = Plan { name, disk, nic, guest: ("guest", words), guest_on_terminal: false };
     let mut machine = Machine::start(plan, home, hypervisor)?;
     let about = format!(
         "state       {} (xenstore.sock, logs)\ndisk        {}, {}, read-only",
         machine.home().path().display(),
-        path.display(),
+        shown,
         human(size)
     );
     let result = watch(&mut machine, args, &about);
@@ -110,9 +114,16 @@ fn ready(args: &RunArgs) {
     }
 }
 
-/// Checks an image as the driver domain will open it; returns its size in bytes.
-fn look_at(path: &Path, direct: bool) -> Result<u64, Failure> {
-    let image = Image::open(path, ImageOptions { read_only: true, direct });
+/// The disk as it is served: only to be read.
+fn served(disk: &Disk, args: &RunArgs) -> Result<Disk, Failure> {
+    let mut disk = args.common.disk(disk)?;
+    disk.options.read_only = Some(true);
+    Ok(disk)
+}
+
+/// Checks a disk as the driver domain will open it; returns its size in bytes.
+fn look_at(disk: &Disk) -> Result<u64, Failure> {
+    let image = Image::open_as(disk);
     let image = image.map_err(|e| Failure::of(e).as_input())?;
     Ok(image.geometry().sectors * 512)
 }

@@ -1,6 +1,7 @@
 //! Whether an image may be overwritten: only if nothing is in it.
 
 use crate::failure::Failure;
+use pvio_blkback::image::{Disk, Format, Image, Spec};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use std::fs::File;
@@ -9,11 +10,32 @@ use std::path::Path;
 
 const PART: usize = 1 << 20;
 
-/// Fails unless every byte of the image is zero. Holes are not read.
+/// Whether what is written to a disk is forgotten.
+#[must_use]
+pub fn is_overlay(disk: &Disk) -> bool {
+    matches!(disk.kept_in(), Spec::Overlay(_))
+}
+
+/// Fails unless every byte of the disk is zero. Holes of a raw one are not read.
 ///
 /// # Errors
 /// A [`Failure`] that names what is in the image.
-pub fn must_be_blank(path: &Path) -> Result<(), Failure> {
+pub fn must_be_blank(disk: &Disk, image: Image) -> Result<(), Failure> {
+    if let Spec::File { format: Format::Raw, path, .. } = &disk.spec {
+        return raw_must_be_blank(path);
+    }
+    let name = &disk.spec;
+    let first = image.first_data();
+    match first.map_err(|e| Failure::new(format!("{name}: {e}"), "").as_input())? {
+        None => Ok(()),
+        Some(offset) => Err(Failure::input(
+            format!("{name} holds data (first at byte {offset}), and a check writes all over it"),
+            format!("use an empty one or [overlay]{name}, or give --overwrite to destroy it"),
+        )),
+    }
+}
+
+fn raw_must_be_blank(path: &Path) -> Result<(), Failure> {
     let failed = |e| Failure::new(format!("{}: {e}", path.display()), "").as_input();
     let file = File::open(path).map_err(failed)?;
     let Some(offset) = first_data(&file).map_err(failed)? else { return Ok(()) };
@@ -96,14 +118,15 @@ mod tests {
 
     #[test]
     fn zeroes_and_holes_are_blank() {
-        must_be_blank(image(8 << 20, &[]).path()).unwrap();
-        must_be_blank(image(8 << 20, &[(3 << 20, &[0; 10_000])]).path()).unwrap();
+        raw_must_be_blank(image(8 << 20, &[]).path()).unwrap();
+        raw_must_be_blank(image(8 << 20, &[(3 << 20, &[0; 10_000])]).path()).unwrap();
     }
 
     #[test]
     fn whatever_is_there_is_named() {
-        let says =
-            |at, bytes: &[u8]| must_be_blank(image(8 << 20, &[(at, bytes)]).path()).unwrap_err();
+        let says = |at, bytes: &[u8]| {
+            raw_must_be_blank(image(8 << 20, &[(at, bytes)]).path()).unwrap_err()
+        };
         assert!(says(1080, &[0x53, 0xef]).what.contains("ext2/3/4"));
         assert!(says(510, &[0x55, 0xaa]).what.contains("MBR"));
         let failure = says((8 << 20) - 1, &[1]);

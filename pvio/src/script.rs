@@ -1,23 +1,24 @@
 //! Standing in for a hotplug script of `xl`'s: `block-pvio` and `vif-pvio`, links to `pvio` among
 //! the scripts.
 //!
-//! A disk line with `script=block-pvio` may name an image file, which is served as it is. The
-//! stock script, `block`, puts a loop device before a file; that works too, but the loop device is
+//! A disk line with `script=block-pvio` may name a disk in any way pvio knows, options included
+//! (`target=[iops=500]qcow2:/srv/guest.qcow2`); an image file is served as it is. The stock script, `block`, puts a loop device before a file; that works too, but the loop device is
 //! in nobody's way and of no use.
 //!
 //! All there is to do is to look whether the image is there, so that `xl` itself says what is
 //! wrong, and to tell that the device may be served.
 
 use crate::failure::Failure;
+use pvio_blkback::image::Disk;
 use pvio_xenbus::client::{Client, default_path};
 use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
-use pvio_xenbus::handshake::vbd::ToolstackBack;
+use pvio_xenbus::handshake::vbd::{Backing, OWN_SCRIPT, ToolstackBack};
 use std::ffi::OsString;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 /// The name that makes `pvio` a hotplug script.
-pub const NAME: &str = "block-pvio";
+pub const NAME: &str = OWN_SCRIPT;
 /// The name that makes it one for NICs that lead to no bridge of the kernel's: `script=vif-pvio`.
 pub const NIC_NAME: &str = "vif-pvio";
 
@@ -71,13 +72,23 @@ fn connect() -> Result<Client, Failure> {
 fn add(base: &str) -> Result<(), Failure> {
     let mut xs = connect()?;
     let disk = ToolstackBack::read(&mut xs, base).map_err(Failure::of)?;
-    let outcome = look(Path::new(disk.backing().1));
+    let outcome = look_at(&disk);
     let status = match &outcome {
         Ok(()) => Hotplug::Connected,
         Err(failure) => Hotplug::Failed(failure.to_string().into()),
     };
     write_hotplug(&mut xs, base, &status).map_err(Failure::of)?;
     outcome
+}
+
+fn look_at(told: &ToolstackBack) -> Result<(), Failure> {
+    let disk = match told.backing() {
+        Backing::Own(text) => text.parse(),
+        Backing::Format(format, rest) => Disk::with_format(format, rest),
+    };
+    let disk = disk.map_err(|e| Failure::of(e).as_input())?;
+    // What is elsewhere than in a file, the daemon has to find.
+    disk.spec.path().map_or(Ok(()), look)
 }
 
 fn look(image: &Path) -> Result<(), Failure> {

@@ -78,6 +78,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         resume: true,
         leave,
         disks,
+        disk_options: args.disk_options.clone(),
         nic_policy: args.nic_policy,
         nic_queues: args.queues,
         site: args.nics.site()?.into(),

@@ -245,6 +245,73 @@ fn extra_segments_are_where_the_header_puts_them() {
 }
 
 #[test]
+fn control_messages_are_where_the_header_puts_them() {
+    let Some(c) = Headers::of("control ring layouts", blkif::Abi::X86_64) else { return };
+    use netif::{CtrlRequest, CtrlResponse, CtrlStatus, GrefEntry, HashKind, HashTypes, ctrl_type};
+    c.check(&[
+        ("ctrl_slot", netif::CTRL_SLOT_SIZE as i64),
+        ("ctrl_request", netif::CTRL_SLOT_SIZE as i64),
+        ("ctrl_response", netif::CTRL_RESPONSE_SIZE as i64),
+        ("gref", netif::GREF_ENTRY_SIZE as i64),
+        ("XEN_NETIF_CTRL_TYPE_GET_HASH_FLAGS", ctrl_type::GET_HASH_FLAGS.into()),
+        ("XEN_NETIF_CTRL_TYPE_SET_HASH_FLAGS", ctrl_type::SET_HASH_FLAGS.into()),
+        ("XEN_NETIF_CTRL_TYPE_SET_HASH_KEY", ctrl_type::SET_HASH_KEY.into()),
+        ("XEN_NETIF_CTRL_TYPE_GET_HASH_MAPPING_SIZE", ctrl_type::GET_HASH_MAPPING_SIZE.into()),
+        ("XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING_SIZE", ctrl_type::SET_HASH_MAPPING_SIZE.into()),
+        ("XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING", ctrl_type::SET_HASH_MAPPING.into()),
+        ("XEN_NETIF_CTRL_TYPE_SET_HASH_ALGORITHM", ctrl_type::SET_HASH_ALGORITHM.into()),
+        ("XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE", ctrl_type::GET_GREF_MAPPING_SIZE.into()),
+        ("XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING", ctrl_type::ADD_GREF_MAPPING.into()),
+        ("XEN_NETIF_CTRL_TYPE_DEL_GREF_MAPPING", ctrl_type::DEL_GREF_MAPPING.into()),
+        ("XEN_NETIF_CTRL_STATUS_SUCCESS", CtrlStatus::Success as i64),
+        ("XEN_NETIF_CTRL_STATUS_NOT_SUPPORTED", CtrlStatus::NotSupported as i64),
+        ("XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER", CtrlStatus::InvalidParameter as i64),
+        ("XEN_NETIF_CTRL_STATUS_BUFFER_OVERFLOW", CtrlStatus::BufferOverflow as i64),
+        ("XEN_NETIF_CTRL_HASH_TYPE_IPV4", HashTypes::IPV4.bits().into()),
+        ("XEN_NETIF_CTRL_HASH_TYPE_IPV4_TCP", HashTypes::IPV4_TCP.bits().into()),
+        ("XEN_NETIF_CTRL_HASH_TYPE_IPV6", HashTypes::IPV6.bits().into()),
+        ("XEN_NETIF_CTRL_HASH_TYPE_IPV6_TCP", HashTypes::IPV6_TCP.bits().into()),
+        ("_XEN_NETIF_CTRL_HASH_TYPE_IPV4", HashKind::V4 as i64),
+        ("_XEN_NETIF_CTRL_HASH_TYPE_IPV4_TCP", HashKind::V4Tcp as i64),
+        ("_XEN_NETIF_CTRL_HASH_TYPE_IPV6", HashKind::V6 as i64),
+        ("_XEN_NETIF_CTRL_HASH_TYPE_IPV6_TCP", HashKind::V6Tcp as i64),
+        ("XEN_NETIF_CTRL_HASH_ALGORITHM_NONE", netif::HASH_NONE.into()),
+        ("XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ", netif::HASH_TOEPLITZ.into()),
+        ("XEN_NETIF_CTRLF_GREF_readonly", 1),
+    ]);
+    let data = [0x0102_0304, 0x0506_0708, 0x090a_0b0c];
+    let bytes = CtrlRequest { id: 0x1112, kind: 0x1314, data }.to_bytes();
+    assert_eq!(c.field(&bytes, "ctrl_request.id", 2), 0x1112);
+    assert_eq!(c.field(&bytes, "ctrl_request.type", 2), 0x1314);
+    let at = c.at("ctrl_request.data");
+    for (word, raw) in data.iter().zip(bytes[at..].chunks_exact(4)) {
+        assert_eq!(raw, word.to_le_bytes());
+    }
+    let response = CtrlResponse { id: 0x1112, kind: 0x1314, status: 2, data: 0x0102_0304 };
+    let bytes = response.to_bytes();
+    assert_eq!(c.field(&bytes, "ctrl_response.id", 2), 0x1112);
+    assert_eq!(c.field(&bytes, "ctrl_response.type", 2), 0x1314);
+    assert_eq!(c.field(&bytes, "ctrl_response.status", 4), 2);
+    assert_eq!(c.field(&bytes, "ctrl_response.data", 4), 0x0102_0304);
+    let gref = GrantRef(0x0102_0304);
+    let bytes = GrefEntry { gref, read_only: true, status: 0x506 }.to_bytes();
+    assert_eq!(c.field(&bytes, "gref.ref", 4), 0x0102_0304);
+    assert_eq!(c.field(&bytes, "gref.flags", 2), 1);
+    assert_eq!(c.field(&bytes, "gref.status", 2), 0x506);
+}
+
+#[test]
+fn the_toeplitz_hash_is_the_headers() {
+    let Some(c) = Headers::of("the Toeplitz hash", blkif::Abi::X86_64) else { return };
+    let key = core::array::from_fn(|i| (i * 37 + 11) as u8);
+    let data: [u8; 36] = core::array::from_fn(|i| (i * 91 + 5) as u8);
+    for len in (0..=36).step_by(4) {
+        let hash = netif::toeplitz(&key, &data[..len]);
+        assert_eq!(c.number(&format!("toeplitz_{len}")), hash.into(), "{len} bytes");
+    }
+}
+
+#[test]
 fn rings_have_the_headers_shape() {
     for abi in ABIS {
         let Some(c) = Headers::of("ring layouts", abi) else { return };
@@ -253,6 +320,7 @@ fn rings_have_the_headers_shape() {
                 ("blkif", abi.slot_size()),
                 ("netif_tx", netif::TX_SLOT_SIZE),
                 ("netif_rx", netif::RX_SLOT_SIZE),
+                ("xen_netif_ctrl", netif::CTRL_SLOT_SIZE),
             ] {
                 let ours = RingLayout::new(pages * PAGE_SIZE, slot).expect(name).slots();
                 assert_eq!(

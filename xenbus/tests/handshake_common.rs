@@ -67,8 +67,72 @@ fn told_back(addr: DeviceAddr) -> vbd::ToolstackBack {
         device_type: vbd::DeviceType::Cdrom,
         direct_io_safe: true,
         discard_enable: false,
+        options: Some("iops=5,group=a b".into()),
         ..vbd::ToolstackBack::new(addr, "nbd:/run/ü.sock")
     }
+}
+
+#[test]
+fn libxl_is_told_of_a_device_and_that_it_is_gone_and_options_are_changed() {
+    let mut w = world();
+    let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 51728);
+    let front = vbd::ToolstackFront {
+        trusted: false,
+        ..vbd::ToolstackFront::new(addr, vbd::DeviceType::Disk)
+    };
+    let mut told = told_back(addr);
+    told.device_type = vbd::DeviceType::Disk;
+    vbd::create_both_ends(&mut w.dom0, addr, &front, &told).unwrap();
+    dev::tell_libxl(&mut w.dom0, addr).unwrap();
+    assert_eq!(vbd::ToolstackFront::read(&mut w.front, &addr.frontend_path()), Ok(front));
+    let kept = format!("/libxl/{FRONT}/device/vbd/51728");
+    assert_eq!(w.dom0.read(&format!("{kept}/backend")).unwrap(), addr.backend_path().into_bytes());
+    for key in w.dom0.directory(&addr.backend_path()).unwrap() {
+        let mut of = |dir: &str| w.dom0.read(&format!("{dir}/{key}")).unwrap();
+        assert_eq!(of(&kept), of(&addr.backend_path()), "{key}");
+    }
+    // What libxl keeps for itself is nobody else's.
+    assert!(w.back.read(&format!("{kept}/backend")).is_err());
+    let class = dev::DeviceClass::Vbd;
+    assert_eq!(dev::find_device(&mut w.dom0, class, FRONT, 51728), Ok(Some(addr)));
+    assert_eq!(dev::find_device(&mut w.dom0, class, FRONT, 51712), Ok(None));
+
+    vbd::ToolstackBack::write_options(&mut w.dom0, addr, "iops=7").unwrap();
+    let read = vbd::ToolstackBack::read(&mut w.back, &addr.backend_path()).unwrap();
+    assert_eq!(read.options.as_deref(), Some("iops=7"));
+    // A guest reads them, and changes nothing.
+    assert!(vbd::ToolstackBack::write_options(&mut w.front, addr, "iops=none").is_err());
+
+    dev::remove_device(&mut w.dom0, addr).unwrap();
+    assert_eq!(w.dom0.read_opt(&kept).unwrap(), None);
+    let gone = vbd::ToolstackBack::write_options(&mut w.dom0, addr, "iops=7");
+    assert!(matches!(gone, Err(HandshakeError::Missing { .. })), "no ghost is made");
+    assert_eq!(w.dom0.read_opt(&addr.backend_path()).unwrap(), None);
+}
+
+#[test]
+fn how_a_disk_is_named() {
+    let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 1);
+    let named = |kind: &str, script: Option<&str>, params: &str| {
+        let mut back = vbd::ToolstackBack::new(addr, params);
+        (back.kind, back.script) = (kind.into(), script.map(Into::into));
+        back
+    };
+    for (back, expected) in [
+        (named("phy", None, "a:b"), vbd::Backing::Format("raw", "a:b")),
+        (named("qdisk", None, "aio:/x"), vbd::Backing::Format("raw", "/x")),
+        (named("qdisk", None, "qcow2:/x"), vbd::Backing::Format("qcow2", "/x")),
+        (named("phy", Some("/etc/xen/scripts/block"), "q:x"), vbd::Backing::Format("raw", "q:x")),
+        (
+            named("phy", Some("/etc/xen/scripts/block-pvio"), "[ro]q:x"),
+            vbd::Backing::Own("[ro]q:x"),
+        ),
+        (named("phy", Some("block-pvio"), "x"), vbd::Backing::Own("x")),
+        (named("pvio", None, "ram:1M"), vbd::Backing::Own("ram:1M")),
+    ] {
+        assert_eq!(back.backing(), expected);
+    }
+    assert!(vbd::changes_live("pvio-options") && !vbd::changes_live("params"));
 }
 
 #[test]

@@ -10,7 +10,8 @@ pub trait Clock {
     fn now(&self) -> Duration;
 }
 
-/// The system's clock that is never set.
+/// The system's clock that is never set. All of a process are the same clock, so that what disks
+/// share may be measured by any of theirs.
 #[cfg(feature = "std")]
 #[derive(Clone, Copy, Debug)]
 pub struct Monotonic(std::time::Instant);
@@ -18,7 +19,8 @@ pub struct Monotonic(std::time::Instant);
 #[cfg(feature = "std")]
 impl Default for Monotonic {
     fn default() -> Self {
-        Self(std::time::Instant::now())
+        static BEGIN: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+        Self(*BEGIN.get_or_init(std::time::Instant::now))
     }
 }
 

@@ -1,12 +1,16 @@
-//! A disk that is slow, and fails now and then: the same way for the same seed.
+//! A disk that is slow, and fails now and then: the same way for the same seed. How slow and how
+//! often can be changed while it runs; where nothing is planned, that costs one look at a flag.
 
 use super::clock::Clock;
 use super::uring::Watch;
 use super::wait::{WaitEngine, sooner};
 use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// How slow, and how often an operation fails.
@@ -26,10 +30,53 @@ pub struct FaultPlan {
     pub errno: i32,
 }
 
+impl FaultPlan {
+    /// Whether it has any effect.
+    #[must_use]
+    pub fn is_any(&self) -> bool {
+        *self != Self { errno: self.errno, ..Self::default() }
+    }
+}
+
+/// The plan of a disk, for all its queues; it can be changed at any time.
+#[derive(Debug, Default)]
+pub struct FaultSwitch {
+    on: AtomicBool,
+    plan: Mutex<FaultPlan>,
+}
+
+impl FaultSwitch {
+    /// A plan that is in force from the beginning.
+    #[must_use]
+    pub fn new(plan: FaultPlan) -> Self {
+        let this = Self::default();
+        this.set(plan);
+        this
+    }
+
+    /// Another plan, for what is begun from now on; under one without effect nothing that is over
+    /// is held back any longer. Whoever waits for an engine of this disk must be woken.
+    pub fn set(&self, plan: FaultPlan) {
+        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
+        self.on.store(plan.is_any(), Ordering::Release);
+    }
+
+    /// The plan now, if it has any effect.
+    #[must_use]
+    pub fn plan(&self) -> Option<FaultPlan> {
+        let is_on = self.on.load(Ordering::Acquire);
+        is_on.then(|| *self.plan.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn is_on(&self) -> bool {
+        self.on.load(Ordering::Relaxed)
+    }
+}
+
 /// An engine that is slowed down and made to fail. An operation that fails was not done.
 pub struct Faults<B, E, C> {
     engine: E,
-    plan: FaultPlan,
+    switch: Arc<FaultSwitch>,
     clock: C,
     random: u64,
     /// By tag: when it may be over at the earliest.
@@ -41,9 +88,9 @@ pub struct Faults<B, E, C> {
 
 impl<B, E, C: Clock> Faults<B, E, C> {
     /// The engine, with a plan. Two queues of a disk want two seeds.
-    pub fn new(engine: E, plan: FaultPlan, seed: u64, clock: C) -> Self {
+    pub fn new(engine: E, switch: Arc<FaultSwitch>, seed: u64, clock: C) -> Self {
         let (due, over, lists) = (Vec::new(), Vec::new(), Vec::new());
-        Self { engine, plan, clock, random: seed, due, over, lists }
+        Self { engine, switch, clock, random: seed, due, over, lists }
     }
 
     /// The next number (splitmix64).
@@ -54,24 +101,24 @@ impl<B, E, C: Clock> Faults<B, E, C> {
         z ^ (z >> 31)
     }
 
-    fn fails(&mut self, io: Io) -> bool {
+    fn fails(&mut self, plan: &FaultPlan, io: Io) -> bool {
         let of_a_million = match io {
-            Io::Read { .. } => self.plan.reads,
-            Io::Write { .. } | Io::Discard { .. } | Io::WriteZeroes { .. } => self.plan.writes,
-            Io::Flush => self.plan.flushes,
+            Io::Read { .. } => plan.reads,
+            Io::Write { .. } | Io::Discard { .. } | Io::WriteZeroes { .. } => plan.writes,
+            Io::Flush => plan.flushes,
         };
         self.random() % 1_000_000 < u64::from(of_a_million)
     }
 
-    fn set_due(&mut self, tag: u32) {
-        let jitter = u64::try_from(self.plan.jitter.as_nanos()).unwrap_or(u64::MAX);
+    fn set_due(&mut self, plan: &FaultPlan, tag: u32) {
+        let jitter = u64::try_from(plan.jitter.as_nanos()).unwrap_or(u64::MAX);
         let jitter = Duration::from_nanos(self.random() % jitter.saturating_add(1).max(1));
         let tag = tag as usize;
         if self.due.len() <= tag {
             self.due.resize(tag + 1, Duration::ZERO);
         }
         if let Some(due) = self.due.get_mut(tag) {
-            *due = self.clock.now() + self.plan.latency + jitter;
+            *due = self.clock.now() + plan.latency + jitter;
         }
     }
 }
@@ -82,13 +129,16 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Faults<B, E, C> {
     }
 
     fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
-        self.set_due(tag);
-        if !self.fails(io) {
+        let Some(plan) = self.switch.plan() else {
+            return self.engine.submit(tag, io, segments);
+        };
+        self.set_due(&plan, tag);
+        if !self.fails(&plan, io) {
             return self.engine.submit(tag, io, segments);
         }
         let mut list = self.lists.pop().unwrap_or_default();
         list.append(segments);
-        self.over.push((tag, Err(EngineError::Os(self.plan.errno)), list));
+        self.over.push((tag, Err(EngineError::Os(plan.errno)), list));
         Ok(())
     }
 
@@ -97,6 +147,9 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Faults<B, E, C> {
     }
 
     fn look_again(&self) -> Option<Duration> {
+        if self.over.is_empty() {
+            return self.engine.look_again();
+        }
         let now = self.clock.now();
         let due = |tag: u32| self.due.get(tag as usize).copied().unwrap_or_default();
         let own = self.over.iter().map(|(tag, ..)| due(*tag).saturating_sub(now)).min();
@@ -104,6 +157,14 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Faults<B, E, C> {
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {
+        if !self.switch.is_on() {
+            // What was planned once is of no meaning to the next operation of that tag.
+            self.due.clear();
+            for (tag, result, mut segments) in self.over.drain(..) {
+                done(tag, result, &mut segments);
+            }
+            return self.engine.reap(done);
+        }
         let Self { engine, over, lists, .. } = self;
         engine.reap(&mut |tag, result, segments| {
             let mut list = lists.pop().unwrap_or_default();

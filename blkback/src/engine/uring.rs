@@ -5,6 +5,7 @@
 //! batch and waits for whatever comes first.
 
 use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
+use crate::image::IoMode;
 use alloc::vec::Vec;
 use pvio_uring::{FileId, IoBuf, Uring};
 use std::io;
@@ -55,7 +56,15 @@ impl<B: IoBuf> UringEngine<B> {
     /// # Errors
     /// What `io_uring_setup` says.
     pub fn new(image: OwnedFd, geometry: Geometry, depth: u32) -> io::Result<Self> {
-        let mut uring = Uring::new(depth.saturating_add(EXTRA))?;
+        Self::with(image, geometry, depth, IoMode::Normal)
+    }
+
+    /// The same, with the kernel told of operations in another way.
+    ///
+    /// # Errors
+    /// What `io_uring_setup` says.
+    pub fn with(image: OwnedFd, geometry: Geometry, depth: u32, mode: IoMode) -> io::Result<Self> {
+        let mut uring = ring(depth.saturating_add(EXTRA), mode)?;
         let image = uring.add_file(image);
         Ok(Self {
             uring,
@@ -65,6 +74,14 @@ impl<B: IoBuf> UringEngine<B> {
             watches: Vec::new(),
             rest: Vec::new(),
         })
+    }
+
+    /// Whether this kernel can be told in that way.
+    ///
+    /// # Errors
+    /// What `io_uring_setup` says.
+    pub fn probe(mode: IoMode) -> io::Result<()> {
+        ring::<B>(1, mode).map(drop)
     }
 
     /// Makes every [`wait`](Self::wait) end when `file` is readable. At most eight.
@@ -104,6 +121,16 @@ impl<B: IoBuf> UringEngine<B> {
             self.uring.read_rest(self.image, t.at, skip, segments.drain(..), token)
         };
         begun.map_err(|_| Full)
+    }
+}
+
+/// How long a kernel's thread looks for operations before it sleeps.
+const IDLE: Duration = Duration::from_millis(50);
+
+fn ring<B: IoBuf>(slots: u32, mode: IoMode) -> io::Result<Uring<B>> {
+    match mode {
+        IoMode::Normal => Uring::new(slots),
+        IoMode::SqPoll => Uring::with_kernel_thread(slots, IDLE),
     }
 }
 

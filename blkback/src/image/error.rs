@@ -78,6 +78,35 @@ pub enum ImageError {
     /// The network block device.
     #[error(transparent)]
     Nbd(#[from] NbdError),
+    /// It cannot have such sectors.
+    #[error(
+        "the disk {disk} of {size} bytes cannot have sectors of {sector_size} bytes; its size \
+         must be a multiple, and its medium's sectors ({least} bytes) no larger"
+    )]
+    Sectors {
+        /// The disk.
+        disk: String,
+        /// What was asked for, in bytes.
+        sector_size: u32,
+        /// What its medium has, in bytes.
+        least: u32,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// Only files and block devices are reached through io_uring.
+    #[error("io=sqpoll is for raw disks and fixed VHD images, not for {0}; leave that out")]
+    NoIoMode(String),
+    /// The kernel gives no such io_uring.
+    #[error("this kernel gives no io_uring with a thread of its own ({0}); leave io=sqpoll out")]
+    SqPoll(io::Error),
+    /// The trace cannot be written.
+    #[error("the trace {path} cannot be made: {error}; name a new file, or a directory")]
+    Trace {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
     /// There is too little memory for it.
     #[error("there is no memory for a disk of {0} bytes; make it smaller")]
     Memory(u64),
@@ -113,6 +142,10 @@ impl ImageError {
             Self::Chain { .. } => "image-chain",
             Self::NoSnapshot { .. } => "image-no-snapshot",
             Self::OnlyRead(_) => "image-only-read",
+            Self::Sectors { .. } => "image-sectors",
+            Self::NoIoMode(_) => "image-io-mode",
+            Self::SqPoll(_) => "image-sqpoll",
+            Self::Trace { .. } => "image-trace",
             Self::Nbd(error) => error.code(),
             Self::Memory(_) => "image-memory",
             Self::Other { .. } => "image-error",

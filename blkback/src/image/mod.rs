@@ -1,8 +1,9 @@
-//! What a disk is kept in: named by a [`Spec`], opened as an [`Image`], served by engines.
+//! What a disk is kept in: named by a [`Disk`], opened as an [`Image`], served by engines.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`spec`] | the one string that names a disk |
+//! | [`spec`] | the one string that names what a disk is kept in |
+//! | [`options`], [`disk`] | how it is to be served; both together |
 //! | `raw`, [`qcow2`], `vmdk`, [`vhd`] | the formats of files |
 //! | `overlay` | a disk that is never changed, under one that is |
 //! | `lock`, `file` | opening files so that nobody else writes them |
@@ -10,12 +11,14 @@
 //! | [`inspect`] | what can be told of a disk without serving it |
 
 pub mod content;
+pub mod disk;
 mod error;
 mod file;
 mod format;
 pub mod inspect;
 mod library;
 mod lock;
+pub mod options;
 mod overlay;
 pub mod qcow2;
 mod raw;
@@ -23,32 +26,35 @@ pub mod spec;
 pub mod vhd;
 mod vmdk;
 
+pub use disk::{Disk, DiskError};
 pub use error::ImageError;
 pub use format::Format;
 pub use lock::LockState;
+pub use options::{DiskOptions, IoMode, OptionError};
 pub use spec::{Spec, SpecError};
 
 use crate::engine::clock::Monotonic;
-use crate::engine::faults::{FaultPlan, Faults};
+use crate::engine::faults::{FaultSwitch, Faults};
 use crate::engine::nbd::{NbdLink, NbdOptions};
 use crate::engine::offload::{Blocking, Executor, Offload};
 use crate::engine::pool::Pool;
 use crate::engine::ram::{RamDisk, RamEngine};
 use crate::engine::record::{Record, Recorded};
 use crate::engine::store::{FileStore, Store};
-use crate::engine::throttle::{Throttle, Throttles};
+use crate::engine::throttle::{Share, Throttle};
 use crate::engine::trace::{Trace, Traced};
 use crate::engine::uring::UringEngine;
-use crate::engine::wait::{DiskEngine, Waiting};
+use crate::engine::wait::{DiskEngine, WaitEngine, Waiting};
 use crate::engine::{Discard, Geometry};
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::string::ToString;
 use alloc::sync::Arc;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use overlay::Overlay;
 use pvio_ring::shm::SharedMemory;
-use pvio_uring::IoBuf;
+use pvio_uring::{IoBuf, PrivateBuf};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -72,10 +78,11 @@ pub struct Image {
     geometry: Geometry,
     /// One for all engines, as what they share is measured by it.
     clock: Monotonic,
-    throttles: Option<Arc<Throttles>>,
-    faults: Option<(FaultPlan, AtomicU64)>,
+    share: Option<Arc<Share>>,
+    faults: Option<(Arc<FaultSwitch>, AtomicU64)>,
     trace: Option<Arc<Trace>>,
     record: Option<Arc<Record>>,
+    io: IoMode,
 }
 
 /// Where the data is.
@@ -133,23 +140,47 @@ impl Image {
             kept,
             geometry,
             clock: Monotonic::default(),
-            throttles: None,
+            share: None,
             faults: None,
             trace: None,
             record: None,
+            io: IoMode::Normal,
         })
+    }
+
+    /// Opens a disk with those of its options that say how: all but limits, faults, the trace, and
+    /// what is offered to the frontend.
+    ///
+    /// # Errors
+    /// Any [`ImageError`].
+    pub fn open_as(disk: &Disk) -> Result<Self, ImageError> {
+        let options = &disk.options;
+        let how = ImageOptions {
+            read_only: options.read_only.unwrap_or_default(),
+            direct: options.direct.unwrap_or_default(),
+        };
+        let image = Self::open_disk(&disk.kept_in(), how)?;
+        let io = options.io.unwrap_or_default();
+        if io != IoMode::Normal {
+            if !matches!(image.kept, Kept::File(_)) {
+                return Err(ImageError::NoIoMode(disk.spec.to_string()));
+            }
+            UringEngine::<PrivateBuf>::probe(io).map_err(ImageError::SqPoll)?;
+        }
+        let geometry = shaped(image.geometry, disk)?;
+        Ok(Self { geometry, io, ..image })
     }
 
     /// Keeps the disk to limits, which may be changed later.
     #[must_use]
-    pub fn throttled(self, throttles: Arc<Throttles>) -> Self {
-        Self { throttles: Some(throttles), ..self }
+    pub fn throttled(self, share: Arc<Share>) -> Self {
+        Self { share: Some(share), ..self }
     }
 
-    /// Makes it slow and failing, by a seed.
+    /// Makes it slow and failing, by a seed, as long as the switch is on.
     #[must_use]
-    pub fn with_faults(self, plan: FaultPlan, seed: u64) -> Self {
-        Self { faults: Some((plan, AtomicU64::new(seed))), ..self }
+    pub fn with_faults(self, switch: Arc<FaultSwitch>, seed: u64) -> Self {
+        Self { faults: Some((switch, AtomicU64::new(seed))), ..self }
     }
 
     /// Keeps all that is written in memory, for tests of what a loss of power leaves.
@@ -191,32 +222,14 @@ impl Image {
     where
         B: IoBuf + SharedMemory,
     {
-        let mut engine = self.bare(depth)?;
-        if let Some(record) = &self.record {
-            engine = Box::new(Recorded::new(engine, Arc::clone(record)));
-        }
-        if let Some((plan, seed)) = &self.faults {
-            let seed = seed.fetch_add(1, Ordering::Relaxed);
-            engine = Box::new(Faults::new(engine, *plan, seed, self.clock));
-        }
-        if let Some(throttles) = &self.throttles {
-            engine = Box::new(Throttle::new(engine, Arc::clone(throttles), self.clock)?);
-        }
-        if let Some(trace) = &self.trace {
-            engine = Box::new(Traced::new(engine, Arc::clone(trace), self.clock));
-        }
-        Ok(engine)
-    }
-
-    fn bare<B: IoBuf + SharedMemory>(&self, depth: u32) -> io::Result<DiskEngine<B>> {
         let executor: Arc<dyn Executor> = match &self.kept {
             Kept::File(file) => {
-                let engine = UringEngine::new(file.try_clone()?.into(), self.geometry, depth)?;
-                return Ok(Box::new(engine));
+                let image = file.try_clone()?.into();
+                return self.wrap(UringEngine::with(image, self.geometry, depth, self.io)?);
             }
             Kept::Ram(disk) => {
                 let engine = RamEngine::new(Arc::clone(disk), self.geometry);
-                return Ok(Box::new(Waiting::new(engine, None)?));
+                return self.wrap(Waiting::new(engine, None)?);
             }
             Kept::Store(_) => return Err(io::ErrorKind::Unsupported.into()),
             Kept::Nbd(link) => link.clone(),
@@ -224,8 +237,79 @@ impl Image {
         };
         let engine = Offload::new(executor, self.geometry, depth)?;
         let completions = engine.completions()?;
-        Ok(Box::new(Waiting::new(engine, Some(completions))?))
+        self.wrap(Waiting::new(engine, Some(completions))?)
     }
+
+    /// Puts around an engine what the disk has around it.
+    fn wrap<B, E>(&self, engine: E) -> io::Result<DiskEngine<B>>
+    where
+        B: IoBuf + SharedMemory,
+        E: WaitEngine<B> + 'static,
+    {
+        if let Some(record) = &self.record {
+            let recorded: DiskEngine<B> = Box::new(Recorded::new(engine, Arc::clone(record)));
+            return self.tune(recorded);
+        }
+        self.tune(engine)
+    }
+
+    /// Limits and faults know the engine's type: where they are idle they cost next to nothing.
+    fn tune<B, E>(&self, engine: E) -> io::Result<DiskEngine<B>>
+    where
+        B: IoBuf + SharedMemory,
+        E: WaitEngine<B> + 'static,
+    {
+        let faulty = |engine, (switch, seed): &(Arc<FaultSwitch>, AtomicU64)| {
+            let seed = seed.fetch_add(1, Ordering::Relaxed);
+            Faults::new(engine, Arc::clone(switch), seed, self.clock)
+        };
+        let engine: DiskEngine<B> = match (&self.faults, &self.share) {
+            (None, None) => Box::new(engine),
+            (Some(faults), None) => Box::new(faulty(engine, faults)),
+            (None, Some(share)) => Box::new(Throttle::new(engine, share.clone(), self.clock)?),
+            (Some(faults), Some(share)) => {
+                let engine = faulty(engine, faults);
+                Box::new(Throttle::new(engine, share.clone(), self.clock)?)
+            }
+        };
+        Ok(match &self.trace {
+            Some(trace) => Box::new(Traced::new(engine, Arc::clone(trace), self.clock)),
+            None => engine,
+        })
+    }
+
+    /// Where the first byte is that is not zero; all of the disk is read until then.
+    ///
+    /// # Errors
+    /// What reading says.
+    pub fn first_data(self) -> io::Result<Option<u64>> {
+        const PART: u64 = 1 << 20;
+        let (size, store) = (self.geometry.sectors * 512, self.kept.into_store());
+        let mut part = alloc::vec![0; PART as usize];
+        for at in (0..size).step_by(PART as usize) {
+            let part = part.get_mut(..PART.min(size - at) as usize).unwrap_or_default();
+            store.read(at, part)?;
+            if let Some(first) = part.iter().position(|byte| *byte != 0) {
+                return Ok(Some(at + first as u64));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// What a disk looks like with the sectors its options ask for.
+fn shaped(geometry: Geometry, disk: &Disk) -> Result<Geometry, ImageError> {
+    let DiskOptions { sector, physical, discard, .. } = disk.options;
+    let sector_size = sector.unwrap_or(geometry.sector_size);
+    let size = geometry.sectors.saturating_mul(512);
+    if sector_size < geometry.sector_size || !size.is_multiple_of(sector_size.into()) {
+        let least = geometry.sector_size;
+        return Err(ImageError::Sectors { disk: disk.spec.to_string(), sector_size, least, size });
+    }
+    let physical_sector_size = physical.unwrap_or(geometry.physical_sector_size).max(sector_size);
+    let larger = |d: Discard| Discard { granularity: d.granularity.max(sector_size), ..d };
+    let discard = geometry.discard.filter(|_| discard != Some(false)).map(larger);
+    Ok(Geometry { sector_size, physical_sector_size, discard, ..geometry })
 }
 
 impl fmt::Debug for Image {

@@ -1,4 +1,5 @@
-//! What a disk is kept in, as an operator writes it: one string, parsed here and nowhere else.
+//! What a disk is kept in, as an operator writes it: one string, parsed here and nowhere else. A
+//! [`Disk`](super::Disk) has options before it.
 //!
 //! | string | disk |
 //! |---|---|
@@ -197,18 +198,9 @@ impl fmt::Display for NbdSpec {
 
 /// `64M` and the like, in bytes.
 fn size(text: &str) -> Result<u64, SpecError> {
-    let wrong = || SpecError::Size(text.into());
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match &text[digits.len()..] {
-        "" | "B" => 0,
-        "k" | "K" | "KiB" => 10,
-        "M" | "MiB" => 20,
-        "G" | "GiB" => 30,
-        "T" | "TiB" => 40,
-        _ => return Err(wrong()),
-    };
-    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
-    bytes.filter(|bytes| *bytes > 0 && bytes.is_multiple_of(512)).ok_or_else(wrong)
+    let bytes = super::options::size(text);
+    let bytes = bytes.filter(|bytes| *bytes > 0 && bytes.is_multiple_of(512));
+    bytes.ok_or_else(|| SpecError::Size(text.into()))
 }
 
 /// What stands behind `nbd:` or `nbd+unix:`.

@@ -4,10 +4,12 @@ use crate::machine::{Machine, PATIENCE, image, on_every_path};
 use crate::write;
 use pvio_blkback::Config;
 use pvio_blkfront::session::{DiskError, Session};
+use pvio_blkfront::{Op, Wish};
 use pvio_hosted::Domain;
+use pvio_ring::proto::blkif::Status;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::vbd::{
-    BackDisk, DeviceType, DiskInfo, Mode, ToolstackBack, change_medium,
+    BackDisk, DeviceType, DiskInfo, Mode, ToolstackBack, ToolstackFront, change_medium,
 };
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -64,12 +66,15 @@ fn a_drive_is_emptied_and_filled_while_it_is_attached() {
 }
 
 fn media(config: Config) {
-    let machine = Machine::new(config);
+    let machine = Machine::new(Config { max_queues: 2, ..config });
     let (first, second) = (image(1 << 20), image(3 << 19));
     let path = |file: &tempfile::NamedTempFile| file.path().to_str().unwrap().to_owned();
     let addr = machine.add(&drive(&machine, &path(&first)));
     let driver = machine.serve();
-    let mut session = machine.attach().unwrap();
+    let guest = machine.join(machine.guest);
+    let own = guest.xenstore().unwrap();
+    let wish = Wish { queues: 2, ..Wish::default() };
+    let mut session = Session::attach_wishing(guest, own, addr, wish, PATIENCE).unwrap();
     let mut xs = machine.xenstore();
     let holds = |session: &mut Session<Domain, Client>, what: &tempfile::NamedTempFile| {
         let expected = std::fs::read(what.path()).unwrap();
@@ -98,6 +103,16 @@ fn media(config: Config) {
     change_medium(&mut xs, addr, &path(&first)).unwrap();
     holds(&mut session, &first);
     assert_eq!(*driver.faults.lock().unwrap(), ["image-missing"], "told once");
+    // The other queue has come along.
+    let mut second = session.take(1).unwrap().unwrap();
+    let slot = second.reserve().unwrap();
+    second.start(slot, Op::Read { sector: 0, bytes: 4096 }).unwrap();
+    second.publish().unwrap();
+    let begin = Instant::now();
+    while second.poll(|_, _, status| assert_eq!(status, Status::Okay)).unwrap() == 0 {
+        assert!(begin.elapsed() < PATIENCE, "no answer");
+    }
+    session.put_back(second).unwrap();
     assert_eq!(session.device().sessions(), 1, "the frontend did not have to start over");
     session.close().unwrap();
     driver.end();
@@ -170,6 +185,29 @@ fn a_disk_past_two_tebibytes_is_all_there() {
     }
     session.close().unwrap();
     driver.end();
+}
+
+#[test]
+fn a_backend_the_toolstack_does_not_trust_finds_no_old_data() {
+    for trusted in [true, false] {
+        let machine = Machine::new(Config::default());
+        let file = image(1 << 20);
+        let addr = machine.add_disk(file.path(), Mode::ReadOnly);
+        let told = ToolstackFront { trusted, ..ToolstackFront::new(addr, DeviceType::Disk) };
+        told.write(&mut machine.xenstore(), &addr.frontend_path()).unwrap();
+        let driver = machine.serve();
+        let mut session = machine.attach().unwrap();
+        let queue = session.queue().unwrap();
+        let slot = queue.reserve().unwrap();
+        queue.fill(slot, 0, &[0x99; 4096]).unwrap();
+        queue.release(slot);
+        assert_eq!(queue.reserve(), Some(slot), "the last one given back");
+        let mut seen = [1; 4096];
+        queue.fetch(slot, 0, &mut seen).unwrap();
+        assert_eq!(seen, if trusted { [0x99; 4096] } else { [0; 4096] });
+        session.close().unwrap();
+        driver.end();
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendDriver, Life};
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr};
-use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack, create_device};
+use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack, create_backend, create_device};
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,6 +54,15 @@ impl Machine {
 
     pub fn xenstore(&self) -> Client {
         self.hypervisor.xenstore().unwrap()
+    }
+
+    /// Makes the driver domain anew, whose process has ended, and its disk with it.
+    pub fn rebuild_driver(&self, back: &ToolstackBack) {
+        let config = DomainConfig::new("driver").id(self.driver);
+        while self.hypervisor.create_domain(config.clone()).is_err() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        create_backend(&mut self.xenstore(), self.addr(), back).unwrap();
     }
 
     pub fn join(&self, id: DomId) -> Domain {

@@ -6,12 +6,13 @@ mod changes;
 mod frontends;
 mod machine;
 mod queues;
+mod successors;
 
 use machine::{Machine, PATIENCE, image, on_every_path};
 use pvio_blkback::{Config, DataPath};
 use pvio_blkfront::session::{DiskError, Session};
 use pvio_blkfront::{Op, SLOT_BYTES, Shape};
-use pvio_hosted::{Domain, DomainConfig};
+use pvio_hosted::Domain;
 use pvio_ring::proto::blkif::Status;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::{read_error, request_removal};
@@ -169,12 +170,7 @@ fn next_driver(config: Config) {
     queue.fill(slot, 0, &[2; 512]).unwrap();
     queue.start(slot, Op::Write { sector: 8, bytes: 512 }).unwrap();
     queue.publish().unwrap();
-    let config = DomainConfig::new("driver").id(machine.driver);
-    while machine.hypervisor.create_domain(config.clone()).is_err() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let back = ToolstackBack::new(addr, file.path().to_str().unwrap());
-    pvio_xenbus::handshake::vbd::create_backend(&mut machine.xenstore(), addr, &back).unwrap();
+    machine.rebuild_driver(&ToolstackBack::new(addr, file.path().to_str().unwrap()));
     let driver = machine.serve();
 
     let mut answers = 0;

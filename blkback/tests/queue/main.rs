@@ -5,6 +5,7 @@ mod honest;
 mod indirect;
 mod kept;
 mod late;
+mod limits;
 mod refusals;
 mod refusals_by_reason;
 mod rig;

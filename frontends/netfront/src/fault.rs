@@ -49,6 +49,17 @@ pub enum BackendFault {
     /// A packet still to be segmented, which was never asked for.
     #[error("the backend sent an unsegmented packet that was not asked for")]
     RxGso,
+    /// The control ring cannot be believed any more.
+    #[error("control ring: {0}")]
+    CtrlRing(RingFault),
+    /// It answered a control request that it was not asked.
+    #[error("the backend answered control request {id} of type {kind}, which it was not asked")]
+    CtrlAnswer {
+        /// The request's number, by its word.
+        id: u16,
+        /// The request's type, by its word.
+        kind: u16,
+    },
     /// The event channel failed.
     #[error("event channel: {0}")]
     Event(#[from] EventError),
@@ -69,6 +80,8 @@ impl BackendFault {
             Self::RxSlots => "rx-slots",
             Self::RxExtra(_) => "rx-extra",
             Self::RxGso => "rx-gso",
+            Self::CtrlRing(_) => "ctrl-ring-producer-overflow",
+            Self::CtrlAnswer { .. } => "ctrl-wrong-answer",
             Self::Event(error) => error.code(),
         }
     }

@@ -38,6 +38,11 @@ impl<P: Granter> Granted<P> {
         self.grefs.get(page).copied().unwrap_or_default()
     }
 
+    /// The references of all pages, in order.
+    pub fn grefs(&self) -> &[GrantRef] {
+        &self.grefs
+    }
+
     /// Ends what grants it can, and tells whether none is left. Nothing is sent or received with
     /// the pages any more.
     pub fn revoke(&mut self) -> bool {

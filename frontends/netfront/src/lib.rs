@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`nic`] | the device: from the toolstack's words to a usable queue |
 //! | [`queue`] | the data path: packets out, packets in |
+//! | [`control`] | the control ring: pages that the backend keeps mapped |
 //! | [`fault`] | what a backend may have done that it must not |
 //! | `phy` | with feature `smoltcp`: the NIC as a device of that TCP/IP stack |
 //!
@@ -17,6 +18,7 @@
 
 extern crate alloc;
 
+pub mod control;
 pub mod fault;
 pub mod nic;
 #[cfg(feature = "smoltcp")]
@@ -25,8 +27,10 @@ pub mod queue;
 
 mod granted;
 mod rx;
+mod session;
 mod tx;
 
+pub use control::Control;
 pub use fault::{BackendFault, SendError, SetupError};
 pub use nic::Nic;
 pub use queue::{Checksum, Counters, Features, Gso, Queue};

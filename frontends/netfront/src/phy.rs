@@ -134,11 +134,12 @@ impl<P: Granter + EventChannels + Clone> Device for Nic<P> {
         P: 'a;
 
     fn receive(&mut self, timestamp: Instant) -> Option<(RxToken<'_>, TxToken<'_, P>)> {
-        Device::receive(self.queue()?, timestamp)
+        // Packets come on all queues, and are answered on the one they came on.
+        self.queues().iter_mut().find_map(|queue| Device::receive(queue, timestamp))
     }
 
     fn transmit(&mut self, timestamp: Instant) -> Option<TxToken<'_, P>> {
-        Device::transmit(self.queue()?, timestamp)
+        self.queues().iter_mut().find_map(|queue| Device::transmit(queue, timestamp))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

@@ -27,7 +27,7 @@ use crate::tx::Tx;
 use core::fmt;
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{DomId, GrantRef, Granter};
-use pvio_ring::proto::netif::GsoKind;
+use pvio_ring::proto::netif::{GrefEntry, GsoKind};
 
 /// What was agreed with the backend. Nothing that is not in here is sent, and nothing else taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -94,6 +94,8 @@ pub struct Queue<P: Granter + EventChannels> {
     features: Features,
     counters: Counters,
     channel: P::Channel,
+    /// `None` when the rings share a channel.
+    rx_channel: Option<P::Channel>,
     failed: Option<BackendFault>,
     #[cfg(feature = "smoltcp")]
     pub(crate) phy: crate::phy::State,
@@ -106,12 +108,22 @@ impl<P: Granter + EventChannels + Clone> Queue<P> {
     /// # Errors
     /// [`SetupError`]; everything made so far is taken back.
     pub fn new(platform: &P, backend: DomId) -> Result<Self, SetupError> {
+        Self::with_channels(platform, backend, false)
+    }
+
+    /// The same, with an event channel for each ring if `split`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_channels(platform: &P, backend: DomId, split: bool) -> Result<Self, SetupError> {
+        let rx_channel = split.then(|| platform.alloc_unbound(backend)).transpose()?;
         Ok(Self {
             tx: Tx::new(platform, backend)?,
             rx: Rx::new(platform, backend)?,
             features: Features::default(),
             counters: Counters::default(),
             channel: platform.alloc_unbound(backend)?,
+            rx_channel,
             failed: None,
             #[cfg(feature = "smoltcp")]
             phy: crate::phy::State::new(),
@@ -132,10 +144,30 @@ impl<P: Granter + EventChannels> Queue<P> {
         self.rx.ring_page().gref(0)
     }
 
-    /// Our end of the event channel, for both rings.
+    /// Our end of the event channel: for both rings, or, if there are two, for the transmit ring.
     #[must_use]
     pub fn channel(&self) -> &P::Channel {
         &self.channel
+    }
+
+    /// Our end of the receive ring's event channel, if it has one of its own.
+    #[must_use]
+    pub fn rx_channel(&self) -> Option<&P::Channel> {
+        self.rx_channel.as_ref()
+    }
+
+    /// Every event channel that wakes this queue.
+    pub fn channels(&self) -> impl Iterator<Item = &P::Channel> {
+        core::iter::once(&self.channel).chain(&self.rx_channel)
+    }
+
+    /// Its pages, as a backend is asked to keep them mapped: none of them is ever taken back before
+    /// the queue is. One of each ring by turns.
+    pub fn staging_list(&self) -> impl Iterator<Item = GrefEntry> {
+        let entry = |gref: GrantRef, read_only| GrefEntry { gref, read_only, status: 0 };
+        let tx = self.tx.data_grefs().iter().map(move |gref| entry(*gref, true));
+        let rx = self.rx.data_grefs().iter().map(move |gref| entry(*gref, false));
+        tx.zip(rx).flat_map(|(tx, rx)| [tx, rx])
     }
 
     /// What was agreed with the backend.
@@ -226,8 +258,11 @@ impl<P: Granter + EventChannels> Queue<P> {
     pub fn publish(&mut self) -> Result<(), BackendFault> {
         self.guarded(|queue| {
             let (tx, rx) = (queue.tx.publish(), queue.rx.publish());
-            if tx || rx {
+            if tx || (rx && queue.rx_channel.is_none()) {
                 queue.channel.notify()?;
+            }
+            if let Some(channel) = queue.rx_channel.as_ref().filter(|_| rx) {
+                channel.notify()?;
             }
             Ok(())
         })
@@ -267,7 +302,7 @@ impl<P: Granter + EventChannels> Queue<P> {
     pub(crate) fn next_frame(&mut self) -> Result<Option<Received>, BackendFault> {
         self.guarded(|queue| {
             if queue.rx.should_publish() && queue.rx.publish() {
-                queue.channel.notify()?;
+                queue.rx_channel.as_ref().unwrap_or(&queue.channel).notify()?;
             }
             queue.rx.next(&mut queue.counters)
         })

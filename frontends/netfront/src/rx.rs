@@ -4,7 +4,7 @@ use crate::fault::{BackendFault, SetupError};
 use crate::granted::Granted;
 use crate::queue::{Checksum, Counters, Gso};
 use alloc::boxed::Box;
-use pvio_grant_table::{Access, DomId, Granter};
+use pvio_grant_table::{Access, DomId, GrantRef, Granter};
 use pvio_ring::FrontRing;
 use pvio_ring::proto::checksum::ETHERNET_HEADER;
 use pvio_ring::proto::netif::{
@@ -85,6 +85,10 @@ impl<P: Granter + Clone> Rx<P> {
 impl<P: Granter> Rx<P> {
     pub fn ring_page(&self) -> &Granted<P> {
         &self.ring_page
+    }
+
+    pub fn data_grefs(&self) -> &[GrantRef] {
+        self.data.grefs()
     }
 
     /// Whether TCP may come unsegmented, over IPv4 and over IPv6.

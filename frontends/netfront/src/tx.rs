@@ -4,7 +4,7 @@ use crate::fault::{BackendFault, SendError, SetupError};
 use crate::granted::Granted;
 use crate::queue::{Checksum, Counters, Features, Gso};
 use alloc::vec::Vec;
-use pvio_grant_table::{Access, DomId, Granter};
+use pvio_grant_table::{Access, DomId, GrantRef, Granter};
 use pvio_ring::FrontRing;
 use pvio_ring::proto::checksum::{ETHERNET_HEADER, IpVersion, Transport};
 use pvio_ring::proto::netif::{
@@ -42,6 +42,10 @@ impl<P: Granter + Clone> Tx<P> {
 impl<P: Granter> Tx<P> {
     pub fn ring_page(&self) -> &Granted<P> {
         &self.ring_page
+    }
+
+    pub fn data_grefs(&self) -> &[GrantRef] {
+        self.data.grefs()
     }
 
     /// Writes a packet into free pages and its slots into the ring, all or nothing.

@@ -10,20 +10,23 @@ use crate::port::options::{NicOptions, Plug};
 use crate::port::switch::Switches;
 use crate::port::tap::{Tap, TapConfig, TapError};
 use crate::port::tap_port::TapPort;
-use crate::queue::{Policy, Queue};
+use crate::queue::{Policy, Queue, Waker};
 use crate::stats::Stats;
 use crate::vif::{Attach, Serve, Session};
 use crate::worker::{News, Worker};
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 use core::net::Ipv4Addr;
 use other::Other;
 use pvio_uring::PrivateBuf;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::ToolstackBack;
-use std::os::fd::AsFd;
+use rustix::event::{EventfdFlags, eventfd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use taps::{Carrier, Taps};
 
 /// What the driver domain adds to what the toolstack says.
@@ -71,6 +74,8 @@ pub struct TapServer {
     knobs: Arc<Knobs>,
     /// What was said of the vif when it was made.
     said: NicOptions,
+    /// What the queues of the session wake each other by, if it has a control ring.
+    mail: Vec<OwnedFd>,
 }
 
 impl TapServer {
@@ -91,6 +96,7 @@ impl TapServer {
             site,
             knobs,
             said,
+            mail: Vec::new(),
         }
     }
 
@@ -168,6 +174,25 @@ where
         self.options.policy
     }
 
+    fn wakers(&mut self, queues: usize) -> Result<Vec<Waker>, Fault> {
+        self.mail.clear();
+        let mut wakers = Vec::with_capacity(queues);
+        for _ in 0..queues {
+            let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+            let no_mail =
+                |e: io::Error| Fault::new("worker", format!("no eventfd for a queue: {e}"));
+            let mail = eventfd(0, flags).map_err(|e| no_mail(e.into()))?;
+            let other = mail.try_clone().map_err(no_mail)?;
+            let wake = move || {
+                // It can only be that it is set already.
+                let _ = rustix::io::write(&other, &1_u64.to_ne_bytes());
+            };
+            self.mail.push(mail);
+            wakers.push(Arc::new(wake) as Waker);
+        }
+        Ok(wakers)
+    }
+
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
         let said = self.said_of(vif)?;
         self.apply(vif, &said)?;
@@ -209,17 +234,19 @@ where
             News::Ended => wake(),
         };
         let knobs = Arc::clone(&self.knobs);
+        let failed = |e| Fault::new("worker", format!("the queue's worker cannot start: {e}"));
+        let mail = self.mail.get(index).map(OwnedFd::try_clone).transpose().map_err(failed)?;
         let started = if let Some(other) = &mut self.other {
-            other.start(index, name, queue, knobs, tell)?
+            other.start(index, (name, queue, mail), knobs, tell)?
         } else {
             let tap = self.taps.get(index).ok_or_else(no_tap)?.try_clone().map_err(fault)?;
             let make = move |stats: Arc<Stats>| {
                 let port = TapPort::new(tap, Arc::clone(&stats))?;
                 Ok(knobs.around(port, stats, index))
             };
-            Worker::start(name, queue, make, tell)
+            Worker::start_woken(name, queue, make, mail, tell)
         };
-        started.map_err(|e| Fault::new("worker", format!("the queue's worker cannot start: {e}")))
+        started.map_err(failed)
     }
 
     fn started(&mut self) {
@@ -227,6 +254,7 @@ where
     }
 
     fn stopped(&mut self) {
+        self.mail.clear();
         self.carrier.guest(false);
         self.other.iter_mut().for_each(Other::stopped);
         let quiet = self.tap().map_or(Ok(()), |tap| tap.set_unsegmented(false, false));

@@ -18,7 +18,7 @@ use alloc::vec::Vec;
 use pvio_uring::PrivateBuf;
 use pvio_xenbus::driver::Fault;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 pub(super) enum Other {
     Switch {
@@ -78,8 +78,7 @@ impl Other {
     pub fn start<P>(
         &mut self,
         index: usize,
-        name: &str,
-        queue: Queue<P, PrivateBuf>,
+        (name, queue, mail): (&str, Queue<P, PrivateBuf>, Option<OwnedFd>),
         knobs: Arc<Knobs>,
         tell: impl FnMut(News) + Send + 'static,
     ) -> Result<io::Result<Worker>, Fault>
@@ -95,18 +94,18 @@ impl Other {
                     let port = SwitchPort::new(end?, &stats)?;
                     Ok(knobs.around(port, stats, index))
                 };
-                Worker::start(name, queue, make, tell)
+                Worker::start_woken(name, queue, make, mail, tell)
             }
             Self::Loopback => {
                 let make = move |stats| Ok(knobs.around(FilePort::loopback()?, stats, index));
-                Worker::start(name, queue, make, tell)
+                Worker::start_woken(name, queue, make, mail, tell)
             }
             Self::Files { recording, replay } => {
                 let (recording, replay) = (recording.clone(), core::mem::take(replay));
                 let make = move |stats| {
                     Ok(knobs.around(FilePort::files(recording, replay)?, stats, index))
                 };
-                Worker::start(name, queue, make, tell)
+                Worker::start_woken(name, queue, make, mail, tell)
             }
         })
     }

@@ -12,6 +12,11 @@ pub struct Features {
     pub gso_v4: bool,
     /// The same over IPv6 (the frontend's `feature-gso-tcpv6`).
     pub gso_v6: bool,
+    /// The guest takes TCP over IPv4 unsegmented in the old form, with the segment size in a slot of
+    /// its own before the packet (the frontend's `feature-gso-tcpv4-prefix`).
+    pub gso_prefix_v4: bool,
+    /// The same over IPv6 (`feature-gso-tcpv6-prefix`).
+    pub gso_prefix_v6: bool,
     /// The guest may send TCP over IPv4 unsegmented (the backend's `feature-gso-tcpv4`). It may do
     /// so and not take any.
     pub sends_gso_v4: bool,
@@ -32,6 +37,8 @@ impl Features {
         checksum_v6: false,
         gso_v4: false,
         gso_v6: false,
+        gso_prefix_v4: false,
+        gso_prefix_v6: false,
         sends_gso_v4: false,
         sends_gso_v6: false,
         names_groups: false,

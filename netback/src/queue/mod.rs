@@ -8,19 +8,28 @@
 //! A queue that has failed stays failed: nothing more is read from its rings.
 #![forbid(unsafe_code)]
 
+mod control;
 mod features;
 mod groups;
+mod hash;
 mod limit;
+mod mail;
 mod packet;
 mod reach;
 mod rx;
+mod siblings;
+mod staged;
 mod tx;
 
 pub use features::Features;
 pub use groups::{GROUPS_MAX, Groups};
+pub use hash::HASH_MAPPING_MAX;
 pub use limit::RateLimit;
+pub use mail::{ControlRefs, Headroom};
 pub use reach::{Policy, UnknownPolicy};
 pub use rx::{BACKLOG_BYTES, BACKLOG_PACKETS, DRAIN, DRAIN_UNSEEN, STALL};
+pub use siblings::{AWAY_MAX, Siblings, Waker};
+pub use staged::STAGED_MAX;
 
 use crate::Platform;
 use crate::fault::{AttachError, QueueError};
@@ -28,11 +37,13 @@ use crate::port::{NetPort, PacketBuf};
 use crate::stats::Stats;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use control::Control;
 use core::time::Duration;
 use pvio_event_channel::{EventChannel, Port};
 use pvio_grant_table::policy::Kept;
 use pvio_grant_table::{Access, CopyOp, DomId, GrantRef};
 use reach::{Pages, Reach};
+use siblings::Link;
 
 /// Packets moved with one copy call and one publication.
 const BATCH: usize = 64;
@@ -103,6 +114,12 @@ pub struct Queue<P: Platform, B> {
     stats: Arc<Stats>,
     limit: Arc<RateLimit>,
     groups: Arc<Groups>,
+    headroom: Arc<Headroom>,
+    /// `None` while it is by itself.
+    link: Option<siblings::Link<B>>,
+    /// Only the first queue may have it.
+    control: Option<control::Control<P::Mapping, P::Channel>>,
+    staged: Option<staged::Staged<P::Mapping>>,
     now: Duration,
     failed: Option<QueueError>,
 }
@@ -146,6 +163,10 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
             stats,
             limit: Arc::default(),
             groups: Arc::default(),
+            headroom: Arc::default(),
+            link: None,
+            control: None,
+            staged: None,
             now: Duration::ZERO,
             failed: None,
         })
@@ -157,8 +178,9 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
     }
 
     /// Reaches the guest's pages by mappings that stay, which takes the guest's promise, as
-    /// [`GrantsStay`](pvio_grant_table::policy::GrantsStay) says: nothing that a vif negotiates here
-    /// is one. For frontends that are known to grant their pages once and for all.
+    /// [`GrantsStay`](pvio_grant_table::policy::GrantsStay) says, for every page it names: a vif's
+    /// negotiation gives it for staged pages only. For frontends that are known to grant their pages
+    /// once and for all.
     pub fn keep_mapped(&mut self, kept: Kept<P>) {
         self.reach = Reach::Keep(kept);
     }
@@ -199,7 +221,11 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
     /// # Errors
     /// A [`QueueError`], now and for ever.
     pub fn may_sleep(&mut self) -> Result<bool, QueueError> {
-        self.guarded(|queue| Ok(queue.tx.may_sleep()? && queue.rx.may_sleep()?))
+        self.guarded(|queue| {
+            let rings = queue.tx.may_sleep()? && queue.rx.may_sleep()?;
+            let control = queue.control.as_mut().map_or(Ok(true), Control::may_sleep)?;
+            Ok(rings && control && queue.link.as_ref().is_none_or(Link::may_sleep))
+        })
     }
 
     /// Whether there is work in the rings, without asking for a wake-up: for spinning.
@@ -207,7 +233,11 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
     /// # Errors
     /// A [`QueueError`], now and for ever.
     pub fn has_work(&mut self) -> Result<bool, QueueError> {
-        self.guarded(|queue| Ok(queue.tx.has_work()? || queue.rx.has_work()?))
+        self.guarded(|queue| {
+            let control = queue.control.as_mut().map_or(Ok(false), Control::has_work)?;
+            let mail = control || queue.link.as_ref().is_some_and(Link::has_work);
+            Ok(mail || queue.tx.has_work()? || queue.rx.has_work()?)
+        })
     }
 
     /// Takes the pending events of every channel. To be called when one of them woke the caller,
@@ -252,15 +282,16 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         port: &mut N,
     ) -> Result<Option<Reception>, QueueError> {
         self.guarded(|queue| {
-            let Self { rx, features, now, stats, .. } = queue;
-            rx.expire(features, *now, port, stats);
+            let Self { rx, features, now, stats, link, .. } = queue;
+            rx.expire(features, *now, port, link.as_ref(), stats);
             Ok(rx.reception(features, *now)?)
         })
     }
 
     /// The event channels that wake this queue.
     pub fn channels(&self) -> impl Iterator<Item = &P::Channel> {
-        core::iter::once(&self.tx_channel).chain(&self.rx_channel)
+        let control = self.control.as_ref().map(Control::channel);
+        core::iter::once(&self.tx_channel).chain(&self.rx_channel).chain(control)
     }
 
     /// What was negotiated.
@@ -283,7 +314,7 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
 
     /// Drops what waits for the guest to post buffers: at the end.
     pub fn drop_backlog<N: NetPort<Buf = B>>(&mut self, port: &mut N) {
-        self.rx.drop_backlog(port, &self.stats);
+        self.rx.drop_backlog(port, self.link.as_ref(), &self.stats);
     }
 
     fn run<N: NetPort<Buf = B>>(
@@ -292,14 +323,19 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         budget: usize,
     ) -> Result<Progress, QueueError> {
         let mut progress = Progress::default();
-        let Self { platform, reach, peer, features, tx, rx, stats, limit, groups, now, .. } = self;
-        let pages = Pages { platform: &*platform, reach: &*reach };
-        let context = Context { pages, peer: *peer, features, stats, limit, groups, now: *now };
+        if self.link.is_some() {
+            self.read_mail()?;
+        }
+        let Self { platform, reach, staged, peer, features, tx, rx, stats, link, .. } = self;
+        let (limit, groups, now) = (&*self.limit, &*self.groups, self.now);
+        let (staged, headroom) = (staged.as_ref(), self.headroom.get());
+        let pages = Pages { platform: &*platform, reach: &*reach, staged, stats };
+        let context = Context { pages, peer: *peer, features, stats, limit, groups, headroom, now };
         loop {
             let left = budget.saturating_sub(progress.tx);
             let sent = tx.step(&context, port, left)?;
             let left = budget.saturating_sub(progress.rx);
-            let received = rx.step(&context, port, left)?;
+            let received = rx.step(&context, port, link.as_mut(), left)?;
             progress.tx = progress.tx.saturating_add(sent);
             progress.rx = progress.rx.saturating_add(received);
             if sent < BATCH && received < BATCH {
@@ -351,6 +387,7 @@ struct Context<'a, P: Platform> {
     stats: &'a Stats,
     limit: &'a RateLimit,
     groups: &'a Groups,
+    headroom: u16,
     now: Duration,
 }
 

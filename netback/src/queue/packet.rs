@@ -132,8 +132,8 @@ fn take_extras<M: SharedMemory>(ring: &mut BackRing<M>, flags: TxFlags) -> Resul
             ExtraKind::McastDel(group) => {
                 extras.group.get_or_insert(GroupChange::Remove(group));
             }
-            // Says how the guest hashed the packet; the port has no use for it.
-            ExtraKind::Hash { .. } => {}
+            // How the guest hashed the packet, and where its data begins: the port has no use for it.
+            ExtraKind::Hash { .. } | ExtraKind::Xdp { .. } => {}
         }
     }
     Ok(extras)

@@ -1,15 +1,17 @@
 //! How a queue reaches its guest's pages.
 
+use super::staged::Staged;
 use crate::Platform;
+use crate::stats::Stats;
 use core::fmt;
 use core::str::FromStr;
 use pvio_grant_table::policy::{Kept, Mapped};
 use pvio_grant_table::{CopyOp, GrantCopier};
 
 /// How a vif's packets get out of the guest's pages and into them. There is no keeping of pages
-/// here: no frontend has promised that its grants stay (see
-/// [`GrantsStay`](pvio_grant_table::policy::GrantsStay) and
-/// [`Queue::keep_mapped`](super::Queue::keep_mapped)).
+/// here: it takes a guest's promise that its grants stay (see
+/// [`GrantsStay`](pvio_grant_table::policy::GrantsStay)), which it gives for the pages that it
+/// stages over the control ring, and for no other. Staged pages are used whatever the policy is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Policy {
     /// The hypervisor copies.
@@ -71,13 +73,28 @@ impl<P: Platform> From<Policy> for Reach<P> {
 pub(super) struct Pages<'a, P: Platform> {
     pub platform: &'a P,
     pub reach: &'a Reach<P>,
+    /// Pages that the guest has staged, if it has.
+    pub staged: Option<&'a Staged<P::Mapping>>,
+    pub stats: &'a Stats,
 }
 
 impl<P: Platform> GrantCopier for Pages<'_, P> {
     fn copy(&self, ops: &mut [CopyOp<'_>]) {
-        match self.reach {
-            Reach::Copy => self.platform.copy(ops),
-            Reach::Map => Mapped::new(self.platform).copy(ops),
+        match self.staged {
+            None => Unstaged(self).copy(ops),
+            Some(staged) => self.stats.count_staged(staged.copy(ops, &Unstaged(self))),
+        }
+    }
+}
+
+struct Unstaged<'a, 'b, P: Platform>(&'a Pages<'b, P>);
+
+impl<P: Platform> GrantCopier for Unstaged<'_, '_, P> {
+    fn copy(&self, ops: &mut [CopyOp<'_>]) {
+        let Pages { platform, reach, .. } = *self.0;
+        match reach {
+            Reach::Copy => platform.copy(ops),
+            Reach::Map => Mapped::new(platform).copy(ops),
             Reach::Keep(kept) => kept.copy(ops),
         }
     }

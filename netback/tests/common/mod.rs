@@ -22,17 +22,8 @@ pub const BACK: DomId = DomId(0);
 /// Pages the guest has for data, each granted.
 pub const DATA_PAGES: usize = 64;
 /// Everything this backend can do.
-pub const ALL: Features = Features {
-    sg: true,
-    checksum_v4: true,
-    checksum_v6: true,
-    gso_v4: false,
-    gso_v6: false,
-    sends_gso_v4: false,
-    sends_gso_v6: false,
-    names_groups: false,
-    rx_notify: true,
-};
+pub const ALL: Features =
+    Features { sg: true, checksum_v4: true, checksum_v6: true, rx_notify: true, ..Features::LEAST };
 
 /// How the guest's pages are reached: the test program `mapped` has all these tests once more.
 pub fn policy() -> Policy {
@@ -109,7 +100,7 @@ impl Setup {
 }
 
 impl Guest {
-    fn new(domain: LocalDomain, start: u32, split: bool) -> Self {
+    pub fn new(domain: LocalDomain, start: u32, split: bool) -> Self {
         let grant =
             |pages: &LocalPages, page| domain.grant(BACK, pages, page, Access::ReadWrite).unwrap();
         let (tx_page, rx_page) = (domain.alloc_pages(1).unwrap(), domain.alloc_pages(1).unwrap());
@@ -182,6 +173,15 @@ impl Guest {
         let mut all = Vec::new();
         while let Some(mut slot) = self.rx.pop().unwrap() {
             all.push(RxResponse::read(&mut slot).unwrap());
+        }
+        all
+    }
+
+    /// Every receive response, in order, as it stands on the wire: extra segments are no responses.
+    pub fn received_raw(&mut self) -> Vec<[u8; RX_SLOT_SIZE]> {
+        let mut all = Vec::new();
+        while let Some(mut slot) = self.rx.pop().unwrap() {
+            all.push(slot.read_array().unwrap());
         }
         all
     }

@@ -70,8 +70,24 @@ impl<B: IoBuf> Uring<B> {
             .setup_submit_all()
             .build(slots)
             .or_else(|_| IoUring::new(slots))?;
+        Ok(Self::of(uring, slots))
+    }
+
+    /// The same with a thread of the kernel's that looks for submissions by itself
+    /// (`IORING_SETUP_SQPOLL`), and sleeps once it found none for `idle` (whole milliseconds, at
+    /// least one): submitting is no system call then, and a processor is busy meanwhile.
+    ///
+    /// # Errors
+    /// What `io_uring_setup` says.
+    pub fn with_kernel_thread(slots: u32, idle: Duration) -> io::Result<Self> {
+        let idle = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX).max(1);
+        let uring = IoUring::builder().setup_sqpoll(idle).setup_submit_all().build(slots)?;
+        Ok(Self::of(uring, slots))
+    }
+
+    fn of(uring: IoUring, slots: u32) -> Self {
         let slot = || Slot { token: 0, lists: Lists::small(), poll: false };
-        Ok(Self {
+        Self {
             uring,
             files: Vec::new(),
             slots: (0..slots).map(|_| slot()).collect(),
@@ -80,7 +96,7 @@ impl<B: IoBuf> Uring<B> {
             in_flight: 0,
             polls: 0,
             unsubmitted: false,
-        })
+        }
     }
 
     /// Takes a file to operate on; closed with the ring.

@@ -47,6 +47,12 @@ impl AttachedDisk {
         Ok(disk)
     }
 
+    /// Its size in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.size
+    }
+
     fn count(&mut self) {
         let sessions = self.session.as_ref().map_or(0, |session| session.device().sessions());
         if sessions != self.sessions {

@@ -7,6 +7,7 @@ use crate::control::{Control, Nics};
 use crate::driver::{self, Options};
 use crate::failure::Failure;
 use clap::Args;
+use pvio_xenbus::handshake::common::BackendKind;
 
 /// `pvio domain driver`.
 #[derive(Debug, Args)]
@@ -32,7 +33,8 @@ pub fn run(args: &DriverArgs) -> Result<(), Failure> {
     let domain = super::join(&args.join)?;
     let host = args.host_ip.map(|ip| (ip.address, ip.prefix));
     let site = args.nics.site()?;
-    let options = Options { host, site: site.into(), ..Options::default() };
+    let kinds = vec![BackendKind::Vbd, BackendKind::PvioVbd, BackendKind::Vif];
+    let options = Options { host, kinds, site: site.into(), ..Options::default() };
     let nics = Nics::default();
     let _control = Control::listen(&args.join.state_dir, &nics)?;
     let mut xs = domain.xenstore().map_err(Failure::of)?;

@@ -67,6 +67,7 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
             nudge.tend();
         }
     })?;
+    super::hotplug::start(&domain, devices.clone())?;
     let shown = Shown {
         name: args.name.clone(),
         address: args.ip.map(|ip| ip.address.to_string()).unwrap_or_default(),

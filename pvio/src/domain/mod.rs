@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`driver`] | the driver domain: backends for every device the toolstack makes |
 //! | [`guest`] | the guest that serves the disk over HTTP |
+//! | [`hotplug`] | disks the guest is given while it runs |
 //! | [`work`] | the guest that checks the disk |
 //! | [`disk`] | a disk attached through the split driver, as the guest reads it |
 //! | [`nic`] | a NIC attached through the split driver, as the guest's TCP stack uses it |
@@ -15,6 +16,7 @@
 pub mod disk;
 pub mod driver;
 pub mod guest;
+pub mod hotplug;
 pub mod nic;
 pub mod stop;
 pub mod watcher;

@@ -10,7 +10,8 @@ mod tests;
 use crate::control::Nics;
 use crate::domain::stop::{Bell, Stop, sleep};
 use devices::Devices;
-use pvio_blkback::host::ImageServer;
+use pvio_blkback::host::{Groups, ImageServer};
+use pvio_blkback::image::DiskOptions;
 use pvio_blkback::{Config, Vbd};
 use pvio_grant_table::DomId;
 use pvio_netback::Vif;
@@ -41,6 +42,8 @@ pub struct Options {
     pub leave: bool,
     /// How disks are served.
     pub disks: Config,
+    /// The same in more detail; both hold for what a disk's own words do not say.
+    pub disk_options: DiskOptions,
     /// How NICs reach their guests' pages.
     pub nic_policy: pvio_netback::queue::Policy,
     /// Queues a NIC may have; as many as there are processors, up to eight, if left out.
@@ -59,6 +62,7 @@ impl Default for Options {
             resume: false,
             leave: false,
             disks: Config::for_this_machine(),
+            disk_options: DiskOptions::default(),
             nic_policy: pvio_netback::queue::Policy::default(),
             nic_queues: None,
             site: Arc::default(),
@@ -93,9 +97,11 @@ pub fn run<P: Platform>(
     let of_class = |class| options.kinds.iter().copied().filter(move |k| k.class() == class);
     let (shared, ring) = (platform.clone(), bell.clone());
     let (disks, chosen) = (of_class(DeviceClass::Vbd).collect(), options.clone());
+    let groups = Groups::default();
     let mut disks = Devices::new(disks, id, options.only, move |addr, left| {
         let ring = ring.clone();
-        let server = ImageServer::new(Arc::new(move || ring.ring()));
+        let usual = chosen.disk_options.clone();
+        let server = ImageServer::with(usual, groups.clone(), Arc::new(move || ring.ring()));
         begin(&chosen, addr, left, Vbd::with(shared.clone(), server, chosen.disks))
     })
     .clearing_up(within == Surroundings::DriverDomain)

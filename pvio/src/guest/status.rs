@@ -42,6 +42,13 @@ impl Devices {
         }
     }
 
+    /// Forgets the device of that name.
+    pub fn remove(&self, name: &str) {
+        let mut known = self.lock();
+        known.devices.retain(|device| device.name != name);
+        known.sessions.remove(name);
+    }
+
     /// The device of that name has been attached that often.
     pub fn attached(&self, name: &str, sessions: u32) {
         self.lock().sessions.insert(name.to_owned(), sessions);

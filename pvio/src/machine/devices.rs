@@ -2,7 +2,7 @@
 
 use super::{DRIVER, GUEST};
 use crate::cli::{Mac, NicArgs};
-use pvio_blkback::image::{Image, ImageError, ImageOptions};
+use pvio_blkback::image::{Disk, Image, ImageError};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, read_error, read_state, write_state,
@@ -11,7 +11,6 @@ use pvio_xenbus::handshake::{vbd, vif};
 use pvio_xenbus::wire::{Access, Perm};
 use pvio_xenbus::{XenbusState, Xenstore, transaction};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// The guest's disk: `xvda`.
@@ -22,12 +21,8 @@ pub const NIC: DeviceAddr = DeviceAddr::new(BackendKind::Vif, DRIVER, GUEST, 0);
 /// A disk as the toolstack knows it.
 #[derive(Debug, Clone)]
 pub struct DiskConfig {
-    /// The image, as an absolute path.
-    pub path: PathBuf,
-    /// The guest may only read it.
-    pub read_only: bool,
-    /// Around the host's page cache.
-    pub direct: bool,
+    /// What it is kept in, with absolute paths, and how it is to be served.
+    pub disk: Disk,
 }
 
 impl DiskConfig {
@@ -35,9 +30,7 @@ impl DiskConfig {
     /// files of an io_uring some time after its process was killed.
     pub fn until_free(&self, most: Duration) {
         let by = Instant::now() + most;
-        let options = ImageOptions { read_only: self.read_only, direct: self.direct };
-        while matches!(Image::open(&self.path, options), Err(ImageError::Busy(_)))
-            && Instant::now() < by
+        while matches!(Image::open_as(&self.disk), Err(ImageError::Busy(_))) && Instant::now() < by
         {
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -157,10 +150,11 @@ fn make_back_end<X: Xenstore>(xs: &mut X, addr: DeviceAddr) -> Result<(), Handsh
 }
 
 fn disk_words(disk: &DiskConfig) -> vbd::ToolstackBack {
-    let mut words = vbd::ToolstackBack::new(DISK, &disk.path.to_string_lossy());
+    let mut words = vbd::ToolstackBack::new(DISK, &disk.disk.to_string());
+    words.kind = vbd::OWN_KIND.into();
     words.dev = "xvda".into();
-    words.mode = if disk.read_only { vbd::Mode::ReadOnly } else { vbd::Mode::ReadWrite };
-    words.direct_io_safe = disk.direct;
+    let read_only = disk.disk.options.read_only == Some(true);
+    words.mode = if read_only { vbd::Mode::ReadOnly } else { vbd::Mode::ReadWrite };
     words
 }
 

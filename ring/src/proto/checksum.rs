@@ -25,6 +25,28 @@ pub enum IpVersion {
     V6,
 }
 
+impl IpVersion {
+    /// Which IP an Ethernet frame carries, by its type, and where its header begins; `None` for
+    /// anything else.
+    #[must_use]
+    pub fn of(frame: &[u8]) -> Option<(Self, usize)> {
+        let mut at = 12_usize;
+        let mut kind = u16_at(frame, at)?;
+        for _ in 0..MAX_VLAN_TAGS {
+            if VLAN_TAGS.contains(&kind) {
+                at = at.saturating_add(4);
+                kind = u16_at(frame, at)?;
+            }
+        }
+        let ip = at.saturating_add(2);
+        match kind {
+            IPV4 => Some((Self::V4, ip)),
+            IPV6 => Some((Self::V6, ip)),
+            _ => None,
+        }
+    }
+}
+
 /// Why a frame has no transport checksum that could be left to somebody else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NoTransport {
@@ -65,19 +87,10 @@ impl Transport {
     /// # Errors
     /// A [`NoTransport`] that says what the frame is instead.
     pub fn of(frame: &[u8]) -> Result<Self, NoTransport> {
-        let mut at = 12_usize;
-        let mut kind = u16_at(frame, at).ok_or(NoTransport::NotIp)?;
-        for _ in 0..MAX_VLAN_TAGS {
-            if VLAN_TAGS.contains(&kind) {
-                at = at.saturating_add(4);
-                kind = u16_at(frame, at).ok_or(NoTransport::NotIp)?;
-            }
-        }
-        let ip = at.saturating_add(2);
-        match kind {
-            IPV4 => Self::of_ipv4(frame, ip),
-            IPV6 => Self::of_ipv6(frame, ip),
-            _ => Err(NoTransport::NotIp),
+        match IpVersion::of(frame) {
+            Some((IpVersion::V4, ip)) => Self::of_ipv4(frame, ip),
+            Some((IpVersion::V6, ip)) => Self::of_ipv6(frame, ip),
+            None => Err(NoTransport::NotIp),
         }
     }
 

@@ -118,6 +118,55 @@ int main(void)
     NUMBER(XEN_NETIF_GSO_TYPE_TCPV4);
     NUMBER(XEN_NETIF_GSO_TYPE_TCPV6);
 
+    SIZE("ctrl_request", struct xen_netif_ctrl_request);
+    AT("ctrl_request", struct xen_netif_ctrl_request, id);
+    AT("ctrl_request", struct xen_netif_ctrl_request, type);
+    AT("ctrl_request", struct xen_netif_ctrl_request, data);
+    SIZE("ctrl_response", struct xen_netif_ctrl_response);
+    AT("ctrl_response", struct xen_netif_ctrl_response, id);
+    AT("ctrl_response", struct xen_netif_ctrl_response, type);
+    AT("ctrl_response", struct xen_netif_ctrl_response, status);
+    AT("ctrl_response", struct xen_netif_ctrl_response, data);
+    SIZE("ctrl_slot", union xen_netif_ctrl_sring_entry);
+    SIZE("gref", struct xen_netif_gref);
+    AT("gref", struct xen_netif_gref, ref);
+    AT("gref", struct xen_netif_gref, flags);
+    AT("gref", struct xen_netif_gref, status);
+    SLOTS(xen_netif_ctrl);
+    NUMBER(XEN_NETIF_CTRL_TYPE_GET_HASH_FLAGS);
+    NUMBER(XEN_NETIF_CTRL_TYPE_SET_HASH_FLAGS);
+    NUMBER(XEN_NETIF_CTRL_TYPE_SET_HASH_KEY);
+    NUMBER(XEN_NETIF_CTRL_TYPE_GET_HASH_MAPPING_SIZE);
+    NUMBER(XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING_SIZE);
+    NUMBER(XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING);
+    NUMBER(XEN_NETIF_CTRL_TYPE_SET_HASH_ALGORITHM);
+    NUMBER(XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE);
+    NUMBER(XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING);
+    NUMBER(XEN_NETIF_CTRL_TYPE_DEL_GREF_MAPPING);
+    NUMBER(XEN_NETIF_CTRL_STATUS_SUCCESS);
+    NUMBER(XEN_NETIF_CTRL_STATUS_NOT_SUPPORTED);
+    NUMBER(XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER);
+    NUMBER(XEN_NETIF_CTRL_STATUS_BUFFER_OVERFLOW);
+    NUMBER(XEN_NETIF_CTRL_HASH_TYPE_IPV4);
+    NUMBER(XEN_NETIF_CTRL_HASH_TYPE_IPV4_TCP);
+    NUMBER(XEN_NETIF_CTRL_HASH_TYPE_IPV6);
+    NUMBER(XEN_NETIF_CTRL_HASH_TYPE_IPV6_TCP);
+    NUMBER(_XEN_NETIF_CTRL_HASH_TYPE_IPV4);
+    NUMBER(_XEN_NETIF_CTRL_HASH_TYPE_IPV4_TCP);
+    NUMBER(_XEN_NETIF_CTRL_HASH_TYPE_IPV6);
+    NUMBER(_XEN_NETIF_CTRL_HASH_TYPE_IPV6_TCP);
+    NUMBER(XEN_NETIF_CTRL_HASH_ALGORITHM_NONE);
+    NUMBER(XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ);
+    NUMBER(XEN_NETIF_CTRLF_GREF_readonly);
+    for (unsigned len = 0; len <= 36; len += 4) {
+        uint8_t key[40], data[36];
+        for (unsigned i = 0; i < sizeof(key); i++)
+            key[i] = i * 37 + 11;
+        for (unsigned i = 0; i < sizeof(data); i++)
+            data[i] = i * 91 + 5;
+        printf("toeplitz_%u %u\n", len, xen_netif_toeplitz_hash(key, sizeof(key), data, len));
+    }
+
     SIZE("grant", struct grant_entry_v1);
     AT("grant", struct grant_entry_v1, flags);
     AT("grant", struct grant_entry_v1, domid);

@@ -15,6 +15,8 @@
 #define xen_wmb() __atomic_thread_fence(__ATOMIC_RELEASE)
 #define xen_rmb() __atomic_thread_fence(__ATOMIC_ACQUIRE)
 
+#define XEN_NETIF_DEFINE_TOEPLITZ
+
 #ifdef X86_32
 #pragma pack(push, 4)
 #endif

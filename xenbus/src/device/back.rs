@@ -13,6 +13,11 @@ pub enum BackAction {
     /// Go on with the rings of an earlier process's session, as the frontend's keys name them, and
     /// write nothing: the frontend does not know that there was an end to it.
     Resume,
+    /// Read what the frontend changes while it is connected, then [`XenbusState::Reconfigured`]. Only
+    /// network interfaces do that.
+    Reconfigure,
+    /// The frontend has seen that: write [`XenbusState::Connected`] again.
+    Reconfigured,
     /// Write [`XenbusState::Closing`], and go on serving so that the frontend can finish.
     StartClosing,
     /// Stop serving, finish what is under way, and give back all that is the frontend's. Write no
@@ -32,7 +37,8 @@ pub enum BackAction {
 /// | Initialised (3), Connected (4) | offer if that was never done, then connect, once; anew, if it was Connected before it was Initialised, or [asks for something else](Self::superseded) |
 /// | Closing (5) | closing, still serving |
 /// | Closed (6) | disconnect, closed; and removed, if no longer online |
-/// | Reconfiguring (7), Reconfigured (8) | nothing |
+/// | Reconfiguring (7) | reconfigured, if connected; until the frontend is Connected again |
+/// | Reconfigured (8) | nothing |
 /// | nothing to be read | an offer, once, as long as it never was otherwise; else disconnect, closed; removed, if no longer online |
 ///
 /// A device that is no longer online is not offered or connected again. After
@@ -132,6 +138,9 @@ impl BackendMachine {
             S::Connected if self.resume && online => BackAction::Resume,
             S::Initialised | S::Connected => self.connect(online),
             S::Closing => self.follow_closing(),
+            S::Reconfiguring if self.connected && self.state == S::Connected => {
+                BackAction::Reconfigure
+            }
             S::Reconfiguring | S::Reconfigured => BackAction::None,
             // Not every toolstack writes both ends at once.
             S::Unknown if online && !self.appeared => self.offer(),
@@ -163,6 +172,8 @@ impl BackendMachine {
                 self.connected = true;
                 self.resume = false;
             }
+            BackAction::Reconfigure => self.state = XenbusState::Reconfigured,
+            BackAction::Reconfigured => self.state = XenbusState::Connected,
             BackAction::StartClosing => self.state = XenbusState::Closing,
             BackAction::Disconnect => self.disconnected(),
             BackAction::Close => {
@@ -208,6 +219,7 @@ impl BackendMachine {
     fn connect(&self, online: bool) -> BackAction {
         use XenbusState as S;
         match (self.connected, self.failed) {
+            (true, _) if self.state == S::Reconfigured => BackAction::Reconfigured,
             // The toolstack wants it gone: ask the frontend.
             (true, _) if !online && self.state == S::Connected => BackAction::StartClosing,
             (true, _) => BackAction::None,
@@ -372,6 +384,22 @@ mod tests {
         let mut m = BackendMachine::restarted();
         let at_once = [BackAction::WriteOffer, BackAction::Connect];
         assert_eq!(settle(&mut m, S::Initialised, true), at_once, "its rings were never used");
+    }
+
+    #[test]
+    fn a_frontend_reconfigures_as_often_as_it_likes() {
+        let mut m = connected();
+        for _ in 0..2 {
+            assert_eq!(settle(&mut m, S::Reconfiguring, true), [BackAction::Reconfigure]);
+            assert_eq!((m.state(), m.is_connected()), (S::Reconfigured, true));
+            assert_eq!(settle(&mut m, S::Reconfiguring, true), []);
+            assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Reconfigured]);
+            assert_eq!(m.state(), S::Connected);
+        }
+        settle(&mut m, S::Reconfiguring, true);
+        let end = [BackAction::Reconfigured, BackAction::StartClosing];
+        assert_eq!(settle(&mut m, S::Connected, false), end);
+        assert_eq!(settle(&mut BackendMachine::new(), S::Reconfiguring, true), []);
     }
 
     #[test]

@@ -8,6 +8,8 @@ use crate::handshake::common::{
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
 use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
 
 /// Whether what a device stands on is ready.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,13 +71,40 @@ pub trait BackendClass {
     /// A [`HandshakeError`], as for [`connect`](Self::connect).
     fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
 
-    /// Reads again what the toolstack may change while the device is served (a vif's `rate`, the
-    /// medium in a drive).
+    /// Reads again what the toolstack may change while the device is served (a vif's `rate`, a
+    /// disk's limits, the medium in a drive).
     ///
     /// # Errors
     /// A [`Fault`]; what was read before stays in force, unless the next
     /// [`fault`](Self::fault) says otherwise.
     fn refresh(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    /// Paths to be watched while the device is served, besides both ends' states: what the frontend may
+    /// change at any time.
+    fn watches(&self, _ends: &Ends) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Reads again what stands at the watched paths. Called whenever anything may have changed.
+    ///
+    /// # Errors
+    /// A [`HandshakeError`] closes the device until the frontend starts anew.
+    fn look_again(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
+        Ok(())
+    }
+
+    /// Whether such devices follow a frontend through Reconfiguring; others overlook it.
+    fn reconfigures(&self) -> bool {
+        false
+    }
+
+    /// Reads again what the frontend changes by Reconfiguring.
+    ///
+    /// # Errors
+    /// A [`Fault`] closes the device until the frontend starts anew.
+    fn reconfigure(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
         Ok(())
     }
 
@@ -115,6 +144,8 @@ pub struct BackendDriver<C> {
     /// It could not even be offered: closed until it is removed.
     broken: bool,
     watching: bool,
+    /// What the class wants watched is.
+    watching_more: bool,
 }
 
 impl<C: BackendClass> BackendDriver<C> {
@@ -148,6 +179,7 @@ impl<C: BackendClass> BackendDriver<C> {
             awaiting: false,
             broken: false,
             watching: false,
+            watching_more: false,
         }
     }
 
@@ -237,7 +269,19 @@ impl<C: BackendClass> BackendDriver<C> {
             }
             let action = self.decide(xs)?;
             match action {
-                BackAction::None => return Ok(Life::Alive),
+                BackAction::None => {
+                    let served = self.machine.is_connected();
+                    self.watch_more(xs, served)?;
+                    if served && let Err(error) = self.class.look_again(xs, &self.ends) {
+                        if matches!(&error, HandshakeError::Xenstore(e) if e.errno().is_none()) {
+                            return Err(error);
+                        }
+                        self.fail(xs, &error.into())?;
+                        continue;
+                    }
+                    return Ok(Life::Alive);
+                }
+                BackAction::Reconfigure if !self.class.reconfigures() => return Ok(Life::Alive),
                 BackAction::Remove => {
                     self.class.disconnect();
                     self.unwatch(xs);
@@ -249,7 +293,12 @@ impl<C: BackendClass> BackendDriver<C> {
             match self.perform(xs, action) {
                 Ok(true) => self.machine.done(action),
                 Ok(false) => return Ok(Life::Alive),
-                Err(fault) if matches!(action, BackAction::Connect | BackAction::Resume) => {
+                Err(fault)
+                    if matches!(
+                        action,
+                        BackAction::Connect | BackAction::Resume | BackAction::Reconfigure
+                    ) =>
+                {
                     self.fail(xs, &fault)?;
                 }
                 Err(fault) => {
@@ -307,6 +356,11 @@ impl<C: BackendClass> BackendDriver<C> {
                 announce(xs, &ends.back, XenbusState::Connected, |tx| class.describe(tx, ends))?;
                 return Ok(true);
             }
+            BackAction::Reconfigure => {
+                class.reconfigure(xs, ends)?;
+                XenbusState::Reconfigured
+            }
+            BackAction::Reconfigured => XenbusState::Connected,
             BackAction::StartClosing => XenbusState::Closing,
             BackAction::Close => XenbusState::Closed,
             BackAction::Disconnect => {
@@ -346,7 +400,24 @@ impl<C: BackendClass> BackendDriver<C> {
         only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closed))
     }
 
+    /// Watches what the class wants watched while the device is served, and no longer.
+    fn watch_more(&mut self, xs: &mut dyn Xenstore, served: bool) -> Result<(), XsError> {
+        if core::mem::replace(&mut self.watching_more, served) == served {
+            return Ok(());
+        }
+        for path in self.class.watches(&self.ends) {
+            if served {
+                watch(xs, &path, &self.ends.back)?;
+            } else {
+                // It may be gone with the node's rights.
+                let _ = xs.unwatch(&path, &self.ends.back);
+            }
+        }
+        Ok(())
+    }
+
     fn unwatch(&mut self, xs: &mut dyn Xenstore) {
+        let _ = self.watch_more(xs, false);
         // The watches may be gone with the nodes' rights; what is left of them does no harm.
         let _ = xs.unwatch(&state_path(&self.ends.front), &self.ends.back);
         let _ = xs.unwatch(&online_path(&self.ends.back), &self.ends.back);

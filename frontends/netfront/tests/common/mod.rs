@@ -33,12 +33,8 @@ pub const BACK_FEATURES: pvio_netback::Features = pvio_netback::Features {
     sg: true,
     checksum_v4: true,
     checksum_v6: true,
-    gso_v4: false,
-    gso_v6: false,
-    sends_gso_v4: false,
-    sends_gso_v6: false,
-    names_groups: false,
     rx_notify: true,
+    ..pvio_netback::Features::LEAST
 };
 
 pub fn refs(queue: &Queue<LocalDomain>) -> QueueRefs {

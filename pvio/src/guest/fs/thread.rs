@@ -196,6 +196,12 @@ impl Worker {
         let mut handles = 0;
         let mut ask = self.inbox.recv().ok();
         while let Some(first) = ask.take().filter(|ask| !matches!(ask, Ask::End)) {
+            // Also a disk that holds nothing to be mounted has a backend that comes and goes.
+            if matches!(first, Ask::Tend) {
+                cache.borrow_mut().tend();
+                ask = self.inbox.recv().ok();
+                continue;
+            }
             let ended =
                 catch_unwind(AssertUnwindSafe(|| self.mount(&cache, size, &mut handles, first)));
             ask = match ended {

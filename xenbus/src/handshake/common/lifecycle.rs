@@ -1,12 +1,15 @@
 //! How domains and devices come and go, for the toolstack.
 
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use pvio_ring::DomId;
 
 use super::addr::directory_opt;
-use super::{DeviceAddr, DeviceClass, backend_root, clear_error, state_path, write_state};
+use super::{
+    DeviceAddr, DeviceClass, backend_root, clear_error, frontend_root, state_path, write_state,
+};
 use crate::handshake::HandshakeError;
 use crate::handshake::fields::{Reader, Writer};
 use crate::state::XenbusState;
@@ -117,6 +120,71 @@ pub fn revive_backends<X: Xenstore + ?Sized>(
     Ok(made)
 }
 
+/// Writes down for libxl that a device was made: with that it lists the device, and removes it with
+/// its guest. Only for kinds of backend that libxl knows. To be called by dom0.
+///
+/// # Errors
+/// xenstore's.
+pub fn tell_libxl<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+) -> Result<(), HandshakeError> {
+    let (base, kept) = (addr.backend_path(), libxl_path(addr));
+    transaction(xs, |tx| {
+        Writer { xs: tx, base: &kept }.put("backend", &base)?;
+        for key in directory_opt(tx, &base)? {
+            let value = tx.read_opt(&format!("{base}/{key}"))?.unwrap_or_default();
+            tx.write(&format!("{kept}/{key}"), &value)?;
+        }
+        Ok(())
+    })
+}
+
+fn libxl_path(addr: DeviceAddr) -> String {
+    format!("/libxl/{}/device/{}/{}", addr.front, addr.class().as_str(), addr.index)
+}
+
+/// The name a domain has.
+///
+/// # Errors
+/// xenstore's; that it has none is no error.
+pub fn domain_name<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    domain: DomId,
+) -> Result<Option<String>, HandshakeError> {
+    (Reader { xs, base: &format!("/local/domain/{domain}") }).opt_text("name")
+}
+
+/// Every domain that has a home.
+///
+/// # Errors
+/// xenstore's.
+pub fn list_domains<X: Xenstore + ?Sized>(xs: &mut X) -> Result<Vec<DomId>, XsError> {
+    let mut ids: Vec<DomId> = directory_opt(xs, "/local/domain")?
+        .iter()
+        .filter_map(|name| name.parse().ok().map(DomId))
+        .collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// The device that a frontend's directory leads to; `None` if there is none, or it leads nowhere.
+///
+/// # Errors
+/// xenstore's.
+pub fn find_device<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    class: DeviceClass,
+    front: DomId,
+    index: u32,
+) -> Result<Option<DeviceAddr>, HandshakeError> {
+    let base = format!("{}/{index}", frontend_root(class, front));
+    let backend = (Reader { xs, base: &base }).opt_text("backend")?;
+    let addr = backend
+        .and_then(|path| DeviceAddr::from_backend_path(&path, DomId::DOM0).map(|(addr, _)| addr));
+    Ok(addr.filter(|a| a.front == front && a.index == index && a.class() == class))
+}
+
 fn revive_backend<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
@@ -192,6 +260,7 @@ pub fn remove_device<X: Xenstore + ?Sized>(
     transaction(xs, |tx| {
         tx.rm(&front)?;
         clear_error(tx, &front)?;
+        tx.rm(&libxl_path(addr))?;
         remove_backend_end(tx, addr)
     })
 }

@@ -9,8 +9,9 @@ pub use addr::{
     list_frontends, parse_frontend_path,
 };
 pub use lifecycle::{
-    announce_device_model, clear_revived, create_domain, find_domain, is_revived,
-    remove_backend_end, remove_device, remove_domain, request_removal, revive_backends,
+    announce_device_model, clear_revived, create_domain, domain_name, find_device, find_domain,
+    is_revived, list_domains, remove_backend_end, remove_device, remove_domain, request_removal,
+    revive_backends, tell_libxl,
 };
 pub(super) use lifecycle::{create_backend_end, create_frontend_end, regrant_frontend_end};
 pub use status::{

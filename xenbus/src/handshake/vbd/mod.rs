@@ -9,7 +9,8 @@ pub use negotiated::Negotiated;
 pub use offer::{BackDisk, BackOffer, Discard, DiskInfo, announce_resize};
 pub use request::{FrontLimits, FrontPlan, FrontRequest, Protocol, Queue};
 pub use toolstack::{
-    DeviceType, Mode, ToolstackBack, ToolstackFront, change_medium, create_backend, create_device,
+    Backing, DeviceType, Mode, OWN_KIND, OWN_SCRIPT, ToolstackBack, ToolstackFront, change_medium,
+    changes_live, create_backend, create_both_ends, create_device,
 };
 
 /// The largest order of a ring, in powers of two of pages: 32 pages. Linux's backend offers 4,

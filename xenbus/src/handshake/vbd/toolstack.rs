@@ -8,7 +8,7 @@ use pvio_ring::DomId;
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
     DeviceAddr, DeviceClass, create_backend_end, create_frontend_end, regrant_frontend_end,
-    write_state,
+    state_path, write_state,
 };
 use crate::handshake::fields::{Reader, Writer};
 use crate::state::XenbusState;
@@ -72,6 +72,31 @@ pub struct ToolstackBack {
     pub direct_io_safe: bool,
     /// `discard-enable`: whether discards may be offered.
     pub discard_enable: bool,
+    /// `pvio-options`: how the disk is to be served, in pvio's own words; for the backend to
+    /// understand. What concerns a disk that is served may be changed meanwhile.
+    pub options: Option<String>,
+}
+
+/// What stands in `type` of a disk that pvio's own toolstack made.
+pub const OWN_KIND: &str = "pvio";
+/// The hotplug script whose disks are named in pvio's own way.
+pub const OWN_SCRIPT: &str = "block-pvio";
+/// Where a disk's options are.
+const OPTIONS: &str = "pvio-options";
+
+/// Whether a change of this key, below a disk's backend, is to be heeded while the disk is served.
+#[must_use]
+pub fn changes_live(key: &str) -> bool {
+    key == OPTIONS
+}
+
+/// What a disk's backend is named by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backing<'a> {
+    /// A format and a path.
+    Format(&'a str, &'a str),
+    /// In pvio's own way, the format with the rest.
+    Own(&'a str),
 }
 
 impl ToolstackBack {
@@ -93,6 +118,7 @@ impl ToolstackBack {
             physical_device_path: None,
             direct_io_safe: false,
             discard_enable: true,
+            options: None,
         }
     }
 
@@ -107,19 +133,43 @@ impl ToolstackBack {
     /// end after the format (`empty:`).
     #[must_use]
     pub fn is_empty_drive(&self) -> bool {
-        self.is_drive() && self.backing().1.is_empty()
+        let (Backing::Own(place) | Backing::Format(_, place)) = self.backing();
+        self.is_drive() && place.is_empty()
     }
 
-    /// What backs the disk, and in which format. A kind that is left to a device model has the
-    /// format in front of the path (`aio:/srv/guest.img`, `qcow2:/srv/guest.qcow2`), which is
-    /// `raw` here for libxl's `aio`; all others are raw.
+    /// What backs the disk. A kind that is left to a device model has the format in front of the
+    /// path (`aio:/srv/guest.img`, `qcow2:/srv/guest.qcow2`), which is `raw` here for libxl's
+    /// `aio`. Disks of [`OWN_KIND`] and [`OWN_SCRIPT`] are named in pvio's own way; all others are
+    /// raw.
     #[must_use]
-    pub fn backing(&self) -> (&str, &str) {
-        match self.params.split_once(':') {
-            Some(("aio", path)) if self.kind == "qdisk" => ("raw", path),
-            Some((format, path)) if self.kind == "qdisk" => (format, path),
-            _ => ("raw", &self.params),
+    pub fn backing(&self) -> Backing<'_> {
+        let script = self.script.as_deref().map(|script| script.rsplit('/').next());
+        if self.kind == OWN_KIND || script.flatten() == Some(OWN_SCRIPT) {
+            return Backing::Own(&self.params);
         }
+        match self.params.split_once(':') {
+            Some(("aio", path)) if self.kind == "qdisk" => Backing::Format("raw", path),
+            Some((format, path)) if self.kind == "qdisk" => Backing::Format(format, path),
+            _ => Backing::Format("raw", &self.params),
+        }
+    }
+
+    /// Changes a disk's options.
+    ///
+    /// # Errors
+    /// [`HandshakeError`]; [`HandshakeError::Missing`] if there is no such disk.
+    pub fn write_options<X: Xenstore + ?Sized>(
+        xs: &mut X,
+        addr: DeviceAddr,
+        options: &str,
+    ) -> Result<(), HandshakeError> {
+        let base = addr.backend_path();
+        transaction(xs, |tx| {
+            if tx.read_opt(&state_path(&base))?.is_none() {
+                return Err(Reader { xs: tx, base: &base }.missing("state"));
+            }
+            Writer { xs: tx, base: &base }.put(OPTIONS, options)
+        })
     }
 
     /// Reads a backend's directory. `mode`, `params`, `frontend` and `frontend-id` must be there;
@@ -152,6 +202,7 @@ impl ToolstackBack {
                 physical_device_path: r.opt_text("physical-device-path")?,
                 direct_io_safe: r.flag("direct-io-safe", false)?,
                 discard_enable: r.flag("discard-enable", true)?,
+                options: r.opt_text(OPTIONS)?,
             })
         })
     }
@@ -180,7 +231,8 @@ impl ToolstackBack {
             w.opt("script", self.script.as_ref())?;
             w.opt("physical-device-path", self.physical_device_path.as_ref())?;
             w.flag("direct-io-safe", self.direct_io_safe)?;
-            w.flag("discard-enable", self.discard_enable)
+            w.flag("discard-enable", self.discard_enable)?;
+            w.opt(OPTIONS, self.options.as_ref())
         })
     }
 }
@@ -264,7 +316,19 @@ pub fn create_device<X: Xenstore + ?Sized>(
     addr: DeviceAddr,
     back: &ToolstackBack,
 ) -> Result<(), HandshakeError> {
-    let front = ToolstackFront::new(addr, back.device_type);
+    create_both_ends(xs, addr, &ToolstackFront::new(addr, back.device_type), back)
+}
+
+/// As [`create_device`], with the frontend told something else than is usual.
+///
+/// # Errors
+/// As [`create_device`].
+pub fn create_both_ends<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    addr: DeviceAddr,
+    front: &ToolstackFront,
+    back: &ToolstackBack,
+) -> Result<(), HandshakeError> {
     transaction(xs, |tx| {
         create_frontend_end(tx, addr)?;
         create_backend(tx, addr, back)?;

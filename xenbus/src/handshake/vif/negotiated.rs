@@ -26,6 +26,11 @@ pub struct Negotiated {
     pub to_back: Offloads,
     /// What the backend may send: what the frontend takes and the backend itself knows.
     pub to_front: Offloads,
+    /// Whether the frontend takes TCP over IPv4 unsegmented in the old form: the segment size in a slot
+    /// before the packet. Only if it does not take the new form, `to_front.gso_v4`.
+    pub gso_prefix_v4: bool,
+    /// The same over IPv6.
+    pub gso_prefix_v6: bool,
     /// Whether the frontend says when there is new room to receive into.
     pub rx_notify: bool,
     /// Whether only the groups that the frontend names are sent to it. If `dynamic_multicast`,
@@ -62,12 +67,20 @@ impl Negotiated {
             gso_v6: request.gso_tcpv6 && offer.gso_tcpv6,
         }
         .offloads();
+        // Frontends that know the old form only are older than every other way to say what they take:
+        // they complete blank checksums, and packets of several slots they take if they say so.
+        let (sg, blank_v4) = (request.sg, !request.no_csum_offload);
+        let gso_prefix_v4 = request.gso_tcpv4_prefix && sg && blank_v4 && !to_front.gso_v4;
+        let blank_v6 = request.ipv6_csum_offload;
+        let gso_prefix_v6 = request.gso_tcpv6_prefix && sg && blank_v6 && !to_front.gso_v6;
         let split = |q: &super::Queue| matches!(q.events, EventChannels::Split { .. });
         Self {
             queues: request.queues.len(),
             split_event_channels: request.queues.iter().all(split),
             to_back,
             to_front,
+            gso_prefix_v4,
+            gso_prefix_v6,
             rx_notify: request.rx_notify,
             multicast_control: offer.multicast_control && request.multicast_control,
             dynamic_multicast: offer.multicast_control && offer.dynamic_multicast_control,

@@ -11,7 +11,8 @@ use crate::xenstore::{Xenstore, transaction};
 
 use super::BackOffer;
 
-/// The most headroom a frontend may ask for, in bytes: Linux's `XEN_NETIF_MAX_XDP_HEADROOM`.
+/// The most headroom a frontend may write, in bytes: Linux's `XEN_NETIF_MAX_XDP_HEADROOM`. (Linux's
+/// frontend asks for 256.)
 const MAX_XDP_HEADROOM: u32 = 0x7fff;
 
 /// The event channels of a queue; never 0.
@@ -197,6 +198,30 @@ pub fn read_multicast_request<X: Xenstore + ?Sized>(
     frontend: &str,
 ) -> Result<bool, HandshakeError> {
     Reader { xs, base: frontend }.flag("request-multicast-control", false)
+}
+
+/// Reads how many bytes a frontend that reconfigures wants to be left free before received data.
+///
+/// # Errors
+/// xenstore's; the key holds no number, or more than Linux allows.
+pub fn read_xdp_headroom<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    frontend: &str,
+) -> Result<u32, HandshakeError> {
+    let mut r = Reader { xs, base: frontend };
+    Ok(r.opt_u32("xdp-headroom", 0, MAX_XDP_HEADROOM)?.unwrap_or(0))
+}
+
+/// Writes the same, for a frontend to do before it enters `Reconfiguring`.
+///
+/// # Errors
+/// xenstore's.
+pub fn write_xdp_headroom<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    frontend: &str,
+    bytes: u32,
+) -> Result<(), HandshakeError> {
+    Writer { xs, base: frontend }.put("xdp-headroom", bytes)
 }
 
 #[derive(Default)]

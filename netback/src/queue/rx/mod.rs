@@ -1,20 +1,22 @@
 //! Port to guest.
 
-use super::{BATCH, Context, Features, Groups, Reception, recycle_ops};
+mod admit;
+mod shape;
+
+use super::siblings::{Arrival, Link, Steered};
+use super::{BATCH, Context, Features, Reception, recycle_ops};
 use crate::Platform;
 use crate::fault::{DropReason, Fault};
-use crate::port::{Checksum, FRAME_MAX, NetPort, Packet, PacketBuf};
+use crate::port::{FRAME_MAX, NetPort, PacketBuf};
 use crate::stats::Stats;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantStatus};
-use pvio_ring::proto::checksum::{self, ETHERNET_HEADER, IpVersion, Transport};
-use pvio_ring::proto::netif::{
-    Extra, ExtraKind, GsoKind, RX_SLOT_SIZE, RxFlags, RxRequest, RxResponse, rsp,
-};
-use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
+use pvio_ring::proto::netif::{Extra, RX_SLOT_SIZE, RxFlags, RxRequest, RxResponse, rsp};
+use pvio_ring::shm::SharedMemory;
 use pvio_ring::{BackRing, RingFault};
+use shape::Shape;
 
 /// Bytes of packets that may wait for a guest to post buffers (Linux: 128 pages a queue).
 pub const BACKLOG_BYTES: usize = 512 * 1024;
@@ -37,15 +39,25 @@ pub(super) struct Rx<M, B> {
     starved: Option<Duration>,
     /// The guest has stalled; it is ready again with so many buffers.
     stalled: Option<u32>,
+    /// Bytes left free before the data of each slot.
+    headroom: u16,
     /// Packets being copied, and the requests they use, in order; empty between polls.
-    batch: Vec<Packet<B>>,
+    batch: Vec<Waiting<B>>,
     slots: Vec<RxSlot>,
     ops: Vec<CopyOp<'static>>,
 }
 
 struct Waiting<B> {
-    packet: Packet<B>,
+    arrival: Arrival<B>,
+    shape: Shape,
     since: Duration,
+}
+
+impl<B> Waiting<B> {
+    /// Receive requests it uses.
+    fn slots(&self) -> u32 {
+        self.shape.slots(self.arrival.packet.len)
+    }
 }
 
 struct RxSlot {
@@ -63,6 +75,7 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
             backlog_bytes: 0,
             starved: None,
             stalled: None,
+            headroom: 0,
             batch: Vec::with_capacity(BATCH),
             slots: Vec::with_capacity(slots),
             ops: Vec::with_capacity(slots),
@@ -75,15 +88,24 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
         &mut self,
         context: &Context<'_, impl Platform>,
         port: &mut N,
+        mut link: Option<&mut Link<B>>,
         most: usize,
     ) -> Result<usize, Fault> {
-        let taken = self.take(context, port, most.min(BATCH));
+        if core::mem::replace(&mut self.headroom, context.headroom) != context.headroom {
+            for Waiting { arrival, shape, .. } in &mut self.backlog {
+                *shape = Shape::of(arrival, context.features, context.headroom);
+            }
+        }
+        let taken = self.take(context, port, link.as_deref_mut(), most.min(BATCH));
         self.assign()?;
         let delivered = self.batch.len();
         if delivered > 0 {
             self.copy(&context.pages, context.peer);
-            self.deliver(port, context.stats);
+            self.deliver(port, link.as_deref(), context.stats);
             self.starved = None;
+        }
+        if let Some(link) = link {
+            link.set_starved(!self.backlog.is_empty());
         }
         if !self.backlog.is_empty() {
             self.starved.get_or_insert(context.now);
@@ -115,10 +137,15 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
     }
 
     /// Drops what waits, giving the buffers back.
-    pub fn drop_backlog<N: NetPort<Buf = B>>(&mut self, port: &mut N, stats: &Stats) {
-        while let Some(packet) = self.pop_waiting() {
+    pub fn drop_backlog<N: NetPort<Buf = B>>(
+        &mut self,
+        port: &mut N,
+        link: Option<&Link<B>>,
+        stats: &Stats,
+    ) {
+        while let Some(Waiting { arrival, .. }) = self.pop_waiting() {
             stats.drop_one(DropReason::RxNoBuffers);
-            port.recycle(packet.buf);
+            give_back(port, link, arrival.home, arrival.packet.buf);
         }
         self.starved = None;
     }
@@ -138,14 +165,15 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
         features: &Features,
         now: Duration,
         port: &mut N,
+        link: Option<&Link<B>>,
         stats: &Stats,
     ) {
         while let Some(oldest) = self.backlog.front()
             && oldest.since.saturating_add(drain_after(features)) <= now
-            && let Some(packet) = self.pop_waiting()
+            && let Some(Waiting { arrival, .. }) = self.pop_waiting()
         {
             stats.drop_one(DropReason::RxNoBuffers);
-            port.recycle(packet.buf);
+            give_back(port, link, arrival.home, arrival.packet.buf);
         }
     }
 
@@ -176,17 +204,22 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
 
     /// Receive requests without which nothing can be done; `None` if there is nothing to do.
     fn needed(&self) -> Option<u32> {
-        self.backlog.front().map(|waiting| slots_of(&waiting.packet)).or(self.stalled)
+        self.backlog.front().map(Waiting::slots).or(self.stalled)
     }
 
     fn has_buffers(&mut self, needed: u32) -> Result<bool, Fault> {
         Ok(self.ring.waiting() >= needed || self.ring.look().map_err(Fault::RxRing)? >= needed)
     }
 
-    fn pop_waiting(&mut self) -> Option<Packet<B>> {
-        let packet = self.backlog.pop_front()?.packet;
-        self.backlog_bytes = self.backlog_bytes.saturating_sub(packet.len);
-        Some(packet)
+    fn pop_waiting(&mut self) -> Option<Waiting<B>> {
+        let waiting = self.backlog.pop_front()?;
+        self.backlog_bytes = self.backlog_bytes.saturating_sub(waiting.arrival.packet.len);
+        Some(waiting)
+    }
+
+    fn has_place(&self) -> bool {
+        self.backlog.len() < BACKLOG_PACKETS
+            && self.backlog_bytes <= BACKLOG_BYTES.saturating_sub(FRAME_MAX)
     }
 
     /// Takes packets from the port into the backlog, as long as there is space: the rest stay with
@@ -195,27 +228,68 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
         &mut self,
         context: &Context<'_, impl Platform>,
         port: &mut N,
+        link: Option<&mut Link<B>>,
         most: usize,
     ) -> usize {
         let mut count = 0_usize;
+        let Some(link) = link else {
+            while count < most
+                && self.has_place()
+                && let Some(packet) = port.receive()
+            {
+                count = count.saturating_add(1);
+                self.admit(context, port, None, Arrival { packet, hash: None, home: 0 });
+            }
+            return count;
+        };
+        while let Some(buf) = link.next_home() {
+            port.recycle(buf);
+        }
         while count < most
-            && self.backlog.len() < BACKLOG_PACKETS
-            && self.backlog_bytes <= BACKLOG_BYTES.saturating_sub(FRAME_MAX)
-            && let Some(mut packet) = port.receive()
+            && self.has_place()
+            && let Some(arrival) = link.next_arrival()
         {
             count = count.saturating_add(1);
-            match admit(context.features, context.groups, &mut packet) {
-                Ok(()) => {
-                    self.backlog_bytes = self.backlog_bytes.saturating_add(packet.len);
-                    self.backlog.push_back(Waiting { packet, since: context.now });
-                }
-                Err(reason) => {
-                    context.stats.drop_one(reason);
+            self.admit(context, port, Some(link), arrival);
+        }
+        while count < most
+            && self.has_place()
+            && let Some(steered) =
+                link.retry().or_else(|| port.receive().map(|packet| link.steer(packet)))
+        {
+            match steered {
+                Steered::Here(arrival) => self.admit(context, port, Some(link), arrival),
+                Steered::Away => context.stats.count_steered(),
+                Steered::Held => break,
+                Steered::Lost(packet) => {
+                    context.stats.drop_one(DropReason::RxSteered);
                     port.recycle(packet.buf);
                 }
             }
+            count = count.saturating_add(1);
         }
         count
+    }
+
+    fn admit<N: NetPort<Buf = B>>(
+        &mut self,
+        context: &Context<'_, impl Platform>,
+        port: &mut N,
+        link: Option<&Link<B>>,
+        mut arrival: Arrival<B>,
+    ) {
+        let page = Shape::page(self.headroom);
+        match admit::admit(context.features, context.groups, page, &mut arrival.packet) {
+            Ok(()) => {
+                self.backlog_bytes = self.backlog_bytes.saturating_add(arrival.packet.len);
+                let shape = Shape::of(&arrival, context.features, self.headroom);
+                self.backlog.push_back(Waiting { arrival, shape, since: context.now });
+            }
+            Err(reason) => {
+                context.stats.drop_one(reason);
+                give_back(port, link, arrival.home, arrival.packet.buf);
+            }
+        }
     }
 
     /// Moves packets for which there are buffers to the batch, and takes the buffers.
@@ -223,7 +297,7 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
         while self.batch.len() < BATCH
             && let Some(waiting) = self.backlog.front()
         {
-            let needed = slots_of(&waiting.packet);
+            let needed = waiting.slots();
             if !self.has_buffers(needed)? {
                 break;
             }
@@ -234,9 +308,8 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
                     self.slots.push(RxSlot { request, failed: false });
                 }
             }
-            if let Some(packet) = self.pop_waiting() {
-                self.batch.push(packet);
-            }
+            let waiting = self.pop_waiting();
+            self.batch.extend(waiting);
         }
         Ok(())
     }
@@ -245,18 +318,19 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
     fn copy(&mut self, copier: &impl GrantCopier, peer: DomId) {
         let mut ops = recycle_ops(core::mem::take(&mut self.ops));
         let mut slots = self.slots.iter();
-        for packet in &self.batch {
-            for (i, part) in packet.frame().chunks(PAGE_SIZE).enumerate() {
+        for Waiting { arrival, shape, .. } in &self.batch {
+            pass_over(&mut slots, shape.before());
+            for (i, part) in arrival.packet.frame().chunks(shape.room()).enumerate() {
                 let slot = slots.next();
-                if i == 0 && packet.offload.gso.is_some() {
-                    // The extra segment stands in the second slot; that buffer stays unused.
-                    slots.next();
+                if i == 0 {
+                    // Extra segments stand in the next slots; those buffers stay unused.
+                    pass_over(&mut slots, shape.extras().count());
                 }
                 let Some(slot) = slot else { break };
                 ops.push(CopyOp {
                     domain: peer,
                     gref: slot.request.gref,
-                    offset: 0,
+                    offset: shape.headroom().into(),
                     with: CopyBuf::ToGrant(part),
                     status: GrantStatus::GeneralError,
                 });
@@ -266,12 +340,13 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
 
         let mut done = ops.iter();
         let mut slots = self.slots.iter_mut();
-        for packet in &self.batch {
-            for i in 0..packet.len.div_ceil(PAGE_SIZE) {
+        for Waiting { arrival, shape, .. } in &self.batch {
+            pass_over(&mut slots, shape.before());
+            for i in 0..arrival.packet.len.div_ceil(shape.room()) {
                 let failed = done.next().is_none_or(|op| op.status != GrantStatus::Okay);
                 slots.next().into_iter().for_each(|slot| slot.failed = failed);
-                if i == 0 && packet.offload.gso.is_some() {
-                    slots.next();
+                if i == 0 {
+                    pass_over(&mut slots, shape.extras().count());
                 }
             }
         }
@@ -279,28 +354,43 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
     }
 
     /// Answers every slot, each in its own place, and gives the buffers back.
-    fn deliver<N: NetPort<Buf = B>>(&mut self, port: &mut N, stats: &Stats) {
+    fn deliver<N: NetPort<Buf = B>>(
+        &mut self,
+        port: &mut N,
+        link: Option<&Link<B>>,
+        stats: &Stats,
+    ) {
         let mut slots = self.slots.iter();
-        for packet in self.batch.drain(..) {
+        for Waiting { arrival, shape, .. } in self.batch.drain(..) {
+            let packet = arrival.packet;
             let mut failed = false;
             let mut left = packet.len;
-            let mut flags = flags_of(&packet);
+            if let Some((size, slots_used)) = shape.prefix(left)
+                && let Some(slot) = slots.next()
+            {
+                let (id, flags) = (slot.request.id, RxFlags::GSO_PREFIX | RxFlags::MORE_DATA);
+                let response = RxResponse { id, offset: size, flags, status: slots_used };
+                push(&mut self.ring, &response.to_bytes());
+            }
+            let mut flags = shape.flags(&packet);
             while left > 0 {
-                let size = left.min(PAGE_SIZE);
+                let size = left.min(shape.room());
                 left = left.saturating_sub(size);
                 flags.set(RxFlags::MORE_DATA, left > 0);
                 let Some(slot) = slots.next() else { break };
                 failed |= slot.failed;
                 // At most 4096, so it fits; an error is negative.
                 let status = if slot.failed { rsp::ERROR } else { size as i16 };
-                let response = RxResponse { id: slot.request.id, offset: 0, flags, status };
+                let (id, offset) = (slot.request.id, shape.headroom());
+                let response = RxResponse { id, offset, flags, status };
                 push(&mut self.ring, &response.to_bytes());
-                if flags.contains(RxFlags::EXTRA_INFO)
-                    && let Some(gso) = packet.offload.gso
-                {
-                    slots.next();
-                    let kind = ExtraKind::Gso { size: gso.size, kind: gso.kind };
-                    push(&mut self.ring, &Extra { kind, more: false }.to_bytes());
+                if flags.contains(RxFlags::EXTRA_INFO) {
+                    let mut extras = shape.extras().peekable();
+                    while let Some(kind) = extras.next() {
+                        slots.next();
+                        let more = extras.peek().is_some();
+                        push(&mut self.ring, &Extra { kind, more }.to_bytes());
+                    }
                 }
                 flags = RxFlags::empty();
             }
@@ -309,80 +399,29 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
             } else {
                 stats.count_rx(packet.len, packet.offload.gso.is_some());
             }
-            port.recycle(packet.buf);
+            give_back(port, link, arrival.home, packet.buf);
         }
         self.slots.clear();
     }
 }
 
-/// Whether a packet can go to this guest at all; a checksum it cannot complete is completed.
-fn admit<B: PacketBuf>(
-    features: &Features,
-    groups: &Groups,
-    packet: &mut Packet<B>,
-) -> Result<(), DropReason> {
-    let len = packet.frame().len();
-    if len < ETHERNET_HEADER {
-        return Err(DropReason::RxShort);
+fn pass_over(slots: &mut impl Iterator, count: usize) {
+    for _ in 0..count {
+        slots.next();
     }
-    if !groups.wants(packet.frame()) {
-        return Err(DropReason::RxGroup);
+}
+
+/// Gives a packet's buffer back to the port that it belongs to.
+fn give_back<N: NetPort>(port: &mut N, link: Option<&Link<N::Buf>>, home: usize, buf: N::Buf) {
+    match link {
+        Some(link) if link.index() != home => link.send_home(home, buf),
+        _ => port.recycle(buf),
     }
-    if let Some(gso) = packet.offload.gso {
-        let allowed = match gso.kind {
-            GsoKind::TcpV4 => features.gso_v4,
-            GsoKind::TcpV6 => features.gso_v6,
-        };
-        if !allowed || gso.size == 0 {
-            return Err(DropReason::RxGso);
-        }
-    }
-    if len > FRAME_MAX || (len > PAGE_SIZE && !features.sg) {
-        return Err(DropReason::RxTooBig);
-    }
-    if let Checksum::Partial { start, offset } = packet.offload.checksum {
-        let (start, offset) = (usize::from(start), usize::from(offset));
-        // The guest is told only that a checksum is blank, so it must be where the guest
-        // will look, and of an IP version it does this for.
-        let found = Transport::of(packet.frame()).ok();
-        let found = found.filter(|t| t.start == start && t.offset == offset);
-        let accepted = found.is_some_and(|t| match t.version {
-            IpVersion::V4 => features.checksum_v4,
-            IpVersion::V6 => features.checksum_v6,
-        });
-        if !accepted {
-            if packet.offload.gso.is_some() {
-                return Err(DropReason::RxGso);
-            }
-            if !checksum::complete(packet.frame_mut(), start, offset) {
-                return Err(DropReason::RxChecksum);
-            }
-            packet.offload.checksum = Checksum::Validated;
-        }
-    }
-    Ok(())
 }
 
 /// How long a packet may wait.
 const fn drain_after(features: &Features) -> Duration {
     if features.rx_notify { DRAIN } else { DRAIN_UNSEEN }
-}
-
-/// Receive requests a packet uses: one a page, and one for an extra segment. At most 18.
-fn slots_of<B>(packet: &Packet<B>) -> u32 {
-    let pages = packet.len.div_ceil(PAGE_SIZE) as u32;
-    pages.saturating_add(u32::from(packet.offload.gso.is_some()))
-}
-
-/// The flags of a packet's first slot.
-fn flags_of<B>(packet: &Packet<B>) -> RxFlags {
-    let checksum = match packet.offload.checksum {
-        Checksum::Unknown => RxFlags::empty(),
-        Checksum::Validated => RxFlags::DATA_VALIDATED,
-        Checksum::Partial { .. } => RxFlags::CSUM_BLANK | RxFlags::DATA_VALIDATED,
-    };
-    let extra = if packet.offload.gso.is_some() { RxFlags::EXTRA_INFO } else { RxFlags::empty() };
-    checksum | extra
 }
 
 fn push<M: SharedMemory>(ring: &mut BackRing<M>, response: &[u8]) {

@@ -1,6 +1,17 @@
-//! Virtual NICs (`io/netif.h`): transmit and receive rings and their extra segments.
+//! Virtual NICs (`io/netif.h`): transmit and receive rings and their extra segments, the control ring
+//! and the hash that is set up over it.
 //!
 //! "Transmit" (tx) is guest to backend, "receive" (rx) backend to guest, as in the header.
+
+mod ctrl;
+mod toeplitz;
+
+pub use ctrl::{
+    CTRL_RESPONSE_SIZE, CTRL_SLOT_SIZE, CtrlAsk, CtrlRequest, CtrlResponse, CtrlStatus,
+    GREF_ENTRIES_MAX, GREF_ENTRY_SIZE, GrefEntry, GrefList, HASH_NONE, HASH_TOEPLITZ, HashTypes,
+    ctrl_type,
+};
+pub use toeplitz::{HASH_KEY_MAX, HashKind, hash_frame, toeplitz};
 
 use crate::gref::GrantRef;
 use crate::slot::{ShortSlot, Slot};
@@ -230,12 +241,18 @@ pub enum ExtraKind {
     McastDel([u8; 6]),
     /// The packet's hash.
     Hash {
-        /// Which fields were hashed (`XEN_NETIF_CTRL_HASH_TYPE_*`).
+        /// Which fields were hashed: a [`HashKind`], if the sender is honest.
         kind: u8,
         /// How (`XEN_NETIF_CTRL_HASH_ALGORITHM_*`).
         algorithm: u8,
         /// The hash.
         value: u32,
+    },
+    /// Room was left before the data (`XEN_NETIF_EXTRA_TYPE_XDP`, which Linux added; Xen's header
+    /// ends before it).
+    Xdp {
+        /// How much, in bytes.
+        headroom: u16,
     },
 }
 
@@ -283,6 +300,7 @@ impl Extra {
             2 => ExtraKind::McastAdd([a, b, c, d, e, f]),
             3 => ExtraKind::McastDel([a, b, c, d, e, f]),
             4 => ExtraKind::Hash { kind: a, algorithm: b, value: u32::from_le_bytes([c, d, e, f]) },
+            5 => ExtraKind::Xdp { headroom: u16::from_le_bytes([a, b]) },
             other => return Ok(Err(ExtraFault::Type(other))),
         };
         Ok(Ok(Self { kind, more: flags & EXTRA_MORE != 0 }))
@@ -301,6 +319,10 @@ impl Extra {
             ExtraKind::Hash { kind, algorithm, value } => {
                 let [v0, v1, v2, v3] = value.to_le_bytes();
                 (4, [kind, algorithm, v0, v1, v2, v3])
+            }
+            ExtraKind::Xdp { headroom } => {
+                let [h0, h1] = headroom.to_le_bytes();
+                (5, [h0, h1, 0, 0, 0, 0])
             }
         };
         [kind, if self.more { EXTRA_MORE } else { 0 }, a, b, c, d, e, f]

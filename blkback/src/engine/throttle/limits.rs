@@ -1,0 +1,145 @@
+//! What a disk may have done in a second, and the buckets that hold it to that.
+
+use core::time::Duration;
+
+/// Billionths of a token, so that any span of time fills in whole numbers.
+const WHOLE: i128 = 1_000_000_000;
+
+/// How much a second, and how much at once after a time of rest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rate {
+    /// A second; at least 1.
+    pub per_second: u64,
+    /// At once; at least 1.
+    pub burst: u64,
+}
+
+/// How many operations and bytes. What is `None` has no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Quota {
+    /// Operations; discards and zeroings count as writes.
+    pub operations: Option<Rate>,
+    /// Bytes read and written.
+    pub bytes: Option<Rate>,
+}
+
+impl Quota {
+    const fn is_limit(&self) -> bool {
+        self.operations.is_some() || self.bytes.is_some()
+    }
+}
+
+/// What a disk may have done. An operation keeps to the limits on all, and to those of its kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Limits {
+    /// Everything together.
+    pub all: Quota,
+    /// Reads.
+    pub reads: Quota,
+    /// Writes, discards and zeroings.
+    pub writes: Quota,
+}
+
+impl Limits {
+    /// Limits on everything together.
+    #[must_use]
+    pub const fn of_all(operations: Option<Rate>, bytes: Option<Rate>) -> Self {
+        let none = Quota { operations: None, bytes: None };
+        Self { all: Quota { operations, bytes }, reads: none, writes: none }
+    }
+
+    /// Whether there are any.
+    #[must_use]
+    pub const fn any(&self) -> bool {
+        self.all.is_limit() || self.reads.is_limit() || self.writes.is_limit()
+    }
+}
+
+/// The kinds of operation that wait by themselves, each in its order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Lane {
+    Reads,
+    Writes,
+}
+
+impl Lane {
+    pub(super) const ALL: [Self; 2] = [Self::Reads, Self::Writes];
+}
+
+#[derive(Debug, Default)]
+struct Bucket {
+    rate: Option<Rate>,
+    level: i128,
+    filled: Duration,
+}
+
+impl Bucket {
+    fn full(rate: Option<Rate>) -> Self {
+        // Who fills it has a clock, which is not asked here; a full bucket needs no filling.
+        Self {
+            rate,
+            level: rate.map_or(0, |r| i128::from(r.burst) * WHOLE),
+            filled: Duration::ZERO,
+        }
+    }
+
+    /// Fills it; how long it must still fill before anything is in it.
+    fn fill(&mut self, now: Duration) -> Duration {
+        let Some(rate) = self.rate else { return Duration::ZERO };
+        let nanos = now.saturating_sub(self.filled).as_nanos();
+        self.filled = self.filled.max(now);
+        let more =
+            i128::try_from(nanos).unwrap_or(i128::MAX).saturating_mul(rate.per_second.into());
+        let most = i128::from(rate.burst.max(1)) * WHOLE;
+        self.level = self.level.saturating_add(more).min(most);
+        if self.level > 0 {
+            return Duration::ZERO;
+        }
+        let nanos =
+            (1 - self.level + i128::from(rate.per_second) - 1) / i128::from(rate.per_second.max(1));
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
+    /// Takes tokens out, which may leave a debt; the time in nanoseconds in which as many come.
+    fn take(&mut self, tokens: u64) -> u128 {
+        let Some(rate) = self.rate else { return 0 };
+        self.level -= i128::from(tokens) * WHOLE;
+        u128::from(tokens) * WHOLE.unsigned_abs() / u128::from(rate.per_second.max(1))
+    }
+}
+
+/// The buckets of one set of limits.
+#[derive(Debug, Default)]
+pub(super) struct Buckets {
+    all: [Bucket; 2],
+    reads: [Bucket; 2],
+    writes: [Bucket; 2],
+}
+
+impl Buckets {
+    pub(super) fn full(limits: &Limits) -> Self {
+        let pair = |q: Quota| [Bucket::full(q.operations), Bucket::full(q.bytes)];
+        Self { all: pair(limits.all), reads: pair(limits.reads), writes: pair(limits.writes) }
+    }
+
+    fn of(&mut self, lane: Lane) -> impl Iterator<Item = &mut [Bucket; 2]> {
+        let own = match lane {
+            Lane::Reads => &mut self.reads,
+            Lane::Writes => &mut self.writes,
+        };
+        [&mut self.all, own].into_iter()
+    }
+
+    /// How long an operation must wait before there is anything in every bucket it takes from.
+    pub(super) fn fill(&mut self, now: Duration, lane: Lane) -> Duration {
+        self.of(lane).flatten().map(|bucket| bucket.fill(now)).max().unwrap_or_default()
+    }
+
+    /// Takes what an operation costs; the time in nanoseconds in which as much comes.
+    pub(super) fn take(&mut self, lane: Lane, bytes: usize) -> u128 {
+        self.of(lane)
+            .map(|[operations, of_bytes]| operations.take(1).max(of_bytes.take(bytes as u64)))
+            .max()
+            .unwrap_or_default()
+    }
+}

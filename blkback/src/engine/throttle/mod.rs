@@ -1,0 +1,188 @@
+//! Limits on how many operations and bytes a disk, or several together, may have done in a second.
+//!
+//! A token bucket for each limit: it fills at the rate, holds at most the burst, and an operation
+//! goes when there is anything in every bucket, taking out what it costs. One that costs more than
+//! there is leaves a debt that the next wait for, so that requests of any size pass and the rate
+//! holds all the same. Flushes cost nothing and are never held up. Reads do not wait for writes,
+//! nor writes for reads.
+//!
+//! [`Throttles`] are the limits, a [`Share`] is a disk's part in them, and [`Throttle`] goes around
+//! the engine of each of its queues. Where there are no limits, that costs one look at a flag.
+
+mod limits;
+mod share;
+
+pub use limits::{Limits, Quota, Rate};
+pub use share::{Share, Throttles};
+
+use super::clock::Clock;
+use super::uring::Watch;
+use super::wait::{WaitEngine, sooner};
+use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
+use alloc::collections::VecDeque;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use limits::Lane;
+use rustix::event::{EventfdFlags, eventfd};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// An engine whose operations keep to limits.
+pub struct Throttle<B, E, C> {
+    engine: E,
+    share: Arc<Share>,
+    clock: C,
+    /// By lane, in the order they came.
+    held: [VecDeque<(u32, Io, Segments<B>)>; 2],
+    /// Which lanes the share knows to be waiting.
+    waiting: [bool; 2],
+    /// How long the first of them must wait, as of when this was asked.
+    next: Option<(Duration, Duration)>,
+    lists: Vec<Segments<B>>,
+    wake: Arc<OwnedFd>,
+    woken: Watch,
+}
+
+impl<B, E: WaitEngine<B>, C: Clock> Throttle<B, E, C> {
+    /// Holds an engine to limits. It takes one of the engine's watches. All engines that share
+    /// limits must share the clock.
+    ///
+    /// # Errors
+    /// What the system says when it has no descriptor to give.
+    pub fn new(mut engine: E, share: Arc<Share>, clock: C) -> io::Result<Self> {
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let woken = engine.watch(wake.try_clone()?);
+        share.add(&wake);
+        Ok(Self {
+            engine,
+            share,
+            clock,
+            held: [VecDeque::new(), VecDeque::new()],
+            waiting: [false; 2],
+            next: None,
+            lists: Vec::new(),
+            wake,
+            woken,
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.held.iter().all(VecDeque::is_empty)
+    }
+
+    /// Lets go what may go now; whether there was anything.
+    fn release(&mut self) -> bool {
+        self.next = None;
+        if self.is_empty() {
+            return false;
+        }
+        let now = self.clock.now();
+        let mut any = false;
+        for (n, lane) in Lane::ALL.into_iter().enumerate() {
+            any |= self.release_lane(now, n, lane);
+        }
+        if any {
+            self.engine.kick();
+        }
+        any
+    }
+
+    fn release_lane(&mut self, now: Duration, n: usize, lane: Lane) -> bool {
+        let Self { engine, share, held, waiting, next, lists, .. } = self;
+        let (Some(held), Some(waiting)) = (held.get_mut(n), waiting.get_mut(n)) else {
+            return false;
+        };
+        let mut any = false;
+        while let Some((tag, io, mut segments)) = held.pop_front() {
+            let bytes = segments.iter().map(|s| s.len).sum();
+            let wait = if share.is_limited() { share.pay(now, lane, bytes) } else { None };
+            if let Some(wait) = wait {
+                held.push_front((tag, io, segments));
+                let wait = next.map_or(wait, |(_, other)| other.min(wait));
+                *next = Some((now, wait));
+                break;
+            }
+            if engine.submit(tag, io, &mut segments).is_err() {
+                // It is paid for already; once more is little.
+                held.push_front((tag, io, segments));
+                break;
+            }
+            any = true;
+            lists.push(segments);
+        }
+        let has_some = !held.is_empty();
+        if *waiting != has_some {
+            *waiting = has_some;
+            share.set_waiting(lane, has_some);
+        }
+        any
+    }
+}
+
+impl<B, E, C> Drop for Throttle<B, E, C> {
+    fn drop(&mut self) {
+        for (lane, waiting) in Lane::ALL.into_iter().zip(self.waiting) {
+            if waiting {
+                self.share.set_waiting(lane, false);
+            }
+        }
+    }
+}
+
+impl<B, E: WaitEngine<B>, C: Clock> BlockEngine<B> for Throttle<B, E, C> {
+    fn geometry(&self) -> Geometry {
+        self.engine.geometry()
+    }
+
+    fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
+        let free = !self.share.is_limited() && self.is_empty();
+        if free || io == Io::Flush {
+            return self.engine.submit(tag, io, segments);
+        }
+        let [reads, writes] = &mut self.held;
+        let mut list = self.lists.pop().unwrap_or_default();
+        list.append(segments);
+        let held = if io.changes() { writes } else { reads };
+        held.push_back((tag, io, list));
+        Ok(())
+    }
+
+    fn kick(&mut self) {
+        self.release();
+        self.engine.kick();
+    }
+
+    fn look_again(&self) -> Option<Duration> {
+        let own = self
+            .next
+            .map(|(then, wait)| wait.saturating_sub(self.clock.now().saturating_sub(then)));
+        sooner(own, self.engine.look_again())
+    }
+
+    fn reap(&mut self, done: &mut Done<'_, B>) {
+        self.engine.reap(done);
+        if self.engine.fired(self.woken) {
+            let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+        }
+        // An engine that does all at once tells nobody that it has.
+        while !self.is_empty() && self.release() {
+            self.engine.reap(done);
+        }
+    }
+}
+
+impl<B, E: WaitEngine<B>, C: Clock> WaitEngine<B> for Throttle<B, E, C> {
+    fn watch(&mut self, file: OwnedFd) -> Watch {
+        self.engine.watch(file)
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let own = self.look_again();
+        self.engine.wait(sooner(timeout, own))
+    }
+
+    fn fired(&mut self, watch: Watch) -> bool {
+        self.engine.fired(watch)
+    }
+}

@@ -1,0 +1,216 @@
+//! Who may go next under limits that several disks share.
+//!
+//! Each disk that shares limits has a *share*, with a clock of its own that moves by what its
+//! operations cost: the one that has used least goes first. A disk that was idle starts from
+//! where the others are, so that nobody saves up, and nobody has to catch up.
+
+use super::limits::{Buckets, Lane, Limits};
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long a disk whose turn it is not waits before it looks again, should nobody tell it.
+const TURN: Duration = Duration::from_millis(1);
+/// How long a disk is waited for when it is its turn: its worker may be busy, or gone.
+const COURTESY: Duration = Duration::from_millis(5);
+
+#[derive(Debug, Default)]
+struct Member {
+    /// What it has used, in nanoseconds of the limits' time.
+    used: u128,
+    /// Its queues that have operations waiting, by lane.
+    waiting: [usize; 2],
+    /// When others began to wait for it to take its turn.
+    awaited: Option<Duration>,
+    /// What ends the waits of its queues.
+    wake: Vec<Weak<OwnedFd>>,
+}
+
+impl Member {
+    fn is_waiting(&self) -> bool {
+        self.waiting.iter().any(|queues| *queues > 0)
+    }
+
+    fn wake(&mut self) {
+        self.wake.retain(|wake| match wake.upgrade() {
+            Some(wake) => {
+                // Full means that it is woken already.
+                let _ = rustix::io::write(&wake, &1u64.to_ne_bytes());
+                true
+            }
+            None => false,
+        });
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    limits: Limits,
+    buckets: Buckets,
+    members: Vec<Option<Member>>,
+    /// Where the disk that went last stood.
+    at: u128,
+}
+
+/// Limits, of one disk or of several that share them. They can be changed at any time.
+#[derive(Debug, Default)]
+pub struct Throttles {
+    limited: AtomicBool,
+    state: Mutex<State>,
+}
+
+impl Throttles {
+    /// Limits, with full buckets.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        let this = Self::default();
+        this.set(limits);
+        this
+    }
+
+    /// Other limits, from now on, for what is held back too. Full buckets and no debts.
+    pub fn set(&self, limits: Limits) {
+        let mut state = self.state();
+        state.limits = limits;
+        state.buckets = Buckets::full(&limits);
+        self.limited.store(limits.any(), Ordering::Release);
+        state.members.iter_mut().flatten().for_each(Member::wake);
+    }
+
+    /// The limits now.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.state().limits
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A disk's part in limits; for all its queues.
+#[derive(Debug)]
+pub struct Share {
+    throttles: Arc<Throttles>,
+    index: usize,
+}
+
+impl Share {
+    /// A part as large as any other's.
+    #[must_use]
+    pub fn new(throttles: Arc<Throttles>) -> Self {
+        let mut state = throttles.state();
+        let member = Some(Member { used: state.at, ..Member::default() });
+        let index = match state.members.iter().position(Option::is_none) {
+            Some(free) => {
+                if let Some(place) = state.members.get_mut(free) {
+                    *place = member;
+                }
+                free
+            }
+            None => {
+                state.members.push(member);
+                state.members.len() - 1
+            }
+        };
+        drop(state);
+        Self { throttles, index }
+    }
+
+    /// What it is a part of.
+    #[must_use]
+    pub fn throttles(&self) -> &Arc<Throttles> {
+        &self.throttles
+    }
+
+    /// Ends the waits of its queues: something they wait for has changed.
+    pub fn wake(&self) {
+        self.with(|_, member| member.wake());
+    }
+
+    /// Whether there are limits at all.
+    pub(super) fn is_limited(&self) -> bool {
+        self.throttles.limited.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn add(&self, wake: &Arc<OwnedFd>) {
+        self.with(|_, member| member.wake.push(Arc::downgrade(wake)));
+    }
+
+    /// A queue has operations in this lane that wait, or has no more.
+    pub(super) fn set_waiting(&self, lane: Lane, whether: bool) {
+        let mut state = self.throttles.state();
+        let (at, several) = (state.at, state.members.len() > 1);
+        if let Some(member) = state.members.get_mut(self.index).and_then(Option::as_mut) {
+            if whether && !member.is_waiting() {
+                member.used = member.used.max(at);
+            }
+            if let Some(queues) = member.waiting.get_mut(lane as usize) {
+                *queues = if whether { *queues + 1 } else { queues.saturating_sub(1) };
+            }
+            member.awaited = None;
+        }
+        if several && !whether {
+            // Somebody may have let this one go first.
+            let others = state.members.iter_mut().enumerate().filter(|(i, _)| *i != self.index);
+            others
+                .filter_map(|(_, m)| m.as_mut())
+                .filter(|m| m.is_waiting())
+                .for_each(Member::wake);
+        }
+    }
+
+    /// How long an operation must wait; if not at all, it is paid for.
+    pub(super) fn pay(&self, now: Duration, lane: Lane, bytes: usize) -> Option<Duration> {
+        let mut state = self.throttles.state();
+        let State { buckets, members, at, .. } = &mut *state;
+        let wait = buckets.fill(now, lane);
+        if !wait.is_zero() {
+            return Some(wait);
+        }
+        let used = members.get(self.index).and_then(Option::as_ref).map(|m| m.used)?;
+        if members.len() > 1 {
+            let ready = Lane::ALL.map(|lane| buckets.fill(now, lane).is_zero());
+            let others = members.iter_mut().enumerate().filter(|(i, _)| *i != self.index);
+            let ahead = others.filter_map(|(_, member)| member.as_mut()).find(|member| {
+                let could = ready.iter().zip(member.waiting).any(|(ready, n)| *ready && n > 0);
+                let patient = member.awaited.is_none_or(|since| now <= since + COURTESY);
+                could && patient && member.used < used
+            });
+            if let Some(ahead) = ahead {
+                if ahead.awaited.is_none() {
+                    ahead.awaited = Some(now);
+                    ahead.wake();
+                }
+                return Some(TURN);
+            }
+        }
+        let cost = buckets.take(lane, bytes);
+        if let Some(member) = members.get_mut(self.index).and_then(Option::as_mut) {
+            member.used = member.used.max(if member.is_waiting() { 0 } else { *at });
+            *at = (*at).max(member.used);
+            member.used = member.used.saturating_add(cost);
+            member.awaited = None;
+        }
+        None
+    }
+
+    fn with(&self, work: impl FnOnce(&Buckets, &mut Member)) {
+        let mut state = self.throttles.state();
+        let State { buckets, members, .. } = &mut *state;
+        if let Some(member) = members.get_mut(self.index).and_then(Option::as_mut) {
+            work(buckets, member);
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        if let Some(place) = self.throttles.state().members.get_mut(self.index) {
+            *place = None;
+        }
+    }
+}

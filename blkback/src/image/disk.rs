@@ -1,0 +1,119 @@
+//! A disk as an operator writes it: options in brackets, if there are any, and what it is kept in.
+
+use super::options::{DiskOptions, OptionError};
+use super::spec::{Spec, SpecError};
+use alloc::boxed::Box;
+use core::fmt;
+use core::str::FromStr;
+
+/// A disk: `[iops=1000,direct]qcow2:/srv/guest.qcow2`, or only what it is kept in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Disk {
+    /// How it is to be served, as far as that is said.
+    pub options: DiskOptions,
+    /// What it is kept in.
+    pub spec: Spec,
+}
+
+/// The string names no disk.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum DiskError {
+    /// By what it is kept in.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// By its options.
+    #[error(transparent)]
+    Options(#[from] OptionError),
+}
+
+impl DiskError {
+    /// A short stable code for logs and `error` nodes.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Spec(_) => "image-name",
+            Self::Options(_) => "disk-options",
+        }
+    }
+}
+
+impl Disk {
+    /// The disk that a toolstack names by a format and the rest, which may have options before it.
+    ///
+    /// # Errors
+    /// Any [`DiskError`].
+    pub fn with_format(format: &str, rest: &str) -> Result<Self, DiskError> {
+        let (options, rest) = split(rest)?;
+        Ok(Self { options, spec: Spec::with_format(format, rest)? })
+    }
+
+    /// What it is kept in, with what the options put over it.
+    #[must_use]
+    pub fn kept_in(&self) -> Spec {
+        match self.options.overlay {
+            Some(true) => Spec::Overlay(Box::new(self.spec.clone())),
+            _ => self.spec.clone(),
+        }
+    }
+}
+
+/// A path that begins with a bracket is written `./[…`.
+fn split(text: &str) -> Result<(DiskOptions, &str), OptionError> {
+    match text.strip_prefix('[') {
+        None => Ok((DiskOptions::default(), text)),
+        Some(rest) => {
+            let (options, rest) = rest.split_once(']').ok_or(OptionError::Unclosed)?;
+            Ok((options.parse()?, rest))
+        }
+    }
+}
+
+impl From<Spec> for Disk {
+    fn from(spec: Spec) -> Self {
+        Self { options: DiskOptions::default(), spec }
+    }
+}
+
+impl FromStr for Disk {
+    type Err = DiskError;
+
+    fn from_str(text: &str) -> Result<Self, DiskError> {
+        let (options, rest) = split(text)?;
+        Ok(Self { options, spec: rest.parse()? })
+    }
+}
+
+/// Written so that it is parsed to the same.
+impl fmt::Display for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.options == DiskOptions::default() {
+            return self.spec.fmt(f);
+        }
+        write!(f, "[{}]{}", self.options, self.spec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn options_come_before_what_it_is_kept_in() {
+        let disk: Disk = "[iops=5/5,ro]qcow2:/a,b]c".parse().unwrap();
+        assert_eq!(disk.options.read_only, Some(true));
+        assert_eq!(disk.spec.to_string(), "qcow2:/a,b]c");
+        assert_eq!(disk.to_string(), "[ro,iops=5/5]qcow2:/a,b]c");
+        assert_eq!(disk.to_string().parse(), Ok(disk));
+        assert_eq!("raw:/a".parse::<Disk>().unwrap().to_string(), "raw:/a");
+        let raw = Disk::with_format("raw", "[direct]/a:b").unwrap();
+        assert_eq!((raw.options.direct, raw.spec.to_string().as_str()), (Some(true), "raw:/a:b"));
+        let over: Disk = "[overlay]ram:1M".parse().unwrap();
+        assert_eq!(over.kept_in().to_string(), "overlay:ram:1048576");
+        for (bad, code) in
+            [("[iops=5", "disk-options"), ("[wat]/a", "disk-options"), ("[ro]", "image-name")]
+        {
+            assert_eq!(bad.parse::<Disk>().unwrap_err().code(), code, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! All that a NIC shares with one backend.
+
+use crate::control::Control;
+use crate::queue::Queue;
+use alloc::vec::Vec;
+use pvio_event_channel::EventChannels;
+use pvio_grant_table::Granter;
+
+/// The queues of a NIC and its control ring.
+pub struct Session<P: Granter + EventChannels> {
+    pub queues: Vec<Queue<P>>,
+    pub control: Option<Control<P>>,
+}
+
+impl<P: Granter + EventChannels> Session<P> {
+    /// Takes every grant back and frees the memory; what the backend has mapped still is left.
+    #[expect(clippy::result_large_err, reason = "the session itself, at its end")]
+    pub fn dismantle(mut self) -> Result<(), Self> {
+        self.queues = self.queues.into_iter().filter_map(|queue| queue.dismantle().err()).collect();
+        if self.control.as_mut().is_some_and(Control::revoke) {
+            self.control = None;
+        }
+        if self.queues.is_empty() && self.control.is_none() { Ok(()) } else { Err(self) }
+    }
+}

@@ -1,0 +1,107 @@
+//! How a guest has its received packets spread over its queues: what it set up over the control ring.
+
+use pvio_ring::proto::netif::{
+    CtrlStatus, HASH_KEY_MAX, HASH_NONE, HASH_TOEPLITZ, HashKind, HashTypes, hash_frame,
+};
+
+/// Entries of a guest's mapping at most (Linux: `XEN_NETBK_MAX_HASH_MAPPING_SIZE`).
+pub const HASH_MAPPING_MAX: usize = 128;
+
+/// The hash of a packet, as the guest is told it.
+pub(super) type Hash = (HashKind, u32);
+
+/// What a guest has set up. At first nothing is hashed.
+#[derive(Clone, Debug)]
+pub(super) struct HashConfig {
+    toeplitz: bool,
+    types: HashTypes,
+    key: [u8; HASH_KEY_MAX],
+    /// Entries of the mapping that count; with none, the hash counts modulo the queues.
+    size: usize,
+    /// Every entry is the number of a queue that there is.
+    mapping: [usize; HASH_MAPPING_MAX],
+    queues: usize,
+}
+
+impl HashConfig {
+    pub const fn new(queues: usize) -> Self {
+        let (key, mapping) = ([0; HASH_KEY_MAX], [0; HASH_MAPPING_MAX]);
+        Self { toeplitz: false, types: HashTypes::empty(), key, size: 0, mapping, queues }
+    }
+
+    /// Whether packets are hashed at all. If not, they stay with the queue they came to.
+    pub const fn is_active(&self) -> bool {
+        self.toeplitz && !self.types.is_empty()
+    }
+
+    /// A packet's hash, if it is of a kind that the guest has hashed, and the queue it goes to: one that
+    /// has none goes where 0 goes (as in Linux).
+    pub fn steer(&self, frame: &[u8]) -> (Option<Hash>, usize) {
+        let hash = hash_frame(frame, self.types, &self.key);
+        let value = hash.map_or(0, |(_, value)| value as usize);
+        let queue = match value.checked_rem(self.size) {
+            Some(at) => self.mapping.get(at).copied().unwrap_or_default(),
+            None => value.checked_rem(self.queues).unwrap_or_default(),
+        };
+        (hash, queue)
+    }
+
+    pub const fn set_algorithm(&mut self, algorithm: u32) -> CtrlStatus {
+        self.toeplitz = match algorithm {
+            HASH_NONE => false,
+            HASH_TOEPLITZ => true,
+            _ => return CtrlStatus::InvalidParameter,
+        };
+        CtrlStatus::Success
+    }
+
+    pub const fn types_there_are(&self) -> Result<u32, CtrlStatus> {
+        if self.toeplitz { Ok(HashTypes::all().bits()) } else { Err(CtrlStatus::NotSupported) }
+    }
+
+    pub const fn set_types(&mut self, types: u32) -> CtrlStatus {
+        match HashTypes::from_bits(types) {
+            Some(types) if self.toeplitz => self.types = types,
+            _ => return CtrlStatus::InvalidParameter,
+        }
+        CtrlStatus::Success
+    }
+
+    /// Sets the key; what is not given of it is 0.
+    pub fn set_key(&mut self, key: &[u8]) -> CtrlStatus {
+        let mut whole = [0; HASH_KEY_MAX];
+        let Some(part) = whole.get_mut(..key.len()) else { return CtrlStatus::BufferOverflow };
+        part.copy_from_slice(key);
+        self.key = whole;
+        CtrlStatus::Success
+    }
+
+    /// Has a mapping of so many entries, all 0.
+    pub fn set_mapping_size(&mut self, size: u32) -> CtrlStatus {
+        match usize::try_from(size) {
+            Ok(size) if size <= HASH_MAPPING_MAX => self.size = size,
+            _ => return CtrlStatus::InvalidParameter,
+        }
+        self.mapping = [0; HASH_MAPPING_MAX];
+        CtrlStatus::Success
+    }
+
+    /// Whether a part of the mapping lies in it (XSA-270: the sum may wrap, and the size is what the
+    /// guest has set, not what there is place for).
+    pub fn holds(&self, offset: u32, len: u32) -> bool {
+        let end = offset.checked_add(len).and_then(|end| usize::try_from(end).ok());
+        end.is_some_and(|end| end <= self.size)
+    }
+
+    /// Sets a part of the mapping, all of it or nothing.
+    pub fn set_mapping(&mut self, offset: u32, part: &[u32]) -> CtrlStatus {
+        let len = u32::try_from(part.len()).unwrap_or(u32::MAX);
+        let good = |queue: &u32| usize::try_from(*queue).is_ok_and(|queue| queue < self.queues);
+        if !self.holds(offset, len) || !part.iter().all(good) {
+            return CtrlStatus::InvalidParameter;
+        }
+        let places = self.mapping.iter_mut().skip(offset as usize);
+        places.zip(part).for_each(|(place, queue)| *place = *queue as usize);
+        CtrlStatus::Success
+    }
+}

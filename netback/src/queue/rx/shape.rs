@@ -1,0 +1,89 @@
+//! How a packet lies in the guest's receive slots.
+
+use crate::port::{Checksum, Gso, Packet};
+use crate::queue::Features;
+use crate::queue::siblings::Arrival;
+use pvio_ring::proto::netif::{ExtraKind, GsoKind, HASH_TOEPLITZ, RxFlags};
+use pvio_ring::shm::PAGE_SIZE;
+
+/// Extra segments of one packet at most: its segmentation, its hash, its headroom.
+const EXTRAS: usize = 3;
+
+/// How a packet lies in receive slots: a slot before it (old guests'), its first data slot, its extra
+/// segments, the rest of its data.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    /// The segment size, in a slot of its own before the packet.
+    prefix: Option<u16>,
+    extras: [Option<ExtraKind>; EXTRAS],
+    /// Bytes left free in each slot.
+    headroom: u16,
+}
+
+impl Shape {
+    pub fn of<B>(arrival: &Arrival<B>, features: &Features, headroom: u16) -> Self {
+        let (mut prefix, mut segments) = (None, None);
+        if let Some(Gso { size, kind }) = arrival.packet.offload.gso {
+            let old = match kind {
+                GsoKind::TcpV4 => features.gso_prefix_v4 && !features.gso_v4,
+                GsoKind::TcpV6 => features.gso_prefix_v6 && !features.gso_v6,
+            };
+            if old { prefix = Some(size) } else { segments = Some(ExtraKind::Gso { size, kind }) }
+        }
+        let hash = arrival.hash.map(|(kind, value)| ExtraKind::Hash {
+            kind: kind as u8,
+            algorithm: HASH_TOEPLITZ as u8,
+            value,
+        });
+        let xdp = (headroom > 0).then_some(ExtraKind::Xdp { headroom });
+        Self { prefix, extras: [segments, hash, xdp], headroom }
+    }
+
+    /// How much of a page is for data.
+    pub fn page(headroom: u16) -> usize {
+        PAGE_SIZE.saturating_sub(headroom.into()).max(1)
+    }
+
+    /// The slots that a packet of this length needs.
+    pub fn slots(&self, len: usize) -> u32 {
+        let others = self.extras().count().saturating_add(usize::from(self.prefix.is_some()));
+        (len.div_ceil(self.room()).saturating_add(others)) as u32
+    }
+
+    /// Bytes of data in a slot.
+    pub fn room(&self) -> usize {
+        Self::page(self.headroom)
+    }
+
+    /// Bytes left free before them.
+    pub const fn headroom(&self) -> u16 {
+        self.headroom
+    }
+
+    /// How many slots stand before the first with data.
+    pub fn before(&self) -> usize {
+        self.prefix.is_some().into()
+    }
+
+    /// The extra segments, in the order of their types.
+    pub fn extras(&self) -> impl Iterator<Item = ExtraKind> {
+        self.extras.into_iter().flatten()
+    }
+
+    /// What stands in the slot before the packet: the segment size, and the slots that follow.
+    pub fn prefix(&self, len: usize) -> Option<(u16, i16)> {
+        let follow = self.slots(len).saturating_sub(1);
+        self.prefix.map(|size| (size, i16::try_from(follow).unwrap_or(i16::MAX)))
+    }
+
+    /// The flags of the first slot with data.
+    pub fn flags<B>(&self, packet: &Packet<B>) -> RxFlags {
+        let checksum = match packet.offload.checksum {
+            Checksum::Unknown => RxFlags::empty(),
+            Checksum::Validated => RxFlags::DATA_VALIDATED,
+            Checksum::Partial { .. } => RxFlags::CSUM_BLANK | RxFlags::DATA_VALIDATED,
+        };
+        let extra = self.extras().next().map_or(RxFlags::empty(), |_| RxFlags::EXTRA_INFO);
+        checksum | extra
+    }
+}

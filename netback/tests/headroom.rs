@@ -1,0 +1,141 @@
+//! What old and new guests want of received packets: room before the data (XDP), the segment size in a slot
+//! before the packet (the form of segmentation before extra segments).
+
+#[path = "common/control.rs"]
+mod control;
+
+mod common;
+
+use common::{ALL, pattern, setup, tcp};
+use control::many;
+use pvio_netback::Features;
+use pvio_netback::fault::DropReason;
+use pvio_netback::port::{Checksum, Gso, Offload};
+use pvio_netback::queue::Headroom;
+use pvio_ring::proto::netif::{
+    CtrlAsk, CtrlStatus, Extra, ExtraKind, GsoKind, RxFlags, RxResponse,
+};
+use pvio_ring::shm::{PAGE_SIZE, Region};
+
+fn xdp(headroom: u16) -> [u8; 8] {
+    Extra { kind: ExtraKind::Xdp { headroom }, more: false }.to_bytes()
+}
+
+fn response(id: u16, offset: u16, flags: RxFlags, status: i16) -> [u8; 8] {
+    RxResponse { id, offset, flags, status }.to_bytes()
+}
+
+#[test]
+fn room_is_left_in_every_slot_and_an_extra_segment_says_so() {
+    let mut s = setup(ALL);
+    s.queue.headroom().set(256);
+    s.guest.post(0..8);
+    let frame = pattern(5000, 1);
+    s.inject(&frame, Offload::default());
+    s.poll();
+    let (both, none) = (RxFlags::EXTRA_INFO | RxFlags::MORE_DATA, RxFlags::empty());
+    let got = s.guest.received_raw();
+    assert_eq!(got, [response(0, 256, both, 3840), xdp(256), response(2, 256, none, 1160)]);
+    let mut whole = vec![0; 3840];
+    s.guest.data.read_bytes(256, &mut whole).unwrap();
+    let mut rest = vec![0; 1160];
+    s.guest.data.read_bytes(2 * PAGE_SIZE + 256, &mut rest).unwrap();
+    assert_eq!([whole, rest].concat(), frame);
+    assert_eq!(s.guest.page(0, 256), [0; 256], "the room is the guest's");
+    // None again.
+    s.queue.headroom().set(0);
+    s.inject(&frame, Offload::default());
+    s.poll();
+    let got = s.guest.received();
+    assert_eq!(got.iter().map(|r| (r.offset, r.status)).collect::<Vec<_>>(), [(0, 4096), (0, 904)]);
+}
+
+#[test]
+fn a_packet_that_waits_takes_the_shape_that_is_wanted_when_it_goes() {
+    let mut s = setup(ALL);
+    s.inject(&pattern(4096, 1), Offload::default());
+    s.poll();
+    assert_eq!(s.queue.backlog(), 1);
+    s.queue.headroom().set(256);
+    s.guest.post(0..2);
+    s.poll();
+    assert_eq!(s.guest.received(), [], "it needs three slots now");
+    s.guest.post(2..3);
+    s.poll();
+    assert_eq!(s.guest.received_raw().len(), 3);
+}
+
+#[test]
+fn the_most_room_and_the_largest_packet_without_scatter_gather() {
+    let mut s = setup(Features { sg: false, ..ALL });
+    s.queue.headroom().set(u16::MAX);
+    assert_eq!(s.queue.headroom().get(), Headroom::MOST);
+    s.guest.post(0..40);
+    s.inject(&pattern(2049, 1), Offload::default());
+    s.inject(&pattern(2048, 1), Offload::default());
+    s.poll();
+    assert_eq!(s.stats.dropped(DropReason::RxTooBig), 1);
+    let got = s.guest.received_raw();
+    assert_eq!(got, [response(0, 2048, RxFlags::EXTRA_INFO, 2048), xdp(2048)]);
+    let mut s = setup(ALL);
+    s.queue.headroom().set(Headroom::MOST);
+    s.guest.post(0..40);
+    s.inject(&pattern(65_535, 1), Offload::default());
+    s.poll();
+    assert_eq!(s.guest.received_raw().len(), 33);
+}
+
+#[test]
+fn segment_hash_and_room_each_have_a_segment_in_the_order_of_their_types() {
+    let mut m = many(Features { gso_v6: true, ..ALL }, 1);
+    assert_eq!(m.set(CtrlAsk::SetHashAlgorithm(1)), CtrlStatus::Success);
+    assert_eq!(m.set(CtrlAsk::SetHashFlags(15)), CtrlStatus::Success);
+    let setup = &mut m.queues[0];
+    setup.queue.headroom().set(64);
+    setup.guest.post(0..8);
+    let gso = Gso { size: 500, kind: GsoKind::TcpV6 };
+    let checksum = Checksum::Partial { start: 54, offset: 16 };
+    setup.inject(&tcp(true, 1500), Offload { checksum, gso: Some(gso) });
+    m.poll();
+    let got = m.queues[0].guest.received_raw();
+    let segments: Vec<_> = got[1..].iter().map(|raw| (raw[0], raw[1])).collect();
+    assert_eq!(segments, [(1, 1), (4, 1), (5, 0)]);
+}
+
+#[test]
+fn old_guests_get_the_segment_size_in_a_slot_before_the_packet() {
+    let more = RxFlags::MORE_DATA;
+    let blank = RxFlags::CSUM_BLANK | RxFlags::DATA_VALIDATED;
+    for (v6, size) in [(false, 54 + 5000), (true, 74 + 5000)] {
+        let old = Features { gso_prefix_v4: !v6, gso_prefix_v6: v6, ..ALL };
+        // Two slots follow it (as Linux' netback had it).
+        let prefix = response(0, 1400, RxFlags::GSO_PREFIX | more, 2);
+        let first = response(1, 0, blank | more, 4096);
+        let last = response(2, 0, RxFlags::empty(), size - 4096);
+        assert_eq!(to_be_segmented(old, v6), (vec![prefix, first, last], 0));
+        // Whoever takes the new form gets that.
+        let new = Features { gso_v4: !v6, gso_v6: v6, ..old };
+        let (got, _) = to_be_segmented(new, v6);
+        assert_eq!(got[0][4] & 16, 0);
+        assert_eq!(got[1][0], 1, "the extra segment");
+        // The other IP was not asked for.
+        let other = Features { gso_prefix_v4: v6, gso_prefix_v6: !v6, ..ALL };
+        assert_eq!(to_be_segmented(other, v6), (vec![], 1));
+    }
+}
+
+/// A packet to be segmented, for a guest that takes it so or not.
+fn to_be_segmented(features: Features, v6: bool) -> (Vec<[u8; 8]>, u64) {
+    let mut s = setup(features);
+    s.guest.post(0..8);
+    let kind = if v6 { GsoKind::TcpV6 } else { GsoKind::TcpV4 };
+    let checksum = Checksum::Partial { start: if v6 { 54 } else { 34 }, offset: 16 };
+    let frame = tcp(v6, 5000);
+    s.inject(&frame, Offload { checksum, gso: Some(Gso { size: 1400, kind }) });
+    s.poll();
+    let got = s.guest.received_raw();
+    if got.first().is_some_and(|first| first[4] & 16 != 0) {
+        assert_eq!(s.guest.page(1, 4096), frame[..4096]);
+    }
+    (got, s.stats.dropped(DropReason::RxGso))
+}

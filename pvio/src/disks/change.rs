@@ -1,0 +1,31 @@
+//! What a disk that is served takes over.
+
+use super::args::SetArgs;
+use super::{connect, disk_of, domain};
+use crate::failure::{Failure, say};
+use pvio_blkback::image::DiskOptions;
+use pvio_xenbus::handshake::vbd::ToolstackBack;
+
+/// Changes a disk's limits, latency and failures.
+///
+/// # Errors
+/// When there is no such disk, or an option holds only from when a disk is attached.
+pub fn set(args: &SetArgs) -> Result<(), Failure> {
+    let fixed = args.options.fixed();
+    if fixed != DiskOptions::default() {
+        return Err(Failure::input(
+            format!("{fixed} cannot be changed while a disk is served"),
+            "detach it (pvio detach-disk) and attach it anew with that",
+        ));
+    }
+    let mut xs = connect(&args.store)?;
+    let guest = domain(&mut xs, &args.guest)?;
+    let addr = disk_of(&mut xs, guest, args.vdev)?;
+    let told = ToolstackBack::read(&mut xs, &addr.backend_path()).map_err(Failure::of)?;
+    let before: DiskOptions =
+        told.options.as_deref().unwrap_or_default().parse().map_err(Failure::of)?;
+    let now = args.options.clone().or(before).to_string();
+    ToolstackBack::write_options(&mut xs, addr, &now).map_err(Failure::of)?;
+    say!("{}  {now}", args.vdev);
+    Ok(())
+}
