@@ -22,6 +22,7 @@ use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
 use pvio_grant_table::policy::{GrantsStay, Kept};
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
+use pvio_netback::port::tap_port::TapPort;
 use pvio_netback::queue::{ControlRefs, EventPorts, Policy, QueueRefs, Siblings, Waker};
 use pvio_netback::worker::Worker;
 use pvio_netback::{Features, Queue as Backend, Stats};
@@ -218,7 +219,8 @@ impl Attached {
         };
         // A thread inherits its maker's core.
         pin(1);
-        let worker = Worker::start("bench-net", queue, link.tap.try_clone()?, |_| ())?;
+        let tap = link.tap.try_clone()?;
+        let worker = Worker::start("bench-net", queue, |stats| TapPort::new(tap, stats), |_| ())?;
         pin(0);
         if let Some(control) = &mut control {
             stage(control, core::slice::from_ref(&front))?;

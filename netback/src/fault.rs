@@ -191,6 +191,22 @@ drop_reasons! {
     TxGroups = "tx-groups",
     /// From the guest: the port refused or lost it.
     TxPort = "tx-port",
+    /// From the guest: another MAC address than the vif's.
+    TxSpoofMac = "tx-spoof-mac",
+    /// From the guest: ARP that is malformed, or speaks for another station.
+    TxSpoofArp = "tx-spoof-arp",
+    /// From the guest: an IP address that is not the vif's.
+    TxSpoofIp = "tx-spoof-ip",
+    /// From the guest: neighbour discovery that is malformed, or speaks for another station.
+    TxSpoofNeighbour = "tx-spoof-neighbour",
+    /// From the guest: neither ARP nor IP, where only the vif's IP addresses are let through.
+    TxSpoofProtocol = "tx-spoof-protocol",
+    /// From the guest: lost on purpose.
+    TxFault = "tx-fault",
+    /// To the guest, from a switch: what it holds for the guest is all it may.
+    RxSwitch = "rx-switch",
+    /// To the guest: lost on purpose.
+    RxFault = "rx-fault",
     /// To the guest: shorter than an Ethernet header.
     RxShort = "rx-short",
     /// To the guest: to a multicast group, and the guest chose others.

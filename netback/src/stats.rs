@@ -172,6 +172,14 @@ impl Stats {
             add(count, 1);
         }
     }
+
+    /// [`DropReason::RxSwitch`], which only those who send to the vif count, each on its thread.
+    #[cfg(feature = "std")]
+    pub(crate) fn drop_at_a_switch(&self) {
+        if let Some(count) = self.dropped.get(DropReason::RxSwitch as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// One writer, so a plain load and store will do, at a fraction of an atomic addition.

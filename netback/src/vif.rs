@@ -106,6 +106,15 @@ pub trait Serve<P: Platform> {
     /// No guest is there any more; what [`start`](Self::start) gave is dropped already.
     fn stopped(&mut self);
 
+    /// The toolstack changed what may be changed while the vif is served.
+    ///
+    /// # Errors
+    /// A [`Fault`]; what was in force stays so.
+    fn refresh(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
+        let _ = vif;
+        Ok(())
+    }
+
     /// Why a queue ended by itself, if it did; told once.
     fn fault(&mut self, running: &mut Self::Running) -> Option<Fault>;
 }
@@ -237,6 +246,7 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
             return hotplug(xs, ends, vif.script.as_deref());
         }
         let opened = self.server.open(&vif, Attach::Here);
+        self.opened |= opened.is_ok();
         let status = match &opened {
             Ok(()) => Hotplug::Connected,
             Err(fault) => Hotplug::Failed(fault.to_string().into()),
@@ -290,7 +300,11 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
 
     fn refresh(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
         self.set_rate(read_rate(xs, &ends.back)?);
-        Ok(())
+        if !self.opened {
+            return Ok(());
+        }
+        let vif = ToolstackBack::read(xs, &ends.back)?;
+        self.server.refresh(&vif)
     }
 
     fn watches(&self, ends: &Ends) -> Vec<String> {

@@ -1,18 +1,21 @@
-//! One thread per queue, whose only wait point is the tap's io_uring.
+//! One thread per queue, whose only wait point is its port: for a tap, the tap's io_uring.
 #![forbid(unsafe_code)]
 
 use crate::Platform;
 use crate::fault::QueueError;
-use crate::port::tap::Tap;
-use crate::port::tap_port::{TapPort, Watch};
+use crate::port::NetPort;
+use crate::port::wait::{Wait, Watch};
 use crate::queue::{Queue, Reception};
+use crate::stats::Stats;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
-use pvio_uring::{PrivateBuf, Spin};
+use core::time::Duration;
+use pvio_uring::Spin;
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
@@ -64,22 +67,23 @@ impl WorkerError {
 }
 
 impl Worker {
-    /// Starts a thread that moves packets between a queue and a queue of a tap. `tell` is called by
-    /// that thread.
+    /// Starts a thread that moves packets between a queue and a port, which is made by that thread.
+    /// `tell` is called by it too.
     ///
     /// # Errors
     /// What the system says when it has no thread, descriptor or io_uring to give.
-    pub fn start<P>(
+    pub fn start<P, N>(
         name: &str,
-        queue: Queue<P, PrivateBuf>,
-        tap: Tap,
+        queue: Queue<P, N::Buf>,
+        make: impl FnOnce(Arc<Stats>) -> io::Result<N> + Send + 'static,
         tell: impl FnMut(News) + Send + 'static,
     ) -> io::Result<Self>
     where
         P: Platform + Send + 'static,
         P::Channel: AsFd,
+        N: Wait + 'static,
     {
-        Self::start_woken(name, queue, tap, None, tell)
+        Self::start_woken(name, queue, make, None, tell)
     }
 
     /// The same for a queue that has siblings: their [`Waker`](crate::queue::Waker) makes `mail`, an
@@ -87,16 +91,17 @@ impl Worker {
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub fn start_woken<P>(
+    pub fn start_woken<P, N>(
         name: &str,
-        queue: Queue<P, PrivateBuf>,
-        tap: Tap,
+        queue: Queue<P, N::Buf>,
+        make: impl FnOnce(Arc<Stats>) -> io::Result<N> + Send + 'static,
         mail: Option<OwnedFd>,
         mut tell: impl FnMut(News) + Send + 'static,
     ) -> io::Result<Self>
     where
         P: Platform + Send + 'static,
         P::Channel: AsFd,
+        N: Wait + 'static,
     {
         let (woken, wake) = io::pipe()?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -108,7 +113,7 @@ impl Worker {
         let (ready, made) = sync_channel(1);
         let thread = Builder::new().name(String::from(name)).spawn(move || {
             // Made here: an io_uring belongs to the thread that uses it.
-            let mut port = match TapPort::new(tap, Arc::clone(queue.stats())) {
+            let mut port = match make(Arc::clone(queue.stats())) {
                 Ok(port) => port,
                 Err(error) => return drop(ready.send(Err(error))),
             };
@@ -117,7 +122,7 @@ impl Worker {
             let events: Vec<Watch> = events.into_iter().filter_map(|e| port.watch(e)).collect();
             port.watch(woken.into());
             let _ = ready.send(Ok(()));
-            let mut serving = Serving { queue, port, events, mail, begin: Instant::now() };
+            let mut serving = Serving { queue, port, events, mail };
             if let Err(error) = serving.serve(&stopped, &mut tell) {
                 let _ = put.send(error);
                 tell(News::Ended);
@@ -151,24 +156,23 @@ impl Drop for Worker {
 }
 
 /// Dropped in this order: first the rings are unmapped, then the port waits for the kernel.
-struct Serving<P: Platform> {
-    queue: Queue<P, PrivateBuf>,
-    port: TapPort,
+struct Serving<P: Platform, N: NetPort> {
+    queue: Queue<P, N::Buf>,
+    port: N,
     events: Vec<Watch>,
     /// Its siblings wake it by this.
     mail: Option<(OwnedFd, Watch)>,
-    /// When the queue's clock began.
-    begin: Instant,
 }
 
-impl<P: Platform> Serving<P> {
+impl<P: Platform, N: Wait> Serving<P, N> {
     fn serve(&mut self, stop: &AtomicBool, tell: &mut impl FnMut(News)) -> Result<(), WorkerError> {
         let mut spin = Spin::default();
         // Asked every turn: a busy guest never lets us sleep.
         while !stop.load(Ordering::Acquire) {
             self.pump()?;
-            let now = self.begin.elapsed();
+            let now = now();
             self.queue.set_clock(now);
+            self.port.turn(now);
             let busy = self.queue.poll(&mut self.port, BUDGET)?.any();
             let late = self.queue.deadline().is_some_and(|deadline| deadline <= now);
             if late || !busy {
@@ -219,12 +223,19 @@ impl<P: Platform> Serving<P> {
     /// Waits for an event of the guest, a packet, the end, or until something has waited for too
     /// long.
     fn sleep(&mut self) -> Result<(), WorkerError> {
-        let now = self.begin.elapsed();
-        let deadline = self.queue.deadline().map(|deadline| deadline.saturating_sub(now));
+        let now = now();
+        let deadline = self.queue.deadline().into_iter().chain(self.port.deadline()).min();
+        let deadline = deadline.map(|deadline| deadline.saturating_sub(now));
         self.port.wait(deadline).map_err(tap_lost)?;
         self.queue.stats().count_wakeup();
         Ok(())
     }
+}
+
+/// The time, by the one clock of all workers: rates that vifs share go by it.
+fn now() -> Duration {
+    static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    BEGIN.elapsed()
 }
 
 fn tap_lost(error: io::Error) -> WorkerError {

@@ -9,6 +9,7 @@ use pvio_netback::fault::DropReason;
 use pvio_netback::host::TapOptions;
 use pvio_netback::port::tap::{Tap, TapConfig};
 use pvio_netback::port::tap_port::TapPort;
+use pvio_netback::port::wait::Wait;
 use pvio_netback::port::{self, NetPort, Offload, Packet};
 use pvio_netfront::{Checksum, Gso, Nic, Queue, SendError};
 use pvio_ring::proto::netif::GsoKind;

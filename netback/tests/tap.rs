@@ -90,3 +90,35 @@ fn without_the_right_it_says_which() {
     assert_eq!(error.code(), "tap-not-permitted");
     assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
 }
+
+#[test]
+fn a_tap_that_somebody_made_is_opened_by_name_or_taken_by_its_descriptor() {
+    if !entered("a_tap_that_somebody_made_is_opened_by_name_or_taken_by_its_descriptor", &[]) {
+        return;
+    }
+    ip("tuntap add dev single mode tap").unwrap();
+    ip("tuntap add dev many mode tap multi_queue").unwrap();
+    ip("tuntap add dev tun mode tun").unwrap();
+    ip("link set many mtu 4000").unwrap();
+    assert_eq!(Tap::open("single", false).unwrap().mtu(), 1500);
+    let many = Tap::open("many", true).unwrap();
+    assert_eq!((many.name(), many.mtu()), ("many", 4000));
+    many.add_queue().unwrap();
+    for (name, several) in
+        [("single", true), ("many", false), ("tun", false), ("lo", false), ("x", true)]
+    {
+        let error = Tap::open(name, several).unwrap_err();
+        assert_eq!(error, TapError::NotATap(name.into()), "{name}");
+    }
+    drop(many);
+    assert!(ip("link show dev many").is_some(), "it stays when its handle goes");
+
+    let made = Tap::create(&TapConfig { mtu: 2000, ..TapConfig::new("made") }).unwrap();
+    let adopted = Tap::adopt(made.into_fd()).unwrap();
+    assert_eq!((adopted.name(), adopted.mtu()), ("made", 2000));
+    adopted.set_carrier(false).unwrap();
+    let none = std::fs::File::open("/dev/null").unwrap();
+    assert_eq!(Tap::adopt(none.into()).unwrap_err().code(), "tap-not-a-tap");
+    let unattached = std::fs::File::open("/dev/net/tun").unwrap();
+    assert_eq!(Tap::adopt(unattached.into()).unwrap_err().code(), "tap-not-a-tap");
+}

@@ -5,6 +5,10 @@ use crate::failure::Failure;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pvio_blkback::image::{Disk, DiskError, DiskOptions, OptionError};
 use pvio_blkback::path::Policy;
+use pvio_netback::host::Site;
+use pvio_netback::port::options::{NicOptions, shared_rate};
+use pvio_netback::port::shape::Share;
+use pvio_netback::port::tap::TapConfig;
 use pvio_netback::queue::Policy as NicPolicy;
 use pvio_xenbus::handshake::common::BackendKind;
 use std::net::Ipv4Addr;
@@ -31,6 +35,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Serve the disks and network interfaces that Xen's toolstack gives to this domain
     Serve(ServeArgs),
+    /// Write what passes through a running NIC to a file, for Wireshark and tshark
+    Capture(CaptureArgs),
     /// Give a running guest a disk, on Xen or on a hosted machine
     AttachDisk(Box<AttachArgs>),
     /// Take a disk away from a running guest
@@ -71,6 +77,9 @@ pub struct RunArgs {
     /// The tap's name
     #[arg(long, value_name = "NAME", default_value = "pvio0")]
     pub tap: String,
+    #[command(flatten)]
+    /// What holds for the NIC.
+    pub nics: NicArgs,
     /// Bytes of the largest packet, without its Ethernet header
     #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(576..=9000))]
     pub mtu: u32,
@@ -138,6 +147,9 @@ pub struct ServeArgs {
     /// How NICs reach their guests' pages: copy or map
     #[arg(long, value_name = "POLICY", default_value_t = NicPolicy::Copy)]
     pub nic_policy: NicPolicy,
+    #[command(flatten)]
+    /// What holds for NICs.
+    pub nics: NicArgs,
     /// Queues a disk or NIC may have, each with a thread of its own; as many as there are
     /// processors, if left out
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
@@ -152,6 +164,74 @@ pub struct ServeArgs {
     /// Where the log goes, instead of standard error
     #[arg(long, value_name = "PATH")]
     pub log: Option<PathBuf>,
+}
+
+/// What holds for NICs.
+#[derive(Debug, Clone, Default, Args)]
+pub struct NicArgs {
+    /// What holds for a NIC of which nothing else is said, words with commas between: guard=ip,tx=10M
+    /// (docs/nics.md has all)
+    #[arg(long = "nic-options", value_name = "WORDS", default_value = "")]
+    pub options: String,
+    /// A rate that NICs may share (share=NAME): bytes a second, each way
+    #[arg(long = "nic-share", value_name = "NAME=RATE")]
+    pub shares: Vec<String>,
+    /// A tap as the way out of a switch that NICs are plugged into (switch=NAME), on a bridge or
+    /// on none
+    #[arg(long = "nic-uplink", value_name = "SWITCH=TAP[@BRIDGE]")]
+    pub uplinks: Vec<String>,
+}
+
+impl NicArgs {
+    /// What they come to.
+    ///
+    /// # Errors
+    /// A word that is none.
+    pub fn site(&self) -> Result<Site, Failure> {
+        let defaults = NicOptions::default().and(&self.options);
+        let defaults = defaults.map_err(|e| Failure::input(e, "docs/nics.md has them all"))?;
+        let mut site = Site { defaults, ..Site::default() };
+        for share in &self.shares {
+            let (name, rate) = share.split_once('=').unwrap_or((share, ""));
+            let rate = shared_rate(rate).map_err(|expected| {
+                Failure::input(format!("--nic-share {share}: {expected}"), "as in uplink=125M")
+            })?;
+            site.shares.insert(name.to_owned(), Share::new(rate));
+        }
+        for uplink in &self.uplinks {
+            let (switch, tap) = uplink
+                .split_once('=')
+                .filter(|(s, t)| !s.is_empty() && !t.is_empty())
+                .ok_or_else(|| {
+                    Failure::input(format!("--nic-uplink {uplink}"), "as in lan=pvio-lan@xenbr0")
+                })?;
+            let (tap, bridge) = tap.split_once('@').map_or((tap, None), |(t, b)| (t, Some(b)));
+            let mut config = TapConfig::new(tap);
+            config.bridge = bridge.map(str::to_owned);
+            site.switches.set_uplink(switch, config);
+        }
+        Ok(site)
+    }
+}
+
+/// `pvio capture`.
+#[derive(Debug, Clone, Args)]
+pub struct CaptureArgs {
+    /// The NIC, as in vif7.0: of guest 7, its first; those there are, if left out
+    #[arg(value_name = "VIF", requires = "write")]
+    pub vif: Option<String>,
+    /// The file to write (pcapng); - is standard output
+    #[arg(short = 'w', long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// End after so many packets, instead of at Ctrl-C
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// Bytes of each packet that are written; all, if left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(14..))]
+    pub snaplen: Option<u32>,
+    /// The state directory of a pvio run, instead of the one pvio serve or pvio run there is
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// In which order a disk's requests are answered.
@@ -332,6 +412,7 @@ pub fn execute(command: Command) -> Result<(), Failure> {
         Command::Check(args) => crate::check::check(&args),
         Command::Inspect(args) => crate::inspect::run(&args),
         Command::Serve(args) => crate::serve::run(&args),
+        Command::Capture(args) => crate::capture::run(&args),
         Command::AttachDisk(args) => crate::disks::attach::attach(&args),
         Command::DetachDisk(args) => crate::disks::attach::detach(&args),
         Command::SetDisk(args) => crate::disks::change::set(&args),

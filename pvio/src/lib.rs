@@ -6,6 +6,7 @@
 //! | [`cli`] | the command line |
 //! | [`failure`] | one clear line for what went wrong, and what to do |
 //! | [`run`], [`check`] | the two commands |
+//! | [`control`], [`capture`] | the door to a running driver domain, and who looks at a NIC through it |
 //! | [`inspect`] | what a disk is kept in |
 //! | [`disks`] | disks attached, changed and detached while a guest runs; all devices listed |
 //! | [`machine`] | hypervisor and toolstack: domains, devices, child processes, their end |
@@ -20,8 +21,10 @@
 //! | [`demo`] | the demo image, made when no `--disk` is given |
 #![forbid(unsafe_code)]
 
+pub mod capture;
 pub mod check;
 pub mod cli;
+pub mod control;
 pub mod demo;
 pub mod disks;
 pub mod dm;

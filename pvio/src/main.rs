@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     let result = match name.file_name().and_then(OsStr::to_str) {
         Some(dm::NAME) => dm::run(args),
         Some(script::NAME) => script::run(args),
+        Some(script::NIC_NAME) => script::run_nic(args),
         _ => match Cli::try_parse() {
             Ok(cli) => cli::execute(cli.command),
             Err(e) if e.use_stderr() => Err(cli::misuse(&e)),

@@ -21,6 +21,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     if let Some(disk) = &args.disk {
         look_at(&served(disk, args)?)?;
     }
+    args.nics.site()?;
     if args.nic {
         rights::for_a_tap()?;
     }
@@ -35,6 +36,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         mtu: args.mtu,
         tap: args.tap.clone(),
         bridge: args.bridge.clone(),
+        words: args.nics.clone(),
         host: args.bridge.is_none().then(|| (args.guest_ip.host(), args.guest_ip.prefix)),
     });
     let mut words: Vec<OsString> = vec!["--name".into(), args.common.name.clone().into()];

@@ -1,4 +1,5 @@
-//! Standing in for a hotplug script of `xl`'s: `block-pvio`, a link to `pvio` among the scripts.
+//! Standing in for a hotplug script of `xl`'s: `block-pvio` and `vif-pvio`, links to `pvio` among
+//! the scripts.
 //!
 //! A disk line with `script=block-pvio` may name a disk in any way pvio knows, options included
 //! (`target=[iops=500]qcow2:/srv/guest.qcow2`); an image file is served as it is. The stock script, `block`, puts a loop device before a file; that works too, but the loop device is
@@ -18,6 +19,8 @@ use std::path::Path;
 
 /// The name that makes `pvio` a hotplug script.
 pub const NAME: &str = OWN_SCRIPT;
+/// The name that makes it one for NICs that lead to no bridge of the kernel's: `script=vif-pvio`.
+pub const NIC_NAME: &str = "vif-pvio";
 
 /// Does what `xl` calls a script for: `add` or `remove`, of the device at `XENBUS_PATH`.
 ///
@@ -40,11 +43,34 @@ pub fn run(mut args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     }
 }
 
-fn add(base: &str) -> Result<(), Failure> {
-    let path = default_path();
-    let mut xs = Client::connect(&path).map_err(|e| {
-        Failure::new(format!("no xenstore at {}: {e}", path.display()), "is xenstored running?")
+/// Does what `xl` calls a NIC's script for: the driver domain plugs it in by itself, so there is
+/// nothing to do but to say so.
+///
+/// # Errors
+/// A [`Failure`], which `xl` shows.
+pub fn run_nic(mut args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
+    let action = args.next().unwrap_or_default();
+    let base = std::env::var("XENBUS_PATH").map_err(|_| {
+        Failure::input(
+            format!("{NIC_NAME} is a hotplug script, to be run by xl"),
+            format!("put script={NIC_NAME} into a NIC's line"),
+        )
     })?;
+    if action != "online" {
+        return Ok(());
+    }
+    write_hotplug(&mut connect()?, &base, &Hotplug::Connected).map_err(Failure::of)
+}
+
+fn connect() -> Result<Client, Failure> {
+    let path = default_path();
+    Client::connect(&path).map_err(|e| {
+        Failure::new(format!("no xenstore at {}: {e}", path.display()), "is xenstored running?")
+    })
+}
+
+fn add(base: &str) -> Result<(), Failure> {
+    let mut xs = connect()?;
     let disk = ToolstackBack::read(&mut xs, base).map_err(Failure::of)?;
     let outcome = look_at(&disk);
     let status = match &outcome {

@@ -1,6 +1,7 @@
 //! `pvio serve`: the daemon of a driver domain on Xen, dom0 or any other.
 
 use crate::cli::{Answers, Around, OnStop, ServeArgs};
+use crate::control::{self, Control, Nics};
 use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::{Failure, say};
@@ -80,11 +81,14 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         disk_options: args.disk_options.clone(),
         nic_policy: args.nic_policy,
         nic_queues: args.queues,
+        site: args.nics.site()?.into(),
         ..Options::default()
     };
     let mut xs = host.xenstore()?;
     let me = (host.domain(), host.id());
-    driver::run(me, &mut xs, &options, (&stop, &bell), || say!("ready")).map_err(lost)
+    let nics = Nics::default();
+    let _control = Control::listen(Path::new(control::FOLDER), &nics)?;
+    driver::run(me, &mut xs, &options, &nics, (&stop, &bell), || say!("ready")).map_err(lost)
 }
 
 /// xenstore went away, and with it all there is to do.

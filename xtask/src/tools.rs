@@ -36,6 +36,12 @@ const NEEDS: &[Need] = &[
     Need { what: "qemu-nbd", package: "qemu-utils" },
     Need { what: "nbdkit", package: "nbdkit" },
     Need { what: "fio", package: "fio" },
+    Need { what: "tshark", package: "tshark" },
+    Need { what: "tcpdump", package: "tcpdump" },
+    Need { what: "ethtool", package: "ethtool" },
+    Need { what: "strace", package: "strace" },
+    Need { what: "iperf3", package: "iperf3" },
+    Need { what: "ovs-vsctl", package: "openvswitch-switch" },
     Need { what: "fusermount3", package: "fuse3" },
 ];
 

@@ -18,8 +18,47 @@
 //! |---|---|
 //! | [`memory`] | to another port in the same process, or back to itself |
 //! | `tap_port` (`std`) | to and from the kernel, by a `tap` |
+//! | `switch` (`std`) | to and from other vifs of this process |
+//! | `file` (`std`) | to a capture file, from another |
+//!
+//! Around any of them, in this order from the guest on (all `std`):
+//!
+//! | wrapper | does |
+//! |---|---|
+//! | `capture` | copies what passes for whoever looks on |
+//! | `guard` | drops what a guest sends under addresses that are not its own |
+//! | `shape` | holds packets back that come too fast, and shares a rate between vifs |
+//! | `faults` | loses, repeats, reorders, breaks and delays packets |
+//!
+//! `options` is the one grammar for all of that; `knobs` applies it to a vif that is served.
 
+#[cfg(feature = "std")]
+mod buffers;
+#[cfg(feature = "std")]
+pub mod capture;
+#[cfg(feature = "std")]
+pub mod faults;
+#[cfg(feature = "std")]
+pub mod file;
+#[cfg(feature = "std")]
+pub mod guard;
+#[cfg(feature = "std")]
+pub mod knobs;
+#[cfg(feature = "std")]
+mod live;
 pub mod memory;
+#[cfg(feature = "std")]
+mod netns;
+#[cfg(feature = "std")]
+pub(crate) mod open_vswitch;
+#[cfg(feature = "std")]
+pub mod options;
+#[cfg(feature = "std")]
+pub mod shape;
+#[cfg(feature = "std")]
+mod share;
+#[cfg(feature = "std")]
+pub mod switch;
 #[cfg(feature = "std")]
 pub mod tap;
 #[cfg(feature = "std")]
@@ -28,7 +67,11 @@ mod tap_config;
 pub mod tap_port;
 #[cfg(feature = "std")]
 mod vnet;
+#[cfg(feature = "std")]
+pub mod wait;
 
+use crate::fault::DropReason;
+use core::time::Duration;
 use pvio_ring::proto::checksum::ETHERNET_HEADER;
 use pvio_ring::proto::netif::{GsoKind, MAX_PACKET};
 
@@ -52,7 +95,7 @@ pub trait NetPort {
     fn reserve(&mut self) -> Result<Self::Buf, WouldBlock>;
 
     /// Exchanges reserved space for as much as a frame of `len` bytes needs: a port that has few
-    /// large buffers gives a small one for it.
+    /// large buffers gives a small one for it. Called once for each packet that is to be sent.
     fn fit(&mut self, buf: Self::Buf, len: usize) -> Self::Buf {
         let _ = len;
         buf
@@ -77,6 +120,18 @@ pub trait NetPort {
 
     /// Lets everything sent so far go.
     fn flush(&mut self);
+
+    /// Tells the port the time, counted from any moment and never backwards: once a round, before
+    /// anything else is asked of it.
+    fn turn(&mut self, now: Duration) {
+        let _ = now;
+    }
+
+    /// When [`turn`](NetPort::turn) is to be called though nothing happens; later than the last
+    /// turn. `None` while nothing waits for its time.
+    fn deadline(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// Memory of our own for one packet: as large as the packet, or, in the hand of a port that knows
@@ -176,4 +231,18 @@ pub enum PortError {
     /// The packet is not one the port can carry.
     #[error("the port cannot carry such a packet")]
     Unsuited,
+    /// The packet is not let through.
+    #[error("the packet is not let through: {}", .0.code())]
+    Refused(DropReason),
+}
+
+impl PortError {
+    /// The reason by which the loss is counted.
+    #[must_use]
+    pub const fn reason(self) -> DropReason {
+        match self {
+            Self::Gone | Self::Unsuited => DropReason::TxPort,
+            Self::Refused(reason) => reason,
+        }
+    }
 }

@@ -6,6 +6,10 @@
 
 pub use super::tap_config::{TapConfig, TapError};
 
+pub use super::netns::inside;
+
+use super::open_vswitch;
+
 use super::tap_config::DEVICE;
 use alloc::string::String;
 use core::fmt;
@@ -62,7 +66,10 @@ impl Tap {
             other => other?,
         }
         if let Some(bridge) = &config.bridge {
-            kernel.join(&config.name, bridge)?;
+            match kernel.join(&config.name, bridge) {
+                Err(TapError::NotABridge(_)) => open_vswitch::join(&config.name, bridge)?,
+                other => other?,
+            }
         }
         if let Some((address, prefix)) = config.address {
             kernel.set_address(&config.name, address, prefix)?;
@@ -70,6 +77,55 @@ impl Tap {
         if config.up {
             kernel.bring_up(&config.name)?;
         }
+        Ok(tap)
+    }
+
+    /// Opens an interface that somebody else made (`ip tuntap add dev NAME mode tap`), and leaves it as
+    /// it is: its address, MTU, bridge and whether it is up are theirs to set.
+    ///
+    /// # Errors
+    /// A [`TapError`]; [`TapError::NotATap`] if there is none of that name, or it was not made for
+    /// several queues and is to have them (`multi_queue`), or the other way round.
+    pub fn open(name: &str, multi_queue: bool) -> Result<Self, TapError> {
+        check_name(name)?;
+        let not_a_tap = || TapError::NotATap(name.into());
+        let mtu = Kernel::open()?.mtu(name).map_err(|_| not_a_tap())?;
+        let file = open()?;
+        let flags = if multi_queue { IFF_MULTI_QUEUE } else { 0 };
+        attach(&file, name, flags).map_err(|error| match error {
+            TapError::Unsupported(_) => not_a_tap(),
+            other => other,
+        })?;
+        let tap = Self { file, name: name.into(), mtu };
+        tap.set_header()?;
+        Ok(tap)
+    }
+
+    /// A handle on a tap by a descriptor that somebody else opened and attached, with a packet header
+    /// (`IFF_VNET_HDR`) and without packet information (`IFF_NO_PI`), in this network namespace.
+    ///
+    /// # Errors
+    /// [`TapError::NotATap`] if the descriptor is no such thing.
+    pub fn adopt(file: OwnedFd) -> Result<Self, TapError> {
+        const TUNGETIFF: Opcode = 0x8004_54d2;
+        const WANTED: u16 = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+        let not_a_tap = |name: &str| TapError::NotATap(name.into());
+        let mut request = IfReq::new("");
+        // SAFETY: the request writes a `struct ifreq`.
+        let get = unsafe { Updater::<TUNGETIFF, IfReq>::new(&mut request) };
+        run(&file, get).map_err(|_| not_a_tap("the descriptor"))?;
+        let name = request.name.split(|byte| *byte == 0).next().unwrap_or_default();
+        let name = String::from_utf8_lossy(name).into_owned();
+        let [low, high, ..] = request.data;
+        if u16::from_ne_bytes([low, high]) & WANTED != WANTED {
+            return Err(not_a_tap(&name));
+        }
+        let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| refused("look at a tap", e))?;
+        let flags = flags | OFlags::NONBLOCK;
+        rustix::fs::fcntl_setfl(&file, flags).map_err(|e| refused("set up a tap", e))?;
+        let mtu = Kernel::open()?.mtu(&name)?;
+        let tap = Self { file, name, mtu };
+        tap.set_header()?;
         Ok(tap)
     }
 
@@ -207,6 +263,9 @@ impl IfReq {
     }
 }
 
+const IFF_TAP: u16 = 2;
+const IFF_NO_PI: u16 = 0x1000;
+const IFF_VNET_HDR: u16 = 0x4000;
 const IFF_MULTI_QUEUE: u16 = 0x0100;
 /// There must not be such an interface yet.
 const IFF_TUN_EXCL: u16 = 0x8000;
@@ -225,9 +284,6 @@ fn open() -> Result<OwnedFd, TapError> {
 /// Makes the interface, or another queue of it.
 fn attach(file: &OwnedFd, name: &str, flags: u16) -> Result<(), TapError> {
     const TUNSETIFF: Opcode = 0x4004_54ca;
-    const IFF_TAP: u16 = 2;
-    const IFF_NO_PI: u16 = 0x1000;
-    const IFF_VNET_HDR: u16 = 0x4000;
     let exclusive = flags & IFF_TUN_EXCL != 0;
     let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags;
     let mut request = IfReq::with(name, &flags.to_ne_bytes());
@@ -269,6 +325,13 @@ impl Kernel {
         let request = IfReq::with(name, &mtu.to_ne_bytes());
         self.request::<SIOCSIFMTU>("set the tap's MTU", request)?;
         Ok(())
+    }
+
+    fn mtu(&self, name: &str) -> Result<u32, TapError> {
+        const SIOCGIFMTU: Opcode = 0x8921;
+        let found = self.request::<SIOCGIFMTU>("look at an interface", IfReq::new(name))?;
+        let [a, b, c, d, ..] = found.data;
+        Ok(u32::from_ne_bytes([a, b, c, d]))
     }
 
     fn set_queue_len(&self, name: &str, packets: u32) -> Result<(), TapError> {

@@ -17,7 +17,9 @@ pub struct TapConfig {
     pub mac: [u8; 6],
     /// Bytes of the largest packet, without the Ethernet header.
     pub mtu: u32,
-    /// The bridge to join.
+    /// The network namespace to be in, by its name (`ip netns`).
+    pub netns: Option<String>,
+    /// The bridge to join, the kernel's or Open vSwitch's.
     pub bridge: Option<String>,
     /// An address of the host on this link, and its prefix length.
     pub address: Option<(Ipv4Addr, u8)>,
@@ -40,6 +42,7 @@ impl TapConfig {
             name: name.into(),
             mac: HOST_MAC,
             mtu: 1500,
+            netns: None,
             bridge: None,
             address: None,
             up: true,
@@ -72,8 +75,29 @@ pub enum TapError {
     #[error("there is no bridge named {0}: make it first (ip link add {0} type bridge)")]
     NoBridge(String),
     /// That interface is no bridge.
-    #[error("{0} is not a bridge, or the tap cannot join it")]
+    #[error(
+        "{0} is not a bridge, or the tap cannot join it (a bridge of Open vSwitch's takes ovs-vsctl: apt install openvswitch-switch)"
+    )]
     NotABridge(String),
+    /// What is to be opened is no tap, or one of another kind.
+    #[error(
+        "{0} is not a tap that can be used: it takes mode tap, and multi_queue where there are to be several (ip tuntap add dev {0} mode tap multi_queue); --queues 1 where not"
+    )]
+    NotATap(String),
+    /// The namespace cannot be entered.
+    #[error("no network namespace {name}: {errno}; make it first (ip netns add {name})")]
+    NoNamespace {
+        /// Its name.
+        name: String,
+        /// What the system said.
+        errno: Errno,
+    },
+    /// An Open vSwitch does not take it.
+    #[error("Open vSwitch does not take the tap: {0}")]
+    OpenVswitch(String),
+    /// A switch has no way out.
+    #[error("the switch's uplink cannot start: {0}")]
+    NoUplink(String),
     /// The driver is too old.
     #[error("the tap driver knows no {0}")]
     Unsupported(&'static str),
@@ -98,6 +122,10 @@ impl TapError {
             Self::BadName(_) => "tap-bad-name",
             Self::NoBridge(_) => "tap-no-bridge",
             Self::NotABridge(_) => "tap-not-a-bridge",
+            Self::NotATap(_) => "tap-not-a-tap",
+            Self::NoNamespace { .. } => "tap-no-namespace",
+            Self::OpenVswitch(_) => "tap-open-vswitch",
+            Self::NoUplink(_) => "switch-no-uplink",
             Self::Unsupported(_) => "tap-unsupported",
             Self::System { .. } => "tap-system",
         }

@@ -19,8 +19,10 @@
 //! ([`TapConfig::queue_len`](super::tap::TapConfig::queue_len)) and drops what comes then.
 #![forbid(unsafe_code)]
 
+use super::buffers::{FRAME_AT, LARGE, LARGE_OUT, Pool, SMALL_OUT, buffers};
 use super::tap::{Tap, VNET_HEADER};
 use super::vnet::{header_of, parse};
+use super::wait::{WATCHES, Wait, Watch, Watches};
 use super::{FRAME_MAX, NetPort, Packet, PacketBuf, PortError, WouldBlock};
 use crate::fault::DropReason;
 use crate::stats::Stats;
@@ -29,31 +31,23 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_ring::IoSeg;
-use pvio_ring::shm::PAGE_SIZE;
 use pvio_uring::{FileId, PrivateBuf, Uring};
 use std::io;
 use std::os::fd::OwnedFd;
 
 /// Bytes of a read: one more than any frame has, so that one cut short is seen to be.
 const READ_LEN: usize = VNET_HEADER + FRAME_MAX + 1;
-/// Where the frames that are read begin: with a page, for they are copied on page by page.
-const FRAME_AT: usize = PAGE_SIZE;
-/// Bytes of a large buffer. A page more than a frame, so that its pages can be aligned.
-const LARGE: usize = FRAME_AT + FRAME_MAX + 1;
-/// Bytes of a small buffer.
-const SMALL: usize = 2048;
-/// Buffers for packets on their way out. A ring of 256 slots holds 15 packets of the largest size.
-const LARGE_OUT: usize = 16;
-const SMALL_OUT: usize = 128;
 /// Reads that stand ready at most, and at least. Every packet that arrives wakes every read that
 /// stands ready, so there are many only while many packets arrive.
 const READS_MOST: usize = 32;
 const READS_LEAST: usize = 4;
 /// Bytes that the reads that stand ready are expected to bring at most, by what came before.
 const READS_BYTES: usize = 256 * 1024;
+/// Bytes of packets that nobody asks for beyond which no more are read: the guest takes none, and
+/// they are to wait with the kernel.
+const HELD: usize = 64 * 1024;
 /// Buffers for packets on their way in: reads, and what waits for the guest.
 const LARGE_IN: usize = READS_MOST + 16;
-const WATCHES: usize = 8;
 const SLOTS: usize = LARGE_OUT + SMALL_OUT + READS_MOST + WATCHES;
 
 const READ: u64 = 0;
@@ -68,52 +62,15 @@ pub struct TapPort {
     out: Pool,
     inward: Vec<PrivateBuf>,
     received: VecDeque<Packet<PrivateBuf>>,
+    /// Bytes of these.
+    held: usize,
     /// Reads standing ready, and how many should.
     reads: usize,
     reads_wanted: usize,
-    watches: Vec<Watched>,
+    watches: Watches,
     stats: Arc<Stats>,
     /// Why the tap cannot be read any more.
     broken: Option<i32>,
-}
-
-/// Buffers that nobody uses, of both sizes.
-struct Pool {
-    large: Vec<PrivateBuf>,
-    small: Vec<PrivateBuf>,
-}
-
-impl Pool {
-    fn new(large: usize, small: usize) -> Self {
-        Self { large: buffers(LARGE, large), small: buffers(SMALL, small) }
-    }
-
-    fn give_back(&mut self, buf: PrivateBuf) {
-        if is_large(&buf) { self.large.push(buf) } else { self.small.push(buf) }
-    }
-
-    /// A small buffer, if a frame of `len` bytes fits in one and there is one.
-    fn small_for(&mut self, len: usize) -> Option<PrivateBuf> {
-        if len > SMALL - VNET_HEADER { None } else { self.small.pop() }
-    }
-}
-
-fn buffers(len: usize, count: usize) -> Vec<PrivateBuf> {
-    core::iter::repeat_with(|| PrivateBuf::page_aligned(len)).take(count).collect()
-}
-
-fn is_large(buf: &PrivateBuf) -> bool {
-    buf.as_slice().len() > SMALL
-}
-
-/// Names a descriptor that is watched.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Watch(usize);
-
-struct Watched {
-    file: FileId,
-    armed: bool,
-    fired: bool,
 }
 
 impl TapPort {
@@ -128,72 +85,16 @@ impl TapPort {
         Ok(Self {
             uring,
             tap,
-            out: Pool::new(LARGE_OUT, SMALL_OUT),
+            out: Pool::new(VNET_HEADER),
             inward: buffers(LARGE, LARGE_IN),
             received: VecDeque::with_capacity(READS_MOST),
+            held: 0,
             reads: 0,
             reads_wanted: READS_LEAST,
-            watches: Vec::with_capacity(WATCHES),
+            watches: Watches::new(WATCH),
             stats,
             broken: None,
         })
-    }
-
-    /// Also wakes when this descriptor becomes readable. `None` when too many are watched.
-    pub fn watch(&mut self, file: OwnedFd) -> Option<Watch> {
-        if self.watches.len() >= WATCHES {
-            return None;
-        }
-        let file = self.uring.add_file(file);
-        self.watches.push(Watched { file, armed: false, fired: false });
-        Some(Watch(self.watches.len().saturating_sub(1)))
-    }
-
-    /// Whether a watched descriptor became readable since last asked. It is watched again from
-    /// then on: empty it before the next [`wait`](Self::wait).
-    pub fn fired(&mut self, watch: Watch) -> bool {
-        self.watches.get_mut(watch.0).is_some_and(|w| core::mem::take(&mut w.fired))
-    }
-
-    /// Takes what the kernel has finished, and makes reads and watches stand ready again.
-    ///
-    /// # Errors
-    /// The tap is gone, or io_uring fails.
-    pub fn pump(&mut self) -> io::Result<()> {
-        let before = (self.received.len(), self.reads);
-        self.reap();
-        if let Some(errno) = self.broken {
-            return Err(io::Error::from_raw_os_error(errno));
-        }
-        let got = self.received.len().saturating_sub(before.0);
-        if got > 0 {
-            let wanted = if got == before.1 { self.reads_wanted } else { got };
-            let bytes: usize = self.received.iter().skip(before.0).map(|p| p.len).sum();
-            let most = got.saturating_mul(READS_BYTES).checked_div(bytes).unwrap_or(READS_MOST);
-            let most = most.clamp(READS_LEAST, READS_MOST);
-            self.reads_wanted = wanted.saturating_mul(2).clamp(READS_LEAST, most);
-        }
-        self.arm();
-        self.uring.flush()
-    }
-
-    /// Waits until something finishes or a watched descriptor becomes readable, or `timeout` is
-    /// over. [`pump`](Self::pump) then takes it.
-    ///
-    /// # Errors
-    /// What `io_uring_enter` says.
-    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.arm();
-        self.uring.wait(timeout)
-    }
-
-    /// Whether there is something to [`pump`](Self::pump). Never waits, and costs next to nothing
-    /// while there is not.
-    ///
-    /// # Errors
-    /// What `io_uring_enter` says.
-    pub fn look(&mut self) -> io::Result<bool> {
-        self.uring.look()
     }
 
     fn reap(&mut self) {
@@ -223,17 +124,13 @@ impl TapPort {
                 }
                 done.segments.pop().into_iter().for_each(|seg| out.give_back(seg.buf));
             }
-            token => {
-                let index = usize::try_from(token.saturating_sub(WATCH)).unwrap_or(usize::MAX);
-                if let Some(watch) = watches.get_mut(index) {
-                    (watch.armed, watch.fired) = (false, true);
-                }
-            }
+            token => watches.done(token),
         });
     }
 
     fn arm(&mut self) {
         while self.reads < self.reads_wanted
+            && self.held < HELD
             && let Some(buf) = self.inward.pop()
         {
             // There are as many slots as reads, writes and watches together.
@@ -243,16 +140,51 @@ impl TapPort {
             }
             self.reads = self.reads.saturating_add(1);
         }
-        for (token, watch) in (WATCH..).zip(&mut self.watches) {
-            if !watch.armed && !watch.fired {
-                watch.armed = self.uring.poll_readable(watch.file, token).is_ok();
-            }
-        }
+        self.watches.arm(&mut self.uring);
     }
 }
 
 const EINTR: i32 = 4;
 const EAGAIN: i32 = 11;
+
+impl Wait for TapPort {
+    fn watch(&mut self, file: OwnedFd) -> Option<Watch> {
+        self.watches.add(&mut self.uring, file)
+    }
+
+    fn fired(&mut self, watch: Watch) -> bool {
+        self.watches.fired(watch)
+    }
+
+    fn pump(&mut self) -> io::Result<()> {
+        let before = (self.received.len(), self.reads);
+        self.reap();
+        if let Some(errno) = self.broken {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        let got = self.received.len().saturating_sub(before.0);
+        if got > 0 {
+            let new = self.received.iter().skip(before.0);
+            let bytes: usize = new.map(|p| p.len).sum();
+            self.held = self.held.saturating_add(bytes);
+            let wanted = if got == before.1 { self.reads_wanted } else { got };
+            let most = got.saturating_mul(READS_BYTES).checked_div(bytes).unwrap_or(READS_MOST);
+            let most = most.clamp(READS_LEAST, READS_MOST);
+            self.reads_wanted = wanted.saturating_mul(2).clamp(READS_LEAST, most);
+        }
+        self.arm();
+        self.uring.flush()
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.arm();
+        self.uring.wait(timeout)
+    }
+
+    fn look(&mut self) -> io::Result<bool> {
+        self.uring.look()
+    }
+}
 
 impl NetPort for TapPort {
     type Buf = PrivateBuf;
@@ -263,13 +195,7 @@ impl NetPort for TapPort {
     }
 
     fn fit(&mut self, buf: PrivateBuf, len: usize) -> PrivateBuf {
-        match self.out.small_for(len) {
-            Some(small) => {
-                self.out.give_back(buf);
-                small
-            }
-            None => buf,
-        }
+        self.out.fit(buf, len)
     }
 
     fn unreserve(&mut self, buf: PrivateBuf) {
@@ -292,7 +218,9 @@ impl NetPort for TapPort {
     }
 
     fn receive(&mut self) -> Option<Packet<PrivateBuf>> {
-        self.received.pop_front()
+        let packet = self.received.pop_front()?;
+        self.held = self.held.saturating_sub(packet.len);
+        Some(packet)
     }
 
     fn recycle(&mut self, buf: PrivateBuf) {

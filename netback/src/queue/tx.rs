@@ -208,7 +208,7 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
                 match offload(&taken, features, packet.frame_mut(), stats) {
                     Ok(offload) => {
                         packet.offload = offload;
-                        port.send(packet).map_err(|_| (DropReason::TxPort, None))
+                        port.send(packet).map_err(|error| (error.reason(), None))
                     }
                     Err(reason) => Err((reason, Some(packet.buf))),
                 }

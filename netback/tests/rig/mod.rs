@@ -3,11 +3,13 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod frames;
+pub mod kernel_guest;
 pub mod namespace;
 pub mod stack;
 
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
-use pvio_netback::host::{TapOptions, TapServer};
+use pvio_netback::host::{Site, TapOptions, TapServer};
+use pvio_netback::port::knobs::Knobs;
 use pvio_netback::{Stats, Vif};
 use pvio_netfront::Nic;
 use pvio_xenbus::XenbusState;
@@ -36,6 +38,7 @@ pub struct Rig {
     driver: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     stats: Receiver<Vec<Arc<Stats>>>,
+    pub knobs: Arc<Knobs>,
     _hypervisor: Hypervisor,
     _dir: tempfile::TempDir,
 }
@@ -43,6 +46,15 @@ pub struct Rig {
 impl Rig {
     /// Makes a vif as `edit` and `options` say, with a driver domain that serves it.
     pub fn new(options: TapOptions, edit: impl FnOnce(&mut ToolstackBack)) -> Self {
+        Self::within(options, Arc::default(), edit)
+    }
+
+    /// The same, in a driver domain with something in common with others'.
+    pub fn within(
+        options: TapOptions,
+        site: Arc<Site>,
+        edit: impl FnOnce(&mut ToolstackBack),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let hypervisor = Hypervisor::start(dir.path()).unwrap();
         let back = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
@@ -55,12 +67,14 @@ impl Rig {
 
         let stop = Arc::new(AtomicBool::new(false));
         let (tell, stats) = channel();
+        let (tell_knobs, knobs) = channel();
         let state_dir = dir.path().to_owned();
         let (stopped, path) = (Arc::clone(&stop), state_dir.clone());
         let driver = std::thread::spawn(move || {
             let domain = Domain::join(path, back).unwrap();
             let mut xs = domain.xenstore().unwrap();
-            let server = TapServer::new(options, Arc::new(|| ()));
+            let server = TapServer::new(options, Arc::new(|| ())).within(site);
+            tell_knobs.send(Arc::clone(server.knobs())).unwrap();
             let mut driver = BackendDriver::new(addr, Vif::new(domain, server));
             tell.send(driver.class().stats().to_vec()).unwrap();
             while !stopped.load(Ordering::Relaxed) {
@@ -78,6 +92,7 @@ impl Rig {
             driver: Some(driver),
             stop,
             stats,
+            knobs: knobs.recv().unwrap(),
             _hypervisor: hypervisor,
             _dir: dir,
         }

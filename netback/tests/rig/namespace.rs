@@ -1,5 +1,7 @@
 //! Running a test in a network namespace of its own, by running this test program again.
 
+#![allow(dead_code, reason = "each test file uses its own part")]
+
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -49,4 +51,26 @@ fn skipped(test: &str, why: &str) {
 pub fn ip(args: &str) -> Option<String> {
     let out = Command::new("ip").args(args.split(' ')).output().unwrap();
     out.status.success().then(|| String::from_utf8(out.stdout).unwrap())
+}
+
+/// As [`entered`], for a test that runs these programs too, each from the Debian package of that
+/// name.
+pub fn entered_with(test: &str, programs: &[(&str, &str)]) -> bool {
+    entered_with_before(test, programs, &[])
+}
+
+/// The same, by way of a command.
+pub fn entered_with_before(test: &str, programs: &[(&str, &str)], before: &[&str]) -> bool {
+    for (program, package) in programs {
+        let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
+        if !found.is_ok_and(|out| out.status.success()) {
+            skipped(test, &format!("no `{program}`; apt install {package}"));
+            return false;
+        }
+    }
+    if std::env::var_os(INSIDE).is_none() && !rustix::process::geteuid().is_root() {
+        skipped(test, "named network namespaces; run as root");
+        return false;
+    }
+    entered(test, before)
 }

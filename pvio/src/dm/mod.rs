@@ -11,6 +11,7 @@
 
 mod qmp;
 
+use crate::control::Nics;
 use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::Failure;
@@ -55,9 +56,16 @@ pub fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     // libxl waits for this word, and by then the guest's disks have to be looked after.
     let mut own = host.xenstore()?;
     let mut announced = Ok(());
-    let served = driver::run((host.domain(), host.id()), &mut xs, &options, (&stop, &bell), || {
-        announced = announce_device_model(&mut own, args.guest);
-    });
+    let served = driver::run(
+        (host.domain(), host.id()),
+        &mut xs,
+        &options,
+        &Nics::default(),
+        (&stop, &bell),
+        || {
+            announced = announce_device_model(&mut own, args.guest);
+        },
+    );
     announced.map_err(Failure::of)?;
     served.map_err(serve::lost)
 }

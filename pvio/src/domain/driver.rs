@@ -2,7 +2,8 @@
 
 use super::stop::{Bell, Stop};
 use super::{JoinArgs, Said};
-use crate::cli::Cidr;
+use crate::cli::{Cidr, NicArgs};
+use crate::control::{Control, Nics};
 use crate::driver::{self, Options};
 use crate::failure::Failure;
 use clap::Args;
@@ -17,6 +18,9 @@ pub struct DriverArgs {
     /// An address of the host on each NIC's tap
     #[arg(long, value_name = "CIDR")]
     pub host_ip: Option<Cidr>,
+    #[command(flatten)]
+    /// What holds for NICs.
+    pub nics: NicArgs,
 }
 
 /// Runs it.
@@ -28,10 +32,13 @@ pub fn run(args: &DriverArgs) -> Result<(), Failure> {
     let stop = Stop::on_signal(bell.clone())?;
     let domain = super::join(&args.join)?;
     let host = args.host_ip.map(|ip| (ip.address, ip.prefix));
+    let site = args.nics.site()?;
     let kinds = vec![BackendKind::Vbd, BackendKind::PvioVbd, BackendKind::Vif];
-    let options = Options { host, kinds, ..Options::default() };
+    let options = Options { host, kinds, site: site.into(), ..Options::default() };
+    let nics = Nics::default();
+    let _control = Control::listen(&args.join.state_dir, &nics)?;
     let mut xs = domain.xenstore().map_err(Failure::of)?;
     let me = (&domain, domain.id());
-    driver::run(me, &mut xs, &options, (&stop, &bell), || Said::Ready.say())
+    driver::run(me, &mut xs, &options, &nics, (&stop, &bell), || Said::Ready.say())
         .map_err(|e| Failure::new(format!("the hypervisor is gone: {e}"), ""))
 }

@@ -8,6 +8,7 @@ use pvio_xenbus::handshake::common::{
     remove_backend_end, state_path,
 };
 use pvio_xenbus::handshake::vbd::changes_live;
+use pvio_xenbus::handshake::vif::is_live;
 use pvio_xenbus::{WatchEvent, XenbusState, Xenstore, XsError};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -97,8 +98,8 @@ where
             match at_device {
                 Some((addr, below)) if self.devices.contains_key(&addr) => match below {
                     "" => self.step(xs, addr)?,
-                    "rate" | "params" => self.refresh(xs, addr)?,
-                    key if changes_live(key) => self.refresh(xs, addr)?,
+                    "params" => self.refresh(xs, addr)?,
+                    key if changes_live(key) || is_live(key) => self.refresh(xs, addr)?,
                     _ => {}
                 },
                 _ => self.discover(xs, *kind)?,

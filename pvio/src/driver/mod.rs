@@ -7,6 +7,7 @@ mod devices;
 #[cfg(test)]
 mod tests;
 
+use crate::control::Nics;
 use crate::domain::stop::{Bell, Stop, sleep};
 use devices::Devices;
 use pvio_blkback::host::{Groups, ImageServer};
@@ -14,7 +15,7 @@ use pvio_blkback::image::DiskOptions;
 use pvio_blkback::{Config, Vbd};
 use pvio_grant_table::DomId;
 use pvio_netback::Vif;
-use pvio_netback::host::{TapOptions, TapServer};
+use pvio_netback::host::{Site, TapOptions, TapServer};
 use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Surroundings};
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, DeviceClass};
@@ -47,6 +48,8 @@ pub struct Options {
     pub nic_policy: pvio_netback::queue::Policy,
     /// Queues a NIC may have; as many as there are processors, up to eight, if left out.
     pub nic_queues: Option<u32>,
+    /// What NICs have in common.
+    pub site: Arc<Site>,
 }
 
 impl Default for Options {
@@ -62,6 +65,7 @@ impl Default for Options {
             disk_options: DiskOptions::default(),
             nic_policy: pvio_netback::queue::Policy::default(),
             nic_queues: None,
+            site: Arc::default(),
         }
     }
 }
@@ -85,6 +89,7 @@ pub fn run<P: Platform>(
     (platform, id): (&P, DomId),
     xs: &mut Client,
     options: &Options,
+    known: &Nics,
     (stop, bell): (&Stop, &Bell),
     ready: impl FnOnce(),
 ) -> Result<(), XsError> {
@@ -103,6 +108,7 @@ pub fn run<P: Platform>(
     .looking();
     let (shared, ring) = (platform.clone(), bell.clone());
     let (nics, chosen) = (of_class(DeviceClass::Vif).collect(), options.clone());
+    let known = known.clone();
     let mut nics = Devices::new(nics, id, options.only, move |addr, left| {
         let ring = ring.clone();
         let options = TapOptions {
@@ -112,6 +118,8 @@ pub fn run<P: Platform>(
             ..TapOptions::default()
         };
         let server = TapServer::new(options, Arc::new(move || ring.ring()));
+        let server = server.within(Arc::clone(&chosen.site));
+        known.add(addr, server.knobs());
         begin(&chosen, addr, left, Vif::new(shared.clone(), server))
     })
     .clearing_up(within == Surroundings::DriverDomain);

@@ -1,7 +1,7 @@
 //! The guest's devices in xenstore.
 
 use super::{DRIVER, GUEST};
-use crate::cli::Mac;
+use crate::cli::{Mac, NicArgs};
 use pvio_blkback::image::{Disk, Image, ImageError};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
@@ -48,6 +48,8 @@ pub struct NicConfig {
     pub tap: String,
     /// The bridge it joins.
     pub bridge: Option<String>,
+    /// What is said of it to the driver domain.
+    pub words: NicArgs,
     /// The host's address on the tap.
     pub host: Option<(Ipv4Addr, u8)>,
 }

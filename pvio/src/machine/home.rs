@@ -74,7 +74,7 @@ impl Sweep {
     pub fn now(&self, with_sockets: bool) {
         let remove = |name: &str| drop(fs::remove_file(self.path.join(name)));
         if with_sockets {
-            ["hypervisor.sock", "xenstore.sock"].into_iter().for_each(remove);
+            ["hypervisor.sock", "xenstore.sock", "control.sock"].into_iter().for_each(remove);
         }
         if self.is_temporary.load(Ordering::Acquire) {
             ["driver.log", "guest.log", "check.log", "demo.img"].into_iter().for_each(remove);
@@ -90,8 +90,9 @@ impl Drop for Home {
     }
 }
 
-/// A folder of this user's alone.
-fn default_root() -> PathBuf {
+/// A folder of this user's alone, with one for each machine.
+#[must_use]
+pub fn default_root() -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
         Some(dir) if dir.is_dir() => dir.join("pvio"),
         _ => std::env::temp_dir().join(format!("pvio-{}", rustix::process::getuid().as_raw())),

@@ -292,6 +292,11 @@ impl Machine {
         if let Some((address, prefix)) = self.plan.nic.as_ref().and_then(|nic| nic.host) {
             args.extend(["--host-ip".into(), format!("{address}/{prefix}").into()]);
         }
+        if let Some(words) = self.plan.nic.as_ref().map(|nic| &nic.words) {
+            args.push(format!("--nic-options={}", words.options).into());
+            args.extend(words.uplinks.iter().map(|link| format!("--nic-uplink={link}").into()));
+            args.extend(words.shares.iter().map(|share| format!("--nic-share={share}").into()));
+        }
         self.driver = Some(self.spawn(Role::Driver, "driver", &args, false)?);
         Ok(())
     }

@@ -14,8 +14,8 @@ pub use request::{
     read_multicast_request, read_xdp_headroom, write_xdp_headroom,
 };
 pub use toolstack::{
-    Rate, ToolstackBack, ToolstackFront, create_backend, create_device, rate_path, read_carrier,
-    read_rate, write_carrier,
+    Rate, ToolstackBack, ToolstackFront, create_backend, create_device, is_live, rate_path,
+    read_carrier, read_rate, write_carrier,
 };
 
 /// The most queues one interface is given here, whatever is offered. Linux offers 8 at most.

@@ -73,6 +73,15 @@ pub fn read_rate<X: Xenstore + ?Sized>(
     }
 }
 
+/// Whether a key of a backend's directory may change while connected; to be read again then.
+#[must_use]
+pub fn is_live(key: &str) -> bool {
+    matches!(key, "rate" | OPTIONS)
+}
+
+/// What pvio's own words about an interface stand under, for which toolstacks have no key.
+const OPTIONS: &str = "pvio-options";
+
 /// The toolstack's words to an interface's backend.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ToolstackBack {
@@ -98,6 +107,10 @@ pub struct ToolstackBack {
     pub kind: Option<String>,
     /// `rate`.
     pub rate: Option<Rate>,
+    /// `ip`: the guest's addresses, with spaces between.
+    pub ip: Option<String>,
+    /// `pvio-options`: words only pvio knows.
+    pub options: Option<String>,
 }
 
 impl ToolstackBack {
@@ -116,6 +129,8 @@ impl ToolstackBack {
             vifname: None,
             kind: None,
             rate: None,
+            ip: None,
+            options: None,
         }
     }
 
@@ -139,6 +154,8 @@ impl ToolstackBack {
                 script: r.opt_text("script")?,
                 vifname: r.opt_text("vifname")?,
                 kind: r.opt_text("type")?,
+                ip: r.opt_text("ip")?,
+                options: r.opt_text(OPTIONS)?,
                 rate,
             })
         })
@@ -165,7 +182,9 @@ impl ToolstackBack {
             w.opt("script", self.script.as_ref())?;
             w.opt("vifname", self.vifname.as_ref())?;
             w.opt("type", self.kind.as_ref())?;
-            w.opt("rate", self.rate)
+            w.opt("rate", self.rate)?;
+            w.opt("ip", self.ip.as_ref())?;
+            w.opt(OPTIONS, self.options.as_ref())
         })
     }
 }

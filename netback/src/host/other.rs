@@ -1,0 +1,112 @@
+//! Where a vif leads to that has no tap.
+#![forbid(unsafe_code)]
+
+use super::Site;
+use crate::Platform;
+use crate::port::file::{FilePort, Recording, packets_of};
+use crate::port::knobs::Knobs;
+use crate::port::options::Plug;
+use crate::port::switch::{Socket, Switch, SwitchPort};
+use crate::queue::Queue;
+use crate::stats::Stats;
+use crate::vif::Session;
+use crate::worker::{News, Worker};
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use pvio_uring::PrivateBuf;
+use pvio_xenbus::driver::Fault;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+pub(super) enum Other {
+    Switch {
+        switch: Arc<Switch>,
+        /// While there is a guest.
+        socket: Option<Socket>,
+    },
+    Loopback,
+    Files {
+        recording: Option<Arc<Recording>>,
+        /// To come to the guest still, by its first queue.
+        replay: VecDeque<Vec<u8>>,
+    },
+}
+
+impl Other {
+    /// `None` is a tap.
+    pub fn open(plug: &Plug, name: &str, site: &Site) -> Result<Option<Self>, Fault> {
+        Ok(Some(match plug {
+            Plug::Tap | Plug::Opened(_) => return Ok(None),
+            Plug::Switch(name) => {
+                let switch = site.switches.get(name).map_err(super::fault)?;
+                Self::Switch { switch, socket: None }
+            }
+            Plug::Loopback => Self::Loopback,
+            Plug::Files { record, replay } => {
+                let replay = replay.as_deref().map(packets_of).transpose();
+                let replay = replay.map_err(|text| Fault::new("nic-replay", text))?;
+                let begin = |path: &std::path::PathBuf| {
+                    Recording::begin(path, name).map_err(|e| {
+                        let text = format!("{} cannot be recorded to: {e}", path.display());
+                        Fault::new("nic-record", text)
+                    })
+                };
+                let recording = record.as_ref().map(begin).transpose()?;
+                Self::Files { recording, replay: replay.unwrap_or_default() }
+            }
+        }))
+    }
+
+    pub fn begin(&mut self, session: &Session) -> Result<(), Fault> {
+        if let Self::Switch { switch, socket } = self {
+            let takes = (session.features.gso_v4, session.features.gso_v6);
+            let joined = switch.join(session.queues, takes);
+            *socket = Some(joined.map_err(|error| Fault::new("switch-join", error))?);
+        }
+        Ok(())
+    }
+
+    pub fn stopped(&mut self) {
+        if let Self::Switch { socket, .. } = self {
+            *socket = None;
+        }
+    }
+
+    /// Starts the worker of a queue; its answer is the system's.
+    pub fn start<P>(
+        &mut self,
+        index: usize,
+        (name, queue, mail): (&str, Queue<P, PrivateBuf>, Option<OwnedFd>),
+        knobs: Arc<Knobs>,
+        tell: impl FnMut(News) + Send + 'static,
+    ) -> Result<io::Result<Worker>, Fault>
+    where
+        P: Platform + Send + 'static,
+        P::Channel: AsFd,
+    {
+        Ok(match self {
+            Self::Switch { socket, .. } => {
+                let none = || Fault::new("switch-join", "the vif is not plugged in");
+                let end = socket.as_ref().ok_or_else(none)?.end(index);
+                let make = move |stats: Arc<Stats>| {
+                    let port = SwitchPort::new(end?, &stats)?;
+                    Ok(knobs.around(port, stats, index))
+                };
+                Worker::start_woken(name, queue, make, mail, tell)
+            }
+            Self::Loopback => {
+                let make = move |stats| Ok(knobs.around(FilePort::loopback()?, stats, index));
+                Worker::start_woken(name, queue, make, mail, tell)
+            }
+            Self::Files { recording, replay } => {
+                let (recording, replay) = (recording.clone(), core::mem::take(replay));
+                let make = move |stats| {
+                    Ok(knobs.around(FilePort::files(recording, replay)?, stats, index))
+                };
+                Worker::start_woken(name, queue, make, mail, tell)
+            }
+        })
+    }
+}

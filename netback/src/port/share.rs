@@ -1,0 +1,176 @@
+//! A rate that several vifs have together, each as much of it as any other.
+//!
+//! Whoever sends takes from one bucket, and keeps count of what it took. It may be ahead of the
+//! slowest of those who want to send at the moment by [`QUANTUM`] and no more; who wants nothing
+//! holds nobody up, and does not save anything for later. All of that is atomic counters: a queue
+//! looks at those of the others once a round, and nobody waits for a lock.
+#![forbid(unsafe_code)]
+
+use super::live::{Live, Seen};
+use super::shape::Rate;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes by which one may be ahead: two of the largest packets.
+const QUANTUM: u64 = 128 * 1024;
+/// Nanoseconds for which somebody who was refused counts as waiting.
+const WAITING: u64 = 20_000_000;
+
+/// Parts of a nanosecond in which buckets are kept, so that small packets at high rates are not
+/// rounded away.
+const PARTS: u64 = 64;
+
+/// A token bucket, kept as the time by which everything taken so far is paid for.
+#[derive(Debug, Default)]
+pub(super) struct Bucket {
+    paid: AtomicU64,
+}
+
+impl Bucket {
+    /// Until when there is nothing in it, in nanoseconds; `None` if there is something.
+    pub fn empty_until(&self, rate: Rate, now: u64) -> Option<u64> {
+        let earliest = self.paid.load(Ordering::Relaxed).saturating_sub(span(rate, rate.burst));
+        let empty = earliest > now.saturating_mul(PARTS);
+        empty.then(|| earliest.wrapping_div(PARTS).saturating_add(1))
+    }
+
+    /// Takes out so much, whatever is in it: a debt holds up those who come next.
+    pub fn take(&self, rate: Rate, amount: u64, now: u64) {
+        let (now, span) = (now.saturating_mul(PARTS), span(rate, amount));
+        let paid = |paid: u64| Some(paid.max(now).saturating_add(span));
+        let _ = self.paid.fetch_update(Ordering::Relaxed, Ordering::Relaxed, paid);
+    }
+}
+
+/// How long it takes until so much has come in.
+fn span(rate: Rate, amount: u64) -> u64 {
+    let parts = u128::from(amount).saturating_mul(1_000_000_000).saturating_mul(PARTS.into());
+    let span = parts.checked_div(rate.per_second.into()).unwrap_or(u128::MAX);
+    u64::try_from(span).unwrap_or(u64::MAX)
+}
+
+/// A rate that vifs share, each way by itself.
+#[derive(Debug)]
+pub struct Share {
+    rate: Rate,
+    ways: [Arc<Way>; 2],
+}
+
+impl Share {
+    /// So many bytes a second, from all guests that share it, and to all of them.
+    #[must_use]
+    pub fn new(rate: Rate) -> Arc<Self> {
+        Arc::new(Self { rate, ways: [Way::new(rate), Way::new(rate)] })
+    }
+
+    /// The rate.
+    #[must_use]
+    pub const fn rate(&self) -> Rate {
+        self.rate
+    }
+
+    /// A vif joins, for as long as it keeps what it is given.
+    pub(super) fn join(&self) -> [Membership; 2] {
+        self.ways.each_ref().map(Way::join)
+    }
+}
+
+#[derive(Debug)]
+struct Way {
+    rate: Rate,
+    bucket: Bucket,
+    members: Arc<Live<Vec<Arc<Member>>>>,
+}
+
+#[derive(Debug, Default)]
+struct Member {
+    /// Bytes taken, and given up by not wanting any.
+    taken: AtomicU64,
+    /// When it was last refused.
+    refused: AtomicU64,
+}
+
+impl Member {
+    fn waits(&self, now: u64) -> bool {
+        let refused = self.refused.load(Ordering::Relaxed);
+        refused != 0 && refused.saturating_add(WAITING) > now
+    }
+}
+
+impl Way {
+    fn new(rate: Rate) -> Arc<Self> {
+        Arc::new(Self { rate, bucket: Bucket::default(), members: Live::new(Vec::new()) })
+    }
+
+    fn join(self: &Arc<Self>) -> Membership {
+        let member = Arc::new(Member::default());
+        self.members.update(|all| all.iter().chain([&member]).map(Arc::clone).collect());
+        Membership { way: Arc::clone(self), member }
+    }
+}
+
+/// A vif's part, in one direction; for all its queues.
+#[derive(Debug)]
+pub(super) struct Membership {
+    way: Arc<Way>,
+    member: Arc<Member>,
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let others = |all: &Vec<Arc<Member>>| {
+            let others = all.iter().filter(|one| !Arc::ptr_eq(one, &self.member));
+            others.map(Arc::clone).collect()
+        };
+        self.way.members.update(others);
+    }
+}
+
+/// A queue's view of it.
+#[derive(Debug)]
+pub(super) struct Part {
+    membership: Arc<Membership>,
+    members: Seen<Vec<Arc<Member>>>,
+    /// How much the vif may have taken at most, as of the last look at the others.
+    most: u64,
+}
+
+impl Part {
+    pub fn of(membership: &Arc<Membership>) -> Self {
+        let members = Seen::of(Arc::clone(&membership.way.members));
+        Self { membership: Arc::clone(membership), members, most: u64::MAX }
+    }
+
+    /// Looks how far the others are.
+    pub fn look(&mut self, now: u64) {
+        self.members.look();
+        let own = &self.membership.member;
+        let others = self.members.get().iter().filter(|one| !Arc::ptr_eq(one, own));
+        let least =
+            others.filter(|one| one.waits(now)).map(|one| one.taken.load(Ordering::Relaxed));
+        let Some(least) = least.min() else { return self.most = u64::MAX };
+        if !own.waits(now) {
+            // It wanted nothing for a while, which it cannot make up for now.
+            own.taken.fetch_max(least, Ordering::Relaxed);
+        }
+        self.most = least.saturating_add(QUANTUM);
+    }
+
+    /// Until when nothing may be taken; `None` if something may.
+    pub fn refused_until(&self, now: u64) -> Option<u64> {
+        let Membership { way, member } = &*self.membership;
+        let ahead = member.taken.load(Ordering::Relaxed) > self.most;
+        // The others move on at any time.
+        let turn = ahead.then(|| now.saturating_add(500_000));
+        let until = way.bucket.empty_until(way.rate, now).max(turn)?;
+        member.refused.store(now.max(1), Ordering::Relaxed);
+        Some(until)
+    }
+
+    pub fn take(&self, bytes: u64, now: u64) {
+        let Membership { way, member } = &*self.membership;
+        way.bucket.take(way.rate, bytes, now);
+        member.taken.fetch_add(bytes, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,119 @@
+//! Which station is behind which member: learned from what they send, forgotten in time.
+//!
+//! A guest may send under any address, and there is no more place for that: it takes at most
+//! [`SHARE`] of the [`WAYS`] places that an address can be at, so that it cannot make the switch
+//! forget all others. What is not known goes to everybody.
+#![forbid(unsafe_code)]
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+const SETS: usize = 256;
+const WAYS: usize = 8;
+const SHARE: usize = 2;
+/// Seconds for which a station is known that is not heard of (as Linux's bridge has it).
+const AGE: u32 = 300;
+
+#[derive(Debug, Default)]
+struct Place {
+    /// The address in the upper 48 bits, the member in the lower 16; 0 is nothing.
+    word: AtomicU64,
+    /// When it was last heard of, in seconds.
+    heard: AtomicU32,
+}
+
+#[derive(Debug)]
+pub(super) struct Table(Box<[[Place; WAYS]]>);
+
+impl Default for Table {
+    fn default() -> Self {
+        Self(core::iter::repeat_with(Default::default).take(SETS).collect())
+    }
+}
+
+impl Table {
+    /// The member, not 0, sent something from this address.
+    pub fn learn(&self, mac: [u8; 6], member: u16, now: u32) {
+        let word = word(mac) | u64::from(member);
+        let Some(set) = self.set(mac) else { return };
+        let mut own = (0_usize, None);
+        let (mut oldest, mut age) = (None, 0);
+        for place in set {
+            let found = place.word.load(Ordering::Relaxed);
+            let heard = place.heard.load(Ordering::Relaxed);
+            if found >> 16 == word >> 16 {
+                // It stays where it is, or has moved.
+                if found != word {
+                    place.word.store(word, Ordering::Relaxed);
+                }
+                if heard != now {
+                    place.heard.store(now, Ordering::Relaxed);
+                }
+                return;
+            }
+            let forgotten = found == 0 || heard.saturating_add(AGE) < now;
+            let old = if forgotten { u32::MAX } else { now.saturating_sub(heard) };
+            if !forgotten && found & 0xffff == u64::from(member) {
+                own = (own.0.saturating_add(1), Some(place));
+            }
+            if oldest.is_none() || old > age {
+                (oldest, age) = (Some(place), old);
+            }
+        }
+        let at = if own.0 >= SHARE { own.1 } else { oldest };
+        if let Some(place) = at {
+            place.word.store(word, Ordering::Relaxed);
+            place.heard.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Behind which member the address is, if that is known.
+    pub fn find(&self, mac: [u8; 6], now: u32) -> Option<u16> {
+        let word = word(mac);
+        let known = |place: &&Place| place.word.load(Ordering::Relaxed) >> 16 == word >> 16;
+        let place = self.set(mac)?.iter().find(known)?;
+        let fresh = place.heard.load(Ordering::Relaxed).saturating_add(AGE) >= now;
+        fresh.then_some(place.word.load(Ordering::Relaxed) as u16)
+    }
+
+    fn set(&self, mac: [u8; 6]) -> Option<&[Place; WAYS]> {
+        // The vendor's part is the same for many; mixed by a multiplication (Fibonacci hashing).
+        let hash = word(mac).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
+        self.0.get(usize::try_from(hash).ok()?)
+    }
+}
+
+fn word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
+    u64::from_be_bytes([a, b, c, d, e, f, 0, 0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn station(n: u32) -> [u8; 6] {
+        let [a, b, c, d] = n.to_be_bytes();
+        [2, 0, a, b, c, d]
+    }
+
+    #[test]
+    fn stations_are_known_move_and_are_forgotten() {
+        let table = Table::default();
+        assert_eq!(table.find(station(1), 5), None);
+        table.learn(station(1), 7, 5);
+        table.learn(station(2), 9, 5);
+        assert_eq!((table.find(station(1), 5), table.find(station(2), 5)), (Some(7), Some(9)));
+        table.learn(station(1), 8, 6);
+        assert_eq!((table.find(station(1), 306), table.find(station(2), 306)), (Some(8), None));
+        assert_eq!(table.find(station(1), 307), None);
+    }
+
+    #[test]
+    fn who_claims_a_million_addresses_does_not_make_it_forget_all_others() {
+        let table = Table::default();
+        (0..100).for_each(|n| table.learn(station(n), 3, 10));
+        (1000..1_000_000).for_each(|n| table.learn(station(n), 4, 11));
+        let known = (0..100).filter(|n| table.find(station(*n), 12) == Some(3)).count();
+        assert!(known >= 90, "{known}");
+    }
+}

@@ -1,0 +1,218 @@
+//! The door through which a running driver domain is asked for something: a Unix socket that only
+//! its own user may open.
+//!
+//! One line is the question, one the answer (`ok`, or `error` and why); what was asked for follows.
+//!
+//! | question | what follows |
+//! |---|---|
+//! | `list` | a line for each NIC, its name |
+//! | `capture NAME SNAPLEN COUNT` | a pcapng file, until there are COUNT packets (0: no end) or the asker has no more to say (shuts down its side) |
+//!
+//! The socket is made under another name and then renamed: whoever serves last answers, and there
+//! is no moment without a door while one daemon follows another.
+
+use crate::failure::{Failure, one_line};
+use pvio_netback::port::capture::{CaptureFile, Reader};
+use pvio_netback::port::knobs::Knobs;
+use pvio_xenbus::handshake::common::DeviceAddr;
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::geteuid;
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+/// Where `pvio serve` has its door.
+pub const FOLDER: &str = "/run/pvio";
+/// The door's name in its folder.
+pub const NAME: &str = "control.sock";
+
+/// Who may be answered at a time.
+const MOST: usize = 16;
+/// How long somebody may take to ask.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often somebody who captures is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The NICs that are served.
+#[derive(Debug, Clone, Default)]
+pub struct Nics(Arc<Mutex<BTreeMap<DeviceAddr, Weak<Knobs>>>>);
+
+impl Nics {
+    /// A new one. It is known for as long as somebody has its knobs.
+    pub fn add(&self, addr: DeviceAddr, knobs: &Arc<Knobs>) {
+        self.lock().insert(addr, Arc::downgrade(knobs));
+    }
+
+    /// Their names.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.lock().keys().map(|addr| name_of(*addr)).collect()
+    }
+
+    /// The one of that name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<Arc<Knobs>> {
+        self.lock().iter().find(|(addr, _)| name_of(**addr) == name)?.1.upgrade()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<DeviceAddr, Weak<Knobs>>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, knobs| knobs.strong_count() > 0);
+        all
+    }
+}
+
+/// What a NIC is called: as Linux calls the host's end, whatever that is named here.
+fn name_of(addr: DeviceAddr) -> String {
+    format!("vif{}.{}", addr.front, addr.index)
+}
+
+/// An open door; it is shut when dropped.
+#[derive(Debug)]
+pub struct Control {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Control {
+    /// Opens the door in a folder, which is made if need be.
+    ///
+    /// # Errors
+    /// When the socket cannot be made there.
+    pub fn listen(folder: &Path, nics: &Nics) -> Result<Self, Failure> {
+        let path = folder.join(NAME);
+        let failed =
+            |e: io::Error| Failure::new(format!("no control socket {}: {e}", path.display()), "");
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+        let fresh = folder.join(format!("{NAME}.{}", std::process::id()));
+        let _ = fs::remove_file(&fresh);
+        let listener = UnixListener::bind(&fresh).map_err(failed)?;
+        // Before it has its name. Who comes in all the same is asked who he is: see `answer`.
+        fs::set_permissions(&fresh, Permissions::from_mode(0o600)).map_err(failed)?;
+        let inode = fs::metadata(&fresh).map_err(failed)?.ino();
+        fs::rename(&fresh, &path).map_err(failed)?;
+        let nics = nics.clone();
+        let busy = Arc::new(AtomicUsize::new(0));
+        let serve = move || {
+            for stream in listener.incoming() {
+                match stream {
+                    Ok(stream) => admit(stream, &nics, &busy),
+                    // Out of descriptors, say: there is no hurry.
+                    Err(error) => {
+                        tracing::warn!(%error, "the control socket");
+                        std::thread::sleep(LOOK);
+                    }
+                }
+            }
+        };
+        std::thread::Builder::new().name("control".into()).spawn(serve).map_err(failed)?;
+        Ok(Self { path, inode })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        // A successor's stays.
+        if fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Answers on a thread of its own, if there are not too many.
+fn admit(stream: UnixStream, nics: &Nics, busy: &Arc<AtomicUsize>) {
+    let (nics, guard) = (nics.clone(), Arc::clone(busy));
+    if busy.fetch_add(1, Ordering::AcqRel) >= MOST {
+        busy.fetch_sub(1, Ordering::AcqRel);
+        return;
+    }
+    let work = move || {
+        if let Err(error) = answer(&stream, &nics) {
+            tracing::debug!(%error, "an asker went away");
+        }
+        guard.fetch_sub(1, Ordering::AcqRel);
+    };
+    if std::thread::Builder::new().name("control-answer".into()).spawn(work).is_err() {
+        busy.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn answer(mut stream: &UnixStream, nics: &Nics) -> io::Result<()> {
+    let who = socket_peercred(stream)?.uid;
+    if !who.is_root() && who != geteuid() {
+        return writeln!(stream, "error only root and the user of the driver domain may ask");
+    }
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = String::new();
+    BufReader::new(stream.take(256)).read_line(&mut line)?;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    match words[..] {
+        ["list"] => {
+            writeln!(stream, "ok")?;
+            nics.names().iter().try_for_each(|name| writeln!(stream, "{name}"))
+        }
+        ["capture", name, snaplen, count] => {
+            let (Ok(snaplen), Ok(count)) = (snaplen.parse(), count.parse()) else {
+                return writeln!(stream, "error not a number");
+            };
+            let Some(knobs) = nics.find(name) else {
+                let names = nics.names().join(", ");
+                let there = if names.is_empty() { "there is none".into() } else { names };
+                return writeln!(stream, "error no NIC is called {}; {there}", one_line(name));
+            };
+            match knobs.probe.open(snaplen) {
+                Err(busy) => writeln!(stream, "error {name}: {busy}"),
+                Ok(reader) => {
+                    tracing::info!(nic = name, "is captured");
+                    let done = capture(stream, &reader, name, snaplen, count);
+                    tracing::info!(nic = name, lost = reader.lost(), "is not captured any more");
+                    done
+                }
+            }
+        }
+        _ => writeln!(stream, "error that is not a question this driver domain knows"),
+    }
+}
+
+/// Sends a capture file until there is enough in it or nobody wants more.
+fn capture(
+    mut stream: &UnixStream,
+    reader: &Reader,
+    name: &str,
+    snaplen: usize,
+    count: u64,
+) -> io::Result<()> {
+    writeln!(stream, "ok")?;
+    let mut file = CaptureFile::begin(BufWriter::new(stream), name, snaplen)?;
+    // The beginning tells whoever asked that packets are captured from now on.
+    file.flush()?;
+    let enough = |packets: u64| count != 0 && packets >= count;
+    while !enough(file.packets()) && is_wanted(stream)? {
+        reader.read(LOOK, |record| {
+            file.add(record)?;
+            Ok(!enough(file.packets()))
+        })?;
+        file.flush()?;
+    }
+    file.end(reader.lost()).map(drop)
+}
+
+/// Whether the asker has not shut down its side.
+fn is_wanted(mut stream: &UnixStream) -> io::Result<bool> {
+    stream.set_nonblocking(true)?;
+    let read = stream.read(&mut [0]);
+    stream.set_nonblocking(false)?;
+    match read {
+        Ok(0) => Ok(false),
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
+        Err(error) => Err(error),
+    }
+}

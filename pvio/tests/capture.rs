@@ -1,0 +1,191 @@
+//! `pvio capture` on a running `pvio run`, in a network namespace of its own.
+#![allow(missing_docs, reason = "tests")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+fn pvio() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_pvio"))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Whether this machine can run the test; said if not.
+fn can_run(test: &str) -> bool {
+    let works = |program: &str, args: &[&str]| {
+        Command::new(program).args(args).output().is_ok_and(|out| out.status.success())
+    };
+    let why = if !rustix::process::geteuid().is_root() || !works("unshare", &["-n", "true"]) {
+        "no network namespace; run as root, with util-linux"
+    } else if !Path::new("/dev/net/tun").exists() {
+        "no /dev/net/tun; modprobe tun"
+    } else if !works("tshark", &["-v"]) {
+        "no tshark; apt install tshark"
+    } else if !works("curl", &["-V"]) {
+        "no curl; apt install curl"
+    } else {
+        return true;
+    };
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
+    false
+}
+
+/// `pvio run` with a NIC, ready, in a network namespace of its own.
+struct Machine {
+    run: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Machine {
+    fn start(words: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // It becomes the program, whose process id is that of the command started.
+        let mut run = Command::new("unshare");
+        run.args(["-n", env!("CARGO_BIN_EXE_pvio"), "run", "--nic", "--state-dir"]).arg(dir.path());
+        let mut run = run.args(words).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(run.stdout.take().unwrap()).lines();
+        let ready = lines.map_while(Result::ok).any(|line| line.starts_with("ready"));
+        assert!(ready, "it ended");
+        Self { run, dir }
+    }
+
+    fn inside(&self, line: &[&str]) -> Output {
+        let pid = self.run.id().to_string();
+        Command::new("nsenter").args(["-t", &pid, "-n"]).args(line).output().unwrap()
+    }
+
+    fn fetch(&self) -> bool {
+        let url = "http://10.107.0.2/.pvio/status.json";
+        self.inside(&["curl", "-sf", "-m", "10", url]).status.success()
+    }
+
+    fn capture(&self, args: &[&str]) -> Command {
+        let mut capture = pvio();
+        capture.arg("capture").args(args).arg("--state-dir").arg(self.dir.path());
+        capture
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.run);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.run.wait();
+    }
+}
+
+fn tshark(file: &Path, args: &[&str]) -> Vec<String> {
+    let out = Command::new("tshark").arg("-r").arg(file).args(args).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    text(&out.stdout).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_running_nic_is_captured_on_and_off_and_filtered_and_what_cannot_be_is_told() {
+    if !can_run("a_running_nic_is_captured_on_and_off_and_filtered_and_what_cannot_be_is_told") {
+        return;
+    }
+    let machine = Machine::start(&["--nic-options", "guard=mac"]);
+    let list = machine.capture(&[]).output().unwrap();
+    assert_eq!(text(&list.stdout), "vif2.0\n", "{}", text(&list.stderr));
+    let file = machine.dir.path().join("a.pcapng");
+    let path = file.to_str().unwrap();
+    assert!(machine.fetch(), "the guard lets the guest through");
+
+    // Until told to end.
+    let mut capture = machine.capture(&["vif2.0", "-w", path]).spawn().unwrap();
+    while std::fs::metadata(&file).map_or(0, |file| file.len()) == 0 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(machine.fetch());
+    let second = machine.capture(&["vif2.0", "-w", "-"]).output().unwrap();
+    let why = text(&second.stderr);
+    assert!(why.contains("captured already") && second.status.code() == Some(2), "{why}");
+    let pid = rustix::process::Pid::from_child(&capture);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert!(capture.wait().unwrap().success());
+    let http = tshark(
+        &file,
+        &["-Y", "http", "-T", "fields", "-e", "http.request.uri", "-e", "http.response.code"],
+    );
+    let all = http.join("\n");
+    assert!(all.contains("/.pvio/status.json") && all.contains("200"), "{all}");
+    let ways = tshark(&file, &["-Y", "tcp", "-T", "fields", "-e", "frame.packet_flags_direction"]);
+    assert!(ways.iter().any(|way| way.contains('1')) && ways.iter().any(|way| way.contains('2')));
+
+    // So many packets, of each so many bytes.
+    let capture = machine.capture(&["vif2.0", "-w", path, "--count", "5", "--snaplen", "60"]);
+    let mut capture = { capture }.spawn().unwrap();
+    while capture.try_wait().unwrap().is_none() {
+        assert!(machine.fetch());
+    }
+    let lens = tshark(&file, &["-T", "fields", "-e", "frame.cap_len"]);
+    assert_eq!(lens.len(), 5);
+    assert!(lens.iter().all(|len| len.parse::<u32>().unwrap() <= 60), "{lens:?}");
+
+    let none = machine.capture(&["vif9.0", "-w", "-"]).output().unwrap();
+    let why = text(&none.stderr);
+    assert!(
+        why.contains("vif9.0") && why.contains("vif2.0") && none.status.code() == Some(2),
+        "{why}"
+    );
+    let nobody = tempfile::tempdir().unwrap();
+    let nobody = pvio().args(["capture", "--state-dir"]).arg(nobody.path()).output().unwrap();
+    assert!(text(&nobody.stderr).contains("no driver domain answers"));
+    // A door for root and this user only.
+    use std::os::unix::fs::PermissionsExt;
+    let door = std::fs::metadata(machine.dir.path().join("control.sock")).unwrap();
+    assert_eq!(door.permissions().mode() & 0o777, 0o600);
+    let nobody = ["setpriv", "--reuid", "65534", "--clear-groups", env!("CARGO_BIN_EXE_pvio")];
+    let mut other = Command::new(nobody[0]);
+    other.args(&nobody[1..]).args(["capture", "--state-dir"]).arg(machine.dir.path());
+    assert!(!other.output().is_ok_and(|out| out.status.success()));
+}
+
+#[test]
+fn what_is_said_of_a_nic_is_checked_before_anything_starts() {
+    for (words, why) in [
+        (["--nic-options", "guard=perhaps"], "guard is off, mac or ip"),
+        (["--nic-share", "up=fast"], "--nic-share up=fast"),
+        (["--nic-uplink", "lan"], "--nic-uplink lan"),
+    ] {
+        let out = pvio().args(["run", "--nic"]).args(words).output().unwrap();
+        let said = text(&out.stderr);
+        assert!(said.contains(why) && out.status.code() == Some(2), "{said}");
+    }
+}
+
+#[test]
+fn words_in_the_backends_directory_change_a_running_nic() {
+    use pvio_xenbus::Xenstore as _;
+    if !can_run("words_in_the_backends_directory_change_a_running_nic") {
+        return;
+    }
+    let machine = Machine::start(&[]);
+    assert!(machine.fetch());
+    let socket = machine.dir.path().join("xenstore.sock");
+    let mut xs = pvio_xenbus::client::Client::connect(&socket).unwrap();
+    let path = "/local/domain/1/backend/vif/2/0/pvio-options";
+    let url = "http://10.107.0.2/.pvio/status.json";
+    let quick = || machine.inside(&["curl", "-sf", "-m", "1", url]).status.success();
+    let log = || std::fs::read_to_string(machine.dir.path().join("driver.log")).unwrap();
+    let until_logged = |word: &str, times: usize| {
+        while log().matches(word).count() < times {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    };
+    xs.write(path, b"loss=100").unwrap();
+    until_logged("what the toolstack changed holds", 1);
+    assert!(!quick(), "everything is lost");
+    xs.write(path, b"loss=100,guard=x").unwrap();
+    until_logged("what was in force stays so", 1);
+    assert!(!quick(), "everything still is");
+    xs.write(path, b"switch=elsewhere").unwrap();
+    until_logged("what was in force stays so", 2);
+    xs.write(path, b"delay=2ms").unwrap();
+    until_logged("what the toolstack changed holds", 2);
+    assert!(machine.fetch());
+}
