@@ -1,8 +1,13 @@
 //! Traffic between dom0 and a guest, every byte of which is compared.
 
+pub mod counters;
+pub mod datagrams;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,16 +27,54 @@ const PIECE: usize = 64 << 10;
 /// The address is taken.
 pub fn serve_echo() -> Result<()> {
     let socket = UdpSocket::bind(("0.0.0.0", ECHO)).context("the echo port")?;
-    thread::spawn(move || {
-        let mut bytes = vec![0; 65_536];
-        loop {
-            // An interface that went away says so here once.
-            if let Ok((n, from)) = socket.recv_from(&mut bytes) {
-                let _ = socket.send_to(&bytes[..n], from);
-            }
-        }
-    });
+    std::mem::forget(Echoes::serve(socket)?);
     Ok(())
+}
+
+/// Echoes what comes over one socket, until it is dropped.
+pub struct Echoes {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Echoes {
+    /// Begins.
+    ///
+    /// # Errors
+    /// The socket is none of datagrams.
+    pub fn serve(socket: UdpSocket) -> Result<Self> {
+        socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+        let stop: Arc<AtomicBool> = Arc::default();
+        let told = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut bytes = vec![0; 65_536];
+            while !told.load(Ordering::Relaxed) {
+                // An interface that went away says so here once.
+                if let Ok((n, from)) = socket.recv_from(&mut bytes) {
+                    let _ = socket.send_to(&bytes[..n], from);
+                }
+            }
+        });
+        Ok(Self { stop, thread: Some(thread) })
+    }
+
+    /// Begins at an address like `fd00::1`, besides [`serve_echo`].
+    ///
+    /// # Errors
+    /// It is nobody's here, or taken.
+    pub fn at(address: &str) -> Result<Self> {
+        let socket = UdpSocket::bind((address, ECHO));
+        Self::serve(socket.with_context(|| format!("the echo port of {address}"))?)
+    }
+}
+
+impl Drop for Echoes {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 /// A socket for [`echo`] to a server like `10.0.0.1`.
@@ -39,10 +82,15 @@ pub fn serve_echo() -> Result<()> {
 /// # Errors
 /// No way there.
 pub fn client(server: &str) -> Result<UdpSocket> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let socket = UdpSocket::bind(anywhere(server))?;
     socket.connect((server, ECHO)).with_context(|| server.to_owned())?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
+}
+
+/// Where a socket is bound that is to reach `server`.
+pub fn anywhere(server: &str) -> &'static str {
+    if server.contains(':') { "[::]:0" } else { "0.0.0.0:0" }
 }
 
 /// Sends a datagram of `size` bytes, at least 8, and compares what comes back. Datagrams may get
@@ -140,6 +188,32 @@ pub fn drain(mut stream: TcpStream, seed: u64) -> Result<(u64, String)> {
             return Ok((received, sum.text()));
         }
     }
+}
+
+/// Takes what comes over a connection until a moment: how many bytes. The other end may have more.
+///
+/// # Errors
+/// The connection's, or bytes that `seed` did not make up.
+pub fn until(mut stream: TcpStream, seed: u64, end: Instant) -> Result<u64> {
+    stream.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let mut piece = vec![0; PIECE];
+    let mut received = 0;
+    while Instant::now() < end {
+        let mut n = 0;
+        while n < PIECE && Instant::now() < end {
+            match stream.read(&mut piece[n..]) {
+                Ok(0) => bail!("the connection's end after {} bytes", received + n as u64),
+                Ok(more) => n += more,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error).context("receive"),
+            }
+        }
+        if let Some(at) = pattern::mismatch(&piece[..n], seed, received) {
+            bail!("byte {} came as another", received + at as u64);
+        }
+        received += n as u64;
+    }
+    Ok(received)
 }
 
 /// Sends datagrams of one size, as fast as they go.

@@ -61,6 +61,8 @@ const DOM0_MODULES: &[&str] = &[
     "loop",
     "tun",
     "bridge",
+    "8021q",
+    "veth",
     "ext4",
     "virtio_pci",
     "9p",
@@ -71,6 +73,7 @@ const DOM0_MODULES: &[&str] = &[
 const GUEST_MODULES: &[&str] = &[
     "xen-blkfront",
     "xen-netfront",
+    "8021q",
     "ext4",
     "xen-evtchn",
     "xen-gntdev",
@@ -134,7 +137,7 @@ pub fn write(cache: &Cache, programs: &Programs, to: &Path) -> Result<()> {
 fn guest(cache: &Cache, programs: &Programs) -> Result<Vec<u8>> {
     let mut image = Image::new(cache, Vec::new())?;
     image.archive.copy("init", &programs.agent)?;
-    image.programs(&["bin/ip"])?;
+    image.programs(&["bin/ip", "sbin/ethtool"])?;
     image.modules(GUEST_MODULES)?;
     Ok(image.archive.finish()?)
 }

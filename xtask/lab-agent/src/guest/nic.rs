@@ -1,14 +1,19 @@
 //! Addresses and traffic.
 
 use std::fs;
+use std::net::TcpListener;
+use std::sync::Mutex;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::read;
-use crate::{net, sys};
+use crate::net::datagrams::{self, Group, Taker};
+use crate::net::{self, counters};
+use crate::sys;
 
 const QUICK: Duration = Duration::from_secs(20);
 
@@ -22,6 +27,25 @@ pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
         "tcp-send" => read(arguments).and_then(send),
         "tcp-receive" => read(arguments).and_then(receive),
         "echo-serve" => net::serve_echo().map(|()| Value::Null),
+        "echo-at" => read(arguments).and_then(|address: String| echo_at(&address)),
+        "nic-counter" => read(arguments).and_then(|(name, counter): (String, String)| {
+            counters::interface(&name, &counter).map(|n| json!(n))
+        }),
+        "protocol-counter" => read(arguments).and_then(|(name, counter): (String, String)| {
+            counters::protocol(&name, &counter).map(|n| json!(n))
+        }),
+        "nic-interrupts" => read(arguments)
+            .and_then(|name: String| counters::interrupts(&name).map(|them| json!(them))),
+        "datagrams-send" => {
+            read(arguments).and_then(|order| datagrams::send(&order).map(|()| Value::Null))
+        }
+        "datagrams-go" => read(arguments).map(go),
+        "datagrams-gone" => gone_out(),
+        "datagrams-start" => read(arguments).and_then(take_start),
+        "datagrams-end" => take_end(),
+        "tcp-serve" => read(arguments).and_then(serve),
+        "tcp-served" => served(),
+        "tcp-stream" => read(arguments).map(stream),
         _ => return None,
     })
 }
@@ -102,4 +126,71 @@ fn receive(order: Receive) -> Result<Value> {
     let stream = std::net::TcpStream::connect((order.server.as_str(), order.port))?;
     let (bytes, sum) = net::drain(stream, order.seed)?;
     Ok(json!({ "bytes": bytes, "sum": sum }))
+}
+
+fn echo_at(address: &str) -> Result<Value> {
+    std::mem::forget(net::Echoes::at(address)?);
+    Ok(Value::Null)
+}
+
+/// Datagrams that are sent while something else is asked for.
+static SENDER: Mutex<Option<JoinHandle<Result<()>>>> = Mutex::new(None);
+
+fn go(order: datagrams::Send) -> Value {
+    let thread = thread::spawn(move || datagrams::send(&order));
+    *SENDER.lock().expect("nobody panics") = Some(thread);
+    Value::Null
+}
+
+fn gone_out() -> Result<Value> {
+    let thread = SENDER.lock().expect("nobody panics").take().context("none are sent")?;
+    thread.join().map_err(|_| anyhow!("the sender panicked"))??;
+    Ok(Value::Null)
+}
+
+#[derive(Deserialize)]
+struct Take {
+    port: u16,
+    seed: u64,
+    group: Option<Group>,
+}
+
+/// Datagrams that are taken while something else is asked for.
+static TAKER: Mutex<Option<Taker>> = Mutex::new(None);
+
+fn take_start(order: Take) -> Result<Value> {
+    let taker = Taker::start(order.port, order.seed, order.group)?;
+    *TAKER.lock().expect("nobody panics") = Some(taker);
+    Ok(Value::Null)
+}
+
+fn take_end() -> Result<Value> {
+    let taker = TAKER.lock().expect("nobody panics").take().context("none are taken")?;
+    Ok(json!(taker.end()?))
+}
+
+type Served = JoinHandle<Result<(u64, String)>>;
+
+/// A connection that is taken while something else is asked for: how many bytes, and their sum.
+static SERVER: Mutex<Option<Served>> = Mutex::new(None);
+
+/// Takes one connection's bytes; its port.
+fn serve(seed: u64) -> Result<Value> {
+    let listener = TcpListener::bind("0.0.0.0:0")?;
+    let port = listener.local_addr()?.port();
+    let thread = thread::spawn(move || net::receive(&listener, seed));
+    *SERVER.lock().expect("nobody panics") = Some(thread);
+    Ok(json!(port))
+}
+
+fn served() -> Result<Value> {
+    let thread = SERVER.lock().expect("nobody panics").take().context("none is taken")?;
+    let (bytes, sum) = thread.join().map_err(|_| anyhow!("the server panicked"))??;
+    Ok(json!({ "bytes": bytes, "sum": sum }))
+}
+
+/// Sends until the other end has enough, while something else is asked for.
+fn stream(order: Send) -> Value {
+    thread::spawn(move || net::send((&order.server, order.port), order.bytes, order.seed));
+    Value::Null
 }

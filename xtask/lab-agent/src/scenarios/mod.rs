@@ -85,6 +85,10 @@ fn all() -> Vec<Case> {
     let families = [
         disk::SCENARIOS,
         nic::SCENARIOS,
+        nic::wire::SCENARIOS,
+        nic::forward::SCENARIOS,
+        nic::pace::SCENARIOS,
+        nic::many::SCENARIOS,
         hotplug::SCENARIOS,
         frontends::SCENARIOS,
         life::SCENARIOS,

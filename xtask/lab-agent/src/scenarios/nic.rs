@@ -1,4 +1,18 @@
 //! NICs: every size, both ways, with and without offloads.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`wire`] | what else is on a wire: IPv6, long frames, tags, groups |
+//! | [`forward`] | dom0 as a router |
+//! | [`pace`] | how fast it goes, and may go |
+//! | [`many`] | several queues, several guests |
+//! | [`undo`] | dom0 as it was before a scenario |
+
+pub mod forward;
+pub mod many;
+pub mod pace;
+mod undo;
+pub mod wire;
 
 use std::net::TcpListener;
 use std::thread;
@@ -10,6 +24,7 @@ use serde_json::json;
 use super::{BOTH, Guests, NICS, Scenario};
 use crate::dom0::guest::Guest;
 use crate::dom0::lab::{LONG, Lab, SHORT, address};
+use crate::net::counters;
 use crate::{net, sys};
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -80,10 +95,15 @@ fn bulk(lab: &mut Lab) -> Result<()> {
 /// So many bytes each way, summed at both ends.
 pub fn transfer(guest: &mut Guest, bytes: u64) -> Result<()> {
     let listener = TcpListener::bind("10.0.0.1:0")?;
+    transfer_at(guest, "10.0.0.1", listener, bytes)
+}
+
+/// The same to a server and its listener.
+fn transfer_at(guest: &mut Guest, server: &str, listener: TcpListener, bytes: u64) -> Result<()> {
     let port = listener.local_addr()?.port();
     let there = listener.try_clone()?;
     let receiver = thread::spawn(move || net::receive(&there, 21));
-    let order = json!({ "server": "10.0.0.1", "port": port, "bytes": bytes, "seed": 21 });
+    let order = json!({ "server": server, "port": port, "bytes": bytes, "seed": 21 });
     let sent = guest.ask("tcp-send", order, LONG)?;
     let (received, sum) = receiver.join().map_err(|_| anyhow!("the receiver panicked"))??;
     ensure!(received == bytes && sent == sum, "{received} of {bytes} bytes, {sum} for {sent}");
@@ -91,12 +111,42 @@ pub fn transfer(guest: &mut Guest, bytes: u64) -> Result<()> {
         let (stream, _) = listener.accept().context("accept")?;
         net::pour(stream, bytes, 22)
     });
-    let order = json!({ "server": "10.0.0.1", "port": port, "seed": 22 });
+    let order = json!({ "server": server, "port": port, "seed": 22 });
     let received = guest.ask("tcp-receive", order, LONG)?;
     let sent = sender.join().map_err(|_| anyhow!("the sender panicked"))??;
     let expected = json!({ "bytes": bytes, "sum": sent });
     ensure!(received == expected, "the guest received {received} instead of {expected}");
     Ok(())
+}
+
+fn vif(guest: &Guest, nic: usize) -> String {
+    format!("vif{}.{nic}", guest.domain)
+}
+
+/// Bytes of each packet an interface counted during a transfer, at the guest's and at dom0's end.
+fn lengths(
+    guest: &mut Guest,
+    nic: usize,
+    transfer: impl FnOnce(&mut Guest) -> Result<()>,
+) -> Result<(u64, u64)> {
+    let name = vif(guest, nic);
+    let counts = |guest: &mut Guest| -> Result<[u64; 4]> {
+        let mut there = |counter| {
+            let order = json!([format!("eth{nic}"), counter]);
+            guest.ask("nic-counter", order, SHORT)?.as_u64().context("a number")
+        };
+        Ok([
+            counters::interface(&name, "rx_bytes")?,
+            counters::interface(&name, "rx_packets")?,
+            there("rx_bytes")?,
+            there("rx_packets")?,
+        ])
+    };
+    let before = counts(guest)?;
+    transfer(guest)?;
+    let after = counts(guest)?;
+    let gone = |i: usize| (after[i] - before[i]).max(1);
+    Ok((gone(0) / gone(1), gone(2) / gone(3)))
 }
 
 fn offloads(lab: &mut Lab) -> Result<()> {

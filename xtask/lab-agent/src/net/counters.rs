@@ -1,0 +1,65 @@
+//! What the kernel counts of interfaces and protocols.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+/// A counter of an interface, like `rx_bytes`.
+///
+/// # Errors
+/// There is no such interface or counter.
+pub fn interface(name: &str, counter: &str) -> Result<u64> {
+    let path = format!("/sys/class/net/{name}/statistics/{counter}");
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    text.trim().parse().context(path)
+}
+
+/// A counter of a protocol in the calling thread's network namespace, like `Ip` and `FragCreates`.
+///
+/// # Errors
+/// There is no such protocol or counter.
+pub fn protocol(protocol: &str, counter: &str) -> Result<u64> {
+    let text = fs::read_to_string("/proc/thread-self/net/snmp")?;
+    find(&text, protocol, counter).with_context(|| format!("no {protocol} {counter}"))
+}
+
+/// Lines come in pairs: names, then numbers.
+fn find(text: &str, protocol: &str, counter: &str) -> Option<u64> {
+    let rest = |line: &'_ str| {
+        let (name, rest) = line.split_once(": ")?;
+        (name == protocol).then(|| rest.to_owned())
+    };
+    let mut lines = text.lines().filter_map(rest);
+    let (names, numbers) = (lines.next()?, lines.next()?);
+    let at = names.split(' ').position(|name| name == counter)?;
+    numbers.split(' ').nth(at)?.parse().ok()
+}
+
+/// How often each event channel of a NIC fired: `vif0-q0-tx` and the like.
+///
+/// # Errors
+/// The kernel does not say.
+pub fn interrupts(nic: &str) -> Result<Vec<(String, u64)>> {
+    let text = fs::read_to_string("/proc/interrupts")?;
+    let of = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let name = words.last().filter(|name| name.starts_with(&format!("{nic}-q")))?;
+        let counts = words.iter().skip(1).map_while(|word| word.parse::<u64>().ok());
+        Some(((*name).to_owned(), counts.sum()))
+    };
+    Ok(text.lines().filter_map(of).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::find;
+
+    #[test]
+    fn numbers_belong_to_the_names_above() {
+        let text = "Ip: A B\nIp: 1 2\nUdp: A B InCsumErrors\nUdp: 3 4 5\n";
+        assert_eq!(find(text, "Ip", "B"), Some(2));
+        assert_eq!(find(text, "Udp", "InCsumErrors"), Some(5));
+        assert_eq!(find(text, "Ip", "InCsumErrors"), None);
+        assert_eq!(find(text, "Tcp", "A"), None);
+    }
+}
