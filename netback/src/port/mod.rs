@@ -37,6 +37,8 @@ mod buffers;
 #[cfg(feature = "std")]
 pub mod capture;
 #[cfg(feature = "std")]
+mod cut;
+#[cfg(feature = "std")]
 pub mod faults;
 #[cfg(feature = "std")]
 pub mod file;

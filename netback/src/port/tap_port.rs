@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 use super::buffers::{FRAME_AT, LARGE, LARGE_OUT, Pool, SMALL_OUT, buffers};
+use super::cut::Cut;
 use super::tap::{Tap, VNET_HEADER};
 use super::vnet::{header_of, parse};
 use super::wait::{WATCHES, Wait, Watch, Watches};
@@ -46,6 +47,8 @@ const READS_BYTES: usize = 256 * 1024;
 /// Bytes of packets that nobody asks for beyond which no more are read: the guest takes none, and
 /// they are to wait with the kernel.
 const HELD: usize = 64 * 1024;
+/// Buffers that no read takes, for [`Cut`].
+const SPARE: usize = 2;
 /// Buffers for packets on their way in: reads, and what waits for the guest.
 const LARGE_IN: usize = READS_MOST + 16;
 const SLOTS: usize = LARGE_OUT + SMALL_OUT + READS_MOST + WATCHES;
@@ -62,6 +65,8 @@ pub struct TapPort {
     out: Pool,
     inward: Vec<PrivateBuf>,
     received: VecDeque<Packet<PrivateBuf>>,
+    /// What is cut before more is received.
+    cut: Option<Cut>,
     /// Bytes of these.
     held: usize,
     /// Reads standing ready, and how many should.
@@ -88,6 +93,7 @@ impl TapPort {
             out: Pool::new(VNET_HEADER),
             inward: buffers(LARGE, LARGE_IN),
             received: VecDeque::with_capacity(READS_MOST),
+            cut: None,
             held: 0,
             reads: 0,
             reads_wanted: READS_LEAST,
@@ -131,6 +137,7 @@ impl TapPort {
     fn arm(&mut self) {
         while self.reads < self.reads_wanted
             && self.held < HELD
+            && self.inward.len() > SPARE
             && let Some(buf) = self.inward.pop()
         {
             // There are as many slots as reads, writes and watches together.
@@ -218,9 +225,21 @@ impl NetPort for TapPort {
     }
 
     fn receive(&mut self) -> Option<Packet<PrivateBuf>> {
-        let packet = self.received.pop_front()?;
-        self.held = self.held.saturating_sub(packet.len);
-        Some(packet)
+        loop {
+            if let Some(cut) = &mut self.cut {
+                match cut.next(self.inward.pop()?) {
+                    Ok(segment) => return Some(segment),
+                    Err(buf) => self.inward.push(buf),
+                }
+                self.inward.extend(self.cut.take().map(Cut::end));
+            }
+            let packet = self.received.pop_front()?;
+            self.held = self.held.saturating_sub(packet.len);
+            match Cut::begin(packet) {
+                Ok(packet) => return Some(packet),
+                Err(cut) => self.cut = Some(cut),
+            }
+        }
     }
 
     fn recycle(&mut self, buf: PrivateBuf) {

@@ -22,7 +22,7 @@
 
 mod inbox;
 mod port;
-mod segment;
+pub(super) mod segment;
 mod table;
 mod uplink;
 

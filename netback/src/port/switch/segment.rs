@@ -6,7 +6,7 @@ use pvio_ring::proto::checksum::{IpVersion, Transport};
 
 /// The segments of a packet of TCP, one after the other.
 #[derive(Debug)]
-pub(super) struct Segments<'a> {
+pub(in crate::port) struct Segments<'a> {
     frame: &'a [u8],
     size: usize,
     version: IpVersion,
@@ -44,6 +44,12 @@ impl<'a> Segments<'a> {
     /// Bytes of the largest.
     pub fn len_max(&self) -> usize {
         self.data.saturating_add(self.size)
+    }
+
+    /// Passes over so many that were written before.
+    pub fn skip(&mut self, segments: u16) {
+        let bytes = usize::from(segments).saturating_mul(self.size);
+        (self.next, self.index) = (self.data.saturating_add(bytes), segments);
     }
 
     /// Writes the next one, whole and with its checksums, and tells its length; `None` after the

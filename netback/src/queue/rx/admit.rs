@@ -36,9 +36,13 @@ pub(super) fn admit<B: PacketBuf>(
     if let Checksum::Partial { start, offset } = packet.offload.checksum {
         let (start, offset) = (usize::from(start), usize::from(offset));
         // The guest is told only that a checksum is blank, so it must be where the guest
-        // will look, and of an IP version it does this for.
+        // will look, and of an IP version it does this for. No guest of Linux's looks behind a VLAN
+        // tag (`skb_checksum_setup`), and Linux's netback leaves no such blank.
+        let tagged =
+            |frame: &[u8]| IpVersion::of(frame).is_some_and(|(_, ip)| ip > ETHERNET_HEADER);
         let found = Transport::of(packet.frame()).ok();
         let found = found.filter(|t| t.start == start && t.offset == offset);
+        let found = found.filter(|_| !tagged(packet.frame()));
         let accepted = found.is_some_and(|t| match t.version {
             IpVersion::V4 => features.checksum_v4,
             IpVersion::V6 => features.checksum_v6,
