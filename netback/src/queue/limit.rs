@@ -50,9 +50,16 @@ impl Credit {
         if now >= self.refill {
             let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
             let burst = signed(bytes.max(BURST_LEAST));
-            self.left = self.left.saturating_add(signed(bytes)).min(burst);
-            let usec = Duration::from_micros(limit.usec.load(Ordering::Relaxed));
-            self.refill = now.saturating_add(usec);
+            let usec = limit.usec.load(Ordering::Relaxed);
+            // Whoever asks late gets what was granted meanwhile: a machine that is slow to wake up
+            // would make a lower rate of it.
+            let late =
+                u64::try_from(now.saturating_sub(self.refill).as_micros()).unwrap_or(u64::MAX);
+            let missed = late.checked_div(usec).unwrap_or_default();
+            let granted = bytes.saturating_mul(missed.saturating_add(1));
+            self.left = self.left.saturating_add(signed(granted)).min(burst);
+            let into = Duration::from_micros(late.checked_rem(usec).unwrap_or_default());
+            self.refill = now.saturating_add(Duration::from_micros(usec)).saturating_sub(into);
         }
         if self.left > 0 { Ok(()) } else { Err(self.refill.min(now.saturating_add(LOOK))) }
     }
@@ -91,6 +98,26 @@ mod tests {
         // Who did not send for long has no more than a burst (as in Linux, far less).
         let all = sent(&limit, &mut credit, Duration::from_secs(99), STEP);
         assert!((45_000..=131_072 + 1500).contains(&all), "{all}");
+    }
+
+    #[test]
+    fn who_asks_late_gets_the_rate_all_the_same() {
+        let (limit, mut credit) = (RateLimit::default(), Credit::default());
+        limit.set(Some(Rate { bytes: 50_000, usec: 50_000 }));
+        let (mut now, mut sent) = (STEP, 0_u64);
+        while now < Duration::from_secs(10) {
+            now = match credit.check(&limit, now) {
+                Ok(()) => {
+                    credit.take(1500);
+                    sent += 1500;
+                    continue;
+                }
+                // Woken up after most of the next interval, or more than one.
+                Err(later) if sent % 7000 == 0 => later + STEP * 60,
+                Err(later) => later + STEP * 40,
+            };
+        }
+        assert!((9_950_000..10_200_000).contains(&sent), "{sent}");
     }
 
     #[test]
