@@ -39,8 +39,6 @@ pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
         "datagrams-send" => {
             read(arguments).and_then(|order| datagrams::send(&order).map(|()| Value::Null))
         }
-        "datagrams-go" => read(arguments).map(go),
-        "datagrams-gone" => gone_out(),
         "datagrams-start" => read(arguments).and_then(take_start),
         "datagrams-end" => take_end(),
         "tcp-serve" => read(arguments).and_then(serve),
@@ -130,21 +128,6 @@ fn receive(order: Receive) -> Result<Value> {
 
 fn echo_at(address: &str) -> Result<Value> {
     std::mem::forget(net::Echoes::at(address)?);
-    Ok(Value::Null)
-}
-
-/// Datagrams that are sent while something else is asked for.
-static SENDER: Mutex<Option<JoinHandle<Result<()>>>> = Mutex::new(None);
-
-fn go(order: datagrams::Send) -> Value {
-    let thread = thread::spawn(move || datagrams::send(&order));
-    *SENDER.lock().expect("nobody panics") = Some(thread);
-    Value::Null
-}
-
-fn gone_out() -> Result<Value> {
-    let thread = SENDER.lock().expect("nobody panics").take().context("none are sent")?;
-    thread.join().map_err(|_| anyhow!("the sender panicked"))??;
     Ok(Value::Null)
 }
 

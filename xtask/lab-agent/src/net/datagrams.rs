@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
@@ -109,9 +109,6 @@ pub struct Send {
     pub seed: u64,
     /// Milliseconds of rest after every 16.
     pub rest: u64,
-    /// After how many seconds no more are sent, however many were.
-    #[serde(default)]
-    pub seconds: Option<u64>,
 }
 
 /// Sends them.
@@ -122,11 +119,7 @@ pub fn send(order: &Send) -> Result<()> {
     let socket = UdpSocket::bind(anywhere(&order.server))?;
     socket.connect((order.server.as_str(), order.port)).with_context(|| order.server.clone())?;
     let mut bytes = vec![0; order.size];
-    let end = order.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     for number in 0..order.count {
-        if end.is_some_and(|end| Instant::now() >= end) {
-            break;
-        }
         bytes[..8].copy_from_slice(&number.to_le_bytes());
         pattern::fill(&mut bytes[8..], order.seed ^ number, 0);
         match socket.send(&bytes) {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`wire`] | what else is on a wire: IPv6, long frames, tags, groups |
 //! | [`forward`] | dom0 as a router |
-//! | [`pace`] | how fast it goes, and may go |
+//! | [`pace`] | floods |
 //! | [`many`] | several queues, several guests |
 //! | [`undo`] | dom0 as it was before a scenario |
 

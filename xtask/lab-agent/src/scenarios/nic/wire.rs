@@ -259,8 +259,7 @@ fn heard(guest: &mut Guest, group: &Value) -> Result<(Taken, u64, u64)> {
     let count = |name: &str| counters::interface(name, "tx_packets");
     let before = (count(&first)?, count(&second)?);
     let server = GROUP.to_string();
-    let order =
-        Send { server, port: PORT, size: 1000, count: COUNT, seed: 52, rest: 20, seconds: None };
+    let order = Send { server, port: PORT, size: 1000, count: COUNT, seed: 52, rest: 20 };
     datagrams::send(&order)?;
     // The NIC works, whatever the group's frames do.
     net::echo(&net::client(&address(guest, 0))?, 1000, 53)?;
