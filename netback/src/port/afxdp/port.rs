@@ -30,6 +30,9 @@ const AGAIN_DOWN: Duration = Duration::from_millis(20);
 /// Buffers for packets on their way in.
 const INWARD: usize = 64;
 
+/// One poll for each watch, and one for the socket.
+const SLOTS: usize = WATCHES + 1;
+
 /// The socket has become readable.
 const READY: u64 = 0;
 /// Watch `n` has the token `WATCH + n`.
@@ -64,7 +67,7 @@ impl AfXdpPort {
     /// What the system says.
     pub fn new(queue: Queue, stats: Arc<Stats>) -> io::Result<Self> {
         let Queue(socket) = queue;
-        let mut uring = Uring::new(WATCHES as u32 + 1)?;
+        let mut uring = Uring::new(SLOTS as u32)?;
         let polled = uring.add_file(socket.as_fd().try_clone_to_owned()?);
         Ok(Self {
             uring,
@@ -102,10 +105,11 @@ impl AfXdpPort {
 
     /// Tells the kernel to send, if it wants to be told.
     fn kick(&mut self) {
-        let mut calls = 0;
         self.again = AGAIN;
-        while self.socket.wants_send() && !self.socket.is_taken() && calls < KICKS {
-            calls += 1;
+        for _ in 0..KICKS {
+            if !self.socket.wants_send() || self.socket.is_taken() {
+                break;
+            }
             match send(&self.socket, &[], SendFlags::DONTWAIT) {
                 Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(Errno::BUSY | Errno::NOBUFS) => break,

@@ -23,6 +23,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 const CHUNK: usize = 4096;
 /// Chunks for each way, and entries of each ring.
 pub const DEPTH: usize = 256;
+/// Those to send with are the second half of the memory.
+const OURS: core::ops::Range<u32> = DEPTH as u32..2 * DEPTH as u32;
+/// Bytes of the first half.
+const THEIRS: usize = DEPTH * CHUNK;
 /// Bytes of the largest frame to be sent.
 pub const FRAME: usize = CHUNK;
 
@@ -137,7 +141,7 @@ impl Socket {
     pub fn new() -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::XDP, SocketType::RAW, flags, None)?;
-        let memory = MmapRaw::from(MmapMut::map_anon(2 * DEPTH * CHUNK)?);
+        let memory = MmapRaw::from(MmapMut::map_anon(2 * THEIRS)?);
         let registration = XdpUmemReg {
             addr: memory.as_mut_ptr().expose_provenance() as u64,
             len: memory.len() as u64,
@@ -159,8 +163,8 @@ impl Socket {
         let completion = Ring::map(&socket, 0x1_8000_0000, &offsets.cr)?;
         let receive = Ring::map(&socket, 0, &offsets.rx)?;
         let transmit = Ring::map(&socket, 0x8000_0000, &offsets.tx)?;
-        (0..DEPTH).for_each(|chunk| fill.push((chunk * CHUNK) as u64));
-        let free = (DEPTH as u32..2 * DEPTH as u32).collect();
+        (0..THEIRS).step_by(CHUNK).for_each(|addr| fill.push(addr as u64));
+        let free = OURS.collect();
         Ok(Self { socket, memory, fill, completion, receive, transmit, free })
     }
 
@@ -173,8 +177,11 @@ impl Socket {
     pub fn reap(&mut self) {
         while let Some(addr) = self.completion.peek() {
             self.completion.give_back();
-            let chunk = (addr / CHUNK as u64) as u32;
-            if (DEPTH as u32..2 * DEPTH as u32).contains(&chunk) && self.free.len() < DEPTH {
+            let chunk = addr.checked_div(CHUNK as u64).and_then(|n| u32::try_from(n).ok());
+            let chunk = chunk.filter(|chunk| OURS.contains(chunk));
+            if let Some(chunk) = chunk
+                && self.free.len() < DEPTH
+            {
                 self.free.push(chunk);
             }
         }
@@ -227,13 +234,13 @@ impl Socket {
         self.receive.give_back();
         let addr = usize::try_from(desc.addr).ok()?;
         let (start, len) = (addr % CHUNK, desc.len as usize);
-        if addr >= DEPTH * CHUNK || len > CHUNK - start {
+        if addr >= THEIRS || start.saturating_add(len) > CHUNK {
             return None;
         }
         // SAFETY: inside one chunk of the mapping, which is ours since it came by this ring.
         let frame = unsafe { core::slice::from_raw_parts(self.memory.as_ptr().add(addr), len) };
         let seen = look(frame);
-        self.fill.push((addr - start) as u64);
+        self.fill.push(addr.saturating_sub(start) as u64);
         Some(seen)
     }
 }
