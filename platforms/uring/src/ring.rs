@@ -8,7 +8,7 @@ use io_uring::{IoUring, opcode, squeue};
 use pvio_ring::IoSeg;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A file the ring owns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,36 +55,6 @@ struct Slot<B> {
 const STREAM: u64 = u64::MAX;
 
 impl<B: IoBuf> Uring<B> {
-    /// A ring for up to `slots` operations at a time, polls included.
-    ///
-    /// # Errors
-    /// What `io_uring_setup` says; `EPERM` where the system forbids io_uring
-    /// (`/proc/sys/kernel/io_uring_disabled`).
-    pub fn new(slots: u32) -> io::Result<Self> {
-        // Completions need no interrupt of the submitting thread, which alone reaps them; older
-        // kernels do not know the flags and need none.
-        let uring = IoUring::builder()
-            .setup_coop_taskrun()
-            .setup_taskrun_flag()
-            .setup_single_issuer()
-            .setup_submit_all()
-            .build(slots)
-            .or_else(|_| IoUring::new(slots))?;
-        Ok(Self::of(uring, slots))
-    }
-
-    /// The same with a thread of the kernel's that looks for submissions by itself
-    /// (`IORING_SETUP_SQPOLL`), and sleeps once it found none for `idle` (whole milliseconds, at
-    /// least one): submitting is no system call then, and a processor is busy meanwhile.
-    ///
-    /// # Errors
-    /// What `io_uring_setup` says.
-    pub fn with_kernel_thread(slots: u32, idle: Duration) -> io::Result<Self> {
-        let idle = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX).max(1);
-        let uring = IoUring::builder().setup_sqpoll(idle).setup_submit_all().build(slots)?;
-        Ok(Self::of(uring, slots))
-    }
-
     fn of(uring: IoUring, slots: u32) -> Self {
         let slot = || Slot { token: 0, lists: Lists::small(), poll: false };
         Self {
@@ -251,6 +221,9 @@ impl<B: IoBuf> Uring<B> {
     /// # Errors
     /// What `io_uring_enter` says.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        if self.is_polled() {
+            return self.wait_looking(timeout);
+        }
         self.unsubmitted = false;
         let waited = match timeout {
             None => retry(|| self.uring.submit_and_wait(1)),
@@ -266,18 +239,36 @@ impl<B: IoBuf> Uring<B> {
         }
     }
 
+    fn is_polled(&self) -> bool {
+        self.uring.params().is_setup_iopoll()
+    }
+
+    /// The kernel would look at the device for as long as it takes, and at no clock.
+    #[cold]
+    fn wait_looking(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let begin = Instant::now();
+        while !self.look()? && timeout.is_none_or(|time| begin.elapsed() < time) {
+            std::hint::spin_loop();
+        }
+        Ok(())
+    }
+
     /// Whether a finished operation is waiting to be reaped. No system call.
     pub fn has_done(&mut self) -> bool {
         !self.uring.completion().is_empty()
     }
 
     /// Whether a finished operation is waiting to be reaped, also one that the kernel finishes only
-    /// when it is entered (a poll, a read that had to wait). A system call only if there is one.
+    /// when it is entered (a poll, a read that had to wait). A system call only if there is one, or
+    /// the ring is a [polled](Self::polled) one with operations under way.
     ///
     /// # Errors
     /// What `io_uring_enter` says.
     pub fn look(&mut self) -> io::Result<bool> {
-        if !self.has_done() && self.uring.submission().taskrun() {
+        let finishes_when_entered = |uring: &mut Self| {
+            uring.uring.submission().taskrun() || (uring.in_flight > 0 && uring.is_polled())
+        };
+        if !self.has_done() && finishes_when_entered(self) {
             self.unsubmitted = false;
             retry(|| self.uring.submit())?;
         }
@@ -397,5 +388,6 @@ fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     }
 }
 
+mod make;
 #[cfg(test)]
 mod tests;

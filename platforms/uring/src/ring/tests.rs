@@ -116,3 +116,18 @@ fn dropping_with_a_read_in_flight_waits_for_the_kernel() {
     assert_eq!(uring.busy(), 1);
     drop(uring);
 }
+
+#[test]
+fn a_polled_ring_refuses_what_cannot_be_polled_and_its_wait_ends() {
+    let mut uring = Uring::polled(4).unwrap();
+    // Through the page cache: nothing to look at.
+    let file = uring.add_file(tempfile::tempfile().unwrap().into());
+    uring.read(file, 0, [whole(PrivateBuf::page_aligned(4096))], 1).unwrap();
+    uring.wait(None).unwrap();
+    assert_eq!(uring.reap(|d| assert_eq!(d.result, Err(95), "EOPNOTSUPP")), 1);
+    uring.sync_data(file, 2).unwrap();
+    uring.wait(None).unwrap();
+    assert_eq!(uring.reap(|d| assert_eq!(d.result, Err(22), "EINVAL")), 1);
+    uring.wait(Some(Duration::ZERO)).unwrap();
+    assert_eq!((uring.look().unwrap(), uring.busy(), uring.free_slots()), (false, 0, 4));
+}
