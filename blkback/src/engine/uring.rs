@@ -84,7 +84,7 @@ impl<B: IoBuf> UringEngine<B> {
     }
 
     fn over(mut uring: Uring<B>, image: OwnedFd, geometry: Geometry, depth: u32) -> Self {
-        let image = uring.add_file(image);
+        let image = uring.add_main_file(image);
         Self {
             uring,
             image,
@@ -156,7 +156,7 @@ impl<B: IoBuf> UringEngine<B> {
 
 impl<B: IoBuf> Polled<B> {
     fn over(mut uring: Uring<B>, image: OwnedFd) -> Self {
-        let image = uring.add_file(image);
+        let image = uring.add_main_file(image);
         Self { uring, image }
     }
 

@@ -12,7 +12,17 @@ use std::time::{Duration, Instant};
 
 /// A file the ring owns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FileId(usize);
+pub struct FileId {
+    index: usize,
+    /// Whether the kernel knows it as its file 0.
+    registered: bool,
+}
+
+impl FileId {
+    const fn flags(self) -> squeue::Flags {
+        if self.registered { squeue::Flags::FIXED_FILE } else { squeue::Flags::empty() }
+    }
+}
 
 /// What an operation came to: bytes moved, or the system's error.
 pub type Errno = i32;
@@ -36,6 +46,8 @@ pub struct Done<'a, B> {
 pub struct Uring<B: IoBuf> {
     uring: IoUring,
     files: Vec<OwnedFd>,
+    /// Whether one of them is registered.
+    main_file: bool,
     slots: Vec<Slot<B>>,
     free: Vec<u32>,
     spare: Spare<B>,
@@ -60,6 +72,7 @@ impl<B: IoBuf> Uring<B> {
         Self {
             uring,
             files: Vec::new(),
+            main_file: false,
             slots: (0..slots).map(|_| slot()).collect(),
             free: (0..slots).rev().collect(),
             spare: Spare::default(),
@@ -72,7 +85,15 @@ impl<B: IoBuf> Uring<B> {
     /// Takes a file to operate on; closed with the ring.
     pub fn add_file(&mut self, file: OwnedFd) -> FileId {
         self.files.push(file);
-        FileId(self.files.len() - 1)
+        FileId { index: self.files.len() - 1, registered: false }
+    }
+
+    /// The same, for the one file most operations are on: the kernel looks it up once, and not for
+    /// each of them. Where it does not take it, or has one already, the file is like any other.
+    pub fn add_main_file(&mut self, file: OwnedFd) -> FileId {
+        let registered = self.uring.submitter().register_files(&[file.as_raw_fd()]).is_ok();
+        self.main_file |= registered;
+        FileId { registered, ..self.add_file(file) }
     }
 
     /// Reads from a byte offset of a file into the segments, in order.
@@ -161,7 +182,7 @@ impl<B: IoBuf> Uring<B> {
     /// [`Full`].
     pub fn sync_data(&mut self, file: FileId, token: u64) -> Result<(), Full> {
         let entry = opcode::Fsync::new(self.fd(file)).flags(FsyncFlags::DATASYNC).build();
-        self.simple(entry, token, false)
+        self.simple(entry.flags(file.flags()), token, false)
     }
 
     /// `fallocate` with a mode, for punching holes and writing zeroes.
@@ -177,7 +198,7 @@ impl<B: IoBuf> Uring<B> {
         token: u64,
     ) -> Result<(), Full> {
         let entry = opcode::Fallocate::new(self.fd(file), len).offset(offset).mode(mode).build();
-        self.simple(entry, token, false)
+        self.simple(entry.flags(file.flags()), token, false)
     }
 
     /// Finishes once when the file becomes readable.
@@ -187,7 +208,7 @@ impl<B: IoBuf> Uring<B> {
     pub fn poll_readable(&mut self, file: FileId, token: u64) -> Result<(), Full> {
         const POLLIN: u32 = 1;
         let entry = opcode::PollAdd::new(self.fd(file), POLLIN).build();
-        self.simple(entry, token, true)
+        self.simple(entry.flags(file.flags()), token, true)
     }
 
     /// Operations that own memory or move data and are not finished; polls do not count.
@@ -297,7 +318,10 @@ impl<B: IoBuf> Uring<B> {
     }
 
     fn fd(&self, file: FileId) -> Fd {
-        let raw: RawFd = self.files.get(file.0).map_or(-1, AsRawFd::as_raw_fd);
+        if file.registered {
+            return Fd(0);
+        }
+        let raw: RawFd = self.files.get(file.index).map_or(-1, AsRawFd::as_raw_fd);
         Fd(raw)
     }
 
@@ -326,7 +350,7 @@ impl<B: IoBuf> Uring<B> {
                 opcode::Writev::new(fd, v.as_ptr().cast(), v.len() as u32).offset(offset).build()
             }
         };
-        self.push(entry, index, token, false);
+        self.push(entry.flags(file.flags()), index, token, false);
         Ok(())
     }
 
@@ -372,6 +396,11 @@ impl<B: IoBuf> Drop for Uring<B> {
                 }
                 return;
             }
+        }
+        // The kernel takes a closed ring apart when it has time; a file that is locked must be
+        // closed now.
+        if self.main_file {
+            let _ = self.uring.submitter().unregister_files();
         }
     }
 }
