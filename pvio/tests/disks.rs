@@ -66,8 +66,6 @@ fn what_cannot_be_is_said_in_a_line_that_helps() {
         ("[iops=5".into(), "bracket"),
         (format!("[sector=4096]{image}"), "multiple"),
         ("[io=sqpoll]ram:1M".into(), "leave that out"),
-        ("[io=iopoll,direct]ram:1M".into(), "leave that out"),
-        (format!("[io=iopoll,buffered]{image}"), "write [io=iopoll,direct]"),
         (format!("[ro]{image}"), "leave ro out"),
         ("[trace=/nowhere/t]ram:1M".into(), "name a new file"),
         ("zip:/a".into(), "no format"),
