@@ -25,9 +25,9 @@ use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 use support::{Deed, Guest, Machine, Rng, has, text, tool};
@@ -160,6 +160,10 @@ impl Filesystem for DiskFile {
 }
 
 /// A mounted file system; unmounted when it is dropped.
+///
+/// Each is to be of a file of its own. Whoever begins a mount namespace meanwhile has the mount too,
+/// and keeps it and its loop device when it is gone here: `mount` would take that loop device again
+/// for the same file, and the kernel would show the file system as it was, whatever the file has now.
 struct Mounted(PathBuf);
 
 impl Mounted {
@@ -174,6 +178,27 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         tool("umount", &[text(&self.0)]);
+    }
+}
+
+/// Another program, that has what is mounted when it begins for as long as it runs.
+struct Held(Child);
+
+impl Held {
+    fn new() -> Self {
+        let mut unshare = Command::new("unshare");
+        let unshare = unshare.args(["--mount", "sh", "-c", "echo; exec cat"]);
+        let mut child = unshare.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // It has it by now.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
     }
 }
 
@@ -249,7 +274,10 @@ fn can_mount() -> bool {
         eprintln!("SKIPPED: this kernel has no ext4; load the module");
         return false;
     }
-    has("mke2fs", "e2fsprogs") && has("e2fsck", "e2fsprogs") && has("fusermount3", "fuse3")
+    has("mke2fs", "e2fsprogs")
+        && has("e2fsck", "e2fsprogs")
+        && has("fusermount3", "fuse3")
+        && has("unshare", "util-linux")
 }
 
 #[test]
@@ -289,14 +317,17 @@ fn what_was_synced_outlives_a_loss_of_power_at_any_moment() {
     worlds.extend((0..150).map(|_| (rng.below(last as u64) as usize, Loss::Some(rng.next()))));
     worlds.extend((0..20).map(|_| (rng.below(last as u64) as usize, Loss::Nothing)));
     let (mut checked, mut replayed) = (0, 0);
-    for (moment, loss) in &worlds {
+    let mut held = None;
+    for (i, (moment, loss)) in worlds.iter().enumerate() {
         let mut disk = begin.clone();
         record.after_power_loss(&mut disk, *moment, *loss);
-        let after = path("after.img");
+        let after = path(&format!("after{i}.img"));
         fs::write(&after, &disk).unwrap();
         replayed += usize::from(needs_recovery(&disk));
         {
             let mounted = Mounted::new(&after, &path("after"));
+            // As other programs of this machine do at any time.
+            held.get_or_insert_with(Held::new);
             for fact in facts.iter().filter(|f| (f.from..=f.until).contains(moment)) {
                 let found = fs::read(mounted.0.join(&fact.name));
                 let found =
@@ -308,6 +339,7 @@ fn what_was_synced_outlives_a_loss_of_power_at_any_moment() {
         let check = Command::new("e2fsck").args(["-fn", text(&after)]).output().unwrap();
         let told = String::from_utf8_lossy(&check.stdout);
         assert!(check.status.success(), "{moment} {loss:?}: {told}");
+        fs::remove_file(&after).unwrap();
     }
     eprintln!(
         "{last} events, {} flushes; {} losses of power, {replayed} with a journal to replay; \
@@ -320,12 +352,13 @@ fn what_was_synced_outlives_a_loss_of_power_at_any_moment() {
     // And it was for the flushes: a moment before the last of them is over, what is synced by it
     // may still be lost. A disk whose flushes are answered too early would be found out by that.
     let mut lost = 0;
-    for fact in facts.iter().take(8) {
+    for (i, fact) in facts.iter().take(8).enumerate() {
         let flush = flushes.iter().rev().find(|moment| **moment <= fact.from).unwrap();
         let mut disk = begin.clone();
         record.after_power_loss(&mut disk, flush - 1, Loss::All);
-        fs::write(path("after.img"), &disk).unwrap();
-        let mounted = Mounted::new(&path("after.img"), &path("after"));
+        let after = path(&format!("before{i}.img"));
+        fs::write(&after, &disk).unwrap();
+        let mounted = Mounted::new(&after, &path("after"));
         let found = fs::read(mounted.0.join(&fact.name));
         lost += usize::from(found.map_or(true, |found| found != fact.content));
     }

@@ -3,14 +3,17 @@
 //! The engine is also the worker's **only wait point**: event channels and the stop signal are
 //! polled through the same io_uring ([`UringEngine::watch`]), so one system call hands over a
 //! batch and waits for whatever comes first.
+//!
+//! A disk that is [polled](IoMode::IoPoll) has a second io_uring, for its reads and writes alone.
+//! While any are under way a wait looks at both and does not sleep.
 
 use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use crate::image::IoMode;
 use alloc::vec::Vec;
-use pvio_uring::{FileId, IoBuf, Uring};
+use pvio_uring::{Done as Over, FileId, IoBuf, PrivateBuf, Uring, whole};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Tokens from here on are watches; below, tags.
 const WATCH: u64 = 1 << 32;
@@ -25,12 +28,19 @@ pub struct Watch(pub(super) usize);
 pub struct UringEngine<B: IoBuf> {
     uring: Uring<B>,
     image: FileId,
+    /// Where reads and writes go instead, if they are polled.
+    polled: Option<Polled<B>>,
     geometry: Geometry,
     /// What each tag is to move, to tell short transfers.
     transfers: Vec<Transfer>,
     watches: Vec<Watched>,
     /// Short transfers to go on with.
     rest: Vec<(u32, Segments<B>)>,
+}
+
+struct Polled<B: IoBuf> {
+    uring: Uring<B>,
+    image: FileId,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -62,18 +72,28 @@ impl<B: IoBuf> UringEngine<B> {
     /// The same, with the kernel told of operations in another way.
     ///
     /// # Errors
-    /// What `io_uring_setup` says.
+    /// What `io_uring_setup` says, or the system when it has no descriptor to give.
     pub fn with(image: OwnedFd, geometry: Geometry, depth: u32, mode: IoMode) -> io::Result<Self> {
-        let mut uring = ring(depth.saturating_add(EXTRA), mode)?;
-        let image = uring.add_file(image);
-        Ok(Self {
+        let polled = match mode {
+            IoMode::IoPoll => Some((Uring::polled(depth)?, image.try_clone()?)),
+            IoMode::Normal | IoMode::SqPoll => None,
+        };
+        let mut this = Self::over(ring(depth.saturating_add(EXTRA), mode)?, image, geometry, depth);
+        this.polled = polled.map(|(uring, image)| Polled::over(uring, image));
+        Ok(this)
+    }
+
+    fn over(mut uring: Uring<B>, image: OwnedFd, geometry: Geometry, depth: u32) -> Self {
+        let image = uring.add_main_file(image);
+        Self {
             uring,
             image,
+            polled: None,
             geometry,
             transfers: (0..depth).map(|_| Transfer::default()).collect(),
             watches: Vec::new(),
             rest: Vec::new(),
-        })
+        }
     }
 
     /// Whether this kernel can be told in that way.
@@ -81,7 +101,10 @@ impl<B: IoBuf> UringEngine<B> {
     /// # Errors
     /// What `io_uring_setup` says.
     pub fn probe(mode: IoMode) -> io::Result<()> {
-        ring::<B>(1, mode).map(drop)
+        match mode {
+            IoMode::IoPoll => Uring::<B>::polled(1).map(drop),
+            IoMode::Normal | IoMode::SqPoll => ring::<B>(1, mode).map(drop),
+        }
     }
 
     /// Makes every [`wait`](Self::wait) end when `file` is readable. At most eight.
@@ -100,6 +123,9 @@ impl<B: IoBuf> UringEngine<B> {
         for (i, watch) in self.watches.iter_mut().enumerate().filter(|(_, w)| !w.armed) {
             watch.armed = self.uring.poll_readable(watch.file, WATCH + i as u64).is_ok();
         }
+        if let Some(polled) = self.polled.as_mut().filter(|polled| polled.uring.busy() > 0) {
+            return polled.wait_with(&mut self.uring, timeout);
+        }
         if !self.uring.has_done() {
             self.uring.wait(timeout)?;
         }
@@ -115,12 +141,54 @@ impl<B: IoBuf> UringEngine<B> {
     fn go(&mut self, tag: u32, segments: &mut Segments<B>) -> Result<(), Full> {
         let Some(t) = self.transfers.get(tag as usize).copied() else { return Err(Full) };
         let (skip, token) = (t.moved as usize, u64::from(tag));
+        let (uring, image) = match &mut self.polled {
+            None => (&mut self.uring, self.image),
+            Some(polled) => (&mut polled.uring, polled.image),
+        };
         let begun = if t.write {
-            self.uring.write_rest(self.image, t.at, skip, segments.drain(..), token)
+            uring.write_rest(image, t.at, skip, segments.drain(..), token)
         } else {
-            self.uring.read_rest(self.image, t.at, skip, segments.drain(..), token)
+            uring.read_rest(image, t.at, skip, segments.drain(..), token)
         };
         begun.map_err(|_| Full)
+    }
+}
+
+impl<B: IoBuf> Polled<B> {
+    fn over(mut uring: Uring<B>, image: OwnedFd) -> Self {
+        let image = uring.add_main_file(image);
+        Self { uring, image }
+    }
+
+    /// Looks at both until there is something, or the time is over.
+    fn wait_with(&mut self, other: &mut Uring<B>, timeout: Option<Duration>) -> io::Result<()> {
+        other.flush()?;
+        self.uring.flush()?;
+        let begin = Instant::now();
+        while !other.look()? && !self.uring.look()? {
+            if timeout.is_some_and(|time| begin.elapsed() >= time) {
+                break;
+            }
+            core::hint::spin_loop();
+        }
+        Ok(())
+    }
+}
+
+impl UringEngine<PrivateBuf> {
+    /// Reads from a byte offset as a polled disk does, once.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where that cannot be; what `io_uring_setup` and reading say.
+    pub fn try_polled(image: OwnedFd, at: u64, len: usize) -> io::Result<()> {
+        let Polled { mut uring, image } = Polled::over(Uring::polled(1)?, image);
+        let begun = uring.read(image, at, [whole(PrivateBuf::page_aligned(len))], 0);
+        let mut result = begun.map(|()| 0).map_err(|_| EAGAIN);
+        while uring.busy() > 0 {
+            uring.wait(None)?;
+            uring.reap(|done| result = done.result);
+        }
+        result.map(drop).map_err(io::Error::from_raw_os_error)
     }
 }
 
@@ -129,7 +197,7 @@ const IDLE: Duration = Duration::from_millis(50);
 
 fn ring<B: IoBuf>(slots: u32, mode: IoMode) -> io::Result<Uring<B>> {
     match mode {
-        IoMode::Normal => Uring::new(slots),
+        IoMode::Normal | IoMode::IoPoll => Uring::new(slots),
         IoMode::SqPoll => Uring::with_kernel_thread(slots, IDLE),
     }
 }
@@ -172,11 +240,14 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
     fn kick(&mut self) {
         // A failing submission leaves the entries in the ring; `wait` tries again and reports.
         let _ = self.uring.flush();
+        if let Some(polled) = &mut self.polled {
+            let _ = polled.uring.flush();
+        }
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {
-        let Self { uring, transfers, watches, rest, .. } = self;
-        uring.reap(|d| {
+        let Self { uring, polled, transfers, watches, rest, .. } = self;
+        let mut settle = |d: Over<'_, B>| {
             let Ok(tag) = u32::try_from(d.token) else {
                 let index = usize::try_from(d.token - WATCH).unwrap_or(usize::MAX);
                 if let Some(watch) = watches.get_mut(index) {
@@ -200,7 +271,13 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
                     rest.push((tag, d.segments.drain(..).collect()));
                 }
             }
-        });
+        };
+        uring.reap(&mut settle);
+        if let Some(polled) = polled {
+            // The kernel finishes nothing of these while nobody asks; `wait` reports what fails.
+            let _ = polled.uring.look();
+            polled.uring.reap(&mut settle);
+        }
         for (tag, mut segments) in core::mem::take(&mut self.rest) {
             if self.go(tag, &mut segments).is_err() {
                 done(tag, Err(EngineError::Os(EAGAIN)), &mut segments);
@@ -216,3 +293,6 @@ const ZERO_RANGE: i32 = 16 | 1;
 const EINTR: i32 = 4;
 const EAGAIN: i32 = 11;
 const EOPNOTSUPP: i32 = 95;
+
+#[cfg(test)]
+mod tests;

@@ -94,11 +94,29 @@ pub enum ImageError {
         size: u64,
     },
     /// Only files and block devices are reached through io_uring.
-    #[error("io=sqpoll is for raw disks and fixed VHD images, not for {0}; leave that out")]
-    NoIoMode(String),
+    #[error("io={0} is for raw disks and fixed VHD images, not for {1}; leave that out")]
+    NoIoMode(&'static str, String),
     /// The kernel gives no such io_uring.
     #[error("this kernel gives no io_uring with a thread of its own ({0}); leave io=sqpoll out")]
     SqPoll(io::Error),
+    /// What goes through the page cache cannot be polled.
+    #[error(
+        "io=iopoll is for disks around the host's page cache, and {0} is not opened so; \
+         write [io=iopoll,direct], or leave io=iopoll out"
+    )]
+    PollBuffered(String),
+    /// The kernel, the file system or the device does not do it.
+    #[error(
+        "the disk {disk} cannot be polled ({error}); give its device's driver queues for that \
+         (nvme.poll_queues=2 or virtio_blk.poll_queues=1 on the kernel's command line), \
+         or leave io=iopoll out"
+    )]
+    NoPoll {
+        /// The disk.
+        disk: String,
+        /// What the system said.
+        error: io::Error,
+    },
     /// The trace cannot be written.
     #[error("the trace {path} cannot be made: {error}; name a new file, or a directory")]
     Trace {
@@ -143,8 +161,10 @@ impl ImageError {
             Self::NoSnapshot { .. } => "image-no-snapshot",
             Self::OnlyRead(_) => "image-only-read",
             Self::Sectors { .. } => "image-sectors",
-            Self::NoIoMode(_) => "image-io-mode",
+            Self::NoIoMode(..) => "image-io-mode",
             Self::SqPoll(_) => "image-sqpoll",
+            Self::PollBuffered(_) => "image-iopoll-buffered",
+            Self::NoPoll { .. } => "image-iopoll",
             Self::Trace { .. } => "image-trace",
             Self::Nbd(error) => error.code(),
             Self::Memory(_) => "image-memory",

@@ -7,6 +7,7 @@
 //! | `raw`, [`qcow2`], `vmdk`, [`vhd`] | the formats of files |
 //! | `overlay` | a disk that is never changed, under one that is |
 //! | `lock`, `file` | opening files so that nobody else writes them |
+//! | `polled` | whether a disk can be polled |
 //! | [`content`] | what is wrong with an image, before it can do harm |
 //! | [`inspect`] | what can be told of a disk without serving it |
 
@@ -20,6 +21,7 @@ mod library;
 mod lock;
 pub mod options;
 mod overlay;
+mod polled;
 pub mod qcow2;
 mod raw;
 pub mod spec;
@@ -161,11 +163,13 @@ impl Image {
         };
         let image = Self::open_disk(&disk.kept_in(), how)?;
         let io = options.io.unwrap_or_default();
-        if io != IoMode::Normal {
-            if !matches!(image.kept, Kept::File(_)) {
-                return Err(ImageError::NoIoMode(disk.spec.to_string()));
+        match (io, &image.kept) {
+            (IoMode::Normal, _) => {}
+            (IoMode::SqPoll, Kept::File(_)) => {
+                UringEngine::<PrivateBuf>::probe(io).map_err(ImageError::SqPoll)?;
             }
-            UringEngine::<PrivateBuf>::probe(io).map_err(ImageError::SqPoll)?;
+            (IoMode::IoPoll, Kept::File(file)) => polled::check(file, disk)?,
+            _ => return Err(ImageError::NoIoMode(io.word(), disk.spec.to_string())),
         }
         let geometry = shaped(image.geometry, disk)?;
         Ok(Self { geometry, io, ..image })

@@ -23,7 +23,7 @@ pub const KEYS: [(&str, &str, &str); 32] = [
     ("sector", "512|4096", "bytes of a logical sector"),
     ("physical", "BYTES", "bytes of a physical sector, 512 to 65536"),
     ("discard", "on|off", "whether discards are offered"),
-    ("io", "normal|sqpoll", "how io_uring is told of requests; for raw disks"),
+    ("io", "normal|sqpoll|iopoll", "how io_uring is told of requests; for raw disks"),
     ("policy", "map|copy|persistent-or-map|persistent-or-copy", "how data reaches the guest"),
     ("answers", "in-order|as-done", "in which order requests are answered"),
     ("queues", "N", "queues at most, 1 to 256"),
@@ -58,6 +58,22 @@ pub enum IoMode {
     /// By a thread of the kernel's that looks for itself (`IORING_SETUP_SQPOLL`): no system call,
     /// and a processor that is busy as long as there is I/O.
     SqPoll,
+    /// As usual, but reads and writes end when the device is looked at and not by its interrupt
+    /// (`IORING_SETUP_IOPOLL`): a processor is busy as long as there are any. Takes `O_DIRECT`, and
+    /// a device with queues for that.
+    IoPoll,
+}
+
+impl IoMode {
+    /// As it is written.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::SqPoll => "sqpoll",
+            Self::IoPoll => "iopoll",
+        }
+    }
 }
 
 /// The words do not say how a disk is to be served.
@@ -304,6 +320,7 @@ impl DiskOptions {
                 self.io = Some(match value {
                     "normal" => IoMode::Normal,
                     "sqpoll" => IoMode::SqPoll,
+                    "iopoll" => IoMode::IoPoll,
                     _ => return None,
                 });
             }
@@ -362,7 +379,7 @@ impl DiskOptions {
         put("sector", text(self.sector));
         put("physical", text(self.physical));
         put("discard", on_off(self.discard));
-        put("io", self.io.map(|io| if io == IoMode::Normal { "normal" } else { "sqpoll" }.into()));
+        put("io", self.io.map(|io| io.word().into()));
         put("policy", self.policy.map(|policy| policy.to_string()));
         put("answers", flag(self.in_order, ["in-order", "as-done"]).map(String::from));
         put("queues", text(self.queues));
@@ -531,6 +548,10 @@ mod tests {
         let both = own.or(usual);
         assert_eq!((both.limits(), both.read_only), (Limits::default(), Some(false)));
         assert_eq!(both.group.as_deref(), Some("all"));
+        for io in [IoMode::Normal, IoMode::SqPoll, IoMode::IoPoll] {
+            let said: DiskOptions = format!("io={}", io.word()).parse().unwrap();
+            assert_eq!((said.io, said.to_string()), (Some(io), format!("io={}", io.word())));
+        }
         let config = "policy=copy,queues=2".parse::<DiskOptions>().unwrap();
         let config = config.config(Config::default());
         assert_eq!((config.policy, config.max_queues, config.in_order), (Policy::Copy, 2, false));

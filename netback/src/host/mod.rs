@@ -167,7 +167,8 @@ where
     type Running = Worker;
 
     fn max_queues(&self) -> u32 {
-        self.max_queues
+        let theirs = self.other.as_ref().and_then(Other::queues);
+        theirs.map_or(self.max_queues, |queues| queues.min(self.max_queues))
     }
 
     fn policy(&self) -> Policy {
@@ -197,7 +198,7 @@ where
         let said = self.said_of(vif)?;
         self.apply(vif, &said)?;
         let name = format!("vif{}.{}", vif.frontend_id, vif.handle);
-        self.other = Other::open(&said.plug, &name, &self.site)?;
+        self.other = Other::open(&said, &name, &self.site, self.max_queues)?;
         self.said = said;
         if self.other.is_none() { self.create(vif, attach).map_err(fault) } else { Ok(()) }
     }

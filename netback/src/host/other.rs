@@ -3,9 +3,10 @@
 
 use super::Site;
 use crate::Platform;
+use crate::port::afxdp::{AfXdp, AfXdpError, AfXdpPort};
 use crate::port::file::{FilePort, Recording, packets_of};
 use crate::port::knobs::Knobs;
-use crate::port::options::Plug;
+use crate::port::options::{NicOptions, Plug};
 use crate::port::switch::{Socket, Switch, SwitchPort};
 use crate::queue::Queue;
 use crate::stats::Stats;
@@ -26,6 +27,7 @@ pub(super) enum Other {
         /// While there is a guest.
         socket: Option<Socket>,
     },
+    AfXdp(AfXdp),
     Loopback,
     Files {
         recording: Option<Arc<Recording>>,
@@ -35,10 +37,19 @@ pub(super) enum Other {
 }
 
 impl Other {
-    /// `None` is a tap.
-    pub fn open(plug: &Plug, name: &str, site: &Site) -> Result<Option<Self>, Fault> {
-        Ok(Some(match plug {
+    /// `None` is a tap; else for up to so many queues.
+    pub fn open(
+        said: &NicOptions,
+        name: &str,
+        site: &Site,
+        queues: u32,
+    ) -> Result<Option<Self>, Fault> {
+        Ok(Some(match &said.plug {
             Plug::Tap | Plug::Opened(_) => return Ok(None),
+            Plug::AfXdp(name) => {
+                let opened = AfXdp::open(name, said.netns.as_deref(), queues);
+                Self::AfXdp(opened.map_err(unusable)?)
+            }
             Plug::Switch(name) => {
                 let switch = site.switches.get(name).map_err(super::fault)?;
                 Self::Switch { switch, socket: None }
@@ -57,6 +68,11 @@ impl Other {
                 Self::Files { recording, replay: replay.unwrap_or_default() }
             }
         }))
+    }
+
+    /// How many queues it has, if that is not for us to say.
+    pub fn queues(&self) -> Option<u32> {
+        if let Self::AfXdp(interface) = self { Some(interface.queues()) } else { None }
     }
 
     pub fn begin(&mut self, session: &Session) -> Result<(), Fault> {
@@ -96,6 +112,15 @@ impl Other {
                 };
                 Worker::start_woken(name, queue, make, mail, tell)
             }
+            Self::AfXdp(interface) => {
+                let socket = interface.queue(u32::try_from(index).unwrap_or(u32::MAX));
+                let socket = socket.map_err(unusable)?;
+                let make = move |stats: Arc<Stats>| {
+                    let port = AfXdpPort::new(socket, Arc::clone(&stats))?;
+                    Ok(knobs.around(port, stats, index))
+                };
+                Worker::start_woken(name, queue, make, mail, tell)
+            }
             Self::Loopback => {
                 let make = move |stats| Ok(knobs.around(FilePort::loopback()?, stats, index));
                 Worker::start_woken(name, queue, make, mail, tell)
@@ -109,4 +134,8 @@ impl Other {
             }
         })
     }
+}
+
+fn unusable(error: AfXdpError) -> Fault {
+    Fault::new(error.code(), error)
 }

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use super::buffers::FRAME_AT;
-use super::switch::segment::Segments;
+use super::segment::Segments;
 use super::{Checksum, Offload, Packet};
 use pvio_ring::proto::checksum::{ETHERNET_HEADER, IpVersion};
 use pvio_uring::PrivateBuf;

@@ -18,6 +18,7 @@
 //! |---|---|
 //! | [`memory`] | to another port in the same process, or back to itself |
 //! | `tap_port` (`std`) | to and from the kernel, by a `tap` |
+//! | `afxdp` (`std`) | to and from a queue of a network interface, past the host's stack |
 //! | `switch` (`std`) | to and from other vifs of this process |
 //! | `file` (`std`) | to a capture file, from another |
 //!
@@ -32,6 +33,8 @@
 //!
 //! `options` is the one grammar for all of that; `knobs` applies it to a vif that is served.
 
+#[cfg(feature = "std")]
+pub mod afxdp;
 #[cfg(feature = "std")]
 mod buffers;
 #[cfg(feature = "std")]
@@ -55,6 +58,8 @@ mod netns;
 pub(crate) mod open_vswitch;
 #[cfg(feature = "std")]
 pub mod options;
+#[cfg(feature = "std")]
+mod segment;
 #[cfg(feature = "std")]
 pub mod shape;
 #[cfg(feature = "std")]

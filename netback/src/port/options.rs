@@ -7,8 +7,9 @@
 //! |---|---|---|
 //! | `bridge=NAME` | joins this bridge, the kernel's or Open vSwitch's | the toolstack's |
 //! | `tap=NAME` | that tap, which somebody made and set up | one made here |
+//! | `afxdp=NAME` | on the queues of that network interface, by AF_XDP: no tap | a tap |
 //! | `switch=NAME` | plugged into that switch of this process: no tap | a tap |
-//! | `netns=NAME` | the tap is in that network namespace (`ip netns`) | this one |
+//! | `netns=NAME` | the tap, or the interface of `afxdp`, is in that network namespace (`ip netns`) | this one |
 //! | `loopback` | the guest receives what it sends | a tap |
 //! | `record=PATH` | what the guest sends goes to that file | a tap |
 //! | `replay=PATH` | and what is in that one comes to it | nothing comes |
@@ -58,6 +59,8 @@ pub enum Plug {
     Tap,
     /// A tap that is there already, by name.
     Opened(String),
+    /// The queues of a network interface, by name.
+    AfXdp(String),
     /// A switch of this process, by name.
     Switch(String),
     /// Back to the guest.
@@ -108,6 +111,7 @@ impl NicOptions {
         match key {
             "bridge" => self.bridge = Some(named(value)?),
             "tap" => self.plug = Plug::Opened(named(value)?),
+            "afxdp" => self.plug = Plug::AfXdp(named(value)?),
             "switch" => self.plug = Plug::Switch(named(value)?),
             "netns" => self.netns = Some(named(value)?),
             "loopback" if word == key => self.plug = Plug::Loopback,
@@ -136,8 +140,8 @@ impl NicOptions {
             "seed" => self.faults.seed = value.parse().map_err(|_| "a whole number")?,
             _ => {
                 return Err(
-                    "known are bridge, tap, switch, netns, loopback, record, replay, guard, tx, \
-                    rx, txpps, rxpps, share, loss, repeat, reorder, corrupt, delay, jitter, seed",
+                    "known are bridge, tap, afxdp, switch, netns, loopback, record, replay, guard, \
+                    tx, rx, txpps, rxpps, share, loss, repeat, reorder, corrupt, delay, jitter, seed",
                 );
             }
         }
@@ -250,6 +254,7 @@ mod tests {
         let files = Plug::Files { record: Some("/a".into()), replay: Some("/b".into()) };
         assert_eq!(said("record=/a,replay=/b").plug, files);
         assert_eq!(said("loopback").plug, Plug::Loopback);
+        assert_eq!(said("afxdp=eth1").plug, Plug::AfXdp("eth1".into()));
         assert_eq!(said("tap=t0").plug, Plug::Opened("t0".into()));
     }
 
@@ -269,6 +274,7 @@ mod tests {
             "delay=5",
             "delay=61s",
             "switch=",
+            "afxdp",
             "switch=a/b",
             "record=a",
             "loopback=1",

@@ -43,7 +43,7 @@ pub fn entered(test: &str, before: &[&str]) -> bool {
 }
 
 /// Past the test harness, which hides what passing tests print.
-fn skipped(test: &str, why: &str) {
+pub fn skipped(test: &str, why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
 }
 

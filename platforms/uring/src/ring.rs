@@ -8,11 +8,21 @@ use io_uring::{IoUring, opcode, squeue};
 use pvio_ring::IoSeg;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A file the ring owns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FileId(usize);
+pub struct FileId {
+    index: usize,
+    /// Whether the kernel knows it as its file 0.
+    registered: bool,
+}
+
+impl FileId {
+    const fn flags(self) -> squeue::Flags {
+        if self.registered { squeue::Flags::FIXED_FILE } else { squeue::Flags::empty() }
+    }
+}
 
 /// What an operation came to: bytes moved, or the system's error.
 pub type Errno = i32;
@@ -36,6 +46,8 @@ pub struct Done<'a, B> {
 pub struct Uring<B: IoBuf> {
     uring: IoUring,
     files: Vec<OwnedFd>,
+    /// Whether one of them is registered.
+    main_file: bool,
     slots: Vec<Slot<B>>,
     free: Vec<u32>,
     spare: Spare<B>,
@@ -55,41 +67,12 @@ struct Slot<B> {
 const STREAM: u64 = u64::MAX;
 
 impl<B: IoBuf> Uring<B> {
-    /// A ring for up to `slots` operations at a time, polls included.
-    ///
-    /// # Errors
-    /// What `io_uring_setup` says; `EPERM` where the system forbids io_uring
-    /// (`/proc/sys/kernel/io_uring_disabled`).
-    pub fn new(slots: u32) -> io::Result<Self> {
-        // Completions need no interrupt of the submitting thread, which alone reaps them; older
-        // kernels do not know the flags and need none.
-        let uring = IoUring::builder()
-            .setup_coop_taskrun()
-            .setup_taskrun_flag()
-            .setup_single_issuer()
-            .setup_submit_all()
-            .build(slots)
-            .or_else(|_| IoUring::new(slots))?;
-        Ok(Self::of(uring, slots))
-    }
-
-    /// The same with a thread of the kernel's that looks for submissions by itself
-    /// (`IORING_SETUP_SQPOLL`), and sleeps once it found none for `idle` (whole milliseconds, at
-    /// least one): submitting is no system call then, and a processor is busy meanwhile.
-    ///
-    /// # Errors
-    /// What `io_uring_setup` says.
-    pub fn with_kernel_thread(slots: u32, idle: Duration) -> io::Result<Self> {
-        let idle = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX).max(1);
-        let uring = IoUring::builder().setup_sqpoll(idle).setup_submit_all().build(slots)?;
-        Ok(Self::of(uring, slots))
-    }
-
     fn of(uring: IoUring, slots: u32) -> Self {
         let slot = || Slot { token: 0, lists: Lists::small(), poll: false };
         Self {
             uring,
             files: Vec::new(),
+            main_file: false,
             slots: (0..slots).map(|_| slot()).collect(),
             free: (0..slots).rev().collect(),
             spare: Spare::default(),
@@ -102,7 +85,15 @@ impl<B: IoBuf> Uring<B> {
     /// Takes a file to operate on; closed with the ring.
     pub fn add_file(&mut self, file: OwnedFd) -> FileId {
         self.files.push(file);
-        FileId(self.files.len() - 1)
+        FileId { index: self.files.len() - 1, registered: false }
+    }
+
+    /// The same, for the one file most operations are on: the kernel looks it up once, and not for
+    /// each of them. Where it does not take it, or has one already, the file is like any other.
+    pub fn add_main_file(&mut self, file: OwnedFd) -> FileId {
+        let registered = self.uring.submitter().register_files(&[file.as_raw_fd()]).is_ok();
+        self.main_file |= registered;
+        FileId { registered, ..self.add_file(file) }
     }
 
     /// Reads from a byte offset of a file into the segments, in order.
@@ -191,7 +182,7 @@ impl<B: IoBuf> Uring<B> {
     /// [`Full`].
     pub fn sync_data(&mut self, file: FileId, token: u64) -> Result<(), Full> {
         let entry = opcode::Fsync::new(self.fd(file)).flags(FsyncFlags::DATASYNC).build();
-        self.simple(entry, token, false)
+        self.simple(entry.flags(file.flags()), token, false)
     }
 
     /// `fallocate` with a mode, for punching holes and writing zeroes.
@@ -207,7 +198,7 @@ impl<B: IoBuf> Uring<B> {
         token: u64,
     ) -> Result<(), Full> {
         let entry = opcode::Fallocate::new(self.fd(file), len).offset(offset).mode(mode).build();
-        self.simple(entry, token, false)
+        self.simple(entry.flags(file.flags()), token, false)
     }
 
     /// Finishes once when the file becomes readable.
@@ -217,7 +208,7 @@ impl<B: IoBuf> Uring<B> {
     pub fn poll_readable(&mut self, file: FileId, token: u64) -> Result<(), Full> {
         const POLLIN: u32 = 1;
         let entry = opcode::PollAdd::new(self.fd(file), POLLIN).build();
-        self.simple(entry, token, true)
+        self.simple(entry.flags(file.flags()), token, true)
     }
 
     /// Operations that own memory or move data and are not finished; polls do not count.
@@ -251,6 +242,9 @@ impl<B: IoBuf> Uring<B> {
     /// # Errors
     /// What `io_uring_enter` says.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        if self.is_polled() {
+            return self.wait_looking(timeout);
+        }
         self.unsubmitted = false;
         let waited = match timeout {
             None => retry(|| self.uring.submit_and_wait(1)),
@@ -266,18 +260,36 @@ impl<B: IoBuf> Uring<B> {
         }
     }
 
+    fn is_polled(&self) -> bool {
+        self.uring.params().is_setup_iopoll()
+    }
+
+    /// The kernel would look at the device for as long as it takes, and at no clock.
+    #[cold]
+    fn wait_looking(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let begin = Instant::now();
+        while !self.look()? && timeout.is_none_or(|time| begin.elapsed() < time) {
+            std::hint::spin_loop();
+        }
+        Ok(())
+    }
+
     /// Whether a finished operation is waiting to be reaped. No system call.
     pub fn has_done(&mut self) -> bool {
         !self.uring.completion().is_empty()
     }
 
     /// Whether a finished operation is waiting to be reaped, also one that the kernel finishes only
-    /// when it is entered (a poll, a read that had to wait). A system call only if there is one.
+    /// when it is entered (a poll, a read that had to wait). A system call only if there is one, or
+    /// the ring is a [polled](Self::polled) one with operations under way.
     ///
     /// # Errors
     /// What `io_uring_enter` says.
     pub fn look(&mut self) -> io::Result<bool> {
-        if !self.has_done() && self.uring.submission().taskrun() {
+        let finishes_when_entered = |uring: &mut Self| {
+            uring.uring.submission().taskrun() || (uring.in_flight > 0 && uring.is_polled())
+        };
+        if !self.has_done() && finishes_when_entered(self) {
             self.unsubmitted = false;
             retry(|| self.uring.submit())?;
         }
@@ -306,7 +318,10 @@ impl<B: IoBuf> Uring<B> {
     }
 
     fn fd(&self, file: FileId) -> Fd {
-        let raw: RawFd = self.files.get(file.0).map_or(-1, AsRawFd::as_raw_fd);
+        if file.registered {
+            return Fd(0);
+        }
+        let raw: RawFd = self.files.get(file.index).map_or(-1, AsRawFd::as_raw_fd);
         Fd(raw)
     }
 
@@ -335,7 +350,7 @@ impl<B: IoBuf> Uring<B> {
                 opcode::Writev::new(fd, v.as_ptr().cast(), v.len() as u32).offset(offset).build()
             }
         };
-        self.push(entry, index, token, false);
+        self.push(entry.flags(file.flags()), index, token, false);
         Ok(())
     }
 
@@ -382,6 +397,11 @@ impl<B: IoBuf> Drop for Uring<B> {
                 return;
             }
         }
+        // The kernel takes a closed ring apart when it has time; a file that is locked must be
+        // closed now.
+        if self.main_file {
+            let _ = self.uring.submitter().unregister_files();
+        }
     }
 }
 
@@ -397,5 +417,6 @@ fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     }
 }
 
+mod make;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,6 @@
 //! | `table` | which station is behind which member |
 //! | `inbox` | what waits for a queue: bounded in bytes, in buffers of the receiver's own |
 //! | `port` | a queue's end, as a port |
-//! | `segment` | cutting packets for a receiver that takes no unsegmented ones |
 //! | `uplink` | a tap as a member, for the world outside |
 //!
 //! A packet keeps what is left to do to it: one to be segmented stays whole, and a blank checksum
@@ -22,7 +21,6 @@
 
 mod inbox;
 mod port;
-pub(super) mod segment;
 mod table;
 mod uplink;
 

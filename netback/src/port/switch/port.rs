@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::inbox::Inbox;
-use super::segment::Segments;
 use super::{End, Member, Switch};
 use crate::port::buffers::Pool;
 use crate::port::live::Seen;
+use crate::port::segment::Segments;
 use crate::port::wait::{WATCHES, Wait, Watch, Watches};
 use crate::port::{Checksum, NetPort, Offload, Packet, PortError, WouldBlock};
 use crate::stats::Stats;

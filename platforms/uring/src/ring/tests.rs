@@ -116,3 +116,65 @@ fn dropping_with_a_read_in_flight_waits_for_the_kernel() {
     assert_eq!(uring.busy(), 1);
     drop(uring);
 }
+
+#[test]
+fn a_polled_ring_refuses_what_cannot_be_polled_and_its_wait_ends() {
+    let mut uring = Uring::polled(4).unwrap();
+    // Through the page cache: nothing to look at.
+    let file = uring.add_file(tempfile::tempfile().unwrap().into());
+    uring.read(file, 0, [whole(PrivateBuf::page_aligned(4096))], 1).unwrap();
+    uring.wait(None).unwrap();
+    assert_eq!(uring.reap(|d| assert_eq!(d.result, Err(95), "EOPNOTSUPP")), 1);
+    uring.sync_data(file, 2).unwrap();
+    uring.wait(None).unwrap();
+    assert_eq!(uring.reap(|d| assert_eq!(d.result, Err(22), "EINVAL")), 1);
+    uring.wait(Some(Duration::ZERO)).unwrap();
+    assert_eq!((uring.look().unwrap(), uring.busy(), uring.free_slots()), (false, 0, 4));
+}
+
+#[test]
+fn a_main_file_does_what_others_do_and_there_is_one() {
+    let mut uring = Uring::new(4).unwrap();
+    let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
+    let (main, second) = (files[0].try_clone().unwrap(), files[1].try_clone().unwrap());
+    // A file that is not registered comes first: numbers of files and of registered ones differ.
+    let (pipe, _write) = io::pipe().unwrap();
+    uring.add_file(pipe.into());
+    let ids = [uring.add_main_file(main.into()), uring.add_main_file(second.into())];
+    assert_eq!(ids.map(|id| id.registered), [true, false]);
+    let run = |uring: &mut Uring<PrivateBuf>, moved| {
+        uring.wait(None).unwrap();
+        assert_eq!(uring.reap(|d| assert_eq!(d.result, Ok(moved))), 1);
+    };
+    for (id, byte) in ids.into_iter().zip([3, 4]) {
+        let mut buf = PrivateBuf::zeroed(4096);
+        buf.as_mut_slice().fill(byte);
+        uring.write(id, 0, [whole(buf)], 0).unwrap();
+        run(&mut uring, 4096);
+        uring.sync_data(id, 0).unwrap();
+        run(&mut uring, 0);
+        uring.allocate(id, 2 | 1, 0, 512, 0).unwrap();
+        run(&mut uring, 0);
+        let halves = [0, 2048].map(|_| whole(PrivateBuf::zeroed(2048)));
+        uring.read(id, 0, halves, 0).unwrap();
+        run(&mut uring, 4096);
+    }
+    for (file, byte) in files.iter().zip([3, 4]) {
+        let mut got = [1; 1024];
+        std::os::unix::fs::FileExt::read_exact_at(file, &mut got, 0).unwrap();
+        assert_eq!((&got[..512], &got[512..]), (&[0; 512][..], &[byte; 512][..]));
+    }
+}
+
+#[test]
+fn a_lock_on_a_main_file_ends_with_the_ring() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for round in 0..50 {
+        let locked = std::fs::File::open(file.path()).unwrap();
+        locked.try_lock().unwrap_or_else(|e| panic!("round {round}: {e}"));
+        let mut uring = Uring::<PrivateBuf>::new(4).unwrap();
+        let id = uring.add_main_file(locked.into());
+        uring.sync_data(id, 0).unwrap();
+        uring.flush().unwrap();
+    }
+}

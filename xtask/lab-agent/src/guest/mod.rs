@@ -81,6 +81,7 @@ fn obey(request: Request, load: &mut load::Load) -> Result<Value> {
     match verb.as_str() {
         "hello" => Ok(Value::Null),
         "run" => run_program(read(arguments)?),
+        "command-line" => Ok(json!(fs::read_to_string("/proc/cmdline")?)),
         "logs" => Ok(json!({ "kernel": kernel_log(), "pvio": backend::log() })),
         "mount" => {
             let [kind, device, folder]: [String; 3] = read(arguments)?;

@@ -9,10 +9,11 @@ use crate::dom0::disk::{Access, Disk, Medium};
 use crate::dom0::guest::{Guest, Spec};
 use crate::dom0::lab::{LONG, Lab, NIC, SHORT, address};
 use crate::dom0::xs;
+use crate::sys;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "own-kinds",
-    proves: "a disk and a NIC of Linux's backends and one each of pvio's kinds, in one guest",
+    proves: "a disk and a NIC of Linux's backends and one each of pvio's kinds, by pvio attach-disk",
     backends: PVIO,
     kinds: BOTH,
     guests: Guests::Own,
@@ -32,7 +33,10 @@ fn own_kinds(lab: &mut Lab) -> Result<()> {
     spec.disks = vec![linux.line("xvda", Access::Write, Backend::Linux)?];
     spec.nics = vec![NIC.to_owned()];
     let mut guest = Guest::start(&spec)?;
-    attach_disk(&guest, &ours)?;
+    let domain = guest.domain.to_string();
+    let place = format!("[iops=5000]raw:{}", ours.image.display());
+    let pvio = |words: &[&str]| sys::succeed(&[&["pvio"], words].concat(), SHORT);
+    pvio(&["attach-disk", &domain, &place, "--vdev", "xvdb"])?;
     attach_nic(&guest)?;
 
     for (name, disk) in [("xvda", &linux), ("xvdb", &ours)] {
@@ -53,58 +57,53 @@ fn own_kinds(lab: &mut Lab) -> Result<()> {
         let state = xs::must_read(&format!("{}/state", back(&guest, kind, number)))?;
         ensure!(state == "4", "{kind} {number} is in state {state}");
     }
-    // The toolstack that made them takes them away.
-    for (class, number) in [("vbd", NUMBER), ("vif", "1")] {
-        let back = back(&guest, &format!("pvio-{class}"), number);
-        xs::write(&format!("{back}/online"), "0")?;
-        xs::write(&format!("{back}/state"), "5")?;
-        xs::wait_for(&format!("{back}/state"), &["6"], SHORT)?;
-        xs::remove(&back)?;
-        xs::remove_empty(&back)?;
-        xs::remove(&front(&guest, class, number))?;
-    }
+    pvio(&["set-disk", &domain, "xvdb", "iops=none,latency=1ms"])?;
+    let listed = pvio(&["list", &domain])?;
+    ensure!(listed.contains("xvdb") && listed.contains("latency=1ms"), "pvio list: {listed}");
+    guest.ask(
+        "disk-verify",
+        json!({ "name": "xvdb", "seed": 8, "mib": 1, "write": true }),
+        LONG,
+    )?;
+    pvio(&["detach-disk", &domain, "xvdb"])?;
     guest.ask("disk-gone", json!("xvdb"), SHORT)?;
+    // The toolstack that made it takes it away.
+    let nic = back(&guest, "pvio-vif", "1");
+    xs::write(&format!("{nic}/online"), "0")?;
+    xs::write(&format!("{nic}/state"), "5")?;
+    xs::wait_for(&format!("{nic}/state"), &["6"], SHORT)?;
+    xs::remove(&nic)?;
+    xs::remove_empty(&nic)?;
+    xs::remove(&front(&guest))?;
     lab.watched(guest, |guest| guest.power_off())?;
     lab.nothing_left(&before)
 }
 
-fn front(guest: &Guest, class: &str, number: &str) -> String {
-    format!("/local/domain/{}/device/{class}/{number}", guest.domain)
+fn front(guest: &Guest) -> String {
+    format!("/local/domain/{}/device/vif/1", guest.domain)
 }
 
 fn back(guest: &Guest, kind: &str, number: &str) -> String {
     format!("/local/domain/0/backend/{kind}/{}/{number}", guest.domain)
 }
 
-fn attach_disk(guest: &Guest, disk: &Disk) -> Result<()> {
-    let image = disk.image.display().to_string();
-    let keys = [("params", image.as_str()), ("mode", "w"), ("type", "phy"), ("dev", "xvdb")];
-    let fronts = [("virtual-device", NUMBER), ("device-type", "disk")];
-    attach(guest, "vbd", NUMBER, &fronts, &keys)
-}
-
+/// Writes both ends of a NIC as libxl does: each may be read by the other's domain.
 fn attach_nic(guest: &Guest) -> Result<()> {
-    let mac = format!("00:16:3e:70:00:{:02x}", guest.domain % 256);
-    let keys = [("handle", "1"), ("mac", mac.as_str()), ("bridge", "xenbr0")];
-    attach(guest, "vif", "1", &[("handle", "1"), ("mac", &mac)], &keys)
-}
-
-/// Writes both ends as libxl does: each may be read by the other's domain.
-fn attach(
-    guest: &Guest,
-    class: &str,
-    number: &str,
-    fronts: &[(&str, &str)],
-    backs: &[(&str, &str)],
-) -> Result<()> {
     let id = guest.domain.to_string();
-    let (front, back) =
-        (front(guest, class, number), back(guest, &format!("pvio-{class}"), number));
-    let to_front = [("backend", back.as_str()), ("backend-id", "0")];
-    let to_back = [("frontend", front.as_str()), ("frontend-id", &id), ("online", "1")];
+    let mac = format!("00:16:3e:70:00:{:02x}", guest.domain % 256);
+    let (front, back) = (front(guest), back(guest, "pvio-vif", "1"));
+    let fronts = [("backend", back.as_str()), ("backend-id", "0"), ("handle", "1"), ("mac", &mac)];
+    let backs = [
+        ("frontend", front.as_str()),
+        ("frontend-id", &id),
+        ("online", "1"),
+        ("handle", "1"),
+        ("mac", &mac),
+        ("bridge", "xenbr0"),
+    ];
     for (dir, perms, keys) in [
-        (&front, [format!("n{id}"), "r0".to_owned()], [&to_front[..], fronts].concat()),
-        (&back, ["n0".to_owned(), format!("r{id}")], [&to_back[..], backs].concat()),
+        (&front, [format!("n{id}"), "r0".to_owned()], &fronts[..]),
+        (&back, ["n0".to_owned(), format!("r{id}")], &backs[..]),
     ] {
         xs::write(dir, "")?;
         xs::allow(dir, &perms)?;

@@ -14,6 +14,7 @@
 //! | [`matrix`] | disks in every shape, kept in every kind of thing |
 //! | [`life`] | guests that end, in every way, while their devices work; many at once |
 //! | [`mod@bench`] | measurements, which are no part of `all` |
+//! | [`volumes`] | disks that grow, that give room back, that are booted from |
 //! | [`survival`] | backends that end, and guests that go on |
 
 mod bench;
@@ -29,6 +30,7 @@ mod nic;
 mod policies;
 mod survival;
 mod toolstack;
+mod volumes;
 
 use anyhow::Result;
 use serde_json::json;
@@ -95,6 +97,7 @@ fn all() -> Vec<Case> {
         survival::SCENARIOS,
         policies::SCENARIOS,
         matrix::SCENARIOS,
+        volumes::SCENARIOS,
         toolstack::SCENARIOS,
         beside::SCENARIOS,
         driver_domain::SCENARIOS,

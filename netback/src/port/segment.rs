@@ -6,7 +6,7 @@ use pvio_ring::proto::checksum::{IpVersion, Transport};
 
 /// The segments of a packet of TCP, one after the other.
 #[derive(Debug)]
-pub(in crate::port) struct Segments<'a> {
+pub(crate) struct Segments<'a> {
     frame: &'a [u8],
     size: usize,
     version: IpVersion,
@@ -46,6 +46,11 @@ impl<'a> Segments<'a> {
         self.data.saturating_add(self.size)
     }
 
+    /// Whether all are written.
+    pub fn is_done(&self) -> bool {
+        self.next >= self.end
+    }
+
     /// Passes over so many that were written before.
     pub fn skip(&mut self, segments: u16) {
         let bytes = usize::from(segments).saturating_mul(self.size);
@@ -55,7 +60,7 @@ impl<'a> Segments<'a> {
     /// Writes the next one, whole and with its checksums, and tells its length; `None` after the
     /// last, or if it does not fit.
     pub fn write(&mut self, out: &mut [u8]) -> Option<usize> {
-        if self.next >= self.end {
+        if self.is_done() {
             return None;
         }
         let end = self.next.saturating_add(self.size).min(self.end);

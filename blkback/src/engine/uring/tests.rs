@@ -1,0 +1,96 @@
+use super::*;
+use crate::engine::Discard;
+use pvio_ring::IoSeg;
+use std::io::Write;
+
+const DISK: Geometry = Geometry {
+    sectors: 64,
+    sector_size: 512,
+    physical_sector_size: 4096,
+    read_only: false,
+    discard: Some(Discard { granularity: 4096, alignment: 0 }),
+};
+
+/// An engine whose reads and writes have an io_uring of their own, of the ordinary kind: what has
+/// queues to be polled is not in every machine.
+fn beside(image: OwnedFd) -> UringEngine<PrivateBuf> {
+    let second = Polled::over(Uring::new(4).unwrap(), image.try_clone().unwrap());
+    let mut engine = UringEngine::new(image, DISK, 4).unwrap();
+    engine.polled = Some(second);
+    engine
+}
+
+fn page(byte: u8) -> Segments<PrivateBuf> {
+    let mut buf = PrivateBuf::page_aligned(4096);
+    buf.as_mut_slice().fill(byte);
+    [whole(buf)].into_iter().collect()
+}
+
+/// All that is over by now: tags, results, and first bytes.
+fn over(engine: &mut UringEngine<PrivateBuf>) -> Vec<(u32, Result<(), EngineError>, Option<u8>)> {
+    let mut all = Vec::new();
+    engine.reap(&mut |tag, result, segments| {
+        let first = segments.drain(..).next().map(|s: IoSeg<PrivateBuf>| s.buf.as_slice()[0]);
+        all.push((tag, result, first));
+    });
+    all
+}
+
+/// Does one operation, and says what came back.
+fn one(engine: &mut UringEngine<PrivateBuf>, io: Io, mut segments: Segments<PrivateBuf>) -> u8 {
+    engine.submit(3, io, &mut segments).unwrap();
+    engine.kick();
+    loop {
+        engine.wait(None).unwrap();
+        if let Some((tag, result, first)) = over(engine).pop() {
+            assert_eq!((tag, result), (3, Ok(())), "{io:?}");
+            return first.unwrap_or_default();
+        }
+    }
+}
+
+#[test]
+fn data_goes_over_the_second_ring_and_all_else_over_the_first() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(64 * 512).unwrap();
+    let mut engine = beside(file.into());
+    one(&mut engine, Io::Write { sector: 8 }, page(7));
+    one(&mut engine, Io::Flush, Vec::new());
+    assert_eq!(one(&mut engine, Io::Read { sector: 8 }, page(0)), 7);
+    one(&mut engine, Io::Discard { sector: 8, sectors: 8 }, Vec::new());
+    assert_eq!(one(&mut engine, Io::Read { sector: 8 }, page(1)), 0);
+    // Where each is while it is under way.
+    let busy = |e: &UringEngine<_>| (e.uring.busy(), e.polled.as_ref().unwrap().uring.busy());
+    engine.submit(0, Io::Read { sector: 0 }, &mut page(1)).unwrap();
+    assert_eq!(busy(&engine), (0, 1));
+    engine.submit(1, Io::Flush, &mut Vec::new()).unwrap();
+    assert_eq!(busy(&engine), (1, 1));
+    let mut left = 2;
+    while left > 0 {
+        engine.wait(None).unwrap();
+        left -= over(&mut engine).len();
+    }
+}
+
+#[test]
+fn a_wait_that_looks_ends_for_watches_for_the_time_and_for_data() {
+    let (image, mut data) = io::pipe().unwrap();
+    let (event, mut bell) = io::pipe().unwrap();
+    let mut engine = beside(image.into());
+    let watch = engine.watch(event.into());
+    engine.submit(0, Io::Read { sector: 0 }, &mut page(0)).unwrap();
+    engine.wait(Some(Duration::from_millis(1))).unwrap();
+    assert_eq!((over(&mut engine).len(), engine.fired(watch)), (0, false), "the time was over");
+    bell.write_all(b"x").unwrap();
+    engine.wait(None).unwrap();
+    assert_eq!((over(&mut engine).len(), engine.fired(watch)), (0, true));
+    data.write_all(&[9; 4096]).unwrap();
+    // The bell is still ringing: other waits end for it.
+    let done = loop {
+        engine.wait(None).unwrap();
+        if let Some(done) = over(&mut engine).pop() {
+            break done;
+        }
+    };
+    assert_eq!(done, (0, Ok(()), Some(9)));
+}

@@ -1,0 +1,50 @@
+//! The kinds of rings there are.
+
+use super::Uring;
+use crate::buf::IoBuf;
+use io_uring::IoUring;
+use std::io;
+use std::time::Duration;
+
+impl<B: IoBuf> Uring<B> {
+    /// A ring for up to `slots` operations at a time, polls included.
+    ///
+    /// # Errors
+    /// What `io_uring_setup` says; `EPERM` where the system forbids io_uring
+    /// (`/proc/sys/kernel/io_uring_disabled`).
+    pub fn new(slots: u32) -> io::Result<Self> {
+        // Completions need no interrupt of the submitting thread, which alone reaps them; older
+        // kernels do not know the flags and need none.
+        let uring = IoUring::builder()
+            .setup_coop_taskrun()
+            .setup_taskrun_flag()
+            .setup_single_issuer()
+            .setup_submit_all()
+            .build(slots)
+            .or_else(|_| IoUring::new(slots))?;
+        Ok(Self::of(uring, slots))
+    }
+
+    /// The same with a thread of the kernel's that looks for submissions by itself
+    /// (`IORING_SETUP_SQPOLL`), and sleeps once it found none for `idle` (whole milliseconds, at
+    /// least one): submitting is no system call then, and a processor is busy meanwhile.
+    ///
+    /// # Errors
+    /// What `io_uring_setup` says.
+    pub fn with_kernel_thread(slots: u32, idle: Duration) -> io::Result<Self> {
+        let idle = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX).max(1);
+        let uring = IoUring::builder().setup_sqpoll(idle).setup_submit_all().build(slots)?;
+        Ok(Self::of(uring, slots))
+    }
+
+    /// A ring whose operations are finished by looking at the device and not by its interrupts
+    /// (`IORING_SETUP_IOPOLL`): for nothing but reads and writes, by `O_DIRECT`, of what has queues
+    /// for that; all else fails with `EINVAL` or `EOPNOTSUPP`. [`wait`](Self::wait) never sleeps.
+    ///
+    /// # Errors
+    /// What `io_uring_setup` says.
+    pub fn polled(slots: u32) -> io::Result<Self> {
+        let uring = IoUring::builder().setup_iopoll().setup_submit_all().build(slots)?;
+        Ok(Self::of(uring, slots))
+    }
+}
