@@ -20,6 +20,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long an image may be locked still by a process that was killed: the kernel closes the files of
+/// an io_uring some time after.
+const LINGERING: Duration = Duration::from_secs(2);
 
 /// Limits that disks share by name, for all disks of a driver domain.
 #[derive(Clone, Debug, Default)]
@@ -97,6 +102,19 @@ impl ImageServer {
         Ok(disk)
     }
 
+    /// Opens a disk, and waits a little for one who had it and was killed.
+    fn open_at_last(&self, disk: &Disk, name: &str) -> Result<Open, ImageError> {
+        let by = Instant::now() + LINGERING;
+        loop {
+            match self.open_disk(disk, name) {
+                Err(ImageError::Busy(_)) if Instant::now() < by => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     fn open_disk(&self, disk: &Disk, name: &str) -> Result<Open, ImageError> {
         let options = &disk.options;
         let limits = options.limits();
@@ -162,7 +180,7 @@ where
         self.open = None;
         let disk = self.read(told)?;
         let name = format!("vbd-{}-{}", told.frontend_id, told.dev.replace('/', "_"));
-        let open = self.open_disk(&disk, &name).map_err(|e| Fault::new(e.code(), e))?;
+        let open = self.open_at_last(&disk, &name).map_err(|e| Fault::new(e.code(), e))?;
         let geometry = open.image.geometry();
         tracing::info!(disk = name, kept_in = %disk, "open");
         (self.disk, self.open) = (Some(disk), Some(open));
