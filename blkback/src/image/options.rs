@@ -1,6 +1,11 @@
 //! How a disk is to be served, as an operator writes it: words with commas between, parsed here and
 //! nowhere else. [`KEYS`] has all of them.
 
+pub(super) mod values;
+
+#[cfg(test)]
+mod tests;
+
 use crate::config::Config;
 use crate::engine::faults::FaultPlan;
 use crate::engine::throttle::{Limits, Quota, Rate};
@@ -12,6 +17,7 @@ use core::fmt;
 use core::str::FromStr;
 use core::time::Duration;
 use std::path::PathBuf;
+use values::{is_power, is_sector, number, plain, rate, size, switch, time, time_in_words};
 
 /// Every word there is, what it may say, and what that means.
 pub const KEYS: [(&str, &str, &str); 32] = [
@@ -434,178 +440,5 @@ impl FromStr for DiskOptions {
 impl fmt::Display for DiskOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.words().join(","))
-    }
-}
-
-fn switch(word: &str) -> Option<bool> {
-    match word {
-        "on" => Some(true),
-        "off" => Some(false),
-        _ => None,
-    }
-}
-
-fn is_sector(bytes: &u32) -> bool {
-    matches!(bytes, 512 | 4096)
-}
-
-fn is_power(bytes: &u32) -> bool {
-    bytes.is_power_of_two()
-}
-
-fn number(text: &str, least: u32, most: u32) -> Option<u32> {
-    text.parse().ok().filter(|n| (least..=most).contains(n))
-}
-
-fn plain(text: &str) -> Option<u64> {
-    text.parse().ok()
-}
-
-/// `64M` and the like.
-pub(super) fn size(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text.get(digits.len()..)? {
-        "" | "B" => 0,
-        "k" | "K" | "KiB" => 10,
-        "M" | "MiB" => 20,
-        "G" | "GiB" => 30,
-        "T" | "TiB" => 40,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift))
-}
-
-/// `N`, `N/BURST` or `none`. A tenth of a second's worth may come at once if nothing is said.
-fn rate(text: &str, number: impl Fn(&str) -> Option<u64>) -> Option<Option<Rate>> {
-    if text == "none" {
-        return Some(None);
-    }
-    let (per_second, burst) = match text.split_once('/') {
-        Some((rate, burst)) => (number(rate)?, number(burst)?),
-        None => number(text).map(|rate| (rate, (rate / 10).max(1)))?,
-    };
-    (per_second > 0 && burst > 0).then_some(Some(Rate { per_second, burst }))
-}
-
-/// In the largest unit that says all.
-fn time_in_words(time: Duration) -> String {
-    let nanos = time.as_nanos();
-    let units = [(1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us"), (1, "ns")];
-    let fits = units.into_iter().find(|(unit, _)| nanos > 0 && nanos.is_multiple_of(*unit));
-    fits.map_or("0".into(), |(unit, word)| format!("{}{word}", nanos / unit))
-}
-
-/// `5ms` and the like, at most an hour.
-fn time(text: &str) -> Option<Duration> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let nanos: u64 = match text.get(digits.len()..)? {
-        "ns" => 1,
-        "us" => 1_000,
-        "ms" => 1_000_000,
-        "s" => 1_000_000_000,
-        "" if digits == "0" => 0,
-        _ => return None,
-    };
-    let time = Duration::from_nanos(digits.parse::<u64>().ok()?.checked_mul(nanos)?);
-    (time <= Duration::from_secs(3600)).then_some(time)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ALL: &str = "ro,direct,overlay=on,sector=4096,physical=4096,discard=off,io=sqpoll,\
-                       policy=map,answers=as-done,queues=2,ring-order=3,indirect=64,iops=100/200,\
-                       bps=1048576/104857,read-iops=none,read-bps=1/1,write-iops=5/9,\
-                       write-bps=7/8,group=g,latency=5ms,jitter=0,fail-reads=1,\
-                       fail-writes=2,fail-flushes=3,errno=28,seed=9,trace=/t,trusted=off,\
-                       removable=on,cdrom=off";
-
-    #[test]
-    fn what_is_written_is_read_back_and_every_key_is_there() {
-        let options: DiskOptions = ALL.parse().unwrap();
-        assert_eq!(options.to_string(), ALL);
-        for (key, ..) in KEYS {
-            let other = matches!(key, "rw" | "buffered");
-            let there = ALL.split(',').any(|word| word.split('=').next() == Some(key));
-            assert_eq!(there, !other, "{key}");
-        }
-        let other: DiskOptions = "rw,buffered".parse().unwrap();
-        assert_eq!((other.read_only, other.direct), (Some(false), Some(false)));
-        assert_eq!("".parse(), Ok(DiskOptions::default()));
-        assert_eq!(options.live().or(options.fixed()), options);
-        let live = "iops=100/200,bps=1048576/104857,read-iops=none,read-bps=1/1,write-iops=5/9,\
-                    write-bps=7/8,latency=5ms,jitter=0,fail-reads=1,fail-writes=2,\
-                    fail-flushes=3,errno=28";
-        assert_eq!(options.live().to_string(), live);
-        assert_eq!(options.fixed().live(), DiskOptions::default());
-    }
-
-    #[test]
-    fn what_is_said_of_a_disk_comes_before_what_is_usual() {
-        let usual: DiskOptions = "iops=5,group=all,ro".parse().unwrap();
-        let own: DiskOptions = "iops=none,rw".parse().unwrap();
-        let both = own.or(usual);
-        assert_eq!((both.limits(), both.read_only), (Limits::default(), Some(false)));
-        assert_eq!(both.group.as_deref(), Some("all"));
-        for io in [IoMode::Normal, IoMode::SqPoll, IoMode::IoPoll] {
-            let said: DiskOptions = format!("io={}", io.word()).parse().unwrap();
-            assert_eq!((said.io, said.to_string()), (Some(io), format!("io={}", io.word())));
-        }
-        let config = "policy=copy,queues=2".parse::<DiskOptions>().unwrap();
-        let config = config.config(Config::default());
-        assert_eq!((config.policy, config.max_queues, config.in_order), (Policy::Copy, 2, false));
-    }
-
-    #[test]
-    fn rates_and_times() {
-        let options: DiskOptions = "iops=100,bps=1M/2M,latency=3ms,jitter=1s".parse().unwrap();
-        let limits = options.limits();
-        assert_eq!(limits.all.operations, Some(Rate { per_second: 100, burst: 10 }));
-        assert_eq!(limits.all.bytes, Some(Rate { per_second: 1 << 20, burst: 2 << 20 }));
-        let faults = options.faults();
-        assert_eq!(faults.latency, Duration::from_millis(3));
-        assert_eq!((faults.jitter, faults.errno), (Duration::from_secs(1), 5));
-    }
-
-    #[test]
-    fn what_means_nothing_is_refused_in_words() {
-        for bad in [
-            "iops",
-            "iops=",
-            "iops=0",
-            "iops=1/0",
-            "iops=-1",
-            "iops=x",
-            "bps=1Q",
-            "sector=1024",
-            "physical=1000",
-            "physical=131072",
-            "queues=0",
-            "queues=257",
-            "ring-order=6",
-            "indirect=4097",
-            "latency=5",
-            "latency=2h",
-            "latency=3601s",
-            "errno=0",
-            "errno=4096",
-            "fail-reads=1000001",
-            "discard=maybe",
-            "policy=persistent",
-            "io=aio",
-            "answers=any",
-            "group=",
-            "trace=",
-            "ro=1",
-            "direct=yes",
-            "wat",
-            "iops=99999999999999999999",
-            "bps=99999999999T",
-            "latency=99999999999999999999ns",
-        ] {
-            let error = bad.parse::<DiskOptions>().expect_err(bad);
-            assert!(error.to_string().contains("; "), "{error}: says what to do");
-        }
     }
 }

@@ -214,7 +214,7 @@ impl fmt::Display for NbdSpec {
 
 /// `64M` and the like, in bytes.
 fn size(text: &str) -> Result<u64, SpecError> {
-    let bytes = super::options::size(text);
+    let bytes = super::options::values::size(text);
     let bytes = bytes.filter(|bytes| *bytes > 0 && bytes.is_multiple_of(512));
     bytes.ok_or_else(|| SpecError::Size(text.into()))
 }

@@ -1,0 +1,96 @@
+use super::*;
+
+const ALL: &str = "ro,direct,overlay=on,sector=4096,physical=4096,discard=off,io=sqpoll,\
+                   policy=map,answers=as-done,queues=2,ring-order=3,indirect=64,iops=100/200,\
+                   bps=1048576/104857,read-iops=none,read-bps=1/1,write-iops=5/9,\
+                   write-bps=7/8,group=g,latency=5ms,jitter=0,fail-reads=1,\
+                   fail-writes=2,fail-flushes=3,errno=28,seed=9,trace=/t,trusted=off,\
+                   removable=on,cdrom=off";
+
+#[test]
+fn what_is_written_is_read_back_and_every_key_is_there() {
+    let options: DiskOptions = ALL.parse().unwrap();
+    assert_eq!(options.to_string(), ALL);
+    for (key, ..) in KEYS {
+        let other = matches!(key, "rw" | "buffered");
+        let there = ALL.split(',').any(|word| word.split('=').next() == Some(key));
+        assert_eq!(there, !other, "{key}");
+    }
+    let other: DiskOptions = "rw,buffered".parse().unwrap();
+    assert_eq!((other.read_only, other.direct), (Some(false), Some(false)));
+    assert_eq!("".parse(), Ok(DiskOptions::default()));
+    assert_eq!(options.live().or(options.fixed()), options);
+    let live = "iops=100/200,bps=1048576/104857,read-iops=none,read-bps=1/1,write-iops=5/9,\
+                write-bps=7/8,latency=5ms,jitter=0,fail-reads=1,fail-writes=2,\
+                fail-flushes=3,errno=28";
+    assert_eq!(options.live().to_string(), live);
+    assert_eq!(options.fixed().live(), DiskOptions::default());
+}
+
+#[test]
+fn what_is_said_of_a_disk_comes_before_what_is_usual() {
+    let usual: DiskOptions = "iops=5,group=all,ro".parse().unwrap();
+    let own: DiskOptions = "iops=none,rw".parse().unwrap();
+    let both = own.or(usual);
+    assert_eq!((both.limits(), both.read_only), (Limits::default(), Some(false)));
+    assert_eq!(both.group.as_deref(), Some("all"));
+    for io in [IoMode::Normal, IoMode::SqPoll, IoMode::IoPoll] {
+        let said: DiskOptions = format!("io={}", io.word()).parse().unwrap();
+        assert_eq!((said.io, said.to_string()), (Some(io), format!("io={}", io.word())));
+    }
+    let config = "policy=copy,queues=2".parse::<DiskOptions>().unwrap();
+    let config = config.config(Config::default());
+    assert_eq!((config.policy, config.max_queues, config.in_order), (Policy::Copy, 2, false));
+}
+
+#[test]
+fn rates_and_times() {
+    let options: DiskOptions = "iops=100,bps=1M/2M,latency=3ms,jitter=1s".parse().unwrap();
+    let limits = options.limits();
+    assert_eq!(limits.all.operations, Some(Rate { per_second: 100, burst: 10 }));
+    assert_eq!(limits.all.bytes, Some(Rate { per_second: 1 << 20, burst: 2 << 20 }));
+    let faults = options.faults();
+    assert_eq!(faults.latency, Duration::from_millis(3));
+    assert_eq!((faults.jitter, faults.errno), (Duration::from_secs(1), 5));
+}
+
+#[test]
+fn what_means_nothing_is_refused_in_words() {
+    for bad in [
+        "iops",
+        "iops=",
+        "iops=0",
+        "iops=1/0",
+        "iops=-1",
+        "iops=x",
+        "bps=1Q",
+        "sector=1024",
+        "physical=1000",
+        "physical=131072",
+        "queues=0",
+        "queues=257",
+        "ring-order=6",
+        "indirect=4097",
+        "latency=5",
+        "latency=2h",
+        "latency=3601s",
+        "errno=0",
+        "errno=4096",
+        "fail-reads=1000001",
+        "discard=maybe",
+        "policy=persistent",
+        "io=aio",
+        "answers=any",
+        "group=",
+        "trace=",
+        "ro=1",
+        "direct=yes",
+        "wat",
+        "iops=99999999999999999999",
+        "bps=99999999999T",
+        "latency=99999999999999999999ns",
+    ] {
+        let error = bad.parse::<DiskOptions>().expect_err(bad);
+        assert!(error.to_string().contains("; "), "{error}: says what to do");
+    }
+}

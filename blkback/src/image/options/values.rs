@@ -1,0 +1,79 @@
+//! What stands behind a word: numbers, sizes, times, rates.
+
+use crate::engine::throttle::Rate;
+use alloc::format;
+use alloc::string::String;
+use core::time::Duration;
+
+pub(super) fn switch(word: &str) -> Option<bool> {
+    match word {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    }
+}
+
+pub(super) fn is_sector(bytes: &u32) -> bool {
+    matches!(bytes, 512 | 4096)
+}
+
+pub(super) fn is_power(bytes: &u32) -> bool {
+    bytes.is_power_of_two()
+}
+
+pub(super) fn number(text: &str, least: u32, most: u32) -> Option<u32> {
+    text.parse().ok().filter(|n| (least..=most).contains(n))
+}
+
+pub(super) fn plain(text: &str) -> Option<u64> {
+    text.parse().ok()
+}
+
+/// `64M` and the like.
+pub(in crate::image) fn size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text.get(digits.len()..)? {
+        "" | "B" => 0,
+        "k" | "K" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        "T" | "TiB" => 40,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift))
+}
+
+/// `N`, `N/BURST` or `none`. A tenth of a second's worth may come at once if nothing is said.
+pub(super) fn rate(text: &str, number: impl Fn(&str) -> Option<u64>) -> Option<Option<Rate>> {
+    if text == "none" {
+        return Some(None);
+    }
+    let (per_second, burst) = match text.split_once('/') {
+        Some((rate, burst)) => (number(rate)?, number(burst)?),
+        None => number(text).map(|rate| (rate, (rate / 10).max(1)))?,
+    };
+    (per_second > 0 && burst > 0).then_some(Some(Rate { per_second, burst }))
+}
+
+/// In the largest unit that says all.
+pub(super) fn time_in_words(time: Duration) -> String {
+    let nanos = time.as_nanos();
+    let units = [(1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us"), (1, "ns")];
+    let fits = units.into_iter().find(|(unit, _)| nanos > 0 && nanos.is_multiple_of(*unit));
+    fits.map_or("0".into(), |(unit, word)| format!("{}{word}", nanos / unit))
+}
+
+/// `5ms` and the like, at most an hour.
+pub(super) fn time(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let nanos: u64 = match text.get(digits.len()..)? {
+        "ns" => 1,
+        "us" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "" if digits == "0" => 0,
+        _ => return None,
+    };
+    let time = Duration::from_nanos(digits.parse::<u64>().ok()?.checked_mul(nanos)?);
+    (time <= Duration::from_secs(3600)).then_some(time)
+}
