@@ -192,10 +192,11 @@ fn packets_are_read_and_written_in_batches_and_by_nothing_but_io_uring() {
         calls.iter().filter(|(name, _)| name != "io_uring_enter").map(|(_, n)| n).sum();
     assert!(enter > 0 && enter < 5000, "{calls:?}");
     assert!(others < 5000, "{calls:?}");
-    assert!(
-        calls
-            .iter()
-            .all(|(name, _)| ["io_uring_enter", "read", "write", "futex"].contains(&name.as_str())),
-        "{calls:?}"
-    );
+    // The allocator's, which grows now and then as the worker begins.
+    let memory = ["mprotect", "mmap", "munmap"];
+    let (rare, usual): (Vec<_>, Vec<_>) =
+        calls.iter().partition(|(name, _)| memory.contains(&name.as_str()));
+    assert!(rare.iter().map(|(_, n)| n).sum::<u64>() < 200, "{calls:?}");
+    let known = ["io_uring_enter", "read", "write", "futex"];
+    assert!(usual.iter().all(|(name, _)| known.contains(&name.as_str())), "{calls:?}");
 }
