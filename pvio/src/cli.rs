@@ -56,7 +56,7 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
     /// Disk with an ext2/3/4 or FAT file system; a demo image if left out. A path, or
-    /// [OPTIONS]FORMAT:PATH with any format and option of docs/disks.md
+    /// `[OPTIONS]FORMAT:PATH` with any format and option of docs/disks.md
     #[arg(long, value_name = "DISK", value_parser = disk)]
     pub disk: Option<Disk>,
     /// Attach a NIC and serve HTTP over it
@@ -100,7 +100,7 @@ pub struct InspectArgs {
 /// `pvio check`.
 #[derive(Debug, Clone, Args)]
 pub struct CheckArgs {
-    /// Scratch disk; its contents are destroyed. A path, or [OPTIONS]FORMAT:PATH with any format and
+    /// Scratch disk; its contents are destroyed. A path, or `[OPTIONS]FORMAT:PATH` with any format and
     /// option of docs/disks.md
     #[arg(long, value_name = "DISK", value_parser = disk)]
     pub disk: Disk,

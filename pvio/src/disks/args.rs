@@ -40,7 +40,7 @@ impl Kind {
 pub struct AttachArgs {
     /// The guest's name or number
     pub guest: String,
-    /// A path, or [OPTIONS]FORMAT:PATH with any format and option of docs/disks.md
+    /// A path, or `[OPTIONS]FORMAT:PATH` with any format and option of docs/disks.md
     #[arg(value_parser = disk)]
     pub disk: Disk,
     /// What the guest calls it; the first free one from xvda on if left out
