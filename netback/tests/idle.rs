@@ -174,17 +174,21 @@ fn packets_are_read_and_written_in_batches_and_by_nothing_but_io_uring() {
         name.starts_with("vif-")
     });
     let worker = worker.unwrap().file_name().into_string().unwrap().parse().unwrap();
-    let strace = Strace::of(worker, dir.path());
     let queue = guest.driver.class_mut().queue().unwrap();
-    let before = (stats.tx_packets(), stats.wakeups());
-    let mut sent = 0_u64;
-    wait_for(|| {
-        while sent < 20_000 && queue.send(&[2; 60], Checksum::Unknown).is_ok() {
-            sent += 1;
-        }
-        queue.publish().unwrap();
-        (stats.tx_packets() - before.0 >= 20_000).then_some(())
-    });
+    let mut pass = || {
+        let (before, mut sent) = (stats.tx_packets(), 0_u64);
+        wait_for(|| {
+            while sent < 20_000 && queue.send(&[2; 60], Checksum::Unknown).is_ok() {
+                sent += 1;
+            }
+            queue.publish().unwrap();
+            (stats.tx_packets() - before >= 20_000).then_some(())
+        });
+    };
+    // What a worker needs once, memory above all, it has after that.
+    pass();
+    let strace = Strace::of(worker, dir.path());
+    pass();
     let calls = strace.end();
     let enter = calls.iter().find(|(name, _)| name == "io_uring_enter").map_or(0, |(_, n)| *n);
     // An event taken is a read, one told a write: they come with wake-ups, not with packets.
@@ -192,11 +196,6 @@ fn packets_are_read_and_written_in_batches_and_by_nothing_but_io_uring() {
         calls.iter().filter(|(name, _)| name != "io_uring_enter").map(|(_, n)| n).sum();
     assert!(enter > 0 && enter < 5000, "{calls:?}");
     assert!(others < 5000, "{calls:?}");
-    // The allocator's, which grows now and then as the worker begins.
-    let memory = ["mprotect", "mmap", "munmap"];
-    let (rare, usual): (Vec<_>, Vec<_>) =
-        calls.iter().partition(|(name, _)| memory.contains(&name.as_str()));
-    assert!(rare.iter().map(|(_, n)| n).sum::<u64>() < 200, "{calls:?}");
     let known = ["io_uring_enter", "read", "write", "futex"];
-    assert!(usual.iter().all(|(name, _)| known.contains(&name.as_str())), "{calls:?}");
+    assert!(calls.iter().all(|(name, _)| known.contains(&name.as_str())), "{calls:?}");
 }

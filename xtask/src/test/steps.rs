@@ -8,8 +8,8 @@ use anyhow::Result;
 use super::{Report, tally};
 use crate::exec;
 
-/// No step takes a quarter of this on two cores; a test that hangs must not hang everything.
-const DEADLINE: Duration = Duration::from_secs(40 * 60);
+/// No step takes half of this on two cores; a test that hangs must not hang everything.
+const DEADLINE: Duration = Duration::from_secs(20 * 60);
 
 /// The test that stands for the model while it is not built; [`loom`] builds and runs the model.
 const LOOM_NOT_BUILT: &str = "model_checking_was_not_built";
