@@ -64,7 +64,18 @@ impl Stats {
         total
     }
 
+    /// Every counter but those of [`refused`](Self::refused), with its name. `kept-pages` is a level,
+    /// the others only grow.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.table().into_iter().map(|(name, counter)| (name, counter.get()))
+    }
+
     fn counters(&self) -> impl Iterator<Item = &Counter> {
+        self.table().into_iter().map(|(_, counter)| counter).chain(&self.refused)
+    }
+
+    fn table(&self) -> [(&'static str, &Counter); 12] {
+        // One that is added is not forgotten here.
         let Self {
             reads,
             writes,
@@ -78,11 +89,22 @@ impl Stats {
             kept_pages,
             notifies,
             wakeups,
-            refused,
+            refused: _,
         } = self;
-        let done = [reads, writes, flushes, discards, read_bytes, written_bytes];
-        let pages = [mapped_pages, reused_pages, copied_pages, kept_pages];
-        done.into_iter().chain(pages).chain([notifies, wakeups]).chain(refused)
+        [
+            ("reads", reads),
+            ("writes", writes),
+            ("flushes", flushes),
+            ("discards", discards),
+            ("read-bytes", read_bytes),
+            ("written-bytes", written_bytes),
+            ("mapped-pages", mapped_pages),
+            ("reused-pages", reused_pages),
+            ("copied-pages", copied_pages),
+            ("kept-pages", kept_pages),
+            ("notifies", notifies),
+            ("wakeups", wakeups),
+        ]
     }
 
     /// Requests refused or failed, by reason.

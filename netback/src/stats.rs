@@ -122,6 +122,54 @@ impl Stats {
         self.dropped.iter().map(|n| n.load(Ordering::Relaxed)).fold(0, u64::wrapping_add)
     }
 
+    /// Every counter that has no reasons, with its name.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        // One that is added is not forgotten here.
+        let Self {
+            tx_packets,
+            tx_bytes,
+            rx_packets,
+            rx_bytes,
+            wakeups,
+            notifications,
+            tx_gso_packets,
+            rx_gso_packets,
+            gso_fixups,
+            limited,
+            steered,
+            staged,
+            controls: _,
+            ended: _,
+            dropped: _,
+        } = self;
+        [
+            ("tx-packets", tx_packets),
+            ("tx-bytes", tx_bytes),
+            ("rx-packets", rx_packets),
+            ("rx-bytes", rx_bytes),
+            ("tx-gso-packets", tx_gso_packets),
+            ("rx-gso-packets", rx_gso_packets),
+            ("gso-fixups", gso_fixups),
+            ("limited", limited),
+            ("steered", steered),
+            ("staged-slots", staged),
+            ("notifies", notifications),
+            ("wakeups", wakeups),
+        ]
+        .into_iter()
+        .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
+    }
+
+    /// [`ended`](Self::ended) of every fault, by its code.
+    pub fn ends(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Fault::CODES.iter().copied().zip(self.ended.iter().map(|n| n.load(Ordering::Relaxed)))
+    }
+
+    /// [`dropped`](Self::dropped) for every reason, by its code.
+    pub fn drops(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        DropReason::ALL.iter().map(|reason| (reason.code(), self.dropped(*reason)))
+    }
+
     pub(crate) fn count_tx(&self, bytes: usize, gso: bool) {
         add(&self.tx_packets, 1);
         add(&self.tx_gso_packets, u64::from(gso));

@@ -37,6 +37,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Write what passes through a running NIC to a file, for Wireshark and tshark
     Capture(CaptureArgs),
+    /// Tell what disks and NICs have done: counters, and why requests and packets were refused
+    Stats(StatsArgs),
     /// Give a running guest a disk, on Xen or on a hosted machine
     AttachDisk(Box<AttachArgs>),
     /// Take a disk away from a running guest
@@ -234,6 +236,23 @@ pub struct CaptureArgs {
     pub state_dir: Option<PathBuf>,
 }
 
+/// `pvio stats`.
+#[derive(Debug, Clone, Args)]
+pub struct StatsArgs {
+    /// Only these, as in vbd7.xvda: of guest 7, its xvda; or vif7.0
+    #[arg(value_name = "DEVICE")]
+    pub devices: Vec<String>,
+    /// As JSON, each queue by itself
+    #[arg(long)]
+    pub json: bool,
+    /// Again and again, every so many seconds, what was added a second; Ctrl-C ends it
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub every: Option<u64>,
+    /// The state directory of a pvio run, instead of the one pvio serve or pvio run there is
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
 /// In which order a disk's requests are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Answers {
@@ -413,6 +432,7 @@ pub fn execute(command: Command) -> Result<(), Failure> {
         Command::Inspect(args) => crate::inspect::run(&args),
         Command::Serve(args) => crate::serve::run(&args),
         Command::Capture(args) => crate::capture::run(&args),
+        Command::Stats(args) => crate::stats::run(&args),
         Command::AttachDisk(args) => crate::disks::attach::attach(&args),
         Command::DetachDisk(args) => crate::disks::attach::detach(&args),
         Command::SetDisk(args) => crate::disks::change::set(&args),

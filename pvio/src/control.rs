@@ -6,25 +6,26 @@
 //! | question | what follows |
 //! |---|---|
 //! | `list` | a line for each NIC, its name |
+//! | `stats` | a line of JSON for each device: what its queues have counted |
 //! | `capture NAME SNAPLEN COUNT` | a pcapng file, until there are COUNT packets (0: no end) or the asker has no more to say (shuts down its side) |
 //!
 //! The socket is made under another name and then renamed: whoever serves last answers, and there
 //! is no moment without a door while one daemon follows another.
 
+pub mod ask;
+
 use crate::failure::{Failure, one_line};
+use crate::served::Served;
 use pvio_netback::port::capture::{CaptureFile, Reader};
-use pvio_netback::port::knobs::Knobs;
-use pvio_xenbus::handshake::common::DeviceAddr;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
-use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 /// Where `pvio serve` has its door.
@@ -39,40 +40,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often somebody who captures is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The NICs that are served.
-#[derive(Debug, Clone, Default)]
-pub struct Nics(Arc<Mutex<BTreeMap<DeviceAddr, Weak<Knobs>>>>);
-
-impl Nics {
-    /// A new one. It is known for as long as somebody has its knobs.
-    pub fn add(&self, addr: DeviceAddr, knobs: &Arc<Knobs>) {
-        self.lock().insert(addr, Arc::downgrade(knobs));
-    }
-
-    /// Their names.
-    #[must_use]
-    pub fn names(&self) -> Vec<String> {
-        self.lock().keys().map(|addr| name_of(*addr)).collect()
-    }
-
-    /// The one of that name.
-    #[must_use]
-    pub fn find(&self, name: &str) -> Option<Arc<Knobs>> {
-        self.lock().iter().find(|(addr, _)| name_of(**addr) == name)?.1.upgrade()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<DeviceAddr, Weak<Knobs>>> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, knobs| knobs.strong_count() > 0);
-        all
-    }
-}
-
-/// What a NIC is called: as Linux calls the host's end, whatever that is named here.
-fn name_of(addr: DeviceAddr) -> String {
-    format!("vif{}.{}", addr.front, addr.index)
-}
-
 /// An open door; it is shut when dropped.
 #[derive(Debug)]
 pub struct Control {
@@ -85,7 +52,7 @@ impl Control {
     ///
     /// # Errors
     /// When the socket cannot be made there.
-    pub fn listen(folder: &Path, nics: &Nics) -> Result<Self, Failure> {
+    pub fn listen(folder: &Path, served: &Served) -> Result<Self, Failure> {
         let path = folder.join(NAME);
         let failed =
             |e: io::Error| Failure::new(format!("no control socket {}: {e}", path.display()), "");
@@ -97,12 +64,12 @@ impl Control {
         fs::set_permissions(&fresh, Permissions::from_mode(0o600)).map_err(failed)?;
         let inode = fs::metadata(&fresh).map_err(failed)?.ino();
         fs::rename(&fresh, &path).map_err(failed)?;
-        let nics = nics.clone();
+        let served = served.clone();
         let busy = Arc::new(AtomicUsize::new(0));
         let serve = move || {
             for stream in listener.incoming() {
                 match stream {
-                    Ok(stream) => admit(stream, &nics, &busy),
+                    Ok(stream) => admit(stream, &served, &busy),
                     // Out of descriptors, say: there is no hurry.
                     Err(error) => {
                         tracing::warn!(%error, "the control socket");
@@ -126,14 +93,14 @@ impl Drop for Control {
 }
 
 /// Answers on a thread of its own, if there are not too many.
-fn admit(stream: UnixStream, nics: &Nics, busy: &Arc<AtomicUsize>) {
-    let (nics, guard) = (nics.clone(), Arc::clone(busy));
+fn admit(stream: UnixStream, served: &Served, busy: &Arc<AtomicUsize>) {
+    let (served, guard) = (served.clone(), Arc::clone(busy));
     if busy.fetch_add(1, Ordering::AcqRel) >= MOST {
         busy.fetch_sub(1, Ordering::AcqRel);
         return;
     }
     let work = move || {
-        if let Err(error) = answer(&stream, &nics) {
+        if let Err(error) = answer(&stream, &served) {
             tracing::debug!(%error, "an asker went away");
         }
         guard.fetch_sub(1, Ordering::AcqRel);
@@ -143,7 +110,7 @@ fn admit(stream: UnixStream, nics: &Nics, busy: &Arc<AtomicUsize>) {
     }
 }
 
-fn answer(mut stream: &UnixStream, nics: &Nics) -> io::Result<()> {
+fn answer(mut stream: &UnixStream, served: &Served) -> io::Result<()> {
     let who = socket_peercred(stream)?.uid;
     if !who.is_root() && who != geteuid() {
         return writeln!(stream, "error only root and the user of the driver domain may ask");
@@ -156,14 +123,20 @@ fn answer(mut stream: &UnixStream, nics: &Nics) -> io::Result<()> {
     match words[..] {
         ["list"] => {
             writeln!(stream, "ok")?;
-            nics.names().iter().try_for_each(|name| writeln!(stream, "{name}"))
+            served.nics().iter().try_for_each(|name| writeln!(stream, "{name}"))
+        }
+        ["stats"] => {
+            writeln!(stream, "ok")?;
+            let mut out = BufWriter::new(stream);
+            served.counters().iter().try_for_each(|device| writeln!(out, "{device}"))?;
+            out.flush()
         }
         ["capture", name, snaplen, count] => {
             let (Ok(snaplen), Ok(count)) = (snaplen.parse(), count.parse()) else {
                 return writeln!(stream, "error not a number");
             };
-            let Some(knobs) = nics.find(name) else {
-                let names = nics.names().join(", ");
+            let Some(knobs) = served.nic(name) else {
+                let names = served.nics().join(", ");
                 let there = if names.is_empty() { "there is none".into() } else { names };
                 return writeln!(stream, "error no NIC is called {}; {there}", one_line(name));
             };

@@ -6,7 +6,8 @@
 //! | [`cli`] | the command line |
 //! | [`failure`] | one clear line for what went wrong, and what to do |
 //! | [`run`], [`check`] | the two commands |
-//! | [`control`], [`capture`] | the door to a running driver domain, and who looks at a NIC through it |
+//! | [`control`], [`capture`], [`stats`] | the door to a running driver domain; who looks at a NIC, and at what is counted, through it |
+//! | [`served`] | its devices, as that door sees them |
 //! | [`inspect`] | what a disk is kept in |
 //! | [`disks`] | disks attached, changed and detached while a guest runs; all devices listed |
 //! | [`machine`] | hypervisor and toolstack: domains, devices, child processes, their end |
@@ -39,3 +40,5 @@ pub mod run;
 pub mod scratch;
 pub mod script;
 pub mod serve;
+pub mod served;
+pub mod stats;

@@ -1,10 +1,11 @@
 //! `pvio serve`: the daemon of a driver domain on Xen, dom0 or any other.
 
 use crate::cli::{Answers, Around, OnStop, ServeArgs};
-use crate::control::{self, Control, Nics};
+use crate::control::{self, Control};
 use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::{Failure, say};
+use crate::served::Served;
 use pvio_blkback::Config;
 use pvio_grant_table::DomId;
 use pvio_xen_linux::XenDomain;
@@ -86,9 +87,9 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     };
     let mut xs = host.xenstore()?;
     let me = (host.domain(), host.id());
-    let nics = Nics::default();
-    let _control = Control::listen(Path::new(control::FOLDER), &nics)?;
-    driver::run(me, &mut xs, &options, &nics, (&stop, &bell), || say!("ready")).map_err(lost)
+    let served = Served::default();
+    let _control = Control::listen(Path::new(control::FOLDER), &served)?;
+    driver::run(me, &mut xs, &options, &served, (&stop, &bell), || say!("ready")).map_err(lost)
 }
 
 /// xenstore went away, and with it all there is to do.

@@ -1,4 +1,4 @@
-//! `pvio capture` on a running `pvio run`, in a network namespace of its own.
+//! `pvio capture` and `pvio stats` on a running `pvio run`, in a network namespace of its own.
 #![allow(missing_docs, reason = "tests")]
 
 use std::io::{BufRead, BufReader, Write};
@@ -132,6 +132,31 @@ fn a_running_nic_is_captured_on_and_off_and_filtered_and_what_cannot_be_is_told(
         why.contains("vif9.0") && why.contains("vif2.0") && none.status.code() == Some(2),
         "{why}"
     );
+    // What passed was counted, too, and what is added a second can be told.
+    let stats = |more: &[&str]| {
+        let mut stats = pvio();
+        stats.args(["stats", "vif2.0", "--json"]).args(more).arg("--state-dir");
+        stats.arg(machine.dir.path());
+        stats
+    };
+    let told: Vec<serde_json::Value> =
+        serde_json::from_slice(&stats(&[]).output().unwrap().stdout).unwrap();
+    let queue = &told[0]["queues"][0];
+    let counted = |name: &str| queue[name].as_u64().unwrap();
+    assert!(counted("tx-packets") > 0 && counted("rx-bytes") > 60, "{queue}");
+    assert_eq!(queue["dropped"]["tx-spoof-mac"], 0);
+    let mut again = stats(&["--every", "1"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(again.stdout.take().unwrap()).lines();
+    let mut rate = 0;
+    while rate == 0 {
+        assert!(machine.fetch());
+        let line: serde_json::Value =
+            serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        rate = line["per_second"]["tx-packets"].as_u64().unwrap();
+    }
+    let pid = rustix::process::Pid::from_child(&again);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert!(again.wait().unwrap().success());
     let nobody = tempfile::tempdir().unwrap();
     let nobody = pvio().args(["capture", "--state-dir"]).arg(nobody.path()).output().unwrap();
     assert!(text(&nobody.stderr).contains("no driver domain answers"));

@@ -178,10 +178,30 @@ fn a_guest_gets_and_uses_and_loses_disks_while_it_runs() {
         assert_eq!(machine.devices("xvde"), [] as [Value; 0]);
         while !machine.note().contains("xvde was detached") {}
     }
+    is_counted(&machine);
     machine.tell(&["detach-disk", "guest", "xvdb"]);
     while !machine.note().contains("xvdb was detached") {}
+    let gone = machine.refused(&["stats", "vbd2.xvdb"]);
+    assert!(gone.contains("no device is called vbd2.xvdb") && gone.contains("vbd2.xvda"), "{gone}");
     assert_eq!(machine.devices("xvdb"), [] as [Value; 0]);
     assert_eq!(machine.devices("xvda").len(), 1, "the first disk is as it was");
+}
+
+/// What the guest read of both its disks has been counted, by queues and in all.
+fn is_counted(machine: &Machine) {
+    let json = machine.tell(&["stats", "--json"]);
+    let all: Vec<Value> = serde_json::from_str(&json).unwrap();
+    let names: Vec<&str> = all.iter().filter_map(|device| device["device"].as_str()).collect();
+    assert_eq!(names, ["vbd2.xvda", "vbd2.xvdb"]);
+    for device in &all {
+        let queues = device["queues"].as_array().unwrap();
+        let sum = |name| queues.iter().filter_map(|queue| queue[name].as_u64()).sum::<u64>();
+        assert!(sum("reads") > 0 && sum("read-bytes") >= 512 * sum("reads"), "{device}");
+        assert_eq!((sum("writes"), queues[0]["refused"]["out-of-range"].as_u64()), (0, Some(0)));
+    }
+    let told = machine.tell(&["stats", "vbd2.xvdb"]);
+    assert!(told.starts_with("vbd2.xvdb  /local/domain/1/backend/pvio-vbd/2/51728  "), "{told}");
+    assert!(told.lines().any(|line| line.trim_start().starts_with("reads ")), "{told}");
 }
 
 /// A check that goes on while its disk is changed.

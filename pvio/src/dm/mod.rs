@@ -11,11 +11,11 @@
 
 mod qmp;
 
-use crate::control::Nics;
 use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::Failure;
 use crate::serve;
+use crate::served::Served;
 use pvio_blkback::{Config, Policy};
 use pvio_grant_table::DomId;
 use pvio_xenbus::handshake::common::{BackendKind, announce_device_model};
@@ -60,7 +60,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
         (host.domain(), host.id()),
         &mut xs,
         &options,
-        &Nics::default(),
+        &Served::default(),
         (&stop, &bell),
         || {
             announced = announce_device_model(&mut own, args.guest);

@@ -3,9 +3,10 @@
 use super::stop::{Bell, Stop};
 use super::{JoinArgs, Said};
 use crate::cli::{Cidr, NicArgs};
-use crate::control::{Control, Nics};
+use crate::control::Control;
 use crate::driver::{self, Options};
 use crate::failure::Failure;
+use crate::served::Served;
 use clap::Args;
 use pvio_xenbus::handshake::common::BackendKind;
 
@@ -35,10 +36,10 @@ pub fn run(args: &DriverArgs) -> Result<(), Failure> {
     let site = args.nics.site()?;
     let kinds = vec![BackendKind::Vbd, BackendKind::PvioVbd, BackendKind::Vif];
     let options = Options { host, kinds, site: site.into(), ..Options::default() };
-    let nics = Nics::default();
-    let _control = Control::listen(&args.join.state_dir, &nics)?;
+    let served = Served::default();
+    let _control = Control::listen(&args.join.state_dir, &served)?;
     let mut xs = domain.xenstore().map_err(Failure::of)?;
     let me = (&domain, domain.id());
-    driver::run(me, &mut xs, &options, &nics, (&stop, &bell), || Said::Ready.say())
+    driver::run(me, &mut xs, &options, &served, (&stop, &bell), || Said::Ready.say())
         .map_err(|e| Failure::new(format!("the hypervisor is gone: {e}"), ""))
 }

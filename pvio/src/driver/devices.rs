@@ -1,5 +1,6 @@
 //! All backends of one class in this domain.
 
+use crate::served::{Served, Visible};
 use pvio_grant_table::DomId;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Life};
 use pvio_xenbus::handshake::HandshakeError;
@@ -37,18 +38,29 @@ pub struct Devices<C, M> {
     leftovers: Option<BTreeMap<DeviceAddr, Instant>>,
     /// When it was last looked whether anything has changed by itself, if that is done.
     looked: Option<Instant>,
+    /// Where others see them.
+    served: Served,
 }
 
 impl<C, M> Devices<C, M>
 where
-    C: BackendClass,
+    C: BackendClass + Visible,
     M: Fn(DeviceAddr, XenbusState) -> BackendDriver<C>,
 {
     /// None yet; `make` is called for each of these kinds that turns up, with the state that was
     /// left there.
     pub fn new(kinds: Vec<BackendKind>, home: DomId, only: Option<DomId>, make: M) -> Self {
         let roots = kinds.into_iter().map(|kind| (kind, backend_root(kind, home))).collect();
-        Self { home, only, make, roots, devices: BTreeMap::new(), leftovers: None, looked: None }
+        Self {
+            home,
+            only,
+            make,
+            roots,
+            devices: BTreeMap::new(),
+            leftovers: None,
+            looked: None,
+            served: Served::default(),
+        }
     }
 
     /// Also removes the directories of devices that are gone, which no one else does.
@@ -60,6 +72,12 @@ where
     /// Also looks now and then whether what devices stand on has changed by itself.
     pub fn looking(mut self) -> Self {
         self.looked = Some(Instant::now());
+        self
+    }
+
+    /// Also lets others see them.
+    pub fn shown_in(mut self, served: &Served) -> Self {
+        self.served = served.clone();
         self
     }
 
@@ -192,6 +210,7 @@ where
             life => life?,
         };
         let after = device.state();
+        self.served.show(addr, device.class().seen());
         if before != after {
             tracing::info!(device = device.token(), from = %before, to = %after, "state");
         }
@@ -206,6 +225,7 @@ where
         if life == Life::Gone {
             tracing::info!(device = device.token(), "gone");
             self.devices.remove(&addr);
+            self.served.forget(addr);
             if let Some(leftovers) = &mut self.leftovers {
                 leftovers.insert(addr, Instant::now() + LINGER);
             }

@@ -7,8 +7,8 @@ mod devices;
 #[cfg(test)]
 mod tests;
 
-use crate::control::Nics;
 use crate::domain::stop::{Bell, Stop, sleep};
+use crate::served::Served;
 use devices::Devices;
 use pvio_blkback::host::{Groups, ImageServer};
 use pvio_blkback::image::DiskOptions;
@@ -89,7 +89,7 @@ pub fn run<P: Platform>(
     (platform, id): (&P, DomId),
     xs: &mut Client,
     options: &Options,
-    known: &Nics,
+    served: &Served,
     (stop, bell): (&Stop, &Bell),
     ready: impl FnOnce(),
 ) -> Result<(), XsError> {
@@ -105,10 +105,10 @@ pub fn run<P: Platform>(
         begin(&chosen, addr, left, Vbd::with(shared.clone(), server, chosen.disks))
     })
     .clearing_up(within == Surroundings::DriverDomain)
+    .shown_in(served)
     .looking();
     let (shared, ring) = (platform.clone(), bell.clone());
     let (nics, chosen) = (of_class(DeviceClass::Vif).collect(), options.clone());
-    let known = known.clone();
     let mut nics = Devices::new(nics, id, options.only, move |addr, left| {
         let ring = ring.clone();
         let options = TapOptions {
@@ -119,10 +119,10 @@ pub fn run<P: Platform>(
         };
         let server = TapServer::new(options, Arc::new(move || ring.ring()));
         let server = server.within(Arc::clone(&chosen.site));
-        known.add(addr, server.knobs());
         begin(&chosen, addr, left, Vif::new(shared.clone(), server))
     })
-    .clearing_up(within == Surroundings::DriverDomain);
+    .clearing_up(within == Surroundings::DriverDomain)
+    .shown_in(served);
     disks.watch(xs)?;
     nics.watch(xs)?;
     tracing::info!(domain = id.0, kinds = ?options.kinds, ?within, "the driver domain serves");

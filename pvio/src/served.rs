@@ -1,0 +1,136 @@
+//! The devices a driver domain serves, as other threads may look at them.
+
+use crate::disks::vdev::Vdev;
+use pvio_blkback::Vbd;
+use pvio_netback::Vif;
+use pvio_netback::port::knobs::Knobs;
+use pvio_ring::proto::netif::CtrlStatus;
+use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// All of them; each is known from its first step until it is gone.
+#[derive(Debug, Clone, Default)]
+pub struct Served(Arc<Mutex<BTreeMap<DeviceAddr, Seen>>>);
+
+/// What can be seen of a device.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    knobs: Option<Arc<Knobs>>,
+    queues: Vec<Counters>,
+}
+
+/// The counters of one queue.
+#[derive(Debug, Clone)]
+enum Counters {
+    Disk(Arc<pvio_blkback::Stats>),
+    Nic(Arc<pvio_netback::Stats>),
+}
+
+/// A backend that can be looked at.
+pub trait Visible {
+    /// What there is to see now; another time there may be more queues.
+    fn seen(&self) -> Seen;
+}
+
+impl<P: crate::driver::Platform> Visible for Vbd<P, pvio_blkback::host::ImageServer> {
+    fn seen(&self) -> Seen {
+        let queues = self.stats().iter().map(|stats| Counters::Disk(Arc::clone(stats)));
+        Seen { knobs: None, queues: queues.collect() }
+    }
+}
+
+impl<P: crate::driver::Platform> Visible for Vif<P, pvio_netback::host::TapServer> {
+    fn seen(&self) -> Seen {
+        let queues = self.stats().iter().map(|stats| Counters::Nic(Arc::clone(stats)));
+        Seen { knobs: Some(Arc::clone(self.server().knobs())), queues: queues.collect() }
+    }
+}
+
+impl Served {
+    /// A device as it is now.
+    pub fn show(&self, addr: DeviceAddr, seen: Seen) {
+        self.lock().insert(addr, seen);
+    }
+
+    /// It is gone.
+    pub fn forget(&self, addr: DeviceAddr) {
+        self.lock().remove(&addr);
+    }
+
+    /// The names of the NICs.
+    #[must_use]
+    pub fn nics(&self) -> Vec<String> {
+        let all = self.lock();
+        all.iter().filter(|(_, seen)| seen.knobs.is_some()).map(|(addr, _)| name(*addr)).collect()
+    }
+
+    /// What can be changed at, and captured from, the NIC of that name.
+    #[must_use]
+    pub fn nic(&self, called: &str) -> Option<Arc<Knobs>> {
+        self.lock().iter().find(|(addr, _)| name(**addr) == called)?.1.knobs.clone()
+    }
+
+    /// The counters of every device, in the order of their addresses.
+    #[must_use]
+    pub fn counters(&self) -> Vec<Value> {
+        let told = |(addr, seen): (&DeviceAddr, &Seen)| {
+            json!({
+                "device": name(*addr),
+                "path": addr.backend_path(),
+                "queues": seen.queues.iter().map(Counters::told).collect::<Vec<_>>(),
+            })
+        };
+        self.lock().iter().map(told).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<DeviceAddr, Seen>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counters {
+    fn told(&self) -> Value {
+        let mut all = Map::new();
+        let mut tell =
+            |group: Option<&str>, counters: &mut dyn Iterator<Item = (&'static str, u64)>| {
+                let counters = counters.map(|(name, n)| (name.to_owned(), Value::from(n)));
+                match group {
+                    None => all.extend(counters),
+                    Some(group) => {
+                        drop(all.insert(group.into(), Value::Object(counters.collect())))
+                    }
+                }
+            };
+        match self {
+            Self::Disk(stats) => {
+                tell(None, &mut stats.named());
+                tell(Some("refused"), &mut stats.refused().map(|(why, n)| (why.code(), n)));
+            }
+            Self::Nic(stats) => {
+                tell(None, &mut stats.named());
+                let answers = [
+                    ("success", CtrlStatus::Success),
+                    ("not-supported", CtrlStatus::NotSupported),
+                    ("invalid-parameter", CtrlStatus::InvalidParameter),
+                    ("buffer-overflow", CtrlStatus::BufferOverflow),
+                ];
+                let answers = answers.map(|(name, status)| (name, stats.controls(status)));
+                tell(Some("control"), &mut answers.into_iter());
+                tell(Some("dropped"), &mut stats.drops());
+                tell(Some("ended"), &mut stats.ends());
+            }
+        }
+        Value::Object(all)
+    }
+}
+
+/// What a device is called: a NIC as Linux calls the host's end, whatever that is named here
+/// (`vif7.0`), a disk likewise with what its guest calls it (`vbd7.xvda`).
+fn name(addr: DeviceAddr) -> String {
+    match addr.class() {
+        DeviceClass::Vif => format!("vif{}.{}", addr.front, addr.index),
+        DeviceClass::Vbd => format!("vbd{}.{}", addr.front, Vdev::of_number(addr.index)),
+    }
+}
