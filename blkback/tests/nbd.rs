@@ -12,6 +12,7 @@ use pvio_blkback::image::{Image, ImageOptions, Spec};
 use pvio_ring::shm::HeapMemory;
 use pvio_xenbus::handshake::vbd::Mode;
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -43,7 +44,7 @@ impl Server {
         // It does not bind over a socket that is there.
         let _ = std::fs::remove_file(socket);
         let args = ["-k", text(socket), "-x", "disk", "-f", "raw", "-t", "-e", "8", text(image)];
-        Self::start("qemu-nbd", &args.map(String::from), || socket.exists())
+        Self::start("qemu-nbd", &args.map(String::from), || listens(&socket))
     }
 }
 
@@ -52,6 +53,11 @@ impl Drop for Server {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
+}
+
+/// Whether a server takes connections there. The name alone is there a moment before.
+fn listens(socket: &Path) -> bool {
+    UnixStream::connect(socket).is_ok()
 }
 
 fn sparse(dir: &Path, bytes: u64) -> PathBuf {
@@ -126,7 +132,7 @@ fn servers_without_structured_replies_flush_trim_or_large_requests_are_served_to
         "blocksize-error-policy=error",
     ]
     .map(String::from);
-    let server = Server::start("nbdkit", &args, || socket.exists());
+    let server = Server::start("nbdkit", &args, || listens(&socket));
     let spec: Spec = format!("nbd+unix:///?socket={}", text(&socket)).parse().unwrap();
     let disk = Image::open_disk(&spec, ImageOptions::default()).unwrap();
     assert_eq!(disk.geometry().sector_size, 4096);
@@ -263,7 +269,7 @@ fn what_is_wrong_with_a_server_is_told() {
     drop(server);
     std::fs::remove_file(&socket).unwrap();
     let args = ["-r", "-k", text(&socket), "-x", "disk", "-f", "raw", "-t", text(&image)];
-    let _server = Server::start("qemu-nbd", &args.map(String::from), || socket.exists());
+    let _server = Server::start("qemu-nbd", &args.map(String::from), || listens(&socket));
     let address = format!("nbd+unix:///disk?socket={}", text(&socket));
     assert_eq!(connect(&address, false).unwrap_err().0, "nbd-read-only");
     assert_eq!(connect(&address, true), Ok(()));

@@ -15,6 +15,7 @@ use rig::namespace::{entered_with, entered_with_before, ip};
 use rig::{GUEST_MAC, Rig, wait_for};
 use std::fs;
 use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -330,7 +331,8 @@ fn a_tap_joins_a_bridge_of_open_vswitch_and_leaves_it() {
         Running(command.args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     };
     let _server = start("ovsdb-server", &[&db, &format!("--remote=punix:{socket}")]);
-    wait_for(|| Path::new(&socket).exists().then_some(()));
+    // The name of a socket is there a moment before anybody listens at it.
+    wait_for(|| UnixStream::connect(&socket).ok());
     vsctl("--no-wait init");
     let _switch = start("ovs-vswitchd", &[&format!("unix:{socket}")]);
     vsctl("add-br ovs0 -- set bridge ovs0 datapath_type=netdev");
