@@ -44,7 +44,7 @@ impl Server {
         // It does not bind over a socket that is there.
         let _ = std::fs::remove_file(socket);
         let args = ["-k", text(socket), "-x", "disk", "-f", "raw", "-t", "-e", "8", text(image)];
-        Self::start("qemu-nbd", &args.map(String::from), || listens(&socket))
+        Self::start("qemu-nbd", &args.map(String::from), || listens(socket))
     }
 }
 
