@@ -76,19 +76,12 @@ fn disk(lab: &mut Lab) -> Result<()> {
 
 fn nic(lab: &mut Lab) -> Result<()> {
     const SERVER: &str = "10.0.2.1";
-    let mut undo = Undo::default();
-    undo.ip(
-        &format!("address add {SERVER}/24 dev xenbr0"),
-        &format!("address del {SERVER}/24 dev xenbr0"),
-    )?;
+    let undo = network()?;
     lab.shared()?.guest.ask("load-start", load(), SHORT)?;
     let before = lab.settled()?;
     for round in 0..2 {
         let guest = &mut lab.shared()?.guest;
-        let domain = guest.domain.to_string();
-        let attach = ["xl", "network-attach", &domain, "bridge=xenbr0", "script=vif-bridge"];
-        sys::succeed(&attach, SHORT)?;
-        guest.ask("nic-up", json!({ "name": "eth2", "address": "10.0.2.2/24" }), SHORT)?;
+        attach_nic(guest, "")?;
         let echo = json!({ "server": SERVER, "sizes": [8, 1472, 9000], "rounds": 5 });
         guest.ask("nic-echo", echo, SHORT)?;
         // It goes while its ring is full, and while it is sent to.
@@ -102,8 +95,7 @@ fn nic(lab: &mut Lab) -> Result<()> {
         let flood = Flow { server, port: 5606, size: 1400, seed: down, lossy: true };
         let flood = Flood::start(flood)?;
         std::thread::sleep(Duration::from_secs(1));
-        sys::succeed(&["xl", "network-detach", &domain, "2"], SHORT)?;
-        guest.ask("nic-gone", json!("eth2"), SHORT)?;
+        detach_nic(guest)?;
         let sent = guest.ask("flood-end", Value::Null, SHORT)?.as_u64();
         let (sent, poured) = (sent.unwrap_or_default(), flood.end()?);
         let came = taker.end()?;
@@ -116,7 +108,33 @@ fn nic(lab: &mut Lab) -> Result<()> {
         }
         lab.nothing_left(&before)?;
     }
+    drop(undo);
     stopped(&mut lab.shared()?.guest)
+}
+
+/// A third network of dom0's on the bridge: 10.0.2.1.
+pub fn network() -> Result<Undo> {
+    let mut undo = Undo::default();
+    let address = |verb| format!("address {verb} 10.0.2.1/24 dev xenbr0");
+    undo.ip(&address("add"), &address("del"))?;
+    Ok(undo)
+}
+
+/// Gives the shared guest a third NIC, 10.0.2.2 at `eth2`, of which `xl` is told more words.
+pub fn attach_nic(guest: &mut Guest, more: &str) -> Result<()> {
+    let domain = guest.domain.to_string();
+    let mut attach = vec!["xl", "network-attach", &domain, "bridge=xenbr0", "script=vif-bridge"];
+    attach.extend(more.split_whitespace());
+    sys::succeed(&attach, SHORT)?;
+    let up = json!({ "name": "eth2", "address": "10.0.2.2/24" });
+    guest.ask("nic-up", up, SHORT).map(drop)
+}
+
+/// Takes it away.
+pub fn detach_nic(guest: &mut Guest) -> Result<()> {
+    let domain = guest.domain.to_string();
+    sys::succeed(&["xl", "network-detach", &domain, "2"], SHORT)?;
+    guest.ask("nic-gone", json!("eth2"), SHORT).map(drop)
 }
 
 fn reload(lab: &mut Lab) -> Result<()> {

@@ -1,14 +1,18 @@
 //! What else pvio plugs a NIC into than a bridge of the kernel's, and what it lets through.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::many::{started, talk};
 use super::transfer;
+use super::undo::ip;
 use crate::dom0::guest::{Guest, Spec};
-use crate::dom0::lab::{LONG, Lab, NIC, SHORT, address};
+use crate::dom0::lab::{LONG, Lab, SHORT, address};
 use crate::dom0::xs;
 use crate::net;
+use crate::scenarios::hotplug::{attach_nic, detach_nic, network};
 use crate::scenarios::{BOTH, Guests, PVIO, Scenario};
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -25,14 +29,14 @@ pub const SCENARIOS: &[Scenario] = &[
         proves: "a guarded NIC sends under its own MAC and IP, and nothing under others",
         backends: PVIO,
         kinds: BOTH,
-        guests: Guests::Own,
+        guests: Guests::Shared,
         run: guard,
     },
 ];
 
 fn switch(lab: &mut Lab) -> Result<()> {
-    lab.serve(&["--nic-options", "switch=lab", "--nic-uplink", "lab=uplink0@xenbr0"])?;
     let before = lab.settled()?;
+    lab.serve(&["--nic-options", "switch=lab", "--nic-uplink", "lab=uplink0@xenbr0"])?;
     let mut spec = Spec::new(lab.kind, lab.backend);
     spec.nics = vec!["script=vif-pvio".to_owned()];
     let mut guests = [started(&spec)?, started(&spec)?];
@@ -59,55 +63,56 @@ fn switch(lab: &mut Lab) -> Result<()> {
     for guest in guests {
         lab.watched(guest, |guest| guest.power_off())?;
     }
+    // Nothing of the guests; the switch and its uplink are the daemon's, until it ends.
+    lab.settled()?;
+    lab.serve(&[])?;
     lab.nothing_left(&before)
 }
 
 /// Whether datagrams of a guest's come back, sent under such an address of its own.
 fn answered(guest: &mut Guest, own: &str) -> Result<bool> {
     // Neither end goes by what it heard before.
-    guest.program("ip neighbour flush dev eth0")?;
-    super::undo::ip("neighbour flush dev xenbr0")?;
-    let order = json!({ "own": own, "server": format!("10.0.0.1:{}", net::ECHO) });
+    guest.program("ip neighbour flush dev eth2")?;
+    ip("neighbour flush dev xenbr0")?;
+    let order = json!({ "own": own, "server": format!("10.0.2.1:{}", net::ECHO) });
     guest.ask("nic-answered", order, SHORT)?.as_bool().context("true or false")
 }
 
 /// Gives a guest's NIC, which netfront lets change only while it is down, another MAC.
 fn set_mac(guest: &mut Guest, mac: &str) -> Result<()> {
     for words in ["down", &format!("address {mac}"), "up"] {
-        guest.program(&format!("ip link set eth0 {words}"))?;
+        guest.program(&format!("ip link set eth2 {words}"))?;
     }
     Ok(())
 }
 
 fn guard(lab: &mut Lab) -> Result<()> {
-    const OWN: &str = "10.0.0.240";
-    const OTHER: &str = "10.0.0.241";
-    lab.serve(&["--nic-options", "guard=ip"])?;
+    const OWN: &str = "10.0.2.2";
+    const OTHER: &str = "10.0.2.3";
+    lab.shared()?;
     let before = lab.settled()?;
-    let mut spec = Spec::new(lab.kind, lab.backend);
-    spec.nics = vec![format!("{NIC},ip={OWN}")];
-    let mut guest = Guest::start(&spec)?;
-    let up = json!({ "name": "eth0", "address": format!("{OWN}/24") });
-    let mac = guest.ask("nic-up", up, SHORT)?;
-    let mac = mac.as_str().context("a MAC")?.to_owned();
-    guest.program(&format!("ip address add {OTHER}/24 dev eth0"))?;
-    let node = format!("/local/domain/0/backend/vif/{}/0/pvio-options", guest.domain);
-    for guarded in [true, false, true] {
-        // What `pvio serve` was told, and then what stands in xenstore, while the NIC is served.
-        if !guarded {
-            xs::write(&node, "guard=off")?;
-        } else if xs::read(&node)?.is_some() {
-            xs::write(&node, "guard=ip")?;
-        }
-        ensure!(answered(&mut guest, OWN)?, "guarded {guarded}: {OWN} is not heard");
-        let heard = answered(&mut guest, OTHER)?;
-        ensure!(heard != guarded, "guarded {guarded}: {OTHER} heard: {heard}");
-        set_mac(&mut guest, "00:16:3e:00:00:99")?;
-        let heard = answered(&mut guest, OWN)?;
-        ensure!(heard != guarded, "guarded {guarded}: another MAC heard: {heard}");
-        set_mac(&mut guest, &mac)?;
+    let undo = network()?;
+    let guest = &mut lab.shared()?.guest;
+    attach_nic(guest, &format!("ip={OWN}"))?;
+    let back = format!("/local/domain/0/backend/vif/{}/2", guest.domain);
+    let mac = xs::must_read(&format!("{back}/mac"))?;
+    guest.program(&format!("ip address add {OTHER}/24 dev eth2"))?;
+    for (guard, own_mac_only, own_ip_only) in
+        [("off", false, false), ("ip", true, true), ("mac", true, false), ("off", false, false)]
+    {
+        // While it is served.
+        xs::write(&format!("{back}/pvio-options"), &format!("guard={guard}"))?;
+        std::thread::sleep(Duration::from_millis(500));
+        ensure!(answered(guest, OWN)?, "guard={guard}: {OWN} is not heard");
+        let heard = answered(guest, OTHER)?;
+        ensure!(heard != own_ip_only, "guard={guard}: {OTHER} heard: {heard}");
+        set_mac(guest, "00:16:3e:00:00:99")?;
+        let heard = answered(guest, OWN)?;
+        ensure!(heard != own_mac_only, "guard={guard}: another MAC heard: {heard}");
+        set_mac(guest, &mac)?;
     }
-    ensure!(answered(&mut guest, OWN)?, "{OWN} is not heard at the end");
-    lab.watched(guest, |guest| guest.power_off())?;
+    ensure!(answered(guest, OWN)?, "{OWN} is not heard at the end");
+    detach_nic(guest)?;
+    drop(undo);
     lab.nothing_left(&before)
 }

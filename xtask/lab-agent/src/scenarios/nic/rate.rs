@@ -12,10 +12,11 @@ use serde_json::{Value, json};
 
 use super::many::ready;
 use super::undo::Undo;
-use crate::dom0::guest::{Guest, Spec};
-use crate::dom0::lab::{LONG, Lab, NIC, SHORT, address};
+use crate::dom0::guest::Guest;
+use crate::dom0::lab::{LONG, Lab, SHORT};
 use crate::dom0::xs;
 use crate::net::datagrams;
+use crate::scenarios::hotplug::{attach_nic, detach_nic, network};
 use crate::scenarios::{BOTH, Guests, PVIO, Scenario};
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -24,7 +25,7 @@ pub const SCENARIOS: &[Scenario] = &[
         proves: "what a guest sends keeps to its `rate` within 5 %, also once that is changed",
         backends: PVIO,
         kinds: BOTH,
-        guests: Guests::Own,
+        guests: Guests::Shared,
         run: rate,
     },
     Scenario {
@@ -42,15 +43,15 @@ const SIZE: usize = 1400;
 const HEADERS: u64 = 14 + 20 + 8;
 
 /// A socket of dom0's that loses nothing while dom0 is busy.
-fn socket(undo: &mut Undo) -> Result<UdpSocket> {
+fn socket(address: &str, undo: &mut Undo) -> Result<UdpSocket> {
     undo.sysctl("net/core/rmem_default", "8388608")?;
-    Ok(UdpSocket::bind("10.0.0.1:0")?)
+    Ok(UdpSocket::bind((address, 0))?)
 }
 
 /// Has a guest flood that socket.
 fn flood(guest: &mut Guest, socket: &UdpSocket, seed: u64) -> Result<()> {
-    let port = socket.local_addr()?.port();
-    let order = json!({ "server": "10.0.0.1", "port": port, "size": SIZE, "seed": seed });
+    let to = socket.local_addr()?;
+    let order = json!({ "server": to.ip(), "port": to.port(), "size": SIZE, "seed": seed });
     guest.ask("flood-start", order, SHORT).map(drop)
 }
 
@@ -68,16 +69,14 @@ fn rate(lab: &mut Lab) -> Result<()> {
     const SPENT: Duration = Duration::from_secs(2);
     const LENGTH: Duration = Duration::from_secs(10);
     const SEED: u64 = 33;
+    lab.shared()?;
     let before = lab.settled()?;
-    let mut spec = Spec::new(lab.kind, lab.backend);
-    spec.nics = vec![format!("{NIC},rate=2Mb/s")];
-    let mut guest = Guest::start(&spec)?;
-    let own = format!("{}/24", address(&guest, 0));
-    guest.ask("nic-up", json!({ "name": "eth0", "address": own }), SHORT)?;
-    let mut undo = Undo::default();
-    let socket = socket(&mut undo)?;
-    flood(&mut guest, &socket, SEED)?;
-    let node = format!("/local/domain/0/backend/vif/{}/0/rate", guest.domain);
+    let mut undo = network()?;
+    let guest = &mut lab.shared()?.guest;
+    attach_nic(guest, "rate=2Mb/s")?;
+    let socket = socket("10.0.2.1", &mut undo)?;
+    flood(guest, &socket, SEED)?;
+    let node = format!("/local/domain/0/backend/vif/{}/2/rate", guest.domain);
     let written = xs::must_read(&node)?;
     ensure!(written == "12500,50000", "xl wrote {written} for 2 Mb/s");
     let mut rows = Vec::new();
@@ -87,23 +86,23 @@ fn rate(lab: &mut Lab) -> Result<()> {
         }
         let seen = per_second(&socket, SEED, SPENT, LENGTH)?;
         rows.push(json!({ "bytes a second": expected, "seen": seen }));
-        lab.rows.clone_from(&rows);
         let off = (seen / expected - 1.0) * 100.0;
         ensure!(off.abs() < 5.0, "{seen:.0} bytes a second of {expected:.0}: {off:.1} % off");
     }
     guest.ask("flood-end", Value::Null, SHORT)?;
+    detach_nic(guest)?;
     drop((socket, undo));
-    lab.watched(guest, |guest| guest.power_off())?;
+    lab.rows = rows;
     lab.nothing_left(&before)
 }
 
 fn fair(lab: &mut Lab) -> Result<()> {
-    const SHARED: f64 = 1_000_000.0;
-    lab.serve(&["--nic-share", "lab=1M", "--nic-options", "share=lab"])?;
+    const SHARED: f64 = 600_000.0;
+    lab.serve(&["--nic-share", "lab=600k", "--nic-options", "share=lab"])?;
     let before = lab.settled()?;
     let mut guests = (0..4).map(|_| ready(lab, 1)).collect::<Result<Vec<_>>>()?;
     let mut undo = Undo::default();
-    let sockets = (0..4).map(|_| socket(&mut undo)).collect::<Result<Vec<_>>>()?;
+    let sockets = (0..4).map(|_| socket("10.0.0.1", &mut undo)).collect::<Result<Vec<_>>>()?;
     for (seed, (guest, socket)) in guests.iter_mut().zip(&sockets).enumerate() {
         flood(guest, socket, seed as u64)?;
     }
