@@ -190,32 +190,6 @@ pub fn drain(mut stream: TcpStream, seed: u64) -> Result<(u64, String)> {
     }
 }
 
-/// Takes what comes over a connection until a moment: how many bytes. The other end may have more.
-///
-/// # Errors
-/// The connection's, or bytes that `seed` did not make up.
-pub fn until(mut stream: TcpStream, seed: u64, end: Instant) -> Result<u64> {
-    stream.set_read_timeout(Some(Duration::from_millis(100)))?;
-    let mut piece = vec![0; PIECE];
-    let mut received = 0;
-    while Instant::now() < end {
-        let mut n = 0;
-        while n < PIECE && Instant::now() < end {
-            match stream.read(&mut piece[n..]) {
-                Ok(0) => bail!("the connection's end after {} bytes", received + n as u64),
-                Ok(more) => n += more,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error).context("receive"),
-            }
-        }
-        if let Some(at) = pattern::mismatch(&piece[..n], seed, received) {
-            bail!("byte {} came as another", received + at as u64);
-        }
-        received += n as u64;
-    }
-    Ok(received)
-}
-
 /// Sends datagrams of one size, as fast as they go.
 ///
 /// # Errors

@@ -114,7 +114,9 @@ pub fn write(cache: &Cache, programs: &Programs, to: &Path) -> Result<()> {
     for name in ["block", "vif-bridge"] {
         image.archive.link(&format!("etc/xen/scripts/{name}"), "/init")?;
     }
-    image.archive.link("etc/xen/scripts/block-pvio", "/usr/bin/pvio")?;
+    for name in ["block-pvio", "vif-pvio"] {
+        image.archive.link(&format!("etc/xen/scripts/{name}"), "/usr/bin/pvio")?;
+    }
     image.archive.file("etc/xen/xl.conf", b"")?;
     image.archive.copy("usr/bin/busybox", &cache.root().join("bin/busybox"))?;
     image.archive.link("usr/bin/sh", "busybox")?;

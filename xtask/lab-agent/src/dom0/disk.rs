@@ -55,9 +55,17 @@ impl Disk {
     /// # Errors
     /// dom0 has no room, or no loop device.
     pub fn new(mib: u64, backend: Backend, medium: Medium) -> Result<Self> {
+        Self::within("/tmp", mib, backend, medium)
+    }
+
+    /// [`new`](Self::new), in a folder.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn within(folder: &str, mib: u64, backend: Backend, medium: Medium) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let image = PathBuf::from(format!("/tmp/disk{number}.img"));
+        let image = PathBuf::from(format!("{folder}/disk{number}.img"));
         File::create(&image)?.set_len(mib << 20)?;
         let mut disk = Self { image, device: None };
         let needs_device = match backend {

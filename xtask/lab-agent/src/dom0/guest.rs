@@ -42,6 +42,8 @@ pub struct Spec {
     pub loader: Option<&'static str>,
     /// Processors.
     pub processors: u32,
+    /// MiB of memory, if not what its devices and programs need.
+    pub memory: Option<u32>,
     /// Whether it has fio, mke2fs, iperf3 and the like.
     pub tools: bool,
     /// Further lines of its configuration.
@@ -234,8 +236,9 @@ impl Spec {
     pub fn new(kind: Kind, backend: Backend) -> Self {
         let (disks, nics, lines) = (Vec::new(), Vec::new(), Vec::new());
         let device_model = (backend == Backend::PvioDm).then_some(DEVICE_MODEL);
-        let (loader, processors, tools, words) = (None, 1, false, String::new());
-        Self { kind, disks, nics, device_model, loader, processors, tools, lines, words }
+        let (loader, processors, memory) = (None, 1, None);
+        let (tools, words) = (false, String::new());
+        Self { kind, disks, nics, device_model, loader, processors, memory, tools, lines, words }
     }
 
     fn config(&self, name: &str) -> String {
@@ -252,6 +255,7 @@ impl Spec {
         let (ramdisk, memory) = if self.tools { ("guest-tools", 512) } else { ("guest", 160) };
         // blkfront sets pages aside for every request of every queue.
         let memory = if self.processors > 1 { 1024 } else { memory };
+        let memory = self.memory.unwrap_or(memory);
         let kernel = match self.loader {
             Some(loader) => format!("kernel=\"/lab/{loader}\""),
             None => format!("kernel=\"/lab/{kernel}\"\nramdisk=\"/lab/{ramdisk}.cpio\""),

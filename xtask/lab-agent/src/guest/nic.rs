@@ -1,7 +1,7 @@
 //! Addresses and traffic.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::sync::Mutex;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::read;
-use crate::net::datagrams::{self, Group, Taker};
+use crate::net::datagrams::{self, Flood, Flow, Group, Taker};
 use crate::net::{self, counters};
 use crate::sys;
 
@@ -24,6 +24,7 @@ pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
         "nic-up" => read(arguments).and_then(up),
         "nic-gone" => read(arguments).and_then(|name: String| gone(&name)),
         "nic-echo" => read(arguments).and_then(echo),
+        "nic-answered" => read(arguments).and_then(answered),
         "tcp-send" => read(arguments).and_then(send),
         "tcp-receive" => read(arguments).and_then(receive),
         "echo-serve" => net::serve_echo().map(|()| Value::Null),
@@ -41,6 +42,8 @@ pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
         }
         "datagrams-start" => read(arguments).and_then(take_start),
         "datagrams-end" => take_end(),
+        "flood-start" => read(arguments).and_then(flood_start),
+        "flood-end" => flood_end(),
         "tcp-serve" => read(arguments).and_then(serve),
         "tcp-served" => served(),
         "tcp-stream" => read(arguments).map(stream),
@@ -101,6 +104,28 @@ fn echo(order: Echo) -> Result<Value> {
 }
 
 #[derive(Deserialize)]
+struct Answered {
+    own: String,
+    server: String,
+}
+
+/// Whether any of a few datagrams comes back from a server, sent from such an address.
+fn answered(order: Answered) -> Result<Value> {
+    let socket = UdpSocket::bind((order.own.as_str(), 0)).context(order.own)?;
+    socket.connect(&order.server).context(order.server)?;
+    socket.set_read_timeout(Some(Duration::from_millis(800)))?;
+    for _ in 0..3 {
+        // Whoever does not answer to ARP is told of here.
+        let _ = socket.send(b"anybody");
+        let mut bytes = [0; 16];
+        if socket.recv(&mut bytes).is_ok_and(|n| &bytes[..n] == b"anybody") {
+            return Ok(json!(true));
+        }
+    }
+    Ok(json!(false))
+}
+
+#[derive(Deserialize)]
 struct Send {
     server: String,
     port: u16,
@@ -150,6 +175,21 @@ fn take_start(order: Take) -> Result<Value> {
 fn take_end() -> Result<Value> {
     let taker = TAKER.lock().expect("nobody panics").take().context("none are taken")?;
     Ok(json!(taker.end()?))
+}
+
+/// Datagrams that are sent while something else is asked for.
+static FLOOD: Mutex<Option<Flood>> = Mutex::new(None);
+
+fn flood_start(flow: Flow) -> Result<Value> {
+    // So many wait that the NIC never runs out of them, however seldom this domain gets to run.
+    fs::write("/proc/sys/net/core/wmem_default", "524288")?;
+    *FLOOD.lock().expect("nobody panics") = Some(Flood::start(flow)?);
+    Ok(Value::Null)
+}
+
+fn flood_end() -> Result<Value> {
+    let flood = FLOOD.lock().expect("nobody panics").take().context("no flood")?;
+    Ok(json!(flood.end()?))
 }
 
 type Served = JoinHandle<Result<(u64, String)>>;

@@ -6,11 +6,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{Guests, NICS, PV, Scenario};
-use crate::dom0::backend::Backend;
+use super::{BOTH, Guests, NICS, PV, Scenario};
+use crate::dom0::backend::{Backend, PVIO_LOG};
 use crate::dom0::disk::{Access, Disk, Medium};
 use crate::dom0::guest::{Guest, Spec};
-use crate::dom0::lab::{LONG, Lab, NIC, SHORT, wait_until};
+use crate::dom0::lab::{LONG, Lab, NIC, SHORT, address, wait_until};
 use crate::dom0::xs;
 use crate::sys;
 
@@ -30,6 +30,14 @@ pub const SCENARIOS: &[Scenario] = &[
         kinds: PV,
         guests: Guests::Shared,
         run: nics,
+    },
+    Scenario {
+        name: "hostile-silence",
+        proves: "a guest that stops to answer, in the middle of I/O, can be taken its devices away",
+        backends: NICS,
+        kinds: BOTH,
+        guests: Guests::Shared,
+        run: silence,
     },
 ];
 
@@ -125,9 +133,46 @@ const NICS_PLAYED: &[Case] = &[
         Then::Closed,
     ),
     (
+        "beyond 64 bits",
+        &[
+            ("tx-ring-ref", "18446744073709551617"),
+            ("rx-ring-ref", "-1"),
+            ("event-channel", "99999999999999999999"),
+            COPY,
+        ],
+        Then::Closed,
+    ),
+    (
+        "no such channel",
+        &[("tx-ring-ref", "1"), ("rx-ring-ref", "1"), ("event-channel", "4000"), COPY],
+        Then::Closed,
+    ),
+    (
         "queues without end",
         &[("multi-queue-num-queues", "4294967295"), ("event-channel", "1"), COPY],
         Then::Closed,
+    ),
+    (NO_STATE, &[("state", "banana")], Then::NotServed),
+    (
+        "backwards",
+        &[("state", "6"), ("state", "5"), ("state", "2"), ("state", "1")],
+        Then::NotServed,
+    ),
+    (
+        "changes its mind",
+        &[
+            ("tx-ring-ref", "8"),
+            ("state", "4"),
+            ("tx-ring-ref", "banana"),
+            ("state", "1"),
+            ("event-channel", "7"),
+            ("state", "4"),
+            ("state", "3"),
+            ("rx-ring-ref", "1"),
+            ("state", "5"),
+            ("state", "4"),
+        ],
+        Then::NotServed,
     ),
     ("initialised", &[("state", "3")], Then::NotServed),
     ("a state there is not", &[("state", "99")], Then::NotServed),
@@ -158,7 +203,7 @@ fn disks(lab: &mut Lab) -> Result<()> {
             let guest = bare(lab, lines.collect::<Result<_>>()?, 0)?;
             for (i, case) in cases.iter().enumerate() {
                 let number = (51_712 + 16 * i).to_string();
-                play(&guest, "vbd", &number, case, &["5", "6"])?;
+                play(lab.backend, &guest, "vbd", &number, case, &["5", "6"])?;
             }
             let domain = guest.domain.to_string();
             detach(&guest, &["xl", "block-detach", &domain, "51712"], "vbd/51712")?;
@@ -172,9 +217,11 @@ fn nics(lab: &mut Lab) -> Result<()> {
     witnessed(lab, |lab| {
         // xen-netback says that it is connected after it failed to be.
         let end: &[_] = if lab.backend == Backend::Linux { &["4", "5", "6"] } else { &["5", "6"] };
-        let guest = bare(lab, Vec::new(), NICS_PLAYED.len())?;
-        for (i, case) in NICS_PLAYED.iter().enumerate() {
-            play(&guest, "vif", &i.to_string(), case, end)?;
+        let orphans = |case: &&Case| lab.backend == Backend::Linux && case.0 == NO_STATE;
+        let cases: Vec<_> = NICS_PLAYED.iter().filter(|case| !orphans(case)).collect();
+        let guest = bare(lab, Vec::new(), cases.len())?;
+        for (i, case) in cases.into_iter().enumerate() {
+            play(lab.backend, &guest, "vif", &i.to_string(), case, end)?;
         }
         let domain = guest.domain.to_string();
         detach(&guest, &["xl", "network-detach", &domain, "0"], "vif/0")?;
@@ -194,7 +241,14 @@ fn witnessed(lab: &mut Lab, play: impl FnOnce(&mut Lab) -> Result<()>) -> Result
 }
 
 /// Plays a case with a device that is on offer; `end` is what the backend may be in at its end.
-fn play(guest: &Guest, kind: &str, device: &str, case: &Case, end: &[&str]) -> Result<()> {
+fn play(
+    backend: Backend,
+    guest: &Guest,
+    kind: &str,
+    device: &str,
+    case: &Case,
+    end: &[&str],
+) -> Result<()> {
     let (name, writes, then) = case;
     let domain = guest.domain;
     let front = format!("/local/domain/{domain}/device/{kind}/{device}");
@@ -221,7 +275,52 @@ fn play(guest: &Guest, kind: &str, device: &str, case: &Case, end: &[&str]) -> R
         bail!("{kind}, {name}: state {:?} and error {:?} after 20 s", seen.0, seen.1);
     }
     println!("PVIO-LAB {kind}, {name}: state {:?}, error {:?}", seen.0, seen.1);
+    match (backend, seen.1) {
+        (Backend::Pvio, Some(why)) => logged(&back, &why),
+        _ => Ok(()),
+    }
+}
+
+/// The log has a line that says why of this device.
+fn logged(device: &str, why: &str) -> Result<()> {
+    let said = |line: &str| line.contains(&format!("{device:?}")) && line.contains(why);
+    let there = wait_until(Duration::from_secs(5), || {
+        Ok(std::fs::read_to_string(PVIO_LOG)?.lines().any(said))
+    })?;
+    ensure!(there, "{device}: {why} is in xenstore and not in the log");
     Ok(())
+}
+
+/// A guest whose disk and NIC have requests under way runs no more; nobody but the toolstack can
+/// tell that from one that is slow.
+fn silence(lab: &mut Lab) -> Result<()> {
+    let disk = Disk::new(16, lab.backend, Medium::Device)?;
+    witnessed(lab, |lab| {
+        let mut guest = Guest::start(&Spec::new(lab.kind, lab.backend))?;
+        let before = lab.settled()?;
+        let domain = guest.domain.to_string();
+        let line = disk.line("xvda", Access::Write, lab.backend)?;
+        sys::succeed(&["xl", "block-attach", &domain, &line], SHORT)?;
+        let nic: Vec<_> = NIC.split(',').collect();
+        sys::succeed(&[&["xl", "network-attach", &domain], nic.as_slice()].concat(), SHORT)?;
+        guest.ask("disk-wait", json!("xvda"), SHORT)?;
+        let up = json!({ "name": "eth0", "address": format!("{}/24", address(&guest, 0)) });
+        guest.ask("nic-up", up, SHORT)?;
+        let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"] });
+        guest.ask("load-start", load, SHORT)?;
+        sys::succeed(&["xl", "pause", &domain], SHORT)?;
+        // xl asks, waits 10 seconds for an answer, and then takes them away without.
+        for words in ["block-detach 51712", "network-detach 0"] {
+            let (verb, device) = words.split_once(' ').unwrap_or_default();
+            sys::succeed(&["xl", verb, &domain, device], SHORT)?;
+        }
+        // While it is still there.
+        lab.nothing_left(&before)?;
+        lab.watched(guest, |guest| {
+            guest.destroy()?;
+            guest.wait_gone(SHORT)
+        })
+    })
 }
 
 /// Has the toolstack take a device away, whose frontend is one without a driver.

@@ -1,13 +1,17 @@
 //! Devices that come and go while others work; drivers that let go and take up again.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use super::nic::undo::Undo;
 use super::{BOTH, DISKS, Guests, NICS, Scenario};
 use crate::dom0::disk::{Access, Disk, Medium};
 use crate::dom0::guest::Guest;
 use crate::dom0::lab::{LONG, Lab, SHORT, Shared};
 use crate::dom0::xs;
+use crate::net::datagrams::{Flood, Flow, Taken, Taker};
 use crate::sys;
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -21,7 +25,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "hotplug-nic",
-        proves: "NICs attached, used and detached under traffic on others leave nothing behind",
+        proves: "NICs attached, used and detached under floods both ways leave nothing behind",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -71,23 +75,66 @@ fn disk(lab: &mut Lab) -> Result<()> {
 }
 
 fn nic(lab: &mut Lab) -> Result<()> {
-    let address = "10.0.2.1/24";
-    sys::succeed(&["ip", "address", "replace", address, "dev", "xenbr0"], SHORT)?;
+    const SERVER: &str = "10.0.2.1";
+    let undo = network()?;
     lab.shared()?.guest.ask("load-start", load(), SHORT)?;
     let before = lab.settled()?;
-    for _ in 0..2 {
+    for round in 0..2 {
         let guest = &mut lab.shared()?.guest;
-        let domain = guest.domain.to_string();
-        let attach = ["xl", "network-attach", &domain, "bridge=xenbr0", "script=vif-bridge"];
-        sys::succeed(&attach, SHORT)?;
-        guest.ask("nic-up", json!({ "name": "eth2", "address": "10.0.2.2/24" }), SHORT)?;
-        let echo = json!({ "server": "10.0.2.1", "sizes": [8, 1472, 9000], "rounds": 5 });
+        attach_nic(guest, "")?;
+        let echo = json!({ "server": SERVER, "sizes": [8, 1472, 9000], "rounds": 5 });
         guest.ask("nic-echo", echo, SHORT)?;
-        sys::succeed(&["xl", "network-detach", &domain, "2"], SHORT)?;
-        guest.ask("nic-gone", json!("eth2"), SHORT)?;
+        // It goes while its ring is full, and while it is sent to.
+        let (up, down) = (70 + round, 80 + round);
+        guest.ask("datagrams-start", json!({ "port": 5606, "seed": down }), SHORT)?;
+        let taker = Taker::start(5605, up, None)?;
+        let flow =
+            json!({ "server": SERVER, "port": 5605, "size": 1400, "seed": up, "lossy": true });
+        guest.ask("flood-start", flow, SHORT)?;
+        let server = "10.0.2.2".to_owned();
+        let flood = Flow { server, port: 5606, size: 1400, seed: down, lossy: true };
+        let flood = Flood::start(flood)?;
+        std::thread::sleep(Duration::from_secs(1));
+        detach_nic(guest)?;
+        let sent = guest.ask("flood-end", Value::Null, SHORT)?.as_u64();
+        let (sent, poured) = (sent.unwrap_or_default(), flood.end()?);
+        let came = taker.end()?;
+        let went: Taken =
+            serde_json::from_value(guest.ask("datagrams-end", Value::Null, SHORT)?)?;
+        lab.rows
+            .push(json!({ "sent": sent, "came": came, "sent there": poured, "came there": went }));
+        for taken in [&came, &went] {
+            ensure!(taken.count > 20 && taken.late == 0, "until it was unplugged: {taken:?}");
+        }
         lab.nothing_left(&before)?;
     }
+    drop(undo);
     stopped(&mut lab.shared()?.guest)
+}
+
+/// A third network of dom0's on the bridge: 10.0.2.1.
+pub fn network() -> Result<Undo> {
+    let mut undo = Undo::default();
+    let address = |verb| format!("address {verb} 10.0.2.1/24 dev xenbr0");
+    undo.ip(&address("add"), &address("del"))?;
+    Ok(undo)
+}
+
+/// Gives the shared guest a third NIC, 10.0.2.2 at `eth2`, of which `xl` is told more words.
+pub fn attach_nic(guest: &mut Guest, more: &str) -> Result<()> {
+    let domain = guest.domain.to_string();
+    let mut attach = vec!["xl", "network-attach", &domain, "bridge=xenbr0", "script=vif-bridge"];
+    attach.extend(more.split_whitespace());
+    sys::succeed(&attach, SHORT)?;
+    let up = json!({ "name": "eth2", "address": "10.0.2.2/24" });
+    guest.ask("nic-up", up, SHORT).map(drop)
+}
+
+/// Takes it away.
+pub fn detach_nic(guest: &mut Guest) -> Result<()> {
+    let domain = guest.domain.to_string();
+    sys::succeed(&["xl", "network-detach", &domain, "2"], SHORT)?;
+    guest.ask("nic-gone", json!("eth2"), SHORT).map(drop)
 }
 
 fn reload(lab: &mut Lab) -> Result<()> {

@@ -1,19 +1,14 @@
 //! Disks kept in different things, each in many shapes: queues, pages of a ring, persistent grants,
 //! indirect requests, sizes of a sector.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use super::store::{Kept, Store, TMP};
 use super::{BOTH, Guests, PVIO, Scenario};
-use crate::dom0::disk::{Disk, Medium, sum_of};
 use crate::dom0::guest::{Guest, Spec};
-use crate::dom0::lab::{LONG, Lab, SHORT, wait_until};
+use crate::dom0::lab::{LONG, Lab, SHORT};
 use crate::dom0::xs;
-use crate::sys;
 
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -24,7 +19,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario(
         "matrix-direct",
         "a block device around dom0's page cache, in the same shapes",
-        |lab| matrix(lab, Kept::Direct),
+        |lab| matrix(lab, Kept::Device),
     ),
     scenario("matrix-qcow2", "a qcow2 image, in the same shapes; QEMU finds it sound", |lab| {
         matrix(lab, Kept::Qcow2)
@@ -40,15 +35,6 @@ const fn scenario(
     run: fn(&mut Lab) -> Result<()>,
 ) -> Scenario {
     Scenario { name, proves, backends: PVIO, kinds: BOTH, guests: Guests::Own, run }
-}
-
-/// What a disk is kept in.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kept {
-    Raw,
-    Direct,
-    Qcow2,
-    Nbd,
 }
 
 /// How a disk is served.
@@ -110,20 +96,19 @@ impl Shape {
 }
 
 const MIB: u64 = 8;
+/// Of these the guest sums the first, and fio has the rest.
+const SUMMED: u64 = 6;
 
 fn matrix(lab: &mut Lab, kept: Kept) -> Result<()> {
     let before = lab.settled()?;
     let mut spec = Spec::new(lab.kind, lab.backend);
     (spec.processors, spec.words) = (4, "pvio.ring-order=4".to_owned());
+    spec.tools = true;
     let mut disks = Vec::new();
     for (i, shape) in Shape::all().enumerate() {
-        let store = Store::new(kept, i)?;
+        let store = Store::new(kept, TMP, i, MIB)?;
         let name = format!("xvd{}", char::from(b'a' + u8::try_from(i)?));
-        let cache = if kept == Kept::Direct { "direct" } else { "buffered" };
-        let (words, place) = (format!("{cache},{}", shape.words()), &store.place);
-        spec.disks.push(format!(
-            "format=raw,vdev={name},access=rw,backendtype=phy,script=block-pvio,target=[{words}]{place}"
-        ));
+        spec.disks.push(store.line(&name, "rw", &shape.words()));
         disks.push((name, shape, store));
     }
     let mut guest = Guest::start(&spec)?;
@@ -133,81 +118,26 @@ fn matrix(lab: &mut Lab, kept: Kept) -> Result<()> {
         let seen = guest.ask("disk-wait", json!(name), SHORT).with_context(what)?;
         let number = 51_712 + 16 * u32::try_from(i)?;
         shape.agreed(&guest, number, &seen).with_context(what)?;
-        let order = json!({ "name": name, "seed": 91 + i, "requests": 60, "mib": MIB });
+        let order = json!({ "name": name, "seed": 91 + i, "requests": 60, "mib": SUMMED });
         sums.push(guest.ask("disk-scribble", order, LONG).with_context(what)?);
     }
+    // All at once, each with several requests under way.
+    let mut words = "fio --rw=randrw --bsrange=4k-64k --offset=6M --size=2M --direct=1 \
+                     --ioengine=libaio --iodepth=8 --verify=crc32c --verify_fatal=1 --do_verify=1 \
+                     --randseed=3 --output-format=terse"
+        .to_owned();
+    for (name, ..) in &disks {
+        words += &format!(" --name={name} --filename=/dev/{name}");
+    }
+    let said = guest.program(&words)?;
+    let verified = disks.iter().all(|(name, ..)| said.contains(&format!(";{name};")));
+    ensure!(verified, "fio does not report on all: {said}");
     lab.watched(guest, |guest| guest.power_off())?;
     lab.nothing_left(&before)?;
     for ((name, shape, store), sum) in disks.iter().zip(sums) {
-        let held = store.sum().with_context(|| name.clone())?;
+        let held = store.sum(SUMMED).with_context(|| name.clone())?;
         ensure!(held == sum, "{name}, {}: something else is kept", shape.words());
         lab.rows.push(json!({ "disk": shape.words() }));
     }
     Ok(())
-}
-
-/// Where one disk's bytes are.
-struct Store {
-    disk: Disk,
-    /// As pvio names it.
-    place: String,
-    qcow2: Option<PathBuf>,
-    server: Option<Child>,
-}
-
-impl Store {
-    fn new(kept: Kept, number: usize) -> Result<Self> {
-        let medium = if kept == Kept::Direct { Medium::Device } else { Medium::File };
-        let disk = Disk::new(MIB, crate::dom0::backend::Backend::Pvio, medium)?;
-        let image = disk.image.display().to_string();
-        let (mut qcow2, mut server) = (None, None);
-        let place = match kept {
-            Kept::Raw => format!("raw:{image}"),
-            Kept::Direct => format!("raw:{}", disk.device().context("a loop device")?),
-            Kept::Qcow2 => {
-                let path = PathBuf::from(format!("/tmp/disk{number}.qcow2"));
-                make_qcow2(&path, MIB)?;
-                let place = format!("qcow2:{}", path.display());
-                qcow2 = Some(path);
-                place
-            }
-            Kept::Nbd => {
-                let socket = format!("/run/nbd{number}.sock");
-                let words = ["-t", "-e", "8", "-f", "raw", "-k", &socket, &image];
-                server = Some(Command::new("qemu-nbd").args(words).spawn().context("qemu-nbd")?);
-                let there = wait_until(SHORT, || Ok(Path::new(&socket).exists()))?;
-                ensure!(there, "qemu-nbd does not listen");
-                format!("nbd+unix:///?socket={socket}")
-            }
-        };
-        Ok(Self { disk, place, qcow2, server })
-    }
-
-    /// The sum of what is kept.
-    fn sum(&self) -> Result<Value> {
-        let Some(qcow2) = &self.qcow2 else { return self.disk.sum(MIB) };
-        let qcow2 = qcow2.display().to_string();
-        sys::succeed(&["qemu-img", "check", "-q", &qcow2], SHORT)?;
-        let image = self.disk.image.display().to_string();
-        sys::succeed(&["qemu-img", "convert", "-O", "raw", &qcow2, &image], SHORT)?;
-        sum_of(&self.disk.image, MIB)
-    }
-}
-
-/// Makes an empty qcow2 image.
-pub fn make_qcow2(path: &Path, mib: u64) -> Result<()> {
-    let (path, size) = (path.display().to_string(), format!("{mib}M"));
-    sys::succeed(&["qemu-img", "create", "-q", "-f", "qcow2", &path, &size], SHORT).map(drop)
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        if let Some(server) = &mut self.server {
-            let _ = server.kill();
-            let _ = server.wait();
-        }
-        if let Some(qcow2) = &self.qcow2 {
-            let _ = fs::remove_file(qcow2);
-        }
-    }
 }

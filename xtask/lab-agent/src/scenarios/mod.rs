@@ -12,6 +12,8 @@
 //! | [`driver_domain`] | devices served by another guest, that dies |
 //! | [`hvm`] | a guest with a device model |
 //! | [`matrix`] | disks in every shape, kept in every kind of thing |
+//! | [`kept`] | what disks do, kept in every kind of thing |
+//! | [`store`] | these kinds of things |
 //! | [`life`] | guests that end, in every way, while their devices work; many at once |
 //! | [`mod@bench`] | measurements, which are no part of `all` |
 //! | [`volumes`] | disks that grow, that give room back, that are booted from |
@@ -24,10 +26,12 @@ mod driver_domain;
 mod frontends;
 mod hotplug;
 mod hvm;
+mod kept;
 mod life;
 mod matrix;
 mod nic;
 mod policies;
+mod store;
 mod survival;
 mod toolstack;
 mod volumes;
@@ -86,11 +90,14 @@ const BOTH: &[Kind] = &[Kind::Pv, Kind::Pvh];
 fn all() -> Vec<Case> {
     let families = [
         disk::SCENARIOS,
+        kept::SCENARIOS,
         nic::SCENARIOS,
         nic::wire::SCENARIOS,
         nic::forward::SCENARIOS,
         nic::pace::SCENARIOS,
+        nic::rate::SCENARIOS,
         nic::many::SCENARIOS,
+        nic::plugged::SCENARIOS,
         hotplug::SCENARIOS,
         frontends::SCENARIOS,
         life::SCENARIOS,

@@ -5,13 +5,17 @@
 //! | [`wire`] | what else is on a wire: IPv6, long frames, tags, groups |
 //! | [`forward`] | dom0 as a router |
 //! | [`pace`] | floods |
-//! | [`many`] | several queues, several guests |
+//! | [`rate`] | rates, of one and of several together |
+//! | [`many`] | several queues, guests that talk to each other |
+//! | [`plugged`] | pvio's own switch, and its guard |
 //! | [`undo`] | dom0 as it was before a scenario |
 
 pub mod forward;
 pub mod many;
 pub mod pace;
-mod undo;
+pub mod plugged;
+pub mod rate;
+pub mod undo;
 pub mod wire;
 
 use std::net::TcpListener;
@@ -38,7 +42,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "nic-bulk",
-        proves: "TCP both ways by iperf3, and 16 MiB both ways that both ends sum alike",
+        proves: "TCP and UDP both ways by iperf3, and 16 MiB both ways that both ends sum alike",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -52,6 +56,12 @@ pub const SCENARIOS: &[Scenario] = &[
         guests: Guests::Shared,
         run: offloads,
     },
+];
+
+/// Each is off on top of those before it, then all are on again.
+const STEPS: &[&str] = &[
+    "tso off", "gso off", "gro off", "sg off", "tx off", "tx on", "sg on", "gro on", "gso on",
+    "tso on",
 ];
 
 /// Around every boundary: shortest frame, page, MTU, fragments, the longest datagram.
@@ -81,15 +91,35 @@ fn sizes(lab: &mut Lab) -> Result<()> {
 fn bulk(lab: &mut Lab) -> Result<()> {
     let guest = &mut lab.shared()?.guest;
     transfer(guest, 16 << 20)?;
-    for more in ["", " -R"] {
+    let mut rows = Vec::new();
+    for words in ["-t 3", "-t 3 -R", "-t 2 -u -b 8M -l 1400", "-t 2 -u -b 8M -l 1400 -R"] {
         let server = thread::spawn(|| sys::succeed(&["iperf3", "-s", "-1", "-p", "5201"], LONG));
         // It says nothing when it listens.
         thread::sleep(Duration::from_millis(1500));
-        guest.program(&format!("iperf3 -c 10.0.0.1 -p 5201 -t 3{more}"))?;
-        let said = server.join().map_err(|_| anyhow!("the server's thread panicked"))??;
-        ensure!(said.contains("receiver") || said.contains("sender"), "iperf3 says: {said}");
+        let seen = iperf(guest, "10.0.0.1", words)?;
+        server.join().map_err(|_| anyhow!("the server's thread panicked"))??;
+        rows.push(json!({ "iperf3": words, "receiver": seen }));
     }
+    lab.rows = rows;
     Ok(())
+}
+
+/// Runs iperf3 in a guest, against one that listens; the line that says what the receiver got.
+fn iperf(guest: &mut Guest, server: &str, words: &str) -> Result<String> {
+    let said = guest.program(&format!("iperf3 -c {server} -p 5201 {words}"))?;
+    let line = said.lines().rfind(|line| line.trim_end().ends_with("receiver"));
+    let line = line.with_context(|| format!("iperf3 {words} says: {said}"))?.trim();
+    let got = line.split_whitespace().collect::<Vec<_>>();
+    let bytes = got.iter().position(|word| word.ends_with("Bytes")).context(line.to_owned())?;
+    let bytes: f64 = got[bytes.saturating_sub(1)].parse().context(line.to_owned())?;
+    ensure!(bytes > 0.0, "iperf3 {words}: nothing came: {line}");
+    if words.contains("-u") {
+        let lost = got.iter().find_map(|word| word.split_once('/')?.0.parse::<u64>().ok());
+        let all = got.iter().find_map(|word| word.split_once('/')?.1.parse::<u64>().ok());
+        let (lost, all) = lost.zip(all).context(line.to_owned())?;
+        ensure!(lost < all / 2, "iperf3 {words}: {lost} of {all} datagrams were lost");
+    }
+    Ok(line.to_owned())
 }
 
 /// So many bytes each way, summed at both ends.
@@ -153,10 +183,7 @@ fn offloads(lab: &mut Lab) -> Result<()> {
     let mut rows = Vec::new();
     let guest = &mut lab.shared()?.guest;
     let some: Vec<_> = SIZES.iter().step_by(4).collect();
-    // Each set is off on top of those before it, then all are on again.
-    let steps = ["tso off", "gso off", "gro off", "sg off", "tx off"];
-    let back = ["tx on", "sg on", "gro on", "gso on", "tso on"];
-    for step in steps.iter().chain(&back) {
+    for step in STEPS {
         let start = Instant::now();
         guest.program(&format!("ethtool -K eth0 {step}"))?;
         let echo = json!({ "server": "10.0.0.1", "sizes": some, "rounds": 1 });

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::life::ready;
-use super::{BOTH, Guests, PV, PVIO, Scenario};
+use super::{BOTH, Guests, PVIO, Scenario};
 use crate::dom0::backend::Backend;
 use crate::dom0::disk::{Access, Disk, Medium};
 use crate::dom0::guest::{Guest, Kind, Spec};
@@ -26,7 +26,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "survival-domain",
         proves: "an unprivileged driver domain is destroyed under load and restored; its guest goes on",
         backends: PVIO,
-        kinds: PV,
+        kinds: BOTH,
         guests: Guests::Own,
         run: domain,
     },

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::matrix::make_qcow2;
+use super::store::make_qcow2;
 use super::{BOTH, Guests, PVIO, Scenario};
 use crate::dom0::backend::Backend;
 use crate::dom0::disk::{Disk, Medium};

@@ -1,19 +1,18 @@
-//! Several of everything: queues, guests that share a bridge, guests that talk to each other.
+//! Several of everything: queues, guests that talk to each other.
 
-use std::net::TcpListener;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::transfer;
+use super::{iperf, transfer};
 use crate::dom0::backend::Backend;
 use crate::dom0::guest::{Guest, Spec};
 use crate::dom0::lab::{LONG, Lab, NIC, SHORT, address};
 use crate::dom0::xs;
 use crate::net;
-use crate::scenarios::{BOTH, Guests, NICS, PV, Scenario};
+use crate::net::datagrams::Taken;
+use crate::scenarios::{BOTH, Guests, NICS, Scenario};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -25,50 +24,56 @@ pub const SCENARIOS: &[Scenario] = &[
         run: queues,
     },
     Scenario {
-        name: "nic-fair",
-        proves: "of four guests that send all at once each gets a fair share, every byte compared",
-        backends: NICS,
-        kinds: PV,
-        guests: Guests::Own,
-        run: fair,
-    },
-    Scenario {
         name: "nic-peers",
-        proves: "TCP from guest to guest, both ways, with offloads on and off at either end",
+        proves: "TCP and UDP from a guest with one queue to one with two and back, each offload off and on",
         backends: NICS,
-        kinds: PV,
+        kinds: BOTH,
         guests: Guests::Own,
         run: peers,
     },
 ];
 
 /// A guest with a NIC that has its address.
-fn ready(lab: &Lab, processors: u32) -> Result<Guest> {
+pub fn ready(lab: &Lab, processors: u32) -> Result<Guest> {
     let mut spec = Spec::new(lab.kind, lab.backend);
-    spec.nics = vec![NIC.to_owned()];
     spec.processors = processors;
-    let mut guest = Guest::start(&spec)?;
+    spec.nics = vec![NIC.to_owned()];
+    started(&spec)
+}
+
+/// A guest whose first NIC has its address.
+pub fn started(spec: &Spec) -> Result<Guest> {
+    let mut guest = Guest::start(spec)?;
     let own = format!("{}/24", address(&guest, 0));
     guest.ask("nic-up", json!({ "name": "eth0", "address": own }), SHORT)?;
     Ok(guest)
 }
 
-fn queues(lab: &mut Lab) -> Result<()> {
-    // dom0 has one processor, and a backend as many queues unless it is told.
+/// Has guests have two queues that are made meanwhile: dom0 has one processor, and a backend as
+/// many queues unless it is told.
+fn with_queues<T>(lab: &mut Lab, make: impl FnOnce(&Lab) -> Result<T>) -> Result<T> {
     const LINUX: &str = "/sys/module/xen_netback/parameters/max_queues";
-    if lab.backend == Backend::Linux {
-        std::fs::write(LINUX, "2").context(LINUX)?;
-    } else {
+    if lab.backend != Backend::Linux {
         lab.serve(&["--queues", "2"])?;
+        return make(lab);
     }
-    let guest = ready(lab, 2);
-    if lab.backend == Backend::Linux {
-        std::fs::write(LINUX, "1").context(LINUX)?;
-    }
-    let mut guest = guest?;
+    std::fs::write(LINUX, "2").context(LINUX)?;
+    let made = make(lab);
+    std::fs::write(LINUX, "1").context(LINUX)?;
+    made
+}
+
+/// Checks how many queues a guest's first NIC has.
+fn agreed(guest: &Guest, queues: &str) -> Result<()> {
     let node = format!("/local/domain/{}/device/vif/0/multi-queue-num-queues", guest.domain);
-    let agreed = xs::must_read(&node)?;
-    ensure!(agreed == "2", "{agreed} queues");
+    let agreed = xs::read(&node)?.unwrap_or_else(|| "1".to_owned());
+    ensure!(agreed == queues, "{agreed} queues");
+    Ok(())
+}
+
+fn queues(lab: &mut Lab) -> Result<()> {
+    let mut guest = with_queues(lab, |lab| ready(lab, 2))?;
+    agreed(&guest, "2")?;
     guest.ask("echo-serve", Value::Null, SHORT)?;
     let before = fired(&mut guest)?;
     // A connection is in one queue each way, chosen by its ports.
@@ -96,64 +101,58 @@ fn fired(guest: &mut Guest) -> Result<Vec<(String, u64)>> {
     serde_json::from_value(all).context("names and numbers")
 }
 
-fn fair(lab: &mut Lab) -> Result<()> {
-    const LENGTH: Duration = Duration::from_secs(12);
-    // Of 25 to be had: all four share one processor with dom0, and TCP's own luck.
-    const LEAST: u64 = 15;
-    let mut guests = (0..4).map(|_| ready(lab, 1)).collect::<Result<Vec<_>>>()?;
-    let mut streams = Vec::new();
-    for (guest, seed) in guests.iter_mut().zip(80..) {
-        let listener = TcpListener::bind("10.0.0.1:0")?;
-        let port = listener.local_addr()?.port();
-        let order = json!({ "server": "10.0.0.1", "port": port, "bytes": 1_u64 << 40,
-                            "seed": seed });
-        guest.ask("tcp-stream", order, SHORT)?;
-        streams.push((listener.accept()?.0, seed));
-    }
-    // What was under way before all were is dropped by none and counted by all.
-    let start = Instant::now();
-    let end = start + LENGTH;
-    let takers: Vec<_> = streams
-        .into_iter()
-        .map(|(stream, seed)| thread::spawn(move || net::until(stream, seed, end)))
-        .collect();
-    let mut shares = Vec::new();
-    for taker in takers {
-        shares.push(taker.join().map_err(|_| anyhow!("a taker panicked"))??);
-    }
-    let all: u64 = shares.iter().sum();
-    let percent: Vec<u64> = shares.iter().map(|share| share * 100 / all.max(1)).collect();
-    lab.rows = vec![json!({ "MiB": shares.iter().map(|it| it >> 20).collect::<Vec<_>>(),
-                            "percent": percent })];
-    ensure!(all > 4 << 20, "{all} bytes of four guests in {} s", LENGTH.as_secs());
-    ensure!(percent.iter().all(|share| *share >= LEAST), "shares of {percent:?} percent");
-    for guest in guests {
-        lab.watched(guest, |guest| guest.power_off())?;
-    }
-    Ok(())
-}
-
 fn peers(lab: &mut Lab) -> Result<()> {
-    const BYTES: u64 = 2 << 20;
-    let mut guests = [ready(lab, 1)?, ready(lab, 1)?];
-    let off = "ethtool -K eth0 tso off gso off gro off tx off";
-    let on = "ethtool -K eth0 tx on gro on gso on tso on";
-    // On at both ends, off at the first, at both, at the second.
-    for (guest, words) in [(0, on), (0, off), (1, off), (0, on)] {
-        guests[guest].program(words)?;
-        for (from, to) in [(0, 1), (1, 0)] {
-            let seed = 90 + from as u64;
-            let port = guests[to].ask("tcp-serve", json!(seed), SHORT)?;
-            let server = address(&guests[to], 0);
-            let order = json!({ "server": server, "port": port, "bytes": BYTES, "seed": seed });
-            let sent = guests[from].ask("tcp-send", order, LONG)?;
-            let got = guests[to].ask("tcp-served", Value::Null, LONG)?;
-            let expected = json!({ "bytes": BYTES, "sum": sent });
-            ensure!(got == expected, "{words} at {guest}: {got} instead of {expected}");
+    let before = lab.settled()?;
+    let mut guests = with_queues(lab, |lab| {
+        let mut spec = Spec::new(lab.kind, lab.backend);
+        (spec.nics, spec.tools, spec.memory) = (vec![NIC.to_owned()], true, Some(400));
+        let first = started(&spec)?;
+        spec.processors = 2;
+        Ok([first, started(&spec)?])
+    })?;
+    agreed(&guests[0], "1")?;
+    agreed(&guests[1], "2")?;
+    talk(&mut guests, 1 << 20)?;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let server = address(&guests[to], 0);
+        for words in ["-t 2", "-t 2 -u -b 8M -l 1400"] {
+            guests[to].program("iperf3 -s -1 -D -p 5201")?;
+            std::thread::sleep(Duration::from_millis(1500));
+            let seen = iperf(&mut guests[from], &server, words)?;
+            lab.rows.push(json!({ "from": from, "iperf3": words, "receiver": seen }));
+        }
+    }
+    for guest in 0..2 {
+        for step in super::STEPS {
+            guests[guest].program(&format!("ethtool -K eth0 {step}"))?;
+            talk(&mut guests, 128 << 10).with_context(|| format!("{step} at {guest}"))?;
         }
     }
     for guest in guests {
         lab.watched(guest, |guest| guest.power_off())?;
+    }
+    lab.nothing_left(&before)
+}
+
+/// Between two guests, each way: so many bytes that both ends sum alike, and numbered datagrams.
+pub fn talk(guests: &mut [Guest; 2], bytes: u64) -> Result<()> {
+    const COUNT: u64 = 64;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let seed = 90 + from as u64;
+        let port = guests[to].ask("tcp-serve", json!(seed), SHORT)?;
+        let server = address(&guests[to], 0);
+        let order = json!({ "server": server, "port": port, "bytes": bytes, "seed": seed });
+        let sent = guests[from].ask("tcp-send", order, LONG)?;
+        let got = guests[to].ask("tcp-served", Value::Null, LONG)?;
+        let expected = json!({ "bytes": bytes, "sum": sent });
+        ensure!(got == expected, "{from} to {to}: {got} instead of {expected}");
+        guests[to].ask("datagrams-start", json!({ "port": 5603, "seed": seed }), SHORT)?;
+        let order = json!({ "server": server, "port": 5603, "size": 1400, "count": COUNT,
+                            "seed": seed, "rest": 5 });
+        guests[from].ask("datagrams-send", order, SHORT)?;
+        let taken = guests[to].ask("datagrams-end", Value::Null, SHORT)?;
+        let taken: Taken = serde_json::from_value(taken)?;
+        ensure!(taken.count > COUNT / 2 && taken.late == 0, "{from} to {to}: {taken:?}");
     }
     Ok(())
 }

@@ -1,0 +1,118 @@
+//! What else pvio plugs a NIC into than a bridge of the kernel's, and what it lets through.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::many::{started, talk};
+use super::transfer;
+use super::undo::ip;
+use crate::dom0::guest::{Guest, Spec};
+use crate::dom0::lab::{LONG, Lab, SHORT, address};
+use crate::dom0::xs;
+use crate::net;
+use crate::scenarios::hotplug::{attach_nic, detach_nic, network};
+use crate::scenarios::{BOTH, Guests, PVIO, Scenario};
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "nic-switch",
+        proves: "two guests talk by pvio's own switch, without a tap, and with dom0 by its uplink",
+        backends: PVIO,
+        kinds: BOTH,
+        guests: Guests::Own,
+        run: switch,
+    },
+    Scenario {
+        name: "nic-guard",
+        proves: "a guarded NIC sends under its own MAC and IP, and nothing under others",
+        backends: PVIO,
+        kinds: BOTH,
+        guests: Guests::Shared,
+        run: guard,
+    },
+];
+
+fn switch(lab: &mut Lab) -> Result<()> {
+    let before = lab.settled()?;
+    lab.serve(&["--nic-options", "switch=lab", "--nic-uplink", "lab=uplink0@xenbr0"])?;
+    let mut spec = Spec::new(lab.kind, lab.backend);
+    spec.nics = vec!["script=vif-pvio".to_owned()];
+    let mut guests = [started(&spec)?, started(&spec)?];
+    for guest in &guests {
+        let tap = format!("/sys/class/net/vif{}.0", guest.domain);
+        ensure!(!std::fs::exists(&tap)?, "there is {tap}");
+    }
+    let off = "ethtool -K eth0 tso off gso off gro off tx off";
+    let on = "ethtool -K eth0 tx on gro on gso on tso on";
+    // On at both ends, off at the first, at both, at the second.
+    for (guest, words) in [(0, on), (0, off), (1, off), (0, on)] {
+        guests[guest].program(words)?;
+        talk(&mut guests, 2 << 20).with_context(|| format!("{words} at {guest}"))?;
+    }
+    let sizes = [8, 18, 60, 1472, 1473, 4096, 9000, 65_507];
+    let server = address(&guests[1], 0);
+    guests[1].ask("echo-serve", Value::Null, SHORT)?;
+    guests[0].ask("nic-echo", json!({ "server": server, "sizes": sizes, "rounds": 3 }), LONG)?;
+    for guest in &mut guests {
+        let echo = json!({ "server": "10.0.0.1", "sizes": sizes, "rounds": 2 });
+        guest.ask("nic-echo", echo, LONG).context("by the uplink")?;
+        transfer(guest, 1 << 20).context("by the uplink")?;
+    }
+    for guest in guests {
+        lab.watched(guest, |guest| guest.power_off())?;
+    }
+    // Nothing of the guests; the switch and its uplink are the daemon's, until it ends.
+    lab.settled()?;
+    lab.serve(&[])?;
+    lab.nothing_left(&before)
+}
+
+/// Whether datagrams of a guest's come back, sent under such an address of its own.
+fn answered(guest: &mut Guest, own: &str) -> Result<bool> {
+    // Neither end goes by what it heard before.
+    guest.program("ip neighbour flush dev eth2")?;
+    ip("neighbour flush dev xenbr0")?;
+    let order = json!({ "own": own, "server": format!("10.0.2.1:{}", net::ECHO) });
+    guest.ask("nic-answered", order, SHORT)?.as_bool().context("true or false")
+}
+
+/// Gives a guest's NIC, which netfront lets change only while it is down, another MAC.
+fn set_mac(guest: &mut Guest, mac: &str) -> Result<()> {
+    for words in ["down", &format!("address {mac}"), "up"] {
+        guest.program(&format!("ip link set eth2 {words}"))?;
+    }
+    Ok(())
+}
+
+fn guard(lab: &mut Lab) -> Result<()> {
+    const OWN: &str = "10.0.2.2";
+    const OTHER: &str = "10.0.2.3";
+    lab.shared()?;
+    let before = lab.settled()?;
+    let undo = network()?;
+    let guest = &mut lab.shared()?.guest;
+    attach_nic(guest, &format!("ip={OWN}"))?;
+    let back = format!("/local/domain/0/backend/vif/{}/2", guest.domain);
+    let mac = xs::must_read(&format!("{back}/mac"))?;
+    guest.program(&format!("ip address add {OTHER}/24 dev eth2"))?;
+    for (guard, own_mac_only, own_ip_only) in
+        [("off", false, false), ("ip", true, true), ("mac", true, false), ("off", false, false)]
+    {
+        // While it is served.
+        xs::write(&format!("{back}/pvio-options"), &format!("guard={guard}"))?;
+        std::thread::sleep(Duration::from_millis(500));
+        ensure!(answered(guest, OWN)?, "guard={guard}: {OWN} is not heard");
+        let heard = answered(guest, OTHER)?;
+        ensure!(heard != own_ip_only, "guard={guard}: {OTHER} heard: {heard}");
+        set_mac(guest, "00:16:3e:00:00:99")?;
+        let heard = answered(guest, OWN)?;
+        ensure!(heard != own_mac_only, "guard={guard}: another MAC heard: {heard}");
+        set_mac(guest, &mac)?;
+    }
+    ensure!(answered(guest, OWN)?, "{OWN} is not heard at the end");
+    detach_nic(guest)?;
+    drop(undo);
+    lab.nothing_left(&before)
+}
