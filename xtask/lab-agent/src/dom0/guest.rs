@@ -184,11 +184,14 @@ impl Guest {
         self.hello()
     }
 
-    /// After the guest was restored under its number: its new console. It goes on where it was.
+    /// After the guest was restored: its number, which may be another now, and its new console. It
+    /// goes on where it was.
     ///
     /// # Errors
     /// It does not come back.
     pub fn reattach(&mut self) -> Result<()> {
+        let domain = domain(&self.name)?;
+        self.domain = domain.with_context(|| format!("{} is not there", self.name))?;
         self.ended = false;
         self.console = open_console(self.domain)?;
         self.ask("hello", Value::Null, BOOT).map(drop)

@@ -45,6 +45,14 @@ pub const SCENARIOS: &[Scenario] = &[
         run: reboot,
     },
     Scenario {
+        name: "life-save",
+        proves: "a guest that is saved while it writes and sends, and restored, goes on with every byte",
+        backends: NICS,
+        kinds: BOTH,
+        guests: Guests::Own,
+        run: save,
+    },
+    Scenario {
         name: "life-five",
         proves: "five guests at once, one of the other kind, write, read and send without a wrong byte",
         backends: NICS,
@@ -70,6 +78,14 @@ pub(super) fn ready(lab: &Lab, kind: Kind) -> Result<(Guest, Disk)> {
 /// What a guest does until it ends.
 fn load() -> Value {
     json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"] })
+}
+
+/// What was begun while nobody served is done right, by whoever serves now.
+pub(super) fn went_on(guest: &mut Guest) -> Result<()> {
+    std::thread::sleep(Duration::from_secs(1));
+    let rounds: Vec<u64> = serde_json::from_value(guest.ask("load-stop", Value::Null, LONG)?)?;
+    ensure!(rounds.iter().all(|rounds| *rounds > 0), "rounds of disk and NIC: {rounds:?}");
+    Ok(())
 }
 
 fn power_off(lab: &mut Lab) -> Result<()> {
@@ -128,6 +144,32 @@ fn reboot(lab: &mut Lab) -> Result<()> {
         let echo = json!({ "server": "10.0.0.1", "sizes": [64, 1472], "rounds": 3 });
         guest.ask("nic-echo", echo, SHORT)?;
     }
+    lab.watched(guest, |guest| guest.power_off())?;
+    lab.nothing_left(&before)?;
+    drop(disk);
+    Ok(())
+}
+
+const SAVED: &str = "/tmp/guest.save";
+
+fn save(lab: &mut Lab) -> Result<()> {
+    let before = lab.settled()?;
+    let (mut guest, disk) = ready(lab, lab.kind)?;
+    let pattern = |write: bool| json!({ "name": "xvda", "seed": 47, "mib": 4, "write": write });
+    guest.ask("disk-verify", pattern(true), LONG)?;
+    let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"], "lossy": true });
+    guest.ask("load-start", load, SHORT)?;
+    // Its frontends are told nothing before it sleeps: what was asked for then is asked again.
+    sys::succeed(&["xl", "save", &guest.name, SAVED], LONG)?;
+    // The domain is gone, and with it all that was its own.
+    lab.nothing_left(&before)?;
+    sys::succeed(&["xl", "restore", SAVED], LONG)?;
+    guest.reattach()?;
+    went_on(&mut guest)?;
+    guest.ask("disk-verify", pattern(false), LONG)?;
+    let echo = json!({ "server": "10.0.0.1", "sizes": [64, 1472], "rounds": 3 });
+    guest.ask("nic-echo", echo, SHORT)?;
+    std::fs::remove_file(SAVED)?;
     lab.watched(guest, |guest| guest.power_off())?;
     lab.nothing_left(&before)?;
     drop(disk);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::life::ready;
+use super::life::{ready, went_on};
 use super::{BOTH, Guests, PVIO, Scenario};
 use crate::dom0::backend::Backend;
 use crate::dom0::disk::{Access, Disk, Medium};
@@ -49,14 +49,6 @@ fn daemon(lab: &mut Lab) -> Result<()> {
     lab.watched(guest, |guest| guest.power_off())?;
     lab.nothing_left(&before)?;
     drop(disk);
-    Ok(())
-}
-
-/// What was begun while nobody served is done right, by whoever serves now.
-fn went_on(guest: &mut Guest) -> Result<()> {
-    std::thread::sleep(Duration::from_secs(1));
-    let rounds: Vec<u64> = serde_json::from_value(guest.ask("load-stop", Value::Null, LONG)?)?;
-    ensure!(rounds.iter().all(|rounds| *rounds > 0), "rounds of disk and NIC: {rounds:?}");
     Ok(())
 }
 
