@@ -49,6 +49,14 @@ pub enum BackendFault {
     /// A packet still to be segmented, which was never asked for.
     #[error("the backend sent an unsegmented packet that was not asked for")]
     RxGso,
+    /// Room before received data that was not asked for, is not there, or is told of twice.
+    #[error("the backend says that {headroom} bytes are free before data at offset {offset}")]
+    RxHeadroom {
+        /// How much room.
+        headroom: u16,
+        /// Where the data begin, by the first slot.
+        offset: u16,
+    },
     /// The control ring cannot be believed any more.
     #[error("control ring: {0}")]
     CtrlRing(RingFault),
@@ -80,6 +88,7 @@ impl BackendFault {
             Self::RxSlots => "rx-slots",
             Self::RxExtra(_) => "rx-extra",
             Self::RxGso => "rx-gso",
+            Self::RxHeadroom { .. } => "rx-headroom",
             Self::CtrlRing(_) => "ctrl-ring-producer-overflow",
             Self::CtrlAnswer { .. } => "ctrl-wrong-answer",
             Self::Event(error) => error.code(),

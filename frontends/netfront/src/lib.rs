@@ -4,7 +4,10 @@
 //! |---|---|
 //! | [`nic`] | the device: from the toolstack's words to a usable queue |
 //! | [`queue`] | the data path: packets out, packets in |
-//! | [`control`] | the control ring: pages that the backend keeps mapped |
+//! | [`received`] | a packet that came in, with all that is known of it |
+//! | [`control`] | the control ring: steering; pages that the backend keeps mapped |
+//! | [`steering`] | how packets are to be spread over the queues, and whether they are |
+//! | [`groups`] | the multicast groups that are to be heard |
 //! | [`fault`] | what a backend may have done that it must not |
 //! | `phy` | with feature `smoltcp`: the NIC as a device of that TCP/IP stack |
 //!
@@ -20,10 +23,13 @@ extern crate alloc;
 
 pub mod control;
 pub mod fault;
+pub mod groups;
 pub mod nic;
 #[cfg(feature = "smoltcp")]
 pub mod phy;
 pub mod queue;
+pub mod received;
+pub mod steering;
 
 mod granted;
 mod rx;
@@ -32,5 +38,9 @@ mod tx;
 
 pub use control::Control;
 pub use fault::{BackendFault, SendError, SetupError};
+pub use groups::{GroupError, Groups, Hearing, group_of};
 pub use nic::Nic;
 pub use queue::{Checksum, Counters, Features, Gso, Queue};
+pub use received::Incoming;
+pub use rx::HEADROOM_MAX;
+pub use steering::{Hash, Refusal, Steering, SteeringError, SteeringState};

@@ -18,6 +18,7 @@
 
 use crate::nic::{DEFAULT_MTU, Nic};
 use crate::queue::{Checksum, Queue, Sender};
+use crate::rx::Received;
 use alloc::boxed::Box;
 use core::fmt;
 use pvio_event_channel::EventChannels;
@@ -73,12 +74,12 @@ impl<P: Granter + EventChannels> Queue<P> {
         self.has_room(pages).unwrap_or(false)
     }
 
-    /// Takes the next packet that need not be looked at further; returns its length.
-    fn next_trusted(&mut self) -> Option<usize> {
+    /// Takes the next packet that need not be looked at further.
+    fn next_trusted(&mut self) -> Option<Received> {
         loop {
             let got = self.next_frame().ok()??;
-            if trusted(self.split().0.frame(got.len), got.checksum) {
-                return Some(got.len);
+            if trusted(self.split().0.frame(&got), got.checksum) {
+                return Some(got);
             }
             self.phy.unverified = self.phy.unverified.wrapping_add(1);
         }
@@ -100,11 +101,11 @@ impl<P: Granter + EventChannels> Device for Queue<P> {
         if !self.has_room_for_any() {
             return None;
         }
-        let len = self.next_trusted()?;
+        let got = self.next_trusted()?;
         let most = self.frame_max();
         let (rx, sender, phy) = self.split();
         let scratch = phy.scratch.get_mut(..most).unwrap_or_default();
-        Some((RxToken(rx.frame(len)), TxToken { sender, scratch }))
+        Some((RxToken(rx.frame(&got)), TxToken { sender, scratch }))
     }
 
     fn transmit(&mut self, _timestamp: Instant) -> Option<TxToken<'_, P>> {

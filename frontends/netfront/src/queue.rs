@@ -22,12 +22,14 @@
 //! ```
 
 use crate::fault::{BackendFault, SendError, SetupError};
+use crate::groups::Group;
+use crate::received::Incoming;
 use crate::rx::{Received, Rx};
 use crate::tx::Tx;
 use core::fmt;
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{DomId, GrantRef, Granter};
-use pvio_ring::proto::netif::{GrefEntry, GsoKind};
+use pvio_ring::proto::netif::{ExtraKind, GrefEntry, GsoKind, HashTypes};
 
 /// What was agreed with the backend. Nothing that is not in here is sent, and nothing else taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -183,6 +185,44 @@ impl<P: Granter + EventChannels> Queue<P> {
         self.rx.take_gso(features.takes_gso_v4, features.takes_gso_v6);
     }
 
+    /// The backend was asked to tell the hashes of packets of these kinds. Until then, and of any other
+    /// kind, [`Incoming::hash`] tells none.
+    pub const fn take_hashes(&mut self, types: HashTypes) {
+        self.rx.take_hashes(types);
+    }
+
+    /// The backend was asked to leave so many bytes free before received data,
+    /// [`HEADROOM_MAX`](crate::HEADROOM_MAX) at most. Until then, [`Incoming::headroom`] is 0.
+    pub fn take_headroom(&mut self, bytes: u16) {
+        self.rx.take_headroom(bytes);
+    }
+
+    /// Names a multicast group to the backend, in a request of its own that carries no packet, or takes it
+    /// back. The answer is found by [`group_answer`](Self::group_answer).
+    ///
+    /// # Errors
+    /// [`SendError::Full`] when there is no room, or the last one is not answered; a fault.
+    pub fn tell_group(&mut self, group: Group, joins: bool) -> Result<(), SendError> {
+        if let Some(fault) = self.failed {
+            return Err(fault.into());
+        }
+        let kind = if joins { ExtraKind::McastAdd(group) } else { ExtraKind::McastDel(group) };
+        self.tx.tell_group(kind, &mut self.counters).inspect_err(|error| {
+            if let SendError::Fault(fault) = error {
+                self.failed = Some(*fault);
+            }
+        })
+    }
+
+    /// Whether the backend has done what it was last [told](Self::tell_group); `None` while it has not
+    /// answered, and once that was asked.
+    ///
+    /// # Errors
+    /// A [`BackendFault`], now and for ever.
+    pub fn group_answer(&mut self) -> Result<Option<bool>, BackendFault> {
+        self.guarded(|queue| queue.tx.group_answer(&mut queue.counters))
+    }
+
     /// The queue's counters.
     #[must_use]
     pub const fn counters(&self) -> &Counters {
@@ -247,8 +287,20 @@ impl<P: Granter + EventChannels> Queue<P> {
         &mut self,
         each: impl FnOnce(&[u8], Checksum, Option<Gso>) -> T,
     ) -> Result<Option<T>, BackendFault> {
+        self.receive_packet(|packet| each(packet.frame(), packet.checksum, packet.gso))
+    }
+
+    /// As [`receive`](Self::receive), with all that the backend says of the packet: its hash and the room
+    /// before it, too.
+    ///
+    /// # Errors
+    /// A [`BackendFault`], now and for ever.
+    pub fn receive_packet<T>(
+        &mut self,
+        each: impl FnOnce(Incoming<'_>) -> T,
+    ) -> Result<Option<T>, BackendFault> {
         let next = self.next_frame()?;
-        Ok(next.map(|got| each(self.rx.frame(got.len), got.checksum, got.gso)))
+        Ok(next.map(|got| each(self.rx.incoming(&got))))
     }
 
     /// Shows the backend everything that was sent and given back, and wakes it if it asked to be.
@@ -276,7 +328,10 @@ impl<P: Granter + EventChannels> Queue<P> {
     /// A [`BackendFault`], now and for ever.
     pub fn final_check(&mut self) -> Result<bool, BackendFault> {
         // Both, for each asks for its own wake-up.
-        self.guarded(|queue| Ok(queue.rx.final_check()? | queue.tx.final_check()?))
+        self.guarded(|queue| {
+            let received = queue.rx.final_check()?;
+            Ok(queue.tx.final_check(&mut queue.counters)? | received)
+        })
     }
 
     /// Whether there is something to do, by a look at shared memory that asks for nothing.
@@ -284,7 +339,7 @@ impl<P: Granter + EventChannels> Queue<P> {
     /// # Errors
     /// A [`BackendFault`], now and for ever.
     pub fn has_work(&mut self) -> Result<bool, BackendFault> {
-        self.guarded(|queue| Ok(queue.rx.has_work()? || queue.tx.has_work()?))
+        self.guarded(|queue| Ok(queue.rx.has_work()? || queue.tx.has_work(&mut queue.counters)?))
     }
 
     /// Takes every grant back and frees the memory.

@@ -3,17 +3,24 @@
 use crate::fault::{BackendFault, SetupError};
 use crate::granted::Granted;
 use crate::queue::{Checksum, Counters, Gso};
+use crate::received::Incoming;
+use crate::steering::Hash;
 use alloc::boxed::Box;
 use pvio_grant_table::{Access, DomId, GrantRef, Granter};
 use pvio_ring::FrontRing;
 use pvio_ring::proto::checksum::ETHERNET_HEADER;
 use pvio_ring::proto::netif::{
-    Extra, ExtraFault, ExtraKind, GsoKind, MAX_PACKET, RX_SLOT_SIZE, RxFlags, RxRequest, RxResponse,
+    Extra, ExtraFault, ExtraKind, GsoKind, HASH_TOEPLITZ, HashKind, HashTypes, MAX_PACKET,
+    RX_SLOT_SIZE, RxFlags, RxRequest, RxResponse,
 };
 use pvio_ring::shm::{PAGE_SIZE, Region};
 
-/// Slots of one packet, extra segments not counted: more than the largest needs.
-const SLOTS_MAX: usize = 19;
+/// Bytes that a backend can be asked to leave free before received data, at most: what our netback leaves
+/// (Linux's frontend asks for 256).
+pub const HEADROOM_MAX: u16 = 2048;
+
+/// Where a packet is put together: behind as much room as there may be.
+const START: usize = HEADROOM_MAX as usize;
 /// Bytes of the largest packet: the largest IP packet in a frame with a VLAN tag.
 const FRAME_MAX: usize = MAX_PACKET + ETHERNET_HEADER + 4;
 /// Extra segments of one packet.
@@ -30,22 +37,42 @@ pub struct Rx<P: Granter> {
     packet: Box<[u8]>,
     assembly: Assembly,
     unpublished: u32,
+    takes: Takes,
+}
+
+/// What the backend was asked to say of packets, or to do about them.
+#[derive(Clone, Copy, Default)]
+struct Takes {
     /// Whether TCP over IPv4 and IPv6 may come unsegmented.
-    takes_gso: (bool, bool),
+    gso: (bool, bool),
+    /// Of which packets it tells the hash.
+    hashes: HashTypes,
+    /// Room in each page, the most that was asked for at any time.
+    headroom: u16,
 }
 
 /// A packet that was put together.
+#[derive(Clone, Copy)]
 pub struct Received {
     pub len: usize,
     pub checksum: Checksum,
     pub gso: Option<Gso>,
+    /// Where it begins.
+    start: usize,
+    hash: Option<Hash>,
+    headroom: u16,
 }
 
 /// How far a packet has come. The backend may publish its slots one by one.
 #[derive(Clone, Copy, Default)]
 struct Assembly {
     next: Next,
+    /// Bytes of data so far.
     len: usize,
+    /// Where the data of the first slot lay in its page, and how much it was.
+    first: (u16, u16),
+    /// Bytes of each slot that are no data but room: Linux's netback counts it in.
+    room: u16,
     slots: usize,
     extras: usize,
     /// Data follows once the extra segments are over.
@@ -54,6 +81,8 @@ struct Assembly {
     failed: bool,
     checksum: Checksum,
     gso: Option<Gso>,
+    hash: Option<Hash>,
+    headroom: u16,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -71,10 +100,11 @@ impl<P: Granter + Clone> Rx<P> {
         let slots = ring.layout().slots();
         let count = slots as usize;
         let data = Granted::new(platform.clone(), backend, count, Access::ReadWrite)?;
-        let packet = alloc::vec![0; FRAME_MAX].into_boxed_slice();
-        let assembly = Assembly::default();
-        let takes_gso = (false, false);
-        let mut rx = Self { ring, ring_page, data, packet, assembly, unpublished: 0, takes_gso };
+        // Where room is counted in, the data begin behind it.
+        let size = START.saturating_add(START).saturating_add(FRAME_MAX);
+        let packet = alloc::vec![0; size].into_boxed_slice();
+        let (assembly, takes) = (Assembly::default(), Takes::default());
+        let mut rx = Self { ring, ring_page, data, packet, assembly, unpublished: 0, takes };
         (0..slots).for_each(|_| rx.post());
         let _ = rx.ring.publish();
         rx.unpublished = 0;
@@ -93,7 +123,17 @@ impl<P: Granter> Rx<P> {
 
     /// Whether TCP may come unsegmented, over IPv4 and over IPv6.
     pub const fn take_gso(&mut self, v4: bool, v6: bool) {
-        self.takes_gso = (v4, v6);
+        self.takes.gso = (v4, v6);
+    }
+
+    /// Of which packets the backend tells the hash.
+    pub const fn take_hashes(&mut self, types: HashTypes) {
+        self.takes.hashes = types;
+    }
+
+    /// Room may be left before the data. What was asked for earlier may come still.
+    pub fn take_headroom(&mut self, bytes: u16) {
+        self.takes.headroom = self.takes.headroom.max(bytes.min(HEADROOM_MAX));
     }
 
     /// Puts the next packet together, in private memory.
@@ -109,15 +149,28 @@ impl<P: Granter> Rx<P> {
             }
             counters.rx_packets = counters.rx_packets.wrapping_add(1);
             counters.rx_bytes = counters.rx_bytes.wrapping_add(done.len as u64);
-            let Assembly { len, checksum, gso, .. } = done;
-            return Ok(Some(Received { len, checksum, gso }));
+            let Assembly { len, checksum, gso, hash, headroom, room, .. } = done;
+            let start = START.saturating_add(room.into());
+            return Ok(Some(Received { len, checksum, gso, start, hash, headroom }));
         }
         Ok(None)
     }
 
     /// The packet that [`next`](Self::next) put together, until it is called again.
-    pub fn frame(&self, len: usize) -> &[u8] {
-        self.packet.get(..len).unwrap_or_default()
+    pub fn frame(&self, got: &Received) -> &[u8] {
+        let end = got.start.saturating_add(got.len);
+        self.packet.get(got.start..end).unwrap_or_default()
+    }
+
+    /// The same with all that is known of it, and with the room before it.
+    pub fn incoming(&mut self, got: &Received) -> Incoming<'_> {
+        let headroom = usize::from(got.headroom);
+        let begin = got.start.saturating_sub(headroom);
+        let end = got.start.saturating_add(got.len);
+        let room = self.packet.get_mut(begin..end).unwrap_or_default();
+        // What stood there was another packet's.
+        room.iter_mut().take(headroom).for_each(|byte| *byte = 0);
+        Incoming::new(room, headroom, (got.checksum, got.gso, got.hash))
     }
 
     /// Whether so many pages wait to be shown to the backend that it should be now.
@@ -158,7 +211,7 @@ impl<P: Granter> Rx<P> {
         // A slot of the ring's size is never short.
         let complete = if self.assembly.next == Next::Extra {
             let extra = Extra::read(&mut slot).unwrap_or(Err(ExtraFault::Type(0)))?;
-            self.assembly.extra(extra, self.takes_gso)?
+            self.assembly.extra(extra, self.takes)?
         } else {
             let response = RxResponse::read(&mut slot).unwrap_or_default();
             self.data(page, response)?
@@ -176,7 +229,7 @@ impl<P: Granter> Rx<P> {
         }
         let packet = &mut self.assembly;
         packet.slots = packet.slots.saturating_add(1);
-        if packet.slots > SLOTS_MAX {
+        if packet.slots > slots_max(self.takes.headroom) {
             return Err(BackendFault::RxSlots);
         }
         let first = packet.next == Next::First;
@@ -189,9 +242,19 @@ impl<P: Granter> Rx<P> {
                 if first && usize::from(size) < ETHERNET_HEADER {
                     return Err(BackendFault::RxShort(size));
                 }
+                // Room that is counted in is no data. (In the first slot it is known of only afterwards.)
+                let room = if offset == 0 { packet.room.min(size) } else { 0 };
+                let (offset, size) = (offset.saturating_add(room), size.saturating_sub(room));
+                if first {
+                    packet.first = (offset, size);
+                }
                 let end = packet.len.saturating_add(usize::from(size));
-                let place = self.packet.get_mut(packet.len..end);
-                let place = place.ok_or(BackendFault::RxTooLong)?;
+                if end > FRAME_MAX {
+                    return Err(BackendFault::RxTooLong);
+                }
+                let start = START.saturating_add(packet.room.into());
+                let place = start.saturating_add(packet.len)..start.saturating_add(end);
+                let place = self.packet.get_mut(place).ok_or(BackendFault::RxTooLong)?;
                 let from = (page as usize).saturating_mul(PAGE_SIZE);
                 let from = from.saturating_add(usize::from(offset));
                 let copied = self.data.pages().read_bytes(from, place);
@@ -228,20 +291,31 @@ impl<P: Granter> Rx<P> {
 
 impl Assembly {
     /// Takes an extra segment; tells whether the packet is complete.
-    fn extra(&mut self, extra: Extra, takes_gso: (bool, bool)) -> Result<bool, BackendFault> {
+    fn extra(&mut self, extra: Extra, takes: Takes) -> Result<bool, BackendFault> {
         self.extras = self.extras.saturating_add(1);
         if self.extras > EXTRAS_MAX {
             return Err(BackendFault::RxSlots);
         }
-        if let ExtraKind::Gso { size, kind } = extra.kind {
-            let taken = match kind {
-                GsoKind::TcpV4 => takes_gso.0,
-                GsoKind::TcpV6 => takes_gso.1,
-            };
-            if !taken {
-                return Err(BackendFault::RxGso);
+        match extra.kind {
+            ExtraKind::Gso { size, kind } => {
+                let taken = match kind {
+                    GsoKind::TcpV4 => takes.gso.0,
+                    GsoKind::TcpV6 => takes.gso.1,
+                };
+                if !taken {
+                    return Err(BackendFault::RxGso);
+                }
+                self.gso = Some(Gso { size, kind });
             }
-            self.gso = Some(Gso { size, kind });
+            // Of a kind that was not asked for, or is no more, it says nothing.
+            ExtraKind::Hash { kind, algorithm, value } if u32::from(algorithm) == HASH_TOEPLITZ => {
+                let kind = hash_kind(kind).filter(|(_, kind)| takes.hashes.contains(*kind));
+                self.hash = kind.map(|(kind, _)| Hash { kind, value });
+            }
+            ExtraKind::Xdp { headroom } if takes.headroom > 0 && !self.failed => {
+                self.leave_room(headroom, takes.headroom)?;
+            }
+            _ => {}
         }
         if extra.more {
             return Ok(false);
@@ -249,4 +323,40 @@ impl Assembly {
         self.next = Next::Data;
         Ok(!self.more)
     }
+
+    /// Room was left before the data: either they begin behind it, by the first slot's word, or (Linux's
+    /// netback) the slot begins with the room, and counts it in; so does every other then.
+    fn leave_room(&mut self, headroom: u16, most: u16) -> Result<(), BackendFault> {
+        let (offset, size) = self.first;
+        let lie = BackendFault::RxHeadroom { headroom, offset };
+        if headroom > most || self.headroom != 0 {
+            return Err(lie);
+        }
+        if offset < headroom {
+            let left = size
+                .checked_sub(headroom)
+                .filter(|left| offset == 0 && usize::from(*left) >= ETHERNET_HEADER);
+            self.len = left.ok_or(lie)?.into();
+            self.room = headroom;
+        }
+        self.headroom = headroom;
+        Ok(())
+    }
+}
+
+/// Slots of one packet, extra segments not counted: more than the largest needs that lies behind so much
+/// room in each.
+const fn slots_max(headroom: u16) -> usize {
+    FRAME_MAX.div_ceil(PAGE_SIZE.saturating_sub(headroom as usize)).saturating_add(2)
+}
+
+/// What a backend's number for a kind of hash means.
+fn hash_kind(number: u8) -> Option<(HashKind, HashTypes)> {
+    Some(match number {
+        0 => (HashKind::V4, HashTypes::IPV4),
+        1 => (HashKind::V4Tcp, HashTypes::IPV4_TCP),
+        2 => (HashKind::V6, HashTypes::IPV6),
+        3 => (HashKind::V6Tcp, HashTypes::IPV6_TCP),
+        _ => return None,
+    })
 }

@@ -24,6 +24,10 @@ pub struct Tx<P: Granter> {
     extras: u32,
     /// A packet found no room since the last answer was taken.
     blocked: bool,
+    /// The request that names a group, while it is not answered.
+    telling: Option<u16>,
+    /// The answer to the last of those, until it is taken.
+    told: Option<bool>,
 }
 
 impl<P: Granter + Clone> Tx<P> {
@@ -35,7 +39,8 @@ impl<P: Granter + Clone> Tx<P> {
         let data = Granted::new(platform.clone(), backend, count, Access::ReadOnly)?;
         let in_flight = (0..slots).map(|_| false).collect();
         let free = (0..slots).rev().collect();
-        Ok(Self { ring, ring_page, data, in_flight, free, extras: 0, blocked: false })
+        let (extras, blocked, telling, told) = (0, false, None, None);
+        Ok(Self { ring, ring_page, data, in_flight, free, extras, blocked, telling, told })
     }
 }
 
@@ -96,6 +101,30 @@ impl<P: Granter> Tx<P> {
         Ok(())
     }
 
+    /// Names a multicast group to the backend, or takes it back, in a request without a packet. One at a
+    /// time.
+    pub fn tell_group(
+        &mut self,
+        kind: ExtraKind,
+        counters: &mut Counters,
+    ) -> Result<(), SendError> {
+        if self.telling.is_some() || !self.has_room(2, counters)? {
+            return Err(SendError::Full);
+        }
+        (self.telling, self.told) = (self.free.last().copied(), None);
+        self.push(&[], 0, TxFlags::EXTRA_INFO);
+        self.push_extra(kind);
+        Ok(())
+    }
+
+    /// The answer to that, if it is there: whether it was done.
+    pub fn group_answer(&mut self, counters: &mut Counters) -> Result<Option<bool>, BackendFault> {
+        if self.telling.is_some() {
+            self.take_answers(counters)?;
+        }
+        Ok(self.told.take())
+    }
+
     /// Whether a packet of so many slots can be sent; takes answers if there is no room.
     pub fn has_room(
         &mut self,
@@ -127,7 +156,9 @@ impl<P: Granter> Tx<P> {
                 return Err(BackendFault::TxId(id));
             }
             self.free.push(id);
-            if status != rsp::OKAY {
+            if self.telling == Some(id) {
+                (self.telling, self.told) = (None, Some(status == rsp::OKAY));
+            } else if status != rsp::OKAY {
                 counters.tx_errors = counters.tx_errors.wrapping_add(1);
             }
         }
@@ -140,19 +171,38 @@ impl<P: Granter> Tx<P> {
     }
 
     /// Whether something waits here, after asking to be woken. Answers matter only to a sender
-    /// that found no room, and are told of once: it may have given up its packet, and must be able
-    /// to sleep then.
-    pub fn final_check(&mut self) -> Result<bool, BackendFault> {
-        let room = self.blocked && self.ring.final_check().map_err(BackendFault::TxRing)?;
-        self.blocked &= !room;
-        Ok(room)
+    /// that found no room, and to who has named a group. They are told of once: a packet may have been
+    /// given up, and its sender must be able to sleep then.
+    pub fn final_check(&mut self, counters: &mut Counters) -> Result<bool, BackendFault> {
+        while self.is_waiting() {
+            if !self.ring.final_check().map_err(BackendFault::TxRing)? {
+                return Ok(false);
+            }
+            if self.is_told(counters)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether something waits here, without asking for a wake-up; told of once, too.
-    pub fn has_work(&mut self) -> Result<bool, BackendFault> {
-        let room = self.blocked && self.ring.has_responses().map_err(BackendFault::TxRing)?;
-        self.blocked &= !room;
-        Ok(room)
+    pub fn has_work(&mut self, counters: &mut Counters) -> Result<bool, BackendFault> {
+        let came = self.is_waiting() && self.ring.has_responses().map_err(BackendFault::TxRing)?;
+        Ok(came && self.is_told(counters)?)
+    }
+
+    const fn is_waiting(&self) -> bool {
+        self.blocked || self.telling.is_some()
+    }
+
+    /// Whether the answers that came are what somebody waits for: room, or the one about a group.
+    fn is_told(&mut self, counters: &mut Counters) -> Result<bool, BackendFault> {
+        let room = core::mem::take(&mut self.blocked);
+        if self.telling.is_none() {
+            return Ok(room);
+        }
+        self.take_answers(counters)?;
+        Ok(room || self.telling.is_none())
     }
 
     pub fn revoke(&mut self) -> bool {

@@ -1,73 +1,24 @@
 //! The control ring: pages that the backend keeps mapped, and backends that lie about it.
 
 mod common;
+#[path = "common/control.rs"]
+mod ctrl;
 
-use common::{BACK, BACK_FEATURES, FRONT, FRONT_FEATURES, attach, drain, pattern};
+use common::{BACK, BACK_FEATURES, FRONT, pattern};
+use ctrl::{good, hostile, pair};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::{Access, GrantMapper};
 use pvio_netback::port::memory::loopback;
-use pvio_netback::queue::{ControlRefs, Siblings, Waker};
 use pvio_netback::{Queue as Back, Stats};
-use pvio_netfront::{BackendFault, Checksum, Control, Queue};
-use pvio_ring::proto::netif::{
-    CTRL_SLOT_SIZE, CtrlAsk, CtrlRequest, CtrlResponse, CtrlStatus, GrefEntry,
-};
+use pvio_netfront::control::PATIENCE;
+use pvio_netfront::{BackendFault, Checksum, Queue};
+use pvio_ring::RingFault;
+use pvio_ring::proto::netif::{CtrlAsk, CtrlRequest, CtrlResponse, CtrlStatus, GrefEntry};
 use pvio_ring::shm::Region;
-use pvio_ring::{BackRing, RingFault};
-use pvio_sim::local::memory::LocalMapping;
-use pvio_sim::{LocalDomain, LocalMachine};
+use pvio_sim::LocalMachine;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-
-/// Two queues and the real backend of each.
-struct Pair {
-    fronts: Vec<Queue<LocalDomain>>,
-    backs: Vec<Back<LocalDomain, Box<[u8]>>>,
-    stats: Arc<Stats>,
-    control: Control<LocalDomain>,
-    back: LocalDomain,
-    front: LocalDomain,
-}
-
-fn pair(stages: bool) -> Pair {
-    let machine = LocalMachine::new();
-    let (front, back) = (machine.domain(FRONT), machine.domain(BACK));
-    let stats = Arc::new(Stats::default());
-    let mut fronts: Vec<_> = (0..2).map(|_| Queue::new(&front, BACK).unwrap()).collect();
-    fronts.iter_mut().for_each(|queue| queue.set_features(FRONT_FEATURES));
-    let attach = |queue| attach(back.clone(), FRONT, queue, BACK_FEATURES, &stats);
-    let mut backs: Vec<_> = fronts.iter().map(attach).collect();
-    let control = Control::new(&front, BACK).unwrap();
-    let siblings = Siblings::new((0..2).map(|_| Arc::new(|| ()) as Waker));
-    backs.iter_mut().enumerate().for_each(|(index, queue)| queue.join(&siblings, index));
-    let refs = ControlRefs { ring: control.ring_gref(), event: control.channel().port() };
-    backs[0].serve_control(&refs, stages).unwrap();
-    Pair { fronts, backs, stats, control, back, front }
-}
-
-impl Pair {
-    fn settle(&mut self) {
-        let mut port = loopback(4);
-        for _ in 0..20 {
-            self.control.step(&self.fronts).unwrap();
-            self.backs.iter_mut().for_each(|back| assert!(back.poll(&mut port, 8).is_ok()));
-        }
-    }
-
-    /// A large packet to the backend and back again, on each queue.
-    fn echo(&mut self) {
-        for (front, back) in self.fronts.iter_mut().zip(&mut self.backs) {
-            let mut port = loopback(4);
-            let frame = pattern(9000, 7);
-            front.send(&frame, Checksum::Unknown).unwrap();
-            front.publish().unwrap();
-            while back.poll(&mut port, 8).unwrap().any() {}
-            assert_eq!(front.receive(|got, _| got.to_vec()), Ok(Some(frame)));
-            front.publish().unwrap();
-            drain(&mut port);
-        }
-    }
-}
+use std::time::Duration;
 
 #[test]
 fn every_page_of_every_queue_is_staged_and_then_used() {
@@ -101,43 +52,6 @@ fn a_backend_that_stages_nothing_is_used_as_ever() {
     assert_eq!(p.control.staged(), 0);
     p.echo();
     assert_eq!(p.stats.staged(), 0);
-}
-
-/// A control ring in the hands of a test that plays the backend.
-struct Hostile {
-    control: Control<LocalDomain>,
-    queues: Vec<Queue<LocalDomain>>,
-    ring: BackRing<LocalMapping>,
-    page: LocalMapping,
-    back: LocalDomain,
-}
-
-fn hostile() -> Hostile {
-    let machine = LocalMachine::new();
-    let (front, back) = (machine.domain(FRONT), machine.domain(BACK));
-    let queues = vec![Queue::new(&front, BACK).unwrap()];
-    let control = Control::new(&front, BACK).unwrap();
-    let map = || back.map(FRONT, &[control.ring_gref()], Access::ReadWrite).unwrap();
-    let (ring, page) = (BackRing::attach(map(), CTRL_SLOT_SIZE).unwrap(), map());
-    Hostile { control, queues, ring, page, back }
-}
-
-impl Hostile {
-    fn asked(&mut self) -> CtrlRequest {
-        self.control.step(&self.queues).unwrap();
-        let mut slot = self.ring.pop().unwrap().expect("a request");
-        CtrlRequest::read(&mut slot).unwrap()
-    }
-
-    fn answer(&mut self, answer: CtrlResponse) -> Result<(), BackendFault> {
-        self.ring.push(&answer.to_bytes()).unwrap();
-        let _ = self.ring.publish();
-        self.control.step(&self.queues)
-    }
-}
-
-fn good(request: CtrlRequest, data: u32) -> CtrlResponse {
-    CtrlResponse { id: request.id, kind: request.kind, status: 0, data }
 }
 
 #[test]
@@ -197,6 +111,20 @@ fn every_lie_on_the_control_ring() {
         assert_eq!(h.control.step(&h.queues), Err(fault), "for ever");
         assert_eq!((h.control.fault(), fault.code()), (Some(fault), "ctrl-wrong-answer"));
     }
+    // The same answer twice: there is no second question.
+    let mut h = hostile();
+    let request = h.asked();
+    h.push(good(request, 512));
+    h.page.store_u32(8, 2, Ordering::SeqCst);
+    let fault = RingFault::ProducerOverflow { prod: 2, ahead: 2, most: 1 };
+    assert_eq!(h.control.step(&h.queues), Err(BackendFault::CtrlRing(fault)));
+    // To the next question it is another's.
+    let mut h = hostile();
+    let request = h.asked();
+    h.answer(good(request, 512)).unwrap();
+    h.asked();
+    let fault = BackendFault::CtrlAnswer { id: request.id, kind: request.kind };
+    assert_eq!(h.answer(good(request, 512)), Err(fault));
     // More answers than questions.
     let mut h = hostile();
     h.asked();
@@ -204,6 +132,119 @@ fn every_lie_on_the_control_ring() {
     let fault = RingFault::ProducerOverflow { prod: 7, ahead: 7, most: 1 };
     assert_eq!(h.control.step(&h.queues), Err(BackendFault::CtrlRing(fault)));
     assert_eq!(BackendFault::CtrlRing(fault).code(), "ctrl-ring-producer-overflow");
+}
+
+#[test]
+fn pages_are_given_back_in_good_order() {
+    let mut p = pair(true);
+    p.settle();
+    let mapped = p.back.pages_mapped();
+    p.echo();
+    p.control.unstage();
+    assert!(!p.control.is_done());
+    p.settle();
+    assert!(p.control.is_done());
+    assert_eq!((p.control.staged(), p.control.not_unstaged()), (0, 0));
+    assert_eq!(p.back.pages_mapped(), mapped - 2 * 512);
+    let before = p.stats.staged();
+    p.echo();
+    assert_eq!(p.stats.staged(), before, "the classic way");
+    // Nothing of the data is in use any more, though the backend is there.
+    let queue = p.fronts.remove(0).dismantle().unwrap_err();
+    assert_eq!(p.front.pages_granted(), 2 + (2 + 512) + 2, "rings, and the other queue");
+    drop((p.backs, queue));
+    // Given back while it was being asked for: what was staged by then is.
+    let mut p = pair(true);
+    p.control.step(&p.fronts).unwrap();
+    let mut port = loopback(4);
+    for _ in 0..3 {
+        p.backs.iter_mut().for_each(|back| assert!(back.poll(&mut port, 8).is_ok()));
+        p.control.step(&p.fronts).unwrap();
+        p.control.unstage();
+    }
+    p.settle();
+    assert!(p.control.is_done());
+    assert_eq!(p.backs.iter().map(Back::staged).collect::<Vec<_>>(), [0, 0]);
+    assert_eq!(p.control.staged(), 0);
+}
+
+#[test]
+fn a_backend_that_does_not_give_pages_back_is_not_asked_again() {
+    type Lie = fn(&ctrl::Hostile, CtrlRequest) -> CtrlResponse;
+    let cases: &[(Lie, usize)] = &[
+        (|_, r| good(r, 512), 512),
+        (|_, r| CtrlResponse { status: 2, ..good(r, 512) }, 512),
+        (|_, r| CtrlResponse { status: u32::MAX, ..good(r, 0) }, 512),
+        // Entries that say that they went, some of them.
+        (
+            |h, r| {
+                h.answer_entries(r, &[0; 512]);
+                good(r, u32::MAX)
+            },
+            0,
+        ),
+        (
+            |h, r| {
+                h.answer_entries(r, &[0, 1, 2, 3, 4, u16::MAX]);
+                good(r, 0)
+            },
+            511,
+        ),
+    ];
+    for (at, (lie, left)) in cases.iter().enumerate() {
+        let mut h = hostile();
+        let request = h.asked();
+        h.answer(good(request, 512)).unwrap();
+        let request = h.asked();
+        h.answer(good(request, 0)).unwrap();
+        assert_eq!((h.control.is_done(), h.control.staged()), (true, 512));
+        h.control.unstage();
+        let request = h.asked();
+        let Some(CtrlAsk::DelGrefMapping(list)) = request.ask() else { panic!("{request:?}") };
+        assert_eq!((list.queue, list.len), (0, 512));
+        let answer = lie(&h, request);
+        h.answer(answer).unwrap();
+        assert_eq!((h.control.staged(), h.control.not_unstaged()), (0, *left), "case {at}");
+        assert!(h.control.is_done());
+        assert!(h.ring.pop().unwrap().is_none());
+    }
+}
+
+#[test]
+fn an_answer_that_never_comes_is_waited_for_so_long_and_holds_up_nothing() {
+    let mut h = hostile();
+    h.control.set_clock(Duration::from_secs(100));
+    let request = h.asked();
+    for (at, silent) in [(0, false), (4999, false), (5000, true), (60_000, true)] {
+        h.control.set_clock(Duration::from_secs(100) + Duration::from_millis(at));
+        h.control.step(&h.queues).unwrap();
+        assert_eq!((h.control.is_silent(), h.control.is_done()), (silent, false), "{at} ms");
+    }
+    assert_eq!(PATIENCE, Duration::from_secs(5));
+    assert!(h.ring.pop().unwrap().is_none(), "nothing else is asked meanwhile");
+    h.queues[0].send(&pattern(60, 1), Checksum::Unknown).unwrap();
+    assert_eq!(h.queues[0].publish(), Ok(()));
+    // Late is better than never.
+    h.answer(good(request, 512)).unwrap();
+    assert!(!h.control.is_silent());
+    assert!(matches!(h.asked().ask(), Some(CtrlAsk::AddGrefMapping(_))));
+}
+
+#[test]
+fn an_answer_wakes_who_asked_to_be_woken() {
+    let mut h = hostile();
+    assert_eq!(h.control.final_check(), Ok(false), "nothing was asked");
+    for round in 0..2 {
+        let request = h.asked();
+        let _ = h.control.channel().take();
+        assert_eq!(h.control.final_check(), Ok(false));
+        h.push(good(request, 512));
+        assert!(h.control.channel().is_pending(), "round {round}");
+        assert_eq!(h.control.final_check(), Ok(true));
+        h.control.step(&h.queues).unwrap();
+    }
+    h.page.store_u32(8, 77, Ordering::SeqCst);
+    assert!(h.control.is_done() && h.control.final_check() == Ok(false), "nobody looks");
 }
 
 #[test]

@@ -161,7 +161,9 @@ fn begin<C: BackendClass>(
     left: XenbusState,
     class: C,
 ) -> BackendDriver<C> {
-    let driver = if options.resume && left == XenbusState::Connected {
+    // A frontend that was Reconfiguring has a session, too.
+    let served = matches!(left, XenbusState::Connected | XenbusState::Reconfigured);
+    let driver = if options.resume && served {
         BackendDriver::resuming(addr, class)
     } else {
         // A frontend that is Connected already was served by a predecessor of this process.

@@ -16,7 +16,8 @@ pub enum BackAction {
     /// Read what the frontend changes while it is connected, then [`XenbusState::Reconfigured`]. Only
     /// network interfaces do that.
     Reconfigure,
-    /// The frontend has seen that: write [`XenbusState::Connected`] again.
+    /// The frontend has seen that: read it once more, since it may have begun a second change before this
+    /// end saw the first end, then write [`XenbusState::Connected`] again.
     Reconfigured,
     /// Write [`XenbusState::Closing`], and go on serving so that the frontend can finish.
     StartClosing,
@@ -37,7 +38,7 @@ pub enum BackAction {
 /// | Initialised (3), Connected (4) | offer if that was never done, then connect, once; anew, if it was Connected before it was Initialised, or [asks for something else](Self::superseded) |
 /// | Closing (5) | closing, still serving |
 /// | Closed (6) | disconnect, closed; and removed, if no longer online |
-/// | Reconfiguring (7) | reconfigured, if connected; until the frontend is Connected again |
+/// | Reconfiguring (7) | reconfigured, if connected; until the frontend is Connected again. To one that takes over, it is Connected |
 /// | Reconfigured (8) | nothing |
 /// | nothing to be read | an offer, once, as long as it never was otherwise; else disconnect, closed; removed, if no longer online |
 ///
@@ -123,8 +124,10 @@ impl BackendMachine {
     pub fn decide(&mut self, front: XenbusState, online: bool) -> BackAction {
         use XenbusState as S;
         self.appeared |= front != S::Unknown;
-        self.stale &= front == S::Connected;
-        self.resume &= front == S::Connected;
+        // One that reconfigures is connected still.
+        let has_session = matches!(front, S::Connected | S::Reconfiguring);
+        self.stale &= has_session;
+        self.resume &= has_session;
         if self.removed {
             return BackAction::None;
         }
@@ -134,8 +137,9 @@ impl BackendMachine {
         match front {
             S::Initialised | S::Connected if self.superseded => BackAction::Disconnect,
             S::Initialising | S::InitWait if online => self.offer(),
-            S::Connected if self.stale && online => self.offer(),
-            S::Connected if self.resume && online => BackAction::Resume,
+            S::Connected | S::Reconfiguring if self.stale && online => self.offer(),
+            S::Connected | S::Reconfiguring if self.resume && online => BackAction::Resume,
+            S::Reconfiguring if self.stale || self.resume => self.connect(online),
             S::Initialised | S::Connected => self.connect(online),
             S::Closing => self.follow_closing(),
             S::Reconfiguring if self.connected && self.state == S::Connected => {
@@ -400,6 +404,21 @@ mod tests {
         let end = [BackAction::Reconfigured, BackAction::StartClosing];
         assert_eq!(settle(&mut m, S::Connected, false), end);
         assert_eq!(settle(&mut BackendMachine::new(), S::Reconfiguring, true), []);
+    }
+
+    #[test]
+    fn a_frontend_that_reconfigures_over_a_restart_is_answered() {
+        let mut m = BackendMachine::resuming();
+        let over = [BackAction::Resume, BackAction::Reconfigure];
+        assert_eq!(settle(&mut m, S::Reconfiguring, true), over);
+        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Reconfigured]);
+        let mut m = BackendMachine::restarted();
+        assert_eq!(settle(&mut m, S::Reconfiguring, true), [BackAction::WriteOffer]);
+        assert_eq!(settle(&mut m, S::Reconfiguring, true), []);
+        assert_eq!(settle(&mut m, S::Initialising, true), []);
+        assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
+        let mut m = BackendMachine::resuming();
+        assert_eq!(settle(&mut m, S::Reconfiguring, false), [BackAction::Close], "it is to go");
     }
 
     #[test]

@@ -12,6 +12,11 @@ pub enum FrontAction {
     Connect,
     /// Read what is served again: it may have changed (a disk was resized), or not.
     Refresh,
+    /// Write what this end changes while it is connected, then [`XenbusState::Reconfiguring`], in one
+    /// transaction. Only network interfaces do that.
+    Reconfigure,
+    /// The backend has taken that over: write [`XenbusState::Connected`] again.
+    Reconfigured,
     /// The backend started anew: give up the rings, keep what is unanswered to be sent again, and
     /// write [`XenbusState::Initialising`].
     Reconnect,
@@ -24,9 +29,10 @@ pub enum FrontAction {
 ///
 /// | backend | what is done |
 /// |---|---|
-/// | InitWait (2) | request, if at the start; reconnect, if connected |
+/// | InitWait (2) | request, if at the start; reconnect, if connected (or Reconfiguring) |
 /// | Initialised (3) | request, if at the start |
-/// | Connected (4) | connect, if requested; refresh, if connected and the event is new |
+/// | Connected (4) | connect, if requested; refresh, if connected and the event is new; [reconfigure](Self::reconfigures), if this end wants to |
+/// | Reconfigured (8) | connected again, if Reconfiguring; if connected, as Connected: Linux's netback stays so |
 /// | Closing (5) | close, if begun; if the device is to go, in any case |
 /// | Closed (6) | the same |
 /// | Initialising (1), or nothing to be read | reconnect, if requested: whoever made the offer has died |
@@ -64,15 +70,21 @@ impl FrontendMachine {
         use XenbusState as S;
         match (back, self.state) {
             (S::InitWait | S::Initialised, S::Initialising) => FrontAction::WriteRequest,
-            (S::InitWait, S::Connected) => FrontAction::Reconnect,
+            (S::InitWait, S::Connected | S::Reconfiguring) => FrontAction::Reconnect,
             // This end asks only whom made an offer, so that one has died since, and what was set
             // up for it is of no use to another.
             (S::Unknown | S::Initialising, S::Initialised) => FrontAction::Reconnect,
             (S::Connected, S::Initialised) => FrontAction::Connect,
-            (S::Connected, S::Connected) if fresh => FrontAction::Refresh,
-            (S::Closing | S::Closed, S::Initialised | S::Connected | S::Closing) => {
-                FrontAction::Close
+            (S::Reconfigured, S::Reconfiguring) => FrontAction::Reconfigured,
+            (S::Connected | S::Reconfigured, S::Connected) | (S::Connected, S::Reconfiguring)
+                if fresh =>
+            {
+                FrontAction::Refresh
             }
+            (
+                S::Closing | S::Closed,
+                S::Initialised | S::Connected | S::Reconfiguring | S::Closing,
+            ) => FrontAction::Close,
             // A frontend at the start waits for a backend that is about to offer anew, but must
             // not hold up the end of its device.
             (S::Closing | S::Closed, S::Initialising) if !online => FrontAction::Close,
@@ -80,12 +92,23 @@ impl FrontendMachine {
         }
     }
 
+    /// Whether [`FrontAction::Reconfigure`] can be done now, given the backend's state: nothing else is
+    /// under way.
+    #[must_use]
+    pub fn reconfigures(&self, back: XenbusState) -> bool {
+        use XenbusState as S;
+        self.state == S::Connected && matches!(back, S::Connected | S::Reconfigured)
+    }
+
     /// An action was carried out.
     pub const fn done(&mut self, action: FrontAction) {
         match action {
             FrontAction::None | FrontAction::Refresh => {}
             FrontAction::WriteRequest => self.state = XenbusState::Initialised,
-            FrontAction::Connect => self.state = XenbusState::Connected,
+            FrontAction::Connect | FrontAction::Reconfigured => {
+                self.state = XenbusState::Connected;
+            }
+            FrontAction::Reconfigure => self.state = XenbusState::Reconfiguring,
             FrontAction::Reconnect => self.state = XenbusState::Initialising,
             FrontAction::Close => self.state = XenbusState::Closed,
         }
@@ -107,6 +130,7 @@ impl FrontendMachine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec;
     use alloc::vec::Vec;
     use proptest::prelude::*;
 
@@ -175,6 +199,38 @@ mod tests {
         assert_eq!(settle(&mut m, S::Closing, true), [FrontAction::Close]);
     }
 
+    #[test]
+    fn a_change_while_connected_is_told_and_waited_for_whatever_the_backend_does() {
+        let connected = || {
+            let mut m = FrontendMachine::new();
+            settle(&mut m, S::InitWait, true);
+            assert!(!m.reconfigures(S::Connected), "not yet");
+            settle(&mut m, S::Connected, true);
+            m
+        };
+        let mut m = connected();
+        // Linux's netback stays Reconfigured, so that the second finds it so.
+        for back in [S::Connected, S::Reconfigured] {
+            assert!(m.reconfigures(back));
+            m.done(FrontAction::Reconfigure);
+            assert!(!m.reconfigures(back), "one at a time");
+            assert_eq!(settle(&mut m, S::Connected, true), [FrontAction::Refresh]);
+            assert_eq!(settle(&mut m, S::Reconfigured, true), [FrontAction::Reconfigured]);
+            assert_eq!(m.state(), S::Connected);
+        }
+        for (back, does) in [
+            (S::Closing, vec![FrontAction::Close]),
+            (S::Closed, vec![FrontAction::Close]),
+            (S::InitWait, vec![FrontAction::Reconnect, FrontAction::WriteRequest]),
+            (S::Unknown, vec![]),
+        ] {
+            let mut m = connected();
+            m.done(FrontAction::Reconfigure);
+            assert_eq!(settle(&mut m, back, true), does, "{back}");
+            assert!(!m.reconfigures(back));
+        }
+    }
+
     proptest! {
         #[test]
         fn any_order_of_states_settles(steps in proptest::collection::vec((0_u32..9, any::<bool>(), 0_u8..10), 0..60)) {
@@ -183,6 +239,7 @@ mod tests {
                 match own {
                     0 => m.closing(),
                     1 => m.restart(),
+                    2 if m.reconfigures(S::from_number(back)) => m.done(FrontAction::Reconfigure),
                     _ => {}
                 }
                 settle(&mut m, S::from_number(back), online);

@@ -296,7 +296,10 @@ impl<C: BackendClass> BackendDriver<C> {
                 Err(fault)
                     if matches!(
                         action,
-                        BackAction::Connect | BackAction::Resume | BackAction::Reconfigure
+                        BackAction::Connect
+                            | BackAction::Resume
+                            | BackAction::Reconfigure
+                            | BackAction::Reconfigured
                     ) =>
                 {
                     self.fail(xs, &fault)?;
@@ -360,7 +363,11 @@ impl<C: BackendClass> BackendDriver<C> {
                 class.reconfigure(xs, ends)?;
                 XenbusState::Reconfigured
             }
-            BackAction::Reconfigured => XenbusState::Connected,
+            BackAction::Reconfigured => {
+                // A second change may have begun before this end had seen the first one's end.
+                class.reconfigure(xs, ends)?;
+                XenbusState::Connected
+            }
             BackAction::StartClosing => XenbusState::Closing,
             BackAction::Close => XenbusState::Closed,
             BackAction::Disconnect => {

@@ -31,6 +31,32 @@ pub trait FrontendClass {
     /// A [`Fault`] closes the device.
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault>;
 
+    /// Writes what this end may change at any time while it is connected, other than by Reconfiguring.
+    /// Called at every step, mostly with nothing to do.
+    ///
+    /// # Errors
+    /// A [`HandshakeError`] closes the device.
+    fn tell(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
+        Ok(())
+    }
+
+    /// Whether something is to be changed that the backend takes over when this end is Reconfiguring.
+    /// Asked at every step while it is Connected.
+    fn reconfigures(&self) -> bool {
+        false
+    }
+
+    /// Writes that. Part of a transaction, so it may run more than once.
+    ///
+    /// # Errors
+    /// A [`HandshakeError`] closes the device.
+    fn reconfigure(&self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
+        Ok(())
+    }
+
+    /// That was written; or (`taken`) the backend has taken it over, by its word.
+    fn reconfigured(&mut self, _taken: bool) {}
+
     /// Whether what is offered is not what this end asked for any more: another backend has come, and
     /// went away over it. Asked before this end follows one that closes and never connected.
     fn is_outdated(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> bool {
@@ -175,6 +201,13 @@ impl<C: FrontendClass> FrontendDriver<C> {
             {
                 action = FrontAction::Reconnect;
             }
+            if action == FrontAction::None
+                && !self.broken
+                && self.machine.reconfigures(back)
+                && self.class.reconfigures()
+            {
+                action = FrontAction::Reconfigure;
+            }
             fresh = false;
             let idle = action == FrontAction::None || (self.broken && action != FrontAction::Close);
             if !idle {
@@ -189,11 +222,21 @@ impl<C: FrontendClass> FrontendDriver<C> {
                     Err(fault) => self.fail(xs, &fault)?,
                 }
             }
-            self.released = !matches!(back, XenbusState::Connected | XenbusState::Closing);
+            self.released = !matches!(
+                back,
+                XenbusState::Connected
+                    | XenbusState::Closing
+                    | XenbusState::Reconfiguring
+                    | XenbusState::Reconfigured
+            );
             if self.released {
                 self.class.release();
             }
             if idle {
+                let serves = [XenbusState::Connected, XenbusState::Reconfiguring];
+                if !self.broken && serves.contains(&self.machine.state()) {
+                    self.class.tell(xs, &self.ends)?;
+                }
                 return Ok(Life::Alive);
             }
         }
@@ -212,6 +255,18 @@ impl<C: FrontendClass> FrontendDriver<C> {
             }
             FrontAction::Connect => {
                 class.connect(xs, ends)?;
+                XenbusState::Connected
+            }
+            FrontAction::Reconfigure => {
+                transaction(xs, |tx| {
+                    class.reconfigure(tx, ends)?;
+                    switch_state(tx, &ends.front, XenbusState::Reconfiguring).map(drop)
+                })?;
+                class.reconfigured(false);
+                return Ok(());
+            }
+            FrontAction::Reconfigured => {
+                class.reconfigured(true);
                 XenbusState::Connected
             }
             FrontAction::Refresh => return class.connect(xs, ends),

@@ -11,7 +11,7 @@ pub use negotiated::{Negotiated, Offloads};
 pub use offer::{BackOffer, FrontLimits};
 pub use request::{
     ControlRing, EventChannels, FrontRequest, Queue, multicast_request_path,
-    read_multicast_request, read_xdp_headroom, write_xdp_headroom,
+    read_multicast_request, read_xdp_headroom, write_multicast_request, write_xdp_headroom,
 };
 pub use toolstack::{
     Rate, ToolstackBack, ToolstackFront, create_backend, create_device, is_live, rate_path,

@@ -200,6 +200,19 @@ pub fn read_multicast_request<X: Xenstore + ?Sized>(
     Reader { xs, base: frontend }.flag("request-multicast-control", false)
 }
 
+/// Writes the same, for a connected frontend to do where
+/// [`BackOffer::dynamic_multicast_control`] was offered.
+///
+/// # Errors
+/// xenstore's.
+pub fn write_multicast_request<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    frontend: &str,
+    chosen: bool,
+) -> Result<(), HandshakeError> {
+    Writer { xs, base: frontend }.flag("request-multicast-control", chosen)
+}
+
 /// Reads how many bytes a frontend that reconfigures wants to be left free before received data.
 ///
 /// # Errors

@@ -1,20 +1,19 @@
 //! The device: a virtual NIC's frontend end, from the toolstack's words to a usable queue.
 
+mod class;
+mod live;
+
 use crate::control::Control;
-use crate::fault::{BackendFault, SetupError};
-use crate::queue::{Features, Queue};
+use crate::fault::BackendFault;
+use crate::groups::Groups;
+use crate::queue::Queue;
 use crate::session::Session;
+use crate::steering::Steering;
 use alloc::vec::Vec;
 use core::fmt;
-use pvio_event_channel::{EventChannel, EventChannels};
-use pvio_grant_table::{DomId, Granter};
-use pvio_xenbus::Xenstore;
-use pvio_xenbus::driver::{Ends, Fault, FrontendClass};
-use pvio_xenbus::handshake::HandshakeError;
-use pvio_xenbus::handshake::vif::{
-    BackOffer, ControlRing, EventChannels as Events, FrontLimits, FrontRequest, Mac, Negotiated,
-    Queue as QueueKeys, ToolstackFront, read_carrier,
-};
+use pvio_event_channel::EventChannels;
+use pvio_grant_table::Granter;
+use pvio_xenbus::handshake::vif::{BackOffer, Mac};
 
 /// The MTU of an interface whose toolstack names none, in bytes (`netif.h`).
 pub(crate) const DEFAULT_MTU: u32 = 1500;
@@ -45,6 +44,24 @@ pub struct Nic<P: Granter + EventChannels + Clone> {
     splits: bool,
     /// Whether the backend is asked to keep pages mapped.
     stages: bool,
+    steering: Option<Steering>,
+    groups: Groups,
+    /// Whether only groups that are joined are to be heard.
+    chooses: bool,
+    /// Room wanted before received data, in bytes.
+    headroom: u16,
+    /// What the backend of this session offers, and has been told through xenstore.
+    offer: BackOffer,
+    told: Told,
+}
+
+/// What stands in xenstore of what may change while the NIC is connected.
+#[derive(Clone, Copy, Default)]
+struct Told {
+    chooses: bool,
+    headroom: u16,
+    /// The room that the backend has taken over.
+    taken: u16,
 }
 
 impl<P: Granter + EventChannels + Clone> Nic<P> {
@@ -65,6 +82,12 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
             max_queues: 1,
             splits: false,
             stages: true,
+            steering: None,
+            groups: Groups::default(),
+            chooses: false,
+            headroom: 0,
+            offer: BackOffer::default(),
+            told: Told::default(),
         }
     }
 
@@ -98,14 +121,37 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         self
     }
 
+    /// The same NIC, whose received packets are to be [spread](Self::steer) so over its queues, where there
+    /// are several, and a control ring.
+    #[must_use]
+    pub fn steered_by(mut self, steering: Steering) -> Self {
+        self.steering = Some(steering);
+        self
+    }
+
+    /// The same NIC, which is to hear only multicast groups that it [joins](Self::join).
+    #[must_use]
+    pub fn choosing_groups(mut self) -> Self {
+        self.chooses = true;
+        self
+    }
+
+    /// The same NIC, with so much [room](Self::ask_headroom) before received data.
+    #[must_use]
+    pub fn with_headroom(mut self, bytes: u16) -> Self {
+        self.ask_headroom(bytes);
+        self
+    }
+
     /// The first queue, while the NIC is connected. Another one after the backend was restarted: what
     /// was in flight then is lost, as on any network.
     pub fn queue(&mut self) -> Option<&mut Queue<P>> {
         self.queues().first_mut()
     }
 
-    /// Every queue, while the NIC is connected: as [`queue`](Self::queue). What the backend broke on the
-    /// control ring is found here, too: see [`fault`](Self::fault).
+    /// Every queue, while the NIC is connected: as [`queue`](Self::queue). What is under way on the control
+    /// ring, and with multicast groups, goes on here; so what the backend broke there is found here, too: see
+    /// [`fault`](Self::fault).
     pub fn queues(&mut self) -> &mut [Queue<P>] {
         match &mut self.session {
             Some(Session { queues, control }) if self.connected => {
@@ -114,6 +160,13 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
                     Some(control) => control.fault().is_some(),
                     None => false,
                 };
+                if let Some(first) = queues.first_mut()
+                    && self.offer.multicast_control
+                    && !self.groups.are_told()
+                {
+                    // The queue keeps its fault.
+                    let _ = self.groups.step(first);
+                }
                 if broken { &mut [] } else { queues }
             }
             _ => &mut [],
@@ -127,13 +180,6 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         let Session { queues, control } = self.session.as_ref()?;
         let control = control.as_ref().and_then(Control::fault);
         control.or_else(|| queues.iter().find_map(Queue::fault))
-    }
-
-    /// Pages that the backend keeps mapped, by its word.
-    #[must_use]
-    pub fn staged(&self) -> usize {
-        let control = self.session.as_ref().and_then(|session| session.control.as_ref());
-        control.map_or(0, Control::staged)
     }
 
     /// The first queue of this session or of the last one.
@@ -176,113 +222,6 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
     #[must_use]
     pub fn sessions(&self) -> u32 {
         self.sessions
-    }
-
-    /// What is asked of the backend with these queues.
-    fn wanted(&self, session: &Session<P>) -> FrontRequest {
-        let events = |queue: &Queue<P>| {
-            let tx = queue.channel().port().0;
-            match queue.rx_channel() {
-                Some(rx) => Events::Split { tx, rx: rx.port().0 },
-                None => Events::Shared(tx),
-            }
-        };
-        let keys = |queue: &Queue<P>| QueueKeys {
-            tx_ring_ref: queue.tx_gref().0,
-            rx_ring_ref: queue.rx_gref().0,
-            events: events(queue),
-        };
-        let ctrl = session.control.as_ref().map(|control| ControlRing {
-            ring_ref: control.ring_gref().0,
-            event_channel: control.channel().port().0,
-        });
-        FrontRequest {
-            queues: session.queues.iter().map(keys).collect(),
-            ctrl,
-            rx_notify: true,
-            sg: true,
-            ipv6_csum_offload: true,
-            gso_tcpv4: self.takes_gso,
-            gso_tcpv6: self.takes_gso,
-            ..FrontRequest::default()
-        }
-    }
-
-    /// Sets up what an offer has room for.
-    fn set_up(&self, offer: &BackOffer, backend: DomId) -> Result<Session<P>, SetupError> {
-        let count = offer.plan(FrontLimits { max_queues: self.max_queues });
-        let split = self.splits && offer.split_event_channels;
-        let queue = |_| Queue::with_channels(&self.platform, backend, split);
-        let queues = (0..count).map(queue).collect::<Result<_, _>>()?;
-        let control = (self.stages && offer.ctrl_ring)
-            .then(|| Control::new(&self.platform, backend))
-            .transpose()?;
-        Ok(Session { queues, control })
-    }
-}
-
-impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let toolstack = ToolstackFront::read(xs, &ends.front)?;
-        self.mac = Some(toolstack.mac);
-        self.mtu = toolstack.mtu.unwrap_or(DEFAULT_MTU);
-        self.speed = toolstack.speed;
-        self.release();
-        if self.old.len() >= MAX_OLD {
-            let text =
-                "the backend starts over and over, and keeps the rings of earlier sessions mapped";
-            return Err(Fault::new("front-rings-kept", text));
-        }
-        if let Some(last) = self.session.take() {
-            self.old.extend(last.dismantle().err());
-        }
-        let offer = BackOffer::read(xs, &ends.back)?;
-        let session = self.set_up(&offer, toolstack.backend_id);
-        let mut session = session.map_err(|error| Fault::new("front-setup", error))?;
-        let agreed = Negotiated::new(&offer, &self.wanted(&session));
-        for queue in &mut session.queues {
-            queue.set_features(Features {
-                sg: agreed.to_back.sg,
-                checksum_v4: agreed.to_back.csum_v4,
-                checksum_v6: agreed.to_back.csum_v6,
-                gso_v4: agreed.to_back.gso_v4,
-                gso_v6: agreed.to_back.gso_v6,
-                takes_gso_v4: agreed.to_front.gso_v4,
-                takes_gso_v6: agreed.to_front.gso_v6,
-            });
-            #[cfg(feature = "smoltcp")]
-            queue.set_mtu(self.mtu);
-        }
-        self.session = Some(session);
-        Ok(())
-    }
-
-    fn request(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
-        let no_rings = HandshakeError::Unwritable("rings that were never made");
-        let session = self.session.as_ref().ok_or(no_rings)?;
-        self.wanted(session).write(xs, &ends.front)
-    }
-
-    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        self.carrier = read_carrier(xs, &ends.back)?;
-        if !core::mem::replace(&mut self.connected, true) {
-            self.sessions = self.sessions.saturating_add(1);
-            for queue in self.queues() {
-                queue.publish().map_err(|fault| Fault::new(fault.code(), fault))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn disconnect(&mut self) {
-        self.connected = false;
-    }
-
-    fn release(&mut self) {
-        if !self.connected {
-            let still = core::mem::take(&mut self.old);
-            self.old.extend(still.into_iter().filter_map(|session| session.dismantle().err()));
-        }
     }
 }
 

@@ -1,0 +1,167 @@
+//! Staging grants: the queues' pages, which the backend is asked to keep mapped, and to unmap.
+
+use super::Ask;
+use crate::queue::Queue;
+use alloc::vec::Vec;
+use pvio_event_channel::EventChannels;
+use pvio_grant_table::{GrantRef, Granter};
+use pvio_ring::proto::netif::{
+    CtrlAsk, CtrlStatus, GREF_ENTRIES_MAX, GREF_ENTRY_SIZE, GrefEntry, GrefList,
+};
+use pvio_ring::shm::Region;
+
+/// What stands in an entry until the backend has answered it: no status that there is.
+const UNANSWERED: u16 = u16::MAX;
+
+/// Which pages the backend keeps, and what it is asked next.
+#[derive(Debug)]
+pub(super) struct Stage {
+    at: At,
+    /// Of each queue, how many pages of its list it keeps, from the first on.
+    kept: Vec<usize>,
+    /// Pages are to be given back once what is under way is answered.
+    leaves: bool,
+    /// How many entries the last list had.
+    listed: usize,
+    /// Entries that a backend did not unmap, by its word.
+    refused: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum At {
+    /// How many pages this queue may have.
+    Size {
+        queue: usize,
+    },
+    /// To keep so many of this queue's.
+    Add {
+        queue: usize,
+        most: u32,
+    },
+    /// To unmap this queue's.
+    Remove {
+        queue: usize,
+    },
+    Done,
+}
+
+impl Stage {
+    /// Whether pages are to be staged at all.
+    pub const fn new(wanted: bool) -> Self {
+        let at = if wanted { At::Size { queue: 0 } } else { At::Done };
+        Self { at, kept: Vec::new(), leaves: false, listed: 0, refused: 0 }
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.at == At::Done
+    }
+
+    /// Pages that are kept, over all queues.
+    pub fn staged(&self) -> usize {
+        self.kept.iter().fold(0, |sum, kept| sum.saturating_add(*kept))
+    }
+
+    /// Entries that the backend did not unmap when it was asked to.
+    pub const fn refused(&self) -> usize {
+        self.refused
+    }
+
+    /// Every page is to be given back; `under_way` says whether a request of ours is unanswered.
+    pub fn leave(&mut self, under_way: bool) {
+        self.leaves = true;
+        if !under_way {
+            self.at = At::Remove { queue: 0 };
+        }
+    }
+
+    /// Whether pages are given back now, which comes before all else.
+    pub const fn is_leaving(&self) -> bool {
+        self.leaves
+    }
+
+    /// The next request; its list stands in `page`.
+    pub fn next<P: Granter + EventChannels>(
+        &mut self,
+        queues: &[Queue<P>],
+        page: GrantRef,
+    ) -> Option<Ask> {
+        loop {
+            let (queue, most) = match self.at {
+                At::Done => return None,
+                At::Size { queue } => {
+                    return Some(CtrlAsk::GetGrefMappingSize { queue: queue as u32 }.into());
+                }
+                At::Add { queue, most } => (queue, GREF_ENTRIES_MAX.min(most as usize)),
+                At::Remove { queue } => {
+                    let Some(kept) = self.kept.get(queue).copied() else {
+                        self.at = At::Done;
+                        continue;
+                    };
+                    if kept == 0 {
+                        self.at = At::Remove { queue: queue.saturating_add(1) };
+                        continue;
+                    }
+                    (queue, kept)
+                }
+            };
+            let Some(of) = queues.get(queue) else {
+                self.at = At::Done;
+                continue;
+            };
+            let adds = matches!(self.at, At::Add { .. });
+            let status = if adds { 0 } else { UNANSWERED };
+            let list: Vec<u8> = of
+                .staging_list()
+                .take(most)
+                .flat_map(|entry| GrefEntry { status, ..entry }.to_bytes())
+                .collect();
+            self.listed = list.len() / GREF_ENTRY_SIZE;
+            let grefs = GrefList { queue: queue as u32, page, len: self.listed as u32 };
+            let what =
+                if adds { CtrlAsk::AddGrefMapping(grefs) } else { CtrlAsk::DelGrefMapping(grefs) };
+            return Some(Ask { what, page: list });
+        }
+    }
+
+    /// The answer to the last request; `list` is the page with the entries.
+    pub fn answered(&mut self, status: u32, data: u32, list: &impl Region, queues: usize) {
+        let done = status == CtrlStatus::Success as u32;
+        self.kept.resize(queues, 0);
+        self.at = match self.at {
+            At::Size { queue } if done && data > 0 => At::Add { queue, most: data },
+            At::Add { queue, .. } if done => {
+                self.keep(queue, self.listed);
+                let queue = queue.saturating_add(1);
+                if queue < queues { At::Size { queue } } else { At::Done }
+            }
+            At::Remove { queue } => {
+                let left = if done { refused(list, self.listed) } else { self.listed };
+                self.refused = self.refused.saturating_add(left);
+                self.keep(queue, 0);
+                At::Remove { queue: queue.saturating_add(1) }
+            }
+            // It keeps none, or no more: what it has not it reaches as it always did.
+            _ => At::Done,
+        };
+        if self.leaves && !matches!(self.at, At::Remove { .. }) {
+            self.at = At::Remove { queue: 0 };
+        }
+    }
+
+    fn keep(&mut self, queue: usize, pages: usize) {
+        if let Some(kept) = self.kept.get_mut(queue) {
+            *kept = pages;
+        }
+    }
+}
+
+/// How many of a list's first entries were not unmapped: each is read once, and anything but success
+/// counts.
+fn refused(list: &impl Region, entries: usize) -> usize {
+    let mut bytes = [0; GREF_ENTRY_SIZE];
+    let failed = |at: &usize| {
+        let read = list.read_bytes(at.saturating_mul(GREF_ENTRY_SIZE), &mut bytes);
+        read.is_none() || GrefEntry::from_bytes(bytes).status != CtrlStatus::Success as u16
+    };
+    (0..entries).filter(failed).count()
+}
