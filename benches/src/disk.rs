@@ -109,7 +109,7 @@ const fn copying(case: Case) -> Case {
 }
 
 const fn keeping(case: Case) -> Case {
-    Case { path: DataPath::Persistent, ..case }
+    Case { path: DataPath::PersistentOrMap, ..case }
 }
 
 impl Case {

@@ -14,18 +14,38 @@ pub enum DataPath {
     Copy,
     /// Pages stay mapped and are found again by their grant reference: no byte is copied and,
     /// once the guest has used all its buffers, nothing is mapped. Needs a frontend that keeps its
-    /// grants (`feature-persistent`).
-    Persistent,
+    /// grants (`feature-persistent`). Pages beyond [those that are
+    /// kept](crate::pages::kept_most) are mapped for the length of their request.
+    PersistentOrMap,
+    /// The same, but data of pages beyond those that are kept goes through pages of our own.
+    PersistentOrCopy,
 }
 
 impl DataPath {
+    /// Every path.
+    pub const ALL: [Self; 4] =
+        [Self::Map, Self::Copy, Self::PersistentOrMap, Self::PersistentOrCopy];
+
+    /// Whether pages stay mapped.
+    #[must_use]
+    pub const fn keeps(self) -> bool {
+        matches!(self, Self::PersistentOrMap | Self::PersistentOrCopy)
+    }
+
+    /// Whether data of pages that do not stay mapped is copied; else such pages are mapped.
+    #[must_use]
+    pub const fn copies(self) -> bool {
+        matches!(self, Self::Copy | Self::PersistentOrCopy)
+    }
+
     /// A word for logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Map => "map",
             Self::Copy => "copy",
-            Self::Persistent => "persistent",
+            Self::PersistentOrMap => "persistent-or-map",
+            Self::PersistentOrCopy => "persistent-or-copy",
         }
     }
 }
@@ -44,9 +64,11 @@ pub enum Policy {
     Map,
     /// [`DataPath::Copy`], whatever the frontend asks for.
     Copy,
-    /// [`DataPath::Persistent`] is offered; a frontend that does not agree has its pages mapped.
+    /// Keeping pages mapped is offered; what is not kept is mapped, and so is all of a frontend that
+    /// does not agree.
     PersistentOrMap,
-    /// [`DataPath::Persistent`] is offered; a frontend that does not agree has its data copied.
+    /// Keeping pages mapped is offered; of what is not kept the data is copied, and so is all of a
+    /// frontend that does not agree.
     PersistentOrCopy,
 }
 
@@ -65,7 +87,8 @@ impl Policy {
     #[must_use]
     pub const fn path(self, agreed: bool) -> DataPath {
         match self {
-            Self::PersistentOrMap | Self::PersistentOrCopy if agreed => DataPath::Persistent,
+            Self::PersistentOrMap if agreed => DataPath::PersistentOrMap,
+            Self::PersistentOrCopy if agreed => DataPath::PersistentOrCopy,
             Self::Map | Self::PersistentOrMap => DataPath::Map,
             Self::Copy | Self::PersistentOrCopy => DataPath::Copy,
         }
@@ -110,12 +133,10 @@ mod tests {
     fn persistent_grants_are_used_only_when_offered_and_agreed() {
         for policy in Policy::ALL {
             assert_eq!(policy.as_str().parse(), Ok(policy));
-            assert_eq!(
-                policy.path(true) == DataPath::Persistent,
-                policy.offers_persistent(),
-                "{policy}"
-            );
-            assert_ne!(policy.path(false), DataPath::Persistent, "{policy}");
+            let [agreed, not] = [true, false].map(|agreed| policy.path(agreed));
+            assert_eq!((agreed.keeps(), not.keeps()), (policy.offers_persistent(), false));
+            assert_eq!(agreed.copies(), not.copies(), "{policy}");
+            assert_eq!(agreed.as_str(), policy.as_str());
         }
         assert_eq!("persistent".parse::<Policy>(), Err(UnknownPolicy));
     }

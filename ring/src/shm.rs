@@ -34,7 +34,7 @@ mod words;
 #[cfg(feature = "alloc")]
 pub use heap::HeapMemory;
 #[cfg(feature = "alloc")]
-pub use private::PrivatePage;
+pub use private::{PoolMemory, PrivatePage};
 pub(crate) use slots::{IndexWord, RingMemory, SlotBytes, SlotRoom};
 
 use core::ptr::NonNull;

@@ -7,14 +7,26 @@ use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantRef, GrantStatu
 use pvio_ring::shm::{Either, SharedMemory};
 
 impl<M: SharedMemory> Pages<M> {
-    /// Takes a page of our own for each that is wanted, and copies in what is to be written to the
-    /// disk, in one call.
+    /// Takes a page of our own for each that is beyond those that are kept, and copies in what is
+    /// to be written to the disk, in one call.
     pub(super) fn copy_in<P: GrantCopier>(&mut self, grants: &P, frontend: DomId, stats: &Stats) {
         let Self { wanted, found, places, pool, .. } = self;
         places.clear();
         let mut ops = recycle(core::mem::take(&mut self.ops));
-        for (i, (want, buf)) in wanted.iter().zip(found.iter_mut()).enumerate() {
-            let Some(page) = pool.take(want.segment.gref) else { continue };
+        let mut next = None;
+        let pages = wanted.iter().zip(found.iter_mut()).enumerate();
+        for (i, (want, buf)) in pages.filter(|(_, (want, _))| want.beyond) {
+            let gref = want.segment.gref;
+            // A request's pages lie together if that can be.
+            if want.first {
+                next = None;
+            }
+            let page = next.and_then(|next| pool.take(next, gref)).or_else(|| {
+                let place = pool.place_for(usize::from(want.left))?;
+                pool.take(place, gref)
+            });
+            let Some(page) = page else { continue };
+            next = Some(page.number() + 1);
             let Either::B(Either::B(page)) = buf.insert(Either::B(Either::B(page))) else {
                 continue;
             };
@@ -55,7 +67,7 @@ impl<M: SharedMemory> Pages<M> {
         let mut ops = recycle(core::mem::take(&mut self.ops));
         let mut rest = self.returned.as_mut_slice();
         let mut at = 0;
-        for done in finished.iter().filter(|done| !done.copy.is_empty()) {
+        for done in finished.iter_mut().filter(|done| !done.copy.is_empty()) {
             // The operations' pages lie in the order in which they were returned.
             let (_, after) = rest.split_at_mut(done.copy.start - at);
             let (here, after) = after.split_at_mut(done.copy.len());
@@ -65,6 +77,7 @@ impl<M: SharedMemory> Pages<M> {
                 let gref = self.pool.gref(page);
                 let from = page.bytes().get(seg.offset..seg.offset + seg.len).unwrap_or_default();
                 ops.push(copy_op(frontend, gref, seg.offset, CopyBuf::ToGrant(from)));
+                done.copies += 1;
             }
         }
         if !ops.is_empty() {
@@ -73,8 +86,8 @@ impl<M: SharedMemory> Pages<M> {
         }
         let mut outcomes = ops.iter().map(|op| op.status == GrantStatus::Okay);
         for done in finished {
-            let copied = outcomes.by_ref().take(done.copy.len()).filter(|okay| *okay).count();
-            if copied < done.copy.len() {
+            let copied = outcomes.by_ref().take(done.copies).filter(|okay| *okay).count();
+            if copied < done.copies {
                 done.result = Err(StepError::Grant);
             }
         }

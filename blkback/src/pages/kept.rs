@@ -1,236 +1,189 @@
-//! Grants that stay mapped, found by their references; those not used for the longest time make
-//! room for others.
+//! Grants that stay mapped. When all that may be kept is, what is used stays: pages beyond are
+//! served in the policy's other way, and what was not used for long makes room by and by.
 
 use super::Buf;
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::time::Duration;
-use pvio_grant_table::GrantRef;
+use pvio_grant_table::policy::Keep;
+use pvio_grant_table::{DomId, GrantRef};
 use pvio_ring::shm::Either;
 
-/// How long a page that is not used stays mapped, as Linux's backend has it.
-pub(crate) const UNUSED: Duration = Duration::from_secs(60);
-
-/// No entry.
-const NONE: u32 = u32::MAX;
+/// How often it is looked for what can go, as Linux's backend does; also the unit of its time.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// How long a page that is not used stays mapped, as Linux's backend has it: 60 s in intervals.
+const UNUSED: u32 = 600;
+/// Of pages that were not used for so many intervals, and not since the last look, some go where room
+/// was wanted; those not used for longest before the others.
+const IDLE: [u32; 3] = [100, 10, 1];
+/// Of all that may be kept this part goes at a time, as Linux's backend has it: 5 %.
+const PART: usize = 20;
 
 /// Mapped pages of one frontend. A page in use by a request is shared with it and cannot go.
 #[derive(Debug)]
 pub(super) struct Kept<M> {
-    entries: Vec<Entry<M>>,
-    by_gref: BTreeMap<u32, u32>,
-    /// Entries without a page.
-    vacant: Vec<u32>,
-    newest: u32,
-    oldest: u32,
-    most: usize,
-    /// The time, as far as known; from an arbitrary beginning.
-    pub now: Duration,
-}
-
-#[derive(Debug)]
-struct Entry<M> {
-    gref: u32,
-    page: Option<Arc<M>>,
-    used: Duration,
-    newer: u32,
-    older: u32,
+    pages: Keep<Arc<M>>,
+    /// How many may go at a time to make room.
+    step: usize,
+    /// A page was not kept for want of room since room was last made.
+    wanted: bool,
 }
 
 impl<M> Kept<M> {
     /// Room for `most` pages.
     pub fn new(most: usize) -> Self {
-        Self {
-            entries: Vec::with_capacity(most),
-            by_gref: BTreeMap::new(),
-            vacant: Vec::with_capacity(most),
-            newest: NONE,
-            oldest: NONE,
-            most,
-            now: Duration::ZERO,
-        }
+        Self { pages: Keep::new(most), step: most.div_ceil(PART), wanted: false }
     }
 
     /// How many are mapped.
     pub fn len(&self) -> usize {
-        self.by_gref.len()
+        self.pages.len()
     }
 
-    /// The page of a reference, if it is mapped; it is the one used last now.
-    pub fn get(&mut self, gref: GrantRef) -> Option<Arc<M>> {
-        let place = *self.by_gref.get(&gref.0)?;
-        self.unlink(place);
-        self.link(place);
-        self.entry(place)?.page.clone()
+    /// The page of a reference, if it is mapped.
+    #[inline]
+    pub fn get(&mut self, frontend: DomId, gref: GrantRef) -> Option<Arc<M>> {
+        self.pages.get(frontend, gref).map(|page| Arc::clone(page))
     }
 
-    /// Takes a page that was just mapped, and gives it to its first user. Not kept if there is no
-    /// room, because requests use all there are, or if the reference is here already.
-    pub fn insert(&mut self, gref: GrantRef, page: M) -> Buf<M> {
-        if self.by_gref.contains_key(&gref.0) || (self.len() >= self.most && !self.evict()) {
-            return Either::A(page);
-        }
+    /// Whether there is room for one more. That there was none is remembered.
+    #[inline]
+    pub fn has_room(&mut self) -> bool {
+        let full = self.pages.is_full();
+        self.wanted |= full;
+        !full
+    }
+
+    /// Takes a page that was just mapped, for which there is room, and gives it to its first user.
+    pub fn insert(&mut self, frontend: DomId, gref: GrantRef, page: M) -> Buf<M> {
         let page = Arc::new(page);
-        let entry = Entry {
-            gref: gref.0,
-            page: Some(Arc::clone(&page)),
-            used: self.now,
-            newer: NONE,
-            older: NONE,
-        };
-        let place = match self.vacant.pop() {
-            Some(place) => place,
-            None => self.entries.len() as u32,
-        };
-        match self.entries.get_mut(place as usize) {
-            Some(vacant) => *vacant = entry,
-            None => self.entries.push(entry),
-        }
-        self.link(place);
-        self.by_gref.insert(gref.0, place);
+        // If it were not taken it would go with its user.
+        let _ = self.pages.insert(frontend, gref, Arc::clone(&page));
         Either::B(Either::A(page))
     }
 
-    /// Unmaps what nobody has used for [`UNUSED`]; returns how many pages.
-    pub fn expire(&mut self) -> usize {
-        let Some(before) = self.now.checked_sub(UNUSED) else { return 0 };
-        let (mut place, mut gone) = (self.oldest, 0);
-        while let Some(entry) = self.entries.get(place as usize).filter(|e| e.used <= before) {
-            let next = entry.newer;
-            gone += usize::from(self.drop_unused(place));
-            place = next;
+    /// Tells the time, from any beginning. Once an [`INTERVAL`], unmaps what nobody has used for a
+    /// minute, and where room was wanted some of what nobody has used lately; returns how many
+    /// pages.
+    pub fn tick(&mut self, now: Duration) -> usize {
+        let before = self.pages.now();
+        let now = u32::try_from(now.as_millis() / INTERVAL.as_millis()).unwrap_or(u32::MAX);
+        self.pages.set_now(now);
+        let now = self.pages.now();
+        if now == before {
+            return 0;
+        }
+        let idle = |page: &Arc<M>| Arc::strong_count(page) == 1;
+        let mut gone = match now.checked_sub(UNUSED) {
+            Some(long_ago) => self.pages.retire(long_ago, usize::MAX, idle),
+            None => 0,
+        };
+        // What was used since the last look was used at the time that was told then.
+        if let Some(last) = before.checked_sub(1)
+            && core::mem::take(&mut self.wanted)
+        {
+            for age in IDLE {
+                let Some(since) = now.checked_sub(age) else { continue };
+                gone += self.pages.retire(since.min(last), self.step.saturating_sub(gone), idle);
+            }
         }
         gone
-    }
-
-    /// Unmaps the page that nobody uses and nobody has used for the longest time.
-    fn evict(&mut self) -> bool {
-        let mut place = self.oldest;
-        while let Some(entry) = self.entries.get(place as usize) {
-            let next = entry.newer;
-            if self.drop_unused(place) {
-                return true;
-            }
-            place = next;
-        }
-        false
-    }
-
-    fn drop_unused(&mut self, place: u32) -> bool {
-        let Some(entry) = self.entries.get_mut(place as usize) else { return false };
-        if entry.page.as_ref().is_none_or(|page| Arc::strong_count(page) > 1) {
-            return false;
-        }
-        entry.page = None;
-        let gref = entry.gref;
-        self.by_gref.remove(&gref);
-        self.unlink(place);
-        self.vacant.push(place);
-        true
-    }
-
-    fn entry(&mut self, place: u32) -> Option<&mut Entry<M>> {
-        self.entries.get_mut(place as usize)
-    }
-
-    /// Takes an entry out of the order.
-    fn unlink(&mut self, place: u32) {
-        let Some(entry) = self.entry(place) else { return };
-        let (newer, older) = (entry.newer, entry.older);
-        match self.entry(newer) {
-            Some(next) => next.older = older,
-            None => self.newest = older,
-        }
-        match self.entry(older) {
-            Some(next) => next.newer = newer,
-            None => self.oldest = newer,
-        }
-    }
-
-    /// Puts an entry in as the one used last.
-    fn link(&mut self, place: u32) {
-        let (now, last) = (self.now, self.newest);
-        let Some(entry) = self.entry(place) else { return };
-        (entry.used, entry.newer, entry.older) = (now, NONE, last);
-        match self.entry(last) {
-            Some(next) => next.newer = place,
-            None => self.oldest = place,
-        }
-        self.newest = place;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
 
-    fn refs(kept: &Kept<u32>) -> Vec<u32> {
-        let (mut all, mut place) = (Vec::new(), kept.oldest);
-        while let Some(entry) = kept.entries.get(place as usize) {
-            assert!(entry.page.is_some());
-            all.push(entry.gref);
-            place = entry.newer;
+    const FRONT: DomId = DomId(2);
+
+    impl Kept<u32> {
+        /// Keeps a page and lets go of it, if there is room.
+        fn put(&mut self, gref: u32) -> bool {
+            self.has_room() && {
+                drop(self.insert(FRONT, GrantRef(gref), gref));
+                true
+            }
         }
-        assert_eq!(all.len(), kept.len());
-        all
+
+        fn has(&mut self, gref: u32) -> bool {
+            self.get(FRONT, GrantRef(gref)).is_some_and(|page| *page == gref)
+        }
     }
 
-    /// Keeps a page and lets go of it.
-    fn put(kept: &mut Kept<u32>, gref: u32) {
-        drop(kept.insert(GrantRef(gref), gref));
+    fn intervals(n: u32) -> Duration {
+        INTERVAL * n
     }
 
     #[test]
-    fn the_one_not_used_for_the_longest_time_goes_first() {
-        let mut kept = Kept::new(3);
-        (1..=3).for_each(|gref| put(&mut kept, gref));
-        assert_eq!(kept.get(GrantRef(1)).as_deref(), Some(&1));
-        put(&mut kept, 4);
-        assert_eq!(refs(&kept), [3, 1, 4]);
-        assert!(kept.get(GrantRef(2)).is_none());
-        for gref in 100..1000 {
-            put(&mut kept, gref);
-            assert!(kept.entries.len() <= 3 && kept.len() <= 3);
+    fn what_is_used_stays_and_what_is_not_makes_room_a_twentieth_at_a_time() {
+        let mut kept = Kept::new(100);
+        assert!((0..100).all(|gref| kept.put(gref)));
+        // Nobody wanted room: nothing goes.
+        assert_eq!((kept.tick(intervals(5)), kept.len()), (0, 100));
+        for now in 6..50 {
+            // The first fifty are used all the time.
+            assert!((0..50).all(|gref| kept.has(gref)), "{now}");
+            let before = kept.len();
+            let room = kept.put(1000 + now);
+            assert_eq!(room, before < 100);
+            // As long as there is room nothing more goes.
+            let gone = kept.tick(intervals(now));
+            assert_eq!((gone, kept.len()), if room { (0, before + 1) } else { (5, 95) }, "{now}");
         }
-        assert_eq!(refs(&kept), [997, 998, 999]);
+        assert!((0..50).all(|gref| kept.has(gref)) && (1040..1049).any(|gref| kept.has(gref)));
+    }
+
+    #[test]
+    fn where_all_is_used_nothing_goes() {
+        let mut kept = Kept::new(3);
+        assert!((1..=3).all(|gref| kept.put(gref)));
+        for now in 1..100 {
+            assert!(!kept.put(4));
+            assert_eq!(kept.tick(intervals(now * 7)), 0, "{now}");
+            assert!((1..=3).all(|gref| kept.has(gref)), "{now}");
+        }
+    }
+
+    #[test]
+    fn those_not_used_for_longest_go_first() {
+        let (mut kept, mut ages) = (Kept::new(40), Vec::new());
+        // How many intervals before the end they are used for the last time. Two go at a time.
+        for (age, gref) in [5, 50, 250, 50, 5, 250].into_iter().zip(0..) {
+            ages.push((age, gref));
+        }
+        ages.sort_by_key(|(age, _)| core::cmp::Reverse(*age));
+        for (age, gref) in ages {
+            kept.tick(intervals(300 - age));
+            assert!(kept.put(gref));
+        }
+        assert!((100..134).all(|gref| kept.put(gref)) && !kept.put(200));
+        assert_eq!(kept.tick(intervals(300)), 2);
+        let left: Vec<u32> = (0..6).filter(|gref| kept.has(*gref)).collect();
+        assert_eq!(left, [0, 1, 3, 4]);
     }
 
     #[test]
     fn what_a_request_uses_stays() {
         let mut kept = Kept::new(2);
-        let first = kept.insert(GrantRef(1), 1);
-        put(&mut kept, 2);
-        put(&mut kept, 3);
-        assert_eq!(refs(&kept), [1, 3]);
-        let third = kept.get(GrantRef(3)).unwrap();
-        // No room: mapped for this request only.
-        assert!(matches!(kept.insert(GrantRef(4), 4), Either::A(4)));
-        kept.now = UNUSED * 2;
-        assert_eq!((kept.expire(), kept.len()), (0, 2));
-        drop((first, third));
-        assert_eq!((kept.expire(), kept.len()), (2, 0));
-        assert_eq!((kept.newest, kept.oldest), (NONE, NONE));
+        let first = kept.insert(FRONT, GrantRef(1), 1);
+        assert!(kept.put(2) && !kept.put(3));
+        assert_eq!(kept.tick(intervals(UNUSED * 2)), 1);
+        assert!(kept.has(1) && !kept.has(2));
+        drop(first);
+        assert_eq!(kept.tick(intervals(UNUSED * 4)), 1);
+        assert_eq!(kept.len(), 0);
     }
 
     #[test]
     fn only_what_was_long_unused_expires() {
         let mut kept = Kept::new(8);
-        (1..=4).for_each(|gref| put(&mut kept, gref));
-        kept.now = UNUSED / 2;
-        kept.get(GrantRef(2)).unwrap();
-        kept.now = UNUSED;
-        assert_eq!(kept.expire(), 3);
-        assert_eq!(refs(&kept), [2]);
-        put(&mut kept, 9);
-        assert_eq!(refs(&kept), [2, 9]);
-    }
-
-    #[test]
-    fn a_reference_mapped_twice_is_kept_once() {
-        let mut kept = Kept::new(8);
-        put(&mut kept, 1);
-        assert!(matches!(kept.insert(GrantRef(1), 7), Either::A(7)));
-        assert_eq!(kept.get(GrantRef(1)).as_deref(), Some(&1));
+        assert!((1..=4).all(|gref| kept.put(gref)));
+        kept.tick(intervals(UNUSED / 2));
+        assert!(kept.has(2));
+        assert_eq!(kept.tick(intervals(UNUSED - 1)), 0);
+        assert_eq!(kept.tick(intervals(UNUSED)), 3);
+        let left: Vec<u32> = (1..=4).filter(|gref| kept.has(*gref)).collect();
+        assert_eq!(left, [2]);
     }
 }

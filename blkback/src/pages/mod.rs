@@ -10,16 +10,19 @@
 //! mapped together ([`GrantMapper::map_each`]), and a page must be unmapped when its request is
 //! answered: so a request's pages are one call, and a page that is kept is one by itself.
 //!
+//! When as many pages are kept as may be, what is kept stays, and pages beyond are mapped for their
+//! request or copied, as the [path](DataPath) says. By and by those make room that nobody uses.
+//!
 //! # Memory
 //! What a guest can make a queue hold at a time is bounded, whatever the length of its ring:
-//! - guest pages in use by requests: [`PAGES_MOST`] (16 MiB of the guest's own memory), or with
-//!   [`DataPath::Copy`] as many of ours as the pool has, [`POOL_MOST`] (8 MiB) at most. A request
-//!   that would need more waits for others to finish;
+//! - guest pages in use by requests: [`PAGES_MOST`] (16 MiB of the guest's own memory), or where
+//!   data [may be copied](DataPath::copies) as many as the pool has of ours, [`POOL_MOST`] (8 MiB)
+//!   at most. A request that would need more waits for others to finish;
 //! - guest pages kept mapped: [`kept_most`], 4224 (16.5 MiB of the guest's own memory) at most, with
-//!   at most 200 bytes of ours for each;
+//!   at most 150 bytes of ours for each;
 //! - lists: some 1000 bytes for each page in use (the engine's among them), 2 KiB for each slot.
 //!
-//! Ours is pool + lists, at most 13.1 MiB a queue; `lists_of_a_queue_are_bounded` adds it up.
+//! Ours is pool + lists, at most 13.4 MiB a queue; `lists_of_a_queue_are_bounded` adds it up.
 
 mod copies;
 mod kept;
@@ -72,6 +75,12 @@ struct Want {
     segment: Segment,
     /// Whether the guest's page is to be written: it reads from the disk.
     into_guest: bool,
+    /// Whether it is the request's first.
+    first: bool,
+    /// Pages of the request from this one on.
+    left: u16,
+    /// Whether it is mapped or copied for this request alone.
+    beyond: bool,
 }
 
 /// Why a step of a request failed.
@@ -87,8 +96,10 @@ pub(crate) enum StepError {
 pub(crate) struct Finished {
     pub tag: u32,
     pub result: Result<(), StepError>,
-    /// Its pages in `returned`, if they are to be copied to the guest.
+    /// Its pages in `returned`, if those of ours are to be copied to the guest.
     copy: Range<usize>,
+    /// How many of them are ours.
+    copies: usize,
 }
 
 /// The guest's pages as one queue uses them.
@@ -119,12 +130,11 @@ impl<M: SharedMemory> Pages<M> {
         let all = slots.saturating_mul(segments);
         let most = most_pages(path);
         let free = all.min(most).max(segments.min(most));
-        let is = |other| path == other;
         Self {
             path,
             free,
-            pool: Pool::new(if is(DataPath::Copy) { free } else { 0 }),
-            kept: Kept::new(if is(DataPath::Persistent) { kept_most(slots) } else { 0 }),
+            pool: Pool::new(if path.copies() { free } else { 0 }),
+            kept: Kept::new(if path.keeps() { kept_most(slots) } else { 0 }),
             wanted: Vec::new(),
             tables: Tables::default(),
             found: Vec::new(),
@@ -147,9 +157,11 @@ impl<M: SharedMemory> Pages<M> {
         segments: impl Iterator<Item = Segment>,
         into_guest: bool,
     ) -> Range<usize> {
-        let first = self.wanted.len();
-        self.wanted.extend(segments.map(|segment| Want { segment, into_guest }));
-        let range = first..self.wanted.len();
+        let start = self.wanted.len();
+        let each = |segment| Want { segment, into_guest, first: false, left: 0, beyond: true };
+        self.wanted.extend(segments.map(each));
+        let range = start..self.wanted.len();
+        self.number(range.clone());
         self.free = self.free.saturating_sub(range.len());
         range
     }
@@ -165,11 +177,14 @@ impl<M: SharedMemory> Pages<M> {
     where
         P: GrantMapper<Mapping = M> + GrantCopier,
     {
-        let Self { tables, kept, ops, .. } = self;
-        match self.path {
-            DataPath::Map => tables.map(grants, frontend, stats),
-            DataPath::Copy => tables.copy(grants, frontend, stats, ops),
-            DataPath::Persistent => tables.keep(grants, frontend, stats, kept),
+        let Self { tables, kept, ops, path, .. } = self;
+        if path.keeps() {
+            tables.keep(grants, frontend, stats, kept);
+        }
+        if path.copies() {
+            tables.copy(grants, frontend, stats, ops);
+        } else {
+            tables.map(grants, frontend, stats);
         }
     }
 
@@ -196,7 +211,8 @@ impl<M: SharedMemory> Pages<M> {
                 .iter()
                 .try_for_each(|raw| {
                     let segment = Segment::read(*raw).ok_or(RefusalReason::SegmentBounds)?;
-                    wanted.push(Want { segment, into_guest });
+                    let (first, left) = (false, 0);
+                    wanted.push(Want { segment, into_guest, first, left, beyond: true });
                     Ok(())
                 })
                 .and_then(|()| check(&mut wanted.iter().skip(first).map(|want| want.segment))),
@@ -205,7 +221,9 @@ impl<M: SharedMemory> Pages<M> {
             self.wanted.truncate(first);
             self.free += count;
         }
-        read.map(|()| first..self.wanted.len())
+        let range = first..self.wanted.len();
+        self.number(range.clone());
+        read.map(|()| range)
     }
 
     /// Gets hold of everything wanted.
@@ -215,11 +233,12 @@ impl<M: SharedMemory> Pages<M> {
     {
         self.found.clear();
         self.found.resize_with(self.wanted.len(), || None);
-        match self.path {
-            // Each request maps its own.
-            DataPath::Map => {}
-            DataPath::Copy => self.copy_in(grants, frontend, stats),
-            DataPath::Persistent => self.find_or_map(grants, frontend, stats),
+        if self.path.keeps() {
+            self.find_or_keep(grants, frontend, stats);
+        }
+        // Otherwise each request maps its own.
+        if self.path.copies() {
+            self.copy_in(grants, frontend, stats);
         }
     }
 
@@ -235,7 +254,7 @@ impl<M: SharedMemory> Pages<M> {
     where
         P: GrantMapper<Mapping = M>,
     {
-        if self.path == DataPath::Map {
+        if !self.path.copies() {
             self.map(range.clone(), grants, frontend, stats);
         }
         let wanted = self.wanted.get(range.clone()).unwrap_or_default();
@@ -284,9 +303,10 @@ impl<M: SharedMemory> Pages<M> {
     ) {
         let first = self.returned.len();
         self.returned.append(segments);
-        let to_copy = into_guest && result.is_ok() && self.path == DataPath::Copy;
+        let to_copy = into_guest && result.is_ok() && self.path.copies();
         let copy = first..if to_copy { self.returned.len() } else { first };
-        self.finished.push(Finished { tag, result: result.map_err(StepError::Engine), copy });
+        let result = result.map_err(StepError::Engine);
+        self.finished.push(Finished { tag, result, copy, copies: 0 });
     }
 
     /// Copies to the guest what was read, lets go of all that was returned, and hands out the list
@@ -299,7 +319,7 @@ impl<M: SharedMemory> Pages<M> {
         if finished.is_empty() {
             return finished;
         }
-        if self.path == DataPath::Copy {
+        if self.path.copies() {
             self.copy_out(grants, frontend, &mut finished, stats);
         }
         let mut returned = core::mem::take(&mut self.returned);
@@ -316,8 +336,7 @@ impl<M: SharedMemory> Pages<M> {
 
     /// Tells the time, and unmaps what was not used for long.
     pub fn tick(&mut self, now: Duration) {
-        self.kept.now = now;
-        self.kept.expire();
+        self.kept.tick(now);
     }
 
     /// Guest pages kept mapped now.
@@ -325,57 +344,69 @@ impl<M: SharedMemory> Pages<M> {
         self.kept.len()
     }
 
-    /// Maps the pages of one request, in one call.
+    /// Says of each page of a request where among its pages it is.
+    fn number(&mut self, range: Range<usize>) {
+        let wanted = self.wanted.get_mut(range).unwrap_or_default();
+        for (want, left) in wanted.iter_mut().rev().zip(1..) {
+            want.left = left;
+        }
+        if let Some(want) = wanted.first_mut() {
+            want.first = true;
+        }
+    }
+
+    /// Maps the pages of one request that are not kept, in one call.
     fn map<P>(&mut self, range: Range<usize>, grants: &P, frontend: DomId, stats: &Stats)
     where
         P: GrantMapper<Mapping = M>,
     {
         let wanted = self.wanted.get(range.clone()).unwrap_or_default();
         let found = self.found.get_mut(range).unwrap_or_default();
-        let Some(first) = wanted.first() else { return };
         self.grefs.clear();
-        self.grefs.extend(wanted.iter().map(|want| want.segment.gref));
-        stats.mapped_pages.add(wanted.len() as u64);
+        self.grefs.extend(wanted.iter().filter(|want| want.beyond).map(|want| want.segment.gref));
+        let Some(first) = wanted.first().filter(|_| !self.grefs.is_empty()) else { return };
+        stats.mapped_pages.add(self.grefs.len() as u64);
         // The backend writes guest memory when the guest reads the disk.
         let access = if first.into_guest { Access::ReadWrite } else { Access::ReadOnly };
-        grants.map_each(frontend, &self.grefs, access, &mut |i, mapped| {
-            if let (Ok(page), Some(buf)) = (mapped, found.get_mut(i)) {
-                *buf = Some(Either::A(page));
+        // They are reported in order.
+        let mut found = wanted.iter().zip(found).filter(|(want, _)| want.beyond);
+        grants.map_each(frontend, &self.grefs, access, &mut |_, mapped| {
+            if let Some((_, buf)) = found.next() {
+                *buf = mapped.ok().map(Either::A);
             }
         });
     }
 
-    /// Finds what is mapped already, and maps the rest to keep it.
-    fn find_or_map<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
+    /// Finds what is mapped already, and maps others to keep them as long as there is room.
+    fn find_or_keep<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
     where
         P: GrantMapper<Mapping = M>,
     {
         let Self { wanted, found, kept, .. } = self;
-        let mut mapped = 0;
-        for (want, buf) in wanted.iter().zip(found.iter_mut()) {
+        let (mut mapped, mut reused) = (0, 0);
+        for (want, buf) in wanted.iter_mut().zip(found.iter_mut()) {
             let gref = want.segment.gref;
-            *buf = match kept.get(gref) {
-                Some(page) => Some(Either::B(Either::A(page))),
-                None => {
-                    mapped += 1;
-                    // To be written, too: the next request that uses the page may read.
-                    let page =
-                        grants.map(frontend, core::slice::from_ref(&gref), Access::ReadWrite);
-                    page.ok().map(|page| kept.insert(gref, page))
-                }
-            };
+            want.beyond = false;
+            if let Some(page) = kept.get(frontend, gref) {
+                reused += 1;
+                *buf = Some(Either::B(Either::A(page)));
+            } else if kept.has_room() {
+                mapped += 1;
+                // To be written, too: the next request that uses the page may read.
+                let page = grants.map(frontend, core::slice::from_ref(&gref), Access::ReadWrite);
+                *buf = page.ok().map(|page| kept.insert(frontend, gref, page));
+            } else {
+                want.beyond = true;
+            }
         }
         stats.mapped_pages.add(mapped);
-        stats.reused_pages.add(wanted.len() as u64 - mapped);
+        stats.reused_pages.add(reused);
     }
 }
 
 /// Most pages in use at a time, and so in one request.
 pub(crate) const fn most_pages(path: DataPath) -> usize {
-    match path {
-        DataPath::Copy => POOL_MOST,
-        DataPath::Map | DataPath::Persistent => PAGES_MOST,
-    }
+    if path.copies() { POOL_MOST } else { PAGES_MOST }
 }
 
 #[cfg(test)]
@@ -397,14 +428,14 @@ mod tests {
         let engines = 4 * (segment + 16);
         let spare = 8192 * (segment + 16);
         // For each slot: lists of 16 segments, the request, its tags; for each page kept: an entry,
-        // its place among the others, and the mapping with its counts.
+        // up to two places it is found by, and the mapping with its counts.
         let slot = 16 * (segment + 16) + 256;
-        let kept = 2 * (64 + 16) + size_of::<Mapping>() + 16;
-        for (path, pool, kept) in [
-            (DataPath::Map, 0, 0),
-            (DataPath::Copy, POOL_MOST * 4096, 0),
-            (DataPath::Persistent, 0, kept_most(1024) * kept),
-        ] {
+        let kept = 32 + 2 * 4 + size_of::<Mapping>() + 16;
+        // For each page of ours: itself, its value, a bit, and what it stands for.
+        let own = 4096 + size_of::<Option<PrivatePage>>() + 1 + 4;
+        for path in DataPath::ALL {
+            let pool = if path.copies() { POOL_MOST * own } else { 0 };
+            let kept = if path.keeps() { kept_most(1024) * kept } else { 0 };
             let lists = most_pages(path) * (ours + engines) + spare + 1032 * slot;
             let all = pool + lists + kept;
             std::println!("{path}: {} KiB", all >> 10);

@@ -1,13 +1,24 @@
 //! Pages of our own, and whose data each holds.
+//!
+//! A request's pages lie one behind the other where that can be had: then they are one piece for
+//! the kernel, however many they are.
 
 use alloc::vec::Vec;
 use pvio_grant_table::GrantRef;
-use pvio_ring::shm::PrivatePage;
+use pvio_ring::shm::{PoolMemory, PrivatePage};
+
+/// Pages for each word of the map.
+const WORD: usize = u64::BITS as usize;
+/// Runs of free pages that are looked at for one that is long enough.
+const LOOKS: usize = 16;
 
 /// The private pages of one queue.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
-    free: Vec<PrivatePage>,
+    /// By number; `None` while in use.
+    pages: Vec<Option<PrivatePage>>,
+    /// A bit for each page that is free.
+    free: Vec<u64>,
     /// By a page's number: which page of the guest's it stands for.
     grefs: Vec<GrantRef>,
 }
@@ -18,16 +29,47 @@ impl Pool {
         if count == 0 {
             return Self::default();
         }
-        let mut free: Vec<PrivatePage> = PrivatePage::pool(count).collect();
-        // The last one put back is the first one taken, in the cache still; at first, page 0.
-        free.reverse();
-        Self { free, grefs: (0..count).map(|_| GrantRef::default()).collect() }
+        let mut free: Vec<u64> = (0..count.div_ceil(WORD)).map(|_| u64::MAX).collect();
+        if let Some(last) = free.last_mut()
+            && !count.is_multiple_of(WORD)
+        {
+            *last = (1 << (count % WORD)) - 1;
+        }
+        Self {
+            pages: PrivatePage::pool(count).map(Some).collect(),
+            free,
+            grefs: (0..count).map(|_| GrantRef::default()).collect(),
+        }
     }
 
-    /// A page to stand for one of the guest's.
-    pub fn take(&mut self, gref: GrantRef) -> Option<PrivatePage> {
-        let page = self.free.pop()?;
-        *self.grefs.get_mut(page.number())? = gref;
+    /// The memory of the first pages, `most` at most: those that are used before others.
+    pub fn memory(&self, most: usize) -> Option<PoolMemory> {
+        self.pages.first()?.as_ref()?.stretch(most.min(self.pages.len()))
+    }
+
+    /// The number of a free page that so many free ones begin with; or, if there are not so many
+    /// together, of one that begins many.
+    pub fn place_for(&self, count: usize) -> Option<usize> {
+        let (mut best, mut most) = (None, 0);
+        let mut from = 0;
+        for _ in 0..LOOKS {
+            let Some((first, length)) = self.run(from, count) else { break };
+            if length > most {
+                (best, most) = (Some(first), length);
+            }
+            if length >= count {
+                break;
+            }
+            from = first + length;
+        }
+        best
+    }
+
+    /// Takes a page to stand for one of the guest's, if it is free.
+    pub fn take(&mut self, number: usize, gref: GrantRef) -> Option<PrivatePage> {
+        let page = self.pages.get_mut(number)?.take()?;
+        *self.free.get_mut(number / WORD)? &= !(1 << (number % WORD));
+        *self.grefs.get_mut(number)? = gref;
         Some(page)
     }
 
@@ -37,6 +79,102 @@ impl Pool {
     }
 
     pub fn give_back(&mut self, page: PrivatePage) {
-        self.free.push(page);
+        let number = page.number();
+        let (Some(place), Some(word)) =
+            (self.pages.get_mut(number), self.free.get_mut(number / WORD))
+        else {
+            return;
+        };
+        *place = Some(page);
+        *word |= 1 << (number % WORD);
+    }
+
+    /// The first free pages that lie together, from a number on: the first of them, and how many;
+    /// no more than `enough` are counted.
+    fn run(&self, from: usize, enough: usize) -> Option<(usize, usize)> {
+        let mut at = from / WORD;
+        let mut word = self.free.get(at)? & (u64::MAX << (from % WORD));
+        while word == 0 {
+            at += 1;
+            word = *self.free.get(at)?;
+        }
+        let bit = word.trailing_zeros() as usize;
+        let first = at * WORD + bit;
+        let mut length = (word >> bit).trailing_ones() as usize;
+        while length < enough && (first + length).is_multiple_of(WORD) {
+            at += 1;
+            let more = self.free.get(at).map_or(0, |word| word.trailing_ones() as usize);
+            length += more;
+            if more == 0 {
+                break;
+            }
+        }
+        Some((first, length))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes pages for a request of so many, as is done for copies; their numbers.
+    fn take(pool: &mut Pool, count: usize) -> Vec<PrivatePage> {
+        let mut next = pool.place_for(count).unwrap();
+        (0..count)
+            .map(|n| {
+                let page = pool.take(next, GrantRef(n as u32)).or_else(|| {
+                    next = pool.place_for(count - n)?;
+                    pool.take(next, GrantRef(n as u32))
+                });
+                next += 1;
+                page.unwrap()
+            })
+            .collect()
+    }
+
+    fn numbers(pages: &[PrivatePage]) -> Vec<usize> {
+        pages.iter().map(PrivatePage::number).collect()
+    }
+
+    #[test]
+    fn a_request_has_pages_that_lie_together() {
+        let mut pool = Pool::new(200);
+        let [a, b, c] = [64, 70, 11].map(|count| take(&mut pool, count));
+        let ranges = [0..64, 64..134, 134..145];
+        assert_eq!([&a, &b, &c].map(|pages| numbers(pages)), ranges.map(|r| r.collect::<Vec<_>>()));
+        b.into_iter().for_each(|page| pool.give_back(page));
+        let d = take(&mut pool, 60);
+        assert_eq!(numbers(&d), (64..124).collect::<Vec<_>>());
+        // Ten are free there, and it needs more.
+        assert_eq!(numbers(&take(&mut pool, 12)), (145..157).collect::<Vec<_>>());
+        assert_eq!(numbers(&take(&mut pool, 10)), (124..134).collect::<Vec<_>>());
+        assert_eq!(
+            (pool.place_for(1), pool.place_for(43), pool.place_for(44)),
+            (Some(157), Some(157), Some(157))
+        );
+    }
+
+    #[test]
+    fn pages_that_lie_apart_are_all_had() {
+        let mut pool = Pool::new(130);
+        let all = take(&mut pool, 130);
+        assert_eq!(pool.place_for(1), None);
+        let mut held = Vec::new();
+        for page in all {
+            if page.number() % 2 == 0 { held.push(page) } else { pool.give_back(page) }
+        }
+        let odd = take(&mut pool, 65);
+        assert_eq!(numbers(&odd), (0..65).map(|n| 2 * n + 1).collect::<Vec<_>>());
+        assert!(odd.iter().zip(0..).all(|(page, n)| pool.gref(page) == GrantRef(n)));
+        assert_eq!(pool.place_for(1), None);
+        held.into_iter().chain(odd).for_each(|page| pool.give_back(page));
+        assert_eq!(numbers(&take(&mut pool, 130)), (0..130).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn no_pages_at_all() {
+        let mut pool = Pool::new(0);
+        assert!(pool.place_for(1).is_none() && pool.take(0, GrantRef(1)).is_none());
+        assert!(pool.memory(1).is_none());
     }
 }

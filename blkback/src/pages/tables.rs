@@ -29,7 +29,14 @@ struct Table {
     gref: GrantRef,
     /// Where its segments go in `raw`.
     at: Range<usize>,
-    read: bool,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Wanted,
+    Read,
+    Failed,
 }
 
 impl Tables {
@@ -39,7 +46,7 @@ impl Tables {
         for (gref, count) in indirect.pages() {
             let start = self.raw.len();
             self.raw.resize(start + count, Raw::default());
-            self.pages.push(Table { gref, at: start..start + count, read: false });
+            self.pages.push(Table { gref, at: start..start + count, state: State::Wanted });
         }
         first..self.raw.len()
     }
@@ -48,7 +55,7 @@ impl Tables {
     pub fn read(&self, range: Range<usize>) -> Option<&[Raw]> {
         let first = self.pages.partition_point(|page| page.at.start < range.start);
         let mut pages = self.pages.iter().skip(first).take_while(|page| page.at.end <= range.end);
-        pages.all(|page| page.read).then(|| self.raw.get(range))?
+        pages.all(|page| page.state == State::Read).then(|| self.raw.get(range))?
     }
 
     pub fn clear(&mut self) {
@@ -56,20 +63,8 @@ impl Tables {
         self.pages.clear();
     }
 
-    /// Maps all pages for as long as it takes to read them.
-    pub fn map<P: GrantMapper>(&mut self, grants: &P, frontend: DomId, stats: &Stats) {
-        let Self { raw, pages, grefs } = self;
-        grefs.clear();
-        grefs.extend(pages.iter().map(|page| page.gref));
-        stats.mapped_pages.add(grefs.len() as u64);
-        grants.map_each(frontend, grefs, Access::ReadOnly, &mut |i, mapped| {
-            if let (Ok(memory), Some(page)) = (mapped, pages.get_mut(i)) {
-                page.read_from(&memory, raw);
-            }
-        });
-    }
-
-    /// Reads all pages, and keeps them mapped.
+    /// Reads the pages that are kept mapped, and keeps others mapped as long as there is room. The
+    /// rest is left.
     pub fn keep<P: GrantMapper>(
         &mut self,
         grants: &P,
@@ -78,21 +73,44 @@ impl Tables {
         kept: &mut Kept<P::Mapping>,
     ) {
         for page in &mut self.pages {
-            if let Some(memory) = kept.get(page.gref) {
+            if let Some(memory) = kept.get(frontend, page.gref) {
                 stats.reused_pages.add(1);
                 page.read_from(&*memory, &mut self.raw);
-                continue;
-            }
-            stats.mapped_pages.add(1);
-            let grefs = core::slice::from_ref(&page.gref);
-            if let Ok(memory) = grants.map(frontend, grefs, Access::ReadWrite) {
-                let memory = kept.insert(page.gref, memory);
-                page.read_from(&memory, &mut self.raw);
+            } else if kept.has_room() {
+                stats.mapped_pages.add(1);
+                let grefs = core::slice::from_ref(&page.gref);
+                match grants.map(frontend, grefs, Access::ReadWrite) {
+                    Ok(memory) => {
+                        let memory = kept.insert(frontend, page.gref, memory);
+                        page.read_from(&memory, &mut self.raw);
+                    }
+                    Err(_) => page.state = State::Failed,
+                }
             }
         }
     }
 
-    /// Copies all pages, in one call.
+    /// Maps the pages that are left for as long as it takes to read them.
+    pub fn map<P: GrantMapper>(&mut self, grants: &P, frontend: DomId, stats: &Stats) {
+        let Self { raw, pages, grefs } = self;
+        grefs.clear();
+        grefs.extend(wanted(pages).map(|page| page.gref));
+        if grefs.is_empty() {
+            return;
+        }
+        stats.mapped_pages.add(grefs.len() as u64);
+        // They are reported in order.
+        let mut pages = wanted(pages);
+        grants.map_each(frontend, grefs, Access::ReadOnly, &mut |_, mapped| {
+            let Some(page) = pages.next() else { return };
+            match mapped {
+                Ok(memory) => page.read_from(&memory, raw),
+                Err(_) => page.state = State::Failed,
+            }
+        });
+    }
+
+    /// Copies the pages that are left, in one call.
     pub fn copy<P: GrantCopier>(
         &mut self,
         grants: &P,
@@ -106,21 +124,32 @@ impl Tables {
         for page in &self.pages {
             let (here, after) = rest.split_at_mut(page.at.len());
             rest = after;
-            let into = CopyBuf::FromGrant(here.as_flattened_mut());
-            list.push(copy_op(frontend, page.gref, 0, into));
+            if page.state == State::Wanted {
+                let into = CopyBuf::FromGrant(here.as_flattened_mut());
+                list.push(copy_op(frontend, page.gref, 0, into));
+            }
         }
-        grants.copy(&mut list);
-        stats.copied_pages.add(list.len() as u64);
-        for (page, op) in self.pages.iter_mut().zip(&list) {
-            page.read = op.status == GrantStatus::Okay;
+        if !list.is_empty() {
+            grants.copy(&mut list);
+            stats.copied_pages.add(list.len() as u64);
+        }
+        for (page, op) in wanted(&mut self.pages).zip(&list) {
+            let okay = op.status == GrantStatus::Okay;
+            page.state = if okay { State::Read } else { State::Failed };
         }
         *ops = recycle(list);
     }
 }
 
+/// Pages that are neither read nor failed.
+fn wanted(pages: &mut [Table]) -> impl Iterator<Item = &mut Table> {
+    pages.iter_mut().filter(|page| page.state == State::Wanted)
+}
+
 impl Table {
     fn read_from(&mut self, memory: &impl SharedMemory, raw: &mut [Raw]) {
         let into = raw.get_mut(self.at.clone()).unwrap_or_default();
-        self.read = memory.read_bytes(0, into.as_flattened_mut()).is_some();
+        let read = memory.read_bytes(0, into.as_flattened_mut()).is_some();
+        self.state = if read { State::Read } else { State::Failed };
     }
 }

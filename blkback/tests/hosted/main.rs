@@ -68,7 +68,7 @@ fn whole_path(config: Config) {
     let expected = match config.policy.path(true) {
         DataPath::Map => [true, false, false],
         DataPath::Copy => [false, false, true],
-        DataPath::Persistent => [true, true, false],
+        DataPath::PersistentOrMap | DataPath::PersistentOrCopy => [true, true, false],
     };
     assert_eq!(counts, expected, "mapped, reused, copied");
     request_removal(&mut machine.xenstore(), addr).unwrap();

@@ -37,7 +37,7 @@ fn every_size(path: DataPath) {
         sector += sectors as u64;
     }
     // The ring, and a slot's pages if they are kept.
-    let mapped = if path == DataPath::Persistent { 12 } else { 1 };
+    let mapped = if path.keeps() { 12 } else { 1 };
     assert_eq!(machine.domain(BACK).pages_mapped(), mapped, "{path}");
     drop(back);
     assert_eq!(machine.domain(BACK).pages_mapped(), 0);

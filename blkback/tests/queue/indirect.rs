@@ -161,7 +161,7 @@ fn requests_wait_when_all_pages_a_queue_may_use_are_in_use() {
     for path in PATHS {
         let (mut h, may) = late(path);
         let big = Big::new(&h, 512);
-        let most = if path == DataPath::Copy { 2048 / 512 } else { 4096 / 512 };
+        let most = if path.copies() { 2048 / 512 } else { 4096 / 512 };
         for id in 0..32 {
             h.put(&indirect((id % 2) as u8, 512, id, 0, &big.table_refs));
         }

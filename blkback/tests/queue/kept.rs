@@ -1,15 +1,21 @@
 //! Grants that stay mapped.
 
-use crate::rig::{Hostile, Mem, SECTORS, raw};
+use crate::rig::{BACK, Hostile, Mem, Pages, SECTORS, raw};
 use pvio_blkback::DataPath;
 use pvio_blkback::pages::{KEPT_LEAST, kept_most};
-use pvio_grant_table::{Access, Granter};
+use pvio_grant_table::{Access, GrantRef, Granter};
 use pvio_ring::proto::blkif::{Abi, RefusalReason, Status};
 use pvio_ring::shm::Region;
 use std::time::Duration;
 
+const KEEPING: [DataPath; 2] = [DataPath::PersistentOrMap, DataPath::PersistentOrCopy];
+
+fn hostile_by(path: DataPath) -> Hostile {
+    Hostile::new(path, Abi::X86_64, Mem::zeroed(SECTORS))
+}
+
 fn hostile() -> Hostile {
-    Hostile::new(DataPath::Persistent, Abi::X86_64, Mem::zeroed(SECTORS))
+    hostile_by(DataPath::PersistentOrMap)
 }
 
 #[test]
@@ -24,16 +30,15 @@ fn a_page_is_mapped_once_for_many_requests() {
     assert_eq!(h.driver.pages_mapped(), 2, "the ring and the page");
 }
 
-#[test]
-fn what_is_kept_is_bounded_whatever_a_guest_grants() {
-    let mut h = hostile();
-    let pages = h.guest.alloc_pages(10 * KEPT_LEAST).unwrap();
-    let back = crate::rig::BACK;
-    let mut grefs = Vec::new();
-    for page in 0..10 * KEPT_LEAST {
-        grefs.push(h.guest.grant(back, &pages, page, Access::ReadWrite).unwrap());
-    }
-    assert_eq!(kept_most(32), KEPT_LEAST);
+/// So many pages that the guest grants.
+fn many(h: &Hostile, count: usize) -> (Vec<GrantRef>, Pages) {
+    let pages = h.guest.alloc_pages(count).unwrap();
+    let grant = |page| h.guest.grant(BACK, &pages, page, Access::ReadWrite).unwrap();
+    ((0..count).map(grant).collect(), pages)
+}
+
+/// Uses all of them once, eleven with each request; writes and reads by turns.
+fn use_all(h: &mut Hostile, grefs: &[GrantRef]) {
     for (n, eleven) in grefs.chunks(11).enumerate() {
         let segments: Vec<_> = eleven.iter().map(|gref| (gref.0, 0, 7)).collect();
         let request = raw((n % 2) as u8, segments.len() as u8, 0, &segments);
@@ -41,10 +46,136 @@ fn what_is_kept_is_bounded_whatever_a_guest_grants() {
         assert!(h.back.kept_pages() <= KEPT_LEAST);
         assert!(h.driver.pages_mapped() <= KEPT_LEAST + 1, "besides the ring");
     }
-    assert_eq!(h.back.kept_pages(), KEPT_LEAST);
-    // The oldest are the guest's again, the newest are not.
-    assert!(h.guest.end_access(grefs[0]).is_ok());
-    assert!(h.guest.end_access(grefs[10 * KEPT_LEAST - 1]).is_err());
+}
+
+#[test]
+fn what_is_kept_is_bounded_whatever_a_guest_grants() {
+    for path in KEEPING {
+        let mut h = hostile_by(path);
+        let (grefs, _pages) = many(&h, 10 * KEPT_LEAST);
+        assert_eq!(kept_most(32), KEPT_LEAST);
+        use_all(&mut h, &grefs);
+        assert_eq!(h.back.kept_pages(), KEPT_LEAST);
+        // The first are kept, the last are the guest's again.
+        assert!(h.guest.end_access(grefs[0]).is_err());
+        assert!(h.guest.end_access(grefs[10 * KEPT_LEAST - 1]).is_ok());
+    }
+}
+
+#[test]
+fn pages_beyond_those_kept_are_served_in_the_other_way_and_push_none_out() {
+    for path in KEEPING {
+        let mut h = hostile_by(path);
+        let (grefs, _pages) = many(&h, 2 * KEPT_LEAST);
+        let counts = |h: &Hostile| {
+            let stats = h.back.stats();
+            [&stats.mapped_pages, &stats.reused_pages, &stats.copied_pages]
+                .map(|c| c.get() as usize)
+        };
+        for round in 0..4 {
+            let before = counts(&h);
+            use_all(&mut h, &grefs);
+            let after = counts(&h);
+            let [mapped, reused, copied] = [0, 1, 2].map(|i| after[i] - before[i]);
+            let (kept, beyond) = if round == 0 { (0, KEPT_LEAST) } else { (KEPT_LEAST, 0) };
+            assert_eq!(reused, kept, "{path}, round {round}");
+            let others =
+                if path.copies() { [beyond, KEPT_LEAST] } else { [beyond + KEPT_LEAST, 0] };
+            assert_eq!([mapped, copied], others, "{path}, round {round}");
+        }
+    }
+}
+
+#[test]
+fn a_request_of_kept_pages_and_others_reads_and_writes_all_of_them() {
+    for path in KEEPING {
+        let mut h = hostile_by(path);
+        let (kept, _pages) = many(&h, KEPT_LEAST - 3);
+        use_all(&mut h, &kept);
+        // Of these three are kept still, the others never.
+        let pages: Vec<_> = (0..8).map(|_| h.page()).collect();
+        // By turns, so that none lies beside another of its kind.
+        let order = [0, 3, 1, 4, 2, 5, 6, 7];
+        let warm: Vec<_> = pages[..3].iter().map(|(gref, _)| (gref.0, 0, 7)).collect();
+        assert_eq!(h.ask(&raw(0, 3, 0, &warm)).status, Status::Okay);
+        assert_eq!(h.back.kept_pages(), KEPT_LEAST);
+        for (n, page) in order.iter().enumerate() {
+            pages[*page].1.write_bytes(0, &[n as u8 + 1; 4096]).unwrap();
+        }
+        // The second and the last not whole.
+        let bounds = |n| {
+            if n == 1 {
+                (2, 7)
+            } else if n == 7 {
+                (0, 3)
+            } else {
+                (0, 7)
+            }
+        };
+        let segments: Vec<_> = order
+            .iter()
+            .enumerate()
+            .map(|(n, page)| (pages[*page].0.0, bounds(n).0, bounds(n).1))
+            .collect();
+        assert_eq!(h.ask(&raw(1, 8, 0, &segments)).status, Status::Okay);
+        pages.iter().for_each(|(_, page)| page.fill(0, 4096, 0).unwrap());
+        assert_eq!(h.ask(&raw(0, 8, 0, &segments)).status, Status::Okay);
+        for (n, page) in order.iter().enumerate() {
+            let mut seen = [0; 4096];
+            pages[*page].1.read_bytes(0, &mut seen).unwrap();
+            let (first, last) = bounds(n);
+            let inside = usize::from(first) * 512..(usize::from(last) + 1) * 512;
+            for (at, byte) in seen.iter().enumerate() {
+                let expected = if inside.contains(&at) { n as u8 + 1 } else { 0 };
+                assert_eq!(*byte, expected, "{path}, page {n}, byte {at}");
+            }
+        }
+        assert_eq!(h.driver.pages_mapped(), KEPT_LEAST + 1, "{path}");
+    }
+}
+
+#[test]
+fn one_bad_page_beyond_those_kept_fails_its_request_alone() {
+    for path in KEEPING {
+        let mut h = hostile_by(path);
+        let (kept, _pages) = many(&h, KEPT_LEAST);
+        use_all(&mut h, &kept);
+        let (GrantRef(good), _page) = h.page();
+        let bad = u32::MAX;
+        for op in [0, 1] {
+            for pages in [[kept[0].0, bad, good], [bad, good, kept[1].0], [good, kept[2].0, bad]] {
+                let request = raw(op, 3, 0, &pages.map(|gref| (gref, 0, 7)));
+                assert_eq!(h.ask(&request).status, Status::Error, "{path}");
+                assert_eq!(h.driver.pages_mapped(), KEPT_LEAST + 1, "{path}");
+                let request = raw(op, 2, 0, &[(kept[0].0, 0, 7), (good, 0, 7)]);
+                assert_eq!(h.ask(&request).status, Status::Okay, "{path}");
+            }
+        }
+        assert_eq!(h.refused(RefusalReason::Grant), 6);
+    }
+}
+
+#[test]
+fn what_nobody_uses_makes_room_by_and_by() {
+    for path in KEEPING {
+        let mut h = hostile_by(path);
+        let (grefs, _pages) = many(&h, KEPT_LEAST + 11);
+        let (old, new) = grefs.split_at(KEPT_LEAST);
+        use_all(&mut h, old);
+        let stats = |h: &Hostile| h.back.stats().reused_pages.get();
+        let mut served = Vec::new();
+        for look in 1..=4 {
+            h.back.tick(Duration::from_millis(100 * look));
+            assert!(h.back.kept_pages() >= KEPT_LEAST - KEPT_LEAST.div_ceil(20));
+            let before = stats(&h);
+            use_all(&mut h, new);
+            served.push(stats(&h) - before);
+        }
+        // Not kept; then there is room for them, as none was used since; then they are kept.
+        assert_eq!(served, [0, 0, 11, 11], "{path}");
+        assert!(new.iter().all(|gref| h.guest.end_access(*gref).is_err()), "{path}");
+        assert!(h.back.kept_pages() < KEPT_LEAST, "no more went than is needed");
+    }
 }
 
 #[test]

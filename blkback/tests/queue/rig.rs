@@ -17,7 +17,7 @@ pub const BACK: DomId = DomId(1);
 pub const SECTORS: usize = 4096;
 /// Segments that are offered.
 pub const INDIRECT: u32 = 600;
-pub const PATHS: [DataPath; 3] = [DataPath::Map, DataPath::Copy, DataPath::Persistent];
+pub const PATHS: [DataPath; 4] = DataPath::ALL;
 
 pub type Channel = <LocalDomain as EventChannels>::Channel;
 pub type Pages = <LocalDomain as Granter>::Pages;

@@ -1,7 +1,5 @@
-use super::{access, in_page, through};
+use super::{Keep, access, in_page, through};
 use crate::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus};
-use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::fmt;
 
@@ -28,45 +26,36 @@ impl GrantsStay {
     }
 }
 
-/// Copies by mapping, and keeps what it has mapped, up to a number of pages: the one that was not
-/// used for longest (by the clock algorithm) goes when another is needed. What it keeps is unmapped
+/// Copies by mapping, and keeps what it has mapped, up to a number of pages: one that was not used
+/// for long (by the clock algorithm) goes when another is needed. What it keeps is unmapped
 /// when it is dropped.
 ///
 /// Only for peers whose [grants stay](GrantsStay).
 pub struct Kept<P: GrantMapper> {
     mapper: P,
-    pages: RefCell<Pages<P::Mapping>>,
+    /// Its time counts rounds in which every page was used.
+    pages: RefCell<Keep<Page<P::Mapping>>>,
 }
 
-struct Pages<M> {
-    most: usize,
-    places: BTreeMap<(DomId, GrantRef), usize>,
-    slots: Vec<Slot<M>>,
-    /// The slot that is looked at next for one to give up.
-    hand: usize,
-}
-
-struct Slot<M> {
-    key: (DomId, GrantRef),
-    page: M,
+struct Page<M> {
+    mapping: M,
     writable: bool,
-    /// Used since the hand came by.
-    used: bool,
 }
 
 impl<P: GrantMapper> Kept<P> {
     /// Copies by what `mapper` maps, keeping up to `most` pages, at least 1.
     #[must_use]
     pub fn new(mapper: P, most: usize, _promise: GrantsStay) -> Self {
-        let most = most.max(1);
-        let (places, slots) = (BTreeMap::new(), Vec::with_capacity(most));
-        Self { mapper, pages: RefCell::new(Pages { most, places, slots, hand: 0 }) }
+        let mut pages = Keep::new(most.max(1));
+        // Before it there is a round to have been used in last.
+        pages.set_now(1);
+        Self { mapper, pages: RefCell::new(pages) }
     }
 
     /// How many pages are mapped now.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.pages.borrow().slots.len()
+        self.pages.borrow().len()
     }
 
     /// Whether nothing is mapped.
@@ -77,7 +66,7 @@ impl<P: GrantMapper> Kept<P> {
 
     /// Unmaps a page: the peer takes its grant back.
     pub fn forget(&self, domain: DomId, gref: GrantRef) {
-        self.pages.borrow_mut().remove((domain, gref));
+        self.pages.borrow_mut().remove(domain, gref);
     }
 }
 
@@ -85,20 +74,25 @@ impl<P: GrantMapper> GrantCopier for Kept<P> {
     fn copy(&self, ops: &mut [CopyOp<'_>]) {
         let mut pages = self.pages.borrow_mut();
         for op in ops {
-            let (key, access) = ((op.domain, op.gref), access(op));
+            let access = access(op);
             if !in_page(op) {
                 op.status = GrantStatus::BadCopyArgument;
                 continue;
             }
-            if let Some(page) = pages.find(key, access) {
-                through(page, op);
+            let fits = |page: &&mut Page<_>| page.writable || access == Access::ReadOnly;
+            if let Some(page) = pages.get(op.domain, op.gref).filter(fits) {
+                through(&page.mapping, op);
                 continue;
             }
             // By itself, so that it can be unmapped by itself.
             match self.mapper.map(op.domain, &[op.gref], access) {
-                Ok(page) => {
-                    through(&page, op);
-                    pages.insert(key, page, access == Access::ReadWrite);
+                Ok(mapping) => {
+                    through(&mapping, op);
+                    // Mapped before, and not for writing.
+                    pages.remove(op.domain, op.gref);
+                    make_room(&mut pages);
+                    let page = Page { mapping, writable: access == Access::ReadWrite };
+                    let _ = pages.insert(op.domain, op.gref, page);
                 }
                 Err(status) => op.status = status,
             }
@@ -106,46 +100,15 @@ impl<P: GrantMapper> GrantCopier for Kept<P> {
     }
 }
 
-impl<M> Pages<M> {
-    fn find(&mut self, key: (DomId, GrantRef), access: Access) -> Option<&M> {
-        let slot = self.slots.get_mut(*self.places.get(&key)?)?;
-        slot.used = true;
-        (slot.writable || access == Access::ReadOnly).then_some(&slot.page)
+/// Gives up a page that was not used in this round; if there is none, a new one begins.
+fn make_room<T>(pages: &mut Keep<T>) {
+    if !pages.is_full() {
+        return;
     }
-
-    fn insert(&mut self, key: (DomId, GrantRef), page: M, writable: bool) {
-        // Mapped before, and not for writing.
-        self.remove(key);
-        if self.slots.len() >= self.most
-            && let Some(key) = self.oldest()
-        {
-            self.remove(key);
-        }
-        self.places.insert(key, self.slots.len());
-        self.slots.push(Slot { key, page, writable, used: true });
-    }
-
-    fn remove(&mut self, key: (DomId, GrantRef)) {
-        let Some(at) = self.places.remove(&key) else { return };
-        self.slots.swap_remove(at);
-        if let Some(moved) = self.slots.get(at) {
-            self.places.insert(moved.key, at);
-        }
-    }
-
-    /// The first slot from the hand on that was not used since the hand last came by.
-    fn oldest(&mut self) -> Option<(DomId, GrantRef)> {
-        loop {
-            if self.hand >= self.slots.len() {
-                self.hand = 0;
-            }
-            let slot = self.slots.get_mut(self.hand)?;
-            // Ends after one round at most: that clears every mark.
-            if !core::mem::take(&mut slot.used) {
-                return Some(slot.key);
-            }
-            self.hand = self.hand.saturating_add(1);
-        }
+    let round = pages.now();
+    if pages.retire(round.saturating_sub(1), 1, |_| true) == 0 {
+        pages.set_now(round.saturating_add(1));
+        pages.retire(round, 1, |_| true);
     }
 }
 

@@ -16,6 +16,16 @@ pub struct PrivatePage {
     base: NonNull<u8>,
     number: u32,
     /// Keeps the page allocated.
+    slab: Arc<Slab>,
+}
+
+/// Where some pages of a [pool](PrivatePage::pool) are. It keeps them allocated and gives no access
+/// to them: for whoever tells the kernel of memory before there is an operation on it.
+#[derive(Clone, Debug)]
+pub struct PoolMemory {
+    base: NonNull<u8>,
+    len: usize,
+    /// Keeps the pages allocated.
     _slab: Arc<Slab>,
 }
 
@@ -24,6 +34,8 @@ pub struct PrivatePage {
 struct Slab {
     allocated: NonNull<u8>,
     layout: Layout,
+    /// How many pages there are.
+    pages: usize,
 }
 
 // SAFETY: plain memory, never reached through the slab itself.
@@ -35,6 +47,10 @@ unsafe impl Sync for Slab {}
 unsafe impl Send for PrivatePage {}
 // SAFETY: as above.
 unsafe impl Sync for PrivatePage {}
+// SAFETY: an address and a length; the memory is not reached through it.
+unsafe impl Send for PoolMemory {}
+// SAFETY: as above.
+unsafe impl Sync for PoolMemory {}
 
 impl PrivatePage {
     /// `count` zeroed pages, one behind the other in memory and numbered from 0. A large pool takes
@@ -52,7 +68,7 @@ impl PrivatePage {
         let Some(allocated) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
             handle_alloc_error(layout)
         };
-        let slab = Arc::new(Slab { allocated, layout });
+        let slab = Arc::new(Slab { allocated, layout, pages: count });
         let gap = allocated.as_ptr().align_offset(PAGE_SIZE);
         (0..u32::try_from(count).expect("size overflows")).map(move |number| {
             let at = (number as usize).wrapping_mul(PAGE_SIZE).wrapping_add(gap);
@@ -60,7 +76,7 @@ impl PrivatePage {
             // inside the `count + 1` pages allocated. Each number is used once: no two values have
             // a byte in common.
             let base = unsafe { allocated.add(at) };
-            Self { base, number, _slab: Arc::clone(&slab) }
+            Self { base, number, slab: Arc::clone(&slab) }
         })
     }
 
@@ -69,6 +85,16 @@ impl PrivatePage {
     #[must_use]
     pub fn number(&self) -> usize {
         self.number as usize
+    }
+
+    /// Where this page and those that follow it are, `count` in all; `None` if the pool has not so
+    /// many.
+    #[must_use]
+    pub fn stretch(&self, count: usize) -> Option<PoolMemory> {
+        let fits = self.number().checked_add(count).is_some_and(|end| end <= self.slab.pages);
+        // Inside the allocation, so it does not overflow.
+        let len = count.wrapping_mul(PAGE_SIZE);
+        fits.then(|| PoolMemory { base: self.base, len, _slab: Arc::clone(&self.slab) })
     }
 
     /// The page's bytes, lent exclusively: also to read them, since whoever shares the value can
@@ -82,6 +108,26 @@ impl PrivatePage {
         //
         // [`RawRange`]: super::RawRange
         unsafe { core::slice::from_raw_parts_mut(self.base.as_ptr(), PAGE_SIZE) }
+    }
+}
+
+impl PoolMemory {
+    /// The first byte's address: a number, not a permission.
+    #[must_use]
+    pub fn base(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 }
 
@@ -126,6 +172,16 @@ mod tests {
         let mut seen = [0; PAGE_SIZE];
         last.read_bytes(0, &mut seen).unwrap();
         assert_eq!(seen, [5; PAGE_SIZE], "the others left it alone, and it outlives them");
+    }
+
+    #[test]
+    fn a_stretch_is_of_pages_that_there_are() {
+        let pages: Vec<PrivatePage> = PrivatePage::pool(5).collect();
+        let [second, last] = [&pages[1], &pages[4]];
+        let stretch = second.stretch(4).unwrap();
+        assert_eq!((stretch.base(), stretch.len()), (second.base().as_ptr(), 4 * PAGE_SIZE));
+        assert!(second.stretch(5).is_none() && second.stretch(usize::MAX).is_none());
+        assert!(last.stretch(1).is_some() && last.stretch(0).unwrap().is_empty());
     }
 
     #[test]

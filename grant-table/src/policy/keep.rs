@@ -1,0 +1,277 @@
+use crate::{DomId, GrantRef};
+use alloc::vec::Vec;
+use core::fmt;
+
+/// No entry.
+const NONE: u32 = u32::MAX;
+/// 2 to the power of 32 by the golden ratio: spreads references that follow on each other, whatever
+/// their distance.
+const SPREAD: u32 = 0x9E37_79B9;
+
+/// What is kept of other domains' pages, up to a number: found by who granted a page and as what,
+/// with the time it was last used. All room is taken when it is made.
+///
+/// A peer chooses its references, and can choose some that are found slowly; as slowly as all there
+/// is room for is looked at, and only by who serves that peer.
+pub struct Keep<T> {
+    /// Where the chain of entries begins for each hash; as many as a power of two.
+    heads: Vec<u32>,
+    entries: Vec<Entry<T>>,
+    most: usize,
+    /// The entry that is looked at next for one to give up.
+    hand: usize,
+    now: u32,
+}
+
+struct Entry<T> {
+    peer: DomId,
+    gref: GrantRef,
+    /// The next of the chain.
+    next: u32,
+    used: u32,
+    kept: T,
+}
+
+impl<T> Keep<T> {
+    /// Room for `most`.
+    ///
+    /// # Panics
+    /// When `most` is no number of 31 bits.
+    #[must_use]
+    pub fn new(most: usize) -> Self {
+        assert!(most <= i32::MAX as usize, "more than anybody has grants");
+        let heads = if most == 0 { 0 } else { most.next_power_of_two() };
+        let entries = Vec::with_capacity(most);
+        Self { heads: core::iter::repeat_n(NONE, heads).collect(), entries, most, hand: 0, now: 0 }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Whether there is no room for another.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.entries.len() >= self.most
+    }
+
+    /// The time, in units of the caller's; what is used from now on is used then.
+    #[must_use]
+    pub fn now(&self) -> u32 {
+        self.now
+    }
+
+    /// Tells the time, which never goes back.
+    pub fn set_now(&mut self, now: u32) {
+        self.now = self.now.max(now);
+    }
+
+    /// What is kept of a page, which is used by that.
+    #[inline]
+    pub fn get(&mut self, peer: DomId, gref: GrantRef) -> Option<&mut T> {
+        let at = self.find(peer, gref)?;
+        let entry = self.entries.get_mut(at as usize)?;
+        entry.used = self.now;
+        Some(&mut entry.kept)
+    }
+
+    /// Keeps something of a page, which is used by that.
+    ///
+    /// # Errors
+    /// There is no room, or something of that page is here: gives it back.
+    pub fn insert(&mut self, peer: DomId, gref: GrantRef, kept: T) -> Result<(), T> {
+        if self.is_full() || self.find(peer, gref).is_some() {
+            return Err(kept);
+        }
+        let at = self.entries.len() as u32;
+        let hash = self.hash(peer, gref);
+        let Some(head) = self.heads.get_mut(hash) else { return Err(kept) };
+        let next = core::mem::replace(head, at);
+        self.entries.push(Entry { peer, gref, next, used: self.now, kept });
+        Ok(())
+    }
+
+    /// Lets go of what is kept of a page.
+    pub fn remove(&mut self, peer: DomId, gref: GrantRef) -> Option<T> {
+        let at = self.find(peer, gref)?;
+        self.take(at)
+    }
+
+    /// Lets go of up to `count` that were last used at `before` or earlier and that `may` go;
+    /// returns how many. Each is looked at once, beginning where this ended the last time.
+    pub fn retire(&mut self, before: u32, count: usize, mut may: impl FnMut(&T) -> bool) -> usize {
+        let mut gone = 0_usize;
+        for _ in 0..self.entries.len() {
+            if gone >= count {
+                break;
+            }
+            if self.hand >= self.entries.len() {
+                self.hand = 0;
+            }
+            let Some(entry) = self.entries.get(self.hand) else { break };
+            if entry.used <= before && may(&entry.kept) {
+                // The last one comes to its place, and is looked at next.
+                drop(self.take(self.hand as u32));
+                gone = gone.saturating_add(1);
+            } else {
+                self.hand = self.hand.saturating_add(1);
+            }
+        }
+        gone
+    }
+
+    #[inline]
+    fn hash(&self, peer: DomId, gref: GrantRef) -> usize {
+        let spread = (gref.0 ^ u32::from(peer.0).rotate_left(16)).wrapping_mul(SPREAD);
+        // The upper bits are the well mixed ones.
+        let bits = self.heads.len().trailing_zeros();
+        spread.checked_shr(32_u32.saturating_sub(bits)).unwrap_or(0) as usize
+    }
+
+    #[inline]
+    fn find(&self, peer: DomId, gref: GrantRef) -> Option<u32> {
+        let mut at = *self.heads.get(self.hash(peer, gref))?;
+        loop {
+            let entry = self.entries.get(at as usize)?;
+            if entry.gref == gref && entry.peer == peer {
+                return Some(at);
+            }
+            at = entry.next;
+        }
+    }
+
+    /// Takes an entry out; the last one comes to its place.
+    fn take(&mut self, at: u32) -> Option<T> {
+        let next = self.entries.get(at as usize)?.next;
+        *self.link_to(at)? = next;
+        let last = self.entries.len().saturating_sub(1) as u32;
+        if at != last {
+            *self.link_to(last)? = at;
+        }
+        Some(self.entries.swap_remove(at as usize).kept)
+    }
+
+    /// Where an entry's place is written: its chain's head, or the entry before it.
+    fn link_to(&mut self, place: u32) -> Option<&mut u32> {
+        let entry = self.entries.get(place as usize)?;
+        let hash = self.hash(entry.peer, entry.gref);
+        let mut at = *self.heads.get(hash)?;
+        if at == place {
+            return self.heads.get_mut(hash);
+        }
+        loop {
+            let next = self.entries.get(at as usize)?.next;
+            if next == place {
+                return self.entries.get_mut(at as usize).map(|entry| &mut entry.next);
+            }
+            at = next;
+        }
+    }
+}
+
+impl<T> fmt::Debug for Keep<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keep").field("len", &self.len()).field("most", &self.most).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::collections::BTreeMap;
+
+    const PEER: DomId = DomId(7);
+
+    fn put(keep: &mut Keep<u32>, gref: u32) -> Result<(), u32> {
+        keep.insert(PEER, GrantRef(gref), gref)
+    }
+
+    fn get(keep: &mut Keep<u32>, gref: u32) -> Option<u32> {
+        keep.get(PEER, GrantRef(gref)).copied()
+    }
+
+    #[test]
+    fn as_a_map_of_the_same_does() {
+        let mut seed = 1_u32;
+        let mut random = |below: u32| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 8) % below
+        };
+        for most in [1, 2, 3, 64, 100] {
+            let (mut keep, mut map) = (Keep::new(most), BTreeMap::new());
+            for turn in 0..20_000 {
+                // References of two domains, some far apart.
+                let peer = DomId(random(2) as u16);
+                let gref = GrantRef(random(150) << (random(2) * 24));
+                match random(4) {
+                    0 => assert_eq!(keep.remove(peer, gref), map.remove(&(peer.0, gref))),
+                    1 => {
+                        let room = map.len() < most && !map.contains_key(&(peer.0, gref));
+                        assert_eq!(keep.insert(peer, gref, turn).is_ok(), room);
+                        if room {
+                            map.insert((peer.0, gref), turn);
+                        }
+                    }
+                    _ => {
+                        assert_eq!(keep.get(peer, gref).copied(), map.get(&(peer.0, gref)).copied())
+                    }
+                }
+                assert_eq!((keep.len(), keep.is_full()), (map.len(), map.len() == most));
+            }
+            for ((peer, gref), kept) in map {
+                assert_eq!(keep.remove(DomId(peer), gref), Some(kept));
+            }
+            assert!(keep.is_empty() && keep.heads.iter().all(|head| *head == NONE));
+        }
+    }
+
+    #[test]
+    fn only_what_was_not_used_since_goes_and_no_more_than_asked_for() {
+        let mut keep = Keep::new(8);
+        (0..8).for_each(|gref| put(&mut keep, gref).unwrap());
+        assert_eq!(put(&mut keep, 8), Err(8), "no room");
+        keep.set_now(5);
+        assert_eq!([2, 3].map(|gref| get(&mut keep, gref)), [Some(2), Some(3)]);
+        keep.set_now(4);
+        assert_eq!(keep.now(), 5, "time does not go back");
+        assert_eq!(keep.retire(4, 2, |_| true), 2);
+        assert_eq!((keep.len(), keep.is_full()), (6, false));
+        // 0, and 7 that came to its place; then of 1, 4, 5 and 6 some that may go, and the others.
+        assert_eq!(keep.retire(4, 8, |gref| *gref > 4), 2);
+        assert_eq!(keep.retire(4, 8, |_| true), 2);
+        assert_eq!([2, 3].map(|gref| get(&mut keep, gref)), [Some(2), Some(3)]);
+        assert_eq!((keep.retire(5, 8, |_| true), keep.len()), (2, 0));
+    }
+
+    #[test]
+    fn neighbours_and_strides_are_found_quickly() {
+        for stride in [1, 2, 3, 8, 11, 64, 512, 4096] {
+            let mut keep = Keep::new(1024);
+            (0..1024).for_each(|n| put(&mut keep, 8 + n * stride).unwrap());
+            let mut longest = 0;
+            for head in &keep.heads {
+                let (mut at, mut length) = (*head, 0);
+                while let Some(entry) = keep.entries.get(at as usize) {
+                    (at, length) = (entry.next, length + 1);
+                }
+                longest = longest.max(length);
+            }
+            assert!(longest <= 4, "stride {stride}: {longest}");
+        }
+    }
+
+    #[test]
+    fn no_room_at_all() {
+        let mut keep = Keep::new(0);
+        assert_eq!((put(&mut keep, 1), get(&mut keep, 1)), (Err(1), None));
+        assert_eq!(keep.retire(9, 9, |_| true), 0);
+    }
+}
