@@ -71,38 +71,227 @@ fn sectors_a_block_does_not_hold_read_as_zeroes() {
     guest.close();
 }
 
+/// `qemu-img` makes a VMDK of a raw image.
+fn vmdk(kind: &str, source: &Path, image: &Path) {
+    let options = format!("subformat={kind}");
+    tool("qemu-img", &["convert", "-O", "vmdk", "-o", &options, text(source), text(image)]);
+}
+
 #[test]
-fn a_flat_vmdk_is_read_and_the_others_are_refused() {
+fn a_vmdk_is_read_and_written_as_qemu_does() {
+    if !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    for kind in ["monolithicFlat", "twoGbMaxExtentFlat", "monolithicSparse", "twoGbMaxExtentSparse"]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, image) = (dir.path().join("source.img"), dir.path().join("a.vmdk"));
+        // Data, holes, and an end inside a grain.
+        let mut model = noise(2, (21 << 20) + 512 * 9);
+        model[3 << 20..9 << 20].fill(0);
+        std::fs::write(&source, &model).unwrap();
+        vmdk(kind, &source, &image);
+        let id = || {
+            let text = String::from_utf8_lossy(&std::fs::read(&image).unwrap()).into_owned();
+            let at = text.find("\nCID=").unwrap();
+            text[at..at + 13].to_owned()
+        };
+        for seed in 0..2 {
+            let before = id();
+            let mut guest = Machine::new().disk(&format!("vmdk:{}", text(&image)), Mode::ReadWrite);
+            assert_eq!(guest.session().size(), model.len() as u64);
+            assert!(guest.everything() == model, "{kind}");
+            assert_eq!(id(), before, "read, and not changed");
+            workload(&mut guest, &mut model, seed, 40, true);
+            assert!(guest.everything() == model, "{kind}");
+            guest.close();
+            assert_ne!(id(), before, "{kind}");
+            assert!(converted("vmdk", &image) == model, "{kind}");
+            if kind.ends_with("Sparse") {
+                let check = tool("qemu-img", &["check", "-f", "vmdk", text(&image)]);
+                assert!(String::from_utf8_lossy(&check.stdout).contains("No errors"), "{kind}");
+            }
+        }
+        let mut guest = Machine::new().disk(&format!("vmdk:{}", text(&image)), Mode::ReadOnly);
+        assert!(guest.everything() == model, "{kind}");
+        guest.close();
+    }
+}
+
+#[test]
+fn a_vmdk_of_more_than_one_extent() {
+    if !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for kind in ["twoGbMaxExtentSparse", "twoGbMaxExtentFlat"] {
+        let image = dir.path().join(format!("{kind}.vmdk"));
+        let options = format!("subformat={kind}");
+        tool("qemu-img", &["create", "-f", "vmdk", "-o", &options, text(&image), "5G"]);
+        let mut guest = Machine::new().disk(&format!("vmdk:{}", text(&image)), Mode::ReadWrite);
+        assert_eq!(guest.session().size(), 5 << 30);
+        // Across each border, and at both ends.
+        let (data, sectors) = (noise(8, 8192), 5 << 21);
+        let places = [0, (2 << 21) - 3, (4 << 21) - 8, sectors - 16];
+        for place in places {
+            guest.one(Deed::Write(place, data.clone()));
+        }
+        guest.one(Deed::Flush);
+        let holds = |guest: &mut support::Guest| {
+            places.iter().all(|place| guest.one(Deed::Read(*place, 16)) == data)
+        };
+        assert!(holds(&mut guest));
+        guest.close();
+        for place in places {
+            // QEMU finds the same in each place.
+            let out = dir.path().join("part");
+            let (skip, from) = (format!("skip={place}"), format!("if={}", text(&image)));
+            let to = format!("of={}", text(&out));
+            // It counts from the image's beginning.
+            let count = format!("count={}", place + 16);
+            let args = ["dd", "-f", "vmdk", "-O", "raw", "bs=512", &skip, &count, &from, &to];
+            tool("qemu-img", &args);
+            assert!(std::fs::read(&out).unwrap() == data, "{kind} {place}");
+        }
+        let mut guest = Machine::new().disk(&format!("vmdk:{}", text(&image)), Mode::ReadOnly);
+        assert!(holds(&mut guest));
+        guest.close();
+    }
+}
+
+#[test]
+fn a_compressed_vmdk_is_read() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let (source, image) = (dir.path().join("source.img"), dir.path().join("a.vmdk"));
-    let model = noise(2, 5 << 20);
+    let mut model = noise(9, (9 << 20) + 512 * 5);
+    model[1 << 20..2 << 20].fill(7);
+    model[3 << 20..5 << 20].fill(0);
     std::fs::write(&source, &model).unwrap();
-    let convert = |kind: &str| {
-        let options = format!("subformat={kind}");
-        tool("qemu-img", &["convert", "-O", "vmdk", "-o", &options, text(&source), text(&image)]);
+    vmdk("streamOptimized", &source, &image);
+    let params = format!("vmdk:{}", text(&image));
+    let read = |model: &[u8]| {
+        let mut guest = Machine::new().disk(&params, Mode::ReadOnly);
+        assert!(guest.everything() == model);
+        for sector in [0, 127, 2047, 6143] {
+            let there = &model[sector as usize * 512..][..4096];
+            assert!(guest.one(Deed::Read(sector, 8)) == there);
+        }
+        guest.close();
     };
-    convert("monolithicFlat");
-    let mut guest = Machine::new().disk(&format!("vmdk:{}", text(&image)), Mode::ReadOnly);
+    read(&model);
+    // As VMware's own tools make them: the first header knows no directory, the last does.
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    let header = bytes[..512].to_vec();
+    let marker = |kind: u8| {
+        let mut marker = vec![0; 512];
+        (marker[0], marker[12]) = (u8::from(kind == 3), kind);
+        marker
+    };
+    bytes[56..64].fill(0xff);
+    bytes.extend([marker(3), header, marker(0)].concat());
+    std::fs::write(&image, &bytes).unwrap();
+    read(&model);
+    let spec = Spec::file(pvio_blkback::image::Format::Vmdk, &image);
+    let error = Image::open_disk(&spec, ImageOptions::default()).unwrap_err();
+    assert_eq!(error.code(), "image-only-read");
+}
+
+#[test]
+fn grains_of_zeroes_and_tables_that_are_not_there() {
+    if !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("a.vmdk");
+    let options = "subformat=monolithicSparse,zeroed_grain=on";
+    tool("qemu-img", &["create", "-f", "vmdk", "-o", options, text(&image), "128M"]);
+    let data = "write -P 5 0 256k";
+    tool("qemu-io", &["-f", "vmdk", "-c", data, "-c", "write -z 64k 64k", text(&image)]);
+    // The last table of each directory was never made, as some programs leave it.
+    let mut bytes = std::fs::read(&image).unwrap();
+    let field = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let directories = [field(48) * 512, field(56) * 512];
+    for directory in directories {
+        bytes[directory + 12..directory + 16].fill(0);
+    }
+    std::fs::write(&image, bytes).unwrap();
+    let mut model = vec![0; 128 << 20];
+    model[..256 << 10].fill(5);
+    model[64 << 10..128 << 10].fill(0);
+    let params = format!("vmdk:{}", text(&image));
+    let mut guest = Machine::new().disk(&params, Mode::ReadWrite);
+    assert!(guest.everything() == model);
+    for (sector, byte) in [(130, 6), (200_000, 7), (262_143, 8)] {
+        guest.one(Deed::Write(sector, vec![byte; 512]));
+        model[sector as usize * 512..][..512].fill(byte);
+    }
     assert!(guest.everything() == model);
     guest.close();
+    assert!(converted("vmdk", &image) == model);
+}
+
+#[test]
+fn a_vmdk_that_says_too_much_is_refused() {
+    if !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (source, image) = (dir.path().join("source.img"), dir.path().join("a.vmdk"));
+    std::fs::write(&source, noise(2, 5 << 20)).unwrap();
     let spec = Spec::file(pvio_blkback::image::Format::Vmdk, &image);
     let open = |read_only| {
         Image::open_disk(&spec, ImageOptions { read_only, direct: false }).unwrap_err().code()
     };
-    assert_eq!(open(false), "image-only-read");
-    convert("monolithicSparse");
-    assert_eq!(open(true), "image-feature");
     // A descriptor that names a file of the host.
-    let named = format!(
-        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
-         createType=\"monolithicFlat\"\nRW 1 FLAT \"{}\" 0\n",
-        "/etc/passwd"
-    );
-    std::fs::write(&image, named).unwrap();
-    assert_eq!(open(true), "image-feature");
+    for (kind, name) in [("FLAT", "/etc/passwd"), ("SPARSE", "../a"), ("FLAT", "..")] {
+        let named = format!(
+            "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
+             createType=\"custom\"\nRW 1 {kind} \"{name}\" 0\n",
+        );
+        std::fs::write(&image, named).unwrap();
+        assert_eq!(open(true), "image-feature", "{name}");
+    }
+    vmdk("monolithicSparse", &source, &image);
+    let whole = std::fs::read(&image).unwrap();
+    let changed = |at: usize, with: &[u8]| {
+        let mut bytes = whole.clone();
+        bytes[at..at + with.len()].copy_from_slice(with);
+        std::fs::write(&image, bytes).unwrap();
+        [open(true), open(false)]
+    };
+    let field = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().unwrap()) as usize;
+    let directory = field(56) * 512;
+    let table = u32::from_le_bytes(whole[directory..directory + 4].try_into().unwrap()) as usize;
+    for (what, at, with, code) in [
+        ("version", 4, &[4u8][..], "image-feature"),
+        ("size", 12, &[0xff; 8], "image-corrupt"),
+        ("no size", 12, &[0; 8], "image-corrupt"),
+        ("grain", 20, &[3], "image-corrupt"),
+        ("no grain", 20, &[0], "image-corrupt"),
+        ("large grain", 23, &[0xff; 5], "image-corrupt"),
+        ("descriptor", 36, &[0xff; 8], "image-corrupt"),
+        ("entries", 44, &[0; 4], "image-corrupt"),
+        ("many entries", 44, &[0xff; 4], "image-corrupt"),
+        ("directory", 56, &[0xfe; 8], "image-truncated"),
+        ("directory behind the end", 56, &[0, 0, 0xff], "image-truncated"),
+        ("text", 73, b"\n \n\n", "image-corrupt"),
+        ("directory in the header", 56, &[0; 8], "image-corrupt"),
+        ("table behind the end", directory, &[0xff; 4], "image-truncated"),
+        ("grain behind the end", table * 512, &[0xff; 4], "image-truncated"),
+        ("two grains in one place", table * 512, &whole[table * 512 + 4..][..4], "image-corrupt"),
+        ("grain in its table", table * 512, &(table as u32).to_le_bytes(), "image-corrupt"),
+    ] {
+        assert_eq!(changed(at, with), [code; 2], "{what}");
+    }
+    // A parent.
+    let text_at = whole.windows(18).position(|w| w == b"parentCID=ffffffff").unwrap();
+    assert_eq!(changed(text_at + 10, b"12345678"), ["image-feature"; 2]);
+    // One extent of several, by itself.
+    assert_eq!(changed(28, &[0; 16]), ["image-feature"; 2]);
 }
 
 #[test]

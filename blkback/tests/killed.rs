@@ -80,7 +80,9 @@ fn a_flush_outlives_its_process() {
         ("raw", "preallocation=off"),
         ("qcow2", "cluster_size=4k"),
         ("qcow2", "cluster_size=64k,lazy_refcounts=on"),
+        ("qcow2", "cluster_size=4k,compat=0.10"),
         ("vhd", "force_size=on"),
+        ("vmdk", "subformat=monolithicSparse"),
     ] {
         for patience in [1, 2, 3, 5, 8, 13, 21] {
             let path = dir.path().join("image");

@@ -92,15 +92,21 @@ impl Record {
     /// What is on the medium when power is lost after so many events. `image` is what was on it at
     /// the beginning, and is changed to that.
     pub fn after_power_loss(&self, image: &mut [u8], moment: usize, loss: Loss) {
+        self.kept(moment, loss, &mut |at, data| put(image, at, data));
+    }
+
+    /// The same for a medium of any kind: tells `put` each part that is there, from which byte on,
+    /// in the order in which they came there.
+    pub fn kept(&self, moment: usize, loss: Loss, put: &mut dyn FnMut(u64, &[u8])) {
         let log = self.log();
         let events = log.events.get(..moment).unwrap_or(&log.events);
         let (durable, mut open) = tell_apart(events);
         for (at, data) in durable {
-            put(image, at, &data);
+            put(at, &data);
         }
         match loss {
             Loss::All => {}
-            Loss::Nothing => open.iter().for_each(|(at, data)| put(image, *at, data)),
+            Loss::Nothing => open.iter().for_each(|(at, data)| put(*at, data)),
             Loss::Some(seed) => {
                 let mut random = Random(seed);
                 // In any order: those that overlap take turns to be the last.
@@ -116,7 +122,7 @@ impl Record {
                         let left = usize::try_from(log.unit - at % log.unit).unwrap_or(usize::MAX);
                         let (part, more) = rest.split_at(left.min(rest.len()));
                         if kept == 0 || (kept == 1 && random.below(2) == 0) {
-                            put(image, at, part);
+                            put(at, part);
                         }
                         at += part.len() as u64;
                         rest = more;
@@ -126,7 +132,10 @@ impl Record {
         }
     }
 
-    fn begin(&self, change: Option<(u64, Arc<[u8]>)>) -> u64 {
+    /// Something is begun: bytes are written from one on, or, if there are none, all that is
+    /// over is brought to the medium. For recorders at other places than around an engine; gives
+    /// the number to [end](Self::end) it by.
+    pub fn begin(&self, change: Option<(u64, Arc<[u8]>)>) -> u64 {
         let mut log = self.log();
         let id = log.next;
         log.next += 1;
@@ -134,7 +143,8 @@ impl Record {
         id
     }
 
-    fn end(&self, id: u64, done: bool) {
+    /// It is over, and done or not.
+    pub fn end(&self, id: u64, done: bool) {
         self.log().events.push(Event::Over { id, done });
     }
 

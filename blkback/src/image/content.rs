@@ -87,7 +87,7 @@ impl Content for FileContent<'_> {
     }
 }
 
-/// Big-endian fields of a buffer that is long enough; zero where it is not.
+/// Fields of a buffer that is long enough, big-endian unless they say otherwise; zero where it is not.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bytes<'a>(pub &'a [u8]);
 
@@ -108,5 +108,16 @@ impl Bytes<'_> {
 
     pub fn u64(self, at: usize) -> u64 {
         u64::from_be_bytes(self.field(at))
+    }
+    pub fn u16_le(self, at: usize) -> u16 {
+        u16::from_le_bytes(self.field(at))
+    }
+
+    pub fn u32_le(self, at: usize) -> u32 {
+        u32::from_le_bytes(self.field(at))
+    }
+
+    pub fn u64_le(self, at: usize) -> u64 {
+        u64::from_le_bytes(self.field(at))
     }
 }

@@ -76,7 +76,7 @@ pub fn inspect(spec: &Spec) -> Result<Inspection, ImageError> {
     let problem = match format {
         Format::Raw => Ok(found.files.first().map(|file| file.length)),
         Format::Qcow2 => of_qcow2(&mut found, path, snapshot).map(Some),
-        Format::Vmdk => vmdk::size(path).map(Some),
+        Format::Vmdk => of_vmdk(&mut found, path).map(Some),
         Format::Vhd => of_vhd(&mut found, path).map(Some),
     };
     match problem {
@@ -208,4 +208,12 @@ fn of_vhd(found: &mut Inspection, path: &Path) -> Result<u64, ImageError> {
     }
     vhd::check(file, &footer).map_err(wrap)?;
     Ok(footer.size)
+}
+
+fn of_vmdk(found: &mut Inspection, path: &Path) -> Result<u64, ImageError> {
+    let (size, words) = vmdk::look(path)?;
+    if let Some(report) = found.files.first_mut() {
+        report.features = words;
+    }
+    Ok(size)
 }

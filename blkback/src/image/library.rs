@@ -5,20 +5,19 @@ use super::content::ContentError;
 use super::error::ImageError;
 use super::file::{self, Access};
 use crate::engine::store::Store;
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
-use imago::file::File;
 use imago::{FormatAccess, StorageOpenOptions};
+use pvio_imagefile::{ImageFile, Order};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
 /// What the library calls an image.
-pub(super) type LibraryImage = FormatAccess<File>;
+pub(super) type LibraryImage = FormatAccess<ImageFile>;
 
 /// An image as the library has it open.
-///
-/// Discarding takes away clusters under whoever uses them, so it excludes everything else.
 pub(super) struct Library {
     image: RwLock<LibraryImage>,
     write: bool,
@@ -42,11 +41,6 @@ impl Library {
         Ok(Self { image: RwLock::new(image), write, broken: AtomicBool::new(false) })
     }
 
-    /// Bytes of the virtual disk.
-    pub fn size(&self) -> u64 {
-        self.image.read().unwrap_or_else(PoisonError::into_inner).size()
-    }
-
     /// Writes what is kept in memory; whether the image is in order then.
     pub fn close(&self) -> bool {
         if self.broken.load(Ordering::Acquire) {
@@ -61,10 +55,22 @@ impl Library {
         }
     }
 
-    fn shared<T>(&self, call: impl FnOnce(&LibraryImage) -> io::Result<T>) -> io::Result<T> {
+    /// Calls the library, together with others.
+    pub fn shared<T>(&self, call: impl FnOnce(&LibraryImage) -> io::Result<T>) -> io::Result<T> {
         let _told = Told(&self.broken);
         call(&self.image.read().unwrap_or_else(PoisonError::into_inner))
     }
+
+    /// Calls the library while nobody else does.
+    pub fn alone<T>(&self, call: impl FnOnce(&LibraryImage) -> io::Result<T>) -> io::Result<T> {
+        let _told = Told(&self.broken);
+        call(&self.image.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Brings everything to the medium: the first writes what the library keeps in memory.
+pub(super) fn flush(image: &LibraryImage) -> io::Result<()> {
+    image.flush().and_then(|()| image.sync())
 }
 
 impl Store for Library {
@@ -80,13 +86,12 @@ impl Store for Library {
         if !self.write {
             return Ok(());
         }
-        // The first writes what the library keeps in memory, the second brings it to the medium.
-        self.shared(|image| image.flush().and_then(|()| image.sync()))
+        self.shared(flush)
     }
 
-    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
-        let _told = Told(&self.broken);
-        self.image.write().unwrap_or_else(PoisonError::into_inner).discard_to_any(at, len)
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        // A format that can says how.
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
@@ -115,11 +120,15 @@ pub(super) fn failed(path: &Path, format: Format, error: io::Error) -> ImageErro
     ImageError::Content { path: path.into(), format, error }
 }
 
-/// Opens a file for the library.
-pub(super) fn storage(path: &Path, access: Access) -> Result<File, ImageError> {
+/// Opens a file for the library. What is written is written in that order.
+pub(super) fn storage(
+    path: &Path,
+    access: Access,
+    order: Option<Arc<dyn Order>>,
+) -> Result<ImageFile, ImageError> {
     let (file, _) = file::open(path, access)?;
     let Access { write, direct, .. } = access;
     let options = StorageOpenOptions::new().filename(path).write(write).direct(direct);
-    File::from_open_file(file, options)
+    ImageFile::new(file, options, order)
         .map_err(|error| ImageError::Other { path: path.to_path_buf(), error })
 }

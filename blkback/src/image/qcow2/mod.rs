@@ -6,8 +6,10 @@
 
 pub mod chain;
 pub mod header;
+mod order;
 mod refcounts;
 mod snapshot;
+mod written;
 
 use super::content::{ContentError, FileContent};
 use super::error::ImageError;
@@ -15,18 +17,18 @@ use super::file::{self, Access};
 use super::library::{Library, LibraryImage, failed, storage};
 use super::{Format, ImageOptions, Opened, raw};
 use crate::engine::Discard;
-use crate::engine::store::Store;
 use alloc::format;
 use alloc::sync::Arc;
 use chain::{Below, Layer};
 use header::{Header, incompatible};
-use imago::file::File;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
+use pvio_imagefile::{ImageFile, Order};
 use snapshot::SnapshotStore;
 use std::io;
 use std::path::Path;
+use written::Written;
 
 /// Opens an image with all it rests on.
 pub(super) fn open(
@@ -35,7 +37,9 @@ pub(super) fn open(
     options: ImageOptions,
 ) -> Result<Opened, ImageError> {
     let mut layer = chain::read(path, true)?;
-    if !options.read_only && layer.header.incompatible & incompatible::DIRTY != 0 {
+    let dirty = layer.header.incompatible & incompatible::DIRTY != 0;
+    // Version 2 has no such mark.
+    if !options.read_only && (dirty || layer.header.version < 3) {
         repair(&layer)?;
         layer.header.incompatible &= !incompatible::DIRTY;
     }
@@ -50,15 +54,14 @@ pub(super) fn open(
         return Ok((Arc::new(SnapshotStore::open(&layer, snapshot)?), geometry));
     }
     let mut geometry = raw::geometry(path, layer.header.size, 512, 4096, options.read_only)?;
-    let cluster = layer.header.cluster() as u32;
-    // Version 2 has no clusters that read as zeroes by themselves.
-    geometry.discard = (!options.read_only && layer.header.version >= 3)
-        .then_some(Discard { granularity: cluster, alignment: 0 });
     let access = Access { write: !options.read_only, direct: options.direct, lock: true };
-    let library = Library::open(path, Format::Qcow2, access.write, || open_layer(&layer, access))?;
-    let store: Arc<dyn Store> =
-        if access.write { Arc::new(Marked::new(library, &layer)?) } else { Arc::new(library) };
-    Ok((store, geometry))
+    if access.write {
+        geometry.discard =
+            Some(Discard { granularity: geometry.physical_sector_size, alignment: 0 });
+        return Ok((Arc::new(Written::open(&layer, access)?), geometry));
+    }
+    let open = || open_layer(&layer, access, None);
+    Ok((Arc::new(Library::open(path, Format::Qcow2, false, open)?), geometry))
 }
 
 /// Mends an image that was not closed by who wrote it last, before it is written again.
@@ -72,81 +75,17 @@ fn repair(layer: &Layer) -> Result<(), ImageError> {
     // Nobody else writes it now; whoever did before we had the lock may have changed it.
     let header = Header::read(&content).map_err(wrap)?;
     let raised = refcounts::raise(&file, &content, &header).map_err(wrap)?;
-    refcounts::set_dirty(&file, &header, false).map_err(system)?;
-    tracing::warn!(
-        image = %layer.path.display(), raised,
-        "a disk image was not closed by who wrote it last; its reference counts are in order again"
-    );
+    if header.version >= 3 {
+        refcounts::set_dirty(&file, &header, false).map_err(system)?;
+    }
+    if header.version >= 3 || raised > 0 {
+        tracing::warn!(
+            image = %layer.path.display(), raised,
+            "a disk image was not closed by who wrote it last; its reference counts are in order \
+             again"
+        );
+    }
     Ok(())
-}
-
-/// An image that is marked as not closed for as long as it is written. Version 2 has no such mark.
-struct Marked {
-    /// Before the mark: it is closed first.
-    library: Library,
-    mark: Option<Mark>,
-}
-
-struct Mark {
-    file: std::fs::File,
-    header: Header,
-    /// Whether the image is in order.
-    closed: bool,
-}
-
-impl Marked {
-    fn new(library: Library, layer: &Layer) -> Result<Self, ImageError> {
-        if layer.header.version < 3 {
-            return Ok(Self { library, mark: None });
-        }
-        let access = Access { write: true, direct: false, lock: false };
-        let (file, _) = file::open(&layer.path, access)?;
-        let header = layer.header.clone();
-        refcounts::set_dirty(&file, &header, true)
-            .map_err(|error| ImageError::Other { path: layer.path.clone(), error })?;
-        Ok(Self { library, mark: Some(Mark { file, header, closed: false }) })
-    }
-}
-
-impl Drop for Marked {
-    fn drop(&mut self) {
-        let closed = self.library.close();
-        if let Some(mark) = &mut self.mark {
-            mark.closed = closed;
-        }
-    }
-}
-
-impl Drop for Mark {
-    fn drop(&mut self) {
-        if self.closed
-            && let Err(error) = refcounts::set_dirty(&self.file, &self.header, false)
-        {
-            tracing::error!(%error, "a disk image stays marked as not closed");
-        }
-    }
-}
-
-impl Store for Marked {
-    fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
-        self.library.read(at, into)
-    }
-
-    fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
-        self.library.write(at, from)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.library.flush()
-    }
-
-    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
-        self.library.discard(at, len)
-    }
-
-    fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
-        self.library.write_zeroes(at, len)
-    }
 }
 
 /// Bytes of the disk in a snapshot.
@@ -173,7 +112,7 @@ fn is_whole(layer: &Layer) -> Result<(), ImageError> {
 pub(super) fn try_open(layer: &Layer) -> Result<(), ImageError> {
     is_whole(layer)?;
     let access = Access { write: false, direct: false, lock: false };
-    Library::open(&layer.path, Format::Qcow2, false, || open_layer(layer, access)).map(drop)
+    Library::open(&layer.path, Format::Qcow2, false, || open_layer(layer, access, None)).map(drop)
 }
 
 /// Refuses what the library would not understand, in words of our own.
@@ -215,17 +154,21 @@ pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageErro
 }
 
 /// Opens an image from the bottom up.
-fn open_layer(layer: &Layer, access: Access) -> Result<LibraryImage, ImageError> {
+fn open_layer(
+    layer: &Layer,
+    access: Access,
+    order: Option<Arc<dyn Order>>,
+) -> Result<LibraryImage, ImageError> {
     let below = match &layer.below {
         Some(below) => Some(Arc::new(open_below(below, access)?)),
         None => None,
     };
     let data = match &layer.data {
-        Some(path) => Some(storage(path, Access { write: false, ..access })?),
+        Some(path) => Some(storage(path, Access { write: false, ..access }, None)?),
         None => None,
     };
-    let file = storage(&layer.path, access)?;
-    Qcow2::<File, Arc<LibraryImage>>::builder(file)
+    let file = storage(&layer.path, access, order)?;
+    Qcow2::<ImageFile, Arc<LibraryImage>>::builder(file)
         .write(access.write)
         .backing(below)
         .data_file(data)
@@ -237,8 +180,8 @@ fn open_layer(layer: &Layer, access: Access) -> Result<LibraryImage, ImageError>
 fn open_below(below: &Below, access: Access) -> Result<LibraryImage, ImageError> {
     let access = Access { write: false, ..access };
     match below {
-        Below::Qcow2(layer) => open_layer(layer, access),
-        Below::Raw(path) => Raw::builder(storage(path, access)?)
+        Below::Qcow2(layer) => open_layer(layer, access, None),
+        Below::Raw(path) => Raw::builder(storage(path, access, None)?)
             .open(DenyImplicitOpenGate::default())
             .map(FormatAccess::new)
             .map_err(|e| failed(path, Format::Raw, e)),

@@ -4,8 +4,9 @@
 //! in one place. The library can leave that behind when its process is killed (it links a new table
 //! before the table's count is written), and any writer when power is lost. So an image is marked as
 //! not closed ([`incompatible::DIRTY`]) for as long as it is written, as QEMU does for lazy
-//! reference counts, and counts that are too low are raised before it is written again. Counts that
-//! are too high only waste room; `qemu-img check -r leaks` gives it back.
+//! reference counts, and counts that are too low are raised before it is written again; an image of
+//! version 2 has no such mark, and is looked at each time. Counts that are too high only waste
+//! room; `qemu-img check -r leaks` gives it back.
 
 use super::super::content::{Content, ContentError};
 use super::header::{Header, incompatible};
@@ -16,7 +17,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 /// `L1E_OFFSET_MASK`, `L2E_OFFSET_MASK`.
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+pub(super) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// `QCOW_OFLAG_COMPRESSED`.
 const COMPRESSED: u64 = 1 << 62;
 /// Clusters of a file beyond which its references are not counted here: 1 GiB of counters.
@@ -58,8 +59,32 @@ pub(super) fn raise(
             raised += 1;
         }
     }
+    // A cluster that was given away, and that power was lost before anything was written to.
+    if let Some(begin) = last_counted(content, header, &counts)?
+        && begin >= content.length()
+    {
+        file.set_len(begin.saturating_add(header.cluster()))?;
+    }
     file.sync_data()?;
     Ok(raised)
+}
+
+/// Where the last cluster begins whose count says that it is used.
+fn last_counted(
+    content: &dyn Content,
+    header: &Header,
+    counts: &Counts,
+) -> Result<Option<u64>, ContentError> {
+    let Some(block) = counts.table.iter().rposition(|block| *block != 0) else { return Ok(None) };
+    let per_block = 1u64 << (header.cluster_bits + 3 - header.refcount_order);
+    let first = (block as u64).saturating_mul(per_block);
+    let mut last = None;
+    for cluster in first..first.saturating_add(per_block) {
+        if counts.get(content, cluster)? != 0 {
+            last = Some(cluster);
+        }
+    }
+    Ok(last.and_then(|cluster| cluster.checked_mul(header.cluster())))
 }
 
 /// Refuses an image whose file ends before the last cluster that is counted as used. To be asked of
@@ -69,16 +94,7 @@ pub(super) fn raise(
 /// [`ContentError::Truncated`], and what reading the counts says.
 pub(super) fn is_whole(content: &dyn Content, header: &Header) -> Result<(), ContentError> {
     let counts = Counts::read(content, header)?;
-    let Some(block) = counts.table.iter().rposition(|block| *block != 0) else { return Ok(()) };
-    let per_block = 1u64 << (header.cluster_bits + 3 - header.refcount_order);
-    let first = (block as u64).saturating_mul(per_block);
-    let mut last = None;
-    for cluster in first..first.saturating_add(per_block) {
-        if counts.get(content, cluster)? != 0 {
-            last = Some(cluster);
-        }
-    }
-    let begin = last.and_then(|cluster| cluster.checked_mul(header.cluster())).unwrap_or(0);
+    let begin = last_counted(content, header, &counts)?.unwrap_or(0);
     if begin >= content.length() {
         return Err(ContentError::truncated(format!(
             "data is at byte {begin}, and the file has {}",
@@ -232,7 +248,12 @@ impl Counts {
     }
 }
 
-fn read_u64s(content: &dyn Content, at: u64, bytes: u64) -> Result<Vec<u64>, ContentError> {
+/// Numbers of a table.
+pub(super) fn read_u64s(
+    content: &dyn Content,
+    at: u64,
+    bytes: u64,
+) -> Result<Vec<u64>, ContentError> {
     let mut raw = alloc::vec![0; bytes as usize];
     content.read(at, &mut raw)?;
     Ok(raw.chunks_exact(8).map(|b| u64::from_be_bytes(b.try_into().unwrap_or_default())).collect())

@@ -18,15 +18,23 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     ("pvio-netfront", DEVICE),
     // 3: the platforms, which know no device
     ("pvio-uring", &["pvio-ring"]),
+    ("pvio-imagefile", &[]),
     ("pvio-hosted", BELOW),
     ("pvio-sim", BELOW),
     ("pvio-xen-linux", BELOW),
 ];
 
 const BELOW: &[&str] = &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus"];
-/// With std, a device waits in the one wait point, which is no platform of a domain's.
-const DEVICE: &[&str] =
-    &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus", "pvio-uring"];
+/// With std, a device waits in the one wait point and has files for a library, which are no platform of
+/// a domain's.
+const DEVICE: &[&str] = &[
+    "pvio-ring",
+    "pvio-grant-table",
+    "pvio-event-channel",
+    "pvio-xenbus",
+    "pvio-uring",
+    "pvio-imagefile",
+];
 
 /// Floor 4: it composes, measures and checks, so it may need anything below.
 const ROOF: &[&str] = &["pvio", "pvio-benches", "xtask", "pvio-lab-agent"];

@@ -1,173 +1,25 @@
 //! What a loss of power leaves, told by a real file system: the kernel's ext4 works on a guest's disk,
-//! through a loop device over a file (by FUSE) whose bytes are read, written and flushed through
-//! frontend, ring and backend. The engine records what reaches it; then power is lost at every flush
-//! and in between, with what no flush covers lost, torn or in another order. Each such disk is mounted
-//! by the kernel, must have everything that was synced until then, and is checked by e2fsck.
-#![cfg(feature = "std")]
+//! through a loop device over a file whose bytes are read, written and flushed through frontend, ring
+//! and backend. Then power is lost at every flush and in between, with what no flush covers lost,
+//! torn or in another order. Each such disk is mounted by the kernel, must have everything that was
+//! synced until then, and is checked by e2fsck.
 
-mod support;
-
-use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, LockOwner, OpenFlags,
-    ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyWrite, Request, WriteFlags,
-};
-use pvio_blkback::Serve;
-use pvio_blkback::engine::Geometry;
+use super::support::{Rng, has, text, tool};
 use pvio_blkback::engine::record::{Loss, Record};
-use pvio_blkback::image::{Image, ImageOptions};
-use pvio_blkback::queue::{QueueFault, QueueParts};
-use pvio_blkback::worker::Worker;
-use pvio_blkfront::SLOT_BYTES;
-use pvio_event_channel::EventChannels;
-use pvio_hosted::Domain;
-use pvio_ring::proto::blkif::Status;
-use pvio_xenbus::driver::Fault;
-use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, UNIX_EPOCH};
-use support::{Deed, Guest, Machine, Rng, has, text, tool};
-
-const SIZE: u64 = 16 << 20;
-
-/// Serves raw images whose changes are recorded.
-struct Recording {
-    record: Arc<Record>,
-    image: Option<Arc<Image>>,
-}
-
-impl Serve<Domain> for Recording {
-    type Running = Worker;
-
-    fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
-        let Backing::Format("raw", path) = disk.backing() else { panic!("{disk:?}") };
-        let image = Image::open(path.as_ref(), ImageOptions::default());
-        let image = image.map_err(|e| Fault::new(e.code(), e))?.recorded(self.record.clone());
-        let geometry = image.geometry();
-        self.image = Some(Arc::new(image));
-        Ok(geometry)
-    }
-
-    fn start(
-        &mut self,
-        name: &str,
-        parts: QueueParts<Domain, <Domain as EventChannels>::Channel>,
-    ) -> Result<Worker, Fault> {
-        let image = self.image.clone().unwrap();
-        Ok(Worker::start(name, parts, image, || ()).unwrap())
-    }
-
-    fn fault(&mut self, running: &mut Worker) -> Option<QueueFault> {
-        running.fault()
-    }
-}
-
-/// A file system with one file: the guest's disk.
-struct DiskFile(Mutex<Guest>);
-
-const DISK: INodeNo = INodeNo(2);
-const LONG: Duration = Duration::from_secs(3600);
-
-fn attr(ino: INodeNo) -> FileAttr {
-    let file = ino == DISK;
-    FileAttr {
-        ino,
-        size: if file { SIZE } else { 0 },
-        blocks: SIZE / 512,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: if file { FileType::RegularFile } else { FileType::Directory },
-        perm: 0o700,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-impl DiskFile {
-    /// Does a range in pieces that the ring takes, all at once.
-    fn all(&self, offset: u64, len: usize, deed: impl Fn(u64, usize, usize) -> Deed) -> Vec<u8> {
-        assert!(offset.is_multiple_of(512) && len.is_multiple_of(512), "{offset}+{len}");
-        let deeds: Vec<Deed> = (0..len)
-            .step_by(SLOT_BYTES)
-            .map(|at| deed((offset + at as u64) / 512, at, (len - at).min(SLOT_BYTES)))
-            .collect();
-        let found = self.0.lock().unwrap().all(&deeds);
-        assert!(found.iter().all(|(status, _)| *status == Status::Okay));
-        found.into_iter().flat_map(|(_, data)| data).collect()
-    }
-}
-
-impl Filesystem for DiskFile {
-    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match name.to_str() {
-            Some("disk") => reply.entry(&LONG, &attr(DISK), Generation(0)),
-            _ => reply.error(Errno::ENOENT),
-        }
-    }
-
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&LONG, &attr(ino));
-    }
-
-    fn read(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        size: u32,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        let len = u64::from(size).min(SIZE.saturating_sub(offset)) as usize;
-        reply.data(&self.all(offset, len, |sector, _, len| Deed::Read(sector, len / 512)));
-    }
-
-    fn write(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        data: &[u8],
-        _: WriteFlags,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        let deed = |sector, at: usize, len| Deed::Write(sector, data[at..at + len].to_vec());
-        self.all(offset, data.len(), deed);
-        reply.written(data.len() as u32);
-    }
-
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.0.lock().unwrap().one(Deed::Flush);
-        reply.ok();
-    }
-
-    fn destroy(&mut self) {}
-}
 
 /// A mounted file system; unmounted when it is dropped.
 ///
 /// Each is to be of a file of its own. Whoever begins a mount namespace meanwhile has the mount too,
 /// and keeps it and its loop device when it is gone here: `mount` would take that loop device again
 /// for the same file, and the kernel would show the file system as it was, whatever the file has now.
-struct Mounted(PathBuf);
+pub struct Mounted(pub PathBuf);
 
 impl Mounted {
-    fn new(image: &Path, at: &Path) -> Self {
+    pub fn new(image: &Path, at: &Path) -> Self {
         fs::create_dir_all(at).unwrap();
         // Sizes of the device as of the file, whatever there was at its number before.
         tool("mount", &["-t", "ext4", "-o", "loop,noatime", text(image), text(at)]);
@@ -182,10 +34,10 @@ impl Drop for Mounted {
 }
 
 /// Another program, that has what is mounted when it begins for as long as it runs.
-struct Held(Child);
+pub struct Held(Child);
 
 impl Held {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut unshare = Command::new("unshare");
         let unshare = unshare.args(["--mount", "sh", "-c", "echo; exec cat"]);
         let mut child = unshare.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -203,15 +55,15 @@ impl Drop for Held {
 }
 
 /// Something that was synced, and from when until when it was to be there.
-struct Fact {
-    from: usize,
+pub struct Fact {
+    pub from: usize,
     until: usize,
     name: String,
     content: Vec<u8>,
 }
 
 /// Works on a file system; gives what was promised at which moment.
-fn work(dir: &Path, record: &Record) -> Vec<Fact> {
+pub fn work(dir: &Path, record: &Record) -> Vec<Fact> {
     let mut rng = Rng(1);
     let mut facts: Vec<Fact> = Vec::new();
     let sync = |path: &Path| File::open(path).unwrap().sync_all().unwrap();
@@ -258,7 +110,7 @@ fn noise(rng: &mut Rng, most: u64) -> Vec<u8> {
 }
 
 /// Whether this machine lets us mount; says loudly when it does not.
-fn can_mount() -> bool {
+pub fn can_mount() -> bool {
     let missing = [("/dev/fuse", "the fuse module"), ("/dev/loop-control", "the loop module")];
     if let Some((_, what)) = missing.iter().find(|(path, _)| !Path::new(path).exists()) {
         eprintln!("SKIPPED: this kernel has not {what}; load it");
@@ -280,37 +132,25 @@ fn can_mount() -> bool {
         && has("unshare", "util-linux")
 }
 
-#[test]
-fn what_was_synced_outlives_a_loss_of_power_at_any_moment() {
-    if !can_mount() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name);
-    let image = path("disk.img");
-    File::create(&image).unwrap().set_len(SIZE).unwrap();
+/// Makes the file system, in a file of so many bytes.
+pub fn make(image: &Path, size: u64) {
+    File::create(image).unwrap().set_len(size).unwrap();
     let options =
         ["-q", "-F", "-t", "ext4", "-b", "1024", "-J", "size=1", "-E", "lazy_itable_init=0"];
-    tool("mke2fs", &[&options[..], &[text(&image)]].concat());
-    let begin = fs::read(&image).unwrap();
+    tool("mke2fs", &[&options[..], &[text(image)]].concat());
+}
 
-    let record = Arc::new(Record::default());
-    let server = Recording { record: record.clone(), image: None };
-    let params = format!("raw:{}", text(&image));
-    let guest = Machine::new().disk_of(&params, Mode::ReadWrite, server);
-    fs::create_dir(path("fuse")).unwrap();
-    let file = DiskFile(Mutex::new(guest));
-    let session = fuser::spawn_mount(file, path("fuse"), &fuser::Config::default()).unwrap();
-    let facts = {
-        let mounted = Mounted::new(&path("fuse").join("disk"), &path("mnt"));
-        work(&mounted.0, &record)
-    };
-    session.umount_and_join().unwrap();
-
+/// Loses power at each of `flushes` and at moments in between. `left` makes the file with the disk as
+/// it is then.
+pub fn lose_power(
+    dir: &Path,
+    record: &Record,
+    facts: &[Fact],
+    left: &mut dyn FnMut(usize, Loss, &Path),
+) {
     let flushes = record.flushes();
     let last = record.now();
     assert!(flushes.len() > 40 && facts.len() > 24, "{} flushes", flushes.len());
-    // At each flush, and at moments in between.
     let mut rng = Rng(3);
     let mut worlds: Vec<(usize, Loss)> =
         flushes.iter().map(|moment| (*moment, Loss::All)).collect();
@@ -319,13 +159,11 @@ fn what_was_synced_outlives_a_loss_of_power_at_any_moment() {
     let (mut checked, mut replayed) = (0, 0);
     let mut held = None;
     for (i, (moment, loss)) in worlds.iter().enumerate() {
-        let mut disk = begin.clone();
-        record.after_power_loss(&mut disk, *moment, *loss);
-        let after = path(&format!("after{i}.img"));
-        fs::write(&after, &disk).unwrap();
-        replayed += usize::from(needs_recovery(&disk));
+        let after = dir.join(format!("after{i}.img"));
+        left(*moment, *loss, &after);
+        replayed += usize::from(needs_recovery(&after));
         {
-            let mounted = Mounted::new(&after, &path("after"));
+            let mounted = Mounted::new(&after, &dir.join("after"));
             // As other programs of this machine do at any time.
             held.get_or_insert_with(Held::new);
             for fact in facts.iter().filter(|f| (f.from..=f.until).contains(moment)) {
@@ -354,11 +192,9 @@ fn what_was_synced_outlives_a_loss_of_power_at_any_moment() {
     let mut lost = 0;
     for (i, fact) in facts.iter().take(8).enumerate() {
         let flush = flushes.iter().rev().find(|moment| **moment <= fact.from).unwrap();
-        let mut disk = begin.clone();
-        record.after_power_loss(&mut disk, flush - 1, Loss::All);
-        let after = path(&format!("before{i}.img"));
-        fs::write(&after, &disk).unwrap();
-        let mounted = Mounted::new(&after, &path("after"));
+        let after = dir.join(format!("before{i}.img"));
+        left(flush - 1, Loss::All, &after);
+        let mounted = Mounted::new(&after, &dir.join("after"));
         let found = fs::read(mounted.0.join(&fact.name));
         lost += usize::from(found.map_or(true, |found| found != fact.content));
     }
@@ -366,6 +202,8 @@ fn what_was_synced_outlives_a_loss_of_power_at_any_moment() {
 }
 
 /// `EXT4_FEATURE_INCOMPAT_RECOVER` of the superblock.
-fn needs_recovery(disk: &[u8]) -> bool {
-    disk[1024 + 0x60] & 4 != 0
+fn needs_recovery(disk: &Path) -> bool {
+    let mut head = [0; 2048];
+    File::open(disk).unwrap().read_exact(&mut head).unwrap();
+    head[1024 + 0x60] & 4 != 0
 }

@@ -1,0 +1,302 @@
+//! The order in which an image that is written comes to the medium.
+//!
+//! A loss of power takes any of the writes since the last flush of the host's file, so that what one
+//! part of an image says of another is on the medium only after the other is:
+//!
+//! | before this is written | this is on the medium |
+//! |---|---|
+//! | a second-level table | all data, what was copied for it, and the counts |
+//! | an entry of the first-level table or of the table of counts | the table it names |
+//! | the header, which names these two | all |
+//!
+//! The library has its own order among the tables it keeps in memory, and writes them without a
+//! flush in between. What it writes is told by where it is: the header names the two first tables,
+//! and entries of the first name all others. Counts need no more, since [`refcounts`] mends
+//! what is too low.
+//!
+//! [`refcounts`]: super::refcounts
+
+use super::super::content::{ContentError, FileContent};
+use super::header::Header;
+use super::refcounts::{OFFSET, read_u64s};
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use pvio_imagefile::Change;
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::sync::{Mutex, PoisonError, RwLock};
+
+/// The order of one file.
+#[derive(Debug)]
+pub(super) struct Order {
+    /// The same file as the library's, through the page cache.
+    file: File,
+    cluster_bits: u32,
+    tables: RwLock<Tables>,
+    /// How many changes were made: of anything, and of what second-level tables name.
+    all: AtomicU64,
+    data: AtomicU64,
+    /// How many of each are on the medium.
+    synced: Mutex<(u64, u64)>,
+    /// What a flush that failed has lost, nobody can tell.
+    failed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Tables {
+    /// The first-level table, and the table of counts.
+    first: Range<u64>,
+    counts: Range<u64>,
+    /// The cluster of each second-level table there ever was.
+    second: HashSet<u64>,
+}
+
+/// What a write is of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Header,
+    /// An entry that names a table.
+    Entry,
+    SecondLevel,
+    Data,
+}
+
+impl Order {
+    /// The order of an image that nobody writes yet.
+    ///
+    /// # Errors
+    /// [`ContentError`] when its first-level table cannot be read.
+    pub fn new(file: File, header: &Header) -> Result<Self, ContentError> {
+        let mut this = Self {
+            file,
+            cluster_bits: header.cluster_bits,
+            tables: RwLock::new(Tables { first: 0..0, counts: 0..0, second: HashSet::new() }),
+            all: AtomicU64::new(0),
+            data: AtomicU64::new(0),
+            synced: Mutex::default(),
+            failed: AtomicBool::new(false),
+        };
+        let tables = this.tables.get_mut().unwrap_or_else(PoisonError::into_inner);
+        tables.read(&this.file, header)?;
+        Ok(this)
+    }
+
+    /// Gives a range of the file back to the host: it reads as zeroes.
+    ///
+    /// # Errors
+    /// What the system says; `EOPNOTSUPP` where it cannot.
+    pub fn punch(&self, at: u64, len: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let punched = fallocate(&self.file, hole, at, len);
+        self.changed(Part::Data);
+        Ok(punched?)
+    }
+
+    fn part(&self, at: u64, len: u64) -> Part {
+        let Some(last) = len.checked_sub(1).and_then(|more| at.checked_add(more)) else {
+            return Part::Data;
+        };
+        let (first, last) = (at >> self.cluster_bits, last >> self.cluster_bits);
+        let touches = |range: &Range<u64>| range.start < at.saturating_add(len) && at < range.end;
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        if first == 0 {
+            Part::Header
+        } else if touches(&tables.first) || touches(&tables.counts) {
+            Part::Entry
+        } else if (first..=last).any(|cluster| tables.second.contains(&cluster)) {
+            Part::SecondLevel
+        } else {
+            Part::Data
+        }
+    }
+
+    fn changed(&self, part: Part) {
+        if part != Part::SecondLevel {
+            self.data.fetch_add(1, Ordering::SeqCst);
+        }
+        self.all.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Brings what is over to the medium: all, or at least data.
+    fn barrier(&self, all: bool) -> io::Result<()> {
+        // Who comes while another is at it waits for that: it has it no earlier.
+        let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(io::Error::other("an earlier flush failed"));
+        }
+        let now = (self.all.load(Ordering::SeqCst), self.data.load(Ordering::SeqCst));
+        if now.1 == synced.1 && (!all || now.0 == synced.0) {
+            return Ok(());
+        }
+        if let Err(error) = self.file.sync_data() {
+            self.failed.store(true, Ordering::SeqCst);
+            return Err(error);
+        }
+        *synced = now;
+        Ok(())
+    }
+}
+
+impl pvio_imagefile::Order for Order {
+    fn before(&self, change: &Change<'_>) -> io::Result<()> {
+        match self.part(change.at, change.len) {
+            Part::Data => return Ok(()),
+            Part::SecondLevel => return self.barrier(false),
+            Part::Header => {}
+            Part::Entry => {
+                let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+                tables.named(change, self.cluster_bits);
+            }
+        }
+        self.barrier(true)
+    }
+
+    fn after(&self, at: u64, len: u64) -> io::Result<()> {
+        let part = self.part(at, len);
+        self.changed(part);
+        if part != Part::Header {
+            return Ok(());
+        }
+        // Where a table was before is used again as soon as this is over.
+        self.barrier(true)?;
+        let content = FileContent::new(&self.file)?;
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let read = Header::read(&content).and_then(|header| tables.read(&self.file, &header));
+        read.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.barrier(true)
+    }
+}
+
+impl Tables {
+    /// Where the tables are, as a header says.
+    fn read(&mut self, file: &File, header: &Header) -> Result<(), ContentError> {
+        let (at, entries) = (header.l1.0, u64::from(header.l1.1));
+        let entries = read_u64s(&FileContent::new(file)?, at, entries * 8)?;
+        self.first = at..at.saturating_add(entries.len() as u64 * 8);
+        self.counts = header.refcounts.0..header.refcounts.0.saturating_add(header.refcounts.1);
+        self.add(&entries, header.cluster_bits);
+        Ok(())
+    }
+
+    /// Adds the second-level tables that are named by what is about to be written.
+    fn named(&mut self, change: &Change<'_>, cluster_bits: u32) {
+        let bytes = change.bytes();
+        // Whole entries, of the first-level table alone.
+        let begin = self.first.start.max(change.at.next_multiple_of(8));
+        let end = self.first.end.min(change.at.saturating_add(change.len));
+        let inside = |at: u64| usize::try_from(at.saturating_sub(change.at)).unwrap_or(usize::MAX);
+        let named = bytes.get(inside(begin)..inside(end)).unwrap_or_default();
+        let entry = |entry: &[u8]| u64::from_be_bytes(entry.try_into().unwrap_or_default());
+        let entries: Vec<u64> = named.chunks_exact(8).map(entry).collect();
+        self.add(&entries, cluster_bits);
+    }
+
+    fn add(&mut self, entries: &[u64], cluster_bits: u32) {
+        let places = entries.iter().map(|entry| (entry & OFFSET) >> cluster_bits);
+        self.second.extend(places.filter(|cluster| *cluster != 0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pvio_imagefile::Order as _;
+
+    /// Nothing but what says where things are: clusters of 4 KiB, the first-level table in the
+    /// third, counts in the second.
+    fn order(dir: &std::path::Path) -> Order {
+        let path = dir.join("image");
+        let mut bytes = alloc::vec![0; 16 << 12];
+        bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x02");
+        let mut field = |at: usize, value: u64| {
+            bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+        };
+        field(20, 12 << 32);
+        field(24, 4 << 20);
+        field(36, 2 << 32);
+        field(40, 2 << 12);
+        field(48, 1 << 12);
+        field(56, 1 << 32);
+        field(2 << 12, 5 << 12 | 1 << 63);
+        std::fs::write(&path, &bytes).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let header = Header::read(&FileContent::new(&file).unwrap()).unwrap();
+        Order::new(file, &header).unwrap()
+    }
+
+    #[test]
+    fn a_part_is_told_by_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let order = order(dir.path());
+        let parts = [
+            (0, 8, Part::Header),
+            (1 << 12, 8, Part::Entry),
+            ((2 << 12) + 8, 8, Part::Entry),
+            // Behind the last entry.
+            ((2 << 12) + 16, 8, Part::Data),
+            (5 << 12, 4096, Part::SecondLevel),
+            (4 << 12, 8192, Part::SecondLevel),
+            (6 << 12, 4096, Part::Data),
+            (u64::MAX, 1, Part::Data),
+            (u64::MAX, 2, Part::Data),
+        ];
+        for (at, len, part) in parts {
+            assert!(order.part(at, len) == part, "{at}+{len}");
+        }
+    }
+
+    #[test]
+    fn what_is_named_is_on_the_medium_before_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let order = order(dir.path());
+        let zeroes = |at, len| Change::of_zeroes(at, len);
+        let synced = || *order.synced.lock().unwrap();
+        // Data, and then the table.
+        order.before(&zeroes(6 << 12, 4096)).unwrap();
+        order.after(6 << 12, 4096).unwrap();
+        assert_eq!(synced(), (0, 0));
+        order.before(&zeroes(5 << 12, 4096)).unwrap();
+        assert_eq!(synced(), (1, 1));
+        order.after(5 << 12, 4096).unwrap();
+        // No data since.
+        order.before(&zeroes(5 << 12, 4096)).unwrap();
+        assert_eq!(synced(), (1, 1));
+        // The table, and then its name.
+        order.before(&zeroes(2 << 12, 8)).unwrap();
+        assert_eq!(synced(), (2, 1));
+        order.after(2 << 12, 8).unwrap();
+        order.sync().unwrap();
+        assert_eq!(synced(), (3, 2));
+        // A hole is data.
+        order.punch(7 << 12, 4096).unwrap();
+        order.before(&zeroes(5 << 12, 4096)).unwrap();
+        assert_eq!(synced(), (4, 3));
+        // The header is there before anything goes on.
+        order.before(&zeroes(80, 8)).unwrap();
+        order.after(80, 8).unwrap();
+        assert_eq!(synced(), (5, 4));
+    }
+
+    #[test]
+    fn a_table_that_is_linked_is_known_from_then_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let order = order(dir.path());
+        assert!(order.part(9 << 12, 4096) == Part::Data);
+        let entry = (9u64 << 12 | 1 << 63).to_be_bytes();
+        let vector = entry.as_slice().into();
+        order.before(&Change::of((2 << 12) + 8, &vector)).unwrap();
+        assert!(order.part(9 << 12, 4096) == Part::SecondLevel);
+        // In one write with what is around it, as around the page cache.
+        let mut page = alloc::vec![0; 4096];
+        page[8..16].copy_from_slice(&(10u64 << 12).to_be_bytes());
+        let vector = page.as_slice().into();
+        order.before(&Change::of(2 << 12, &vector)).unwrap();
+        assert!(order.part(10 << 12, 4096) == Part::SecondLevel);
+    }
+}

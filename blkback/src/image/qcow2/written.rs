@@ -1,0 +1,176 @@
+//! An image that is written.
+//!
+//! # Room
+//! A cluster of data, once the image has it, stays its guest's: what is discarded of it becomes a hole
+//! in the file, and reads as zeroes there. Nothing in the image is changed by that, so nothing can be
+//! torn by a loss of power or met by another queue; and written again it is where it was.
+//!
+//! Only compressed clusters are left behind when they are written. The library gives their room
+//! away at once, while on the medium they may still be what is read: so until that is over
+//! nobody else calls it.
+
+use super::super::file::{self, Access};
+use super::super::library::{Library, LibraryImage, flush};
+use super::super::{Format, ImageError};
+use super::chain::Layer;
+use super::header::Header;
+use super::order::Order;
+use super::{open_layer, refcounts};
+use crate::engine::store::Store;
+use alloc::sync::Arc;
+use imago::ShallowMapping;
+use std::fs::File;
+use std::io;
+
+/// An image that is open to be written, and marked as not closed (version 2 has no such mark).
+pub(super) struct Written {
+    /// Before the mark: it is closed first.
+    library: Library,
+    order: Arc<Order>,
+    mark: Option<Mark>,
+    cluster: u64,
+}
+
+struct Mark {
+    file: File,
+    header: Header,
+    /// Whether the image is in order.
+    closed: bool,
+}
+
+impl Written {
+    pub fn open(layer: &Layer, access: Access) -> Result<Self, ImageError> {
+        let (path, header) = (&layer.path, layer.header.clone());
+        let other = |error| ImageError::Other { path: path.clone(), error };
+        let content =
+            |error| ImageError::Content { path: path.clone(), format: Format::Qcow2, error };
+        // The library locks it.
+        let (file, _) = file::open(path, Access { direct: false, lock: false, ..access })?;
+        let order = Order::new(file.try_clone().map_err(other)?, &header).map_err(content)?;
+        let (order, cluster) = (Arc::new(order), header.cluster());
+        let open = || open_layer(layer, access, Some(order.clone()));
+        let library = Library::open(path, Format::Qcow2, true, open)?;
+        let mut mark = None;
+        if header.version >= 3 {
+            refcounts::set_dirty(&file, &header, true).map_err(other)?;
+            mark = Some(Mark { file, header, closed: false });
+        }
+        Ok(Self { library, order, mark, cluster })
+    }
+
+    /// Makes a range read as zeroes: holes where there is data of its own, and the rest, which
+    /// takes no room, by the image if it must be.
+    fn clear(&self, at: u64, len: u64, must: bool) -> io::Result<()> {
+        let mut compressed = false;
+        self.library.shared(|image| {
+            each(image, at, len, |at, len, mapping| match mapping {
+                ShallowMapping::Raw { offset, writable: true, .. } => self.order.punch(offset, len),
+                ShallowMapping::Zero { .. } => Ok(()),
+                ShallowMapping::Special { .. } => {
+                    compressed = true;
+                    Ok(())
+                }
+                _ if must => image.write_zeroes(at, len),
+                _ => Ok(()),
+            })
+        })?;
+        if !must || !compressed {
+            return Ok(());
+        }
+        self.library.alone(|image| {
+            each(image, at, len, |at, len, mapping| match mapping {
+                ShallowMapping::Special { .. } => {
+                    image.write_zeroes(at, len).and_then(|()| flush(image))
+                }
+                _ => Ok(()),
+            })
+        })
+    }
+}
+
+/// Calls `each` for every part of a range that is kept in one way.
+fn each(
+    image: &LibraryImage,
+    mut at: u64,
+    mut len: u64,
+    mut each: impl FnMut(u64, u64, ShallowMapping<'_, pvio_imagefile::ImageFile>) -> io::Result<()>,
+) -> io::Result<()> {
+    while len > 0 {
+        let (mapping, n) = image.get_shallow_mapping(at, len)?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        each(at, n, mapping)?;
+        (at, len) = (at + n, len - n);
+    }
+    Ok(())
+}
+
+impl Store for Written {
+    fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        self.library.read(at, into)
+    }
+
+    fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        let compressed = self.library.shared(|image| {
+            let mut compressed = false;
+            each(image, at, from.len() as u64, |_, _, mapping| {
+                compressed |= matches!(mapping, ShallowMapping::Special { .. });
+                Ok(())
+            })?;
+            match compressed {
+                true => Ok(true),
+                false => image.write(from, at).map(|()| false),
+            }
+        })?;
+        if !compressed {
+            return Ok(());
+        }
+        self.library.alone(|image| {
+            let (mut at, mut from) = (at, from);
+            while !from.is_empty() {
+                let n = from.len().min((self.cluster - at % self.cluster) as usize);
+                let (part, rest) = from.split_at(n);
+                let (mapping, _) = image.get_shallow_mapping(at, n as u64)?;
+                let compressed = matches!(mapping, ShallowMapping::Special { .. });
+                image.write(part, at)?;
+                if compressed {
+                    flush(image)?;
+                }
+                (at, from) = (at + n as u64, rest);
+            }
+            Ok(())
+        })
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.library.flush()
+    }
+
+    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
+        self.clear(at, len, false)
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+        self.clear(at, len, true)
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        let closed = self.library.close();
+        if let Some(mark) = &mut self.mark {
+            mark.closed = closed;
+        }
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        if self.closed
+            && let Err(error) = refcounts::set_dirty(&self.file, &self.header, false)
+        {
+            tracing::error!(%error, "a disk image stays marked as not closed");
+        }
+    }
+}

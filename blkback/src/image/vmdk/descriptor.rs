@@ -1,0 +1,166 @@
+//! The descriptor: which extents a disk has, as text.
+
+use super::super::content::ContentError;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// What a descriptor says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Descriptor {
+    /// Which arrangement of extents it is: `monolithicSparse`, say.
+    pub kind: String,
+    /// Where the number of the disk's content stands in the text, and its digits.
+    pub content_id: Option<(u64, usize)>,
+    /// One behind the other.
+    pub extents: Vec<Extent>,
+}
+
+/// One extent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// Sectors of the disk that are in it.
+    pub sectors: u64,
+    /// Whether it may be written.
+    pub write: bool,
+    /// What it is kept in.
+    pub kept: Kept,
+}
+
+/// What an extent is kept in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Kept {
+    /// A file, as it is, from a sector on.
+    Flat(String, u64),
+    /// A file of grains.
+    Sparse(String),
+    /// Nothing: it reads as zeroes.
+    Zero,
+}
+
+impl Descriptor {
+    /// Reads and checks it.
+    ///
+    /// # Errors
+    /// [`ContentError`].
+    pub fn parse(text: &str) -> Result<Self, ContentError> {
+        if !text.starts_with("# Disk DescriptorFile") {
+            return Err(ContentError::NotThis("vmdk"));
+        }
+        let mut this = Self { kind: String::new(), content_id: None, extents: Vec::new() };
+        let mut at = 0;
+        for line in text.split_inclusive('\n') {
+            this.line(at, line.trim_end_matches(['\0', '\r', '\n', ' ']))?;
+            at += line.len() as u64;
+        }
+        if this.extents.is_empty() {
+            return Err(ContentError::corrupt("its descriptor names no extent"));
+        }
+        Ok(this)
+    }
+
+    fn line(&mut self, at: u64, line: &str) -> Result<(), ContentError> {
+        if let Some(id) = line.strip_prefix("CID=") {
+            let digits = id.len();
+            let is_id = (1..=8).contains(&digits) && id.bytes().all(|b| b.is_ascii_hexdigit());
+            self.content_id = is_id.then_some((at + 4, digits));
+        } else if let Some(parent) = line.strip_prefix("parentCID=") {
+            if !parent.eq_ignore_ascii_case("ffffffff") {
+                return Err(ContentError::unsupported("a parent image"));
+            }
+        } else if let Some(kind) = line.strip_prefix("createType=") {
+            self.kind = kind.trim_matches('"').into();
+        } else if let Some(extent) = Extent::parse(line)? {
+            self.extents.push(extent);
+        }
+        Ok(())
+    }
+}
+
+impl Extent {
+    /// `RW 8192 FLAT "a-flat.vmdk" 0`, in sectors.
+    fn parse(line: &str) -> Result<Option<Self>, ContentError> {
+        let wrong = || ContentError::corrupt(format!("its descriptor says {line:?}"));
+        let (head, rest) = line.split_once('"').unwrap_or((line, ""));
+        let mut words = head.split_whitespace();
+        let write = match words.next() {
+            Some("RW") => true,
+            Some("RDONLY") => false,
+            Some("NOACCESS") => return Err(ContentError::unsupported("an extent of no access")),
+            _ => return Ok(None),
+        };
+        let sectors: u64 = words.next().and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
+        let kind = words.next().ok_or_else(wrong)?;
+        let name = || rest.split_once('"').filter(|(name, _)| !name.is_empty()).ok_or_else(wrong);
+        let kept = match kind {
+            "FLAT" | "VMFS" => {
+                let (name, offset) = name()?;
+                let offset = match offset.split_whitespace().next() {
+                    Some(offset) => offset.parse().map_err(|_| wrong())?,
+                    None => 0,
+                };
+                Kept::Flat(name.into(), offset)
+            }
+            "SPARSE" => Kept::Sparse(name()?.0.into()),
+            "ZERO" => Kept::Zero,
+            other => return Err(ContentError::unsupported(format!("an extent of kind {other}"))),
+        };
+        if sectors == 0 || sectors > u64::MAX / 1024 {
+            return Err(wrong());
+        }
+        Ok(Some(Self { sectors, write, kept }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    const HEAD: &str = "# Disk DescriptorFile\nversion=1\nCID=12c2909a\nparentCID=ffffffff\r\n\
+                        createType=\"custom\"\n";
+
+    #[test]
+    fn extents_of_every_kind() {
+        let text = format!(
+            "{HEAD}\n# Extent description\nRW 63 FLAT \"a b.vmdk\" 7\nRDONLY 1 VMFS \"c\"\n\
+             RW 2 SPARSE \"d\"\nRW 3 ZERO\n\n#DDB\nddb.x = \"RW\"\n\0\0\0"
+        );
+        let found = Descriptor::parse(&text).unwrap();
+        let extent = |sectors, write, kept| Extent { sectors, write, kept };
+        assert_eq!(
+            found.extents,
+            vec![
+                extent(63, true, Kept::Flat("a b.vmdk".into(), 7)),
+                extent(1, false, Kept::Flat("c".into(), 0)),
+                extent(2, true, Kept::Sparse("d".into())),
+                extent(3, true, Kept::Zero),
+            ]
+        );
+        assert_eq!(found.kind, "custom");
+        let (at, digits) = found.content_id.unwrap();
+        assert_eq!(&text[at as usize..][..digits], "12c2909a");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "",
+            "RW",
+            "RW x FLAT \"a\" 0",
+            "RW 1",
+            "RW 0 ZERO",
+            "RW 1 FLAT",
+            "RW 1 FLAT \"\" 0",
+            "RW 1 FLAT \"a",
+            "RW 1 FLAT \"a\" x",
+            "RW 18446744073709551615 ZERO",
+            "RW 1 SESPARSE \"a\"",
+            "NOACCESS 1 FLAT \"a\" 0",
+            "RW 1 ZERO\nparentCID=12c2909a",
+        ] {
+            assert!(Descriptor::parse(&format!("{HEAD}{line}\n")).is_err(), "{line}");
+        }
+        assert!(Descriptor::parse("RW 1 ZERO").is_err());
+    }
+}

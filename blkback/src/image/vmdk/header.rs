@@ -1,0 +1,163 @@
+//! The header of a sparse extent.
+//!
+//! After VMware's "Virtual Disk Format 5.0". Limits beyond what it says are QEMU's own
+//! (`block/vmdk.c`): what they exclude, QEMU does not open either.
+
+use super::super::content::{Bytes, Content, ContentError};
+use alloc::format;
+use alloc::string::String;
+
+/// Bytes of a sector, in which all of the format is counted.
+pub const SECTOR: u64 = 512;
+/// Where in the header it is said that who wrote the extent has not closed it.
+pub const UNCLEAN: u64 = 72;
+/// `VMDK4_FLAG_*`.
+const REDUNDANT: u32 = 1 << 1;
+const ZEROED_GRAINS: u32 = 1 << 2;
+const COMPRESSED: u32 = 1 << 16;
+/// The directory is named by another header, at the end of the extent.
+const AT_END: u64 = u64::MAX;
+/// Entries in memory, of 4 bytes: a disk of 4 TiB with grains of 64 KiB.
+const MOST_ENTRIES: u64 = 1 << 26;
+/// The longest descriptor: QEMU's is 20 sectors.
+pub const LONGEST_DESCRIPTOR: u64 = 1 << 20;
+
+/// What the header of a sparse extent says. Places are in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// Sectors of the disk that are in the extent.
+    pub sectors: u64,
+    /// Bytes of a grain, a power of two.
+    pub grain: u64,
+    /// Entries of a grain table.
+    pub entries: u64,
+    /// How many tables the directory names.
+    pub tables: u64,
+    /// Where the directory is.
+    pub directory: u64,
+    /// Where the other is, with tables of its own.
+    pub redundant: Option<u64>,
+    /// Where the descriptor is, and its bytes.
+    pub descriptor: Option<(u64, u64)>,
+    /// Whether an entry of 1 is a grain of zeroes.
+    pub zeroed_grains: bool,
+    /// Whether grains are compressed, and the extent can only be read.
+    pub compressed: bool,
+    /// Whether who wrote it has not closed it.
+    pub unclean: bool,
+    /// 1, 2 or 3.
+    pub version: u32,
+}
+
+impl Header {
+    /// Reads and checks it.
+    ///
+    /// # Errors
+    /// [`ContentError`].
+    pub fn read(content: &dyn Content) -> Result<Self, ContentError> {
+        let first = Self::read_at(content, 0)?;
+        if first.directory != AT_END {
+            return first.checked(content);
+        }
+        // A marker, the header, and a marker of the end.
+        let at = content.length().checked_sub(1024);
+        let at = at.ok_or_else(|| ContentError::truncated("there is no header at its end"))?;
+        let mut last = Self::read_at(content, at).map_err(|error| match error {
+            ContentError::NotThis(_) => ContentError::truncated("there is no header at its end"),
+            other => other,
+        })?;
+        last.descriptor = first.descriptor;
+        last.checked(content)
+    }
+
+    fn read_at(content: &dyn Content, at: u64) -> Result<Self, ContentError> {
+        let mut bytes = [0; SECTOR as usize];
+        if content.length() < SECTOR {
+            return Err(ContentError::truncated("a header has 512 bytes"));
+        }
+        content.read(at, &mut bytes)?;
+        let fields = Bytes(&bytes);
+        if !bytes.starts_with(b"KDMV") {
+            return Err(ContentError::NotThis("vmdk"));
+        }
+        let (version, flags) = (fields.u32_le(4), fields.u32_le(8));
+        if !(1..=3).contains(&version) {
+            return Err(ContentError::unsupported(format!("extents of version {version}")));
+        }
+        // What a transfer as text makes of the ends of lines.
+        if bytes.get(73..77) != Some(b"\n \r\n") {
+            return Err(ContentError::corrupt("it was transferred as text"));
+        }
+        let (sectors, grain) = (fields.u64_le(12), fields.u64_le(20));
+        let entries = u64::from(fields.u32_le(44));
+        if !grain.is_power_of_two() || grain > 8192 {
+            return Err(ContentError::corrupt(format!("grains of {grain} sectors")));
+        }
+        if !(1..=512).contains(&entries) {
+            return Err(ContentError::corrupt(format!("grain tables of {entries} entries")));
+        }
+        if sectors == 0 || sectors > MOST_ENTRIES * grain {
+            return Err(ContentError::corrupt(format!("an extent of {sectors} sectors")));
+        }
+        let compressed = flags & COMPRESSED != 0;
+        if compressed && fields.u16_le(77) != 1 {
+            let what = format!("compression by method {}", fields.u16_le(77));
+            return Err(ContentError::unsupported(what));
+        }
+        let place = |at: usize| match fields.u64_le(at) {
+            AT_END => Ok(AT_END),
+            sector => sector
+                .checked_mul(SECTOR)
+                .ok_or_else(|| ContentError::truncated(format!("something is in sector {sector}"))),
+        };
+        let descriptor = (place(28)?, fields.u64_le(36));
+        if descriptor.1 > LONGEST_DESCRIPTOR / SECTOR {
+            let what = format!("its descriptor has {} sectors", descriptor.1);
+            return Err(ContentError::corrupt(what));
+        }
+        Ok(Self {
+            sectors,
+            grain: grain * SECTOR,
+            entries,
+            tables: sectors.div_ceil(entries * grain),
+            directory: place(56)?,
+            redundant: (flags & REDUNDANT != 0).then_some(place(48)?),
+            descriptor: (descriptor.0 != 0 && descriptor.1 != 0)
+                .then_some((descriptor.0, descriptor.1 * SECTOR)),
+            zeroed_grains: flags & ZEROED_GRAINS != 0,
+            compressed,
+            unclean: bytes.get(UNCLEAN as usize) == Some(&1),
+            version,
+        })
+    }
+
+    /// Checks that what it names lies inside the extent.
+    fn checked(self, content: &dyn Content) -> Result<Self, ContentError> {
+        let inside = |what: &str, at: u64, len: u64| match at.checked_add(len) {
+            Some(end) if at >= SECTOR && end <= content.length() => Ok(()),
+            Some(_) if at < SECTOR => {
+                Err(ContentError::corrupt(format!("{what} is where the header is")))
+            }
+            _ => Err(ContentError::truncated(format!("{what} is behind the end of the file"))),
+        };
+        inside("the grain directory", self.directory, self.tables * 4)?;
+        if let Some(redundant) = self.redundant {
+            inside("the redundant grain directory", redundant, self.tables * 4)?;
+        }
+        if let Some((at, len)) = self.descriptor {
+            inside("the descriptor", at, len)?;
+        }
+        Ok(self)
+    }
+
+    /// Reads the descriptor that is in the extent, if one is.
+    ///
+    /// # Errors
+    /// [`ContentError`].
+    pub fn read_descriptor(&self, content: &dyn Content) -> Result<Option<String>, ContentError> {
+        let Some((at, len)) = self.descriptor else { return Ok(None) };
+        let mut text = alloc::vec![0; len as usize];
+        content.read(at, &mut text)?;
+        Ok(Some(String::from_utf8_lossy(&text).into_owned()))
+    }
+}

@@ -1,0 +1,311 @@
+//! VMDK images: extents one behind the other, flat or sparse, in files of their own beside a
+//! descriptor, or all in one file. Compressed ones can only be read; there is none with a parent, and
+//! none of ESX's own sparse kinds.
+
+mod descriptor;
+mod header;
+mod sparse;
+
+use super::content::{Content, ContentError, FileContent};
+use super::error::ImageError;
+use super::file::{self, Access};
+use super::{Format, ImageOptions, Opened, raw};
+use crate::engine::Discard;
+use crate::engine::store::{FileStore, Store};
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+use descriptor::{Descriptor, Kept};
+use header::{Header, LONGEST_DESCRIPTOR, SECTOR};
+use sparse::Sparse;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// Opens one.
+pub(super) fn open(path: &Path, options: ImageOptions) -> Result<Opened, ImageError> {
+    let access = Access { write: !options.read_only, direct: options.direct, lock: true };
+    let vmdk = Vmdk::open(path, access)?;
+    let mut geometry = raw::geometry(path, vmdk.size(), 512, 4096, options.read_only)?;
+    geometry.discard = access
+        .write
+        .then_some(Discard { granularity: geometry.physical_sector_size, alignment: 0 });
+    Ok((Arc::new(vmdk), geometry))
+}
+
+/// Bytes of the disk, and what there is to say of it, looked up without a lock.
+pub(super) fn look(path: &Path) -> Result<(u64, Vec<String>), ImageError> {
+    let vmdk = Vmdk::open(path, Access { write: false, direct: false, lock: false })?;
+    let mut words = alloc::vec![vmdk.kind.clone()];
+    if vmdk.extents.len() > 1 {
+        words.push(format!("{} extents", vmdk.extents.len()));
+    }
+    for extent in &vmdk.extents {
+        if let Data::Sparse(sparse) = &extent.data {
+            for word in sparse.words() {
+                if !words.contains(&word) {
+                    words.push(word);
+                }
+            }
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    Ok((vmdk.size(), words))
+}
+
+/// An image that is open.
+struct Vmdk {
+    kind: String,
+    extents: Vec<Extent>,
+    /// The descriptor's file, and where in it the number of the disk's content is.
+    content_id: Option<(File, u64, usize)>,
+    /// Whether that is a new number by now.
+    changed: AtomicBool,
+}
+
+struct Extent {
+    /// Its first byte of the disk, and the first behind it.
+    at: u64,
+    end: u64,
+    data: Data,
+}
+
+enum Data {
+    Flat(FileStore, u64),
+    Sparse(Sparse),
+    Zero,
+}
+
+impl Vmdk {
+    fn open(path: &Path, access: Access) -> Result<Self, ImageError> {
+        let fail = |path: &Path| {
+            let path = path.to_path_buf();
+            move |error| ImageError::Content { path, format: Format::Vmdk, error }
+        };
+        // Tables and text are of any length, and cannot be read around the cache.
+        let buffered = Access { direct: false, ..access };
+        let (first, _) = file::open(path, buffered)?;
+        let found = Found::read(&first).map_err(fail(path))?;
+        let descriptor = Descriptor::parse(&found.text).map_err(fail(path))?;
+        let id =
+            first.try_clone().map_err(|error| ImageError::Other { path: path.into(), error })?;
+        let id = descriptor.content_id.map(|(at, digits)| (id, found.at + at, digits));
+        let mut this = Self {
+            kind: descriptor.kind,
+            extents: Vec::new(),
+            content_id: id.filter(|_| access.write),
+            changed: AtomicBool::new(false),
+        };
+        let mut at: u64 = 0;
+        let mut whole = found.sparse.map(|header| (first, header));
+        if whole.is_some() && descriptor.extents.len() != 1 {
+            return Err(fail(path)(ContentError::corrupt("it is one file with several extents")));
+        }
+        for extent in descriptor.extents {
+            // Nothing could be kept of what is written to one without a file.
+            if access.write && (!extent.write || extent.kept == Kept::Zero) {
+                return Err(ImageError::OnlyRead(format!("vmdk:{}", path.display())));
+            }
+            let bytes = extent.sectors * SECTOR;
+            let end = at.checked_add(bytes);
+            let end =
+                end.ok_or_else(|| fail(path)(ContentError::corrupt("a disk without an end")))?;
+            let data = match (whole.take(), extent.kept) {
+                // All in one file, whatever the file was called when that was written.
+                (Some((file, header)), Kept::Sparse(_)) => {
+                    open_sparse(path, file, header, bytes, access.write)?
+                }
+                (Some(_), _) => {
+                    return Err(fail(path)(ContentError::corrupt("its one extent is not sparse")));
+                }
+                (None, Kept::Zero) => Data::Zero,
+                (None, Kept::Flat(name, offset)) => {
+                    let name = beside(path, &name).map_err(fail(path))?;
+                    open_flat(&name, offset * SECTOR, bytes, access)?
+                }
+                (None, Kept::Sparse(name)) => {
+                    let name = beside(path, &name).map_err(fail(path))?;
+                    let (file, _) = file::open(&name, buffered)?;
+                    let content = FileContent::new(&file).map_err(|e| fail(&name)(e.into()))?;
+                    let header = Header::read(&content).map_err(fail(&name))?;
+                    open_sparse(&name, file, header, bytes, access.write)?
+                }
+            };
+            this.extents.push(Extent { at, end, data });
+            at = end;
+        }
+        Ok(this)
+    }
+
+    fn size(&self) -> u64 {
+        self.extents.last().map_or(0, |extent| extent.end)
+    }
+
+    /// Calls `each` for every part of a range that lies in one extent: where it begins in the range,
+    /// and in the extent, and its bytes.
+    fn parts(
+        &self,
+        at: u64,
+        len: u64,
+        mut each: impl FnMut(&Data, usize, u64, usize) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let end = at.checked_add(len).filter(|end| *end <= self.size());
+        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let first = self.extents.partition_point(|extent| extent.end <= at);
+        for extent in self.extents.iter().skip(first).take_while(|extent| extent.at < end) {
+            let (from, to) = (at.max(extent.at), end.min(extent.end));
+            each(&extent.data, (from - at) as usize, from - extent.at, (to - from) as usize)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the content a new number once it is changed: what rests on it is not to be read any
+    /// more.
+    fn change(&self) -> io::Result<()> {
+        if self.changed.load(Ordering::Relaxed) || self.changed.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let Some((file, at, digits)) = &self.content_id else { return Ok(()) };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let id = format!("{:08x}", now.as_secs() as u32 ^ now.subsec_nanos());
+        // Eight digits, or the last of them where there were fewer.
+        let id = id.get(id.len() - digits..).unwrap_or_default();
+        file.write_all_at(id.as_bytes(), *at)
+    }
+}
+
+/// What is in the file that an image is named by.
+struct Found {
+    /// The descriptor, and where it begins.
+    text: String,
+    at: u64,
+    /// If that is inside a sparse extent.
+    sparse: Option<Header>,
+}
+
+impl Found {
+    fn read(file: &File) -> Result<Self, ContentError> {
+        let content = FileContent::new(file)?;
+        let mut head = [0; 4];
+        content.read(0, &mut head)?;
+        match &head {
+            b"KDMV" => {
+                let header = Header::read(&content)?;
+                let text = header.read_descriptor(&content)?;
+                let text = text.ok_or_else(|| {
+                    ContentError::unsupported("no descriptor: it is one of several extents")
+                })?;
+                let at = header.descriptor.map_or(0, |(at, _)| at);
+                Ok(Self { text, at, sparse: Some(header) })
+            }
+            b"COWD" => Err(ContentError::unsupported("an extent of ESX's own")),
+            b"# Di" => {
+                let len = content.length();
+                if len > LONGEST_DESCRIPTOR {
+                    return Err(ContentError::corrupt(format!("its descriptor has {len} bytes")));
+                }
+                let mut text = alloc::vec![0; len as usize];
+                content.read(0, &mut text)?;
+                let text = String::from_utf8_lossy(&text).into_owned();
+                Ok(Self { text, at: 0, sparse: None })
+            }
+            _ => Err(ContentError::NotThis("vmdk")),
+        }
+    }
+}
+
+/// An extent's file lies beside its descriptor, and is nothing else: a descriptor from elsewhere must
+/// not name any file of this host.
+fn beside(path: &Path, name: &str) -> Result<PathBuf, ContentError> {
+    if name.contains('/') || name == ".." || name == "." {
+        let what = format!("an extent that is not beside it ({name})");
+        return Err(ContentError::unsupported(what));
+    }
+    Ok(path.with_file_name(name))
+}
+
+fn open_flat(path: &Path, offset: u64, bytes: u64, access: Access) -> Result<Data, ImageError> {
+    // Calls come from memory of any alignment.
+    let (file, _) = file::open(path, Access { direct: false, ..access })?;
+    let content = |error| ImageError::Content { path: path.into(), format: Format::Vmdk, error };
+    let there = FileContent::new(&file).map_err(|error| content(error.into()))?.length();
+    if offset.checked_add(bytes).is_none_or(|end| end > there) {
+        let what = format!("{bytes} bytes from {offset} on are needed, and it has {there}");
+        return Err(content(ContentError::truncated(what)));
+    }
+    Ok(Data::Flat(FileStore(file), offset))
+}
+
+fn open_sparse(
+    path: &Path,
+    file: File,
+    header: Header,
+    bytes: u64,
+    write: bool,
+) -> Result<Data, ImageError> {
+    let content = |error| ImageError::Content { path: path.into(), format: Format::Vmdk, error };
+    if header.sectors * SECTOR < bytes {
+        let what = format!("an extent of {} sectors for {bytes} bytes", header.sectors);
+        return Err(content(ContentError::corrupt(what)));
+    }
+    if write && (header.compressed || header.version >= 3) {
+        return Err(ImageError::OnlyRead(format!("vmdk:{}", path.display())));
+    }
+    Ok(Data::Sparse(Sparse::open(file, header, write).map_err(content)?))
+}
+
+impl Store for Vmdk {
+    fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        self.parts(at, into.len() as u64, |data, from, at, n| {
+            let into = into.get_mut(from..from + n).ok_or(io::ErrorKind::UnexpectedEof)?;
+            match data {
+                Data::Flat(file, offset) => file.read(offset + at, into),
+                Data::Sparse(sparse) => sparse.read(at, into),
+                Data::Zero => {
+                    into.fill(0);
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        self.change()?;
+        self.parts(at, from.len() as u64, |data, begin, at, n| {
+            let from = from.get(begin..begin + n).ok_or(io::ErrorKind::UnexpectedEof)?;
+            match data {
+                Data::Flat(file, offset) => file.write(offset + at, from),
+                Data::Sparse(sparse) => sparse.write(at, from),
+                Data::Zero => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+            }
+        })
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        if let Some((file, ..)) = &self.content_id {
+            file.sync_data()?;
+        }
+        self.extents.iter().try_for_each(|extent| match &extent.data {
+            Data::Flat(file, _) => file.flush(),
+            Data::Sparse(sparse) => sparse.flush(),
+            Data::Zero => Ok(()),
+        })
+    }
+
+    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
+        self.change()?;
+        self.parts(at, len, |data, _, at, n| match data {
+            Data::Flat(file, offset) => file.discard(offset + at, n as u64),
+            Data::Sparse(sparse) => sparse.discard(at, n as u64),
+            Data::Zero => Ok(()),
+        })
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+        self.discard(at, len)
+    }
+}

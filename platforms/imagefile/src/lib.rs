@@ -1,0 +1,231 @@
+//! Files as the image library (`imago`) writes them, with somebody told before and after: in which
+//! order an image's parts reach the medium is not the library's to say.
+//!
+//! The library's trait for files has `unsafe` methods whatever an implementation does, so that it is
+//! implemented here, and who gives the order needs none.
+//!
+//! ```
+//! use imago::{StorageExt, StorageOpenOptions};
+//! use pvio_imagefile::{Change, ImageFile, Order};
+//! use std::io;
+//! use std::sync::{Arc, Mutex};
+//!
+//! #[derive(Debug, Default)]
+//! struct Log(Mutex<Vec<(u64, u64)>>);
+//!
+//! impl Order for Log {
+//!     fn before(&self, change: &Change<'_>) -> io::Result<()> {
+//!         self.0.lock().unwrap().push((change.at, change.len));
+//!         Ok(())
+//!     }
+//!     fn after(&self, _: u64, _: u64) -> io::Result<()> {
+//!         Ok(())
+//!     }
+//!     fn sync(&self) -> io::Result<()> {
+//!         Ok(())
+//!     }
+//! }
+//!
+//! let log = Arc::new(Log::default());
+//! let options = StorageOpenOptions::new().write(true);
+//! let file = ImageFile::new(tempfile::tempfile()?, options, Some(log.clone()))?;
+//! file.write(&b"a table"[..], 512)?;
+//! assert_eq!(*log.0.lock().unwrap(), [(512, 7)]);
+//! # Ok::<(), io::Error>(())
+//! ```
+
+use imago::file::File;
+use imago::io_buffers::{IoVector, IoVectorMut};
+use imago::storage::PreallocateMode;
+use imago::storage::drivers::CommonStorageHelper;
+use imago::{Storage, StorageOpenOptions};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Bytes of a file that are about to be written.
+#[derive(Debug)]
+pub struct Change<'a> {
+    /// The first of them.
+    pub at: u64,
+    /// How many.
+    pub len: u64,
+    /// None for zeroes.
+    data: Option<&'a IoVector<'a>>,
+}
+
+impl<'a> Change<'a> {
+    /// These bytes from one on.
+    #[must_use]
+    pub fn of(at: u64, data: &'a IoVector<'a>) -> Self {
+        Self { at, len: data.len(), data: Some(data) }
+    }
+
+    /// Zeroes.
+    #[must_use]
+    pub fn of_zeroes(at: u64, len: u64) -> Self {
+        Self { at, len, data: None }
+    }
+
+    /// What is written, copied: for small parts.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(self.len).unwrap_or_default()];
+        if let Some(data) = self.data {
+            data.copy_into_slice(&mut bytes);
+        }
+        bytes
+    }
+}
+
+/// Says in which order the changes of a file come to the medium. Called by any thread.
+pub trait Order: fmt::Debug + Send + Sync {
+    /// A change is about to be made; what must be on the medium before it is brought there now.
+    ///
+    /// # Errors
+    /// What the system says; the change is not made then.
+    fn before(&self, change: &Change<'_>) -> io::Result<()>;
+
+    /// A change of that place and length was made, or tried.
+    ///
+    /// # Errors
+    /// What the system says; the change fails by it.
+    fn after(&self, at: u64, len: u64) -> io::Result<()>;
+
+    /// Brings every change that is over to the medium.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// A file that was opened, for the library.
+#[derive(Debug)]
+pub struct ImageFile {
+    file: File,
+    order: Option<Arc<dyn Order>>,
+}
+
+impl ImageFile {
+    /// To be given with the options it was opened with.
+    ///
+    /// # Errors
+    /// What the system says of the file.
+    pub fn new(
+        file: std::fs::File,
+        options: StorageOpenOptions,
+        order: Option<Arc<dyn Order>>,
+    ) -> io::Result<Self> {
+        Ok(Self { file: File::from_open_file(file, options)?, order })
+    }
+
+    fn change(&self, change: Change<'_>, make: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let Some(order) = &self.order else { return make() };
+        order.before(&change)?;
+        let made = make();
+        // Also of one that failed: a part of it may be there.
+        let told = order.after(change.at, change.len);
+        made.and(told)
+    }
+}
+
+impl fmt::Display for ImageFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.file.fmt(f)
+    }
+}
+
+/// Every call is the library's own implementation's, with the order around it.
+#[allow(unsafe_code)]
+impl Storage for ImageFile {
+    fn mem_align(&self) -> usize {
+        self.file.mem_align()
+    }
+
+    fn req_align(&self) -> usize {
+        self.file.req_align()
+    }
+
+    fn zero_align(&self) -> usize {
+        self.file.zero_align()
+    }
+
+    fn discard_align(&self) -> usize {
+        self.file.discard_align()
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    fn resolve_relative_path<P: AsRef<Path>>(&self, relative: P) -> io::Result<PathBuf> {
+        self.file.resolve_relative_path(relative)
+    }
+
+    fn get_filename(&self) -> Option<PathBuf> {
+        self.file.get_filename()
+    }
+
+    unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
+        // SAFETY: what the caller promises is what the same call of `File` asks for: the alignments
+        // are that file's, as told above, and so are the guards of ranges.
+        unsafe { self.file.pure_readv(bufv, offset) }
+    }
+
+    unsafe fn pure_writev(&self, bufv: IoVector<'_>, offset: u64) -> io::Result<()> {
+        let (len, order) = (bufv.len(), self.order.as_deref());
+        if let Some(order) = order {
+            order.before(&Change::of(offset, &bufv))?;
+        }
+        // SAFETY: as for reading.
+        let made = unsafe { self.file.pure_writev(bufv, offset) };
+        // Also of one that failed: a part of it may be there.
+        made.and(order.map_or(Ok(()), |order| order.after(offset, len)))
+    }
+
+    unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
+        let change = Change::of_zeroes(offset, length);
+        // SAFETY: as for reading.
+        self.change(change, || unsafe { self.file.pure_write_zeroes(offset, length) })
+    }
+
+    unsafe fn pure_write_allocated_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
+        let change = Change::of_zeroes(offset, length);
+        // SAFETY: as for reading.
+        self.change(change, || unsafe { self.file.pure_write_allocated_zeroes(offset, length) })
+    }
+
+    unsafe fn pure_discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        let change = Change::of_zeroes(offset, length);
+        // SAFETY: as for reading.
+        self.change(change, || unsafe { self.file.pure_discard(offset, length) })
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        // Nothing is kept in memory.
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        match &self.order {
+            Some(order) => order.sync(),
+            None => self.file.sync(),
+        }
+    }
+
+    unsafe fn invalidate_cache(&self) -> io::Result<()> {
+        // SAFETY: as for reading.
+        unsafe { self.file.invalidate_cache() }
+    }
+
+    fn get_storage_helper(&self) -> &CommonStorageHelper {
+        self.file.get_storage_helper()
+    }
+
+    fn resize(&self, new_size: u64, prealloc_mode: PreallocateMode) -> io::Result<()> {
+        let old = self.file.size()?;
+        let change = Change::of_zeroes(old, new_size.saturating_sub(old));
+        self.change(change, || self.file.resize(new_size, prealloc_mode))
+    }
+}
