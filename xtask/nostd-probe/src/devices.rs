@@ -56,9 +56,7 @@ fn send_and_receive() -> Option<()> {
 
 /// What a guest writes to its virtual disk is what it reads back, on every data path.
 pub fn disk() -> bool {
-    DataPath::ALL
-        .into_iter()
-        .all(|path| write_and_read_back(path).is_some())
+    DataPath::ALL.into_iter().all(|path| write_and_read_back(path).is_some())
 }
 
 fn write_and_read_back(data_path: DataPath) -> Option<()> {
