@@ -1,11 +1,13 @@
 //! The device: a virtual NIC's backend end, from the toolstack's words to a served queue.
 
+mod kept;
+
 use crate::Platform;
 use crate::fault::AttachError;
 use crate::port::PacketBuf;
 use crate::queue::{
-    ControlRefs, EventPorts, Features, Groups, Headroom, Policy, Queue, QueueRefs, RateLimit,
-    Siblings, Waker,
+    ControlRefs, EventPorts, Features, Groups, Headroom, Notes, Policy, Queue, QueueRefs,
+    RateLimit, Siblings, Waker,
 };
 use crate::stats::Stats;
 use alloc::format;
@@ -75,6 +77,12 @@ pub trait Serve<P: Platform> {
         Ok(core::iter::repeat_n(nothing, queues).collect())
     }
 
+    /// Wakes whoever drives the device, from any thread: step it then. The one given by default does
+    /// nothing, which is enough for one that is stepped now and then.
+    fn waker(&self) -> Waker {
+        Arc::new(|| ())
+    }
+
     /// Makes what the vif's packets go to. Done once; it lives as long as the device, so that
     /// what is attached to it stays across reconnections of the guest.
     ///
@@ -132,6 +140,12 @@ pub struct Vif<P: Platform, S: Serve<P>> {
     limits: Vec<Arc<RateLimit>>,
     groups: Arc<Groups>,
     headroom: Arc<Headroom>,
+    /// What the guest sets up over its rings; none without a session.
+    notes: Option<Arc<Notes>>,
+    /// The groups that were kept last, in order.
+    kept_groups: Vec<[u8; 6]>,
+    /// Which groups the guest named before this process came is not known.
+    hears_all: bool,
     stats: Vec<Arc<Stats>>,
 }
 
@@ -150,6 +164,9 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
             limits: Vec::new(),
             groups: Arc::default(),
             headroom: Arc::default(),
+            notes: None,
+            kept_groups: Vec::new(),
+            hears_all: false,
             stats,
         }
     }
@@ -270,7 +287,6 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         let queues = keys.map(|(index, keys)| self.attach(ends, keys, features, index));
         let mut queues = queues.collect::<Result<Vec<_>, Fault>>()?;
         self.groups = Arc::default();
-        self.groups.choose(negotiated.multicast_control);
         queues.iter_mut().for_each(|queue| queue.share_groups(&self.groups));
         self.headroom = Arc::default();
         self.headroom.set(u16::try_from(negotiated.xdp_headroom).unwrap_or(u16::MAX));
@@ -278,6 +294,8 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         if let Some(ctrl) = request.ctrl.filter(|_| negotiated.ctrl_ring) {
             self.serve_control(&mut queues, ctrl)?;
         }
+        self.keep_notes(xs, ends, &mut queues)?;
+        self.groups.choose(negotiated.multicast_control && !self.hears_all);
         self.limits = queues.iter().map(|queue| Arc::clone(queue.limit())).collect();
         self.set_rate(read_rate(xs, &ends.back)?);
         if ends.resumed {
@@ -313,9 +331,12 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
 
     fn look_again(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
         if self.negotiated.as_ref().is_some_and(|negotiated| negotiated.dynamic_multicast) {
-            self.choose_groups(read_multicast_request(xs, &ends.front)?);
+            let chosen = read_multicast_request(xs, &ends.front)?;
+            // What it chooses from here on is known.
+            self.hears_all &= chosen;
+            self.choose_groups(chosen && !self.hears_all);
         }
-        Ok(())
+        self.write_notes(xs, ends)
     }
 
     fn reconfigures(&self) -> bool {
@@ -331,6 +352,7 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
     fn disconnect(&mut self) {
         if self.negotiated.take().is_some() {
             self.running.clear();
+            self.notes = None;
             self.server.stopped();
         }
     }

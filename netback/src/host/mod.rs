@@ -194,6 +194,10 @@ where
         Ok(wakers)
     }
 
+    fn waker(&self) -> Waker {
+        Arc::clone(&self.wake)
+    }
+
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
         let said = self.said_of(vif)?;
         self.apply(vif, &said)?;

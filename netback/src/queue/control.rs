@@ -1,12 +1,14 @@
 //! The control ring. It is served with the first queue, by whoever serves that.
 
 use super::hash::{HASH_MAPPING_MAX, HashConfig};
+use super::notes::Notes;
 use super::siblings::{ORDERS, Order, Outcome, Siblings};
 use super::staged::STAGED_MAX;
 use crate::fault::Fault;
 use crate::port::PacketBuf;
 use crate::stats::Stats;
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use pvio_event_channel::{EventChannel, EventError};
 use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantRef, GrantStatus};
@@ -31,6 +33,7 @@ pub(super) struct Control<M, C> {
     ordered: usize,
     /// Whether guests may have pages kept mapped.
     stages: bool,
+    notes: Option<Arc<Notes>>,
 }
 
 /// What comes of a request: an answer, or an order to a queue whose outcome is the answer.
@@ -58,7 +61,18 @@ impl<M: SharedMemory, C: EventChannel> Control<M, C> {
         let ring = BackRing::attach(mem, CTRL_SLOT_SIZE)?;
         let page = alloc::vec![0; PAGE_SIZE].into_boxed_slice();
         let hash = HashConfig::new(queues);
-        Ok(Self { ring, channel, hash, page, ordered: 0, stages })
+        Ok(Self { ring, channel, hash, page, ordered: 0, stages, notes: None })
+    }
+
+    /// What was set up before, by another process's word.
+    pub fn restore<B: PacketBuf>(&mut self, hash: HashConfig, siblings: &Siblings<B>) {
+        self.hash = hash;
+        siblings.set_hash(&self.hash);
+    }
+
+    /// Notes what the guest sets up from now on.
+    pub fn keep(&mut self, notes: &Arc<Notes>) {
+        self.notes = Some(Arc::clone(notes));
     }
 
     pub const fn channel(&self) -> &C {
@@ -157,6 +171,9 @@ impl<M: SharedMemory, C: EventChannel> Control<M, C> {
         };
         if status == CtrlStatus::Success {
             around.siblings.set_hash(&self.hash);
+            if let Some(notes) = &self.notes {
+                notes.set_hash(&self.hash);
+            }
         }
         status.into()
     }

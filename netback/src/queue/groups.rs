@@ -1,6 +1,7 @@
 //! Which multicast groups a guest wants to hear.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Groups that a guest may name (Linux: `XEN_NETBK_MCAST_MAX`).
 pub const GROUPS_MAX: usize = 64;
@@ -11,6 +12,8 @@ pub struct Groups {
     chosen: AtomicBool,
     /// Addresses, behind a bit that tells them from a free place.
     places: [AtomicU64; GROUPS_MAX],
+    /// How often that changed.
+    changes: AtomicU32,
 }
 
 const TAKEN: u64 = 1 << 63;
@@ -18,7 +21,7 @@ const TAKEN: u64 = 1 << 63;
 impl Default for Groups {
     fn default() -> Self {
         let places = core::array::from_fn(|_| AtomicU64::new(0));
-        Self { chosen: AtomicBool::new(false), places }
+        Self { chosen: AtomicBool::new(false), places, changes: AtomicU32::new(0) }
     }
 }
 
@@ -29,13 +32,28 @@ impl Groups {
         self.chosen.store(chosen, Ordering::Relaxed);
     }
 
-    /// Adds a group; tells whether there was place for it. One that is there stays.
-    pub(super) fn add(&self, group: [u8; 6]) -> bool {
+    /// The groups that the guest has named, in any order.
+    #[must_use]
+    pub fn named(&self) -> Vec<[u8; 6]> {
+        let places = self.places.iter().map(|place| place.load(Ordering::Relaxed));
+        let group = |word: u64| {
+            let [_, _, a, b, c, d, e, f] = word.to_be_bytes();
+            (word & TAKEN != 0).then_some([a, b, c, d, e, f])
+        };
+        places.filter_map(group).collect()
+    }
+
+    /// Adds a group, as the guest does; tells whether there was place for it. One that is there stays.
+    pub fn add(&self, group: [u8; 6]) -> bool {
         let word = word(group);
-        self.has(word)
-            || self.places.iter().any(|place| {
-                place.compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-            })
+        if self.has(word) {
+            return true;
+        }
+        let added = self.places.iter().any(|place| {
+            place.compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        });
+        self.changes.fetch_add(added.into(), Ordering::Release);
+        added
     }
 
     /// Removes a group, if it is there.
@@ -43,8 +61,13 @@ impl Groups {
         let word = word(group);
         for place in &self.places {
             // Two queues may have added it at once, in two places.
-            let _ = place.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed);
+            let taken = place.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed);
+            self.changes.fetch_add(taken.is_ok().into(), Ordering::Release);
         }
+    }
+
+    pub(super) fn changes(&self) -> u32 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// Whether the guest wants a frame. Only groups are chosen: broadcast is for all.
@@ -93,5 +116,9 @@ mod tests {
         assert!(!groups.add(group(64)) && groups.add(group(63)), "one that is there stays");
         groups.remove(group(7));
         assert!(groups.add(group(64)) && !groups.add(group(65)));
+        let mut named = groups.named();
+        named.sort_unstable();
+        assert!(named.iter().copied().eq((0..65).filter(|n| *n != 7).map(group)));
+        assert_eq!(groups.changes(), 66, "what changes nothing counts for nothing");
     }
 }

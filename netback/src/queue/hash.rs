@@ -3,6 +3,7 @@
 use pvio_ring::proto::netif::{
     CtrlStatus, HASH_KEY_MAX, HASH_NONE, HASH_TOEPLITZ, HashKind, HashTypes, hash_frame,
 };
+use pvio_xenbus::handshake::vif::KeptHash;
 
 /// Entries of a guest's mapping at most (Linux: `XEN_NETBK_MAX_HASH_MAPPING_SIZE`).
 pub const HASH_MAPPING_MAX: usize = 128;
@@ -27,6 +28,32 @@ impl HashConfig {
     pub const fn new(queues: usize) -> Self {
         let (key, mapping) = ([0; HASH_KEY_MAX], [0; HASH_MAPPING_MAX]);
         Self { toeplitz: false, types: HashTypes::empty(), key, size: 0, mapping, queues }
+    }
+
+    /// What an earlier process kept of it; `None` if it is nothing that a guest can have set up.
+    pub fn of_kept(kept: &KeptHash, queues: usize) -> Option<Self> {
+        let mut config = Self::new(queues);
+        let size = u32::try_from(kept.table.len()).ok()?;
+        let done = [
+            config.set_algorithm(HASH_TOEPLITZ),
+            config.set_types(kept.types),
+            config.set_key(&kept.key),
+            config.set_mapping_size(size),
+            config.set_mapping(0, &kept.table),
+        ];
+        done.iter().all(|status| *status == CtrlStatus::Success).then_some(config)
+    }
+
+    /// What of it is worth keeping: `None` while nothing is hashed.
+    pub fn to_keep(&self) -> Option<KeptHash> {
+        let len =
+            self.key.iter().rposition(|byte| *byte != 0).map_or(0, |last| last.saturating_add(1));
+        let table = self.mapping.iter().take(self.size).map(|queue| *queue as u32);
+        self.is_active().then(|| KeptHash {
+            types: self.types.bits(),
+            key: self.key.iter().take(len).copied().collect(),
+            table: table.collect(),
+        })
     }
 
     /// Whether packets are hashed at all. If not, they stay with the queue they came to.

@@ -2,6 +2,8 @@
 //! device.
 
 use super::control::{Around, Control};
+use super::hash::HashConfig;
+use super::notes::Notes;
 use super::siblings::{Link, Order, Outcome, Siblings};
 use super::staged::Staged;
 use super::{Queue, QueueError};
@@ -14,6 +16,7 @@ use pvio_event_channel::Port;
 use pvio_grant_table::policy::GrantsStay;
 use pvio_grant_table::{Access, GrantRef};
 use pvio_ring::proto::netif::CtrlStatus;
+use pvio_xenbus::handshake::vif::KeptHash;
 
 /// What a frontend publishes of its control ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +70,25 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         let control = Control::attach(mapped, channel, queues, stages);
         self.control = Some(control.map_err(|fault| AttachError::Ring { ring, fault })?);
         Ok(())
+    }
+
+    /// Notes what the guest sets up, here and over its control ring if that is [served](Self::serve_control)
+    /// with this queue.
+    pub fn keep_notes(&mut self, notes: &Arc<Notes>) {
+        if let Some(control) = &mut self.control {
+            control.keep(notes);
+        }
+        self.notes = Some(Arc::clone(notes));
+    }
+
+    /// Has packets hashed and steered as the guest had set up before: to be asked of the queue that serves
+    /// the control ring. Whether a guest of so many queues can have set that up.
+    #[must_use]
+    pub fn restore_hash(&mut self, kept: &KeptHash) -> bool {
+        let (Some(control), Some(link)) = (&mut self.control, &self.link) else { return false };
+        let siblings = link.siblings();
+        let hash = HashConfig::of_kept(kept, siblings.len());
+        hash.map(|hash| control.restore(hash, siblings)).is_some()
     }
 
     /// How much is left free before the data of received packets, to be changed at any time.

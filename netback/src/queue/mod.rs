@@ -14,6 +14,7 @@ mod groups;
 mod hash;
 mod limit;
 mod mail;
+mod notes;
 mod packet;
 mod reach;
 mod rx;
@@ -26,6 +27,7 @@ pub use groups::{GROUPS_MAX, Groups};
 pub use hash::HASH_MAPPING_MAX;
 pub use limit::RateLimit;
 pub use mail::{ControlRefs, Headroom};
+pub use notes::{NOTED, Notes};
 pub use reach::{Policy, UnknownPolicy};
 pub use rx::{BACKLOG_BYTES, BACKLOG_PACKETS, DRAIN, DRAIN_UNSEEN, STALL};
 pub use siblings::{AWAY_MAX, Siblings, Waker};
@@ -120,6 +122,7 @@ pub struct Queue<P: Platform, B> {
     /// Only the first queue may have it.
     control: Option<control::Control<P::Mapping, P::Channel>>,
     staged: Option<staged::Staged<P::Mapping>>,
+    notes: Option<Arc<Notes>>,
     now: Duration,
     failed: Option<QueueError>,
 }
@@ -167,6 +170,7 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
             link: None,
             control: None,
             staged: None,
+            notes: None,
             now: Duration::ZERO,
             failed: None,
         })
@@ -269,7 +273,8 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         let (tx, rx) = (self.tx.deadline(), self.rx.deadline(&self.features));
-        tx.into_iter().chain(rx).min()
+        let notes = self.notes.as_ref().and_then(|notes| notes.deadline(&self.groups));
+        tx.into_iter().chain(rx).chain(notes).min()
     }
 
     /// Drops what has waited for too long ([`DRAIN`]), and looks after a guest that does not
@@ -282,7 +287,10 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         port: &mut N,
     ) -> Result<Option<Reception>, QueueError> {
         self.guarded(|queue| {
-            let Self { rx, features, now, stats, link, .. } = queue;
+            let Self { rx, features, now, stats, link, notes, groups, .. } = queue;
+            if let Some(notes) = notes {
+                notes.check(groups, *now);
+            }
             rx.expire(features, *now, port, link.as_ref(), stats);
             Ok(rx.reception(features, *now)?)
         })
@@ -344,6 +352,9 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         }
         if progress.tx > 0 {
             port.flush();
+        }
+        if let Some(notes) = &self.notes {
+            notes.check(&self.groups, now);
         }
         self.notify()?;
         Ok(progress)

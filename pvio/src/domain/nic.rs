@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// How long the backend may take to follow when the guest closes its NIC.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the backend may take to give back the pages that it keeps mapped, before that.
+const UNSTAGE: Duration = Duration::from_millis(250);
 /// Busy turns after which xenstore is asked for news: that is a system call.
 const TURNS: u32 = 64;
 
@@ -56,7 +58,9 @@ impl AttachedNic {
         bell: &Bell,
     ) -> Result<Self, Failure> {
         let xs = domain.xenstore().map_err(Failure::of)?;
-        let driver = FrontendDriver::new(addr, Nic::new(domain.clone()));
+        // Its stack speaks IPv4, and is in no multicast group: no frame for one need wake it.
+        let nic = Nic::new(domain.clone()).choosing_groups();
+        let driver = FrontendDriver::new(addr, nic);
         let mut nic = Self { driver, xs, spin: Spin::default(), turns: 0, devices, sessions: 0 };
         nic.driver.step(&mut nic.xs).map_err(lost)?;
         while !nic.driver.class().is_connected() && !stop.is_told() {
@@ -89,6 +93,9 @@ impl AttachedNic {
         }
         self.turns = 0;
         self.look_at_xenstore()?;
+        if self.driver.class().has_news() {
+            self.driver.step(&mut self.xs).map_err(lost)?;
+        }
         if is_busy {
             return Ok(());
         }
@@ -119,6 +126,7 @@ impl AttachedNic {
 
     /// Closes it in good order.
     pub fn close(mut self) {
+        self.unstage();
         let by = Instant::now() + FAREWELL;
         if let Err(e) = self.driver.close(&mut self.xs) {
             return tracing::warn!("the NIC was not closed in good order: {e}");
@@ -131,6 +139,44 @@ impl AttachedNic {
             if sleep(&[self.xs.as_fd()], Some(left)).is_err() {
                 return;
             }
+        }
+    }
+
+    /// Has the backend give back the pages that it keeps mapped. One that does not soon keeps them until it
+    /// has let go of everything.
+    fn unstage(&mut self) {
+        let nic = self.driver.class_mut();
+        nic.unstage();
+        let by = Instant::now() + UNSTAGE;
+        // Using the queues is what goes on with it. What comes is nobody's any more.
+        while !nic.queues().is_empty() && !nic.is_settled() {
+            if let Some(queue) = nic.queue() {
+                let _ = queue.receive(|_, _| ()).and_then(|_| queue.publish());
+            }
+            let left = by.saturating_duration_since(Instant::now());
+            let found = nic.final_check();
+            if left.is_zero() || found.is_err() {
+                break;
+            }
+            if found == Ok(true) {
+                continue;
+            }
+            let channels: Vec<BorrowedFd<'_>> = nic.channels().map(AsFd::as_fd).collect();
+            if sleep(&channels, Some(left)).is_err() {
+                break;
+            }
+            for channel in nic.channels() {
+                // Only a wake-up is taken; the rings tell what there is to do.
+                let _ = channel.take();
+            }
+        }
+        let (kept, refused) = (nic.staged(), nic.not_unstaged());
+        if kept != 0 || refused != 0 {
+            tracing::info!(
+                kept,
+                refused,
+                "the backend has not given back every page it kept mapped"
+            );
         }
     }
 

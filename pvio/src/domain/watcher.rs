@@ -165,6 +165,10 @@ impl Watcher {
             ("backend may leave out".into(), offloads(agreed.to_front)),
             ("rx notify".into(), yes(agreed.rx_notify)),
             ("control ring".into(), yes(agreed.ctrl_ring)),
+            (
+                "multicast".into(),
+                if agreed.multicast_control { "groups it names" } else { "all" }.into(),
+            ),
         ])
     }
 }

@@ -89,7 +89,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
 
     /// How many bytes the backend leaves free, by its word: 0 where it offers no such thing.
     #[must_use]
-    pub const fn headroom(&self) -> u16 {
+    pub const fn headroom_given(&self) -> u16 {
         self.told.taken
     }
 

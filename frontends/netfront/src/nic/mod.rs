@@ -24,6 +24,25 @@ pub(crate) const DEFAULT_MTU: u32 = 1500;
 const MAX_OLD: usize = 2;
 
 /// A virtual NIC's frontend, to be driven by [`pvio_xenbus::driver::FrontendDriver`].
+///
+/// ```
+/// use pvio_netfront::{Hearing, Nic, Steering, SteeringState, group_of};
+/// use pvio_ring::proto::netif::HashTypes;
+/// # let platform = pvio_sim::LocalMachine::new().domain(pvio_grant_table::DomId(1));
+/// # let random_key = [0x5a; 40];
+///
+/// let mut nic = Nic::new(platform)
+///     .with_queues(4)
+///     .steered_by(Steering::new(HashTypes::all(), &random_key)?)
+///     .choosing_groups()
+///     .with_headroom(256);
+/// nic.join(group_of("224.0.0.251".parse()?).expect("a group of IP's"))?;
+/// // A backend that has any of it not leaves it out.
+/// assert_eq!((nic.steering(), nic.hearing()), (SteeringState::Off, Hearing::All));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// All of that may be [changed](Self::steer) while it is connected, too, and holds for every session after.
 pub struct Nic<P: Granter + EventChannels + Clone> {
     platform: P,
     session: Option<Session<P>>,

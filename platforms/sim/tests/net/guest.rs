@@ -4,7 +4,7 @@ use crate::wire::{LEAST, Ledger};
 use crate::world::{Do, Turn};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
-use pvio_netfront::{Checksum, Nic, SendError};
+use pvio_netfront::{Checksum, GroupError, Hearing, Incoming, Nic, SendError};
 use pvio_sim::{LocalDomain, Menu, Sim};
 use pvio_xenbus::driver::{FrontendDriver, Life};
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, frontend_root, list_frontends};
@@ -21,6 +21,10 @@ pub enum GuestDo {
     Work,
     Send,
     Publish,
+    /// It wants something else of its backend.
+    Change,
+    /// It says so, where that takes xenstore.
+    Tell,
     Close,
     Reload,
     Spurious,
@@ -42,6 +46,8 @@ pub struct Guest {
 }
 
 const BUS: &str = "bus";
+/// Bytes of room that it asks for.
+const ROOMS: [u16; 3] = [0, 256, 2048];
 
 impl Guest {
     pub fn boot(
@@ -90,11 +96,21 @@ impl Guest {
             menu.may(close, || Do::Guest(me, GuestDo::Close));
         }
         let sessions = driver.class().sessions();
-        let Some(queue) = driver.class_mut().queue() else { return };
+        if driver.class().has_news() {
+            menu.must(50, Do::Guest(me, GuestDo::Tell));
+        }
+        if driver.class().is_connected() && !self.closing {
+            menu.may(10, || Do::Guest(me, GuestDo::Change));
+        }
+        // Looking at its queues is also what goes on with all that it asks for.
+        let nic = driver.class_mut();
+        if nic.queue().is_none() {
+            return;
+        }
         if self.session != sessions {
             (self.session, self.turn, self.unpublished) = (sessions, Turn::Asleep, false);
         }
-        if self.turn != Turn::Asleep || queue.channel().is_pending() {
+        if self.turn != Turn::Asleep || nic.channels().any(EventChannel::is_pending) {
             menu.must(200, Do::Guest(me, GuestDo::Work));
         }
         if self.unpublished {
@@ -112,6 +128,8 @@ impl Guest {
             GuestDo::Work => self.work(sim),
             GuestDo::Send => self.send(sim),
             GuestDo::Publish => self.publish(),
+            GuestDo::Change => self.change(sim),
+            GuestDo::Tell => self.step(sim),
             GuestDo::Close => {
                 let driver = self.driver.as_mut().expect("on the menu only if there");
                 driver.close(&mut self.xs).expect("xenstore");
@@ -137,7 +155,8 @@ impl Guest {
     }
 
     fn new_driver(&mut self, sim: &mut Sim) {
-        self.driver = Some(FrontendDriver::new(self.addr, Nic::new(self.domain.clone())));
+        let nic = Nic::new(self.domain.clone()).choosing_groups().with_headroom(sim.pick(&ROOMS));
+        self.driver = Some(FrontendDriver::new(self.addr, nic));
         self.step(sim);
     }
 
@@ -163,19 +182,26 @@ impl Guest {
     fn work(&mut self, sim: &mut Sim) {
         let receives = Rc::clone(&self.receives);
         let turn = self.turn;
-        let queue = self.queue();
+        let nic = self.driver.as_mut().expect("on the menu only if there").class_mut();
         let next = match turn {
-            Turn::Asleep => queue.channel().take().map(|_| Turn::Poll).expect("alive"),
+            Turn::Asleep => {
+                nic.channels().for_each(|channel| assert!(channel.take().is_ok()));
+                Turn::Poll
+            }
             Turn::Poll => {
+                let queue = nic.queue().expect("on the menu only if connected");
                 let mut left = 1 + sim.below(32);
-                let take = |frame: &[u8], _| receives.borrow_mut().received(frame);
-                while left > 0 && queue.receive(take).expect("an honest backend").is_some() {
+                let take = |packet: Incoming<'_>| {
+                    assert!(ROOMS.map(usize::from).contains(&packet.headroom()));
+                    receives.borrow_mut().received(packet.frame());
+                };
+                while left > 0 && queue.receive_packet(take).expect("an honest backend").is_some() {
                     left -= 1;
                 }
                 queue.publish().expect("an honest backend");
                 if left == 0 { Turn::Poll } else { Turn::Check }
             }
-            Turn::Check if queue.final_check().expect("an honest backend") => Turn::Poll,
+            Turn::Check if nic.final_check().expect("an honest backend") => Turn::Poll,
             Turn::Check => Turn::Asleep,
         };
         self.turn = next;
@@ -204,6 +230,37 @@ impl Guest {
         if self.unpublished && !sim.one_in(3) {
             self.publish();
         }
+    }
+
+    fn change(&mut self, sim: &mut Sim) {
+        let driver = self.driver.as_mut().expect("on the menu only if there");
+        let nic = driver.class_mut();
+        let group = [1, 0, 0x5e, 0, 0, sim.below(70) as u8];
+        match sim.below(8) {
+            0..2 => nic.ask_headroom(sim.pick(&ROOMS)),
+            2 => nic.choose_groups(sim.one_in(2)),
+            3..6 => match nic.join(group) {
+                Ok(()) | Err(GroupError::Full) => {}
+                Err(error) => panic!("{error}"),
+            },
+            6 => drop(nic.leave(group)),
+            _ => nic.unstage(),
+        }
+    }
+
+    /// # Panics
+    /// When something that it wants of a backend that is there was not told, or not done.
+    pub fn assert_is_told(&self) {
+        if !self.is_connected() {
+            return;
+        }
+        let driver = self.driver.as_ref().expect("it is connected");
+        let nic = driver.class();
+        assert_eq!((nic.has_news(), nic.fault()), (false, None));
+        assert!(nic.is_settled() && nic.groups().are_told());
+        assert_ne!(nic.hearing(), Hearing::Overflowed);
+        assert!(ROOMS.contains(&nic.headroom_given()));
+        assert_eq!(driver.state(), XenbusState::Connected);
     }
 
     fn publish(&mut self) {

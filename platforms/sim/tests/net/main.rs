@@ -25,6 +25,7 @@ fn run(sim: &mut Sim, faults: Faults) -> u64 {
     storm(&mut world, sim, 2000);
     settle(&mut world, sim, 20_000);
     let received = world.received();
+    world.assert_all_is_told();
     world.end();
     settle(&mut world, sim, 20_000);
     world.assert_nothing_is_left();

@@ -131,6 +131,12 @@ impl NetWorld {
         self.ledgers.iter().map(|l| l.borrow().received).sum()
     }
 
+    /// # Panics
+    /// When a guest's backend does not go by what the guest wants.
+    pub fn assert_all_is_told(&self) {
+        self.nics.iter().filter_map(|nic| nic.guest.as_ref()).for_each(Guest::assert_is_told);
+    }
+
     pub fn end(&mut self) {
         self.ending = true;
         (0..self.nics.len()).for_each(|i| self.remove(i));
@@ -213,11 +219,6 @@ impl World for NetWorld {
         }
         let (store, faults) = (Rc::clone(&self.store), self.faults);
         let often = |fault: bool| if fault { faults.often } else { 0 };
-        match &mut self.daemon {
-            Some(daemon) => daemon.menu(&store.borrow(), menu),
-            None if self.driver_alive => menu.must(30, Do::StartDaemon),
-            None => menu.must(30, Do::RebuildDriver),
-        }
         if self.daemon.is_some() {
             menu.may(often(faults.crash), || Do::CrashDaemon);
         }
@@ -240,6 +241,12 @@ impl World for NetWorld {
                 Phase::Absent if !self.ending && self.is_free(i) => menu.must(30, Do::Create(i)),
                 _ => {}
             }
+        }
+        // After the guests, whose looking may have it something to do.
+        match &mut self.daemon {
+            Some(daemon) => daemon.menu(&store.borrow(), menu),
+            None if self.driver_alive => menu.must(30, Do::StartDaemon),
+            None => menu.must(30, Do::RebuildDriver),
         }
     }
 

@@ -1,0 +1,390 @@
+//! Our frontend and our backend, both ends whole and in one thread: what the guest asks for over the control
+//! ring, in its transmit ring and through xenstore, and what of it lasts when a backend is started again.
+
+#[path = "nic/world.rs"]
+mod world;
+
+use pvio_netback::fault::DropReason;
+use pvio_netback::queue::STAGED_MAX;
+use pvio_netfront::{Hash, Hearing, Nic, Steering, SteeringState};
+use pvio_ring::proto::netif::{CtrlStatus, HashTypes, hash_frame};
+use pvio_sim::LocalDomain;
+use pvio_xenbus::handshake::common::{read_error, read_state};
+use pvio_xenbus::handshake::vif::{
+    read_kept_groups, read_kept_hash, read_multicast_request, read_xdp_headroom,
+};
+use pvio_xenbus::{XenbusState, Xenstore};
+use world::{GROUP, OTHER, World, to_group, udp};
+
+const KEY: [u8; 40] = [0x6d; 40];
+const QUEUES: u32 = 3;
+
+fn steering() -> Steering {
+    Steering::new(HashTypes::all(), &KEY).unwrap()
+}
+
+/// A NIC that asks for all there is.
+fn all(nic: Nic<LocalDomain>) -> Nic<LocalDomain> {
+    let mut nic =
+        nic.with_queues(QUEUES).steered_by(steering()).choosing_groups().with_headroom(256);
+    nic.join(GROUP).unwrap();
+    nic
+}
+
+/// Everything that `all` asks for is so, seen by the packets that come.
+fn assert_all(w: &mut World, headroom: usize) {
+    let nic = w.nic();
+    assert_eq!(nic.steering(), SteeringState::On);
+    assert_eq!(nic.hearing(), Hearing::Joined);
+    assert_eq!(usize::from(nic.headroom_given()), headroom);
+    assert_eq!((nic.fault(), nic.has_news(), nic.is_settled()), (None, false, true));
+    let frames: Vec<_> = (0..30).map(udp).collect();
+    let mut used = [0; QUEUES as usize];
+    for frame in &frames {
+        let (kind, value) = hash_frame(frame, HashTypes::all(), &KEY).unwrap();
+        let to = (value % 128 % QUEUES) as usize;
+        used[to] += 1;
+        let got = w.receive(frame);
+        assert_eq!(got, [(to, frame.clone(), Some(Hash { kind, value }), headroom)]);
+    }
+    assert!(used.iter().all(|count| *count > 0), "{used:?}");
+    assert_eq!(w.receive(&to_group(GROUP)).len(), 1);
+    assert_eq!(w.receive(&to_group(OTHER)).len(), 0);
+    assert_eq!(w.receive(&to_group([0xff; 6])).len(), 1);
+}
+
+#[test]
+fn what_a_nic_asks_for_at_first_it_gets_and_again_from_a_backend_that_starts_over() {
+    let mut w = World::new(QUEUES, all);
+    for session in 1..4 {
+        w.settle();
+        assert_eq!(w.nic().sessions(), session);
+        assert_all(&mut w, 256);
+        assert_eq!(w.nic().staged(), QUEUES as usize * STAGED_MAX);
+        assert_eq!(w.staged(), QUEUES as usize * STAGED_MAX);
+        w.restart();
+    }
+    assert_eq!(w.dropped(DropReason::RxTooBig), 0);
+}
+
+#[test]
+fn everything_may_be_changed_while_connected() {
+    let mut w = World::new(QUEUES, |nic| nic.with_queues(QUEUES));
+    w.settle();
+    let frame = udp(1);
+    assert_eq!(w.receive(&frame), [(0, frame.clone(), None, 0)]);
+    assert_eq!(w.receive(&to_group(OTHER)).len(), 1);
+    let nic = w.nic();
+    let states = (nic.steering(), nic.hearing(), nic.headroom_given());
+    assert_eq!(states, (SteeringState::Off, Hearing::All, 0));
+    for round in 0..3 {
+        let nic = w.nic();
+        nic.steer(Some(steering()));
+        nic.join(GROUP).unwrap();
+        nic.choose_groups(true);
+        nic.ask_headroom(700);
+        assert_eq!((nic.hearing(), nic.has_news()), (Hearing::All, true));
+        assert_eq!(nic.steering(), SteeringState::Pending);
+        w.settle();
+        assert_all(&mut w, 700);
+        assert_eq!(w.front_state(), XenbusState::Connected, "round {round}");
+        // One by one, and back.
+        w.nic().steer(Some(steering().with_table(&[2, 2]).unwrap()));
+        w.settle();
+        assert_eq!(w.receive(&frame)[0].0, 2);
+        w.nic().join(OTHER).unwrap();
+        w.settle();
+        assert_eq!(w.receive(&to_group(OTHER)).len(), 1);
+        assert!(w.nic().leave(OTHER));
+        w.settle();
+        assert_eq!(w.receive(&to_group(OTHER)).len(), 0);
+        let nic = w.nic();
+        nic.steer(None);
+        nic.choose_groups(false);
+        nic.ask_headroom(0);
+        w.settle();
+        assert_eq!(w.receive(&frame), [(0, frame.clone(), None, 0)]);
+        assert_eq!(w.receive(&to_group(OTHER)).len(), 1);
+    }
+    assert_eq!(w.nic().fault(), None);
+}
+
+#[test]
+fn a_second_change_of_room_may_come_before_the_backend_has_seen_the_first_ones_end() {
+    let mut w = World::new(1, |nic| nic);
+    w.settle();
+    w.nic().ask_headroom(100);
+    w.step_front();
+    assert_eq!(w.front_state(), XenbusState::Reconfiguring);
+    w.step_back();
+    w.step_front();
+    assert_eq!((w.front_state(), w.nic().headroom_given()), (XenbusState::Connected, 100));
+    // Its backend is Reconfigured still.
+    w.nic().ask_headroom(200);
+    w.step_front();
+    assert_eq!(w.nic().headroom_given(), 200);
+    w.settle();
+    assert_eq!(w.receive(&udp(1))[0].3, 200);
+}
+
+#[test]
+fn a_backend_that_takes_a_session_over_goes_by_what_the_guest_had_set_up() {
+    let mut w = World::new(QUEUES, all);
+    w.settle();
+    assert_all(&mut w, 256);
+    let back = w.addr.backend_path();
+    let kept = read_kept_hash(&mut w.tool, &back).unwrap().expect("it is kept");
+    assert_eq!((kept.types, kept.key.as_slice(), kept.table.len()), (15, &KEY[..], 128));
+    assert_eq!(read_kept_groups(&mut w.tool, &back).unwrap(), [GROUP]);
+    for _ in 0..2 {
+        w.take_over();
+        w.settle();
+        assert_eq!(w.nic().sessions(), 1, "the guest has not noticed");
+        assert_all(&mut w, 256);
+        assert_eq!(w.staged(), 0, "pages are copied by the hypervisor");
+    }
+    // What is changed after that is kept, too.
+    w.nic().steer(Some(steering().with_table(&[1]).unwrap()));
+    w.nic().join(OTHER).unwrap();
+    w.settle();
+    w.take_over();
+    w.settle();
+    assert_eq!(w.receive(&udp(1))[0].0, 1);
+    assert_eq!(w.receive(&to_group(OTHER)).len(), 1);
+    w.nic().steer(None);
+    assert!(w.nic().leave(OTHER));
+    w.settle();
+    assert_eq!(read_kept_hash(&mut w.tool, &back).unwrap(), None);
+    assert_eq!(read_kept_groups(&mut w.tool, &back).unwrap(), [GROUP]);
+    // Pages it never staged are not given back by it, and say so; nothing waits for that.
+    w.nic().unstage();
+    w.settle();
+    let all = QUEUES as usize * STAGED_MAX;
+    assert_eq!((w.nic().staged(), w.nic().not_unstaged()), (0, all));
+    // A new session begins with none of it.
+    w.nic().choose_groups(false);
+    w.nic().leave(GROUP);
+    w.restart();
+    w.settle();
+    assert_eq!(w.nic().sessions(), 2);
+    assert_eq!(read_kept_groups(&mut w.tool, &back).unwrap(), [[0; 6]; 0]);
+}
+
+#[test]
+fn a_guest_whose_groups_nobody_kept_hears_all() {
+    let mut w = World::new(1, all);
+    w.settle();
+    assert_eq!(w.receive(&to_group(OTHER)).len(), 0);
+    let path = format!("{}/pvio-groups", w.addr.backend_path());
+    w.tool.rm(&path).unwrap();
+    w.take_over();
+    w.settle();
+    assert_eq!(w.receive(&to_group(GROUP)).len(), 1);
+    assert_eq!(w.receive(&to_group(OTHER)).len(), 1);
+    // It chooses anew.
+    w.nic().choose_groups(false);
+    w.settle();
+    w.nic().leave(GROUP);
+    w.settle();
+    w.nic().join(OTHER).unwrap();
+    w.nic().choose_groups(true);
+    w.settle();
+    assert_eq!(w.receive(&to_group(GROUP)).len(), 0);
+    assert_eq!(w.receive(&to_group(OTHER)).len(), 1);
+}
+
+#[test]
+fn what_was_kept_and_makes_no_sense_ends_the_session_with_a_reason() {
+    for (key, value) in [("pvio-hash", "15 zz"), ("pvio-hash", "15 00 9"), ("pvio-groups", "1")] {
+        let mut w = World::new(2, |nic| all(nic).with_queues(2));
+        w.settle();
+        let back = w.addr.backend_path();
+        w.tool.write(&format!("{back}/{key}"), value.as_bytes()).unwrap();
+        w.take_over();
+        w.step_back();
+        assert_eq!(read_state(&mut w.tool, &back).unwrap(), XenbusState::Closed);
+        let error = read_error(&mut w.tool, &back).unwrap().expect("a reason");
+        assert!(error.contains(key) || error.contains("kept-hash"), "{error}");
+    }
+}
+
+#[test]
+fn a_guest_that_changes_its_mind_without_end_is_written_down_now_and_then() {
+    let mut w = World::new(1, all);
+    w.settle();
+    let begin = w.woken();
+    for n in 0..2000_u32 {
+        let nic = w.nic();
+        if n % 2 == 0 {
+            nic.join(OTHER).unwrap()
+        } else {
+            assert!(nic.leave(OTHER))
+        }
+        w.settle_rings();
+        w.now += std::time::Duration::from_millis(1);
+    }
+    let woken = w.woken() - begin;
+    assert!((15..=22).contains(&woken), "{woken} times in two seconds");
+    assert!(w.stats(0).controls(CtrlStatus::Success) > 0);
+    // The last word is not lost for that.
+    w.nic().join(OTHER).unwrap();
+    w.settle_rings();
+    w.now += std::time::Duration::from_secs(1);
+    w.tick();
+    assert!(w.woken() > begin + woken);
+    w.settle();
+    let back = w.addr.backend_path();
+    assert_eq!(read_kept_groups(&mut w.tool, &back).unwrap(), [GROUP, OTHER]);
+}
+
+#[test]
+fn pages_are_given_back_before_a_nic_closes() {
+    let mut w = World::new(2, |nic| nic.with_queues(2));
+    w.settle();
+    assert_eq!(w.staged(), 2 * STAGED_MAX);
+    w.nic().unstage();
+    assert!(!w.nic().is_settled());
+    w.settle();
+    let nic = w.nic();
+    assert_eq!((nic.is_settled(), nic.staged(), nic.not_unstaged()), (true, 0, 0));
+    assert_eq!(w.staged(), 0);
+    assert_eq!(w.receive(&udp(1)).len(), 1, "the classic way");
+    w.close();
+    assert!(w.front_is_closed());
+    // A new session has them staged again.
+    let mut w = World::new(2, |nic| nic.with_queues(2));
+    w.settle();
+    w.nic().unstage();
+    w.settle();
+    w.restart();
+    w.settle();
+    assert_eq!((w.nic().sessions(), w.staged()), (2, 2 * STAGED_MAX));
+}
+
+/// The backend is the test's: it says these things and nothing else.
+mod backends_that_lie {
+    use super::*;
+    use pvio_xenbus::handshake::vif::BackOffer;
+
+    fn offer() -> BackOffer {
+        BackOffer {
+            rx_copy: true,
+            multicast_control: true,
+            dynamic_multicast_control: true,
+            ctrl_ring: true,
+            xdp_headroom: true,
+            max_queues: Some(2),
+            ..BackOffer::default()
+        }
+    }
+
+    fn connected(offer: &BackOffer) -> World {
+        let mut w = World::new(2, |nic| all(nic).with_queues(2));
+        w.says(offer, XenbusState::InitWait);
+        w.says_state(XenbusState::Connected);
+        assert_eq!(w.front_state(), XenbusState::Connected);
+        w
+    }
+
+    #[test]
+    fn what_is_not_offered_is_not_asked_for() {
+        let none = BackOffer { rx_copy: true, ..BackOffer::default() };
+        let mut w = connected(&none);
+        let front = w.addr.frontend_path();
+        assert_eq!(read_xdp_headroom(&mut w.tool, &front).unwrap(), 0);
+        assert!(!read_multicast_request(&mut w.tool, &front).unwrap());
+        assert_eq!(w.tool.read_opt(&format!("{front}/ctrl-ring-ref")).unwrap(), None);
+        let nic = w.nic();
+        assert_eq!(nic.steering(), SteeringState::NotOffered);
+        assert_eq!(nic.hearing(), Hearing::NotOffered);
+        assert_eq!((nic.headroom_given(), nic.has_news(), nic.is_settled()), (0, false, true));
+        nic.ask_headroom(12);
+        assert!(!nic.has_news());
+        assert_eq!(nic.queues().len(), 1);
+    }
+
+    #[test]
+    fn groups_are_chosen_at_first_where_they_cannot_be_later() {
+        let old = BackOffer { dynamic_multicast_control: false, ..offer() };
+        let mut w = connected(&old);
+        let front = w.addr.frontend_path();
+        assert!(read_multicast_request(&mut w.tool, &front).unwrap());
+        assert_eq!((w.nic().hearing(), w.nic().has_news()), (Hearing::Joined, false));
+        w.nic().choose_groups(false);
+        assert!(!w.nic().has_news(), "it would not be heard");
+        w.step_front();
+        assert!(read_multicast_request(&mut w.tool, &front).unwrap());
+        // Where they can, not before the backend knows them: it answers nothing here.
+        let mut w = connected(&offer());
+        w.nic().queues();
+        w.step_front();
+        assert!(!read_multicast_request(&mut w.tool, &front).unwrap());
+        assert_eq!(w.nic().hearing(), Hearing::All);
+    }
+
+    #[test]
+    fn a_backend_that_never_takes_a_change_over_holds_up_nothing() {
+        let mut w = connected(&offer());
+        w.nic().ask_headroom(1000);
+        for _ in 0..5 {
+            w.step_front();
+        }
+        assert_eq!(w.front_state(), XenbusState::Reconfiguring);
+        assert_eq!(w.nic().headroom_given(), 256);
+        let nic = w.nic();
+        assert!(nic.is_connected() && nic.queues().len() == 2);
+        nic.queue().unwrap().send(&[1; 60], pvio_netfront::Checksum::Unknown).unwrap();
+        // A change of mind waits its turn; its end is no different from any other's.
+        w.nic().ask_headroom(0);
+        w.step_front();
+        assert_eq!(w.front_state(), XenbusState::Reconfiguring);
+        w.start_closing();
+        w.says_state(XenbusState::Closing);
+        w.says_state(XenbusState::Closed);
+        assert!(w.front_is_closed());
+    }
+
+    #[test]
+    fn any_state_at_any_time_leaves_a_frontend_that_goes_on() {
+        use XenbusState as S;
+        for (storm, then) in [
+            (vec![S::Reconfigured, S::Connected], S::Connected),
+            (vec![S::Reconfiguring, S::Reconfigured, S::Reconfiguring], S::Connected),
+            (vec![S::Unknown, S::Reconfigured], S::Connected),
+        ] {
+            let mut w = connected(&offer());
+            let path = w.addr.frontend_path();
+            for _ in 0..100 {
+                for state in &storm {
+                    w.says_state(*state);
+                }
+            }
+            assert_eq!(w.front_state(), then, "{storm:?}");
+            assert_eq!(w.nic().sessions(), 1);
+            assert_eq!(read_error(&mut w.tool, &path).unwrap(), None);
+        }
+        // It starts over in the middle of a change, and offers less.
+        let mut w = connected(&offer());
+        w.nic().ask_headroom(77);
+        w.step_front();
+        let less = BackOffer { rx_copy: true, ..BackOffer::default() };
+        w.says(&less, XenbusState::InitWait);
+        w.says_state(XenbusState::Connected);
+        assert_eq!(w.nic().sessions(), 2);
+        assert_eq!((w.nic().headroom_given(), w.nic().has_news()), (0, false));
+        w.says(&offer(), XenbusState::InitWait);
+        let front = w.addr.frontend_path();
+        assert_eq!(read_xdp_headroom(&mut w.tool, &front).unwrap(), 77, "asked for at once");
+    }
+
+    #[test]
+    fn a_key_that_the_guest_may_not_write_closes_the_nic_with_a_reason() {
+        let mut w = connected(&offer());
+        // The toolstack took the frontend's directory away from it.
+        w.take_rights();
+        w.nic().ask_headroom(5);
+        w.step_front();
+        assert_ne!(w.front_state(), XenbusState::Connected);
+        assert!(!w.nic().is_connected());
+    }
+}

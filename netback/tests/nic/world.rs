@@ -1,0 +1,316 @@
+//! A toolstack, a driver domain without threads and a guest, on one xenstore.
+
+use pvio_grant_table::DomId;
+use pvio_netback::fault::DropReason;
+use pvio_netback::port::memory::{MemoryPort, pair};
+use pvio_netback::port::{NetPort, Offload, Packet};
+use pvio_netback::queue::Waker;
+use pvio_netback::vif::{Attach, Serve, Session};
+use pvio_netback::{Queue, Stats, Vif};
+use pvio_netfront::{Hash, Nic};
+use pvio_sim::{LocalDomain, LocalMachine};
+use pvio_xenbus::driver::{BackendDriver, Fault, FrontendDriver, Life};
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, create_domain, write_state};
+use pvio_xenbus::handshake::vif::{BackOffer, Mac, ToolstackBack, create_device};
+use pvio_xenbus::store::{LocalClient, Quota, Store};
+use pvio_xenbus::wire::{Access, Perm};
+use pvio_xenbus::{XenbusState, Xenstore};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+pub const GROUP: [u8; 6] = [1, 0, 0x5e, 1, 2, 3];
+pub const OTHER: [u8; 6] = [1, 0, 0x5e, 1, 2, 4];
+
+const BACK: DomId = DomId(1);
+const FRONT: DomId = DomId(2);
+
+/// A queue that is served, its port, and what is at the other end of that.
+struct Served {
+    queue: Queue<LocalDomain, Box<[u8]>>,
+    port: MemoryPort,
+    far: MemoryPort,
+}
+
+type Table = Rc<RefCell<Vec<Served>>>;
+
+struct Server {
+    queues: u32,
+    table: Table,
+    woken: Arc<AtomicU32>,
+}
+
+/// A session's; the queues go with it.
+struct Running(Table);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.borrow_mut().clear();
+    }
+}
+
+impl Serve<LocalDomain> for Server {
+    type Buf = Box<[u8]>;
+    type Running = Running;
+
+    fn max_queues(&self) -> u32 {
+        self.queues
+    }
+
+    fn waker(&self) -> Waker {
+        let woken = Arc::clone(&self.woken);
+        Arc::new(move || {
+            woken.fetch_add(1, Ordering::Relaxed);
+        })
+    }
+
+    fn open(&mut self, _: &ToolstackBack, _: Attach) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn begin(&mut self, _: &Session) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn start(
+        &mut self,
+        _: usize,
+        _: &str,
+        queue: Queue<LocalDomain, Box<[u8]>>,
+    ) -> Result<Running, Fault> {
+        let (port, far) = pair(64);
+        self.table.borrow_mut().push(Served { queue, port, far });
+        Ok(Running(Rc::clone(&self.table)))
+    }
+
+    fn started(&mut self) {}
+
+    fn stopped(&mut self) {}
+
+    fn fault(&mut self, _: &mut Running) -> Option<Fault> {
+        None
+    }
+}
+
+pub struct World {
+    pub addr: DeviceAddr,
+    pub tool: LocalClient,
+    /// The clock of the backend's queues.
+    pub now: Duration,
+    machine: LocalMachine,
+    store: Rc<RefCell<Store>>,
+    queues: u32,
+    table: Table,
+    woken: Arc<AtomicU32>,
+    back: Option<BackendDriver<Vif<LocalDomain, Server>>>,
+    front: FrontendDriver<Nic<LocalDomain>>,
+    back_xs: LocalClient,
+    front_xs: LocalClient,
+}
+
+impl World {
+    pub fn new(queues: u32, make: impl FnOnce(Nic<LocalDomain>) -> Nic<LocalDomain>) -> Self {
+        let store = Rc::new(RefCell::new(Store::new(Quota::default())));
+        let mut tool = LocalClient::connect(&store, DomId::DOM0);
+        for id in [BACK, FRONT] {
+            store.borrow_mut().introduce(id);
+            create_domain(&mut tool, id, "test").unwrap();
+        }
+        let addr = DeviceAddr::new(BackendKind::Vif, BACK, FRONT, 0);
+        let words = ToolstackBack::new(addr, Mac([0, 0x16, 0x3e, 1, 2, 3]));
+        create_device(&mut tool, addr, &words).unwrap();
+        let machine = LocalMachine::new();
+        let nic = make(Nic::new(machine.domain(FRONT)));
+        let [back_xs, front_xs] = [BACK, FRONT].map(|id| LocalClient::connect(&store, id));
+        Self {
+            addr,
+            tool,
+            now: Duration::from_secs(1),
+            machine,
+            store,
+            queues,
+            table: Table::default(),
+            woken: Arc::default(),
+            back: None,
+            front: FrontendDriver::new(addr, nic),
+            back_xs,
+            front_xs,
+        }
+    }
+
+    pub fn nic(&mut self) -> &mut Nic<LocalDomain> {
+        self.front.class_mut()
+    }
+
+    pub fn front_state(&self) -> XenbusState {
+        self.front.state()
+    }
+
+    pub fn front_is_closed(&self) -> bool {
+        self.front.is_closed()
+    }
+
+    fn vif(&self) -> Vif<LocalDomain, Server> {
+        let (table, woken) = (Rc::clone(&self.table), Arc::clone(&self.woken));
+        let server = Server { queues: self.queues, table, woken };
+        Vif::new(self.machine.domain(BACK), server)
+    }
+
+    /// The backend's process ends here and now; its xenstore connection with it.
+    fn die(&mut self) {
+        self.back = None;
+        self.table.borrow_mut().clear();
+        self.back_xs = LocalClient::connect(&self.store, BACK);
+    }
+
+    /// Another backend has its frontend start over.
+    pub fn restart(&mut self) {
+        self.die();
+        self.back = Some(BackendDriver::restarted(self.addr, self.vif()));
+    }
+
+    /// Another backend takes the session over.
+    pub fn take_over(&mut self) {
+        self.die();
+        self.back = Some(BackendDriver::resuming(self.addr, self.vif()));
+    }
+
+    pub fn step_back(&mut self) {
+        if self.back.is_none() {
+            self.back = Some(BackendDriver::new(self.addr, self.vif()));
+        }
+        let back = self.back.as_mut().expect("made");
+        assert_eq!(back.step(&mut self.back_xs).unwrap(), Life::Alive);
+    }
+
+    pub fn step_front(&mut self) {
+        assert_eq!(self.front.step(&mut self.front_xs).unwrap(), Life::Alive);
+    }
+
+    /// Everybody does what there is to do, until nobody has anything left.
+    pub fn settle(&mut self) {
+        for _ in 0..30 {
+            self.step_back();
+            self.step_front();
+            self.settle_rings();
+        }
+    }
+
+    /// The same, but nobody looks at xenstore.
+    pub fn settle_rings(&mut self) {
+        for _ in 0..3 {
+            let nic = self.front.class_mut();
+            nic.set_clock(self.now);
+            nic.queues().iter_mut().for_each(|queue| queue.publish().unwrap());
+            for Served { queue, port, .. } in self.table.borrow_mut().iter_mut() {
+                queue.set_clock(self.now);
+                while queue.poll(port, 64).unwrap().any() {}
+            }
+        }
+    }
+
+    /// The queues' time has come.
+    pub fn tick(&mut self) {
+        for Served { queue, port, .. } in self.table.borrow_mut().iter_mut() {
+            queue.set_clock(self.now);
+            assert!(queue.deadline().is_none_or(|deadline| deadline <= self.now));
+            assert_eq!(queue.tick(port), Ok(None));
+            assert_eq!(queue.deadline(), None);
+        }
+    }
+
+    /// What comes of a frame that the backend's first port receives: on which queue, with which hash, behind
+    /// how much room.
+    pub fn receive(&mut self, frame: &[u8]) -> Vec<(usize, Vec<u8>, Option<Hash>, usize)> {
+        {
+            let mut table = self.table.borrow_mut();
+            let far = &mut table[0].far;
+            let mut buf = far.reserve().unwrap();
+            buf[..frame.len()].copy_from_slice(frame);
+            let (len, offload) = (frame.len(), Offload::default());
+            far.send(Packet { buf, start: 0, len, offload }).unwrap();
+        }
+        self.settle_rings();
+        let mut all = Vec::new();
+        for (index, queue) in self.front.class_mut().queues().iter_mut().enumerate() {
+            let take = |packet: pvio_netfront::Incoming<'_>| {
+                (index, packet.frame().to_vec(), packet.hash, packet.headroom())
+            };
+            while let Some(got) = queue.receive_packet(take).unwrap() {
+                all.push(got);
+            }
+            queue.publish().unwrap();
+        }
+        self.settle_rings();
+        all
+    }
+
+    /// Pages that the backend's queues keep mapped for the guest.
+    pub fn staged(&self) -> usize {
+        self.table.borrow().iter().map(|served| served.queue.staged()).sum()
+    }
+
+    pub fn stats(&self, queue: usize) -> Arc<Stats> {
+        Arc::clone(self.table.borrow()[queue].queue.stats())
+    }
+
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.table.borrow().iter().map(|served| served.queue.stats().dropped(reason)).sum()
+    }
+
+    /// How often the backend's process was woken to look after what the guest set up.
+    pub fn woken(&self) -> u32 {
+        self.woken.load(Ordering::Relaxed)
+    }
+
+    pub fn start_closing(&mut self) {
+        self.front.close(&mut self.front_xs).unwrap();
+    }
+
+    pub fn close(&mut self) {
+        self.start_closing();
+        self.settle();
+    }
+
+    /// The backend is the test's, and says that; the frontend hears it.
+    pub fn says(&mut self, offer: &BackOffer, state: XenbusState) {
+        offer.write(&mut self.back_xs, &self.addr.backend_path()).unwrap();
+        self.step_front();
+        self.says_state(state);
+    }
+
+    pub fn says_state(&mut self, state: XenbusState) {
+        write_state(&mut self.back_xs, &self.addr.backend_path(), state).unwrap();
+        self.step_front();
+    }
+
+    /// The frontend may not write into its directory any more.
+    pub fn take_rights(&mut self) {
+        let path = self.addr.frontend_path();
+        let mut paths = vec![path.clone()];
+        paths.extend(self.tool.directory(&path).unwrap().iter().map(|key| format!("{path}/{key}")));
+        for path in paths {
+            let perms = [Perm::new(DomId::DOM0, Access::None)];
+            self.tool.set_perms(&path, &perms).unwrap();
+        }
+    }
+}
+
+/// A datagram over IPv4 of this flow.
+pub fn udp(flow: u8) -> Vec<u8> {
+    let mut f: Vec<u8> = (0..90_u8).map(|at| at.wrapping_mul(3).wrapping_add(flow)).collect();
+    f[..6].copy_from_slice(&[0, 0x16, 0x3e, 1, 2, 3]);
+    f[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, 76, 0, 0, 0, 0, 64, 17]);
+    f[26..34].copy_from_slice(&[10, 0, 0, flow, 10, 0, 0, 1]);
+    f
+}
+
+/// A frame of no protocol to this station.
+pub fn to_group(station: [u8; 6]) -> Vec<u8> {
+    let mut f = vec![7; 60];
+    f[..6].copy_from_slice(&station);
+    f[12..14].copy_from_slice(&[0x88, 0xb5]);
+    f
+}
