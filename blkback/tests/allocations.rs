@@ -99,7 +99,7 @@ fn a_queue_that_has_warmed_up_allocates_nothing_for_a_request_on_any_data_path()
     // A list may still have to be longer than it ever was. That is over after a few times, where
     // an allocation for each request of any kind would be hundreds.
     const GROWTH: u64 = 4;
-    for path in [DataPath::Map, DataPath::Copy, DataPath::Persistent] {
+    for path in DataPath::ALL {
         // What is counted is counted: the first round does allocate.
         assert!(allocations(path, 0, 1) > GROWTH, "{path:?}");
         let more = allocations(path, 8, ROUNDS);
