@@ -152,7 +152,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         let discard = self.geometry().and_then(|g| g.discard).map(|d| Discard {
             granularity: Some(d.granularity),
             alignment: Some(d.alignment),
-            secure: false,
+            secure: d.secure,
         });
         BackOffer {
             flush: true,

@@ -84,7 +84,9 @@ fn use_it(spec: &Spec, read_only: bool, rng: &mut Rng) {
         let (io, mut segments) = match tag % 6 {
             0 if !read_only => (Io::Write { sector }, vec![segment]),
             1 if !read_only => (Io::Flush, vec![]),
-            2 if !read_only => (Io::Discard { sector, sectors: sectors - sector }, vec![]),
+            2 if !read_only => {
+                (Io::Discard { sector, sectors: sectors - sector, secure: false }, vec![])
+            }
             _ => (Io::Read { sector }, vec![segment]),
         };
         engine.submit(tag, io, &mut segments).unwrap();

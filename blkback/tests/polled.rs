@@ -115,7 +115,7 @@ fn a_file_is_polled_or_refused_with_and_without_data_in_it() {
         one(&mut engine, Io::Flush, None);
         assert_eq!(bytes(&mut engine, 64), [8; BYTES]);
         assert_eq!(bytes(&mut engine, 128), [if data { 5 } else { 0 }; BYTES]);
-        one(&mut engine, Io::Discard { sector: 64, sectors: 8 }, None);
+        one(&mut engine, Io::Discard { sector: 64, sectors: 8, secure: false }, None);
         assert_eq!(bytes(&mut engine, 64)[..4096], [0; 4096]);
     }
 }

@@ -137,11 +137,12 @@ fn what_is_discarded_is_given_back_to_the_host() {
             assert!(full >= empty + (16 << 20), "{options}: {full}");
             let length = file.metadata().unwrap().len();
             // A part of a cluster, then many whole ones, then all.
-            guest.one(Deed::Discard(8, 8));
+            guest.one(Deed::Discard(8, 64));
             guest.one(Deed::Flush);
-            assert!(room() <= full - 4096, "{options}");
+            // The host's file system takes a block to know where the hole is.
+            assert!(room() <= full - (28 << 10), "{options}");
             assert_eq!(guest.one(Deed::Read(0, 8)), data[..4096]);
-            assert!(guest.one(Deed::Read(8, 8)).iter().all(|b| *b == 0));
+            assert!(guest.one(Deed::Read(8, 64)).iter().all(|b| *b == 0));
             guest.one(Deed::Discard(1024, 16384));
             guest.one(Deed::Flush);
             assert!(room() <= full - (8 << 20), "{options}");

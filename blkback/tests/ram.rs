@@ -4,7 +4,11 @@
 mod support;
 
 use pvio_blkback::engine::ram::RamDisk;
+use pvio_blkback::engine::wait::WaitEngine;
+use pvio_blkback::engine::{BlockEngine, EngineError, Io};
+use pvio_blkback::image::{Image, ImageOptions};
 use pvio_ring::proto::blkif::Status;
+use pvio_ring::shm::HeapMemory;
 use pvio_xenbus::handshake::vbd::Mode;
 use support::{Deed, Machine, workload};
 
@@ -28,4 +32,60 @@ fn what_was_never_written_takes_no_memory() {
     assert_eq!(disk.geometry(false).sectors, 1 << 27);
     assert_eq!(disk.resident(), 0);
     assert!(RamDisk::new(u64::MAX).is_none());
+}
+
+#[test]
+fn what_is_discarded_securely_is_gone_and_offered_where_it_can_be() {
+    let mut guest = Machine::new().disk("ram:16M", Mode::ReadWrite);
+    for i in 0..(1 << 20) / 4096 {
+        guest.one(Deed::Write(i * 8, vec![7; 4096]));
+    }
+    // Whole pieces of memory, and a part of one.
+    guest.one(Deed::SecureDiscard(128, 256));
+    guest.one(Deed::SecureDiscard(1001, 3));
+    let found = guest.everything();
+    for (sector, found) in found.chunks(512).enumerate() {
+        let gone = (128..384).contains(&sector) || (1001..1004).contains(&sector) || sector >= 2048;
+        assert!(found.iter().all(|byte| *byte == if gone { 0 } else { 7 }), "{sector}");
+    }
+    guest.close();
+
+    // What lies in a file may be elsewhere on its medium too: nothing is promised, nothing is done.
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("a.img");
+    std::fs::write(&image, [7; 1 << 20]).unwrap();
+    for params in [format!("raw:{}", image.display()), "overlay:ram:1M".into()] {
+        let mut guest = Machine::new().disk(&params, Mode::ReadWrite);
+        let answer = guest.all(&[Deed::SecureDiscard(0, 8)])[0].0;
+        assert_eq!(answer, Status::NotSupported, "{params}");
+        guest.close();
+    }
+    assert!(std::fs::read(&image).unwrap().iter().all(|byte| *byte == 7));
+}
+
+#[test]
+fn an_engine_that_cannot_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("a.img");
+    std::fs::write(&image, [7; 1 << 20]).unwrap();
+    let raw = format!("raw:{}", image.display());
+    for (spec, expected) in [
+        (raw.as_str(), Err(EngineError::Unsupported)),
+        ("overlay:ram:1M", Err(EngineError::Unsupported)),
+        ("ram:1M", Ok(())),
+    ] {
+        let image = Image::open_disk(&spec.parse().unwrap(), ImageOptions::default()).unwrap();
+        let mut engine = image.engine::<HeapMemory>(4).unwrap();
+        let secure = Io::Discard { sector: 0, sectors: 8, secure: true };
+        engine.submit(1, secure, &mut Vec::new()).unwrap();
+        engine.kick();
+        let mut answer = None;
+        engine.reap(&mut |_, result, _| answer = Some(result));
+        while answer.is_none() {
+            engine.wait(None).unwrap();
+            engine.reap(&mut |_, result, _| answer = Some(result));
+        }
+        assert_eq!(answer, Some(expected), "{spec}");
+    }
+    assert!(std::fs::read(&image).unwrap().iter().all(|byte| *byte == 7));
 }

@@ -169,14 +169,20 @@ fn foreign_formats_and_files_cut_short_are_told_with_what_to_do() {
     qemu_img(&[&["create", "-q", "-f", "luks"], &secret[..], &[text(&luks), "4M"]].concat());
     broken(&luks, &["luks", "not read here"], 2);
 
-    for kind in ["monolithicSparse", "streamOptimized", "twoGbMaxExtentSparse"] {
-        let file = make("vmdk", "sparse.vmdk", &format!("subformat={kind}"));
-        broken(&file, &["not supported", "qemu-img convert -O qcow2"], 1);
-    }
-
     let cut = |file: &Path, keep: u64| {
         std::fs::File::options().write(true).open(file).unwrap().set_len(keep).unwrap();
     };
+    for kind in ["monolithicSparse", "streamOptimized"] {
+        let file = make("vmdk", "sparse.vmdk", &format!("subformat={kind}"));
+        let (out, _, code) = pvio(&[text(&file)]);
+        assert_eq!(code, Some(0), "{out}");
+        assert!(out.contains(kind) && out.contains("grains of 65536 bytes"), "{out}");
+        let len = file.metadata().unwrap().len();
+        for keep in [len - 4096, len - 65_536, len / 2, len / 8, 600] {
+            cut(&file, keep);
+            broken(&file, &["cut short", "copy it again"], 1);
+        }
+    }
     for (format, name, options) in [
         ("qcow2", "a.qcow2", "compat=1.1"),
         ("qcow2", "old.qcow2", "compat=0.10"),
@@ -195,7 +201,7 @@ fn foreign_formats_and_files_cut_short_are_told_with_what_to_do() {
     assert_eq!(pvio(&[text(&flat)]).2, Some(0));
     let extent = path("flat-flat.vmdk");
     cut(&extent, 1 << 20);
-    broken(&flat, &["cut short", "flat-flat.vmdk needs 4194304 bytes"], 1);
+    broken(&flat, &["flat-flat.vmdk", "cut short", "needs 4194304 bytes"], 1);
     std::fs::remove_file(&extent).unwrap();
     broken(&flat, &["flat-flat.vmdk does not exist"], 1);
 }

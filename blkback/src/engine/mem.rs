@@ -79,7 +79,7 @@ impl<B: SharedMemory> BlockEngine<B> for MemEngine<B> {
             sector_size: 512,
             physical_sector_size: 512,
             read_only: self.read_only,
-            discard: Some(Discard { granularity: 512, alignment: 0 }),
+            discard: Some(Discard { granularity: 512, alignment: 0, secure: false }),
         }
     }
 
@@ -88,7 +88,7 @@ impl<B: SharedMemory> BlockEngine<B> for MemEngine<B> {
             Io::Read { sector } => self.transfer(sector, segments, false),
             Io::Write { sector } => self.transfer(sector, segments, true),
             Io::Flush => Ok(()),
-            Io::Discard { sector, sectors } | Io::WriteZeroes { sector, sectors } => {
+            Io::Discard { sector, sectors, .. } | Io::WriteZeroes { sector, sectors } => {
                 let range = || {
                     let from = usize::try_from(sector).ok()?.checked_mul(SECTOR)?;
                     let len = usize::try_from(sectors).ok()?.checked_mul(SECTOR)?;

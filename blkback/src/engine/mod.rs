@@ -78,6 +78,8 @@ pub struct Discard {
     pub granularity: u32,
     /// Where the first such unit begins.
     pub alignment: u32,
+    /// Whether what was there can be made unrecoverable.
+    pub secure: bool,
 }
 
 /// What to do.
@@ -101,6 +103,9 @@ pub enum Io {
         sector: u64,
         /// How many.
         sectors: u64,
+        /// What was there must not be found by anybody any more. Only for a disk that offers it
+        /// ([`Discard::secure`]); others fail by it.
+        secure: bool,
     },
     /// These sectors read as zeroes from now on. They may be given back like discarded ones.
     WriteZeroes {

@@ -87,7 +87,8 @@ impl Store for Blocking {
     }
 
     fn discard(&self, at: u64, len: u64) -> io::Result<()> {
-        self.call(Io::Discard { sector: at / 512, sectors: len / 512 }, Vec::new()).map(drop)
+        let io = Io::Discard { sector: at / 512, sectors: len / 512, secure: false };
+        self.call(io, Vec::new()).map(drop)
     }
 
     fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {

@@ -10,6 +10,7 @@ use core::fmt;
 use pvio_ring::shm::{Region, SharedMemory};
 use std::io;
 use std::sync::{Mutex, PoisonError};
+use zeroize::Zeroize;
 
 /// Memory is taken and given back in pieces of this size.
 const PIECE: u64 = 64 << 10;
@@ -42,7 +43,11 @@ impl RamDisk {
             sector_size: 512,
             physical_sector_size: 4096,
             read_only,
-            discard: (!read_only).then_some(Discard { granularity: PIECE as u32, alignment: 0 }),
+            discard: (!read_only).then_some(Discard {
+                granularity: PIECE as u32,
+                alignment: 0,
+                secure: true,
+            }),
         }
     }
 
@@ -116,10 +121,13 @@ impl RamDisk {
         Ok(())
     }
 
-    fn forget(&self, at: u64, len: u64) -> Result<(), EngineError> {
+    /// Memory that is given back may be anybody's next: with `wipe`, nothing is in it by then.
+    fn forget(&self, at: u64, len: u64, wipe: bool) -> Result<(), EngineError> {
         self.each(at, len, |piece, from, n| {
             if n as u64 == PIECE {
-                *piece = None;
+                if let Some(piece) = piece.take().as_mut().filter(|_| wipe) {
+                    piece.zeroize();
+                }
             } else if let Some(piece) = piece {
                 piece.get_mut(from..from + n)?.fill(0);
             }
@@ -159,7 +167,7 @@ impl Store for RamDisk {
     }
 
     fn discard(&self, at: u64, len: u64) -> io::Result<()> {
-        self.forget(at, len).map_err(io::Error::other)
+        self.forget(at, len, false).map_err(io::Error::other)
     }
 
     fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
@@ -205,8 +213,11 @@ impl<B: SharedMemory> BlockEngine<B> for RamEngine<B> {
             Io::Read { sector } => self.disk.read_into(bytes(sector), segments),
             Io::Write { sector } => self.disk.write_from(bytes(sector), segments),
             Io::Flush => Ok(()),
-            Io::Discard { sector, sectors } | Io::WriteZeroes { sector, sectors } => {
-                self.disk.forget(bytes(sector), bytes(sectors))
+            Io::Discard { sector, sectors, secure } => {
+                self.disk.forget(bytes(sector), bytes(sectors), secure)
+            }
+            Io::WriteZeroes { sector, sectors } => {
+                self.disk.forget(bytes(sector), bytes(sectors), false)
             }
         };
         let mut list = self.lists.pop().unwrap_or_default();

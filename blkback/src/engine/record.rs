@@ -243,7 +243,7 @@ impl<B: SharedMemory, E: BlockEngine<B>> BlockEngine<B> for Recorded<E> {
                 Some((sector.saturating_mul(512), data.into()))
             }
             Io::Flush => None,
-            Io::Discard { sector, sectors } | Io::WriteZeroes { sector, sectors } => {
+            Io::Discard { sector, sectors, .. } | Io::WriteZeroes { sector, sectors } => {
                 let len = usize::try_from(sectors.saturating_mul(512)).map_err(|_| Full)?;
                 Some((sector.saturating_mul(512), alloc::vec![0; len].into()))
             }

@@ -51,7 +51,7 @@ impl Trace {
             Io::Read { sector } => ("read", sector, bytes as u64),
             Io::Write { sector } => ("write", sector, bytes as u64),
             Io::Flush => ("datasync", 0, 0),
-            Io::Discard { sector, sectors } => ("trim", sector, sectors.wrapping_mul(512)),
+            Io::Discard { sector, sectors, .. } => ("trim", sector, sectors.wrapping_mul(512)),
             // fio has no word for it.
             Io::WriteZeroes { sector, sectors } => ("write", sector, sectors.wrapping_mul(512)),
         };

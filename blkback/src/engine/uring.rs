@@ -219,10 +219,11 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
                 *transfer = Transfer::default();
                 return self.uring.sync_data(self.image, u64::from(tag)).map_err(|_| Full);
             }
-            Io::Discard { sector, sectors } => {
+            Io::Discard { sector, sectors, secure } => {
                 *transfer = Transfer::default();
                 let (at, len) = (sector.wrapping_mul(512), sectors.wrapping_mul(512));
-                let begun = self.uring.allocate(self.image, PUNCH_HOLE, at, len, u64::from(tag));
+                let mode = if secure { UNKNOWN } else { PUNCH_HOLE };
+                let begun = self.uring.allocate(self.image, mode, at, len, u64::from(tag));
                 return begun.map_err(|_| Full);
             }
             Io::WriteZeroes { sector, sectors } => {
@@ -290,6 +291,9 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
 const PUNCH_HOLE: i32 = 2 | 1;
 /// `FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE`: unlike a hole, what is there stays allocated.
 const ZERO_RANGE: i32 = 16 | 1;
+/// The kernel says of it that it is not supported, and does nothing: what is wiped of a file may be
+/// elsewhere on its medium still.
+const UNKNOWN: i32 = 1 << 30;
 const EINTR: i32 = 4;
 const EAGAIN: i32 = 11;
 const EOPNOTSUPP: i32 = 95;

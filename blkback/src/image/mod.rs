@@ -359,8 +359,11 @@ fn open_overlay(below: &Spec, options: ImageOptions) -> Result<Opened, ImageErro
     let (kept, mut geometry) = open(below, ImageOptions { read_only: true, direct: false })?;
     let below = kept.into_store();
     geometry.read_only = options.read_only;
-    geometry.discard = (!options.read_only)
-        .then_some(Discard { granularity: geometry.physical_sector_size, alignment: 0 });
+    geometry.discard = (!options.read_only).then_some(Discard {
+        granularity: geometry.physical_sector_size,
+        alignment: 0,
+        secure: false,
+    });
     let dir = std::env::temp_dir();
     let overlay = Overlay::new(below, geometry.sectors * 512, &dir);
     let overlay = overlay.map_err(|error| ImageError::Other { path: dir, error })?;

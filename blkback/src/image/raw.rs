@@ -43,6 +43,10 @@ pub(super) fn geometry(
         sector_size: logical,
         physical_sector_size: physical,
         read_only,
-        discard: (!read_only).then_some(Discard { granularity: physical, alignment: 0 }),
+        discard: (!read_only).then_some(Discard {
+            granularity: physical,
+            alignment: 0,
+            secure: false,
+        }),
     })
 }

@@ -131,14 +131,15 @@ where
                 }
             }
             // Whether it is to be secure is not looked at where that was not offered (`io/blkif.h`).
-            Request::Discard { id, sector, sectors, secure: _ } => {
+            Request::Discard { id, sector, sectors, secure } => {
                 let check = check::discard(&self.geometry, sector, sectors);
                 if let Err((status, reason)) = check {
                     return self.refuse(turn, Refusal { id, op: op::DISCARD, status, reason });
                 }
                 let begun = Begun { turn, id, op: op::DISCARD, bytes: 0, then: Then::Answer };
                 if let Some(tag) = self.start(begun) {
-                    let io = Io::Discard { sector, sectors };
+                    let secure = secure && self.geometry.discard.is_some_and(|d| d.secure);
+                    let io = Io::Discard { sector, sectors, secure };
                     self.jobs.push(Job { tag, io, pages: 0..0 });
                 }
             }

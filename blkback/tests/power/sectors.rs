@@ -67,7 +67,7 @@ const SAMPLES: &[Sample] = &[
         qemu: "vmdk",
         options: "subformat=monolithicSparse",
         size: 8 * MB,
-        begin: Begin::Filled,
+        begin: Begin::Empty,
     },
     Sample {
         name: "vhd",
@@ -75,7 +75,7 @@ const SAMPLES: &[Sample] = &[
         qemu: "vpc",
         options: "subformat=dynamic,force_size=on",
         size: 16 * MB,
-        begin: Begin::Filled,
+        begin: Begin::Empty,
     },
     Sample {
         name: "raw",
@@ -234,7 +234,7 @@ fn work(spec: &str, size: u64, record: &Record, seed: u64) -> Vec<Step> {
                     let len = (len * 8).min(part);
                     let sector = i * part + rng.below(part - len + 1);
                     steps.push(Step::Discard(before, sector, len));
-                    ios.push((Io::Discard { sector, sectors: len }, vec![]));
+                    ios.push((Io::Discard { sector, sectors: len, secure: false }, vec![]));
                 }
                 1 => {
                     steps.push(Step::Zero(before, sector, len));

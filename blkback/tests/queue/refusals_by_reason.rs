@@ -228,7 +228,7 @@ fn a_disk_that_changes_its_size_refuses_by_what_it_is_now() {
         let engine = Mem::zeroed(SECTORS);
         let mut geometry = engine.geometry();
         geometry.sectors = 8;
-        geometry.discard = Some(Discard { granularity: 512, alignment: 0 });
+        geometry.discard = Some(Discard { granularity: 512, alignment: 0, secure: false });
         let mut h = Hostile::of(path, Abi::X86_64, geometry, engine);
         let g = h.data.0;
         let at = |sector| raw(1, 1, sector, &[(g, 0, 7)]);

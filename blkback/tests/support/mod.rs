@@ -93,6 +93,8 @@ pub enum Deed {
     /// Read sectors from one on.
     Read(u64, usize),
     Discard(u64, u64),
+    /// The same, so that nobody finds what was there.
+    SecureDiscard(u64, u64),
     Flush,
 }
 
@@ -127,6 +129,9 @@ impl Guest {
                     Deed::Read(sector, count) => Op::Read { sector: *sector, bytes: count * 512 },
                     Deed::Discard(sector, sectors) => {
                         Op::Discard { sector: *sector, sectors: *sectors }
+                    }
+                    Deed::SecureDiscard(sector, sectors) => {
+                        Op::SecureDiscard { sector: *sector, sectors: *sectors }
                     }
                     Deed::Flush => Op::Flush,
                 };
@@ -248,7 +253,7 @@ pub fn workload(guest: &mut Guest, model: &mut [u8], seed: u64, rounds: usize, d
                         at += n;
                     }
                 }
-                Deed::Flush => {}
+                Deed::SecureDiscard(..) | Deed::Flush => {}
             }
         }
     }

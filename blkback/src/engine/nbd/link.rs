@@ -89,7 +89,11 @@ impl NbdLink {
             sector_size,
             physical_sector_size: 4096,
             read_only,
-            discard: trims.then_some(Discard { granularity: sector_size, alignment: 0 }),
+            discard: trims.then_some(Discard {
+                granularity: sector_size,
+                alignment: 0,
+                secure: false,
+            }),
         }
     }
 

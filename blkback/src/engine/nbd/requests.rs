@@ -92,7 +92,13 @@ impl Requests {
             // Without the flag, what is answered is on the medium.
             Io::Flush if !self.export.can(export::SEND_FLUSH) => return job.finish(Ok(())),
             Io::Flush => (cmd::FLUSH, 0, 0, Some(RANGE)),
-            Io::Discard { sector, sectors } => (cmd::TRIM, sector, sectors, Some(RANGE)),
+            // What a server keeps elsewhere, it does not say.
+            Io::Discard { secure: true, .. } => {
+                return job.finish(Err(EngineError::Unsupported));
+            }
+            Io::Discard { sector, sectors, secure: false } => {
+                (cmd::TRIM, sector, sectors, Some(RANGE))
+            }
             Io::WriteZeroes { sector, sectors } if self.export.can(export::SEND_WRITE_ZEROES) => {
                 (cmd::WRITE_ZEROES, sector, sectors, Some(RANGE))
             }

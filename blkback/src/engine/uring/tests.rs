@@ -8,7 +8,7 @@ const DISK: Geometry = Geometry {
     sector_size: 512,
     physical_sector_size: 4096,
     read_only: false,
-    discard: Some(Discard { granularity: 4096, alignment: 0 }),
+    discard: Some(Discard { granularity: 4096, alignment: 0, secure: false }),
 };
 
 /// An engine whose reads and writes have an io_uring of their own, of the ordinary kind: what has
@@ -57,7 +57,7 @@ fn data_goes_over_the_second_ring_and_all_else_over_the_first() {
     one(&mut engine, Io::Write { sector: 8 }, page(7));
     one(&mut engine, Io::Flush, Vec::new());
     assert_eq!(one(&mut engine, Io::Read { sector: 8 }, page(0)), 7);
-    one(&mut engine, Io::Discard { sector: 8, sectors: 8 }, Vec::new());
+    one(&mut engine, Io::Discard { sector: 8, sectors: 8, secure: false }, Vec::new());
     assert_eq!(one(&mut engine, Io::Read { sector: 8 }, page(1)), 0);
     // Where each is while it is under way.
     let busy = |e: &UringEngine<_>| (e.uring.busy(), e.polled.as_ref().unwrap().uring.busy());

@@ -56,8 +56,11 @@ pub(super) fn open(
     let mut geometry = raw::geometry(path, layer.header.size, 512, 4096, options.read_only)?;
     let access = Access { write: !options.read_only, direct: options.direct, lock: true };
     if access.write {
-        geometry.discard =
-            Some(Discard { granularity: geometry.physical_sector_size, alignment: 0 });
+        geometry.discard = Some(Discard {
+            granularity: geometry.physical_sector_size,
+            alignment: 0,
+            secure: false,
+        });
         return Ok((Arc::new(Written::open(&layer, access)?), geometry));
     }
     let open = || open_layer(&layer, access, None);

@@ -49,8 +49,15 @@ struct Tables {
     /// The first-level table, and the table of counts.
     first: Range<u64>,
     counts: Range<u64>,
-    /// The cluster of each second-level table there ever was.
+    /// The cluster of the second-level table that each entry names, and all of them together.
+    named: Vec<u64>,
     second: HashSet<u64>,
+}
+
+impl Tables {
+    fn none() -> Self {
+        Self { first: 0..0, counts: 0..0, named: Vec::new(), second: HashSet::new() }
+    }
 }
 
 /// What a write is of.
@@ -72,7 +79,7 @@ impl Order {
         let mut this = Self {
             file,
             cluster_bits: header.cluster_bits,
-            tables: RwLock::new(Tables { first: 0..0, counts: 0..0, second: HashSet::new() }),
+            tables: RwLock::new(Tables::none()),
             all: AtomicU64::new(0),
             data: AtomicU64::new(0),
             synced: Mutex::default(),
@@ -180,7 +187,9 @@ impl Tables {
         let entries = read_u64s(&FileContent::new(file)?, at, entries * 8)?;
         self.first = at..at.saturating_add(entries.len() as u64 * 8);
         self.counts = header.refcounts.0..header.refcounts.0.saturating_add(header.refcounts.1);
-        self.add(&entries, header.cluster_bits);
+        self.named = alloc::vec![0; entries.len()];
+        self.second.clear();
+        self.name(0, &entries, header.cluster_bits);
         Ok(())
     }
 
@@ -194,12 +203,23 @@ impl Tables {
         let named = bytes.get(inside(begin)..inside(end)).unwrap_or_default();
         let entry = |entry: &[u8]| u64::from_be_bytes(entry.try_into().unwrap_or_default());
         let entries: Vec<u64> = named.chunks_exact(8).map(entry).collect();
-        self.add(&entries, cluster_bits);
+        let slot = begin.saturating_sub(self.first.start) / 8;
+        self.name(usize::try_from(slot).unwrap_or(usize::MAX), &entries, cluster_bits);
     }
 
-    fn add(&mut self, entries: &[u64], cluster_bits: u32) {
-        let places = entries.iter().map(|entry| (entry & OFFSET) >> cluster_bits);
-        self.second.extend(places.filter(|cluster| *cluster != 0));
+    /// Entries from one on are these now. A table that is named no more may become data.
+    fn name(&mut self, slot: usize, entries: &[u64], cluster_bits: u32) {
+        let slots = self.named.get_mut(slot..).unwrap_or_default();
+        for (named, entry) in slots.iter_mut().zip(entries) {
+            let cluster = (entry & OFFSET) >> cluster_bits;
+            if *named != cluster {
+                self.second.remove(named);
+                *named = cluster;
+            }
+            if cluster != 0 {
+                self.second.insert(cluster);
+            }
+        }
     }
 }
 
@@ -292,6 +312,12 @@ mod tests {
         let vector = entry.as_slice().into();
         order.before(&Change::of((2 << 12) + 8, &vector)).unwrap();
         assert!(order.part(9 << 12, 4096) == Part::SecondLevel);
+        // Another in its place: what was there is nobody's.
+        let other = (11u64 << 12).to_be_bytes();
+        let vector = other.as_slice().into();
+        order.before(&Change::of((2 << 12) + 8, &vector)).unwrap();
+        assert!(order.part(9 << 12, 4096) == Part::Data);
+        assert!(order.part(11 << 12, 4096) == Part::SecondLevel);
         // In one write with what is around it, as around the page cache.
         let mut page = alloc::vec![0; 4096];
         page[8..16].copy_from_slice(&(10u64 << 12).to_be_bytes());

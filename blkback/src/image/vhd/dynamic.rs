@@ -1,8 +1,10 @@
 //! Dynamic images: blocks where they came to be, found through a table.
 //!
 //! A block begins with a bitmap of the sectors that hold data; others read as zeroes. New blocks are
-//! put where the footer was, with the footer behind them: what is there before the table names the
-//! block is a footer too early or too late in the file, and its copy at the file's beginning holds.
+//! put where the footer was, with the footer behind them, which is on the medium before anything
+//! is put in the place of the other: an image without one is taken for one that was cut short.
+//! Nothing else needs an order: a block that is named and was lost reads as the zeroes that were
+//! there before.
 
 use super::super::content::{Bytes, ContentError};
 use super::footer::{FOOTER, Footer, Kind};
@@ -123,6 +125,7 @@ impl Dynamic {
         let end = place + self.bitmap + self.block;
         // The rest of the block is a hole in the file, behind the footer that was.
         self.file.write_all_at(&self.footer, end)?;
+        self.file.sync_data()?;
         self.file.write_all_at(&alloc::vec![0xff; self.bitmap as usize], place)?;
         self.file.write_all_at(from, place + self.bitmap + inside)?;
         self.file.write_all_at(&number.to_be_bytes(), self.table + block * 4)?;

@@ -35,7 +35,8 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Kept, Geometry
         }
         Kind::Dynamic { block, .. } => {
             // Blocks are not given back, only what is in them.
-            geometry.discard = write.then_some(Discard { granularity: block, alignment: 0 });
+            geometry.discard =
+                write.then_some(Discard { granularity: block, alignment: 0, secure: false });
             (Kept::Store(Arc::new(Dynamic::open(file, &footer).map_err(wrap)?)), geometry)
         }
     })

@@ -31,9 +31,11 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<Opened, ImageEr
     let access = Access { write: !options.read_only, direct: options.direct, lock: true };
     let vmdk = Vmdk::open(path, access)?;
     let mut geometry = raw::geometry(path, vmdk.size(), 512, 4096, options.read_only)?;
-    geometry.discard = access
-        .write
-        .then_some(Discard { granularity: geometry.physical_sector_size, alignment: 0 });
+    geometry.discard = access.write.then_some(Discard {
+        granularity: geometry.physical_sector_size,
+        alignment: 0,
+        secure: false,
+    });
     Ok((Arc::new(vmdk), geometry))
 }
 
@@ -233,8 +235,9 @@ fn open_flat(path: &Path, offset: u64, bytes: u64, access: Access) -> Result<Dat
     let (file, _) = file::open(path, Access { direct: false, ..access })?;
     let content = |error| ImageError::Content { path: path.into(), format: Format::Vmdk, error };
     let there = FileContent::new(&file).map_err(|error| content(error.into()))?.length();
-    if offset.checked_add(bytes).is_none_or(|end| end > there) {
-        let what = format!("{bytes} bytes from {offset} on are needed, and it has {there}");
+    let end = offset.saturating_add(bytes);
+    if end > there {
+        let what = format!("it needs {end} bytes, and has {there}");
         return Err(content(ContentError::truncated(what)));
     }
     Ok(Data::Flat(FileStore(file), offset))

@@ -45,6 +45,11 @@ impl Sparse {
     /// One that is locked. If it is to be written it is marked as not closed.
     pub fn open(file: File, header: Header, write: bool) -> Result<Self, ContentError> {
         let state = State::read(&file, &header)?;
+        if !write && state.end > file.metadata()?.len() {
+            return Err(ContentError::corrupt(
+                "it was not closed by who wrote it last; attached to be written it is repaired",
+            ));
+        }
         let this = Self { write, state: RwLock::new(state), header, file };
         if write {
             this.mend()?;
@@ -270,6 +275,12 @@ impl State {
             |grain: &&u32| **grain != UNUSED && !(**grain == ZEROED && header.zeroed_grains);
         for grain in grains.iter().filter(named) {
             places.add(*grain, len, "a grain")?;
+        }
+        if let Some(last) = grains.iter().filter(named).max().filter(|_| header.compressed) {
+            let mut marker = [0; 12];
+            content.read(u64::from(*last) * SECTOR, &mut marker)?;
+            places.add(*last, 12 + u64::from(Bytes(&marker).u32_le(8)), "a grain")?;
+            places.taken.pop();
         }
         places.check()?;
         Ok(Self { tables, grains, end: places.end() })

@@ -47,7 +47,7 @@ impl Medium {
             sector_size: self.sector_size,
             physical_sector_size: self.sector_size,
             read_only: false,
-            discard: Some(Discard { granularity: self.sector_size, alignment: 0 }),
+            discard: Some(Discard { granularity: self.sector_size, alignment: 0, secure: false }),
         }
     }
 

@@ -144,7 +144,7 @@ fn what_is_unanswered_is_sent_again_in_order_and_what_is_answered_is_not() {
     let ios = [
         (Io::Write { sector: 0 }, 4096),
         (Io::Flush, 0),
-        (Io::Discard { sector: 8, sectors: 8 }, 0),
+        (Io::Discard { sector: 8, sectors: 8, secure: false }, 0),
         (Io::Read { sector: 0 }, 512),
     ];
     let mut rig = Rig::new(EXPORT, &ios);
