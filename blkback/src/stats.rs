@@ -25,6 +25,8 @@ pub struct Stats {
     pub copied_pages: Counter,
     /// Pages of the guest kept mapped just now, as far as the last look at the clock.
     pub kept_pages: Counter,
+    /// Pages of our own that the kernel was made known as an io_uring's buffers.
+    pub registered_pages: Counter,
     /// Notifications sent.
     pub notifies: Counter,
     /// Times the worker was woken.
@@ -76,12 +78,13 @@ impl Stats {
             reused_pages,
             copied_pages,
             kept_pages,
+            registered_pages,
             notifies,
             wakeups,
             refused,
         } = self;
         let done = [reads, writes, flushes, discards, read_bytes, written_bytes];
-        let pages = [mapped_pages, reused_pages, copied_pages, kept_pages];
+        let pages = [mapped_pages, reused_pages, copied_pages, kept_pages, registered_pages];
         done.into_iter().chain(pages).chain([notifies, wakeups]).chain(refused)
     }
 
