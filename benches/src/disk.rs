@@ -22,8 +22,10 @@ use pvio_ring::shm::PAGE_SIZE;
 use pvio_uring::{PrivateBuf, Spin, Uring, whole};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
+use rustix::fs::OFlags;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,12 +55,14 @@ pub struct Case {
     depth: usize,
     write: bool,
     sequential: bool,
+    /// Around the page cache (`O_DIRECT`), on both sides.
+    direct: bool,
     wait: Wait,
     path: DataPath,
 }
 
 /// What is measured: pages mapped for each request where the name says nothing else.
-pub const CASES: [Case; 35] = [
+pub const CASES: [Case; 43] = [
     case("read-4k-qd1-spin", 4096, 1, Wait::Spin),
     case("read-4k-qd1-hybrid", 4096, 1, Wait::Hybrid),
     case("read-4k-qd1-sleep", 4096, 1, Wait::Sleep),
@@ -97,11 +101,19 @@ pub const CASES: [Case; 35] = [
     keeping(case("read-64k-qd32-spin-persistent", 64 << 10, 32, Wait::Spin)),
     keeping(case("read-1m-qd1-spin-persistent", 1 << 20, 1, Wait::Spin)),
     keeping(case("read-1m-qd32-spin-persistent", 1 << 20, 32, Wait::Spin)),
+    beyond(case("read-256k-qd32-spin-persistent-or-copy", 256 << 10, 32, Wait::Spin)),
+    beyond(case("read-1m-qd32-spin-persistent-or-copy", 1 << 20, 32, Wait::Spin)),
+    direct(case("read-4k-qd32-spin-direct", 4096, 32, Wait::Spin)),
+    direct(case("read-64k-qd32-spin-direct", 64 << 10, 32, Wait::Spin)),
+    direct(copying(case("read-4k-qd32-spin-copy-direct", 4096, 32, Wait::Spin))),
+    direct(copying(case("read-64k-qd32-spin-copy-direct", 64 << 10, 32, Wait::Spin))),
+    direct(keeping(case("read-4k-qd32-spin-persistent-direct", 4096, 32, Wait::Spin))),
+    direct(keeping(case("read-64k-qd32-spin-persistent-direct", 64 << 10, 32, Wait::Spin))),
 ];
 
 const fn case(name: &'static str, bytes: usize, depth: usize, wait: Wait) -> Case {
     let path = DataPath::Map;
-    Case { name, bytes, depth, write: false, sequential: false, wait, path }
+    Case { name, bytes, depth, write: false, sequential: false, direct: false, wait, path }
 }
 
 const fn copying(case: Case) -> Case {
@@ -110,6 +122,14 @@ const fn copying(case: Case) -> Case {
 
 const fn keeping(case: Case) -> Case {
     Case { path: DataPath::PersistentOrMap, ..case }
+}
+
+const fn beyond(case: Case) -> Case {
+    Case { path: DataPath::PersistentOrCopy, ..case }
+}
+
+const fn direct(case: Case) -> Case {
+    Case { direct: true, ..case }
 }
 
 impl Case {
@@ -205,12 +225,15 @@ fn rate(case: &Case, done: Done) -> f64 {
 /// The reference: `depth` requests in flight on a bare io_uring, one submission a batch.
 fn raw(path: &Path, case: &Case, seed: u64) -> Result<f64> {
     pin(0);
-    let file = File::options().read(true).write(case.write).open(path)?;
+    let flags = if case.direct { OFlags::DIRECT } else { OFlags::empty() };
+    let mut options = File::options();
+    options.read(true).write(case.write).custom_flags(flags.bits() as i32);
+    let file = options.open(path)?;
     let mut uring = Uring::new(case.depth as u32)?;
     let id = uring.add_file(file.into());
     let mut offsets = Offsets::new(case, seed);
     let mut idle: Vec<PrivateBuf> =
-        (0..case.depth).map(|_| PrivateBuf::zeroed(case.bytes)).collect();
+        (0..case.depth).map(|_| PrivateBuf::page_aligned(case.bytes)).collect();
     let mut requests = 0;
     let begin = Instant::now();
     while begin.elapsed() < SLICE {
@@ -258,7 +281,8 @@ impl Attached {
         let guest = Domain::join(dir.join("state"), guest_id)?;
         let driver = Domain::join(dir.join("state"), driver_id)?;
         let front = Queue::with_shape(guest, driver_id, 51712, case.shape())?;
-        let image = Image::open(image, ImageOptions { read_only: !case.write, direct: false })?;
+        let options = ImageOptions { read_only: !case.write, direct: case.direct };
+        let image = Image::open(image, options)?;
         let ring = driver.map(guest_id, front.ring_grefs(), Access::ReadWrite)?;
         let parts = QueueParts {
             frontend: guest_id,

@@ -25,6 +25,8 @@ pub struct Stats {
     pub copied_pages: Counter,
     /// Pages of the guest kept mapped just now, as far as the last look at the clock.
     pub kept_pages: Counter,
+    /// Pages of our own that the kernel was made known as an io_uring's buffers.
+    pub registered_pages: Counter,
     /// Notifications sent.
     pub notifies: Counter,
     /// Times the worker was woken.
@@ -74,7 +76,7 @@ impl Stats {
         self.table().into_iter().map(|(_, counter)| counter).chain(&self.refused)
     }
 
-    fn table(&self) -> [(&'static str, &Counter); 12] {
+    fn table(&self) -> [(&'static str, &Counter); 13] {
         // One that is added is not forgotten here.
         let Self {
             reads,
@@ -87,6 +89,7 @@ impl Stats {
             reused_pages,
             copied_pages,
             kept_pages,
+            registered_pages,
             notifies,
             wakeups,
             refused: _,
@@ -102,6 +105,7 @@ impl Stats {
             ("reused-pages", reused_pages),
             ("copied-pages", copied_pages),
             ("kept-pages", kept_pages),
+            ("registered-pages", registered_pages),
             ("notifies", notifies),
             ("wakeups", wakeups),
         ]

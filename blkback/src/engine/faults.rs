@@ -8,6 +8,7 @@ use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
+use pvio_ring::shm::PoolMemory;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
@@ -140,6 +141,10 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Faults<B, E, C> {
         list.append(segments);
         self.over.push((tag, Err(EngineError::Os(plan.errno)), list));
         Ok(())
+    }
+
+    fn adopt(&mut self, memory: PoolMemory) -> usize {
+        self.engine.adopt(memory)
     }
 
     fn kick(&mut self) {

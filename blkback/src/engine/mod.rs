@@ -55,6 +55,7 @@ pub mod wait;
 
 use core::time::Duration;
 use pvio_ring::IoSeg;
+use pvio_ring::shm::PoolMemory;
 
 /// What a disk looks like. Sectors are of 512 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -156,6 +157,13 @@ pub trait BlockEngine<B> {
 
     /// Hands what was begun to whoever does it: once a batch.
     fn kick(&mut self);
+
+    /// Is told where many operations' pages will be, once. An engine that gains by it makes that
+    /// memory known to whoever moves the data; returns how many bytes it made known.
+    fn adopt(&mut self, memory: PoolMemory) -> usize {
+        drop(memory);
+        0
+    }
 
     /// When to [`reap`](Self::reap) again although nothing tells, as a time from now: an engine
     /// that holds operations back has some to let go then. `None` when there is no such time.

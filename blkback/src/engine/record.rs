@@ -12,7 +12,7 @@ use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use pvio_ring::shm::{Region, SharedMemory};
+use pvio_ring::shm::{PoolMemory, Region, SharedMemory};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -262,6 +262,10 @@ impl<B: SharedMemory, E: BlockEngine<B>> BlockEngine<B> for Recorded<E> {
             *slot = Some(id);
         }
         Ok(())
+    }
+
+    fn adopt(&mut self, memory: PoolMemory) -> usize {
+        self.engine.adopt(memory)
     }
 
     fn kick(&mut self) {

@@ -10,6 +10,7 @@ use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
+use pvio_ring::shm::PoolMemory;
 use std::io::{self, BufWriter, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
@@ -107,6 +108,10 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Traced<E, C> {
         self.engine.submit(tag, io, segments)?;
         self.trace.log(self.clock.now(), io, bytes);
         Ok(())
+    }
+
+    fn adopt(&mut self, memory: PoolMemory) -> usize {
+        self.engine.adopt(memory)
     }
 
     fn kick(&mut self) {

@@ -10,7 +10,9 @@
 use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use crate::image::IoMode;
 use alloc::vec::Vec;
+use pvio_ring::shm::PoolMemory;
 use pvio_uring::{Done as Over, FileId, IoBuf, PrivateBuf, Uring, whole};
+use rustix::fs::{OFlags, fcntl_getfl};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -31,6 +33,8 @@ pub struct UringEngine<B: IoBuf> {
     /// Where reads and writes go instead, if they are polled.
     polled: Option<Polled<B>>,
     geometry: Geometry,
+    /// Whether the image is opened around the page cache (`O_DIRECT`).
+    direct: bool,
     /// What each tag is to move, to tell short transfers.
     transfers: Vec<Transfer>,
     watches: Vec<Watched>,
@@ -84,12 +88,14 @@ impl<B: IoBuf> UringEngine<B> {
     }
 
     fn over(mut uring: Uring<B>, image: OwnedFd, geometry: Geometry, depth: u32) -> Self {
+        let direct = fcntl_getfl(&image).is_ok_and(|flags| flags.contains(OFlags::DIRECT));
         let image = uring.add_main_file(image);
         Self {
             uring,
             image,
             polled: None,
             geometry,
+            direct,
             transfers: (0..depth).map(|_| Transfer::default()).collect(),
             watches: Vec::new(),
             rest: Vec::new(),
@@ -236,6 +242,23 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
         let left = segments.iter().map(|s| s.len).sum::<usize>() as u32;
         *transfer = Transfer { at: sector.wrapping_mul(512), moved: 0, left, write };
         self.go(tag, segments)
+    }
+
+    /// Where data comes from the page cache the kernel pins nothing, and so nothing is gained.
+    fn adopt(&mut self, memory: PoolMemory) -> usize {
+        if !self.direct {
+            return 0;
+        }
+        let uring = self.polled.as_mut().map_or(&mut self.uring, |polled| &mut polled.uring);
+        let len = memory.len();
+        match uring.register(memory) {
+            Ok(()) => len,
+            Err(error) => {
+                let hint = "the disk is served without; RLIMIT_MEMLOCK bounds it";
+                tracing::warn!(%error, bytes = len, hint, "buffers cannot be registered");
+                0
+            }
+        }
     }
 
     fn kick(&mut self) {

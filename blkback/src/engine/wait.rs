@@ -7,6 +7,7 @@
 use super::uring::{UringEngine, Watch};
 use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::vec::Vec;
+use pvio_ring::shm::PoolMemory;
 use pvio_uring::{FileId, IoBuf, PrivateBuf, Uring};
 use std::boxed::Box;
 use std::io;
@@ -57,6 +58,10 @@ impl<B, E: BlockEngine<B> + ?Sized> BlockEngine<B> for Box<E> {
 
     fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
         (**self).submit(tag, io, segments)
+    }
+
+    fn adopt(&mut self, memory: PoolMemory) -> usize {
+        (**self).adopt(memory)
     }
 
     fn kick(&mut self) {
@@ -138,6 +143,10 @@ impl<B, E: BlockEngine<B>> BlockEngine<B> for Waiting<E> {
 
     fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
         self.engine.submit(tag, io, segments)
+    }
+
+    fn adopt(&mut self, memory: PoolMemory) -> usize {
+        self.engine.adopt(memory)
     }
 
     fn kick(&mut self) {

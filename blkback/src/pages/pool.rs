@@ -3,6 +3,7 @@
 //! A request's pages lie one behind the other where that can be had: then they are one piece for
 //! the kernel, however many they are.
 
+use super::REGISTERED_MOST;
 use alloc::vec::Vec;
 use pvio_grant_table::GrantRef;
 use pvio_ring::shm::{PoolMemory, PrivatePage};
@@ -21,6 +22,10 @@ pub(super) struct Pool {
     free: Vec<u64>,
     /// By a page's number: which page of the guest's it stands for.
     grefs: Vec<GrantRef>,
+    /// Where the first pages are, until that was asked for.
+    unknown: Option<PoolMemory>,
+    /// A page was used.
+    used: bool,
 }
 
 impl Pool {
@@ -35,16 +40,17 @@ impl Pool {
         {
             *last = (1 << (count % WORD)) - 1;
         }
-        Self {
-            pages: PrivatePage::pool(count).map(Some).collect(),
-            free,
-            grefs: (0..count).map(|_| GrantRef::default()).collect(),
-        }
+        let pages: Vec<_> = PrivatePage::pool(count).map(Some).collect();
+        let grefs = (0..count).map(|_| GrantRef::default()).collect();
+        let first = pages.first().and_then(Option::as_ref);
+        let known = first.and_then(|page| page.stretch(count.min(REGISTERED_MOST)));
+        Self { pages, free, grefs, unknown: known, used: false }
     }
 
-    /// The memory of the first pages, `most` at most: those that are used before others.
-    pub fn memory(&self, most: usize) -> Option<PoolMemory> {
-        self.pages.first()?.as_ref()?.stretch(most.min(self.pages.len()))
+    /// The memory of the first pages, which are used before others; once, when one was used: what
+    /// nobody uses takes no memory.
+    pub fn first_used(&mut self) -> Option<PoolMemory> {
+        if self.used { self.unknown.take() } else { None }
     }
 
     /// The number of a free page that so many free ones begin with; or, if there are not so many
@@ -70,6 +76,7 @@ impl Pool {
         let page = self.pages.get_mut(number)?.take()?;
         *self.free.get_mut(number / WORD)? &= !(1 << (number % WORD));
         *self.grefs.get_mut(number)? = gref;
+        self.used = true;
         Some(page)
     }
 
@@ -175,6 +182,19 @@ mod tests {
     fn no_pages_at_all() {
         let mut pool = Pool::new(0);
         assert!(pool.place_for(1).is_none() && pool.take(0, GrantRef(1)).is_none());
-        assert!(pool.memory(1).is_none());
+        assert!(pool.first_used().is_none());
+    }
+
+    #[test]
+    fn its_first_pages_are_told_of_once_and_only_if_they_are_used() {
+        for (count, told) in [(3, 3), (REGISTERED_MOST + 1, REGISTERED_MOST)] {
+            let mut pool = Pool::new(count);
+            assert!(pool.first_used().is_none());
+            let pages = take(&mut pool, 1);
+            let memory = pool.first_used().unwrap();
+            let base = pvio_ring::shm::SharedMemory::base(&pages[0]).as_ptr();
+            assert_eq!((memory.base(), memory.len()), (base, told * 4096));
+            assert!(pool.first_used().is_none());
+        }
     }
 }

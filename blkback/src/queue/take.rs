@@ -8,6 +8,7 @@ use core::ops::Range;
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::{GrantCopier, GrantMapper};
 use pvio_ring::proto::blkif::{DataOp, Refusal, RefusalReason, Request, Status, op};
+use pvio_ring::shm::PAGE_SIZE;
 
 /// An indirect request that was begun and whose segments are not read yet.
 #[derive(Debug)]
@@ -194,6 +195,10 @@ where
         }
         let parts = &self.parts;
         self.pages.gather(&parts.grants, parts.frontend, &parts.stats);
+        if let Some(memory) = self.pages.first_used() {
+            let bytes = self.engine.adopt(memory);
+            parts.stats.registered_pages.set((bytes / PAGE_SIZE) as u64);
+        }
         let mut jobs = core::mem::take(&mut self.jobs);
         for Job { tag, io, pages } in jobs.drain(..) {
             let Self { parts, segments, .. } = self;

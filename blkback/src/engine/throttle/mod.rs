@@ -23,6 +23,7 @@ use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use limits::Lane;
+use pvio_ring::shm::PoolMemory;
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -146,6 +147,10 @@ impl<B, E: WaitEngine<B>, C: Clock> BlockEngine<B> for Throttle<B, E, C> {
         let held = if io.changes() { writes } else { reads };
         held.push_back((tag, io, list));
         Ok(())
+    }
+
+    fn adopt(&mut self, memory: PoolMemory) -> usize {
+        self.engine.adopt(memory)
     }
 
     fn kick(&mut self) {

@@ -1,7 +1,9 @@
 use super::*;
 use crate::engine::Discard;
 use pvio_ring::IoSeg;
+use pvio_ring::shm::PrivatePage;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 
 const DISK: Geometry = Geometry {
     sectors: 64,
@@ -93,4 +95,53 @@ fn a_wait_that_looks_ends_for_watches_for_the_time_and_for_data() {
         }
     };
     assert_eq!(done, (0, Ok(()), Some(9)));
+}
+
+#[test]
+fn pages_of_ours_are_registered_for_what_goes_around_the_page_cache_and_nothing_else() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(64 * 512).unwrap();
+    for direct in [false, true] {
+        let flags = if direct { OFlags::DIRECT } else { OFlags::empty() };
+        let mut options = std::fs::File::options();
+        options.read(true).write(true).custom_flags(flags.bits() as i32);
+        let mut engine =
+            UringEngine::new(options.open(file.path()).unwrap().into(), DISK, 4).unwrap();
+        let mut pages: Vec<PrivatePage> = PrivatePage::pool(4).collect();
+        let known = engine.adopt(pages[0].stretch(3).unwrap());
+        assert_eq!(known, if direct { 3 * 4096 } else { 0 });
+        // What the kernel refuses is said, and nothing fails by it.
+        assert_eq!(engine.adopt(pages[3].stretch(1).unwrap()), 0);
+        for (n, page) in pages.iter_mut().enumerate() {
+            page.bytes().fill(n as u8 + 1);
+        }
+        let mut segments: Segments<PrivatePage> = pages.into_iter().map(whole).collect();
+        let last = segments.pop().unwrap();
+        let mut before = 0;
+        for (io, mut segments, of_those) in [
+            (Io::Write { sector: 8 }, segments, 1),
+            (Io::Write { sector: 0 }, [last].into_iter().collect(), 0),
+        ] {
+            for (io, on_registered) in [(io, of_those), (Io::Read { sector: 8 }, of_those)] {
+                engine.submit(1, io, &mut segments).unwrap();
+                engine.kick();
+                while segments.is_empty() {
+                    engine.wait(None).unwrap();
+                    engine.reap(&mut |_, result, back| {
+                        assert_eq!(result, Ok(()), "{io:?}, direct: {direct}");
+                        segments.append(back);
+                    });
+                }
+                let expected = before + if direct { on_registered } else { 0 };
+                assert_eq!(engine.uring.on_registered(), expected, "{io:?}");
+                before = expected;
+                if io == (Io::Read { sector: 8 }) {
+                    let firsts: Vec<u8> =
+                        segments.iter_mut().map(|s| s.buf.bytes()[4095]).collect();
+                    assert!(firsts == [1, 2, 3] || firsts == [1], "{firsts:?}");
+                }
+                segments.iter_mut().for_each(|s| s.buf.bytes().fill(0xee));
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::buf::{PrivateBuf, whole};
-use pvio_ring::shm::{HeapMemory, Region};
+use pvio_ring::shm::{HeapMemory, PAGE_SIZE, PrivatePage, Region};
 
 #[test]
 fn vectored_write_and_read_back_through_shared_memory() {
@@ -177,4 +177,78 @@ fn a_lock_on_a_main_file_ends_with_the_ring() {
         uring.sync_data(id, 0).unwrap();
         uring.flush().unwrap();
     }
+}
+
+/// Does one operation; how many bytes it moved, and its buffers.
+fn one<B: IoBuf>(
+    uring: &mut Uring<B>,
+    begin: impl FnOnce(&mut Uring<B>) -> Result<(), Full>,
+) -> (Result<u32, Errno>, Vec<IoSeg<B>>) {
+    begin(uring).unwrap();
+    uring.wait(None).unwrap();
+    let mut over = None;
+    assert_eq!(uring.reap(|d| over = Some((d.result, d.segments.drain(..).collect()))), 1);
+    over.unwrap()
+}
+
+#[test]
+fn one_stretch_of_registered_memory_is_used_as_such_and_all_else_as_before() {
+    let mut uring = Uring::new(4).unwrap();
+    let file = uring.add_file(tempfile::tempfile().unwrap().into());
+    let mut pages: Vec<PrivatePage> = PrivatePage::pool(8).collect();
+    // The last two are not.
+    uring.register(pages[0].stretch(6).unwrap()).unwrap();
+    let again = uring.register(pages[6].stretch(2).unwrap()).unwrap_err();
+    assert_eq!(again.raw_os_error(), Some(16), "EBUSY, and the first stays");
+    for (n, page) in pages.iter_mut().enumerate() {
+        page.bytes().fill(n as u8 + 1);
+    }
+    let mut pages: Vec<Option<PrivatePage>> = pages.into_iter().map(Some).collect();
+    let cases: [(&[usize], u64); 6] =
+        [(&[0, 1, 2], 1), (&[5], 1), (&[4, 5, 6], 0), (&[0, 2], 0), (&[7], 0), (&[3, 4, 5], 1)];
+    for (numbers, registered) in cases {
+        let bytes = numbers.len() * PAGE_SIZE;
+        let mut segments: Vec<_> =
+            numbers.iter().map(|n| whole(pages[*n].take().unwrap())).collect();
+        for write in [true, false] {
+            let before = uring.on_registered();
+            let (result, back) = one(&mut uring, |uring| match write {
+                true => uring.write(file, 512, segments, 0),
+                false => uring.read(file, 512, segments, 0),
+            });
+            assert_eq!(result, Ok(bytes as u32), "{numbers:?}");
+            assert_eq!(uring.on_registered() - before, registered, "{numbers:?}");
+            segments = back;
+            for (n, seg) in numbers.iter().zip(&mut segments) {
+                assert!(seg.buf.bytes().iter().all(|b| *b == *n as u8 + 1), "{n}");
+                // To be read back.
+                if write {
+                    seg.buf.bytes().fill(0);
+                }
+            }
+        }
+        for (n, seg) in numbers.iter().zip(segments) {
+            pages[*n] = Some(seg.buf);
+        }
+    }
+    // Not from its first byte, and going on with one that moved less.
+    let page = pages[1].take().unwrap();
+    let seg = IoSeg { buf: page, offset: 1024, len: 2048 };
+    let before = uring.on_registered();
+    let (result, _) = one(&mut uring, |uring| uring.write_rest(file, 0, 512, [seg], 0));
+    assert_eq!((result, uring.on_registered() - before), (Ok(1536), 1));
+}
+
+#[test]
+fn registered_memory_outlives_who_made_it_and_goes_with_the_ring() {
+    let mut uring = Uring::new(4).unwrap();
+    let file = uring.add_file(tempfile::tempfile().unwrap().into());
+    let mut pages = PrivatePage::pool(2);
+    let page = pages.next().unwrap();
+    uring.register(page.stretch(2).unwrap()).unwrap();
+    drop(pages);
+    let (result, mut back) = one(&mut uring, |uring| uring.write(file, 0, [whole(page)], 0));
+    assert_eq!((result, uring.on_registered()), (Ok(4096), 1));
+    drop(uring);
+    back[0].buf.bytes().fill(1);
 }
