@@ -66,8 +66,8 @@ impl Stats {
         total
     }
 
-    /// Every counter but those of [`refused`](Self::refused), with its name. `kept-pages` is a level,
-    /// the others only grow.
+    /// Every counter but those of [`refused`](Self::refused), with its name. `kept-pages` and
+    /// `registered-pages` are levels, the others only grow.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.table().into_iter().map(|(name, counter)| (name, counter.get()))
     }

@@ -112,7 +112,7 @@ fn a_chain_is_read_through_and_only_its_top_is_written() {
 
 #[test]
 fn what_is_discarded_is_given_back_to_the_host() {
-    use std::os::unix::fs::MetadataExt;
+    use rustix::fs::{SeekFrom, seek};
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -121,9 +121,15 @@ fn what_is_discarded_is_given_back_to_the_host() {
     for options in ["compat=1.1", "compat=0.10", "cluster_size=4k"] {
         tool("qemu-img", &["create", "-f", "qcow2", "-o", options, text(&image), "16M"]);
         let file = std::fs::File::open(&image).unwrap();
+        // Not the blocks the file has: a hole may cost the file system one to note it down.
         let room = || {
             file.sync_all().unwrap();
-            file.metadata().unwrap().blocks() * 512
+            let (mut room, mut at) = (0, 0);
+            while let Ok(data) = seek(&file, SeekFrom::Data(at)) {
+                at = seek(&file, SeekFrom::Hole(data)).unwrap();
+                room += at - data;
+            }
+            room
         };
         let empty = room();
         let mut guest = Machine::new().disk(&format!("qcow2:{}", text(&image)), Mode::ReadWrite);

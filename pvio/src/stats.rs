@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 type Counters = BTreeMap<String, u64>;
 
 /// The counters that are a level, of which no rate can be told.
-const LEVELS: &[&str] = &["kept-pages"];
+const LEVELS: &[&str] = &["kept-pages", "registered-pages"];
 
 /// Tells them.
 ///

@@ -46,7 +46,7 @@ pub struct Shape {
 }
 
 /// How often, at least, somebody who waits looks whether the limits have changed: nanoseconds.
-const LOOK: u64 = 100_000_000;
+pub(super) const LOOK: u64 = 100_000_000;
 
 /// The shape of a vif, for all its queues.
 #[derive(Clone, Debug)]

@@ -7,14 +7,15 @@
 #![forbid(unsafe_code)]
 
 use super::live::{Live, Seen};
-use super::shape::Rate;
+use super::shape::{LOOK, Rate};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes by which one may be ahead: two of the largest packets.
 const QUANTUM: u64 = 128 * 1024;
-/// Nanoseconds for which somebody who was refused counts as waiting.
+/// Nanoseconds for which somebody who was refused counts as waiting after it was to ask again: it may
+/// wake up late.
 const WAITING: u64 = 20_000_000;
 
 /// Parts of a nanosecond in which buckets are kept, so that small packets at high rates are not
@@ -87,14 +88,13 @@ struct Way {
 struct Member {
     /// Bytes taken, and given up by not wanting any.
     taken: AtomicU64,
-    /// When it was last refused.
-    refused: AtomicU64,
+    /// Until when it counts as waiting, since it was last refused.
+    waiting: AtomicU64,
 }
 
 impl Member {
     fn waits(&self, now: u64) -> bool {
-        let refused = self.refused.load(Ordering::Relaxed);
-        refused != 0 && refused.saturating_add(WAITING) > now
+        self.waiting.load(Ordering::Relaxed) > now
     }
 }
 
@@ -164,7 +164,9 @@ impl Part {
         // The others move on at any time.
         let turn = ahead.then(|| now.saturating_add(500_000));
         let until = way.bucket.empty_until(way.rate, now).max(turn)?;
-        member.refused.store(now.max(1), Ordering::Relaxed);
+        // Whoever sends sooner must not take it for one that wants nothing.
+        let until = until.min(now.saturating_add(LOOK));
+        member.waiting.store(until.saturating_add(WAITING), Ordering::Relaxed);
         Some(until)
     }
 
@@ -172,5 +174,43 @@ impl Part {
         let Membership { way, member } = &*self.membership;
         way.bucket.take(way.rate, bytes, now);
         member.taken.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that each of two has after so many seconds at 600 kB/s, by packets of 64 KB, if both
+    /// sleep until they may ask again, and the first is always the first to wake up.
+    fn taken(seconds: u64) -> [u64; 2] {
+        let share = Share::new(Rate { per_second: 600_000, burst: QUANTUM });
+        let parts = [share.join(), share.join()].map(|[tx, _]| Arc::new(tx));
+        let mut parts = parts.each_ref().map(Part::of);
+        let (mut now, mut taken, mut asks) = (1, [0; 2], [1; 2]);
+        while now < seconds * 1_000_000_000 {
+            for ((part, taken), asks) in parts.iter_mut().zip(&mut taken).zip(&mut asks) {
+                if *asks > now {
+                    continue;
+                }
+                part.look(now);
+                match part.refused_until(now) {
+                    Some(until) => *asks = until,
+                    None => {
+                        part.take(64_000, now);
+                        *taken += 64_000;
+                    }
+                }
+            }
+            now = asks.iter().copied().min().unwrap_or_default().max(now);
+        }
+        taken
+    }
+
+    #[test]
+    fn who_wakes_up_first_has_no_more_than_others() {
+        let [first, second] = taken(20);
+        assert!((11_900_000..12_300_000).contains(&(first + second)), "{first} {second}");
+        assert!(first.abs_diff(second) <= QUANTUM + 64_000, "{first} {second}");
     }
 }

@@ -309,11 +309,9 @@ fn silence(lab: &mut Lab) -> Result<()> {
         let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"] });
         guest.ask("load-start", load, SHORT)?;
         sys::succeed(&["xl", "pause", &domain], SHORT)?;
-        // xl asks, waits 10 seconds for an answer, and then takes them away without.
-        for words in ["block-detach 51712", "network-detach 0"] {
-            let (verb, device) = words.split_once(' ').unwrap_or_default();
-            sys::succeed(&["xl", verb, &domain, device], SHORT)?;
-        }
+        sys::succeed(&["xl", "block-detach", "--force", &domain, "51712"], SHORT)?;
+        // That one xl first waits for, 10 seconds.
+        sys::succeed(&["xl", "network-detach", &domain, "0"], SHORT)?;
         // While it is still there.
         lab.nothing_left(&before)?;
         lab.watched(guest, |guest| {
