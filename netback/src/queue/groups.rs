@@ -62,7 +62,9 @@ impl Groups {
         for place in &self.places {
             // Two queues may have added it at once, in two places.
             let taken = place.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed);
-            self.changes.fetch_add(taken.is_ok().into(), Ordering::Release);
+            if taken.is_ok() {
+                self.changes.fetch_add(1, Ordering::Release);
+            }
         }
     }
 
