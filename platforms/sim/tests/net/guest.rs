@@ -110,7 +110,7 @@ impl Guest {
         if self.session != sessions {
             (self.session, self.turn, self.unpublished) = (sessions, Turn::Asleep, false);
         }
-        if self.turn != Turn::Asleep || nic.channels().any(EventChannel::is_pending) {
+        if self.turn != Turn::Asleep || nic.channels().any(|channel| channel.is_pending()) {
             menu.must(200, Do::Guest(me, GuestDo::Work));
         }
         if self.unpublished {
