@@ -76,6 +76,8 @@ const KEYS: &[&str] = &[
     "num-ring-pages",
     "physical-device",
     "physical-sector-size",
+    "pvio-groups",
+    "pvio-hash",
     "request-multicast-control",
     "request-rx-copy",
     "ring-page-order",
