@@ -121,7 +121,7 @@ fn our_nic_asks_for_all_of_that_and_each_packet_shows_it() {
         ip(&format!("neigh replace 192.0.2.{last} lladdr {GUEST_MAC} dev v0")).unwrap();
         let word = [b'n', last];
         let (queue, hash, expected, room) = wait_for(|| {
-            host.send_to(&word, ([192, 0, 2, last], 99)).unwrap();
+            host.send_to(&word, format!("192.0.2.{last}:99")).unwrap();
             let nic = guest.driver.class_mut();
             nic.queues().iter_mut().enumerate().find_map(|(index, queue)| {
                 let got = queue.receive_packet(|packet| {
