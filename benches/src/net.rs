@@ -108,12 +108,13 @@ impl Case {
     }
 }
 
-/// Measures every case, `runs` pairs each.
+/// Measures every case whose name has `only` in it, `runs` pairs each.
 ///
 /// # Errors
 /// Without the right to make taps in this network namespace.
-pub fn run(dir: &Path, runs: usize) -> Result<Vec<Row>> {
-    CASES.iter().map(|case| measure(&dir.join(case.name), case, runs)).collect()
+pub fn run(dir: &Path, runs: usize, only: &str) -> Result<Vec<Row>> {
+    let cases = CASES.iter().filter(|case| case.name.contains(only));
+    cases.map(|case| measure(&dir.join(case.name), case, runs)).collect()
 }
 
 fn measure(dir: &Path, case: &Case, runs: usize) -> Result<Row> {
