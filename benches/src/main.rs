@@ -49,7 +49,7 @@ fn main() -> Result<()> {
         Suite::Ring => pvio_benches::ring::run(dir.path(), runs)?,
     };
     for r in &rows {
-        println!(
+        print!(
             "{:5} {:32} {:>12.1} {:>12.1} {:9} {:16} {:.3} [{:.3}-{:.3}]",
             r.suite,
             r.case,
@@ -61,6 +61,13 @@ fn main() -> Result<()> {
             r.ratio_min,
             r.ratio_max
         );
+        if let Some(cpu) = r.cpu {
+            print!(
+                " cpu {:.0} ns (worker {:.0}), reference {:.0} ns",
+                cpu.ours_cpu, cpu.worker_cpu, cpu.reference_cpu
+            );
+        }
+        println!();
     }
     if let Some(path) = args.json {
         std::fs::write(&path, serde_json::to_vec_pretty(&rows)?)
