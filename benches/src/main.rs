@@ -18,7 +18,7 @@ struct Args {
     /// Pairs per case.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
-    /// Only cases of the disk suite whose names have this in them.
+    /// Only cases of the disk or net suite whose names have this in them.
     #[arg(long, default_value = "")]
     only: String,
     /// Where to keep scratch files; the file system whose page cache is measured.
@@ -45,11 +45,11 @@ fn main() -> Result<()> {
     let runs = usize::from(args.runs);
     let rows = match args.suite {
         Suite::Disk => pvio_benches::disk::run(dir.path(), runs, &args.only)?,
-        Suite::Net => pvio_benches::net::run(dir.path(), runs)?,
+        Suite::Net => pvio_benches::net::run(dir.path(), runs, &args.only)?,
         Suite::Ring => pvio_benches::ring::run(dir.path(), runs)?,
     };
     for r in &rows {
-        println!(
+        print!(
             "{:5} {:32} {:>12.1} {:>12.1} {:9} {:16} {:.3} [{:.3}-{:.3}]",
             r.suite,
             r.case,
@@ -61,6 +61,13 @@ fn main() -> Result<()> {
             r.ratio_min,
             r.ratio_max
         );
+        if let Some(cpu) = r.cpu {
+            print!(
+                " cpu {:.0} ns (worker {:.0}), reference {:.0} ns",
+                cpu.ours_cpu, cpu.worker_cpu, cpu.reference_cpu
+            );
+        }
+        println!();
     }
     if let Some(path) = args.json {
         std::fs::write(&path, serde_json::to_vec_pretty(&rows)?)

@@ -14,8 +14,9 @@
 
 mod wire;
 
+use crate::cpu::{self, Thread};
 use crate::pin::pin;
-use crate::row::{Row, paired};
+use crate::row::{Cpu, Row, paired};
 use crate::until::{Done, Until};
 use anyhow::{Result, ensure};
 use pvio_event_channel::EventChannel;
@@ -43,6 +44,9 @@ const BATCH: usize = 32;
 const STAGING: Duration = Duration::from_secs(30);
 /// Pages that may stay mapped: all that our frontend has.
 const KEPT: usize = 512;
+
+/// What the worker's thread is called.
+const WORKER: &str = "bench-net";
 
 /// What is asked of the NIC.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +84,7 @@ const fn by(reach: Reach, case: Case) -> Case {
 const MAP: Reach = Reach::By(Policy::Map);
 
 /// What is measured.
-pub const CASES: [Case; 18] = [
+pub const CASES: [Case; 20] = [
     case("tx-60", 60, false),
     case("tx-1514", 1514, false),
     case("rx-60", 60, true),
@@ -96,6 +100,8 @@ pub const CASES: [Case; 18] = [
     by(Reach::Kept, gso("tx-gso-kept", false)),
     by(Reach::Kept, gso("rx-gso-kept", true)),
     by(Reach::Staged, case("tx-60-staged", 60, false)),
+    by(Reach::Staged, case("tx-1514-staged", 1514, false)),
+    by(Reach::Staged, case("rx-60-staged", 60, true)),
     by(Reach::Staged, case("rx-1514-staged", 1514, true)),
     by(Reach::Staged, gso("tx-gso-staged", false)),
     by(Reach::Staged, gso("rx-gso-staged", true)),
@@ -108,30 +114,54 @@ impl Case {
     }
 }
 
-/// Measures every case, `runs` pairs each.
+/// Measures every case whose name has `only` in it, `runs` pairs each.
 ///
 /// # Errors
 /// Without the right to make taps in this network namespace.
-pub fn run(dir: &Path, runs: usize) -> Result<Vec<Row>> {
-    CASES.iter().map(|case| measure(&dir.join(case.name), case, runs)).collect()
+pub fn run(dir: &Path, runs: usize, only: &str) -> Result<Vec<Row>> {
+    let cases = CASES.iter().filter(|case| case.name.contains(only));
+    cases.map(|case| measure(&dir.join(case.name), case, runs)).collect()
 }
 
 fn measure(dir: &Path, case: &Case, runs: usize) -> Result<Row> {
     let mut raw = Raw::new(Link::new("pvioraw", 1, case)?)?;
     let mut ours = Attached::new(dir, case)?;
     let (unit, each) = case.unit();
-    let pair = |_| {
+    let (mut rates, mut times) = (Vec::new(), Vec::new());
+    for _ in 0..runs {
         pin(0);
-        let reference = raw.run(case)?.per_second() * each;
-        Ok((ours.drive(Until::Time(SLICE))?.per_second() * each, reference))
-    };
-    let pairs: Result<Vec<_>> = (0..runs).map(pair).collect();
-    Ok(paired("net", case.name, "raw tap", unit, &pairs?))
+        let reference = raw.run(case)?;
+        let done = ours.run(Until::Time(SLICE))?;
+        rates.push((done.done.per_second() * each, reference.done.per_second() * each));
+        let worker = done.per_packet(done.worker);
+        times.push([
+            worker + done.per_packet(done.here),
+            worker,
+            reference.per_packet(reference.here),
+        ]);
+    }
+    let row = paired("net", case.name, "raw tap", unit, &rates);
+    Ok(Row { cpu: Some(Cpu::of(&times)), ..row })
+}
+
+/// A run, and what it took of processors: in the thread that ran it, and in the backend's worker.
+struct Spent {
+    done: Done,
+    here: Duration,
+    worker: Duration,
+}
+
+impl Spent {
+    /// Nanoseconds for each packet.
+    fn per_packet(&self, time: Duration) -> f64 {
+        time.as_nanos() as f64 / self.done.count as f64
+    }
 }
 
 /// A NIC attached through the hosted hypervisor. Fields drop in this order.
 pub struct Attached {
     _worker: Worker,
+    worker_time: Thread,
     link: Link,
     case: Case,
     front: Queue<Domain>,
@@ -220,15 +250,17 @@ impl Attached {
         // A thread inherits its maker's core.
         pin(1);
         let tap = link.tap.try_clone()?;
-        let worker = Worker::start("bench-net", queue, |stats| TapPort::new(tap, stats), |_| ())?;
+        let worker = Worker::start(WORKER, queue, |stats| TapPort::new(tap, stats), |_| ())?;
         pin(0);
         if let Some(control) = &mut control {
             stage(control, core::slice::from_ref(&front))?;
         }
+        let worker_time = Thread::named(WORKER)?;
         let spin = Spin::default();
         let (case, _driver, _hypervisor) = (*case, driver, hypervisor);
         Ok(Self {
             _worker: worker,
+            worker_time,
             link,
             case,
             front,
@@ -244,12 +276,16 @@ impl Attached {
     /// # Errors
     /// When either end fails.
     pub fn drive(&mut self, until: Until) -> Result<Done> {
+        Ok(self.run(until)?.done)
+    }
+
+    fn run(&mut self, until: Until) -> Result<Spent> {
         pin(0);
-        if !self.case.receive {
-            return self.send(until);
-        }
-        let _sender = self.link.sender(&self.case)?;
-        self.receive(until)
+        let _sender = self.case.receive.then(|| self.link.sender(&self.case)).transpose()?;
+        let (here, worker) = (cpu::of_this_thread(), self.worker_time.used()?);
+        let done = if self.case.receive { self.receive(until) } else { self.send(until) }?;
+        let (here, worker) = (cpu::of_this_thread() - here, self.worker_time.used()? - worker);
+        Ok(Spent { done, here, worker })
     }
 
     fn send(&mut self, until: Until) -> Result<Done> {

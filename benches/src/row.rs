@@ -25,6 +25,21 @@ pub struct Row {
     pub ratio_max: f64,
     /// How many pairs.
     pub runs: usize,
+    /// What it took of processors, where that is measured.
+    #[serde(flatten)]
+    pub cpu: Option<Cpu>,
+}
+
+/// Processor time for each packet, in nanoseconds: the medians of the runs. Spinning counts, and so
+/// does what the kernel does in the threads' name.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct Cpu {
+    /// Of the frontend and the backend together.
+    pub ours_cpu: f64,
+    /// Of that, the backend's worker.
+    pub worker_cpu: f64,
+    /// Of the reference.
+    pub reference_cpu: f64,
 }
 
 /// The row of pairs `(ours, reference)` that were measured by turns.
@@ -51,6 +66,20 @@ pub fn paired(
         ratio_min: ratios[0],
         ratio_max: ratios[ratios.len() - 1],
         runs: pairs.len(),
+        cpu: None,
+    }
+}
+
+impl Cpu {
+    /// Of pairs that were measured by turns, each ours, the worker's, and the reference's.
+    ///
+    /// # Panics
+    /// Without a pair.
+    #[must_use]
+    pub fn of(pairs: &[[f64; 3]]) -> Self {
+        let [ours_cpu, worker_cpu, reference_cpu] =
+            [0, 1, 2].map(|which| median(&sorted(pairs.iter().map(|pair| pair[which]))));
+        Self { ours_cpu, worker_cpu, reference_cpu }
     }
 }
 
@@ -75,5 +104,17 @@ mod tests {
         assert_eq!((row.ratio, row.ratio_min, row.ratio_max, row.runs), (1.0, 0.5, 3.0, 3));
         assert_eq!((row.ours, row.reference), (4.0, 4.0));
         assert_eq!(paired("s", "c", "r", "u", &[(1.0, 1.0), (2.0, 1.0)]).ratio, 1.5);
+    }
+
+    #[test]
+    fn processor_time_is_in_a_row_if_it_was_measured() {
+        let cpu = Cpu::of(&[[5.0, 1.0, 3.0], [4.0, 2.0, 9.0], [6.0, 3.0, 1.0]]);
+        let without = paired("s", "c", "r", "u", &[(1.0, 2.0)]);
+        let with = Row { cpu: Some(cpu), ..without.clone() };
+        let fields = [without, with].map(|row| serde_json::to_value(row).expect("a row"));
+        for (name, value) in [("ours_cpu", 5.0), ("worker_cpu", 2.0), ("reference_cpu", 3.0)] {
+            assert_eq!(fields[0].get(name), None, "{name}");
+            assert_eq!(fields[1].get(name), Some(&value.into()), "{name}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
-use pvio_uring::Spin;
+use pvio_uring::{Gather, Spin};
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::LazyLock;
@@ -166,14 +166,16 @@ struct Serving<P: Platform, N: NetPort> {
 
 impl<P: Platform, N: Wait> Serving<P, N> {
     fn serve(&mut self, stop: &AtomicBool, tell: &mut impl FnMut(News)) -> Result<(), WorkerError> {
-        let mut spin = Spin::default();
+        let (mut spin, mut gather) = (Spin::default(), Gather::default());
         // Asked every turn: a busy guest never lets us sleep.
         while !stop.load(Ordering::Acquire) {
             self.pump()?;
             let now = now();
             self.queue.set_clock(now);
             self.port.turn(now);
-            let busy = self.queue.poll(&mut self.port, BUDGET)?.any();
+            let moved = self.queue.poll(&mut self.port, BUDGET)?;
+            gather.done(moved.rx);
+            let busy = moved.any();
             let late = self.queue.deadline().is_some_and(|deadline| deadline <= now);
             if late || !busy {
                 match self.queue.tick(&mut self.port)? {
@@ -189,7 +191,7 @@ impl<P: Platform, N: Wait> Serving<P, N> {
                 continue;
             }
             spin.sleeping();
-            self.sleep()?;
+            self.sleep(gather.before_sleep())?;
         }
         Ok(())
     }
@@ -221,12 +223,18 @@ impl<P: Platform, N: Wait> Serving<P, N> {
     }
 
     /// Waits for an event of the guest, a packet, the end, or until something has waited for too
-    /// long.
-    fn sleep(&mut self) -> Result<(), WorkerError> {
+    /// long; for as long as packets are to gather in any case.
+    fn sleep(&mut self, gather: Option<Duration>) -> Result<(), WorkerError> {
         let now = now();
         let deadline = self.queue.deadline().into_iter().chain(self.port.deadline()).min();
         let deadline = deadline.map(|deadline| deadline.saturating_sub(now));
-        self.port.wait(deadline).map_err(tap_lost)?;
+        if let Some(time) = gather {
+            let time = deadline.map_or(time, |deadline| deadline.min(time));
+            self.port.gather(time).map_err(tap_lost)?;
+        }
+        if gather.is_none() || !self.port.look().map_err(tap_lost)? {
+            self.port.wait(deadline).map_err(tap_lost)?;
+        }
         self.queue.stats().count_wakeup();
         Ok(())
     }

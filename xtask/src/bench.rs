@@ -44,6 +44,9 @@ const COLUMNS: &[(&str, &str, usize)] = &[
     ("ratio_min", "min", 3),
     ("ratio_max", "max", 3),
     ("runs", "runs", 0),
+    ("ours_cpu", "cpu ns", 0),
+    ("worker_cpu", "worker", 0),
+    ("reference_cpu", "reference", 0),
 ];
 
 /// The rows, aligned: words to the left, numbers to the right.

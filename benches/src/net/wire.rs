@@ -1,6 +1,7 @@
 //! The taps, what comes out of them, and the reference that does nothing but that.
 
-use super::{BATCH, Case, SLICE};
+use super::{BATCH, Case, SLICE, Spent};
+use crate::cpu;
 use crate::pin::pin;
 use crate::until::Done;
 use anyhow::{Context, Result, ensure};
@@ -12,7 +13,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Bytes of Ethernet, IPv4 and UDP headers.
 const HEADERS: usize = 42;
@@ -167,12 +168,11 @@ impl Raw {
         Ok(Self { uring, tap, link })
     }
 
-    pub fn run(&mut self, case: &Case) -> Result<Done> {
-        if !case.receive {
-            return self.send(&packet(case));
-        }
-        let _sender = self.link.sender(case)?;
-        self.receive(case)
+    pub fn run(&mut self, case: &Case) -> Result<Spent> {
+        let _sender = case.receive.then(|| self.link.sender(case)).transpose()?;
+        let begin = cpu::of_this_thread();
+        let done = if case.receive { self.receive(case) } else { self.send(&packet(case)) }?;
+        Ok(Spent { done, here: cpu::of_this_thread() - begin, worker: Duration::ZERO })
     }
 
     fn send(&mut self, packet: &[u8]) -> Result<Done> {

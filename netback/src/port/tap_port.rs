@@ -1,7 +1,11 @@
 //! Packets through a tap, by io_uring: the port of a worker, and the one place it waits.
 //!
-//! Reads stand ready, each with a buffer of its own; writes go out in batches. Whatever else is to
-//! wake the worker (event channels) is [watched](TapPort::watch) through the same io_uring.
+//! One read stands ready, with a buffer of its own, to be woken by; once it has brought a packet,
+//! others are tried for more, as many in one system call as came before. Every read that stood ready
+//! would be woken by every packet, to find that another was faster. Kernels before 6.4 know no read of
+//! a tap that does not wait; there several stand ready all the same, few while few packets come.
+//! Writes go out in batches. Whatever else is to wake the worker (event channels) is
+//! [watched](TapPort::watch) through the same io_uring.
 //!
 //! # Memory
 //! A read may bring 64 KiB and says so only afterwards, and so may a guest. Buffers of that size
@@ -9,7 +13,7 @@
 //!
 //! | | large ([`FRAME_MAX`] and a page) | small (2 KiB) |
 //! |---|---|---|
-//! | in | 48: reads that stand ready, and what waits for the guest | – |
+//! | in | 48: reads, and what waits for the guest | – |
 //! | out | 16: one more than a ring can hold | 128 |
 //!
 //! That is 4.6 MiB for a queue, whatever its guest does, and far less in the rule: pages of a buffer
@@ -38,11 +42,11 @@ use std::os::fd::OwnedFd;
 
 /// Bytes of a read: one more than any frame has, so that one cut short is seen to be.
 const READ_LEN: usize = VNET_HEADER + FRAME_MAX + 1;
-/// Reads that stand ready at most, and at least. Every packet that arrives wakes every read that
-/// stands ready, so there are many only while many packets arrive.
+/// Reads under way at most.
 const READS_MOST: usize = 32;
-const READS_LEAST: usize = 4;
-/// Bytes that the reads that stand ready are expected to bring at most, by what came before.
+/// Where the kernel takes no reads that do not wait: those that stand ready at least.
+const STANDING_LEAST: usize = 4;
+/// Bytes that the reads of one round are expected to bring at most, by what came before.
 const READS_BYTES: usize = 256 * 1024;
 /// Bytes of packets that nobody asks for beyond which no more are read: the guest takes none, and
 /// they are to wait with the kernel.
@@ -54,9 +58,10 @@ const LARGE_IN: usize = READS_MOST + 16;
 const SLOTS: usize = LARGE_OUT + SMALL_OUT + READS_MOST + WATCHES;
 
 const READ: u64 = 0;
-const WRITE: u64 = 1;
+const TRY: u64 = 1;
+const WRITE: u64 = 2;
 /// Watch `n` has the token `WATCH + n`.
-const WATCH: u64 = 2;
+const WATCH: u64 = 3;
 
 /// A tap as a port.
 pub struct TapPort {
@@ -69,13 +74,59 @@ pub struct TapPort {
     cut: Option<Cut>,
     /// Bytes of these.
     held: usize,
-    /// Reads standing ready, and how many should.
-    reads: usize,
-    reads_wanted: usize,
+    reads: Reads,
     watches: Watches,
     stats: Arc<Stats>,
     /// Why the tap cannot be read any more.
     broken: Option<i32>,
+}
+
+/// Reads of the tap.
+struct Reads {
+    /// Whether the kernel takes reads that do not wait.
+    tries: bool,
+    /// Those that stand ready.
+    standing: usize,
+    /// How many are worth a try in one round, by what came before.
+    batch: usize,
+    /// Tries of this round that found nothing.
+    failed: usize,
+    /// Packets of the rounds since that happened last.
+    burst: usize,
+    /// Whether there may be more packets than were read.
+    more: bool,
+}
+
+impl Reads {
+    const fn new(tries: bool) -> Self {
+        let batch = if tries { 1 } else { STANDING_LEAST };
+        Self { tries, standing: 0, batch, failed: 0, burst: 0, more: false }
+    }
+
+    const fn standing_wanted(&self) -> usize {
+        if self.tries { 1 } else { self.batch }
+    }
+
+    /// How many are to be tried in a round in which packets came, or none.
+    const fn to_try(&self, came: bool) -> usize {
+        if self.tries && (self.more || came) { self.batch } else { 0 }
+    }
+
+    /// Takes note of what a round brought.
+    fn learn(&mut self, packets: usize, bytes: usize) {
+        self.more = packets > 0 && self.failed == 0;
+        if packets == 0 {
+            return;
+        }
+        self.burst = self.burst.saturating_add(packets);
+        let batch =
+            if self.more { packets.saturating_mul(2) } else { core::mem::take(&mut self.burst) };
+        let least = if self.tries { 1 } else { STANDING_LEAST };
+        // Beside the tries stands one read.
+        let most = READS_MOST.saturating_sub(usize::from(self.tries));
+        let bound = packets.saturating_mul(READS_BYTES).checked_div(bytes).unwrap_or(most);
+        self.batch = batch.clamp(least, bound.clamp(STANDING_LEAST, most));
+    }
 }
 
 impl TapPort {
@@ -85,7 +136,20 @@ impl TapPort {
     /// # Errors
     /// What `io_uring_setup` says.
     pub fn new(tap: Tap, stats: Arc<Stats>) -> io::Result<Self> {
-        let mut uring = Uring::new(SLOTS as u32)?;
+        Self::reading(tap, stats, true)
+    }
+
+    /// The same, as [`new`](Self::new) does by itself on kernels before 6.4: several reads stand ready,
+    /// and none is tried.
+    ///
+    /// # Errors
+    /// What `io_uring_setup` says.
+    pub fn standing(tap: Tap, stats: Arc<Stats>) -> io::Result<Self> {
+        Self::reading(tap, stats, false)
+    }
+
+    fn reading(tap: Tap, stats: Arc<Stats>, tries: bool) -> io::Result<Self> {
+        let mut uring = Uring::gathering(SLOTS as u32)?;
         let tap = uring.add_file(tap.into_fd());
         Ok(Self {
             uring,
@@ -95,8 +159,7 @@ impl TapPort {
             received: VecDeque::with_capacity(READS_MOST),
             cut: None,
             held: 0,
-            reads: 0,
-            reads_wanted: READS_LEAST,
+            reads: Reads::new(tries),
             watches: Watches::new(WATCH),
             stats,
             broken: None,
@@ -104,23 +167,29 @@ impl TapPort {
     }
 
     fn reap(&mut self) {
-        let Self { uring, out, inward, received, reads, watches, stats, broken, .. } = self;
+        let Self { uring, out, inward, received, held, reads, watches, stats, broken, .. } = self;
         uring.reap(|done| match done.token {
-            READ => {
-                *reads = reads.saturating_sub(1);
+            READ | TRY => {
+                reads.standing = reads.standing.saturating_sub(usize::from(done.token == READ));
                 let Some(IoSeg { buf, .. }) = done.segments.pop() else { return };
                 match done.result {
                     Ok(len) => match parse(buf, FRAME_AT, len as usize) {
-                        Ok(packet) => received.push_back(packet),
+                        Ok(packet) => {
+                            *held = held.saturating_add(packet.len);
+                            received.push_back(packet);
+                        }
                         Err(buf) => {
                             stats.drop_one(DropReason::RxShort);
                             inward.push(buf);
                         }
                     },
-                    Err(EINTR | EAGAIN) => inward.push(buf),
                     Err(errno) => {
-                        *broken = Some(errno);
                         inward.push(buf);
+                        match errno {
+                            EINTR | EAGAIN => reads.failed = reads.failed.saturating_add(1),
+                            EOPNOTSUPP if done.token == TRY => reads.tries = false,
+                            errno => *broken = Some(errno),
+                        }
                     }
                 }
             }
@@ -134,25 +203,33 @@ impl TapPort {
         });
     }
 
+    /// Lets reads and watches stand ready that should.
     fn arm(&mut self) {
-        while self.reads < self.reads_wanted
-            && self.held < HELD
-            && self.inward.len() > SPARE
-            && let Some(buf) = self.inward.pop()
-        {
-            // There are as many slots as reads, writes and watches together.
-            let segment = IoSeg { buf, offset: FRAME_AT - VNET_HEADER, len: READ_LEN };
-            if self.uring.read_stream(self.tap, segment, READ).is_err() {
-                break;
-            }
-            self.reads = self.reads.saturating_add(1);
+        while self.reads.standing < self.reads.standing_wanted() && self.read(READ) {
+            self.reads.standing = self.reads.standing.saturating_add(1);
         }
         self.watches.arm(&mut self.uring);
+    }
+
+    /// Reads a packet, if there is a buffer to spare and what came before was asked for.
+    fn read(&mut self, token: u64) -> bool {
+        if self.held >= HELD || self.inward.len() <= SPARE {
+            return false;
+        }
+        let Some(buf) = self.inward.pop() else { return false };
+        // There are as many slots as reads, writes and watches together.
+        let segment = IoSeg { buf, offset: FRAME_AT - VNET_HEADER, len: READ_LEN };
+        let read = match token {
+            TRY => self.uring.try_read_stream(self.tap, segment, TRY),
+            _ => self.uring.read_stream(self.tap, segment, READ),
+        };
+        read.is_ok()
     }
 }
 
 const EINTR: i32 = 4;
 const EAGAIN: i32 = 11;
+const EOPNOTSUPP: i32 = 95;
 
 impl Wait for TapPort {
     fn watch(&mut self, file: OwnedFd) -> Option<Watch> {
@@ -164,28 +241,36 @@ impl Wait for TapPort {
     }
 
     fn pump(&mut self) -> io::Result<()> {
-        let before = (self.received.len(), self.reads);
+        let (before, held) = (self.received.len(), self.held);
+        self.reads.failed = 0;
         self.reap();
+        // Once there is nothing to try, what stands ready can wait for whoever looks or waits.
+        let mut flush = self.uring.has_unsubmitted();
+        self.arm();
+        let tries = self.reads.to_try(self.received.len() > before);
+        flush |= (0..tries).take_while(|_| self.read(TRY)).count() > 0;
+        if flush || !self.reads.tries {
+            self.uring.flush()?;
+            // What does not wait is over already.
+            self.reap();
+        }
         if let Some(errno) = self.broken {
             return Err(io::Error::from_raw_os_error(errno));
         }
-        let got = self.received.len().saturating_sub(before.0);
-        if got > 0 {
-            let new = self.received.iter().skip(before.0);
-            let bytes: usize = new.map(|p| p.len).sum();
-            self.held = self.held.saturating_add(bytes);
-            let wanted = if got == before.1 { self.reads_wanted } else { got };
-            let most = got.saturating_mul(READS_BYTES).checked_div(bytes).unwrap_or(READS_MOST);
-            let most = most.clamp(READS_LEAST, READS_MOST);
-            self.reads_wanted = wanted.saturating_mul(2).clamp(READS_LEAST, most);
-        }
-        self.arm();
-        self.uring.flush()
+        let packets = self.received.len().saturating_sub(before);
+        self.reads.learn(packets, self.held.saturating_sub(held));
+        Ok(())
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.arm();
         self.uring.wait(timeout)
+    }
+
+    fn gather(&mut self, time: Duration) -> io::Result<()> {
+        self.arm();
+        // Packets alone wake nobody: each ends a read that stands ready.
+        self.uring.wait_for(self.reads.standing.saturating_add(1), time)
     }
 
     fn look(&mut self) -> io::Result<bool> {

@@ -34,6 +34,15 @@ pub trait Wait: NetPort {
     /// What the system says.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
 
+    /// Waits for as long, so that packets gather, though one comes; a port that cannot does nothing.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn gather(&mut self, time: Duration) -> io::Result<()> {
+        let _ = time;
+        Ok(())
+    }
+
     /// Whether there is something to [`pump`](Self::pump). Never waits, and costs next to nothing
     /// while there is not.
     ///
@@ -120,6 +129,10 @@ impl<T: Around> Wait for T {
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.inner().wait(timeout)
+    }
+
+    fn gather(&mut self, time: Duration) -> io::Result<()> {
+        self.inner().gather(time)
     }
 
     fn look(&mut self) -> io::Result<bool> {

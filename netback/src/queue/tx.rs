@@ -235,14 +235,20 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
     }
 }
 
-/// Where a frame is put in a buffer of so many bytes: behind the headroom, and so that its whole
-/// pages lie in pages of the buffer's, for a copy that crosses a page counts as two.
+/// Where a frame is put in a buffer of so many bytes, behind the headroom: so that its whole pages lie
+/// in pages of the buffer's, for a copy that crosses a page counts as two, or else that it begins with
+/// a line of the cache. Pages are mostly filled from their begin, and some processors copy a sixteenth
+/// as fast to a place a few bytes further into a page than where they copy from (Zen 4's `rep movsb`).
 fn place(pieces: &[Piece], headroom: usize, buffer: usize) -> usize {
-    let is_page = |piece: &&Piece| usize::from(piece.size) == PAGE_SIZE;
+    const CACHE_LINE: usize = 64;
     let size = |pieces: &[Piece]| pieces.iter().map(|p| usize::from(p.size)).sum::<usize>();
-    let Some(first) = pieces.iter().position(|piece| is_page(&piece)) else { return headroom };
-    let before = headroom.saturating_add(size(pieces.get(..first).unwrap_or_default()));
-    let gap = before.checked_next_multiple_of(PAGE_SIZE).unwrap_or(before).saturating_sub(before);
+    let first = pieces.iter().position(|piece| usize::from(piece.size) == PAGE_SIZE);
+    let (before, unit) = match first {
+        Some(first) => (size(pieces.get(..first).unwrap_or_default()), PAGE_SIZE),
+        None => (0, CACHE_LINE),
+    };
+    let before = headroom.saturating_add(before);
+    let gap = before.checked_next_multiple_of(unit).unwrap_or(before).saturating_sub(before);
     let start = headroom.saturating_add(gap);
     if start.saturating_add(size(pieces)) <= buffer { start } else { headroom }
 }
@@ -311,7 +317,9 @@ mod tests {
             sizes.iter().map(piece).collect::<Vec<_>>()
         };
         let at = |sizes: &[u16], buffer| place(&pieces(sizes), 10, buffer);
-        assert_eq!(at(&[66, 1448], 2048), 10);
+        assert_eq!(at(&[66, 1448], 2048), 64);
+        assert_eq!(at(&[1984], 2048), 64);
+        assert_eq!(at(&[1985], 2048), 10, "no space to choose");
         assert_eq!(at(&[4096], 70_000), 4096);
         assert_eq!(at(&[66, 4096, 4096, 5], 70_000), 4096 - 66);
         // Headers and the rest of a page before the first whole one.

@@ -61,6 +61,8 @@ pub struct Uring<B: IoBuf> {
     registered: Option<PoolMemory>,
     /// Operations that were on it.
     on_registered: u64,
+    /// Whether what had to be waited for is finished only when the kernel is asked to.
+    gathering: bool,
 }
 
 struct Slot<B> {
@@ -70,6 +72,15 @@ struct Slot<B> {
 }
 
 const STREAM: u64 = u64::MAX;
+
+/// Which way data goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Read,
+    /// A read that does not wait for what is not there (`RWF_NOWAIT`).
+    TryRead,
+    Write,
+}
 
 impl<B: IoBuf> Uring<B> {
     fn of(uring: IoUring, slots: u32) -> Self {
@@ -86,6 +97,7 @@ impl<B: IoBuf> Uring<B> {
             unsubmitted: false,
             registered: None,
             on_registered: 0,
+            gathering: false,
         }
     }
 
@@ -141,7 +153,7 @@ impl<B: IoBuf> Uring<B> {
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
     ) -> Result<(), Full> {
-        self.transfer(file, offset, 0, segments, token, false)
+        self.transfer(file, offset, 0, segments, token, Way::Read)
     }
 
     /// Writes the segments, in order, at a byte offset of a file.
@@ -155,7 +167,7 @@ impl<B: IoBuf> Uring<B> {
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
     ) -> Result<(), Full> {
-        self.transfer(file, offset, 0, segments, token, true)
+        self.transfer(file, offset, 0, segments, token, Way::Write)
     }
 
     /// As [`read`](Self::read), but for the first `skip` bytes of the segments: goes on with a
@@ -171,7 +183,7 @@ impl<B: IoBuf> Uring<B> {
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
     ) -> Result<(), Full> {
-        self.transfer(file, offset, skip, segments, token, false)
+        self.transfer(file, offset, skip, segments, token, Way::Read)
     }
 
     /// As [`write`](Self::write), but for the first `skip` bytes of the segments.
@@ -186,7 +198,7 @@ impl<B: IoBuf> Uring<B> {
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
     ) -> Result<(), Full> {
-        self.transfer(file, offset, skip, segments, token, true)
+        self.transfer(file, offset, skip, segments, token, Way::Write)
     }
 
     /// Reads whatever a stream (a tap, a pipe) has next.
@@ -194,7 +206,16 @@ impl<B: IoBuf> Uring<B> {
     /// # Errors
     /// [`Full`].
     pub fn read_stream(&mut self, file: FileId, seg: IoSeg<B>, token: u64) -> Result<(), Full> {
-        self.transfer(file, STREAM, 0, [seg], token, false)
+        self.transfer(file, STREAM, 0, [seg], token, Way::Read)
+    }
+
+    /// The same, but where there is nothing the operation ends at once, with `EAGAIN`. With
+    /// `EOPNOTSUPP` for a file of which the kernel does not know how to ask (a tap before Linux 6.4).
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn try_read_stream(&mut self, file: FileId, seg: IoSeg<B>, token: u64) -> Result<(), Full> {
+        self.transfer(file, STREAM, 0, [seg], token, Way::TryRead)
     }
 
     /// Writes to a stream (a tap, a pipe).
@@ -207,7 +228,7 @@ impl<B: IoBuf> Uring<B> {
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
     ) -> Result<(), Full> {
-        self.transfer(file, STREAM, 0, segments, token, true)
+        self.transfer(file, STREAM, 0, segments, token, Way::Write)
     }
 
     /// Brings a file's written data (and the size needed to find it) to the medium.
@@ -257,13 +278,20 @@ impl<B: IoBuf> Uring<B> {
         self.free.len()
     }
 
+    /// Whether something was submitted that the kernel has not been handed yet.
+    #[must_use]
+    pub const fn has_unsubmitted(&self) -> bool {
+        self.unsubmitted
+    }
+
     /// Hands everything submitted so far to the kernel, without waiting. One system call a batch;
-    /// none if there is nothing new.
+    /// none if there is nothing new, and nothing that a [gathering](Self::gathering) ring has left
+    /// to be finished.
     ///
     /// # Errors
     /// What `io_uring_enter` says.
     pub fn flush(&mut self) -> io::Result<()> {
-        if self.unsubmitted {
+        if self.unsubmitted || (self.gathering && self.uring.submission().taskrun()) {
             self.unsubmitted = false;
             retry(|| self.uring.submit())?;
         }
@@ -279,16 +307,26 @@ impl<B: IoBuf> Uring<B> {
         if self.is_polled() {
             return self.wait_looking(timeout);
         }
-        self.unsubmitted = false;
-        let waited = match timeout {
-            None => retry(|| self.uring.submit_and_wait(1)),
-            Some(time) => {
-                let time = Timespec::from(time);
-                let args = SubmitArgs::new().timespec(&time);
-                retry(|| self.uring.submitter().submit_with_args(1, &args))
+        match timeout {
+            None => {
+                self.unsubmitted = false;
+                retry(|| self.uring.submit_and_wait(1)).map(drop)
             }
-        };
-        match waited {
+            Some(time) => self.wait_for(1, time),
+        }
+    }
+
+    /// Hands everything to the kernel and waits until so many operations have finished, or the time
+    /// is over, however many have then. A [gathering](Self::gathering) ring sleeps through those
+    /// that finish first.
+    ///
+    /// # Errors
+    /// What `io_uring_enter` says.
+    pub fn wait_for(&mut self, count: usize, time: Duration) -> io::Result<()> {
+        self.unsubmitted = false;
+        let time = Timespec::from(time);
+        let args = SubmitArgs::new().timespec(&time);
+        match retry(|| self.uring.submitter().submit_with_args(count, &args)) {
             Err(e) if e.raw_os_error() != Some(ETIME) => Err(e),
             _ => Ok(()),
         }
@@ -314,14 +352,16 @@ impl<B: IoBuf> Uring<B> {
     }
 
     /// Whether a finished operation is waiting to be reaped, also one that the kernel finishes only
-    /// when it is entered (a poll, a read that had to wait). A system call only if there is one, or
-    /// the ring is a [polled](Self::polled) one with operations under way.
+    /// when it is entered (a poll, a read that had to wait), or has not been handed yet. A system call
+    /// only if there is one, or the ring is a [polled](Self::polled) one with operations under way.
     ///
     /// # Errors
     /// What `io_uring_enter` says.
     pub fn look(&mut self) -> io::Result<bool> {
         let finishes_when_entered = |uring: &mut Self| {
-            uring.uring.submission().taskrun() || (uring.in_flight > 0 && uring.is_polled())
+            uring.unsubmitted
+                || uring.uring.submission().taskrun()
+                || (uring.in_flight > 0 && uring.is_polled())
         };
         if !self.has_done() && finishes_when_entered(self) {
             self.unsubmitted = false;
@@ -366,32 +406,40 @@ impl<B: IoBuf> Uring<B> {
         skip: usize,
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
-        write: bool,
+        way: Way,
     ) -> Result<(), Full> {
+        const RWF_NOWAIT: i32 = 8;
         let fd = self.fd(file);
         let index = self.free.pop().ok_or(Full)?;
         let lists = &mut self.slots[index as usize].lists;
         let segments = segments.into_iter();
         self.spare.fit(lists, segments.size_hint().0);
+        let flags = if way == Way::TryRead { RWF_NOWAIT } else { 0 };
         // The kernel writes memory when we read a file.
-        let entry = match (lists.fill(segments, skip, !write), write) {
-            ([v], write) if self.registered.as_ref().is_some_and(|memory| is_in(memory, v)) => {
+        let entry = match (lists.fill(segments, skip, way != Way::Write), way) {
+            ([v], way) if self.registered.as_ref().is_some_and(|memory| is_in(memory, v)) => {
                 self.on_registered += 1;
                 let (base, len) = (v.base, v.len as u32);
-                if write {
+                if way == Way::Write {
                     opcode::WriteFixed::new(fd, base, len, 0).offset(offset).build()
                 } else {
-                    opcode::ReadFixed::new(fd, base, len, 0).offset(offset).build()
+                    let read = opcode::ReadFixed::new(fd, base, len, 0).offset(offset);
+                    read.rw_flags(flags).build()
                 }
             }
-            ([v], false) => opcode::Read::new(fd, v.base, v.len as u32).offset(offset).build(),
-            ([v], true) => opcode::Write::new(fd, v.base, v.len as u32).offset(offset).build(),
-            (v, false) => {
-                opcode::Readv::new(fd, v.as_ptr().cast(), v.len() as u32).offset(offset).build()
+            ([v], Way::Write) => {
+                opcode::Write::new(fd, v.base, v.len as u32).offset(offset).build()
             }
-            (v, true) => {
+            ([v], _) => {
+                opcode::Read::new(fd, v.base, v.len as u32).offset(offset).rw_flags(flags).build()
+            }
+            (v, Way::Write) => {
                 opcode::Writev::new(fd, v.as_ptr().cast(), v.len() as u32).offset(offset).build()
             }
+            (v, _) => opcode::Readv::new(fd, v.as_ptr().cast(), v.len() as u32)
+                .offset(offset)
+                .rw_flags(flags)
+                .build(),
         };
         self.push(entry.flags(file.flags()), index, token, false);
         Ok(())

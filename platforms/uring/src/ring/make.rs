@@ -25,7 +25,31 @@ impl<B: IoBuf> Uring<B> {
         Ok(Self::of(uring, slots))
     }
 
-    /// The same with a thread of the kernel's that looks for submissions by itself
+    /// The same, but what has to be waited for (a poll, a read of a stream) is finished by its own
+    /// thread only, while that waits, looks or flushes (`IORING_SETUP_DEFER_TASKRUN`). So it is not
+    /// interrupted by it at work, and not woken for each while it [waits for
+    /// several](Self::wait_for). Kernels before 6.1 make a ring as [`new`](Self::new) does.
+    ///
+    /// # Errors
+    /// What `io_uring_setup` says, as for [`new`](Self::new).
+    pub fn gathering(slots: u32) -> io::Result<Self> {
+        let uring = IoUring::builder()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_single_issuer()
+            .setup_submit_all()
+            .build(slots);
+        match uring {
+            Ok(uring) => {
+                let mut ring = Self::of(uring, slots);
+                ring.gathering = true;
+                Ok(ring)
+            }
+            Err(_) => Self::new(slots),
+        }
+    }
+
+    /// As [`new`](Self::new), with a thread of the kernel's that looks for submissions by itself
     /// (`IORING_SETUP_SQPOLL`), and sleeps once it found none for `idle` (whole milliseconds, at
     /// least one): submitting is no system call then, and a processor is busy meanwhile.
     ///

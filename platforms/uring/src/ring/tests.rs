@@ -252,3 +252,53 @@ fn registered_memory_outlives_who_made_it_and_goes_with_the_ring() {
     drop(uring);
     back[0].buf.bytes().fill(1);
 }
+
+#[test]
+fn a_read_is_tried_and_ends_at_once() {
+    for mut uring in [Uring::new(4).unwrap(), Uring::gathering(4).unwrap()] {
+        let (read, mut write) = io::pipe().unwrap();
+        let pipe = uring.add_file(read.into());
+        let tried = |uring: &mut Uring<PrivateBuf>| {
+            uring.try_read_stream(pipe, whole(PrivateBuf::zeroed(8)), 7).unwrap();
+            uring.flush().unwrap();
+            let mut result = None;
+            assert_eq!(uring.reap(|done| result = Some((done.token, done.result))), 1);
+            result.unwrap()
+        };
+        assert_eq!(tried(&mut uring), (7, Err(11)), "EAGAIN");
+        io::Write::write_all(&mut write, b"abc").unwrap();
+        assert_eq!(tried(&mut uring), (7, Ok(3)));
+    }
+}
+
+#[test]
+fn waiting_for_several_goes_on_until_the_time_is_over() {
+    for mut uring in [Uring::<PrivateBuf>::new(4).unwrap(), Uring::gathering(4).unwrap()] {
+        let (read, mut write) = io::pipe().unwrap();
+        let pipe = uring.add_file(read.into());
+        uring.poll_readable(pipe, 1).unwrap();
+        io::Write::write_all(&mut write, b"x").unwrap();
+        let (begin, time) = (Instant::now(), Duration::from_millis(20));
+        uring.wait_for(2, time).unwrap();
+        assert!(begin.elapsed() >= time);
+        uring.poll_readable(pipe, 2).unwrap();
+        uring.wait_for(2, Duration::from_secs(100)).unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(50));
+        assert_eq!(uring.reap(|_| ()), 2);
+    }
+}
+
+#[test]
+fn what_a_gathering_ring_has_left_is_finished_by_a_flush_and_handed_over_by_a_look() {
+    let mut uring = Uring::<PrivateBuf>::gathering(4).unwrap();
+    assert!(uring.gathering, "kernels since 6.1");
+    let (read, mut write) = io::pipe().unwrap();
+    let pipe = uring.add_file(read.into());
+    uring.poll_readable(pipe, 1).unwrap();
+    assert!(uring.has_unsubmitted());
+    assert!(!uring.look().unwrap() && !uring.has_unsubmitted());
+    io::Write::write_all(&mut write, b"x").unwrap();
+    assert!(!uring.has_done(), "nobody was asked");
+    uring.flush().unwrap();
+    assert!(uring.has_done());
+}
