@@ -178,7 +178,9 @@ fn foreign_formats_and_files_cut_short_are_told_with_what_to_do() {
         assert_eq!(code, Some(0), "{out}");
         assert!(out.contains(kind) && out.contains("grains of 65536 bytes"), "{out}");
         let len = file.metadata().unwrap().len();
-        for keep in [len - 4096, len - 65_536, len / 2, len / 8, 600] {
+        // Compressed, a little of the end is not used.
+        let little = if kind == "monolithicSparse" { 512 } else { 65_536 };
+        for keep in [len - little, len - 65_536, len / 2, len / 8, 600] {
             cut(&file, keep);
             broken(&file, &["cut short", "copy it again"], 1);
         }

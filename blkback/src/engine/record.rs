@@ -118,7 +118,7 @@ impl Record {
                     let kept = random.below(3);
                     let mut rest = &data[..];
                     let mut at = at;
-                    while !rest.is_empty() {
+                    loop {
                         let left = usize::try_from(log.unit - at % log.unit).unwrap_or(usize::MAX);
                         let (part, more) = rest.split_at(left.min(rest.len()));
                         if kept == 0 || (kept == 1 && random.below(2) == 0) {
@@ -126,6 +126,9 @@ impl Record {
                         }
                         at += part.len() as u64;
                         rest = more;
+                        if rest.is_empty() {
+                            break;
+                        }
                     }
                 }
             }
@@ -133,7 +136,7 @@ impl Record {
     }
 
     /// Something is begun: bytes are written from one on, or, if there are none, all that is
-    /// over is brought to the medium. For recorders at other places than around an engine; gives
+    /// over is brought to the medium. No bytes make a file longer, up to there. For recorders at other places than around an engine; gives
     /// the number to [end](Self::end) it by.
     pub fn begin(&self, change: Option<(u64, Arc<[u8]>)>) -> u64 {
         let mut log = self.log();

@@ -176,7 +176,7 @@ impl Filesystem for HostFile {
             let len = self.len();
             assert!(size >= len, "an image that is cut short");
             if size > len {
-                self.change(size - 1, vec![0]);
+                self.change(size, vec![]);
             }
         }
         reply.attr(&LONG, &attr(ino, self.len()));
