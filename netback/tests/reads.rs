@@ -5,10 +5,10 @@
 mod namespace;
 
 use namespace::{entered, ip};
+use pvio_netback::port::NetPort;
 use pvio_netback::port::tap::{Tap, TapConfig};
 use pvio_netback::port::tap_port::TapPort;
 use pvio_netback::port::wait::Wait;
-use pvio_netback::port::{NetPort, PacketBuf};
 use std::fs;
 use std::net::UdpSocket;
 use std::sync::Arc;

@@ -119,8 +119,11 @@ impl Reads {
             return;
         }
         self.burst = self.burst.saturating_add(packets);
-        let batch =
-            if self.more { packets.saturating_mul(2) } else { core::mem::take(&mut self.burst) };
+        let batch = match (self.more, self.tries) {
+            (true, true) => self.batch.max(packets.saturating_mul(2)),
+            (true, false) => packets.saturating_mul(2),
+            (false, _) => core::mem::take(&mut self.burst),
+        };
         let least = if self.tries { 1 } else { STANDING_LEAST };
         // Beside the tries stands one read.
         let most = READS_MOST.saturating_sub(usize::from(self.tries));
@@ -211,6 +214,12 @@ impl TapPort {
         self.watches.arm(&mut self.uring);
     }
 
+    /// Tries as many reads as are worth it in a round that began with so many packets.
+    fn tries(&mut self, before: usize) -> usize {
+        let tries = self.reads.to_try(self.received.len() > before);
+        (0..tries).take_while(|_| self.read(TRY)).count()
+    }
+
     /// Reads a packet, if there is a buffer to spare and what came before was asked for.
     fn read(&mut self, token: u64) -> bool {
         if self.held >= HELD || self.inward.len() <= SPARE {
@@ -244,16 +253,16 @@ impl Wait for TapPort {
         let (before, held) = (self.received.len(), self.held);
         self.reads.failed = 0;
         self.reap();
-        // Once there is nothing to try, what stands ready can wait for whoever looks or waits.
-        let mut flush = self.uring.has_unsubmitted();
         self.arm();
-        let tries = self.reads.to_try(self.received.len() > before);
-        flush |= (0..tries).take_while(|_| self.read(TRY)).count() > 0;
-        if flush || !self.reads.tries {
+        if self.tries(before) == 0 {
             self.uring.flush()?;
-            // What does not wait is over already.
             self.reap();
+            // What stands ready has found something at once, maybe.
+            self.tries(before);
         }
+        self.uring.flush()?;
+        // What does not wait is over already.
+        self.reap();
         if let Some(errno) = self.broken {
             return Err(io::Error::from_raw_os_error(errno));
         }

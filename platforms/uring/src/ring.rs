@@ -278,12 +278,6 @@ impl<B: IoBuf> Uring<B> {
         self.free.len()
     }
 
-    /// Whether something was submitted that the kernel has not been handed yet.
-    #[must_use]
-    pub const fn has_unsubmitted(&self) -> bool {
-        self.unsubmitted
-    }
-
     /// Hands everything submitted so far to the kernel, without waiting. One system call a batch;
     /// none if there is nothing new, and nothing that a [gathering](Self::gathering) ring has left
     /// to be finished.
@@ -352,16 +346,14 @@ impl<B: IoBuf> Uring<B> {
     }
 
     /// Whether a finished operation is waiting to be reaped, also one that the kernel finishes only
-    /// when it is entered (a poll, a read that had to wait), or has not been handed yet. A system call
-    /// only if there is one, or the ring is a [polled](Self::polled) one with operations under way.
+    /// when it is entered (a poll, a read that had to wait). A system call only if there is one, or
+    /// the ring is a [polled](Self::polled) one with operations under way.
     ///
     /// # Errors
     /// What `io_uring_enter` says.
     pub fn look(&mut self) -> io::Result<bool> {
         let finishes_when_entered = |uring: &mut Self| {
-            uring.unsubmitted
-                || uring.uring.submission().taskrun()
-                || (uring.in_flight > 0 && uring.is_polled())
+            uring.uring.submission().taskrun() || (uring.in_flight > 0 && uring.is_polled())
         };
         if !self.has_done() && finishes_when_entered(self) {
             self.unsubmitted = false;
