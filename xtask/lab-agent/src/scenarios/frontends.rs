@@ -152,7 +152,6 @@ const NICS_PLAYED: &[Case] = &[
         &[("multi-queue-num-queues", "4294967295"), ("event-channel", "1"), COPY],
         Then::Closed,
     ),
-    (NO_STATE, &[("state", "banana")], Then::NotServed),
     (
         "backwards",
         &[("state", "6"), ("state", "5"), ("state", "2"), ("state", "1")],
@@ -174,6 +173,7 @@ const NICS_PLAYED: &[Case] = &[
         ],
         Then::NotServed,
     ),
+    (NO_STATE, &[("state", "banana")], Then::NotServed),
     ("initialised", &[("state", "3")], Then::NotServed),
     ("a state there is not", &[("state", "99")], Then::NotServed),
     ("silence", &[("state", "1")], Then::NotServed),
@@ -219,13 +219,17 @@ fn nics(lab: &mut Lab) -> Result<()> {
         let end: &[_] = if lab.backend == Backend::Linux { &["4", "5", "6"] } else { &["5", "6"] };
         let orphans = |case: &&Case| lab.backend == Backend::Linux && case.0 == NO_STATE;
         let cases: Vec<_> = NICS_PLAYED.iter().filter(|case| !orphans(case)).collect();
-        let guest = bare(lab, Vec::new(), cases.len())?;
-        for (i, case) in cases.into_iter().enumerate() {
-            play(lab.backend, &guest, "vif", &i.to_string(), case, end)?;
+        // xl gives all scripts of a guest together 10 seconds.
+        for cases in cases.chunks(7) {
+            let guest = bare(lab, Vec::new(), cases.len())?;
+            for (i, case) in cases.iter().enumerate() {
+                play(lab.backend, &guest, "vif", &i.to_string(), case, end)?;
+            }
+            let domain = guest.domain.to_string();
+            detach(&guest, &["xl", "network-detach", &domain, "0"], "vif/0")?;
+            lab.watched(guest, |guest| guest.power_off())?;
         }
-        let domain = guest.domain.to_string();
-        detach(&guest, &["xl", "network-detach", &domain, "0"], "vif/0")?;
-        lab.watched(guest, |guest| guest.power_off())
+        Ok(())
     })
 }
 

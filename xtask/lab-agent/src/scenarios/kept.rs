@@ -37,7 +37,7 @@ const fn scenario(
 }
 
 /// MiB of each disk.
-const MIB: u64 = 16;
+const MIB: u64 = 12;
 const FOLDER: &str = "/tmp/kept";
 /// What the disk that is only read holds.
 const SEED: u64 = 78;
@@ -46,7 +46,7 @@ const SEED: u64 = 78;
 fn volume(undo: &mut Undo) -> Result<String> {
     modules::load("ext4")?;
     let image = "/tmp/kept.img";
-    fs::File::create(image)?.set_len(6 * MIB << 20)?;
+    fs::File::create(image)?.set_len(8 * MIB << 20)?;
     undo.later(move || drop(fs::remove_file(image)));
     sys::succeed(&["mke2fs", "-q", "-F", "-t", "ext4", image], SHORT)?;
     let device = sys::succeed(&["losetup", "--find", "--show", image], SHORT)?;
@@ -150,7 +150,7 @@ fn flush(guest: &mut Guest, store: &Store, device: &str) -> Result<()> {
 fn file_system(guest: &mut Guest) -> Result<()> {
     guest.ask("module", json!("ext4"), SHORT)?;
     guest.program("mke2fs -q -F -t ext4 -b 4096 /dev/xvdd")?;
-    let files = json!({ "folder": "/mnt", "seed": 6, "count": 60 });
+    let files = json!({ "folder": "/mnt", "seed": 6, "count": 40 });
     for verb in ["files-write", "files-check"] {
         guest.ask("mount", json!(["ext4", "/dev/xvdd", "/mnt"]), SHORT)?;
         guest.ask(verb, files.clone(), LONG)?;

@@ -49,7 +49,7 @@ fn switch(lab: &mut Lab) -> Result<()> {
     // On at both ends, off at the first, at both, at the second.
     for (guest, words) in [(0, on), (0, off), (1, off), (0, on)] {
         guests[guest].program(words)?;
-        talk(&mut guests, 2 << 20).with_context(|| format!("{words} at {guest}"))?;
+        talk(&mut guests, 1 << 20).with_context(|| format!("{words} at {guest}"))?;
     }
     let sizes = [8, 18, 60, 1472, 1473, 4096, 9000, 65_507];
     let server = address(&guests[1], 0);

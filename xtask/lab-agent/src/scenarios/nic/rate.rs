@@ -59,7 +59,6 @@ fn flood(guest: &mut Guest, socket: &UdpSocket, seed: u64) -> Result<()> {
 fn per_second(socket: &UdpSocket, seed: u64, after: Duration, length: Duration) -> Result<f64> {
     let from = Instant::now() + after;
     let (bytes, count) = datagrams::came(socket, seed, from, from + length)?;
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let bytes = (bytes + count * HEADERS) as f64;
     Ok(bytes / length.as_secs_f64())
 }
@@ -118,7 +117,6 @@ fn fair(lab: &mut Lab) -> Result<()> {
         lab.rows.push(json!({ "senders": senders, "percent of the rate": percent }));
         let off = (all / SHARED - 1.0) * 100.0;
         ensure!(off.abs() < 5.0, "{all:.0} bytes a second of {SHARED:.0}: {off:.1} % off");
-        #[expect(clippy::cast_precision_loss, reason = "4 at most")]
         let due = 100.0 / senders as f64;
         let fair = percent.iter().all(|part| (part / due - 1.0).abs() < 0.2);
         ensure!(fair, "of {due:.0} % of the rate for each, they have {percent:?}");
