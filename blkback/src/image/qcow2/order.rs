@@ -288,7 +288,9 @@ mod tests {
         order.before(&zeroes(5 << 12, 4096)).unwrap();
         assert_eq!(synced(), (1, 1));
         // The table, and then its name.
-        order.before(&zeroes(2 << 12, 8)).unwrap();
+        let entry = (5u64 << 12 | 1 << 63).to_be_bytes();
+        let vector = entry.as_slice().into();
+        order.before(&Change::of(2 << 12, &vector)).unwrap();
         assert_eq!(synced(), (2, 1));
         order.after(2 << 12, 8).unwrap();
         order.sync().unwrap();
