@@ -22,7 +22,7 @@
 //!   at most 150 bytes of ours for each;
 //! - lists: some 1000 bytes for each page in use (the engine's among them), 2 KiB for each slot.
 //!
-//! Ours is pool + lists, at most 13.4 MiB a queue; `lists_of_a_queue_are_bounded` adds it up.
+//! Ours is pool + lists, at most 13.7 MiB a queue; `lists_of_a_queue_are_bounded` adds it up.
 
 mod copies;
 mod kept;
