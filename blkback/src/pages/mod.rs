@@ -22,10 +22,11 @@
 //!   at most 150 bytes of ours for each;
 //! - lists: some 1000 bytes for each page in use (the engine's among them), 2 KiB for each slot.
 //!
-//! Ours is pool + lists, at most 13.4 MiB a queue; `lists_of_a_queue_are_bounded` adds it up.
+//! Ours is pool + lists, at most 13.7 MiB a queue; `lists_of_a_queue_are_bounded` adds it up.
 
 mod copies;
 mod kept;
+mod maps;
 mod pool;
 mod tables;
 
@@ -84,6 +85,17 @@ struct Want {
     left: u16,
     /// Whether it is mapped or copied for this request alone.
     beyond: bool,
+}
+
+impl Want {
+    /// The backend writes guest memory when the guest reads the disk.
+    const fn access(&self) -> Access {
+        if self.into_guest { Access::ReadWrite } else { Access::ReadOnly }
+    }
+
+    fn over<B>(&self, buf: B) -> IoSeg<B> {
+        IoSeg { buf, offset: self.segment.offset(), len: self.segment.len() }
+    }
 }
 
 /// Why a step of a request failed.
@@ -234,12 +246,16 @@ impl<M: SharedMemory> Pages<M> {
     where
         P: GrantMapper<Mapping = M> + GrantCopier,
     {
+        if self.path == DataPath::Map {
+            // Each request maps its own.
+            return;
+        }
         self.found.clear();
         self.found.resize_with(self.wanted.len(), || None);
         if self.path.keeps() {
             self.find_or_keep(grants, frontend, stats);
         }
-        // Otherwise each request maps its own.
+        // Otherwise each request maps what is not kept.
         if self.path.copies() {
             self.copy_in(grants, frontend, stats);
         }
@@ -262,21 +278,19 @@ impl<M: SharedMemory> Pages<M> {
     where
         P: GrantMapper<Mapping = M>,
     {
-        if !self.path.copies() {
-            self.map(range.clone(), grants, frontend, stats);
-        }
-        let wanted = self.wanted.get(range.clone()).unwrap_or_default();
-        let found = self.found.get_mut(range).unwrap_or_default();
-        let mut missing = 0;
-        for (want, buf) in wanted.iter().zip(found) {
-            match buf.take() {
-                Some(buf) => {
-                    let (offset, len) = (want.segment.offset(), want.segment.len());
-                    out.push(IoSeg { buf, offset, len });
-                }
-                None => missing += 1,
+        let before = out.len();
+        if self.path == DataPath::Map {
+            self.map_all(range.clone(), grants, frontend, stats, out);
+        } else {
+            if !self.path.copies() {
+                self.map_rest(range.clone(), grants, frontend, stats);
             }
+            let wanted = self.wanted.get(range.clone()).unwrap_or_default();
+            let found = self.found.get_mut(range.clone()).unwrap_or_default();
+            let had = wanted.iter().zip(found);
+            out.extend(had.filter_map(|(want, buf)| Some(want.over(buf.take()?))));
         }
+        let missing = range.len().saturating_sub(out.len() - before);
         self.free += missing;
         if missing > 0 {
             self.give_back(out);
@@ -361,54 +375,6 @@ impl<M: SharedMemory> Pages<M> {
         if let Some(want) = wanted.first_mut() {
             want.first = true;
         }
-    }
-
-    /// Maps the pages of one request that are not kept, in one call.
-    fn map<P>(&mut self, range: Range<usize>, grants: &P, frontend: DomId, stats: &Stats)
-    where
-        P: GrantMapper<Mapping = M>,
-    {
-        let wanted = self.wanted.get(range.clone()).unwrap_or_default();
-        let found = self.found.get_mut(range).unwrap_or_default();
-        self.grefs.clear();
-        self.grefs.extend(wanted.iter().filter(|want| want.beyond).map(|want| want.segment.gref));
-        let Some(first) = wanted.first().filter(|_| !self.grefs.is_empty()) else { return };
-        stats.mapped_pages.add(self.grefs.len() as u64);
-        // The backend writes guest memory when the guest reads the disk.
-        let access = if first.into_guest { Access::ReadWrite } else { Access::ReadOnly };
-        // They are reported in order.
-        let mut found = wanted.iter().zip(found).filter(|(want, _)| want.beyond);
-        grants.map_each(frontend, &self.grefs, access, &mut |_, mapped| {
-            if let Some((_, buf)) = found.next() {
-                *buf = mapped.ok().map(Either::A);
-            }
-        });
-    }
-
-    /// Finds what is mapped already, and maps others to keep them as long as there is room.
-    fn find_or_keep<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
-    where
-        P: GrantMapper<Mapping = M>,
-    {
-        let Self { wanted, found, kept, .. } = self;
-        let (mut mapped, mut reused) = (0, 0);
-        for (want, buf) in wanted.iter_mut().zip(found.iter_mut()) {
-            let gref = want.segment.gref;
-            want.beyond = false;
-            if let Some(page) = kept.get(frontend, gref) {
-                reused += 1;
-                *buf = Some(Either::B(Either::A(page)));
-            } else if kept.has_room() {
-                mapped += 1;
-                // To be written, too: the next request that uses the page may read.
-                let page = grants.map(frontend, core::slice::from_ref(&gref), Access::ReadWrite);
-                *buf = page.ok().map(|page| kept.insert(frontend, gref, page));
-            } else {
-                want.beyond = true;
-            }
-        }
-        stats.mapped_pages.add(mapped);
-        stats.reused_pages.add(reused);
     }
 }
 

@@ -184,6 +184,7 @@ impl<T> fmt::Debug for Keep<T> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, reason = "tests")]
 mod tests {
     use super::*;
     use alloc::collections::BTreeMap;

@@ -1,0 +1,84 @@
+//! Mapping the guest's pages: for a request, or to keep them.
+
+use super::{Buf, Pages};
+use crate::engine::Segments;
+use crate::stats::Stats;
+use core::ops::Range;
+use pvio_grant_table::{Access, DomId, GrantMapper};
+use pvio_ring::shm::{Either, SharedMemory};
+
+impl<M: SharedMemory> Pages<M> {
+    /// Maps the pages of one request, in one call.
+    pub(super) fn map_all<P>(
+        &mut self,
+        range: Range<usize>,
+        grants: &P,
+        frontend: DomId,
+        stats: &Stats,
+        out: &mut Segments<Buf<M>>,
+    ) where
+        P: GrantMapper<Mapping = M>,
+    {
+        let wanted = self.wanted.get(range).unwrap_or_default();
+        let Some(first) = wanted.first() else { return };
+        self.grefs.clear();
+        self.grefs.extend(wanted.iter().map(|want| want.segment.gref));
+        stats.mapped_pages.add(wanted.len() as u64);
+        grants.map_each(frontend, &self.grefs, first.access(), &mut |i, mapped| {
+            if let (Ok(page), Some(want)) = (mapped, wanted.get(i)) {
+                out.push(want.over(Either::A(page)));
+            }
+        });
+    }
+
+    /// Maps the pages of one request that are not kept, in one call.
+    pub(super) fn map_rest<P>(
+        &mut self,
+        range: Range<usize>,
+        grants: &P,
+        frontend: DomId,
+        stats: &Stats,
+    ) where
+        P: GrantMapper<Mapping = M>,
+    {
+        let wanted = self.wanted.get(range.clone()).unwrap_or_default();
+        let found = self.found.get_mut(range).unwrap_or_default();
+        let mut beyond = wanted.iter().zip(found).filter(|(want, _)| want.beyond);
+        self.grefs.clear();
+        self.grefs.extend(wanted.iter().filter(|want| want.beyond).map(|want| want.segment.gref));
+        let Some(first) = wanted.first().filter(|_| !self.grefs.is_empty()) else { return };
+        stats.mapped_pages.add(self.grefs.len() as u64);
+        // They are reported in order.
+        grants.map_each(frontend, &self.grefs, first.access(), &mut |_, mapped| {
+            if let Some((_, buf)) = beyond.next() {
+                *buf = mapped.ok().map(Either::A);
+            }
+        });
+    }
+
+    /// Finds what is mapped already, and maps others to keep them as long as there is room.
+    pub(super) fn find_or_keep<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
+    where
+        P: GrantMapper<Mapping = M>,
+    {
+        let Self { wanted, found, kept, .. } = self;
+        let (mut mapped, mut reused) = (0, 0);
+        for (want, buf) in wanted.iter_mut().zip(found.iter_mut()) {
+            let gref = want.segment.gref;
+            want.beyond = false;
+            if let Some(page) = kept.get(frontend, gref) {
+                reused += 1;
+                *buf = Some(Either::B(Either::A(page)));
+            } else if kept.has_room() {
+                mapped += 1;
+                // To be written, too: the next request that uses the page may read.
+                let page = grants.map(frontend, core::slice::from_ref(&gref), Access::ReadWrite);
+                *buf = page.ok().map(|page| kept.insert(frontend, gref, page));
+            } else {
+                want.beyond = true;
+            }
+        }
+        stats.mapped_pages.add(mapped);
+        stats.reused_pages.add(reused);
+    }
+}
