@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::buf::IoBuf;
-use crate::lists::{Lists, Spare, Vector};
+use crate::lists::{Lists, Spare};
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use pvio_ring::IoSeg;
@@ -113,33 +113,6 @@ impl<B: IoBuf> Uring<B> {
         let registered = self.uring.submitter().register_files(&[file.as_raw_fd()]).is_ok();
         self.main_file |= registered;
         FileId { registered, ..self.add_file(file) }
-    }
-
-    /// Makes memory known to the kernel, which pins it now and not for each operation. Operations
-    /// whose segments are one stretch of it gain by that, the more pages the more; all others are
-    /// as before. It is in memory for as long as there is the ring, and counts as locked.
-    ///
-    /// # Errors
-    /// `ENOMEM` where the process may not lock so much (`RLIMIT_MEMLOCK`), `EBUSY` where there is
-    /// some already, or what else `io_uring_register` says. Nothing is changed then.
-    pub fn register(&mut self, memory: PoolMemory) -> io::Result<()> {
-        let vector = Vector { base: memory.base(), len: memory.len() };
-        // SAFETY: `Vector` is laid out as `struct iovec`. The memory is allocated for as long as
-        // `memory` lives, which the ring owns until the kernel was told to forget it (`Drop`) or,
-        // where that fails, is closed itself. The kernel pins the pages: it touches no others, and
-        // these only for operations, each of which owns buffers at the addresses it names (`push`).
-        unsafe {
-            let vectors = std::slice::from_raw_parts(std::ptr::from_ref(&vector).cast(), 1);
-            self.uring.submitter().register_buffers(vectors)
-        }?;
-        self.registered = Some(memory);
-        Ok(())
-    }
-
-    /// How many operations were on [registered](Self::register) memory.
-    #[must_use]
-    pub fn on_registered(&self) -> u64 {
-        self.on_registered
     }
 
     /// Reads from a byte offset of a file into the segments, in order.
@@ -409,7 +382,9 @@ impl<B: IoBuf> Uring<B> {
         let flags = if way == Way::TryRead { RWF_NOWAIT } else { 0 };
         // The kernel writes memory when we read a file.
         let entry = match (lists.fill(segments, skip, way != Way::Write), way) {
-            ([v], way) if self.registered.as_ref().is_some_and(|memory| is_in(memory, v)) => {
+            ([v], way)
+                if self.registered.as_ref().is_some_and(|memory| registered::is_in(memory, v)) =>
+            {
                 self.on_registered += 1;
                 let (base, len) = (v.base, v.len as u32);
                 if way == Way::Write {
@@ -492,13 +467,6 @@ impl<B: IoBuf> Drop for Uring<B> {
     }
 }
 
-/// Whether a stretch is all inside.
-#[inline]
-fn is_in(memory: &PoolMemory, stretch: &Vector) -> bool {
-    let at = stretch.base.addr().checked_sub(memory.base().addr());
-    at.and_then(|at| at.checked_add(stretch.len)).is_some_and(|end| end <= memory.len())
-}
-
 const ETIME: i32 = 62;
 
 /// Repeats what a signal interrupted.
@@ -512,5 +480,6 @@ fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
 }
 
 mod make;
+mod registered;
 #[cfg(test)]
 mod tests;
