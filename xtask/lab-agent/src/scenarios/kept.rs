@@ -46,7 +46,7 @@ const SEED: u64 = 78;
 fn volume(undo: &mut Undo) -> Result<String> {
     modules::load("ext4")?;
     let image = "/tmp/kept.img";
-    fs::File::create(image)?.set_len(8 * MIB << 20)?;
+    fs::File::create(image)?.set_len((8 * MIB) << 20)?;
     undo.later(move || drop(fs::remove_file(image)));
     sys::succeed(&["mke2fs", "-q", "-F", "-t", "ext4", image], SHORT)?;
     let device = sys::succeed(&["losetup", "--find", "--show", image], SHORT)?;
