@@ -160,8 +160,10 @@ fn our_nic_asks_for_all_of_that_and_each_packet_shows_it() {
     });
     // Room given back; then the pages; then the end.
     guest.driver.class_mut().ask_headroom(0);
-    settled(&mut guest);
-    assert_eq!(guest.driver.class().headroom_given(), 0);
+    wait_for(|| {
+        guest.driver.step(&mut guest.xs).unwrap();
+        (guest.driver.class().headroom_given() == 0).then_some(())
+    });
     guest.driver.class_mut().unstage();
     settled(&mut guest);
     let nic = guest.driver.class();
