@@ -59,7 +59,8 @@ fn table(json: &str) -> Result<String> {
                 format!("{:.*}", decimals, number.as_f64().unwrap_or(f64::NAN))
             }
             Value::String(text) => text.clone(),
-            _ => "?".to_owned(),
+            // Not measured in this suite.
+            _ => "-".to_owned(),
         });
         lines.push(cells.collect());
     }
@@ -89,10 +90,10 @@ mod tests {
     fn rows_become_aligned_lines() {
         let json = r#"[{"suite":"disk","case":"4k read, depth 1","ours":408000.4,"reference":497000.0,
             "reference_name":"raw io_uring","unit":"IOPS","ratio":0.8209,"ratio_min":0.8,
-            "ratio_max":0.85,"runs":7}]"#;
+            "ratio_max":0.85,"runs":7,"ours_cpu":1200.4,"worker_cpu":null,"reference_cpu":900.0}]"#;
         let expected = "\
-suite  case                pvio  reference  unit  against       ratio    min    max  runs
-disk   4k read, depth 1  408000     497000  IOPS  raw io_uring  0.821  0.800  0.850     7
+suite  case                pvio  reference  unit  against       ratio    min    max  runs  cpu ns  worker  reference
+disk   4k read, depth 1  408000     497000  IOPS  raw io_uring  0.821  0.800  0.850     7    1200  -             900
 ";
         assert_eq!(table(json).unwrap(), expected);
     }
