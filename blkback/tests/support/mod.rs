@@ -180,8 +180,13 @@ impl Guest {
 }
 
 impl Drop for Guest {
+    /// Its image is closed when this is over.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
+        if let Some(driver) = self.driver.take() {
+            // It has said already why it ended, if it did not by this.
+            let _ = driver.join();
+        }
     }
 }
 

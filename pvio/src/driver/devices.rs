@@ -2,7 +2,7 @@
 
 use crate::served::{Served, Visible};
 use pvio_grant_table::DomId;
-use pvio_xenbus::driver::{BackendClass, BackendDriver, Life};
+use pvio_xenbus::driver::{BackendClass, BackendDriver, Fault, Life};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, backend_root, list_backends, read_error, read_online, read_state,
@@ -24,6 +24,10 @@ const LINGER: Duration = Duration::from_secs(1);
 /// afterwards. Asking for it takes a microsecond a disk.
 const LOOK: Duration = Duration::from_secs(3);
 
+/// How long a guest may take to let go of a device before that is said to be odd. It need not be: one
+/// whose disk is mounted keeps it. libxl waits for 10 seconds before it gives a NIC up.
+pub(super) const CLOSING: Duration = Duration::from_secs(5);
+
 /// The backends of one class, as the toolstack makes and removes them.
 pub struct Devices<C, M> {
     home: DomId,
@@ -32,14 +36,21 @@ pub struct Devices<C, M> {
     make: M,
     /// Each kind that is served, and its directory, which is also the token of the watch on it.
     roots: Vec<(BackendKind, String)>,
-    /// With what it last told the operator.
-    devices: BTreeMap<DeviceAddr, (BackendDriver<C>, Option<String>)>,
+    devices: BTreeMap<DeviceAddr, Device<C>>,
     /// Devices that are gone and whose directories are ours to remove, and from when on.
     leftovers: Option<BTreeMap<DeviceAddr, Instant>>,
     /// When it was last looked whether anything has changed by itself, if that is done.
     looked: Option<Instant>,
     /// Where others see them.
     served: Served,
+}
+
+struct Device<C> {
+    driver: BackendDriver<C>,
+    /// What it last told the operator.
+    told: Option<String>,
+    /// Since when the guest is asked to let go of it, until that is said to be odd.
+    closing: Option<Instant>,
 }
 
 impl<C, M> Devices<C, M>
@@ -138,22 +149,29 @@ where
     pub fn shut_down(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
         // One after the other, whatever becomes of the one before.
         let all = std::mem::take(&mut self.devices).into_values();
-        all.map(|(mut device, _)| device.shut_down(xs)).fold(Ok(()), Result::and)
+        all.map(|mut device| device.driver.shut_down(xs)).fold(Ok(()), Result::and)
     }
 
     /// When to call [`look`](Self::look); never, while there is nothing to look at.
     pub fn next_look(&self) -> Option<Instant> {
+        let closing = self.devices.values().filter_map(|device| device.closing).min();
+        self.next_change().into_iter().chain(closing.map(|since| since + CLOSING)).min()
+    }
+
+    fn next_change(&self) -> Option<Instant> {
         self.looked.map(|last| last + LOOK).filter(|_| !self.devices.is_empty())
     }
 
-    /// Looks whether what devices stand on has changed by itself, if it is time.
+    /// Looks whether what devices stand on has changed by itself, and which guest does not let go of
+    /// one, if it is time.
     pub fn look(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
         let now = Instant::now();
-        if self.next_look().is_none_or(|when| when > now) {
+        self.complain(xs, now)?;
+        if self.next_change().is_none_or(|when| when > now) {
             return Ok(());
         }
         self.looked = Some(now);
-        for (device, _) in self.devices.values_mut() {
+        for Device { driver: device, .. } in self.devices.values_mut() {
             match device.look(xs) {
                 Ok(()) => {}
                 Err(HandshakeError::Xenstore(error)) if error.errno().is_none() => {
@@ -165,8 +183,30 @@ where
         Ok(())
     }
 
+    /// Says of which devices guests do not let go, once.
+    fn complain(&mut self, xs: &mut dyn Xenstore, now: Instant) -> Result<(), XsError> {
+        let due = |device: &Device<C>| device.closing.is_some_and(|since| since + CLOSING <= now);
+        let due = self.devices.iter().filter(|(_, device)| due(device));
+        let due: Vec<DeviceAddr> = due.map(|(addr, _)| *addr).collect();
+        for addr in due {
+            let Some(device) = self.devices.get_mut(&addr) else { continue };
+            device.closing = None;
+            let why = format!(
+                "the guest has not let go of the device for {} s, as it is to: it is in use there, \
+                 or the guest does not answer; it is served until then, or until it is taken away by \
+                 force",
+                CLOSING.as_secs()
+            );
+            device.driver.complain(xs, &Fault::new("frontend-keeps-device", why))?;
+            self.step(xs, addr)?;
+        }
+        Ok(())
+    }
+
     fn refresh(&mut self, xs: &mut dyn Xenstore, addr: DeviceAddr) -> Result<(), XsError> {
-        let Some((device, _)) = self.devices.get_mut(&addr) else { return Ok(()) };
+        let Some(Device { driver: device, .. }) = self.devices.get_mut(&addr) else {
+            return Ok(());
+        };
         match device.refresh(xs) {
             Ok(()) => tracing::info!(device = device.token(), "what the toolstack changed holds"),
             Err(error) => {
@@ -191,7 +231,8 @@ where
             } else {
                 tracing::info!(device = addr.backend_path(), "a new device");
                 let left = read_state(xs, &addr.backend_path())?;
-                self.devices.insert(addr, ((self.make)(addr, left), None));
+                let driver = (self.make)(addr, left);
+                self.devices.insert(addr, Device { driver, told: None, closing: None });
                 self.step(xs, addr)?;
             }
         }
@@ -199,7 +240,9 @@ where
     }
 
     fn step(&mut self, xs: &mut dyn Xenstore, addr: DeviceAddr) -> Result<(), XsError> {
-        let Some((device, told)) = self.devices.get_mut(&addr) else { return Ok(()) };
+        let Some(Device { driver: device, told, closing }) = self.devices.get_mut(&addr) else {
+            return Ok(());
+        };
         let before = device.state();
         let life = match device.step(xs) {
             // Its frontend's domain is gone, and with it the right to look there.
@@ -212,6 +255,7 @@ where
         let after = device.state();
         self.served.show(addr, device.class().seen());
         if before != after {
+            *closing = (after == XenbusState::Closing).then(Instant::now);
             tracing::info!(device = device.token(), from = %before, to = %after, "state");
         }
         // Told once by whoever fails; what is there already was said before.

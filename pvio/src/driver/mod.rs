@@ -131,13 +131,15 @@ pub fn run<P: Platform>(
         disks.clear_up(xs)?;
         nics.clear_up(xs)?;
         disks.look(xs)?;
+        nics.look(xs)?;
         // Last before sleeping: what xenstore is asked for brings events along.
         while let Some(event) = xs.poll_event()? {
             disks.event(xs, &event)?;
             nics.event(xs, &event)?;
         }
         let clearing = disks.next_clearing().into_iter().chain(nics.next_clearing()).min();
-        let next = clearing.into_iter().chain(disks.next_look()).min();
+        let looks = disks.next_look().into_iter().chain(nics.next_look());
+        let next = clearing.into_iter().chain(looks).min();
         let time = next.map(|when| when.saturating_duration_since(Instant::now()));
         // Not being able to sleep would be a spin; there is no reason for it but memory.
         sleep(&[xs.as_fd(), bell.as_fd()], time).map_err(|_| XsError::Closed)?;

@@ -7,10 +7,12 @@ use pvio_blkback::host::ImageServer;
 use pvio_blkfront::session::Session;
 use pvio_grant_table::DomId;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
-use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::Client;
-use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr};
+use pvio_xenbus::handshake::common::{
+    BackendKind, DeviceAddr, read_error, read_state, request_removal,
+};
 use pvio_xenbus::handshake::vbd::{ToolstackBack, change_medium, create_device};
+use pvio_xenbus::{XenbusState, Xenstore};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{sleep, spawn};
@@ -79,6 +81,48 @@ fn a_disk_that_grew_and_a_medium_that_was_changed_are_noticed() {
     change_medium(&mut dom0, addr, "").unwrap();
     becomes(&mut session, 0);
     session.close().unwrap();
+    stop.store(true, Ordering::SeqCst);
+    served.join().unwrap();
+}
+
+#[test]
+fn a_guest_that_does_not_let_go_of_its_disk_is_told_of_and_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let hypervisor = Hypervisor::start(dir.path()).unwrap();
+    let driver = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
+    let guest = hypervisor.create_domain(DomainConfig::new("guest")).unwrap();
+    let join = |id: DomId| Domain::join(hypervisor.state_dir(), id).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let served = serve(join(driver), Arc::clone(&stop));
+    let addr = DeviceAddr::new(BackendKind::Vbd, driver, guest, 51712);
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let back = ToolstackBack::new(addr, image.path().to_str().unwrap());
+    let mut dom0 = hypervisor.xenstore().unwrap();
+    create_device(&mut dom0, addr, &back).unwrap();
+    let domain = join(guest);
+    let xs = domain.xenstore().unwrap();
+    let session = Session::attach(domain, xs, addr, PATIENCE).unwrap();
+
+    let back = addr.backend_path();
+    request_removal(&mut dom0, addr).unwrap();
+    let begin = Instant::now();
+    let why = loop {
+        assert!(begin.elapsed() < PATIENCE, "nobody is told");
+        if let Some(why) = read_error(&mut dom0, &back).unwrap() {
+            break why;
+        }
+        sleep(Duration::from_millis(50));
+    };
+    assert!(why.contains("frontend-keeps-device") && why.contains("by force"), "{why}");
+    assert!(begin.elapsed() >= super::devices::CLOSING);
+    assert_eq!(read_state(&mut dom0, &back).unwrap(), XenbusState::Closing);
+    session.close().unwrap();
+    let begin = Instant::now();
+    while read_state(&mut dom0, &back).unwrap() != XenbusState::Closed {
+        assert!(begin.elapsed() < PATIENCE, "it does not close");
+        sleep(Duration::from_millis(10));
+    }
     stop.store(true, Ordering::SeqCst);
     served.join().unwrap();
 }

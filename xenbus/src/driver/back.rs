@@ -257,6 +257,14 @@ impl<C: BackendClass> BackendDriver<C> {
         only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closed))
     }
 
+    /// Tells the operator what is wrong with a device that goes on all the same.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn complain(&self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
+        only_if_lost(fault.report(xs, &self.ends.back))
+    }
+
     fn try_step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, HandshakeError> {
         if !core::mem::replace(&mut self.watching, true) {
             watch(xs, &state_path(&self.ends.front), &self.ends.back)?;
