@@ -33,7 +33,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "hostile-silence",
-        proves: "a guest that stops to answer, in the middle of I/O, can be taken its devices away",
+        proves: "a guest that stops to answer, in the middle of I/O, is told of and can be taken its devices away",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -244,6 +244,11 @@ fn witnessed(lab: &mut Lab, play: impl FnOnce(&mut Lab) -> Result<()>) -> Result
     rounds.context("the guest beside it").map(drop)
 }
 
+/// Where a backend of dom0's says what is wrong.
+fn error_node(kind: &str, domain: u32, device: &str) -> String {
+    format!("/local/domain/0/error/backend/{kind}/{domain}/{device}/error")
+}
+
 /// Plays a case with a device that is on offer; `end` is what the backend may be in at its end.
 fn play(
     backend: Backend,
@@ -257,7 +262,7 @@ fn play(
     let domain = guest.domain;
     let front = format!("/local/domain/{domain}/device/{kind}/{device}");
     let back = format!("/local/domain/0/backend/{kind}/{domain}/{device}");
-    let error = format!("/local/domain/0/error/backend/{kind}/{domain}/{device}/error");
+    let error = error_node(kind, domain, device);
     xs::wait_for(&format!("{back}/state"), &["2"], SHORT).context("the backend's offer")?;
     for (key, value) in *writes {
         xs::write(&format!("{front}/{key}"), value)?;
@@ -316,6 +321,11 @@ fn silence(lab: &mut Lab) -> Result<()> {
         sys::succeed(&["xl", "block-detach", "--force", &domain, "51712"], SHORT)?;
         // That one xl first waits for, 10 seconds.
         sys::succeed(&["xl", "network-detach", &domain, "0"], SHORT)?;
+        let error = xs::read(&error_node("vif", guest.domain, "0"))?.unwrap_or_default();
+        if lab.backend == Backend::Pvio {
+            ensure!(error.contains("frontend-keeps-device"), "the error node says {error:?}");
+            logged(&format!("/local/domain/0/backend/vif/{domain}/0"), &error)?;
+        }
         // While it is still there.
         lab.nothing_left(&before)?;
         lab.watched(guest, |guest| {
