@@ -50,79 +50,87 @@ fn becomes(session: &mut Session<Domain, Client>, size: u64) {
     }
 }
 
+/// A driver domain that serves, and its guest's only disk, of 1 MiB and removable.
+struct Machine {
+    addr: DeviceAddr,
+    image: tempfile::NamedTempFile,
+    dom0: Client,
+    stop: Arc<AtomicBool>,
+    served: std::thread::JoinHandle<()>,
+    _hypervisor: (Hypervisor, tempfile::TempDir),
+}
+
+impl Machine {
+    fn with_disk() -> (Self, Session<Domain, Client>) {
+        let dir = tempfile::tempdir().unwrap();
+        let hypervisor = Hypervisor::start(dir.path()).unwrap();
+        let driver = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
+        let guest = hypervisor.create_domain(DomainConfig::new("guest")).unwrap();
+        let join = |id: DomId| Domain::join(hypervisor.state_dir(), id).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let served = serve(join(driver), Arc::clone(&stop));
+        let addr = DeviceAddr::new(BackendKind::Vbd, driver, guest, 51712);
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        let mut back = ToolstackBack::new(addr, image.path().to_str().unwrap());
+        back.removable = true;
+        let mut dom0 = hypervisor.xenstore().unwrap();
+        create_device(&mut dom0, addr, &back).unwrap();
+        let domain = join(guest);
+        let xs = domain.xenstore().unwrap();
+        let session = Session::attach(domain, xs, addr, PATIENCE).unwrap();
+        (Self { addr, image, dom0, stop, served, _hypervisor: (hypervisor, dir) }, session)
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.served.join().unwrap();
+    }
+}
+
 #[test]
 fn a_disk_that_grew_and_a_medium_that_was_changed_are_noticed() {
-    let dir = tempfile::tempdir().unwrap();
-    let hypervisor = Hypervisor::start(dir.path()).unwrap();
-    let driver = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
-    let guest = hypervisor.create_domain(DomainConfig::new("guest")).unwrap();
-    let join = |id: DomId| Domain::join(hypervisor.state_dir(), id).unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let served = serve(join(driver), Arc::clone(&stop));
-    let addr = DeviceAddr::new(BackendKind::Vbd, driver, guest, 51712);
-    let image = tempfile::NamedTempFile::new().unwrap();
-    image.as_file().set_len(1 << 20).unwrap();
+    let (mut machine, mut session) = Machine::with_disk();
+    let dom0 = &mut machine.dom0;
+    let addr = machine.addr;
+    let image = &machine.image;
     let other = tempfile::NamedTempFile::new().unwrap();
     other.as_file().set_len(5 << 20).unwrap();
-    let mut back = ToolstackBack::new(addr, image.path().to_str().unwrap());
-    back.removable = true;
-    let mut dom0 = hypervisor.xenstore().unwrap();
-    create_device(&mut dom0, addr, &back).unwrap();
-    let domain = join(guest);
-    let xs = domain.xenstore().unwrap();
-    let mut session = Session::attach(domain, xs, addr, PATIENCE).unwrap();
     assert_eq!(session.size(), 1 << 20);
 
     // Nobody but the file says so.
     image.as_file().set_len(2 << 20).unwrap();
     becomes(&mut session, 2 << 20);
-    change_medium(&mut dom0, addr, other.path().to_str().unwrap()).unwrap();
+    change_medium(dom0, addr, other.path().to_str().unwrap()).unwrap();
     becomes(&mut session, 5 << 20);
-    change_medium(&mut dom0, addr, "").unwrap();
+    change_medium(dom0, addr, "").unwrap();
     becomes(&mut session, 0);
     session.close().unwrap();
-    stop.store(true, Ordering::SeqCst);
-    served.join().unwrap();
+    machine.end();
 }
 
 #[test]
 fn a_guest_that_does_not_let_go_of_its_disk_is_told_of_and_waited_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let hypervisor = Hypervisor::start(dir.path()).unwrap();
-    let driver = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
-    let guest = hypervisor.create_domain(DomainConfig::new("guest")).unwrap();
-    let join = |id: DomId| Domain::join(hypervisor.state_dir(), id).unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let served = serve(join(driver), Arc::clone(&stop));
-    let addr = DeviceAddr::new(BackendKind::Vbd, driver, guest, 51712);
-    let image = tempfile::NamedTempFile::new().unwrap();
-    image.as_file().set_len(1 << 20).unwrap();
-    let back = ToolstackBack::new(addr, image.path().to_str().unwrap());
-    let mut dom0 = hypervisor.xenstore().unwrap();
-    create_device(&mut dom0, addr, &back).unwrap();
-    let domain = join(guest);
-    let xs = domain.xenstore().unwrap();
-    let session = Session::attach(domain, xs, addr, PATIENCE).unwrap();
-
+    let (mut machine, session) = Machine::with_disk();
+    let (addr, dom0) = (machine.addr, &mut machine.dom0);
     let back = addr.backend_path();
-    request_removal(&mut dom0, addr).unwrap();
+    request_removal(dom0, addr).unwrap();
     let begin = Instant::now();
     let why = loop {
         assert!(begin.elapsed() < PATIENCE, "nobody is told");
-        if let Some(why) = read_error(&mut dom0, &back).unwrap() {
+        if let Some(why) = read_error(dom0, &back).unwrap() {
             break why;
         }
         sleep(Duration::from_millis(50));
     };
     assert!(why.contains("frontend-keeps-device") && why.contains("by force"), "{why}");
     assert!(begin.elapsed() >= super::devices::CLOSING);
-    assert_eq!(read_state(&mut dom0, &back).unwrap(), XenbusState::Closing);
+    assert_eq!(read_state(dom0, &back).unwrap(), XenbusState::Closing);
     session.close().unwrap();
     let begin = Instant::now();
-    while read_state(&mut dom0, &back).unwrap() != XenbusState::Closed {
+    while read_state(dom0, &back).unwrap() != XenbusState::Closed {
         assert!(begin.elapsed() < PATIENCE, "it does not close");
         sleep(Duration::from_millis(10));
     }
-    stop.store(true, Ordering::SeqCst);
-    served.join().unwrap();
+    machine.end();
 }
