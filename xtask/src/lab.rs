@@ -18,7 +18,7 @@
 mod agent;
 pub mod bench;
 mod boot;
-mod cache;
+pub mod cache;
 mod choose;
 mod cpio;
 mod debs;

@@ -33,6 +33,8 @@ const NEEDS: &[Need] = &[
     Need { what: "curl", package: "curl" },
     Need { what: "ip", package: "iproute2" },
     Need { what: "setpriv", package: "util-linux" },
+    Need { what: "xz", package: "xz-utils" },
+    Need { what: "bunzip2", package: "bzip2" },
     Need { what: "qemu-nbd", package: "qemu-utils" },
     Need { what: "nbdkit", package: "nbdkit" },
     Need { what: "fio", package: "fio" },

@@ -15,6 +15,7 @@
 //! |---|---|---|
 //! | [`mem::MemEngine`] | private memory of one queue; done at once | nothing (`no_std`) |
 //! | [`uring::UringEngine`] | a file or block device, through io_uring | feature `std` |
+//! | [`device::DeviceEngine`] | the same, for a device that can discard, which threads do | feature `std` |
 //! | [`ram::RamEngine`] | memory that queues share; done at once | feature `std` |
 //! | [`offload::Offload`] | wherever an executor keeps it: [`pool::Pool`] (a format's library), [`nbd::NbdLink`] (a server) | feature `std` |
 //!
@@ -29,6 +30,8 @@
 //! | [`record::Recorded`] | keeps all that is written, to find out what a loss of power would leave |
 
 pub mod clock;
+#[cfg(feature = "std")]
+pub mod device;
 #[cfg(feature = "std")]
 pub mod faults;
 pub mod mem;

@@ -91,8 +91,9 @@ pub(super) fn perform(store: &dyn Store, io: Io, data: &mut [u8]) -> io::Result<
         Io::Read { sector } => store.read(bytes(sector)?, data),
         Io::Write { sector } => store.write(bytes(sector)?, data),
         Io::Flush => store.flush(),
-        // No store can.
-        Io::Discard { secure: true, .. } => Err(io::ErrorKind::Unsupported.into()),
+        Io::Discard { sector, sectors, secure: true } => {
+            store.discard_securely(bytes(sector)?, bytes(sectors)?)
+        }
         Io::Discard { sector, sectors, secure: false } => {
             store.discard(bytes(sector)?, bytes(sectors)?)
         }

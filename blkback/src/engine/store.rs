@@ -2,9 +2,11 @@
 //! [`Pool`](super::pool::Pool) of threads makes an engine of it.
 
 use super::EngineError;
+use pvio_blockdev::Forget;
+use rustix::fs::{FallocateFlags, fallocate};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 
 /// A disk whose operations block. Positions and lengths are in bytes, multiples of 512, and in
 /// range. Several threads call at a time.
@@ -33,6 +35,14 @@ pub trait Store: Send + Sync {
     /// Whatever the image says; [`io::ErrorKind::Unsupported`] if it cannot.
     fn discard(&self, at: u64, len: u64) -> io::Result<()>;
 
+    /// This range must not be found by anybody any more.
+    ///
+    /// # Errors
+    /// Whatever the image says; [`io::ErrorKind::Unsupported`] if it cannot promise that.
+    fn discard_securely(&self, _at: u64, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// This range reads as zeroes from now on.
     ///
     /// # Errors
@@ -52,25 +62,47 @@ pub trait Store: Send + Sync {
 
 /// A file or block device.
 #[derive(Debug)]
-pub struct FileStore(pub File);
+pub struct FileStore {
+    file: File,
+    block_device: bool,
+}
+
+impl FileStore {
+    /// # Errors
+    /// The system cannot tell what it is.
+    pub fn new(file: File) -> io::Result<Self> {
+        let block_device = file.metadata()?.file_type().is_block_device();
+        Ok(Self { file, block_device })
+    }
+}
 
 impl Store for FileStore {
     fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(into, at)
+        self.file.read_exact_at(into, at)
     }
 
     fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(from, at)
+        self.file.write_all_at(from, at)
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     fn discard(&self, at: u64, len: u64) -> io::Result<()> {
-        use rustix::fs::{FallocateFlags, fallocate};
+        if self.block_device {
+            return Forget::Discard.range(&self.file, at, len);
+        }
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(fallocate(&self.0, hole, at, len)?)
+        Ok(fallocate(&self.file, hole, at, len)?)
+    }
+
+    /// A file's sectors may lie elsewhere on its medium too.
+    fn discard_securely(&self, at: u64, len: u64) -> io::Result<()> {
+        if !self.block_device {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        Forget::Securely.range(&self.file, at, len)
     }
 }
 

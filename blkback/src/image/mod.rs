@@ -7,11 +7,12 @@
 //! | `raw`, [`qcow2`], `vmdk`, [`vhd`] | the formats of files |
 //! | `overlay` | a disk that is never changed, under one that is |
 //! | `lock`, `file` | opening files so that nobody else writes them |
-//! | `polled` | whether a disk can be polled |
+//! | `polled`, `device` | whether a disk can be polled; what the kernel says of a device |
 //! | [`content`] | what is wrong with an image, before it can do harm |
 //! | [`inspect`] | what can be told of a disk without serving it |
 
 pub mod content;
+mod device;
 pub mod disk;
 mod error;
 mod file;
@@ -36,6 +37,7 @@ pub use options::{DiskOptions, IoMode, OptionError};
 pub use spec::{Spec, SpecError};
 
 use crate::engine::clock::Monotonic;
+use crate::engine::device::DeviceEngine;
 use crate::engine::faults::{FaultSwitch, Faults};
 use crate::engine::nbd::{NbdLink, NbdOptions};
 use crate::engine::offload::{Blocking, Executor, Offload};
@@ -89,8 +91,13 @@ pub struct Image {
 
 /// Where the data is.
 enum Kept {
-    /// In a file, reached through each engine's io_uring.
-    File(File),
+    /// In a file or block device, reached through each engine's io_uring.
+    File {
+        /// The file.
+        file: File,
+        /// What discards, if it is a device that can.
+        discards: Option<Arc<Pool>>,
+    },
     /// In memory.
     Ram(Arc<RamDisk>),
     /// At the end of a socket.
@@ -103,14 +110,14 @@ enum Kept {
 
 impl Kept {
     /// The same through blocking calls.
-    fn into_store(self) -> Arc<dyn Store> {
-        match self {
-            Self::File(file) => Arc::new(FileStore(file)),
+    fn into_store(self) -> io::Result<Arc<dyn Store>> {
+        Ok(match self {
+            Self::File { file, .. } => Arc::new(FileStore::new(file)?),
             Self::Ram(disk) => disk,
             Self::Nbd(link) => Arc::new(Blocking(link)),
             Self::Store(store) => store,
             Self::Pool(pool) => Arc::new(Blocking(pool)),
-        }
+        })
     }
 }
 
@@ -165,10 +172,10 @@ impl Image {
         let io = options.io.unwrap_or_default();
         match (io, &image.kept) {
             (IoMode::Normal, _) => {}
-            (IoMode::SqPoll, Kept::File(_)) => {
+            (IoMode::SqPoll, Kept::File { .. }) => {
                 UringEngine::<PrivateBuf>::probe(io).map_err(ImageError::SqPoll)?;
             }
-            (IoMode::IoPoll, Kept::File(file)) => polled::check(file, disk)?,
+            (IoMode::IoPoll, Kept::File { file, .. }) => polled::check(file, disk)?,
             _ => return Err(ImageError::NoIoMode(io.word(), disk.spec.to_string())),
         }
         let geometry = shaped(image.geometry, disk)?;
@@ -213,7 +220,7 @@ impl Image {
     pub fn file_bytes(&self) -> Option<io::Result<u64>> {
         match &self.kept {
             // All else is read and written by position.
-            Kept::File(file) => Some({ file }.seek(SeekFrom::End(0))),
+            Kept::File { file, .. } => Some({ file }.seek(SeekFrom::End(0))),
             _ => None,
         }
     }
@@ -227,9 +234,13 @@ impl Image {
         B: IoBuf + SharedMemory,
     {
         let executor: Arc<dyn Executor> = match &self.kept {
-            Kept::File(file) => {
+            Kept::File { file, discards } => {
                 let image = file.try_clone()?.into();
-                return self.wrap(UringEngine::with(image, self.geometry, depth, self.io)?);
+                let engine = UringEngine::with(image, self.geometry, depth, self.io)?;
+                return match discards.clone() {
+                    None => self.wrap(engine),
+                    Some(discards) => self.wrap(DeviceEngine::new(engine, discards, depth)?),
+                };
             }
             Kept::Ram(disk) => {
                 let engine = RamEngine::new(Arc::clone(disk), self.geometry);
@@ -288,7 +299,7 @@ impl Image {
     /// What reading says.
     pub fn first_data(self) -> io::Result<Option<u64>> {
         const PART: u64 = 1 << 20;
-        let (size, store) = (self.geometry.sectors * 512, self.kept.into_store());
+        let (size, store) = (self.geometry.sectors * 512, self.kept.into_store()?);
         let mut part = alloc::vec![0; PART as usize];
         for at in (0..size).step_by(PART as usize) {
             let part = part.get_mut(..PART.min(size - at) as usize).unwrap_or_default();
@@ -329,10 +340,7 @@ type Opened = (Arc<dyn Store>, Geometry);
 fn open(spec: &Spec, options: ImageOptions) -> Result<(Kept, Geometry), ImageError> {
     let store = |(store, geometry): Opened| (Kept::Store(store), geometry);
     Ok(match spec {
-        Spec::File { format: Format::Raw, path, .. } => {
-            let (file, geometry) = raw::open(path, options)?;
-            (Kept::File(file), geometry)
-        }
+        Spec::File { format: Format::Raw, path, .. } => raw::open(path, options)?,
         Spec::File { format: Format::Qcow2, path, snapshot } => {
             store(qcow2::open(path, snapshot.as_deref(), options)?)
         }
@@ -357,7 +365,9 @@ fn open(spec: &Spec, options: ImageOptions) -> Result<(Kept, Geometry), ImageErr
 fn open_overlay(below: &Spec, options: ImageOptions) -> Result<Opened, ImageError> {
     // Copies of the data are made in memory of any alignment.
     let (kept, mut geometry) = open(below, ImageOptions { read_only: true, direct: false })?;
-    let below = kept.into_store();
+    let below = kept
+        .into_store()
+        .map_err(|error| ImageError::Other { path: format!("{below}").into(), error })?;
     geometry.read_only = options.read_only;
     geometry.discard = (!options.read_only).then_some(Discard {
         granularity: geometry.physical_sector_size,

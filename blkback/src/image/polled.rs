@@ -1,15 +1,13 @@
 //! Whether a disk's reads and writes can be polled, found out when it is opened: a guest has no use
 //! for an error that only its host can mend.
 
-use super::{Disk, ImageError};
+use super::{Disk, ImageError, device};
 use crate::engine::uring::UringEngine;
-use alloc::format;
 use alloc::string::ToString;
-use rustix::fs::{OFlags, SeekFrom, fcntl_getfl, major, minor, seek};
+use rustix::fs::{OFlags, SeekFrom, fcntl_getfl, seek};
 use rustix::io::Errno;
-use std::fs::{File, read_to_string};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 /// Bytes of the trial at most.
 const TRIAL: u64 = 4096;
@@ -27,7 +25,7 @@ pub(super) fn check(file: &File, disk: &Disk) -> Result<(), ImageError> {
     trial(file).map_err(no)?;
     // The trial says nothing of the device where the file has no data yet, and older kernels
     // (before 6.11) wait for an interrupt where there is no queue to be polled.
-    if device_polls(file).map_err(no)? == Some(false) {
+    if device::polls(file).map_err(no)? == Some(false) {
         return Err(no(Errno::OPNOTSUPP.into()));
     }
     Ok(())
@@ -41,17 +39,4 @@ fn trial(file: &File) -> io::Result<()> {
     let at = data / TRIAL * TRIAL;
     let len = size.saturating_sub(at).min(TRIAL);
     UringEngine::try_polled(file.try_clone()?.into(), at, len as usize)
-}
-
-/// Whether the device a file is on, or is, has queues that are polled, if the kernel tells (a file
-/// system of many devices has none of its own): `queue/io_poll` in sysfs.
-fn device_polls(file: &File) -> io::Result<Option<bool>> {
-    let data = file.metadata()?;
-    let device = if data.file_type().is_block_device() { data.rdev() } else { data.dev() };
-    let device = format!("/sys/dev/block/{}:{}", major(device), minor(device));
-    // A partition has its disk above it.
-    let said = ["queue", "../queue"]
-        .into_iter()
-        .find_map(|queue| read_to_string(format!("{device}/{queue}/io_poll")).ok());
-    Ok(said.map(|said| said.trim() != "0"))
 }

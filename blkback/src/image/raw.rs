@@ -1,17 +1,23 @@
 //! Raw images: the disk's bytes and nothing else, in a file or on a block device.
 
-use super::ImageOptions;
 use super::error::ImageError;
 use super::file::{self, Access};
+use super::{ImageOptions, Kept, device};
+use crate::engine::pool::Pool;
+use crate::engine::store::FileStore;
 use crate::engine::{Discard, Geometry};
+use alloc::sync::Arc;
 use rustix::fs::{ioctl_blkpbszget, ioctl_blksszget};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::path::Path;
 
+/// Threads that discard: enough to keep a device at it, and one that hangs holds up only its like.
+const DISCARDERS: usize = 2;
+
 /// Opens one.
-pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(File, Geometry), ImageError> {
+pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Kept, Geometry), ImageError> {
     let access = Access { write: !options.read_only, direct: options.direct, lock: true };
     let (mut file, block_device) = file::open(path, access)?;
     let other = |error: io::Error| ImageError::Other { path: path.to_path_buf(), error };
@@ -22,8 +28,19 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(File, Geometry
     } else {
         (512, 4096)
     };
-    let geometry = geometry(path, size, logical, physical, options.read_only)?;
-    Ok((file, geometry))
+    let mut geometry = geometry(path, size, logical, physical, options.read_only)?;
+    let mut discards = None;
+    if block_device && !options.read_only {
+        geometry.discard = device::discard(&file, geometry.physical_sector_size).map_err(other)?;
+        if geometry.discard.is_some() {
+            discards = Some(Arc::new(discarders(&file).map_err(other)?));
+        }
+    }
+    Ok((Kept::File { file, discards }, geometry))
+}
+
+fn discarders(device: &File) -> io::Result<Pool> {
+    Pool::start("discard", DISCARDERS, Arc::new(FileStore::new(device.try_clone()?)?))
 }
 
 /// Checks a size and makes a geometry of it that can discard any physical sector.

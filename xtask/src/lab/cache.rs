@@ -110,8 +110,11 @@ fn key(manifest: &str) -> String {
     sum.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// `$PVIO_LAB_CACHE`, else `$XDG_CACHE_HOME/pvio-lab`, else `~/.cache/pvio-lab`.
-fn base() -> Result<PathBuf> {
+/// Where all that is fetched goes: `$PVIO_LAB_CACHE`, else `$XDG_CACHE_HOME/pvio-lab`, else `~/.cache/pvio-lab`.
+///
+/// # Errors
+/// None of these is set.
+pub fn base() -> Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|it| !it.is_empty()).map(PathBuf::from);
     let cache = || set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
     let base = set("PVIO_LAB_CACHE").or_else(|| cache().map(|it| it.join("pvio-lab")));

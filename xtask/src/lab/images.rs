@@ -34,7 +34,7 @@ const PROGRAMS: &[&str] =
     &["bin/ip", "bin/ping", "sbin/mke2fs", "sbin/e2fsck", "sbin/ethtool", "usr/bin/iperf3"];
 
 /// Debian's programs in guests alone.
-const GUEST_PROGRAMS: &[&str] = &["usr/bin/fio", "sbin/fstrim"];
+const GUEST_PROGRAMS: &[&str] = &["usr/bin/fio", "sbin/fstrim", "sbin/blkdiscard"];
 
 /// Files dom0's programs read.
 const DOM0_FILES: &[&str] = &[
@@ -58,7 +58,9 @@ const DOM0_MODULES: &[&str] = &[
     "xenfs",
     "xen-blkback",
     "xen-netback",
+    "xen-blkfront",
     "loop",
+    "null_blk",
     "tun",
     "bridge",
     "8021q",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{Report, tally};
-use crate::exec;
+use crate::{exec, samples};
 
 /// No step takes half of this on two cores; a test that hangs must not hang everything.
 const DEADLINE: Duration = Duration::from_secs(20 * 60);
@@ -38,6 +38,11 @@ pub fn clippy() -> Result<Report> {
 pub fn unit() -> Result<Report> {
     let mut test = exec::cargo();
     test.args(["test", "--workspace", "--all-features", "--lib", "--bins", "--tests"]);
+    match samples::fetch() {
+        Ok(dir) => drop(test.env("PVIO_QEMU_SAMPLES", dir)),
+        // The test that needs them says that it was skipped.
+        Err(error) => println!("    QEMU's sample images: {error:#}"),
+    }
     tests(test.args(["--examples", "--no-fail-fast"]), &["--skip", LOOM_NOT_BUILT])
 }
 

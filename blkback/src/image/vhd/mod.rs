@@ -31,7 +31,7 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Kept, Geometry
             } else {
                 file
             };
-            (Kept::File(file), geometry)
+            (Kept::File { file, discards: None }, geometry)
         }
         Kind::Dynamic { block, .. } => {
             // Blocks are not given back, only what is in them.

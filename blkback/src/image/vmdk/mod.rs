@@ -240,7 +240,9 @@ fn open_flat(path: &Path, offset: u64, bytes: u64, access: Access) -> Result<Dat
         let what = format!("it needs {end} bytes, and has {there}");
         return Err(content(ContentError::truncated(what)));
     }
-    Ok(Data::Flat(FileStore(file), offset))
+    let store = FileStore::new(file);
+    let store = store.map_err(|error| ImageError::Other { path: path.into(), error })?;
+    Ok(Data::Flat(store, offset))
 }
 
 fn open_sparse(

@@ -92,7 +92,7 @@ impl Disk {
                 format!("backendtype=qdisk,target={}", self.path()?)
             }
             (_, Some(device)) => format!("backendtype=phy,target={device}"),
-            (_, None) => format!("backendtype=phy,script=block-pvio,target={}", self.path()?),
+            (_, None) => return Ok(Self::by_pvio(name, access, self.path()?)),
         };
         Ok(format!("format=raw,vdev={name},access={access},{target}"))
     }
@@ -108,6 +108,13 @@ impl Disk {
     /// What stands in `disk=[…]` for what a driver domain opens by this path.
     pub fn elsewhere(path: &str, name: &str, access: Access) -> String {
         format!("format=raw,vdev={name},access={},backendtype=phy,target={path}", access.word())
+    }
+
+    /// What stands in `disk=[…]` for what pvio opens by this name.
+    pub fn by_pvio(name: &str, access: &str, place: &str) -> String {
+        format!(
+            "format=raw,vdev={name},access={access},backendtype=phy,script=block-pvio,target={place}"
+        )
     }
 
     /// Its loop device, if the backend serves that.

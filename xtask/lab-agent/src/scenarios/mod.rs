@@ -17,10 +17,12 @@
 //! | [`life`] | guests that end, in every way, while their devices work; many at once |
 //! | [`mod@bench`] | measurements, which are no part of `all` |
 //! | [`volumes`] | disks that grow, that give room back, that are booted from |
+//! | [`devices`] | disks on devices that are polled, or discard securely |
 //! | [`survival`] | backends that end, and guests that go on |
 
 mod bench;
 mod beside;
+mod devices;
 mod disk;
 mod driver_domain;
 mod frontends;
@@ -105,6 +107,7 @@ fn all() -> Vec<Case> {
         policies::SCENARIOS,
         matrix::SCENARIOS,
         volumes::SCENARIOS,
+        devices::SCENARIOS,
         toolstack::SCENARIOS,
         beside::SCENARIOS,
         driver_domain::SCENARIOS,

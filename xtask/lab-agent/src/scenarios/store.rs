@@ -81,10 +81,7 @@ impl Store {
             _ => "buffered",
         };
         let comma = if words.is_empty() { "" } else { "," };
-        format!(
-            "format=raw,vdev={name},access={access},backendtype=phy,script=block-pvio,target=[{cache}{comma}{words}]{}",
-            self.place
-        )
+        Disk::by_pvio(name, access, &format!("[{cache}{comma}{words}]{}", self.place))
     }
 
     /// A file with the disk's bytes as they are now, the disk being served or not.

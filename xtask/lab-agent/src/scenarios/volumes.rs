@@ -44,7 +44,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// A disk's line, kept as pvio names it.
 fn line(name: &str, place: &str) -> String {
-    format!("format=raw,vdev={name},access=rw,backendtype=phy,script=block-pvio,target={place}")
+    Disk::by_pvio(name, "rw", place)
 }
 
 fn resize(lab: &mut Lab) -> Result<()> {

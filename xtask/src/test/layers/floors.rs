@@ -18,6 +18,7 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     ("pvio-netfront", DEVICE),
     // 3: the platforms, which know no device
     ("pvio-uring", &["pvio-ring"]),
+    ("pvio-blockdev", &[]),
     ("pvio-imagefile", &[]),
     ("pvio-hosted", BELOW),
     ("pvio-sim", BELOW),
@@ -25,14 +26,15 @@ const MAY_NEED: &[(&str, &[&str])] = &[
 ];
 
 const BELOW: &[&str] = &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus"];
-/// With std, a device waits in the one wait point and has files for a library, which are no platform of
-/// a domain's.
+/// With std, a device waits in the one wait point, has files for a library, and devices of the host,
+/// which are no platform of a domain's.
 const DEVICE: &[&str] = &[
     "pvio-ring",
     "pvio-grant-table",
     "pvio-event-channel",
     "pvio-xenbus",
     "pvio-uring",
+    "pvio-blockdev",
     "pvio-imagefile",
 ];
 

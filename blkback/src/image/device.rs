@@ -1,0 +1,43 @@
+//! What the kernel says of the block device a file is, or is on (sysfs).
+
+use crate::engine::Discard;
+use alloc::format;
+use alloc::string::String;
+use pvio_blockdev::Forget;
+use rustix::fs::{major, minor};
+use std::fs::{File, read_to_string};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+/// How a block device discards; `None` if it cannot.
+///
+/// # Errors
+/// It is not open for writing, or does not answer.
+pub(super) fn discard(file: &File, physical: u32) -> io::Result<Option<Discard>> {
+    if !Forget::Discard.is_known(file)? {
+        return Ok(None);
+    }
+    let granularity = number(file, "queue/discard_granularity")?.unwrap_or(0);
+    Ok(Some(Discard {
+        granularity: granularity.max(physical),
+        // A partition has its own.
+        alignment: number(file, "discard_alignment")?.unwrap_or(0),
+        secure: Forget::Securely.is_known(file)?,
+    }))
+}
+
+/// Whether the device has queues that are polled, if the kernel tells: a file system of many devices
+/// has none of its own.
+pub(super) fn polls(file: &File) -> io::Result<Option<bool>> {
+    Ok(number(file, "queue/io_poll")?.map(|polls| polls != 0))
+}
+
+fn number(file: &File, name: &str) -> io::Result<Option<u32>> {
+    let data = file.metadata()?;
+    let device = if data.file_type().is_block_device() { data.rdev() } else { data.dev() };
+    let device = format!("/sys/dev/block/{}:{}", major(device), minor(device));
+    // A partition has its disk above it.
+    let said = [format!("{device}/{name}"), format!("{device}/../{name}")];
+    let said: Option<String> = said.iter().find_map(|path| read_to_string(path).ok());
+    Ok(said.and_then(|said| said.trim().parse().ok()))
+}
