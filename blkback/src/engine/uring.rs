@@ -4,8 +4,12 @@
 //! polled through the same io_uring ([`UringEngine::watch`]), so one system call hands over a
 //! batch and waits for whatever comes first.
 //!
-//! A disk that is [polled](IoMode::IoPoll) has a second io_uring, for its reads and writes alone.
-//! While any are under way a wait looks at both and does not sleep.
+//! A disk that is [polled](IoMode::IoPoll) has a second io_uring, for reads and writes that its device
+//! [takes whole](Limits). While any are under way a wait looks at both and does not sleep.
+
+mod limits;
+
+pub use limits::Limits;
 
 use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use crate::image::IoMode;
@@ -45,6 +49,7 @@ pub struct UringEngine<B: IoBuf> {
 struct Polled<B: IoBuf> {
     uring: Uring<B>,
     image: FileId,
+    limits: Limits,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -102,6 +107,15 @@ impl<B: IoBuf> UringEngine<B> {
         }
     }
 
+    /// Polls for all that a device with these limits takes.
+    #[must_use]
+    pub fn polling_within(mut self, limits: Limits) -> Self {
+        if let Some(polled) = &mut self.polled {
+            polled.limits = limits;
+        }
+        self
+    }
+
     /// Whether this kernel can be told in that way.
     ///
     /// # Errors
@@ -148,8 +162,10 @@ impl<B: IoBuf> UringEngine<B> {
         let Some(t) = self.transfers.get(tag as usize).copied() else { return Err(Full) };
         let (skip, token) = (t.moved as usize, u64::from(tag));
         let (uring, image) = match &mut self.polled {
-            None => (&mut self.uring, self.image),
-            Some(polled) => (&mut polled.uring, polled.image),
+            Some(polled) if polled.limits.take(t.at, t.left.into(), segments) => {
+                (&mut polled.uring, polled.image)
+            }
+            _ => (&mut self.uring, self.image),
         };
         let begun = if t.write {
             uring.write_rest(image, t.at, skip, segments.drain(..), token)
@@ -163,7 +179,7 @@ impl<B: IoBuf> UringEngine<B> {
 impl<B: IoBuf> Polled<B> {
     fn over(mut uring: Uring<B>, image: OwnedFd) -> Self {
         let image = uring.add_main_file(image);
-        Self { uring, image }
+        Self { uring, image, limits: Limits::default() }
     }
 
     /// Looks at both until there is something, or the time is over.
@@ -187,7 +203,7 @@ impl UringEngine<PrivateBuf> {
     /// # Errors
     /// `EOPNOTSUPP` where that cannot be; what `io_uring_setup` and reading say.
     pub fn try_polled(image: OwnedFd, at: u64, len: usize) -> io::Result<()> {
-        let Polled { mut uring, image } = Polled::over(Uring::polled(1)?, image);
+        let Polled { mut uring, image, .. } = Polled::over(Uring::polled(1)?, image);
         let begun = uring.read(image, at, [whole(PrivateBuf::page_aligned(len))], 0);
         let mut result = begun.map(|()| 0).map_err(|_| EAGAIN);
         while uring.busy() > 0 {

@@ -1,6 +1,7 @@
 //! What the kernel says of the block device a file is, or is on (sysfs).
 
 use crate::engine::Discard;
+use crate::engine::uring::Limits;
 use alloc::format;
 use alloc::string::String;
 use pvio_blockdev::Forget;
@@ -30,6 +31,20 @@ pub(super) fn discard(file: &File, physical: u32) -> io::Result<Option<Discard>>
 /// has none of its own.
 pub(super) fn polls(file: &File) -> io::Result<Option<bool>> {
     Ok(number(file, "queue/io_poll")?.map(|polls| polls != 0))
+}
+
+/// What the device takes as one request: little, where the kernel does not tell.
+pub(super) fn limits(file: &File) -> io::Result<Limits> {
+    let kib = number(file, "queue/max_sectors_kb")?;
+    let pages = number(file, "queue/max_segments")?;
+    let (Some(kib), Some(pages)) = (kib, pages) else { return Ok(Limits::default()) };
+    let chunk = number(file, "queue/chunk_sectors")?.unwrap_or(0);
+    let start = match file.metadata()?.file_type().is_block_device() {
+        true => Some(u64::from(number(file, "start")?.unwrap_or(0)) * 512),
+        false => None,
+    };
+    let (bytes, chunk) = (u64::from(kib) << 10, u64::from(chunk) * 512);
+    Ok(Limits { bytes, pages: pages as usize, chunk, start })
 }
 
 fn number(file: &File, name: &str) -> io::Result<Option<u32>> {

@@ -47,7 +47,7 @@ use crate::engine::record::{Record, Recorded};
 use crate::engine::store::{FileStore, Store};
 use crate::engine::throttle::{Share, Throttle};
 use crate::engine::trace::{Trace, Traced};
-use crate::engine::uring::UringEngine;
+use crate::engine::uring::{Limits, UringEngine};
 use crate::engine::wait::{DiskEngine, WaitEngine, Waiting};
 use crate::engine::{Discard, Geometry};
 use alloc::boxed::Box;
@@ -87,6 +87,8 @@ pub struct Image {
     trace: Option<Arc<Trace>>,
     record: Option<Arc<Record>>,
     io: IoMode,
+    /// What is polled for, if anything is.
+    limits: Limits,
 }
 
 /// Where the data is.
@@ -154,6 +156,7 @@ impl Image {
             trace: None,
             record: None,
             io: IoMode::Normal,
+            limits: Limits::default(),
         })
     }
 
@@ -170,16 +173,17 @@ impl Image {
         };
         let image = Self::open_disk(&disk.kept_in(), how)?;
         let io = options.io.unwrap_or_default();
+        let mut limits = Limits::default();
         match (io, &image.kept) {
             (IoMode::Normal, _) => {}
             (IoMode::SqPoll, Kept::File { .. }) => {
                 UringEngine::<PrivateBuf>::probe(io).map_err(ImageError::SqPoll)?;
             }
-            (IoMode::IoPoll, Kept::File { file, .. }) => polled::check(file, disk)?,
+            (IoMode::IoPoll, Kept::File { file, .. }) => limits = polled::check(file, disk)?,
             _ => return Err(ImageError::NoIoMode(io.word(), disk.spec.to_string())),
         }
         let geometry = shaped(image.geometry, disk)?;
-        Ok(Self { geometry, io, ..image })
+        Ok(Self { geometry, io, limits, ..image })
     }
 
     /// Keeps the disk to limits, which may be changed later.
@@ -237,6 +241,7 @@ impl Image {
             Kept::File { file, discards } => {
                 let image = file.try_clone()?.into();
                 let engine = UringEngine::with(image, self.geometry, depth, self.io)?;
+                let engine = engine.polling_within(self.limits);
                 return match discards.clone() {
                     None => self.wrap(engine),
                     Some(discards) => self.wrap(DeviceEngine::new(engine, discards, depth)?),

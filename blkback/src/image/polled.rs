@@ -2,7 +2,7 @@
 //! for an error that only its host can mend.
 
 use super::{Disk, ImageError, device};
-use crate::engine::uring::UringEngine;
+use crate::engine::uring::{Limits, UringEngine};
 use alloc::string::ToString;
 use rustix::fs::{OFlags, SeekFrom, fcntl_getfl, seek};
 use rustix::io::Errno;
@@ -12,11 +12,11 @@ use std::io;
 /// Bytes of the trial at most.
 const TRIAL: u64 = 4096;
 
-/// Whether a file or block device can be polled.
+/// Whether a file or block device can be polled, and for what.
 ///
 /// # Errors
 /// [`ImageError::PollBuffered`], [`ImageError::NoPoll`].
-pub(super) fn check(file: &File, disk: &Disk) -> Result<(), ImageError> {
+pub(super) fn check(file: &File, disk: &Disk) -> Result<Limits, ImageError> {
     let name = || disk.spec.to_string();
     let no = |error: io::Error| ImageError::NoPoll { disk: name(), error };
     if !fcntl_getfl(file).map_err(|e| no(e.into()))?.contains(OFlags::DIRECT) {
@@ -28,7 +28,7 @@ pub(super) fn check(file: &File, disk: &Disk) -> Result<(), ImageError> {
     if device::polls(file).map_err(no)? == Some(false) {
         return Err(no(Errno::OPNOTSUPP.into()));
     }
-    Ok(())
+    device::limits(file).map_err(no)
 }
 
 /// Reads the first data there is; of a file without any, its beginning.

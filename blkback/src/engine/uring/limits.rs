@@ -1,0 +1,116 @@
+//! What a device takes as one request.
+//!
+//! A polled request must not wait in the kernel, so the kernel does not split one that the device
+//! cannot take whole: since Linux 6.1.5 it fails by `EAGAIN` there, and io_uring's worker thread tries it
+//! again for ever (seen in the lab, scenario `disk-polled`). Such transfers go the ordinary way.
+
+use pvio_ring::IoSeg;
+use pvio_uring::IoBuf;
+
+const PAGE: usize = 4096;
+
+/// What a device takes as one request. The default is what every device takes: a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Bytes at most.
+    pub bytes: u64,
+    /// Pages of memory at most.
+    pub pages: usize,
+    /// Bytes of the stretches of which a request may touch only one; 0 if it may touch any.
+    pub chunk: u64,
+    /// The byte of the device the disk begins at; `None` if its bytes are all over it, as a file's.
+    pub start: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bytes: PAGE as u64, pages: 1, chunk: PAGE as u64, start: None }
+    }
+}
+
+impl Limits {
+    /// Whether the device takes all of a transfer as one request.
+    pub fn take<B: IoBuf>(&self, at: u64, len: u64, segments: &[IoSeg<B>]) -> bool {
+        len <= self.bytes && self.within_chunk(at, len) && self.takes_memory(segments)
+    }
+
+    fn within_chunk(&self, at: u64, len: u64) -> bool {
+        let (first, chunk) = match self.start {
+            _ if self.chunk == 0 => return true,
+            Some(start) => (start.saturating_add(at), self.chunk),
+            // File systems have blocks of a page, each in one piece.
+            None => (at, PAGE as u64),
+        };
+        first / chunk == first.saturating_add(len.saturating_sub(1)) / chunk
+    }
+
+    /// Between two pieces of memory there must be no gap within a page (NVMe's PRP lists).
+    fn takes_memory<B: IoBuf>(&self, segments: &[IoSeg<B>]) -> bool {
+        let (mut pages, mut end) = (0, None);
+        for segment in segments.iter().filter(|segment| segment.len > 0) {
+            let start = segment.buf.base().addr().wrapping_add(segment.offset);
+            let whole = |at: usize| at.is_multiple_of(PAGE);
+            match end {
+                Some(end) if end != start && !(whole(start) && whole(end)) => return false,
+                _ => {}
+            }
+            // Of neighbours, the page they meet in counts twice: too many is safe.
+            pages += (start % PAGE + segment.len).div_ceil(PAGE);
+            end = Some(start.wrapping_add(segment.len));
+        }
+        pages <= self.pages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use pvio_ring::shm::HeapMemory;
+
+    const DEVICE: Limits = Limits { bytes: 128 << 10, pages: 4, chunk: 0, start: Some(0) };
+
+    fn segments(parts: &[(usize, usize)]) -> Vec<IoSeg<HeapMemory>> {
+        parts
+            .iter()
+            .map(|&(offset, len)| IoSeg { buf: HeapMemory::pages(8), offset, len })
+            .collect()
+    }
+
+    #[test]
+    fn what_is_too_long_is_not_taken() {
+        let little = segments(&[(0, 4096)]);
+        assert!(DEVICE.take(0, 128 << 10, &little));
+        assert!(!DEVICE.take(0, (128 << 10) + 512, &little));
+        assert!(DEVICE.take(0, 1, &segments(&[(0, 4 * PAGE)])));
+        assert!(!DEVICE.take(0, 1, &segments(&[(512, 4 * PAGE)])), "five pages");
+    }
+
+    #[test]
+    fn a_gap_within_a_page_is_not_taken() {
+        for (parts, taken) in [
+            (&[(512, 3584), (0, 4096), (0, 512)][..], true),
+            (&[(0, 512), (0, 4096)], false),
+            (&[(0, 4096), (512, 512)], false),
+            (&[(0, 4096), (0, 0), (0, 512)], true),
+        ] {
+            assert_eq!(DEVICE.take(0, 1, &segments(parts)), taken, "{parts:?}");
+        }
+        // Neighbours leave none.
+        let buf = HeapMemory::pages(1);
+        let [first, second] = [0, 512].map(|offset| IoSeg { buf: buf.clone(), offset, len: 512 });
+        assert!(DEVICE.take(0, 1024, &[first, second]));
+    }
+
+    #[test]
+    fn a_chunk_is_not_left() {
+        let page = segments(&[(0, 4096)]);
+        let device = Limits { chunk: 64 << 10, start: Some(4096), ..DEVICE };
+        assert!(device.take(56 << 10, 4096, &page));
+        assert!(!device.take(58 << 10, 4096, &page), "it begins a page later on the device");
+        let file = Limits { start: None, ..device };
+        assert!(file.take(8192, 4096, &page));
+        assert!(!file.take(8192, 8192, &page), "its blocks may lie anywhere");
+        assert!(!file.take(8192 + 512, 4096, &page));
+    }
+}
