@@ -158,7 +158,7 @@ fn a_broken_image_ends_with_an_answer() {
     let (mut refused, mut served) = (0, 0);
     for sample in samples(dir.path()) {
         let path = &sample.file;
-        for round in 0..rounds(240) {
+        for round in 0..rounds(120) {
             let mut bytes = sample.bytes.clone();
             damage(&mut bytes, round, &mut rng);
             std::fs::write(path, &bytes).unwrap();
@@ -237,7 +237,7 @@ fn qemus_own_samples_are_served_or_refused() {
                 continue;
             }
             let whole = std::fs::read(&sample).unwrap();
-            for round in 0..rounds(60) {
+            for round in 0..rounds(16) {
                 let mut bytes = whole.clone();
                 damage(&mut bytes, round, &mut rng);
                 std::fs::write(&copy, &bytes).unwrap();

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 const INSIDE: &str = "PVIO_TEST_IN_NAMESPACE";
 
-/// `true` inside the namespace: go on with the test. `false` outside: the test has run in there,
+/// `test` is the calling test, with its module. `true` inside the namespace: go on with the test. `false` outside: the test has run in there,
 /// and passed, or could not be run here, which was said.
 ///
 /// # Panics
@@ -29,6 +29,10 @@ pub fn entered(test: &str, before: &[&str]) -> bool {
         return false;
     }
     let program = std::env::current_exe().unwrap();
+    // A name nobody has would run nothing, and that would count as passed.
+    let named = Command::new(&program).args(["--exact", test, "--list"]).output().unwrap();
+    let named = String::from_utf8_lossy(&named.stdout).starts_with(&format!("{test}: test"));
+    assert!(named, "no test of this program is called {test}");
     let status = Command::new("unshare")
         .args([how])
         .args(before)

@@ -116,6 +116,8 @@ const WITH_THE_OTHER_KIND: &[&str] = &[
     "matrix-nbd:pvio:pvh",
     "nic-policies:pvio:pv",
     "disk-policies:pvio:pvh",
+    "disk-polled:pvio:pv",
+    "disk-secure:pvio:pvh",
     "nic-fair:pvio:pv",
     "nic-peers:pvio:pvh",
     "nic-guard:pvio:pv",

@@ -1,8 +1,6 @@
 //! A disk in memory, through the whole path.
-#![cfg(feature = "std")]
 
-mod support;
-
+use crate::support::{Deed, Machine, workload};
 use pvio_blkback::engine::ram::RamDisk;
 use pvio_blkback::engine::wait::WaitEngine;
 use pvio_blkback::engine::{BlockEngine, EngineError, Io};
@@ -10,7 +8,6 @@ use pvio_blkback::image::{Image, ImageOptions};
 use pvio_ring::proto::blkif::Status;
 use pvio_ring::shm::HeapMemory;
 use pvio_xenbus::handshake::vbd::Mode;
-use support::{Deed, Machine, workload};
 
 #[test]
 fn it_keeps_what_a_guest_writes_and_refuses_what_it_may_not() {

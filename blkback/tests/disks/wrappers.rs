@@ -1,8 +1,6 @@
 //! Wrappers around engines: by a clock that the test moves, and by fio.
-#![cfg(feature = "std")]
 
-mod support;
-
+use crate::support::{Rng, has, text, tool};
 use pvio_blkback::engine::clock::{Clock, Manual};
 use pvio_blkback::engine::faults::{FaultPlan, FaultSwitch, Faults};
 use pvio_blkback::engine::ram::{RamDisk, RamEngine};
@@ -16,7 +14,6 @@ use pvio_ring::shm::HeapMemory;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::{Rng, has, text, tool};
 
 type Ram = Waiting<RamEngine<HeapMemory>>;
 

@@ -1,8 +1,8 @@
 //! What a guest and its toolstack change while the NIC is connected, in a network namespace of the test's
 //! own.
 
-mod rig;
-
+use crate::rig::namespace::{entered, ip};
+use crate::rig::{GUEST_MAC, Guest, Rig, wait_for};
 use pvio_hosted::Domain;
 use pvio_netback::fault::DropReason;
 use pvio_netback::host::TapOptions;
@@ -11,8 +11,6 @@ use pvio_ring::proto::netif::{HashTypes, hash_frame};
 use pvio_xenbus::handshake::common::{read_state, write_state};
 use pvio_xenbus::handshake::vif::{multicast_request_path, write_xdp_headroom};
 use pvio_xenbus::{XenbusState, Xenstore};
-use rig::namespace::{entered, ip};
-use rig::{GUEST_MAC, Guest, Rig, wait_for};
 use std::net::UdpSocket;
 
 fn rig() -> Rig {
@@ -34,7 +32,7 @@ fn hears(guest: &mut Guest<Nic<Domain>>, host: &UdpSocket, to: &str, word: &[u8]
 
 #[test]
 fn a_guest_reconfigures_its_headroom_as_often_as_it_likes() {
-    if !entered("a_guest_reconfigures_its_headroom_as_often_as_it_likes", &[]) {
+    if !entered("live::a_guest_reconfigures_its_headroom_as_often_as_it_likes", &[]) {
         return;
     }
     let mut rig = rig();
@@ -63,7 +61,7 @@ fn a_guest_reconfigures_its_headroom_as_often_as_it_likes() {
 
 #[test]
 fn a_guest_chooses_its_groups_while_it_is_connected() {
-    if !entered("a_guest_chooses_its_groups_while_it_is_connected", &[]) {
+    if !entered("live::a_guest_chooses_its_groups_while_it_is_connected", &[]) {
         return;
     }
     let rig = rig();
@@ -88,7 +86,7 @@ fn a_guest_chooses_its_groups_while_it_is_connected() {
 
 #[test]
 fn our_nic_asks_for_all_of_that_and_each_packet_shows_it() {
-    if !entered("our_nic_asks_for_all_of_that_and_each_packet_shows_it", &[]) {
+    if !entered("live::our_nic_asks_for_all_of_that_and_each_packet_shows_it", &[]) {
         return;
     }
     let address = Some(([192, 0, 2, 1].into(), 24));

@@ -1,13 +1,10 @@
 //! VHD and VMDK images made by `qemu-img`, and overlays over any kind of disk.
-#![cfg(feature = "std")]
 
-mod support;
-
+use crate::support::{Deed, Guest, Machine, Rng, has, text, tool, workload};
 use pvio_blkback::image::{Image, ImageOptions, Spec};
 use pvio_ring::proto::blkif::Status;
 use pvio_xenbus::handshake::vbd::Mode;
 use std::path::Path;
-use support::{Deed, Machine, Rng, has, text, tool, workload};
 
 fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut rng = Rng(seed);
@@ -137,7 +134,7 @@ fn a_vmdk_of_more_than_one_extent() {
             guest.one(Deed::Write(place, data.clone()));
         }
         guest.one(Deed::Flush);
-        let holds = |guest: &mut support::Guest| {
+        let holds = |guest: &mut Guest| {
             places.iter().all(|place| guest.one(Deed::Read(*place, 16)) == data)
         };
         assert!(holds(&mut guest));

@@ -1,13 +1,10 @@
 //! qcow2 images made by `qemu-img`, used by a guest through the whole path, and looked at by
 //! `qemu-img` afterwards.
-#![cfg(feature = "std")]
 
-mod support;
-
+use crate::support::{Deed, Machine, Rng, has, text, tool, workload};
 use pvio_blkback::image::{Image, ImageOptions};
 use pvio_xenbus::handshake::vbd::Mode;
 use std::path::Path;
-use support::{Deed, Machine, Rng, has, text, tool, workload};
 
 /// What `qemu-img` finds in an image.
 fn converted(image: &Path) -> Vec<u8> {

@@ -2,17 +2,15 @@
 //! read by `tshark`; a kernel as the guest, `iperf3` in it, a router between, and a receiver that
 //! verifies every checksum. In network namespaces of the test's own.
 
-mod rig;
-
+use crate::rig::kernel_guest::{KernelGuest, Space};
+use crate::rig::namespace::{entered_with, entered_with_before, ip};
+use crate::rig::{GUEST_MAC, Rig, wait_for};
 use etherparse::PacketBuilder;
 use pvio_netback::fault::DropReason;
 use pvio_netback::host::TapOptions;
 use pvio_netback::port::capture::CaptureFile;
 use pvio_netfront::Checksum;
 use pvio_ring::proto::checksum::Transport;
-use rig::kernel_guest::{KernelGuest, Space};
-use rig::namespace::{entered_with, entered_with_before, ip};
-use rig::{GUEST_MAC, Rig, wait_for};
 use std::fs;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -85,7 +83,7 @@ fn frames() -> Vec<Vec<u8>> {
 
 #[test]
 fn what_a_guest_sends_is_on_the_wire_byte_by_byte_and_in_the_vifs_own_capture() {
-    let name = "what_a_guest_sends_is_on_the_wire_byte_by_byte_and_in_the_vifs_own_capture";
+    let name = "wire::what_a_guest_sends_is_on_the_wire_byte_by_byte_and_in_the_vifs_own_capture";
     if !entered_with(name, &[TSHARK, ("tcpdump", "tcpdump")]) {
         return;
     }
@@ -226,7 +224,8 @@ impl Route {
 
 #[test]
 fn a_guests_kernel_and_a_far_one_talk_through_a_router_and_every_checksum_is_right() {
-    let name = "a_guests_kernel_and_a_far_one_talk_through_a_router_and_every_checksum_is_right";
+    let name =
+        "wire::a_guests_kernel_and_a_far_one_talk_through_a_router_and_every_checksum_is_right";
     if !entered_with(name, &[("iperf3", "iperf3"), ("ethtool", "ethtool"), TSHARK]) {
         return;
     }
@@ -271,7 +270,7 @@ fn a_guests_kernel_and_a_far_one_talk_through_a_router_and_every_checksum_is_rig
 
 #[test]
 fn a_tap_is_made_in_the_namespace_it_is_to_be_in() {
-    let name = "a_tap_is_made_in_the_namespace_it_is_to_be_in";
+    let name = "wire::a_tap_is_made_in_the_namespace_it_is_to_be_in";
     if !entered_with(name, &[]) {
         return;
     }
@@ -304,7 +303,7 @@ fn a_tap_is_made_in_the_namespace_it_is_to_be_in() {
 
 #[test]
 fn a_tap_joins_a_bridge_of_open_vswitch_and_leaves_it() {
-    let name = "a_tap_joins_a_bridge_of_open_vswitch_and_leaves_it";
+    let name = "wire::a_tap_joins_a_bridge_of_open_vswitch_and_leaves_it";
     let run = tempfile::tempdir().unwrap();
     let needs = ["ovs-vsctl", "ovsdb-tool", "ovsdb-server", "ovs-vswitchd"];
     let needs = needs.map(|program| (program, "openvswitch-switch"));

@@ -1,8 +1,11 @@
 //! Packets that are still to be segmented, between a guest and the kernel, both ways, in a network
 //! namespace of the test's own.
 
-mod rig;
-
+use crate::rig::frames::{
+    ACK, HOST_MAC, NOBODY, PUSH, SYN, Segment, checksum_holds, parse, pattern, to_port,
+};
+use crate::rig::namespace::{entered, ip};
+use crate::rig::{GUEST_MAC, Guest, Rig, wait_for};
 use pvio_hosted::Domain;
 use pvio_netback::Stats;
 use pvio_netback::fault::DropReason;
@@ -13,11 +16,6 @@ use pvio_netback::port::wait::Wait;
 use pvio_netback::port::{self, NetPort, Offload, Packet};
 use pvio_netfront::{Checksum, Gso, Nic, Queue, SendError};
 use pvio_ring::proto::netif::GsoKind;
-use rig::frames::{
-    ACK, HOST_MAC, NOBODY, PUSH, SYN, Segment, checksum_holds, parse, pattern, to_port,
-};
-use rig::namespace::{entered, ip};
-use rig::{GUEST_MAC, Guest, Rig, wait_for};
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
@@ -83,7 +81,7 @@ fn collect(len: usize, mut next: impl FnMut() -> Option<(Vec<u8>, bool)>) -> Vec
 
 #[test]
 fn what_a_guest_leaves_unsegmented_the_kernel_segments() {
-    if !entered("what_a_guest_leaves_unsegmented_the_kernel_segments", &[]) {
+    if !entered("segments::what_a_guest_leaves_unsegmented_the_kernel_segments", &[]) {
         return;
     }
     let (rig, mut wire) = on_bridge();
@@ -160,7 +158,7 @@ fn stream_to_the_kernel(guest: &mut Guest<Nic<Domain>>, v6: bool, kind: GsoKind)
 
 #[test]
 fn a_socket_of_the_kernel_reads_what_a_guest_left_unsegmented() {
-    if !entered("a_socket_of_the_kernel_reads_what_a_guest_left_unsegmented", &[]) {
+    if !entered("segments::a_socket_of_the_kernel_reads_what_a_guest_left_unsegmented", &[]) {
         return;
     }
     let address = Some(([192, 0, 2, 1].into(), 24));
@@ -178,7 +176,7 @@ fn a_socket_of_the_kernel_reads_what_a_guest_left_unsegmented() {
 
 #[test]
 fn what_the_kernel_leaves_unsegmented_reaches_a_guest_that_takes_it() {
-    if !entered("what_the_kernel_leaves_unsegmented_reaches_a_guest_that_takes_it", &[]) {
+    if !entered("segments::what_the_kernel_leaves_unsegmented_reaches_a_guest_that_takes_it", &[]) {
         return;
     }
     let (rig, mut wire) = on_bridge();
@@ -229,7 +227,7 @@ fn what_the_kernel_leaves_unsegmented_reaches_a_guest_that_takes_it() {
 
 #[test]
 fn lies_about_segmentation_cost_a_packet_each() {
-    if !entered("lies_about_segmentation_cost_a_packet_each", &[]) {
+    if !entered("segments::lies_about_segmentation_cost_a_packet_each", &[]) {
         return;
     }
     let (rig, mut wire) = on_bridge();
@@ -268,7 +266,8 @@ fn lies_about_segmentation_cost_a_packet_each() {
 
 #[test]
 fn a_kernel_socket_sends_few_large_packets_to_a_guest_that_takes_them() {
-    if !entered("a_kernel_socket_sends_few_large_packets_to_a_guest_that_takes_them", &[]) {
+    if !entered("segments::a_kernel_socket_sends_few_large_packets_to_a_guest_that_takes_them", &[])
+    {
         return;
     }
     let address = Some(([192, 0, 2, 1].into(), 24));
@@ -276,7 +275,7 @@ fn a_kernel_socket_sends_few_large_packets_to_a_guest_that_takes_them() {
     let rig = Rig::new(options, |vif| vif.vifname = Some("v0".into()));
     let domain = rig.domain();
     let guest = Guest::attach(&domain, rig.addr, Nic::new(domain.clone()).taking_gso());
-    let mut stack = rig::stack::Stack::new(guest);
+    let mut stack = crate::rig::stack::Stack::new(guest);
     let listener = TcpListener::bind("192.0.2.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let data = pattern(8_000_000);

@@ -1,7 +1,7 @@
 //! Guests with several queues, each a queue of the tap, in a network namespace of the test's own.
 
-mod rig;
-
+use crate::rig::namespace::{entered, ip};
+use crate::rig::{GUEST_MAC, Guest, Rig, wait_for};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::{DomId, Granter};
 use pvio_hosted::Domain;
@@ -12,8 +12,6 @@ use pvio_xenbus::driver::{Ends, Fault, FrontendClass};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::vif::{BackOffer, EventChannels, FrontRequest, Queue as Keys};
 use pvio_xenbus::{XenbusState, Xenstore};
-use rig::namespace::{entered, ip};
-use rig::{GUEST_MAC, Guest, Rig, wait_for};
 use std::net::UdpSocket;
 
 const OFFERED: u32 = 4;
@@ -103,7 +101,8 @@ fn every_queue_works(queues: &mut [Queue<Domain>]) {
 
 #[test]
 fn any_number_of_queues_up_to_what_is_offered_and_another_the_next_time() {
-    if !entered("any_number_of_queues_up_to_what_is_offered_and_another_the_next_time", &[]) {
+    if !entered("queues::any_number_of_queues_up_to_what_is_offered_and_another_the_next_time", &[])
+    {
         return;
     }
     let rig = rig();
@@ -122,7 +121,7 @@ fn any_number_of_queues_up_to_what_is_offered_and_another_the_next_time() {
 
 #[test]
 fn our_nic_takes_every_queue_and_has_its_pages_staged() {
-    if !entered("our_nic_takes_every_queue_and_has_its_pages_staged", &[]) {
+    if !entered("queues::our_nic_takes_every_queue_and_has_its_pages_staged", &[]) {
         return;
     }
     let rig = rig();
@@ -154,7 +153,7 @@ fn our_nic_takes_every_queue_and_has_its_pages_staged() {
 
 #[test]
 fn a_queue_that_cannot_be_attached_takes_the_others_with_it() {
-    if !entered("a_queue_that_cannot_be_attached_takes_the_others_with_it", &[]) {
+    if !entered("queues::a_queue_that_cannot_be_attached_takes_the_others_with_it", &[]) {
         return;
     }
     let mut rig = rig();

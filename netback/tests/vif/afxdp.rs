@@ -1,15 +1,13 @@
 //! A vif on a network interface's queues by AF_XDP: one end of a veth, in network namespaces of the
 //! test's own. At the other end are a bridge with a tap, and a kernel.
 
-mod rig;
-
+use crate::rig::kernel_guest::{KernelGuest, Space};
+use crate::rig::namespace::{entered, entered_with, ip, skipped};
+use crate::rig::{Guest, Rig, wait_for};
 use pvio_netback::fault::DropReason;
 use pvio_netback::host::TapOptions;
 use pvio_netback::port::afxdp::{AfXdp, AfXdpError};
 use pvio_netfront::Checksum;
-use rig::kernel_guest::{KernelGuest, Space};
-use rig::namespace::{entered, entered_with, ip, skipped};
-use rig::{Guest, Rig, wait_for};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -92,7 +90,7 @@ fn pass(from: (&mut Nic, u8), to: (&mut Nic, u8)) {
 
 #[test]
 fn frames_pass_both_ways_byte_by_byte_for_one_guest_after_another() {
-    let name = "frames_pass_both_ways_byte_by_byte_for_one_guest_after_another";
+    let name = "afxdp::frames_pass_both_ways_byte_by_byte_for_one_guest_after_another";
     if !entered(name, &[]) {
         return;
     }
@@ -121,7 +119,7 @@ fn frames_pass_both_ways_byte_by_byte_for_one_guest_after_another() {
 
 #[test]
 fn a_guest_that_takes_nothing_holds_little_and_is_not_a_reason_to_stay_awake() {
-    let name = "a_guest_that_takes_nothing_holds_little_and_is_not_a_reason_to_stay_awake";
+    let name = "afxdp::a_guest_that_takes_nothing_holds_little_and_is_not_a_reason_to_stay_awake";
     if !entered(name, &[]) {
         return;
     }
@@ -176,7 +174,8 @@ fn a_guest_that_takes_nothing_holds_little_and_is_not_a_reason_to_stay_awake() {
 
 #[test]
 fn a_guests_kernel_and_another_talk_with_every_packet_cut_and_every_checksum_right() {
-    let name = "a_guests_kernel_and_another_talk_with_every_packet_cut_and_every_checksum_right";
+    let name =
+        "afxdp::a_guests_kernel_and_another_talk_with_every_packet_cut_and_every_checksum_right";
     if !entered_with(name, &[("iperf3", "iperf3"), ("ethtool", "ethtool")]) {
         return;
     }
@@ -231,7 +230,7 @@ fn a_guests_kernel_and_another_talk_with_every_packet_cut_and_every_checksum_rig
 
 #[test]
 fn an_interface_that_is_missing_or_taken_is_refused_in_words() {
-    let name = "an_interface_that_is_missing_or_taken_is_refused_in_words";
+    let name = "afxdp::an_interface_that_is_missing_or_taken_is_refused_in_words";
     if !entered(name, &[]) {
         return;
     }

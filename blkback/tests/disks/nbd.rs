@@ -1,8 +1,6 @@
 //! Network block devices: real servers, killed and started again under load.
-#![cfg(feature = "std")]
 
-mod support;
-
+use crate::support::{Machine, has, text, workload};
 use pvio_blkback::engine::nbd::{NbdLink, NbdOptions};
 use pvio_blkback::engine::offload::Offload;
 use pvio_blkback::engine::wait::{WaitEngine, Waiting};
@@ -18,7 +16,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use support::{Machine, has, text, workload};
 
 /// A server process; killed when it is dropped.
 struct Server(Child);

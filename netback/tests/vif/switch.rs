@@ -1,7 +1,7 @@
 //! Vifs joined by a switch: its members by themselves, and with guests of hosted hypervisors.
 
-mod rig;
-
+use crate::rig::namespace::entered;
+use crate::rig::{Guest, Rig, wait_for};
 use etherparse::PacketBuilder;
 use pvio_netback::fault::DropReason;
 use pvio_netback::host::{Site, TapOptions};
@@ -12,8 +12,6 @@ use pvio_netback::{Stats, port::FRAME_MAX};
 use pvio_netfront::Checksum as Sent;
 use pvio_ring::proto::checksum::Transport;
 use pvio_ring::proto::netif::GsoKind;
-use rig::namespace::entered;
-use rig::{Guest, Rig, wait_for};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -309,7 +307,7 @@ fn a_loopback_gives_back_what_was_sent_and_files_keep_and_bring_it() {
 
 #[test]
 fn an_uplink_leads_out_and_what_the_kernel_leaves_unsegmented_is_cut_for_a_guest_that_takes_none() {
-    let name = "an_uplink_leads_out_and_what_the_kernel_leaves_unsegmented_is_cut_for_a_guest_that_takes_none";
+    let name = "switch::an_uplink_leads_out_and_what_the_kernel_leaves_unsegmented_is_cut_for_a_guest_that_takes_none";
     if !entered(name, &[]) {
         return;
     }
@@ -326,8 +324,8 @@ fn an_uplink_leads_out_and_what_the_kernel_leaves_unsegmented_is_cut_for_a_guest
     };
     let rig = Rig::within(TapOptions::default(), Arc::clone(&site), edit("switch=lan"));
     let stats = rig.stats();
-    let mut stack = rig::stack::Stack::new(rig.guest());
-    let data = rig::frames::pattern(1_000_000);
+    let mut stack = crate::rig::stack::Stack::new(rig.guest());
+    let data = crate::rig::frames::pattern(1_000_000);
     let listener = std::net::TcpListener::bind("192.0.2.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let whole = data.clone();

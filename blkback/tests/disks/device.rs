@@ -1,15 +1,12 @@
 //! Disks on block devices: what the device says of itself, and discards that are the device's own.
-#![cfg(feature = "std")]
 
-mod support;
-
+use crate::support::{Deed, Machine, has, text, tool, workload};
 use pvio_blkback::image::{Image, ImageOptions, Spec};
 use pvio_xenbus::handshake::vbd::Mode;
 use rustix::fs::{SeekFrom, seek};
 use std::fs::{File, read_to_string};
 use std::path::Path;
 use std::process::Command;
-use support::{Deed, Machine, has, text, tool, workload};
 
 const BYTES: usize = 16 << 20;
 

@@ -1,8 +1,10 @@
 //! A guest's TCP/IP stack against the kernel's, through frontend, rings, backend and a tap, in a
 //! network namespace of the test's own.
 
-mod rig;
-
+use crate::rig::frames::pattern;
+use crate::rig::namespace::{entered, ip};
+use crate::rig::stack::Stack;
+use crate::rig::{GUEST_MAC, Guest, PATIENCE, Rig, wait_for};
 use pvio_event_channel::{EventChannel, EventChannels as _};
 use pvio_grant_table::{Access, Granter};
 use pvio_hosted::{Channel, Domain, Pages};
@@ -16,10 +18,6 @@ use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{Hotplug, read_hotplug, read_state};
 use pvio_xenbus::handshake::vif::{EventChannels, FrontRequest, Queue};
 use pvio_xenbus::{XenbusState, Xenstore};
-use rig::frames::pattern;
-use rig::namespace::{entered, ip};
-use rig::stack::Stack;
-use rig::{GUEST_MAC, Guest, PATIENCE, Rig, wait_for};
 use smoltcp::socket::tcp;
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, UdpSocket};
@@ -63,7 +61,7 @@ fn options() -> TapOptions {
 
 #[test]
 fn tcp_both_ways_over_both_ips_with_checksums_left_blank() {
-    if !entered("tcp_both_ways_over_both_ips_with_checksums_left_blank", &[]) {
+    if !entered("kernel::tcp_both_ways_over_both_ips_with_checksums_left_blank", &[]) {
         return;
     }
     let rig = Rig::new(options(), |vif| vif.vifname = Some("v0".into()));
@@ -87,7 +85,7 @@ fn tcp_both_ways_over_both_ips_with_checksums_left_blank() {
 
 #[test]
 fn the_kernel_leaves_checksums_blank_for_a_guest_that_takes_them() {
-    if !entered("the_kernel_leaves_checksums_blank_for_a_guest_that_takes_them", &[]) {
+    if !entered("kernel::the_kernel_leaves_checksums_blank_for_a_guest_that_takes_them", &[]) {
         return;
     }
     let rig = Rig::new(options(), |vif| vif.vifname = Some("v0".into()));
@@ -109,7 +107,7 @@ fn the_kernel_leaves_checksums_blank_for_a_guest_that_takes_them() {
 
 #[test]
 fn a_worker_without_work_sleeps_until_the_guest_wakes_it() {
-    if !entered("a_worker_without_work_sleeps_until_the_guest_wakes_it", &[]) {
+    if !entered("kernel::a_worker_without_work_sleeps_until_the_guest_wakes_it", &[]) {
         return;
     }
     let rig = Rig::new(options(), |vif| vif.vifname = Some("v0".into()));
@@ -129,7 +127,7 @@ fn a_worker_without_work_sleeps_until_the_guest_wakes_it() {
 
 #[test]
 fn jumbo_packets_of_several_slots() {
-    if !entered("jumbo_packets_of_several_slots", &[]) {
+    if !entered("kernel::jumbo_packets_of_several_slots", &[]) {
         return;
     }
     let rig = Rig::new(options(), |vif| vif.mtu = Some(9000));
@@ -144,7 +142,7 @@ fn jumbo_packets_of_several_slots() {
 
 #[test]
 fn a_guest_closes_attaches_again_and_the_tap_stays_until_the_end() {
-    if !entered("a_guest_closes_attaches_again_and_the_tap_stays_until_the_end", &[]) {
+    if !entered("kernel::a_guest_closes_attaches_again_and_the_tap_stays_until_the_end", &[]) {
         return;
     }
     let mut rig = Rig::new(options(), |vif| vif.vifname = Some("v0".into()));
@@ -173,7 +171,7 @@ fn a_guest_closes_attaches_again_and_the_tap_stays_until_the_end() {
 
 #[test]
 fn a_tap_that_cannot_be_made_is_told_to_the_operator() {
-    if !entered("a_tap_that_cannot_be_made_is_told_to_the_operator", &[]) {
+    if !entered("kernel::a_tap_that_cannot_be_made_is_told_to_the_operator", &[]) {
         return;
     }
     let mut rig = Rig::new(options(), |vif| vif.bridge = Some("nope".into()));
@@ -192,7 +190,7 @@ fn a_tap_that_cannot_be_made_is_told_to_the_operator() {
 
 #[test]
 fn a_guest_that_breaks_the_protocol_is_cut_off_and_told_why() {
-    if !entered("a_guest_that_breaks_the_protocol_is_cut_off_and_told_why", &[]) {
+    if !entered("kernel::a_guest_that_breaks_the_protocol_is_cut_off_and_told_why", &[]) {
         return;
     }
     let mut rig = Rig::new(options(), |vif| vif.vifname = Some("v0".into()));
