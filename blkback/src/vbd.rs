@@ -5,7 +5,7 @@ use crate::config::abi;
 use crate::engine::Geometry;
 use crate::live::Live;
 use crate::pages::most_pages;
-use crate::path::DataPath;
+use crate::path::{DataPath, Policy};
 use crate::queue::{QueueFault, QueueParts};
 use crate::stats::Stats;
 use alloc::format;
@@ -213,6 +213,9 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         geometry.read_only |= disk.mode == Mode::ReadOnly;
         if !disk.discard_enable || geometry.read_only {
             geometry.discard = None;
+        }
+        if geometry.copied {
+            self.config.policy = Policy::Copy;
         }
         self.disk = Some((disk, Arc::new(Live::new(geometry))));
         Ok(())

@@ -78,6 +78,7 @@ impl<B: SharedMemory> BlockEngine<B> for MemEngine<B> {
             sectors: (self.data.len() / SECTOR) as u64,
             sector_size: 512,
             physical_sector_size: 512,
+            copied: false,
             read_only: self.read_only,
             discard: Some(Discard { granularity: 512, alignment: 0, secure: false }),
         }

@@ -73,6 +73,9 @@ pub struct Geometry {
     pub read_only: bool,
     /// What can be discarded, if anything.
     pub discard: Option<Discard>,
+    /// Whether a guest's pages are nothing for the medium: all data is copied into memory of our own
+    /// and out of it, whatever the [policy](crate::Policy).
+    pub copied: bool,
 }
 
 /// How a disk discards, in bytes.

@@ -42,6 +42,7 @@ impl RamDisk {
             sectors: self.bytes / 512,
             sector_size: 512,
             physical_sector_size: 4096,
+            copied: false,
             read_only,
             discard: (!read_only).then_some(Discard {
                 granularity: PIECE as u32,

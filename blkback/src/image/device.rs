@@ -6,9 +6,10 @@ use alloc::format;
 use alloc::string::String;
 use pvio_blockdev::Forget;
 use rustix::fs::{major, minor};
-use std::fs::{File, read_to_string};
+use std::fs::{File, read_dir, read_link, read_to_string};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 /// How a block device discards; `None` if it cannot.
 ///
@@ -47,10 +48,35 @@ pub(super) fn limits(file: &File) -> io::Result<Limits> {
     Ok(Limits { bytes, pages: pages as usize, chunk, start })
 }
 
-fn number(file: &File, name: &str) -> io::Result<Option<u32>> {
+/// Whether the device is another domain's, or made of such: it grants what it is given to that domain
+/// in turn, and nobody can grant the pages of a third.
+pub(super) fn grants(file: &File) -> io::Result<bool> {
+    Ok(is_granted(&PathBuf::from(place(file)?), DEPTH))
+}
+
+/// Device mappers on device mappers.
+const DEPTH: u32 = 8;
+
+fn is_granted(device: &Path, depth: u32) -> bool {
+    // A partition has its disk above it.
+    let of_xen = |bus: &str| {
+        read_link(device.join(bus)).is_ok_and(|bus| bus.file_name() == Some("xen".as_ref()))
+    };
+    let below = || read_dir(device.join("slaves")).into_iter().flatten().flatten();
+    of_xen("device/subsystem")
+        || of_xen("../device/subsystem")
+        || depth > 0 && below().any(|part| is_granted(&part.path(), depth - 1))
+}
+
+/// Its folder in sysfs.
+fn place(file: &File) -> io::Result<String> {
     let data = file.metadata()?;
     let device = if data.file_type().is_block_device() { data.rdev() } else { data.dev() };
-    let device = format!("/sys/dev/block/{}:{}", major(device), minor(device));
+    Ok(format!("/sys/dev/block/{}:{}", major(device), minor(device)))
+}
+
+fn number(file: &File, name: &str) -> io::Result<Option<u32>> {
+    let device = place(file)?;
     // A partition has its disk above it.
     let said = [format!("{device}/{name}"), format!("{device}/../{name}")];
     let said: Option<String> = said.iter().find_map(|path| read_to_string(path).ok());

@@ -29,6 +29,7 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Kept, Geometry
         (512, 4096)
     };
     let mut geometry = geometry(path, size, logical, physical, options.read_only)?;
+    geometry.copied = options.direct && device::grants(&file).map_err(other)?;
     let mut discards = None;
     if block_device && !options.read_only {
         geometry.discard = device::discard(&file, geometry.physical_sector_size).map_err(other)?;
@@ -59,6 +60,7 @@ pub(super) fn geometry(
         sectors: size / 512,
         sector_size: logical,
         physical_sector_size: physical,
+        copied: false,
         read_only,
         discard: (!read_only).then_some(Discard {
             granularity: physical,

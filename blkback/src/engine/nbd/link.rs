@@ -88,6 +88,7 @@ impl NbdLink {
             sectors: self.export.size / 512,
             sector_size,
             physical_sector_size: 4096,
+            copied: false,
             read_only,
             discard: trims.then_some(Discard {
                 granularity: sector_size,

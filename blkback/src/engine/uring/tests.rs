@@ -9,6 +9,7 @@ const DISK: Geometry = Geometry {
     sectors: 64,
     sector_size: 512,
     physical_sector_size: 4096,
+    copied: false,
     read_only: false,
     discard: Some(Discard { granularity: 4096, alignment: 0, secure: false }),
 };

@@ -46,6 +46,7 @@ impl Medium {
             sectors: self.sectors(),
             sector_size: self.sector_size,
             physical_sector_size: self.sector_size,
+            copied: false,
             read_only: false,
             discard: Some(Discard { granularity: self.sector_size, alignment: 0, secure: false }),
         }

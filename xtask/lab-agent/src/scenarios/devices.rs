@@ -141,8 +141,8 @@ fn secure(lab: &mut Lab) -> Result<()> {
     let mut spec = Spec::new(lab.kind, lab.backend);
     spec.tools = true;
     spec.disks = vec![
-        // This device grants what it is given to its own backend, and nobody can grant a guest's pages.
-        line("xvda", &format!("[direct,policy=copy]raw:{device}")),
+        // It grants what it is given to a backend of its own, and nobody can grant a guest's pages.
+        line("xvda", &format!("[direct,policy=persistent-or-map]raw:{device}")),
         line("xvdb", &format!("raw:{}", plain.device().context("a loop device")?)),
     ];
     let mut guest = Guest::start(&spec)?;

@@ -39,6 +39,7 @@ impl Rig {
             sectors: export.size / 512,
             sector_size: 512,
             physical_sector_size: 512,
+            copied: false,
             read_only: false,
             discard: None,
         };
