@@ -158,7 +158,7 @@ fn a_broken_image_ends_with_an_answer() {
     let (mut refused, mut served) = (0, 0);
     for sample in samples(dir.path()) {
         let path = &sample.file;
-        for round in 0..rounds(120) {
+        for round in 0..rounds(240) {
             let mut bytes = sample.bytes.clone();
             damage(&mut bytes, round, &mut rng);
             std::fs::write(path, &bytes).unwrap();

@@ -67,6 +67,14 @@ impl Default for Log {
 }
 
 impl Record {
+    /// Of a medium with physical sectors of so many bytes, for recorders at other places than around
+    /// an engine, which says so itself.
+    #[must_use]
+    pub fn with_sectors(bytes: u64) -> Self {
+        let log = Log { unit: bytes.max(SECTOR), ..Log::default() };
+        Self { log: Mutex::new(log) }
+    }
+
     /// How many events there are by now: a moment to [lose power](Self::after_power_loss) at.
     #[must_use]
     pub fn now(&self) -> usize {

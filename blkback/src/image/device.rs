@@ -3,7 +3,6 @@
 use crate::engine::Discard;
 use crate::engine::uring::Limits;
 use alloc::format;
-use alloc::string::String;
 use pvio_blockdev::Forget;
 use rustix::fs::{major, minor};
 use std::fs::{File, read_dir, read_link, read_to_string};
@@ -51,7 +50,7 @@ pub(super) fn limits(file: &File) -> io::Result<Limits> {
 /// Whether the device is another domain's, or made of such: it grants what it is given to that domain
 /// in turn, and nobody can grant the pages of a third.
 pub(super) fn grants(file: &File) -> io::Result<bool> {
-    Ok(is_granted(&PathBuf::from(place(file)?), DEPTH))
+    Ok(is_granted(&place(file)?, DEPTH))
 }
 
 /// Device mappers on device mappers.
@@ -69,16 +68,16 @@ fn is_granted(device: &Path, depth: u32) -> bool {
 }
 
 /// Its folder in sysfs.
-fn place(file: &File) -> io::Result<String> {
+fn place(file: &File) -> io::Result<PathBuf> {
     let data = file.metadata()?;
     let device = if data.file_type().is_block_device() { data.rdev() } else { data.dev() };
-    Ok(format!("/sys/dev/block/{}:{}", major(device), minor(device)))
+    Ok(format!("/sys/dev/block/{}:{}", major(device), minor(device)).into())
 }
 
 fn number(file: &File, name: &str) -> io::Result<Option<u32>> {
     let device = place(file)?;
     // A partition has its disk above it.
-    let said = [format!("{device}/{name}"), format!("{device}/../{name}")];
-    let said: Option<String> = said.iter().find_map(|path| read_to_string(path).ok());
+    let said = [device.join(name), device.join("..").join(name)];
+    let said = said.iter().find_map(|path| read_to_string(path).ok());
     Ok(said.and_then(|said| said.trim().parse().ok()))
 }

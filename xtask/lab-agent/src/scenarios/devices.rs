@@ -37,11 +37,6 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// A disk's line, kept as pvio names it.
-fn line(name: &str, place: &str) -> String {
-    Disk::by_pvio(name, "rw", place)
-}
-
 /// Discards that a device of dom0's was asked for; secure ones count as something else.
 fn discards(device: &str) -> Result<u64> {
     let stat = fs::read_to_string(format!("/sys/block/{device}/stat"))?;
@@ -70,7 +65,7 @@ fn polled(lab: &mut Lab) -> Result<()> {
     fs::write("/sys/block/nullb0/queue/read_ahead_kb", "8192")?;
     let mut spec = Spec::new(lab.kind, lab.backend);
     spec.tools = true;
-    spec.disks = vec![line("xvda", "[io=iopoll,direct]raw:/dev/nullb0")];
+    spec.disks = vec![Disk::by_pvio("xvda", "rw", "[io=iopoll,direct]raw:/dev/nullb0")];
     let mut guest = Guest::start(&spec)?;
     guest.ask("disk-wait", json!("xvda"), SHORT)?;
     // Longer ones the device takes in parts, and those are not polled.
@@ -119,7 +114,7 @@ fn device(undo: &mut Undo) -> Result<&'static str> {
             println!("PVIO-LAB undo: {error:#}");
         }
     });
-    let words = ["xl", "block-attach", "0", &line("xvda", "[policy=copy]ram:32M")];
+    let words = ["xl", "block-attach", "0", &Disk::by_pvio("xvda", "rw", "[policy=copy]ram:32M")];
     sys::succeed(&words, SHORT)?;
     undo.later(|| {
         if let Err(error) = sys::succeed(&["xl", "block-detach", "0", "xvda"], SHORT) {
@@ -142,8 +137,8 @@ fn secure(lab: &mut Lab) -> Result<()> {
     spec.tools = true;
     spec.disks = vec![
         // It grants what it is given to a backend of its own, and nobody can grant a guest's pages.
-        line("xvda", &format!("[direct,policy=persistent-or-map]raw:{device}")),
-        line("xvdb", &format!("raw:{}", plain.device().context("a loop device")?)),
+        Disk::by_pvio("xvda", "rw", &format!("[direct,policy=persistent-or-map]raw:{device}")),
+        Disk::by_pvio("xvdb", "rw", &format!("raw:{}", plain.device().context("a loop device")?)),
     ];
     let mut guest = Guest::start(&spec)?;
     for name in ["xvda", "xvdb"] {

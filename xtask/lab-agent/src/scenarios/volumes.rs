@@ -42,16 +42,11 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// A disk's line, kept as pvio names it.
-fn line(name: &str, place: &str) -> String {
-    Disk::by_pvio(name, "rw", place)
-}
-
 fn resize(lab: &mut Lab) -> Result<()> {
     let before = lab.settled()?;
     let disk = Disk::new(16, Backend::Pvio, Medium::File)?;
     let mut spec = Spec::new(lab.kind, lab.backend);
-    spec.disks = vec![line("xvda", &disk.image.display().to_string())];
+    spec.disks = vec![Disk::by_pvio("xvda", "rw", &disk.image.display().to_string())];
     let mut guest = Guest::start(&spec)?;
     guest.ask("disk-wait", json!("xvda"), SHORT)?;
     let image = fs::File::options().write(true).open(&disk.image)?;
@@ -93,8 +88,10 @@ fn trim(lab: &mut Lab) -> Result<()> {
     let images = [("xvda", raw.image.as_path()), ("xvdb", qcow2)];
     let mut spec = Spec::new(lab.kind, lab.backend);
     spec.tools = true;
-    spec.disks =
-        images.iter().map(|(name, path)| line(name, &path.display().to_string())).collect();
+    spec.disks = images
+        .iter()
+        .map(|(name, path)| Disk::by_pvio(name, "rw", &path.display().to_string()))
+        .collect();
     let mut guest = Guest::start(&spec)?;
     for (name, _) in images {
         guest.ask("disk-wait", json!(name), SHORT)?;
@@ -146,7 +143,10 @@ fn boot(lab: &mut Lab) -> Result<()> {
         _ => "grub-i386-xen_pvh.bin",
     });
     spec.tools = true;
-    spec.disks = vec![line("xvda", &image), line("xvdb", &scratch.image.display().to_string())];
+    spec.disks = vec![
+        Disk::by_pvio("xvda", "rw", &image),
+        Disk::by_pvio("xvdb", "rw", &scratch.image.display().to_string()),
+    ];
     let mut guest = Guest::start(&spec)?;
     let words = guest.ask("command-line", json!(null), SHORT)?;
     let words = words.as_str().context("the kernel's command line")?;
