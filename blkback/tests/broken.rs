@@ -13,7 +13,7 @@ use pvio_ring::shm::{HeapMemory, Region};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use support::{Rng, has, text, tool};
+use support::{Rng, alone, has, text, tool};
 
 /// Where in our sources, or in whose, a panic was.
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -265,17 +265,8 @@ fn holds_what_qemu_finds(image: Image, format: Format, path: &Path, rng: &mut Rn
         let sector = if i < 200 { (i * 8) % sectors } else { rng.below(sectors) };
         let len = (sectors - sector).min(8) as usize * 512;
         let segment = IoSeg { buf: page.clone(), offset: 0, len };
-        engine.submit(0, Io::Read { sector }, &mut vec![segment]).unwrap();
-        engine.kick();
-        let mut result = None;
-        while result.is_none() {
-            engine.wait(None).unwrap();
-            engine.reap(&mut |_, done, segments| {
-                segments.clear();
-                result = Some(done);
-            });
-        }
-        assert_eq!(result, Some(Ok(())), "{path:?} at {sector}");
+        let read = alone(&mut engine, Io::Read { sector }, Some(segment));
+        assert_eq!(read, Ok(()), "{path:?} at {sector}");
         let (mut ours, mut theirs) = ([0; 4096], [0; 4096]);
         page.read_bytes(0, &mut ours[..len]).unwrap();
         file.read_exact_at(&mut theirs[..len], sector * 512).unwrap();

@@ -2,13 +2,16 @@
 //! it has none.
 #![cfg(feature = "std")]
 
-use pvio_blkback::engine::wait::{DiskEngine, WaitEngine};
-use pvio_blkback::engine::{BlockEngine, Io};
+mod support;
+
+use pvio_blkback::engine::Io;
+use pvio_blkback::engine::wait::DiskEngine;
 use pvio_blkback::image::{Disk, Image, ImageError};
 use pvio_ring::IoSeg;
 use pvio_ring::shm::{HeapMemory, Region};
 use std::fs;
 use std::path::{Path, PathBuf};
+use support::alone;
 
 const BYTES: usize = 16384;
 
@@ -30,18 +33,8 @@ fn file(dir: &Path, data: bool) -> PathBuf {
 }
 
 fn one(engine: &mut DiskEngine<HeapMemory>, io: Io, page: Option<&HeapMemory>) {
-    let segments = page.map(|page| IoSeg { buf: page.clone(), offset: 0, len: BYTES });
-    engine.submit(0, io, &mut segments.into_iter().collect()).unwrap();
-    engine.kick();
-    let mut result = None;
-    while result.is_none() {
-        engine.wait(None).unwrap();
-        engine.reap(&mut |_, r, segments| {
-            segments.clear();
-            result = Some(r);
-        });
-    }
-    assert_eq!(result, Some(Ok(())), "{io:?}");
+    let segment = page.map(|page| IoSeg { buf: page.clone(), offset: 0, len: BYTES });
+    assert_eq!(alone(engine, io, segment), Ok(()), "{io:?}");
 }
 
 fn bytes(engine: &mut DiskEngine<HeapMemory>, sector: u64) -> Vec<u8> {

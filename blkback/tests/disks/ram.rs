@@ -1,9 +1,8 @@
 //! A disk in memory, through the whole path.
 
-use crate::support::{Deed, Machine, workload};
+use crate::support::{Deed, Machine, alone, workload};
 use pvio_blkback::engine::ram::RamDisk;
-use pvio_blkback::engine::wait::WaitEngine;
-use pvio_blkback::engine::{BlockEngine, EngineError, Io};
+use pvio_blkback::engine::{EngineError, Io};
 use pvio_blkback::image::{Image, ImageOptions};
 use pvio_ring::proto::blkif::Status;
 use pvio_ring::shm::HeapMemory;
@@ -74,15 +73,7 @@ fn an_engine_that_cannot_says_so() {
         let image = Image::open_disk(&spec.parse().unwrap(), ImageOptions::default()).unwrap();
         let mut engine = image.engine::<HeapMemory>(4).unwrap();
         let secure = Io::Discard { sector: 0, sectors: 8, secure: true };
-        engine.submit(1, secure, &mut Vec::new()).unwrap();
-        engine.kick();
-        let mut answer = None;
-        engine.reap(&mut |_, result, _| answer = Some(result));
-        while answer.is_none() {
-            engine.wait(None).unwrap();
-            engine.reap(&mut |_, result, _| answer = Some(result));
-        }
-        assert_eq!(answer, Some(expected), "{spec}");
+        assert_eq!(alone(&mut engine, secure, None), expected, "{spec}");
     }
     assert!(std::fs::read(&image).unwrap().iter().all(|byte| *byte == 7));
 }

@@ -2,13 +2,17 @@
 //! with real threads. Each test program uses a part of this.
 #![allow(dead_code)]
 
+use pvio_blkback::engine::wait::{DiskEngine, WaitEngine};
+use pvio_blkback::engine::{BlockEngine, EngineError, Io};
 use pvio_blkback::host::ImageServer;
 use pvio_blkback::{Serve, Vbd};
 use pvio_blkfront::session::Session;
 use pvio_blkfront::{Op, SLOT_BYTES};
 use pvio_grant_table::DomId;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
+use pvio_ring::IoSeg;
 use pvio_ring::proto::blkif::Status;
+use pvio_ring::shm::HeapMemory;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendDriver, Life};
@@ -269,6 +273,27 @@ fn brief(deed: &Deed) -> String {
     match deed {
         Deed::Write(from, data) => format!("write {from}+{}", data.len() / 512),
         other => format!("{other:?}"),
+    }
+}
+
+/// Has an engine do one operation, and nothing else.
+pub fn alone(
+    engine: &mut DiskEngine<HeapMemory>,
+    io: Io,
+    segment: Option<IoSeg<HeapMemory>>,
+) -> Result<(), EngineError> {
+    engine.submit(0, io, &mut segment.into_iter().collect()).unwrap();
+    engine.kick();
+    let mut result = None;
+    loop {
+        engine.reap(&mut |_, done, segments| {
+            segments.clear();
+            result = Some(done);
+        });
+        if let Some(result) = result {
+            return result;
+        }
+        engine.wait(None).unwrap();
     }
 }
 
