@@ -26,13 +26,13 @@ mod scratch;
 mod serve;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::test::{Counts, Report};
-use crate::{exec, tools};
+use crate::{lab, tools};
 use netns::NetNs;
 
 /// What every check uses.
@@ -55,18 +55,12 @@ pub fn run() -> Result<Report> {
     if let Some(why) = hindrance() {
         return Ok(Report::skipped(why));
     }
-    let mut build = exec::cargo();
-    build.args(["build", "--release", "--package", "pvio"]);
-    exec::succeed(&mut build, Duration::from_secs(1200))?;
+    let pvio = lab::build_pvio()?;
     // On a disk if there is one: io_uring on a file in memory is another path in the kernel.
     let var = Path::new("/var/tmp");
     let base = if var.is_dir() { var.to_path_buf() } else { std::env::temp_dir() };
     let dir = tempfile::Builder::new().prefix("pvio-e2e-").tempdir_in(base)?;
-    let world = World {
-        pvio: exec::target().join("release/pvio"),
-        dir,
-        net: NetNs::add().context("a network namespace")?,
-    };
+    let world = World { pvio, dir, net: NetNs::add().context("a network namespace")? };
     let mut checks = Checks::default();
     serve::run(&world, &mut checks)?;
     scratch::run(&world, &mut checks)?;

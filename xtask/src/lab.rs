@@ -11,6 +11,8 @@
 //! | [`cpio`] | the format of that |
 //! | [`agent`] | the lab's `/init`, and the table of scenarios it knows |
 //! | [`boot`] | QEMU running Xen: its console, its end |
+//! | [`choose`] | which scenarios, and on how many machines |
+//! | [`queue`] | what is left of them, and which machine runs what next |
 //! | [`mod@run`] | scenarios one after another, boot after boot |
 //! | [`report`] | the table and the JSON |
 //! | [`mod@bench`] | `cargo xtask bench xen` |
@@ -26,6 +28,7 @@ mod images;
 mod kernel;
 mod libs;
 mod needs;
+mod queue;
 mod report;
 mod run;
 
@@ -33,6 +36,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Subcommand;
+
+pub use agent::{agent_build, build_pvio, command_build};
 
 use crate::test::Report;
 use boot::Machine;

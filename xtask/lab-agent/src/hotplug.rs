@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::dom0::xs;
 use crate::sys;
 
 const QUICK: Duration = Duration::from_secs(20);
@@ -24,36 +25,30 @@ pub fn run(script: &str, verb: &str) -> Result<()> {
         _ => bail!("{script} does not know {verb}"),
     };
     if let Err(error) = &outcome {
-        let _ = write(&node, "hotplug-error", &format!("{error:#}"));
-        let _ = write(&node, "hotplug-status", "error");
+        let _ = xs::write(&format!("{node}/hotplug-error"), &format!("{error:#}"));
+        let _ = xs::write(&format!("{node}/hotplug-status"), "error");
     }
     outcome
 }
 
 /// Tells the backend which device a path is.
 fn block(node: &str) -> Result<()> {
-    let path = sys::succeed(&["xenstore-read", &format!("{node}/params")], QUICK)?;
-    let path = path.trim();
-    let number = fs::metadata(path).context(path.to_owned())?.rdev();
+    let path = xs::must_read(&format!("{node}/params"))?;
+    let number = fs::metadata(&path).context(path.clone())?.rdev();
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-    write(node, "physical-device", &format!("{major:x}:{minor:x}"))?;
-    write(node, "physical-device-path", path)?;
+    xs::write(&format!("{node}/physical-device"), &format!("{major:x}:{minor:x}"))?;
+    xs::write(&format!("{node}/physical-device-path"), &path)?;
     connected(node)
 }
 
 /// Puts an interface on its bridge.
 fn vif(node: &str) -> Result<()> {
     let name = env::var("vif").context("vif")?;
-    let bridge = sys::succeed(&["xenstore-read", &format!("{node}/bridge")], QUICK)?;
-    sys::succeed(&["ip", "link", "set", &name, "up", "master", bridge.trim()], QUICK)?;
+    let bridge = xs::must_read(&format!("{node}/bridge"))?;
+    sys::succeed(&["ip", "link", "set", &name, "up", "master", &bridge], QUICK)?;
     connected(node)
 }
 
 fn connected(node: &str) -> Result<()> {
-    write(node, "hotplug-status", "connected")
-}
-
-fn write(node: &str, key: &str, value: &str) -> Result<()> {
-    sys::succeed(&["xenstore-write", &format!("{node}/{key}"), value], QUICK)?;
-    Ok(())
+    xs::write(&format!("{node}/hotplug-status"), "connected")
 }

@@ -31,20 +31,6 @@ fn names(word: &str, id: &str) -> bool {
     })
 }
 
-/// Deals the cases to so many machines, those of a backend and a kind of guest together.
-pub fn share_out(cases: &[Case], machines: usize) -> Vec<Vec<Case>> {
-    let mut parts = vec![Vec::new(); machines.max(1)];
-    let same = |a: &Case, b: &Case| a.backend == b.backend && a.kind == b.kind;
-    let mut groups: Vec<_> = cases.chunk_by(same).collect();
-    groups.sort_by_key(|group| std::cmp::Reverse(group.len()));
-    for group in groups {
-        let part = parts.iter_mut().min_by_key(|part| part.len()).expect("one at least");
-        part.extend_from_slice(group);
-    }
-    parts.retain(|part| !part.is_empty());
-    parts
-}
-
 /// As many machines as there are processors, two at most, if there is memory for them.
 pub fn jobs() -> usize {
     let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -58,24 +44,6 @@ pub fn jobs() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn machines_get_whole_groups() {
-        let case = |backend: &str, kind: &str| Case {
-            id: format!("x:{backend}:{kind}"),
-            name: "x".to_owned(),
-            backend: backend.to_owned(),
-            kind: kind.to_owned(),
-            proves: String::new(),
-        };
-        let cases =
-            [case("a", "pv"), case("a", "pv"), case("a", "pvh"), case("b", "pv"), case("b", "pv")];
-        let parts = share_out(&cases, 2);
-        let ids = |part: &[Case]| part.iter().map(|case| case.id.clone()).collect::<Vec<_>>();
-        assert_eq!(ids(&parts[0]), ["x:a:pv", "x:a:pv", "x:a:pvh"]);
-        assert_eq!(ids(&parts[1]), ["x:b:pv", "x:b:pv"]);
-        assert_eq!(share_out(&cases, 9).len(), 3);
-    }
 
     #[test]
     fn words_choose_scenarios() {

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -12,6 +14,7 @@ use super::cache::Cache;
 use super::cpio::Archive;
 use super::kernel::Modules;
 use super::libs;
+use crate::exec;
 
 /// Debian's programs in dom0, as they lie in their packages.
 const DOM0_PROGRAMS: &[&str] = &[
@@ -33,8 +36,14 @@ const DOM0_PROGRAMS: &[&str] = &[
 const PROGRAMS: &[&str] =
     &["bin/ip", "bin/ping", "sbin/mke2fs", "sbin/e2fsck", "sbin/ethtool", "usr/bin/iperf3"];
 
-/// Debian's programs in guests alone.
-const GUEST_PROGRAMS: &[&str] = &["usr/bin/fio", "sbin/fstrim", "sbin/blkdiscard"];
+/// Debian's programs in every guest.
+const GUEST_PROGRAMS: &[&str] = &["bin/ip", "sbin/ethtool"];
+
+/// Debian's programs in guests that use a disk as its owner would.
+const GUEST_TOOLS: &[&str] = &["sbin/fstrim", "sbin/blkdiscard"];
+
+/// By itself: the libraries it wants are more than all the rest.
+const FIO: &str = "usr/bin/fio";
 
 /// Files dom0's programs read.
 const DOM0_FILES: &[&str] = &[
@@ -97,10 +106,19 @@ pub struct Programs {
     pub pvio: Option<PathBuf>,
 }
 
-/// Writes dom0's image, which holds the guests' ones.
+/// Writes dom0's image, which holds the guests' parts. In dom0 a guest's image is made of the parts
+/// its scenario needs: every byte of it is copied three times before the guest runs.
 pub fn write(cache: &Cache, programs: &Programs, to: &Path) -> Result<()> {
-    let guest = guest(cache, programs)?;
-    let tools = tools(cache, programs)?;
+    let lean = programs.without_debug_information(to)?;
+    let programs = &lean;
+    let (guest, base) = guest(cache, programs)?;
+    let (tools, with_tools) = part(cache, base.clone(), |image| {
+        image.programs(PROGRAMS)?;
+        image.programs(GUEST_TOOLS)?;
+        image.archive.copy("etc/mke2fs.conf", &cache.root().join("etc/mke2fs.conf"))
+    })?;
+    let (fio, _) = part(cache, with_tools, |image| image.programs(&[FIO]))?;
+    let (pvio, _) = part(cache, base, |image| image.pvio(programs))?;
     let out = BufWriter::new(File::create(to)?);
     let mut image = Image::new(cache, out)?;
     image.archive.copy("init", &programs.agent)?;
@@ -130,36 +148,63 @@ pub fn write(cache: &Cache, programs: &Programs, to: &Path) -> Result<()> {
         let file = cache.root().join("usr/lib/grub-xen").join(name);
         image.archive.copy(&format!("lab/{name}"), &file)?;
     }
-    image.archive.file("lab/guest.cpio", &guest)?;
-    let with_tools = [guest.as_slice(), &tools].concat();
-    image.archive.file("lab/guest-tools.cpio", &with_tools)?;
+    for (name, bytes) in [("guest", &guest), ("tools", &tools), ("fio", &fio), ("pvio", &pvio)] {
+        image.archive.file(&format!("lab/{name}.cpio"), bytes)?;
+    }
+    // For HVM guests, whose firmware reads it byte by byte.
+    let file = to.with_file_name("guest.cpio");
+    fs::write(&file, &guest)?;
+    exec::succeed(Command::new("gzip").args(["-9", "-f"]).arg(&file), Duration::from_secs(60))?;
+    image.archive.copy("lab/guest.cpio.gz", &to.with_file_name("guest.cpio.gz"))?;
     image.archive.finish()?.into_inner().context("write dom0's image")?;
     Ok(())
 }
 
-/// A guest with the agent alone.
-fn guest(cache: &Cache, programs: &Programs) -> Result<Vec<u8>> {
+/// Files that are in an image.
+type Copied = BTreeSet<String>;
+
+/// A guest with the agent alone, and what is in it.
+fn guest(cache: &Cache, programs: &Programs) -> Result<(Vec<u8>, Copied)> {
     let mut image = Image::new(cache, Vec::new())?;
     image.archive.copy("init", &programs.agent)?;
-    image.programs(&["bin/ip", "sbin/ethtool"])?;
+    image.programs(GUEST_PROGRAMS)?;
     image.modules(GUEST_MODULES)?;
-    Ok(image.archive.finish()?)
+    Ok((image.archive.finish()?, image.copied))
 }
 
-/// What is added to it for scenarios that run programs.
-fn tools(cache: &Cache, programs: &Programs) -> Result<Vec<u8>> {
-    let mut image = Image::new(cache, Vec::new())?;
-    image.programs(PROGRAMS)?;
-    image.programs(GUEST_PROGRAMS)?;
-    image.archive.copy("etc/mke2fs.conf", &cache.root().join("etc/mke2fs.conf"))?;
-    image.pvio(programs)?;
-    Ok(image.archive.finish()?)
+/// What is added to an image with these files in it, and what is in both.
+fn part(
+    cache: &Cache,
+    copied: Copied,
+    fill: impl FnOnce(&mut Image<'_, Vec<u8>>) -> Result<()>,
+) -> Result<(Vec<u8>, Copied)> {
+    let mut image = Image { cache, archive: Archive::new(Vec::new()), copied };
+    fill(&mut image)?;
+    Ok((image.archive.finish()?, image.copied))
+}
+
+impl Programs {
+    /// The same, as copies beside `to` that keep the names of functions and nothing else of what a
+    /// debugger wants, which is four fifths of the command.
+    fn without_debug_information(&self, to: &Path) -> Result<Self> {
+        let strip = |program: &Path, name: &str| {
+            let lean = to.with_file_name(name);
+            let mut strip = Command::new("strip");
+            strip.args(["--strip-debug", "-o"]).arg(&lean).arg(program);
+            exec::succeed(&mut strip, Duration::from_secs(60))
+                .context("strip comes with the compiler's linker: apt install binutils")?;
+            anyhow::Ok(lean)
+        };
+        let agent = strip(&self.agent, "agent.lean")?;
+        let pvio = self.pvio.as_ref().map(|pvio| strip(pvio, "pvio.lean")).transpose()?;
+        Ok(Self { agent, pvio })
+    }
 }
 
 struct Image<'a, W: Write> {
     cache: &'a Cache,
     archive: Archive<W>,
-    copied: BTreeSet<String>,
+    copied: Copied,
 }
 
 impl<'a, W: Write> Image<'a, W> {
@@ -177,7 +222,7 @@ impl<'a, W: Write> Image<'a, W> {
             archive.folder(name)?;
         }
         archive.link("var/run", "/run")?;
-        Ok(Self { cache, archive, copied: BTreeSet::new() })
+        Ok(Self { cache, archive, copied: Copied::new() })
     }
 
     fn programs(&mut self, programs: &[&str]) -> Result<()> {

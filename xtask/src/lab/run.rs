@@ -1,7 +1,7 @@
 //! Scenarios one after another, boot after boot.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,7 +13,8 @@ use serde_json::Value;
 use super::agent::{self, Case};
 use super::boot::{Boot, Machine};
 use super::cache::Cache;
-use super::choose::{choose, share_out};
+use super::choose::choose;
+use super::queue::{Order, Queue};
 use super::{needs, report, write_image};
 use crate::exec;
 use crate::test::{Counts, Report};
@@ -69,7 +70,6 @@ impl Row {
 #[serde(tag = "event", rename_all = "lowercase")]
 enum Event {
     Ready { uptime: f64 },
-    Start { scenario: String },
     End { scenario: String, result: String, reason: String, logs: Value, rows: Vec<Value> },
     Done { uptime: f64 },
 }
@@ -154,13 +154,14 @@ fn run(cases: &[Case], options: &Options) -> Result<Vec<Row>> {
     let cache = Cache::fill()?;
     let dir = tempfile::Builder::new().prefix("pvio-lab-").tempdir()?;
     let image = write_image(&cache, options.pvio.clone(), dir.path())?;
+    let queue = Queue::new(cases);
     let mut sessions = Vec::new();
-    for (i, part) in share_out(cases, options.jobs).into_iter().enumerate() {
-        let dir = dir.path().join(format!("machine{}", i + 1));
+    for machine in 0..options.jobs.clamp(1, cases.len().max(1)) {
+        let dir = dir.path().join(format!("machine{}", machine + 1));
         fs::create_dir(&dir)?;
-        let left = part.iter().map(|case| (case.id.clone(), 0, String::new())).collect();
-        let (cache, image, rows, icount) = (&cache, image.as_path(), Vec::new(), options.bench);
-        sessions.push(Session { cache, image, dir, icount, boots: 0, rows, left });
+        let (cache, image, queue, icount) = (&cache, image.as_path(), &queue, options.bench);
+        let (boots, ends, rows) = (0, 0, Vec::new());
+        sessions.push(Session { cache, image, dir, machine, queue, icount, boots, ends, rows });
     }
     let outcome: Result<()> = thread::scope(|scope| {
         let machines: Vec<_> =
@@ -176,28 +177,29 @@ fn run(cases: &[Case], options: &Options) -> Result<Vec<Row>> {
     outcome.map(|()| rows)
 }
 
-/// What one machine at a time is to run.
+/// One machine at a time.
 struct Session<'a> {
     cache: &'a Cache,
     image: &'a Path,
     dir: PathBuf,
+    machine: usize,
+    queue: &'a Queue,
     icount: bool,
     boots: u32,
+    /// Scenarios that ended, however.
+    ends: usize,
     rows: Vec<Row>,
-    /// Scenarios to run, how often each was retried and why.
-    left: Vec<(String, u32, String)>,
 }
 
 impl Session<'_> {
     /// Boots until nothing is left to run.
     fn all(&mut self) -> Result<()> {
         let mut barren = 0;
-        while !self.left.is_empty() {
-            let before = self.left.len() + self.left.iter().map(|it| it.1 as usize).sum::<usize>();
+        while !self.queue.is_empty() {
+            let before = self.ends;
             self.boot()?;
-            let after = self.left.len() + self.left.iter().map(|it| it.1 as usize).sum::<usize>();
-            // A boot that neither finished nor began anything may be a flake, once.
-            barren = if before == after { barren + 1 } else { 0 };
+            // A boot in which nothing ended may be a flake, once.
+            barren = if before == self.ends { barren + 1 } else { 0 };
             ensure!(barren < 2, "Xen did not boot twice in a row");
         }
         Ok(())
@@ -213,8 +215,6 @@ impl Session<'_> {
         self.boots += 1;
         let share = self.dir.join(format!("share{}", self.boots));
         fs::create_dir(&share)?;
-        let plan: Vec<_> = self.left.iter().map(|(id, ..)| id).collect();
-        fs::write(share.join("plan"), serde_json::to_string(&plan)?)?;
         let Self { cache, image, icount, .. } = *self;
         let machine = Machine { cache, image, share: &share, words: "", icount };
         let log = format!("console{}.log", self.boots);
@@ -229,7 +229,8 @@ impl Session<'_> {
     /// Takes what dom0 says until it is done.
     fn follow(&mut self, boot: &Boot, share: &Path) -> Result<()> {
         let mut events = Events { path: share.join("events"), read: 0 };
-        let mut running: Option<(String, Instant)> = None;
+        let mut running: Option<(Order, Instant)> = None;
+        let mut orders = File::create(share.join("orders"))?;
         let mut since = Instant::now();
         let slower = if self.icount { SLOWER } else { 1 };
         loop {
@@ -241,13 +242,15 @@ impl Session<'_> {
                 match event {
                     Event::Ready { uptime } => {
                         println!("    {}: dom0 is up, {uptime:.1} s of its time", self.name());
+                        running = self.give(&mut orders)?;
                     }
-                    Event::Start { scenario } => running = Some((scenario, since)),
                     Event::End { scenario, result, reason, logs, rows } => {
-                        let start = running.take().map_or(since, |(_, start)| start);
+                        let (order, start) = running.take().context("nothing was to run")?;
+                        ensure!(order.case.id == scenario, "{scenario} was not to run");
                         let seconds = start.elapsed().as_secs_f64();
                         let row = Row { scenario, result, seconds, retries: 0, reason, rows };
-                        self.ended(row, &logs)?;
+                        self.ended(order, row, &logs);
+                        running = self.give(&mut orders)?;
                     }
                     Event::Done { uptime } => {
                         println!("    {}: done, {uptime:.1} s of its time", self.name());
@@ -264,27 +267,28 @@ impl Session<'_> {
                 std::thread::sleep(Duration::from_millis(100));
                 continue;
             };
-            if let Some((scenario, start)) = running {
+            if let Some((order, start)) = running {
+                let scenario = order.case.id.clone();
                 let seconds = start.elapsed().as_secs_f64();
                 let reason = format!("{trouble}; dom0's last words:\n{}", boot.tail(30));
                 let result = if ended { "flake" } else { "failed" }.to_owned();
                 let rows = Vec::new();
                 let row = Row { scenario, result, seconds, retries: 0, reason, rows };
-                self.ended(row, &Value::Null)?;
+                self.ended(order, row, &Value::Null);
             }
             bail!("{trouble}");
         }
     }
 
     /// Enters what came of a scenario, or has it run once more.
-    fn ended(&mut self, mut row: Row, logs: &Value) -> Result<()> {
-        let at = self.left.iter().position(|(id, ..)| *id == row.scenario);
-        let (_, retries, before) = self.left.remove(at.context("a scenario nobody asked for")?);
+    fn ended(&mut self, order: Order, mut row: Row, logs: &Value) {
+        self.ends += 1;
+        let Order { case, retries, before } = order;
         row.retries = retries;
         if row.result == "flake" && retries == 0 {
             println!("    again {}: {}", row.scenario, row.reason);
-            self.left.push((row.scenario, 1, row.reason));
-            return Ok(());
+            self.queue.again(Order { case, retries: 1, before: row.reason });
+            return;
         }
         if row.result == "flake" {
             row.result = "failed".to_owned();
@@ -297,7 +301,14 @@ impl Session<'_> {
             print!("{}", report::logs(logs));
         }
         self.rows.push(row);
-        Ok(())
+    }
+
+    /// Tells dom0 what to run next, or that there is nothing.
+    fn give(&self, orders: &mut File) -> Result<Option<(Order, Instant)>> {
+        let order = self.queue.next(self.machine);
+        let line = serde_json::to_string(&order.as_ref().map(|order| &order.case.id))?;
+        orders.write_all(format!("{line}\n").as_bytes()).context("tell dom0")?;
+        Ok(order.map(|order| (order, Instant::now())))
     }
 }
 

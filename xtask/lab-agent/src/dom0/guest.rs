@@ -1,8 +1,10 @@
 //! A guest: made by `xl`, asked over its console, gone.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -13,7 +15,7 @@ use super::console::Console;
 use super::lab::{LONG, wait_until};
 use super::{words, xs};
 use crate::link::{HELLO, Request};
-use crate::sys::{self, run::Flake};
+use crate::sys::{self, run::Flake, took};
 
 /// How a guest runs on Xen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -25,6 +27,57 @@ pub enum Kind {
     Pvh,
     /// The same with a device model and its firmware.
     Hvm,
+}
+
+/// Programs in a guest's image besides the agent, `ip` and `ethtool`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Programs {
+    /// None.
+    Few,
+    /// mke2fs, e2fsck, fstrim, blkdiscard, ping, iperf3.
+    Tools,
+    /// Those and fio.
+    Fio,
+    /// pvio: the guest is to be a driver domain.
+    Pvio,
+}
+
+impl Programs {
+    /// The parts of the image, each in a file of `/lab`.
+    fn parts(self) -> &'static [&'static str] {
+        match self {
+            Self::Few => &["guest"],
+            Self::Tools => &["guest", "tools"],
+            Self::Fio => &["guest", "tools", "fio"],
+            Self::Pvio => &["guest", "pvio"],
+        }
+    }
+
+    /// MiB of memory a guest with one processor needs.
+    fn memory(self) -> u32 {
+        match self {
+            Self::Few => 160,
+            Self::Tools | Self::Pvio => 256,
+            Self::Fio => 512,
+        }
+    }
+
+    /// The image, made when it is asked for first.
+    fn ramdisk(self) -> Result<PathBuf> {
+        let parts = self.parts();
+        let file = |part: &str| PathBuf::from(format!("/lab/{part}.cpio"));
+        let [alone] = parts else {
+            let whole = PathBuf::from(format!("/run/{}.cpio", parts.join("+")));
+            if !whole.exists() {
+                let mut out = File::create(&whole)?;
+                for part in parts {
+                    io::copy(&mut File::open(file(part))?, &mut out)?;
+                }
+            }
+            return Ok(whole);
+        };
+        Ok(file(alone))
+    }
 }
 
 /// What a guest is made of.
@@ -44,8 +97,8 @@ pub struct Spec {
     pub processors: u32,
     /// MiB of memory, if not what its devices and programs need.
     pub memory: Option<u32>,
-    /// Whether it has fio, mke2fs, iperf3 and the like.
-    pub tools: bool,
+    /// What it can run.
+    pub programs: Programs,
     /// Further lines of its configuration.
     pub lines: Vec<String>,
     /// Words for the agent on the kernel's command line.
@@ -76,13 +129,13 @@ impl Guest {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let name = format!("guest{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let file = format!("/run/{name}.cfg");
-        fs::write(&file, spec.config(&name))?;
+        fs::write(&file, spec.config(&name)?)?;
         let made = sys::succeed(&["xl", "create", "-q", &file], XL);
         if made.is_err() {
             let _ = sys::run(&["xl", "destroy", &name], XL);
         }
         made?;
-        let domain = domain(&name)?.with_context(|| format!("{name} is not there"))?;
+        let domain = xs::domain(&name)?.with_context(|| format!("{name} is not there"))?;
         let console = open_console(domain)?;
         let mut guest = Self { name, domain, console, number: HELLO, ended: false };
         guest.hello()?;
@@ -97,7 +150,9 @@ impl Guest {
         self.number += 1;
         let request = Request { number: self.number, verb: verb.to_owned(), arguments };
         self.console.send(&request)?;
+        let start = Instant::now();
         let answer = self.console.answer(self.number, patience);
+        took::since(start, format!("{} {verb}", self.name));
         let answer = answer.with_context(|| format!("while {} was to {verb}", self.name))?;
         match answer.map(|answer| answer.outcome) {
             Some(Ok(value)) => Ok(value),
@@ -161,7 +216,7 @@ impl Guest {
         // It may have died, or its destroyer, which was seen under emulation.
         let gone = wait_until(XL, || {
             let ran = sys::run(&["xl", "destroy", &self.name], XL)?;
-            Ok(ran.status.success() || domain(&self.name)?.is_none())
+            Ok(ran.status.success() || xs::domain(&self.name)?.is_none())
         })?;
         ensure!(gone, "xl does not destroy {}", self.name);
         Ok(())
@@ -175,7 +230,7 @@ impl Guest {
         let (old, name) = (self.domain, self.name.clone());
         let mut new = None;
         wait_until(BOOT, || {
-            new = domain(&name)?.filter(|domain| *domain != old);
+            new = xs::domain(&name)?.filter(|domain| *domain != old);
             Ok(new.is_some())
         })?;
         self.domain = new.with_context(|| format!("{name} did not come back"))?;
@@ -190,7 +245,7 @@ impl Guest {
     /// # Errors
     /// It does not come back.
     pub fn reattach(&mut self) -> Result<()> {
-        let domain = domain(&self.name)?;
+        let domain = xs::domain(&self.name)?;
         self.domain = domain.with_context(|| format!("{} is not there", self.name))?;
         self.ended = false;
         self.console = open_console(self.domain)?;
@@ -208,7 +263,9 @@ impl Guest {
     }
 
     fn hello(&mut self) -> Result<()> {
+        let start = Instant::now();
         let hello = self.console.answer(HELLO, BOOT);
+        took::since(start, format!("{} boots", self.name));
         let missing = || Flake(format!("{} did not boot: {}", self.name, self.log().join("\n")));
         match hello {
             Ok(Some(_)) => Ok(()),
@@ -240,11 +297,11 @@ impl Spec {
         let (disks, nics, lines) = (Vec::new(), Vec::new(), Vec::new());
         let device_model = (backend == Backend::PvioDm).then_some(DEVICE_MODEL);
         let (loader, processors, memory) = (None, 1, None);
-        let (tools, words) = (false, String::new());
-        Self { kind, disks, nics, device_model, loader, processors, memory, tools, lines, words }
+        let (programs, words) = (Programs::Few, String::new());
+        Self { kind, disks, nics, device_model, loader, processors, memory, programs, lines, words }
     }
 
-    fn config(&self, name: &str) -> String {
+    fn config(&self, name: &str) -> Result<String> {
         let quoted = |lines: &[String]| {
             lines.iter().map(|line| format!("'{line}'")).collect::<Vec<_>>().join(",")
         };
@@ -254,18 +311,25 @@ impl Spec {
             Kind::Pvh => "type=\"pvh\"\ntsc_mode=\"native\"",
             Kind::Hvm => "type=\"hvm\"\ntsc_mode=\"native\"\nvga=\"none\"\nvnc=0\nusb=0",
         };
-        let kernel = if self.kind == Kind::Hvm { "vmlinuz" } else { "vmlinux" };
-        let (ramdisk, memory) = if self.tools { ("guest-tools", 512) } else { ("guest", 160) };
         // blkfront sets pages aside for every request of every queue.
-        let memory = if self.processors > 1 { 1024 } else { memory };
+        let memory = if self.processors > 1 { 1024 } else { self.programs.memory() };
         let memory = self.memory.unwrap_or(memory);
         let kernel = match self.loader {
             Some(loader) => format!("kernel=\"/lab/{loader}\""),
-            None => format!("kernel=\"/lab/{kernel}\"\nramdisk=\"/lab/{ramdisk}.cpio\""),
+            // Its firmware reads them byte by byte.
+            None if self.kind == Kind::Hvm => {
+                ensure!(self.programs == Programs::Few, "an HVM guest has few programs");
+                "kernel=\"/lab/vmlinuz\"\nramdisk=\"/lab/guest.cpio.gz\"".to_owned()
+            }
+            None => {
+                let ramdisk = self.programs.ramdisk()?;
+                format!("kernel=\"/lab/vmlinux\"\nramdisk=\"{}\"", ramdisk.display())
+            }
         };
+        // Without rodata=off the kernel looks through all its page tables for half a second.
         let mut text = format!(
             "name=\"{name}\"\n{kind}\n{kernel}\n\
-             extra=\"console=hvc0 panic=-1 loglevel=5 {}\"\nmemory={memory}\nvcpus={}\n\
+             extra=\"console=hvc0 panic=-1 loglevel=5 rodata=off {}\"\nmemory={memory}\nvcpus={}\n\
              disk=[{}]\nvif=[{}]\n\
              on_poweroff=\"destroy\"\non_crash=\"destroy\"\non_reboot=\"restart\"\n",
             self.words,
@@ -279,13 +343,8 @@ impl Spec {
         for line in &self.lines {
             text += &format!("{line}\n");
         }
-        text
+        Ok(text)
     }
-}
-
-fn domain(name: &str) -> Result<Option<u32>> {
-    let ran = sys::run(&["xl", "domid", name], XL)?;
-    Ok(if ran.status.success() { ran.output.trim().parse().ok() } else { None })
 }
 
 fn open_console(domain: u32) -> Result<Console> {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::backend::{Backend, Backends, Words as ServeWords};
 use super::disk::{Access, Disk, Medium};
-use super::guest::{Guest, Kind, Spec};
+use super::guest::{Guest, Kind, Programs, Spec};
 use super::ledger::Ledger;
 use super::words::{self, Words};
 use crate::net;
@@ -67,7 +67,7 @@ pub struct Lab {
 
 /// A guest several scenarios use one after another, and its disks.
 pub struct Shared {
-    /// With tools, three disks and two NICs.
+    /// With tools and fio, three disks and two NICs.
     pub guest: Guest,
     /// `xvda`: a device, to be written.
     pub disk: Disk,
@@ -257,7 +257,7 @@ impl Shared {
         crate::pattern::fill(&mut bytes, FIXED_SEED, 0);
         fs::write(&fixed.image, &bytes)?;
         let mut spec = Spec::new(kind, backend);
-        spec.tools = true;
+        spec.programs = Programs::Fio;
         let lines = vec![
             disk.line("xvda", Access::Write, backend)?,
             file.line("xvdb", Access::Write, backend)?,

@@ -2,19 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
 use super::lab::wait_until;
 use super::xs;
-use crate::sys;
+use crate::sys::{self, took};
 
 const QUICK: Duration = Duration::from_secs(20);
 
 /// Everything counted, by what it is.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Ledger(BTreeMap<String, usize>);
+
+/// Between two looks that must see the same.
+const PAUSE: Duration = Duration::from_millis(500);
+/// What [`Ledger::outside`] says nothing of; what is mapped is only to be compared by who is there.
+const LATER: [&str; 3] = ["domain ", "port to ", "mapping of "];
 
 impl Ledger {
     /// What is there now. `pvio` is the daemon's process, if it serves.
@@ -22,10 +27,17 @@ impl Ledger {
     /// # Errors
     /// dom0 does not say.
     pub fn take(pvio: Option<u32>) -> Result<Self> {
-        let mut ledger = Self(BTreeMap::new());
+        let mut ledger = Self::default();
         ledger.domains()?;
-        ledger.nodes()?;
         ledger.ports()?;
+        ledger.0.append(&mut Self::outside(pvio)?.0);
+        Ok(ledger)
+    }
+
+    /// What of it is seen without a program of Xen's, which takes long to start under emulation.
+    fn outside(pvio: Option<u32>) -> Result<Self> {
+        let mut ledger = Self::default();
+        ledger.nodes()?;
         ledger.interfaces()?;
         ledger.kernel_threads()?;
         if let Some(pid) = pvio {
@@ -34,16 +46,18 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// What is there once two looks a second apart see the same.
+    /// What is there once two looks one after the other see the same.
     ///
     /// # Errors
     /// Things keep changing.
     pub fn settled(pvio: Option<u32>) -> Result<Self> {
+        let start = Instant::now();
         let mut last = Self::take(pvio)?;
-        for _ in 0..20 {
-            std::thread::sleep(Duration::from_secs(1));
+        for _ in 0..40 {
+            std::thread::sleep(PAUSE);
             let now = Self::take(pvio)?;
             if last.differences(&now).is_empty() {
+                took::since(start, "until nothing changes");
                 return Ok(now);
             }
             last = now;
@@ -75,13 +89,20 @@ impl Ledger {
     /// # Errors
     /// It is not; the text says what is more and what is less.
     pub fn wait_for(&self, pvio: Option<u32>, patience: Duration) -> Result<()> {
-        let mut now = Self(BTreeMap::new());
+        // Xen's programs are not asked before all the rest is as it was.
+        let start = Instant::now();
+        let later = |what: &str| LATER.iter().any(|start| what.starts_with(start));
+        wait_until(patience, || {
+            Ok(self.differences(&Self::outside(pvio)?).iter().all(|what| later(what)))
+        })?;
+        let mut now = Self::default();
         let mut whats: Vec<String> = Vec::new();
         wait_until(patience, || {
             now = Self::take(pvio)?;
             whats = self.differences(&now);
             Ok(whats.is_empty())
         })?;
+        took::since(start, "until all is as it was");
         if whats.is_empty() {
             return Ok(());
         }

@@ -30,7 +30,7 @@ use crate::sys::uptime;
 use lab::Lab;
 use report::Host;
 
-/// Runs what the plan on the shared folder says.
+/// Runs what the host asks for, one scenario after another.
 ///
 /// # Errors
 /// dom0 does not come up.
@@ -40,16 +40,14 @@ pub fn run() -> Result<()> {
     if let Some(words) = report::shell() {
         return boot::shell(&words);
     }
-    let host = Host::new()?;
-    let plan = host.plan()?;
+    let mut host = Host::new()?;
     host.ready()?;
     let mut lab = Lab::default();
-    for id in &plan {
+    while let Some(id) = host.next()? {
         println!("PVIO-LAB start {id}");
-        host.started(id)?;
-        let outcome = lab.run(id);
-        println!("PVIO-LAB end {id}: {}", outcome.word());
-        host.ended(id, &outcome, &lab)?;
+        let outcome = lab.run(&id);
+        println!("PVIO-LAB end {id}: {}, up {:.1} s", outcome.word(), uptime::seconds());
+        host.ended(&id, &outcome, &lab)?;
     }
     lab.close();
     host.done()

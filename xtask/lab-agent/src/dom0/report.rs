@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -12,9 +13,13 @@ use crate::sys::uptime;
 
 const SHARE: &str = "/share";
 
+/// How often dom0 looks whether the host has said something.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// The host, as seen from dom0.
 pub struct Host {
     events: File,
+    orders: usize,
 }
 
 /// What is to be said before a shell, if this boot is for one.
@@ -27,26 +32,28 @@ impl Host {
     /// Events are appended to a file, one JSON object a line.
     pub fn new() -> Result<Self> {
         let events = File::options().create(true).append(true).open(format!("{SHARE}/events"))?;
-        Ok(Self { events })
+        Ok(Self { events, orders: 0 })
     }
 
-    /// The scenarios to run.
-    pub fn plan(&self) -> Result<Vec<String>> {
-        let text = fs::read_to_string(format!("{SHARE}/plan"))?;
-        serde_json::from_str(&text).context("the plan")
+    /// Waits for the host to say which scenario is next, or that there is none.
+    pub fn next(&mut self) -> Result<Option<String>> {
+        loop {
+            let text = fs::read_to_string(format!("{SHARE}/orders")).unwrap_or_default();
+            let line = text.split_inclusive('\n').nth(self.orders);
+            if let Some(line) = line.filter(|line| line.ends_with('\n')) {
+                self.orders += 1;
+                return serde_json::from_str(line).context("the host's orders");
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 
-    /// dom0 is up.
+    /// dom0 is up, and wants to be told what to run.
     pub fn ready(&self) -> Result<()> {
         self.say(&json!({ "event": "ready", "uptime": uptime::seconds() }))
     }
 
-    /// A scenario starts.
-    pub fn started(&self, id: &str) -> Result<()> {
-        self.say(&json!({ "event": "start", "scenario": id }))
-    }
-
-    /// A scenario is over; of one that failed, the logs are kept.
+    /// A scenario is over, and the next one wanted; of one that failed, the logs are kept.
     pub fn ended(&self, id: &str, outcome: &Outcome, lab: &Lab) -> Result<()> {
         let (result, reason, rows) = match outcome {
             Outcome::Passed(rows) => ("passed", String::new(), rows.clone()),

@@ -13,7 +13,7 @@ use super::nic::undo::Undo;
 use super::{BOTH, Guests, PVIO, Scenario};
 use crate::dom0::backend::Backend;
 use crate::dom0::disk::{Disk, Medium, sum_of};
-use crate::dom0::guest::{Guest, Spec};
+use crate::dom0::guest::{Guest, Programs, Spec};
 use crate::dom0::lab::{LONG, Lab, SHORT, wait_until};
 use crate::pattern;
 use crate::sys::{self, modules};
@@ -64,7 +64,7 @@ fn polled(lab: &mut Lab) -> Result<()> {
     // So that what dom0 reads comes in few requests.
     fs::write("/sys/block/nullb0/queue/read_ahead_kb", "8192")?;
     let mut spec = Spec::new(lab.kind, lab.backend);
-    spec.tools = true;
+    spec.programs = Programs::Fio;
     spec.disks = vec![Disk::by_pvio("xvda", "rw", "[io=iopoll,direct]raw:/dev/nullb0")];
     let mut guest = Guest::start(&spec)?;
     guest.ask("disk-wait", json!("xvda"), SHORT)?;
@@ -134,7 +134,7 @@ fn secure(lab: &mut Lab) -> Result<()> {
     let device = device(&mut undo)?;
     let plain = Disk::new(16, Backend::Pvio, Medium::Device)?;
     let mut spec = Spec::new(lab.kind, lab.backend);
-    spec.tools = true;
+    spec.programs = Programs::Tools;
     spec.disks = vec![
         // It grants what it is given to a backend of its own, and nobody can grant a guest's pages.
         Disk::by_pvio("xvda", "rw", &format!("[direct,policy=persistent-or-map]raw:{device}")),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{BOTH, Guests, PVIO, Scenario};
 use crate::dom0::disk::{Access, Disk};
-use crate::dom0::guest::{Guest, Kind, Spec};
+use crate::dom0::guest::{Guest, Kind, Programs, Spec};
 use crate::dom0::lab::{LONG, Lab, SHORT};
 use crate::sys;
 
@@ -28,7 +28,7 @@ const SERVER: &str = "10.0.3.1";
 /// An unprivileged guest that serves.
 fn server(lab: &Lab) -> Result<Guest> {
     let mut spec = Spec::new(Kind::Pv, lab.backend);
-    spec.tools = true;
+    spec.programs = Programs::Pvio;
     spec.words = "pvio.bare".to_owned();
     spec.lines = vec!["driver_domain=1".to_owned()];
     let mut guest = Guest::start(&spec)?;

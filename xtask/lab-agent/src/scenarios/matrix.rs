@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::store::{Kept, Store, TMP};
 use super::{BOTH, Guests, PVIO, Scenario};
-use crate::dom0::guest::{Guest, Spec};
+use crate::dom0::guest::{Guest, Programs, Spec};
 use crate::dom0::lab::{LONG, Lab, SHORT};
 use crate::dom0::xs;
 
@@ -103,7 +103,7 @@ fn matrix(lab: &mut Lab, kept: Kept) -> Result<()> {
     let before = lab.settled()?;
     let mut spec = Spec::new(lab.kind, lab.backend);
     (spec.processors, spec.words) = (4, "pvio.ring-order=4".to_owned());
-    spec.tools = true;
+    spec.programs = Programs::Fio;
     let mut disks = Vec::new();
     for (i, shape) in Shape::all().enumerate() {
         let store = Store::new(kept, TMP, i, MIB)?;

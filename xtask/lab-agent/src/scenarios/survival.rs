@@ -9,7 +9,7 @@ use super::life::{ready, went_on};
 use super::{BOTH, Guests, PVIO, Scenario};
 use crate::dom0::backend::Backend;
 use crate::dom0::disk::{Access, Disk, Medium};
-use crate::dom0::guest::{Guest, Kind, Spec};
+use crate::dom0::guest::{Guest, Kind, Programs, Spec};
 use crate::dom0::lab::{LONG, Lab, SHORT};
 use crate::sys;
 
@@ -61,7 +61,7 @@ fn domain(lab: &mut Lab) -> Result<()> {
     // Its storage is a disk of dom0's, so that it stays when the domain goes.
     let (storage, line) = lab.disk("xvda", 32, Medium::Device)?;
     let mut spec = Spec::new(Kind::Pv, lab.backend);
-    (spec.tools, spec.disks) = (true, vec![line]);
+    (spec.programs, spec.disks) = (Programs::Pvio, vec![line]);
     spec.lines = vec!["driver_domain=1".into()];
     let mut driver = Guest::start(&spec)?;
     driver.ask("disk-wait", json!("xvda"), SHORT)?;

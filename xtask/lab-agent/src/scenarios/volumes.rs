@@ -11,7 +11,7 @@ use super::store::make_qcow2;
 use super::{BOTH, Guests, PVIO, Scenario};
 use crate::dom0::backend::Backend;
 use crate::dom0::disk::{Disk, Medium};
-use crate::dom0::guest::{Guest, Kind, Spec};
+use crate::dom0::guest::{Guest, Kind, Programs, Spec};
 use crate::dom0::lab::{LONG, Lab, SHORT};
 use crate::{pattern, sys};
 
@@ -87,7 +87,7 @@ fn trim(lab: &mut Lab) -> Result<()> {
     let full = [kept(&raw.image)?, kept(qcow2)?];
     let images = [("xvda", raw.image.as_path()), ("xvdb", qcow2)];
     let mut spec = Spec::new(lab.kind, lab.backend);
-    spec.tools = true;
+    spec.programs = Programs::Tools;
     spec.disks = images
         .iter()
         .map(|(name, path)| Disk::by_pvio(name, "rw", &path.display().to_string()))
@@ -142,7 +142,7 @@ fn boot(lab: &mut Lab) -> Result<()> {
         Kind::Pv => "grub-x86_64-xen.bin",
         _ => "grub-i386-xen_pvh.bin",
     });
-    spec.tools = true;
+    spec.programs = Programs::Tools;
     spec.disks = vec![
         Disk::by_pvio("xvda", "rw", &image),
         Disk::by_pvio("xvdb", "rw", &scratch.image.display().to_string()),

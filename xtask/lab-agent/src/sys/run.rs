@@ -6,6 +6,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use super::took;
 use anyhow::{Context, Result, bail};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -36,7 +37,10 @@ impl std::error::Error for Flake {}
 /// It could not be started or was not done in time; then its process group is killed.
 pub fn run(words: &[&str], deadline: Duration) -> Result<Ran> {
     let (program, arguments) = words.split_first().context("no program")?;
-    run_command(Command::new(program).args(arguments), deadline).with_context(|| words.join(" "))
+    let (start, line) = (Instant::now(), words.join(" "));
+    let ran = run_command(Command::new(program).args(arguments), deadline);
+    took::since(start, &line);
+    ran.context(line)
 }
 
 /// [`run`], any bad end being an error that shows the output.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{iperf, transfer};
 use crate::dom0::backend::Backend;
-use crate::dom0::guest::{Guest, Spec};
+use crate::dom0::guest::{Guest, Programs, Spec};
 use crate::dom0::lab::{LONG, Lab, NIC, SHORT, address};
 use crate::dom0::xs;
 use crate::net;
@@ -105,7 +105,8 @@ fn peers(lab: &mut Lab) -> Result<()> {
     let before = lab.settled()?;
     let mut guests = with_queues(lab, |lab| {
         let mut spec = Spec::new(lab.kind, lab.backend);
-        (spec.nics, spec.tools, spec.memory) = (vec![NIC.to_owned()], true, Some(400));
+        (spec.nics, spec.programs) = (vec![NIC.to_owned()], Programs::Tools);
+        spec.memory = Some(256);
         let first = started(&spec)?;
         spec.processors = 2;
         Ok([first, started(&spec)?])
