@@ -12,6 +12,8 @@ use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, flock as Range};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// What an image is opened for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,11 +33,34 @@ const CONSISTENT_READ: i64 = 0;
 const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 
+/// For how long a file's last user may still seem to be there. A program that any thread of ours starts
+/// has all our descriptors, and with them the locks, from its birth until it is executed: what
+/// was closed meanwhile is let go only then.
+const AFTERLIFE: Duration = Duration::from_millis(200);
+const AGAIN: Duration = Duration::from_millis(5);
+
 /// Locks a file that was just opened until it is closed.
 ///
 /// # Errors
-/// [`io::ErrorKind::WouldBlock`] when somebody uses it otherwise.
+/// [`io::ErrorKind::WouldBlock`] when somebody uses it otherwise, and not just for a moment.
 pub(super) fn lock(file: &File, how: Use) -> io::Result<()> {
+    let start = Instant::now();
+    loop {
+        match try_lock(file, how) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // Another that tries at the same time must not see us try.
+                let_go(file)?;
+                if start.elapsed() > AFTERLIFE {
+                    return Err(error);
+                }
+                thread::sleep(AGAIN);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn try_lock(file: &File, how: Use) -> io::Result<()> {
     let operation = match how {
         Use::Read => FlockOperation::NonBlockingLockShared,
         Use::Write => FlockOperation::NonBlockingLockExclusive,
@@ -99,11 +124,49 @@ fn set(file: &File, byte: i64) -> io::Result<()> {
     }
 }
 
+/// Both kinds, whatever of them there is.
+fn let_go(file: &File) -> io::Result<()> {
+    flock(file, FlockOperation::Unlock)?;
+    // Length 0: all there are.
+    let all = Range { l_len: 0, ..range(F_UNLCK, 0) };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&all)) {
+        Err(e) if !has_none(e) => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
 fn is_locked(file: &File, byte: i64) -> io::Result<bool> {
     let mut found = range(F_WRLCK, byte);
     match fcntl(file, FcntlArg::F_OFD_GETLK(&mut found)) {
         Ok(_) => Ok(i32::from(found.l_type) != F_UNLCK),
         Err(e) if has_none(e) => Ok(false),
         Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_about_to_go_is_waited_for() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || File::options().read(true).write(true).open(file.path()).unwrap();
+        for (theirs, ours) in [(Use::Write, Use::Write), (Use::Read, Use::Write)] {
+            let (them, us) = (open(), open());
+            lock(&them, theirs).unwrap();
+            let error = lock(&us, ours).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            // Nothing is left of the attempt.
+            let_go(&them).unwrap();
+            assert_eq!(look(&open()).unwrap(), LockState::Free);
+            lock(&them, theirs).unwrap();
+            let leaver = thread::spawn(move || {
+                thread::sleep(AFTERLIFE / 4);
+                drop(them);
+            });
+            lock(&us, ours).unwrap();
+            leaver.join().unwrap();
+        }
     }
 }
