@@ -23,6 +23,8 @@ use crate::test::{Counts, Report};
 const SCENARIO: Duration = Duration::from_secs(180);
 /// dom0 is up in a quarter of it.
 const UP: Duration = Duration::from_secs(90);
+/// dom0 says every two seconds that it is there, whatever a scenario waits for.
+const STILL: Duration = Duration::from_secs(60);
 /// Counting instructions takes several times as long.
 const SLOWER: u32 = 5;
 
@@ -259,8 +261,11 @@ impl Session<'_> {
                 }
             }
             let limit = if running.is_some() { SCENARIO } else { UP } * slower;
+            let still = stood_still(share).is_some_and(|still| still > STILL * slower);
             let trouble = if ended {
                 "the machine ended"
+            } else if still {
+                "the whole machine stood still"
             } else if since.elapsed() > limit {
                 "nothing for too long"
             } else {
@@ -271,7 +276,7 @@ impl Session<'_> {
                 let scenario = order.case.id.clone();
                 let seconds = start.elapsed().as_secs_f64();
                 let reason = format!("{trouble}; dom0's last words:\n{}", boot.tail(30));
-                let result = if ended { "flake" } else { "failed" }.to_owned();
+                let result = if ended || still { "flake" } else { "failed" }.to_owned();
                 let rows = Vec::new();
                 let row = Row { scenario, result, seconds, retries: 0, reason, rows };
                 self.ended(order, row, &Value::Null);
@@ -310,6 +315,11 @@ impl Session<'_> {
         orders.write_all(format!("{line}\n").as_bytes()).context("tell dom0")?;
         Ok(order.map(|order| (order, Instant::now())))
     }
+}
+
+/// For how long dom0 has not said that it is there, once it has.
+fn stood_still(share: &Path) -> Option<Duration> {
+    fs::metadata(share.join("alive")).ok()?.modified().ok()?.elapsed().ok()
 }
 
 /// A file that grows by a JSON object a line.

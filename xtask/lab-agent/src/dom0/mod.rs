@@ -41,6 +41,7 @@ pub fn run() -> Result<()> {
         return boot::shell(&words);
     }
     let mut host = Host::new()?;
+    Host::stay_alive();
     host.ready()?;
     let mut lab = Lab::default();
     while let Some(id) = host.next()? {
