@@ -37,7 +37,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Subcommand;
 
-pub use agent::{agent_build, build_pvio, command_build};
+pub use agent::build_pvio;
 
 use crate::test::Report;
 use boot::Machine;

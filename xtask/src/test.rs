@@ -3,12 +3,10 @@
 //! | module | holds |
 //! |---|---|
 //! | [`steps`] | the steps that are one cargo command each |
-//! | [`ahead`] | what later steps want built, while tests wait |
 //! | [`tally`] | what `cargo test` printed, as numbers |
 //! | [`nostd`] | the device code links without `std` |
 //! | [`layers`] | who may depend on whom, where things may stand, what the book names |
 
-mod ahead;
 mod layers;
 mod nostd;
 mod steps;
@@ -24,7 +22,6 @@ use clap::ValueEnum;
 
 use crate::tools::{self, Tools};
 use crate::{e2e, exec, lab};
-use ahead::Ahead;
 
 /// A step, in the order they run.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -50,11 +47,11 @@ pub enum Step {
 }
 
 impl Step {
-    fn run(self, install: bool, ahead: &mut Ahead) -> Result<Report> {
+    fn run(self, install: bool) -> Result<Report> {
         match self {
             Self::Fmt => steps::fmt(),
             Self::Clippy => steps::clippy(),
-            Self::Unit => steps::unit(|| ahead.start()),
+            Self::Unit => steps::unit(),
             Self::Doc => steps::doc(),
             Self::Nostd => nostd::run(),
             Self::Loom => steps::loom(),
@@ -171,13 +168,12 @@ impl Report {
 pub fn run(steps: &[Step], install: bool) -> Result<bool> {
     let steps = if steps.is_empty() { Step::value_variants() } else { steps };
     let mut table = Vec::new();
-    let mut ahead = Ahead::new(steps);
     if steps.iter().any(|step| step.needs_tools()) {
         table.push(timed("tools", || find_tools(install)));
     }
     for step in steps {
         exec::go_on()?;
-        table.push(timed(&step.name(), || step.run(install, &mut ahead)));
+        table.push(timed(&step.name(), || step.run(install)));
     }
     exec::go_on()?;
 

@@ -198,6 +198,11 @@ impl Route {
             space.ip(&format!("route add default via {by4}"));
             space.ip(&format!("-6 route add default via {by6}"));
         }
+        // The router asks for neighbours from an address of the link, once it knows that it is alone with it.
+        for name in ["v0", "m0"] {
+            let alone = format!("-6 -o addr show dev {name} scope link -tentative");
+            wait_for(|| ip(&alone).filter(|addresses| addresses.contains("fe80")));
+        }
         Self { guest, far, rig }
     }
 

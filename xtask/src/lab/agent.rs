@@ -27,44 +27,30 @@ pub struct Case {
     pub proves: String,
 }
 
-/// Where the agent is built: its flags would make every other build start anew.
-fn target() -> PathBuf {
-    exec::target().join("lab")
-}
-
 /// Builds the agent: without shared libraries, since it starts before there are any.
-pub fn agent_build() -> Command {
-    let mut build = exec::cargo();
-    build.args(["build", "--release", "--package", "pvio-lab-agent", "--target", TARGET]);
-    build.env("CARGO_TARGET_DIR", target());
-    build.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
-    // Nobody waits for what it does, everybody for its build.
-    build.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_DEBUG", "0");
-    build
-}
-
-/// Builds the command under test.
-pub fn command_build() -> Command {
-    let mut build = exec::cargo();
-    build.args(["build", "--release", "--package", "pvio"]);
-    build
-}
-
-/// The agent, built.
 ///
 /// # Errors
 /// It does not build.
 pub fn build() -> Result<PathBuf> {
-    exec::succeed(&mut agent_build(), BUILD)?;
-    Ok(target().join(TARGET).join("release/pvio-lab-agent"))
+    // A folder of its own: the flags would make every other build start anew.
+    let target = exec::target().join("lab");
+    let mut build = exec::cargo();
+    build.args(["build", "--release", "--package", "pvio-lab-agent", "--target", TARGET]);
+    build.env("CARGO_TARGET_DIR", &target);
+    build.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
+    // Nobody waits for what it does, everybody for its build.
+    build.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_DEBUG", "0");
+    exec::succeed(&mut build, BUILD)?;
+    Ok(target.join(TARGET).join("release/pvio-lab-agent"))
 }
 
-/// The command under test, built.
+/// Builds the command under test.
 ///
 /// # Errors
 /// It does not build.
 pub fn build_pvio() -> Result<PathBuf> {
-    exec::succeed(&mut command_build(), BUILD)?;
+    let mut build = exec::cargo();
+    exec::succeed(build.args(["build", "--release", "--package", "pvio"]), BUILD)?;
     Ok(exec::target().join("release/pvio"))
 }
 

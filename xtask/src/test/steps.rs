@@ -34,27 +34,16 @@ pub fn clippy() -> Result<Report> {
     plain(clippy.args(["--", "-D", "warnings"]))
 }
 
-/// Every unit and integration test of the workspace. `built` is called before the first of them runs:
-/// most wait for something, and leave the processors to others.
-pub fn unit(built: impl FnOnce() -> Result<()>) -> Result<Report> {
-    let every = || {
-        let mut test = exec::cargo();
-        test.args(["test", "--workspace", "--all-features", "--lib", "--bins", "--tests"]);
-        test.args(["--examples", "--no-fail-fast"]);
-        test
-    };
-    let build = plain(every().arg("--no-run"))?;
-    if build.counts.failed > 0 {
-        return Ok(build);
-    }
-    built()?;
-    let mut test = every();
+/// Every unit and integration test of the workspace.
+pub fn unit() -> Result<Report> {
+    let mut test = exec::cargo();
+    test.args(["test", "--workspace", "--all-features", "--lib", "--bins", "--tests"]);
     match samples::fetch() {
         Ok(dir) => drop(test.env("PVIO_QEMU_SAMPLES", dir)),
         // The test that needs them says that it was skipped.
         Err(error) => println!("    QEMU's sample images: {error:#}"),
     }
-    tests(&mut test, &["--skip", LOOM_NOT_BUILT])
+    tests(test.args(["--examples", "--no-fail-fast"]), &["--skip", LOOM_NOT_BUILT])
 }
 
 /// The documentation, and the examples in it.
