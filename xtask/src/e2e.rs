@@ -32,7 +32,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::test::{Counts, Report};
-use crate::{lab, tools};
+use crate::{exec, tools};
 use netns::NetNs;
 
 /// What every check uses.
@@ -55,7 +55,7 @@ pub fn run() -> Result<Report> {
     if let Some(why) = hindrance() {
         return Ok(Report::skipped(why));
     }
-    let pvio = lab::build_pvio()?;
+    let pvio = exec::pvio()?;
     // On a disk if there is one: io_uring on a file in memory is another path in the kernel.
     let var = Path::new("/var/tmp");
     let base = if var.is_dir() { var.to_path_buf() } else { std::env::temp_dir() };

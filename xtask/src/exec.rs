@@ -174,3 +174,13 @@ pub fn cargo() -> Command {
     command.current_dir(root()).env("CARGO_TERM_COLOR", "never");
     command
 }
+
+/// The command, built in release.
+///
+/// # Errors
+/// It does not build.
+pub fn pvio() -> Result<PathBuf> {
+    let mut build = cargo();
+    succeed(build.args(["build", "--release", "--package", "pvio"]), Duration::from_secs(1200))?;
+    Ok(target().join("release/pvio"))
+}

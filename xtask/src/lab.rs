@@ -37,8 +37,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Subcommand;
 
-pub use agent::build_pvio;
-
+use crate::exec;
 use crate::test::Report;
 use boot::Machine;
 use cache::Cache;
@@ -146,7 +145,7 @@ fn shell(pvio: Option<PathBuf>) -> Result<bool> {
 fn write_image(cache: &Cache, pvio: Option<PathBuf>, dir: &Path) -> Result<PathBuf> {
     let pvio = match pvio {
         Some(pvio) => pvio,
-        None => agent::build_pvio()?,
+        None => exec::pvio()?,
     };
     let programs = Programs { agent: agent::build()?, pvio: Some(pvio) };
     let image = dir.join("dom0.cpio");

@@ -44,16 +44,6 @@ pub fn build() -> Result<PathBuf> {
     Ok(target.join(TARGET).join("release/pvio-lab-agent"))
 }
 
-/// Builds the command under test.
-///
-/// # Errors
-/// It does not build.
-pub fn build_pvio() -> Result<PathBuf> {
-    let mut build = exec::cargo();
-    exec::succeed(build.args(["build", "--release", "--package", "pvio"]), BUILD)?;
-    Ok(exec::target().join("release/pvio"))
-}
-
 /// All cases, in the order they run best.
 ///
 /// # Errors

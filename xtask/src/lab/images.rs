@@ -107,7 +107,7 @@ pub struct Programs {
 }
 
 /// Writes dom0's image, which holds the guests' parts. In dom0 a guest's image is made of the parts
-/// its scenario needs: every byte of it is copied three times before the guest runs.
+/// its scenario needs: every byte of it is read, copied into the guest and unpacked there.
 pub fn write(cache: &Cache, programs: &Programs, to: &Path) -> Result<()> {
     let lean = programs.without_debug_information(to)?;
     let programs = &lean;

@@ -9,7 +9,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::agent::Case;
 
 /// A case that is to run.
-#[derive(Clone)]
 pub struct Order {
     pub case: Case,
     /// How often it was begun and came to nothing, by the emulator's fault.

@@ -172,6 +172,14 @@ fn run(cases: &[Case], options: &Options) -> Result<Vec<Row>> {
         ends.try_for_each(|end| end.map_err(|_| anyhow!("a machine's thread panicked"))?)
     });
     let mut rows: Vec<_> = sessions.into_iter().flat_map(|session| session.rows).collect();
+    // What was begun when its machine was given up has no row of its own.
+    for case in cases.iter().filter(|_| outcome.is_ok()) {
+        if rows.iter().all(|row| row.scenario != case.id) {
+            let (scenario, result) = (case.id.clone(), "failed".to_owned());
+            let reason = "nothing is known of it; see what was said of its machine".to_owned();
+            rows.push(Row { scenario, result, seconds: 0.0, retries: 0, reason, rows: Vec::new() });
+        }
+    }
     rows.sort_by_key(|row| cases.iter().position(|case| case.id == row.scenario));
     if options.keep {
         println!("    consoles and logs are in {}", dir.keep().display());

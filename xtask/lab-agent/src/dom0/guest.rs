@@ -66,17 +66,17 @@ impl Programs {
     fn ramdisk(self) -> Result<PathBuf> {
         let parts = self.parts();
         let file = |part: &str| PathBuf::from(format!("/lab/{part}.cpio"));
-        let [alone] = parts else {
-            let whole = PathBuf::from(format!("/run/{}.cpio", parts.join("+")));
-            if !whole.exists() {
-                let mut out = File::create(&whole)?;
-                for part in parts {
-                    io::copy(&mut File::open(file(part))?, &mut out)?;
-                }
+        if let [alone] = parts {
+            return Ok(file(alone));
+        }
+        let whole = PathBuf::from(format!("/run/{}.cpio", parts.join("+")));
+        if !whole.exists() {
+            let mut out = File::create(&whole)?;
+            for part in parts {
+                io::copy(&mut File::open(file(part))?, &mut out)?;
             }
-            return Ok(whole);
-        };
-        Ok(file(alone))
+        }
+        Ok(whole)
     }
 }
 

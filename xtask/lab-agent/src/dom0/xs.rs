@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::{Client, default_path};
 use pvio_xenbus::wire::Perm;
-use pvio_xenbus::{Xenstore, XsError};
 
 use super::lab::wait_until;
 
@@ -56,7 +56,7 @@ pub fn remove(path: &str) -> Result<()> {
 /// xenstored does not answer.
 pub fn list(path: &str) -> Result<Vec<String>> {
     match store()?.directory(path) {
-        Err(error) if XsError::is_not_found(&error) => Ok(Vec::new()),
+        Err(error) if error.is_not_found() => Ok(Vec::new()),
         names => Ok(names?),
     }
 }
