@@ -130,6 +130,11 @@ pub trait BackendClass {
 
     /// Why serving ended by itself, if it did; told once.
     fn fault(&mut self) -> Option<Fault>;
+
+    /// What the operator must know of a device that is served all the same; told once.
+    fn warning(&mut self) -> Option<Fault> {
+        None
+    }
 }
 
 /// One backend.
@@ -274,6 +279,9 @@ impl<C: BackendClass> BackendDriver<C> {
         loop {
             if let Some(fault) = self.class.fault() {
                 self.fail(xs, &fault)?;
+            }
+            if let Some(warning) = self.class.warning() {
+                self.complain(xs, &warning)?;
             }
             let action = self.decide(xs)?;
             match action {
