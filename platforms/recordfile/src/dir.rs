@@ -57,7 +57,8 @@ impl RecordDir {
     /// What the system reports: no space, no permission.
     pub fn create(&self, name: &str, len: usize) -> io::Result<RecordFile> {
         self.remove(name)?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = openat(&self.fd, checked(name)?, flags, Mode::RUSR | Mode::WUSR)?;
         RecordFile::map(fd, len).inspect_err(|_| drop(self.remove(name)))
     }
@@ -99,7 +100,10 @@ fn is_private_file(stat: &Stat) -> bool {
 /// A name of a file in the directory itself.
 fn checked(name: &str) -> io::Result<&str> {
     if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no file name")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{name:?} is no file name"),
+        ));
     }
     Ok(name)
 }

@@ -26,6 +26,14 @@ unsafe impl Send for RecordFile {}
 unsafe impl Sync for RecordFile {}
 
 impl RecordFile {
+    /// `len` zero bytes that end with this process.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn private(len: usize) -> io::Result<Self> {
+        Self::new(MmapOptions::new().len(len).map_anon()?.into())
+    }
+
     /// Maps the first `len` bytes of a file, and has the system allocate them: a page that a full file
     /// system cannot provide when it is first written would end the process with `SIGBUS`.
     pub(crate) fn map(fd: OwnedFd, len: usize) -> io::Result<Self> {
@@ -35,7 +43,10 @@ impl RecordFile {
             Err(Errno::OPNOTSUPP) => write_over(&file, len)?,
             Err(error) => return Err(error.into()),
         }
-        let map = MmapOptions::new().len(len).map_raw(&file)?;
+        Self::new(MmapOptions::new().len(len).map_raw(&file)?)
+    }
+
+    fn new(map: MmapRaw) -> io::Result<Self> {
         let base = NonNull::new(map.as_mut_ptr());
         let base = base.ok_or_else(|| io::Error::other("the mapping is at address 0"))?;
         Ok(Self { map: Arc::new(map), base })
