@@ -84,7 +84,6 @@ mod tests {
             max_indirect_segments: u32::MAX,
             max_ring_page_order: u32::MAX,
             max_queues: u32::MAX,
-            ..Config::default()
         };
         for (policy, segments) in [
             (Policy::Map, 4096),
