@@ -296,11 +296,12 @@ fn fat(dir: &Path, words: &[&str], mib: u64) -> Option<(PathBuf, Vec<u8>)> {
 #[test]
 fn every_fat_that_mtools_reads_is_read() {
     let dir = tempfile::tempdir().unwrap();
-    let damages: &[(&str, &dyn Fn(&Path))] = &[
-        ("nothing", &|_| ()),
-        ("FSInfo of zeros", &|image| write_at(image, 512, &[0; 512])),
-        ("FSInfo of another place", &|image| write_at(image, 48, &[0xff, 0xff])),
-        ("no copy of the boot sector", &|image| write_at(image, 50, &[0xff, 0xff])),
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 4] = [
+        ("nothing", |_| ()),
+        ("FSInfo of zeros", |image| write_at(image, 512, &[0; 512])),
+        ("FSInfo of another place", |image| write_at(image, 48, &[0xff, 0xff])),
+        ("no copy of the boot sector", |image| write_at(image, 50, &[0xff, 0xff])),
     ];
     // Small ones have fewer clusters than FAT32 is to have.
     for (mib, words) in [(40, &["-F", "32", "-s", "1"][..]), (8, &["-F", "32", "-s", "1"])] {

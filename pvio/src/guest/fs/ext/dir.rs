@@ -72,7 +72,7 @@ fn list<B>(
     while !rest.is_empty() {
         let (entry, after) = DirEntry::ref_from_prefix(rest).map_err(|_| wrong())?;
         let len = record(entry.rec_len.get(), rest.len());
-        if len < HEAD + 4 || len % 4 != 0 || len > rest.len() {
+        if len < HEAD + 4 || !len.is_multiple_of(4) || len > rest.len() {
             return Err(wrong());
         }
         let inode = entry.inode.get();
