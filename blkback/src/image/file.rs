@@ -2,6 +2,9 @@
 
 use super::error::ImageError;
 use super::lock::{self, Use};
+use crate::engine::store::{FileStore, Store};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -37,8 +40,10 @@ pub(super) fn open(path: &Path, access: Access) -> Result<(File, bool), ImageErr
     if !kind.is_file() && !kind.is_block_device() {
         return Err(ImageError::NotADisk(name()));
     }
-    // On a block device O_EXCL (without O_CREAT) asks that nobody else has it so, a mount say.
-    let exclusive = if kind.is_block_device() && access.write { O_EXCL } else { 0 };
+    // On a block device O_EXCL (without O_CREAT) asks that nobody else has it so, a mount say. Who
+    // opens a disk's file a second time has no lock to ask for.
+    let exclusive = kind.is_block_device() && access.write && access.lock;
+    let exclusive = if exclusive { O_EXCL } else { 0 };
     let direct = if access.direct { O_DIRECT } else { 0 };
     let file = OpenOptions::new()
         .read(true)
@@ -51,4 +56,19 @@ pub(super) fn open(path: &Path, access: Access) -> Result<(File, bool), ImageErr
         lock::lock(&file, how).map_err(wrap)?;
     }
     Ok((file, kind.is_block_device()))
+}
+
+/// Gives a range of a file or block device back: it reads as zeroes.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn punch(file: &File, at: u64, len: u64) -> io::Result<()> {
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match fallocate(file, hole, at, len) {
+        // A block device that cannot, or not in the middle of its sectors.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) if file.metadata()?.file_type().is_block_device() => {
+            FileStore::new(file.try_clone()?)?.write_zeroes(at, len)
+        }
+        other => Ok(other?),
+    }
 }

@@ -1,7 +1,7 @@
 //! What can be told of a disk without serving it, also of one that cannot be served, and of one that
 //! somebody else serves at the moment.
 
-use super::content::FileContent;
+use super::content::{FileContent, Meter};
 use super::error::ImageError;
 use super::file::{self, Access};
 use super::lock::{self, LockState};
@@ -130,10 +130,12 @@ fn of_qcow2(
     // First without what it rests on, which may be missing.
     let (file, _) = file::open(path, Access { write: false, direct: false, lock: false })?;
     let wrap = |error| ImageError::Content { path: path.into(), format: Format::Qcow2, error };
-    let content = FileContent::new(&file).map_err(|e| wrap(e.into()))?;
+    let meter = Meter::default();
+    let content = FileContent::new(&file, &meter).map_err(|e| wrap(e.into()))?;
     let header = Header::read(&content).map_err(wrap)?;
     describe_qcow2(found.files.first_mut(), &header);
-    let mut layer = qcow2::chain::read(path, false)?;
+    let meter = Meter::default();
+    let mut layer = qcow2::chain::read(path, false, &meter)?;
     report_below(found, &layer)?;
     let written = found.files.first().is_some_and(|file| file.lock == LockState::Written);
     if written {
@@ -147,7 +149,7 @@ fn of_qcow2(
     };
     // Tables of an image that is being written are not to be believed.
     if !written {
-        qcow2::try_open(&layer)?;
+        qcow2::try_open(&layer, &meter)?;
     }
     Ok(size)
 }
@@ -196,9 +198,10 @@ fn report_below(found: &mut Inspection, layer: &Layer) -> Result<(), ImageError>
 }
 
 fn of_vhd(found: &mut Inspection, path: &Path) -> Result<u64, ImageError> {
+    let meter = Meter::default();
     let (file, _) = file::open(path, Access { write: false, direct: false, lock: false })?;
     let wrap = |error| ImageError::Content { path: path.into(), format: Format::Vhd, error };
-    let content = FileContent::new(&file).map_err(|e| wrap(e.into()))?;
+    let content = FileContent::new(&file, &meter).map_err(|e| wrap(e.into()))?;
     let footer = Footer::read(&content).map_err(wrap)?;
     if let Some(report) = found.files.first_mut() {
         report.features.push(match footer.kind {
@@ -206,7 +209,7 @@ fn of_vhd(found: &mut Inspection, path: &Path) -> Result<u64, ImageError> {
             Kind::Dynamic { block, .. } => format!("dynamic, blocks of {block} bytes"),
         });
     }
-    vhd::check(file, &footer).map_err(wrap)?;
+    vhd::check(file, &footer, &meter).map_err(wrap)?;
     Ok(footer.size)
 }
 

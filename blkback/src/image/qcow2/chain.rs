@@ -1,7 +1,7 @@
 //! The files a qcow2 image is made of: itself, and what it rests on, down to the last.
 
 use super::super::Format;
-use super::super::content::FileContent;
+use super::super::content::{FileContent, Meter};
 use super::super::error::ImageError;
 use super::super::file::{self, Access};
 use super::header::Header;
@@ -40,23 +40,33 @@ pub enum Below {
 ///
 /// # Errors
 /// Any [`ImageError`].
-pub fn read(path: &Path, lock: bool) -> Result<Layer, ImageError> {
-    read_above(path, lock, &mut Vec::new())
+pub fn read(path: &Path, lock: bool, meter: &Meter) -> Result<Layer, ImageError> {
+    read_above(path, lock, meter, &mut Vec::new())
 }
 
-fn read_above(path: &Path, lock: bool, seen: &mut Vec<PathBuf>) -> Result<Layer, ImageError> {
+fn read_above(
+    path: &Path,
+    lock: bool,
+    meter: &Meter,
+    seen: &mut Vec<PathBuf>,
+) -> Result<Layer, ImageError> {
     let access = Access { write: false, direct: false, lock };
     let (file, _) = file::open(path, access)?;
     let wrap = |error| ImageError::Content { path: path.into(), format: Format::Qcow2, error };
-    let content = FileContent::new(&file).map_err(|e| wrap(e.into()))?;
+    let content = FileContent::new(&file, meter).map_err(|e| wrap(e.into()))?;
     let header = Header::read(&content).map_err(wrap)?;
+    // The library keeps it.
+    meter.keep(u64::from(header.l1.1) * 8).map_err(wrap)?;
     drop(file);
     let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
     seen.push(real);
     let beside = |name: &str| path.parent().unwrap_or(Path::new("")).join(name);
     let data = header.data_file.as_deref().map(beside);
     let below = match &header.backing {
-        Some(name) => Some(below(path, name, header.backing_format.as_deref(), lock, seen)?),
+        Some(name) => {
+            let format = header.backing_format.as_deref();
+            Some(below(path, name, format, lock, meter, seen)?)
+        }
         None => None,
     };
     Ok(Layer { path: path.into(), header, data, below })
@@ -67,6 +77,7 @@ fn below(
     name: &str,
     format: Option<&str>,
     lock: bool,
+    meter: &Meter,
     seen: &mut Vec<PathBuf>,
 ) -> Result<Below, ImageError> {
     let fail = |what| Err(ImageError::Chain { path: path.into(), below: String::from(name), what });
@@ -85,7 +96,9 @@ fn below(
     }
     match format {
         Some("raw" | "file" | "host_device") => Ok(Below::Raw(file)),
-        Some("qcow2") => read_above(&file, lock, seen).map(|layer| Below::Qcow2(Box::new(layer))),
+        Some("qcow2") => {
+            read_above(&file, lock, meter, seen).map(|layer| Below::Qcow2(Box::new(layer)))
+        }
         Some(_) => fail("which is neither raw nor qcow2; make it so with qemu-img convert"),
         None => fail(
             "without a word about its format, which is never guessed; \

@@ -6,7 +6,7 @@ mod descriptor;
 mod header;
 mod sparse;
 
-use super::content::{Content, ContentError, FileContent};
+use super::content::{Content, ContentError, FileContent, Meter, buffer};
 use super::error::ImageError;
 use super::file::{self, Access};
 use super::{Format, ImageOptions, Opened, raw};
@@ -22,7 +22,7 @@ use header::{Header, LONGEST_DESCRIPTOR, SECTOR};
 use sparse::Sparse;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -91,7 +91,8 @@ impl Vmdk {
         // Tables and text are of any length, and cannot be read around the cache.
         let buffered = Access { direct: false, ..access };
         let (first, _) = file::open(path, buffered)?;
-        let found = Found::read(&first).map_err(fail(path))?;
+        let meter = Meter::default();
+        let found = Found::read(&first, &meter).map_err(fail(path))?;
         let descriptor = Descriptor::parse(&found.text).map_err(fail(path))?;
         let id =
             first.try_clone().map_err(|error| ImageError::Other { path: path.into(), error })?;
@@ -119,7 +120,7 @@ impl Vmdk {
             let data = match (whole.take(), extent.kept) {
                 // All in one file, whatever the file was called when that was written.
                 (Some((file, header)), Kept::Sparse(_)) => {
-                    open_sparse(path, file, header, bytes, access.write)?
+                    open_sparse(path, file, header, bytes, access.write, &meter)?
                 }
                 (Some(_), _) => {
                     return Err(fail(path)(ContentError::corrupt("its one extent is not sparse")));
@@ -127,14 +128,15 @@ impl Vmdk {
                 (None, Kept::Zero) => Data::Zero,
                 (None, Kept::Flat(name, offset)) => {
                     let name = beside(path, &name).map_err(fail(path))?;
-                    open_flat(&name, offset * SECTOR, bytes, access)?
+                    open_flat(&name, offset * SECTOR, bytes, access, &meter)?
                 }
                 (None, Kept::Sparse(name)) => {
                     let name = beside(path, &name).map_err(fail(path))?;
                     let (file, _) = file::open(&name, buffered)?;
-                    let content = FileContent::new(&file).map_err(|e| fail(&name)(e.into()))?;
+                    let content = FileContent::new(&file, &meter);
+                    let content = content.map_err(|e| fail(&name)(e.into()))?;
                     let header = Header::read(&content).map_err(fail(&name))?;
-                    open_sparse(&name, file, header, bytes, access.write)?
+                    open_sparse(&name, file, header, bytes, access.write, &meter)?
                 }
             };
             this.extents.push(Extent { at, end, data });
@@ -190,8 +192,8 @@ struct Found {
 }
 
 impl Found {
-    fn read(file: &File) -> Result<Self, ContentError> {
-        let content = FileContent::new(file)?;
+    fn read(file: &File, meter: &Meter) -> Result<Self, ContentError> {
+        let content = FileContent::new(file, meter)?;
         let mut head = [0; 4];
         content.read(0, &mut head)?;
         match &head {
@@ -210,7 +212,7 @@ impl Found {
                 if len > LONGEST_DESCRIPTOR {
                     return Err(ContentError::corrupt(format!("its descriptor has {len} bytes")));
                 }
-                let mut text = alloc::vec![0; len as usize];
+                let mut text = buffer(len)?;
                 content.read(0, &mut text)?;
                 let text = String::from_utf8_lossy(&text).into_owned();
                 Ok(Self { text, at: 0, sparse: None })
@@ -230,11 +232,17 @@ fn beside(path: &Path, name: &str) -> Result<PathBuf, ContentError> {
     Ok(path.with_file_name(name))
 }
 
-fn open_flat(path: &Path, offset: u64, bytes: u64, access: Access) -> Result<Data, ImageError> {
+fn open_flat(
+    path: &Path,
+    offset: u64,
+    bytes: u64,
+    access: Access,
+    meter: &Meter,
+) -> Result<Data, ImageError> {
     // Calls come from memory of any alignment.
     let (file, _) = file::open(path, Access { direct: false, ..access })?;
     let content = |error| ImageError::Content { path: path.into(), format: Format::Vmdk, error };
-    let there = FileContent::new(&file).map_err(|error| content(error.into()))?.length();
+    let there = FileContent::new(&file, meter).map_err(|error| content(error.into()))?.length();
     let end = offset.saturating_add(bytes);
     if end > there {
         let what = format!("it needs {end} bytes, and has {there}");
@@ -251,16 +259,19 @@ fn open_sparse(
     header: Header,
     bytes: u64,
     write: bool,
+    meter: &Meter,
 ) -> Result<Data, ImageError> {
     let content = |error| ImageError::Content { path: path.into(), format: Format::Vmdk, error };
     if header.sectors * SECTOR < bytes {
         let what = format!("an extent of {} sectors for {bytes} bytes", header.sectors);
         return Err(content(ContentError::corrupt(what)));
     }
-    if write && (header.compressed || header.version >= 3) {
+    let kind = file.metadata().map_err(|error| content(error.into()))?.file_type();
+    // A block device does not grow.
+    if write && (header.compressed || header.version >= 3 || kind.is_block_device()) {
         return Err(ImageError::OnlyRead(format!("vmdk:{}", path.display())));
     }
-    Ok(Data::Sparse(Sparse::open(file, header, write).map_err(content)?))
+    Ok(Data::Sparse(Sparse::open(file, header, write, meter).map_err(content)?))
 }
 
 impl Store for Vmdk {
