@@ -47,8 +47,7 @@ fn counted<T>(act: impl FnOnce() -> T) -> (T, Cost) {
     let mut result = None;
     let AllocationInfo { bytes_max, .. } = allocation_counter::measure(|| result = Some(act()));
     let [bytes, reads] = Cost::read_by_now();
-    let cost =
-        Cost { reads: reads - reads_before, bytes: bytes - bytes_before, memory: bytes_max };
+    let cost = Cost { reads: reads - reads_before, bytes: bytes - bytes_before, memory: bytes_max };
     (result.unwrap(), cost)
 }
 
@@ -291,8 +290,7 @@ fn a_qcow2_whose_counts_are_everywhere_is_bounded() {
         let clusters = (8u64 << 20) / cluster;
         let counts = (1 << 24, clusters as u32);
         let l1 = (0, 0);
-        let image =
-            Qcow2 { dirty: true, size: 0, l1, counts, order, ..Qcow2::new(bits) };
+        let image = Qcow2 { dirty: true, size: 0, l1, counts, order, ..Qcow2::new(bits) };
         let blocks: Vec<u8> =
             (0..1u64 << 20).flat_map(|i| ((1 << 25) + i * cluster).to_be_bytes()).collect();
         let mut image = image;
@@ -326,7 +324,8 @@ fn a_chain_costs_no_more_than_one() {
             header[16..20].copy_from_slice(&(below.len() as u32).to_be_bytes());
             header.extend(below.as_bytes());
         }
-        let parts = [(0, &header[..]), (2 << 20, &table(4 << 20, 1)[..]), (4 << 20, &[0xff; 8][..])];
+        let parts =
+            [(0, &header[..]), (2 << 20, &table(4 << 20, 1)[..]), (4 << 20, &[0xff; 8][..])];
         let name = format!("{n}.qcow2");
         let path = file(dir.path(), &name, 16 << 20, &parts);
         below = Some(name);
@@ -409,14 +408,12 @@ fn a_vmdk_of_many_grains_is_bounded() {
         let directory = 1 << 21;
         let tables = (sectors / grain / u64::from(entries)) as u32;
         // Each table names grains that are everywhere.
-        let names: Vec<u8> = (0..tables.min(1 << 20))
-            .flat_map(|i| ((1 << 23) + i * 4).to_le_bytes())
-            .collect();
+        let names: Vec<u8> =
+            (0..tables.min(1 << 20)).flat_map(|i| ((1 << 23) + i * 4).to_le_bytes()).collect();
         let grains: Vec<u8> = (0..1u32 << 23).flat_map(|i| (i * 128).to_le_bytes()).collect();
         for unclean in [false, true] {
             let header = vmdk(sectors, grain, entries, directory, unclean);
-            let parts =
-                [(0, &header[..]), (directory * 512, &names[..]), (4 << 30, &grains[..])];
+            let parts = [(0, &header[..]), (directory * 512, &names[..]), (4 << 30, &grains[..])];
             let path = file(dir.path(), "a.vmdk", (4 << 30) + (1 << 32), &parts);
             open_within(&Spec::file(Format::Vmdk, &path), MOST);
         }

@@ -276,7 +276,9 @@ impl Header {
             if at > MAX_SNAPSHOT_BYTES {
                 return Err(ContentError::corrupt("the snapshot table is impossibly long"));
             }
-            content.meter().keep((size_of::<Snapshot>() + id_text.len() + name_text.len()) as u64)?;
+            content
+                .meter()
+                .keep((size_of::<Snapshot>() + id_text.len() + name_text.len()) as u64)?;
             self.check_l1(content, "a snapshot's first-level table", l1, size)?;
             let seconds = entry.u32(16);
             self.snapshots.push(Snapshot { id: id_text, name: name_text, seconds, size, l1 });

@@ -48,9 +48,7 @@ pub(super) fn raise(
     let mut used = Used::new(content, header)?;
     used.range(Use { at: 0, len: 1, times: 1 })?;
     used.range(Use { at: header.refcounts.0, len: header.refcounts.1, times: 1 })?;
-    each_block(content, header, |_, at| {
-        used.range(Use { at, len: header.cluster(), times: 1 })
-    })?;
+    each_block(content, header, |_, at| used.range(Use { at, len: header.cluster(), times: 1 }))?;
     each_use(content, header, |part| used.range(part))?;
 
     let mut raised = 0;
@@ -101,7 +99,7 @@ fn raise_block(
     used: &Used,
     clusters: core::ops::Range<u64>,
 ) -> Result<u64, ContentError> {
-    let mut block = buffer((((clusters.end - clusters.start) << order) + 7) / 8)?;
+    let mut block = buffer(((clusters.end - clusters.start) << order).div_ceil(8))?;
     content.read(at, &mut block)?;
     let (mut raised, mut changed) = (0, None);
     for cluster in clusters.clone() {

@@ -1,10 +1,10 @@
 //! An internal snapshot of a qcow2 image, read as it was. `imago` knows the current state alone.
 
+use super::super::Format;
 use super::super::content::{ContentError, FileContent, Meter, each_entry, room};
 use super::super::error::ImageError;
 use super::super::file::{self, Access};
 use super::super::library::LibraryImage;
-use super::super::Format;
 use super::chain::Layer;
 use super::header::{Header, Snapshot};
 use super::open_below;
@@ -60,8 +60,10 @@ impl SnapshotStore {
         let access = Access { write: false, direct: false, lock: true };
         let (file, _) = file::open(&layer.path, access)?;
         let l1 = first_level(&file, snapshot, meter);
-        let l1 = l1.map_err(|error| {
-            ImageError::Content { path: layer.path.clone(), format: Format::Qcow2, error }
+        let l1 = l1.map_err(|error| ImageError::Content {
+            path: layer.path.clone(),
+            format: Format::Qcow2,
+            error,
         })?;
         let below = match &layer.below {
             Some(below) => Some(open_below(below, access)?),

@@ -8,8 +8,8 @@
 //! A block device does not grow: its footer is at its end, and new blocks are put behind the last.
 //! What was there before is not zeroes, so that these are on the medium before the block is named.
 
-use super::super::file::punch;
 use super::super::content::{Content, ContentError, FileContent, Meter, each_entry, room};
+use super::super::file::punch;
 use super::footer::{FOOTER, Footer, Kind};
 use crate::engine::store::{FileStore, Store};
 use alloc::format;

@@ -385,9 +385,10 @@ impl<'a> Places<'a> {
 
     /// Where the last of it ends, or the file.
     fn end(&self) -> u64 {
-        let table = self.tables.last().map_or(0, |table| {
-            u64::from(*table) * SECTOR + self.header.entries * 4
-        });
+        let table = self
+            .tables
+            .last()
+            .map_or(0, |table| u64::from(*table) * SECTOR + self.header.entries * 4);
         self.last.max(table).max(self.length)
     }
 }
