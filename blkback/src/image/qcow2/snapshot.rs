@@ -3,7 +3,7 @@
 use super::super::Format;
 use super::super::content::{ContentError, FileContent, Meter, each_entry, room};
 use super::super::error::ImageError;
-use super::super::file::{self, Access};
+use super::super::file::Access;
 use super::super::library::LibraryImage;
 use super::chain::Layer;
 use super::header::{Header, Snapshot};
@@ -39,7 +39,7 @@ pub(super) fn find<'a>(layer: &'a Layer, name: &str) -> Result<&'a Snapshot, Ima
     found.ok_or_else(|| {
         let names: Vec<&str> = all.iter().map(|s| s.name.as_str()).collect();
         let there = if names.is_empty() { "none".into() } else { names.join(", ") };
-        ImageError::NoSnapshot { path: layer.path.clone(), name: name.to_string(), there }
+        ImageError::NoSnapshot { path: layer.path().into(), name: name.to_string(), there }
     })
 }
 
@@ -58,10 +58,10 @@ impl SnapshotStore {
     /// Opens one. The header has been checked: its table lies inside the file.
     pub fn open(layer: &Layer, snapshot: &Snapshot, meter: &Meter) -> Result<Self, ImageError> {
         let access = Access { write: false, direct: false, lock: true };
-        let (file, _) = file::open(&layer.path, access)?;
+        let file = layer.file.open(access)?;
         let l1 = first_level(&file, snapshot, meter);
         let l1 = l1.map_err(|error| ImageError::Content {
-            path: layer.path.clone(),
+            path: layer.path().into(),
             format: Format::Qcow2,
             error,
         })?;

@@ -10,7 +10,7 @@
 //! nobody else calls it.
 
 use super::super::content::Meter;
-use super::super::file::{self, Access};
+use super::super::file::Access;
 use super::super::library::{Library, LibraryImage, flush};
 use super::super::{Format, ImageError};
 use super::chain::Layer;
@@ -41,12 +41,12 @@ struct Mark {
 
 impl Written {
     pub fn open(layer: &Layer, access: Access, meter: &Meter) -> Result<Self, ImageError> {
-        let (path, header) = (&layer.path, &layer.header);
-        let other = |error| ImageError::Other { path: path.clone(), error };
+        let (path, header) = (layer.path(), &layer.header);
+        let other = |error| ImageError::Other { path: path.into(), error };
         let content =
-            |error| ImageError::Content { path: path.clone(), format: Format::Qcow2, error };
+            |error| ImageError::Content { path: path.into(), format: Format::Qcow2, error };
         // The library locks it, and keeps this table, which it has no use for where it only reads.
-        let (file, _) = file::open(path, Access { direct: false, lock: false, ..access })?;
+        let file = layer.file.open(Access { direct: false, lock: false, ..access })?;
         meter.keep(header.refcounts.1).map_err(content)?;
         let order = Order::new(file.try_clone().map_err(other)?, header, meter).map_err(content)?;
         let (order, cluster) = (Arc::new(order), header.cluster());
