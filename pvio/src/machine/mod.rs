@@ -318,7 +318,7 @@ impl Machine {
         self.starts += 1;
         let domid = if role == Role::Driver { DRIVER } else { GUEST };
         let spawn = child::Spawn { role, command, domid, start: self.starts, args, on_terminal };
-        Child::spawn(&spawn, self.home.path(), self.sender.clone())
+        Child::spawn(&spawn, self.home.dir(), self.sender.clone())
     }
 
     /// Takes everything down in order: the guest closes its devices, the driver domain its ends of
