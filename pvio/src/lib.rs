@@ -15,6 +15,7 @@
 //! | [`dm`] | the same, standing in for the device model of one guest |
 //! | [`script`] | the hotplug script that lets `xl` name image files |
 //! | [`revive`] | a driver domain's backends, after it came back |
+//! | [`signals`], [`startup`] | signals that end the process; what the system must provide before anything starts |
 //! | [`contents`] | what a disk holds, by signature |
 //! | [`scratch`] | whether an image may be overwritten |
 //! | [`domain`] | what runs in the child processes |
@@ -43,4 +44,6 @@ pub mod scratch;
 pub mod script;
 pub mod serve;
 pub mod served;
+pub mod signals;
+pub mod startup;
 pub mod stats;

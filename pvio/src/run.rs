@@ -7,6 +7,7 @@ use crate::guest::http::listing::human;
 use crate::machine::devices::{DiskConfig, NicConfig};
 use crate::machine::home::Home;
 use crate::machine::{Machine, News, Plan, rights};
+use crate::startup;
 use pvio_blkback::image::{Disk, Format, Image, Spec};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 /// # Errors
 /// A [`Failure`]; nothing is left running or lying about then.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    startup::check_io_uring()?;
     // Before anything is started: it may make this another process.
     if let Some(disk) = &args.disk {
         look_at(&served(disk, args)?)?;

@@ -6,6 +6,7 @@ use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::{Failure, say};
 use crate::served::Served;
+use crate::startup;
 use pvio_blkback::Config;
 use pvio_grant_table::DomId;
 use pvio_xen_linux::XenDomain;
@@ -56,6 +57,7 @@ impl Host {
 /// # Errors
 /// When this is no domain of Xen's, another backend is in the way, or xenstore goes.
 pub fn run(args: &ServeArgs) -> Result<(), Failure> {
+    startup::check_io_uring()?;
     log_to(args.log.as_deref())?;
     let bell = Bell::new()?;
     let stop = Stop::on_signal(bell.clone())?;

@@ -16,6 +16,7 @@ use crate::driver::{self, Options};
 use crate::failure::Failure;
 use crate::serve;
 use crate::served::Served;
+use crate::startup;
 use pvio_blkback::{Config, Policy};
 use pvio_grant_table::DomId;
 use pvio_xenbus::handshake::common::{BackendKind, announce_device_model};
@@ -39,6 +40,7 @@ struct Args {
 pub fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     let args: Vec<String> = args.map(|arg| arg.to_string_lossy().into_owned()).collect();
     let args = parse(&args)?;
+    startup::check_io_uring()?;
     serve::log_to(None)?;
     let bell = Bell::new()?;
     let stop = Stop::on_signal(bell.clone())?;

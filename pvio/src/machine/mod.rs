@@ -19,6 +19,7 @@ pub mod rights;
 
 use crate::domain::Said;
 use crate::failure::Failure;
+use crate::signals;
 use child::{Child, Role};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use devices::{DiskConfig, NicConfig};
@@ -29,7 +30,6 @@ use pvio_xenbus::client::Client;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::process::ExitStatus;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The driver domain's number.
@@ -342,17 +342,16 @@ impl Machine {
 
 /// The first signal is an event; the second ends it at once.
 fn listen_for_signals(home: &Home, sender: Sender<Event>) -> Result<(), Failure> {
-    let told = AtomicBool::new(false);
+    let mut told = false;
     let sweep = home.sweep();
-    let handler = move || {
-        if told.swap(true, Ordering::AcqRel) {
+    signals::listen(move || {
+        if std::mem::replace(&mut told, true) {
             // The children die with this process, and their taps with them.
             sweep.now(true);
             std::process::exit(130);
         }
         let _ = sender.send(Event::Signal);
-    };
-    ctrlc::set_handler(handler).map_err(|e| Failure::new(format!("no signal handler: {e}"), ""))
+    })
 }
 
 fn domain_failure(e: &DomainError) -> Failure {
