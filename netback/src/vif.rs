@@ -136,8 +136,8 @@ pub struct Vif<P: Platform, S: Serve<P>> {
     /// One for each queue; empty without a session.
     running: Vec<S::Running>,
     negotiated: Option<Negotiated>,
-    /// Of each queue of the session.
-    limits: Vec<Arc<RateLimit>>,
+    /// Of all queues together.
+    limit: Arc<RateLimit>,
     groups: Arc<Groups>,
     headroom: Arc<Headroom>,
     /// What the guest sets up over its rings; none without a session.
@@ -161,7 +161,7 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
             opened: false,
             running: Vec::new(),
             negotiated: None,
-            limits: Vec::new(),
+            limit: Arc::default(),
             groups: Arc::default(),
             headroom: Arc::default(),
             notes: None,
@@ -177,10 +177,10 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
         &self.stats
     }
 
-    /// How fast the guest may send through each of its queues, from now on until the session ends.
-    /// A session begins with what stands in xenstore (`rate`).
+    /// How fast the guest may send through all of its queues together, from now on. A session begins
+    /// with what stands in xenstore (`rate`).
     pub fn set_rate(&self, rate: Option<Rate>) {
-        self.limits.iter().for_each(|limit| limit.set(rate));
+        self.limit.set(rate);
     }
 
     /// Whether the guest hears only the multicast groups that it names, from now on until the
@@ -296,7 +296,7 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         }
         self.keep_notes(xs, ends, &mut queues)?;
         self.groups.choose(negotiated.multicast_control && !self.hears_all);
-        self.limits = queues.iter().map(|queue| Arc::clone(queue.limit())).collect();
+        queues.iter_mut().for_each(|queue| queue.share_limit(&self.limit));
         self.set_rate(read_rate(xs, &ends.back)?);
         if ends.resumed {
             // The last answers may have been published by one who died before telling.

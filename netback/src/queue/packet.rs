@@ -2,6 +2,7 @@
 
 use crate::fault::{DropReason, Fault, SLOTS_FATAL, SLOTS_MAX};
 use crate::port::Gso;
+use crate::wire::SEGMENT_MIN;
 use alloc::vec::Vec;
 use pvio_grant_table::GrantRef;
 use pvio_ring::proto::checksum::ETHERNET_HEADER;
@@ -59,7 +60,7 @@ pub(super) fn take<M: SharedMemory>(
         extras: extras.count,
         gso: extras.gso,
         group: extras.group,
-        refused: None,
+        refused: extras.gso.filter(|gso| gso.size < SEGMENT_MIN).map(|_| DropReason::TxGsoSmall),
     };
     let start = pieces.len();
     pieces.push(Piece::of(&first));

@@ -1,12 +1,12 @@
 //! Guest to port.
 
-use super::limit::Credit;
 use super::packet::{self, GroupChange, Piece, Taken};
 use super::{BATCH, Context, Features, recycle_ops};
 use crate::Platform;
 use crate::fault::{DropReason, Fault};
 use crate::port::{Checksum, NetPort, Offload, Packet, PacketBuf};
 use crate::stats::Stats;
+use crate::wire::WireCost;
 use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantStatus};
@@ -14,6 +14,9 @@ use pvio_ring::proto::checksum::{IpVersion, Transport};
 use pvio_ring::proto::netif::{GsoKind, TX_SLOT_SIZE, TxFlags, TxResponse, rsp};
 use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 use pvio_ring::{BackRing, RingFault};
+
+/// Frames of one batch, once it is segmented: what goes beyond a limit stays bounded.
+const FRAMES: u64 = 4096;
 
 /// The transmit ring and what is under way between it and the port.
 pub(super) struct Tx<M, B> {
@@ -24,7 +27,6 @@ pub(super) struct Tx<M, B> {
     ops: Vec<CopyOp<'static>>,
     /// The port had no space when last asked, so requests wait for the port, not for the guest.
     blocked: bool,
-    credit: Credit,
     /// Requests wait until then, for the guest has sent as much as it may.
     limited: Option<Duration>,
 }
@@ -48,7 +50,6 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
             pieces: Vec::with_capacity(slots),
             ops: Vec::with_capacity(slots),
             blocked: false,
-            credit: Credit::default(),
             limited: None,
         })
     }
@@ -64,7 +65,7 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
         let taken = self.gather(context, port, most.min(BATCH))?;
         if !self.batch.is_empty() {
             self.copy(&context.pages, context.peer);
-            self.deliver(context.features, port, context.stats);
+            self.deliver(context, port);
         }
         self.pieces.clear();
         Ok(taken)
@@ -106,10 +107,10 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
         port: &mut N,
         most: usize,
     ) -> Result<usize, Fault> {
-        let mut count = 0_usize;
+        let (mut count, mut frames) = (0_usize, 0_u64);
         (self.blocked, self.limited) = (false, None);
-        while count < most && self.ring.has_requests().map_err(Fault::TxRing)? {
-            if let Err(until) = self.credit.check(context.limit, context.now) {
+        while count < most && frames < FRAMES && self.ring.has_requests().map_err(Fault::TxRing)? {
+            if let Err(until) = context.limit.check(context.now) {
                 self.limited = Some(until);
                 context.stats.count_limited();
                 break;
@@ -129,7 +130,9 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
                 }
             };
             count = count.saturating_add(1);
-            self.credit.take(taken.len);
+            let cost = WireCost::least(taken.len, taken.gso);
+            frames = frames.saturating_add(cost.frames);
+            context.limit.take(cost.bytes, context.now);
             if let Some(change) = taken.group {
                 port.unreserve(buf);
                 let status = self.change(change, context);
@@ -198,7 +201,8 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
     }
 
     /// Hands the batch to the port and answers every slot of it.
-    fn deliver<N: NetPort<Buf = B>>(&mut self, features: &Features, port: &mut N, stats: &Stats) {
+    fn deliver<N: NetPort<Buf = B>>(&mut self, context: &Context<'_, impl Platform>, port: &mut N) {
+        let Context { features, stats, .. } = context;
         for Gathering { taken, pieces, buf, start } in self.batch.drain(..) {
             let pieces = self.pieces.get(pieces);
             let mut packet = Packet { buf, start, len: taken.len, offload: Offload::default() };
@@ -208,6 +212,12 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
                 match offload(&taken, features, packet.frame_mut(), stats) {
                     Ok(offload) => {
                         packet.offload = offload;
+                        if taken.gso.is_some() {
+                            // Its headers are known only now.
+                            let cost = WireCost::of(packet.frame(), taken.gso);
+                            let more = cost.beyond(WireCost::least(taken.len, taken.gso));
+                            context.limit.take(more.bytes, context.now);
+                        }
                         port.send(packet).map_err(|error| (error.reason(), None))
                     }
                     Err(reason) => Err((reason, Some(packet.buf))),
