@@ -5,6 +5,7 @@ use crate::control::{self, Control};
 use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::{Failure, say};
+use crate::lock::{Scope, ServiceLock};
 use crate::served::Served;
 use crate::startup;
 use pvio_blkback::Config;
@@ -57,12 +58,13 @@ impl Host {
 /// # Errors
 /// When this is no domain of Xen's, another backend is in the way, or xenstore goes.
 pub fn run(args: &ServeArgs) -> Result<(), Failure> {
-    startup::check_io_uring()?;
+    startup::prepare()?;
     log_to(args.log.as_deref())?;
     let bell = Bell::new()?;
     let stop = Stop::on_signal(bell.clone())?;
     let host = Host::open()?;
     let kinds = kinds(args, host.id())?;
+    let _lock = ServiceLock::take(Path::new(control::FOLDER), &kinds, Scope::AllGuests)?;
     let surroundings = match (args.hotplug, host.id()) {
         (Some(Around::Toolstack), _) | (None, DomId::DOM0) => Surroundings::Scripts,
         (Some(Around::Itself), _) | (None, _) => Surroundings::DriverDomain,

@@ -11,9 +11,11 @@
 
 mod qmp;
 
+use crate::control;
 use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::Failure;
+use crate::lock::{Scope, ServiceLock};
 use crate::serve;
 use crate::served::Served;
 use crate::startup;
@@ -21,7 +23,7 @@ use pvio_blkback::{Config, Policy};
 use pvio_grant_table::DomId;
 use pvio_xenbus::handshake::common::{BackendKind, announce_device_model};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The name that makes `pvio` a device model.
 pub const NAME: &str = "pvio-dm";
@@ -40,11 +42,13 @@ struct Args {
 pub fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     let args: Vec<String> = args.map(|arg| arg.to_string_lossy().into_owned()).collect();
     let args = parse(&args)?;
-    startup::check_io_uring()?;
+    startup::prepare()?;
     serve::log_to(None)?;
     let bell = Bell::new()?;
     let stop = Stop::on_signal(bell.clone())?;
     let host = serve::Host::open()?;
+    let folder = Path::new(control::FOLDER);
+    let _lock = ServiceLock::take(folder, &[BackendKind::Qdisk], Scope::OneGuest)?;
     let mut xs = host.xenstore()?;
     for socket in &args.sockets {
         qmp::listen(socket)?;
