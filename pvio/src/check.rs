@@ -17,7 +17,7 @@ use std::ffi::OsString;
 /// A [`Failure`] when the image may not be used, when anything breaks on the way, and when any
 /// byte is not what was written.
 pub fn check(args: &CheckArgs) -> Result<(), Failure> {
-    startup::check_io_uring()?;
+    startup::prepare()?;
     let disk = args.common.disk(&args.disk)?;
     if disk.options.read_only == Some(true) {
         let what = "a check writes all over its disk, and this one is to be read only";

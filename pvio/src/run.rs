@@ -17,7 +17,7 @@ use std::path::PathBuf;
 /// # Errors
 /// A [`Failure`]; nothing is left running or lying about then.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
-    startup::check_io_uring()?;
+    startup::prepare()?;
     // Before anything is started: it may make this another process.
     if let Some(disk) = &args.disk {
         look_at(&served(disk, args)?)?;

@@ -4,11 +4,13 @@ use crate::failure::Failure;
 use pvio_uring::Uring;
 use std::io;
 
-/// Checks that io_uring can be used, on which every disk and NIC is served.
+/// Checks that io_uring can be used, on which every disk and NIC is served; raises the limit of file
+/// descriptors.
 ///
 /// # Errors
-/// A [`Failure`] that names what forbids it.
-pub fn check_io_uring() -> Result<(), Failure> {
+/// A [`Failure`] that names what forbids io_uring.
+pub fn prepare() -> Result<(), Failure> {
+    crate::descriptors::raise_limit();
     match Uring::<pvio_uring::PrivateBuf>::new(1) {
         Ok(_) => Ok(()),
         Err(why) => {
