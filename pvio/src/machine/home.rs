@@ -95,7 +95,7 @@ impl Sweep {
         if self.is_temporary.load(Ordering::Acquire) {
             ["driver.log", "guest.log", "check.log", "demo.img"].into_iter().for_each(remove);
             // All of it is the driver domain's own.
-            let _ = fs::remove_dir_all(self.path.join(RECORDS));
+            let _ = std::fs::remove_dir_all(self.dir.by_descriptor(RECORDS));
             // Only if nothing else is in there.
             let _ = self.dir.remove_empty();
         }

@@ -47,8 +47,11 @@ const RELEASE: Duration = Duration::from_secs(3);
 /// So many restarts of the driver domain within [`RESTARTS_TIME`] are too many.
 const RESTARTS: usize = 5;
 const RESTARTS_TIME: Duration = Duration::from_secs(60);
-/// Pages the guest can share: rings and buffers of a disk and a NIC take some thousand.
-const GUEST_PAGES: u32 = 32_768;
+/// Pages the guest can share: a NIC takes some thousand, a disk some hundred. They take memory only once
+/// they are used.
+const GUEST_PAGES: u32 = 65_536;
+/// Frames of its grant table, all there can be: place for about 90 disks.
+const GUEST_GRANT_FRAMES: u32 = 64;
 
 /// What is to run.
 #[derive(Debug)]
@@ -123,8 +126,8 @@ impl Machine {
         listen_for_signals(&home, sender.clone())?;
         let driver = DomainConfig::new("driver-domain").id(DRIVER);
         hypervisor.create_domain(driver).map_err(|e| domain_failure(&e))?;
-        let guest =
-            DomainConfig::new(&plan.name).id(GUEST).memory_pages(GUEST_PAGES).grant_frames(32);
+        let guest = DomainConfig::new(&plan.name).id(GUEST);
+        let guest = guest.memory_pages(GUEST_PAGES).grant_frames(GUEST_GRANT_FRAMES);
         hypervisor.create_domain(guest).map_err(|e| domain_failure(&e))?;
         let mut xs = hypervisor.xenstore().map_err(Failure::of)?;
         devices::create(&mut xs, &plan.disk, plan.nic.as_ref()).map_err(Failure::of)?;
