@@ -8,8 +8,10 @@
 
 use super::super::content::{Bytes, ContentError};
 use super::footer::{FOOTER, Footer, Kind};
+use crate::engine::FlushState;
 use crate::engine::store::Store;
 use alloc::format;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use std::fs::File;
 use std::io;
@@ -28,6 +30,8 @@ pub(super) struct Dynamic {
     block: u64,
     /// Bytes of a block's bitmap, in whole sectors.
     bitmap: u64,
+    /// A footer is brought to the medium between flushes of the guest's.
+    flushes: Arc<FlushState>,
     state: RwLock<State>,
 }
 
@@ -63,7 +67,8 @@ impl Dynamic {
             return Err(ContentError::truncated(format!("a block begins in sector {last}")));
         }
         let state = RwLock::new(State { blocks, end });
-        Ok(Self { file, footer: footer.bytes, table, block: block.into(), bitmap, state })
+        let (footer, block, flushes) = (footer.bytes, block.into(), Arc::default());
+        Ok(Self { file, footer, table, block, bitmap, flushes, state })
     }
 
     /// Where a block is in the file, if it is.
@@ -125,7 +130,7 @@ impl Dynamic {
         let end = place + self.bitmap + self.block;
         // The rest of the block is a hole in the file, behind the footer that was.
         self.file.write_all_at(&self.footer, end)?;
-        self.file.sync_data()?;
+        self.flush()?;
         self.file.write_all_at(&alloc::vec![0xff; self.bitmap as usize], place)?;
         self.file.write_all_at(from, place + self.bitmap + inside)?;
         self.file.write_all_at(&number.to_be_bytes(), self.table + block * 4)?;
@@ -165,7 +170,11 @@ impl Store for Dynamic {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.flushes.flush_alone(|| self.file.sync_data())
+    }
+
+    fn flush_state(&self) -> Option<Arc<FlushState>> {
+        Some(Arc::clone(&self.flushes))
     }
 
     /// Gives back the room of what is discarded; the blocks stay.

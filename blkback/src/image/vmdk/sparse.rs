@@ -10,6 +10,7 @@
 
 use super::super::content::{Bytes, Content, ContentError, FileContent};
 use super::header::{Header, SECTOR, UNCLEAN};
+use crate::engine::FlushState;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -30,6 +31,7 @@ pub(super) struct Sparse {
     header: Header,
     write: bool,
     state: RwLock<State>,
+    flushes: FlushState,
 }
 
 struct State {
@@ -50,7 +52,8 @@ impl Sparse {
                 "it was not closed by who wrote it last; attached to be written it is repaired",
             ));
         }
-        let this = Self { write, state: RwLock::new(state), header, file };
+        let (state, flushes) = (RwLock::new(state), FlushState::default());
+        let this = Self { write, state, flushes, header, file };
         if write {
             this.mend()?;
             this.mark(true)?;
@@ -87,7 +90,7 @@ impl Sparse {
 
     fn mark(&self, unclean: bool) -> io::Result<()> {
         self.file.write_all_at(&[unclean.into()], UNCLEAN)?;
-        self.file.sync_data()
+        self.flush()
     }
 
     fn grain(&self, number: u64) -> io::Result<u32> {
@@ -210,8 +213,9 @@ impl Sparse {
         Ok((place, sector))
     }
 
+    /// To be called by one at a time. After one failed, the extent stays marked as not closed.
     pub fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.flushes.flush(|| self.file.sync_data())
     }
 
     /// Gives back the room of what is discarded; the grains stay.
