@@ -1,6 +1,7 @@
 //! Submitting, waiting, reaping.
 #![allow(unsafe_code)]
 
+use crate::backoff::Backoff;
 use crate::buf::IoBuf;
 use crate::lists::{Lists, Spare};
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
@@ -57,6 +58,11 @@ pub struct Uring<B: IoBuf> {
     /// How many of those are polls, which finish only when something happens.
     polls: usize,
     unsubmitted: bool,
+    /// Of failures of the kernel to take or to wait that were not the last word.
+    backoff: Backoff,
+    /// Errors of the next system calls, last first.
+    #[cfg(test)]
+    failures: Vec<Errno>,
     /// Memory the kernel knows as its buffer 0.
     registered: Option<PoolMemory>,
     /// Operations that were on it.
@@ -95,6 +101,9 @@ impl<B: IoBuf> Uring<B> {
             in_flight: 0,
             polls: 0,
             unsubmitted: false,
+            backoff: Backoff::default(),
+            #[cfg(test)]
+            failures: Vec::new(),
             registered: None,
             on_registered: 0,
             gathering: false,
@@ -253,31 +262,67 @@ impl<B: IoBuf> Uring<B> {
 
     /// Hands everything submitted so far to the kernel, without waiting. One system call a batch;
     /// none if there is nothing new, and nothing that a [gathering](Self::gathering) ring has left
-    /// to be finished.
+    /// to be finished. What the kernel cannot take just now is handed over by the next call.
     ///
     /// # Errors
-    /// What `io_uring_enter` says.
+    /// What `io_uring_enter` says, unless that is transient (`EAGAIN`, `ENOMEM`, `EBUSY`, `EINTR`).
     pub fn flush(&mut self) -> io::Result<()> {
         if self.unsubmitted || (self.gathering && self.uring.submission().taskrun()) {
-            self.unsubmitted = false;
-            retry(|| self.uring.submit())?;
+            self.enter(|uring| uring.submit())?;
         }
         Ok(())
     }
 
+    /// Makes a system call that hands over what was submitted. Whether it was made; what has a transient
+    /// error is to be made again.
+    fn enter(&mut self, call: impl Fn(&IoUring) -> io::Result<usize>) -> io::Result<bool> {
+        let called = retry(|| {
+            #[cfg(test)]
+            if let Some(errno) = self.failures.pop() {
+                return Err(io::Error::from_raw_os_error(errno));
+            }
+            call(&self.uring)
+        });
+        match called {
+            Ok(_) => {
+                self.backoff.reset();
+                // The kernel may have taken a part of it. A thread of its own takes all by itself.
+                let by_itself = self.uring.params().is_setup_sqpoll();
+                self.unsubmitted = !by_itself && !self.uring.submission().is_empty();
+                Ok(true)
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(EAGAIN | ENOMEM | EBUSY)) => {
+                self.unsubmitted = true;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lets a moment pass after a transient error, unless there is something to reap: that may be what the
+    /// kernel waits for.
+    fn pause(&mut self, most: Option<Duration>) {
+        let pause = self.backoff.pause_for_ever();
+        if !self.has_done() {
+            std::thread::sleep(most.map_or(pause, |most| pause.min(most)));
+        }
+    }
+
     /// Hands everything to the kernel and waits until an operation has finished, or the time is
-    /// over.
+    /// over. May end before: after a transient error of the kernel, to be called again.
     ///
     /// # Errors
-    /// What `io_uring_enter` says.
+    /// What `io_uring_enter` says, unless that is transient.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         if self.is_polled() {
             return self.wait_looking(timeout);
         }
         match timeout {
             None => {
-                self.unsubmitted = false;
-                retry(|| self.uring.submit_and_wait(1)).map(drop)
+                if !self.enter(|uring| uring.submit_and_wait(1))? {
+                    self.pause(None);
+                }
+                Ok(())
             }
             Some(time) => self.wait_for(1, time),
         }
@@ -290,13 +335,19 @@ impl<B: IoBuf> Uring<B> {
     /// # Errors
     /// What `io_uring_enter` says.
     pub fn wait_for(&mut self, count: usize, time: Duration) -> io::Result<()> {
-        self.unsubmitted = false;
-        let time = Timespec::from(time);
-        let args = SubmitArgs::new().timespec(&time);
-        match retry(|| self.uring.submitter().submit_with_args(count, &args)) {
-            Err(e) if e.raw_os_error() != Some(ETIME) => Err(e),
-            _ => Ok(()),
+        let timespec = Timespec::from(time);
+        let args = SubmitArgs::new().timespec(&timespec);
+        let entered = self.enter(|uring| {
+            match uring.submitter().submit_with_args(count, &args) {
+                // All was taken before the time began.
+                Err(e) if e.raw_os_error() == Some(ETIME) => Ok(0),
+                other => other,
+            }
+        })?;
+        if !entered {
+            self.pause(Some(time));
         }
+        Ok(())
     }
 
     fn is_polled(&self) -> bool {
@@ -329,8 +380,7 @@ impl<B: IoBuf> Uring<B> {
             uring.uring.submission().taskrun() || (uring.in_flight > 0 && uring.is_polled())
         };
         if !self.has_done() && finishes_when_entered(self) {
-            self.unsubmitted = false;
-            retry(|| self.uring.submit())?;
+            self.enter(|uring| uring.submit())?;
         }
         Ok(self.has_done())
     }
@@ -438,14 +488,13 @@ impl<B: IoBuf> Drop for Uring<B> {
     /// Cancels what can be cancelled and waits for the rest: the kernel must not write into
     /// buffers that are gone.
     fn drop(&mut self) {
-        let mut tries = 0;
+        let begin = Instant::now();
         while self.in_flight > 0 {
             let _ = self.uring.submit();
             let _ = self.uring.submitter().register_sync_cancel(None, CancelBuilder::any());
             let _ = self.wait(Some(Duration::from_millis(100)));
             self.reap(|_| ());
-            tries += 1;
-            if tries > 300 && self.in_flight > 0 {
+            if begin.elapsed() > STUCK && self.in_flight > 0 {
                 // A device that has answered nothing for half a minute. Leaking is safe, freeing
                 // is not.
                 tracing::error!(in_flight = self.in_flight, "leaking buffers of stuck I/O");
@@ -467,6 +516,11 @@ impl<B: IoBuf> Drop for Uring<B> {
     }
 }
 
+/// How long a device may take to finish what was cancelled.
+const STUCK: Duration = Duration::from_secs(30);
+const EAGAIN: i32 = 11;
+const ENOMEM: i32 = 12;
+const EBUSY: i32 = 16;
 const ETIME: i32 = 62;
 
 /// Repeats what a signal interrupted.
