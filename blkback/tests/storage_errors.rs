@@ -3,7 +3,6 @@
 #![cfg(feature = "std")]
 
 #[path = "support/mod.rs"]
-#[allow(dead_code, reason = "the guests in there are not needed here")]
 mod support;
 
 use fuser::{
