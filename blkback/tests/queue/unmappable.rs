@@ -204,8 +204,8 @@ fn no_more_pages_stay_mapped_than_the_budget_of_the_guest_has() {
         let process = MappingBudget::new(20);
         let guest = process.part(15);
         // Two queues, of one disk or two.
-        let [mut one, mut other] = [(); 2]
-            .map(|()| Disk::new(path, usize::MAX, GrantStatus::NoSpace, Arc::clone(&guest)));
+        let [mut one, mut other] =
+            [(); 2].map(|()| Disk::new(path, usize::MAX, GrantStatus::NoSpace, Arc::clone(&guest)));
         moves_data(&mut one, 7, 9, 3);
         assert_eq!((one.back.kept_pages(), guest.used(), process.used()), (9, 9, 9), "{path}");
         moves_data(&mut other, 9, 40, 11);

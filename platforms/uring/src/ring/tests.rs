@@ -307,6 +307,9 @@ fn what_a_gathering_ring_has_left_is_finished_by_a_flush_or_a_look() {
     }
 }
 
+const EAGAIN: i32 = 11;
+const ENOMEM: i32 = 12;
+const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
 
 #[test]
