@@ -1,9 +1,9 @@
 //! Serving vbds from images, a thread per queue: what a driver domain does.
 
 use crate::config::Config;
-use crate::engine::Geometry;
 use crate::engine::faults::FaultSwitch;
 use crate::engine::throttle::{Share, Throttles};
+use crate::engine::{FlushState, Geometry};
 use crate::image::{Disk, DiskOptions, Format, Image, ImageError, Spec};
 use crate::queue::{QueueFault, QueueParts};
 use crate::vbd::{Platform, Serve};
@@ -182,6 +182,8 @@ where
         let name = format!("vbd-{}-{}", told.frontend_id, told.dev.replace('/', "_"));
         let open = self.open_at_last(&disk, &name).map_err(|e| Fault::new(e.code(), e))?;
         let geometry = open.image.geometry();
+        let wake = Arc::clone(&self.wake);
+        open.image.flush_state().on_failure(move || wake());
         tracing::info!(disk = name, kept_in = %disk, "open");
         (self.disk, self.open) = (Some(disk), Some(open));
         Ok(geometry)
@@ -210,6 +212,10 @@ where
         // What is held back may be due now.
         open.share.wake();
         Ok(())
+    }
+
+    fn flush_state(&self) -> Arc<FlushState> {
+        self.open.as_ref().map(|open| Arc::clone(open.image.flush_state())).unwrap_or_default()
     }
 
     fn sectors(&mut self) -> Option<u64> {

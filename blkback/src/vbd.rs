@@ -2,7 +2,7 @@
 
 pub use crate::config::Config;
 use crate::config::abi;
-use crate::engine::Geometry;
+use crate::engine::{FlushState, Geometry};
 use crate::live::Live;
 use crate::pages::most_pages;
 use crate::path::{DataPath, Policy};
@@ -59,6 +59,11 @@ pub trait Serve<P: Platform> {
     /// A [`Fault`] that tells the operator what to do.
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault>;
 
+    /// Whether a flush of the disk that is open has failed. The same object for as long as it is open.
+    fn flush_state(&self) -> Arc<FlushState> {
+        Arc::default()
+    }
+
     /// How many sectors of 512 bytes the disk has now, if it may have become larger or smaller since
     /// it was opened. Called now and then while it is served, and cheap.
     fn sectors(&mut self) -> Option<u64> {
@@ -92,6 +97,8 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     disk: Option<(ToolstackBack, Arc<Live>)>,
     /// What became of a change of media that could not be carried through.
     failed: Option<Fault>,
+    /// The operator was told that a flush of the open disk has failed.
+    warned: bool,
     /// What this session's frontend was offered, and asked for.
     asked: Option<(BackOffer, FrontRequest)>,
     /// The queues of this session; none when there is no session.
@@ -116,6 +123,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             config: config.bounded(),
             disk: None,
             failed: None,
+            warned: false,
             asked: None,
             running: Vec::new(),
             negotiated: None,
@@ -217,7 +225,8 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         if geometry.copied {
             self.config.policy = Policy::Copy;
         }
-        self.disk = Some((disk, Arc::new(Live::new(geometry))));
+        self.warned = false;
+        self.disk = Some((disk, Arc::new(Live::with(geometry, self.server.flush_state()))));
         Ok(())
     }
 
@@ -421,5 +430,17 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         // One queue that cannot go on ends them all.
         let fault = running.iter_mut().find_map(|queue| server.fault(queue))?;
         Some(Fault::new(fault.code(), fault))
+    }
+
+    fn warning(&mut self) -> Option<Fault> {
+        let (_, live) = self.disk.as_ref()?;
+        if self.warned || !live.flush_state().has_failed() {
+            return None;
+        }
+        self.warned = true;
+        let text = "a flush failed, so data that the guest wrote may be lost; every flush fails from now \
+                    on. Repair the storage, shut the guest down or detach the disk, attach it again, and \
+                    check its file systems";
+        Some(Fault::new("flush-failed", text))
     }
 }
