@@ -10,7 +10,9 @@ use pvio_grant_table::Granter;
 use pvio_ring::proto::blkif::Status;
 use pvio_uring::Spin;
 use pvio_xenbus::driver::{Fault, FrontendDriver, Life};
-use pvio_xenbus::handshake::common::{FrontendAddr, error_path, read_error, read_state};
+use pvio_xenbus::handshake::common::{
+    DeviceAddr, FrontendAddr, error_path, read_error, read_state,
+};
 use pvio_xenbus::handshake::vbd::read_sector_size;
 use pvio_xenbus::{XenbusState, Xenstore, XsError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -95,7 +97,8 @@ where
     X: Xenstore + AsFd,
 {
     /// Attaches a disk and waits until its backend serves it, for at most `patience`; later on,
-    /// requests wait as long for a backend that has to start over.
+    /// requests wait as long for a backend that has to start over. The frontend's directory says where
+    /// the backend is: of `addr`, its kind and domain are not used.
     ///
     /// # Errors
     /// [`DiskError::NoBackend`], [`DiskError::Closed`] with the backend's own words, or
@@ -103,7 +106,7 @@ where
     pub fn attach(
         platform: P,
         xs: X,
-        addr: impl Into<FrontendAddr>,
+        addr: DeviceAddr,
         patience: Duration,
     ) -> Result<Self, DiskError> {
         Self::attach_with(platform, xs, addr, Shape::LEAST, patience)
@@ -116,7 +119,7 @@ where
     pub fn attach_with(
         platform: P,
         xs: X,
-        addr: impl Into<FrontendAddr>,
+        addr: DeviceAddr,
         wish: Shape,
         patience: Duration,
     ) -> Result<Self, DiskError> {
@@ -124,14 +127,15 @@ where
         Self::attach_wishing(platform, xs, addr, wish, patience)
     }
 
-    /// As [`attach`](Self::attach), with all that is wished for and offered.
+    /// As [`attach`](Self::attach), with all that is wished for and offered. A [`FrontendAddr`] names a
+    /// disk whose backend is of a kind that has no name in pvio.
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
-    pub fn attach_wishing(
+    pub fn attach_wishing<A: Into<FrontendAddr>>(
         platform: P,
         xs: X,
-        addr: impl Into<FrontendAddr>,
+        addr: A,
         wish: Wish,
         patience: Duration,
     ) -> Result<Self, DiskError> {
