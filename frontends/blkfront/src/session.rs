@@ -27,7 +27,7 @@ pub enum DiskError {
     #[error("xenstore: {0}")]
     Xenstore(#[from] XsError),
     /// No backend has accepted the frontend in this time. [`remedy`](Self::remedy) says what to do.
-    #[error("disk not served after {waited:?}: its backend {backend} is {state}")]
+    #[error("disk not served after {waited:?}: its backend is {backend} (its state is {state})")]
     NoBackend {
         /// How long it was waited for.
         waited: Duration,
@@ -67,11 +67,10 @@ impl DiskError {
                  model, or pvio serve)"
                     .into()
             }
-            // QEMU until 2025 then ignores a frontend that counts in sectors of 512 bytes.
+            // That one says nothing in xenstore when it refuses a frontend.
             (XenbusState::InitWait, Some(size)) if *size > 512 => format!(
-                "the backend may refuse frontends that count in sectors of 512 bytes, as QEMU before \
-                 10.1 does: give the disk logical sectors of 512 bytes there, instead of {size}, or \
-                 use a later version"
+                "give the disk logical sectors of 512 bytes at its backend, instead of {size}: QEMU \
+                 before 2025 refuses frontends that count in sectors of 512 bytes otherwise"
             ),
             _ => format!(
                 "look for the backend's reason in xenstore, at {}, and in its log",
@@ -181,7 +180,7 @@ where
         self.events()?;
         self.sleep(most)?;
         self.events()?;
-        if matches!(self.driver.state(), XenbusState::Closed | XenbusState::Closing) {
+        if self.driver.is_closing() {
             return Err(DiskError::Closed(self.reason()));
         }
         Ok(self.driver.class().is_connected())
@@ -356,7 +355,7 @@ where
             if self.driver.class().is_connected() {
                 return Ok(());
             }
-            if matches!(self.driver.state(), XenbusState::Closed | XenbusState::Closing) {
+            if self.driver.is_closing() {
                 return Err(DiskError::Closed(self.reason()));
             }
             if Instant::now() >= deadline {

@@ -210,7 +210,7 @@ impl AttachedNic {
             if life == Life::Gone {
                 return Err(Failure::new("the NIC was removed", ""));
             }
-            if self.driver.state() == XenbusState::Closed {
+            if self.driver.is_closing() && self.driver.state() == XenbusState::Closed {
                 return Err(self.closed());
             }
             let sessions = self.driver.class().sessions();

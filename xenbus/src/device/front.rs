@@ -147,6 +147,12 @@ impl FrontendMachine {
         matches!(self.stage, Stage::Connected | Stage::Reconfiguring)
     }
 
+    /// Whether this end closes, or is closed, for good.
+    #[must_use]
+    pub const fn is_closing(&self) -> bool {
+        matches!(self.stage, Stage::Closing | Stage::Closed)
+    }
+
     /// Whether this end is closed for good.
     #[must_use]
     pub const fn is_closed(&self) -> bool {

@@ -138,7 +138,8 @@ impl<C: FrontendClass> FrontendDriver<C> {
     }
 
     /// The state this end has. A network interface is Connected from its request on, whether or not
-    /// the backend has accepted it: see [`is_connected`](Self::is_connected).
+    /// the backend has accepted it: see [`is_connected`](Self::is_connected). Closing and Closed are
+    /// also written while an earlier frontend's session is ended: see [`is_closing`](Self::is_closing).
     #[must_use]
     pub const fn state(&self) -> XenbusState {
         self.machine.state()
@@ -148,6 +149,12 @@ impl<C: FrontendClass> FrontendDriver<C> {
     #[must_use]
     pub const fn is_connected(&self) -> bool {
         self.machine.is_connected()
+    }
+
+    /// Whether this end closes, or is closed, for good.
+    #[must_use]
+    pub const fn is_closing(&self) -> bool {
+        self.machine.is_closing()
     }
 
     /// Whether this end is Closed and the backend has followed: nothing is shared any more, and

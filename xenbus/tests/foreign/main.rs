@@ -289,3 +289,33 @@ fn a_backend_key_that_cannot_be_one_closes_the_device_and_says_so() {
         assert_eq!(driver.step(&mut xs).unwrap(), Life::Gone);
     }
 }
+
+#[test]
+fn a_restarted_backend_tells_a_nic_that_waits_from_one_that_has_a_session() {
+    let mut world = World::new(Model::Pvio, DeviceClass::Vif);
+    let front = world.addr.frontend_path();
+    let backend = |world: &World| Backend::restarted(world.client(BACK), world.addr, &world.back);
+    let mut dead = Backend::start(Model::Pvio, world.client(BACK), world.addr, &world.back);
+    let mut xs = world.client(FRONT);
+    let mut driver = FrontendDriver::new(world.addr, Class::default());
+    driver.step(&mut xs).unwrap();
+    assert_eq!(read_state(&mut world.dom0, &front).unwrap(), S::Connected);
+    assert!(!driver.is_connected() && !driver.class().connected);
+    // The backend dies before it has seen that. Its successor takes the request up.
+    assert_eq!(dead.state(), S::InitWait);
+    drop(dead);
+    dead = backend(&world);
+    assert_eq!(dead.state(), S::Connected);
+    driver.step(&mut xs).unwrap();
+    assert!(driver.is_connected() && driver.class().connected);
+    // Dies again: now there is a session, which the frontend has to end.
+    drop(dead);
+    let mut third = backend(&world);
+    assert_eq!(third.state(), S::InitWait);
+    driver.step(&mut xs).unwrap();
+    assert!(!driver.is_connected());
+    while third.event() {}
+    assert_eq!(third.state(), S::Connected);
+    driver.step(&mut xs).unwrap();
+    assert!(driver.is_connected() && driver.class().connected);
+}

@@ -23,7 +23,6 @@ pub enum Model {
 /// A backend, its connection, and its events that it has not seen.
 pub struct Backend {
     pub xs: LocalClient,
-    pub connects: u32,
     model: Model,
     back: String,
     front: String,
@@ -32,7 +31,7 @@ pub struct Backend {
 }
 
 /// What pvio's driver does not know of a class.
-struct Offer(bool);
+struct Offer;
 
 impl BackendClass for Offer {
     fn prepare(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<Prepared, Fault> {
@@ -44,7 +43,6 @@ impl BackendClass for Offer {
     }
 
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        self.0 = true;
         match xs.read_opt(&format!("{}/{RING}", ends.front))? {
             Some(_) => Ok(()),
             None => Err(Fault::new("test", "there is no ring")),
@@ -65,16 +63,22 @@ impl BackendClass for Offer {
 impl Backend {
     /// A backend that begins: it offers, and looks at the frontend.
     pub fn start(model: Model, xs: LocalClient, addr: DeviceAddr, back: &str) -> Self {
-        let pvio = BackendDriver::new(addr, Offer(false));
+        let pvio = BackendDriver::new(addr, Offer);
         Self::with(model, xs, addr, back, pvio, S::Initialising)
     }
 
     /// A backend with a session, in which its frontend died.
     pub fn connected(model: Model, xs: LocalClient, addr: DeviceAddr, back: &str) -> Self {
-        let pvio = BackendDriver::resuming(addr, Offer(false));
+        let pvio = BackendDriver::resuming(addr, Offer);
         let mut this = Self::with(model, xs, addr, back, pvio, S::Initialising);
         this.set(S::Connected);
         this
+    }
+
+    /// pvio's, whose process died: what its predecessor served is lost.
+    pub fn restarted(xs: LocalClient, addr: DeviceAddr, back: &str) -> Self {
+        let pvio = BackendDriver::restarted(addr, Offer);
+        Self::with(Model::Pvio, xs, addr, back, pvio, S::Initialising)
     }
 
     fn with(
@@ -89,7 +93,7 @@ impl Backend {
         if model != Model::Pvio {
             xs.watch(&state_path(&front), "front").unwrap();
         }
-        let mut this = Self { xs, connects: 0, model, back, front, state, pvio };
+        let mut this = Self { xs, model, back, front, state, pvio };
         match model {
             Model::Pvio => this.react(),
             _ => this.set(S::InitWait),
@@ -99,6 +103,10 @@ impl Backend {
 
     pub fn model(&self) -> Model {
         self.model
+    }
+
+    pub fn state(&self) -> S {
+        self.state
     }
 
     /// Takes one event, if there is one: the frontend's state as it is by now is what counts.
@@ -175,7 +183,6 @@ impl Backend {
         if self.xs.read_opt(&format!("{}/{RING}", self.front)).unwrap().is_none() {
             return self.set(S::Closing);
         }
-        self.connects += 1;
         self.set(S::Connected);
     }
 

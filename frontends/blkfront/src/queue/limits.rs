@@ -68,8 +68,8 @@ impl Limits {
         }
     }
 
-    /// Checks that a request lies on the disk. A backend need not check: QEMU's computes bytes from
-    /// sectors without comparing them with the disk's end, and that multiplication wraps.
+    /// Checks that a request lies on the disk. A backend may not find that out: QEMU's compares bytes
+    /// with the disk's end, and its multiplication wraps.
     pub(super) fn check(&self, op: Op) -> Result<(), StartError> {
         let (sector, sectors) = match op {
             Op::Flush => return Ok(()),
