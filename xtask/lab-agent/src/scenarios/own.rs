@@ -67,34 +67,17 @@ fn qnic(lab: &mut Lab) -> Result<()> {
     let front = format!("/local/domain/{domain}/device/vif/0");
     let back = format!("/local/domain/0/backend/qnic/{domain}/0");
     let (frontend_id, mac) = (domain.to_string(), "00:16:3e:0a:0b:0c");
-    let ends: [(&str, &[(&str, &str)], [String; 2]); 2] = [
-        (
-            &front,
-            &[("backend", &back), ("backend-id", "0"), ("mac", mac), ("state", "1")],
-            [format!("n{domain}"), "r0".to_owned()],
-        ),
-        (
-            &back,
-            &[
-                ("frontend", &front),
-                ("frontend-id", &frontend_id),
-                ("online", "1"),
-                ("handle", "0"),
-                ("mac", mac),
-                ("state", "1"),
-            ],
-            ["n0".to_owned(), format!("r{domain}")],
-        ),
+    let of_guest = [("backend", back.as_str()), ("backend-id", "0"), ("mac", mac), ("state", "1")];
+    make_end(&front, &of_guest, &[format!("n{domain}"), "r0".to_owned()])?;
+    let of_dom0 = [
+        ("frontend", front.as_str()),
+        ("frontend-id", &frontend_id),
+        ("online", "1"),
+        ("handle", "0"),
+        ("mac", mac),
+        ("state", "1"),
     ];
-    for (base, keys, who) in ends {
-        xs::write(base, "")?;
-        xs::allow(base, &who)?;
-        for (key, value) in keys {
-            let path = format!("{base}/{key}");
-            xs::write(&path, value)?;
-            xs::allow(&path, &who)?;
-        }
-    }
+    make_end(&back, &of_dom0, &["n0".to_owned(), format!("r{domain}")])?;
     let order = json!({ "number": 0, "address": [10, 0, 0, own_number(&guest)], "peer": null });
     let sent = guest.ask("own-nic", order, LONG);
     for base in [&front, &back] {
@@ -102,6 +85,18 @@ fn qnic(lab: &mut Lab) -> Result<()> {
     }
     sent?;
     guest.power_off()
+}
+
+/// Makes one end of a device by hand.
+fn make_end(base: &str, keys: &[(&str, &str)], who: &[String]) -> Result<()> {
+    xs::write(base, "")?;
+    xs::allow(base, who)?;
+    for (key, value) in keys {
+        let path = format!("{base}/{key}");
+        xs::write(&path, value)?;
+        xs::allow(&path, who)?;
+    }
+    Ok(())
 }
 
 /// The last number of a guest's address.
