@@ -154,6 +154,15 @@ pub trait Region: SharedMemory {
         Some(word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire))
     }
 
+    /// Compares and exchanges a `u64`; `Some(Ok(old))` when it was exchanged.
+    #[inline]
+    fn compare_exchange_u64(&self, offset: usize, old: u64, new: u64) -> Option<Result<u64, u64>> {
+        let ptr = self.place_mut::<u64>(offset)?;
+        // SAFETY: as for `store_u32`.
+        let word = unsafe { AtomicU64::from_ptr(ptr) };
+        Some(word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire))
+    }
+
     /// Compares and exchanges a `u16`; `Some(Ok(old))` when it was exchanged.
     #[inline]
     fn compare_exchange_u16(&self, offset: usize, old: u16, new: u16) -> Option<Result<u16, u16>> {
