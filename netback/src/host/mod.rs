@@ -21,6 +21,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::Ipv4Addr;
 use other::Other;
+use pvio_ring::shm::HeapMemory;
 use pvio_uring::PrivateBuf;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::ToolstackBack;
@@ -165,6 +166,11 @@ where
 {
     type Buf = PrivateBuf;
     type Running = Worker;
+    type Record = HeapMemory;
+
+    fn record(&mut self, _: &str, len: usize, _: bool) -> Result<HeapMemory, Fault> {
+        Ok(HeapMemory::pages(len.div_ceil(4096)))
+    }
 
     fn max_queues(&self) -> u32 {
         let theirs = self.other.as_ref().and_then(Other::queues);
@@ -192,10 +198,6 @@ where
             wakers.push(Arc::new(wake) as Waker);
         }
         Ok(wakers)
-    }
-
-    fn waker(&self) -> Waker {
-        Arc::clone(&self.wake)
     }
 
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
