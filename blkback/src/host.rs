@@ -1,9 +1,9 @@
 //! Serving vbds from images, a thread per queue: what a driver domain does.
 
 use crate::config::Config;
-use crate::engine::Geometry;
 use crate::engine::faults::FaultSwitch;
 use crate::engine::throttle::{Share, Throttles};
+use crate::engine::{FlushState, Geometry};
 use crate::image::{Disk, DiskOptions, Format, Image, ImageError, Spec};
 use crate::queue::{QueueFault, QueueParts};
 use crate::vbd::{Platform, Serve};
@@ -13,6 +13,7 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
+use pvio_recordfile::{RecordDir, RecordFile};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
 use std::fs::File;
@@ -51,6 +52,7 @@ pub struct ImageServer {
     usual: DiskOptions,
     groups: Groups,
     wake: Arc<dyn Fn() + Send + Sync>,
+    records: Option<RecordDir>,
     /// What holds, once it is known.
     disk: Option<Disk>,
     open: Option<Open>,
@@ -74,7 +76,15 @@ impl ImageServer {
     /// The same with options for what a disk's own words do not say, and with limits that it may
     /// share with others.
     pub fn with(usual: DiskOptions, groups: Groups, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
-        Self { usual, groups, wake, disk: None, open: None }
+        Self { usual, groups, wake, records: None, disk: None, open: None }
+    }
+
+    /// The same, whose sessions another process can take over: it finds their in-flight records in the
+    /// same directory.
+    #[must_use]
+    pub fn recorded_in(mut self, records: RecordDir) -> Self {
+        self.records = Some(records);
+        self
     }
 
     /// What a disk is kept in, and all that is said of how to serve it: what stands in its own
@@ -167,6 +177,26 @@ where
     P::Channel: AsFd,
 {
     type Running = Worker;
+    type Record = RecordFile;
+
+    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<RecordFile, Fault> {
+        let failed =
+            |e: io::Error| Fault::new("record-file", format!("in-flight record {device}: {e}"));
+        match &self.records {
+            Some(dir) if resumed => dir.existing(device, len).map_err(failed),
+            Some(dir) => dir.create(device, len).map_err(failed),
+            None if resumed => {
+                Err(Fault::new("record-missing", "no in-flight records are kept here"))
+            }
+            None => RecordFile::private(len).map_err(failed),
+        }
+    }
+
+    fn remove_record(&mut self, device: &str) {
+        if let Some(Err(error)) = self.records.as_ref().map(|dir| dir.remove(device)) {
+            tracing::warn!(device, %error, "the in-flight record is not removed");
+        }
+    }
 
     fn configure(&mut self, told: &ToolstackBack, usual: Config) -> Result<Config, Fault> {
         let disk = self.read(told)?;
@@ -182,6 +212,8 @@ where
         let name = format!("vbd-{}-{}", told.frontend_id, told.dev.replace('/', "_"));
         let open = self.open_at_last(&disk, &name).map_err(|e| Fault::new(e.code(), e))?;
         let geometry = open.image.geometry();
+        let wake = Arc::clone(&self.wake);
+        open.image.flush_state().on_failure(move || wake());
         tracing::info!(disk = name, kept_in = %disk, "open");
         (self.disk, self.open) = (Some(disk), Some(open));
         Ok(geometry)
@@ -212,6 +244,10 @@ where
         Ok(())
     }
 
+    fn flush_state(&self) -> Arc<FlushState> {
+        self.open.as_ref().map(|open| Arc::clone(open.image.flush_state())).unwrap_or_default()
+    }
+
     fn sectors(&mut self) -> Option<u64> {
         let image = &self.open.as_ref().filter(|open| open.grows)?.image;
         match image.file_bytes() {
@@ -231,7 +267,7 @@ where
     fn start(
         &mut self,
         name: &str,
-        parts: QueueParts<P, P::Channel>,
+        parts: QueueParts<P, P::Channel, RecordFile>,
     ) -> Result<Self::Running, Fault> {
         let Some(open) = &self.open else {
             return Err(Fault::new("image-missing", "no image is open"));

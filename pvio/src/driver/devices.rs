@@ -174,7 +174,7 @@ where
         for Device { driver: device, .. } in self.devices.values_mut() {
             match device.look(xs) {
                 Ok(()) => {}
-                Err(HandshakeError::Xenstore(error)) if error.errno().is_none() => {
+                Err(HandshakeError::Xenstore(error)) if error.is_connection_lost() => {
                     return Err(error);
                 }
                 Err(error) => tracing::warn!(device = device.token(), %error, "is not told"),

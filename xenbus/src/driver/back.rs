@@ -58,6 +58,15 @@ pub trait BackendClass {
     /// A [`HandshakeError`], as for [`prepare`](Self::prepare).
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
 
+    /// Whether the session of an earlier process can go on. Asked before
+    /// [`connect`](Self::connect) with [`Ends::resumed`].
+    ///
+    /// # Errors
+    /// Why not: the frontend has to start over.
+    fn resumable(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
+        Ok(())
+    }
+
     /// Reads what the frontend asks for, maps its rings and begins to serve.
     ///
     /// # Errors
@@ -130,6 +139,11 @@ pub trait BackendClass {
 
     /// Why serving ended by itself, if it did; told once.
     fn fault(&mut self) -> Option<Fault>;
+
+    /// What the operator must know of a device that is served all the same; told once.
+    fn warning(&mut self) -> Option<Fault> {
+        None
+    }
 }
 
 /// One backend.
@@ -221,7 +235,7 @@ impl<C: BackendClass> BackendDriver<C> {
     /// [`XsError`] when xenstore itself fails; the driver is of no more use then.
     pub fn step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, XsError> {
         self.try_step(xs).or_else(|error| match error {
-            HandshakeError::Xenstore(error) if error.errno().is_none() => Err(error),
+            HandshakeError::Xenstore(error) if error.is_connection_lost() => Err(error),
             // What the toolstack wrote makes no sense, or it took our rights away.
             other => {
                 self.break_down(xs, &other.into())?;
@@ -275,19 +289,26 @@ impl<C: BackendClass> BackendDriver<C> {
             if let Some(fault) = self.class.fault() {
                 self.fail(xs, &fault)?;
             }
+            if let Some(warning) = self.class.warning() {
+                self.complain(xs, &warning)?;
+            }
             let action = self.decide(xs)?;
             match action {
                 BackAction::None => {
                     let served = self.machine.is_connected();
                     self.watch_more(xs, served)?;
                     if served && let Err(error) = self.class.look_again(xs, &self.ends) {
-                        if matches!(&error, HandshakeError::Xenstore(e) if e.errno().is_none()) {
+                        if matches!(&error, HandshakeError::Xenstore(e) if e.is_connection_lost()) {
                             return Err(error);
                         }
                         self.fail(xs, &error.into())?;
                         continue;
                     }
                     return Ok(Life::Alive);
+                }
+                BackAction::Resume if self.class.resumable(xs, &self.ends).is_err() => {
+                    self.machine.abandon();
+                    continue;
                 }
                 BackAction::Reconfigure if !self.class.reconfigures() => return Ok(Life::Alive),
                 BackAction::Remove => {

@@ -138,7 +138,7 @@ fn watch(xs: &mut dyn Xenstore, path: &str, token: &str) -> Result<(), XsError> 
 /// taken away by the toolstack at any time.
 fn only_if_lost<T>(result: Result<T, HandshakeError>) -> Result<(), XsError> {
     match result {
-        Err(HandshakeError::Xenstore(error)) if error.errno().is_none() => Err(error),
+        Err(HandshakeError::Xenstore(error)) if error.is_connection_lost() => Err(error),
         _ => Ok(()),
     }
 }
