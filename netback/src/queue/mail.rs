@@ -16,7 +16,7 @@ use pvio_event_channel::Port;
 use pvio_grant_table::policy::GrantsStay;
 use pvio_grant_table::{Access, GrantRef};
 use pvio_ring::proto::netif::{CtrlStatus, GrefEntry};
-use pvio_ring::shm::{HeapMemory, SharedMemory};
+use pvio_ring::shm::SharedMemory;
 
 /// What a frontend publishes of its control ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
