@@ -29,12 +29,16 @@ mod heap;
 #[cfg(feature = "alloc")]
 mod private;
 mod slots;
+#[cfg(feature = "alloc")]
+mod watched;
 mod words;
 
 #[cfg(feature = "alloc")]
 pub use heap::HeapMemory;
 #[cfg(feature = "alloc")]
 pub use private::{PoolMemory, PrivatePage};
+#[cfg(feature = "alloc")]
+pub use watched::Watched;
 pub(crate) use slots::{IndexWord, RingMemory, SlotBytes, SlotRoom};
 
 use crate::slot::Slot;

@@ -1,7 +1,7 @@
 //! Requests that are answered in order: packets to be sent, of one or several requests each, and buffers
 //! to be filled.
 
-use crate::search::{self, Found, Shared, Watched, search};
+use crate::search::{self, Found, Memory, Shared, search};
 use pvio_ring::inflight::OrderedLog;
 use pvio_ring::shm::{HeapMemory, Region};
 use pvio_ring::{BackRing, RingLayout};
@@ -15,8 +15,8 @@ const ANSWERED: u64 = 1 << 63;
 /// Where the record has the number of requests that are complete.
 const COMPLETE: usize = 8;
 
-type Ring = BackRing<Watched<Guest>>;
-type Log = OrderedLog<Watched<Guest>>;
+type Ring = BackRing<Memory>;
+type Log = OrderedLog<Memory>;
 
 /// A guest that makes requests 1, 2, 3… in groups.
 #[derive(Clone)]

@@ -1,6 +1,6 @@
 //! Requests that complete in any order.
 
-use crate::search::{self, Found, Shared, Watched, search};
+use crate::search::{self, Found, Memory, Shared, search};
 use pvio_ring::RingLayout;
 use pvio_ring::inflight::RequestLog;
 use pvio_ring::shm::{HeapMemory, Region};
@@ -60,7 +60,7 @@ impl search::Guest for Guest {
 
 #[derive(Clone, Debug)]
 struct Process {
-    log: RequestLog<Watched<Guest>>,
+    log: RequestLog<Memory>,
     /// Entries whose requests are being executed.
     executing: Vec<u32>,
 }
@@ -127,7 +127,7 @@ fn execute(shared: &Shared<Guest>, id: u64) {
 }
 
 fn run(slots: u32, requests: u64, kills: u32, start: u32) -> Found {
-    let shared = Shared::new(slots, start, RequestLog::<Watched<Guest>>::section_len);
+    let shared = Shared::new(slots, start, RequestLog::<Memory>::section_len);
     let guest = Guest {
         ring: shared.guest_ring(),
         layout: shared.layout,

@@ -1,14 +1,14 @@
 //! The search: every step a backend can do, with the guest acting at any store of it, and the process
 //! killed at any.
 
-use pvio_ring::shm::{HeapMemory, Region, SharedMemory};
+use pvio_ring::shm::{HeapMemory, Region, SharedMemory, Watched};
 use pvio_ring::{BackRing, RingLayout};
 use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::ptr::NonNull;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// An honest guest, and all else that outlives the backend's process.
@@ -22,7 +22,7 @@ pub trait Guest: Clone + Debug {
 
 /// The code that is searched.
 pub trait Backend {
-    type Guest: Guest;
+    type Guest: Guest + 'static;
     type Process: Clone + Debug;
     type Step: Copy;
 
@@ -46,45 +46,24 @@ struct Stores<G> {
 }
 
 /// Memory that tells of every store to it.
-pub struct Watched<G> {
-    memory: HeapMemory,
-    stores: Rc<Stores<G>>,
-}
-
-impl<G> Clone for Watched<G> {
-    fn clone(&self) -> Self {
-        Self { memory: self.memory.clone(), stores: Rc::clone(&self.stores) }
-    }
-}
-
-impl<G> Debug for Watched<G> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Watched")
-    }
-}
+pub type Memory = Watched<HeapMemory>;
 
 struct Killed;
 
-// SAFETY: all that matters is the heap memory's promise.
-#[allow(unsafe_code, reason = "a test's own memory, which passes on its inner memory's promise")]
-unsafe impl<G: Guest> SharedMemory for Watched<G> {
-    fn base(&self) -> NonNull<u8> {
-        self.memory.base()
-    }
+thread_local! {
+    /// What is called before each store.
+    static ON_STORE: RefCell<Option<Rc<dyn Fn()>>> = const { RefCell::new(None) };
+}
 
-    fn len(&self) -> usize {
-        self.memory.len()
-    }
-
-    fn before_store(&self) {
-        let stores = &self.stores;
-        let n = stores.seen.replace(stores.seen.get() + 1);
-        if stores.guest_at.get() == Some(n)
-            && let Some(guest) = stores.guest.borrow_mut().as_mut()
+impl<G: Guest> Stores<G> {
+    fn before(&self) {
+        let n = self.seen.replace(self.seen.get() + 1);
+        if self.guest_at.get() == Some(n)
+            && let Some(guest) = self.guest.borrow_mut().as_mut()
         {
             guest.act();
         }
-        if stores.kill_at.get() == Some(n) {
+        if self.kill_at.get() == Some(n) {
             resume_unwind(Box::new(Killed));
         }
     }
@@ -92,12 +71,13 @@ unsafe impl<G: Guest> SharedMemory for Watched<G> {
 
 /// The memory that guest, backend and record have.
 pub struct Shared<G> {
-    pub ring: Watched<G>,
-    pub record: Watched<G>,
+    pub ring: Memory,
+    pub record: Memory,
     pub layout: RingLayout,
+    stores: Rc<Stores<G>>,
 }
 
-impl<G: Guest> Shared<G> {
+impl<G: Guest + 'static> Shared<G> {
     /// A ring of 2 or 4 slots whose indices are at `start`, and a record of so many bytes.
     pub fn new(slots: u32, start: u32, record: impl FnOnce(RingLayout) -> usize) -> Self {
         let slot_size = [(2, 1344), (4, 1008)].iter().find(|(n, _)| *n == slots).unwrap().1;
@@ -109,32 +89,38 @@ impl<G: Guest> Shared<G> {
             guest_at: Cell::new(None),
             guest: RefCell::new(None),
         });
-        let watched = |pages| Watched { memory: HeapMemory::pages(pages), stores: stores.clone() };
+        let called = Rc::clone(&stores);
+        ON_STORE.set(Some(Rc::new(move || called.before())));
+        let before = || {
+            let call = ON_STORE.with_borrow(Clone::clone);
+            call.iter().for_each(|call| call());
+        };
+        let watched = |pages| Watched::new(HeapMemory::pages(pages), Arc::new(before));
         let (ring, record) = (watched(1), watched(record(layout).div_ceil(4096)));
         for index in [0, 8] {
-            ring.memory.store_u32(index, start, Relaxed);
+            ring.inner().store_u32(index, start, Relaxed);
         }
-        Self { ring, record, layout }
+        Self { ring, record, layout, stores }
     }
 
     /// The ring as the guest reaches it.
     pub fn guest_ring(&self) -> HeapMemory {
-        self.ring.memory.clone()
+        self.ring.inner().clone()
     }
 
     /// Between two steps all that a backend has published is visible, so its ring's state follows.
-    pub fn back_ring(&self, taken: u32) -> BackRing<Watched<G>> {
+    pub fn back_ring(&self, taken: u32) -> BackRing<Memory> {
         let mut ring = BackRing::attach(self.ring.clone(), self.layout.slot_size()).unwrap();
         ring.resume(taken).unwrap();
         ring
     }
 
     pub fn guest(&self) -> Ref<'_, G> {
-        Ref::map(self.ring.stores.guest.borrow(), |guest| guest.as_ref().unwrap())
+        Ref::map(self.stores.guest.borrow(), |guest| guest.as_ref().unwrap())
     }
 
     pub fn guest_mut(&self) -> RefMut<'_, G> {
-        RefMut::map(self.ring.stores.guest.borrow_mut(), |guest| guest.as_mut().unwrap())
+        RefMut::map(self.stores.guest.borrow_mut(), |guest| guest.as_mut().unwrap())
     }
 }
 
@@ -192,7 +178,7 @@ impl<B: Backend> Search<'_, B> {
             memory.read_bytes(0, &mut bytes).unwrap();
             bytes
         };
-        let (ring, record) = (bytes(&self.shared.ring.memory), bytes(&self.shared.record.memory));
+        let (ring, record) = (bytes(self.shared.ring.inner()), bytes(&self.shared.record.inner()));
         State { ring, record, guest, process, kills }
     }
 
@@ -227,8 +213,8 @@ impl<B: Backend> Search<'_, B> {
     }
 
     fn restore(&self, state: &StateOf<B>) {
-        self.shared.ring.memory.write_bytes(0, &state.ring).unwrap();
-        self.shared.record.memory.write_bytes(0, &state.record).unwrap();
+        self.shared.ring.inner().write_bytes(0, &state.ring).unwrap();
+        self.shared.record.inner().write_bytes(0, &state.record).unwrap();
     }
 
     /// One step, with the guest acting at one store of it and the process killed at another.
@@ -241,7 +227,7 @@ impl<B: Backend> Search<'_, B> {
         next: &mut Vec<StateOf<B>>,
     ) -> usize {
         self.restore(state);
-        let stores = &self.shared.ring.stores;
+        let stores = &self.shared.stores;
         *stores.guest.borrow_mut() = Some(state.guest.clone());
         stores.seen.set(0);
         stores.guest_at.set(guest_at);
