@@ -37,9 +37,9 @@ mod words;
 pub use heap::HeapMemory;
 #[cfg(feature = "alloc")]
 pub use private::{PoolMemory, PrivatePage};
+pub(crate) use slots::{IndexWord, RingMemory, SlotBytes, SlotRoom};
 #[cfg(feature = "alloc")]
 pub use watched::Watched;
-pub(crate) use slots::{IndexWord, RingMemory, SlotBytes, SlotRoom};
 
 use crate::slot::Slot;
 use core::ptr::NonNull;

@@ -4,9 +4,7 @@ use super::LocalDomain;
 use super::events::LocalChannel;
 use super::memory::LocalMapping;
 use pvio_event_channel::{EventChannel, EventChannels, EventError, Port};
-use pvio_grant_table::{
-    Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus,
-};
+use pvio_grant_table::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus};
 use pvio_ring::shm::Watched;
 use std::fmt;
 use std::sync::Arc;
