@@ -146,6 +146,7 @@ impl<R: SharedMemory> Words<'_, R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::format;
     use pvio_ring::proto::netif::HASH_TOEPLITZ;
     use pvio_ring::shm::HeapMemory;
 
