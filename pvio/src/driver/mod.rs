@@ -155,6 +155,10 @@ pub fn run<P: Platform>(
         };
         let server = TapServer::new(options, Arc::new(move || ring.ring()));
         let server = server.within(Arc::clone(&chosen.site));
+        let server = match &chosen.records {
+            Some(records) => server.recorded_in(records.clone()),
+            None => server,
+        };
         begin(&chosen, addr, left, Vif::new(shared.clone(), server))
     })
     .clearing_up(within == Surroundings::DriverDomain)
