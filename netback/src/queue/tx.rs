@@ -210,7 +210,11 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
     }
 
     /// Hands the batch to the port and answers every slot of it.
-    fn deliver<N: NetPort<Buf = B>>(&mut self, context: &Context<'_, impl Platform>, port: &mut N) {
+    fn deliver<N: NetPort<Buf = B>>(
+        &mut self,
+        context: &Context<'_, impl Platform, impl SharedMemory>,
+        port: &mut N,
+    ) {
         let Context { features, stats, .. } = context;
         for Gathering { taken, pieces, fate } in self.batch.drain(..) {
             let pieces = self.pieces.get(pieces).unwrap_or_default();
