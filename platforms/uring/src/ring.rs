@@ -8,7 +8,6 @@ use io_uring::types::{CancelBuilder, Fd, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
 use pvio_ring::IoSeg;
 use pvio_ring::shm::PoolMemory;
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
