@@ -2,6 +2,7 @@
 
 mod fence;
 
+use crate::budgets::MappingBudgets;
 use crate::config::Config;
 use crate::engine::faults::FaultSwitch;
 use crate::engine::throttle::{Share, Throttles};
@@ -15,6 +16,8 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
+use pvio_grant_table::DomId;
+use pvio_grant_table::policy::MappingBudget;
 use pvio_recordfile::{RecordDir, RecordFile};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
@@ -53,6 +56,7 @@ pub struct ImageServer {
     /// For what a disk's own words do not say.
     usual: DiskOptions,
     groups: Groups,
+    budgets: MappingBudgets,
     wake: Arc<dyn Fn() + Send + Sync>,
     records: Option<RecordDir>,
     /// The disk whose fence there is.
@@ -80,7 +84,15 @@ impl ImageServer {
     /// The same with options for what a disk's own words do not say, and with limits that it may
     /// share with others.
     pub fn with(usual: DiskOptions, groups: Groups, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
-        Self { usual, groups, wake, records: None, fenced: None, disk: None, open: None }
+        let (budgets, records, fenced) = (MappingBudgets::default(), None, None);
+        Self { usual, groups, budgets, wake, records, fenced, disk: None, open: None }
+    }
+
+    /// The same, keeping no more pages of guests mapped than these budgets say.
+    #[must_use]
+    pub fn within(mut self, budgets: MappingBudgets) -> Self {
+        self.budgets = budgets;
+        self
     }
 
     /// The same, whose sessions another process can take over: it finds their in-flight records in the
@@ -266,6 +278,10 @@ where
 
     fn flush_state(&self) -> Arc<FlushState> {
         self.open.as_ref().map(|open| Arc::clone(open.image.flush_state())).unwrap_or_default()
+    }
+
+    fn mapping_budget(&self, guest: DomId) -> Arc<MappingBudget> {
+        self.budgets.guest(guest)
     }
 
     fn sectors(&mut self) -> Option<u64> {

@@ -8,125 +8,25 @@
 use crate::rig::{BACK, FRONT, Pages};
 use pvio_blkback::engine::{Discard, Done, Full, Geometry, Io, Segments};
 use pvio_blkback::{BlockEngine, Buf, DataPath, Live, Queue, QueueParts, QueueRecord, Stats};
-use pvio_event_channel::{EventChannel, EventChannels, EventError, Port};
-use pvio_grant_table::{
-    Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus, Granter,
-};
+use pvio_event_channel::{EventChannel, EventChannels};
+use pvio_grant_table::{Access, GrantMapper, GrantRef, Granter};
 use pvio_ring::inflight::{Record, RequestLog, SessionKey};
 use pvio_ring::proto::blkif::{Abi, Response, Segment, Status};
-use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region, SharedMemory};
+use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
 use pvio_ring::{BackRing, FrontRing, RingLayout};
+use pvio_sim::kill::{Mortal, moment, run};
 use pvio_sim::local::events::LocalChannel;
 use pvio_sim::local::memory::LocalMapping;
 use pvio_sim::{LocalDomain, LocalMachine};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
 
-thread_local! {
-    /// Moments so far at which the process could have ended.
-    static MOMENT: Cell<usize> = const { Cell::new(0) };
-    /// At which it is killed.
-    static KILL_AT: Cell<usize> = const { Cell::new(usize::MAX) };
-}
-
-struct Killed;
-
-fn moment() {
-    let now = MOMENT.replace(MOMENT.get() + 1);
-    if now == KILL_AT.get() {
-        resume_unwind(Box::new(Killed));
-    }
-}
-
-/// Runs a process until it ends, or the moment at which it is killed.
-fn process<T>(kill_at: usize, run: impl FnOnce() -> T) -> (Option<T>, usize) {
-    MOMENT.set(0);
-    KILL_AT.set(kill_at);
-    let outcome = catch_unwind(AssertUnwindSafe(run));
-    KILL_AT.set(usize::MAX);
-    match outcome {
-        Ok(value) => (Some(value), MOMENT.get()),
-        Err(cause) if cause.is::<Killed>() => (None, MOMENT.get()),
-        Err(cause) => resume_unwind(cause),
-    }
-}
-
-/// Memory to which each store is a moment.
-#[derive(Clone, Debug)]
-struct Watched<M>(M);
-
-// SAFETY: all that matters is the inner memory's promise.
-#[allow(unsafe_code, reason = "a test's own memory, which passes on its inner memory's promise")]
-unsafe impl<M: SharedMemory> SharedMemory for Watched<M> {
-    fn base(&self) -> NonNull<u8> {
-        self.0.base()
-    }
-
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn writable(&self) -> bool {
-        self.0.writable()
-    }
-
-    fn before_store(&self) {
-        moment();
-    }
-}
-
-#[derive(Clone)]
-struct Driver(LocalDomain);
-
-impl GrantMapper for Driver {
-    type Mapping = Watched<LocalMapping>;
-
-    fn map(
-        &self,
-        domain: DomId,
-        grefs: &[GrantRef],
-        access: Access,
-    ) -> Result<Self::Mapping, GrantStatus> {
-        moment();
-        self.0.map(domain, grefs, access).map(Watched)
-    }
-}
-
-impl GrantCopier for Driver {
-    fn copy(&self, ops: &mut [CopyOp<'_>]) {
-        moment();
-        self.0.copy(ops);
-        moment();
-    }
-}
-
-struct Wire(LocalChannel);
-
-impl EventChannel for Wire {
-    fn port(&self) -> Port {
-        self.0.port()
-    }
-
-    fn notify(&self) -> Result<(), EventError> {
-        moment();
-        self.0.notify()
-    }
-
-    fn take(&self) -> Result<bool, EventError> {
-        self.0.take()
-    }
-
-    fn mask(&self) {}
-
-    fn unmask(&self) {}
-}
-
-type Page = Buf<Watched<LocalMapping>>;
-type Backend = Queue<Driver, Wire, Engine, Watched<HeapMemory>>;
+type Driver = Mortal<LocalDomain>;
+type Page = Buf<Mortal<LocalMapping>>;
+type Backend = Queue<Driver, Mortal<LocalChannel>, Engine, Mortal<HeapMemory>>;
 
 /// Sectors of each request's own area.
 const AREA: u64 = 16;
@@ -442,7 +342,7 @@ struct World {
     guests: Vec<Guest>,
     disk: Rc<RefCell<Disk>>,
     waiting: Vec<Waiting>,
-    record: Watched<HeapMemory>,
+    record: Mortal<HeapMemory>,
     key: SessionKey,
     stats: Arc<Stats>,
 }
@@ -450,7 +350,7 @@ struct World {
 impl World {
     fn new(setup: Setup) -> Self {
         let machine = LocalMachine::new();
-        let (guest, driver) = (machine.domain(FRONT), Driver(machine.domain(BACK)));
+        let (guest, driver) = (machine.domain(FRONT), Mortal(machine.domain(BACK)));
         let per_queue = |q: u64| q * setup.requests..(q + 1) * setup.requests;
         let areas = (0..setup.queues as u64).map(per_queue);
         let guests = areas.map(|areas| Guest::new(&guest, setup.abi, setup.pages, areas)).collect();
@@ -466,7 +366,7 @@ impl World {
         }
         let (open, executed) = (HashSet::new(), HashSet::new());
         let disk = Rc::new(RefCell::new(Disk { bytes, open, flushes: 0, executed, stuck: false }));
-        let record = Watched(HeapMemory::pages(key.record_len().div_ceil(PAGE_SIZE)));
+        let record = Mortal(HeapMemory::pages(key.record_len().div_ceil(PAGE_SIZE)));
         let (waiting, stats) = (vec![], Arc::default());
         Self { setup, guest, driver, guests, disk, waiting, record, key, stats }
     }
@@ -480,7 +380,7 @@ impl World {
         self.waiting.clear();
         for (index, guest) in self.guests.iter().enumerate() {
             let end = self.guest.alloc_unbound(BACK).unwrap();
-            let channel = self.driver.0.bind_interdomain(FRONT, end.port()).unwrap();
+            let channel = self.driver.bind_interdomain(FRONT, end.port()).unwrap();
             std::mem::forget(end);
             let ring = self.driver.map(FRONT, &guest.ring_grefs, Access::ReadWrite).unwrap();
             let mut ring = BackRing::attach(ring, abi.slot_size()).unwrap();
@@ -497,7 +397,7 @@ impl World {
                 grants: self.driver.clone(),
                 data_path: path,
                 ring,
-                channel: Wire(channel),
+                channel,
                 abi,
                 max_indirect_segments: 16,
                 record,
@@ -540,7 +440,7 @@ impl World {
         for (deaths, kill_at) in kills.iter().chain([&usize::MAX]).enumerate() {
             // A session that was never recorded as a whole was never served.
             let mut server = (deaths == 0).then(|| self.server(false));
-            let (outcome, moments) = process(*kill_at, || {
+            let (outcome, moments) = run(*kill_at, || {
                 let server = server.get_or_insert_with(|| self.server(true));
                 self.run(server, deaths);
             });

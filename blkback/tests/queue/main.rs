@@ -11,3 +11,4 @@ mod limits;
 mod refusals;
 mod refusals_by_reason;
 mod rig;
+mod unmappable;
