@@ -24,7 +24,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "survival-domain",
-        proves: "an unprivileged driver domain is destroyed under load and restored; the next guest finds its disk whole",
+        proves: "a driver domain is destroyed under load and restored; the next guest finds its disk",
         backends: PVIO,
         kinds: BOTH,
         guests: Guests::Own,
