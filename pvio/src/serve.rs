@@ -72,6 +72,8 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         max_queues: args.queues.unwrap_or(most.max_queues),
         ..most
     };
+    let mut disk_options = args.disk_options.clone();
+    args.image_roots.add_to(&mut disk_options)?;
     let leave = args.on_stop == OnStop::Leave;
     let options = Options {
         kinds,
@@ -79,7 +81,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         resume: true,
         leave,
         disks,
-        disk_options: args.disk_options.clone(),
+        disk_options,
         nic_policy: args.nic_policy,
         nic_queues: args.queues,
         site: args.nics.site()?.into(),

@@ -46,6 +46,10 @@ impl Written {
             |error| ImageError::Content { path: path.into(), format: Format::Qcow2, error };
         // The library locks it.
         let file = layer.file.open(Access { direct: false, lock: false, ..access })?;
+        if header.autoclear != 0 && !header.not_utf8.is_empty() {
+            // Else the library writes the whole header for that, with names that it was not shown.
+            refcounts::clear_autoclear(&file).map_err(other)?;
+        }
         let order = Order::new(file.try_clone().map_err(other)?, &header).map_err(content)?;
         let (order, cluster) = (Arc::new(order), header.cluster());
         let open = || open_layer(layer, access, Some(order.clone()));

@@ -103,8 +103,9 @@ impl Serve<LocalDomain> for Server {
     type Running = Running;
 
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
-        let medium = self.media.get(&disk.params);
-        let medium = medium.ok_or_else(|| Fault::new("no-image", &disk.params))?;
+        let name = String::from_utf8_lossy(&disk.params);
+        let medium = self.media.get(&*name);
+        let medium = medium.ok_or_else(|| Fault::new("no-image", &name))?;
         self.medium = Some(Rc::clone(medium));
         Ok(medium.borrow().geometry())
     }
