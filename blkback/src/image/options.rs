@@ -34,7 +34,7 @@ pub const KEYS: [(&str, &str, &str); 34] = [
     ("discard", "on|off", "whether discards are offered"),
     ("io", "normal|sqpoll|iopoll", "how io_uring is told of requests; for raw disks"),
     ("policy", "map|copy|persistent-or-map|persistent-or-copy", "how data reaches the guest"),
-    ("answers", "in-order|as-done", "in which order requests are answered"),
+    ("answers", "in-order|as-done", "no effect: requests are answered as they are done"),
     ("queues", "N", "queues at most, 1 to 256"),
     ("ring-order", "N", "a ring has at most 2 to this power pages, 0 to 5"),
     ("indirect", "N", "segments of an indirect request at most, 0 to 4096; 0 is none"),
@@ -155,7 +155,7 @@ options! {
     io: IoMode,
     /// `policy`
     policy: Policy,
-    /// `answers`: in order
+    /// `answers`: in order; without effect
     in_order: bool,
     /// `queues`
     queues: u32,
@@ -258,7 +258,6 @@ impl DiskOptions {
     pub fn config(&self, usual: Config) -> Config {
         Config {
             policy: self.policy.unwrap_or(usual.policy),
-            in_order: self.in_order.unwrap_or(usual.in_order),
             max_queues: self.queues.unwrap_or(usual.max_queues),
             max_ring_page_order: self.ring_order.unwrap_or(usual.max_ring_page_order),
             max_indirect_segments: self.indirect.unwrap_or(usual.max_indirect_segments),

@@ -3,7 +3,7 @@ use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
     DeviceAddr, Hotplug, clear_error, clear_revived, hotplug_path, is_revived, online_path,
-    read_hotplug, read_online, read_state, state_path, switch_state,
+    read_frontend_state, read_hotplug, read_online, state_path, switch_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -58,6 +58,15 @@ pub trait BackendClass {
     /// # Errors
     /// A [`HandshakeError`], as for [`prepare`](Self::prepare).
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
+
+    /// Whether the session of an earlier process can go on. Asked before
+    /// [`connect`](Self::connect) with [`Ends::resumed`].
+    ///
+    /// # Errors
+    /// Why not: the frontend has to start over.
+    fn resumable(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
+        Ok(())
+    }
 
     /// Reads what the frontend asks for, maps its rings and begins to serve.
     ///
@@ -298,6 +307,10 @@ impl<C: BackendClass> BackendDriver<C> {
                     }
                     return Ok(Life::Alive);
                 }
+                BackAction::Resume if self.class.resumable(xs, &self.ends).is_err() => {
+                    self.machine.abandon();
+                    continue;
+                }
                 BackAction::Reconfigure if !self.class.reconfigures() => return Ok(Life::Alive),
                 BackAction::Remove => {
                     self.class.disconnect();
@@ -337,7 +350,7 @@ impl<C: BackendClass> BackendDriver<C> {
         if self.broken {
             return Ok(if online { BackAction::None } else { BackAction::Remove });
         }
-        let front = read_state(xs, &self.ends.front)?;
+        let front = read_frontend_state(xs, &self.ends.front)?;
         if self.machine.is_connected()
             && matches!(front, XenbusState::Initialised | XenbusState::Connected)
             && self.class.is_superseded(xs, &self.ends)

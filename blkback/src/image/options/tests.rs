@@ -40,7 +40,7 @@ fn what_is_said_of_a_disk_comes_before_what_is_usual() {
     }
     let config = "policy=copy,queues=2".parse::<DiskOptions>().unwrap();
     let config = config.config(Config::default());
-    assert_eq!((config.policy, config.max_queues, config.in_order), (Policy::Copy, 2, false));
+    assert_eq!((config.policy, config.max_queues), (Policy::Copy, 2));
 }
 
 #[test]
