@@ -51,7 +51,7 @@ pub enum Command {
     /// List devices: their states, what is behind them, what their ends agreed on
     List(ListArgs),
     /// Make a driver domain's backends again, after it came back under its old number
-    Revive(ReviveArgs),
+    Revive(crate::revive::ReviveArgs),
     /// What runs in the child processes
     #[command(hide = true, subcommand)]
     Domain(crate::domain::DomainCommand),
@@ -277,13 +277,6 @@ pub enum Answers {
     InOrder,
     /// As they are done
     AsDone,
-}
-
-/// `pvio revive`.
-#[derive(Debug, Clone, Args)]
-pub struct ReviveArgs {
-    /// The driver domain's name or number
-    pub domain: String,
 }
 
 /// What becomes of the devices when the daemon is told to stop.
