@@ -21,9 +21,11 @@ use pvio_grant_table::policy::MappingBudget;
 use pvio_recordfile::{RecordDir, RecordFile};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -108,12 +110,12 @@ impl ImageServer {
     fn read(&self, told: &ToolstackBack) -> Result<Disk, Fault> {
         let disk = match told.backing() {
             _ if told.is_empty_drive() => Ok(Spec::Ram { bytes: 0 }.into()),
-            Backing::Own(text) => text.parse(),
+            Backing::Own(text) => Disk::from_bytes(text),
             Backing::Format(format, rest) => Disk::with_format(format, rest),
         };
         let mut disk = disk.map_err(|e| Fault::new(e.code(), e))?;
         let words = told.options.as_deref().unwrap_or_default();
-        let said: DiskOptions = words.parse().map_err(|e| Fault::new("disk-options", e))?;
+        let said = DiskOptions::from_bytes(words).map_err(|e| Fault::new("disk-options", e))?;
         disk.options = said.or(disk.options).or(self.usual.clone());
         let options = &mut disk.options;
         options.read_only = Some(told.mode == Mode::ReadOnly || options.read_only == Some(true));
@@ -123,7 +125,7 @@ impl ImageServer {
             && !path.is_file()
         {
             // A script puts a loop device before a file, which would only cost.
-            disk.spec = Spec::file(Format::Raw, device);
+            disk.spec = Spec::file(Format::Raw, OsStr::from_bytes(device));
         }
         Ok(disk)
     }
@@ -188,7 +190,11 @@ fn traced(image: Image, path: &Path, spec: &Spec, name: &str) -> Result<Image, I
     const MOST: u32 = 1000;
     let base = if path.is_dir() { path.join(format!("{name}.iolog")) } else { path.into() };
     let failed = |error| ImageError::Trace { path: base.clone(), error };
-    let numbered = (1..MOST).map(|n| PathBuf::from(format!("{}.{n}", base.display())));
+    let numbered = (1..MOST).map(|n| {
+        let mut name = base.clone().into_os_string();
+        name.push(format!(".{n}"));
+        PathBuf::from(name)
+    });
     let exists = || io::ErrorKind::AlreadyExists.into();
     let file = core::iter::once(base.clone())
         .chain(numbered)
@@ -196,9 +202,9 @@ fn traced(image: Image, path: &Path, spec: &Spec, name: &str) -> Result<Image, I
         .find(|made| !matches!(made, Err(e) if e.kind() == io::ErrorKind::AlreadyExists))
         .unwrap_or_else(|| Err(exists()));
     // What a replay is to use; fio's lines have blanks between words.
-    let place = spec.path().map(|path| format!("{}", path.display()));
+    let place = spec.path().and_then(Path::to_str);
     let place = place.filter(|path| path.starts_with('/') && !path.contains(char::is_whitespace));
-    let place = place.unwrap_or_else(|| format!("/dev/{name}"));
+    let place = place.map_or_else(|| format!("/dev/{name}"), Into::into);
     image.traced(Box::new(file.map_err(failed)?), &place).map_err(failed)
 }
 

@@ -25,8 +25,8 @@ pub enum ImageError {
     NotADisk(PathBuf),
     /// Its size is no number of sectors.
     #[error(
-        "the disk in {path} has {size} bytes, which is not a positive multiple of {unit}; see \
-         whether it was copied whole, and if so copy it to a larger one"
+        "disk image {path} has {size} bytes, which is not a positive multiple of {unit}; check that it \
+         was copied whole, then round it up (truncate -s %{unit} for a raw file, qemu-img resize for others)"
     )]
     OddSize {
         /// The image.
@@ -316,7 +316,7 @@ fn explain(format: &Format, error: &ContentError) -> String {
         ContentError::Unsupported(what) => {
             format!(
                 "is a {word} image with {what}, which is not supported; make another of it: \
-                     qemu-img convert -O qcow2 OLD NEW.qcow2"
+                 qemu-img convert -O qcow2 OLD NEW.qcow2 (internal snapshots stay in the old one: keep it)"
             )
         }
         ContentError::Io(error) => format!("cannot be read: {error}"),

@@ -139,8 +139,9 @@ impl Serve<Platform> for Server {
     }
 
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
-        let medium = self.media.get(&disk.params);
-        let medium = medium.ok_or_else(|| Fault::new("no-image", &disk.params))?;
+        let name = String::from_utf8_lossy(&disk.params);
+        let medium = self.media.get(&*name);
+        let medium = medium.ok_or_else(|| Fault::new("no-image", &name))?;
         // What a dead process began is over before anything is read.
         medium.borrow_mut().fence();
         self.medium = Some(Rc::clone(medium));
