@@ -5,8 +5,10 @@ use crate::control::{self, Control};
 use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::{Failure, say};
+use crate::lock::{Scope, ServiceLock};
 use crate::served::Served;
-use pvio_blkback::Config;
+use crate::startup;
+use pvio_blkback::{Config, MappingBudgets};
 use pvio_grant_table::DomId;
 use pvio_xen_linux::XenDomain;
 use pvio_xenbus::XsError;
@@ -51,16 +53,35 @@ impl Host {
     }
 }
 
+/// How many pages of guests may be kept mapped.
+#[derive(Debug, Clone, clap::Args)]
+pub struct MappingArgs {
+    /// Pages of guests that disks keep mapped, in all (persistent grants); half of vm.max_map_count if left out
+    #[arg(long, value_name = "PAGES")]
+    mappings: Option<usize>,
+    /// The same, of one guest; half of those in all if left out
+    #[arg(long, value_name = "PAGES")]
+    guest_mappings: Option<usize>,
+}
+
+impl MappingArgs {
+    fn budgets(&self) -> MappingBudgets {
+        MappingBudgets::with(self.mappings, self.guest_mappings)
+    }
+}
+
 /// Serves until told to stop.
 ///
 /// # Errors
 /// When this is no domain of Xen's, another backend is in the way, or xenstore goes.
 pub fn run(args: &ServeArgs) -> Result<(), Failure> {
+    startup::prepare()?;
     log_to(args.log.as_deref())?;
     let bell = Bell::new()?;
     let stop = Stop::on_signal(bell.clone())?;
     let host = Host::open()?;
     let kinds = kinds(args, host.id())?;
+    let _lock = ServiceLock::take(Path::new(control::FOLDER), &kinds, Scope::AllGuests)?;
     let surroundings = match (args.hotplug, host.id()) {
         (Some(Around::Toolstack), _) | (None, DomId::DOM0) => Surroundings::Scripts,
         (Some(Around::Itself), _) | (None, _) => Surroundings::DriverDomain,
@@ -71,6 +92,8 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         max_queues: args.queues.unwrap_or(most.max_queues),
         ..most
     };
+    let mut disk_options = args.disk_options.clone();
+    args.image_roots.add_to(&mut disk_options)?;
     let leave = args.on_stop == OnStop::Leave;
     let records = driver::records(&args.records)?;
     let options = Options {
@@ -80,7 +103,8 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         leave,
         records: Some(records),
         disks,
-        disk_options: args.disk_options.clone(),
+        disk_options,
+        mappings: args.mappings.budgets(),
         nic_policy: args.nic_policy,
         nic_queues: args.queues,
         site: args.nics.site()?.into(),

@@ -7,13 +7,14 @@ mod devices;
 #[cfg(test)]
 mod tests;
 
+use crate::descriptors::Descriptors;
 use crate::domain::stop::{Bell, Stop, sleep};
 use crate::failure::Failure;
 use crate::served::Served;
 use devices::Devices;
 use pvio_blkback::host::{Groups, ImageServer};
 use pvio_blkback::image::DiskOptions;
-use pvio_blkback::{Config, Vbd};
+use pvio_blkback::{Config, MappingBudgets, Vbd};
 use pvio_grant_table::DomId;
 use pvio_netback::Vif;
 use pvio_netback::host::{Site, TapOptions, TapServer};
@@ -23,6 +24,7 @@ use pvio_xenbus::driver::{BackendClass, BackendDriver, Surroundings};
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, DeviceClass};
 use pvio_xenbus::{XenbusState, Xenstore, XsError};
 use std::fs::DirBuilder;
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -51,6 +53,8 @@ pub struct Options {
     pub disks: Config,
     /// The same in more detail; both hold for what a disk's own words do not say.
     pub disk_options: DiskOptions,
+    /// How many pages of guests their disks may keep mapped.
+    pub mappings: MappingBudgets,
     /// How NICs reach their guests' pages.
     pub nic_policy: pvio_netback::queue::Policy,
     /// Queues a NIC may have; as many as there are processors, up to eight, if left out.
@@ -71,6 +75,7 @@ impl Default for Options {
             records: None,
             disks: Config::for_this_machine(),
             disk_options: DiskOptions::default(),
+            mappings: MappingBudgets::default(),
             nic_policy: pvio_netback::queue::Policy::default(),
             nic_queues: None,
             site: Arc::default(),
@@ -93,11 +98,13 @@ impl<P> Platform for P where
 /// # Errors
 /// When it cannot be made, or others may use it.
 pub fn records(path: &Path) -> Result<RecordDir, Failure> {
-    let make = || {
+    let make = || -> io::Result<RecordDir> {
         if let Some(parent) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
         }
-        RecordDir::open(path)
+        let dir = RecordDir::open(path)?;
+        dir.sweep()?;
+        Ok(dir)
     };
     make().map_err(|e| {
         let what = format!("no in-flight records in {}: {e}", path.display());
@@ -123,10 +130,12 @@ pub fn run<P: Platform>(
     let (shared, ring) = (platform.clone(), bell.clone());
     let (disks, chosen) = (of_class(DeviceClass::Vbd).collect(), options.clone());
     let groups = Groups::default();
+    let descriptors = Descriptors::default();
     let mut disks = Devices::new(disks, id, options.only, move |addr, left| {
         let ring = ring.clone();
         let usual = chosen.disk_options.clone();
         let server = ImageServer::with(usual, groups.clone(), Arc::new(move || ring.ring()));
+        let server = server.within(chosen.mappings.clone());
         let server = match &chosen.records {
             Some(records) => server.recorded_in(records.clone()),
             None => server,
@@ -135,6 +144,7 @@ pub fn run<P: Platform>(
     })
     .clearing_up(within == Surroundings::DriverDomain)
     .shown_in(served)
+    .counting(&descriptors, disk_descriptors(options.disks.max_queues))
     .looking();
     let (shared, ring) = (platform.clone(), bell.clone());
     let (nics, chosen) = (of_class(DeviceClass::Vif).collect(), options.clone());
@@ -148,10 +158,15 @@ pub fn run<P: Platform>(
         };
         let server = TapServer::new(options, Arc::new(move || ring.ring()));
         let server = server.within(Arc::clone(&chosen.site));
+        let server = match &chosen.records {
+            Some(records) => server.recorded_in(records.clone()),
+            None => server,
+        };
         begin(&chosen, addr, left, Vif::new(shared.clone(), server))
     })
     .clearing_up(within == Surroundings::DriverDomain)
-    .shown_in(served);
+    .shown_in(served)
+    .counting(&descriptors, nic_descriptors(options.nic_queues.unwrap_or(NIC_QUEUES)));
     disks.watch(xs)?;
     nics.watch(xs)?;
     tracing::info!(domain = id.0, kinds = ?options.kinds, ?within, "the driver domain serves");
@@ -183,6 +198,21 @@ pub fn run<P: Platform>(
     }
     tracing::info!("closing every device");
     disks.shut_down(xs).and(nics.shut_down(xs))
+}
+
+/// File descriptors that a disk needs at most: its image with the layers below it and the threads that open
+/// it, and for each queue an event channel, an io_uring, its files in that, and a way to wake it.
+const fn disk_descriptors(queues: u32) -> u64 {
+    32 + 16 * queues as u64
+}
+
+/// Queues of a NIC at most, if nothing is said of them.
+const NIC_QUEUES: u32 = 8;
+
+/// The same for a NIC: its tap, and for each queue event channels, an io_uring, the tap's queue, and ways to
+/// wake it.
+const fn nic_descriptors(queues: u32) -> u64 {
+    16 + 24 * queues as u64
 }
 
 /// A driver for a device whose state an earlier process may have left.

@@ -3,7 +3,7 @@ use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
     DeviceAddr, Hotplug, clear_error, clear_revived, hotplug_path, is_revived, online_path,
-    read_hotplug, read_online, read_state, state_path, switch_state,
+    read_frontend_state, read_hotplug, read_online, state_path, switch_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -28,7 +28,7 @@ pub enum Prepared {
 pub fn hotplug(
     xs: &mut dyn Xenstore,
     ends: &Ends,
-    script: Option<&str>,
+    script: Option<&[u8]>,
 ) -> Result<Prepared, Fault> {
     let Some(script) = script.filter(|_| ends.surroundings == Surroundings::Scripts) else {
         return Ok(Prepared::Yes);
@@ -37,6 +37,7 @@ pub fn hotplug(
         None => Ok(Prepared::AwaitsScript),
         Some(Hotplug::Connected) => Ok(Prepared::Yes),
         Some(Hotplug::Failed(why)) => {
+            let script = String::from_utf8_lossy(script);
             Err(Fault::new("hotplug", format!("the hotplug script {script} failed: {why}")))
         }
     }
@@ -279,12 +280,27 @@ impl<C: BackendClass> BackendDriver<C> {
         only_if_lost(fault.report(xs, &self.ends.back))
     }
 
-    fn try_step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, HandshakeError> {
+    /// Closes a device that is not to be served, until it is removed.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn refuse(&mut self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
+        only_if_lost(self.watch_ends(xs).map_err(HandshakeError::from))?;
+        self.break_down(xs, fault)
+    }
+
+    /// Watches what every device needs watched, and forgets what an earlier server told of it.
+    fn watch_ends(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
         if !core::mem::replace(&mut self.watching, true) {
             watch(xs, &state_path(&self.ends.front), &self.ends.back)?;
             watch(xs, &online_path(&self.ends.back), &self.ends.back)?;
             clear_error(xs, &self.ends.back)?;
         }
+        Ok(())
+    }
+
+    fn try_step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, HandshakeError> {
+        self.watch_ends(xs)?;
         loop {
             if let Some(fault) = self.class.fault() {
                 self.fail(xs, &fault)?;
@@ -349,7 +365,7 @@ impl<C: BackendClass> BackendDriver<C> {
         if self.broken {
             return Ok(if online { BackAction::None } else { BackAction::Remove });
         }
-        let front = read_state(xs, &self.ends.front)?;
+        let front = read_frontend_state(xs, &self.ends.front)?;
         if self.machine.is_connected()
             && matches!(front, XenbusState::Initialised | XenbusState::Connected)
             && self.class.is_superseded(xs, &self.ends)

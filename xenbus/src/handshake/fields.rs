@@ -9,11 +9,14 @@ use core::fmt::Display;
 use pvio_ring::DomId;
 
 use super::{HandshakeError, Shown};
-use crate::wire::{WirePath, parse_u64};
+use crate::wire::{ABS_PATH_MAX, WirePath, parse_u32, parse_u64};
 use crate::xenstore::Xenstore;
 
 /// The longest text read, in bytes: what a node can hold.
 const TEXT_MAX: usize = 4096;
+
+/// The longest peer's path accepted, in bytes: there is room for every key below it.
+const PEER_PATH_MAX: usize = ABS_PATH_MAX - 256;
 
 pub(super) struct Reader<'a, X: ?Sized> {
     pub xs: &'a mut X,
@@ -69,6 +72,14 @@ impl<X: Xenstore + ?Sized> Reader<'_, X> {
         self.opt_u32(key, min, max)?.ok_or_else(|| self.missing(key))
     }
 
+    /// A frontend's number, which is also the name of its directory: that counts where the toolstack
+    /// wrote no key.
+    pub fn number_of_device(&mut self, key: &str) -> Result<u32, HandshakeError> {
+        let name = self.base.rsplit('/').next().unwrap_or_default();
+        let by_name = parse_u32(name.as_bytes());
+        self.opt_u32(key, 0, u32::MAX)?.or(by_name).ok_or_else(|| self.missing(key))
+    }
+
     /// A boolean: 0 is false, any other number true, as every known reader takes it.
     pub fn flag(&mut self, key: &str, default: bool) -> Result<bool, HandshakeError> {
         Ok(self.opt_u32(key, 0, u32::MAX)?.map_or(default, |n| n != 0))
@@ -95,13 +106,27 @@ impl<X: Xenstore + ?Sized> Reader<'_, X> {
         self.opt_text(key)?.ok_or_else(|| self.missing(key))
     }
 
+    /// A value that is not text: the path of a file, say, which is bytes in no encoding.
+    pub fn opt_bytes(&mut self, key: &str) -> Result<Option<Vec<u8>>, HandshakeError> {
+        match self.raw(key)? {
+            Some(value) if value.contains(&0) => {
+                Err(self.malformed(key, &value, "bytes other than NUL"))
+            }
+            value => Ok(value),
+        }
+    }
+
+    pub fn need_bytes(&mut self, key: &str) -> Result<Vec<u8>, HandshakeError> {
+        self.opt_bytes(key)?.ok_or_else(|| self.missing(key))
+    }
+
     /// The peer's path, which must be below the peer's own home: a path elsewhere would let
     /// one domain speak for another.
     pub fn peer_path(&mut self, key: &str, peer: DomId) -> Result<String, HandshakeError> {
         let path = self.need_text(key)?;
         let home = format!("/local/domain/{peer}/");
         let absolute = matches!(WirePath::parse(path.as_bytes()), Ok(WirePath::Absolute(_)));
-        if !absolute || !path.starts_with(&home) {
+        if !absolute || !path.starts_with(&home) || path.len() > PEER_PATH_MAX {
             return Err(self.malformed(key, path.as_bytes(), "a path below the peer's home"));
         }
         Ok(path)
@@ -115,11 +140,14 @@ pub(super) struct Writer<'a, X: ?Sized> {
 
 impl<X: Xenstore + ?Sized> Writer<'_, X> {
     pub fn put(&mut self, key: &str, value: impl Display) -> Result<(), HandshakeError> {
-        let value = value.to_string();
+        self.put_bytes(key, value.to_string().as_bytes())
+    }
+
+    pub fn put_bytes(&mut self, key: &str, value: &[u8]) -> Result<(), HandshakeError> {
         if value.len() > TEXT_MAX {
             return Err(HandshakeError::Unwritable("a text is too long"));
         }
-        Ok(self.xs.write(&format!("{}/{key}", self.base), value.as_bytes())?)
+        Ok(self.xs.write(&format!("{}/{key}", self.base), value)?)
     }
 
     pub fn flag(&mut self, key: &str, on: bool) -> Result<(), HandshakeError> {
@@ -130,6 +158,14 @@ impl<X: Xenstore + ?Sized> Writer<'_, X> {
     pub fn opt(&mut self, key: &str, value: Option<impl Display>) -> Result<(), HandshakeError> {
         match value {
             Some(v) => self.put(key, v),
+            None => self.clear(key),
+        }
+    }
+
+    /// As [`opt`](Self::opt), for what is not text.
+    pub fn opt_bytes(&mut self, key: &str, value: Option<&[u8]>) -> Result<(), HandshakeError> {
+        match value {
+            Some(v) => self.put_bytes(key, v),
             None => self.clear(key),
         }
     }

@@ -16,6 +16,7 @@ use super::super::{Format, ImageError};
 use super::chain::Layer;
 use super::order::Order;
 use super::{open_layer, refcounts};
+use crate::engine::FlushState;
 use crate::engine::store::Store;
 use alloc::sync::Arc;
 use imago::ShallowMapping;
@@ -47,6 +48,10 @@ impl Written {
             |error| ImageError::Content { path: path.into(), format: Format::Qcow2, error };
         // The library locks it, and keeps this table, which it has no use for where it only reads.
         let file = layer.file.open(Access { direct: false, lock: false, ..access })?;
+        if header.autoclear != 0 && !header.not_utf8.is_empty() {
+            // Else the library writes the whole header for that, with names that it was not shown.
+            refcounts::clear_autoclear(&file).map_err(other)?;
+        }
         meter.keep(header.refcounts.1).map_err(content)?;
         let order = Order::new(file.try_clone().map_err(other)?, header, meter).map_err(content)?;
         let (order, cluster) = (Arc::new(order), header.cluster());
@@ -148,6 +153,10 @@ impl Store for Written {
 
     fn flush(&self) -> io::Result<()> {
         self.library.flush()
+    }
+
+    fn flush_state(&self) -> Option<Arc<FlushState>> {
+        Some(Arc::clone(self.order.flush_state()))
     }
 
     fn discard(&self, at: u64, len: u64) -> io::Result<()> {

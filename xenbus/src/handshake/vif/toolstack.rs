@@ -99,8 +99,8 @@ pub struct ToolstackBack {
     pub mtu: Option<u32>,
     /// `bridge`: what to attach the other side to.
     pub bridge: Option<String>,
-    /// `script`: what to run to attach it.
-    pub script: Option<String>,
+    /// `script`: path of what to run to attach it.
+    pub script: Option<Vec<u8>>,
     /// `vifname`: how to name the other side.
     pub vifname: Option<String>,
     /// `type`: `vif`, or `vif_ioemu` if the guest has an emulated twin.
@@ -151,7 +151,7 @@ impl ToolstackBack {
                 mac: read_mac(&mut r)?,
                 mtu: r.opt_u32("mtu", MTU.0, MTU.1)?,
                 bridge: r.opt_text("bridge")?,
-                script: r.opt_text("script")?,
+                script: r.opt_bytes("script")?,
                 vifname: r.opt_text("vifname")?,
                 kind: r.opt_text("type")?,
                 ip: r.opt_text("ip")?,
@@ -179,7 +179,7 @@ impl ToolstackBack {
             w.put("mac", self.mac)?;
             w.opt("mtu", self.mtu)?;
             w.opt("bridge", self.bridge.as_ref())?;
-            w.opt("script", self.script.as_ref())?;
+            w.opt_bytes("script", self.script.as_deref())?;
             w.opt("vifname", self.vifname.as_ref())?;
             w.opt("type", self.kind.as_ref())?;
             w.opt("rate", self.rate)?;
@@ -196,7 +196,8 @@ pub struct ToolstackFront {
     pub backend: String,
     /// `backend-id`: the backend's domain.
     pub backend_id: DomId,
-    /// `handle`: which interface of the guest this is.
+    /// `handle`: which interface of the guest this is. QEMU writes none: it is then the number of the
+    /// frontend's directory.
     pub handle: u32,
     /// `mac`: the address to use.
     pub mac: Mac,
@@ -235,7 +236,7 @@ impl ToolstackFront {
             Ok(Self {
                 backend: r.peer_path("backend", backend_id)?,
                 backend_id,
-                handle: r.need_u32("handle", 0, u32::MAX)?,
+                handle: r.number_of_device("handle")?,
                 mac: read_mac(&mut r)?,
                 mtu: r.opt_u32("mtu", MTU.0, MTU.1)?,
                 speed: read_speed(&mut r)?,
