@@ -16,9 +16,11 @@
 //! `error` node, and closes that one device.
 
 mod back;
+mod class;
 mod front;
 
-pub use back::{BackendClass, BackendDriver, Prepared, hotplug};
+pub use back::{BackendDriver, MOST_TRANSITIONS};
+pub use class::{BackendClass, Prepared, hotplug};
 pub use front::{FrontendClass, FrontendDriver};
 
 use crate::handshake::HandshakeError;
@@ -121,6 +123,8 @@ impl From<XsError> for Fault {
 pub enum Life {
     /// It is; call again on the next event.
     Alive,
+    /// It is, and there is more to do: call again when others have had their turn.
+    More,
     /// It is gone and has let go of everything; drop the driver.
     Gone,
 }
