@@ -1,5 +1,7 @@
 //! The device: a virtual disk's backend end, from the toolstack's words to served queues.
 
+mod media;
+
 pub use crate::config::Config;
 use crate::config::abi;
 use crate::engine::Geometry;
@@ -12,12 +14,14 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::task::Poll;
+use media::Change;
 use pvio_event_channel::{EventChannel, EventChannels, Port};
 use pvio_grant_table::{Access, DomId, GrantCopier, GrantMapper, GrantRef};
 use pvio_ring::BackRing;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
-use pvio_xenbus::handshake::common::read_state;
+use pvio_xenbus::handshake::common::{clear_error, read_state};
 use pvio_xenbus::handshake::vbd::{
     BackDisk, BackOffer, DeviceType, Discard, DiskInfo, FrontRequest, Mode, Negotiated,
     Queue as QueueKeys, ToolstackBack, announce_resize,
@@ -27,6 +31,17 @@ use pvio_xenbus::{XenbusState, Xenstore};
 /// What a vbd needs of the platform it runs on.
 pub trait Platform: GrantMapper + GrantCopier + EventChannels + Clone {}
 impl<P: GrantMapper + GrantCopier + EventChannels + Clone> Platform for P {}
+
+/// What has become of a disk that is being opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Opening {
+    /// It is open, and looks so.
+    Done(Geometry),
+    /// It is not done.
+    Pending,
+    /// Neither, and why: somebody has the image, and is waited for.
+    Busy(Fault),
+}
 
 /// Opens disks and runs queues: threads, or whatever the platform has.
 pub trait Serve<P: Platform> {
@@ -59,13 +74,29 @@ pub trait Serve<P: Platform> {
     /// A [`Fault`] that tells the operator what to do.
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault>;
 
+    /// The same where opening takes time and nothing may wait for it: called again with the same
+    /// words, when the server wakes whoever drives the device, until it is done. The one given by
+    /// default opens at once.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    fn poll_open(&mut self, disk: &ToolstackBack) -> Result<Opening, Fault> {
+        self.open(disk).map(Opening::Done)
+    }
+
+    /// Closes what is open, or is being opened; called again until it is ready. The one given by
+    /// default leaves that to the server's end.
+    fn close(&mut self) -> Poll<()> {
+        Poll::Ready(())
+    }
+
     /// How many sectors of 512 bytes the disk has now, if it may have become larger or smaller since
     /// it was opened. Called now and then while it is served, and cheap.
     fn sectors(&mut self) -> Option<u64> {
         None
     }
 
-    /// Begins to serve a queue from it.
+    /// Begins to serve a queue from it, without waiting until it is [ready](Self::ready).
     ///
     /// # Errors
     /// A [`Fault`] when the system has not what that takes.
@@ -75,8 +106,23 @@ pub trait Serve<P: Platform> {
         parts: QueueParts<P, P::Channel>,
     ) -> Result<Self::Running, Fault>;
 
-    /// Why a queue ended by itself, if it did.
+    /// Whether a queue that was started is served.
+    ///
+    /// # Errors
+    /// A [`Fault`] when the system has not what that takes.
+    fn ready(&mut self, _running: &mut Self::Running) -> Result<Poll<()>, Fault> {
+        Ok(Poll::Ready(()))
+    }
+
+    /// Why a queue ended by itself, if it did; told once.
     fn fault(&mut self, running: &mut Self::Running) -> Option<QueueFault>;
+
+    /// Stops serving a queue: nothing new is taken, and what was begun is finished. Called again
+    /// until it is ready; dropping the queue does not wait then. The one given by default leaves
+    /// everything to that.
+    fn stop(&mut self, _running: &mut Self::Running) -> Poll<()> {
+        Poll::Ready(())
+    }
 }
 
 /// A virtual disk's backend, to be driven by [`pvio_xenbus::driver::BackendDriver`].
@@ -90,7 +136,11 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     config: Config,
     /// What the toolstack said of it, and what it looks like; none before it was opened.
     disk: Option<(ToolstackBack, Arc<Live>)>,
-    /// What became of a change of media that could not be carried through.
+    /// The image is in use elsewhere, and the error node says so.
+    told_busy: bool,
+    /// A change of media that was begun.
+    change: Option<Change>,
+    /// What became of one that could not be carried through.
     failed: Option<Fault>,
     /// What this session's frontend was offered, and asked for.
     asked: Option<(BackOffer, FrontRequest)>,
@@ -99,6 +149,8 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     negotiated: Option<Negotiated>,
     /// Of each queue, over all sessions.
     stats: Vec<Arc<Stats>>,
+    #[cfg(feature = "std")]
+    sessions: Arc<pvio_uring::LogLimit>,
 }
 
 impl<P: Platform, S: Serve<P>> Vbd<P, S> {
@@ -115,17 +167,27 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             usual: config,
             config: config.bounded(),
             disk: None,
+            told_busy: false,
+            change: None,
             failed: None,
             asked: None,
             running: Vec::new(),
             negotiated: None,
             stats: Vec::from([Arc::default()]),
+            #[cfg(feature = "std")]
+            sessions: Arc::default(),
         }
     }
 
     /// What each of its queues has done, over all sessions; [`Stats::total`] adds them up.
     pub fn stats(&self) -> &[Arc<Stats>] {
         &self.stats
+    }
+
+    /// How many sessions there were.
+    #[cfg(feature = "std")]
+    pub const fn sessions(&self) -> &Arc<pvio_uring::LogLimit> {
+        &self.sessions
     }
 
     /// What this session may use; `None` when there is none.
@@ -207,18 +269,20 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
     }
 
     /// Opens what backs the disk, as the toolstack lets it be used.
-    fn open(&mut self, disk: ToolstackBack) -> Result<(), Fault> {
+    fn poll_open(&mut self, disk: &ToolstackBack) -> Result<Opening, Fault> {
         self.disk = None;
-        let mut geometry = self.server.open(&disk)?;
-        geometry.read_only |= disk.mode == Mode::ReadOnly;
-        if !disk.discard_enable || geometry.read_only {
-            geometry.discard = None;
+        let opening = self.server.poll_open(disk)?;
+        if let Opening::Done(mut geometry) = opening {
+            geometry.read_only |= disk.mode == Mode::ReadOnly;
+            if !disk.discard_enable || geometry.read_only {
+                geometry.discard = None;
+            }
+            if geometry.copied {
+                self.config.policy = Policy::Copy;
+            }
+            self.disk = Some((disk.clone(), Arc::new(Live::new(geometry))));
         }
-        if geometry.copied {
-            self.config.policy = Policy::Copy;
-        }
-        self.disk = Some((disk, Arc::new(Live::new(geometry))));
-        Ok(())
+        Ok(opening)
     }
 
     /// Attaches every queue the frontend asks for and begins to serve them: all of them or none.
@@ -242,17 +306,16 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         }
         let disk = format!("vbd-{}-{}", ends.addr.front, ends.addr.index);
         let several = attached.len() > 1;
-        let mut running = Vec::with_capacity(attached.len());
         for (n, parts) in attached.into_iter().enumerate() {
             let name: String = if several { format!("{disk}-q{n}") } else { disk.clone() };
-            running.push(self.server.start(&name, parts)?);
+            // If one fails, disconnecting stops those before it.
+            self.running.push(self.server.start(&name, parts)?);
         }
         #[cfg(feature = "std")]
-        {
+        if let Some(unlogged) = self.sessions.admit() {
             let data_path = self.config.policy.path(agreed.persistent);
-            tracing::info!(disk, %data_path, ?agreed, "connected");
+            tracing::info!(disk, %data_path, ?agreed, unlogged, "connected");
         }
-        self.running = running;
         self.negotiated = Some(agreed);
         Ok(())
     }
@@ -264,52 +327,26 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         live.resize(sectors).then_some(sectors)
     }
 
-    /// The toolstack has put another medium into the drive, or none. The frontend sees the drive
-    /// empty, then what is in it, as a disk that changes its size: there is no other word for it.
-    /// Its rings stay, and requests that come meanwhile wait there.
-    fn change_medium(
-        &mut self,
-        xs: &mut dyn Xenstore,
-        ends: &Ends,
-        mut told: ToolstackBack,
-    ) -> Result<(), Fault> {
-        let before = self.disk.as_ref().map(|(disk, live)| (disk.clone(), live.geometry()));
-        if let Some((before, _)) = &before
-            && before.physical_device_path == told.physical_device_path
-        {
-            // That was made for the medium before.
-            told.physical_device_path = None;
+    /// Begins a session with what the frontend asks for.
+    fn begin(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        // What stands there, since it may be an earlier process's, of which the frontend knows and of
+        // us nothing.
+        let mut offer = BackOffer::read(xs, &ends.back)?;
+        if !ends.resumed {
+            // Not known before the disk was opened.
+            offer.discard = self.features().discard;
         }
-        // Every request taken is answered before the medium goes.
-        self.running.clear();
-        announce_resize(xs, &ends.back, 0)?;
-        let empty = ToolstackBack { params: String::new(), ..told.clone() };
-        let mut opened = self.open(told.clone());
-        if let (Ok(()), Some((_, before)), Some(now)) = (&opened, before, self.geometry())
-            && now.sectors > 0
-            && self.negotiated.is_some()
-            && now.sector_size != before.sector_size
-        {
-            let text = format!(
-                "the medium has sectors of {} bytes, and the frontend was told of {}",
-                now.sector_size, before.sector_size
-            );
-            opened = Err(Fault::new("medium-sectors", text));
-        }
-        if opened.is_err() {
-            self.open(empty)?;
-            if let Some((disk, _)) = &mut self.disk {
-                // It is not tried again before something else is asked for.
-                *disk = told;
-            }
-        }
-        if self.negotiated.is_some() {
-            self.serve(ends, true)?;
-            if let Some(geometry) = self.geometry() {
-                announce_resize(xs, &ends.back, geometry.sectors)?;
-            }
-        }
-        opened
+        let request = FrontRequest::read(xs, &ends.front, &offer)?;
+        self.asked = Some((offer, request));
+        self.measure();
+        self.serve(ends, ends.resumed)
+    }
+
+    /// Stops every queue at once; whether all have ended.
+    fn stop(&mut self) -> Poll<()> {
+        let Self { server, running, .. } = self;
+        running.retain_mut(|queue| server.stop(queue).is_pending());
+        if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
@@ -317,11 +354,24 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
         let disk = ToolstackBack::read(xs, &ends.back)?;
         self.config = self.server.configure(&disk, self.usual)?.bounded();
-        if hotplug(xs, ends, disk.script.as_deref())? == Prepared::AwaitsScript {
-            return Ok(Prepared::AwaitsScript);
+        if hotplug(xs, ends, disk.script.as_deref())? == Prepared::AfterOffer {
+            return Ok(Prepared::AfterOffer);
         }
-        self.open(disk)?;
-        Ok(Prepared::Yes)
+        match self.poll_open(&disk)? {
+            Opening::Done(_) => {
+                if self.told_busy {
+                    clear_error(xs, &ends.back)?;
+                }
+                Ok(Prepared::Yes)
+            }
+            Opening::Pending => Ok(Prepared::Pending),
+            Opening::Busy(fault) => {
+                if !core::mem::replace(&mut self.told_busy, true) {
+                    fault.report(xs, &ends.back)?;
+                }
+                Ok(Prepared::AfterOffer)
+            }
+        }
     }
 
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
@@ -335,18 +385,23 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         self.features().write(xs, &ends.back)
     }
 
-    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        // What stands there, since it may be an earlier process's, of which the frontend knows and of
-        // us nothing.
-        let mut offer = BackOffer::read(xs, &ends.back)?;
-        if !ends.resumed {
-            // Not known before the disk was opened.
-            offer.discard = self.features().discard;
+    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Poll<()>, Fault> {
+        if self.change.is_some() {
+            self.go_on(xs, ends)?;
+            if self.change.is_some() {
+                return Ok(Poll::Pending);
+            }
         }
-        let request = FrontRequest::read(xs, &ends.front, &offer)?;
-        self.asked = Some((offer, request));
-        self.measure();
-        self.serve(ends, ends.resumed)
+        if self.negotiated.is_none() {
+            self.begin(xs, ends)?;
+        }
+        let Self { server, running, .. } = self;
+        for queue in running {
+            if server.ready(queue)?.is_pending() {
+                return Ok(Poll::Pending);
+            }
+        }
+        Ok(Poll::Ready(()))
     }
 
     fn is_superseded(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> bool {
@@ -367,14 +422,11 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
                         and attach another";
             return Err(Fault::new("medium-fixed", text));
         }
-        let changed = self.change_medium(xs, ends, told);
-        if let Err(fault) = &changed
-            && self.running.is_empty()
-            && self.negotiated.is_some()
-        {
-            self.failed = Some(fault.clone());
-        }
-        changed
+        self.change_medium(xs, ends, told)
+    }
+
+    fn proceed(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        self.go_on(xs, ends)
     }
 
     fn look(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
@@ -408,18 +460,31 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         disk.write(xs, &ends.back)
     }
 
-    fn disconnect(&mut self) {
-        self.running.clear();
-        (self.negotiated, self.asked) = (None, None);
+    fn disconnect(&mut self) -> Poll<()> {
+        let stopped = self.stop();
+        if stopped.is_ready() {
+            (self.negotiated, self.asked) = (None, None);
+        }
+        stopped
+    }
+
+    fn release(&mut self) -> Poll<()> {
+        self.server.close()
     }
 
     fn fault(&mut self) -> Option<Fault> {
         if let Some(fault) = self.failed.take() {
             return Some(fault);
         }
+        if self.change.is_some() {
+            // Its queues are ending.
+            return None;
+        }
         let Self { server, running, .. } = self;
         // One queue that cannot go on ends them all.
-        let fault = running.iter_mut().find_map(|queue| server.fault(queue))?;
-        Some(Fault::new(fault.code(), fault))
+        running.iter_mut().find_map(|queue| match server.ready(queue) {
+            Ok(_) => server.fault(queue).map(|fault| Fault::new(fault.code(), fault)),
+            Err(fault) => Some(fault),
+        })
     }
 }

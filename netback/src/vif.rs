@@ -15,6 +15,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::task::Poll;
 use pvio_event_channel::{EventChannel, Port};
 use pvio_grant_table::GrantRef;
 use pvio_xenbus::Xenstore;
@@ -90,6 +91,21 @@ pub trait Serve<P: Platform> {
     /// A [`Fault`] that tells the operator what to do.
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault>;
 
+    /// The same where that takes time and nothing may wait for it: called again, when the server's
+    /// [`waker`](Self::waker) was, until it is ready. The one given by default opens at once.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    fn poll_open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<Poll<()>, Fault> {
+        self.open(vif, attach).map(Poll::Ready)
+    }
+
+    /// Takes away what [`open`](Self::open) made; called again until it is ready. The one given by
+    /// default leaves that to the server's end.
+    fn close(&mut self) -> Poll<()> {
+        Poll::Ready(())
+    }
+
     /// A session begins: what [`open`](Self::open) made is set up for it. Whatever comes of that,
     /// [`stopped`](Self::stopped) follows at last.
     ///
@@ -97,7 +113,8 @@ pub trait Serve<P: Platform> {
     /// A [`Fault`]; nothing is started.
     fn begin(&mut self, session: &Session) -> Result<(), Fault>;
 
-    /// Begins to serve queue number `index`, counted from 0.
+    /// Begins to serve queue number `index`, counted from 0, without waiting until it is
+    /// [ready](Self::ready).
     ///
     /// # Errors
     /// A [`Fault`] when the system has not what that takes.
@@ -108,7 +125,15 @@ pub trait Serve<P: Platform> {
         queue: Queue<P, Self::Buf>,
     ) -> Result<Self::Running, Fault>;
 
-    /// Every queue is started: the guest is there.
+    /// Whether a queue that was started is served.
+    ///
+    /// # Errors
+    /// A [`Fault`] when the system has not what that takes.
+    fn ready(&mut self, _running: &mut Self::Running) -> Result<Poll<()>, Fault> {
+        Ok(Poll::Ready(()))
+    }
+
+    /// Every queue is served: the guest is there.
     fn started(&mut self);
 
     /// No guest is there any more; what [`start`](Self::start) gave is dropped already.
@@ -125,6 +150,12 @@ pub trait Serve<P: Platform> {
 
     /// Why a queue ended by itself, if it did; told once.
     fn fault(&mut self, running: &mut Self::Running) -> Option<Fault>;
+
+    /// Stops serving a queue. Called again until it is ready; dropping the queue does not wait then.
+    /// The one given by default leaves everything to that.
+    fn stop(&mut self, _running: &mut Self::Running) -> Poll<()> {
+        Poll::Ready(())
+    }
 }
 
 /// A virtual NIC's backend, to be driven by [`pvio_xenbus::driver::BackendDriver`].
@@ -257,12 +288,17 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         let scripts = ends.surroundings == Surroundings::Scripts;
         if scripts && vif.script.is_some() && !ends.resumed {
             // The script attaches it: it must be there, and nothing more.
-            if !core::mem::replace(&mut self.opened, true) {
-                self.server.open(&vif, Attach::ByScript)?;
+            if !self.opened && self.server.poll_open(&vif, Attach::ByScript)?.is_pending() {
+                return Ok(Prepared::Pending);
             }
+            self.opened = true;
             return hotplug(xs, ends, vif.script.as_deref());
         }
-        let opened = self.server.open(&vif, Attach::Here);
+        let opened = match self.server.poll_open(&vif, Attach::Here) {
+            Ok(Poll::Pending) => return Ok(Prepared::Pending),
+            Ok(Poll::Ready(())) => Ok(()),
+            Err(fault) => Err(fault),
+        };
         self.opened |= opened.is_ok();
         let status = match &opened {
             Ok(()) => Hotplug::Connected,
@@ -277,39 +313,18 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         self.features_offered().write(xs, &ends.back)
     }
 
-    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let offer = self.features_offered();
-        let request = FrontRequest::read(xs, &ends.front, &offer)?;
-        let negotiated = Negotiated::new(&offer, &request);
-        let features = features(&negotiated);
-        // Every ring is mapped before a packet moves: it is all of them or none.
-        let keys = request.queues.iter().enumerate();
-        let queues = keys.map(|(index, keys)| self.attach(ends, keys, features, index));
-        let mut queues = queues.collect::<Result<Vec<_>, Fault>>()?;
-        self.groups = Arc::default();
-        queues.iter_mut().for_each(|queue| queue.share_groups(&self.groups));
-        self.headroom = Arc::default();
-        self.headroom.set(u16::try_from(negotiated.xdp_headroom).unwrap_or(u16::MAX));
-        queues.iter_mut().for_each(|queue| queue.share_headroom(&self.headroom));
-        if let Some(ctrl) = request.ctrl.filter(|_| negotiated.ctrl_ring) {
-            self.serve_control(&mut queues, ctrl)?;
+    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Poll<()>, Fault> {
+        if self.negotiated.is_none() {
+            self.begin(xs, ends)?;
         }
-        self.keep_notes(xs, ends, &mut queues)?;
-        self.groups.choose(negotiated.multicast_control && !self.hears_all);
-        self.limits = queues.iter().map(|queue| Arc::clone(queue.limit())).collect();
-        self.set_rate(read_rate(xs, &ends.back)?);
-        if ends.resumed {
-            // The last answers may have been published by one who died before telling.
-            for channel in queues.iter().flat_map(Queue::channels) {
-                channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+        let Self { server, running, .. } = self;
+        for queue in running {
+            if server.ready(queue)?.is_pending() {
+                return Ok(Poll::Pending);
             }
         }
-        self.negotiated = Some(negotiated);
-        let started = self.start(ends, features, queues);
-        if started.is_err() {
-            self.disconnect();
-        }
-        started
+        self.server.started();
+        Ok(Poll::Ready(()))
     }
 
     fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
@@ -349,12 +364,22 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         Ok(())
     }
 
-    fn disconnect(&mut self) {
+    fn disconnect(&mut self) -> Poll<()> {
+        let Self { server, running, .. } = self;
+        // All are told before any is waited for.
+        running.retain_mut(|queue| server.stop(queue).is_pending());
+        if !running.is_empty() {
+            return Poll::Pending;
+        }
         if self.negotiated.take().is_some() {
-            self.running.clear();
             self.notes = None;
             self.server.stopped();
         }
+        Poll::Ready(())
+    }
+
+    fn release(&mut self) -> Poll<()> {
+        self.server.close()
     }
 
     fn fault(&mut self) -> Option<Fault> {
@@ -364,6 +389,38 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
 }
 
 impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
+    /// Begins a session with what the frontend asks for.
+    fn begin(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        let offer = self.features_offered();
+        let request = FrontRequest::read(xs, &ends.front, &offer)?;
+        let negotiated = Negotiated::new(&offer, &request);
+        let features = features(&negotiated);
+        // Every ring is mapped before a packet moves: it is all of them or none.
+        let keys = request.queues.iter().enumerate();
+        let queues = keys.map(|(index, keys)| self.attach(ends, keys, features, index));
+        let mut queues = queues.collect::<Result<Vec<_>, Fault>>()?;
+        self.groups = Arc::default();
+        queues.iter_mut().for_each(|queue| queue.share_groups(&self.groups));
+        self.headroom = Arc::default();
+        self.headroom.set(u16::try_from(negotiated.xdp_headroom).unwrap_or(u16::MAX));
+        queues.iter_mut().for_each(|queue| queue.share_headroom(&self.headroom));
+        if let Some(ctrl) = request.ctrl.filter(|_| negotiated.ctrl_ring) {
+            self.serve_control(&mut queues, ctrl)?;
+        }
+        self.keep_notes(xs, ends, &mut queues)?;
+        self.groups.choose(negotiated.multicast_control && !self.hears_all);
+        self.limits = queues.iter().map(|queue| Arc::clone(queue.limit())).collect();
+        self.set_rate(read_rate(xs, &ends.back)?);
+        if ends.resumed {
+            // The last answers may have been published by one who died before telling.
+            for channel in queues.iter().flat_map(Queue::channels) {
+                channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+            }
+        }
+        self.negotiated = Some(negotiated);
+        self.start(ends, features, queues)
+    }
+
     fn serve_control(
         &mut self,
         queues: &mut [Queue<P, S::Buf>],
@@ -394,7 +451,6 @@ impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
             let running = self.server.start(index, &name, queue)?;
             self.running.push(running);
         }
-        self.server.started();
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use pvio_blkback::Vbd;
 use pvio_netback::Vif;
 use pvio_netback::port::knobs::Knobs;
 use pvio_ring::proto::netif::CtrlStatus;
+use pvio_uring::LogLimit;
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -19,7 +20,12 @@ pub struct Served(Arc<Mutex<BTreeMap<DeviceAddr, Seen>>>);
 pub struct Seen {
     knobs: Option<Arc<Knobs>>,
     queues: Vec<Counters>,
+    /// What is logged now and then only.
+    events: Events,
 }
+
+/// What may happen to a device and is logged now and then only: how often it did, by name.
+pub type Events = Vec<(&'static str, Arc<LogLimit>)>;
 
 /// The counters of one queue.
 #[derive(Debug, Clone)]
@@ -37,14 +43,26 @@ pub trait Visible {
 impl<P: crate::driver::Platform> Visible for Vbd<P, pvio_blkback::host::ImageServer> {
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Disk(Arc::clone(stats)));
-        Seen { knobs: None, queues: queues.collect() }
+        let mut events = self.server().events();
+        events.push(("sessions", Arc::clone(self.sessions())));
+        Seen { knobs: None, queues: queues.collect(), events }
     }
 }
 
 impl<P: crate::driver::Platform> Visible for Vif<P, pvio_netback::host::TapServer> {
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Nic(Arc::clone(stats)));
-        Seen { knobs: Some(Arc::clone(self.server().knobs())), queues: queues.collect() }
+        let knobs = Some(Arc::clone(self.server().knobs()));
+        Seen { knobs, queues: queues.collect(), events: Events::new() }
+    }
+}
+
+impl Seen {
+    /// The same, with more that may happen.
+    #[must_use]
+    pub fn with(mut self, events: &Events) -> Self {
+        self.events.extend(events.iter().cloned());
+        self
     }
 }
 
@@ -79,6 +97,7 @@ impl Served {
             json!({
                 "device": name(*addr),
                 "path": addr.backend_path(),
+                "events": seen.events.iter().map(|(name, log)| (*name, log.seen())).collect::<BTreeMap<_, _>>(),
                 "queues": seen.queues.iter().map(Counters::told).collect::<Vec<_>>(),
             })
         };

@@ -27,13 +27,27 @@ pub struct Job {
     /// What to write; what a read fills, of the right length already.
     pub data: Vec<u8>,
     tag: u32,
-    to: Arc<Completions>,
+    /// `None` once it is finished.
+    to: Option<Arc<Completions>>,
 }
 
 impl Job {
     /// It is over: `data` goes back to the queue.
-    pub fn finish(self, result: Result<(), EngineError>) {
-        self.to.push(Finished { tag: self.tag, result, data: self.data });
+    pub fn finish(mut self, result: Result<(), EngineError>) {
+        self.end(result);
+    }
+
+    fn end(&mut self, result: Result<(), EngineError>) {
+        if let Some(to) = self.to.take() {
+            to.push(Finished { tag: self.tag, result, data: core::mem::take(&mut self.data) });
+        }
+    }
+}
+
+impl Drop for Job {
+    /// One that nobody finished was dropped by a panic of whoever had it.
+    fn drop(&mut self) {
+        self.end(Err(EngineError::Lost));
     }
 }
 
@@ -44,7 +58,8 @@ struct Finished {
     data: Vec<u8>,
 }
 
-/// Does operations elsewhere. Every job must be [finished](Job::finish), in any order.
+/// Does operations elsewhere. Every job must be [finished](Job::finish), in any order; one that is
+/// dropped fails with [`EngineError::Lost`], which ends its queue.
 pub trait Executor: Send + Sync {
     /// Takes a batch of jobs; never blocks.
     fn execute(&self, jobs: &mut dyn Iterator<Item = Job>);
@@ -57,7 +72,7 @@ impl Blocking {
     fn call(&self, io: Io, data: Vec<u8>) -> io::Result<Vec<u8>> {
         // Reading the eventfd waits: there is nothing else to wait for.
         let to = Arc::new(Completions::new(EventfdFlags::empty())?);
-        let job = Job { io, data, tag: 0, to: Arc::clone(&to) };
+        let job = Job { io, data, tag: 0, to: Some(Arc::clone(&to)) };
         self.0.execute(&mut core::iter::once(job));
         while rustix::io::read(&to.event, &mut [0u8; 8]) == Err(Errno::INTR) {}
         let over = to.over().pop();
@@ -67,6 +82,7 @@ impl Blocking {
             Err(EngineError::Os(errno)) => Err(io::Error::from_raw_os_error(errno)),
             Err(EngineError::Short) => Err(io::ErrorKind::UnexpectedEof.into()),
             Err(EngineError::Unsupported) => Err(io::ErrorKind::Unsupported.into()),
+            Err(EngineError::Lost) => Err(io::Error::other(EngineError::Lost)),
         }
     }
 }
@@ -194,7 +210,7 @@ impl<B: SharedMemory> BlockEngine<B> for Offload<B> {
         list.append(segments);
         *pending = Some((list, matches!(io, Io::Read { .. })));
         if copied.is_some() {
-            self.batch.push(Job { io, data, tag, to: Arc::clone(&self.completions) });
+            self.batch.push(Job { io, data, tag, to: Some(Arc::clone(&self.completions)) });
         } else {
             self.finished.push(Finished { tag, result: Err(EngineError::Os(EFAULT)), data });
         }

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use values::{is_power, is_sector, number, plain, rate, size, switch, time, time_in_words};
 
 /// Every word there is, what it may say, and what that means.
-pub const KEYS: [(&str, &str, &str); 32] = [
+pub const KEYS: [(&str, &str, &str); 33] = [
     ("ro", "", "the guest may only read it"),
     ("rw", "", "the guest may write it, if the toolstack lets it"),
     ("direct", "", "around the host's page cache (O_DIRECT)"),
@@ -50,6 +50,7 @@ pub const KEYS: [(&str, &str, &str); 32] = [
     ("errno", "N", "the error they fail with, 1 to 4095; 5 (EIO) if left out"),
     ("seed", "N", "makes the same failures again"),
     ("trace", "PATH", "a log of all requests for fio --read_iolog: a new file, or a directory"),
+    ("busy-timeout", "TIME", "how long an image in use elsewhere is waited for; 30s if left out"),
     ("trusted", "on|off", "whether the frontend may let the backend see its pages"),
     ("removable", "on|off", "whether the guest should take it for a removable medium"),
     ("cdrom", "on|off", "whether the guest should take it for a CD drive"),
@@ -184,6 +185,8 @@ options! {
     seed: u64,
     /// `trace`
     trace: PathBuf,
+    /// `busy-timeout`
+    busy_timeout: Duration,
     /// `trusted`: for the toolstack that makes the disk
     trusted: bool,
     /// `removable`: the same
@@ -356,6 +359,7 @@ impl DiskOptions {
             "errno" => self.errno = Some(i32::try_from(number(value, 1, 4095)?).ok()?),
             "seed" => self.seed = Some(value.parse().ok()?),
             "trace" => self.trace = Some(value.into()).filter(|_| !value.is_empty()),
+            "busy-timeout" => self.busy_timeout = Some(time(value)?),
             "trusted" => self.trusted = Some(switch(value)?),
             "removable" => self.removable = Some(switch(value)?),
             "cdrom" => self.cdrom = Some(switch(value)?),
@@ -415,6 +419,7 @@ impl DiskOptions {
         put("errno", self.errno.map(|n| n.to_string()));
         put("seed", self.seed.map(|n| n.to_string()));
         put("trace", self.trace.as_ref().map(|path| path.display().to_string()));
+        put("busy-timeout", self.busy_timeout.map(time_in_words));
         put("trusted", on_off(self.trusted));
         put("removable", on_off(self.removable));
         put("cdrom", on_off(self.cdrom));

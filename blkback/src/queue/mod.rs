@@ -73,6 +73,12 @@ pub enum QueueFault {
     /// The worker's wait point failed, with this error of the operating system.
     #[error("waiting failed with error {0} of the operating system")]
     Wait(i32),
+    /// What does the disk's operations has ended.
+    #[error("the thread that does the disk's operations has ended")]
+    EngineLost,
+    /// The worker panicked.
+    #[error("the queue's worker thread panicked")]
+    Panicked,
 }
 
 impl QueueFault {
@@ -84,6 +90,8 @@ impl QueueFault {
             Self::Event(error) => error.code(),
             Self::Slot(_) => "short-slot",
             Self::Wait(_) => "wait-failed",
+            Self::EngineLost => "engine-lost",
+            Self::Panicked => "worker-panicked",
         }
     }
 }
@@ -126,6 +134,8 @@ pub struct Queue<P: GrantMapper, C, E> {
     submitted: bool,
     /// Set while shutting down: nothing new is taken.
     draining: bool,
+    /// The engine said so of an operation: there is no other outcome from now on.
+    engine_lost: bool,
 }
 
 /// A request that was begun.
@@ -177,6 +187,7 @@ where
             engine,
             submitted: false,
             draining: false,
+            engine_lost: false,
         }
     }
 
@@ -198,6 +209,9 @@ where
         if self.parts.ring.publish() {
             self.parts.stats.notifies.add(1);
             self.parts.channel.notify()?;
+        }
+        if self.engine_lost {
+            return Err(QueueFault::EngineLost);
         }
         Ok(if taken + answered > 0 { Progress::Some } else { Progress::None })
     }

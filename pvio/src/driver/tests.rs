@@ -34,10 +34,13 @@ fn serve(domain: Domain, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
         while !stop.load(Ordering::SeqCst) {
             disks.look(&mut xs).unwrap();
             if let Some(event) = xs.wait_event(Some(Duration::from_millis(20))).unwrap() {
-                disks.event(&mut xs, &event).unwrap();
+                disks.event(&event);
             }
+            disks.turn(&mut xs).unwrap();
         }
-        disks.shut_down(&mut xs).unwrap();
+        while disks.shut_down(&mut xs).unwrap().is_pending() {
+            sleep(Duration::from_millis(1));
+        }
     })
 }
 

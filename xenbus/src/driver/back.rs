@@ -121,6 +121,12 @@ impl<C: BackendClass> BackendDriver<C> {
         &self.class
     }
 
+    /// Whether something is being done elsewhere that the driver waits for.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.connecting || self.stopping.is_some() || self.prepared != Prepared::Yes && !self.broken
+    }
+
     /// How many transitions were made so far: a measure of what the frontend costs.
     #[must_use]
     pub fn transitions(&self) -> u64 {
@@ -347,7 +353,9 @@ impl<C: BackendClass> BackendDriver<C> {
                     return Ok(false);
                 }
                 if action == BackAction::Connect {
-                    announce(xs, &ends.back, XenbusState::Connected, |tx| class.describe(tx, ends))?;
+                    announce(xs, &ends.back, XenbusState::Connected, |tx| {
+                        class.describe(tx, ends)
+                    })?;
                 }
                 *connecting = false;
                 return Ok(true);

@@ -97,7 +97,10 @@ impl Fault {
     }
 
     /// Tells the operator, in the end's `error` node.
-    fn report(&self, xs: &mut dyn Xenstore, base: &str) -> Result<(), HandshakeError> {
+    ///
+    /// # Errors
+    /// As for [`write_error`].
+    pub fn report(&self, xs: &mut dyn Xenstore, base: &str) -> Result<(), HandshakeError> {
         write_error(xs, base, self.errno, &format!("{self}"))
     }
 }

@@ -4,8 +4,8 @@ const ALL: &str = "ro,direct,overlay=on,sector=4096,physical=4096,discard=off,io
                    policy=map,answers=as-done,queues=2,ring-order=3,indirect=64,iops=100/200,\
                    bps=1048576/104857,read-iops=none,read-bps=1/1,write-iops=5/9,\
                    write-bps=7/8,group=g,latency=5ms,jitter=0,fail-reads=1,\
-                   fail-writes=2,fail-flushes=3,errno=28,seed=9,trace=/t,trusted=off,\
-                   removable=on,cdrom=off";
+                   fail-writes=2,fail-flushes=3,errno=28,seed=9,trace=/t,\
+                   busy-timeout=9s,trusted=off,removable=on,cdrom=off";
 
 #[test]
 fn what_is_written_is_read_back_and_every_key_is_there() {

@@ -8,6 +8,7 @@ use super::server::{Shared, Shown};
 use super::{DISK_TIME, HEAD_TIME, IDLE, LINGER, MAX_HEAD, STALL};
 use crate::guest::fs::FsError;
 use crate::guest::fs::thread::Reply;
+use pvio_uring::LogLimit;
 use smoltcp::socket::tcp;
 use std::time::{Duration, Instant};
 
@@ -180,7 +181,10 @@ impl Connection {
                 }
             }
             (State::Sending(_), Err(e)) => {
-                tracing::warn!(code = e.code(), "in the middle of an answer: {e}");
+                static CUT_OFF: LogLimit = LogLimit::new();
+                if let Some(unlogged) = CUT_OFF.admit() {
+                    tracing::warn!(code = e.code(), unlogged, "in the middle of an answer: {e}");
+                }
                 self.give_up(shared, shown);
             }
             (_, result) => shared.drop_reply(result),
