@@ -5,9 +5,9 @@ mod opening;
 pub use opening::BUSY;
 
 use crate::config::Config;
-use crate::engine::Geometry;
 use crate::engine::faults::{FaultPlan, FaultSwitch};
 use crate::engine::throttle::{Share, Throttles};
+use crate::engine::{FlushState, Geometry};
 use crate::image::{Disk, DiskOptions, Format, Image, ImageError, Spec};
 use crate::queue::{QueueFault, QueueParts};
 use crate::vbd::{Opening, Platform, Serve};
@@ -127,6 +127,8 @@ impl ImageServer {
 
     fn opened(&mut self, disk: Disk, open: Open) -> Geometry {
         let geometry = open.image.geometry();
+        let wake = Arc::clone(&self.wake);
+        open.image.flush_state().on_failure(move || wake());
         (self.disk, self.open) = (Some(disk), Some(open));
         geometry
     }
@@ -260,6 +262,10 @@ where
         // What is held back may be due now.
         open.share.wake();
         Ok(())
+    }
+
+    fn flush_state(&self) -> Arc<FlushState> {
+        self.open.as_ref().map(|open| Arc::clone(open.image.flush_state())).unwrap_or_default()
     }
 
     fn sectors(&mut self) -> Option<u64> {

@@ -1,6 +1,7 @@
 //! What a disk looks like to its queues, while it may change its size.
 
-use crate::engine::Geometry;
+use crate::engine::{FlushState, Geometry};
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// A disk's [`Geometry`] as all its queues see it: all but the size stays as it is for as long as
@@ -10,13 +11,26 @@ pub struct Live {
     /// But for the size.
     geometry: Geometry,
     sectors: AtomicU64,
+    flushes: Arc<FlushState>,
 }
 
 impl Live {
     /// A disk that looks so.
     #[must_use]
-    pub const fn new(geometry: Geometry) -> Self {
-        Self { geometry, sectors: AtomicU64::new(geometry.sectors) }
+    pub fn new(geometry: Geometry) -> Self {
+        Self::with(geometry, Arc::default())
+    }
+
+    /// A disk that looks so, whose image knows whether a flush has failed.
+    #[must_use]
+    pub fn with(geometry: Geometry, flushes: Arc<FlushState>) -> Self {
+        Self { geometry, sectors: AtomicU64::new(geometry.sectors), flushes }
+    }
+
+    /// Whether a flush of the disk has failed: no further one succeeds then.
+    #[must_use]
+    pub fn flush_state(&self) -> &Arc<FlushState> {
+        &self.flushes
     }
 
     /// What it looks like now.

@@ -11,6 +11,9 @@ pub struct Stats {
     pub writes: Counter,
     /// Flushes answered.
     pub flushes: Counter,
+    /// Flushes that failed, or were not tried since one had failed. Any: the disk is to be attached
+    /// again.
+    pub failed_flushes: Counter,
     /// Discards answered.
     pub discards: Counter,
     /// Bytes read by the guest.
@@ -76,12 +79,13 @@ impl Stats {
         self.table().into_iter().map(|(_, counter)| counter).chain(&self.refused)
     }
 
-    fn table(&self) -> [(&'static str, &Counter); 13] {
+    fn table(&self) -> [(&'static str, &Counter); 14] {
         // One that is added is not forgotten here.
         let Self {
             reads,
             writes,
             flushes,
+            failed_flushes,
             discards,
             read_bytes,
             written_bytes,
@@ -98,6 +102,7 @@ impl Stats {
             ("reads", reads),
             ("writes", writes),
             ("flushes", flushes),
+            ("failed-flushes", failed_flushes),
             ("discards", discards),
             ("read-bytes", read_bytes),
             ("written-bytes", written_bytes),

@@ -1,6 +1,7 @@
 //! The device: a virtual disk's backend end, from the toolstack's words to served queues.
 
 mod media;
+mod serve;
 
 pub use crate::config::Config;
 use crate::config::abi;
@@ -8,7 +9,7 @@ use crate::engine::Geometry;
 use crate::live::Live;
 use crate::pages::most_pages;
 use crate::path::{DataPath, Policy};
-use crate::queue::{QueueFault, QueueParts};
+use crate::queue::QueueParts;
 use crate::stats::Stats;
 use alloc::format;
 use alloc::string::String;
@@ -16,8 +17,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::task::Poll;
 use media::Change;
-use pvio_event_channel::{EventChannel, EventChannels, Port};
-use pvio_grant_table::{Access, DomId, GrantCopier, GrantMapper, GrantRef};
+use pvio_event_channel::{EventChannel, Port};
+use pvio_grant_table::{Access, DomId, GrantRef};
 use pvio_ring::BackRing;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
@@ -27,103 +28,7 @@ use pvio_xenbus::handshake::vbd::{
     Queue as QueueKeys, ToolstackBack, announce_resize,
 };
 use pvio_xenbus::{XenbusState, Xenstore};
-
-/// What a vbd needs of the platform it runs on.
-pub trait Platform: GrantMapper + GrantCopier + EventChannels + Clone {}
-impl<P: GrantMapper + GrantCopier + EventChannels + Clone> Platform for P {}
-
-/// What has become of a disk that is being opened.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Opening {
-    /// It is open, and looks so.
-    Done(Geometry),
-    /// It is not done.
-    Pending,
-    /// Neither, and why: somebody has the image, and is waited for.
-    Busy(Fault),
-}
-
-/// Opens disks and runs queues: threads, or whatever the platform has.
-pub trait Serve<P: Platform> {
-    /// A queue that is being served. Dropping it finishes what is under way and lets go of
-    /// everything.
-    type Running;
-
-    /// What is offered for a disk, where the toolstack's words about it ask for something else than
-    /// is usual. Asked before the disk is opened, and before the toolstack's script has run.
-    ///
-    /// # Errors
-    /// A [`Fault`] that tells the operator what to do.
-    fn configure(&mut self, _disk: &ToolstackBack, usual: Config) -> Result<Config, Fault> {
-        Ok(usual)
-    }
-
-    /// Takes over what the toolstack changed of a disk that is open.
-    ///
-    /// # Errors
-    /// A [`Fault`] that tells the operator what to do; what was in force stays so.
-    fn refresh(&mut self, _disk: &ToolstackBack) -> Result<(), Fault> {
-        Ok(())
-    }
-
-    /// Opens what backs the disk, and lets go of what was open before. Nothing is being served.
-    /// Of a drive without a medium ([`ToolstackBack::is_empty_drive`]) this is a disk of no sectors,
-    /// whose queues are [started](Self::start) all the same.
-    ///
-    /// # Errors
-    /// A [`Fault`] that tells the operator what to do.
-    fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault>;
-
-    /// The same where opening takes time and nothing may wait for it: called again with the same
-    /// words, when the server wakes whoever drives the device, until it is done. The one given by
-    /// default opens at once.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
-    fn poll_open(&mut self, disk: &ToolstackBack) -> Result<Opening, Fault> {
-        self.open(disk).map(Opening::Done)
-    }
-
-    /// Closes what is open, or is being opened; called again until it is ready. The one given by
-    /// default leaves that to the server's end.
-    fn close(&mut self) -> Poll<()> {
-        Poll::Ready(())
-    }
-
-    /// How many sectors of 512 bytes the disk has now, if it may have become larger or smaller since
-    /// it was opened. Called now and then while it is served, and cheap.
-    fn sectors(&mut self) -> Option<u64> {
-        None
-    }
-
-    /// Begins to serve a queue from it, without waiting until it is [ready](Self::ready).
-    ///
-    /// # Errors
-    /// A [`Fault`] when the system has not what that takes.
-    fn start(
-        &mut self,
-        name: &str,
-        parts: QueueParts<P, P::Channel>,
-    ) -> Result<Self::Running, Fault>;
-
-    /// Whether a queue that was started is served.
-    ///
-    /// # Errors
-    /// A [`Fault`] when the system has not what that takes.
-    fn ready(&mut self, _running: &mut Self::Running) -> Result<Poll<()>, Fault> {
-        Ok(Poll::Ready(()))
-    }
-
-    /// Why a queue ended by itself, if it did; told once.
-    fn fault(&mut self, running: &mut Self::Running) -> Option<QueueFault>;
-
-    /// Stops serving a queue: nothing new is taken, and what was begun is finished. Called again
-    /// until it is ready; dropping the queue does not wait then. The one given by default leaves
-    /// everything to that.
-    fn stop(&mut self, _running: &mut Self::Running) -> Poll<()> {
-        Poll::Ready(())
-    }
-}
+pub use serve::{Opening, Platform, Serve};
 
 /// A virtual disk's backend, to be driven by [`pvio_xenbus::driver::BackendDriver`].
 #[derive(Debug)]
@@ -142,6 +47,8 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     change: Option<Change>,
     /// What became of one that could not be carried through.
     failed: Option<Fault>,
+    /// The operator was told that a flush of the open disk has failed.
+    warned: bool,
     /// What this session's frontend was offered, and asked for.
     asked: Option<(BackOffer, FrontRequest)>,
     /// The queues of this session; none when there is no session.
@@ -170,6 +77,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             told_busy: false,
             change: None,
             failed: None,
+            warned: false,
             asked: None,
             running: Vec::new(),
             negotiated: None,
@@ -280,7 +188,9 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             if geometry.copied {
                 self.config.policy = Policy::Copy;
             }
-            self.disk = Some((disk.clone(), Arc::new(Live::new(geometry))));
+            self.warned = false;
+            let live = Live::with(geometry, self.server.flush_state());
+            self.disk = Some((disk.clone(), Arc::new(live)));
         }
         Ok(opening)
     }
@@ -486,5 +396,17 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
             Ok(_) => server.fault(queue).map(|fault| Fault::new(fault.code(), fault)),
             Err(fault) => Some(fault),
         })
+    }
+
+    fn warning(&mut self) -> Option<Fault> {
+        let (_, live) = self.disk.as_ref()?;
+        if self.warned || !live.flush_state().has_failed() {
+            return None;
+        }
+        self.warned = true;
+        let text = "a flush failed, so data that the guest wrote may be lost; every flush fails from now \
+                    on. Repair the storage, shut the guest down or detach the disk, attach it again, and \
+                    check its file systems";
+        Some(Fault::new("flush-failed", text))
     }
 }

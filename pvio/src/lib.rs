@@ -15,6 +15,7 @@
 //! | [`dm`] | the same, standing in for the device model of one guest |
 //! | [`script`] | the hotplug script that lets `xl` name image files |
 //! | [`revive`] | a driver domain's backends, after it came back |
+//! | [`contents`] | what a disk holds, by signature |
 //! | [`scratch`] | whether an image may be overwritten |
 //! | [`domain`] | what runs in the child processes |
 //! | [`driver`] | the driver domain: serves every device the toolstack makes for it |
@@ -25,6 +26,7 @@
 pub mod capture;
 pub mod check;
 pub mod cli;
+pub mod contents;
 pub mod control;
 pub mod demo;
 pub mod disks;

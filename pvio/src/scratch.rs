@@ -1,5 +1,6 @@
 //! Whether an image may be overwritten: only if nothing is in it.
 
+use crate::contents;
 use crate::failure::Failure;
 use pvio_blkback::image::{Disk, Format, Image, Spec};
 use rustix::fs::{SeekFrom, seek};
@@ -75,30 +76,11 @@ fn first_data(file: &File) -> std::io::Result<Option<u64>> {
     }
 }
 
-/// What it is, if that can be told at a glance.
+/// What it is, if its signature is known.
 fn what_is_there(file: &File) -> Option<&'static str> {
-    let mut head = vec![0; 4096];
+    let mut head = vec![0; contents::HEAD];
     let got = file.read_at(&mut head, 0).ok()?;
-    let is = |at: usize, magic: &[u8]| at + magic.len() <= got && head[at..].starts_with(magic);
-    Some(if is(1080, &[0x53, 0xef]) {
-        "an ext2/3/4 file system"
-    } else if is(0, b"XFSB") {
-        "an XFS file system"
-    } else if is(3, b"NTFS") {
-        "an NTFS file system"
-    } else if is(54, b"FAT") || is(82, b"FAT32") {
-        "a FAT file system"
-    } else if is(512, b"EFI PART") {
-        "a GPT partition table"
-    } else if is(0, b"QFI\xfb") {
-        "a qcow2 image"
-    } else if is(0, b"LUKS\xba\xbe") {
-        "a LUKS volume"
-    } else if is(510, &[0x55, 0xaa]) {
-        "an MBR partition table or boot sector"
-    } else {
-        return None;
-    })
+    contents::of(&head[..got]).map(|found| found.name)
 }
 
 #[cfg(test)]

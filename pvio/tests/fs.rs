@@ -256,6 +256,26 @@ fn what_is_no_file_system_is_named() {
     assert!(says(mbr.clone()).contains("MBR"));
     mbr[512..520].copy_from_slice(b"EFI PART");
     assert!(says(mbr).contains("GPT"));
+    let named = |parts: &[(usize, &[u8])], name: &str| {
+        let mut disk = vec![0; 1 << 20];
+        for (at, bytes) in parts {
+            disk[*at..][..bytes.len()].copy_from_slice(bytes);
+        }
+        let told = says(disk);
+        assert!(told.contains(name), "{told}");
+    };
+    let end: (usize, &[u8]) = (510, &[0x55, 0xaa]);
+    // Its first sector could be FAT's: sectors of 512 bytes, 8 in a cluster, a fixed disk.
+    let ntfs = [&b"\xeb\x52\x90NTFS    "[..], &[0, 2, 8, 0, 0, 0, 0, 0, 0, 0, 0xf8]].concat();
+    let ntfs = &*[ntfs, vec![0; 2]].concat();
+    named(&[(0, ntfs), end], "an NTFS file system; only ext2/3/4 and FAT");
+    named(&[(0, b"\xeb\x76\x90EXFAT   "), end], "an exFAT file system");
+    named(&[(0, b"XFSB")], "an XFS file system");
+    named(&[(65_600, b"_BHRfS_M")], "a Btrfs file system");
+    named(&[end, (512, b"EFI PART"), (32_769, b"CD001")], "an ISO 9660 file system");
+    named(&[(512, b"LABELONE")], "an LVM physical volume; give one of its logical volumes");
+    named(&[(0, b"LUKS\xba\xbe")], "a LUKS volume; unlock it");
+    named(&[(4086, b"SWAPSPACE2")], "swap space");
     let mut cut = pvio::demo::image_bytes(8 << 20).unwrap();
     cut.truncate(6 << 20);
     assert!(says(cut).contains("cut short"));

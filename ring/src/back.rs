@@ -37,6 +37,23 @@ impl<M: SharedMemory> BackRing<M> {
         Ok(back)
     }
 
+    /// Goes on where a predecessor was that had taken `taken` requests more than it has published
+    /// responses. Their slots are not read again. To be called once, after [`attach`](Self::attach).
+    ///
+    /// # Errors
+    /// [`RingFault::ProducerOverflow`] when the frontend claims to have made fewer requests than were
+    /// taken from it, or more than the ring holds.
+    pub fn resume(&mut self, taken: u32) -> Result<(), RingFault> {
+        self.req_cons = self.req_cons.wrapping_add(taken);
+        self.refresh().map(drop)
+    }
+
+    /// Responses written, published or not: the index of the next one.
+    #[must_use]
+    pub fn produced(&self) -> u32 {
+        self.rsp_prod
+    }
+
     /// Requests waiting as far as the last look at shared memory showed.
     #[inline]
     #[must_use]

@@ -7,6 +7,7 @@
 //! | [`indices`] | the notification protocol, three phases, model-checked |
 //! | [`front`], [`back`] | [`FrontRing`] and [`BackRing`]: the two ends of a request/response ring of 1 to 32 pages |
 //! | [`byte_ring`] | [`ByteRing`]: the byte streams of console and xenstore |
+//! | `inflight` | the record of requests in flight, which outlives a backend's process (feature `alloc`) |
 //! | [`proto`] | wire structs per ABI, parsed into validated values and emitted from them |
 //!
 //! ```
@@ -41,6 +42,8 @@ pub mod back;
 pub mod byte_ring;
 pub mod front;
 pub mod indices;
+#[cfg(feature = "alloc")]
+pub mod inflight;
 pub mod proto;
 pub mod shm;
 

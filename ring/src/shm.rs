@@ -37,6 +37,7 @@ pub use heap::HeapMemory;
 pub use private::{PoolMemory, PrivatePage};
 pub(crate) use slots::{IndexWord, RingMemory, SlotBytes, SlotRoom};
 
+use crate::slot::Slot;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
@@ -74,6 +75,11 @@ pub unsafe trait SharedMemory {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Called by this crate before each store to the memory. Does nothing, except for a test that
+    /// takes a snapshot, or stops a process, at every store.
+    #[inline(always)]
+    fn before_store(&self) {}
 }
 
 /// An address range inside shared memory for the kernel to read or write. It is a number, not a
@@ -115,6 +121,17 @@ pub trait Region: SharedMemory {
         let ptr = self.place::<u32>(offset)?;
         // SAFETY: `place` checked bounds and alignment; the trait's contract keeps it mapped.
         Some(unsafe { AtomicU32::from_ptr(ptr) }.load(order))
+    }
+
+    /// Stores a `u64`.
+    #[inline]
+    fn store_u64(&self, offset: usize, value: u64, order: Ordering) -> bool {
+        match self.place_mut::<u64>(offset) {
+            // SAFETY: as for `store_u32`.
+            Some(ptr) => unsafe { AtomicU64::from_ptr(ptr) }.store(value, order),
+            None => return false,
+        }
+        true
     }
 
     /// Stores a `u32`.
@@ -225,6 +242,23 @@ pub trait Region: SharedMemory {
         Some(())
     }
 
+    /// A range as a slot, to be read front to back.
+    #[inline]
+    fn slot(&self, offset: usize, len: usize) -> Option<Slot<'_, Self>>
+    where
+        Self: Sized,
+    {
+        Some(Slot::new(SlotBytes::of(self, offset, len)?))
+    }
+
+    /// Copies all that is left of a slot to `offset`, each byte once.
+    #[inline]
+    fn write_slot<M>(&self, offset: usize, mut slot: Slot<'_, M>) -> Option<()> {
+        let to = self.range_mut(offset, slot.remaining())?;
+        slot.bytes().move_to(to);
+        Some(())
+    }
+
     /// The addresses of a range, for the kernel to read.
     #[inline]
     fn range(&self, offset: usize, len: usize) -> Option<RawRange> {
@@ -240,7 +274,11 @@ pub trait Region: SharedMemory {
     /// The addresses of a range, for the kernel to write.
     #[inline]
     fn range_mut(&self, offset: usize, len: usize) -> Option<RawRange> {
-        if self.writable() { self.range(offset, len) } else { None }
+        if !self.writable() {
+            return None;
+        }
+        self.before_store();
+        self.range(offset, len)
     }
 
     #[doc(hidden)]
@@ -253,7 +291,11 @@ pub trait Region: SharedMemory {
     #[doc(hidden)]
     #[inline]
     fn place_mut<T>(&self, offset: usize) -> Option<*mut T> {
-        if self.writable() { self.place(offset) } else { None }
+        if !self.writable() {
+            return None;
+        }
+        self.before_store();
+        self.place(offset)
     }
 }
 
@@ -339,6 +381,11 @@ unsafe impl<M: SharedMemory + ?Sized> SharedMemory for &M {
     fn writable(&self) -> bool {
         (**self).writable()
     }
+
+    #[inline(always)]
+    fn before_store(&self) {
+        (**self).before_store();
+    }
 }
 
 /// A part of some shared memory, keeping the whole alive.
@@ -377,6 +424,11 @@ unsafe impl<M: SharedMemory> SharedMemory for Part<M> {
     fn writable(&self) -> bool {
         self.whole.writable()
     }
+
+    #[inline(always)]
+    fn before_store(&self) {
+        self.whole.before_store();
+    }
 }
 
 /// Shared memory of one of two kinds: a mapped grant or a buffer of our own, say.
@@ -411,6 +463,14 @@ unsafe impl<A: SharedMemory, B: SharedMemory> SharedMemory for Either<A, B> {
         match self {
             Self::A(m) => m.writable(),
             Self::B(m) => m.writable(),
+        }
+    }
+
+    #[inline(always)]
+    fn before_store(&self) {
+        match self {
+            Self::A(m) => m.before_store(),
+            Self::B(m) => m.before_store(),
         }
     }
 }
@@ -459,5 +519,10 @@ unsafe impl<M: SharedMemory, G> SharedMemory for Guarded<M, G> {
     #[inline]
     fn writable(&self) -> bool {
         self.writable
+    }
+
+    #[inline(always)]
+    fn before_store(&self) {
+        self.memory.before_store();
     }
 }

@@ -20,6 +20,10 @@ impl<'a, M> Slot<'a, M> {
         Self { bytes, memory: PhantomData }
     }
 
+    pub(crate) fn bytes(&mut self) -> &mut SlotBytes<'a> {
+        &mut self.bytes
+    }
+
     /// Copies the next `out.len()` bytes out.
     ///
     /// # Errors

@@ -68,6 +68,13 @@ impl XsError {
         }
     }
 
+    /// Whether the connection is of no more use. What else goes wrong (a transaction that a peer
+    /// interferes with at every attempt, a value that is too long) concerns one request.
+    #[must_use]
+    pub const fn is_connection_lost(&self) -> bool {
+        matches!(self, Self::Closed | Self::Transport(_) | Self::Protocol(_))
+    }
+
     /// Whether this says that a node is not there.
     #[must_use]
     pub fn is_not_found(&self) -> bool {

@@ -14,10 +14,12 @@ use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, Hotplug, find_domain, is_revived, read_error, read_state,
     remove_backend_end, request_removal, revive_backends, write_hotplug, write_state,
 };
-use pvio_xenbus::{XenbusState, Xenstore};
+use pvio_xenbus::wire::{Op, XsErrno};
+use pvio_xenbus::{TRANSACTION_RETRIES, WatchEvent, XenbusState, Xenstore, XsError};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use common::world::{BACK, FRONT};
 
@@ -152,6 +154,38 @@ fn with_scripts_the_offer_comes_first_and_nothing_is_served_before_the_script_is
     assert_eq!(event.token, b.driver.token());
     b.step();
     assert_eq!((b.state(), b.class.connected.get()), (XenbusState::Connected, true));
+}
+
+/// Xenstore in which a guest interferes with as many transactions.
+struct Contended<'a>(&'a mut dyn Xenstore, usize);
+
+impl Xenstore for Contended<'_> {
+    fn request(&mut self, op: Op, tx_id: u32, parts: &[&[u8]]) -> Result<Vec<u8>, XsError> {
+        if op == Op::TransactionEnd && self.1 > 0 {
+            self.1 -= 1;
+            self.0.request(op, tx_id, &[b"F\0"])?;
+            return Err(XsError::Refused { op, path: "".into(), errno: XsErrno::Again });
+        }
+        self.0.request(op, tx_id, parts)
+    }
+
+    fn poll_event(&mut self) -> Result<Option<WatchEvent>, XsError> {
+        self.0.poll_event()
+    }
+
+    fn wait_event(&mut self, timeout: Option<Duration>) -> Result<Option<WatchEvent>, XsError> {
+        self.0.wait_event(timeout)
+    }
+}
+
+#[test]
+fn a_guest_that_interferes_with_every_offer_loses_its_own_device_and_no_other() {
+    let mut b = Bench::new(Surroundings::Plain);
+    let alive = b.driver.step(&mut Contended(&mut b.world.back, TRANSACTION_RETRIES));
+    assert_eq!(alive, Ok(Life::Alive), "the connection to xenstore is as good as before");
+    assert_eq!(b.state(), XenbusState::Closed);
+    let why = read_error(&mut b.world.dom0, &b.back).unwrap().expect("a reason");
+    assert!(why.contains("conflicts"), "{why}");
 }
 
 #[test]

@@ -34,6 +34,7 @@ pub mod clock;
 pub mod device;
 #[cfg(feature = "std")]
 pub mod faults;
+pub mod flush;
 pub mod mem;
 #[cfg(feature = "std")]
 pub mod nbd;
@@ -46,6 +47,8 @@ pub mod ram;
 #[cfg(feature = "std")]
 pub mod record;
 #[cfg(feature = "std")]
+mod retry;
+#[cfg(feature = "std")]
 pub mod store;
 #[cfg(feature = "std")]
 pub mod throttle;
@@ -55,6 +58,8 @@ pub mod trace;
 pub mod uring;
 #[cfg(feature = "std")]
 pub mod wait;
+
+pub use flush::FlushState;
 
 use core::time::Duration;
 use pvio_ring::IoSeg;

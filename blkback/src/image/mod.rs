@@ -49,7 +49,7 @@ use crate::engine::throttle::{Share, Throttle};
 use crate::engine::trace::{Trace, Traced};
 use crate::engine::uring::{Limits, UringEngine};
 use crate::engine::wait::{DiskEngine, WaitEngine, Waiting};
-use crate::engine::{Discard, Geometry};
+use crate::engine::{Discard, FlushState, Geometry};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::ToString;
@@ -81,6 +81,7 @@ pub struct ImageOptions {
 pub struct Image {
     kept: Kept,
     geometry: Geometry,
+    flushes: Arc<FlushState>,
     /// One for all engines, as what they share is measured by it.
     clock: Monotonic,
     share: Option<Arc<Share>>,
@@ -151,6 +152,7 @@ impl Image {
     /// Any [`ImageError`].
     pub fn open_disk(spec: &Spec, options: ImageOptions) -> Result<Self, ImageError> {
         let (kept, geometry) = open(spec, options)?;
+        let flushes = Arc::default();
         let kept = match kept {
             Kept::Store(store) => {
                 let pool = Pool::start("disk", POOL, store);
@@ -162,6 +164,7 @@ impl Image {
         Ok(Self {
             kept,
             geometry,
+            flushes,
             clock: Monotonic::default(),
             share: None,
             faults: None,
@@ -229,6 +232,23 @@ impl Image {
     #[must_use]
     pub fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    /// Whether a flush has failed since it was opened, on any of its engines.
+    #[must_use]
+    pub fn flush_failed(&self) -> bool {
+        self.flushes.has_failed()
+    }
+
+    /// Makes every flush fail from now on: an earlier process that had the same disk open saw one fail.
+    pub fn mark_flush_failed(&self) {
+        self.flushes.mark_failed();
+    }
+
+    /// What all its engines share to know whether a flush has failed.
+    #[must_use]
+    pub fn flush_state(&self) -> &Arc<FlushState> {
+        &self.flushes
     }
 
     /// Bytes of the file or block device it is in now, if it is in one that is served as it is.

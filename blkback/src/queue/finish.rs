@@ -1,9 +1,11 @@
 //! From the engine's completions to the ring's answers.
 
 use super::answers::Turn;
-use super::{Begun, Queue, Then};
+use super::{Begun, FLUSH_FAILED, Queue, Then};
 use crate::engine::{BlockEngine, EngineError, Io};
+use crate::live::Live;
 use crate::pages::{Buf, StepError};
+use crate::stats::Stats;
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::{GrantCopier, GrantMapper};
 use pvio_ring::proto::blkif::{Refusal, RefusalReason, Response, Status, op};
@@ -37,6 +39,10 @@ where
         let Some(begun) = self.begun.get_mut(tag as usize) else { return };
         let next = core::mem::replace(&mut begun.then, Then::Answer);
         let answer = *begun;
+        let result = match answer.was_flush(next) {
+            true => flushed(&self.parts.disk, &self.parts.stats, result),
+            false => result,
+        };
         match (result, next) {
             (Ok(()), Then::Answer) => {
                 self.end(tag);
@@ -105,4 +111,18 @@ where
             debug_assert!(pushed.is_ok(), "a request was answered twice");
         });
     }
+}
+
+/// The outcome of a flush. One that failed is remembered before it is answered, and fails all others: also
+/// those that went on at the same time.
+fn flushed(disk: &Live, stats: &Stats, result: Result<(), StepError>) -> Result<(), StepError> {
+    let state = disk.flush_state();
+    if result.is_err() {
+        state.mark_failed();
+    }
+    if state.has_failed() {
+        stats.failed_flushes.add(1);
+        return result.and(Err(FLUSH_FAILED));
+    }
+    result
 }

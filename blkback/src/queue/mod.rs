@@ -26,10 +26,12 @@ use answers::{Answers, Turn};
 use core::time::Duration;
 use pvio_event_channel::{EventChannel, EventError};
 use pvio_grant_table::{DomId, GrantCopier, GrantMapper};
-use pvio_ring::proto::blkif::{Abi, MAX_SEGMENTS, Request};
+use pvio_ring::proto::blkif::{Abi, MAX_SEGMENTS, Request, op};
 use pvio_ring::{BackRing, RingFault, ShortSlot};
 use take::{Job, Unread};
 
+/// A flush after one that failed (`EIO`).
+const FLUSH_FAILED: StepError = StepError::Engine(EngineError::Os(5));
 const UNSUPPORTED: StepError = StepError::Engine(EngineError::Unsupported);
 
 /// What a queue is made of.
@@ -147,6 +149,13 @@ struct Begun {
     bytes: u32,
     /// What is still to do when the engine is done with this step.
     then: Then,
+}
+
+impl Begun {
+    /// Whether the step before `next` was a flush.
+    const fn was_flush(&self, next: Then) -> bool {
+        matches!(self.op, op::FLUSH_DISKCACHE | op::WRITE_BARRIER) && !matches!(next, Then::Flush)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -285,6 +294,9 @@ where
 
     /// Hands `self.segments` to the engine for a step of a request.
     fn submit(&mut self, tag: u32, io: Io) {
+        if io == Io::Flush && self.parts.disk.flush_state().has_failed() {
+            return self.finish(tag, Err(FLUSH_FAILED));
+        }
         self.submitted = true;
         if self.engine.submit(tag, io, &mut self.segments).is_err() {
             // An engine is made for as many operations as the ring has slots; one that does not

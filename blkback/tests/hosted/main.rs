@@ -3,6 +3,7 @@
 #![cfg(feature = "std")]
 
 mod changes;
+mod durability;
 mod frontends;
 mod machine;
 mod queues;

@@ -1,5 +1,6 @@
 //! A queue against our own frontend and against a hostile one, over memory, on every data path.
 
+mod durability;
 mod frontends;
 mod honest;
 mod indirect;

@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`backoff`] | [`Backoff`]: pauses before something is tried again |
 //! | [`buf`] | [`IoBuf`]: memory the kernel may use, [`PrivateBuf`]: memory of our own |
 //! | [`gather`] | [`Gather`]: sleeping a little longer, so that there is more to wake up for |
 //! | [`log`] | [`LogLimit`]: log lines that a peer can cause |
@@ -30,6 +31,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod backoff;
 pub mod buf;
 pub mod gather;
 mod lists;
@@ -37,6 +39,7 @@ pub mod log;
 pub mod ring;
 pub mod spin;
 
+pub use backoff::Backoff;
 pub use buf::{IoBuf, PrivateBuf, whole};
 pub use gather::Gather;
 pub use log::LogLimit;

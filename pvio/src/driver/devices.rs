@@ -236,7 +236,7 @@ where
             *step |= device.is_waiting();
             match device.look(xs) {
                 Ok(()) => {}
-                Err(HandshakeError::Xenstore(error)) if error.errno().is_none() => {
+                Err(HandshakeError::Xenstore(error)) if error.is_connection_lost() => {
                     return Err(error);
                 }
                 Err(error) => tracing::warn!(device = device.token(), %error, "is not told"),

@@ -74,4 +74,9 @@ unsafe impl<M: SharedMemory + ?Sized> SharedMemory for Arc<M> {
     fn writable(&self) -> bool {
         (**self).writable()
     }
+
+    #[inline(always)]
+    fn before_store(&self) {
+        (**self).before_store();
+    }
 }

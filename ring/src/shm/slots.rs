@@ -2,7 +2,7 @@
 //! that what is left to do for each item is to mask an index and to move words.
 
 use super::words::{load_words, store_words};
-use super::{NonNull, Ordering, SharedMemory};
+use super::{NonNull, Ordering, RawRange, Region, SharedMemory};
 use crate::layout::{HEADER, RingFault, RingLayout};
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
@@ -71,6 +71,7 @@ impl<M: SharedMemory> RingMemory<M> {
 
     #[inline(always)]
     pub(crate) fn store_index(&self, word: IndexWord, value: u32, order: Ordering) {
+        self.mem.before_store();
         // SAFETY: as for `load_index`, and `new` checked that writing is allowed.
         unsafe { AtomicU32::from_ptr(self.index_word(word)) }.store(value, order);
     }
@@ -84,6 +85,7 @@ impl<M: SharedMemory> RingMemory<M> {
     /// The slot that a free-running index names, to be written.
     #[inline(always)]
     pub(crate) fn slot_mut(&self, index: u32) -> SlotRoom<'_> {
+        self.mem.before_store();
         SlotRoom { at: self.slot_base(index), left: self.slot_size, memory: PhantomData }
     }
 
@@ -113,7 +115,26 @@ pub(crate) struct SlotBytes<'a> {
     memory: PhantomData<&'a ()>,
 }
 
-impl SlotBytes<'_> {
+impl<'a> SlotBytes<'a> {
+    /// A range of any shared memory, which the borrow keeps.
+    #[inline(always)]
+    pub(super) fn of(mem: &'a impl SharedMemory, offset: usize, len: usize) -> Option<Self> {
+        let range = mem.range(offset, len)?;
+        Some(Self { at: range.addr, left: range.len, memory: PhantomData })
+    }
+
+    /// Copies all that is left to a writable range of the same length.
+    #[inline(always)]
+    pub(super) fn move_to(&mut self, to: RawRange) {
+        debug_assert_eq!(self.left, to.len);
+        let len = self.left.min(to.len);
+        if let Some(from) = self.advance(len) {
+            // SAFETY: `advance` gave as many readable bytes, and `to` has them to write; it came from
+            // memory that the caller borrows, and ranges of two memories do not overlap.
+            unsafe { load_words(from, to.as_ptr(), len) };
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn left(&self) -> usize {
         self.left

@@ -1,5 +1,5 @@
 use super::class::{BackendClass, Prepared};
-use super::{Ends, Fault, Life, Surroundings, only_if_lost, watch};
+use super::{Ends, Fault, Life, Surroundings, announce, only_if_lost, watch};
 use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
@@ -7,7 +7,7 @@ use crate::handshake::common::{
     read_state, state_path, switch_state,
 };
 use crate::state::XenbusState;
-use crate::xenstore::{Xenstore, XsError, transaction};
+use crate::xenstore::{Xenstore, XsError};
 use core::task::Poll;
 
 /// How many transitions one [`step`](BackendDriver::step) makes at most. The longest way that an
@@ -141,7 +141,7 @@ impl<C: BackendClass> BackendDriver<C> {
     /// [`XsError`] when xenstore itself fails; the driver is of no more use then.
     pub fn step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, XsError> {
         self.try_step(xs).or_else(|error| match error {
-            HandshakeError::Xenstore(error) if error.errno().is_none() => Err(error),
+            HandshakeError::Xenstore(error) if error.is_connection_lost() => Err(error),
             // What the toolstack wrote makes no sense, or it took our rights away.
             other => {
                 self.break_down(xs, &other.into())?;
@@ -216,6 +216,9 @@ impl<C: BackendClass> BackendDriver<C> {
                 self.fail(xs, &fault)?;
                 continue;
             }
+            if let Some(warning) = self.class.warning() {
+                self.complain(xs, &warning)?;
+            }
             let action = self.decide(xs)?;
             if self.connecting && !matches!(action, BackAction::Connect | BackAction::Resume) {
                 // The frontend left before it was served.
@@ -281,7 +284,7 @@ impl<C: BackendClass> BackendDriver<C> {
             only_if_lost(fault.report(xs, &self.ends.back))?;
         }
         if served && let Err(error) = self.class.look_again(xs, &self.ends) {
-            if matches!(&error, HandshakeError::Xenstore(e) if e.errno().is_none()) {
+            if matches!(&error, HandshakeError::Xenstore(e) if e.is_connection_lost()) {
                 return Err(error);
             }
             self.fail(xs, &error.into())?;
@@ -478,21 +481,4 @@ impl<C: BackendClass> BackendDriver<C> {
             let _ = xs.unwatch(&hotplug_path(&self.ends.back), &self.ends.back);
         }
     }
-}
-
-/// Writes what the class has to say, and a state, in one transaction: all of it, or nothing where
-/// the directory is gone, lest a device the toolstack has removed come back as a ghost.
-fn announce(
-    xs: &mut dyn Xenstore,
-    base: &str,
-    state: XenbusState,
-    words: impl Fn(&mut dyn Xenstore) -> Result<(), HandshakeError>,
-) -> Result<(), HandshakeError> {
-    transaction(xs, |tx| {
-        if tx.read_opt(&state_path(base))?.is_some() {
-            words(tx)?;
-            switch_state(tx, base, state)?;
-        }
-        Ok(())
-    })
 }

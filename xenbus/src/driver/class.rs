@@ -149,4 +149,9 @@ pub trait BackendClass {
 
     /// Why serving ended by itself, if it did; told once.
     fn fault(&mut self) -> Option<Fault>;
+
+    /// What the operator must know of a device that is served all the same; told once.
+    fn warning(&mut self) -> Option<Fault> {
+        None
+    }
 }

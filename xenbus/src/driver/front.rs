@@ -135,7 +135,7 @@ impl<C: FrontendClass> FrontendDriver<C> {
     /// [`XsError`] when xenstore itself fails; the driver is of no more use then.
     pub fn step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, XsError> {
         self.try_step(xs).or_else(|error| match error {
-            HandshakeError::Xenstore(error) if error.errno().is_none() => Err(error),
+            HandshakeError::Xenstore(error) if error.is_connection_lost() => Err(error),
             other => {
                 self.fail(xs, &other.into())?;
                 Ok(Life::Alive)

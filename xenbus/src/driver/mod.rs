@@ -24,9 +24,10 @@ pub use class::{BackendClass, Prepared, hotplug};
 pub use front::{FrontendClass, FrontendDriver};
 
 use crate::handshake::HandshakeError;
-use crate::handshake::common::{DeviceAddr, write_error};
+use crate::handshake::common::{DeviceAddr, state_path, switch_state, write_error};
+use crate::state::XenbusState;
 use crate::wire::XsErrno;
-use crate::xenstore::{Xenstore, XsError};
+use crate::xenstore::{Xenstore, XsError, transaction};
 use alloc::format;
 use alloc::string::{String, ToString};
 
@@ -145,7 +146,24 @@ fn watch(xs: &mut dyn Xenstore, path: &str, token: &str) -> Result<(), XsError> 
 /// taken away by the toolstack at any time.
 fn only_if_lost<T>(result: Result<T, HandshakeError>) -> Result<(), XsError> {
     match result {
-        Err(HandshakeError::Xenstore(error)) if error.errno().is_none() => Err(error),
+        Err(HandshakeError::Xenstore(error)) if error.is_connection_lost() => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Writes what the class has to say, and a state, in one transaction: all of it, or nothing where
+/// the directory is gone, lest a device the toolstack has removed come back as a ghost.
+fn announce(
+    xs: &mut dyn Xenstore,
+    base: &str,
+    state: XenbusState,
+    words: impl Fn(&mut dyn Xenstore) -> Result<(), HandshakeError>,
+) -> Result<(), HandshakeError> {
+    transaction(xs, |tx| {
+        if tx.read_opt(&state_path(base))?.is_some() {
+            words(tx)?;
+            switch_state(tx, base, state)?;
+        }
+        Ok(())
+    })
 }

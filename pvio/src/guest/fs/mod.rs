@@ -71,7 +71,7 @@ pub enum FsError {
     },
     /// The disk holds no file system known here.
     #[error("{0}")]
-    Unrecognised(&'static str),
+    Unrecognised(String),
     /// The disk could not be read.
     #[error("the disk could not be read: {0}")]
     Io(String),

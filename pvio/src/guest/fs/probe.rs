@@ -2,6 +2,7 @@
 
 use super::FsError;
 use super::cache::Cache;
+use crate::contents::{self, HEAD};
 
 /// The families that can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,10 +13,10 @@ pub enum Family {
     Fat,
 }
 
-/// Bytes looked at.
-const HEAD: usize = 2048;
 /// Where ext's superblock starts.
 const SUPER: usize = 1024;
+/// Bytes of it.
+const SUPER_LEN: usize = 1024;
 const EXT_MAGIC: u16 = 0xef53;
 /// Below this no `mke2fs` makes a group; a smaller one would only mean millions of them.
 const MIN_BLOCKS_PER_GROUP: u32 = 256;
@@ -26,29 +27,23 @@ const MIN_BLOCKS_PER_GROUP: u32 = 256;
 /// [`FsError::Unrecognised`] with what there is instead, [`FsError::Truncated`],
 /// [`FsError::Corrupt`], [`FsError::Io`].
 pub fn family(cache: &mut Cache) -> Result<Family, FsError> {
-    let mut head = [0; HEAD];
+    let mut head = vec![0; HEAD];
     cache.allow(HEAD as u64);
     let got = cache.read(0, &mut head)?;
     let size = cache.size();
-    if got == HEAD && u16_at(&head, SUPER + 56) == EXT_MAGIC {
+    if got >= SUPER + SUPER_LEN && u16_at(&head, SUPER + 56) == EXT_MAGIC {
         return ext(&head[SUPER..], size);
     }
+    // NTFS and others lay out their first sector as FAT does.
     let signed = head[510] == 0x55 && head[511] == 0xaa;
-    if signed && is_fat(&head) {
+    if signed && is_fat(&head) && contents::in_first_sector(&head).is_none() {
         return fat(&head, size);
     }
-    Err(FsError::Unrecognised(if head[512..520] == *b"EFI PART" {
-        "the disk has a GPT partition table; give the image of one partition, holding ext4 or FAT"
-    } else if signed {
-        "the disk has an MBR partition table; give the image of one partition, holding ext4 or FAT"
-    } else if head[..4] == *b"QFI\xfb" {
-        "the image is qcow2; convert it: qemu-img convert -O raw IN OUT"
-    } else if head[..4] == *b"XFSB" {
-        "the disk holds XFS; only ext2/3/4 and FAT can be read here"
-    } else if got < HEAD || head.iter().all(|b| *b == 0) {
-        "the disk is empty; make a file system in it: mke2fs -t ext4 -d DIR disk.img 64M"
-    } else {
-        "no ext2/3/4 or FAT file system is on the disk; make one: mke2fs -t ext4 -d DIR disk.img 64M"
+    let make = "make a file system in it: mke2fs -t ext4 -d DIR disk.img 64M";
+    Err(FsError::Unrecognised(match contents::of(&head[..got]) {
+        Some(found) => format!("the disk holds {}; {}", found.name, found.remedy),
+        None if head.iter().all(|b| *b == 0) => format!("the disk is empty; {make}"),
+        None => format!("no ext2/3/4 or FAT file system is on the disk; {make}"),
     }))
 }
 

@@ -1,0 +1,111 @@
+//! Whether a disk's flushes can still be trusted.
+//!
+//! A failed `fdatasync` is reported once. Linux may mark the pages that it could not write clean, so that
+//! the next `fdatasync` succeeds although their data is lost. Of several callers that share an open file
+//! only the first sees the error. A [`FlushState`] therefore remembers a failure: from then on every flush
+//! of the disk fails, on all queues and in every session, until the image is closed.
+//!
+//! `O_DIRECT` changes nothing. Its flush still writes the file's metadata and the device's volatile cache,
+//! and a device that failed to write its cache may discard what was in it.
+
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+#[cfg(feature = "std")]
+use {
+    crate::engine::retry,
+    alloc::boxed::Box,
+    std::io,
+    std::sync::{Mutex, OnceLock, PoisonError},
+};
+
+/// Whether a flush of a disk has failed since its image was opened. Shared by all queues of the disk.
+#[derive(Default)]
+pub struct FlushState {
+    failed: AtomicBool,
+    /// Held for the length of a flush: the kernel reports an error to one of several at a time.
+    #[cfg(feature = "std")]
+    turn: Mutex<()>,
+    #[cfg(feature = "std")]
+    listener: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl FlushState {
+    /// Whether a flush has failed.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Records that a flush failed: here, or in an earlier process that served the same open disk.
+    pub fn mark_failed(&self) {
+        if self.failed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        #[cfg(feature = "std")]
+        if let Some(listener) = self.listener.get() {
+            listener();
+        }
+    }
+}
+
+#[cfg(feature = "std")]
+impl FlushState {
+    /// Calls `listener` when the first flush fails, from the thread that sees it fail. Only the first
+    /// listener is kept.
+    pub fn on_failure(&self, listener: impl Fn() + Send + Sync + 'static) {
+        // One that comes second is a mistake of the caller's, and changes nothing.
+        let _ = self.listener.set(Box::new(listener));
+    }
+
+    /// Flushes by `sync`, which covers every write that completed before the call. One caller at a time.
+    /// An interrupted `sync` is repeated.
+    ///
+    /// # Errors
+    /// The error of `sync`, which is remembered; `EIO` if a flush failed before.
+    pub fn flush(&self, sync: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+        const EIO: i32 = 5;
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.has_failed() {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
+        retry::blocking(sync).inspect_err(|_| self.mark_failed())
+    }
+}
+
+impl fmt::Debug for FlushState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlushState").field("failed", &self.has_failed()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, feature = "std"))]
+mod tests {
+    use super::*;
+    use alloc::sync::Arc;
+    use core::sync::atomic::AtomicUsize;
+
+    #[test]
+    fn flush_after_a_failed_one_fails_and_the_listener_is_called_once() {
+        let (state, calls) = (FlushState::default(), Arc::new(AtomicUsize::new(0)));
+        let called = Arc::clone(&calls);
+        state.on_failure(move || {
+            called.fetch_add(1, Ordering::Relaxed);
+        });
+        state.flush(|| Ok(())).unwrap();
+        assert!(!state.has_failed());
+        let full = state.flush(|| Err(io::Error::from_raw_os_error(28))).unwrap_err();
+        assert_eq!(full.raw_os_error(), Some(28));
+        let later = state.flush(|| panic!("storage is not asked again")).unwrap_err();
+        assert_eq!((later.raw_os_error(), state.has_failed()), (Some(5), true));
+        state.mark_failed();
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn flush_that_is_interrupted_is_repeated_and_no_failure() {
+        let (state, mut errors) = (FlushState::default(), alloc::vec![11, 4]);
+        let sync = || errors.pop().map_or(Ok(()), |e| Err(io::Error::from_raw_os_error(e)));
+        state.flush(sync).unwrap();
+        assert!(!state.has_failed());
+    }
+}

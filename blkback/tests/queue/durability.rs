@@ -1,0 +1,114 @@
+//! A flush that failed is never forgotten.
+
+use crate::late::late;
+use crate::rig::{Hostile, PATHS, PageBuf, SECTORS, raw, run};
+use pvio_blkback::engine::mem::MemEngine;
+use pvio_blkback::engine::{Done, Full, Geometry, Io, Segments};
+use pvio_blkback::{BlockEngine, DataPath, EngineError};
+use pvio_ring::proto::blkif::{Abi, RefusalReason, Status, op};
+use std::cell::Cell;
+use std::rc::Rc;
+
+const NO_SPACE: EngineError = EngineError::Os(28);
+
+/// Counts flushes, and fails some.
+struct Flushes {
+    mem: MemEngine<PageBuf>,
+    /// Flushes that are done before one fails; afterwards all are done again, as with Linux.
+    until: usize,
+    count: Rc<Cell<usize>>,
+    failed: Option<u32>,
+}
+
+fn disk(path: DataPath, until: usize) -> (Hostile<Flushes>, Rc<Cell<usize>>) {
+    let count = Rc::new(Cell::new(0));
+    let mem = MemEngine::zeroed(SECTORS);
+    let engine = Flushes { mem, until, count: Rc::clone(&count), failed: None };
+    (Hostile::new(path, Abi::X86_64, engine), count)
+}
+
+impl BlockEngine<PageBuf> for Flushes {
+    fn geometry(&self) -> Geometry {
+        BlockEngine::<PageBuf>::geometry(&self.mem)
+    }
+
+    fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<PageBuf>) -> Result<(), Full> {
+        if io == Io::Flush {
+            let before = self.count.replace(self.count.get() + 1);
+            if before == self.until {
+                self.failed = Some(tag);
+                return Ok(());
+            }
+        }
+        self.mem.submit(tag, io, segments)
+    }
+
+    fn kick(&mut self) {}
+
+    fn reap(&mut self, done: &mut Done<'_, PageBuf>) {
+        if let Some(tag) = self.failed.take() {
+            done(tag, Err(NO_SPACE), &mut Vec::new());
+        }
+        self.mem.reap(done);
+    }
+}
+
+fn flush() -> Vec<u8> {
+    raw(op::FLUSH_DISKCACHE, 0, 0, &[])
+}
+
+#[test]
+fn flush_after_a_failed_one_fails_without_asking_the_storage_again() {
+    for path in PATHS {
+        let (mut h, count) = disk(path, 1);
+        let data = [(h.data.0, 0, 7)];
+        let (write, read) = (raw(op::WRITE, 1, 8, &data), raw(op::READ, 1, 8, &data));
+        assert_eq!(h.ask(&flush()).status, Status::Okay);
+        assert!(!h.disk.flush_state().has_failed());
+        assert_eq!(h.ask(&flush()).status, Status::Error);
+        assert!(h.disk.flush_state().has_failed(), "{path}");
+        // All other kinds of flush: empty barriers, barriers and flushes with data.
+        for request in [
+            flush(),
+            raw(op::WRITE_BARRIER, 0, 0, &[]),
+            raw(op::WRITE_BARRIER, 1, 8, &data),
+            raw(op::FLUSH_DISKCACHE, 1, 8, &data),
+        ] {
+            assert_eq!(h.ask(&request).status, Status::Error, "{path}");
+        }
+        assert_eq!(count.get(), 2, "{path}: the kernel would say that all is well");
+        assert_eq!(h.back.stats().failed_flushes.get(), 5, "{path}");
+        assert_eq!(h.refused(RefusalReason::Engine), 5, "{path}");
+        assert_eq!([h.ask(&write), h.ask(&read)].map(|r| r.status), [Status::Okay; 2]);
+    }
+}
+
+#[test]
+fn barrier_whose_last_flush_fails_fails_every_later_flush() {
+    let (mut h, count) = disk(DataPath::Map, 1);
+    let barrier = raw(op::WRITE_BARRIER, 1, 8, &[(h.data.0, 0, 7)]);
+    assert_eq!(h.ask(&barrier).status, Status::Error);
+    assert_eq!(h.ask(&flush()).status, Status::Error);
+    assert_eq!((count.get(), h.back.stats().failed_flushes.get()), (2, 2));
+}
+
+#[test]
+fn flush_fails_after_one_failed_on_another_queue_or_in_an_earlier_process() {
+    let (mut h, count) = disk(DataPath::Map, usize::MAX);
+    assert_eq!(h.ask(&flush()).status, Status::Okay);
+    h.disk.flush_state().mark_failed();
+    assert_eq!(h.ask(&flush()).status, Status::Error);
+    assert_eq!(count.get(), 1);
+}
+
+#[test]
+fn flush_that_was_in_flight_when_another_failed_fails_too() {
+    let (mut h, may) = late(DataPath::Map);
+    h.put(&flush());
+    run(&mut h.back);
+    assert_eq!((h.back.in_flight(), h.answer()), (1, None));
+    h.disk.flush_state().mark_failed();
+    may.set(1);
+    run(&mut h.back);
+    assert_eq!(h.answer().map(|response| response.status), Some(Status::Error));
+}

@@ -1,0 +1,312 @@
+//! The section of a ring whose requests complete in any order.
+
+use super::RecordError;
+use crate::back::BackRing;
+use crate::layout::{RingFault, RingLayout};
+use crate::shm::{Region, SharedMemory};
+use crate::slot::Slot;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+/// Where `answered` is; the entries begin one cache line further.
+const ANSWERED: usize = 0;
+const ENTRIES: usize = 64;
+
+/// Layout of an entry, in bytes.
+const STATE: usize = 0;
+const SEQUENCE: usize = 8;
+const DEATHS: usize = 16;
+const RESPONSE: usize = 24;
+const RESPONSE_MAX: usize = 16;
+const SLOT: usize = RESPONSE + RESPONSE_MAX;
+
+/// Numbers above it are none that this code counts to.
+const NUMBER_MAX: u64 = 1 << 62;
+
+/// What an entry stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EntryState {
+    /// Nothing.
+    Free,
+    /// A request that was taken and has no response yet.
+    InFlight,
+    /// A response with this number. The entry may be used again once `answered` is past it.
+    Done(u64),
+}
+
+impl EntryState {
+    const fn to_word(self) -> u64 {
+        match self {
+            Self::Free => 0,
+            Self::InFlight => 1,
+            Self::Done(number) => (number << 2) | 2,
+        }
+    }
+
+    const fn from_word(word: u64) -> Option<Self> {
+        match (word & 3, word >> 2) {
+            (0, 0) => Some(Self::Free),
+            (1, 0) => Some(Self::InFlight),
+            (2, number) => Some(Self::Done(number)),
+            _ => None,
+        }
+    }
+}
+
+/// The record of one ring's requests, and the responses that are not published yet. As many entries as
+/// the ring has slots. (It can be cloned for a model checker, which goes on from one state in several
+/// ways; two clones must not be used side by side.)
+#[derive(Clone, Debug)]
+pub struct RequestLog<M> {
+    memory: M,
+    entries: u32,
+    /// Bytes between one entry and the next.
+    stride: usize,
+    slot_size: usize,
+    response_size: usize,
+    /// The number of the next request taken.
+    sequence: u64,
+    /// The number of the next response.
+    next: u64,
+    free: Vec<u32>,
+    /// Entries done and not published, in the order of their numbers.
+    pending: VecDeque<u32>,
+}
+
+/// What a predecessor left of a ring.
+#[derive(Debug)]
+pub struct Resumed<M> {
+    /// The record. What was complete is pending, and goes out with the next
+    /// [`publish`](RequestLog::publish).
+    pub log: RequestLog<M>,
+    /// Requests to be submitted again, in the order they were taken.
+    pub again: Vec<u32>,
+    /// Requests taken and not visibly answered: for [`BackRing::resume`].
+    pub taken: u32,
+}
+
+impl<M: SharedMemory> RequestLog<M> {
+    /// Bytes of a section for a ring of this layout.
+    #[must_use]
+    pub fn section_len(layout: RingLayout) -> usize {
+        stride(layout).saturating_mul(layout.slots() as usize).saturating_add(ENTRIES)
+    }
+
+    /// The record of a ring that nobody has served before. `memory` is a section full of zeros.
+    ///
+    /// # Errors
+    /// [`RecordError::Size`].
+    pub fn new<R: SharedMemory>(
+        memory: M,
+        ring: &BackRing<R>,
+        response_size: usize,
+    ) -> Result<Self, RecordError> {
+        let mut log = Self::sized(memory, ring.layout(), response_size)?;
+        log.next = ring.produced().into();
+        log.memory.store_u64(ANSWERED, log.next, Release);
+        log.free = (0..log.entries).rev().collect();
+        Ok(log)
+    }
+
+    /// The record that a predecessor left of a ring, which was attached just now and not used yet. The
+    /// predecessor's I/O is over. Every request in flight is charged with a death of its process.
+    ///
+    /// # Errors
+    /// A [`RecordError`]: the session cannot go on.
+    pub fn resume<R: SharedMemory>(
+        memory: M,
+        ring: &BackRing<R>,
+        response_size: usize,
+    ) -> Result<Resumed<M>, RecordError> {
+        let mut log = Self::sized(memory, ring.layout(), response_size)?;
+        let answered = log.memory.load_u64(ANSWERED, Acquire).unwrap_or_default();
+        let produced = ring.produced();
+        let (mut done, mut again) = (Vec::new(), Vec::new());
+        for entry in 0..log.entries {
+            match log.state(entry).ok_or(RecordError::Entry { entry })? {
+                EntryState::InFlight => {
+                    let sequence = log.load(entry, SEQUENCE);
+                    if sequence >= NUMBER_MAX {
+                        return Err(RecordError::Entry { entry });
+                    }
+                    log.sequence = log.sequence.max(sequence.saturating_add(1));
+                    again.push((sequence, entry));
+                }
+                EntryState::Done(number) if number >= answered => done.push((number, entry)),
+                EntryState::Free | EntryState::Done(_) => log.free.push(entry),
+            }
+        }
+        // What is visible to the guest is never more than was complete.
+        let visible = produced.wrapping_sub(answered as u32);
+        let complete = u32::try_from(done.len()).unwrap_or(u32::MAX);
+        if visible > complete || answered >= NUMBER_MAX {
+            let answered = answered as u32;
+            return Err(RecordError::Producer { produced, answered, done: complete });
+        }
+        let first = answered.saturating_add(visible.into());
+        done.sort_unstable();
+        again.sort_unstable();
+        log.next = first;
+        for (number, entry) in done {
+            if number < first {
+                log.free.push(entry);
+            } else if number == log.next {
+                log.next = log.next.saturating_add(1);
+                log.pending.push_back(entry);
+            } else {
+                return Err(RecordError::Gap);
+            }
+        }
+        // Before any entry is used again: those below it count as free from here on.
+        log.memory.store_u64(ANSWERED, first, Release);
+        let again: Vec<u32> = again.into_iter().map(|(_, entry)| entry).collect();
+        for entry in &again {
+            let deaths = log.deaths(*entry).saturating_add(1);
+            log.store(*entry, DEATHS, deaths, Release);
+        }
+        let taken = log.entries.saturating_sub(log.free());
+        Ok(Resumed { log, again, taken })
+    }
+
+    fn sized(memory: M, layout: RingLayout, response_size: usize) -> Result<Self, RecordError> {
+        let (found, needed) = (memory.len(), Self::section_len(layout));
+        if found < needed || !memory.writable() || response_size > RESPONSE_MAX {
+            return Err(RecordError::Size { found, needed });
+        }
+        let entries = layout.slots();
+        Ok(Self {
+            memory,
+            entries,
+            stride: stride(layout),
+            slot_size: layout.slot_size(),
+            response_size,
+            sequence: 0,
+            next: 0,
+            free: Vec::with_capacity(entries as usize),
+            pending: VecDeque::with_capacity(entries as usize),
+        })
+    }
+
+    /// Number of entries.
+    #[must_use]
+    pub fn entries(&self) -> u32 {
+        self.entries
+    }
+
+    /// Entries that are free: requests that can be taken before a response is published.
+    #[must_use]
+    pub fn free(&self) -> u32 {
+        u32::try_from(self.free.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Requests taken and not complete.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        let idle = self.free.len().saturating_add(self.pending.len());
+        (self.entries as usize).saturating_sub(idle)
+    }
+
+    /// Takes the next request from the ring into an entry: its number, and the request, to be parsed
+    /// from the record. `None` when there is no request, or no free entry.
+    ///
+    /// # Errors
+    /// As [`BackRing::pop`].
+    #[inline]
+    pub fn take<R: SharedMemory>(
+        &mut self,
+        ring: &mut BackRing<R>,
+    ) -> Result<Option<(u32, Slot<'_, M>)>, RingFault> {
+        let Some(&entry) = self.free.last() else { return Ok(None) };
+        let Some(slot) = ring.pop()? else { return Ok(None) };
+        self.free.pop();
+        // Of a section's own size, so every store is inside.
+        let copied = self.memory.write_slot(self.at(entry, SLOT), slot);
+        debug_assert!(copied.is_some(), "an entry outside of its section");
+        self.store(entry, SEQUENCE, self.sequence, Relaxed);
+        self.store(entry, DEATHS, 0, Relaxed);
+        self.sequence = self.sequence.saturating_add(1);
+        self.store(entry, STATE, EntryState::InFlight.to_word(), Release);
+        Ok(self.request(entry).map(|slot| (entry, slot)))
+    }
+
+    /// The request of an entry that is in flight, to be parsed again.
+    #[must_use]
+    pub fn request(&self, entry: u32) -> Option<Slot<'_, M>> {
+        self.memory.slot(self.at(entry, SLOT), self.slot_size)
+    }
+
+    /// How many processes have ended while the request of this entry was in flight.
+    #[must_use]
+    pub fn deaths(&self, entry: u32) -> u64 {
+        self.load(entry, DEATHS)
+    }
+
+    /// Completes a request: its data is with the guest, and nothing of it is in use any more. The
+    /// response is private until [`publish`](Self::publish).
+    #[inline]
+    pub fn complete(&mut self, entry: u32, response: &[u8]) {
+        debug_assert_eq!(self.state(entry), Some(EntryState::InFlight), "completed twice");
+        let written = self.memory.write_words(self.at(entry, RESPONSE), response);
+        debug_assert!(written.is_some() && response.len() == self.response_size);
+        self.store(entry, STATE, EntryState::Done(self.next).to_word(), Release);
+        self.next = self.next.saturating_add(1);
+        self.pending.push_back(entry);
+    }
+
+    /// Whether there are responses to publish.
+    #[must_use]
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Writes all responses that are complete to the ring, shows them to the frontend, and records
+    /// that; tells whether the frontend must be notified. There is no system call in between.
+    #[inline]
+    #[must_use = "a frontend that asked to be notified sleeps until it is"]
+    pub fn publish<R: SharedMemory>(&mut self, ring: &mut BackRing<R>) -> bool {
+        if self.pending.is_empty() {
+            return false;
+        }
+        let mut response = [0; RESPONSE_MAX];
+        let response = response.get_mut(..self.response_size).unwrap_or_default();
+        for entry in &self.pending {
+            let read = self.memory.read_words(self.at(*entry, RESPONSE), response);
+            let pushed = ring.push(response);
+            debug_assert!(read.is_some() && pushed.is_ok(), "more responses than requests");
+        }
+        let notify = ring.publish();
+        self.memory.store_u64(ANSWERED, self.next, Release);
+        // The entry used last is the one whose bytes are in the cache.
+        self.free.extend(self.pending.drain(..));
+        notify
+    }
+
+    /// What an entry stands for; `None` if it holds no state at all.
+    #[must_use]
+    pub fn state(&self, entry: u32) -> Option<EntryState> {
+        EntryState::from_word(self.load(entry, STATE))
+    }
+
+    #[inline(always)]
+    fn at(&self, entry: u32, field: usize) -> usize {
+        let entry = (entry as usize).saturating_mul(self.stride);
+        ENTRIES.saturating_add(entry).saturating_add(field)
+    }
+
+    #[inline(always)]
+    fn load(&self, entry: u32, field: usize) -> u64 {
+        self.memory.load_u64(self.at(entry, field), Acquire).unwrap_or(u64::MAX)
+    }
+
+    #[inline(always)]
+    fn store(&self, entry: u32, field: usize, value: u64, order: core::sync::atomic::Ordering) {
+        let stored = self.memory.store_u64(self.at(entry, field), value, order);
+        debug_assert!(stored, "an entry outside of its section");
+    }
+}
+
+/// Bytes of one entry: whole cache lines.
+fn stride(layout: RingLayout) -> usize {
+    SLOT.saturating_add(layout.slot_size()).next_multiple_of(64)
+}

@@ -1,0 +1,120 @@
+//! What went wrong in other xenstore servers, tried on this one. Each test is named by its advisory.
+#![cfg(feature = "std")]
+
+mod common;
+
+use common::{ask, events, guest};
+use pvio_ring::DomId;
+use pvio_xenbus::store::{Quota, Store};
+use pvio_xenbus::wire::{Op, XsErrno};
+
+fn start(s: &mut Store, conn: pvio_xenbus::store::ConnId) -> u32 {
+    let answer = ask(s, conn, Op::TransactionStart, 0, b"\0").unwrap();
+    std::str::from_utf8(&answer).unwrap().trim_end_matches('\0').parse().unwrap()
+}
+
+/// A guest that updates a node of its own without end made every transaction of others fail.
+#[test]
+fn xsa_206_a_guest_that_writes_without_end_disturbs_only_who_reads_its_nodes() {
+    let mut s = Store::new(Quota::default());
+    let dom0 = s.connect(DomId::DOM0);
+    let d1 = guest(&mut s, dom0, 1);
+    for _ in 0..100 {
+        let tx = start(&mut s, dom0);
+        ask(&mut s, dom0, Op::Write, tx, b"/local/domain/0/backend/x\x001").unwrap();
+        ask(&mut s, d1, Op::Write, 0, b"data/x\x001").unwrap();
+        ask(&mut s, d1, Op::Rm, 0, b"data/x\0").unwrap();
+        assert!(ask(&mut s, dom0, Op::TransactionEnd, tx, b"T\0").is_ok());
+    }
+    s.check().unwrap();
+}
+
+/// Entries of a domain were not counted for every way to make one.
+#[test]
+fn xsa_272_every_way_to_make_a_node_counts() {
+    let mut s = Store::new(Quota { nodes: 5, ..Quota::default() });
+    let dom0 = s.connect(DomId::DOM0);
+    let d1 = guest(&mut s, dom0, 1);
+    ask(&mut s, d1, Op::Write, 0, b"a\x001").unwrap();
+    ask(&mut s, d1, Op::Mkdir, 0, b"b\0").unwrap();
+    let tx = start(&mut s, d1);
+    ask(&mut s, d1, Op::Mkdir, tx, b"c/d\0").unwrap();
+    ask(&mut s, d1, Op::TransactionEnd, tx, b"T\0").unwrap();
+    for op in [Op::Write, Op::Mkdir] {
+        assert_eq!(ask(&mut s, d1, op, 0, b"e\0"), Err(XsErrno::NoSpc), "{op:?}");
+    }
+    s.check().unwrap();
+}
+
+/// An unprivileged domain could give its nodes away, and with them its use of the quota.
+#[test]
+fn xsa_352_a_guest_gives_no_node_away() {
+    let mut s = Store::new(Quota::default());
+    let dom0 = s.connect(DomId::DOM0);
+    let d1 = guest(&mut s, dom0, 1);
+    guest(&mut s, dom0, 2);
+    ask(&mut s, d1, Op::Mkdir, 0, b"a\0").unwrap();
+    for perms in [&b"a\0n2\0"[..], b"a\0b0\0", b"a\0r2\0n1\0"] {
+        assert_eq!(ask(&mut s, d1, Op::SetPerms, 0, perms), Err(XsErrno::Perm));
+    }
+    let tx = start(&mut s, d1);
+    assert_eq!(ask(&mut s, d1, Op::SetPerms, tx, b"a\0n2\0"), Err(XsErrno::Perm));
+    assert_eq!(ask(&mut s, dom0, Op::GetPerms, 0, b"/local/domain/1/a\0").unwrap(), b"n1\0");
+}
+
+/// The root's own permissions were not looked at.
+#[test]
+fn xsa_353_the_root_is_guarded_like_any_node() {
+    let mut s = Store::new(Quota::default());
+    let dom0 = s.connect(DomId::DOM0);
+    let d1 = guest(&mut s, dom0, 1);
+    for (op, payload) in [
+        (Op::Write, &b"/\0x"[..]),
+        (Op::Mkdir, b"/mine\0"),
+        (Op::Write, b"/mine\0x"),
+        (Op::SetPerms, b"/\0n1\0"),
+        (Op::Rm, b"/local\0"),
+    ] {
+        assert_eq!(ask(&mut s, d1, op, 0, payload), Err(XsErrno::Acces), "{op:?}");
+    }
+    assert!(ask(&mut s, d1, Op::Rm, 0, b"/\0").is_err());
+    assert!(ask(&mut s, dom0, Op::Directory, 0, b"/local/domain\0").is_ok());
+}
+
+/// A path that ends in a slash ended the server.
+#[test]
+fn xsa_481_a_path_that_is_none_is_refused() {
+    let mut s = Store::new(Quota::default());
+    let dom0 = s.connect(DomId::DOM0);
+    let d1 = guest(&mut s, dom0, 1);
+    for path in ["/local/domain/", "//", "/local//domain", "/local/domain/1/", "", "@", "/@x"] {
+        for op in [Op::Read, Op::Write, Op::Mkdir, Op::Rm, Op::Directory, Op::GetPerms] {
+            let payload = [path.as_bytes(), b"\0"].concat();
+            assert!(ask(&mut s, d1, op, 0, &payload).is_err(), "{op:?} of {path:?}");
+        }
+        let watch = [path.as_bytes(), b"\0t\0"].concat();
+        let _ = ask(&mut s, d1, Op::Watch, 0, &watch);
+    }
+    events(&mut s, d1);
+    assert!(ask(&mut s, d1, Op::Write, 0, b"still\0there").is_ok());
+    s.check().unwrap();
+}
+
+/// What a destroyed domain had used of its quota was charged to the next one with its number.
+#[test]
+fn xsa_483_a_domain_begins_with_a_quota_that_nobody_has_used() {
+    let mut s = Store::new(Quota { nodes: 5, watches: 2, transactions: 2, ..Quota::default() });
+    let dom0 = s.connect(DomId::DOM0);
+    for _ in 0..10 {
+        let d1 = guest(&mut s, dom0, 1);
+        ask(&mut s, d1, Op::Write, 0, b"a/b/c/d\0").unwrap();
+        assert_eq!(ask(&mut s, d1, Op::Mkdir, 0, b"e\0"), Err(XsErrno::NoSpc));
+        for token in ["t", "u"] {
+            ask(&mut s, d1, Op::Watch, 0, format!("a\0{token}\0").as_bytes()).unwrap();
+            start(&mut s, d1);
+        }
+        assert!(s.release(DomId(1)));
+        assert_eq!(s.take_dropped(), [d1]);
+    }
+    s.check().unwrap();
+}
