@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Served(Arc<Mutex<BTreeMap<DeviceAddr, Seen>>>);
 
 /// What can be seen of a device.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Seen {
     knobs: Option<Arc<Knobs>>,
     queues: Vec<Counters>,

@@ -160,11 +160,15 @@ impl<C: BackendClass> BackendDriver<C> {
         self.class.refresh(xs, &self.ends)
     }
 
-    /// Looks whether what the device stands on has changed by itself, and tells the frontend.
+    /// Looks whether what the device stands on has changed by itself, and tells the frontend; goes on
+    /// with what the class had begun, should nobody have woken the driver.
     ///
     /// # Errors
     /// As the class' `look`.
     pub fn look(&mut self, xs: &mut dyn Xenstore) -> Result<(), HandshakeError> {
+        if let Err(fault) = self.class.proceed(xs, &self.ends) {
+            self.complain(xs, &fault)?;
+        }
         self.class.look(xs, &self.ends)
     }
 
@@ -281,7 +285,7 @@ impl<C: BackendClass> BackendDriver<C> {
             return Ok(false);
         }
         if let Err(fault) = self.class.proceed(xs, &self.ends) {
-            only_if_lost(fault.report(xs, &self.ends.back))?;
+            self.complain(xs, &fault)?;
         }
         if served && let Err(error) = self.class.look_again(xs, &self.ends) {
             if matches!(&error, HandshakeError::Xenstore(e) if e.is_connection_lost()) {
