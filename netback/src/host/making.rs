@@ -37,7 +37,7 @@ impl Way {
 /// What is being made.
 pub(super) struct Making {
     outcome: Receiver<Result<Way, Fault>>,
-    by: Instant,
+    begun: Instant,
 }
 
 impl Making {
@@ -56,21 +56,21 @@ impl Making {
         };
         let spawned = Builder::new().name(format!("open-{name}")).spawn(work);
         spawned.map_err(|e| Fault::new("worker", format!("no thread to make the NIC: {e}")))?;
-        Ok(Self { outcome, by: Instant::now() + MAKING })
+        Ok(Self { outcome, begun: Instant::now() })
     }
 
     /// What has become of it.
     pub fn poll(&self) -> Option<Result<Way, Fault>> {
         match self.outcome.try_recv() {
             Ok(made) => Some(made),
-            Err(TryRecvError::Empty) if Instant::now() < self.by => None,
+            Err(TryRecvError::Empty) if self.begun.elapsed() < MAKING => None,
             Err(_) => Some(Err(too_long())),
         }
     }
 
     /// Waits for it.
     pub fn wait(&self) -> Result<Way, Fault> {
-        let time = self.by.saturating_duration_since(Instant::now());
+        let time = MAKING.saturating_sub(self.begun.elapsed());
         self.outcome.recv_timeout(time).unwrap_or_else(|error| match error {
             RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected => Err(too_long()),
         })

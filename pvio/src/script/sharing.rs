@@ -10,6 +10,9 @@ use pvio_xenbus::{Xenstore, XsError};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+/// A domain, and the VM that it is an incarnation of, if it is known.
+type Holder = (DomId, Option<Vec<u8>>);
+
 /// Checks that nobody else has an image that is to be served, or only a domain of the same VM: one
 /// that is being migrated, or saved and restored, ends only after its successor has its disk. The
 /// daemon waits for that. Linux's script asks the same (`same_vm`).
@@ -55,11 +58,7 @@ fn is_taken(spec: &Spec, read_only: bool) -> bool {
 }
 
 /// The domains that have a disk from the same image, and their VMs.
-fn holders(
-    xs: &mut dyn Xenstore,
-    base: &str,
-    image: &Path,
-) -> Result<Vec<(DomId, Option<Vec<u8>>)>, XsError> {
+fn holders(xs: &mut dyn Xenstore, base: &str, image: &Path) -> Result<Vec<Holder>, XsError> {
     let own = xs.read_opt("domid")?.and_then(|id| String::from_utf8(id).ok()?.parse().ok());
     let here = DomId(own.unwrap_or_default());
     let ours = DeviceAddr::from_backend_path(base, here).map(|(addr, _)| addr);

@@ -249,7 +249,7 @@ impl<C: BackendClass> BackendDriver<C> {
             }
             match self.perform(xs, action) {
                 Ok(true) => {
-                    self.transitions += 1;
+                    self.transitions = self.transitions.wrapping_add(1);
                     self.machine.done(action);
                 }
                 Ok(false) => return Ok(Life::Alive),
@@ -411,7 +411,7 @@ impl<C: BackendClass> BackendDriver<C> {
 
     /// Begins to stop; [`finish_stopping`](Self::finish_stopping) follows.
     fn stop(&mut self, after: After) {
-        self.transitions += 1;
+        self.transitions = self.transitions.wrapping_add(1);
         self.stopping = Some(after);
     }
 
