@@ -20,6 +20,7 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::task::Poll;
 use opening::{Closing, Pending, Wake};
+use pvio_recordfile::{RecordDir, RecordFile};
 use pvio_uring::LogLimit;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
@@ -54,6 +55,7 @@ pub struct ImageServer {
     usual: DiskOptions,
     groups: Groups,
     wake: Wake,
+    records: Option<RecordDir>,
     /// What holds, once it is known.
     disk: Option<Disk>,
     open: Option<Open>,
@@ -84,8 +86,16 @@ impl ImageServer {
     /// share with others.
     pub fn with(usual: DiskOptions, groups: Groups, wake: Wake) -> Self {
         let unsized_images = Arc::default();
-        let (disk, open, pending, closing) = (None, None, None, None);
-        Self { usual, groups, wake, disk, open, pending, closing, unsized_images }
+        let (records, disk, open, pending, closing) = (None, None, None, None, None);
+        Self { usual, groups, wake, records, disk, open, pending, closing, unsized_images }
+    }
+
+    /// The same, whose sessions another process can take over: it finds their in-flight records in the
+    /// same directory.
+    #[must_use]
+    pub fn recorded_in(mut self, records: RecordDir) -> Self {
+        self.records = Some(records);
+        self
     }
 
     /// What may happen to the disk and is logged now and then: how often it did, by name.
@@ -199,6 +209,26 @@ where
     P::Channel: AsFd,
 {
     type Running = Worker;
+    type Record = RecordFile;
+
+    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<RecordFile, Fault> {
+        let failed =
+            |e: io::Error| Fault::new("record-file", format!("in-flight record {device}: {e}"));
+        match &self.records {
+            Some(dir) if resumed => dir.existing(device, len).map_err(failed),
+            Some(dir) => dir.create(device, len).map_err(failed),
+            None if resumed => {
+                Err(Fault::new("record-missing", "no in-flight records are kept here"))
+            }
+            None => RecordFile::private(len).map_err(failed),
+        }
+    }
+
+    fn remove_record(&mut self, device: &str) {
+        if let Some(Err(error)) = self.records.as_ref().map(|dir| dir.remove(device)) {
+            tracing::warn!(device, %error, "the in-flight record is not removed");
+        }
+    }
 
     fn configure(&mut self, told: &ToolstackBack, usual: Config) -> Result<Config, Fault> {
         let disk = self.read(told)?;
@@ -289,7 +319,7 @@ where
     fn start(
         &mut self,
         name: &str,
-        parts: QueueParts<P, P::Channel>,
+        parts: QueueParts<P, P::Channel, RecordFile>,
     ) -> Result<Self::Running, Fault> {
         let Some(open) = &self.open else {
             return Err(Fault::new("image-missing", "no image is open"));

@@ -2,6 +2,7 @@
 
 mod media;
 mod serve;
+mod session;
 
 pub use crate::config::Config;
 use crate::config::abi;
@@ -17,7 +18,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::task::Poll;
 use media::Change;
-use pvio_event_channel::{EventChannel, Port};
+use pvio_event_channel::Port;
 use pvio_grant_table::{Access, DomId, GrantRef};
 use pvio_ring::BackRing;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, hotplug};
@@ -29,6 +30,7 @@ use pvio_xenbus::handshake::vbd::{
 };
 use pvio_xenbus::{XenbusState, Xenstore};
 pub use serve::{Opening, Platform, Serve};
+use session::{Begin, Session};
 
 /// A virtual disk's backend, to be driven by [`pvio_xenbus::driver::BackendDriver`].
 #[derive(Debug)]
@@ -51,6 +53,8 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     warned: bool,
     /// What this session's frontend was offered, and asked for.
     asked: Option<(BackOffer, FrontRequest)>,
+    /// What this session's queues have in flight.
+    session: Option<Session<S::Record>>,
     /// The queues of this session; none when there is no session.
     running: Vec<S::Running>,
     negotiated: Option<Negotiated>,
@@ -79,6 +83,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             failed: None,
             warned: false,
             asked: None,
+            session: None,
             running: Vec::new(),
             negotiated: None,
             stats: Vec::from([Arc::default()]),
@@ -137,15 +142,17 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         }
     }
 
-    /// Maps a queue's ring and binds its event channel.
+    /// Maps the ring of a queue, goes on with its record and binds its event channel.
     fn attach(
         &self,
         front: DomId,
-        queue: &QueueKeys,
-        stats: &Arc<Stats>,
+        (index, queue): (usize, &QueueKeys),
         agreed: &Negotiated,
-    ) -> Result<QueueParts<P, P::Channel>, Fault> {
-        let Some((_, disk)) = &self.disk else {
+        begin: Begin,
+    ) -> Result<QueueParts<P, P::Channel, S::Record>, Fault> {
+        let (Some((_, disk)), Some(session), Some(stats)) =
+            (&self.disk, &self.session, self.stats.get(index))
+        else {
             return Err(Fault::new("image-missing", "no image is open"));
         };
         let abi = abi(agreed.protocol);
@@ -154,8 +161,9 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             let what = format!("the ring (grants {grefs:?}) cannot be mapped: {status}");
             Fault::new(status.code(), what)
         })?;
-        let ring = BackRing::attach(mapped, abi.slot_size())
+        let mut ring = BackRing::attach(mapped, abi.slot_size())
             .map_err(|fault| Fault::new(fault.reason(), fault))?;
+        let record = session.queue(index, &mut ring, abi, begin)?;
         let port = Port(queue.event_channel);
         let channel = self.platform.bind_interdomain(front, port).map_err(|e| {
             Fault::new(e.code(), format!("event channel {} cannot be bound: {e}", port.0))
@@ -171,7 +179,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             channel,
             abi,
             max_indirect_segments: agreed.max_indirect_segments.min(most),
-            in_order: self.config.in_order,
+            record,
             stats: Arc::clone(stats),
         })
     }
@@ -196,23 +204,23 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
     }
 
     /// Attaches every queue the frontend asks for and begins to serve them: all of them or none.
-    /// `over` tells that they were served before.
-    fn serve(&mut self, ends: &Ends, over: bool) -> Result<(), Fault> {
+    fn serve(&mut self, ends: &Ends, begin: Begin) -> Result<(), Fault> {
         let Some((offer, request)) = &self.asked else { return Ok(()) };
         let agreed = Negotiated::new(offer, request);
+        if begin != Begin::Again {
+            let key = session::key(ends.addr, abi(agreed.protocol), request)?;
+            self.session = Some(Session::begin(&mut self.server, ends.addr, key, begin)?);
+        }
         while self.stats.len() < request.queues.len() {
             self.stats.push(Arc::default());
         }
         // What was attached or started when one fails is dropped.
-        let attached = request.queues.iter().zip(&self.stats);
+        let attached = request.queues.iter().enumerate();
         let attached: Vec<_> = attached
-            .map(|(queue, stats)| self.attach(ends.addr.front, queue, stats, &agreed))
+            .map(|queue| self.attach(ends.addr.front, queue, &agreed, begin))
             .collect::<Result<_, _>>()?;
-        if over {
-            // The last answers may have been published by one who died before telling.
-            for parts in &attached {
-                parts.channel.notify().map_err(|e| Fault::new(e.code(), e))?;
-            }
+        if let (Some(session), Some((_, disk))) = (&self.session, &self.disk) {
+            session.commit(disk.flush_state(), begin);
         }
         let disk = format!("vbd-{}-{}", ends.addr.front, ends.addr.index);
         let several = attached.len() > 1;
@@ -249,7 +257,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         let request = FrontRequest::read(xs, &ends.front, &offer)?;
         self.asked = Some((offer, request));
         self.measure();
-        self.serve(ends, ends.resumed)
+        self.serve(ends, if ends.resumed { Begin::Resumed } else { Begin::New })
     }
 
     /// Stops every queue at once; whether all have ended.
@@ -293,6 +301,19 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
             return Ok(());
         }
         self.features().write(xs, &ends.back)
+    }
+
+    fn resumable(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        let offer = BackOffer::read(xs, &ends.back)?;
+        let request = FrontRequest::read(xs, &ends.front, &offer)?;
+        let key = session::key(ends.addr, abi(request.protocol), &request)?;
+        let found = Session::begin(&mut self.server, ends.addr, key, Begin::Resumed);
+        #[cfg(feature = "std")]
+        if let Err(fault) = &found {
+            let (device, reason) = (&ends.back, fault.code);
+            tracing::warn!(device, reason, %fault, "session not resumed; the frontend has to reconnect");
+        }
+        found.map(drop)
     }
 
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Poll<()>, Fault> {
@@ -371,11 +392,18 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     }
 
     fn disconnect(&mut self) -> Poll<()> {
-        let stopped = self.stop();
-        if stopped.is_ready() {
-            (self.negotiated, self.asked) = (None, None);
+        if self.stop().is_pending() {
+            return Poll::Pending;
         }
-        stopped
+        if let Some(session) = self.session.take() {
+            session.end(&mut self.server);
+        }
+        (self.negotiated, self.asked) = (None, None);
+        Poll::Ready(())
+    }
+
+    fn leave(&mut self) -> Poll<()> {
+        self.stop()
     }
 
     fn release(&mut self) -> Poll<()> {

@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Poll;
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::{GrantCopier, GrantMapper};
+use pvio_ring::shm::SharedMemory;
 use pvio_uring::Spin;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
@@ -49,15 +50,16 @@ impl Worker {
     ///
     /// # Errors
     /// What the system says when it has no thread, descriptor or io_uring to give.
-    pub fn start<P, C>(
+    pub fn start<P, C, R>(
         name: &str,
-        parts: QueueParts<P, C>,
+        parts: QueueParts<P, C, R>,
         image: Arc<Image>,
         news: impl Fn() + Send + 'static,
     ) -> io::Result<Self>
     where
         P: GrantMapper + GrantCopier + Send + 'static,
         C: EventChannel + AsFd + Send + 'static,
+        R: SharedMemory + Clone + Send + 'static,
     {
         let mut worker = Self::spawn(name, parts, image, news)?;
         worker.made.recv().unwrap_or_else(|_| Err(ended_at_once()))?;
@@ -70,15 +72,16 @@ impl Worker {
     ///
     /// # Errors
     /// What the system says when it has no thread or descriptor to give.
-    pub fn spawn<P, C>(
+    pub fn spawn<P, C, R>(
         name: &str,
-        parts: QueueParts<P, C>,
+        parts: QueueParts<P, C, R>,
         image: Arc<Image>,
         news: impl Fn() + Send + 'static,
     ) -> io::Result<Self>
     where
         P: GrantMapper + GrantCopier + Send + 'static,
         C: EventChannel + AsFd + Send + 'static,
+        R: SharedMemory + Clone + Send + 'static,
     {
         let (woken, wake) = io::pipe()?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -154,8 +157,8 @@ impl<F: Fn()> Ready<'_, F> {
 }
 
 /// A worker's life.
-fn run<P, C>(
-    parts: QueueParts<P, C>,
+fn run<P, C, R>(
+    parts: QueueParts<P, C, R>,
     image: &Image,
     (event, woken): (OwnedFd, PipeReader),
     stop: &AtomicBool,
@@ -164,6 +167,7 @@ fn run<P, C>(
 where
     P: GrantMapper + GrantCopier,
     C: EventChannel,
+    R: SharedMemory + Clone,
 {
     // Made here: an io_uring belongs to the thread that uses it.
     let depth = parts.ring.layout().slots();
@@ -190,16 +194,17 @@ impl Drop for Worker {
     }
 }
 
-type WorkerQueue<P, C> = Queue<P, C, DiskEngine<Buf<<P as GrantMapper>::Mapping>>>;
+type WorkerQueue<P, C, R> = Queue<P, C, DiskEngine<Buf<<P as GrantMapper>::Mapping>>, R>;
 
-fn serve<P, C>(
-    queue: &mut WorkerQueue<P, C>,
+fn serve<P, C, R>(
+    queue: &mut WorkerQueue<P, C, R>,
     event: Watch,
     stop: &AtomicBool,
 ) -> Result<(), QueueFault>
 where
     P: GrantMapper + GrantCopier,
     C: EventChannel,
+    R: SharedMemory + Clone,
 {
     let mut spin = Spin::default();
     let begin = Instant::now();
@@ -238,14 +243,15 @@ where
 }
 
 /// Answers what was begun, takes nothing new.
-fn finish<P, C>(queue: &mut WorkerQueue<P, C>) -> Result<(), QueueFault>
+fn finish<P, C, R>(queue: &mut WorkerQueue<P, C, R>) -> Result<(), QueueFault>
 where
     P: GrantMapper + GrantCopier,
     C: EventChannel,
+    R: SharedMemory + Clone,
 {
     queue.drain();
     let begin = Instant::now();
-    while queue.in_flight() > 0 && begin.elapsed() < DRAIN {
+    while !queue.is_drained() && begin.elapsed() < DRAIN {
         queue.engine_mut().wait(Some(Duration::from_millis(100))).map_err(os_error)?;
         queue.poll(0)?;
     }

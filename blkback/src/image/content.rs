@@ -32,6 +32,12 @@ pub enum ContentError {
     /// It needs a key.
     #[error("{0}")]
     Encrypted(&'static str),
+    /// A part of its data is in another image.
+    #[error("it holds only what differs from a parent image")]
+    Parent,
+    /// It is one file of a disk that is in several.
+    #[error("it is one of several extents")]
+    Extent,
     /// It is in order, and more than is understood here.
     #[error("{0}")]
     Unsupported(String),

@@ -1,5 +1,6 @@
 //! Changing what is in a drive while it is served.
 
+use super::session::Begin;
 use super::{Opening, Platform, Serve, Vbd};
 use crate::engine::Geometry;
 use alloc::format;
@@ -91,7 +92,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             }
         }
         if self.negotiated.is_some() {
-            self.serve(ends, true)?;
+            self.serve(ends, Begin::Again)?;
             if let Some(geometry) = self.geometry() {
                 announce_resize(xs, &ends.back, geometry.sectors)?;
             }

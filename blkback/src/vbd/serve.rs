@@ -7,6 +7,7 @@ use alloc::sync::Arc;
 use core::task::Poll;
 use pvio_event_channel::EventChannels;
 use pvio_grant_table::{GrantCopier, GrantMapper};
+use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::ToolstackBack;
 
@@ -30,6 +31,20 @@ pub trait Serve<P: Platform> {
     /// A queue that is being served. Dropping it finishes what is under way and lets go of
     /// everything.
     type Running;
+
+    /// Memory for in-flight records.
+    type Record: SharedMemory + Clone;
+
+    /// `len` bytes of memory for the in-flight record of a session of a device: new memory, or, to take an
+    /// earlier process's session over, what that process left. Where nothing outlives the process it is
+    /// [`HeapMemory`](pvio_ring::shm::HeapMemory), and there is nothing to take over.
+    ///
+    /// # Errors
+    /// A [`Fault`]; with `resumed`, the session ends and the frontend starts over.
+    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Self::Record, Fault>;
+
+    /// The session of a device is over, and its record of no more use.
+    fn remove_record(&mut self, _device: &str) {}
 
     /// What is offered for a disk, where the toolstack's words about it ask for something else than
     /// is usual. Asked before the disk is opened, and before the toolstack's script has run.
@@ -90,7 +105,7 @@ pub trait Serve<P: Platform> {
     fn start(
         &mut self,
         name: &str,
-        parts: QueueParts<P, P::Channel>,
+        parts: QueueParts<P, P::Channel, Self::Record>,
     ) -> Result<Self::Running, Fault>;
 
     /// Whether a queue that was started is served.

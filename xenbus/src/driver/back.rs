@@ -179,7 +179,7 @@ impl<C: BackendClass> BackendDriver<C> {
     /// # Errors
     /// As [`step`](Self::step).
     pub fn shut_down(&mut self, xs: &mut dyn Xenstore) -> Result<Poll<()>, XsError> {
-        if self.leave().is_pending() {
+        if self.class.disconnect().is_pending() || self.class.release().is_pending() {
             return Ok(Poll::Pending);
         }
         self.machine.failed();
@@ -190,7 +190,7 @@ impl<C: BackendClass> BackendDriver<C> {
     /// As [`shut_down`](Self::shut_down), and says nothing in xenstore: another process is to take
     /// the session over.
     pub fn leave(&mut self) -> Poll<()> {
-        if self.class.disconnect().is_pending() { Poll::Pending } else { self.class.release() }
+        if self.class.leave().is_pending() { Poll::Pending } else { self.class.release() }
     }
 
     /// Tells the operator what is wrong with a device that goes on all the same.
@@ -234,6 +234,12 @@ impl<C: BackendClass> BackendDriver<C> {
                     if self.settle(xs)? {
                         return Ok(Life::Alive);
                     }
+                    continue;
+                }
+                BackAction::Resume
+                    if !self.connecting && self.class.resumable(xs, &self.ends).is_err() =>
+                {
+                    self.machine.abandon();
                     continue;
                 }
                 BackAction::Reconfigure if !self.class.reconfigures() => return Ok(Life::Alive),

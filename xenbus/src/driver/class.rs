@@ -60,6 +60,15 @@ pub trait BackendClass {
     /// A [`HandshakeError`], as for [`prepare`](Self::prepare).
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
 
+    /// Whether the session of an earlier process can go on. Asked before
+    /// [`connect`](Self::connect) with [`Ends::resumed`].
+    ///
+    /// # Errors
+    /// Why not: the frontend has to start over.
+    fn resumable(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
+        Ok(())
+    }
+
     /// Reads what the frontend asks for, maps its rings and begins to serve. Called again, and the
     /// driver woken, for as long as it is pending; or [`disconnect`](Self::disconnect) is, if the
     /// frontend leaves meanwhile.
@@ -140,6 +149,12 @@ pub trait BackendClass {
     /// waits: it is called again, and the driver woken, until it is ready. May be called when
     /// nothing is served.
     fn disconnect(&mut self) -> Poll<()>;
+
+    /// As [`disconnect`](Self::disconnect), and keeps what another process needs to take the session
+    /// over.
+    fn leave(&mut self) -> Poll<()> {
+        self.disconnect()
+    }
 
     /// Closes what [`prepare`](Self::prepare) opened: the device is about to be dropped, and
     /// nothing is served. As [`disconnect`](Self::disconnect), it never waits.

@@ -51,12 +51,12 @@ pub struct Header {
     pub autoclear: u64,
     /// 0 is deflate, 1 zstd.
     pub compression: u8,
-    /// The file below, as it is named in the image.
-    pub backing: Option<String>,
-    /// Its format, as it is named in the image.
-    pub backing_format: Option<String>,
-    /// The file the data is in.
-    pub data_file: Option<String>,
+    /// Name of the file below, in the bytes of the image.
+    pub backing: Option<Vec<u8>>,
+    /// Name of its format, in the bytes of the image.
+    pub backing_format: Option<Vec<u8>>,
+    /// Name of the file the data is in. It means nothing without [`incompatible::DATA_FILE`].
+    pub data_file: Option<Vec<u8>>,
     /// Where the first-level table is, and how many entries it has.
     pub l1: (u64, u32),
     /// Where the table of reference counts is, and its bytes.
@@ -225,7 +225,7 @@ impl Header {
             };
             let mut text = alloc::vec![0; len as usize];
             content.read(at, &mut text)?;
-            *name = Some(utf8(text)?);
+            *name = Some(text);
             at += u64::from(len).next_multiple_of(8);
         }
         Ok(())
@@ -279,7 +279,7 @@ fn read_name(
     at: u64,
     len: u32,
     cluster: u64,
-) -> Result<Option<String>, ContentError> {
+) -> Result<Option<Vec<u8>>, ContentError> {
     if at == 0 || len == 0 {
         return Ok(None);
     }
@@ -288,9 +288,5 @@ fn read_name(
     }
     let mut text = alloc::vec![0; len as usize];
     content.read(at, &mut text)?;
-    utf8(text).map(Some)
-}
-
-fn utf8(text: Vec<u8>) -> Result<String, ContentError> {
-    String::from_utf8(text).map_err(|_| ContentError::corrupt("a name in the header is not UTF-8"))
+    Ok(Some(text))
 }

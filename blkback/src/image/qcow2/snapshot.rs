@@ -1,7 +1,7 @@
 //! An internal snapshot of a qcow2 image, read as it was. `imago` knows the current state alone.
 
 use super::super::error::ImageError;
-use super::super::file::{self, Access};
+use super::super::file::Access;
 use super::super::library::LibraryImage;
 use super::chain::Layer;
 use super::header::{Header, Snapshot};
@@ -38,7 +38,7 @@ pub(super) fn find<'a>(layer: &'a Layer, name: &str) -> Result<&'a Snapshot, Ima
     found.ok_or_else(|| {
         let names: Vec<&str> = all.iter().map(|s| s.name.as_str()).collect();
         let there = if names.is_empty() { "none".into() } else { names.join(", ") };
-        ImageError::NoSnapshot { path: layer.path.clone(), name: name.to_string(), there }
+        ImageError::NoSnapshot { path: layer.path().into(), name: name.to_string(), there }
     })
 }
 
@@ -46,8 +46,8 @@ impl SnapshotStore {
     /// Opens one. The header has been checked: its table lies inside the file.
     pub fn open(layer: &Layer, snapshot: &Snapshot) -> Result<Self, ImageError> {
         let access = Access { write: false, direct: false, lock: true };
-        let (file, _) = file::open(&layer.path, access)?;
-        let other = |error| ImageError::Other { path: layer.path.clone(), error };
+        let file = layer.file.open(access)?;
+        let other = |error| ImageError::Other { path: layer.path().into(), error };
         let (at, entries) = snapshot.l1;
         let mut bytes = alloc::vec![0; entries as usize * 8];
         file.read_exact_at(&mut bytes, at).map_err(other)?;

@@ -9,7 +9,7 @@
 //! away at once, while on the medium they may still be what is read: so until that is over
 //! nobody else calls it.
 
-use super::super::file::{self, Access};
+use super::super::file::Access;
 use super::super::library::{Library, LibraryImage, flush};
 use super::super::{Format, ImageError};
 use super::chain::Layer;
@@ -40,12 +40,12 @@ struct Mark {
 
 impl Written {
     pub fn open(layer: &Layer, access: Access) -> Result<Self, ImageError> {
-        let (path, header) = (&layer.path, layer.header.clone());
-        let other = |error| ImageError::Other { path: path.clone(), error };
+        let (path, header) = (layer.path(), layer.header.clone());
+        let other = |error| ImageError::Other { path: path.into(), error };
         let content =
-            |error| ImageError::Content { path: path.clone(), format: Format::Qcow2, error };
+            |error| ImageError::Content { path: path.into(), format: Format::Qcow2, error };
         // The library locks it.
-        let (file, _) = file::open(path, Access { direct: false, lock: false, ..access })?;
+        let file = layer.file.open(Access { direct: false, lock: false, ..access })?;
         let order = Order::new(file.try_clone().map_err(other)?, &header).map_err(content)?;
         let (order, cluster) = (Arc::new(order), header.cluster());
         let open = || open_layer(layer, access, Some(order.clone()));

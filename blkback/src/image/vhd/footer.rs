@@ -75,7 +75,7 @@ impl Footer {
             }
             2 => Kind::Fixed,
             3 => read_header(content, fields.u64(16), size)?,
-            4 => return Err(ContentError::unsupported("a parent image")),
+            4 => return Err(ContentError::Parent),
             other => return Err(ContentError::corrupt(format!("disk type {other}"))),
         };
         Ok(Self { size, kind, bytes })

@@ -5,7 +5,7 @@
 
 use super::super::content::{Bytes, Content, ContentError};
 use alloc::format;
-use alloc::string::String;
+use alloc::vec::Vec;
 
 /// Bytes of a sector, in which all of the format is counted.
 pub const SECTOR: u64 = 512;
@@ -154,10 +154,10 @@ impl Header {
     ///
     /// # Errors
     /// [`ContentError`].
-    pub fn read_descriptor(&self, content: &dyn Content) -> Result<Option<String>, ContentError> {
+    pub fn read_descriptor(&self, content: &dyn Content) -> Result<Option<Vec<u8>>, ContentError> {
         let Some((at, len)) = self.descriptor else { return Ok(None) };
         let mut text = alloc::vec![0; len as usize];
         content.read(at, &mut text)?;
-        Ok(Some(String::from_utf8_lossy(&text).into_owned()))
+        Ok(Some(text))
     }
 }
