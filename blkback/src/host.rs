@@ -4,6 +4,7 @@ mod opening;
 
 pub use opening::BUSY;
 
+use crate::budgets::MappingBudgets;
 use crate::config::Config;
 use crate::engine::faults::{FaultPlan, FaultSwitch};
 use crate::engine::throttle::{Share, Throttles};
@@ -20,6 +21,8 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::task::Poll;
 use opening::{Closing, Pending, Wake};
+use pvio_grant_table::DomId;
+use pvio_grant_table::policy::MappingBudget;
 use pvio_recordfile::{RecordDir, RecordFile};
 use pvio_uring::LogLimit;
 use pvio_xenbus::driver::Fault;
@@ -54,6 +57,7 @@ pub struct ImageServer {
     /// For what a disk's own words do not say.
     usual: DiskOptions,
     groups: Groups,
+    budgets: MappingBudgets,
     wake: Wake,
     records: Option<RecordDir>,
     /// What holds, once it is known.
@@ -85,9 +89,24 @@ impl ImageServer {
     /// The same with options for what a disk's own words do not say, and with limits that it may
     /// share with others.
     pub fn with(usual: DiskOptions, groups: Groups, wake: Wake) -> Self {
-        let unsized_images = Arc::default();
-        let (records, disk, open, pending, closing) = (None, None, None, None, None);
-        Self { usual, groups, wake, records, disk, open, pending, closing, unsized_images }
+        Self {
+            usual,
+            groups,
+            budgets: MappingBudgets::default(),
+            wake,
+            records: None,
+            disk: None,
+            open: None,
+            pending: None,
+            closing: None,
+            unsized_images: Arc::default(),
+        }
+    }
+
+    /// The same, keeping no more pages of guests mapped than these budgets say.
+    #[must_use]
+    pub fn within(self, budgets: MappingBudgets) -> Self {
+        Self { budgets, ..self }
     }
 
     /// The same, whose sessions another process can take over: it finds their in-flight records in the
@@ -296,6 +315,10 @@ where
 
     fn flush_state(&self) -> Arc<FlushState> {
         self.open.as_ref().map(|open| Arc::clone(open.image.flush_state())).unwrap_or_default()
+    }
+
+    fn mapping_budget(&self, guest: DomId) -> Arc<MappingBudget> {
+        self.budgets.guest(guest)
     }
 
     fn sectors(&mut self) -> Option<u64> {

@@ -8,7 +8,7 @@ pub use crate::config::Config;
 use crate::config::abi;
 use crate::engine::Geometry;
 use crate::live::Live;
-use crate::pages::most_pages;
+use crate::pages::PAGES_MOST;
 use crate::path::{DataPath, Policy};
 use crate::queue::QueueParts;
 use crate::stats::Stats;
@@ -19,6 +19,7 @@ use alloc::vec::Vec;
 use core::task::Poll;
 use media::Change;
 use pvio_event_channel::Port;
+use pvio_grant_table::policy::MappingBudget;
 use pvio_grant_table::{Access, DomId, GrantRef};
 use pvio_ring::BackRing;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, hotplug};
@@ -123,6 +124,11 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         self.disk.as_ref().map(|(_, live)| live.geometry())
     }
 
+    /// How many pages of its guest may be kept mapped; `None` before the disk was opened.
+    pub fn mapping_budget(&self) -> Option<&Arc<MappingBudget>> {
+        self.disk.as_ref().map(|(_, live)| live.mapping_budget())
+    }
+
     fn features(&self) -> BackOffer {
         let discard = self.geometry().and_then(|g| g.discard).map(|d| Discard {
             granularity: Some(d.granularity),
@@ -169,7 +175,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             Fault::new(e.code(), format!("event channel {} cannot be bound: {e}", port.0))
         })?;
         let data_path = self.config.policy.path(agreed.persistent);
-        let most = u32::try_from(most_pages(data_path)).unwrap_or(u32::MAX);
+        let most = u32::try_from(PAGES_MOST).unwrap_or(u32::MAX);
         Ok(QueueParts {
             frontend: front,
             disk: Arc::clone(disk),
@@ -197,7 +203,8 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
                 self.config.policy = Policy::Copy;
             }
             self.warned = false;
-            let live = Live::with(geometry, self.server.flush_state());
+            let budget = self.server.mapping_budget(disk.frontend_id);
+            let live = Live::with(geometry, self.server.flush_state(), budget);
             self.disk = Some((disk.clone(), Arc::new(live)));
         }
         Ok(opening)

@@ -207,6 +207,8 @@ drop_reasons! {
     RxSwitch = "rx-switch",
     /// To the guest: lost on purpose.
     RxFault = "rx-fault",
+    /// To the guest: the port could not read it. One such reading is not the loss of the port.
+    RxPort = "rx-port",
     /// To the guest: shorter than an Ethernet header.
     RxShort = "rx-short",
     /// To the guest: to a multicast group, and the guest chose others.

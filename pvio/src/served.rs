@@ -2,6 +2,7 @@
 
 use crate::disks::vdev::Vdev;
 use pvio_blkback::Vbd;
+use pvio_grant_table::policy::MappingBudget;
 use pvio_netback::Vif;
 use pvio_netback::port::knobs::Knobs;
 use pvio_ring::proto::netif::CtrlStatus;
@@ -19,6 +20,7 @@ pub struct Served(Arc<Mutex<BTreeMap<DeviceAddr, Seen>>>);
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
     knobs: Option<Arc<Knobs>>,
+    mappings: Option<Arc<MappingBudget>>,
     queues: Vec<Counters>,
     /// What is logged now and then only.
     events: Events,
@@ -45,7 +47,8 @@ impl<P: crate::driver::Platform> Visible for Vbd<P, pvio_blkback::host::ImageSer
         let queues = self.stats().iter().map(|stats| Counters::Disk(Arc::clone(stats)));
         let mut events = self.server().events();
         events.push(("sessions", Arc::clone(self.sessions())));
-        Seen { knobs: None, queues: queues.collect(), events }
+        let mappings = self.mapping_budget().cloned();
+        Seen { knobs: None, mappings, queues: queues.collect(), events }
     }
 }
 
@@ -53,7 +56,7 @@ impl<P: crate::driver::Platform> Visible for Vif<P, pvio_netback::host::TapServe
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Nic(Arc::clone(stats)));
         let knobs = Some(Arc::clone(self.server().knobs()));
-        Seen { knobs, queues: queues.collect(), events: Events::new() }
+        Seen { knobs, mappings: None, queues: queues.collect(), events: Events::new() }
     }
 }
 
@@ -94,12 +97,16 @@ impl Served {
     #[must_use]
     pub fn counters(&self) -> Vec<Value> {
         let told = |(addr, seen): (&DeviceAddr, &Seen)| {
-            json!({
+            let mut device = json!({
                 "device": name(*addr),
                 "path": addr.backend_path(),
                 "events": seen.events.iter().map(|(name, log)| (*name, log.seen())).collect::<BTreeMap<_, _>>(),
                 "queues": seen.queues.iter().map(Counters::told).collect::<Vec<_>>(),
-            })
+            });
+            if let Some(guest) = &seen.mappings {
+                device["kept-pages"] = told_budgets(guest);
+            }
+            device
         };
         self.lock().iter().map(told).collect()
     }
@@ -143,6 +150,12 @@ impl Counters {
         }
         Value::Object(all)
     }
+}
+
+/// Pages kept mapped: of the device's guest and of the process, and how many may be.
+fn told_budgets(guest: &Arc<MappingBudget>) -> Value {
+    let of = |budget: &MappingBudget| json!({ "used": budget.used(), "most": budget.most() });
+    json!({ "guest": of(guest), "process": guest.within().map(|process| of(process)) })
 }
 
 /// What a device is called: a NIC as Linux calls the host's end, whatever that is named here

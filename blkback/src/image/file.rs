@@ -2,11 +2,13 @@
 
 use super::error::{ImageError, ReferenceProblem};
 use super::lock::{self, Use};
-use rustix::fs::{FileType, Mode, OFlags, Stat, fstat};
+use crate::engine::store::{FileStore, Store};
+use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, Stat, fallocate, fstat};
 use rustix::io::{Errno, retry_on_intr};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 /// How to open a file.
@@ -89,7 +91,8 @@ impl FileHandle {
         flags |= if access.write { OFlags::RDWR } else { OFlags::RDONLY };
         flags.set(OFlags::DIRECT, access.direct);
         // On a block device O_EXCL (without O_CREAT) fails if anybody else has it so, a mount say.
-        flags.set(OFlags::EXCL, access.write && self.is_block_device());
+        // Only one of the descriptors of a disk has it so, the one that has its lock.
+        flags.set(OFlags::EXCL, access.write && access.lock && self.is_block_device());
         let link = alloc::format!("/proc/self/fd/{}", self.fd.as_raw_fd());
         let file = retry_on_intr(|| rustix::fs::open(&link, flags, Mode::empty()));
         let file = file.map_err(|errno| match errno {
@@ -133,6 +136,21 @@ fn explained(path: &Path, write: bool, error: io::Error) -> ImageError {
 pub(super) fn open(path: &Path, access: Access) -> Result<(File, bool), ImageError> {
     let handle = FileHandle::locate(path)?;
     Ok((handle.open(access)?, handle.is_block_device()))
+}
+
+/// Gives a range of a file or block device back: it reads as zeroes.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn punch(file: &File, at: u64, len: u64) -> io::Result<()> {
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match fallocate(file, hole, at, len) {
+        // A block device that cannot, or not in the middle of its sectors.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) if file.metadata()?.file_type().is_block_device() => {
+            FileStore::new(file.try_clone()?)?.write_zeroes(at, len)
+        }
+        other => Ok(other?),
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What can be told of a disk without serving it, also of one that cannot be served, and of one that
 //! somebody else serves at the moment.
 
-use super::content::FileContent;
+use super::content::{FileContent, Meter};
 use super::error::ImageError;
 use super::file::{Access, FileHandle};
 use super::lock::{self, LockState};
@@ -147,11 +147,13 @@ fn of_qcow2(
     let open = file.open(Access { write: false, direct: false, lock: false })?;
     let path = file.path();
     let wrap = |error| ImageError::Content { path: path.into(), format: Format::Qcow2, error };
-    let content = FileContent::new(&open).map_err(|e| wrap(e.into()))?;
+    let meter = Meter::default();
+    let content = FileContent::new(&open, &meter).map_err(|e| wrap(e.into()))?;
     let header = Header::read(&content).map_err(wrap)?;
     describe_qcow2(found.files.first_mut(), &header);
     let roots = ImageRoots::of(&file, policy)?;
-    let mut layer = qcow2::chain::read(file, &roots, false)?;
+    let meter = Meter::default();
+    let mut layer = qcow2::chain::read(file, &roots, false, &meter)?;
     report_below(found, &layer)?;
     let written = found.files.first().is_some_and(|file| file.lock == LockState::Written);
     if written {
@@ -165,7 +167,7 @@ fn of_qcow2(
     };
     // Tables of an image that is being written are not to be believed.
     if !written {
-        qcow2::try_open(&layer)?;
+        qcow2::try_open(&layer, &meter)?;
     }
     Ok(size)
 }
@@ -217,7 +219,8 @@ fn of_vhd(found: &mut Inspection, file: &FileHandle) -> Result<u64, ImageError> 
     let path = file.path();
     let file = file.open(Access { write: false, direct: false, lock: false })?;
     let wrap = |error| ImageError::Content { path: path.into(), format: Format::Vhd, error };
-    let content = FileContent::new(&file).map_err(|e| wrap(e.into()))?;
+    let meter = Meter::default();
+    let content = FileContent::new(&file, &meter).map_err(|e| wrap(e.into()))?;
     let footer = Footer::read(&content).map_err(wrap)?;
     if let Some(report) = found.files.first_mut() {
         report.features.push(match footer.kind {
@@ -225,7 +228,7 @@ fn of_vhd(found: &mut Inspection, file: &FileHandle) -> Result<u64, ImageError> 
             Kind::Dynamic { block, .. } => format!("dynamic, blocks of {block} bytes"),
         });
     }
-    vhd::check(file, &footer).map_err(wrap)?;
+    vhd::check(file, &footer, &meter).map_err(wrap)?;
     Ok(footer.size)
 }
 

@@ -6,7 +6,8 @@ use crate::queue::{QueueFault, QueueParts};
 use alloc::sync::Arc;
 use core::task::Poll;
 use pvio_event_channel::EventChannels;
-use pvio_grant_table::{GrantCopier, GrantMapper};
+use pvio_grant_table::policy::MappingBudget;
+use pvio_grant_table::{DomId, GrantCopier, GrantMapper};
 use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::ToolstackBack;
@@ -90,6 +91,11 @@ pub trait Serve<P: Platform> {
     /// Whether a flush of the disk that is open has failed. The same object for as long as it is open.
     fn flush_state(&self) -> Arc<FlushState> {
         Arc::default()
+    }
+
+    /// How many pages of a guest all its disks may keep mapped. The same object for the same guest.
+    fn mapping_budget(&self, _guest: DomId) -> Arc<MappingBudget> {
+        MappingBudget::unlimited()
     }
 
     /// How many sectors of 512 bytes the disk has now, if it may have become larger or smaller since

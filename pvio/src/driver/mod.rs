@@ -18,7 +18,7 @@ use crate::served::Served;
 use devices::Devices;
 use pvio_blkback::host::{Groups, ImageServer};
 use pvio_blkback::image::DiskOptions;
-use pvio_blkback::{Config, Vbd};
+use pvio_blkback::{Config, MappingBudgets, Vbd};
 use pvio_grant_table::DomId;
 use pvio_netback::Vif;
 use pvio_netback::host::{Site, TapOptions, TapServer};
@@ -64,6 +64,8 @@ pub struct Options {
     pub disks: Config,
     /// The same in more detail; both hold for what a disk's own words do not say.
     pub disk_options: DiskOptions,
+    /// How many pages of guests their disks may keep mapped.
+    pub mappings: MappingBudgets,
     /// How NICs reach their guests' pages.
     pub nic_policy: pvio_netback::queue::Policy,
     /// Queues a NIC may have; as many as there are processors, up to eight, if left out.
@@ -84,6 +86,7 @@ impl Default for Options {
             records: None,
             disks: Config::for_this_machine(),
             disk_options: DiskOptions::default(),
+            mappings: MappingBudgets::default(),
             nic_policy: pvio_netback::queue::Policy::default(),
             nic_queues: None,
             site: Arc::default(),
@@ -140,6 +143,7 @@ pub fn run<P: Platform>(
     let mut disks = Devices::new(disks, id, options.only, move |addr, left| {
         let usual = chosen.disk_options.clone();
         let server = ImageServer::with(usual, groups.clone(), wakes.of(addr));
+        let server = server.within(chosen.mappings.clone());
         let server = match &chosen.records {
             Some(records) => server.recorded_in(records.clone()),
             None => server,

@@ -3,8 +3,8 @@ use super::{Ends, Fault, Life, Surroundings, announce, only_if_lost, watch};
 use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
-    DeviceAddr, clear_error, clear_revived, hotplug_path, is_revived, online_path, read_online,
-    read_state, state_path, switch_state,
+    DeviceAddr, clear_error, clear_revived, hotplug_path, is_revived, online_path,
+    read_frontend_state, read_online, state_path, switch_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError};
@@ -311,7 +311,7 @@ impl<C: BackendClass> BackendDriver<C> {
         if self.broken {
             return Ok(if online { BackAction::None } else { BackAction::Remove });
         }
-        let front = read_state(xs, &self.ends.front)?;
+        let front = read_frontend_state(xs, &self.ends.front)?;
         self.front = front;
         if self.machine.is_connected()
             && matches!(front, XenbusState::Initialised | XenbusState::Connected)

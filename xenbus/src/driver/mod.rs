@@ -21,7 +21,7 @@ mod front;
 
 pub use back::{BackendDriver, MOST_TRANSITIONS};
 pub use class::{BackendClass, Prepared, hotplug};
-pub use front::{FrontendClass, FrontendDriver};
+pub use front::{FrontendClass, FrontendDriver, FrontendEnds};
 
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{DeviceAddr, state_path, switch_state, write_error};
@@ -48,7 +48,7 @@ pub enum Surroundings {
     DriverDomain,
 }
 
-/// The two ends of a device.
+/// The two ends of a device, as its backend finds them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ends {
     /// Which device it is.

@@ -1,7 +1,7 @@
 //! The files a qcow2 image is made of: itself, and what it rests on, down to the last.
 
 use super::super::Format;
-use super::super::content::FileContent;
+use super::super::content::{FileContent, Meter};
 use super::super::error::ImageError;
 use super::super::file::{Access, FileHandle};
 use super::super::reference::ImageRoots;
@@ -54,8 +54,9 @@ pub(in crate::image) fn read(
     file: FileHandle,
     roots: &ImageRoots,
     lock: bool,
+    meter: &Meter,
 ) -> Result<Layer, ImageError> {
-    read_layer(file, roots, lock, None)
+    read_layer(file, roots, lock, meter, None)
 }
 
 /// An image above another, up to the one that the operator named.
@@ -75,13 +76,16 @@ fn read_layer(
     file: FileHandle,
     roots: &ImageRoots,
     lock: bool,
+    meter: &Meter,
     above: Option<&Above<'_>>,
 ) -> Result<Layer, ImageError> {
     let wrap =
         |error| ImageError::Content { path: file.path().into(), format: Format::Qcow2, error };
     let open = file.open(Access { write: false, direct: false, lock })?;
-    let content = FileContent::new(&open).map_err(|e| wrap(e.into()))?;
+    let content = FileContent::new(&open, meter).map_err(|e| wrap(e.into()))?;
     let header = Header::read(&content).map_err(wrap)?;
+    // The library keeps it.
+    meter.keep(u64::from(header.l1.1) * 8).map_err(wrap)?;
     drop(open);
     // Without its feature the name of a data file is nothing but a name.
     let has_data_file = header.incompatible & incompatible::DATA_FILE != 0;
@@ -91,7 +95,10 @@ fn read_layer(
     };
     let here = Above { file: &file, above, depth: above.map_or(1, |above| above.depth + 1) };
     let below = match &header.backing {
-        Some(name) => Some(below(name, header.backing_format.as_deref(), roots, lock, &here)?),
+        Some(name) => {
+            let format = header.backing_format.as_deref();
+            Some(below(name, format, roots, lock, meter, &here)?)
+        }
         None => None,
     };
     Ok(Layer { file, header, data, below })
@@ -102,6 +109,7 @@ fn below(
     format: Option<&[u8]>,
     roots: &ImageRoots,
     lock: bool,
+    meter: &Meter,
     here: &Above<'_>,
 ) -> Result<Below, ImageError> {
     let fail = |what| {
@@ -130,7 +138,7 @@ fn below(
     match format {
         Some(b"raw" | b"file" | b"host_device") => Ok(Below::Raw(file)),
         Some(b"qcow2") => {
-            let layer = read_layer(file, roots, lock, Some(here))?;
+            let layer = read_layer(file, roots, lock, meter, Some(here))?;
             Ok(Below::Qcow2(Box::new(layer)))
         }
         Some(_) => fail(

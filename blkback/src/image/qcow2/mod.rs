@@ -9,9 +9,10 @@ pub mod header;
 mod order;
 mod refcounts;
 mod snapshot;
+mod tables;
 mod written;
 
-use super::content::{ContentError, FileContent};
+use super::content::{ContentError, FileContent, Meter};
 use super::error::ImageError;
 use super::file::{Access, FileHandle};
 use super::library::{Library, LibraryImage, failed, storage};
@@ -40,22 +41,23 @@ pub(super) fn open(
 ) -> Result<Opened, ImageError> {
     let file = FileHandle::locate(path)?;
     let roots = ImageRoots::of(&file, policy)?;
-    let mut layer = chain::read(file, &roots, true)?;
+    let meter = Meter::default();
+    let mut layer = chain::read(file, &roots, true, &meter)?;
     let dirty = layer.header.incompatible & incompatible::DIRTY != 0;
     // Version 2 has no such mark.
     if !options.read_only && (dirty || layer.header.version < 3) {
-        repair(&layer)?;
+        repair(&layer, &meter)?;
         layer.header.incompatible &= !incompatible::DIRTY;
     }
     check_features(&layer, !options.read_only)?;
-    is_whole(&layer)?;
+    is_whole(&layer, &meter)?;
     if let Some(name) = snapshot {
         let snapshot = snapshot::find(&layer, name)?;
         if !options.read_only {
             return Err(ImageError::OnlyRead(format!("qcow2@{name}:{}", path.display())));
         }
         let geometry = raw::geometry(path, snapshot.size, 512, 4096, true)?;
-        return Ok((Arc::new(SnapshotStore::open(&layer, snapshot)?), geometry));
+        return Ok((Arc::new(SnapshotStore::open(&layer, snapshot, &meter)?), geometry));
     }
     let mut geometry = raw::geometry(path, layer.header.size, 512, 4096, options.read_only)?;
     let access = Access { write: !options.read_only, direct: options.direct, lock: true };
@@ -65,25 +67,25 @@ pub(super) fn open(
             alignment: 0,
             secure: false,
         });
-        return Ok((Arc::new(Written::open(&layer, access)?), geometry));
+        return Ok((Arc::new(Written::open(&layer, access, &meter)?), geometry));
     }
     let open = || open_layer(&layer, access, None);
     Ok((Arc::new(Library::open(path, Format::Qcow2, false, open)?), geometry))
 }
 
 /// Mends an image that was not closed by who wrote it last, before it is written again.
-fn repair(layer: &Layer) -> Result<(), ImageError> {
+fn repair(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     let wrap =
         |error| ImageError::Content { path: layer.path().into(), format: Format::Qcow2, error };
     let system = |error: io::Error| wrap(error.into());
     let access = Access { write: true, direct: false, lock: true };
     let file = layer.file.open(access)?;
-    let content = FileContent::new(&file).map_err(system)?;
+    let content = FileContent::new(&file, meter).map_err(system)?;
     // Nobody else writes it now; whoever did before we had the lock may have changed it.
     let header = Header::read(&content).map_err(wrap)?;
     let raised = refcounts::raise(&file, &content, &header).map_err(wrap)?;
     if header.version >= 3 {
-        refcounts::set_dirty(&file, &header, false).map_err(system)?;
+        refcounts::set_dirty(&file, header.incompatible, false).map_err(system)?;
     }
     if header.version >= 3 || raised > 0 {
         tracing::warn!(
@@ -102,22 +104,22 @@ pub(super) fn snapshot_size(layer: &Layer, name: &str) -> Result<u64, ImageError
 
 /// Refuses an image that was cut short. To be asked of one that is in order; what it rests on may be
 /// written by nobody, and is looked at too.
-fn is_whole(layer: &Layer) -> Result<(), ImageError> {
+fn is_whole(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     let wrap =
         |error| ImageError::Content { path: layer.path().into(), format: Format::Qcow2, error };
     let access = Access { write: false, direct: false, lock: false };
     let file = layer.file.open(access)?;
-    let content = FileContent::new(&file).map_err(|e| wrap(e.into()))?;
+    let content = FileContent::new(&file, meter).map_err(|e| wrap(e.into()))?;
     refcounts::is_whole(&content, &layer.header).map_err(wrap)?;
     match &layer.below {
-        Some(chain::Below::Qcow2(below)) => is_whole(below),
+        Some(chain::Below::Qcow2(below)) => is_whole(below, meter),
         Some(chain::Below::Raw(_)) | None => Ok(()),
     }
 }
 
 /// Opens an image to be read, without a lock, and lets go of it.
-pub(super) fn try_open(layer: &Layer) -> Result<(), ImageError> {
-    is_whole(layer)?;
+pub(super) fn try_open(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
+    is_whole(layer, meter)?;
     let access = Access { write: false, direct: false, lock: false };
     Library::open(layer.path(), Format::Qcow2, false, || open_layer(layer, access, None)).map(drop)
 }

@@ -5,6 +5,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+/// Extents of a disk: 4 TiB in files of 2 GiB. Each takes a descriptor of this process.
+const MOST_EXTENTS: usize = 2048;
+
 /// What a descriptor says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Descriptor {
@@ -72,6 +75,10 @@ impl Descriptor {
         } else if let Some(kind) = line.strip_prefix(b"createType=") {
             self.kind = String::from_utf8_lossy(kind).trim_matches('"').into();
         } else if let Some(extent) = Extent::parse(line)? {
+            if self.extents.len() == MOST_EXTENTS {
+                let what = format!("more than {MOST_EXTENTS} extents");
+                return Err(ContentError::unsupported(what));
+            }
             self.extents.push(extent);
         }
         Ok(())

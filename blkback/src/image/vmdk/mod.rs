@@ -6,7 +6,7 @@ mod descriptor;
 mod header;
 mod sparse;
 
-use super::content::{Content, ContentError, FileContent};
+use super::content::{Content, ContentError, FileContent, Meter, buffer};
 use super::error::ImageError;
 use super::file::{Access, FileHandle};
 use super::reference::{ImageRoots, ReferencePolicy};
@@ -25,7 +25,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -107,7 +107,8 @@ impl Vmdk {
             if access.write { roots.find_written(&image, name) } else { roots.find(&image, name) }
         };
         let first = image.open(buffered)?;
-        let found = Found::read(&first).map_err(fail(path))?;
+        let meter = Meter::default();
+        let found = Found::read(&first, &meter).map_err(fail(path))?;
         let descriptor = Descriptor::parse(&found.text).map_err(fail(path))?;
         let id =
             first.try_clone().map_err(|error| ImageError::Other { path: path.into(), error })?;
@@ -135,22 +136,22 @@ impl Vmdk {
             let data = match (whole.take(), extent.kept) {
                 // All in one file, whatever the file was called when that was written.
                 (Some((file, header)), Kept::Sparse(_)) => {
-                    open_sparse(path, file, header, bytes, access.write)?
+                    open_sparse(path, file, header, bytes, access.write, &meter)?
                 }
                 (Some(_), _) => {
                     return Err(fail(path)(ContentError::corrupt("its one extent is not sparse")));
                 }
                 (None, Kept::Zero) => Data::Zero,
                 (None, Kept::Flat(name, offset)) => {
-                    open_flat(&locate(&name)?, offset * SECTOR, bytes, access)?
+                    open_flat(&locate(&name)?, offset * SECTOR, bytes, access, &meter)?
                 }
                 (None, Kept::Sparse(name)) => {
                     let extent = locate(&name)?;
                     let file = extent.open(buffered)?;
-                    let content = FileContent::new(&file);
+                    let content = FileContent::new(&file, &meter);
                     let content = content.map_err(|e| fail(extent.path())(e.into()))?;
                     let header = Header::read(&content).map_err(fail(extent.path()))?;
-                    open_sparse(extent.path(), file, header, bytes, access.write)?
+                    open_sparse(extent.path(), file, header, bytes, access.write, &meter)?
                 }
             };
             this.extents.push(Extent { at, end, data });
@@ -206,8 +207,8 @@ struct Found {
 }
 
 impl Found {
-    fn read(file: &File) -> Result<Self, ContentError> {
-        let content = FileContent::new(file)?;
+    fn read(file: &File, meter: &Meter) -> Result<Self, ContentError> {
+        let content = FileContent::new(file, meter)?;
         let mut head = [0; 4];
         content.read(0, &mut head)?;
         match &head {
@@ -224,7 +225,7 @@ impl Found {
                 if len > LONGEST_DESCRIPTOR {
                     return Err(ContentError::corrupt(format!("its descriptor has {len} bytes")));
                 }
-                let mut text = alloc::vec![0; len as usize];
+                let mut text = buffer(len)?;
                 content.read(0, &mut text)?;
                 Ok(Self { text, at: 0, sparse: None })
             }
@@ -238,12 +239,13 @@ fn open_flat(
     offset: u64,
     bytes: u64,
     access: Access,
+    meter: &Meter,
 ) -> Result<Data, ImageError> {
     let path = extent.path();
     // Calls come from memory of any alignment.
     let file = extent.open(Access { direct: false, ..access })?;
     let content = |error| ImageError::Content { path: path.into(), format: Format::Vmdk, error };
-    let there = FileContent::new(&file).map_err(|error| content(error.into()))?.length();
+    let there = FileContent::new(&file, meter).map_err(|error| content(error.into()))?.length();
     let end = offset.saturating_add(bytes);
     if end > there {
         let what = format!("it needs {end} bytes, and has {there}");
@@ -260,16 +262,19 @@ fn open_sparse(
     header: Header,
     bytes: u64,
     write: bool,
+    meter: &Meter,
 ) -> Result<Data, ImageError> {
     let content = |error| ImageError::Content { path: path.into(), format: Format::Vmdk, error };
     if header.sectors * SECTOR < bytes {
         let what = format!("an extent of {} sectors for {bytes} bytes", header.sectors);
         return Err(content(ContentError::corrupt(what)));
     }
-    if write && (header.compressed || header.version >= 3) {
+    let kind = file.metadata().map_err(|error| content(error.into()))?.file_type();
+    // A block device does not grow.
+    if write && (header.compressed || header.version >= 3 || kind.is_block_device()) {
         return Err(ImageError::OnlyRead(format!("vmdk:{}", path.display())));
     }
-    Ok(Data::Sparse(Sparse::open(file, header, write).map_err(content)?))
+    Ok(Data::Sparse(Sparse::open(file, header, write, meter).map_err(content)?))
 }
 
 impl Store for Vmdk {
