@@ -1,13 +1,12 @@
 //! The device: a virtual NIC's backend end, from the toolstack's words to a served queue.
 
-mod kept;
+mod serve;
+mod session;
 
 use crate::Platform;
 use crate::fault::AttachError;
-use crate::port::PacketBuf;
 use crate::queue::{
-    ControlRefs, EventPorts, Features, Groups, Headroom, Notes, Policy, Queue, QueueRefs,
-    RateLimit, Siblings, Waker,
+    ControlRefs, EventPorts, Features, Headroom, Queue, QueueRefs, RateLimit, Siblings,
 };
 use crate::stats::Stats;
 use alloc::format;
@@ -23,10 +22,12 @@ use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, Surroundings, hot
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
 use pvio_xenbus::handshake::vif::{
-    BackOffer, ControlRing, EventChannels as Events, FrontRequest, MAX_QUEUES, Negotiated,
-    Queue as QueueKeys, Rate, ToolstackBack, multicast_request_path, read_multicast_request,
-    read_rate, read_xdp_headroom, write_carrier,
+    BackOffer, EventChannels as Events, FrontRequest, MAX_QUEUES, Negotiated, Queue as QueueKeys,
+    Rate, ToolstackBack, multicast_request_path, read_multicast_request, read_rate,
+    read_xdp_headroom, write_carrier,
 };
+pub use serve::Serve;
+use session::{Recorded, Rings};
 
 /// Who attaches the host's end of a vif to what it leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,117 +48,6 @@ pub struct Session {
     pub features: Features,
 }
 
-/// Opens ports and runs queues: taps and threads, or whatever the platform has.
-pub trait Serve<P: Platform> {
-    /// Memory of the ports.
-    type Buf: PacketBuf;
-    /// A queue that is being served. Dropping it stops that and lets go of everything the queue has.
-    type Running;
-
-    /// How many queues a vif may have at most, at least 1 (`multi-queue-max-queues`).
-    fn max_queues(&self) -> u32;
-
-    /// How the guest's pages are to be reached.
-    fn policy(&self) -> Policy {
-        Policy::default()
-    }
-
-    /// Whether guests may have pages kept mapped: their staging grants.
-    fn stages(&self) -> bool {
-        true
-    }
-
-    /// How each of so many queues of the session that begins is woken, for their siblings to do so.
-    /// Asked for before [`begin`](Self::begin), and only for a guest that has a control ring. The ones
-    /// given by default do nothing, which is enough for queues that are polled all the time.
-    ///
-    /// # Errors
-    /// A [`Fault`] when the system has not what that takes.
-    fn wakers(&mut self, queues: usize) -> Result<Vec<Waker>, Fault> {
-        let nothing: Waker = Arc::new(|| ());
-        Ok(core::iter::repeat_n(nothing, queues).collect())
-    }
-
-    /// Wakes whoever drives the device, from any thread: step it then. The one given by default does
-    /// nothing, which is enough for one that is stepped now and then.
-    fn waker(&self) -> Waker {
-        Arc::new(|| ())
-    }
-
-    /// Makes what the vif's packets go to. Done once; it lives as long as the device, so that
-    /// what is attached to it stays across reconnections of the guest.
-    ///
-    /// # Errors
-    /// A [`Fault`] that tells the operator what to do.
-    fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault>;
-
-    /// The same where that takes time and nothing may wait for it: called again, when the server's
-    /// [`waker`](Self::waker) was, until it is ready. The one given by default opens at once.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
-    fn poll_open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<Poll<()>, Fault> {
-        self.open(vif, attach).map(Poll::Ready)
-    }
-
-    /// Takes away what [`open`](Self::open) made; called again until it is ready. The one given by
-    /// default leaves that to the server's end.
-    fn close(&mut self) -> Poll<()> {
-        Poll::Ready(())
-    }
-
-    /// A session begins: what [`open`](Self::open) made is set up for it. Whatever comes of that,
-    /// [`stopped`](Self::stopped) follows at last.
-    ///
-    /// # Errors
-    /// A [`Fault`]; nothing is started.
-    fn begin(&mut self, session: &Session) -> Result<(), Fault>;
-
-    /// Begins to serve queue number `index`, counted from 0, without waiting until it is
-    /// [ready](Self::ready).
-    ///
-    /// # Errors
-    /// A [`Fault`] when the system has not what that takes.
-    fn start(
-        &mut self,
-        index: usize,
-        name: &str,
-        queue: Queue<P, Self::Buf>,
-    ) -> Result<Self::Running, Fault>;
-
-    /// Whether a queue that was started is served.
-    ///
-    /// # Errors
-    /// A [`Fault`] when the system has not what that takes.
-    fn ready(&mut self, _running: &mut Self::Running) -> Result<Poll<()>, Fault> {
-        Ok(Poll::Ready(()))
-    }
-
-    /// Every queue is served: the guest is there.
-    fn started(&mut self);
-
-    /// No guest is there any more; what [`start`](Self::start) gave is dropped already.
-    fn stopped(&mut self);
-
-    /// The toolstack changed what may be changed while the vif is served.
-    ///
-    /// # Errors
-    /// A [`Fault`]; what was in force stays so.
-    fn refresh(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
-        let _ = vif;
-        Ok(())
-    }
-
-    /// Why a queue ended by itself, if it did; told once.
-    fn fault(&mut self, running: &mut Self::Running) -> Option<Fault>;
-
-    /// Stops serving a queue. Called again until it is ready; dropping the queue does not wait then.
-    /// The one given by default leaves everything to that.
-    fn stop(&mut self, _running: &mut Self::Running) -> Poll<()> {
-        Poll::Ready(())
-    }
-}
-
 /// A virtual NIC's backend, to be driven by [`pvio_xenbus::driver::BackendDriver`].
 pub struct Vif<P: Platform, S: Serve<P>> {
     platform: P,
@@ -169,14 +59,9 @@ pub struct Vif<P: Platform, S: Serve<P>> {
     negotiated: Option<Negotiated>,
     /// Of each queue of the session.
     limits: Vec<Arc<RateLimit>>,
-    groups: Arc<Groups>,
     headroom: Arc<Headroom>,
-    /// What the guest sets up over its rings; none without a session.
-    notes: Option<Arc<Notes>>,
-    /// The groups that were kept last, in order.
-    kept_groups: Vec<[u8; 6]>,
-    /// Which groups the guest named before this process came is not known.
-    hears_all: bool,
+    /// What the session's queues have in flight, and what its guest has set up.
+    session: Option<Recorded<S::Record>>,
     stats: Vec<Arc<Stats>>,
 }
 
@@ -193,11 +78,8 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
             running: Vec::new(),
             negotiated: None,
             limits: Vec::new(),
-            groups: Arc::default(),
             headroom: Arc::default(),
-            notes: None,
-            kept_groups: Vec::new(),
-            hears_all: false,
+            session: None,
             stats,
         }
     }
@@ -217,7 +99,7 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
     /// Whether the guest hears only the multicast groups that it names, from now on until the
     /// session ends. A session begins with what was negotiated.
     pub fn choose_groups(&self, chosen: bool) {
-        self.groups.choose(chosen);
+        self.session.iter().for_each(|session| session.groups.choose(chosen));
     }
 
     /// What this session may use; `None` when there is none.
@@ -244,17 +126,18 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
     fn attach(
         &self,
         ends: &Ends,
-        keys: &QueueKeys,
+        (index, refs): (usize, &QueueRefs),
         features: Features,
-        index: usize,
-    ) -> Result<Queue<P, S::Buf>, Fault>
+        session: &Recorded<S::Record>,
+    ) -> Result<Queue<P, S::Buf, S::Record>, Fault>
     where
         P: Clone,
     {
         let stats = self.stats.get(index).map(Arc::clone).unwrap_or_default();
         let peer = ends.addr.front;
         let platform = self.platform.clone();
-        let mut queue = Queue::attach(platform, peer, &refs(keys), features, stats)?;
+        let part = (&session.record, index, &session.groups);
+        let mut queue = Queue::attach_recorded(platform, peer, refs, features, stats, part)?;
         queue.set_policy(self.server.policy());
         Ok(queue)
     }
@@ -313,6 +196,18 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         self.features_offered().write(xs, &ends.back)
     }
 
+    fn resumable(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        let (request, negotiated) = self.request(xs, ends)?;
+        let rings = Rings::new(ends, &request, &negotiated);
+        let found = Recorded::begin(&mut self.server, &rings, true);
+        #[cfg(feature = "std")]
+        if let Err(fault) = &found {
+            let (device, reason) = (&ends.back, fault.code);
+            tracing::warn!(device, reason, %fault, "session not resumed; the frontend has to reconnect");
+        }
+        found.map(drop)
+    }
+
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Poll<()>, Fault> {
         if self.negotiated.is_none() {
             self.begin(xs, ends)?;
@@ -346,12 +241,9 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
 
     fn look_again(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
         if self.negotiated.as_ref().is_some_and(|negotiated| negotiated.dynamic_multicast) {
-            let chosen = read_multicast_request(xs, &ends.front)?;
-            // What it chooses from here on is known.
-            self.hears_all &= chosen;
-            self.choose_groups(chosen && !self.hears_all);
+            self.choose_groups(read_multicast_request(xs, &ends.front)?);
         }
-        self.write_notes(xs, ends)
+        Ok(())
     }
 
     fn reconfigures(&self) -> bool {
@@ -365,6 +257,16 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
     }
 
     fn disconnect(&mut self) -> Poll<()> {
+        if self.leave().is_pending() {
+            return Poll::Pending;
+        }
+        if let Some(session) = self.session.take() {
+            session.end(&mut self.server);
+        }
+        Poll::Ready(())
+    }
+
+    fn leave(&mut self) -> Poll<()> {
         let Self { server, running, .. } = self;
         // All are told before any is waited for.
         running.retain_mut(|queue| server.stop(queue).is_pending());
@@ -372,7 +274,6 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
             return Poll::Pending;
         }
         if self.negotiated.take().is_some() {
-            self.notes = None;
             self.server.stopped();
         }
         Poll::Ready(())
@@ -391,49 +292,63 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
 impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
     /// Begins a session with what the frontend asks for.
     fn begin(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let offer = self.features_offered();
-        let request = FrontRequest::read(xs, &ends.front, &offer)?;
-        let negotiated = Negotiated::new(&offer, &request);
+        let (request, negotiated) = self.request(xs, ends)?;
         let features = features(&negotiated);
+        let rings = Rings::new(ends, &request, &negotiated);
+        let session = Recorded::begin(&mut self.server, &rings, ends.resumed)?;
         // Every ring is mapped before a packet moves: it is all of them or none.
-        let keys = request.queues.iter().enumerate();
-        let queues = keys.map(|(index, keys)| self.attach(ends, keys, features, index));
+        let refs = rings.queues.iter().enumerate();
+        let queues = refs.map(|queue| self.attach(ends, queue, features, &session));
         let mut queues = queues.collect::<Result<Vec<_>, Fault>>()?;
-        self.groups = Arc::default();
-        queues.iter_mut().for_each(|queue| queue.share_groups(&self.groups));
         self.headroom = Arc::default();
         self.headroom.set(u16::try_from(negotiated.xdp_headroom).unwrap_or(u16::MAX));
         queues.iter_mut().for_each(|queue| queue.share_headroom(&self.headroom));
-        if let Some(ctrl) = request.ctrl.filter(|_| negotiated.ctrl_ring) {
-            self.serve_control(&mut queues, ctrl)?;
+        if let Some(control) = &rings.control {
+            self.serve_control(&mut queues, control, &session)?;
         }
-        self.keep_notes(xs, ends, &mut queues)?;
-        self.groups.choose(negotiated.multicast_control && !self.hears_all);
+        session.groups.choose(negotiated.multicast_control);
         self.limits = queues.iter().map(|queue| Arc::clone(queue.limit())).collect();
         self.set_rate(read_rate(xs, &ends.back)?);
         if ends.resumed {
-            // The last answers may have been published by one who died before telling.
+            // The last responses may have been published by one who died before telling.
             for channel in queues.iter().flat_map(Queue::channels) {
                 channel.notify().map_err(|e| Fault::new(e.code(), e))?;
             }
+        } else {
+            session.record.commit();
         }
-        self.negotiated = Some(negotiated);
+        (self.negotiated, self.session) = (Some(negotiated), Some(session));
         self.start(ends, features, queues)
+    }
+
+    /// What the frontend asks for, and what comes of it.
+    fn request(
+        &self,
+        xs: &mut dyn Xenstore,
+        ends: &Ends,
+    ) -> Result<(FrontRequest, Negotiated), HandshakeError> {
+        let offer = self.features_offered();
+        let request = FrontRequest::read(xs, &ends.front, &offer)?;
+        let negotiated = Negotiated::new(&offer, &request);
+        Ok((request, negotiated))
     }
 
     fn serve_control(
         &mut self,
-        queues: &mut [Queue<P, S::Buf>],
-        keys: ControlRing,
+        queues: &mut [Queue<P, S::Buf, S::Record>],
+        refs: &ControlRefs,
+        session: &Recorded<S::Record>,
     ) -> Result<(), Fault> {
         let siblings = Siblings::new(self.server.wakers(queues.len())?);
         for (index, queue) in queues.iter_mut().enumerate() {
             queue.join(&siblings, index);
         }
-        if let Some(first) = queues.first_mut() {
-            let event = Port(keys.event_channel);
-            let refs = ControlRefs { ring: GrantRef(keys.ring_ref), event };
-            first.serve_control(&refs, self.server.stages())?;
+        let count = queues.len();
+        let Some(first) = queues.first_mut() else { return Ok(()) };
+        first.serve_control_recorded(refs, self.server.stages(), &session.record)?;
+        let staged: Vec<_> = (0..count).map(|index| first.staged_before(index)).collect();
+        for (queue, list) in queues.iter_mut().zip(staged) {
+            queue.restage(&list)?;
         }
         Ok(())
     }
@@ -442,7 +357,7 @@ impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
         &mut self,
         ends: &Ends,
         features: Features,
-        queues: Vec<Queue<P, S::Buf>>,
+        queues: Vec<Queue<P, S::Buf, S::Record>>,
     ) -> Result<(), Fault> {
         self.server.begin(&Session { queues: queues.len(), features })?;
         let device = format!("vif-{}-{}", ends.addr.front, ends.addr.index);

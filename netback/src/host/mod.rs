@@ -24,6 +24,7 @@ use core::net::Ipv4Addr;
 use core::task::Poll;
 use making::{Making, Unmaking, Way};
 use other::Other;
+use pvio_recordfile::{RecordDir, RecordFile};
 use pvio_uring::PrivateBuf;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::ToolstackBack;
@@ -77,6 +78,7 @@ pub struct TapServer {
     knobs: Arc<Knobs>,
     /// What the queues of the session wake each other by, if it has a control ring.
     mail: Vec<OwnedFd>,
+    records: Option<RecordDir>,
 }
 
 impl TapServer {
@@ -98,6 +100,7 @@ impl TapServer {
             site: Arc::default(),
             knobs: Arc::default(),
             mail: Vec::new(),
+            records: None,
         }
     }
 
@@ -105,6 +108,13 @@ impl TapServer {
     #[must_use]
     pub fn within(self, site: Arc<Site>) -> Self {
         Self { site, ..self }
+    }
+
+    /// The same, whose sessions another process can take over: it finds their in-flight records in the
+    /// same directory.
+    #[must_use]
+    pub fn recorded_in(self, records: RecordDir) -> Self {
+        Self { records: Some(records), ..self }
     }
 
     /// What can be changed while the vif is served, and looked at.
@@ -181,6 +191,26 @@ where
 {
     type Buf = PrivateBuf;
     type Running = Worker;
+    type Record = RecordFile;
+
+    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<RecordFile, Fault> {
+        let failed =
+            |e: io::Error| Fault::new("record-file", format!("in-flight record {device}: {e}"));
+        match &self.records {
+            Some(dir) if resumed => dir.existing(device, len).map_err(failed),
+            Some(dir) => dir.create(device, len).map_err(failed),
+            None if resumed => {
+                Err(Fault::new("record-missing", "no in-flight records are kept here"))
+            }
+            None => RecordFile::private(len).map_err(failed),
+        }
+    }
+
+    fn remove_record(&mut self, device: &str) {
+        if let Some(Err(error)) = self.records.as_ref().map(|dir| dir.remove(device)) {
+            tracing::warn!(device, %error, "the in-flight record is not removed");
+        }
+    }
 
     fn max_queues(&self) -> u32 {
         let theirs = self.way.other.as_ref().and_then(Other::queues);
@@ -208,10 +238,6 @@ where
             wakers.push(Arc::new(wake) as Waker);
         }
         Ok(wakers)
-    }
-
-    fn waker(&self) -> Waker {
-        Arc::clone(&self.wake)
     }
 
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
@@ -269,7 +295,7 @@ where
         &mut self,
         index: usize,
         name: &str,
-        queue: Queue<P, PrivateBuf>,
+        queue: Queue<P, PrivateBuf, RecordFile>,
     ) -> Result<Worker, Fault> {
         let (wake, carrier) = (Arc::clone(&self.wake), Arc::clone(&self.carrier));
         let tell = move |news| match news {

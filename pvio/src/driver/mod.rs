@@ -163,6 +163,10 @@ pub fn run<P: Platform>(
             ..TapOptions::default()
         };
         let server = TapServer::new(options, wakes.of(addr)).within(Arc::clone(&chosen.site));
+        let server = match &chosen.records {
+            Some(records) => server.recorded_in(records.clone()),
+            None => server,
+        };
         begin(&chosen, addr, left, Vif::new(shared.clone(), server))
     })
     .clearing_up(within == Surroundings::DriverDomain)
