@@ -1,5 +1,6 @@
 //! Serving vbds from images, a thread per queue: what a driver domain does.
 
+mod fence;
 mod opening;
 
 pub use opening::BUSY;
@@ -27,9 +28,11 @@ use pvio_recordfile::{RecordDir, RecordFile};
 use pvio_uring::LogLimit;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -60,6 +63,8 @@ pub struct ImageServer {
     budgets: MappingBudgets,
     wake: Wake,
     records: Option<RecordDir>,
+    /// The disk whose fence there is.
+    fenced: Option<String>,
     /// What holds, once it is known.
     disk: Option<Disk>,
     open: Option<Open>,
@@ -95,6 +100,7 @@ impl ImageServer {
             budgets: MappingBudgets::default(),
             wake,
             records: None,
+            fenced: None,
             disk: None,
             open: None,
             pending: None,
@@ -105,8 +111,9 @@ impl ImageServer {
 
     /// The same, keeping no more pages of guests mapped than these budgets say.
     #[must_use]
-    pub fn within(self, budgets: MappingBudgets) -> Self {
-        Self { budgets, ..self }
+    pub fn within(mut self, budgets: MappingBudgets) -> Self {
+        self.budgets = budgets;
+        self
     }
 
     /// The same, whose sessions another process can take over: it finds their in-flight records in the
@@ -129,12 +136,12 @@ impl ImageServer {
     fn read(&self, told: &ToolstackBack) -> Result<Disk, Fault> {
         let disk = match told.backing() {
             _ if told.is_empty_drive() => Ok(Spec::Ram { bytes: 0 }.into()),
-            Backing::Own(text) => text.parse(),
+            Backing::Own(text) => Disk::from_bytes(text),
             Backing::Format(format, rest) => Disk::with_format(format, rest),
         };
         let mut disk = disk.map_err(|e| Fault::new(e.code(), e))?;
         let words = told.options.as_deref().unwrap_or_default();
-        let said: DiskOptions = words.parse().map_err(|e| Fault::new("disk-options", e))?;
+        let said = DiskOptions::from_bytes(words).map_err(|e| Fault::new("disk-options", e))?;
         disk.options = said.or(disk.options).or(self.usual.clone());
         let options = &mut disk.options;
         options.read_only = Some(told.mode == Mode::ReadOnly || options.read_only == Some(true));
@@ -149,7 +156,12 @@ impl ImageServer {
         let busy = disk.options.busy_timeout.unwrap_or(BUSY);
         let (groups, named) = (self.groups.clone(), name.clone());
         let (device, opened) = (told.physical_device_path.clone(), disk.clone());
-        let open = move || Open::new(backed_by(opened.clone(), device.as_ref()), &groups, &named);
+        let records = self.records.clone();
+        let open = move || {
+            let disk = backed_by(opened.clone(), device.as_ref());
+            Open::new(disk, &groups, records.as_ref(), &named)
+        };
+        self.fenced = Some(name.clone());
         let before = self.open.take();
         Ok((Pending::begin(&name, busy, before, open, Arc::clone(&self.wake))?, disk))
     }
@@ -164,7 +176,12 @@ impl ImageServer {
 }
 
 impl Open {
-    fn new(disk: Disk, groups: &Groups, name: &str) -> Result<Self, ImageError> {
+    fn new(
+        disk: Disk,
+        groups: &Groups,
+        records: Option<&RecordDir>,
+        name: &str,
+    ) -> Result<Self, ImageError> {
         let options = &disk.options;
         let limits = options.limits();
         let throttles = match &options.group {
@@ -177,11 +194,17 @@ impl Open {
             }
             None => Arc::new(Throttles::new(limits)),
         };
+        // Before anything of the image is read: an earlier process's writes may still arrive.
+        let fence = records.map(|dir| fence::pass(dir, name)).transpose()?;
         let share = Arc::new(Share::new(throttles));
         let faults = Arc::new(FaultSwitch::new(options.faults()));
         let image = Image::open_as(&disk)?
             .throttled(Arc::clone(&share))
             .with_faults(Arc::clone(&faults), options.seed.unwrap_or_default());
+        let image = match fence {
+            Some(fence) => image.fenced(fence),
+            None => image,
+        };
         let image = match &options.trace {
             Some(path) => traced(image, path, &disk.spec, name)?,
             None => image,
@@ -193,14 +216,23 @@ impl Open {
 }
 
 /// The disk, through the device that a script has made for it.
-fn backed_by(mut disk: Disk, device: Option<&String>) -> Disk {
+fn backed_by(mut disk: Disk, device: Option<&Vec<u8>>) -> Disk {
     if let (Some(device), Spec::File { format: Format::Raw, path, .. }) = (device, &disk.spec)
         && !path.is_file()
     {
         // A script puts a loop device before a file, which would only cost.
-        disk.spec = Spec::file(Format::Raw, device);
+        disk.spec = Spec::file(Format::Raw, OsStr::from_bytes(device));
     }
     disk
+}
+
+impl Drop for ImageServer {
+    fn drop(&mut self) {
+        self.open = None;
+        if let (Some(records), Some(disk)) = (&self.records, &self.fenced) {
+            fence::remove(records, disk);
+        }
+    }
 }
 
 /// A trace into a new file; one that is there is never written over.
@@ -208,7 +240,11 @@ fn traced(image: Image, path: &Path, spec: &Spec, name: &str) -> Result<Image, I
     const MOST: u32 = 1000;
     let base = if path.is_dir() { path.join(format!("{name}.iolog")) } else { path.into() };
     let failed = |error| ImageError::Trace { path: base.clone(), error };
-    let numbered = (1..MOST).map(|n| PathBuf::from(format!("{}.{n}", base.display())));
+    let numbered = (1..MOST).map(|n| {
+        let mut name = base.clone().into_os_string();
+        name.push(format!(".{n}"));
+        PathBuf::from(name)
+    });
     let exists = || io::ErrorKind::AlreadyExists.into();
     let file = core::iter::once(base.clone())
         .chain(numbered)
@@ -216,9 +252,9 @@ fn traced(image: Image, path: &Path, spec: &Spec, name: &str) -> Result<Image, I
         .find(|made| !matches!(made, Err(e) if e.kind() == io::ErrorKind::AlreadyExists))
         .unwrap_or_else(|| Err(exists()));
     // What a replay is to use; fio's lines have blanks between words.
-    let place = spec.path().map(|path| format!("{}", path.display()));
+    let place = spec.path().and_then(Path::to_str);
     let place = place.filter(|path| path.starts_with('/') && !path.contains(char::is_whitespace));
-    let place = place.unwrap_or_else(|| format!("/dev/{name}"));
+    let place = place.map_or_else(|| format!("/dev/{name}"), Into::into);
     image.traced(Box::new(file.map_err(failed)?), &place).map_err(failed)
 }
 

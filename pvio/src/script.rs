@@ -90,7 +90,7 @@ fn add(base: &str) -> Result<(), Failure> {
 /// The disk that a toolstack names.
 fn disk_of(told: &ToolstackBack) -> Result<Disk, Failure> {
     let disk = match told.backing() {
-        Backing::Own(text) => text.parse(),
+        Backing::Own(text) => Disk::from_bytes(text),
         Backing::Format(format, rest) => Disk::with_format(format, rest),
     };
     disk.map_err(|e| Failure::of(e).as_input())

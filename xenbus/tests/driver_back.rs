@@ -47,7 +47,7 @@ impl Class {
 impl BackendClass for Class {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
         let said = self.says.borrow().clone();
-        let script = || hotplug(xs, ends, Some("/etc/xen/scripts/block"));
+        let script = || hotplug(xs, ends, Some(b"/etc/xen/scripts/block"));
         let prepared = said.unwrap_or_else(script)?;
         if prepared == Prepared::Yes {
             self.prepared.set(self.prepared.get() + 1);

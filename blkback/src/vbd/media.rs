@@ -4,7 +4,7 @@ use super::session::Begin;
 use super::{Opening, Platform, Serve, Vbd};
 use crate::engine::Geometry;
 use alloc::format;
-use alloc::string::String;
+use alloc::vec::Vec;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault};
 use pvio_xenbus::handshake::vbd::{ToolstackBack, announce_resize};
@@ -70,7 +70,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         mut change: Change,
     ) -> Result<(), Fault> {
         let told = &change.told;
-        let empty = ToolstackBack { params: String::new(), ..told.clone() };
+        let empty = ToolstackBack { params: Vec::new(), ..told.clone() };
         if change.refused.is_none() {
             match self.poll_open(told) {
                 Ok(Opening::Done(now)) => change.refused = self.misfit(&change, &now),

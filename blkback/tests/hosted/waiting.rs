@@ -48,7 +48,7 @@ impl<P: Platform<Channel: AsFd> + Send + 'static> Daemon<P> {
         let addr = DeviceAddr::new(BackendKind::Vbd, back, front, index);
         let mut words = ToolstackBack::new(addr, params);
         words.kind = OWN_KIND.into();
-        words.options = Some(options.into()).filter(|text: &String| !text.is_empty());
+        words.options = Some(options.into()).filter(|text: &Vec<u8>| !text.is_empty());
         create_device(&mut self.dom0, addr, &words).unwrap();
         let server = ImageServer::new(std::sync::Arc::new(|| ()));
         let vbd = Vbd::with(self.platform.clone(), server, self.machine.config);

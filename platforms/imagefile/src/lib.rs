@@ -35,12 +35,13 @@
 //! ```
 
 use imago::file::File;
-use imago::io_buffers::{IoVector, IoVectorMut};
+use imago::io_buffers::{IoBuffer, IoVector, IoVectorMut};
 use imago::storage::PreallocateMode;
 use imago::storage::drivers::CommonStorageHelper;
 use imago::{Storage, StorageOpenOptions};
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -105,6 +106,8 @@ pub trait Order: fmt::Debug + Send + Sync {
 pub struct ImageFile {
     file: File,
     order: Option<Arc<dyn Order>>,
+    /// What the library is not shown.
+    hidden: Vec<Range<u64>>,
 }
 
 impl ImageFile {
@@ -117,7 +120,47 @@ impl ImageFile {
         options: StorageOpenOptions,
         order: Option<Arc<dyn Order>>,
     ) -> io::Result<Self> {
-        Ok(Self { file: File::from_open_file(file, options)?, order })
+        Ok(Self { file: File::from_open_file(file, options)?, order, hidden: Vec::new() })
+    }
+
+    /// Shows the library a question mark for each byte of these ranges, and lets none of them be
+    /// written: it refuses an image with a name in another encoding than UTF-8, even a name that it
+    /// does not use.
+    ///
+    /// ```
+    /// use imago::{StorageExt, StorageOpenOptions};
+    /// use pvio_imagefile::ImageFile;
+    ///
+    /// let file = tempfile::tempfile()?;
+    /// std::os::unix::fs::FileExt::write_all_at(&file, b"ab\xff\xffef", 0)?;
+    /// let options = StorageOpenOptions::new().write(true);
+    /// let file = ImageFile::new(file, options, None)?.hiding(vec![2..4]);
+    /// let mut found = [0; 6];
+    /// file.read(&mut found[..], 0)?;
+    /// assert_eq!(&found, b"ab??ef");
+    /// assert!(file.write(&b"x"[..], 3).is_err());
+    /// file.write(&b"x"[..], 4)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn hiding(self, hidden: Vec<Range<u64>>) -> Self {
+        Self { hidden, ..self }
+    }
+
+    /// Parts of a range that are hidden, by their places in it.
+    fn hidden(&self, at: u64, len: u64) -> impl Iterator<Item = Range<usize>> {
+        self.hidden.iter().filter_map(move |hidden| {
+            let start = hidden.start.max(at);
+            let end = hidden.end.min(at.saturating_add(len));
+            (start < end).then(|| (start - at) as usize..(end - at) as usize)
+        })
+    }
+
+    fn check_shown(&self, at: u64, len: u64) -> io::Result<()> {
+        match self.hidden(at, len).next() {
+            None => Ok(()),
+            Some(_) => Err(io::Error::other("a name that was hidden would be written over")),
+        }
     }
 
     fn change(&self, change: Change<'_>, make: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
@@ -167,7 +210,19 @@ impl Storage for ImageFile {
         self.file.get_filename()
     }
 
-    unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
+    unsafe fn pure_readv(&self, mut bufv: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
+        let len = bufv.len();
+        if self.hidden(offset, len).next().is_some() {
+            let mut all = IoBuffer::new(len as usize, self.file.mem_align())?;
+            // SAFETY: as below, and the buffer has the alignment that the file asks for.
+            unsafe { self.file.pure_readv((&mut all).into(), offset) }?;
+            let bytes = all.as_mut().into_slice();
+            for part in self.hidden(offset, len) {
+                bytes.get_mut(part).unwrap_or_default().fill(b'?');
+            }
+            bufv.copy_from_slice(bytes);
+            return Ok(());
+        }
         // SAFETY: what the caller promises is what the same call of `File` asks for: the alignments
         // are that file's, as told above, and so are the guards of ranges.
         unsafe { self.file.pure_readv(bufv, offset) }
@@ -175,6 +230,7 @@ impl Storage for ImageFile {
 
     unsafe fn pure_writev(&self, bufv: IoVector<'_>, offset: u64) -> io::Result<()> {
         let (len, order) = (bufv.len(), self.order.as_deref());
+        self.check_shown(offset, len)?;
         if let Some(order) = order {
             order.before(&Change::of(offset, &bufv))?;
         }

@@ -30,7 +30,7 @@ pub enum Prepared {
 pub fn hotplug(
     xs: &mut dyn Xenstore,
     ends: &Ends,
-    script: Option<&str>,
+    script: Option<&[u8]>,
 ) -> Result<Prepared, Fault> {
     let Some(script) = script.filter(|_| ends.surroundings == Surroundings::Scripts) else {
         return Ok(Prepared::Yes);
@@ -39,6 +39,7 @@ pub fn hotplug(
         None => Ok(Prepared::AfterOffer),
         Some(Hotplug::Connected) => Ok(Prepared::Yes),
         Some(Hotplug::Failed(why)) => {
+            let script = String::from_utf8_lossy(script);
             Err(Fault::new("hotplug", format!("the hotplug script {script} failed: {why}")))
         }
     }

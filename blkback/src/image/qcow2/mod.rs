@@ -177,7 +177,7 @@ fn open_layer(
         Some(file) => Some(storage(file, Access { write: false, ..access }, None)?),
         None => None,
     };
-    let file = storage(&layer.file, access, order)?;
+    let file = storage(&layer.file, access, order)?.hiding(layer.header.not_utf8.clone());
     Qcow2::<ImageFile, Arc<LibraryImage>>::builder(file)
         .write(access.write)
         .backing(below)

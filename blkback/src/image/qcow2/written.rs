@@ -48,6 +48,10 @@ impl Written {
             |error| ImageError::Content { path: path.into(), format: Format::Qcow2, error };
         // The library locks it, and keeps this table, which it has no use for where it only reads.
         let file = layer.file.open(Access { direct: false, lock: false, ..access })?;
+        if header.autoclear != 0 && !header.not_utf8.is_empty() {
+            // Else the library writes the whole header for that, with names that it was not shown.
+            refcounts::clear_autoclear(&file).map_err(other)?;
+        }
         meter.keep(header.refcounts.1).map_err(content)?;
         let order = Order::new(file.try_clone().map_err(other)?, header, meter).map_err(content)?;
         let (order, cluster) = (Arc::new(order), header.cluster());
