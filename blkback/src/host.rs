@@ -1,24 +1,31 @@
 //! Serving vbds from images, a thread per queue: what a driver domain does.
 
 mod fence;
+mod opening;
+
+pub use opening::BUSY;
 
 use crate::budgets::MappingBudgets;
 use crate::config::Config;
-use crate::engine::faults::FaultSwitch;
+use crate::engine::faults::{FaultPlan, FaultSwitch};
 use crate::engine::throttle::{Share, Throttles};
 use crate::engine::{FlushState, Geometry};
 use crate::image::{Disk, DiskOptions, Format, Image, ImageError, Spec};
 use crate::queue::{QueueFault, QueueParts};
-use crate::vbd::{Platform, Serve};
+use crate::vbd::{Opening, Platform, Serve};
 use crate::worker::Worker;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::task::Poll;
+use opening::{Closing, Pending, Wake};
 use pvio_grant_table::DomId;
 use pvio_grant_table::policy::MappingBudget;
 use pvio_recordfile::{RecordDir, RecordFile};
+use pvio_uring::LogLimit;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
 use std::ffi::OsStr;
@@ -28,11 +35,6 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
-
-/// How long an image may be locked still by a process that was killed: the kernel closes the files of
-/// an io_uring some time after.
-const LINGERING: Duration = Duration::from_secs(2);
 
 /// Limits that disks share by name, for all disks of a driver domain.
 #[derive(Clone, Debug, Default)]
@@ -59,13 +61,18 @@ pub struct ImageServer {
     usual: DiskOptions,
     groups: Groups,
     budgets: MappingBudgets,
-    wake: Arc<dyn Fn() + Send + Sync>,
+    wake: Wake,
     records: Option<RecordDir>,
     /// The disk whose fence there is.
     fenced: Option<String>,
     /// What holds, once it is known.
     disk: Option<Disk>,
     open: Option<Open>,
+    /// What is being opened, and what it will be.
+    pending: Option<(Pending, Disk)>,
+    closing: Option<Closing>,
+    /// How often the image's size could not be found out.
+    unsized_images: Arc<LogLimit>,
 }
 
 /// A disk that is open, and what can be changed of it.
@@ -78,16 +85,28 @@ struct Open {
 }
 
 impl ImageServer {
-    /// `wake` is called by a worker that ended by itself: step the driver then.
-    pub fn new(wake: Arc<dyn Fn() + Send + Sync>) -> Self {
+    /// `wake` is called, by any thread, when something is over that the driver waits for, or a worker
+    /// ended by itself: step the driver then.
+    pub fn new(wake: Wake) -> Self {
         Self::with(DiskOptions::default(), Groups::default(), wake)
     }
 
     /// The same with options for what a disk's own words do not say, and with limits that it may
     /// share with others.
-    pub fn with(usual: DiskOptions, groups: Groups, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
-        let (budgets, records, fenced) = (MappingBudgets::default(), None, None);
-        Self { usual, groups, budgets, wake, records, fenced, disk: None, open: None }
+    pub fn with(usual: DiskOptions, groups: Groups, wake: Wake) -> Self {
+        Self {
+            usual,
+            groups,
+            budgets: MappingBudgets::default(),
+            wake,
+            records: None,
+            fenced: None,
+            disk: None,
+            open: None,
+            pending: None,
+            closing: None,
+            unsized_images: Arc::default(),
+        }
     }
 
     /// The same, keeping no more pages of guests mapped than these budgets say.
@@ -105,6 +124,13 @@ impl ImageServer {
         self
     }
 
+    /// What may happen to the disk and is logged now and then: how often it did, by name.
+    pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
+        let mut events = Vec::from([("size-unknown", Arc::clone(&self.unsized_images))]);
+        events.extend(self.open.iter().filter_map(|open| open.image.events()));
+        events
+    }
+
     /// What a disk is kept in, and all that is said of how to serve it: what stands in its own
     /// node comes before what is said with its name, and that before what is usual.
     fn read(&self, told: &ToolstackBack) -> Result<Disk, Fault> {
@@ -120,35 +146,47 @@ impl ImageServer {
         let options = &mut disk.options;
         options.read_only = Some(told.mode == Mode::ReadOnly || options.read_only == Some(true));
         options.direct = options.direct.or(Some(told.direct_io_safe));
-        if let (Some(device), Spec::File { format: Format::Raw, path, .. }) =
-            (&told.physical_device_path, &disk.spec)
-            && !path.is_file()
-        {
-            // A script puts a loop device before a file, which would only cost.
-            disk.spec = Spec::file(Format::Raw, OsStr::from_bytes(device));
-        }
         Ok(disk)
     }
 
-    /// Opens a disk, and waits a little for one who had it and was killed.
-    fn open_at_last(&self, disk: &Disk, name: &str) -> Result<Open, ImageError> {
-        let by = Instant::now() + LINGERING;
-        loop {
-            match self.open_disk(disk, name) {
-                Err(ImageError::Busy(_)) if Instant::now() < by => {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                outcome => return outcome,
-            }
-        }
+    /// Begins to open a disk, after what was open is closed.
+    fn begin(&mut self, told: &ToolstackBack) -> Result<(Pending, Disk), Fault> {
+        let disk = self.read(told)?;
+        let name = format!("vbd-{}-{}", told.frontend_id, told.dev.replace('/', "_"));
+        let busy = disk.options.busy_timeout.unwrap_or(BUSY);
+        let (groups, named) = (self.groups.clone(), name.clone());
+        let (device, opened) = (told.physical_device_path.clone(), disk.clone());
+        let records = self.records.clone();
+        let open = move || {
+            let disk = backed_by(opened.clone(), device.as_ref());
+            Open::new(disk, &groups, records.as_ref(), &named)
+        };
+        self.fenced = Some(name.clone());
+        let before = self.open.take();
+        Ok((Pending::begin(&name, busy, before, open, Arc::clone(&self.wake))?, disk))
     }
 
-    fn open_disk(&self, disk: &Disk, name: &str) -> Result<Open, ImageError> {
+    fn opened(&mut self, disk: Disk, open: Open) -> Geometry {
+        let geometry = open.image.geometry();
+        let wake = Arc::clone(&self.wake);
+        open.image.flush_state().on_failure(move || wake());
+        (self.disk, self.open) = (Some(disk), Some(open));
+        geometry
+    }
+}
+
+impl Open {
+    fn new(
+        disk: Disk,
+        groups: &Groups,
+        records: Option<&RecordDir>,
+        name: &str,
+    ) -> Result<Self, ImageError> {
         let options = &disk.options;
         let limits = options.limits();
         let throttles = match &options.group {
             Some(group) => {
-                let group = self.groups.named(group);
+                let group = groups.named(group);
                 if options.says_limits() && group.limits() != limits {
                     group.set(limits);
                 }
@@ -157,10 +195,10 @@ impl ImageServer {
             None => Arc::new(Throttles::new(limits)),
         };
         // Before anything of the image is read: an earlier process's writes may still arrive.
-        let fence = self.records.as_ref().map(|dir| fence::pass(dir, name)).transpose()?;
+        let fence = records.map(|dir| fence::pass(dir, name)).transpose()?;
         let share = Arc::new(Share::new(throttles));
         let faults = Arc::new(FaultSwitch::new(options.faults()));
-        let image = Image::open_as(disk)?
+        let image = Image::open_as(&disk)?
             .throttled(Arc::clone(&share))
             .with_faults(Arc::clone(&faults), options.seed.unwrap_or_default());
         let image = match fence {
@@ -172,8 +210,20 @@ impl ImageServer {
             None => image,
         };
         let grows = matches!(disk.kept_in(), Spec::File { format: Format::Raw, .. });
-        Ok(Open { image: Arc::new(image), grows, share, faults })
+        tracing::info!(disk = name, kept_in = %disk, "open");
+        Ok(Self { image: Arc::new(image), grows, share, faults })
     }
+}
+
+/// The disk, through the device that a script has made for it.
+fn backed_by(mut disk: Disk, device: Option<&Vec<u8>>) -> Disk {
+    if let (Some(device), Spec::File { format: Format::Raw, path, .. }) = (device, &disk.spec)
+        && !path.is_file()
+    {
+        // A script puts a loop device before a file, which would only cost.
+        disk.spec = Spec::file(Format::Raw, OsStr::from_bytes(device));
+    }
+    disk
 }
 
 impl Drop for ImageServer {
@@ -243,18 +293,35 @@ where
     }
 
     fn open(&mut self, told: &ToolstackBack) -> Result<Geometry, Fault> {
-        // Lets go of its locks.
-        self.open = None;
-        let disk = self.read(told)?;
-        let name = format!("vbd-{}-{}", told.frontend_id, told.dev.replace('/', "_"));
-        self.fenced = Some(name.clone());
-        let open = self.open_at_last(&disk, &name).map_err(|e| Fault::new(e.code(), e))?;
-        let geometry = open.image.geometry();
-        let wake = Arc::clone(&self.wake);
-        open.image.flush_state().on_failure(move || wake());
-        tracing::info!(disk = name, kept_in = %disk, "open");
-        (self.disk, self.open) = (Some(disk), Some(open));
-        Ok(geometry)
+        let (mut pending, disk) = self.begin(told)?;
+        let open = pending.wait()?;
+        Ok(self.opened(disk, open))
+    }
+
+    fn poll_open(&mut self, told: &ToolstackBack) -> Result<Opening, Fault> {
+        let (mut pending, disk) = match self.pending.take() {
+            Some(begun) => begun,
+            None => self.begin(told)?,
+        };
+        match pending.poll() {
+            Some(open) => Ok(Opening::Done(self.opened(disk, open?))),
+            None => {
+                let busy = pending.busy.clone();
+                self.pending = Some((pending, disk));
+                Ok(busy.map_or(Opening::Pending, Opening::Busy))
+            }
+        }
+    }
+
+    fn close(&mut self) -> Poll<()> {
+        self.pending = None;
+        if let Some(open) = self.open.take() {
+            self.closing = Some(Closing::begin(open, Arc::clone(&self.wake)));
+        }
+        match &self.closing {
+            Some(closing) if !closing.is_over() => Poll::Pending,
+            _ => Poll::Ready(()),
+        }
     }
 
     fn refresh(&mut self, told: &ToolstackBack) -> Result<(), Fault> {
@@ -299,7 +366,9 @@ where
                 Some(bytes / unit * (unit / 512))
             }
             Some(Err(error)) => {
-                tracing::warn!(%error, "how large the image is cannot be found out");
+                if let Some(unlogged) = self.unsized_images.admit() {
+                    tracing::warn!(%error, unlogged, "how large the image is cannot be found out");
+                }
                 None
             }
             None => None,
@@ -314,12 +383,34 @@ where
         let Some(open) = &self.open else {
             return Err(Fault::new("image-missing", "no image is open"));
         };
+        open.share.lift(false);
+        let faults = self.disk.as_ref().map(|disk| disk.options.faults());
+        open.faults.set(faults.unwrap_or_default());
         let wake = Arc::clone(&self.wake);
-        Worker::start(name, parts, Arc::clone(&open.image), move || wake())
+        Worker::spawn(name, parts, Arc::clone(&open.image), move || wake())
             .map_err(|e| Fault::new("worker", format!("the queue's worker cannot start: {e}")))
+    }
+
+    fn ready(&mut self, running: &mut Worker) -> Result<Poll<()>, Fault> {
+        match running.ready() {
+            Poll::Pending => Ok(Poll::Pending),
+            Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
+            Poll::Ready(Err(e)) => {
+                Err(Fault::new("worker", format!("the queue's worker cannot start: {e}")))
+            }
+        }
     }
 
     fn fault(&mut self, running: &mut Worker) -> Option<QueueFault> {
         running.fault()
+    }
+
+    fn stop(&mut self, running: &mut Worker) -> Poll<()> {
+        if let Some(open) = &self.open {
+            // What was begun is finished, as fast as the disk can.
+            open.faults.set(FaultPlan::default());
+            open.share.lift(true);
+        }
+        running.stop()
     }
 }

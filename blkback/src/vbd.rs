@@ -1,112 +1,37 @@
 //! The device: a virtual disk's backend end, from the toolstack's words to served queues.
 
+mod media;
+mod serve;
 mod session;
 
 pub use crate::config::Config;
 use crate::config::abi;
-use crate::engine::{FlushState, Geometry};
+use crate::engine::Geometry;
 use crate::live::Live;
 use crate::pages::PAGES_MOST;
 use crate::path::{DataPath, Policy};
-use crate::queue::{QueueFault, QueueParts};
+use crate::queue::QueueParts;
 use crate::stats::Stats;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use pvio_event_channel::{EventChannels, Port};
+use core::task::Poll;
+use media::Change;
+use pvio_event_channel::Port;
 use pvio_grant_table::policy::MappingBudget;
-use pvio_grant_table::{Access, DomId, GrantCopier, GrantMapper, GrantRef};
+use pvio_grant_table::{Access, DomId, GrantRef};
 use pvio_ring::BackRing;
-use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
-use pvio_xenbus::handshake::common::read_state;
+use pvio_xenbus::handshake::common::{clear_error, read_state};
 use pvio_xenbus::handshake::vbd::{
     BackDisk, BackOffer, DeviceType, Discard, DiskInfo, FrontRequest, Mode, Negotiated,
     Queue as QueueKeys, ToolstackBack, announce_resize,
 };
 use pvio_xenbus::{XenbusState, Xenstore};
+pub use serve::{Opening, Platform, Serve};
 use session::{Begin, Session};
-
-/// What a vbd needs of the platform it runs on.
-pub trait Platform: GrantMapper + GrantCopier + EventChannels + Clone {}
-impl<P: GrantMapper + GrantCopier + EventChannels + Clone> Platform for P {}
-
-/// Opens disks and runs queues: threads, or whatever the platform has.
-pub trait Serve<P: Platform> {
-    /// A queue that is being served. Dropping it finishes what is under way and lets go of
-    /// everything.
-    type Running;
-
-    /// Memory for in-flight records.
-    type Record: SharedMemory + Clone;
-
-    /// `len` bytes of memory for the in-flight record of a session of a device: new memory, or, to take an
-    /// earlier process's session over, what that process left. Where nothing outlives the process it is
-    /// [`HeapMemory`](pvio_ring::shm::HeapMemory), and there is nothing to take over.
-    ///
-    /// # Errors
-    /// A [`Fault`]; with `resumed`, the session ends and the frontend starts over.
-    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Self::Record, Fault>;
-
-    /// The session of a device is over, and its record of no more use.
-    fn remove_record(&mut self, _device: &str) {}
-
-    /// What is offered for a disk, where the toolstack's words about it ask for something else than
-    /// is usual. Asked before the disk is opened, and before the toolstack's script has run.
-    ///
-    /// # Errors
-    /// A [`Fault`] that tells the operator what to do.
-    fn configure(&mut self, _disk: &ToolstackBack, usual: Config) -> Result<Config, Fault> {
-        Ok(usual)
-    }
-
-    /// Takes over what the toolstack changed of a disk that is open.
-    ///
-    /// # Errors
-    /// A [`Fault`] that tells the operator what to do; what was in force stays so.
-    fn refresh(&mut self, _disk: &ToolstackBack) -> Result<(), Fault> {
-        Ok(())
-    }
-
-    /// Opens what backs the disk, and lets go of what was open before. Nothing is being served.
-    /// Of a drive without a medium ([`ToolstackBack::is_empty_drive`]) this is a disk of no sectors,
-    /// whose queues are [started](Self::start) all the same.
-    ///
-    /// # Errors
-    /// A [`Fault`] that tells the operator what to do.
-    fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault>;
-
-    /// Whether a flush of the disk that is open has failed. The same object for as long as it is open.
-    fn flush_state(&self) -> Arc<FlushState> {
-        Arc::default()
-    }
-
-    /// How many pages of a guest all its disks may keep mapped. The same object for the same guest.
-    fn mapping_budget(&self, _guest: DomId) -> Arc<MappingBudget> {
-        MappingBudget::unlimited()
-    }
-
-    /// How many sectors of 512 bytes the disk has now, if it may have become larger or smaller since
-    /// it was opened. Called now and then while it is served, and cheap.
-    fn sectors(&mut self) -> Option<u64> {
-        None
-    }
-
-    /// Begins to serve a queue from it.
-    ///
-    /// # Errors
-    /// A [`Fault`] when the system has not what that takes.
-    fn start(
-        &mut self,
-        name: &str,
-        parts: QueueParts<P, P::Channel, Self::Record>,
-    ) -> Result<Self::Running, Fault>;
-
-    /// Why a queue ended by itself, if it did.
-    fn fault(&mut self, running: &mut Self::Running) -> Option<QueueFault>;
-}
 
 /// A virtual disk's backend, to be driven by [`pvio_xenbus::driver::BackendDriver`].
 #[derive(Debug)]
@@ -119,7 +44,11 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     config: Config,
     /// What the toolstack said of it, and what it looks like; none before it was opened.
     disk: Option<(ToolstackBack, Arc<Live>)>,
-    /// What became of a change of media that could not be carried through.
+    /// The image is in use elsewhere, and the error node says so.
+    told_busy: bool,
+    /// A change of media that was begun.
+    change: Option<Change>,
+    /// What became of one that could not be carried through.
     failed: Option<Fault>,
     /// The operator was told that a flush of the open disk has failed.
     warned: bool,
@@ -132,6 +61,8 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     negotiated: Option<Negotiated>,
     /// Of each queue, over all sessions.
     stats: Vec<Arc<Stats>>,
+    #[cfg(feature = "std")]
+    sessions: Arc<pvio_uring::LogLimit>,
 }
 
 impl<P: Platform, S: Serve<P>> Vbd<P, S> {
@@ -148,6 +79,8 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             usual: config,
             config: config.bounded(),
             disk: None,
+            told_busy: false,
+            change: None,
             failed: None,
             warned: false,
             asked: None,
@@ -155,12 +88,20 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             running: Vec::new(),
             negotiated: None,
             stats: Vec::from([Arc::default()]),
+            #[cfg(feature = "std")]
+            sessions: Arc::default(),
         }
     }
 
     /// What each of its queues has done, over all sessions; [`Stats::total`] adds them up.
     pub fn stats(&self) -> &[Arc<Stats>] {
         &self.stats
+    }
+
+    /// How many sessions there were.
+    #[cfg(feature = "std")]
+    pub const fn sessions(&self) -> &Arc<pvio_uring::LogLimit> {
+        &self.sessions
     }
 
     /// What this session may use; `None` when there is none.
@@ -250,21 +191,23 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
     }
 
     /// Opens what backs the disk, as the toolstack lets it be used.
-    fn open(&mut self, disk: ToolstackBack) -> Result<(), Fault> {
+    fn poll_open(&mut self, disk: &ToolstackBack) -> Result<Opening, Fault> {
         self.disk = None;
-        let mut geometry = self.server.open(&disk)?;
-        geometry.read_only |= disk.mode == Mode::ReadOnly;
-        if !disk.discard_enable || geometry.read_only {
-            geometry.discard = None;
+        let opening = self.server.poll_open(disk)?;
+        if let Opening::Done(mut geometry) = opening {
+            geometry.read_only |= disk.mode == Mode::ReadOnly;
+            if !disk.discard_enable || geometry.read_only {
+                geometry.discard = None;
+            }
+            if geometry.copied {
+                self.config.policy = Policy::Copy;
+            }
+            self.warned = false;
+            let budget = self.server.mapping_budget(disk.frontend_id);
+            let live = Live::with(geometry, self.server.flush_state(), budget);
+            self.disk = Some((disk.clone(), Arc::new(live)));
         }
-        if geometry.copied {
-            self.config.policy = Policy::Copy;
-        }
-        self.warned = false;
-        let budget = self.server.mapping_budget(disk.frontend_id);
-        let live = Live::with(geometry, self.server.flush_state(), budget);
-        self.disk = Some((disk, Arc::new(live)));
-        Ok(())
+        Ok(opening)
     }
 
     /// Attaches every queue the frontend asks for and begins to serve them: all of them or none.
@@ -288,17 +231,16 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         }
         let disk = format!("vbd-{}-{}", ends.addr.front, ends.addr.index);
         let several = attached.len() > 1;
-        let mut running = Vec::with_capacity(attached.len());
         for (n, parts) in attached.into_iter().enumerate() {
             let name: String = if several { format!("{disk}-q{n}") } else { disk.clone() };
-            running.push(self.server.start(&name, parts)?);
+            // If one fails, disconnecting stops those before it.
+            self.running.push(self.server.start(&name, parts)?);
         }
         #[cfg(feature = "std")]
-        {
+        if let Some(unlogged) = self.sessions.admit() {
             let data_path = self.config.policy.path(agreed.persistent);
-            tracing::info!(disk, %data_path, ?agreed, "connected");
+            tracing::info!(disk, %data_path, ?agreed, unlogged, "connected");
         }
-        self.running = running;
         self.negotiated = Some(agreed);
         Ok(())
     }
@@ -310,52 +252,26 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         live.resize(sectors).then_some(sectors)
     }
 
-    /// The toolstack has put another medium into the drive, or none. The frontend sees the drive
-    /// empty, then what is in it, as a disk that changes its size: there is no other word for it.
-    /// Its rings stay, and requests that come meanwhile wait there.
-    fn change_medium(
-        &mut self,
-        xs: &mut dyn Xenstore,
-        ends: &Ends,
-        mut told: ToolstackBack,
-    ) -> Result<(), Fault> {
-        let before = self.disk.as_ref().map(|(disk, live)| (disk.clone(), live.geometry()));
-        if let Some((before, _)) = &before
-            && before.physical_device_path == told.physical_device_path
-        {
-            // That was made for the medium before.
-            told.physical_device_path = None;
+    /// Begins a session with what the frontend asks for.
+    fn begin(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        // What stands there, since it may be an earlier process's, of which the frontend knows and of
+        // us nothing.
+        let mut offer = BackOffer::read(xs, &ends.back)?;
+        if !ends.resumed {
+            // Not known before the disk was opened.
+            offer.discard = self.features().discard;
         }
-        // Every request taken is answered before the medium goes.
-        self.running.clear();
-        announce_resize(xs, &ends.back, 0)?;
-        let empty = ToolstackBack { params: Vec::new(), ..told.clone() };
-        let mut opened = self.open(told.clone());
-        if let (Ok(()), Some((_, before)), Some(now)) = (&opened, before, self.geometry())
-            && now.sectors > 0
-            && self.negotiated.is_some()
-            && now.sector_size != before.sector_size
-        {
-            let text = format!(
-                "the medium has sectors of {} bytes, and the frontend was told of {}",
-                now.sector_size, before.sector_size
-            );
-            opened = Err(Fault::new("medium-sectors", text));
-        }
-        if opened.is_err() {
-            self.open(empty)?;
-            if let Some((disk, _)) = &mut self.disk {
-                // It is not tried again before something else is asked for.
-                *disk = told;
-            }
-        }
-        if self.negotiated.is_some() {
-            self.serve(ends, Begin::Again)?;
-            if let Some(geometry) = self.geometry() {
-                announce_resize(xs, &ends.back, geometry.sectors)?;
-            }
-        }
-        opened
+        let request = FrontRequest::read(xs, &ends.front, &offer)?;
+        self.asked = Some((offer, request));
+        self.measure();
+        self.serve(ends, if ends.resumed { Begin::Resumed } else { Begin::New })
+    }
+
+    /// Stops every queue at once; whether all have ended.
+    fn stop(&mut self) -> Poll<()> {
+        let Self { server, running, .. } = self;
+        running.retain_mut(|queue| server.stop(queue).is_pending());
+        if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
@@ -363,11 +279,24 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
         let disk = ToolstackBack::read(xs, &ends.back)?;
         self.config = self.server.configure(&disk, self.usual)?.bounded();
-        if hotplug(xs, ends, disk.script.as_deref())? == Prepared::AwaitsScript {
-            return Ok(Prepared::AwaitsScript);
+        if hotplug(xs, ends, disk.script.as_deref())? == Prepared::AfterOffer {
+            return Ok(Prepared::AfterOffer);
         }
-        self.open(disk)?;
-        Ok(Prepared::Yes)
+        match self.poll_open(&disk)? {
+            Opening::Done(_) => {
+                if self.told_busy {
+                    clear_error(xs, &ends.back)?;
+                }
+                Ok(Prepared::Yes)
+            }
+            Opening::Pending => Ok(Prepared::Pending),
+            Opening::Busy(fault) => {
+                if !core::mem::replace(&mut self.told_busy, true) {
+                    fault.report(xs, &ends.back)?;
+                }
+                Ok(Prepared::AfterOffer)
+            }
+        }
     }
 
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
@@ -394,18 +323,23 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         found.map(drop)
     }
 
-    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        // What stands there, since it may be an earlier process's, of which the frontend knows and of
-        // us nothing.
-        let mut offer = BackOffer::read(xs, &ends.back)?;
-        if !ends.resumed {
-            // Not known before the disk was opened.
-            offer.discard = self.features().discard;
+    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Poll<()>, Fault> {
+        if self.change.is_some() {
+            self.go_on(xs, ends)?;
+            if self.change.is_some() {
+                return Ok(Poll::Pending);
+            }
         }
-        let request = FrontRequest::read(xs, &ends.front, &offer)?;
-        self.asked = Some((offer, request));
-        self.measure();
-        self.serve(ends, if ends.resumed { Begin::Resumed } else { Begin::New })
+        if self.negotiated.is_none() {
+            self.begin(xs, ends)?;
+        }
+        let Self { server, running, .. } = self;
+        for queue in running {
+            if server.ready(queue)?.is_pending() {
+                return Ok(Poll::Pending);
+            }
+        }
+        Ok(Poll::Ready(()))
     }
 
     fn is_superseded(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> bool {
@@ -426,14 +360,11 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
                         and attach another";
             return Err(Fault::new("medium-fixed", text));
         }
-        let changed = self.change_medium(xs, ends, told);
-        if let Err(fault) = &changed
-            && self.running.is_empty()
-            && self.negotiated.is_some()
-        {
-            self.failed = Some(fault.clone());
-        }
-        changed
+        self.change_medium(xs, ends, told)
+    }
+
+    fn proceed(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        self.go_on(xs, ends)
     }
 
     fn look(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
@@ -467,22 +398,39 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         disk.write(xs, &ends.back)
     }
 
-    fn disconnect(&mut self) {
-        self.running.clear();
+    fn disconnect(&mut self) -> Poll<()> {
+        if self.stop().is_pending() {
+            return Poll::Pending;
+        }
         if let Some(session) = self.session.take() {
             session.end(&mut self.server);
         }
         (self.negotiated, self.asked) = (None, None);
+        Poll::Ready(())
+    }
+
+    fn leave(&mut self) -> Poll<()> {
+        self.stop()
+    }
+
+    fn release(&mut self) -> Poll<()> {
+        self.server.close()
     }
 
     fn fault(&mut self) -> Option<Fault> {
         if let Some(fault) = self.failed.take() {
             return Some(fault);
         }
+        if self.change.is_some() {
+            // Its queues are ending.
+            return None;
+        }
         let Self { server, running, .. } = self;
         // One queue that cannot go on ends them all.
-        let fault = running.iter_mut().find_map(|queue| server.fault(queue))?;
-        Some(Fault::new(fault.code(), fault))
+        running.iter_mut().find_map(|queue| match server.ready(queue) {
+            Ok(_) => server.fault(queue).map(|fault| Fault::new(fault.code(), fault)),
+            Err(fault) => Some(fault),
+        })
     }
 
     fn warning(&mut self) -> Option<Fault> {

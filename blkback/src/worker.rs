@@ -7,14 +7,16 @@ use crate::pages::Buf;
 use crate::queue::{Progress, Queue, QueueFault, QueueParts};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::Poll;
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::{GrantCopier, GrantMapper};
 use pvio_ring::shm::SharedMemory;
 use pvio_uring::Spin;
-use std::io::{self, PipeWriter};
-use std::os::fd::AsFd;
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -27,19 +29,24 @@ const TURNS: u32 = 1024;
 /// How long a stopping worker waits for requests already begun.
 const DRAIN: Duration = Duration::from_secs(30);
 
-/// A running worker. Dropping it stops it and waits until every request it began is over.
+/// A running worker. Dropping it stops it and waits until every request it began is over; who must
+/// not wait [stops](Self::stop) it first.
 #[derive(Debug)]
 pub struct Worker {
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     /// Closing it wakes the worker to see `stop`.
     wake: Option<PipeWriter>,
-    outcome: Receiver<QueueFault>,
+    made: Receiver<io::Result<()>>,
+    serves: bool,
+    outcome: Receiver<Option<QueueFault>>,
+    /// The outcome was received: the thread lets go of nothing more.
+    over: bool,
 }
 
 impl Worker {
-    /// Starts a thread that serves a queue from an image. `ended` is called by that thread if the
-    /// queue ends by a fault, which [`fault`](Self::fault) then gives.
+    /// Starts a thread that serves a queue from an image, and waits until it does. For `news` see
+    /// [`spawn`](Self::spawn).
     ///
     /// # Errors
     /// What the system says when it has no thread, descriptor or io_uring to give.
@@ -47,7 +54,29 @@ impl Worker {
         name: &str,
         parts: QueueParts<P, C, R>,
         image: Arc<Image>,
-        ended: impl FnOnce() + Send + 'static,
+        news: impl Fn() + Send + 'static,
+    ) -> io::Result<Self>
+    where
+        P: GrantMapper + GrantCopier + Send + 'static,
+        C: EventChannel + AsFd + Send + 'static,
+        R: SharedMemory + Clone + Send + 'static,
+    {
+        let mut worker = Self::spawn(name, parts, image, news)?;
+        worker.made.recv().unwrap_or_else(|_| Err(ended_at_once()))?;
+        worker.serves = true;
+        Ok(worker)
+    }
+
+    /// Starts a thread that serves a queue from an image. The thread calls `news` when the worker
+    /// is [ready](Self::ready), and when it has ended, for whatever reason.
+    ///
+    /// # Errors
+    /// What the system says when it has no thread or descriptor to give.
+    pub fn spawn<P, C, R>(
+        name: &str,
+        parts: QueueParts<P, C, R>,
+        image: Arc<Image>,
+        news: impl Fn() + Send + 'static,
     ) -> io::Result<Self>
     where
         P: GrantMapper + GrantCopier + Send + 'static,
@@ -61,44 +90,106 @@ impl Worker {
         let (tell, outcome) = sync_channel(1);
         let (ready, made) = sync_channel(1);
         let thread = Builder::new().name(String::from(name)).spawn(move || {
-            // Made here: an io_uring belongs to the thread that uses it.
-            let depth = parts.ring.layout().slots();
-            let mut engine = match image.engine(depth) {
-                Ok(engine) => engine,
-                Err(error) => return drop(ready.send(Err(error))),
-            };
-            let event = engine.watch(event);
-            engine.watch(woken.into());
-            let _ = ready.send(Ok(()));
-            let mut queue = Queue::new(parts, engine);
-            if let Err(fault) = serve(&mut queue, event, &stopped) {
-                let _ = tell.send(fault);
-                ended();
-            }
+            let ready = Ready { made: ready, news: &news };
+            let files = (event, woken);
+            let work = || run(parts, &image, files, &stopped, ready);
+            // All that the queue holds is let go of in there, also by a panic.
+            let outcome = catch_unwind(AssertUnwindSafe(work));
+            drop(image);
+            let _ = tell.send(outcome.unwrap_or(Err(QueueFault::Panicked)).err());
+            news();
         })?;
-        let worker = Self { thread: Some(thread), stop, wake: Some(wake), outcome };
-        match made.recv() {
-            Ok(Ok(())) => Ok(worker),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(io::Error::other("the worker thread ended at once")),
+        let wake = Some(wake);
+        Ok(Self { thread: Some(thread), stop, wake, made, serves: false, outcome, over: false })
+    }
+
+    /// Whether the worker serves.
+    ///
+    /// # Errors
+    /// What the system says when it has no io_uring to give, or the image's server.
+    pub fn ready(&mut self) -> Poll<io::Result<()>> {
+        if self.serves {
+            return Poll::Ready(Ok(()));
+        }
+        match self.made.try_recv() {
+            Ok(outcome) => {
+                self.serves = outcome.is_ok();
+                Poll::Ready(outcome)
+            }
+            Err(TryRecvError::Empty) => Poll::Pending,
+            Err(TryRecvError::Disconnected) => Poll::Ready(Err(ended_at_once())),
         }
     }
 
-    /// Why the queue ended by itself, if it did.
+    /// Why the queue ended by itself, if it did; told once.
     #[must_use]
-    pub fn fault(&self) -> Option<QueueFault> {
-        self.outcome.try_recv().ok()
+    pub fn fault(&mut self) -> Option<QueueFault> {
+        let outcome = self.outcome.try_recv().ok()?;
+        self.over = true;
+        outcome
     }
+
+    /// Stops the worker, which finishes what it has begun. Call it again until it is ready: the
+    /// worker then holds nothing any more, and dropping it does not wait.
+    pub fn stop(&mut self) -> Poll<()> {
+        self.stop.store(true, Ordering::Release);
+        drop(self.wake.take());
+        self.over |= !matches!(self.outcome.try_recv(), Err(TryRecvError::Empty));
+        if self.over { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+fn ended_at_once() -> io::Error {
+    io::Error::other("the worker thread ended at once")
+}
+
+/// Tells that a worker serves, or why it cannot.
+struct Ready<'a, F: Fn()> {
+    made: SyncSender<io::Result<()>>,
+    news: &'a F,
+}
+
+impl<F: Fn()> Ready<'_, F> {
+    fn tell(self, outcome: io::Result<()>) {
+        let _ = self.made.send(outcome);
+        (self.news)();
+    }
+}
+
+/// A worker's life.
+fn run<P, C, R>(
+    parts: QueueParts<P, C, R>,
+    image: &Image,
+    (event, woken): (OwnedFd, PipeReader),
+    stop: &AtomicBool,
+    ready: Ready<'_, impl Fn()>,
+) -> Result<(), QueueFault>
+where
+    P: GrantMapper + GrantCopier,
+    C: EventChannel,
+    R: SharedMemory + Clone,
+{
+    // Made here: an io_uring belongs to the thread that uses it.
+    let depth = parts.ring.layout().slots();
+    let mut engine = match image.engine(depth) {
+        Ok(engine) => engine,
+        Err(error) => {
+            ready.tell(Err(error));
+            return Ok(());
+        }
+    };
+    let event = engine.watch(event);
+    engine.watch(woken.into());
+    ready.tell(Ok(()));
+    serve(&mut Queue::new(parts, engine), event, stop)
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        drop(self.wake.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("a disk worker panicked");
+        let _ = self.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic is its outcome.
+            let _ = thread.join();
         }
     }
 }

@@ -78,3 +78,14 @@ fn a_read_that_failed_leaves_the_guests_memory_alone_and_segments_come_back() {
     engine.reap(&mut |tag, result, _| over.push((tag, result)));
     assert_eq!(over, [(0, Err(EngineError::Os(14)))]);
 }
+
+#[test]
+fn a_job_that_nobody_finishes_fails_as_lost() {
+    let geometry = RamDisk::new(1 << 20).unwrap().geometry(false);
+    let mut engine = Offload::<HeapMemory>::new(Arc::new(Answers(drop)), geometry, 1).unwrap();
+    engine.submit(0, Io::Flush, &mut vec![]).unwrap();
+    engine.kick();
+    let mut over = Vec::new();
+    engine.reap(&mut |tag, result, _| over.push((tag, result)));
+    assert_eq!(over, [(0, Err(EngineError::Lost))]);
+}

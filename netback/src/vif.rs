@@ -1,13 +1,12 @@
 //! The device: a virtual NIC's backend end, from the toolstack's words to a served queue.
 
+mod serve;
 mod session;
 
 use crate::Platform;
 use crate::fault::AttachError;
-use crate::port::PacketBuf;
 use crate::queue::{
-    ControlRefs, EventPorts, Features, Headroom, Policy, Queue, QueueRefs, RateLimit, Siblings,
-    Waker,
+    ControlRefs, EventPorts, Features, Headroom, Queue, QueueRefs, RateLimit, Siblings,
 };
 use crate::stats::Stats;
 use alloc::format;
@@ -15,9 +14,9 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::task::Poll;
 use pvio_event_channel::{EventChannel, Port};
 use pvio_grant_table::GrantRef;
-use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, Surroundings, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
@@ -27,6 +26,7 @@ use pvio_xenbus::handshake::vif::{
     Rate, ToolstackBack, multicast_request_path, read_multicast_request, read_rate,
     read_xdp_headroom, write_carrier,
 };
+pub use serve::Serve;
 use session::{Recorded, Rings};
 
 /// Who attaches the host's end of a vif to what it leads to.
@@ -46,94 +46,6 @@ pub struct Session {
     pub queues: usize,
     /// What was negotiated.
     pub features: Features,
-}
-
-/// Opens ports and runs queues: taps and threads, or whatever the platform has.
-pub trait Serve<P: Platform> {
-    /// Memory of the ports.
-    type Buf: PacketBuf;
-    /// A queue that is being served. Dropping it stops that and lets go of everything the queue has.
-    type Running;
-    /// Memory for in-flight records.
-    type Record: SharedMemory + Clone;
-
-    /// `len` bytes of memory for the in-flight record of a session of a device: new memory, or, to take an
-    /// earlier process's session over, what that process left. Where nothing outlives the process it is
-    /// [`HeapMemory`](pvio_ring::shm::HeapMemory), and there is nothing to take over.
-    ///
-    /// # Errors
-    /// A [`Fault`]; with `resumed`, the session ends and the frontend starts over.
-    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Self::Record, Fault>;
-
-    /// The session of a device is over, and its record of no more use.
-    fn remove_record(&mut self, _device: &str) {}
-
-    /// How many queues a vif may have at most, at least 1 (`multi-queue-max-queues`).
-    fn max_queues(&self) -> u32;
-
-    /// How the guest's pages are to be reached.
-    fn policy(&self) -> Policy {
-        Policy::default()
-    }
-
-    /// Whether guests may have pages kept mapped: their staging grants.
-    fn stages(&self) -> bool {
-        true
-    }
-
-    /// How each of so many queues of the session that begins is woken, for their siblings to do so.
-    /// Asked for before [`begin`](Self::begin), and only for a guest that has a control ring. The ones
-    /// given by default do nothing, which is enough for queues that are polled all the time.
-    ///
-    /// # Errors
-    /// A [`Fault`] when the system has not what that takes.
-    fn wakers(&mut self, queues: usize) -> Result<Vec<Waker>, Fault> {
-        let nothing: Waker = Arc::new(|| ());
-        Ok(core::iter::repeat_n(nothing, queues).collect())
-    }
-
-    /// Makes what the vif's packets go to. Done once; it lives as long as the device, so that
-    /// what is attached to it stays across reconnections of the guest.
-    ///
-    /// # Errors
-    /// A [`Fault`] that tells the operator what to do.
-    fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault>;
-
-    /// A session begins: what [`open`](Self::open) made is set up for it. Whatever comes of that,
-    /// [`stopped`](Self::stopped) follows at last.
-    ///
-    /// # Errors
-    /// A [`Fault`]; nothing is started.
-    fn begin(&mut self, session: &Session) -> Result<(), Fault>;
-
-    /// Begins to serve queue number `index`, counted from 0.
-    ///
-    /// # Errors
-    /// A [`Fault`] when the system has not what that takes.
-    fn start(
-        &mut self,
-        index: usize,
-        name: &str,
-        queue: Queue<P, Self::Buf, Self::Record>,
-    ) -> Result<Self::Running, Fault>;
-
-    /// Every queue is started: the guest is there.
-    fn started(&mut self);
-
-    /// No guest is there any more; what [`start`](Self::start) gave is dropped already.
-    fn stopped(&mut self);
-
-    /// The toolstack changed what may be changed while the vif is served.
-    ///
-    /// # Errors
-    /// A [`Fault`]; what was in force stays so.
-    fn refresh(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
-        let _ = vif;
-        Ok(())
-    }
-
-    /// Why a queue ended by itself, if it did; told once.
-    fn fault(&mut self, running: &mut Self::Running) -> Option<Fault>;
 }
 
 /// A virtual NIC's backend, to be driven by [`pvio_xenbus::driver::BackendDriver`].
@@ -259,12 +171,17 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         let scripts = ends.surroundings == Surroundings::Scripts;
         if scripts && vif.script.is_some() && !ends.resumed {
             // The script attaches it: it must be there, and nothing more.
-            if !core::mem::replace(&mut self.opened, true) {
-                self.server.open(&vif, Attach::ByScript)?;
+            if !self.opened && self.server.poll_open(&vif, Attach::ByScript)?.is_pending() {
+                return Ok(Prepared::Pending);
             }
+            self.opened = true;
             return hotplug(xs, ends, vif.script.as_deref());
         }
-        let opened = self.server.open(&vif, Attach::Here);
+        let opened = match self.server.poll_open(&vif, Attach::Here) {
+            Ok(Poll::Pending) => return Ok(Prepared::Pending),
+            Ok(Poll::Ready(())) => Ok(()),
+            Err(fault) => Err(fault),
+        };
         self.opened |= opened.is_ok();
         let status = match &opened {
             Ok(()) => Hotplug::Connected,
@@ -291,38 +208,18 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         found.map(drop)
     }
 
-    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let (request, negotiated) = self.request(xs, ends)?;
-        let features = features(&negotiated);
-        let rings = Rings::new(ends, &request, &negotiated);
-        let session = Recorded::begin(&mut self.server, &rings, ends.resumed)?;
-        // Every ring is mapped before a packet moves: it is all of them or none.
-        let refs = rings.queues.iter().enumerate();
-        let queues = refs.map(|queue| self.attach(ends, queue, features, &session));
-        let mut queues = queues.collect::<Result<Vec<_>, Fault>>()?;
-        self.headroom = Arc::default();
-        self.headroom.set(u16::try_from(negotiated.xdp_headroom).unwrap_or(u16::MAX));
-        queues.iter_mut().for_each(|queue| queue.share_headroom(&self.headroom));
-        if let Some(control) = &rings.control {
-            self.serve_control(&mut queues, control, &session)?;
+    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Poll<()>, Fault> {
+        if self.negotiated.is_none() {
+            self.begin(xs, ends)?;
         }
-        session.groups.choose(negotiated.multicast_control);
-        queues.iter_mut().for_each(|queue| queue.share_limit(&self.limit));
-        self.set_rate(read_rate(xs, &ends.back)?);
-        if ends.resumed {
-            // The last responses may have been published by one who died before telling.
-            for channel in queues.iter().flat_map(Queue::channels) {
-                channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+        let Self { server, running, .. } = self;
+        for queue in running {
+            if server.ready(queue)?.is_pending() {
+                return Ok(Poll::Pending);
             }
-        } else {
-            session.record.commit();
         }
-        (self.negotiated, self.session) = (Some(negotiated), Some(session));
-        let started = self.start(ends, features, queues);
-        if started.is_err() {
-            self.disconnect();
-        }
-        started
+        self.server.started();
+        Ok(Poll::Ready(()))
     }
 
     fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
@@ -359,14 +256,31 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         Ok(())
     }
 
-    fn disconnect(&mut self) {
-        if self.negotiated.take().is_some() {
-            self.running.clear();
-            self.server.stopped();
+    fn disconnect(&mut self) -> Poll<()> {
+        if self.leave().is_pending() {
+            return Poll::Pending;
         }
         if let Some(session) = self.session.take() {
             session.end(&mut self.server);
         }
+        Poll::Ready(())
+    }
+
+    fn leave(&mut self) -> Poll<()> {
+        let Self { server, running, .. } = self;
+        // All are told before any is waited for.
+        running.retain_mut(|queue| server.stop(queue).is_pending());
+        if !running.is_empty() {
+            return Poll::Pending;
+        }
+        if self.negotiated.take().is_some() {
+            self.server.stopped();
+        }
+        Poll::Ready(())
+    }
+
+    fn release(&mut self) -> Poll<()> {
+        self.server.close()
     }
 
     fn fault(&mut self) -> Option<Fault> {
@@ -376,6 +290,37 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
 }
 
 impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
+    /// Begins a session with what the frontend asks for.
+    fn begin(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        let (request, negotiated) = self.request(xs, ends)?;
+        let features = features(&negotiated);
+        let rings = Rings::new(ends, &request, &negotiated);
+        let session = Recorded::begin(&mut self.server, &rings, ends.resumed)?;
+        // Every ring is mapped before a packet moves: it is all of them or none.
+        let refs = rings.queues.iter().enumerate();
+        let queues = refs.map(|queue| self.attach(ends, queue, features, &session));
+        let mut queues = queues.collect::<Result<Vec<_>, Fault>>()?;
+        self.headroom = Arc::default();
+        self.headroom.set(u16::try_from(negotiated.xdp_headroom).unwrap_or(u16::MAX));
+        queues.iter_mut().for_each(|queue| queue.share_headroom(&self.headroom));
+        if let Some(control) = &rings.control {
+            self.serve_control(&mut queues, control, &session)?;
+        }
+        session.groups.choose(negotiated.multicast_control);
+        queues.iter_mut().for_each(|queue| queue.share_limit(&self.limit));
+        self.set_rate(read_rate(xs, &ends.back)?);
+        if ends.resumed {
+            // The last responses may have been published by one who died before telling.
+            for channel in queues.iter().flat_map(Queue::channels) {
+                channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+            }
+        } else {
+            session.record.commit();
+        }
+        (self.negotiated, self.session) = (Some(negotiated), Some(session));
+        self.start(ends, features, queues)
+    }
+
     /// What the frontend asks for, and what comes of it.
     fn request(
         &self,
@@ -421,7 +366,6 @@ impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
             let running = self.server.start(index, &name, queue)?;
             self.running.push(running);
         }
-        self.server.started();
         Ok(())
     }
 }

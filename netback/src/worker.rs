@@ -11,27 +11,34 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::Poll;
 use core::time::Duration;
 use pvio_ring::shm::SharedMemory;
 use pvio_uring::{Gather, Spin};
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 /// Packets moved each way between two looks at everything else.
 const BUDGET: usize = 256;
 
-/// A running worker. Dropping it stops it; the rings are unmapped then.
+/// A running worker. Dropping it stops it and waits until the rings are unmapped; who must not wait
+/// [stops](Self::stop) it first.
 #[derive(Debug)]
 pub struct Worker {
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     /// Closing it wakes the worker to see `stop`.
     wake: Option<PipeWriter>,
-    outcome: Receiver<WorkerError>,
+    made: Receiver<io::Result<()>>,
+    serves: bool,
+    outcome: Receiver<Option<WorkerError>>,
+    /// The outcome was received: the thread lets go of nothing more.
+    over: bool,
 }
 
 /// What a worker tells, from its own thread.
@@ -41,7 +48,9 @@ pub enum News {
     Stalled,
     /// It receives again.
     Ready,
-    /// The worker has ended by itself, for the reason that [`Worker::error`] gives.
+    /// The worker serves, or cannot: [`Worker::ready`] tells.
+    Begun,
+    /// The worker has ended: because it was stopped, or for the reason that [`Worker::error`] gives.
     Ended,
 }
 
@@ -54,6 +63,9 @@ pub enum WorkerError {
     /// The tap cannot be read any more (somebody removed the interface), or io_uring fails.
     #[error("the tap: {0}")]
     Tap(String),
+    /// The worker panicked.
+    #[error("the queue's worker thread panicked")]
+    Panicked,
 }
 
 impl WorkerError {
@@ -63,13 +75,14 @@ impl WorkerError {
         match self {
             Self::Queue(error) => error.code(),
             Self::Tap(_) => "tap-lost",
+            Self::Panicked => "worker-panicked",
         }
     }
 }
 
 impl Worker {
-    /// Starts a thread that moves packets between a queue and a port, which is made by that thread.
-    /// `tell` is called by it too.
+    /// Starts a thread that moves packets between a queue and a port, which is made by that thread,
+    /// and waits until it does. `tell` is called by it too.
     ///
     /// # Errors
     /// What the system says when it has no thread, descriptor or io_uring to give.
@@ -85,15 +98,18 @@ impl Worker {
         N: Wait + 'static,
         R: SharedMemory + Clone + Send + Sync + 'static,
     {
-        Self::start_woken(name, queue, make, None, tell)
+        let mut worker = Self::spawn(name, queue, make, None, tell)?;
+        worker.made.recv().unwrap_or_else(|_| Err(ended_at_once()))?;
+        worker.serves = true;
+        Ok(worker)
     }
 
-    /// The same for a queue that has siblings: their [`Waker`](crate::queue::Waker) makes `mail`, an
-    /// eventfd, readable.
+    /// The same without waiting, see [`ready`](Self::ready); also for a queue that has siblings: their
+    /// [`Waker`](crate::queue::Waker) makes `mail`, an eventfd, readable.
     ///
     /// # Errors
-    /// As [`start`](Self::start).
-    pub fn start_woken<P, N, R>(
+    /// What the system says when it has no thread or descriptor to give.
+    pub fn spawn<P, N, R>(
         name: &str,
         queue: Queue<P, N::Buf, R>,
         make: impl FnOnce(Arc<Stats>) -> io::Result<N> + Send + 'static,
@@ -115,45 +131,79 @@ impl Worker {
         let (put, outcome) = sync_channel(1);
         let (ready, made) = sync_channel(1);
         let thread = Builder::new().name(String::from(name)).spawn(move || {
-            // Made here: an io_uring belongs to the thread that uses it.
-            let mut port = match make(Arc::clone(queue.stats())) {
-                Ok(port) => port,
-                Err(error) => return drop(ready.send(Err(error))),
+            let work = || {
+                // Made here: an io_uring belongs to the thread that uses it.
+                let mut port = match make(Arc::clone(queue.stats())) {
+                    Ok(port) => port,
+                    Err(error) => {
+                        let _ = ready.send(Err(error));
+                        tell(News::Begun);
+                        return Ok(());
+                    }
+                };
+                // One for each channel, of which there are three at most, the siblings' and the pipe.
+                let mail = mail.zip(watched.and_then(|watched| port.watch(watched)));
+                let events: Vec<Watch> = events.into_iter().filter_map(|e| port.watch(e)).collect();
+                port.watch(woken.into());
+                let _ = ready.send(Ok(()));
+                tell(News::Begun);
+                Serving { queue, port, events, mail }.serve(&stopped, &mut tell)
             };
-            // One for each channel, of which there are three at most, the siblings' and the pipe.
-            let mail = mail.zip(watched.and_then(|watched| port.watch(watched)));
-            let events: Vec<Watch> = events.into_iter().filter_map(|e| port.watch(e)).collect();
-            port.watch(woken.into());
-            let _ = ready.send(Ok(()));
-            let mut serving = Serving { queue, port, events, mail };
-            if let Err(error) = serving.serve(&stopped, &mut tell) {
-                let _ = put.send(error);
-                tell(News::Ended);
-            }
+            // All that the queue and the port hold is let go of in there, also by a panic.
+            let outcome = catch_unwind(AssertUnwindSafe(work));
+            let _ = put.send(outcome.unwrap_or(Err(WorkerError::Panicked)).err());
+            tell(News::Ended);
         })?;
-        let worker = Self { thread: Some(thread), stop, wake: Some(wake), outcome };
-        match made.recv() {
-            Ok(Ok(())) => Ok(worker),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(io::Error::other("the worker thread ended at once")),
+        let wake = Some(wake);
+        Ok(Self { thread: Some(thread), stop, wake, made, serves: false, outcome, over: false })
+    }
+
+    /// Whether the worker serves.
+    ///
+    /// # Errors
+    /// What the system says when it has no io_uring to give, or the port is not to be had.
+    pub fn ready(&mut self) -> Poll<io::Result<()>> {
+        if self.serves {
+            return Poll::Ready(Ok(()));
+        }
+        match self.made.try_recv() {
+            Ok(outcome) => {
+                self.serves = outcome.is_ok();
+                Poll::Ready(outcome)
+            }
+            Err(TryRecvError::Empty) => Poll::Pending,
+            Err(TryRecvError::Disconnected) => Poll::Ready(Err(ended_at_once())),
         }
     }
 
     /// Why the worker ended by itself, if it did; told once.
     #[must_use]
-    pub fn error(&self) -> Option<WorkerError> {
-        self.outcome.try_recv().ok()
+    pub fn error(&mut self) -> Option<WorkerError> {
+        let outcome = self.outcome.try_recv().ok()?;
+        self.over = true;
+        outcome
     }
+
+    /// Stops the worker. Call it again until it is ready: the worker then holds nothing any more,
+    /// and dropping it does not wait.
+    pub fn stop(&mut self) -> Poll<()> {
+        self.stop.store(true, Ordering::Release);
+        drop(self.wake.take());
+        self.over |= !matches!(self.outcome.try_recv(), Err(TryRecvError::Empty));
+        if self.over { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+fn ended_at_once() -> io::Error {
+    io::Error::other("the worker thread ended at once")
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        drop(self.wake.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("a network worker panicked");
+        let _ = self.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic is its outcome.
+            let _ = thread.join();
         }
     }
 }

@@ -5,8 +5,10 @@
 //! (`target=[iops=500]qcow2:/srv/guest.qcow2`); an image file is served as it is. The stock script, `block`, puts a loop device before a file; that works too, but the loop device is
 //! in nobody's way and of no use.
 //!
-//! All there is to do is to look whether the image is there, so that `xl` itself says what is
-//! wrong, and to tell that the device may be served.
+//! All there is to do is to look whether the image is there, and whether somebody else has it, so
+//! that `xl` itself says what is wrong, and to tell that the device may be served.
+
+mod sharing;
 
 use crate::failure::Failure;
 use pvio_blkback::image::Disk;
@@ -71,8 +73,12 @@ fn connect() -> Result<Client, Failure> {
 
 fn add(base: &str) -> Result<(), Failure> {
     let mut xs = connect()?;
-    let disk = ToolstackBack::read(&mut xs, base).map_err(Failure::of)?;
-    let outcome = look_at(&disk);
+    let told = ToolstackBack::read(&mut xs, base).map_err(Failure::of)?;
+    let outcome = disk_of(&told).and_then(|disk| {
+        // What is elsewhere than in a file, the daemon has to find.
+        disk.spec.path().map_or(Ok(()), look)?;
+        sharing::check(&mut xs, base, &told, &disk)
+    });
     let status = match &outcome {
         Ok(()) => Hotplug::Connected,
         Err(failure) => Hotplug::Failed(failure.to_string().into()),
@@ -81,14 +87,13 @@ fn add(base: &str) -> Result<(), Failure> {
     outcome
 }
 
-fn look_at(told: &ToolstackBack) -> Result<(), Failure> {
+/// The disk that a toolstack names.
+fn disk_of(told: &ToolstackBack) -> Result<Disk, Failure> {
     let disk = match told.backing() {
         Backing::Own(text) => Disk::from_bytes(text),
         Backing::Format(format, rest) => Disk::with_format(format, rest),
     };
-    let disk = disk.map_err(|e| Failure::of(e).as_input())?;
-    // What is elsewhere than in a file, the daemon has to find.
-    disk.spec.path().map_or(Ok(()), look)
+    disk.map_err(|e| Failure::of(e).as_input())
 }
 
 fn look(image: &Path) -> Result<(), Failure> {

@@ -6,6 +6,7 @@ use pvio_grant_table::policy::MappingBudget;
 use pvio_netback::Vif;
 use pvio_netback::port::knobs::Knobs;
 use pvio_ring::proto::netif::CtrlStatus;
+use pvio_uring::LogLimit;
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -16,12 +17,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Served(Arc<Mutex<BTreeMap<DeviceAddr, Seen>>>);
 
 /// What can be seen of a device.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Seen {
     knobs: Option<Arc<Knobs>>,
     mappings: Option<Arc<MappingBudget>>,
     queues: Vec<Counters>,
+    /// What is logged now and then only.
+    events: Events,
 }
+
+/// What may happen to a device and is logged now and then only: how often it did, by name.
+pub type Events = Vec<(&'static str, Arc<LogLimit>)>;
 
 /// The counters of one queue.
 #[derive(Debug, Clone)]
@@ -39,8 +45,10 @@ pub trait Visible {
 impl<P: crate::driver::Platform> Visible for Vbd<P, pvio_blkback::host::ImageServer> {
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Disk(Arc::clone(stats)));
+        let mut events = self.server().events();
+        events.push(("sessions", Arc::clone(self.sessions())));
         let mappings = self.mapping_budget().cloned();
-        Seen { knobs: None, mappings, queues: queues.collect() }
+        Seen { knobs: None, mappings, queues: queues.collect(), events }
     }
 }
 
@@ -48,7 +56,16 @@ impl<P: crate::driver::Platform> Visible for Vif<P, pvio_netback::host::TapServe
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Nic(Arc::clone(stats)));
         let knobs = Some(Arc::clone(self.server().knobs()));
-        Seen { knobs, mappings: None, queues: queues.collect() }
+        Seen { knobs, mappings: None, queues: queues.collect(), events: Events::new() }
+    }
+}
+
+impl Seen {
+    /// The same, with more that may happen.
+    #[must_use]
+    pub fn with(mut self, events: &Events) -> Self {
+        self.events.extend(events.iter().cloned());
+        self
     }
 }
 
@@ -83,6 +100,7 @@ impl Served {
             let mut device = json!({
                 "device": name(*addr),
                 "path": addr.backend_path(),
+                "events": seen.events.iter().map(|(name, log)| (*name, log.seen())).collect::<BTreeMap<_, _>>(),
                 "queues": seen.queues.iter().map(Counters::told).collect::<Vec<_>>(),
             });
             if let Some(guest) = &seen.mappings {

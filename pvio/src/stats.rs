@@ -85,7 +85,7 @@ fn text<'a>(device: &'a Value, key: &str) -> &'a str {
     device[key].as_str().unwrap_or_default()
 }
 
-/// Of all queues together.
+/// Of all queues together, and what happened to the device: `event state-changes`.
 fn sum(device: &Value) -> Counters {
     let mut all = Counters::new();
     let mut add = |name: String, n: &Value| {
@@ -98,6 +98,9 @@ fn sum(device: &Value) -> Counters {
             Some(reasons) => reasons.iter().for_each(|(why, n)| add(format!("{name} {why}"), n)),
             None => add(name.clone(), value),
         }
+    }
+    for (name, n) in device["events"].as_object().into_iter().flatten() {
+        add(format!("event {name}"), n);
     }
     all
 }
@@ -144,17 +147,22 @@ mod tests {
     fn queues_are_added_up_and_reasons_stand_by_themselves() {
         let queue =
             |reads: u64, empty: u64| json!({ "reads": reads, "refused": { "empty": empty } });
-        let device =
-            json!({ "device": "vbd1.xvda", "path": "/x", "queues": [queue(1, 0), queue(2, 3)] });
+        let device = json!({
+            "device": "vbd1.xvda",
+            "path": "/x",
+            "queues": [queue(1, 0), queue(2, 3)],
+            "events": { "errors": 2 },
+        });
         let all = sum(&device);
-        assert_eq!(all, Counters::from([("reads".into(), 3), ("refused empty".into(), 3)]));
+        let told = [("reads", 3), ("refused empty", 3), ("event errors", 2)];
+        assert_eq!(all, told.map(|(name, n)| (name.into(), n)).into());
         let told = paragraph(&device, &all);
         let mut budgeted = device.clone();
         budgeted["kept-pages"] = json!({ "guest": { "used": 5, "most": 9 }, "process": null });
         let line = paragraph(&budgeted, &all);
         assert!(line.contains("kept-pages of the guest") && line.contains("5 of 9"), "{line}");
         assert!(told.starts_with("vbd1.xvda  /x  queues 2\n"), "{told}");
-        assert_eq!(told.lines().count(), 3);
+        assert_eq!(told.lines().count(), 4);
     }
 
     #[test]

@@ -6,7 +6,8 @@ mod common;
 use common::world::{World, disk};
 use pvio_ring::DomId;
 use pvio_xenbus::driver::{
-    BackendClass, BackendDriver, Ends, Fault, Life, Prepared, Surroundings, hotplug,
+    BackendClass, BackendDriver, Ends, Fault, Life, MOST_TRANSITIONS, Prepared, Surroundings,
+    hotplug,
 };
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
@@ -15,8 +16,9 @@ use pvio_xenbus::handshake::common::{
 };
 use pvio_xenbus::wire::{Op, XsErrno};
 use pvio_xenbus::{TRANSACTION_RETRIES, WatchEvent, XenbusState, Xenstore, XsError};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use common::world::{BACK, FRONT};
@@ -26,11 +28,27 @@ use common::world::{BACK, FRONT};
 struct Class {
     prepared: Rc<Cell<u32>>,
     connected: Rc<Cell<bool>>,
+    /// What is being done elsewhere, and not yet over.
+    slow: Rc<RefCell<Vec<&'static str>>>,
+    /// What it says when it is asked to prepare, if not what the script does.
+    says: Rc<RefCell<Option<Result<Prepared, Fault>>>>,
+    /// The frontend asks for something else at each reading.
+    flips: Rc<Cell<bool>>,
+    superseded: Rc<Cell<u32>>,
+    released: Rc<Cell<bool>>,
+}
+
+impl Class {
+    fn poll(&self, what: &'static str) -> Poll<()> {
+        if self.slow.borrow().contains(&what) { Poll::Pending } else { Poll::Ready(()) }
+    }
 }
 
 impl BackendClass for Class {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
-        let prepared = hotplug(xs, ends, Some(b"/etc/xen/scripts/block"))?;
+        let said = self.says.borrow().clone();
+        let script = || hotplug(xs, ends, Some(b"/etc/xen/scripts/block"));
+        let prepared = said.unwrap_or_else(script)?;
         if prepared == Prepared::Yes {
             self.prepared.set(self.prepared.get() + 1);
         }
@@ -41,18 +59,32 @@ impl BackendClass for Class {
         Ok(xs.write(&format!("{}/offered", ends.back), b"1")?)
     }
 
-    fn connect(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), Fault> {
+    fn connect(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<Poll<()>, Fault> {
         assert_eq!(self.prepared.get(), 1, "connected before it was prepared");
         self.connected.set(true);
-        Ok(())
+        Ok(self.poll("connect"))
+    }
+
+    fn is_superseded(&mut self, _: &mut dyn Xenstore, _: &Ends) -> bool {
+        self.superseded.set(self.superseded.get() + u32::from(self.flips.get()));
+        self.flips.get()
     }
 
     fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
         Ok(xs.write(&format!("{}/described", ends.back), b"1")?)
     }
 
-    fn disconnect(&mut self) {
-        self.connected.set(false);
+    fn disconnect(&mut self) -> Poll<()> {
+        let outcome = self.poll("disconnect");
+        self.connected.set(self.connected.get() && outcome.is_pending());
+        outcome
+    }
+
+    fn release(&mut self) -> Poll<()> {
+        assert!(!self.connected.get(), "released while it serves");
+        let outcome = self.poll("release");
+        self.released.set(outcome.is_ready());
+        outcome
     }
 
     fn fault(&mut self) -> Option<Fault> {
@@ -87,6 +119,19 @@ impl Bench {
 
     fn frontend(&mut self, state: XenbusState) {
         write_state(&mut self.world.front, &self.front, state).unwrap();
+    }
+
+    fn connected() -> Self {
+        let mut b = Self::new(Surroundings::Plain);
+        b.frontend(XenbusState::Initialised);
+        b.step();
+        b.frontend(XenbusState::Connected);
+        assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Connected));
+        b
+    }
+
+    fn slow(&mut self, what: &[&'static str]) {
+        *self.class.slow.borrow_mut() = what.to_vec();
     }
 
     fn script_says(&mut self, status: &Hotplug) {
@@ -245,4 +290,116 @@ fn backends_that_went_with_their_domain_are_made_again_from_what_libxl_keeps() {
         assert!(b.world.dom0.read_opt(&path).unwrap().is_some(), "{told} went with the directory");
     }
     assert_eq!(find_domain(&mut b.world.dom0, "nobody").unwrap(), None);
+}
+
+#[test]
+fn closed_is_written_only_after_the_class_has_stopped() {
+    let mut b = Bench::connected();
+    b.slow(&["disconnect"]);
+    b.frontend(XenbusState::Closed);
+    for _ in 0..3 {
+        assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Closing));
+        assert!(b.class.connected.get());
+    }
+    b.slow(&[]);
+    assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Closed));
+    // The frontend came back before the class had stopped: it is offered anew, and not before.
+    let mut b = Bench::connected();
+    b.slow(&["disconnect"]);
+    b.frontend(XenbusState::Closed);
+    b.step();
+    b.frontend(XenbusState::Connected);
+    assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Closing));
+    b.slow(&[]);
+    assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Connected));
+    assert!(b.class.connected.get(), "said to be connected and is not");
+}
+
+#[test]
+fn a_frontend_that_starts_anew_does_not_see_the_end_of_the_session_before() {
+    let mut b = Bench::connected();
+    b.slow(&["disconnect"]);
+    b.frontend(XenbusState::Initialising);
+    assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Connected));
+    b.slow(&[]);
+    assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::InitWait));
+}
+
+#[test]
+fn a_frontend_that_leaves_while_it_is_being_connected_is_let_go() {
+    let mut b = Bench::new(Surroundings::Plain);
+    b.slow(&["connect"]);
+    b.frontend(XenbusState::Initialised);
+    assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::InitWait));
+    assert!(b.class.connected.get());
+    b.frontend(XenbusState::Closed);
+    assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Closed));
+    assert!(!b.class.connected.get());
+    b.slow(&["connect"]);
+    b.frontend(XenbusState::Initialising);
+    b.step();
+    b.frontend(XenbusState::Initialised);
+    b.step();
+    b.slow(&[]);
+    assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Connected));
+}
+
+#[test]
+fn a_device_that_is_being_prepared_is_not_offered_and_one_that_waits_is() {
+    let mut b = Bench::new(Surroundings::Plain);
+    *b.class.says.borrow_mut() = Some(Ok(Prepared::Pending));
+    b.frontend(XenbusState::Initialised);
+    assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Initialising));
+    *b.class.says.borrow_mut() = Some(Ok(Prepared::AfterOffer));
+    assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::InitWait));
+    assert!(!b.class.connected.get());
+    *b.class.says.borrow_mut() = Some(Ok(Prepared::Yes));
+    assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Connected));
+
+    // That it failed is known before any frontend asks.
+    let mut b = Bench::new(Surroundings::Plain);
+    *b.class.says.borrow_mut() = Some(Ok(Prepared::AfterOffer));
+    b.step();
+    *b.class.says.borrow_mut() = Some(Err(Fault::new("image-busy", "in use")));
+    assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Closed));
+    let why = read_error(&mut b.world.dom0, &b.back).unwrap();
+    assert!(why.is_some_and(|why| why.contains("image-busy")));
+}
+
+#[test]
+fn a_device_is_gone_and_a_process_ends_after_all_is_closed() {
+    let mut b = Bench::connected();
+    request_removal(&mut b.world.dom0, b.driver.addr()).unwrap();
+    b.frontend(XenbusState::Closed);
+    b.slow(&["release"]);
+    assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Closed));
+    b.slow(&[]);
+    assert_eq!(b.step(), Life::Gone);
+    assert!(b.class.released.get());
+
+    let mut b = Bench::connected();
+    b.slow(&["disconnect", "release"]);
+    assert_eq!(b.driver.shut_down(&mut b.world.back).unwrap(), Poll::Pending);
+    assert!(b.class.connected.get());
+    b.slow(&["release"]);
+    assert_eq!(b.driver.shut_down(&mut b.world.back).unwrap(), Poll::Pending);
+    assert_eq!(b.state(), XenbusState::Connected);
+    b.slow(&[]);
+    assert_eq!(b.driver.shut_down(&mut b.world.back).unwrap(), Poll::Ready(()));
+    assert_eq!((b.state(), b.class.released.get()), (XenbusState::Closed, true));
+}
+
+#[test]
+fn a_frontend_that_never_settles_is_followed_a_bounded_way_at_a_time() {
+    let mut b = Bench::connected();
+    b.class.flips.set(true);
+    for _ in 0..3 {
+        let before = (b.class.superseded.get(), b.driver.transitions());
+        assert_eq!(b.step(), Life::More);
+        assert!(b.class.superseded.get() - before.0 <= MOST_TRANSITIONS);
+        assert!(b.driver.transitions() - before.1 <= u64::from(MOST_TRANSITIONS));
+    }
+    b.class.flips.set(false);
+    while b.step() == Life::More {}
+    assert_eq!(b.state(), XenbusState::Connected);
 }

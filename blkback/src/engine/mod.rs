@@ -157,6 +157,9 @@ pub enum EngineError {
     /// This engine cannot do that.
     #[error("not supported by this image")]
     Unsupported,
+    /// Who does the operations has ended, by a mistake in it: none will be done any more.
+    #[error("the thread that does the disk's operations has ended")]
+    Lost,
 }
 
 /// Keeps the data of a disk. `B` is the memory operations move data to and from.

@@ -7,15 +7,15 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use pvio_uring::LogLimit;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
 use std::thread::{Builder, JoinHandle};
 
-const EIO: i32 = 5;
-
 /// The threads. Dropping it waits for the operations they have begun, and closes the store.
 pub struct Pool {
+    failures: Arc<LogLimit>,
     jobs: Option<Sender<Job>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -29,25 +29,31 @@ impl Pool {
         // As long as the queues' depths together: they submit no more.
         let (send, jobs) = unbounded::<Job>();
         let broken = Arc::new(AtomicBool::new(false));
-        let mut pool = Self { jobs: Some(send), threads: Vec::with_capacity(count) };
+        let threads = Vec::with_capacity(count);
+        let mut pool = Self { failures: Arc::default(), jobs: Some(send), threads };
         for _ in 0..count {
             let (jobs, store, broken) = (jobs.clone(), Arc::clone(&store), Arc::clone(&broken));
+            let failures = Arc::clone(&pool.failures);
             let thread = Builder::new().name(String::from(name));
-            pool.threads.push(thread.spawn(move || serve(&jobs, &*store, &broken))?);
+            pool.threads.push(thread.spawn(move || serve(&jobs, &*store, &broken, &failures))?);
         }
         Ok(pool)
+    }
+
+    /// Operations that failed.
+    #[must_use]
+    pub const fn failures(&self) -> &Arc<LogLimit> {
+        &self.failures
     }
 }
 
 impl Executor for Pool {
     fn execute(&self, jobs: &mut dyn Iterator<Item = Job>) {
         for job in jobs {
-            match &self.jobs {
-                Some(send) => {
-                    // The threads take jobs until this sender is gone.
-                    let _ = send.send(job);
-                }
-                None => job.finish(Err(EngineError::Os(EIO))),
+            if let Some(send) = &self.jobs {
+                // The threads take jobs until this sender is gone. A job that nobody can take any
+                // more is dropped, and says so.
+                let _ = send.send(job);
             }
         }
     }
@@ -63,10 +69,10 @@ impl Drop for Pool {
 }
 
 /// A panic in a format's library makes the whole image unusable, and nothing else.
-fn serve(jobs: &Receiver<Job>, store: &dyn Store, broken: &AtomicBool) {
+fn serve(jobs: &Receiver<Job>, store: &dyn Store, broken: &AtomicBool, failures: &LogLimit) {
     for mut job in jobs {
         if broken.load(Ordering::Acquire) {
-            job.finish(Err(EngineError::Os(EIO)));
+            job.finish(Err(EngineError::Lost));
             continue;
         }
         let result = catch_unwind(AssertUnwindSafe(|| match job.io {
@@ -77,10 +83,12 @@ fn serve(jobs: &Receiver<Job>, store: &dyn Store, broken: &AtomicBool) {
         let result = result.unwrap_or_else(|_| {
             broken.store(true, Ordering::Release);
             tracing::error!("an image's library panicked; every further operation fails");
-            Err(io::Error::from_raw_os_error(EIO))
+            Err(io::Error::other(EngineError::Lost))
         });
-        if let Err(error) = &result {
-            tracing::warn!(io = ?job.io, %error, "an operation failed");
+        if let Err(error) = &result
+            && let Some(unlogged) = failures.admit()
+        {
+            tracing::warn!(io = ?job.io, %error, unlogged, "an operation failed");
         }
         job.finish(result.map_err(|e| engine_error(&e)));
     }

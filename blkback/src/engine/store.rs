@@ -116,6 +116,10 @@ impl Store for FileStore {
 /// An error of the operating system or of an image's library, as an operation fails by it.
 pub(crate) fn engine_error(error: &io::Error) -> EngineError {
     const EIO: i32 = 5;
+    let own = error.get_ref().and_then(|inner| inner.downcast_ref::<EngineError>());
+    if let Some(error) = own {
+        return *error;
+    }
     match (error.kind(), error.raw_os_error()) {
         (io::ErrorKind::Unsupported, _) => EngineError::Unsupported,
         (io::ErrorKind::UnexpectedEof, _) => EngineError::Short,

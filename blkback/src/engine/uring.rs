@@ -16,7 +16,7 @@ use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use crate::image::IoMode;
 use alloc::vec::Vec;
 use pvio_ring::shm::PoolMemory;
-use pvio_uring::{Backoff, Done as Over, FileId, IoBuf, PrivateBuf, Uring, whole};
+use pvio_uring::{Backoff, Done as Over, FileId, IoBuf, LogLimit, PrivateBuf, Uring, whole};
 use rustix::fs::{OFlags, fcntl_getfl};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -305,8 +305,12 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
         match uring.register(memory) {
             Ok(()) => len,
             Err(error) => {
-                let hint = "the disk is served without; RLIMIT_MEMLOCK bounds it";
-                tracing::warn!(%error, bytes = len, hint, "buffers cannot be registered");
+                // For each queue of each session that any guest begins.
+                static UNREGISTERED: LogLimit = LogLimit::new();
+                if let Some(unlogged) = UNREGISTERED.admit() {
+                    let hint = "the disk is served without; RLIMIT_MEMLOCK bounds it";
+                    tracing::warn!(%error, bytes = len, hint, unlogged, "buffers cannot be registered");
+                }
                 0
             }
         }

@@ -61,6 +61,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use overlay::Overlay;
 use pvio_ring::shm::SharedMemory;
+use pvio_uring::LogLimit;
 use pvio_uring::{IoBuf, PrivateBuf};
 use reference::ReferencePolicy;
 use std::fs::File;
@@ -147,6 +148,17 @@ impl Kept {
 }
 
 impl Image {
+    /// What may go wrong with it and is logged now and then: how often it did, by name.
+    pub(crate) fn events(&self) -> Option<(&'static str, Arc<LogLimit>)> {
+        match &self.kept {
+            Kept::File { discards: Some(pool), .. } | Kept::Pool(pool) => {
+                Some(("operations-failed", Arc::clone(pool.failures())))
+            }
+            Kept::Nbd(link) => Some(("server-lost", Arc::clone(link.losses()))),
+            Kept::File { .. } | Kept::Ram(_) | Kept::Store(_) => None,
+        }
+    }
+
     /// Opens and locks a raw image.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ use values::{
 };
 
 /// Every word there is, what it may say, and what that means.
-pub const KEYS: [(&str, &str, &str); 34] = [
+pub const KEYS: [(&str, &str, &str); 35] = [
     ("ro", "", "the guest may only read it"),
     ("rw", "", "the guest may write it, if the toolstack lets it"),
     ("direct", "", "around the host's page cache (O_DIRECT)"),
@@ -53,6 +53,7 @@ pub const KEYS: [(&str, &str, &str); 34] = [
     ("errno", "N", "the error they fail with, 1 to 4095; 5 (EIO) if left out"),
     ("seed", "N", "makes the same failures again"),
     ("trace", "PATH", "a log of all requests for fio --read_iolog: a new file, or a directory"),
+    ("busy-timeout", "TIME", "how long an image in use elsewhere is waited for; 30s if left out"),
     (
         "image-root",
         "DIR",
@@ -193,6 +194,8 @@ options! {
     seed: u64,
     /// `trace`
     trace: PathBuf,
+    /// `busy-timeout`
+    busy_timeout: Duration,
     /// `image-root`, each of them
     image_roots: Vec<PathBuf>,
     /// `write-extents`: any
@@ -397,6 +400,7 @@ impl DiskOptions {
             "fail-flushes" => self.fail_flushes = Some(number(value, 0, 1_000_000)?),
             "errno" => self.errno = Some(i32::try_from(number(value, 1, 4095)?).ok()?),
             "seed" => self.seed = Some(value.parse().ok()?),
+            "busy-timeout" => self.busy_timeout = Some(time(value)?),
             "write-extents" => {
                 self.write_any_extent = Some(match value {
                     "derived" => false,
@@ -462,6 +466,7 @@ impl DiskOptions {
             put("image-root", Some(escaped(root)));
         }
         put("write-extents", flag(self.write_any_extent, ["any", "derived"]).map(String::from));
+        put("busy-timeout", self.busy_timeout.map(time_in_words));
         put("trusted", on_off(self.trusted));
         put("removable", on_off(self.removable));
         put("cdrom", on_off(self.cdrom));

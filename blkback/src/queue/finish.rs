@@ -63,7 +63,8 @@ where
             (Err(StepError::Engine(EngineError::Unsupported)), _) => {
                 self.fail(tag, Status::NotSupported, RefusalReason::Engine);
             }
-            (Err(StepError::Engine(_)), _) => {
+            (Err(StepError::Engine(error)), _) => {
+                self.engine_lost |= error == EngineError::Lost;
                 self.fail(tag, Status::Error, RefusalReason::Engine);
             }
             (Err(StepError::Grant), _) => self.fail(tag, Status::Error, RefusalReason::Grant),

@@ -81,6 +81,12 @@ pub enum QueueFault {
     /// The worker's wait point failed, with this error of the operating system.
     #[error("waiting failed with error {0} of the operating system")]
     Wait(i32),
+    /// What does the disk's operations has ended.
+    #[error("the thread that does the disk's operations has ended")]
+    EngineLost,
+    /// The worker panicked.
+    #[error("the queue's worker thread panicked")]
+    Panicked,
 }
 
 impl QueueFault {
@@ -93,6 +99,8 @@ impl QueueFault {
             Self::Record(error) => error.code(),
             Self::Slot(_) => "short-slot",
             Self::Wait(_) => "wait-failed",
+            Self::EngineLost => "engine-lost",
+            Self::Panicked => "worker-panicked",
         }
     }
 }
@@ -138,6 +146,8 @@ pub struct Queue<P: GrantMapper, C, E, R = HeapMemory> {
     submitted: bool,
     /// Set while shutting down: nothing new is taken.
     draining: bool,
+    /// The engine said so of an operation: there is no other outcome from now on.
+    engine_lost: bool,
 }
 
 /// A request that was begun.
@@ -202,6 +212,7 @@ where
             engine,
             submitted: false,
             draining: false,
+            engine_lost: false,
         }
     }
 
@@ -224,6 +235,9 @@ where
         if record.log.publish(ring) | core::mem::take(&mut self.notify) {
             self.parts.stats.notifies.add(1);
             self.parts.channel.notify()?;
+        }
+        if self.engine_lost {
+            return Err(QueueFault::EngineLost);
         }
         Ok(if taken + answered > 0 { Progress::Some } else { Progress::None })
     }

@@ -8,7 +8,7 @@ use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendDriver, Life};
-use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr};
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, read_error};
 use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack, create_backend, create_device};
 use std::io::Write;
 use std::path::Path;
@@ -81,13 +81,20 @@ impl Machine {
         let thread = std::thread::spawn(move || {
             let mut xs = domain.xenstore().unwrap();
             let mut device = BackendDriver::restarted(addr, vbd);
+            let mut told = None;
             while !stopped.load(Ordering::SeqCst) {
                 if device.step(&mut xs).unwrap() == Life::Gone {
                     return true;
                 }
                 // More often than a daemon would.
                 if let Err(fault) = device.refresh(&mut xs) {
-                    refused.lock().unwrap().push(fault.code);
+                    refused.lock().unwrap().push(fault.code.into());
+                }
+                let why = read_error(&mut xs, &addr.backend_path()).unwrap();
+                if why != told {
+                    let code = why.as_ref().and_then(|why| why.split([' ', ':']).nth(1));
+                    refused.lock().unwrap().extend(code.map(String::from));
+                    told = why;
                 }
                 xs.wait_event(Some(Duration::from_millis(20))).unwrap();
             }
@@ -111,7 +118,7 @@ pub struct Driver {
     /// Of the first queue.
     pub stats: Arc<Stats>,
     /// What the toolstack asked for and did not get, by the codes of the reasons.
-    pub faults: Arc<Mutex<Vec<&'static str>>>,
+    pub faults: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,
     pub thread: JoinHandle<bool>,
 }

@@ -8,6 +8,7 @@ mod frontends;
 mod machine;
 mod queues;
 mod successors;
+mod waiting;
 
 use machine::{Machine, PATIENCE, image, on_every_path};
 use pvio_blkback::{Config, DataPath};

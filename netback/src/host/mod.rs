@@ -1,6 +1,7 @@
 //! Serving vifs through taps, a thread per queue: what a driver domain does.
 #![forbid(unsafe_code)]
 
+mod making;
 mod other;
 mod taps;
 
@@ -20,6 +21,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::Ipv4Addr;
+use core::task::Poll;
+use making::{Making, Unmaking, Way};
 use other::Other;
 use pvio_recordfile::{RecordDir, RecordFile};
 use pvio_uring::PrivateBuf;
@@ -65,39 +68,37 @@ pub const QUEUES_DEFAULT: u32 = 8;
 /// else [its options](NicOptions) say.
 pub struct TapServer {
     options: TapOptions,
-    wake: Arc<dyn Fn() + Send + Sync>,
+    wake: Waker,
     max_queues: u32,
-    taps: Taps,
+    way: Way,
+    making: Option<Making>,
+    unmaking: Option<Unmaking>,
     carrier: Arc<Carrier>,
-    /// Where the vif leads to, if not to a tap.
-    other: Option<Other>,
     site: Arc<Site>,
     knobs: Arc<Knobs>,
-    /// What was said of the vif when it was made.
-    said: NicOptions,
     /// What the queues of the session wake each other by, if it has a control ring.
     mail: Vec<OwnedFd>,
     records: Option<RecordDir>,
 }
 
 impl TapServer {
-    /// `wake` is called by a worker that ended by itself: step the driver then.
+    /// `wake` is called, by any thread, when something is over that the driver waits for, or a worker
+    /// ended by itself: step the driver then.
     #[must_use]
-    pub fn new(options: TapOptions, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
+    pub fn new(options: TapOptions, wake: Waker) -> Self {
         let processors = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         let max_queues = options.max_queues.unwrap_or_else(|| processors().min(QUEUES_DEFAULT));
         let carrier = Arc::default();
-        let (site, knobs, said) = (Arc::default(), Arc::<Knobs>::default(), NicOptions::default());
         Self {
             options,
             wake,
             max_queues,
-            taps: Taps::default(),
+            way: Way::default(),
+            making: None,
+            unmaking: None,
             carrier,
-            other: None,
-            site,
-            knobs,
-            said,
+            site: Arc::default(),
+            knobs: Arc::default(),
             mail: Vec::new(),
             records: None,
         }
@@ -136,13 +137,12 @@ impl TapServer {
     /// The tap, once there is one.
     #[must_use]
     pub fn tap(&self) -> Option<&Tap> {
-        self.taps.first()
+        self.way.taps.first()
     }
 
-    fn config(&self, vif: &ToolstackBack, attach: Attach) -> TapConfig {
-        let usual = format!("vif{}.{}", vif.frontend_id, vif.handle);
-        let mut config = TapConfig::new(usual);
-        config.netns.clone_from(&self.said.netns);
+    fn config(&self, vif: &ToolstackBack, attach: Attach, said: &NicOptions) -> TapConfig {
+        let mut config = TapConfig::new(name_of(vif));
+        config.netns.clone_from(&said.netns);
         config.mtu = vif.mtu.unwrap_or(config.mtu);
         config.multi_queue = self.max_queues > 1;
         match attach {
@@ -150,7 +150,7 @@ impl TapServer {
             Attach::Here => {
                 let name = vif.vifname.clone().or_else(|| self.options.name.clone());
                 config.name = name.unwrap_or(config.name);
-                let ours = || self.said.bridge.clone().or_else(|| self.options.bridge.clone());
+                let ours = || said.bridge.clone().or_else(|| self.options.bridge.clone());
                 config.bridge = bridge_of(vif).0.map(String::from).or_else(ours);
                 config.address = self.options.address;
             }
@@ -158,12 +158,28 @@ impl TapServer {
         config
     }
 
-    fn create(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), TapError> {
-        self.taps = match &self.said.plug {
-            Plug::Opened(name) => Taps::open(name, self.said.netns.as_deref(), self.max_queues)?,
-            _ => Taps::create(&self.config(vif, attach), self.max_queues)?,
+    /// Begins to make what the vif leads to.
+    fn begin_making(&self, vif: &ToolstackBack, attach: Attach) -> Result<Making, Fault> {
+        let said = self.said_of(vif)?;
+        self.apply(vif, &said)?;
+        let (name, config) = (name_of(vif), self.config(vif, attach, &said));
+        let (site, queues, named) = (Arc::clone(&self.site), self.max_queues, name.clone());
+        let make = move || {
+            let other = Other::open(&said, &named, &site, queues)?;
+            let taps = match &said.plug {
+                _ if other.is_some() => Ok(Taps::default()),
+                Plug::Opened(name) => Taps::open(name, said.netns.as_deref(), queues),
+                _ => Taps::create(&config, queues),
+            };
+            Ok(Way { taps: taps.map_err(fault)?, other, said })
         };
-        self.carrier.begin(self.taps.first().map(Tap::try_clone).transpose()?);
+        Making::begin(&name, make, Arc::clone(&self.wake))
+    }
+
+    fn made(&mut self, way: Way) -> Result<(), Fault> {
+        self.way = way;
+        let tap = self.tap().map(Tap::try_clone).transpose().map_err(fault)?;
+        self.carrier.begin(tap);
         Ok(())
     }
 }
@@ -197,7 +213,7 @@ where
     }
 
     fn max_queues(&self) -> u32 {
-        let theirs = self.other.as_ref().and_then(Other::queues);
+        let theirs = self.way.other.as_ref().and_then(Other::queues);
         theirs.map_or(self.max_queues, |queues| queues.min(self.max_queues))
     }
 
@@ -225,18 +241,41 @@ where
     }
 
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
-        let said = self.said_of(vif)?;
-        self.apply(vif, &said)?;
-        let name = format!("vif{}.{}", vif.frontend_id, vif.handle);
-        self.other = Other::open(&said, &name, &self.site, self.max_queues)?;
-        self.said = said;
-        if self.other.is_none() { self.create(vif, attach).map_err(fault) } else { Ok(()) }
+        let way = self.begin_making(vif, attach)?.wait()?;
+        self.made(way)
+    }
+
+    fn poll_open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<Poll<()>, Fault> {
+        let making = match self.making.take() {
+            Some(making) => making,
+            None => self.begin_making(vif, attach)?,
+        };
+        match making.poll() {
+            Some(way) => self.made(way?).map(Poll::Ready),
+            None => {
+                self.making = Some(making);
+                Ok(Poll::Pending)
+            }
+        }
+    }
+
+    fn close(&mut self) -> Poll<()> {
+        self.making = None;
+        if !self.way.is_empty() {
+            self.carrier.begin(None);
+            let way = core::mem::take(&mut self.way);
+            self.unmaking = Some(Unmaking::begin(way, Arc::clone(&self.wake)));
+        }
+        match &self.unmaking {
+            Some(unmaking) if !unmaking.is_over() => Poll::Pending,
+            _ => Poll::Ready(()),
+        }
     }
 
     fn refresh(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
         let said = self.said_of(vif)?;
         let stays = |o: &NicOptions| (o.plug.clone(), o.bridge.clone(), o.netns.clone());
-        if stays(&said) != stays(&self.said) {
+        if stays(&said) != stays(&self.way.said) {
             let why = "where a NIC leads to stays as it is until the NIC is removed";
             return Err(Fault::new("nic-options", why));
         }
@@ -244,10 +283,10 @@ where
     }
 
     fn begin(&mut self, session: &Session) -> Result<(), Fault> {
-        if let Some(other) = &mut self.other {
+        if let Some(other) = &mut self.way.other {
             return other.begin(session);
         }
-        self.taps.use_queues(session.queues).map_err(fault)?;
+        self.way.taps.use_queues(session.queues).map_err(fault)?;
         let tap = self.tap().ok_or_else(no_tap)?;
         tap.set_unsegmented(session.features.gso_v4, session.features.gso_v6).map_err(fault)
     }
@@ -262,22 +301,32 @@ where
         let tell = move |news| match news {
             News::Stalled => carrier.stalled(true),
             News::Ready => carrier.stalled(false),
-            News::Ended => wake(),
+            News::Begun | News::Ended => wake(),
         };
         let knobs = Arc::clone(&self.knobs);
         let failed = |e| Fault::new("worker", format!("the queue's worker cannot start: {e}"));
         let mail = self.mail.get(index).map(OwnedFd::try_clone).transpose().map_err(failed)?;
-        let started = if let Some(other) = &mut self.other {
+        let started = if let Some(other) = &mut self.way.other {
             other.start(index, (name, queue, mail), knobs, tell)?
         } else {
-            let tap = self.taps.get(index).ok_or_else(no_tap)?.try_clone().map_err(fault)?;
+            let tap = self.way.taps.get(index).ok_or_else(no_tap)?.try_clone().map_err(fault)?;
             let make = move |stats: Arc<Stats>| {
                 let port = TapPort::new(tap, Arc::clone(&stats))?;
                 Ok(knobs.around(port, stats, index))
             };
-            Worker::start_woken(name, queue, make, mail, tell)
+            Worker::spawn(name, queue, make, mail, tell)
         };
         started.map_err(failed)
+    }
+
+    fn ready(&mut self, running: &mut Worker) -> Result<Poll<()>, Fault> {
+        match running.ready() {
+            Poll::Pending => Ok(Poll::Pending),
+            Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
+            Poll::Ready(Err(error)) => {
+                Err(Fault::new("worker", format!("the queue's worker cannot start: {error}")))
+            }
+        }
     }
 
     fn started(&mut self) {
@@ -287,9 +336,9 @@ where
     fn stopped(&mut self) {
         self.mail.clear();
         self.carrier.guest(false);
-        self.other.iter_mut().for_each(Other::stopped);
+        self.way.other.iter_mut().for_each(Other::stopped);
         let quiet = self.tap().map_or(Ok(()), |tap| tap.set_unsegmented(false, false));
-        if let Err(error) = self.taps.use_queues(1).and(quiet) {
+        if let Err(error) = self.way.taps.use_queues(1).and(quiet) {
             // The next session sets both anew, and says so if it cannot.
             tracing::debug!(%error, "the tap is not as before the session");
         }
@@ -298,6 +347,14 @@ where
     fn fault(&mut self, running: &mut Worker) -> Option<Fault> {
         running.error().map(|error| Fault::new(error.code(), error))
     }
+
+    fn stop(&mut self, running: &mut Worker) -> Poll<()> {
+        running.stop()
+    }
+}
+
+fn name_of(vif: &ToolstackBack) -> String {
+    format!("vif{}.{}", vif.frontend_id, vif.handle)
 }
 
 /// The bridge that the toolstack names, and words of ours behind it: `xl` has one field for both,
@@ -320,7 +377,7 @@ impl fmt::Debug for TapServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TapServer")
             .field("options", &self.options)
-            .field("taps", &self.taps)
+            .field("taps", &self.way.taps)
             .finish_non_exhaustive()
     }
 }

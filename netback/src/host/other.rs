@@ -28,7 +28,7 @@ pub(super) enum Other {
         /// While there is a guest.
         socket: Option<Socket>,
     },
-    AfXdp(AfXdp),
+    AfXdp(Arc<AfXdp>),
     Loopback,
     Files {
         recording: Option<Arc<Recording>>,
@@ -49,7 +49,7 @@ impl Other {
             Plug::Tap | Plug::Opened(_) => return Ok(None),
             Plug::AfXdp(name) => {
                 let opened = AfXdp::open(name, said.netns.as_deref(), queues);
-                Self::AfXdp(opened.map_err(unusable)?)
+                Self::AfXdp(Arc::new(opened.map_err(unusable)?))
             }
             Plug::Switch(name) => {
                 let switch = site.switches.get(name).map_err(super::fault)?;
@@ -112,27 +112,29 @@ impl Other {
                     let port = SwitchPort::new(end?, &stats)?;
                     Ok(knobs.around(port, stats, index))
                 };
-                Worker::start_woken(name, queue, make, mail, tell)
+                Worker::spawn(name, queue, make, mail, tell)
             }
             Self::AfXdp(interface) => {
-                let socket = interface.queue(u32::try_from(index).unwrap_or(u32::MAX));
-                let socket = socket.map_err(unusable)?;
+                let interface = Arc::clone(interface);
                 let make = move |stats: Arc<Stats>| {
+                    // The kernel may take a while to give a queue back.
+                    let socket = interface.queue(u32::try_from(index).unwrap_or(u32::MAX));
+                    let socket = socket.map_err(io::Error::other)?;
                     let port = AfXdpPort::new(socket, Arc::clone(&stats))?;
                     Ok(knobs.around(port, stats, index))
                 };
-                Worker::start_woken(name, queue, make, mail, tell)
+                Worker::spawn(name, queue, make, mail, tell)
             }
             Self::Loopback => {
                 let make = move |stats| Ok(knobs.around(FilePort::loopback()?, stats, index));
-                Worker::start_woken(name, queue, make, mail, tell)
+                Worker::spawn(name, queue, make, mail, tell)
             }
             Self::Files { recording, replay } => {
                 let (recording, replay) = (recording.clone(), core::mem::take(replay));
                 let make = move |stats| {
                     Ok(knobs.around(FilePort::files(recording, replay)?, stats, index))
                 };
-                Worker::start_woken(name, queue, make, mail, tell)
+                Worker::spawn(name, queue, make, mail, tell)
             }
         })
     }

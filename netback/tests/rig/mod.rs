@@ -83,7 +83,9 @@ impl Rig {
                 }
                 xs.wait_event(Some(STEP)).unwrap();
             }
-            driver.shut_down(&mut xs).unwrap();
+            while driver.shut_down(&mut xs).unwrap().is_pending() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         });
         Self {
             addr,

@@ -5,6 +5,7 @@
 //! | [`backoff`] | [`Backoff`]: pauses before something is tried again |
 //! | [`buf`] | [`IoBuf`]: memory the kernel may use, [`PrivateBuf`]: memory of our own |
 //! | [`gather`] | [`Gather`]: sleeping a little longer, so that there is more to wake up for |
+//! | [`log`] | [`LogLimit`]: log lines that a peer can cause |
 //! | [`ring`](mod@ring) | [`Uring`]: submit, wait, reap |
 //! | [`spin`] | [`Spin`]: looking for work a little longer before sleeping |
 //!
@@ -34,12 +35,14 @@ pub mod backoff;
 pub mod buf;
 pub mod gather;
 mod lists;
+pub mod log;
 pub mod ring;
 pub mod spin;
 
 pub use backoff::Backoff;
 pub use buf::{IoBuf, PrivateBuf, whole};
 pub use gather::Gather;
+pub use log::LogLimit;
 pub use pvio_ring::IoSeg;
 pub use ring::{Done, Errno, FileId, Full, Uring};
 pub use spin::Spin;

@@ -104,7 +104,9 @@ fn until_offered(xs: &mut Client, addr: DeviceAddr, by: Instant) -> Result<(), F
     loop {
         match read_state(xs, &addr.backend_path()).map_err(Failure::of)? {
             XenbusState::InitWait | XenbusState::Initialised | XenbusState::Connected => {
-                return Ok(());
+                // A backend that waits for an image offers the disk, and says that it waits. That is
+                // for a guest that is about to end elsewhere, and here nobody says so.
+                return error_of(xs, addr).map_or(Ok(()), |why| Err(Failure::of(why)));
             }
             XenbusState::Closing | XenbusState::Closed => {
                 let why = error_of(xs, addr);

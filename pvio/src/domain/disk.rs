@@ -6,6 +6,7 @@ use crate::guest::fs::BlockRead;
 use crate::guest::status::Devices;
 use pvio_blkfront::session::{DiskError, Session};
 use pvio_hosted::Domain;
+use pvio_uring::LogLimit;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::DeviceAddr;
 use std::io;
@@ -86,7 +87,10 @@ impl BlockRead for AttachedDisk {
         if let Some(session) = &mut self.session
             && let Err(e) = session.queue()
         {
-            tracing::warn!("the disk: {e}");
+            static FAILED: LogLimit = LogLimit::new();
+            if let Some(unlogged) = FAILED.admit() {
+                tracing::warn!(unlogged, "the disk: {e}");
+            }
         }
         self.count();
     }

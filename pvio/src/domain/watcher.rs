@@ -5,6 +5,7 @@ use super::stop::sleep;
 use crate::failure::Failure;
 use crate::guest::status::{Device, Devices};
 use pvio_hosted::Domain;
+use pvio_uring::LogLimit;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::{
     DeviceAddr, DeviceClass, FrontendAddr, read_state, state_path,
@@ -35,7 +36,7 @@ pub fn start(
     nudge: impl Fn(DeviceAddr) + Send + 'static,
 ) -> Result<(), Failure> {
     let xs = domain.xenstore().map_err(Failure::of)?;
-    let mut watcher = Watcher { xs, addrs, devices };
+    let mut watcher = Watcher { xs, addrs, devices, changes: LogLimit::new() };
     let spawned = thread::Builder::new().name("watcher".into()).spawn(move || {
         // Ends only with the hypervisor, and that ends the process by other ways.
         if let Err(e) = watcher.run(&nudge) {
@@ -56,6 +57,7 @@ struct Watcher {
     xs: Client,
     addrs: Vec<DeviceAddr>,
     devices: Devices,
+    changes: LogLimit,
 }
 
 impl Watcher {
@@ -74,7 +76,11 @@ impl Watcher {
                 let known = self.devices.get().into_iter().find(|d| d.name == device.name);
                 let is_new = known.is_none_or(|known| known != device);
                 if is_new {
-                    tracing::info!(device = %device.name, front = %device.state, back = %device.backend_state, "changed");
+                    // A backend may change as often as it likes.
+                    if let Some(unlogged) = self.changes.admit() {
+                        let Device { name, state: front, backend_state: back, .. } = &device;
+                        tracing::info!(device = name, front, back, unlogged, "changed");
+                    }
                     self.devices.set(device);
                 }
                 // The frontend may hear of it after us, and would then think that all is well.

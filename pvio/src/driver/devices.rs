@@ -1,8 +1,10 @@
 //! All backends of one class in this domain.
 
+use super::budget::Budget;
 use crate::descriptors::{Descriptors, Promise};
-use crate::served::{Served, Visible};
+use crate::served::{Events, Served, Visible};
 use pvio_grant_table::DomId;
+use pvio_uring::LogLimit;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Fault, Life};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
@@ -12,7 +14,9 @@ use pvio_xenbus::handshake::common::{
 use pvio_xenbus::handshake::vbd::changes_live;
 use pvio_xenbus::handshake::vif::is_live;
 use pvio_xenbus::{WatchEvent, XenbusState, Xenstore, XsError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 /// How long a device that is gone stands Closed in xenstore before its directory is removed, where
@@ -38,6 +42,8 @@ pub struct Devices<C, M> {
     /// Each kind that is served, and its directory, which is also the token of the watch on it.
     roots: Vec<(BackendKind, String)>,
     devices: BTreeMap<DeviceAddr, Device<C>>,
+    /// Kinds of which there may be new ones.
+    unknown: BTreeSet<BackendKind>,
     /// Devices that are gone and whose directories are ours to remove, and from when on.
     leftovers: Option<BTreeMap<DeviceAddr, Instant>>,
     /// When it was last looked whether anything has changed by itself, if that is done.
@@ -56,6 +62,15 @@ struct Device<C> {
     closing: Option<Instant>,
     /// The file descriptors it may use; none if it was refused.
     _promise: Option<Promise>,
+    /// It is to be stepped, when its budget lets it.
+    step: bool,
+    /// The toolstack has changed something.
+    refresh: bool,
+    budget: Budget,
+    /// Its changes of state, and what was wrong with it.
+    states: Arc<LogLimit>,
+    errors: Arc<LogLimit>,
+    events: Events,
 }
 
 impl<C, M> Devices<C, M>
@@ -73,6 +88,7 @@ where
             make,
             roots,
             devices: BTreeMap::new(),
+            unknown: BTreeSet::new(),
             leftovers: None,
             looked: None,
             served: Served::default(),
@@ -131,37 +147,81 @@ where
         self.roots.iter().try_for_each(|(_, root)| xs.watch(root, root))
     }
 
-    /// Does what an event asks for, if it is one of ours.
-    pub fn event(&mut self, xs: &mut dyn Xenstore, event: &WatchEvent) -> Result<(), XsError> {
+    /// Notes down what an event asks for, if it is one of ours; [`turn`](Self::turn) does it. Any
+    /// number of events before that are as good as one.
+    pub fn event(&mut self, event: &WatchEvent) {
         if let Some((kind, _)) = self.roots.iter().find(|(_, root)| *root == event.token) {
-            // Also for changes of our own making below a device: then nothing is new.
             let at_device = DeviceAddr::from_backend_path(&event.path, self.home);
-            match at_device {
-                Some((addr, below)) if self.devices.contains_key(&addr) => match below {
-                    "" => self.step(xs, addr)?,
-                    "params" => self.refresh(xs, addr)?,
-                    key if changes_live(key) || is_live(key) => self.refresh(xs, addr)?,
-                    _ => {}
-                },
-                _ => self.discover(xs, *kind)?,
+            let known = at_device.and_then(|(addr, below)| {
+                self.devices.get_mut(&addr).map(|device| (device, below))
+            });
+            // Also for changes of our own making below a device: then nothing is new.
+            match known {
+                Some((device, "")) => device.step = true,
+                Some((device, below)) => {
+                    device.refresh |= below == "params" || changes_live(below) || is_live(below);
+                }
+                None => drop(self.unknown.insert(*kind)),
             }
         } else if let Some((addr, _)) = DeviceAddr::from_backend_path(&event.token, self.home) {
-            self.step(xs, addr)?;
+            self.wake(addr);
         }
-        Ok(())
     }
 
-    /// Steps every device: some worker ended by itself.
-    pub fn step_all(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
-        let all: Vec<DeviceAddr> = self.devices.keys().copied().collect();
-        all.into_iter().try_for_each(|addr| self.step(xs, addr))
+    /// Has a device stepped, if it is one of ours.
+    pub fn wake(&mut self, addr: DeviceAddr) {
+        if let Some(device) = self.devices.get_mut(&addr) {
+            device.step = true;
+        }
     }
 
-    /// Closes every device.
-    pub fn shut_down(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
-        // One after the other, whatever becomes of the one before.
-        let all = std::mem::take(&mut self.devices).into_values();
-        all.map(|mut device| device.driver.shut_down(xs)).fold(Ok(()), Result::and)
+    /// Does what was noted down: each device that has something to do is stepped once, unless its
+    /// guest has cost too much of late. Whether anything was done.
+    pub fn turn(&mut self, xs: &mut dyn Xenstore) -> Result<bool, XsError> {
+        let unknown = std::mem::take(&mut self.unknown);
+        for kind in &unknown {
+            self.discover(xs, *kind)?;
+        }
+        let now = Instant::now();
+        let due = |device: &mut Device<C>| device.refresh || device.may_step(now);
+        let due = self.devices.iter_mut().filter_map(|(addr, device)| due(device).then_some(*addr));
+        let due: Vec<DeviceAddr> = due.collect();
+        for addr in &due {
+            self.refresh(xs, *addr)?;
+            self.step(xs, *addr)?;
+        }
+        Ok(!unknown.is_empty() || !due.is_empty())
+    }
+
+    /// When to call [`turn`](Self::turn) although nothing happens: a guest has cost too much, and
+    /// waits for its turn.
+    pub fn next_turn(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let waiting = self.devices.values_mut().filter(|device| device.step);
+        waiting.map(|device| device.budget.next(now)).min()
+    }
+
+    /// Closes every device, all at the same time; called again, when one is woken, until it is ready.
+    pub fn shut_down(&mut self, xs: &mut dyn Xenstore) -> Result<Poll<()>, XsError> {
+        let mut result = Ok(());
+        self.devices.retain(|_, device| match device.driver.shut_down(xs) {
+            Ok(outcome) => outcome.is_pending(),
+            Err(error) => {
+                result = Err(error);
+                false
+            }
+        });
+        result.map(|()| self.is_empty())
+    }
+
+    /// As [`shut_down`](Self::shut_down), and leaves the sessions to another process.
+    pub fn leave(&mut self) -> Poll<()> {
+        self.devices.retain(|_, device| device.driver.leave().is_pending());
+        self.is_empty()
+    }
+
+    fn is_empty(&self) -> Poll<()> {
+        if self.devices.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// When to call [`look`](Self::look); never, while there is nothing to look at.
@@ -183,7 +243,9 @@ where
             return Ok(());
         }
         self.looked = Some(now);
-        for Device { driver: device, .. } in self.devices.values_mut() {
+        for Device { driver: device, step, .. } in self.devices.values_mut() {
+            // What it waits for may have a deadline, and nobody who says that it is over.
+            *step |= device.is_waiting();
             match device.look(xs) {
                 Ok(()) => {}
                 Err(HandshakeError::Xenstore(error)) if error.is_connection_lost() => {
@@ -203,6 +265,10 @@ where
         for addr in due {
             let Some(device) = self.devices.get_mut(&addr) else { continue };
             device.closing = None;
+            if device.driver.is_waiting() {
+                // The guest has let go; its queues finish what they have begun.
+                continue;
+            }
             let why = format!(
                 "the guest has not let go of the device for {} s, as it is to: it is in use there, \
                  or the guest does not answer; it is served until then, or until it is taken away by \
@@ -210,23 +276,25 @@ where
                 CLOSING.as_secs()
             );
             device.driver.complain(xs, &Fault::new("frontend-keeps-device", why))?;
-            self.step(xs, addr)?;
+            device.step = true;
         }
         Ok(())
     }
 
     fn refresh(&mut self, xs: &mut dyn Xenstore, addr: DeviceAddr) -> Result<(), XsError> {
-        let Some(Device { driver: device, .. }) = self.devices.get_mut(&addr) else {
+        let Some(Device { driver: device, refresh, .. }) = self.devices.get_mut(&addr) else {
             return Ok(());
         };
+        if !std::mem::take(refresh) {
+            return Ok(());
+        }
         match device.refresh(xs) {
             Ok(()) => tracing::info!(device = device.token(), "what the toolstack changed holds"),
             Err(error) => {
                 tracing::warn!(device = device.token(), %error, "what was in force stays so");
             }
         }
-        // It may have ended by that.
-        self.step(xs, addr)
+        Ok(())
     }
 
     fn discover(&mut self, xs: &mut dyn Xenstore, kind: BackendKind) -> Result<(), XsError> {
@@ -252,19 +320,17 @@ where
                         None
                     }
                 };
-                let device = Device { driver, told: None, closing: None, _promise: promise };
-                self.devices.insert(addr, device);
-                self.step(xs, addr)?;
+                self.devices.insert(addr, Device::new(driver, promise));
             }
         }
         Ok(())
     }
 
     fn step(&mut self, xs: &mut dyn Xenstore, addr: DeviceAddr) -> Result<(), XsError> {
-        let Some(Device { driver: device, told, closing, .. }) = self.devices.get_mut(&addr) else {
-            return Ok(());
-        };
-        let before = device.state();
+        let Some(device) = self.devices.get_mut(&addr) else { return Ok(()) };
+        let Device { driver: device, told, closing, step, budget, states, errors, events, .. } =
+            device;
+        let (before, made) = (device.state(), device.transitions());
         let life = match device.step(xs) {
             // Its frontend's domain is gone, and with it the right to look there.
             Err(XsError::Refused { path, errno, .. }) => {
@@ -273,17 +339,24 @@ where
             }
             life => life?,
         };
+        *step = life == Life::More;
+        budget.spend(Instant::now(), 1 + device.transitions() - made);
         let after = device.state();
-        self.served.show(addr, device.class().seen());
+        self.served.show(addr, device.class().seen().with(events));
         if before != after {
             *closing = (after == XenbusState::Closing).then(Instant::now);
-            tracing::info!(device = device.token(), from = %before, to = %after, "state");
+            if let Some(unlogged) = states.admit() {
+                let device = device.token();
+                tracing::info!(device, from = %before, to = %after, unlogged, "state");
+            }
         }
         // Told once by whoever fails; what is there already was said before.
         let why = read_error(xs, device.token())?;
         if why != *told {
-            if let Some(why) = &why {
-                tracing::warn!(device = device.token(), "{why}");
+            if let Some(why) = &why
+                && let Some(unlogged) = errors.admit()
+            {
+                tracing::warn!(device = device.token(), unlogged, "{why}");
             }
             *told = why;
         }
@@ -296,6 +369,28 @@ where
             }
         }
         Ok(())
+    }
+}
+
+impl<C: BackendClass> Device<C> {
+    fn new(driver: BackendDriver<C>, promise: Option<Promise>) -> Self {
+        let (states, errors) = (Arc::<LogLimit>::default(), Arc::<LogLimit>::default());
+        Self {
+            driver,
+            told: None,
+            closing: None,
+            _promise: promise,
+            step: true,
+            refresh: false,
+            budget: Budget::new(Instant::now()),
+            events: vec![("state-changes", Arc::clone(&states)), ("errors", Arc::clone(&errors))],
+            states,
+            errors,
+        }
+    }
+
+    fn may_step(&mut self, now: Instant) -> bool {
+        self.step && self.budget.next(now) <= now
     }
 }
 

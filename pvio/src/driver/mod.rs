@@ -1,11 +1,16 @@
 //! The driver domain: serves every disk and network interface the toolstack makes for it.
 //!
 //! One thread watches xenstore and steps the devices; each device's queue has a thread of its own.
-//! It sleeps until xenstore, a worker or a signal has something to say.
+//! It sleeps until xenstore, a worker or a signal has something to say, and waits for no device:
+//! opening an image or a port, starting and stopping queues, and closing are done by other threads,
+//! which wake it. What one guest can make it do is bounded: a device is stepped once a turn, a step
+//! makes a bounded number of transitions, and each device has a budget of them a second.
 
+mod budget;
 mod devices;
 #[cfg(test)]
 mod tests;
+mod woken;
 
 use crate::descriptors::Descriptors;
 use crate::domain::stop::{Bell, Stop, sleep};
@@ -30,7 +35,15 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use woken::Woken;
+
+/// How many events of xenstore are taken in a turn. A guest can cause as many as it likes.
+const EVENTS: usize = 256;
+
+/// How long all devices together may take to close when the process is told to end: somewhat longer
+/// than a queue takes at most to finish what it has begun.
+const FAREWELL: Duration = Duration::from_secs(40);
 
 /// How the driver domain serves, beyond what the toolstack says of its devices.
 #[derive(Debug, Clone)]
@@ -127,14 +140,14 @@ pub fn run<P: Platform>(
 ) -> Result<(), XsError> {
     let within = options.surroundings;
     let of_class = |class| options.kinds.iter().copied().filter(move |k| k.class() == class);
-    let (shared, ring) = (platform.clone(), bell.clone());
+    let woken = Woken::new(bell);
+    let (shared, wakes) = (platform.clone(), woken.clone());
     let (disks, chosen) = (of_class(DeviceClass::Vbd).collect(), options.clone());
     let groups = Groups::default();
     let descriptors = Descriptors::default();
     let mut disks = Devices::new(disks, id, options.only, move |addr, left| {
-        let ring = ring.clone();
         let usual = chosen.disk_options.clone();
-        let server = ImageServer::with(usual, groups.clone(), Arc::new(move || ring.ring()));
+        let server = ImageServer::with(usual, groups.clone(), wakes.of(addr));
         let server = server.within(chosen.mappings.clone());
         let server = match &chosen.records {
             Some(records) => server.recorded_in(records.clone()),
@@ -146,18 +159,16 @@ pub fn run<P: Platform>(
     .shown_in(served)
     .counting(&descriptors, disk_descriptors(options.disks.max_queues))
     .looking();
-    let (shared, ring) = (platform.clone(), bell.clone());
+    let (shared, wakes) = (platform.clone(), woken.clone());
     let (nics, chosen) = (of_class(DeviceClass::Vif).collect(), options.clone());
     let mut nics = Devices::new(nics, id, options.only, move |addr, left| {
-        let ring = ring.clone();
         let options = TapOptions {
             address: chosen.host,
             policy: chosen.nic_policy,
             max_queues: chosen.nic_queues,
             ..TapOptions::default()
         };
-        let server = TapServer::new(options, Arc::new(move || ring.ring()));
-        let server = server.within(Arc::clone(&chosen.site));
+        let server = TapServer::new(options, wakes.of(addr)).within(Arc::clone(&chosen.site));
         let server = match &chosen.records {
             Some(records) => server.recorded_in(records.clone()),
             None => server,
@@ -166,7 +177,8 @@ pub fn run<P: Platform>(
     })
     .clearing_up(within == Surroundings::DriverDomain)
     .shown_in(served)
-    .counting(&descriptors, nic_descriptors(options.nic_queues.unwrap_or(NIC_QUEUES)));
+    .counting(&descriptors, nic_descriptors(options.nic_queues.unwrap_or(NIC_QUEUES)))
+    .looking();
     disks.watch(xs)?;
     nics.watch(xs)?;
     tracing::info!(domain = id.0, kinds = ?options.kinds, ?within, "the driver domain serves");
@@ -176,28 +188,58 @@ pub fn run<P: Platform>(
         nics.clear_up(xs)?;
         disks.look(xs)?;
         nics.look(xs)?;
-        // Last before sleeping: what xenstore is asked for brings events along.
-        while let Some(event) = xs.poll_event()? {
-            disks.event(xs, &event)?;
-            nics.event(xs, &event)?;
+        let mut events = 0;
+        while events < EVENTS
+            && let Some(event) = xs.poll_event()?
+        {
+            disks.event(&event);
+            nics.event(&event);
+            events += 1;
+        }
+        for addr in woken.take() {
+            disks.wake(addr);
+            nics.wake(addr);
+        }
+        let worked = [disks.turn(xs)?, nics.turn(xs)?].contains(&true);
+        if events > 0 || worked {
+            // What xenstore is asked for brings events along.
+            continue;
         }
         let clearing = disks.next_clearing().into_iter().chain(nics.next_clearing()).min();
         let looks = disks.next_look().into_iter().chain(nics.next_look());
-        let next = clearing.into_iter().chain(looks).min();
+        let turns = disks.next_turn().into_iter().chain(nics.next_turn());
+        let next = clearing.into_iter().chain(looks).chain(turns).min();
         let time = next.map(|when| when.saturating_duration_since(Instant::now()));
         // Not being able to sleep would be a spin; there is no reason for it but memory.
         sleep(&[xs.as_fd(), bell.as_fd()], time).map_err(|_| XsError::Closed)?;
-        if bell.take() {
-            disks.step_all(xs)?;
-            nics.step_all(xs)?;
-        }
+        bell.take();
     }
     if options.leave {
         tracing::info!("leaving every device to the next process");
-        return Ok(());
+    } else {
+        tracing::info!("closing every device");
     }
-    tracing::info!("closing every device");
-    disks.shut_down(xs).and(nics.shut_down(xs))
+    let by = Instant::now() + FAREWELL;
+    loop {
+        let over = if options.leave {
+            [disks.leave(), nics.leave()]
+        } else {
+            let (disks, nics) = (disks.shut_down(xs), nics.shut_down(xs));
+            [disks?, nics?]
+        };
+        if over.iter().all(|over| over.is_ready()) {
+            return Ok(());
+        }
+        let now = Instant::now();
+        if now >= by {
+            tracing::warn!("some devices do not end in time; they end with the process");
+            // Dropping them would wait for them.
+            std::mem::forget((disks, nics));
+            return Ok(());
+        }
+        sleep(&[bell.as_fd()], Some(by - now)).map_err(|_| XsError::Closed)?;
+        bell.take();
+    }
 }
 
 /// File descriptors that a disk needs at most: its image with the layers below it and the threads that open

@@ -1,21 +1,28 @@
 //! What makes the driver domain look again at what it serves.
 
-use super::{Options, begin};
+use super::{Options, Woken, begin};
 use crate::descriptors::Descriptors;
+use crate::domain::stop::Bell;
 use crate::driver::devices::Devices;
+use crate::served::{Seen, Visible};
 use pvio_blkback::Vbd;
 use pvio_blkback::host::ImageServer;
 use pvio_blkfront::session::Session;
 use pvio_grant_table::DomId;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_xenbus::client::Client;
+use pvio_xenbus::driver::{BackendClass, BackendDriver, Ends, Fault, Prepared};
+use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
-    BackendKind, DeviceAddr, read_error, read_state, request_removal,
+    BackendKind, DeviceAddr, read_error, read_state, request_removal, write_state,
 };
 use pvio_xenbus::handshake::vbd::{ToolstackBack, change_medium, create_device};
 use pvio_xenbus::{XenbusState, Xenstore};
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
 
@@ -32,8 +39,10 @@ fn serve(
     spawn(move || {
         let mut xs = domain.xenstore().unwrap();
         let (id, options) = (domain.id(), Options::default());
+        let woken = Woken::new(&Bell::new().unwrap());
+        let wakes = woken.clone();
         let mut disks = Devices::new(vec![BackendKind::Vbd], id, None, move |addr, left| {
-            let server = ImageServer::new(Arc::new(|| ()));
+            let server = ImageServer::new(wakes.of(addr));
             begin(&options, addr, left, Vbd::with(domain.clone(), server, options.disks))
         })
         .counting(&descriptors, EACH)
@@ -42,10 +51,14 @@ fn serve(
         while !stop.load(Ordering::SeqCst) {
             disks.look(&mut xs).unwrap();
             if let Some(event) = xs.wait_event(Some(Duration::from_millis(20))).unwrap() {
-                disks.event(&mut xs, &event).unwrap();
+                disks.event(&event);
             }
+            woken.take().into_iter().for_each(|addr| disks.wake(addr));
+            disks.turn(&mut xs).unwrap();
         }
-        disks.shut_down(&mut xs).unwrap();
+        while disks.shut_down(&mut xs).unwrap().is_pending() {
+            sleep(Duration::from_millis(1));
+        }
     })
 }
 
@@ -166,4 +179,84 @@ fn a_disk_for_which_there_are_not_enough_descriptors_is_refused_and_the_others_a
     session.read_at(0, &mut sector).unwrap();
     session.close().unwrap();
     machine.end();
+}
+
+/// A device that counts its sessions; its guest may ask for something else at each reading.
+struct Restless {
+    sessions: Rc<Cell<u64>>,
+    settles: bool,
+}
+
+impl BackendClass for Restless {
+    fn prepare(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<Prepared, Fault> {
+        Ok(Prepared::Yes)
+    }
+
+    fn offer(&self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
+        Ok(())
+    }
+
+    fn connect(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<Poll<()>, Fault> {
+        self.sessions.set(self.sessions.get() + 1);
+        Ok(Poll::Ready(()))
+    }
+
+    fn describe(&self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
+        Ok(())
+    }
+
+    fn is_superseded(&mut self, _: &mut dyn Xenstore, _: &Ends) -> bool {
+        !self.settles
+    }
+
+    fn disconnect(&mut self) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    fn fault(&mut self) -> Option<Fault> {
+        None
+    }
+}
+
+impl Visible for Restless {
+    fn seen(&self) -> Seen {
+        Seen::default()
+    }
+}
+
+#[test]
+fn a_guest_that_never_settles_spends_its_own_budget_and_no_other_guest_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let hypervisor = Hypervisor::start(dir.path()).unwrap();
+    let guests = ["one", "other"];
+    let guests = guests.map(|name| hypervisor.create_domain(DomainConfig::new(name)).unwrap());
+    let mut xs = hypervisor.xenstore().unwrap();
+    let counts = [Rc::new(Cell::new(0)), Rc::new(Cell::new(0))];
+    let told = counts.clone();
+    let make = move |addr: DeviceAddr, _| {
+        let settles = addr.front == guests[1];
+        let sessions = Rc::clone(&told[usize::from(settles)]);
+        BackendDriver::new(addr, Restless { sessions, settles })
+    };
+    let mut devices = Devices::new(vec![BackendKind::Vbd], DomId::DOM0, None, make);
+    devices.watch(&mut xs).unwrap();
+    let mut add = |front| {
+        let addr = DeviceAddr::new(BackendKind::Vbd, DomId::DOM0, front, 51712);
+        create_device(&mut xs, addr, &ToolstackBack::new(addr, "")).unwrap();
+        write_state(&mut xs, &addr.frontend_path(), XenbusState::Initialised).unwrap();
+    };
+    guests.into_iter().for_each(&mut add);
+    let mut turns = 0;
+    // Each turn is short, and all together come to an end: the budget is spent.
+    while turns < 1000 && devices.next_turn().is_none_or(|next| next <= Instant::now()) {
+        while let Some(event) = xs.poll_event().unwrap() {
+            devices.event(&event);
+        }
+        devices.turn(&mut xs).unwrap();
+        turns += 1;
+    }
+    let [restless, calm] = counts.map(|count| count.get());
+    assert!(turns < 1000, "{restless} sessions, and no end");
+    assert_eq!(calm, 1);
+    assert!((1..100).contains(&restless), "{restless} sessions");
 }

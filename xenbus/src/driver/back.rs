@@ -1,150 +1,30 @@
-use super::{Ends, Fault, Life, Surroundings, only_if_lost, watch};
+use super::class::{BackendClass, Prepared};
+use super::{Ends, Fault, Life, Surroundings, announce, only_if_lost, watch};
 use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
-    DeviceAddr, Hotplug, clear_error, clear_revived, hotplug_path, is_revived, online_path,
-    read_frontend_state, read_hotplug, read_online, state_path, switch_state,
+    DeviceAddr, clear_error, clear_revived, hotplug_path, is_revived, online_path,
+    read_frontend_state, read_online, state_path, switch_state,
 };
 use crate::state::XenbusState;
-use crate::xenstore::{Xenstore, XsError, transaction};
-use alloc::format;
-use alloc::string::String;
-use alloc::vec::Vec;
+use crate::xenstore::{Xenstore, XsError};
+use core::task::Poll;
 
-/// Whether what a device stands on is ready.
+/// How many transitions one [`step`](BackendDriver::step) makes at most. The longest way that an
+/// honest frontend can have gone unseen has four.
+pub const MOST_TRANSITIONS: u32 = 8;
+
+/// What follows once the class has stopped serving.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Prepared {
-    /// It is.
-    Yes,
-    /// The toolstack's hotplug script has to run first, which waits for the offer.
-    AwaitsScript,
-}
-
-/// How far the toolstack's hotplug script for a device has come. One that has none, or whose
-/// [`Surroundings`] run none, waits for nothing.
-///
-/// # Errors
-/// A [`Fault`] with the reason the script gave.
-pub fn hotplug(
-    xs: &mut dyn Xenstore,
-    ends: &Ends,
-    script: Option<&[u8]>,
-) -> Result<Prepared, Fault> {
-    let Some(script) = script.filter(|_| ends.surroundings == Surroundings::Scripts) else {
-        return Ok(Prepared::Yes);
-    };
-    match read_hotplug(xs, &ends.back)? {
-        None => Ok(Prepared::AwaitsScript),
-        Some(Hotplug::Connected) => Ok(Prepared::Yes),
-        Some(Hotplug::Failed(why)) => {
-            let script = String::from_utf8_lossy(script);
-            Err(Fault::new("hotplug", format!("the hotplug script {script} failed: {why}")))
-        }
-    }
-}
-
-/// What only a class of backends knows.
-pub trait BackendClass {
-    /// Readies what the device stands on (an image, a tap), before the first offer. Called again
-    /// after [`Prepared::AwaitsScript`], and not after [`Prepared::Yes`].
-    ///
-    /// # Errors
-    /// A [`Fault`] closes the device for good: it has to be removed and made anew.
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault>;
-
-    /// Writes what the backend offers, as far as it is known before the device is prepared. Part
-    /// of a transaction, so it may run more than once.
-    ///
-    /// # Errors
-    /// A [`HandshakeError`], as for [`prepare`](Self::prepare).
-    fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
-
-    /// Whether the session of an earlier process can go on. Asked before
-    /// [`connect`](Self::connect) with [`Ends::resumed`].
-    ///
-    /// # Errors
-    /// Why not: the frontend has to start over.
-    fn resumable(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
-        Ok(())
-    }
-
-    /// Reads what the frontend asks for, maps its rings and begins to serve.
-    ///
-    /// # Errors
-    /// A [`Fault`] closes the device until the frontend starts anew; nothing is served and nothing
-    /// stays mapped.
-    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault>;
-
-    /// Writes what is served (a disk's size), with state Connected. Part of a transaction.
-    ///
-    /// # Errors
-    /// A [`HandshakeError`], as for [`connect`](Self::connect).
-    fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
-
-    /// Reads again what the toolstack may change while the device is served (a vif's `rate`, a
-    /// disk's limits, the medium in a drive).
-    ///
-    /// # Errors
-    /// A [`Fault`]; what was read before stays in force, unless the next
-    /// [`fault`](Self::fault) says otherwise.
-    fn refresh(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
-        Ok(())
-    }
-
-    /// Paths to be watched while the device is served, besides both ends' states: what the frontend may
-    /// change at any time.
-    fn watches(&self, _ends: &Ends) -> Vec<String> {
-        Vec::new()
-    }
-
-    /// Reads again what stands at the watched paths. Called whenever anything may have changed.
-    ///
-    /// # Errors
-    /// A [`HandshakeError`] closes the device until the frontend starts anew.
-    fn look_again(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
-        Ok(())
-    }
-
-    /// Whether such devices follow a frontend through Reconfiguring; others overlook it.
-    fn reconfigures(&self) -> bool {
-        false
-    }
-
-    /// Reads again what the frontend changes by Reconfiguring.
-    ///
-    /// # Errors
-    /// A [`Fault`] closes the device until the frontend starts anew.
-    fn reconfigure(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
-        Ok(())
-    }
-
-    /// Looks whether what the device stands on has changed by itself (a disk's image has grown), and
-    /// tells the frontend. Called now and then, and cheap.
-    ///
-    /// # Errors
-    /// A [`HandshakeError`]: the frontend could not be told.
-    fn look(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
-        Ok(())
-    }
-
-    /// Whether the frontend, which is Initialised or Connected, asks for something else than what
-    /// it was [connected](Self::connect) to: then it has started anew (kexec) and its states before
-    /// that went unseen.
-    fn is_superseded(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> bool {
-        false
-    }
-
-    /// Finishes what is under way, stops serving, and gives back all that is the frontend's.
-    /// May be called when nothing is served.
-    fn disconnect(&mut self);
-
-    /// Why serving ended by itself, if it did; told once.
-    fn fault(&mut self) -> Option<Fault>;
-
-    /// What the operator must know of a device that is served all the same; told once.
-    fn warning(&mut self) -> Option<Fault> {
-        None
-    }
+enum After {
+    /// The session is over; the frontend may start anew.
+    Disconnect,
+    /// The session failed; the frontend may start anew.
+    Fail,
+    /// The device is closed until it is removed.
+    Break,
+    /// The device is gone.
+    Remove,
 }
 
 /// One backend.
@@ -153,7 +33,15 @@ pub struct BackendDriver<C> {
     class: C,
     ends: Ends,
     machine: BackendMachine,
-    prepared: bool,
+    prepared: Prepared,
+    /// The class has begun to connect and is not done.
+    connecting: bool,
+    /// The class is stopping, and what follows.
+    stopping: Option<After>,
+    /// The frontend's state when it was last read.
+    front: XenbusState,
+    /// Transitions made so far.
+    transitions: u64,
     /// The script's word is watched for.
     awaiting: bool,
     /// It could not even be offered: closed until it is removed.
@@ -190,7 +78,11 @@ impl<C: BackendClass> BackendDriver<C> {
             class,
             ends,
             machine,
-            prepared: false,
+            prepared: Prepared::Pending,
+            connecting: false,
+            stopping: None,
+            front: XenbusState::Unknown,
+            transitions: 0,
             awaiting: false,
             broken: false,
             watching: false,
@@ -229,8 +121,21 @@ impl<C: BackendClass> BackendDriver<C> {
         &self.class
     }
 
-    /// Does all there is to do now. Call it once at first, then on every watch event with this
-    /// end's [`token`](Self::token), and when the class says that serving ended.
+    /// Whether something is being done elsewhere that the driver waits for.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.connecting || self.stopping.is_some() || self.prepared != Prepared::Yes && !self.broken
+    }
+
+    /// How many transitions were made so far: a measure of what the frontend costs.
+    #[must_use]
+    pub fn transitions(&self) -> u64 {
+        self.transitions
+    }
+
+    /// Does what there is to do now, at most [`MOST_TRANSITIONS`]. Call it once at first, then on
+    /// every watch event with this end's [`token`](Self::token), when the class wakes its driver,
+    /// and after [`Life::More`]. It never waits for the device.
     ///
     /// # Errors
     /// [`XsError`] when xenstore itself fails; the driver is of no more use then.
@@ -240,6 +145,8 @@ impl<C: BackendClass> BackendDriver<C> {
             // What the toolstack wrote makes no sense, or it took our rights away.
             other => {
                 self.break_down(xs, &other.into())?;
+                // If it is not over, the class wakes its driver.
+                let _ = self.finish_stopping(xs, After::Break)?;
                 Ok(Life::Alive)
             }
         })
@@ -253,23 +160,37 @@ impl<C: BackendClass> BackendDriver<C> {
         self.class.refresh(xs, &self.ends)
     }
 
-    /// Looks whether what the device stands on has changed by itself, and tells the frontend.
+    /// Looks whether what the device stands on has changed by itself, and tells the frontend; goes on
+    /// with what the class had begun, should nobody have woken the driver.
     ///
     /// # Errors
     /// As the class' `look`.
     pub fn look(&mut self, xs: &mut dyn Xenstore) -> Result<(), HandshakeError> {
+        if let Err(fault) = self.class.proceed(xs, &self.ends) {
+            self.complain(xs, &fault)?;
+        }
         self.class.look(xs, &self.ends)
     }
 
-    /// Stops serving and writes state Closed if the directory is still there: this end's process
-    /// is about to end.
+    /// Stops serving, closes what is open, and then writes state Closed if the directory is still
+    /// there: this end's process is about to end. Call it until it is ready, which the class wakes
+    /// its driver for; [`step`](Self::step) is not called any more.
     ///
     /// # Errors
     /// As [`step`](Self::step).
-    pub fn shut_down(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
-        self.class.disconnect();
+    pub fn shut_down(&mut self, xs: &mut dyn Xenstore) -> Result<Poll<()>, XsError> {
+        if self.class.disconnect().is_pending() || self.class.release().is_pending() {
+            return Ok(Poll::Pending);
+        }
         self.machine.failed();
-        only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closed))
+        only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closed))?;
+        Ok(Poll::Ready(()))
+    }
+
+    /// As [`shut_down`](Self::shut_down), and says nothing in xenstore: another process is to take
+    /// the session over.
+    pub fn leave(&mut self) -> Poll<()> {
+        if self.class.leave().is_pending() { Poll::Pending } else { self.class.release() }
     }
 
     /// Tells the operator what is wrong with a device that goes on all the same.
@@ -301,42 +222,57 @@ impl<C: BackendClass> BackendDriver<C> {
 
     fn try_step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, HandshakeError> {
         self.watch_ends(xs)?;
-        loop {
+        for _ in 0..MOST_TRANSITIONS {
+            if let Some(after) = self.stopping {
+                if self.finish_stopping(xs, after)?.is_pending() {
+                    return Ok(Life::Alive);
+                }
+                if after == After::Remove {
+                    return Ok(Life::Gone);
+                }
+            }
             if let Some(fault) = self.class.fault() {
                 self.fail(xs, &fault)?;
+                continue;
             }
             if let Some(warning) = self.class.warning() {
                 self.complain(xs, &warning)?;
             }
             let action = self.decide(xs)?;
+            if self.connecting && !matches!(action, BackAction::Connect | BackAction::Resume) {
+                // The frontend left before it was served.
+                self.stop(After::Disconnect);
+                continue;
+            }
             match action {
                 BackAction::None => {
-                    let served = self.machine.is_connected();
-                    self.watch_more(xs, served)?;
-                    if served && let Err(error) = self.class.look_again(xs, &self.ends) {
-                        if matches!(&error, HandshakeError::Xenstore(e) if e.is_connection_lost()) {
-                            return Err(error);
-                        }
-                        self.fail(xs, &error.into())?;
-                        continue;
+                    if self.settle(xs)? {
+                        return Ok(Life::Alive);
                     }
-                    return Ok(Life::Alive);
+                    continue;
                 }
-                BackAction::Resume if self.class.resumable(xs, &self.ends).is_err() => {
+                BackAction::Resume
+                    if !self.connecting && self.class.resumable(xs, &self.ends).is_err() =>
+                {
                     self.machine.abandon();
                     continue;
                 }
                 BackAction::Reconfigure if !self.class.reconfigures() => return Ok(Life::Alive),
+                BackAction::Disconnect => {
+                    self.stop(After::Disconnect);
+                    continue;
+                }
                 BackAction::Remove => {
-                    self.class.disconnect();
-                    self.unwatch(xs);
-                    self.machine.done(action);
-                    return Ok(Life::Gone);
+                    self.stop(After::Remove);
+                    continue;
                 }
                 _ => {}
             }
             match self.perform(xs, action) {
-                Ok(true) => self.machine.done(action),
+                Ok(true) => {
+                    self.transitions = self.transitions.wrapping_add(1);
+                    self.machine.done(action);
+                }
                 Ok(false) => return Ok(Life::Alive),
                 Err(fault)
                     if matches!(
@@ -349,12 +285,37 @@ impl<C: BackendClass> BackendDriver<C> {
                 {
                     self.fail(xs, &fault)?;
                 }
-                Err(fault) => {
-                    self.break_down(xs, &fault)?;
-                    return Ok(Life::Alive);
-                }
+                Err(fault) => self.break_down(xs, &fault)?,
             }
         }
+        Ok(Life::More)
+    }
+
+    /// What there is to do when both ends stand as they should; whether that is all.
+    fn settle(&mut self, xs: &mut dyn Xenstore) -> Result<bool, HandshakeError> {
+        let served = self.machine.is_connected();
+        self.watch_more(xs, served)?;
+        if self.broken {
+            return Ok(true);
+        }
+        if self.prepared != Prepared::Yes
+            && self.machine.state() == XenbusState::InitWait
+            && let Err(fault) = self.prepare(xs)
+        {
+            self.break_down(xs, &fault)?;
+            return Ok(false);
+        }
+        if let Err(fault) = self.class.proceed(xs, &self.ends) {
+            self.complain(xs, &fault)?;
+        }
+        if served && let Err(error) = self.class.look_again(xs, &self.ends) {
+            if matches!(&error, HandshakeError::Xenstore(e) if e.is_connection_lost()) {
+                return Err(error);
+            }
+            self.fail(xs, &error.into())?;
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     fn decide(&mut self, xs: &mut dyn Xenstore) -> Result<BackAction, HandshakeError> {
@@ -366,6 +327,7 @@ impl<C: BackendClass> BackendDriver<C> {
             return Ok(if online { BackAction::None } else { BackAction::Remove });
         }
         let front = read_frontend_state(xs, &self.ends.front)?;
+        self.front = front;
         if self.machine.is_connected()
             && matches!(front, XenbusState::Initialised | XenbusState::Connected)
             && self.class.is_superseded(xs, &self.ends)
@@ -375,33 +337,55 @@ impl<C: BackendClass> BackendDriver<C> {
         Ok(self.machine.decide(front, online))
     }
 
-    /// Carries an action out; whether it is done, or waits for the toolstack.
+    /// Carries an action out; whether it is done, or waits for something.
     fn perform(&mut self, xs: &mut dyn Xenstore, action: BackAction) -> Result<bool, Fault> {
         if matches!(action, BackAction::WriteOffer | BackAction::Connect | BackAction::Resume) {
             self.ends.resumed = action == BackAction::Resume;
-            self.prepare(xs)?;
+            let may_go_on = match self.prepare(xs)? {
+                Prepared::Yes => true,
+                Prepared::AfterOffer => action == BackAction::WriteOffer,
+                Prepared::Pending => false,
+            };
+            if !may_go_on {
+                return Ok(false);
+            }
         }
-        let Self { class, ends, prepared, .. } = self;
+        let begun = self.connecting;
+        if matches!(action, BackAction::Connect | BackAction::Resume) {
+            self.connecting = true;
+        }
+        let Self { class, ends, connecting, .. } = self;
         let to = match action {
             BackAction::WriteOffer => {
                 announce(xs, &ends.back, XenbusState::InitWait, |tx| class.offer(tx, ends))?;
                 return Ok(true);
             }
-            BackAction::Connect | BackAction::Resume if !*prepared => return Ok(false),
             BackAction::Resume if is_revived(xs, &ends.back)? => {
-                // What its predecessor said went with the directory. The frontend goes by it still.
-                class.offer(xs, ends)?;
-                class.connect(xs, ends)?;
+                if !begun {
+                    // What its predecessor said went with the directory. The frontend goes by it
+                    // still.
+                    class.offer(xs, ends)?;
+                }
+                if class.connect(xs, ends)?.is_pending() {
+                    return Ok(false);
+                }
                 announce(xs, &ends.back, XenbusState::Connected, |tx| {
                     clear_revived(tx, &ends.back)?;
                     class.describe(tx, ends)
                 })?;
+                *connecting = false;
                 return Ok(true);
             }
-            BackAction::Resume => return class.connect(xs, ends).map(|()| true),
-            BackAction::Connect => {
-                class.connect(xs, ends)?;
-                announce(xs, &ends.back, XenbusState::Connected, |tx| class.describe(tx, ends))?;
+            BackAction::Connect | BackAction::Resume => {
+                if class.connect(xs, ends)?.is_pending() {
+                    return Ok(false);
+                }
+                if action == BackAction::Connect {
+                    announce(xs, &ends.back, XenbusState::Connected, |tx| {
+                        class.describe(tx, ends)
+                    })?;
+                }
+                *connecting = false;
                 return Ok(true);
             }
             BackAction::Reconfigure => {
@@ -415,41 +399,86 @@ impl<C: BackendClass> BackendDriver<C> {
             }
             BackAction::StartClosing => XenbusState::Closing,
             BackAction::Close => XenbusState::Closed,
-            BackAction::Disconnect => {
-                class.disconnect();
-                return Ok(true);
-            }
-            BackAction::None | BackAction::Remove => return Ok(true),
+            BackAction::None | BackAction::Disconnect | BackAction::Remove => return Ok(true),
         };
         switch_state(xs, &ends.back, to)?;
         Ok(true)
     }
 
-    fn prepare(&mut self, xs: &mut dyn Xenstore) -> Result<(), Fault> {
-        if self.prepared {
-            return Ok(());
+    fn prepare(&mut self, xs: &mut dyn Xenstore) -> Result<Prepared, Fault> {
+        if self.prepared == Prepared::Yes {
+            return Ok(Prepared::Yes);
         }
         if self.ends.surroundings == Surroundings::Scripts
             && !core::mem::replace(&mut self.awaiting, true)
         {
             watch(xs, &hotplug_path(&self.ends.back), &self.ends.back)?;
         }
-        self.prepared = self.class.prepare(xs, &self.ends)? == Prepared::Yes;
-        Ok(())
+        self.prepared = self.class.prepare(xs, &self.ends)?;
+        Ok(self.prepared)
     }
 
     /// Ends this frontend's session; it may start anew.
     fn fail(&mut self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
-        self.class.disconnect();
-        self.machine.failed();
+        self.stop(if self.broken { After::Break } else { After::Fail });
         only_if_lost(fault.report(xs, &self.ends.back))
     }
 
     /// Closes the device until it is removed.
     fn break_down(&mut self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
         self.broken = true;
-        self.fail(xs, fault)?;
-        only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closed))
+        self.fail(xs, fault)
+    }
+
+    /// Begins to stop; [`finish_stopping`](Self::finish_stopping) follows.
+    fn stop(&mut self, after: After) {
+        self.transitions = self.transitions.wrapping_add(1);
+        self.stopping = Some(after);
+    }
+
+    /// Whether the class has stopped, and if so what follows.
+    fn finish_stopping(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        after: After,
+    ) -> Result<Poll<()>, XsError> {
+        if self.class.disconnect().is_pending()
+            || after == After::Remove && self.class.release().is_pending()
+        {
+            if self.shows_closing(after) {
+                // Closed is written only after all that is the frontend's was given back.
+                only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closing))?;
+                self.machine.done(BackAction::StartClosing);
+            }
+            return Ok(Poll::Pending);
+        }
+        (self.stopping, self.connecting) = (None, false);
+        match after {
+            After::Disconnect => self.machine.done(BackAction::Disconnect),
+            After::Fail => self.machine.failed(),
+            After::Break => {
+                self.machine.failed();
+                only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closed))?;
+                self.machine.done(BackAction::Close);
+            }
+            After::Remove => {
+                self.unwatch(xs);
+                self.machine.done(BackAction::Remove);
+            }
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    /// Whether the frontend is to see Closing while the class stops. One that has started anew is
+    /// not: it would close.
+    fn shows_closing(&self, after: After) -> bool {
+        use XenbusState as S;
+        let goes = match after {
+            After::Disconnect => matches!(self.front, S::Unknown | S::Closing | S::Closed),
+            After::Fail | After::Break => !matches!(self.front, S::Initialising | S::InitWait),
+            After::Remove => false,
+        };
+        goes && !matches!(self.machine.state(), S::Initialising | S::Closing | S::Closed)
     }
 
     /// Watches what the class wants watched while the device is served, and no longer.
@@ -477,21 +506,4 @@ impl<C: BackendClass> BackendDriver<C> {
             let _ = xs.unwatch(&hotplug_path(&self.ends.back), &self.ends.back);
         }
     }
-}
-
-/// Writes what the class has to say, and a state, in one transaction: all of it, or nothing where
-/// the directory is gone, lest a device the toolstack has removed come back as a ghost.
-fn announce(
-    xs: &mut dyn Xenstore,
-    base: &str,
-    state: XenbusState,
-    words: impl Fn(&mut dyn Xenstore) -> Result<(), HandshakeError>,
-) -> Result<(), HandshakeError> {
-    transaction(xs, |tx| {
-        if tx.read_opt(&state_path(base))?.is_some() {
-            words(tx)?;
-            switch_state(tx, base, state)?;
-        }
-        Ok(())
-    })
 }

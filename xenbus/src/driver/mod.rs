@@ -16,15 +16,18 @@
 //! `error` node, and closes that one device.
 
 mod back;
+mod class;
 mod front;
 
-pub use back::{BackendClass, BackendDriver, Prepared, hotplug};
+pub use back::{BackendDriver, MOST_TRANSITIONS};
+pub use class::{BackendClass, Prepared, hotplug};
 pub use front::{FrontendClass, FrontendDriver, FrontendEnds};
 
 use crate::handshake::HandshakeError;
-use crate::handshake::common::{DeviceAddr, write_error};
+use crate::handshake::common::{DeviceAddr, state_path, switch_state, write_error};
+use crate::state::XenbusState;
 use crate::wire::XsErrno;
-use crate::xenstore::{Xenstore, XsError};
+use crate::xenstore::{Xenstore, XsError, transaction};
 use alloc::format;
 use alloc::string::{String, ToString};
 
@@ -95,7 +98,10 @@ impl Fault {
     }
 
     /// Tells the operator, in the end's `error` node.
-    fn report(&self, xs: &mut dyn Xenstore, base: &str) -> Result<(), HandshakeError> {
+    ///
+    /// # Errors
+    /// As for [`write_error`].
+    pub fn report(&self, xs: &mut dyn Xenstore, base: &str) -> Result<(), HandshakeError> {
         write_error(xs, base, self.errno, &format!("{self}"))
     }
 }
@@ -121,6 +127,8 @@ impl From<XsError> for Fault {
 pub enum Life {
     /// It is; call again on the next event.
     Alive,
+    /// It is, and there is more to do: call again when others have had their turn.
+    More,
     /// It is gone and has let go of everything; drop the driver.
     Gone,
 }
@@ -141,4 +149,21 @@ fn only_if_lost<T>(result: Result<T, HandshakeError>) -> Result<(), XsError> {
         Err(HandshakeError::Xenstore(error)) if error.is_connection_lost() => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Writes what the class has to say, and a state, in one transaction: all of it, or nothing where
+/// the directory is gone, lest a device the toolstack has removed come back as a ghost.
+fn announce(
+    xs: &mut dyn Xenstore,
+    base: &str,
+    state: XenbusState,
+    words: impl Fn(&mut dyn Xenstore) -> Result<(), HandshakeError>,
+) -> Result<(), HandshakeError> {
+    transaction(xs, |tx| {
+        if tx.read_opt(&state_path(base))?.is_some() {
+            words(tx)?;
+            switch_state(tx, base, state)?;
+        }
+        Ok(())
+    })
 }

@@ -42,9 +42,13 @@ impl BackendClass for Offer {
         Ok(())
     }
 
-    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+    fn connect(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        ends: &Ends,
+    ) -> Result<std::task::Poll<()>, Fault> {
         match xs.read_opt(&format!("{}/{RING}", ends.front))? {
-            Some(_) => Ok(()),
+            Some(_) => Ok(std::task::Poll::Ready(())),
             None => Err(Fault::new("test", "there is no ring")),
         }
     }
@@ -53,7 +57,9 @@ impl BackendClass for Offer {
         Ok(())
     }
 
-    fn disconnect(&mut self) {}
+    fn disconnect(&mut self) -> std::task::Poll<()> {
+        std::task::Poll::Ready(())
+    }
 
     fn fault(&mut self) -> Option<Fault> {
         None

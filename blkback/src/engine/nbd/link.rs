@@ -13,6 +13,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use pvio_uring::LogLimit;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use std::io::{self, Read, Write};
@@ -41,6 +42,9 @@ struct Shared {
     wake: OwnedFd,
     stop: AtomicBool,
     reconnects: AtomicU64,
+    /// How often the server was lost, and how often it was given up.
+    losses: Arc<LogLimit>,
+    failures: LogLimit,
 }
 
 impl NbdLink {
@@ -60,6 +64,8 @@ impl NbdLink {
             wake: wake.map_err(|e| system(e.into()))?,
             stop: AtomicBool::new(false),
             reconnects: AtomicU64::new(0),
+            losses: Arc::default(),
+            failures: LogLimit::new(),
         });
         let (jobs, incoming) = unbounded();
         let mut end = ServerEnd {
@@ -98,6 +104,12 @@ impl NbdLink {
         }
     }
 
+    /// How often the connection was lost.
+    #[must_use]
+    pub fn losses(&self) -> &Arc<LogLimit> {
+        &self.shared.losses
+    }
+
     /// How often the connection was made again.
     #[must_use]
     pub fn reconnects(&self) -> u64 {
@@ -115,9 +127,8 @@ impl Shared {
 impl Executor for NbdLink {
     fn execute(&self, jobs: &mut dyn Iterator<Item = Job>) {
         for job in jobs {
-            if let Err(refused) = self.jobs.send(job) {
-                refused.into_inner().finish(Err(EngineError::Os(EIO)));
-            }
+            // Without its thread the job is dropped, and says so.
+            let _ = self.jobs.send(job);
         }
         self.shared.wake();
     }
@@ -185,8 +196,12 @@ impl ServerEnd {
                 },
                 None => String::from("it is not connected"),
             };
-            tracing::warn!(server = self.server, why, "a network block device is disconnected");
-            if !self.reconnect() {
+            let told = self.shared.losses.admit();
+            if let Some(unlogged) = told {
+                let server = &self.server;
+                tracing::warn!(server, why, unlogged, "a network block device is disconnected");
+            }
+            if !self.reconnect(told.is_some()) {
                 break;
             }
         }
@@ -273,8 +288,9 @@ impl ServerEnd {
         }
     }
 
-    /// Connects again as soon as something is to be sent; whether to go on.
-    fn reconnect(&mut self) -> bool {
+    /// Connects again as soon as something is to be sent; whether to go on. That the connection was
+    /// lost has been logged, or not.
+    fn reconnect(&mut self, told: bool) -> bool {
         let mut pause = PAUSE.0;
         if self.lost.is_some() {
             // It takes connections and answers nothing.
@@ -301,7 +317,9 @@ impl ServerEnd {
                     self.requests.again(export);
                     self.stream = Some(stream);
                     self.shared.reconnects.fetch_add(1, Ordering::Relaxed);
-                    tracing::info!(server = self.server, "connected again");
+                    if told {
+                        tracing::info!(server = self.server, "connected again");
+                    }
                     return true;
                 }
                 Ok((_, export)) => NbdError::Refused {
@@ -315,7 +333,9 @@ impl ServerEnd {
                 Err(error) => error,
             };
             if too_long() {
-                tracing::error!(%error, "requests to a network block device fail");
+                if let Some(unlogged) = self.shared.failures.admit() {
+                    tracing::error!(%error, unlogged, "requests to a network block device fail");
+                }
                 self.requests.fail(EngineError::Os(EIO));
                 continue;
             }

@@ -36,7 +36,8 @@ pub struct Job {
     /// What to write; what a read fills, of the right length already.
     pub data: Vec<u8>,
     part: Part,
-    to: Arc<Completions>,
+    /// `None` once it is finished.
+    to: Option<Arc<Completions>>,
 }
 
 /// Which part of an operation's data a job moves.
@@ -57,8 +58,21 @@ struct Place {
 
 impl Job {
     /// It is over: `data` goes back to the queue.
-    pub fn finish(self, result: Result<(), EngineError>) {
-        self.to.push(Finished { part: self.part, result, data: self.data });
+    pub fn finish(mut self, result: Result<(), EngineError>) {
+        self.end(result);
+    }
+
+    fn end(&mut self, result: Result<(), EngineError>) {
+        if let Some(to) = self.to.take() {
+            to.push(Finished { part: self.part, result, data: core::mem::take(&mut self.data) });
+        }
+    }
+}
+
+impl Drop for Job {
+    /// One that nobody finished was dropped by a panic of whoever had it.
+    fn drop(&mut self) {
+        self.end(Err(EngineError::Lost));
     }
 }
 
@@ -69,7 +83,8 @@ struct Finished {
     data: Vec<u8>,
 }
 
-/// Does operations elsewhere. Every job must be [finished](Job::finish), in any order.
+/// Does operations elsewhere. Every job must be [finished](Job::finish), in any order; one that is
+/// dropped fails with [`EngineError::Lost`], which ends its queue.
 pub trait Executor: Send + Sync {
     /// Takes a batch of jobs; never blocks.
     fn execute(&self, jobs: &mut dyn Iterator<Item = Job>);
@@ -82,7 +97,7 @@ impl Blocking {
     fn call(&self, io: Io, data: Vec<u8>) -> io::Result<Vec<u8>> {
         // Reading the eventfd waits: there is nothing else to wait for.
         let to = Arc::new(Completions::new(EventfdFlags::empty())?);
-        let job = Job { io, data, part: Part::default(), to: Arc::clone(&to) };
+        let job = Job { io, data, part: Part::default(), to: Some(Arc::clone(&to)) };
         self.0.execute(&mut core::iter::once(job));
         while rustix::io::read(&to.event, &mut [0u8; 8]) == Err(Errno::INTR) {}
         let over = to.over().pop();
@@ -92,6 +107,7 @@ impl Blocking {
             Err(EngineError::Os(errno)) => Err(io::Error::from_raw_os_error(errno)),
             Err(EngineError::Short) => Err(io::ErrorKind::UnexpectedEof.into()),
             Err(EngineError::Unsupported) => Err(io::ErrorKind::Unsupported.into()),
+            Err(EngineError::Lost) => Err(io::Error::other(EngineError::Lost)),
         }
     }
 }
@@ -234,7 +250,7 @@ impl<B: SharedMemory> BlockEngine<B> for Offload<B> {
         } else {
             pending.jobs = 1;
             let part = Part { tag, ..Part::default() };
-            let to = Arc::clone(&self.completions);
+            let to = Some(Arc::clone(&self.completions));
             self.batch.push(Job { io, data: Vec::new(), part, to });
         }
         Ok(())
@@ -291,7 +307,7 @@ impl<B: SharedMemory> Offload<B> {
             match moved {
                 Some(next) => {
                     pending.next = next;
-                    let to = Arc::clone(&self.completions);
+                    let to = Some(Arc::clone(&self.completions));
                     self.batch.push(Job { io, data, part, to });
                 }
                 None => self.finished.push(Finished {

@@ -5,6 +5,9 @@ use core::time::Duration;
 /// Billionths of a token, so that any span of time fills in whole numbers.
 const WHOLE: i128 = 1_000_000_000;
 
+/// For how many seconds a disk may be held up by what it did not wait for.
+const DEBT: i128 = 5;
+
 /// How much a second, and how much at once after a time of rest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rate {
@@ -102,8 +105,21 @@ impl Bucket {
 
     /// Takes tokens out, which may leave a debt; the time in nanoseconds in which as many come.
     fn take(&mut self, tokens: u64) -> u128 {
+        self.level -= i128::from(tokens) * if self.rate.is_some() { WHOLE } else { 0 };
+        self.cost(tokens)
+    }
+
+    /// The same for what was not waited for: many such leave a bounded debt.
+    fn owe(&mut self, tokens: u64) -> u128 {
+        let most = self.rate.map_or(0, |rate| i128::from(rate.per_second) * WHOLE * DEBT);
+        let least = self.level.min(-most);
+        let cost = self.take(tokens);
+        self.level = self.level.max(least);
+        cost
+    }
+
+    fn cost(&self, tokens: u64) -> u128 {
         let Some(rate) = self.rate else { return 0 };
-        self.level -= i128::from(tokens) * WHOLE;
         u128::from(tokens) * WHOLE.unsigned_abs() / u128::from(rate.per_second.max(1))
     }
 }
@@ -137,8 +153,27 @@ impl Buckets {
 
     /// Takes what an operation costs; the time in nanoseconds in which as much comes.
     pub(super) fn take(&mut self, lane: Lane, bytes: usize) -> u128 {
+        self.charge(lane, bytes, Bucket::take)
+    }
+
+    /// The same for an operation that does not wait, however little there is.
+    pub(super) fn owe(&mut self, lane: Lane, bytes: usize) -> u128 {
+        self.charge(lane, bytes, Bucket::owe)
+    }
+
+    /// What an operation costs, without taking it.
+    pub(super) fn cost(&mut self, lane: Lane, bytes: usize) -> u128 {
+        self.charge(lane, bytes, |bucket, tokens| bucket.cost(tokens))
+    }
+
+    fn charge(
+        &mut self,
+        lane: Lane,
+        bytes: usize,
+        each: impl Fn(&mut Bucket, u64) -> u128,
+    ) -> u128 {
         self.of(lane)
-            .map(|[operations, of_bytes]| operations.take(1).max(of_bytes.take(bytes as u64)))
+            .map(|[operations, of_bytes]| each(operations, 1).max(each(of_bytes, bytes as u64)))
             .max()
             .unwrap_or_default()
     }

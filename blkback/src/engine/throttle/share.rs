@@ -96,6 +96,8 @@ impl Throttles {
 pub struct Share {
     throttles: Arc<Throttles>,
     index: usize,
+    /// Nothing is held back: the disk's queues are stopping.
+    lifted: AtomicBool,
 }
 
 impl Share {
@@ -117,7 +119,17 @@ impl Share {
             }
         };
         drop(state);
-        Self { throttles, index }
+        Self { throttles, index, lifted: AtomicBool::new(false) }
+    }
+
+    /// Lets go at once what is held back, from now on or not any more: the disk's queues are
+    /// stopping, and nobody waits for as long as its limits would take. What goes is charged for: a
+    /// disk that comes back finds its buckets empty. Others that share the limits are not held up by
+    /// that; in their order this disk is behind them.
+    pub fn lift(&self, whether: bool) {
+        if self.lifted.swap(whether, Ordering::Relaxed) != whether && whether {
+            self.wake();
+        }
     }
 
     /// What it is a part of.
@@ -167,6 +179,14 @@ impl Share {
     pub(super) fn pay(&self, now: Duration, lane: Lane, bytes: usize) -> Option<Duration> {
         let mut state = self.throttles.state();
         let State { buckets, members, at, .. } = &mut *state;
+        if self.lifted.load(Ordering::Relaxed) {
+            let is_alone = members.iter().flatten().nth(1).is_none();
+            let cost = if is_alone { buckets.owe(lane, bytes) } else { buckets.cost(lane, bytes) };
+            if let Some(member) = members.get_mut(self.index).and_then(Option::as_mut) {
+                member.used = member.used.saturating_add(cost);
+            }
+            return None;
+        }
         let wait = buckets.fill(now, lane);
         if !wait.is_zero() {
             return Some(wait);

@@ -5,7 +5,8 @@ const ALL: &str = "ro,direct,overlay=on,sector=4096,physical=4096,discard=off,io
                    bps=1048576/104857,read-iops=none,read-bps=1/1,write-iops=5/9,\
                    write-bps=7/8,group=g,latency=5ms,jitter=0,fail-reads=1,\
                    fail-writes=2,fail-flushes=3,errno=28,seed=9,trace=/t,image-root=/r,\
-                   image-root=/s,write-extents=any,trusted=off,removable=on,cdrom=off";
+                   image-root=/s,write-extents=any,busy-timeout=9s,trusted=off,removable=on,\
+                   cdrom=off";
 
 #[test]
 fn what_is_written_is_read_back_and_every_key_is_there() {

@@ -16,6 +16,7 @@ use super::netns::inside;
 use super::tap::TapError;
 use alloc::string::String;
 use core::time::Duration;
+use pvio_uring::LogLimit;
 use rustix::net::netdevice::name_to_index;
 use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags, XdpOptionsFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
@@ -90,6 +91,8 @@ pub struct AfXdp {
     index: u32,
     queues: u32,
     program: Program,
+    /// A guest may begin as many as it likes.
+    sessions: LogLimit,
 }
 
 impl AfXdp {
@@ -111,7 +114,8 @@ impl AfXdp {
             let more = (1..most).take_while(|queue| bound(index, *queue).is_ok()).count();
             let queues = u32::try_from(more).unwrap_or(0).saturating_add(1);
             let netns = netns.map(String::from);
-            Ok(Self { netns, name: name.into(), index, queues, program })
+            let sessions = LogLimit::new();
+            Ok(Self { netns, name: name.into(), index, queues, program, sessions })
         })
     }
 
@@ -132,7 +136,10 @@ impl AfXdp {
             led.map_err(failed("lead frames to an AF_XDP socket"))?;
             let options = sockopt::xdp_options(&socket).unwrap_or(XdpOptionsFlags::empty());
             let zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
-            tracing::info!(interface = self.name, queue, zero_copy, "serving by AF_XDP");
+            if let Some(unlogged) = self.sessions.admit() {
+                let interface = &self.name;
+                tracing::info!(interface, queue, zero_copy, unlogged, "serving by AF_XDP");
+            }
             Ok(Queue(socket))
         })
     }

@@ -11,6 +11,7 @@ use super::probe::{self, Family};
 use super::{BlockRead, Disk, FsError, FsInfo, Handle, Mounted, Target};
 use crate::guest::meter::Shared;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use pvio_uring::LogLimit;
 use std::cell::RefCell;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -209,7 +210,10 @@ impl Worker {
                 Ok(Ok(End::Panicked)) => self.inbox.recv().ok(),
                 // Not mounted: that is the answer to this one; the next one tries again.
                 Ok(Err((e, ask))) => {
-                    tracing::warn!(code = e.code(), "{e}");
+                    static UNMOUNTED: LogLimit = LogLimit::new();
+                    if let Some(unlogged) = UNMOUNTED.admit() {
+                        tracing::warn!(code = e.code(), unlogged, "{e}");
+                    }
                     self.refuse(&ask, e);
                     self.inbox.recv().ok()
                 }

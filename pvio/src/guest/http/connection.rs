@@ -11,6 +11,7 @@ use super::{
 };
 use crate::guest::fs::FsError;
 use crate::guest::fs::thread::Reply;
+use pvio_uring::LogLimit;
 use smoltcp::socket::tcp;
 use std::time::{Duration, Instant};
 
@@ -191,7 +192,10 @@ impl Connection {
                 }
             }
             (State::Sending(_), Err(e)) => {
-                tracing::warn!(code = e.code(), "in the middle of an answer: {e}");
+                static CUT_OFF: LogLimit = LogLimit::new();
+                if let Some(unlogged) = CUT_OFF.admit() {
+                    tracing::warn!(code = e.code(), unlogged, "in the middle of an answer: {e}");
+                }
                 self.give_up(shared, shown);
             }
             (_, result) => shared.drop_reply(result),

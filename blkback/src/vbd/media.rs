@@ -1,0 +1,115 @@
+//! Changing what is in a drive while it is served.
+
+use super::session::Begin;
+use super::{Opening, Platform, Serve, Vbd};
+use crate::engine::Geometry;
+use alloc::format;
+use alloc::vec::Vec;
+use pvio_xenbus::Xenstore;
+use pvio_xenbus::driver::{BackendClass, Ends, Fault};
+use pvio_xenbus::handshake::vbd::{ToolstackBack, announce_resize};
+
+/// A change of media that was begun.
+#[derive(Debug)]
+pub(super) struct Change {
+    told: ToolstackBack,
+    /// What the drive looked like before.
+    before: Option<Geometry>,
+    /// It could not be carried out, and why: the drive is to be empty.
+    refused: Option<Fault>,
+}
+
+impl<P: Platform, S: Serve<P>> Vbd<P, S> {
+    /// The toolstack has put another medium into the drive, or none. The frontend sees the drive
+    /// empty, then what is in it, as a disk that changes its size: there is no other word for it.
+    /// Its rings stay, and requests that come meanwhile wait there.
+    pub(super) fn change_medium(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        ends: &Ends,
+        mut told: ToolstackBack,
+    ) -> Result<(), Fault> {
+        let before = self.disk.as_ref().map(|(disk, live)| (disk.clone(), live.geometry()));
+        if let Some((before, _)) = &before
+            && before.physical_device_path == told.physical_device_path
+        {
+            // That was made for the medium before.
+            told.physical_device_path = None;
+        }
+        announce_resize(xs, &ends.back, 0)?;
+        let before = before.map(|(_, geometry)| geometry);
+        self.change = Some(Change { told, before, refused: None });
+        self.go_on(xs, ends)
+    }
+
+    /// Goes on with a change of media, if there is one.
+    pub(super) fn go_on(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        // Every request taken is answered before the medium goes.
+        if self.change.is_none() || self.stop().is_pending() {
+            return Ok(());
+        }
+        let Some(change) = self.change.take() else { return Ok(()) };
+        let changed = self.carry_out(xs, ends, change);
+        if self.change.is_some() {
+            return Ok(());
+        }
+        if let Err(fault) = &changed
+            && self.running.is_empty()
+            && self.negotiated.is_some()
+        {
+            self.failed = Some(fault.clone());
+        }
+        // The toolstack may have put in another meanwhile.
+        changed.and(self.refresh(xs, ends))
+    }
+
+    fn carry_out(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        ends: &Ends,
+        mut change: Change,
+    ) -> Result<(), Fault> {
+        let told = &change.told;
+        let empty = ToolstackBack { params: Vec::new(), ..told.clone() };
+        if change.refused.is_none() {
+            match self.poll_open(told) {
+                Ok(Opening::Done(now)) => change.refused = self.misfit(&change, &now),
+                Ok(Opening::Pending | Opening::Busy(_)) => {
+                    self.change = Some(change);
+                    return Ok(());
+                }
+                Err(fault) => change.refused = Some(fault),
+            }
+        }
+        if change.refused.is_some() {
+            if !matches!(self.poll_open(&empty)?, Opening::Done(_)) {
+                self.change = Some(change);
+                return Ok(());
+            }
+            if let Some((disk, _)) = &mut self.disk {
+                // It is not tried again before something else is asked for.
+                *disk = change.told;
+            }
+        }
+        if self.negotiated.is_some() {
+            self.serve(ends, Begin::Again)?;
+            if let Some(geometry) = self.geometry() {
+                announce_resize(xs, &ends.back, geometry.sectors)?;
+            }
+        }
+        change.refused.map_or(Ok(()), Err)
+    }
+
+    /// Why a frontend that knows the drive cannot use this medium.
+    fn misfit(&self, change: &Change, now: &Geometry) -> Option<Fault> {
+        let before = change.before.filter(|_| now.sectors > 0 && self.negotiated.is_some())?;
+        if now.sector_size == before.sector_size {
+            return None;
+        }
+        let text = format!(
+            "the medium has sectors of {} bytes, and the frontend was told of {}",
+            now.sector_size, before.sector_size
+        );
+        Some(Fault::new("medium-sectors", text))
+    }
+}

@@ -1,0 +1,130 @@
+//! Whether a disk's image may be served while somebody has it.
+
+use crate::failure::Failure;
+use pvio_blkback::image::inspect::inspect;
+use pvio_blkback::image::{Disk, LockState, Spec};
+use pvio_grant_table::DomId;
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, DeviceClass, list_backends};
+use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack};
+use pvio_xenbus::{Xenstore, XsError};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// A domain, and the VM that it is an incarnation of, if it is known.
+type Holder = (DomId, Option<Vec<u8>>);
+
+/// Checks that nobody else has an image that is to be served, or only a domain of the same VM: one
+/// that is being migrated, or saved and restored, ends only after its successor has its disk. The
+/// daemon waits for that. Linux's script asks the same (`same_vm`).
+///
+/// # Errors
+/// A [`Failure`] that names who has it.
+pub fn check(
+    xs: &mut dyn Xenstore,
+    base: &str,
+    told: &ToolstackBack,
+    disk: &Disk,
+) -> Result<(), Failure> {
+    let Some(image) = disk.spec.path() else { return Ok(()) };
+    let read_only = told.mode == Mode::ReadOnly || disk.options.read_only == Some(true);
+    if !is_taken(&disk.spec, read_only) {
+        return Ok(());
+    }
+    let ours = vm(xs, told.frontend_id).map_err(Failure::of)?;
+    let mut holders = holders(xs, base, image).map_err(Failure::of)?;
+    // A domain that is gone already has no VM any more, and lets go in a moment.
+    holders.retain(|(_, theirs)| theirs.is_some());
+    match holders.iter().find(|(_, theirs)| *theirs != ours) {
+        Some((other, _)) => Err(Failure::input(
+            format!("disk image {} is in use by domain {other}", image.display()),
+            "shut that down or detach its disk, or attach both read-only",
+        )),
+        None if holders.is_empty() => Err(Failure::input(
+            format!("disk image {} is in use by another program", image.display()),
+            "lsof or fuser tell by which",
+        )),
+        None => Ok(()),
+    }
+}
+
+fn is_taken(spec: &Spec, read_only: bool) -> bool {
+    // What cannot be read at all, the daemon says.
+    let state = inspect(spec).ok().and_then(|found| found.files.first().map(|file| file.lock));
+    match state {
+        Some(LockState::Written) => true,
+        Some(LockState::Read) => !read_only,
+        Some(LockState::Free) | None => false,
+    }
+}
+
+/// The domains that have a disk from the same image, and their VMs.
+fn holders(xs: &mut dyn Xenstore, base: &str, image: &Path) -> Result<Vec<Holder>, XsError> {
+    let own = xs.read_opt("domid")?.and_then(|id| String::from_utf8(id).ok()?.parse().ok());
+    let here = DomId(own.unwrap_or_default());
+    let ours = DeviceAddr::from_backend_path(base, here).map(|(addr, _)| addr);
+    let mut found = Vec::new();
+    for kind in BackendKind::ALL.into_iter().filter(|kind| kind.class() == DeviceClass::Vbd) {
+        for addr in list_backends(xs, kind, here)? {
+            let Ok(told) = ToolstackBack::read(xs, &addr.backend_path()) else { continue };
+            let same = |disk: Disk| disk.spec.path().is_some_and(|path| is_same(path, image));
+            if Some(addr) != ours && super::disk_of(&told).is_ok_and(same) {
+                found.push((addr.front, vm(xs, addr.front)?));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let place = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    one == other || matches!((place(one), place(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// The VM that a domain is an incarnation of: `/vm/UUID`.
+fn vm(xs: &mut dyn Xenstore, domain: DomId) -> Result<Option<Vec<u8>>, XsError> {
+    xs.read_opt(&format!("/local/domain/{domain}/vm"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pvio_blkback::image::{Image, ImageOptions};
+    use pvio_hosted::{DomainConfig, Hypervisor};
+    use pvio_xenbus::handshake::vbd::{OWN_KIND, create_device};
+
+    #[test]
+    fn an_image_in_use_is_refused_unless_its_holder_is_the_same_vm() {
+        let dir = tempfile::tempdir().unwrap();
+        let hypervisor = Hypervisor::start(dir.path()).unwrap();
+        let domain = |name| hypervisor.create_domain(DomainConfig::new(name)).unwrap();
+        let [old, new, other] = ["old", "new", "other"].map(domain);
+        let mut xs = hypervisor.xenstore().unwrap();
+        for (domain, uuid) in [(old, "a"), (new, "a"), (other, "b")] {
+            let path = format!("/local/domain/{domain}/vm");
+            xs.write(&path, format!("/vm/{uuid}").as_bytes()).unwrap();
+        }
+        let image = dir.path().join("disk.img");
+        std::fs::write(&image, [0; 4096]).unwrap();
+        let mut look = |front| {
+            let addr = DeviceAddr::new(BackendKind::Vbd, DomId::DOM0, front, 51712);
+            let mut told = ToolstackBack::new(addr, image.to_str().unwrap());
+            told.kind = OWN_KIND.into();
+            // That it is there from the last time is no matter.
+            let _ = create_device(&mut xs, addr, &told);
+            let disk = crate::script::disk_of(&told).unwrap();
+            check(&mut xs, &addr.backend_path(), &told, &disk).map_err(|e| e.to_string())
+        };
+        let options = ImageOptions { read_only: false, direct: false };
+        let mut held = Some(Image::open(&image, options).unwrap());
+        let why = look(new).unwrap_err();
+        assert!(why.contains("another program"), "{why}");
+        held.take();
+        assert_eq!(look(old), Ok(()));
+        held = Some(Image::open(&image, options).unwrap());
+        assert_eq!(look(new), Ok(()), "the same VM, as in a migration");
+        let why = look(other).unwrap_err();
+        assert!(why.contains(&format!("in use by domain {old}")), "{why}");
+        drop(held);
+        assert_eq!(look(other), Ok(()));
+    }
+}
