@@ -225,7 +225,9 @@ fn every_step(kind: Kind) {
     assert!(steps > 200);
     for at in 0..steps {
         live(kind, &[at]);
-        live(kind, &[at, at * 7 % 61]);
+        if at % 3 == 0 {
+            live(kind, &[at, at * 7 % 61]);
+        }
     }
 }
 

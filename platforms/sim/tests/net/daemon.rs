@@ -6,20 +6,60 @@ use pvio_grant_table::DomId;
 use pvio_netback::fault::QueueError;
 use pvio_netback::queue::Policy;
 use pvio_netback::vif::{Attach, Serve, Session, Vif};
-use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
+use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Watched};
+use pvio_sim::local::watched::{Watch, WatchedDomain};
 use pvio_sim::{LocalDomain, Menu, Sim};
-use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
-use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, backend_root, list_backends};
+use pvio_xenbus::handshake::common::{
+    BackendKind, DeviceAddr, backend_root, list_backends, read_state,
+};
 use pvio_xenbus::handshake::vif::ToolstackBack;
 use pvio_xenbus::store::{LocalClient, Store};
+use pvio_xenbus::{XenbusState, Xenstore};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
+use std::sync::Arc;
+
+type Memory = Watched<HeapMemory>;
+type Back = pvio_netback::Queue<WatchedDomain, Box<[u8]>, Memory>;
+
+/// The in-flight records, which outlive the daemon.
+pub type Records = Rc<RefCell<BTreeMap<String, Memory>>>;
+
+thread_local! {
+    /// Steps of the daemon after which it dies.
+    static LEFT: Cell<Option<u64>> = const { Cell::new(None) };
+    /// How often a session was found recorded.
+    static RESUMED: Cell<u32> = const { Cell::new(0) };
+}
+
+struct Died;
+
+/// A step of the daemon: a store to shared memory or a record, or a call of the platform.
+fn step() {
+    match LEFT.get() {
+        Some(0) => {
+            LEFT.set(None);
+            resume_unwind(Box::new(Died));
+        }
+        left => LEFT.set(left.map(|left| left - 1)),
+    }
+}
+
+/// How often a record was found since last asked.
+pub fn take_resumed() -> u32 {
+    RESUMED.take()
+}
+
+fn watch() -> Watch {
+    Arc::new(step)
+}
 
 /// What a thread of the real daemon has.
 struct Served {
-    queue: pvio_netback::Queue<LocalDomain, Box<[u8]>>,
+    queue: Back,
     port: CablePort,
     turn: Turn,
 }
@@ -32,6 +72,7 @@ pub struct Server {
     port: Option<CablePort>,
     seat: Seat,
     crashed: Rc<Cell<bool>>,
+    records: Records,
 }
 
 pub struct Running {
@@ -39,14 +80,25 @@ pub struct Running {
     crashed: Rc<Cell<bool>>,
 }
 
-impl Serve<LocalDomain> for Server {
+impl Serve<WatchedDomain> for Server {
     type Buf = Box<[u8]>;
     type Running = Running;
-    type Record = HeapMemory;
+    type Record = Memory;
 
-    fn record(&mut self, _: &str, len: usize, resumed: bool) -> Result<HeapMemory, Fault> {
-        assert!(!resumed, "nobody resumes");
-        Ok(HeapMemory::pages(len.div_ceil(PAGE_SIZE)))
+    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Memory, Fault> {
+        let mut records = self.records.borrow_mut();
+        if resumed {
+            let found = records.get(device).cloned();
+            RESUMED.set(RESUMED.get() + u32::from(found.is_some()));
+            return found.ok_or_else(|| Fault::new("record-missing", "there is none"));
+        }
+        let memory = Watched::new(HeapMemory::pages(len.div_ceil(PAGE_SIZE)), watch());
+        records.insert(device.into(), memory.clone());
+        Ok(memory)
+    }
+
+    fn remove_record(&mut self, device: &str) {
+        self.records.borrow_mut().remove(device);
     }
 
     fn max_queues(&self) -> u32 {
@@ -69,12 +121,7 @@ impl Serve<LocalDomain> for Server {
 
     fn started(&mut self) {}
 
-    fn start(
-        &mut self,
-        _: usize,
-        _: &str,
-        queue: pvio_netback::Queue<LocalDomain, Box<[u8]>>,
-    ) -> Result<Running, Fault> {
+    fn start(&mut self, _: usize, _: &str, queue: Back) -> Result<Running, Fault> {
         let port = self.port.clone().expect("opened before it is started");
         let served = Served { queue, port, turn: Turn::Poll };
         assert!(self.seat.borrow_mut().replace(served).is_none(), "two sessions at once");
@@ -136,7 +183,7 @@ pub enum DaemonDo {
 }
 
 struct Device {
-    driver: BackendDriver<Vif<LocalDomain, Server>>,
+    driver: BackendDriver<Vif<WatchedDomain, Server>>,
     seat: Seat,
 }
 
@@ -146,6 +193,7 @@ pub struct Daemon {
     devices: BTreeMap<DeviceAddr, Device>,
     ports: Rc<BTreeMap<DomId, CablePort>>,
     crashed: Rc<Cell<bool>>,
+    records: Records,
     /// Its workers sleep without asking for an event and looking once more.
     careless: bool,
 }
@@ -156,12 +204,13 @@ impl Daemon {
     pub fn start(
         domain: LocalDomain,
         store: &Rc<RefCell<Store>>,
-        ports: Rc<BTreeMap<DomId, CablePort>>,
+        (ports, records): (Rc<BTreeMap<DomId, CablePort>>, Records),
         careless: bool,
     ) -> Self {
         let mut xs = LocalClient::connect(store, domain.id());
         xs.watch(&backend_root(BackendKind::Vif, domain.id()), ROOT).expect("the first watch");
-        Self { domain, xs, devices: BTreeMap::new(), ports, crashed: Rc::default(), careless }
+        let (devices, crashed) = (BTreeMap::new(), Rc::default());
+        Self { domain, xs, devices, ports, crashed, records, careless }
     }
 
     pub fn serves(&self, addr: DeviceAddr) -> bool {
@@ -190,7 +239,19 @@ impl Daemon {
         }
     }
 
-    pub fn act(&mut self, action: &DaemonDo, sim: &mut Sim) {
+    /// Does something, and dies after so many steps of that if it has as many. Whether it lives.
+    pub fn act_or_die(&mut self, action: &DaemonDo, after: Option<u64>, sim: &mut Sim) -> bool {
+        LEFT.set(after);
+        let done = catch_unwind(AssertUnwindSafe(|| self.act(action, sim)));
+        LEFT.set(None);
+        match done {
+            Ok(()) => true,
+            Err(cause) if cause.is::<Died>() => false,
+            Err(cause) => resume_unwind(cause),
+        }
+    }
+
+    fn act(&mut self, action: &DaemonDo, sim: &mut Sim) {
         let nth = |i: usize| self.devices.iter().nth(i).expect("on the menu only if there");
         match *action {
             DaemonDo::Event => match self.xs.poll_event().expect("xenstore") {
@@ -228,8 +289,15 @@ impl Daemon {
                 port: None,
                 seat: Rc::clone(&seat),
                 crashed: Rc::clone(&self.crashed),
+                records: Rc::clone(&self.records),
             };
-            let driver = BackendDriver::restarted(addr, Vif::new(self.domain.clone(), server));
+            let vif = Vif::new(WatchedDomain::new(self.domain.clone(), watch()), server);
+            // As the real daemon decides.
+            let state = read_state(&mut self.xs, &addr.backend_path()).expect("xenstore");
+            let driver = match state {
+                XenbusState::Connected => BackendDriver::resuming(addr, vif),
+                _ => BackendDriver::restarted(addr, vif),
+            };
             self.devices.insert(addr, Device { driver, seat });
             self.step(addr, sim);
         }
