@@ -1,5 +1,7 @@
 //! Serving vbds from images, a thread per queue: what a driver domain does.
 
+mod fence;
+
 use crate::budgets::MappingBudgets;
 use crate::config::Config;
 use crate::engine::faults::FaultSwitch;
@@ -57,6 +59,8 @@ pub struct ImageServer {
     budgets: MappingBudgets,
     wake: Arc<dyn Fn() + Send + Sync>,
     records: Option<RecordDir>,
+    /// The disk whose fence there is.
+    fenced: Option<String>,
     /// What holds, once it is known.
     disk: Option<Disk>,
     open: Option<Open>,
@@ -80,14 +84,15 @@ impl ImageServer {
     /// The same with options for what a disk's own words do not say, and with limits that it may
     /// share with others.
     pub fn with(usual: DiskOptions, groups: Groups, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
-        let budgets = MappingBudgets::default();
-        Self { usual, groups, budgets, wake, records: None, disk: None, open: None }
+        let (budgets, records, fenced) = (MappingBudgets::default(), None, None);
+        Self { usual, groups, budgets, wake, records, fenced, disk: None, open: None }
     }
 
     /// The same, keeping no more pages of guests mapped than these budgets say.
     #[must_use]
-    pub fn within(self, budgets: MappingBudgets) -> Self {
-        Self { budgets, ..self }
+    pub fn within(mut self, budgets: MappingBudgets) -> Self {
+        self.budgets = budgets;
+        self
     }
 
     /// The same, whose sessions another process can take over: it finds their in-flight records in the
@@ -149,17 +154,32 @@ impl ImageServer {
             }
             None => Arc::new(Throttles::new(limits)),
         };
+        // Before anything of the image is read: an earlier process's writes may still arrive.
+        let fence = self.records.as_ref().map(|dir| fence::pass(dir, name)).transpose()?;
         let share = Arc::new(Share::new(throttles));
         let faults = Arc::new(FaultSwitch::new(options.faults()));
         let image = Image::open_as(disk)?
             .throttled(Arc::clone(&share))
             .with_faults(Arc::clone(&faults), options.seed.unwrap_or_default());
+        let image = match fence {
+            Some(fence) => image.fenced(fence),
+            None => image,
+        };
         let image = match &options.trace {
             Some(path) => traced(image, path, &disk.spec, name)?,
             None => image,
         };
         let grows = matches!(disk.kept_in(), Spec::File { format: Format::Raw, .. });
         Ok(Open { image: Arc::new(image), grows, share, faults })
+    }
+}
+
+impl Drop for ImageServer {
+    fn drop(&mut self) {
+        self.open = None;
+        if let (Some(records), Some(disk)) = (&self.records, &self.fenced) {
+            fence::remove(records, disk);
+        }
     }
 }
 
@@ -221,6 +241,7 @@ where
         self.open = None;
         let disk = self.read(told)?;
         let name = format!("vbd-{}-{}", told.frontend_id, told.dev.replace('/', "_"));
+        self.fenced = Some(name.clone());
         let open = self.open_at_last(&disk, &name).map_err(|e| Fault::new(e.code(), e))?;
         let geometry = open.image.geometry();
         let wake = Arc::clone(&self.wake);

@@ -42,6 +42,17 @@ pub enum ImageError {
          or open it read-only in both"
     )]
     Busy(PathBuf),
+    /// I/O of an earlier process may be under way.
+    #[error(
+        "the I/O that an earlier process began for {disk} is not known to have ended: {error}; see whether \
+         its storage hangs, then detach the disk and attach it again"
+    )]
+    Fence {
+        /// The disk.
+        disk: String,
+        /// What waiting for it reports.
+        error: io::Error,
+    },
     /// The file system cannot bypass its cache.
     #[error("disk image {0} cannot be opened with O_DIRECT on this file system; leave that out")]
     NoDirect(PathBuf),
@@ -161,6 +172,7 @@ impl ImageError {
             Self::NotADisk(_) => "image-not-a-disk",
             Self::OddSize { .. } => "image-odd-size",
             Self::Busy(_) => "image-busy",
+            Self::Fence { .. } => "image-fence",
             Self::NoDirect(_) => "image-no-direct",
             Self::Content { error, .. } => match error {
                 ContentError::NotThis(_) => "image-other-format",
