@@ -6,8 +6,8 @@ use pvio_grant_table::DomId;
 use pvio_netback::fault::QueueError;
 use pvio_netback::queue::Policy;
 use pvio_netback::vif::{Attach, Serve, Session, Vif};
-use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Watched};
-use pvio_sim::local::watched::{Watch, WatchedDomain};
+use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
+use pvio_sim::kill::{Mortal, run};
 use pvio_sim::{LocalDomain, Menu, Sim};
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
 use pvio_xenbus::handshake::common::{
@@ -18,43 +18,22 @@ use pvio_xenbus::store::{LocalClient, Store};
 use pvio_xenbus::{XenbusState, Xenstore};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
-use std::sync::Arc;
 
-type Memory = Watched<HeapMemory>;
-type Back = pvio_netback::Queue<WatchedDomain, Box<[u8]>, Memory>;
+type Memory = Mortal<HeapMemory>;
+type Back = pvio_netback::Queue<Mortal<LocalDomain>, Box<[u8]>, Memory>;
 
 /// The in-flight records, which outlive the daemon.
 pub type Records = Rc<RefCell<BTreeMap<String, Memory>>>;
 
 thread_local! {
-    /// Steps of the daemon after which it dies.
-    static LEFT: Cell<Option<u64>> = const { Cell::new(None) };
     /// How often a session was found recorded.
     static RESUMED: Cell<u32> = const { Cell::new(0) };
-}
-
-struct Died;
-
-/// A step of the daemon: a store to shared memory or a record, or a call of the platform.
-fn step() {
-    match LEFT.get() {
-        Some(0) => {
-            LEFT.set(None);
-            resume_unwind(Box::new(Died));
-        }
-        left => LEFT.set(left.map(|left| left - 1)),
-    }
 }
 
 /// How often a record was found since last asked.
 pub fn take_resumed() -> u32 {
     RESUMED.take()
-}
-
-fn watch() -> Watch {
-    Arc::new(step)
 }
 
 /// What a thread of the real daemon has.
@@ -80,7 +59,7 @@ pub struct Running {
     crashed: Rc<Cell<bool>>,
 }
 
-impl Serve<WatchedDomain> for Server {
+impl Serve<Mortal<LocalDomain>> for Server {
     type Buf = Box<[u8]>;
     type Running = Running;
     type Record = Memory;
@@ -92,7 +71,7 @@ impl Serve<WatchedDomain> for Server {
             RESUMED.set(RESUMED.get() + u32::from(found.is_some()));
             return found.ok_or_else(|| Fault::new("record-missing", "there is none"));
         }
-        let memory = Watched::new(HeapMemory::pages(len.div_ceil(PAGE_SIZE)), watch());
+        let memory = Mortal(HeapMemory::pages(len.div_ceil(PAGE_SIZE)));
         records.insert(device.into(), memory.clone());
         Ok(memory)
     }
@@ -147,7 +126,7 @@ impl Drop for Running {
 impl Served {
     fn is_awake(&self) -> bool {
         self.turn != Turn::Asleep
-            || self.queue.channels().any(|c| c.is_pending())
+            || self.queue.channels().any(|c| c.0.is_pending())
             || self.port.is_ready()
     }
 
@@ -183,7 +162,7 @@ pub enum DaemonDo {
 }
 
 struct Device {
-    driver: BackendDriver<Vif<WatchedDomain, Server>>,
+    driver: BackendDriver<Vif<Mortal<LocalDomain>, Server>>,
     seat: Seat,
 }
 
@@ -240,15 +219,8 @@ impl Daemon {
     }
 
     /// Does something, and dies after so many steps of that if it has as many. Whether it lives.
-    pub fn act_or_die(&mut self, action: &DaemonDo, after: Option<u64>, sim: &mut Sim) -> bool {
-        LEFT.set(after);
-        let done = catch_unwind(AssertUnwindSafe(|| self.act(action, sim)));
-        LEFT.set(None);
-        match done {
-            Ok(()) => true,
-            Err(cause) if cause.is::<Died>() => false,
-            Err(cause) => resume_unwind(cause),
-        }
+    pub fn act_or_die(&mut self, action: &DaemonDo, after: Option<usize>, sim: &mut Sim) -> bool {
+        run(after.unwrap_or(usize::MAX), || self.act(action, sim)).0.is_some()
     }
 
     fn act(&mut self, action: &DaemonDo, sim: &mut Sim) {
@@ -291,7 +263,7 @@ impl Daemon {
                 crashed: Rc::clone(&self.crashed),
                 records: Rc::clone(&self.records),
             };
-            let vif = Vif::new(WatchedDomain::new(self.domain.clone(), watch()), server);
+            let vif = Vif::new(Mortal(self.domain.clone()), server);
             // As the real daemon decides.
             let state = read_state(&mut self.xs, &addr.backend_path()).expect("xenstore");
             let driver = match state {

@@ -265,7 +265,7 @@ impl World for NetWorld {
                 // Now and then it dies in the middle of what it does.
                 let dies =
                     self.faults.crash && sim.one_in(400 / u64::from(self.faults.often.max(1)));
-                let after = dies.then(|| sim.below(80));
+                let after = dies.then(|| sim.below(80) as usize);
                 let daemon = self.daemon.as_mut().expect("on the menu only if it runs");
                 if !daemon.act_or_die(&action, after, sim) {
                     sim.note(format_args!("  the daemon dies in the middle of that"));
