@@ -1,7 +1,7 @@
 //! A guest that does everything a guest may do, and checks all that comes of it.
 
 use crate::common::{self, pattern};
-use crate::kill::Wire;
+use crate::wire::Wire;
 use pvio_netback::queue::QueueRefs;
 use pvio_ring::proto::netif::{
     Extra, ExtraKind, RxFlags, RxResponse, TxFlags, TxRequest, TxResponse, rsp,

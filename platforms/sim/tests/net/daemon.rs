@@ -7,19 +7,38 @@ use pvio_netback::fault::QueueError;
 use pvio_netback::queue::Policy;
 use pvio_netback::vif::{Attach, Serve, Session, Vif};
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
+use pvio_sim::kill::{Mortal, run};
 use pvio_sim::{LocalDomain, Menu, Sim};
-use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
-use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, backend_root, list_backends};
+use pvio_xenbus::handshake::common::{
+    BackendKind, DeviceAddr, backend_root, list_backends, read_state,
+};
 use pvio_xenbus::handshake::vif::ToolstackBack;
 use pvio_xenbus::store::{LocalClient, Store};
+use pvio_xenbus::{XenbusState, Xenstore};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+type Memory = Mortal<HeapMemory>;
+type Back = pvio_netback::Queue<Mortal<LocalDomain>, Box<[u8]>, Memory>;
+
+/// The in-flight records, which outlive the daemon.
+pub type Records = Rc<RefCell<BTreeMap<String, Memory>>>;
+
+thread_local! {
+    /// How often a session was found recorded.
+    static RESUMED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// How often a record was found since last asked.
+pub fn take_resumed() -> u32 {
+    RESUMED.take()
+}
+
 /// What a thread of the real daemon has.
 struct Served {
-    queue: pvio_netback::Queue<LocalDomain, Box<[u8]>>,
+    queue: Back,
     port: CablePort,
     turn: Turn,
 }
@@ -32,6 +51,7 @@ pub struct Server {
     port: Option<CablePort>,
     seat: Seat,
     crashed: Rc<Cell<bool>>,
+    records: Records,
 }
 
 pub struct Running {
@@ -39,14 +59,25 @@ pub struct Running {
     crashed: Rc<Cell<bool>>,
 }
 
-impl Serve<LocalDomain> for Server {
+impl Serve<Mortal<LocalDomain>> for Server {
     type Buf = Box<[u8]>;
     type Running = Running;
-    type Record = HeapMemory;
+    type Record = Memory;
 
-    fn record(&mut self, _: &str, len: usize, resumed: bool) -> Result<HeapMemory, Fault> {
-        assert!(!resumed, "nobody resumes");
-        Ok(HeapMemory::pages(len.div_ceil(PAGE_SIZE)))
+    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Memory, Fault> {
+        let mut records = self.records.borrow_mut();
+        if resumed {
+            let found = records.get(device).cloned();
+            RESUMED.set(RESUMED.get() + u32::from(found.is_some()));
+            return found.ok_or_else(|| Fault::new("record-missing", "there is none"));
+        }
+        let memory = Mortal(HeapMemory::pages(len.div_ceil(PAGE_SIZE)));
+        records.insert(device.into(), memory.clone());
+        Ok(memory)
+    }
+
+    fn remove_record(&mut self, device: &str) {
+        self.records.borrow_mut().remove(device);
     }
 
     fn max_queues(&self) -> u32 {
@@ -69,12 +100,7 @@ impl Serve<LocalDomain> for Server {
 
     fn started(&mut self) {}
 
-    fn start(
-        &mut self,
-        _: usize,
-        _: &str,
-        queue: pvio_netback::Queue<LocalDomain, Box<[u8]>>,
-    ) -> Result<Running, Fault> {
+    fn start(&mut self, _: usize, _: &str, queue: Back) -> Result<Running, Fault> {
         let port = self.port.clone().expect("opened before it is started");
         let served = Served { queue, port, turn: Turn::Poll };
         assert!(self.seat.borrow_mut().replace(served).is_none(), "two sessions at once");
@@ -100,7 +126,7 @@ impl Drop for Running {
 impl Served {
     fn is_awake(&self) -> bool {
         self.turn != Turn::Asleep
-            || self.queue.channels().any(|c| c.is_pending())
+            || self.queue.channels().any(|c| c.0.is_pending())
             || self.port.is_ready()
     }
 
@@ -136,7 +162,7 @@ pub enum DaemonDo {
 }
 
 struct Device {
-    driver: BackendDriver<Vif<LocalDomain, Server>>,
+    driver: BackendDriver<Vif<Mortal<LocalDomain>, Server>>,
     seat: Seat,
 }
 
@@ -146,6 +172,7 @@ pub struct Daemon {
     devices: BTreeMap<DeviceAddr, Device>,
     ports: Rc<BTreeMap<DomId, CablePort>>,
     crashed: Rc<Cell<bool>>,
+    records: Records,
     /// Its workers sleep without asking for an event and looking once more.
     careless: bool,
 }
@@ -156,12 +183,13 @@ impl Daemon {
     pub fn start(
         domain: LocalDomain,
         store: &Rc<RefCell<Store>>,
-        ports: Rc<BTreeMap<DomId, CablePort>>,
+        (ports, records): (Rc<BTreeMap<DomId, CablePort>>, Records),
         careless: bool,
     ) -> Self {
         let mut xs = LocalClient::connect(store, domain.id());
         xs.watch(&backend_root(BackendKind::Vif, domain.id()), ROOT).expect("the first watch");
-        Self { domain, xs, devices: BTreeMap::new(), ports, crashed: Rc::default(), careless }
+        let (devices, crashed) = (BTreeMap::new(), Rc::default());
+        Self { domain, xs, devices, ports, crashed, records, careless }
     }
 
     pub fn serves(&self, addr: DeviceAddr) -> bool {
@@ -190,7 +218,12 @@ impl Daemon {
         }
     }
 
-    pub fn act(&mut self, action: &DaemonDo, sim: &mut Sim) {
+    /// Does something, and dies after so many steps of that if it has as many. Whether it lives.
+    pub fn act_or_die(&mut self, action: &DaemonDo, after: Option<usize>, sim: &mut Sim) -> bool {
+        run(after.unwrap_or(usize::MAX), || self.act(action, sim)).0.is_some()
+    }
+
+    fn act(&mut self, action: &DaemonDo, sim: &mut Sim) {
         let nth = |i: usize| self.devices.iter().nth(i).expect("on the menu only if there");
         match *action {
             DaemonDo::Event => match self.xs.poll_event().expect("xenstore") {
@@ -228,8 +261,15 @@ impl Daemon {
                 port: None,
                 seat: Rc::clone(&seat),
                 crashed: Rc::clone(&self.crashed),
+                records: Rc::clone(&self.records),
             };
-            let driver = BackendDriver::restarted(addr, Vif::new(self.domain.clone(), server));
+            let vif = Vif::new(Mortal(self.domain.clone()), server);
+            // As the real daemon decides.
+            let state = read_state(&mut self.xs, &addr.backend_path()).expect("xenstore");
+            let driver = match state {
+                XenbusState::Connected => BackendDriver::resuming(addr, vif),
+                _ => BackendDriver::restarted(addr, vif),
+            };
             self.devices.insert(addr, Device { driver, seat });
             self.step(addr, sim);
         }

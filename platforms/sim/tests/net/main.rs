@@ -16,6 +16,7 @@ mod wire;
 mod world;
 
 use pvio_sim::{Sim, attempt, run_seeds, settle, storm};
+use std::cell::Cell;
 use world::{Faults, NetWorld};
 
 /// A storm, a calm, and an orderly end.
@@ -45,6 +46,18 @@ fn nics_survive_the_death_of_peers() {
         let faults = Faults::some(sim);
         run(sim, faults);
     });
+}
+
+#[test]
+fn sessions_are_resumed_wherever_the_daemon_dies() {
+    let resumed = Cell::new(0);
+    run_seeds("sessions_are_resumed_wherever_the_daemon_dies", 50, |sim| {
+        let faults = Faults { crash: true, often: 10, ..Faults::default() };
+        run(sim, faults);
+        resumed.set(resumed.get() + daemon::take_resumed());
+    });
+    println!("{} sessions were resumed", resumed.get());
+    assert!(resumed.get() > 50);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use pvio_netback::port::{FRAME_MAX, NetPort, Offload, Packet, PortError, WouldBlock};
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 /// Frames a direction of the cable holds.
@@ -20,6 +20,8 @@ pub struct Ledger {
     last: u64,
     /// Frames on their way: their numbers and lengths.
     flying: VecDeque<(u64, usize)>,
+    /// Frames that may come once more than they were sent, or late, and how often.
+    again: BTreeMap<u64, u32>,
     pub received: u64,
 }
 
@@ -45,8 +47,13 @@ impl Ledger {
             frame.get(14..22).and_then(|b| b.first_chunk()).map(|b| u64::from_le_bytes(*b));
         let number = number.expect("a frame shorter than any that was sent");
         assert!(number <= self.next, "frame {number} was never sent");
-        assert!(number > self.last, "frame {number} comes after frame {}", self.last);
+        let late = number <= self.last;
         assert!(content(number, frame.len()) == frame, "frame {number} was changed on its way");
+        if late {
+            let left = self.again.get_mut(&number).filter(|left| **left > 0);
+            *left.unwrap_or_else(|| panic!("frame {number} comes after frame {}", self.last)) -= 1;
+            return;
+        }
         self.last = number;
         self.received += 1;
         // What was given up for lost may come after all, but what is counted on comes in order.
@@ -60,9 +67,17 @@ impl Ledger {
         self.flying.len()
     }
 
+    /// Whoever carried what is on its way may do so once more.
+    pub fn may_repeat(&mut self) {
+        self.again.values_mut().for_each(|left| *left += 1);
+        self.flying.iter().for_each(|(number, _)| *self.again.entry(*number).or_default() += 1);
+    }
+
     /// What is on its way may be lost: somebody who carried it is gone.
     pub fn forgive(&mut self) {
-        self.flying.clear();
+        for (number, _) in self.flying.drain(..) {
+            self.again.entry(number).or_default();
+        }
     }
 }
 

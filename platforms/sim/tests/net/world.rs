@@ -1,6 +1,6 @@
 //! Two guests whose NICs are joined by a cable in a driver domain, and a toolstack.
 
-use crate::daemon::{Daemon, DaemonDo};
+use crate::daemon::{Daemon, DaemonDo, Records};
 use crate::guest::{Guest, GuestDo, SharedLedger};
 use crate::wire::{CablePort, cable};
 use pvio_grant_table::DomId;
@@ -96,6 +96,7 @@ pub struct NetWorld {
     ledgers: [SharedLedger; 2],
     ports: Rc<BTreeMap<DomId, CablePort>>,
     daemon: Option<Daemon>,
+    records: Records,
     driver_alive: bool,
     faults: Faults,
     ending: bool,
@@ -117,6 +118,7 @@ impl NetWorld {
             ledgers: <[SharedLedger; 2]>::default(),
             ports: Rc::new(GUESTS.into_iter().zip(cable()).collect()),
             daemon: None,
+            records: Records::default(),
             driver_alive: true,
             faults,
             ending: false,
@@ -176,6 +178,13 @@ impl NetWorld {
     /// Whoever carried frames is gone, and they with it.
     fn forgive(&self) {
         self.ledgers.iter().for_each(|l| l.borrow_mut().forgive());
+    }
+
+    /// The daemon's process ends. What it had sent and not recorded as sent is sent once more.
+    fn crash(&mut self) {
+        self.daemon.take().expect("on the menu only if it runs").crash();
+        self.ledgers.iter().for_each(|l| l.borrow_mut().may_repeat());
+        self.forgive();
     }
 
     fn words(&self, i: usize) -> (DeviceAddr, ToolstackBack) {
@@ -253,7 +262,15 @@ impl World for NetWorld {
     fn act(&mut self, action: Do, sim: &mut Sim) {
         match action {
             Do::Daemon(action) => {
-                self.daemon.as_mut().expect("on the menu only if it runs").act(&action, sim);
+                // Now and then it dies in the middle of what it does.
+                let dies =
+                    self.faults.crash && sim.one_in(400 / u64::from(self.faults.often.max(1)));
+                let after = dies.then(|| sim.below(80) as usize);
+                let daemon = self.daemon.as_mut().expect("on the menu only if it runs");
+                if !daemon.act_or_die(&action, after, sim) {
+                    sim.note(format_args!("  the daemon dies in the middle of that"));
+                    self.crash();
+                }
             }
             Do::Guest(id, action) => {
                 let mut guests = self.nics.iter_mut().filter_map(|n| n.guest.as_mut());
@@ -261,17 +278,18 @@ impl World for NetWorld {
                 guest.act(action, sim);
             }
             Do::CrashDaemon => {
-                self.daemon.take().expect("on the menu only if it runs").crash();
-                self.forgive();
+                self.crash();
             }
             Do::StartDaemon => {
-                let (domain, ports) = (self.machine.domain(DRIVER), Rc::clone(&self.ports));
+                let domain = self.machine.domain(DRIVER);
+                let lasting = (Rc::clone(&self.ports), Rc::clone(&self.records));
                 let careless = self.faults.careless;
-                self.daemon = Some(Daemon::start(domain, &self.store, ports, careless));
+                self.daemon = Some(Daemon::start(domain, &self.store, lasting, careless));
             }
             Do::KillDriver => {
                 self.kill(DRIVER);
                 self.driver_alive = false;
+                self.records.borrow_mut().clear();
                 if let Some(daemon) = self.daemon.take() {
                     daemon.crash();
                 }
