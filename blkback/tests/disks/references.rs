@@ -480,7 +480,7 @@ fn names_need_not_be_utf8() {
     let serve = |format: &str, path: &Path, options: &str| {
         let params =
             [format.as_bytes(), b":", options.as_bytes(), path.as_os_str().as_bytes()].concat();
-        Machine::new().disk(params, Mode::ReadWrite)
+        Machine::new().disk(&params, Mode::ReadWrite)
     };
     let (base, image) = (name(b"b\xff\x80.img"), name(b"a\xc3.qcow2"));
     fs::write(&base, vec![5; SIZE]).unwrap();

@@ -55,7 +55,7 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
     if here {
         ImageRootArgs::default().add_to(&mut options)?;
     }
-    let mut words = vbd::ToolstackBack::new(addr, spec.to_bytes());
+    let mut words = vbd::ToolstackBack::new(addr, &spec.to_bytes());
     words.kind = vbd::OWN_KIND.into();
     words.dev = vdev.to_string();
     words.mode = match options.read_only {

@@ -103,7 +103,7 @@ pub enum Backing<'a> {
 impl ToolstackBack {
     /// A writable, online hard disk backed by `params`; everything else can be changed after.
     #[must_use]
-    pub fn new(addr: DeviceAddr, params: impl AsRef<[u8]>) -> Self {
+    pub fn new(addr: DeviceAddr, params: &(impl AsRef<[u8]> + ?Sized)) -> Self {
         Self {
             frontend: addr.frontend_path(),
             frontend_id: addr.front,
@@ -352,7 +352,7 @@ pub fn create_both_ends<X: Xenstore + ?Sized>(
 pub fn change_medium<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
-    params: impl AsRef<[u8]>,
+    params: &(impl AsRef<[u8]> + ?Sized),
 ) -> Result<(), HandshakeError> {
     let base = addr.backend_path();
     transaction(xs, |tx| {
