@@ -35,7 +35,7 @@
 //! ```
 
 use imago::file::File;
-use imago::io_buffers::{IoVector, IoVectorMut};
+use imago::io_buffers::{IoBuffer, IoVector, IoVectorMut};
 use imago::storage::PreallocateMode;
 use imago::storage::drivers::CommonStorageHelper;
 use imago::{Storage, StorageOpenOptions};
@@ -105,6 +105,8 @@ pub trait Order: fmt::Debug + Send + Sync {
 pub struct ImageFile {
     file: File,
     order: Option<Arc<dyn Order>>,
+    /// What is read in some place, whatever is there.
+    instead: Option<(u64, Vec<u8>)>,
 }
 
 impl ImageFile {
@@ -117,7 +119,14 @@ impl ImageFile {
         options: StorageOpenOptions,
         order: Option<Arc<dyn Order>>,
     ) -> io::Result<Self> {
-        Ok(Self { file: File::from_open_file(file, options)?, order })
+        Ok(Self { file: File::from_open_file(file, options)?, order, instead: None })
+    }
+
+    /// Reads these bytes in that place, whatever is there: for a part of a file that says more than
+    /// the library understands, and that is not written.
+    #[must_use]
+    pub fn reading_as(self, at: u64, bytes: Vec<u8>) -> Self {
+        Self { instead: Some((at, bytes)), ..self }
     }
 
     fn change(&self, change: Change<'_>, make: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
@@ -168,9 +177,29 @@ impl Storage for ImageFile {
     }
 
     unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
-        // SAFETY: what the caller promises is what the same call of `File` asks for: the alignments
-        // are that file's, as told above, and so are the guards of ranges.
-        unsafe { self.file.pure_readv(bufv, offset) }
+        let len = bufv.len();
+        let there = self.instead.as_ref().filter(|(at, bytes)| {
+            *at < offset.saturating_add(len) && offset < at.saturating_add(bytes.len() as u64)
+        });
+        let Some((at, bytes)) = there else {
+            // SAFETY: what the caller promises is what the same call of `File` asks for: the
+            // alignments are that file's, as told above, and so are the guards of ranges.
+            return unsafe { self.file.pure_readv(bufv, offset) };
+        };
+        let mut bufv = bufv;
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        let mut copy = IoBuffer::new(len, self.file.mem_align())?;
+        // SAFETY: as above; the copy is aligned as the file asks for, and of the same length.
+        unsafe { self.file.pure_readv(copy.as_mut().into(), offset) }?;
+        let copied = copy.as_mut().into_slice();
+        for (at, byte) in (*at..).zip(bytes) {
+            let place = at.checked_sub(offset).and_then(|place| usize::try_from(place).ok());
+            if let Some(there) = place.and_then(|place| copied.get_mut(place)) {
+                *there = *byte;
+            }
+        }
+        bufv.copy_from_slice(copied);
+        Ok(())
     }
 
     unsafe fn pure_writev(&self, bufv: IoVector<'_>, offset: u64) -> io::Result<()> {
@@ -227,5 +256,29 @@ impl Storage for ImageFile {
         let old = self.file.size()?;
         let change = Change::of_zeroes(old, new_size.saturating_sub(old));
         self.change(change, || self.file.resize(new_size, prealloc_mode))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use imago::StorageExt;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn bytes_to_be_read_instead_are_found_wherever_a_read_begins_and_nowhere_else() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 64], 0).unwrap();
+        let options = StorageOpenOptions::new();
+        let image = ImageFile::new(file, options, None).unwrap().reading_as(16, vec![1, 2, 3, 4]);
+        let mut expected = [7; 64];
+        expected[16..20].copy_from_slice(&[1, 2, 3, 4]);
+        for from in 0..24 {
+            for len in 1..24 {
+                let mut found = vec![0; len];
+                image.read(found.as_mut_slice(), from as u64).unwrap();
+                assert_eq!(found, expected[from..from + len], "{from}+{len}");
+            }
+        }
     }
 }

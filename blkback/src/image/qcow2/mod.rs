@@ -43,13 +43,13 @@ pub(super) fn open(
     let roots = ImageRoots::of(&file, policy)?;
     let meter = Meter::default();
     let mut layer = chain::read(file, &roots, true, &meter)?;
+    check_features(&layer, !options.read_only)?;
     let dirty = layer.header.incompatible & incompatible::DIRTY != 0;
     // Version 2 has no such mark.
     if !options.read_only && (dirty || layer.header.version < 3) {
         repair(&layer, &meter)?;
         layer.header.incompatible &= !incompatible::DIRTY;
     }
-    check_features(&layer, !options.read_only)?;
     is_whole(&layer, &meter)?;
     if let Some(name) = snapshot {
         let snapshot = snapshot::find(&layer, name)?;
@@ -124,6 +124,11 @@ pub(super) fn try_open(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     Library::open(layer.path(), Format::Qcow2, false, || open_layer(layer, access, None)).map(drop)
 }
 
+/// What says that an image is not in order, and keeps nobody from reading it.
+const UNSOUND: u64 = incompatible::DIRTY | incompatible::CORRUPT;
+/// Where the incompatible features are in the header.
+const FEATURES: u64 = 72;
+
 /// Refuses what the library would not understand, in words of our own.
 pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageError> {
     let header = &layer.header;
@@ -131,13 +136,17 @@ pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageErro
         Err(ImageError::Content { path: layer.path().into(), format: Format::Qcow2, error })
     };
     let has = |bit| header.incompatible & bit != 0;
-    if has(incompatible::CORRUPT) {
-        return fail(ContentError::corrupt("it is marked so by a program that found it out"));
-    }
-    if has(incompatible::DIRTY) {
+    // Both say that reference counts are not to be believed, which nobody needs to read.
+    if write && has(incompatible::CORRUPT) {
         return fail(ContentError::corrupt(
-            "it was not closed by who wrote it last; attached to be written it is repaired",
+            "it is marked so by a program that found it out; it can still be read",
         ));
+    }
+    if !write && header.incompatible & UNSOUND != 0 {
+        tracing::warn!(
+            image = %layer.path().display(),
+            "a disk image is read that was not closed, or found corrupt, by who wrote it last"
+        );
     }
     if has(incompatible::COMPRESSION) {
         return fail(ContentError::unsupported("clusters compressed by zstd"));
@@ -177,7 +186,12 @@ fn open_layer(
         Some(file) => Some(storage(file, Access { write: false, ..access }, None)?),
         None => None,
     };
-    let file = storage(&layer.file, access, order)?;
+    let mut file = storage(&layer.file, access, order)?;
+    let features = layer.header.incompatible;
+    // The library would not read it.
+    if !access.write && features & UNSOUND != 0 {
+        file = file.reading_as(FEATURES, (features & !UNSOUND).to_be_bytes().to_vec());
+    }
     Qcow2::<ImageFile, Arc<LibraryImage>>::builder(file)
         .write(access.write)
         .backing(below)
