@@ -1,7 +1,7 @@
 //! Disks around the page cache (`O_DIRECT`) on storage with sectors of 4096 bytes.
 
 use crate::device::Loop;
-use crate::support::{Deed, Guest, Machine, Rng, has, text, tool};
+use crate::support::{Deed, Guest, Machine, Rng, has, text, tool, workload};
 use pvio_blkback::image::{Disk, Image, ImageError};
 use pvio_xenbus::handshake::vbd::Mode;
 use std::path::{Path, PathBuf};
@@ -138,5 +138,36 @@ fn image_of_every_format_on_4096_byte_sectors_is_served_to_its_end_with_o_direct
         let raw = mounted.at.join("converted");
         tool("qemu-img", &["convert", "-f", word, "-O", "raw", text(&image), text(&raw)]);
         assert!(std::fs::read(raw).unwrap() == model, "{options}");
+    }
+}
+
+#[test]
+fn image_on_a_device_of_4096_byte_sectors_is_read_and_written_in_sectors_of_512() {
+    if !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    for (name, word, options) in [
+        ("qcow2", "qcow2", "compat=1.1"),
+        ("qcow2", "qcow2", "cluster_size=512"),
+        ("vhd", "vpc", "subformat=dynamic,force_size=on"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, image) = (dir.path().join("source"), dir.path().join("image"));
+        let mut model = noise(5, 9 << 20);
+        std::fs::write(&source, &model).unwrap();
+        tool("qemu-img", &["convert", "-O", word, "-o", options, text(&source), text(&image)]);
+        std::fs::File::options().write(true).open(&image).unwrap().set_len(24 << 20).unwrap();
+        let Some(device) = Loop::with_sectors(4096, &image) else { return };
+        for (seed, how) in [(6, "buffered"), (7, "direct")] {
+            let disk = format!("{name}:[{how}]{}", device.0);
+            let mut guest = Machine::new().disk(&disk, Mode::ReadWrite);
+            workload(&mut guest, &mut model, seed, 20, true);
+            assert!(guest.everything() == model, "{options} {how}");
+            guest.close();
+            tool("blockdev", &["--flushbufs", &device.0]);
+            let raw = dir.path().join("converted");
+            tool("qemu-img", &["convert", "-f", word, "-O", "raw", &device.0, text(&raw)]);
+            assert!(std::fs::read(raw).unwrap() == model, "{options} {how}");
+        }
     }
 }

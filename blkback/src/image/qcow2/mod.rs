@@ -15,7 +15,7 @@ mod written;
 use super::content::{ContentError, FileContent, Meter};
 use super::error::ImageError;
 use super::file::{Access, FileHandle};
-use super::library::{Library, LibraryImage, failed, storage};
+use super::library::{Library, LibraryImage, Ordered, failed, storage};
 use super::reference::{ImageRoots, ReferencePolicy};
 use super::{Format, ImageOptions, Opened, raw};
 use crate::engine::Discard;
@@ -26,7 +26,7 @@ use header::{Header, incompatible};
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
-use pvio_imagefile::{ImageFile, Order};
+use pvio_imagefile::ImageFile;
 use snapshot::SnapshotStore;
 use std::io;
 use std::path::Path;
@@ -176,7 +176,7 @@ pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageErro
 fn open_layer(
     layer: &Layer,
     access: Access,
-    order: Option<Arc<dyn Order>>,
+    ordered: Option<Ordered>,
 ) -> Result<LibraryImage, ImageError> {
     let below = match &layer.below {
         Some(below) => Some(Arc::new(open_below(below, access)?)),
@@ -186,7 +186,7 @@ fn open_layer(
         Some(file) => Some(storage(file, Access { write: false, ..access }, None)?),
         None => None,
     };
-    let mut file = storage(&layer.file, access, order)?;
+    let mut file = storage(&layer.file, access, ordered)?;
     let features = layer.header.incompatible;
     // The library would not read it.
     if !access.write && features & UNSOUND != 0 {
