@@ -2,7 +2,7 @@
 //! end, must not do to it. The devices themselves are driven in `platforms/sim`.
 
 use pvio_ring::DomId;
-use pvio_xenbus::driver::{Ends, Fault, FrontendClass, FrontendDriver, Life};
+use pvio_xenbus::driver::{Fault, FrontendClass, FrontendDriver, FrontendEnds, Life};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, create_domain, read_error, remove_device, remove_domain, write_state,
@@ -24,15 +24,15 @@ struct Class {
 }
 
 impl FrontendClass for Class {
-    fn prepare(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), Fault> {
+    fn prepare(&mut self, _: &mut dyn Xenstore, _: &FrontendEnds) -> Result<(), Fault> {
         Ok(())
     }
 
-    fn request(&self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
+    fn request(&self, _: &mut dyn Xenstore, _: &FrontendEnds) -> Result<(), HandshakeError> {
         Ok(())
     }
 
-    fn connect(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), Fault> {
+    fn connect(&mut self, _: &mut dyn Xenstore, _: &FrontendEnds) -> Result<(), Fault> {
         if let Some(happens) = self.meanwhile.take() {
             happens();
             return Err(Fault::new("handshake", "a key is missing"));

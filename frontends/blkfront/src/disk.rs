@@ -7,14 +7,13 @@
 //! closes) it puts the queue [back](Disk::put_back), and takes it again once the disk is connected:
 //! what was unanswered is in there, and will be answered by the next backend.
 
-use crate::queue::{Limits, Maker, Queue, Shape};
+use crate::queue::{Limits, Maker, Queue, Shape, Shared};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{DomId, Granter};
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::driver::{Ends, Fault, FrontendClass};
+use pvio_xenbus::driver::{Fault, FrontendClass, FrontendEnds};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::vbd::{
     BackDisk, BackOffer, FrontRequest, Protocol, Queue as QueueKeys, ToolstackFront,
@@ -64,8 +63,8 @@ pub struct Disk<P: Granter + EventChannels + Clone> {
     served: Option<BackDisk>,
     /// What this session's queues were made for.
     asked: Option<BackOffer>,
-    /// Set for this session's queues when it is over.
-    over: Arc<AtomicBool>,
+    /// What this session's queues are told: the disk's size, and that the session is over.
+    shared: Arc<Shared>,
     /// Queues of earlier sessions that the backend still had mapped.
     old: Vec<Queue<P>>,
     sessions: u32,
@@ -107,7 +106,7 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
             connected: false,
             served: None,
             asked: None,
-            over: Arc::default(),
+            shared: Arc::default(),
             old: Vec::new(),
             sessions: 0,
         }
@@ -179,7 +178,7 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
 
     /// Makes this session's queues, with the unanswered requests of the last one's.
     fn make(&mut self, backend: DomId, handle: u16, offer: &BackOffer, trusted: bool) -> Made {
-        let Self { platform, wish, seats, over, old, .. } = self;
+        let Self { platform, wish, seats, shared, old, .. } = self;
         let count = wish.queues.clamp(1, offer.queues() as usize);
         let segments = offer.max_indirect_segments.map_or(0, |most| most as usize);
         let least = Shape::LEAST.pages_per_slot;
@@ -208,7 +207,7 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
                 slots: Some(seat.depth).filter(|depth| *depth > 0),
                 segments,
                 number,
-                over: Arc::clone(over),
+                shared: Arc::clone(shared),
                 wipes: wish.trust == Trust::Never || !trusted,
             });
             let mut queue = match made {
@@ -240,7 +239,7 @@ fn begin<P: Granter + EventChannels>(queue: &mut Queue<P>, disk: &BackDisk) -> R
 }
 
 impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault> {
         let toolstack = ToolstackFront::read(xs, &ends.front)?;
         let offer = BackOffer::read(xs, &ends.back)?;
         let handle = (toolstack.virtual_device & 0xffff) as u16;
@@ -250,19 +249,19 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
                 "the backend starts over and over, and keeps the rings of earlier sessions mapped";
             return Err(Fault::new("front-rings-kept", text));
         }
-        self.over.store(true, Ordering::Release);
-        self.over = Arc::default();
-        self.make(toolstack.backend_id, handle, &offer, toolstack.trusted)?;
+        self.shared.end();
+        self.shared = Arc::default();
+        self.make(ends.back_id, handle, &offer, toolstack.trusted)?;
         self.asked = Some(offer);
         Ok(())
     }
 
-    fn is_outdated(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> bool {
+    fn is_outdated(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> bool {
         let now = BackOffer::read(xs, &ends.back);
         self.asked.as_ref().is_some_and(|asked| now.is_ok_and(|now| now != *asked))
     }
 
-    fn request(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+    fn request(&self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), HandshakeError> {
         let queues = self.seats.iter().filter_map(|seat| seat.queue.as_ref());
         let keys = |queue: &Queue<P>| QueueKeys {
             ring_refs: queue.ring_grefs().iter().map(|gref| gref.0).collect(),
@@ -280,13 +279,14 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
         request.write(xs, &ends.front)
     }
 
-    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault> {
         let now = BackDisk::read(xs, &ends.back)?;
         if self.connected
             && let Some(served) = &mut self.served
         {
             // Nothing else can change within a session.
             served.sectors = now.sectors;
+            self.shared.resize(now.sectors);
             return Ok(());
         }
         self.connected = true;
@@ -302,7 +302,7 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
 
     fn disconnect(&mut self) {
         self.connected = false;
-        self.over.store(true, Ordering::Release);
+        self.shared.end();
     }
 
     fn release(&mut self) {

@@ -10,7 +10,10 @@ use pvio_grant_table::Granter;
 use pvio_ring::proto::blkif::Status;
 use pvio_uring::Spin;
 use pvio_xenbus::driver::{Fault, FrontendDriver, Life};
-use pvio_xenbus::handshake::common::{DeviceAddr, error_path, read_error, read_state};
+use pvio_xenbus::handshake::common::{
+    DeviceAddr, FrontendAddr, error_path, read_error, read_state,
+};
+use pvio_xenbus::handshake::vbd::read_sector_size;
 use pvio_xenbus::{XenbusState, Xenstore, XsError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -23,18 +26,17 @@ pub enum DiskError {
     /// xenstore failed: the hypervisor is gone.
     #[error("xenstore: {0}")]
     Xenstore(#[from] XsError),
-    /// The backend did not come, in this time.
-    #[error(
-        "no backend has served the disk for {waited:?} (its state is {state}); is its driver \
-         domain running? If it is, its reason stands in xenstore at {errors}"
-    )]
+    /// No backend has accepted the frontend in this time. [`remedy`](Self::remedy) says what to do.
+    #[error("disk not served after {waited:?}: its backend is {backend} (its state is {state})")]
     NoBackend {
         /// How long it was waited for.
         waited: Duration,
         /// The state the backend has meanwhile.
         state: XenbusState,
-        /// Where the backend tells the operator what is wrong with it.
-        errors: String,
+        /// The backend's directory in xenstore.
+        backend: String,
+        /// The size of the logical sectors that it offers, if it tells so early.
+        sector_size: Option<u32>,
     },
     /// One end closed the device; the words of the end that knows why.
     #[error("the disk was closed: {0}")]
@@ -48,6 +50,34 @@ pub enum DiskError {
     /// Waiting failed.
     #[error("waiting for the backend failed: {0}")]
     Wait(Errno),
+}
+
+impl DiskError {
+    /// Returns what an operator can do about it, where that is known.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        let Self::NoBackend { state, backend, sector_size, .. } = self else { return None };
+        Some(match (state, sector_size) {
+            (XenbusState::Unknown, _) => {
+                "check that the backend's domain runs and that the toolstack has made the device there"
+                    .into()
+            }
+            (XenbusState::Initialising, _) => {
+                "start what serves such disks in the backend's domain (a kernel module, a device \
+                 model, or pvio serve)"
+                    .into()
+            }
+            // That one says nothing in xenstore when it refuses a frontend.
+            (XenbusState::InitWait, Some(size)) if *size > 512 => format!(
+                "give the disk logical sectors of 512 bytes at its backend, instead of {size}: QEMU \
+                 before 2025 refuses frontends that count in sectors of 512 bytes otherwise"
+            ),
+            _ => format!(
+                "look for the backend's reason in xenstore, at {}, and in its log",
+                error_path(backend).unwrap_or_default()
+            ),
+        })
+    }
 }
 
 /// A disk attached to a domain of user space. `X` is a connection to xenstore of its own.
@@ -66,7 +96,8 @@ where
     X: Xenstore + AsFd,
 {
     /// Attaches a disk and waits until its backend serves it, for at most `patience`; later on,
-    /// requests wait as long for a backend that has to start over.
+    /// requests wait as long for a backend that has to start over. The frontend's directory says where
+    /// the backend is: of `addr`, its kind and domain are not used.
     ///
     /// # Errors
     /// [`DiskError::NoBackend`], [`DiskError::Closed`] with the backend's own words, or
@@ -95,14 +126,15 @@ where
         Self::attach_wishing(platform, xs, addr, wish, patience)
     }
 
-    /// As [`attach`](Self::attach), with all that is wished for and offered.
+    /// As [`attach`](Self::attach), with all that is wished for and offered. A [`FrontendAddr`] names a
+    /// disk whose backend is of a kind that has no name in pvio.
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
-    pub fn attach_wishing(
+    pub fn attach_wishing<A: Into<FrontendAddr>>(
         platform: P,
         xs: X,
-        addr: DeviceAddr,
+        addr: A,
         wish: Wish,
         patience: Duration,
     ) -> Result<Self, DiskError> {
@@ -148,7 +180,7 @@ where
         self.events()?;
         self.sleep(most)?;
         self.events()?;
-        if matches!(self.driver.state(), XenbusState::Closed | XenbusState::Closing) {
+        if self.driver.is_closing() {
             return Err(DiskError::Closed(self.reason()));
         }
         Ok(self.driver.class().is_connected())
@@ -323,7 +355,7 @@ where
             if self.driver.class().is_connected() {
                 return Ok(());
             }
-            if matches!(self.driver.state(), XenbusState::Closed | XenbusState::Closing) {
+            if self.driver.is_closing() {
                 return Err(DiskError::Closed(self.reason()));
             }
             if Instant::now() >= deadline {
@@ -333,18 +365,21 @@ where
         }
     }
 
-    /// What this end told the operator.
+    /// What either end told the operator.
     fn reason(&mut self) -> String {
-        let front = self.driver.addr().frontend_path();
-        read_error(&mut self.xs, &front).ok().flatten().unwrap_or_else(|| "by its backend".into())
+        let Self { driver, xs, .. } = self;
+        let ends = [Some(driver.token()), driver.backend_path()];
+        let told = ends.into_iter().flatten().find_map(|end| read_error(xs, end).ok().flatten());
+        told.unwrap_or_else(|| "by its backend".into())
     }
 
     fn no_backend(&mut self) -> DiskError {
-        let back = self.driver.addr().backend_path();
+        let backend = String::from(self.driver.backend_path().unwrap_or_default());
         DiskError::NoBackend {
             waited: self.patience,
-            state: read_state(&mut self.xs, &back).unwrap_or_default(),
-            errors: error_path(&back).unwrap_or_default(),
+            state: read_state(&mut self.xs, &backend).unwrap_or_default(),
+            sector_size: read_sector_size(&mut self.xs, &backend).ok().flatten(),
+            backend,
         }
     }
 

@@ -157,12 +157,14 @@ impl<P: Granter> Rx<P> {
     }
 
     /// The packet that [`next`](Self::next) put together, until it is called again.
+    #[cfg(feature = "smoltcp")]
     pub fn frame(&self, got: &Received) -> &[u8] {
         let end = got.start.saturating_add(got.len);
         self.packet.get(got.start..end).unwrap_or_default()
     }
 
-    /// The same with all that is known of it, and with the room before it.
+    /// The packet that [`next`](Self::next) put together, with all that is known of it, and with the room
+    /// before it.
     pub fn incoming(&mut self, got: &Received) -> Incoming<'_> {
         let headroom = usize::from(got.headroom);
         let begin = got.start.saturating_sub(headroom);

@@ -168,7 +168,9 @@ impl<C: FrontendClass> Guest<C> {
     pub fn until(&mut self, state: XenbusState) {
         wait_for(|| {
             self.driver.step(&mut self.xs).unwrap();
-            if self.driver.state() == state {
+            // A NIC's frontend is Connected from its request on.
+            let connected = state != XenbusState::Connected || self.driver.is_connected();
+            if self.driver.state() == state && connected {
                 return Some(());
             }
             self.xs.wait_event(Some(STEP)).unwrap();

@@ -13,7 +13,7 @@ use pvio_netback::host::TapOptions;
 use pvio_netfront::{Checksum, Nic};
 use pvio_ring::proto::checksum::Transport;
 use pvio_ring::shm::Region;
-use pvio_xenbus::driver::{Ends, Fault, FrontendClass};
+use pvio_xenbus::driver::{Fault, FrontendClass, FrontendEnds};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{Hotplug, read_hotplug, read_state};
 use pvio_xenbus::handshake::vif::{EventChannels, FrontRequest, Queue};
@@ -213,16 +213,16 @@ struct Raw {
 }
 
 impl FrontendClass for Raw {
-    fn prepare(&mut self, _: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+    fn prepare(&mut self, _: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault> {
         let pages = || self.domain.alloc_pages(1).unwrap();
-        let channel = self.domain.alloc_unbound(ends.addr.back).unwrap();
+        let channel = self.domain.alloc_unbound(ends.back_id).unwrap();
         self.rings = Some((pages(), pages(), channel));
         Ok(())
     }
 
-    fn request(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+    fn request(&self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), HandshakeError> {
         let (tx, rx, channel) = self.rings.as_ref().unwrap();
-        let grant = |page| self.domain.grant(ends.addr.back, page, 0, Access::ReadWrite);
+        let grant = |page| self.domain.grant(ends.back_id, page, 0, Access::ReadWrite);
         let keys = Queue {
             tx_ring_ref: grant(tx).unwrap().0,
             rx_ring_ref: grant(rx).unwrap().0,
@@ -231,7 +231,7 @@ impl FrontendClass for Raw {
         FrontRequest { queues: vec![keys], ..FrontRequest::default() }.write(xs, &ends.front)
     }
 
-    fn connect(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), Fault> {
+    fn connect(&mut self, _: &mut dyn Xenstore, _: &FrontendEnds) -> Result<(), Fault> {
         Ok(())
     }
 

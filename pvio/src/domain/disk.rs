@@ -66,7 +66,7 @@ impl AttachedDisk {
 pub fn failure(e: DiskError) -> Failure {
     match e {
         DiskError::Closed(why) if !why.is_empty() => Failure::of(why),
-        other => Failure::of(other),
+        other => Failure::new(&other, other.remedy().unwrap_or_default()),
     }
 }
 

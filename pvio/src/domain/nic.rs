@@ -210,7 +210,7 @@ impl AttachedNic {
             if life == Life::Gone {
                 return Err(Failure::new("the NIC was removed", ""));
             }
-            if self.driver.state() == XenbusState::Closed {
+            if self.driver.is_closing() && self.driver.state() == XenbusState::Closed {
                 return Err(self.closed());
             }
             let sessions = self.driver.class().sessions();
@@ -223,9 +223,9 @@ impl AttachedNic {
 
     /// What either end told the operator.
     fn closed(&mut self) -> Failure {
-        let addr = self.driver.addr();
-        let ends = [addr.backend_path(), addr.frontend_path()];
-        let why = ends.iter().find_map(|end| read_error(&mut self.xs, end).ok().flatten());
+        let ends = [self.driver.backend_path(), Some(self.driver.token())];
+        let xs = &mut self.xs;
+        let why = ends.into_iter().flatten().find_map(|end| read_error(xs, end).ok().flatten());
         Failure::of(why.unwrap_or_else(|| "the NIC was closed by its backend".into()))
     }
 }

@@ -6,7 +6,9 @@ use crate::failure::Failure;
 use crate::guest::status::{Device, Devices};
 use pvio_hosted::Domain;
 use pvio_xenbus::client::Client;
-use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, read_state, state_path};
+use pvio_xenbus::handshake::common::{
+    DeviceAddr, DeviceClass, FrontendAddr, read_state, state_path,
+};
 use pvio_xenbus::handshake::{vbd, vif};
 use pvio_xenbus::{XenbusState, Xenstore, XsError};
 use std::os::fd::AsFd;
@@ -15,8 +17,9 @@ use std::time::Duration;
 
 /// What a device is called: `vbd-51712`.
 #[must_use]
-pub fn name_of(addr: DeviceAddr) -> String {
-    format!("{}-{}", addr.class().as_str(), addr.index)
+pub fn name_of(addr: impl Into<FrontendAddr>) -> String {
+    let addr = addr.into();
+    format!("{}-{}", addr.class.as_str(), addr.index)
 }
 
 const TOKEN: &str = "pvio-watcher";

@@ -5,7 +5,7 @@ use crate::cli::{Mac, NicArgs};
 use pvio_blkback::image::{Disk, Image, ImageError};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
-    BackendKind, DeviceAddr, read_error, read_state, write_state,
+    BackendKind, DeviceAddr, read_error, read_frontend_state, read_state, write_state,
 };
 use pvio_xenbus::handshake::{vbd, vif};
 use pvio_xenbus::wire::{Access, Perm};
@@ -128,8 +128,9 @@ pub fn create_backends_again<X: Xenstore>(
 /// that one is of no use to the next, which must not find it.
 pub fn until_frontends_know<X: Xenstore>(xs: &mut X, with_nic: bool, most: Duration) {
     let by = Instant::now() + most;
-    let mut waits =
-        |addr: DeviceAddr| read_state(xs, &addr.frontend_path()) == Ok(XenbusState::Initialised);
+    let mut waits = |addr: DeviceAddr| {
+        read_frontend_state(xs, &addr.frontend_path()) == Ok(XenbusState::Initialised)
+    };
     while (waits(DISK) || (with_nic && waits(NIC))) && Instant::now() < by {
         std::thread::sleep(Duration::from_millis(5));
     }

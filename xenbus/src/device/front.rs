@@ -5,8 +5,14 @@ use crate::state::XenbusState;
 pub enum FrontAction {
     /// Nothing until the next event.
     None,
-    /// Read the offer, set up rings and event channels, write the request, then
-    /// [`XenbusState::Initialised`], in one transaction.
+    /// Write [`XenbusState::Closing`]: an earlier frontend of the device left its session open.
+    EndEarlier,
+    /// Write [`XenbusState::Closed`]: the backend closes the earlier frontend's session.
+    FinishEarlier,
+    /// Write [`XenbusState::Initialising`]: nothing is left of an earlier frontend.
+    Start,
+    /// Read the offer, set up rings and event channels, write the request, then the state that
+    /// [asks for it](FrontendMachine::request_state), in one transaction.
     WriteRequest,
     /// Read what is served (a disk's size), then write [`XenbusState::Connected`] and start.
     Connect,
@@ -25,42 +31,132 @@ pub enum FrontAction {
     Close,
 }
 
+/// How far a frontend has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// An earlier frontend left this state, and perhaps a session, behind.
+    Found(XenbusState),
+    /// Closing is written for the earlier frontend.
+    EndingEarlier,
+    /// Closed is written for the earlier frontend.
+    EndedEarlier,
+    /// Initialising.
+    Started,
+    /// The request is written.
+    Requested,
+    Connected,
+    Reconfiguring,
+    Closing,
+    Closed,
+}
+
 /// A frontend's part of the device's life.
 ///
 /// | backend | what is done |
 /// |---|---|
 /// | InitWait (2) | request, if at the start; reconnect, if connected (or Reconfiguring) |
 /// | Initialised (3) | request, if at the start |
-/// | Connected (4) | connect, if requested; refresh, if connected and the event is new; [reconfigure](Self::reconfigures), if this end wants to |
+/// | Connected (4) | end the earlier session, if at the start, see below; connect, if requested; refresh, if connected and the event is new; [reconfigure](Self::reconfigures), if this end wants to |
 /// | Reconfigured (8) | connected again, if Reconfiguring; if connected, as Connected: Linux's netback stays so |
-/// | Closing (5) | close, if begun; if the device is to go, in any case |
-/// | Closed (6) | the same |
+/// | Closing (5) | close, if begun or if the device is to go; else end the earlier session, see below |
+/// | Closed (6) | close, if begun or if the device is to go |
 /// | Initialising (1), or nothing to be read | reconnect, if requested: whoever made the offer has died |
 /// | anything else | nothing |
+///
+/// A disk's frontend requests in state Initialised (3). A network interface's requests in Connected
+/// (4): Linux's netback and QEMU's overlook Initialised.
+///
+/// # An earlier frontend
+/// A boot loader, a kernel before this one, or a process that was killed may have left the directory in
+/// any state. Linux's disk backend and QEMU's backends react to Initialising only when they are Closed
+/// themselves. So the earlier session is ended first, each step acknowledged by the backend:
+///
+/// | found | written | until the backend is |
+/// |---|---|---|
+/// | anything but Initialising, Closing, Closed | Closing | Closing or Closed, or not there |
+/// | Closing | Closed | Closed, or not there |
+/// | Closed | Initialising | |
+///
+/// A backend that is Closed already, or not there, has no session: Initialising is written at once. A
+/// backend that is Connected while this end has requested nothing has one, whatever state was found. A
+/// backend that does not stay (`online` is 0) leaves this end Closed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FrontendMachine {
-    state: XenbusState,
-}
-
-impl Default for FrontendMachine {
-    fn default() -> Self {
-        Self::new()
-    }
+    stage: Stage,
+    requests_in: XenbusState,
 }
 
 impl FrontendMachine {
-    /// A frontend that starts. If its directory holds any state but [`XenbusState::Initialising`]
-    /// (a boot loader was here, a kernel before this one), write that first: the backend then
-    /// lets go of the old rings and offers anew.
+    /// Returns a disk's frontend that starts, in whose directory an earlier one left the state `found`.
     #[must_use]
-    pub const fn new() -> Self {
-        Self { state: XenbusState::Initialising }
+    pub const fn disk(found: XenbusState) -> Self {
+        Self { stage: Self::first_stage(found), requests_in: XenbusState::Initialised }
     }
 
-    /// The state this end last wrote.
+    /// Returns a network interface's frontend, as [`disk`](Self::disk).
+    #[must_use]
+    pub const fn nic(found: XenbusState) -> Self {
+        Self { stage: Self::first_stage(found), requests_in: XenbusState::Connected }
+    }
+
+    const fn first_stage(found: XenbusState) -> Stage {
+        match found {
+            // What is no state is written over.
+            XenbusState::Unknown | XenbusState::Initialising => Stage::Started,
+            XenbusState::Closing => Stage::EndingEarlier,
+            XenbusState::Closed => Stage::EndedEarlier,
+            other => Stage::Found(other),
+        }
+    }
+
+    /// The state this end last wrote, or an earlier frontend did.
     #[must_use]
     pub const fn state(&self) -> XenbusState {
-        self.state
+        match self.stage {
+            Stage::Found(state) => state,
+            Stage::EndingEarlier | Stage::Closing => XenbusState::Closing,
+            Stage::EndedEarlier | Stage::Closed => XenbusState::Closed,
+            Stage::Started => XenbusState::Initialising,
+            Stage::Requested => self.requests_in,
+            Stage::Connected => XenbusState::Connected,
+            Stage::Reconfiguring => XenbusState::Reconfiguring,
+        }
+    }
+
+    /// The state that is written with the request.
+    #[must_use]
+    pub const fn request_state(&self) -> XenbusState {
+        self.requests_in
+    }
+
+    /// Whether an earlier frontend's session is still to be ended.
+    #[must_use]
+    pub const fn ends_earlier(&self) -> bool {
+        matches!(self.stage, Stage::Found(_) | Stage::EndingEarlier | Stage::EndedEarlier)
+    }
+
+    /// Whether the request is written, and the backend has not accepted it.
+    #[must_use]
+    pub const fn is_requested(&self) -> bool {
+        matches!(self.stage, Stage::Requested)
+    }
+
+    /// Whether the backend has accepted the request, and the session goes on.
+    #[must_use]
+    pub const fn is_connected(&self) -> bool {
+        matches!(self.stage, Stage::Connected | Stage::Reconfiguring)
+    }
+
+    /// Whether this end closes, or is closed, for good.
+    #[must_use]
+    pub const fn is_closing(&self) -> bool {
+        matches!(self.stage, Stage::Closing | Stage::Closed)
+    }
+
+    /// Whether this end is closed for good.
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        matches!(self.stage, Stage::Closed)
     }
 
     /// What to do, given the backend's state and whether its device is to stay. `fresh` tells a
@@ -68,26 +164,40 @@ impl FrontendMachine {
     #[must_use]
     pub fn decide(&self, back: XenbusState, online: bool, fresh: bool) -> FrontAction {
         use XenbusState as S;
-        match (back, self.state) {
-            (S::InitWait | S::Initialised, S::Initialising) => FrontAction::WriteRequest,
-            (S::InitWait, S::Connected | S::Reconfiguring) => FrontAction::Reconnect,
+        match (back, self.stage) {
+            (S::Closed, Stage::Found(_) | Stage::EndedEarlier) if !online => FrontAction::Close,
+            // A backend that is Closed, or not there, has no session.
+            (S::Closed | S::Unknown, Stage::Found(_) | Stage::EndedEarlier) => FrontAction::Start,
+            // Also where a session is left that this end's state does not tell of.
+            (_, Stage::Found(_))
+            | (S::Connected | S::Reconfiguring | S::Reconfigured, Stage::Started) => {
+                FrontAction::EndEarlier
+            }
+            (S::Closing | S::Closed | S::Unknown, Stage::EndingEarlier) => {
+                FrontAction::FinishEarlier
+            }
+            // It saw Closing late, and waits for Closed.
+            (S::Closing, Stage::Started) if online => FrontAction::FinishEarlier,
+            (S::InitWait | S::Initialised, Stage::Started) => FrontAction::WriteRequest,
+            (S::InitWait, Stage::Connected | Stage::Reconfiguring) => FrontAction::Reconnect,
             // This end asks only whom made an offer, so that one has died since, and what was set
             // up for it is of no use to another.
-            (S::Unknown | S::Initialising, S::Initialised) => FrontAction::Reconnect,
-            (S::Connected, S::Initialised) => FrontAction::Connect,
-            (S::Reconfigured, S::Reconfiguring) => FrontAction::Reconfigured,
-            (S::Connected | S::Reconfigured, S::Connected) | (S::Connected, S::Reconfiguring)
+            (S::Unknown | S::Initialising, Stage::Requested) => FrontAction::Reconnect,
+            (S::Connected, Stage::Requested) => FrontAction::Connect,
+            (S::Reconfigured, Stage::Reconfiguring) => FrontAction::Reconfigured,
+            (S::Connected | S::Reconfigured, Stage::Connected)
+            | (S::Connected, Stage::Reconfiguring)
                 if fresh =>
             {
                 FrontAction::Refresh
             }
             (
                 S::Closing | S::Closed,
-                S::Initialised | S::Connected | S::Reconfiguring | S::Closing,
+                Stage::Requested | Stage::Connected | Stage::Reconfiguring | Stage::Closing,
             ) => FrontAction::Close,
             // A frontend at the start waits for a backend that is about to offer anew, but must
             // not hold up the end of its device.
-            (S::Closing | S::Closed, S::Initialising) if !online => FrontAction::Close,
+            (S::Closing | S::Closed, Stage::Started) if !online => FrontAction::Close,
             _ => FrontAction::None,
         }
     }
@@ -97,33 +207,33 @@ impl FrontendMachine {
     #[must_use]
     pub fn reconfigures(&self, back: XenbusState) -> bool {
         use XenbusState as S;
-        self.state == S::Connected && matches!(back, S::Connected | S::Reconfigured)
+        self.stage == Stage::Connected && matches!(back, S::Connected | S::Reconfigured)
     }
 
     /// An action was carried out.
     pub const fn done(&mut self, action: FrontAction) {
-        match action {
-            FrontAction::None | FrontAction::Refresh => {}
-            FrontAction::WriteRequest => self.state = XenbusState::Initialised,
-            FrontAction::Connect | FrontAction::Reconfigured => {
-                self.state = XenbusState::Connected;
-            }
-            FrontAction::Reconfigure => self.state = XenbusState::Reconfiguring,
-            FrontAction::Reconnect => self.state = XenbusState::Initialising,
-            FrontAction::Close => self.state = XenbusState::Closed,
-        }
+        self.stage = match action {
+            FrontAction::None | FrontAction::Refresh => return,
+            FrontAction::EndEarlier => Stage::EndingEarlier,
+            FrontAction::FinishEarlier => Stage::EndedEarlier,
+            FrontAction::WriteRequest => Stage::Requested,
+            FrontAction::Connect | FrontAction::Reconfigured => Stage::Connected,
+            FrontAction::Reconfigure => Stage::Reconfiguring,
+            FrontAction::Start | FrontAction::Reconnect => Stage::Started,
+            FrontAction::Close => Stage::Closed,
+        };
     }
 
     /// This end wants to close, or cannot go on: it wrote [`XenbusState::Closing`]. Once the
     /// backend follows, [`FrontAction::Close`] comes.
     pub const fn closing(&mut self) {
-        self.state = XenbusState::Closing;
+        self.stage = Stage::Closing;
     }
 
     /// This end starts over: it wrote [`XenbusState::Initialising`], after it was closed, or
     /// after a suspend took its rings away.
     pub const fn restart(&mut self) {
-        self.state = XenbusState::Initialising;
+        self.stage = Stage::Started;
     }
 }
 
@@ -154,7 +264,7 @@ mod tests {
     #[test]
     fn a_backend_that_dies_before_it_connects_is_asked_anew() {
         for gone in [S::Unknown, S::Initialising] {
-            let mut m = FrontendMachine::new();
+            let mut m = FrontendMachine::disk(S::Initialising);
             assert_eq!(settle(&mut m, S::InitWait, true), [FrontAction::WriteRequest]);
             assert_eq!(settle(&mut m, gone, false), [FrontAction::Reconnect]);
             assert_eq!(settle(&mut m, S::InitWait, true), [FrontAction::WriteRequest]);
@@ -164,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_frontend_lives_and_ends() {
-        let mut m = FrontendMachine::new();
+        let mut m = FrontendMachine::disk(S::Initialising);
         assert_eq!(settle(&mut m, S::Initialising, true), []);
         assert_eq!(settle(&mut m, S::InitWait, true), [FrontAction::WriteRequest]);
         assert_eq!(settle(&mut m, S::InitWait, true), [], "the backend has not seen it yet");
@@ -176,8 +286,49 @@ mod tests {
     }
 
     #[test]
+    fn a_nic_requests_in_connected_and_waits_for_its_backend() {
+        let mut m = FrontendMachine::nic(S::Initialising);
+        assert_eq!(settle(&mut m, S::InitWait, true), [FrontAction::WriteRequest]);
+        assert_eq!((m.state(), m.is_connected()), (S::Connected, false));
+        assert!(!m.reconfigures(S::Connected));
+        assert_eq!(settle(&mut m, S::InitWait, true), [], "the backend has not seen it yet");
+        assert_eq!(settle(&mut m, S::Connected, true), [FrontAction::Connect]);
+        assert_eq!((m.state(), m.is_connected()), (S::Connected, true));
+        assert_eq!(settle(&mut m, S::Connected, true), [FrontAction::Refresh]);
+    }
+
+    #[test]
+    fn an_earlier_session_is_ended_step_by_step() {
+        for found in [S::InitWait, S::Initialised, S::Connected, S::Reconfiguring] {
+            let mut m = FrontendMachine::disk(found);
+            assert_eq!(m.state(), found);
+            for back in [S::Initialising, S::InitWait, S::Connected] {
+                let first = if m.state() == found { vec![FrontAction::EndEarlier] } else { vec![] };
+                assert_eq!(settle(&mut m, back, true), first, "{found}, {back}");
+            }
+            assert_eq!(settle(&mut m, S::Closing, true), [FrontAction::FinishEarlier]);
+            assert_eq!(settle(&mut m, S::Closing, true), []);
+            assert_eq!(settle(&mut m, S::Closed, true), [FrontAction::Start]);
+            assert_eq!(settle(&mut m, S::InitWait, true), [FrontAction::WriteRequest]);
+        }
+        for (found, back, online, does) in [
+            (S::Closing, S::Connected, true, vec![]),
+            (S::Closing, S::Closing, true, vec![FrontAction::FinishEarlier]),
+            (S::Closed, S::Connected, true, vec![]),
+            (S::Closed, S::Closed, true, vec![FrontAction::Start]),
+            (S::Connected, S::Closed, true, vec![FrontAction::Start]),
+            (S::Connected, S::Unknown, false, vec![FrontAction::Start]),
+            (S::Connected, S::Closed, false, vec![FrontAction::Close]),
+            (S::Closed, S::Closed, false, vec![FrontAction::Close]),
+        ] {
+            let mut m = FrontendMachine::nic(found);
+            assert_eq!(settle(&mut m, back, online), does, "{found}, {back}");
+        }
+    }
+
+    #[test]
     fn a_backend_that_starts_anew_is_asked_again() {
-        let mut m = FrontendMachine::new();
+        let mut m = FrontendMachine::disk(S::Initialising);
         settle(&mut m, S::InitWait, true);
         settle(&mut m, S::Connected, true);
         let again = [FrontAction::Reconnect, FrontAction::WriteRequest];
@@ -186,11 +337,13 @@ mod tests {
     }
 
     #[test]
-    fn at_the_start_an_old_session_is_waited_out_but_a_removal_is_not() {
-        let mut m = FrontendMachine::new();
-        for old in [S::Connected, S::Closing, S::Closed] {
-            assert_eq!(settle(&mut m, old, true), []);
-        }
+    fn at_the_start_an_old_session_is_ended_and_a_removal_is_followed() {
+        let mut m = FrontendMachine::disk(S::Initialising);
+        assert_eq!(settle(&mut m, S::Closed, true), []);
+        assert_eq!(settle(&mut m, S::Connected, true), [FrontAction::EndEarlier]);
+        assert_eq!(settle(&mut m, S::Closing, true), [FrontAction::FinishEarlier]);
+        assert_eq!(settle(&mut m, S::InitWait, true), [], "it has not seen that yet");
+        assert_eq!(settle(&mut m, S::Closed, true), [FrontAction::Start]);
         assert_eq!(settle(&mut m, S::Closing, false), [FrontAction::Close]);
         m.restart();
         assert_eq!(settle(&mut m, S::InitWait, true), [FrontAction::WriteRequest]);
@@ -202,7 +355,7 @@ mod tests {
     #[test]
     fn a_change_while_connected_is_told_and_waited_for_whatever_the_backend_does() {
         let connected = || {
-            let mut m = FrontendMachine::new();
+            let mut m = FrontendMachine::disk(S::Initialising);
             settle(&mut m, S::InitWait, true);
             assert!(!m.reconfigures(S::Connected), "not yet");
             settle(&mut m, S::Connected, true);
@@ -233,8 +386,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_order_of_states_settles(steps in proptest::collection::vec((0_u32..9, any::<bool>(), 0_u8..10), 0..60)) {
-            let mut m = FrontendMachine::new();
+        fn any_order_of_states_settles(
+            found in 0_u32..9,
+            steps in proptest::collection::vec((0_u32..9, any::<bool>(), 0_u8..10), 0..60),
+        ) {
+            let mut m = FrontendMachine::nic(S::from_number(found));
             for (back, online, own) in steps {
                 match own {
                     0 => m.closing(),

@@ -3,7 +3,7 @@ use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
     DeviceAddr, Hotplug, clear_error, clear_revived, hotplug_path, is_revived, online_path,
-    read_hotplug, read_online, read_state, state_path, switch_state,
+    read_frontend_state, read_hotplug, read_online, state_path, switch_state,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -349,7 +349,7 @@ impl<C: BackendClass> BackendDriver<C> {
         if self.broken {
             return Ok(if online { BackAction::None } else { BackAction::Remove });
         }
-        let front = read_state(xs, &self.ends.front)?;
+        let front = read_frontend_state(xs, &self.ends.front)?;
         if self.machine.is_connected()
             && matches!(front, XenbusState::Initialised | XenbusState::Connected)
             && self.class.is_superseded(xs, &self.ends)

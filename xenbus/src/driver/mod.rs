@@ -19,7 +19,7 @@ mod back;
 mod front;
 
 pub use back::{BackendClass, BackendDriver, Prepared, hotplug};
-pub use front::{FrontendClass, FrontendDriver};
+pub use front::{FrontendClass, FrontendDriver, FrontendEnds};
 
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{DeviceAddr, write_error};
@@ -45,7 +45,7 @@ pub enum Surroundings {
     DriverDomain,
 }
 
-/// The two ends of a device.
+/// The two ends of a device, as its backend finds them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ends {
     /// Which device it is.

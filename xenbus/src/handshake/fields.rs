@@ -9,11 +9,14 @@ use core::fmt::Display;
 use pvio_ring::DomId;
 
 use super::{HandshakeError, Shown};
-use crate::wire::{WirePath, parse_u64};
+use crate::wire::{ABS_PATH_MAX, WirePath, parse_u32, parse_u64};
 use crate::xenstore::Xenstore;
 
 /// The longest text read, in bytes: what a node can hold.
 const TEXT_MAX: usize = 4096;
+
+/// The longest peer's path accepted, in bytes: there is room for every key below it.
+const PEER_PATH_MAX: usize = ABS_PATH_MAX - 256;
 
 pub(super) struct Reader<'a, X: ?Sized> {
     pub xs: &'a mut X,
@@ -69,6 +72,14 @@ impl<X: Xenstore + ?Sized> Reader<'_, X> {
         self.opt_u32(key, min, max)?.ok_or_else(|| self.missing(key))
     }
 
+    /// A frontend's number, which is also the name of its directory: that counts where the toolstack
+    /// wrote no key.
+    pub fn number_of_device(&mut self, key: &str) -> Result<u32, HandshakeError> {
+        let name = self.base.rsplit('/').next().unwrap_or_default();
+        let by_name = parse_u32(name.as_bytes());
+        self.opt_u32(key, 0, u32::MAX)?.or(by_name).ok_or_else(|| self.missing(key))
+    }
+
     /// A boolean: 0 is false, any other number true, as every known reader takes it.
     pub fn flag(&mut self, key: &str, default: bool) -> Result<bool, HandshakeError> {
         Ok(self.opt_u32(key, 0, u32::MAX)?.map_or(default, |n| n != 0))
@@ -101,7 +112,7 @@ impl<X: Xenstore + ?Sized> Reader<'_, X> {
         let path = self.need_text(key)?;
         let home = format!("/local/domain/{peer}/");
         let absolute = matches!(WirePath::parse(path.as_bytes()), Ok(WirePath::Absolute(_)));
-        if !absolute || !path.starts_with(&home) {
+        if !absolute || !path.starts_with(&home) || path.len() > PEER_PATH_MAX {
             return Err(self.malformed(key, path.as_bytes(), "a path below the peer's home"));
         }
         Ok(path)

@@ -53,6 +53,7 @@ impl<P: Granter + EventChannels> Queue<P> {
         {
             return Err(StartError::Size);
         }
+        self.limits().check(op)?;
         self.slots[id.index()] = Slot::InFlight(Flight::new(op));
         if self.backlog.is_empty() {
             self.send(id);
@@ -144,7 +145,10 @@ impl<P: Granter + EventChannels> Queue<P> {
     /// Asks the backend for a slot's request, as far as the ring has room; the rest waits.
     pub(super) fn send(&mut self, id: SlotId) {
         let Some(&Slot::InFlight(mut flight)) = self.slots.get(id.index()) else { return };
-        if let Some(status) = self.limits.answer(flight.op) {
+        // What is in the ring already is for the backend to answer.
+        if flight.sent == 0
+            && let Some(status) = self.limits().answer(flight.op)
+        {
             return self.local.push_back((id, status));
         }
         while !flight.is_sent() && self.ring.free() > 0 {

@@ -1,6 +1,7 @@
 //! What a backend takes.
 
-use super::{Op, PAGES_PER_SLOT};
+use super::{Op, PAGES_PER_SLOT, SECTOR, StartError};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use pvio_ring::proto::blkif::{MAX_INDIRECT_SEGMENTS, Status};
 use pvio_ring::shm::PAGE_SIZE;
 use pvio_xenbus::handshake::vbd::BackDisk;
@@ -32,6 +33,8 @@ pub struct Limits {
     pub read_only: bool,
     /// Bytes of a logical sector: parts of a request are whole ones.
     pub sector_size: usize,
+    /// The disk's size, in sectors of 512 bytes: no request goes beyond.
+    pub sectors: u64,
 }
 
 impl Limits {
@@ -43,6 +46,7 @@ impl Limits {
         secure_discard: true,
         read_only: false,
         sector_size: 512,
+        sectors: u64::MAX / SECTOR as u64,
     };
 
     /// What a connected backend says. Linux's says most of it only then.
@@ -60,7 +64,30 @@ impl Limits {
             secure_discard: offer.discard.is_some_and(|discard| discard.secure),
             read_only: disk.info.read_only,
             sector_size: disk.sector_size as usize,
+            sectors: disk.sectors,
         }
+    }
+
+    /// Checks that a request lies on the disk. A backend may not find that out: QEMU's compares bytes
+    /// with the disk's end, and its multiplication wraps.
+    pub(super) fn check(&self, op: Op) -> Result<(), StartError> {
+        let (sector, sectors) = match op {
+            Op::Flush => return Ok(()),
+            Op::Read { sector, bytes } | Op::Write { sector, bytes } => {
+                (sector, (bytes / SECTOR) as u64)
+            }
+            Op::Discard { sector, sectors } | Op::SecureDiscard { sector, sectors } => {
+                if sectors == 0 {
+                    return Err(StartError::Size);
+                }
+                (sector, sectors)
+            }
+        };
+        let size = self.sectors;
+        if sector.checked_add(sectors).is_none_or(|end| end > size) {
+            return Err(StartError::OutOfRange { sector, sectors, size });
+        }
+        Ok(())
     }
 
     /// Bytes of a part of a request that is too large for one: whole pages, and whole sectors.
@@ -72,8 +99,10 @@ impl Limits {
     }
 
     /// What to answer without asking the backend, if that is known.
-    pub(super) const fn answer(&self, op: Op) -> Option<Status> {
+    pub(super) fn answer(&self, op: Op) -> Option<Status> {
         match op {
+            // The disk is smaller than the one it was started for.
+            _ if self.check(op).is_err() => Some(Status::Error),
             Op::Write { .. } | Op::Discard { .. } | Op::SecureDiscard { .. } if self.read_only => {
                 Some(Status::Error)
             }
@@ -88,4 +117,36 @@ impl Limits {
 /// As many pages as a direct request has, at least.
 pub(super) const fn at_least_direct(segments: usize) -> usize {
     if segments > PAGES_PER_SLOT { segments } else { PAGES_PER_SLOT }
+}
+
+/// What the queues of one session of a disk share, also those that are out.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    over: AtomicBool,
+    sectors: AtomicU64,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { over: AtomicBool::new(false), sectors: AtomicU64::new(Limits::MOST.sectors) }
+    }
+}
+
+impl Shared {
+    pub fn end(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// The disk has this size from now on.
+    pub fn resize(&self, sectors: u64) {
+        self.sectors.store(sectors, Ordering::Relaxed);
+    }
+
+    pub fn sectors(&self) -> u64 {
+        self.sectors.load(Ordering::Relaxed)
+    }
 }

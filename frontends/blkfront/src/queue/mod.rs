@@ -22,8 +22,8 @@ mod memory;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
 use flight::Flight;
+pub(crate) use limits::Shared;
 pub use limits::{FlushBy, Limits};
 use memory::Memory;
 use pvio_event_channel::{EventChannels, EventError};
@@ -141,6 +141,16 @@ pub enum StartError {
     /// No bytes, no whole sectors, or more than fit into a slot.
     #[error("a request is of whole sectors, and no more than a slot's buffer holds")]
     Size,
+    /// It is not on the disk, as large as that is now.
+    #[error("request out of range: {sectors} sectors at {sector}, and the disk has {size}")]
+    OutOfRange {
+        /// First sector.
+        sector: u64,
+        /// How many.
+        sectors: u64,
+        /// How many the disk has.
+        size: u64,
+    },
 }
 
 /// How large a queue is. A backend has to offer what is more than the least.
@@ -194,8 +204,8 @@ pub struct Queue<P: Granter + EventChannels> {
     wipes: bool,
     /// Which of its disk's queues it is.
     number: usize,
-    /// Its session is over.
-    over: Arc<AtomicBool>,
+    /// What it shares with the others of its session.
+    shared: Arc<Shared>,
     /// `virtual-device`, truncated as the wire has it.
     handle: u16,
 }
@@ -211,7 +221,7 @@ pub(crate) struct Maker<P> {
     /// Pages in one request; more than 11 take indirect ones.
     pub segments: usize,
     pub number: usize,
-    pub over: Arc<AtomicBool>,
+    pub shared: Arc<Shared>,
     pub wipes: bool,
 }
 
@@ -237,13 +247,23 @@ impl<P: Granter + EventChannels> Queue<P> {
         shape: Shape,
     ) -> Result<Self, SetupError> {
         let (slots, segments, number) = (None, shape.pages_per_slot, 0);
-        let over = Arc::default();
+        let shared = Arc::default();
         let wipes = false;
-        Self::make(Maker { platform, backend, handle, shape, slots, segments, number, over, wipes })
+        Self::make(Maker {
+            platform,
+            backend,
+            handle,
+            shape,
+            slots,
+            segments,
+            number,
+            shared,
+            wipes,
+        })
     }
 
     pub(crate) fn make(maker: Maker<P>) -> Result<Self, SetupError> {
-        let Maker { platform, backend, handle, shape, slots, segments, number, over, wipes } =
+        let Maker { platform, backend, handle, shape, slots, segments, number, shared, wipes } =
             maker;
         let slot_size = Abi::X86_64.slot_size();
         if !shape.is_possible() || !shape.ring_pages.is_power_of_two() {
@@ -280,7 +300,7 @@ impl<P: Granter + EventChannels> Queue<P> {
             local: VecDeque::new(),
             wipes,
             number,
-            over,
+            shared,
             platform,
             handle,
         })
@@ -303,11 +323,11 @@ impl<P: Granter + EventChannels> Queue<P> {
             slots: Some(self.slots.len()),
             segments: self.limits.segments,
             number: self.number,
-            over: Arc::default(),
+            shared: Arc::default(),
             wipes: self.wipes,
         })?;
         new.adopt(self);
-        new.limit(self.limits);
+        new.limit(self.limits());
         Ok(new)
     }
 
@@ -344,16 +364,17 @@ impl<P: Granter + EventChannels> Queue<P> {
             segments = PAGES_PER_SLOT;
         }
         self.limits = Limits { segments, ..limits };
+        self.shared.resize(limits.sectors);
         for _ in 0..self.backlog.len() {
             let Some(id) = self.backlog.pop_front() else { break };
             self.send(id);
         }
     }
 
-    /// What the backend takes.
+    /// What the backend takes, and the disk's size as it is now.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        self.limits
+        Limits { sectors: self.shared.sectors(), ..self.limits }
     }
 
     /// Wipes each buffer when its slot is [released](Self::release): a backend that is not trusted
@@ -373,7 +394,7 @@ impl<P: Granter + EventChannels> Queue<P> {
     /// [`Disk`](crate::Disk). Any thread may ask.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
+        self.shared.is_over()
     }
 
     /// The grant references of the ring's pages, in order, for the handshake.

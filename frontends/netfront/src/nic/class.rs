@@ -8,7 +8,7 @@ use crate::session::Session;
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{DomId, Granter};
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::driver::{Ends, Fault, FrontendClass};
+use pvio_xenbus::driver::{Fault, FrontendClass, FrontendEnds};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::vif::{
     BackOffer, ControlRing, EventChannels as Events, FrontLimits, FrontRequest, Negotiated,
@@ -16,7 +16,7 @@ use pvio_xenbus::handshake::vif::{
 };
 
 impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault> {
         let toolstack = ToolstackFront::read(xs, &ends.front)?;
         self.mac = Some(toolstack.mac);
         self.mtu = toolstack.mtu.unwrap_or(DEFAULT_MTU);
@@ -54,13 +54,13 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
         Ok(())
     }
 
-    fn request(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+    fn request(&self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), HandshakeError> {
         let no_rings = HandshakeError::Unwritable("rings that were never made");
         let session = self.session.as_ref().ok_or(no_rings)?;
         self.wanted(session).write(xs, &ends.front)
     }
 
-    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault> {
         self.carrier = read_carrier(xs, &ends.back)?;
         if !core::mem::replace(&mut self.connected, true) {
             self.sessions = self.sessions.saturating_add(1);
@@ -71,7 +71,7 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
         Ok(())
     }
 
-    fn tell(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+    fn tell(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), HandshakeError> {
         let chooses = self.is_choosing();
         if self.offer.dynamic_multicast_control && self.told.chooses != chooses {
             write_multicast_request(xs, &ends.front, chooses)?;
@@ -84,7 +84,11 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
         self.offer.xdp_headroom && self.told.headroom != self.headroom
     }
 
-    fn reconfigure(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+    fn reconfigure(
+        &self,
+        xs: &mut dyn Xenstore,
+        ends: &FrontendEnds,
+    ) -> Result<(), HandshakeError> {
         write_xdp_headroom(xs, &ends.front, self.headroom.into())
     }
 

@@ -4,7 +4,7 @@ use crate::choices::Do;
 use crate::daemon::Turn;
 use crate::medium::SECTOR;
 use crate::model::{Model, Pending, content};
-use pvio_blkfront::{BackendFault, Disk, Op, Shape, SlotId};
+use pvio_blkfront::{BackendFault, Disk, Op, Shape, SlotId, StartError};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
 use pvio_ring::proto::blkif::Status;
@@ -366,7 +366,15 @@ impl Guest {
     fn begin(&mut self, slot: SlotId, request: Request) {
         let driver = self.driver.as_mut().expect("on the menu only if there");
         let queue = driver.class_mut().queue().expect("on the menu only if connected");
-        queue.start(slot, request.op).expect("the slot was reserved, whatever came between");
+        match queue.start(slot, request.op) {
+            Ok(()) => {}
+            // The disk has become smaller meanwhile.
+            Err(StartError::OutOfRange { .. }) => {
+                queue.release(slot);
+                return self.model.borrow_mut().abandon(request.pending);
+            }
+            Err(error) => panic!("the slot was reserved, whatever came between: {error}"),
+        }
         let before = self.flying.insert(slot.index(), request);
         assert!(before.is_none(), "one slot for two requests");
     }

@@ -121,7 +121,7 @@ impl DeviceAddr {
     /// The frontend's directory: `/local/domain/<front>/device/<class>/<index>`.
     #[must_use]
     pub fn frontend_path(&self) -> String {
-        format!("{}/{}", frontend_root(self.class(), self.front), self.index)
+        FrontendAddr::from(*self).path()
     }
 
     /// Takes a path at or below a backend's directory apart, as events bring it: the address,
@@ -137,6 +137,38 @@ impl DeviceAddr {
         let front = parse_u16(front.as_bytes()).map(DomId)?;
         let index = parse_u32(index.as_bytes())?;
         Some((Self { kind, back, front, index }, below))
+    }
+}
+
+/// A device as its frontend's domain knows it: by its class and number. Which backend serves it, of
+/// whatever kind, is in the frontend's directory ([`read_backend_end`](super::read_backend_end)).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FrontendAddr {
+    /// What it is.
+    pub class: DeviceClass,
+    /// The domain that uses it.
+    pub front: DomId,
+    /// Which one it is among those of its class in the frontend.
+    pub index: u32,
+}
+
+impl FrontendAddr {
+    /// Returns an address.
+    #[must_use]
+    pub const fn new(class: DeviceClass, front: DomId, index: u32) -> Self {
+        Self { class, front, index }
+    }
+
+    /// Returns the frontend's directory: `/local/domain/<front>/device/<class>/<index>`.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("{}/{}", frontend_root(self.class, self.front), self.index)
+    }
+}
+
+impl From<DeviceAddr> for FrontendAddr {
+    fn from(addr: DeviceAddr) -> Self {
+        Self::new(addr.class(), addr.front, addr.index)
     }
 }
 

@@ -5,7 +5,7 @@ mod lifecycle;
 mod status;
 
 pub use addr::{
-    BackendKind, DeviceAddr, DeviceClass, backend_root, frontend_root, list_backends,
+    BackendKind, DeviceAddr, DeviceClass, FrontendAddr, backend_root, frontend_root, list_backends,
     list_frontends, parse_frontend_path,
 };
 pub use lifecycle::{
@@ -15,6 +15,7 @@ pub use lifecycle::{
 };
 pub(super) use lifecycle::{create_backend_end, create_frontend_end, regrant_frontend_end};
 pub use status::{
-    Hotplug, clear_error, error_path, hotplug_path, online_path, read_error, read_hotplug,
-    read_online, read_state, state_path, switch_state, write_error, write_hotplug, write_state,
+    BackendEnd, Hotplug, clear_error, error_path, hotplug_path, online_path, read_backend_end,
+    read_error, read_frontend_state, read_hotplug, read_online, read_state, state_path,
+    switch_state, write_awaiting, write_error, write_hotplug, write_state,
 };

@@ -70,6 +70,68 @@ pub fn switch_state<X: Xenstore + ?Sized>(
     })
 }
 
+/// The backend of a frontend, as the frontend's directory names it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BackendEnd {
+    /// `backend-id`: the backend's domain.
+    pub domain: DomId,
+    /// `backend`: the backend's directory, an absolute path below that domain's home.
+    pub path: String,
+}
+
+/// Reads where a frontend's backend is. The backend's kind may have any name: QEMU's network
+/// backend is of kind `qnic`, tapback's disks are of kind `vbd3`.
+///
+/// # Errors
+/// xenstore's; a key is missing; the path is relative, too long for keys below it, or outside the
+/// home of the backend's domain.
+pub fn read_backend_end<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    frontend: &str,
+) -> Result<BackendEnd, HandshakeError> {
+    transaction(xs, |tx| {
+        let mut r = Reader { xs: tx, base: frontend };
+        let domain = r.domid("backend-id")?;
+        Ok(BackendEnd { domain, path: r.peer_path("backend", domain)? })
+    })
+}
+
+/// A network frontend's key, 1 from its request until the backend has accepted it. Other frontends
+/// show the same by the state Initialised.
+const AWAITING: &str = "pvio-awaiting-backend";
+
+/// Reads a frontend's state as its backend has to take it. A network frontend is Connected from
+/// its request on, which looks like an established session to a backend that was restarted in
+/// between. One of pvio's says which of the two it is; as long as it waits for its backend, it is
+/// reported as [`XenbusState::Initialised`].
+///
+/// # Errors
+/// xenstore's.
+pub fn read_frontend_state<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    frontend: &str,
+) -> Result<XenbusState, XsError> {
+    let state = read_state(xs, frontend)?;
+    if state == XenbusState::Connected
+        && xs.read_peer(&format!("{frontend}/{AWAITING}"))?.as_deref() == Some(b"1")
+    {
+        return Ok(XenbusState::Initialised);
+    }
+    Ok(state)
+}
+
+/// Writes whether a network frontend waits for its backend: see [`read_frontend_state`].
+///
+/// # Errors
+/// xenstore's.
+pub fn write_awaiting<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    frontend: &str,
+    awaiting: bool,
+) -> Result<(), HandshakeError> {
+    Writer { xs, base: frontend }.opt(AWAITING, awaiting.then_some(1))
+}
+
 /// Whether the toolstack wants a backend's device to stay; not if the key is gone, with its domain
 /// perhaps.
 ///

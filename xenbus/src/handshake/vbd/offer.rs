@@ -178,8 +178,8 @@ impl BackDisk {
             let sectors =
                 r.number("sectors", 0, MAX_SECTORS)?.ok_or_else(|| r.missing("sectors"))?;
             let info = DiskInfo::from_bits(r.need_u32("info", 0, u32::MAX)?);
-            let sector_size = power_of_two(&mut r, "sector-size", 512, MAX_SECTOR_SIZE)?
-                .ok_or_else(|| r.missing("sector-size"))?;
+            let sector_size =
+                read_sector_size(r.xs, base)?.ok_or_else(|| r.missing("sector-size"))?;
             let physical_sector_size = power_of_two(
                 &mut r,
                 "physical-sector-size",
@@ -217,6 +217,17 @@ impl BackDisk {
             w.put("physical-sector-size", self.physical_sector_size)
         })
     }
+}
+
+/// Reads the size of a disk's logical sectors, which some backends tell before they are connected.
+///
+/// # Errors
+/// xenstore's; the key holds no possible size.
+pub fn read_sector_size<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    backend: &str,
+) -> Result<Option<u32>, HandshakeError> {
+    power_of_two(&mut Reader { xs, base: backend }, "sector-size", 512, MAX_SECTOR_SIZE)
 }
 
 /// Tells a connected frontend of a new size (in units of 512 bytes): the size and the unchanged

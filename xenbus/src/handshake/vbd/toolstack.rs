@@ -245,7 +245,8 @@ pub struct ToolstackFront {
     /// `backend-id`: the backend's domain.
     pub backend_id: DomId,
     /// `virtual-device`: the number that says which disk of the guest this is, encoded as in
-    /// `docs/man/xen-vbd-interface.7`.
+    /// `docs/man/xen-vbd-interface.7`. If the key is missing, it is the number of the frontend's
+    /// directory.
     pub virtual_device: u32,
     /// `device-type`.
     pub device_type: DeviceType,
@@ -278,7 +279,7 @@ impl ToolstackFront {
             Ok(Self {
                 backend: r.peer_path("backend", backend_id)?,
                 backend_id,
-                virtual_device: r.need_u32("virtual-device", 0, u32::MAX)?,
+                virtual_device: r.number_of_device("virtual-device")?,
                 device_type: read_device_type(&mut r)?,
                 trusted: r.flag("trusted", true)?,
             })

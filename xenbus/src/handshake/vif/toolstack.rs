@@ -196,7 +196,8 @@ pub struct ToolstackFront {
     pub backend: String,
     /// `backend-id`: the backend's domain.
     pub backend_id: DomId,
-    /// `handle`: which interface of the guest this is.
+    /// `handle`: which interface of the guest this is. QEMU writes none: it is then the number of the
+    /// frontend's directory.
     pub handle: u32,
     /// `mac`: the address to use.
     pub mac: Mac,
@@ -235,7 +236,7 @@ impl ToolstackFront {
             Ok(Self {
                 backend: r.peer_path("backend", backend_id)?,
                 backend_id,
-                handle: r.need_u32("handle", 0, u32::MAX)?,
+                handle: r.number_of_device("handle")?,
                 mac: read_mac(&mut r)?,
                 mtu: r.opt_u32("mtu", MTU.0, MTU.1)?,
                 speed: read_speed(&mut r)?,

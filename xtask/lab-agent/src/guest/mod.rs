@@ -10,6 +10,7 @@
 //! | [`load`] | I/O that goes on while something else is asked for |
 //! | [`measure`] | what is counted in the guest's own time |
 //! | [`nic`] | addresses and traffic |
+//! | [`own`] | pvio's frontends, in user space |
 
 mod backend;
 mod direct;
@@ -19,6 +20,7 @@ mod files;
 mod load;
 mod measure;
 mod nic;
+mod own;
 
 use std::fs;
 use std::io::{self, BufRead, Write};
@@ -107,7 +109,8 @@ fn obey(request: Request, load: &mut load::Load) -> Result<Value> {
                 .or_else(|| files::obey(&verb, &arguments))
                 .or_else(|| nic::obey(&verb, &arguments))
                 .or_else(|| measure::obey(&verb, &arguments))
-                .or_else(|| drivers::obey(&verb, &arguments));
+                .or_else(|| drivers::obey(&verb, &arguments))
+                .or_else(|| own::obey(&verb, &arguments));
             done.with_context(|| format!("{verb}: no such verb"))?
         }
     }

@@ -181,7 +181,7 @@ const NICS_PLAYED: &[Case] = &[
 const COPY: (&str, &str) = ("request-rx-copy", "1");
 
 /// A guest without frontends, whose part dom0 plays.
-fn bare(lab: &Lab, disks: Vec<String>, nics: usize) -> Result<Guest> {
+pub(super) fn bare(lab: &Lab, disks: Vec<String>, nics: usize) -> Result<Guest> {
     let mut spec = Spec::new(lab.kind, lab.backend);
     spec.words = "pvio.bare".to_owned();
     spec.disks = disks;

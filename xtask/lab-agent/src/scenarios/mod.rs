@@ -7,6 +7,7 @@
 //! | [`hotplug`] | devices that come and go while others work; drivers that do |
 //! | [`policies`] | how pvio reaches guests' pages |
 //! | [`frontends`] | guests that say wrong things of their devices |
+//! | [`own`] | pvio's frontends against every backend |
 //! | [`toolstack`] | a toolstack that does |
 //! | [`beside`] | pvio beside Linux's backends |
 //! | [`driver_domain`] | devices served by another guest, that dies |
@@ -32,6 +33,7 @@ mod kept;
 mod life;
 mod matrix;
 mod nic;
+mod own;
 mod policies;
 mod store;
 mod survival;
@@ -102,6 +104,7 @@ fn all() -> Vec<Case> {
         nic::plugged::SCENARIOS,
         hotplug::SCENARIOS,
         frontends::SCENARIOS,
+        own::SCENARIOS,
         life::SCENARIOS,
         survival::SCENARIOS,
         policies::SCENARIOS,
