@@ -124,8 +124,6 @@ pub(super) fn try_open(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     Library::open(layer.path(), Format::Qcow2, false, || open_layer(layer, access, None)).map(drop)
 }
 
-/// What says that an image is not in order, and keeps nobody from reading it.
-const UNSOUND: u64 = incompatible::DIRTY | incompatible::CORRUPT;
 /// Where the incompatible features are in the header.
 const FEATURES: u64 = 72;
 
@@ -136,16 +134,14 @@ pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageErro
         Err(ImageError::Content { path: layer.path().into(), format: Format::Qcow2, error })
     };
     let has = |bit| header.incompatible & bit != 0;
-    // Both say that reference counts are not to be believed, which nobody needs to read.
-    if write && has(incompatible::CORRUPT) {
-        return fail(ContentError::corrupt(
-            "it is marked so by a program that found it out; it can still be read",
-        ));
+    if has(incompatible::CORRUPT) {
+        return fail(ContentError::corrupt("it is marked so by a program that found it out"));
     }
-    if !write && header.incompatible & UNSOUND != 0 {
+    // Reference counts are not to be believed, which nobody needs to read.
+    if !write && has(incompatible::DIRTY) {
         tracing::warn!(
             image = %layer.path().display(),
-            "a disk image is read that was not closed, or found corrupt, by who wrote it last"
+            "a disk image is read that was not closed by who wrote it last"
         );
     }
     if has(incompatible::COMPRESSION) {
@@ -189,8 +185,8 @@ fn open_layer(
     let mut file = storage(&layer.file, access, ordered)?;
     let features = layer.header.incompatible;
     // The library would not read it.
-    if !access.write && features & UNSOUND != 0 {
-        file = file.reading_as(FEATURES, (features & !UNSOUND).to_be_bytes().to_vec());
+    if !access.write && features & incompatible::DIRTY != 0 {
+        file = file.reading_as(FEATURES, (features & !incompatible::DIRTY).to_be_bytes().to_vec());
     }
     Qcow2::<ImageFile, Arc<LibraryImage>>::builder(file)
         .write(access.write)
