@@ -1,6 +1,6 @@
 //! What is decided for a disk beyond what the toolstack says of it.
 
-use crate::pages::most_pages;
+use crate::pages::PAGES_MOST;
 use crate::path::Policy;
 use pvio_ring::proto::blkif::{Abi, MAX_INDIRECT_SEGMENTS};
 use pvio_xenbus::handshake::vbd::{MAX_QUEUES, MAX_RING_PAGE_ORDER, Protocol};
@@ -11,8 +11,7 @@ use pvio_xenbus::handshake::vbd::{MAX_QUEUES, MAX_RING_PAGE_ORDER, Protocol};
 pub struct Config {
     /// How its data reaches the guest.
     pub policy: Policy,
-    /// Segments in one indirect request, at most 4096 (2048 where data may be copied, see
-    /// [`POOL_MOST`](crate::pages::POOL_MOST)); 0 offers none.
+    /// Segments in one indirect request, at most 2048 ([`PAGES_MOST`]); 0 offers none.
     pub max_indirect_segments: u32,
     /// A ring may have 2 to this power pages; at most 5.
     pub max_ring_page_order: u32,
@@ -45,9 +44,7 @@ impl Config {
     /// The same, within all bounds.
     #[must_use]
     pub fn bounded(self) -> Self {
-        // What the frontend will agree to is not known when this is offered.
-        let paths = [self.policy.path(true), self.policy.path(false)].map(most_pages);
-        let most = MAX_INDIRECT_SEGMENTS.min(paths[0]).min(paths[1]) as u32;
+        let most = MAX_INDIRECT_SEGMENTS.min(PAGES_MOST) as u32;
         Self {
             policy: self.policy,
             max_indirect_segments: self.max_indirect_segments.min(most),
@@ -85,15 +82,10 @@ mod tests {
             max_ring_page_order: u32::MAX,
             max_queues: u32::MAX,
         };
-        for (policy, segments) in [
-            (Policy::Map, 4096),
-            (Policy::Copy, 2048),
-            (Policy::PersistentOrMap, 4096),
-            (Policy::PersistentOrCopy, 2048),
-        ] {
+        for policy in Policy::ALL {
             let c = endless(policy).bounded();
             let seen = (c.max_indirect_segments, c.max_ring_page_order, c.max_queues);
-            assert_eq!(seen, (segments, 5, 256), "{policy}");
+            assert_eq!(seen, (2048, 5, 256), "{policy}");
         }
         assert_eq!(Config { max_queues: 0, ..Config::default() }.bounded().max_queues, 1);
         assert_eq!(Config::default().bounded(), Config::default());

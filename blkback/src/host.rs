@@ -1,5 +1,6 @@
 //! Serving vbds from images, a thread per queue: what a driver domain does.
 
+use crate::budgets::MappingBudgets;
 use crate::config::Config;
 use crate::engine::faults::FaultSwitch;
 use crate::engine::throttle::{Share, Throttles};
@@ -13,6 +14,8 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
+use pvio_grant_table::DomId;
+use pvio_grant_table::policy::MappingBudget;
 use pvio_recordfile::{RecordDir, RecordFile};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
@@ -51,6 +54,7 @@ pub struct ImageServer {
     /// For what a disk's own words do not say.
     usual: DiskOptions,
     groups: Groups,
+    budgets: MappingBudgets,
     wake: Arc<dyn Fn() + Send + Sync>,
     records: Option<RecordDir>,
     /// What holds, once it is known.
@@ -76,7 +80,14 @@ impl ImageServer {
     /// The same with options for what a disk's own words do not say, and with limits that it may
     /// share with others.
     pub fn with(usual: DiskOptions, groups: Groups, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
-        Self { usual, groups, wake, records: None, disk: None, open: None }
+        let budgets = MappingBudgets::default();
+        Self { usual, groups, budgets, wake, records: None, disk: None, open: None }
+    }
+
+    /// The same, keeping no more pages of guests mapped than these budgets say.
+    #[must_use]
+    pub fn within(self, budgets: MappingBudgets) -> Self {
+        Self { budgets, ..self }
     }
 
     /// The same, whose sessions another process can take over: it finds their in-flight records in the
@@ -246,6 +257,10 @@ where
 
     fn flush_state(&self) -> Arc<FlushState> {
         self.open.as_ref().map(|open| Arc::clone(open.image.flush_state())).unwrap_or_default()
+    }
+
+    fn mapping_budget(&self, guest: DomId) -> Arc<MappingBudget> {
+        self.budgets.guest(guest)
     }
 
     fn sectors(&mut self) -> Option<u64> {

@@ -18,6 +18,8 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+#[cfg(feature = "std")]
+mod budgets;
 mod config;
 pub mod engine;
 #[cfg(feature = "std")]
@@ -33,6 +35,8 @@ pub mod vbd;
 #[cfg(feature = "std")]
 pub mod worker;
 
+#[cfg(feature = "std")]
+pub use budgets::MappingBudgets;
 pub use config::Config;
 pub use engine::{BlockEngine, EngineError, Geometry};
 pub use live::Live;

@@ -3,6 +3,7 @@
 use crate::engine::{FlushState, Geometry};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
+use pvio_grant_table::policy::MappingBudget;
 
 /// A disk's [`Geometry`] as all its queues see it: all but the size stays as it is for as long as
 /// they run. The size is looked at once for each batch of requests.
@@ -12,19 +13,31 @@ pub struct Live {
     geometry: Geometry,
     sectors: AtomicU64,
     flushes: Arc<FlushState>,
+    mappings: Arc<MappingBudget>,
 }
 
 impl Live {
     /// A disk that looks so.
     #[must_use]
     pub fn new(geometry: Geometry) -> Self {
-        Self::with(geometry, Arc::default())
+        Self::with(geometry, Arc::default(), MappingBudget::unlimited())
     }
 
-    /// A disk that looks so, whose image knows whether a flush has failed.
+    /// A disk that looks so, whose image knows whether a flush has failed, and whose guest may have so many
+    /// pages kept mapped.
     #[must_use]
-    pub fn with(geometry: Geometry, flushes: Arc<FlushState>) -> Self {
-        Self { geometry, sectors: AtomicU64::new(geometry.sectors), flushes }
+    pub fn with(
+        geometry: Geometry,
+        flushes: Arc<FlushState>,
+        mappings: Arc<MappingBudget>,
+    ) -> Self {
+        Self { geometry, sectors: AtomicU64::new(geometry.sectors), flushes, mappings }
+    }
+
+    /// How many pages of the guest may be kept mapped.
+    #[must_use]
+    pub fn mapping_budget(&self) -> &Arc<MappingBudget> {
+        &self.mappings
     }
 
     /// Whether a flush of the disk has failed: no further one succeeds then.

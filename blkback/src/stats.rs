@@ -24,6 +24,8 @@ pub struct Stats {
     pub mapped_pages: Counter,
     /// Pages of requests that were mapped still.
     pub reused_pages: Counter,
+    /// Pages that the host had no room to map, and whose data was copied for that.
+    pub unmappable_pages: Counter,
     /// Pages copied to or from the guest.
     pub copied_pages: Counter,
     /// Pages of the guest kept mapped just now, as far as the last look at the clock.
@@ -79,7 +81,7 @@ impl Stats {
         self.table().into_iter().map(|(_, counter)| counter).chain(&self.refused)
     }
 
-    fn table(&self) -> [(&'static str, &Counter); 14] {
+    fn table(&self) -> [(&'static str, &Counter); 15] {
         // One that is added is not forgotten here.
         let Self {
             reads,
@@ -91,6 +93,7 @@ impl Stats {
             written_bytes,
             mapped_pages,
             reused_pages,
+            unmappable_pages,
             copied_pages,
             kept_pages,
             registered_pages,
@@ -108,6 +111,7 @@ impl Stats {
             ("written-bytes", written_bytes),
             ("mapped-pages", mapped_pages),
             ("reused-pages", reused_pages),
+            ("unmappable-pages", unmappable_pages),
             ("copied-pages", copied_pages),
             ("kept-pages", kept_pages),
             ("registered-pages", registered_pages),

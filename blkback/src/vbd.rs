@@ -6,7 +6,7 @@ pub use crate::config::Config;
 use crate::config::abi;
 use crate::engine::{FlushState, Geometry};
 use crate::live::Live;
-use crate::pages::most_pages;
+use crate::pages::PAGES_MOST;
 use crate::path::{DataPath, Policy};
 use crate::queue::{QueueFault, QueueParts};
 use crate::stats::Stats;
@@ -15,6 +15,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use pvio_event_channel::{EventChannels, Port};
+use pvio_grant_table::policy::MappingBudget;
 use pvio_grant_table::{Access, DomId, GrantCopier, GrantMapper, GrantRef};
 use pvio_ring::BackRing;
 use pvio_ring::shm::SharedMemory;
@@ -80,6 +81,11 @@ pub trait Serve<P: Platform> {
     /// Whether a flush of the disk that is open has failed. The same object for as long as it is open.
     fn flush_state(&self) -> Arc<FlushState> {
         Arc::default()
+    }
+
+    /// How many pages of a guest all its disks may keep mapped. The same object for the same guest.
+    fn mapping_budget(&self, _guest: DomId) -> Arc<MappingBudget> {
+        MappingBudget::unlimited()
     }
 
     /// How many sectors of 512 bytes the disk has now, if it may have become larger or smaller since
@@ -177,6 +183,11 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         self.disk.as_ref().map(|(_, live)| live.geometry())
     }
 
+    /// How many pages of its guest may be kept mapped; `None` before the disk was opened.
+    pub fn mapping_budget(&self) -> Option<&Arc<MappingBudget>> {
+        self.disk.as_ref().map(|(_, live)| live.mapping_budget())
+    }
+
     fn features(&self) -> BackOffer {
         let discard = self.geometry().and_then(|g| g.discard).map(|d| Discard {
             granularity: Some(d.granularity),
@@ -223,7 +234,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             Fault::new(e.code(), format!("event channel {} cannot be bound: {e}", port.0))
         })?;
         let data_path = self.config.policy.path(agreed.persistent);
-        let most = u32::try_from(most_pages(data_path)).unwrap_or(u32::MAX);
+        let most = u32::try_from(PAGES_MOST).unwrap_or(u32::MAX);
         Ok(QueueParts {
             frontend: front,
             disk: Arc::clone(disk),
@@ -250,7 +261,9 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             self.config.policy = Policy::Copy;
         }
         self.warned = false;
-        self.disk = Some((disk, Arc::new(Live::with(geometry, self.server.flush_state()))));
+        let budget = self.server.mapping_budget(disk.frontend_id);
+        let live = Live::with(geometry, self.server.flush_state(), budget);
+        self.disk = Some((disk, Arc::new(live)));
         Ok(())
     }
 

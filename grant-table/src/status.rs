@@ -68,6 +68,13 @@ impl GrantStatus {
         }
     }
 
+    /// Whether a page could not be mapped for want of room (addresses, IOMMU space, entries in a table), and
+    /// so by no fault of whoever granted it: its data can still be copied.
+    #[must_use]
+    pub const fn is_exhaustion(self) -> bool {
+        matches!(self, Self::NoDeviceSpace | Self::NoSpace)
+    }
+
     /// A short stable code for logs, counters and `error` nodes.
     #[must_use]
     pub const fn code(self) -> &'static str {

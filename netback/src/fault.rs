@@ -1,8 +1,9 @@
 //! Why a vif ends, and why a packet is dropped: the rules of Linux's netback, each with its name.
 
 use pvio_event_channel::EventError;
-use pvio_grant_table::GrantStatus;
+use pvio_grant_table::{GrantRef, GrantStatus};
 use pvio_ring::RingFault;
+use pvio_ring::inflight::RecordError;
 use pvio_ring::proto::netif::ExtraFault;
 
 /// Data slots of one packet that are carried: the first and 18 more (`XEN_NETIF_NR_SLOTS_MIN`
@@ -129,18 +130,39 @@ pub enum AttachError {
         /// What is wrong with it.
         fault: RingFault,
     },
+    /// The in-flight record of a resumed session does not fit its ring.
+    #[error("the {ring} ring cannot be resumed: {error}")]
+    Record {
+        /// Which ring.
+        ring: &'static str,
+        /// What is wrong.
+        error: RecordError,
+    },
+    /// A page that the guest has staged cannot be mapped again.
+    #[error("page {} that the guest has staged cannot be mapped for the resumed session", .gref.0)]
+    Staged {
+        /// Its grant reference.
+        gref: GrantRef,
+    },
     /// The frontend's event channel cannot be bound.
     #[error("event channel: {0}")]
     Event(#[from] EventError),
 }
 
 impl AttachError {
+    /// The record has no section for a ring.
+    pub(crate) const fn no_section(ring: &'static str) -> Self {
+        Self::Record { ring, error: RecordError::Size { found: 0, needed: 0 } }
+    }
+
     /// A short stable code for logs, counters and `error` nodes.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Map { status, .. } => status.code(),
             Self::Ring { fault, .. } => fault.reason(),
+            Self::Record { error, .. } => error.code(),
+            Self::Staged { .. } => "staged-page",
             Self::Event(error) => error.code(),
         }
     }
@@ -207,6 +229,8 @@ drop_reasons! {
     RxSwitch = "rx-switch",
     /// To the guest: lost on purpose.
     RxFault = "rx-fault",
+    /// To the guest: the port could not read it. One such reading is not the loss of the port.
+    RxPort = "rx-port",
     /// To the guest: shorter than an Ethernet header.
     RxShort = "rx-short",
     /// To the guest: to a multicast group, and the guest chose others.

@@ -1,13 +1,13 @@
 //! The device: a virtual NIC's backend end, from the toolstack's words to a served queue.
 
-mod kept;
+mod session;
 
 use crate::Platform;
 use crate::fault::AttachError;
 use crate::port::PacketBuf;
 use crate::queue::{
-    ControlRefs, EventPorts, Features, Groups, Headroom, Notes, Policy, Queue, QueueRefs,
-    RateLimit, Siblings, Waker,
+    ControlRefs, EventPorts, Features, Headroom, Policy, Queue, QueueRefs, RateLimit, Siblings,
+    Waker,
 };
 use crate::stats::Stats;
 use alloc::format;
@@ -17,15 +17,17 @@ use alloc::vec::Vec;
 use core::fmt;
 use pvio_event_channel::{EventChannel, Port};
 use pvio_grant_table::GrantRef;
+use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, Surroundings, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
 use pvio_xenbus::handshake::vif::{
-    BackOffer, ControlRing, EventChannels as Events, FrontRequest, MAX_QUEUES, Negotiated,
-    Queue as QueueKeys, Rate, ToolstackBack, multicast_request_path, read_multicast_request,
-    read_rate, read_xdp_headroom, write_carrier,
+    BackOffer, EventChannels as Events, FrontRequest, MAX_QUEUES, Negotiated, Queue as QueueKeys,
+    Rate, ToolstackBack, multicast_request_path, read_multicast_request, read_rate,
+    read_xdp_headroom, write_carrier,
 };
+use session::{Recorded, Rings};
 
 /// Who attaches the host's end of a vif to what it leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,6 +54,19 @@ pub trait Serve<P: Platform> {
     type Buf: PacketBuf;
     /// A queue that is being served. Dropping it stops that and lets go of everything the queue has.
     type Running;
+    /// Memory for in-flight records.
+    type Record: SharedMemory + Clone;
+
+    /// `len` bytes of memory for the in-flight record of a session of a device: new memory, or, to take an
+    /// earlier process's session over, what that process left. Where nothing outlives the process it is
+    /// [`HeapMemory`](pvio_ring::shm::HeapMemory), and there is nothing to take over.
+    ///
+    /// # Errors
+    /// A [`Fault`]; with `resumed`, the session ends and the frontend starts over.
+    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Self::Record, Fault>;
+
+    /// The session of a device is over, and its record of no more use.
+    fn remove_record(&mut self, _device: &str) {}
 
     /// How many queues a vif may have at most, at least 1 (`multi-queue-max-queues`).
     fn max_queues(&self) -> u32;
@@ -77,12 +92,6 @@ pub trait Serve<P: Platform> {
         Ok(core::iter::repeat_n(nothing, queues).collect())
     }
 
-    /// Wakes whoever drives the device, from any thread: step it then. The one given by default does
-    /// nothing, which is enough for one that is stepped now and then.
-    fn waker(&self) -> Waker {
-        Arc::new(|| ())
-    }
-
     /// Makes what the vif's packets go to. Done once; it lives as long as the device, so that
     /// what is attached to it stays across reconnections of the guest.
     ///
@@ -105,7 +114,7 @@ pub trait Serve<P: Platform> {
         &mut self,
         index: usize,
         name: &str,
-        queue: Queue<P, Self::Buf>,
+        queue: Queue<P, Self::Buf, Self::Record>,
     ) -> Result<Self::Running, Fault>;
 
     /// Every queue is started: the guest is there.
@@ -138,14 +147,9 @@ pub struct Vif<P: Platform, S: Serve<P>> {
     negotiated: Option<Negotiated>,
     /// Of each queue of the session.
     limits: Vec<Arc<RateLimit>>,
-    groups: Arc<Groups>,
     headroom: Arc<Headroom>,
-    /// What the guest sets up over its rings; none without a session.
-    notes: Option<Arc<Notes>>,
-    /// The groups that were kept last, in order.
-    kept_groups: Vec<[u8; 6]>,
-    /// Which groups the guest named before this process came is not known.
-    hears_all: bool,
+    /// What the session's queues have in flight, and what its guest has set up.
+    session: Option<Recorded<S::Record>>,
     stats: Vec<Arc<Stats>>,
 }
 
@@ -162,11 +166,8 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
             running: Vec::new(),
             negotiated: None,
             limits: Vec::new(),
-            groups: Arc::default(),
             headroom: Arc::default(),
-            notes: None,
-            kept_groups: Vec::new(),
-            hears_all: false,
+            session: None,
             stats,
         }
     }
@@ -186,7 +187,7 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
     /// Whether the guest hears only the multicast groups that it names, from now on until the
     /// session ends. A session begins with what was negotiated.
     pub fn choose_groups(&self, chosen: bool) {
-        self.groups.choose(chosen);
+        self.session.iter().for_each(|session| session.groups.choose(chosen));
     }
 
     /// What this session may use; `None` when there is none.
@@ -213,17 +214,18 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
     fn attach(
         &self,
         ends: &Ends,
-        keys: &QueueKeys,
+        (index, refs): (usize, &QueueRefs),
         features: Features,
-        index: usize,
-    ) -> Result<Queue<P, S::Buf>, Fault>
+        session: &Recorded<S::Record>,
+    ) -> Result<Queue<P, S::Buf, S::Record>, Fault>
     where
         P: Clone,
     {
         let stats = self.stats.get(index).map(Arc::clone).unwrap_or_default();
         let peer = ends.addr.front;
         let platform = self.platform.clone();
-        let mut queue = Queue::attach(platform, peer, &refs(keys), features, stats)?;
+        let part = (&session.record, index, &session.groups);
+        let mut queue = Queue::attach_recorded(platform, peer, refs, features, stats, part)?;
         queue.set_policy(self.server.policy());
         Ok(queue)
     }
@@ -277,34 +279,45 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         self.features_offered().write(xs, &ends.back)
     }
 
+    fn resumable(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        let (request, negotiated) = self.request(xs, ends)?;
+        let rings = Rings::new(ends, &request, &negotiated);
+        let found = Recorded::begin(&mut self.server, &rings, true);
+        #[cfg(feature = "std")]
+        if let Err(fault) = &found {
+            let (device, reason) = (&ends.back, fault.code);
+            tracing::warn!(device, reason, %fault, "session not resumed; the frontend has to reconnect");
+        }
+        found.map(drop)
+    }
+
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let offer = self.features_offered();
-        let request = FrontRequest::read(xs, &ends.front, &offer)?;
-        let negotiated = Negotiated::new(&offer, &request);
+        let (request, negotiated) = self.request(xs, ends)?;
         let features = features(&negotiated);
+        let rings = Rings::new(ends, &request, &negotiated);
+        let session = Recorded::begin(&mut self.server, &rings, ends.resumed)?;
         // Every ring is mapped before a packet moves: it is all of them or none.
-        let keys = request.queues.iter().enumerate();
-        let queues = keys.map(|(index, keys)| self.attach(ends, keys, features, index));
+        let refs = rings.queues.iter().enumerate();
+        let queues = refs.map(|queue| self.attach(ends, queue, features, &session));
         let mut queues = queues.collect::<Result<Vec<_>, Fault>>()?;
-        self.groups = Arc::default();
-        queues.iter_mut().for_each(|queue| queue.share_groups(&self.groups));
         self.headroom = Arc::default();
         self.headroom.set(u16::try_from(negotiated.xdp_headroom).unwrap_or(u16::MAX));
         queues.iter_mut().for_each(|queue| queue.share_headroom(&self.headroom));
-        if let Some(ctrl) = request.ctrl.filter(|_| negotiated.ctrl_ring) {
-            self.serve_control(&mut queues, ctrl)?;
+        if let Some(control) = &rings.control {
+            self.serve_control(&mut queues, control, &session)?;
         }
-        self.keep_notes(xs, ends, &mut queues)?;
-        self.groups.choose(negotiated.multicast_control && !self.hears_all);
+        session.groups.choose(negotiated.multicast_control);
         self.limits = queues.iter().map(|queue| Arc::clone(queue.limit())).collect();
         self.set_rate(read_rate(xs, &ends.back)?);
         if ends.resumed {
-            // The last answers may have been published by one who died before telling.
+            // The last responses may have been published by one who died before telling.
             for channel in queues.iter().flat_map(Queue::channels) {
                 channel.notify().map_err(|e| Fault::new(e.code(), e))?;
             }
+        } else {
+            session.record.commit();
         }
-        self.negotiated = Some(negotiated);
+        (self.negotiated, self.session) = (Some(negotiated), Some(session));
         let started = self.start(ends, features, queues);
         if started.is_err() {
             self.disconnect();
@@ -331,12 +344,9 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
 
     fn look_again(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
         if self.negotiated.as_ref().is_some_and(|negotiated| negotiated.dynamic_multicast) {
-            let chosen = read_multicast_request(xs, &ends.front)?;
-            // What it chooses from here on is known.
-            self.hears_all &= chosen;
-            self.choose_groups(chosen && !self.hears_all);
+            self.choose_groups(read_multicast_request(xs, &ends.front)?);
         }
-        self.write_notes(xs, ends)
+        Ok(())
     }
 
     fn reconfigures(&self) -> bool {
@@ -352,8 +362,10 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
     fn disconnect(&mut self) {
         if self.negotiated.take().is_some() {
             self.running.clear();
-            self.notes = None;
             self.server.stopped();
+        }
+        if let Some(session) = self.session.take() {
+            session.end(&mut self.server);
         }
     }
 
@@ -364,19 +376,34 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
 }
 
 impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
+    /// What the frontend asks for, and what comes of it.
+    fn request(
+        &self,
+        xs: &mut dyn Xenstore,
+        ends: &Ends,
+    ) -> Result<(FrontRequest, Negotiated), HandshakeError> {
+        let offer = self.features_offered();
+        let request = FrontRequest::read(xs, &ends.front, &offer)?;
+        let negotiated = Negotiated::new(&offer, &request);
+        Ok((request, negotiated))
+    }
+
     fn serve_control(
         &mut self,
-        queues: &mut [Queue<P, S::Buf>],
-        keys: ControlRing,
+        queues: &mut [Queue<P, S::Buf, S::Record>],
+        refs: &ControlRefs,
+        session: &Recorded<S::Record>,
     ) -> Result<(), Fault> {
         let siblings = Siblings::new(self.server.wakers(queues.len())?);
         for (index, queue) in queues.iter_mut().enumerate() {
             queue.join(&siblings, index);
         }
-        if let Some(first) = queues.first_mut() {
-            let event = Port(keys.event_channel);
-            let refs = ControlRefs { ring: GrantRef(keys.ring_ref), event };
-            first.serve_control(&refs, self.server.stages())?;
+        let count = queues.len();
+        let Some(first) = queues.first_mut() else { return Ok(()) };
+        first.serve_control_recorded(refs, self.server.stages(), &session.record)?;
+        let staged: Vec<_> = (0..count).map(|index| first.staged_before(index)).collect();
+        for (queue, list) in queues.iter_mut().zip(staged) {
+            queue.restage(&list)?;
         }
         Ok(())
     }
@@ -385,7 +412,7 @@ impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
         &mut self,
         ends: &Ends,
         features: Features,
-        queues: Vec<Queue<P, S::Buf>>,
+        queues: Vec<Queue<P, S::Buf, S::Record>>,
     ) -> Result<(), Fault> {
         self.server.begin(&Session { queues: queues.len(), features })?;
         let device = format!("vif-{}-{}", ends.addr.front, ends.addr.index);

@@ -12,6 +12,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
+use pvio_ring::shm::SharedMemory;
 use pvio_uring::{Gather, Spin};
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
@@ -72,9 +73,9 @@ impl Worker {
     ///
     /// # Errors
     /// What the system says when it has no thread, descriptor or io_uring to give.
-    pub fn start<P, N>(
+    pub fn start<P, N, R>(
         name: &str,
-        queue: Queue<P, N::Buf>,
+        queue: Queue<P, N::Buf, R>,
         make: impl FnOnce(Arc<Stats>) -> io::Result<N> + Send + 'static,
         tell: impl FnMut(News) + Send + 'static,
     ) -> io::Result<Self>
@@ -82,6 +83,7 @@ impl Worker {
         P: Platform + Send + 'static,
         P::Channel: AsFd,
         N: Wait + 'static,
+        R: SharedMemory + Clone + Send + Sync + 'static,
     {
         Self::start_woken(name, queue, make, None, tell)
     }
@@ -91,9 +93,9 @@ impl Worker {
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub fn start_woken<P, N>(
+    pub fn start_woken<P, N, R>(
         name: &str,
-        queue: Queue<P, N::Buf>,
+        queue: Queue<P, N::Buf, R>,
         make: impl FnOnce(Arc<Stats>) -> io::Result<N> + Send + 'static,
         mail: Option<OwnedFd>,
         mut tell: impl FnMut(News) + Send + 'static,
@@ -102,6 +104,7 @@ impl Worker {
         P: Platform + Send + 'static,
         P::Channel: AsFd,
         N: Wait + 'static,
+        R: SharedMemory + Clone + Send + Sync + 'static,
     {
         let (woken, wake) = io::pipe()?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -156,15 +159,15 @@ impl Drop for Worker {
 }
 
 /// Dropped in this order: first the rings are unmapped, then the port waits for the kernel.
-struct Serving<P: Platform, N: NetPort> {
-    queue: Queue<P, N::Buf>,
+struct Serving<P: Platform, N: NetPort, R> {
+    queue: Queue<P, N::Buf, R>,
     port: N,
     events: Vec<Watch>,
     /// Its siblings wake it by this.
     mail: Option<(OwnedFd, Watch)>,
 }
 
-impl<P: Platform, N: Wait> Serving<P, N> {
+impl<P: Platform, N: Wait, R: SharedMemory + Clone> Serving<P, N, R> {
     fn serve(&mut self, stop: &AtomicBool, tell: &mut impl FnMut(News)) -> Result<(), WorkerError> {
         let (mut spin, mut gather) = (Spin::default(), Gather::default());
         // Asked every turn: a busy guest never lets us sleep.

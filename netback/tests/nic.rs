@@ -7,13 +7,13 @@ mod world;
 use pvio_netback::fault::DropReason;
 use pvio_netback::queue::STAGED_MAX;
 use pvio_netfront::{Hash, Hearing, Nic, Steering, SteeringState};
-use pvio_ring::proto::netif::{CtrlStatus, HashTypes, hash_frame};
+use pvio_ring::proto::netif::{HashTypes, hash_frame};
+use pvio_ring::shm::Region;
 use pvio_sim::LocalDomain;
 use pvio_xenbus::handshake::common::{read_error, read_state};
-use pvio_xenbus::handshake::vif::{
-    read_kept_groups, read_kept_hash, read_multicast_request, read_xdp_headroom,
-};
+use pvio_xenbus::handshake::vif::{read_multicast_request, read_xdp_headroom};
 use pvio_xenbus::{XenbusState, Xenstore};
+use std::sync::atomic::Ordering::Relaxed;
 use world::{GROUP, OTHER, World, to_group, udp};
 
 const KEY: [u8; 40] = [0x6d; 40];
@@ -128,22 +128,20 @@ fn a_second_change_of_room_may_come_before_the_backend_has_seen_the_first_ones_e
 }
 
 #[test]
-fn a_backend_that_takes_a_session_over_goes_by_what_the_guest_had_set_up() {
+fn session_taken_over_goes_on_with_what_the_guest_had_set_up() {
     let mut w = World::new(QUEUES, all);
     w.settle();
     assert_all(&mut w, 256);
-    let back = w.addr.backend_path();
-    let kept = read_kept_hash(&mut w.tool, &back).unwrap().expect("it is kept");
-    assert_eq!((kept.types, kept.key.as_slice(), kept.table.len()), (15, &KEY[..], 128));
-    assert_eq!(read_kept_groups(&mut w.tool, &back).unwrap(), [GROUP]);
+    let all = QUEUES as usize * STAGED_MAX;
     for _ in 0..2 {
         w.take_over();
+        w.step_back();
+        assert_eq!(w.staged(), all, "before a packet moves");
         w.settle();
         assert_eq!(w.nic().sessions(), 1, "the guest has not noticed");
         assert_all(&mut w, 256);
-        assert_eq!(w.staged(), 0, "pages are copied by the hypervisor");
     }
-    // What is changed after that is kept, too.
+    // What is changed is recorded before its response is visible.
     w.nic().steer(Some(steering().with_table(&[1]).unwrap()));
     w.nic().join(OTHER).unwrap();
     w.settle();
@@ -154,87 +152,63 @@ fn a_backend_that_takes_a_session_over_goes_by_what_the_guest_had_set_up() {
     w.nic().steer(None);
     assert!(w.nic().leave(OTHER));
     w.settle();
-    assert_eq!(read_kept_hash(&mut w.tool, &back).unwrap(), None);
-    assert_eq!(read_kept_groups(&mut w.tool, &back).unwrap(), [GROUP]);
-    // Pages it never staged are not given back by it, and say so; nothing waits for that.
+    w.take_over();
+    w.settle();
+    assert_eq!(w.receive(&udp(1))[0].2, None);
+    assert_eq!(w.receive(&to_group(OTHER)).len(), 0);
     w.nic().unstage();
     w.settle();
-    let all = QUEUES as usize * STAGED_MAX;
-    assert_eq!((w.nic().staged(), w.nic().not_unstaged()), (0, all));
+    assert_eq!((w.nic().staged(), w.nic().not_unstaged(), w.staged()), (0, 0, 0));
+    w.take_over();
+    w.settle();
+    assert_eq!(w.staged(), 0);
     // A new session begins with none of it.
     w.nic().choose_groups(false);
     w.nic().leave(GROUP);
     w.restart();
     w.settle();
-    assert_eq!(w.nic().sessions(), 2);
-    assert_eq!(read_kept_groups(&mut w.tool, &back).unwrap(), [[0; 6]; 0]);
+    assert_eq!((w.nic().sessions(), w.receive(&to_group(OTHER)).len()), (2, 1));
 }
 
 #[test]
-fn a_guest_whose_groups_nobody_kept_hears_all() {
-    let mut w = World::new(1, all);
-    w.settle();
-    assert_eq!(w.receive(&to_group(OTHER)).len(), 0);
-    let path = format!("{}/pvio-groups", w.addr.backend_path());
-    w.tool.rm(&path).unwrap();
-    w.take_over();
-    w.settle();
-    assert_eq!(w.receive(&to_group(GROUP)).len(), 1);
-    assert_eq!(w.receive(&to_group(OTHER)).len(), 1);
-    // It chooses anew.
-    w.nic().choose_groups(false);
-    w.settle();
-    w.nic().leave(GROUP);
-    w.settle();
-    w.nic().join(OTHER).unwrap();
-    w.nic().choose_groups(true);
-    w.settle();
-    assert_eq!(w.receive(&to_group(GROUP)).len(), 0);
-    assert_eq!(w.receive(&to_group(OTHER)).len(), 1);
-}
-
-#[test]
-fn what_was_kept_and_makes_no_sense_ends_the_session_with_a_reason() {
-    for (key, value) in [("pvio-hash", "15 zz"), ("pvio-hash", "15 00 9"), ("pvio-groups", "1")] {
-        let mut w = World::new(2, |nic| all(nic).with_queues(2));
+fn session_without_a_record_of_its_own_reconnects() {
+    type Change = fn(&mut World);
+    let changes: [Change; 3] = [
+        World::forget_records,
+        // Not valid.
+        |w| assert!(w.records()[0].store_u64(0, 0, Relaxed)),
+        // Another frontend's, or another session's.
+        |w| assert!(w.records()[0].store_u64(64 + 3 * 8, 77, Relaxed)),
+    ];
+    for change in changes {
+        let mut w = World::new(QUEUES, all);
         w.settle();
-        let back = w.addr.backend_path();
-        w.tool.write(&format!("{back}/{key}"), value.as_bytes()).unwrap();
+        change(&mut w);
+        w.take_over();
+        w.settle();
+        assert_eq!(w.nic().sessions(), 2, "the frontend starts over");
+        assert_all(&mut w, 256);
+        w.take_over();
+        w.settle();
+        assert_eq!(w.nic().sessions(), 2, "with a record of its own");
+    }
+}
+
+#[test]
+fn session_whose_record_contradicts_its_rings_is_closed_with_a_reason() {
+    // Of the sections one for each queue's two rings is last, the control ring's before.
+    let receive = 64 + 256 * (8 + 8);
+    for (back, reason) in [(receive, "record-numbers"), (receive - 8, "record-numbers")] {
+        let mut w = World::new(1, all);
+        w.settle();
+        assert!(w.records()[0].store_u64(w.record_len() - back, 9999, Relaxed));
         w.take_over();
         w.step_back();
+        let back = w.addr.backend_path();
         assert_eq!(read_state(&mut w.tool, &back).unwrap(), XenbusState::Closed);
         let error = read_error(&mut w.tool, &back).unwrap().expect("a reason");
-        assert!(error.contains(key) || error.contains("kept-hash"), "{error}");
+        assert!(error.contains(reason), "{error}");
     }
-}
-
-#[test]
-fn a_guest_that_changes_its_mind_without_end_is_written_down_now_and_then() {
-    let mut w = World::new(1, all);
-    w.settle();
-    let begin = w.woken();
-    for n in 0..2000_u32 {
-        let nic = w.nic();
-        if n % 2 == 0 {
-            nic.join(OTHER).unwrap()
-        } else {
-            assert!(nic.leave(OTHER))
-        }
-        w.settle_rings();
-        w.now += std::time::Duration::from_millis(1);
-    }
-    let woken = w.woken() - begin;
-    assert!((15..=22).contains(&woken), "{woken} times in two seconds");
-    assert!(w.stats(0).controls(CtrlStatus::Success) > 0);
-    // The last word is not lost for that.
-    w.nic().join(OTHER).unwrap();
-    w.settle_rings();
-    w.now += std::time::Duration::from_secs(1);
-    w.tick();
-    assert!(w.woken() > begin + woken);
-    w.settle();
-    let back = w.addr.backend_path();
-    assert_eq!(read_kept_groups(&mut w.tool, &back).unwrap(), [GROUP, OTHER]);
 }
 
 #[test]

@@ -162,10 +162,12 @@ pub struct ServeArgs {
     /// Where requests in flight are recorded for the daemon that takes over; a directory of root's alone
     #[arg(long, value_name = "DIR", default_value = RECORDS)]
     pub records: PathBuf,
-    /// For every disk, as far as its own words do not say otherwise: iops=1000,bps=50M,direct and
-    /// the like, with commas between (docs/disks.md has all)
+    /// For every disk that does not say otherwise: iops=1000,direct and the like (see docs/disks.md)
     #[arg(long, value_name = "OPTIONS", value_parser = disk_options, default_value = "")]
     pub disk_options: DiskOptions,
+    #[command(flatten)]
+    /// How many pages may be kept mapped.
+    pub mappings: crate::serve::MappingArgs,
     /// Where the log goes, instead of standard error
     #[arg(long, value_name = "PATH")]
     pub log: Option<PathBuf>,

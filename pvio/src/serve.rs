@@ -6,7 +6,7 @@ use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::{Failure, say};
 use crate::served::Served;
-use pvio_blkback::Config;
+use pvio_blkback::{Config, MappingBudgets};
 use pvio_grant_table::DomId;
 use pvio_xen_linux::XenDomain;
 use pvio_xenbus::XsError;
@@ -51,6 +51,23 @@ impl Host {
     }
 }
 
+/// How many pages of guests may be kept mapped.
+#[derive(Debug, Clone, clap::Args)]
+pub struct MappingArgs {
+    /// Pages of guests that disks keep mapped, in all (persistent grants); half of vm.max_map_count if left out
+    #[arg(long, value_name = "PAGES")]
+    mappings: Option<usize>,
+    /// The same, of one guest; half of those in all if left out
+    #[arg(long, value_name = "PAGES")]
+    guest_mappings: Option<usize>,
+}
+
+impl MappingArgs {
+    fn budgets(&self) -> MappingBudgets {
+        MappingBudgets::with(self.mappings, self.guest_mappings)
+    }
+}
+
 /// Serves until told to stop.
 ///
 /// # Errors
@@ -81,6 +98,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         records: Some(records),
         disks,
         disk_options: args.disk_options.clone(),
+        mappings: args.mappings.budgets(),
         nic_policy: args.nic_policy,
         nic_queues: args.queues,
         site: args.nics.site()?.into(),

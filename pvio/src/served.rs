@@ -2,6 +2,7 @@
 
 use crate::disks::vdev::Vdev;
 use pvio_blkback::Vbd;
+use pvio_grant_table::policy::MappingBudget;
 use pvio_netback::Vif;
 use pvio_netback::port::knobs::Knobs;
 use pvio_ring::proto::netif::CtrlStatus;
@@ -18,6 +19,7 @@ pub struct Served(Arc<Mutex<BTreeMap<DeviceAddr, Seen>>>);
 #[derive(Debug, Clone)]
 pub struct Seen {
     knobs: Option<Arc<Knobs>>,
+    mappings: Option<Arc<MappingBudget>>,
     queues: Vec<Counters>,
 }
 
@@ -37,14 +39,16 @@ pub trait Visible {
 impl<P: crate::driver::Platform> Visible for Vbd<P, pvio_blkback::host::ImageServer> {
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Disk(Arc::clone(stats)));
-        Seen { knobs: None, queues: queues.collect() }
+        let mappings = self.mapping_budget().cloned();
+        Seen { knobs: None, mappings, queues: queues.collect() }
     }
 }
 
 impl<P: crate::driver::Platform> Visible for Vif<P, pvio_netback::host::TapServer> {
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Nic(Arc::clone(stats)));
-        Seen { knobs: Some(Arc::clone(self.server().knobs())), queues: queues.collect() }
+        let knobs = Some(Arc::clone(self.server().knobs()));
+        Seen { knobs, mappings: None, queues: queues.collect() }
     }
 }
 
@@ -76,11 +80,15 @@ impl Served {
     #[must_use]
     pub fn counters(&self) -> Vec<Value> {
         let told = |(addr, seen): (&DeviceAddr, &Seen)| {
-            json!({
+            let mut device = json!({
                 "device": name(*addr),
                 "path": addr.backend_path(),
                 "queues": seen.queues.iter().map(Counters::told).collect::<Vec<_>>(),
-            })
+            });
+            if let Some(guest) = &seen.mappings {
+                device["kept-pages"] = told_budgets(guest);
+            }
+            device
         };
         self.lock().iter().map(told).collect()
     }
@@ -124,6 +132,12 @@ impl Counters {
         }
         Value::Object(all)
     }
+}
+
+/// Pages kept mapped: of the device's guest and of the process, and how many may be.
+fn told_budgets(guest: &Arc<MappingBudget>) -> Value {
+    let of = |budget: &MappingBudget| json!({ "used": budget.used(), "most": budget.most() });
+    json!({ "guest": of(guest), "process": guest.within().map(|process| of(process)) })
 }
 
 /// What a device is called: a NIC as Linux calls the host's end, whatever that is named here

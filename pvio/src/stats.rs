@@ -120,6 +120,15 @@ fn paragraph(device: &Value, counters: &Counters) -> String {
     let queues = device["queues"].as_array().map_or(0, Vec::len);
     let mut lines =
         format!("{}  {}  queues {queues}", text(device, "device"), text(device, "path"));
+    for whose in ["guest", "process"] {
+        let kept = &device["kept-pages"][whose];
+        if let (Some(used), Some(most)) = (kept["used"].as_u64(), kept["most"].as_u64())
+            && used > 0
+        {
+            lines +=
+                &format!("\n  {:<28} {used:>16} of {most}", format!("kept-pages of the {whose}"));
+        }
+    }
     for (name, n) in counters.iter().filter(|(_, n)| **n != 0) {
         lines += &format!("\n  {name:<28} {n:>16}");
     }
@@ -140,6 +149,10 @@ mod tests {
         let all = sum(&device);
         assert_eq!(all, Counters::from([("reads".into(), 3), ("refused empty".into(), 3)]));
         let told = paragraph(&device, &all);
+        let mut budgeted = device.clone();
+        budgeted["kept-pages"] = json!({ "guest": { "used": 5, "most": 9 }, "process": null });
+        let line = paragraph(&budgeted, &all);
+        assert!(line.contains("kept-pages of the guest") && line.contains("5 of 9"), "{line}");
         assert!(told.starts_with("vbd1.xvda  /x  queues 2\n"), "{told}");
         assert_eq!(told.lines().count(), 3);
     }

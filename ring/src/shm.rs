@@ -29,6 +29,8 @@ mod heap;
 #[cfg(feature = "alloc")]
 mod private;
 mod slots;
+#[cfg(feature = "alloc")]
+mod watched;
 mod words;
 
 #[cfg(feature = "alloc")]
@@ -36,6 +38,8 @@ pub use heap::HeapMemory;
 #[cfg(feature = "alloc")]
 pub use private::{PoolMemory, PrivatePage};
 pub(crate) use slots::{IndexWord, RingMemory, SlotBytes, SlotRoom};
+#[cfg(feature = "alloc")]
+pub use watched::Watched;
 
 use crate::slot::Slot;
 use core::ptr::NonNull;
@@ -151,6 +155,15 @@ pub trait Region: SharedMemory {
         let ptr = self.place_mut::<u32>(offset)?;
         // SAFETY: as for `store_u32`.
         let word = unsafe { AtomicU32::from_ptr(ptr) };
+        Some(word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire))
+    }
+
+    /// Compares and exchanges a `u64`; `Some(Ok(old))` when it was exchanged.
+    #[inline]
+    fn compare_exchange_u64(&self, offset: usize, old: u64, new: u64) -> Option<Result<u64, u64>> {
+        let ptr = self.place_mut::<u64>(offset)?;
+        // SAFETY: as for `store_u32`.
+        let word = unsafe { AtomicU64::from_ptr(ptr) };
         Some(word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire))
     }
 

@@ -1,12 +1,12 @@
-//! A disk on a block device that can discard.
+//! A disk in a file or on a block device that is written.
 //!
-//! What moves data and what flushes goes through io_uring ([`UringEngine`]). Discards are done by
-//! threads: the calls for them block until the device is done, and io_uring has the plain one from
-//! Linux 6.12 on, the secure one never.
+//! What moves data goes through io_uring ([`UringEngine`]). Flushes are done by a thread for all queues
+//! ([`flusher`](super::flusher)). Discards of a block device are done by threads too: the calls for them
+//! block until the device is done, and io_uring has the plain one from Linux 6.12 on, the secure one never.
 
 use super::offload::{Executor, Offload};
 use super::uring::{UringEngine, Watch};
-use super::wait::WaitEngine;
+use super::wait::{WaitEngine, sooner};
 use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::sync::Arc;
 use core::time::Duration;
@@ -18,23 +18,27 @@ use std::os::fd::OwnedFd;
 /// Such a disk, for one queue. To be used by the thread that made it.
 pub struct DeviceEngine<B: IoBuf> {
     data: UringEngine<B>,
-    discards: Offload<B>,
+    blocking: Offload<B>,
+    /// Whether discards are done there too.
+    discards: bool,
 }
 
 impl<B: IoBuf + SharedMemory> DeviceEngine<B> {
-    /// `data` does everything but discards, which `discards` does, `depth` at a time.
+    /// `data` does everything but flushes, and discards if they are `blocking` too: those `executor` does,
+    /// `depth` at a time.
     ///
     /// # Errors
     /// What the system says when it has no descriptor to give.
     pub fn new(
         mut data: UringEngine<B>,
-        discards: Arc<dyn Executor>,
+        executor: Arc<dyn Executor>,
+        discards: bool,
         depth: u32,
     ) -> io::Result<Self> {
-        let discards = Offload::new(discards, data.geometry(), depth)?;
+        let blocking = Offload::new(executor, data.geometry(), depth)?;
         // Only so that a wait ends: what is over is taken whenever there is a reaping.
-        data.watch(discards.completions()?);
-        Ok(Self { data, discards })
+        data.watch(blocking.completions()?);
+        Ok(Self { data, blocking, discards })
     }
 }
 
@@ -45,7 +49,8 @@ impl<B: IoBuf + SharedMemory> BlockEngine<B> for DeviceEngine<B> {
 
     fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
         match io {
-            Io::Discard { .. } => self.discards.submit(tag, io, segments),
+            Io::Flush => self.blocking.submit(tag, io, segments),
+            Io::Discard { .. } if self.discards => self.blocking.submit(tag, io, segments),
             _ => self.data.submit(tag, io, segments),
         }
     }
@@ -55,17 +60,17 @@ impl<B: IoBuf + SharedMemory> BlockEngine<B> for DeviceEngine<B> {
     }
 
     fn kick(&mut self) {
-        self.discards.kick();
+        self.blocking.kick();
         self.data.kick();
     }
 
     fn look_again(&self) -> Option<Duration> {
-        self.data.look_again()
+        sooner(self.data.look_again(), self.blocking.look_again())
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {
         self.data.reap(done);
-        self.discards.reap(done);
+        self.blocking.reap(done);
     }
 }
 

@@ -2,6 +2,7 @@
 //! often can be changed while it runs; where nothing is planned, that costs one look at a flag.
 
 use super::clock::Clock;
+use super::lists::SpareLists;
 use super::uring::Watch;
 use super::wait::{WaitEngine, sooner};
 use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
@@ -84,13 +85,13 @@ pub struct Faults<B, E, C> {
     due: Vec<Duration>,
     /// What is over and not yet due.
     over: Vec<(u32, Result<(), EngineError>, Segments<B>)>,
-    lists: Vec<Segments<B>>,
+    lists: SpareLists<B>,
 }
 
 impl<B, E, C: Clock> Faults<B, E, C> {
     /// The engine, with a plan. Two queues of a disk want two seeds.
     pub fn new(engine: E, switch: Arc<FaultSwitch>, seed: u64, clock: C) -> Self {
-        let (due, over, lists) = (Vec::new(), Vec::new(), Vec::new());
+        let (due, over, lists) = (Vec::new(), Vec::new(), SpareLists::default());
         Self { engine, switch, clock, random: seed, due, over, lists }
     }
 
@@ -137,8 +138,7 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Faults<B, E, C> {
         if !self.fails(&plan, io) {
             return self.engine.submit(tag, io, segments);
         }
-        let mut list = self.lists.pop().unwrap_or_default();
-        list.append(segments);
+        let list = self.lists.list(segments);
         self.over.push((tag, Err(EngineError::Os(plan.errno)), list));
         Ok(())
     }
@@ -167,13 +167,13 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Faults<B, E, C> {
             self.due.clear();
             for (tag, result, mut segments) in self.over.drain(..) {
                 done(tag, result, &mut segments);
+                self.lists.keep(segments);
             }
             return self.engine.reap(done);
         }
         let Self { engine, over, lists, .. } = self;
         engine.reap(&mut |tag, result, segments| {
-            let mut list = lists.pop().unwrap_or_default();
-            list.append(segments);
+            let list = lists.list(segments);
             over.push((tag, result, list));
         });
         let now = self.clock.now();
@@ -185,8 +185,7 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Faults<B, E, C> {
             }
             let (tag, result, mut segments) = self.over.swap_remove(i);
             done(tag, result, &mut segments);
-            segments.clear();
-            self.lists.push(segments);
+            self.lists.keep(segments);
         }
     }
 }

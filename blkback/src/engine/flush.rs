@@ -22,7 +22,7 @@ use {
 #[derive(Default)]
 pub struct FlushState {
     failed: AtomicBool,
-    /// Held for the length of a flush: the kernel reports an error to one of several at a time.
+    /// Held by those that flush alone.
     #[cfg(feature = "std")]
     turn: Mutex<()>,
     #[cfg(feature = "std")]
@@ -50,25 +50,38 @@ impl FlushState {
 
 #[cfg(feature = "std")]
 impl FlushState {
-    /// Calls `listener` when the first flush fails, from the thread that sees it fail. Only the first
-    /// listener is kept.
+    /// Calls `listener` when the first flush fails, from the thread that sees it fail; at once if one has
+    /// failed already. Only the first listener is kept.
     pub fn on_failure(&self, listener: impl Fn() + Send + Sync + 'static) {
         // One that comes second is a mistake of the caller's, and changes nothing.
-        let _ = self.listener.set(Box::new(listener));
+        if self.listener.set(Box::new(listener)).is_ok()
+            && self.has_failed()
+            && let Some(listener) = self.listener.get()
+        {
+            listener();
+        }
     }
 
-    /// Flushes by `sync`, which covers every write that completed before the call. One caller at a time.
-    /// An interrupted `sync` is repeated.
+    /// Flushes by `sync`, which is repeated if it is interrupted. The caller sees to it that the same open
+    /// file is not flushed twice at a time: only one of the two would see an error.
     ///
     /// # Errors
     /// The error of `sync`, which is remembered; `EIO` if a flush failed before.
     pub fn flush(&self, sync: impl FnMut() -> io::Result<()>) -> io::Result<()> {
         const EIO: i32 = 5;
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if self.has_failed() {
             return Err(io::Error::from_raw_os_error(EIO));
         }
         retry::blocking(sync).inspect_err(|_| self.mark_failed())
+    }
+
+    /// The same, for callers that know nothing of each other: one after the other.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    pub fn flush_alone(&self, sync: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.flush(sync)
     }
 }
 

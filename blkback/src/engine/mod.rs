@@ -15,7 +15,7 @@
 //! |---|---|---|
 //! | [`mem::MemEngine`] | private memory of one queue; done at once | nothing (`no_std`) |
 //! | [`uring::UringEngine`] | a file or block device, through io_uring | feature `std` |
-//! | [`device::DeviceEngine`] | the same, for a device that can discard, which threads do | feature `std` |
+//! | [`device::DeviceEngine`] | the same, with threads that flush, and discard where only blocking calls can | feature `std` |
 //! | [`ram::RamEngine`] | memory that queues share; done at once | feature `std` |
 //! | [`offload::Offload`] | wherever an executor keeps it: [`pool::Pool`] (a format's library), [`nbd::NbdLink`] (a server) | feature `std` |
 //!
@@ -35,6 +35,10 @@ pub mod device;
 #[cfg(feature = "std")]
 pub mod faults;
 pub mod flush;
+#[cfg(feature = "std")]
+pub mod flusher;
+#[cfg(feature = "std")]
+mod lists;
 pub mod mem;
 #[cfg(feature = "std")]
 pub mod nbd;

@@ -2,7 +2,7 @@
 
 use super::offload::{Executor, Job};
 use super::store::{Store, engine_error};
-use super::{EngineError, Io};
+use super::{EngineError, Io, retry};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -69,7 +69,11 @@ fn serve(jobs: &Receiver<Job>, store: &dyn Store, broken: &AtomicBool) {
             job.finish(Err(EngineError::Os(EIO)));
             continue;
         }
-        let result = catch_unwind(AssertUnwindSafe(|| perform(store, job.io, &mut job.data)));
+        let result = catch_unwind(AssertUnwindSafe(|| match job.io {
+            // Whoever flushes tries again by itself, once for all that wait for it.
+            Io::Flush => store.flush(),
+            io => retry::blocking(|| perform(store, io, &mut job.data)),
+        }));
         let result = result.unwrap_or_else(|_| {
             broken.store(true, Ordering::Release);
             tracing::error!("an image's library panicked; every further operation fails");

@@ -1,5 +1,6 @@
 //! A disk in memory, shared by its queues, done at once. What was never written takes no memory.
 
+use super::lists::SpareLists;
 use super::store::Store;
 use super::{BlockEngine, Discard, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::boxed::Box;
@@ -187,19 +188,18 @@ impl fmt::Debug for RamDisk {
 }
 
 /// An engine over one, for one queue.
-#[derive(Debug)]
 pub struct RamEngine<B> {
     disk: Arc<RamDisk>,
     geometry: Geometry,
     done: VecDeque<(u32, Result<(), EngineError>, Segments<B>)>,
-    lists: Vec<Segments<B>>,
+    lists: SpareLists<B>,
 }
 
 impl<B> RamEngine<B> {
     /// An engine for any number of operations at a time.
     #[must_use]
     pub fn new(disk: Arc<RamDisk>, geometry: Geometry) -> Self {
-        Self { disk, geometry, done: VecDeque::new(), lists: Vec::new() }
+        Self { disk, geometry, done: VecDeque::new(), lists: SpareLists::default() }
     }
 }
 
@@ -221,8 +221,7 @@ impl<B: SharedMemory> BlockEngine<B> for RamEngine<B> {
                 self.disk.forget(bytes(sector), bytes(sectors), false)
             }
         };
-        let mut list = self.lists.pop().unwrap_or_default();
-        list.append(segments);
+        let list = self.lists.list(segments);
         self.done.push_back((tag, result, list));
         Ok(())
     }
@@ -232,8 +231,7 @@ impl<B: SharedMemory> BlockEngine<B> for RamEngine<B> {
     fn reap(&mut self, done: &mut Done<'_, B>) {
         for (tag, result, mut list) in self.done.drain(..) {
             done(tag, result, &mut list);
-            list.clear();
-            self.lists.push(list);
+            self.lists.keep(list);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! A disk as plain blocking calls: what an image format's library offers. A
 //! [`Pool`](super::pool::Pool) of threads makes an engine of it.
 
-use super::EngineError;
+use super::{EngineError, FlushState};
+use alloc::sync::Arc;
 use pvio_blockdev::Forget;
 use rustix::fs::{FallocateFlags, fallocate};
 use std::fs::File;
@@ -28,6 +29,12 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// Whatever the image says.
     fn flush(&self) -> io::Result<()>;
+
+    /// What knows whether a flush has failed, for a store that flushes by itself too, so that one thing is on
+    /// its medium before another.
+    fn flush_state(&self) -> Option<Arc<FlushState>> {
+        None
+    }
 
     /// This range is not needed any more.
     ///

@@ -11,11 +11,12 @@ mod limits;
 
 pub use limits::Limits;
 
+use super::wait::sooner;
 use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use crate::image::IoMode;
 use alloc::vec::Vec;
 use pvio_ring::shm::PoolMemory;
-use pvio_uring::{Done as Over, FileId, IoBuf, PrivateBuf, Uring, whole};
+use pvio_uring::{Backoff, Done as Over, FileId, IoBuf, PrivateBuf, Uring, whole};
 use rustix::fs::{OFlags, fcntl_getfl};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -39,11 +40,13 @@ pub struct UringEngine<B: IoBuf> {
     geometry: Geometry,
     /// Whether the image is opened around the page cache (`O_DIRECT`).
     direct: bool,
-    /// What each tag is to move, to tell short transfers.
-    transfers: Vec<Transfer>,
+    /// What each tag is to do, and how far that is.
+    operations: Vec<Operation>,
     watches: Vec<Watched>,
-    /// Short transfers to go on with.
+    /// Operations to go on with: short transfers, and those that were interrupted.
     rest: Vec<(u32, Segments<B>)>,
+    /// The same, but not before a moment.
+    paused: Vec<(Instant, u32, Segments<B>)>,
 }
 
 struct Polled<B: IoBuf> {
@@ -52,15 +55,21 @@ struct Polled<B: IoBuf> {
     limits: Limits,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Transfer {
-    /// Byte offset in the image of what is not moved yet.
-    at: u64,
+#[derive(Clone, Copy)]
+struct Operation {
+    io: Io,
     /// Bytes moved by now.
     moved: u32,
     /// Bytes not moved yet; 0 for what moves no data.
     left: u32,
-    write: bool,
+    /// Of interruptions since anything was done.
+    backoff: Backoff,
+}
+
+impl Operation {
+    fn new(io: Io, left: u32) -> Self {
+        Self { io, moved: 0, left, backoff: Backoff::default() }
+    }
 }
 
 struct Watched {
@@ -101,9 +110,10 @@ impl<B: IoBuf> UringEngine<B> {
             polled: None,
             geometry,
             direct,
-            transfers: (0..depth).map(|_| Transfer::default()).collect(),
+            operations: (0..depth).map(|_| Operation::new(Io::Flush, 0)).collect(),
             watches: Vec::new(),
             rest: Vec::new(),
+            paused: Vec::new(),
         }
     }
 
@@ -140,6 +150,7 @@ impl<B: IoBuf> UringEngine<B> {
     /// # Errors
     /// What `io_uring_enter` says.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let timeout = sooner(timeout, self.next_attempt());
         for (i, watch) in self.watches.iter_mut().enumerate().filter(|(_, w)| !w.armed) {
             watch.armed = self.uring.poll_readable(watch.file, WATCH + i as u64).is_ok();
         }
@@ -158,21 +169,45 @@ impl<B: IoBuf> UringEngine<B> {
         self.watches.get_mut(watch.0).is_some_and(|w| core::mem::take(&mut w.fired))
     }
 
+    /// Begins an operation, or what is left of it.
     fn go(&mut self, tag: u32, segments: &mut Segments<B>) -> Result<(), Full> {
-        let Some(t) = self.transfers.get(tag as usize).copied() else { return Err(Full) };
-        let (skip, token) = (t.moved as usize, u64::from(tag));
+        let Some(&operation) = self.operations.get(tag as usize) else { return Err(Full) };
+        let Operation { io, moved, left, .. } = operation;
+        let (skip, token) = (moved as usize, u64::from(tag));
+        let bytes = |sectors: u64| sectors.wrapping_mul(512);
+        let at = |sector| bytes(sector).wrapping_add(u64::from(moved));
+        let (at, write) = match io {
+            Io::Read { sector } => (at(sector), false),
+            Io::Write { sector } => (at(sector), true),
+            other => {
+                let (mode, sector, sectors) = match other {
+                    Io::Discard { sector, sectors, secure: true } => (UNKNOWN, sector, sectors),
+                    Io::Discard { sector, sectors, .. } => (PUNCH_HOLE, sector, sectors),
+                    Io::WriteZeroes { sector, sectors } => (ZERO_RANGE, sector, sectors),
+                    _ => return self.uring.sync_data(self.image, token).map_err(|_| Full),
+                };
+                let (at, len) = (bytes(sector), bytes(sectors));
+                return self.uring.allocate(self.image, mode, at, len, token).map_err(|_| Full);
+            }
+        };
         let (uring, image) = match &mut self.polled {
-            Some(polled) if polled.limits.take(t.at, t.left.into(), segments) => {
+            Some(polled) if polled.limits.take(at, left.into(), segments) => {
                 (&mut polled.uring, polled.image)
             }
             _ => (&mut self.uring, self.image),
         };
-        let begun = if t.write {
-            uring.write_rest(image, t.at, skip, segments.drain(..), token)
+        let begun = if write {
+            uring.write_rest(image, at, skip, segments.drain(..), token)
         } else {
-            uring.read_rest(image, t.at, skip, segments.drain(..), token)
+            uring.read_rest(image, at, skip, segments.drain(..), token)
         };
         begun.map_err(|_| Full)
+    }
+
+    /// When the next paused operation goes on, as a time from now.
+    fn next_attempt(&self) -> Option<Duration> {
+        let due = self.paused.iter().map(|(due, ..)| *due).min()?;
+        Some(due.saturating_duration_since(Instant::now()))
     }
 }
 
@@ -230,33 +265,15 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
     }
 
     fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
-        let Some(transfer) = self.transfers.get_mut(tag as usize) else { return Err(Full) };
+        let Some(operation) = self.operations.get_mut(tag as usize) else { return Err(Full) };
         if self.uring.free_slots() == 0 {
             return Err(Full);
         }
-        let (sector, write) = match io {
-            Io::Read { sector } => (sector, false),
-            Io::Write { sector } => (sector, true),
-            Io::Flush => {
-                *transfer = Transfer::default();
-                return self.uring.sync_data(self.image, u64::from(tag)).map_err(|_| Full);
-            }
-            Io::Discard { sector, sectors, secure } => {
-                *transfer = Transfer::default();
-                let (at, len) = (sector.wrapping_mul(512), sectors.wrapping_mul(512));
-                let mode = if secure { UNKNOWN } else { PUNCH_HOLE };
-                let begun = self.uring.allocate(self.image, mode, at, len, u64::from(tag));
-                return begun.map_err(|_| Full);
-            }
-            Io::WriteZeroes { sector, sectors } => {
-                *transfer = Transfer::default();
-                let (at, len) = (sector.wrapping_mul(512), sectors.wrapping_mul(512));
-                let begun = self.uring.allocate(self.image, ZERO_RANGE, at, len, u64::from(tag));
-                return begun.map_err(|_| Full);
-            }
+        let left = match io {
+            Io::Read { .. } | Io::Write { .. } => segments.iter().map(|s| s.len).sum::<usize>(),
+            _ => 0,
         };
-        let left = segments.iter().map(|s| s.len).sum::<usize>() as u32;
-        *transfer = Transfer { at: sector.wrapping_mul(512), moved: 0, left, write };
+        *operation = Operation::new(io, left as u32);
         self.go(tag, segments)
     }
 
@@ -285,8 +302,12 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
         }
     }
 
+    fn look_again(&self) -> Option<Duration> {
+        self.next_attempt()
+    }
+
     fn reap(&mut self, done: &mut Done<'_, B>) {
-        let Self { uring, polled, transfers, watches, rest, .. } = self;
+        let Self { uring, polled, operations, watches, rest, paused, .. } = self;
         let mut settle = |d: Over<'_, B>| {
             let Ok(tag) = u32::try_from(d.token) else {
                 let index = usize::try_from(d.token - WATCH).unwrap_or(usize::MAX);
@@ -295,19 +316,24 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
                 }
                 return;
             };
-            let Some(transfer) = transfers.get_mut(tag as usize) else { return };
+            let Some(operation) = operations.get_mut(tag as usize) else { return };
             match d.result {
-                Err(e) if e == EAGAIN || e == EINTR => {
-                    rest.push((tag, d.segments.drain(..).collect()))
-                }
+                Err(e) if is_transient(e) => match operation.backoff.pause() {
+                    None => done(tag, Err(EngineError::Os(e)), d.segments),
+                    Some(Duration::ZERO) => rest.push((tag, d.segments.drain(..).collect())),
+                    Some(pause) => {
+                        let due = Instant::now() + pause;
+                        paused.push((due, tag, d.segments.drain(..).collect()));
+                    }
+                },
                 Err(e) if e == EOPNOTSUPP => done(tag, Err(EngineError::Unsupported), d.segments),
                 Err(e) => done(tag, Err(EngineError::Os(e)), d.segments),
-                Ok(n) if n >= transfer.left => done(tag, Ok(()), d.segments),
+                Ok(n) if n >= operation.left => done(tag, Ok(()), d.segments),
                 Ok(0) => done(tag, Err(EngineError::Short), d.segments),
                 Ok(n) => {
-                    transfer.at = transfer.at.wrapping_add(u64::from(n));
-                    transfer.moved += n;
-                    transfer.left -= n;
+                    operation.moved += n;
+                    operation.left -= n;
+                    operation.backoff.reset();
                     rest.push((tag, d.segments.drain(..).collect()));
                 }
             }
@@ -317,6 +343,11 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
             // The kernel finishes nothing of these while nobody asks; `wait` reports what fails.
             let _ = polled.uring.look();
             polled.uring.reap(&mut settle);
+        }
+        if !self.paused.is_empty() {
+            let now = Instant::now();
+            let due = self.paused.extract_if(.., |(due, ..)| *due <= now);
+            self.rest.extend(due.map(|(_, tag, segments)| (tag, segments)));
         }
         for (tag, mut segments) in core::mem::take(&mut self.rest) {
             if self.go(tag, &mut segments).is_err() {
@@ -333,9 +364,15 @@ const ZERO_RANGE: i32 = 16 | 1;
 /// The kernel says of it that it is not supported, and does nothing: what is wiped of a file may be
 /// elsewhere on its medium still.
 const UNKNOWN: i32 = 1 << 30;
-const EINTR: i32 = 4;
 const EAGAIN: i32 = 11;
 const EOPNOTSUPP: i32 = 95;
+
+/// Whether an operation is to be tried again: it was interrupted (`EINTR`, or what a file system returns so
+/// that a system call is begun again, `ERESTARTSYS` to `ERESTART_RESTARTBLOCK`), or could not be done just
+/// then.
+const fn is_transient(error: i32) -> bool {
+    matches!(error, 4 | EAGAIN | 512..=514 | 516)
+}
 
 #[cfg(test)]
 mod tests;

@@ -43,6 +43,7 @@ pub use spec::{Spec, SpecError};
 use crate::engine::clock::Monotonic;
 use crate::engine::device::DeviceEngine;
 use crate::engine::faults::{FaultSwitch, Faults};
+use crate::engine::flusher::{Flushed, Flusher};
 use crate::engine::nbd::{NbdLink, NbdOptions};
 use crate::engine::offload::{Blocking, Executor, Offload};
 use crate::engine::pool::Pool;
@@ -87,6 +88,8 @@ pub struct Image {
     kept: Kept,
     geometry: Geometry,
     flushes: Arc<FlushState>,
+    /// What flushes a disk that is written and not only in memory.
+    flusher: Option<Arc<Flusher>>,
     /// One for all engines, as what they share is measured by it.
     clock: Monotonic,
     share: Option<Arc<Share>>,
@@ -134,6 +137,19 @@ impl Kept {
     }
 }
 
+impl Kept {
+    /// What is to be called to flush it, if it is not only in memory.
+    fn flushing(&self) -> io::Result<Option<Arc<dyn Store>>> {
+        Ok(Some(match self {
+            // The same open file: its error is this one's to see.
+            Self::File { file, .. } => Arc::new(FileStore::new(file.try_clone()?)?),
+            Self::Nbd(link) => Arc::new(Blocking(link.clone())),
+            Self::Pool(pool) => Arc::new(Blocking(pool.clone())),
+            Self::Ram(_) | Self::Store(_) => return Ok(None),
+        }))
+    }
+}
+
 impl Image {
     /// Opens and locks a raw image.
     ///
@@ -158,19 +174,30 @@ impl Image {
         policy: &ReferencePolicy,
     ) -> Result<Self, ImageError> {
         let (kept, geometry) = open(spec, options, policy)?;
-        let flushes = Arc::default();
+        let other = |error| ImageError::Other { path: format!("{spec}").into(), error };
+        let flushes: Arc<FlushState> = Arc::default();
         let kept = match kept {
             Kept::Store(store) => {
-                let pool = Pool::start("disk", POOL, store);
-                let other = |error| ImageError::Other { path: format!("{spec}").into(), error };
-                Kept::Pool(Arc::new(pool.map_err(other)?))
+                if let Some(inner) = store.flush_state() {
+                    let outer = Arc::clone(&flushes);
+                    inner.on_failure(move || outer.mark_failed());
+                }
+                Kept::Pool(Arc::new(Pool::start("disk", POOL, store).map_err(other)?))
             }
             other => other,
+        };
+        let flusher = match (geometry.read_only, kept.flushing().map_err(other)?) {
+            (false, Some(store)) => {
+                let flusher = Flusher::start(store, Arc::clone(&flushes)).map_err(other)?;
+                Some(Arc::new(flusher))
+            }
+            _ => None,
         };
         Ok(Self {
             kept,
             geometry,
             flushes,
+            flusher,
             clock: Monotonic::default(),
             share: None,
             faults: None,
@@ -275,23 +302,31 @@ impl Image {
     where
         B: IoBuf + SharedMemory,
     {
-        let executor: Arc<dyn Executor> = match &self.kept {
+        let flushed = |others: Arc<dyn Executor>| -> Arc<dyn Executor> {
+            match &self.flusher {
+                Some(flusher) => Arc::new(Flushed::new(Arc::clone(flusher), others)),
+                None => others,
+            }
+        };
+        let executor = match &self.kept {
             Kept::File { file, discards } => {
                 let image = file.try_clone()?.into();
                 let engine = UringEngine::with(image, self.geometry, depth, self.io)?;
                 let engine = engine.polling_within(self.limits);
-                return match discards.clone() {
-                    None => self.wrap(engine),
-                    Some(discards) => self.wrap(DeviceEngine::new(engine, discards, depth)?),
+                let executor: Arc<dyn Executor> = match (discards.clone(), self.flusher.clone()) {
+                    (Some(discards), _) => flushed(discards),
+                    (None, Some(flusher)) => flusher,
+                    (None, None) => return self.wrap(engine),
                 };
+                return self.wrap(DeviceEngine::new(engine, executor, discards.is_some(), depth)?);
             }
             Kept::Ram(disk) => {
                 let engine = RamEngine::new(Arc::clone(disk), self.geometry);
                 return self.wrap(Waiting::new(engine, None)?);
             }
             Kept::Store(_) => return Err(io::ErrorKind::Unsupported.into()),
-            Kept::Nbd(link) => link.clone(),
-            Kept::Pool(pool) => pool.clone(),
+            Kept::Nbd(link) => flushed(link.clone()),
+            Kept::Pool(pool) => flushed(pool.clone()),
         };
         let engine = Offload::new(executor, self.geometry, depth)?;
         let completions = engine.completions()?;

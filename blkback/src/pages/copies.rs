@@ -3,15 +3,25 @@
 use super::{Finished, Pages, StepError};
 use crate::stats::Stats;
 use alloc::vec::Vec;
+use core::ops::Range;
 use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantRef, GrantStatus};
 use pvio_ring::shm::{Either, SharedMemory};
 
 impl<M: SharedMemory> Pages<M> {
-    /// Takes a page of our own for each that is beyond those that are kept, and copies in what is
+    /// Takes a page of our own for each of these that is beyond those that are kept, and copies in what is
     /// to be written to the disk, in one call.
-    pub(super) fn copy_in<P: GrantCopier>(&mut self, grants: &P, frontend: DomId, stats: &Stats) {
+    pub(super) fn copy_in<P: GrantCopier>(
+        &mut self,
+        range: Range<usize>,
+        grants: &P,
+        frontend: DomId,
+        stats: &Stats,
+    ) {
+        self.pool.fill(self.most);
         let Self { wanted, found, places, pool, .. } = self;
         places.clear();
+        let wanted = wanted.get(range.clone()).unwrap_or_default();
+        let found = found.get_mut(range).unwrap_or_default();
         let mut ops = recycle(core::mem::take(&mut self.ops));
         let mut next = None;
         let pages = wanted.iter().zip(found.iter_mut()).enumerate();

@@ -4,7 +4,7 @@
 use super::Buf;
 use alloc::sync::Arc;
 use core::time::Duration;
-use pvio_grant_table::policy::Keep;
+use pvio_grant_table::policy::{Keep, MappingBudget, MappingPermit};
 use pvio_grant_table::{DomId, GrantRef};
 use pvio_ring::shm::Either;
 
@@ -21,17 +21,26 @@ const PART: usize = 20;
 /// Mapped pages of one frontend. A page in use by a request is shared with it and cannot go.
 #[derive(Debug)]
 pub(super) struct Kept<M> {
-    pages: Keep<Arc<M>>,
+    pages: Keep<Cached<M>>,
+    budget: Arc<MappingBudget>,
     /// How many may go at a time to make room.
     step: usize,
     /// A page was not kept for want of room since room was last made.
     wanted: bool,
 }
 
+/// A page that stays mapped.
+#[derive(Debug)]
+struct Cached<M> {
+    page: Arc<M>,
+    /// Given back after the page is unmapped.
+    _permit: MappingPermit,
+}
+
 impl<M> Kept<M> {
-    /// Room for `most` pages.
-    pub fn new(most: usize) -> Self {
-        Self { pages: Keep::new(most), step: most.div_ceil(PART), wanted: false }
+    /// Room for `most` pages, of which no more are kept than the budget has left.
+    pub fn new(most: usize, budget: Arc<MappingBudget>) -> Self {
+        Self { pages: Keep::new(most), budget, step: most.div_ceil(PART), wanted: false }
     }
 
     /// How many are mapped.
@@ -42,22 +51,29 @@ impl<M> Kept<M> {
     /// The page of a reference, if it is mapped.
     #[inline]
     pub fn get(&mut self, frontend: DomId, gref: GrantRef) -> Option<Arc<M>> {
-        self.pages.get(frontend, gref).map(|page| Arc::clone(page))
+        self.pages.get(frontend, gref).map(|cached| Arc::clone(&cached.page))
     }
 
-    /// Whether there is room for one more. That there was none is remembered.
+    /// Room for one more, if there is any here and in the budget. That there was none is remembered.
     #[inline]
-    pub fn has_room(&mut self) -> bool {
-        let full = self.pages.is_full();
-        self.wanted |= full;
-        !full
+    pub fn room(&mut self) -> Option<MappingPermit> {
+        let room = if self.pages.is_full() { None } else { self.budget.take() };
+        self.wanted |= room.is_none();
+        room
     }
 
     /// Takes a page that was just mapped, for which there is room, and gives it to its first user.
-    pub fn insert(&mut self, frontend: DomId, gref: GrantRef, page: M) -> Buf<M> {
+    pub fn insert(
+        &mut self,
+        frontend: DomId,
+        gref: GrantRef,
+        page: M,
+        room: MappingPermit,
+    ) -> Buf<M> {
         let page = Arc::new(page);
+        let cached = Cached { page: Arc::clone(&page), _permit: room };
         // If it were not taken it would go with its user.
-        let _ = self.pages.insert(frontend, gref, Arc::clone(&page));
+        let _ = self.pages.insert(frontend, gref, cached);
         Either::B(Either::A(page))
     }
 
@@ -72,7 +88,7 @@ impl<M> Kept<M> {
         if now == before {
             return 0;
         }
-        let idle = |page: &Arc<M>| Arc::strong_count(page) == 1;
+        let idle = |cached: &Cached<M>| Arc::strong_count(&cached.page) == 1;
         let mut gone = match now.checked_sub(UNUSED) {
             Some(long_ago) => self.pages.retire(long_ago, usize::MAX, idle),
             None => 0,
@@ -100,10 +116,8 @@ mod tests {
     impl Kept<u32> {
         /// Keeps a page and lets go of it, if there is room.
         fn put(&mut self, gref: u32) -> bool {
-            self.has_room() && {
-                drop(self.insert(FRONT, GrantRef(gref), gref));
-                true
-            }
+            let room = self.room();
+            room.map(|room| drop(self.insert(FRONT, GrantRef(gref), gref, room))).is_some()
         }
 
         fn has(&mut self, gref: u32) -> bool {
@@ -117,7 +131,7 @@ mod tests {
 
     #[test]
     fn what_is_used_stays_and_what_is_not_makes_room_a_twentieth_at_a_time() {
-        let mut kept = Kept::new(100);
+        let mut kept = Kept::new(100, MappingBudget::unlimited());
         assert!((0..100).all(|gref| kept.put(gref)));
         // Nobody wanted room: nothing goes.
         assert_eq!((kept.tick(intervals(5)), kept.len()), (0, 100));
@@ -136,7 +150,7 @@ mod tests {
 
     #[test]
     fn where_all_is_used_nothing_goes() {
-        let mut kept = Kept::new(3);
+        let mut kept = Kept::new(3, MappingBudget::unlimited());
         assert!((1..=3).all(|gref| kept.put(gref)));
         for now in 1..100 {
             assert!(!kept.put(4));
@@ -147,7 +161,7 @@ mod tests {
 
     #[test]
     fn those_not_used_for_longest_go_first() {
-        let (mut kept, mut ages) = (Kept::new(40), Vec::new());
+        let (mut kept, mut ages) = (Kept::new(40, MappingBudget::unlimited()), Vec::new());
         // How many intervals before the end they are used for the last time. Two go at a time.
         for (age, gref) in [5, 50, 250, 50, 5, 250].into_iter().zip(0..) {
             ages.push((age, gref));
@@ -164,9 +178,23 @@ mod tests {
     }
 
     #[test]
+    fn budget_that_is_spent_is_as_no_room_and_what_goes_is_given_back() {
+        let budget = MappingBudget::new(3);
+        let [mut one, mut other] = [(); 2].map(|()| Kept::new(40, Arc::clone(&budget)));
+        assert!(one.put(1) && one.put(2) && other.put(3));
+        assert!(!one.put(4) && !other.put(5));
+        // Idle pages make room.
+        assert_eq!((one.tick(intervals(300)), one.len(), budget.used()), (2, 0, 1));
+        assert!(other.put(5));
+        drop(other);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
     fn what_a_request_uses_stays() {
-        let mut kept = Kept::new(2);
-        let first = kept.insert(FRONT, GrantRef(1), 1);
+        let mut kept = Kept::new(2, MappingBudget::unlimited());
+        let room = kept.room().unwrap();
+        let first = kept.insert(FRONT, GrantRef(1), 1, room);
         assert!(kept.put(2) && !kept.put(3));
         assert_eq!(kept.tick(intervals(UNUSED * 2)), 1);
         assert!(kept.has(1) && !kept.has(2));
@@ -177,7 +205,7 @@ mod tests {
 
     #[test]
     fn only_what_was_long_unused_expires() {
-        let mut kept = Kept::new(8);
+        let mut kept = Kept::new(8, MappingBudget::unlimited());
         assert!((1..=4).all(|gref| kept.put(gref)));
         kept.tick(intervals(UNUSED / 2));
         assert!(kept.has(2));

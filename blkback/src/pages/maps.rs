@@ -8,7 +8,7 @@ use pvio_grant_table::{Access, DomId, GrantMapper};
 use pvio_ring::shm::{Either, SharedMemory};
 
 impl<M: SharedMemory> Pages<M> {
-    /// Maps the pages of one request, in one call.
+    /// Maps the pages of one request, in one call. Whether the host could: if not, none is mapped.
     pub(super) fn map_all<P>(
         &mut self,
         range: Range<usize>,
@@ -16,69 +16,95 @@ impl<M: SharedMemory> Pages<M> {
         frontend: DomId,
         stats: &Stats,
         out: &mut Segments<Buf<M>>,
-    ) where
+    ) -> bool
+    where
         P: GrantMapper<Mapping = M>,
     {
         let wanted = self.wanted.get(range).unwrap_or_default();
-        let Some(first) = wanted.first() else { return };
+        let Some(first) = wanted.first() else { return true };
+        let (before, mut exhausted) = (out.len(), false);
         self.grefs.clear();
         self.grefs.extend(wanted.iter().map(|want| want.segment.gref));
         stats.mapped_pages.add(wanted.len() as u64);
         grants.map_each(frontend, &self.grefs, first.access(), &mut |i, mapped| {
+            exhausted |= mapped.as_ref().is_err_and(|status| status.is_exhaustion());
             if let (Ok(page), Some(want)) = (mapped, wanted.get(i)) {
                 out.push(want.over(Either::A(page)));
             }
         });
+        if exhausted {
+            out.truncate(before);
+        }
+        !exhausted
     }
 
-    /// Maps the pages of one request that are not kept, in one call.
+    /// Maps the pages of one request that are not kept, in one call. Whether the host could: if not, none
+    /// of them is mapped.
     pub(super) fn map_rest<P>(
         &mut self,
         range: Range<usize>,
         grants: &P,
         frontend: DomId,
         stats: &Stats,
-    ) where
+    ) -> bool
+    where
         P: GrantMapper<Mapping = M>,
     {
         let wanted = self.wanted.get(range.clone()).unwrap_or_default();
-        let found = self.found.get_mut(range).unwrap_or_default();
+        let found = self.found.get_mut(range.clone()).unwrap_or_default();
         let mut beyond = wanted.iter().zip(found).filter(|(want, _)| want.beyond);
+        let mut exhausted = false;
         self.grefs.clear();
         self.grefs.extend(wanted.iter().filter(|want| want.beyond).map(|want| want.segment.gref));
-        let Some(first) = wanted.first().filter(|_| !self.grefs.is_empty()) else { return };
+        let Some(first) = wanted.first().filter(|_| !self.grefs.is_empty()) else {
+            return true;
+        };
         stats.mapped_pages.add(self.grefs.len() as u64);
         // They are reported in order.
         grants.map_each(frontend, &self.grefs, first.access(), &mut |_, mapped| {
+            exhausted |= mapped.as_ref().is_err_and(|status| status.is_exhaustion());
             if let Some((_, buf)) = beyond.next() {
                 *buf = mapped.ok().map(Either::A);
             }
         });
+        if exhausted {
+            let found = self.found.get_mut(range).unwrap_or_default();
+            let beyond = wanted.iter().zip(found).filter(|(want, _)| want.beyond);
+            beyond.for_each(|(_, buf)| *buf = None);
+        }
+        !exhausted
     }
 
-    /// Finds what is mapped already, and maps others to keep them as long as there is room.
+    /// Finds what is mapped already, and maps others to keep them as long as there is room: here, in the
+    /// budget, and in the host.
     pub(super) fn find_or_keep<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
     where
         P: GrantMapper<Mapping = M>,
     {
         let Self { wanted, found, kept, .. } = self;
-        let (mut mapped, mut reused) = (0, 0);
+        let (mut mapped, mut reused, mut unmappable) = (0, 0, 0);
         for (want, buf) in wanted.iter_mut().zip(found.iter_mut()) {
             let gref = want.segment.gref;
             want.beyond = false;
             if let Some(page) = kept.get(frontend, gref) {
                 reused += 1;
                 *buf = Some(Either::B(Either::A(page)));
-            } else if kept.has_room() {
+            } else if let Some(room) = kept.room() {
                 mapped += 1;
                 // To be written, too: the next request that uses the page may read.
-                let page = grants.map(frontend, core::slice::from_ref(&gref), Access::ReadWrite);
-                *buf = page.ok().map(|page| kept.insert(frontend, gref, page));
+                match grants.map(frontend, core::slice::from_ref(&gref), Access::ReadWrite) {
+                    Ok(page) => *buf = Some(kept.insert(frontend, gref, page, room)),
+                    Err(status) => {
+                        want.beyond = status.is_exhaustion();
+                        unmappable += u64::from(want.beyond);
+                    }
+                }
             } else {
                 want.beyond = true;
             }
         }
         stats.mapped_pages.add(mapped);
         stats.reused_pages.add(reused);
+        stats.unmappable_pages.add(unmappable);
     }
 }

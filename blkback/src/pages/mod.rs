@@ -10,14 +10,16 @@
 //! mapped together ([`GrantMapper::map_each`]), and a page must be unmapped when its request is
 //! answered: so a request's pages are one call, and a page that is kept is one by itself.
 //!
-//! When as many pages are kept as may be, what is kept stays, and pages beyond are mapped for their
-//! request or copied, as the [path](DataPath) says. By and by those make room that nobody uses.
+//! When as many pages are kept as may be, by the queue or by the [budget](MappingBudget) of its guest and its
+//! process, what is kept stays, and pages beyond are mapped for their request or copied, as the
+//! [path](DataPath) says. By and by those make room that nobody uses. Data of a page that the host cannot map,
+//! for want of room, is copied on every path.
 //!
 //! # Memory
 //! What a guest can make a queue hold at a time is bounded, whatever the length of its ring:
-//! - guest pages in use by requests: [`PAGES_MOST`] (16 MiB of the guest's own memory), or where
-//!   data [may be copied](DataPath::copies) as many as the pool has of ours, [`POOL_MOST`] (8 MiB)
-//!   at most. A request that would need more waits for others to finish;
+//! - guest pages in use by requests: [`PAGES_MOST`] (8 MiB of the guest's own memory). A request that would
+//!   need more waits for others to finish;
+//! - pages of ours that their data is copied through: as many. They are made when data is first copied;
 //! - guest pages kept mapped: [`kept_most`], 4224 (16.5 MiB of the guest's own memory) at most, with
 //!   at most 150 bytes of ours for each;
 //! - lists: some 1000 bytes for each page in use (the engine's among them), 2 KiB for each slot.
@@ -39,16 +41,16 @@ use core::ops::Range;
 use core::time::Duration;
 use kept::Kept;
 use pool::Pool;
+use pvio_grant_table::policy::MappingBudget;
 use pvio_grant_table::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef};
 use pvio_ring::IoSeg;
 use pvio_ring::proto::blkif::{Indirect, RefusalReason, Segment};
 use pvio_ring::shm::{Either, PoolMemory, PrivatePage, SharedMemory};
 use tables::Tables;
 
-/// Most guest pages that all requests of a queue use at a time.
-pub const PAGES_MOST: usize = 4096;
-/// Most pages of our own a queue that copies has.
-pub const POOL_MOST: usize = 2048;
+/// Most guest pages that all requests of a queue use at a time, and most pages of our own it has, so that
+/// any request it takes can be copied.
+pub const PAGES_MOST: usize = 2048;
 /// Pages of those that are made known to the kernel, and so in memory for good: the first, which
 /// are used before others. 2 MiB, 32 requests of 64 KiB.
 pub const REGISTERED_MOST: usize = 512;
@@ -121,7 +123,8 @@ pub(crate) struct Finished {
 #[derive(Debug)]
 pub(crate) struct Pages<M> {
     path: DataPath,
-    /// Pages that requests may use besides those they use now.
+    /// Pages that requests may use, and those they may use besides those they use now.
+    most: usize,
     free: usize,
     pool: Pool,
     kept: Kept<M>,
@@ -140,16 +143,18 @@ pub(crate) struct Pages<M> {
 }
 
 impl<M: SharedMemory> Pages<M> {
-    /// For a queue of `slots` requests of at most `segments` pages each.
-    pub fn new(path: DataPath, slots: usize, segments: usize) -> Self {
+    /// For a queue of `slots` requests of at most `segments` pages each. No more pages are kept mapped than
+    /// the budget has left.
+    pub fn new(path: DataPath, slots: usize, segments: usize, budget: &Arc<MappingBudget>) -> Self {
         let all = slots.saturating_mul(segments);
-        let most = most_pages(path);
-        let free = all.min(most).max(segments.min(most));
+        let most = all.min(PAGES_MOST).max(segments.min(PAGES_MOST));
+        let kept = if path.keeps() { kept_most(slots) } else { 0 };
         Self {
             path,
-            free,
-            pool: Pool::new(if path.copies() { free } else { 0 }),
-            kept: Kept::new(if path.keeps() { kept_most(slots) } else { 0 }),
+            most,
+            free: most,
+            pool: Pool::new(if path.copies() { most } else { 0 }),
+            kept: Kept::new(kept, Arc::clone(budget)),
             wanted: Vec::new(),
             tables: Tables::default(),
             found: Vec::new(),
@@ -196,11 +201,10 @@ impl<M: SharedMemory> Pages<M> {
         if path.keeps() {
             tables.keep(grants, frontend, stats, kept);
         }
-        if path.copies() {
-            tables.copy(grants, frontend, stats, ops);
-        } else {
+        if !path.copies() {
             tables.map(grants, frontend, stats);
         }
+        tables.copy(grants, frontend, stats, ops);
     }
 
     /// Asks for the pages of an indirect request, whose segments were read; if `check` lets them
@@ -257,7 +261,7 @@ impl<M: SharedMemory> Pages<M> {
         }
         // Otherwise each request maps what is not kept.
         if self.path.copies() {
-            self.copy_in(grants, frontend, stats);
+            self.copy_in(0..self.wanted.len(), grants, frontend, stats);
         }
     }
 
@@ -276,15 +280,21 @@ impl<M: SharedMemory> Pages<M> {
         out: &mut Segments<Buf<M>>,
     ) -> bool
     where
-        P: GrantMapper<Mapping = M>,
+        P: GrantMapper<Mapping = M> + GrantCopier,
     {
         let before = out.len();
-        if self.path == DataPath::Map {
-            self.map_all(range.clone(), grants, frontend, stats, out);
-        } else {
-            if !self.path.copies() {
-                self.map_rest(range.clone(), grants, frontend, stats);
-            }
+        let mapped = match self.path {
+            DataPath::Map => self.map_all(range.clone(), grants, frontend, stats, out),
+            DataPath::PersistentOrMap => self.map_rest(range.clone(), grants, frontend, stats),
+            DataPath::Copy | DataPath::PersistentOrCopy => true,
+        };
+        if !mapped {
+            let count = range.clone().filter(|n| self.wanted.get(*n).is_some_and(|w| w.beyond));
+            stats.unmappable_pages.add(count.count() as u64);
+            self.found.resize_with(self.wanted.len(), || None);
+            self.copy_in(range.clone(), grants, frontend, stats);
+        }
+        if self.path != DataPath::Map || !mapped {
             let wanted = self.wanted.get(range.clone()).unwrap_or_default();
             let found = self.found.get_mut(range.clone()).unwrap_or_default();
             let had = wanted.iter().zip(found);
@@ -325,7 +335,7 @@ impl<M: SharedMemory> Pages<M> {
     ) {
         let first = self.returned.len();
         self.returned.append(segments);
-        let to_copy = into_guest && result.is_ok() && self.path.copies();
+        let to_copy = into_guest && result.is_ok() && !self.pool.is_empty();
         let copy = first..if to_copy { self.returned.len() } else { first };
         let result = result.map_err(StepError::Engine);
         self.finished.push(Finished { tag, result, copy, copies: 0 });
@@ -341,7 +351,7 @@ impl<M: SharedMemory> Pages<M> {
         if finished.is_empty() {
             return finished;
         }
-        if self.path.copies() {
+        if !self.pool.is_empty() {
             self.copy_out(grants, frontend, &mut finished, stats);
         }
         let mut returned = core::mem::take(&mut self.returned);
@@ -378,11 +388,6 @@ impl<M: SharedMemory> Pages<M> {
     }
 }
 
-/// Most pages in use at a time, and so in one request.
-pub(crate) const fn most_pages(path: DataPath) -> usize {
-    if path.copies() { POOL_MOST } else { PAGES_MOST }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -404,16 +409,17 @@ mod tests {
         // For each slot: lists of 16 segments, the request, its tags; for each page kept: an entry,
         // up to two places it is found by, and the mapping with its counts.
         let slot = 16 * (segment + 16) + 256;
-        let kept = 32 + 2 * 4 + size_of::<Mapping>() + 16;
+        let kept = 40 + 2 * 4 + size_of::<Mapping>() + 16;
         // For each page of ours: itself, its value, a bit, and what it stands for.
         let own = 4096 + size_of::<Option<PrivatePage>>() + 1 + 4;
         for path in DataPath::ALL {
-            let pool = if path.copies() { POOL_MOST * own } else { 0 };
+            // Also of what is mapped, where the host can map no more.
+            let pool = PAGES_MOST * own;
             let kept = if path.keeps() { kept_most(1024) * kept } else { 0 };
-            let lists = most_pages(path) * (ours + engines) + spare + 1032 * slot;
+            let lists = PAGES_MOST * (ours + engines) + spare + 1032 * slot;
             let all = pool + lists + kept;
             std::println!("{path}: {} KiB", all >> 10);
-            assert!(all < 16 << 20);
+            assert!(all < 14 << 20);
         }
     }
 

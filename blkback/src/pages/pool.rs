@@ -29,6 +29,18 @@ pub(super) struct Pool {
 }
 
 impl Pool {
+    /// Makes as many pages, if there are none yet.
+    pub fn fill(&mut self, count: usize) {
+        if self.is_empty() {
+            *self = Self::new(count);
+        }
+    }
+
+    /// Whether there are no pages, free or in use.
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
     /// As many pages, all free. The system gives memory only for those that are used.
     pub fn new(count: usize) -> Self {
         if count == 0 {

@@ -76,21 +76,24 @@ impl Tables {
             if let Some(memory) = kept.get(frontend, page.gref) {
                 stats.reused_pages.add(1);
                 page.read_from(&*memory, &mut self.raw);
-            } else if kept.has_room() {
+            } else if let Some(room) = kept.room() {
                 stats.mapped_pages.add(1);
                 let grefs = core::slice::from_ref(&page.gref);
                 match grants.map(frontend, grefs, Access::ReadWrite) {
                     Ok(memory) => {
-                        let memory = kept.insert(frontend, page.gref, memory);
+                        let memory = kept.insert(frontend, page.gref, memory, room);
                         page.read_from(&memory, &mut self.raw);
                     }
+                    // It is read in another way.
+                    Err(status) if status.is_exhaustion() => {}
                     Err(_) => page.state = State::Failed,
                 }
             }
         }
     }
 
-    /// Maps the pages that are left for as long as it takes to read them.
+    /// Maps the pages that are left for as long as it takes to read them. Those that cannot be mapped for
+    /// want of room are left.
     pub fn map<P: GrantMapper>(&mut self, grants: &P, frontend: DomId, stats: &Stats) {
         let Self { raw, pages, grefs } = self;
         grefs.clear();
@@ -105,6 +108,7 @@ impl Tables {
             let Some(page) = pages.next() else { return };
             match mapped {
                 Ok(memory) => page.read_from(&memory, raw),
+                Err(status) if status.is_exhaustion() => {}
                 Err(_) => page.state = State::Failed,
             }
         });

@@ -192,7 +192,10 @@ where
             barrier: None,
             jobs: Vec::with_capacity(slots as usize),
             unread: Vec::new(),
-            pages: Pages::new(parts.data_path, slots as usize, most),
+            pages: {
+                let budget = parts.disk.mapping_budget();
+                Pages::new(parts.data_path, slots as usize, most, budget)
+            },
             segments: Vec::with_capacity(MAX_SEGMENTS),
             held: Vec::with_capacity(MAX_SEGMENTS),
             parts,

@@ -10,3 +10,4 @@ mod limits;
 mod refusals;
 mod refusals_by_reason;
 mod rig;
+mod unmappable;

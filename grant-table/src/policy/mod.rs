@@ -8,14 +8,18 @@
 //! | [`Mapped`] | maps every page, copies, unmaps them | page table changes, and flushing them from every processor | nothing |
 //! | [`Kept`] | maps a page when it is first used, and keeps it | the copy | **the peer's promise**: [`GrantsStay`] |
 //!
-//! [`Keep`] is what is kept, for it and for devices that do I/O to mapped pages.
+//! [`MappingBudget`] bounds what is kept, by a guest and by a process. [`Keep`] is what is kept, for it and for devices that do I/O to mapped pages.
 
+#[cfg(feature = "alloc")]
+mod budget;
 #[cfg(feature = "alloc")]
 mod keep;
 #[cfg(feature = "alloc")]
 mod kept;
 mod mapped;
 
+#[cfg(feature = "alloc")]
+pub use budget::{MappingBudget, MappingPermit};
 #[cfg(feature = "alloc")]
 pub use keep::Keep;
 #[cfg(feature = "alloc")]

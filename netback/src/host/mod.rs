@@ -21,6 +21,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::Ipv4Addr;
 use other::Other;
+use pvio_recordfile::{RecordDir, RecordFile};
 use pvio_uring::PrivateBuf;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::ToolstackBack;
@@ -76,6 +77,7 @@ pub struct TapServer {
     said: NicOptions,
     /// What the queues of the session wake each other by, if it has a control ring.
     mail: Vec<OwnedFd>,
+    records: Option<RecordDir>,
 }
 
 impl TapServer {
@@ -97,6 +99,7 @@ impl TapServer {
             knobs,
             said,
             mail: Vec::new(),
+            records: None,
         }
     }
 
@@ -104,6 +107,13 @@ impl TapServer {
     #[must_use]
     pub fn within(self, site: Arc<Site>) -> Self {
         Self { site, ..self }
+    }
+
+    /// The same, whose sessions another process can take over: it finds their in-flight records in the
+    /// same directory.
+    #[must_use]
+    pub fn recorded_in(self, records: RecordDir) -> Self {
+        Self { records: Some(records), ..self }
     }
 
     /// What can be changed while the vif is served, and looked at.
@@ -165,6 +175,26 @@ where
 {
     type Buf = PrivateBuf;
     type Running = Worker;
+    type Record = RecordFile;
+
+    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<RecordFile, Fault> {
+        let failed =
+            |e: io::Error| Fault::new("record-file", format!("in-flight record {device}: {e}"));
+        match &self.records {
+            Some(dir) if resumed => dir.existing(device, len).map_err(failed),
+            Some(dir) => dir.create(device, len).map_err(failed),
+            None if resumed => {
+                Err(Fault::new("record-missing", "no in-flight records are kept here"))
+            }
+            None => RecordFile::private(len).map_err(failed),
+        }
+    }
+
+    fn remove_record(&mut self, device: &str) {
+        if let Some(Err(error)) = self.records.as_ref().map(|dir| dir.remove(device)) {
+            tracing::warn!(device, %error, "the in-flight record is not removed");
+        }
+    }
 
     fn max_queues(&self) -> u32 {
         let theirs = self.other.as_ref().and_then(Other::queues);
@@ -192,10 +222,6 @@ where
             wakers.push(Arc::new(wake) as Waker);
         }
         Ok(wakers)
-    }
-
-    fn waker(&self) -> Waker {
-        Arc::clone(&self.wake)
     }
 
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
@@ -230,7 +256,7 @@ where
         &mut self,
         index: usize,
         name: &str,
-        queue: Queue<P, PrivateBuf>,
+        queue: Queue<P, PrivateBuf, RecordFile>,
     ) -> Result<Worker, Fault> {
         let (wake, carrier) = (Arc::clone(&self.wake), Arc::clone(&self.carrier));
         let tell = move |news| match news {

@@ -16,6 +16,7 @@ use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use pvio_ring::shm::SharedMemory;
 use pvio_uring::PrivateBuf;
 use pvio_xenbus::driver::Fault;
 use std::io;
@@ -91,16 +92,17 @@ impl Other {
     }
 
     /// Starts the worker of a queue; its answer is the system's.
-    pub fn start<P>(
+    pub fn start<P, R>(
         &mut self,
         index: usize,
-        (name, queue, mail): (&str, Queue<P, PrivateBuf>, Option<OwnedFd>),
+        (name, queue, mail): (&str, Queue<P, PrivateBuf, R>, Option<OwnedFd>),
         knobs: Arc<Knobs>,
         tell: impl FnMut(News) + Send + 'static,
     ) -> Result<io::Result<Worker>, Fault>
     where
         P: Platform + Send + 'static,
         P::Channel: AsFd,
+        R: SharedMemory + Clone + Send + Sync + 'static,
     {
         Ok(match self {
             Self::Switch { socket, .. } => {

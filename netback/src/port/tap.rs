@@ -218,11 +218,16 @@ impl Tap {
 
     /// Each packet carries a header in front, and blank checksums pass both ways.
     fn set_header(&self) -> Result<(), TapError> {
+        self.set_header_size(VNET_HEADER)?;
+        self.set_unsegmented(false, false)
+    }
+
+    /// For all queues of the interface.
+    pub(super) fn set_header_size(&self, size: usize) -> Result<(), TapError> {
         const TUNSETVNETHDRSZ: Opcode = 0x4004_54d8;
         // SAFETY: the request reads an `int`.
-        let size = unsafe { Setter::<TUNSETVNETHDRSZ, i32>::new(VNET_HEADER as i32) };
-        run(&self.file, size).map_err(|_| TapError::Unsupported("packet header"))?;
-        self.set_unsegmented(false, false)
+        let size = unsafe { Setter::<TUNSETVNETHDRSZ, i32>::new(size as i32) };
+        run(&self.file, size).map_err(|_| TapError::Unsupported("packet header"))
     }
 }
 

@@ -36,7 +36,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_ring::IoSeg;
-use pvio_uring::{FileId, PrivateBuf, Uring};
+use pvio_uring::{Backoff, FileId, PrivateBuf, Uring};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -77,6 +77,11 @@ pub struct TapPort {
     reads: Reads,
     watches: Watches,
     stats: Arc<Stats>,
+    now: Duration,
+    /// Of reads that failed since one did not.
+    backoff: Backoff,
+    /// No read is begun before this time: those before failed.
+    paused: Option<Duration>,
     /// Why the tap cannot be read any more.
     broken: Option<i32>,
 }
@@ -165,12 +170,16 @@ impl TapPort {
             reads: Reads::new(tries),
             watches: Watches::new(WATCH),
             stats,
+            now: Duration::ZERO,
+            backoff: Backoff::default(),
+            paused: None,
             broken: None,
         })
     }
 
     fn reap(&mut self) {
-        let Self { uring, out, inward, received, held, reads, watches, stats, broken, .. } = self;
+        let Self { uring, out, inward, received, held, reads, watches, stats, .. } = self;
+        let (broken, backoff, mut errors) = (&mut self.broken, &mut self.backoff, 0_usize);
         uring.reap(|done| match done.token {
             READ | TRY => {
                 reads.standing = reads.standing.saturating_sub(usize::from(done.token == READ));
@@ -178,6 +187,7 @@ impl TapPort {
                 match done.result {
                     Ok(len) => match parse(buf, FRAME_AT, len as usize) {
                         Ok(packet) => {
+                            backoff.reset();
                             *held = held.saturating_add(packet.len);
                             received.push_back(packet);
                         }
@@ -191,7 +201,13 @@ impl TapPort {
                         match errno {
                             EINTR | EAGAIN => reads.failed = reads.failed.saturating_add(1),
                             EOPNOTSUPP if done.token == TRY => reads.tries = false,
-                            errno => *broken = Some(errno),
+                            errno if is_gone(errno) => *broken = Some(errno),
+                            _ => {
+                                // The kernel has dropped the packet.
+                                stats.drop_one(DropReason::RxPort);
+                                reads.failed = reads.failed.saturating_add(1);
+                                errors = errors.saturating_add(1);
+                            }
                         }
                     }
                 }
@@ -204,6 +220,10 @@ impl TapPort {
             }
             token => watches.done(token),
         });
+        if errors > 0 {
+            let pause = self.backoff.pause_for_ever();
+            self.paused = (!pause.is_zero()).then(|| self.now.saturating_add(pause));
+        }
     }
 
     /// Lets reads and watches stand ready that should.
@@ -222,7 +242,7 @@ impl TapPort {
 
     /// Reads a packet, if there is a buffer to spare and what came before was asked for.
     fn read(&mut self, token: u64) -> bool {
-        if self.held >= HELD || self.inward.len() <= SPARE {
+        if self.held >= HELD || self.inward.len() <= SPARE || self.paused.is_some() {
             return false;
         }
         let Some(buf) = self.inward.pop() else { return false };
@@ -234,6 +254,13 @@ impl TapPort {
         };
         read.is_ok()
     }
+}
+
+/// Whether an error of a read says that the descriptor leads to no tap any more: its interface was removed
+/// (`EBADFD`), or it is none (`EBADF`, `ENODEV`, `ENXIO`). Others are about one packet, or pass. A read that
+/// waits while the interface is removed fails by `EFAULT`, and the next by `EBADFD`.
+const fn is_gone(errno: i32) -> bool {
+    matches!(errno, 6 | 9 | 19 | 77)
 }
 
 const EINTR: i32 = 4;
@@ -347,6 +374,15 @@ impl NetPort for TapPort {
             tracing::debug!(%error, "cannot submit to the tap");
         }
     }
+
+    fn turn(&mut self, now: Duration) {
+        self.now = now;
+        self.paused = self.paused.filter(|until| *until > now);
+    }
+
+    fn deadline(&self) -> Option<Duration> {
+        self.paused
+    }
 }
 
 impl PacketBuf for PrivateBuf {
@@ -358,3 +394,6 @@ impl PacketBuf for PrivateBuf {
         self.as_mut_slice()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,39 +1,43 @@
 //! The control ring. It is served with the first queue, by whoever serves that.
 
-use super::hash::{HASH_MAPPING_MAX, HashConfig};
-use super::notes::Notes;
-use super::siblings::{ORDERS, Order, Outcome, Siblings};
+use super::hash::HASH_MAPPING_MAX;
+use super::setup::{Setup, SetupLog};
+use super::siblings::{Order, Outcome, Siblings};
 use super::staged::STAGED_MAX;
-use crate::fault::Fault;
+use crate::fault::{AttachError, Fault};
 use crate::port::PacketBuf;
 use crate::stats::Stats;
 use alloc::boxed::Box;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use pvio_event_channel::{EventChannel, EventError};
 use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantRef, GrantStatus};
+use pvio_ring::BackRing;
+use pvio_ring::inflight::RecordError;
 use pvio_ring::proto::netif::{
     CTRL_SLOT_SIZE, CtrlAsk, CtrlRequest, CtrlResponse, CtrlStatus, GREF_ENTRIES_MAX,
     GREF_ENTRY_SIZE, GrefEntry, GrefList, HASH_KEY_MAX,
 };
 use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
-use pvio_ring::{BackRing, RingFault};
 
+/// Its name in errors.
+const RING: &str = "control";
 /// Requests served between two looks at everything else.
 const AT_ONCE: usize = 16;
 
-/// The control ring and what was set up over it.
-pub(super) struct Control<M, C> {
+/// The control ring and what was set up over it. Requests are carried out one after the other.
+pub(super) struct Control<M, C, R> {
     ring: BackRing<M>,
     channel: C,
-    hash: HashConfig,
+    setup: Setup,
+    log: SetupLog<R>,
     /// What stands in a page of the guest's: keys, mappings, lists.
     page: Box<[u8]>,
-    /// Requests that a queue is at work on.
-    ordered: usize,
+    /// A queue is at work on a request.
+    ordered: bool,
     /// Whether guests may have pages kept mapped.
     stages: bool,
-    notes: Option<Arc<Notes>>,
+    /// The guest is to be notified of responses.
+    notify: bool,
 }
 
 /// What comes of a request: an answer, or an order to a queue whose outcome is the answer.
@@ -56,23 +60,48 @@ pub(super) struct Around<'a, G, B> {
     pub stats: &'a Stats,
 }
 
-impl<M: SharedMemory, C: EventChannel> Control<M, C> {
-    pub fn attach(mem: M, channel: C, queues: usize, stages: bool) -> Result<Self, RingFault> {
-        let ring = BackRing::attach(mem, CTRL_SLOT_SIZE)?;
+impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
+    /// Attaches to a control ring for so many queues. If the session is resumed, goes on where the
+    /// record says that its last backend was.
+    pub fn attach(
+        memory: M,
+        channel: C,
+        queues: usize,
+        stages: bool,
+        (section, resumed): (R, bool),
+    ) -> Result<Self, AttachError> {
+        let unusable = |fault| AttachError::Ring { ring: RING, fault };
+        let inconsistent = |error| AttachError::Record { ring: RING, error };
+        let mut ring = BackRing::attach(memory, CTRL_SLOT_SIZE).map_err(unusable)?;
+        let mut log = SetupLog::new(section, queues).map_err(inconsistent)?;
+        let produced = ring.produced();
+        let (mut setup, mut notify) = (Setup::new(queues, produced.into()), false);
+        if resumed {
+            setup = log.read(queues).map_err(inconsistent)?;
+            let served = setup.served as u32;
+            match served.wrapping_sub(produced) {
+                0 => {}
+                // Killed between the record of it and its publication.
+                1 => {
+                    ring.resume(1).map_err(unusable)?;
+                    notify = show(&mut ring, &setup.response);
+                }
+                _ => {
+                    let answered = served.wrapping_sub(1);
+                    let error = RecordError::Producer { produced, answered, done: 1 };
+                    return Err(inconsistent(error));
+                }
+            }
+        } else {
+            log.commit(&setup);
+        }
         let page = alloc::vec![0; PAGE_SIZE].into_boxed_slice();
-        let hash = HashConfig::new(queues);
-        Ok(Self { ring, channel, hash, page, ordered: 0, stages, notes: None })
+        Ok(Self { ring, channel, setup, log, page, ordered: false, stages, notify })
     }
 
-    /// What was set up before, by another process's word.
-    pub fn restore<B: PacketBuf>(&mut self, hash: HashConfig, siblings: &Siblings<B>) {
-        self.hash = hash;
-        siblings.set_hash(&self.hash);
-    }
-
-    /// Notes what the guest sets up from now on.
-    pub fn keep(&mut self, notes: &Arc<Notes>) {
-        self.notes = Some(Arc::clone(notes));
+    /// What was set up of a session that is resumed.
+    pub const fn setup(&self) -> &Setup {
+        &self.setup
     }
 
     pub const fn channel(&self) -> &C {
@@ -85,7 +114,7 @@ impl<M: SharedMemory, C: EventChannel> Control<M, C> {
         around: &Around<'_, impl GrantCopier, B>,
     ) -> Result<(), Fault> {
         for _ in 0..AT_ONCE {
-            if self.ordered >= ORDERS {
+            if self.ordered {
                 break;
             }
             let Some(mut slot) = self.ring.pop().map_err(Fault::CtrlRing)? else { break };
@@ -93,7 +122,7 @@ impl<M: SharedMemory, C: EventChannel> Control<M, C> {
             let request = CtrlRequest::read(&mut slot).unwrap_or_default();
             match self.serve(request, around) {
                 Done::Now(status, data) => self.answer(request, status, data, around.stats),
-                Done::Later => self.ordered = self.ordered.saturating_add(1),
+                Done::Later => self.ordered = true,
             }
         }
         Ok(())
@@ -102,7 +131,8 @@ impl<M: SharedMemory, C: EventChannel> Control<M, C> {
     /// Answers a request that a queue has carried out.
     pub fn finish<B>(&mut self, outcome: Outcome, around: &Around<'_, impl GrantCopier, B>) {
         let Outcome { order, mut status, data } = outcome;
-        self.ordered = self.ordered.saturating_sub(1);
+        self.ordered = false;
+        self.note(&order, status);
         if !order.adds {
             let bytes = order.list.iter().flat_map(|entry| entry.to_bytes());
             let filled = self.page.iter_mut().zip(bytes).map(|(place, byte)| *place = byte).count();
@@ -115,19 +145,31 @@ impl<M: SharedMemory, C: EventChannel> Control<M, C> {
         self.answer(order.request, status, data, around.stats);
     }
 
-    /// Shows the guest what was answered, and wakes it if it asked for that.
-    pub fn publish(&mut self) -> Result<(), EventError> {
-        if self.ring.publish() { self.channel.notify() } else { Ok(()) }
+    /// Wakes the guest if responses were published and it asked for that.
+    pub fn notify(&mut self) -> Result<(), EventError> {
+        if core::mem::take(&mut self.notify) { self.channel.notify() } else { Ok(()) }
+    }
+
+    /// Enters what a queue has mapped or unmapped.
+    fn note(&mut self, order: &Order, status: CtrlStatus) {
+        let Some(staged) = self.setup.staged.get_mut(order.queue) else { return };
+        for entry in &order.list {
+            if order.adds && status == CtrlStatus::Success {
+                staged.insert(entry.gref, entry.read_only);
+            } else if !order.adds {
+                staged.remove(&entry.gref);
+            }
+        }
     }
 
     /// Whether the worker may sleep as far as this ring is concerned.
     pub fn may_sleep(&mut self) -> Result<bool, Fault> {
         // The outcome of an order wakes.
-        Ok(self.ordered >= ORDERS || !self.ring.final_check().map_err(Fault::CtrlRing)?)
+        Ok(self.ordered || !self.ring.final_check().map_err(Fault::CtrlRing)?)
     }
 
     pub fn has_work(&mut self) -> Result<bool, Fault> {
-        Ok(self.ordered < ORDERS && self.ring.has_requests().map_err(Fault::CtrlRing)?)
+        Ok(!self.ordered && self.ring.has_requests().map_err(Fault::CtrlRing)?)
     }
 
     fn serve<B: PacketBuf>(
@@ -138,7 +180,7 @@ impl<M: SharedMemory, C: EventChannel> Control<M, C> {
         let Some(ask) = request.ask() else { return CtrlStatus::NotSupported.into() };
         let status = match ask {
             CtrlAsk::GetHashFlags => {
-                return match self.hash.types_there_are() {
+                return match self.setup.hash.types_there_are() {
                     Ok(types) => Done::Now(CtrlStatus::Success, types),
                     Err(status) => status.into(),
                 };
@@ -146,10 +188,10 @@ impl<M: SharedMemory, C: EventChannel> Control<M, C> {
             CtrlAsk::GetHashMappingSize => {
                 return Done::Now(CtrlStatus::Success, HASH_MAPPING_MAX as u32);
             }
-            CtrlAsk::SetHashAlgorithm(algorithm) => self.hash.set_algorithm(algorithm),
-            CtrlAsk::SetHashFlags(types) => self.hash.set_types(types),
+            CtrlAsk::SetHashAlgorithm(algorithm) => self.setup.hash.set_algorithm(algorithm),
+            CtrlAsk::SetHashFlags(types) => self.setup.hash.set_types(types),
             CtrlAsk::SetHashKey { page, len } => self.set_key(page, len, around),
-            CtrlAsk::SetHashMappingSize(size) => self.hash.set_mapping_size(size),
+            CtrlAsk::SetHashMappingSize(size) => self.setup.hash.set_mapping_size(size),
             CtrlAsk::SetHashMapping { page, len, offset } => {
                 self.set_mapping(page, len, offset, around)
             }
@@ -170,10 +212,7 @@ impl<M: SharedMemory, C: EventChannel> Control<M, C> {
             CtrlAsk::DelGrefMapping(list) => return self.order(request, list, false, around),
         };
         if status == CtrlStatus::Success {
-            around.siblings.set_hash(&self.hash);
-            if let Some(notes) = &self.notes {
-                notes.set_hash(&self.hash);
-            }
+            around.siblings.set_hash(&self.setup.hash);
         }
         status.into()
     }
@@ -191,7 +230,7 @@ impl<M: SharedMemory, C: EventChannel> Control<M, C> {
             Some(key) => {
                 let mut copy = [0; HASH_KEY_MAX];
                 copy.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
-                self.hash.set_key(copy.get(..len as usize).unwrap_or_default())
+                self.setup.hash.set_key(copy.get(..len as usize).unwrap_or_default())
             }
             None => CtrlStatus::InvalidParameter,
         }
@@ -205,7 +244,7 @@ impl<M: SharedMemory, C: EventChannel> Control<M, C> {
         around: &Around<'_, impl GrantCopier, B>,
     ) -> CtrlStatus {
         // Before anything is computed with them: XSA-270.
-        if !self.hash.holds(offset, len) {
+        if !self.setup.hash.holds(offset, len) {
             return CtrlStatus::InvalidParameter;
         }
         let Some(raw) = self.read(page, (len as usize).saturating_mul(4), around) else {
@@ -214,7 +253,7 @@ impl<M: SharedMemory, C: EventChannel> Control<M, C> {
         let mut part = [0; HASH_MAPPING_MAX];
         let (words, _) = raw.as_chunks();
         part.iter_mut().zip(words).for_each(|(to, word)| *to = u32::from_le_bytes(*word));
-        self.hash.set_mapping(offset, part.get(..len as usize).unwrap_or_default())
+        self.setup.hash.set_mapping(offset, part.get(..len as usize).unwrap_or_default())
     }
 
     fn order<B: PacketBuf>(
@@ -234,12 +273,9 @@ impl<M: SharedMemory, C: EventChannel> Control<M, C> {
         };
         let (entries, _) = raw.as_chunks();
         let entries: Vec<_> = entries.iter().copied().map(GrefEntry::from_bytes).collect();
-        let order = Order { request, page: list.page, list: entries, adds };
-        if around.siblings.order(list.queue as usize, order) {
-            Done::Later
-        } else {
-            CtrlStatus::InvalidParameter.into()
-        }
+        let order =
+            Order { request, queue: list.queue as usize, page: list.page, list: entries, adds };
+        if around.siblings.order(order) { Done::Later } else { CtrlStatus::InvalidParameter.into() }
     }
 
     /// The first bytes of a page of the guest's, read once.
@@ -256,14 +292,24 @@ impl<M: SharedMemory, C: EventChannel> Control<M, C> {
         self.page.get(..len)
     }
 
+    /// Records what is set up with the response, then publishes that.
     fn answer(&mut self, request: CtrlRequest, status: CtrlStatus, data: u32, stats: &Stats) {
         stats.count_control(status);
         let CtrlRequest { id, kind, .. } = request;
         let response = CtrlResponse { id, kind, status: status as u32, data };
-        // One answer for each request that was taken, so there is room.
-        let pushed = self.ring.push(&response.to_bytes());
-        debug_assert!(pushed.is_ok(), "more answers than requests");
+        self.setup.served = self.setup.served.saturating_add(1);
+        self.setup.response = response.to_bytes();
+        self.log.commit(&self.setup);
+        self.notify |= show(&mut self.ring, &self.setup.response);
     }
+}
+
+/// Publishes a response; tells whether the guest must be notified.
+fn show<M: SharedMemory>(ring: &mut BackRing<M>, response: &[u8]) -> bool {
+    // One response for each request that was taken, so there is room.
+    let pushed = ring.push(response);
+    debug_assert!(pushed.is_ok(), "more responses than requests");
+    ring.publish()
 }
 
 fn copy<B>(

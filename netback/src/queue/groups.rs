@@ -1,75 +1,59 @@
 //! Which multicast groups a guest wants to hear.
 
-use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
+use pvio_ring::shm::{HeapMemory, Region, SharedMemory};
 
 /// Groups that a guest may name (Linux: `XEN_NETBK_MCAST_MAX`).
 pub const GROUPS_MAX: usize = 64;
 
-/// The groups of a vif, for all its queues.
+/// The groups of a vif, for all its queues. They stand in the in-flight record, so that each change is
+/// recorded before its response is published.
 #[derive(Debug)]
-pub struct Groups {
+pub struct Groups<R = HeapMemory> {
     chosen: AtomicBool,
     /// Addresses, behind a bit that tells them from a free place.
-    places: [AtomicU64; GROUPS_MAX],
-    /// How often that changed.
-    changes: AtomicU32,
+    places: R,
 }
 
 const TAKEN: u64 = 1 << 63;
 
 impl Default for Groups {
+    /// Groups that do not outlive the process.
     fn default() -> Self {
-        let places = core::array::from_fn(|_| AtomicU64::new(0));
-        Self { chosen: AtomicBool::new(false), places, changes: AtomicU32::new(0) }
+        Self::new(HeapMemory::pages(1))
     }
 }
 
-impl Groups {
+impl<R: SharedMemory> Groups<R> {
+    /// Bytes of the section that they stand in.
+    pub const SECTION_LEN: usize = GROUPS_MAX * 8;
+
+    /// The groups in a section: none, if it is full of zeros.
+    #[must_use]
+    pub fn new(section: R) -> Self {
+        Self { chosen: AtomicBool::new(false), places: section }
+    }
+
     /// Whether the guest has chosen to hear only the groups that it names
     /// (`request-multicast-control`); at first it has not, and hears all.
     pub fn choose(&self, chosen: bool) {
         self.chosen.store(chosen, Ordering::Relaxed);
     }
 
-    /// The groups that the guest has named, in any order.
-    #[must_use]
-    pub fn named(&self) -> Vec<[u8; 6]> {
-        let places = self.places.iter().map(|place| place.load(Ordering::Relaxed));
-        let group = |word: u64| {
-            let [_, _, a, b, c, d, e, f] = word.to_be_bytes();
-            (word & TAKEN != 0).then_some([a, b, c, d, e, f])
-        };
-        places.filter_map(group).collect()
-    }
-
     /// Adds a group, as the guest does; tells whether there was place for it. One that is there stays.
     pub fn add(&self, group: [u8; 6]) -> bool {
         let word = word(group);
-        if self.has(word) {
-            return true;
-        }
-        let added = self.places.iter().any(|place| {
-            place.compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-        });
-        self.changes.fetch_add(added.into(), Ordering::Release);
-        added
+        self.has(word)
+            || places().any(|place| self.places.compare_exchange_u64(place, 0, word) == Some(Ok(0)))
     }
 
     /// Removes a group, if it is there.
     pub(super) fn remove(&self, group: [u8; 6]) {
         let word = word(group);
-        for place in &self.places {
+        for place in places() {
             // Two queues may have added it at once, in two places.
-            let taken = place.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed);
-            if taken.is_ok() {
-                self.changes.fetch_add(1, Ordering::Release);
-            }
+            let _ = self.places.compare_exchange_u64(place, word, 0);
         }
-    }
-
-    pub(super) fn changes(&self) -> u32 {
-        self.changes.load(Ordering::Acquire)
     }
 
     /// Whether the guest wants a frame. Only groups are chosen: broadcast is for all.
@@ -80,8 +64,13 @@ impl Groups {
     }
 
     fn has(&self, word: u64) -> bool {
-        self.places.iter().any(|place| place.load(Ordering::Relaxed) == word)
+        places().any(|place| self.places.load_u64(place, Ordering::Relaxed) == Some(word))
     }
+}
+
+/// Where each is.
+fn places() -> impl Iterator<Item = usize> {
+    (0..GROUPS_MAX).map(|place| place.saturating_mul(8))
 }
 
 fn word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
@@ -113,14 +102,16 @@ mod tests {
 
     #[test]
     fn no_more_than_there_is_place_for() {
-        let groups = Groups::default();
+        let section = HeapMemory::pages(1);
+        let groups = Groups::new(section.clone());
         assert!((0..64).all(|n| groups.add(group(n))));
         assert!(!groups.add(group(64)) && groups.add(group(63)), "one that is there stays");
         groups.remove(group(7));
         assert!(groups.add(group(64)) && !groups.add(group(65)));
-        let mut named = groups.named();
-        named.sort_unstable();
-        assert!(named.iter().copied().eq((0..65).filter(|n| *n != 7).map(group)));
-        assert_eq!(groups.changes(), 66, "what changes nothing counts for nothing");
+        groups.choose(true);
+        assert!((0..66).filter(|n| groups.wants(&group(*n))).eq((0..65).filter(|n| *n != 7)));
+        let others = Groups::new(section);
+        others.choose(true);
+        assert!(others.wants(&group(64)) && !others.wants(&group(7)), "they stay in their section");
     }
 }

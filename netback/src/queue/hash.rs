@@ -3,7 +3,6 @@
 use pvio_ring::proto::netif::{
     CtrlStatus, HASH_KEY_MAX, HASH_NONE, HASH_TOEPLITZ, HashKind, HashTypes, hash_frame,
 };
-use pvio_xenbus::handshake::vif::KeptHash;
 
 /// Entries of a guest's mapping at most (Linux: `XEN_NETBK_MAX_HASH_MAPPING_SIZE`).
 pub const HASH_MAPPING_MAX: usize = 128;
@@ -30,30 +29,33 @@ impl HashConfig {
         Self { toeplitz: false, types: HashTypes::empty(), key, size: 0, mapping, queues }
     }
 
-    /// What an earlier process kept of it; `None` if it is nothing that a guest can have set up.
-    pub fn of_kept(kept: &KeptHash, queues: usize) -> Option<Self> {
-        let mut config = Self::new(queues);
-        let size = u32::try_from(kept.table.len()).ok()?;
-        let done = [
-            config.set_algorithm(HASH_TOEPLITZ),
-            config.set_types(kept.types),
-            config.set_key(&kept.key),
-            config.set_mapping_size(size),
-            config.set_mapping(0, &kept.table),
-        ];
-        done.iter().all(|status| *status == CtrlStatus::Success).then_some(config)
+    /// Words of it in the in-flight record.
+    pub const WORDS: usize = 3 + HASH_KEY_MAX / 8 + HASH_MAPPING_MAX;
+
+    /// All of it, for the in-flight record.
+    pub fn words(&self) -> impl Iterator<Item = u64> {
+        let Self { toeplitz, types, key, size, mapping, .. } = self;
+        let (key, _) = key.as_chunks();
+        let key = key.iter().map(|word| u64::from_le_bytes(*word));
+        let mapping = mapping.iter().map(|queue| *queue as u64);
+        [u64::from(*toeplitz), types.bits().into(), *size as u64]
+            .into_iter()
+            .chain(key)
+            .chain(mapping)
     }
 
-    /// What of it is worth keeping: `None` while nothing is hashed.
-    pub fn to_keep(&self) -> Option<KeptHash> {
-        let len =
-            self.key.iter().rposition(|byte| *byte != 0).map_or(0, |last| last.saturating_add(1));
-        let table = self.mapping.iter().take(self.size).map(|queue| *queue as u32);
-        self.is_active().then(|| KeptHash {
-            types: self.types.bits(),
-            key: self.key.iter().take(len).copied().collect(),
-            table: table.collect(),
-        })
+    /// The one that has these words; `None` if it is nothing that a guest can have set up.
+    pub fn from_words(mut word: impl FnMut() -> u64, queues: usize) -> Option<Self> {
+        let mut config = Self::new(queues);
+        config.toeplitz = word() != 0;
+        config.types = HashTypes::from_bits(u32::try_from(word()).ok()?)?;
+        config.size = usize::try_from(word()).ok().filter(|size| *size <= HASH_MAPPING_MAX)?;
+        let (key, _) = config.key.as_chunks_mut();
+        key.iter_mut().for_each(|part| *part = word().to_le_bytes());
+        for queue in &mut config.mapping {
+            *queue = usize::try_from(word()).ok().filter(|queue| *queue < queues)?;
+        }
+        Some(config)
     }
 
     /// Whether packets are hashed at all. If not, they stay with the queue they came to.

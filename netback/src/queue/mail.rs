@@ -2,21 +2,21 @@
 //! device.
 
 use super::control::{Around, Control};
-use super::hash::HashConfig;
-use super::notes::Notes;
+use super::record::{SessionRefs, VifRecord};
 use super::siblings::{Link, Order, Outcome, Siblings};
 use super::staged::Staged;
-use super::{Queue, QueueError};
+use super::{EventPorts, Queue, QueueError, QueueRefs};
 use crate::Platform;
 use crate::fault::AttachError;
 use crate::port::PacketBuf;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU16, Ordering};
 use pvio_event_channel::Port;
 use pvio_grant_table::policy::GrantsStay;
 use pvio_grant_table::{Access, GrantRef};
-use pvio_ring::proto::netif::CtrlStatus;
-use pvio_xenbus::handshake::vif::KeptHash;
+use pvio_ring::proto::netif::{CtrlStatus, GrefEntry};
+use pvio_ring::shm::SharedMemory;
 
 /// What a frontend publishes of its control ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +49,29 @@ impl Headroom {
 }
 
 impl<P: Platform, B: PacketBuf> Queue<P, B> {
+    /// Serves the guest's control ring as [`serve_control_recorded`](Self::serve_control_recorded) does,
+    /// with a record that does not outlive the process.
+    ///
+    /// # Errors
+    /// An [`AttachError`]; nothing stays mapped or bound.
+    pub fn serve_control(&mut self, refs: &ControlRefs, stages: bool) -> Result<(), AttachError> {
+        // Of the queues, their number alone matters here.
+        let none = QueueRefs {
+            tx_ring: GrantRef(0),
+            rx_ring: GrantRef(0),
+            events: EventPorts::Shared(Port(0)),
+        };
+        let count = self.link.as_ref().map_or(1, |link| link.siblings().len());
+        let queues = alloc::vec![none; count];
+        let session =
+            SessionRefs { peer: self.peer, device: 0, queues: &queues, control: Some(*refs) };
+        let record = VifRecord::private(&session);
+        let record = record.map_err(|error| AttachError::Record { ring: "control", error })?;
+        self.serve_control_recorded(refs, stages, &record)
+    }
+}
+
+impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
     /// Makes it one of the queues of a vif, by its number; what is steered to another goes there from
     /// now on. Without such a number it stays by itself.
     pub fn join(&mut self, siblings: &Arc<Siblings<B>>, index: usize) {
@@ -57,38 +80,63 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
 
     /// Serves the guest's control ring as well, for all queues that it was [joined](Self::join)
     /// with: to be asked of the first. `stages` says whether the guest may have pages kept mapped,
-    /// [`STAGED_MAX`](super::STAGED_MAX) of each queue.
+    /// [`STAGED_MAX`](super::STAGED_MAX) of each queue. In a session that is resumed, what the guest had
+    /// set up is in force again, but for the pages: see [`restage`](Self::restage).
     ///
     /// # Errors
     /// An [`AttachError`]; nothing stays mapped or bound.
-    pub fn serve_control(&mut self, refs: &ControlRefs, stages: bool) -> Result<(), AttachError> {
+    pub fn serve_control_recorded(
+        &mut self,
+        refs: &ControlRefs,
+        stages: bool,
+        record: &VifRecord<R>,
+    ) -> Result<(), AttachError> {
         let ring = "control";
         let mapped = self.platform.map(self.peer, &[refs.ring], Access::ReadWrite);
         let mapped = mapped.map_err(|status| AttachError::Map { ring, status })?;
         let channel = self.platform.bind_interdomain(self.peer, refs.event)?;
+        let section = record.control().ok_or(AttachError::no_section(ring))?;
+        let recorded = (section, record.is_resumed());
         let queues = self.link.as_ref().map_or(1, |link| link.siblings().len());
-        let control = Control::attach(mapped, channel, queues, stages);
-        self.control = Some(control.map_err(|fault| AttachError::Ring { ring, fault })?);
+        let control = Control::attach(mapped, channel, queues, stages, recorded)?;
+        if let Some(link) = &self.link {
+            link.siblings().set_hash(&control.setup().hash);
+        }
+        self.control = Some(control);
         Ok(())
     }
 
-    /// Notes what the guest sets up, here and over its control ring if that is [served](Self::serve_control)
-    /// with this queue.
-    pub fn keep_notes(&mut self, notes: &Arc<Notes>) {
-        if let Some(control) = &mut self.control {
-            control.keep(notes);
-        }
-        self.notes = Some(Arc::clone(notes));
+    /// The pages that the guest had staged for a queue when its session was taken over: to be asked of
+    /// the queue that serves the control ring.
+    #[must_use]
+    pub fn staged_before(&self, index: usize) -> Vec<GrefEntry> {
+        let staged = self.control.as_ref().and_then(|c| c.setup().staged.get(index));
+        let entry = |(gref, read_only): (&GrantRef, &bool)| GrefEntry {
+            gref: *gref,
+            read_only: *read_only,
+            status: 0,
+        };
+        staged.into_iter().flatten().map(entry).collect()
     }
 
-    /// Has packets hashed and steered as the guest had set up before: to be asked of the queue that serves
-    /// the control ring. Whether a guest of so many queues can have set that up.
-    #[must_use]
-    pub fn restore_hash(&mut self, kept: &KeptHash) -> bool {
-        let (Some(control), Some(link)) = (&mut self.control, &self.link) else { return false };
-        let siblings = link.siblings();
-        let hash = HashConfig::of_kept(kept, siblings.len());
-        hash.map(|hash| control.restore(hash, siblings)).is_some()
+    /// Maps pages again that the guest had staged for this queue, before it moves a packet.
+    ///
+    /// # Errors
+    /// [`AttachError::Staged`], of the first that cannot be mapped.
+    pub fn restage(&mut self, list: &[GrefEntry]) -> Result<(), AttachError> {
+        if list.is_empty() {
+            return Ok(());
+        }
+        let Self { platform, peer, staged, .. } = self;
+        // The guest promised when it staged them.
+        let promise = GrantsStay::promised_by_the_peer();
+        let pages = staged.get_or_insert_with(|| Staged::new(promise));
+        for entry in list {
+            if pages.add(platform, *peer, core::slice::from_ref(entry)) != CtrlStatus::Success {
+                return Err(AttachError::Staged { gref: entry.gref });
+            }
+        }
+        Ok(())
     }
 
     /// How much is left free before the data of received packets, to be changed at any time.
@@ -138,7 +186,7 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
             while let Some(outcome) = link.next_outcome() {
                 control.finish(outcome, &around);
             }
-            control.publish()?;
+            control.notify()?;
         }
         Ok(())
     }

@@ -14,10 +14,12 @@ mod groups;
 mod hash;
 mod limit;
 mod mail;
-mod notes;
 mod packet;
 mod reach;
+mod record;
+mod ring;
 mod rx;
+mod setup;
 mod siblings;
 mod staged;
 mod tx;
@@ -27,8 +29,8 @@ pub use groups::{GROUPS_MAX, Groups};
 pub use hash::HASH_MAPPING_MAX;
 pub use limit::RateLimit;
 pub use mail::{ControlRefs, Headroom};
-pub use notes::{NOTED, Notes};
 pub use reach::{Policy, UnknownPolicy};
+pub use record::{SessionRefs, VifRecord};
 pub use rx::{BACKLOG_BYTES, BACKLOG_PACKETS, DRAIN, DRAIN_UNSEEN, STALL};
 pub use siblings::{AWAY_MAX, Siblings, Waker};
 pub use staged::STAGED_MAX;
@@ -44,7 +46,9 @@ use core::time::Duration;
 use pvio_event_channel::{EventChannel, Port};
 use pvio_grant_table::policy::Kept;
 use pvio_grant_table::{Access, CopyOp, DomId, GrantRef};
+use pvio_ring::shm::{HeapMemory, Part, SharedMemory};
 use reach::{Pages, Reach};
+use ring::{Direction, Ring};
 use siblings::Link;
 
 /// Packets moved with one copy call and one publication.
@@ -102,34 +106,33 @@ pub enum Reception {
     Ready,
 }
 
-/// One queue of a vif. `B` is the memory of the port it is used with.
-pub struct Queue<P: Platform, B> {
+/// One queue of a vif. `B` is the memory of the port it is used with, `R` that of its in-flight record.
+pub struct Queue<P: Platform, B, R = HeapMemory> {
     platform: P,
     peer: DomId,
     features: Features,
     reach: Reach<P>,
-    tx: tx::Tx<P::Mapping, B>,
-    rx: rx::Rx<P::Mapping, B>,
+    tx: tx::Tx<P::Mapping, B, Part<R>>,
+    rx: rx::Rx<P::Mapping, B, Part<R>>,
     tx_channel: P::Channel,
     /// `None` when the rings share a channel.
     rx_channel: Option<P::Channel>,
     stats: Arc<Stats>,
     limit: Arc<RateLimit>,
-    groups: Arc<Groups>,
+    groups: Arc<Groups<Part<R>>>,
     headroom: Arc<Headroom>,
     /// `None` while it is by itself.
     link: Option<siblings::Link<B>>,
     /// Only the first queue may have it.
-    control: Option<control::Control<P::Mapping, P::Channel>>,
+    control: Option<control::Control<P::Mapping, P::Channel, Part<R>>>,
     staged: Option<staged::Staged<P::Mapping>>,
-    notes: Option<Arc<Notes>>,
     now: Duration,
     failed: Option<QueueError>,
 }
 
 impl<P: Platform, B: PacketBuf> Queue<P, B> {
-    /// Maps the rings of a frontend in domain `peer` and binds its event channels. Rings in use
-    /// are taken over where their last backend stopped.
+    /// Maps the rings of a frontend in domain `peer` and binds its event channels. Requests in the rings
+    /// that have no response are served. The in-flight record does not outlive the process.
     ///
     /// # Errors
     /// An [`AttachError`]; nothing stays mapped or bound.
@@ -140,13 +143,42 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         features: Features,
         stats: Arc<Stats>,
     ) -> Result<Self, AttachError> {
+        let queues = core::slice::from_ref(refs);
+        let record = VifRecord::private(&SessionRefs { peer, device: 0, queues, control: None });
+        let record = record.map_err(|error| AttachError::Record { ring: "transmit", error })?;
+        let groups = record.groups().ok_or(AttachError::no_section("transmit"))?;
+        let parts = (&record, 0, &Arc::new(groups));
+        Self::attach_recorded(platform, peer, refs, features, stats, parts)
+    }
+}
+
+impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
+    /// Maps the rings of a frontend in domain `peer` and binds its event channels, as queue number
+    /// `index` of a vif with this record and these groups. A session that is resumed goes on where the
+    /// record says that its last backend was.
+    ///
+    /// # Errors
+    /// An [`AttachError`]; nothing stays mapped or bound.
+    pub fn attach_recorded(
+        platform: P,
+        peer: DomId,
+        refs: &QueueRefs,
+        features: Features,
+        stats: Arc<Stats>,
+        (record, index, groups): (&VifRecord<R>, usize, &Arc<Groups<Part<R>>>),
+    ) -> Result<Self, AttachError> {
+        let groups = Arc::clone(groups);
+        let sections = record.queue(index).ok_or(AttachError::no_section("transmit"))?;
         let map = |ring, gref| {
             let mapped = platform.map(peer, core::slice::from_ref(&gref), Access::ReadWrite);
             mapped.map_err(|status| AttachError::Map { ring, status })
         };
-        let unusable = |ring| move |fault| AttachError::Ring { ring, fault };
-        let tx = tx::Tx::attach(map("transmit", refs.tx_ring)?).map_err(unusable("transmit"))?;
-        let rx = rx::Rx::attach(map("receive", refs.rx_ring)?).map_err(unusable("receive"))?;
+        let [tx_section, rx_section] = sections;
+        let resumed = record.is_resumed();
+        let tx = map("transmit", refs.tx_ring)?;
+        let tx = tx::Tx::new(Ring::attach(tx, Direction::Transmit, tx_section, resumed)?);
+        let rx = map("receive", refs.rx_ring)?;
+        let rx = rx::Rx::new(Ring::attach(rx, Direction::Receive, rx_section, resumed)?);
         let (tx_channel, rx_channel) = match refs.events {
             EventPorts::Shared(port) => (platform.bind_interdomain(peer, port)?, None),
             EventPorts::Split { tx, rx } => {
@@ -165,12 +197,11 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
             rx_channel,
             stats,
             limit: Arc::default(),
-            groups: Arc::default(),
+            groups,
             headroom: Arc::default(),
             link: None,
             control: None,
             staged: None,
-            notes: None,
             now: Duration::ZERO,
             failed: None,
         })
@@ -198,13 +229,8 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
 
     /// The multicast groups that the guest wants to hear.
     #[must_use]
-    pub const fn groups(&self) -> &Arc<Groups> {
+    pub const fn groups(&self) -> &Arc<Groups<Part<R>>> {
         &self.groups
-    }
-
-    /// Has these groups in common with other queues of the vif from now on.
-    pub fn share_groups(&mut self, groups: &Arc<Groups>) {
-        self.groups = Arc::clone(groups);
     }
 
     /// Moves up to `budget` packets each way, in batches, and notifies the guest at most once a
@@ -273,8 +299,7 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         let (tx, rx) = (self.tx.deadline(), self.rx.deadline(&self.features));
-        let notes = self.notes.as_ref().and_then(|notes| notes.deadline(&self.groups));
-        tx.into_iter().chain(rx).chain(notes).min()
+        tx.into_iter().chain(rx).min()
     }
 
     /// Drops what has waited for too long ([`DRAIN`]), and looks after a guest that does not
@@ -287,10 +312,7 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
         port: &mut N,
     ) -> Result<Option<Reception>, QueueError> {
         self.guarded(|queue| {
-            let Self { rx, features, now, stats, link, notes, groups, .. } = queue;
-            if let Some(notes) = notes {
-                notes.check(groups, *now);
-            }
+            let Self { rx, features, now, stats, link, .. } = queue;
             rx.expire(features, *now, port, link.as_ref(), stats);
             Ok(rx.reception(features, *now)?)
         })
@@ -351,16 +373,14 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
             }
         }
         if progress.tx > 0 {
+            // Before the responses: what is recorded as complete is never sent again.
             port.flush();
-        }
-        if let Some(notes) = &self.notes {
-            notes.check(&self.groups, now);
         }
         self.notify()?;
         Ok(progress)
     }
 
-    /// Publishes both rings' answers and wakes the guest as it asked to be.
+    /// Publishes both rings' responses and wakes the guest as it asked to be.
     fn notify(&mut self) -> Result<(), QueueError> {
         let (tx, rx) = (self.tx.publish(), self.rx.publish());
         let on_rx = if rx { self.rx_channel.as_ref() } else { None };
@@ -389,20 +409,20 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
     }
 }
 
-impl<P: Platform, B> core::fmt::Debug for Queue<P, B> {
+impl<P: Platform, B, R> core::fmt::Debug for Queue<P, B, R> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Queue").field("peer", &self.peer).field("failed", &self.failed).finish()
     }
 }
 
 /// What both directions need of the queue in one round.
-struct Context<'a, P: Platform> {
+struct Context<'a, P: Platform, R> {
     pages: Pages<'a, P>,
     peer: DomId,
     features: &'a Features,
     stats: &'a Stats,
     limit: &'a RateLimit,
-    groups: &'a Groups,
+    groups: &'a Groups<R>,
     headroom: u16,
     now: Duration,
 }

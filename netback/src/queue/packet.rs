@@ -1,13 +1,14 @@
 //! One packet out of the transmit ring: slots to pieces, by the rules of Linux's netback.
 
+use super::ring::Ring;
 use crate::fault::{DropReason, Fault, SLOTS_FATAL, SLOTS_MAX};
 use crate::port::Gso;
 use alloc::vec::Vec;
 use pvio_grant_table::GrantRef;
+use pvio_ring::Slot;
 use pvio_ring::proto::checksum::ETHERNET_HEADER;
 use pvio_ring::proto::netif::{Extra, ExtraKind, TxFlags, TxRequest};
 use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
-use pvio_ring::{BackRing, Slot};
 
 /// A data slot, read and checked: `size` bytes at `offset` lie in one page.
 #[derive(Clone, Copy, Debug)]
@@ -43,12 +44,22 @@ pub(super) struct Taken {
     pub refused: Option<DropReason>,
 }
 
-/// Takes one packet, every slot read once. To be called only when a request is waiting.
+/// Takes one packet, every slot read once, and records it as taken. To be called only when a request is
+/// waiting.
 ///
 /// # Errors
 /// A [`Fault`]; the vif ends.
-pub(super) fn take<M: SharedMemory>(
-    ring: &mut BackRing<M>,
+pub(super) fn take<M: SharedMemory, R: SharedMemory>(
+    ring: &mut Ring<M, R>,
+    pieces: &mut Vec<Piece>,
+) -> Result<Taken, Fault> {
+    let taken = take_slots(ring, pieces)?;
+    ring.record_taken();
+    Ok(taken)
+}
+
+fn take_slots<M: SharedMemory, R: SharedMemory>(
+    ring: &mut Ring<M, R>,
     pieces: &mut Vec<Piece>,
 ) -> Result<Taken, Fault> {
     let first = next(ring, Fault::MissingSlots { have: 0 }, TxRequest::read)?;
@@ -115,7 +126,10 @@ struct Extras {
     group: Option<GroupChange>,
 }
 
-fn take_extras<M: SharedMemory>(ring: &mut BackRing<M>, flags: TxFlags) -> Result<Extras, Fault> {
+fn take_extras<M: SharedMemory, R: SharedMemory>(
+    ring: &mut Ring<M, R>,
+    flags: TxFlags,
+) -> Result<Extras, Fault> {
     let mut extras = Extras::default();
     let mut more = flags.contains(TxFlags::EXTRA_INFO);
     while more {
@@ -140,15 +154,15 @@ fn take_extras<M: SharedMemory>(ring: &mut BackRing<M>, flags: TxFlags) -> Resul
 }
 
 /// Reads the next slot that was produced as of the last look; `missing` when there is none.
-fn next<M: SharedMemory, T, E>(
-    ring: &mut BackRing<M>,
+fn next<M: SharedMemory, R: SharedMemory, T, E>(
+    ring: &mut Ring<M, R>,
     missing: Fault,
-    read: impl FnOnce(&mut Slot<'_, M>) -> Result<T, E>,
+    read: impl FnOnce(&mut Slot<'_, R>) -> Result<T, E>,
 ) -> Result<T, Fault> {
     if ring.waiting() == 0 {
         return Err(missing);
     }
-    let mut slot = ring.pop().map_err(Fault::TxRing)?.ok_or(missing)?;
+    let mut slot = ring.take().map_err(Fault::TxRing)?.ok_or(missing)?;
     // A slot of the ring's size is never short.
     read(&mut slot).map_err(|_| missing)
 }

@@ -19,9 +19,6 @@ const INBOX: usize = 64;
 /// Packets that a queue has handed to others and whose buffers have not come back: fewer than a port
 /// has, so that it can go on receiving whatever the others' guest does.
 pub const AWAY_MAX: usize = 32;
-/// Requests of the control ring that queues are at work on.
-pub(super) const ORDERS: usize = 8;
-
 /// All queues of a vif. The first is the one with the control ring.
 pub struct Siblings<B> {
     all: Vec<Sibling<B>>,
@@ -54,6 +51,8 @@ pub(super) struct Arrival<B> {
 /// Something that the control ring asks of one queue.
 pub(super) struct Order {
     pub request: CtrlRequest,
+    /// The queue.
+    pub queue: usize,
     /// Where the list stands.
     pub page: GrantRef,
     pub list: Vec<GrefEntry>,
@@ -96,9 +95,9 @@ impl<B: PacketBuf> Siblings<B> {
         }
     }
 
-    /// Leaves an order; `false` without such a queue. No more than [`ORDERS`] are left at a time.
-    pub(super) fn order(&self, queue: usize, order: Order) -> bool {
-        let Some(sibling) = self.all.get(queue) else { return false };
+    /// Leaves an order; `false` without such a queue. One is left at a time, for all queues.
+    pub(super) fn order(&self, order: Order) -> bool {
+        let Some(sibling) = self.all.get(order.queue) else { return false };
         let left = sibling.orders.push(order).is_ok();
         sibling.wake();
         left
@@ -112,8 +111,8 @@ impl<B> Sibling<B> {
             asleep: AtomicBool::new(false),
             starved: AtomicBool::new(false),
             hash: ArrayQueue::new(1),
-            orders: ArrayQueue::new(ORDERS),
-            outcomes: ArrayQueue::new(ORDERS),
+            orders: ArrayQueue::new(1),
+            outcomes: ArrayQueue::new(1),
             inbox: ArrayQueue::new(INBOX),
             home: ArrayQueue::new(AWAY_MAX),
         }

@@ -2,6 +2,7 @@
 
 use super::limit::Credit;
 use super::packet::{self, GroupChange, Piece, Taken};
+use super::ring::Ring;
 use super::{BATCH, Context, Features, recycle_ops};
 use crate::Platform;
 use crate::fault::{DropReason, Fault};
@@ -11,13 +12,12 @@ use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantStatus};
 use pvio_ring::proto::checksum::{IpVersion, Transport};
-use pvio_ring::proto::netif::{GsoKind, TX_SLOT_SIZE, TxFlags, TxResponse, rsp};
+use pvio_ring::proto::netif::{GsoKind, TxFlags, TxResponse, rsp};
 use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
-use pvio_ring::{BackRing, RingFault};
 
 /// The transmit ring and what is under way between it and the port.
-pub(super) struct Tx<M, B> {
-    ring: BackRing<M>,
+pub(super) struct Tx<M, B, R> {
+    ring: Ring<M, R>,
     /// Packets whose data is being copied; empty between polls, as are the next two.
     batch: Vec<Gathering<B>>,
     pieces: Vec<Piece>,
@@ -33,16 +33,20 @@ pub(super) struct Tx<M, B> {
 struct Gathering<B> {
     taken: Taken,
     pieces: core::ops::Range<usize>,
-    buf: B,
-    /// Where in the buffer the frame begins.
-    start: usize,
+    fate: Fate<B>,
 }
 
-impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
-    pub fn attach(mem: M) -> Result<Self, RingFault> {
-        let ring = BackRing::attach(mem, TX_SLOT_SIZE)?;
-        let slots = ring.layout().slots() as usize;
-        Ok(Self {
+enum Fate<B> {
+    /// It is sent: its memory, and where in that the frame begins.
+    Sent(B, usize),
+    /// It is none, or refused, and answered with this status.
+    Answered(i16),
+}
+
+impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
+    pub fn new(ring: Ring<M, R>) -> Self {
+        let slots = ring.slots();
+        Self {
             ring,
             batch: Vec::with_capacity(BATCH),
             pieces: Vec::with_capacity(slots),
@@ -50,14 +54,14 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
             blocked: false,
             credit: Credit::default(),
             limited: None,
-        })
+        }
     }
 
     /// Carries up to a batch of packets and answers their slots. Returns how many were taken,
     /// dropped ones included.
     pub fn step<N: NetPort<Buf = B>>(
         &mut self,
-        context: &Context<'_, impl Platform>,
+        context: &Context<'_, impl Platform, impl SharedMemory>,
         port: &mut N,
         most: usize,
     ) -> Result<usize, Fault> {
@@ -79,7 +83,7 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
     pub fn may_sleep(&mut self) -> Result<bool, Fault> {
         Ok(self.blocked
             || self.limited.is_some()
-            || !self.ring.final_check().map_err(Fault::TxRing)?)
+            || !self.ring.final_check_for(1).map_err(Fault::TxRing)?)
     }
 
     /// Whether there is something to do, from what shared memory says now.
@@ -102,7 +106,7 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
     /// Takes packets off the ring, for as long as the port has space for them.
     fn gather<N: NetPort<Buf = B>>(
         &mut self,
-        context: &Context<'_, impl Platform>,
+        context: &Context<'_, impl Platform, impl SharedMemory>,
         port: &mut N,
         most: usize,
     ) -> Result<usize, Fault> {
@@ -130,29 +134,31 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
             };
             count = count.saturating_add(1);
             self.credit.take(taken.len);
-            if let Some(change) = taken.group {
+            let pieces = start..self.pieces.len();
+            let fate = if let Some(change) = taken.group {
                 port.unreserve(buf);
-                let status = self.change(change, context);
-                answer(&mut self.ring, self.pieces.get(start..), taken.extras, status);
-                self.pieces.truncate(start);
+                Fate::Answered(self.change(change, context))
             } else if let Some(reason) = taken.refused {
                 port.unreserve(buf);
                 context.stats.drop_one(reason);
-                answer(&mut self.ring, self.pieces.get(start..), taken.extras, rsp::ERROR);
-                self.pieces.truncate(start);
+                Fate::Answered(rsp::ERROR)
             } else {
                 let buf = port.fit(buf, taken.len);
-                let pieces = start..self.pieces.len();
                 let parts = self.pieces.get(start..).unwrap_or_default();
                 let start = place(parts, N::HEADROOM, buf.bytes().len());
-                self.batch.push(Gathering { taken, pieces, buf, start });
-            }
+                Fate::Sent(buf, start)
+            };
+            self.batch.push(Gathering { taken, pieces, fate });
         }
         Ok(count)
     }
 
     /// A request that carries no packet, but names a group or takes one back.
-    fn change(&self, change: GroupChange, context: &Context<'_, impl Platform>) -> i16 {
+    fn change(
+        &self,
+        change: GroupChange,
+        context: &Context<'_, impl Platform, impl SharedMemory>,
+    ) -> i16 {
         let refused = match change {
             _ if !context.features.names_groups => Some(DropReason::TxMulticast),
             GroupChange::Add(group) if !context.groups.add(group) => Some(DropReason::TxGroups),
@@ -169,17 +175,20 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
     /// Copies the data of the whole batch in one go.
     fn copy(&mut self, copier: &impl GrantCopier, peer: DomId) {
         let mut ops = recycle_ops(core::mem::take(&mut self.ops));
-        for packet in &mut self.batch {
-            let mut rest = packet.buf.bytes_mut().get_mut(packet.start..).unwrap_or_default();
-            let pieces = self.pieces.get(packet.pieces.clone()).unwrap_or_default();
+        for Gathering { pieces, fate, .. } in &mut self.batch {
+            let Fate::Sent(buf, start) = fate else { continue };
+            let mut rest = buf.bytes_mut().get_mut(*start..).unwrap_or_default();
+            let pieces = self.pieces.get_mut(pieces.clone()).unwrap_or_default();
             // A slot of no bytes is answered, not touched: its page may be anything (XSA-448).
-            for piece in pieces.iter().filter(|p| p.size > 0) {
+            for piece in pieces.iter_mut().filter(|p| p.size > 0) {
                 let Some((part, tail)) = rest.split_at_mut_checked(usize::from(piece.size)) else {
                     // Sizes add up to `len`, a u16, and buffers hold that many.
                     debug_assert!(false, "a packet larger than its buffer");
                     break;
                 };
                 rest = tail;
+                // Until it is copied.
+                piece.failed = true;
                 ops.push(CopyOp {
                     domain: peer,
                     gref: piece.gref,
@@ -190,7 +199,7 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
             }
         }
         copier.copy(&mut ops);
-        let copied = self.pieces.iter_mut().filter(|p| p.size > 0);
+        let copied = self.pieces.iter_mut().filter(|piece| piece.failed);
         for (piece, op) in copied.zip(&ops) {
             piece.failed = op.status != GrantStatus::Okay;
         }
@@ -199,10 +208,17 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
 
     /// Hands the batch to the port and answers every slot of it.
     fn deliver<N: NetPort<Buf = B>>(&mut self, features: &Features, port: &mut N, stats: &Stats) {
-        for Gathering { taken, pieces, buf, start } in self.batch.drain(..) {
-            let pieces = self.pieces.get(pieces);
+        for Gathering { taken, pieces, fate } in self.batch.drain(..) {
+            let pieces = self.pieces.get(pieces).unwrap_or_default();
+            let (buf, start) = match fate {
+                Fate::Sent(buf, start) => (buf, start),
+                Fate::Answered(status) => {
+                    answer(&mut self.ring, pieces, taken.extras, status);
+                    continue;
+                }
+            };
             let mut packet = Packet { buf, start, len: taken.len, offload: Offload::default() };
-            let sent = if pieces.is_some_and(|p| p.iter().any(|p| p.failed)) {
+            let sent = if pieces.iter().any(|piece| piece.failed) {
                 Err((DropReason::TxCopy, Some(packet.buf)))
             } else {
                 match offload(&taken, features, packet.frame_mut(), stats) {
@@ -230,7 +246,11 @@ impl<M: SharedMemory, B: PacketBuf> Tx<M, B> {
 
     /// The vif ends: gives back the space of packets that will not be sent.
     fn abandon<N: NetPort<Buf = B>>(&mut self, port: &mut N) {
-        self.batch.drain(..).for_each(|packet| port.unreserve(packet.buf));
+        for packet in self.batch.drain(..) {
+            if let Fate::Sent(buf, _) = packet.fate {
+                port.unreserve(buf);
+            }
+        }
         self.pieces.clear();
     }
 }
@@ -254,18 +274,16 @@ fn place(pieces: &[Piece], headroom: usize, buffer: usize) -> usize {
 }
 
 /// Answers a packet: its data slots with `status`, its extra segments with `NULL`.
-fn answer<M: SharedMemory>(
-    ring: &mut BackRing<M>,
-    pieces: Option<&[Piece]>,
+fn answer<M: SharedMemory, R: SharedMemory>(
+    ring: &mut Ring<M, R>,
+    pieces: &[Piece],
     extras: u32,
     status: i16,
 ) {
-    let data = pieces.unwrap_or_default().iter().map(|p| TxResponse { id: p.id, status });
+    let data = pieces.iter().map(|p| TxResponse { id: p.id, status });
     let null = (0..extras).map(|_| TxResponse { id: 0, status: rsp::NULL });
     for response in data.chain(null) {
-        // One response for each request that was taken, so there is room.
-        let pushed = ring.push(&response.to_bytes());
-        debug_assert!(pushed.is_ok(), "more answers than requests");
+        ring.respond(&response.to_bytes());
     }
 }
 

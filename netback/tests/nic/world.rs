@@ -4,10 +4,10 @@ use pvio_grant_table::DomId;
 use pvio_netback::fault::DropReason;
 use pvio_netback::port::memory::{MemoryPort, pair};
 use pvio_netback::port::{NetPort, Offload, Packet};
-use pvio_netback::queue::Waker;
 use pvio_netback::vif::{Attach, Serve, Session};
-use pvio_netback::{Queue, Stats, Vif};
+use pvio_netback::{Queue, Vif};
 use pvio_netfront::{Hash, Nic};
+use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
 use pvio_sim::{LocalDomain, LocalMachine};
 use pvio_xenbus::driver::{BackendDriver, Fault, FrontendDriver, Life};
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, create_domain, write_state};
@@ -15,10 +15,9 @@ use pvio_xenbus::handshake::vif::{BackOffer, Mac, ToolstackBack, create_device};
 use pvio_xenbus::store::{LocalClient, Quota, Store};
 use pvio_xenbus::wire::{Access, Perm};
 use pvio_xenbus::{XenbusState, Xenstore};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub const GROUP: [u8; 6] = [1, 0, 0x5e, 1, 2, 3];
@@ -35,11 +34,14 @@ struct Served {
 }
 
 type Table = Rc<RefCell<Vec<Served>>>;
+/// The records of sessions, which outlive the backend's process.
+type Records = Rc<RefCell<BTreeMap<String, HeapMemory>>>;
 
 struct Server {
     queues: u32,
     table: Table,
-    woken: Arc<AtomicU32>,
+    records: Records,
+    record_len: Rc<Cell<usize>>,
 }
 
 /// A session's; the queues go with it.
@@ -54,16 +56,26 @@ impl Drop for Running {
 impl Serve<LocalDomain> for Server {
     type Buf = Box<[u8]>;
     type Running = Running;
+    type Record = HeapMemory;
+
+    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<HeapMemory, Fault> {
+        let mut records = self.records.borrow_mut();
+        if resumed {
+            let found = records.get(device).cloned();
+            return found.ok_or_else(|| Fault::new("record-missing", "there is none"));
+        }
+        let memory = HeapMemory::pages(len.div_ceil(PAGE_SIZE));
+        self.record_len.set(len);
+        records.insert(device.into(), memory.clone());
+        Ok(memory)
+    }
+
+    fn remove_record(&mut self, device: &str) {
+        self.records.borrow_mut().remove(device);
+    }
 
     fn max_queues(&self) -> u32 {
         self.queues
-    }
-
-    fn waker(&self) -> Waker {
-        let woken = Arc::clone(&self.woken);
-        Arc::new(move || {
-            woken.fetch_add(1, Ordering::Relaxed);
-        })
     }
 
     fn open(&mut self, _: &ToolstackBack, _: Attach) -> Result<(), Fault> {
@@ -103,7 +115,8 @@ pub struct World {
     store: Rc<RefCell<Store>>,
     queues: u32,
     table: Table,
-    woken: Arc<AtomicU32>,
+    records: Records,
+    record_len: Rc<Cell<usize>>,
     back: Option<BackendDriver<Vif<LocalDomain, Server>>>,
     front: FrontendDriver<Nic<LocalDomain>>,
     back_xs: LocalClient,
@@ -132,7 +145,8 @@ impl World {
             store,
             queues,
             table: Table::default(),
-            woken: Arc::default(),
+            records: Records::default(),
+            record_len: Rc::default(),
             back: None,
             front: FrontendDriver::new(addr, nic),
             back_xs,
@@ -153,8 +167,9 @@ impl World {
     }
 
     fn vif(&self) -> Vif<LocalDomain, Server> {
-        let (table, woken) = (Rc::clone(&self.table), Arc::clone(&self.woken));
-        let server = Server { queues: self.queues, table, woken };
+        let (table, records) = (Rc::clone(&self.table), Rc::clone(&self.records));
+        let record_len = Rc::clone(&self.record_len);
+        let server = Server { queues: self.queues, table, records, record_len };
         Vif::new(self.machine.domain(BACK), server)
     }
 
@@ -211,16 +226,6 @@ impl World {
         }
     }
 
-    /// The queues' time has come.
-    pub fn tick(&mut self) {
-        for Served { queue, port, .. } in self.table.borrow_mut().iter_mut() {
-            queue.set_clock(self.now);
-            assert!(queue.deadline().is_none_or(|deadline| deadline <= self.now));
-            assert_eq!(queue.tick(port), Ok(None));
-            assert_eq!(queue.deadline(), None);
-        }
-    }
-
     /// What comes of a frame that the backend's first port receives: on which queue, with which hash, behind
     /// how much room.
     pub fn receive(&mut self, frame: &[u8]) -> Vec<(usize, Vec<u8>, Option<Hash>, usize)> {
@@ -252,17 +257,23 @@ impl World {
         self.table.borrow().iter().map(|served| served.queue.staged()).sum()
     }
 
-    pub fn stats(&self, queue: usize) -> Arc<Stats> {
-        Arc::clone(self.table.borrow()[queue].queue.stats())
-    }
-
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.table.borrow().iter().map(|served| served.queue.stats().dropped(reason)).sum()
     }
 
-    /// How often the backend's process was woken to look after what the guest set up.
-    pub fn woken(&self) -> u32 {
-        self.woken.load(Ordering::Relaxed)
+    /// Memory of the records that there are.
+    pub fn records(&self) -> Vec<HeapMemory> {
+        self.records.borrow().values().cloned().collect()
+    }
+
+    /// Bytes of the record of the session that began last.
+    pub fn record_len(&self) -> usize {
+        self.record_len.get()
+    }
+
+    /// No records outlive the process after all.
+    pub fn forget_records(&mut self) {
+        self.records.borrow_mut().clear();
     }
 
     pub fn start_closing(&mut self) {

@@ -31,7 +31,8 @@ pub fn entered(test: &str, before: &[&str]) -> bool {
     let program = std::env::current_exe().unwrap();
     // A name nobody has would run nothing, and that would count as passed.
     let named = Command::new(&program).args(["--exact", test, "--list"]).output().unwrap();
-    let named = String::from_utf8_lossy(&named.stdout).starts_with(&format!("{test}: test"));
+    let named = std::string::String::from_utf8_lossy(&named.stdout)
+        .starts_with(&std::format!("{test}: test"));
     assert!(named, "no test of this program is called {test}");
     let status = Command::new("unshare")
         .args([how])
@@ -52,9 +53,9 @@ pub fn skipped(test: &str, why: &str) {
 }
 
 /// Runs `ip` and returns what it prints, or `None` if it fails.
-pub fn ip(args: &str) -> Option<String> {
+pub fn ip(args: &str) -> Option<std::string::String> {
     let out = Command::new("ip").args(args.split(' ')).output().unwrap();
-    out.status.success().then(|| String::from_utf8(out.stdout).unwrap())
+    out.status.success().then(|| std::string::String::from_utf8(out.stdout).unwrap())
 }
 
 /// As [`entered`], for a test that runs these programs too, each from the Debian package of that
@@ -66,9 +67,9 @@ pub fn entered_with(test: &str, programs: &[(&str, &str)]) -> bool {
 /// The same, by way of a command.
 pub fn entered_with_before(test: &str, programs: &[(&str, &str)], before: &[&str]) -> bool {
     for (program, package) in programs {
-        let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
+        let found = Command::new("sh").args(["-c", &std::format!("command -v {program}")]).output();
         if !found.is_ok_and(|out| out.status.success()) {
-            skipped(test, &format!("no `{program}`; apt install {package}"));
+            skipped(test, &std::format!("no `{program}`; apt install {package}"));
             return false;
         }
     }

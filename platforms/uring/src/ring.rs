@@ -1,9 +1,10 @@
 //! Submitting, waiting, reaping.
 #![allow(unsafe_code)]
 
+use crate::backoff::Backoff;
 use crate::buf::IoBuf;
 use crate::lists::{Lists, Spare};
-use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, Fd, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
 use pvio_ring::IoSeg;
 use pvio_ring::shm::PoolMemory;
@@ -57,6 +58,11 @@ pub struct Uring<B: IoBuf> {
     /// How many of those are polls, which finish only when something happens.
     polls: usize,
     unsubmitted: bool,
+    /// Of failures of the kernel to take or to wait that were not the last word.
+    backoff: Backoff,
+    /// Errors of the next system calls, last first.
+    #[cfg(test)]
+    failures: Vec<Errno>,
     /// Memory the kernel knows as its buffer 0.
     registered: Option<PoolMemory>,
     /// Operations that were on it.
@@ -95,6 +101,9 @@ impl<B: IoBuf> Uring<B> {
             in_flight: 0,
             polls: 0,
             unsubmitted: false,
+            backoff: Backoff::default(),
+            #[cfg(test)]
+            failures: Vec::new(),
             registered: None,
             on_registered: 0,
             gathering: false,
@@ -251,90 +260,6 @@ impl<B: IoBuf> Uring<B> {
         self.free.len()
     }
 
-    /// Hands everything submitted so far to the kernel, without waiting. One system call a batch;
-    /// none if there is nothing new, and nothing that a [gathering](Self::gathering) ring has left
-    /// to be finished.
-    ///
-    /// # Errors
-    /// What `io_uring_enter` says.
-    pub fn flush(&mut self) -> io::Result<()> {
-        if self.unsubmitted || (self.gathering && self.uring.submission().taskrun()) {
-            self.unsubmitted = false;
-            retry(|| self.uring.submit())?;
-        }
-        Ok(())
-    }
-
-    /// Hands everything to the kernel and waits until an operation has finished, or the time is
-    /// over.
-    ///
-    /// # Errors
-    /// What `io_uring_enter` says.
-    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        if self.is_polled() {
-            return self.wait_looking(timeout);
-        }
-        match timeout {
-            None => {
-                self.unsubmitted = false;
-                retry(|| self.uring.submit_and_wait(1)).map(drop)
-            }
-            Some(time) => self.wait_for(1, time),
-        }
-    }
-
-    /// Hands everything to the kernel and waits until so many operations have finished, or the time
-    /// is over, however many have then. A [gathering](Self::gathering) ring sleeps through those
-    /// that finish first.
-    ///
-    /// # Errors
-    /// What `io_uring_enter` says.
-    pub fn wait_for(&mut self, count: usize, time: Duration) -> io::Result<()> {
-        self.unsubmitted = false;
-        let time = Timespec::from(time);
-        let args = SubmitArgs::new().timespec(&time);
-        match retry(|| self.uring.submitter().submit_with_args(count, &args)) {
-            Err(e) if e.raw_os_error() != Some(ETIME) => Err(e),
-            _ => Ok(()),
-        }
-    }
-
-    fn is_polled(&self) -> bool {
-        self.uring.params().is_setup_iopoll()
-    }
-
-    /// The kernel would look at the device for as long as it takes, and at no clock.
-    #[cold]
-    fn wait_looking(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let begin = Instant::now();
-        while !self.look()? && timeout.is_none_or(|time| begin.elapsed() < time) {
-            std::hint::spin_loop();
-        }
-        Ok(())
-    }
-
-    /// Whether a finished operation is waiting to be reaped. No system call.
-    pub fn has_done(&mut self) -> bool {
-        !self.uring.completion().is_empty()
-    }
-
-    /// Whether a finished operation is waiting to be reaped, also one that the kernel finishes only
-    /// when it is entered (a poll, a read that had to wait). A system call only if there is one, or
-    /// the ring is a [polled](Self::polled) one with operations under way.
-    ///
-    /// # Errors
-    /// What `io_uring_enter` says.
-    pub fn look(&mut self) -> io::Result<bool> {
-        let finishes_when_entered = |uring: &mut Self| {
-            uring.uring.submission().taskrun() || (uring.in_flight > 0 && uring.is_polled())
-        };
-        if !self.has_done() && finishes_when_entered(self) {
-            self.unsubmitted = false;
-            retry(|| self.uring.submit())?;
-        }
-        Ok(self.has_done())
-    }
-
     /// Calls `each` for every finished operation and returns how many there were.
     pub fn reap(&mut self, mut each: impl FnMut(Done<'_, B>)) -> usize {
         let mut count = 0;
@@ -438,14 +363,13 @@ impl<B: IoBuf> Drop for Uring<B> {
     /// Cancels what can be cancelled and waits for the rest: the kernel must not write into
     /// buffers that are gone.
     fn drop(&mut self) {
-        let mut tries = 0;
+        let begin = Instant::now();
         while self.in_flight > 0 {
             let _ = self.uring.submit();
             let _ = self.uring.submitter().register_sync_cancel(None, CancelBuilder::any());
             let _ = self.wait(Some(Duration::from_millis(100)));
             self.reap(|_| ());
-            tries += 1;
-            if tries > 300 && self.in_flight > 0 {
+            if begin.elapsed() > STUCK && self.in_flight > 0 {
                 // A device that has answered nothing for half a minute. Leaking is safe, freeing
                 // is not.
                 tracing::error!(in_flight = self.in_flight, "leaking buffers of stuck I/O");
@@ -467,19 +391,11 @@ impl<B: IoBuf> Drop for Uring<B> {
     }
 }
 
-const ETIME: i32 = 62;
-
-/// Repeats what a signal interrupted.
-fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match call() {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
-        }
-    }
-}
+/// How long a device may take to finish what was cancelled.
+const STUCK: Duration = Duration::from_secs(30);
 
 mod make;
 mod registered;
 #[cfg(test)]
 mod tests;
+mod wait;

@@ -13,7 +13,7 @@ use crate::served::Served;
 use devices::Devices;
 use pvio_blkback::host::{Groups, ImageServer};
 use pvio_blkback::image::DiskOptions;
-use pvio_blkback::{Config, Vbd};
+use pvio_blkback::{Config, MappingBudgets, Vbd};
 use pvio_grant_table::DomId;
 use pvio_netback::Vif;
 use pvio_netback::host::{Site, TapOptions, TapServer};
@@ -51,6 +51,8 @@ pub struct Options {
     pub disks: Config,
     /// The same in more detail; both hold for what a disk's own words do not say.
     pub disk_options: DiskOptions,
+    /// How many pages of guests their disks may keep mapped.
+    pub mappings: MappingBudgets,
     /// How NICs reach their guests' pages.
     pub nic_policy: pvio_netback::queue::Policy,
     /// Queues a NIC may have; as many as there are processors, up to eight, if left out.
@@ -71,6 +73,7 @@ impl Default for Options {
             records: None,
             disks: Config::for_this_machine(),
             disk_options: DiskOptions::default(),
+            mappings: MappingBudgets::default(),
             nic_policy: pvio_netback::queue::Policy::default(),
             nic_queues: None,
             site: Arc::default(),
@@ -127,6 +130,7 @@ pub fn run<P: Platform>(
         let ring = ring.clone();
         let usual = chosen.disk_options.clone();
         let server = ImageServer::with(usual, groups.clone(), Arc::new(move || ring.ring()));
+        let server = server.within(chosen.mappings.clone());
         let server = match &chosen.records {
             Some(records) => server.recorded_in(records.clone()),
             None => server,
@@ -148,6 +152,10 @@ pub fn run<P: Platform>(
         };
         let server = TapServer::new(options, Arc::new(move || ring.ring()));
         let server = server.within(Arc::clone(&chosen.site));
+        let server = match &chosen.records {
+            Some(records) => server.recorded_in(records.clone()),
+            None => server,
+        };
         begin(&chosen, addr, left, Vif::new(shared.clone(), server))
     })
     .clearing_up(within == Surroundings::DriverDomain)

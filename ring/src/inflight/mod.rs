@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`Record`] | the header: which session the record belongs to, whether it is valid, whether a flush has failed; and a section for each ring |
 //! | [`RequestLog`] | the section of a ring whose requests complete in any order (blkif) |
+//! | [`OrderedLog`] | the section of a ring whose requests are answered in the order they were made (netif) |
 //!
 //! # The protocol of a section, and why it is safe at every instruction
 //!
@@ -30,11 +31,17 @@
 //!    done with `r >= answered`, and those with `r >= p` are contiguous from `p`; anything else closes
 //!    the device. `answered = p` is stored before an entry is used again.
 //!
-//! `tests/inflight.rs` searches all interleavings of this code with a guest, killed at any store.
+//! An [`OrderedLog`] needs no state for each entry: three numbers say how far it is. A packet that has left
+//! cannot be called back, so a process killed between that and the store of `complete` has it sent a
+//! second time; a network may do that.
+//!
+//! `tests/inflight` searches all interleavings of this code with a guest, killed at any store.
 
+mod ordered;
 mod record;
 mod requests;
 
+pub use ordered::OrderedLog;
 pub use record::{HEADER_WORDS, Record, SessionKey};
 pub use requests::{EntryState, RequestLog, Resumed};
 
@@ -82,6 +89,19 @@ pub enum RecordError {
         /// Responses complete and not recorded as published.
         done: u32,
     },
+    /// The numbers of a section that is answered in order contradict each other.
+    #[error(
+        "the record's numbers contradict each other: {answered} answered, {complete} complete, \
+         {taken} taken"
+    )]
+    Numbers {
+        /// Responses published.
+        answered: u64,
+        /// Requests that are done.
+        complete: u64,
+        /// Requests taken.
+        taken: u64,
+    },
     /// Responses that were complete and not published have gaps in their numbers.
     #[error("the record lacks a response between those that are complete")]
     Gap,
@@ -98,6 +118,7 @@ impl RecordError {
             Self::OtherSession => "record-other-session",
             Self::Entry { .. } => "record-entry",
             Self::Producer { .. } => "record-producer",
+            Self::Numbers { .. } => "record-numbers",
             Self::Gap => "record-gap",
         }
     }

@@ -16,12 +16,12 @@ pub use limits::{Limits, Quota, Rate};
 pub use share::{Share, Throttles};
 
 use super::clock::Clock;
+use super::lists::SpareLists;
 use super::uring::Watch;
 use super::wait::{WaitEngine, sooner};
 use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use limits::Lane;
 use pvio_ring::shm::PoolMemory;
 use rustix::event::{EventfdFlags, eventfd};
@@ -40,7 +40,7 @@ pub struct Throttle<B, E, C> {
     waiting: [bool; 2],
     /// How long the first of them must wait, as of when this was asked.
     next: Option<(Duration, Duration)>,
-    lists: Vec<Segments<B>>,
+    lists: SpareLists<B>,
     wake: Arc<OwnedFd>,
     woken: Watch,
 }
@@ -62,7 +62,7 @@ impl<B, E: WaitEngine<B>, C: Clock> Throttle<B, E, C> {
             held: [VecDeque::new(), VecDeque::new()],
             waiting: [false; 2],
             next: None,
-            lists: Vec::new(),
+            lists: SpareLists::default(),
             wake,
             woken,
         })
@@ -110,7 +110,7 @@ impl<B, E: WaitEngine<B>, C: Clock> Throttle<B, E, C> {
                 break;
             }
             any = true;
-            lists.push(segments);
+            lists.keep(segments);
         }
         let has_some = !held.is_empty();
         if *waiting != has_some {
@@ -142,8 +142,7 @@ impl<B, E: WaitEngine<B>, C: Clock> BlockEngine<B> for Throttle<B, E, C> {
             return self.engine.submit(tag, io, segments);
         }
         let [reads, writes] = &mut self.held;
-        let mut list = self.lists.pop().unwrap_or_default();
-        list.append(segments);
+        let list = self.lists.list(segments);
         let held = if io.changes() { writes } else { reads };
         held.push_back((tag, io, list));
         Ok(())

@@ -20,9 +20,11 @@ use super::super::content::{ContentError, FileContent, Meter, each_entry, room};
 use super::super::file::punch;
 use super::header::Header;
 use super::tables::OFFSET;
+use crate::engine::FlushState;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 use pvio_imagefile::Change;
 use std::collections::HashSet;
 use std::fs::File;
@@ -42,7 +44,7 @@ pub(super) struct Order {
     /// How many of each are on the medium.
     synced: Mutex<(u64, u64)>,
     /// What a flush that failed has lost, nobody can tell.
-    failed: AtomicBool,
+    flushes: Arc<FlushState>,
 }
 
 #[derive(Debug)]
@@ -84,11 +86,16 @@ impl Order {
             all: AtomicU64::new(0),
             data: AtomicU64::new(0),
             synced: Mutex::default(),
-            failed: AtomicBool::new(false),
+            flushes: Arc::default(),
         };
         let tables = this.tables.get_mut().unwrap_or_else(PoisonError::into_inner);
         tables.read(&FileContent::new(&this.file, meter)?, header)?;
         Ok(this)
+    }
+
+    /// Whether a flush of the file has failed.
+    pub fn flush_state(&self) -> &Arc<FlushState> {
+        &self.flushes
     }
 
     /// Gives a range of the file back to the host: it reads as zeroes.
@@ -130,17 +137,11 @@ impl Order {
     fn barrier(&self, all: bool) -> io::Result<()> {
         // Who comes while another is at it waits for that: it has it no earlier.
         let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.failed.load(Ordering::SeqCst) {
-            return Err(io::Error::other("an earlier flush failed"));
-        }
         let now = (self.all.load(Ordering::SeqCst), self.data.load(Ordering::SeqCst));
-        if now.1 == synced.1 && (!all || now.0 == synced.0) {
+        if !self.flushes.has_failed() && now.1 == synced.1 && (!all || now.0 == synced.0) {
             return Ok(());
         }
-        if let Err(error) = self.file.sync_data() {
-            self.failed.store(true, Ordering::SeqCst);
-            return Err(error);
-        }
+        self.flushes.flush(|| self.file.sync_data())?;
         *synced = now;
         Ok(())
     }

@@ -16,6 +16,7 @@ use super::super::{Format, ImageError};
 use super::chain::Layer;
 use super::order::Order;
 use super::{open_layer, refcounts};
+use crate::engine::FlushState;
 use crate::engine::store::Store;
 use alloc::sync::Arc;
 use imago::ShallowMapping;
@@ -153,6 +154,10 @@ impl Store for Written {
 
     fn flush(&self) -> io::Result<()> {
         self.library.flush()
+    }
+
+    fn flush_state(&self) -> Option<Arc<FlushState>> {
+        Some(Arc::clone(self.order.flush_state()))
     }
 
     fn discard(&self, at: u64, len: u64) -> io::Result<()> {

@@ -11,8 +11,10 @@
 use super::super::content::{Content, ContentError, FileContent, Meter, each_entry, room};
 use super::super::file::punch;
 use super::footer::{FOOTER, Footer, Kind};
+use crate::engine::FlushState;
 use crate::engine::store::{FileStore, Store};
 use alloc::format;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use std::fs::File;
 use std::io;
@@ -31,6 +33,8 @@ pub(super) struct Dynamic {
     block: u64,
     /// Bytes of a block's bitmap, in whole sectors.
     bitmap: u64,
+    /// A footer is brought to the medium between flushes of the guest's.
+    flushes: Arc<FlushState>,
     /// Where a block device's footer is.
     device_end: Option<u64>,
     state: RwLock<State>,
@@ -92,7 +96,8 @@ impl Dynamic {
         }
         let (bytes, device_end) = (footer.bytes, device.then_some(last));
         let state = RwLock::new(State { blocks, end });
-        Ok(Self { file, footer: bytes, table, block: block.into(), bitmap, device_end, state })
+        let (block, flushes) = (block.into(), Arc::default());
+        Ok(Self { file, footer: bytes, table, block, bitmap, flushes, device_end, state })
     }
 
     /// Where a block is in the file, if it is.
@@ -160,7 +165,7 @@ impl Dynamic {
             // The rest of the block is a hole in the file, behind the footer that was.
             None => self.file.write_all_at(&self.footer, end)?,
         }
-        self.file.sync_data()?;
+        self.flush()?;
         self.file.write_all_at(&alloc::vec![0xff; self.bitmap as usize], place)?;
         self.file.write_all_at(from, place + self.bitmap + inside)?;
         self.file.write_all_at(&number.to_be_bytes(), self.table + block * 4)?;
@@ -200,7 +205,11 @@ impl Store for Dynamic {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.flushes.flush_alone(|| self.file.sync_data())
+    }
+
+    fn flush_state(&self) -> Option<Arc<FlushState>> {
+        Some(Arc::clone(&self.flushes))
     }
 
     /// Gives back the room of what is discarded; the blocks stay.

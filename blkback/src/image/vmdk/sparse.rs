@@ -11,6 +11,7 @@
 use super::super::content::{Bytes, Content, ContentError, FileContent, Meter, each_entry, room};
 use super::super::file::punch;
 use super::header::{Header, SECTOR, UNCLEAN};
+use crate::engine::FlushState;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -29,6 +30,7 @@ pub(super) struct Sparse {
     header: Header,
     write: bool,
     state: RwLock<State>,
+    flushes: FlushState,
 }
 
 struct State {
@@ -53,7 +55,8 @@ impl Sparse {
                 "it was not closed by who wrote it last; attached to be written it is repaired",
             ));
         }
-        let this = Self { write, state: RwLock::new(state), header, file };
+        let (state, flushes) = (RwLock::new(state), FlushState::default());
+        let this = Self { write, state, flushes, header, file };
         if write {
             this.mend()?;
             this.mark(true)?;
@@ -90,7 +93,7 @@ impl Sparse {
 
     fn mark(&self, unclean: bool) -> io::Result<()> {
         self.file.write_all_at(&[unclean.into()], UNCLEAN)?;
-        self.file.sync_data()
+        self.flush()
     }
 
     /// Where a grain's data is in the file, if it is. That is read each time: the tables of a disk
@@ -216,8 +219,9 @@ impl Sparse {
         Ok((place, sector))
     }
 
+    /// To be called by one at a time. After one failed, the extent stays marked as not closed.
     pub fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.flushes.flush(|| self.file.sync_data())
     }
 
     /// Gives back the room of what is discarded; the grains stay.

@@ -30,6 +30,11 @@ const AGAIN_DOWN: Duration = Duration::from_millis(20);
 /// Buffers for packets on their way in.
 const INWARD: usize = 64;
 
+/// Whether an error of the socket says that it leads to no interface any more.
+const fn is_gone(errno: Errno) -> bool {
+    matches!(errno, Errno::BADF | Errno::NOTSOCK | Errno::NXIO | Errno::NODEV | Errno::OPNOTSUPP)
+}
+
 /// One poll for each watch, and one for the socket.
 const SLOTS: usize = WATCHES + 1;
 
@@ -117,8 +122,13 @@ impl AfXdpPort {
                     self.again = AGAIN_DOWN;
                     break;
                 }
-                Err(errno) => {
+                Err(errno) if is_gone(errno) => {
                     self.broken = Some(errno);
+                    break;
+                }
+                // No memory, say: what was sent stays in the ring until the next try.
+                Err(_) => {
+                    self.again = AGAIN_DOWN;
                     break;
                 }
             }

@@ -90,6 +90,7 @@ impl Moving {
     fn run(&mut self, stop: &AtomicBool) -> io::Result<()> {
         let begin = Instant::now();
         while !stop.load(Ordering::Acquire) {
+            self.tap.turn(begin.elapsed());
             self.tap.pump()?;
             if self.bell.is_some_and(|bell| self.tap.fired(bell)) {
                 self.lane.inbox().silence();
@@ -102,7 +103,8 @@ impl Moving {
             }
             if inward == 0 && outward == 0 {
                 if self.lane.may_sleep() {
-                    self.tap.wait(None)?;
+                    let until = self.tap.deadline();
+                    self.tap.wait(until.map(|until| until.saturating_sub(begin.elapsed())))?;
                 }
                 self.lane.inbox().awake();
             }

@@ -5,12 +5,13 @@ use crate::port::{Checksum, FRAME_MAX, Packet, PacketBuf};
 use crate::queue::{Features, Groups};
 use pvio_ring::proto::checksum::{self, ETHERNET_HEADER, IpVersion, Transport};
 use pvio_ring::proto::netif::GsoKind;
+use pvio_ring::shm::SharedMemory;
 
 /// Whether a packet can go to this guest at all; a checksum it cannot complete is completed.
 /// `page` is how much of a page is for data.
 pub(super) fn admit<B: PacketBuf>(
     features: &Features,
-    groups: &Groups,
+    groups: &Groups<impl SharedMemory>,
     page: usize,
     packet: &mut Packet<B>,
 ) -> Result<(), DropReason> {

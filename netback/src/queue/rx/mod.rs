@@ -3,6 +3,7 @@
 mod admit;
 mod shape;
 
+use super::ring::Ring;
 use super::siblings::{Arrival, Link, Steered};
 use super::{BATCH, Context, Features, Reception, recycle_ops};
 use crate::Platform;
@@ -13,9 +14,8 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantStatus};
-use pvio_ring::proto::netif::{Extra, RX_SLOT_SIZE, RxFlags, RxRequest, RxResponse, rsp};
+use pvio_ring::proto::netif::{Extra, RxFlags, RxRequest, RxResponse, rsp};
 use pvio_ring::shm::SharedMemory;
-use pvio_ring::{BackRing, RingFault};
 use shape::Shape;
 
 /// Bytes of packets that may wait for a guest to post buffers (Linux: 128 pages a queue).
@@ -31,8 +31,8 @@ pub const DRAIN_UNSEEN: Duration = Duration::from_millis(30);
 pub const STALL: Duration = Duration::from_secs(60);
 
 /// The receive ring and what waits for it.
-pub(super) struct Rx<M, B> {
-    ring: BackRing<M>,
+pub(super) struct Rx<M, B, R> {
+    ring: Ring<M, R>,
     backlog: VecDeque<Waiting<B>>,
     backlog_bytes: usize,
     /// Since when packets have waited and none was delivered.
@@ -65,11 +65,10 @@ struct RxSlot {
     failed: bool,
 }
 
-impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
-    pub fn attach(mem: M) -> Result<Self, RingFault> {
-        let ring = BackRing::attach(mem, RX_SLOT_SIZE)?;
-        let slots = ring.layout().slots() as usize;
-        Ok(Self {
+impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
+    pub fn new(ring: Ring<M, R>) -> Self {
+        let slots = ring.slots();
+        Self {
             ring,
             backlog: VecDeque::with_capacity(BACKLOG_PACKETS),
             backlog_bytes: 0,
@@ -79,14 +78,14 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
             batch: Vec::with_capacity(BATCH),
             slots: Vec::with_capacity(slots),
             ops: Vec::with_capacity(slots),
-        })
+        }
     }
 
     /// Takes up to `most` packets from the port and puts as many as there are buffers for into
     /// them. Returns how many were taken or delivered.
     pub fn step<N: NetPort<Buf = B>>(
         &mut self,
-        context: &Context<'_, impl Platform>,
+        context: &Context<'_, impl Platform, impl SharedMemory>,
         port: &mut N,
         mut link: Option<&mut Link<B>>,
         most: usize,
@@ -226,7 +225,7 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
     /// the port, so that a guest without buffers holds nothing but its own share.
     fn take<N: NetPort<Buf = B>>(
         &mut self,
-        context: &Context<'_, impl Platform>,
+        context: &Context<'_, impl Platform, impl SharedMemory>,
         port: &mut N,
         link: Option<&mut Link<B>>,
         most: usize,
@@ -273,7 +272,7 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
 
     fn admit<N: NetPort<Buf = B>>(
         &mut self,
-        context: &Context<'_, impl Platform>,
+        context: &Context<'_, impl Platform, impl SharedMemory>,
         port: &mut N,
         link: Option<&Link<B>>,
         mut arrival: Arrival<B>,
@@ -302,12 +301,13 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
                 break;
             }
             for _ in 0..needed {
-                if let Some(mut slot) = self.ring.pop().map_err(Fault::RxRing)?
+                if let Some(mut slot) = self.ring.take().map_err(Fault::RxRing)?
                     && let Ok(request) = RxRequest::read(&mut slot)
                 {
                     self.slots.push(RxSlot { request, failed: false });
                 }
             }
+            self.ring.record_taken();
             let waiting = self.pop_waiting();
             self.batch.extend(waiting);
         }
@@ -370,7 +370,7 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
             {
                 let (id, flags) = (slot.request.id, RxFlags::GSO_PREFIX | RxFlags::MORE_DATA);
                 let response = RxResponse { id, offset: size, flags, status: slots_used };
-                push(&mut self.ring, &response.to_bytes());
+                self.ring.respond(&response.to_bytes());
             }
             let mut flags = shape.flags(&packet);
             while left > 0 {
@@ -383,13 +383,13 @@ impl<M: SharedMemory, B: PacketBuf> Rx<M, B> {
                 let status = if slot.failed { rsp::ERROR } else { size as i16 };
                 let (id, offset) = (slot.request.id, shape.headroom());
                 let response = RxResponse { id, offset, flags, status };
-                push(&mut self.ring, &response.to_bytes());
+                self.ring.respond(&response.to_bytes());
                 if flags.contains(RxFlags::EXTRA_INFO) {
                     let mut extras = shape.extras().peekable();
                     while let Some(kind) = extras.next() {
                         slots.next();
                         let more = extras.peek().is_some();
-                        push(&mut self.ring, &Extra { kind, more }.to_bytes());
+                        self.ring.respond(&Extra { kind, more }.to_bytes());
                     }
                 }
                 flags = RxFlags::empty();
@@ -422,10 +422,4 @@ fn give_back<N: NetPort>(port: &mut N, link: Option<&Link<N::Buf>>, home: usize,
 /// How long a packet may wait.
 const fn drain_after(features: &Features) -> Duration {
     if features.rx_notify { DRAIN } else { DRAIN_UNSEEN }
-}
-
-fn push<M: SharedMemory>(ring: &mut BackRing<M>, response: &[u8]) {
-    // One response for each request that was taken, so there is room.
-    let pushed = ring.push(response);
-    debug_assert!(pushed.is_ok(), "more answers than requests");
 }

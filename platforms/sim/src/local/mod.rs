@@ -5,6 +5,7 @@
 //! | this | [`LocalMachine`] and [`LocalDomain`]: making domains, ending them, counting what they hold |
 //! | [`memory`] | pages, grants (a real version 1 table for each domain), mappings, copies |
 //! | [`events`] | event channels (real pending and mask bits for each domain) |
+//! | [`watched`] | a domain whose every step is told of first, for tests that end it at each |
 //!
 //! A domain's memory is heap pages; granting writes its grant table, mapping and copying go through
 //! that table as a hypervisor would, so a device that mishandles grants fails here as it would on
@@ -34,6 +35,7 @@
 
 pub mod events;
 pub mod memory;
+pub mod watched;
 
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@ use pvio_grant_table::DomId;
 use pvio_netback::fault::QueueError;
 use pvio_netback::queue::Policy;
 use pvio_netback::vif::{Attach, Serve, Session, Vif};
+use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
 use pvio_sim::{LocalDomain, Menu, Sim};
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
@@ -41,6 +42,12 @@ pub struct Running {
 impl Serve<LocalDomain> for Server {
     type Buf = Box<[u8]>;
     type Running = Running;
+    type Record = HeapMemory;
+
+    fn record(&mut self, _: &str, len: usize, resumed: bool) -> Result<HeapMemory, Fault> {
+        assert!(!resumed, "nobody resumes");
+        Ok(HeapMemory::pages(len.div_ceil(PAGE_SIZE)))
+    }
 
     fn max_queues(&self) -> u32 {
         1

@@ -306,3 +306,81 @@ fn what_a_gathering_ring_has_left_is_finished_by_a_flush_or_a_look() {
         assert_eq!(uring.reap(|done| assert_eq!(done.token, 1)), 1);
     }
 }
+
+const EAGAIN: i32 = 11;
+const ENOMEM: i32 = 12;
+const EBUSY: i32 = 16;
+const EINVAL: i32 = 22;
+
+#[test]
+fn transient_error_of_the_kernel_delays_operations_and_loses_none() {
+    for errno in [EAGAIN, ENOMEM, EBUSY, 4] {
+        for failures in [1, 6] {
+            let mut uring = Uring::new(4).unwrap();
+            let file = uring.add_file(tempfile::tempfile().unwrap().into());
+            uring.failures = vec![errno; failures];
+            let page = || whole(PrivateBuf::zeroed(4096));
+            uring.write(file, 0, [page()], 1).unwrap();
+            uring.flush().unwrap();
+            uring.write(file, 4096, [page()], 2).unwrap();
+            let (mut calls, mut found) = (0, Vec::new());
+            while found.len() < 2 {
+                calls += 1;
+                let timeout = (calls % 2 == 0).then_some(Duration::from_secs(5));
+                uring.wait(timeout).unwrap();
+                uring.reap(|done| found.push((done.token, done.result)));
+            }
+            found.sort_unstable();
+            assert_eq!(found, [(1, Ok(4096)), (2, Ok(4096))], "{errno}");
+            assert!(uring.failures.is_empty() && calls <= failures + 2, "{calls} calls, {errno}");
+            assert_eq!((uring.busy(), uring.unsubmitted), (0, false));
+        }
+    }
+}
+
+#[test]
+fn transient_errors_that_go_on_are_paused_for_and_never_fatal() {
+    let mut uring = Uring::<PrivateBuf>::new(4).unwrap();
+    let (read, _write) = io::pipe().unwrap();
+    let pipe = uring.add_file(read.into());
+    uring.poll_readable(pipe, 1).unwrap();
+    uring.failures = vec![ENOMEM; 100];
+    let begin = Instant::now();
+    for _ in 0..12 {
+        uring.wait(None).unwrap();
+    }
+    // Nothing, three times, and then from 1 ms on each time twice as long, up to 128 ms.
+    assert!(begin.elapsed() >= Duration::from_millis(127 + 128 + 128));
+    assert_eq!((uring.failures.len(), uring.look().unwrap()), (88, false));
+    uring.failures.clear();
+    uring.wait(Some(Duration::ZERO)).unwrap();
+    assert_eq!(uring.backoff, Backoff::default());
+}
+
+#[test]
+fn pause_after_a_transient_error_is_no_longer_than_the_wait_and_none_with_something_to_reap() {
+    let mut uring = Uring::<PrivateBuf>::new(4).unwrap();
+    (0..20).for_each(|_| assert!(uring.backoff.pause_for_ever() < STUCK));
+    uring.failures = vec![EBUSY; 2];
+    let file = uring.add_file(tempfile::tempfile().unwrap().into());
+    let begin = Instant::now();
+    uring.wait_for(1, Duration::from_micros(1)).unwrap();
+    assert_eq!(uring.failures.len(), 1);
+    uring.failures.clear();
+    uring.sync_data(file, 1).unwrap();
+    uring.wait(None).unwrap();
+    (0..20).for_each(|_| assert!(uring.backoff.pause_for_ever() < STUCK));
+    uring.failures = vec![EBUSY];
+    uring.wait(None).unwrap();
+    assert!(uring.has_done() && uring.failures.is_empty());
+    assert!(begin.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn error_that_is_not_transient_is_reported() {
+    let mut uring = Uring::<PrivateBuf>::new(4).unwrap();
+    uring.failures = vec![EINVAL; 2];
+    assert_eq!(uring.wait(None).unwrap_err().raw_os_error(), Some(EINVAL));
+    let timed = uring.wait_for(1, Duration::from_secs(1)).unwrap_err();
+    assert_eq!(timed.raw_os_error(), Some(EINVAL));
+}

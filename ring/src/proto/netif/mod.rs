@@ -19,6 +19,8 @@ use bitflags::bitflags;
 
 /// Bytes of a transmit slot (`netif_tx_request`; extra segments fit in it).
 pub const TX_SLOT_SIZE: usize = 12;
+/// Bytes of a transmit response.
+pub const TX_RESPONSE_SIZE: usize = 4;
 /// Bytes of a receive slot (`netif_rx_request` / `netif_rx_response`).
 pub const RX_SLOT_SIZE: usize = 8;
 /// Slots of one packet that every backend must accept (`XEN_NETIF_NR_SLOTS_MIN`).
@@ -128,14 +130,14 @@ impl TxResponse {
     /// None with a slot of [`TX_SLOT_SIZE`].
     #[inline]
     pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
-        let [i0, i1, s0, s1] = slot.read_array::<4>()?;
+        let [i0, i1, s0, s1] = slot.read_array::<TX_RESPONSE_SIZE>()?;
         Ok(Self { id: u16::from_le_bytes([i0, i1]), status: i16::from_le_bytes([s0, s1]) })
     }
 
     /// The response as it stands on the wire.
     #[inline]
     #[must_use]
-    pub fn to_bytes(self) -> [u8; 4] {
+    pub fn to_bytes(self) -> [u8; TX_RESPONSE_SIZE] {
         let [i0, i1] = self.id.to_le_bytes();
         let [s0, s1] = self.status.to_le_bytes();
         [i0, i1, s0, s1]

@@ -1,13 +1,11 @@
 //! Virtual network interfaces (`io/netif.h`).
 
-mod kept;
 mod mac;
 mod negotiated;
 mod offer;
 mod request;
 mod toolstack;
 
-pub use kept::{KeptHash, read_kept_groups, read_kept_hash, write_kept_groups, write_kept_hash};
 pub use mac::{Mac, MacError};
 pub use negotiated::{Negotiated, Offloads};
 pub use offer::{BackOffer, FrontLimits};

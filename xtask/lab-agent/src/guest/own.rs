@@ -13,7 +13,7 @@ use pvio_xen_linux::XenDomain;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::FrontendDriver;
-use pvio_xenbus::handshake::common::{DeviceClass, FrontendAddr};
+use pvio_xenbus::handshake::common::{DeviceClass, FrontendAddr, read_error};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -39,9 +39,11 @@ pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
 }
 
 fn domain() -> Result<XenDomain> {
-    for module in ["xen-gntdev", "xen-gntalloc", "xen-evtchn"] {
+    for module in ["xen-gntdev", "xen-evtchn"] {
         modules::load(module)?;
     }
+    // A NIC has 514 pages, and two are there at a time. The module's own limit is 1024.
+    modules::load_with("xen-gntalloc", "limit=4096")?;
     Ok(XenDomain::open()?)
 }
 
@@ -162,9 +164,12 @@ type Driver = FrontendDriver<Nic<XenDomain>>;
 
 /// Steps a driver until something is so.
 fn tend(driver: &mut Driver, xs: &mut Client, is_so: impl Fn(&Driver) -> bool) -> Result<()> {
-    let start = Instant::now();
+    let (start, wanted_closed) = (Instant::now(), driver.is_closing());
     driver.step(xs)?;
     while !is_so(driver) {
+        if driver.is_closing() && !wanted_closed {
+            bail!("the NIC was closed: {:?}", read_error(xs, driver.token())?);
+        }
         ensure!(start.elapsed() < PATIENCE, "the NIC is {} after {PATIENCE:?}", driver.state());
         if xs.wait_event(Some(LOOK))?.is_some() {
             driver.step(xs)?;

@@ -76,8 +76,6 @@ const KEYS: &[&str] = &[
     "num-ring-pages",
     "physical-device",
     "physical-sector-size",
-    "pvio-groups",
-    "pvio-hash",
     "request-multicast-control",
     "request-rx-copy",
     "ring-page-order",

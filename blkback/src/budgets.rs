@@ -1,0 +1,95 @@
+//! How many pages of guests a process keeps mapped.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::{Arc, Weak};
+use pvio_grant_table::DomId;
+use pvio_grant_table::policy::MappingBudget;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+/// What `vm.max_map_count` is where nobody has changed it.
+const USUAL_MAPS: usize = 65_530;
+
+/// Budgets of pages that stay mapped (persistent grants): one for the process, and in it one for each guest.
+///
+/// On Xen each such page is a mapping of the kernel's, of which a process may have `vm.max_map_count`. The
+/// default is half of that for the process, which leaves the rest to pages mapped for single requests, rings
+/// and threads, and half of that again for each guest.
+#[derive(Clone, Debug)]
+pub struct MappingBudgets {
+    process: Arc<MappingBudget>,
+    each: usize,
+    guests: Arc<Mutex<BTreeMap<u16, Weak<MappingBudget>>>>,
+}
+
+impl MappingBudgets {
+    /// So many pages for the process, and so many of them for each guest.
+    #[must_use]
+    pub fn new(process: usize, each: usize) -> Self {
+        Self { process: MappingBudget::new(process), each, guests: Arc::default() }
+    }
+
+    /// The default, but for what is given.
+    #[must_use]
+    pub fn with(process: Option<usize>, each: Option<usize>) -> Self {
+        let process = process.unwrap_or_else(|| most_maps() / 2);
+        Self::new(process, each.unwrap_or(process / 2))
+    }
+
+    /// A guest's, for all of its disks.
+    #[must_use]
+    pub fn guest(&self, id: DomId) -> Arc<MappingBudget> {
+        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        guests.retain(|_, guest| guest.strong_count() > 0);
+        if let Some(guest) = guests.get(&id.0).and_then(Weak::upgrade) {
+            return guest;
+        }
+        let guest = self.process.part(self.each);
+        guests.insert(id.0, Arc::downgrade(&guest));
+        guest
+    }
+}
+
+impl Default for MappingBudgets {
+    /// Those of this process, which all share that ask for no others.
+    fn default() -> Self {
+        static USUAL: LazyLock<MappingBudgets> = LazyLock::new(|| MappingBudgets::with(None, None));
+        USUAL.clone()
+    }
+}
+
+/// How many mappings this process may have.
+fn most_maps() -> usize {
+    let said = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
+    said.and_then(|said| said.trim().parse().ok()).unwrap_or(USUAL_MAPS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn guest_has_one_budget_for_all_its_disks_within_that_of_the_process() {
+        let budgets = MappingBudgets::new(10, 6);
+        let [disk, another] = [(); 2].map(|()| budgets.guest(DomId(1)));
+        let taken: Vec<_> =
+            (0..3).flat_map(|_| [disk.take(), another.take()]).map(Option::unwrap).collect();
+        assert!(disk.take().is_none() && another.take().is_none());
+        let other = budgets.guest(DomId(2));
+        let rest: Vec<_> = core::iter::from_fn(|| other.take()).collect();
+        assert_eq!((taken.len(), rest.len(), budgets.process.used()), (6, 4, 10));
+        drop((taken, rest, disk, another, other));
+        // One that is gone is not remembered.
+        let _third = budgets.guest(DomId(3));
+        assert_eq!((budgets.guests.lock().unwrap().len(), budgets.process.used()), (1, 0));
+    }
+
+    #[test]
+    fn default_leaves_half_of_the_kernels_bound_and_is_one_for_the_process() {
+        let usual = MappingBudgets::default();
+        assert_eq!((usual.process.most(), usual.each), (most_maps() / 2, most_maps() / 4));
+        assert!(Arc::ptr_eq(&usual.process, &MappingBudgets::default().process));
+        let given = MappingBudgets::with(Some(100), None);
+        assert_eq!((given.process.most(), given.each), (100, 50));
+    }
+}

@@ -1,0 +1,134 @@
+//! One thread that flushes a disk, for all of its queues, one flush at a time.
+//!
+//! Linux reports a failed write-back to one of those that flush the same open file. Were two queues to flush
+//! at a time, the one that is not told would report data durable that is lost. One flush serves all queues
+//! that wait for one when it begins.
+
+use super::offload::{Executor, Job};
+use super::store::Store;
+use super::{EngineError, FlushState, Io, store};
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+const EIO: i32 = 5;
+
+/// The thread. Dropping it waits for the flush it has begun.
+pub struct Flusher {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: Vec<Job>,
+    stop: bool,
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Flusher {
+    /// Starts the thread. A flush that fails is remembered in `state`.
+    ///
+    /// # Errors
+    /// What the system says when it has no thread to give.
+    pub fn start(store: Arc<dyn Store>, state: Arc<FlushState>) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        let thread = Builder::new().name(String::from("flush"));
+        let thread = thread.spawn(move || serve(&theirs, &*store, &state))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+}
+
+impl Executor for Flusher {
+    fn execute(&self, jobs: &mut dyn Iterator<Item = Job>) {
+        let mut waiting = self.shared.waiting();
+        for job in jobs {
+            match job.io {
+                Io::Flush => waiting.jobs.push(job),
+                _ => job.finish(Err(EngineError::Unsupported)),
+            }
+        }
+        drop(waiting);
+        self.shared.changed.notify_one();
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        self.shared.waiting().stop = true;
+        self.shared.changed.notify_one();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(shared: &Shared, store: &dyn Store, state: &FlushState) {
+    let mut jobs = Vec::new();
+    loop {
+        let mut waiting = shared.waiting();
+        while waiting.jobs.is_empty() && !waiting.stop {
+            waiting = shared.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        core::mem::swap(&mut waiting.jobs, &mut jobs);
+        drop(waiting);
+        if jobs.is_empty() {
+            return;
+        }
+        let known = state.has_failed();
+        let result = state.flush(|| {
+            let flushed = catch_unwind(AssertUnwindSafe(|| store.flush()));
+            flushed.unwrap_or_else(|_| Err(io::Error::from_raw_os_error(EIO)))
+        });
+        if let Err(error) = &result
+            && !known
+        {
+            tracing::error!(%error, "a flush failed: data that a guest wrote may be lost");
+        }
+        let result = result.map_err(|error| store::engine_error(&error));
+        jobs.drain(..).for_each(|job| job.finish(result));
+    }
+}
+
+/// An executor whose flushes go to a [`Flusher`].
+pub struct Flushed {
+    flusher: Arc<Flusher>,
+    others: Arc<dyn Executor>,
+}
+
+impl Flushed {
+    /// Everything but flushes goes to `others`.
+    #[must_use]
+    pub fn new(flusher: Arc<Flusher>, others: Arc<dyn Executor>) -> Self {
+        Self { flusher, others }
+    }
+}
+
+impl Executor for Flushed {
+    fn execute(&self, jobs: &mut dyn Iterator<Item = Job>) {
+        let mut others = jobs.filter_map(|job| match job.io {
+            Io::Flush => {
+                self.flusher.execute(&mut core::iter::once(job));
+                None
+            }
+            _ => Some(job),
+        });
+        self.others.execute(&mut others);
+    }
+}

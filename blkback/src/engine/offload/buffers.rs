@@ -1,0 +1,81 @@
+//! Memory for the data of operations on their way elsewhere.
+
+use alloc::vec::Vec;
+
+/// Bytes of data of all of a queue's operations that are elsewhere at a time.
+pub const DATA_MOST: usize = 1 << 20;
+/// Bytes of data in one job. What has more is several jobs.
+pub const JOB_MOST: usize = 64 << 10;
+/// Bytes of the smallest buffer; each further size is twice the one before.
+const LEAST: usize = 4 << 10;
+const SIZES: usize = (JOB_MOST / LEAST).ilog2() as usize + 1;
+
+/// The buffers of one queue: in all, in use and free, no more than [`DATA_MOST`].
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    /// Those that are free, by size.
+    free: [Vec<Vec<u8>>; SIZES],
+    /// Bytes of all there are.
+    bytes: usize,
+}
+
+impl Buffers {
+    /// A buffer of a length, at most [`JOB_MOST`]; `None` until others are given back. What is in it is from
+    /// an earlier operation of the queue.
+    pub fn take(&mut self, len: usize) -> Option<Vec<u8>> {
+        let (number, size) = size_for(len);
+        let free = self.free.get_mut(number)?;
+        let mut data = match free.pop() {
+            Some(data) => data,
+            None => {
+                while self.bytes.saturating_add(size) > DATA_MOST {
+                    let other = self.free.iter_mut().rev().find_map(Vec::pop)?;
+                    self.bytes = self.bytes.saturating_sub(other.capacity());
+                }
+                self.bytes += size;
+                Vec::with_capacity(size)
+            }
+        };
+        data.resize(len, 0);
+        Some(data)
+    }
+
+    /// Takes a buffer back that was taken for a length.
+    pub fn give_back(&mut self, data: Vec<u8>, len: usize) {
+        let (number, size) = size_for(len);
+        match self.free.get_mut(number) {
+            Some(free) if data.capacity() == size => free.push(data),
+            // Whoever had it has put another in its place.
+            _ => self.bytes = self.bytes.saturating_sub(size),
+        }
+    }
+}
+
+/// The number of the size that a length takes, and the size.
+fn size_for(len: usize) -> (usize, usize) {
+    let size = len.clamp(LEAST, JOB_MOST).next_power_of_two();
+    ((size / LEAST).ilog2() as usize, size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_buffers_together_are_bounded_and_others_make_room() {
+        let mut buffers = Buffers::default();
+        for len in [512, 4096, 4097, 65_536, 20_000, 1] {
+            let taken: Vec<_> = core::iter::from_fn(|| buffers.take(len)).collect();
+            assert_eq!(taken.len(), DATA_MOST / size_for(len).1, "{len}");
+            assert!(taken.iter().all(|data| data.len() == len));
+            assert_eq!(buffers.bytes, DATA_MOST);
+            taken.into_iter().for_each(|data| buffers.give_back(data, len));
+            let free: usize = buffers.free.iter().flatten().map(Vec::capacity).sum();
+            assert_eq!(free, DATA_MOST);
+        }
+        // One that was exchanged is not counted for ever.
+        drop(buffers.take(512));
+        buffers.give_back(Vec::new(), 512);
+        assert_eq!(buffers.bytes, DATA_MOST - LEAST);
+    }
+}

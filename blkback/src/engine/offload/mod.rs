@@ -1,0 +1,373 @@
+//! An engine whose operations are done elsewhere: by other threads, or at the end of a socket.
+//!
+//! Data goes through private buffers, copied by the queue's own thread: out of the guest's memory
+//! once, when a write is begun, and into it once, when a read is over. The guest's memory is never
+//! seen by another thread.
+//!
+//! # Memory
+//! All buffers of a queue take [`DATA_MOST`] at most. An operation with more than [`JOB_MOST`] is done in
+//! several jobs; those for which there is no buffer wait for others to finish.
+
+mod buffers;
+
+pub use buffers::{DATA_MOST, JOB_MOST};
+
+use super::lists::SpareLists;
+use super::store::Store;
+use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
+use alloc::collections::VecDeque;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use buffers::Buffers;
+use pvio_ring::shm::{Region, SharedMemory};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+const EFAULT: i32 = 14;
+
+/// One operation, or a part of one that moves much data, on its way to whoever does it.
+#[derive(Debug)]
+pub struct Job {
+    /// What to do.
+    pub io: Io,
+    /// What to write; what a read fills, of the right length already.
+    pub data: Vec<u8>,
+    part: Part,
+    to: Arc<Completions>,
+}
+
+/// Which part of an operation's data a job moves.
+#[derive(Clone, Copy, Debug, Default)]
+struct Part {
+    tag: u32,
+    place: Place,
+    len: usize,
+}
+
+/// A place in an operation's segments.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    segment: usize,
+    /// Bytes from the segment's first one on.
+    skip: usize,
+}
+
+impl Job {
+    /// It is over: `data` goes back to the queue.
+    pub fn finish(self, result: Result<(), EngineError>) {
+        self.to.push(Finished { part: self.part, result, data: self.data });
+    }
+}
+
+#[derive(Debug)]
+struct Finished {
+    part: Part,
+    result: Result<(), EngineError>,
+    data: Vec<u8>,
+}
+
+/// Does operations elsewhere. Every job must be [finished](Job::finish), in any order.
+pub trait Executor: Send + Sync {
+    /// Takes a batch of jobs; never blocks.
+    fn execute(&self, jobs: &mut dyn Iterator<Item = Job>);
+}
+
+/// An executor called as a [`Store`]: each call waits for its one operation.
+pub(crate) struct Blocking(pub Arc<dyn Executor>);
+
+impl Blocking {
+    fn call(&self, io: Io, data: Vec<u8>) -> io::Result<Vec<u8>> {
+        // Reading the eventfd waits: there is nothing else to wait for.
+        let to = Arc::new(Completions::new(EventfdFlags::empty())?);
+        let job = Job { io, data, part: Part::default(), to: Arc::clone(&to) };
+        self.0.execute(&mut core::iter::once(job));
+        while rustix::io::read(&to.event, &mut [0u8; 8]) == Err(Errno::INTR) {}
+        let over = to.over().pop();
+        let over = over.ok_or_else(|| io::Error::other("an operation got lost"))?;
+        match over.result {
+            Ok(()) => Ok(over.data),
+            Err(EngineError::Os(errno)) => Err(io::Error::from_raw_os_error(errno)),
+            Err(EngineError::Short) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(EngineError::Unsupported) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+impl Store for Blocking {
+    fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        let data = self.call(Io::Read { sector: at / 512 }, alloc::vec![0; into.len()])?;
+        into.copy_from_slice(&data);
+        Ok(())
+    }
+
+    fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        self.call(Io::Write { sector: at / 512 }, from.to_vec()).map(drop)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.call(Io::Flush, Vec::new()).map(drop)
+    }
+
+    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
+        let io = Io::Discard { sector: at / 512, sectors: len / 512, secure: false };
+        self.call(io, Vec::new()).map(drop)
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+        self.call(Io::WriteZeroes { sector: at / 512, sectors: len / 512 }, Vec::new()).map(drop)
+    }
+}
+
+/// What is over, on its way back to the queue.
+#[derive(Debug)]
+struct Completions {
+    over: Mutex<Vec<Finished>>,
+    /// Readable from when the list has something in it until it is taken. Both happen under the
+    /// lock, so that neither a completion nor the word of it can be missed.
+    event: OwnedFd,
+}
+
+impl Completions {
+    fn new(flags: EventfdFlags) -> io::Result<Self> {
+        Ok(Self { over: Mutex::default(), event: eventfd(0, flags | EventfdFlags::CLOEXEC)? })
+    }
+
+    fn over(&self) -> MutexGuard<'_, Vec<Finished>> {
+        self.over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, finished: Finished) {
+        let mut over = self.over();
+        over.push(finished);
+        if over.len() == 1 {
+            // Cannot be full: it is written once between two reads.
+            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        }
+    }
+
+    fn take(&self, into: &mut Vec<Finished>) {
+        let mut over = self.over();
+        if !over.is_empty() {
+            while rustix::io::read(&self.event, &mut [0u8; 8]) == Err(Errno::INTR) {}
+            into.append(&mut over);
+        }
+    }
+}
+
+/// The queue's end.
+pub struct Offload<B> {
+    geometry: Geometry,
+    executor: Arc<dyn Executor>,
+    completions: Arc<Completions>,
+    /// By tag.
+    pending: Vec<Option<Pending<B>>>,
+    /// Tags of operations whose data is not all on its way, in the order they came.
+    waiting: VecDeque<u32>,
+    batch: Vec<Job>,
+    finished: Vec<Finished>,
+    buffers: Buffers,
+    lists: SpareLists<B>,
+}
+
+/// An operation that is not over.
+struct Pending<B> {
+    io: Io,
+    segments: Segments<B>,
+    /// Bytes of data that are not on their way yet, and where they begin.
+    left: usize,
+    next: Place,
+    /// Sectors before those.
+    sectors: u64,
+    /// Jobs that are not finished.
+    jobs: u32,
+    result: Result<(), EngineError>,
+}
+
+impl<B> Offload<B> {
+    /// An engine for `depth` operations at a time.
+    ///
+    /// # Errors
+    /// What the system says when it has no descriptor to give.
+    pub fn new(executor: Arc<dyn Executor>, geometry: Geometry, depth: u32) -> io::Result<Self> {
+        Ok(Self {
+            geometry,
+            executor,
+            completions: Arc::new(Completions::new(EventfdFlags::NONBLOCK)?),
+            pending: (0..depth).map(|_| None).collect(),
+            batch: Vec::with_capacity(depth as usize),
+            finished: Vec::with_capacity(depth as usize),
+            waiting: VecDeque::with_capacity(depth as usize),
+            buffers: Buffers::default(),
+            lists: SpareLists::default(),
+        })
+    }
+
+    /// Readable while there is something to reap.
+    ///
+    /// # Errors
+    /// What the system says when it has no descriptor to give.
+    pub fn completions(&self) -> io::Result<OwnedFd> {
+        self.completions.event.try_clone()
+    }
+}
+
+impl<B: SharedMemory> BlockEngine<B> for Offload<B> {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
+        let Some(pending) = self.pending.get_mut(tag as usize) else { return Err(Full) };
+        let left = match io {
+            Io::Read { .. } | Io::Write { .. } => segments.iter().map(|s| s.len).sum(),
+            _ => 0,
+        };
+        let segments = self.lists.list(segments);
+        let (next, sectors, jobs, result) = (Place::default(), 0, 0, Ok(()));
+        let pending = pending.insert(Pending { io, segments, left, next, sectors, jobs, result });
+        if left > 0 {
+            self.waiting.push_back(tag);
+            self.send();
+        } else {
+            pending.jobs = 1;
+            let part = Part { tag, ..Part::default() };
+            let to = Arc::clone(&self.completions);
+            self.batch.push(Job { io, data: Vec::new(), part, to });
+        }
+        Ok(())
+    }
+
+    fn kick(&mut self) {
+        if !self.batch.is_empty() {
+            self.executor.execute(&mut self.batch.drain(..));
+        }
+    }
+
+    fn reap(&mut self, done: &mut Done<'_, B>) {
+        loop {
+            self.completions.take(&mut self.finished);
+            let mut finished = core::mem::take(&mut self.finished);
+            for Finished { part, result, data } in finished.drain(..) {
+                self.finish(part, result, data, done);
+            }
+            self.finished = finished;
+            self.send();
+            if self.finished.is_empty() {
+                break;
+            }
+        }
+        // Those that waited for buffers.
+        self.kick();
+    }
+}
+
+impl<B: SharedMemory> Offload<B> {
+    /// Makes jobs of what waits, for as long as there are buffers.
+    fn send(&mut self) {
+        while let Some(&tag) = self.waiting.front() {
+            let pending = self.pending.get_mut(tag as usize).and_then(Option::as_mut);
+            let Some(pending) = pending.filter(|pending| pending.left > 0) else {
+                self.waiting.pop_front();
+                continue;
+            };
+            let len = pending.left.min(JOB_MOST);
+            let Some(mut data) = self.buffers.take(len) else { break };
+            let part = Part { tag, place: pending.next, len };
+            let io = pending.part_from();
+            let moved = match io {
+                Io::Write { .. } => {
+                    walk(&pending.segments, part.place, &mut data, |seg, at, bytes| {
+                        seg.read_bytes(at, bytes)
+                    })
+                }
+                _ => walk(&pending.segments, part.place, &mut data, |_, _, _| Some(())),
+            };
+            pending.jobs += 1;
+            pending.left -= len;
+            pending.sectors += (len / 512) as u64;
+            match moved {
+                Some(next) => {
+                    pending.next = next;
+                    let to = Arc::clone(&self.completions);
+                    self.batch.push(Job { io, data, part, to });
+                }
+                None => self.finished.push(Finished {
+                    part,
+                    result: Err(EngineError::Os(EFAULT)),
+                    data,
+                }),
+            }
+        }
+    }
+
+    /// A job is finished, and with the last of its jobs an operation.
+    fn finish(
+        &mut self,
+        part: Part,
+        mut result: Result<(), EngineError>,
+        mut data: Vec<u8>,
+        done: &mut Done<'_, B>,
+    ) {
+        let Some(slot) = self.pending.get_mut(part.tag as usize) else { return };
+        let Some(pending) = slot else { return };
+        if matches!(pending.io, Io::Read { .. }) && result.is_ok() {
+            let copied = walk(&pending.segments, part.place, &mut data, |seg, at, bytes| {
+                seg.write_bytes(at, bytes)
+            });
+            result = copied.map(drop).ok_or(EngineError::Os(EFAULT));
+        }
+        if part.len > 0 {
+            self.buffers.give_back(data, part.len);
+        }
+        pending.jobs -= 1;
+        if result.is_err() {
+            // The rest would be for nothing.
+            pending.left = 0;
+            pending.result = pending.result.and(result);
+        }
+        if pending.jobs == 0
+            && pending.left == 0
+            && let Some(mut over) = slot.take()
+        {
+            done(part.tag, over.result, &mut over.segments);
+            self.lists.keep(over.segments);
+        }
+    }
+}
+
+impl<B> Pending<B> {
+    /// The operation from the first byte on that is not on its way yet.
+    fn part_from(&self) -> Io {
+        match self.io {
+            Io::Read { sector } => Io::Read { sector: sector.saturating_add(self.sectors) },
+            Io::Write { sector } => Io::Write { sector: sector.saturating_add(self.sectors) },
+            other => other,
+        }
+    }
+}
+
+/// Goes through segments from a place on, and calls `each` for the parts of a buffer that lie in one segment;
+/// returns the place behind them. `None` if there are not so many bytes, or `each` says so.
+fn walk<B: SharedMemory>(
+    segments: &Segments<B>,
+    mut place: Place,
+    data: &mut [u8],
+    mut each: impl FnMut(&B, usize, &mut [u8]) -> Option<()>,
+) -> Option<Place> {
+    let mut rest = data;
+    while !rest.is_empty() {
+        let seg = segments.get(place.segment)?;
+        let there = seg.len.checked_sub(place.skip)?;
+        let (part, after) = rest.split_at_mut(there.min(rest.len()));
+        each(&seg.buf, seg.offset.checked_add(place.skip)?, part)?;
+        place = match part.len() == there {
+            true => Place { segment: place.segment + 1, skip: 0 },
+            false => Place { skip: place.skip + part.len(), ..place },
+        };
+        rest = after;
+    }
+    Some(place)
+}

@@ -1,0 +1,103 @@
+use alloc::sync::Arc;
+use core::fmt;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+/// How many pages may be kept mapped at a time, by all who share the budget. A budget may be a part of
+/// another: one for each guest, say, within one for the process.
+///
+/// ```
+/// use pvio_grant_table::policy::MappingBudget;
+///
+/// let process = MappingBudget::new(10);
+/// let guest = process.part(6);
+/// let taken: Vec<_> = std::iter::from_fn(|| guest.take()).collect();
+/// assert_eq!((taken.len(), guest.used(), process.used()), (6, 6, 6));
+/// let other = process.part(6);
+/// assert_eq!(std::iter::from_fn(|| other.take()).map(std::mem::forget).count(), 4);
+/// drop(taken);
+/// assert_eq!((guest.used(), process.used()), (0, 4));
+/// ```
+pub struct MappingBudget {
+    used: AtomicUsize,
+    most: usize,
+    within: Option<Arc<Self>>,
+}
+
+/// The right to keep one page mapped. Dropping it gives it back.
+#[derive(Debug)]
+pub struct MappingPermit(Arc<MappingBudget>);
+
+impl MappingBudget {
+    /// A budget of so many pages.
+    #[must_use]
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), most, within: None })
+    }
+
+    /// A budget that is no limit.
+    #[must_use]
+    pub fn unlimited() -> Arc<Self> {
+        Self::new(usize::MAX)
+    }
+
+    /// A budget of so many pages that are taken out of this one too.
+    #[must_use]
+    pub fn part(self: &Arc<Self>, most: usize) -> Arc<Self> {
+        let within = Some(Arc::clone(self));
+        Arc::new(Self { used: AtomicUsize::new(0), most, within })
+    }
+
+    /// Takes one page out of the budget, if there is one left, here and in what this is a part of.
+    #[must_use]
+    pub fn take(self: &Arc<Self>) -> Option<MappingPermit> {
+        let more = |used: usize| used.checked_add(1).filter(|used| *used <= self.most);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        match self.within.as_ref().map(Self::take) {
+            // The outer permit is given back with the inner one.
+            Some(Some(outer)) => core::mem::forget(outer),
+            Some(None) => {
+                self.used.fetch_sub(1, Ordering::Relaxed);
+                return None;
+            }
+            None => {}
+        }
+        Some(MappingPermit(Arc::clone(self)))
+    }
+
+    /// Pages that are kept mapped now.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Pages that may be kept mapped.
+    #[must_use]
+    pub const fn most(&self) -> usize {
+        self.most
+    }
+
+    /// What this is a part of.
+    #[must_use]
+    pub fn within(&self) -> Option<&Arc<Self>> {
+        self.within.as_ref()
+    }
+}
+
+impl Drop for MappingPermit {
+    fn drop(&mut self) {
+        let mut budget = Some(&self.0);
+        while let Some(this) = budget {
+            this.used.fetch_sub(1, Ordering::Relaxed);
+            budget = this.within.as_ref();
+        }
+    }
+}
+
+impl fmt::Debug for MappingBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MappingBudget")
+            .field("used", &self.used())
+            .field("most", &self.most)
+            .finish_non_exhaustive()
+    }
+}

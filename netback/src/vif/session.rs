@@ -1,0 +1,72 @@
+//! A session's in-flight record: made, found again, and ended.
+
+use super::Serve;
+use crate::Platform;
+use crate::fault::AttachError;
+use crate::queue::{ControlRefs, Groups, QueueRefs, SessionRefs, VifRecord};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use pvio_event_channel::Port;
+use pvio_grant_table::GrantRef;
+use pvio_ring::inflight::RecordError;
+use pvio_ring::shm::{Part, SharedMemory};
+use pvio_xenbus::driver::{Ends, Fault};
+use pvio_xenbus::handshake::common::DeviceAddr;
+use pvio_xenbus::handshake::vif::{FrontRequest, Negotiated};
+
+/// The record of a session.
+pub(super) struct Recorded<R> {
+    device: String,
+    pub record: VifRecord<R>,
+    pub groups: Arc<Groups<Part<R>>>,
+}
+
+/// The rings that a frontend names.
+pub(super) struct Rings {
+    addr: DeviceAddr,
+    pub queues: Vec<QueueRefs>,
+    pub control: Option<ControlRefs>,
+}
+
+impl Rings {
+    pub fn new(ends: &Ends, request: &FrontRequest, negotiated: &Negotiated) -> Self {
+        let control = request.ctrl.filter(|_| negotiated.ctrl_ring);
+        let control = control.map(|keys| ControlRefs {
+            ring: GrantRef(keys.ring_ref),
+            event: Port(keys.event_channel),
+        });
+        let queues = request.queues.iter().map(super::refs).collect();
+        Self { addr: ends.addr, queues, control }
+    }
+}
+
+impl<R: SharedMemory + Clone> Recorded<R> {
+    /// A new record, which is not valid yet, or the one that an earlier process left.
+    pub fn begin<P, S>(server: &mut S, rings: &Rings, resumed: bool) -> Result<Self, Fault>
+    where
+        P: Platform,
+        S: Serve<P, Record = R>,
+    {
+        let Rings { addr, queues, control } = rings;
+        let device = format!("{}-{}-{}", addr.kind.as_str(), addr.front, addr.index);
+        let session =
+            SessionRefs { peer: addr.front, device: addr.index, queues, control: *control };
+        let memory = server.record(&device, session.record_len(), resumed)?;
+        let open = if resumed { VifRecord::open } else { VifRecord::create };
+        let record = open(memory, &session).map_err(fault)?;
+        let groups = record.groups().ok_or(AttachError::no_section("transmit"))?;
+        Ok(Self { device, record, groups: Arc::new(groups) })
+    }
+
+    /// The session is over: nobody may resume it.
+    pub fn end<P: Platform, S: Serve<P, Record = R>>(self, server: &mut S) {
+        self.record.invalidate();
+        server.remove_record(&self.device);
+    }
+}
+
+fn fault(error: RecordError) -> Fault {
+    Fault::new(error.code(), error.to_string())
+}

@@ -1,0 +1,245 @@
+//! A backend that is killed at any of its steps (each store to a ring or to the in-flight record, each call
+//! of its port, of grants and of event channels) and followed by another: only packets that the guest made
+//! and that have no visible response leave, every request is answered once, every buffer is used once, and
+//! what the guest had set up stays.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod control;
+mod guest;
+mod kill;
+
+use common::{ALL, BACK, FRONT};
+use control::Control;
+use guest::Guest;
+use kill::{Port, end_at, run, steps, watch};
+use pvio_event_channel::EventChannel;
+use pvio_netback::queue::{SessionRefs, Siblings, VifRecord, Waker};
+use pvio_netback::{Features, Queue, Stats};
+use pvio_ring::shm::{HeapMemory, Watched};
+use pvio_sim::LocalMachine;
+use pvio_sim::local::watched::WatchedDomain;
+use std::sync::Arc;
+
+type Memory = Watched<HeapMemory>;
+type Back = Queue<WatchedDomain, Box<[u8]>, Memory>;
+
+const GROUPS: [[u8; 6]; 3] = [[1, 0, 0x5e, 0, 0, 1], [1, 0, 0x5e, 0, 0, 2], [1, 0, 0x5e, 0, 0, 3]];
+const STATION: [u8; 6] = [2, 0, 0, 0, 0, 9];
+
+/// What a run is like.
+#[derive(Clone, Copy)]
+struct Kind {
+    queues: usize,
+    split: bool,
+    control: bool,
+    /// Where the rings' indices begin.
+    start: u32,
+}
+
+/// All that outlives the backend's process, and the process.
+struct World {
+    back: WatchedDomain,
+    guests: Vec<Guest>,
+    control: Option<Control>,
+    record: Option<Memory>,
+    served: Vec<(Back, Port)>,
+}
+
+impl World {
+    fn new(kind: Kind) -> Self {
+        let machine = LocalMachine::new();
+        let front = machine.domain(FRONT);
+        let back = WatchedDomain::new(machine.domain(BACK), watch());
+        let guests = (0..kind.queues)
+            .map(|number| Guest::new(front.clone(), number as u8, kind.start, kind.split));
+        let guests: Vec<_> = guests.collect();
+        let control = kind.control.then(|| Control::new(&front, &guests[kind.queues - 1]));
+        let mut world = Self { back, guests, control, record: None, served: Vec::new() };
+        world.connect();
+        world
+    }
+
+    /// As a vif connects: to a session of its own, or to what another process left of one.
+    fn connect(&mut self) {
+        let refs: Vec<_> = self.guests.iter().map(Guest::refs).collect();
+        let control = self.control.as_ref().map(Control::refs);
+        let session = SessionRefs { peer: FRONT, device: 0, queues: &refs, control };
+        let record = match &self.record {
+            Some(memory) => VifRecord::open(memory.clone(), &session).unwrap(),
+            None => {
+                let pages = HeapMemory::pages(session.record_len().div_ceil(4096));
+                let memory = Watched::new(pages, watch());
+                self.record = Some(memory.clone());
+                VifRecord::create(memory, &session).unwrap()
+            }
+        };
+        let groups = Arc::new(record.groups().unwrap());
+        groups.choose(true);
+        let features = Features { names_groups: true, ..ALL };
+        let mut queues: Vec<Back> = Vec::new();
+        for (index, refs) in refs.iter().enumerate() {
+            let parts = (&record, index, &groups);
+            let stats = Arc::new(Stats::default());
+            let back = self.back.clone();
+            let queue = Queue::attach_recorded(back, FRONT, refs, features, stats, parts);
+            queues.push(queue.unwrap());
+        }
+        if let Some(control) = &control {
+            let nothing: Waker = Arc::new(|| ());
+            let siblings = Siblings::new(vec![nothing; queues.len()]);
+            for (index, queue) in queues.iter_mut().enumerate() {
+                queue.join(&siblings, index);
+            }
+            queues[0].serve_control_recorded(control, true, &record).unwrap();
+            for index in 0..queues.len() {
+                let list = queues[0].staged_before(index);
+                queues[index].restage(&list).unwrap();
+            }
+        }
+        if record.is_resumed() {
+            queues.iter().flat_map(Back::channels).for_each(|channel| channel.notify().unwrap());
+        } else {
+            record.commit();
+        }
+        let ports = self.guests.iter().map(|guest| Port::new(&guest.wire));
+        self.served = queues.into_iter().zip(ports).collect();
+    }
+
+    /// What the guest does in one round.
+    fn guest(&mut self, round: usize) {
+        self.take();
+        for (n, guest) in self.guests.iter_mut().enumerate() {
+            match (round + n) % 6 {
+                0 => {
+                    guest.send(&[60]);
+                    guest.send(&[100, 700, 30]);
+                    guest.inject(STATION, 100);
+                }
+                1 => {
+                    guest.name(GROUPS[n]);
+                    guest.send(&[61, 61]);
+                    guest.inject(STATION, 9000);
+                }
+                2 => {
+                    guest.send(&[80]);
+                    guest.send_short();
+                    guest.send(&[90; 5]);
+                    guest.inject(STATION, 60);
+                    guest.inject(STATION, 5000);
+                }
+                3 => guest.inject(STATION, 70),
+                _ => guest.send(&[64]),
+            }
+        }
+        if let Some(control) = &mut self.control {
+            control.ask();
+        }
+    }
+
+    /// The guest takes what it can see.
+    fn take(&mut self) {
+        let frames: Vec<_> = self.guests.iter_mut().flat_map(Guest::take).collect();
+        for frame in frames {
+            self.guests[usize::from(frame[14])].came(&frame);
+        }
+        if let Some(control) = &mut self.control {
+            control.take();
+        }
+    }
+
+    fn poll(&mut self) {
+        for (queue, port) in &mut self.served {
+            queue.take_events().unwrap();
+            queue.poll(port, 64).unwrap();
+            queue.may_sleep().unwrap();
+        }
+    }
+
+    /// The process is gone, with all that was on its way to the guest in it.
+    fn bury(&mut self) {
+        self.served.clear();
+        self.take();
+        self.guests.iter_mut().for_each(Guest::forgive);
+    }
+
+    fn is_done(&self) -> bool {
+        self.guests.iter().all(Guest::is_done) && self.control.as_ref().is_none_or(Control::is_done)
+    }
+}
+
+/// Rounds in which the guest begins something.
+const ROUNDS: usize = 8;
+
+/// One life of a guest, whose backends end at these steps of theirs. Returns the steps that were made.
+fn live(kind: Kind, ends: &[usize]) -> usize {
+    let mut world = World::new(kind);
+    let mut ends = ends.iter().copied();
+    end_at(ends.next());
+    let mut total = 0;
+    for round in 0.. {
+        assert!(round < 60, "the guest waits for ever");
+        if round < ROUNDS {
+            world.guest(round);
+        } else if world.is_done() {
+            break;
+        } else if let Some(control) = &mut world.control {
+            control.ask();
+        }
+        let mut alive = run(|| world.poll()).is_some();
+        while !alive {
+            total += steps();
+            world.bury();
+            end_at(ends.next());
+            alive = run(|| world.connect()).is_some();
+        }
+        world.take();
+    }
+    total += steps();
+    end_at(None);
+    // A process that came last may have something to publish.
+    world.poll();
+    world.take();
+    // What was answered stays so: groups are heard, and all is steered to the last queue.
+    let to = world.control.as_ref().map_or(0, |_| world.guests.len() - 1);
+    for group in &GROUPS[..world.guests.len()] {
+        let before = world.guests[to].received;
+        world.guests[0].inject(*group, 80);
+        world.guests[0].inject([1, 0, 0x5e, 9, 9, 9], 80);
+        (0..3).for_each(|_| world.poll());
+        world.take();
+        assert_eq!(world.guests[to].received, before + 1, "the group that it named, and no other");
+        world.guests[0].drop_unheard();
+    }
+    if let Some(control) = &world.control {
+        let staged: Vec<_> = world.served.iter().map(|(queue, _)| queue.staged()).collect();
+        assert_eq!(staged.iter().sum::<usize>(), control.staged(), "{staged:?}");
+    }
+    total
+}
+
+/// Ends the backend at every step that it makes, and its successor a few steps later.
+fn every_step(kind: Kind) {
+    let steps = live(kind, &[]);
+    println!("{steps} steps");
+    assert!(steps > 200);
+    for at in 0..steps {
+        live(kind, &[at]);
+        live(kind, &[at, at * 7 % 61]);
+    }
+}
+
+#[test]
+fn one_queue_killed_at_every_step_loses_and_invents_nothing() {
+    every_step(Kind { queues: 1, split: false, control: false, start: 0 });
+}
+
+#[test]
+fn split_event_channels_and_wrapping_indices_killed_at_every_step_lose_nothing() {
+    every_step(Kind { queues: 1, split: true, control: false, start: u32::MAX - 6 });
+}
+
+#[test]
+fn queues_and_control_ring_killed_at_every_step_keep_what_the_guest_set_up() {
+    every_step(Kind { queues: 2, split: false, control: true, start: u32::MAX - 6 });
+}
