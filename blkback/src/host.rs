@@ -1,5 +1,7 @@
 //! Serving vbds from images, a thread per queue: what a driver domain does.
 
+mod fence;
+
 use crate::budgets::MappingBudgets;
 use crate::config::Config;
 use crate::engine::faults::FaultSwitch;
@@ -19,9 +21,11 @@ use pvio_grant_table::policy::MappingBudget;
 use pvio_recordfile::{RecordDir, RecordFile};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -57,6 +61,8 @@ pub struct ImageServer {
     budgets: MappingBudgets,
     wake: Arc<dyn Fn() + Send + Sync>,
     records: Option<RecordDir>,
+    /// The disk whose fence there is.
+    fenced: Option<String>,
     /// What holds, once it is known.
     disk: Option<Disk>,
     open: Option<Open>,
@@ -80,14 +86,15 @@ impl ImageServer {
     /// The same with options for what a disk's own words do not say, and with limits that it may
     /// share with others.
     pub fn with(usual: DiskOptions, groups: Groups, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
-        let budgets = MappingBudgets::default();
-        Self { usual, groups, budgets, wake, records: None, disk: None, open: None }
+        let (budgets, records, fenced) = (MappingBudgets::default(), None, None);
+        Self { usual, groups, budgets, wake, records, fenced, disk: None, open: None }
     }
 
     /// The same, keeping no more pages of guests mapped than these budgets say.
     #[must_use]
-    pub fn within(self, budgets: MappingBudgets) -> Self {
-        Self { budgets, ..self }
+    pub fn within(mut self, budgets: MappingBudgets) -> Self {
+        self.budgets = budgets;
+        self
     }
 
     /// The same, whose sessions another process can take over: it finds their in-flight records in the
@@ -103,12 +110,12 @@ impl ImageServer {
     fn read(&self, told: &ToolstackBack) -> Result<Disk, Fault> {
         let disk = match told.backing() {
             _ if told.is_empty_drive() => Ok(Spec::Ram { bytes: 0 }.into()),
-            Backing::Own(text) => text.parse(),
+            Backing::Own(text) => Disk::from_bytes(text),
             Backing::Format(format, rest) => Disk::with_format(format, rest),
         };
         let mut disk = disk.map_err(|e| Fault::new(e.code(), e))?;
         let words = told.options.as_deref().unwrap_or_default();
-        let said: DiskOptions = words.parse().map_err(|e| Fault::new("disk-options", e))?;
+        let said = DiskOptions::from_bytes(words).map_err(|e| Fault::new("disk-options", e))?;
         disk.options = said.or(disk.options).or(self.usual.clone());
         let options = &mut disk.options;
         options.read_only = Some(told.mode == Mode::ReadOnly || options.read_only == Some(true));
@@ -118,7 +125,7 @@ impl ImageServer {
             && !path.is_file()
         {
             // A script puts a loop device before a file, which would only cost.
-            disk.spec = Spec::file(Format::Raw, device);
+            disk.spec = Spec::file(Format::Raw, OsStr::from_bytes(device));
         }
         Ok(disk)
     }
@@ -149,11 +156,17 @@ impl ImageServer {
             }
             None => Arc::new(Throttles::new(limits)),
         };
+        // Before anything of the image is read: an earlier process's writes may still arrive.
+        let fence = self.records.as_ref().map(|dir| fence::pass(dir, name)).transpose()?;
         let share = Arc::new(Share::new(throttles));
         let faults = Arc::new(FaultSwitch::new(options.faults()));
         let image = Image::open_as(disk)?
             .throttled(Arc::clone(&share))
             .with_faults(Arc::clone(&faults), options.seed.unwrap_or_default());
+        let image = match fence {
+            Some(fence) => image.fenced(fence),
+            None => image,
+        };
         let image = match &options.trace {
             Some(path) => traced(image, path, &disk.spec, name)?,
             None => image,
@@ -163,12 +176,25 @@ impl ImageServer {
     }
 }
 
+impl Drop for ImageServer {
+    fn drop(&mut self) {
+        self.open = None;
+        if let (Some(records), Some(disk)) = (&self.records, &self.fenced) {
+            fence::remove(records, disk);
+        }
+    }
+}
+
 /// A trace into a new file; one that is there is never written over.
 fn traced(image: Image, path: &Path, spec: &Spec, name: &str) -> Result<Image, ImageError> {
     const MOST: u32 = 1000;
     let base = if path.is_dir() { path.join(format!("{name}.iolog")) } else { path.into() };
     let failed = |error| ImageError::Trace { path: base.clone(), error };
-    let numbered = (1..MOST).map(|n| PathBuf::from(format!("{}.{n}", base.display())));
+    let numbered = (1..MOST).map(|n| {
+        let mut name = base.clone().into_os_string();
+        name.push(format!(".{n}"));
+        PathBuf::from(name)
+    });
     let exists = || io::ErrorKind::AlreadyExists.into();
     let file = core::iter::once(base.clone())
         .chain(numbered)
@@ -176,9 +202,9 @@ fn traced(image: Image, path: &Path, spec: &Spec, name: &str) -> Result<Image, I
         .find(|made| !matches!(made, Err(e) if e.kind() == io::ErrorKind::AlreadyExists))
         .unwrap_or_else(|| Err(exists()));
     // What a replay is to use; fio's lines have blanks between words.
-    let place = spec.path().map(|path| format!("{}", path.display()));
+    let place = spec.path().and_then(Path::to_str);
     let place = place.filter(|path| path.starts_with('/') && !path.contains(char::is_whitespace));
-    let place = place.unwrap_or_else(|| format!("/dev/{name}"));
+    let place = place.map_or_else(|| format!("/dev/{name}"), Into::into);
     image.traced(Box::new(file.map_err(failed)?), &place).map_err(failed)
 }
 
@@ -221,6 +247,7 @@ where
         self.open = None;
         let disk = self.read(told)?;
         let name = format!("vbd-{}-{}", told.frontend_id, told.dev.replace('/', "_"));
+        self.fenced = Some(name.clone());
         let open = self.open_at_last(&disk, &name).map_err(|e| Fault::new(e.code(), e))?;
         let geometry = open.image.geometry();
         let wake = Arc::clone(&self.wake);

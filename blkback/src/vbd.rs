@@ -329,7 +329,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         // Every request taken is answered before the medium goes.
         self.running.clear();
         announce_resize(xs, &ends.back, 0)?;
-        let empty = ToolstackBack { params: String::new(), ..told.clone() };
+        let empty = ToolstackBack { params: Vec::new(), ..told.clone() };
         let mut opened = self.open(told.clone());
         if let (Ok(()), Some((_, before)), Some(now)) = (&opened, before, self.geometry())
             && now.sectors > 0

@@ -1,9 +1,11 @@
 //! The command line.
 
-use crate::disks::args::{AttachArgs, DetachArgs, ListArgs, SetArgs};
+use crate::disks::args::{
+    AttachArgs, DetachArgs, ImageRootArgs, ListArgs, SetArgs, disk, disk_options,
+};
 use crate::failure::Failure;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use pvio_blkback::image::{Disk, DiskError, DiskOptions, OptionError};
+use pvio_blkback::image::{Disk, DiskOptions};
 use pvio_blkback::path::Policy;
 use pvio_netback::host::Site;
 use pvio_netback::port::options::{NicOptions, shared_rate};
@@ -11,6 +13,7 @@ use pvio_netback::port::shape::Share;
 use pvio_netback::port::tap::TapConfig;
 use pvio_netback::queue::Policy as NicPolicy;
 use pvio_xenbus::handshake::common::BackendKind;
+use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -48,7 +51,7 @@ pub enum Command {
     /// List devices: their states, what is behind them, what their ends agreed on
     List(ListArgs),
     /// Make a driver domain's backends again, after it came back under its old number
-    Revive(ReviveArgs),
+    Revive(crate::revive::ReviveArgs),
     /// What runs in the child processes
     #[command(hide = true, subcommand)]
     Domain(crate::domain::DomainCommand),
@@ -59,7 +62,7 @@ pub enum Command {
 pub struct RunArgs {
     /// Disk with an ext2/3/4 or FAT file system; a demo image if left out. A path, or
     /// `[OPTIONS]FORMAT:PATH` with any format and option of docs/disks.md
-    #[arg(long, value_name = "DISK", value_parser = disk)]
+    #[arg(long, value_name = "DISK", value_parser = disk())]
     pub disk: Option<Disk>,
     /// Attach a NIC and serve HTTP over it
     #[arg(long)]
@@ -93,10 +96,13 @@ pub struct InspectArgs {
     /// A path, or FORMAT:PATH with raw, qcow2, qcow2@SNAPSHOT, vmdk or vhd, or nbd://HOST:PORT/EXPORT,
     /// nbd+unix:///EXPORT?socket=PATH
     #[arg(value_name = "DISK")]
-    pub disk: String,
+    pub disk: OsString,
     /// As JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    /// Where the files it names may be.
+    pub image_roots: ImageRootArgs,
 }
 
 /// `pvio check`.
@@ -104,7 +110,7 @@ pub struct InspectArgs {
 pub struct CheckArgs {
     /// Scratch disk; its contents are destroyed. A path, or `[OPTIONS]FORMAT:PATH` with any format and
     /// option of docs/disks.md
-    #[arg(long, value_name = "DISK", value_parser = disk)]
+    #[arg(long, value_name = "DISK", value_parser = disk())]
     pub disk: Disk,
     /// Overwrite an image that is not blank
     #[arg(long)]
@@ -163,11 +169,14 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DIR", default_value = RECORDS)]
     pub records: PathBuf,
     /// For every disk that does not say otherwise: iops=1000,direct and the like (see docs/disks.md)
-    #[arg(long, value_name = "OPTIONS", value_parser = disk_options, default_value = "")]
+    #[arg(long, value_name = "OPTIONS", value_parser = disk_options(), default_value = "")]
     pub disk_options: DiskOptions,
     #[command(flatten)]
     /// How many pages may be kept mapped.
     pub mappings: crate::serve::MappingArgs,
+    #[command(flatten)]
+    /// Where the files that images name may be.
+    pub image_roots: ImageRootArgs,
     /// Where the log goes, instead of standard error
     #[arg(long, value_name = "PATH")]
     pub log: Option<PathBuf>,
@@ -270,13 +279,6 @@ pub enum Answers {
     AsDone,
 }
 
-/// `pvio revive`.
-#[derive(Debug, Clone, Args)]
-pub struct ReviveArgs {
-    /// The driver domain's name or number
-    pub domain: String,
-}
-
 /// What becomes of the devices when the daemon is told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum OnStop {
@@ -294,15 +296,6 @@ pub enum Around {
     /// The daemon
     #[value(name = "self")]
     Itself,
-}
-
-/// A disk; its parts' failures are said in a line by clap.
-pub(crate) fn disk(text: &str) -> Result<Disk, DiskError> {
-    text.parse()
-}
-
-pub(crate) fn disk_options(text: &str) -> Result<DiskOptions, OptionError> {
-    text.parse()
 }
 
 fn kind(word: &str) -> Result<BackendKind, String> {
@@ -324,6 +317,9 @@ pub struct CommonArgs {
     /// Read and write the image around the host's page cache (O_DIRECT)
     #[arg(long)]
     pub direct: bool,
+    #[command(flatten)]
+    /// Where the files that the image names may be.
+    pub image_roots: ImageRootArgs,
 }
 
 impl CommonArgs {
@@ -337,6 +333,7 @@ impl CommonArgs {
         if self.direct {
             options.direct = Some(true);
         }
+        self.image_roots.add_to(&mut options)?;
         options.trace = options.trace.map(std::path::absolute).transpose().map_err(Failure::of)?;
         Ok(Disk { options, spec })
     }

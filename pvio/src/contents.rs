@@ -31,7 +31,7 @@ const fn compressed(name: &'static str) -> Contents {
     Contents { name, remedy: "decompress it first" }
 }
 
-const CONVERT: &str = "convert it: qemu-img convert -O raw IN OUT";
+const CONVERT: &str = "make another image of it: qemu-img convert -O qcow2 OLD NEW.qcow2";
 const RAID: Contents = Contents {
     name: "a member of a Linux RAID array",
     remedy: "assemble the array and give its device, /dev/mdN",

@@ -3,9 +3,10 @@
 use crate::cli::InspectArgs;
 use crate::failure::{Failure, one_line, say};
 use crate::guest::http::listing::human;
-use pvio_blkback::image::inspect::{FileReport, Inspection, inspect};
-use pvio_blkback::image::{LockState, Spec};
+use pvio_blkback::image::inspect::{FileReport, Inspection, inspect_as};
+use pvio_blkback::image::{Disk, LockState, Spec};
 use serde_json::{Value, json};
+use std::os::unix::ffi::OsStrExt;
 
 /// Does it.
 ///
@@ -13,12 +14,14 @@ use serde_json::{Value, json};
 /// A [`Failure`] when nothing is there, and when what is there cannot be served; that is said after
 /// everything else that could be found out.
 pub fn run(args: &InspectArgs) -> Result<(), Failure> {
-    let spec: Spec = args.disk.parse().map_err(|e| Failure::of(e).as_input())?;
-    let found = inspect(&spec).map_err(|e| Failure::of(e).as_input())?;
+    let disk = Disk::from_bytes(args.disk.as_bytes());
+    let mut disk = disk.map_err(|e| Failure::of(e).as_input())?;
+    args.image_roots.add_to(&mut disk.options)?;
+    let found = inspect_as(&disk).map_err(|e| Failure::of(e).as_input())?;
     if args.json {
-        say!("{:#}", as_json(&spec, &found));
+        say!("{:#}", as_json(&disk.spec, &found));
     } else {
-        as_text(&spec, &found);
+        as_text(&disk.spec, &found);
     }
     match found.problem {
         Some(problem) => Err(Failure::of(problem)),

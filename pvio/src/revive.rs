@@ -5,11 +5,18 @@
 //! wait for answers. A domain that comes back under the same number (`xl restore` of a state saved
 //! with `xl save -D`) may use all of it again; what it lacks are those directories.
 
-use crate::cli::ReviveArgs;
 use crate::failure::{Failure, say};
+use clap::Args;
 use pvio_grant_table::DomId;
 use pvio_xenbus::client::{Client, default_path};
 use pvio_xenbus::handshake::common::{find_domain, revive_backends};
+
+/// `pvio revive`.
+#[derive(Debug, Clone, Args)]
+pub struct ReviveArgs {
+    /// The driver domain's name or number
+    pub domain: String,
+}
 
 /// Makes the directories again.
 ///

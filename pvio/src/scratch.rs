@@ -47,7 +47,7 @@ fn raw_must_be_blank(path: &Path) -> Result<(), Failure> {
             path.display()
         ),
         format!(
-            "use a scratch image (truncate -s 1G scratch.img), or give --overwrite to destroy what is in {}",
+            "use an empty scratch image, or give --overwrite to destroy what is in {}",
             path.display()
         ),
     ))

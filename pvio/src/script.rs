@@ -83,7 +83,7 @@ fn add(base: &str) -> Result<(), Failure> {
 
 fn look_at(told: &ToolstackBack) -> Result<(), Failure> {
     let disk = match told.backing() {
-        Backing::Own(text) => text.parse(),
+        Backing::Own(text) => Disk::from_bytes(text),
         Backing::Format(format, rest) => Disk::with_format(format, rest),
     };
     let disk = disk.map_err(|e| Failure::of(e).as_input())?;

@@ -88,6 +88,8 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         max_queues: args.queues.unwrap_or(most.max_queues),
         ..most
     };
+    let mut disk_options = args.disk_options.clone();
+    args.image_roots.add_to(&mut disk_options)?;
     let leave = args.on_stop == OnStop::Leave;
     let records = driver::records(&args.records)?;
     let options = Options {
@@ -97,7 +99,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         leave,
         records: Some(records),
         disks,
-        disk_options: args.disk_options.clone(),
+        disk_options,
         mappings: args.mappings.budgets(),
         nic_policy: args.nic_policy,
         nic_queues: args.queues,

@@ -240,3 +240,54 @@ fn who_uses_an_image_is_told() {
     }
     assert_eq!(state(), "free");
 }
+
+/// A path is bytes on the whole way: command line, xenstore, driver domain.
+#[test]
+fn paths_are_bytes_and_image_roots_are_added() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    if !has_qemu_img() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |bytes: &[u8]| dir.path().join(OsStr::from_bytes(bytes));
+    let pvio = |args: &[&OsStr]| {
+        let Output { stdout, stderr, status } =
+            Command::new(env!("CARGO_BIN_EXE_pvio")).args(args).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        (text(stdout), text(stderr), status.code())
+    };
+    let (roots, own) = (path(b"r\xff,1]"), path(b"own"));
+    std::fs::create_dir(&roots).unwrap();
+    std::fs::create_dir(&own).unwrap();
+    let base = roots.join(OsStr::from_bytes(b"base\xfe.img"));
+    std::fs::File::create(&base).unwrap().set_len(1 << 20).unwrap();
+    let image = own.join(OsStr::from_bytes(b"a\xfd.qcow2"));
+    let mut create = Command::new("qemu-img");
+    create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&base).arg(&image);
+    assert!(create.status().unwrap().success());
+
+    let (_, err, code) = pvio(&["inspect".as_ref(), image.as_os_str()]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("--image-root") && err.lines().count() == 1, "{err}");
+    let root = ["--image-root".as_ref(), roots.as_os_str()];
+    for json in [&[][..], &["--json".as_ref()]] {
+        let (out, err, code) =
+            pvio(&[&["inspect".as_ref(), image.as_os_str()], &root[..], json].concat());
+        assert_eq!((err.as_str(), code), ("", Some(0)), "{out}");
+        assert!(out.contains("base\u{fffd}.img"), "{out}");
+    }
+    // The whole way, with the root in the disk's own options.
+    let check = ["check", "--requests", "50", "--disk"].map(OsStr::new);
+    let (_, err, code) = pvio(&[&check[..], &[image.as_os_str()]].concat());
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("below no image root"), "{err}");
+    let (out, err, code) = pvio(&[&check[..], &[image.as_os_str()], &root].concat());
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(out.contains("50"), "{out}");
+    assert!(std::fs::read(&base).unwrap().iter().all(|byte| *byte == 0), "only the top is written");
+
+    let (_, err, code) = pvio(&["inspect", "--image-root", "/none", "/dev/null"].map(OsStr::new));
+    assert_eq!(code, Some(2));
+    assert!(err.contains("/none is no directory"), "{err}");
+}

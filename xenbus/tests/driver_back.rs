@@ -30,7 +30,7 @@ struct Class {
 
 impl BackendClass for Class {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
-        let prepared = hotplug(xs, ends, Some("/etc/xen/scripts/block"))?;
+        let prepared = hotplug(xs, ends, Some(b"/etc/xen/scripts/block"))?;
         if prepared == Prepared::Yes {
             self.prepared.set(self.prepared.get() + 1);
         }

@@ -99,7 +99,7 @@ fn libxl_is_told_of_a_device_and_that_it_is_gone_and_options_are_changed() {
 
     vbd::ToolstackBack::write_options(&mut w.dom0, addr, "iops=7").unwrap();
     let read = vbd::ToolstackBack::read(&mut w.back, &addr.backend_path()).unwrap();
-    assert_eq!(read.options.as_deref(), Some("iops=7"));
+    assert_eq!(read.options.as_deref(), Some(&b"iops=7"[..]));
     // A guest reads them, and changes nothing.
     assert!(vbd::ToolstackBack::write_options(&mut w.front, addr, "iops=none").is_err());
 
@@ -119,19 +119,33 @@ fn how_a_disk_is_named() {
         back
     };
     for (back, expected) in [
-        (named("phy", None, "a:b"), vbd::Backing::Format("raw", "a:b")),
-        (named("qdisk", None, "aio:/x"), vbd::Backing::Format("raw", "/x")),
-        (named("qdisk", None, "qcow2:/x"), vbd::Backing::Format("qcow2", "/x")),
-        (named("phy", Some("/etc/xen/scripts/block"), "q:x"), vbd::Backing::Format("raw", "q:x")),
+        (named("phy", None, "a:b"), vbd::Backing::Format("raw", b"a:b")),
+        (named("qdisk", None, "aio:/x"), vbd::Backing::Format("raw", b"/x")),
+        (named("qdisk", None, "qcow2:/x"), vbd::Backing::Format("qcow2", b"/x")),
+        (named("phy", Some("/etc/xen/scripts/block"), "q:x"), vbd::Backing::Format("raw", b"q:x")),
         (
             named("phy", Some("/etc/xen/scripts/block-pvio"), "[ro]q:x"),
-            vbd::Backing::Own("[ro]q:x"),
+            vbd::Backing::Own(b"[ro]q:x"),
         ),
-        (named("phy", Some("block-pvio"), "x"), vbd::Backing::Own("x")),
-        (named("pvio", None, "ram:1M"), vbd::Backing::Own("ram:1M")),
+        (named("phy", Some("block-pvio"), "x"), vbd::Backing::Own(b"x")),
+        (named("pvio", None, "ram:1M"), vbd::Backing::Own(b"ram:1M")),
     ] {
         assert_eq!(back.backing(), expected);
     }
+    // A path is bytes, and comes through xenstore as it is.
+    let (mut w, path) = (world(), b"qcow2:/srv/\xff\t\xc3.img");
+    let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 51728);
+    let told = vbd::ToolstackBack {
+        kind: "qdisk".into(),
+        physical_device_path: Some(b"/dev/\x80".into()),
+        script: Some(b"/\xfe/block".into()),
+        options: Some(b"trace=/\xfd".into()),
+        ..vbd::ToolstackBack::new(addr, path)
+    };
+    vbd::create_device(&mut w.dom0, addr, &told).unwrap();
+    let read = vbd::ToolstackBack::read(&mut w.back, &addr.backend_path()).unwrap();
+    assert_eq!(read, told);
+    assert_eq!(read.backing(), vbd::Backing::Format("qcow2", b"/srv/\xff\t\xc3.img"));
     assert!(vbd::changes_live("pvio-options") && !vbd::changes_live("params"));
 }
 

@@ -121,7 +121,7 @@ fn bad_words_of_a_disks_backend_or_toolstack_are_refused() {
         ("frontend", "/local/domain/55/x"),
         ("frontend", "/local/domain/5/../6"),
         ("device-type", "tape"),
-        ("params", "a\tb"),
+        ("params", "a\0b"),
         ("online", "on"),
     ] {
         let (mut w, back, _front) = disk();

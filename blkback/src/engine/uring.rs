@@ -19,7 +19,7 @@ use pvio_ring::shm::PoolMemory;
 use pvio_uring::{Backoff, Done as Over, FileId, IoBuf, PrivateBuf, Uring, whole};
 use rustix::fs::{OFlags, fcntl_getfl};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Tokens from here on are watches; below, tags.
@@ -84,37 +84,40 @@ impl<B: IoBuf> UringEngine<B> {
     /// # Errors
     /// What `io_uring_setup` says.
     pub fn new(image: OwnedFd, geometry: Geometry, depth: u32) -> io::Result<Self> {
-        Self::with(image, geometry, depth, IoMode::Normal)
+        Self::with(image, geometry, depth, IoMode::Normal, None)
     }
 
-    /// The same, with the kernel told of operations in another way.
+    /// The same, with the kernel told of operations in another way. Its io_urings hold `fence` until the
+    /// kernel has finished their last operation.
     ///
     /// # Errors
     /// What `io_uring_setup` says, or the system when it has no descriptor to give.
-    pub fn with(image: OwnedFd, geometry: Geometry, depth: u32, mode: IoMode) -> io::Result<Self> {
+    pub fn with(
+        image: OwnedFd,
+        geometry: Geometry,
+        depth: u32,
+        mode: IoMode,
+        fence: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Self> {
         let polled = match mode {
             IoMode::IoPoll => Some((Uring::polled(depth)?, image.try_clone()?)),
             IoMode::Normal | IoMode::SqPoll => None,
         };
-        let mut this = Self::over(ring(depth.saturating_add(EXTRA), mode)?, image, geometry, depth);
-        this.polled = polled.map(|(uring, image)| Polled::over(uring, image));
-        Ok(this)
-    }
-
-    fn over(mut uring: Uring<B>, image: OwnedFd, geometry: Geometry, depth: u32) -> Self {
+        let polled = polled.map(|(uring, image)| Polled::over(uring, image, fence)).transpose()?;
         let direct = fcntl_getfl(&image).is_ok_and(|flags| flags.contains(OFlags::DIRECT));
-        let image = uring.add_main_file(image);
-        Self {
+        let mut uring = ring(depth.saturating_add(EXTRA), mode)?;
+        let image = add_image(&mut uring, image, fence)?;
+        Ok(Self {
             uring,
             image,
-            polled: None,
+            polled,
             geometry,
             direct,
             operations: (0..depth).map(|_| Operation::new(Io::Flush, 0)).collect(),
             watches: Vec::new(),
             rest: Vec::new(),
             paused: Vec::new(),
-        }
+        })
     }
 
     /// Polls for all that a device with these limits takes.
@@ -212,9 +215,13 @@ impl<B: IoBuf> UringEngine<B> {
 }
 
 impl<B: IoBuf> Polled<B> {
-    fn over(mut uring: Uring<B>, image: OwnedFd) -> Self {
-        let image = uring.add_main_file(image);
-        Self { uring, image, limits: Limits::default() }
+    fn over(
+        mut uring: Uring<B>,
+        image: OwnedFd,
+        fence: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Self> {
+        let image = add_image(&mut uring, image, fence)?;
+        Ok(Self { uring, image, limits: Limits::default() })
     }
 
     /// Looks at both until there is something, or the time is over.
@@ -238,7 +245,7 @@ impl UringEngine<PrivateBuf> {
     /// # Errors
     /// `EOPNOTSUPP` where that cannot be; what `io_uring_setup` and reading say.
     pub fn try_polled(image: OwnedFd, at: u64, len: usize) -> io::Result<()> {
-        let Polled { mut uring, image, .. } = Polled::over(Uring::polled(1)?, image);
+        let Polled { mut uring, image, .. } = Polled::over(Uring::polled(1)?, image, None)?;
         let begun = uring.read(image, at, [whole(PrivateBuf::page_aligned(len))], 0);
         let mut result = begun.map(|()| 0).map_err(|_| EAGAIN);
         while uring.busy() > 0 {
@@ -246,6 +253,17 @@ impl UringEngine<PrivateBuf> {
             uring.reap(|done| result = done.result);
         }
         result.map(drop).map_err(io::Error::from_raw_os_error)
+    }
+}
+
+fn add_image<B: IoBuf>(
+    uring: &mut Uring<B>,
+    image: OwnedFd,
+    fence: Option<BorrowedFd<'_>>,
+) -> io::Result<FileId> {
+    match fence {
+        None => Ok(uring.add_main_file(image)),
+        Some(fence) => uring.add_fenced_file(image, fence),
     }
 }
 

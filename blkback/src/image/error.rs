@@ -25,8 +25,8 @@ pub enum ImageError {
     NotADisk(PathBuf),
     /// Its size is no number of sectors.
     #[error(
-        "the disk in {path} has {size} bytes, which is not a positive multiple of {unit}; see \
-         whether it was copied whole, and if so copy it to a larger one"
+        "disk image {path} has {size} bytes, which is not a positive multiple of {unit}; check that it \
+         was copied whole, then round it up (truncate -s %{unit} for a raw file, qemu-img resize for others)"
     )]
     OddSize {
         /// The image.
@@ -42,6 +42,17 @@ pub enum ImageError {
          or open it read-only in both"
     )]
     Busy(PathBuf),
+    /// I/O of an earlier process may be under way.
+    #[error(
+        "the I/O that an earlier process began for {disk} is not known to have ended: {error}; see whether \
+         its storage hangs, then detach the disk and attach it again"
+    )]
+    Fence {
+        /// The disk.
+        disk: String,
+        /// What waiting for it reports.
+        error: io::Error,
+    },
     /// The file system cannot bypass its cache.
     #[error("disk image {0} cannot be opened with O_DIRECT on this file system; leave that out")]
     NoDirect(PathBuf),
@@ -175,6 +186,7 @@ impl ImageError {
             Self::NotADisk(_) => "image-not-a-disk",
             Self::OddSize { .. } => "image-odd-size",
             Self::Busy(_) => "image-busy",
+            Self::Fence { .. } => "image-fence",
             Self::NoDirect(_) => "image-no-direct",
             Self::DirectSize { .. } => "image-direct-size",
             Self::Content { error, .. } => match error {
@@ -319,7 +331,7 @@ fn explain(format: &Format, error: &ContentError) -> String {
         ContentError::Unsupported(what) => {
             format!(
                 "is a {word} image with {what}, which is not supported; make another of it: \
-                     qemu-img convert -O qcow2 OLD NEW.qcow2"
+                 qemu-img convert -O qcow2 OLD NEW.qcow2 (internal snapshots stay in the old one: keep it)"
             )
         }
         ContentError::Io(error) => format!("cannot be read: {error}"),

@@ -68,6 +68,7 @@ use reference::ReferencePolicy;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 /// Threads that do the operations of a disk whose format's library blocks.
@@ -99,6 +100,8 @@ pub struct Image {
     io: IoMode,
     /// What is polled for, if anything is.
     limits: Limits,
+    /// Held for as long as any I/O may be under way.
+    fence: Option<OwnedFd>,
 }
 
 /// Where the data is.
@@ -205,6 +208,7 @@ impl Image {
             record: None,
             io: IoMode::Normal,
             limits: Limits::default(),
+            fence: None,
         })
     }
 
@@ -232,6 +236,13 @@ impl Image {
         }
         let geometry = shaped(image.geometry, disk)?;
         Ok(Self { geometry, io, limits, ..image })
+    }
+
+    /// Holds the write end of a [fence](pvio_recordfile::Fence) for as long as any I/O may be under way,
+    /// also after this process is dead.
+    #[must_use]
+    pub fn fenced(self, fence: OwnedFd) -> Self {
+        Self { fence: Some(fence), ..self }
     }
 
     /// Keeps the disk to limits, which may be changed later.
@@ -311,7 +322,13 @@ impl Image {
         let executor = match &self.kept {
             Kept::File { file, discards } => {
                 let image = file.try_clone()?.into();
-                let engine = UringEngine::with(image, self.geometry, depth, self.io)?;
+                let engine = UringEngine::with(
+                    image,
+                    self.geometry,
+                    depth,
+                    self.io,
+                    self.fence.as_ref().map(AsFd::as_fd),
+                )?;
                 let engine = engine.polling_within(self.limits);
                 let executor: Arc<dyn Executor> = match (discards.clone(), self.flusher.clone()) {
                     (Some(discards), _) => flushed(discards),

@@ -89,8 +89,8 @@ pub enum SpecError {
     UnknownFormat(String),
     /// A format that others read.
     #[error(
-        "{0} images are not read here; make another of it: qemu-img convert -O qcow2 OLD NEW.qcow2, \
-         or write raw:PATH if a guest is to see its bytes as they are"
+        "{0} images are not read here; make another of it with {by}, or write raw:PATH if a guest is \
+         to see its bytes as they are", by = converter(.0)
     )]
     Foreign(&'static str),
     /// Not a size.
@@ -102,6 +102,15 @@ pub enum SpecError {
          nbd+unix:///export?socket=/path"
     )]
     Nbd(String),
+}
+
+/// What makes another image of a foreign one without a loss.
+fn converter(format: &str) -> &'static str {
+    match format {
+        // A disk of these is in several files, of which QEMU reads one.
+        "parallels" | "hdd" | "vhdset" => "what made it, as a whole, with no snapshots left",
+        _ => "qemu-img convert -O qcow2 OLD NEW.qcow2",
+    }
 }
 
 impl Spec {

@@ -26,7 +26,9 @@ use pvio_hosted::Domain;
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use support::{Guest, Machine, has, text, tool};
@@ -53,7 +55,7 @@ impl Serve<Domain> for Recording {
 
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
         let Backing::Format("raw", path) = disk.backing() else { panic!("{disk:?}") };
-        let image = Image::open(path.as_ref(), ImageOptions::default());
+        let image = Image::open(Path::new(OsStr::from_bytes(path)), ImageOptions::default());
         let image = image.map_err(|e| Fault::new(e.code(), e))?.recorded(self.record.clone());
         let geometry = image.geometry();
         self.image = Some(Arc::new(image));

@@ -5,6 +5,7 @@ mod frontends;
 mod honest;
 mod indirect;
 mod kept;
+mod killed;
 mod late;
 mod limits;
 mod refusals;

@@ -50,12 +50,12 @@ impl Machine {
     }
 
     /// Attaches the disk that a toolstack names by `params`, `FORMAT:REST`.
-    pub fn disk(self, params: &str, mode: Mode) -> Guest {
+    pub fn disk(self, params: impl AsRef<[u8]>, mode: Mode) -> Guest {
         self.disk_of(params, mode, ImageServer::new(Arc::new(|| ())))
     }
 
     /// The same, opened and served by `server`.
-    pub fn disk_of<S>(self, params: &str, mode: Mode, server: S) -> Guest
+    pub fn disk_of<S>(self, params: impl AsRef<[u8]>, mode: Mode, server: S) -> Guest
     where
         S: Serve<Domain> + Send + 'static,
     {

@@ -41,6 +41,7 @@ use imago::storage::drivers::CommonStorageHelper;
 use imago::{Storage, StorageOpenOptions};
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -105,8 +106,8 @@ pub trait Order: fmt::Debug + Send + Sync {
 pub struct ImageFile {
     file: File,
     order: Option<Arc<dyn Order>>,
-    /// What is read in some place, whatever is there.
-    instead: Option<(u64, Vec<u8>)>,
+    /// What the library is shown in some places, whatever is there.
+    instead: Vec<(u64, Vec<u8>)>,
 }
 
 impl ImageFile {
@@ -119,14 +120,61 @@ impl ImageFile {
         options: StorageOpenOptions,
         order: Option<Arc<dyn Order>>,
     ) -> io::Result<Self> {
-        Ok(Self { file: File::from_open_file(file, options)?, order, instead: None })
+        Ok(Self { file: File::from_open_file(file, options)?, order, instead: Vec::new() })
     }
 
-    /// Reads these bytes in that place, whatever is there: for a part of a file that says more than
-    /// the library understands, and that is not written.
+    /// Shows the library a question mark for each byte of these ranges, and lets none of them be
+    /// written: it refuses an image with a name in another encoding than UTF-8, even a name that it
+    /// does not use.
+    ///
+    /// ```
+    /// use imago::{StorageExt, StorageOpenOptions};
+    /// use pvio_imagefile::ImageFile;
+    ///
+    /// let file = tempfile::tempfile()?;
+    /// std::os::unix::fs::FileExt::write_all_at(&file, b"ab\xff\xffef", 0)?;
+    /// let options = StorageOpenOptions::new().write(true);
+    /// let file = ImageFile::new(file, options, None)?.hiding(vec![2..4]);
+    /// let mut found = [0; 6];
+    /// file.read(&mut found[..], 0)?;
+    /// assert_eq!(&found, b"ab??ef");
+    /// assert!(file.write(&b"x"[..], 3).is_err());
+    /// file.write(&b"x"[..], 4)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
-    pub fn reading_as(self, at: u64, bytes: Vec<u8>) -> Self {
-        Self { instead: Some((at, bytes)), ..self }
+    pub fn hiding(mut self, hidden: Vec<Range<u64>>) -> Self {
+        self.instead.extend(hidden.into_iter().map(|range| {
+            let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or_default();
+            (range.start, vec![b'?'; len])
+        }));
+        self
+    }
+
+    /// Shows the library these bytes in that place, whatever is there, and lets none of them be
+    /// written: for a part of a file that says more than the library understands.
+    #[must_use]
+    pub fn reading_as(mut self, at: u64, bytes: Vec<u8>) -> Self {
+        self.instead.push((at, bytes));
+        self
+    }
+
+    /// Bytes that are shown instead of what is in a range, by their places in it.
+    fn instead(&self, at: u64, len: u64) -> impl Iterator<Item = (usize, u8)> {
+        let inside = move |place: u64| place.checked_sub(at).filter(|inside| *inside < len);
+        let end = at.saturating_add(len);
+        let near = self.instead.iter().filter(move |(from, bytes)| {
+            *from < end && at < from.saturating_add(bytes.len() as u64)
+        });
+        let places = near.flat_map(|(from, bytes)| (*from..).zip(bytes));
+        places.filter_map(move |(place, byte)| Some((inside(place)? as usize, *byte)))
+    }
+
+    fn check_shown(&self, at: u64, len: u64) -> io::Result<()> {
+        match self.instead(at, len).next() {
+            None => Ok(()),
+            Some(_) => Err(io::Error::other("what was hidden would be written over")),
+        }
     }
 
     fn change(&self, change: Change<'_>, make: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
@@ -176,34 +224,29 @@ impl Storage for ImageFile {
         self.file.get_filename()
     }
 
-    unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
+    unsafe fn pure_readv(&self, mut bufv: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
         let len = bufv.len();
-        let there = self.instead.as_ref().filter(|(at, bytes)| {
-            *at < offset.saturating_add(len) && offset < at.saturating_add(bytes.len() as u64)
-        });
-        let Some((at, bytes)) = there else {
-            // SAFETY: what the caller promises is what the same call of `File` asks for: the
-            // alignments are that file's, as told above, and so are the guards of ranges.
-            return unsafe { self.file.pure_readv(bufv, offset) };
-        };
-        let mut bufv = bufv;
-        let len = usize::try_from(len).map_err(io::Error::other)?;
-        let mut copy = IoBuffer::new(len, self.file.mem_align())?;
-        // SAFETY: as above; the copy is aligned as the file asks for, and of the same length.
-        unsafe { self.file.pure_readv(copy.as_mut().into(), offset) }?;
-        let copied = copy.as_mut().into_slice();
-        for (at, byte) in (*at..).zip(bytes) {
-            let place = at.checked_sub(offset).and_then(|place| usize::try_from(place).ok());
-            if let Some(there) = place.and_then(|place| copied.get_mut(place)) {
-                *there = *byte;
+        if self.instead(offset, len).next().is_some() {
+            let mut all = IoBuffer::new(len as usize, self.file.mem_align())?;
+            // SAFETY: as below, and the buffer has the alignment that the file asks for.
+            unsafe { self.file.pure_readv((&mut all).into(), offset) }?;
+            let bytes = all.as_mut().into_slice();
+            for (place, byte) in self.instead(offset, len) {
+                if let Some(there) = bytes.get_mut(place) {
+                    *there = byte;
+                }
             }
+            bufv.copy_from_slice(bytes);
+            return Ok(());
         }
-        bufv.copy_from_slice(copied);
-        Ok(())
+        // SAFETY: what the caller promises is what the same call of `File` asks for: the alignments
+        // are that file's, as told above, and so are the guards of ranges.
+        unsafe { self.file.pure_readv(bufv, offset) }
     }
 
     unsafe fn pure_writev(&self, bufv: IoVector<'_>, offset: u64) -> io::Result<()> {
         let (len, order) = (bufv.len(), self.order.as_deref());
+        self.check_shown(offset, len)?;
         if let Some(order) = order {
             order.before(&Change::of(offset, &bufv))?;
         }

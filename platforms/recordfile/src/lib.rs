@@ -1,7 +1,8 @@
 //! Memory that outlives its process: preallocated files, mapped shared, in a private directory.
 //!
 //! A backend keeps its in-flight records (`pvio_ring::inflight`) here. A process that is killed leaves
-//! its stores in the page cache, and the next process maps the same file.
+//! its stores in the page cache, and the next process maps the same file. A [`Fence`] tells that process
+//! when the kernel has finished what the earlier one began.
 //!
 //! ```
 //! use pvio_recordfile::RecordDir;
@@ -19,7 +20,9 @@
 //! ```
 
 mod dir;
+mod fence;
 mod file;
 
 pub use dir::RecordDir;
+pub use fence::Fence;
 pub use file::RecordFile;

@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`kill`] | processes that are killed between any two of their stores and calls |
 //! | [`local`] | [`LocalMachine`]: domains in one address space, with real grant tables and event bits |
 //! | [`sim`] | [`Sim`]: one run's chance, clock and trace, all from its seed |
 //! | [`world`] | [`World`]: what could happen next, and [`storm`] and [`settle`] that let it happen |
@@ -52,8 +53,9 @@
 //! });
 //! ```
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod kill;
 pub mod local;
 pub mod seeds;
 pub mod sim;

@@ -9,7 +9,7 @@ use io_uring::{IoUring, opcode, squeue};
 use pvio_ring::IoSeg;
 use pvio_ring::shm::PoolMemory;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// A file the ring owns.
@@ -122,6 +122,18 @@ impl<B: IoBuf> Uring<B> {
         let registered = self.uring.submitter().register_files(&[file.as_raw_fd()]).is_ok();
         self.main_file |= registered;
         FileId { registered, ..self.add_file(file) }
+    }
+
+    /// As [`add_main_file`](Self::add_main_file), and has the ring's registered file table hold `fence`
+    /// too. The kernel releases that table when it is done with the ring: after the last operation, which
+    /// may be long after the process has ended.
+    ///
+    /// # Errors
+    /// What the kernel reports when it does not register them.
+    pub fn add_fenced_file(&mut self, file: OwnedFd, fence: BorrowedFd<'_>) -> io::Result<FileId> {
+        self.uring.submitter().register_files(&[file.as_raw_fd(), fence.as_raw_fd()])?;
+        self.main_file = true;
+        Ok(FileId { registered: true, ..self.add_file(file) })
     }
 
     /// Reads from a byte offset of a file into the segments, in order.

@@ -1,11 +1,13 @@
 //! What the commands take.
 
 use super::vdev::Vdev;
-use crate::cli::{disk, disk_options};
+use crate::failure::Failure;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use pvio_blkback::image::{Disk, DiskOptions};
 use pvio_xenbus::handshake::common::BackendKind;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{PathBuf, absolute};
 
 /// Where the devices are.
 #[derive(Debug, Clone, Args)]
@@ -41,13 +43,13 @@ pub struct AttachArgs {
     /// The guest's name or number
     pub guest: String,
     /// A path, or `[OPTIONS]FORMAT:PATH` with any format and option of docs/disks.md
-    #[arg(value_parser = disk)]
+    #[arg(value_parser = disk())]
     pub disk: Disk,
     /// What the guest calls it; the first free one from xvda on if left out
     #[arg(long)]
     pub vdev: Option<Vdev>,
     /// More options: iops=1000,ro and the like, with commas between
-    #[arg(short, long, value_name = "OPTIONS", value_parser = disk_options, default_value = "")]
+    #[arg(short, long, value_name = "OPTIONS", value_parser = disk_options(), default_value = "")]
     pub options: DiskOptions,
     /// The domain that serves it: its name or number. Left out, dom0, or a hosted machine's driver
     /// domain
@@ -90,7 +92,7 @@ pub struct SetArgs {
     /// What the guest calls the disk
     pub vdev: Vdev,
     /// What is to hold from now on: iops=500,latency=5ms and the like, with commas between
-    #[arg(value_parser = disk_options)]
+    #[arg(value_parser = disk_options())]
     pub options: DiskOptions,
     #[command(flatten)]
     /// Where.
@@ -108,4 +110,45 @@ pub struct ListArgs {
     #[command(flatten)]
     /// Where.
     pub store: StoreArgs,
+}
+
+/// A disk; its parts' failures are said in a line by clap.
+pub(crate) fn disk() -> impl TypedValueParser<Value = Disk> {
+    OsStringValueParser::new().try_map(|text| Disk::from_bytes(text.as_bytes()))
+}
+
+pub(crate) fn disk_options() -> impl TypedValueParser<Value = DiskOptions> {
+    OsStringValueParser::new().try_map(|text| DiskOptions::from_bytes(text.as_bytes()))
+}
+
+/// What every command that opens images takes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub struct ImageRootArgs {
+    /// Open files that the header of an image names (backing files, extents) below this directory
+    /// too, besides that of the image itself; may be given more than once
+    #[arg(long = "image-root", value_name = "DIR")]
+    pub roots: Vec<PathBuf>,
+}
+
+impl ImageRootArgs {
+    /// Adds the directories to what is said of a disk, or of all.
+    ///
+    /// # Errors
+    /// One of them is no directory.
+    pub fn add_to(&self, options: &mut DiskOptions) -> Result<(), Failure> {
+        for root in options.image_roots.iter_mut().flatten() {
+            *root = absolute(&*root).map_err(Failure::of)?;
+        }
+        for root in &self.roots {
+            if !root.is_dir() {
+                return Err(Failure::input(
+                    format!("the image root {} is no directory", root.display()),
+                    "name a directory with --image-root",
+                ));
+            }
+            let root = absolute(root).map_err(Failure::of)?;
+            options.image_roots.get_or_insert_default().push(root);
+        }
+        Ok(())
+    }
 }

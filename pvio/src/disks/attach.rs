@@ -1,6 +1,6 @@
 //! Making a disk for a guest that runs, and taking it away.
 
-use super::args::{AttachArgs, DetachArgs};
+use super::args::{AttachArgs, DetachArgs, ImageRootArgs};
 use super::vdev::Vdev;
 use super::{connect, disk_left_of, domain, error_of};
 use crate::failure::{Failure, say};
@@ -37,7 +37,7 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
         None => first_free(&mut xs, guest)?,
     };
     let addr = DeviceAddr::new(args.kind.backend(), back, guest, vdev.number());
-    let options = args.options.clone().or(args.disk.options.clone());
+    let mut options = args.options.clone().or(args.disk.options.clone());
     let spec = args.disk.spec.clone();
     let here = back == DomId::DOM0 || args.store.state_dir.is_some();
     let spec = match spec.path() {
@@ -52,7 +52,10 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
         }
         _ => spec.absolute().map_err(Failure::of)?,
     };
-    let mut words = vbd::ToolstackBack::new(addr, &spec.to_string());
+    if here {
+        ImageRootArgs::default().add_to(&mut options)?;
+    }
+    let mut words = vbd::ToolstackBack::new(addr, spec.to_bytes());
     words.kind = vbd::OWN_KIND.into();
     words.dev = vdev.to_string();
     words.mode = match options.read_only {
@@ -66,7 +69,7 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
     if options.cdrom == Some(true) {
         words.device_type = vbd::DeviceType::Cdrom;
     }
-    words.options = Some(options.to_string()).filter(|text| !text.is_empty());
+    words.options = Some(options.to_string().into_bytes()).filter(|text| !text.is_empty());
     let front = vbd::ToolstackFront {
         trusted: options.trusted.unwrap_or(true),
         ..vbd::ToolstackFront::new(addr, words.device_type)
@@ -143,7 +146,8 @@ pub fn detach(args: &DetachArgs) -> Result<(), Failure> {
     if !closed && !args.force {
         return Err(Failure::new(
             format!("{} of domain {} was not closed within {} s", args.vdev, addr.front, args.wait),
-            "the guest uses it, most likely: let go of it there, or give --force",
+            "the guest uses it, most likely: let go of it there; --force takes it away at once, and what \
+             the guest has not written yet is lost",
         ));
     }
     std::thread::sleep(LINGER);

@@ -22,8 +22,8 @@ pub fn set(args: &SetArgs) -> Result<(), Failure> {
     let guest = domain(&mut xs, &args.guest)?;
     let addr = disk_of(&mut xs, guest, args.vdev)?;
     let told = ToolstackBack::read(&mut xs, &addr.backend_path()).map_err(Failure::of)?;
-    let before: DiskOptions =
-        told.options.as_deref().unwrap_or_default().parse().map_err(Failure::of)?;
+    let before = told.options.as_deref().unwrap_or_default();
+    let before = DiskOptions::from_bytes(before).map_err(Failure::of)?;
     let now = args.options.clone().or(before).to_string();
     ToolstackBack::write_options(&mut xs, addr, &now).map_err(Failure::of)?;
     say!("{}  {now}", args.vdev);

@@ -80,10 +80,10 @@ fn disk(xs: &mut Client, addr: DeviceAddr) -> Option<Value> {
     let base = addr.backend_path();
     let told = ToolstackBack::read(xs, &base).ok()?;
     let mut all = json!({
-        "kept_in": told.params,
+        "kept_in": String::from_utf8_lossy(&told.params),
         "type": told.kind,
         "mode": if told.mode == Mode::ReadOnly { "r" } else { "w" },
-        "options": told.options,
+        "options": told.options.as_deref().map(String::from_utf8_lossy),
     });
     let served = BackDisk::read(xs, &base).ok();
     if let (Some(served), Some(all)) = (served, all.as_object_mut()) {

@@ -5,21 +5,25 @@
 //! `pvio`, has its images served by a process of pvio instead: one for each guest, that ends with
 //! it, and needs neither `pvio serve` nor that Linux's own backends be absent.
 //!
-//! The program is called as QEMU is. Of its many arguments three matter: for which domain
+//! The program is called as QEMU is. Of its many arguments few matter: for which domain
 //! (`-xen-domid`), and where to listen for QMP (`-chardev socket,…`), over which `xl` asks only
-//! whether all is well. Then it writes `running` to `device-model/<domid>/state`.
+//! whether all is well. `device_model_args` of the guest's configuration may have pvio's own
+//! `--image-root` beside them. Then it writes `running` to `device-model/<domid>/state`.
 
 mod qmp;
 
+use crate::disks::args::ImageRootArgs;
 use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::Failure;
 use crate::serve;
 use crate::served::Served;
+use pvio_blkback::image::DiskOptions;
 use pvio_blkback::{Config, Policy};
 use pvio_grant_table::DomId;
 use pvio_xenbus::handshake::common::{BackendKind, announce_device_model};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 /// The name that makes `pvio` a device model.
@@ -30,6 +34,7 @@ pub const NAME: &str = "pvio-dm";
 struct Args {
     guest: DomId,
     sockets: Vec<PathBuf>,
+    image_roots: ImageRootArgs,
 }
 
 /// Serves a guest's `qdisk` disks until it is told to stop, as `xl` tells a device model.
@@ -37,8 +42,9 @@ struct Args {
 /// # Errors
 /// A [`Failure`], which `xl` shows from the guest's `qemu-dm-….log`.
 pub fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
-    let args: Vec<String> = args.map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let args = parse(&args)?;
+    let args = parse(&args.collect::<Vec<_>>())?;
+    let mut disk_options = DiskOptions::default();
+    args.image_roots.add_to(&mut disk_options)?;
     serve::log_to(None)?;
     let bell = Bell::new()?;
     let stop = Stop::on_signal(bell.clone())?;
@@ -50,6 +56,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     let options = Options {
         kinds: vec![BackendKind::Qdisk],
         only: Some(args.guest),
+        disk_options,
         disks: Config { policy: Policy::PersistentOrCopy, ..Config::for_this_machine() },
         ..Options::default()
     };
@@ -70,29 +77,32 @@ pub fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     served.map_err(serve::lost)
 }
 
-fn parse(args: &[String]) -> Result<Args, Failure> {
+fn parse(args: &[OsString]) -> Result<Args, Failure> {
     let after = |flag: &'static str| {
-        args.windows(2).filter(move |pair| pair[0] == flag).map(|pair| pair[1].as_str())
+        args.windows(2).filter(move |pair| pair[0] == flag).map(|pair| pair[1].as_bytes())
     };
-    let guest = after("-xen-domid").next().and_then(|id| id.parse().ok()).map(DomId);
-    let guest = guest.ok_or_else(|| {
+    let text = |word| std::str::from_utf8(word).ok();
+    let guest = after("-xen-domid").next().and_then(text).and_then(|id| id.parse().ok());
+    let guest = guest.map(DomId).ok_or_else(|| {
         Failure::input(
             format!("{NAME} is to be started by xl, with -xen-domid"),
             format!("put device_model_override=\"/usr/bin/{NAME}\" into the guest's configuration"),
         )
     })?;
-    if after("-machine").chain(after("-M")).any(|machine| !machine.starts_with("xenpv")) {
+    if after("-machine").chain(after("-M")).any(|machine| !machine.starts_with(b"xenpv")) {
         return Err(Failure::input(
             format!("domain {guest} needs a machine emulated, and {NAME} emulates none"),
             "leave device_model_override out, or make it a PV or PVH guest",
         ));
     }
+    let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
     let mut sockets = Vec::new();
-    for options in after("-chardev").filter_map(|chardev| chardev.strip_prefix("socket,")) {
-        let mut parts = options.split(',');
-        match parts.find_map(|part| part.strip_prefix("path=")) {
-            Some(path) => sockets.push(path.into()),
+    for options in after("-chardev").filter_map(|chardev| chardev.strip_prefix(b"socket,")) {
+        let mut parts = options.split(|byte| *byte == b',');
+        match parts.find_map(|part| part.strip_prefix(b"path=")) {
+            Some(socket) => sockets.push(path(socket)),
             None => {
+                let options = String::from_utf8_lossy(options);
                 return Err(Failure::input(
                     format!("{NAME} cannot take over an open QMP socket ({options})"),
                     "leave dm_restrict out of the guest's configuration",
@@ -100,7 +110,8 @@ fn parse(args: &[String]) -> Result<Args, Failure> {
             }
         }
     }
-    Ok(Args { guest, sockets })
+    let image_roots = ImageRootArgs { roots: after("--image-root").map(path).collect() };
+    Ok(Args { guest, sockets, image_roots })
 }
 
 #[cfg(test)]
@@ -108,7 +119,7 @@ mod tests {
     use super::*;
 
     fn args(text: &str) -> Result<Args, Failure> {
-        parse(&text.split(' ').map(String::from).collect::<Vec<_>>())
+        parse(&text.split(' ').map(OsString::from).collect::<Vec<_>>())
     }
 
     #[test]
@@ -117,11 +128,14 @@ mod tests {
             "-xen-domid 7 -no-shutdown -chardev socket,id=libxl-cmd,path=/run/xen/qmp-libxl-7,\
              server=on,wait=off -mon chardev=libxl-cmd,mode=control -chardev \
              socket,id=libxenstat-cmd,path=/run/xen/qmp-libxenstat-7,server=on,wait=off \
-             -nodefaults -no-user-config -xen-attach -name g -machine xenpv -m 256",
+             -nodefaults -no-user-config -xen-attach -name g -machine xenpv -m 256 \
+             --image-root /srv/base --image-root /srv/iso",
         );
         let sockets = ["/run/xen/qmp-libxl-7", "/run/xen/qmp-libxenstat-7"];
         let sockets = sockets.into_iter().map(PathBuf::from).collect();
-        assert_eq!(args.unwrap(), Args { guest: DomId(7), sockets });
+        let roots = ["/srv/base", "/srv/iso"].map(PathBuf::from).into();
+        let image_roots = ImageRootArgs { roots };
+        assert_eq!(args.unwrap(), Args { guest: DomId(7), sockets, image_roots });
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub fn run(args: &WorkArgs) -> Result<(), Failure> {
     let session = Session::attach(domain, xs, DISK, PATIENCE).map_err(failure)?;
     let cells = session.size() / CELL as u64;
     if cells == 0 {
-        return Err(Failure::input("the disk is smaller than 4096 bytes", "truncate -s 64M IMAGE"));
+        return Err(Failure::input("the disk is smaller than 4096 bytes", "check a larger one"));
     }
     Said::Ready.say();
     let mut work = Work::new(args, session, cells)?;

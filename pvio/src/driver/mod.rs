@@ -23,6 +23,7 @@ use pvio_xenbus::driver::{BackendClass, BackendDriver, Surroundings};
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, DeviceClass};
 use pvio_xenbus::{XenbusState, Xenstore, XsError};
 use std::fs::DirBuilder;
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -96,11 +97,13 @@ impl<P> Platform for P where
 /// # Errors
 /// When it cannot be made, or others may use it.
 pub fn records(path: &Path) -> Result<RecordDir, Failure> {
-    let make = || {
+    let make = || -> io::Result<RecordDir> {
         if let Some(parent) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
         }
-        RecordDir::open(path)
+        let dir = RecordDir::open(path)?;
+        dir.sweep()?;
+        Ok(dir)
     };
     make().map_err(|e| {
         let what = format!("no in-flight records in {}: {e}", path.display());

@@ -151,7 +151,7 @@ fn make_back_end<X: Xenstore>(xs: &mut X, addr: DeviceAddr) -> Result<(), Handsh
 }
 
 fn disk_words(disk: &DiskConfig) -> vbd::ToolstackBack {
-    let mut words = vbd::ToolstackBack::new(DISK, &disk.disk.to_string());
+    let mut words = vbd::ToolstackBack::new(DISK, disk.disk.to_bytes());
     words.kind = vbd::OWN_KIND.into();
     words.dev = "xvda".into();
     let read_only = disk.disk.options.read_only == Some(true);

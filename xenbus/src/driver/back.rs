@@ -28,7 +28,7 @@ pub enum Prepared {
 pub fn hotplug(
     xs: &mut dyn Xenstore,
     ends: &Ends,
-    script: Option<&str>,
+    script: Option<&[u8]>,
 ) -> Result<Prepared, Fault> {
     let Some(script) = script.filter(|_| ends.surroundings == Surroundings::Scripts) else {
         return Ok(Prepared::Yes);
@@ -37,6 +37,7 @@ pub fn hotplug(
         None => Ok(Prepared::AwaitsScript),
         Some(Hotplug::Connected) => Ok(Prepared::Yes),
         Some(Hotplug::Failed(why)) => {
+            let script = String::from_utf8_lossy(script);
             Err(Fault::new("hotplug", format!("the hotplug script {script} failed: {why}")))
         }
     }

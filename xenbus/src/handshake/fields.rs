@@ -106,6 +106,20 @@ impl<X: Xenstore + ?Sized> Reader<'_, X> {
         self.opt_text(key)?.ok_or_else(|| self.missing(key))
     }
 
+    /// A value that is not text: the path of a file, say, which is bytes in no encoding.
+    pub fn opt_bytes(&mut self, key: &str) -> Result<Option<Vec<u8>>, HandshakeError> {
+        match self.raw(key)? {
+            Some(value) if value.contains(&0) => {
+                Err(self.malformed(key, &value, "bytes other than NUL"))
+            }
+            value => Ok(value),
+        }
+    }
+
+    pub fn need_bytes(&mut self, key: &str) -> Result<Vec<u8>, HandshakeError> {
+        self.opt_bytes(key)?.ok_or_else(|| self.missing(key))
+    }
+
     /// The peer's path, which must be below the peer's own home: a path elsewhere would let
     /// one domain speak for another.
     pub fn peer_path(&mut self, key: &str, peer: DomId) -> Result<String, HandshakeError> {
@@ -126,11 +140,14 @@ pub(super) struct Writer<'a, X: ?Sized> {
 
 impl<X: Xenstore + ?Sized> Writer<'_, X> {
     pub fn put(&mut self, key: &str, value: impl Display) -> Result<(), HandshakeError> {
-        let value = value.to_string();
+        self.put_bytes(key, value.to_string().as_bytes())
+    }
+
+    pub fn put_bytes(&mut self, key: &str, value: &[u8]) -> Result<(), HandshakeError> {
         if value.len() > TEXT_MAX {
             return Err(HandshakeError::Unwritable("a text is too long"));
         }
-        Ok(self.xs.write(&format!("{}/{key}", self.base), value.as_bytes())?)
+        Ok(self.xs.write(&format!("{}/{key}", self.base), value)?)
     }
 
     pub fn flag(&mut self, key: &str, on: bool) -> Result<(), HandshakeError> {
@@ -141,6 +158,14 @@ impl<X: Xenstore + ?Sized> Writer<'_, X> {
     pub fn opt(&mut self, key: &str, value: Option<impl Display>) -> Result<(), HandshakeError> {
         match value {
             Some(v) => self.put(key, v),
+            None => self.clear(key),
+        }
+    }
+
+    /// As [`opt`](Self::opt), for what is not text.
+    pub fn opt_bytes(&mut self, key: &str, value: Option<&[u8]>) -> Result<(), HandshakeError> {
+        match value {
+            Some(v) => self.put_bytes(key, v),
             None => self.clear(key),
         }
     }

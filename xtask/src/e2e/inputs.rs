@@ -22,7 +22,9 @@ pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
         let disk = path(name);
         (
             format!("disk image {disk} has {size} bytes, which is not a positive multiple of 512"),
-            format!("round it up: truncate -s %512 {disk}"),
+            "check that it was copied whole, then round it up (truncate -s %512 for a raw file, \
+             qemu-img resize for others)"
+                .to_owned(),
         )
     };
     let missing = path("missing.img");
@@ -31,7 +33,7 @@ pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
             "missing.img",
             (
                 format!("disk image {missing} does not exist"),
-                format!("check the path, or make one: truncate -s 1G {missing}"),
+                "check the path, and that the file system it is on is mounted".to_owned(),
             ),
         ),
         (
@@ -60,10 +62,8 @@ pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
             "{disk} holds an ext2/3/4 file system (first at byte {first}), \
              and a check writes all over it"
         );
-        let help = format!(
-            "use a scratch image (truncate -s 1G scratch.img), \
-             or give --overwrite to destroy what is in {disk}"
-        );
+        let help =
+            format!("use an empty scratch image, or give --overwrite to destroy what is in {disk}");
         refused(world, &["check", "--disk", &disk], &dir.join("refused"), &what, &help)?;
         ensure!(fs::read(&disk)? == bytes, "and yet it changed");
         Ok(())

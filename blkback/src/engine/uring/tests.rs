@@ -17,7 +17,7 @@ const DISK: Geometry = Geometry {
 /// An engine whose reads and writes have an io_uring of their own, of the ordinary kind: what has
 /// queues to be polled is not in every machine.
 fn beside(image: OwnedFd) -> UringEngine<PrivateBuf> {
-    let second = Polled::over(Uring::new(4).unwrap(), image.try_clone().unwrap());
+    let second = Polled::over(Uring::new(4).unwrap(), image.try_clone().unwrap(), None).unwrap();
     let mut engine = UringEngine::new(image, DISK, 4).unwrap();
     engine.polled = Some(second);
     engine

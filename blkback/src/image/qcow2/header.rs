@@ -7,6 +7,7 @@ use super::super::content::{Bytes, Content, ContentError, buffer, room};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// `QCOW2_INCOMPAT_*`.
 pub mod incompatible {
@@ -60,6 +61,8 @@ pub struct Header {
     pub backing_format: Option<Vec<u8>>,
     /// Name of the file the data is in. It means nothing without [`incompatible::DATA_FILE`].
     pub data_file: Option<Vec<u8>>,
+    /// Where in the header names are that are not UTF-8.
+    pub not_utf8: Vec<Range<u64>>,
     /// Where the first-level table is, and how many entries it has.
     pub l1: (u64, u32),
     /// Where the table of reference counts is, and its bytes.
@@ -146,6 +149,7 @@ impl Header {
             backing: None,
             backing_format: None,
             data_file: None,
+            not_utf8: Vec::new(),
             l1: (head.u64(40), head.u32(36)),
             refcounts: (head.u64(48), u64::from(head.u32(56)) << cluster_bits),
             refcount_order: if v3 { head.u32(96) } else { 4 },
@@ -155,6 +159,11 @@ impl Header {
         header.check_tables(content)?;
         header.read_extensions(content, header_length.into())?;
         header.backing = read_name(content, head.u64(8), head.u32(16), header.cluster())?;
+        if let Some(name) = &header.backing
+            && str::from_utf8(name).is_err()
+        {
+            header.not_utf8.push(head.u64(8)..head.u64(8) + name.len() as u64);
+        }
         header.read_snapshots(content, head.u64(64), head.u32(60))?;
         Ok(header)
     }
@@ -227,10 +236,17 @@ impl Header {
             if count > MAX_EXTENSIONS {
                 return Err(ContentError::corrupt("the header has too many extensions"));
             }
-            match kind {
-                0xe279_2aca => self.backing_format = Some(data.to_vec()),
-                0x4441_5441 => self.data_file = Some(data.to_vec()),
-                _ => {}
+            let name = match kind {
+                0xe279_2aca => Some(&mut self.backing_format),
+                0x4441_5441 => Some(&mut self.data_file),
+                _ => None,
+            };
+            if let Some(name) = name {
+                *name = Some(data.to_vec());
+                if str::from_utf8(data).is_err() {
+                    let at = end - after.len() as u64;
+                    self.not_utf8.push(at..at + len as u64);
+                }
             }
             rest = after.get(len.next_multiple_of(8)..).unwrap_or_default();
         }

@@ -182,7 +182,7 @@ fn open_layer(
         Some(file) => Some(storage(file, Access { write: false, ..access }, None)?),
         None => None,
     };
-    let mut file = storage(&layer.file, access, ordered)?;
+    let mut file = storage(&layer.file, access, ordered)?.hiding(layer.header.not_utf8.clone());
     let features = layer.header.incompatible;
     // The library would not read it.
     if !access.write && features & incompatible::DIRTY != 0 {

@@ -34,6 +34,12 @@ pub(super) fn set_dirty(file: &File, features: u64, dirty: bool) -> io::Result<(
     file.sync_data()
 }
 
+/// Clears the features that only who knows them may keep (`autoclear_features`), as a writer must.
+pub(super) fn clear_autoclear(file: &File) -> io::Result<()> {
+    const AUTOCLEAR: u64 = 88;
+    file.write_all_at(&[0; 8], AUTOCLEAR)
+}
+
 /// Raises every count that is too low; how many there were. All that is named lies inside the file
 /// then.
 ///

@@ -52,6 +52,10 @@ impl Written {
             true => layer.file.open(Access { lock: false, ..access })?,
             false => file.try_clone().map_err(other)?,
         };
+        if header.autoclear != 0 && !header.not_utf8.is_empty() {
+            // Else the library writes the whole header for that, with names that it was not shown.
+            refcounts::clear_autoclear(&file).map_err(other)?;
+        }
         // The library keeps this table, which it has no use for where it only reads.
         meter.keep(header.refcounts.1).map_err(content)?;
         let order = Order::new(file.try_clone().map_err(other)?, header, meter).map_err(content)?;

@@ -16,6 +16,8 @@ pub enum Do {
     HostileGuest(Mischief),
     HostileBack(Malice),
     Tool(usize, ToolDo),
+    /// A sector that a dead daemon was writing lands.
+    Land(usize),
     /// A cached sector of a disk becomes safe.
     WriteBack(usize),
     /// The driver domain's process dies.
@@ -49,6 +51,8 @@ pub enum Kind {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
     pub crash: bool,
+    /// The daemon takes the sessions of its predecessor over.
+    pub resume: bool,
     pub kill_driver: bool,
     pub kill_guest: bool,
     pub remove: bool,
@@ -68,6 +72,7 @@ impl Faults {
         let mut coin = || sim.one_in(2);
         Self {
             crash: coin(),
+            resume: coin(),
             kill_driver: coin(),
             kill_guest: coin(),
             remove: coin(),

@@ -7,14 +7,17 @@ use pvio_blkback::{Buf, Config, Geometry, Progress, Queue, QueueFault, QueuePart
 use pvio_event_channel::{EventChannel, EventError, Port};
 use pvio_grant_table::DomId;
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
+use pvio_sim::kill::{self, Mortal};
 use pvio_sim::local::events::LocalChannel;
 use pvio_sim::local::memory::LocalMapping;
 use pvio_sim::{LocalDomain, Menu, Sim};
-use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
-use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, backend_root, list_backends};
+use pvio_xenbus::handshake::common::{
+    BackendKind, DeviceAddr, backend_root, list_backends, read_state,
+};
 use pvio_xenbus::handshake::vbd::ToolstackBack;
 use pvio_xenbus::store::{LocalClient, Store};
+use pvio_xenbus::{XenbusState, Xenstore};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -47,7 +50,7 @@ pub enum Flaw {
 
 /// A channel that can be made to fail.
 struct Wire {
-    channel: LocalChannel,
+    channel: Mortal<LocalChannel>,
     cut: bool,
 }
 
@@ -73,9 +76,14 @@ impl EventChannel for Wire {
     }
 }
 
+/// Each of its calls and stores may be the last of the process.
+type Platform = Mortal<LocalDomain>;
+/// In-flight records, by device: they outlive the daemon.
+pub type Records = Rc<RefCell<BTreeMap<String, Mortal<HeapMemory>>>>;
+
 /// What a thread of the real daemon has.
 struct Served {
-    queue: Queue<LocalDomain, Wire, SimEngine<Buf<LocalMapping>>>,
+    queue: Queue<Platform, Wire, SimEngine<Buf<Mortal<LocalMapping>>>, Mortal<HeapMemory>>,
     turn: Turn,
 }
 
@@ -88,6 +96,8 @@ struct Seat {
 /// Serves one disk: its queue sits in a seat, and the scheduler polls it there.
 pub struct Server {
     media: Rc<BTreeMap<String, SharedMedium>>,
+    /// None if no session is to outlive the daemon.
+    records: Option<Records>,
     medium: Option<SharedMedium>,
     seat: Rc<RefCell<Seat>>,
     crashed: Rc<Cell<bool>>,
@@ -100,18 +110,40 @@ pub struct Running {
     crashed: Rc<Cell<bool>>,
 }
 
-impl Serve<LocalDomain> for Server {
+impl Serve<Platform> for Server {
     type Running = Running;
-    type Record = HeapMemory;
+    type Record = Mortal<HeapMemory>;
 
-    fn record(&mut self, _: &str, len: usize, resumed: bool) -> Result<HeapMemory, Fault> {
-        assert!(!resumed, "nobody resumes");
-        Ok(HeapMemory::pages(len.div_ceil(PAGE_SIZE)))
+    fn record(
+        &mut self,
+        device: &str,
+        len: usize,
+        resumed: bool,
+    ) -> Result<Mortal<HeapMemory>, Fault> {
+        if resumed {
+            let records = self.records.as_ref().expect("only who keeps records resumes").borrow();
+            let found = records.get(device).cloned();
+            return found.ok_or_else(|| Fault::new("record-missing", device));
+        }
+        let memory = Mortal(HeapMemory::pages(len.div_ceil(PAGE_SIZE)));
+        if let Some(records) = &self.records {
+            records.borrow_mut().insert(device.into(), memory.clone());
+        }
+        Ok(memory)
+    }
+
+    fn remove_record(&mut self, device: &str) {
+        if let Some(records) = &self.records {
+            records.borrow_mut().remove(device);
+        }
     }
 
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
-        let medium = self.media.get(&disk.params);
-        let medium = medium.ok_or_else(|| Fault::new("no-image", &disk.params))?;
+        let name = String::from_utf8_lossy(&disk.params);
+        let medium = self.media.get(&*name);
+        let medium = medium.ok_or_else(|| Fault::new("no-image", &name))?;
+        // What a dead process began is over before anything is read.
+        medium.borrow_mut().fence();
         self.medium = Some(Rc::clone(medium));
         Ok(medium.borrow().geometry())
     }
@@ -119,7 +151,7 @@ impl Serve<LocalDomain> for Server {
     fn start(
         &mut self,
         _: &str,
-        parts: QueueParts<LocalDomain, LocalChannel>,
+        parts: QueueParts<Platform, Mortal<LocalChannel>, Mortal<HeapMemory>>,
     ) -> Result<Running, Fault> {
         let medium = self.medium.clone().expect("opened before it is started");
         let channel = |channel| Wire { channel, cut: self.flaw == Flaw::NeverNotifies };
@@ -187,7 +219,7 @@ impl Served {
 
     fn is_awake(&mut self) -> bool {
         self.turn != Turn::Asleep
-            || self.queue.channel().channel.is_pending()
+            || self.queue.channel().channel.0.is_pending()
             || self.queue.engine_mut().is_done()
     }
 
@@ -228,7 +260,7 @@ pub enum DaemonDo {
 }
 
 struct Device {
-    driver: BackendDriver<Vbd<LocalDomain, Server>>,
+    driver: BackendDriver<Vbd<Platform, Server>>,
     seat: Rc<RefCell<Seat>>,
 }
 
@@ -238,6 +270,7 @@ pub struct Daemon {
     xs: LocalClient,
     devices: BTreeMap<DeviceAddr, Device>,
     media: Rc<BTreeMap<String, SharedMedium>>,
+    records: Option<Records>,
     crashed: Rc<Cell<bool>>,
     flaw: Flaw,
     config: Config,
@@ -250,13 +283,15 @@ impl Daemon {
         domain: LocalDomain,
         store: &Rc<RefCell<Store>>,
         media: Rc<BTreeMap<String, SharedMedium>>,
+        records: Option<Records>,
         flaw: Flaw,
         config: Config,
     ) -> Self {
         let mut xs = LocalClient::connect(store, domain.id());
         let root = backend_root(BackendKind::Vbd, domain.id());
         xs.watch(&root, ROOT).expect("the first watch of a domain");
-        Self { domain, xs, devices: BTreeMap::new(), media, crashed: Rc::default(), flaw, config }
+        let (devices, crashed) = (BTreeMap::new(), Rc::default());
+        Self { domain, xs, devices, media, records, crashed, flaw, config }
     }
 
     pub fn id(&self) -> DomId {
@@ -299,7 +334,21 @@ impl Daemon {
         }
     }
 
-    pub fn act(&mut self, action: DaemonDo, sim: &mut Sim) {
+    /// Whether the process lives on: with a `killer`, it may be killed in any of its calls and stores, the
+    /// likelier the larger that is.
+    pub fn act(&mut self, action: DaemonDo, killer: Option<u32>, sim: &mut Sim) -> bool {
+        let kill_at = match killer {
+            Some(often) if sim.below(400) < often.into() => sim.below(60) as usize,
+            _ => usize::MAX,
+        };
+        let (outcome, moments) = kill::run(kill_at, || self.work(action, sim));
+        if outcome.is_none() {
+            sim.note(format_args!("  the daemon is killed after {moments} stores and calls"));
+        }
+        outcome.is_some()
+    }
+
+    fn work(&mut self, action: DaemonDo, sim: &mut Sim) {
         match action {
             DaemonDo::Event => match self.xs.poll_event().expect("xenstore") {
                 Some(event) if event.token == ROOT => self.look_for_devices(sim),
@@ -347,15 +396,22 @@ impl Daemon {
             let seat = Rc::new(RefCell::new(Seat::default()));
             let server = Server {
                 media: Rc::clone(&self.media),
+                records: self.records.clone(),
                 medium: None,
                 seat: Rc::clone(&seat),
                 crashed: Rc::clone(&self.crashed),
                 flaw: self.flaw,
             };
-            // Whether somebody served it before us is not known; a frontend that has not begun
+            let vbd = Vbd::with(Mortal(self.domain.clone()), server, self.config);
+            let left = read_state(&mut self.xs, &addr.backend_path()).expect("xenstore");
+            // Else, whether somebody served it before us is not known; a frontend that has not begun
             // makes no difference.
-            let vbd = Vbd::with(self.domain.clone(), server, self.config);
-            let driver = BackendDriver::restarted(addr, vbd);
+            let driver = match left {
+                XenbusState::Connected if self.records.is_some() => {
+                    BackendDriver::resuming(addr, vbd)
+                }
+                _ => BackendDriver::restarted(addr, vbd),
+            };
             self.devices.insert(addr, Device { driver, seat });
             self.step(addr, sim);
         }

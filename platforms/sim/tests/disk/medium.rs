@@ -18,6 +18,8 @@ type Sector = [u8; SECTOR];
 pub struct Medium {
     stable: Vec<Sector>,
     cache: BTreeMap<u64, Sector>,
+    /// Sectors that the kernel still writes for a process that is dead.
+    late: Vec<(u64, Sector)>,
     sector_size: u32,
     /// One operation in so many fails; none if 0.
     errors: u64,
@@ -31,6 +33,7 @@ impl Medium {
         Rc::new(RefCell::new(Self {
             stable: vec![[0; SECTOR]; sectors],
             cache: BTreeMap::new(),
+            late: Vec::new(),
             sector_size: sim.pick(&[512, 512, 4096]),
             errors: sim.pick(&[0, 0, 8, 40]),
             chance: sim.fork(),
@@ -59,6 +62,26 @@ impl Medium {
     /// What a power cut leaves.
     pub fn lose_cache(&mut self) {
         self.cache.clear();
+        self.late.clear();
+    }
+
+    /// Whether something may land that a dead process began.
+    pub fn is_late(&self) -> bool {
+        !self.late.is_empty()
+    }
+
+    /// Some of it lands.
+    pub fn land_one(&mut self) {
+        let at = self.chance.index(self.late.len());
+        let (sector, data) = self.late.swap_remove(at);
+        self.write(sector, data);
+    }
+
+    /// All of it has landed.
+    pub fn fence(&mut self) {
+        while self.is_late() {
+            self.land_one();
+        }
     }
 
     /// Some sector of the cache becomes safe by itself.
@@ -138,13 +161,23 @@ impl<B: SharedMemory> SimEngine<B> {
         self.done.push((job.tag, result, job.segments));
     }
 
-    /// The process is killed: what was under way is done, in part, or not at all.
+    /// The process is killed: what was under way is done, in part, or not at all; some of it later.
     pub fn crash(&mut self) {
         let mut medium = self.medium.borrow_mut();
         for job in self.begun.drain(..) {
             let partly = medium.chance.one_in(3);
-            if partly || medium.chance.one_in(2) {
-                let _ = perform(&mut medium, &job, partly);
+            if !partly && medium.chance.one_in(2) {
+                continue;
+            }
+            match job.io {
+                Io::Write { sector } if medium.chance.one_in(2) => {
+                    for (n, (seg, at)) in places(&job.segments).enumerate() {
+                        let mut data = [0; SECTOR];
+                        seg.buf.read_bytes(at, &mut data).expect("inside the page");
+                        medium.late.push((sector + n as u64, data));
+                    }
+                }
+                _ => drop(perform(&mut medium, &job, partly)),
             }
         }
         self.submitted.clear();

@@ -1,7 +1,7 @@
 //! Domains, their disks, the toolstack above them, and what can befall them.
 
 use crate::choices::{Do, Faults, Kind, ToolDo};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Records};
 use crate::guest::Guest;
 use crate::hostile_back::HostileBack;
 use crate::hostile_guest::HostileGuest;
@@ -52,6 +52,8 @@ pub struct DiskWorld {
     store: Rc<RefCell<Store>>,
     tool: LocalClient,
     media: Rc<BTreeMap<String, SharedMedium>>,
+    /// In-flight records of the driver domain.
+    records: Records,
     disks: Vec<Disk>,
     daemon: Option<Daemon>,
     hostile_guest: Option<HostileGuest>,
@@ -92,6 +94,7 @@ impl DiskWorld {
             machine,
             store,
             media: Rc::new(media),
+            records: Records::default(),
             disks,
             daemon: None,
             hostile_guest: None,
@@ -208,6 +211,7 @@ impl DiskWorld {
     fn kill_driver(&mut self) {
         self.kill(DRIVER);
         self.driver_alive = false;
+        self.records.borrow_mut().clear();
         if let Some(daemon) = self.daemon.take() {
             daemon.crash();
         }
@@ -238,7 +242,8 @@ impl DiskWorld {
             ..Config::default()
         };
         let flaw = self.faults.flaw;
-        self.daemon = Some(Daemon::start(domain, &self.store, media, flaw, config));
+        let records = self.faults.resume.then(|| Rc::clone(&self.records));
+        self.daemon = Some(Daemon::start(domain, &self.store, media, records, flaw, config));
     }
 
     fn words(&self, i: usize) -> (DeviceAddr, ToolstackBack) {
@@ -316,6 +321,9 @@ impl World for DiskWorld {
         }
         for i in 0..self.disks.len() {
             let Disk { phase, kind, .. } = self.disks[i];
+            if self.disks[i].medium.borrow().is_late() {
+                menu.must(50, Do::Land(i));
+            }
             if self.disks[i].medium.borrow().is_dirty() {
                 menu.may(50, || Do::WriteBack(i));
             }
@@ -349,7 +357,11 @@ impl World for DiskWorld {
     fn act(&mut self, action: Do, sim: &mut Sim) {
         match action {
             Do::Daemon(action) => {
-                self.daemon.as_mut().expect("on the menu only if it runs").act(action, sim);
+                let daemon = self.daemon.as_mut().expect("on the menu only if it runs");
+                let killer = self.faults.crash.then_some(self.faults.often);
+                if !daemon.act(action, killer, sim) {
+                    self.daemon.take().expect("it runs").crash();
+                }
             }
             Do::Guest(id, action) => {
                 let guests = self.disks.iter_mut().filter_map(|d| d.guest.as_mut());
@@ -364,6 +376,7 @@ impl World for DiskWorld {
             }
             Do::Tool(i, action) => self.tool(i, &action),
             Do::WriteBack(i) => self.disks[i].medium.borrow_mut().write_back_one(),
+            Do::Land(i) => self.disks[i].medium.borrow_mut().land_one(),
             Do::CrashDaemon => self.daemon.take().expect("on the menu only if it runs").crash(),
             Do::StartDaemon => self.start_daemon(sim),
             Do::KillDriver => self.kill_driver(),

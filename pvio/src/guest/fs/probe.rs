@@ -39,7 +39,7 @@ pub fn family(cache: &mut Cache) -> Result<Family, FsError> {
     if signed && is_fat(&head) && contents::in_first_sector(&head).is_none() {
         return fat(&head, size);
     }
-    let make = "make a file system in it: mke2fs -t ext4 -d DIR disk.img 64M";
+    let make = "give a disk that holds one (mke2fs -t ext4 -d DIR NEW.img 64M makes a new one)";
     Err(FsError::Unrecognised(match contents::of(&head[..got]) {
         Some(found) => format!("the disk holds {}; {}", found.name, found.remedy),
         None if head.iter().all(|b| *b == 0) => format!("the disk is empty; {make}"),

@@ -2,6 +2,7 @@
 
 use alloc::string::String;
 use alloc::string::ToString;
+use alloc::vec::Vec;
 
 use pvio_ring::DomId;
 
@@ -62,19 +63,19 @@ pub struct ToolstackBack {
     pub mode: Mode,
     /// `device-type`.
     pub device_type: DeviceType,
-    /// `params`: what backs the disk; for the backend to understand.
-    pub params: String,
-    /// `script`: what the toolstack runs to make the backing ready.
-    pub script: Option<String>,
+    /// `params`: what backs the disk; for the backend to understand. It holds a path, so it is bytes.
+    pub params: Vec<u8>,
+    /// `script`: path of what the toolstack runs to make the backing ready.
+    pub script: Option<Vec<u8>>,
     /// `physical-device-path`: the block device that the script found or made for `params`.
-    pub physical_device_path: Option<String>,
+    pub physical_device_path: Option<Vec<u8>>,
     /// `direct-io-safe`: whether the backing may be accessed around the host's cache.
     pub direct_io_safe: bool,
     /// `discard-enable`: whether discards may be offered.
     pub discard_enable: bool,
     /// `pvio-options`: how the disk is to be served, in pvio's own words; for the backend to
     /// understand. What concerns a disk that is served may be changed meanwhile.
-    pub options: Option<String>,
+    pub options: Option<Vec<u8>>,
 }
 
 /// What stands in `type` of a disk that pvio's own toolstack made.
@@ -94,15 +95,15 @@ pub fn changes_live(key: &str) -> bool {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Backing<'a> {
     /// A format and a path.
-    Format(&'a str, &'a str),
+    Format(&'a str, &'a [u8]),
     /// In pvio's own way, the format with the rest.
-    Own(&'a str),
+    Own(&'a [u8]),
 }
 
 impl ToolstackBack {
     /// A writable, online hard disk backed by `params`; everything else can be changed after.
     #[must_use]
-    pub fn new(addr: DeviceAddr, params: &str) -> Self {
+    pub fn new(addr: DeviceAddr, params: impl AsRef<[u8]>) -> Self {
         Self {
             frontend: addr.frontend_path(),
             frontend_id: addr.front,
@@ -113,7 +114,7 @@ impl ToolstackBack {
             kind: "file".into(),
             mode: Mode::ReadWrite,
             device_type: DeviceType::Disk,
-            params: params.into(),
+            params: params.as_ref().into(),
             script: None,
             physical_device_path: None,
             direct_io_safe: false,
@@ -143,13 +144,18 @@ impl ToolstackBack {
     /// raw.
     #[must_use]
     pub fn backing(&self) -> Backing<'_> {
-        let script = self.script.as_deref().map(|script| script.rsplit('/').next());
-        if self.kind == OWN_KIND || script.flatten() == Some(OWN_SCRIPT) {
+        let script = self.script.as_deref();
+        let script = script.and_then(|script| script.rsplit(|byte| *byte == b'/').next());
+        if self.kind == OWN_KIND || script == Some(OWN_SCRIPT.as_bytes()) {
             return Backing::Own(&self.params);
         }
-        match self.params.split_once(':') {
-            Some(("aio", path)) if self.kind == "qdisk" => Backing::Format("raw", path),
-            Some((format, path)) if self.kind == "qdisk" => Backing::Format(format, path),
+        let mut parts = self.params.splitn(2, |byte| *byte == b':');
+        match (parts.next(), parts.next()) {
+            (Some(b"aio"), Some(path)) if self.kind == "qdisk" => Backing::Format("raw", path),
+            (Some(format), Some(path)) if self.kind == "qdisk" => {
+                // What is no text is no format that anybody knows.
+                Backing::Format(core::str::from_utf8(format).unwrap_or("\u{fffd}"), path)
+            }
             _ => Backing::Format("raw", &self.params),
         }
     }
@@ -197,12 +203,12 @@ impl ToolstackBack {
                 kind: r.opt_text("type")?.unwrap_or_default(),
                 mode,
                 device_type: read_device_type(&mut r)?,
-                params: r.need_text("params")?,
-                script: r.opt_text("script")?,
-                physical_device_path: r.opt_text("physical-device-path")?,
+                params: r.need_bytes("params")?,
+                script: r.opt_bytes("script")?,
+                physical_device_path: r.opt_bytes("physical-device-path")?,
                 direct_io_safe: r.flag("direct-io-safe", false)?,
                 discard_enable: r.flag("discard-enable", true)?,
-                options: r.opt_text(OPTIONS)?,
+                options: r.opt_bytes(OPTIONS)?,
             })
         })
     }
@@ -227,12 +233,12 @@ impl ToolstackBack {
             w.put("type", &self.kind)?;
             w.put("mode", if self.mode == Mode::ReadOnly { "r" } else { "w" })?;
             w.put("device-type", self.device_type.as_str())?;
-            w.put("params", &self.params)?;
-            w.opt("script", self.script.as_ref())?;
-            w.opt("physical-device-path", self.physical_device_path.as_ref())?;
+            w.put_bytes("params", &self.params)?;
+            w.opt_bytes("script", self.script.as_deref())?;
+            w.opt_bytes("physical-device-path", self.physical_device_path.as_deref())?;
             w.flag("direct-io-safe", self.direct_io_safe)?;
             w.flag("discard-enable", self.discard_enable)?;
-            w.opt(OPTIONS, self.options.as_ref())
+            w.opt_bytes(OPTIONS, self.options.as_deref())
         })
     }
 }
@@ -346,7 +352,7 @@ pub fn create_both_ends<X: Xenstore + ?Sized>(
 pub fn change_medium<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
-    params: &str,
+    params: impl AsRef<[u8]>,
 ) -> Result<(), HandshakeError> {
     let base = addr.backend_path();
     transaction(xs, |tx| {
@@ -356,7 +362,7 @@ pub fn change_medium<X: Xenstore + ?Sized>(
         let mut w = Writer { xs: tx, base: &base };
         // What a script made of the medium before.
         w.clear("physical-device-path")?;
-        w.put("params", params)
+        w.put_bytes("params", params.as_ref())
     })
 }
 

@@ -99,8 +99,8 @@ pub struct ToolstackBack {
     pub mtu: Option<u32>,
     /// `bridge`: what to attach the other side to.
     pub bridge: Option<String>,
-    /// `script`: what to run to attach it.
-    pub script: Option<String>,
+    /// `script`: path of what to run to attach it.
+    pub script: Option<Vec<u8>>,
     /// `vifname`: how to name the other side.
     pub vifname: Option<String>,
     /// `type`: `vif`, or `vif_ioemu` if the guest has an emulated twin.
@@ -151,7 +151,7 @@ impl ToolstackBack {
                 mac: read_mac(&mut r)?,
                 mtu: r.opt_u32("mtu", MTU.0, MTU.1)?,
                 bridge: r.opt_text("bridge")?,
-                script: r.opt_text("script")?,
+                script: r.opt_bytes("script")?,
                 vifname: r.opt_text("vifname")?,
                 kind: r.opt_text("type")?,
                 ip: r.opt_text("ip")?,
@@ -179,7 +179,7 @@ impl ToolstackBack {
             w.put("mac", self.mac)?;
             w.opt("mtu", self.mtu)?;
             w.opt("bridge", self.bridge.as_ref())?;
-            w.opt("script", self.script.as_ref())?;
+            w.opt_bytes("script", self.script.as_deref())?;
             w.opt("vifname", self.vifname.as_ref())?;
             w.opt("type", self.kind.as_ref())?;
             w.opt("rate", self.rate)?;

@@ -20,6 +20,7 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     ("pvio-uring", &["pvio-ring"]),
     ("pvio-blockdev", &[]),
     ("pvio-imagefile", &[]),
+    ("pvio-recordfile", &["pvio-ring"]),
     ("pvio-hosted", BELOW),
     ("pvio-sim", BELOW),
     ("pvio-xen-linux", BELOW),
@@ -36,6 +37,7 @@ const DEVICE: &[&str] = &[
     "pvio-uring",
     "pvio-blockdev",
     "pvio-imagefile",
+    "pvio-recordfile",
 ];
 
 /// Floor 4: it composes, measures and checks, so it may need anything below.

@@ -1,0 +1,100 @@
+//! Waiting until the kernel has finished what a dead process began.
+
+use crate::RecordDir;
+use crate::dir::checked;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags, fstat, mkfifoat, openat};
+use rustix::io::{Errno, read, retry_on_intr};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// A FIFO that nobody writes to. Whoever may still do I/O for a device holds its write end open: a process
+/// with threads has it as a descriptor, and an io_uring has it in its table of registered files, which the
+/// kernel releases only after the last operation of the ring. A read that reports the end of the file
+/// therefore tells that all of it is over. Neither the end of a process nor a lock on its files does.
+#[derive(Debug)]
+pub struct Fence {
+    dir: RecordDir,
+    name: String,
+    reader: OwnedFd,
+}
+
+impl Fence {
+    pub(crate) fn open(dir: &RecordDir, name: &str) -> io::Result<Self> {
+        match mkfifoat(dir.fd(), checked(name)?, Mode::RUSR | Mode::WUSR) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let reader = openat(dir.fd(), name, flags, Mode::empty())?;
+        if FileType::from_raw_mode(fstat(&reader)?.st_mode) != FileType::Fifo {
+            let text = format!("{name} is no FIFO");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        Ok(Self { dir: dir.clone(), name: name.to_owned(), reader })
+    }
+
+    /// Whether nobody holds a write end any more.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn is_passed(&self) -> io::Result<bool> {
+        match retry_on_intr(|| read(&self.reader, &mut [0; 64])) {
+            Ok(0) => Ok(true),
+            Ok(_) | Err(Errno::AGAIN) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits until nobody holds a write end any more; whether that came within `time`. For a thread that
+    /// may wait.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn wait(&self, time: Duration) -> io::Result<bool> {
+        let by = Instant::now() + time;
+        loop {
+            if self.is_passed()? {
+                return Ok(true);
+            }
+            let left = by.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            // The hang-up of the last writer ends it.
+            let left = Timespec::try_from(left).map_err(io::Error::other)?;
+            let mut fds = [PollFd::new(&self.reader, PollFlags::IN)];
+            match poll(&mut fds, Some(&left)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// A write end: the fence of whoever comes next. Call it before any I/O for the device begins.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn hold(self) -> io::Result<OwnedFd> {
+        // While this end reads, the other can be opened without waiting.
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(openat(self.dir.fd(), self.name.as_str(), flags, Mode::empty())?)
+    }
+
+    /// Removes the FIFO if nobody holds a write end: the device is gone. Otherwise it stays for whoever
+    /// comes next.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn remove(self) -> io::Result<()> {
+        if self.is_passed()? { self.dir.remove(&self.name) } else { Ok(()) }
+    }
+}
+
+impl AsFd for Fence {
+    /// Hangs up when the last write end is closed, if there was one when the fence was opened.
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.reader.as_fd()
+    }
+}

@@ -1,0 +1,64 @@
+//! A fence is passed when the last write end is closed, and the kernel's own count.
+
+use pvio_recordfile::RecordDir;
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn fence_is_passed_once_every_write_end_is_closed() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = RecordDir::open(&parent.path().join("records")).unwrap();
+    let first = dir.fence("disk.fence").unwrap();
+    assert!(first.wait(Duration::ZERO).unwrap(), "nobody was there");
+    let held = first.hold().unwrap();
+    let copy = held.try_clone().unwrap();
+    let next = dir.fence("disk.fence").unwrap();
+    assert!(!next.is_passed().unwrap());
+    assert!(!next.wait(Duration::from_millis(1)).unwrap());
+    drop(held);
+    assert!(!next.is_passed().unwrap(), "there is a copy of it");
+    let waiting = thread::spawn(move || next.wait(LONG).unwrap());
+    drop(copy);
+    assert!(waiting.join().unwrap());
+    // It can be held again and again, and goes when nobody holds it.
+    let again = dir.fence("disk.fence").unwrap();
+    assert!(again.is_passed().unwrap());
+    let held = again.hold().unwrap();
+    dir.fence("disk.fence").unwrap().remove().unwrap();
+    let path = parent.path().join("records/disk.fence");
+    assert!(fs::metadata(&path).unwrap().file_type().is_fifo(), "somebody holds it");
+    dir.sweep().unwrap();
+    assert!(path.exists());
+    drop(held);
+    dir.sweep().unwrap();
+    assert!(!path.exists());
+}
+
+#[test]
+fn fence_is_not_inherited_by_a_program_that_is_started() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = RecordDir::open(&parent.path().join("records")).unwrap();
+    let held = dir.fence("disk.fence").unwrap().hold().unwrap();
+    let mut other =
+        Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // It has begun, and so has only what programs inherit.
+    std::io::Write::write_all(other.stdin.as_mut().unwrap(), b"x").unwrap();
+    std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    drop(held);
+    assert!(dir.fence("disk.fence").unwrap().wait(LONG).unwrap());
+    drop(other.stdin.take());
+    other.wait().unwrap();
+}
+
+#[test]
+fn file_that_is_no_fifo_is_an_error() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = RecordDir::open(&parent.path().join("records")).unwrap();
+    fs::write(parent.path().join("records/disk.fence"), b"").unwrap();
+    dir.fence("disk.fence").unwrap_err();
+}
