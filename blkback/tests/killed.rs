@@ -168,10 +168,11 @@ fn counts_that_are_too_low_are_raised_before_anything_is_written() {
         std::fs::write(&path, &bytes).unwrap();
         let check = Command::new("qemu-img").args(["check", text(&path)]).output().unwrap();
         assert_eq!(check.status.code(), Some(2), "it is broken");
-        // Only who may write repairs it.
+        // Who only reads it needs no counts, and who may write repairs them.
         let spec: Spec = format!("qcow2:{}", text(&path)).parse().unwrap();
         let read = ImageOptions { read_only: true, direct: false };
-        assert_eq!(open(&spec, read).unwrap_err().code(), "image-corrupt");
+        drop(open(&spec, read).unwrap());
+        assert!(std::fs::read(&path).unwrap() == bytes, "it was only read");
         let image = open(&spec, ImageOptions::default()).unwrap();
         let mut engine = image.engine::<HeapMemory>(8).unwrap();
         for number in 0..100 {

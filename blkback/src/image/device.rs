@@ -4,7 +4,7 @@ use crate::engine::Discard;
 use crate::engine::uring::Limits;
 use alloc::format;
 use pvio_blockdev::Forget;
-use rustix::fs::{major, minor};
+use rustix::fs::{ioctl_blksszget, major, minor};
 use std::fs::{File, read_dir, read_link, read_to_string};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -25,6 +25,15 @@ pub(super) fn discard(file: &File, physical: u32) -> io::Result<Option<Discard>>
         alignment: number(file, "discard_alignment")?.unwrap_or(0),
         secure: Forget::Securely.is_known(file)?,
     }))
+}
+
+/// Bytes of a logical sector of the device, if the kernel tells: a file system of many devices, or
+/// of none, has none of its own.
+pub(super) fn logical_sector(file: &File) -> io::Result<Option<u32>> {
+    if file.metadata()?.file_type().is_block_device() {
+        return Ok(Some(ioctl_blksszget(file)?));
+    }
+    number(file, "queue/logical_block_size")
 }
 
 /// Whether the device has queues that are polled, if the kernel tells: a file system of many devices

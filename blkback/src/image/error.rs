@@ -56,6 +56,20 @@ pub enum ImageError {
     /// The file system cannot bypass its cache.
     #[error("disk image {0} cannot be opened with O_DIRECT on this file system; leave that out")]
     NoDirect(PathBuf),
+    /// What is read and written at once around the page cache is more than a part of it.
+    #[error(
+        "the disk in {path} has {size} bytes, which is no multiple of the {unit} that its storage \
+         reads and writes at once with O_DIRECT; leave direct out, or copy it to a disk whose size \
+         is a multiple"
+    )]
+    DirectSize {
+        /// The image.
+        path: PathBuf,
+        /// The disk's size in bytes.
+        size: u64,
+        /// What it must be a multiple of.
+        unit: u32,
+    },
     /// What is in it cannot be served.
     #[error("disk image {path} {}", explain(.format, .error))]
     Content {
@@ -174,6 +188,7 @@ impl ImageError {
             Self::Busy(_) => "image-busy",
             Self::Fence { .. } => "image-fence",
             Self::NoDirect(_) => "image-no-direct",
+            Self::DirectSize { .. } => "image-direct-size",
             Self::Content { error, .. } => match error {
                 ContentError::NotThis(_) => "image-other-format",
                 ContentError::Corrupt(_) => "image-corrupt",

@@ -9,6 +9,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 use imago::{FormatAccess, StorageOpenOptions};
 use pvio_imagefile::{ImageFile, Order};
+use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -120,14 +121,20 @@ pub(super) fn failed(path: &Path, format: Format, error: io::Error) -> ImageErro
     ImageError::Content { path: path.into(), format, error }
 }
 
-/// Opens a file for the library. What is written is written in that order.
+/// A file that is open to be written, and the order of that.
+pub(super) type Ordered = (File, Arc<dyn Order>);
+
+/// Opens a file for the library, if it is not open already.
 pub(super) fn storage(
     file: &FileHandle,
     access: Access,
-    order: Option<Arc<dyn Order>>,
+    ordered: Option<Ordered>,
 ) -> Result<ImageFile, ImageError> {
     let path = file.path();
-    let file = file.open(access)?;
+    let (file, order) = match ordered {
+        Some((file, order)) => (file, Some(order)),
+        None => (file.open(access)?, None),
+    };
     let Access { write, direct, .. } = access;
     let options = StorageOpenOptions::new().filename(path).write(write).direct(direct);
     ImageFile::new(file, options, order)

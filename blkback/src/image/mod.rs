@@ -9,11 +9,13 @@
 //! | `lock`, `file` | opening files so that nobody else writes them |
 //! | `reference` | files that an image header names, confined to image roots |
 //! | `polled`, `device` | whether a disk can be polled; what the kernel says of a device |
+//! | `direct` | what `O_DIRECT` asks for |
 //! | [`content`] | what is wrong with an image, before it can do harm |
 //! | [`inspect`] | what can be told of a disk without serving it |
 
 pub mod content;
 mod device;
+mod direct;
 pub mod disk;
 mod error;
 mod file;
@@ -64,6 +66,7 @@ use pvio_ring::shm::SharedMemory;
 use pvio_uring::LogLimit;
 use pvio_uring::{IoBuf, PrivateBuf};
 use reference::ReferencePolicy;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -125,7 +128,11 @@ impl Kept {
     /// The same through blocking calls.
     fn into_store(self) -> io::Result<Arc<dyn Store>> {
         Ok(match self {
-            Self::File { file, .. } => Arc::new(FileStore::new(file)?),
+            Self::File { file, .. } => {
+                // Calls come from memory of any alignment.
+                fcntl_setfl(&file, fcntl_getfl(&file)?.difference(OFlags::DIRECT))?;
+                Arc::new(FileStore::new(file)?)
+            }
             Self::Ram(disk) => disk,
             Self::Nbd(link) => Arc::new(Blocking(link)),
             Self::Store(store) => store,

@@ -2,15 +2,16 @@
 
 use super::error::ImageError;
 use super::file::{self, Access};
-use super::{ImageOptions, Kept, device};
+use super::{ImageOptions, Kept, device, direct};
 use crate::engine::pool::Pool;
 use crate::engine::store::FileStore;
 use crate::engine::{Discard, Geometry};
 use alloc::sync::Arc;
-use rustix::fs::{ioctl_blkpbszget, ioctl_blksszget};
+use rustix::fs::ioctl_blkpbszget;
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 /// Threads that discard: enough to keep a device at it, and one that hangs holds up only its like.
@@ -22,13 +23,28 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Kept, Geometry
     let (mut file, block_device) = file::open(path, access)?;
     let other = |error: io::Error| ImageError::Other { path: path.to_path_buf(), error };
     let size = file.seek(SeekFrom::End(0)).map_err(other)?;
-    let (logical, physical) = if block_device {
-        let system = |e: Errno| other(e.into());
-        (ioctl_blksszget(&file).map_err(system)?, ioctl_blkpbszget(&file).map_err(system)?)
-    } else {
-        (512, 4096)
+    let logical = if block_device { device::logical_sector(&file).map_err(other)? } else { None };
+    serve(path, file, size, logical.unwrap_or(512), options)
+}
+
+/// Serves the first `size` bytes of a file or block device as a disk. Its logical sectors are no
+/// smaller than `logical` bytes.
+pub(super) fn serve(
+    path: &Path,
+    file: File,
+    size: u64,
+    logical: u32,
+    options: ImageOptions,
+) -> Result<(Kept, Geometry), ImageError> {
+    let other = |error: io::Error| ImageError::Other { path: path.to_path_buf(), error };
+    let block_device = file.metadata().map_err(other)?.file_type().is_block_device();
+    let system = |e: Errno| other(e.into());
+    let physical = if block_device { ioctl_blkpbszget(&file).map_err(system)? } else { 4096 };
+    let least = match options.direct {
+        true => direct::sector_size(path, &file, size)?,
+        false => logical,
     };
-    let mut geometry = geometry(path, size, logical, physical, options.read_only)?;
+    let mut geometry = geometry(path, size, logical.max(least), physical, options.read_only)?;
     geometry.copied = options.direct && device::grants(&file).map_err(other)?;
     let mut discards = None;
     if block_device && !options.read_only {

@@ -11,15 +11,22 @@ use std::process::Command;
 const BYTES: usize = 16 << 20;
 
 /// A loop device over a file; it goes with its owner.
-struct Loop(String);
+pub struct Loop(pub String);
 
 impl Loop {
     /// `None`, said loudly, where there can be none.
-    fn over(file: &Path) -> Option<Self> {
+    pub fn over(file: &Path) -> Option<Self> {
+        Self::with_sectors(512, file)
+    }
+
+    /// One with logical sectors of so many bytes.
+    pub fn with_sectors(bytes: u32, file: &Path) -> Option<Self> {
         if !has("losetup", "mount") {
             return None;
         }
-        let made = Command::new("losetup").args(["--find", "--show", text(file)]).output().unwrap();
+        let size = bytes.to_string();
+        let args = ["--sector-size", &size, "--find", "--show", text(file)];
+        let made = Command::new("losetup").args(args).output().unwrap();
         if !made.status.success() {
             let why = String::from_utf8_lossy(&made.stderr);
             println!(

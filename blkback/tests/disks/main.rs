@@ -6,9 +6,12 @@
 mod support;
 
 mod device;
+mod direct;
 mod formats;
+mod media;
 mod nbd;
 mod qcow2;
 mod ram;
+mod recovery;
 mod references;
 mod wrappers;

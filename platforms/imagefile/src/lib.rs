@@ -106,8 +106,8 @@ pub trait Order: fmt::Debug + Send + Sync {
 pub struct ImageFile {
     file: File,
     order: Option<Arc<dyn Order>>,
-    /// What the library is not shown.
-    hidden: Vec<Range<u64>>,
+    /// What the library is shown in some places, whatever is there.
+    instead: Vec<(u64, Vec<u8>)>,
 }
 
 impl ImageFile {
@@ -120,7 +120,7 @@ impl ImageFile {
         options: StorageOpenOptions,
         order: Option<Arc<dyn Order>>,
     ) -> io::Result<Self> {
-        Ok(Self { file: File::from_open_file(file, options)?, order, hidden: Vec::new() })
+        Ok(Self { file: File::from_open_file(file, options)?, order, instead: Vec::new() })
     }
 
     /// Shows the library a question mark for each byte of these ranges, and lets none of them be
@@ -143,23 +143,37 @@ impl ImageFile {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     #[must_use]
-    pub fn hiding(self, hidden: Vec<Range<u64>>) -> Self {
-        Self { hidden, ..self }
+    pub fn hiding(mut self, hidden: Vec<Range<u64>>) -> Self {
+        self.instead.extend(hidden.into_iter().map(|range| {
+            let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or_default();
+            (range.start, vec![b'?'; len])
+        }));
+        self
     }
 
-    /// Parts of a range that are hidden, by their places in it.
-    fn hidden(&self, at: u64, len: u64) -> impl Iterator<Item = Range<usize>> {
-        self.hidden.iter().filter_map(move |hidden| {
-            let start = hidden.start.max(at);
-            let end = hidden.end.min(at.saturating_add(len));
-            (start < end).then(|| (start - at) as usize..(end - at) as usize)
-        })
+    /// Shows the library these bytes in that place, whatever is there, and lets none of them be
+    /// written: for a part of a file that says more than the library understands.
+    #[must_use]
+    pub fn reading_as(mut self, at: u64, bytes: Vec<u8>) -> Self {
+        self.instead.push((at, bytes));
+        self
+    }
+
+    /// Bytes that are shown instead of what is in a range, by their places in it.
+    fn instead(&self, at: u64, len: u64) -> impl Iterator<Item = (usize, u8)> {
+        let inside = move |place: u64| place.checked_sub(at).filter(|inside| *inside < len);
+        let end = at.saturating_add(len);
+        let near = self.instead.iter().filter(move |(from, bytes)| {
+            *from < end && at < from.saturating_add(bytes.len() as u64)
+        });
+        let places = near.flat_map(|(from, bytes)| (*from..).zip(bytes));
+        places.filter_map(move |(place, byte)| Some((inside(place)? as usize, *byte)))
     }
 
     fn check_shown(&self, at: u64, len: u64) -> io::Result<()> {
-        match self.hidden(at, len).next() {
+        match self.instead(at, len).next() {
             None => Ok(()),
-            Some(_) => Err(io::Error::other("a name that was hidden would be written over")),
+            Some(_) => Err(io::Error::other("what was hidden would be written over")),
         }
     }
 
@@ -212,13 +226,15 @@ impl Storage for ImageFile {
 
     unsafe fn pure_readv(&self, mut bufv: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
         let len = bufv.len();
-        if self.hidden(offset, len).next().is_some() {
+        if self.instead(offset, len).next().is_some() {
             let mut all = IoBuffer::new(len as usize, self.file.mem_align())?;
             // SAFETY: as below, and the buffer has the alignment that the file asks for.
             unsafe { self.file.pure_readv((&mut all).into(), offset) }?;
             let bytes = all.as_mut().into_slice();
-            for part in self.hidden(offset, len) {
-                bytes.get_mut(part).unwrap_or_default().fill(b'?');
+            for (place, byte) in self.instead(offset, len) {
+                if let Some(there) = bytes.get_mut(place) {
+                    *there = byte;
+                }
             }
             bufv.copy_from_slice(bytes);
             return Ok(());
@@ -283,5 +299,29 @@ impl Storage for ImageFile {
         let old = self.file.size()?;
         let change = Change::of_zeroes(old, new_size.saturating_sub(old));
         self.change(change, || self.file.resize(new_size, prealloc_mode))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use imago::StorageExt;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn bytes_to_be_read_instead_are_found_wherever_a_read_begins_and_nowhere_else() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 64], 0).unwrap();
+        let options = StorageOpenOptions::new();
+        let image = ImageFile::new(file, options, None).unwrap().reading_as(16, vec![1, 2, 3, 4]);
+        let mut expected = [7; 64];
+        expected[16..20].copy_from_slice(&[1, 2, 3, 4]);
+        for from in 0..24 {
+            for len in 1..24 {
+                let mut found = vec![0; len];
+                image.read(found.as_mut_slice(), from as u64).unwrap();
+                assert_eq!(found, expected[from..from + len], "{from}+{len}");
+            }
+        }
     }
 }

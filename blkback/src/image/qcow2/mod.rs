@@ -15,7 +15,7 @@ mod written;
 use super::content::{ContentError, FileContent, Meter};
 use super::error::ImageError;
 use super::file::{Access, FileHandle};
-use super::library::{Library, LibraryImage, failed, storage};
+use super::library::{Library, LibraryImage, Ordered, failed, storage};
 use super::reference::{ImageRoots, ReferencePolicy};
 use super::{Format, ImageOptions, Opened, raw};
 use crate::engine::Discard;
@@ -26,7 +26,7 @@ use header::{Header, incompatible};
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
-use pvio_imagefile::{ImageFile, Order};
+use pvio_imagefile::ImageFile;
 use snapshot::SnapshotStore;
 use std::io;
 use std::path::Path;
@@ -43,13 +43,13 @@ pub(super) fn open(
     let roots = ImageRoots::of(&file, policy)?;
     let meter = Meter::default();
     let mut layer = chain::read(file, &roots, true, &meter)?;
+    check_features(&layer, !options.read_only)?;
     let dirty = layer.header.incompatible & incompatible::DIRTY != 0;
     // Version 2 has no such mark.
     if !options.read_only && (dirty || layer.header.version < 3) {
         repair(&layer, &meter)?;
         layer.header.incompatible &= !incompatible::DIRTY;
     }
-    check_features(&layer, !options.read_only)?;
     is_whole(&layer, &meter)?;
     if let Some(name) = snapshot {
         let snapshot = snapshot::find(&layer, name)?;
@@ -124,6 +124,9 @@ pub(super) fn try_open(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     Library::open(layer.path(), Format::Qcow2, false, || open_layer(layer, access, None)).map(drop)
 }
 
+/// Where the incompatible features are in the header.
+const FEATURES: u64 = 72;
+
 /// Refuses what the library would not understand, in words of our own.
 pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageError> {
     let header = &layer.header;
@@ -134,10 +137,12 @@ pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageErro
     if has(incompatible::CORRUPT) {
         return fail(ContentError::corrupt("it is marked so by a program that found it out"));
     }
-    if has(incompatible::DIRTY) {
-        return fail(ContentError::corrupt(
-            "it was not closed by who wrote it last; attached to be written it is repaired",
-        ));
+    // Reference counts are not to be believed, which nobody needs to read.
+    if !write && has(incompatible::DIRTY) {
+        tracing::warn!(
+            image = %layer.path().display(),
+            "a disk image is read that was not closed by who wrote it last"
+        );
     }
     if has(incompatible::COMPRESSION) {
         return fail(ContentError::unsupported("clusters compressed by zstd"));
@@ -167,7 +172,7 @@ pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageErro
 fn open_layer(
     layer: &Layer,
     access: Access,
-    order: Option<Arc<dyn Order>>,
+    ordered: Option<Ordered>,
 ) -> Result<LibraryImage, ImageError> {
     let below = match &layer.below {
         Some(below) => Some(Arc::new(open_below(below, access)?)),
@@ -177,7 +182,12 @@ fn open_layer(
         Some(file) => Some(storage(file, Access { write: false, ..access }, None)?),
         None => None,
     };
-    let file = storage(&layer.file, access, order)?.hiding(layer.header.not_utf8.clone());
+    let mut file = storage(&layer.file, access, ordered)?.hiding(layer.header.not_utf8.clone());
+    let features = layer.header.incompatible;
+    // The library would not read it.
+    if !access.write && features & incompatible::DIRTY != 0 {
+        file = file.reading_as(FEATURES, (features & !incompatible::DIRTY).to_be_bytes().to_vec());
+    }
     Qcow2::<ImageFile, Arc<LibraryImage>>::builder(file)
         .write(access.write)
         .backing(below)

@@ -9,6 +9,7 @@
 //! room; `qemu-img check -r leaks` gives it back.
 
 use super::super::content::{Content, ContentError, buffer, each_entry, room};
+use super::FEATURES;
 use super::header::{Header, incompatible};
 use super::tables::{Use, each_use};
 use alloc::format;
@@ -22,8 +23,6 @@ use std::os::unix::fs::FileExt;
 const MOST: u64 = 1 << 25;
 /// Clusters with more references than a counter of one byte holds.
 const MOST_SHARED: usize = 1 << 17;
-/// Where the incompatible features are in the header.
-const FEATURES: u64 = 72;
 
 /// Marks an image with these incompatible features as being written, on the medium.
 pub(super) fn set_dirty(file: &File, features: u64, dirty: bool) -> io::Result<()> {

@@ -46,16 +46,21 @@ impl Written {
         let other = |error| ImageError::Other { path: path.into(), error };
         let content =
             |error| ImageError::Content { path: path.into(), format: Format::Qcow2, error };
-        // The library locks it, and keeps this table, which it has no use for where it only reads.
-        let file = layer.file.open(Access { direct: false, lock: false, ..access })?;
+        // A block device lets go of cached data for its exclusive descriptor alone, which is this.
+        let file = layer.file.open(Access { direct: false, ..access })?;
+        let library_file = match access.direct {
+            true => layer.file.open(Access { lock: false, ..access })?,
+            false => file.try_clone().map_err(other)?,
+        };
         if header.autoclear != 0 && !header.not_utf8.is_empty() {
             // Else the library writes the whole header for that, with names that it was not shown.
             refcounts::clear_autoclear(&file).map_err(other)?;
         }
+        // The library keeps this table, which it has no use for where it only reads.
         meter.keep(header.refcounts.1).map_err(content)?;
         let order = Order::new(file.try_clone().map_err(other)?, header, meter).map_err(content)?;
         let (order, cluster) = (Arc::new(order), header.cluster());
-        let open = || open_layer(layer, access, Some(order.clone()));
+        let open = || open_layer(layer, access, Some((library_file, order.clone())));
         let library = Library::open(path, Format::Qcow2, true, open)?;
         let mut mark = None;
         if header.version >= 3 {

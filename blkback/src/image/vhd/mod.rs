@@ -22,8 +22,7 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Kept, Geometry
     let meter = Meter::default();
     let footer = Footer::read(&FileContent::new(&file, &meter).map_err(|e| wrap(e.into()))?);
     let footer = footer.map_err(wrap)?;
-    let mut geometry = raw::geometry(path, footer.size, 512, 4096, options.read_only)?;
-    Ok(match footer.kind {
+    match footer.kind {
         Kind::Fixed => {
             let file = if options.direct {
                 // Its lock would be in the way of the other's.
@@ -32,16 +31,17 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Kept, Geometry
             } else {
                 file
             };
-            (Kept::File { file, discards: None }, geometry)
+            raw::serve(path, file, footer.size, 512, options)
         }
         Kind::Dynamic { block, .. } => {
+            let mut geometry = raw::geometry(path, footer.size, 512, 4096, options.read_only)?;
             // Blocks are not given back, only what is in them.
             geometry.discard =
                 write.then_some(Discard { granularity: block, alignment: 0, secure: false });
             let dynamic = Dynamic::open(file, &footer, write, &meter).map_err(wrap)?;
-            (Kept::Store(Arc::new(dynamic)), geometry)
+            Ok((Kept::Store(Arc::new(dynamic)), geometry))
         }
-    })
+    }
 }
 
 /// Checks what the footer does not say.

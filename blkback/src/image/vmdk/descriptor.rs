@@ -1,9 +1,11 @@
 //! The descriptor: which extents a disk has, as text.
 
 use super::super::content::ContentError;
+use alloc::borrow::Cow;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use encoding_rs::{Encoding, UTF_8};
 
 /// Extents of a disk: 4 TiB in files of 2 GiB. Each takes a descriptor of this process.
 const MOST_EXTENTS: usize = 2048;
@@ -15,6 +17,8 @@ pub struct Descriptor {
     pub kind: String,
     /// Where the number of the disk's content stands in the text, and its digits.
     pub content_id: Option<(u64, usize)>,
+    /// What names of files are in, if that is not UTF-8.
+    pub encoding: Option<&'static Encoding>,
     /// One behind the other.
     pub extents: Vec<Extent>,
 }
@@ -50,7 +54,8 @@ impl Descriptor {
         if !text.starts_with(b"# Disk DescriptorFile") {
             return Err(ContentError::NotThis("vmdk"));
         }
-        let mut this = Self { kind: String::new(), content_id: None, extents: Vec::new() };
+        let mut this =
+            Self { kind: String::new(), content_id: None, encoding: None, extents: Vec::new() };
         let mut at = 0;
         for line in text.split_inclusive(|byte| *byte == b'\n') {
             let end = line.iter().rposition(|byte| !b"\0\r\n ".contains(byte));
@@ -72,6 +77,11 @@ impl Descriptor {
             if !parent.eq_ignore_ascii_case(b"ffffffff") {
                 return Err(ContentError::Parent);
             }
+        } else if let Some(encoding) = line.strip_prefix(b"encoding=") {
+            let label = encoding.trim_ascii();
+            let label = label.strip_prefix(b"\"").unwrap_or(label);
+            let label = label.strip_suffix(b"\"").unwrap_or(label);
+            self.encoding = Encoding::for_label(label).filter(|encoding| *encoding != UTF_8);
         } else if let Some(kind) = line.strip_prefix(b"createType=") {
             self.kind = String::from_utf8_lossy(kind).trim_matches('"').into();
         } else if let Some(extent) = Extent::parse(line)? {
@@ -82,6 +92,18 @@ impl Descriptor {
             self.extents.push(extent);
         }
         Ok(())
+    }
+}
+
+impl Descriptor {
+    /// What the file of a name may be called: in UTF-8, as most systems have it, and as it is named.
+    pub fn spellings<'a>(&self, name: &'a [u8]) -> impl Iterator<Item = Cow<'a, [u8]>> + use<'a> {
+        let encoding = self.encoding.filter(|_| !name.is_ascii());
+        let decoded = encoding.and_then(|encoding| {
+            encoding.decode_without_bom_handling_and_without_replacement(name)
+        });
+        let decoded = decoded.map(|name| Cow::Owned(name.into_owned().into_bytes()));
+        decoded.into_iter().chain([Cow::Borrowed(name)])
     }
 }
 

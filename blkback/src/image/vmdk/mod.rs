@@ -102,19 +102,26 @@ impl Vmdk {
         let buffered = Access { direct: false, ..access };
         let image = FileHandle::locate(path)?;
         let roots = ImageRoots::of(&image, policy)?;
-        let locate = |name: &[u8]| {
-            let name = Path::new(OsStr::from_bytes(name));
-            if access.write { roots.find_written(&image, name) } else { roots.find(&image, name) }
-        };
         let first = image.open(buffered)?;
         let meter = Meter::default();
         let found = Found::read(&first, &meter).map_err(fail(path))?;
         let descriptor = Descriptor::parse(&found.text).map_err(fail(path))?;
+        let find = |name: &[u8]| {
+            let name = Path::new(OsStr::from_bytes(name));
+            if access.write { roots.find_written(&image, name) } else { roots.find(&image, name) }
+        };
+        let locate = |name: &[u8]| {
+            let mut found = Err(ImageError::Missing(path.into()));
+            for name in descriptor.spellings(name) {
+                found = found.or_else(|_| find(&name));
+            }
+            found
+        };
         let id =
             first.try_clone().map_err(|error| ImageError::Other { path: path.into(), error })?;
         let id = descriptor.content_id.map(|(at, digits)| (id, found.at + at, digits));
         let mut this = Self {
-            kind: descriptor.kind,
+            kind: descriptor.kind.clone(),
             extents: Vec::new(),
             content_id: id.filter(|_| access.write),
             changed: AtomicBool::new(false),
@@ -124,7 +131,7 @@ impl Vmdk {
         if whole.is_some() && descriptor.extents.len() != 1 {
             return Err(fail(path)(ContentError::corrupt("it is one file with several extents")));
         }
-        for extent in descriptor.extents {
+        for extent in &descriptor.extents {
             // Nothing could be kept of what is written to one without a file.
             if access.write && (!extent.write || extent.kept == Kept::Zero) {
                 return Err(ImageError::OnlyRead(format!("vmdk:{}", path.display())));
@@ -133,7 +140,7 @@ impl Vmdk {
             let end = at.checked_add(bytes);
             let end =
                 end.ok_or_else(|| fail(path)(ContentError::corrupt("a disk without an end")))?;
-            let data = match (whole.take(), extent.kept) {
+            let data = match (whole.take(), &extent.kept) {
                 // All in one file, whatever the file was called when that was written.
                 (Some((file, header)), Kept::Sparse(_)) => {
                     open_sparse(path, file, header, bytes, access.write, &meter)?
@@ -143,10 +150,10 @@ impl Vmdk {
                 }
                 (None, Kept::Zero) => Data::Zero,
                 (None, Kept::Flat(name, offset)) => {
-                    open_flat(&locate(&name)?, offset * SECTOR, bytes, access, &meter)?
+                    open_flat(&locate(name)?, offset * SECTOR, bytes, access, &meter)?
                 }
                 (None, Kept::Sparse(name)) => {
-                    let extent = locate(&name)?;
+                    let extent = locate(name)?;
                     let file = extent.open(buffered)?;
                     let content = FileContent::new(&file, &meter);
                     let content = content.map_err(|e| fail(extent.path())(e.into()))?;
