@@ -93,6 +93,7 @@ fn obey(request: Request, load: &mut load::Load) -> Result<Value> {
             Ok(Value::Null)
         }
         "module" => modules::load(&read::<String>(arguments)?).map(|()| Value::Null),
+        "kernel" => Ok(json!(fs::read_to_string("/proc/sys/kernel/osrelease")?.trim())),
         "processors" => processors(read(arguments)?),
         "poweroff" => end(RebootCommand::PowerOff),
         "reboot" => end(RebootCommand::Restart),
