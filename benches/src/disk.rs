@@ -11,7 +11,7 @@ use crate::until::{Done, Until};
 use anyhow::{Context, Result, ensure};
 use pvio_blkback::image::{Image, ImageOptions};
 use pvio_blkback::worker::Worker;
-use pvio_blkback::{DataPath, Live, QueueParts, Stats};
+use pvio_blkback::{DataPath, Live, QueueParts, QueueRecord, Stats};
 use pvio_blkfront::{Op, Queue, Shape, SlotId};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper};
@@ -284,16 +284,18 @@ impl Attached {
         let options = ImageOptions { read_only: !case.write, direct: case.direct };
         let image = Image::open(image, options)?;
         let ring = driver.map(guest_id, front.ring_grefs(), Access::ReadWrite)?;
+        let ring = BackRing::attach(ring, Abi::X86_64.slot_size())?;
+        let record = QueueRecord::private(&ring, Abi::X86_64)?;
         let parts = QueueParts {
             frontend: guest_id,
             disk: Arc::new(Live::new(image.geometry())),
             grants: driver.clone(),
             data_path: case.path,
-            ring: BackRing::attach(ring, Abi::X86_64.slot_size())?,
+            ring,
             channel: driver.bind_interdomain(guest_id, front.channel().port())?,
             abi: Abi::X86_64,
             max_indirect_segments: 256,
-            in_order: false,
+            record,
             stats: Arc::new(Stats::default()),
         };
         // A thread inherits its maker's core.

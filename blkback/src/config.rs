@@ -19,10 +19,6 @@ pub struct Config {
     /// Queues, each with a thread of its own, at most 256. More than the machine has CPUs are of
     /// no use.
     pub max_queues: u32,
-    /// Whether requests are answered in the order they were taken: then another process can take
-    /// the sessions over whatever becomes of this one, and slow requests hold up the answers of
-    /// quick ones.
-    pub in_order: bool,
 }
 
 impl Default for Config {
@@ -33,7 +29,6 @@ impl Default for Config {
             max_indirect_segments: 256,
             max_ring_page_order: 4,
             max_queues: 1,
-            in_order: false,
         }
     }
 }
@@ -58,7 +53,6 @@ impl Config {
             max_indirect_segments: self.max_indirect_segments.min(most),
             max_ring_page_order: self.max_ring_page_order.min(MAX_RING_PAGE_ORDER),
             max_queues: self.max_queues.clamp(1, MAX_QUEUES),
-            in_order: self.in_order,
         }
     }
 }
@@ -90,7 +84,6 @@ mod tests {
             max_indirect_segments: u32::MAX,
             max_ring_page_order: u32::MAX,
             max_queues: u32::MAX,
-            ..Config::default()
         };
         for (policy, segments) in [
             (Policy::Map, 4096),

@@ -13,6 +13,7 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
+use pvio_recordfile::{RecordDir, RecordFile};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
 use std::fs::File;
@@ -51,6 +52,7 @@ pub struct ImageServer {
     usual: DiskOptions,
     groups: Groups,
     wake: Arc<dyn Fn() + Send + Sync>,
+    records: Option<RecordDir>,
     /// What holds, once it is known.
     disk: Option<Disk>,
     open: Option<Open>,
@@ -74,7 +76,15 @@ impl ImageServer {
     /// The same with options for what a disk's own words do not say, and with limits that it may
     /// share with others.
     pub fn with(usual: DiskOptions, groups: Groups, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
-        Self { usual, groups, wake, disk: None, open: None }
+        Self { usual, groups, wake, records: None, disk: None, open: None }
+    }
+
+    /// The same, whose sessions another process can take over: it finds their in-flight records in the
+    /// same directory.
+    #[must_use]
+    pub fn recorded_in(mut self, records: RecordDir) -> Self {
+        self.records = Some(records);
+        self
     }
 
     /// What a disk is kept in, and all that is said of how to serve it: what stands in its own
@@ -167,6 +177,26 @@ where
     P::Channel: AsFd,
 {
     type Running = Worker;
+    type Record = RecordFile;
+
+    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<RecordFile, Fault> {
+        let failed =
+            |e: io::Error| Fault::new("record-file", format!("in-flight record {device}: {e}"));
+        match &self.records {
+            Some(dir) if resumed => dir.existing(device, len).map_err(failed),
+            Some(dir) => dir.create(device, len).map_err(failed),
+            None if resumed => {
+                Err(Fault::new("record-missing", "no in-flight records are kept here"))
+            }
+            None => RecordFile::private(len).map_err(failed),
+        }
+    }
+
+    fn remove_record(&mut self, device: &str) {
+        if let Some(Err(error)) = self.records.as_ref().map(|dir| dir.remove(device)) {
+            tracing::warn!(device, %error, "the in-flight record is not removed");
+        }
+    }
 
     fn configure(&mut self, told: &ToolstackBack, usual: Config) -> Result<Config, Fault> {
         let disk = self.read(told)?;
@@ -237,7 +267,7 @@ where
     fn start(
         &mut self,
         name: &str,
-        parts: QueueParts<P, P::Channel>,
+        parts: QueueParts<P, P::Channel, RecordFile>,
     ) -> Result<Self::Running, Fault> {
         let Some(open) = &self.open else {
             return Err(Fault::new("image-missing", "no image is open"));

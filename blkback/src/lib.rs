@@ -38,6 +38,6 @@ pub use engine::{BlockEngine, EngineError, Geometry};
 pub use live::Live;
 pub use pages::Buf;
 pub use path::{DataPath, Policy};
-pub use queue::{Progress, Queue, QueueFault, QueueParts};
+pub use queue::{Progress, Queue, QueueFault, QueueParts, QueueRecord};
 pub use stats::{Counter, Stats};
 pub use vbd::{Serve, Vbd};

@@ -1,5 +1,7 @@
 //! The device: a virtual disk's backend end, from the toolstack's words to served queues.
 
+mod session;
+
 pub use crate::config::Config;
 use crate::config::abi;
 use crate::engine::{FlushState, Geometry};
@@ -12,9 +14,10 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use pvio_event_channel::{EventChannel, EventChannels, Port};
+use pvio_event_channel::{EventChannels, Port};
 use pvio_grant_table::{Access, DomId, GrantCopier, GrantMapper, GrantRef};
 use pvio_ring::BackRing;
+use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::read_state;
@@ -23,6 +26,7 @@ use pvio_xenbus::handshake::vbd::{
     Queue as QueueKeys, ToolstackBack, announce_resize,
 };
 use pvio_xenbus::{XenbusState, Xenstore};
+use session::{Begin, Session};
 
 /// What a vbd needs of the platform it runs on.
 pub trait Platform: GrantMapper + GrantCopier + EventChannels + Clone {}
@@ -33,6 +37,20 @@ pub trait Serve<P: Platform> {
     /// A queue that is being served. Dropping it finishes what is under way and lets go of
     /// everything.
     type Running;
+
+    /// Memory for in-flight records.
+    type Record: SharedMemory + Clone;
+
+    /// `len` bytes of memory for the in-flight record of a session of a device: new memory, or, to take an
+    /// earlier process's session over, what that process left. Where nothing outlives the process it is
+    /// [`HeapMemory`](pvio_ring::shm::HeapMemory), and there is nothing to take over.
+    ///
+    /// # Errors
+    /// A [`Fault`]; with `resumed`, the session ends and the frontend starts over.
+    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Self::Record, Fault>;
+
+    /// The session of a device is over, and its record of no more use.
+    fn remove_record(&mut self, _device: &str) {}
 
     /// What is offered for a disk, where the toolstack's words about it ask for something else than
     /// is usual. Asked before the disk is opened, and before the toolstack's script has run.
@@ -77,7 +95,7 @@ pub trait Serve<P: Platform> {
     fn start(
         &mut self,
         name: &str,
-        parts: QueueParts<P, P::Channel>,
+        parts: QueueParts<P, P::Channel, Self::Record>,
     ) -> Result<Self::Running, Fault>;
 
     /// Why a queue ended by itself, if it did.
@@ -101,6 +119,8 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     warned: bool,
     /// What this session's frontend was offered, and asked for.
     asked: Option<(BackOffer, FrontRequest)>,
+    /// What this session's queues have in flight.
+    session: Option<Session<S::Record>>,
     /// The queues of this session; none when there is no session.
     running: Vec<S::Running>,
     negotiated: Option<Negotiated>,
@@ -125,6 +145,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             failed: None,
             warned: false,
             asked: None,
+            session: None,
             running: Vec::new(),
             negotiated: None,
             stats: Vec::from([Arc::default()]),
@@ -175,15 +196,17 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         }
     }
 
-    /// Maps a queue's ring and binds its event channel.
+    /// Maps the ring of a queue, goes on with its record and binds its event channel.
     fn attach(
         &self,
         front: DomId,
-        queue: &QueueKeys,
-        stats: &Arc<Stats>,
+        (index, queue): (usize, &QueueKeys),
         agreed: &Negotiated,
-    ) -> Result<QueueParts<P, P::Channel>, Fault> {
-        let Some((_, disk)) = &self.disk else {
+        begin: Begin,
+    ) -> Result<QueueParts<P, P::Channel, S::Record>, Fault> {
+        let (Some((_, disk)), Some(session), Some(stats)) =
+            (&self.disk, &self.session, self.stats.get(index))
+        else {
             return Err(Fault::new("image-missing", "no image is open"));
         };
         let abi = abi(agreed.protocol);
@@ -192,8 +215,9 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             let what = format!("the ring (grants {grefs:?}) cannot be mapped: {status}");
             Fault::new(status.code(), what)
         })?;
-        let ring = BackRing::attach(mapped, abi.slot_size())
+        let mut ring = BackRing::attach(mapped, abi.slot_size())
             .map_err(|fault| Fault::new(fault.reason(), fault))?;
+        let record = session.queue(index, &mut ring, abi, begin)?;
         let port = Port(queue.event_channel);
         let channel = self.platform.bind_interdomain(front, port).map_err(|e| {
             Fault::new(e.code(), format!("event channel {} cannot be bound: {e}", port.0))
@@ -209,7 +233,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             channel,
             abi,
             max_indirect_segments: agreed.max_indirect_segments.min(most),
-            in_order: self.config.in_order,
+            record,
             stats: Arc::clone(stats),
         })
     }
@@ -231,23 +255,23 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
     }
 
     /// Attaches every queue the frontend asks for and begins to serve them: all of them or none.
-    /// `over` tells that they were served before.
-    fn serve(&mut self, ends: &Ends, over: bool) -> Result<(), Fault> {
+    fn serve(&mut self, ends: &Ends, begin: Begin) -> Result<(), Fault> {
         let Some((offer, request)) = &self.asked else { return Ok(()) };
         let agreed = Negotiated::new(offer, request);
+        if begin != Begin::Again {
+            let key = session::key(ends.addr, abi(agreed.protocol), request)?;
+            self.session = Some(Session::begin(&mut self.server, ends.addr, key, begin)?);
+        }
         while self.stats.len() < request.queues.len() {
             self.stats.push(Arc::default());
         }
         // What was attached or started when one fails is dropped.
-        let attached = request.queues.iter().zip(&self.stats);
+        let attached = request.queues.iter().enumerate();
         let attached: Vec<_> = attached
-            .map(|(queue, stats)| self.attach(ends.addr.front, queue, stats, &agreed))
+            .map(|queue| self.attach(ends.addr.front, queue, &agreed, begin))
             .collect::<Result<_, _>>()?;
-        if over {
-            // The last answers may have been published by one who died before telling.
-            for parts in &attached {
-                parts.channel.notify().map_err(|e| Fault::new(e.code(), e))?;
-            }
+        if let (Some(session), Some((_, disk))) = (&self.session, &self.disk) {
+            session.commit(disk.flush_state(), begin);
         }
         let disk = format!("vbd-{}-{}", ends.addr.front, ends.addr.index);
         let several = attached.len() > 1;
@@ -313,7 +337,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             }
         }
         if self.negotiated.is_some() {
-            self.serve(ends, true)?;
+            self.serve(ends, Begin::Again)?;
             if let Some(geometry) = self.geometry() {
                 announce_resize(xs, &ends.back, geometry.sectors)?;
             }
@@ -344,6 +368,19 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         self.features().write(xs, &ends.back)
     }
 
+    fn resumable(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+        let offer = BackOffer::read(xs, &ends.back)?;
+        let request = FrontRequest::read(xs, &ends.front, &offer)?;
+        let key = session::key(ends.addr, abi(request.protocol), &request)?;
+        let found = Session::begin(&mut self.server, ends.addr, key, Begin::Resumed);
+        #[cfg(feature = "std")]
+        if let Err(fault) = &found {
+            let (device, reason) = (&ends.back, fault.code);
+            tracing::warn!(device, reason, %fault, "session not resumed; the frontend has to reconnect");
+        }
+        found.map(drop)
+    }
+
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
         // What stands there, since it may be an earlier process's, of which the frontend knows and of
         // us nothing.
@@ -355,7 +392,7 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         let request = FrontRequest::read(xs, &ends.front, &offer)?;
         self.asked = Some((offer, request));
         self.measure();
-        self.serve(ends, ends.resumed)
+        self.serve(ends, if ends.resumed { Begin::Resumed } else { Begin::New })
     }
 
     fn is_superseded(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> bool {
@@ -419,6 +456,9 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
 
     fn disconnect(&mut self) {
         self.running.clear();
+        if let Some(session) = self.session.take() {
+            session.end(&mut self.server);
+        }
         (self.negotiated, self.asked) = (None, None);
     }
 

@@ -9,6 +9,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::{GrantCopier, GrantMapper};
+use pvio_ring::shm::SharedMemory;
 use pvio_uring::Spin;
 use std::io::{self, PipeWriter};
 use std::os::fd::AsFd;
@@ -42,15 +43,16 @@ impl Worker {
     ///
     /// # Errors
     /// What the system says when it has no thread, descriptor or io_uring to give.
-    pub fn start<P, C>(
+    pub fn start<P, C, R>(
         name: &str,
-        parts: QueueParts<P, C>,
+        parts: QueueParts<P, C, R>,
         image: Arc<Image>,
         ended: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self>
     where
         P: GrantMapper + GrantCopier + Send + 'static,
         C: EventChannel + AsFd + Send + 'static,
+        R: SharedMemory + Clone + Send + 'static,
     {
         let (woken, wake) = io::pipe()?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -101,16 +103,17 @@ impl Drop for Worker {
     }
 }
 
-type WorkerQueue<P, C> = Queue<P, C, DiskEngine<Buf<<P as GrantMapper>::Mapping>>>;
+type WorkerQueue<P, C, R> = Queue<P, C, DiskEngine<Buf<<P as GrantMapper>::Mapping>>, R>;
 
-fn serve<P, C>(
-    queue: &mut WorkerQueue<P, C>,
+fn serve<P, C, R>(
+    queue: &mut WorkerQueue<P, C, R>,
     event: Watch,
     stop: &AtomicBool,
 ) -> Result<(), QueueFault>
 where
     P: GrantMapper + GrantCopier,
     C: EventChannel,
+    R: SharedMemory + Clone,
 {
     let mut spin = Spin::default();
     let begin = Instant::now();
@@ -149,14 +152,15 @@ where
 }
 
 /// Answers what was begun, takes nothing new.
-fn finish<P, C>(queue: &mut WorkerQueue<P, C>) -> Result<(), QueueFault>
+fn finish<P, C, R>(queue: &mut WorkerQueue<P, C, R>) -> Result<(), QueueFault>
 where
     P: GrantMapper + GrantCopier,
     C: EventChannel,
+    R: SharedMemory + Clone,
 {
     queue.drain();
     let begin = Instant::now();
-    while queue.in_flight() > 0 && begin.elapsed() < DRAIN {
+    while !queue.is_drained() && begin.elapsed() < DRAIN {
         queue.engine_mut().wait(Some(Duration::from_millis(100))).map_err(os_error)?;
         queue.poll(0)?;
     }

@@ -4,7 +4,7 @@
 
 use pvio_blkback::engine::wait::WaitEngine;
 use pvio_blkback::image::{Image, ImageOptions};
-use pvio_blkback::{DataPath, Live, Progress, QueueParts, Stats};
+use pvio_blkback::{DataPath, Live, Progress, QueueParts, QueueRecord, Stats};
 use pvio_blkfront::{FlushBy, Limits, Op, Queue, Shape};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper};
@@ -55,6 +55,7 @@ fn allocations(path: DataPath, warm_up: u64, rounds: u64) -> u64 {
     let ring = driver.map(guest_id, front.ring_grefs(), Access::ReadWrite).unwrap();
     let ring = BackRing::attach(ring, Abi::X86_64.slot_size()).unwrap();
     let slots = ring.layout().slots();
+    let record = QueueRecord::private(&ring, Abi::X86_64).unwrap();
     let parts = QueueParts {
         frontend: guest_id,
         disk: Arc::new(Live::new(image.geometry())),
@@ -64,7 +65,7 @@ fn allocations(path: DataPath, warm_up: u64, rounds: u64) -> u64 {
         channel: driver.bind_interdomain(guest_id, front.channel().port()).unwrap(),
         abi: Abi::X86_64,
         max_indirect_segments: PAGES as u32,
-        in_order: true,
+        record,
         stats: Arc::new(Stats::default()),
     };
     let mut back = pvio_blkback::Queue::new(parts, image.engine(slots).unwrap());

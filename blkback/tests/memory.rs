@@ -7,7 +7,7 @@
 use pvio_blkback::engine::faults::{FaultPlan, FaultSwitch};
 use pvio_blkback::image::{Image, ImageOptions};
 use pvio_blkback::worker::Worker;
-use pvio_blkback::{DataPath, Live, QueueParts, Stats};
+use pvio_blkback::{DataPath, Live, QueueParts, QueueRecord, Stats};
 use pvio_blkfront::{Op, Queue, Shape};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper};
@@ -66,16 +66,18 @@ fn most_held(path: DataPath, shape: Shape, pages: usize) -> usize {
         .zip(guests)
         .map(|(queue, guest_id)| {
             let ring = driver.map(guest_id, queue.ring_grefs(), Access::ReadWrite).unwrap();
+            let ring = BackRing::attach(ring, Abi::X86_64.slot_size()).unwrap();
+            let record = QueueRecord::private(&ring, Abi::X86_64).unwrap();
             let parts = QueueParts {
                 frontend: guest_id,
                 disk: Arc::clone(&disk),
                 grants: driver.clone(),
                 data_path: path,
-                ring: BackRing::attach(ring, Abi::X86_64.slot_size()).unwrap(),
+                ring,
                 channel: driver.bind_interdomain(guest_id, queue.channel().port()).unwrap(),
                 abi: Abi::X86_64,
                 max_indirect_segments: 4096,
-                in_order: true,
+                record,
                 stats: Arc::new(Stats::default()),
             };
             Worker::start("memory", parts, Arc::clone(&image), || ()).unwrap()

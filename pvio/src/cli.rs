@@ -156,9 +156,12 @@ pub struct ServeArgs {
     /// processors, if left out
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub queues: Option<u32>,
-    /// In which order a disk's requests are answered
-    #[arg(long, value_name = "ORDER", default_value = "in-order")]
+    /// Without effect, accepted for older scripts: requests are answered as they are done
+    #[arg(long, value_name = "ORDER", default_value = "as-done", hide = true)]
     pub disk_answers: Answers,
+    /// Where requests in flight are recorded for the daemon that takes over; a directory of root's alone
+    #[arg(long, value_name = "DIR", default_value = RECORDS)]
+    pub records: PathBuf,
     /// For every disk, as far as its own words do not say otherwise: iops=1000,bps=50M,direct and
     /// the like, with commas between (docs/disks.md has all)
     #[arg(long, value_name = "OPTIONS", value_parser = disk_options, default_value = "")]
@@ -253,12 +256,15 @@ pub struct StatsArgs {
     pub state_dir: Option<PathBuf>,
 }
 
-/// In which order a disk's requests are answered.
+/// Where `pvio serve` keeps in-flight records.
+pub const RECORDS: &str = "/run/pvio/inflight";
+
+/// In which order a disk's requests were answered by earlier versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Answers {
-    /// As they were asked: the next daemon can go on even after this one died
+    /// As they were asked
     InOrder,
-    /// As they are done: quick ones do not wait for slow ones
+    /// As they are done
     AsDone,
 }
 

@@ -1,6 +1,6 @@
 //! `pvio serve`: the daemon of a driver domain on Xen, dom0 or any other.
 
-use crate::cli::{Answers, Around, OnStop, ServeArgs};
+use crate::cli::{Around, OnStop, ServeArgs};
 use crate::control::{self, Control};
 use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
@@ -68,16 +68,17 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let most = Config::for_this_machine();
     let disks = Config {
         policy: args.disk_policy,
-        in_order: args.disk_answers == Answers::InOrder,
         max_queues: args.queues.unwrap_or(most.max_queues),
         ..most
     };
     let leave = args.on_stop == OnStop::Leave;
+    let records = driver::records(&args.records)?;
     let options = Options {
         kinds,
         surroundings,
         resume: true,
         leave,
+        records: Some(records),
         disks,
         disk_options: args.disk_options.clone(),
         nic_policy: args.nic_policy,

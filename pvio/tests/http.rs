@@ -3,7 +3,7 @@
 
 use pvio::guest::fs::thread::FsThread;
 use pvio::guest::fs::{BlockRead, Disk, FileDisk, MemDisk};
-use pvio::guest::http::{CONNECTIONS, Config, Server, Shown};
+use pvio::guest::http::{CONNECTIONS, Config, HEAD_TIME, SOCKETS, Server, Shown};
 use pvio::guest::status::{Device, Devices};
 use smoltcp::phy::{self, Medium, TunTapInterface};
 use std::fs::{self, File};
@@ -182,6 +182,10 @@ fn every_file_of_an_ext4_image_is_equal() {
     let etag = head.lines().find_map(|l| l.strip_prefix("ETag: ")).unwrap();
     let (status, _, body) = curl(&["-H", &format!("If-None-Match: {etag}"), &url]);
     assert_eq!((status, body.len()), (304, 0));
+    let (status, head, _) = curl(&["-I", "-r", "5-9", &url]);
+    assert!(status == 200 && head.contains("Content-Length: 9000000"), "{head}");
+    let (status, _, _) = curl(&["-H", "If-Match: \"another\"", &url]);
+    assert_eq!(status, 412);
     let (status, head, _) = curl(&["-r", "9000000-", &url]);
     assert!(status == 416 && head.contains("bytes */9000000"), "{head}");
 
@@ -272,6 +276,45 @@ fn hostile_clients_get_one_line_and_harm_nobody() {
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("as Xen lays them out.\n"));
     }
     assert!(get("/data/noise.bin").1 == *noise);
+}
+
+#[test]
+fn half_sent_requests_make_room_and_a_client_too_many_waits() {
+    if !inside("half_sent_requests_make_room_and_a_client_too_many_waits") {
+        return;
+    }
+    serve(MemDisk::new(pvio::demo::image_bytes(8 << 20).unwrap()));
+    let half_sent = |n| {
+        let clients = (0..n).map(|_| {
+            let mut client = TcpStream::connect((GUEST, 80)).unwrap();
+            client.write_all(b"GET /hello.txt HTTP/1.1\r\nHo").unwrap();
+            client
+        });
+        clients.collect::<Vec<_>>()
+    };
+    for n in [CONNECTIONS, SOCKETS] {
+        let begin = Instant::now();
+        let held = half_sent(n);
+        assert_eq!(get("/hello.txt").0, 200);
+        // Otherwise they were given all the time that a head may take.
+        assert!(begin.elapsed() < HEAD_TIME, "{n} clients: {:?}", begin.elapsed());
+        drop(held);
+    }
+    // Clients that are sent to and do not read keep their places.
+    let mut held: Vec<_> = (0..SOCKETS)
+        .map(|_| {
+            let mut client = TcpStream::connect((GUEST, 80)).unwrap();
+            client.write_all(b"GET /data/noise.bin HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            let mut some = [0; 100];
+            client.read_exact(&mut some).unwrap();
+            client
+        })
+        .collect();
+    let waits = std::thread::spawn(|| raw(b"GET /hello.txt HTTP/1.0\r\n\r\n"));
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!waits.is_finished(), "it was refused, or served beyond the sockets there are");
+    held.truncate(SOCKETS / 2);
+    assert!(waits.join().unwrap().starts_with("HTTP/1.1 200"));
 }
 
 /// Reads as the disk says, but fails once told to.

@@ -205,7 +205,7 @@ fn foreign_formats_and_files_cut_short_are_told_with_what_to_do() {
     cut(&extent, 1 << 20);
     broken(&flat, &["flat-flat.vmdk", "cut short", "needs 4194304 bytes"], 1);
     std::fs::remove_file(&extent).unwrap();
-    broken(&flat, &["flat-flat.vmdk does not exist"], 1);
+    broken(&flat, &["names flat-flat.vmdk", "does not exist"], 1);
 }
 
 #[test]

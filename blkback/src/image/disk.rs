@@ -3,6 +3,9 @@
 use super::options::{DiskOptions, OptionError};
 use super::spec::{Spec, SpecError};
 use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
 
@@ -42,9 +45,31 @@ impl Disk {
     ///
     /// # Errors
     /// Any [`DiskError`].
-    pub fn with_format(format: &str, rest: &str) -> Result<Self, DiskError> {
-        let (options, rest) = split(rest)?;
+    pub fn with_format(
+        format: impl AsRef<[u8]>,
+        rest: impl AsRef<[u8]>,
+    ) -> Result<Self, DiskError> {
+        let (options, rest) = split(rest.as_ref())?;
         Ok(Self { options, spec: Spec::with_format(format, rest)? })
+    }
+
+    /// Parses a disk as [`FromStr`] does, but not necessarily in UTF-8: paths are bytes.
+    ///
+    /// # Errors
+    /// Any [`DiskError`].
+    pub fn from_bytes(text: &[u8]) -> Result<Self, DiskError> {
+        let (options, rest) = split(text)?;
+        Ok(Self { options, spec: Spec::from_bytes(rest)? })
+    }
+
+    /// Writes it so that [`from_bytes`](Self::from_bytes) parses it to the same.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let options = match self.options == DiskOptions::default() {
+            true => String::new(),
+            false => format!("[{}]", self.options),
+        };
+        [options.into_bytes(), self.spec.to_bytes()].concat()
     }
 
     /// What it is kept in, with what the options put over it.
@@ -58,14 +83,11 @@ impl Disk {
 }
 
 /// A path that begins with a bracket is written `./[…`.
-fn split(text: &str) -> Result<(DiskOptions, &str), OptionError> {
-    match text.strip_prefix('[') {
-        None => Ok((DiskOptions::default(), text)),
-        Some(rest) => {
-            let (options, rest) = rest.split_once(']').ok_or(OptionError::Unclosed)?;
-            Ok((options.parse()?, rest))
-        }
-    }
+fn split(text: &[u8]) -> Result<(DiskOptions, &[u8]), OptionError> {
+    let Some(rest) = text.strip_prefix(b"[") else { return Ok((DiskOptions::default(), text)) };
+    let end = rest.iter().position(|byte| *byte == b']').ok_or(OptionError::Unclosed)?;
+    let (options, rest) = rest.split_at(end);
+    Ok((DiskOptions::from_bytes(options)?, rest.get(1..).unwrap_or_default()))
 }
 
 impl From<Spec> for Disk {
@@ -78,18 +100,14 @@ impl FromStr for Disk {
     type Err = DiskError;
 
     fn from_str(text: &str) -> Result<Self, DiskError> {
-        let (options, rest) = split(text)?;
-        Ok(Self { options, spec: rest.parse()? })
+        Self::from_bytes(text.as_bytes())
     }
 }
 
-/// Written so that it is parsed to the same.
+/// For messages, and written so that it is parsed to the same if its path is UTF-8.
 impl fmt::Display for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.options == DiskOptions::default() {
-            return self.spec.fmt(f);
-        }
-        write!(f, "[{}]{}", self.options, self.spec)
+        f.write_str(&String::from_utf8_lossy(&self.to_bytes()))
     }
 }
 

@@ -4,7 +4,8 @@ use super::Format;
 use super::content::ContentError;
 use crate::engine::nbd::NbdError;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use std::io;
 use std::path::PathBuf;
 
@@ -12,7 +13,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// There is none.
-    #[error("disk image {0} does not exist; check the path, or make one: truncate -s 1G {0}")]
+    #[error(
+        "disk image {0} does not exist; check the path, and that the file system it is on is mounted"
+    )]
     Missing(PathBuf),
     /// It may not be opened.
     #[error("disk image {0} may not be opened{1}; check its owner and mode with ls -l")]
@@ -22,8 +25,8 @@ pub enum ImageError {
     NotADisk(PathBuf),
     /// Its size is no number of sectors.
     #[error(
-        "disk image {path} has {size} bytes, which is not a positive multiple of {unit}; \
-         round it up: truncate -s %{unit} {path}"
+        "the disk in {path} has {size} bytes, which is not a positive multiple of {unit}; see \
+         whether it was copied whole, and if so copy it to a larger one"
     )]
     OddSize {
         /// The image.
@@ -61,6 +64,16 @@ pub enum ImageError {
         below: String,
         /// Why not, and what to do.
         what: &'static str,
+    },
+    /// The header of an image names a file that is not opened.
+    #[error("disk image {image} names {name}, {problem}")]
+    Reference {
+        /// The image.
+        image: PathBuf,
+        /// As its header has it.
+        name: PathBuf,
+        /// Why not, and what to do.
+        problem: ReferenceProblem,
     },
     /// There is no such snapshot.
     #[error("disk image {path} has no snapshot {name:?}; it has {there}")]
@@ -154,10 +167,13 @@ impl ImageError {
                 ContentError::Corrupt(_) => "image-corrupt",
                 ContentError::Truncated(_) => "image-truncated",
                 ContentError::Encrypted(_) => "image-encrypted",
-                ContentError::Unsupported(_) => "image-feature",
+                ContentError::Parent | ContentError::Extent | ContentError::Unsupported(_) => {
+                    "image-feature"
+                }
                 ContentError::Io(_) => "image-error",
             },
             Self::Chain { .. } => "image-chain",
+            Self::Reference { problem, .. } => problem.code(),
             Self::NoSnapshot { .. } => "image-no-snapshot",
             Self::OnlyRead(_) => "image-only-read",
             Self::Sectors { .. } => "image-sectors",
@@ -171,6 +187,80 @@ impl ImageError {
             Self::Other { .. } => "image-error",
         }
     }
+}
+
+/// Why a file that an image header names is not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ReferenceProblem {
+    /// It is not below an image root.
+    #[error(
+        "which is below no image root ({}); if this image may use that file, name the file's \
+         directory with --image-root DIR or [image-root=DIR]", listed(.0)
+    )]
+    Outside(Vec<PathBuf>),
+    /// It is a symbolic link from a root to a file elsewhere.
+    #[error(
+        "and a symbolic link leads from there out of its image root to what is no block device; if \
+         this image may use that, name the directory the link leads to with --image-root DIR or \
+         [image-root=DIR]"
+    )]
+    LinkOutside,
+    /// An image root cannot be opened.
+    #[error(
+        "and the image root {0} cannot be opened: {1}; check --image-root and [image-root=DIR]"
+    )]
+    Root(PathBuf, io::Error),
+    /// There is no such file.
+    #[error(
+        "which does not exist; put it back from where this image comes from, or check that the \
+         file system it is on is mounted"
+    )]
+    Missing,
+    /// It is a directory, a socket …
+    #[error("which is neither a file nor a block device; see what made this image")]
+    NotADisk,
+    /// It would be written, and its name is not the image's own.
+    #[error(
+        "which would be written, and its name does not derive from the image's (as a-flat.vmdk, \
+         a-s001.vmdk from a.vmdk); serve it read-only, or allow it with [write-extents=any] if \
+         you trust the image"
+    )]
+    NotDerived,
+    /// It would be written through a symbolic link.
+    #[error(
+        "which would be written and is a symbolic link to a file; serve it read-only, or allow it \
+         with [write-extents=any] if you trust the image"
+    )]
+    WrittenLink,
+    /// The kernel cannot confine a name to a directory.
+    #[error(
+        "and this system does not let names be confined to image roots (the system call openat2 of \
+         Linux 5.6 is missing or filtered); allow openat2 in the container's seccomp profile, or \
+         serve an image that names no other file"
+    )]
+    NoOpenat2,
+    /// Anything else.
+    #[error("which cannot be opened: {0}; check its owner and mode with ls -l")]
+    System(io::Error),
+}
+
+impl ReferenceProblem {
+    const fn code(&self) -> &'static str {
+        match self {
+            Self::Outside(_) | Self::LinkOutside => "image-outside-root",
+            Self::Root(..) => "image-root",
+            Self::Missing => "image-missing",
+            Self::NotADisk => "image-not-a-disk",
+            Self::NotDerived | Self::WrittenLink => "image-extent-name",
+            Self::NoOpenat2 => "image-no-openat2",
+            Self::System(_) => "image-permission",
+        }
+    }
+}
+
+fn listed(roots: &[PathBuf]) -> String {
+    let roots: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
+    if roots.is_empty() { "there is none".into() } else { roots.join(", ") }
 }
 
 /// What is wrong with an image's content, and what to do about it.
@@ -187,7 +277,7 @@ fn explain(format: &Format, error: &ContentError) -> String {
             format!("does not begin like a {word} image; if it is a raw one, name it raw:PATH")
         }
         ContentError::Corrupt(what) => {
-            format!("is a corrupt {word} image: {what}; see qemu-img check, or take a backup")
+            format!("is a corrupt {word} image: {what}; see qemu-img check, or restore a backup")
         }
         ContentError::Truncated(what) => {
             format!("is a {word} image that was cut short: {what}; copy it again, whole")
@@ -195,6 +285,21 @@ fn explain(format: &Format, error: &ContentError) -> String {
         ContentError::Encrypted(how) => format!(
             "is a {word} image encrypted with {how}, which is not supported; decrypt it with \
              qemu-img convert, or let the guest encrypt its disk"
+        ),
+        ContentError::Parent => {
+            // QEMU reads a VHD without its parent and says nothing.
+            let by = match format {
+                Format::Vhd => "Merge-VHD of Hyper-V or vhd-util coalesce",
+                _ => "vmkfstools -i or vmware-vdiskmanager -r",
+            };
+            format!(
+                "is a {word} image, and {error}, which is not supported; merge both with what made \
+                 them ({by}): qemu-img convert may leave out all that is in the parent"
+            )
+        }
+        ContentError::Extent => format!(
+            "is a {word} file without a descriptor: {error} of a disk; name the file with the \
+             descriptor, which names them all"
         ),
         ContentError::Unsupported(what) => {
             format!(

@@ -1,14 +1,15 @@
 //! What can be told of a disk without serving it, also of one that cannot be served, and of one that
 //! somebody else serves at the moment.
 
-use super::content::FileContent;
+use super::content::{FileContent, Meter};
 use super::error::ImageError;
-use super::file::{self, Access};
+use super::file::{Access, FileHandle};
 use super::lock::{self, LockState};
 use super::qcow2::chain::{Below, Layer};
 use super::qcow2::header::{Header, Snapshot, incompatible};
+use super::reference::{ImageRoots, ReferencePolicy};
 use super::vhd::footer::{Footer, Kind};
-use super::{Format, ImageOptions, Spec, open, qcow2, vhd, vmdk};
+use super::{Disk, Format, ImageOptions, Spec, open, qcow2, vhd, vmdk};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -58,12 +59,24 @@ pub struct FileReport {
 /// # Errors
 /// [`ImageError`] when there is nothing to look at.
 pub fn inspect(spec: &Spec) -> Result<Inspection, ImageError> {
+    inspect_within(spec, &ReferencePolicy::default())
+}
+
+/// Looks at a disk, with those of its options that say which files its images may name.
+///
+/// # Errors
+/// [`ImageError`] when there is nothing to look at.
+pub fn inspect_as(disk: &Disk) -> Result<Inspection, ImageError> {
+    inspect_within(&disk.spec, &disk.options.references())
+}
+
+fn inspect_within(spec: &Spec, policy: &ReferencePolicy) -> Result<Inspection, ImageError> {
     let (path, format, snapshot) = match spec {
         Spec::File { path, format, snapshot } => (path, *format, snapshot.as_deref()),
-        Spec::Overlay(below) => return inspect(below),
+        Spec::Overlay(below) => return inspect_within(below, policy),
         Spec::Nbd(_) => {
             let options = ImageOptions { read_only: true, direct: false };
-            let (_, geometry) = open(spec, options)?;
+            let (_, geometry) = open(spec, options, policy)?;
             let size = Some(geometry.sectors * 512);
             return Ok(Inspection { size, files: Vec::new(), problem: None });
         }
@@ -72,12 +85,13 @@ pub fn inspect(spec: &Spec) -> Result<Inspection, ImageError> {
         }
     };
     let mut found = Inspection { size: None, files: Vec::new(), problem: None };
-    found.files.push(file_report(path, format)?);
+    let file = FileHandle::locate(path)?;
+    found.files.push(file_report(&file, format)?);
     let problem = match format {
         Format::Raw => Ok(found.files.first().map(|file| file.length)),
-        Format::Qcow2 => of_qcow2(&mut found, path, snapshot).map(Some),
-        Format::Vmdk => of_vmdk(&mut found, path).map(Some),
-        Format::Vhd => of_vhd(&mut found, path).map(Some),
+        Format::Qcow2 => of_qcow2(&mut found, file, snapshot, policy).map(Some),
+        Format::Vmdk => of_vmdk(&mut found, path, policy).map(Some),
+        Format::Vhd => of_vhd(&mut found, &file).map(Some),
     };
     match problem {
         Ok(size) => found.size = size,
@@ -98,8 +112,9 @@ pub fn inspect(spec: &Spec) -> Result<Inspection, ImageError> {
 }
 
 /// What can be said of a file of any format.
-fn file_report(path: &Path, format: Format) -> Result<FileReport, ImageError> {
-    let (mut file, _) = file::open(path, Access { write: false, direct: false, lock: false })?;
+fn file_report(file: &FileHandle, format: Format) -> Result<FileReport, ImageError> {
+    let path = file.path();
+    let mut file = file.open(Access { write: false, direct: false, lock: false })?;
     let other = |error| ImageError::Other { path: path.into(), error };
     let length = file.seek(SeekFrom::End(0)).map_err(other)?;
     let allocated = file.metadata().map_err(other)?.blocks() * 512;
@@ -124,16 +139,21 @@ fn file_report(path: &Path, format: Format) -> Result<FileReport, ImageError> {
 
 fn of_qcow2(
     found: &mut Inspection,
-    path: &Path,
+    file: FileHandle,
     snapshot: Option<&str>,
+    policy: &ReferencePolicy,
 ) -> Result<u64, ImageError> {
     // First without what it rests on, which may be missing.
-    let (file, _) = file::open(path, Access { write: false, direct: false, lock: false })?;
+    let open = file.open(Access { write: false, direct: false, lock: false })?;
+    let path = file.path();
     let wrap = |error| ImageError::Content { path: path.into(), format: Format::Qcow2, error };
-    let content = FileContent::new(&file).map_err(|e| wrap(e.into()))?;
+    let meter = Meter::default();
+    let content = FileContent::new(&open, &meter).map_err(|e| wrap(e.into()))?;
     let header = Header::read(&content).map_err(wrap)?;
     describe_qcow2(found.files.first_mut(), &header);
-    let mut layer = qcow2::chain::read(path, false)?;
+    let roots = ImageRoots::of(&file, policy)?;
+    let meter = Meter::default();
+    let mut layer = qcow2::chain::read(file, &roots, false, &meter)?;
     report_below(found, &layer)?;
     let written = found.files.first().is_some_and(|file| file.lock == LockState::Written);
     if written {
@@ -147,7 +167,7 @@ fn of_qcow2(
     };
     // Tables of an image that is being written are not to be believed.
     if !written {
-        qcow2::try_open(&layer)?;
+        qcow2::try_open(&layer, &meter)?;
     }
     Ok(size)
 }
@@ -180,14 +200,14 @@ fn describe_qcow2(report: Option<&mut FileReport>, header: &Header) {
 fn report_below(found: &mut Inspection, layer: &Layer) -> Result<(), ImageError> {
     match &layer.below {
         None => Ok(()),
-        Some(Below::Raw(path)) => {
-            let mut report = file_report(path, Format::Raw)?;
+        Some(Below::Raw(file)) => {
+            let mut report = file_report(file, Format::Raw)?;
             report.size = Some(report.length);
             found.files.push(report);
             Ok(())
         }
         Some(Below::Qcow2(layer)) => {
-            let mut report = file_report(&layer.path, Format::Qcow2)?;
+            let mut report = file_report(&layer.file, Format::Qcow2)?;
             describe_qcow2(Some(&mut report), &layer.header);
             found.files.push(report);
             report_below(found, layer)
@@ -195,10 +215,12 @@ fn report_below(found: &mut Inspection, layer: &Layer) -> Result<(), ImageError>
     }
 }
 
-fn of_vhd(found: &mut Inspection, path: &Path) -> Result<u64, ImageError> {
-    let (file, _) = file::open(path, Access { write: false, direct: false, lock: false })?;
+fn of_vhd(found: &mut Inspection, file: &FileHandle) -> Result<u64, ImageError> {
+    let path = file.path();
+    let file = file.open(Access { write: false, direct: false, lock: false })?;
     let wrap = |error| ImageError::Content { path: path.into(), format: Format::Vhd, error };
-    let content = FileContent::new(&file).map_err(|e| wrap(e.into()))?;
+    let meter = Meter::default();
+    let content = FileContent::new(&file, &meter).map_err(|e| wrap(e.into()))?;
     let footer = Footer::read(&content).map_err(wrap)?;
     if let Some(report) = found.files.first_mut() {
         report.features.push(match footer.kind {
@@ -206,12 +228,16 @@ fn of_vhd(found: &mut Inspection, path: &Path) -> Result<u64, ImageError> {
             Kind::Dynamic { block, .. } => format!("dynamic, blocks of {block} bytes"),
         });
     }
-    vhd::check(file, &footer).map_err(wrap)?;
+    vhd::check(file, &footer, &meter).map_err(wrap)?;
     Ok(footer.size)
 }
 
-fn of_vmdk(found: &mut Inspection, path: &Path) -> Result<u64, ImageError> {
-    let (size, words) = vmdk::look(path)?;
+fn of_vmdk(
+    found: &mut Inspection,
+    path: &Path,
+    policy: &ReferencePolicy,
+) -> Result<u64, ImageError> {
+    let (size, words) = vmdk::look(path, policy)?;
     if let Some(report) = found.files.first_mut() {
         report.features = words;
     }

@@ -3,7 +3,7 @@
 use super::Format;
 use super::content::ContentError;
 use super::error::ImageError;
-use super::file::{self, Access};
+use super::file::{Access, FileHandle};
 use crate::engine::store::Store;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -122,11 +122,12 @@ pub(super) fn failed(path: &Path, format: Format, error: io::Error) -> ImageErro
 
 /// Opens a file for the library. What is written is written in that order.
 pub(super) fn storage(
-    path: &Path,
+    file: &FileHandle,
     access: Access,
     order: Option<Arc<dyn Order>>,
 ) -> Result<ImageFile, ImageError> {
-    let (file, _) = file::open(path, access)?;
+    let path = file.path();
+    let file = file.open(access)?;
     let Access { write, direct, .. } = access;
     let options = StorageOpenOptions::new().filename(path).write(write).direct(direct);
     ImageFile::new(file, options, order)

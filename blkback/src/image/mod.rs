@@ -7,6 +7,7 @@
 //! | `raw`, [`qcow2`], `vmdk`, [`vhd`] | the formats of files |
 //! | `overlay` | a disk that is never changed, under one that is |
 //! | `lock`, `file` | opening files so that nobody else writes them |
+//! | `reference` | files that an image header names, confined to image roots |
 //! | `polled`, `device` | whether a disk can be polled; what the kernel says of a device |
 //! | [`content`] | what is wrong with an image, before it can do harm |
 //! | [`inspect`] | what can be told of a disk without serving it |
@@ -25,12 +26,13 @@ mod overlay;
 mod polled;
 pub mod qcow2;
 mod raw;
+mod reference;
 pub mod spec;
 pub mod vhd;
 mod vmdk;
 
 pub use disk::{Disk, DiskError};
-pub use error::ImageError;
+pub use error::{ImageError, ReferenceProblem};
 pub use format::Format;
 pub use lock::LockState;
 pub use options::{DiskOptions, IoMode, OptionError};
@@ -59,6 +61,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use overlay::Overlay;
 use pvio_ring::shm::SharedMemory;
 use pvio_uring::{IoBuf, PrivateBuf};
+use reference::ReferencePolicy;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -139,7 +142,15 @@ impl Image {
     /// # Errors
     /// Any [`ImageError`].
     pub fn open_disk(spec: &Spec, options: ImageOptions) -> Result<Self, ImageError> {
-        let (kept, geometry) = open(spec, options)?;
+        Self::open_within(spec, options, &ReferencePolicy::default())
+    }
+
+    fn open_within(
+        spec: &Spec,
+        options: ImageOptions,
+        policy: &ReferencePolicy,
+    ) -> Result<Self, ImageError> {
+        let (kept, geometry) = open(spec, options, policy)?;
         let flushes = Arc::default();
         let kept = match kept {
             Kept::Store(store) => {
@@ -174,7 +185,7 @@ impl Image {
             read_only: options.read_only.unwrap_or_default(),
             direct: options.direct.unwrap_or_default(),
         };
-        let image = Self::open_disk(&disk.kept_in(), how)?;
+        let image = Self::open_within(&disk.kept_in(), how, &options.references())?;
         let io = options.io.unwrap_or_default();
         let mut limits = Limits::default();
         match (io, &image.kept) {
@@ -362,14 +373,18 @@ impl fmt::Debug for Image {
 type Opened = (Arc<dyn Store>, Geometry);
 
 /// Opens what a disk is kept in.
-fn open(spec: &Spec, options: ImageOptions) -> Result<(Kept, Geometry), ImageError> {
+fn open(
+    spec: &Spec,
+    options: ImageOptions,
+    policy: &ReferencePolicy,
+) -> Result<(Kept, Geometry), ImageError> {
     let store = |(store, geometry): Opened| (Kept::Store(store), geometry);
     Ok(match spec {
         Spec::File { format: Format::Raw, path, .. } => raw::open(path, options)?,
         Spec::File { format: Format::Qcow2, path, snapshot } => {
-            store(qcow2::open(path, snapshot.as_deref(), options)?)
+            store(qcow2::open(path, snapshot.as_deref(), options, policy)?)
         }
-        Spec::File { format: Format::Vmdk, path, .. } => store(vmdk::open(path, options)?),
+        Spec::File { format: Format::Vmdk, path, .. } => store(vmdk::open(path, options, policy)?),
         Spec::File { format: Format::Vhd, path, .. } => vhd::open(path, options)?,
         Spec::Ram { bytes } => {
             let disk = RamDisk::new(*bytes).ok_or(ImageError::Memory(*bytes))?;
@@ -382,14 +397,19 @@ fn open(spec: &Spec, options: ImageOptions) -> Result<(Kept, Geometry), ImageErr
             let geometry = link.geometry(options.read_only);
             (Kept::Nbd(Arc::new(link)), geometry)
         }
-        Spec::Overlay(below) => store(open_overlay(below, options)?),
+        Spec::Overlay(below) => store(open_overlay(below, options, policy)?),
     })
 }
 
 /// Opens a disk to be read, and puts one to be written over it.
-fn open_overlay(below: &Spec, options: ImageOptions) -> Result<Opened, ImageError> {
+fn open_overlay(
+    below: &Spec,
+    options: ImageOptions,
+    policy: &ReferencePolicy,
+) -> Result<Opened, ImageError> {
     // Copies of the data are made in memory of any alignment.
-    let (kept, mut geometry) = open(below, ImageOptions { read_only: true, direct: false })?;
+    let read = ImageOptions { read_only: true, direct: false };
+    let (kept, mut geometry) = open(below, read, policy)?;
     let below = kept
         .into_store()
         .map_err(|error| ImageError::Other { path: format!("{below}").into(), error })?;

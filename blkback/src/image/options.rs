@@ -9,6 +9,7 @@ mod tests;
 use crate::config::Config;
 use crate::engine::faults::FaultPlan;
 use crate::engine::throttle::{Limits, Quota, Rate};
+use crate::image::reference::ReferencePolicy;
 use crate::path::Policy;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -17,10 +18,12 @@ use core::fmt;
 use core::str::FromStr;
 use core::time::Duration;
 use std::path::PathBuf;
-use values::{is_power, is_sector, number, plain, rate, size, switch, time, time_in_words};
+use values::{
+    escaped, is_power, is_sector, number, path, plain, rate, size, switch, time, time_in_words,
+};
 
 /// Every word there is, what it may say, and what that means.
-pub const KEYS: [(&str, &str, &str); 32] = [
+pub const KEYS: [(&str, &str, &str); 34] = [
     ("ro", "", "the guest may only read it"),
     ("rw", "", "the guest may write it, if the toolstack lets it"),
     ("direct", "", "around the host's page cache (O_DIRECT)"),
@@ -31,7 +34,7 @@ pub const KEYS: [(&str, &str, &str); 32] = [
     ("discard", "on|off", "whether discards are offered"),
     ("io", "normal|sqpoll|iopoll", "how io_uring is told of requests; for raw disks"),
     ("policy", "map|copy|persistent-or-map|persistent-or-copy", "how data reaches the guest"),
-    ("answers", "in-order|as-done", "in which order requests are answered"),
+    ("answers", "in-order|as-done", "no effect: requests are answered as they are done"),
     ("queues", "N", "queues at most, 1 to 256"),
     ("ring-order", "N", "a ring has at most 2 to this power pages, 0 to 5"),
     ("indirect", "N", "segments of an indirect request at most, 0 to 4096; 0 is none"),
@@ -50,6 +53,12 @@ pub const KEYS: [(&str, &str, &str); 32] = [
     ("errno", "N", "the error they fail with, 1 to 4095; 5 (EIO) if left out"),
     ("seed", "N", "makes the same failures again"),
     ("trace", "PATH", "a log of all requests for fio --read_iolog: a new file, or a directory"),
+    (
+        "image-root",
+        "DIR",
+        "files that the image's header names are opened below it too; repeatable",
+    ),
+    ("write-extents", "derived|any", "which files a VMDK may name to be written"),
     ("trusted", "on|off", "whether the frontend may let the backend see its pages"),
     ("removable", "on|off", "whether the guest should take it for a removable medium"),
     ("cdrom", "on|off", "whether the guest should take it for a CD drive"),
@@ -146,7 +155,7 @@ options! {
     io: IoMode,
     /// `policy`
     policy: Policy,
-    /// `answers`: in order
+    /// `answers`: in order; without effect
     in_order: bool,
     /// `queues`
     queues: u32,
@@ -184,6 +193,10 @@ options! {
     seed: u64,
     /// `trace`
     trace: PathBuf,
+    /// `image-root`, each of them
+    image_roots: Vec<PathBuf>,
+    /// `write-extents`: any
+    write_any_extent: bool,
     /// `trusted`: for the toolstack that makes the disk
     trusted: bool,
     /// `removable`: the same
@@ -218,6 +231,14 @@ impl DiskOptions {
             || self.write_bps.is_some()
     }
 
+    /// What files the headers of its images may name.
+    pub(super) fn references(&self) -> ReferencePolicy {
+        ReferencePolicy {
+            roots: self.image_roots.clone().unwrap_or_default(),
+            write_any: self.write_any_extent.unwrap_or_default(),
+        }
+    }
+
     /// How slow and how often failing it is to be.
     #[must_use]
     pub fn faults(&self) -> FaultPlan {
@@ -237,7 +258,6 @@ impl DiskOptions {
     pub fn config(&self, usual: Config) -> Config {
         Config {
             policy: self.policy.unwrap_or(usual.policy),
-            in_order: self.in_order.unwrap_or(usual.in_order),
             max_queues: self.queues.unwrap_or(usual.max_queues),
             max_ring_page_order: self.ring_order.unwrap_or(usual.max_ring_page_order),
             max_indirect_segments: self.indirect.unwrap_or(usual.max_indirect_segments),
@@ -287,13 +307,27 @@ impl DiskOptions {
         }
     }
 
-    fn set(&mut self, word: &str) -> Result<(), OptionError> {
-        let (key, value) = match word.split_once('=') {
-            Some((key, value)) => (key, Some(value)),
+    /// Parses options as [`FromStr`] does, but not necessarily in UTF-8: the names of files are
+    /// bytes.
+    ///
+    /// # Errors
+    /// Any [`OptionError`].
+    pub fn from_bytes(text: &[u8]) -> Result<Self, OptionError> {
+        let mut options = Self::default();
+        let words = text.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        for word in words.filter(|word| !word.is_empty()) {
+            options.set(word)?;
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, word: &[u8]) -> Result<(), OptionError> {
+        let (key, value) = match word.iter().position(|byte| *byte == b'=') {
+            Some(at) => (word.get(..at).unwrap_or_default(), word.get(at + 1..)),
             None => (word, None),
         };
-        let Some(&(key, form, _)) = KEYS.iter().find(|(known, ..)| *known == key) else {
-            return Err(OptionError::Unknown(key.into()));
+        let Some(&(key, form, _)) = KEYS.iter().find(|(known, ..)| known.as_bytes() == key) else {
+            return Err(OptionError::Unknown(String::from_utf8_lossy(key).into_owned()));
         };
         if form.is_empty() {
             if value.is_some() {
@@ -308,10 +342,17 @@ impl DiskOptions {
             return Ok(());
         }
         // A switch that is named is on.
-        let value = value.unwrap_or(if form == "on|off" { "on" } else { "" });
-        self.set_value(key, value).ok_or_else(|| OptionError::Value {
+        let value = value.unwrap_or(if form == "on|off" { b"on" } else { b"" });
+        let set = match key {
+            "trace" => path(value).map(|path| self.trace = Some(path)),
+            "image-root" => {
+                path(value).map(|path| self.image_roots.get_or_insert_default().push(path))
+            }
+            _ => core::str::from_utf8(value).ok().and_then(|value| self.set_value(key, value)),
+        };
+        set.ok_or_else(|| OptionError::Value {
             key,
-            value: value.into(),
+            value: String::from_utf8_lossy(value).into_owned(),
             form,
         })
     }
@@ -347,7 +388,8 @@ impl DiskOptions {
             "read-bps" => self.read_bps = Some(rate(value, size)?),
             "write-iops" => self.write_iops = Some(rate(value, plain)?),
             "write-bps" => self.write_bps = Some(rate(value, size)?),
-            "group" => self.group = Some(value.to_string()).filter(|name| !name.is_empty()),
+            "group" if value.is_empty() => return None,
+            "group" => self.group = Some(value.to_string()),
             "latency" => self.latency = Some(time(value)?),
             "jitter" => self.jitter = Some(time(value)?),
             "fail-reads" => self.fail_reads = Some(number(value, 0, 1_000_000)?),
@@ -355,18 +397,19 @@ impl DiskOptions {
             "fail-flushes" => self.fail_flushes = Some(number(value, 0, 1_000_000)?),
             "errno" => self.errno = Some(i32::try_from(number(value, 1, 4095)?).ok()?),
             "seed" => self.seed = Some(value.parse().ok()?),
-            "trace" => self.trace = Some(value.into()).filter(|_| !value.is_empty()),
+            "write-extents" => {
+                self.write_any_extent = Some(match value {
+                    "derived" => false,
+                    "any" => true,
+                    _ => return None,
+                });
+            }
             "trusted" => self.trusted = Some(switch(value)?),
             "removable" => self.removable = Some(switch(value)?),
             "cdrom" => self.cdrom = Some(switch(value)?),
             _ => return None,
         }
-        let is_set = match key {
-            "group" => self.group.is_some(),
-            "trace" => self.trace.is_some(),
-            _ => true,
-        };
-        is_set.then_some(())
+        Some(())
     }
 
     /// What was said, in words that are parsed to the same.
@@ -414,7 +457,11 @@ impl DiskOptions {
         put("fail-flushes", text(self.fail_flushes));
         put("errno", self.errno.map(|n| n.to_string()));
         put("seed", self.seed.map(|n| n.to_string()));
-        put("trace", self.trace.as_ref().map(|path| path.display().to_string()));
+        put("trace", self.trace.as_deref().map(escaped));
+        for root in self.image_roots.iter().flatten() {
+            put("image-root", Some(escaped(root)));
+        }
+        put("write-extents", flag(self.write_any_extent, ["any", "derived"]).map(String::from));
         put("trusted", on_off(self.trusted));
         put("removable", on_off(self.removable));
         put("cdrom", on_off(self.cdrom));
@@ -425,14 +472,10 @@ impl DiskOptions {
 impl FromStr for DiskOptions {
     type Err = OptionError;
 
-    /// Words with commas between; none at all say nothing. Of a word said twice the last counts.
+    /// Words with commas between; none at all say nothing. Of a word said twice the last counts, but of
+    /// `image-root` each does.
     fn from_str(text: &str) -> Result<Self, OptionError> {
-        let mut options = Self::default();
-        let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
-        for word in words {
-            options.set(word)?;
-        }
-        Ok(options)
+        Self::from_bytes(text.as_bytes())
     }
 }
 

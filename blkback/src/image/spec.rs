@@ -20,10 +20,15 @@
 //! the operator's.
 
 use crate::image::Format;
+use crate::image::options::values::unescape;
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 /// The port of NBD that IANA has assigned.
@@ -105,32 +110,74 @@ impl Spec {
         Self::File { format, path: path.into(), snapshot: None }
     }
 
-    /// The disk that a toolstack names by a format and the rest.
+    /// The disk that a toolstack names by a format and the rest. A path is bytes, in no encoding.
     ///
     /// # Errors
     /// Any [`SpecError`].
-    pub fn with_format(format: &str, rest: &str) -> Result<Self, SpecError> {
+    pub fn with_format(
+        format: impl AsRef<[u8]>,
+        rest: impl AsRef<[u8]>,
+    ) -> Result<Self, SpecError> {
+        let (format, rest) = (String::from_utf8_lossy(format.as_ref()), rest.as_ref());
         if rest.is_empty() {
             return Err(SpecError::Empty);
         }
-        if let Some(format) = Format::from_word(format) {
-            return Ok(Self::file(format, rest));
+        let path = || PathBuf::from(OsStr::from_bytes(rest));
+        if let Some(format) = Format::from_word(&format) {
+            return Ok(Self::file(format, path()));
         }
-        match format {
+        match &*format {
             "ram" => size(rest).map(|bytes| Self::Ram { bytes }),
-            "overlay" => Ok(Self::Overlay(Box::new(rest.parse()?))),
-            "nbd" | "nbd+unix" => nbd(format, rest).map(Self::Nbd),
+            "overlay" => Ok(Self::Overlay(Box::new(Self::from_bytes(rest)?))),
+            "nbd" | "nbd+unix" => nbd(&format, rest).map(Self::Nbd),
             _ => match format.split_once('@') {
                 Some(("qcow2", name)) if !name.is_empty() => Ok(Self::File {
                     format: Format::Qcow2,
-                    path: rest.into(),
+                    path: path(),
                     snapshot: Some(name.into()),
                 }),
-                _ => Err(match Format::foreign(format) {
+                _ => Err(match Format::foreign(&format) {
                     Some(foreign) => SpecError::Foreign(foreign),
-                    None => SpecError::UnknownFormat(format.into()),
+                    None => SpecError::UnknownFormat(format.into_owned()),
                 }),
             },
+        }
+    }
+
+    /// Parses a name as [`FromStr`] does, but not necessarily in UTF-8: paths are bytes.
+    ///
+    /// # Errors
+    /// Any [`SpecError`].
+    pub fn from_bytes(text: &[u8]) -> Result<Self, SpecError> {
+        match text.iter().position(|byte| *byte == b':').map(|at| text.split_at(at)) {
+            _ if text.is_empty() => Err(SpecError::Empty),
+            // A format has no slash in it, unless a snapshot's name has.
+            Some((format, rest)) if !format.contains(&b'/') || format.starts_with(b"qcow2@") => {
+                Self::with_format(format, rest.get(1..).unwrap_or_default())
+            }
+            _ => {
+                let path = Path::new(OsStr::from_bytes(text));
+                let suffix = path.extension().and_then(|suffix| suffix.to_str());
+                match suffix.and_then(Format::foreign) {
+                    Some(foreign) => Err(SpecError::Foreign(foreign)),
+                    None => Ok(Self::file(Format::of_name(path), path)),
+                }
+            }
+        }
+    }
+
+    /// Writes it so that [`from_bytes`](Self::from_bytes) parses it to the same.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::File { format, path, snapshot } => {
+                let at = snapshot.iter().flat_map(|name| ["@", name]);
+                let head: String = core::iter::once(format.word()).chain(at).chain([":"]).collect();
+                [head.as_bytes(), path.as_os_str().as_bytes()].concat()
+            }
+            Self::Nbd(nbd) => nbd.to_string().into_bytes(),
+            Self::Ram { bytes } => format!("ram:{bytes}").into_bytes(),
+            Self::Overlay(below) => [b"overlay:", &below.to_bytes()[..]].concat(),
         }
     }
 
@@ -163,76 +210,76 @@ impl FromStr for Spec {
     type Err = SpecError;
 
     fn from_str(text: &str) -> Result<Self, SpecError> {
-        match text.split_once(':') {
-            _ if text.is_empty() => Err(SpecError::Empty),
-            // A format has no slash in it, unless a snapshot's name has.
-            Some((format, rest)) if !format.contains('/') || format.starts_with("qcow2@") => {
-                Self::with_format(format, rest)
-            }
-            _ => {
-                let path = Path::new(text);
-                let suffix = path.extension().and_then(|suffix| suffix.to_str());
-                match suffix.and_then(Format::foreign) {
-                    Some(foreign) => Err(SpecError::Foreign(foreign)),
-                    None => Ok(Self::file(Format::of_name(path), path)),
-                }
-            }
-        }
+        Self::from_bytes(text.as_bytes())
+    }
+}
+
+/// For messages, and written so that it is parsed to the same if its path is UTF-8.
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.to_bytes()))
     }
 }
 
 /// Written so that it is parsed to the same.
-impl fmt::Display for Spec {
+impl fmt::Display for NbdSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File { format, path, snapshot: None } => {
-                write!(f, "{}:{}", format.word(), path.display())
+        let export = Escaped(self.export.as_bytes());
+        match &self.server {
+            NbdServer::Tcp(host, port) if host.contains(':') => {
+                write!(f, "nbd://[{host}]:{port}/{export}")
             }
-            Self::File { format, path, snapshot: Some(name) } => {
-                write!(f, "{}@{name}:{}", format.word(), path.display())
+            NbdServer::Tcp(host, port) => write!(f, "nbd://{host}:{port}/{export}"),
+            NbdServer::Unix(path) => {
+                let socket = Escaped(path.as_os_str().as_bytes());
+                write!(f, "nbd+unix:///{export}?socket={socket}")
             }
-            Self::Nbd(nbd) => nbd.fmt(f),
-            Self::Ram { bytes } => write!(f, "ram:{bytes}"),
-            Self::Overlay(below) => write!(f, "overlay:{below}"),
         }
     }
 }
 
-impl fmt::Display for NbdSpec {
+/// Bytes of a part of an address.
+struct Escaped<'a>(&'a [u8]);
+
+impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.server {
-            NbdServer::Tcp(host, port) if host.contains(':') => {
-                write!(f, "nbd://[{host}]:{port}/{}", self.export)
+        for chunk in self.0.utf8_chunks() {
+            for c in chunk.valid().chars() {
+                match c {
+                    '%' | '?' | '&' => write!(f, "%{:02X}", u32::from(c))?,
+                    c => write!(f, "{c}")?,
+                }
             }
-            NbdServer::Tcp(host, port) => write!(f, "nbd://{host}:{port}/{}", self.export),
-            NbdServer::Unix(path) => {
-                write!(f, "nbd+unix:///{}?socket={}", self.export, path.display())
-            }
+            chunk.invalid().iter().try_for_each(|byte| write!(f, "%{byte:02X}"))?;
         }
+        Ok(())
     }
 }
 
 /// `64M` and the like, in bytes.
-fn size(text: &str) -> Result<u64, SpecError> {
-    let bytes = super::options::values::size(text);
+fn size(text: &[u8]) -> Result<u64, SpecError> {
+    let bytes = core::str::from_utf8(text).ok().and_then(super::options::values::size);
     let bytes = bytes.filter(|bytes| *bytes > 0 && bytes.is_multiple_of(512));
-    bytes.ok_or_else(|| SpecError::Size(text.into()))
+    bytes.ok_or_else(|| SpecError::Size(String::from_utf8_lossy(text).into_owned()))
 }
 
 /// What stands behind `nbd:` or `nbd+unix:`.
-fn nbd(scheme: &str, rest: &str) -> Result<NbdSpec, SpecError> {
-    let wrong = || SpecError::Nbd(format_args!("{scheme}:{rest}").to_string());
-    let rest = rest.strip_prefix("//").ok_or_else(wrong)?;
-    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let (host, export) = place.split_once('/').unwrap_or((place, ""));
-    let export = unescape(export).ok_or_else(wrong)?;
+fn nbd(scheme: &str, rest: &[u8]) -> Result<NbdSpec, SpecError> {
+    let wrong = || SpecError::Nbd(format!("{scheme}:{}", String::from_utf8_lossy(rest)));
+    let rest = rest.strip_prefix(b"//").ok_or_else(wrong)?;
+    let (place, query) = split(rest, b'?').unwrap_or((rest, b""));
+    let (host, export) = split(place, b'/').unwrap_or((place, b""));
+    let host = core::str::from_utf8(host).map_err(|_| wrong())?;
+    let export = unescape(export).and_then(|name| String::from_utf8(name).ok());
+    let export = export.ok_or_else(wrong)?;
     let server = if scheme == "nbd+unix" {
-        let socket = query.split('&').find_map(|word| word.strip_prefix("socket="));
+        let mut words = query.split(|byte| *byte == b'&');
+        let socket = words.find_map(|word| word.strip_prefix(b"socket="));
         let socket = socket.and_then(unescape).filter(|path| !path.is_empty());
         if !host.is_empty() {
             return Err(wrong());
         }
-        NbdServer::Unix(socket.ok_or_else(wrong)?.into())
+        NbdServer::Unix(OsString::from_vec(socket.ok_or_else(wrong)?).into())
     } else {
         let (host, port) = match host.strip_prefix('[').and_then(|h| h.split_once(']')) {
             Some((host, "")) => (host, None),
@@ -248,20 +295,10 @@ fn nbd(scheme: &str, rest: &str) -> Result<NbdSpec, SpecError> {
     Ok(NbdSpec { server, export })
 }
 
-/// Undoes `%2F` and the like.
-fn unescape(text: &str) -> Option<String> {
-    let mut out = alloc::vec::Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            out.push(byte);
-            continue;
-        }
-        let digit = |b: Option<u8>| char::from(b?).to_digit(16);
-        let (high, low) = (digit(bytes.next())?, digit(bytes.next())?);
-        out.push(u8::try_from(high * 16 + low).ok()?);
-    }
-    String::from_utf8(out).ok()
+/// What is before the first of a byte and behind it.
+fn split(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
+    let at = text.iter().position(|byte| *byte == at)?;
+    Some((text.get(..at)?, text.get(at + 1..)?))
 }
 
 #[cfg(test)]
@@ -319,6 +356,22 @@ mod tests {
         ] {
             assert_eq!(parse(text).to_string(), text);
         }
+    }
+
+    #[test]
+    fn paths_are_bytes() {
+        let bytes: Vec<u8> = (1..=255).collect();
+        let path = Path::new(OsStr::from_bytes(&bytes));
+        for format in [Format::Raw, Format::Qcow2, Format::Vmdk, Format::Vhd] {
+            let spec = Spec::Overlay(Box::new(Spec::file(format, path)));
+            assert_eq!(Spec::from_bytes(&spec.to_bytes()), Ok(spec));
+        }
+        let named = Spec::from_bytes(b"/srv/\xff.qcow2").unwrap();
+        assert_eq!(named, Spec::file(Format::Qcow2, OsStr::from_bytes(b"/srv/\xff.qcow2")));
+        let server = NbdServer::Unix(path.into());
+        let nbd = Spec::Nbd(NbdSpec { server, export: "50%?&".into() });
+        assert_eq!(Spec::from_bytes(&nbd.to_bytes()), Ok(nbd.clone()));
+        assert_eq!(parse(&nbd.to_string()), nbd);
     }
 
     #[test]

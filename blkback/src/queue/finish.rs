@@ -1,20 +1,22 @@
 //! From the engine's completions to the ring's answers.
 
-use super::answers::Turn;
-use super::{Begun, FLUSH_FAILED, Queue, Then};
+use super::{Begun, FLUSH_FAILED, Queue, QueueParts, Then};
 use crate::engine::{BlockEngine, EngineError, Io};
 use crate::live::Live;
 use crate::pages::{Buf, StepError};
 use crate::stats::Stats;
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::{GrantCopier, GrantMapper};
+use pvio_ring::inflight::Record;
 use pvio_ring::proto::blkif::{Refusal, RefusalReason, Response, Status, op};
+use pvio_ring::shm::SharedMemory;
 
-impl<P, C, E> Queue<P, C, E>
+impl<P, C, E, R> Queue<P, C, E, R>
 where
     P: GrantMapper + GrantCopier,
     C: EventChannel,
     E: BlockEngine<Buf<P::Mapping>>,
+    R: SharedMemory + Clone,
 {
     /// Takes the engine's completions and goes on with each; returns how many.
     pub(super) fn reap(&mut self) -> u32 {
@@ -40,14 +42,17 @@ where
         let next = core::mem::replace(&mut begun.then, Then::Answer);
         let answer = *begun;
         let result = match answer.was_flush(next) {
-            true => flushed(&self.parts.disk, &self.parts.stats, result),
+            true => {
+                let QueueParts { disk, stats, record, .. } = &self.parts;
+                flushed(disk, stats, &record.device, result)
+            }
             false => result,
         };
         match (result, next) {
             (Ok(()), Then::Answer) => {
                 self.end(tag);
                 self.count(answer);
-                self.respond(answer.turn, answer.id, answer.op, Status::Okay);
+                self.respond(tag, answer.id, answer.op, Status::Okay);
             }
             (Ok(()), Then::Flush) => self.submit(tag, Io::Flush),
             (Ok(()), Then::Write { sector }) => {
@@ -67,14 +72,14 @@ where
 
     /// Answers a request that was begun and cannot be done.
     pub(super) fn fail(&mut self, tag: u32, status: Status, reason: RefusalReason) {
-        let Some(&Begun { turn, id, op, .. }) = self.begun.get(tag as usize) else { return };
+        let Some(&Begun { id, op, .. }) = self.begun.get(tag as usize) else { return };
         self.end(tag);
-        self.refuse(turn, Refusal { id, op, status, reason });
+        self.refuse(tag, Refusal { id, op, status, reason });
     }
 
-    pub(super) fn refuse(&mut self, turn: Turn, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, entry: u32, refusal: Refusal) {
         self.parts.stats.refuse(refusal.reason);
-        self.respond(turn, refusal.id, refusal.op, refusal.status);
+        self.respond(entry, refusal.id, refusal.op, refusal.status);
     }
 
     /// Nothing of a request is under way any more.
@@ -83,7 +88,7 @@ where
             // Of one that failed before its data was written.
             self.pages.give_back(&mut self.held);
         }
-        self.free.push(tag);
+        self.active -= 1;
     }
 
     fn count(&self, answer: Begun) {
@@ -102,24 +107,28 @@ where
         }
     }
 
-    fn respond(&mut self, turn: Turn, id: u64, op: u8, status: Status) {
-        let Self { answers, parts, .. } = self;
-        answers.put(turn, Response { id, op, status }, |response| {
-            let mut bytes = [0; 16];
-            let pushed = parts.ring.push(response.write(parts.abi, &mut bytes));
-            debug_assert!(pushed.is_ok(), "a request was answered twice");
-        });
+    /// Completes a request. The response is private until all are published.
+    fn respond(&mut self, entry: u32, id: u64, op: u8, status: Status) {
+        let QueueParts { record, abi, .. } = &mut self.parts;
+        let mut bytes = [0; 16];
+        record.log.complete(entry, Response { id, op, status }.write(*abi, &mut bytes));
     }
 }
 
 /// The outcome of a flush. One that failed is remembered before it is answered, and fails all others: also
 /// those that went on at the same time.
-fn flushed(disk: &Live, stats: &Stats, result: Result<(), StepError>) -> Result<(), StepError> {
+fn flushed<R: SharedMemory + Clone>(
+    disk: &Live,
+    stats: &Stats,
+    record: &Record<R>,
+    result: Result<(), StepError>,
+) -> Result<(), StepError> {
     let state = disk.flush_state();
     if result.is_err() {
         state.mark_failed();
     }
     if state.has_failed() {
+        record.set_flush_failed(true);
         stats.failed_flushes.add(1);
         return result.and(Err(FLUSH_FAILED));
     }

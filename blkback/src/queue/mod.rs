@@ -7,13 +7,15 @@
 //! |---|---|
 //! | `take` | from the ring's requests to the engine's operations, a batch at a time |
 //! | `finish` | from the engine's completions to the ring's answers |
-//! | `answers` | in which order those are written |
+//! | `record` | where both are recorded, for a process that takes over |
 //! | `check` | what a request may ask of the disk |
 
-mod answers;
 mod check;
 mod finish;
+mod record;
 mod take;
+
+pub use record::{DEATHS_MAX, QueueRecord};
 
 use crate::engine::{BlockEngine, EngineError, Geometry, Io, Segments};
 use crate::live::Live;
@@ -22,11 +24,12 @@ use crate::path::DataPath;
 use crate::stats::Stats;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use answers::{Answers, Turn};
 use core::time::Duration;
 use pvio_event_channel::{EventChannel, EventError};
 use pvio_grant_table::{DomId, GrantCopier, GrantMapper};
+use pvio_ring::inflight::RecordError;
 use pvio_ring::proto::blkif::{Abi, MAX_SEGMENTS, Request, op};
+use pvio_ring::shm::{HeapMemory, SharedMemory};
 use pvio_ring::{BackRing, RingFault, ShortSlot};
 use take::{Job, Unread};
 
@@ -36,7 +39,7 @@ const UNSUPPORTED: StepError = StepError::Engine(EngineError::Unsupported);
 
 /// What a queue is made of.
 #[derive(Debug)]
-pub struct QueueParts<P: GrantMapper, C> {
+pub struct QueueParts<P: GrantMapper, C, R = HeapMemory> {
     /// The frontend's domain: whose grants are used.
     pub frontend: DomId,
     /// Maps and copies its pages.
@@ -53,9 +56,9 @@ pub struct QueueParts<P: GrantMapper, C> {
     pub abi: Abi,
     /// Segments in one indirect request, as offered; 0 if none was.
     pub max_indirect_segments: u32,
-    /// Whether requests are answered in the order they were taken, so that another process can
-    /// take the ring over, whatever becomes of this one.
-    pub in_order: bool,
+    /// Where requests in flight are recorded, so that another process can take the ring over, whatever
+    /// becomes of this one.
+    pub record: QueueRecord<R>,
     /// Where to count.
     pub stats: Arc<Stats>,
 }
@@ -69,6 +72,9 @@ pub enum QueueFault {
     /// The event channel failed.
     #[error(transparent)]
     Event(#[from] EventError),
+    /// Ring and in-flight record do not fit together.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// The ring's slots are not those of the ABI: a mistake of ours.
     #[error(transparent)]
     Slot(#[from] ShortSlot),
@@ -84,6 +90,7 @@ impl QueueFault {
         match self {
             Self::Ring(fault) => fault.reason(),
             Self::Event(error) => error.code(),
+            Self::Record(error) => error.code(),
             Self::Slot(_) => "short-slot",
             Self::Wait(_) => "wait-failed",
         }
@@ -101,19 +108,22 @@ pub enum Progress {
 
 /// One queue.
 #[derive(Debug)]
-pub struct Queue<P: GrantMapper, C, E> {
-    parts: QueueParts<P, C>,
+pub struct Queue<P: GrantMapper, C, E, R = HeapMemory> {
+    parts: QueueParts<P, C, R>,
     engine: E,
     /// What the disk looked like when requests were last taken.
     geometry: Geometry,
-    answers: Answers,
-    /// Requests begun and not answered, by the engine's tag.
+    /// Requests begun and not answered, by the engine's tag: the number of their entry in the record.
     begun: Vec<Begun>,
-    /// Tags not in use.
-    free: Vec<u32>,
+    /// How many those are.
+    active: usize,
+    /// Requests of an earlier process to be submitted again, the oldest last.
+    again: Vec<u32>,
+    /// The frontend may have missed the notification of an earlier process.
+    notify: bool,
     /// A request that was taken and has to wait: a barrier until nothing is under way, any other
     /// until enough pages are free.
-    waiting: Option<(Turn, Request)>,
+    waiting: Option<(u32, Request)>,
     /// A barrier under way: nothing is taken until it is done.
     barrier: Option<u32>,
     /// Requests of this poll on their way to the engine; reused.
@@ -133,7 +143,6 @@ pub struct Queue<P: GrantMapper, C, E> {
 /// A request that was begun.
 #[derive(Clone, Copy, Debug)]
 struct Begun {
-    turn: Turn,
     id: u64,
     op: u8,
     bytes: u32,
@@ -159,22 +168,26 @@ enum Then {
     },
 }
 
-impl<P, C, E> Queue<P, C, E>
+impl<P, C, E, R> Queue<P, C, E, R>
 where
     P: GrantMapper + GrantCopier,
     C: EventChannel,
     E: BlockEngine<Buf<P::Mapping>>,
+    R: SharedMemory + Clone,
 {
-    /// A queue over an engine.
-    pub fn new(parts: QueueParts<P, C>, engine: E) -> Self {
+    /// A queue over an engine. What an earlier process has left is submitted, and published, by the first
+    /// [`poll`](Self::poll).
+    pub fn new(mut parts: QueueParts<P, C, R>, engine: E) -> Self {
         let slots = parts.ring.layout().slots();
         let most = MAX_SEGMENTS.max(parts.max_indirect_segments as usize);
-        let idle = Begun { turn: Turn::default(), id: 0, op: 0, bytes: 0, then: Then::Answer };
+        let again = parts.record.again.take();
+        let idle = Begun { id: 0, op: 0, bytes: 0, then: Then::Answer };
         Self {
             geometry: parts.disk.geometry(),
-            answers: Answers::new(parts.in_order, slots),
             begun: (0..slots).map(|_| idle).collect(),
-            free: (0..slots).rev().collect(),
+            active: 0,
+            notify: again.is_some(),
+            again: again.unwrap_or_default(),
             waiting: None,
             barrier: None,
             jobs: Vec::with_capacity(slots as usize),
@@ -197,14 +210,15 @@ where
     /// wait for.
     pub fn poll(&mut self, budget: u32) -> Result<Progress, QueueFault> {
         let mut answered = self.reap();
-        let taken = if self.draining { 0 } else { self.take(budget)? };
+        let taken = self.take(if self.draining { 0 } else { budget })?;
         // What the engine could do at once goes out with the same notification. A request of
         // several steps may have begun its next one by that; no request has more than three.
         while core::mem::take(&mut self.submitted) {
             self.engine.kick();
             answered += self.reap();
         }
-        if self.parts.ring.publish() {
+        let QueueParts { record, ring, .. } = &mut self.parts;
+        if record.log.publish(ring) | core::mem::take(&mut self.notify) {
             self.parts.stats.notifies.add(1);
             self.parts.channel.notify()?;
         }
@@ -250,10 +264,16 @@ where
     /// Requests begun and not answered.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.begun.len() - self.free.len()
+        self.active
     }
 
-    /// Takes no more requests; those begun are still answered by [`poll`](Self::poll).
+    /// Whether every request taken has been answered, also those that had to wait.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.parts.record.log.in_flight() == 0
+    }
+
+    /// Takes no more requests; those taken are still answered by [`poll`](Self::poll).
     pub fn drain(&mut self) {
         self.draining = true;
     }
@@ -275,7 +295,7 @@ where
 
     /// Whether nothing can be taken before something is done.
     fn stuck(&self) -> bool {
-        self.waiting.is_some() || self.barrier.is_some() || self.free.is_empty()
+        self.waiting.is_some() || self.barrier.is_some() || self.parts.record.log.free() == 0
     }
 
     /// Hands `self.segments` to the engine for a step of a request.

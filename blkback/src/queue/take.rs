@@ -1,14 +1,13 @@
 //! From the ring's requests to the engine's operations, a batch at a time.
 
-use super::answers::Turn;
-use super::{Begun, Queue, QueueFault, Then, check};
+use super::{Begun, DEATHS_MAX, Queue, QueueFault, QueueParts, Then, check};
 use crate::engine::{BlockEngine, Io};
 use crate::pages::Buf;
 use core::ops::Range;
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::{GrantCopier, GrantMapper};
 use pvio_ring::proto::blkif::{DataOp, Refusal, RefusalReason, Request, Status, op};
-use pvio_ring::shm::PAGE_SIZE;
+use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 
 /// An indirect request that was begun and whose segments are not read yet.
 #[derive(Debug)]
@@ -30,11 +29,12 @@ pub(super) struct Job {
     pages: Range<usize>,
 }
 
-impl<P, C, E> Queue<P, C, E>
+impl<P, C, E, R> Queue<P, C, E, R>
 where
     P: GrantMapper + GrantCopier,
     C: EventChannel,
     E: BlockEngine<Buf<P::Mapping>>,
+    R: SharedMemory + Clone,
 {
     /// Takes requests and begins them; returns how many.
     pub(super) fn take(&mut self, budget: u32) -> Result<u32, QueueFault> {
@@ -49,25 +49,50 @@ where
     /// Takes requests and makes jobs of them.
     fn choose(&mut self, budget: u32) -> Result<u32, QueueFault> {
         let mut taken = 0;
-        if let Some((turn, request)) = self.waiting.take() {
-            taken += u32::from(self.admit(turn, request));
+        if let Some((entry, request)) = self.waiting.take() {
+            taken += u32::from(self.admit(entry, request));
+        }
+        while !self.stuck()
+            && let Some(entry) = self.again.pop()
+        {
+            taken += 1;
+            self.resubmit(entry)?;
         }
         while taken < budget && !self.stuck() {
-            let Some(mut slot) = self.parts.ring.pop()? else { break };
+            let QueueParts { record, ring, abi, .. } = &mut self.parts;
+            let Some((entry, mut slot)) = record.log.take(ring)? else { break };
             taken += 1;
-            let turn = self.answers.took_one();
-            match Request::read(&mut slot, self.parts.abi)? {
-                Ok(request) => drop(self.admit(turn, request)),
-                Err(refusal) => self.refuse(turn, refusal),
+            match Request::read(&mut slot, *abi)? {
+                Ok(request) => drop(self.admit(entry, request)),
+                Err(refusal) => self.refuse(entry, refusal),
             }
         }
         Ok(taken)
     }
 
+    /// Begins a request that an earlier process had in flight. It is checked as any other: the disk may
+    /// be another one now.
+    fn resubmit(&mut self, entry: u32) -> Result<(), QueueFault> {
+        let QueueParts { record, abi, .. } = &self.parts;
+        let Some(mut slot) = record.log.request(entry) else { return Ok(()) };
+        let request = Request::read(&mut slot, *abi)?;
+        let ended_too_many = record.log.deaths(entry) >= DEATHS_MAX;
+        match request {
+            Err(refusal) => self.refuse(entry, refusal),
+            Ok(request) if ended_too_many => {
+                let (op, id) = (request.op(), request.id());
+                let (status, reason) = (Status::Error, RefusalReason::Engine);
+                self.refuse(entry, Refusal { id, op, status, reason });
+            }
+            Ok(request) => drop(self.admit(entry, request)),
+        }
+        Ok(())
+    }
+
     /// Begins a request or refuses it, unless it has to wait; then says `false`.
-    fn admit(&mut self, turn: Turn, request: Request) -> bool {
+    fn admit(&mut self, entry: u32, request: Request) -> bool {
         let has_room = match &request {
-            Request::Data { op: DataOp::WriteBarrier, .. } => self.in_flight() == 0,
+            Request::Data { op: DataOp::WriteBarrier, .. } => self.active == 0,
             Request::Data { segments, .. } => self.pages.has_room_for(segments.len()),
             // More than was offered is refused.
             Request::Indirect { indirect, .. } if indirect.segments() > self.indirect_most() => {
@@ -77,21 +102,21 @@ where
             Request::Discard { .. } => true,
         };
         if has_room {
-            self.begin(turn, request);
+            self.begin(entry, request);
         } else {
-            self.waiting = Some((turn, request));
+            self.waiting = Some((entry, request));
         }
         has_room
     }
 
     /// Checks a request against the disk and makes a job of it.
-    fn begin(&mut self, turn: Turn, request: Request) {
+    fn begin(&mut self, entry: u32, request: Request) {
         match request {
             Request::Data { op, id, sector, segments } => {
                 let refuse = |reason| Refusal { id, op: op.code(), status: Status::Error, reason };
                 let bytes = match check::data(&self.geometry, op, sector, segments.iter()) {
                     Ok(bytes) => bytes,
-                    Err(reason) => return self.refuse(turn, refuse(reason)),
+                    Err(reason) => return self.refuse(entry, refuse(reason)),
                 };
                 let (io, then) = match op {
                     DataOp::Read => (Io::Read { sector }, Then::Answer),
@@ -103,56 +128,52 @@ where
                     DataOp::Flush => (Io::Write { sector }, Then::Flush),
                     DataOp::WriteBarrier => (Io::Flush, Then::Write { sector }),
                 };
-                let tag = self.start(Begun { turn, id, op: op.code(), bytes, then });
+                self.start(entry, Begun { id, op: op.code(), bytes, then });
                 if op == DataOp::WriteBarrier {
-                    self.barrier = tag;
+                    self.barrier = Some(entry);
                 }
-                if let Some(tag) = tag {
-                    let pages = self.pages.want(segments.iter(), op == DataOp::Read);
-                    self.jobs.push(Job { tag, io, pages });
-                }
+                let pages = self.pages.want(segments.iter(), op == DataOp::Read);
+                self.jobs.push(Job { tag: entry, io, pages });
             }
             Request::Indirect { op, id, sector, indirect } => {
                 let most = self.indirect_most();
                 if most == 0 {
                     let (op, status) = (op::INDIRECT, Status::NotSupported);
                     let reason = RefusalReason::UnknownOperation;
-                    return self.refuse(turn, Refusal { id, op, status, reason });
+                    return self.refuse(entry, Refusal { id, op, status, reason });
                 }
                 // From here on it is what it does, to its frontend too, as Linux has it.
                 let code = op.code();
                 if indirect.segments() > most {
                     let (status, reason) = (Status::Error, RefusalReason::SegmentCount);
-                    return self.refuse(turn, Refusal { id, op: code, status, reason });
+                    return self.refuse(entry, Refusal { id, op: code, status, reason });
                 }
-                let begun = Begun { turn, id, op: code, bytes: 0, then: Then::Answer };
-                if let Some(tag) = self.start(begun) {
-                    let table = self.pages.want_tables(&indirect);
-                    self.unread.push(Unread { tag, op, sector, table });
-                }
+                let begun = Begun { id, op: code, bytes: 0, then: Then::Answer };
+                self.start(entry, begun);
+                let table = self.pages.want_tables(&indirect);
+                self.unread.push(Unread { tag: entry, op, sector, table });
             }
             // Whether it is to be secure is not looked at where that was not offered (`io/blkif.h`).
             Request::Discard { id, sector, sectors, secure } => {
                 let check = check::discard(&self.geometry, sector, sectors);
                 if let Err((status, reason)) = check {
-                    return self.refuse(turn, Refusal { id, op: op::DISCARD, status, reason });
+                    return self.refuse(entry, Refusal { id, op: op::DISCARD, status, reason });
                 }
-                let begun = Begun { turn, id, op: op::DISCARD, bytes: 0, then: Then::Answer };
-                if let Some(tag) = self.start(begun) {
-                    let secure = secure && self.geometry.discard.is_some_and(|d| d.secure);
-                    let io = Io::Discard { sector, sectors, secure };
-                    self.jobs.push(Job { tag, io, pages: 0..0 });
-                }
+                let begun = Begun { id, op: op::DISCARD, bytes: 0, then: Then::Answer };
+                self.start(entry, begun);
+                let secure = secure && self.geometry.discard.is_some_and(|d| d.secure);
+                let io = Io::Discard { sector, sectors, secure };
+                self.jobs.push(Job { tag: entry, io, pages: 0..0 });
             }
         }
     }
 
-    fn start(&mut self, request: Begun) -> Option<u32> {
-        let tag = self.free.pop();
-        debug_assert!(tag.is_some(), "begun without a free tag");
-        let tag = tag?;
-        *self.begun.get_mut(tag as usize)? = request;
-        Some(tag)
+    fn start(&mut self, entry: u32, request: Begun) {
+        debug_assert!(self.begun.len() > entry as usize, "an entry that no slot has");
+        self.active += 1;
+        if let Some(begun) = self.begun.get_mut(entry as usize) {
+            *begun = request;
+        }
     }
 
     fn indirect_most(&self) -> usize {

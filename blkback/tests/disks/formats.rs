@@ -250,7 +250,7 @@ fn a_vmdk_that_says_too_much_is_refused() {
              createType=\"custom\"\nRW 1 {kind} \"{name}\" 0\n",
         );
         std::fs::write(&image, named).unwrap();
-        assert_eq!(open(true), "image-feature", "{name}");
+        assert_eq!(open(true), "image-outside-root", "{name}");
     }
     vmdk("monolithicSparse", &source, &image);
     let whole = std::fs::read(&image).unwrap();

@@ -10,4 +10,5 @@ mod formats;
 mod nbd;
 mod qcow2;
 mod ram;
+mod references;
 mod wrappers;

@@ -23,6 +23,7 @@ use pvio_blkback::queue::{QueueFault, QueueParts};
 use pvio_blkback::worker::Worker;
 use pvio_event_channel::EventChannels;
 use pvio_hosted::Domain;
+use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
 use std::fs;
@@ -44,6 +45,11 @@ struct Recording {
 
 impl Serve<Domain> for Recording {
     type Running = Worker;
+    type Record = HeapMemory;
+
+    fn record(&mut self, _: &str, len: usize, _: bool) -> Result<HeapMemory, Fault> {
+        Ok(HeapMemory::pages(len.div_ceil(PAGE_SIZE)))
+    }
 
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
         let Backing::Format("raw", path) = disk.backing() else { panic!("{disk:?}") };

@@ -3,7 +3,9 @@
 use crate::rig::{BACK, FRONT, Hostile, PATHS, PageBuf, SECTORS, raw, run};
 use pvio_blkback::engine::mem::MemEngine;
 use pvio_blkback::engine::{Done, Full, Geometry, Io, Segments};
-use pvio_blkback::{BlockEngine, DataPath, Live, Progress, Queue, QueueFault, QueueParts};
+use pvio_blkback::{
+    BlockEngine, DataPath, Live, Progress, Queue, QueueFault, QueueParts, QueueRecord,
+};
 use pvio_blkfront::{Op, Queue as Front};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{
@@ -275,6 +277,7 @@ fn no_page_is_mapped_when_its_request_is_answered() {
         let ring = grants.map(FRONT, front.ring_grefs(), Access::ReadWrite).unwrap();
         let ring = BackRing::attach(ring, Abi::X86_64.slot_size()).unwrap();
         let (stats, abi) = (Arc::default(), Abi::X86_64);
+        let record = QueueRecord::private(&ring, abi).unwrap();
         let (engine, may) = Late::new();
         let parts = QueueParts {
             frontend: FRONT,
@@ -285,7 +288,7 @@ fn no_page_is_mapped_when_its_request_is_answered() {
             channel,
             abi,
             max_indirect_segments: 0,
-            in_order: false,
+            record,
             stats,
         };
         let mut back = Queue::new(parts, engine);

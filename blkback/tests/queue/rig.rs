@@ -2,7 +2,7 @@
 
 use pvio_blkback::engine::mem::MemEngine;
 use pvio_blkback::{
-    BlockEngine, Buf, DataPath, Geometry, Live, Progress, Queue, QueueParts, Stats,
+    BlockEngine, Buf, DataPath, Geometry, Live, Progress, Queue, QueueParts, QueueRecord, Stats,
 };
 use pvio_blkfront::{Queue as Front, Shape};
 use pvio_event_channel::{DomId, EventChannel, EventChannels};
@@ -51,6 +51,7 @@ fn serve_as<E: BlockEngine<PageBuf>>(
 ) -> Backend<E> {
     let ring = back.map(FRONT, ring, Access::ReadWrite).unwrap();
     let ring = BackRing::attach(ring, abi.slot_size()).unwrap();
+    let record = QueueRecord::private(&ring, abi).unwrap();
     let stats = Arc::new(Stats::default());
     let parts = QueueParts {
         frontend: FRONT,
@@ -61,7 +62,7 @@ fn serve_as<E: BlockEngine<PageBuf>>(
         channel,
         abi,
         max_indirect_segments,
-        in_order: true,
+        record,
         stats,
     };
     Queue::new(parts, engine)

@@ -6,6 +6,7 @@ use crate::cli::{Cidr, NicArgs};
 use crate::control::Control;
 use crate::driver::{self, Options};
 use crate::failure::Failure;
+use crate::machine::home;
 use crate::served::Served;
 use clap::Args;
 use pvio_xenbus::handshake::common::BackendKind;
@@ -35,7 +36,9 @@ pub fn run(args: &DriverArgs) -> Result<(), Failure> {
     let host = args.host_ip.map(|ip| (ip.address, ip.prefix));
     let site = args.nics.site()?;
     let kinds = vec![BackendKind::Vbd, BackendKind::PvioVbd, BackendKind::Vif];
-    let options = Options { host, kinds, site: site.into(), ..Options::default() };
+    let records = Some(driver::records(&args.join.state_dir.join(home::RECORDS))?);
+    let options =
+        Options { host, kinds, records, resume: true, site: site.into(), ..Options::default() };
     let served = Served::default();
     let _control = Control::listen(&args.join.state_dir, &served)?;
     let mut xs = domain.xenstore().map_err(Failure::of)?;

@@ -8,6 +8,7 @@ mod devices;
 mod tests;
 
 use crate::domain::stop::{Bell, Stop, sleep};
+use crate::failure::Failure;
 use crate::served::Served;
 use devices::Devices;
 use pvio_blkback::host::{Groups, ImageServer};
@@ -16,12 +17,16 @@ use pvio_blkback::{Config, Vbd};
 use pvio_grant_table::DomId;
 use pvio_netback::Vif;
 use pvio_netback::host::{Site, TapOptions, TapServer};
+use pvio_recordfile::RecordDir;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Surroundings};
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, DeviceClass};
 use pvio_xenbus::{XenbusState, Xenstore, XsError};
+use std::fs::DirBuilder;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -40,6 +45,8 @@ pub struct Options {
     pub resume: bool,
     /// When told to stop, leave the sessions to the next process.
     pub leave: bool,
+    /// Where in-flight records are kept for the next process; without, no session outlives its process.
+    pub records: Option<RecordDir>,
     /// How disks are served.
     pub disks: Config,
     /// The same in more detail; both hold for what a disk's own words do not say.
@@ -61,6 +68,7 @@ impl Default for Options {
             surroundings: Surroundings::Plain,
             resume: false,
             leave: false,
+            records: None,
             disks: Config::for_this_machine(),
             disk_options: DiskOptions::default(),
             nic_policy: pvio_netback::queue::Policy::default(),
@@ -78,6 +86,23 @@ pub trait Platform:
 impl<P> Platform for P where
     P: pvio_blkback::vbd::Platform<Channel: AsFd> + pvio_netback::Platform + Send + 'static
 {
+}
+
+/// The directory for in-flight records, which is made if need be.
+///
+/// # Errors
+/// When it cannot be made, or others may use it.
+pub fn records(path: &Path) -> Result<RecordDir, Failure> {
+    let make = || {
+        if let Some(parent) = path.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        }
+        RecordDir::open(path)
+    };
+    make().map_err(|e| {
+        let what = format!("no in-flight records in {}: {e}", path.display());
+        Failure::input(what, "name a directory that is yours alone and that no link leads to")
+    })
 }
 
 /// Runs the driver domain until it is told to stop, then closes every device in good order.
@@ -102,6 +127,10 @@ pub fn run<P: Platform>(
         let ring = ring.clone();
         let usual = chosen.disk_options.clone();
         let server = ImageServer::with(usual, groups.clone(), Arc::new(move || ring.ring()));
+        let server = match &chosen.records {
+            Some(records) => server.recorded_in(records.clone()),
+            None => server,
+        };
         begin(&chosen, addr, left, Vbd::with(shared.clone(), server, chosen.disks))
     })
     .clearing_up(within == Surroundings::DriverDomain)

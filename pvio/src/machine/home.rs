@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// The in-flight records in a state directory.
+pub const RECORDS: &str = "inflight";
+
 /// The directory. One that nobody named is removed with it, unless there is reason to look inside.
 #[derive(Debug)]
 pub struct Home {
@@ -78,6 +81,8 @@ impl Sweep {
         }
         if self.is_temporary.load(Ordering::Acquire) {
             ["driver.log", "guest.log", "check.log", "demo.img"].into_iter().for_each(remove);
+            // All of it is the driver domain's own.
+            let _ = fs::remove_dir_all(self.path.join(RECORDS));
             // Only if nothing else is in there.
             let _ = fs::remove_dir(&self.path);
         }

@@ -23,7 +23,7 @@ const KEY_WORDS: usize = 24;
 /// The version this code writes. A reader takes this one and, once there is one, the one before.
 const CURRENT: u64 = 1;
 /// Most words of a key: what bounds the header of a record that cannot be trusted.
-const KEY_WORDS_MAX: usize = 4096;
+const KEY_WORDS_MAX: usize = 1 << 14;
 
 /// What tells one session of a device from every other, and where its sections are.
 ///
@@ -124,10 +124,10 @@ impl<M: SharedMemory + Clone> Record<M> {
         self.memory.store_u64(VALID, 0, Release);
     }
 
-    /// Records that a flush has failed, before the guest hears of it: a successor answers every later
+    /// Records whether a flush has failed, before the guest hears of it: a successor answers every later
     /// flush with an error too.
-    pub fn set_flush_failed(&self) {
-        self.memory.store_u64(FLUSH_FAILED, 1, Release);
+    pub fn set_flush_failed(&self, failed: bool) {
+        self.memory.store_u64(FLUSH_FAILED, failed.into(), Release);
     }
 
     /// Whether a flush of this session has failed.
@@ -178,7 +178,7 @@ mod tests {
         record.commit();
         let opened = Record::open(memory.clone(), key(5)).unwrap();
         assert!(!opened.flush_failed());
-        record.set_flush_failed();
+        record.set_flush_failed(true);
         assert!(opened.flush_failed());
         let [first, second] = [0, 1].map(|n| opened.section(n).unwrap());
         assert_eq!((first.len(), second.len()), (128, 64));

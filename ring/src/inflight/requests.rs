@@ -110,7 +110,7 @@ impl<M: SharedMemory> RequestLog<M> {
     }
 
     /// The record that a predecessor left of a ring, which was attached just now and not used yet. The
-    /// predecessor's I/O is over. Every request in flight is charged with a death of its process.
+    /// predecessor's I/O is over.
     ///
     /// # Errors
     /// A [`RecordError`]: the session cannot go on.
@@ -161,10 +161,6 @@ impl<M: SharedMemory> RequestLog<M> {
         // Before any entry is used again: those below it count as free from here on.
         log.memory.store_u64(ANSWERED, first, Release);
         let again: Vec<u32> = again.into_iter().map(|(_, entry)| entry).collect();
-        for entry in &again {
-            let deaths = log.deaths(*entry).saturating_add(1);
-            log.store(*entry, DEATHS, deaths, Release);
-        }
         let taken = log.entries.saturating_sub(log.free());
         Ok(Resumed { log, again, taken })
     }
@@ -240,6 +236,11 @@ impl<M: SharedMemory> RequestLog<M> {
     #[must_use]
     pub fn deaths(&self, entry: u32) -> u64 {
         self.load(entry, DEATHS)
+    }
+
+    /// Records that a process has ended while the request of this entry was in flight.
+    pub fn charge_death(&mut self, entry: u32) {
+        self.store(entry, DEATHS, self.deaths(entry).saturating_add(1), Release);
     }
 
     /// Completes a request: its data is with the guest, and nothing of it is in use any more. The

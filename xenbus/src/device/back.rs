@@ -97,14 +97,20 @@ impl BackendMachine {
     }
 
     /// A backend that finds its own state Connected, written by a predecessor in the same domain: it
-    /// takes the session over if the frontend is Connected still, and a new one if not. Nothing that
-    /// the predecessor took is lost if it answered requests in their order (it need not have
-    /// finished them).
+    /// takes the session over if the frontend is Connected still, and a new one if not. See also
+    /// [`abandon`](Self::abandon).
     #[must_use]
     pub const fn resuming() -> Self {
         let mut machine = Self::new();
         machine.resume = true;
         machine
+    }
+
+    /// The session of the predecessor cannot be taken over: from here on this is a
+    /// [`restarted`](Self::restarted) backend.
+    pub const fn abandon(&mut self) {
+        self.stale |= self.resume;
+        self.resume = false;
     }
 
     /// The state this end last wrote.
@@ -298,6 +304,17 @@ mod tests {
         m.failed();
         assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Close]);
         assert_eq!(settle(&mut m, S::Connected, true), []);
+    }
+
+    #[test]
+    fn a_session_that_cannot_be_taken_over_waits_for_the_frontend_to_start_over() {
+        let mut m = BackendMachine::resuming();
+        assert_eq!(m.decide(S::Connected, true), BackAction::Resume);
+        m.abandon();
+        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::WriteOffer]);
+        assert_eq!(settle(&mut m, S::Connected, true), []);
+        assert_eq!(settle(&mut m, S::Initialising, true), []);
+        assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
     }
 
     #[test]

@@ -58,6 +58,15 @@ pub trait BackendClass {
     /// A [`HandshakeError`], as for [`prepare`](Self::prepare).
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
 
+    /// Whether the session of an earlier process can go on. Asked before
+    /// [`connect`](Self::connect) with [`Ends::resumed`].
+    ///
+    /// # Errors
+    /// Why not: the frontend has to start over.
+    fn resumable(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
+        Ok(())
+    }
+
     /// Reads what the frontend asks for, maps its rings and begins to serve.
     ///
     /// # Errors
@@ -296,6 +305,10 @@ impl<C: BackendClass> BackendDriver<C> {
                         continue;
                     }
                     return Ok(Life::Alive);
+                }
+                BackAction::Resume if self.class.resumable(xs, &self.ends).is_err() => {
+                    self.machine.abandon();
+                    continue;
                 }
                 BackAction::Reconfigure if !self.class.reconfigures() => return Ok(Life::Alive),
                 BackAction::Remove => {

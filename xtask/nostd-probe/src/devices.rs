@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 
 use pvio_blkback::engine::mem::MemEngine;
-use pvio_blkback::{BlockEngine, DataPath, Live, Progress, Queue as Back, QueueParts, Stats};
+use pvio_blkback::{BlockEngine, DataPath, Live, Progress, Queue as Back, QueueParts, QueueRecord, Stats};
 use pvio_blkfront::{Op, Queue as Front};
 use pvio_event_channel::{DomId, EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper};
@@ -65,6 +65,7 @@ fn write_and_read_back(data_path: DataPath) -> Option<()> {
     let channel = machine.bind_interdomain(FRONT, front.channel().port()).ok()?;
     let ring = machine.map(FRONT, front.ring_grefs(), Access::ReadWrite).ok()?;
     let ring = BackRing::attach(ring, Abi::X86_64.slot_size()).ok()?;
+    let record = QueueRecord::private(&ring, Abi::X86_64).ok()?;
     let stats = Arc::new(Stats::default());
     let engine = MemEngine::zeroed(64);
     let parts = QueueParts {
@@ -76,7 +77,7 @@ fn write_and_read_back(data_path: DataPath) -> Option<()> {
         channel,
         abi: Abi::X86_64,
         max_indirect_segments: 0,
-        in_order: false,
+        record,
         stats,
     };
     let mut back = Back::new(parts, engine);

@@ -4,8 +4,8 @@ const ALL: &str = "ro,direct,overlay=on,sector=4096,physical=4096,discard=off,io
                    policy=map,answers=as-done,queues=2,ring-order=3,indirect=64,iops=100/200,\
                    bps=1048576/104857,read-iops=none,read-bps=1/1,write-iops=5/9,\
                    write-bps=7/8,group=g,latency=5ms,jitter=0,fail-reads=1,\
-                   fail-writes=2,fail-flushes=3,errno=28,seed=9,trace=/t,trusted=off,\
-                   removable=on,cdrom=off";
+                   fail-writes=2,fail-flushes=3,errno=28,seed=9,trace=/t,image-root=/r,\
+                   image-root=/s,write-extents=any,trusted=off,removable=on,cdrom=off";
 
 #[test]
 fn what_is_written_is_read_back_and_every_key_is_there() {
@@ -40,7 +40,7 @@ fn what_is_said_of_a_disk_comes_before_what_is_usual() {
     }
     let config = "policy=copy,queues=2".parse::<DiskOptions>().unwrap();
     let config = config.config(Config::default());
-    assert_eq!((config.policy, config.max_queues, config.in_order), (Policy::Copy, 2, false));
+    assert_eq!((config.policy, config.max_queues), (Policy::Copy, 2));
 }
 
 #[test]
@@ -83,6 +83,10 @@ fn what_means_nothing_is_refused_in_words() {
         "answers=any",
         "group=",
         "trace=",
+        "trace=/a%zz",
+        "image-root",
+        "image-root=",
+        "write-extents=all",
         "ro=1",
         "direct=yes",
         "wat",
@@ -92,5 +96,22 @@ fn what_means_nothing_is_refused_in_words() {
     ] {
         let error = bad.parse::<DiskOptions>().expect_err(bad);
         assert!(error.to_string().contains("; "), "{error}: says what to do");
+    }
+}
+
+#[test]
+fn paths_in_options_are_bytes_and_hold_any_character() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+    let options = DiskOptions::from_bytes(b"trace=/a\xff b,image-root=/%2c%5D%25%80,ro").unwrap();
+    assert_eq!(options.trace, Some(path(b"/a\xff b")));
+    assert_eq!(options.image_roots, Some(std::vec![path(b"/,]%\x80")]));
+    let all: Vec<u8> = (1..=255).collect();
+    let options = DiskOptions { trace: Some(path(&all)), ..options };
+    assert_eq!(options.to_string().parse(), Ok(options.clone()), "{options}");
+    // All others are text.
+    for bad in [&b"group=\xff"[..], b"\xff=1", b"iops=\xff"] {
+        assert!(DiskOptions::from_bytes(bad).is_err());
     }
 }

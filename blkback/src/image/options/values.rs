@@ -3,7 +3,52 @@
 use crate::engine::throttle::Rate;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::time::Duration;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// A path in which bytes may be written as `%2C`, as commas and brackets must be.
+pub(super) fn path(text: &[u8]) -> Option<PathBuf> {
+    let path = unescape(text).filter(|path| !path.is_empty())?;
+    Some(OsString::from_vec(path).into())
+}
+
+/// A path as [`path`] reads it, in UTF-8 whatever the path is in.
+pub(super) fn escaped(path: &Path) -> String {
+    let special =
+        |c: char| matches!(c, '%' | ',' | '[' | ']') || c.is_whitespace() || c.is_control();
+    let mut text = String::new();
+    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match special(c) {
+                true => {
+                    c.encode_utf8(&mut [0; 4]).bytes().for_each(|b| text += &format!("%{b:02X}"))
+                }
+                false => text.push(c),
+            }
+        }
+        chunk.invalid().iter().for_each(|b| text += &format!("%{b:02X}"));
+    }
+    text
+}
+
+/// Undoes `%2F` and the like.
+pub(in crate::image) fn unescape(text: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.iter().copied();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            out.push(byte);
+            continue;
+        }
+        let digit = |b: Option<u8>| char::from(b?).to_digit(16);
+        let (high, low) = (digit(bytes.next())?, digit(bytes.next())?);
+        out.push(u8::try_from(high * 16 + low).ok()?);
+    }
+    Some(out)
+}
 
 pub(super) fn switch(word: &str) -> Option<bool> {
     match word {

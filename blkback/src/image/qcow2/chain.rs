@@ -1,14 +1,16 @@
 //! The files a qcow2 image is made of: itself, and what it rests on, down to the last.
 
 use super::super::Format;
-use super::super::content::FileContent;
+use super::super::content::{FileContent, Meter};
 use super::super::error::ImageError;
-use super::super::file::{self, Access};
-use super::header::Header;
+use super::super::file::{Access, FileHandle};
+use super::super::reference::ImageRoots;
+use super::header::{Header, incompatible};
 use alloc::boxed::Box;
 use alloc::string::String;
-use alloc::vec::Vec;
-use std::path::{Path, PathBuf};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// Longer chains are a mistake: a file that rests on itself, most likely.
 const LONGEST: usize = 200;
@@ -16,14 +18,22 @@ const LONGEST: usize = 200;
 /// One qcow2 image of a chain.
 #[derive(Debug)]
 pub struct Layer {
-    /// Where it is.
-    pub path: PathBuf,
+    /// The file it is in.
+    pub file: FileHandle,
     /// What its header says.
     pub header: Header,
     /// The file its data is in, if it is not in itself.
-    pub data: Option<PathBuf>,
+    pub data: Option<FileHandle>,
     /// What it rests on.
     pub below: Option<Below>,
+}
+
+impl Layer {
+    /// Path of the image, for messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
 }
 
 /// What an image rests on.
@@ -32,7 +42,7 @@ pub enum Below {
     /// Another.
     Qcow2(Box<Layer>),
     /// A raw file or a block device.
-    Raw(PathBuf),
+    Raw(FileHandle),
 }
 
 /// Reads the headers of an image and of all it rests on. Unless `lock` is asked for, files that are
@@ -40,56 +50,105 @@ pub enum Below {
 ///
 /// # Errors
 /// Any [`ImageError`].
-pub fn read(path: &Path, lock: bool) -> Result<Layer, ImageError> {
-    read_above(path, lock, &mut Vec::new())
+pub(in crate::image) fn read(
+    file: FileHandle,
+    roots: &ImageRoots,
+    lock: bool,
+    meter: &Meter,
+) -> Result<Layer, ImageError> {
+    read_layer(file, roots, lock, meter, None)
 }
 
-fn read_above(path: &Path, lock: bool, seen: &mut Vec<PathBuf>) -> Result<Layer, ImageError> {
-    let access = Access { write: false, direct: false, lock };
-    let (file, _) = file::open(path, access)?;
-    let wrap = |error| ImageError::Content { path: path.into(), format: Format::Qcow2, error };
-    let content = FileContent::new(&file).map_err(|e| wrap(e.into()))?;
+/// An image above another, up to the one that the operator named.
+struct Above<'a> {
+    file: &'a FileHandle,
+    above: Option<&'a Above<'a>>,
+    depth: usize,
+}
+
+impl Above<'_> {
+    fn holds(&self, file: &FileHandle) -> bool {
+        self.file.is_same(file) || self.above.is_some_and(|above| above.holds(file))
+    }
+}
+
+fn read_layer(
+    file: FileHandle,
+    roots: &ImageRoots,
+    lock: bool,
+    meter: &Meter,
+    above: Option<&Above<'_>>,
+) -> Result<Layer, ImageError> {
+    let wrap =
+        |error| ImageError::Content { path: file.path().into(), format: Format::Qcow2, error };
+    let open = file.open(Access { write: false, direct: false, lock })?;
+    let content = FileContent::new(&open, meter).map_err(|e| wrap(e.into()))?;
     let header = Header::read(&content).map_err(wrap)?;
-    drop(file);
-    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
-    seen.push(real);
-    let beside = |name: &str| path.parent().unwrap_or(Path::new("")).join(name);
-    let data = header.data_file.as_deref().map(beside);
-    let below = match &header.backing {
-        Some(name) => Some(below(path, name, header.backing_format.as_deref(), lock, seen)?),
+    // The library keeps it.
+    meter.keep(u64::from(header.l1.1) * 8).map_err(wrap)?;
+    drop(open);
+    // Without its feature the name of a data file is nothing but a name.
+    let has_data_file = header.incompatible & incompatible::DATA_FILE != 0;
+    let data = match header.data_file.as_deref().filter(|_| has_data_file) {
+        Some(name) => Some(roots.find(&file, Path::new(OsStr::from_bytes(name)))?),
         None => None,
     };
-    Ok(Layer { path: path.into(), header, data, below })
+    let here = Above { file: &file, above, depth: above.map_or(1, |above| above.depth + 1) };
+    let below = match &header.backing {
+        Some(name) => {
+            let format = header.backing_format.as_deref();
+            Some(below(name, format, roots, lock, meter, &here)?)
+        }
+        None => None,
+    };
+    Ok(Layer { file, header, data, below })
 }
 
 fn below(
-    path: &Path,
-    name: &str,
-    format: Option<&str>,
+    name: &[u8],
+    format: Option<&[u8]>,
+    roots: &ImageRoots,
     lock: bool,
-    seen: &mut Vec<PathBuf>,
+    meter: &Meter,
+    here: &Above<'_>,
 ) -> Result<Below, ImageError> {
-    let fail = |what| Err(ImageError::Chain { path: path.into(), below: String::from(name), what });
+    let fail = |what| {
+        let below = String::from_utf8_lossy(name).into_owned();
+        Err(ImageError::Chain { path: here.file.path().into(), below, what })
+    };
     // `file:` is QEMU's way to say that a colon in the rest is one.
-    let plain = match name.split_once(':') {
-        Some(("file", rest)) => rest,
-        Some((word, _)) if !word.contains('/') => {
-            return fail("which is no file; put the data into files, with qemu-img rebase");
+    let colon = name.iter().position(|byte| *byte == b':');
+    let plain = match colon.map(|at| name.split_at(at)) {
+        Some((b"file", rest)) => rest.get(1..).unwrap_or_default(),
+        Some((word, _)) if !word.contains(&b'/') => {
+            return fail(
+                "which is no file, and nothing else is opened for an image; copy that disk into \
+                 a file, and make an image that rests on the file",
+            );
         }
         _ => name,
     };
-    let file = path.parent().unwrap_or(Path::new("")).join(plain);
-    let real = std::fs::canonicalize(&file).unwrap_or_else(|_| file.clone());
-    if seen.contains(&real) || seen.len() >= LONGEST {
-        return fail("and comes back to itself by that; repair it with qemu-img rebase -u");
+    let file = roots.find(here.file, Path::new(OsStr::from_bytes(plain)))?;
+    if here.holds(&file) || here.depth >= LONGEST {
+        return fail(
+            "and comes back to itself by that; take the image from a backup, or from whoever \
+             made it",
+        );
     }
     match format {
-        Some("raw" | "file" | "host_device") => Ok(Below::Raw(file)),
-        Some("qcow2") => read_above(&file, lock, seen).map(|layer| Below::Qcow2(Box::new(layer))),
-        Some(_) => fail("which is neither raw nor qcow2; make it so with qemu-img convert"),
+        Some(b"raw" | b"file" | b"host_device") => Ok(Below::Raw(file)),
+        Some(b"qcow2") => {
+            let layer = read_layer(file, roots, lock, meter, Some(here))?;
+            Ok(Below::Qcow2(Box::new(layer)))
+        }
+        Some(_) => fail(
+            "which is neither raw nor qcow2; make an image in one file of both on the host it \
+             comes from, with qemu-img convert of this image",
+        ),
         None => fail(
-            "without a word about its format, which is never guessed; \
-             write it into the image with qemu-img rebase -u -F FORMAT -b FILE IMAGE",
+            "without a word about its format, which is never guessed; if you know the format \
+             that file was made in, write it into this image with \
+             qemu-img rebase -u -F FORMAT -b FILE IMAGE",
         ),
     }
 }

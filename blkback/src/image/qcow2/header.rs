@@ -1,9 +1,9 @@
 //! A qcow2 image's header: what can be known, and is checked, before anything else is believed.
 //!
 //! After `docs/interop/qcow2.txt` of QEMU. Limits beyond what the format says are QEMU's own
-//! (`block/qcow2.h`): what they exclude, QEMU does not open either.
+//! (`block/qcow2.h`), or keep what opening an image costs small.
 
-use super::super::content::{Bytes, Content, ContentError};
+use super::super::content::{Bytes, Content, ContentError, buffer, room};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -23,16 +23,19 @@ pub mod incompatible {
 }
 
 const MAGIC: u32 = 0x5146_49fb;
-/// `QCOW_MAX_L1_SIZE`, in bytes.
-const MAX_L1_BYTES: u64 = 32 << 20;
+/// A first-level table in bytes: 512 TiB with clusters of 64 KiB, 2 TiB with 4 KiB. QEMU reads
+/// tables of four times the length (`QCOW_MAX_L1_SIZE`).
+const MAX_L1_BYTES: u64 = 8 << 20;
 /// `QCOW_MAX_REFTABLE_SIZE`, in bytes.
 const MAX_REFTABLE_BYTES: u64 = 8 << 20;
 /// `QCOW_MAX_SNAPSHOTS`.
 const MAX_SNAPSHOTS: u32 = 65536;
-/// `QCOW_MAX_SNAPSHOTS_SIZE`, in bytes.
-const MAX_SNAPSHOT_BYTES: u64 = 64 << 20;
-/// A header extension longer than this is nobody's.
-const MAX_EXTENSION: u32 = 64 << 10;
+/// The table of snapshots in bytes: twenty thousand of them.
+const MAX_SNAPSHOT_BYTES: u64 = 2 << 20;
+/// The header and its extensions, in bytes, and how many of these. Programs write some five
+/// hundred bytes and three or four. The library reads each extension by itself and keeps it.
+const MAX_HEADER: u64 = 64 << 10;
+const MAX_EXTENSIONS: u32 = 64;
 
 /// What a header says.
 #[derive(Clone, Debug)]
@@ -51,12 +54,12 @@ pub struct Header {
     pub autoclear: u64,
     /// 0 is deflate, 1 zstd.
     pub compression: u8,
-    /// The file below, as it is named in the image.
-    pub backing: Option<String>,
-    /// Its format, as it is named in the image.
-    pub backing_format: Option<String>,
-    /// The file the data is in.
-    pub data_file: Option<String>,
+    /// Name of the file below, in the bytes of the image.
+    pub backing: Option<Vec<u8>>,
+    /// Name of its format, in the bytes of the image.
+    pub backing_format: Option<Vec<u8>>,
+    /// Name of the file the data is in. It means nothing without [`incompatible::DATA_FILE`].
+    pub data_file: Option<Vec<u8>>,
     /// Where the first-level table is, and how many entries it has.
     pub l1: (u64, u32),
     /// Where the table of reference counts is, and its bytes.
@@ -112,7 +115,10 @@ impl Header {
         }
         let v3 = version == 3;
         let header_length = if v3 { head.u32(100) } else { 72 };
-        if v3 && (len < 104 || header_length < 104 || !header_length.is_multiple_of(8)) {
+        let is_possible = header_length >= 104
+            && header_length.is_multiple_of(8)
+            && u64::from(header_length) <= MAX_HEADER;
+        if v3 && (len < 104 || !is_possible) {
             return Err(ContentError::corrupt("the header's length is impossible"));
         }
         if v3 && header_length >= 112 {
@@ -202,31 +208,34 @@ impl Header {
         }
     }
 
-    fn read_extensions(&mut self, content: &dyn Content, mut at: u64) -> Result<(), ContentError> {
+    fn read_extensions(&mut self, content: &dyn Content, at: u64) -> Result<(), ContentError> {
         // They end with the first cluster, wherever the file does.
-        while at + 8 <= self.cluster().min(content.length()) {
-            let mut head = [0; 8];
-            content.read(at, &mut head)?;
-            let (kind, len) = (Bytes(&head).u32(0), Bytes(&head).u32(4));
-            at += 8;
+        let end = self.cluster().min(content.length()).min(MAX_HEADER);
+        let mut area = buffer(end.saturating_sub(at))?;
+        content.read(at, &mut area)?;
+        let mut rest = area.as_slice();
+        let mut count = 0;
+        while let Some((head, after)) = rest.split_first_chunk::<8>() {
+            let (kind, len) = (Bytes(head).u32(0), Bytes(head).u32(4) as usize);
             if kind == 0 {
-                break;
+                return Ok(());
             }
-            if len > MAX_EXTENSION || at + u64::from(len) > self.cluster() {
+            let Some(data) = after.get(..len) else {
                 return Err(ContentError::corrupt("a header extension is longer than the header"));
-            }
-            let name = match kind {
-                0xe279_2aca => &mut self.backing_format,
-                0x4441_5441 => &mut self.data_file,
-                _ => {
-                    at += u64::from(len).next_multiple_of(8);
-                    continue;
-                }
             };
-            let mut text = alloc::vec![0; len as usize];
-            content.read(at, &mut text)?;
-            *name = Some(utf8(text)?);
-            at += u64::from(len).next_multiple_of(8);
+            count += 1;
+            if count > MAX_EXTENSIONS {
+                return Err(ContentError::corrupt("the header has too many extensions"));
+            }
+            match kind {
+                0xe279_2aca => self.backing_format = Some(data.to_vec()),
+                0x4441_5441 => self.data_file = Some(data.to_vec()),
+                _ => {}
+            }
+            rest = after.get(len.next_multiple_of(8)..).unwrap_or_default();
+        }
+        if end == MAX_HEADER {
+            return Err(ContentError::corrupt("the header's extensions have no end"));
         }
         Ok(())
     }
@@ -234,41 +243,76 @@ impl Header {
     fn read_snapshots(
         &mut self,
         content: &dyn Content,
-        mut at: u64,
+        begin: u64,
         count: u32,
     ) -> Result<(), ContentError> {
         if count > MAX_SNAPSHOTS {
             return Err(ContentError::corrupt(format!("{count} snapshots")));
         }
-        let begin = at;
+        self.snapshots = room(count.into())?;
+        let mut table = Window { content, begin, bytes: Vec::new() };
+        let mut at = 0;
         for _ in 0..count {
             let mut fixed = [0; 40];
-            content.read(at, &mut fixed)?;
+            table.read(at, &mut fixed)?;
             let entry = Bytes(&fixed);
             let l1 = (entry.u64(0), entry.u32(8));
             let (id, name) = (u64::from(entry.u16(12)), u64::from(entry.u16(14)));
             let extra = u64::from(entry.u32(36));
             let mut more = [0; 16];
             if extra >= 16 {
-                content.read(at + 40, &mut more)?;
+                table.read(at + 40, &mut more)?;
             }
             // Old images do not say how long the disk was: as long as it is now.
             let size = if extra >= 16 { Bytes(&more).u64(8) } else { self.size };
             let text = at + 40 + extra;
-            let read = |at, len: u64| {
-                let mut text = alloc::vec![0; len as usize];
-                content.read(at, &mut text).map(|()| String::from_utf8_lossy(&text).into_owned())
+            let mut read = |at, len: u64| {
+                let mut text = buffer(len)?;
+                table.read(at, &mut text)?;
+                Ok::<_, ContentError>(String::from_utf8_lossy(&text).into_owned())
             };
             let (id_text, name_text) = (read(text, id)?, read(text + id, name)?);
             at = (text + id + name).next_multiple_of(8);
-            if at - begin > MAX_SNAPSHOT_BYTES {
+            if at > MAX_SNAPSHOT_BYTES {
                 return Err(ContentError::corrupt("the snapshot table is impossibly long"));
             }
+            content
+                .meter()
+                .keep((size_of::<Snapshot>() + id_text.len() + name_text.len()) as u64)?;
             self.check_l1(content, "a snapshot's first-level table", l1, size)?;
             let seconds = entry.u32(16);
             self.snapshots.push(Snapshot { id: id_text, name: name_text, seconds, size, l1 });
         }
-        self.snapshot_table.1 = at - begin;
+        self.snapshot_table.1 = at;
+        Ok(())
+    }
+}
+
+/// A table that is read in large parts, front to back. Places count from its beginning.
+struct Window<'a> {
+    content: &'a dyn Content,
+    begin: u64,
+    /// What was read by now.
+    bytes: Vec<u8>,
+}
+
+impl Window<'_> {
+    fn read(&mut self, at: u64, into: &mut [u8]) -> Result<(), ContentError> {
+        const PART: u64 = 64 << 10;
+        let end = at.saturating_add(into.len() as u64);
+        if end > MAX_SNAPSHOT_BYTES {
+            return Err(ContentError::corrupt("the snapshot table is impossibly long"));
+        }
+        let have = self.bytes.len() as u64;
+        if end > have {
+            let there = self.content.length().saturating_sub(self.begin).min(MAX_SNAPSHOT_BYTES);
+            let upto = end.next_multiple_of(PART).min(there).max(end);
+            self.bytes.resize(upto as usize, 0);
+            let more = self.bytes.get_mut(have as usize..).unwrap_or_default();
+            self.content.read(self.begin.saturating_add(have), more)?;
+        }
+        let found = self.bytes.get(at as usize..end as usize).unwrap_or_default();
+        into.copy_from_slice(found);
         Ok(())
     }
 }
@@ -279,18 +323,14 @@ fn read_name(
     at: u64,
     len: u32,
     cluster: u64,
-) -> Result<Option<String>, ContentError> {
+) -> Result<Option<Vec<u8>>, ContentError> {
     if at == 0 || len == 0 {
         return Ok(None);
     }
     if len > 1023 || at.checked_add(len.into()).is_none_or(|end| end > cluster) {
         return Err(ContentError::corrupt("the name of the backing file is not in the header"));
     }
-    let mut text = alloc::vec![0; len as usize];
+    let mut text = buffer(len.into())?;
     content.read(at, &mut text)?;
-    utf8(text).map(Some)
-}
-
-fn utf8(text: Vec<u8>) -> Result<String, ContentError> {
-    String::from_utf8(text).map_err(|_| ContentError::corrupt("a name in the header is not UTF-8"))
+    Ok(Some(text))
 }

@@ -9,12 +9,14 @@ pub mod header;
 mod order;
 mod refcounts;
 mod snapshot;
+mod tables;
 mod written;
 
-use super::content::{ContentError, FileContent};
+use super::content::{ContentError, FileContent, Meter};
 use super::error::ImageError;
-use super::file::{self, Access};
+use super::file::{Access, FileHandle};
 use super::library::{Library, LibraryImage, failed, storage};
+use super::reference::{ImageRoots, ReferencePolicy};
 use super::{Format, ImageOptions, Opened, raw};
 use crate::engine::Discard;
 use alloc::format;
@@ -35,23 +37,27 @@ pub(super) fn open(
     path: &Path,
     snapshot: Option<&str>,
     options: ImageOptions,
+    policy: &ReferencePolicy,
 ) -> Result<Opened, ImageError> {
-    let mut layer = chain::read(path, true)?;
+    let file = FileHandle::locate(path)?;
+    let roots = ImageRoots::of(&file, policy)?;
+    let meter = Meter::default();
+    let mut layer = chain::read(file, &roots, true, &meter)?;
     let dirty = layer.header.incompatible & incompatible::DIRTY != 0;
     // Version 2 has no such mark.
     if !options.read_only && (dirty || layer.header.version < 3) {
-        repair(&layer)?;
+        repair(&layer, &meter)?;
         layer.header.incompatible &= !incompatible::DIRTY;
     }
     check_features(&layer, !options.read_only)?;
-    is_whole(&layer)?;
+    is_whole(&layer, &meter)?;
     if let Some(name) = snapshot {
         let snapshot = snapshot::find(&layer, name)?;
         if !options.read_only {
             return Err(ImageError::OnlyRead(format!("qcow2@{name}:{}", path.display())));
         }
         let geometry = raw::geometry(path, snapshot.size, 512, 4096, true)?;
-        return Ok((Arc::new(SnapshotStore::open(&layer, snapshot)?), geometry));
+        return Ok((Arc::new(SnapshotStore::open(&layer, snapshot, &meter)?), geometry));
     }
     let mut geometry = raw::geometry(path, layer.header.size, 512, 4096, options.read_only)?;
     let access = Access { write: !options.read_only, direct: options.direct, lock: true };
@@ -61,29 +67,29 @@ pub(super) fn open(
             alignment: 0,
             secure: false,
         });
-        return Ok((Arc::new(Written::open(&layer, access)?), geometry));
+        return Ok((Arc::new(Written::open(&layer, access, &meter)?), geometry));
     }
     let open = || open_layer(&layer, access, None);
     Ok((Arc::new(Library::open(path, Format::Qcow2, false, open)?), geometry))
 }
 
 /// Mends an image that was not closed by who wrote it last, before it is written again.
-fn repair(layer: &Layer) -> Result<(), ImageError> {
+fn repair(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     let wrap =
-        |error| ImageError::Content { path: layer.path.clone(), format: Format::Qcow2, error };
+        |error| ImageError::Content { path: layer.path().into(), format: Format::Qcow2, error };
     let system = |error: io::Error| wrap(error.into());
     let access = Access { write: true, direct: false, lock: true };
-    let (file, _) = file::open(&layer.path, access)?;
-    let content = FileContent::new(&file).map_err(system)?;
+    let file = layer.file.open(access)?;
+    let content = FileContent::new(&file, meter).map_err(system)?;
     // Nobody else writes it now; whoever did before we had the lock may have changed it.
     let header = Header::read(&content).map_err(wrap)?;
     let raised = refcounts::raise(&file, &content, &header).map_err(wrap)?;
     if header.version >= 3 {
-        refcounts::set_dirty(&file, &header, false).map_err(system)?;
+        refcounts::set_dirty(&file, header.incompatible, false).map_err(system)?;
     }
     if header.version >= 3 || raised > 0 {
         tracing::warn!(
-            image = %layer.path.display(), raised,
+            image = %layer.path().display(), raised,
             "a disk image was not closed by who wrote it last; its reference counts are in order \
              again"
         );
@@ -98,31 +104,32 @@ pub(super) fn snapshot_size(layer: &Layer, name: &str) -> Result<u64, ImageError
 
 /// Refuses an image that was cut short. To be asked of one that is in order; what it rests on may be
 /// written by nobody, and is looked at too.
-fn is_whole(layer: &Layer) -> Result<(), ImageError> {
+fn is_whole(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     let wrap =
-        |error| ImageError::Content { path: layer.path.clone(), format: Format::Qcow2, error };
+        |error| ImageError::Content { path: layer.path().into(), format: Format::Qcow2, error };
     let access = Access { write: false, direct: false, lock: false };
-    let (file, _) = file::open(&layer.path, access)?;
-    let content = FileContent::new(&file).map_err(|e| wrap(e.into()))?;
+    let file = layer.file.open(access)?;
+    let content = FileContent::new(&file, meter).map_err(|e| wrap(e.into()))?;
     refcounts::is_whole(&content, &layer.header).map_err(wrap)?;
     match &layer.below {
-        Some(chain::Below::Qcow2(below)) => is_whole(below),
+        Some(chain::Below::Qcow2(below)) => is_whole(below, meter),
         Some(chain::Below::Raw(_)) | None => Ok(()),
     }
 }
 
 /// Opens an image to be read, without a lock, and lets go of it.
-pub(super) fn try_open(layer: &Layer) -> Result<(), ImageError> {
-    is_whole(layer)?;
+pub(super) fn try_open(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
+    is_whole(layer, meter)?;
     let access = Access { write: false, direct: false, lock: false };
-    Library::open(&layer.path, Format::Qcow2, false, || open_layer(layer, access, None)).map(drop)
+    Library::open(layer.path(), Format::Qcow2, false, || open_layer(layer, access, None)).map(drop)
 }
 
 /// Refuses what the library would not understand, in words of our own.
 pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageError> {
     let header = &layer.header;
-    let fail =
-        |error| Err(ImageError::Content { path: layer.path.clone(), format: Format::Qcow2, error });
+    let fail = |error| {
+        Err(ImageError::Content { path: layer.path().into(), format: Format::Qcow2, error })
+    };
     let has = |bit| header.incompatible & bit != 0;
     if has(incompatible::CORRUPT) {
         return fail(ContentError::corrupt("it is marked so by a program that found it out"));
@@ -167,26 +174,26 @@ fn open_layer(
         None => None,
     };
     let data = match &layer.data {
-        Some(path) => Some(storage(path, Access { write: false, ..access }, None)?),
+        Some(file) => Some(storage(file, Access { write: false, ..access }, None)?),
         None => None,
     };
-    let file = storage(&layer.path, access, order)?;
+    let file = storage(&layer.file, access, order)?;
     Qcow2::<ImageFile, Arc<LibraryImage>>::builder(file)
         .write(access.write)
         .backing(below)
         .data_file(data)
         .open(DenyImplicitOpenGate::default())
         .map(FormatAccess::new)
-        .map_err(|e| failed(&layer.path, Format::Qcow2, e))
+        .map_err(|e| failed(layer.path(), Format::Qcow2, e))
 }
 
 fn open_below(below: &Below, access: Access) -> Result<LibraryImage, ImageError> {
     let access = Access { write: false, ..access };
     match below {
         Below::Qcow2(layer) => open_layer(layer, access, None),
-        Below::Raw(path) => Raw::builder(storage(path, access, None)?)
+        Below::Raw(file) => Raw::builder(storage(file, access, None)?)
             .open(DenyImplicitOpenGate::default())
             .map(FormatAccess::new)
-            .map_err(|e| failed(path, Format::Raw, e)),
+            .map_err(|e| failed(file.path(), Format::Raw, e)),
     }
 }

@@ -16,9 +16,10 @@
 //!
 //! [`refcounts`]: super::refcounts
 
-use super::super::content::{ContentError, FileContent};
+use super::super::content::{ContentError, FileContent, Meter, each_entry, room};
+use super::super::file::punch;
 use super::header::Header;
-use super::refcounts::{OFFSET, read_u64s};
+use super::tables::OFFSET;
 use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -75,7 +76,7 @@ impl Order {
     ///
     /// # Errors
     /// [`ContentError`] when its first-level table cannot be read.
-    pub fn new(file: File, header: &Header) -> Result<Self, ContentError> {
+    pub fn new(file: File, header: &Header, meter: &Meter) -> Result<Self, ContentError> {
         let mut this = Self {
             file,
             cluster_bits: header.cluster_bits,
@@ -86,7 +87,7 @@ impl Order {
             failed: AtomicBool::new(false),
         };
         let tables = this.tables.get_mut().unwrap_or_else(PoisonError::into_inner);
-        tables.read(&this.file, header)?;
+        tables.read(&FileContent::new(&this.file, meter)?, header)?;
         Ok(this)
     }
 
@@ -95,11 +96,9 @@ impl Order {
     /// # Errors
     /// What the system says; `EOPNOTSUPP` where it cannot.
     pub fn punch(&self, at: u64, len: u64) -> io::Result<()> {
-        use rustix::fs::{FallocateFlags, fallocate};
-        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let punched = fallocate(&self.file, hole, at, len);
+        let punched = punch(&self.file, at, len);
         self.changed(Part::Data);
-        Ok(punched?)
+        punched
     }
 
     fn part(&self, at: u64, len: u64) -> Part {
@@ -169,9 +168,10 @@ impl pvio_imagefile::Order for Order {
         }
         // Where a table was before is used again as soon as this is over.
         self.barrier(true)?;
-        let content = FileContent::new(&self.file)?;
+        let meter = Meter::default();
+        let content = FileContent::new(&self.file, &meter)?;
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
-        let read = Header::read(&content).and_then(|header| tables.read(&self.file, &header));
+        let read = Header::read(&content).and_then(|header| tables.read(&content, &header));
         read.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
@@ -182,14 +182,24 @@ impl pvio_imagefile::Order for Order {
 
 impl Tables {
     /// Where the tables are, as a header says.
-    fn read(&mut self, file: &File, header: &Header) -> Result<(), ContentError> {
+    fn read(&mut self, content: &FileContent<'_>, header: &Header) -> Result<(), ContentError> {
         let (at, entries) = (header.l1.0, u64::from(header.l1.1));
-        let entries = read_u64s(&FileContent::new(file)?, at, entries * 8)?;
-        self.first = at..at.saturating_add(entries.len() as u64 * 8);
-        self.counts = header.refcounts.0..header.refcounts.0.saturating_add(header.refcounts.1);
-        self.named = alloc::vec![0; entries.len()];
-        self.second.clear();
-        self.name(0, &entries, header.cluster_bits);
+        let mut named = room(entries)?;
+        each_entry(content, at, entries, |_, entry| {
+            named.push((u64::from_be_bytes(entry) & OFFSET) >> header.cluster_bits);
+            Ok(())
+        })?;
+        let tables = named.iter().filter(|cluster| **cluster != 0);
+        let no_memory = |_| ContentError::Io(io::ErrorKind::OutOfMemory.into());
+        let mut second = HashSet::new();
+        second.try_reserve(tables.clone().count()).map_err(no_memory)?;
+        second.extend(tables);
+        *self = Self {
+            first: at..at.saturating_add(entries * 8),
+            counts: header.refcounts.0..header.refcounts.0.saturating_add(header.refcounts.1),
+            named,
+            second,
+        };
         Ok(())
     }
 
@@ -246,8 +256,9 @@ mod tests {
         field(2 << 12, 5 << 12 | 1 << 63);
         std::fs::write(&path, &bytes).unwrap();
         let file = File::options().read(true).write(true).open(&path).unwrap();
-        let header = Header::read(&FileContent::new(&file).unwrap()).unwrap();
-        Order::new(file, &header).unwrap()
+        let meter = Meter::default();
+        let header = Header::read(&FileContent::new(&file, &meter).unwrap()).unwrap();
+        Order::new(file, &header, &meter).unwrap()
     }
 
     #[test]

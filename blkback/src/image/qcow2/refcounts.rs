@@ -8,34 +8,35 @@
 //! version 2 has no such mark, and is looked at each time. Counts that are too high only waste
 //! room; `qemu-img check -r leaks` gives it back.
 
-use super::super::content::{Content, ContentError};
+use super::super::content::{Content, ContentError, buffer, each_entry, room};
 use super::header::{Header, incompatible};
+use super::tables::{Use, each_use};
 use alloc::format;
 use alloc::vec::Vec;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// `L1E_OFFSET_MASK`, `L2E_OFFSET_MASK`.
-pub(super) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// `QCOW_OFLAG_COMPRESSED`.
-const COMPRESSED: u64 = 1 << 62;
-/// Clusters of a file beyond which its references are not counted here: 1 GiB of counters.
-const MOST: u64 = 1 << 28;
+/// Clusters of a file beyond which its references are not counted here: 32 MiB of counters.
+const MOST: u64 = 1 << 25;
+/// Clusters with more references than a counter of one byte holds.
+const MOST_SHARED: usize = 1 << 17;
 /// Where the incompatible features are in the header.
 const FEATURES: u64 = 72;
 
-/// Marks an image as being written, on the medium.
-pub(super) fn set_dirty(file: &File, header: &Header, dirty: bool) -> io::Result<()> {
+/// Marks an image with these incompatible features as being written, on the medium.
+pub(super) fn set_dirty(file: &File, features: u64, dirty: bool) -> io::Result<()> {
     let features = match dirty {
-        true => header.incompatible | incompatible::DIRTY,
-        false => header.incompatible & !incompatible::DIRTY,
+        true => features | incompatible::DIRTY,
+        false => features & !incompatible::DIRTY,
     };
     file.write_all_at(&features.to_be_bytes(), FEATURES)?;
     file.sync_data()
 }
 
-/// Raises every count that is too low; how many there were.
+/// Raises every count that is too low; how many there were. All that is named lies inside the file
+/// then.
 ///
 /// # Errors
 /// [`ContentError`] when what is there makes no sense, or is more than this can mend.
@@ -45,68 +46,160 @@ pub(super) fn raise(
     header: &Header,
 ) -> Result<u64, ContentError> {
     let mut used = Used::new(content, header)?;
-    used.structures(content, header)?;
-    let counts = Counts::read(content, header)?;
-    used.add(0, 1)?;
-    used.range(header.refcounts.0, header.refcounts.1)?;
-    for block in counts.table.iter().filter(|block| **block != 0) {
-        used.range(*block, header.cluster())?;
-    }
+    used.range(Use { at: 0, len: 1, times: 1 })?;
+    used.range(Use { at: header.refcounts.0, len: header.refcounts.1, times: 1 })?;
+    each_block(content, header, |_, at| used.range(Use { at, len: header.cluster(), times: 1 }))?;
+    each_use(content, header, |part| used.range(part))?;
+
     let mut raised = 0;
-    for (cluster, count) in (0u64..).zip(&used.counts).filter(|(_, count)| **count > 0) {
-        if counts.get(content, cluster)? < u64::from(*count) {
-            counts.set(file, content, cluster, (*count).into())?;
-            raised += 1;
+    let mut next = 0;
+    let (per_block, clusters) = (per_block(header), used.counts.len() as u64);
+    each_block(content, header, |index, at| {
+        let first = index.saturating_mul(per_block);
+        if first >= clusters {
+            return Ok(());
         }
-    }
-    // A cluster that was given away, and that power was lost before anything was written to.
-    if let Some(begin) = last_counted(content, header, &counts)?
-        && begin >= content.length()
-    {
-        file.set_len(begin.saturating_add(header.cluster()))?;
-    }
+        used.none(next..first)?;
+        next = clusters.min(first + per_block);
+        raised += raise_block(file, content, header.refcount_order, at, &used, first..next)?;
+        Ok(())
+    })?;
+    used.none(next..clusters)?;
     file.sync_data()?;
     Ok(raised)
 }
 
-/// Where the last cluster begins whose count says that it is used.
-fn last_counted(
-    content: &dyn Content,
-    header: &Header,
-    counts: &Counts,
-) -> Result<Option<u64>, ContentError> {
-    let Some(block) = counts.table.iter().rposition(|block| *block != 0) else { return Ok(None) };
-    let per_block = 1u64 << (header.cluster_bits + 3 - header.refcount_order);
-    let first = (block as u64).saturating_mul(per_block);
-    let mut last = None;
-    for cluster in first..first.saturating_add(per_block) {
-        if counts.get(content, cluster)? != 0 {
-            last = Some(cluster);
-        }
-    }
-    Ok(last.and_then(|cluster| cluster.checked_mul(header.cluster())))
+/// Clusters whose counts one block holds.
+fn per_block(header: &Header) -> u64 {
+    1 << (header.cluster_bits + 3 - header.refcount_order)
 }
 
-/// Refuses an image whose file ends before the last cluster that is counted as used. To be asked of
-/// one that is in order and that nobody writes.
+/// Calls `each` for every block of counts there is, with its index and place.
+fn each_block(
+    content: &dyn Content,
+    header: &Header,
+    mut each: impl FnMut(u64, u64) -> Result<(), ContentError>,
+) -> Result<(), ContentError> {
+    let (at, bytes) = header.refcounts;
+    each_entry(content, at, bytes / 8, |index, entry| match u64::from_be_bytes(entry) {
+        0 => Ok(()),
+        block if !block.is_multiple_of(header.cluster()) => {
+            Err(ContentError::corrupt("a block of reference counts begins inside a cluster"))
+        }
+        block => each(index, block),
+    })
+}
+
+/// Raises the counts that one block holds, of these clusters.
+fn raise_block(
+    file: &File,
+    content: &dyn Content,
+    order: u32,
+    at: u64,
+    used: &Used,
+    clusters: core::ops::Range<u64>,
+) -> Result<u64, ContentError> {
+    let mut block = buffer(((clusters.end - clusters.start) << order).div_ceil(8))?;
+    content.read(at, &mut block)?;
+    let (mut raised, mut changed) = (0, None);
+    for cluster in clusters.clone() {
+        let count = used.get(cluster);
+        let place = Place::of(cluster - clusters.start, order);
+        if count == 0 || place.get(&block) >= u64::from(count) {
+            continue;
+        }
+        if order < 6 && u64::from(count) >= 1 << (1 << order) {
+            return Err(ContentError::corrupt(format!("{count} uses of cluster {cluster}")));
+        }
+        place.set(&mut block, count.into());
+        let (first, _) = changed.unwrap_or((place.byte, 0));
+        changed = Some((first, place.byte + place.len));
+        raised += 1;
+    }
+    if let Some((first, end)) = changed {
+        let bytes = block.get(first..end).unwrap_or_default();
+        file.write_all_at(bytes, at.saturating_add(first as u64))?;
+    }
+    Ok(raised)
+}
+
+/// Where a count is in its block.
+struct Place {
+    byte: usize,
+    len: usize,
+    /// For those of less than a byte, the lowest bit, and all of them.
+    bit: u32,
+    mask: u64,
+}
+
+impl Place {
+    fn of(index: u64, order: u32) -> Self {
+        let (bit, bits) = (index << order, 1u32 << order);
+        let mask = if order < 3 { (1 << bits) - 1 } else { u64::MAX };
+        let bit_in_byte = if order < 3 { (bit % 8) as u32 } else { 0 };
+        Self { byte: (bit / 8) as usize, len: bits.div_ceil(8) as usize, bit: bit_in_byte, mask }
+    }
+
+    fn raw(&self, block: &[u8]) -> u64 {
+        let bytes = block.get(self.byte..self.byte + self.len).unwrap_or_default();
+        bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    }
+
+    fn get(&self, block: &[u8]) -> u64 {
+        self.raw(block) >> self.bit & self.mask
+    }
+
+    fn set(&self, block: &mut [u8], count: u64) {
+        let value = self.raw(block) & !(self.mask << self.bit) | count << self.bit;
+        let bytes = block.get_mut(self.byte..self.byte + self.len).unwrap_or_default();
+        bytes.copy_from_slice(value.to_be_bytes().get(8 - bytes.len()..).unwrap_or_default());
+    }
+}
+
+/// Refuses an image that names what lies behind the end of its file. Counts alone may do that: whoever
+/// took clusters and was killed before they were written leaves them behind, and nobody misses them.
 ///
 /// # Errors
-/// [`ContentError::Truncated`], and what reading the counts says.
+/// [`ContentError::Truncated`], and what reading the tables says.
 pub(super) fn is_whole(content: &dyn Content, header: &Header) -> Result<(), ContentError> {
-    let counts = Counts::read(content, header)?;
-    let begin = last_counted(content, header, &counts)?.unwrap_or(0);
-    if begin >= content.length() {
-        return Err(ContentError::truncated(format!(
-            "data is at byte {begin}, and the file has {}",
-            content.length()
-        )));
+    let length = content.length();
+    // An image whose counts end inside the file was not cut short: no need to look at all of it.
+    let counted = last_counted(content, header)?.unwrap_or(0);
+    if counted < length {
+        return Ok(());
     }
-    Ok(())
+    each_use(content, header, |part| match part.len == 0 || part.at < length {
+        true => Ok(()),
+        false => {
+            let at = part.at;
+            let what = format!("something is at byte {at}, and the file has {length}");
+            Err(ContentError::truncated(what))
+        }
+    })
+}
+
+/// Where the last cluster begins whose count says that it is used.
+fn last_counted(content: &dyn Content, header: &Header) -> Result<Option<u64>, ContentError> {
+    let mut last = None;
+    each_block(content, header, |index, at| {
+        last = Some((index, at));
+        Ok(())
+    })?;
+    let Some((index, at)) = last else { return Ok(None) };
+    let mut block = buffer(header.cluster())?;
+    content.read(at, &mut block)?;
+    let Some(byte) = block.iter().rposition(|byte| *byte != 0) else { return Ok(None) };
+    let top = block.get(byte).map_or(0, |byte| byte.ilog2());
+    let inside = (byte as u64 * 8 + u64::from(top)) >> header.refcount_order;
+    let cluster = index.saturating_mul(per_block(header)).saturating_add(inside);
+    Ok(cluster.checked_mul(header.cluster()))
 }
 
 /// How often each cluster of the file is used.
 struct Used {
-    counts: Vec<u32>,
+    /// [`u8::MAX`] says that it is among `shared`.
+    counts: Vec<u8>,
+    shared: HashMap<u64, u32>,
     cluster_bits: u32,
 }
 
@@ -114,147 +207,58 @@ impl Used {
     fn new(content: &dyn Content, header: &Header) -> Result<Self, ContentError> {
         let clusters = content.length().div_ceil(header.cluster());
         if clusters > MOST {
-            return Err(ContentError::corrupt(
-                "it was not closed by who wrote it last, and is too large to be repaired here",
-            ));
+            let what = format!("{clusters} clusters, not closed by who wrote it last");
+            return Err(ContentError::unsupported(what));
         }
-        let mut counts = Vec::new();
-        let room = counts.try_reserve_exact(clusters as usize);
-        room.map_err(|_| ContentError::Io(io::ErrorKind::OutOfMemory.into()))?;
+        let mut counts = room(clusters)?;
         counts.resize(clusters as usize, 0);
-        Ok(Self { counts, cluster_bits: header.cluster_bits })
+        Ok(Self { counts, shared: HashMap::new(), cluster_bits: header.cluster_bits })
     }
 
-    fn add(&mut self, cluster: u64, n: u32) -> Result<(), ContentError> {
+    fn get(&self, cluster: u64) -> u32 {
+        match usize::try_from(cluster).ok().and_then(|c| self.counts.get(c)).copied() {
+            Some(u8::MAX) => self.shared.get(&cluster).copied().unwrap_or(0),
+            count => count.unwrap_or(0).into(),
+        }
+    }
+
+    /// Adds a use of every cluster that it touches.
+    fn range(&mut self, part: Use) -> Result<(), ContentError> {
+        let Some(last) = part.len.checked_sub(1).and_then(|more| part.at.checked_add(more)) else {
+            return Ok(());
+        };
+        let clusters = part.at >> self.cluster_bits..=last >> self.cluster_bits;
+        clusters.into_iter().try_for_each(|cluster| self.add(cluster, part.times))
+    }
+
+    fn add(&mut self, cluster: u64, times: u32) -> Result<(), ContentError> {
         let count = usize::try_from(cluster).ok().and_then(|c| self.counts.get_mut(c));
         let count = count.ok_or_else(|| {
             ContentError::corrupt(format!("cluster {cluster} is used and behind the file's end"))
         })?;
-        *count = count.saturating_add(n);
-        Ok(())
-    }
-
-    /// Every cluster that a range of bytes touches.
-    fn range(&mut self, at: u64, len: u64) -> Result<(), ContentError> {
-        let Some(last) = len.checked_sub(1).and_then(|more| at.checked_add(more)) else {
-            return Ok(());
-        };
-        (at >> self.cluster_bits..=last >> self.cluster_bits).try_for_each(|c| self.add(c, 1))
-    }
-
-    /// What the image itself and its snapshots use.
-    fn structures(&mut self, content: &dyn Content, header: &Header) -> Result<(), ContentError> {
-        self.tables(content, header.l1)?;
-        self.range(header.snapshot_table.0, header.snapshot_table.1)?;
-        header.snapshots.iter().try_for_each(|snapshot| self.tables(content, snapshot.l1))
-    }
-
-    fn tables(
-        &mut self,
-        content: &dyn Content,
-        (at, entries): (u64, u32),
-    ) -> Result<(), ContentError> {
-        let bytes = u64::from(entries) * 8;
-        self.range(at, bytes)?;
-        let size = 1u64 << self.cluster_bits;
-        for l2 in read_u64s(content, at, bytes)?.into_iter().map(|e| e & OFFSET).filter(|t| *t != 0)
-        {
-            if !l2.is_multiple_of(size) {
-                return Err(ContentError::corrupt("a second-level table begins inside a cluster"));
-            }
-            self.range(l2, size)?;
-            for entry in read_u64s(content, l2, size)? {
-                self.data(entry)?;
+        match u8::try_from(times).ok().and_then(|times| count.checked_add(times)) {
+            Some(sum) if sum < u8::MAX => *count = sum,
+            _ => {
+                let before = u32::from(*count);
+                *count = u8::MAX;
+                let shared = self.shared.entry(cluster).or_insert(before);
+                *shared = shared.saturating_add(times);
+                if self.shared.len() > MOST_SHARED {
+                    let what = format!("more than {MOST_SHARED} clusters in use by hundreds");
+                    return Err(ContentError::unsupported(what));
+                }
             }
         }
         Ok(())
     }
 
-    fn data(&mut self, entry: u64) -> Result<(), ContentError> {
-        if entry & COMPRESSED != 0 {
-            let bits = 62 - (self.cluster_bits - 8);
-            let at = entry & ((1 << bits) - 1);
-            let sectors = ((entry & (COMPRESSED - 1)) >> bits) + 1;
-            // The last sector need not be there in whole, but its cluster is.
-            return self.range(at, sectors * 512 - (at & 511));
-        }
-        match entry & OFFSET {
-            0 => Ok(()),
-            at if !at.is_multiple_of(1 << self.cluster_bits) => {
-                Err(ContentError::corrupt("data begins inside a cluster"))
-            }
-            at => self.add(at >> self.cluster_bits, 1),
-        }
-    }
-}
-
-/// The counts as they are in the file.
-struct Counts {
-    /// Where each block of counts is.
-    table: Vec<u64>,
-    cluster_bits: u32,
-    /// Logarithm of a count's bits.
-    order: u32,
-}
-
-impl Counts {
-    fn read(content: &dyn Content, header: &Header) -> Result<Self, ContentError> {
-        let table = read_u64s(content, header.refcounts.0, header.refcounts.1)?;
-        let (cluster_bits, order) = (header.cluster_bits, header.refcount_order);
-        Ok(Self { table, cluster_bits, order })
-    }
-
-    /// Where a cluster's count is: its byte, and for those of less than one, its lowest bit.
-    fn place(&self, cluster: u64) -> Option<(u64, u32)> {
-        let per_block = self.cluster_bits + 3 - self.order;
-        let block = usize::try_from(cluster >> per_block).ok().and_then(|b| self.table.get(b))?;
-        let bit = (cluster & ((1 << per_block) - 1)) << self.order;
-        (*block != 0).then_some((block + bit / 8, (bit % 8) as u32))
-    }
-
-    fn get(&self, content: &dyn Content, cluster: u64) -> Result<u64, ContentError> {
-        let Some((at, bit)) = self.place(cluster) else { return Ok(0) };
-        let mut bytes = [0; 8];
-        let len = (1usize << self.order).div_ceil(8);
-        content.read(at, &mut bytes[8 - len..])?;
-        let value = u64::from_be_bytes(bytes);
-        Ok(if self.order < 3 { value >> bit & ((1 << (1 << self.order)) - 1) } else { value })
-    }
-
-    fn set(
-        &self,
-        file: &File,
-        content: &dyn Content,
-        cluster: u64,
-        count: u64,
-    ) -> Result<(), ContentError> {
-        let Some((at, bit)) = self.place(cluster) else {
-            return Err(ContentError::corrupt(
+    /// Refuses clusters that are used where there are no counts.
+    fn none(&self, mut clusters: core::ops::Range<u64>) -> Result<(), ContentError> {
+        match clusters.any(|cluster| self.get(cluster) > 0) {
+            false => Ok(()),
+            true => Err(ContentError::corrupt(
                 "it was not closed by who wrote it last, and its reference counts lack a block",
-            ));
-        };
-        let bits = 1u32 << self.order;
-        if bits < 64 && count >= 1 << bits {
-            return Err(ContentError::corrupt(format!("{count} uses of cluster {cluster}")));
+            )),
         }
-        let len = (bits as usize).div_ceil(8);
-        let mut value = count;
-        if self.order < 3 {
-            let mut byte = [0];
-            content.read(at, &mut byte)?;
-            value = u64::from(byte[0]) & !(((1 << bits) - 1) << bit) | count << bit;
-        }
-        Ok(file.write_all_at(&value.to_be_bytes()[8 - len..], at)?)
     }
-}
-
-/// Numbers of a table.
-pub(super) fn read_u64s(
-    content: &dyn Content,
-    at: u64,
-    bytes: u64,
-) -> Result<Vec<u64>, ContentError> {
-    let mut raw = alloc::vec![0; bytes as usize];
-    content.read(at, &mut raw)?;
-    Ok(raw.chunks_exact(8).map(|b| u64::from_be_bytes(b.try_into().unwrap_or_default())).collect())
 }

@@ -1,11 +1,14 @@
 //! An internal snapshot of a qcow2 image, read as it was. `imago` knows the current state alone.
 
+use super::super::Format;
+use super::super::content::{ContentError, FileContent, Meter, each_entry, room};
 use super::super::error::ImageError;
-use super::super::file::{self, Access};
+use super::super::file::Access;
 use super::super::library::LibraryImage;
 use super::chain::Layer;
 use super::header::{Header, Snapshot};
 use super::open_below;
+use super::tables::OFFSET;
 use crate::engine::store::Store;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -14,8 +17,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// `L1E_OFFSET_MASK`, `L2E_OFFSET_MASK`.
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// `QCOW_OFLAG_COMPRESSED`.
 const COMPRESSED: u64 = 1 << 62;
 /// `QCOW_OFLAG_ZERO`.
@@ -38,26 +39,37 @@ pub(super) fn find<'a>(layer: &'a Layer, name: &str) -> Result<&'a Snapshot, Ima
     found.ok_or_else(|| {
         let names: Vec<&str> = all.iter().map(|s| s.name.as_str()).collect();
         let there = if names.is_empty() { "none".into() } else { names.join(", ") };
-        ImageError::NoSnapshot { path: layer.path.clone(), name: name.to_string(), there }
+        ImageError::NoSnapshot { path: layer.path().into(), name: name.to_string(), there }
     })
+}
+
+fn first_level(file: &File, snapshot: &Snapshot, meter: &Meter) -> Result<Vec<u64>, ContentError> {
+    let (at, entries) = (snapshot.l1.0, u64::from(snapshot.l1.1));
+    meter.keep(entries * 8)?;
+    let mut l1 = room(entries)?;
+    each_entry(&FileContent::new(file, meter)?, at, entries, |_, entry| {
+        l1.push(u64::from_be_bytes(entry));
+        Ok(())
+    })?;
+    Ok(l1)
 }
 
 impl SnapshotStore {
     /// Opens one. The header has been checked: its table lies inside the file.
-    pub fn open(layer: &Layer, snapshot: &Snapshot) -> Result<Self, ImageError> {
+    pub fn open(layer: &Layer, snapshot: &Snapshot, meter: &Meter) -> Result<Self, ImageError> {
         let access = Access { write: false, direct: false, lock: true };
-        let (file, _) = file::open(&layer.path, access)?;
-        let other = |error| ImageError::Other { path: layer.path.clone(), error };
-        let (at, entries) = snapshot.l1;
-        let mut bytes = alloc::vec![0; entries as usize * 8];
-        file.read_exact_at(&mut bytes, at).map_err(other)?;
-        let entry = |b: &[u8]| u64::from_be_bytes(b.try_into().unwrap_or_default());
+        let file = layer.file.open(access)?;
+        let l1 = first_level(&file, snapshot, meter);
+        let l1 = l1.map_err(|error| ImageError::Content {
+            path: layer.path().into(),
+            format: Format::Qcow2,
+            error,
+        })?;
         let below = match &layer.below {
             Some(below) => Some(open_below(below, access)?),
             None => None,
         };
         let Header { cluster_bits, version, .. } = layer.header;
-        let l1 = bytes.chunks_exact(8).map(entry).collect();
         Ok(Self { file, cluster_bits, zeroes: version >= 3, l1, below })
     }
 

@@ -9,11 +9,11 @@
 //! away at once, while on the medium they may still be what is read: so until that is over
 //! nobody else calls it.
 
-use super::super::file::{self, Access};
+use super::super::content::Meter;
+use super::super::file::Access;
 use super::super::library::{Library, LibraryImage, flush};
 use super::super::{Format, ImageError};
 use super::chain::Layer;
-use super::header::Header;
 use super::order::Order;
 use super::{open_layer, refcounts};
 use crate::engine::store::Store;
@@ -33,27 +33,30 @@ pub(super) struct Written {
 
 struct Mark {
     file: File,
-    header: Header,
+    /// Its incompatible features.
+    features: u64,
     /// Whether the image is in order.
     closed: bool,
 }
 
 impl Written {
-    pub fn open(layer: &Layer, access: Access) -> Result<Self, ImageError> {
-        let (path, header) = (&layer.path, layer.header.clone());
-        let other = |error| ImageError::Other { path: path.clone(), error };
+    pub fn open(layer: &Layer, access: Access, meter: &Meter) -> Result<Self, ImageError> {
+        let (path, header) = (layer.path(), &layer.header);
+        let other = |error| ImageError::Other { path: path.into(), error };
         let content =
-            |error| ImageError::Content { path: path.clone(), format: Format::Qcow2, error };
-        // The library locks it.
-        let (file, _) = file::open(path, Access { direct: false, lock: false, ..access })?;
-        let order = Order::new(file.try_clone().map_err(other)?, &header).map_err(content)?;
+            |error| ImageError::Content { path: path.into(), format: Format::Qcow2, error };
+        // The library locks it, and keeps this table, which it has no use for where it only reads.
+        let file = layer.file.open(Access { direct: false, lock: false, ..access })?;
+        meter.keep(header.refcounts.1).map_err(content)?;
+        let order = Order::new(file.try_clone().map_err(other)?, header, meter).map_err(content)?;
         let (order, cluster) = (Arc::new(order), header.cluster());
         let open = || open_layer(layer, access, Some(order.clone()));
         let library = Library::open(path, Format::Qcow2, true, open)?;
         let mut mark = None;
         if header.version >= 3 {
-            refcounts::set_dirty(&file, &header, true).map_err(other)?;
-            mark = Some(Mark { file, header, closed: false });
+            let features = header.incompatible;
+            refcounts::set_dirty(&file, features, true).map_err(other)?;
+            mark = Some(Mark { file, features, closed: false });
         }
         Ok(Self { library, order, mark, cluster })
     }
@@ -168,7 +171,7 @@ impl Drop for Written {
 impl Drop for Mark {
     fn drop(&mut self) {
         if self.closed
-            && let Err(error) = refcounts::set_dirty(&self.file, &self.header, false)
+            && let Err(error) = refcounts::set_dirty(&self.file, self.features, false)
         {
             tracing::error!(%error, "a disk image stays marked as not closed");
         }

@@ -2,18 +2,21 @@
 //!
 //! A block begins with a bitmap of the sectors that hold data; others read as zeroes. New blocks are
 //! put where the footer was, with the footer behind them, which is on the medium before anything
-//! is put in the place of the other: an image without one is taken for one that was cut short.
-//! Nothing else needs an order: a block that is named and was lost reads as the zeroes that were
-//! there before.
+//! is put in the place of the other. Nothing else needs an order: a block that is named and was lost
+//! reads as the zeroes that were there before.
+//!
+//! A block device does not grow: its footer is at its end, and new blocks are put behind the last.
+//! What was there before is not zeroes, so that these are on the medium before the block is named.
 
-use super::super::content::{Bytes, ContentError};
+use super::super::content::{Content, ContentError, FileContent, Meter, each_entry, room};
+use super::super::file::punch;
 use super::footer::{FOOTER, Footer, Kind};
-use crate::engine::store::Store;
+use crate::engine::store::{FileStore, Store};
 use alloc::format;
 use alloc::vec::Vec;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::sync::{PoisonError, RwLock};
 
 const SECTOR: u64 = 512;
@@ -28,42 +31,68 @@ pub(super) struct Dynamic {
     block: u64,
     /// Bytes of a block's bitmap, in whole sectors.
     bitmap: u64,
+    /// Where a block device's footer is.
+    device_end: Option<u64>,
     state: RwLock<State>,
 }
 
 struct State {
     /// In which sector each block begins.
     blocks: Vec<u32>,
-    /// Where the footer is, and the next block will be.
+    /// Where the next block will be, and in a file the footer is.
     end: u64,
 }
 
 impl Dynamic {
-    pub fn open(file: File, footer: &Footer) -> Result<Self, ContentError> {
-        let Kind::Dynamic { table, blocks, block } = footer.kind else {
+    /// One that is locked. If it is to be written, a footer that is missing is written again.
+    pub fn open(
+        file: File,
+        footer: &Footer,
+        write: bool,
+        meter: &Meter,
+    ) -> Result<Self, ContentError> {
+        let Kind::Dynamic { table, blocks: count, block } = footer.kind else {
             return Err(ContentError::corrupt("it is not a dynamic image"));
         };
-        let len = file.metadata()?.len();
-        let mut bytes = alloc::vec![0; blocks as usize * 4];
-        file.read_exact_at(&mut bytes, table)?;
-        let blocks: Vec<u32> = bytes.chunks_exact(4).map(|b| Bytes(b).u32(0)).collect();
+        let content = FileContent::new(&file, meter)?;
+        let mut blocks = room(count.into())?;
+        let mut places = Vec::new();
+        each_entry(&content, table, count.into(), |_, entry| {
+            let place = u32::from_be_bytes(entry);
+            if place != UNUSED {
+                places.try_reserve(1).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+                places.push(place);
+            }
+            blocks.push(place);
+            Ok(())
+        })?;
         let bitmap = (u64::from(block) / SECTOR / 8).next_multiple_of(SECTOR);
-        let (whole, end) = (bitmap + u64::from(block), len - FOOTER);
-        let first = (table + bytes.len() as u64).div_ceil(SECTOR);
-        let mut places: Vec<u64> =
-            blocks.iter().filter(|b| **b != UNUSED).map(|b| u64::from(*b)).collect();
+        let whole = bitmap + u64::from(block);
+        let first = (table + u64::from(count) * 4).div_ceil(SECTOR);
         places.sort_unstable();
-        let apart = places.windows(2).all(|two| two[0] + whole / SECTOR <= two[1]);
-        if !apart || places.first().is_some_and(|place| *place < first) {
+        let place = |place: u32| u64::from(place);
+        let apart = places.windows(2).all(|two| place(two[0]) + whole / SECTOR <= place(two[1]));
+        if !apart || places.first().is_some_and(|one| place(*one) < first) {
             return Err(ContentError::corrupt("two things are in one place of the file"));
         }
-        if let Some(last) = places.last()
-            && last * SECTOR + whole > end
-        {
-            return Err(ContentError::truncated(format!("a block begins in sector {last}")));
+        let used = places.last().map_or(first * SECTOR, |last| place(*last) * SECTOR + whole);
+        let device = file.metadata()?.file_type().is_block_device();
+        let length = content.length();
+        let last = length.saturating_sub(FOOTER).next_multiple_of(SECTOR);
+        // A footer that is missing takes no room.
+        if used > if footer.is_copy && !device { length } else { last } {
+            let what = format!("data ends at byte {used}, and the file has {length}");
+            return Err(ContentError::truncated(what));
         }
+        let end = if device { used } else { last.max(used) };
+        if write && footer.is_copy {
+            file.write_all_at(&footer.bytes, if device { last } else { end })?;
+            file.sync_data()?;
+            tracing::warn!("a disk image had no footer at its end; its copy is there now");
+        }
+        let (bytes, device_end) = (footer.bytes, device.then_some(last));
         let state = RwLock::new(State { blocks, end });
-        Ok(Self { file, footer: footer.bytes, table, block: block.into(), bitmap, state })
+        Ok(Self { file, footer: bytes, table, block: block.into(), bitmap, device_end, state })
     }
 
     /// Where a block is in the file, if it is.
@@ -123,8 +152,14 @@ impl Dynamic {
         let number = u32::try_from(place / SECTOR).ok().filter(|n| *n != UNUSED);
         let number = number.ok_or(io::ErrorKind::FileTooLarge)?;
         let end = place + self.bitmap + self.block;
-        // The rest of the block is a hole in the file, behind the footer that was.
-        self.file.write_all_at(&self.footer, end)?;
+        match self.device_end {
+            Some(device_end) if end > device_end => return Err(io::ErrorKind::StorageFull.into()),
+            Some(_) => {
+                FileStore::new(self.file.try_clone()?)?.write_zeroes(place, end - place)?;
+            }
+            // The rest of the block is a hole in the file, behind the footer that was.
+            None => self.file.write_all_at(&self.footer, end)?,
+        }
         self.file.sync_data()?;
         self.file.write_all_at(&alloc::vec![0xff; self.bitmap as usize], place)?;
         self.file.write_all_at(from, place + self.bitmap + inside)?;
@@ -170,10 +205,8 @@ impl Store for Dynamic {
 
     /// Gives back the room of what is discarded; the blocks stay.
     fn discard(&self, at: u64, len: u64) -> io::Result<()> {
-        use rustix::fs::{FallocateFlags, fallocate};
-        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         self.parts(at, len, |_, block, inside, n| match self.place(block) {
-            Some(place) => Ok(fallocate(&self.file, hole, place + self.bitmap + inside, n as u64)?),
+            Some(place) => punch(&self.file, place + self.bitmap + inside, n as u64),
             None => Ok(()),
         })
     }

@@ -8,6 +8,10 @@ use alloc::format;
 /// Bytes of the footer.
 pub const FOOTER: u64 = 512;
 const HEADER: usize = 1024;
+/// What a footer begins with.
+const COOKIE: &[u8] = b"conectix";
+/// The type of a fixed disk.
+const FIXED: u32 = 2;
 /// Largest disk: 2040 GiB.
 const LARGEST: u64 = 2040 << 30;
 
@@ -20,6 +24,8 @@ pub struct Footer {
     pub kind: Kind,
     /// As it is in the file, to be written again.
     pub bytes: [u8; FOOTER as usize],
+    /// Whether the one at the end is missing or damaged, and this is the copy at the beginning.
+    pub is_copy: bool,
 }
 
 /// How an image is laid out.
@@ -39,7 +45,9 @@ pub enum Kind {
 }
 
 impl Footer {
-    /// Reads and checks the footer at the end of an image, and the header behind the other one.
+    /// Reads and checks the footer at the end of an image, and the header of a dynamic one. A dynamic
+    /// image begins with a copy, which is taken if the other is not in order: who was killed while
+    /// the image grew leaves no footer behind, and on a block device the end may be elsewhere.
     ///
     /// # Errors
     /// [`ContentError`].
@@ -49,18 +57,18 @@ impl Footer {
         };
         let mut bytes = [0; FOOTER as usize];
         content.read(at, &mut bytes)?;
-        if !bytes.starts_with(b"conectix") {
-            // A dynamic image begins with a copy: one that was cut short can be told by it.
-            let mut copy = [0; 8];
+        let is_copy = !is_sound(&bytes);
+        if is_copy {
+            let mut copy = [0; FOOTER as usize];
             content.read(0, &mut copy)?;
-            return Err(if copy == *b"conectix" {
-                ContentError::truncated("there is no footer at its end")
-            } else {
-                ContentError::NotThis("vhd")
-            });
-        }
-        if sum(&bytes, 64) != Bytes(&bytes).u32(64) {
-            return Err(ContentError::corrupt("the footer's checksum is wrong"));
+            if !is_sound(&copy) || Bytes(&copy).u32(60) == FIXED {
+                return Err(match [&bytes, &copy].map(|found| found.starts_with(COOKIE)) {
+                    [false, false] => ContentError::NotThis("vhd"),
+                    [true, _] => ContentError::corrupt("the footer's checksum is wrong"),
+                    [false, true] => ContentError::truncated("there is no footer at its end"),
+                });
+            }
+            bytes = copy;
         }
         let fields = Bytes(&bytes);
         let size = fields.u64(48);
@@ -68,18 +76,23 @@ impl Footer {
             return Err(ContentError::corrupt(format!("a disk of {size} bytes")));
         }
         let kind = match fields.u32(60) {
-            2 if size > at => {
+            FIXED if size > at => {
                 return Err(ContentError::truncated(format!(
                     "{size} bytes, with {at} of them there"
                 )));
             }
-            2 => Kind::Fixed,
+            FIXED => Kind::Fixed,
             3 => read_header(content, fields.u64(16), size)?,
-            4 => return Err(ContentError::unsupported("a parent image")),
+            4 => return Err(ContentError::Parent),
             other => return Err(ContentError::corrupt(format!("disk type {other}"))),
         };
-        Ok(Self { size, kind, bytes })
+        Ok(Self { size, kind, bytes, is_copy })
     }
+}
+
+/// Whether it is a footer, whole.
+fn is_sound(bytes: &[u8; FOOTER as usize]) -> bool {
+    bytes.starts_with(COOKIE) && sum(bytes, 64) == Bytes(bytes).u32(64)
 }
 
 fn read_header(content: &dyn Content, at: u64, size: u64) -> Result<Kind, ContentError> {
@@ -96,13 +109,14 @@ fn read_header(content: &dyn Content, at: u64, size: u64) -> Result<Kind, Conten
     if !block.is_power_of_two() || !(4096..=256 << 20).contains(&block) {
         return Err(ContentError::corrupt(format!("blocks of {block} bytes")));
     }
-    if u64::from(blocks) < size.div_ceil(block.into()) || u64::from(blocks) > LARGEST / 4096 {
+    if u64::from(blocks) < size.div_ceil(block.into()) {
         return Err(ContentError::corrupt(format!("{blocks} blocks, for a disk of {size} bytes")));
     }
+    // What lies behind the disk's end is of no use.
+    let blocks = u32::try_from(size.div_ceil(block.into())).unwrap_or(blocks);
+    content.meter().keep(u64::from(blocks) * 4)?;
     match table.checked_add(u64::from(blocks) * 4) {
         Some(end) if end <= content.length() && table.is_multiple_of(512) => {
-            // What lies behind the disk's end is of no use.
-            let blocks = u32::try_from(size.div_ceil(block.into())).unwrap_or(blocks);
             Ok(Kind::Dynamic { table, blocks, block })
         }
         _ => Err(ContentError::truncated("the table of blocks is behind the end of the file")),

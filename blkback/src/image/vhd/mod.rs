@@ -3,7 +3,7 @@
 mod dynamic;
 pub mod footer;
 
-use super::content::{ContentError, FileContent};
+use super::content::{ContentError, FileContent, Meter};
 use super::error::ImageError;
 use super::file::{self, Access};
 use super::{Format, ImageOptions, Kept, raw};
@@ -19,7 +19,8 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Kept, Geometry
     let write = !options.read_only;
     let wrap = |error| ImageError::Content { path: path.into(), format: Format::Vhd, error };
     let (file, _) = file::open(path, Access { write, direct: false, lock: true })?;
-    let footer = Footer::read(&FileContent::new(&file).map_err(|e| wrap(e.into()))?);
+    let meter = Meter::default();
+    let footer = Footer::read(&FileContent::new(&file, &meter).map_err(|e| wrap(e.into()))?);
     let footer = footer.map_err(wrap)?;
     let mut geometry = raw::geometry(path, footer.size, 512, 4096, options.read_only)?;
     Ok(match footer.kind {
@@ -37,15 +38,16 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Kept, Geometry
             // Blocks are not given back, only what is in them.
             geometry.discard =
                 write.then_some(Discard { granularity: block, alignment: 0, secure: false });
-            (Kept::Store(Arc::new(Dynamic::open(file, &footer).map_err(wrap)?)), geometry)
+            let dynamic = Dynamic::open(file, &footer, write, &meter).map_err(wrap)?;
+            (Kept::Store(Arc::new(dynamic)), geometry)
         }
     })
 }
 
 /// Checks what the footer does not say.
-pub(super) fn check(file: File, footer: &Footer) -> Result<(), ContentError> {
+pub(super) fn check(file: File, footer: &Footer, meter: &Meter) -> Result<(), ContentError> {
     match footer.kind {
         Kind::Fixed => Ok(()),
-        Kind::Dynamic { .. } => Dynamic::open(file, footer).map(drop),
+        Kind::Dynamic { .. } => Dynamic::open(file, footer, false, meter).map(drop),
     }
 }

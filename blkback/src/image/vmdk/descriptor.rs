@@ -5,6 +5,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+/// Extents of a disk: 4 TiB in files of 2 GiB. Each takes a descriptor of this process.
+const MOST_EXTENTS: usize = 2048;
+
 /// What a descriptor says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Descriptor {
@@ -27,13 +30,13 @@ pub struct Extent {
     pub kept: Kept,
 }
 
-/// What an extent is kept in.
+/// What an extent is kept in. Names of files are bytes, in no encoding that could be relied on.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Kept {
     /// A file, as it is, from a sector on.
-    Flat(String, u64),
+    Flat(Vec<u8>, u64),
     /// A file of grains.
-    Sparse(String),
+    Sparse(Vec<u8>),
     /// Nothing: it reads as zeroes.
     Zero,
 }
@@ -43,14 +46,15 @@ impl Descriptor {
     ///
     /// # Errors
     /// [`ContentError`].
-    pub fn parse(text: &str) -> Result<Self, ContentError> {
-        if !text.starts_with("# Disk DescriptorFile") {
+    pub fn parse(text: &[u8]) -> Result<Self, ContentError> {
+        if !text.starts_with(b"# Disk DescriptorFile") {
             return Err(ContentError::NotThis("vmdk"));
         }
         let mut this = Self { kind: String::new(), content_id: None, extents: Vec::new() };
         let mut at = 0;
-        for line in text.split_inclusive('\n') {
-            this.line(at, line.trim_end_matches(['\0', '\r', '\n', ' ']))?;
+        for line in text.split_inclusive(|byte| *byte == b'\n') {
+            let end = line.iter().rposition(|byte| !b"\0\r\n ".contains(byte));
+            this.line(at, line.get(..end.map_or(0, |end| end + 1)).unwrap_or_default())?;
             at += line.len() as u64;
         }
         if this.extents.is_empty() {
@@ -59,18 +63,22 @@ impl Descriptor {
         Ok(this)
     }
 
-    fn line(&mut self, at: u64, line: &str) -> Result<(), ContentError> {
-        if let Some(id) = line.strip_prefix("CID=") {
+    fn line(&mut self, at: u64, line: &[u8]) -> Result<(), ContentError> {
+        if let Some(id) = line.strip_prefix(b"CID=") {
             let digits = id.len();
-            let is_id = (1..=8).contains(&digits) && id.bytes().all(|b| b.is_ascii_hexdigit());
+            let is_id = (1..=8).contains(&digits) && id.iter().all(u8::is_ascii_hexdigit);
             self.content_id = is_id.then_some((at + 4, digits));
-        } else if let Some(parent) = line.strip_prefix("parentCID=") {
-            if !parent.eq_ignore_ascii_case("ffffffff") {
-                return Err(ContentError::unsupported("a parent image"));
+        } else if let Some(parent) = line.strip_prefix(b"parentCID=") {
+            if !parent.eq_ignore_ascii_case(b"ffffffff") {
+                return Err(ContentError::Parent);
             }
-        } else if let Some(kind) = line.strip_prefix("createType=") {
-            self.kind = kind.trim_matches('"').into();
+        } else if let Some(kind) = line.strip_prefix(b"createType=") {
+            self.kind = String::from_utf8_lossy(kind).trim_matches('"').into();
         } else if let Some(extent) = Extent::parse(line)? {
+            if self.extents.len() == MOST_EXTENTS {
+                let what = format!("more than {MOST_EXTENTS} extents");
+                return Err(ContentError::unsupported(what));
+            }
             self.extents.push(extent);
         }
         Ok(())
@@ -79,37 +87,57 @@ impl Descriptor {
 
 impl Extent {
     /// `RW 8192 FLAT "a-flat.vmdk" 0`, in sectors.
-    fn parse(line: &str) -> Result<Option<Self>, ContentError> {
-        let wrong = || ContentError::corrupt(format!("its descriptor says {line:?}"));
-        let (head, rest) = line.split_once('"').unwrap_or((line, ""));
-        let mut words = head.split_whitespace();
+    fn parse(line: &[u8]) -> Result<Option<Self>, ContentError> {
+        let wrong = || {
+            let line = String::from_utf8_lossy(line);
+            ContentError::corrupt(format!("its descriptor says {line:?}"))
+        };
+        let (head, rest) = split(line, b'"').unwrap_or((line, b""));
+        let mut words = words(head);
         let write = match words.next() {
-            Some("RW") => true,
-            Some("RDONLY") => false,
-            Some("NOACCESS") => return Err(ContentError::unsupported("an extent of no access")),
+            Some(b"RW") => true,
+            Some(b"RDONLY") => false,
+            Some(b"NOACCESS") => return Err(ContentError::unsupported("an extent of no access")),
             _ => return Ok(None),
         };
-        let sectors: u64 = words.next().and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
+        let sectors: u64 = words.next().and_then(number).ok_or_else(wrong)?;
         let kind = words.next().ok_or_else(wrong)?;
-        let name = || rest.split_once('"').filter(|(name, _)| !name.is_empty()).ok_or_else(wrong);
+        let name = || split(rest, b'"').filter(|(name, _)| !name.is_empty()).ok_or_else(wrong);
         let kept = match kind {
-            "FLAT" | "VMFS" => {
+            b"FLAT" | b"VMFS" => {
                 let (name, offset) = name()?;
-                let offset = match offset.split_whitespace().next() {
-                    Some(offset) => offset.parse().map_err(|_| wrong())?,
+                let offset = match self::words(offset).next() {
+                    Some(offset) => number(offset).ok_or_else(wrong)?,
                     None => 0,
                 };
                 Kept::Flat(name.into(), offset)
             }
-            "SPARSE" => Kept::Sparse(name()?.0.into()),
-            "ZERO" => Kept::Zero,
-            other => return Err(ContentError::unsupported(format!("an extent of kind {other}"))),
+            b"SPARSE" => Kept::Sparse(name()?.0.into()),
+            b"ZERO" => Kept::Zero,
+            other => {
+                let what = format!("an extent of kind {}", String::from_utf8_lossy(other));
+                return Err(ContentError::unsupported(what));
+            }
         };
         if sectors == 0 || sectors > u64::MAX / 1024 {
             return Err(wrong());
         }
         Ok(Some(Self { sectors, write, kept }))
     }
+}
+
+/// What is before a byte and behind it.
+fn split(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
+    let at = text.iter().position(|byte| *byte == at)?;
+    Some((text.get(..at)?, text.get(at + 1..)?))
+}
+
+fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty())
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    core::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -126,7 +154,7 @@ mod tests {
             "{HEAD}\n# Extent description\nRW 63 FLAT \"a b.vmdk\" 7\nRDONLY 1 VMFS \"c\"\n\
              RW 2 SPARSE \"d\"\nRW 3 ZERO\n\n#DDB\nddb.x = \"RW\"\n\0\0\0"
         );
-        let found = Descriptor::parse(&text).unwrap();
+        let found = Descriptor::parse(text.as_bytes()).unwrap();
         let extent = |sectors, write, kept| Extent { sectors, write, kept };
         assert_eq!(
             found.extents,
@@ -159,8 +187,8 @@ mod tests {
             "NOACCESS 1 FLAT \"a\" 0",
             "RW 1 ZERO\nparentCID=12c2909a",
         ] {
-            assert!(Descriptor::parse(&format!("{HEAD}{line}\n")).is_err(), "{line}");
+            assert!(Descriptor::parse(format!("{HEAD}{line}\n").as_bytes()).is_err(), "{line}");
         }
-        assert!(Descriptor::parse("RW 1 ZERO").is_err());
+        assert!(Descriptor::parse(b"RW 1 ZERO").is_err());
     }
 }

@@ -3,9 +3,9 @@
 //! After VMware's "Virtual Disk Format 5.0". Limits beyond what it says are QEMU's own
 //! (`block/vmdk.c`): what they exclude, QEMU does not open either.
 
-use super::super::content::{Bytes, Content, ContentError};
+use super::super::content::{Bytes, Content, ContentError, buffer};
 use alloc::format;
-use alloc::string::String;
+use alloc::vec::Vec;
 
 /// Bytes of a sector, in which all of the format is counted.
 pub const SECTOR: u64 = 512;
@@ -17,7 +17,7 @@ const ZEROED_GRAINS: u32 = 1 << 2;
 const COMPRESSED: u32 = 1 << 16;
 /// The directory is named by another header, at the end of the extent.
 const AT_END: u64 = u64::MAX;
-/// Entries in memory, of 4 bytes: a disk of 4 TiB with grains of 64 KiB.
+/// Entries, of 4 bytes, which are read when the disk is opened: 4 TiB with grains of 64 KiB.
 const MOST_ENTRIES: u64 = 1 << 26;
 /// The longest descriptor: QEMU's is 20 sectors.
 pub const LONGEST_DESCRIPTOR: u64 = 1 << 20;
@@ -50,6 +50,13 @@ pub struct Header {
 }
 
 impl Header {
+    /// Whether an entry of a grain table names a grain: 0 is one that was never written, and 1 may
+    /// be one of zeroes.
+    #[must_use]
+    pub const fn has(&self, entry: u32) -> bool {
+        entry != 0 && !(entry == 1 && self.zeroed_grains)
+    }
+
     /// Reads and checks it.
     ///
     /// # Errors
@@ -154,10 +161,10 @@ impl Header {
     ///
     /// # Errors
     /// [`ContentError`].
-    pub fn read_descriptor(&self, content: &dyn Content) -> Result<Option<String>, ContentError> {
+    pub fn read_descriptor(&self, content: &dyn Content) -> Result<Option<Vec<u8>>, ContentError> {
         let Some((at, len)) = self.descriptor else { return Ok(None) };
-        let mut text = alloc::vec![0; len as usize];
+        let mut text = buffer(len)?;
         content.read(at, &mut text)?;
-        Ok(Some(String::from_utf8_lossy(&text).into_owned()))
+        Ok(Some(text))
     }
 }

@@ -6,9 +6,10 @@ mod descriptor;
 mod header;
 mod sparse;
 
-use super::content::{Content, ContentError, FileContent};
+use super::content::{Content, ContentError, FileContent, Meter, buffer};
 use super::error::ImageError;
-use super::file::{self, Access};
+use super::file::{Access, FileHandle};
+use super::reference::{ImageRoots, ReferencePolicy};
 use super::{Format, ImageOptions, Opened, raw};
 use crate::engine::Discard;
 use crate::engine::store::{FileStore, Store};
@@ -20,16 +21,22 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use descriptor::{Descriptor, Kept};
 use header::{Header, LONGEST_DESCRIPTOR, SECTOR};
 use sparse::Sparse;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::Path;
 use std::time::SystemTime;
 
 /// Opens one.
-pub(super) fn open(path: &Path, options: ImageOptions) -> Result<Opened, ImageError> {
+pub(super) fn open(
+    path: &Path,
+    options: ImageOptions,
+    policy: &ReferencePolicy,
+) -> Result<Opened, ImageError> {
     let access = Access { write: !options.read_only, direct: options.direct, lock: true };
-    let vmdk = Vmdk::open(path, access)?;
+    let vmdk = Vmdk::open(path, access, policy)?;
     let mut geometry = raw::geometry(path, vmdk.size(), 512, 4096, options.read_only)?;
     geometry.discard = access.write.then_some(Discard {
         granularity: geometry.physical_sector_size,
@@ -40,8 +47,11 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<Opened, ImageEr
 }
 
 /// Bytes of the disk, and what there is to say of it, looked up without a lock.
-pub(super) fn look(path: &Path) -> Result<(u64, Vec<String>), ImageError> {
-    let vmdk = Vmdk::open(path, Access { write: false, direct: false, lock: false })?;
+pub(super) fn look(
+    path: &Path,
+    policy: &ReferencePolicy,
+) -> Result<(u64, Vec<String>), ImageError> {
+    let vmdk = Vmdk::open(path, Access { write: false, direct: false, lock: false }, policy)?;
     let mut words = alloc::vec![vmdk.kind.clone()];
     if vmdk.extents.len() > 1 {
         words.push(format!("{} extents", vmdk.extents.len()));
@@ -83,15 +93,22 @@ enum Data {
 }
 
 impl Vmdk {
-    fn open(path: &Path, access: Access) -> Result<Self, ImageError> {
+    fn open(path: &Path, access: Access, policy: &ReferencePolicy) -> Result<Self, ImageError> {
         let fail = |path: &Path| {
             let path = path.to_path_buf();
             move |error| ImageError::Content { path, format: Format::Vmdk, error }
         };
         // Tables and text are of any length, and cannot be read around the cache.
         let buffered = Access { direct: false, ..access };
-        let (first, _) = file::open(path, buffered)?;
-        let found = Found::read(&first).map_err(fail(path))?;
+        let image = FileHandle::locate(path)?;
+        let roots = ImageRoots::of(&image, policy)?;
+        let locate = |name: &[u8]| {
+            let name = Path::new(OsStr::from_bytes(name));
+            if access.write { roots.find_written(&image, name) } else { roots.find(&image, name) }
+        };
+        let first = image.open(buffered)?;
+        let meter = Meter::default();
+        let found = Found::read(&first, &meter).map_err(fail(path))?;
         let descriptor = Descriptor::parse(&found.text).map_err(fail(path))?;
         let id =
             first.try_clone().map_err(|error| ImageError::Other { path: path.into(), error })?;
@@ -119,22 +136,22 @@ impl Vmdk {
             let data = match (whole.take(), extent.kept) {
                 // All in one file, whatever the file was called when that was written.
                 (Some((file, header)), Kept::Sparse(_)) => {
-                    open_sparse(path, file, header, bytes, access.write)?
+                    open_sparse(path, file, header, bytes, access.write, &meter)?
                 }
                 (Some(_), _) => {
                     return Err(fail(path)(ContentError::corrupt("its one extent is not sparse")));
                 }
                 (None, Kept::Zero) => Data::Zero,
                 (None, Kept::Flat(name, offset)) => {
-                    let name = beside(path, &name).map_err(fail(path))?;
-                    open_flat(&name, offset * SECTOR, bytes, access)?
+                    open_flat(&locate(&name)?, offset * SECTOR, bytes, access, &meter)?
                 }
                 (None, Kept::Sparse(name)) => {
-                    let name = beside(path, &name).map_err(fail(path))?;
-                    let (file, _) = file::open(&name, buffered)?;
-                    let content = FileContent::new(&file).map_err(|e| fail(&name)(e.into()))?;
-                    let header = Header::read(&content).map_err(fail(&name))?;
-                    open_sparse(&name, file, header, bytes, access.write)?
+                    let extent = locate(&name)?;
+                    let file = extent.open(buffered)?;
+                    let content = FileContent::new(&file, &meter);
+                    let content = content.map_err(|e| fail(extent.path())(e.into()))?;
+                    let header = Header::read(&content).map_err(fail(extent.path()))?;
+                    open_sparse(extent.path(), file, header, bytes, access.write, &meter)?
                 }
             };
             this.extents.push(Extent { at, end, data });
@@ -183,24 +200,22 @@ impl Vmdk {
 /// What is in the file that an image is named by.
 struct Found {
     /// The descriptor, and where it begins.
-    text: String,
+    text: Vec<u8>,
     at: u64,
     /// If that is inside a sparse extent.
     sparse: Option<Header>,
 }
 
 impl Found {
-    fn read(file: &File) -> Result<Self, ContentError> {
-        let content = FileContent::new(file)?;
+    fn read(file: &File, meter: &Meter) -> Result<Self, ContentError> {
+        let content = FileContent::new(file, meter)?;
         let mut head = [0; 4];
         content.read(0, &mut head)?;
         match &head {
             b"KDMV" => {
                 let header = Header::read(&content)?;
                 let text = header.read_descriptor(&content)?;
-                let text = text.ok_or_else(|| {
-                    ContentError::unsupported("no descriptor: it is one of several extents")
-                })?;
+                let text = text.ok_or(ContentError::Extent)?;
                 let at = header.descriptor.map_or(0, |(at, _)| at);
                 Ok(Self { text, at, sparse: Some(header) })
             }
@@ -210,9 +225,8 @@ impl Found {
                 if len > LONGEST_DESCRIPTOR {
                     return Err(ContentError::corrupt(format!("its descriptor has {len} bytes")));
                 }
-                let mut text = alloc::vec![0; len as usize];
+                let mut text = buffer(len)?;
                 content.read(0, &mut text)?;
-                let text = String::from_utf8_lossy(&text).into_owned();
                 Ok(Self { text, at: 0, sparse: None })
             }
             _ => Err(ContentError::NotThis("vmdk")),
@@ -220,21 +234,18 @@ impl Found {
     }
 }
 
-/// An extent's file lies beside its descriptor, and is nothing else: a descriptor from elsewhere must
-/// not name any file of this host.
-fn beside(path: &Path, name: &str) -> Result<PathBuf, ContentError> {
-    if name.contains('/') || name == ".." || name == "." {
-        let what = format!("an extent that is not beside it ({name})");
-        return Err(ContentError::unsupported(what));
-    }
-    Ok(path.with_file_name(name))
-}
-
-fn open_flat(path: &Path, offset: u64, bytes: u64, access: Access) -> Result<Data, ImageError> {
+fn open_flat(
+    extent: &FileHandle,
+    offset: u64,
+    bytes: u64,
+    access: Access,
+    meter: &Meter,
+) -> Result<Data, ImageError> {
+    let path = extent.path();
     // Calls come from memory of any alignment.
-    let (file, _) = file::open(path, Access { direct: false, ..access })?;
+    let file = extent.open(Access { direct: false, ..access })?;
     let content = |error| ImageError::Content { path: path.into(), format: Format::Vmdk, error };
-    let there = FileContent::new(&file).map_err(|error| content(error.into()))?.length();
+    let there = FileContent::new(&file, meter).map_err(|error| content(error.into()))?.length();
     let end = offset.saturating_add(bytes);
     if end > there {
         let what = format!("it needs {end} bytes, and has {there}");
@@ -251,16 +262,19 @@ fn open_sparse(
     header: Header,
     bytes: u64,
     write: bool,
+    meter: &Meter,
 ) -> Result<Data, ImageError> {
     let content = |error| ImageError::Content { path: path.into(), format: Format::Vmdk, error };
     if header.sectors * SECTOR < bytes {
         let what = format!("an extent of {} sectors for {bytes} bytes", header.sectors);
         return Err(content(ContentError::corrupt(what)));
     }
-    if write && (header.compressed || header.version >= 3) {
+    let kind = file.metadata().map_err(|error| content(error.into()))?.file_type();
+    // A block device does not grow.
+    if write && (header.compressed || header.version >= 3 || kind.is_block_device()) {
         return Err(ImageError::OnlyRead(format!("vmdk:{}", path.display())));
     }
-    Ok(Data::Sparse(Sparse::open(file, header, write).map_err(content)?))
+    Ok(Data::Sparse(Sparse::open(file, header, write, meter).map_err(content)?))
 }
 
 impl Store for Vmdk {

@@ -8,7 +8,8 @@
 //! then, which is also how an image looks that was cut short: as long as it is written, the
 //! header says that it was not closed.
 
-use super::super::content::{Bytes, Content, ContentError, FileContent};
+use super::super::content::{Bytes, Content, ContentError, FileContent, Meter, each_entry, room};
+use super::super::file::punch;
 use super::header::{Header, SECTOR, UNCLEAN};
 use alloc::format;
 use alloc::string::String;
@@ -19,10 +20,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{PoisonError, RwLock};
 
-/// A grain that was never written.
-const UNUSED: u32 = 0;
-/// A grain of zeroes, if the header says so.
-const ZEROED: u32 = 1;
+/// Bytes before the data of a compressed grain: its first sector of the disk, and its length.
+const MARKER: usize = 12;
 
 /// A sparse extent that is open.
 pub(super) struct Sparse {
@@ -35,17 +34,21 @@ pub(super) struct Sparse {
 struct State {
     /// In which sector each table is, and its other copy.
     tables: Vec<[u32; 2]>,
-    /// In which sector each grain begins.
-    grains: Vec<u32>,
     /// Where the file ends, and the next grain will be.
     end: u64,
 }
 
 impl Sparse {
     /// One that is locked. If it is to be written it is marked as not closed.
-    pub fn open(file: File, header: Header, write: bool) -> Result<Self, ContentError> {
-        let state = State::read(&file, &header)?;
-        if !write && state.end > file.metadata()?.len() {
+    pub fn open(
+        file: File,
+        header: Header,
+        write: bool,
+        meter: &Meter,
+    ) -> Result<Self, ContentError> {
+        let content = FileContent::new(&file, meter)?;
+        let state = State::read(&content, &header)?;
+        if !write && state.end > content.length() {
             return Err(ContentError::corrupt(
                 "it was not closed by who wrote it last; attached to be written it is repaired",
             ));
@@ -90,19 +93,27 @@ impl Sparse {
         self.file.sync_data()
     }
 
-    fn grain(&self, number: u64) -> io::Result<u32> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let found = usize::try_from(number).ok().and_then(|n| state.grains.get(n).copied());
-        found.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    /// Where a grain's data is in the file, if it is. That is read each time: the tables of a disk
+    /// of terabytes take more memory than a disk may.
+    fn place(&self, number: u64) -> io::Result<Option<u64>> {
+        self.place_in(&self.state.read().unwrap_or_else(PoisonError::into_inner), number)
     }
 
-    /// Where a grain's data is in the file, if it is.
-    fn place(&self, number: u64) -> io::Result<Option<u64>> {
-        Ok(match self.grain(number)? {
-            UNUSED => None,
-            ZEROED if self.header.zeroed_grains => None,
-            sector => Some(u64::from(sector) * SECTOR),
-        })
+    fn place_in(&self, state: &State, number: u64) -> io::Result<Option<u64>> {
+        let (table, inside) = (number / self.header.entries, number % self.header.entries);
+        let tables = usize::try_from(table).ok().and_then(|table| state.tables.get(table));
+        let [table, _] = *tables.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut entry = [0; 4];
+        if table != 0 {
+            let at = u64::from(table) * SECTOR + inside * 4;
+            match self.file.read_exact_at(&mut entry, at) {
+                // It may lie behind the end of a file that was not closed.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                other => other?,
+            }
+        }
+        let place = Some(u32::from_le_bytes(entry)).filter(|grain| self.header.has(*grain));
+        Ok(place.map(|sector| u64::from(sector) * SECTOR))
     }
 
     pub fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
@@ -126,7 +137,7 @@ impl Sparse {
         let wrong = |what: &str| {
             io::Error::new(io::ErrorKind::InvalidData, format!("grain {number}: {what}"))
         };
-        let mut marker = [0; 12];
+        let mut marker = [0; MARKER];
         self.file.read_exact_at(&mut marker, place)?;
         let (sector, packed) = (Bytes(&marker).u64_le(0), u64::from(Bytes(&marker).u32_le(8)));
         if sector != number * self.header.grain / SECTOR {
@@ -137,7 +148,7 @@ impl Sparse {
             return Err(wrong("it is longer than it can be"));
         }
         let mut data = alloc::vec![0; packed as usize];
-        self.file.read_exact_at(&mut data, place + 12)?;
+        self.file.read_exact_at(&mut data, place + MARKER as u64)?;
         let limit = self.header.grain as usize;
         let mut whole = decompress_to_vec_zlib_with_limit(&data, limit)
             .map_err(|_| wrong("it cannot be unpacked"))?;
@@ -164,10 +175,8 @@ impl Sparse {
     /// Writes into a grain that is made for it, unless another made it meanwhile.
     fn write_new(&self, number: u64, inside: u64, data: &[u8]) -> io::Result<()> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let index = usize::try_from(number).map_err(|_| io::ErrorKind::UnexpectedEof)?;
-        let found = state.grains.get(index).copied().ok_or(io::ErrorKind::UnexpectedEof)?;
-        if found != UNUSED && !(found == ZEROED && self.header.zeroed_grains) {
-            return self.file.write_all_at(data, u64::from(found) * SECTOR + inside);
+        if let Some(place) = self.place_in(&state, number)? {
+            return self.file.write_all_at(data, place + inside);
         }
         let tables = self.tables_of(&mut state, number / self.header.entries)?;
         let (place, sector) = self.end(&mut state, self.header.grain)?;
@@ -175,9 +184,6 @@ impl Sparse {
         for table in tables.into_iter().filter(|table| *table != 0) {
             let at = u64::from(table) * SECTOR + number % self.header.entries * 4;
             self.file.write_all_at(&sector.to_le_bytes(), at)?;
-        }
-        if let Some(grain) = state.grains.get_mut(index) {
-            *grain = sector;
         }
         Ok(())
     }
@@ -216,11 +222,9 @@ impl Sparse {
 
     /// Gives back the room of what is discarded; the grains stay.
     pub fn discard(&self, at: u64, len: u64) -> io::Result<()> {
-        use rustix::fs::{FallocateFlags, fallocate};
-        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         for part in Parts::of(at, len, self.header.grain) {
             if let Some(place) = self.place(part.at / self.header.grain)? {
-                fallocate(&self.file, hole, place + part.inside, part.len)?;
+                punch(&self.file, place + part.inside, part.len)?;
             }
         }
         Ok(())
@@ -239,96 +243,154 @@ impl Drop for Sparse {
 
 impl State {
     /// Reads all tables, and checks that nothing is where something else is.
-    fn read(file: &File, header: &Header) -> Result<Self, ContentError> {
-        let content = FileContent::new(file)?;
-        let directory = read_u32s(&content, header.directory, header.tables)?;
-        let redundant = match header.redundant {
-            Some(at) => read_u32s(&content, at, header.tables)?,
-            None => alloc::vec![0; directory.len()],
-        };
-        let tables: Vec<[u32; 2]> =
-            directory.into_iter().zip(redundant).map(<[u32; 2]>::from).collect();
-        let mut places = Places::new(content.length(), header);
-        let bytes = header.entries * 4;
-        // First that each is there once: their number bounds what is read then.
-        for table in tables.iter().flatten().filter(|table| **table != 0) {
-            places.add(*table, bytes, "a grain table")?;
-        }
-        places.check()?;
-        let whole = header.sectors.div_ceil(header.grain / SECTOR);
-        let mut grains = Vec::new();
-        let room = grains.try_reserve_exact(whole as usize);
-        room.map_err(|_| ContentError::Io(io::ErrorKind::OutOfMemory.into()))?;
-        for [table, _] in &tables {
-            let count = header.entries.min(whole - grains.len() as u64);
-            match table {
-                // It may lie behind the end of a file that was not closed.
-                0 => grains.resize(grains.len() + count as usize, UNUSED),
-                table if u64::from(*table) * SECTOR + bytes > content.length() => {
-                    grains.resize(grains.len() + count as usize, UNUSED);
+    fn read(content: &dyn Content, header: &Header) -> Result<Self, ContentError> {
+        content.meter().keep(header.tables * size_of::<[u32; 2]>() as u64)?;
+        let mut tables = room(header.tables)?;
+        each_entry(content, header.directory, header.tables, |_, entry| {
+            tables.push([u32::from_le_bytes(entry), 0]);
+            Ok(())
+        })?;
+        if let Some(redundant) = header.redundant {
+            each_entry(content, redundant, header.tables, |index, entry| {
+                if let Some([_, other]) = tables.get_mut(index as usize) {
+                    *other = u32::from_le_bytes(entry);
                 }
-                table => grains.extend(read_u32s(&content, u64::from(*table) * SECTOR, count)?),
-            }
+                Ok(())
+            })?;
         }
-        let len = if header.compressed { 12 } else { header.grain };
-        let named =
-            |grain: &&u32| **grain != UNUSED && !(**grain == ZEROED && header.zeroed_grains);
-        for grain in grains.iter().filter(named) {
-            places.add(*grain, len, "a grain")?;
-        }
-        if let Some(last) = grains.iter().filter(named).max().filter(|_| header.compressed) {
-            let mut marker = [0; 12];
-            content.read(u64::from(*last) * SECTOR, &mut marker)?;
-            places.add(*last, 12 + u64::from(Bytes(&marker).u32_le(8)), "a grain")?;
-            places.taken.pop();
-        }
-        places.check()?;
-        Ok(Self { tables, grains, end: places.end() })
+        let end = Places::of(content, header, &tables)?.end();
+        Ok(Self { tables, end })
     }
 }
 
-/// What is where in the file.
-struct Places {
-    taken: Vec<(u64, u64)>,
+/// What is where in the file. Places are in sectors, as in the file.
+struct Places<'a> {
+    header: &'a Header,
     length: u64,
-    unclean: bool,
+    /// Sorted, as the others.
+    parts: Vec<(u64, u64)>,
+    tables: Vec<u32>,
+    grains: Vec<u32>,
+    /// Where the last grain ends.
+    last: u64,
 }
 
-impl Places {
-    fn new(length: u64, header: &Header) -> Self {
-        let mut taken = alloc::vec![(0, SECTOR), (header.directory, header.tables * 4)];
-        taken.extend(header.redundant.map(|at| (at, header.tables * 4)));
-        taken.extend(header.descriptor);
-        Self { taken, length, unclean: header.unclean }
+/// Grains of one extent: 256 GiB of data in grains of 64 KiB.
+const MOST_GRAINS: usize = 1 << 22;
+
+impl<'a> Places<'a> {
+    fn of(
+        content: &dyn Content,
+        header: &'a Header,
+        tables: &[[u32; 2]],
+    ) -> Result<Self, ContentError> {
+        let sectors = |(at, bytes): (u64, u64)| (at / SECTOR, (at + bytes).div_ceil(SECTOR));
+        let mut parts = alloc::vec![(0, 1), sectors((header.directory, header.tables * 4))];
+        parts.extend(header.redundant.map(|at| sectors((at, header.tables * 4))));
+        parts.extend(header.descriptor.map(sectors));
+        parts.sort_unstable();
+        let (tables_there, grains) = (room(tables.len() as u64 * 2)?, Vec::new());
+        let length = content.length();
+        let mut this = Self { header, length, parts, tables: tables_there, grains, last: 0 };
+        // First that each table is there once: their number bounds what is read then.
+        for table in tables.iter().flatten().filter(|table| **table != 0) {
+            this.inside(*table, header.entries * 4, "a grain table")?;
+            this.tables.push(*table);
+        }
+        this.tables.sort_unstable();
+        this.check()?;
+        this.read_grains(content, tables)?;
+        this.grains.sort_unstable();
+        this.check()?;
+        Ok(this)
     }
 
-    fn add(&mut self, sector: u32, bytes: u64, what: &str) -> Result<(), ContentError> {
-        let at = u64::from(sector) * SECTOR;
-        if at + bytes > self.length && !self.unclean {
+    fn read_grains(
+        &mut self,
+        content: &dyn Content,
+        tables: &[[u32; 2]],
+    ) -> Result<(), ContentError> {
+        let header = self.header;
+        let len = if header.compressed { MARKER as u64 } else { header.grain };
+        let whole = header.sectors.div_ceil(header.grain / SECTOR);
+        for (first, [table, _]) in (0..).step_by(header.entries as usize).zip(tables) {
+            let at = u64::from(*table) * SECTOR;
+            // It may lie behind the end of a file that was not closed.
+            if *table == 0 || at + header.entries * 4 > self.length {
+                continue;
+            }
+            let count = header.entries.min(whole.saturating_sub(first));
+            each_entry(content, at, count, |_, entry| {
+                let grain = u32::from_le_bytes(entry);
+                if !header.has(grain) {
+                    return Ok(());
+                }
+                self.inside(grain, len, "a grain")?;
+                if self.grains.len() == MOST_GRAINS {
+                    let what = format!("more than {MOST_GRAINS} grains in one extent");
+                    return Err(ContentError::unsupported(what));
+                }
+                let no_memory = |_| io::Error::from(io::ErrorKind::OutOfMemory);
+                self.grains.try_reserve(1).map_err(no_memory)?;
+                self.grains.push(grain);
+                Ok(())
+            })?;
+        }
+        let Some(last) = self.grains.iter().max().copied() else { return Ok(()) };
+        let mut len = len;
+        if header.compressed {
+            let mut marker = [0; MARKER];
+            content.read(u64::from(last) * SECTOR, &mut marker)?;
+            len += u64::from(Bytes(&marker).u32_le(8));
+            self.inside(last, len, "a grain")?;
+        }
+        self.last = u64::from(last) * SECTOR + len;
+        Ok(())
+    }
+
+    fn inside(&self, sector: u32, bytes: u64, what: &str) -> Result<(), ContentError> {
+        if u64::from(sector) * SECTOR + bytes > self.length && !self.header.unclean {
             return Err(ContentError::truncated(format!("{what} is in sector {sector}")));
         }
-        self.taken.push((at, bytes));
         Ok(())
     }
 
-    fn check(&mut self) -> Result<(), ContentError> {
-        self.taken.sort_unstable();
-        if self.taken.windows(2).any(|two| two[0].0 + two[0].1 > two[1].0) {
-            return Err(ContentError::corrupt("two things are in one place of the file"));
+    /// Goes through all three lists at once, in the order of places.
+    fn check(&self) -> Result<(), ContentError> {
+        let len = |bytes: u64| bytes.div_ceil(SECTOR);
+        let (table, grain) = (len(self.header.entries * 4), self.grain_sectors());
+        let mut parts = self.parts.iter().copied().peekable();
+        let of = |len| move |sector: &u32| (u64::from(*sector), u64::from(*sector) + len);
+        let mut tables = self.tables.iter().map(of(table)).peekable();
+        let mut grains = self.grains.iter().map(of(grain)).peekable();
+        let mut end = 0;
+        loop {
+            let heads = [parts.peek(), tables.peek(), grains.peek()];
+            let Some((at, _)) = heads.into_iter().flatten().min().copied() else { return Ok(()) };
+            let next = parts
+                .next_if(|part| part.0 == at)
+                .or_else(|| tables.next_if(|part| part.0 == at))
+                .or_else(|| grains.next_if(|part| part.0 == at));
+            if at < end {
+                return Err(ContentError::corrupt("two things are in one place of the file"));
+            }
+            end = next.map_or(end, |part| part.1);
         }
-        Ok(())
+    }
+
+    fn grain_sectors(&self) -> u64 {
+        // Those that are compressed are of any length.
+        if self.header.compressed { 1 } else { self.header.grain / SECTOR }
     }
 
     /// Where the last of it ends, or the file.
     fn end(&self) -> u64 {
-        self.taken.last().map_or(0, |(at, bytes)| at + bytes).max(self.length)
+        let table = self
+            .tables
+            .last()
+            .map_or(0, |table| u64::from(*table) * SECTOR + self.header.entries * 4);
+        self.last.max(table).max(self.length)
     }
-}
-
-fn read_u32s(content: &dyn Content, at: u64, count: u64) -> Result<Vec<u32>, ContentError> {
-    let mut bytes = alloc::vec![0; count as usize * 4];
-    content.read(at, &mut bytes)?;
-    Ok(bytes.chunks_exact(4).map(|b| Bytes(b).u32_le(0)).collect())
 }
 
 /// A part of a range that lies in one grain.

@@ -6,6 +6,7 @@ use pvio_blkback::vbd::{Serve, Vbd};
 use pvio_blkback::{Buf, Config, Geometry, Progress, Queue, QueueFault, QueueParts};
 use pvio_event_channel::{EventChannel, EventError, Port};
 use pvio_grant_table::DomId;
+use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
 use pvio_sim::local::events::LocalChannel;
 use pvio_sim::local::memory::LocalMapping;
 use pvio_sim::{LocalDomain, Menu, Sim};
@@ -101,6 +102,12 @@ pub struct Running {
 
 impl Serve<LocalDomain> for Server {
     type Running = Running;
+    type Record = HeapMemory;
+
+    fn record(&mut self, _: &str, len: usize, resumed: bool) -> Result<HeapMemory, Fault> {
+        assert!(!resumed, "nobody resumes");
+        Ok(HeapMemory::pages(len.div_ceil(PAGE_SIZE)))
+    }
 
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
         let medium = self.media.get(&disk.params);
@@ -125,7 +132,7 @@ impl Serve<LocalDomain> for Server {
             channel: channel(parts.channel),
             abi: parts.abi,
             max_indirect_segments: parts.max_indirect_segments,
-            in_order: parts.in_order,
+            record: parts.record,
             stats: parts.stats,
         };
         let queue = Queue::new(parts, SimEngine::new(medium, self.flaw));

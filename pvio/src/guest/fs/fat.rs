@@ -1,4 +1,8 @@
 //! FAT12, FAT16 and FAT32, by `fatfs`.
+//!
+//! The library checks more of the first sectors than a reader has to: Linux and mtools read volumes
+//! with both counts of sectors, with an FSInfo sector of zeros, and FAT32 with few clusters. It is shown
+//! these sectors as it wants them ([`Overlay`]); everything else is as it stands on the disk.
 
 use super::cache::{Cache, DiskFailed};
 use super::{
@@ -14,14 +18,74 @@ use std::rc::Rc;
 /// What the library reads from; writing is refused.
 pub(super) struct Reader {
     cache: Rc<RefCell<Cache>>,
+    overlay: Overlay,
     at: u64,
 }
 
 impl Read for Reader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let got = self.cache.borrow_mut().read(self.at, buf)?;
+        self.overlay.apply(self.at, buf.get_mut(..got).unwrap_or_default());
         self.at += got as u64;
         Ok(got)
+    }
+}
+
+/// Sectors that the library is shown instead of those on the disk: where, and what.
+struct Overlay(Vec<(u64, Vec<u8>)>);
+
+/// Fewer clusters than the library takes for FAT32.
+const FAT32_CLUSTERS: u64 = 65_525;
+
+impl Overlay {
+    /// For a volume whose first sector is this one.
+    fn new(boot: &[u8; 512]) -> Self {
+        let mut shown = boot.to_vec();
+        let u16_at = |at: usize| u16::from_le_bytes([boot[at], boot[at + 1]]);
+        let (small, large) =
+            (u16_at(19), u32::from_le_bytes([boot[32], boot[33], boot[34], boot[35]]));
+        // Linux takes the first of both counts that is there.
+        let sectors = if small == 0 { large } else { small.into() };
+        let is_fat32 = u16_at(22) == 0;
+        if !is_fat32 {
+            if small != 0 {
+                shown[32..36].fill(0);
+            }
+            return Self(vec![(0, shown)]);
+        }
+        let sectors_per_fat = u32::from_le_bytes([boot[36], boot[37], boot[38], boot[39]]);
+        let before = u64::from(u16_at(14)) + u64::from(boot[16]) * u64::from(sectors_per_fat);
+        // That it is FAT32 is told by the field for the FAT's size, not by the number of clusters. What
+        // is named beyond the disk's end cannot be read all the same.
+        let least = before.saturating_add(FAT32_CLUSTERS * u64::from(boot[13]));
+        let sectors = sectors.max(u32::try_from(least).unwrap_or(sectors));
+        shown[19..21].fill(0);
+        shown[32..36].copy_from_slice(&sectors.to_le_bytes());
+        // Version 0, FSInfo in sector 1, and no copy of the first sector that could be out of place.
+        shown[42..44].fill(0);
+        shown[48..50].copy_from_slice(&1_u16.to_le_bytes());
+        shown[50..52].fill(0);
+        let mut info = vec![0; 512];
+        info[..4].copy_from_slice(b"RRaA");
+        info[484..488].copy_from_slice(b"rrAa");
+        // How much is free is not known, nor where.
+        info[488..496].fill(0xff);
+        info[510..].copy_from_slice(&[0x55, 0xaa]);
+        Self(vec![(0, shown), (u16_at(11).into(), info)])
+    }
+
+    /// Puts the sectors over what was read from `at` on.
+    fn apply(&self, at: u64, read: &mut [u8]) {
+        let end = at.saturating_add(read.len() as u64);
+        for (start, bytes) in &self.0 {
+            let (from, to) = (at.max(*start), end.min(start.saturating_add(bytes.len() as u64)));
+            if from < to {
+                // All of it is inside of both.
+                let len = (to - from) as usize;
+                let (into, of) = ((from - at) as usize, (from - start) as usize);
+                read[into..into + len].copy_from_slice(&bytes[of..of + len]);
+            }
+        }
     }
 }
 
@@ -48,7 +112,9 @@ impl Write for Reader {
 }
 
 pub(super) fn open(cache: &Rc<RefCell<Cache>>) -> Result<FileSystem<Reader>, FsError> {
-    let reader = Reader { cache: Rc::clone(cache), at: 0 };
+    let mut boot = [0; 512];
+    cache.borrow_mut().read_exact(0, &mut boot)?;
+    let reader = Reader { cache: Rc::clone(cache), overlay: Overlay::new(&boot), at: 0 };
     FileSystem::new(reader, FsOptions::new()).map_err(error)
 }
 

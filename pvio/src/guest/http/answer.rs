@@ -144,12 +144,13 @@ fn file(
         _ => "",
     };
     let etag = format!("\"{volume}-{:x}-{:x}\"", meta.len, modified.unwrap_or(0));
-    let wanted = request.conditions.wanted(meta.len, &etag, modified);
+    let wanted = request.conditions.wanted(meta.len, &etag, modified, !request.head_only);
     let (status, first, end) = match wanted {
         Wanted::Whole => (200, 0, meta.len),
         Wanted::Part(first, end) => (206, first, end),
         Wanted::NotModified => (304, 0, 0),
         Wanted::Unsatisfiable => (416, 0, 0),
+        Wanted::Failed => (412, 0, 0),
     };
     let mut head = Head {
         status,
@@ -161,8 +162,12 @@ fn file(
         keep: request.keep,
         ..Head::default()
     };
-    if status == 416 {
-        let body = error_body(416, "the range lies outside of the file");
+    if matches!(status, 412 | 416) {
+        let why = match status {
+            412 => "the file is not the one that the request's condition names",
+            _ => "the range lies outside of the file",
+        };
+        let body = error_body(status, why);
         (head.len, head.mime) = (body.len() as u64, "text/plain; charset=utf-8".into());
         shared.fs.close(handle);
         return sending(request, &head, body, start);

@@ -5,7 +5,10 @@ use super::live;
 use super::request::{self, Request};
 use super::response::status_of;
 use super::server::{Shared, Shown};
-use super::{DISK_TIME, HEAD_TIME, IDLE, LINGER, MAX_HEAD, STALL};
+use super::{
+    CONNECTIONS, CROWDED_HEAD_TIME, CROWDED_LINGER, DISK_TIME, HEAD_TIME, IDLE, LINGER, MAX_HEAD,
+    STALL,
+};
 use crate::guest::fs::FsError;
 use crate::guest::fs::thread::Reply;
 use smoltcp::socket::tcp;
@@ -22,6 +25,12 @@ pub struct Connection {
     input: Vec<u8>,
     /// When it last got on.
     since: Instant,
+}
+
+/// Whether clients have to be given the places of others that do not get on.
+#[must_use]
+pub const fn is_crowded(connections: usize) -> bool {
+    connections >= CONNECTIONS
 }
 
 #[derive(Debug)]
@@ -57,13 +66,15 @@ impl Connection {
         idle.then(|| now.saturating_duration_since(self.since))
     }
 
-    /// When it must be looked at again even if nothing happens.
+    /// When it must be looked at again even if nothing happens; earlier, if other clients need its place.
     #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self, crowded: bool) -> Option<Instant> {
         let time = match &self.state {
             State::Listening => return None,
+            State::Head if crowded => CROWDED_HEAD_TIME,
             State::Head if self.input.is_empty() => IDLE,
             State::Head => HEAD_TIME,
+            State::Closing if crowded => CROWDED_LINGER,
             State::Asking(..) => DISK_TIME,
             State::Sending(_) => STALL,
             State::Closing => LINGER,
@@ -95,7 +106,7 @@ impl Connection {
         if matches!(self.state, State::Listening) {
             (self.state, self.since) = (State::Head, now);
         }
-        if self.deadline().is_some_and(|at| now >= at) {
+        if self.deadline(is_crowded(connections)).is_some_and(|at| now >= at) {
             return self.time_out(socket, shared, now);
         }
         let mut moved = false;
@@ -230,7 +241,7 @@ impl Connection {
         };
         let sending = match &self.state {
             State::Head if !self.input.is_empty() => {
-                late(408, "the request did not come to its end in 10 seconds")
+                late(408, "the request did not come to its end in time")
             }
             State::Asking(..) => late(
                 503,

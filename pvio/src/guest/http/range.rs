@@ -9,6 +9,10 @@ pub struct Conditions {
     pub range: Option<String>,
     /// `If-Range`.
     pub if_range: Option<String>,
+    /// `If-Match`.
+    pub if_match: Option<String>,
+    /// `If-Unmodified-Since`.
+    pub if_unmodified_since: Option<String>,
     /// `If-None-Match`.
     pub if_none_match: Option<String>,
     /// `If-Modified-Since`.
@@ -26,32 +30,52 @@ pub enum Wanted {
     NotModified,
     /// The range lies outside.
     Unsatisfiable,
+    /// Nothing: it is not what the client takes it for.
+    Failed,
 }
 
 impl Conditions {
     /// What is wanted of a file of `len` bytes with this `etag`, changed at `modified` seconds
-    /// after 1970. A range that makes no sense, or several, count as none, as the RFC allows.
+    /// after 1970, in the order of RFC 9110, 13.2.2. `ranges` tells whether the method has ranges: GET
+    /// alone does. A range that makes no sense, or several, count as none, as the RFC allows.
     #[must_use]
-    pub fn wanted(&self, len: u64, etag: &str, modified: Option<u64>) -> Wanted {
+    pub fn wanted(&self, len: u64, etag: &str, modified: Option<u64>, ranges: bool) -> Wanted {
+        let date = |text: &str| httpdate::parse_http_date(text).ok();
+        let changed = modified.map(at);
+        if let Some(tags) = &self.if_match {
+            // Ours is strong, and a weak one is none of ours.
+            if !entity_tags(tags).any(|tag| tag == "*" || tag == etag) {
+                return Wanted::Failed;
+            }
+        } else if let (Some(since), Some(changed)) =
+            (self.if_unmodified_since.as_deref().and_then(date), changed)
+            && changed > since
+        {
+            return Wanted::Failed;
+        }
         if let Some(tags) = &self.if_none_match {
             let matches = |tag: &str| tag == "*" || tag.trim_start_matches("W/") == etag;
-            if tags.split(',').map(str::trim).any(matches) {
+            if entity_tags(tags).any(matches) {
                 return Wanted::NotModified;
             }
-        } else if let (Some(since), Some(modified)) = (&self.if_modified_since, modified)
-            && httpdate::parse_http_date(since).is_ok_and(|since| since >= at(modified))
+        } else if let (Some(since), Some(changed)) =
+            (self.if_modified_since.as_deref().and_then(date), changed)
+            && changed <= since
         {
             return Wanted::NotModified;
         }
-        let Some(range) = &self.range else { return Wanted::Whole };
-        let same = |mark: &str| {
-            mark == etag || modified.is_some_and(|m| httpdate::fmt_http_date(at(m)) == mark)
-        };
+        let Some(range) = self.range.as_ref().filter(|_| ranges) else { return Wanted::Whole };
+        let same = |mark: &str| mark == etag || changed.is_some_and(|c| date(mark) == Some(c));
         if self.if_range.as_deref().is_some_and(|mark| !same(mark)) {
             return Wanted::Whole;
         }
         parse(range, len).unwrap_or(Wanted::Whole)
     }
+}
+
+/// The tags of a list; a comma in one is none of ours.
+fn entity_tags(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(str::trim)
 }
 
 /// The moment, for `httpdate`, which ends with the year 9999.
@@ -88,7 +112,7 @@ mod tests {
 
     fn range(text: &str, len: u64) -> Wanted {
         let conditions = Conditions { range: Some(text.into()), ..Conditions::default() };
-        conditions.wanted(len, "\"e\"", Some(1_700_000_000))
+        conditions.wanted(len, "\"e\"", Some(1_700_000_000), true)
     }
 
     #[test]
@@ -115,7 +139,7 @@ mod tests {
             let mut conditions =
                 Conditions { range: Some("bytes=1-2".into()), ..Conditions::default() };
             f(&mut conditions);
-            conditions.wanted(10, "\"e\"", Some(1_700_000_000))
+            conditions.wanted(10, "\"e\"", Some(1_700_000_000), true)
         };
         let date = "Tue, 14 Nov 2023 22:13:20 GMT";
         assert_eq!(with(&|c| c.if_none_match = Some("\"a\", W/\"e\"".into())), Wanted::NotModified);
@@ -125,5 +149,23 @@ mod tests {
         assert_eq!(with(&|c| c.if_range = Some("\"e\"".into())), Wanted::Part(1, 3));
         assert_eq!(with(&|c| c.if_range = Some("\"old\"".into())), Wanted::Whole);
         assert_eq!(with(&|c| c.if_range = Some(date.into())), Wanted::Part(1, 3));
+        assert_eq!(with(&|c| c.if_range = Some("W/\"e\"".into())), Wanted::Whole);
+        assert_eq!(with(&|c| c.if_match = Some("\"a\", \"e\"".into())), Wanted::Part(1, 3));
+        assert_eq!(with(&|c| c.if_match = Some("*".into())), Wanted::Part(1, 3));
+        assert_eq!(with(&|c| c.if_match = Some("W/\"e\"".into())), Wanted::Failed);
+        let before = "Tue, 14 Nov 2023 22:13:19 GMT";
+        assert_eq!(with(&|c| c.if_unmodified_since = Some(before.into())), Wanted::Failed);
+        assert_eq!(with(&|c| c.if_unmodified_since = Some(date.into())), Wanted::Part(1, 3));
+        let both = |c: &mut Conditions| {
+            c.if_match = Some("\"e\"".into());
+            c.if_unmodified_since = Some(before.into());
+        };
+        assert_eq!(with(&both), Wanted::Part(1, 3), "the tag counts");
+    }
+
+    #[test]
+    fn only_get_has_ranges() {
+        let conditions = Conditions { range: Some("bytes=1-2".into()), ..Conditions::default() };
+        assert_eq!(conditions.wanted(10, "\"e\"", None, false), Wanted::Whole);
     }
 }

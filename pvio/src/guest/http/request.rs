@@ -80,7 +80,11 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
             "transfer-encoding" => return refuse(413, "a request here has no body"),
             "range" => request.conditions.range = Some(value.to_owned()),
             "if-range" => request.conditions.if_range = Some(value.to_owned()),
-            "if-none-match" => request.conditions.if_none_match = Some(value.to_owned()),
+            "if-match" => add(&mut request.conditions.if_match, value),
+            "if-none-match" => add(&mut request.conditions.if_none_match, value),
+            "if-unmodified-since" => {
+                request.conditions.if_unmodified_since = Some(value.to_owned());
+            }
             "if-modified-since" => request.conditions.if_modified_since = Some(value.to_owned()),
             _ => {}
         }
@@ -99,6 +103,17 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
     }
     (request.path, request.query) = split_target(target)?;
     Ok(Some((request, len)))
+}
+
+/// Adds a line of a header that is a list.
+fn add(list: &mut Option<String>, value: &str) {
+    match list {
+        Some(list) => {
+            list.push_str(", ");
+            list.push_str(value);
+        }
+        None => *list = Some(value.to_owned()),
+    }
 }
 
 /// Path and query of a request target, in origin form or with scheme and host before it.

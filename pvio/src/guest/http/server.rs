@@ -1,7 +1,8 @@
 //! All connections, the network interface, and when to sleep.
 
-use super::connection::Connection;
-use super::{CONNECTIONS, PART};
+use super::connection::{Connection, is_crowded};
+use super::gate::Gate;
+use super::{CONNECTIONS, PART, SOCKETS};
 use crate::guest::fs::thread::{Answer, FsThread, Reply};
 use crate::guest::fs::{FsError, FsInfo, Target};
 use crate::guest::meter;
@@ -112,7 +113,7 @@ impl Server {
     /// A server for what `fs` reads.
     #[must_use]
     pub fn new(config: Config, fs: FsThread, answers: Receiver<Answer>, shown: Shown) -> Self {
-        let connections = (0..CONNECTIONS).map(Connection::new).collect();
+        let connections = (0..SOCKETS).map(Connection::new).collect();
         let shared = Shared { fs, may_keep: true, spare: Vec::new() };
         Self { config, shared, answers, shown, connections, asked_info: Instant::now() }
     }
@@ -129,7 +130,7 @@ impl Server {
             let micros = i64::try_from(epoch.elapsed().as_micros()).unwrap_or(i64::MAX);
             StackInstant::from_micros(micros)
         };
-        let mut sockets = SocketSet::new(Vec::with_capacity(CONNECTIONS));
+        let mut sockets = SocketSet::new(Vec::with_capacity(SOCKETS));
         let handles: Vec<SocketHandle> =
             self.connections.iter().map(|_| sockets.add(new_socket())).collect();
         let mut interface = self.interface(device, stack_now());
@@ -140,7 +141,12 @@ impl Server {
         self.step(&mut sockets, &handles);
         loop {
             let mut moved = self.take_answers();
-            moved |= interface.poll(stack_now(), device, &mut sockets) != PollResult::None;
+            let listening = handles.iter().filter(|handle| {
+                sockets.get::<tcp::Socket<'_>>(**handle).state() == tcp::State::Listen
+            });
+            let listening = listening.count();
+            let mut gate = Gate { device: &mut *device, port: self.config.port, listening };
+            moved |= interface.poll(stack_now(), &mut gate, &mut sockets) != PollResult::None;
             moved |= self.step(&mut sockets, &handles);
             if moved {
                 // A turn without sleep; but whoever stops us is heard also under load.
@@ -153,7 +159,8 @@ impl Server {
             // Nothing moved, so "at once" can only mean that the device is full.
             let stack = stack.map(|delay| delay.max(RETRY));
             let now = Instant::now();
-            let ours = self.connections.iter().filter_map(Connection::deadline).min();
+            let crowded = is_crowded(self.busy());
+            let ours = self.connections.iter().filter_map(|c| c.deadline(crowded)).min();
             let ours = ours.map(|at| at.saturating_duration_since(now).max(RETRY));
             let delay = [stack, ours].into_iter().flatten().min();
             if wait(device, delay).is_break() {
@@ -175,6 +182,11 @@ impl Server {
             let _ = interface.routes_mut().add_default_ipv4_route(gateway);
         }
         interface
+    }
+
+    /// Connections with a client.
+    fn busy(&self) -> usize {
+        self.connections.iter().filter(|c| c.is_busy()).count()
     }
 
     fn ask_info(&mut self) {
@@ -215,8 +227,8 @@ impl Server {
 
     fn step(&mut self, sockets: &mut SocketSet<'_>, handles: &[SocketHandle]) -> bool {
         let now = Instant::now();
-        let busy = self.connections.iter().filter(|c| c.is_busy()).count();
-        let few = CONNECTIONS - busy < FEW;
+        let busy = self.busy();
+        let few = CONNECTIONS.saturating_sub(busy) < FEW;
         self.shared.may_keep = !few;
         if matches!(self.shown.fs, Some(Err(_))) && now - self.asked_info > Duration::from_secs(5) {
             self.ask_info();

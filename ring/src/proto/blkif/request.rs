@@ -190,6 +190,23 @@ impl Head {
 }
 
 impl Request {
+    /// The frontend's number for it.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        match self {
+            Self::Data { id, .. } | Self::Indirect { id, .. } | Self::Discard { id, .. } => *id,
+        }
+    }
+
+    /// The operation that its response names.
+    #[must_use]
+    pub const fn op(&self) -> u8 {
+        match self {
+            Self::Data { op, .. } | Self::Indirect { op, .. } => op.code(),
+            Self::Discard { .. } => super::op::DISCARD,
+        }
+    }
+
     /// Reads one request out of its slot, each byte once, no more than it needs.
     ///
     /// # Errors

@@ -1,0 +1,94 @@
+//! A queue's part of its device's in-flight record.
+
+use super::QueueFault;
+use alloc::vec::Vec;
+use pvio_ring::BackRing;
+use pvio_ring::inflight::{Record, RecordError, RequestLog, SessionKey};
+use pvio_ring::proto::blkif::Abi;
+use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Part, SharedMemory};
+
+/// The processes that have ended with a request in flight from which on it is not tried again.
+pub const DEATHS_MAX: u64 = 2;
+
+/// Where a queue records what it takes from its ring: the device's record, and the section of this ring.
+#[derive(Debug)]
+pub struct QueueRecord<R> {
+    pub(super) device: Record<R>,
+    pub(super) log: RequestLog<Part<R>>,
+    /// Requests of an earlier process to be submitted again, the oldest last; none in a new session.
+    pub(super) again: Option<Vec<u32>>,
+}
+
+impl<R: SharedMemory + Clone> QueueRecord<R> {
+    /// The record of a ring that nobody has served before, in section number `index` of a record that was
+    /// made just now.
+    ///
+    /// # Errors
+    /// A [`RecordError`].
+    pub fn new<M: SharedMemory>(
+        device: &Record<R>,
+        index: usize,
+        ring: &BackRing<M>,
+        abi: Abi,
+    ) -> Result<Self, RecordError> {
+        let log = RequestLog::new(section(device, index)?, ring, abi.response_size())?;
+        Ok(Self { device: device.clone(), log, again: None })
+    }
+
+    /// Goes on with what the record says of a ring, which was attached just now. `died` tells that the
+    /// process that wrote it was killed, perhaps by one of its requests.
+    ///
+    /// # Errors
+    /// A [`QueueFault`]: ring and record do not fit together.
+    pub fn resume<M: SharedMemory>(
+        device: &Record<R>,
+        index: usize,
+        ring: &mut BackRing<M>,
+        abi: Abi,
+        died: bool,
+    ) -> Result<Self, QueueFault> {
+        let found = RequestLog::resume(section(device, index)?, ring, abi.response_size())?;
+        ring.resume(found.taken)?;
+        let (mut log, mut again) = (found.log, found.again);
+        if died {
+            again.iter().for_each(|entry| log.charge_death(*entry));
+        }
+        again.reverse();
+        Ok(Self { device: device.clone(), log, again: Some(again) })
+    }
+
+    /// How many requests are answered with an error, since too many processes have ended with them.
+    #[must_use]
+    pub fn given_up(&self) -> usize {
+        let again = self.again.iter().flatten();
+        again.filter(|entry| self.log.deaths(**entry) >= DEATHS_MAX).count()
+    }
+
+    /// Requests that an earlier process had in flight.
+    #[must_use]
+    pub fn inherited(&self) -> usize {
+        self.again.as_ref().map_or(0, Vec::len)
+    }
+}
+
+impl QueueRecord<HeapMemory> {
+    /// A record that ends with this process, for a ring that nobody has served before.
+    ///
+    /// # Errors
+    /// A [`RecordError`].
+    pub fn private<M: SharedMemory>(ring: &BackRing<M>, abi: Abi) -> Result<Self, RecordError> {
+        let mut key = SessionKey::new();
+        key.section(RequestLog::<HeapMemory>::section_len(ring.layout()));
+        let memory = HeapMemory::pages(key.record_len().div_ceil(PAGE_SIZE));
+        let device = Record::create(memory, key)?;
+        device.commit();
+        Self::new(&device, 0, ring, abi)
+    }
+}
+
+fn section<R: SharedMemory + Clone>(
+    device: &Record<R>,
+    index: usize,
+) -> Result<Part<R>, RecordError> {
+    device.section(index).ok_or(RecordError::Size { found: 0, needed: 0 })
+}

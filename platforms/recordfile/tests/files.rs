@@ -1,0 +1,81 @@
+//! What a directory of records accepts, and what survives in it.
+
+use pvio_recordfile::RecordDir;
+use pvio_ring::shm::{Region, SharedMemory};
+use std::fs::{self, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::sync::atomic::Ordering::Relaxed;
+
+const LEN: usize = 3 * 4096 + 64;
+
+fn dir() -> (tempfile::TempDir, RecordDir) {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = RecordDir::open(&parent.path().join("records")).unwrap();
+    (parent, dir)
+}
+
+#[test]
+fn created_file_is_zero_allocated_and_found_again() {
+    let (parent, dir) = dir();
+    let first = dir.create("disk", LEN).unwrap();
+    assert_eq!((first.len(), first.load_u64(LEN - 8, Relaxed)), (LEN, Some(0)));
+    let meta = fs::metadata(parent.path().join("records/disk")).unwrap();
+    assert!(meta.blocks() * 512 >= LEN as u64, "a page that is missing is a SIGBUS later");
+    assert_eq!(meta.mode() & 0o777, 0o600);
+    first.clone().store_u64(LEN - 8, 5, Relaxed);
+    assert_eq!(dir.existing("disk", LEN).unwrap().load_u64(LEN - 8, Relaxed), Some(5));
+    // Another session's file is another file: who has the first one mapped keeps it.
+    let second = dir.create("disk", LEN).unwrap();
+    assert_eq!(second.load_u64(LEN - 8, Relaxed), Some(0));
+    assert_eq!(first.load_u64(LEN - 8, Relaxed), Some(5));
+    dir.remove("disk").unwrap();
+    dir.remove("disk").unwrap();
+    assert_eq!(dir.existing("disk", LEN).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn sparse_file_that_is_found_is_allocated() {
+    let (parent, dir) = dir();
+    let path = parent.path().join("records/disk");
+    fs::File::create(&path).unwrap().set_len(LEN as u64).unwrap();
+    let found = dir.existing("disk", LEN).unwrap();
+    assert!(fs::metadata(&path).unwrap().blocks() * 512 >= LEN as u64);
+    assert!(found.store_u64(LEN - 8, 1, Relaxed));
+}
+
+#[test]
+fn short_or_strange_file_is_an_error() {
+    let (parent, dir) = dir();
+    let path = parent.path().join("records/disk");
+    fs::write(&path, vec![1; LEN - 1]).unwrap();
+    assert_eq!(dir.existing("disk", LEN).unwrap_err().kind(), ErrorKind::InvalidData);
+    fs::remove_file(&path).unwrap();
+    fs::write(parent.path().join("elsewhere"), vec![1; LEN]).unwrap();
+    symlink("../elsewhere", &path).unwrap();
+    dir.existing("disk", LEN).unwrap_err();
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    dir.existing("disk", LEN).unwrap_err();
+    for name in ["", ".", "..", "../elsewhere", "a/b", "a\0b"] {
+        assert_eq!(dir.create(name, LEN).unwrap_err().kind(), ErrorKind::InvalidInput, "{name:?}");
+        assert_eq!(dir.existing(name, LEN).unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(dir.remove(name).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+}
+
+#[test]
+fn directory_that_others_can_use_or_a_link_to_one_is_an_error() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("records");
+    fs::create_dir(&path).unwrap();
+    for mode in [0o770, 0o705, 0o711] {
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        assert_eq!(RecordDir::open(&path).unwrap_err().kind(), ErrorKind::PermissionDenied);
+    }
+    fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
+    RecordDir::open(&path).unwrap();
+    let link = parent.path().join("link");
+    symlink(&path, &link).unwrap();
+    assert_eq!(RecordDir::open(&link).unwrap_err().kind(), ErrorKind::NotADirectory);
+}
