@@ -224,7 +224,10 @@ fn vcpus(lab: &mut Lab) -> Result<()> {
     let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"], "lossy": true });
     guest.ask("load-start", load, SHORT)?;
     for (processors, expected) in [(1, "0"), (PROCESSORS, "0-1"), (1, "0"), (PROCESSORS, "0-1")] {
-        sys::succeed(&["xl", "vcpu-set", "--ignore-host", &guest.name, &processors.to_string()], SHORT)?;
+        sys::succeed(
+            &["xl", "vcpu-set", "--ignore-host", &guest.name, &processors.to_string()],
+            SHORT,
+        )?;
         let followed = wait_until(SHORT, || {
             Ok(guest.ask("processors", json!(processors), SHORT)? == expected)
         })?;
