@@ -126,6 +126,10 @@ const WITH_THE_OTHER_KIND: &[&str] = &[
     "nic-switch:pvio:pvh",
     "nic-rate:pvio:pvh",
     "life-five:pvio:pv",
+    "life-pause:pvio:pvh",
+    "kernel-5.10:pvio:pvh",
+    "kernel-6.12:pvio:pv",
+    "migrate-disk:pvio:pvh",
 ];
 
 /// Runs the scenarios that are checks.
