@@ -6,6 +6,7 @@
 //! | [`cache`] | what was fetched: packages unpacked, Xen and the kernel ready to boot |
 //! | [`debs`] | Debian's packages, downloaded and never installed |
 //! | [`kernel`] | a plain kernel image, modules with what they need |
+//! | [`kernels`] | older and newer kernels that some guests boot |
 //! | [`libs`] | the libraries a program needs |
 //! | [`images`] | what is in dom0's and the guests' memory at the start |
 //! | [`cpio`] | the format of that |
@@ -26,6 +27,7 @@ mod cpio;
 mod debs;
 mod images;
 mod kernel;
+mod kernels;
 mod libs;
 mod needs;
 mod queue;

@@ -2,6 +2,7 @@
 
 pub mod counters;
 pub mod datagrams;
+pub mod http;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};

@@ -96,7 +96,7 @@ impl Cache {
     }
 
     /// One of the fetched programs, from a file to a file.
-    fn unpack_with(&self, program: &str, from: &Path, to: &Path) -> Result<()> {
+    pub(super) fn unpack_with(&self, program: &str, from: &Path, to: &Path) -> Result<()> {
         let mut unpack = libs::program(&self.root(), program);
         unpack.arg("-dc").stdin(File::open(from)?).stdout(File::create(to)?);
         let ran = unpack.stderr(Stdio::piped()).output().context(program.to_owned())?;

@@ -24,6 +24,7 @@ const PACKAGES: &[&str] = &[
     // Images of other formats, a server of NBD, a boot loader that is a guest
     "qemu-utils",
     "grub-xen-host",
+    "ipxe",
     // What scenarios run
     "e2fsprogs",
     "ethtool",
@@ -38,6 +39,7 @@ const PACKAGES: &[&str] = &[
     // Run here, on what is in the packages
     "gzip",
     "xz-utils",
+    "zstd",
 ];
 
 /// The package that always depends on the newest stock kernel.
@@ -123,7 +125,7 @@ fn depends(packages: &[String]) -> Result<Vec<String>> {
 }
 
 /// The names in lines like `  Depends: libc6` and ` |PreDepends: libc6`.
-fn names(listed: &str) -> Vec<String> {
+pub(super) fn names(listed: &str) -> Vec<String> {
     let named = listed.lines().filter_map(|line| {
         let line = line.trim_start_matches([' ', '|']);
         line.strip_prefix("Depends: ").or_else(|| line.strip_prefix("PreDepends: "))

@@ -148,6 +148,7 @@ pub fn write(cache: &Cache, programs: &Programs, to: &Path) -> Result<()> {
         let file = cache.root().join("usr/lib/grub-xen").join(name);
         image.archive.copy(&format!("lab/{name}"), &file)?;
     }
+    image.archive.copy("lab/ipxe.lkrn", &cache.root().join("boot/ipxe.lkrn"))?;
     for (name, bytes) in [("guest", &guest), ("tools", &tools), ("fio", &fio), ("pvio", &pvio)] {
         image.archive.file(&format!("lab/{name}.cpio"), bytes)?;
     }

@@ -15,7 +15,7 @@ use super::boot::{Boot, Machine};
 use super::cache::Cache;
 use super::choose::choose;
 use super::queue::{Order, Queue};
-use super::{needs, report, write_image};
+use super::{kernels, needs, report, write_image};
 use crate::exec;
 use crate::test::{Counts, Report};
 
@@ -126,6 +126,10 @@ const WITH_THE_OTHER_KIND: &[&str] = &[
     "nic-switch:pvio:pvh",
     "nic-rate:pvio:pvh",
     "life-five:pvio:pv",
+    "life-pause:pvio:pvh",
+    "kernel-5.10:pvio:pvh",
+    "kernel-6.12:pvio:pv",
+    "migrate-disk:pvio:pvh",
 ];
 
 /// Runs the scenarios that are checks.
@@ -156,14 +160,27 @@ fn run(cases: &[Case], options: &Options) -> Result<Vec<Row>> {
     let cache = Cache::fill()?;
     let dir = tempfile::Builder::new().prefix("pvio-lab-").tempdir()?;
     let image = write_image(&cache, options.pvio.clone(), dir.path())?;
+    let kernels = dir.path().join("kernels");
+    kernels::provide(&cache, cases, &kernels)?;
     let queue = Queue::new(cases);
     let mut sessions = Vec::new();
     for machine in 0..options.jobs.clamp(1, cases.len().max(1)) {
         let dir = dir.path().join(format!("machine{}", machine + 1));
         fs::create_dir(&dir)?;
         let (cache, image, queue, icount) = (&cache, image.as_path(), &queue, options.bench);
-        let (boots, ends, rows) = (0, 0, Vec::new());
-        sessions.push(Session { cache, image, dir, machine, queue, icount, boots, ends, rows });
+        let (kernels, boots, ends, rows) = (kernels.as_path(), 0, 0, Vec::new());
+        sessions.push(Session {
+            cache,
+            image,
+            kernels,
+            dir,
+            machine,
+            queue,
+            icount,
+            boots,
+            ends,
+            rows,
+        });
     }
     let outcome: Result<()> = thread::scope(|scope| {
         let machines: Vec<_> =
@@ -191,6 +208,8 @@ fn run(cases: &[Case], options: &Options) -> Result<Vec<Row>> {
 struct Session<'a> {
     cache: &'a Cache,
     image: &'a Path,
+    /// Kernels besides the usual one, as dom0 is to see them.
+    kernels: &'a Path,
     dir: PathBuf,
     machine: usize,
     queue: &'a Queue,
@@ -225,6 +244,7 @@ impl Session<'_> {
         self.boots += 1;
         let share = self.dir.join(format!("share{}", self.boots));
         fs::create_dir(&share)?;
+        kernels::share(self.kernels, &share)?;
         let Self { cache, image, icount, .. } = *self;
         let machine = Machine { cache, image, share: &share, words: "", icount };
         let log = format!("console{}.log", self.boots);

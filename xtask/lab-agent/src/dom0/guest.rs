@@ -62,18 +62,21 @@ impl Programs {
         }
     }
 
-    /// The image, made when it is asked for first.
-    fn ramdisk(self) -> Result<PathBuf> {
-        let parts = self.parts();
-        let file = |part: &str| PathBuf::from(format!("/lab/{part}.cpio"));
-        if let [alone] = parts {
-            return Ok(file(alone));
+    /// The image, with the modules of another kernel than the usual one if it is to run that; made
+    /// when it is asked for first.
+    fn ramdisk(self, kernel: Option<&str>) -> Result<PathBuf> {
+        let parts = self.parts().iter().map(|part| format!("/lab/{part}.cpio"));
+        let modules = kernel.map(|name| format!("{KERNELS}/modules-{name}.cpio"));
+        let parts: Vec<_> = parts.chain(modules).collect();
+        if let [alone] = &parts[..] {
+            return Ok(PathBuf::from(alone));
         }
-        let whole = PathBuf::from(format!("/run/{}.cpio", parts.join("+")));
+        let names: Vec<_> = parts.iter().filter_map(|part| part.rsplit('/').next()).collect();
+        let whole = PathBuf::from(format!("/run/{}", names.join("+")));
         if !whole.exists() {
             let mut out = File::create(&whole)?;
-            for part in parts {
-                io::copy(&mut File::open(file(part))?, &mut out)?;
+            for part in &parts {
+                io::copy(&mut File::open(part)?, &mut out)?;
             }
         }
         Ok(whole)
@@ -93,6 +96,10 @@ pub struct Spec {
     pub device_model: Option<&'static str>,
     /// What boots, if not the usual kernel.
     pub loader: Option<&'static str>,
+    /// Another kernel of Debian's, of those in [`KERNELS`].
+    pub kernel: Option<&'static str>,
+    /// The whole command line of what boots, if it is not the agent's kernel.
+    pub extra: Option<String>,
     /// Processors.
     pub processors: u32,
     /// MiB of memory, if not what its devices and programs need.
@@ -116,6 +123,10 @@ pub struct Guest {
     ended: bool,
 }
 
+/// Where the host puts kernels besides the usual one: `vmlinux-NAME` and `modules-NAME.cpio`, or
+/// `NAME.missing` with the reason.
+pub const KERNELS: &str = "/share/kernels";
+
 /// Longer than an HVM guest takes to boot under emulation, which is a minute on a quiet machine.
 const BOOT: Duration = Duration::from_secs(150);
 const XL: Duration = Duration::from_secs(60);
@@ -126,6 +137,16 @@ impl Guest {
     /// # Errors
     /// `xl` refuses, or the guest does not come up.
     pub fn start(spec: &Spec) -> Result<Self> {
+        let mut guest = Self::start_alone(spec)?;
+        guest.hello()?;
+        Ok(guest)
+    }
+
+    /// Makes a guest in which no agent is, or not yet.
+    ///
+    /// # Errors
+    /// `xl` refuses.
+    pub fn start_alone(spec: &Spec) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let name = format!("guest{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let file = format!("/run/{name}.cfg");
@@ -137,9 +158,7 @@ impl Guest {
         made?;
         let domain = xs::domain(&name)?.with_context(|| format!("{name} is not there"))?;
         let console = open_console(domain)?;
-        let mut guest = Self { name, domain, console, number: HELLO, ended: false };
-        guest.hello()?;
-        Ok(guest)
+        Ok(Self { name, domain, console, number: HELLO, ended: false })
     }
 
     /// Asks the guest to do something and waits for what came of it.
@@ -222,6 +241,25 @@ impl Guest {
         Ok(())
     }
 
+    /// Restores a saved guest as another domain of the same VM, beside this one, which is there still.
+    ///
+    /// # Errors
+    /// `xl` refuses.
+    pub fn restore_beside(&self, saved: &str) -> Result<Self> {
+        let name = format!("{}--incoming", self.name);
+        let config = fs::read_to_string(format!("/run/{}.cfg", self.name))?;
+        let vm = xs::read(&format!("/local/domain/{}/vm", self.domain))?;
+        let uuid =
+            vm.as_deref().and_then(|vm| vm.rsplit('/').next()).context("a guest without a VM")?;
+        let config = config.replace(&format!("\"{}\"", self.name), &format!("\"{name}\""));
+        let file = format!("/run/{name}.cfg");
+        fs::write(&file, format!("{config}uuid=\"{uuid}\"\n"))?;
+        sys::succeed(&["xl", "restore", &file, saved], XL)?;
+        let domain = xs::domain(&name)?.with_context(|| format!("{name} is not there"))?;
+        let console = open_console(domain)?;
+        Ok(Self { name, domain, console, number: self.number, ended: false })
+    }
+
     /// After the guest restarted: its new number and console.
     ///
     /// # Errors
@@ -296,9 +334,22 @@ impl Spec {
     pub fn new(kind: Kind, backend: Backend) -> Self {
         let (disks, nics, lines) = (Vec::new(), Vec::new(), Vec::new());
         let device_model = (backend == Backend::PvioDm).then_some(DEVICE_MODEL);
-        let (loader, processors, memory) = (None, 1, None);
+        let (loader, kernel, extra, processors, memory) = (None, None, None, 1, None);
         let (programs, words) = (Programs::Few, String::new());
-        Self { kind, disks, nics, device_model, loader, processors, memory, programs, lines, words }
+        Self {
+            kind,
+            disks,
+            nics,
+            device_model,
+            loader,
+            kernel,
+            extra,
+            processors,
+            memory,
+            programs,
+            lines,
+            words,
+        }
     }
 
     fn config(&self, name: &str) -> Result<String> {
@@ -322,17 +373,23 @@ impl Spec {
                 "kernel=\"/lab/vmlinuz\"\nramdisk=\"/lab/guest.cpio.gz\"".to_owned()
             }
             None => {
-                let ramdisk = self.programs.ramdisk()?;
-                format!("kernel=\"/lab/vmlinux\"\nramdisk=\"{}\"", ramdisk.display())
+                let ramdisk = self.programs.ramdisk(self.kernel)?;
+                let kernel = match self.kernel {
+                    Some(name) => format!("{KERNELS}/vmlinux-{name}"),
+                    None => "/lab/vmlinux".to_owned(),
+                };
+                format!("kernel=\"{kernel}\"\nramdisk=\"{}\"", ramdisk.display())
             }
         };
         // Without rodata=off the kernel looks through all its page tables for half a second.
+        let extra = self.extra.clone().unwrap_or_else(|| {
+            format!("console=hvc0 panic=-1 loglevel=5 rodata=off {}", self.words)
+        });
         let mut text = format!(
             "name=\"{name}\"\n{kind}\n{kernel}\n\
-             extra=\"console=hvc0 panic=-1 loglevel=5 rodata=off {}\"\nmemory={memory}\nvcpus={}\n\
+             extra=\"{extra}\"\nmemory={memory}\nvcpus={}\n\
              disk=[{}]\nvif=[{}]\n\
              on_poweroff=\"destroy\"\non_crash=\"destroy\"\non_reboot=\"restart\"\n",
-            self.words,
             self.processors,
             quoted(&self.disks),
             quoted(&self.nics),

@@ -40,7 +40,10 @@ fn number(name: &str, file: &str) -> Result<u64> {
 /// Waits until a disk is there with its size.
 fn wait(name: &str) -> Result<Value> {
     let start = Instant::now();
-    while !fs::exists(format!("/dev/{name}"))? || number(name, "size")? == 0 {
+    // Linux 5.10 shows a disk before its queue.
+    let queue = format!("/sys/block/{name}/queue/max_segments");
+    while !fs::exists(format!("/dev/{name}"))? || number(name, "size")? == 0 || !fs::exists(&queue)?
+    {
         ensure!(start.elapsed() < Duration::from_secs(30), "no {name} after 30 s");
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -95,6 +95,8 @@ fn obey(request: Request, load: &mut load::Load) -> Result<Value> {
             Ok(Value::Null)
         }
         "module" => modules::load(&read::<String>(arguments)?).map(|()| Value::Null),
+        "kernel" => Ok(json!(fs::read_to_string("/proc/sys/kernel/osrelease")?.trim())),
+        "processors" => processors(read(arguments)?),
         "poweroff" => end(RebootCommand::PowerOff),
         "reboot" => end(RebootCommand::Restart),
         "crash" => {
@@ -134,6 +136,18 @@ fn run_program(program: Program) -> Result<Value> {
     // The console takes its time.
     let tail = output.char_indices().rev().nth(2999).map_or(0, |(at, _)| at);
     Ok(json!(output[tail..]))
+}
+
+/// Brings up to `wanted` processors online, as udev would; those that are online now, as the kernel
+/// lists them. The kernel takes one away by itself when the toolstack does, and leaves bringing it
+/// back to user space.
+fn processors(wanted: u32) -> Result<Value> {
+    for n in 1..wanted {
+        // It may not be there yet, or be online already.
+        let _ = fs::write(format!("/sys/devices/system/cpu/cpu{n}/online"), "1");
+    }
+    let online = fs::read_to_string("/sys/devices/system/cpu/online")?;
+    Ok(json!(online.trim()))
 }
 
 fn end(how: RebootCommand) -> Result<Value> {

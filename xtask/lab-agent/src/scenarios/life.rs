@@ -5,10 +5,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::{BOTH, Guests, NICS, Scenario};
+use super::{BOTH, Guests, NICS, PV, PVIO, Scenario};
 use crate::dom0::disk::{Disk, Medium};
 use crate::dom0::guest::{Guest, Kind, Spec};
-use crate::dom0::lab::{LONG, Lab, NIC, SHORT, address};
+use crate::dom0::lab::{LONG, Lab, NIC, SHORT, address, wait_until};
 use crate::sys;
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -43,6 +43,38 @@ pub const SCENARIOS: &[Scenario] = &[
         kinds: BOTH,
         guests: Guests::Own,
         run: reboot,
+    },
+    Scenario {
+        name: "life-reboots",
+        proves: "a guest that reboots five times in a row finds its disk as it left it each time",
+        backends: PVIO,
+        kinds: PV,
+        guests: Guests::Own,
+        run: reboots,
+    },
+    Scenario {
+        name: "life-pause",
+        proves: "a guest that is paused under load and unpaused, several times, goes on with every byte",
+        backends: NICS,
+        kinds: BOTH,
+        guests: Guests::Own,
+        run: pause,
+    },
+    Scenario {
+        name: "life-vcpus",
+        proves: "a guest with several queues goes on while its processors are taken away and given back",
+        backends: NICS,
+        kinds: PV,
+        guests: Guests::Own,
+        run: vcpus,
+    },
+    Scenario {
+        name: "life-many",
+        proves: "16 disks and 8 NICs of one guest all work, and nothing is left of them",
+        backends: NICS,
+        kinds: PV,
+        guests: Guests::Own,
+        run: many,
     },
     Scenario {
         name: "life-save",
@@ -126,12 +158,21 @@ fn destroy(lab: &mut Lab) -> Result<()> {
 }
 
 fn reboot(lab: &mut Lab) -> Result<()> {
+    reboot_each(lab, &[true, false])
+}
+
+fn reboots(lab: &mut Lab) -> Result<()> {
+    reboot_each(lab, &[false; 5])
+}
+
+/// Reboots a guest as often: by itself, or by `xl`.
+fn reboot_each(lab: &mut Lab, by_itself: &[bool]) -> Result<()> {
     let before = lab.settled()?;
     let (mut guest, disk) = ready(lab, lab.kind)?;
     let pattern = |write: bool| json!({ "name": "xvda", "seed": 41, "mib": 4, "write": write });
     guest.ask("disk-verify", pattern(true), LONG)?;
-    for by_itself in [true, false] {
-        if by_itself {
+    for by_itself in by_itself {
+        if *by_itself {
             guest.tell("reboot")?;
         } else {
             sys::succeed(&["xl", "reboot", &guest.name], SHORT)?;
@@ -147,6 +188,91 @@ fn reboot(lab: &mut Lab) -> Result<()> {
     lab.watched(guest, |guest| guest.power_off())?;
     lab.nothing_left(&before)?;
     drop(disk);
+    Ok(())
+}
+
+fn pause(lab: &mut Lab) -> Result<()> {
+    let before = lab.settled()?;
+    let (mut guest, disk) = ready(lab, lab.kind)?;
+    let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"], "lossy": true });
+    guest.ask("load-start", load, SHORT)?;
+    for _ in 0..3 {
+        sys::succeed(&["xl", "pause", &guest.name], SHORT)?;
+        // Completions arrive while nobody takes them.
+        std::thread::sleep(Duration::from_secs(1));
+        sys::succeed(&["xl", "unpause", &guest.name], SHORT)?;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    went_on(&mut guest)?;
+    lab.watched(guest, |guest| guest.power_off())?;
+    lab.nothing_left(&before)?;
+    drop(disk);
+    Ok(())
+}
+
+fn vcpus(lab: &mut Lab) -> Result<()> {
+    const PROCESSORS: u32 = 2;
+    let before = lab.settled()?;
+    let (disk, line) = lab.disk("xvda", 16, Medium::Device)?;
+    let mut spec = Spec::new(lab.kind, lab.backend);
+    (spec.disks, spec.nics) = (vec![line], vec![NIC.to_owned()]);
+    spec.processors = PROCESSORS;
+    let mut guest = Guest::start(&spec)?;
+    guest.ask("disk-wait", json!("xvda"), SHORT)?;
+    let address = format!("{}/24", address(&guest, 0));
+    guest.ask("nic-up", json!({ "name": "eth0", "address": address }), SHORT)?;
+    let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"], "lossy": true });
+    guest.ask("load-start", load, SHORT)?;
+    for (processors, expected) in [(1, "0"), (PROCESSORS, "0-1"), (1, "0"), (PROCESSORS, "0-1")] {
+        sys::succeed(
+            &["xl", "vcpu-set", "--ignore-host", &guest.name, &processors.to_string()],
+            SHORT,
+        )?;
+        let followed = wait_until(SHORT, || {
+            Ok(guest.ask("processors", json!(processors), SHORT)? == expected)
+        })?;
+        ensure!(followed, "the guest does not go to {processors} processors");
+    }
+    went_on(&mut guest)?;
+    lab.watched(guest, |guest| guest.power_off())?;
+    lab.nothing_left(&before)?;
+    drop(disk);
+    Ok(())
+}
+
+fn many(lab: &mut Lab) -> Result<()> {
+    const NICS: usize = 8;
+    const DISKS: u8 = 16;
+    let before = lab.settled()?;
+    let names: Vec<String> =
+        (b'a'..b'a' + DISKS).map(|c| format!("xvd{}", char::from(c))).collect();
+    let disks = names.iter().map(|name| lab.disk(name, 4, Medium::Device));
+    let (disks, lines): (Vec<_>, Vec<_>) = disks.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+    let mut spec = Spec::new(lab.kind, lab.backend);
+    (spec.disks, spec.nics) = (lines, vec![NIC.to_owned(); NICS]);
+    spec.memory = Some(512);
+    let mut guest = Guest::start(&spec)?;
+    for (seed, name) in names.iter().enumerate() {
+        guest.ask("disk-wait", json!(name), SHORT)?;
+        let order = json!({ "name": name, "seed": 101 + seed, "mib": 2, "write": true });
+        guest.ask("disk-verify", order, LONG)?;
+    }
+    for (seed, name) in names.iter().enumerate() {
+        let order = json!({ "name": name, "seed": 101 + seed, "mib": 2, "write": false });
+        guest.ask("disk-verify", order, LONG)?;
+    }
+    for n in 0..NICS {
+        // One at a time: they are on one network.
+        let (name, address) = (format!("eth{n}"), format!("{}/24", address(&guest, 0)));
+        guest.ask("nic-up", json!({ "name": name, "address": address }), SHORT)?;
+        let echo = json!({ "server": "10.0.0.1", "sizes": [64, 1472], "rounds": 2 });
+        guest.ask("nic-echo", echo, SHORT)?;
+        guest.program(&format!("ip address flush dev {name}"))?;
+        guest.program(&format!("ip link set {name} down"))?;
+    }
+    lab.watched(guest, |guest| guest.power_off())?;
+    lab.nothing_left(&before)?;
+    drop(disks);
     Ok(())
 }
 

@@ -13,6 +13,7 @@
 //! | [`driver_domain`] | devices served by another guest, that dies |
 //! | [`hvm`] | a guest with a device model |
 //! | [`matrix`] | disks in every shape, kept in every kind of thing |
+//! | [`kernels`] | guests with older and newer kernels, and firmware |
 //! | [`kept`] | what disks do, kept in every kind of thing |
 //! | [`store`] | these kinds of things |
 //! | [`life`] | guests that end, in every way, while their devices work; many at once |
@@ -30,6 +31,7 @@ mod frontends;
 mod hotplug;
 mod hvm;
 mod kept;
+mod kernels;
 mod life;
 mod matrix;
 mod nic;
@@ -115,6 +117,7 @@ fn all() -> Vec<Case> {
         beside::SCENARIOS,
         driver_domain::SCENARIOS,
         hvm::SCENARIOS,
+        kernels::SCENARIOS,
         bench::SCENARIOS,
     ];
     let mut cases = Vec::new();

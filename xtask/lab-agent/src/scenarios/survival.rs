@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::life::{ready, went_on};
-use super::{BOTH, Guests, PVIO, Scenario};
+use super::{BOTH, Guests, NICS, PV, PVIO, Scenario};
 use crate::dom0::backend::Backend;
 use crate::dom0::disk::{Access, Disk, Medium};
 use crate::dom0::guest::{Guest, Kind, Programs, Spec};
@@ -23,6 +23,30 @@ pub const SCENARIOS: &[Scenario] = &[
         run: daemon,
     },
     Scenario {
+        name: "survival-second",
+        proves: "a second pvio serve is refused with the first one's process; guests of the first go on",
+        backends: PVIO,
+        kinds: PV,
+        guests: Guests::Own,
+        run: second,
+    },
+    Scenario {
+        name: "migrate-disk",
+        proves: "saved and paused, restored beside itself, then destroyed, as xl migrate does it: the disk goes on",
+        backends: NICS,
+        kinds: BOTH,
+        guests: Guests::Own,
+        run: hand_over,
+    },
+    Scenario {
+        name: "attach-taken",
+        proves: "xl block-attach of an image that another guest has is refused, and attached when it is free",
+        backends: PVIO,
+        kinds: PV,
+        guests: Guests::Own,
+        run: taken,
+    },
+    Scenario {
         name: "survival-domain",
         proves: "a driver domain is destroyed under load and restored; the next guest finds its disk",
         backends: PVIO,
@@ -31,6 +55,76 @@ pub const SCENARIOS: &[Scenario] = &[
         run: domain,
     },
 ];
+
+fn second(lab: &mut Lab) -> Result<()> {
+    let before = lab.settled()?;
+    let (mut guest, disk) = ready(lab, lab.kind)?;
+    let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"] });
+    guest.ask("load-start", load, SHORT)?;
+    let first = lab.backends().pvio().context("pvio does not serve")?;
+    for _ in 0..2 {
+        let ran = sys::run(&["/usr/bin/pvio", "serve"], SHORT)?;
+        ensure!(!ran.status.success(), "a second daemon serves: {}", ran.output);
+        ensure!(ran.output.contains(&first.to_string()), "{}", ran.output);
+    }
+    went_on(&mut guest)?;
+    lab.watched(guest, |guest| guest.power_off())?;
+    lab.nothing_left(&before)?;
+    drop(disk);
+    Ok(())
+}
+
+/// In the order of `xl migrate`: the guest is saved and stays, paused; it is restored beside that, with
+/// the same disk; the first one goes last.
+fn hand_over(lab: &mut Lab) -> Result<()> {
+    const SAVED: &str = "/tmp/migrated.save";
+    let before = lab.settled()?;
+    let (mut guest, disk) = ready(lab, lab.kind)?;
+    let pattern = |write: bool| json!({ "name": "xvda", "seed": 59, "mib": 4, "write": write });
+    guest.ask("disk-verify", pattern(true), LONG)?;
+    sys::succeed(&["xl", "save", "-p", &guest.name, SAVED], LONG)?;
+    let mut restored = guest.restore_beside(SAVED)?;
+    guest.destroy()?;
+    guest.wait_gone(SHORT)?;
+    restored.reattach()?;
+    restored.ask("disk-verify", pattern(false), LONG)?;
+    let order = json!({ "name": "xvda", "seed": 61, "requests": 100, "mib": 8 });
+    restored.ask("disk-blank", json!({ "name": "xvda", "mib": 8 }), LONG)?;
+    let sum = restored.ask("disk-scribble", order, LONG)?;
+    ensure!(sum == disk.sum(8)?, "the image holds something else");
+    let echo = json!({ "server": "10.0.0.1", "sizes": [64, 1472], "rounds": 3 });
+    restored.ask("nic-echo", echo, SHORT)?;
+    std::fs::remove_file(SAVED)?;
+    lab.watched(restored, |guest| guest.power_off())?;
+    lab.nothing_left(&before)
+}
+
+/// A disk that another guest has is refused while `xl` waits, in its own output.
+fn taken(lab: &mut Lab) -> Result<()> {
+    let before = lab.settled()?;
+    let disk = Disk::new(16, lab.backend, Medium::File)?;
+    let line = disk.line("xvdf", Access::Write, lab.backend)?;
+    let (mut guest, own) = ready(lab, lab.kind)?;
+    let (mut other, others) = ready(lab, lab.kind)?;
+    sys::succeed(&["xl", "block-attach", &guest.name, &line], SHORT)?;
+    guest.ask("disk-wait", json!("xvdf"), SHORT)?;
+    let refused = sys::run(&["xl", "block-attach", &other.name, &line], LONG)?;
+    ensure!(!refused.status.success(), "xl says that it is attached: {}", refused.output);
+    guest.ask(
+        "disk-scribble",
+        json!({ "name": "xvdf", "seed": 67, "requests": 30, "mib": 4 }),
+        LONG,
+    )?;
+    sys::succeed(&["xl", "block-detach", &guest.name, "xvdf"], SHORT)?;
+    guest.ask("disk-gone", json!("xvdf"), SHORT)?;
+    sys::succeed(&["xl", "block-attach", &other.name, &line], SHORT)?;
+    other.ask("disk-wait", json!("xvdf"), SHORT)?;
+    for guest in [guest, other] {
+        lab.watched(guest, |guest| guest.power_off())?;
+    }
+    drop((own, others, disk));
+    lab.nothing_left(&before)
+}
 
 fn daemon(lab: &mut Lab) -> Result<()> {
     let before = lab.settled()?;
