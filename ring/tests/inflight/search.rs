@@ -178,7 +178,7 @@ impl<B: Backend> Search<'_, B> {
             memory.read_bytes(0, &mut bytes).unwrap();
             bytes
         };
-        let (ring, record) = (bytes(self.shared.ring.inner()), bytes(&self.shared.record.inner()));
+        let (ring, record) = (bytes(self.shared.ring.inner()), bytes(self.shared.record.inner()));
         State { ring, record, guest, process, kills }
     }
 
