@@ -207,6 +207,8 @@ drop_reasons! {
     TxChecksum = "tx-checksum",
     /// From the guest: segmentation it did not negotiate, or of something that is not TCP.
     TxGso = "tx-gso",
+    /// From the guest: a segment size below [`SEGMENT_MIN`](crate::queue::SEGMENT_MIN).
+    TxGsoSmall = "tx-gso-small",
     /// From the guest: multicast control it was not offered.
     TxMulticast = "tx-multicast",
     /// From the guest: one multicast group more than a vif has place for.

@@ -24,6 +24,7 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+mod bucket;
 pub mod fault;
 #[cfg(feature = "std")]
 pub mod host;
@@ -31,6 +32,7 @@ pub mod port;
 pub mod queue;
 pub mod stats;
 pub mod vif;
+mod wire;
 #[cfg(feature = "std")]
 pub mod worker;
 

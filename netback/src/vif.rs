@@ -145,8 +145,8 @@ pub struct Vif<P: Platform, S: Serve<P>> {
     /// One for each queue; empty without a session.
     running: Vec<S::Running>,
     negotiated: Option<Negotiated>,
-    /// Of each queue of the session.
-    limits: Vec<Arc<RateLimit>>,
+    /// Of all queues together.
+    limit: Arc<RateLimit>,
     headroom: Arc<Headroom>,
     /// What the session's queues have in flight, and what its guest has set up.
     session: Option<Recorded<S::Record>>,
@@ -165,7 +165,7 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
             opened: false,
             running: Vec::new(),
             negotiated: None,
-            limits: Vec::new(),
+            limit: Arc::default(),
             headroom: Arc::default(),
             session: None,
             stats,
@@ -178,10 +178,10 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
         &self.stats
     }
 
-    /// How fast the guest may send through each of its queues, from now on until the session ends.
-    /// A session begins with what stands in xenstore (`rate`).
+    /// How fast the guest may send through all of its queues together, from now on. A session begins
+    /// with what stands in xenstore (`rate`).
     pub fn set_rate(&self, rate: Option<Rate>) {
-        self.limits.iter().for_each(|limit| limit.set(rate));
+        self.limit.set(rate);
     }
 
     /// Whether the guest hears only the multicast groups that it names, from now on until the
@@ -307,7 +307,7 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
             self.serve_control(&mut queues, control, &session)?;
         }
         session.groups.choose(negotiated.multicast_control);
-        self.limits = queues.iter().map(|queue| Arc::clone(queue.limit())).collect();
+        queues.iter_mut().for_each(|queue| queue.share_limit(&self.limit));
         self.set_rate(read_rate(xs, &ends.back)?);
         if ends.resumed {
             // The last responses may have been published by one who died before telling.

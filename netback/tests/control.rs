@@ -3,12 +3,13 @@
 
 mod common;
 
-use common::{ALL, Setup, pattern, setup};
+use common::{ALL, Setup, pattern, setup, tcp};
 use pvio_netback::Features;
 use pvio_netback::fault::DropReason;
 use pvio_netback::port::Offload;
-use pvio_ring::proto::netif::{Extra, ExtraKind, RxFlags, TxFlags, TxRequest, rsp};
+use pvio_ring::proto::netif::{Extra, ExtraKind, GsoKind, RxFlags, TxFlags, TxRequest, rsp};
 use pvio_xenbus::handshake::vif::Rate;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Keeps the ring full of packets of a page for so long, and tells how many bytes went.
@@ -62,6 +63,70 @@ fn a_guest_sends_as_fast_as_it_may_and_nothing_is_lost() {
     s.poll();
     s.guest.answers();
     assert_eq!(s.queue.deadline(), None);
+}
+
+/// A packet of 4,000 bytes of data and 20 of options to be segmented every 8 bytes; what it is on the wire.
+fn push_shredded(s: &mut Setup) -> usize {
+    const HEADERS: usize = 74;
+    let mut frame = tcp(false, 4000);
+    frame[34 + 12] = 0xa0;
+    let mut slot = s.guest.slot(0, 0, &frame);
+    slot.flags = TxFlags::EXTRA_INFO | TxFlags::CSUM_BLANK;
+    s.guest.push(&[slot]);
+    let kind = ExtraKind::Gso { size: 8, kind: GsoKind::TcpV4 };
+    s.guest.tx.push(&Extra { kind, more: false }.to_bytes()).unwrap();
+    let _ = s.guest.tx.publish();
+    frame.len() + ((frame.len() - HEADERS).div_ceil(8) - 1) * HEADERS
+}
+
+#[test]
+fn a_packet_counts_as_the_frames_it_is_segmented_into() {
+    let mut s = setup(Features { sends_gso_v4: true, ..ALL });
+    s.queue.limit().set(Some(Rate { bytes: 10_000, usec: 10_000 }));
+    let (begin, time) = (Duration::from_secs(1), Duration::from_secs(10));
+    let (mut now, mut bytes, mut size) = (begin, 0, 0);
+    while now < begin + time {
+        s.queue.set_clock(now);
+        loop {
+            while s.guest.tx.free() > 1 {
+                size = push_shredded(&mut s);
+            }
+            if s.poll().tx == 0 {
+                break;
+            }
+            bytes += s.sent().len() * size;
+            s.guest.answers();
+        }
+        // Before its headers are read, a packet counts with the least there can be.
+        assert!(now > begin || bytes <= 128 * 1024 + 2 * size, "{bytes} at once");
+        now = s.queue.deadline().expect("it waits for its credit");
+    }
+    assert!((9_900_000..10_200_000).contains(&bytes), "{bytes}");
+    assert_eq!(s.stats.dropped_in_all(), 0);
+}
+
+#[test]
+fn queues_of_a_vif_have_their_rate_together() {
+    let mut queues = [setup(ALL), setup(ALL), setup(ALL)];
+    let limit = Arc::clone(queues[0].queue.limit());
+    limit.set(Some(Rate { bytes: 10_000, usec: 10_000 }));
+    queues.iter_mut().for_each(|s| s.queue.share_limit(&limit));
+    let begin = Duration::from_secs(1);
+    let mut bytes = 0;
+    for tick in 0..10_000 {
+        for s in &mut queues {
+            s.queue.set_clock(begin + tick * Duration::from_millis(1));
+            while s.guest.tx.free() > 0 {
+                let slot = s.guest.slot(0, 0, &pattern(1000, 0));
+                s.guest.push(&[slot]);
+            }
+            let _ = s.guest.tx.publish();
+            s.poll();
+            bytes += s.sent().iter().map(|(frame, _)| frame.len()).sum::<usize>();
+            s.guest.answers();
+        }
+    }
+    assert!((9_900_000..10_200_000).contains(&bytes), "{bytes}");
 }
 
 const GROUP: [u8; 6] = [1, 0, 0x5e, 1, 2, 3];

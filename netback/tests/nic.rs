@@ -68,6 +68,18 @@ fn what_a_nic_asks_for_at_first_it_gets_and_again_from_a_backend_that_starts_ove
 }
 
 #[test]
+fn the_rate_of_a_vif_is_of_all_its_queues_together() {
+    let mut w = World::new(QUEUES, |nic| nic.with_queues(QUEUES));
+    let rate = format!("{}/rate", w.addr.backend_path());
+    // What may go at once, and next to nothing after it.
+    w.tool.write(&rate, b"1,1000000").unwrap();
+    w.settle();
+    assert_eq!(w.nic().queues().len(), QUEUES as usize);
+    let bytes = w.flood();
+    assert!((131_072..=132_072).contains(&bytes), "{bytes}");
+}
+
+#[test]
 fn everything_may_be_changed_while_connected() {
     let mut w = World::new(QUEUES, |nic| nic.with_queues(QUEUES));
     w.settle();

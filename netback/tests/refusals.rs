@@ -7,6 +7,7 @@ use common::{ALL, Guest, Setup, pattern, setup, setup_at, tcp};
 use pvio_grant_table::GrantRef;
 use pvio_netback::fault::{DropReason, Fault, QueueError};
 use pvio_netback::port::{NetPort, Offload};
+use pvio_netback::queue::SEGMENT_MIN;
 use pvio_ring::RingFault;
 use pvio_ring::proto::netif::{ExtraFault, TxFlags, rsp};
 use pvio_ring::shm::Region;
@@ -192,6 +193,19 @@ fn gso_of_no_size() {
     check(&Row {
         send: |g| with_extra(g, &[[1, 0, 0, 0, 1, 0, 0, 0]]),
         fate: Fate::Fatal(Fault::Extra(ExtraFault::GsoSize), "tx-gso-size"),
+    });
+}
+
+#[test]
+fn gso_below_the_least_segment_size() {
+    assert_eq!(SEGMENT_MIN, 8);
+    check(&Row {
+        send: |g| with_extra(g, &[[1, 0, 7, 0, 1, 0, 0, 0]]),
+        fate: Fate::Drop(DropReason::TxGsoSmall, &[(0, ERROR), (0, NULL)]),
+    });
+    check(&Row {
+        send: |g| with_extra(g, &[[1, 0, 1, 0, 2, 0, 0, 0]]),
+        fate: Fate::Drop(DropReason::TxGsoSmall, &[(0, ERROR), (0, NULL)]),
     });
 }
 

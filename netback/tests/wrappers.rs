@@ -256,6 +256,53 @@ fn a_shaper_keeps_to_bytes_and_packets_a_second_and_holds_the_rest_back() {
     assert_eq!((received(&mut port).len(), port.deadline()), (4, None));
 }
 
+/// TCP over IPv4 without options, with so much data.
+fn tcp4(data: usize) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let builder = PacketBuilder::ethernet2(MAC, OTHER).ipv4([192, 0, 2, 2], [192, 0, 2, 1], 64);
+    builder.tcp(1, 2, 3, 4).write(&mut frame, &vec![7; data]).unwrap();
+    frame
+}
+
+#[test]
+fn a_shaper_counts_the_frames_that_a_packet_is_segmented_into_both_ways() {
+    let frame = tcp4(20_000);
+    let gso = Some(Gso { size: 100, kind: GsoKind::TcpV4 });
+    let offload = Offload { checksum: Checksum::Partial { start: 34, offset: 16 }, gso };
+    // 200 frames of 154 bytes each.
+    let (frames, bytes) = (200, 200 * 154);
+    let rate = |per_second| Some(Rate { per_second, burst: 1 });
+    for (limits, per_second) in [
+        (Limits { bytes: None, packets: rate(2000) }, 2000 / frames),
+        (Limits { bytes: rate(308_000), packets: None }, 308_000 / bytes),
+    ] {
+        let (port, mut wire) = pair(4);
+        let shapes = Shapes::default();
+        let mut port = shapes.around(port);
+        shapes.set(&Shape { tx: limits, rx: limits, share: None });
+        let mut passed = [0, 0];
+        for tick in 0..10_000 {
+            port.turn(MS * (tick + 1));
+            if let Ok(buf) = port.reserve() {
+                let mut buf = port.fit(buf, frame.len());
+                buf[..frame.len()].copy_from_slice(&frame);
+                port.send(Packet { buf, start: 0, len: frame.len(), offload }).unwrap();
+            }
+            passed[0] += received(&mut wire).len();
+            if wire.reserve().map(|buf| wire.unreserve(buf)).is_ok() {
+                send_with(&mut wire, &frame, offload).unwrap();
+            }
+            passed[1] += received(&mut port).len();
+        }
+        // In ten seconds, and one for the burst.
+        let expected = 10 * per_second;
+        assert!(
+            passed.iter().all(|n| (expected..=expected + 2).contains(n)),
+            "{passed:?} {limits:?}"
+        );
+    }
+}
+
 #[test]
 fn vifs_that_share_a_rate_get_the_same_of_it_however_eager_they_are() {
     let share = Share::new(Rate { per_second: 10_000_000, burst: 100_000 });

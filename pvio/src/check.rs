@@ -7,7 +7,7 @@ use crate::guest::http::listing::human;
 use crate::machine::devices::DiskConfig;
 use crate::machine::home::Home;
 use crate::machine::{Machine, News, Plan};
-use crate::scratch;
+use crate::{scratch, startup};
 use pvio_blkback::image::Image;
 use std::ffi::OsString;
 
@@ -17,6 +17,7 @@ use std::ffi::OsString;
 /// A [`Failure`] when the image may not be used, when anything breaks on the way, and when any
 /// byte is not what was written.
 pub fn check(args: &CheckArgs) -> Result<(), Failure> {
+    startup::prepare()?;
     let disk = args.common.disk(&args.disk)?;
     if disk.options.read_only == Some(true) {
         let what = "a check writes all over its disk, and this one is to be read only";

@@ -16,14 +16,15 @@ pub mod ask;
 
 use crate::failure::{Failure, one_line};
 use crate::served::Served;
+use pvio_hosted::{DirError, PrivateDir};
 use pvio_netback::port::capture::{CaptureFile, Reader};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -43,27 +44,29 @@ const LOOK: Duration = Duration::from_millis(100);
 /// An open door; it is shut when dropped.
 #[derive(Debug)]
 pub struct Control {
-    path: PathBuf,
+    dir: PrivateDir,
     inode: u64,
 }
 
 impl Control {
-    /// Opens the door in a folder, which is made if need be.
+    /// Opens the door in a folder, which is made if need be and is to be this user's alone.
     ///
     /// # Errors
     /// When the socket cannot be made there.
     pub fn listen(folder: &Path, served: &Served) -> Result<Self, Failure> {
         let path = folder.join(NAME);
+        let refused = |e: DirError| Failure::of(format!("no control socket: {e}")).as_input();
+        let dir = PrivateDir::create(folder).map_err(refused)?;
         let failed =
             |e: io::Error| Failure::new(format!("no control socket {}: {e}", path.display()), "");
-        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
-        let fresh = folder.join(format!("{NAME}.{}", std::process::id()));
-        let _ = fs::remove_file(&fresh);
+        let fresh = format!("{NAME}.{}", std::process::id());
+        dir.remove(&fresh).map_err(failed)?;
+        let fresh = dir.by_descriptor(&fresh);
         let listener = UnixListener::bind(&fresh).map_err(failed)?;
         // Before it has its name. Who comes in all the same is asked who he is: see `answer`.
         fs::set_permissions(&fresh, Permissions::from_mode(0o600)).map_err(failed)?;
         let inode = fs::metadata(&fresh).map_err(failed)?.ino();
-        fs::rename(&fresh, &path).map_err(failed)?;
+        fs::rename(&fresh, dir.by_descriptor(NAME)).map_err(failed)?;
         let served = served.clone();
         let busy = Arc::new(AtomicUsize::new(0));
         let serve = move || {
@@ -79,15 +82,16 @@ impl Control {
             }
         };
         std::thread::Builder::new().name("control".into()).spawn(serve).map_err(failed)?;
-        Ok(Self { path, inode })
+        Ok(Self { dir, inode })
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
         // A successor's stays.
-        if fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
-            let _ = fs::remove_file(&self.path);
+        let found = fs::symlink_metadata(self.dir.by_descriptor(NAME));
+        if found.is_ok_and(|found| found.ino() == self.inode) {
+            let _ = self.dir.remove(NAME);
         }
     }
 }

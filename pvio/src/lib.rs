@@ -15,6 +15,9 @@
 //! | [`dm`] | the same, standing in for the device model of one guest |
 //! | [`script`] | the hotplug script that lets `xl` name image files |
 //! | [`revive`] | a driver domain's backends, after it came back |
+//! | [`signals`], [`startup`] | signals that end the process; what the system must provide before anything starts |
+//! | [`lock`] | one daemon for each kind of backend of a domain |
+//! | [`descriptors`] | file descriptors, counted before a device takes them |
 //! | [`contents`] | what a disk holds, by signature |
 //! | [`scratch`] | whether an image may be overwritten |
 //! | [`domain`] | what runs in the child processes |
@@ -29,6 +32,7 @@ pub mod cli;
 pub mod contents;
 pub mod control;
 pub mod demo;
+pub mod descriptors;
 pub mod disks;
 pub mod dm;
 pub mod domain;
@@ -36,6 +40,7 @@ pub mod driver;
 pub mod failure;
 pub mod guest;
 pub mod inspect;
+pub mod lock;
 pub mod machine;
 pub mod revive;
 pub mod run;
@@ -43,4 +48,6 @@ pub mod scratch;
 pub mod script;
 pub mod serve;
 pub mod served;
+pub mod signals;
+pub mod startup;
 pub mod stats;

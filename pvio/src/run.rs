@@ -7,9 +7,9 @@ use crate::guest::http::listing::human;
 use crate::machine::devices::{DiskConfig, NicConfig};
 use crate::machine::home::Home;
 use crate::machine::{Machine, News, Plan, rights};
+use crate::startup;
 use pvio_blkback::image::{Disk, Format, Image, Spec};
 use std::ffi::OsString;
-use std::fs::File;
 use std::path::PathBuf;
 
 /// Does it.
@@ -17,6 +17,7 @@ use std::path::PathBuf;
 /// # Errors
 /// A [`Failure`]; nothing is left running or lying about then.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    startup::prepare()?;
     // Before anything is started: it may make this another process.
     if let Some(disk) = &args.disk {
         look_at(&served(disk, args)?)?;
@@ -129,16 +130,11 @@ fn look_at(disk: &Disk) -> Result<u64, Failure> {
 }
 
 fn demo_image(home: &Home) -> Result<PathBuf, Failure> {
-    let path = home.path().join("demo.img");
+    const NAME: &str = "demo.img";
+    let path = home.path().join(NAME);
     let failed =
         |e| Failure::new(format!("the demo image {} cannot be made: {e}", path.display()), "");
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&path)
-        .map_err(failed)?;
+    let mut file = home.dir().replace(NAME).map_err(failed)?;
     file.set_len(demo::SIZE).map_err(failed)?;
     demo::write_image(&mut file).map_err(failed)?;
     Ok(path)

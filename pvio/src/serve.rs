@@ -5,7 +5,9 @@ use crate::control::{self, Control};
 use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::{Failure, say};
+use crate::lock::{Scope, ServiceLock};
 use crate::served::Served;
+use crate::startup;
 use pvio_blkback::{Config, MappingBudgets};
 use pvio_grant_table::DomId;
 use pvio_xen_linux::XenDomain;
@@ -73,11 +75,13 @@ impl MappingArgs {
 /// # Errors
 /// When this is no domain of Xen's, another backend is in the way, or xenstore goes.
 pub fn run(args: &ServeArgs) -> Result<(), Failure> {
+    startup::prepare()?;
     log_to(args.log.as_deref())?;
     let bell = Bell::new()?;
     let stop = Stop::on_signal(bell.clone())?;
     let host = Host::open()?;
     let kinds = kinds(args, host.id())?;
+    let _lock = ServiceLock::take(Path::new(control::FOLDER), &kinds, Scope::AllGuests)?;
     let surroundings = match (args.hotplug, host.id()) {
         (Some(Around::Toolstack), _) | (None, DomId::DOM0) => Surroundings::Scripts,
         (Some(Around::Itself), _) | (None, _) => Surroundings::DriverDomain,

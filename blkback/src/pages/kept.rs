@@ -181,7 +181,9 @@ mod tests {
     fn budget_that_is_spent_is_as_no_room_and_what_goes_is_given_back() {
         let budget = MappingBudget::new(3);
         let [mut one, mut other] = [(); 2].map(|()| Kept::new(40, Arc::clone(&budget)));
+        one.tick(intervals(1));
         assert!(one.put(1) && one.put(2) && other.put(3));
+        one.tick(intervals(2));
         assert!(!one.put(4) && !other.put(5));
         // Idle pages make room.
         assert_eq!((one.tick(intervals(300)), one.len(), budget.used()), (2, 0, 1));

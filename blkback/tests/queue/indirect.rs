@@ -3,6 +3,7 @@
 use crate::late::late;
 use crate::rig::{BACK, Hostile, INDIRECT, Mem, PATHS, Pages, SECTORS, run};
 use pvio_blkback::DataPath;
+use pvio_blkback::pages::PAGES_MOST;
 use pvio_grant_table::{Access, GrantRef, Granter};
 use pvio_ring::proto::blkif::{Abi, RefusalReason, Segment, Status};
 use pvio_ring::shm::Region;
@@ -161,7 +162,7 @@ fn requests_wait_when_all_pages_a_queue_may_use_are_in_use() {
     for path in PATHS {
         let (mut h, may) = late(path);
         let big = Big::new(&h, 512);
-        let most = if path.copies() { 2048 / 512 } else { 4096 / 512 };
+        let most = PAGES_MOST / 512;
         for id in 0..32 {
             h.put(&indirect((id % 2) as u8, 512, id, 0, &big.table_refs));
         }
@@ -169,7 +170,7 @@ fn requests_wait_when_all_pages_a_queue_may_use_are_in_use() {
         assert_eq!(h.back.in_flight(), most, "{path}");
         assert!(!h.back.final_check().unwrap(), "only a completion helps");
         let mapped = h.driver.pages_mapped();
-        assert!(mapped <= 1 + 4096, "{mapped} pages mapped, {path}");
+        assert!(mapped <= 1 + PAGES_MOST, "{mapped} pages mapped, {path}");
         let mut answered = 0;
         while answered < 32 {
             may.set(1);

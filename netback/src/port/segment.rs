@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::port::Gso;
+use crate::wire::headers;
 use pvio_ring::proto::checksum::{IpVersion, Transport};
 
 /// The segments of a packet of TCP, one after the other.
@@ -32,11 +33,9 @@ impl<'a> Segments<'a> {
         while matches!(frame.get(at..)?.first_chunk()?, [0x81, 0] | [0x88, 0xa8]) {
             at = at.saturating_add(4);
         }
-        let (ip, tcp) = (at.saturating_add(2), transport.start);
-        let words = usize::from(frame.get(tcp.saturating_add(12))? >> 4);
-        let data = tcp.saturating_add(words.saturating_mul(4));
+        let (ip, tcp, data) = (at.saturating_add(2), transport.start, headers(frame)?);
         let (size, end) = (usize::from(gso.size), transport.end);
-        let fits = words >= 5 && data < end && size > 0;
+        let fits = data < end && size > 0;
         let version = transport.version;
         fits.then_some(Self { frame, size, version, ip, tcp, data, end, next: data, index: 0 })
     }

@@ -10,9 +10,11 @@
 pub use super::share::Share;
 
 use super::live::{Live, Seen};
-use super::share::{Bucket, Membership, Part};
+use super::share::{Membership, Part};
 use super::wait::{Around, Wait};
 use super::{NetPort, Packet, PortError, WouldBlock};
+use crate::bucket::{Bucket, Pace};
+use crate::wire::WireCost;
 use alloc::sync::Arc;
 use core::time::Duration;
 
@@ -25,12 +27,18 @@ pub struct Rate {
     pub burst: u64,
 }
 
+impl Rate {
+    pub(super) fn pace(self) -> Pace {
+        Pace::new(self.per_second, 1_000_000_000, self.burst)
+    }
+}
+
 /// The limits of one direction. What is `None` has no limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Limits {
-    /// Bytes of Ethernet frames.
+    /// Bytes of Ethernet frames, as they are on the wire: every segment has headers of its own.
     pub bytes: Option<Rate>,
-    /// Packets; one that is to be segmented is one.
+    /// Frames on the wire: one that is to be segmented is as many as it will be.
     pub packets: Option<Rate>,
 }
 
@@ -127,8 +135,8 @@ impl Gate {
 
     fn is_shut(&mut self, now: u64) -> bool {
         let Way { limits, bytes, packets, .. } = &*self.way;
-        let by_bytes = limits.bytes.and_then(|rate| bytes.empty_until(rate, now));
-        let by_packets = limits.packets.and_then(|rate| packets.empty_until(rate, now));
+        let by_bytes = limits.bytes.and_then(|rate| bytes.empty_until(rate.pace(), now));
+        let by_packets = limits.packets.and_then(|rate| packets.empty_until(rate.pace(), now));
         let mut until = by_bytes.max(by_packets);
         if until.is_none() {
             // Only who could send otherwise takes part in the sharing.
@@ -138,12 +146,11 @@ impl Gate {
         until.is_some()
     }
 
-    fn take(&self, len: usize, now: u64) {
+    fn take(&self, cost: WireCost, now: u64) {
         let Way { limits, bytes, packets, .. } = &*self.way;
-        let len = len as u64;
-        limits.bytes.into_iter().for_each(|rate| bytes.take(rate, len, now));
-        limits.packets.into_iter().for_each(|rate| packets.take(rate, 1, now));
-        self.part.iter().for_each(|part| part.take(len, now));
+        limits.bytes.into_iter().for_each(|rate| bytes.take(rate.pace(), cost.bytes, now));
+        limits.packets.into_iter().for_each(|rate| packets.take(rate.pace(), cost.frames, now));
+        self.part.iter().for_each(|part| part.take(cost.bytes, now));
     }
 }
 
@@ -167,7 +174,7 @@ impl<N: NetPort> NetPort for Shaper<N> {
 
     fn fit(&mut self, buf: N::Buf, len: usize) -> N::Buf {
         // Here and not when it is sent: a batch is sent only when all of it is there.
-        self.tx.iter().for_each(|gate| gate.take(len, self.now));
+        self.tx.iter().for_each(|gate| gate.take(WireCost::whole(len), self.now));
         self.port.fit(buf, len)
     }
 
@@ -176,6 +183,11 @@ impl<N: NetPort> NetPort for Shaper<N> {
     }
 
     fn send(&mut self, packet: Packet<N::Buf>) -> Result<(), PortError> {
+        if let Some(gate) = self.tx.as_ref().filter(|_| packet.offload.gso.is_some()) {
+            // Into how many segments it goes was not known before.
+            let cost = WireCost::of(packet.frame(), packet.offload.gso);
+            gate.take(cost.beyond(WireCost::whole(packet.len)), self.now);
+        }
         self.port.send(packet)
     }
 
@@ -185,7 +197,7 @@ impl<N: NetPort> NetPort for Shaper<N> {
             return None;
         }
         let packet = self.port.receive()?;
-        gate.take(packet.len, self.now);
+        gate.take(WireCost::of(packet.frame(), packet.offload.gso), self.now);
         Some(packet)
     }
 

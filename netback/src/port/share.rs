@@ -8,6 +8,7 @@
 
 use super::live::{Live, Seen};
 use super::shape::{LOOK, Rate};
+use crate::bucket::Bucket;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -17,39 +18,6 @@ const QUANTUM: u64 = 128 * 1024;
 /// Nanoseconds for which somebody who was refused counts as waiting after it was to ask again: it may
 /// wake up late.
 const WAITING: u64 = 20_000_000;
-
-/// Parts of a nanosecond in which buckets are kept, so that small packets at high rates are not
-/// rounded away.
-const PARTS: u64 = 64;
-
-/// A token bucket, kept as the time by which everything taken so far is paid for.
-#[derive(Debug, Default)]
-pub(super) struct Bucket {
-    paid: AtomicU64,
-}
-
-impl Bucket {
-    /// Until when there is nothing in it, in nanoseconds; `None` if there is something.
-    pub fn empty_until(&self, rate: Rate, now: u64) -> Option<u64> {
-        let earliest = self.paid.load(Ordering::Relaxed).saturating_sub(span(rate, rate.burst));
-        let empty = earliest > now.saturating_mul(PARTS);
-        empty.then(|| earliest.wrapping_div(PARTS).saturating_add(1))
-    }
-
-    /// Takes out so much, whatever is in it: a debt holds up those who come next.
-    pub fn take(&self, rate: Rate, amount: u64, now: u64) {
-        let (now, span) = (now.saturating_mul(PARTS), span(rate, amount));
-        let paid = |paid: u64| Some(paid.max(now).saturating_add(span));
-        let _ = self.paid.fetch_update(Ordering::Relaxed, Ordering::Relaxed, paid);
-    }
-}
-
-/// How long it takes until so much has come in.
-fn span(rate: Rate, amount: u64) -> u64 {
-    let parts = u128::from(amount).saturating_mul(1_000_000_000).saturating_mul(PARTS.into());
-    let span = parts.checked_div(rate.per_second.into()).unwrap_or(u128::MAX);
-    u64::try_from(span).unwrap_or(u64::MAX)
-}
 
 /// A rate that vifs share, each way by itself.
 #[derive(Debug)]
@@ -163,7 +131,7 @@ impl Part {
         let ahead = member.taken.load(Ordering::Relaxed) > self.most;
         // The others move on at any time.
         let turn = ahead.then(|| now.saturating_add(500_000));
-        let until = way.bucket.empty_until(way.rate, now).max(turn)?;
+        let until = way.bucket.empty_until(way.rate.pace(), now).max(turn)?;
         // Whoever sends sooner must not take it for one that wants nothing.
         let until = until.min(now.saturating_add(LOOK));
         member.waiting.store(until.saturating_add(WAITING), Ordering::Relaxed);
@@ -172,7 +140,7 @@ impl Part {
 
     pub fn take(&self, bytes: u64, now: u64) {
         let Membership { way, member } = &*self.membership;
-        way.bucket.take(way.rate, bytes, now);
+        way.bucket.take(way.rate.pace(), bytes, now);
         member.taken.fetch_add(bytes, Ordering::Relaxed);
     }
 }

@@ -1,72 +1,64 @@
 //! How fast a guest may send.
 
+use crate::bucket::{Bucket, Pace};
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use pvio_xenbus::handshake::vif::Rate;
 
 /// What a guest may save up, in bytes, however little it is granted at a time.
 const BURST_LEAST: u64 = 128 * 1024;
-/// A changed limit is seen after this long, though what was granted before is used up for longer.
+/// A changed limit is seen after this long by a queue that waits.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The limit of a queue, which anybody may change while it runs.
+/// The limit of all queues of a vif together, which anybody may change while they run. A packet may
+/// take more than there is, which the next ones have to wait for: so packets of any size pass, and the
+/// rate is what it should be.
 #[derive(Debug, Default)]
 pub struct RateLimit {
-    /// Bytes in each interval; 0 for no limit.
-    bytes: AtomicU64,
-    usec: AtomicU64,
+    /// As [`Pace`] has it; 0 for no limit.
+    cost: AtomicU64,
+    burst: AtomicU64,
+    bucket: Bucket,
 }
 
 impl RateLimit {
-    /// Limits the queue to this from now on; `None` to no limit.
+    /// Limits the vif to this from now on; `None` to no limit. Another rate than before begins with
+    /// a burst.
     pub fn set(&self, rate: Option<Rate>) {
-        let (bytes, usec) = rate.map_or((0, 0), |rate| (rate.bytes, rate.usec.into()));
-        self.usec.store(usec, Ordering::Relaxed);
-        self.bytes.store(bytes, Ordering::Relaxed);
-    }
-
-    fn bytes(&self) -> Option<u64> {
-        Some(self.bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
-    }
-}
-
-/// What is left of what was granted. A packet may take more than there is, which the next ones
-/// have to wait for: so packets of any size pass, and the rate is what it should be.
-#[derive(Debug, Default)]
-pub(super) struct Credit {
-    left: i64,
-    /// When more is granted.
-    refill: Duration,
-}
-
-impl Credit {
-    /// Whether a packet may be sent now; if not, when to ask again.
-    pub fn check(&mut self, limit: &RateLimit, now: Duration) -> Result<(), Duration> {
-        let Some(bytes) = limit.bytes() else {
-            // Whatever limit comes, it begins with a burst.
-            *self = Self { left: i64::MAX, refill: Duration::ZERO };
-            return Ok(());
-        };
-        if now >= self.refill {
-            let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-            let burst = signed(bytes.max(BURST_LEAST));
-            let usec = limit.usec.load(Ordering::Relaxed);
-            // Whoever asks late gets what was granted meanwhile: a machine that is slow to wake up
-            // would make a lower rate of it.
-            let late =
-                u64::try_from(now.saturating_sub(self.refill).as_micros()).unwrap_or(u64::MAX);
-            let missed = late.checked_div(usec).unwrap_or_default();
-            let granted = bytes.saturating_mul(missed.saturating_add(1));
-            self.left = self.left.saturating_add(signed(granted)).min(burst);
-            let into = Duration::from_micros(late.checked_rem(usec).unwrap_or_default());
-            self.refill = now.saturating_add(Duration::from_micros(usec)).saturating_sub(into);
+        let pace = rate.filter(|rate| rate.bytes > 0).map(|rate| {
+            let nanos = u64::from(rate.usec).saturating_mul(1000);
+            Pace::new(rate.bytes, nanos, rate.bytes.max(BURST_LEAST))
+        });
+        let Pace { cost, burst } = pace.unwrap_or(Pace { cost: 0, burst: 0 });
+        self.burst.store(burst, Ordering::Relaxed);
+        if self.cost.swap(cost, Ordering::Relaxed) != cost {
+            self.bucket.fill();
         }
-        if self.left > 0 { Ok(()) } else { Err(self.refill.min(now.saturating_add(LOOK))) }
     }
 
-    pub fn take(&mut self, bytes: usize) {
-        self.left = self.left.saturating_sub_unsigned(bytes as u64);
+    fn pace(&self) -> Option<Pace> {
+        let cost = self.cost.load(Ordering::Relaxed);
+        let burst = self.burst.load(Ordering::Relaxed);
+        (cost != 0).then_some(Pace { cost, burst })
     }
+
+    /// Whether a packet may be sent now; if not, when to ask again. All queues have one clock.
+    pub(super) fn check(&self, now: Duration) -> Result<(), Duration> {
+        let empty = self.pace().and_then(|pace| self.bucket.empty_until(pace, nanos(now)));
+        let Some(until) = empty else { return Ok(()) };
+        Err(Duration::from_nanos(until).min(now.saturating_add(LOOK)))
+    }
+
+    /// A queue sends so many bytes.
+    pub(super) fn take(&self, bytes: u64, now: Duration) {
+        if let Some(pace) = self.pace() {
+            self.bucket.take(pace, bytes, nanos(now));
+        }
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -76,11 +68,11 @@ mod tests {
     const STEP: Duration = Duration::from_millis(1);
 
     /// Bytes sent in so long, by packets of this size, whenever that is allowed.
-    fn sent(limit: &RateLimit, credit: &mut Credit, from: Duration, time: Duration) -> usize {
+    fn sent(limit: &RateLimit, from: Duration, time: Duration) -> usize {
         let (mut now, mut sent) = (from, 0);
         while now < from + time {
-            while sent < 1 << 30 && credit.check(limit, now).is_ok() {
-                credit.take(1500);
+            while sent < 1 << 30 && limit.check(now).is_ok() {
+                limit.take(1500, now);
                 sent += 1500;
             }
             now += STEP;
@@ -90,25 +82,25 @@ mod tests {
 
     #[test]
     fn a_burst_and_then_the_rate() {
-        let (limit, mut credit) = (RateLimit::default(), Credit::default());
+        let limit = RateLimit::default();
         limit.set(Some(Rate { bytes: 50_000, usec: 50_000 }));
-        let all = sent(&limit, &mut credit, STEP, Duration::from_secs(10));
+        let all = sent(&limit, STEP, Duration::from_secs(10));
         // A megabyte a second, and less than a burst and a packet more.
         assert!((9_950_000..10_200_000).contains(&all), "{all}");
         // Who did not send for long has no more than a burst (as in Linux, far less).
-        let all = sent(&limit, &mut credit, Duration::from_secs(99), STEP);
+        let all = sent(&limit, Duration::from_secs(99), STEP);
         assert!((45_000..=131_072 + 1500).contains(&all), "{all}");
     }
 
     #[test]
     fn who_asks_late_gets_the_rate_all_the_same() {
-        let (limit, mut credit) = (RateLimit::default(), Credit::default());
+        let limit = RateLimit::default();
         limit.set(Some(Rate { bytes: 50_000, usec: 50_000 }));
         let (mut now, mut sent) = (STEP, 0_u64);
         while now < Duration::from_secs(10) {
-            now = match credit.check(&limit, now) {
+            now = match limit.check(now) {
                 Ok(()) => {
-                    credit.take(1500);
+                    limit.take(1500, now);
                     sent += 1500;
                     continue;
                 }
@@ -122,28 +114,53 @@ mod tests {
 
     #[test]
     fn what_is_granted_at_once_may_be_more_than_the_least_burst_or_less_than_a_packet() {
-        let (limit, mut credit) = (RateLimit::default(), Credit::default());
+        let limit = RateLimit::default();
         limit.set(Some(Rate { bytes: 1 << 20, usec: 1_000_000 }));
-        assert!(sent(&limit, &mut credit, STEP, STEP) >= 1 << 20);
+        assert!(sent(&limit, STEP, STEP) >= 1 << 20);
         limit.set(Some(Rate { bytes: 10, usec: 1000 }));
         let later = Duration::from_secs(50);
-        let all = sent(&limit, &mut credit, later, Duration::from_secs(1500));
+        let all = sent(&limit, later, Duration::from_secs(1500));
         assert!((14_000_000..16_000_000).contains(&all), "{all}");
     }
 
     #[test]
+    fn queues_have_the_rate_together_and_a_debt_of_another_rate_is_forgiven() {
+        let limit = RateLimit::default();
+        let rate = Rate { bytes: 50_000, usec: 50_000 };
+        limit.set(Some(rate));
+        let (mut now, mut sent) = (STEP, [0_u64; 8]);
+        while now < Duration::from_secs(10) {
+            for sent in &mut sent {
+                if limit.check(now).is_ok() {
+                    limit.take(1500, now);
+                    *sent += 1500;
+                }
+            }
+            now += Duration::from_micros(100);
+        }
+        let all: u64 = sent.iter().sum();
+        assert!((9_950_000..10_200_000).contains(&all), "{sent:?}");
+        // The same again is no other.
+        limit.take(10_000_000, now);
+        limit.set(Some(rate));
+        assert!(limit.check(now + 5 * Duration::from_secs(1)).is_err());
+        limit.set(Some(Rate { bytes: 100_000, usec: 50_000 }));
+        assert_eq!(limit.check(now), Ok(()));
+    }
+
+    #[test]
     fn a_limit_comes_and_goes() {
-        let (limit, mut credit) = (RateLimit::default(), Credit::default());
-        assert_eq!(credit.check(&limit, STEP), Ok(()));
+        let limit = RateLimit::default();
+        assert_eq!(limit.check(STEP), Ok(()));
         limit.set(Some(Rate { bytes: 1, usec: u32::MAX }));
-        while credit.check(&limit, STEP).is_ok() {
-            credit.take(65_535);
+        while limit.check(STEP).is_ok() {
+            limit.take(65_535, STEP);
         }
         // It is looked at again soon, though nothing is granted for more than an hour.
-        assert_eq!(credit.check(&limit, STEP), Err(STEP + LOOK));
+        assert_eq!(limit.check(STEP), Err(STEP + LOOK));
         limit.set(None);
-        assert_eq!(credit.check(&limit, STEP), Ok(()));
+        assert_eq!(limit.check(STEP), Ok(()));
         limit.set(Some(Rate { bytes: u64::MAX, usec: 1 }));
-        assert_eq!(credit.check(&limit, STEP), Ok(()));
+        assert_eq!(limit.check(STEP), Ok(()));
     }
 }

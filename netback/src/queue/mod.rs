@@ -24,6 +24,7 @@ mod siblings;
 mod staged;
 mod tx;
 
+pub use crate::wire::SEGMENT_MIN;
 pub use features::Features;
 pub use groups::{GROUPS_MAX, Groups};
 pub use hash::HASH_MAPPING_MAX;
@@ -220,11 +221,16 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         self.reach = Reach::Keep(kept);
     }
 
-    /// How fast the guest may send through this queue, to be changed at any time; at first, as fast
-    /// as it can.
+    /// How fast the guest may send, to be changed at any time; at first, as fast as it can. What a
+    /// packet takes is what it is on the wire: every frame it is segmented into, with its headers.
     #[must_use]
     pub const fn limit(&self) -> &Arc<RateLimit> {
         &self.limit
+    }
+
+    /// Has this limit in common with other queues of the vif from now on.
+    pub fn share_limit(&mut self, limit: &Arc<RateLimit>) {
+        self.limit = Arc::clone(limit);
     }
 
     /// The multicast groups that the guest wants to hear.

@@ -3,6 +3,7 @@
 use super::ring::Ring;
 use crate::fault::{DropReason, Fault, SLOTS_FATAL, SLOTS_MAX};
 use crate::port::Gso;
+use crate::wire::SEGMENT_MIN;
 use alloc::vec::Vec;
 use pvio_grant_table::GrantRef;
 use pvio_ring::Slot;
@@ -70,7 +71,7 @@ fn take_slots<M: SharedMemory, R: SharedMemory>(
         extras: extras.count,
         gso: extras.gso,
         group: extras.group,
-        refused: None,
+        refused: extras.gso.filter(|gso| gso.size < SEGMENT_MIN).map(|_| DropReason::TxGsoSmall),
     };
     let start = pieces.len();
     pieces.push(Piece::of(&first));

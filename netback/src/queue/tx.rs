@@ -1,6 +1,5 @@
 //! Guest to port.
 
-use super::limit::Credit;
 use super::packet::{self, GroupChange, Piece, Taken};
 use super::ring::Ring;
 use super::{BATCH, Context, Features, recycle_ops};
@@ -8,12 +7,16 @@ use crate::Platform;
 use crate::fault::{DropReason, Fault};
 use crate::port::{Checksum, NetPort, Offload, Packet, PacketBuf};
 use crate::stats::Stats;
+use crate::wire::WireCost;
 use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantStatus};
 use pvio_ring::proto::checksum::{IpVersion, Transport};
 use pvio_ring::proto::netif::{GsoKind, TxFlags, TxResponse, rsp};
 use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
+
+/// Frames of one batch, once it is segmented: what goes beyond a limit stays bounded.
+const FRAMES: u64 = 4096;
 
 /// The transmit ring and what is under way between it and the port.
 pub(super) struct Tx<M, B, R> {
@@ -24,7 +27,6 @@ pub(super) struct Tx<M, B, R> {
     ops: Vec<CopyOp<'static>>,
     /// The port had no space when last asked, so requests wait for the port, not for the guest.
     blocked: bool,
-    credit: Credit,
     /// Requests wait until then, for the guest has sent as much as it may.
     limited: Option<Duration>,
 }
@@ -52,7 +54,6 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
             pieces: Vec::with_capacity(slots),
             ops: Vec::with_capacity(slots),
             blocked: false,
-            credit: Credit::default(),
             limited: None,
         }
     }
@@ -68,7 +69,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
         let taken = self.gather(context, port, most.min(BATCH))?;
         if !self.batch.is_empty() {
             self.copy(&context.pages, context.peer);
-            self.deliver(context.features, port, context.stats);
+            self.deliver(context, port);
         }
         self.pieces.clear();
         Ok(taken)
@@ -110,10 +111,10 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
         port: &mut N,
         most: usize,
     ) -> Result<usize, Fault> {
-        let mut count = 0_usize;
+        let (mut count, mut frames) = (0_usize, 0_u64);
         (self.blocked, self.limited) = (false, None);
-        while count < most && self.ring.has_requests().map_err(Fault::TxRing)? {
-            if let Err(until) = self.credit.check(context.limit, context.now) {
+        while count < most && frames < FRAMES && self.ring.has_requests().map_err(Fault::TxRing)? {
+            if let Err(until) = context.limit.check(context.now) {
                 self.limited = Some(until);
                 context.stats.count_limited();
                 break;
@@ -133,7 +134,9 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
                 }
             };
             count = count.saturating_add(1);
-            self.credit.take(taken.len);
+            let cost = WireCost::least(taken.len, taken.gso);
+            frames = frames.saturating_add(cost.frames);
+            context.limit.take(cost.bytes, context.now);
             let pieces = start..self.pieces.len();
             let fate = if let Some(change) = taken.group {
                 port.unreserve(buf);
@@ -207,7 +210,12 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
     }
 
     /// Hands the batch to the port and answers every slot of it.
-    fn deliver<N: NetPort<Buf = B>>(&mut self, features: &Features, port: &mut N, stats: &Stats) {
+    fn deliver<N: NetPort<Buf = B>>(
+        &mut self,
+        context: &Context<'_, impl Platform, impl SharedMemory>,
+        port: &mut N,
+    ) {
+        let Context { features, stats, .. } = context;
         for Gathering { taken, pieces, fate } in self.batch.drain(..) {
             let pieces = self.pieces.get(pieces).unwrap_or_default();
             let (buf, start) = match fate {
@@ -224,6 +232,12 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
                 match offload(&taken, features, packet.frame_mut(), stats) {
                     Ok(offload) => {
                         packet.offload = offload;
+                        if taken.gso.is_some() {
+                            // Its headers are known only now.
+                            let cost = WireCost::of(packet.frame(), taken.gso);
+                            let more = cost.beyond(WireCost::least(taken.len, taken.gso));
+                            context.limit.take(more.bytes, context.now);
+                        }
                         port.send(packet).map_err(|error| (error.reason(), None))
                     }
                     Err(reason) => Err((reason, Some(packet.buf))),

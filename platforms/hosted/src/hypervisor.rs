@@ -111,7 +111,7 @@ impl Hypervisor {
         let failed = |source| StartError::Io { path: state_dir.path().into(), source };
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|why| failed(why.into()))?;
-        let names = state_dir.path().join(XENSTORE_SOCKET);
+        let names = state_dir.socket(XENSTORE_SOCKET)?;
         let names = Names::serve(&names).map_err(failed)?;
         let (sender, events) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {

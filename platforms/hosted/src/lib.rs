@@ -16,7 +16,7 @@
 //! | `hypervisor`, `server`, `machine`, `names` | the hypervisor: what embeds it calls, its thread, what it knows, xenstore |
 //! | `domain`, `pages`, `peers`, `mapping`, `events` | a domain: joining, giving, using, waking |
 //! | `layout`, `protocol` | what lies where in memory, what is said on the socket |
-//! | `mem`, `socket`, `statedir`, `connection` | the machine below: mappings, packets, the directory |
+//! | `mem`, `socket`, `private_dir`, `statedir`, `connection` | the machine below: mappings, packets, the directory |
 //!
 //! # What it protects against
 //!
@@ -41,7 +41,8 @@
 //!   event channel with (whoever is scribbled on loses wake-ups or pages; nothing crashes);
 //! - join as any domain that no process is yet, and trace, kill or stop other processes of the user.
 //!
-//! Other users are kept out by the socket's mode and by a check of who is at its other end. Guests
+//! Other users are kept out by the socket's mode, by a check of who is at its other end, and by the
+//! directory: one that another user owns, may write in, or could have put a symbolic link to is refused. Guests
 //! that are not trusted belong on Xen; hosted mode is for embedding, development and tests.
 //!
 //! # Example
@@ -98,6 +99,7 @@ mod mem;
 mod names;
 mod pages;
 mod peers;
+mod private_dir;
 mod protocol;
 mod server;
 mod socket;
@@ -105,12 +107,13 @@ mod statedir;
 
 pub use config::{DomainConfig, DomainInfo};
 pub use domain::Domain;
-pub use error::{DomainError, JoinError, StartError, XenstoreError};
+pub use error::{DirError, DomainError, JoinError, StartError, XenstoreError};
 pub use events::Channel;
 pub use hypervisor::{Hypervisor, HypervisorEvent};
 pub use mapping::{Mapping, Pin};
 pub use mem::Held;
 pub use pages::{Lease, Pages};
+pub use private_dir::PrivateDir;
 
 /// The examples of the book's page on embedding.
 #[cfg(doctest)]

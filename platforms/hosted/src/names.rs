@@ -12,6 +12,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Mutex;
 
+/// Connections of one domain: each of its disks has one.
+const MAX_CONNECTIONS: usize = 4096;
+/// What one domain may hold: more than on Xen, for as many disks as its grant table has place for.
+const QUOTA: Quota = Quota { nodes: 65_536, watches: 16_384, memory: 64 << 20, ..Quota::XEN };
+
 /// The store, served by a thread of its own.
 #[derive(Debug)]
 pub(crate) struct Names {
@@ -22,7 +27,8 @@ pub(crate) struct Names {
 impl Names {
     /// Serves a new store; to the tools of domain 0 on the socket at `path`.
     pub(crate) fn serve(path: &Path) -> io::Result<Self> {
-        let server = Server::new(Store::new(Quota::default())).listen(path)?.spawn()?;
+        let server = Server::new(Store::new(QUOTA)).domain_connections(MAX_CONNECTIONS);
+        let server = server.listen(path)?.spawn()?;
         let control = Mutex::new(server.connect_local(DomId::DOM0)?);
         Ok(Self { server, control })
     }

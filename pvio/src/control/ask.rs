@@ -3,6 +3,7 @@
 use super::{FOLDER, NAME};
 use crate::failure::Failure;
 use crate::machine::home::default_root;
+use pvio_hosted::PrivateDir;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -42,9 +43,13 @@ fn knock(path: &Path) -> io::Result<UnixStream> {
 
 /// The one driver domain there is: that of `pvio serve`, or of a `pvio run` of this user's.
 fn find() -> Result<UnixStream, Failure> {
-    let machines = std::fs::read_dir(default_root()).into_iter().flatten().flatten();
-    let doors = machines.map(|machine| machine.path().join(NAME));
-    let doors = [Path::new(FOLDER).join(NAME)].into_iter().chain(doors);
+    let root = default_root();
+    // What others may have put there is none of ours.
+    let own = PrivateDir::open(&root).ok().and_then(|_| std::fs::read_dir(root).ok());
+    let machines = own.into_iter().flatten().flatten().map(|machine| machine.path());
+    let doors = [PathBuf::from(FOLDER)].into_iter().chain(machines);
+    let doors = doors.filter(|folder| PrivateDir::open(folder).is_ok());
+    let doors = doors.map(|folder| folder.join(NAME));
     let open = |door: PathBuf| knock(&door).ok().map(|stream| (door, stream));
     let mut open: Vec<(PathBuf, UnixStream)> = doors.filter_map(open).collect();
     match (open.pop(), &open[..]) {

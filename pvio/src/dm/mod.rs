@@ -12,19 +12,22 @@
 
 mod qmp;
 
+use crate::control;
 use crate::disks::args::ImageRootArgs;
 use crate::domain::stop::{Bell, Stop};
 use crate::driver::{self, Options};
 use crate::failure::Failure;
+use crate::lock::{Scope, ServiceLock};
 use crate::serve;
 use crate::served::Served;
+use crate::startup;
 use pvio_blkback::image::DiskOptions;
 use pvio_blkback::{Config, Policy};
 use pvio_grant_table::DomId;
 use pvio_xenbus::handshake::common::{BackendKind, announce_device_model};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The name that makes `pvio` a device model.
 pub const NAME: &str = "pvio-dm";
@@ -43,12 +46,15 @@ struct Args {
 /// A [`Failure`], which `xl` shows from the guest's `qemu-dm-….log`.
 pub fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     let args = parse(&args.collect::<Vec<_>>())?;
+    startup::prepare()?;
     let mut disk_options = DiskOptions::default();
     args.image_roots.add_to(&mut disk_options)?;
     serve::log_to(None)?;
     let bell = Bell::new()?;
     let stop = Stop::on_signal(bell.clone())?;
     let host = serve::Host::open()?;
+    let folder = Path::new(control::FOLDER);
+    let _lock = ServiceLock::take(folder, &[BackendKind::Qdisk], Scope::OneGuest)?;
     let mut xs = host.xenstore()?;
     for socket in &args.sockets {
         qmp::listen(socket)?;

@@ -23,13 +23,13 @@ pub mod watcher;
 pub mod work;
 
 use crate::failure::{Failure, one_line};
+use crate::machine::home::private;
 use clap::{Args, Subcommand};
 use pvio_grant_table::DomId;
-use pvio_hosted::Domain;
+use pvio_hosted::{Domain, PrivateDir};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
-use std::fs::File;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::exit;
 
 /// The hidden commands.
@@ -123,7 +123,13 @@ pub fn execute(command: DomainCommand) {
     if bound.is_err() || getppid().map(Pid::as_raw_pid) != Some(join.parent) {
         exit(1);
     }
-    log_to(&join.state_dir.join(format!("{name}.log")));
+    match private(&join.state_dir) {
+        Ok(dir) => log_to(&dir, &format!("{name}.log")),
+        Err(failure) => {
+            Said::Failed(failure.clone()).say();
+            exit(i32::from(failure.code));
+        }
+    }
     let result = match command {
         DomainCommand::Driver(args) => driver::run(&args),
         DomainCommand::Guest(args) => guest::run(&args),
@@ -148,11 +154,11 @@ pub fn join(args: &JoinArgs) -> Result<Domain, Failure> {
 }
 
 /// Sends traces to a file; `RUST_LOG` says which.
-pub fn log_to(path: &Path) {
+fn log_to(dir: &PrivateDir, name: &str) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // Without a log the work goes on; its folder was made by the parent a moment ago.
-    if let Ok(file) = File::options().create(true).append(true).open(path) {
+    if let Ok(file) = dir.append(name) {
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_env_filter(filter);
         let _ = subscriber.with_writer(file).try_init();
     }

@@ -1,6 +1,7 @@
 //! Being told to end: a signal sets a flag and wakes whoever sleeps.
 
 use crate::failure::Failure;
+use crate::signals;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -65,19 +66,17 @@ impl AsFd for Bell {
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Listens for SIGTERM, SIGINT and SIGHUP; `bell` is rung when one comes.
+    /// Listens for the [signals that end the process](crate::signals); `bell` is rung when one comes.
     ///
     /// # Errors
     /// When the signals cannot be listened for.
     pub fn on_signal(bell: Bell) -> Result<Self, Failure> {
         let stop = Self(Arc::new(AtomicBool::new(false)));
         let told = stop.clone();
-        let handler = move || {
+        signals::listen(move || {
             told.0.store(true, Ordering::Release);
             bell.ring();
-        };
-        ctrlc::set_handler(handler)
-            .map_err(|e| Failure::new(format!("no signal handler: {e}"), ""))?;
+        })?;
         Ok(stop)
     }
 

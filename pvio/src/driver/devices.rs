@@ -1,5 +1,6 @@
 //! All backends of one class in this domain.
 
+use crate::descriptors::{Descriptors, Promise};
 use crate::served::{Served, Visible};
 use pvio_grant_table::DomId;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Fault, Life};
@@ -43,6 +44,8 @@ pub struct Devices<C, M> {
     looked: Option<Instant>,
     /// Where others see them.
     served: Served,
+    /// What file descriptors there are, and how many a device needs.
+    descriptors: (Descriptors, u64),
 }
 
 struct Device<C> {
@@ -51,6 +54,8 @@ struct Device<C> {
     told: Option<String>,
     /// Since when the guest is asked to let go of it, until that is said to be odd.
     closing: Option<Instant>,
+    /// The file descriptors it may use; none if it was refused.
+    _promise: Option<Promise>,
 }
 
 impl<C, M> Devices<C, M>
@@ -71,7 +76,14 @@ where
             leftovers: None,
             looked: None,
             served: Served::default(),
+            descriptors: (Descriptors::default(), 0),
         }
+    }
+
+    /// Also refuses devices for which there are not enough file descriptors: each needs so many.
+    pub fn counting(mut self, descriptors: &Descriptors, each: u64) -> Self {
+        self.descriptors = (descriptors.clone(), each);
+        self
     }
 
     /// Also removes the directories of devices that are gone, which no one else does.
@@ -231,8 +243,17 @@ where
             } else {
                 tracing::info!(device = addr.backend_path(), "a new device");
                 let left = read_state(xs, &addr.backend_path())?;
-                let driver = (self.make)(addr, left);
-                self.devices.insert(addr, Device { driver, told: None, closing: None });
+                let mut driver = (self.make)(addr, left);
+                let (descriptors, each) = &self.descriptors;
+                let promise = match descriptors.promise(*each) {
+                    Ok(promise) => Some(promise),
+                    Err(why) => {
+                        driver.refuse(xs, &Fault::new("file-descriptors", why))?;
+                        None
+                    }
+                };
+                let device = Device { driver, told: None, closing: None, _promise: promise };
+                self.devices.insert(addr, device);
                 self.step(xs, addr)?;
             }
         }
@@ -240,7 +261,7 @@ where
     }
 
     fn step(&mut self, xs: &mut dyn Xenstore, addr: DeviceAddr) -> Result<(), XsError> {
-        let Some(Device { driver: device, told, closing }) = self.devices.get_mut(&addr) else {
+        let Some(Device { driver: device, told, closing, .. }) = self.devices.get_mut(&addr) else {
             return Ok(());
         };
         let before = device.state();

@@ -7,6 +7,7 @@ mod devices;
 #[cfg(test)]
 mod tests;
 
+use crate::descriptors::Descriptors;
 use crate::domain::stop::{Bell, Stop, sleep};
 use crate::failure::Failure;
 use crate::served::Served;
@@ -129,6 +130,7 @@ pub fn run<P: Platform>(
     let (shared, ring) = (platform.clone(), bell.clone());
     let (disks, chosen) = (of_class(DeviceClass::Vbd).collect(), options.clone());
     let groups = Groups::default();
+    let descriptors = Descriptors::default();
     let mut disks = Devices::new(disks, id, options.only, move |addr, left| {
         let ring = ring.clone();
         let usual = chosen.disk_options.clone();
@@ -142,6 +144,7 @@ pub fn run<P: Platform>(
     })
     .clearing_up(within == Surroundings::DriverDomain)
     .shown_in(served)
+    .counting(&descriptors, disk_descriptors(options.disks.max_queues))
     .looking();
     let (shared, ring) = (platform.clone(), bell.clone());
     let (nics, chosen) = (of_class(DeviceClass::Vif).collect(), options.clone());
@@ -162,7 +165,8 @@ pub fn run<P: Platform>(
         begin(&chosen, addr, left, Vif::new(shared.clone(), server))
     })
     .clearing_up(within == Surroundings::DriverDomain)
-    .shown_in(served);
+    .shown_in(served)
+    .counting(&descriptors, nic_descriptors(options.nic_queues.unwrap_or(NIC_QUEUES)));
     disks.watch(xs)?;
     nics.watch(xs)?;
     tracing::info!(domain = id.0, kinds = ?options.kinds, ?within, "the driver domain serves");
@@ -194,6 +198,21 @@ pub fn run<P: Platform>(
     }
     tracing::info!("closing every device");
     disks.shut_down(xs).and(nics.shut_down(xs))
+}
+
+/// File descriptors that a disk needs at most: its image with the layers below it and the threads that open
+/// it, and for each queue an event channel, an io_uring, its files in that, and a way to wake it.
+const fn disk_descriptors(queues: u32) -> u64 {
+    32 + 16 * queues as u64
+}
+
+/// Queues of a NIC at most, if nothing is said of them.
+const NIC_QUEUES: u32 = 8;
+
+/// The same for a NIC: its tap, and for each queue event channels, an io_uring, the tap's queue, and ways to
+/// wake it.
+const fn nic_descriptors(queues: u32) -> u64 {
+    16 + 24 * queues as u64
 }
 
 /// A driver for a device whose state an earlier process may have left.

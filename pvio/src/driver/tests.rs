@@ -1,6 +1,7 @@
 //! What makes the driver domain look again at what it serves.
 
 use super::{Options, begin};
+use crate::descriptors::Descriptors;
 use crate::driver::devices::Devices;
 use pvio_blkback::Vbd;
 use pvio_blkback::host::ImageServer;
@@ -18,10 +19,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
 
+/// File descriptors of each disk.
+const EACH: u64 = 100;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Serves disks as [`super::run`] does, until told to stop.
-fn serve(domain: Domain, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
+fn serve(
+    domain: Domain,
+    stop: Arc<AtomicBool>,
+    descriptors: Descriptors,
+) -> std::thread::JoinHandle<()> {
     spawn(move || {
         let mut xs = domain.xenstore().unwrap();
         let (id, options) = (domain.id(), Options::default());
@@ -29,6 +36,7 @@ fn serve(domain: Domain, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
             let server = ImageServer::new(Arc::new(|| ()));
             begin(&options, addr, left, Vbd::with(domain.clone(), server, options.disks))
         })
+        .counting(&descriptors, EACH)
         .looking();
         disks.watch(&mut xs).unwrap();
         while !stop.load(Ordering::SeqCst) {
@@ -62,13 +70,17 @@ struct Machine {
 
 impl Machine {
     fn with_disk() -> (Self, Session<Domain, Client>) {
+        Self::with_descriptors(Descriptors::default())
+    }
+
+    fn with_descriptors(descriptors: Descriptors) -> (Self, Session<Domain, Client>) {
         let dir = tempfile::tempdir().unwrap();
         let hypervisor = Hypervisor::start(dir.path()).unwrap();
         let driver = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
         let guest = hypervisor.create_domain(DomainConfig::new("guest")).unwrap();
         let join = |id: DomId| Domain::join(hypervisor.state_dir(), id).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let served = serve(join(driver), Arc::clone(&stop));
+        let served = serve(join(driver), Arc::clone(&stop), descriptors);
         let addr = DeviceAddr::new(BackendKind::Vbd, driver, guest, 51712);
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(1 << 20).unwrap();
@@ -132,5 +144,26 @@ fn a_guest_that_does_not_let_go_of_its_disk_is_told_of_and_waited_for() {
         assert!(begin.elapsed() < PATIENCE, "it does not close");
         sleep(Duration::from_millis(10));
     }
+    machine.end();
+}
+
+#[test]
+fn a_disk_for_which_there_are_not_enough_descriptors_is_refused_and_the_others_are_served() {
+    // Enough for the process and one disk.
+    let (mut machine, mut session) = Machine::with_descriptors(Descriptors::with_limit(64 + EACH));
+    let (addr, dom0) = (machine.addr, &mut machine.dom0);
+    let second = DeviceAddr { index: 51728, ..addr };
+    let back = ToolstackBack::new(second, machine.image.path().to_str().unwrap());
+    create_device(dom0, second, &back).unwrap();
+    let begin = Instant::now();
+    while read_state(dom0, &second.backend_path()).unwrap() != XenbusState::Closed {
+        assert!(begin.elapsed() < PATIENCE, "it is not refused");
+        sleep(Duration::from_millis(10));
+    }
+    let why = read_error(dom0, &second.backend_path()).unwrap().unwrap();
+    assert!(why.contains("file-descriptors") && why.contains("100 of 100"), "{why}");
+    let mut sector = [0; 512];
+    session.read_at(0, &mut sector).unwrap();
+    session.close().unwrap();
     machine.end();
 }

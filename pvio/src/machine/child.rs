@@ -5,13 +5,12 @@ use crate::domain::Said;
 use crate::failure::Failure;
 use crossbeam_channel::Sender;
 use pvio_grant_table::DomId;
+use pvio_hosted::PrivateDir;
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread::{Builder, JoinHandle};
 
@@ -58,17 +57,20 @@ impl Child {
     ///
     /// # Errors
     /// When the system has no process to give.
-    pub fn spawn(spawn: &Spawn<'_>, home: &Path, events: Sender<Event>) -> Result<Self, Failure> {
+    pub fn spawn(
+        spawn: &Spawn<'_>,
+        home: &PrivateDir,
+        events: Sender<Event>,
+    ) -> Result<Self, Failure> {
         let failed = |e: std::io::Error| {
             Failure::new(format!("the {} process cannot be started: {e}", spawn.command), "")
         };
-        let log = home.join(format!("{}.log", spawn.command));
-        let log = File::options().create(true).append(true).open(log).map_err(failed)?;
+        let log = home.append(&format!("{}.log", spawn.command)).map_err(failed)?;
         let stderr = if spawn.on_terminal { Stdio::inherit() } else { log.into() };
         // The very program that runs now, even if another has taken its place meanwhile.
         let mut command = Command::new("/proc/self/exe");
         command.arg0("pvio").args(["domain", spawn.command]);
-        command.arg("--state-dir").arg(home);
+        command.arg("--state-dir").arg(home.path());
         command.args(["--domid".into(), spawn.domid.to_string()]);
         command.args(["--parent".into(), getpid().as_raw_pid().to_string()]);
         command.args(spawn.args);

@@ -1,9 +1,8 @@
 //! The state directory: every socket and log of one machine, and the hypervisor that owns it.
 
 use crate::failure::Failure;
-use pvio_hosted::Hypervisor;
-use std::fs::{self, DirBuilder};
-use std::os::unix::fs::DirBuilderExt;
+use pvio_hosted::{Hypervisor, PrivateDir};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +13,7 @@ pub const RECORDS: &str = "inflight";
 /// The directory. One that nobody named is removed with it, unless there is reason to look inside.
 #[derive(Debug)]
 pub struct Home {
-    path: PathBuf,
+    dir: Arc<PrivateDir>,
     is_temporary: Arc<AtomicBool>,
 }
 
@@ -23,7 +22,8 @@ impl Home {
     /// Nothing in the directory is touched if another is alive there.
     ///
     /// # Errors
-    /// A [`Failure`] when it cannot be made, or another hypervisor is alive in it.
+    /// A [`Failure`] when it cannot be made, is not this user's alone, or another hypervisor is alive
+    /// in it.
     pub fn claim(named: Option<&Path>, name: &str) -> Result<(Self, Hypervisor), Failure> {
         if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
             return Err(Failure::input(
@@ -33,24 +33,24 @@ impl Home {
         }
         let path = match named {
             Some(path) => path.to_owned(),
-            None => default_root().join(name),
+            None => private(&default_root())?.path().join(name),
         };
-        let failed = |e| {
-            Failure::input(
-                format!("the state directory {} cannot be made: {e}", path.display()),
-                "name one that can be written with --state-dir",
-            )
-        };
-        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
-        let path = std::path::absolute(&path).map_err(failed)?;
-        let hypervisor = Hypervisor::start(&path).map_err(|e| Failure::of(e).as_input())?;
-        Ok((Self { path, is_temporary: Arc::new(AtomicBool::new(named.is_none())) }, hypervisor))
+        let dir = Arc::new(private(&path)?);
+        let started = Hypervisor::start(dir.path());
+        let hypervisor = started.map_err(|e| Failure::of(e).as_input())?;
+        Ok((Self { dir, is_temporary: Arc::new(AtomicBool::new(named.is_none())) }, hypervisor))
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn dir(&self) -> &PrivateDir {
+        &self.dir
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.dir.path()
     }
 
     /// It is not removed: there is something to be read in it.
@@ -61,30 +61,43 @@ impl Home {
     /// What has to be done for nothing to stay behind, for whoever ends the process at once.
     #[must_use]
     pub fn sweep(&self) -> Sweep {
-        Sweep { path: self.path.clone(), is_temporary: Arc::clone(&self.is_temporary) }
+        Sweep { dir: Arc::clone(&self.dir), is_temporary: Arc::clone(&self.is_temporary) }
     }
+}
+
+/// Opens a directory for sockets and logs, which is made if need be.
+///
+/// # Errors
+/// A [`Failure`] when it cannot be made or is not this user's alone.
+pub fn private(path: &Path) -> Result<PrivateDir, Failure> {
+    PrivateDir::create(path).map_err(|e| {
+        let failure = Failure::of(format!("the state directory cannot be used: {e}")).as_input();
+        let help =
+            if failure.help.is_empty() { "name one that can be written" } else { &failure.help };
+        Failure { help: format!("{help} (--state-dir)"), ..failure }
+    })
 }
 
 /// Takes away what would stay behind.
 #[derive(Debug)]
 pub struct Sweep {
-    path: PathBuf,
+    dir: Arc<PrivateDir>,
     is_temporary: Arc<AtomicBool>,
 }
 
 impl Sweep {
     /// Does it; the sockets go with the hypervisor, unless there is no time for that.
     pub fn now(&self, with_sockets: bool) {
-        let remove = |name: &str| drop(fs::remove_file(self.path.join(name)));
+        let remove = |name: &str| drop(self.dir.remove(name));
         if with_sockets {
             ["hypervisor.sock", "xenstore.sock", "control.sock"].into_iter().for_each(remove);
         }
         if self.is_temporary.load(Ordering::Acquire) {
             ["driver.log", "guest.log", "check.log", "demo.img"].into_iter().for_each(remove);
             // All of it is the driver domain's own.
-            let _ = fs::remove_dir_all(self.path.join(RECORDS));
+            let _ = std::fs::remove_dir_all(self.dir.by_descriptor(RECORDS));
             // Only if nothing else is in there.
-            let _ = fs::remove_dir(&self.path);
+            let _ = self.dir.remove_empty();
         }
     }
 }
@@ -98,8 +111,49 @@ impl Drop for Home {
 /// A folder of this user's alone, with one for each machine.
 #[must_use]
 pub fn default_root() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
-        Some(dir) if dir.is_dir() => dir.join("pvio"),
-        _ => std::env::temp_dir().join(format!("pvio-{}", rustix::process::getuid().as_raw())),
+    let own = |dir: &PathBuf| {
+        // Another user's, if `sudo` left it as it was.
+        let user = rustix::process::geteuid().as_raw();
+        dir.metadata().is_ok_and(|found| found.is_dir() && found.uid() == user)
+    };
+    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(own) {
+        Some(dir) => dir.join("pvio"),
+        None => std::env::temp_dir().join(format!("pvio-{}", real_user())),
+    }
+}
+
+/// The number of this user outside of a user namespace: inside of one of our own it is root's.
+fn real_user() -> u32 {
+    let user = rustix::process::geteuid().as_raw();
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    mapped(user, &map).unwrap_or(user)
+}
+
+/// What a user is outside, by lines of `INSIDE OUTSIDE COUNT`.
+fn mapped(user: u32, map: &str) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut numbers = line.split_whitespace().map(|word| word.parse::<u32>().ok());
+        let (inside, outside, count) = (numbers.next()??, numbers.next()??, numbers.next()??);
+        let place = user.checked_sub(inside).filter(|place| *place < count)?;
+        outside.checked_add(place)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_of_a_namespace_is_known_by_the_number_outside() {
+        assert_eq!(mapped(0, "         0          0 4294967295\n"), Some(0));
+        assert_eq!(mapped(1000, "         0          0 4294967295\n"), Some(1000));
+        assert_eq!(mapped(0, "         0       1000          1\n"), Some(1000));
+        let container = "0 1000 1\n1 100000 65536\n";
+        assert_eq!(
+            [0, 1, 33].map(|user| mapped(user, container)),
+            [1000, 100_000, 100_032].map(Some)
+        );
+        assert_eq!(mapped(70_000, container), None);
+        assert_eq!(mapped(0, ""), None);
     }
 }

@@ -19,6 +19,7 @@ pub mod rights;
 
 use crate::domain::Said;
 use crate::failure::Failure;
+use crate::signals;
 use child::{Child, Role};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use devices::{DiskConfig, NicConfig};
@@ -29,7 +30,6 @@ use pvio_xenbus::client::Client;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::process::ExitStatus;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The driver domain's number.
@@ -47,8 +47,11 @@ const RELEASE: Duration = Duration::from_secs(3);
 /// So many restarts of the driver domain within [`RESTARTS_TIME`] are too many.
 const RESTARTS: usize = 5;
 const RESTARTS_TIME: Duration = Duration::from_secs(60);
-/// Pages the guest can share: rings and buffers of a disk and a NIC take some thousand.
-const GUEST_PAGES: u32 = 32_768;
+/// Pages the guest can share: a NIC takes some thousand, a disk some hundred. They take memory only once
+/// they are used.
+const GUEST_PAGES: u32 = 65_536;
+/// Frames of its grant table, all there can be: place for about 90 disks.
+const GUEST_GRANT_FRAMES: u32 = 64;
 
 /// What is to run.
 #[derive(Debug)]
@@ -123,8 +126,8 @@ impl Machine {
         listen_for_signals(&home, sender.clone())?;
         let driver = DomainConfig::new("driver-domain").id(DRIVER);
         hypervisor.create_domain(driver).map_err(|e| domain_failure(&e))?;
-        let guest =
-            DomainConfig::new(&plan.name).id(GUEST).memory_pages(GUEST_PAGES).grant_frames(32);
+        let guest = DomainConfig::new(&plan.name).id(GUEST);
+        let guest = guest.memory_pages(GUEST_PAGES).grant_frames(GUEST_GRANT_FRAMES);
         hypervisor.create_domain(guest).map_err(|e| domain_failure(&e))?;
         let mut xs = hypervisor.xenstore().map_err(Failure::of)?;
         devices::create(&mut xs, &plan.disk, plan.nic.as_ref()).map_err(Failure::of)?;
@@ -318,7 +321,7 @@ impl Machine {
         self.starts += 1;
         let domid = if role == Role::Driver { DRIVER } else { GUEST };
         let spawn = child::Spawn { role, command, domid, start: self.starts, args, on_terminal };
-        Child::spawn(&spawn, self.home.path(), self.sender.clone())
+        Child::spawn(&spawn, self.home.dir(), self.sender.clone())
     }
 
     /// Takes everything down in order: the guest closes its devices, the driver domain its ends of
@@ -342,17 +345,16 @@ impl Machine {
 
 /// The first signal is an event; the second ends it at once.
 fn listen_for_signals(home: &Home, sender: Sender<Event>) -> Result<(), Failure> {
-    let told = AtomicBool::new(false);
+    let mut told = false;
     let sweep = home.sweep();
-    let handler = move || {
-        if told.swap(true, Ordering::AcqRel) {
+    signals::listen(move || {
+        if std::mem::replace(&mut told, true) {
             // The children die with this process, and their taps with them.
             sweep.now(true);
             std::process::exit(130);
         }
         let _ = sender.send(Event::Signal);
-    };
-    ctrlc::set_handler(handler).map_err(|e| Failure::new(format!("no signal handler: {e}"), ""))
+    })
 }
 
 fn domain_failure(e: &DomainError) -> Failure {

@@ -280,12 +280,27 @@ impl<C: BackendClass> BackendDriver<C> {
         only_if_lost(fault.report(xs, &self.ends.back))
     }
 
-    fn try_step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, HandshakeError> {
+    /// Closes a device that is not to be served, until it is removed.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn refuse(&mut self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
+        only_if_lost(self.watch_ends(xs).map_err(HandshakeError::from))?;
+        self.break_down(xs, fault)
+    }
+
+    /// Watches what every device needs watched, and forgets what an earlier server told of it.
+    fn watch_ends(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
         if !core::mem::replace(&mut self.watching, true) {
             watch(xs, &state_path(&self.ends.front), &self.ends.back)?;
             watch(xs, &online_path(&self.ends.back), &self.ends.back)?;
             clear_error(xs, &self.ends.back)?;
         }
+        Ok(())
+    }
+
+    fn try_step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, HandshakeError> {
+        self.watch_ends(xs)?;
         loop {
             if let Some(fault) = self.class.fault() {
                 self.fail(xs, &fault)?;

@@ -34,7 +34,8 @@ use serve::Service;
 /// How many connections through the listening socket are served at once; more wait.
 pub const MAX_SOCKET_CONNECTIONS: usize = 512;
 
-/// How many connections a domain other than dom0 may have at once.
+/// How many connections a domain other than dom0 may have at once, unless another number is
+/// [set](Server::domain_connections).
 pub const MAX_DOMAIN_CONNECTIONS: usize = 64;
 
 /// A server being set up.
@@ -42,13 +43,20 @@ pub const MAX_DOMAIN_CONNECTIONS: usize = 64;
 pub struct Server {
     store: Store,
     listener: Option<Listener>,
+    domain_connections: usize,
 }
 
 impl Server {
     /// Serves this store, as yet to nobody.
     #[must_use]
     pub const fn new(store: Store) -> Self {
-        Self { store, listener: None }
+        Self { store, listener: None, domain_connections: MAX_DOMAIN_CONNECTIONS }
+    }
+
+    /// Lets each domain other than dom0 have so many connections at once.
+    #[must_use]
+    pub fn domain_connections(self, most: usize) -> Self {
+        Self { domain_connections: most, ..self }
     }
 
     /// Listens on a socket at `path`. A stale socket there is replaced; the socket is removed
@@ -69,7 +77,8 @@ impl Server {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (commands, inbox) = channel();
         let path = self.listener.as_ref().map(|l| l.path().to_owned());
-        let service = Service::new(self.store, self.listener, Arc::clone(&wake), inbox);
+        let service = Service::new(self.store, self.listener, Arc::clone(&wake), inbox)
+            .domain_connections(self.domain_connections);
         let thread =
             std::thread::Builder::new().name("xenstore".into()).spawn(move || service.run())?;
         Ok(ServerHandle { commands, wake, path, thread: Some(thread) })
@@ -109,7 +118,7 @@ impl ServerHandle {
     ///
     /// # Errors
     /// The system's, if the stream cannot be made non-blocking; `QuotaExceeded` if the domain has
-    /// [`MAX_DOMAIN_CONNECTIONS`] already; `BrokenPipe` if the server has ended.
+    /// as many as it may already; `BrokenPipe` if the server has ended.
     pub fn add_domain_connection(&self, domid: DomId, stream: UnixStream) -> io::Result<()> {
         self.ask(|done| Command::Connect { domid, stream, done })?
     }

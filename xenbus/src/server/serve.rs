@@ -29,6 +29,7 @@ pub(super) struct Service {
     inbox: Receiver<Command>,
     peers: BTreeMap<ConnId, Peer>,
     pause_accepting: bool,
+    domain_connections: usize,
 }
 
 /// What a turn found to do.
@@ -46,7 +47,12 @@ impl Service {
         wake: Arc<OwnedFd>,
         inbox: Receiver<Command>,
     ) -> Self {
-        Self { store, listener, wake, inbox, peers: BTreeMap::new(), pause_accepting: false }
+        let (peers, domain_connections) = (BTreeMap::new(), MAX_DOMAIN_CONNECTIONS);
+        Self { store, listener, wake, inbox, peers, pause_accepting: false, domain_connections }
+    }
+
+    pub fn domain_connections(self, most: usize) -> Self {
+        Self { domain_connections: most, ..self }
     }
 
     pub fn run(mut self) {
@@ -124,7 +130,7 @@ impl Service {
     }
 
     fn connect(&mut self, domid: DomId, stream: UnixStream) -> std::io::Result<()> {
-        if domid != DomId::DOM0 && self.store.connections_of(domid) >= MAX_DOMAIN_CONNECTIONS {
+        if domid != DomId::DOM0 && self.store.connections_of(domid) >= self.domain_connections {
             return Err(std::io::ErrorKind::QuotaExceeded.into());
         }
         stream.set_nonblocking(true)?;

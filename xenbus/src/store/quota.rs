@@ -24,18 +24,23 @@ pub struct Quota {
     pub events: usize,
 }
 
+impl Quota {
+    /// Those of Xen 4.17's `xenstored`.
+    pub const XEN: Self = Self {
+        nodes: 1000,
+        watches: 128,
+        transactions: 10,
+        transaction_nodes: 1024,
+        node_size: 2048,
+        perms: 5,
+        outstanding: 20,
+        memory: 2_621_440,
+        events: 1024,
+    };
+}
+
 impl Default for Quota {
     fn default() -> Self {
-        Self {
-            nodes: 1000,
-            watches: 128,
-            transactions: 10,
-            transaction_nodes: 1024,
-            node_size: 2048,
-            perms: 5,
-            outstanding: 20,
-            memory: 2_621_440,
-            events: 1024,
-        }
+        Self::XEN
     }
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::buf::{PrivateBuf, whole};
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, PrivatePage, Region};
+use std::io;
 
 #[test]
 fn vectored_write_and_read_back_through_shared_memory() {

@@ -1,0 +1,86 @@
+//! What a packet takes on the wire: the frames it is segmented into, each with its own headers.
+#![forbid(unsafe_code)]
+
+use crate::port::Gso;
+use pvio_ring::proto::checksum::{ETHERNET_HEADER, Transport};
+
+/// The smallest segment size that is carried. Linux's TCP sends no smaller ones: its least MSS
+/// (`TCP_MIN_SND_MSS`) is 48, of which options take up to 40. Below it a packet would be more headers
+/// than data many times over.
+pub const SEGMENT_MIN: u16 = 8;
+
+/// Bytes of Ethernet, IPv4 and TCP headers without options.
+const HEADERS_MIN: usize = ETHERNET_HEADER + 20 + 20;
+
+/// Bytes and frames on the wire.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct WireCost {
+    pub bytes: u64,
+    pub frames: u64,
+}
+
+impl WireCost {
+    /// Of a packet that goes as it is.
+    pub fn whole(len: usize) -> Self {
+        Self { bytes: len as u64, frames: 1 }
+    }
+
+    /// At least, of a packet whose headers are not known yet.
+    pub fn least(len: usize, gso: Option<Gso>) -> Self {
+        gso.map_or(Self::whole(len), |gso| Self::segmented(len, HEADERS_MIN, gso))
+    }
+
+    /// Of a packet.
+    pub fn of(frame: &[u8], gso: Option<Gso>) -> Self {
+        let Some(gso) = gso else { return Self::whole(frame.len()) };
+        Self::segmented(frame.len(), headers(frame).unwrap_or(HEADERS_MIN), gso)
+    }
+
+    fn segmented(len: usize, headers: usize, gso: Gso) -> Self {
+        let data = len.saturating_sub(headers);
+        let frames = data.div_ceil(usize::from(gso.size.max(1))).max(1);
+        let repeated = headers.saturating_mul(frames.saturating_sub(1));
+        Self { bytes: len.saturating_add(repeated) as u64, frames: frames as u64 }
+    }
+
+    /// What it is more than another.
+    pub fn beyond(self, other: Self) -> Self {
+        let bytes = self.bytes.saturating_sub(other.bytes);
+        Self { bytes, frames: self.frames.saturating_sub(other.frames) }
+    }
+}
+
+/// Bytes before the data of a packet of TCP.
+pub(crate) fn headers(frame: &[u8]) -> Option<usize> {
+    let transport = Transport::of(frame).ok().filter(|t| !t.udp)?;
+    let words = usize::from(frame.get(transport.start.saturating_add(12))? >> 4);
+    (words >= 5).then(|| transport.start.saturating_add(words.saturating_mul(4)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use pvio_ring::proto::netif::GsoKind;
+
+    #[test]
+    fn every_segment_has_headers_of_its_own() {
+        let gso = |size| Some(Gso { size, kind: GsoKind::TcpV4 });
+        let cost = |bytes, frames| WireCost { bytes, frames };
+        assert_eq!(WireCost::least(1514, None), cost(1514, 1));
+        assert_eq!(WireCost::least(54 + 3000, gso(1000)), cost(3 * 54 + 3000, 3));
+        assert_eq!(WireCost::least(54 + 3001, gso(1000)), cost(4 * 54 + 3001, 4));
+        assert_eq!(WireCost::least(54 + 65_000, gso(1)), cost(65_000 * 55, 65_000));
+        for len in [0, 53, 54, 55, 1054] {
+            assert_eq!(WireCost::least(len, gso(1000)), cost(len as u64, 1), "{len}");
+        }
+        // TCP with 12 bytes of options, behind a VLAN tag.
+        let mut frame = vec![0; 70 + 2000];
+        frame[12..18].copy_from_slice(&[0x81, 0, 0, 5, 8, 0]);
+        frame[18..28].copy_from_slice(&[0x45, 0, 0x08, 0x04, 0, 0, 0, 0, 64, 6]);
+        frame[38 + 12] = 0x80;
+        assert_eq!(headers(&frame), Some(70));
+        assert_eq!(WireCost::of(&frame, gso(1000)), cost(2 * 70 + 2000, 2));
+        assert_eq!(WireCost::of(&frame, None), cost(2070, 1));
+    }
+}

@@ -1,0 +1,96 @@
+//! File descriptors, promised to devices before they are served.
+//!
+//! A process has only so many. Without counting, a device that takes the last of them fails later, and others
+//! with it, when their guests reconnect.
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Those of the process itself: logs, xenstore, the control socket and who asks there, an image that is being
+/// opened.
+const OWN: u64 = 64;
+
+/// Raises the limit of this process and its children as far as it may be raised.
+pub fn raise_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Not being allowed to is no reason not to start.
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of file descriptors stays as it is");
+    }
+}
+
+/// How many there are, and how many are promised; clones are the same.
+#[derive(Debug, Clone)]
+pub struct Descriptors(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    most: u64,
+    promised: AtomicU64,
+}
+
+/// Some that are promised, until this is dropped.
+#[derive(Debug)]
+pub struct Promise {
+    of: Descriptors,
+    count: u64,
+}
+
+impl Default for Descriptors {
+    /// As many as this process may have.
+    fn default() -> Self {
+        Self::with_limit(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
+    }
+}
+
+impl Descriptors {
+    /// So many, of which the process needs some itself.
+    #[must_use]
+    pub fn with_limit(limit: u64) -> Self {
+        let most = limit.saturating_sub(OWN);
+        Self(Arc::new(Inner { most, promised: AtomicU64::new(0) }))
+    }
+
+    /// Promises some.
+    ///
+    /// # Errors
+    /// When there are not so many left, in words.
+    pub fn promise(&self, count: u64) -> Result<Promise, String> {
+        let Inner { most, promised } = &*self.0;
+        let fits = |taken: u64| taken.checked_add(count).filter(|sum| sum <= most);
+        match promised.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
+            Ok(_) => Ok(Promise { of: self.clone(), count }),
+            Err(taken) => Err(format!(
+                "it needs up to {count} file descriptors, and {taken} of {most} are promised to other \
+                 devices; raise the limit (LimitNOFILE= of the service, ulimit -Hn), allow fewer queues \
+                 (--queues), or detach another device, and attach it again"
+            )),
+        }
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.of.0.promised.fetch_sub(self.count, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_are_promised_than_there_are_and_those_given_back_are_free_again() {
+        let all = Descriptors::with_limit(OWN + 100);
+        let first = all.promise(60).unwrap();
+        let _second = all.promise(40).unwrap();
+        let refused = all.promise(1).unwrap_err();
+        assert!(refused.contains("100 of 100"), "{refused}");
+        drop(first);
+        all.promise(60).unwrap();
+        assert!(all.promise(u64::MAX).is_err());
+        assert!(Descriptors::with_limit(1).promise(1).is_err());
+    }
+}

@@ -1,0 +1,146 @@
+//! One daemon for each kind of backend of a domain: a lock on a file, which the kernel releases however its
+//! holder ends.
+
+use crate::failure::Failure;
+use pvio_hosted::PrivateDir;
+use pvio_xenbus::handshake::common::BackendKind;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a daemon that was told to end, or killed, may take until its locks are free.
+const HANDOVER: Duration = Duration::from_secs(3);
+/// How often that is tried.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// Whose devices a daemon serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Those of every guest: nobody else serves that kind.
+    AllGuests,
+    /// Those of one guest: others may serve that kind for theirs.
+    OneGuest,
+}
+
+/// The locks of a daemon. They are free when this is dropped.
+#[derive(Debug)]
+pub struct ServiceLock {
+    _files: Vec<File>,
+}
+
+impl ServiceLock {
+    /// Takes the lock of each kind, in a folder that all daemons of the domain have in common.
+    ///
+    /// # Errors
+    /// When another process has one of them, with its number; when there can be no such file.
+    pub fn take(folder: &Path, kinds: &[BackendKind], scope: Scope) -> Result<Self, Failure> {
+        Self::take_within(folder, kinds, scope, HANDOVER)
+    }
+
+    fn take_within(
+        folder: &Path,
+        kinds: &[BackendKind],
+        scope: Scope,
+        most: Duration,
+    ) -> Result<Self, Failure> {
+        let dir = PrivateDir::create(folder).map_err(|e| Failure::of(e).as_input())?;
+        let by = Instant::now() + most;
+        let lock = |kind: &BackendKind| one(&dir, *kind, scope, by);
+        Ok(Self { _files: kinds.iter().map(lock).collect::<Result<_, _>>()? })
+    }
+}
+
+fn one(dir: &PrivateDir, kind: BackendKind, scope: Scope, by: Instant) -> Result<File, Failure> {
+    let name = format!("{}.lock", kind.as_str());
+    let failed = |e: std::io::Error| {
+        Failure::new(format!("the lock {}: {e}", dir.path().join(&name).display()), "")
+    };
+    let mut file = dir.read_write(&name).map_err(failed)?;
+    let how = match scope {
+        Scope::AllGuests => FlockOperation::NonBlockingLockExclusive,
+        Scope::OneGuest => FlockOperation::NonBlockingLockShared,
+    };
+    loop {
+        match flock(&file, how) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) if Instant::now() < by => std::thread::sleep(AGAIN),
+            Err(Errno::WOULDBLOCK) => return Err(taken(&mut file, kind)),
+            Err(why) => return Err(failed(why.into())),
+        }
+    }
+    // For whoever is refused. The lock alone decides: what an earlier holder wrote means nothing.
+    file.set_len(0).map_err(failed)?;
+    writeln!(file, "{}", std::process::id()).map_err(failed)?;
+    Ok(file)
+}
+
+fn taken(file: &mut File, kind: BackendKind) -> Failure {
+    let mut holder = String::new();
+    let _ = file.take(16).read_to_string(&mut holder);
+    let (kind, holder) = (kind.as_str(), holder.trim());
+    let who =
+        if holder.is_empty() { "another process".into() } else { format!("process {holder}") };
+    Failure::input(
+        format!("{who} serves {kind} devices of this domain already"),
+        "stop it first (with --on-stop leave its guests keep their devices), or serve other kinds with --kinds",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use BackendKind::{Qdisk, Vbd, Vif};
+    use std::process::{Command, Stdio};
+
+    const AT_ONCE: Duration = Duration::ZERO;
+
+    #[test]
+    fn a_second_daemon_of_a_kind_is_refused_with_the_number_of_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let take =
+            |kinds: &[_]| ServiceLock::take_within(dir.path(), kinds, Scope::AllGuests, AT_ONCE);
+        let first = take(&[Vbd, Qdisk]).unwrap();
+        let refused = take(&[Vif, Vbd]).unwrap_err();
+        let number = format!("process {}", std::process::id());
+        assert!(refused.what.contains(&number) && refused.what.contains("vbd"), "{refused}");
+        // What it had of others is free again, and one of other kinds is welcome.
+        let second = take(&[Vif]).unwrap();
+        drop(first);
+        take(&[Vbd]).unwrap();
+        drop(second);
+    }
+
+    #[test]
+    fn device_models_of_single_guests_share_a_kind_but_not_with_a_daemon_of_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let take = |scope| ServiceLock::take_within(dir.path(), &[Qdisk], scope, AT_ONCE);
+        let models = [take(Scope::OneGuest).unwrap(), take(Scope::OneGuest).unwrap()];
+        take(Scope::AllGuests).unwrap_err();
+        drop(models);
+        let _daemon = take(Scope::AllGuests).unwrap();
+        take(Scope::OneGuest).unwrap_err();
+    }
+
+    #[test]
+    fn the_lock_of_a_daemon_that_was_killed_is_free_whatever_its_file_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let take = |most| ServiceLock::take_within(dir.path(), &[Vbd], Scope::AllGuests, most);
+        drop(take(AT_ONCE).unwrap());
+        let file = dir.path().join("vbd.lock");
+        // Holds it as a daemon does, and says so.
+        let mut other = Command::new("flock");
+        other.arg(&file).args(["sh", "-c", "echo; exec cat"]);
+        let child = other.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let Ok(mut child) = child else { return eprintln!("SKIPPED: install util-linux (flock)") };
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        take(AT_ONCE).unwrap_err();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // What it ran holds the lock until its input ends.
+        drop(child);
+        take(Duration::from_secs(60)).unwrap();
+    }
+}

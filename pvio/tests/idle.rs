@@ -1,0 +1,136 @@
+//! A machine with many disks: that it can have them, and that it costs nothing while nothing happens.
+#![allow(missing_docs, reason = "tests")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Lines};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+const PVIO: &str = env!("CARGO_BIN_EXE_pvio");
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A machine of `pvio run`, and what it notes on standard error.
+struct Machine {
+    child: Child,
+    notes: Lines<BufReader<ChildStderr>>,
+}
+
+impl Machine {
+    fn start(state: &Path) -> Self {
+        let mut pvio = Command::new(PVIO);
+        pvio.args(["run", "--state-dir"]).arg(state).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = pvio.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        assert!(lines.any(|line| line.starts_with("ready")), "it ended: {:?}", child.wait());
+        std::thread::spawn(move || lines.for_each(drop));
+        let notes = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self { child, notes }
+    }
+
+    /// Attaches so many disks, and waits until the guest has looked what is on each.
+    fn attach(&mut self, state: &Path, image: &Path, count: usize) {
+        let attached: Vec<String> = (0..count)
+            .map(|_| {
+                let mut attach = Command::new(PVIO);
+                attach.args(["attach-disk", "guest"]).arg(format!("[ro]{}", image.display()));
+                let out = attach.arg("--state-dir").arg(state).output().unwrap();
+                assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+                let line = String::from_utf8(out.stdout).unwrap();
+                let name = line.split_whitespace().next().unwrap().to_owned();
+                let note = self.notes.next().unwrap().unwrap();
+                assert!(note.contains(&format!("{name} was attached")), "{note}");
+                name
+            })
+            .collect();
+        assert_eq!(attached.len(), count);
+    }
+
+    /// Its processes: the machine, the driver domain, the guest.
+    fn processes(&self) -> Vec<u32> {
+        let own = self.child.id();
+        let is_child = |pid: &u32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status.lines().any(|line| line == format!("PPid:\t{own}"))
+        };
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        all.filter(is_child).chain([own]).collect()
+    }
+
+    /// How often a thread of its processes went to sleep so far.
+    fn sleeps(&self) -> u64 {
+        let tasks = self.processes().into_iter().flat_map(|pid| {
+            fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten()
+        });
+        let count = |status: String| {
+            let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+            line.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or_default()
+        };
+        let status = |task: fs::DirEntry| fs::read_to_string(task.path().join("status"));
+        tasks.filter_map(|task| status(task).ok()).map(count).sum()
+    }
+
+    fn stop(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn image(dir: &Path) -> std::path::PathBuf {
+    let path = dir.join("disk.img");
+    fs::write(&path, pvio::demo::image_bytes(8 << 20).unwrap()).unwrap();
+    path
+}
+
+#[test]
+fn a_machine_with_twenty_idle_disks_sleeps() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let image = image(dir.path());
+    let mut machine = Machine::start(&state);
+    machine.attach(&state, &image, 20);
+    // What attaching has started comes to its end at some time; from then on nothing happens by itself but
+    // looks at sizes and kept pages, every few seconds.
+    let begin = Instant::now();
+    let mut rates = Vec::new();
+    loop {
+        let (before, since) = (machine.sleeps(), Instant::now());
+        sleep(Duration::from_secs(4));
+        let rate = (machine.sleeps() - before) as f64 / since.elapsed().as_secs_f64();
+        rates.push(rate);
+        if rate < 5.0 {
+            break;
+        }
+        assert!(begin.elapsed() < PATIENCE, "{rates:?} sleeps a second");
+    }
+    assert_eq!(machine.processes().len(), 3);
+    machine.stop();
+}
+
+#[test]
+fn a_guest_may_have_more_than_thirty_disks() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let image = image(dir.path());
+    let mut machine = Machine::start(&state);
+    machine.attach(&state, &image, 40);
+    // What each takes in the driver domain is no more than what is set aside for it.
+    let driver = |pid: &u32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&words).contains("domain\0driver")
+    };
+    let driver = machine.processes().into_iter().find(driver).unwrap();
+    let open = fs::read_dir(format!("/proc/{driver}/fd")).unwrap().count();
+    assert!(open < 64 + 41 * (32 + 16), "{open}");
+    machine.stop();
+}
