@@ -3,7 +3,9 @@
 use alloc::sync::Arc;
 
 use pvio_blkback::engine::mem::MemEngine;
-use pvio_blkback::{BlockEngine, DataPath, Live, Progress, Queue as Back, QueueParts, QueueRecord, Stats};
+use pvio_blkback::{
+    BlockEngine, DataPath, Live, Progress, Queue as Back, QueueParts, QueueRecord, Stats,
+};
 use pvio_blkfront::{Op, Queue as Front};
 use pvio_event_channel::{DomId, EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper};

@@ -2,7 +2,7 @@
 //!
 //! The library checks more of the first sectors than a reader has to: Linux and mtools read volumes
 //! with both counts of sectors, with an FSInfo sector of zeros, and FAT32 with few clusters. It is shown
-//! these sectors as it wants them ([`Overlay`]); everything else is as it stands on the disk.
+//! these sectors as it wants them (`Overlay`); everything else is as it stands on the disk.
 
 use super::cache::{Cache, DiskFailed};
 use super::{

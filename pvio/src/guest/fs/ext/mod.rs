@@ -8,10 +8,10 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`layout`] | structures on the disk |
-//! | [`volume`] | superblock, groups, inodes, checksums |
-//! | [`map`] | from blocks of a file to blocks of the disk |
-//! | [`dir`] | entries of directories |
+//! | `layout` | structures on the disk |
+//! | `volume` | superblock, groups, inodes, checksums |
+//! | `map` | from blocks of a file to blocks of the disk |
+//! | `dir` | entries of directories |
 
 #![allow(clippy::missing_errors_doc, reason = "all fail with FsError, which says why")]
 mod dir;
