@@ -6,7 +6,7 @@ use super::support::{Rng, has, text, tool};
 use pvio_blkback::engine::record::{Loss, Record};
 use pvio_blkback::engine::wait::{DiskEngine, WaitEngine};
 use pvio_blkback::engine::{BlockEngine, Io};
-use pvio_blkback::image::{Image, ImageError, ImageOptions};
+use pvio_blkback::image::{Image, ImageError};
 use pvio_ring::IoSeg;
 use pvio_ring::shm::{HeapMemory, Region};
 use std::collections::BTreeSet;
@@ -151,7 +151,7 @@ fn all(engine: &mut DiskEngine<HeapMemory>, ios: Vec<(Io, Vec<u8>)>) -> Vec<Vec<
 /// ours until it runs.
 fn open(spec: &str) -> Image {
     loop {
-        match Image::open_disk(&spec.parse().unwrap(), ImageOptions::default()) {
+        match Image::open_as(&spec.parse().unwrap()) {
             Err(ImageError::Busy(_)) => std::thread::sleep(Duration::from_millis(2)),
             opened => return opened.unwrap_or_else(|e| panic!("{spec}: {e}")),
         }
@@ -312,7 +312,9 @@ fn lose_power(sample: &Sample, seed: u64, losses: usize) {
     fs::create_dir(&host).unwrap();
     let file = HostFile::new(begin.clone(), record.clone());
     let session = fuser::spawn_mount(file, &host, &fuser::Config::default()).unwrap();
-    let spec = format!("{}:{}", sample.format, text(&host.join("disk")));
+    // What it rests on is beside that directory.
+    let roots = text(dir.path());
+    let spec = format!("[image-root={roots}]{}:{}", sample.format, text(&host.join("disk")));
     let steps = work(&spec, sample.size, &record, seed);
     session.umount_and_join().unwrap();
 
