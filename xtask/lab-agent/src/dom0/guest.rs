@@ -241,25 +241,6 @@ impl Guest {
         Ok(())
     }
 
-    /// Restores a saved guest as another domain of the same VM, beside this one, which is there still.
-    ///
-    /// # Errors
-    /// `xl` refuses.
-    pub fn restore_beside(&self, saved: &str) -> Result<Self> {
-        let name = format!("{}--incoming", self.name);
-        let config = fs::read_to_string(format!("/run/{}.cfg", self.name))?;
-        let vm = xs::read(&format!("/local/domain/{}/vm", self.domain))?;
-        let uuid =
-            vm.as_deref().and_then(|vm| vm.rsplit('/').next()).context("a guest without a VM")?;
-        let config = config.replace(&format!("\"{}\"", self.name), &format!("\"{name}\""));
-        let file = format!("/run/{name}.cfg");
-        fs::write(&file, format!("{config}uuid=\"{uuid}\"\n"))?;
-        sys::succeed(&["xl", "restore", &file, saved], XL)?;
-        let domain = xs::domain(&name)?.with_context(|| format!("{name} is not there"))?;
-        let console = open_console(domain)?;
-        Ok(Self { name, domain, console, number: self.number, ended: false })
-    }
-
     /// After the guest restarted: its new number and console.
     ///
     /// # Errors
