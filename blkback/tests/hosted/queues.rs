@@ -31,11 +31,13 @@ fn backend_is(xs: &mut Client, addr: DeviceAddr, state: XenbusState) {
     }
 }
 
-/// Waits for the backend to give up, and tells why it did.
+/// Waits for the backend to close the disk, and returns why it did. It says so first, and is Closed
+/// once nothing is mapped.
 fn backend_gives_up(machine: &Machine) -> String {
     let (mut xs, begin) = (machine.xenstore(), Instant::now());
     loop {
         if let Some(why) = read_error(&mut xs, &machine.addr().backend_path()).unwrap() {
+            backend_is(&mut xs, machine.addr(), XenbusState::Closed);
             return why;
         }
         assert!(begin.elapsed() < PATIENCE, "the backend goes on");
