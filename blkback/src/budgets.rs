@@ -6,7 +6,7 @@ use pvio_grant_table::DomId;
 use pvio_grant_table::policy::MappingBudget;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-/// What `vm.max_map_count` is where nobody has changed it.
+/// Default of `vm.max_map_count`.
 const USUAL_MAPS: usize = 65_530;
 
 /// Budgets of pages that stay mapped (persistent grants): one for the process, and in it one for each guest.
@@ -22,7 +22,7 @@ pub struct MappingBudgets {
 }
 
 impl MappingBudgets {
-    /// So many pages for the process, and so many of them for each guest.
+    /// Budgets of `process` pages for the process and, within these, `each` pages for each guest.
     #[must_use]
     pub fn new(process: usize, each: usize) -> Self {
         Self { process: MappingBudget::new(process), each, guests: Arc::default() }

@@ -17,7 +17,7 @@ use std::thread::{Builder, JoinHandle};
 
 const EIO: i32 = 5;
 
-/// The thread. Dropping it waits for the flush it has begun.
+/// Handle of the thread that flushes a disk. Dropping it waits for the flush in flight.
 pub struct Flusher {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,

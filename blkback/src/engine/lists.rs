@@ -1,11 +1,11 @@
-//! Lists of segments that no operation uses, kept so that none is allocated for an operation.
+//! Free list of segment lists, so that no operation allocates one.
 
 use super::Segments;
 use alloc::vec::Vec;
 
-/// Segments for which a small list has room.
+/// Capacity of a small list, in segments.
 const SMALL: usize = 16;
-/// Segments for which all large lists that are kept have room together.
+/// Most segments that all large lists in the free list have capacity for.
 const MOST: usize = 4096;
 
 /// Lists not in use. Their memory is bounded, whatever the operations were: a small list for each operation

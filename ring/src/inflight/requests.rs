@@ -21,7 +21,7 @@ const RESPONSE: usize = 24;
 const RESPONSE_MAX: usize = 16;
 const SLOT: usize = RESPONSE + RESPONSE_MAX;
 
-/// Numbers above it are none that this code counts to.
+/// Exclusive bound of sequence and response numbers; a larger one in a record is malformed.
 const NUMBER_MAX: u64 = 1 << 62;
 
 /// What an entry stands for.
