@@ -11,11 +11,9 @@
 //! | [`wire`] | messages, operations, errors, paths, permissions as bytes | nothing |
 //! | [`state`] | the nine states of a device's end | nothing |
 //! | [`device`] | what an end should do about the other's state | nothing |
-//! | [`store`] | a xenstored without I/O, and a client in the same thread | `alloc` |
 //! | [`Xenstore`], [`transaction`] | what a device needs of xenstore, whoever serves it | `alloc` |
 //! | [`handshake`] | the keys of a disk and a network interface, as typed structs | `alloc` |
 //! | [`client`] | a client over a Unix socket or `/dev/xen/xenbus` | `std` |
-//! | [`server`] | the store behind Unix sockets, on a thread of its own | `std` |
 //!
 //! A peer is hostile: every length, number and path is checked before it is used, every queue is
 //! bounded, and nothing a peer sends can panic. Not in here: xenstore over a shared page (the
@@ -29,8 +27,8 @@
 //! use pvio_ring::DomId;
 //! use pvio_xenbus::handshake::common::{self, BackendKind, DeviceAddr};
 //! use pvio_xenbus::handshake::vbd;
-//! use pvio_xenbus::server::Server;
-//! use pvio_xenbus::store::Store;
+//! use pvio_xenstored::server::Server;
+//! use pvio_xenstored::Store;
 //! use pvio_xenbus::{XenbusState, Xenstore, transaction};
 //!
 //! let server = Server::new(Store::default()).spawn()?;
@@ -79,15 +77,13 @@ pub mod driver;
 #[cfg(feature = "alloc")]
 pub mod handshake;
 #[cfg(feature = "alloc")]
-pub mod store;
-#[cfg(feature = "alloc")]
 mod xenstore;
 
 #[cfg(feature = "std")]
 pub mod client;
-#[cfg(feature = "std")]
-pub mod server;
 
 pub use state::XenbusState;
 #[cfg(feature = "alloc")]
-pub use xenstore::{TRANSACTION_RETRIES, Tx, WatchEvent, Xenstore, XsError, transaction};
+pub use xenstore::{
+    TRANSACTION_RETRIES, Tx, WatchEvent, Xenstore, XsError, concat_payload, transaction,
+};

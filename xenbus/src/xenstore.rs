@@ -59,6 +59,13 @@ pub enum XsError {
 }
 
 impl XsError {
+    /// Returns the refusal of a request whose payload has these parts.
+    #[must_use]
+    pub fn refused(op: Op, parts: &[&[u8]], errno: XsErrno) -> Self {
+        let path = parts.first().map_or("", |p| core::str::from_utf8(p).unwrap_or(""));
+        Self::Refused { op, path: path.into(), errno }
+    }
+
     /// The server's reason, if it was the server that refused.
     #[must_use]
     pub const fn errno(&self) -> Option<XsErrno> {
@@ -110,7 +117,7 @@ pub trait Xenstore {
     fn poll_event(&mut self) -> Result<Option<WatchEvent>, XsError>;
 
     /// Waits for an event: for ever with `None`, else until the time is over. A connection on
-    /// which nothing can happen while the caller waits (a [`crate::store::LocalClient`]) returns
+    /// which nothing can happen while the caller waits (a store in the same thread) returns
     /// at once.
     ///
     /// # Errors
@@ -342,8 +349,11 @@ impl<X: Xenstore + ?Sized> Xenstore for Tx<'_, X> {
     }
 }
 
-/// Puts a payload together.
-pub(crate) fn payload(parts: &[&[u8]]) -> Result<Vec<u8>, XsError> {
+/// Concatenates the parts of a request's payload.
+///
+/// # Errors
+/// [`XsError::TooLong`] beyond [`PAYLOAD_MAX`] bytes.
+pub fn concat_payload(parts: &[&[u8]]) -> Result<Vec<u8>, XsError> {
     let bytes = parts.concat();
     if bytes.len() > PAYLOAD_MAX { Err(XsError::TooLong) } else { Ok(bytes) }
 }
@@ -352,13 +362,7 @@ pub(crate) fn payload(parts: &[&[u8]]) -> Result<Vec<u8>, XsError> {
 pub(crate) fn refusal(op: Op, parts: &[&[u8]], answer: &[u8]) -> XsError {
     let name = split_string(answer).map_or(answer, |(name, _)| name);
     // An error unknown to the protocol is still a refusal.
-    refused(op, parts, XsErrno::from_name(name).unwrap_or(XsErrno::Inval))
-}
-
-/// The refusal of a request.
-pub(crate) fn refused(op: Op, parts: &[&[u8]], errno: XsErrno) -> XsError {
-    let path = parts.first().map_or("", |p| core::str::from_utf8(p).unwrap_or(""));
-    XsError::Refused { op, path: path.into(), errno }
+    XsError::refused(op, parts, XsErrno::from_name(name).unwrap_or(XsErrno::Inval))
 }
 
 const NUL: &[u8] = b"\0";

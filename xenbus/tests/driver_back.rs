@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::world::{World, disk};
+use common::{World, disk};
 use pvio_ring::DomId;
 use pvio_xenbus::driver::{
     BackendClass, BackendDriver, Ends, Fault, Life, MOST_TRANSITIONS, Prepared, Surroundings,
@@ -21,7 +21,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use common::world::{BACK, FRONT};
+use common::{BACK, FRONT};
 
 /// Counts what it is asked for.
 #[derive(Default, Clone)]

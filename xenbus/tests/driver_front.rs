@@ -8,8 +8,8 @@ use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, create_domain, read_error, remove_device, remove_domain, write_state,
 };
 use pvio_xenbus::handshake::vbd::{ToolstackBack, create_device};
-use pvio_xenbus::store::{LocalClient, Quota, Store};
 use pvio_xenbus::{XenbusState, Xenstore};
+use pvio_xenstored::{LocalClient, Quota, Store};
 use std::cell::RefCell;
 use std::rc::Rc;
 

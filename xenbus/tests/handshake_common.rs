@@ -3,13 +3,13 @@
 
 mod common;
 
-use common::world::{BACK, FRONT, disk, offer, put, world};
+use common::{BACK, FRONT, disk, offer, put, world};
 use pvio_ring::DomId;
 use pvio_xenbus::handshake::common::{self as dev, BackendKind, DeviceAddr, DeviceClass, Hotplug};
 use pvio_xenbus::handshake::{HandshakeError, vbd, vif};
-use pvio_xenbus::store::LocalClient;
 use pvio_xenbus::wire::XsErrno;
 use pvio_xenbus::{XenbusState, Xenstore, XsError, transaction};
+use pvio_xenstored::LocalClient;
 
 #[test]
 fn a_disk_is_made_with_libxls_rights_and_found_by_both_ends() {
@@ -228,7 +228,7 @@ fn errors_and_surroundings_are_told() {
 fn states_are_switched_but_not_brought_back() {
     let (mut w, back, front) = disk();
     w.front.watch(&dev::state_path(&back), "t").unwrap();
-    common::drain(&mut w.front, std::time::Duration::ZERO);
+    common::discard_events(&mut w.front);
     assert!(dev::switch_state(&mut w.back, &back, XenbusState::Initialising).unwrap());
     assert_eq!(w.front.poll_event().unwrap(), None, "it was that already");
     dev::write_state(&mut w.back, &back, XenbusState::Initialising).unwrap();

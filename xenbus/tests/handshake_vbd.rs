@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::world::{disk, offer, put, queue};
+use common::{disk, offer, put, queue};
 use pvio_xenbus::handshake::common as dev;
 use pvio_xenbus::handshake::vbd;
 use pvio_xenbus::{XenbusState, Xenstore, transaction};
@@ -60,9 +60,9 @@ fn a_disk_is_agreed_on() {
     disk.write(&mut w.back, &back).unwrap();
     assert_eq!(vbd::BackDisk::read(&mut w.front, &back).unwrap(), disk);
     w.front.watch(&dev::state_path(&back), "state").unwrap();
-    common::drain(&mut w.front, std::time::Duration::ZERO);
+    common::discard_events(&mut w.front);
     dev::write_state(&mut w.back, &back, XenbusState::Connected).unwrap();
-    common::drain(&mut w.front, std::time::Duration::ZERO);
+    common::discard_events(&mut w.front);
     vbd::announce_resize(&mut w.back, &back, 77).unwrap();
     assert!(w.front.poll_event().unwrap().is_some());
     assert_eq!(

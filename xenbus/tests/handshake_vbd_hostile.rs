@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::world::{disk, offer, put, queue};
+use common::{disk, offer, put, queue};
 use proptest::prelude::*;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::handshake::{HandshakeError, vbd, vif};

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::world::{BACK, FRONT, nic, put, world};
+use common::{BACK, FRONT, nic, put, world};
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr};
 use pvio_xenbus::handshake::{HandshakeError, vif};

@@ -13,8 +13,8 @@ use pvio_xenbus::handshake::vbd::{
     BackDisk, BackOffer, Discard, DiskInfo, FrontRequest, ToolstackBack, announce_resize,
     create_device,
 };
-use pvio_xenbus::store::{LocalClient, Quota, Store};
 use pvio_xenbus::{XenbusState, transaction};
+use pvio_xenstored::{LocalClient, Quota, Store};
 use std::cell::RefCell;
 use std::rc::Rc;
 

@@ -3,10 +3,10 @@
 use crate::pages::lock;
 use pvio_grant_table::DomId;
 use pvio_xenbus::client::Client;
-use pvio_xenbus::server::{Server, ServerHandle};
-use pvio_xenbus::store::{Quota, Store};
 use pvio_xenbus::wire::{Access, Perm};
 use pvio_xenbus::{Xenstore, XsError, transaction};
+use pvio_xenstored::server::{Server, ServerHandle};
+use pvio_xenstored::{Quota, Store};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;

@@ -25,7 +25,7 @@ use std::vec::Vec;
 
 use crate::wire::XsErrno;
 use crate::wire::{Frame, HEADER_LEN, Header, Op, PAYLOAD_MAX, decode};
-use crate::xenstore::{WatchEvent, Xenstore, XsError, payload, refusal, refused};
+use crate::xenstore::{WatchEvent, Xenstore, XsError, concat_payload, refusal};
 use events::{Events, parse_event};
 use transport::{SendError, Transport, Wait};
 
@@ -161,7 +161,7 @@ impl Client {
         message.extend_from_slice(body);
         match self.send(&message) {
             Ok(()) => {}
-            Err(SendError::Refused(errno)) => return Err(refused(op, parts, errno)),
+            Err(SendError::Refused(errno)) => return Err(XsError::refused(op, parts, errno)),
             Err(SendError::Lost(error)) => return Err(error),
         }
         loop {
@@ -222,9 +222,9 @@ impl Xenstore for Client {
             return Err(e.clone());
         }
         if op == Op::ResetWatches && self.transport.is_the_kernels() {
-            return Err(refused(op, parts, XsErrno::Perm));
+            return Err(XsError::refused(op, parts, XsErrno::Perm));
         }
-        let body = payload(parts)?;
+        let body = concat_payload(parts)?;
         let result = self.exchange(op, tx_id, parts, &body);
         let answer = self.note(result)?;
         match op {

@@ -18,8 +18,9 @@
 //! ```
 //! # use std::{cell::RefCell, rc::Rc};
 //! # use pvio_ring::DomId;
-//! # use pvio_xenbus::{XenbusState, store::{LocalClient, Store}, transaction};
+//! # use pvio_xenbus::{XenbusState, transaction};
 //! # use pvio_xenbus::handshake::{HandshakeError, common, vbd};
+//! # use pvio_xenstored::{LocalClient, Store};
 //! # let store = Rc::new(RefCell::new(Store::default()));
 //! # let mut xs = LocalClient::connect(&store, DomId::DOM0);
 //! # let addr = common::DeviceAddr::new(common::BackendKind::Vbd, DomId::DOM0, DomId(5), 51712);

@@ -12,9 +12,9 @@ use pvio_xenbus::handshake::common::{
     write_state,
 };
 use pvio_xenbus::handshake::{vbd, vif};
-use pvio_xenbus::store::{LocalClient, Quota, Store};
 use pvio_xenbus::wire::{Access, Op, Perm};
 use pvio_xenbus::{WatchEvent, XenbusState as S, Xenstore, XsError};
+use pvio_xenstored::{LocalClient, Quota, Store};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;

@@ -5,8 +5,8 @@
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Ends, Fault, Prepared};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{DeviceAddr, read_state, state_path, write_state};
-use pvio_xenbus::store::LocalClient;
 use pvio_xenbus::{XenbusState, XenbusState as S, Xenstore};
+use pvio_xenstored::LocalClient;
 
 /// The key by which the test's frontends request.
 pub const RING: &str = "ring-ref";

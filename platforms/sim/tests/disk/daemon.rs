@@ -16,8 +16,8 @@ use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, backend_root, list_backends, read_state,
 };
 use pvio_xenbus::handshake::vbd::ToolstackBack;
-use pvio_xenbus::store::{LocalClient, Store};
 use pvio_xenbus::{XenbusState, Xenstore};
+use pvio_xenstored::{LocalClient, Store};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;

@@ -16,7 +16,7 @@ use pvio_xenbus::handshake::common::{
     request_removal,
 };
 use pvio_xenbus::handshake::vbd::{ToolstackBack, create_backend, create_device};
-use pvio_xenbus::store::{LocalClient, Quota, Store};
+use pvio_xenstored::{LocalClient, Quota, Store};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;

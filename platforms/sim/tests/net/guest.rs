@@ -8,8 +8,8 @@ use pvio_netfront::{Checksum, GroupError, Hearing, Incoming, Nic, SendError};
 use pvio_sim::{LocalDomain, Menu, Sim};
 use pvio_xenbus::driver::{FrontendDriver, Life};
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, frontend_root, list_frontends};
-use pvio_xenbus::store::{LocalClient, Store};
 use pvio_xenbus::{XenbusState, Xenstore};
+use pvio_xenstored::{LocalClient, Store};
 use std::cell::RefCell;
 use std::rc::Rc;
 

@@ -11,7 +11,7 @@ use pvio_xenbus::handshake::common::{
     request_removal,
 };
 use pvio_xenbus::handshake::vif::{Mac, ToolstackBack, create_backend, create_device};
-use pvio_xenbus::store::{LocalClient, Quota, Store};
+use pvio_xenstored::{LocalClient, Quota, Store};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;

@@ -10,7 +10,8 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     // 2: the three ways two domains meet
     ("pvio-grant-table", &["pvio-ring"]),
     ("pvio-event-channel", &["pvio-ring"]),
-    ("pvio-xenbus", &["pvio-ring", "pvio-grant-table", "pvio-event-channel"]),
+    ("pvio-xenbus", &["pvio-ring"]),
+    ("pvio-xenstored", &["pvio-ring", "pvio-xenbus"]),
     // 3: the devices, which know no platform
     ("pvio-blkback", DEVICE),
     ("pvio-netback", DEVICE),
@@ -21,12 +22,15 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     ("pvio-blockdev", &[]),
     ("pvio-imagefile", &[]),
     ("pvio-recordfile", &["pvio-ring"]),
-    ("pvio-hosted", BELOW),
+    ("pvio-hosted", HOSTED),
     ("pvio-sim", BELOW),
     ("pvio-xen-linux", BELOW),
 ];
 
 const BELOW: &[&str] = &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus"];
+/// The hosted hypervisor serves xenstore to its domains.
+const HOSTED: &[&str] =
+    &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus", "pvio-xenstored"];
 /// With std, a device waits in the one wait point, has files for a library, and devices of the host,
 /// which are no platform of a domain's.
 const DEVICE: &[&str] = &[

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use common::drain;
 use pvio_ring::DomId;
 use pvio_xenbus::client::Client;
-use pvio_xenbus::server::{Server, ServerHandle};
-use pvio_xenbus::store::Store;
 use pvio_xenbus::wire::{HEADER_LEN, Header, Op, XsErrno, decode};
 use pvio_xenbus::{Xenstore, XsError, transaction};
+use pvio_xenstored::Store;
+use pvio_xenstored::server::{Server, ServerHandle};
 
 const SHORT: Duration = Duration::from_millis(200);
 const LONG: Duration = Duration::from_secs(10);

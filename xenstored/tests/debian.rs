@@ -9,8 +9,8 @@ use std::process::{Command, Output, Stdio};
 use common::{Running, debian};
 use pvio_ring::DomId;
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::server::{Server, ServerHandle};
-use pvio_xenbus::store::Store;
+use pvio_xenstored::Store;
+use pvio_xenstored::server::{Server, ServerHandle};
 
 fn serve() -> (ServerHandle, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();

@@ -8,8 +8,9 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use crate::store::{ConnId, Store};
-use crate::wire::{HEADER_LEN, PAYLOAD_MAX, decode};
+use crate::id::ConnId;
+use crate::store::Store;
+use pvio_xenbus::wire::{HEADER_LEN, PAYLOAD_MAX, decode};
 
 /// Requests done for one connection before others get their turn.
 const REQUESTS_A_TURN: usize = 32;

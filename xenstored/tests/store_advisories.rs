@@ -5,10 +5,10 @@ mod common;
 
 use common::{ask, events, guest};
 use pvio_ring::DomId;
-use pvio_xenbus::store::{Quota, Store};
 use pvio_xenbus::wire::{Op, XsErrno};
+use pvio_xenstored::{Quota, Store};
 
-fn start(s: &mut Store, conn: pvio_xenbus::store::ConnId) -> u32 {
+fn start(s: &mut Store, conn: pvio_xenstored::ConnId) -> u32 {
     let answer = ask(s, conn, Op::TransactionStart, 0, b"\0").unwrap();
     std::str::from_utf8(&answer).unwrap().trim_end_matches('\0').parse().unwrap()
 }

@@ -6,11 +6,11 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::ConnId;
-use crate::wire::{PAYLOAD_MAX, parent};
+use crate::id::ConnId;
+use pvio_xenbus::wire::{PAYLOAD_MAX, parent};
 
 #[derive(Clone, Debug)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     pub conn: ConnId,
     pub token: Box<[u8]>,
     /// How many levels below the watched path are reported; `None` for all.
@@ -28,7 +28,7 @@ impl Watch {
 
 /// All watches, by the path they are on.
 #[derive(Default, Debug)]
-pub(super) struct Watches {
+pub(crate) struct Watches {
     by_path: BTreeMap<Box<str>, Vec<Watch>>,
 }
 
@@ -86,7 +86,7 @@ impl Watches {
 }
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Event {
+pub(crate) struct Event {
     pub path: Box<str>,
     pub token: Box<[u8]>,
 }
@@ -115,7 +115,7 @@ impl Event {
 /// is replaced by an event on the watched path itself, of which there is at most one a watch: a
 /// client that does not read cannot make the queue grow (XSA-349), and still learns where to look.
 #[derive(Default, Debug)]
-pub(super) struct EventQueue {
+pub(crate) struct EventQueue {
     order: VecDeque<Arc<Event>>,
     waiting: BTreeSet<Arc<Event>>,
 }

@@ -4,12 +4,12 @@ use alloc::format;
 
 use pvio_ring::DomId;
 
-use super::Store;
-use super::request::{Answer, ok, text};
-use crate::wire::{XsErrno, parse_u16, strings};
+use crate::response::{Response, ok, text};
+use crate::store::Store;
+use pvio_xenbus::wire::{XsErrno, parse_u16, strings};
 
 impl Store {
-    pub(super) fn introduce_request(&mut self, payload: &[u8]) -> Answer {
+    pub(crate) fn introduce_request(&mut self, payload: &[u8]) -> Response {
         let mut args = strings(payload);
         let domid = args.next().and_then(real_guest).ok_or(XsErrno::Inval)?;
         // The page and the port must be given, as ever, but connections come from the embedder.
@@ -18,19 +18,19 @@ impl Store {
         Ok(ok())
     }
 
-    pub(super) fn release_request(&mut self, payload: &[u8]) -> Answer {
+    pub(crate) fn release_request(&mut self, payload: &[u8]) -> Response {
         let domid = strings(payload).next().and_then(real_guest).ok_or(XsErrno::Inval)?;
         if self.release(domid) { Ok(ok()) } else { Err(XsErrno::NoEnt) }
     }
 
-    pub(super) fn set_target_request(&mut self, payload: &[u8]) -> Answer {
+    pub(crate) fn set_target_request(&mut self, payload: &[u8]) -> Response {
         let mut args = strings(payload);
         let domid = args.next().and_then(real_guest).ok_or(XsErrno::Inval)?;
         let target = args.next().and_then(real_guest).ok_or(XsErrno::Inval)?;
         if self.set_target(domid, target) { Ok(ok()) } else { Err(XsErrno::NoEnt) }
     }
 
-    pub(super) fn control(&mut self, payload: &[u8]) -> Answer {
+    pub(crate) fn control(&mut self, payload: &[u8]) -> Response {
         let mut args = strings(payload);
         match args.next() {
             Some(b"check") => self.check().map(|()| ok()).map_err(|_| XsErrno::Io),

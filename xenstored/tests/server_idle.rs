@@ -11,8 +11,8 @@ use common::drain;
 use pvio_ring::DomId;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::Client;
-use pvio_xenbus::server::Server;
-use pvio_xenbus::store::Store;
+use pvio_xenstored::Store;
+use pvio_xenstored::server::Server;
 
 #[test]
 fn an_idle_server_sleeps() {

@@ -5,8 +5,8 @@ mod common;
 
 use common::{ask, guest};
 use pvio_ring::DomId;
-use pvio_xenbus::store::{ConnId, Store};
 use pvio_xenbus::wire::{Header, Op, XsErrno};
+use pvio_xenstored::{ConnId, Store};
 
 const OK: &[u8] = b"OK\0";
 

@@ -26,9 +26,9 @@ use std::thread::JoinHandle;
 use pvio_ring::DomId;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::client::Client;
 use crate::store::Store;
 use listen::Listener;
+use pvio_xenbus::client::Client;
 use serve::Service;
 
 /// How many connections through the listening socket are served at once; more wait.

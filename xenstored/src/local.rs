@@ -5,9 +5,10 @@ use core::time::Duration;
 
 use pvio_ring::DomId;
 
-use super::{ConnId, Store};
-use crate::wire::Op;
-use crate::xenstore::{WatchEvent, Xenstore, XsError, payload, refusal};
+use crate::id::ConnId;
+use crate::store::Store;
+use pvio_xenbus::wire::Op;
+use pvio_xenbus::{WatchEvent, Xenstore, XsError, concat_payload};
 
 /// A connection to a [`Store`] in the same thread, for a simulator: requests are function calls.
 ///
@@ -36,14 +37,14 @@ impl LocalClient {
 
 impl Xenstore for LocalClient {
     fn request(&mut self, op: Op, tx_id: u32, parts: &[&[u8]]) -> Result<Vec<u8>, XsError> {
-        let payload = payload(parts)?;
+        let payload = concat_payload(parts)?;
         let mut store = self.store.borrow_mut();
         if !store.conns.contains_key(&self.conn) {
             return Err(XsError::Closed);
         }
         store
             .execute(self.conn, op, tx_id, &payload)
-            .map_err(|errno| refusal(op, parts, errno.name().as_bytes()))
+            .map_err(|errno| XsError::refused(op, parts, errno))
     }
 
     fn poll_event(&mut self) -> Result<Option<WatchEvent>, XsError> {

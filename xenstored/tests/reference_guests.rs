@@ -14,10 +14,10 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use pvio_ring::DomId;
 use pvio_xenbus::client::Client;
-use pvio_xenbus::server::Server;
-use pvio_xenbus::store::{Quota, Store};
 use pvio_xenbus::wire::{Op, Perm, XsErrno, strings};
 use pvio_xenbus::{Xenstore, XsError};
+use pvio_xenstored::server::Server;
+use pvio_xenstored::{Quota, Store};
 
 /// What one of the three does.
 #[derive(Clone, Debug)]

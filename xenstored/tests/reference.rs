@@ -10,10 +10,10 @@ use common::{Reference, drain};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use pvio_xenbus::client::Client;
-use pvio_xenbus::server::Server;
-use pvio_xenbus::store::Store;
 use pvio_xenbus::wire::{Op, XsErrno, strings};
 use pvio_xenbus::{Xenstore, XsError, transaction};
+use pvio_xenstored::Store;
+use pvio_xenstored::server::Server;
 
 const SHORT: Duration = Duration::from_millis(200);
 

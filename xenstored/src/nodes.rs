@@ -6,13 +6,13 @@ use alloc::vec::Vec;
 
 use pvio_ring::DomId;
 
-use super::Quota;
-use super::domain::{Rights, remove_subtree, rights};
-use super::tree::{Node, View, child_path, leaf};
-use crate::wire::{Perm, XsErrno, parent};
+use crate::domain::{Rights, rights};
+use crate::quota::Quota;
+use crate::tree::{Node, View, child_path, leaf, remove_subtree};
+use pvio_xenbus::wire::{Perm, XsErrno, parent};
 
 /// A caller at work on a view of the tree.
-pub(super) struct Caller<'a> {
+pub(crate) struct Caller<'a> {
     pub view: View<'a>,
     pub domid: DomId,
     pub target: Option<DomId>,
@@ -23,7 +23,7 @@ pub(super) struct Caller<'a> {
 
 /// What an operation needs to be allowed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Need {
+pub(crate) enum Need {
     Read,
     Write,
     Own,

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use pvio_ring::DomId;
 
-use crate::wire::{Access as Allowed, Perm, XsErrno, parent};
+use pvio_xenbus::wire::{Access as Allowed, Perm, XsErrno, parent};
 
 /// What a node costs beside its path, value, permissions and children's names, in bytes: an
 /// estimate of the maps' bookkeeping, so that many empty nodes are not free.
@@ -16,7 +16,7 @@ const NODE_OVERHEAD: usize = 128;
 const PERM_SIZE: usize = 8;
 
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub(crate) struct Node {
     pub value: Vec<u8>,
     /// Never empty; the first entry names the owner.
     pub perms: Arc<[Perm]>,
@@ -36,7 +36,7 @@ impl Node {
         self.perms.first().map_or(DomId::DOM0, |p| p.domid)
     }
 
-    /// The size that [`super::Quota::node_size`] bounds.
+    /// The size that [`crate::Quota::node_size`] bounds.
     pub fn size(&self) -> usize {
         self.value
             .len()
@@ -63,14 +63,14 @@ impl Node {
 
 /// What a domain owns in the committed tree.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub(super) struct Owned {
+pub(crate) struct Owned {
     pub nodes: usize,
     pub bytes: usize,
 }
 
 /// The committed tree: every node under its absolute path.
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(crate) struct Tree {
     nodes: BTreeMap<Box<str>, Node>,
     owned: BTreeMap<DomId, Owned>,
     generation: u64,
@@ -147,7 +147,7 @@ impl Tree {
 
 /// A change to be reported to watches.
 #[derive(Clone, Debug)]
-pub(super) struct Change {
+pub(crate) struct Change {
     pub path: Box<str>,
     /// Whether only watches on exactly this path hear of it (a node below one that was removed).
     pub exact: bool,
@@ -167,7 +167,7 @@ struct Seen {
 
 /// An open transaction: private copies of the nodes it has looked at.
 #[derive(Debug, Default)]
-pub(super) struct Transaction {
+pub(crate) struct Transaction {
     seen: BTreeMap<Box<str>, Seen>,
     changes: Vec<Change>,
     reported: BTreeSet<(Box<str>, bool)>,
@@ -179,14 +179,14 @@ pub(super) struct Transaction {
 
 /// The bounds of one request's view.
 #[derive(Clone, Copy)]
-pub(super) struct ViewLimits {
+pub(crate) struct ViewLimits {
     pub transaction_nodes: usize,
     /// Bytes the transaction may still come to hold.
     pub bytes: usize,
 }
 
 /// The tree as one request sees it: committed, or through a transaction.
-pub(super) struct View<'a> {
+pub(crate) struct View<'a> {
     pub tree: &'a mut Tree,
     pub tx: Option<&'a mut Transaction>,
     pub domid: DomId,
@@ -324,12 +324,12 @@ impl Transaction {
 }
 
 /// The last component of an absolute path.
-pub(super) fn leaf(path: &str) -> &str {
+pub(crate) fn leaf(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
 /// The path of a child.
-pub(super) fn child_path(path: &str, name: &str) -> String {
+pub(crate) fn child_path(path: &str, name: &str) -> String {
     let mut s = String::with_capacity(path.len().saturating_add(name.len()).saturating_add(1));
     if path != "/" {
         s.push_str(path);
@@ -337,4 +337,30 @@ pub(super) fn child_path(path: &str, name: &str) -> String {
     s.push('/');
     s.push_str(name);
     s
+}
+
+/// Removes a node and all below it from a view in which the whole subtree has been looked at (or
+/// which is no transaction), noting the changes.
+pub(crate) fn remove_subtree(view: &mut View<'_>, path: &str) {
+    let mut paths = alloc::vec![alloc::string::String::from(path)];
+    let mut next = 0;
+    while let Some(here) = paths.get(next).cloned() {
+        if let Some(node) = view.peek(&here) {
+            let children = node.children.iter().map(|c| child_path(&here, c)).collect::<Vec<_>>();
+            paths.extend(children);
+        }
+        next = next.saturating_add(1);
+    }
+    for (i, here) in paths.iter().enumerate() {
+        view.note(here, i != 0);
+    }
+    for here in &paths {
+        view.remove(here);
+    }
+    if let Some(up) = parent(path)
+        && let Some(mut node) = view.peek(up).cloned()
+    {
+        node.remove_child(leaf(path));
+        view.put(up, node);
+    }
 }

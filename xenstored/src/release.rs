@@ -1,47 +1,16 @@
-//! Domains: who may do what, and what happens when one comes or goes.
+//! Domains that come and go.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use pvio_ring::DomId;
+use pvio_xenbus::wire::{Access, Perm};
 
-use super::tree::{View, child_path, leaf};
-use super::{ConnId, Store};
-use crate::wire::{Access, Perm, parent};
-
-/// What the store keeps of a domain beside the nodes it owns.
-#[derive(Default, Debug)]
-pub(super) struct Domain {
-    pub introduced: bool,
-    /// The domain whose rights this one shares (`SET_TARGET`).
-    pub target: Option<DomId>,
-    pub watches: usize,
-    pub watch_bytes: usize,
-}
-
-/// What a caller may do with a node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Rights {
-    pub read: bool,
-    pub write: bool,
-    pub own: bool,
-}
-
-/// Evaluates a node's permissions: dom0 and the owner may do everything, a listed domain what
-/// its entry says, others what the first entry says.
-pub(super) fn rights(domid: DomId, target: Option<DomId>, perms: &[Perm]) -> Rights {
-    let of =
-        |access: Access| Rights { read: access.can_read(), write: access.can_write(), own: false };
-    let is_me = |p: &Perm| p.domid == domid || Some(p.domid) == target;
-    let Some((first, others)) = perms.split_first() else {
-        return of(Access::None);
-    };
-    if domid == DomId::DOM0 || is_me(first) {
-        return Rights { read: true, write: true, own: true };
-    }
-    of(others.iter().find(|p| is_me(p)).unwrap_or(first).access)
-}
+use crate::domain::rights;
+use crate::id::ConnId;
+use crate::store::Store;
+use crate::tree::{View, remove_subtree};
 
 impl Store {
     /// Makes a domain known and fires `@introduceDomain`. Whether it was news; doing it twice
@@ -90,7 +59,7 @@ impl Store {
     }
 
     /// Lets `domid` act with the rights of `target` too. Both must be introduced.
-    pub(super) fn set_target(&mut self, domid: DomId, target: DomId) -> bool {
+    pub(crate) fn set_target(&mut self, domid: DomId, target: DomId) -> bool {
         if !self.is_introduced(target) {
             return false;
         }
@@ -105,7 +74,7 @@ impl Store {
 
     /// Fires a special event to those allowed to hear it. A watch of depth 1 hears of which
     /// domain, and so does one on `@…/<domid>`.
-    pub(super) fn fire_special(&mut self, name: &'static str, domid: DomId) {
+    pub(crate) fn fire_special(&mut self, name: &'static str, domid: DomId) {
         let perms =
             if name == "@introduceDomain" { &self.introduce_perms } else { &self.release_perms };
         let perms = Arc::clone(perms);
@@ -125,7 +94,7 @@ impl Store {
     }
 
     /// Forgets a domain that was never introduced once its last connection is gone.
-    pub(super) fn forget_idle_domain(&mut self, domid: DomId) {
+    pub(crate) fn forget_idle_domain(&mut self, domid: DomId) {
         let idle = self.domains.get(&domid).is_some_and(|d| !d.introduced && d.target.is_none());
         if idle && !self.conns.values().any(|c| c.domid == domid) {
             self.domains.remove(&domid);
@@ -174,31 +143,5 @@ impl Store {
         let changes = view.changes;
         self.fire(&changes);
         found
-    }
-}
-
-/// Removes a node and all below it from a view in which the whole subtree has been looked at (or
-/// which is no transaction), noting the changes.
-pub(super) fn remove_subtree(view: &mut View<'_>, path: &str) {
-    let mut paths = alloc::vec![alloc::string::String::from(path)];
-    let mut next = 0;
-    while let Some(here) = paths.get(next).cloned() {
-        if let Some(node) = view.peek(&here) {
-            let children = node.children.iter().map(|c| child_path(&here, c)).collect::<Vec<_>>();
-            paths.extend(children);
-        }
-        next = next.saturating_add(1);
-    }
-    for (i, here) in paths.iter().enumerate() {
-        view.note(here, i != 0);
-    }
-    for here in &paths {
-        view.remove(here);
-    }
-    if let Some(up) = parent(path)
-        && let Some(mut node) = view.peek(up).cloned()
-    {
-        node.remove_child(leaf(path));
-        view.put(up, node);
     }
 }

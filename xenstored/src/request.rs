@@ -2,29 +2,25 @@
 
 use alloc::boxed::Box;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use pvio_ring::DomId;
 
-use super::domain::rights;
-use super::nodes::{Caller, Need};
-use super::tree::{View, ViewLimits};
-use super::{ConnId, Store};
-use crate::wire::{
+use crate::domain::rights;
+use crate::id::ConnId;
+use crate::nodes::{Caller, Need};
+use crate::response::{Response, ok, text};
+use crate::store::Store;
+use crate::tree::{View, ViewLimits};
+use pvio_xenbus::wire::{
     ABS_PATH_MAX, Op, PAYLOAD_MAX, Perm, WirePath, XsErrno, parse_u16, parse_u64, split_string,
     strings,
 };
 
-pub(super) type Answer = Result<Vec<u8>, XsErrno>;
-
-pub(super) fn error_body(errno: XsErrno) -> Vec<u8> {
-    text(errno.name())
-}
-
 impl Store {
     /// Does one request and returns its answer's payload, at most 4096 bytes.
-    pub(super) fn execute(&mut self, conn: ConnId, op: Op, tx_id: u32, payload: &[u8]) -> Answer {
+    pub(crate) fn execute(&mut self, conn: ConnId, op: Op, tx_id: u32, payload: &[u8]) -> Response {
         if payload.len() > PAYLOAD_MAX {
             return Err(XsErrno::Inval);
         }
@@ -97,7 +93,7 @@ impl Store {
         if answer.len() > PAYLOAD_MAX { Err(XsErrno::TooBig) } else { Ok(answer) }
     }
 
-    fn node_request(&mut self, conn: ConnId, op: Op, tx_id: u32, payload: &[u8]) -> Answer {
+    fn node_request(&mut self, conn: ConnId, op: Op, tx_id: u32, payload: &[u8]) -> Response {
         let (path, rest) = split_string(payload).ok_or(XsErrno::Inval)?;
         let path = self.absolute(conn, path)?;
         if !matches!(op, Op::Write | Op::DirectoryPart) && !rest.is_empty() {
@@ -118,7 +114,7 @@ impl Store {
         })
     }
 
-    fn set_perms(&mut self, conn: ConnId, tx_id: u32, payload: &[u8]) -> Answer {
+    fn set_perms(&mut self, conn: ConnId, tx_id: u32, payload: &[u8]) -> Response {
         let (path, rest) = split_string(payload).ok_or(XsErrno::Inval)?;
         let perms = strings(rest)
             .map(|entry| Perm::parse(entry).map_err(|_| XsErrno::Inval))
@@ -168,7 +164,7 @@ impl Store {
     }
 
     /// The absolute form of a path that names a node.
-    pub(super) fn absolute(&self, conn: ConnId, path: &[u8]) -> Result<Box<str>, XsErrno> {
+    pub(crate) fn absolute(&self, conn: ConnId, path: &[u8]) -> Result<Box<str>, XsErrno> {
         match WirePath::parse(path).map_err(|_| XsErrno::Inval)? {
             WirePath::Absolute(p) => Ok(p.into()),
             WirePath::Relative(p) => {
@@ -181,7 +177,7 @@ impl Store {
     }
 
     /// Bytes held on a domain's behalf.
-    pub(super) fn held(&self, domid: DomId) -> usize {
+    pub(crate) fn held(&self, domid: DomId) -> usize {
         let in_transactions: usize = self
             .conns
             .values()
@@ -196,14 +192,14 @@ impl Store {
             .saturating_add(in_transactions)
     }
 
-    pub(super) fn memory_left(&self, domid: DomId) -> usize {
+    pub(crate) fn memory_left(&self, domid: DomId) -> usize {
         self.quota.memory.saturating_sub(self.held(domid))
     }
 }
 
 /// The children from a byte offset on, behind the node's generation, as many as fit. The end of
 /// the list is marked by an empty name.
-fn directory_part(caller: &mut Caller<'_>, path: &str, rest: &[u8]) -> Answer {
+fn directory_part(caller: &mut Caller<'_>, path: &str, rest: &[u8]) -> Response {
     let (offset, tail) = split_string(rest).ok_or(XsErrno::Inval)?;
     if !tail.is_empty() {
         return Err(XsErrno::Inval);
@@ -236,14 +232,4 @@ fn one_domid(payload: &[u8]) -> Result<DomId, XsErrno> {
 
 fn join<'a>(names: impl IntoIterator<Item = &'a Box<str>>) -> Vec<u8> {
     names.into_iter().flat_map(|name| name.bytes().chain(core::iter::once(0))).collect()
-}
-
-pub(super) fn ok() -> Vec<u8> {
-    text("OK")
-}
-
-pub(super) fn text(s: &str) -> Vec<u8> {
-    let mut bytes = String::from(s).into_bytes();
-    bytes.push(0);
-    bytes
 }

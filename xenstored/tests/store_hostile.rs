@@ -6,8 +6,8 @@ mod common;
 use common::ask;
 use proptest::prelude::*;
 use pvio_ring::DomId;
-use pvio_xenbus::store::{Quota, Store};
 use pvio_xenbus::wire::{Header, Op, PAYLOAD_MAX};
+use pvio_xenstored::{Quota, Store};
 
 /// What a guest might do, mostly well-formed so that it reaches far.
 fn request() -> impl Strategy<Value = (u8, u32, u32, Vec<u8>)> {

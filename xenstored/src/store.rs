@@ -1,32 +1,4 @@
-//! A xenstored without I/O: bytes go in as requests, bytes come out as answers and events.
-//!
-//! [`Store`] holds the tree, its permissions, transactions and watches, and enforces the
-//! [`Quota`]s. It opens no descriptor and reads no clock, so it runs alike behind sockets
-//! ([`crate::server`]), behind shared rings, and in a simulator ([`LocalClient`]).
-//!
-//! It follows the reference `xenstored` (`docs/misc/xenstore.txt` and the behaviour of Xen 4.17):
-//! nodes that an unprivileged domain creates belong to it, while dom0's belong to their parent's
-//! owner; a domain that goes takes the nodes it owned with it; transactions conflict only over
-//! nodes they looked at; `EACCES` hides what a caller may not see.
-//!
-//! What differs, by choice:
-//! - children are listed in byte order, not in order of creation;
-//! - equal events that wait are merged, and beyond [`Quota::events`] collapse into one a watch;
-//! - a domain's removal fires watches on the nodes it takes along;
-//! - `INTRODUCE` records the domain, but its page and port are ignored: connections are handed
-//!   in by the embedder;
-//! - the reference's write-rate limiter is absent;
-//! - `GET_FEATURE`, `SET_FEATURE`, `GET_QUOTA` and `SET_QUOTA`, newer than 4.17, are `ENOSYS`.
-
-mod admin;
-mod domain;
-mod local;
-mod nodes;
-mod quota;
-mod request;
-mod session;
-mod tree;
-mod watch;
+//! The store: its connections, and one request in, one response out.
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -36,17 +8,13 @@ use alloc::vec::Vec;
 
 use pvio_ring::DomId;
 
-pub use local::LocalClient;
-pub use quota::Quota;
-
-use crate::wire::{Access, HEADER_LEN, Header, Op, Perm};
-use domain::Domain;
-use tree::{Change, Transaction, Tree};
-use watch::{EventQueue, Watches};
-
-/// Names one connection to a [`Store`]; never used twice.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ConnId(u64);
+use crate::domain::{Domain, rights};
+use crate::id::ConnId;
+use crate::quota::Quota;
+use crate::response;
+use crate::tree::{Change, Transaction, Tree};
+use crate::watch::{EventQueue, Watches};
+use pvio_xenbus::wire::{Access, HEADER_LEN, Header, Op, Perm, XsErrno, parent};
 
 /// Why a request was not taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -60,32 +28,32 @@ pub enum StoreError {
 }
 
 #[derive(Debug)]
-struct Conn {
-    domid: DomId,
-    transactions: BTreeMap<u32, Transaction>,
-    last_tx: u32,
+pub(crate) struct Conn {
+    pub(crate) domid: DomId,
+    pub(crate) transactions: BTreeMap<u32, Transaction>,
+    pub(crate) last_tx: u32,
     /// The connection's watches, each a path and a token.
-    watches: BTreeSet<(Box<str>, Box<[u8]>)>,
-    events: EventQueue,
+    pub(crate) watches: BTreeSet<(Box<str>, Box<[u8]>)>,
+    pub(crate) events: EventQueue,
     /// Whole answers, framed.
-    answers: Vec<u8>,
-    answer_count: usize,
+    pub(crate) answers: Vec<u8>,
+    pub(crate) answer_count: usize,
 }
 
 /// The store and everyone connected to it.
 #[derive(Debug)]
 pub struct Store {
-    tree: Tree,
-    quota: Quota,
-    conns: BTreeMap<ConnId, Conn>,
-    domains: BTreeMap<DomId, Domain>,
-    watches: Watches,
+    pub(crate) tree: Tree,
+    pub(crate) quota: Quota,
+    pub(crate) conns: BTreeMap<ConnId, Conn>,
+    pub(crate) domains: BTreeMap<DomId, Domain>,
+    pub(crate) watches: Watches,
     /// Who hears of `@introduceDomain` and of `@releaseDomain`.
-    introduce_perms: Arc<[Perm]>,
-    release_perms: Arc<[Perm]>,
-    last_conn: u64,
+    pub(crate) introduce_perms: Arc<[Perm]>,
+    pub(crate) release_perms: Arc<[Perm]>,
+    pub(crate) last_conn: u64,
     /// Connections the store dropped by itself, for the embedder to close.
-    dropped: Vec<ConnId>,
+    pub(crate) dropped: Vec<ConnId>,
 }
 
 impl Default for Store {
@@ -173,14 +141,14 @@ impl Store {
         }
         let result = match header.op() {
             Some(op) => self.execute(conn, op, header.tx_id, payload),
-            None => Err(crate::wire::XsErrno::NoSys),
+            None => Err(XsErrno::NoSys),
         };
         let Some(c) = self.conns.get_mut(&conn) else {
             return Err(StoreError::Closed);
         };
         let (kind, body) = match result {
             Ok(body) => (header.kind, body),
-            Err(errno) => (Op::Error.code(), request::error_body(errno)),
+            Err(errno) => (Op::Error.code(), response::text(errno.name())),
         };
         push_frame(&mut c.answers, kind, header.req_id, header.tx_id, |out| {
             out.extend_from_slice(&body)
@@ -236,19 +204,19 @@ impl Store {
         self.tree.check()
     }
 
-    fn is_privileged(&self, conn: ConnId) -> bool {
+    pub(crate) fn is_privileged(&self, conn: ConnId) -> bool {
         self.conns.get(&conn).is_some_and(|c| c.domid == DomId::DOM0)
     }
 
     /// Reports changes to every watch they concern and whose owner may know.
-    fn fire(&mut self, changes: &[Change]) {
+    pub(crate) fn fire(&mut self, changes: &[Change]) {
         for change in changes {
             let now = |path: &str| self.tree.get(path).map(|n| Arc::clone(&n.perms));
             let sights = [
                 change.node_perms.clone(),
                 change.parent_perms.clone(),
                 now(&change.path),
-                crate::wire::parent(&change.path).and_then(now),
+                parent(&change.path).and_then(now),
             ];
             for (watched, watch) in self.watches.concerned(&change.path, change.exact) {
                 let Some(c) = self.conns.get_mut(&watch.conn) else {
@@ -256,7 +224,7 @@ impl Store {
                 };
                 let target = self.domains.get(&c.domid).and_then(|d| d.target);
                 let sees = |perms: &Option<Arc<[Perm]>>| {
-                    perms.as_deref().is_some_and(|p| domain::rights(c.domid, target, p).read)
+                    perms.as_deref().is_some_and(|p| rights(c.domid, target, p).read)
                 };
                 if sights.iter().any(sees) {
                     let (path, watched) = (watch.show(&change.path), watch.show(watched));

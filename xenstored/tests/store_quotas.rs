@@ -5,8 +5,8 @@ mod common;
 
 use common::{ask, guest};
 use pvio_ring::DomId;
-use pvio_xenbus::store::{Quota, Store, StoreError};
 use pvio_xenbus::wire::{Header, Op, XsErrno};
+use pvio_xenstored::{Quota, Store, StoreError};
 
 fn small() -> Quota {
     Quota {

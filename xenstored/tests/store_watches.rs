@@ -5,8 +5,8 @@ mod common;
 
 use common::{ask, events};
 use pvio_ring::DomId;
-use pvio_xenbus::store::{ConnId, Quota, Store};
 use pvio_xenbus::wire::{Op, XsErrno};
+use pvio_xenstored::{ConnId, Quota, Store};
 
 fn store() -> (Store, ConnId) {
     let mut store = Store::default();

@@ -5,11 +5,12 @@ use alloc::string::ToString;
 
 use pvio_ring::DomId;
 
-use super::request::{Answer, ok, text};
-use super::tree::Transaction;
-use super::watch::Watch;
-use super::{ConnId, Store};
-use crate::wire::{WirePath, XsErrno, parse_u32, strings};
+use crate::id::ConnId;
+use crate::response::{Response, ok, text};
+use crate::store::Store;
+use crate::tree::Transaction;
+use crate::watch::Watch;
+use pvio_xenbus::wire::{WirePath, XsErrno, parse_u32, strings};
 
 /// What a watch costs beside its path and token, in bytes.
 const WATCH_OVERHEAD: usize = 128;
@@ -17,7 +18,7 @@ const WATCH_OVERHEAD: usize = 128;
 const TRANSACTION_OVERHEAD: usize = 256;
 
 impl Store {
-    pub(super) fn watch(&mut self, conn: ConnId, payload: &[u8]) -> Answer {
+    pub(crate) fn watch(&mut self, conn: ConnId, payload: &[u8]) -> Response {
         let mut args = strings(payload);
         let (path, token) = args.next().zip(args.next()).ok_or(XsErrno::Inval)?;
         let depth = match args.next() {
@@ -50,7 +51,7 @@ impl Store {
         Ok(ok())
     }
 
-    pub(super) fn unwatch(&mut self, conn: ConnId, payload: &[u8]) -> Answer {
+    pub(crate) fn unwatch(&mut self, conn: ConnId, payload: &[u8]) -> Response {
         let mut args = strings(payload);
         let (path, token) = args.next().zip(args.next()).ok_or(XsErrno::Inval)?;
         // No watch is on a path that is none.
@@ -66,7 +67,7 @@ impl Store {
         Ok(ok())
     }
 
-    pub(super) fn transaction_start(&mut self, conn: ConnId, tx_id: u32) -> Answer {
+    pub(crate) fn transaction_start(&mut self, conn: ConnId, tx_id: u32) -> Response {
         if tx_id != 0 {
             return Err(XsErrno::Busy);
         }
@@ -98,7 +99,7 @@ impl Store {
         Ok(text(&c.last_tx.to_string()))
     }
 
-    pub(super) fn transaction_end(&mut self, conn: ConnId, tx_id: u32, payload: &[u8]) -> Answer {
+    pub(crate) fn transaction_end(&mut self, conn: ConnId, tx_id: u32, payload: &[u8]) -> Response {
         let commit = match payload {
             b"T\0" => true,
             b"F\0" => false,
@@ -116,7 +117,7 @@ impl Store {
     }
 
     /// Drops a connection's watches and transactions, and the events that wait.
-    pub(super) fn reset(&mut self, conn: ConnId) {
+    pub(crate) fn reset(&mut self, conn: ConnId) {
         let Some(c) = self.conns.get_mut(&conn) else {
             return;
         };

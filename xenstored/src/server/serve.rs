@@ -14,7 +14,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::listen::Listener;
 use super::peer::{Gone, Peer};
 use super::{Command, MAX_DOMAIN_CONNECTIONS, MAX_SOCKET_CONNECTIONS};
-use crate::store::{ConnId, Store};
+use crate::id::ConnId;
+use crate::store::Store;
 
 /// Connections taken in one turn.
 const ACCEPTS_A_TURN: usize = 16;

@@ -3,8 +3,8 @@
 
 use std::io::Read;
 
-use pvio_xenbus::server::Server;
-use pvio_xenbus::store::Store;
+use pvio_xenstored::Store;
+use pvio_xenstored::server::Server;
 
 fn main() -> std::io::Result<()> {
     let Some(path) = std::env::args_os().nth(1) else {
