@@ -1,9 +1,12 @@
-//! The `pvio` command.
+//! The `pvio` command: the daemon of a driver domain on Xen, the toolstack commands for its devices,
+//! and, with the feature `demo`, a hosted machine.
 #![forbid(unsafe_code)]
 
+mod cli;
+
 use clap::Parser;
-use pvio::cli::{self, Cli};
-use pvio::{dm, script};
+use cli::Cli;
+use pvio_daemon::{dm, script};
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::PathBuf;

@@ -88,7 +88,7 @@ impl Drop for Machine {
 
 fn image(dir: &Path) -> std::path::PathBuf {
     let path = dir.join("disk.img");
-    fs::write(&path, pvio::demo::image_bytes(8 << 20).unwrap()).unwrap();
+    fs::write(&path, pvio_demo::image::image_bytes(8 << 20).unwrap()).unwrap();
     path
 }
 

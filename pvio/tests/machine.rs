@@ -208,7 +208,7 @@ fn the_demo_is_served_and_outlives_its_driver_domain() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     let Some(run) = Run::start(&state, None) else { return };
-    for file in pvio::demo::files() {
+    for file in pvio_demo::image::files() {
         assert!(run.curl(&format!("/{}", file.path)) == file.bytes, "{}", file.path);
     }
     let status = |run: &Run| -> serde_json::Value {
@@ -216,7 +216,7 @@ fn the_demo_is_served_and_outlives_its_driver_domain() {
     };
     assert_eq!(status(&run)["devices"].as_array().unwrap().len(), 2);
     kill(domain(run.child.id(), "driver").unwrap(), rustix::process::Signal::KILL);
-    for file in pvio::demo::files() {
+    for file in pvio_demo::image::files() {
         assert!(run.curl(&format!("/{}", file.path)) == file.bytes, "{} again", file.path);
     }
     // What the page shows may be a moment behind what happens.

@@ -25,6 +25,9 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     ("pvio-hosted", HOSTED),
     ("pvio-sim", BELOW),
     ("pvio-xen-linux", BELOW),
+    // 4: what composes them. The daemon links no guest.
+    ("pvio-daemon", DAEMON),
+    ("pvio-demo", DEMO),
 ];
 
 const BELOW: &[&str] = &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus"];
@@ -44,8 +47,34 @@ const DEVICE: &[&str] = &[
     "pvio-recordfile",
 ];
 
-/// Floor 4: it composes, measures and checks, so it may need anything below.
-const ROOF: &[&str] = &["pvio", "pvio-benches", "xtask", "pvio-lab-agent"];
+const DAEMON: &[&str] = &[
+    "pvio-ring",
+    "pvio-grant-table",
+    "pvio-event-channel",
+    "pvio-xenbus",
+    "pvio-blkback",
+    "pvio-netback",
+    "pvio-uring",
+    "pvio-recordfile",
+    "pvio-hosted",
+    "pvio-xen-linux",
+];
+const DEMO: &[&str] = &[
+    "pvio-ring",
+    "pvio-grant-table",
+    "pvio-event-channel",
+    "pvio-xenbus",
+    "pvio-blkback",
+    "pvio-blkfront",
+    "pvio-netfront",
+    "pvio-uring",
+    "pvio-hosted",
+    "pvio-daemon",
+];
+
+/// The top: it composes, measures and checks, so it may need anything below.
+const ROOF: &[&str] =
+    &["pvio", "pvio-benches", "xtask", "pvio-lab-agent"];
 
 /// Every arrow that points the wrong way.
 pub fn check(packages: &[Package]) -> Vec<String> {

@@ -1,0 +1,92 @@
+//! `pvio capture`: what passes through a NIC of a running driver domain, as a file.
+
+use crate::control::ask::{ask, gone};
+use crate::failure::{Failure, say, say_aside};
+use crate::stop::{Bell, Stop, sleep};
+use clap::Args;
+use pvio_netback::port::capture::SNAPLEN;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::path::PathBuf;
+
+/// `pvio capture`.
+#[derive(Debug, Clone, Args)]
+pub struct CaptureArgs {
+    /// The NIC, as in vif7.0: of guest 7, its first; those there are, if left out
+    #[arg(value_name = "VIF", requires = "write")]
+    pub vif: Option<String>,
+    /// The file to write (pcapng); - is standard output
+    #[arg(short = 'w', long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// End after so many packets, instead of at Ctrl-C
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// Bytes of each packet that are written; all, if left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(14..))]
+    pub snaplen: Option<u32>,
+    /// The state directory of a pvio run, instead of the one pvio serve or pvio run there is
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Does it.
+///
+/// # Errors
+/// When there is no driver domain, or it has no such NIC, or the file cannot be written.
+pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
+    let door = args.state_dir.as_deref();
+    let (Some(vif), Some(path)) = (&args.vif, &args.write) else {
+        let (_, mut names) = ask(door, "list")?;
+        let mut all = String::new();
+        names.read_to_string(&mut all).map_err(gone)?;
+        say!("{}", all.trim_end());
+        return Ok(());
+    };
+    let bell = Bell::new()?;
+    let stop = Stop::on_signal(bell.clone())?;
+    let snaplen = args.snaplen.map_or(SNAPLEN, |n| n as usize);
+    let count = args.count.unwrap_or(0);
+    // The file first: a NIC is not looked at for nothing.
+    let mut file = create(path)?;
+    let (stream, mut data) = ask(door, &format!("capture {vif} {snaplen} {count}"))?;
+    let mut buffer = vec![0; 1 << 16];
+    let (mut bytes, mut told) = (0, false);
+    loop {
+        if stop.is_told() && !told {
+            told = true;
+            // What was captured until now, and the end of the file, are still to come.
+            stream.shutdown(Shutdown::Write).map_err(gone)?;
+        }
+        if data.buffer().is_empty() && !told {
+            sleep(&[stream.as_fd(), bell.as_fd()], None)?;
+            if bell.take() {
+                continue;
+            }
+        }
+        match data.read(&mut buffer).map_err(gone)? {
+            0 => break,
+            n => {
+                let written = file.write_all(&buffer[..n]).and_then(|()| file.flush());
+                written.map_err(|e| not_written(path, &e))?;
+                bytes += n;
+            }
+        }
+    }
+    say_aside!("{bytes} bytes written");
+    Ok(())
+}
+
+fn create(path: &Path) -> Result<Box<dyn Write>, Failure> {
+    if path == Path::new("-") {
+        return Ok(Box::new(io::stdout()));
+    }
+    let file = File::create(path).map_err(|e| not_written(path, &e).as_input())?;
+    Ok(Box::new(file))
+}
+
+fn not_written(path: &Path, error: &io::Error) -> Failure {
+    Failure::new(format!("{} cannot be written: {error}", path.display()), "name another with -w")
+}

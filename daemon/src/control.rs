@@ -1,0 +1,198 @@
+//! The door through which a running driver domain is asked for something: a Unix socket that only
+//! its own user may open.
+//!
+//! One line is the question, one the answer (`ok`, or `error` and why); what was asked for follows.
+//!
+//! | question | what follows |
+//! |---|---|
+//! | `list` | a line for each NIC, its name |
+//! | `stats` | a line of JSON for each device: what its queues have counted |
+//! | `capture NAME SNAPLEN COUNT` | a pcapng file, until there are COUNT packets (0: no end) or the asker has no more to say (shuts down its side) |
+//!
+//! The socket is made under another name and then renamed: whoever serves last answers, and there
+//! is no moment without a door while one daemon follows another.
+
+pub mod ask;
+mod folder;
+
+pub use folder::default_root;
+
+use crate::failure::{Failure, one_line};
+use crate::served::Served;
+use pvio_hosted::{DirError, PrivateDir};
+use pvio_netback::port::capture::{CaptureFile, Reader};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::geteuid;
+use std::fs::{self, Permissions};
+use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Where `pvio serve` has its door.
+pub const FOLDER: &str = "/run/pvio";
+/// The door's name in its folder.
+pub const NAME: &str = "control.sock";
+
+/// Who may be answered at a time.
+const MOST: usize = 16;
+/// How long somebody may take to ask.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often somebody who captures is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// An open door; it is shut when dropped.
+#[derive(Debug)]
+pub struct Control {
+    dir: PrivateDir,
+    inode: u64,
+}
+
+impl Control {
+    /// Opens the door in a folder, which is made if need be and is to be this user's alone.
+    ///
+    /// # Errors
+    /// When the socket cannot be made there.
+    pub fn listen(folder: &Path, served: &Served) -> Result<Self, Failure> {
+        let path = folder.join(NAME);
+        let refused = |e: DirError| Failure::of(format!("no control socket: {e}")).as_input();
+        let dir = PrivateDir::create(folder).map_err(refused)?;
+        let failed =
+            |e: io::Error| Failure::new(format!("no control socket {}: {e}", path.display()), "");
+        let fresh = format!("{NAME}.{}", std::process::id());
+        dir.remove(&fresh).map_err(failed)?;
+        let fresh = dir.by_descriptor(&fresh);
+        let listener = UnixListener::bind(&fresh).map_err(failed)?;
+        // Before it has its name. Who comes in all the same is asked who he is: see `answer`.
+        fs::set_permissions(&fresh, Permissions::from_mode(0o600)).map_err(failed)?;
+        let inode = fs::metadata(&fresh).map_err(failed)?.ino();
+        fs::rename(&fresh, dir.by_descriptor(NAME)).map_err(failed)?;
+        let served = served.clone();
+        let busy = Arc::new(AtomicUsize::new(0));
+        let serve = move || {
+            for stream in listener.incoming() {
+                match stream {
+                    Ok(stream) => admit(stream, &served, &busy),
+                    // Out of descriptors, say: there is no hurry.
+                    Err(error) => {
+                        tracing::warn!(%error, "the control socket");
+                        std::thread::sleep(LOOK);
+                    }
+                }
+            }
+        };
+        std::thread::Builder::new().name("control".into()).spawn(serve).map_err(failed)?;
+        Ok(Self { dir, inode })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        // A successor's stays.
+        let found = fs::symlink_metadata(self.dir.by_descriptor(NAME));
+        if found.is_ok_and(|found| found.ino() == self.inode) {
+            let _ = self.dir.remove(NAME);
+        }
+    }
+}
+
+/// Answers on a thread of its own, if there are not too many.
+fn admit(stream: UnixStream, served: &Served, busy: &Arc<AtomicUsize>) {
+    let (served, guard) = (served.clone(), Arc::clone(busy));
+    if busy.fetch_add(1, Ordering::AcqRel) >= MOST {
+        busy.fetch_sub(1, Ordering::AcqRel);
+        return;
+    }
+    let work = move || {
+        if let Err(error) = answer(&stream, &served) {
+            tracing::debug!(%error, "an asker went away");
+        }
+        guard.fetch_sub(1, Ordering::AcqRel);
+    };
+    if std::thread::Builder::new().name("control-answer".into()).spawn(work).is_err() {
+        busy.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn answer(mut stream: &UnixStream, served: &Served) -> io::Result<()> {
+    let who = socket_peercred(stream)?.uid;
+    if !who.is_root() && who != geteuid() {
+        return writeln!(stream, "error only root and the user of the driver domain may ask");
+    }
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = String::new();
+    BufReader::new(stream.take(256)).read_line(&mut line)?;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    match words[..] {
+        ["list"] => {
+            writeln!(stream, "ok")?;
+            served.nics().iter().try_for_each(|name| writeln!(stream, "{name}"))
+        }
+        ["stats"] => {
+            writeln!(stream, "ok")?;
+            let mut out = BufWriter::new(stream);
+            served.counters().iter().try_for_each(|device| writeln!(out, "{device}"))?;
+            out.flush()
+        }
+        ["capture", name, snaplen, count] => {
+            let (Ok(snaplen), Ok(count)) = (snaplen.parse(), count.parse()) else {
+                return writeln!(stream, "error not a number");
+            };
+            let Some(knobs) = served.nic(name) else {
+                let names = served.nics().join(", ");
+                let there = if names.is_empty() { "there is none".into() } else { names };
+                return writeln!(stream, "error no NIC is called {}; {there}", one_line(name));
+            };
+            match knobs.probe.open(snaplen) {
+                Err(busy) => writeln!(stream, "error {name}: {busy}"),
+                Ok(reader) => {
+                    tracing::info!(nic = name, "is captured");
+                    let done = capture(stream, &reader, name, snaplen, count);
+                    tracing::info!(nic = name, lost = reader.lost(), "is not captured any more");
+                    done
+                }
+            }
+        }
+        _ => writeln!(stream, "error that is not a question this driver domain knows"),
+    }
+}
+
+/// Sends a capture file until there is enough in it or nobody wants more.
+fn capture(
+    mut stream: &UnixStream,
+    reader: &Reader,
+    name: &str,
+    snaplen: usize,
+    count: u64,
+) -> io::Result<()> {
+    writeln!(stream, "ok")?;
+    let mut file = CaptureFile::begin(BufWriter::new(stream), name, snaplen)?;
+    // The beginning tells whoever asked that packets are captured from now on.
+    file.flush()?;
+    let enough = |packets: u64| count != 0 && packets >= count;
+    while !enough(file.packets()) && is_wanted(stream)? {
+        reader.read(LOOK, |record| {
+            file.add(record)?;
+            Ok(!enough(file.packets()))
+        })?;
+        file.flush()?;
+    }
+    file.end(reader.lost()).map(drop)
+}
+
+/// Whether the asker has not shut down its side.
+fn is_wanted(mut stream: &UnixStream) -> io::Result<bool> {
+    stream.set_nonblocking(true)?;
+    let read = stream.read(&mut [0]);
+    stream.set_nonblocking(false)?;
+    match read {
+        Ok(0) => Ok(false),
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
+        Err(error) => Err(error),
+    }
+}

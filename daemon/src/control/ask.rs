@@ -1,0 +1,78 @@
+//! Who knocks at the door of a driver domain.
+
+use super::{FOLDER, NAME, default_root};
+use crate::failure::Failure;
+use pvio_hosted::PrivateDir;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+/// Asks the driver domain in that state directory, or the one there is. What was asked for is about
+/// to follow in the second.
+///
+/// # Errors
+/// When none answers, or several do, or it has no such thing.
+pub fn ask(
+    state_dir: Option<&Path>,
+    question: &str,
+) -> Result<(UnixStream, BufReader<UnixStream>), Failure> {
+    let mut stream = match state_dir {
+        Some(dir) => knock(&dir.join(NAME)).map_err(|e| {
+            Failure::input(
+                format!("no driver domain answers in {}: {e}", dir.display()),
+                "name the --state-dir of a running pvio run",
+            )
+        })?,
+        None => find()?,
+    };
+    writeln!(stream, "{question}").map_err(gone)?;
+    let mut answer = BufReader::new(stream.try_clone().map_err(gone)?);
+    let mut line = String::new();
+    answer.read_line(&mut line).map_err(gone)?;
+    match line.trim_end().split_once(' ') {
+        None if line == "ok\n" => Ok((stream, answer)),
+        Some(("error", why)) => Err(Failure::of(why).as_input()),
+        _ => Err(Failure::new("the driver domain did not answer", "too many ask at once, perhaps")),
+    }
+}
+
+fn knock(path: &Path) -> io::Result<UnixStream> {
+    UnixStream::connect(path)
+}
+
+/// The one driver domain there is: that of `pvio serve`, or of a `pvio run` of this user's.
+fn find() -> Result<UnixStream, Failure> {
+    let root = default_root();
+    // What others may have put there is none of ours.
+    let own = PrivateDir::open(&root).ok().and_then(|_| std::fs::read_dir(root).ok());
+    let machines = own.into_iter().flatten().flatten().map(|machine| machine.path());
+    let doors = [PathBuf::from(FOLDER)].into_iter().chain(machines);
+    let doors = doors.filter(|folder| PrivateDir::open(folder).is_ok());
+    let doors = doors.map(|folder| folder.join(NAME));
+    let open = |door: PathBuf| knock(&door).ok().map(|stream| (door, stream));
+    let mut open: Vec<(PathBuf, UnixStream)> = doors.filter_map(open).collect();
+    match (open.pop(), &open[..]) {
+        (Some((_, stream)), []) => Ok(stream),
+        (None, _) => Err(Failure::input(
+            "no driver domain answers",
+            "start pvio serve or pvio run; root sees those of pvio serve, --state-dir names another",
+        )),
+        (Some((last, _)), others) => {
+            let doors = others.iter().map(|(door, _)| door).chain([&last]);
+            let folders =
+                doors.filter_map(|door| door.parent()).map(|dir| dir.display().to_string());
+            let folders: Vec<String> = folders.collect();
+            Err(Failure::input(
+                format!("several driver domains answer: {}", folders.join(", ")),
+                "choose one with --state-dir",
+            ))
+        }
+    }
+}
+
+/// It ended in the middle of an answer.
+#[must_use]
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+pub fn gone(error: io::Error) -> Failure {
+    Failure::new(format!("the driver domain is gone: {error}"), "")
+}

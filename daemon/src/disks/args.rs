@@ -1,0 +1,155 @@
+//! What the commands take.
+
+use super::vdev::Vdev;
+use crate::failure::Failure;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{Args, ValueEnum};
+use pvio_blkback::image::{Disk, DiskOptions};
+use pvio_xenbus::handshake::common::BackendKind;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{PathBuf, absolute};
+
+/// Where the devices are.
+#[derive(Debug, Clone, Args)]
+pub struct StoreArgs {
+    /// Folder of a running `pvio run`; Xen's own xenstore if left out
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Which kind of backend is to serve a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// pvio alone
+    PvioVbd,
+    /// pvio where Linux's xen-blkback is not loaded; xl lists and removes it too
+    Vbd,
+}
+
+impl Kind {
+    /// The word in paths.
+    #[must_use]
+    pub const fn backend(self) -> BackendKind {
+        match self {
+            Self::PvioVbd => BackendKind::PvioVbd,
+            Self::Vbd => BackendKind::Vbd,
+        }
+    }
+}
+
+/// `pvio attach-disk`.
+#[derive(Debug, Clone, Args)]
+pub struct AttachArgs {
+    /// The guest's name or number
+    pub guest: String,
+    /// A path, or `[OPTIONS]FORMAT:PATH` with any format and option of docs/disks.md
+    #[arg(value_parser = disk())]
+    pub disk: Disk,
+    /// What the guest calls it; the first free one from xvda on if left out
+    #[arg(long)]
+    pub vdev: Option<Vdev>,
+    /// More options: iops=1000,ro and the like, with commas between
+    #[arg(short, long, value_name = "OPTIONS", value_parser = disk_options(), default_value = "")]
+    pub options: DiskOptions,
+    /// The domain that serves it: its name or number. Left out, dom0, or a hosted machine's driver
+    /// domain
+    #[arg(long, value_name = "DOMAIN")]
+    pub backend: Option<String>,
+    /// Which kind of backend is to serve it
+    #[arg(long, value_name = "KIND", default_value = "pvio-vbd")]
+    pub kind: Kind,
+    /// How long to wait for the backend, in seconds
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub wait: u64,
+    #[command(flatten)]
+    /// Where.
+    pub store: StoreArgs,
+}
+
+/// `pvio detach-disk`.
+#[derive(Debug, Clone, Args)]
+pub struct DetachArgs {
+    /// The guest's name or number
+    pub guest: String,
+    /// What the guest calls the disk
+    pub vdev: Vdev,
+    /// How long both ends may take to close, in seconds
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub wait: u64,
+    /// Take it away even if an end did not close
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    /// Where.
+    pub store: StoreArgs,
+}
+
+/// `pvio set-disk`.
+#[derive(Debug, Clone, Args)]
+pub struct SetArgs {
+    /// The guest's name or number
+    pub guest: String,
+    /// What the guest calls the disk
+    pub vdev: Vdev,
+    /// What is to hold from now on: iops=500,latency=5ms and the like, with commas between
+    #[arg(value_parser = disk_options())]
+    pub options: DiskOptions,
+    #[command(flatten)]
+    /// Where.
+    pub store: StoreArgs,
+}
+
+/// `pvio list`.
+#[derive(Debug, Clone, Args)]
+pub struct ListArgs {
+    /// Only this guest's, by its name or number
+    pub guest: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    /// Where.
+    pub store: StoreArgs,
+}
+
+/// Returns the parser of an argument that names a disk.
+pub fn disk() -> impl TypedValueParser<Value = Disk> {
+    OsStringValueParser::new().try_map(|text| Disk::from_bytes(text.as_bytes()))
+}
+
+/// Returns the parser of an argument that has a disk's options.
+pub fn disk_options() -> impl TypedValueParser<Value = DiskOptions> {
+    OsStringValueParser::new().try_map(|text| DiskOptions::from_bytes(text.as_bytes()))
+}
+
+/// What every command that opens images takes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub struct ImageRootArgs {
+    /// Open files that the header of an image names (backing files, extents) below this directory
+    /// too, besides that of the image itself; may be given more than once
+    #[arg(long = "image-root", value_name = "DIR")]
+    pub roots: Vec<PathBuf>,
+}
+
+impl ImageRootArgs {
+    /// Adds the directories to what is said of a disk, or of all.
+    ///
+    /// # Errors
+    /// One of them is no directory.
+    pub fn add_to(&self, options: &mut DiskOptions) -> Result<(), Failure> {
+        for root in options.image_roots.iter_mut().flatten() {
+            *root = absolute(&*root).map_err(Failure::of)?;
+        }
+        for root in &self.roots {
+            if !root.is_dir() {
+                return Err(Failure::input(
+                    format!("the image root {} is no directory", root.display()),
+                    "name a directory with --image-root",
+                ));
+            }
+            let root = absolute(root).map_err(Failure::of)?;
+            options.image_roots.get_or_insert_default().push(root);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! Making a disk for a guest that runs, and taking it away.
+
+use super::args::{AttachArgs, DetachArgs, ImageRootArgs};
+use super::vdev::Vdev;
+use super::{connect, disk_left_of, domain, error_of};
+use crate::disks::HOSTED_DRIVER;
+use crate::failure::{Failure, say};
+use pvio_grant_table::DomId;
+use pvio_xenbus::client::Client;
+use pvio_xenbus::handshake::common::{
+    BackendKind, DeviceAddr, DeviceClass, list_frontends, read_state, remove_device,
+    request_removal, state_path, tell_libxl,
+};
+use pvio_xenbus::handshake::{HandshakeError, vbd};
+use pvio_xenbus::{XenbusState, Xenstore};
+use std::time::{Duration, Instant};
+
+/// How often states are looked at.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long libxl and a guest may take to see that a device is gone before it is.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// Attaches a disk; back when its backend offers it.
+///
+/// # Errors
+/// When it cannot be: nothing is left of it then.
+pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
+    let mut xs = connect(&args.store)?;
+    let guest = domain(&mut xs, &args.guest)?;
+    let back = match &args.backend {
+        Some(name) => domain(&mut xs, name)?,
+        None if args.store.state_dir.is_some() => HOSTED_DRIVER,
+        None => DomId::DOM0,
+    };
+    let vdev = match args.vdev {
+        Some(vdev) => vdev,
+        None => first_free(&mut xs, guest)?,
+    };
+    let addr = DeviceAddr::new(args.kind.backend(), back, guest, vdev.number());
+    let mut options = args.options.clone().or(args.disk.options.clone());
+    let spec = args.disk.spec.clone();
+    let here = back == DomId::DOM0 || args.store.state_dir.is_some();
+    let spec = match spec.path() {
+        Some(path) if !here && path.is_relative() => {
+            return Err(Failure::input(
+                format!(
+                    "{} is looked for in domain {back}, whose folders are not ours",
+                    path.display()
+                ),
+                "name it by its whole path there",
+            ));
+        }
+        _ => spec.absolute().map_err(Failure::of)?,
+    };
+    if here {
+        ImageRootArgs::default().add_to(&mut options)?;
+    }
+    let mut words = vbd::ToolstackBack::new(addr, &spec.to_bytes());
+    words.kind = vbd::OWN_KIND.into();
+    words.dev = vdev.to_string();
+    words.mode = match options.read_only {
+        Some(true) => vbd::Mode::ReadOnly,
+        _ => vbd::Mode::ReadWrite,
+    };
+    words.bootable = false;
+    words.removable = options.removable.unwrap_or_default();
+    words.direct_io_safe = options.direct.unwrap_or_default();
+    words.discard_enable = options.discard != Some(false);
+    if options.cdrom == Some(true) {
+        words.device_type = vbd::DeviceType::Cdrom;
+    }
+    words.options = Some(options.to_string().into_bytes()).filter(|text| !text.is_empty());
+    let front = vbd::ToolstackFront {
+        trusted: options.trusted.unwrap_or(true),
+        ..vbd::ToolstackFront::new(addr, words.device_type)
+    };
+    vbd::create_both_ends(&mut xs, addr, &front, &words).map_err(|e| match e {
+        HandshakeError::Exists { .. } => Failure::input(
+            format!("domain {guest} has a disk {vdev} already"),
+            "name another with --vdev, or leave that out",
+        ),
+        other => Failure::of(other),
+    })?;
+    if addr.kind == BackendKind::Vbd && args.store.state_dir.is_none() {
+        tell_libxl(&mut xs, addr).map_err(Failure::of)?;
+    }
+    let by = Instant::now() + Duration::from_secs(args.wait);
+    if let Err(failure) = until_offered(&mut xs, addr, by) {
+        remove_device(&mut xs, addr).map_err(Failure::of)?;
+        return Err(failure);
+    }
+    say!("{vdev}  {}", addr.backend_path());
+    Ok(())
+}
+
+fn first_free(xs: &mut Client, guest: DomId) -> Result<Vdev, Failure> {
+    let taken = list_frontends(xs, DeviceClass::Vbd, guest).map_err(Failure::of)?;
+    let free = (0..taken.len() as u32 + 1).map(Vdev::disk).find(|v| !taken.contains(&v.number()));
+    free.ok_or_else(|| Failure::new("no number for a disk is free", ""))
+}
+
+/// Waits until a disk's backend has opened it.
+fn until_offered(xs: &mut Client, addr: DeviceAddr, by: Instant) -> Result<(), Failure> {
+    loop {
+        match read_state(xs, &addr.backend_path()).map_err(Failure::of)? {
+            XenbusState::InitWait | XenbusState::Initialised | XenbusState::Connected => {
+                // A backend that waits for an image offers the disk, and says that it waits. That is
+                // for a guest that is about to end elsewhere, and here nobody says so.
+                return error_of(xs, addr).map_or(Ok(()), |why| Err(Failure::of(why)));
+            }
+            XenbusState::Closing | XenbusState::Closed => {
+                let why = error_of(xs, addr);
+                return Err(Failure::of(why.unwrap_or_else(|| "the backend closed it".into())));
+            }
+            _ if Instant::now() >= by => {
+                return Err(Failure::new(
+                    format!("no backend in domain {} took the disk", addr.back),
+                    format!("is pvio serve running there, for {}?", addr.kind.as_str()),
+                ));
+            }
+            _ => std::thread::sleep(LOOK),
+        }
+    }
+}
+
+/// Detaches a disk; back when nothing is left of it.
+///
+/// # Errors
+/// When an end does not close: the disk stays as it is then.
+pub fn detach(args: &DetachArgs) -> Result<(), Failure> {
+    let mut xs = connect(&args.store)?;
+    let addr = disk_left_of(&mut xs, &args.guest, args.vdev)?;
+    request_removal(&mut xs, addr).map_err(Failure::of)?;
+    let by = Instant::now() + Duration::from_secs(args.wait);
+    let closed = loop {
+        // A driver domain of pvio's removes its end by itself.
+        let back = state_path(&addr.backend_path());
+        let is_there = xs.read_opt(&back).map_err(Failure::of)?.is_some();
+        let state = read_state(&mut xs, &addr.backend_path()).map_err(Failure::of)?;
+        if !is_there || state == XenbusState::Closed {
+            break true;
+        }
+        if Instant::now() >= by {
+            break false;
+        }
+        std::thread::sleep(LOOK);
+    };
+    if !closed && !args.force {
+        return Err(Failure::new(
+            format!("{} of domain {} was not closed within {} s", args.vdev, addr.front, args.wait),
+            "the guest uses it, most likely: let go of it there; --force takes it away at once, and what \
+             the guest has not written yet is lost",
+        ));
+    }
+    std::thread::sleep(LINGER);
+    remove_device(&mut xs, addr).map_err(Failure::of)?;
+    say!("{}  gone", args.vdev);
+    Ok(())
+}

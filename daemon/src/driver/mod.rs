@@ -1,0 +1,276 @@
+//! The driver domain: serves every disk and network interface the toolstack makes for it.
+//!
+//! One thread watches xenstore and steps the devices; each device's queue has a thread of its own.
+//! It sleeps until xenstore, a worker or a signal has something to say, and waits for no device:
+//! opening an image or a port, starting and stopping queues, and closing are done by other threads,
+//! which wake it. What one guest can make it do is bounded: a device is stepped once a turn, a step
+//! makes a bounded number of transitions, and each device has a budget of them a second.
+
+mod budget;
+mod devices;
+#[cfg(test)]
+mod tests;
+mod woken;
+
+use crate::descriptors::Descriptors;
+use crate::failure::Failure;
+use crate::served::Served;
+use crate::stop::{Bell, Stop, sleep};
+use devices::Devices;
+use pvio_blkback::host::{Groups, ImageServer};
+use pvio_blkback::image::DiskOptions;
+use pvio_blkback::{Config, MappingBudgets, Vbd};
+use pvio_grant_table::DomId;
+use pvio_netback::Vif;
+use pvio_netback::host::{Site, TapOptions, TapServer};
+use pvio_recordfile::RecordDir;
+use pvio_xenbus::client::Client;
+use pvio_xenbus::driver::{BackendClass, BackendDriver, Surroundings};
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, DeviceClass};
+use pvio_xenbus::{XenbusState, Xenstore, XsError};
+use std::fs::DirBuilder;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use woken::Woken;
+
+/// How many events of xenstore are taken in a turn. A guest can cause as many as it likes.
+const EVENTS: usize = 256;
+
+/// How long all devices together may take to close when the process is told to end: somewhat longer
+/// than a queue takes at most to finish what it has begun.
+const FAREWELL: Duration = Duration::from_secs(40);
+
+/// How the driver domain serves, beyond what the toolstack says of its devices.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// An address of the host on each NIC's tap, and its prefix length.
+    pub host: Option<(Ipv4Addr, u8)>,
+    /// The kinds of backend to be.
+    pub kinds: Vec<BackendKind>,
+    /// Serve only this domain's devices.
+    pub only: Option<DomId>,
+    /// Who else looks after the devices.
+    pub surroundings: Surroundings,
+    /// Take over the sessions of an earlier process, of which their frontends need not know.
+    pub resume: bool,
+    /// When told to stop, leave the sessions to the next process.
+    pub leave: bool,
+    /// Where in-flight records are kept for the next process; without, no session outlives its process.
+    pub records: Option<RecordDir>,
+    /// How disks are served.
+    pub disks: Config,
+    /// The same in more detail; both hold for what a disk's own words do not say.
+    pub disk_options: DiskOptions,
+    /// How many pages of guests their disks may keep mapped.
+    pub mappings: MappingBudgets,
+    /// How NICs reach their guests' pages.
+    pub nic_policy: pvio_netback::queue::Policy,
+    /// Queues a NIC may have; as many as there are processors, up to eight, if left out.
+    pub nic_queues: Option<u32>,
+    /// What NICs have in common.
+    pub site: Arc<Site>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            host: None,
+            kinds: vec![BackendKind::Vbd, BackendKind::Vif],
+            only: None,
+            surroundings: Surroundings::Plain,
+            resume: false,
+            leave: false,
+            records: None,
+            disks: Config::for_this_machine(),
+            disk_options: DiskOptions::default(),
+            mappings: MappingBudgets::default(),
+            nic_policy: pvio_netback::queue::Policy::default(),
+            nic_queues: None,
+            site: Arc::default(),
+        }
+    }
+}
+
+/// What a platform must do for both kinds of device, and for threads.
+pub trait Platform:
+    pvio_blkback::vbd::Platform<Channel: AsFd> + pvio_netback::Platform + Send + 'static
+{
+}
+impl<P> Platform for P where
+    P: pvio_blkback::vbd::Platform<Channel: AsFd> + pvio_netback::Platform + Send + 'static
+{
+}
+
+/// The directory for in-flight records, which is made if need be.
+///
+/// # Errors
+/// When it cannot be made, or others may use it.
+pub fn records(path: &Path) -> Result<RecordDir, Failure> {
+    let make = || -> io::Result<RecordDir> {
+        if let Some(parent) = path.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        }
+        let dir = RecordDir::open(path)?;
+        dir.sweep()?;
+        Ok(dir)
+    };
+    make().map_err(|e| {
+        let what = format!("no in-flight records in {}: {e}", path.display());
+        Failure::input(what, "name a directory that is yours alone and that no link leads to")
+    })
+}
+
+/// Runs the driver domain until it is told to stop, then closes every device in good order.
+/// `ready` is called once new devices are heard of.
+///
+/// # Errors
+/// When xenstore is gone.
+pub fn run<P: Platform>(
+    (platform, id): (&P, DomId),
+    xs: &mut Client,
+    options: &Options,
+    served: &Served,
+    (stop, bell): (&Stop, &Bell),
+    ready: impl FnOnce(),
+) -> Result<(), XsError> {
+    let within = options.surroundings;
+    let of_class = |class| options.kinds.iter().copied().filter(move |k| k.class() == class);
+    let woken = Woken::new(bell);
+    let (shared, wakes) = (platform.clone(), woken.clone());
+    let (disks, chosen) = (of_class(DeviceClass::Vbd).collect(), options.clone());
+    let groups = Groups::default();
+    let descriptors = Descriptors::default();
+    let mut disks = Devices::new(disks, id, options.only, move |addr, left| {
+        let usual = chosen.disk_options.clone();
+        let server = ImageServer::with(usual, groups.clone(), wakes.of(addr));
+        let server = server.within(chosen.mappings.clone());
+        let server = match &chosen.records {
+            Some(records) => server.recorded_in(records.clone()),
+            None => server,
+        };
+        begin(&chosen, addr, left, Vbd::with(shared.clone(), server, chosen.disks))
+    })
+    .clearing_up(within == Surroundings::DriverDomain)
+    .shown_in(served)
+    .counting(&descriptors, disk_descriptors(options.disks.max_queues))
+    .looking();
+    let (shared, wakes) = (platform.clone(), woken.clone());
+    let (nics, chosen) = (of_class(DeviceClass::Vif).collect(), options.clone());
+    let mut nics = Devices::new(nics, id, options.only, move |addr, left| {
+        let options = TapOptions {
+            address: chosen.host,
+            policy: chosen.nic_policy,
+            max_queues: chosen.nic_queues,
+            ..TapOptions::default()
+        };
+        let server = TapServer::new(options, wakes.of(addr)).within(Arc::clone(&chosen.site));
+        let server = match &chosen.records {
+            Some(records) => server.recorded_in(records.clone()),
+            None => server,
+        };
+        begin(&chosen, addr, left, Vif::new(shared.clone(), server))
+    })
+    .clearing_up(within == Surroundings::DriverDomain)
+    .shown_in(served)
+    .counting(&descriptors, nic_descriptors(options.nic_queues.unwrap_or(NIC_QUEUES)))
+    .looking();
+    disks.watch(xs)?;
+    nics.watch(xs)?;
+    tracing::info!(domain = id.0, kinds = ?options.kinds, ?within, "the driver domain serves");
+    ready();
+    while !stop.is_told() {
+        disks.clear_up(xs)?;
+        nics.clear_up(xs)?;
+        disks.look(xs)?;
+        nics.look(xs)?;
+        let mut events = 0;
+        while events < EVENTS
+            && let Some(event) = xs.poll_event()?
+        {
+            disks.event(&event);
+            nics.event(&event);
+            events += 1;
+        }
+        for addr in woken.take() {
+            disks.wake(addr);
+            nics.wake(addr);
+        }
+        let worked = [disks.turn(xs)?, nics.turn(xs)?].contains(&true);
+        if events > 0 || worked {
+            // What xenstore is asked for brings events along.
+            continue;
+        }
+        let clearing = disks.next_clearing().into_iter().chain(nics.next_clearing()).min();
+        let looks = disks.next_look().into_iter().chain(nics.next_look());
+        let turns = disks.next_turn().into_iter().chain(nics.next_turn());
+        let next = clearing.into_iter().chain(looks).chain(turns).min();
+        let time = next.map(|when| when.saturating_duration_since(Instant::now()));
+        // Not being able to sleep would be a spin; there is no reason for it but memory.
+        sleep(&[xs.as_fd(), bell.as_fd()], time).map_err(|_| XsError::Closed)?;
+        bell.take();
+    }
+    if options.leave {
+        tracing::info!("leaving every device to the next process");
+    } else {
+        tracing::info!("closing every device");
+    }
+    let by = Instant::now() + FAREWELL;
+    loop {
+        let over = if options.leave {
+            [disks.leave(), nics.leave()]
+        } else {
+            let (disks, nics) = (disks.shut_down(xs), nics.shut_down(xs));
+            [disks?, nics?]
+        };
+        if over.iter().all(|over| over.is_ready()) {
+            return Ok(());
+        }
+        let now = Instant::now();
+        if now >= by {
+            tracing::warn!("some devices do not end in time; they end with the process");
+            // Dropping them would wait for them.
+            std::mem::forget((disks, nics));
+            return Ok(());
+        }
+        sleep(&[bell.as_fd()], Some(by - now)).map_err(|_| XsError::Closed)?;
+        bell.take();
+    }
+}
+
+/// File descriptors that a disk needs at most: its image with the layers below it and the threads that open
+/// it, and for each queue an event channel, an io_uring, its files in that, and a way to wake it.
+const fn disk_descriptors(queues: u32) -> u64 {
+    32 + 16 * queues as u64
+}
+
+/// Queues of a NIC at most, if nothing is said of them.
+const NIC_QUEUES: u32 = 8;
+
+/// The same for a NIC: its tap, and for each queue event channels, an io_uring, the tap's queue, and ways to
+/// wake it.
+const fn nic_descriptors(queues: u32) -> u64 {
+    16 + 24 * queues as u64
+}
+
+/// A driver for a device whose state an earlier process may have left.
+fn begin<C: BackendClass>(
+    options: &Options,
+    addr: DeviceAddr,
+    left: XenbusState,
+    class: C,
+) -> BackendDriver<C> {
+    // A frontend that was Reconfiguring has a session, too.
+    let served = matches!(left, XenbusState::Connected | XenbusState::Reconfigured);
+    let driver = if options.resume && served {
+        BackendDriver::resuming(addr, class)
+    } else {
+        // A frontend that is Connected already was served by a predecessor of this process.
+        BackendDriver::restarted(addr, class)
+    };
+    driver.within(options.surroundings)
+}

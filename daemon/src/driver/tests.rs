@@ -1,0 +1,262 @@
+//! What makes the driver domain look again at what it serves.
+
+use super::{Options, Woken, begin};
+use crate::descriptors::Descriptors;
+use crate::driver::devices::Devices;
+use crate::served::{Seen, Visible};
+use crate::stop::Bell;
+use pvio_blkback::Vbd;
+use pvio_blkback::host::ImageServer;
+use pvio_blkfront::session::Session;
+use pvio_grant_table::DomId;
+use pvio_hosted::{Domain, DomainConfig, Hypervisor};
+use pvio_xenbus::client::Client;
+use pvio_xenbus::driver::{BackendClass, BackendDriver, Ends, Fault, Prepared};
+use pvio_xenbus::handshake::HandshakeError;
+use pvio_xenbus::handshake::common::{
+    BackendKind, DeviceAddr, read_error, read_state, request_removal, write_state,
+};
+use pvio_xenbus::handshake::vbd::{ToolstackBack, change_medium, create_device};
+use pvio_xenbus::{XenbusState, Xenstore};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::thread::{sleep, spawn};
+use std::time::{Duration, Instant};
+
+/// File descriptors of each disk.
+const EACH: u64 = 100;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Serves disks as [`super::run`] does, until told to stop.
+fn serve(
+    domain: Domain,
+    stop: Arc<AtomicBool>,
+    descriptors: Descriptors,
+) -> std::thread::JoinHandle<()> {
+    spawn(move || {
+        let mut xs = domain.xenstore().unwrap();
+        let (id, options) = (domain.id(), Options::default());
+        let woken = Woken::new(&Bell::new().unwrap());
+        let wakes = woken.clone();
+        let mut disks = Devices::new(vec![BackendKind::Vbd], id, None, move |addr, left| {
+            let server = ImageServer::new(wakes.of(addr));
+            begin(&options, addr, left, Vbd::with(domain.clone(), server, options.disks))
+        })
+        .counting(&descriptors, EACH)
+        .looking();
+        disks.watch(&mut xs).unwrap();
+        while !stop.load(Ordering::SeqCst) {
+            disks.look(&mut xs).unwrap();
+            if let Some(event) = xs.wait_event(Some(Duration::from_millis(20))).unwrap() {
+                disks.event(&event);
+            }
+            woken.take().into_iter().for_each(|addr| disks.wake(addr));
+            disks.turn(&mut xs).unwrap();
+        }
+        while disks.shut_down(&mut xs).unwrap().is_pending() {
+            sleep(Duration::from_millis(1));
+        }
+    })
+}
+
+fn becomes(session: &mut Session<Domain, Client>, size: u64) {
+    let begin = Instant::now();
+    while session.size() != size {
+        assert!(begin.elapsed() < PATIENCE, "{} bytes, never {size}", session.size());
+        session.queue().unwrap();
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// A driver domain that serves, and its guest's only disk, of 1 MiB and removable.
+struct Machine {
+    addr: DeviceAddr,
+    image: tempfile::NamedTempFile,
+    dom0: Client,
+    stop: Arc<AtomicBool>,
+    served: std::thread::JoinHandle<()>,
+    _hypervisor: (Hypervisor, tempfile::TempDir),
+}
+
+impl Machine {
+    fn with_disk() -> (Self, Session<Domain, Client>) {
+        Self::with_descriptors(Descriptors::default())
+    }
+
+    fn with_descriptors(descriptors: Descriptors) -> (Self, Session<Domain, Client>) {
+        let dir = tempfile::tempdir().unwrap();
+        let hypervisor = Hypervisor::start(dir.path()).unwrap();
+        let driver = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
+        let guest = hypervisor.create_domain(DomainConfig::new("guest")).unwrap();
+        let join = |id: DomId| Domain::join(hypervisor.state_dir(), id).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let served = serve(join(driver), Arc::clone(&stop), descriptors);
+        let addr = DeviceAddr::new(BackendKind::Vbd, driver, guest, 51712);
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        let mut back = ToolstackBack::new(addr, image.path().to_str().unwrap());
+        back.removable = true;
+        let mut dom0 = hypervisor.xenstore().unwrap();
+        create_device(&mut dom0, addr, &back).unwrap();
+        let domain = join(guest);
+        let xs = domain.xenstore().unwrap();
+        let session = Session::attach(domain, xs, addr, PATIENCE).unwrap();
+        (Self { addr, image, dom0, stop, served, _hypervisor: (hypervisor, dir) }, session)
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.served.join().unwrap();
+    }
+}
+
+#[test]
+fn a_disk_that_grew_and_a_medium_that_was_changed_are_noticed() {
+    let (mut machine, mut session) = Machine::with_disk();
+    let dom0 = &mut machine.dom0;
+    let addr = machine.addr;
+    let image = &machine.image;
+    let other = tempfile::NamedTempFile::new().unwrap();
+    other.as_file().set_len(5 << 20).unwrap();
+    assert_eq!(session.size(), 1 << 20);
+
+    // Nobody but the file says so.
+    image.as_file().set_len(2 << 20).unwrap();
+    becomes(&mut session, 2 << 20);
+    change_medium(dom0, addr, other.path().to_str().unwrap()).unwrap();
+    becomes(&mut session, 5 << 20);
+    change_medium(dom0, addr, "").unwrap();
+    becomes(&mut session, 0);
+    session.close().unwrap();
+    machine.end();
+}
+
+#[test]
+fn a_guest_that_does_not_let_go_of_its_disk_is_told_of_and_waited_for() {
+    let (mut machine, session) = Machine::with_disk();
+    let (addr, dom0) = (machine.addr, &mut machine.dom0);
+    let back = addr.backend_path();
+    request_removal(dom0, addr).unwrap();
+    let begin = Instant::now();
+    let why = loop {
+        assert!(begin.elapsed() < PATIENCE, "nobody is told");
+        if let Some(why) = read_error(dom0, &back).unwrap() {
+            break why;
+        }
+        sleep(Duration::from_millis(50));
+    };
+    assert!(why.contains("frontend-keeps-device") && why.contains("by force"), "{why}");
+    assert!(begin.elapsed() >= super::devices::CLOSING);
+    assert_eq!(read_state(dom0, &back).unwrap(), XenbusState::Closing);
+    session.close().unwrap();
+    let begin = Instant::now();
+    while read_state(dom0, &back).unwrap() != XenbusState::Closed {
+        assert!(begin.elapsed() < PATIENCE, "it does not close");
+        sleep(Duration::from_millis(10));
+    }
+    machine.end();
+}
+
+#[test]
+fn a_disk_for_which_there_are_not_enough_descriptors_is_refused_and_the_others_are_served() {
+    // Enough for the process and one disk.
+    let (mut machine, mut session) = Machine::with_descriptors(Descriptors::with_limit(64 + EACH));
+    let (addr, dom0) = (machine.addr, &mut machine.dom0);
+    let second = DeviceAddr { index: 51728, ..addr };
+    let back = ToolstackBack::new(second, machine.image.path().to_str().unwrap());
+    create_device(dom0, second, &back).unwrap();
+    let begin = Instant::now();
+    while read_state(dom0, &second.backend_path()).unwrap() != XenbusState::Closed {
+        assert!(begin.elapsed() < PATIENCE, "it is not refused");
+        sleep(Duration::from_millis(10));
+    }
+    let why = read_error(dom0, &second.backend_path()).unwrap().unwrap();
+    assert!(why.contains("file-descriptors") && why.contains("100 of 100"), "{why}");
+    let mut sector = [0; 512];
+    session.read_at(0, &mut sector).unwrap();
+    session.close().unwrap();
+    machine.end();
+}
+
+/// A device that counts its sessions; its guest may ask for something else at each reading.
+struct Restless {
+    sessions: Rc<Cell<u64>>,
+    settles: bool,
+}
+
+impl BackendClass for Restless {
+    fn prepare(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<Prepared, Fault> {
+        Ok(Prepared::Yes)
+    }
+
+    fn offer(&self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
+        Ok(())
+    }
+
+    fn connect(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<Poll<()>, Fault> {
+        self.sessions.set(self.sessions.get() + 1);
+        Ok(Poll::Ready(()))
+    }
+
+    fn describe(&self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
+        Ok(())
+    }
+
+    fn is_superseded(&mut self, _: &mut dyn Xenstore, _: &Ends) -> bool {
+        !self.settles
+    }
+
+    fn disconnect(&mut self) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    fn fault(&mut self) -> Option<Fault> {
+        None
+    }
+}
+
+impl Visible for Restless {
+    fn seen(&self) -> Seen {
+        Seen::default()
+    }
+}
+
+#[test]
+fn a_guest_that_never_settles_spends_its_own_budget_and_no_other_guest_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let hypervisor = Hypervisor::start(dir.path()).unwrap();
+    let guests = ["one", "other"];
+    let guests = guests.map(|name| hypervisor.create_domain(DomainConfig::new(name)).unwrap());
+    let mut xs = hypervisor.xenstore().unwrap();
+    let counts = [Rc::new(Cell::new(0)), Rc::new(Cell::new(0))];
+    let told = counts.clone();
+    let make = move |addr: DeviceAddr, _| {
+        let settles = addr.front == guests[1];
+        let sessions = Rc::clone(&told[usize::from(settles)]);
+        BackendDriver::new(addr, Restless { sessions, settles })
+    };
+    let mut devices = Devices::new(vec![BackendKind::Vbd], DomId::DOM0, None, make);
+    devices.watch(&mut xs).unwrap();
+    let mut add = |front| {
+        let addr = DeviceAddr::new(BackendKind::Vbd, DomId::DOM0, front, 51712);
+        create_device(&mut xs, addr, &ToolstackBack::new(addr, "")).unwrap();
+        write_state(&mut xs, &addr.frontend_path(), XenbusState::Initialised).unwrap();
+    };
+    guests.into_iter().for_each(&mut add);
+    let mut turns = 0;
+    // Each turn is short, and all together come to an end: the budget is spent.
+    while turns < 1000 && devices.next_turn().is_none_or(|next| next <= Instant::now()) {
+        while let Some(event) = xs.poll_event().unwrap() {
+            devices.event(&event);
+        }
+        devices.turn(&mut xs).unwrap();
+        turns += 1;
+    }
+    let [restless, calm] = counts.map(|count| count.get());
+    assert!(turns < 1000, "{restless} sessions, and no end");
+    assert_eq!(calm, 1);
+    assert!((1..100).contains(&restless), "{restless} sessions");
+}

@@ -1,0 +1,40 @@
+//! The daemon of a driver domain, and the toolstack commands for its devices.
+//!
+//! | module | contents |
+//! |---|---|
+//! | [`serve`] | `pvio serve`: the daemon on Xen |
+//! | [`dm`] | `pvio-dm`: the same, in place of the device model of one guest |
+//! | [`driver`] | serves every device that the toolstack creates for a domain, on any platform |
+//! | [`served`] | the devices a driver serves, as the control socket shows them |
+//! | [`control`] | the control socket: server and client |
+//! | [`stats`], [`capture`] | `pvio stats` and `pvio capture`, clients of that socket |
+//! | [`disks`] | `pvio attach-disk`, `detach-disk`, `set-disk` and `list` |
+//! | [`inspect`] | `pvio inspect`: format, size and chain of an image |
+//! | [`revive`] | `pvio revive`: backend directories of a restored driver domain |
+//! | [`script`] | `block-pvio` and `vif-pvio`: hotplug scripts for `xl` |
+//! | [`nics`] | options of NICs that several commands take |
+//! | [`lock`] | one daemon for each kind of backend and domain |
+//! | [`descriptors`] | file descriptors, counted before a device takes them |
+//! | [`startup`], [`signals`], [`stop`] | what the system must provide; signals; a request to stop, to be waited for |
+//! | [`failure`], [`units`] | an error with its remedy on one line; sizes for people |
+#![forbid(unsafe_code)]
+
+pub mod capture;
+pub mod control;
+pub mod descriptors;
+pub mod disks;
+pub mod dm;
+pub mod driver;
+pub mod failure;
+pub mod inspect;
+pub mod lock;
+pub mod nics;
+pub mod revive;
+pub mod script;
+pub mod serve;
+pub mod served;
+pub mod signals;
+pub mod startup;
+pub mod stats;
+pub mod stop;
+pub mod units;

@@ -1,0 +1,273 @@
+//! `pvio serve`: the daemon of a driver domain on Xen, dom0 or any other.
+
+use crate::control::{self, Control};
+use crate::disks::args::{ImageRootArgs, disk_options};
+use crate::driver::{self, Options};
+use crate::failure::{Failure, say};
+use crate::lock::{Scope, ServiceLock};
+use crate::nics::NicArgs;
+use crate::served::Served;
+use crate::startup;
+use crate::stop::{Bell, Stop};
+use clap::{Args, ValueEnum};
+use pvio_blkback::image::DiskOptions;
+use pvio_blkback::path::Policy;
+use pvio_blkback::{Config, MappingBudgets};
+use pvio_grant_table::DomId;
+use pvio_netback::queue::Policy as NicPolicy;
+use pvio_xen_linux::XenDomain;
+use pvio_xenbus::XsError;
+use pvio_xenbus::client::Client;
+use pvio_xenbus::driver::Surroundings;
+use pvio_xenbus::handshake::common::BackendKind;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use tracing_subscriber::EnvFilter;
+
+/// `pvio serve`.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// Kinds of backend to be (vbd, qdisk, pvio-vbd, vif, pvio-vif); all that nobody else serves,
+    /// if left out
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = parse_kind)]
+    pub kinds: Vec<BackendKind>,
+    /// Who attaches devices to what they lead to: the toolstack with its hotplug scripts, as xl does in dom0, or
+    /// this daemon itself, as is usual elsewhere
+    #[arg(long, value_name = "WHO")]
+    pub hotplug: Option<HotplugMode>,
+    /// What becomes of the devices when the daemon is told to stop
+    #[arg(long, value_name = "WHAT", default_value = "close")]
+    pub on_stop: OnStop,
+    /// How disks reach their guests' pages: map, copy, persistent-or-map or persistent-or-copy
+    #[arg(long, value_name = "POLICY", default_value_t = Policy::PersistentOrCopy)]
+    pub disk_policy: Policy,
+    /// How NICs reach their guests' pages: copy or map
+    #[arg(long, value_name = "POLICY", default_value_t = NicPolicy::Copy)]
+    pub nic_policy: NicPolicy,
+    #[command(flatten)]
+    /// What holds for NICs.
+    pub nics: NicArgs,
+    /// Queues a disk or NIC may have, each with a thread of its own; as many as there are
+    /// processors, if left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub queues: Option<u32>,
+    /// Without effect, accepted for older scripts: requests are answered as they are done
+    #[arg(long, value_name = "ORDER", default_value = "as-done", hide = true)]
+    pub disk_answers: Answers,
+    /// Where requests in flight are recorded for the daemon that takes over; a directory of root's alone
+    #[arg(long, value_name = "DIR", default_value = RECORDS)]
+    pub records: PathBuf,
+    /// For every disk that does not say otherwise: iops=1000,direct and the like (see docs/disks.md)
+    #[arg(long, value_name = "OPTIONS", value_parser = disk_options(), default_value = "")]
+    pub disk_options: DiskOptions,
+    #[command(flatten)]
+    /// How many pages may be kept mapped.
+    pub mappings: MappingArgs,
+    #[command(flatten)]
+    /// Where the files that images name may be.
+    pub image_roots: ImageRootArgs,
+    /// Where the log goes, instead of standard error
+    #[arg(long, value_name = "PATH")]
+    pub log: Option<PathBuf>,
+}
+
+/// Where `pvio serve` keeps in-flight records.
+pub const RECORDS: &str = "/run/pvio/inflight";
+
+/// In which order a disk's requests were answered by earlier versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Answers {
+    /// As they were asked
+    InOrder,
+    /// As they are done
+    AsDone,
+}
+
+/// What becomes of the devices when the daemon is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnStop {
+    /// They are closed
+    Close,
+    /// They stay as they are, for the next daemon to go on with
+    Leave,
+}
+
+/// Who attaches devices to what they lead to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HotplugMode {
+    /// `xl`, or `xl devd`
+    Toolstack,
+    /// The daemon
+    #[value(name = "self")]
+    Itself,
+}
+
+fn parse_kind(word: &str) -> Result<BackendKind, String> {
+    BackendKind::from_word(word).ok_or_else(|| {
+        let all: Vec<&str> = BackendKind::ALL.iter().map(|k| k.as_str()).collect();
+        format!("choose from {}", all.join(", "))
+    })
+}
+
+/// The domain this process is in.
+pub struct Host(XenDomain);
+
+impl Host {
+    /// Opens its devices.
+    ///
+    /// # Errors
+    /// Which of them is missing, and how to get it.
+    pub fn open() -> Result<Self, Failure> {
+        XenDomain::open().map(Self).map_err(|e| Failure::of(e).as_input())
+    }
+
+    /// The platform.
+    #[must_use]
+    pub fn domain(&self) -> &XenDomain {
+        &self.0
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> DomId {
+        self.0.id()
+    }
+
+    /// A connection to xenstore.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn xenstore(&self) -> Result<Client, Failure> {
+        self.0.xenstore().map_err(Failure::of)
+    }
+}
+
+/// How many pages of guests may be kept mapped.
+#[derive(Debug, Clone, Args)]
+pub struct MappingArgs {
+    /// Pages of guests that disks keep mapped, in all (persistent grants); half of vm.max_map_count if left out
+    #[arg(long, value_name = "PAGES")]
+    mappings: Option<usize>,
+    /// The same, of one guest; half of those in all if left out
+    #[arg(long, value_name = "PAGES")]
+    guest_mappings: Option<usize>,
+}
+
+impl MappingArgs {
+    fn budgets(&self) -> MappingBudgets {
+        MappingBudgets::with(self.mappings, self.guest_mappings)
+    }
+}
+
+/// Serves until told to stop.
+///
+/// # Errors
+/// When this is no domain of Xen's, another backend is in the way, or xenstore goes.
+pub fn run(args: &ServeArgs) -> Result<(), Failure> {
+    startup::prepare()?;
+    log_to(args.log.as_deref())?;
+    let bell = Bell::new()?;
+    let stop = Stop::on_signal(bell.clone())?;
+    let host = Host::open()?;
+    let kinds = kinds(args, host.id())?;
+    let _lock = ServiceLock::take(Path::new(control::FOLDER), &kinds, Scope::AllGuests)?;
+    let surroundings = match (args.hotplug, host.id()) {
+        (Some(HotplugMode::Toolstack), _) | (None, DomId::DOM0) => Surroundings::Scripts,
+        (Some(HotplugMode::Itself), _) | (None, _) => Surroundings::DriverDomain,
+    };
+    let most = Config::for_this_machine();
+    let disks = Config {
+        policy: args.disk_policy,
+        max_queues: args.queues.unwrap_or(most.max_queues),
+        ..most
+    };
+    let mut disk_options = args.disk_options.clone();
+    args.image_roots.add_to(&mut disk_options)?;
+    let leave = args.on_stop == OnStop::Leave;
+    let records = driver::records(&args.records)?;
+    let options = Options {
+        kinds,
+        surroundings,
+        resume: true,
+        leave,
+        records: Some(records),
+        disks,
+        disk_options,
+        mappings: args.mappings.budgets(),
+        nic_policy: args.nic_policy,
+        nic_queues: args.queues,
+        site: args.nics.site()?.into(),
+        ..Options::default()
+    };
+    let mut xs = host.xenstore()?;
+    let me = (host.domain(), host.id());
+    let served = Served::default();
+    let _control = Control::listen(Path::new(control::FOLDER), &served)?;
+    driver::run(me, &mut xs, &options, &served, (&stop, &bell), || say!("ready")).map_err(lost)
+}
+
+/// xenstore went away, and with it all there is to do.
+#[must_use]
+pub fn lost(e: XsError) -> Failure {
+    Failure::new(
+        format!("xenstore is gone: {e}"),
+        "guests keep their devices until this is started again; see that xenstored runs",
+    )
+}
+
+/// The kinds to serve: those asked for, or all that nobody else does.
+fn kinds(args: &ServeArgs, id: DomId) -> Result<Vec<BackendKind>, Failure> {
+    if args.kinds.is_empty() {
+        let all = [BackendKind::Vbd, BackendKind::PvioVbd, BackendKind::Vif, BackendKind::PvioVif];
+        let mut kinds: Vec<BackendKind> = all.into_iter().filter(|k| rival(*k).is_none()).collect();
+        for driver in all.into_iter().filter_map(rival) {
+            tracing::warn!("{driver} is loaded and serves its kind; rmmod it to serve that here");
+        }
+        // In dom0 xl starts a device model for these.
+        if id != DomId::DOM0 {
+            kinds.push(BackendKind::Qdisk);
+        }
+        return Ok(kinds);
+    }
+    for kind in &args.kinds {
+        if let Some(driver) = rival(*kind) {
+            return Err(Failure::input(
+                format!("Linux's own backend {driver} is loaded and serves {}", kind.as_str()),
+                format!("modprobe -r {driver}, and keep it from being loaded again (blacklist)"),
+            ));
+        }
+    }
+    Ok(args.kinds.clone())
+}
+
+/// The module of Linux's own backend of that kind, if it is loaded here.
+fn rival(kind: BackendKind) -> Option<&'static str> {
+    let module = match kind {
+        BackendKind::Vbd => "xen-blkback",
+        BackendKind::Vif => "xen-netback",
+        BackendKind::Qdisk | BackendKind::PvioVbd | BackendKind::PvioVif => return None,
+    };
+    let driver = Path::new("/sys/bus/xen-backend/drivers").join(kind.as_str());
+    driver.exists().then_some(module)
+}
+
+/// Sends traces to a file, or to standard error; `RUST_LOG` says which.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn log_to(path: Option<&Path>) -> Result<(), Failure> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_ansi(false).with_env_filter(filter);
+    match path {
+        None => builder.with_writer(std::io::stderr).init(),
+        Some(path) => {
+            let file = File::options().create(true).append(true).open(path).map_err(|e| {
+                let what = format!("the log {} cannot be written: {e}", path.display());
+                Failure::input(what, "name another with --log")
+            })?;
+            builder.with_writer(Mutex::new(file)).init();
+        }
+    }
+    Ok(())
+}

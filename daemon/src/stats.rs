@@ -1,0 +1,195 @@
+//! `pvio stats`: what the disks and NICs of a running driver domain have counted.
+
+use crate::control::ask::{ask, gone};
+use crate::failure::{Failure, say};
+use crate::stop::{Bell, Stop, sleep};
+use clap::Args;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io::BufRead;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// `pvio stats`.
+#[derive(Debug, Clone, Args)]
+pub struct StatsArgs {
+    /// Only these, as in vbd7.xvda: of guest 7, its xvda; or vif7.0
+    #[arg(value_name = "DEVICE")]
+    pub devices: Vec<String>,
+    /// As JSON, each queue by itself
+    #[arg(long)]
+    pub json: bool,
+    /// Again and again, every so many seconds, what was added a second; Ctrl-C ends it
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub every: Option<u64>,
+    /// The state directory of a pvio run, instead of the one pvio serve or pvio run there is
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Counters by their names, those with a reason behind a word and a space: `refused out-of-range`.
+type Counters = BTreeMap<String, u64>;
+
+/// The counters that are a level, of which no rate can be told.
+const LEVELS: &[&str] = &["kept-pages", "registered-pages"];
+
+/// Tells them.
+///
+/// # Errors
+/// When there is no driver domain, or it has no such device.
+pub fn run(args: &StatsArgs) -> Result<(), Failure> {
+    let Some(seconds) = args.every else {
+        let devices = read(args)?;
+        if args.json {
+            say!("{:#}", Value::from(devices));
+        } else if devices.is_empty() {
+            say!("no devices");
+        } else {
+            devices.iter().for_each(|device| say!("{}", paragraph(device, &sum(device))));
+        }
+        return Ok(());
+    };
+    let bell = Bell::new()?;
+    let stop = Stop::on_signal(bell.clone())?;
+    let (period, mut last) = (Duration::from_secs(seconds), BTreeMap::new());
+    let mut next = Instant::now();
+    while !stop.is_told() {
+        let now = Instant::now();
+        if now < next {
+            sleep(&[bell.as_fd()], Some(next - now))?;
+            bell.take();
+            continue;
+        }
+        next = now + period;
+        let counted = read(args)?;
+        for device in &counted {
+            let (all, name) = (sum(device), text(device, "device").to_owned());
+            let before = last.insert(name, (now, all.clone()));
+            // A device's first counters are of its whole life.
+            let Some((then, before)) = before else { continue };
+            let rates = rates(&all, &before, now - then);
+            if args.json {
+                say!("{}", serde_json::json!({ "device": device["device"], "per_second": rates }));
+            } else {
+                say!("{}", paragraph(device, &rates));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The devices asked for, each as the driver domain tells of it.
+fn read(args: &StatsArgs) -> Result<Vec<Value>, Failure> {
+    let (_stream, answer) = ask(args.state_dir.as_deref(), "stats")?;
+    let mut all = Vec::new();
+    for line in answer.lines() {
+        let line = line.map_err(gone)?;
+        let device = serde_json::from_str(&line)
+            .map_err(|e| Failure::new(format!("not understood: {e}"), "is it an older pvio?"))?;
+        all.push(device);
+    }
+    let name = |device: &Value| text(device, "device").to_owned();
+    if let Some(missing) = args.devices.iter().find(|&word| !all.iter().any(|d| name(d) == *word)) {
+        let there: Vec<String> = all.iter().map(name).collect();
+        let there = if there.is_empty() { "there is none".into() } else { there.join(", ") };
+        return Err(Failure::input(format!("no device is called {missing}"), there));
+    }
+    all.retain(|device| args.devices.is_empty() || args.devices.contains(&name(device)));
+    Ok(all)
+}
+
+fn text<'a>(device: &'a Value, key: &str) -> &'a str {
+    device[key].as_str().unwrap_or_default()
+}
+
+/// Of all queues together, and what happened to the device: `event state-changes`.
+fn sum(device: &Value) -> Counters {
+    let mut all = Counters::new();
+    let mut add = |name: String, n: &Value| {
+        let total = all.entry(name).or_default();
+        *total = u64::wrapping_add(*total, n.as_u64().unwrap_or_default());
+    };
+    let queues = device["queues"].as_array().into_iter().flatten();
+    for (name, value) in queues.filter_map(Value::as_object).flatten() {
+        match value.as_object() {
+            Some(reasons) => reasons.iter().for_each(|(why, n)| add(format!("{name} {why}"), n)),
+            None => add(name.clone(), value),
+        }
+    }
+    for (name, n) in device["events"].as_object().into_iter().flatten() {
+        add(format!("event {name}"), n);
+    }
+    all
+}
+
+/// What was added a second; levels as they are.
+fn rates(now: &Counters, before: &Counters, time: Duration) -> Counters {
+    let rate = |(name, n): (&String, &u64)| {
+        if LEVELS.contains(&name.as_str()) {
+            return (name.clone(), *n);
+        }
+        // One that begins anew is another device of the same name.
+        let added = n.checked_sub(before.get(name).copied().unwrap_or_default()).unwrap_or(*n);
+        (name.clone(), (added as f64 / time.as_secs_f64()).round() as u64)
+    };
+    now.iter().map(rate).collect()
+}
+
+/// The device's name, and what of it is not zero.
+fn paragraph(device: &Value, counters: &Counters) -> String {
+    let queues = device["queues"].as_array().map_or(0, Vec::len);
+    let mut lines =
+        format!("{}  {}  queues {queues}", text(device, "device"), text(device, "path"));
+    for whose in ["guest", "process"] {
+        let kept = &device["kept-pages"][whose];
+        if let (Some(used), Some(most)) = (kept["used"].as_u64(), kept["most"].as_u64())
+            && used > 0
+        {
+            lines +=
+                &format!("\n  {:<28} {used:>16} of {most}", format!("kept-pages of the {whose}"));
+        }
+    }
+    for (name, n) in counters.iter().filter(|(_, n)| **n != 0) {
+        lines += &format!("\n  {name:<28} {n:>16}");
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn queues_are_added_up_and_reasons_stand_by_themselves() {
+        let queue =
+            |reads: u64, empty: u64| json!({ "reads": reads, "refused": { "empty": empty } });
+        let device = json!({
+            "device": "vbd1.xvda",
+            "path": "/x",
+            "queues": [queue(1, 0), queue(2, 3)],
+            "events": { "errors": 2 },
+        });
+        let all = sum(&device);
+        let told = [("reads", 3), ("refused empty", 3), ("event errors", 2)];
+        assert_eq!(all, told.map(|(name, n)| (name.into(), n)).into());
+        let told = paragraph(&device, &all);
+        let mut budgeted = device.clone();
+        budgeted["kept-pages"] = json!({ "guest": { "used": 5, "most": 9 }, "process": null });
+        let line = paragraph(&budgeted, &all);
+        assert!(line.contains("kept-pages of the guest") && line.contains("5 of 9"), "{line}");
+        assert!(told.starts_with("vbd1.xvda  /x  queues 2\n"), "{told}");
+        assert_eq!(told.lines().count(), 4);
+    }
+
+    #[test]
+    fn a_rate_is_what_was_added_and_a_level_stays_one() {
+        let at =
+            |reads, kept| Counters::from([("reads".into(), reads), ("kept-pages".into(), kept)]);
+        let second = Duration::from_secs(2);
+        assert_eq!(rates(&at(110, 7), &at(10, 900), second), at(50, 7));
+        // The device was made anew meanwhile.
+        assert_eq!(rates(&at(10, 7), &at(100, 7), second), at(5, 7));
+    }
+}

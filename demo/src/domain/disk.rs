@@ -1,0 +1,108 @@
+//! A disk attached through the split driver, as the guest's file system reads it.
+
+use super::watcher::name_of;
+use crate::guest::fs::BlockRead;
+use crate::guest::status::Devices;
+use pvio_blkfront::session::{DiskError, Session};
+use pvio_daemon::failure::Failure;
+use pvio_hosted::Domain;
+use pvio_uring::LogLimit;
+use pvio_xenbus::client::Client;
+use pvio_xenbus::handshake::common::DeviceAddr;
+use std::io;
+use std::time::Duration;
+
+/// How long a read waits for a backend that is away. Whoever asked is told sooner, by the HTTP
+/// server; the read itself goes on when the driver domain is there again.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+/// How long the backend may take to follow when the guest closes its disk.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The disk; closed in good order when dropped.
+pub struct AttachedDisk {
+    session: Option<Session<Domain, Client>>,
+    size: u64,
+    devices: Devices,
+    name: String,
+    sessions: u32,
+}
+
+impl std::fmt::Debug for AttachedDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AttachedDisk({} bytes)", self.size)
+    }
+}
+
+impl AttachedDisk {
+    /// Attaches it, once its backend is there; `devices` is told how often it had to be.
+    ///
+    /// # Errors
+    /// The backend's words when it cannot serve the disk.
+    pub fn attach(domain: &Domain, addr: DeviceAddr, devices: Devices) -> Result<Self, Failure> {
+        let xs = domain.xenstore().map_err(Failure::of)?;
+        let session = Session::attach(domain.clone(), xs, addr, PATIENCE).map_err(failure)?;
+        let size = session.size();
+        let name = name_of(addr);
+        let mut disk = Self { session: Some(session), size, devices, name, sessions: 0 };
+        disk.count();
+        Ok(disk)
+    }
+
+    /// Its size in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.size
+    }
+
+    fn count(&mut self) {
+        let sessions = self.session.as_ref().map_or(0, |session| session.device().sessions());
+        if sessions != self.sessions {
+            self.sessions = sessions;
+            self.devices.attached(&self.name, sessions);
+        }
+    }
+}
+
+/// A disk's failure, in the words of the end that knows.
+pub fn failure(e: DiskError) -> Failure {
+    match e {
+        DiskError::Closed(why) if !why.is_empty() => Failure::of(why),
+        other => Failure::new(&other, other.remedy().unwrap_or_default()),
+    }
+}
+
+impl BlockRead for AttachedDisk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let session = self.session.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let result = session.read_at(offset, buf).map_err(io::Error::other);
+        self.count();
+        result
+    }
+
+    fn tend(&mut self) {
+        if let Some(session) = &mut self.session
+            && let Err(e) = session.queue()
+        {
+            static FAILED: LogLimit = LogLimit::new();
+            if let Some(unlogged) = FAILED.admit() {
+                tracing::warn!(unlogged, "the disk: {e}");
+            }
+        }
+        self.count();
+    }
+}
+
+impl Drop for AttachedDisk {
+    fn drop(&mut self) {
+        if let Some(mut session) = self.session.take() {
+            session.set_patience(FAREWELL);
+            if let Err(e) = session.close() {
+                tracing::warn!("the disk was not closed in good order: {e}");
+            }
+        }
+    }
+}

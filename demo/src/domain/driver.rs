@@ -1,0 +1,49 @@
+//! The driver domain's process.
+
+use super::{JoinArgs, Said};
+use crate::args::Cidr;
+use crate::machine::home;
+use clap::Args;
+use pvio_daemon::control::Control;
+use pvio_daemon::driver::{self, Options};
+use pvio_daemon::failure::Failure;
+use pvio_daemon::nics::NicArgs;
+use pvio_daemon::served::Served;
+use pvio_daemon::stop::{Bell, Stop};
+use pvio_xenbus::handshake::common::BackendKind;
+
+/// `pvio domain driver`.
+#[derive(Debug, Args)]
+pub struct DriverArgs {
+    #[command(flatten)]
+    /// What every child is told.
+    pub join: JoinArgs,
+    /// An address of the host on each NIC's tap
+    #[arg(long, value_name = "CIDR")]
+    pub host_ip: Option<Cidr>,
+    #[command(flatten)]
+    /// What holds for NICs.
+    pub nics: NicArgs,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When the hypervisor is gone, or was never there.
+pub fn run(args: &DriverArgs) -> Result<(), Failure> {
+    let bell = Bell::new()?;
+    let stop = Stop::on_signal(bell.clone())?;
+    let domain = super::join(&args.join)?;
+    let host = args.host_ip.map(|ip| (ip.address, ip.prefix));
+    let site = args.nics.site()?;
+    let kinds = vec![BackendKind::Vbd, BackendKind::PvioVbd, BackendKind::Vif];
+    let records = Some(driver::records(&args.join.state_dir.join(home::RECORDS))?);
+    let options =
+        Options { host, kinds, records, resume: true, site: site.into(), ..Options::default() };
+    let served = Served::default();
+    let _control = Control::listen(&args.join.state_dir, &served)?;
+    let mut xs = domain.xenstore().map_err(Failure::of)?;
+    let me = (&domain, domain.id());
+    driver::run(me, &mut xs, &options, &served, (&stop, &bell), || Said::Ready.say())
+        .map_err(|e| Failure::new(format!("the hypervisor is gone: {e}"), ""))
+}

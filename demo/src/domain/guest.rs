@@ -1,0 +1,140 @@
+//! The guest that serves its disk over HTTP.
+
+use super::disk::AttachedDisk;
+use super::nic::AttachedNic;
+use super::{JoinArgs, Said, watcher};
+use crate::args::{Cidr, station};
+use crate::guest::fs::thread::{Answer, FsThread, Reply};
+use crate::guest::fs::{Disk, FsError, FsInfo};
+use crate::guest::http::{Config, Server, Shown};
+use crate::guest::meter;
+use crate::guest::status::Devices;
+use crate::machine::devices::{DISK, NIC};
+use clap::Args;
+use crossbeam_channel::Receiver;
+use pvio_daemon::failure::Failure;
+use pvio_daemon::stop::{Bell, Stop, sleep};
+use pvio_xenbus::handshake::vif::Mac;
+use std::net::Ipv4Addr;
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+/// `pvio domain guest`.
+#[derive(Debug, Args)]
+pub struct GuestArgs {
+    #[command(flatten)]
+    /// What every child is told.
+    pub join: JoinArgs,
+    /// Its name
+    #[arg(long)]
+    pub name: String,
+    /// It has a NIC, with this address
+    #[arg(long)]
+    pub ip: Option<Cidr>,
+    /// The NIC's station address
+    #[arg(long, value_parser = station)]
+    pub mac: Option<Mac>,
+    /// Where everything else is
+    #[arg(long)]
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// How long mounting may take before the guest is ready without it.
+const MOUNT: Duration = Duration::from_secs(5);
+/// How long the devices may take to close; whoever is not done then ends all the same.
+const FAREWELL: Duration = Duration::from_secs(4);
+
+/// Runs it.
+///
+/// # Errors
+/// When a device cannot be attached, in the words of its backend.
+pub fn run(args: &GuestArgs) -> Result<(), Failure> {
+    let bell = Bell::new()?;
+    let stop = Stop::on_signal(bell.clone())?;
+    let domain = super::join(&args.join)?;
+    let devices = Devices::default();
+    let disk = AttachedDisk::attach(&domain, DISK, devices.clone())?;
+    let (http, read) = (meter::Shared::default(), meter::Shared::default());
+    let ring = bell.clone();
+    let waker = Box::new(move || ring.ring());
+    let started = FsThread::start_metered(Disk::new(disk), waker, Some(read.clone()));
+    let (fs, answers) = started.map_err(|e| Failure::new(format!("no thread: {e}"), ""))?;
+    let mut addrs = vec![DISK];
+    addrs.extend(args.ip.map(|_| NIC));
+    let nudge = fs.nudge();
+    watcher::start(&domain, addrs, devices.clone(), move |addr| {
+        if let Some(nudge) = nudge.as_ref().filter(|_| addr == DISK) {
+            nudge.tend();
+        }
+    })?;
+    super::hotplug::start(&domain, devices.clone())?;
+    let shown = Shown {
+        name: args.name.clone(),
+        address: args.ip.map(|ip| ip.address.to_string()).unwrap_or_default(),
+        started: Instant::now(),
+        fs: None,
+        devices: devices.clone(),
+        http,
+        disk: read,
+    };
+    let found = mounted(&fs, &answers);
+    if let Some(Err(e)) = &found {
+        Said::Note(format!("the guest cannot read its disk: {e}")).say();
+    }
+    let shown = Shown { fs: found, ..shown };
+    let Some(ip) = args.ip else {
+        Said::Ready.say();
+        while !stop.is_told() {
+            sleep(&[bell.as_fd()], None)?;
+            bell.take();
+        }
+        end_soon();
+        return Ok(());
+    };
+    let mut nic = AttachedNic::attach(&domain, NIC, devices, &stop, &bell)?;
+    let mac = nic.mac().or(args.mac.map(|mac| mac.0));
+    let mac = mac.ok_or_else(|| Failure::new("the NIC has no station address", ""))?;
+    let config =
+        Config { mac, address: ip.address, prefix: ip.prefix, gateway: args.gateway, port: 80 };
+    let mut server = Server::new(config, fs, answers, shown);
+    Said::Ready.say();
+    let mut result = Ok(());
+    server.run(&mut nic, |nic, time| {
+        if let Err(failure) = nic.wait(&bell, time) {
+            result = Err(failure);
+            return ControlFlow::Break(());
+        }
+        if stop.is_told() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    end_soon();
+    nic.close();
+    // The disk thread with it, which closes the disk.
+    drop(server);
+    result
+}
+
+/// What is on the disk, if that can be told soon.
+fn mounted(fs: &FsThread, answers: &Receiver<Answer>) -> Option<Result<FsInfo, FsError>> {
+    fs.info(0).ok()?;
+    match answers.recv_timeout(MOUNT).ok()?.result {
+        Ok(Reply::Info(info)) => {
+            tracing::info!(kind = info.kind, label = %info.label, "mounted read-only");
+            Some(Ok(info))
+        }
+        Ok(_) => None,
+        Err(e) => Some(Err(e)),
+    }
+}
+
+/// Ends the process even if a device does not let go in time: a driver domain that is gone, say.
+fn end_soon() {
+    let waiting = std::thread::Builder::new().name("farewell".into()).spawn(|| {
+        std::thread::sleep(FAREWELL);
+        tracing::warn!("the devices did not close in time");
+        std::process::exit(0);
+    });
+    if waiting.is_err() {
+        std::process::exit(0);
+    }
+}

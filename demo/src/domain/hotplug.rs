@@ -1,0 +1,194 @@
+//! Disks that the toolstack gives a guest while it runs: each is attached, mounted, and closed when it is
+//! to go. One thread watches all of them in xenstore and sleeps until something changes there; attaching
+//! waits for a backend, on a thread of its own.
+
+use super::Said;
+use super::disk::AttachedDisk;
+use super::watcher::name_of;
+use crate::guest::fs::Disk;
+use crate::guest::fs::thread::{FsThread, Nudge, Reply};
+use crate::guest::status::{Device, Devices};
+use crate::machine::devices::DISK;
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use pvio_daemon::disks::vdev::Vdev;
+use pvio_daemon::failure::Failure;
+use pvio_daemon::stop::{Bell, sleep};
+use pvio_daemon::units::human;
+use pvio_hosted::Domain;
+use pvio_xenbus::client::Client;
+use pvio_xenbus::handshake::common::{
+    DeviceAddr, DeviceClass, find_device, frontend_root, list_frontends, read_state, state_path,
+};
+use pvio_xenbus::{XenbusState, Xenstore, XsError};
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::Duration;
+
+const TOKEN: &str = "pvio-hotplug";
+/// How often a disk whose backend is away or about to go is tended: its own connection to xenstore may
+/// hear of a change later than this thread's.
+const TEND: Duration = Duration::from_millis(200);
+
+/// Takes every disk but the first, for as long as the process lives.
+///
+/// # Errors
+/// When there is no connection or no thread to be had.
+pub fn start(domain: &Domain, devices: Devices) -> Result<(), Failure> {
+    let xs = domain.xenstore().map_err(Failure::of)?;
+    let (sender, attached) = unbounded();
+    let bell = Bell::new()?;
+    let (domain, disks) = (domain.clone(), BTreeMap::new());
+    let mut hotplug = Hotplug { domain, xs, devices, disks, bell, sender, attached };
+    let spawned = thread::Builder::new().name("hotplug".into()).spawn(move || {
+        if let Err(e) = hotplug.run() {
+            tracing::warn!("new disks are not looked for any more: {e}");
+        }
+    });
+    spawned.map(drop).map_err(|e| Failure::new(format!("no thread: {e}"), ""))
+}
+
+struct Hotplug {
+    domain: Domain,
+    xs: Client,
+    devices: Devices,
+    /// By number; `None` while one is being attached.
+    disks: BTreeMap<u32, Option<Attached>>,
+    /// Rung when one was attached.
+    bell: Bell,
+    sender: Sender<Outcome>,
+    attached: Receiver<Outcome>,
+}
+
+/// What came of attaching the disk of that number.
+type Outcome = (u32, Result<Attached, Failure>);
+
+/// A disk in use.
+struct Attached {
+    addr: DeviceAddr,
+    fs: FsThread,
+    nudge: Option<Nudge>,
+    size: String,
+    /// What it holds.
+    found: String,
+}
+
+impl Hotplug {
+    fn run(&mut self) -> Result<(), XsError> {
+        let root = frontend_root(DeviceClass::Vbd, self.domain.id());
+        self.xs.watch(&root, TOKEN)?;
+        loop {
+            while let Ok((index, outcome)) = self.attached.try_recv() {
+                self.begin(index, outcome)?;
+            }
+            let settled = self.look()?;
+            for index in list_frontends(&mut self.xs, DeviceClass::Vbd, self.domain.id())? {
+                if index != DISK.index && !self.disks.contains_key(&index) {
+                    self.take(index);
+                }
+            }
+            // What came while we looked is at hand already, and would not end a sleep.
+            while self.xs.poll_event()?.is_none() && !self.bell.is_ringing() {
+                let time = (!settled).then_some(TEND);
+                sleep(&[self.xs.as_fd(), self.bell.as_fd()], time).map_err(|_| XsError::Closed)?;
+                if !settled {
+                    break;
+                }
+            }
+            while self.xs.poll_event()?.is_some() {}
+            self.bell.take();
+        }
+    }
+
+    /// Attaches a disk that is new.
+    fn take(&mut self, index: u32) {
+        let found = find_device(&mut self.xs, DeviceClass::Vbd, self.domain.id(), index);
+        let Ok(Some(addr)) = found else { return };
+        // What is over is only waiting to be removed.
+        let is_new = |state| state == Ok(XenbusState::Initialising);
+        if !is_new(read_state(&mut self.xs, &addr.frontend_path())) {
+            return;
+        }
+        let (domain, devices) = (self.domain.clone(), self.devices.clone());
+        let (sender, bell) = (self.sender.clone(), self.bell.clone());
+        let thread = thread::Builder::new().name(Vdev::of_number(index).to_string());
+        let spawned = thread.spawn(move || {
+            let _ = sender.send((index, attach(&domain, addr, devices)));
+            bell.ring();
+        });
+        match spawned {
+            Ok(_) => drop(self.disks.insert(index, None)),
+            Err(error) => tracing::warn!(%error, "no thread for a new disk"),
+        }
+    }
+
+    /// A disk was attached, or could not be.
+    fn begin(&mut self, index: u32, outcome: Result<Attached, Failure>) -> Result<(), XsError> {
+        let name = Vdev::of_number(index);
+        match outcome {
+            Ok(disk) => {
+                self.xs.watch(&state_path(&disk.addr.backend_path()), TOKEN)?;
+                Said::Note(format!("{name} was attached: {}, {}", disk.size, disk.found)).say();
+                self.disks.insert(index, Some(disk));
+            }
+            Err(failure) => {
+                self.disks.remove(&index);
+                Said::Note(format!("{name}: {}", failure.what)).say();
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows every disk as it is now, tends those whose backends are away, and lets go of those that are
+    /// closed; whether no disk need be tended again soon.
+    fn look(&mut self) -> Result<bool, XsError> {
+        let (mut settled, mut closed) = (true, Vec::new());
+        for (index, disk) in &self.disks {
+            let Some(disk) = disk else { continue };
+            let [state, backend_state] = [disk.addr.frontend_path(), disk.addr.backend_path()]
+                .map(|end| read_state(&mut self.xs, &end).unwrap_or(XenbusState::Closed));
+            if matches!(state, XenbusState::Closed | XenbusState::Unknown) {
+                closed.push(*index);
+                continue;
+            }
+            self.devices.set(Device {
+                name: name_of(disk.addr),
+                kind: "disk",
+                state: format!("{state:?}"),
+                backend_state: format!("{backend_state:?}"),
+                features: vec![("holds".into(), disk.found.clone())],
+                reattached: 0,
+            });
+            if backend_state != XenbusState::Connected {
+                settled = false;
+                disk.nudge.iter().for_each(Nudge::tend);
+            }
+        }
+        for index in closed {
+            let Some(disk) = self.disks.remove(&index).flatten() else { continue };
+            let _ = self.xs.unwatch(&state_path(&disk.addr.backend_path()), TOKEN);
+            self.devices.remove(&name_of(disk.addr));
+            // Its thread may be in the middle of a read, and no other disk waits for that.
+            let end = thread::Builder::new().name("disk-end".into());
+            let _ = end.spawn(move || drop(disk.fs));
+            Said::Note(format!("{} was detached", Vdev::of_number(index))).say();
+        }
+        Ok(settled)
+    }
+}
+
+/// Waits for a disk's backend, and looks what the disk holds.
+fn attach(domain: &Domain, addr: DeviceAddr, devices: Devices) -> Result<Attached, Failure> {
+    let disk = AttachedDisk::attach(domain, addr, devices)?;
+    let size = human(disk.bytes());
+    let started = FsThread::start(Disk::new(disk), Box::new(|| ()));
+    let (fs, answers) = started.map_err(|e| Failure::new(format!("no thread: {e}"), ""))?;
+    let nudge = fs.nudge();
+    fs.info(0).map_err(Failure::of)?;
+    let found = match answers.recv().map(|answer| answer.result) {
+        Ok(Ok(Reply::Info(info))) => format!("{} {:?}", info.kind, info.label),
+        Ok(Err(error)) => error.to_string(),
+        Ok(Ok(_)) | Err(_) => "nothing can be read".into(),
+    };
+    Ok(Attached { addr, fs, nudge, size, found })
+}

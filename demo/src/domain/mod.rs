@@ -1,0 +1,183 @@
+//! What runs in the child processes: each is one domain.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`driver`] | the driver domain: backends for every device the toolstack makes |
+//! | [`guest`] | the guest that serves the disk over HTTP |
+//! | [`hotplug`] | disks the guest is given while it runs |
+//! | [`work`] | the guest that checks the disk |
+//! | [`disk`] | a disk attached through the split driver, as the guest reads it |
+//! | [`nic`] | a NIC attached through the split driver, as the guest's TCP stack uses it |
+//! | [`watcher`] | states of the guest's devices, as xenstore has them |
+//!
+//! A child tells its parent what happens in lines on its standard output: [`Said`].
+
+pub mod disk;
+pub mod driver;
+pub mod guest;
+pub mod hotplug;
+pub mod nic;
+pub mod watcher;
+pub mod work;
+
+use crate::machine::home::private;
+use clap::{Args, Subcommand};
+use pvio_daemon::failure::{Failure, one_line};
+use pvio_grant_table::DomId;
+use pvio_hosted::{Domain, PrivateDir};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::exit;
+
+/// The hidden commands.
+#[derive(Debug, Subcommand)]
+pub enum DomainCommand {
+    /// The driver domain
+    Driver(driver::DriverArgs),
+    /// The guest that serves HTTP
+    Guest(guest::GuestArgs),
+    /// The guest that checks the disk
+    Check(work::WorkArgs),
+}
+
+/// What every child is told.
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// Where the hypervisor's sockets lie, and logs go
+    #[arg(long)]
+    pub state_dir: PathBuf,
+    /// Which domain to be
+    #[arg(long)]
+    pub domid: u16,
+    /// The process without which there is nothing to do
+    #[arg(long)]
+    pub parent: i32,
+}
+
+/// A line from a child to its parent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// It works.
+    Ready,
+    /// It ends, for this reason.
+    Failed(Failure),
+    /// The result of a check, as JSON.
+    Report(String),
+    /// Something the user should know.
+    Note(String),
+}
+
+impl Said {
+    /// The line.
+    #[must_use]
+    pub fn emit(&self) -> String {
+        match self {
+            Self::Ready => "ready".into(),
+            Self::Failed(f) => {
+                format!("failed\t{}\t{}\t{}", f.code, one_line(&f.what), one_line(&f.help))
+            }
+            Self::Note(text) => format!("note\t{}", one_line(text)),
+            Self::Report(json) => format!("report\t{}", one_line(json)),
+        }
+    }
+
+    /// From a line.
+    #[must_use]
+    pub fn parse(line: &str) -> Option<Self> {
+        let (word, rest) = line.split_once('\t').unwrap_or((line, ""));
+        match word {
+            "ready" => Some(Self::Ready),
+            "note" => Some(Self::Note(rest.to_owned())),
+            "report" => Some(Self::Report(rest.to_owned())),
+            "failed" => {
+                let mut parts = rest.splitn(3, '\t');
+                let code = parts.next()?.parse().ok()?;
+                let (what, help) = (parts.next()?, parts.next()?);
+                Some(Self::Failed(Failure { code, ..Failure::new(what, help) }))
+            }
+            _ => None,
+        }
+    }
+
+    /// Says it to the parent.
+    pub fn say(&self) {
+        let mut out = std::io::stdout().lock();
+        // A parent that is gone takes this process with it.
+        let _ = writeln!(out, "{}", self.emit());
+        let _ = out.flush();
+    }
+}
+
+/// Runs a child to its end; the process ends with it.
+pub fn execute(command: DomainCommand) {
+    let (join, name) = match &command {
+        DomainCommand::Driver(args) => (&args.join, "driver"),
+        DomainCommand::Guest(args) => (&args.join, "guest"),
+        DomainCommand::Check(args) => (&args.join, "check"),
+    };
+    // Whatever becomes of the parent, nothing stays behind.
+    let bound = set_parent_process_death_signal(Some(Signal::KILL));
+    if bound.is_err() || getppid().map(Pid::as_raw_pid) != Some(join.parent) {
+        exit(1);
+    }
+    match private(&join.state_dir) {
+        Ok(dir) => log_to(&dir, &format!("{name}.log")),
+        Err(failure) => {
+            Said::Failed(failure.clone()).say();
+            exit(i32::from(failure.code));
+        }
+    }
+    let result = match command {
+        DomainCommand::Driver(args) => driver::run(&args),
+        DomainCommand::Guest(args) => guest::run(&args),
+        DomainCommand::Check(args) => work::run(&args),
+    };
+    match result {
+        Ok(()) => exit(0),
+        Err(failure) => {
+            tracing::error!("{}", one_line(&failure.what));
+            Said::Failed(failure.clone()).say();
+            exit(i32::from(failure.code));
+        }
+    }
+}
+
+/// Becomes the domain.
+///
+/// # Errors
+/// What the hypervisor says.
+pub fn join(args: &JoinArgs) -> Result<Domain, Failure> {
+    Domain::join(&args.state_dir, DomId(args.domid)).map_err(Failure::of)
+}
+
+/// Sends traces to a file; `RUST_LOG` says which.
+fn log_to(dir: &PrivateDir, name: &str) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // Without a log the work goes on; its folder was made by the parent a moment ago.
+    if let Ok(file) = dir.append(name) {
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_env_filter(filter);
+        let _ = subscriber.with_writer(file).try_init();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_back_as_they_were() {
+        let failure = Failure::input("it \t broke\n", "mend it");
+        for (said, back) in [
+            (Said::Ready, Said::Ready),
+            (Said::Note("x".into()), Said::Note("x".into())),
+            (Said::Report("{}".into()), Said::Report("{}".into())),
+            (Said::Failed(failure), Said::Failed(Failure::input("it   broke", "mend it"))),
+        ] {
+            assert_eq!(Said::parse(&said.emit()), Some(back));
+        }
+        assert_eq!(Said::parse("failed\tx"), None);
+        assert_eq!(Said::parse(""), None);
+    }
+}

@@ -1,0 +1,248 @@
+//! A NIC attached through the split driver, as the guest's TCP stack uses it.
+
+use super::watcher::name_of;
+use crate::guest::status::Devices;
+use pvio_daemon::failure::Failure;
+use pvio_daemon::stop::{Bell, Stop, sleep};
+use pvio_event_channel::EventChannel;
+use pvio_hosted::Domain;
+use pvio_netfront::{BackendFault, Nic};
+use pvio_uring::Spin;
+use pvio_xenbus::client::Client;
+use pvio_xenbus::driver::{Fault, FrontendDriver, Life};
+use pvio_xenbus::handshake::common::{DeviceAddr, read_error};
+use pvio_xenbus::{XenbusState, Xenstore, XsError};
+use smoltcp::phy::{Device, DeviceCapabilities};
+use smoltcp::time::Instant as StackInstant;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+/// How long the backend may take to follow when the guest closes its NIC.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the backend may take to give back the pages that it keeps mapped, before that.
+const UNSTAGE: Duration = Duration::from_millis(250);
+/// Busy turns after which xenstore is asked for news: that is a system call.
+const TURNS: u32 = 64;
+
+/// The NIC.
+pub struct AttachedNic {
+    driver: FrontendDriver<Nic<Domain>>,
+    xs: Client,
+    spin: Spin,
+    turns: u32,
+    devices: Devices,
+    sessions: u32,
+}
+
+impl std::fmt::Debug for AttachedNic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AttachedNic({:?})", self.driver.class())
+    }
+}
+
+fn lost(e: XsError) -> Failure {
+    Failure::new(format!("the hypervisor is gone: {e}"), "")
+}
+
+impl AttachedNic {
+    /// Attaches it, once its backend is there, and tells `devices` how often; without one, waits until the process is told to
+    /// stop, which rings `bell`.
+    ///
+    /// # Errors
+    /// When the backend cannot serve it.
+    pub fn attach(
+        domain: &Domain,
+        addr: DeviceAddr,
+        devices: Devices,
+        stop: &Stop,
+        bell: &Bell,
+    ) -> Result<Self, Failure> {
+        let xs = domain.xenstore().map_err(Failure::of)?;
+        // Its stack speaks IPv4, and is in no multicast group: no frame for one need wake it.
+        let nic = Nic::new(domain.clone()).choosing_groups();
+        let driver = FrontendDriver::new(addr, nic);
+        let mut nic = Self { driver, xs, spin: Spin::default(), turns: 0, devices, sessions: 0 };
+        nic.driver.step(&mut nic.xs).map_err(lost)?;
+        while !nic.driver.class().is_connected() && !stop.is_told() {
+            nic.look_at_xenstore()?;
+            if !nic.driver.class().is_connected() {
+                sleep(&[nic.xs.as_fd(), bell.as_fd()], None)?;
+                bell.take();
+            }
+        }
+        Ok(nic)
+    }
+
+    /// The station address the toolstack gave it.
+    #[must_use]
+    pub fn mac(&self) -> Option<[u8; 6]> {
+        self.driver.class().mac().map(|mac| mac.0)
+    }
+
+    /// Shows the backend what was sent, then sleeps until there is something to do: a packet, room
+    /// to send, news from xenstore, the bell, or the time is over. No time at all: only shows.
+    ///
+    /// # Errors
+    /// When the NIC is closed, or the hypervisor gone.
+    pub fn wait(&mut self, bell: &Bell, time: Option<Duration>) -> Result<(), Failure> {
+        self.checked(|queue| queue.publish())?;
+        self.turns += 1;
+        let is_busy = time == Some(Duration::ZERO);
+        if is_busy && self.turns < TURNS {
+            return Ok(());
+        }
+        self.turns = 0;
+        self.look_at_xenstore()?;
+        if self.driver.class().has_news() {
+            self.driver.step(&mut self.xs).map_err(lost)?;
+        }
+        if is_busy {
+            return Ok(());
+        }
+        let mut spin = std::mem::take(&mut self.spin);
+        let found = self.checked(|queue| {
+            let mut look = || Ok::<_, BackendFault>(bell.is_ringing() || queue.has_work()?);
+            Ok(spin.until(&mut look)? || queue.final_check()?)
+        });
+        self.spin = spin;
+        if found?.unwrap_or(bell.is_ringing()) {
+            if bell.is_ringing() {
+                bell.take();
+            }
+            return Ok(());
+        }
+        self.spin.sleeping();
+        let channel = self.driver.class_mut().queue().map(|queue| queue.channel());
+        let mut fds: Vec<BorrowedFd<'_>> = vec![self.xs.as_fd(), bell.as_fd()];
+        fds.extend(channel.map(AsFd::as_fd));
+        sleep(&fds, time)?;
+        if let Some(channel) = channel {
+            // Only a wake-up is taken; the rings tell what there is to do.
+            let _ = channel.take();
+        }
+        bell.take();
+        self.look_at_xenstore()
+    }
+
+    /// Closes it in good order.
+    pub fn close(mut self) {
+        self.unstage();
+        let by = Instant::now() + FAREWELL;
+        if let Err(e) = self.driver.close(&mut self.xs) {
+            return tracing::warn!("the NIC was not closed in good order: {e}");
+        }
+        while self.driver.state() != XenbusState::Closed && Instant::now() < by {
+            let left = by.saturating_duration_since(Instant::now());
+            if self.look_at_xenstore().is_err() || self.driver.state() == XenbusState::Closed {
+                return;
+            }
+            if sleep(&[self.xs.as_fd()], Some(left)).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Has the backend give back the pages that it keeps mapped. One that does not soon keeps them until it
+    /// has let go of everything.
+    fn unstage(&mut self) {
+        let nic = self.driver.class_mut();
+        nic.unstage();
+        let by = Instant::now() + UNSTAGE;
+        // Using the queues is what goes on with it. What comes is nobody's any more.
+        while !nic.queues().is_empty() && !nic.is_settled() {
+            if let Some(queue) = nic.queue() {
+                let _ = queue.receive(|_, _| ()).and_then(|_| queue.publish());
+            }
+            let left = by.saturating_duration_since(Instant::now());
+            let found = nic.final_check();
+            if left.is_zero() || found.is_err() {
+                break;
+            }
+            if found == Ok(true) {
+                continue;
+            }
+            let channels: Vec<BorrowedFd<'_>> = nic.channels().map(AsFd::as_fd).collect();
+            if sleep(&channels, Some(left)).is_err() {
+                break;
+            }
+            for channel in nic.channels() {
+                // Only a wake-up is taken; the rings tell what there is to do.
+                let _ = channel.take();
+            }
+        }
+        let (kept, refused) = (nic.staged(), nic.not_unstaged());
+        if kept != 0 || refused != 0 {
+            tracing::info!(
+                kept,
+                refused,
+                "the backend has not given back every page it kept mapped"
+            );
+        }
+    }
+
+    /// Does something with the queue, if there is one; what the backend did wrong closes the NIC.
+    fn checked<T>(
+        &mut self,
+        work: impl FnOnce(&mut pvio_netfront::Queue<Domain>) -> Result<T, BackendFault>,
+    ) -> Result<Option<T>, Failure> {
+        let Some(queue) = self.driver.class_mut().queue() else { return Ok(None) };
+        match work(queue) {
+            Ok(done) => Ok(Some(done)),
+            Err(fault) => {
+                let told = Fault::new(fault.code(), fault);
+                self.driver.fail(&mut self.xs, &told).map_err(lost)?;
+                Err(Failure::new(format!("the NIC was closed: {fault}"), ""))
+            }
+        }
+    }
+
+    /// Steps the driver while xenstore has news.
+    fn look_at_xenstore(&mut self) -> Result<(), Failure> {
+        loop {
+            let mut news = false;
+            while let Some(event) = self.xs.poll_event().map_err(lost)? {
+                news |= event.token == self.driver.token();
+            }
+            if !news {
+                return Ok(());
+            }
+            let life = self.driver.step(&mut self.xs).map_err(lost)?;
+            if life == Life::Gone {
+                return Err(Failure::new("the NIC was removed", ""));
+            }
+            if self.driver.is_closing() && self.driver.state() == XenbusState::Closed {
+                return Err(self.closed());
+            }
+            let sessions = self.driver.class().sessions();
+            if sessions != self.sessions {
+                self.sessions = sessions;
+                self.devices.attached(&name_of(self.driver.addr()), sessions);
+            }
+        }
+    }
+
+    /// What either end told the operator.
+    fn closed(&mut self) -> Failure {
+        let ends = [self.driver.backend_path(), Some(self.driver.token())];
+        let xs = &mut self.xs;
+        let why = ends.into_iter().flatten().find_map(|end| read_error(xs, end).ok().flatten());
+        Failure::of(why.unwrap_or_else(|| "the NIC was closed by its backend".into()))
+    }
+}
+
+impl Device for AttachedNic {
+    type RxToken<'a> = <Nic<Domain> as Device>::RxToken<'a>;
+    type TxToken<'a> = <Nic<Domain> as Device>::TxToken<'a>;
+
+    fn receive(&mut self, now: StackInstant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
+        self.driver.class_mut().receive(now)
+    }
+
+    fn transmit(&mut self, now: StackInstant) -> Option<Self::TxToken<'_>> {
+        self.driver.class_mut().transmit(now)
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        self.driver.class().capabilities()
+    }
+}

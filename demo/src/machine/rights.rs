@@ -1,0 +1,57 @@
+//! The right to make a tap: ours, or root's in namespaces of our own.
+
+use pvio_daemon::failure::{Failure, say_aside};
+use rustix::thread::{CapabilitySet, capabilities};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+/// Tells the process that it is inside already.
+const INSIDE: &str = "PVIO_IN_OWN_NAMESPACE";
+
+/// Whether the taps of this process are in a network namespace that only it and its children have.
+#[must_use]
+pub fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
+/// Sees to it that this process may make a tap. Without the right to, it becomes the same program
+/// again, with the same number, as root of a user namespace with a network of its own; then this
+/// does not return. To be called before anything is started.
+///
+/// # Errors
+/// A [`Failure`] when there is no way.
+pub fn for_a_tap() -> Result<(), Failure> {
+    let own = capabilities(None).map_err(|e| Failure::new(format!("capabilities: {e}"), ""))?;
+    if own.effective.contains(CapabilitySet::NET_ADMIN) {
+        return Ok(());
+    }
+    let no_way = |why: &str| {
+        Failure::input(
+            format!("no permission to make a tap, and {why}"),
+            "run it as root, or give the program the right: sudo setcap cap_net_admin+ep $(command -v pvio)",
+        )
+    };
+    if is_inside() {
+        return Err(no_way("not even in a user namespace"));
+    }
+    const UNSHARE: [&str; 3] = ["--user", "--map-root-user", "--net"];
+    let tried = Command::new("unshare")
+        .args(UNSHARE)
+        .arg("true")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    match tried {
+        Ok(status) if status.success() => {}
+        Ok(_) => return Err(no_way("this system allows no user namespaces")),
+        Err(_) => return Err(no_way("unshare (util-linux) is not installed")),
+    }
+    let program = std::env::current_exe()
+        .map_err(|e| no_way(&format!("this program cannot be found: {e}")))?;
+    say_aside!("no right to make a tap here; going on in a user and network namespace of our own");
+    let mut command = Command::new("unshare");
+    command.args(UNSHARE).arg(program).args(std::env::args_os().skip(1));
+    let e = command.env(INSIDE, "1").exec();
+    Err(no_way(&format!("unshare could not be run: {e}")))
+}

@@ -1,0 +1,178 @@
+//! `pvio run`: hypervisor, driver domain and guest, until Ctrl-C.
+
+use crate::args::{Cidr, CommonArgs, station};
+use crate::image;
+use crate::machine::devices::{DiskConfig, NicConfig};
+use crate::machine::home::Home;
+use crate::machine::{Machine, News, Plan, rights};
+use clap::Args;
+use pvio_blkback::image::{Disk, Format, Image, Spec};
+use pvio_daemon::disks::args::disk;
+use pvio_daemon::failure::{Failure, say, say_aside};
+use pvio_daemon::nics::NicArgs;
+use pvio_daemon::startup;
+use pvio_daemon::units::human;
+use pvio_xenbus::handshake::vif::Mac;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// `pvio run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Disk with an ext2/3/4 or FAT file system; a demo image if left out. A path, or
+    /// `[OPTIONS]FORMAT:PATH` with any format and option of docs/disks.md
+    #[arg(long, value_name = "DISK", value_parser = disk())]
+    pub disk: Option<Disk>,
+    /// Attach a NIC and serve HTTP over it
+    #[arg(long)]
+    pub nic: bool,
+    #[command(flatten)]
+    /// What both commands take.
+    pub common: CommonArgs,
+    /// The guest's address and its network; the host is the first address of that
+    #[arg(long, value_name = "CIDR", default_value = "10.107.0.2/24")]
+    pub guest_ip: Cidr,
+    /// The guest's MAC address
+    #[arg(long, value_name = "MAC", value_parser = station, default_value = "00:16:3e:6b:00:02")]
+    pub mac: Mac,
+    /// Bridge to join, instead of a host address on the tap itself
+    #[arg(long, value_name = "NAME")]
+    pub bridge: Option<String>,
+    /// The tap's name
+    #[arg(long, value_name = "NAME", default_value = "pvio0")]
+    pub tap: String,
+    #[command(flatten)]
+    /// What holds for the NIC.
+    pub nics: NicArgs,
+    /// Bytes of the largest packet, without its Ethernet header
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(576..=9000))]
+    pub mtu: u32,
+}
+
+/// Does it.
+///
+/// # Errors
+/// A [`Failure`]; nothing is left running or lying about then.
+pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    startup::prepare()?;
+    // Before anything is started: it may make this another process.
+    if let Some(disk) = &args.disk {
+        look_at(&served(disk, args)?)?;
+    }
+    args.nics.site()?;
+    if args.nic {
+        rights::for_a_tap()?;
+    }
+    let (home, hypervisor) = Home::claim(args.common.state_dir.as_deref(), &args.common.name)?;
+    let disk = match &args.disk {
+        Some(disk) => served(disk, args)?,
+        None => served(&Spec::file(Format::Raw, demo_image(&home)?).into(), args)?,
+    };
+    let size = look_at(&disk)?;
+    let nic = args.nic.then(|| NicConfig {
+        mac: args.mac,
+        mtu: args.mtu,
+        tap: args.tap.clone(),
+        bridge: args.bridge.clone(),
+        words: args.nics.clone(),
+        host: args.bridge.is_none().then(|| (args.guest_ip.host(), args.guest_ip.prefix)),
+    });
+    let mut words: Vec<OsString> = vec!["--name".into(), args.common.name.clone().into()];
+    if args.nic {
+        words.extend(["--ip".into(), args.guest_ip.to_string().into()]);
+        words.extend(["--mac".into(), args.mac.to_string().into()]);
+        words.extend(["--gateway".into(), args.guest_ip.host().to_string().into()]);
+    }
+    let shown = match disk.spec.path() {
+        Some(path) => path.display().to_string(),
+        None => disk.spec.to_string(),
+    };
+    let disk = DiskConfig { disk };
+    let name = args.common.name.clone();
+    let plan = Plan { name, disk, nic, guest: ("guest", words), guest_on_terminal: false };
+    let mut machine = Machine::start(plan, home, hypervisor)?;
+    let about = format!(
+        "state       {} (xenstore.sock, logs)\ndisk        {}, {}, read-only",
+        machine.home().path().display(),
+        shown,
+        human(size)
+    );
+    let result = watch(&mut machine, args, &about);
+    machine.shut_down();
+    result
+}
+
+fn watch(machine: &mut Machine, args: &RunArgs, about: &str) -> Result<(), Failure> {
+    loop {
+        match machine.next_news()? {
+            News::Ready => {
+                say!("{about}");
+                ready(args);
+            }
+            News::DriverRestarted(how) => {
+                say!(
+                    "the driver domain ended ({how}) and was started again; the guest attaches anew"
+                );
+            }
+            News::Report(_) => {}
+            News::Note(text) => say_aside!("pvio: {text}"),
+            News::Done => return Err(Failure::new("the guest ended by itself", "")),
+            News::Stopped => {
+                say!("\nstopping");
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn ready(args: &RunArgs) {
+    if !args.nic {
+        say!("ready: the guest has its disk, and no NIC to serve it over (--nic); Ctrl-C stops");
+        return;
+    }
+    let url = format!("http://{}/", args.guest_ip.address);
+    match &args.bridge {
+        Some(bridge) => {
+            say!("nic         {} on bridge {bridge}, guest {}", args.tap, args.guest_ip)
+        }
+        None => {
+            let (host, prefix) = (args.guest_ip.host(), args.guest_ip.prefix);
+            say!("nic         {}, host {host}/{prefix}, guest {}", args.tap, args.guest_ip);
+        }
+    }
+    say!("ready: {url}   Ctrl-C stops");
+    if rights::is_inside() {
+        let pid = std::process::id();
+        say!(
+            "it is in a network namespace of its own; look inside with\n  \
+             nsenter --target {pid} --user --net --preserve-credentials curl {url}"
+        );
+    } else {
+        say!("  curl {url}");
+    }
+}
+
+/// The disk as it is served: only to be read.
+fn served(disk: &Disk, args: &RunArgs) -> Result<Disk, Failure> {
+    let mut disk = args.common.disk(disk)?;
+    disk.options.read_only = Some(true);
+    Ok(disk)
+}
+
+/// Checks a disk as the driver domain will open it; returns its size in bytes.
+fn look_at(disk: &Disk) -> Result<u64, Failure> {
+    let image = Image::open_as(disk);
+    let image = image.map_err(|e| Failure::of(e).as_input())?;
+    Ok(image.geometry().sectors * 512)
+}
+
+fn demo_image(home: &Home) -> Result<PathBuf, Failure> {
+    const NAME: &str = "demo.img";
+    let path = home.path().join(NAME);
+    let failed =
+        |e| Failure::new(format!("the demo image {} cannot be made: {e}", path.display()), "");
+    let mut file = home.dir().replace(NAME).map_err(failed)?;
+    file.set_len(image::SIZE).map_err(failed)?;
+    image::write_image(&mut file).map_err(failed)?;
+    Ok(path)
+}
