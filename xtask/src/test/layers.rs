@@ -5,9 +5,11 @@
 //! | [`floors`] | the packages, and the arrows allowed between them |
 //! | [`source`] | a source file as tokens: keywords and string literals, no comments |
 //! | [`homes`] | where `unsafe` and xenstore keys may stand |
+//! | [`cycles`] | no module imports one that imports it |
 //! | [`book`] | the book names files and tests that exist |
 
 mod book;
+mod cycles;
 mod floors;
 mod homes;
 mod source;
@@ -42,6 +44,7 @@ pub fn run() -> Result<Report> {
         ("dependencies", floors::check(&packages)),
         ("unsafe code", homes::check_unsafe(&packages)?),
         ("xenstore keys", homes::check_keys(&packages)?),
+        ("import cycles", cycles::check(&packages)?),
         ("book", book::check(&packages)?),
     ];
     for (check, faults) in checks {

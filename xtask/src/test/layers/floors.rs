@@ -73,8 +73,7 @@ const DEMO: &[&str] = &[
 ];
 
 /// The top: it composes, measures and checks, so it may need anything below.
-const ROOF: &[&str] =
-    &["pvio", "pvio-benches", "xtask", "pvio-lab-agent"];
+const ROOF: &[&str] = &["pvio", "pvio-benches", "xtask", "pvio-lab-agent"];
 
 /// Every arrow that points the wrong way.
 pub fn check(packages: &[Package]) -> Vec<String> {
