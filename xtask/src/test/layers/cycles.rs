@@ -33,6 +33,8 @@ const REMAINING: &[&str] = &[
     "pvio-netback",
     "pvio-netfront",
     "pvio-recordfile",
+    "pvio-ring",
+    "pvio-sim",
     "pvio-uring",
     "pvio-xen-linux",
     "pvio-xenbus",
