@@ -21,7 +21,7 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::task::Poll;
-use opening::{Closing, Pending, Wake};
+use opening::{Closing, Deadlines, Pending, Wake};
 use pvio_grant_table::DomId;
 use pvio_grant_table::policy::MappingBudget;
 use pvio_recordfile::{RecordDir, RecordFile};
@@ -31,7 +31,7 @@ use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -156,14 +156,17 @@ impl ImageServer {
         let busy = disk.options.busy_timeout.unwrap_or(BUSY);
         let (groups, named) = (self.groups.clone(), name.clone());
         let (device, opened) = (told.physical_device_path.clone(), disk.clone());
-        let records = self.records.clone();
-        let open = move || {
+        let deadlines = Deadlines::of(busy);
+        let (records, fenced) = (self.records.clone(), name.clone());
+        let fence =
+            move || records.map(|dir| fence::pass(&dir, &fenced, deadlines.fence)).transpose();
+        let open = move |fence: &Option<OwnedFd>| {
             let disk = backed_by(opened.clone(), device.as_ref());
-            Open::new(disk, &groups, records.as_ref(), &named)
+            Open::new(disk, &groups, fence.as_ref(), &named)
         };
         self.fenced = Some(name.clone());
-        let before = self.open.take();
-        Ok((Pending::begin(&name, busy, before, open, Arc::clone(&self.wake))?, disk))
+        let (before, wake) = (self.open.take(), Arc::clone(&self.wake));
+        Ok((Pending::begin(&name, deadlines, before, fence, open, wake)?, disk))
     }
 
     fn opened(&mut self, disk: Disk, open: Open) -> Geometry {
@@ -179,7 +182,7 @@ impl Open {
     fn new(
         disk: Disk,
         groups: &Groups,
-        records: Option<&RecordDir>,
+        fence: Option<&OwnedFd>,
         name: &str,
     ) -> Result<Self, ImageError> {
         let options = &disk.options;
@@ -194,15 +197,16 @@ impl Open {
             }
             None => Arc::new(Throttles::new(limits)),
         };
-        // Before anything of the image is read: an earlier process's writes may still arrive.
-        let fence = records.map(|dir| fence::pass(dir, name)).transpose()?;
         let share = Arc::new(Share::new(throttles));
         let faults = Arc::new(FaultSwitch::new(options.faults()));
         let image = Image::open_as(&disk)?
             .throttled(Arc::clone(&share))
             .with_faults(Arc::clone(&faults), options.seed.unwrap_or_default());
         let image = match fence {
-            Some(fence) => image.fenced(fence),
+            Some(fence) => {
+                let failed = |error| ImageError::Other { path: name.into(), error };
+                image.fenced(fence.try_clone().map_err(failed)?)
+            }
             None => image,
         };
         let image = match &options.trace {

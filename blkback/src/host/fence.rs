@@ -8,21 +8,23 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// How long the I/O of an earlier process may take. A disk of the kernel's gives a command up after 30 s.
-const PATIENCE: Duration = Duration::from_secs(90);
-
 fn name(disk: &str) -> String {
     format!("{disk}.fence")
 }
 
-/// Returns once no I/O of an earlier process for the disk is under way, with what the next one waits for.
-/// Nothing may be read or written before. For a thread that may wait.
-pub(super) fn pass(records: &RecordDir, disk: &str) -> Result<OwnedFd, ImageError> {
+/// Returns once no I/O of an earlier process for the disk is under way, with what the next one waits for;
+/// fails if that takes longer than `patience`. Nothing may be read or written before. For a thread that may
+/// wait.
+pub(super) fn pass(
+    records: &RecordDir,
+    disk: &str,
+    patience: Duration,
+) -> Result<OwnedFd, ImageError> {
     let failed = |error: io::Error| ImageError::Fence { disk: disk.to_string(), error };
     let fence = records.fence(&name(disk)).map_err(failed)?;
     if !fence.is_passed().map_err(failed)? {
         tracing::info!(disk, "waiting for the I/O of an earlier process to end");
-        if !fence.wait(PATIENCE).map_err(failed)? {
+        if !fence.wait(patience).map_err(failed)? {
             return Err(failed(io::ErrorKind::TimedOut.into()));
         }
     }

@@ -17,14 +17,33 @@ use std::time::{Duration, Instant};
 pub const BUSY: Duration = Duration::from_secs(30);
 /// How often it is tried again.
 const AGAIN: Duration = Duration::from_millis(50);
-/// How long opening may take, beyond that.
-const OPENING: Duration = Duration::from_secs(60);
+
+/// How long each step of opening may take. A later step's time begins when the one before is over, so that
+/// the step which takes too long is the one that is reported.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadlines {
+    /// For the I/O of an earlier process to end. A disk of the kernel's gives a command up after 30 s.
+    pub fence: Duration,
+    /// For an image that is in use.
+    pub busy: Duration,
+    /// For opening it, beyond that.
+    pub opening: Duration,
+}
+
+impl Deadlines {
+    /// Those of a disk whose image may be in use for so long.
+    pub const fn of(busy: Duration) -> Self {
+        Self { fence: Duration::from_secs(90), busy, opening: Duration::from_secs(60) }
+    }
+}
 
 /// Wakes whoever drives the device.
 pub(super) type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// What a thread that opens a disk says.
 enum News {
+    /// No I/O of an earlier process is under way.
+    Fenced,
     Busy(Fault),
     Over(Result<Open, Fault>),
 }
@@ -32,6 +51,7 @@ enum News {
 /// A disk that is being opened. The thread gives up soon after this is dropped.
 pub(super) struct Pending {
     news: Receiver<News>,
+    deadlines: Deadlines,
     by: Instant,
     /// Why the disk is not open yet, if somebody has it.
     pub busy: Option<Fault>,
@@ -39,22 +59,27 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Starts a thread that calls `open`, for so long as that says that the image is busy; `before`,
-    /// what was open, is closed first.
-    pub fn begin(
+    /// Starts a thread that passes the fence and then calls `open`, for so long as that says that the image
+    /// is busy; `before`, what was open, is closed first.
+    pub fn begin<F>(
         name: &str,
-        busy: Duration,
+        deadlines: Deadlines,
         before: Option<Open>,
-        open: impl Fn() -> Result<Open, ImageError> + Send + 'static,
+        fence: impl FnOnce() -> Result<F, ImageError> + Send + 'static,
+        open: impl Fn(&F) -> Result<Open, ImageError> + Send + 'static,
         wake: Wake,
     ) -> Result<Self, Fault> {
-        let (tell, news) = sync_channel(2);
+        let (tell, news) = sync_channel(3);
         let wanted = Arc::new(());
         let weak = Arc::downgrade(&wanted);
-        let by = Instant::now() + busy;
         let work = move || {
             drop(before);
-            let work = || patiently(&open, by, &weak, &tell, &wake);
+            let work = || {
+                let fence = fence().map_err(fault)?;
+                let _ = tell.send(News::Fenced);
+                let by = Instant::now() + deadlines.busy;
+                patiently(|| open(&fence), by, &weak, &tell, &wake)
+            };
             let outcome = catch_unwind(AssertUnwindSafe(work));
             let panicked = || Fault::new("image-panic", "opening the image failed by a panic");
             let _ = tell.send(News::Over(outcome.unwrap_or_else(|_| Err(panicked()))));
@@ -63,15 +88,20 @@ impl Pending {
         let spawned = Builder::new().name(format!("open-{name}")).spawn(work);
         let failed = |e| Fault::new("worker", format!("no thread to open the disk: {e}"));
         spawned.map_err(failed)?;
-        Ok(Self { news, by: by + OPENING, busy: None, _wanted: wanted })
+        // The fence reports its own deadline.
+        let by = Instant::now() + deadlines.fence + deadlines.opening;
+        Ok(Self { news, deadlines, by, busy: None, _wanted: wanted })
     }
 
     /// What has become of it.
     pub fn poll(&mut self) -> Option<Result<Open, Fault>> {
         loop {
             match self.news.try_recv() {
-                Ok(News::Busy(fault)) => self.busy = Some(fault),
-                Ok(News::Over(outcome)) => return Some(outcome),
+                Ok(news) => {
+                    if let Some(outcome) = self.heard(news) {
+                        return Some(outcome);
+                    }
+                }
                 Err(TryRecvError::Empty) if Instant::now() < self.by => return None,
                 Err(_) => return Some(Err(too_long())),
             }
@@ -82,14 +112,35 @@ impl Pending {
     pub fn wait(&mut self) -> Result<Open, Fault> {
         loop {
             match self.news.recv_timeout(self.by.saturating_duration_since(Instant::now())) {
-                Ok(News::Busy(_)) => {}
-                Ok(News::Over(outcome)) => return outcome,
+                Ok(news) => {
+                    if let Some(outcome) = self.heard(news) {
+                        return outcome;
+                    }
+                }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     return Err(too_long());
                 }
             }
         }
     }
+
+    fn heard(&mut self, news: News) -> Option<Result<Open, Fault>> {
+        match news {
+            News::Fenced => {
+                self.by = Instant::now() + self.deadlines.busy + self.deadlines.opening;
+                None
+            }
+            News::Busy(fault) => {
+                self.busy = Some(fault);
+                None
+            }
+            News::Over(outcome) => Some(outcome),
+        }
+    }
+}
+
+fn fault(error: ImageError) -> Fault {
+    Fault::new(error.code(), error)
 }
 
 fn too_long() -> Fault {
@@ -98,7 +149,7 @@ fn too_long() -> Fault {
 }
 
 fn patiently(
-    open: &impl Fn() -> Result<Open, ImageError>,
+    open: impl Fn() -> Result<Open, ImageError>,
     by: Instant,
     wanted: &Weak<()>,
     tell: &SyncSender<News>,
@@ -110,11 +161,9 @@ fn patiently(
             Ok(open) => return Ok(open),
             Err(error) => error,
         };
-        let fault = Fault::new(error.code(), &error);
-        if !matches!(error, ImageError::Busy(_))
-            || Instant::now() >= by
-            || wanted.strong_count() == 0
-        {
+        let busy = matches!(error, ImageError::Busy(_));
+        let fault = fault(error);
+        if !busy || Instant::now() >= by || wanted.strong_count() == 0 {
             return Err(fault);
         }
         if !core::mem::replace(&mut told, true) {
@@ -145,5 +194,63 @@ impl Closing {
     /// Whether it is closed.
     pub fn is_over(&self) -> bool {
         self.0.try_recv() == Err(TryRecvError::Disconnected)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Groups, fence};
+    use super::*;
+    use crate::image::Disk;
+    use core::sync::atomic::{AtomicU32, Ordering};
+    use pvio_recordfile::RecordDir;
+    use std::os::fd::OwnedFd;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    fn memory() -> Result<Open, ImageError> {
+        let disk: Disk = "ram:1M".parse().unwrap();
+        Open::new(disk, &Groups::default(), None, "disk")
+    }
+
+    /// A disk whose fence somebody holds.
+    fn held() -> (tempfile::TempDir, RecordDir, OwnedFd) {
+        let dir = tempfile::tempdir().unwrap();
+        let records = RecordDir::open(&dir.path().join("records")).unwrap();
+        let held = fence::pass(&records, "disk", LONG).unwrap();
+        (dir, records, held)
+    }
+
+    #[test]
+    fn fence_that_is_not_passed_is_the_reason_whatever_else_has_a_deadline() {
+        let (_dir, records, _held) = held();
+        let (fence, opening) = (Duration::from_secs(2), Duration::from_millis(1500));
+        // The image may not be in use at all, as busy-timeout=0s has it.
+        let deadlines = Deadlines { fence, busy: Duration::ZERO, opening };
+        let pass = move || fence::pass(&records, "disk", fence);
+        let open = |_: &OwnedFd| panic!("the image is opened");
+        let pending = Pending::begin("disk", deadlines, None, pass, open, Arc::new(|| ()));
+        let fault = pending.unwrap().wait().err().unwrap();
+        assert_eq!(fault.code, "image-fence");
+    }
+
+    #[test]
+    fn time_for_a_busy_image_begins_when_the_fence_is_passed() {
+        let (_dir, records, held) = held();
+        let busy = Duration::from_secs(2);
+        let deadlines = Deadlines { fence: LONG, busy, opening: LONG };
+        let pass = move || fence::pass(&records, "disk", LONG);
+        let tries = AtomicU32::new(0);
+        let open = move |_: &OwnedFd| match tries.fetch_add(1, Ordering::Relaxed) {
+            0 => Err(ImageError::Busy("disk".into())),
+            _ => memory(),
+        };
+        let mut pending =
+            Pending::begin("disk", deadlines, None, pass, open, Arc::new(|| ())).unwrap();
+        // Longer than an image may be in use.
+        std::thread::sleep(busy + AGAIN);
+        assert!(pending.poll().is_none(), "the fence is held");
+        drop(held);
+        pending.wait().unwrap();
     }
 }

@@ -2,46 +2,23 @@
 //! file of the host that an image is in.
 
 use super::SIZE;
+use super::storage::{DISK, attr, put};
 use super::support::{Deed, Guest};
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyWrite, Request,
-    TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, LockOwner, OpenFlags,
+    ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use pvio_blkback::engine::record::Record;
 use pvio_blkfront::SLOT_BYTES;
 use pvio_ring::proto::blkif::Status;
 use std::ffi::OsStr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 /// A file system with one file: the guest's disk.
 pub struct DiskFile(pub Mutex<Guest>);
 
-const DISK: INodeNo = INodeNo(2);
 const LONG: Duration = Duration::from_secs(3600);
-
-/// What there is to say of a file of that many bytes, or, for none, of the folder it is in.
-fn attr(ino: INodeNo, size: u64) -> FileAttr {
-    let file = ino == DISK;
-    FileAttr {
-        ino,
-        size: if file { size } else { 0 },
-        blocks: size / 512,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: if file { FileType::RegularFile } else { FileType::Directory },
-        perm: 0o700,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
-}
 
 impl DiskFile {
     /// Does a range in pieces that the ring takes, all at once.
@@ -131,15 +108,6 @@ impl HostFile {
     fn len(&self) -> u64 {
         self.bytes.lock().unwrap().len() as u64
     }
-}
-
-/// Writes into a file that grows.
-pub fn put(file: &mut Vec<u8>, at: u64, data: &[u8]) {
-    let at = at as usize;
-    if file.len() < at + data.len() {
-        file.resize(at + data.len(), 0);
-    }
-    file[at..at + data.len()].copy_from_slice(data);
 }
 
 impl Filesystem for HostFile {

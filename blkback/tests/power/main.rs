@@ -10,11 +10,13 @@
 mod ext4;
 mod fuse;
 mod sectors;
+#[path = "../support/storage.rs"]
+mod storage;
 #[path = "../support/mod.rs"]
 mod support;
 
 use ext4::{Fact, Mounted};
-use fuse::{DiskFile, HostFile, put};
+use fuse::{DiskFile, HostFile};
 use pvio_blkback::Serve;
 use pvio_blkback::engine::Geometry;
 use pvio_blkback::engine::record::Record;
@@ -31,6 +33,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use storage::put;
 use support::{Guest, Machine, has, text, tool};
 
 /// One at a time: a program that one begins has for a moment what another has mounted.

@@ -1,7 +1,8 @@
 //! Every sector of a disk after a loss of power, in images of every format: it holds what was flushed,
 //! or something that was written since.
 
-use super::fuse::{HostFile, put};
+use super::fuse::HostFile;
+use super::storage::put;
 use super::support::{Rng, has, text, tool};
 use pvio_blkback::engine::record::{Loss, Record};
 use pvio_blkback::engine::wait::{DiskEngine, WaitEngine};

@@ -1,6 +1,17 @@
 //! A server that is really killed, again and again, while a guest works: ring, record and the guest's pages
 //! are in files that all processes map, and the disk is served through io_uring.
+//!
+//! | module | holds |
+//! |---|---|
+//! | this | servers that are killed while a guest works |
+//! | [`fenced`] | writes that the kernel still has of a server that was killed |
 #![cfg(feature = "std")]
+
+mod fenced;
+#[path = "../support/storage.rs"]
+mod storage;
+#[path = "../support/mod.rs"]
+mod support;
 
 use pvio_blkback::engine::wait::WaitEngine;
 use pvio_blkback::image::{Image, ImageOptions};
