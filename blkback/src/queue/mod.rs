@@ -312,7 +312,12 @@ where
 
     /// Whether nothing can be taken before something is done.
     fn stuck(&self) -> bool {
-        self.waiting.is_some() || self.barrier.is_some() || self.parts.record.log.free() == 0
+        self.is_held_up() || self.parts.record.log.free() == 0
+    }
+
+    /// Whether a request waits for those before it. No other is submitted meanwhile, new or inherited.
+    fn is_held_up(&self) -> bool {
+        self.waiting.is_some() || self.barrier.is_some()
     }
 
     /// Hands `self.segments` to the engine for a step of a request.

@@ -52,7 +52,7 @@ where
         if let Some((entry, request)) = self.waiting.take() {
             taken += u32::from(self.admit(entry, request));
         }
-        while !self.stuck()
+        while !self.is_held_up()
             && let Some(entry) = self.again.pop()
         {
             taken += 1;

@@ -537,3 +537,24 @@ fn request_that_ends_two_processes_is_answered_with_an_error() {
     let response = response.take().expect("an answer");
     assert_eq!((response.id, response.op, response.status), (id(0), 1, Status::Error));
 }
+
+#[test]
+fn full_ring_that_was_in_flight_is_submitted_again() {
+    let mut world = World::new(Setup { requests: 96, ..PLAIN });
+    let waits = |r: &Request| matches!(r.kind, Kind::Read | Kind::Write | Kind::Flush);
+    world.guests[0].requests.retain(waits);
+    world.disk.borrow_mut().stuck = true;
+    (0..7).for_each(|_| world.guests[0].ask(&mut world.disk.borrow_mut()));
+    for resumed in [false, true] {
+        world.disk.borrow_mut().executed.clear();
+        let mut server = world.server(resumed);
+        server[0].poll(32).unwrap();
+        assert_eq!(world.waiting[0].borrow().len(), 32, "every slot of the ring");
+        if resumed {
+            world.disk.borrow_mut().stuck = false;
+            world.run(&mut server, 1);
+        } else {
+            std::mem::forget(server);
+        }
+    }
+}
