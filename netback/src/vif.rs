@@ -17,15 +17,15 @@ use core::fmt;
 use core::task::Poll;
 use pvio_event_channel::{EventChannel, Port};
 use pvio_grant_table::GrantRef;
-use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, Surroundings, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
-use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
+use pvio_xenbus::handshake::common::{Hotplug, read_frontend_state, write_hotplug};
 use pvio_xenbus::handshake::vif::{
     BackOffer, EventChannels as Events, FrontRequest, MAX_QUEUES, Negotiated, Queue as QueueKeys,
     Rate, ToolstackBack, multicast_request_path, read_multicast_request, read_rate,
     read_xdp_headroom, write_carrier,
 };
+use pvio_xenbus::{XenbusState, Xenstore};
 pub use serve::Serve;
 use session::{Recorded, Rings};
 
@@ -119,10 +119,6 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
         (&mut self.server, &mut self.running)
     }
 
-    fn features_offered(&self) -> BackOffer {
-        features_offered(queues_offered(&self.server))
-    }
-
     fn attach(
         &self,
         ends: &Ends,
@@ -193,11 +189,19 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
     }
 
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
-        self.features_offered().write(xs, &ends.back)
+        // A frontend that has made its request, and has no session, goes by what a predecessor offered.
+        // From the next session on this is ours.
+        if read_frontend_state(xs, &ends.front)? == XenbusState::Initialised
+            && BackOffer::read(xs, &ends.back)? != BackOffer::default()
+        {
+            return Ok(());
+        }
+        features_offered(queues_offered(&self.server)).write(xs, &ends.back)
     }
 
     fn resumable(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let (request, negotiated) = self.request(xs, ends)?;
+        let (request, negotiated) = request(xs, ends)?;
+        self.server.expect_queues(request.queues.len());
         let rings = Rings::new(ends, &request, &negotiated);
         let found = Recorded::begin(&mut self.server, &rings, true);
         #[cfg(feature = "std")]
@@ -292,7 +296,9 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
 impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
     /// Begins a session with what the frontend asks for.
     fn begin(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let (request, negotiated) = self.request(xs, ends)?;
+        let (request, negotiated) = request(xs, ends)?;
+        // An earlier process may have offered more queues.
+        self.stats.resize_with(request.queues.len().max(self.stats.len()), Arc::default);
         let features = features(&negotiated);
         let rings = Rings::new(ends, &request, &negotiated);
         let session = Recorded::begin(&mut self.server, &rings, ends.resumed)?;
@@ -319,18 +325,6 @@ impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
         }
         (self.negotiated, self.session) = (Some(negotiated), Some(session));
         self.start(ends, features, queues)
-    }
-
-    /// What the frontend asks for, and what comes of it.
-    fn request(
-        &self,
-        xs: &mut dyn Xenstore,
-        ends: &Ends,
-    ) -> Result<(FrontRequest, Negotiated), HandshakeError> {
-        let offer = self.features_offered();
-        let request = FrontRequest::read(xs, &ends.front, &offer)?;
-        let negotiated = Negotiated::new(&offer, &request);
-        Ok((request, negotiated))
     }
 
     fn serve_control(
@@ -368,6 +362,18 @@ impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
         }
         Ok(())
     }
+}
+
+/// What the frontend asks for, and what comes of it: by the offer that stands in xenstore, which is an
+/// earlier process's if the session is.
+fn request(
+    xs: &mut dyn Xenstore,
+    ends: &Ends,
+) -> Result<(FrontRequest, Negotiated), HandshakeError> {
+    let offer = BackOffer::read(xs, &ends.back)?;
+    let request = FrontRequest::read(xs, &ends.front, &offer)?;
+    let negotiated = Negotiated::new(&offer, &request);
+    Ok((request, negotiated))
 }
 
 /// The part of what was negotiated that a queue goes by.

@@ -183,6 +183,44 @@ fn session_taken_over_goes_on_with_what_the_guest_had_set_up() {
 }
 
 #[test]
+fn session_taken_over_goes_by_what_its_first_backend_offered() {
+    let mut w = World::new(QUEUES, all);
+    w.settle();
+    // As an earlier version would have it.
+    let base = w.addr.backend_path();
+    w.tool.write(&format!("{base}/feature-gso-tcpv4"), b"0").unwrap();
+    let first = w.negotiated();
+    for queues in [1, 8, 1] {
+        w.offer_queues(queues);
+        w.take_over();
+        w.settle();
+        assert_eq!(w.nic().sessions(), 1, "the guest has not noticed");
+        let mut expected = first.clone();
+        expected.to_back.gso_v4 = false;
+        // Asked for by the guest since.
+        expected.multicast_control = true;
+        assert_eq!(w.negotiated(), expected);
+        assert_all(&mut w, 256);
+    }
+    w.restart();
+    w.settle();
+    assert_eq!((w.nic().sessions(), w.nic().queues().len()), (2, 1), "by the new offer");
+    assert!(w.negotiated().to_back.gso_v4);
+}
+
+#[test]
+fn frontend_that_waits_for_a_backend_that_died_is_served_by_its_offer() {
+    let mut w = World::new(QUEUES, all);
+    w.step_back();
+    w.step_front();
+    w.offer_queues(1);
+    w.restart();
+    w.settle();
+    assert_eq!((w.nic().sessions(), w.nic().queues().len()), (1, QUEUES as usize));
+    assert_all(&mut w, 256);
+}
+
+#[test]
 fn session_without_a_record_of_its_own_reconnects() {
     type Change = fn(&mut World);
     let changes: [Change; 3] = [

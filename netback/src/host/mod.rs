@@ -27,7 +27,7 @@ use other::Other;
 use pvio_recordfile::{RecordDir, RecordFile};
 use pvio_uring::PrivateBuf;
 use pvio_xenbus::driver::Fault;
-use pvio_xenbus::handshake::vif::ToolstackBack;
+use pvio_xenbus::handshake::vif::{MAX_QUEUES, ToolstackBack};
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -70,6 +70,8 @@ pub struct TapServer {
     options: TapOptions,
     wake: Waker,
     max_queues: u32,
+    /// Queues of a session that an earlier process began.
+    inherited: u32,
     way: Way,
     making: Option<Making>,
     unmaking: Option<Unmaking>,
@@ -93,6 +95,7 @@ impl TapServer {
             options,
             wake,
             max_queues,
+            inherited: 0,
             way: Way::default(),
             making: None,
             unmaking: None,
@@ -140,11 +143,16 @@ impl TapServer {
         self.way.taps.first()
     }
 
+    /// Queues that the taps are made for.
+    fn tap_queues(&self) -> u32 {
+        self.max_queues.max(self.inherited)
+    }
+
     fn config(&self, vif: &ToolstackBack, attach: Attach, said: &NicOptions) -> TapConfig {
         let mut config = TapConfig::new(name_of(vif));
         config.netns.clone_from(&said.netns);
         config.mtu = vif.mtu.unwrap_or(config.mtu);
-        config.multi_queue = self.max_queues > 1;
+        config.multi_queue = self.tap_queues() > 1;
         match attach {
             Attach::ByScript => config.up = false,
             Attach::Here => {
@@ -163,7 +171,7 @@ impl TapServer {
         let said = self.said_of(vif)?;
         self.apply(vif, &said)?;
         let (name, config) = (name_of(vif), self.config(vif, attach, &said));
-        let (site, queues, named) = (Arc::clone(&self.site), self.max_queues, name.clone());
+        let (site, queues, named) = (Arc::clone(&self.site), self.tap_queues(), name.clone());
         let make = move || {
             let other = Other::open(&said, &named, &site, queues)?;
             let taps = match &said.plug {
@@ -215,6 +223,10 @@ where
     fn max_queues(&self) -> u32 {
         let theirs = self.way.other.as_ref().and_then(Other::queues);
         theirs.map_or(self.max_queues, |queues| queues.min(self.max_queues))
+    }
+
+    fn expect_queues(&mut self, queues: usize) {
+        self.inherited = u32::try_from(queues).unwrap_or(u32::MAX).min(MAX_QUEUES);
     }
 
     fn policy(&self) -> Policy {

@@ -34,6 +34,10 @@ pub trait Serve<P: Platform> {
     /// How many queues a vif may have at most, at least 1 (`multi-queue-max-queues`).
     fn max_queues(&self) -> u32;
 
+    /// Announces the number of queues of a session that is about to be resumed, which may be larger than
+    /// what is [offered](Self::max_queues) now. Called before [`open`](Self::open).
+    fn expect_queues(&mut self, _queues: usize) {}
+
     /// How the guest's pages are to be reached.
     fn policy(&self) -> Policy {
         Policy::default()

@@ -11,7 +11,7 @@ use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
 use pvio_sim::{LocalDomain, LocalMachine};
 use pvio_xenbus::driver::{BackendDriver, Fault, FrontendDriver, Life};
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, create_domain, write_state};
-use pvio_xenbus::handshake::vif::{BackOffer, Mac, ToolstackBack, create_device};
+use pvio_xenbus::handshake::vif::{BackOffer, Mac, Negotiated, ToolstackBack, create_device};
 use pvio_xenbus::wire::{Access, Perm};
 use pvio_xenbus::{XenbusState, Xenstore};
 use pvio_xenstored::{LocalClient, Quota, Store};
@@ -184,6 +184,17 @@ impl World {
     pub fn restart(&mut self) {
         self.die();
         self.back = Some(BackendDriver::restarted(self.addr, self.vif()));
+    }
+
+    /// Sets the number of queues that the next backend offers.
+    pub fn offer_queues(&mut self, queues: u32) {
+        self.queues = queues;
+    }
+
+    /// What the backend has negotiated.
+    pub fn negotiated(&self) -> Negotiated {
+        let back = self.back.as_ref().expect("it was stepped");
+        back.class().negotiated().expect("a session").clone()
     }
 
     /// Another backend takes the session over.

@@ -54,6 +54,10 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
         Ok(())
     }
 
+    fn is_outdated(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> bool {
+        BackOffer::read(xs, &ends.back).is_ok_and(|now| now != self.offer)
+    }
+
     fn request(&self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), HandshakeError> {
         let no_rings = HandshakeError::Unwritable("rings that were never made");
         let session = self.session.as_ref().ok_or(no_rings)?;
