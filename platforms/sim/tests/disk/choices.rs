@@ -61,6 +61,8 @@ pub struct Faults {
     /// How likely each is; a worker's step is 200.
     pub often: u32,
     pub flaw: Flaw,
+    /// Queues that a disk has at most, 1 if this is 0.
+    pub queues: usize,
     /// How the driver domain reaches its guests' pages.
     pub policy: Policy,
 }
@@ -68,7 +70,7 @@ pub struct Faults {
 impl Faults {
     /// Some of them: a run with few goes deeper than one with all.
     pub fn some(sim: &mut Sim) -> Self {
-        let policy = sim.pick(&Policy::ALL);
+        let (policy, queues) = (sim.pick(&Policy::ALL), queues(sim));
         let mut coin = || sim.one_in(2);
         Self {
             crash: coin(),
@@ -79,7 +81,16 @@ impl Faults {
             close: coin(),
             often: sim.pick(&[1, 3, 10]),
             flaw: Flaw::None,
+            queues,
             policy,
         }
     }
+}
+
+/// Most queues of a disk that a daemon offers.
+pub const QUEUES_OFFERED: usize = 4;
+
+/// How many queues disks of a run have at most.
+pub fn queues(sim: &mut Sim) -> usize {
+    1 + sim.index(QUEUES_OFFERED)
 }

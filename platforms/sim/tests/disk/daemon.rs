@@ -46,6 +46,10 @@ pub enum Flaw {
     ForgetsWrites,
     /// Says that a flush is done, and does nothing.
     ForgetsFlushes,
+    /// Resumes the first queue of a session by the record of the second, and the other way round.
+    SwapsRecords,
+    /// Resumes the first queue of a session only.
+    ResumesOneQueue,
 }
 
 /// A channel that can be made to fail.
@@ -80,6 +84,17 @@ impl EventChannel for Wire {
 type Platform = Mortal<LocalDomain>;
 /// In-flight records, by device: they outlive the daemon.
 pub type Records = Rc<RefCell<BTreeMap<String, Mortal<HeapMemory>>>>;
+type Parts = QueueParts<Platform, Mortal<LocalChannel>, Mortal<HeapMemory>>;
+
+thread_local! {
+    /// How many sessions of several queues were resumed.
+    static RESUMED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// How many sessions of several queues were resumed since the last call.
+pub fn take_resumed() -> u32 {
+    RESUMED.take()
+}
 
 /// What a thread of the real daemon has.
 struct Served {
@@ -87,27 +102,56 @@ struct Served {
     turn: Turn,
 }
 
-#[derive(Default)]
+/// A queue's place, where the scheduler polls it.
 struct Seat {
+    name: String,
     served: Option<Served>,
     fault: Option<QueueFault>,
 }
 
-/// Serves one disk: its queue sits in a seat, and the scheduler polls it there.
+type SharedSeat = Rc<RefCell<Seat>>;
+/// The seats of a disk's queues.
+type Seats = Rc<RefCell<Vec<SharedSeat>>>;
+
+/// Serves one disk: each of its queues has a seat.
 pub struct Server {
     media: Rc<BTreeMap<String, SharedMedium>>,
     /// None if no session is to outlive the daemon.
     records: Option<Records>,
     medium: Option<SharedMedium>,
-    seat: Rc<RefCell<Seat>>,
+    seats: Seats,
     crashed: Rc<Cell<bool>>,
     flaw: Flaw,
+    /// The session is another process's.
+    resumed: bool,
+    /// The first queue, whose record is to be mixed up with the second's.
+    first: Option<(SharedSeat, Parts)>,
 }
 
 /// A queue that is being served.
 pub struct Running {
-    seat: Rc<RefCell<Seat>>,
+    seat: SharedSeat,
     crashed: Rc<Cell<bool>>,
+}
+
+impl Server {
+    fn seat(&self, seat: &SharedSeat, parts: Parts) {
+        let medium = self.medium.clone().expect("opened before it is started");
+        let parts = QueueParts {
+            frontend: parts.frontend,
+            disk: parts.disk,
+            grants: parts.grants,
+            data_path: parts.data_path,
+            ring: parts.ring,
+            channel: Wire { channel: parts.channel, cut: self.flaw == Flaw::NeverNotifies },
+            abi: parts.abi,
+            max_indirect_segments: parts.max_indirect_segments,
+            record: parts.record,
+            stats: parts.stats,
+        };
+        let queue = Queue::new(parts, SimEngine::new(medium, self.flaw));
+        seat.borrow_mut().served = Some(Served { queue, turn: Turn::Poll });
+    }
 }
 
 impl Serve<Platform> for Server {
@@ -120,6 +164,7 @@ impl Serve<Platform> for Server {
         len: usize,
         resumed: bool,
     ) -> Result<Mortal<HeapMemory>, Fault> {
+        self.resumed = resumed;
         if resumed {
             let records = self.records.as_ref().expect("only who keeps records resumes").borrow();
             let found = records.get(device).cloned();
@@ -148,30 +193,29 @@ impl Serve<Platform> for Server {
         Ok(medium.borrow().geometry())
     }
 
-    fn start(
-        &mut self,
-        _: &str,
-        parts: QueueParts<Platform, Mortal<LocalChannel>, Mortal<HeapMemory>>,
-    ) -> Result<Running, Fault> {
-        let medium = self.medium.clone().expect("opened before it is started");
-        let channel = |channel| Wire { channel, cut: self.flaw == Flaw::NeverNotifies };
-        let parts = QueueParts {
-            frontend: parts.frontend,
-            disk: parts.disk,
-            grants: parts.grants,
-            data_path: parts.data_path,
-            ring: parts.ring,
-            channel: channel(parts.channel),
-            abi: parts.abi,
-            max_indirect_segments: parts.max_indirect_segments,
-            record: parts.record,
-            stats: parts.stats,
+    fn start(&mut self, name: &str, mut parts: Parts) -> Result<Running, Fault> {
+        let seat = Seat { name: name.into(), served: None, fault: None };
+        let seat = Rc::new(RefCell::new(seat));
+        let number = {
+            let mut seats = self.seats.borrow_mut();
+            seats.retain(|seat| Rc::strong_count(seat) > 1);
+            assert!(seats.iter().all(|seat| seat.borrow().name != name), "two sessions at once");
+            seats.push(Rc::clone(&seat));
+            seats.len() - 1
         };
-        let queue = Queue::new(parts, SimEngine::new(medium, self.flaw));
-        let mut seat = self.seat.borrow_mut();
-        assert!(seat.served.is_none(), "two sessions at once");
-        *seat = Seat { served: Some(Served { queue, turn: Turn::Poll }), fault: None };
-        Ok(Running { seat: Rc::clone(&self.seat), crashed: Rc::clone(&self.crashed) })
+        RESUMED.set(RESUMED.get() + u32::from(self.resumed && number == 1));
+        match (self.flaw, number) {
+            (Flaw::SwapsRecords, 0) if self.resumed => self.first = Some((Rc::clone(&seat), parts)),
+            (Flaw::ResumesOneQueue, 1..) if self.resumed => {}
+            _ => {
+                if let Some((seat, mut first)) = self.first.take() {
+                    std::mem::swap(&mut first.record, &mut parts.record);
+                    self.seat(&seat, first);
+                }
+                self.seat(&seat, parts);
+            }
+        }
+        Ok(Running { seat, crashed: Rc::clone(&self.crashed) })
     }
 
     fn fault(&mut self, running: &mut Running) -> Option<QueueFault> {
@@ -182,7 +226,13 @@ impl Serve<Platform> for Server {
 impl Drop for Running {
     /// Finishes what is under way, as the real worker's end does; unless the process is killed.
     fn drop(&mut self) {
-        let Some(mut served) = self.seat.borrow_mut().served.take() else { return };
+        let mut seat = self.seat.borrow_mut();
+        seat.fault = None;
+        let Some(mut served) = seat.served.take() else { return };
+        // A run that has failed has no orderly end.
+        if std::thread::panicking() {
+            return;
+        }
         if self.crashed.get() {
             return served.queue.engine_mut().crash();
         }
@@ -249,10 +299,10 @@ impl Served {
 pub enum DaemonDo {
     /// Take an event of xenstore.
     Event,
-    /// A worker's step.
-    Work(usize),
-    /// The engine completes something.
-    Complete(usize),
+    /// A step of a device's worker.
+    Work(usize, usize),
+    /// A queue's engine completes something.
+    Complete(usize, usize),
     /// A worker has ended by itself: its driver is to hear of it.
     Ended(usize),
     /// Look at xenstore without cause.
@@ -261,7 +311,7 @@ pub enum DaemonDo {
 
 struct Device {
     driver: BackendDriver<Vbd<Platform, Server>>,
-    seat: Rc<RefCell<Seat>>,
+    seats: Seats,
 }
 
 /// The daemon of a driver domain.
@@ -318,16 +368,17 @@ impl Daemon {
             menu.must(100, Do::Daemon(DaemonDo::Event));
         }
         for (i, device) in self.devices.values().enumerate() {
-            let mut seat = device.seat.borrow_mut();
-            if seat.fault.is_some() {
-                menu.must(100, Do::Daemon(DaemonDo::Ended(i)));
-            }
-            if let Some(served) = &mut seat.served {
+            for (q, seat) in device.seats.borrow().iter().enumerate() {
+                let mut seat = seat.borrow_mut();
+                if seat.fault.is_some() {
+                    menu.must(100, Do::Daemon(DaemonDo::Ended(i)));
+                }
+                let Some(served) = &mut seat.served else { continue };
                 if served.is_awake() {
-                    menu.must(200, Do::Daemon(DaemonDo::Work(i)));
+                    menu.must(200, Do::Daemon(DaemonDo::Work(i, q)));
                 }
                 if served.queue.engine_mut().is_busy() {
-                    menu.must(150, Do::Daemon(DaemonDo::Complete(i)));
+                    menu.must(150, Do::Daemon(DaemonDo::Complete(i, q)));
                 }
             }
             menu.may(2, || Do::Daemon(DaemonDo::Spurious(i)));
@@ -360,18 +411,19 @@ impl Daemon {
                 }
                 None => {}
             },
-            DaemonDo::Work(i) => {
-                let device = self.device(i).1;
-                let mut seat = device.seat.borrow_mut();
+            DaemonDo::Work(i, q) => {
+                let seat = self.seat(i, q);
+                let mut seat = seat.borrow_mut();
                 let served = seat.served.as_mut().expect("on the menu only if served");
                 if let Err(fault) = served.work(self.flaw, sim) {
                     sim.note(format_args!("the queue ends: {}", fault.code()));
                     served.let_finish();
-                    *seat = Seat { served: None, fault: Some(fault) };
+                    (seat.served, seat.fault) = (None, Some(fault));
                 }
             }
-            DaemonDo::Complete(i) => {
-                let mut seat = self.device(i).1.seat.borrow_mut();
+            DaemonDo::Complete(i, q) => {
+                let seat = self.seat(i, q);
+                let mut seat = seat.borrow_mut();
                 let served = seat.served.as_mut().expect("on the menu only if served");
                 served.queue.engine_mut().complete_one();
             }
@@ -386,6 +438,10 @@ impl Daemon {
         self.devices.iter().nth(i).expect("on the menu only if there")
     }
 
+    fn seat(&self, i: usize, q: usize) -> SharedSeat {
+        Rc::clone(&self.device(i).1.seats.borrow()[q])
+    }
+
     fn look_for_devices(&mut self, sim: &mut Sim) {
         let me = self.id();
         let found = list_backends(&mut self.xs, BackendKind::Vbd, me).expect("xenstore");
@@ -393,14 +449,16 @@ impl Daemon {
             if self.devices.contains_key(&addr) {
                 continue;
             }
-            let seat = Rc::new(RefCell::new(Seat::default()));
+            let seats = Seats::default();
             let server = Server {
                 media: Rc::clone(&self.media),
                 records: self.records.clone(),
                 medium: None,
-                seat: Rc::clone(&seat),
+                seats: Rc::clone(&seats),
                 crashed: Rc::clone(&self.crashed),
                 flaw: self.flaw,
+                resumed: false,
+                first: None,
             };
             let vbd = Vbd::with(Mortal(self.domain.clone()), server, self.config);
             let left = read_state(&mut self.xs, &addr.backend_path()).expect("xenstore");
@@ -412,7 +470,7 @@ impl Daemon {
                 }
                 _ => BackendDriver::restarted(addr, vbd),
             };
-            self.devices.insert(addr, Device { driver, seat });
+            self.devices.insert(addr, Device { driver, seats });
             self.step(addr, sim);
         }
     }

@@ -4,7 +4,7 @@ use crate::choices::Do;
 use crate::daemon::Turn;
 use crate::medium::SECTOR;
 use crate::model::{Model, Pending, content};
-use pvio_blkfront::{BackendFault, Disk, Op, Shape, SlotId, StartError};
+use pvio_blkfront::{BackendFault, Disk, Op, Queue, Shape, SlotId, StartError, Wish};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
 use pvio_ring::proto::blkif::Status;
@@ -22,16 +22,16 @@ use std::rc::Rc;
 pub enum GuestDo {
     /// Take an event of xenstore.
     Event,
-    /// A step of the disk's interrupt handler, or of the thread that polls.
-    Work,
+    /// A step of a queue's interrupt handler, or of the thread that polls.
+    Work(usize),
     /// Prepare and perhaps begin requests.
-    Issue,
+    Issue(usize),
     /// Begin a request that was prepared.
-    Begin,
+    Begin(usize),
     /// Show the backend what was begun.
-    Publish,
+    Publish(usize),
     /// Look at answers that were taken.
-    Check,
+    Check(usize),
     /// Unload the driver.
     Close,
     /// The driver is unloaded: load it again.
@@ -39,7 +39,7 @@ pub enum GuestDo {
     /// Look at xenstore without cause.
     Spurious,
     /// Wake the backend without cause.
-    Knock,
+    Knock(usize),
 }
 
 /// A request under way.
@@ -60,16 +60,30 @@ pub struct Guest {
     model: Rc<RefCell<Model>>,
     /// Whether the backend is expected to keep its word; data is compared only then.
     trusting: bool,
-    turn: Turn,
+    /// Most queues that it asks for.
+    queues: usize,
     session: u32,
+    lanes: Vec<Lane>,
+    closing: bool,
+    pub checked: u64,
+}
+
+/// What goes on in a queue.
+struct Lane {
+    turn: Turn,
     /// Prepared, not begun.
     held: Vec<(SlotId, Request)>,
     flying: BTreeMap<usize, Request>,
     /// Answered, not looked at.
     answered: Vec<Answer>,
     unpublished: bool,
-    closing: bool,
-    pub checked: u64,
+}
+
+impl Lane {
+    fn new() -> Self {
+        let (held, flying, answered) = (Vec::new(), BTreeMap::new(), Vec::new());
+        Self { turn: Turn::Asleep, held, flying, answered, unpublished: false }
+    }
 }
 
 const BUS: &str = "bus";
@@ -80,7 +94,7 @@ impl Guest {
         store: &Rc<RefCell<Store>>,
         addr: DeviceAddr,
         model: Rc<RefCell<Model>>,
-        trusting: bool,
+        (queues, trusting): (usize, bool),
     ) -> Self {
         let mut xs = LocalClient::connect(store, domain.id());
         xs.watch(&frontend_root(DeviceClass::Vbd, domain.id()), BUS).expect("the first watch");
@@ -92,12 +106,9 @@ impl Guest {
             driver: None,
             model,
             trusting,
-            turn: Turn::Asleep,
+            queues,
             session: 0,
-            held: Vec::new(),
-            flying: BTreeMap::new(),
-            answered: Vec::new(),
-            unpublished: false,
+            lanes: Vec::new(),
             closing: false,
             checked: 0,
         }
@@ -127,9 +138,12 @@ impl Guest {
 
     /// What it waits for.
     pub fn waiting(&self) -> Option<String> {
-        let (me, flying) = (self.id(), self.flying.len());
+        let (me, flying) = (self.id(), self.lanes.iter().map(|lane| lane.flying.len()));
+        let flying: Vec<usize> = flying.collect();
         match &self.driver {
-            Some(_) if flying > 0 => Some(format!("guest {me} waits for {flying} answers")),
+            Some(_) if flying.iter().any(|flying| *flying > 0) => {
+                Some(format!("guest {me} waits for responses, by queue: {flying:?}"))
+            }
             Some(_) if self.closing => Some(format!("guest {me} waits for its disk to close")),
             _ => None,
         }
@@ -145,10 +159,12 @@ impl Guest {
     /// The domain is gone: nobody will take an answer any more.
     pub fn forget_requests(&mut self) {
         let mut model = self.model.borrow_mut();
-        let held = self.held.drain(..).map(|(_, r)| r);
-        let flying = std::mem::take(&mut self.flying).into_values();
-        let answered = self.answered.drain(..).map(|(_, r, ..)| r);
-        held.chain(flying).chain(answered).for_each(|r| model.abandon(r.pending));
+        for lane in &mut self.lanes {
+            let held = lane.held.drain(..).map(|(_, r)| r);
+            let flying = std::mem::take(&mut lane.flying).into_values();
+            let answered = lane.answered.drain(..).map(|(_, r, ..)| r);
+            held.chain(flying).chain(answered).for_each(|r| model.abandon(r.pending));
+        }
     }
 
     pub fn menu(&mut self, store: &Store, often: u32, menu: &mut Menu<Do>) {
@@ -166,26 +182,33 @@ impl Guest {
             menu.may(often, || Do::Guest(me, GuestDo::Close));
         }
         let sessions = driver.class().sessions();
-        let Some(queue) = driver.class_mut().queue() else { return };
+        if !driver.class().is_connected() {
+            return;
+        }
         if self.session != sessions {
-            (self.session, self.turn) = (sessions, Turn::Asleep);
-            self.unpublished = false;
+            self.session = sessions;
+            let lanes = &mut self.lanes;
+            lanes.iter_mut().for_each(|l| (l.turn, l.unpublished) = (Turn::Asleep, false));
+            lanes.resize_with(driver.class().queues().max(lanes.len()), Lane::new);
         }
-        if self.turn != Turn::Asleep || queue.channel().is_pending() {
-            menu.must(200, Do::Guest(me, GuestDo::Work));
-        }
-        if self.unpublished {
-            menu.must(100, Do::Guest(me, GuestDo::Publish));
-        }
-        if !self.held.is_empty() {
-            menu.must(100, Do::Guest(me, GuestDo::Begin));
-        }
-        if !self.answered.is_empty() {
-            menu.must(200, Do::Guest(me, GuestDo::Check));
-        }
-        if !self.closing {
-            menu.may(150, || Do::Guest(me, GuestDo::Issue));
-            menu.may(5, || Do::Guest(me, GuestDo::Knock));
+        for (q, lane) in self.lanes.iter().enumerate() {
+            let Some(queue) = driver.class_mut().queue_at(q) else { continue };
+            if lane.turn != Turn::Asleep || queue.channel().is_pending() {
+                menu.must(200, Do::Guest(me, GuestDo::Work(q)));
+            }
+            if lane.unpublished {
+                menu.must(100, Do::Guest(me, GuestDo::Publish(q)));
+            }
+            if !lane.held.is_empty() {
+                menu.must(100, Do::Guest(me, GuestDo::Begin(q)));
+            }
+            if !lane.answered.is_empty() {
+                menu.must(200, Do::Guest(me, GuestDo::Check(q)));
+            }
+            if !self.closing {
+                menu.may(150, || Do::Guest(me, GuestDo::Issue(q)));
+                menu.may(5, || Do::Guest(me, GuestDo::Knock(q)));
+            }
         }
     }
 
@@ -193,22 +216,23 @@ impl Guest {
         match action {
             GuestDo::Event => self.event(sim),
             GuestDo::Spurious => self.step(sim),
-            GuestDo::Work => {
-                if let Err(fault) = self.work() {
+            GuestDo::Work(q) => {
+                if let Err(fault) = self.work(q) {
                     self.give_up(&fault, sim);
                 }
             }
-            GuestDo::Issue => self.issue(sim),
-            GuestDo::Begin => {
-                let (slot, request) = self.held.swap_remove(sim.index(self.held.len()));
-                self.begin(slot, request);
-                self.unpublished = true;
+            GuestDo::Issue(q) => self.issue(q, sim),
+            GuestDo::Begin(q) => {
+                let lane = &mut self.lanes[q];
+                let (slot, request) = lane.held.swap_remove(sim.index(lane.held.len()));
+                lane.unpublished = true;
+                self.begin(q, slot, request);
             }
-            GuestDo::Publish => self.publish(sim),
-            GuestDo::Check => {
-                let at = sim.index(self.answered.len());
-                let answer = self.answered.swap_remove(at);
-                self.check(answer);
+            GuestDo::Publish(q) => self.publish(q, sim),
+            GuestDo::Check(q) => {
+                let answered = &mut self.lanes[q].answered;
+                let answer = answered.swap_remove(sim.index(answered.len()));
+                self.check(q, answer);
             }
             GuestDo::Close => {
                 let driver = self.driver.as_mut().expect("on the menu only if there");
@@ -219,11 +243,27 @@ impl Guest {
                 self.drop_driver();
                 self.new_driver(sim);
             }
-            GuestDo::Knock => {
-                let driver = self.driver.as_mut().expect("on the menu only if there");
-                let queue = driver.class_mut().queue().expect("on the menu only if connected");
-                queue.channel().notify().expect("the domain is alive");
+            GuestDo::Knock(q) => {
+                self.queue(q).0.channel().notify().expect("the domain is alive");
             }
+        }
+    }
+
+    fn queue(&mut self, q: usize) -> (&mut Queue<LocalDomain>, &mut Lane) {
+        let driver = self.driver.as_mut().expect("on the menu only if there");
+        let queue = driver.class_mut().queue_at(q).expect("on the menu only if connected");
+        (queue, &mut self.lanes[q])
+    }
+
+    /// Makes a request in each queue that is connected: all of them must be answered.
+    pub fn flush_by_every_queue(&mut self, sim: &mut Sim) {
+        for q in 0..self.lanes.len() {
+            let driver = self.driver.as_mut().filter(|driver| driver.class().is_connected());
+            let queue = driver.and_then(|driver| driver.class_mut().queue_at(q));
+            let Some(slot) = queue.and_then(|queue| queue.reserve()) else { continue };
+            let pending = self.model.borrow_mut().begin_flush();
+            self.begin(q, slot, Request { op: Op::Flush, pending });
+            self.publish(q, sim);
         }
     }
 
@@ -247,8 +287,9 @@ impl Guest {
 
     fn new_driver(&mut self, sim: &mut Sim) {
         // What is more than the least is had where it is offered.
-        let wish = Shape { ring_pages: sim.pick(&[1, 1, 2]), pages_per_slot: sim.pick(&[11, 24]) };
-        let disk = Disk::with_shape(self.domain.clone(), wish);
+        let shape = Shape { ring_pages: sim.pick(&[1, 1, 2]), pages_per_slot: sim.pick(&[11, 24]) };
+        let queues = 1 + sim.index(self.queues);
+        let disk = Disk::with(self.domain.clone(), Wish { shape, queues, ..Wish::default() });
         self.driver = Some(FrontendDriver::new(self.addr, disk));
         self.step(sim);
     }
@@ -256,7 +297,8 @@ impl Guest {
     fn drop_driver(&mut self) {
         self.forget_requests();
         self.driver = None;
-        (self.closing, self.unpublished, self.session) = (false, false, 0);
+        self.lanes.clear();
+        (self.closing, self.session) = (false, 0);
         self.model.borrow_mut().new_frontend();
     }
 
@@ -281,17 +323,16 @@ impl Guest {
         self.forget_requests();
     }
 
-    fn work(&mut self) -> Result<(), BackendFault> {
-        let driver = self.driver.as_mut().expect("on the menu only if there");
-        let queue = driver.class_mut().queue().expect("on the menu only if connected");
-        self.turn = match self.turn {
+    fn work(&mut self, q: usize) -> Result<(), BackendFault> {
+        let session = self.session;
+        let (queue, lane) = self.queue(q);
+        lane.turn = match lane.turn {
             Turn::Asleep => {
                 queue.channel().take()?;
                 Turn::Poll
             }
             Turn::Poll => {
-                let (flying, answered, session) =
-                    (&mut self.flying, &mut self.answered, self.session);
+                let (flying, answered) = (&mut lane.flying, &mut lane.answered);
                 let count = queue.poll(|slot, op, status| {
                     let request = flying.remove(&slot.index());
                     let request = request.expect("an answer to nothing, or a second one");
@@ -306,12 +347,13 @@ impl Guest {
         Ok(())
     }
 
-    fn issue(&mut self, sim: &mut Sim) {
+    fn issue(&mut self, q: usize, sim: &mut Sim) {
         let driver = self.driver.as_mut().expect("on the menu only if there");
         let disk = driver.class_mut();
         let served = disk.served().expect("known once connected");
         let (sectors, unit) = (served.sectors.min(256), u64::from(served.sector_size) / 512);
-        let queue = disk.queue().expect("on the menu only if connected");
+        let queue = disk.queue_at(q).expect("on the menu only if connected");
+        let lane = &mut self.lanes[q];
         for _ in 0..1 + sim.below(8) {
             let Some(slot) = queue.reserve() else { break };
             let most = (queue.slot_bytes() / SECTOR) as u64 / unit;
@@ -350,22 +392,21 @@ impl Guest {
             };
             match request {
                 None => queue.release(slot),
-                Some(request) if sim.one_in(4) => self.held.push((slot, request)),
+                Some(request) if sim.one_in(4) => lane.held.push((slot, request)),
                 Some(request) => {
                     queue.start(slot, request.op).expect("whole sectors in a reserved slot");
-                    self.flying.insert(slot.index(), request);
-                    self.unpublished = true;
+                    lane.flying.insert(slot.index(), request);
+                    lane.unpublished = true;
                 }
             }
         }
-        if self.unpublished && !sim.one_in(3) {
-            self.publish(sim);
+        if lane.unpublished && !sim.one_in(3) {
+            self.publish(q, sim);
         }
     }
 
-    fn begin(&mut self, slot: SlotId, request: Request) {
-        let driver = self.driver.as_mut().expect("on the menu only if there");
-        let queue = driver.class_mut().queue().expect("on the menu only if connected");
+    fn begin(&mut self, q: usize, slot: SlotId, request: Request) {
+        let (queue, lane) = self.queue(q);
         match queue.start(slot, request.op) {
             Ok(()) => {}
             // The disk has become smaller meanwhile.
@@ -375,22 +416,20 @@ impl Guest {
             }
             Err(error) => panic!("the slot was reserved, whatever came between: {error}"),
         }
-        let before = self.flying.insert(slot.index(), request);
+        let before = lane.flying.insert(slot.index(), request);
         assert!(before.is_none(), "one slot for two requests");
     }
 
-    fn publish(&mut self, sim: &mut Sim) {
-        let driver = self.driver.as_mut().expect("on the menu only if there");
-        let queue = driver.class_mut().queue().expect("on the menu only if connected");
-        self.unpublished = false;
+    fn publish(&mut self, q: usize, sim: &mut Sim) {
+        let (queue, lane) = self.queue(q);
+        lane.unpublished = false;
         if let Err(fault) = queue.publish() {
             self.give_up(&fault, sim);
         }
     }
 
-    fn check(&mut self, (slot, request, status, session): Answer) {
-        let driver = self.driver.as_mut().expect("on the menu only if there");
-        let queue = driver.class_mut().queue().expect("on the menu only if connected");
+    fn check(&mut self, q: usize, (slot, request, status, session): Answer) {
+        let (queue, _) = self.queue(q);
         let mut data = Vec::new();
         if let Op::Read { bytes, .. } = request.op {
             data.resize(bytes, 0);

@@ -22,8 +22,8 @@ mod medium;
 mod model;
 mod world;
 
-use choices::{Faults, Kind};
-use daemon::Flaw;
+use choices::{Faults, Kind, queues};
+use daemon::{Flaw, take_resumed};
 use pvio_blkback::Policy;
 use pvio_sim::{Failure, Sim, attempt, run_seeds, settle, storm};
 use std::collections::BTreeMap;
@@ -35,6 +35,8 @@ fn run(sim: &mut Sim, disks: &[Kind], faults: Faults) -> u64 {
     let mut world = DiskWorld::new(sim, disks, faults);
     storm(&mut world, sim, 2000);
     settle(&mut world, sim, 20_000);
+    world.flush_by_every_queue(sim);
+    settle(&mut world, sim, 20_000);
     world.end();
     settle(&mut world, sim, 20_000);
     world.assert_nothing_is_left();
@@ -43,8 +45,9 @@ fn run(sim: &mut Sim, disks: &[Kind], faults: Faults) -> u64 {
 
 #[test]
 fn undisturbed_disks_lose_nothing() {
-    run_seeds("undisturbed_disks_lose_nothing", 50, |sim| {
-        let faults = Faults { policy: sim.pick(&Policy::ALL), ..Faults::default() };
+    run_seeds("undisturbed_disks_lose_nothing", 40, |sim| {
+        let faults =
+            Faults { policy: sim.pick(&Policy::ALL), queues: queues(sim), ..Faults::default() };
         let checked = run(sim, &[Kind::Honest; 2], faults);
         assert!(checked > 0, "nothing was asked");
     });
@@ -52,10 +55,41 @@ fn undisturbed_disks_lose_nothing() {
 
 #[test]
 fn peers_may_die_at_any_step() {
-    run_seeds("peers_may_die_at_any_step", 150, |sim| {
+    run_seeds("peers_may_die_at_any_step", 100, |sim| {
         let faults = Faults::some(sim);
         run(sim, &[Kind::Honest; 2], faults);
     });
+}
+
+#[test]
+fn sessions_of_several_queues_are_resumed_wherever_the_daemon_dies() {
+    let name = "sessions_of_several_queues_are_resumed_wherever_the_daemon_dies";
+    let mut resumed = 0;
+    let runs = run_seeds(name, 25, |sim| {
+        let faults = resuming(sim, Flaw::None);
+        run(sim, &[Kind::Honest], faults);
+        resumed += take_resumed();
+    });
+    println!("{resumed} sessions of several queues were resumed");
+    assert!(u64::from(resumed) > runs);
+}
+
+/// A daemon that dies often, and whose successors resume sessions of 2 to 4 queues.
+fn resuming(sim: &mut Sim, flaw: Flaw) -> Faults {
+    let (policy, queues) = (sim.pick(&Policy::ALL), 2 + sim.index(3));
+    Faults { crash: true, resume: true, often: 10, queues, flaw, policy, ..Faults::default() }
+}
+
+#[test]
+fn queues_that_are_resumed_wrongly_are_found() {
+    for flaw in [Flaw::SwapsRecords, Flaw::ResumesOneQueue] {
+        let failure = first_failure(|sim| {
+            let faults = resuming(sim, flaw);
+            run(sim, &[Kind::Honest], faults)
+        });
+        let failure = failure.unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
+        println!("{flaw:?}: {}", failure.what);
+    }
 }
 
 #[test]
@@ -102,7 +136,7 @@ fn lost_data_is_found() {
 fn hostile_peers_end_with_a_reason_and_others_go_on() {
     let name = "hostile_peers_end_with_a_reason_and_others_go_on";
     let mut reasons = BTreeMap::<String, u32>::new();
-    let runs = run_seeds(name, 100, |sim| {
+    let runs = run_seeds(name, 75, |sim| {
         let disks = [Kind::Honest, Kind::HostileGuest, Kind::HostileBack];
         let faults = Faults { often: 1, ..Faults::some(sim) };
         sim.note(format_args!("{faults:?}"));

@@ -1,6 +1,6 @@
 //! Domains, their disks, the toolstack above them, and what can befall them.
 
-use crate::choices::{Do, Faults, Kind, ToolDo};
+use crate::choices::{Do, Faults, Kind, QUEUES_OFFERED, ToolDo};
 use crate::daemon::{Daemon, Records};
 use crate::guest::Guest;
 use crate::hostile_back::HostileBack;
@@ -128,11 +128,17 @@ impl DiskWorld {
         }
     }
 
+    /// Every queue of every honest disk has a request more.
+    pub fn flush_by_every_queue(&mut self, sim: &mut Sim) {
+        let honest = self.disks.iter_mut().filter(|disk| disk.kind == Kind::Honest);
+        honest.filter_map(|disk| disk.guest.as_mut()).for_each(|g| g.flush_by_every_queue(sim));
+    }
+
     /// # Panics
     /// When a guest's driver holds more memory than a few sessions take.
     pub fn assert_memory_is_bounded(&self) {
         // A ring of two pages, and for each of its slots 24 pages and one for the table.
-        let most = 3 * (2 + 64 * (24 + 1));
+        let most = 3 * QUEUES_OFFERED * (2 + 64 * (24 + 1));
         for guest in self.disks.iter().filter_map(|d| d.guest.as_ref()) {
             assert!(guest.pages() <= most, "guest {} has {} pages", guest.id(), guest.pages());
         }
@@ -185,7 +191,8 @@ impl DiskWorld {
             return;
         }
         let (model, trusting) = (Rc::clone(&disk.model), disk.kind == Kind::Honest);
-        disk.guest = Some(Guest::boot(domain, &self.store, disk.addr, model, trusting));
+        let how = (self.faults.queues.max(1), trusting);
+        disk.guest = Some(Guest::boot(domain, &self.store, disk.addr, model, how));
     }
 
     fn kill(&mut self, id: DomId) {
@@ -234,12 +241,14 @@ impl DiskWorld {
 
     fn start_daemon(&mut self, sim: &mut Sim) {
         let (domain, media) = (self.machine.domain(DRIVER), Rc::clone(&self.media));
+        let least = self.faults.queues.max(1) as u32;
         // The next one may offer less than the one before, or more.
         let config = Config {
             policy: self.faults.policy,
             max_indirect_segments: sim.pick(&[0, 12, 256]),
             max_ring_page_order: sim.pick(&[0, 4]),
-            ..Config::default()
+            // Never fewer than a guest's, whose requests in the queue that is missing would go nowhere.
+            max_queues: least + sim.below(u64::from(QUEUES_OFFERED as u32 - least) + 1) as u32,
         };
         let flaw = self.faults.flaw;
         let records = self.faults.resume.then(|| Rc::clone(&self.records));

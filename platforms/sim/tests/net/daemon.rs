@@ -1,12 +1,12 @@
 //! The driver domain: what serves vifs, as the real one does, but for threads and taps.
 
-use crate::wire::CablePort;
+use crate::wire::{CableEnd, CablePort};
 use crate::world::{Do, Turn};
 use pvio_grant_table::DomId;
 use pvio_netback::fault::QueueError;
-use pvio_netback::queue::Policy;
+use pvio_netback::queue::{Policy, Waker};
 use pvio_netback::vif::{Attach, Serve, Session, Vif};
-use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
+use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
 use pvio_sim::kill::{Mortal, run};
 use pvio_sim::{LocalDomain, Menu, Sim};
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
@@ -19,6 +19,8 @@ use pvio_xenstored::{LocalClient, Store};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 type Memory = Mortal<HeapMemory>;
 type Back = pvio_netback::Queue<Mortal<LocalDomain>, Box<[u8]>, Memory>;
@@ -26,13 +28,26 @@ type Back = pvio_netback::Queue<Mortal<LocalDomain>, Box<[u8]>, Memory>;
 /// The in-flight records, which outlive the daemon.
 pub type Records = Rc<RefCell<BTreeMap<String, Memory>>>;
 
-thread_local! {
-    /// How often a session was found recorded.
-    static RESUMED: Cell<u32> = const { Cell::new(0) };
+/// A mistake to be made on purpose, to see that it is found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Flaw {
+    #[default]
+    None,
+    /// Workers sleep without asking for an event and looking once more.
+    NoFinalCheck,
+    /// Resumes the first queue of a session by the record of the second, and the other way round.
+    SwapsRecords,
+    /// Resumes the first queue of a session only.
+    ResumesOneQueue,
 }
 
-/// How often a record was found since last asked.
-pub fn take_resumed() -> u32 {
+thread_local! {
+    /// How many sessions were resumed, and how many of them have several queues.
+    static RESUMED: Cell<[u32; 2]> = const { Cell::new([0; 2]) };
+}
+
+/// How many sessions were resumed since the last call, and how many of them have several queues.
+pub fn take_resumed() -> [u32; 2] {
     RESUMED.take()
 }
 
@@ -41,22 +56,51 @@ struct Served {
     queue: Back,
     port: CablePort,
     turn: Turn,
+    /// Set by its siblings to wake it.
+    woken: Arc<AtomicBool>,
 }
 
+/// A queue's place, where the scheduler polls it.
 type Seat = Rc<RefCell<Option<Served>>>;
+/// The seats of a NIC's queues.
+type Seats = Rc<RefCell<Vec<Seat>>>;
 
 pub struct Server {
     guest: DomId,
-    ports: Rc<BTreeMap<DomId, CablePort>>,
-    port: Option<CablePort>,
-    seat: Seat,
+    cables: Rc<BTreeMap<DomId, CableEnd>>,
+    cable: Option<CableEnd>,
+    seats: Seats,
     crashed: Rc<Cell<bool>>,
     records: Records,
+    flaw: Flaw,
+    max_queues: u32,
+    /// How often the record of an earlier process was opened.
+    reopened: u32,
+    /// Queues of the session that begins.
+    queues: usize,
+    woken: Vec<Arc<AtomicBool>>,
 }
 
 pub struct Running {
     seat: Seat,
     crashed: Rc<Cell<bool>>,
+}
+
+/// Exchanges the sections of the first two queues in a vif's record of `len` bytes. The sections of the
+/// queues are the record's last ones; the header has the number of queues.
+fn swap_queues(record: &Memory, len: usize) {
+    /// Bytes of the two sections of a queue: 256 entries of 16 bytes behind 64 bytes each.
+    const SECTIONS: usize = 2 * (64 + 256 * 16);
+    let queues = record.load_u64(88, Ordering::Relaxed).expect("inside the record") as usize;
+    if queues < 2 {
+        return;
+    }
+    let first = len - queues * SECTIONS;
+    for at in (first..first + SECTIONS).step_by(8) {
+        let [one, other] = [at, at + SECTIONS].map(|at| record.load_u64(at, Ordering::Relaxed));
+        record.0.store_u64(at, other.expect("inside"), Ordering::Relaxed);
+        record.0.store_u64(at + SECTIONS, one.expect("inside"), Ordering::Relaxed);
+    }
 }
 
 impl Serve<Mortal<LocalDomain>> for Server {
@@ -67,10 +111,15 @@ impl Serve<Mortal<LocalDomain>> for Server {
     fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Memory, Fault> {
         let mut records = self.records.borrow_mut();
         if resumed {
+            self.reopened += 1;
             let found = records.get(device).cloned();
-            RESUMED.set(RESUMED.get() + u32::from(found.is_some()));
-            return found.ok_or_else(|| Fault::new("record-missing", "there is none"));
+            let found = found.ok_or_else(|| Fault::new("record-missing", "there is none"))?;
+            if self.flaw == Flaw::SwapsRecords && self.reopened == 1 {
+                swap_queues(&found, len);
+            }
+            return Ok(found);
         }
+        self.reopened = 0;
         let memory = Mortal(HeapMemory::pages(len.div_ceil(PAGE_SIZE)));
         records.insert(device.into(), memory.clone());
         Ok(memory)
@@ -81,7 +130,16 @@ impl Serve<Mortal<LocalDomain>> for Server {
     }
 
     fn max_queues(&self) -> u32 {
-        1
+        self.max_queues
+    }
+
+    fn wakers(&mut self, queues: usize) -> Result<Vec<Waker>, Fault> {
+        self.woken = (0..queues).map(|_| Arc::default()).collect();
+        let waker = |woken: &Arc<AtomicBool>| {
+            let woken = Arc::clone(woken);
+            Arc::new(move || woken.store(true, Ordering::Relaxed)) as Waker
+        };
+        Ok(self.woken.iter().map(waker).collect())
     }
 
     fn policy(&self) -> Policy {
@@ -90,21 +148,33 @@ impl Serve<Mortal<LocalDomain>> for Server {
     }
 
     fn open(&mut self, vif: &ToolstackBack, _: Attach) -> Result<(), Fault> {
-        self.port = self.ports.get(&vif.frontend_id).cloned();
+        self.cable = self.cables.get(&vif.frontend_id).cloned();
         Ok(())
     }
 
-    fn begin(&mut self, _: &Session) -> Result<(), Fault> {
+    fn begin(&mut self, session: &Session) -> Result<(), Fault> {
+        self.queues = session.queues;
         Ok(())
     }
 
     fn started(&mut self) {}
 
-    fn start(&mut self, _: usize, _: &str, queue: Back) -> Result<Running, Fault> {
-        let port = self.port.clone().expect("opened before it is started");
-        let served = Served { queue, port, turn: Turn::Poll };
-        assert!(self.seat.borrow_mut().replace(served).is_none(), "two sessions at once");
-        Ok(Running { seat: Rc::clone(&self.seat), crashed: Rc::clone(&self.crashed) })
+    fn start(&mut self, index: usize, _: &str, queue: Back) -> Result<Running, Fault> {
+        let resumed = self.reopened > 0;
+        let [all, several] = RESUMED.get();
+        let [first, second] = [0, 1].map(|number| u32::from(resumed && index == number));
+        RESUMED.set([all + first, several + second]);
+        let cable = self.cable.as_ref().expect("opened before it is started");
+        let port = cable.port(index, self.queues);
+        let woken = self.woken.get(index).cloned().unwrap_or_default();
+        let served = Served { queue, port, turn: Turn::Poll, woken };
+        let forgotten = self.flaw == Flaw::ResumesOneQueue && resumed && index > 0;
+        let seat = Rc::new(RefCell::new(Some(served).filter(|_| !forgotten)));
+        let mut seats = self.seats.borrow_mut();
+        seats.retain(|seat| Rc::strong_count(seat) > 1);
+        assert_eq!(seats.len(), index, "two sessions at once");
+        seats.push(Rc::clone(&seat));
+        Ok(Running { seat, crashed: Rc::clone(&self.crashed) })
     }
 
     fn stopped(&mut self) {}
@@ -128,12 +198,14 @@ impl Served {
         self.turn != Turn::Asleep
             || self.queue.channels().any(|c| c.0.is_pending())
             || self.port.is_ready()
+            || self.woken.load(Ordering::Relaxed)
     }
 
     /// One step of a worker's loop.
-    fn work(&mut self, careless: bool, sim: &mut Sim) -> Result<(), QueueError> {
+    fn work(&mut self, flaw: Flaw, sim: &mut Sim) -> Result<(), QueueError> {
         self.turn = match self.turn {
             Turn::Asleep => {
+                self.woken.store(false, Ordering::Relaxed);
                 self.queue.take_events()?;
                 Turn::Poll
             }
@@ -146,7 +218,7 @@ impl Served {
                     Turn::Check
                 }
             }
-            Turn::Check if careless || self.queue.may_sleep()? => Turn::Asleep,
+            Turn::Check if flaw == Flaw::NoFinalCheck || self.queue.may_sleep()? => Turn::Asleep,
             Turn::Check => Turn::Poll,
         };
         Ok(())
@@ -157,24 +229,24 @@ impl Served {
 #[derive(Debug)]
 pub enum DaemonDo {
     Event,
-    Work(usize),
+    Work(usize, usize),
     Spurious(usize),
 }
 
 struct Device {
     driver: BackendDriver<Vif<Mortal<LocalDomain>, Server>>,
-    seat: Seat,
+    seats: Seats,
 }
 
 pub struct Daemon {
     domain: LocalDomain,
     xs: LocalClient,
     devices: BTreeMap<DeviceAddr, Device>,
-    ports: Rc<BTreeMap<DomId, CablePort>>,
+    cables: Rc<BTreeMap<DomId, CableEnd>>,
     crashed: Rc<Cell<bool>>,
     records: Records,
-    /// Its workers sleep without asking for an event and looking once more.
-    careless: bool,
+    flaw: Flaw,
+    max_queues: u32,
 }
 
 const ROOT: &str = "root";
@@ -183,13 +255,13 @@ impl Daemon {
     pub fn start(
         domain: LocalDomain,
         store: &Rc<RefCell<Store>>,
-        (ports, records): (Rc<BTreeMap<DomId, CablePort>>, Records),
-        careless: bool,
+        (cables, records): (Rc<BTreeMap<DomId, CableEnd>>, Records),
+        (flaw, max_queues): (Flaw, u32),
     ) -> Self {
         let mut xs = LocalClient::connect(store, domain.id());
         xs.watch(&backend_root(BackendKind::Vif, domain.id()), ROOT).expect("the first watch");
         let (devices, crashed) = (BTreeMap::new(), Rc::default());
-        Self { domain, xs, devices, ports, crashed, records, careless }
+        Self { domain, xs, devices, cables, crashed, records, flaw, max_queues }
     }
 
     pub fn serves(&self, addr: DeviceAddr) -> bool {
@@ -211,8 +283,10 @@ impl Daemon {
             menu.must(100, Do::Daemon(DaemonDo::Event));
         }
         for (i, device) in self.devices.values().enumerate() {
-            if device.seat.borrow().as_ref().is_some_and(Served::is_awake) {
-                menu.must(200, Do::Daemon(DaemonDo::Work(i)));
+            for (q, seat) in device.seats.borrow().iter().enumerate() {
+                if seat.borrow().as_ref().is_some_and(Served::is_awake) {
+                    menu.must(200, Do::Daemon(DaemonDo::Work(i, q)));
+                }
             }
             menu.may(2, || Do::Daemon(DaemonDo::Spurious(i)));
         }
@@ -236,10 +310,11 @@ impl Daemon {
                 }
                 None => {}
             },
-            DaemonDo::Work(i) => {
-                let mut seat = nth(i).1.seat.borrow_mut();
+            DaemonDo::Work(i, q) => {
+                let seat = Rc::clone(&nth(i).1.seats.borrow()[q]);
+                let mut seat = seat.borrow_mut();
                 let served = seat.as_mut().expect("on the menu only if served");
-                served.work(self.careless, sim).expect("an honest frontend");
+                served.work(self.flaw, sim).expect("an honest frontend");
             }
             DaemonDo::Spurious(i) => {
                 let addr = *nth(i).0;
@@ -254,14 +329,19 @@ impl Daemon {
             if self.devices.contains_key(&addr) {
                 continue;
             }
-            let seat = Seat::default();
+            let seats = Seats::default();
             let server = Server {
                 guest: addr.front,
-                ports: Rc::clone(&self.ports),
-                port: None,
-                seat: Rc::clone(&seat),
+                cables: Rc::clone(&self.cables),
+                cable: None,
+                seats: Rc::clone(&seats),
                 crashed: Rc::clone(&self.crashed),
                 records: Rc::clone(&self.records),
+                flaw: self.flaw,
+                max_queues: self.max_queues,
+                reopened: 0,
+                queues: 0,
+                woken: Vec::new(),
             };
             let vif = Vif::new(Mortal(self.domain.clone()), server);
             // As the real daemon decides.
@@ -270,7 +350,7 @@ impl Daemon {
                 XenbusState::Connected => BackendDriver::resuming(addr, vif),
                 _ => BackendDriver::restarted(addr, vif),
             };
-            self.devices.insert(addr, Device { driver, seat });
+            self.devices.insert(addr, Device { driver, seats });
             self.step(addr, sim);
         }
     }

@@ -1,10 +1,10 @@
 //! A guest with a NIC, that sends and receives numbered frames.
 
-use crate::wire::{LEAST, Ledger};
+use crate::wire::{LANES, LEAST, Ledger};
 use crate::world::{Do, Turn};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
-use pvio_netfront::{Checksum, GroupError, Hearing, Incoming, Nic, SendError};
+use pvio_netfront::{Checksum, GroupError, Hearing, Incoming, Nic, Queue, SendError};
 use pvio_sim::{LocalDomain, Menu, Sim};
 use pvio_xenbus::driver::{FrontendDriver, Life};
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, frontend_root, list_frontends};
@@ -38,6 +38,8 @@ pub struct Guest {
     xs: LocalClient,
     driver: Option<FrontendDriver<Nic<LocalDomain>>>,
     turn: Turn,
+    /// Most queues that it asks for.
+    queues: usize,
     session: u32,
     unpublished: bool,
     closing: bool,
@@ -55,12 +57,25 @@ impl Guest {
         store: &Rc<RefCell<Store>>,
         addr: DeviceAddr,
         [sends, receives]: [SharedLedger; 2],
+        queues: usize,
     ) -> Self {
         let mut xs = LocalClient::connect(store, domain.id());
         xs.watch(&frontend_root(DeviceClass::Vif, domain.id()), BUS).expect("the first watch");
         let (turn, session) = (Turn::Asleep, 0);
         let (driver, unpublished, closing) = (None, false, false);
-        Self { addr, domain, xs, driver, turn, session, unpublished, closing, sends, receives }
+        Self {
+            addr,
+            domain,
+            xs,
+            driver,
+            turn,
+            queues,
+            session,
+            unpublished,
+            closing,
+            sends,
+            receives,
+        }
     }
 
     pub fn id(&self) -> DomId {
@@ -156,6 +171,7 @@ impl Guest {
 
     fn new_driver(&mut self, sim: &mut Sim) {
         let nic = Nic::new(self.domain.clone()).choosing_groups().with_headroom(sim.pick(&ROOMS));
+        let nic = nic.with_queues(1 + sim.index(self.queues) as u32);
         self.driver = Some(FrontendDriver::new(self.addr, nic));
         self.step(sim);
     }
@@ -174,9 +190,9 @@ impl Guest {
         }
     }
 
-    fn queue(&mut self) -> &mut pvio_netfront::Queue<LocalDomain> {
+    fn queues(&mut self) -> &mut [Queue<LocalDomain>] {
         let driver = self.driver.as_mut().expect("on the menu only if there");
-        driver.class_mut().queue().expect("on the menu only if connected")
+        driver.class_mut().queues()
     }
 
     fn work(&mut self, sim: &mut Sim) {
@@ -189,17 +205,23 @@ impl Guest {
                 Turn::Poll
             }
             Turn::Poll => {
-                let queue = nic.queue().expect("on the menu only if connected");
-                let mut left = 1 + sim.below(32);
-                let take = |packet: Incoming<'_>| {
-                    assert!(ROOMS.map(usize::from).contains(&packet.headroom()));
-                    receives.borrow_mut().received(packet.frame());
-                };
-                while left > 0 && queue.receive_packet(take).expect("an honest backend").is_some() {
-                    left -= 1;
+                let queues = nic.queues();
+                let (count, mut busy) = (queues.len(), false);
+                for (number, queue) in queues.iter_mut().enumerate() {
+                    let mut left = 1 + sim.below(32);
+                    let take = |packet: Incoming<'_>| {
+                        assert!(ROOMS.map(usize::from).contains(&packet.headroom()));
+                        receives.borrow_mut().received(packet.frame(), number, count);
+                    };
+                    while left > 0
+                        && queue.receive_packet(take).expect("an honest backend").is_some()
+                    {
+                        left -= 1;
+                    }
+                    queue.publish().expect("an honest backend");
+                    busy |= left == 0;
                 }
-                queue.publish().expect("an honest backend");
-                if left == 0 { Turn::Poll } else { Turn::Check }
+                if busy { Turn::Poll } else { Turn::Check }
             }
             Turn::Check if nic.final_check().expect("an honest backend") => Turn::Poll,
             Turn::Check => Turn::Asleep,
@@ -208,27 +230,46 @@ impl Guest {
     }
 
     fn send(&mut self, sim: &mut Sim) {
-        let sends = Rc::clone(&self.sends);
         for _ in 0..1 + sim.below(8) {
             let most = if sim.one_in(10) { 65_535 } else { 2000 };
             let len = LEAST + sim.below((most - LEAST) as u64 + 1) as usize;
-            if !sends.borrow().has_room(len) {
+            let queues = self.queues().len();
+            if !self.send_one(sim.index(queues), len) {
                 break;
             }
-            let frame = sends.borrow().frame(len);
-            match self.queue().send(&frame, Checksum::Unknown) {
-                Ok(()) => sends.borrow_mut().sent(len),
-                Err(SendError::Full) => {
-                    // It has to ask before it sleeps (again).
-                    self.turn = Turn::Check;
-                    break;
-                }
-                Err(error) => panic!("a frame of {len} bytes is not sent: {error}"),
-            }
-            self.unpublished = true;
         }
         if self.unpublished && !sim.one_in(3) {
             self.publish();
+        }
+    }
+
+    /// Whether there was room for the frame.
+    fn send_one(&mut self, lane: usize, len: usize) -> bool {
+        let sends = Rc::clone(&self.sends);
+        if !sends.borrow().has_room(len) {
+            return false;
+        }
+        let frame = sends.borrow().frame(lane, len);
+        match self.queues()[lane].send(&frame, Checksum::Unknown) {
+            Ok(()) => sends.borrow_mut().sent(lane, len),
+            Err(SendError::Full) => {
+                // It has to ask before it sleeps (again).
+                self.turn = Turn::Check;
+                return false;
+            }
+            Err(error) => panic!("a frame of {len} bytes is not sent: {error}"),
+        }
+        self.unpublished = true;
+        true
+    }
+
+    /// Sends a frame by every queue.
+    pub fn send_by_every_queue(&mut self) {
+        for lane in 0..LANES {
+            if self.is_connected() && lane < self.queues().len() {
+                assert!(self.send_one(lane, LEAST), "nothing is on its way");
+                self.publish();
+            }
         }
     }
 
@@ -265,6 +306,8 @@ impl Guest {
 
     fn publish(&mut self) {
         self.unpublished = false;
-        self.queue().publish().expect("an honest backend");
+        for queue in self.queues() {
+            queue.publish().expect("an honest backend");
+        }
     }
 }

@@ -15,8 +15,9 @@ mod guest;
 mod wire;
 mod world;
 
+use daemon::{Flaw, take_resumed};
 use pvio_sim::{Sim, attempt, run_seeds, settle, storm};
-use std::cell::Cell;
+use wire::LANES;
 use world::{Faults, NetWorld};
 
 /// A storm, a calm, and an orderly end.
@@ -27,6 +28,8 @@ fn run(sim: &mut Sim, faults: Faults) -> u64 {
     settle(&mut world, sim, 20_000);
     let received = world.received();
     world.assert_all_is_told();
+    world.send_by_every_queue();
+    settle(&mut world, sim, 20_000);
     world.end();
     settle(&mut world, sim, 20_000);
     world.assert_nothing_is_left();
@@ -35,14 +38,15 @@ fn run(sim: &mut Sim, faults: Faults) -> u64 {
 
 #[test]
 fn undisturbed_frames_all_come() {
-    run_seeds("undisturbed_frames_all_come", 25, |sim| {
-        assert!(run(sim, Faults::default()) > 0, "nothing was sent");
+    run_seeds("undisturbed_frames_all_come", 20, |sim| {
+        let faults = Faults { queues: 1 + sim.index(LANES), ..Faults::default() };
+        assert!(run(sim, faults) > 0, "nothing was sent");
     });
 }
 
 #[test]
 fn nics_survive_the_death_of_peers() {
-    run_seeds("nics_survive_the_death_of_peers", 50, |sim| {
+    run_seeds("nics_survive_the_death_of_peers", 40, |sim| {
         let faults = Faults::some(sim);
         run(sim, faults);
     });
@@ -50,14 +54,31 @@ fn nics_survive_the_death_of_peers() {
 
 #[test]
 fn sessions_are_resumed_wherever_the_daemon_dies() {
-    let resumed = Cell::new(0);
-    run_seeds("sessions_are_resumed_wherever_the_daemon_dies", 50, |sim| {
-        let faults = Faults { crash: true, often: 10, ..Faults::default() };
+    let mut resumed = [0; 2];
+    let runs = run_seeds("sessions_are_resumed_wherever_the_daemon_dies", 35, |sim| {
+        let faults = resuming(1 + sim.index(LANES), Flaw::None);
         run(sim, faults);
-        resumed.set(resumed.get() + daemon::take_resumed());
+        let [all, several] = take_resumed();
+        resumed = [resumed[0] + all, resumed[1] + several];
     });
-    println!("{} sessions were resumed", resumed.get());
-    assert!(resumed.get() > 50);
+    let [all, several] = resumed.map(u64::from);
+    println!("{all} sessions were resumed, {several} of them with several queues");
+    assert!(all > runs && several > runs / 2);
+}
+
+/// A daemon that dies often, and guests of at most `queues` queues.
+fn resuming(queues: usize, flaw: Flaw) -> Faults {
+    Faults { crash: true, often: 10, queues, flaw, ..Faults::default() }
+}
+
+#[test]
+fn queues_that_are_resumed_wrongly_are_found() {
+    for flaw in [Flaw::SwapsRecords, Flaw::ResumesOneQueue] {
+        let failure =
+            (0..20).find_map(|seed| attempt(seed, |sim| run(sim, resuming(4, flaw))).err());
+        let failure = failure.unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
+        println!("{flaw:?}: {}", failure.what);
+    }
 }
 
 #[test]
@@ -74,7 +95,7 @@ fn a_seed_is_one_run() {
 
 #[test]
 fn a_lost_wake_up_is_found() {
-    let faults = Faults { careless: true, ..Faults::default() };
+    let faults = Faults { flaw: Flaw::NoFinalCheck, ..Faults::default() };
     let failure = (0..20).find_map(|seed| attempt(seed, |sim| run(sim, faults)).err());
     let failure = failure.expect("a worker that does not look once more goes unnoticed");
     assert!(failure.what.starts_with("deadlock: "), "{}", failure.what);

@@ -10,71 +10,110 @@ const DEPTH: usize = 32;
 /// Bytes on their way in a direction, at most: less than what a backend keeps for a guest that is
 /// slow to post buffers, so that nothing has to be dropped.
 const WINDOW: usize = 256 * 1024;
-/// Bytes of an Ethernet header, a frame's number and its length.
-pub const LEAST: usize = 14 + 8 + 4;
+/// Bytes of an Ethernet header, a frame's number, its length and its lane.
+pub const LEAST: usize = 14 + 8 + 4 + 1;
+/// Lanes of a direction: one for each queue that a NIC may have. A queue sends into the lane of its
+/// number. Of `n` queues, number `q` receives from the lanes whose numbers are `q` modulo `n`.
+pub const LANES: usize = 4;
 
-/// One direction: what was sent, in order, and what of it has come.
+/// One direction of the cable: the frames of each lane.
 #[derive(Default)]
 pub struct Ledger {
+    flows: [Flow; LANES],
+    pub received: u64,
+}
+
+/// The frames that were sent in a lane, in order, and those that arrived.
+#[derive(Default)]
+struct Flow {
     next: u64,
     last: u64,
     /// Frames on their way: their numbers and lengths.
     flying: VecDeque<(u64, usize)>,
     /// Frames that may come once more than they were sent, or late, and how often.
     again: BTreeMap<u64, u32>,
-    pub received: u64,
 }
 
 impl Ledger {
     pub fn has_room(&self, len: usize) -> bool {
-        self.flying.iter().map(|(_, len)| len).sum::<usize>() + len <= WINDOW
+        let flying = self.flows.iter().flat_map(|flow| &flow.flying);
+        flying.map(|(_, len)| len).sum::<usize>() + len <= WINDOW
     }
 
-    /// The frame that would be sent next.
-    pub fn frame(&self, len: usize) -> Vec<u8> {
-        content(self.next + 1, len)
+    /// The frame that would be sent next in a lane.
+    pub fn frame(&self, lane: usize, len: usize) -> Vec<u8> {
+        content(lane, self.flows[lane].next + 1, len)
     }
 
-    pub fn sent(&mut self, len: usize) {
-        self.next += 1;
-        self.flying.push_back((self.next, len));
+    pub fn sent(&mut self, lane: usize, len: usize) {
+        let flow = &mut self.flows[lane];
+        flow.next += 1;
+        flow.flying.push_back((flow.next, len));
     }
 
+    /// Records a frame that arrived on queue `queue` of `queues`.
+    ///
     /// # Panics
-    /// When the frame is none that was sent, has come before, overtook another, or left one behind.
-    pub fn received(&mut self, frame: &[u8]) {
+    /// When the frame is none that was sent, has come before, overtook another of its lane, left one
+    /// behind, or comes on another queue than that of its lane.
+    pub fn received(&mut self, frame: &[u8], queue: usize, queues: usize) {
+        let lane = usize::from(*frame.get(26).expect("a frame shorter than any that was sent"));
+        assert_eq!(
+            lane % queues,
+            queue,
+            "a frame of lane {lane} comes on queue {queue} of {queues}"
+        );
+        self.received += u64::from(self.flows[lane].received(lane, frame));
+    }
+
+    /// Frames that are on their way in each lane.
+    pub fn flying(&self) -> [usize; LANES] {
+        self.flows.each_ref().map(|flow| flow.flying.len())
+    }
+
+    /// Whoever carried what is on its way may do so once more.
+    pub fn may_repeat(&mut self) {
+        self.flows.iter_mut().for_each(Flow::may_repeat);
+    }
+
+    /// What is on its way may be lost: somebody who carried it is gone.
+    pub fn forgive(&mut self) {
+        self.flows.iter_mut().for_each(Flow::forgive);
+    }
+}
+
+impl Flow {
+    /// Whether the frame is a new one.
+    fn received(&mut self, lane: usize, frame: &[u8]) -> bool {
         let number =
             frame.get(14..22).and_then(|b| b.first_chunk()).map(|b| u64::from_le_bytes(*b));
         let number = number.expect("a frame shorter than any that was sent");
         assert!(number <= self.next, "frame {number} was never sent");
         let late = number <= self.last;
-        assert!(content(number, frame.len()) == frame, "frame {number} was changed on its way");
+        assert!(
+            content(lane, number, frame.len()) == frame,
+            "frame {number} was changed on its way"
+        );
         if late {
             let left = self.again.get_mut(&number).filter(|left| **left > 0);
             *left.unwrap_or_else(|| panic!("frame {number} comes after frame {}", self.last)) -= 1;
-            return;
+            return false;
         }
         self.last = number;
-        self.received += 1;
         // What was given up for lost may come after all, but what is counted on comes in order.
         if self.flying.front().is_some_and(|(n, _)| number >= *n) {
             let (expected, len) = self.flying.pop_front().unwrap_or_default();
             assert_eq!((number, frame.len()), (expected, len), "a frame was lost");
         }
+        true
     }
 
-    pub fn flying(&self) -> usize {
-        self.flying.len()
-    }
-
-    /// Whoever carried what is on its way may do so once more.
-    pub fn may_repeat(&mut self) {
+    fn may_repeat(&mut self) {
         self.again.values_mut().for_each(|left| *left += 1);
         self.flying.iter().for_each(|(number, _)| *self.again.entry(*number).or_default() += 1);
     }
 
-    /// What is on its way may be lost: somebody who carried it is gone.
-    pub fn forgive(&mut self) {
+    fn forgive(&mut self) {
         for (number, _) in self.flying.drain(..) {
             self.again.entry(number).or_default();
         }
@@ -82,7 +121,7 @@ impl Ledger {
 }
 
 /// The bytes of a frame.
-fn content(number: u64, len: usize) -> Vec<u8> {
+fn content(lane: usize, number: u64, len: usize) -> Vec<u8> {
     let mut frame = vec![0; len];
     for (i, word) in frame.chunks_mut(8).enumerate() {
         let mixed = (number << 16 | i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -93,6 +132,7 @@ fn content(number: u64, len: usize) -> Vec<u8> {
     frame[12..14].copy_from_slice(&[0x88, 0xb5]);
     frame[14..22].copy_from_slice(&number.to_le_bytes());
     frame[22..26].copy_from_slice(&(len as u32).to_le_bytes());
+    frame[26] = lane as u8;
     frame
 }
 
@@ -100,26 +140,41 @@ type Lane = Rc<RefCell<VecDeque<Vec<u8>>>>;
 
 /// One end of the cable, in a driver domain.
 #[derive(Clone)]
-pub struct CablePort {
-    out: Lane,
-    inward: Lane,
-    blocked: bool,
+pub struct CableEnd {
+    out: [Lane; LANES],
+    inward: [Lane; LANES],
 }
 
-pub fn cable() -> [CablePort; 2] {
-    let (there, back) = (Lane::default(), Lane::default());
-    let end = |out: &Lane, inward: &Lane| CablePort {
-        out: Rc::clone(out),
-        inward: Rc::clone(inward),
-        blocked: false,
+pub fn cable() -> [CableEnd; 2] {
+    let (there, back) = (<[Lane; LANES]>::default(), <[Lane; LANES]>::default());
+    let end = |out: &[Lane; LANES], inward: &[Lane; LANES]| CableEnd {
+        out: out.each_ref().map(Rc::clone),
+        inward: inward.each_ref().map(Rc::clone),
     };
     [end(&there, &back), end(&back, &there)]
+}
+
+impl CableEnd {
+    /// The port of queue `queue` of `queues`.
+    pub fn port(&self, queue: usize, queues: usize) -> CablePort {
+        let inward = self.inward.iter().skip(queue).step_by(queues);
+        let inward = inward.map(Rc::clone).collect();
+        CablePort { out: Rc::clone(&self.out[queue]), inward, blocked: false }
+    }
+}
+
+/// What a queue sends into, and receives from.
+pub struct CablePort {
+    out: Lane,
+    inward: Vec<Lane>,
+    blocked: bool,
 }
 
 impl CablePort {
     /// Whether it would wake who waits for it.
     pub fn is_ready(&self) -> bool {
-        !self.inward.borrow().is_empty() || self.blocked && self.out.borrow().len() < DEPTH
+        self.inward.iter().any(|lane| !lane.borrow().is_empty())
+            || self.blocked && self.out.borrow().len() < DEPTH
     }
 }
 
@@ -143,7 +198,7 @@ impl NetPort for CablePort {
     }
 
     fn receive(&mut self) -> Option<Packet<Box<[u8]>>> {
-        let frame = self.inward.borrow_mut().pop_front()?;
+        let frame = self.inward.iter().find_map(|lane| lane.borrow_mut().pop_front())?;
         let len = frame.len();
         Some(Packet { buf: frame.into(), start: 0, len, offload: Offload::default() })
     }

@@ -1,8 +1,8 @@
 //! Two guests whose NICs are joined by a cable in a driver domain, and a toolstack.
 
-use crate::daemon::{Daemon, DaemonDo, Records};
+use crate::daemon::{Daemon, DaemonDo, Flaw, Records};
 use crate::guest::{Guest, GuestDo, SharedLedger};
-use crate::wire::{CablePort, cable};
+use crate::wire::{CableEnd, LANES, cable};
 use pvio_grant_table::DomId;
 use pvio_sim::{LocalMachine, Menu, Sim, World};
 use pvio_xenbus::XenbusState;
@@ -56,12 +56,14 @@ pub struct Faults {
     pub close: bool,
     /// How likely each is; a worker's step is 200.
     pub often: u32,
-    /// Workers sleep without a last look.
-    pub careless: bool,
+    pub flaw: Flaw,
+    /// Queues that a NIC has at most, 1 if this is 0.
+    pub queues: usize,
 }
 
 impl Faults {
     pub fn some(sim: &mut Sim) -> Self {
+        let queues = 1 + sim.index(LANES);
         let mut coin = || sim.one_in(2);
         Self {
             crash: coin(),
@@ -70,7 +72,8 @@ impl Faults {
             remove: coin(),
             close: coin(),
             often: sim.pick(&[1, 3, 10]),
-            careless: false,
+            flaw: Flaw::None,
+            queues,
         }
     }
 }
@@ -94,7 +97,7 @@ pub struct NetWorld {
     tool: LocalClient,
     nics: Vec<Nic>,
     ledgers: [SharedLedger; 2],
-    ports: Rc<BTreeMap<DomId, CablePort>>,
+    ports: Rc<BTreeMap<DomId, CableEnd>>,
     daemon: Option<Daemon>,
     records: Records,
     driver_alive: bool,
@@ -139,6 +142,12 @@ impl NetWorld {
         self.nics.iter().filter_map(|nic| nic.guest.as_ref()).for_each(Guest::assert_is_told);
     }
 
+    /// Every queue of every guest has a frame more to send.
+    pub fn send_by_every_queue(&mut self) {
+        let guests = self.nics.iter_mut().filter_map(|nic| nic.guest.as_mut());
+        guests.for_each(Guest::send_by_every_queue);
+    }
+
     pub fn end(&mut self) {
         self.ending = true;
         (0..self.nics.len()).for_each(|i| self.remove(i));
@@ -166,7 +175,8 @@ impl NetWorld {
         self.build(addr.front);
         let ledgers = [i, 1 - i].map(|l| Rc::clone(&self.ledgers[l]));
         let domain = self.machine.domain(addr.front);
-        self.nics[i].guest = Some(Guest::boot(domain, &self.store, addr, ledgers));
+        let queues = self.faults.queues.max(1);
+        self.nics[i].guest = Some(Guest::boot(domain, &self.store, addr, ledgers, queues));
     }
 
     fn kill(&mut self, id: DomId) {
@@ -283,8 +293,9 @@ impl World for NetWorld {
             Do::StartDaemon => {
                 let domain = self.machine.domain(DRIVER);
                 let lasting = (Rc::clone(&self.ports), Rc::clone(&self.records));
-                let careless = self.faults.careless;
-                self.daemon = Some(Daemon::start(domain, &self.store, lasting, careless));
+                // The next one may offer fewer queues than the one before, or more.
+                let how = (self.faults.flaw, 1 + sim.index(LANES) as u32);
+                self.daemon = Some(Daemon::start(domain, &self.store, lasting, how));
             }
             Do::KillDriver => {
                 self.kill(DRIVER);
@@ -335,7 +346,8 @@ impl World for NetWorld {
             }
         };
         let flying = self.ledgers.each_ref().map(|l| l.borrow().flying());
-        let frames = (flying != [0, 0]).then(|| format!("frames are on their way: {flying:?}"));
+        let frames =
+            (flying != [[0; LANES]; 2]).then(|| format!("frames are on their way: {flying:?}"));
         self.nics.iter().find_map(late).or(frames.filter(|_| self.is_connected()))
     }
 }
