@@ -129,6 +129,7 @@ const WITH_THE_OTHER_KIND: &[&str] = &[
     "life-pause:pvio:pvh",
     "kernel-5.10:pvio:pvh",
     "kernel-6.12:pvio:pv",
+    "migrate-disk:pvio:pvh",
 ];
 
 /// Runs the scenarios that are checks.

@@ -20,6 +20,7 @@
 //! | [`mod@bench`] | measurements, which are no part of `all` |
 //! | [`volumes`] | disks that grow, that give room back, that are booted from |
 //! | [`devices`] | disks on devices that are polled, or discard securely |
+//! | [`migrate`] | guests that are migrated while their devices work |
 //! | [`survival`] | backends that end, and guests that go on |
 
 mod bench;
@@ -34,6 +35,7 @@ mod kept;
 mod kernels;
 mod life;
 mod matrix;
+mod migrate;
 mod nic;
 mod own;
 mod policies;
@@ -108,6 +110,7 @@ fn all() -> Vec<Case> {
         frontends::SCENARIOS,
         own::SCENARIOS,
         life::SCENARIOS,
+        migrate::SCENARIOS,
         survival::SCENARIOS,
         policies::SCENARIOS,
         matrix::SCENARIOS,

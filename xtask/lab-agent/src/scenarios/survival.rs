@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::life::{ready, went_on};
-use super::{BOTH, Guests, PV, PVIO, Scenario};
+use super::{BOTH, Guests, NICS, PV, PVIO, Scenario};
 use crate::dom0::backend::Backend;
 use crate::dom0::disk::{Access, Disk, Medium};
 use crate::dom0::guest::{Guest, Kind, Programs, Spec};
@@ -32,11 +32,19 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "attach-taken",
-        proves: "xl block-attach of an image that another guest has is refused in xl's own words, and that guest goes on",
+        proves: "xl block-attach of an image that another guest has is refused, and attached once that guest lets go",
         backends: PVIO,
         kinds: PV,
         guests: Guests::Own,
         run: taken,
+    },
+    Scenario {
+        name: "attach-refused",
+        proves: "a disk that xl's script refuses is attached after xl block-detach, with its image there",
+        backends: NICS,
+        kinds: PV,
+        guests: Guests::Own,
+        run: refused,
     },
     Scenario {
         name: "survival-domain",
@@ -72,7 +80,7 @@ fn taken(lab: &mut Lab) -> Result<()> {
     let disk = Disk::new(16, lab.backend, Medium::File)?;
     let line = disk.line("xvdf", Access::Write, lab.backend)?;
     let (mut guest, own) = ready(lab, lab.kind)?;
-    let (other, others) = ready(lab, lab.kind)?;
+    let (mut other, others) = ready(lab, lab.kind)?;
     sys::succeed(&["xl", "block-attach", &guest.name, &line], SHORT)?;
     guest.ask("disk-wait", json!("xvdf"), SHORT)?;
     let refused = sys::run(&["xl", "block-attach", &other.name, &line], LONG)?;
@@ -82,11 +90,48 @@ fn taken(lab: &mut Lab) -> Result<()> {
         json!({ "name": "xvdf", "seed": 67, "requests": 30, "mib": 4 }),
         LONG,
     )?;
+    sys::succeed(&["xl", "block-detach", &guest.name, "xvdf"], SHORT)?;
+    guest.ask("disk-gone", json!("xvdf"), SHORT)?;
+    attach_again(&mut other, &line, &disk)?;
     for guest in [guest, other] {
         lab.watched(guest, |guest| guest.power_off())?;
     }
     drop((own, others, disk));
     lab.nothing_left(&before)
+}
+
+/// The hotplug script refuses a disk whose image does not exist, under every backend.
+fn refused(lab: &mut Lab) -> Result<()> {
+    let before = lab.settled()?;
+    let (disk, line) = lab.disk("xvdf", 16, Medium::Device)?;
+    let (mut guest, own) = ready(lab, lab.kind)?;
+    let missing = Disk::by_pvio("xvdf", "rw", "/tmp/missing.img");
+    let refused = sys::run(&["xl", "block-attach", &guest.name, &missing], LONG)?;
+    ensure!(!refused.status.success(), "xl attached it: {}", refused.output);
+    ensure!(
+        refused.output.contains("No such file"),
+        "xl reports another reason: {}",
+        refused.output
+    );
+    attach_again(&mut guest, &line, &disk)?;
+    lab.watched(guest, |guest| guest.power_off())?;
+    drop((own, disk));
+    lab.nothing_left(&before)
+}
+
+/// Attaches `xvdf` after its hotplug script refused it. libxl keeps the directories of such a device until
+/// `xl block-detach`, under every backend.
+fn attach_again(guest: &mut Guest, line: &str, disk: &Disk) -> Result<()> {
+    let left = sys::run(&["xl", "block-attach", &guest.name, line], LONG)?;
+    ensure!(left.output.contains("already exists"), "libxl left no device: {}", left.output);
+    sys::succeed(&["xl", "block-detach", &guest.name, "xvdf"], SHORT)?;
+    sys::succeed(&["xl", "block-attach", &guest.name, line], SHORT)?;
+    guest.ask("disk-wait", json!("xvdf"), SHORT)?;
+    guest.ask("disk-blank", json!({ "name": "xvdf", "mib": 4 }), LONG)?;
+    let order = json!({ "name": "xvdf", "seed": 71, "requests": 30, "mib": 4 });
+    let sum = guest.ask("disk-scribble", order, LONG)?;
+    ensure!(sum == disk.sum(4)?, "the image holds something else");
+    Ok(())
 }
 
 fn daemon(lab: &mut Lab) -> Result<()> {
