@@ -100,6 +100,7 @@ const CHECKED: &[&str] = &[
     ":pvio:",
     "disk-verify:pvio-dm:pv",
     "disk-fs:pvio-dm:pv",
+    "own-blkfront:pvio-dm:pv",
     "disk-verify:linux:pv",
     "nic-sizes:linux:pv",
     "disk-verify:qdisk:pv",
