@@ -27,7 +27,7 @@ use pvio_netback::port::tap_port::TapPort;
 use pvio_netback::queue::{ControlRefs, EventPorts, Policy, QueueRefs, Siblings, Waker};
 use pvio_netback::worker::Worker;
 use pvio_netback::{Features, Queue as Backend, Stats};
-use pvio_netfront::queue::{Checksum, Features as FrontFeatures, Gso, Queue};
+use pvio_netfront::{Checksum, Features as FrontFeatures, Gso, Queue};
 use pvio_netfront::{Control, SendError};
 use pvio_ring::proto::netif::GsoKind;
 use pvio_uring::{PrivateBuf, Spin};

@@ -5,6 +5,7 @@
 //! | [`serve`] | `pvio serve`: the daemon on Xen |
 //! | [`dm`] | `pvio-dm`: the same, in place of the device model of one guest |
 //! | [`driver`] | serves every device that the toolstack creates for a domain, on any platform |
+//! | [`platform`] | what a driver asks of the domain it runs in |
 //! | [`served`] | the devices a driver serves, as the control socket shows them |
 //! | [`control`] | the control socket: server and client |
 //! | [`stats`], [`capture`] | `pvio stats` and `pvio capture`, clients of that socket |
@@ -29,6 +30,7 @@ pub mod failure;
 pub mod inspect;
 pub mod lock;
 pub mod nics;
+pub mod platform;
 pub mod revive;
 pub mod script;
 pub mod serve;

@@ -42,7 +42,7 @@ pub trait Visible {
     fn seen(&self) -> Seen;
 }
 
-impl<P: crate::driver::Platform> Visible for Vbd<P, pvio_blkback::host::ImageServer> {
+impl<P: crate::platform::Platform> Visible for Vbd<P, pvio_blkback::host::ImageServer> {
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Disk(Arc::clone(stats)));
         let mut events = self.server().events();
@@ -52,7 +52,7 @@ impl<P: crate::driver::Platform> Visible for Vbd<P, pvio_blkback::host::ImageSer
     }
 }
 
-impl<P: crate::driver::Platform> Visible for Vif<P, pvio_netback::host::TapServer> {
+impl<P: crate::platform::Platform> Visible for Vif<P, pvio_netback::host::TapServer> {
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Nic(Arc::clone(stats)));
         let knobs = Some(Arc::clone(self.server().knobs()));

@@ -1,9 +1,10 @@
 //! The backend's end of a ring: it consumes requests and produces responses.
 
+use crate::directions::{Requests, Responses};
 use crate::indices::{self, IndexMemory};
-use crate::layout::{Full, Requests, Responses, RingFault, RingLayout};
+use crate::layout::{Full, RingFault, RingLayout};
+use crate::shm::slot::Slot;
 use crate::shm::{RingMemory, SharedMemory};
-use crate::slot::Slot;
 
 /// The backend's end of a shared ring (`BACK_RING` in `ring.h`). Indices run free and wrap at
 /// 2³². Nothing is visible to the frontend until [`publish`](Self::publish).

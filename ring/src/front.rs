@@ -1,10 +1,11 @@
 //! The frontend's end of a ring: it produces requests and consumes responses.
 
+use crate::directions::{Requests, Responses};
 use crate::indices;
 use crate::indices::IndexMemory;
-use crate::layout::{Full, Requests, Responses, RingFault, RingLayout};
+use crate::layout::{Full, RingFault, RingLayout};
+use crate::shm::slot::{ShortSlot, Slot, SlotMut};
 use crate::shm::{IndexWord, RingMemory, SharedMemory};
-use crate::slot::{ShortSlot, Slot, SlotMut};
 use core::sync::atomic::Ordering;
 
 /// The frontend's end of a shared ring (`FRONT_RING` in `ring.h`). Indices run free and wrap at

@@ -2,10 +2,8 @@
 //! first 16 bytes, padding to 64, then slots of one size, their number the largest power of two
 //! that fits (`__RING_SIZE`).
 
-use crate::indices::IndexMemory;
-use crate::shm::{IndexWord, PAGE_SIZE, RingMemory, SharedMemory, full_fence};
-use core::sync::atomic::Ordering;
-
+/// Bytes in a page on every architecture whose PV drivers pvio speaks to (`XEN_PAGE_SIZE`).
+pub const PAGE_SIZE: usize = 4096;
 /// Bytes before the first slot.
 pub(crate) const HEADER: usize = 64;
 /// Pages of the largest ring any frontend asks for (`ring-page-order` 5).
@@ -109,45 +107,6 @@ impl RingFault {
         }
     }
 }
-
-/// The request direction of a ring in shared memory.
-pub(crate) struct Requests<'a, M>(pub &'a RingMemory<M>);
-/// The response direction of a ring in shared memory.
-pub(crate) struct Responses<'a, M>(pub &'a RingMemory<M>);
-
-macro_rules! direction {
-    ($name:ident, $prod:ident, $event:ident) => {
-        impl<M: SharedMemory> IndexMemory for $name<'_, M> {
-            #[inline]
-            fn load_prod(&self) -> u32 {
-                self.0.load_index(IndexWord::$prod, Ordering::Acquire)
-            }
-
-            #[inline]
-            fn store_prod(&self, value: u32) {
-                self.0.store_index(IndexWord::$prod, value, Ordering::Release);
-            }
-
-            #[inline]
-            fn load_event(&self) -> u32 {
-                self.0.load_index(IndexWord::$event, Ordering::Relaxed)
-            }
-
-            #[inline]
-            fn store_event(&self, value: u32) {
-                self.0.store_index(IndexWord::$event, value, Ordering::Relaxed);
-            }
-
-            #[inline]
-            fn fence(&self) {
-                full_fence();
-            }
-        }
-    };
-}
-
-direction!(Requests, ReqProd, ReqEvent);
-direction!(Responses, RspProd, RspEvent);
 
 #[cfg(test)]
 mod tests {

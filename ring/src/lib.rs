@@ -40,6 +40,7 @@ extern crate alloc;
 
 pub mod back;
 pub mod byte_ring;
+mod directions;
 pub mod front;
 pub mod indices;
 #[cfg(feature = "alloc")]
@@ -51,7 +52,6 @@ mod domid;
 mod gref;
 mod io_seg;
 mod layout;
-mod slot;
 
 pub use back::BackRing;
 pub use byte_ring::ByteRing;
@@ -60,4 +60,4 @@ pub use front::FrontRing;
 pub use gref::GrantRef;
 pub use io_seg::IoSeg;
 pub use layout::{Full, RingFault, RingLayout};
-pub use slot::{ShortSlot, Slot, SlotMut};
+pub use shm::slot::{ShortSlot, Slot, SlotMut};

@@ -28,6 +28,7 @@
 mod heap;
 #[cfg(feature = "alloc")]
 mod private;
+pub(crate) mod slot;
 mod slots;
 #[cfg(feature = "alloc")]
 mod watched;
@@ -37,16 +38,15 @@ mod words;
 pub use heap::HeapMemory;
 #[cfg(feature = "alloc")]
 pub use private::{PoolMemory, PrivatePage};
-pub(crate) use slots::{IndexWord, RingMemory, SlotBytes, SlotRoom};
+use slots::SlotBytes;
+pub(crate) use slots::{IndexWord, RingMemory};
 #[cfg(feature = "alloc")]
 pub use watched::Watched;
 
-use crate::slot::Slot;
+pub use crate::layout::PAGE_SIZE;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
-
-/// Bytes in a page on every architecture whose PV drivers pvio speaks to (`XEN_PAGE_SIZE`).
-pub const PAGE_SIZE: usize = 4096;
+use slot::Slot;
 
 /// A stretch of memory that another domain may read and write while we do.
 ///

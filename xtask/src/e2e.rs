@@ -31,7 +31,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use crate::test::{Counts, Report};
+use crate::report::{Counts, Report};
 use crate::{exec, tools};
 use netns::NetNs;
 

@@ -40,7 +40,7 @@ use anyhow::Result;
 use clap::Subcommand;
 
 use crate::exec;
-use crate::test::Report;
+use crate::report::Report;
 use boot::Machine;
 use cache::Cache;
 use images::Programs;
@@ -96,7 +96,7 @@ pub fn run(command: Command) -> Result<bool> {
             let jobs = jobs.unwrap_or_else(choose::jobs);
             let options = run::Options { json, pvio, keep, jobs, bench: false };
             match run::scenarios(&scenarios, &options)? {
-                Ok(rows) => Ok(rows.iter().all(run::Row::good)),
+                Ok(rows) => Ok(rows.iter().all(report::Row::good)),
                 Err(why) => {
                     println!("SKIPPED: {why}");
                     Ok(true)

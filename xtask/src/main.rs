@@ -6,6 +6,7 @@
 //! | `e2e` | the last of those steps: the real command, a real image, a real guest |
 //! | `lab` | pvio against real Xen, emulated |
 //! | `bench` | `cargo xtask bench`: pvio beside its references, as a table and as JSON |
+//! | `report` | what came of a step, and the sum of several |
 //! | `samples` | QEMU's own sample images |
 //! | `tools` | what the checks need of the machine, and how it gets there |
 //! | `exec` | programs run with their output captured, a deadline, and no survivors |
@@ -15,6 +16,7 @@ mod bench;
 mod e2e;
 mod exec;
 mod lab;
+mod report;
 mod samples;
 mod test;
 mod tools;

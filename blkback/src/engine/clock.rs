@@ -48,3 +48,12 @@ impl Clock for Manual {
         Duration::from_nanos(self.0.load(Ordering::SeqCst))
     }
 }
+
+/// Returns the sooner of two times from now.
+#[cfg(feature = "std")]
+pub(super) fn sooner(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

@@ -4,9 +4,10 @@
 //! ([`flusher`](super::flusher)). Discards of a block device are done by threads too: the calls for them
 //! block until the device is done, and io_uring has the plain one from Linux 6.12 on, the secure one never.
 
+use super::clock::sooner;
 use super::offload::{Executor, Offload};
 use super::uring::{UringEngine, Watch};
-use super::wait::{WaitEngine, sooner};
+use super::wait::WaitEngine;
 use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::sync::Arc;
 use core::time::Duration;

@@ -1,10 +1,10 @@
 //! A disk that is slow, and fails now and then: the same way for the same seed. How slow and how
 //! often can be changed while it runs; where nothing is planned, that costs one look at a flag.
 
-use super::clock::Clock;
+use super::clock::{Clock, sooner};
 use super::lists::SpareLists;
 use super::uring::Watch;
-use super::wait::{WaitEngine, sooner};
+use super::wait::WaitEngine;
 use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::sync::Arc;
 use alloc::vec::Vec;

@@ -38,6 +38,8 @@ pub mod flush;
 #[cfg(feature = "std")]
 pub mod flusher;
 #[cfg(feature = "std")]
+mod io_mode;
+#[cfg(feature = "std")]
 mod lists;
 pub mod mem;
 #[cfg(feature = "std")]
@@ -64,6 +66,8 @@ pub mod uring;
 pub mod wait;
 
 pub use flush::FlushState;
+#[cfg(feature = "std")]
+pub use io_mode::IoMode;
 
 use core::time::Duration;
 use pvio_ring::IoSeg;

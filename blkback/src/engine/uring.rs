@@ -11,9 +11,8 @@ mod limits;
 
 pub use limits::Limits;
 
-use super::wait::sooner;
-use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
-use crate::image::IoMode;
+use super::clock::sooner;
+use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, IoMode, Segments};
 use alloc::vec::Vec;
 use pvio_ring::shm::PoolMemory;
 use pvio_uring::{Backoff, Done as Over, FileId, IoBuf, LogLimit, PrivateBuf, Uring, whole};

@@ -4,6 +4,7 @@
 //! elsewhere (threads, a socket, memory) and is put into a [`Waiting`], whose io_uring does nothing
 //! but wait: for what the worker watches, and for the engine's completions.
 
+use super::clock::sooner;
 use super::uring::{UringEngine, Watch};
 use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::vec::Vec;
@@ -88,14 +89,6 @@ impl<B, E: WaitEngine<B> + ?Sized> WaitEngine<B> for Box<E> {
 
     fn fired(&mut self, watch: Watch) -> bool {
         (**self).fired(watch)
-    }
-}
-
-/// The sooner of two times from now.
-pub(super) fn sooner(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
     }
 }
 

@@ -14,6 +14,7 @@ mod woken;
 
 use crate::descriptors::Descriptors;
 use crate::failure::Failure;
+use crate::platform::Platform;
 use crate::served::Served;
 use crate::stop::{Bell, Stop, sleep};
 use devices::Devices;
@@ -94,16 +95,6 @@ impl Default for Options {
             site: Arc::default(),
         }
     }
-}
-
-/// What a platform must do for both kinds of device, and for threads.
-pub trait Platform:
-    pvio_blkback::vbd::Platform<Channel: AsFd> + pvio_netback::Platform + Send + 'static
-{
-}
-impl<P> Platform for P where
-    P: pvio_blkback::vbd::Platform<Channel: AsFd> + pvio_netback::Platform + Send + 'static
-{
 }
 
 /// The directory for in-flight records, which is made if need be.

@@ -2,6 +2,7 @@
 //! in a transmit request that carries no packet.
 
 use crate::fault::{BackendFault, SendError};
+use crate::packet::Group;
 use crate::queue::Queue;
 use alloc::collections::BTreeMap;
 use core::net::IpAddr;
@@ -10,9 +11,6 @@ use pvio_grant_table::Granter;
 
 /// Groups of a NIC at most: what Linux's netback keeps of one, and ours.
 pub const GROUPS_MAX: usize = 64;
-
-/// A group's station address.
-pub type Group = [u8; 6];
 
 /// Why a group is not joined.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

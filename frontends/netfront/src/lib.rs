@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`nic`] | the device: from the toolstack's words to a usable queue |
 //! | [`queue`] | the data path: packets out, packets in |
+//! | [`packet`] | checksums, segmentation, features, counters |
 //! | [`received`] | a packet that came in, with all that is known of it |
 //! | [`control`] | the control ring: steering; pages that the backend keeps mapped |
 //! | [`steering`] | how packets are to be spread over the queues, and whether they are |
@@ -25,6 +26,7 @@ pub mod control;
 pub mod fault;
 pub mod groups;
 pub mod nic;
+pub mod packet;
 #[cfg(feature = "smoltcp")]
 pub mod phy;
 pub mod queue;
@@ -33,6 +35,8 @@ pub mod steering;
 
 mod granted;
 mod rx;
+#[cfg(feature = "smoltcp")]
+mod scratch;
 mod session;
 mod tx;
 
@@ -40,7 +44,8 @@ pub use control::Control;
 pub use fault::{BackendFault, SendError, SetupError};
 pub use groups::{GroupError, Groups, Hearing, group_of};
 pub use nic::Nic;
-pub use queue::{Checksum, Counters, Features, Gso, Queue};
+pub use packet::{Checksum, Counters, Features, Gso};
+pub use queue::Queue;
 pub use received::Incoming;
 pub use rx::HEADROOM_MAX;
 pub use steering::{Hash, Refusal, Steering, SteeringError, SteeringState};

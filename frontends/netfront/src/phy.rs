@@ -16,40 +16,18 @@
 //! A backend's faults cannot be told through smoltcp: the device falls silent, and
 //! [`Queue::fault`] says why.
 
-use crate::nic::{DEFAULT_MTU, Nic};
-use crate::queue::{Checksum, Queue, Sender};
+use crate::nic::Nic;
+use crate::packet::Checksum;
+use crate::queue::{Queue, Sender};
 use crate::rx::Received;
-use alloc::boxed::Box;
+use crate::scratch::Scratch;
 use core::fmt;
 use pvio_event_channel::EventChannels;
 use pvio_grant_table::Granter;
-use pvio_ring::proto::checksum::{ETHERNET_HEADER, IpVersion, NoTransport, Transport};
-use pvio_ring::proto::netif::MAX_PACKET;
+use pvio_ring::proto::checksum::{IpVersion, NoTransport, Transport};
 use pvio_ring::shm::PAGE_SIZE;
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
-
-/// What a queue keeps for smoltcp.
-pub(crate) struct State {
-    /// Bytes of the largest frame smoltcp is told it may send.
-    frame_max: usize,
-    scratch: Box<[u8]>,
-    unverified: u64,
-}
-
-impl State {
-    pub fn new() -> Self {
-        let mut state = Self { frame_max: 0, scratch: Box::default(), unverified: 0 };
-        state.set_mtu(DEFAULT_MTU);
-        state
-    }
-
-    fn set_mtu(&mut self, mtu: u32) {
-        let frame_max = usize::try_from(mtu).unwrap_or(MAX_PACKET);
-        self.frame_max = frame_max.saturating_add(ETHERNET_HEADER).min(MAX_PACKET);
-        self.scratch = alloc::vec![0; self.frame_max].into_boxed_slice();
-    }
-}
 
 impl<P: Granter + EventChannels> Queue<P> {
     /// How large packets smoltcp may send, in bytes without the Ethernet header; at first 1500.
@@ -146,7 +124,7 @@ impl<P: Granter + EventChannels + Clone> Device for Nic<P> {
     fn capabilities(&self) -> DeviceCapabilities {
         match self.any_queue() {
             Some(queue) => queue.capabilities(),
-            None => capabilities(State::new().frame_max),
+            None => capabilities(Scratch::new().frame_max),
         }
     }
 }

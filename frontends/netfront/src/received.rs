@@ -1,6 +1,6 @@
 //! A packet that came in, as it is handed on.
 
-use crate::queue::{Checksum, Gso};
+use crate::packet::{Checksum, Gso};
 use crate::steering::Hash;
 use core::fmt;
 

@@ -2,7 +2,7 @@
 
 use crate::fault::{BackendFault, SetupError};
 use crate::granted::Granted;
-use crate::queue::{Checksum, Counters, Gso};
+use crate::packet::{Checksum, Counters, Gso};
 use crate::received::Incoming;
 use crate::steering::Hash;
 use alloc::boxed::Box;

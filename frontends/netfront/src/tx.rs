@@ -2,7 +2,7 @@
 
 use crate::fault::{BackendFault, SendError, SetupError};
 use crate::granted::Granted;
-use crate::queue::{Checksum, Counters, Features, Gso};
+use crate::packet::{Checksum, Counters, Features, Gso};
 use alloc::vec::Vec;
 use pvio_grant_table::{Access, DomId, GrantRef, Granter};
 use pvio_ring::FrontRing;

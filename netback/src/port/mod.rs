@@ -59,6 +59,8 @@ pub(crate) mod open_vswitch;
 #[cfg(feature = "std")]
 pub mod options;
 #[cfg(feature = "std")]
+mod rate;
+#[cfg(feature = "std")]
 mod segment;
 #[cfg(feature = "std")]
 pub mod shape;

@@ -7,31 +7,18 @@
 //! wait for, so packets of any size pass and the rate holds.
 #![forbid(unsafe_code)]
 
+pub use super::rate::Rate;
 pub use super::share::Share;
 
 use super::live::{Live, Seen};
+use super::rate::LOOK;
 use super::share::{Membership, Part};
 use super::wait::{Around, Wait};
 use super::{NetPort, Packet, PortError, WouldBlock};
-use crate::bucket::{Bucket, Pace};
+use crate::bucket::Bucket;
 use crate::wire::WireCost;
 use alloc::sync::Arc;
 use core::time::Duration;
-
-/// How much a second, and how much at once after a time of rest.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Rate {
-    /// A second; at least 1.
-    pub per_second: u64,
-    /// At once.
-    pub burst: u64,
-}
-
-impl Rate {
-    pub(super) fn pace(self) -> Pace {
-        Pace::new(self.per_second, 1_000_000_000, self.burst)
-    }
-}
 
 /// The limits of one direction. What is `None` has no limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -52,9 +39,6 @@ pub struct Shape {
     /// A rate it shares with others.
     pub share: Option<Arc<Share>>,
 }
-
-/// How often, at least, somebody who waits looks whether the limits have changed: nanoseconds.
-pub(super) const LOOK: u64 = 100_000_000;
 
 /// The shape of a vif, for all its queues.
 #[derive(Clone, Debug)]

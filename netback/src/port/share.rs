@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use super::live::{Live, Seen};
-use super::shape::{LOOK, Rate};
+use super::rate::{LOOK, Rate};
 use crate::bucket::Bucket;
 use alloc::sync::Arc;
 use alloc::vec::Vec;

@@ -4,7 +4,7 @@
 //! [`crate::port::tap_port`] moves packets through it.
 #![allow(unsafe_code)]
 
-pub use super::tap_config::{TapConfig, TapError};
+pub use super::tap_config::{HOST_MAC, TapConfig, TapError};
 
 pub use super::netns::inside;
 
@@ -22,9 +22,6 @@ use std::os::fd::{AsFd, OwnedFd};
 
 /// Bytes of the header before each packet (`struct virtio_net_hdr`).
 pub const VNET_HEADER: usize = 10;
-/// What Linux gives the host's side of every vif, so that a bridge never takes its own address
-/// from one.
-pub const HOST_MAC: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
 
 /// Bytes of an interface's name, the terminator included (`IFNAMSIZ`).
 const NAME_SIZE: usize = 16;

@@ -1,10 +1,13 @@
 //! What a tap is to be, and why it could not be made so.
 #![forbid(unsafe_code)]
 
-use super::tap::HOST_MAC;
 use alloc::string::String;
 use core::net::Ipv4Addr;
 use rustix::io::Errno;
+
+/// What Linux gives the host's side of every vif, so that a bridge never takes its own address
+/// from one.
+pub const HOST_MAC: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
 
 pub(super) const DEVICE: &str = "/dev/net/tun";
 

@@ -5,7 +5,7 @@ use super::control::{Around, Control};
 use super::record::{SessionRefs, VifRecord};
 use super::siblings::{Link, Order, Outcome, Siblings};
 use super::staged::Staged;
-use super::{EventPorts, Queue, QueueError, QueueRefs};
+use super::{ControlRefs, EventPorts, Queue, QueueError, QueueRefs};
 use crate::Platform;
 use crate::fault::AttachError;
 use crate::port::PacketBuf;
@@ -17,15 +17,6 @@ use pvio_grant_table::policy::GrantsStay;
 use pvio_grant_table::{Access, GrantRef};
 use pvio_ring::proto::netif::{CtrlStatus, GrefEntry};
 use pvio_ring::shm::SharedMemory;
-
-/// What a frontend publishes of its control ring.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ControlRefs {
-    /// `ctrl-ring-ref`.
-    pub ring: GrantRef,
-    /// `event-channel-ctrl`.
-    pub event: Port,
-}
 
 /// Bytes that a vif leaves free before the data in every receive slot, which anybody may change while
 /// it runs (`xdp-headroom`).

@@ -29,7 +29,7 @@ pub use features::Features;
 pub use groups::{GROUPS_MAX, Groups};
 pub use hash::HASH_MAPPING_MAX;
 pub use limit::RateLimit;
-pub use mail::{ControlRefs, Headroom};
+pub use mail::Headroom;
 pub use reach::{Policy, UnknownPolicy};
 pub use record::{SessionRefs, VifRecord};
 pub use rx::{BACKLOG_BYTES, BACKLOG_PACKETS, DRAIN, DRAIN_UNSEEN, STALL};
@@ -64,6 +64,15 @@ pub struct QueueRefs {
     pub rx_ring: GrantRef,
     /// `event-channel`, or the pair.
     pub events: EventPorts,
+}
+
+/// What a frontend publishes of its control ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ControlRefs {
+    /// `ctrl-ring-ref`.
+    pub ring: GrantRef,
+    /// `event-channel-ctrl`.
+    pub event: Port,
 }
 
 /// How the guest wants to be woken.

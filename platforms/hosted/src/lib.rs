@@ -91,6 +91,7 @@ mod connection;
 mod domain;
 mod error;
 mod events;
+mod granter;
 mod hypervisor;
 mod layout;
 mod machine;
@@ -102,6 +103,7 @@ mod peers;
 mod private_dir;
 mod protocol;
 mod server;
+mod shared;
 mod socket;
 mod statedir;
 
@@ -109,11 +111,12 @@ pub use config::{DomainConfig, DomainInfo};
 pub use domain::Domain;
 pub use error::{DirError, DomainError, JoinError, StartError, XenstoreError};
 pub use events::Channel;
-pub use hypervisor::{Hypervisor, HypervisorEvent};
+pub use hypervisor::Hypervisor;
 pub use mapping::{Mapping, Pin};
 pub use mem::Held;
 pub use pages::{Lease, Pages};
 pub use private_dir::PrivateDir;
+pub use shared::HypervisorEvent;
 
 /// The examples of the book's page on embedding.
 #[cfg(doctest)]

@@ -1,10 +1,10 @@
 //! The hypervisor's thread: accepts connections, reads requests, sends answers. It sleeps in `poll`
 //! until there is something to do.
 
-use crate::hypervisor::{HypervisorEvent, Shared};
 use crate::machine::{Answer, ConnId};
 use crate::pages::lock;
 use crate::protocol::{LEN, Request, Status};
+use crate::shared::{HypervisorEvent, Shared};
 use crate::socket;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;

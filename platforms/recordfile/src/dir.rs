@@ -1,8 +1,7 @@
 //! The directory.
 
-use crate::fence::Fence;
 use crate::file::RecordFile;
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, mkdir, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, mkdir, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use std::io;
@@ -81,32 +80,8 @@ impl RecordDir {
         RecordFile::map(fd, len)
     }
 
-    /// The fence of that name, which is made if it is missing.
-    ///
-    /// # Errors
-    /// What the system reports; [`io::ErrorKind::InvalidData`] if the name is something else's.
-    pub fn fence(&self, name: &str) -> io::Result<Fence> {
-        Fence::open(self, name)
-    }
-
     pub(crate) fn fd(&self) -> &OwnedFd {
         &self.fd
-    }
-
-    /// Removes every fence that is passed: of devices that are gone. To be called before any is opened.
-    ///
-    /// # Errors
-    /// What the system reports.
-    pub fn sweep(&self) -> io::Result<()> {
-        for entry in Dir::read_from(&self.fd)? {
-            let entry = entry?;
-            if entry.file_type() == FileType::Fifo
-                && let Ok(name) = entry.file_name().to_str()
-            {
-                self.fence(name)?.remove()?;
-            }
-        }
-        Ok(())
     }
 
     /// Removes a file, if it is there.

@@ -1,13 +1,38 @@
 //! Waiting until the kernel has finished what a dead process began.
 
-use crate::RecordDir;
-use crate::dir::checked;
+use crate::dir::{RecordDir, checked};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, Mode, OFlags, fstat, mkfifoat, openat};
+use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, mkfifoat, openat};
 use rustix::io::{Errno, read, retry_on_intr};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
+
+impl RecordDir {
+    /// The fence of that name, which is made if it is missing.
+    ///
+    /// # Errors
+    /// What the system reports; [`io::ErrorKind::InvalidData`] if the name is something else's.
+    pub fn fence(&self, name: &str) -> io::Result<Fence> {
+        Fence::open(self, name)
+    }
+
+    /// Removes every fence that is passed: of devices that are gone. To be called before any is opened.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn sweep(&self) -> io::Result<()> {
+        for entry in Dir::read_from(self.fd())? {
+            let entry = entry?;
+            if entry.file_type() == FileType::Fifo
+                && let Ok(name) = entry.file_name().to_str()
+            {
+                self.fence(name)?.remove()?;
+            }
+        }
+        Ok(())
+    }
+}
 
 /// A FIFO that nobody writes to. Whoever may still do I/O for a device holds its write end open: a process
 /// with threads has it as a descriptor, and an io_uring has it in its table of registered files, which the

@@ -60,6 +60,7 @@ mod devices;
 mod domain;
 mod error;
 mod events;
+mod granter;
 mod mapping;
 mod pages;
 mod sys;

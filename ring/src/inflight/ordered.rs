@@ -3,8 +3,8 @@
 use super::RecordError;
 use crate::back::BackRing;
 use crate::layout::{RingFault, RingLayout};
+use crate::shm::slot::Slot;
 use crate::shm::{Region, SharedMemory};
-use crate::slot::Slot;
 use core::sync::atomic::Ordering::{Acquire, Release};
 
 /// Where the numbers are; the entries begin one cache line further.

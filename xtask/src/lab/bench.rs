@@ -51,7 +51,7 @@ pub fn run(json: Option<&Path>, words: &[String]) -> Result<bool> {
             return Ok(true);
         }
     };
-    let good = scenarios.iter().all(run::Row::good);
+    let good = scenarios.iter().all(super::report::Row::good);
     let measured: Vec<Measured> = scenarios
         .into_iter()
         .flat_map(|scenario| scenario.rows)

@@ -1,9 +1,34 @@
 //! The table and what stands around it.
 
+use serde::Serialize;
 use serde_json::Value;
 
 use super::agent::Case;
-use super::run::Row;
+
+/// What came of a scenario.
+#[derive(Clone, Serialize)]
+pub struct Row {
+    /// `NAME:BACKEND:KIND`
+    pub scenario: String,
+    /// `passed`, `failed` or `skipped`.
+    pub result: String,
+    /// Of wall time, of the run that counts.
+    pub seconds: f64,
+    /// How often the emulator got in the way first.
+    pub retries: u32,
+    /// Why it did not pass, or why it was run again.
+    pub reason: String,
+    /// What was measured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rows: Vec<Value>,
+}
+
+impl Row {
+    /// Not failed.
+    pub fn good(&self) -> bool {
+        self.result != "failed"
+    }
+}
 
 /// What there is.
 pub fn list(cases: &[Case]) -> String {

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::agent::{self, Case};
@@ -15,9 +15,10 @@ use super::boot::{Boot, Machine};
 use super::cache::Cache;
 use super::choose::choose;
 use super::queue::{Order, Queue};
+use super::report::Row;
 use super::{kernels, needs, report, write_image};
 use crate::exec;
-use crate::test::{Counts, Report};
+use crate::report::{Counts, Report};
 
 /// No scenario takes half of it.
 const SCENARIO: Duration = Duration::from_secs(180);
@@ -40,31 +41,6 @@ pub struct Options {
     pub jobs: usize,
     /// Measure: run the scenarios that are benches, by instructions.
     pub bench: bool,
-}
-
-/// What came of a scenario.
-#[derive(Clone, Serialize)]
-pub struct Row {
-    /// `NAME:BACKEND:KIND`
-    pub scenario: String,
-    /// `passed`, `failed` or `skipped`.
-    pub result: String,
-    /// Of wall time, of the run that counts.
-    pub seconds: f64,
-    /// How often the emulator got in the way first.
-    pub retries: u32,
-    /// Why it did not pass, or why it was run again.
-    pub reason: String,
-    /// What was measured.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub rows: Vec<Value>,
-}
-
-impl Row {
-    /// Not failed.
-    pub fn good(&self) -> bool {
-        self.result != "failed"
-    }
 }
 
 /// What dom0 says in the shared folder.

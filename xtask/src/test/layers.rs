@@ -20,8 +20,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::Report;
 use crate::exec;
+use crate::report::Report;
 
 /// A package of the workspace, as cargo sees it.
 struct Package {

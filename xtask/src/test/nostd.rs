@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::Report;
 use crate::exec::{self, Ran};
+use crate::report::Report;
 
 const DEADLINE: Duration = Duration::from_secs(600);
 

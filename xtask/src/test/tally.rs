@@ -3,7 +3,7 @@
 //! A test that cannot run on a machine prints a line that begins `SKIPPED:` and returns; to the
 //! test harness it passed, to us it did not.
 
-use super::Counts;
+use crate::report::Counts;
 
 /// What the lines add up to.
 #[derive(Default)]

@@ -15,10 +15,10 @@ mod share;
 pub use limits::{Limits, Quota, Rate};
 pub use share::{Share, Throttles};
 
-use super::clock::Clock;
+use super::clock::{Clock, sooner};
 use super::lists::SpareLists;
 use super::uring::Watch;
-use super::wait::{WaitEngine, sooner};
+use super::wait::WaitEngine;
 use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;

@@ -3,7 +3,7 @@
 use super::range::Wanted;
 use super::request::Request;
 use super::response::{Head, error_body, mime_of};
-use super::server::{Shared, Shown};
+use super::state::{Shared, Shown};
 use super::{PART, listing, live};
 use crate::guest::fs::{FsError, Handle, Meta, Target};
 use smoltcp::socket::tcp;

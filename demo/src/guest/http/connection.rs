@@ -4,7 +4,7 @@ use super::answer::{Sending, found, page, refusal};
 use super::live;
 use super::request::{self, Request};
 use super::response::status_of;
-use super::server::{Shared, Shown};
+use super::state::{Shared, Shown};
 use super::{
     CONNECTIONS, CROWDED_HEAD_TIME, CROWDED_LINGER, DISK_TIME, HEAD_TIME, IDLE, LINGER, MAX_HEAD,
     STALL,

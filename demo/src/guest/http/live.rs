@@ -2,7 +2,7 @@
 
 use super::CONNECTIONS;
 use super::listing::{self, escape};
-use super::server::Shown;
+use super::state::Shown;
 use crate::guest::fs::{Entry, FsError, FsInfo, Kind};
 use crate::guest::meter::Reading;
 use crate::guest::status::Device;

@@ -14,6 +14,7 @@
 //! | `answer` | one answer: what it is made of, how it is sent |
 //! | [`connection`] | one connection, from listening to closed |
 //! | `gate` | clients wait while every socket is taken |
+//! | `state` | what all connections share |
 //! | [`server`] | all of them, the interface, and when to sleep |
 
 mod answer;
@@ -25,8 +26,10 @@ pub mod range;
 pub mod request;
 pub mod response;
 pub mod server;
+mod state;
 
-pub use server::{Config, Server, Shown};
+pub use server::{Config, Server};
+pub use state::Shown;
 
 use std::time::Duration;
 

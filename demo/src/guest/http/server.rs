@@ -2,11 +2,10 @@
 
 use super::connection::{Connection, is_crowded};
 use super::gate::Gate;
-use super::{CONNECTIONS, PART, SOCKETS};
+use super::state::{Shared, Shown};
+use super::{CONNECTIONS, SOCKETS};
+use crate::guest::fs::FsError;
 use crate::guest::fs::thread::{Answer, FsThread, Reply};
-use crate::guest::fs::{FsError, FsInfo, Target};
-use crate::guest::meter;
-use crate::guest::status::Devices;
 use crossbeam_channel::Receiver;
 use smoltcp::iface::{Config as InterfaceConfig, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
@@ -22,8 +21,6 @@ const RX_BUFFER: usize = 16 << 10;
 const TX_BUFFER: usize = 512 << 10;
 /// Free places below which connections are not kept.
 const FEW: usize = CONNECTIONS / 4;
-/// Buffers kept for the next response.
-const SPARE: usize = 16;
 /// The token of the question what is mounted.
 const INFO: u64 = u64::MAX;
 /// While the device takes no frame and does not say when it will, it is asked this often.
@@ -44,60 +41,6 @@ pub struct Config {
     pub port: u16,
 }
 
-/// What the live page shows.
-#[derive(Debug)]
-pub struct Shown {
-    /// The guest's name.
-    pub name: String,
-    /// Its address, as text.
-    pub address: String,
-    /// When it started.
-    pub started: Instant,
-    /// What is mounted, once known.
-    pub fs: Option<Result<FsInfo, FsError>>,
-    /// The devices.
-    pub devices: Devices,
-    /// Requests answered.
-    pub http: meter::Shared,
-    /// Reads of the disk.
-    pub disk: meter::Shared,
-}
-
-/// What all connections share.
-#[derive(Debug)]
-pub struct Shared {
-    /// The disk thread.
-    pub fs: FsThread,
-    /// There is room to keep connections.
-    pub may_keep: bool,
-    spare: Vec<Vec<u8>>,
-}
-
-impl Shared {
-    /// A buffer of that length.
-    pub fn take_buffer(&mut self, len: usize) -> Vec<u8> {
-        let mut buffer = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(PART));
-        buffer.resize(len, 0);
-        buffer
-    }
-
-    /// Gives one back.
-    pub fn give_buffer(&mut self, buffer: Vec<u8>) {
-        if self.spare.len() < SPARE {
-            self.spare.push(buffer);
-        }
-    }
-
-    /// Undoes an answer that came too late.
-    pub fn drop_reply(&mut self, result: Result<Reply, FsError>) {
-        match result {
-            Ok(Reply::Visited(Target::File { handle, .. })) => self.fs.close(handle),
-            Ok(Reply::Read(buffer)) => self.give_buffer(buffer),
-            _ => {}
-        }
-    }
-}
-
 /// The server.
 #[derive(Debug)]
 pub struct Server {
@@ -114,7 +57,7 @@ impl Server {
     #[must_use]
     pub fn new(config: Config, fs: FsThread, answers: Receiver<Answer>, shown: Shown) -> Self {
         let connections = (0..SOCKETS).map(Connection::new).collect();
-        let shared = Shared { fs, may_keep: true, spare: Vec::new() };
+        let shared = Shared::new(fs);
         Self { config, shared, answers, shown, connections, asked_info: Instant::now() }
     }
 

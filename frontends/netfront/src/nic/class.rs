@@ -1,9 +1,10 @@
 //! The NIC as the driver of its device knows it: sessions, one after another.
 
-use super::{DEFAULT_MTU, MAX_OLD, Nic};
+use super::{MAX_OLD, Nic};
 use crate::control::Control;
 use crate::fault::SetupError;
-use crate::queue::{Features, Queue};
+use crate::packet::{DEFAULT_MTU, Features};
+use crate::queue::Queue;
 use crate::session::Session;
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{DomId, Granter};

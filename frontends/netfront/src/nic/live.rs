@@ -3,7 +3,8 @@
 use super::{Nic, Told};
 use crate::control::Control;
 use crate::fault::BackendFault;
-use crate::groups::{Group, GroupError, Groups, Hearing};
+use crate::groups::{GroupError, Groups, Hearing};
+use crate::packet::Group;
 use crate::queue::Queue;
 use crate::rx::HEADROOM_MAX;
 use crate::session::Session;

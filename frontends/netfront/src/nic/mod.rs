@@ -6,6 +6,7 @@ mod live;
 use crate::control::Control;
 use crate::fault::BackendFault;
 use crate::groups::Groups;
+use crate::packet::DEFAULT_MTU;
 use crate::queue::Queue;
 use crate::session::Session;
 use crate::steering::Steering;
@@ -14,9 +15,6 @@ use core::fmt;
 use pvio_event_channel::EventChannels;
 use pvio_grant_table::Granter;
 use pvio_xenbus::handshake::vif::{BackOffer, Mac};
-
-/// The MTU of an interface whose toolstack names none, in bytes (`netif.h`).
-pub(crate) const DEFAULT_MTU: u32 = 1500;
 
 /// How many earlier sessions' queues may wait for the backend to let go of them. One is the rule
 /// when a backend is restarted; a backend that starts over and over and unmaps nothing would take

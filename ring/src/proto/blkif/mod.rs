@@ -17,7 +17,7 @@ pub use refusal::{Refusal, RefusalReason};
 pub use request::{DataOp, Head, Request};
 pub use segment::{Indirect, Segment, Segments};
 
-use crate::slot::{ShortSlot, Slot};
+use crate::shm::slot::{ShortSlot, Slot};
 
 /// Bytes in a sector of this protocol.
 pub const SECTOR_SIZE: u32 = 512;

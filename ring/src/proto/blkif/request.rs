@@ -5,7 +5,7 @@ use super::{
     Segment, Segments, Status, op,
 };
 use crate::gref::GrantRef;
-use crate::slot::{ShortSlot, Slot, SlotMut};
+use crate::shm::slot::{ShortSlot, Slot, SlotMut};
 
 /// What a data request does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

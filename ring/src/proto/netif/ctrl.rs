@@ -2,7 +2,7 @@
 //! slots, one answer a request, in any order.
 
 use crate::gref::GrantRef;
-use crate::slot::{ShortSlot, Slot};
+use crate::shm::slot::{ShortSlot, Slot};
 use bitflags::bitflags;
 
 /// Bytes of a control slot (`xen_netif_ctrl_request`; the response is shorter).

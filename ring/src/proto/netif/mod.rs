@@ -14,7 +14,7 @@ pub use ctrl::{
 pub use toeplitz::{HASH_KEY_MAX, HashKind, hash_frame, toeplitz};
 
 use crate::gref::GrantRef;
-use crate::slot::{ShortSlot, Slot};
+use crate::shm::slot::{ShortSlot, Slot};
 use bitflags::bitflags;
 
 /// Bytes of a transmit slot (`netif_tx_request`; extra segments fit in it).

@@ -6,8 +6,11 @@ mod request;
 mod toolstack;
 
 pub use negotiated::Negotiated;
-pub use offer::{BackDisk, BackOffer, Discard, DiskInfo, announce_resize, read_sector_size};
-pub use request::{FrontLimits, FrontPlan, FrontRequest, Protocol, Queue};
+pub use offer::{
+    BackDisk, BackOffer, Discard, DiskInfo, FrontLimits, FrontPlan, announce_resize,
+    read_sector_size,
+};
+pub use request::{FrontRequest, Protocol, Queue};
 pub use toolstack::{
     Backing, DeviceType, Mode, OWN_KIND, OWN_SCRIPT, ToolstackBack, ToolstackFront, change_medium,
     changes_live, create_backend, create_both_ends, create_device,

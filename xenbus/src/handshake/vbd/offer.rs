@@ -6,7 +6,25 @@ use crate::handshake::fields::{Reader, Writer};
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, transaction};
 
-use super::{FrontLimits, FrontPlan, MAX_QUEUES, MAX_RING_PAGE_ORDER};
+use super::{MAX_QUEUES, MAX_RING_PAGE_ORDER};
+
+/// What a frontend of its own can use at most.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrontLimits {
+    /// Queues.
+    pub max_queues: u32,
+    /// Order of each ring.
+    pub max_ring_page_order: u32,
+}
+
+/// What to ask for, given an offer: see [`BackOffer::plan`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrontPlan {
+    /// Queues to set up, at least 1.
+    pub queues: u32,
+    /// Each queue's ring has 2 to this power pages.
+    pub ring_page_order: u32,
+}
 
 /// How the backend takes discards. What is missing has the header's default: a granularity of one
 /// sector, an alignment of 0.

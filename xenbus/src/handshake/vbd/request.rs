@@ -45,24 +45,6 @@ pub struct Queue {
     pub event_channel: u32,
 }
 
-/// What a frontend of its own can use at most.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FrontLimits {
-    /// Queues.
-    pub max_queues: u32,
-    /// Order of each ring.
-    pub max_ring_page_order: u32,
-}
-
-/// What to ask for, given an offer: see [`BackOffer::plan`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FrontPlan {
-    /// Queues to set up, at least 1.
-    pub queues: u32,
-    /// Each queue's ring has 2 to this power pages.
-    pub ring_page_order: u32,
-}
-
 /// What a disk's frontend asks for, written before it enters `Initialised` (3) or, with many,
 /// `Connected` (4).
 #[derive(Clone, PartialEq, Eq, Debug)]

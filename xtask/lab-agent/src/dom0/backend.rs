@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
-use super::lab::{Skip, wait_until};
+use super::outcome::Skip;
+use super::wait::wait_until;
 use crate::sys::{self, modules};
 
 /// Who serves the guests' devices.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::backend::{Backend, DEVICE_MODEL};
 use super::console::Console;
-use super::lab::{LONG, wait_until};
+use super::wait::{LONG, wait_until};
 use super::{words, xs};
 use crate::link::{HELLO, Request};
 use crate::sys::{self, run::Flake, took};

@@ -1,55 +1,19 @@
 //! dom0 as a scenario sees it.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Error, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
+
+pub use super::outcome::{Outcome, Skip};
+pub use super::wait::{LONG, SHORT, wait_until};
 
 use super::backend::{Backend, Backends, Words as ServeWords};
 use super::disk::{Access, Disk, Medium};
 use super::guest::{Guest, Kind, Programs, Spec};
 use super::ledger::Ledger;
 use super::words::{self, Words};
-use crate::net;
-use crate::scenarios::{self, Case, Guests};
-use crate::sys::run::Flake;
-
-/// Something a scenario needs is not here; the text says what.
-#[derive(Debug)]
-pub struct Skip(pub String);
-
-impl std::fmt::Display for Skip {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Skip {}
-
-/// What came of a scenario.
-pub enum Outcome {
-    /// All it claims was seen; what was measured.
-    Passed(Vec<Value>),
-    /// It could not run here.
-    Skipped(String),
-    /// The emulator got in the way: to be run once more.
-    Flake(String),
-    /// It ran, and did not see what it claims.
-    Failed(String),
-}
-
-impl Outcome {
-    /// One word.
-    pub fn word(&self) -> &'static str {
-        match self {
-            Self::Passed(_) => "passed",
-            Self::Skipped(_) => "skipped",
-            Self::Flake(_) => "flake",
-            Self::Failed(_) => "failed",
-        }
-    }
-}
 
 /// What scenarios work with.
 pub struct Lab {
@@ -59,10 +23,10 @@ pub struct Lab {
     pub kind: Kind,
     /// What was measured.
     pub rows: Vec<Value>,
-    backends: Backends,
-    shared: Option<Shared>,
-    echoes: bool,
-    words: Words,
+    pub(crate) backends: Backends,
+    pub(crate) shared: Option<Shared>,
+    pub(crate) echoes: bool,
+    pub(crate) words: Words,
 }
 
 /// A guest several scenarios use one after another, and its disks.
@@ -77,8 +41,8 @@ pub struct Shared {
     pub fixed: Disk,
     /// What `xl` was told of them.
     pub lines: Vec<String>,
-    backend: Backend,
-    kind: Kind,
+    pub(crate) backend: Backend,
+    pub(crate) kind: Kind,
 }
 
 impl Default for Lab {
@@ -101,50 +65,6 @@ pub const DISK_MIB: u64 = 64;
 pub const FIXED_MIB: u64 = 8;
 
 impl Lab {
-    /// Runs the scenario of a name like `disk-verify:linux:pv`.
-    pub fn run(&mut self, id: &str) -> Outcome {
-        self.words = Words::start();
-        self.rows.clear();
-        let outcome = match scenarios::find(id) {
-            Some(case) => self.run_case(&case),
-            None => Err(Error::msg("there is no such scenario")),
-        };
-        let Err(error) = outcome else { return Outcome::Passed(std::mem::take(&mut self.rows)) };
-        let text = format!("{error:#}");
-        if error.is::<Skip>() {
-            Outcome::Skipped(text)
-        } else if error.chain().any(|cause| cause.is::<Flake>()) {
-            // Whatever state it is in, the next one gets a new guest.
-            self.drop_shared();
-            Outcome::Flake(text)
-        } else {
-            Outcome::Failed(text)
-        }
-    }
-
-    fn run_case(&mut self, case: &Case) -> Result<()> {
-        if !self.echoes {
-            net::serve_echo()?;
-            self.echoes = true;
-        }
-        let stays = |it: &Shared| {
-            it.backend == case.backend
-                && it.kind == case.kind
-                && case.scenario.guests != Guests::Own
-        };
-        if !self.shared.as_ref().is_some_and(stays) {
-            self.end_shared()?;
-        }
-        (self.backend, self.kind) = (case.backend, case.kind);
-        self.serve(&[])?;
-        let done = (case.scenario.run)(self);
-        if done.is_err() {
-            self.drop_shared();
-        }
-        done?;
-        self.backends.alive()
-    }
-
     /// Makes the backend of this scenario serve, with these words if it is pvio.
     ///
     /// # Errors
@@ -240,7 +160,7 @@ impl Lab {
         shared.guest.power_off()
     }
 
-    fn drop_shared(&mut self) {
+    pub(crate) fn drop_shared(&mut self) {
         self.shared = None;
     }
 }
@@ -287,29 +207,7 @@ impl Shared {
 
 /// What `xvdc` of the shared guest holds.
 pub const FIXED_SEED: u64 = 77;
-/// Longer than anything quick takes under emulation.
-pub const SHORT: Duration = Duration::from_secs(40);
-/// Longer than any single step takes under emulation.
-pub const LONG: Duration = Duration::from_secs(120);
-
 /// The address of a guest's first or second NIC.
 pub fn address(guest: &Guest, nic: usize) -> String {
     format!("10.0.{nic}.{}", 10 + guest.domain % 200)
-}
-
-/// Tries until something is so; false if it is not so in time.
-///
-/// # Errors
-/// The first of `there`.
-pub fn wait_until(patience: Duration, mut there: impl FnMut() -> Result<bool>) -> Result<bool> {
-    let start = Instant::now();
-    loop {
-        if there()? {
-            return Ok(true);
-        }
-        if start.elapsed() > patience {
-            return Ok(false);
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
 }

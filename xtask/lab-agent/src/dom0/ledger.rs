@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use super::lab::wait_until;
+use super::wait::wait_until;
 use super::xs;
 use crate::sys::{self, took};
 

@@ -20,7 +20,9 @@ pub mod disk;
 pub mod guest;
 pub mod lab;
 pub mod ledger;
+pub mod outcome;
 mod report;
+pub mod wait;
 pub mod words;
 pub mod xs;
 

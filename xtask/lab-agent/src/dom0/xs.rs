@@ -8,7 +8,7 @@ use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::{Client, default_path};
 use pvio_xenbus::wire::Perm;
 
-use super::lab::wait_until;
+use super::wait::wait_until;
 
 /// A connection for as long as it is used: none is there to break, and xenstored makes one in no time.
 fn store() -> Result<Client> {

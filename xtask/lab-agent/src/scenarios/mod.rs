@@ -39,6 +39,7 @@ mod migrate;
 mod nic;
 mod own;
 mod policies;
+mod runner;
 mod store;
 mod survival;
 mod toolstack;

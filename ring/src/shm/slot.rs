@@ -1,4 +1,4 @@
-use crate::shm::{SlotBytes, SlotRoom};
+use super::slots::{SlotBytes, SlotRoom};
 use core::marker::PhantomData;
 
 /// More was asked of a slot than it holds: a bug of ours, not the peer's doing.

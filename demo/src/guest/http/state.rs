@@ -1,0 +1,70 @@
+//! State that all connections share.
+
+use super::PART;
+use crate::guest::fs::thread::{FsThread, Reply};
+use crate::guest::fs::{FsError, FsInfo, Target};
+use crate::guest::meter;
+use crate::guest::status::Devices;
+use std::time::Instant;
+
+/// Buffers kept for the next response.
+const SPARE: usize = 16;
+
+/// What the live page shows.
+#[derive(Debug)]
+pub struct Shown {
+    /// The guest's name.
+    pub name: String,
+    /// Its address, as text.
+    pub address: String,
+    /// When it started.
+    pub started: Instant,
+    /// What is mounted, once known.
+    pub fs: Option<Result<FsInfo, FsError>>,
+    /// The devices.
+    pub devices: Devices,
+    /// Requests answered.
+    pub http: meter::Shared,
+    /// Reads of the disk.
+    pub disk: meter::Shared,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The disk thread.
+    pub fs: FsThread,
+    /// There is room to keep connections.
+    pub may_keep: bool,
+    spare: Vec<Vec<u8>>,
+}
+
+impl Shared {
+    /// Returns the state with no connection yet.
+    pub fn new(fs: FsThread) -> Self {
+        Self { fs, may_keep: true, spare: Vec::new() }
+    }
+
+    /// A buffer of that length.
+    pub fn take_buffer(&mut self, len: usize) -> Vec<u8> {
+        let mut buffer = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(PART));
+        buffer.resize(len, 0);
+        buffer
+    }
+
+    /// Gives one back.
+    pub fn give_buffer(&mut self, buffer: Vec<u8>) {
+        if self.spare.len() < SPARE {
+            self.spare.push(buffer);
+        }
+    }
+
+    /// Undoes an answer that came too late.
+    pub fn drop_reply(&mut self, result: Result<Reply, FsError>) {
+        match result {
+            Ok(Reply::Visited(Target::File { handle, .. })) => self.fs.close(handle),
+            Ok(Reply::Read(buffer)) => self.give_buffer(buffer),
+            _ => {}
+        }
+    }
+}
