@@ -12,7 +12,7 @@ use common::drain;
 use pvio_ring::DomId;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::wire::{HEADER_LEN, Header, Op, XsErrno, decode};
-use pvio_xenbus::{Xenstore, XsError, transaction};
+use pvio_xenbus::{TRANSACTION_RETRIES, Xenstore, XsError, transaction};
 use pvio_xenstored::Store;
 use pvio_xenstored::server::{Server, ServerHandle};
 
@@ -115,15 +115,21 @@ fn transactions_are_retried_until_nobody_interferes() {
     server.connect_local(DomId::DOM0).unwrap().write("/n", b"0").unwrap();
     let count = |mut xs: Client| {
         move || {
+            let mut conflicts = 0;
             for _ in 0..50 {
-                let bump = transaction(&mut xs, |tx| {
-                    let n: u32 = String::from_utf8(tx.read("/n")?).unwrap().parse().unwrap();
-                    tx.write("/n", (n + 1).to_string().as_bytes())
-                });
-                // Losing every one of the retries in a row is possible, if not likely.
-                while bump == Err(XsError::Conflict) {}
-                bump.unwrap();
+                loop {
+                    let bump = transaction(&mut xs, |tx| {
+                        let n: u32 = String::from_utf8(tx.read("/n")?).unwrap().parse().unwrap();
+                        tx.write("/n", (n + 1).to_string().as_bytes())
+                    });
+                    match bump {
+                        Err(XsError::Conflict) => conflicts += 1,
+                        other => break other.unwrap(),
+                    }
+                }
             }
+            // Each retry that was lost is one of the 100 transactions of the other two.
+            assert!(conflicts <= 100 / TRANSACTION_RETRIES, "{conflicts} without interference");
         }
     };
     let threads: Vec<_> = (0..3)
