@@ -5,9 +5,10 @@ use pvio_ring::DomId;
 use pvio_xenbus::driver::{Fault, FrontendClass, FrontendDriver, FrontendEnds, Life};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
-    BackendKind, DeviceAddr, create_domain, read_error, remove_device, remove_domain, write_state,
+    BackendKind, DeviceAddr, create_domain, read_error, read_state, remove_device, remove_domain,
+    write_state,
 };
-use pvio_xenbus::handshake::vbd::{ToolstackBack, create_device};
+use pvio_xenbus::handshake::vbd::{ToolstackBack, create_backend, create_device};
 use pvio_xenbus::{XenbusState, Xenstore};
 use pvio_xenstored::{LocalClient, Quota, Store};
 use std::cell::RefCell;
@@ -15,6 +16,7 @@ use std::rc::Rc;
 
 const BACK: DomId = DomId(1);
 const FRONT: DomId = DomId(2);
+const OTHER: DomId = DomId(3);
 
 #[derive(Default)]
 struct Class {
@@ -158,4 +160,93 @@ fn a_backend_that_writes_nonsense_is_given_up_and_left() {
     w.back_is(XenbusState::Closed);
     w.step();
     assert!(w.driver.is_closed());
+}
+
+/// The device's backend in another domain, for which the toolstack has made the directories, and the words
+/// with which it tells the frontend.
+fn moved(w: &mut World) -> (DeviceAddr, LocalClient) {
+    w.store.borrow_mut().introduce(OTHER);
+    create_domain(&mut w.dom0, OTHER, "other").unwrap();
+    let addr = DeviceAddr::new(BackendKind::Vbd, OTHER, FRONT, 51712);
+    create_backend(&mut w.dom0, addr, &ToolstackBack::new(addr, "disk")).unwrap();
+    let front = w.addr.frontend_path();
+    w.dom0.write(&format!("{front}/backend-id"), b"3").unwrap();
+    w.dom0.write(&format!("{front}/backend"), addr.backend_path().as_bytes()).unwrap();
+    (addr, LocalClient::connect(&w.store, OTHER))
+}
+
+#[test]
+fn frontend_whose_device_is_given_to_another_domain_goes_on_there() {
+    // Its backend's domain is gone, or is there and goes on; the toolstack has set the state anew, or not.
+    for (gone, anew) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut w = World::new();
+        if gone {
+            w.store.borrow_mut().release(BACK);
+            remove_domain(&mut w.dom0, BACK).unwrap();
+            w.step();
+        }
+        let (addr, mut other) = moved(&mut w);
+        let front = w.addr.frontend_path();
+        if anew {
+            write_state(&mut w.dom0, &front, XenbusState::Initialising).unwrap();
+        }
+        let event = |w: &mut World| w.front.poll_event().unwrap().map(|event| event.token);
+        let heard = std::iter::from_fn(|| event(&mut w)).any(|token| token == front);
+        assert!(heard, "nothing tells the frontend");
+        assert_eq!((w.step(), w.driver.state()), (Life::Alive, XenbusState::Initialising));
+        assert!(!w.driver.class().connected, "what is unanswered is kept for the next");
+        assert_eq!(w.driver.backend_path(), Some(&*addr.backend_path()));
+        assert_eq!(read_state(&mut w.dom0, &front).unwrap(), XenbusState::Initialising);
+        write_state(&mut other, &addr.backend_path(), XenbusState::InitWait).unwrap();
+        let heard = std::iter::from_fn(|| event(&mut w)).any(|token| token == front);
+        assert!(heard, "the new backend is watched");
+        w.step();
+        write_state(&mut other, &addr.backend_path(), XenbusState::Connected).unwrap();
+        w.step();
+        assert!(w.driver.class().connected && w.driver.is_connected());
+        if !gone {
+            std::iter::from_fn(|| event(&mut w)).for_each(drop);
+            w.back_is(XenbusState::Closed);
+            assert_eq!((event(&mut w), w.step()), (None, Life::Alive), "the old one is not heard");
+            assert!(w.driver.is_connected());
+        }
+    }
+}
+
+#[test]
+fn frontend_that_is_closed_stays_so_wherever_its_device_goes() {
+    let mut w = World::new();
+    w.driver.close(&mut w.front).unwrap();
+    w.back_is(XenbusState::Closed);
+    w.step();
+    let (addr, mut other) = moved(&mut w);
+    write_state(&mut other, &addr.backend_path(), XenbusState::InitWait).unwrap();
+    assert_eq!((w.step(), w.driver.state()), (Life::Alive, XenbusState::Closed));
+}
+
+#[test]
+fn backend_key_that_leads_nowhere_closes_the_device_and_one_that_is_missing_is_waited_for() {
+    let mut w = World::new();
+    let key = format!("{}/backend", w.addr.frontend_path());
+    w.dom0.rm(&key).unwrap();
+    assert_eq!((w.step(), w.driver.state()), (Life::Alive, XenbusState::Connected));
+    w.dom0.write(&key, b"/local/domain/9/backend/vbd/2/51712").unwrap();
+    w.step();
+    assert!(w.driver.is_closing() && !w.driver.class().connected);
+    assert!(read_error(&mut w.dom0, &w.addr.frontend_path()).unwrap().is_some());
+}
+
+#[test]
+fn device_that_is_made_anew_in_its_place_is_connected_again() {
+    let mut w = World::new();
+    remove_device(&mut w.dom0, w.addr).unwrap();
+    create_device(&mut w.dom0, w.addr, &ToolstackBack::new(w.addr, "disk")).unwrap();
+    assert_eq!((w.step(), w.driver.state()), (Life::Alive, XenbusState::Connected));
+    w.back_is(XenbusState::InitWait);
+    w.step();
+    w.back_is(XenbusState::Connected);
+    w.step();
+    assert!(w.driver.class().connected && w.driver.is_connected());
+    let state = read_state(&mut w.dom0, &w.addr.frontend_path()).unwrap();
+    assert_eq!(state, XenbusState::Connected);
 }

@@ -7,6 +7,7 @@ use crate::handshake::common::{
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use pvio_ring::DomId;
@@ -229,14 +230,15 @@ impl<C: FrontendClass> FrontendDriver<C> {
         &mut self,
         xs: &mut dyn Xenstore,
     ) -> Result<Option<Arc<FrontendEnds>>, HandshakeError> {
-        if let Some(ends) = &self.ends {
-            return Ok(Some(Arc::clone(ends)));
+        if let Some(ends) = self.ends.clone() {
+            return self.follow(xs, ends).map(Some);
         }
         let (addr, front) = (self.addr, self.front.clone());
         let Some(found) = xs.read_opt(&state_path(&front))? else { return Ok(None) };
         clear_error(xs, &front)?;
         let back = read_backend_end(xs, &front)?;
         let ends = FrontendEnds { addr, front, back: back.path, back_id: back.domain };
+        watch(xs, &backend_path(&ends.front), &ends.front)?;
         watch(xs, &state_path(&ends.back), &ends.front)?;
         let found = XenbusState::parse(Some(&found));
         self.machine = machine_of(addr.class, found);
@@ -246,6 +248,34 @@ impl<C: FrontendClass> FrontendDriver<C> {
         let ends = Arc::new(ends);
         self.ends = Some(Arc::clone(&ends));
         Ok(Some(ends))
+    }
+
+    /// Goes on with the backend that the frontend's directory names now. The toolstack may give a device to
+    /// another domain, if its driver domain came back under another number say. The session with the
+    /// earlier backend is over then: what is unanswered is sent to the new one.
+    fn follow(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        ends: Arc<FrontendEnds>,
+    ) -> Result<Arc<FrontendEnds>, HandshakeError> {
+        // Where there is none, another is about to be written, or the device is gone.
+        let named = xs.read_opt(&backend_path(&ends.front))?;
+        if named.is_none_or(|path| path == ends.back.as_bytes()) {
+            return Ok(ends);
+        }
+        let back = read_backend_end(xs, &ends.front)?;
+        let (front, addr) = (ends.front.clone(), ends.addr);
+        let new = Arc::new(FrontendEnds { addr, front, back: back.path, back_id: back.domain });
+        watch(xs, &state_path(&new.back), &new.front)?;
+        // It may be gone with the right to read there; what is left of it does no harm.
+        let _ = xs.unwatch(&state_path(&ends.back), &ends.front);
+        self.ends = Some(Arc::clone(&new));
+        if self.machine.is_requested() || self.machine.is_connected() {
+            self.class.disconnect();
+            switch_state(xs, &new.front, XenbusState::Initialising)?;
+            self.machine.restart();
+        }
+        Ok(new)
     }
 
     fn try_step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, HandshakeError> {
@@ -262,6 +292,7 @@ impl<C: FrontendClass> FrontendDriver<C> {
                 self.class.release();
                 // The watch may be gone already; what is left of it does no harm.
                 let _ = xs.unwatch(&state_path(&ends.back), &ends.front);
+                let _ = xs.unwatch(&backend_path(&ends.front), &ends.front);
                 return Ok(Life::Gone);
             };
             if self.machine.ends_earlier()
@@ -386,6 +417,11 @@ impl<C: FrontendClass> FrontendDriver<C> {
         switch_state(xs, &ends.front, to)?;
         Ok(())
     }
+}
+
+/// Where a frontend's directory says where its backend is.
+fn backend_path(front: &str) -> String {
+    format!("{front}/backend")
 }
 
 const fn machine_of(class: DeviceClass, found: XenbusState) -> FrontendMachine {
