@@ -2,7 +2,7 @@
 //! holder ends.
 
 use crate::failure::Failure;
-use pvio_hosted::PrivateDir;
+use pvio_recordfile::PrivateDir;
 use pvio_xenbus::handshake::common::BackendKind;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;

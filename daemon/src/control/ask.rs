@@ -2,7 +2,7 @@
 
 use super::{FOLDER, NAME, default_root};
 use crate::failure::Failure;
-use pvio_hosted::PrivateDir;
+use pvio_recordfile::PrivateDir;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@ use crate::domain::Said;
 use crossbeam_channel::Sender;
 use pvio_daemon::failure::Failure;
 use pvio_grant_table::DomId;
-use pvio_hosted::PrivateDir;
+use pvio_recordfile::PrivateDir;
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};

@@ -2,7 +2,8 @@
 
 use pvio_daemon::control::default_root;
 use pvio_daemon::failure::Failure;
-use pvio_hosted::{Hypervisor, PrivateDir};
+use pvio_hosted::Hypervisor;
+use pvio_recordfile::PrivateDir;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -16,7 +16,7 @@
 //! | `hypervisor`, `server`, `machine`, `names` | the hypervisor: what embeds it calls, its thread, what it knows, xenstore |
 //! | `domain`, `pages`, `peers`, `mapping`, `events` | a domain: joining, giving, using, waking |
 //! | `layout`, `protocol` | what lies where in memory, what is said on the socket |
-//! | `mem`, `socket`, `private_dir`, `statedir`, `connection` | the machine below: mappings, packets, the directory |
+//! | `mem`, `socket`, `statedir`, `connection` | the machine below: mappings, packets, the directory |
 //!
 //! # What it protects against
 //!
@@ -100,7 +100,6 @@ mod mem;
 mod names;
 mod pages;
 mod peers;
-mod private_dir;
 mod protocol;
 mod server;
 mod shared;
@@ -109,13 +108,12 @@ mod statedir;
 
 pub use config::{DomainConfig, DomainInfo};
 pub use domain::Domain;
-pub use error::{DirError, DomainError, JoinError, StartError, XenstoreError};
+pub use error::{DomainError, JoinError, StartError, XenstoreError};
 pub use events::Channel;
 pub use hypervisor::Hypervisor;
 pub use mapping::{Mapping, Pin};
 pub use mem::Held;
 pub use pages::{Lease, Pages};
-pub use private_dir::PrivateDir;
 pub use shared::HypervisorEvent;
 
 /// The examples of the book's page on embedding.

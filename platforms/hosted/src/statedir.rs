@@ -1,7 +1,7 @@
 //! The state directory: who owns it, and the sockets in it.
 
 use crate::error::StartError;
-use crate::private_dir::PrivateDir;
+use pvio_recordfile::PrivateDir;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::net::{

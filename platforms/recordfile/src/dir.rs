@@ -1,53 +1,39 @@
 //! The directory.
 
+use crate::error::DirError;
 use crate::file::RecordFile;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, mkdir, openat, unlinkat};
-use rustix::io::Errno;
+use crate::private_dir::PrivateDir;
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, openat};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::geteuid;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
-/// A directory of this user alone. It is held open: renaming it, or replacing it by a link, changes
-/// nothing for who has it.
+/// A [`PrivateDir`] that others cannot even look into.
 #[derive(Clone, Debug)]
-pub struct RecordDir {
-    fd: Arc<OwnedFd>,
-    path: PathBuf,
-}
+pub struct RecordDir(Arc<PrivateDir>);
 
 impl RecordDir {
-    /// Opens the directory, and makes it if it is missing. The directory that it is in must exist.
+    /// Opens the directory; makes it and those above it, with mode 0700, if they are not there.
     ///
     /// # Errors
-    /// [`io::ErrorKind::PermissionDenied`] if it belongs to another user, or others may use it;
-    /// [`io::ErrorKind::NotADirectory`] if it is something else, or a symbolic link.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        match mkdir(path, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
+    /// A [`DirError`].
+    pub fn open(path: &Path) -> Result<Self, DirError> {
+        let dir = PrivateDir::create(path)?;
+        let failed = |why: Errno| DirError::Io { path: path.into(), source: why.into() };
+        let mode = fstat(&dir).map_err(failed)?.st_mode & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(DirError::Open { path: dir.path().into(), mode });
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(CWD, path, flags, Mode::empty())?;
-        let stat = fstat(&fd)?;
-        if stat.st_uid != geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
-            let text = format!(
-                "{} has owner {} and mode {:o}; it must be this user's ({}) and closed to others",
-                path.display(),
-                stat.st_uid,
-                stat.st_mode & 0o777,
-                geteuid().as_raw(),
-            );
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
-        }
-        Ok(Self { fd: Arc::new(fd), path: path.to_owned() })
+        Ok(Self(Arc::new(dir)))
     }
 
-    /// The path by which it was opened.
+    /// The absolute path by which it was opened.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.0.path()
     }
 
     /// Makes a file of `len` zero bytes and maps it. A file of that name is replaced: a process that
@@ -59,7 +45,7 @@ impl RecordDir {
         self.remove(name)?;
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(&self.fd, checked(name)?, flags, Mode::RUSR | Mode::WUSR)?;
+        let fd = openat(&self.0, checked(name)?, flags, Mode::RUSR | Mode::WUSR)?;
         RecordFile::map(fd, len).inspect_err(|_| drop(self.remove(name)))
     }
 
@@ -71,7 +57,7 @@ impl RecordDir {
     pub fn existing(&self, name: &str, len: usize) -> io::Result<RecordFile> {
         // Opening a FIFO must not block.
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = openat(&self.fd, checked(name)?, flags, Mode::empty())?;
+        let fd = openat(&self.0, checked(name)?, flags, Mode::empty())?;
         let stat = fstat(&fd)?;
         if !is_private_file(&stat) || u64::try_from(stat.st_size).unwrap_or(0) < len as u64 {
             let text = format!("{name} is no file of this user with at least {len} bytes");
@@ -80,8 +66,13 @@ impl RecordDir {
         RecordFile::map(fd, len)
     }
 
-    pub(crate) fn fd(&self) -> &OwnedFd {
-        &self.fd
+    /// Keeps other threads and processes from holding or removing fences until the descriptor is closed.
+    pub(crate) fn lock(&self, operation: FlockOperation) -> io::Result<OwnedFd> {
+        // A lock belongs to what was opened: each needs its own.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = openat(&self.0, ".", flags, Mode::empty())?;
+        retry_on_intr(|| flock(&fd, operation))?;
+        Ok(fd)
     }
 
     /// Removes a file, if it is there.
@@ -89,10 +80,13 @@ impl RecordDir {
     /// # Errors
     /// What the system reports.
     pub fn remove(&self, name: &str) -> io::Result<()> {
-        match unlinkat(&self.fd, checked(name)?, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        self.0.remove(checked(name)?)
+    }
+}
+
+impl AsFd for RecordDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

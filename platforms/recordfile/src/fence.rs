@@ -2,7 +2,7 @@
 
 use crate::dir::{RecordDir, checked};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, mkfifoat, openat};
+use rustix::fs::{Dir, FileType, FlockOperation, Mode, OFlags, fstat, mkfifoat, openat};
 use rustix::io::{Errno, read, retry_on_intr};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,12 +17,13 @@ impl RecordDir {
         Fence::open(self, name)
     }
 
-    /// Removes every fence that is passed: of devices that are gone. To be called before any is opened.
+    /// Removes every fence that is passed: of devices that are gone. Safe while another daemon opens fences in
+    /// the same directory.
     ///
     /// # Errors
     /// What the system reports.
     pub fn sweep(&self) -> io::Result<()> {
-        for entry in Dir::read_from(self.fd())? {
+        for entry in Dir::read_from(self)? {
             let entry = entry?;
             if entry.file_type() == FileType::Fifo
                 && let Ok(name) = entry.file_name().to_str()
@@ -47,12 +48,18 @@ pub struct Fence {
 
 impl Fence {
     pub(crate) fn open(dir: &RecordDir, name: &str) -> io::Result<Self> {
-        match mkfifoat(dir.fd(), checked(name)?, Mode::RUSR | Mode::WUSR) {
+        let _lock = dir.lock(FlockOperation::LockExclusive)?;
+        Self::open_locked(dir, name)
+    }
+
+    /// The same while the directory is locked: another process could remove the FIFO before it is opened.
+    fn open_locked(dir: &RecordDir, name: &str) -> io::Result<Self> {
+        match mkfifoat(dir, checked(name)?, Mode::RUSR | Mode::WUSR) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let reader = openat(dir.fd(), name, flags, Mode::empty())?;
+        let reader = openat(dir, name, flags, Mode::empty())?;
         if FileType::from_raw_mode(fstat(&reader)?.st_mode) != FileType::Fifo {
             let text = format!("{name} is no FIFO");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
@@ -102,9 +109,13 @@ impl Fence {
     /// # Errors
     /// What the system reports.
     pub fn hold(self) -> io::Result<OwnedFd> {
-        // While this end reads, the other can be opened without waiting.
+        let Self { dir, name, .. } = self;
+        let _lock = dir.lock(FlockOperation::LockExclusive)?;
+        // Another process may have removed the FIFO while it had no write end.
+        let _reads = Self::open_locked(&dir, &name)?;
+        // While one end reads, the other can be opened without waiting.
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(openat(self.dir.fd(), self.name.as_str(), flags, Mode::empty())?)
+        Ok(openat(&dir, name.as_str(), flags, Mode::empty())?)
     }
 
     /// Removes the FIFO if nobody holds a write end: the device is gone. Otherwise it stays for whoever
@@ -113,7 +124,15 @@ impl Fence {
     /// # Errors
     /// What the system reports.
     pub fn remove(self) -> io::Result<()> {
-        if self.is_passed()? { self.dir.remove(&self.name) } else { Ok(()) }
+        let Self { dir, name, .. } = self;
+        let _lock = match dir.lock(FlockOperation::NonBlockingLockExclusive) {
+            Ok(lock) => lock,
+            // Another thread or process opens a write end, perhaps of this FIFO.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        // The name may belong to a new FIFO.
+        if Self::open_locked(&dir, &name)?.is_passed()? { dir.remove(&name) } else { Ok(()) }
     }
 }
 

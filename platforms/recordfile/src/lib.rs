@@ -2,7 +2,8 @@
 //!
 //! A backend keeps its in-flight records (`pvio_ring::inflight`) here. A process that is killed leaves
 //! its stores in the page cache, and the next process maps the same file. A [`Fence`] tells that process
-//! when the kernel has finished what the earlier one began.
+//! when the kernel has finished what the earlier one began. [`PrivateDir`] is the directory's check, which
+//! serves every directory of this user's.
 //!
 //! ```
 //! use pvio_recordfile::RecordDir;
@@ -16,13 +17,17 @@
 //! drop(record);
 //! assert_eq!(dir.existing("vbd-1-51712", 8192)?.load_u64(0, Relaxed), Some(7));
 //! dir.remove("vbd-1-51712")?;
-//! # Ok::<(), std::io::Error>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 mod dir;
+mod error;
 mod fence;
 mod file;
+mod private_dir;
 
 pub use dir::RecordDir;
+pub use error::DirError;
 pub use fence::Fence;
 pub use file::RecordFile;
+pub use private_dir::PrivateDir;

@@ -4,6 +4,7 @@ use pvio_recordfile::RecordDir;
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -61,4 +62,35 @@ fn file_that_is_no_fifo_is_an_error() {
     let dir = RecordDir::open(&parent.path().join("records")).unwrap();
     fs::write(parent.path().join("records/disk.fence"), b"").unwrap();
     dir.fence("disk.fence").unwrap_err();
+}
+
+#[test]
+fn fence_that_another_daemon_sweeps_away_before_it_is_held_holds_all_the_same() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("records");
+    let dir = RecordDir::open(&path).unwrap();
+    let fence = dir.fence("disk.fence").unwrap();
+    assert!(fence.is_passed().unwrap());
+    dir.sweep().unwrap();
+    assert!(!path.join("disk.fence").exists());
+    let held = fence.hold().unwrap();
+    assert!(!dir.fence("disk.fence").unwrap().is_passed().unwrap(), "the next one waits");
+    drop(held);
+    // At any moment of it.
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let other = RecordDir::open(&path).unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                other.sweep().unwrap();
+            }
+        });
+        for _ in 0..3000 {
+            let held = dir.fence("disk.fence").unwrap().hold().unwrap();
+            let next = dir.fence("disk.fence").unwrap();
+            assert!(!next.is_passed().unwrap(), "the next one does not wait");
+            drop(held);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
 }

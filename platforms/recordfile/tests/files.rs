@@ -71,11 +71,14 @@ fn directory_that_others_can_use_or_a_link_to_one_is_an_error() {
     fs::create_dir(&path).unwrap();
     for mode in [0o770, 0o705, 0o711] {
         fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
-        assert_eq!(RecordDir::open(&path).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        let code = RecordDir::open(&path).unwrap_err().code();
+        assert_eq!(code, if mode == 0o770 { "dir-writable" } else { "dir-open" });
     }
     fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
     RecordDir::open(&path).unwrap();
     let link = parent.path().join("link");
     symlink(&path, &link).unwrap();
-    assert_eq!(RecordDir::open(&link).unwrap_err().kind(), ErrorKind::NotADirectory);
+    assert_eq!(RecordDir::open(&link).unwrap_err().code(), "dir-link");
+    assert_eq!(RecordDir::open(&link.join("below")).unwrap_err().code(), "dir-link");
+    assert!(!path.join("below").exists());
 }

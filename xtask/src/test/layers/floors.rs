@@ -31,9 +31,16 @@ const MAY_NEED: &[(&str, &[&str])] = &[
 ];
 
 const BELOW: &[&str] = &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus"];
-/// The hosted hypervisor serves xenstore to its domains.
-const HOSTED: &[&str] =
-    &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus", "pvio-xenstored"];
+/// The hosted hypervisor serves xenstore to its domains, and its sockets are in a directory of the same kind
+/// as records.
+const HOSTED: &[&str] = &[
+    "pvio-ring",
+    "pvio-grant-table",
+    "pvio-event-channel",
+    "pvio-xenbus",
+    "pvio-xenstored",
+    "pvio-recordfile",
+];
 /// With std, a device waits in the one wait point, has files for a library, and devices of the host,
 /// which are no platform of a domain's.
 const DEVICE: &[&str] = &[
@@ -56,7 +63,6 @@ const DAEMON: &[&str] = &[
     "pvio-netback",
     "pvio-uring",
     "pvio-recordfile",
-    "pvio-hosted",
     "pvio-xen-linux",
 ];
 const DEMO: &[&str] = &[
@@ -68,6 +74,7 @@ const DEMO: &[&str] = &[
     "pvio-blkfront",
     "pvio-netfront",
     "pvio-uring",
+    "pvio-recordfile",
     "pvio-hosted",
     "pvio-daemon",
 ];

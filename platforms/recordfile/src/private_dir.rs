@@ -1,4 +1,4 @@
-//! A directory of this user's alone, for sockets, logs and images.
+//! A directory of this user's alone, for sockets, logs, images and records.
 
 use crate::error::DirError;
 use rustix::fs::{
