@@ -23,6 +23,27 @@ pub struct Stats {
     controls: [AtomicU64; 4],
     ended: [AtomicU64; Fault::CODES.len()],
     dropped: [AtomicU64; DropReason::ALL.len()],
+    /// What a queue holds now of what is bounded; nothing while there is no queue.
+    held: Held<AtomicU64>,
+    limits: Held<AtomicU64>,
+}
+
+/// What a queue holds, or may hold.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Held<T> {
+    /// Packets that wait for the guest to post buffers, and their bytes.
+    pub packets: T,
+    pub bytes: T,
+    /// Pages of the guest that are kept mapped.
+    pub staged: T,
+}
+
+impl Held<AtomicU64> {
+    fn set(&self, held: Held<usize>) {
+        self.packets.store(held.packets as u64, Ordering::Relaxed);
+        self.bytes.store(held.bytes as u64, Ordering::Relaxed);
+        self.staged.store(held.staged as u64, Ordering::Relaxed);
+    }
 }
 
 impl Stats {
@@ -141,6 +162,8 @@ impl Stats {
             controls: _,
             ended: _,
             dropped: _,
+            held: _,
+            limits: _,
         } = self;
         [
             ("tx-packets", tx_packets),
@@ -168,6 +191,30 @@ impl Stats {
     /// [`dropped`](Self::dropped) for every reason, by its code.
     pub fn drops(&self) -> impl Iterator<Item = (&'static str, u64)> {
         DropReason::ALL.iter().map(|reason| (reason.code(), self.dropped(*reason)))
+    }
+
+    /// What is bounded, by name: how much of it there is, and may be.
+    pub fn budgets(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
+        let (held, limits) = (&self.held, &self.limits);
+        [
+            ("waiting-packets", &held.packets, &limits.packets),
+            ("waiting-bytes", &held.bytes, &limits.bytes),
+            ("staged-pages", &held.staged, &limits.staged),
+        ]
+        .into_iter()
+        .map(|(name, used, limit)| {
+            (name, used.load(Ordering::Relaxed), limit.load(Ordering::Relaxed))
+        })
+    }
+
+    /// What a queue holds now.
+    pub(crate) fn hold(&self, held: Held<usize>) {
+        self.held.set(held);
+    }
+
+    /// What a queue may hold; nothing, when it is gone.
+    pub(crate) fn limit(&self, limits: Held<usize>) {
+        self.limits.set(limits);
     }
 
     pub(crate) fn count_tx(&self, bytes: usize, gso: bool) {

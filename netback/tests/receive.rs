@@ -6,7 +6,7 @@ use common::{ALL, DATA_PAGES, pattern, setup, setup_at, tcp};
 use pvio_netback::Features;
 use pvio_netback::fault::{DropReason, Fault, QueueError};
 use pvio_netback::port::{Checksum, Gso, NetPort, Offload};
-use pvio_netback::queue::{BACKLOG_BYTES, BACKLOG_PACKETS};
+use pvio_netback::queue::{BACKLOG_BYTES, BACKLOG_PACKETS, STAGED_MAX};
 use pvio_ring::RingFault;
 use pvio_ring::proto::checksum::Transport;
 use pvio_ring::proto::netif::{GsoKind, RxFlags, RxResponse, rsp};
@@ -51,12 +51,23 @@ fn a_packet_starts_only_when_all_its_buffers_are_there() {
     s.poll();
     assert_eq!(s.guest.received(), []);
     assert_eq!(s.queue.backlog(), 1);
+    let budgets = |packets, bytes| {
+        [
+            ("waiting-packets", packets, BACKLOG_PACKETS as u64),
+            ("waiting-bytes", bytes, BACKLOG_BYTES as u64),
+            ("staged-pages", 0, STAGED_MAX as u64),
+        ]
+    };
+    assert_eq!(s.stats.budgets().collect::<Vec<_>>(), budgets(1, 9000));
     assert_eq!(s.queue.may_sleep(), Ok(true), "two buffers are there, three are needed");
     assert!(s.guest.post(2..3), "the third is what it asked to be woken for");
     assert_eq!(s.queue.may_sleep(), Ok(false));
     s.poll();
     assert_eq!(s.guest.received().len(), 3);
     assert_eq!(s.queue.backlog(), 0);
+    assert_eq!(s.stats.budgets().collect::<Vec<_>>(), budgets(0, 0));
+    drop(s.queue);
+    assert!(s.stats.budgets().all(|(_, used, limit)| (used, limit) == (0, 0)));
 }
 
 #[test]

@@ -25,7 +25,7 @@ use core::task::Poll;
 use making::{Making, Unmaking, Way};
 use other::Other;
 use pvio_recordfile::{RecordDir, RecordFile};
-use pvio_uring::PrivateBuf;
+use pvio_uring::{LogLimit, PrivateBuf};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::{MAX_QUEUES, ToolstackBack};
 use rustix::event::{EventfdFlags, eventfd};
@@ -81,6 +81,9 @@ pub struct TapServer {
     /// What the queues of the session wake each other by, if it has a control ring.
     mail: Vec<OwnedFd>,
     records: Option<RecordDir>,
+    /// How often a record could not be removed, and the tap not be left as before a session.
+    records_left: Arc<LogLimit>,
+    taps_changed: Arc<LogLimit>,
 }
 
 impl TapServer {
@@ -104,7 +107,21 @@ impl TapServer {
             knobs: Arc::default(),
             mail: Vec::new(),
             records: None,
+            records_left: Arc::default(),
+            taps_changed: Arc::default(),
         }
+    }
+
+    /// What a guest may cause and is logged now and then: how often it did, by name.
+    pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
+        let mut events = Vec::from([
+            ("records-left", Arc::clone(&self.records_left)),
+            ("taps-changed", Arc::clone(&self.taps_changed)),
+            ("carrier-not-set", Arc::clone(self.carrier.failures())),
+        ]);
+        let starts = self.way.other.as_ref().and_then(Other::starts);
+        events.extend(starts.map(|starts| ("queue-starts", Arc::clone(starts))));
+        events
     }
 
     /// The same, in a driver domain that has more to say.
@@ -215,8 +232,10 @@ where
     }
 
     fn remove_record(&mut self, device: &str) {
-        if let Some(Err(error)) = self.records.as_ref().map(|dir| dir.remove(device)) {
-            tracing::warn!(device, %error, "the in-flight record is not removed");
+        if let Some(Err(error)) = self.records.as_ref().map(|dir| dir.remove(device))
+            && let Some(unlogged) = self.records_left.admit()
+        {
+            tracing::warn!(device, %error, unlogged, "the in-flight record is not removed");
         }
     }
 
@@ -350,9 +369,11 @@ where
         self.carrier.guest(false);
         self.way.other.iter_mut().for_each(Other::stopped);
         let quiet = self.tap().map_or(Ok(()), |tap| tap.set_unsegmented(false, false));
-        if let Err(error) = self.way.taps.use_queues(1).and(quiet) {
+        if let Err(error) = self.way.taps.use_queues(1).and(quiet)
+            && let Some(unlogged) = self.taps_changed.admit()
+        {
             // The next session sets both anew, and says so if it cannot.
-            tracing::debug!(%error, "the tap is not as before the session");
+            tracing::debug!(%error, unlogged, "the tap is not as before the session");
         }
     }
 
@@ -391,5 +412,26 @@ impl fmt::Debug for TapServer {
             .field("options", &self.options)
             .field("taps", &self.way.taps)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn record_that_cannot_be_removed_is_counted() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("records");
+        let records = RecordDir::open(&path).unwrap();
+        std::fs::create_dir(path.join("vif-1-0")).unwrap();
+        let mut server =
+            TapServer::new(TapOptions::default(), Arc::new(|| ())).recorded_in(records);
+        for _ in 0..12 {
+            Serve::<pvio_hosted::Domain>::remove_record(&mut server, "vif-1-0");
+        }
+        let counted: Vec<_> =
+            server.events().iter().map(|(name, log)| (*name, log.seen())).collect();
+        assert_eq!(counted, [("records-left", 12), ("taps-changed", 0), ("carrier-not-set", 0)]);
     }
 }

@@ -17,7 +17,7 @@ use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use pvio_ring::shm::SharedMemory;
-use pvio_uring::PrivateBuf;
+use pvio_uring::{LogLimit, PrivateBuf};
 use pvio_xenbus::driver::Fault;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -74,6 +74,11 @@ impl Other {
     /// How many queues it has, if that is not for us to say.
     pub fn queues(&self) -> Option<u32> {
         if let Self::AfXdp(interface) = self { Some(interface.queues()) } else { None }
+    }
+
+    /// How often a guest has had a queue started, if that is logged.
+    pub fn starts(&self) -> Option<&Arc<LogLimit>> {
+        if let Self::AfXdp(interface) = self { Some(interface.starts()) } else { None }
     }
 
     pub fn begin(&mut self, session: &Session) -> Result<(), Fault> {

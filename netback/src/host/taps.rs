@@ -4,7 +4,9 @@
 use crate::port::open_vswitch;
 use crate::port::tap::{Tap, TapConfig, TapError, inside};
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use pvio_uring::LogLimit;
 use std::sync::{Mutex, PoisonError};
 
 /// A handle on each queue; the first is the interface's own, and always in use.
@@ -87,7 +89,11 @@ fn make(first: Tap, queues: u32) -> Result<Vec<Tap>, TapError> {
 
 /// The carrier of the interface, which says whether somebody receives what is sent into it.
 #[derive(Debug, Default)]
-pub(super) struct Carrier(Mutex<CarrierState>);
+pub(super) struct Carrier {
+    state: Mutex<CarrierState>,
+    /// How often it could not be set.
+    failures: Arc<LogLimit>,
+}
 
 #[derive(Debug, Default)]
 struct CarrierState {
@@ -100,6 +106,10 @@ struct CarrierState {
 }
 
 impl Carrier {
+    pub const fn failures(&self) -> &Arc<LogLimit> {
+        &self.failures
+    }
+
     /// Of this interface, where nobody is yet.
     pub fn begin(&self, tap: Option<Tap>) {
         self.change(|carrier| *carrier = CarrierState { tap, ..CarrierState::default() });
@@ -120,14 +130,15 @@ impl Carrier {
     }
 
     fn change(&self, change: impl FnOnce(&mut CarrierState)) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
         let on = state.guest && state.stalled == 0;
         if let Some(tap) = &state.tap
             && let Err(error) = tap.set_carrier(on)
+            && let Some(unlogged) = self.failures.admit()
         {
             // Older kernels cannot; the host then believes that somebody is always there.
-            tracing::debug!(tap = tap.name(), %error, "carrier not set");
+            tracing::debug!(tap = tap.name(), %error, unlogged, "carrier not set");
         }
     }
 }

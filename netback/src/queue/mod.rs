@@ -39,7 +39,7 @@ pub use staged::STAGED_MAX;
 use crate::Platform;
 use crate::fault::{AttachError, QueueError};
 use crate::port::{NetPort, PacketBuf};
-use crate::stats::Stats;
+use crate::stats::{Held, Stats};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use control::Control;
@@ -128,6 +128,7 @@ pub struct Queue<P: Platform, B, R = HeapMemory> {
     /// `None` when the rings share a channel.
     rx_channel: Option<P::Channel>,
     stats: Arc<Stats>,
+    _counted: Counted,
     limit: Arc<RateLimit>,
     groups: Arc<Groups<Part<R>>>,
     headroom: Arc<Headroom>,
@@ -138,6 +139,23 @@ pub struct Queue<P: Platform, B, R = HeapMemory> {
     staged: Option<staged::Staged<P::Mapping>>,
     now: Duration,
     failed: Option<QueueError>,
+}
+
+/// What is counted as held by a queue, for as long as there is one.
+struct Counted(Arc<Stats>);
+
+impl Counted {
+    fn new(stats: &Arc<Stats>) -> Self {
+        stats.limit(Held { packets: BACKLOG_PACKETS, bytes: BACKLOG_BYTES, staged: STAGED_MAX });
+        Self(Arc::clone(stats))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.hold(Held::default());
+        self.0.limit(Held::default());
+    }
 }
 
 impl<P: Platform, B: PacketBuf> Queue<P, B> {
@@ -205,6 +223,7 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
             rx,
             tx_channel,
             rx_channel,
+            _counted: Counted::new(&stats),
             stats,
             limit: Arc::default(),
             groups,
@@ -329,7 +348,9 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         self.guarded(|queue| {
             let Self { rx, features, now, stats, link, .. } = queue;
             rx.expire(features, *now, port, link.as_ref(), stats);
-            Ok(rx.reception(features, *now)?)
+            let reception = rx.reception(features, *now)?;
+            queue.count_held();
+            Ok(reception)
         })
     }
 
@@ -360,6 +381,7 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
     /// Drops what waits for the guest to post buffers: at the end.
     pub fn drop_backlog<N: NetPort<Buf = B>>(&mut self, port: &mut N) {
         self.rx.drop_backlog(port, self.link.as_ref(), &self.stats);
+        self.count_held();
     }
 
     fn run<N: NetPort<Buf = B>>(
@@ -391,8 +413,14 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
             // Before the responses: what is recorded as complete is never sent again.
             port.flush();
         }
+        self.count_held();
         self.notify()?;
         Ok(progress)
+    }
+
+    fn count_held(&self) {
+        let (packets, bytes) = self.rx.waiting();
+        self.stats.hold(Held { packets, bytes, staged: self.staged() });
     }
 
     /// Publishes both rings' responses and wakes the guest as it asked to be.

@@ -15,6 +15,7 @@ pub use port::AfXdpPort;
 use super::netns::inside;
 use super::tap::TapError;
 use alloc::string::String;
+use alloc::sync::Arc;
 use core::time::Duration;
 use pvio_uring::LogLimit;
 use rustix::net::netdevice::name_to_index;
@@ -92,7 +93,7 @@ pub struct AfXdp {
     queues: u32,
     program: Program,
     /// A guest may begin as many as it likes.
-    sessions: LogLimit,
+    starts: Arc<LogLimit>,
 }
 
 impl AfXdp {
@@ -114,8 +115,7 @@ impl AfXdp {
             let more = (1..most).take_while(|queue| bound(index, *queue).is_ok()).count();
             let queues = u32::try_from(more).unwrap_or(0).saturating_add(1);
             let netns = netns.map(String::from);
-            let sessions = LogLimit::new();
-            Ok(Self { netns, name: name.into(), index, queues, program, sessions })
+            Ok(Self { netns, name: name.into(), index, queues, program, starts: Arc::default() })
         })
     }
 
@@ -123,6 +123,12 @@ impl AfXdp {
     #[must_use]
     pub const fn queues(&self) -> u32 {
         self.queues
+    }
+
+    /// How often a queue was started.
+    #[must_use]
+    pub const fn starts(&self) -> &Arc<LogLimit> {
+        &self.starts
     }
 
     /// A socket at a queue, which receives from now on.
@@ -136,7 +142,7 @@ impl AfXdp {
             led.map_err(failed("lead frames to an AF_XDP socket"))?;
             let options = sockopt::xdp_options(&socket).unwrap_or(XdpOptionsFlags::empty());
             let zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
-            if let Some(unlogged) = self.sessions.admit() {
+            if let Some(unlogged) = self.starts.admit() {
                 let interface = &self.name;
                 tracing::info!(interface, queue, zero_copy, unlogged, "serving by AF_XDP");
             }

@@ -135,6 +135,11 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
         self.backlog.len()
     }
 
+    /// The same, and their bytes.
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.backlog.len(), self.backlog_bytes)
+    }
+
     /// Drops what waits, giving the buffers back.
     pub fn drop_backlog<N: NetPort<Buf = B>>(
         &mut self,
