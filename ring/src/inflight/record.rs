@@ -13,12 +13,14 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 /// | 1 | version |
 /// | 2 | 1 once a flush has failed |
 /// | 3 | number of the key's words |
-/// | 4..8 | 0 |
+/// | 4 | 1 if pages of the guest are mapped for single requests |
+/// | 5..8 | 0 |
 pub const HEADER_WORDS: usize = 8;
 const VALID: usize = 0;
 const VERSION: usize = 8;
 const FLUSH_FAILED: usize = 16;
 const KEY_WORDS: usize = 24;
+const MAPS_REQUESTS: usize = 32;
 
 /// The version this code writes. A reader takes this one and, once there is one, the one before.
 const CURRENT: u64 = 1;
@@ -136,6 +138,18 @@ impl<M: SharedMemory + Clone> Record<M> {
         self.memory.load_u64(FLUSH_FAILED, Acquire) != Some(0)
     }
 
+    /// Records whether pages of the guest are mapped for single requests, before any is: a successor may have
+    /// to wait until they are unmapped.
+    pub fn set_maps_requests(&self, maps: bool) {
+        self.memory.store_u64(MAPS_REQUESTS, maps.into(), Release);
+    }
+
+    /// Whether pages of the guest were mapped for single requests.
+    #[must_use]
+    pub fn maps_requests(&self) -> bool {
+        self.memory.load_u64(MAPS_REQUESTS, Acquire) != Some(0)
+    }
+
     /// The memory of section number `index`.
     #[must_use]
     pub fn section(&self, index: usize) -> Option<Part<M>> {
@@ -177,9 +191,11 @@ mod tests {
         assert_eq!(Record::open(memory.clone(), key(5)).unwrap_err(), RecordError::Invalid);
         record.commit();
         let opened = Record::open(memory.clone(), key(5)).unwrap();
-        assert!(!opened.flush_failed());
+        assert!(!opened.flush_failed() && !opened.maps_requests());
         record.set_flush_failed(true);
-        assert!(opened.flush_failed());
+        assert!(opened.flush_failed() && !opened.maps_requests());
+        record.set_maps_requests(true);
+        assert!(opened.maps_requests());
         let [first, second] = [0, 1].map(|n| opened.section(n).unwrap());
         assert_eq!((first.len(), second.len()), (128, 64));
         assert!(opened.section(2).is_none());
