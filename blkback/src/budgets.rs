@@ -35,6 +35,12 @@ impl MappingBudgets {
         Self::new(process, each.unwrap_or(process / 2))
     }
 
+    /// The process's.
+    #[must_use]
+    pub fn process(&self) -> &Arc<MappingBudget> {
+        &self.process
+    }
+
     /// A guest's, for all of its disks.
     #[must_use]
     pub fn guest(&self, id: DomId) -> Arc<MappingBudget> {

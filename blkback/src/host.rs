@@ -3,11 +3,13 @@
 mod fence;
 mod opening;
 
+pub use fence::UNMAPPING;
 pub use opening::BUSY;
 
 use crate::budgets::MappingBudgets;
 use crate::config::Config;
 use crate::engine::faults::{FaultPlan, FaultSwitch};
+use crate::engine::offload::Load;
 use crate::engine::throttle::{Share, Throttles};
 use crate::engine::{FlushState, Geometry};
 use crate::image::{Disk, DiskOptions, Format, Image, ImageError, Spec};
@@ -63,6 +65,8 @@ pub struct ImageServer {
     budgets: MappingBudgets,
     wake: Wake,
     records: Option<RecordDir>,
+    /// Pages that an earlier process mapped for single requests may still be mapped.
+    mapped_before: bool,
     /// The disk whose fence there is.
     fenced: Option<String>,
     /// What holds, once it is known.
@@ -71,8 +75,9 @@ pub struct ImageServer {
     /// What is being opened, and what it will be.
     pending: Option<(Pending, Disk)>,
     closing: Option<Closing>,
-    /// How often the image's size could not be found out.
+    /// How often the image's size could not be found out, and a record not be removed.
     unsized_images: Arc<LogLimit>,
+    records_left: Arc<LogLimit>,
 }
 
 /// A disk that is open, and what can be changed of it.
@@ -100,12 +105,14 @@ impl ImageServer {
             budgets: MappingBudgets::default(),
             wake,
             records: None,
+            mapped_before: false,
             fenced: None,
             disk: None,
             open: None,
             pending: None,
             closing: None,
             unsized_images: Arc::default(),
+            records_left: Arc::default(),
         }
     }
 
@@ -126,9 +133,17 @@ impl ImageServer {
 
     /// What may happen to the disk and is logged now and then: how often it did, by name.
     pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
-        let mut events = Vec::from([("size-unknown", Arc::clone(&self.unsized_images))]);
-        events.extend(self.open.iter().filter_map(|open| open.image.events()));
+        let mut events = Vec::from([
+            ("size-unknown", Arc::clone(&self.unsized_images)),
+            ("records-left", Arc::clone(&self.records_left)),
+        ]);
+        events.extend(self.open.iter().flat_map(|open| open.image.events()));
         events
+    }
+
+    /// What the open disk takes of what is bounded.
+    pub fn load(&self) -> Option<&Arc<Load>> {
+        self.open.as_ref().map(|open| open.image.load())
     }
 
     /// What a disk is kept in, and all that is said of how to serve it: what stands in its own
@@ -158,8 +173,15 @@ impl ImageServer {
         let (device, opened) = (told.physical_device_path.clone(), disk.clone());
         let deadlines = Deadlines::of(busy);
         let (records, fenced) = (self.records.clone(), name.clone());
-        let fence =
-            move || records.map(|dir| fence::pass(&dir, &fenced, deadlines.fence)).transpose();
+        let mapped = self.mapped_before;
+        let fence = move || {
+            let fence = records.map(|dir| fence::pass(&dir, &fenced, deadlines.fence)).transpose()?;
+            if mapped {
+                // A frontend that finds a page mapped after the response disables the disk (XSA-396).
+                std::thread::sleep(UNMAPPING);
+            }
+            Ok(fence)
+        };
         let open = move |fence: &Option<OwnedFd>| {
             let disk = backed_by(opened.clone(), device.as_ref());
             Open::new(disk, &groups, fence.as_ref(), &named)
@@ -174,6 +196,8 @@ impl ImageServer {
         let wake = Arc::clone(&self.wake);
         open.image.flush_state().on_failure(move || wake());
         (self.disk, self.open) = (Some(disk), Some(open));
+        // What is opened later was not used by that process.
+        self.mapped_before = false;
         geometry
     }
 }
@@ -283,9 +307,15 @@ where
         }
     }
 
+    fn mapped_before(&mut self, mapped: bool) {
+        self.mapped_before = mapped;
+    }
+
     fn remove_record(&mut self, device: &str) {
-        if let Some(Err(error)) = self.records.as_ref().map(|dir| dir.remove(device)) {
-            tracing::warn!(device, %error, "the in-flight record is not removed");
+        if let Some(Err(error)) = self.records.as_ref().map(|dir| dir.remove(device))
+            && let Some(unlogged) = self.records_left.admit()
+        {
+            tracing::warn!(device, %error, unlogged, "the in-flight record is not removed");
         }
     }
 

@@ -37,6 +37,20 @@ pub struct Stats {
     /// Times the worker was woken.
     pub wakeups: Counter,
     refused: [Counter; REASONS.len()],
+    /// Requests taken and not answered, and pages that they use.
+    in_flight: Counter,
+    request_pages: Counter,
+    /// How many of each of these may be at a time; none while there is no queue.
+    limits: Limits,
+}
+
+/// What a queue may have at a time.
+#[derive(Debug, Default)]
+struct Limits {
+    in_flight: Counter,
+    request_pages: Counter,
+    kept_pages: Counter,
+    registered_pages: Counter,
 }
 
 /// Every reason for which a request is refused, in the order of its counter.
@@ -59,6 +73,43 @@ impl Stats {
         }
     }
 
+    /// What a queue may have at a time: requests, pages that these use, pages kept mapped, and
+    /// registered pages.
+    pub(crate) fn limit(&self, [in_flight, request_pages, kept, registered]: [usize; 4]) {
+        let limits = &self.limits;
+        limits.in_flight.set(in_flight as u64);
+        limits.request_pages.set(request_pages as u64);
+        limits.kept_pages.set(kept as u64);
+        limits.registered_pages.set(registered as u64);
+    }
+
+    /// What a queue has of them now.
+    pub(crate) fn occupy(&self, in_flight: usize, request_pages: usize) {
+        self.in_flight.set(in_flight as u64);
+        self.request_pages.set(request_pages as u64);
+    }
+
+    /// The queue is gone, and with it all that it held.
+    pub(crate) fn vacate(&self) {
+        self.limit([0; 4]);
+        self.occupy(0, 0);
+        self.kept_pages.set(0);
+        self.registered_pages.set(0);
+    }
+
+    /// What is bounded, by name: how much of it there is, and may be.
+    pub fn budgets(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
+        let Limits { in_flight, request_pages, kept_pages, registered_pages } = &self.limits;
+        [
+            ("requests", &self.in_flight, in_flight),
+            ("request-pages", &self.request_pages, request_pages),
+            ("kept-pages", &self.kept_pages, kept_pages),
+            ("registered-pages", &self.registered_pages, registered_pages),
+        ]
+        .into_iter()
+        .map(|(name, used, limit)| (name, used.get(), limit.get()))
+    }
+
     /// The sum of several.
     #[must_use]
     pub fn total(all: &[Arc<Self>]) -> Self {
@@ -78,7 +129,11 @@ impl Stats {
     }
 
     fn counters(&self) -> impl Iterator<Item = &Counter> {
-        self.table().into_iter().map(|(_, counter)| counter).chain(&self.refused)
+        let Limits { in_flight, request_pages, kept_pages, registered_pages } = &self.limits;
+        let limits = [in_flight, request_pages, kept_pages, registered_pages];
+        let used = [&self.in_flight, &self.request_pages];
+        let all = self.table().into_iter().map(|(_, counter)| counter).chain(&self.refused);
+        all.chain(used).chain(limits)
     }
 
     fn table(&self) -> [(&'static str, &Counter); 15] {
@@ -100,6 +155,9 @@ impl Stats {
             notifies,
             wakeups,
             refused: _,
+            in_flight: _,
+            request_pages: _,
+            limits: _,
         } = self;
         [
             ("reads", reads),

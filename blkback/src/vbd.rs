@@ -63,6 +63,8 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     stats: Vec<Arc<Stats>>,
     #[cfg(feature = "std")]
     sessions: Arc<pvio_uring::LogLimit>,
+    #[cfg(feature = "std")]
+    resizes: Arc<pvio_uring::LogLimit>,
 }
 
 impl<P: Platform, S: Serve<P>> Vbd<P, S> {
@@ -90,6 +92,8 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             stats: Vec::from([Arc::default()]),
             #[cfg(feature = "std")]
             sessions: Arc::default(),
+            #[cfg(feature = "std")]
+            resizes: Arc::default(),
         }
     }
 
@@ -98,10 +102,10 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         &self.stats
     }
 
-    /// How many sessions there were.
+    /// What may happen to the disk and is logged now and then, by name.
     #[cfg(feature = "std")]
-    pub const fn sessions(&self) -> &Arc<pvio_uring::LogLimit> {
-        &self.sessions
+    pub fn events(&self) -> [(&'static str, Arc<pvio_uring::LogLimit>); 2] {
+        [("sessions", Arc::clone(&self.sessions)), ("resizes", Arc::clone(&self.resizes))]
     }
 
     /// What this session may use; `None` when there is none.
@@ -227,7 +231,8 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             .map(|queue| self.attach(ends.addr.front, queue, &agreed, begin))
             .collect::<Result<_, _>>()?;
         if let (Some(session), Some((_, disk))) = (&self.session, &self.disk) {
-            session.commit(disk.flush_state(), begin);
+            let path = self.config.policy.path(agreed.persistent);
+            session.commit(disk.flush_state(), path, begin);
         }
         let disk = format!("vbd-{}-{}", ends.addr.front, ends.addr.index);
         let several = attached.len() > 1;
@@ -320,7 +325,8 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
             let (device, reason) = (&ends.back, fault.code);
             tracing::warn!(device, reason, %fault, "session not resumed; the frontend has to reconnect");
         }
-        found.map(drop)
+        self.server.mapped_before(found?.maps_requests());
+        Ok(())
     }
 
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Poll<()>, Fault> {
@@ -371,7 +377,10 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         match self.measure() {
             Some(sectors) if self.negotiated.is_some() => {
                 #[cfg(feature = "std")]
-                tracing::info!(device = ends.back, sectors, "the disk has another size");
+                if let Some(unlogged) = self.resizes.admit() {
+                    let device = &ends.back;
+                    tracing::info!(device, sectors, unlogged, "the disk has another size");
+                }
                 announce_resize(xs, &ends.back, sectors)
             }
             _ => Ok(()),

@@ -1,13 +1,13 @@
 //! Operations done by other threads: none of them, and no word of one, gets lost.
 #![cfg(feature = "std")]
 
-use pvio_blkback::engine::offload::{Executor, Job, Offload};
+use pvio_blkback::engine::offload::{DATA_MOST, Executor, Job, Load, Offload};
 use pvio_blkback::engine::pool::Pool;
 use pvio_blkback::engine::ram::RamDisk;
 use pvio_blkback::engine::wait::{WaitEngine, Waiting};
 use pvio_blkback::engine::{BlockEngine, EngineError, Io};
 use pvio_ring::IoSeg;
-use pvio_ring::shm::{HeapMemory, Region};
+use pvio_ring::shm::{HeapMemory, Region, SharedMemory};
 use std::sync::Arc;
 
 #[test]
@@ -15,7 +15,8 @@ fn threads_that_finish_at_any_moment_are_all_heard() {
     const DEPTH: u32 = 12;
     let disk = Arc::new(RamDisk::new(1 << 20).unwrap());
     let pool: Arc<dyn Executor> = Arc::new(Pool::start("t", 4, disk.clone()).unwrap());
-    let engine = Offload::<HeapMemory>::new(pool, disk.geometry(false), DEPTH).unwrap();
+    let (load, geometry) = (Arc::default(), disk.geometry(false));
+    let engine = Offload::<HeapMemory>::new(pool, geometry, DEPTH, &load).unwrap();
     let completions = engine.completions().unwrap();
     let mut engine = Waiting::new(engine, Some(completions)).unwrap();
     for _ in 0..20_000 {
@@ -55,7 +56,7 @@ fn a_read_that_failed_leaves_the_guests_memory_alone_and_segments_come_back() {
         job.finish(if write { Ok(()) } else { Err(EngineError::Os(5)) });
     };
     let geometry = RamDisk::new(1 << 20).unwrap().geometry(false);
-    let mut engine = Offload::new(Arc::new(Answers(answer)), geometry, 2).unwrap();
+    let mut engine = Offload::new(Arc::new(Answers(answer)), geometry, 2, &Arc::default()).unwrap();
     let page = HeapMemory::pages(1);
     page.fill(512, 512, 1).unwrap();
     page.fill(2048, 1024, 2).unwrap();
@@ -82,10 +83,52 @@ fn a_read_that_failed_leaves_the_guests_memory_alone_and_segments_come_back() {
 #[test]
 fn a_job_that_nobody_finishes_fails_as_lost() {
     let geometry = RamDisk::new(1 << 20).unwrap().geometry(false);
-    let mut engine = Offload::<HeapMemory>::new(Arc::new(Answers(drop)), geometry, 1).unwrap();
+    let mut engine =
+        Offload::<HeapMemory>::new(Arc::new(Answers(drop)), geometry, 1, &Arc::default()).unwrap();
     engine.submit(0, Io::Flush, &mut vec![]).unwrap();
     engine.kick();
     let mut over = Vec::new();
     engine.reap(&mut |tag, result, _| over.push((tag, result)));
     assert_eq!(over, [(0, Err(EngineError::Lost))]);
+}
+
+#[test]
+fn load_counts_what_is_elsewhere_until_it_is_back_or_the_queue_is_gone() {
+    /// Keeps what it is given.
+    #[derive(Default)]
+    struct Keeps(std::sync::Mutex<Vec<Job>>);
+    impl Executor for Keeps {
+        fn execute(&self, jobs: &mut dyn Iterator<Item = Job>) {
+            self.0.lock().unwrap().extend(jobs);
+        }
+    }
+    let (kept, load) = (Arc::<Keeps>::default(), Arc::new(Load::new((3, 7))));
+    let geometry = RamDisk::new(1 << 20).unwrap().geometry(false);
+    let engine = || Offload::new(kept.clone(), geometry, 8, &load).unwrap();
+    let (mut one, mut other) = (engine(), engine());
+    let jobs = 2 * (8 + DATA_MOST as u64 / 4096);
+    let limits = |used: [u64; 2]| {
+        [("table-bytes", 3, 7), ("jobs", used[0], jobs), ("job-bytes", used[1], 2 << 20)]
+    };
+    assert_eq!(load.budgets(), limits([0, 0]));
+    let seg = |pages| {
+        let buf = HeapMemory::pages(pages);
+        IoSeg { len: buf.len(), offset: 0, buf }
+    };
+    one.submit(0, Io::Write { sector: 0 }, &mut vec![seg(17)]).unwrap();
+    one.submit(1, Io::Flush, &mut vec![]).unwrap();
+    one.kick();
+    other.submit(0, Io::Read { sector: 8 }, &mut vec![seg(1)]).unwrap();
+    other.kick();
+    // 68 KiB are two jobs.
+    assert_eq!(load.budgets(), limits([4, (64 + 4 + 4) << 10]));
+    for job in kept.0.lock().unwrap().drain(..3) {
+        job.finish(Ok(()));
+    }
+    let mut over = 0;
+    one.reap(&mut |_, _, _| over += 1);
+    assert_eq!((over, load.budgets()[1]), (2, ("jobs", 1, jobs)));
+    drop((one, other));
+    let gone = [("table-bytes", 3, 7), ("jobs", 0, 0), ("job-bytes", 0, 0)];
+    assert_eq!(load.budgets(), gone);
 }

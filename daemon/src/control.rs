@@ -6,7 +6,7 @@
 //! | question | what follows |
 //! |---|---|
 //! | `list` | a line for each NIC, its name |
-//! | `stats` | a line of JSON for each device: what its queues have counted |
+//! | `stats` | a line of JSON for the process, what it has of each budget, and one for each device: what its queues have counted, too |
 //! | `capture NAME SNAPLEN COUNT` | a pcapng file, until there are COUNT packets (0: no end) or the asker has no more to say (shuts down its side) |
 //!
 //! The socket is made under another name and then renamed: whoever serves last answers, and there
@@ -18,11 +18,13 @@ mod folder;
 pub use folder::default_root;
 
 use crate::failure::{Failure, one_line};
-use crate::served::Served;
-use pvio_hosted::{DirError, PrivateDir};
+use crate::served::{Served, budgets};
 use pvio_netback::port::capture::{CaptureFile, Reader};
+use pvio_recordfile::{DirError, PrivateDir};
+use pvio_uring::LogLimit;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
+use serde_json::json;
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -72,13 +74,16 @@ impl Control {
         fs::rename(&fresh, dir.by_descriptor(NAME)).map_err(failed)?;
         let served = served.clone();
         let busy = Arc::new(AtomicUsize::new(0));
+        let failures = LogLimit::new();
         let serve = move || {
             for stream in listener.incoming() {
                 match stream {
                     Ok(stream) => admit(stream, &served, &busy),
                     // Out of descriptors, say: there is no hurry.
                     Err(error) => {
-                        tracing::warn!(%error, "the control socket");
+                        if let Some(unlogged) = failures.admit() {
+                            tracing::warn!(%error, unlogged, "the control socket");
+                        }
                         std::thread::sleep(LOOK);
                     }
                 }
@@ -107,7 +112,7 @@ fn admit(stream: UnixStream, served: &Served, busy: &Arc<AtomicUsize>) {
         return;
     }
     let work = move || {
-        if let Err(error) = answer(&stream, &served) {
+        if let Err(error) = answer(&stream, &served, &guard) {
             tracing::debug!(%error, "an asker went away");
         }
         guard.fetch_sub(1, Ordering::AcqRel);
@@ -117,7 +122,7 @@ fn admit(stream: UnixStream, served: &Served, busy: &Arc<AtomicUsize>) {
     }
 }
 
-fn answer(mut stream: &UnixStream, served: &Served) -> io::Result<()> {
+fn answer(mut stream: &UnixStream, served: &Served, busy: &AtomicUsize) -> io::Result<()> {
     let who = socket_peercred(stream)?.uid;
     if !who.is_root() && who != geteuid() {
         return writeln!(stream, "error only root and the user of the driver domain may ask");
@@ -135,6 +140,10 @@ fn answer(mut stream: &UnixStream, served: &Served) -> io::Result<()> {
         ["stats"] => {
             writeln!(stream, "ok")?;
             let mut out = BufWriter::new(stream);
+            let mut process = served.process();
+            let askers = busy.load(Ordering::Relaxed) as u64;
+            process.extend(budgets([("control-connections", askers, MOST as u64)]));
+            writeln!(out, "{}", json!({ "process": std::process::id(), "budgets": process }))?;
             served.counters().iter().try_for_each(|device| writeln!(out, "{device}"))?;
             out.flush()
         }

@@ -53,6 +53,12 @@ impl Descriptors {
         Self(Arc::new(Inner { most, promised: AtomicU64::new(0) }))
     }
 
+    /// How many are promised, and how many may be.
+    #[must_use]
+    pub fn promised(&self) -> (u64, u64) {
+        (self.0.promised.load(Ordering::Relaxed), self.0.most)
+    }
+
     /// Promises some.
     ///
     /// # Errors
@@ -69,6 +75,23 @@ impl Descriptors {
             )),
         }
     }
+}
+
+impl Promise {
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+/// How many descriptors this process has open, and may have.
+#[must_use]
+pub fn open_now() -> (u64, u64) {
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    // Reading the directory takes one.
+    (open.saturating_sub(1) as u64, limit)
 }
 
 impl Drop for Promise {
@@ -88,6 +111,7 @@ mod tests {
         let _second = all.promise(40).unwrap();
         let refused = all.promise(1).unwrap_err();
         assert!(refused.contains("100 of 100"), "{refused}");
+        assert_eq!((first.count(), all.promised()), (60, (100, 100)));
         drop(first);
         all.promise(60).unwrap();
         assert!(all.promise(u64::MAX).is_err());

@@ -1,7 +1,10 @@
 //! The devices a driver domain serves, as other threads may look at them.
 
+use crate::descriptors::{Descriptors, open_now};
 use crate::disks::vdev::Vdev;
-use pvio_blkback::Vbd;
+use crate::driver::Budget;
+use pvio_blkback::engine::offload::Load;
+use pvio_blkback::{MappingBudgets, Vbd};
 use pvio_grant_table::policy::MappingBudget;
 use pvio_netback::Vif;
 use pvio_netback::port::knobs::Knobs;
@@ -10,17 +13,26 @@ use pvio_uring::LogLimit;
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 /// All of them; each is known from its first step until it is gone.
 #[derive(Debug, Clone, Default)]
-pub struct Served(Arc<Mutex<BTreeMap<DeviceAddr, Seen>>>);
+pub struct Served {
+    devices: Arc<Mutex<BTreeMap<DeviceAddr, Seen>>>,
+    /// What the process has for all of them.
+    shared: Arc<OnceLock<(Descriptors, MappingBudgets)>>,
+}
 
 /// What can be seen of a device.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
     knobs: Option<Arc<Knobs>>,
     mappings: Option<Arc<MappingBudget>>,
+    load: Option<Arc<Load>>,
+    /// File descriptors that are promised to it, and what its steps have cost.
+    descriptors: u64,
+    steps: Option<Budget>,
     queues: Vec<Counters>,
     /// What is logged now and then only.
     events: Events,
@@ -46,9 +58,9 @@ impl<P: crate::platform::Platform> Visible for Vbd<P, pvio_blkback::host::ImageS
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Disk(Arc::clone(stats)));
         let mut events = self.server().events();
-        events.push(("sessions", Arc::clone(self.sessions())));
-        let mappings = self.mapping_budget().cloned();
-        Seen { knobs: None, mappings, queues: queues.collect(), events }
+        events.extend(self.events());
+        let (mappings, load) = (self.mapping_budget().cloned(), self.server().load().cloned());
+        Seen { mappings, load, queues: queues.collect(), events, ..Seen::default() }
     }
 }
 
@@ -56,7 +68,7 @@ impl<P: crate::platform::Platform> Visible for Vif<P, pvio_netback::host::TapSer
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Nic(Arc::clone(stats)));
         let knobs = Some(Arc::clone(self.server().knobs()));
-        Seen { knobs, mappings: None, queues: queues.collect(), events: Events::new() }
+        Seen { knobs, queues: queues.collect(), events: self.server().events(), ..Seen::default() }
     }
 }
 
@@ -67,9 +79,36 @@ impl Seen {
         self.events.extend(events.iter().cloned());
         self
     }
+
+    /// The same of a device with so many file descriptors, whose steps have cost so much.
+    #[must_use]
+    pub fn budgeted(self, descriptors: u64, steps: Budget) -> Self {
+        Self { descriptors, steps: Some(steps), ..self }
+    }
 }
 
 impl Served {
+    /// What the process has for all devices together.
+    pub fn share(&self, descriptors: &Descriptors, mappings: &MappingBudgets) {
+        // There is one driver domain in a process.
+        let _ = self.shared.set((descriptors.clone(), mappings.clone()));
+    }
+
+    /// What all devices together, and the process, take of what is bounded: each with its limit.
+    #[must_use]
+    pub fn process(&self) -> Map<String, Value> {
+        let mut all = Vec::new();
+        if let Some((descriptors, mappings)) = self.shared.get() {
+            let (promised, most) = descriptors.promised();
+            let kept = mappings.process();
+            all.push(("kept-pages", kept.used() as u64, kept.most() as u64));
+            all.push(("promised-file-descriptors", promised, most));
+        }
+        let (open, most) = open_now();
+        all.push(("file-descriptors", open, most));
+        budgets(all)
+    }
+
     /// A device as it is now.
     pub fn show(&self, addr: DeviceAddr, seen: Seen) {
         self.lock().insert(addr, seen);
@@ -103,16 +142,31 @@ impl Served {
                 "events": seen.events.iter().map(|(name, log)| (*name, log.seen())).collect::<BTreeMap<_, _>>(),
                 "queues": seen.queues.iter().map(Counters::told).collect::<Vec<_>>(),
             });
-            if let Some(guest) = &seen.mappings {
-                device["kept-pages"] = told_budgets(guest);
-            }
+            device["budgets"] = Value::Object(self.budgets_of(seen));
             device
         };
         self.lock().iter().map(told).collect()
     }
 
+    /// What a device takes of what is bounded, beside its queues.
+    fn budgets_of(&self, seen: &Seen) -> Map<String, Value> {
+        let mut all = Vec::new();
+        if let Some(guest) = &seen.mappings {
+            all.push(("kept-pages of the guest", guest.used() as u64, guest.most() as u64));
+        }
+        all.extend(seen.load.iter().flat_map(|load| load.budgets()));
+        if let Some((descriptors, _)) = self.shared.get() {
+            all.push(("promised-file-descriptors", seen.descriptors, descriptors.promised().1));
+        }
+        if let Some(steps) = seen.steps {
+            let (spent, most) = steps.spent(Instant::now());
+            all.push(("steps", spent, most));
+        }
+        budgets(all)
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<DeviceAddr, Seen>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -148,14 +202,21 @@ impl Counters {
                 tell(Some("ended"), &mut stats.ends());
             }
         }
+        let bounded = match self {
+            Self::Disk(stats) => budgets(stats.budgets()),
+            Self::Nic(stats) => budgets(stats.budgets()),
+        };
+        all.insert("budgets".into(), Value::Object(bounded));
         Value::Object(all)
     }
 }
 
-/// Pages kept mapped: of the device's guest and of the process, and how many may be.
-fn told_budgets(guest: &Arc<MappingBudget>) -> Value {
-    let of = |budget: &MappingBudget| json!({ "used": budget.used(), "most": budget.most() });
-    json!({ "guest": of(guest), "process": guest.within().map(|process| of(process)) })
+/// What is used of each budget, and its limit.
+pub fn budgets(all: impl IntoIterator<Item = (&'static str, u64, u64)>) -> Map<String, Value> {
+    let told = |(name, used, limit): (&str, u64, u64)| {
+        (name.to_owned(), json!({ "used": used, "limit": limit }))
+    };
+    all.into_iter().map(told).collect()
 }
 
 /// What a device is called: a NIC as Linux calls the host's end, whatever that is named here

@@ -43,10 +43,11 @@ pub fn run(args: &StatsArgs) -> Result<(), Failure> {
         let devices = read(args)?;
         if args.json {
             say!("{:#}", Value::from(devices));
-        } else if devices.is_empty() {
+            return Ok(());
+        }
+        devices.iter().for_each(|device| say!("{}", paragraph(device, &sum(device))));
+        if devices.iter().all(is_process) {
             say!("no devices");
-        } else {
-            devices.iter().for_each(|device| say!("{}", paragraph(device, &sum(device))));
         }
         return Ok(());
     };
@@ -64,13 +65,17 @@ pub fn run(args: &StatsArgs) -> Result<(), Failure> {
         next = now + period;
         let counted = read(args)?;
         for device in &counted {
-            let (all, name) = (sum(device), text(device, "device").to_owned());
+            let (all, name) = (sum(device), device_name(device).to_owned());
             let before = last.insert(name, (now, all.clone()));
             // A device's first counters are of its whole life.
             let Some((then, before)) = before else { continue };
             let rates = rates(&all, &before, now - then);
             if args.json {
-                say!("{}", serde_json::json!({ "device": device["device"], "per_second": rates }));
+                let mut line =
+                    serde_json::json!({ "per_second": rates, "budgets": budgets(device) });
+                let key = if is_process(device) { "process" } else { "device" };
+                line[key] = device[key].clone();
+                say!("{line}");
             } else {
                 say!("{}", paragraph(device, &rates));
             }
@@ -79,7 +84,7 @@ pub fn run(args: &StatsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The devices asked for, each as the driver domain tells of it.
+/// The process, if no device is asked for, and the devices, each as the driver domain tells of it.
 fn read(args: &StatsArgs) -> Result<Vec<Value>, Failure> {
     let (_stream, answer) = ask(args.state_dir.as_deref(), "stats")?;
     let mut all = Vec::new();
@@ -89,14 +94,24 @@ fn read(args: &StatsArgs) -> Result<Vec<Value>, Failure> {
             .map_err(|e| Failure::new(format!("not understood: {e}"), "is it an older pvio?"))?;
         all.push(device);
     }
-    let name = |device: &Value| text(device, "device").to_owned();
+    let name = |device: &Value| device_name(device).to_owned();
     if let Some(missing) = args.devices.iter().find(|&word| !all.iter().any(|d| name(d) == *word)) {
-        let there: Vec<String> = all.iter().map(name).collect();
+        let there: Vec<String> = all.iter().filter(|one| !is_process(one)).map(name).collect();
         let there = if there.is_empty() { "there is none".into() } else { there.join(", ") };
         return Err(Failure::input(format!("no device is called {missing}"), there));
     }
     all.retain(|device| args.devices.is_empty() || args.devices.contains(&name(device)));
     Ok(all)
+}
+
+/// The name of a device; that of the process is empty.
+fn device_name(device: &Value) -> &str {
+    text(device, "device")
+}
+
+/// Whether something is told of the process and not of a device.
+fn is_process(one: &Value) -> bool {
+    !one["process"].is_null()
 }
 
 fn text<'a>(device: &'a Value, key: &str) -> &'a str {
@@ -111,7 +126,8 @@ fn sum(device: &Value) -> Counters {
         *total = u64::wrapping_add(*total, n.as_u64().unwrap_or_default());
     };
     let queues = device["queues"].as_array().into_iter().flatten();
-    for (name, value) in queues.filter_map(Value::as_object).flatten() {
+    let queues = queues.filter_map(Value::as_object).flatten();
+    for (name, value) in queues.filter(|(name, _)| *name != "budgets") {
         match value.as_object() {
             Some(reasons) => reasons.iter().for_each(|(why, n)| add(format!("{name} {why}"), n)),
             None => add(name.clone(), value),
@@ -119,6 +135,20 @@ fn sum(device: &Value) -> Counters {
     }
     for (name, n) in device["events"].as_object().into_iter().flatten() {
         add(format!("event {name}"), n);
+    }
+    all
+}
+
+/// How much of each budget is used, and its limit: those of all queues together, and the device's.
+fn budgets(device: &Value) -> BTreeMap<String, [u64; 2]> {
+    let mut all = BTreeMap::<String, [u64; 2]>::new();
+    let queues = device["queues"].as_array().into_iter().flatten();
+    let lists = queues.chain([device]).filter_map(|one| one["budgets"].as_object());
+    for (name, budget) in lists.flatten() {
+        let total = all.entry(name.clone()).or_default();
+        for (sum, key) in total.iter_mut().zip(["used", "limit"]) {
+            *sum = sum.saturating_add(budget[key].as_u64().unwrap_or_default());
+        }
     }
     all
 }
@@ -136,18 +166,16 @@ fn rates(now: &Counters, before: &Counters, time: Duration) -> Counters {
     now.iter().map(rate).collect()
 }
 
-/// The device's name, and what of it is not zero.
+/// The device's name, its budgets, and what of its counters is not zero.
 fn paragraph(device: &Value, counters: &Counters) -> String {
     let queues = device["queues"].as_array().map_or(0, Vec::len);
-    let mut lines =
-        format!("{}  {}  queues {queues}", text(device, "device"), text(device, "path"));
-    for whose in ["guest", "process"] {
-        let kept = &device["kept-pages"][whose];
-        if let (Some(used), Some(most)) = (kept["used"].as_u64(), kept["most"].as_u64())
-            && used > 0
-        {
-            lines +=
-                &format!("\n  {:<28} {used:>16} of {most}", format!("kept-pages of the {whose}"));
+    let mut lines = match device["process"].as_u64() {
+        Some(process) => format!("process {process}"),
+        None => format!("{}  {}  queues {queues}", device_name(device), text(device, "path")),
+    };
+    for (name, [used, limit]) in budgets(device) {
+        if (used, limit) != (0, 0) {
+            lines += &format!("\n  {name:<28} {used:>16} of {limit}");
         }
     }
     for (name, n) in counters.iter().filter(|(_, n)| **n != 0) {
@@ -175,12 +203,30 @@ mod tests {
         let told = [("reads", 3), ("refused empty", 3), ("event errors", 2)];
         assert_eq!(all, told.map(|(name, n)| (name.into(), n)).into());
         let told = paragraph(&device, &all);
-        let mut budgeted = device.clone();
-        budgeted["kept-pages"] = json!({ "guest": { "used": 5, "most": 9 }, "process": null });
-        let line = paragraph(&budgeted, &all);
-        assert!(line.contains("kept-pages of the guest") && line.contains("5 of 9"), "{line}");
         assert!(told.starts_with("vbd1.xvda  /x  queues 2\n"), "{told}");
         assert_eq!(told.lines().count(), 4);
+    }
+
+    #[test]
+    fn budgets_of_queues_are_added_up_and_shown_with_their_limits() {
+        let queue = |used: u64| json!({ "budgets": { "requests": { "used": used, "limit": 8 } } });
+        let device = json!({
+            "device": "vbd1.xvda",
+            "path": "/x",
+            "queues": [queue(0), queue(5)],
+            "budgets": { "steps": { "used": 0, "limit": 100 }, "jobs": { "used": 0, "limit": 0 } },
+        });
+        assert_eq!(sum(&device), Counters::new(), "they are no counters");
+        let told = paragraph(&device, &sum(&device));
+        let lines: Vec<String> = told
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        assert_eq!(lines, ["vbd1.xvda /x queues 2", "requests 5 of 16", "steps 0 of 100"]);
+        let process =
+            json!({ "process": 7, "budgets": { "kept-pages": { "used": 1, "limit": 2 } } });
+        let told = paragraph(&process, &sum(&process));
+        assert!(told.starts_with("process 7\n  kept-pages"), "{told}");
     }
 
     #[test]

@@ -193,7 +193,23 @@ fn is_counted(machine: &Machine) {
     let all: Vec<Value> = serde_json::from_str(&json).unwrap();
     let names: Vec<&str> = all.iter().filter_map(|device| device["device"].as_str()).collect();
     assert_eq!(names, ["vbd2.xvda", "vbd2.xvdb"]);
-    for device in &all {
+    let named = |of: &Value| {
+        let budgets = of["budgets"].as_object().unwrap().iter();
+        let each = |(name, one): (&String, &Value)| {
+            assert!(one["used"].as_u64() <= one["limit"].as_u64(), "{name}: {one}");
+            name.clone()
+        };
+        budgets.map(each).collect::<Vec<_>>()
+    };
+    let process = all.iter().find(|one| one["process"].is_u64()).unwrap();
+    let budgets = ["control-connections", "file-descriptors", "kept-pages"];
+    assert_eq!(named(process), [&budgets[..], &["promised-file-descriptors"]].concat());
+    assert!(process["budgets"]["promised-file-descriptors"]["used"].as_u64() >= Some(2 * 48));
+    for device in all.iter().filter(|one| one["device"].is_string()) {
+        let budgets = ["job-bytes", "jobs", "kept-pages of the guest", "promised-file-descriptors"];
+        assert_eq!(named(device), [&budgets[..], &["steps", "table-bytes"]].concat());
+        let budgets = ["kept-pages", "registered-pages", "request-pages", "requests"];
+        assert_eq!(named(&device["queues"][0]), budgets);
         let queues = device["queues"].as_array().unwrap();
         let sum = |name| queues.iter().filter_map(|queue| queue[name].as_u64()).sum::<u64>();
         assert!(sum("reads") > 0 && sum("read-bytes") >= 512 * sum("reads"), "{device}");
@@ -202,6 +218,9 @@ fn is_counted(machine: &Machine) {
     let told = machine.tell(&["stats", "vbd2.xvdb"]);
     assert!(told.starts_with("vbd2.xvdb  /local/domain/1/backend/pvio-vbd/2/51728  "), "{told}");
     assert!(told.lines().any(|line| line.trim_start().starts_with("reads ")), "{told}");
+    assert!(told.lines().any(|line| line.trim_start().starts_with("requests ")), "{told}");
+    let told = machine.tell(&["stats"]);
+    assert!(told.starts_with("process ") && told.contains("  file-descriptors "), "{told}");
 }
 
 /// A check that goes on while its disk is changed.

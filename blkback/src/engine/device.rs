@@ -5,7 +5,7 @@
 //! block until the device is done, and io_uring has the plain one from Linux 6.12 on, the secure one never.
 
 use super::clock::sooner;
-use super::offload::{Executor, Offload};
+use super::offload::{Executor, Load, Offload};
 use super::uring::{UringEngine, Watch};
 use super::wait::WaitEngine;
 use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
@@ -35,8 +35,9 @@ impl<B: IoBuf + SharedMemory> DeviceEngine<B> {
         executor: Arc<dyn Executor>,
         discards: bool,
         depth: u32,
+        load: &Arc<Load>,
     ) -> io::Result<Self> {
-        let blocking = Offload::new(executor, data.geometry(), depth)?;
+        let blocking = Offload::new(executor, data.geometry(), depth, load)?;
         // Only so that a wait ends: what is over is taken whenever there is a reaping.
         data.watch(blocking.completions()?);
         Ok(Self { data, blocking, discards })

@@ -13,6 +13,7 @@ pub use limits::Limits;
 
 use super::clock::sooner;
 use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, IoMode, Segments};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use pvio_ring::shm::PoolMemory;
 use pvio_uring::{Backoff, Done as Over, FileId, IoBuf, LogLimit, PrivateBuf, Uring, whole};
@@ -46,6 +47,8 @@ pub struct UringEngine<B: IoBuf> {
     rest: Vec<(u32, Segments<B>)>,
     /// The same, but not before a moment.
     paused: Vec<(Instant, u32, Segments<B>)>,
+    /// Pages that could not be registered. A guest may begin as many sessions as it likes.
+    unregistered: Arc<LogLimit>,
 }
 
 struct Polled<B: IoBuf> {
@@ -116,7 +119,15 @@ impl<B: IoBuf> UringEngine<B> {
             watches: Vec::new(),
             rest: Vec::new(),
             paused: Vec::new(),
+            unregistered: Arc::default(),
         })
+    }
+
+    /// Counts there when pages cannot be registered, and logs it now and then.
+    #[must_use]
+    pub fn logging(mut self, unregistered: &Arc<LogLimit>) -> Self {
+        self.unregistered = Arc::clone(unregistered);
+        self
     }
 
     /// Polls for all that a device with these limits takes.
@@ -304,9 +315,7 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
         match uring.register(memory) {
             Ok(()) => len,
             Err(error) => {
-                // For each queue of each session that any guest begins.
-                static UNREGISTERED: LogLimit = LogLimit::new();
-                if let Some(unlogged) = UNREGISTERED.admit() {
+                if let Some(unlogged) = self.unregistered.admit() {
                     let hint = "the disk is served without; RLIMIT_MEMLOCK bounds it";
                     tracing::warn!(%error, bytes = len, hint, unlogged, "buffers cannot be registered");
                 }

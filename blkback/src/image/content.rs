@@ -57,6 +57,12 @@ impl Meter {
         Self::add(&self.bytes, bytes as u64, MOST_BYTES, "bytes of tables")
     }
 
+    /// Bytes that stay in memory, and how many may.
+    #[must_use]
+    pub fn kept(&self) -> (u64, u64) {
+        (self.kept.load(Ordering::Relaxed), MOST_KEPT)
+    }
+
     /// Counts bytes that stay in memory.
     ///
     /// # Errors

@@ -76,7 +76,7 @@ fn inspect_within(spec: &Spec, policy: &ReferencePolicy) -> Result<Inspection, I
         Spec::Overlay(below) => return inspect_within(below, policy),
         Spec::Nbd(_) => {
             let options = ImageOptions { read_only: true, direct: false };
-            let (_, geometry) = open(spec, options, policy)?;
+            let (_, geometry) = open(spec, options, policy, &Meter::default())?;
             let size = Some(geometry.sectors * 512);
             return Ok(Inspection { size, files: Vec::new(), problem: None });
         }

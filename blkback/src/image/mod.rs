@@ -32,6 +32,7 @@ mod reference;
 pub mod spec;
 pub mod vhd;
 mod vmdk;
+mod watched;
 
 pub use disk::{Disk, DiskError};
 pub use error::{ImageError, ReferenceProblem};
@@ -45,7 +46,7 @@ use crate::engine::device::DeviceEngine;
 use crate::engine::faults::{FaultSwitch, Faults};
 use crate::engine::flusher::{Flushed, Flusher};
 use crate::engine::nbd::{NbdLink, NbdOptions};
-use crate::engine::offload::{Blocking, Executor, Offload};
+use crate::engine::offload::{Blocking, Executor, Load, Offload};
 use crate::engine::pool::Pool;
 use crate::engine::ram::{RamDisk, RamEngine};
 use crate::engine::record::{Record, Recorded};
@@ -59,12 +60,11 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::ToString;
 use alloc::sync::Arc;
-use core::fmt;
+use content::Meter;
 use core::sync::atomic::{AtomicU64, Ordering};
 use overlay::Overlay;
 use pvio_ring::shm::SharedMemory;
-use pvio_uring::LogLimit;
-use pvio_uring::{IoBuf, PrivateBuf};
+use pvio_uring::{IoBuf, LogLimit, PrivateBuf};
 use reference::ReferencePolicy;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::fs::File;
@@ -103,6 +103,9 @@ pub struct Image {
     limits: Limits,
     /// Held for as long as any I/O may be under way.
     fence: Option<OwnedFd>,
+    load: Arc<Load>,
+    /// How often pages could not be registered with the kernel.
+    unregistered: Arc<LogLimit>,
 }
 
 /// Where the data is.
@@ -155,17 +158,6 @@ impl Kept {
 }
 
 impl Image {
-    /// What may go wrong with it and is logged now and then: how often it did, by name.
-    pub(crate) fn events(&self) -> Option<(&'static str, Arc<LogLimit>)> {
-        match &self.kept {
-            Kept::File { discards: Some(pool), .. } | Kept::Pool(pool) => {
-                Some(("operations-failed", Arc::clone(pool.failures())))
-            }
-            Kept::Nbd(link) => Some(("server-lost", Arc::clone(link.losses()))),
-            Kept::File { .. } | Kept::Ram(_) | Kept::Store(_) => None,
-        }
-    }
-
     /// Opens and locks a raw image.
     ///
     /// # Errors
@@ -188,7 +180,8 @@ impl Image {
         options: ImageOptions,
         policy: &ReferencePolicy,
     ) -> Result<Self, ImageError> {
-        let (kept, geometry) = open(spec, options, policy)?;
+        let meter = Meter::default();
+        let (kept, geometry) = open(spec, options, policy, &meter)?;
         let other = |error| ImageError::Other { path: format!("{spec}").into(), error };
         let flushes: Arc<FlushState> = Arc::default();
         let kept = match kept {
@@ -221,6 +214,8 @@ impl Image {
             io: IoMode::Normal,
             limits: Limits::default(),
             fence: None,
+            load: Arc::new(Load::new(meter.kept())),
+            unregistered: Arc::default(),
         })
     }
 
@@ -341,13 +336,19 @@ impl Image {
                     self.io,
                     self.fence.as_ref().map(AsFd::as_fd),
                 )?;
-                let engine = engine.polling_within(self.limits);
+                let engine = engine.polling_within(self.limits).logging(&self.unregistered);
                 let executor: Arc<dyn Executor> = match (discards.clone(), self.flusher.clone()) {
                     (Some(discards), _) => flushed(discards),
                     (None, Some(flusher)) => flusher,
                     (None, None) => return self.wrap(engine),
                 };
-                return self.wrap(DeviceEngine::new(engine, executor, discards.is_some(), depth)?);
+                return self.wrap(DeviceEngine::new(
+                    engine,
+                    executor,
+                    discards.is_some(),
+                    depth,
+                    &self.load,
+                )?);
             }
             Kept::Ram(disk) => {
                 let engine = RamEngine::new(Arc::clone(disk), self.geometry);
@@ -357,7 +358,7 @@ impl Image {
             Kept::Nbd(link) => flushed(link.clone()),
             Kept::Pool(pool) => flushed(pool.clone()),
         };
-        let engine = Offload::new(executor, self.geometry, depth)?;
+        let engine = Offload::new(executor, self.geometry, depth, &self.load)?;
         let completions = engine.completions()?;
         self.wrap(Waiting::new(engine, Some(completions))?)
     }
@@ -434,12 +435,6 @@ fn shaped(geometry: Geometry, disk: &Disk) -> Result<Geometry, ImageError> {
     Ok(Geometry { sector_size, physical_sector_size, discard, ..geometry })
 }
 
-impl fmt::Debug for Image {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Image").field("geometry", &self.geometry).finish_non_exhaustive()
-    }
-}
-
 /// A store, and what the disk in it looks like.
 type Opened = (Arc<dyn Store>, Geometry);
 
@@ -448,15 +443,18 @@ fn open(
     spec: &Spec,
     options: ImageOptions,
     policy: &ReferencePolicy,
+    meter: &Meter,
 ) -> Result<(Kept, Geometry), ImageError> {
     let store = |(store, geometry): Opened| (Kept::Store(store), geometry);
     Ok(match spec {
         Spec::File { format: Format::Raw, path, .. } => raw::open(path, options)?,
         Spec::File { format: Format::Qcow2, path, snapshot } => {
-            store(qcow2::open(path, snapshot.as_deref(), options, policy)?)
+            store(qcow2::open(path, snapshot.as_deref(), options, policy, meter)?)
         }
-        Spec::File { format: Format::Vmdk, path, .. } => store(vmdk::open(path, options, policy)?),
-        Spec::File { format: Format::Vhd, path, .. } => vhd::open(path, options)?,
+        Spec::File { format: Format::Vmdk, path, .. } => {
+            store(vmdk::open(path, options, policy, meter)?)
+        }
+        Spec::File { format: Format::Vhd, path, .. } => vhd::open(path, options, meter)?,
         Spec::Ram { bytes } => {
             let disk = RamDisk::new(*bytes).ok_or(ImageError::Memory(*bytes))?;
             let geometry = disk.geometry(options.read_only);
@@ -468,7 +466,7 @@ fn open(
             let geometry = link.geometry(options.read_only);
             (Kept::Nbd(Arc::new(link)), geometry)
         }
-        Spec::Overlay(below) => store(open_overlay(below, options, policy)?),
+        Spec::Overlay(below) => store(open_overlay(below, options, policy, meter)?),
     })
 }
 
@@ -477,10 +475,11 @@ fn open_overlay(
     below: &Spec,
     options: ImageOptions,
     policy: &ReferencePolicy,
+    meter: &Meter,
 ) -> Result<Opened, ImageError> {
     // Copies of the data are made in memory of any alignment.
     let read = ImageOptions { read_only: true, direct: false };
-    let (kept, mut geometry) = open(below, read, policy)?;
+    let (kept, mut geometry) = open(below, read, policy, meter)?;
     let below = kept
         .into_store()
         .map_err(|error| ImageError::Other { path: format!("{below}").into(), error })?;

@@ -27,6 +27,7 @@ pub(super) struct Kept<M> {
     step: usize,
     /// A page was not kept for want of room since room was last made.
     wanted: bool,
+    most: usize,
 }
 
 /// A page that stays mapped.
@@ -40,7 +41,12 @@ struct Cached<M> {
 impl<M> Kept<M> {
     /// Room for `most` pages, of which no more are kept than the budget has left.
     pub fn new(most: usize, budget: Arc<MappingBudget>) -> Self {
-        Self { pages: Keep::new(most), budget, step: most.div_ceil(PART), wanted: false }
+        Self { pages: Keep::new(most), budget, step: most.div_ceil(PART), wanted: false, most }
+    }
+
+    /// How many may be mapped.
+    pub fn most(&self) -> usize {
+        self.most
     }
 
     /// How many are mapped.

@@ -371,6 +371,17 @@ impl<M: SharedMemory> Pages<M> {
         self.kept.tick(now);
     }
 
+    /// Pages that requests use now.
+    pub fn used(&self) -> usize {
+        self.most.saturating_sub(self.free)
+    }
+
+    /// How many pages requests may use, may be kept mapped, and may be registered.
+    pub fn limits(&self) -> [usize; 3] {
+        let copied = if self.path.copies() { self.most.min(REGISTERED_MOST) } else { 0 };
+        [self.most, self.kept.most(), copied]
+    }
+
     /// Guest pages kept mapped now.
     pub fn kept(&self) -> usize {
         self.kept.len()

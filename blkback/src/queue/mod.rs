@@ -148,6 +148,17 @@ pub struct Queue<P: GrantMapper, C, E, R = HeapMemory> {
     draining: bool,
     /// The engine said so of an operation: there is no other outcome from now on.
     engine_lost: bool,
+    occupied: Occupied,
+}
+
+/// What is counted as held by a queue, for as long as there is one.
+#[derive(Debug)]
+struct Occupied(Arc<Stats>);
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        self.0.vacate();
+    }
 }
 
 /// A request that was begun.
@@ -192,6 +203,11 @@ where
         let most = MAX_SEGMENTS.max(parts.max_indirect_segments as usize);
         let again = parts.record.again.take();
         let idle = Begun { id: 0, op: 0, bytes: 0, then: Then::Answer };
+        let budget = parts.disk.mapping_budget();
+        let pages = Pages::new(parts.data_path, slots as usize, most, budget);
+        let [used, kept, registered] = pages.limits();
+        parts.stats.limit([slots as usize, used, kept, registered]);
+        let occupied = Occupied(Arc::clone(&parts.stats));
         Self {
             geometry: parts.disk.geometry(),
             begun: (0..slots).map(|_| idle).collect(),
@@ -202,10 +218,7 @@ where
             barrier: None,
             jobs: Vec::with_capacity(slots as usize),
             unread: Vec::new(),
-            pages: {
-                let budget = parts.disk.mapping_budget();
-                Pages::new(parts.data_path, slots as usize, most, budget)
-            },
+            pages,
             segments: Vec::with_capacity(MAX_SEGMENTS),
             held: Vec::with_capacity(MAX_SEGMENTS),
             parts,
@@ -213,6 +226,7 @@ where
             submitted: false,
             draining: false,
             engine_lost: false,
+            occupied,
         }
     }
 
@@ -232,6 +246,7 @@ where
             answered += self.reap();
         }
         let QueueParts { record, ring, .. } = &mut self.parts;
+        self.occupied.0.occupy(record.log.in_flight(), self.pages.used());
         if record.log.publish(ring) | core::mem::take(&mut self.notify) {
             self.parts.stats.notifies.add(1);
             self.parts.channel.notify()?;
@@ -306,7 +321,7 @@ where
     }
 
     /// The counters.
-    pub fn stats(&self) -> &Stats {
+    pub fn stats(&self) -> &Arc<Stats> {
         &self.parts.stats
     }
 

@@ -44,6 +44,10 @@ pub trait Serve<P: Platform> {
     /// A [`Fault`]; with `resumed`, the session ends and the frontend starts over.
     fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Self::Record, Fault>;
 
+    /// Whether an earlier process, whose session is to be resumed, mapped pages of the guest for single
+    /// requests. Told before the disk is opened, which then takes until none of these can be mapped any more.
+    fn mapped_before(&mut self, _mapped: bool) {}
+
     /// The session of a device is over, and its record of no more use.
     fn remove_record(&mut self, _device: &str) {}
 

@@ -2,6 +2,7 @@
 
 use super::{Platform, Serve};
 use crate::engine::FlushState;
+use crate::path::DataPath;
 use crate::queue::QueueRecord;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -94,8 +95,14 @@ impl<R: SharedMemory + Clone> Session<R> {
         Ok(found)
     }
 
+    /// Whether the process that has it, or had it, maps pages for single requests.
+    pub fn maps_requests(&self) -> bool {
+        self.record.maps_requests()
+    }
+
     /// All queues are attached. A new record is valid from here on.
-    pub fn commit(&self, flushes: &FlushState, begin: Begin) {
+    pub fn commit(&self, flushes: &FlushState, path: DataPath, begin: Begin) {
+        self.record.set_maps_requests(path == DataPath::Map);
         if begin == Begin::Resumed && self.record.flush_failed() {
             flushes.mark_failed();
         }

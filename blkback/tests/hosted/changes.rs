@@ -50,6 +50,8 @@ fn resized(config: Config) {
     becomes(&mut session, 2 << 20);
     session.read_at(0, &mut [0; 4096]).unwrap();
     assert_eq!(session.device().sessions(), 1, "the frontend did not have to start over");
+    let counted = driver.events.each_ref().map(|(name, log)| (*name, log.seen()));
+    assert_eq!(counted, [("sessions", 1), ("resizes", 2)]);
     session.close().unwrap();
     driver.end();
 }

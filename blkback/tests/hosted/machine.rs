@@ -5,6 +5,7 @@ use pvio_blkback::{Config, Policy, Stats, Vbd};
 use pvio_blkfront::session::{DiskError, Session};
 use pvio_grant_table::DomId;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
+use pvio_uring::LogLimit;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendDriver, Life};
@@ -78,6 +79,7 @@ impl Machine {
         let refused: Arc<Mutex<Vec<_>>> = Arc::clone(&faults);
         let vbd = Vbd::with(domain.clone(), ImageServer::new(Arc::new(|| ())), self.config);
         let stats = Arc::clone(&vbd.stats()[0]);
+        let events = vbd.events();
         let thread = std::thread::spawn(move || {
             let mut xs = domain.xenstore().unwrap();
             let mut device = BackendDriver::restarted(addr, vbd);
@@ -100,7 +102,7 @@ impl Machine {
             }
             false
         });
-        Driver { stats, faults, stop, thread }
+        Driver { stats, events, faults, stop, thread }
     }
 
     pub fn attach_within(&self, patience: Duration) -> Result<Session<Domain, Client>, DiskError> {
@@ -117,6 +119,8 @@ impl Machine {
 pub struct Driver {
     /// Of the first queue.
     pub stats: Arc<Stats>,
+    /// What is logged now and then.
+    pub events: [(&'static str, Arc<LogLimit>); 2],
     /// What the toolstack asked for and did not get, by the codes of the reasons.
     pub faults: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,

@@ -7,6 +7,7 @@ mod durability;
 mod frontends;
 mod machine;
 mod queues;
+mod resumed;
 mod successors;
 mod waiting;
 

@@ -3,6 +3,7 @@
 use crate::rig::{BACK, FRONT, Hostile, PATHS, PageBuf, SECTORS, raw, run};
 use pvio_blkback::engine::mem::MemEngine;
 use pvio_blkback::engine::{Done, Full, Geometry, Io, Segments};
+use pvio_blkback::pages::{KEPT_LEAST, PAGES_MOST};
 use pvio_blkback::{
     BlockEngine, DataPath, Live, Progress, Queue, QueueFault, QueueParts, QueueRecord,
 };
@@ -195,9 +196,18 @@ fn a_queue_dropped_with_requests_in_flight_lets_go_of_everything() {
         }
         run(&mut h.back);
         assert!(h.back.in_flight() > 0);
+        let stats = Arc::clone(h.back.stats());
+        let used = |name| stats.budgets().find(|(n, ..)| *n == name).unwrap();
+        // Two are under way and a barrier waits for them, with the page it will use.
+        assert_eq!(used("requests"), ("requests", 3, 32), "{path}");
+        assert_eq!(used("request-pages"), ("request-pages", 2, PAGES_MOST as u64), "{path}");
+        let kept = if path.keeps() { KEPT_LEAST as u64 } else { 0 };
+        assert_eq!(used("kept-pages").2, kept, "{path}");
         h.back.drain();
         h.back.tick(Duration::from_secs(1000));
         drop(h.back);
+        let left = stats.budgets().filter(|(_, used, limit)| (*used, *limit) != (0, 0));
+        assert_eq!(left.count(), 0, "{path}");
         assert_eq!(h.driver.pages_mapped(), 0, "{path}");
         for (gref, _) in pages {
             assert!(h.guest.end_access(gref).is_ok(), "{path}");

@@ -10,7 +10,7 @@ const PER_SECOND: i64 = 20;
 const NANOS: i64 = 1_000_000_000;
 
 /// A token bucket: a step costs a token, and each transition that it makes another.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Budget {
     /// In billionths of a token; less than none is a debt.
     level: i64,
@@ -35,6 +35,13 @@ impl Budget {
         self.fill(now);
         let lacks = (NANOS - self.level).max(0);
         now + Duration::from_nanos(u64::try_from(lacks / PER_SECOND).unwrap_or_default())
+    }
+
+    /// How many tokens are spent, and how many may be.
+    pub fn spent(mut self, now: Instant) -> (u64, u64) {
+        self.fill(now);
+        let spent = (BURST * NANOS - self.level).div_euclid(NANOS);
+        (u64::try_from(spent).unwrap_or_default(), BURST.unsigned_abs())
     }
 
     fn fill(&mut self, now: Instant) {
@@ -72,5 +79,7 @@ mod tests {
         assert_eq!(budget.next(now), now, "it holds no more than a burst");
         budget.spend(now, 1);
         assert!(budget.next(now) > now);
+        assert_eq!(budget.spent(now), (100, 100));
+        assert_eq!(budget.spent(now + Duration::from_secs(2)), (60, 100));
     }
 }

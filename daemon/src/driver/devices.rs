@@ -61,7 +61,7 @@ struct Device<C> {
     /// Since when the guest is asked to let go of it, until that is said to be odd.
     closing: Option<Instant>,
     /// The file descriptors it may use; none if it was refused.
-    _promise: Option<Promise>,
+    promise: Option<Promise>,
     /// It is to be stepped, when its budget lets it.
     step: bool,
     /// The toolstack has changed something.
@@ -70,6 +70,8 @@ struct Device<C> {
     /// Its changes of state, and what was wrong with it.
     states: Arc<LogLimit>,
     errors: Arc<LogLimit>,
+    /// How often its guest could not be told of a change.
+    untold: Arc<LogLimit>,
     events: Events,
 }
 
@@ -243,7 +245,7 @@ where
             return Ok(());
         }
         self.looked = Some(now);
-        for Device { driver: device, step, .. } in self.devices.values_mut() {
+        for Device { driver: device, step, untold, .. } in self.devices.values_mut() {
             // What it waits for may have a deadline, and nobody who says that it is over.
             *step |= device.is_waiting();
             match device.look(xs) {
@@ -251,7 +253,11 @@ where
                 Err(HandshakeError::Xenstore(error)) if error.is_connection_lost() => {
                     return Err(error);
                 }
-                Err(error) => tracing::warn!(device = device.token(), %error, "is not told"),
+                Err(error) => {
+                    if let Some(unlogged) = untold.admit() {
+                        tracing::warn!(device = device.token(), %error, unlogged, "is not told");
+                    }
+                }
             }
         }
         Ok(())
@@ -328,8 +334,18 @@ where
 
     fn step(&mut self, xs: &mut dyn Xenstore, addr: DeviceAddr) -> Result<(), XsError> {
         let Some(device) = self.devices.get_mut(&addr) else { return Ok(()) };
-        let Device { driver: device, told, closing, step, budget, states, errors, events, .. } =
-            device;
+        let Device {
+            driver: device,
+            told,
+            closing,
+            promise,
+            step,
+            budget,
+            states,
+            errors,
+            events,
+            ..
+        } = device;
         let (before, made) = (device.state(), device.transitions());
         let life = match device.step(xs) {
             // Its frontend's domain is gone, and with it the right to look there.
@@ -342,7 +358,9 @@ where
         *step = life == Life::More;
         budget.spend(Instant::now(), 1 + device.transitions() - made);
         let after = device.state();
-        self.served.show(addr, device.class().seen().with(events));
+        let descriptors = promise.as_ref().map_or(0, Promise::count);
+        let seen = device.class().seen().with(events).budgeted(descriptors, *budget);
+        self.served.show(addr, seen);
         if before != after {
             *closing = (after == XenbusState::Closing).then(Instant::now);
             if let Some(unlogged) = states.admit() {
@@ -374,18 +392,23 @@ where
 
 impl<C: BackendClass> Device<C> {
     fn new(driver: BackendDriver<C>, promise: Option<Promise>) -> Self {
-        let (states, errors) = (Arc::<LogLimit>::default(), Arc::<LogLimit>::default());
+        let [states, errors, untold] = [(); 3].map(|()| Arc::<LogLimit>::default());
         Self {
             driver,
             told: None,
             closing: None,
-            _promise: promise,
+            promise,
             step: true,
             refresh: false,
             budget: Budget::new(Instant::now()),
-            events: vec![("state-changes", Arc::clone(&states)), ("errors", Arc::clone(&errors))],
+            events: vec![
+                ("state-changes", Arc::clone(&states)),
+                ("errors", Arc::clone(&errors)),
+                ("untold-changes", Arc::clone(&untold)),
+            ],
             states,
             errors,
+            untold,
         }
     }
 

@@ -12,6 +12,8 @@ mod devices;
 mod tests;
 mod woken;
 
+pub use budget::Budget;
+
 use crate::descriptors::Descriptors;
 use crate::failure::Failure;
 use crate::platform::Platform;
@@ -29,11 +31,8 @@ use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Surroundings};
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, DeviceClass};
 use pvio_xenbus::{XenbusState, Xenstore, XsError};
-use std::fs::DirBuilder;
-use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -102,18 +101,13 @@ impl Default for Options {
 /// # Errors
 /// When it cannot be made, or others may use it.
 pub fn records(path: &Path) -> Result<RecordDir, Failure> {
-    let make = || -> io::Result<RecordDir> {
-        if let Some(parent) = path.parent() {
-            DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-        }
-        let dir = RecordDir::open(path)?;
-        dir.sweep()?;
-        Ok(dir)
-    };
-    make().map_err(|e| {
+    let dir = RecordDir::open(path)
+        .map_err(|e| Failure::of(format!("no in-flight records: {e}")).as_input())?;
+    dir.sweep().map_err(|e| {
         let what = format!("no in-flight records in {}: {e}", path.display());
-        Failure::input(what, "name a directory that is yours alone and that no link leads to")
-    })
+        Failure::input(what, "name another directory")
+    })?;
+    Ok(dir)
 }
 
 /// Runs the driver domain until it is told to stop, then closes every device in good order.
@@ -136,6 +130,7 @@ pub fn run<P: Platform>(
     let (disks, chosen) = (of_class(DeviceClass::Vbd).collect(), options.clone());
     let groups = Groups::default();
     let descriptors = Descriptors::default();
+    served.share(&descriptors, &options.mappings);
     let mut disks = Devices::new(disks, id, options.only, move |addr, left| {
         let usual = chosen.disk_options.clone();
         let server = ImageServer::with(usual, groups.clone(), wakes.of(addr));

@@ -11,7 +11,7 @@ use crate::engine::{Discard, EngineError, Geometry};
 use crate::image::spec::NbdSpec;
 use alloc::string::String;
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use pvio_uring::LogLimit;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -41,10 +41,10 @@ struct Shared {
     /// Written when there is something in the channel, or to stop.
     wake: OwnedFd,
     stop: AtomicBool,
-    reconnects: AtomicU64,
-    /// How often the server was lost, and how often it was given up.
+    /// How often the server was lost, was back, and was given up.
     losses: Arc<LogLimit>,
-    failures: LogLimit,
+    reconnects: Arc<LogLimit>,
+    failures: Arc<LogLimit>,
 }
 
 impl NbdLink {
@@ -63,9 +63,9 @@ impl NbdLink {
         let shared = Arc::new(Shared {
             wake: wake.map_err(|e| system(e.into()))?,
             stop: AtomicBool::new(false),
-            reconnects: AtomicU64::new(0),
             losses: Arc::default(),
-            failures: LogLimit::new(),
+            reconnects: Arc::default(),
+            failures: Arc::default(),
         });
         let (jobs, incoming) = unbounded();
         let mut end = ServerEnd {
@@ -104,16 +104,15 @@ impl NbdLink {
         }
     }
 
-    /// How often the connection was lost.
+    /// What a server may do and is logged now and then, by name: it is lost, is back, or stays away.
     #[must_use]
-    pub fn losses(&self) -> &Arc<LogLimit> {
-        &self.shared.losses
-    }
-
-    /// How often the connection was made again.
-    #[must_use]
-    pub fn reconnects(&self) -> u64 {
-        self.shared.reconnects.load(Ordering::Relaxed)
+    pub fn events(&self) -> [(&'static str, Arc<LogLimit>); 3] {
+        let Shared { losses, reconnects, failures, .. } = &*self.shared;
+        [
+            ("server-lost", Arc::clone(losses)),
+            ("server-back", Arc::clone(reconnects)),
+            ("server-given-up", Arc::clone(failures)),
+        ]
     }
 }
 
@@ -196,12 +195,11 @@ impl ServerEnd {
                 },
                 None => String::from("it is not connected"),
             };
-            let told = self.shared.losses.admit();
-            if let Some(unlogged) = told {
+            if let Some(unlogged) = self.shared.losses.admit() {
                 let server = &self.server;
                 tracing::warn!(server, why, unlogged, "a network block device is disconnected");
             }
-            if !self.reconnect(told.is_some()) {
+            if !self.reconnect() {
                 break;
             }
         }
@@ -288,9 +286,8 @@ impl ServerEnd {
         }
     }
 
-    /// Connects again as soon as something is to be sent; whether to go on. That the connection was
-    /// lost has been logged, or not.
-    fn reconnect(&mut self, told: bool) -> bool {
+    /// Connects again as soon as something is to be sent; whether to go on.
+    fn reconnect(&mut self) -> bool {
         let mut pause = PAUSE.0;
         if self.lost.is_some() {
             // It takes connections and answers nothing.
@@ -316,9 +313,8 @@ impl ServerEnd {
                     self.export = export;
                     self.requests.again(export);
                     self.stream = Some(stream);
-                    self.shared.reconnects.fetch_add(1, Ordering::Relaxed);
-                    if told {
-                        tracing::info!(server = self.server, "connected again");
+                    if let Some(unlogged) = self.shared.reconnects.admit() {
+                        tracing::info!(server = self.server, unlogged, "connected again");
                     }
                     return true;
                 }

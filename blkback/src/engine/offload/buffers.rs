@@ -7,8 +7,8 @@ pub const DATA_MOST: usize = 1 << 20;
 /// Bytes of data in one job. What has more is several jobs.
 pub const JOB_MOST: usize = 64 << 10;
 /// Bytes of the smallest buffer; each further size is twice the one before.
-const LEAST: usize = 4 << 10;
-const SIZES: usize = (JOB_MOST / LEAST).ilog2() as usize + 1;
+pub(super) const DATA_LEAST: usize = 4 << 10;
+const SIZES: usize = (JOB_MOST / DATA_LEAST).ilog2() as usize + 1;
 
 /// The buffers of one queue: in all, in use and free, no more than [`DATA_MOST`].
 #[derive(Debug, Default)]
@@ -40,6 +40,11 @@ impl Buffers {
         Some(data)
     }
 
+    /// Bytes of all there are.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Takes a buffer back that was taken for a length.
     pub fn give_back(&mut self, data: Vec<u8>, len: usize) {
         let (number, size) = size_for(len);
@@ -53,8 +58,8 @@ impl Buffers {
 
 /// The number of the size that a length takes, and the size.
 fn size_for(len: usize) -> (usize, usize) {
-    let size = len.clamp(LEAST, JOB_MOST).next_power_of_two();
-    ((size / LEAST).ilog2() as usize, size)
+    let size = len.clamp(DATA_LEAST, JOB_MOST).next_power_of_two();
+    ((size / DATA_LEAST).ilog2() as usize, size)
 }
 
 #[cfg(test)]
@@ -76,6 +81,6 @@ mod tests {
         // One that was exchanged is not counted for ever.
         drop(buffers.take(512));
         buffers.give_back(Vec::new(), 512);
-        assert_eq!(buffers.bytes, DATA_MOST - LEAST);
+        assert_eq!(buffers.bytes, DATA_MOST - DATA_LEAST);
     }
 }

@@ -9,8 +9,10 @@
 //! several jobs; those for which there is no buffer wait for others to finish.
 
 mod buffers;
+mod load;
 
 pub use buffers::{DATA_MOST, JOB_MOST};
+pub use load::Load;
 
 use super::lists::SpareLists;
 use super::store::Store;
@@ -19,6 +21,7 @@ use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use buffers::Buffers;
+use load::QueueLoad;
 use pvio_ring::shm::{Region, SharedMemory};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
@@ -186,6 +189,9 @@ pub struct Offload<B> {
     finished: Vec<Finished>,
     buffers: Buffers,
     lists: SpareLists<B>,
+    /// Jobs that are not finished.
+    jobs: usize,
+    load: QueueLoad,
 }
 
 /// An operation that is not over.
@@ -203,11 +209,16 @@ struct Pending<B> {
 }
 
 impl<B> Offload<B> {
-    /// An engine for `depth` operations at a time.
+    /// An engine for `depth` operations at a time, whose jobs are counted in `load`.
     ///
     /// # Errors
     /// What the system says when it has no descriptor to give.
-    pub fn new(executor: Arc<dyn Executor>, geometry: Geometry, depth: u32) -> io::Result<Self> {
+    pub fn new(
+        executor: Arc<dyn Executor>,
+        geometry: Geometry,
+        depth: u32,
+        load: &Arc<Load>,
+    ) -> io::Result<Self> {
         Ok(Self {
             geometry,
             executor,
@@ -218,6 +229,8 @@ impl<B> Offload<B> {
             waiting: VecDeque::with_capacity(depth as usize),
             buffers: Buffers::default(),
             lists: SpareLists::default(),
+            jobs: 0,
+            load: QueueLoad::new(Arc::clone(load), depth),
         })
     }
 
@@ -249,6 +262,7 @@ impl<B: SharedMemory> BlockEngine<B> for Offload<B> {
             self.send();
         } else {
             pending.jobs = 1;
+            self.jobs += 1;
             let part = Part { tag, ..Part::default() };
             let to = Some(Arc::clone(&self.completions));
             self.batch.push(Job { io, data: Vec::new(), part, to });
@@ -257,6 +271,7 @@ impl<B: SharedMemory> BlockEngine<B> for Offload<B> {
     }
 
     fn kick(&mut self) {
+        self.load.set(self.jobs, self.buffers.bytes());
         if !self.batch.is_empty() {
             self.executor.execute(&mut self.batch.drain(..));
         }
@@ -302,6 +317,7 @@ impl<B: SharedMemory> Offload<B> {
                 _ => walk(&pending.segments, part.place, &mut data, |_, _, _| Some(())),
             };
             pending.jobs += 1;
+            self.jobs += 1;
             pending.left -= len;
             pending.sectors += (len / 512) as u64;
             match moved {
@@ -339,6 +355,7 @@ impl<B: SharedMemory> Offload<B> {
             self.buffers.give_back(data, part.len);
         }
         pending.jobs -= 1;
+        self.jobs -= 1;
         if result.is_err() {
             // The rest would be for nothing.
             pending.left = 0;

@@ -38,26 +38,26 @@ pub(super) fn open(
     snapshot: Option<&str>,
     options: ImageOptions,
     policy: &ReferencePolicy,
+    meter: &Meter,
 ) -> Result<Opened, ImageError> {
     let file = FileHandle::locate(path)?;
     let roots = ImageRoots::of(&file, policy)?;
-    let meter = Meter::default();
-    let mut layer = chain::read(file, &roots, true, &meter)?;
+    let mut layer = chain::read(file, &roots, true, meter)?;
     check_features(&layer, !options.read_only)?;
     let dirty = layer.header.incompatible & incompatible::DIRTY != 0;
     // Version 2 has no such mark.
     if !options.read_only && (dirty || layer.header.version < 3) {
-        repair(&layer, &meter)?;
+        repair(&layer, meter)?;
         layer.header.incompatible &= !incompatible::DIRTY;
     }
-    is_whole(&layer, &meter)?;
+    is_whole(&layer, meter)?;
     if let Some(name) = snapshot {
         let snapshot = snapshot::find(&layer, name)?;
         if !options.read_only {
             return Err(ImageError::OnlyRead(format!("qcow2@{name}:{}", path.display())));
         }
         let geometry = raw::geometry(path, snapshot.size, 512, 4096, true)?;
-        return Ok((Arc::new(SnapshotStore::open(&layer, snapshot, &meter)?), geometry));
+        return Ok((Arc::new(SnapshotStore::open(&layer, snapshot, meter)?), geometry));
     }
     let mut geometry = raw::geometry(path, layer.header.size, 512, 4096, options.read_only)?;
     let access = Access { write: !options.read_only, direct: options.direct, lock: true };
@@ -67,7 +67,7 @@ pub(super) fn open(
             alignment: 0,
             secure: false,
         });
-        return Ok((Arc::new(Written::open(&layer, access, &meter)?), geometry));
+        return Ok((Arc::new(Written::open(&layer, access, meter)?), geometry));
     }
     let open = || open_layer(&layer, access, None);
     Ok((Arc::new(Library::open(path, Format::Qcow2, false, open)?), geometry))

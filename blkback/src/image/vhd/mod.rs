@@ -15,12 +15,15 @@ use std::fs::File;
 use std::path::Path;
 
 /// Opens one.
-pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Kept, Geometry), ImageError> {
+pub(super) fn open(
+    path: &Path,
+    options: ImageOptions,
+    meter: &Meter,
+) -> Result<(Kept, Geometry), ImageError> {
     let write = !options.read_only;
     let wrap = |error| ImageError::Content { path: path.into(), format: Format::Vhd, error };
     let (file, _) = file::open(path, Access { write, direct: false, lock: true })?;
-    let meter = Meter::default();
-    let footer = Footer::read(&FileContent::new(&file, &meter).map_err(|e| wrap(e.into()))?);
+    let footer = Footer::read(&FileContent::new(&file, meter).map_err(|e| wrap(e.into()))?);
     let footer = footer.map_err(wrap)?;
     match footer.kind {
         Kind::Fixed => {
@@ -38,7 +41,7 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Kept, Geometry
             // Blocks are not given back, only what is in them.
             geometry.discard =
                 write.then_some(Discard { granularity: block, alignment: 0, secure: false });
-            let dynamic = Dynamic::open(file, &footer, write, &meter).map_err(wrap)?;
+            let dynamic = Dynamic::open(file, &footer, write, meter).map_err(wrap)?;
             Ok((Kept::Store(Arc::new(dynamic)), geometry))
         }
     }

@@ -34,9 +34,10 @@ pub(super) fn open(
     path: &Path,
     options: ImageOptions,
     policy: &ReferencePolicy,
+    meter: &Meter,
 ) -> Result<Opened, ImageError> {
     let access = Access { write: !options.read_only, direct: options.direct, lock: true };
-    let vmdk = Vmdk::open(path, access, policy)?;
+    let vmdk = Vmdk::open(path, access, policy, meter)?;
     let mut geometry = raw::geometry(path, vmdk.size(), 512, 4096, options.read_only)?;
     geometry.discard = access.write.then_some(Discard {
         granularity: geometry.physical_sector_size,
@@ -51,7 +52,8 @@ pub(super) fn look(
     path: &Path,
     policy: &ReferencePolicy,
 ) -> Result<(u64, Vec<String>), ImageError> {
-    let vmdk = Vmdk::open(path, Access { write: false, direct: false, lock: false }, policy)?;
+    let access = Access { write: false, direct: false, lock: false };
+    let vmdk = Vmdk::open(path, access, policy, &Meter::default())?;
     let mut words = alloc::vec![vmdk.kind.clone()];
     if vmdk.extents.len() > 1 {
         words.push(format!("{} extents", vmdk.extents.len()));
@@ -93,7 +95,12 @@ enum Data {
 }
 
 impl Vmdk {
-    fn open(path: &Path, access: Access, policy: &ReferencePolicy) -> Result<Self, ImageError> {
+    fn open(
+        path: &Path,
+        access: Access,
+        policy: &ReferencePolicy,
+        meter: &Meter,
+    ) -> Result<Self, ImageError> {
         let fail = |path: &Path| {
             let path = path.to_path_buf();
             move |error| ImageError::Content { path, format: Format::Vmdk, error }
@@ -103,8 +110,7 @@ impl Vmdk {
         let image = FileHandle::locate(path)?;
         let roots = ImageRoots::of(&image, policy)?;
         let first = image.open(buffered)?;
-        let meter = Meter::default();
-        let found = Found::read(&first, &meter).map_err(fail(path))?;
+        let found = Found::read(&first, meter).map_err(fail(path))?;
         let descriptor = Descriptor::parse(&found.text).map_err(fail(path))?;
         let find = |name: &[u8]| {
             let name = Path::new(OsStr::from_bytes(name));
@@ -143,22 +149,22 @@ impl Vmdk {
             let data = match (whole.take(), &extent.kept) {
                 // All in one file, whatever the file was called when that was written.
                 (Some((file, header)), Kept::Sparse(_)) => {
-                    open_sparse(path, file, header, bytes, access.write, &meter)?
+                    open_sparse(path, file, header, bytes, access.write, meter)?
                 }
                 (Some(_), _) => {
                     return Err(fail(path)(ContentError::corrupt("its one extent is not sparse")));
                 }
                 (None, Kept::Zero) => Data::Zero,
                 (None, Kept::Flat(name, offset)) => {
-                    open_flat(&locate(name)?, offset * SECTOR, bytes, access, &meter)?
+                    open_flat(&locate(name)?, offset * SECTOR, bytes, access, meter)?
                 }
                 (None, Kept::Sparse(name)) => {
                     let extent = locate(name)?;
                     let file = extent.open(buffered)?;
-                    let content = FileContent::new(&file, &meter);
+                    let content = FileContent::new(&file, meter);
                     let content = content.map_err(|e| fail(extent.path())(e.into()))?;
                     let header = Header::read(&content).map_err(fail(extent.path()))?;
-                    open_sparse(extent.path(), file, header, bytes, access.write, &meter)?
+                    open_sparse(extent.path(), file, header, bytes, access.write, meter)?
                 }
             };
             this.extents.push(Extent { at, end, data });

@@ -45,7 +45,7 @@ impl Rig {
         };
         let page = HeapMemory::pages(8);
         let executor: Arc<dyn Executor> = caught.clone();
-        let mut engine = Offload::new(executor, geometry, 16).unwrap();
+        let mut engine = Offload::new(executor, geometry, 16, &Arc::default()).unwrap();
         for (tag, (io, len)) in ios.iter().enumerate() {
             let seg = IoSeg { buf: page.clone(), offset: 0, len: *len };
             let mut segments = if *len > 0 { alloc::vec![seg] } else { Vec::new() };

@@ -1,0 +1,78 @@
+//! How much of a disk's work is elsewhere, for whoever watches.
+
+use super::DATA_MOST;
+use super::buffers::DATA_LEAST;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+/// What an open disk takes: tables in memory, and what all its queues have handed over to threads or to a
+/// server. Figures that are read together need not be of one moment.
+#[derive(Debug, Default)]
+pub struct Load {
+    /// Bytes of tables, and how many there may be.
+    tables: (u64, u64),
+    jobs: AtomicUsize,
+    bytes: AtomicUsize,
+    jobs_limit: AtomicUsize,
+    bytes_limit: AtomicUsize,
+}
+
+impl Load {
+    /// That of a disk with so many bytes of tables, and how many there may be.
+    #[must_use]
+    pub fn new(tables: (u64, u64)) -> Self {
+        Self { tables, ..Self::default() }
+    }
+
+    /// What is bounded, by name: how much of it there is, and may be. Jobs are those that are not finished.
+    #[must_use]
+    pub fn budgets(&self) -> [(&'static str, u64, u64); 3] {
+        let get = |n: &AtomicUsize| n.load(Ordering::Relaxed) as u64;
+        [
+            ("table-bytes", self.tables.0, self.tables.1),
+            ("jobs", get(&self.jobs), get(&self.jobs_limit)),
+            ("job-bytes", get(&self.bytes), get(&self.bytes_limit)),
+        ]
+    }
+}
+
+/// One queue's part of a [`Load`]; it ends with the queue.
+#[derive(Debug)]
+pub(super) struct QueueLoad {
+    of: Arc<Load>,
+    jobs: usize,
+    bytes: usize,
+    jobs_limit: usize,
+}
+
+impl QueueLoad {
+    /// The part of a queue with at most `depth` operations.
+    pub fn new(of: Arc<Load>, depth: u32) -> Self {
+        // Each job either has a buffer or is the only one of its operation.
+        let jobs_limit = (DATA_MOST / DATA_LEAST).saturating_add(depth as usize);
+        of.jobs_limit.fetch_add(jobs_limit, Ordering::Relaxed);
+        of.bytes_limit.fetch_add(DATA_MOST, Ordering::Relaxed);
+        Self { of, jobs: 0, bytes: 0, jobs_limit }
+    }
+
+    /// So many jobs and bytes are the queue's now.
+    pub fn set(&mut self, jobs: usize, bytes: usize) {
+        let change = |total: &AtomicUsize, before: &mut usize, now: usize| {
+            if *before != now {
+                // Wrapping, as atomics add: a smaller number takes away.
+                total.fetch_add(now.wrapping_sub(*before), Ordering::Relaxed);
+                *before = now;
+            }
+        };
+        change(&self.of.jobs, &mut self.jobs, jobs);
+        change(&self.of.bytes, &mut self.bytes, bytes);
+    }
+}
+
+impl Drop for QueueLoad {
+    fn drop(&mut self) {
+        self.set(0, 0);
+        self.of.jobs_limit.fetch_sub(self.jobs_limit, Ordering::Relaxed);
+        self.of.bytes_limit.fetch_sub(DATA_MOST, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,39 @@
+//! What can be watched of an image that is open.
+
+use super::{Image, Kept};
+use crate::engine::offload::Load;
+use crate::engine::pool::Pool;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use pvio_uring::LogLimit;
+
+impl Image {
+    /// What may go wrong with it and is logged now and then: how often it did, by name.
+    pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
+        let mut events = Vec::new();
+        match &self.kept {
+            Kept::File { discards, .. } => {
+                events.push(("buffers-unregistered", Arc::clone(&self.unregistered)));
+                let failed = |pool: &Arc<Pool>| ("operations-failed", Arc::clone(pool.failures()));
+                events.extend(discards.as_ref().map(failed));
+            }
+            Kept::Pool(pool) => events.push(("operations-failed", Arc::clone(pool.failures()))),
+            Kept::Nbd(link) => events.extend(link.events()),
+            Kept::Ram(_) | Kept::Store(_) => {}
+        }
+        events
+    }
+
+    /// What it takes of what is bounded.
+    #[must_use]
+    pub fn load(&self) -> &Arc<Load> {
+        &self.load
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image").field("geometry", &self.geometry).finish_non_exhaustive()
+    }
+}
