@@ -65,7 +65,7 @@ pub struct ImageServer {
     budgets: MappingBudgets,
     wake: Wake,
     records: Option<RecordDir>,
-    /// Pages that an earlier process mapped for single requests may still be mapped.
+    /// Whether pages that an earlier process mapped for single requests may still be mapped.
     mapped_before: bool,
     /// The disk whose fence there is.
     fenced: Option<String>,
@@ -141,7 +141,7 @@ impl ImageServer {
         events
     }
 
-    /// What the open disk takes of what is bounded.
+    /// Usage of the budgets of the open disk.
     pub fn load(&self) -> Option<&Arc<Load>> {
         self.open.as_ref().map(|open| open.image.load())
     }
@@ -196,7 +196,7 @@ impl ImageServer {
         let wake = Arc::clone(&self.wake);
         open.image.flush_state().on_failure(move || wake());
         (self.disk, self.open) = (Some(disk), Some(open));
-        // What is opened later was not used by that process.
+        // An image that is opened later was not open in that process.
         self.mapped_before = false;
         geometry
     }

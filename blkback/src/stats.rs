@@ -37,14 +37,14 @@ pub struct Stats {
     /// Times the worker was woken.
     pub wakeups: Counter,
     refused: [Counter; REASONS.len()],
-    /// Requests taken and not answered, and pages that they use.
+    /// Requests in flight, and pages in use by them.
     in_flight: Counter,
     request_pages: Counter,
-    /// How many of each of these may be at a time; none while there is no queue.
+    /// 0 while there is no queue.
     limits: Limits,
 }
 
-/// What a queue may have at a time.
+/// Limits of a queue.
 #[derive(Debug, Default)]
 struct Limits {
     in_flight: Counter,
@@ -73,8 +73,7 @@ impl Stats {
         }
     }
 
-    /// What a queue may have at a time: requests, pages that these use, pages kept mapped, and
-    /// registered pages.
+    /// Sets the limits of requests in flight, pages in use by them, cached mappings, and registered pages.
     pub(crate) fn limit(&self, [in_flight, request_pages, kept, registered]: [usize; 4]) {
         let limits = &self.limits;
         limits.in_flight.set(in_flight as u64);
@@ -83,13 +82,13 @@ impl Stats {
         limits.registered_pages.set(registered as u64);
     }
 
-    /// What a queue has of them now.
+    /// Sets the levels of requests in flight and pages in use by them.
     pub(crate) fn occupy(&self, in_flight: usize, request_pages: usize) {
         self.in_flight.set(in_flight as u64);
         self.request_pages.set(request_pages as u64);
     }
 
-    /// The queue is gone, and with it all that it held.
+    /// Sets all levels and limits to 0: the queue is dropped.
     pub(crate) fn vacate(&self) {
         self.limit([0; 4]);
         self.occupy(0, 0);
@@ -97,7 +96,7 @@ impl Stats {
         self.registered_pages.set(0);
     }
 
-    /// What is bounded, by name: how much of it there is, and may be.
+    /// Returns usage and limit of each budget, by name.
     pub fn budgets(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
         let Limits { in_flight, request_pages, kept_pages, registered_pages } = &self.limits;
         [

@@ -6,7 +6,7 @@
 //! | question | what follows |
 //! |---|---|
 //! | `list` | a line for each NIC, its name |
-//! | `stats` | a line of JSON for the process, what it has of each budget, and one for each device: what its queues have counted, too |
+//! | `stats` | a line of JSON for the process with its budgets, and one for each device with its budgets and counters |
 //! | `capture NAME SNAPLEN COUNT` | a pcapng file, until there are COUNT packets (0: no end) or the asker has no more to say (shuts down its side) |
 //!
 //! The socket is made under another name and then renamed: whoever serves last answers, and there

@@ -20,7 +20,7 @@ use std::time::Instant;
 #[derive(Debug, Clone, Default)]
 pub struct Served {
     devices: Arc<Mutex<BTreeMap<DeviceAddr, Seen>>>,
-    /// What the process has for all of them.
+    /// Budgets of the process.
     shared: Arc<OnceLock<(Descriptors, MappingBudgets)>>,
 }
 
@@ -30,7 +30,7 @@ pub struct Seen {
     knobs: Option<Arc<Knobs>>,
     mappings: Option<Arc<MappingBudget>>,
     load: Option<Arc<Load>>,
-    /// File descriptors that are promised to it, and what its steps have cost.
+    /// File descriptors promised to it, and the budget of its steps.
     descriptors: u64,
     steps: Option<Budget>,
     queues: Vec<Counters>,
@@ -80,7 +80,7 @@ impl Seen {
         self
     }
 
-    /// The same of a device with so many file descriptors, whose steps have cost so much.
+    /// Adds the file descriptors promised to the device, and the budget of its steps.
     #[must_use]
     pub fn budgeted(self, descriptors: u64, steps: Budget) -> Self {
         Self { descriptors, steps: Some(steps), ..self }
@@ -88,13 +88,13 @@ impl Seen {
 }
 
 impl Served {
-    /// What the process has for all devices together.
+    /// Sets the budgets that all devices of the process share.
     pub fn share(&self, descriptors: &Descriptors, mappings: &MappingBudgets) {
         // There is one driver domain in a process.
         let _ = self.shared.set((descriptors.clone(), mappings.clone()));
     }
 
-    /// What all devices together, and the process, take of what is bounded: each with its limit.
+    /// Returns usage and limit of each budget of the process.
     #[must_use]
     pub fn process(&self) -> Map<String, Value> {
         let mut all = Vec::new();
@@ -148,7 +148,7 @@ impl Served {
         self.lock().iter().map(told).collect()
     }
 
-    /// What a device takes of what is bounded, beside its queues.
+    /// Returns usage and limit of each budget of a device, except those of its queues.
     fn budgets_of(&self, seen: &Seen) -> Map<String, Value> {
         let mut all = Vec::new();
         if let Some(guest) = &seen.mappings {
@@ -211,7 +211,7 @@ impl Counters {
     }
 }
 
-/// What is used of each budget, and its limit.
+/// Formats usage and limit of each budget.
 pub fn budgets(all: impl IntoIterator<Item = (&'static str, u64, u64)>) -> Map<String, Value> {
     let told = |(name, used, limit): (&str, u64, u64)| {
         (name.to_owned(), json!({ "used": used, "limit": limit }))

@@ -84,7 +84,7 @@ pub fn run(args: &StatsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The process, if no device is asked for, and the devices, each as the driver domain tells of it.
+/// Reads the entries of the requested devices; without any, those of the process and of all devices.
 fn read(args: &StatsArgs) -> Result<Vec<Value>, Failure> {
     let (_stream, answer) = ask(args.state_dir.as_deref(), "stats")?;
     let mut all = Vec::new();
@@ -109,7 +109,7 @@ fn device_name(device: &Value) -> &str {
     text(device, "device")
 }
 
-/// Whether something is told of the process and not of a device.
+/// Whether an entry is of the process, not of a device.
 fn is_process(one: &Value) -> bool {
     !one["process"].is_null()
 }

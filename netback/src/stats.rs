@@ -23,18 +23,18 @@ pub struct Stats {
     controls: [AtomicU64; 4],
     ended: [AtomicU64; Fault::CODES.len()],
     dropped: [AtomicU64; DropReason::ALL.len()],
-    /// What a queue holds now of what is bounded; nothing while there is no queue.
+    /// Levels of a queue, and their limits; 0 while there is no queue.
     held: Held<AtomicU64>,
     limits: Held<AtomicU64>,
 }
 
-/// What a queue holds, or may hold.
+/// Levels of a queue, or their limits.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Held<T> {
     /// Packets that wait for the guest to post buffers, and their bytes.
     pub packets: T,
     pub bytes: T,
-    /// Pages of the guest that are kept mapped.
+    /// Cached mappings of staged pages.
     pub staged: T,
 }
 
@@ -193,7 +193,7 @@ impl Stats {
         DropReason::ALL.iter().map(|reason| (reason.code(), self.dropped(*reason)))
     }
 
-    /// What is bounded, by name: how much of it there is, and may be.
+    /// Returns usage and limit of each budget, by name.
     pub fn budgets(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
         let (held, limits) = (&self.held, &self.limits);
         [
@@ -207,12 +207,12 @@ impl Stats {
         })
     }
 
-    /// What a queue holds now.
+    /// Sets the levels.
     pub(crate) fn hold(&self, held: Held<usize>) {
         self.held.set(held);
     }
 
-    /// What a queue may hold; nothing, when it is gone.
+    /// Sets the limits.
     pub(crate) fn limit(&self, limits: Held<usize>) {
         self.limits.set(limits);
     }

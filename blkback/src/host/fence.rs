@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// How long Linux's gntdev may keep pages mapped that nothing uses any more.
+/// Longest time that Linux's gntdev keeps pages mapped after their last use.
 ///
 /// It finds the pages of a dead process in use by I/O, and checks them again after 5 ms, 10 ms, 15 ms and so
 /// on (`__gnttab_unmap_refs_async`, `GNTTAB_UNMAP_REFS_DELAY` times `age` + 1). Check number n follows the one

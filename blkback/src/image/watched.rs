@@ -1,4 +1,4 @@
-//! What can be watched of an image that is open.
+//! Counters and levels of an open image.
 
 use super::{Image, Kept};
 use crate::engine::offload::Load;
@@ -9,7 +9,7 @@ use core::fmt;
 use pvio_uring::LogLimit;
 
 impl Image {
-    /// What may go wrong with it and is logged now and then: how often it did, by name.
+    /// Returns the counters of rate-limited log lines, by name.
     pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
         let mut events = Vec::new();
         match &self.kept {
@@ -25,7 +25,7 @@ impl Image {
         events
     }
 
-    /// What it takes of what is bounded.
+    /// Returns the usage of its budgets.
     #[must_use]
     pub fn load(&self) -> &Arc<Load> {
         &self.load

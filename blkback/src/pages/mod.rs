@@ -376,7 +376,7 @@ impl<M: SharedMemory> Pages<M> {
         self.most.saturating_sub(self.free)
     }
 
-    /// How many pages requests may use, may be kept mapped, and may be registered.
+    /// Limits of pages in use by requests, of cached mappings, and of registered pages.
     pub fn limits(&self) -> [usize; 3] {
         let copied = if self.path.copies() { self.most.min(REGISTERED_MOST) } else { 0 };
         [self.most, self.kept.most(), copied]

@@ -151,7 +151,7 @@ pub struct Queue<P: GrantMapper, C, E, R = HeapMemory> {
     occupied: Occupied,
 }
 
-/// What is counted as held by a queue, for as long as there is one.
+/// Levels of a queue in its counters. Dropping it sets them to 0.
 #[derive(Debug)]
 struct Occupied(Arc<Stats>);
 

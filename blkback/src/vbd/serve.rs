@@ -44,8 +44,8 @@ pub trait Serve<P: Platform> {
     /// A [`Fault`]; with `resumed`, the session ends and the frontend starts over.
     fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Self::Record, Fault>;
 
-    /// Whether an earlier process, whose session is to be resumed, mapped pages of the guest for single
-    /// requests. Told before the disk is opened, which then takes until none of these can be mapped any more.
+    /// Reports whether the earlier process of a session to be resumed mapped guest pages for single requests.
+    /// Called before the disk is opened. If it did, opening waits until these pages are unmapped.
     fn mapped_before(&mut self, _mapped: bool) {}
 
     /// The session of a device is over, and its record of no more use.

@@ -198,7 +198,7 @@ fn a_queue_dropped_with_requests_in_flight_lets_go_of_everything() {
         assert!(h.back.in_flight() > 0);
         let stats = Arc::clone(h.back.stats());
         let used = |name| stats.budgets().find(|(n, ..)| *n == name).unwrap();
-        // Two are under way and a barrier waits for them, with the page it will use.
+        // Two are in flight, and a barrier waits for them without pages.
         assert_eq!(used("requests"), ("requests", 3, 32), "{path}");
         assert_eq!(used("request-pages"), ("request-pages", 2, PAGES_MOST as u64), "{path}");
         let kept = if path.keeps() { KEPT_LEAST as u64 } else { 0 };

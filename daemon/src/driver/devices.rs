@@ -70,7 +70,7 @@ struct Device<C> {
     /// Its changes of state, and what was wrong with it.
     states: Arc<LogLimit>,
     errors: Arc<LogLimit>,
-    /// How often its guest could not be told of a change.
+    /// Changes that could not be announced to the guest.
     untold: Arc<LogLimit>,
     events: Events,
 }

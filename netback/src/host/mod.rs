@@ -112,7 +112,7 @@ impl TapServer {
         }
     }
 
-    /// What a guest may cause and is logged now and then: how often it did, by name.
+    /// Returns the counters of rate-limited log lines, by name.
     pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
         let mut events = Vec::from([
             ("records-left", Arc::clone(&self.records_left)),

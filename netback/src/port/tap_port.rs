@@ -368,8 +368,7 @@ impl NetPort for TapPort {
     }
 
     fn flush(&mut self) {
-        // If it fails, nothing was taken by the kernel; the next wait reports the same to somebody who can
-        // end the vif.
+        // If it fails, the kernel took nothing; the next wait returns the same error, which ends the vif.
         let _ = self.uring.flush();
     }
 

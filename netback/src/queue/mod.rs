@@ -141,7 +141,7 @@ pub struct Queue<P: Platform, B, R = HeapMemory> {
     failed: Option<QueueError>,
 }
 
-/// What is counted as held by a queue, for as long as there is one.
+/// Levels of a queue in its counters. Dropping it sets them to 0.
 struct Counted(Arc<Stats>);
 
 impl Counted {

@@ -1,12 +1,12 @@
-//! How much of a disk's work is elsewhere, for whoever watches.
+//! Levels and limits of the jobs of a disk, readable by other threads.
 
 use super::DATA_MOST;
 use super::buffers::DATA_LEAST;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-/// What an open disk takes: tables in memory, and what all its queues have handed over to threads or to a
-/// server. Figures that are read together need not be of one moment.
+/// Usage of the budgets of an open disk: tables in memory, and the jobs that its queues have submitted to
+/// threads or to a server. Values that are read together may be of different moments.
 #[derive(Debug, Default)]
 pub struct Load {
     /// Bytes of tables, and how many there may be.
@@ -18,13 +18,13 @@ pub struct Load {
 }
 
 impl Load {
-    /// That of a disk with so many bytes of tables, and how many there may be.
+    /// Returns the load of a disk without queues. `tables`: bytes of tables in memory, and their limit.
     #[must_use]
     pub fn new(tables: (u64, u64)) -> Self {
         Self { tables, ..Self::default() }
     }
 
-    /// What is bounded, by name: how much of it there is, and may be. Jobs are those that are not finished.
+    /// Returns usage and limit of each budget, by name.
     #[must_use]
     pub fn budgets(&self) -> [(&'static str, u64, u64); 3] {
         let get = |n: &AtomicUsize| n.load(Ordering::Relaxed) as u64;
@@ -36,7 +36,7 @@ impl Load {
     }
 }
 
-/// One queue's part of a [`Load`]; it ends with the queue.
+/// Share of one queue in a [`Load`]. Dropping it subtracts the share.
 #[derive(Debug)]
 pub(super) struct QueueLoad {
     of: Arc<Load>,
@@ -46,7 +46,7 @@ pub(super) struct QueueLoad {
 }
 
 impl QueueLoad {
-    /// The part of a queue with at most `depth` operations.
+    /// Adds the limits of a queue with at most `depth` operations.
     pub fn new(of: Arc<Load>, depth: u32) -> Self {
         // Each job either has a buffer or is the only one of its operation.
         let jobs_limit = (DATA_MOST / DATA_LEAST).saturating_add(depth as usize);
@@ -55,7 +55,7 @@ impl QueueLoad {
         Self { of, jobs: 0, bytes: 0, jobs_limit }
     }
 
-    /// So many jobs and bytes are the queue's now.
+    /// Updates the jobs in flight and the bytes of buffers of the queue.
     pub fn set(&mut self, jobs: usize, bytes: usize) {
         let change = |total: &AtomicUsize, before: &mut usize, now: usize| {
             if *before != now {
