@@ -77,8 +77,15 @@ fn fence_that_another_daemon_sweeps_away_before_it_is_held_holds_all_the_same() 
     assert!(!dir.fence("disk.fence").unwrap().is_passed().unwrap(), "the next one waits");
     drop(held);
     // At any moment of it.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _stop = Stop(&stop);
         scope.spawn(|| {
             let other = RecordDir::open(&path).unwrap();
             while !stop.load(Ordering::Relaxed) {
@@ -91,6 +98,5 @@ fn fence_that_another_daemon_sweeps_away_before_it_is_held_holds_all_the_same() 
             assert!(!next.is_passed().unwrap(), "the next one does not wait");
             drop(held);
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }
