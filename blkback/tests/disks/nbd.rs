@@ -231,8 +231,8 @@ fn patience_with_a_server_that_is_gone_has_an_end_and_is_not_the_end() {
     let mut answers = (0..100).map(|_| perform(&mut engine, Io::Flush, vec![]));
     assert!(answers.any(|answer| answer == Ok(())), "the server is back and is not found");
     let counted = link.events().map(|(name, log)| (name, log.seen()));
-    assert_eq!(counted[1..], [("server-back", 1), ("server-given-up", 0)]);
-    assert!(counted[0].1 >= 1, "it was lost");
+    assert_eq!(counted[1], ("server-back", 1));
+    assert!(counted[0].1 >= 1 && counted[2].1 >= 3, "lost, and given up each time: {counted:?}");
 }
 
 #[test]
