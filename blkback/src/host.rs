@@ -175,7 +175,8 @@ impl ImageServer {
         let (records, fenced) = (self.records.clone(), name.clone());
         let mapped = self.mapped_before;
         let fence = move || {
-            let fence = records.map(|dir| fence::pass(&dir, &fenced, deadlines.fence)).transpose()?;
+            let fence =
+                records.map(|dir| fence::pass(&dir, &fenced, deadlines.fence)).transpose()?;
             if mapped {
                 // A frontend that finds a page mapped after the response disables the disk (XSA-396).
                 std::thread::sleep(UNMAPPING);
