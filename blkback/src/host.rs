@@ -2,6 +2,7 @@
 
 mod fence;
 mod opening;
+mod size;
 
 pub use fence::UNMAPPING;
 pub use opening::BUSY;
@@ -30,6 +31,7 @@ use pvio_recordfile::{RecordDir, RecordFile};
 use pvio_uring::LogLimit;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
+use size::ImageSize;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -85,6 +87,7 @@ struct Open {
     image: Arc<Image>,
     /// It is a raw file or a block device, which anybody may make larger.
     grows: bool,
+    size: ImageSize,
     share: Arc<Share>,
     faults: Arc<FaultSwitch>,
 }
@@ -183,9 +186,11 @@ impl ImageServer {
             }
             Ok(fence)
         };
+        let unsized_images = Arc::clone(&self.unsized_images);
         let open = move |fence: &Option<OwnedFd>| {
             let disk = backed_by(opened.clone(), device.as_ref());
-            Open::new(disk, &groups, fence.as_ref(), &named)
+            let size = ImageSize::new(Arc::clone(&unsized_images));
+            Open::new(disk, &groups, fence.as_ref(), size, &named)
         };
         self.fenced = Some(name.clone());
         let (before, wake) = (self.open.take(), Arc::clone(&self.wake));
@@ -208,6 +213,7 @@ impl Open {
         disk: Disk,
         groups: &Groups,
         fence: Option<&OwnedFd>,
+        size: ImageSize,
         name: &str,
     ) -> Result<Self, ImageError> {
         let options = &disk.options;
@@ -240,7 +246,7 @@ impl Open {
         };
         let grows = matches!(disk.kept_in(), Spec::File { format: Format::Raw, .. });
         tracing::info!(disk = name, kept_in = %disk, "open");
-        Ok(Self { image: Arc::new(image), grows, share, faults })
+        Ok(Self { image: Arc::new(image), grows, size, share, faults })
     }
 }
 
@@ -392,22 +398,20 @@ where
         self.budgets.guest(guest)
     }
 
-    fn sectors(&mut self) -> Option<u64> {
-        let image = &self.open.as_ref().filter(|open| open.grows)?.image;
-        match image.file_bytes() {
-            // Whole logical sectors: a file that is being appended to may have any length.
-            Some(Ok(bytes)) => {
-                let unit = u64::from(image.geometry().sector_size);
-                Some(bytes / unit * (unit / 512))
-            }
-            Some(Err(error)) => {
-                if let Some(unlogged) = self.unsized_images.admit() {
-                    tracing::warn!(%error, unlogged, "how large the image is cannot be found out");
-                }
-                None
-            }
-            None => None,
+    fn look_up_size(&mut self) {
+        let Some(open) = self.open.as_ref().filter(|open| open.grows) else { return };
+        // Without a descriptor to be had, the next attempt may have one.
+        if let Some(Ok(file)) = open.image.served_file() {
+            let wake = Arc::clone(&self.wake);
+            open.size.look_up(file, move || wake());
         }
+    }
+
+    fn sectors(&mut self) -> Option<u64> {
+        let open = self.open.as_ref()?;
+        // Whole logical sectors: a file that is being appended to may have any length.
+        let unit = u64::from(open.image.geometry().sector_size);
+        Some(open.size.bytes()? / unit * (unit / 512))
     }
 
     fn start(

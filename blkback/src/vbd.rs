@@ -250,11 +250,27 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         Ok(())
     }
 
-    /// Looks how large the disk is; whether it was another size before. Queues know it at once.
+    /// Takes the size of the disk that was looked up last; returns it if it was another before. Queues know
+    /// it at once.
     fn measure(&mut self) -> Option<u64> {
         let (_, live) = self.disk.as_ref()?;
         let sectors = self.server.sectors()?;
         live.resize(sectors).then_some(sectors)
+    }
+
+    /// Tells the frontend the size that was looked up last, if it is another than before.
+    fn announce_size(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+        match self.measure() {
+            Some(sectors) if self.negotiated.is_some() => {
+                #[cfg(feature = "std")]
+                if let Some(unlogged) = self.resizes.admit() {
+                    let device = &ends.back;
+                    tracing::info!(device, sectors, unlogged, "the disk has another size");
+                }
+                announce_resize(xs, &ends.back, sectors)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Begins a session with what the frontend asks for.
@@ -370,21 +386,13 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     }
 
     fn proceed(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        self.go_on(xs, ends)
+        self.go_on(xs, ends)?;
+        Ok(self.announce_size(xs, ends)?)
     }
 
     fn look(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
-        match self.measure() {
-            Some(sectors) if self.negotiated.is_some() => {
-                #[cfg(feature = "std")]
-                if let Some(unlogged) = self.resizes.admit() {
-                    let device = &ends.back;
-                    tracing::info!(device, sectors, unlogged, "the disk has another size");
-                }
-                announce_resize(xs, &ends.back, sectors)
-            }
-            _ => Ok(()),
-        }
+        self.server.look_up_size();
+        self.announce_size(xs, ends)
     }
 
     fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {

@@ -178,6 +178,9 @@ where
             return Ok(());
         }
     };
+    if parts.record.is_taken_over() && image.settle().is_err() {
+        parts.record.note_failed_flush();
+    }
     let event = engine.watch(event);
     engine.watch(woken.into());
     ready.tell(Ok(()));

@@ -199,6 +199,7 @@ impl Closing {
 
 #[cfg(test)]
 mod tests {
+    use super::super::size::ImageSize;
     use super::super::{Groups, fence};
     use super::*;
     use crate::image::Disk;
@@ -210,7 +211,7 @@ mod tests {
 
     fn memory() -> Result<Open, ImageError> {
         let disk: Disk = "ram:1M".parse().unwrap();
-        Open::new(disk, &Groups::default(), None, "disk")
+        Open::new(disk, &Groups::default(), None, ImageSize::new(Arc::default()), "disk")
     }
 
     /// A disk whose fence somebody holds.

@@ -68,7 +68,7 @@ use pvio_uring::{IoBuf, LogLimit, PrivateBuf};
 use reference::ReferencePolicy;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -296,18 +296,28 @@ impl Image {
         self.flushes.mark_failed();
     }
 
+    /// Flushes what an earlier process has written, where the fence tells nothing of it: at a server. Waits.
+    ///
+    /// # Errors
+    /// What the flush reports, which is remembered like any that fails.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        match (&self.kept, &self.flusher) {
+            (Kept::Nbd(_), Some(flusher)) => Blocking(flusher.clone()).flush(),
+            _ => Ok(()),
+        }
+    }
+
     /// What all its engines share to know whether a flush has failed.
     #[must_use]
     pub fn flush_state(&self) -> &Arc<FlushState> {
         &self.flushes
     }
 
-    /// Bytes of the file or block device it is in now, if it is in one that is served as it is.
+    /// Another descriptor of the file or block device it is in, if it is in one that is served as it is.
     #[must_use]
-    pub fn file_bytes(&self) -> Option<io::Result<u64>> {
+    pub(crate) fn served_file(&self) -> Option<io::Result<File>> {
         match &self.kept {
-            // All else is read and written by position.
-            Kept::File { file, .. } => Some({ file }.seek(SeekFrom::End(0))),
+            Kept::File { file, .. } => Some(file.try_clone()),
             _ => None,
         }
     }

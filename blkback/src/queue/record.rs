@@ -17,6 +17,7 @@ pub struct QueueRecord<R> {
     pub(super) log: RequestLog<Part<R>>,
     /// Requests of an earlier process to be submitted again, the oldest last; none in a new session.
     pub(super) again: Option<Vec<u32>>,
+    taken_over: bool,
 }
 
 impl<R: SharedMemory + Clone> QueueRecord<R> {
@@ -32,7 +33,7 @@ impl<R: SharedMemory + Clone> QueueRecord<R> {
         abi: Abi,
     ) -> Result<Self, RecordError> {
         let log = RequestLog::new(section(device, index)?, ring, abi.response_size())?;
-        Ok(Self { device: device.clone(), log, again: None })
+        Ok(Self { device: device.clone(), log, again: None, taken_over: false })
     }
 
     /// Goes on with what the record says of a ring, which was attached just now. `died` tells that the
@@ -54,7 +55,18 @@ impl<R: SharedMemory + Clone> QueueRecord<R> {
             again.iter().for_each(|entry| log.charge_death(*entry));
         }
         again.reverse();
-        Ok(Self { device: device.clone(), log, again: Some(again) })
+        Ok(Self { device: device.clone(), log, again: Some(again), taken_over: died })
+    }
+
+    /// Whether the process that served the ring before was killed.
+    #[must_use]
+    pub const fn is_taken_over(&self) -> bool {
+        self.taken_over
+    }
+
+    /// Remembers that a flush failed, also for whoever resumes the session next.
+    pub fn note_failed_flush(&self) {
+        self.device.set_flush_failed(true);
     }
 
     /// How many requests are answered with an error, since too many processes have ended with them.

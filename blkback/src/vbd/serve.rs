@@ -102,8 +102,12 @@ pub trait Serve<P: Platform> {
         MappingBudget::unlimited()
     }
 
-    /// How many sectors of 512 bytes the disk has now, if it may have become larger or smaller since
-    /// it was opened. Called now and then while it is served, and cheap.
+    /// Begins to look up how large the disk is now, if it may have become larger or smaller since it was
+    /// opened. Called now and then while it is served; waits for nothing. If the size is another one, the
+    /// server wakes whoever drives the device.
+    fn look_up_size(&mut self) {}
+
+    /// How many sectors of 512 bytes the disk had when that was last looked up, if ever.
     fn sectors(&mut self) -> Option<u64> {
         None
     }

@@ -8,7 +8,11 @@ mod frontends;
 mod machine;
 mod queues;
 mod resumed;
+#[path = "../support/storage.rs"]
+mod storage;
 mod successors;
+#[path = "../support/mod.rs"]
+mod support;
 mod waiting;
 
 use machine::{Machine, PATIENCE, image, on_every_path};

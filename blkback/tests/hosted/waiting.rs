@@ -2,6 +2,7 @@
 //! frontend or a worker.
 
 use crate::machine::{Machine, PATIENCE, image};
+use crate::storage::{SlowStorage, can_serve_files};
 use pvio_blkback::host::ImageServer;
 use pvio_blkback::vbd::Platform;
 use pvio_blkback::{Config, Policy, Vbd};
@@ -20,6 +21,7 @@ use pvio_xenbus::{XenbusState, Xenstore};
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
@@ -123,6 +125,45 @@ fn a_server_that_says_nothing_holds_up_its_own_disk_only() {
     let why = daemon.error(slow);
     assert!(why.contains("nbd-"), "{why}");
     daemon.closed(session);
+}
+
+#[test]
+fn storage_that_does_not_tell_a_size_holds_up_its_own_disk_only() {
+    if !can_serve_files() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let storage = SlowStorage::new(vec![1; 1 << 20]);
+    let mounted = storage.mount(dir.path());
+    let mut daemon = Daemon::new(Policy::PersistentOrCopy, |domain| domain);
+    let slow = daemon.add(text(&dir.path().join("disk")), "");
+    let mut session = daemon.attached(slow);
+    storage.hold_attributes();
+    // Were the thread that drives all devices to wait for this, nothing would end its waiting before.
+    let (hung, late) = (storage.clone(), channel::<()>());
+    let rescue = spawn(move || {
+        let rescued = late.1.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout);
+        hung.release_attributes();
+        rescued
+    });
+    daemon.devices[0].look(&mut daemon.xs).unwrap();
+    daemon.until("the storage is asked", |_| storage.holds_attributes());
+    let file = image(1 << 20);
+    let other = daemon.add(text(file.path()), "");
+    let second = daemon.attached(other);
+    daemon.devices[0].look(&mut daemon.xs).unwrap();
+    assert!(storage.holds_attributes(), "it does not answer all the while");
+    storage.resize(3 << 20);
+    drop(late.0);
+    assert!(!rescue.join().unwrap(), "a device was held up");
+    daemon.until("the size is told", |_| {
+        session.queue().unwrap();
+        session.size() == 3 << 20
+    });
+    daemon.closed(second);
+    daemon.closed(session);
+    drop(daemon);
+    drop(mounted);
 }
 
 #[test]

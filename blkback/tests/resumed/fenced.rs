@@ -7,6 +7,7 @@ use super::{ABI, MEMORY, Memory, PATIENCE, key};
 use pvio_blkback::host::ImageServer;
 use pvio_blkback::{DataPath, Live, QueueParts, QueueRecord, Serve, Stats};
 use pvio_event_channel::{EventChannel, EventChannels, EventError, Port};
+use pvio_grant_table::policy::MappingBudget;
 use pvio_grant_table::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus};
 use pvio_recordfile::{RecordDir, RecordFile};
 use pvio_ring::FrontRing;
@@ -31,7 +32,7 @@ const DISK: &str = "PVIO_TEST_DISK_TO_SERVE";
 const TEST: &str = "fenced::write_of_a_killed_process_lands_before_its_successor_opens_the_disk";
 const FENCE: &str = "vbd-1-51712.fence";
 /// What the first server writes, and what its successor does.
-const OLD: u8 = 0x0d;
+pub const OLD: u8 = 0x0d;
 const NEW: u8 = 0xe3;
 const SECTOR: u64 = 64;
 
@@ -116,9 +117,13 @@ fn serve(dir: &Path, disk: &str) -> ! {
     let geometry = Serve::<Guest>::open(&mut server, &told).unwrap();
     println!("\nserver: open");
     let mut ring = pvio_ring::BackRing::attach(guest.memory.page(0), ABI.slot_size()).unwrap();
+    let flushes = Serve::<Guest>::flush_state(&server);
     let record = match records.existing("record", key().record_len()) {
         Ok(file) => {
             let record = Record::open(file, key()).unwrap();
+            if record.flush_failed() {
+                flushes.mark_failed();
+            }
             QueueRecord::resume(&record, 0, &mut ring, ABI, true).unwrap()
         }
         Err(_) => {
@@ -131,7 +136,7 @@ fn serve(dir: &Path, disk: &str) -> ! {
     };
     let parts = QueueParts {
         frontend: DomId(1),
-        disk: Arc::new(Live::new(geometry)),
+        disk: Arc::new(Live::with(geometry, flushes, MappingBudget::unlimited())),
         channel: guest.bind_interdomain(DomId(1), Port(0)).unwrap(),
         grants: guest,
         data_path: DataPath::Copy,
@@ -148,13 +153,14 @@ fn serve(dir: &Path, disk: &str) -> ! {
 }
 
 /// A process that serves, and what it reports.
-struct Server {
+pub struct Server {
     process: Child,
     lines: Receiver<String>,
 }
 
 impl Server {
-    fn start(dir: &Path, disk: &str) -> Self {
+    /// Serves a disk in a process of its own.
+    pub fn start(dir: &Path, disk: &str) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", TEST, "--nocapture"])
             .env(SERVE, dir)
@@ -186,6 +192,13 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Waits until the server has the disk open.
+    pub fn opens(&self) {
+        while self.waits_or_opens() != "opens" {}
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.process.kill();
@@ -194,19 +207,34 @@ impl Drop for Server {
 }
 
 /// The guest's side of the ring.
-struct Front {
+pub struct Front {
     memory: Memory,
     ring: FrontRing<Part<RecordFile>>,
     event: Fifo,
 }
 
 impl Front {
+    /// A guest whose files are in that directory.
+    pub fn new(dir: &Path, memory: Memory) -> Self {
+        mkfifoat(CWD, dir.join("event"), Mode::RUSR | Mode::WUSR).unwrap();
+        let ring = FrontRing::init(memory.page(0), ABI.slot_size()).unwrap();
+        Self { memory, ring, event: Fifo::open(&dir.join("event")) }
+    }
+
     /// Begins to write a page of that byte.
-    fn write(&mut self, byte: u8) {
+    pub fn write(&mut self, byte: u8) {
         self.memory.page(1).fill(0, PAGE_SIZE, byte).unwrap();
-        let mut slot = vec![1, 1, 0, 0, 0, 0, 0, 0];
-        slot.extend(u64::from(byte).to_le_bytes());
-        slot.extend(SECTOR.to_le_bytes());
+        self.ask(1, 1, byte.into());
+    }
+
+    pub fn flush(&mut self, id: u64) {
+        self.ask(3, 0, id);
+    }
+
+    fn ask(&mut self, op: u8, segments: u8, id: u64) {
+        let mut slot = vec![op, segments, 0, 0, 0, 0, 0, 0];
+        slot.extend(id.to_le_bytes());
+        slot.extend((SECTOR * u64::from(segments)).to_le_bytes());
         slot.extend(1u32.to_le_bytes());
         slot.extend([0, 7, 0, 0]);
         slot.resize(ABI.slot_size(), 0);
@@ -215,21 +243,21 @@ impl Front {
         rustix::io::write(&self.event, &[1]).unwrap();
     }
 
-    fn answer(&mut self) -> Option<(u64, Status)> {
+    pub fn answer(&mut self) -> Option<(u64, Status)> {
         let mut response = self.ring.pop().unwrap()?;
         let response = Response::read(&mut response).unwrap();
         Some((response.id, response.status))
     }
 
-    /// Waits until the write of that byte has succeeded.
-    fn written(&mut self, byte: u8) {
+    /// Waits until the next response comes, which is to be this.
+    pub fn done(&mut self, id: u64, status: Status) {
         let begin = Instant::now();
         loop {
             if let Some(answer) = self.answer() {
-                assert_eq!(answer, (byte.into(), Status::Okay));
+                assert_eq!(answer, (id, status));
                 return;
             }
-            assert!(begin.elapsed() < PATIENCE, "the write of {byte:#x} is not answered");
+            assert!(begin.elapsed() < PATIENCE, "request {id:#x} is not answered");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -257,10 +285,7 @@ fn page_after_a_kill(disk: &str, fence: bool) -> u8 {
     let spec = format!("{options}{format}:{}", text(&mount.join("disk")));
     let dir = parent.path().join("records");
     let records = RecordDir::open(&dir).unwrap();
-    mkfifoat(CWD, dir.join("event"), Mode::RUSR | Mode::WUSR).unwrap();
-    let memory = Memory(records.create("memory", MEMORY).unwrap());
-    let ring = FrontRing::init(memory.page(0), ABI.slot_size()).unwrap();
-    let mut front = Front { memory, ring, event: Fifo::open(&dir.join("event")) };
+    let mut front = Front::new(&dir, Memory(records.create("memory", MEMORY).unwrap()));
 
     let mut first = Server::start(&dir, &spec);
     assert_eq!(first.waits_or_opens(), "opens");
@@ -282,9 +307,9 @@ fn page_after_a_kill(disk: &str, fence: bool) -> u8 {
         slow.release_write();
         assert_eq!(successor.waits_or_opens(), "opens", "{spec}");
     }
-    front.written(OLD);
+    front.done(OLD.into(), Status::Okay);
     front.write(NEW);
-    front.written(NEW);
+    front.done(NEW.into(), Status::Okay);
     slow.release_write();
     drop((successor, first));
     drop(mounted);

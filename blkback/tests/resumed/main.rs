@@ -5,9 +5,11 @@
 //! |---|---|
 //! | this | servers that are killed while a guest works |
 //! | [`fenced`] | writes that the kernel still has of a server that was killed |
+//! | [`nbd`] | writes that an NBD server still has |
 #![cfg(feature = "std")]
 
 mod fenced;
+mod nbd;
 #[path = "../support/storage.rs"]
 mod storage;
 #[path = "../support/mod.rs"]

@@ -132,6 +132,11 @@ impl SlowStorage {
         self.state().hold_attributes = true;
     }
 
+    /// Gives the file another length.
+    pub fn resize(&self, bytes: usize) {
+        self.state().bytes.resize(bytes, 0);
+    }
+
     /// Whether somebody waits for the attributes.
     pub fn holds_attributes(&self) -> bool {
         !self.state().held_attributes.is_empty()
