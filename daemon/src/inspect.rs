@@ -5,8 +5,9 @@ use crate::failure::{Failure, one_line, say};
 use crate::units::human;
 use clap::Args;
 use pvio_blkback::image::inspect::{FileReport, Inspection, inspect_as};
-use pvio_blkback::image::{Disk, LockState, Spec};
+use pvio_blkback::image::{Disk, LockState, Shown, Spec};
 use serde_json::{Value, json};
+use std::ffi::OsStr;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
@@ -71,8 +72,8 @@ fn as_text(spec: &Spec, found: &Inspection) {
     for file in &found.files {
         if let Some(other) = file.resembles_foreign {
             say!(
-                "  beware    {} begins like a {other} image, and is served byte by byte; to have \
-                 what is in it: qemu-img convert -O qcow2",
+                "  beware    {} begins like a {other} image, and is served byte by byte; if it was \
+                 made as one and no guest wrote that: qemu-img convert -f {other} -O qcow2 OLD NEW.qcow2",
                 path(file)
             );
         }
@@ -93,8 +94,20 @@ fn described(file: &FileReport) -> String {
     text
 }
 
+/// Puts bytes into an object, such as a file name: as text, and, if they are not UTF-8, also as the key `KEY_hex`
+/// in hexadecimal digits; the text then has escapes for them ([`Shown`]).
+pub(crate) fn put_bytes(object: &mut Value, key: &str, bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        object[key] = text.into();
+        return;
+    }
+    object[key] = Shown::new(OsStr::from_bytes(bytes)).to_string().into();
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    object[format!("{key}_hex")] = digits.into();
+}
+
 fn path(file: &FileReport) -> String {
-    one_line(&file.path.display().to_string())
+    Shown::new(&file.path).to_string()
 }
 
 fn is_written(found: &Inspection) -> bool {
@@ -115,8 +128,7 @@ fn as_json(spec: &Spec, found: &Inspection) -> Value {
             .snapshots
             .iter()
             .map(|s| json!({ "id": s.id, "name": s.name, "seconds": s.seconds, "size": s.size }));
-        json!({
-            "path": file.path.to_string_lossy(),
+        let mut all = json!({
             "format": file.format.word(),
             "length": file.length,
             "allocated": file.allocated,
@@ -129,12 +141,15 @@ fn as_json(spec: &Spec, found: &Inspection) -> Value {
             "features": file.features,
             "snapshots": snapshots.collect::<Value>(),
             "resembles": file.resembles.map(|format| format.word()).or(file.resembles_foreign),
-        })
+        });
+        put_bytes(&mut all, "path", file.path.as_os_str().as_bytes());
+        all
     };
-    json!({
-        "disk": spec.to_string(),
+    let mut all = json!({
         "size": found.size,
         "files": found.files.iter().map(file).collect::<Value>(),
         "problem": found.problem.as_ref().map(|p| json!({ "code": p.code(), "text": p.to_string() })),
-    })
+    });
+    put_bytes(&mut all, "disk", &spec.to_bytes());
+    all
 }

@@ -11,7 +11,7 @@
 mod sharing;
 
 use crate::failure::Failure;
-use pvio_blkback::image::Disk;
+use pvio_blkback::image::{Disk, Shown};
 use pvio_xenbus::client::{Client, default_path};
 use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
 use pvio_xenbus::handshake::vbd::{Backing, OWN_SCRIPT, ToolstackBack};
@@ -98,10 +98,10 @@ fn disk_of(told: &ToolstackBack) -> Result<Disk, Failure> {
 
 fn look(image: &Path) -> Result<(), Failure> {
     let kind = std::fs::metadata(image).map_err(|e| {
-        Failure::input(format!("disk image {}: {e}", image.display()), "check the disk's line")
+        Failure::input(format!("disk image {}: {e}", Shown::new(image)), "check the disk's line")
     })?;
     if !kind.is_file() && !kind.file_type().is_block_device() {
-        let what = format!("{} is neither a file nor a block device", image.display());
+        let what = format!("{} is neither a file nor a block device", Shown::new(image));
         return Err(Failure::input(what, "name a disk image"));
     }
     Ok(())

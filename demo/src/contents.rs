@@ -31,7 +31,8 @@ const fn compressed(name: &'static str) -> Contents {
     Contents { name, remedy: "decompress it first" }
 }
 
-const CONVERT: &str = "make another image of it: qemu-img convert -O qcow2 OLD NEW.qcow2";
+const CONVERT: &str = "make another image of it: qemu-img convert -O qcow2 OLD NEW.qcow2, or, if it rests on a \
+    parent, what made it";
 const RAID: Contents = Contents {
     name: "a member of a Linux RAID array",
     remedy: "assemble the array and give its device, /dev/mdN",

@@ -291,3 +291,42 @@ fn paths_are_bytes_and_image_roots_are_added() {
     assert_eq!(code, Some(2));
     assert!(err.contains("/none is no directory"), "{err}");
 }
+
+#[test]
+fn a_path_in_no_encoding_is_shown_without_a_loss() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let name = b"a\xff\\ b.img";
+    let path = dir.path().join(OsStr::from_bytes(name));
+    std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+    let inspect = |options: &[&str], path: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pvio"));
+        let out = command.arg("inspect").args(options).arg(path).output().unwrap();
+        (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (out, err) = inspect(&[], &path);
+    let shown = format!("{}/a\\xff\\\\ b.img", text(dir.path()));
+    assert!(out.lines().any(|line| line == format!("file        {shown}")), "{out}{err}");
+    let (out, _) = inspect(&["--json"], &path);
+    let found: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let file = &found["files"][0];
+    assert_eq!(
+        (&file["path"], &file["path_hex"]),
+        (&shown.clone().into(), &hex(path.as_os_str().as_bytes()).into())
+    );
+    assert_eq!(found["disk_hex"], hex(&[b"raw:", path.as_os_str().as_bytes()].concat()));
+    // One in UTF-8 stands for itself, and has no second form.
+    let plain = dir.path().join("a\\xff.img");
+    std::fs::write(&plain, vec![0; 1 << 20]).unwrap();
+    let (out, _) = inspect(&["--json"], &plain);
+    let found: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (&found["files"][0]["path"], &found["files"][0]["path_hex"]),
+        (&text(&plain).into(), &serde_json::Value::Null)
+    );
+    // So are those in errors.
+    let (_, err) = inspect(&[], &dir.path().join(OsStr::from_bytes(b"\xfe")));
+    assert!(err.contains("/\\xfe does not exist"), "{err}");
+}

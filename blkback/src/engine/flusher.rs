@@ -33,6 +33,8 @@ struct Shared {
 struct Waiting {
     jobs: Vec<Job>,
     stop: bool,
+    /// The thread has ended, by a mistake in it if not by `stop`: nobody takes a job any more.
+    ended: bool,
 }
 
 impl Shared {
@@ -50,7 +52,10 @@ impl Flusher {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
         let thread = Builder::new().name(String::from("flush"));
-        let thread = thread.spawn(move || serve(&theirs, &*store, &state))?;
+        let thread = thread.spawn(move || {
+            let _ended = Ended(&theirs);
+            serve(&theirs, &*store, &state);
+        })?;
         Ok(Self { shared, thread: Some(thread) })
     }
 }
@@ -60,6 +65,7 @@ impl Executor for Flusher {
         let mut waiting = self.shared.waiting();
         for job in jobs {
             match job.io {
+                _ if waiting.ended => job.finish(Err(EngineError::Lost)),
                 Io::Flush => waiting.jobs.push(job),
                 _ => job.finish(Err(EngineError::Unsupported)),
             }
@@ -76,6 +82,19 @@ impl Drop for Flusher {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// Fails what waits when the thread ends, by a panic too.
+struct Ended<'a>(&'a Shared);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.0.waiting();
+        waiting.ended = true;
+        let jobs = core::mem::take(&mut waiting.jobs);
+        drop(waiting);
+        jobs.into_iter().for_each(|job| job.finish(Err(EngineError::Lost)));
     }
 }
 

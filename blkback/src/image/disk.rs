@@ -1,6 +1,7 @@
 //! A disk as an operator writes it: options in brackets, if there are any, and what it is kept in.
 
 use super::options::{DiskOptions, OptionError};
+use super::shown;
 use super::spec::{Spec, SpecError};
 use alloc::boxed::Box;
 use alloc::format;
@@ -104,10 +105,11 @@ impl FromStr for Disk {
     }
 }
 
-/// For messages, and written so that it is parsed to the same if its path is UTF-8.
+/// For messages: written so that it is parsed to the same if its paths are UTF-8, else as
+/// [`Shown`](super::Shown) has it.
 impl fmt::Display for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.to_bytes()))
+        shown::utf8_or_shown(&self.to_bytes(), f)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::Format;
 use super::content::ContentError;
+use super::shown::Shown;
 use crate::engine::nbd::NbdError;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -14,19 +15,20 @@ use std::path::PathBuf;
 pub enum ImageError {
     /// There is none.
     #[error(
-        "disk image {0} does not exist; check the path, and that the file system it is on is mounted"
+        "disk image {p0} does not exist; check the path, and that the file system it is on is mounted", p0 = Shown::new(.0)
     )]
     Missing(PathBuf),
     /// It may not be opened.
-    #[error("disk image {0} may not be opened{1}; check its owner and mode with ls -l")]
+    #[error("disk image {p0} may not be opened{1}; check its owner and mode with ls -l", p0 = Shown::new(.0))]
     Permission(PathBuf, &'static str),
     /// It is a directory, a socket …
-    #[error("{0} is neither a file nor a block device; name a disk image")]
+    #[error("{p0} is neither a file nor a block device; name a disk image", p0 = Shown::new(.0))]
     NotADisk(PathBuf),
     /// Its size is no number of sectors.
     #[error(
         "disk image {path} has {size} bytes, which is not a positive multiple of {unit}; check that it \
-         was copied whole, then round it up (truncate -s %{unit} for a raw file, qemu-img resize for others)"
+         was copied whole, then make it larger, to {larger} bytes (truncate -s {larger} for a raw file, \
+         qemu-img resize for others)", larger = larger(.size, .unit), path = Shown::new(.path)
     )]
     OddSize {
         /// The image.
@@ -38,8 +40,8 @@ pub enum ImageError {
     },
     /// Somebody else uses it.
     #[error(
-        "disk image {0} is in use by another program; stop that first, \
-         or open it read-only in both"
+        "disk image {p0} is in use by another program; stop that first, \
+         or open it read-only in both", p0 = Shown::new(.0)
     )]
     Busy(PathBuf),
     /// I/O of an earlier process may be under way.
@@ -54,13 +56,13 @@ pub enum ImageError {
         error: io::Error,
     },
     /// The file system cannot bypass its cache.
-    #[error("disk image {0} cannot be opened with O_DIRECT on this file system; leave that out")]
+    #[error("disk image {p0} cannot be opened with O_DIRECT on this file system; leave that out", p0 = Shown::new(.0))]
     NoDirect(PathBuf),
     /// What is read and written at once around the page cache is more than a part of it.
     #[error(
         "the disk in {path} has {size} bytes, which is no multiple of the {unit} that its storage \
-         reads and writes at once with O_DIRECT; leave direct out, or copy it to a disk whose size \
-         is a multiple"
+         reads and writes at once with O_DIRECT; leave direct out, or copy it to a larger disk \
+         whose size is a multiple", path = Shown::new(.path)
     )]
     DirectSize {
         /// The image.
@@ -71,7 +73,7 @@ pub enum ImageError {
         unit: u32,
     },
     /// What is in it cannot be served.
-    #[error("disk image {path} {}", explain(.format, .error))]
+    #[error("disk image {path} {}", explain(.format, .error), path = Shown::new(.path))]
     Content {
         /// The image, or the file it rests on.
         path: PathBuf,
@@ -81,7 +83,7 @@ pub enum ImageError {
         error: ContentError,
     },
     /// A file that an image rests on is named in a way that cannot be followed.
-    #[error("disk image {path} rests on {below}, {what}")]
+    #[error("disk image {path} rests on {below}, {what}", path = Shown::new(.path))]
     Chain {
         /// The image that names it.
         path: PathBuf,
@@ -91,7 +93,7 @@ pub enum ImageError {
         what: &'static str,
     },
     /// The header of an image names a file that is not opened.
-    #[error("disk image {image} names {name}, {problem}")]
+    #[error("disk image {image} names {name}, {problem}", image = Shown::new(.image), name = Shown::new(.name))]
     Reference {
         /// The image.
         image: PathBuf,
@@ -101,7 +103,7 @@ pub enum ImageError {
         problem: ReferenceProblem,
     },
     /// There is no such snapshot.
-    #[error("disk image {path} has no snapshot {name:?}; it has {there}")]
+    #[error("disk image {path} has no snapshot {name:?}; it has {there}", path = Shown::new(.path))]
     NoSnapshot {
         /// The image.
         path: PathBuf,
@@ -110,6 +112,12 @@ pub enum ImageError {
         /// What there is.
         there: String,
     },
+    /// An image format has no such snapshot.
+    #[error(
+        "disk image {p0} has its data in another file, and internal snapshots of such an image hold no data; \
+         serve the image itself, or restore a backup of what the snapshot was made for", p0 = Shown::new(.0)
+    )]
+    SnapshotOfDataFile(PathBuf),
     /// This kind can only be read.
     #[error("{0} can only be read; serve it read-only, or as overlay:{0}")]
     OnlyRead(String),
@@ -156,7 +164,7 @@ pub enum ImageError {
         error: io::Error,
     },
     /// The trace cannot be written.
-    #[error("the trace {path} cannot be made: {error}; name a new file, or a directory")]
+    #[error("the trace {path} cannot be made: {error}; name a new file, or a directory", path = Shown::new(.path))]
     Trace {
         /// Where.
         path: PathBuf,
@@ -167,7 +175,7 @@ pub enum ImageError {
     #[error("there is no memory for a disk of {0} bytes; make it smaller")]
     Memory(u64),
     /// Anything else.
-    #[error("disk image {path}: {error}")]
+    #[error("disk image {path}: {error}", path = Shown::new(.path))]
     Other {
         /// The image.
         path: PathBuf,
@@ -202,6 +210,7 @@ impl ImageError {
             Self::Chain { .. } => "image-chain",
             Self::Reference { problem, .. } => problem.code(),
             Self::NoSnapshot { .. } => "image-no-snapshot",
+            Self::SnapshotOfDataFile(_) => "image-feature",
             Self::OnlyRead(_) => "image-only-read",
             Self::Sectors { .. } => "image-sectors",
             Self::NoIoMode(..) => "image-io-mode",
@@ -234,7 +243,7 @@ pub enum ReferenceProblem {
     LinkOutside,
     /// An image root cannot be opened.
     #[error(
-        "and the image root {0} cannot be opened: {1}; check --image-root and [image-root=DIR]"
+        "and the image root {p0} cannot be opened: {1}; check --image-root and [image-root=DIR]", p0 = Shown::new(.0)
     )]
     Root(PathBuf, io::Error),
     /// There is no such file.
@@ -285,8 +294,13 @@ impl ReferenceProblem {
     }
 }
 
+/// A size that an image may have, and no smaller than its own.
+fn larger(size: &u64, unit: &u32) -> u64 {
+    size.next_multiple_of((*unit).into()).max((*unit).into())
+}
+
 fn listed(roots: &[PathBuf]) -> String {
-    let roots: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
+    let roots: Vec<String> = roots.iter().map(|root| Shown::new(root).to_string()).collect();
     if roots.is_empty() { "there is none".into() } else { roots.join(", ") }
 }
 
@@ -304,24 +318,28 @@ fn explain(format: &Format, error: &ContentError) -> String {
             format!("does not begin like a {word} image; if it is a raw one, name it raw:PATH")
         }
         ContentError::Corrupt(what) => {
-            format!("is a corrupt {word} image: {what}; see qemu-img check, or restore a backup")
+            format!(
+                "is a corrupt {word} image: {what}; restore a backup, or look at \
+                 a copy with qemu-img check"
+            )
         }
         ContentError::Truncated(what) => {
             format!("is a {word} image that was cut short: {what}; copy it again, whole")
         }
         ContentError::Encrypted(how) => format!(
-            "is a {word} image encrypted with {how}, which is not supported; decrypt it with \
-             qemu-img convert, or let the guest encrypt its disk"
+            "is a {word} image encrypted with {how}, which is not supported; decrypt it into a \
+             new image with qemu-img convert, or let the guest encrypt its disk"
         ),
         ContentError::Parent => {
             // QEMU reads a VHD without its parent and says nothing.
             let by = match format {
-                Format::Vhd => "Merge-VHD of Hyper-V or vhd-util coalesce",
+                // Not into the parent, on which others may rest.
+                Format::Vhd => "Convert-VHD of Hyper-V",
                 _ => "vmkfstools -i or vmware-vdiskmanager -r",
             };
             format!(
-                "is a {word} image, and {error}, which is not supported; merge both with what made \
-                 them ({by}): qemu-img convert may leave out all that is in the parent"
+                "is a {word} image, and {error}, which is not supported; make a new image of \
+                 both with what made them ({by}): qemu-img convert may leave out all that is in the parent"
             )
         }
         ContentError::Extent => format!(
@@ -329,11 +347,86 @@ fn explain(format: &Format, error: &ContentError) -> String {
              descriptor, which names them all"
         ),
         ContentError::Unsupported(what) => {
+            // Named, since a format that is guessed is what a guest has written.
+            let qemu = if *format == Format::Vhd { "vpc" } else { word };
             format!(
                 "is a {word} image with {what}, which is not supported; make another of it: \
-                 qemu-img convert -O qcow2 OLD NEW.qcow2 (internal snapshots stay in the old one: keep it)"
+                 qemu-img convert -f {qemu} -O qcow2 OLD NEW.qcow2 (internal snapshots stay in the old one: \
+                 keep it)"
             )
         }
         ContentError::Io(error) => format!("cannot be read: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{Spec, SpecError};
+
+    /// Every text that tells an operator what to do with an image whose content is the matter.
+    fn remedies() -> Vec<String> {
+        let mut texts = Vec::new();
+        for format in [Format::Raw, Format::Qcow2, Format::Vmdk, Format::Vhd] {
+            for error in [
+                ContentError::NotThis(format.word()),
+                ContentError::corrupt("x"),
+                ContentError::truncated("x"),
+                ContentError::Encrypted("LUKS"),
+                ContentError::Parent,
+                ContentError::Extent,
+                ContentError::unsupported("x"),
+            ] {
+                let path = "/a".into();
+                texts.push(ImageError::Content { path, format, error }.to_string());
+            }
+        }
+        texts.push(ImageError::OddSize { path: "/a".into(), size: 513, unit: 512 }.to_string());
+        texts.push(ImageError::DirectSize { path: "/a".into(), size: 512, unit: 4096 }.to_string());
+        texts.push(ImageError::SnapshotOfDataFile("/a".into()).to_string());
+        for problem in [ReferenceProblem::Missing, ReferenceProblem::NotADisk] {
+            let (image, name) = ("/a".into(), "b".into());
+            texts.push(ImageError::Reference { image, name, problem }.to_string());
+        }
+        for format in ["vhdx", "vdi", "qed", "parallels"] {
+            let refused: Result<Spec, SpecError> = format!("{format}:/a").parse();
+            texts.push(refused.unwrap_err().to_string());
+        }
+        texts
+    }
+
+    #[test]
+    fn no_remedy_destroys_data_or_loses_a_parent() {
+        for text in remedies() {
+            // What changes an image in its place, or puts an empty one in the place of one that is missing.
+            for word in
+                ["-r all", "coalesce", "Merge-VHD", "qemu-img create", "commit", "amend", "dd "]
+            {
+                assert!(!text.contains(word), "{word} in: {text}");
+            }
+            // A conversion leaves the old image as it is.
+            if let Some((_, how)) = text.split_once("-O qcow2") {
+                assert!(how.starts_with(" OLD NEW.qcow2"), "{text}");
+            }
+            if text.contains("truncate -s") {
+                assert!(text.contains("truncate -s 1024 "), "it is made larger: {text}");
+            }
+        }
+        for format in [Format::Vhd, Format::Vmdk] {
+            let error = ContentError::Parent;
+            let text = ImageError::Content { path: "/a".into(), format, error }.to_string();
+            assert!(!text.contains("-O qcow2") && text.contains("a new image of both"), "{text}");
+        }
+        let content = |format| {
+            let error = ContentError::unsupported("x");
+            ImageError::Content { path: "/a".into(), format, error }.to_string()
+        };
+        for (format, word) in [(Format::Vhd, "-f vpc "), (Format::Qcow2, "-f qcow2 ")] {
+            assert!(
+                content(format).contains(word),
+                "the format is not guessed: {}",
+                content(format)
+            );
+        }
     }
 }

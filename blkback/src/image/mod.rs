@@ -10,6 +10,7 @@
 //! | `reference` | files that an image header names, confined to image roots |
 //! | `polled`, `device` | whether a disk can be polled; what the kernel says of a device |
 //! | `direct` | what `O_DIRECT` asks for |
+//! | `shown` | names of files as text |
 //! | [`content`] | what is wrong with an image, before it can do harm |
 //! | [`inspect`] | what can be told of a disk without serving it |
 
@@ -29,6 +30,7 @@ mod polled;
 pub mod qcow2;
 mod raw;
 mod reference;
+mod shown;
 pub mod spec;
 pub mod vhd;
 mod vmdk;
@@ -39,6 +41,7 @@ pub use error::{ImageError, ReferenceProblem};
 pub use format::Format;
 pub use lock::LockState;
 pub use options::{DiskOptions, IoMode, OptionError};
+pub use shown::Shown;
 pub use spec::{Spec, SpecError};
 
 use crate::engine::clock::Monotonic;
@@ -241,7 +244,7 @@ impl Image {
             (IoMode::IoPoll, Kept::File { file, .. }) => limits = polled::check(file, disk)?,
             _ => return Err(ImageError::NoIoMode(io.word(), disk.spec.to_string())),
         }
-        let geometry = shaped(image.geometry, disk)?;
+        let geometry = raw::shaped(image.geometry, disk)?;
         Ok(Self { geometry, io, limits, ..image })
     }
 
@@ -428,21 +431,6 @@ impl Image {
         }
         Ok(None)
     }
-}
-
-/// What a disk looks like with the sectors its options ask for.
-fn shaped(geometry: Geometry, disk: &Disk) -> Result<Geometry, ImageError> {
-    let DiskOptions { sector, physical, discard, .. } = disk.options;
-    let sector_size = sector.unwrap_or(geometry.sector_size);
-    let size = geometry.sectors.saturating_mul(512);
-    if sector_size < geometry.sector_size || !size.is_multiple_of(sector_size.into()) {
-        let least = geometry.sector_size;
-        return Err(ImageError::Sectors { disk: disk.spec.to_string(), sector_size, least, size });
-    }
-    let physical_sector_size = physical.unwrap_or(geometry.physical_sector_size).max(sector_size);
-    let larger = |d: Discard| Discard { granularity: d.granularity.max(sector_size), ..d };
-    let discard = geometry.discard.filter(|_| discard != Some(false)).map(larger);
-    Ok(Geometry { sector_size, physical_sector_size, discard, ..geometry })
 }
 
 /// A store, and what the disk in it looks like.

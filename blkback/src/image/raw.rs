@@ -2,10 +2,11 @@
 
 use super::error::ImageError;
 use super::file::{self, Access};
-use super::{ImageOptions, Kept, device, direct};
+use super::{Disk, DiskOptions, ImageOptions, Kept, device, direct};
 use crate::engine::pool::Pool;
 use crate::engine::store::FileStore;
 use crate::engine::{Discard, Geometry};
+use alloc::string::ToString;
 use alloc::sync::Arc;
 use rustix::fs::ioctl_blkpbszget;
 use rustix::io::Errno;
@@ -84,4 +85,19 @@ pub(super) fn geometry(
             secure: false,
         }),
     })
+}
+
+/// What a disk looks like with the sectors its options ask for.
+pub(super) fn shaped(geometry: Geometry, disk: &Disk) -> Result<Geometry, ImageError> {
+    let DiskOptions { sector, physical, discard, .. } = disk.options;
+    let sector_size = sector.unwrap_or(geometry.sector_size);
+    let size = geometry.sectors.saturating_mul(512);
+    if sector_size < geometry.sector_size || !size.is_multiple_of(sector_size.into()) {
+        let least = geometry.sector_size;
+        return Err(ImageError::Sectors { disk: disk.spec.to_string(), sector_size, least, size });
+    }
+    let physical_sector_size = physical.unwrap_or(geometry.physical_sector_size).max(sector_size);
+    let larger = |d: Discard| Discard { granularity: d.granularity.max(sector_size), ..d };
+    let discard = geometry.discard.filter(|_| discard != Some(false)).map(larger);
+    Ok(Geometry { sector_size, physical_sector_size, discard, ..geometry })
 }

@@ -21,6 +21,7 @@
 
 use crate::image::Format;
 use crate::image::options::values::unescape;
+use crate::image::shown;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -109,6 +110,10 @@ fn converter(format: &str) -> &'static str {
     match format {
         // A disk of these is in several files, of which QEMU reads one.
         "parallels" | "hdd" | "vhdset" => "what made it, as a whole, with no snapshots left",
+        // Of these QEMU reads what is in one file.
+        "vhdx" | "vdi" => {
+            "qemu-img convert -O qcow2 OLD NEW.qcow2, or what made it if it rests on a parent"
+        }
         _ => "qemu-img convert -O qcow2 OLD NEW.qcow2",
     }
 }
@@ -223,10 +228,11 @@ impl FromStr for Spec {
     }
 }
 
-/// For messages, and written so that it is parsed to the same if its path is UTF-8.
+/// For messages: written so that it is parsed to the same if its path is UTF-8, else as
+/// [`Shown`](crate::image::Shown) has it.
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.to_bytes()))
+        shown::utf8_or_shown(&self.to_bytes(), f)
     }
 }
 

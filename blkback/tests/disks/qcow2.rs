@@ -245,3 +245,42 @@ fn a_guest_in_the_way_is_seen_by_qemu_and_the_other_way_round() {
         Image::open_disk(&spec, ImageOptions::default()).unwrap();
     }
 }
+
+/// No program makes such an image; its header says so all the same.
+#[test]
+fn a_snapshot_of_an_image_with_a_data_file_is_refused() {
+    if !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (image, data) = (dir.path().join("a.qcow2"), dir.path().join("a.data"));
+    let options = format!("data_file={}", text(&data));
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &options, text(&image), "4M"]);
+    tool("qemu-io", &["-f", "qcow2", "-c", "write -P 7 0 64k", text(&image)]);
+    let mut bytes = std::fs::read(&image).unwrap();
+    let table = bytes.len().next_multiple_of(65536);
+    let l1 = bytes[36..48].to_vec();
+    let mut snapshot = [&l1[4..12], &l1[..4]].concat();
+    snapshot.extend([0, 1, 0, 1]);
+    snapshot.extend([0; 20]);
+    snapshot.extend(16u32.to_be_bytes());
+    snapshot.extend([0; 8]);
+    snapshot.extend((4u64 << 20).to_be_bytes());
+    snapshot.extend(b"1s");
+    bytes.resize(table, 0);
+    bytes.extend(snapshot);
+    bytes.resize(table + 65536, 0);
+    bytes[60..64].copy_from_slice(&1u32.to_be_bytes());
+    bytes[64..72].copy_from_slice(&(table as u64).to_be_bytes());
+    std::fs::write(&image, &bytes).unwrap();
+    let open = |spec: String| {
+        let options = ImageOptions { read_only: true, direct: false };
+        Image::open_disk(&spec.parse().unwrap(), options)
+    };
+    let image = text(&image);
+    let error = open(format!("qcow2@s:{image}")).unwrap_err();
+    assert_eq!(error.code(), "image-feature", "{error}");
+    assert!(error.to_string().contains("data in another file"), "{error}");
+    // The image itself is served.
+    open(format!("qcow2:{image}")).unwrap();
+}

@@ -563,11 +563,19 @@ fn an_image_with_a_parent_is_not_advised_to_be_converted() {
     let descriptor = tenants.own.join("a.vmdk");
     vmdk(&descriptor, "FLAT", b"base.img");
     patched(&descriptor, b"parentCID=ffffffff", b"parentCID=12345678");
-    for image in [image, descriptor] {
+    // What else is not supported comes first in this one.
+    let unknown = tenants.own.join("b.vmdk");
+    let text_of = fs::read_to_string(&descriptor).unwrap();
+    let lines: Vec<&str> = text_of.lines().collect();
+    let (parent, others): (Vec<&str>, Vec<&str>) =
+        lines.into_iter().partition(|line| line.starts_with("parentCID"));
+    let others = others.join("\n").replace("FLAT", "VMFSSPARSE");
+    fs::write(&unknown, format!("{others}\n{}\n", parent[0])).unwrap();
+    for image in [image, descriptor, unknown] {
         let error = open(&format!("[ro]{}", text(&image))).unwrap_err();
         assert_eq!(error.code(), "image-feature");
         let error = error.to_string();
-        assert!(error.contains("parent") && error.contains("merge"), "{error}");
+        assert!(error.contains("parent") && error.contains("make a new image of both"), "{error}");
         assert!(!error.contains("-O qcow2"), "{error}");
     }
 }

@@ -5,6 +5,7 @@ use super::vdev::Vdev;
 use super::{connect, disk_left_of, domain, error_of};
 use crate::disks::HOSTED_DRIVER;
 use crate::failure::{Failure, say};
+use pvio_blkback::image::Shown;
 use pvio_grant_table::DomId;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::{
@@ -45,7 +46,7 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
             return Err(Failure::input(
                 format!(
                     "{} is looked for in domain {back}, whose folders are not ours",
-                    path.display()
+                    Shown::new(path)
                 ),
                 "name it by its whole path there",
             ));

@@ -4,7 +4,9 @@ use super::args::ListArgs;
 use super::vdev::Vdev;
 use super::{connect, domain, error_of};
 use crate::failure::{Failure, one_line, say};
+use crate::inspect::put_bytes;
 use crate::units::human;
+use pvio_blkback::image::Shown;
 use pvio_grant_table::DomId;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::{
@@ -80,11 +82,14 @@ fn disk(xs: &mut Client, addr: DeviceAddr) -> Option<Value> {
     let base = addr.backend_path();
     let told = ToolstackBack::read(xs, &base).ok()?;
     let mut all = json!({
-        "kept_in": String::from_utf8_lossy(&told.params),
         "type": told.kind,
         "mode": if told.mode == Mode::ReadOnly { "r" } else { "w" },
-        "options": told.options.as_deref().map(String::from_utf8_lossy),
+        "options": Value::Null,
     });
+    put_bytes(&mut all, "kept_in", &told.params);
+    if let Some(options) = &told.options {
+        put_bytes(&mut all, "options", options);
+    }
     let served = BackDisk::read(xs, &base).ok();
     if let (Some(served), Some(all)) = (served, all.as_object_mut()) {
         all.insert("bytes".into(), served.sectors.saturating_mul(512).into());
@@ -100,6 +105,13 @@ fn disk(xs: &mut Client, addr: DeviceAddr) -> Option<Value> {
         }
     }
     Some(all)
+}
+
+/// What stands at a key of bytes, in a line of text.
+fn shown(object: &Value, key: &str) -> Option<String> {
+    let text = object[key].as_str()?;
+    let has_escapes = object[format!("{key}_hex")].is_string();
+    Some(if has_escapes { text.into() } else { Shown::new(text).to_string() })
 }
 
 /// `guest xvda  pvio-vbd in 1  Connected/Connected  64.0 MiB  rw  qcow2:/srv/a.qcow2`
@@ -118,11 +130,11 @@ fn in_a_line(device: &Value) -> String {
     if let Some(bytes) = disk["bytes"].as_u64() {
         line = line + "  " + &human(bytes);
     }
-    if let Some(kept_in) = disk["kept_in"].as_str() {
-        line = line + "  " + disk["mode"].as_str().unwrap_or_default() + "  " + &one_line(kept_in);
+    if let Some(kept_in) = shown(disk, "kept_in") {
+        line = line + "  " + disk["mode"].as_str().unwrap_or_default() + "  " + &kept_in;
     }
-    if let Some(options) = disk["options"].as_str() {
-        line = format!("{line}  [{}]", one_line(options));
+    if let Some(options) = shown(disk, "options") {
+        line = format!("{line}  [{options}]");
     }
     if let Some(queues) = disk["queues"].as_u64() {
         let persistent = if disk["persistent"] == true { ", persistent" } else { "" };

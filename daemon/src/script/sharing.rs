@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use pvio_blkback::image::inspect::inspect;
-use pvio_blkback::image::{Disk, LockState, Spec};
+use pvio_blkback::image::{Disk, LockState, Shown, Spec};
 use pvio_grant_table::DomId;
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, DeviceClass, list_backends};
 use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack};
@@ -36,11 +36,11 @@ pub fn check(
     holders.retain(|(_, theirs)| theirs.is_some());
     match holders.iter().find(|(_, theirs)| *theirs != ours) {
         Some((other, _)) => Err(Failure::input(
-            format!("disk image {} is in use by domain {other}", image.display()),
+            format!("disk image {} is in use by domain {other}", Shown::new(image)),
             "shut that down or detach its disk, or attach both read-only",
         )),
         None if holders.is_empty() => Err(Failure::input(
-            format!("disk image {} is in use by another program", image.display()),
+            format!("disk image {} is in use by another program", Shown::new(image)),
             "lsof or fuser tell by which",
         )),
         None => Ok(()),

@@ -3,6 +3,7 @@
 use super::NbdError;
 use super::stream::Stream;
 use super::wire::{self, Reader, info, opt, rep};
+use crate::image::Shown;
 use crate::image::spec::{NbdServer, NbdSpec};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -53,7 +54,7 @@ pub fn connect(spec: &NbdSpec) -> Result<(Stream, Export), NbdError> {
 pub fn name(server: &NbdServer) -> String {
     match server {
         NbdServer::Tcp(host, port) => format!("{host}:{port}"),
-        NbdServer::Unix(path) => path.display().to_string(),
+        NbdServer::Unix(path) => Shown::new(path).to_string(),
     }
 }
 

@@ -5,9 +5,10 @@ use super::super::content::{FileContent, Meter};
 use super::super::error::ImageError;
 use super::super::file::{Access, FileHandle};
 use super::super::reference::ImageRoots;
+use super::super::shown::Shown;
 use super::header::{Header, incompatible};
 use alloc::boxed::Box;
-use alloc::string::String;
+use alloc::string::ToString;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -113,7 +114,7 @@ fn below(
     here: &Above<'_>,
 ) -> Result<Below, ImageError> {
     let fail = |what| {
-        let below = String::from_utf8_lossy(name).into_owned();
+        let below = Shown::new(OsStr::from_bytes(name)).to_string();
         Err(ImageError::Chain { path: here.file.path().into(), below, what })
     };
     // `file:` is QEMU's way to say that a colon in the rest is one.
@@ -122,8 +123,8 @@ fn below(
         Some((b"file", rest)) => rest.get(1..).unwrap_or_default(),
         Some((word, _)) if !word.contains(&b'/') => {
             return fail(
-                "which is no file, and nothing else is opened for an image; copy that disk into \
-                 a file, and make an image that rests on the file",
+                "which is no file, and nothing else is opened for an image; make an image in one \
+                 file of both where that disk can be reached, with qemu-img convert of this image",
             );
         }
         _ => name,
@@ -147,8 +148,8 @@ fn below(
         ),
         None => fail(
             "without a word about its format, which is never guessed; if you know the format \
-             that file was made in, write it into this image with \
-             qemu-img rebase -u -F FORMAT -b FILE IMAGE",
+             that file was made in, write it into a copy of this image with \
+             qemu-img rebase -u -F FORMAT -b FILE COPY, where FILE is the name as it is here",
         ),
     }
 }

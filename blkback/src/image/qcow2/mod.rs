@@ -17,6 +17,7 @@ use super::error::ImageError;
 use super::file::{Access, FileHandle};
 use super::library::{Library, LibraryImage, Ordered, failed, storage};
 use super::reference::{ImageRoots, ReferencePolicy};
+use super::shown::Shown;
 use super::{Format, ImageOptions, Opened, raw};
 use crate::engine::Discard;
 use alloc::format;
@@ -54,7 +55,7 @@ pub(super) fn open(
     if let Some(name) = snapshot {
         let snapshot = snapshot::find(&layer, name)?;
         if !options.read_only {
-            return Err(ImageError::OnlyRead(format!("qcow2@{name}:{}", path.display())));
+            return Err(ImageError::OnlyRead(format!("qcow2@{name}:{}", Shown::new(path))));
         }
         let geometry = raw::geometry(path, snapshot.size, 512, 4096, true)?;
         return Ok((Arc::new(SnapshotStore::open(&layer, snapshot, meter)?), geometry));
@@ -89,7 +90,7 @@ fn repair(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     }
     if header.version >= 3 || raised > 0 {
         tracing::warn!(
-            image = %layer.path().display(), raised,
+            image = %Shown::new(layer.path()), raised,
             "a disk image was not closed by who wrote it last; its reference counts are in order \
              again"
         );
@@ -140,7 +141,7 @@ pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageErro
     // Reference counts are not to be believed, which nobody needs to read.
     if !write && has(incompatible::DIRTY) {
         tracing::warn!(
-            image = %layer.path().display(),
+            image = %Shown::new(layer.path()),
             "a disk image is read that was not closed by who wrote it last"
         );
     }

@@ -6,7 +6,7 @@ use super::super::error::ImageError;
 use super::super::file::Access;
 use super::super::library::LibraryImage;
 use super::chain::Layer;
-use super::header::{Header, Snapshot};
+use super::header::{Header, Snapshot, incompatible};
 use super::open_below;
 use super::tables::OFFSET;
 use crate::engine::store::Store;
@@ -34,6 +34,10 @@ pub(super) struct SnapshotStore {
 
 /// The snapshot of a name, or else of an id.
 pub(super) fn find<'a>(layer: &'a Layer, name: &str) -> Result<&'a Snapshot, ImageError> {
+    // What is written later to such an image is written over the snapshot's data.
+    if layer.header.incompatible & incompatible::DATA_FILE != 0 {
+        return Err(ImageError::SnapshotOfDataFile(layer.path().into()));
+    }
     let all = &layer.header.snapshots;
     let found = all.iter().find(|s| s.name == name).or_else(|| all.iter().find(|s| s.id == name));
     found.ok_or_else(|| {

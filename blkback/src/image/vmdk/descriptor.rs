@@ -57,6 +57,14 @@ impl Descriptor {
         let mut this =
             Self { kind: String::new(), content_id: None, encoding: None, extents: Vec::new() };
         let mut at = 0;
+        // First of all: what is not supported of one with a parent is not to be converted alone.
+        let parent = |line: &[u8]| {
+            let id = line.strip_prefix(b"parentCID=").map(<[u8]>::trim_ascii_end);
+            id.is_some_and(|id| !id.eq_ignore_ascii_case(b"ffffffff"))
+        };
+        if text.split(|byte| matches!(byte, b'\n' | b'\r')).any(parent) {
+            return Err(ContentError::Parent);
+        }
         for line in text.split_inclusive(|byte| *byte == b'\n') {
             let end = line.iter().rposition(|byte| !b"\0\r\n ".contains(byte));
             this.line(at, line.get(..end.map_or(0, |end| end + 1)).unwrap_or_default())?;
@@ -73,10 +81,6 @@ impl Descriptor {
             let digits = id.len();
             let is_id = (1..=8).contains(&digits) && id.iter().all(u8::is_ascii_hexdigit);
             self.content_id = is_id.then_some((at + 4, digits));
-        } else if let Some(parent) = line.strip_prefix(b"parentCID=") {
-            if !parent.eq_ignore_ascii_case(b"ffffffff") {
-                return Err(ContentError::Parent);
-            }
         } else if let Some(encoding) = line.strip_prefix(b"encoding=") {
             let label = encoding.trim_ascii();
             let label = label.strip_prefix(b"\"").unwrap_or(label);

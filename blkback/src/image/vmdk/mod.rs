@@ -10,6 +10,7 @@ use super::content::{Content, ContentError, FileContent, Meter, buffer};
 use super::error::ImageError;
 use super::file::{Access, FileHandle};
 use super::reference::{ImageRoots, ReferencePolicy};
+use super::shown::Shown;
 use super::{Format, ImageOptions, Opened, raw};
 use crate::engine::Discard;
 use crate::engine::store::{FileStore, Store};
@@ -140,7 +141,7 @@ impl Vmdk {
         for extent in &descriptor.extents {
             // Nothing could be kept of what is written to one without a file.
             if access.write && (!extent.write || extent.kept == Kept::Zero) {
-                return Err(ImageError::OnlyRead(format!("vmdk:{}", path.display())));
+                return Err(ImageError::OnlyRead(format!("vmdk:{}", Shown::new(path))));
             }
             let bytes = extent.sectors * SECTOR;
             let end = at.checked_add(bytes);
@@ -232,7 +233,8 @@ impl Found {
                 let at = header.descriptor.map_or(0, |(at, _)| at);
                 Ok(Self { text, at, sparse: Some(header) })
             }
-            b"COWD" => Err(ContentError::unsupported("an extent of ESX's own")),
+            // An extent of ESX's own. What it rests on is in its descriptor alone.
+            b"COWD" => Err(ContentError::Extent),
             b"# Di" => {
                 let len = content.length();
                 if len > LONGEST_DESCRIPTOR {
@@ -285,7 +287,7 @@ fn open_sparse(
     let kind = file.metadata().map_err(|error| content(error.into()))?.file_type();
     // A block device does not grow.
     if write && (header.compressed || header.version >= 3 || kind.is_block_device()) {
-        return Err(ImageError::OnlyRead(format!("vmdk:{}", path.display())));
+        return Err(ImageError::OnlyRead(format!("vmdk:{}", Shown::new(path))));
     }
     Ok(Data::Sparse(Sparse::open(file, header, write, meter).map_err(content)?))
 }
