@@ -227,6 +227,10 @@ drop_reasons! {
     TxSpoofProtocol = "tx-spoof-protocol",
     /// From the guest: lost on purpose.
     TxFault = "tx-fault",
+    /// From the guest: two processes ended with it in flight.
+    TxDeaths = "tx-deaths",
+    /// To the guest: a buffer that was in use when two processes ended.
+    RxDeaths = "rx-deaths",
     /// To the guest, from a switch: what it holds for the guest is all it may.
     RxSwitch = "rx-switch",
     /// To the guest: lost on purpose.

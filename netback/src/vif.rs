@@ -316,6 +316,17 @@ impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
         queues.iter_mut().for_each(|queue| queue.share_limit(&self.limit));
         self.set_rate(read_rate(xs, &ends.back)?);
         if ends.resumed {
+            #[cfg(feature = "std")]
+            {
+                let given_up =
+                    queues.iter().fold(0, |sum: u64, q| sum.saturating_add(q.given_up()));
+                tracing::info!(
+                    device = ends.back,
+                    queues = queues.len(),
+                    given_up,
+                    "session resumed"
+                );
+            }
             // The last responses may have been published by one who died before telling.
             for channel in queues.iter().flat_map(Queue::channels) {
                 channel.notify().map_err(|e| Fault::new(e.code(), e))?;

@@ -372,6 +372,13 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         &self.stats
     }
 
+    /// Requests of both rings that are to be answered with an error, since too many processes ended with them
+    /// in flight.
+    #[must_use]
+    pub fn given_up(&self) -> u64 {
+        self.tx.given_up().saturating_add(self.rx.given_up())
+    }
+
     /// Packets waiting for the guest to post buffers.
     #[must_use]
     pub fn backlog(&self) -> usize {

@@ -105,6 +105,17 @@ impl<M: SharedMemory, R: SharedMemory> Ring<M, R> {
         self.log.take(&mut self.back)
     }
 
+    /// As [`OrderedLog::gives_up`].
+    #[inline]
+    pub fn gives_up(&self) -> bool {
+        self.log.gives_up()
+    }
+
+    /// As [`OrderedLog::given_up`].
+    pub fn given_up(&self) -> u64 {
+        self.log.given_up()
+    }
+
     /// As [`OrderedLog::record_taken`].
     #[inline]
     pub fn record_taken(&mut self) {

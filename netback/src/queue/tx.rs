@@ -99,6 +99,11 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
         self.limited
     }
 
+    /// Requests that are to be answered with an error, since too many processes ended with them in flight.
+    pub fn given_up(&self) -> u64 {
+        self.ring.given_up()
+    }
+
     /// The port may have space again.
     pub fn unblock(&mut self) {
         self.blocked = false;
@@ -125,6 +130,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
                 break;
             };
             let start = self.pieces.len();
+            let gives_up = self.ring.gives_up();
             let taken = match packet::take(&mut self.ring, &mut self.pieces) {
                 Ok(taken) => taken,
                 Err(fault) => {
@@ -138,10 +144,11 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
             frames = frames.saturating_add(cost.frames);
             context.limit.take(cost.bytes, context.now);
             let pieces = start..self.pieces.len();
+            let refused = if gives_up { Some(DropReason::TxDeaths) } else { taken.refused };
             let fate = if let Some(change) = taken.group {
                 port.unreserve(buf);
                 Fate::Answered(self.change(change, context))
-            } else if let Some(reason) = taken.refused {
+            } else if let Some(reason) = refused {
                 port.unreserve(buf);
                 context.stats.drop_one(reason);
                 Fate::Answered(rsp::ERROR)

@@ -44,6 +44,10 @@ pub struct Guest {
     doubtful: BTreeMap<u64, Vec<u8>>,
     injected: u64,
     pub received: u64,
+    /// Processes that have ended.
+    deaths: u32,
+    /// Packets and buffers that were answered with an error since.
+    pub given_up: [u64; 2],
 }
 
 impl Guest {
@@ -63,6 +67,8 @@ impl Guest {
             doubtful: BTreeMap::new(),
             injected: 0,
             received: 0,
+            deaths: 0,
+            given_up: [0; 2],
         };
         (SENDING..common::DATA_PAGES).for_each(|page| made.post(page as u16));
         made
@@ -177,6 +183,10 @@ impl Guest {
             let response = TxResponse::read(&mut slot).unwrap();
             let (id, status) = match self.expected.pop_front().expect("one response too many") {
                 Expected::Status(id, status) => (id, status),
+                Expected::Sent(id, number) if self.deaths > 1 && response.status == rsp::ERROR => {
+                    self.given_up[0] += u64::from(self.packets.remove(&number).is_some());
+                    (id, rsp::ERROR)
+                }
                 Expected::Sent(id, number) => {
                     let last = !self
                         .expected
@@ -203,6 +213,12 @@ impl Guest {
             let response = parse(slot);
             let page = self.posted.pop_front().expect("more buffers than were posted");
             assert_eq!(response.id, page, "buffers are used in order, each once");
+            if self.deaths > 1 && response.status == rsp::ERROR {
+                assert!(frame.is_empty() && response.flags.is_empty());
+                self.given_up[1] += 1;
+                used.push(page);
+                continue;
+            }
             let len = usize::try_from(response.status).expect("a buffer that can be written");
             frame.extend(self.guest.page(usize::from(page), len));
             used.push(page);
@@ -236,8 +252,14 @@ impl Guest {
         assert!(sent.as_deref() == Some(frame), "frame {number} comes as it was sent, and once");
     }
 
+    /// The packet that was made last ends every process that sends it.
+    pub fn make_deadly(&mut self) {
+        self.wire.borrow_mut().deadly = Some(self.packets[&self.made].0.clone());
+    }
+
     /// Frames that are on their way may be lost: the backend's process ended.
     pub fn forgive(&mut self) {
+        self.deaths += 1;
         let waiting: Vec<_> = self.wire.borrow().incoming.iter().cloned().collect();
         let lost = self.incoming.extract_if(.., |_, frame| !waiting.contains(frame));
         self.doubtful.extend(lost);

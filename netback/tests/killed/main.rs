@@ -13,6 +13,7 @@ use common::{ALL, BACK, FRONT};
 use control::Control;
 use guest::Guest;
 use pvio_event_channel::EventChannel;
+use pvio_netback::fault::DropReason;
 use pvio_netback::queue::{SessionRefs, Siblings, VifRecord, Waker};
 use pvio_netback::{Features, Queue, Stats};
 use pvio_ring::shm::HeapMemory;
@@ -247,4 +248,43 @@ fn split_event_channels_and_wrapping_indices_killed_at_every_step_lose_nothing()
 #[test]
 fn queues_and_control_ring_killed_at_every_step_keep_what_the_guest_set_up() {
     every_step(Kind { queues: 2, split: false, control: true, start: u32::MAX - 6 });
+}
+
+#[test]
+fn packet_that_ends_two_processes_is_answered_with_an_error() {
+    let kind = Kind { queues: 1, split: false, control: false, start: 0 };
+    let mut world = World::new(kind);
+    let poll = |world: &mut World| run(usize::MAX, || world.poll()).0.is_some();
+    let guest = &mut world.guests[0];
+    guest.send(&[60]);
+    guest.send(&[100, 700, 30]);
+    guest.make_deadly();
+    guest.name(GROUPS[0]);
+    guest.send(&[61]);
+    for deaths in 0..2 {
+        assert!(!poll(&mut world), "after {deaths}");
+        world.bury();
+        world.connect();
+    }
+    assert!(poll(&mut world), "the process goes on without the packets");
+    world.take();
+    let guest = &mut world.guests[0];
+    assert_eq!(guest.given_up, [3, 0], "all that were in flight");
+    assert_eq!(world.served[0].0.stats().dropped(DropReason::TxDeaths), 3);
+    assert!(guest.is_done() && guest.wire.borrow().sent.is_empty());
+    // What comes next is sent, and the group is named.
+    guest.send(&[62]);
+    guest.inject(GROUPS[0], 80);
+    (0..3).for_each(|_| world.poll());
+    world.take();
+    assert!(world.guests[0].is_done() && world.guests[0].received == 1);
+    // Two processes that end while nothing is in flight make no difference.
+    for _ in 0..3 {
+        world.bury();
+        world.connect();
+    }
+    world.guests[0].send(&[63]);
+    world.poll();
+    world.take();
+    assert!(world.guests[0].is_done() && world.guests[0].given_up == [3, 0]);
 }

@@ -1,7 +1,7 @@
 //! What outlives a backend's process, beyond its port.
 
 use pvio_netback::port::{FRAME_MAX, NetPort, Offload, Packet, PortError, WouldBlock};
-use pvio_sim::kill::moment;
+use pvio_sim::kill::{end, moment};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -13,6 +13,8 @@ pub struct Wire {
     pub sent: Vec<Vec<u8>>,
     /// Frames for the guest.
     pub incoming: VecDeque<Vec<u8>>,
+    /// The packet that ends every process that sends it.
+    pub deadly: Option<Vec<u8>>,
 }
 
 /// A port that lets frames go when it is flushed, as a tap's io_uring does. What was not flushed is
@@ -41,6 +43,9 @@ impl NetPort for Port {
 
     fn send(&mut self, packet: Packet<Box<[u8]>>) -> Result<(), PortError> {
         moment();
+        if self.wire.borrow().deadly.as_deref() == Some(packet.frame()) {
+            end();
+        }
         self.pending.push(packet.frame().to_vec());
         Ok(())
     }

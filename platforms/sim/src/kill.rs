@@ -36,10 +36,15 @@ struct Killed;
 /// The process may end here.
 pub fn moment() {
     if MOMENTS.get() == KILL_AT.get() {
-        KILL_AT.set(usize::MAX);
-        resume_unwind(Box::new(Killed));
+        end();
     }
     MOMENTS.set(MOMENTS.get() + 1);
+}
+
+/// The process ends here, inside of [`run`].
+pub fn end() -> ! {
+    KILL_AT.set(usize::MAX);
+    resume_unwind(Box::new(Killed))
 }
 
 /// Runs a part of a process, and kills it after so many moments. What the part returned, if it was not

@@ -41,7 +41,7 @@ mod ordered;
 mod record;
 mod requests;
 
-pub use ordered::OrderedLog;
+pub use ordered::{ORDERED_DEATHS_MAX, OrderedLog};
 pub use record::{HEADER_WORDS, Record, SessionKey};
 pub use requests::{EntryState, RequestLog, Resumed};
 

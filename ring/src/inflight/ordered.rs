@@ -11,12 +11,16 @@ use core::sync::atomic::Ordering::{Acquire, Release};
 const ANSWERED: usize = 0;
 const COMPLETE: usize = 8;
 const TAKEN: usize = 16;
+const DEATHS: usize = 24;
 const ENTRIES: usize = 64;
 
 const RESPONSE_MAX: usize = 16;
 
 /// Numbers above it are none that this code counts to.
 const NUMBER_MAX: u64 = 1 << 62;
+
+/// The processes that have ended with the same requests in flight from which on these are given up.
+pub const ORDERED_DEATHS_MAX: u64 = 2;
 
 /// The record of a ring that is answered in order: a vif's transmit and receive rings. Request number
 /// `i` and its response are in entry `i` modulo the number of slots. (It can be cloned for a model
@@ -31,6 +35,10 @@ const NUMBER_MAX: u64 = 1 << 62;
 /// | `taken` | are in the record, each packet's as a whole; their slots in the ring are never read again |
 ///
 /// A process that is killed between a packet's leaving and `complete` leaves it to be sent a second time.
+///
+/// A fourth word counts the processes that ended while requests were in flight (`complete < taken`) and
+/// `complete` stood at the same number: the number times 4, plus the count. Requests in flight when
+/// [`ORDERED_DEATHS_MAX`] processes ended so are [given up](Self::gives_up).
 #[derive(Clone, Debug)]
 pub struct OrderedLog<M> {
     memory: M,
@@ -48,6 +56,8 @@ pub struct OrderedLog<M> {
     next: u64,
     /// Requests that have a response, private or not.
     responded: u64,
+    /// Requests below it that are handed out again are given up.
+    given_up: u64,
 }
 
 impl<M: SharedMemory> OrderedLog<M> {
@@ -108,9 +118,36 @@ impl<M: SharedMemory> OrderedLog<M> {
         }
         log.start_at(complete);
         (log.answered, log.taken) = (first, taken);
+        if complete < taken && log.charge_death(complete) >= ORDERED_DEATHS_MAX {
+            log.given_up = taken;
+        }
         // Before any entry is used again.
         log.memory.store_u64(ANSWERED, first, Release);
         Ok(log)
+    }
+
+    /// Records that a process ended with requests in flight and `complete` at this number; returns how many
+    /// have.
+    fn charge_death(&self, complete: u64) -> u64 {
+        let recorded = self.memory.load_u64(DEATHS, Acquire).unwrap_or_default();
+        let before = if recorded >> 2 == complete { recorded & 3 } else { 0 };
+        let deaths = before.saturating_add(1).min(3);
+        self.store(DEATHS, complete << 2 | deaths);
+        deaths
+    }
+
+    /// Whether too many processes have ended with the next request in flight: it is to be answered with an
+    /// error.
+    #[inline]
+    #[must_use]
+    pub fn gives_up(&self) -> bool {
+        self.next < self.given_up
+    }
+
+    /// Number of requests that are given up and were not handed out yet.
+    #[must_use]
+    pub fn given_up(&self) -> u64 {
+        self.given_up.saturating_sub(self.next)
     }
 
     fn start_at(&mut self, number: u64) {
@@ -132,6 +169,7 @@ impl<M: SharedMemory> OrderedLog<M> {
             taken: 0,
             next: 0,
             responded: 0,
+            given_up: 0,
         })
     }
 

@@ -95,6 +95,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
                 *shape = Shape::of(arrival, context.features, context.headroom);
             }
         }
+        self.give_up(context.stats)?;
         let taken = self.take(context, port, link.as_deref_mut(), most.min(BATCH));
         self.assign()?;
         let delivered = self.batch.len();
@@ -110,6 +111,19 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
             self.starved.get_or_insert(context.now);
         }
         Ok(taken.max(delivered))
+    }
+
+    /// Answers buffers with an error that were in use when too many processes ended.
+    fn give_up(&mut self, stats: &Stats) -> Result<(), Fault> {
+        while self.ring.gives_up()
+            && let Some(mut slot) = self.ring.take().map_err(Fault::RxRing)?
+        {
+            let id = RxRequest::read(&mut slot).map_or(0, |request| request.id);
+            let (flags, status) = (RxFlags::empty(), rsp::ERROR);
+            self.ring.respond(&RxResponse { id, offset: 0, flags, status }.to_bytes());
+            stats.drop_one(DropReason::RxDeaths);
+        }
+        Ok(())
     }
 
     /// Shows the guest what was delivered; tells whether it must be notified.
@@ -128,6 +142,11 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
     pub fn has_work(&mut self) -> Result<bool, Fault> {
         let Some(needed) = self.needed() else { return Ok(false) };
         self.has_buffers(needed)
+    }
+
+    /// As [`Tx::given_up`](super::tx::Tx::given_up).
+    pub fn given_up(&self) -> u64 {
+        self.ring.given_up()
     }
 
     /// Packets waiting for the guest to post buffers.
