@@ -194,7 +194,7 @@ impl TapServer {
             let taps = match &said.plug {
                 _ if other.is_some() => Ok(Taps::default()),
                 Plug::Opened(name) => Taps::open(name, said.netns.as_deref(), queues),
-                _ => Taps::create(&config, queues),
+                _ => Taps::create_once_free(&config, queues),
             };
             Ok(Way { taps: taps.map_err(fault)?, other, said })
         };

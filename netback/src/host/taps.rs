@@ -6,8 +6,13 @@ use crate::port::tap::{Tap, TapConfig, TapError, inside};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::time::Duration;
 use pvio_uring::LogLimit;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// For how long an interface may outlive its process.
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// A handle on each queue; the first is the interface's own, and always in use.
 #[derive(Debug, Default)]
@@ -27,6 +32,20 @@ impl Drop for Taps {
 }
 
 impl Taps {
+    /// Creates the interface. A name that is in use may be that of a process that was killed: its io_uring
+    /// has the tap until the kernel has released it, shortly after the process.
+    pub fn create_once_free(config: &TapConfig, queues: u32) -> Result<Self, TapError> {
+        let begin = Instant::now();
+        loop {
+            match Self::create(config, queues) {
+                Err(TapError::NameInUse(_)) if begin.elapsed() < RELEASE => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                created => return created,
+            }
+        }
+    }
+
     pub fn create(config: &TapConfig, queues: u32) -> Result<Self, TapError> {
         let all = within(config.netns.as_deref(), || make(Tap::create(config)?, queues))?;
         let joined = config.bridge.clone().map(|bridge| (config.name.clone(), bridge));

@@ -10,7 +10,7 @@ pub mod stack;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_netback::host::{Site, TapOptions, TapServer};
 use pvio_netback::port::knobs::Knobs;
-use pvio_netback::{Stats, Vif};
+use pvio_netback::{Platform, Stats, Vif};
 use pvio_netfront::Nic;
 use pvio_xenbus::XenbusState;
 use pvio_xenbus::Xenstore;
@@ -18,6 +18,7 @@ use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendDriver, FrontendClass, FrontendDriver, Life};
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, read_error, request_removal};
 use pvio_xenbus::handshake::vif::{Mac, ToolstackBack, create_device};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,6 +56,20 @@ impl Rig {
         site: Arc<Site>,
         edit: impl FnOnce(&mut ToolstackBack),
     ) -> Self {
+        Self::on(|domain| domain, options, site, edit)
+    }
+
+    /// The same, whose driver domain is another platform.
+    pub fn on<P>(
+        platform: impl FnOnce(Domain) -> P + Send + 'static,
+        options: TapOptions,
+        site: Arc<Site>,
+        edit: impl FnOnce(&mut ToolstackBack),
+    ) -> Self
+    where
+        P: Platform + Clone + Send + 'static,
+        P::Channel: AsFd,
+    {
         let dir = tempfile::tempdir().unwrap();
         let hypervisor = Hypervisor::start(dir.path()).unwrap();
         let back = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
@@ -75,7 +90,7 @@ impl Rig {
             let mut xs = domain.xenstore().unwrap();
             let server = TapServer::new(options, Arc::new(|| ())).within(site);
             tell_knobs.send(Arc::clone(server.knobs())).unwrap();
-            let mut driver = BackendDriver::new(addr, Vif::new(domain, server));
+            let mut driver = BackendDriver::new(addr, Vif::new(platform(domain), server));
             tell.send(driver.class().stats().to_vec()).unwrap();
             while !stopped.load(Ordering::Relaxed) {
                 if driver.step(&mut xs).unwrap() == Life::Gone {

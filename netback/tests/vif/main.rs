@@ -5,6 +5,7 @@
 mod rig;
 
 mod afxdp;
+mod broken;
 mod kernel;
 mod live;
 mod queues;

@@ -84,8 +84,7 @@ impl Inbox {
         // whether it sleeps. One of the two sees the other.
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
-            // Fails only when it is full, and then it wakes as well.
-            let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+            self.ring();
         }
     }
 
@@ -138,6 +137,12 @@ impl Inbox {
     /// What rings while the receiver sleeps.
     pub fn bell(&self) -> &Arc<OwnedFd> {
         &self.bell
+    }
+
+    /// Wakes the receiver, if it sleeps or is about to.
+    pub fn ring(&self) {
+        // Fails only when it is full, and then it wakes as well.
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
     }
 
     /// The receiver is about to sleep; whether it may.

@@ -33,6 +33,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 use inbox::Inbox;
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -44,6 +45,8 @@ pub struct Switch {
     table: Table,
     /// By number.
     members: Arc<Live<Vec<Arc<Member>>>>,
+    /// Its uplink's thread has ended.
+    uplink_lost: AtomicBool,
 }
 
 /// A member: a vif with a guest, or an uplink.
@@ -58,7 +61,8 @@ impl Switch {
     /// One without members.
     #[must_use]
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { table: Table::default(), members: Live::new(Vec::new()) })
+        let (table, members) = (Table::default(), Live::new(Vec::new()));
+        Arc::new(Self { table, members, uplink_lost: AtomicBool::new(false) })
     }
 
     /// A member joins, with so many queues, which take TCP unsegmented over IPv4 and IPv6 or do not.
@@ -83,6 +87,17 @@ impl Switch {
         });
         let member = joined.ok_or_else(|| io::Error::other("the switch has too many members"))?;
         Ok(Socket { switch: Arc::clone(self), member })
+    }
+
+    /// The uplink does not work any more: the workers of all members end, which closes their devices.
+    fn lose_uplink(&self) {
+        self.uplink_lost.store(true, Ordering::Release);
+        let members = self.members.get();
+        members.iter().flat_map(|member| &member.inboxes).for_each(|inbox| inbox.ring());
+    }
+
+    fn has_lost_uplink(&self) -> bool {
+        self.uplink_lost.load(Ordering::Acquire)
     }
 
     /// How many members it has.
@@ -155,9 +170,11 @@ impl Switches {
     /// It has no uplink though it is to have one.
     pub fn get(&self, name: &str) -> Result<Arc<Switch>, TapError> {
         let mut all = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(made) = all.get(name) {
+        if let Some(made) = all.get(name).filter(|made| !made.switch.has_lost_uplink()) {
             return Ok(Arc::clone(&made.switch));
         }
+        // One whose uplink was lost is made anew, after what is left of its tap is gone.
+        drop(all.remove(name));
         let switch = Switch::new();
         let uplink = match self.uplinks.get(name) {
             None => None,

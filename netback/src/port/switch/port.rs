@@ -207,6 +207,9 @@ impl Wait for SwitchPort {
         if self.bell.is_some_and(|bell| watches.fired(bell)) {
             self.lane.inbox().silence();
         }
+        if self.lane.switch.has_lost_uplink() {
+            return Err(io::Error::other("the uplink of its switch has ended"));
+        }
         watches.arm(uring);
         uring.flush()
     }

@@ -38,6 +38,7 @@ impl Uplink {
         let (counts, stop) = (Arc::clone(&stats), Arc::new(AtomicBool::new(false)));
         let (woken, wake) = io::pipe()?;
         let (stopped, (ready, made)) = (Arc::clone(&stop), sync_channel(1));
+        let (joined, stopping) = (Arc::clone(switch), Arc::clone(&stop));
         let thread = Builder::new().name(name.into()).spawn(move || {
             let mut moving = match Moving::new(&socket, tap, &counts) {
                 Ok(moving) => moving,
@@ -45,6 +46,7 @@ impl Uplink {
             };
             moving.tap.watch(woken.into());
             let _ = ready.send(Ok(()));
+            let _ends = Ends { switch: joined, stop: stopping };
             if let Err(error) = moving.run(&stopped) {
                 tracing::warn!(%error, "an uplink has ended");
             }
@@ -69,6 +71,21 @@ impl Drop for Uplink {
             && thread.join().is_err()
         {
             tracing::error!("an uplink panicked");
+        }
+    }
+}
+
+/// Tells the switch when the thread ends by itself, also by a panic.
+struct Ends {
+    switch: Arc<Switch>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        if !self.stop.load(Ordering::Acquire) {
+            tracing::error!("an uplink has ended: the NICs of its switch are closed");
+            self.switch.lose_uplink();
         }
     }
 }
