@@ -1,3 +1,5 @@
+mod watches;
+
 use super::class::{BackendClass, Prepared};
 use super::{Ends, Fault, Life, Surroundings, announce, only_if_lost, watch};
 use crate::device::{BackAction, BackendMachine};
@@ -479,31 +481,5 @@ impl<C: BackendClass> BackendDriver<C> {
             After::Remove => false,
         };
         goes && !matches!(self.machine.state(), S::Initialising | S::Closing | S::Closed)
-    }
-
-    /// Watches what the class wants watched while the device is served, and no longer.
-    fn watch_more(&mut self, xs: &mut dyn Xenstore, served: bool) -> Result<(), XsError> {
-        if core::mem::replace(&mut self.watching_more, served) == served {
-            return Ok(());
-        }
-        for path in self.class.watches(&self.ends) {
-            if served {
-                watch(xs, &path, &self.ends.back)?;
-            } else {
-                // It may be gone with the node's rights.
-                let _ = xs.unwatch(&path, &self.ends.back);
-            }
-        }
-        Ok(())
-    }
-
-    fn unwatch(&mut self, xs: &mut dyn Xenstore) {
-        let _ = self.watch_more(xs, false);
-        // The watches may be gone with the nodes' rights; what is left of them does no harm.
-        let _ = xs.unwatch(&state_path(&self.ends.front), &self.ends.back);
-        let _ = xs.unwatch(&online_path(&self.ends.back), &self.ends.back);
-        if self.awaiting {
-            let _ = xs.unwatch(&hotplug_path(&self.ends.back), &self.ends.back);
-        }
     }
 }

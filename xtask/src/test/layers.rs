@@ -6,12 +6,14 @@
 //! | [`source`] | a source file as tokens: keywords and string literals, no comments |
 //! | [`homes`] | where `unsafe` and xenstore keys may stand |
 //! | [`cycles`] | no module imports one that imports it |
-//! | [`book`] | the book names files and tests that exist |
+//! | [`sizes`] | how long a file may be |
+//! | [`book`] | what the book names exists |
 
 mod book;
 mod cycles;
 mod floors;
 mod homes;
+mod sizes;
 mod source;
 
 use std::path::PathBuf;
@@ -45,6 +47,7 @@ pub fn run() -> Result<Report> {
         ("unsafe code", homes::check_unsafe(&packages)?),
         ("xenstore keys", homes::check_keys(&packages)?),
         ("import cycles", cycles::check(&packages)?),
+        ("sizes", sizes::check(&packages)?),
         ("book", book::check(&packages)?),
     ];
     for (check, faults) in checks {

@@ -1,4 +1,4 @@
-//! The book names files and tests that exist.
+//! The book names files, items and tests that exist.
 
 use std::collections::HashSet;
 use std::fs;
@@ -11,25 +11,41 @@ use super::homes::relative;
 use super::source::{self, UnitTests};
 use crate::exec;
 
-/// Every link of README.md and `docs/` to a file that is not there, and every test that
+/// Every link, path and item that a page names and that is not there, and every test that
 /// `docs/security.md` counts on and nobody wrote.
 pub fn check(packages: &[Package]) -> Result<Vec<String>> {
     let root = exec::root();
-    let mut pages = vec![root.join("README.md"), root.join("CHANGELOG.md")];
-    for entry in fs::read_dir(root.join("docs")).context("read docs")? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "md") {
-            pages.push(path);
+    let mut pages = Vec::new();
+    for dir in [root.to_path_buf(), root.join("docs")] {
+        for entry in fs::read_dir(&dir).with_context(|| relative(&dir))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
         }
     }
+    let Names { functions, identifiers } = names(packages)?;
     let mut faults = Vec::new();
     for page in &pages {
         let text = fs::read_to_string(page).with_context(|| relative(page))?;
         for link in links(&text).filter(|link| !there(page, link)) {
             faults.push(format!("{}: the link {link} leads nowhere", relative(page)));
         }
+        // What was renamed since stands in it under its old name.
+        if page.ends_with("CHANGELOG.md") {
+            continue;
+        }
+        for path in quoted(&text).filter(|quoted| is_path(&root, quoted)) {
+            if !root.join(path).exists() {
+                faults.push(format!("{}: there is no {path}", relative(page)));
+            }
+        }
+        for item in quoted(&text).flat_map(items) {
+            if !identifiers.contains(item) {
+                faults.push(format!("{}: nothing is called {item}", relative(page)));
+            }
+        }
     }
-    let functions = functions(packages)?;
     let security = root.join("docs/security.md");
     for name in tests_named(&fs::read_to_string(&security)?) {
         if !functions.contains(name) {
@@ -51,24 +67,58 @@ fn there(page: &Path, link: &str) -> bool {
     file.is_empty() || file.contains("://") || dir.join(file).exists()
 }
 
+/// What stands between backticks, code blocks left out.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    let prose = text.split("```").step_by(2);
+    prose.flat_map(str::lines).flat_map(|line| line.split('`').skip(1).step_by(2))
+}
+
+/// Whether it is a path below one of the project's folders.
+fn is_path(root: &Path, quoted: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
+    let folder = quoted.split_once('/').map(|(folder, _)| folder);
+    let is_ours = |folder: &str| !folder.is_empty() && root.join(folder).is_dir();
+    quoted.chars().all(plain) && folder.is_some_and(is_ours)
+}
+
+/// The parts of `Type` or `Type::item`; of nothing else.
+fn items(quoted: &str) -> Vec<&str> {
+    let parts: Vec<&str> = quoted.split("::").collect();
+    let word = |part: &&str| part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    let is_type = parts.iter().any(|part| {
+        let camel = |c: char| c.is_ascii_alphanumeric();
+        part.starts_with(|c: char| c.is_ascii_uppercase())
+            && part.contains(|c: char| c.is_ascii_lowercase())
+            && part.chars().all(camel)
+    });
+    if is_type && parts.iter().all(word) { parts } else { Vec::new() }
+}
+
 /// The last part of every `` `path::to::test` `` of a page.
 fn tests_named(text: &str) -> impl Iterator<Item = &str> {
-    let quoted = text.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
-    quoted.filter_map(|words| {
+    quoted(text).filter_map(|words| {
         let (path, test) = words.rsplit_once("::")?;
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-:".contains(c);
         (path.chars().all(plain) && test.chars().all(plain) && test.contains('_')).then_some(test)
     })
 }
 
-/// The name of every function in the workspace.
-fn functions(packages: &[Package]) -> Result<HashSet<String>> {
-    let mut names = HashSet::new();
+/// Names in the workspace.
+#[derive(Default)]
+struct Names {
+    functions: HashSet<String>,
+    identifiers: HashSet<String>,
+}
+
+fn names(packages: &[Package]) -> Result<Names> {
+    let mut names = Names::default();
     for package in packages {
         for file in source::files(&package.dir)? {
             let tokens = source::tokens(&file, UnitTests::Keep)?;
             let definitions = tokens.windows(2).filter(|two| two[0].text == "fn");
-            names.extend(definitions.map(|two| two[1].text.clone()));
+            names.functions.extend(definitions.map(|two| two[1].text.clone()));
+            let words = tokens.into_iter().filter(|token| !token.literal);
+            names.identifiers.extend(words.map(|token| token.text));
         }
     }
     Ok(names)
@@ -83,6 +133,20 @@ mod tests {
         let text = "[a](b.md) and ![c](d.svg#e): `ring::hostile::a_b`, `Region::read`, `f()`";
         assert_eq!(links(text).collect::<Vec<_>>(), ["b.md", "d.svg#e"]);
         assert_eq!(tests_named(text).collect::<Vec<_>>(), ["a_b"]);
+    }
+
+    #[test]
+    fn paths_and_items_are_told_from_other_words() {
+        let root = exec::root();
+        assert!(is_path(&root, "xtask/src/nothing.rs") && is_path(&root, "docs/"));
+        for other in ["/dev/xen", "run/pvio", "a b/c", "xtask/<name>.rs", "Queue"] {
+            assert!(!is_path(&root, other), "{other}");
+        }
+        assert_eq!(items("Queue::poll"), ["Queue", "poll"]);
+        for other in ["a_b", "O_DIRECT", "INITWAIT", "Queue::poll()", "--disk PATH", "x::y"] {
+            assert!(items(other).is_empty(), "{other}");
+        }
+        assert_eq!(quoted("`a`\n```\n`b`\n```\n`c`").collect::<Vec<_>>(), ["a", "c"]);
     }
 
     #[test]

@@ -1,0 +1,39 @@
+//! What a backend watches of its device.
+
+use super::BackendDriver;
+use crate::driver::BackendClass;
+use crate::driver::watch;
+use crate::handshake::common::{hotplug_path, online_path, state_path};
+use crate::xenstore::{Xenstore, XsError};
+
+impl<C: BackendClass> BackendDriver<C> {
+    /// Watches what the class wants watched while the device is served, and no longer.
+    pub(super) fn watch_more(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        served: bool,
+    ) -> Result<(), XsError> {
+        if core::mem::replace(&mut self.watching_more, served) == served {
+            return Ok(());
+        }
+        for path in self.class.watches(&self.ends) {
+            if served {
+                watch(xs, &path, &self.ends.back)?;
+            } else {
+                // It may be gone with the node's rights.
+                let _ = xs.unwatch(&path, &self.ends.back);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn unwatch(&mut self, xs: &mut dyn Xenstore) {
+        let _ = self.watch_more(xs, false);
+        // The watches may be gone with the nodes' rights; what is left of them does no harm.
+        let _ = xs.unwatch(&state_path(&self.ends.front), &self.ends.back);
+        let _ = xs.unwatch(&online_path(&self.ends.back), &self.ends.back);
+        if self.awaiting {
+            let _ = xs.unwatch(&hotplug_path(&self.ends.back), &self.ends.back);
+        }
+    }
+}
