@@ -6,11 +6,10 @@
 //! | [`path`] | the ways to a guest's pages, and which of them a disk is to take |
 //! | [`pages`] | these ways, and what memory they take |
 //! | [`vbd`] | the device: from the toolstack's words to served queues |
-//! | [`engine`] | where the data is kept: [`engine::BlockEngine`] and its implementations |
-//! | `image`, `host`, `worker` | with feature `std`: raw images, and a thread per queue that serves them |
+//! | [`engine`] | storage, as a queue uses it: [`engine::BlockEngine`] |
 //!
 //! The core (all but feature `std`) is `no_std` with `alloc`: it does no I/O and has no thread, and
-//! runs alike under a worker thread, in a kernel, in the simulator and in a fuzzer.
+//! runs alike under a worker thread (`pvio-storage`), in a kernel, in the simulator and in a fuzzer.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -18,25 +17,15 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
-#[cfg(feature = "std")]
-mod budgets;
 mod config;
 pub mod engine;
-#[cfg(feature = "std")]
-pub mod host;
-#[cfg(feature = "std")]
-pub mod image;
 mod live;
 pub mod pages;
 pub mod path;
 pub mod queue;
 mod stats;
 pub mod vbd;
-#[cfg(feature = "std")]
-pub mod worker;
 
-#[cfg(feature = "std")]
-pub use budgets::MappingBudgets;
 pub use config::Config;
 pub use engine::{BlockEngine, EngineError, Geometry};
 pub use live::Live;

@@ -188,8 +188,9 @@ impl Stats {
 pub struct Counter(AtomicU64);
 
 impl Counter {
+    /// Adds `n`. Only the thread that serves the queue does.
     #[inline]
-    pub(crate) fn add(&self, n: u64) {
+    pub fn add(&self, n: u64) {
         // One writer: no read-modify-write is needed.
         self.0.store(self.get().wrapping_add(n), Ordering::Relaxed);
     }

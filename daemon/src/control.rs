@@ -19,7 +19,7 @@ pub use folder::default_root;
 
 use crate::failure::{Failure, one_line};
 use crate::served::{Served, budgets};
-use pvio_netback::port::capture::{CaptureFile, Reader};
+use pvio_ports::capture::{CaptureFile, Reader};
 use pvio_recordfile::{DirError, PrivateDir};
 use pvio_uring::LogLimit;
 use rustix::net::sockopt::socket_peercred;

@@ -2,10 +2,10 @@
 
 use crate::failure::Failure;
 use clap::Args;
-use pvio_netback::host::Site;
-use pvio_netback::port::options::{NicOptions, shared_rate};
-use pvio_netback::port::shape::Share;
-use pvio_netback::port::tap::TapConfig;
+use pvio_ports::host::Site;
+use pvio_ports::options::{NicOptions, shared_rate};
+use pvio_ports::shape::Share;
+use pvio_ports::tap::TapConfig;
 
 /// What holds for NICs.
 #[derive(Debug, Clone, Default, Args)]

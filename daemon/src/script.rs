@@ -11,7 +11,7 @@
 mod sharing;
 
 use crate::failure::Failure;
-use pvio_blkback::image::{Disk, Shown};
+use pvio_storage::image::{Disk, Shown};
 use pvio_xenbus::client::{Client, default_path};
 use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
 use pvio_xenbus::handshake::vbd::{Backing, OWN_SCRIPT, ToolstackBack};

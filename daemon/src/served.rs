@@ -3,12 +3,13 @@
 use crate::descriptors::{Descriptors, open_now};
 use crate::disks::vdev::Vdev;
 use crate::driver::Budget;
-use pvio_blkback::engine::offload::Load;
-use pvio_blkback::{MappingBudgets, Vbd};
+use pvio_blkback::Vbd;
 use pvio_grant_table::policy::MappingBudget;
 use pvio_netback::Vif;
-use pvio_netback::port::knobs::Knobs;
+use pvio_ports::knobs::Knobs;
 use pvio_ring::proto::netif::CtrlStatus;
+use pvio_storage::MappingBudgets;
+use pvio_storage::engine::offload::Load;
 use pvio_uring::LogLimit;
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass};
 use serde_json::{Map, Value, json};
@@ -54,7 +55,7 @@ pub trait Visible {
     fn seen(&self) -> Seen;
 }
 
-impl<P: crate::platform::Platform> Visible for Vbd<P, pvio_blkback::host::ImageServer> {
+impl<P: crate::platform::Platform> Visible for Vbd<P, pvio_storage::host::ImageServer> {
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Disk(Arc::clone(stats)));
         let mut events = self.server().events();
@@ -64,7 +65,7 @@ impl<P: crate::platform::Platform> Visible for Vbd<P, pvio_blkback::host::ImageS
     }
 }
 
-impl<P: crate::platform::Platform> Visible for Vif<P, pvio_netback::host::TapServer> {
+impl<P: crate::platform::Platform> Visible for Vif<P, pvio_ports::host::TapServer> {
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Nic(Arc::clone(stats)));
         let knobs = Some(Arc::clone(self.server().knobs()));

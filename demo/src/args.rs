@@ -1,9 +1,9 @@
 //! Arguments of both commands.
 
 use clap::Args;
-use pvio_blkback::image::Disk;
 use pvio_daemon::disks::args::ImageRootArgs;
 use pvio_daemon::failure::Failure;
+use pvio_storage::image::Disk;
 use pvio_xenbus::handshake::vif::Mac;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;

@@ -7,11 +7,11 @@ use crate::machine::home::Home;
 use crate::machine::{Machine, News, Plan};
 use crate::scratch;
 use clap::Args;
-use pvio_blkback::image::{Disk, Image};
 use pvio_daemon::disks::args::disk;
 use pvio_daemon::failure::{Failure, say, say_aside};
 use pvio_daemon::startup;
 use pvio_daemon::units::human;
+use pvio_storage::image::{Disk, Image};
 use std::ffi::OsString;
 
 /// `pvio check`.

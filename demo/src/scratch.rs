@@ -1,8 +1,8 @@
 //! Whether an image may be overwritten: only if nothing is in it.
 
 use crate::contents;
-use pvio_blkback::image::{Disk, Format, Image, Spec};
 use pvio_daemon::failure::Failure;
+use pvio_storage::image::{Disk, Format, Image, Spec};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use std::fs::File;

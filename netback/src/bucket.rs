@@ -11,7 +11,7 @@ const COST_FRACTION: u32 = 20;
 
 /// How fast a bucket fills, and how much it holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Pace {
+pub struct Pace {
     /// Time for one unit, in 2⁻²⁰ nanoseconds; at least 1.
     pub cost: u64,
     /// Units after a time of rest.
@@ -36,7 +36,7 @@ impl Pace {
 /// A token bucket, kept as the time by which everything taken so far is paid for. Times are
 /// nanoseconds of one clock.
 #[derive(Debug, Default)]
-pub(crate) struct Bucket {
+pub struct Bucket {
     paid: AtomicU64,
 }
 

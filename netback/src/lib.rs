@@ -3,11 +3,11 @@
 //! | module | holds |
 //! |---|---|
 //! | [`queue`] | a transmit and a receive ring and the state machine between them and a port |
-//! | [`port`] | [`NetPort`]: where packets go to and come from; in memory, and (`std`) the tap |
+//! | [`port`] | [`NetPort`]: where packets go to and come from |
 //! | [`fault`] | why a vif ends, and why a packet is dropped |
 //! | [`stats`] | counters anybody may read while the queue runs |
 //! | [`vif`] | the device: from the toolstack's words to a served queue |
-//! | `host`, `worker` (`std`) | serving with taps and threads |
+//! | [`bucket`], [`wire`] | a token bucket; what a packet takes on the wire |
 //!
 //! "Transmit" (tx) is guest to port, "receive" (rx) port to guest, as in the header. Data is copied,
 //! by the hypervisor or as a [`Policy`](queue::Policy) says: nothing of the guest's stays mapped but its
@@ -17,24 +17,20 @@
 //! The core ([`queue`], [`port::memory`]) is `no_std` and does no I/O; it is driven by
 //! [`Queue::poll`].
 #![no_std]
-#![cfg_attr(not(feature = "std"), forbid(unsafe_code))]
+#![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
-mod bucket;
+pub mod bucket;
 pub mod fault;
-#[cfg(feature = "std")]
-pub mod host;
 pub mod port;
 pub mod queue;
 pub mod stats;
 pub mod vif;
-mod wire;
-#[cfg(feature = "std")]
-pub mod worker;
+pub mod wire;
 
 pub use fault::{DropReason, Fault};
 pub use port::NetPort;

@@ -257,20 +257,20 @@ impl Stats {
         add(&self.notifications, 1);
     }
 
-    #[cfg(feature = "std")]
-    pub(crate) fn count_wakeup(&self) {
+    /// Counts an event that woke the queue.
+    pub fn count_wakeup(&self) {
         add(&self.wakeups, 1);
     }
 
-    pub(crate) fn drop_one(&self, reason: DropReason) {
+    /// Counts a packet that is dropped. Only the thread that serves the queue does.
+    pub fn drop_one(&self, reason: DropReason) {
         if let Some(count) = self.dropped.get(reason as usize) {
             add(count, 1);
         }
     }
 
     /// [`DropReason::RxSwitch`], which only those who send to the vif count, each on its thread.
-    #[cfg(feature = "std")]
-    pub(crate) fn drop_at_a_switch(&self) {
+    pub fn drop_at_a_switch(&self) {
         if let Some(count) = self.dropped.get(DropReason::RxSwitch as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }

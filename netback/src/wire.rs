@@ -14,8 +14,10 @@ const HEADERS_MIN: usize = ETHERNET_HEADER + 20 + 20;
 
 /// Bytes and frames on the wire.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct WireCost {
+pub struct WireCost {
+    /// Bytes of all frames, without preamble and FCS.
     pub bytes: u64,
+    /// Frames.
     pub frames: u64,
 }
 
@@ -51,7 +53,7 @@ impl WireCost {
 }
 
 /// Bytes before the data of a packet of TCP.
-pub(crate) fn headers(frame: &[u8]) -> Option<usize> {
+pub fn headers(frame: &[u8]) -> Option<usize> {
     let transport = Transport::of(frame).ok().filter(|t| !t.udp)?;
     let words = usize::from(frame.get(transport.start.saturating_add(12))? >> 4);
     (words >= 5).then(|| transport.start.saturating_add(words.saturating_mul(4)))

@@ -5,7 +5,7 @@ use crate::cpu;
 use crate::pin::pin;
 use crate::until::Done;
 use anyhow::{Context, Result, ensure};
-use pvio_netback::port::tap::{Tap, TapConfig, VNET_HEADER};
+use pvio_ports::tap::{Tap, TapConfig, VNET_HEADER};
 use pvio_ring::proto::checksum::Transport;
 use pvio_uring::{FileId, PrivateBuf, Uring, whole};
 use std::net::{Ipv4Addr, UdpSocket};

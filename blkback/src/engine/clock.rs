@@ -50,8 +50,8 @@ impl Clock for Manual {
 }
 
 /// Returns the sooner of two times from now.
-#[cfg(feature = "std")]
-pub(super) fn sooner(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
+#[must_use]
+pub fn sooner(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),

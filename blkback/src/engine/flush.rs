@@ -12,8 +12,8 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 #[cfg(feature = "std")]
 use {
-    crate::engine::retry,
     alloc::boxed::Box,
+    pvio_uring::retry,
     std::io,
     std::sync::{Mutex, OnceLock, PoisonError},
 };

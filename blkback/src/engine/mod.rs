@@ -1,4 +1,4 @@
-//! Where the data of a virtual disk is kept: the [`BlockEngine`] trait and its implementations.
+//! Storage, as a queue uses it: the [`BlockEngine`] trait.
 //!
 //! # Model
 //! A queue hands an engine operations with a tag, in batches, and asks later which are done. An
@@ -11,64 +11,16 @@
 //! take no more says [`Full`], which is back-pressure, not an error. Sectors are in range: the
 //! queue has checked that.
 //!
-//! | engine | keeps data in | needs |
-//! |---|---|---|
-//! | [`mem::MemEngine`] | private memory of one queue; done at once | nothing (`no_std`) |
-//! | [`uring::UringEngine`] | a file or block device, through io_uring | feature `std` |
-//! | [`device::DeviceEngine`] | the same, with threads that flush, and discard where only blocking calls can | feature `std` |
-//! | [`ram::RamEngine`] | memory that queues share; done at once | feature `std` |
-//! | [`offload::Offload`] | wherever an executor keeps it: [`pool::Pool`] (a format's library), [`nbd::NbdLink`] (a server) | feature `std` |
-//!
-//! A worker waits on its engine: [`wait::WaitEngine`]. These are put around any such engine, and
-//! around each other:
-//!
-//! | wrapper | does |
-//! |---|---|
-//! | [`throttle::Throttle`] | keeps a disk to operations and bytes a second, which can be changed while it runs |
-//! | [`faults::Faults`] | makes operations slow, and some of them fail, by a seed |
-//! | [`trace::Traced`] | writes down what is asked for, as fio replays it |
-//! | [`record::Recorded`] | keeps all that is written, to find out what a loss of power would leave |
+//! [`mem::MemEngine`] keeps data in private memory of one queue. Engines over files, devices and servers,
+//! and what limits, delays or records their operations, are in `pvio-storage`.
 
 pub mod clock;
-#[cfg(feature = "std")]
-pub mod device;
-#[cfg(feature = "std")]
-pub mod faults;
 pub mod flush;
-#[cfg(feature = "std")]
-pub mod flusher;
-#[cfg(feature = "std")]
-mod io_mode;
-#[cfg(feature = "std")]
-mod lists;
 pub mod mem;
-#[cfg(feature = "std")]
-pub mod nbd;
-#[cfg(feature = "std")]
-pub mod offload;
-#[cfg(feature = "std")]
-pub mod pool;
-#[cfg(feature = "std")]
-pub mod ram;
-#[cfg(feature = "std")]
-pub mod record;
-#[cfg(feature = "std")]
-mod retry;
-#[cfg(feature = "std")]
-pub mod store;
-#[cfg(feature = "std")]
-pub mod throttle;
-#[cfg(feature = "std")]
-pub mod trace;
-#[cfg(feature = "std")]
-pub mod uring;
-#[cfg(feature = "std")]
-pub mod wait;
 
 pub use flush::FlushState;
-#[cfg(feature = "std")]
-pub use io_mode::IoMode;
 
+use alloc::boxed::Box;
 use core::time::Duration;
 use pvio_ring::IoSeg;
 use pvio_ring::shm::PoolMemory;
@@ -203,3 +155,29 @@ pub type Done<'a, B> = dyn FnMut(u32, Result<(), EngineError>, &mut Segments<B>)
 
 /// The segments of an operation on their way into an engine; reused, so that none is allocated.
 pub type Segments<B> = alloc::vec::Vec<IoSeg<B>>;
+
+impl<B, E: BlockEngine<B> + ?Sized> BlockEngine<B> for Box<E> {
+    fn geometry(&self) -> Geometry {
+        (**self).geometry()
+    }
+
+    fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
+        (**self).submit(tag, io, segments)
+    }
+
+    fn adopt(&mut self, memory: PoolMemory) -> usize {
+        (**self).adopt(memory)
+    }
+
+    fn kick(&mut self) {
+        (**self).kick();
+    }
+
+    fn look_again(&self) -> Option<Duration> {
+        (**self).look_again()
+    }
+
+    fn reap(&mut self, done: &mut Done<'_, B>) {
+        (**self).reap(done);
+    }
+}

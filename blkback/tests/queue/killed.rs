@@ -5,139 +5,28 @@
 //! ring and the record as they are. It must execute what the guest asked for and has no response to, and
 //! every request must be answered once.
 
+mod storage;
+
 use crate::rig::{BACK, FRONT, Pages};
-use pvio_blkback::engine::{Discard, Done, Full, Geometry, Io, Segments};
-use pvio_blkback::{BlockEngine, Buf, DataPath, Live, Queue, QueueParts, QueueRecord, Stats};
+use pvio_blkback::{BlockEngine, DataPath, Live, Queue, QueueParts, QueueRecord, Stats};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper, GrantRef, Granter};
 use pvio_ring::inflight::{Record, RequestLog, SessionKey};
 use pvio_ring::proto::blkif::{Abi, Response, Segment, Status};
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
 use pvio_ring::{BackRing, FrontRing, RingLayout};
-use pvio_sim::kill::{Mortal, moment, run};
+use pvio_sim::kill::{Mortal, run};
 use pvio_sim::local::events::LocalChannel;
-use pvio_sim::local::memory::LocalMapping;
 use pvio_sim::{LocalDomain, LocalMachine};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
+use storage::{AREA, AREAS, Disk, Engine, Waiting};
 
 type Driver = Mortal<LocalDomain>;
-type Page = Buf<Mortal<LocalMapping>>;
 type Backend = Queue<Driver, Mortal<LocalChannel>, Engine, Mortal<HeapMemory>>;
-
-/// Sectors of each request's own area.
-const AREA: u64 = 16;
-const AREAS: u64 = 256;
-
-/// What outlives every process: the disk, and what the guest has asked of it.
-struct Disk {
-    bytes: Vec<u8>,
-    /// By area: requests that were made and have no visible response.
-    open: HashSet<u64>,
-    /// The same, for flushes of any kind.
-    flushes: usize,
-    /// Areas that this process has read, written or discarded.
-    executed: HashSet<u64>,
-    /// Nothing is completed.
-    stuck: bool,
-}
-
-impl Disk {
-    fn area(&self, area: u64) -> &[u8] {
-        let at = (area * AREA) as usize * 512;
-        &self.bytes[at..at + AREA as usize * 512]
-    }
-
-    /// A process begins an operation.
-    fn begins(&mut self, io: Io) {
-        match io {
-            Io::Flush => assert!(self.flushes > 0, "a flush that nobody asked for"),
-            Io::Read { sector } | Io::Write { sector } | Io::Discard { sector, .. } => {
-                let area = sector / AREA;
-                assert!(self.open.contains(&area), "{io:?} has a response, or was never asked for");
-                assert!(self.executed.insert(area), "{io:?} twice by one process");
-            }
-            Io::WriteZeroes { .. } => panic!("nobody asks for zeroes"),
-        }
-    }
-
-    fn execute(&mut self, io: Io, segments: &Segments<Page>) {
-        match io {
-            Io::Flush | Io::WriteZeroes { .. } => {}
-            Io::Discard { sector, sectors, .. } => {
-                self.bytes[sector as usize * 512..][..sectors as usize * 512].fill(0);
-            }
-            Io::Read { sector } | Io::Write { sector } => {
-                let mut at = sector as usize * 512;
-                for segment in segments {
-                    let bytes = &mut self.bytes[at..at + segment.len];
-                    match io {
-                        Io::Read { .. } => segment.buf.write_bytes(segment.offset, bytes).unwrap(),
-                        _ => segment.buf.read_bytes(segment.offset, bytes).unwrap(),
-                    }
-                    at += segment.len;
-                }
-            }
-        }
-    }
-}
-
-/// Operations in the kernel: they may go on when their process is gone.
-type Waiting = Rc<RefCell<Vec<(u32, Io, Segments<Page>)>>>;
-
-/// Does some operations at each call, in no particular order.
-struct Engine {
-    disk: Rc<RefCell<Disk>>,
-    waiting: Waiting,
-    turn: usize,
-}
-
-impl BlockEngine<Page> for Engine {
-    fn geometry(&self) -> Geometry {
-        Geometry {
-            sectors: AREAS * AREA,
-            sector_size: 512,
-            physical_sector_size: 512,
-            copied: false,
-            read_only: false,
-            discard: Some(Discard { granularity: 512, alignment: 0, secure: false }),
-        }
-    }
-
-    fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<Page>) -> Result<(), Full> {
-        moment();
-        self.disk.borrow_mut().begins(io);
-        self.waiting.borrow_mut().push((tag, io, std::mem::take(segments)));
-        Ok(())
-    }
-
-    fn kick(&mut self) {
-        moment();
-    }
-
-    fn reap(&mut self, done: &mut Done<'_, Page>) {
-        moment();
-        if self.disk.borrow().stuck {
-            return;
-        }
-        self.turn += 1;
-        for _ in 0..self.turn % 3 {
-            let mut waiting = self.waiting.borrow_mut();
-            if waiting.is_empty() {
-                break;
-            }
-            let at = self.turn * 7 % waiting.len();
-            let (tag, io, mut segments) = waiting.remove(at);
-            drop(waiting);
-            self.disk.borrow_mut().execute(io, &segments);
-            moment();
-            done(tag, Ok(()), &mut segments);
-        }
-    }
-}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {

@@ -4,7 +4,7 @@ use super::vdev::Vdev;
 use crate::failure::Failure;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use pvio_blkback::image::{Disk, DiskOptions, Shown};
+use pvio_storage::image::{Disk, DiskOptions, Shown};
 use pvio_xenbus::handshake::common::BackendKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{PathBuf, absolute};

@@ -5,8 +5,8 @@ use super::vdev::Vdev;
 use super::{connect, disk_left_of, domain, error_of};
 use crate::disks::HOSTED_DRIVER;
 use crate::failure::{Failure, say};
-use pvio_blkback::image::Shown;
 use pvio_grant_table::DomId;
+use pvio_storage::image::Shown;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, DeviceClass, list_frontends, read_state, remove_device,

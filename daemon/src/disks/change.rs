@@ -3,7 +3,7 @@
 use super::args::SetArgs;
 use super::{connect, disk_of, domain};
 use crate::failure::{Failure, say};
-use pvio_blkback::image::DiskOptions;
+use pvio_storage::image::DiskOptions;
 use pvio_xenbus::handshake::vbd::ToolstackBack;
 
 /// Changes a disk's limits, latency and failures.

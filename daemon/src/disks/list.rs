@@ -6,8 +6,8 @@ use super::{connect, domain, error_of};
 use crate::failure::{Failure, one_line, say};
 use crate::inspect::put_bytes;
 use crate::units::human;
-use pvio_blkback::image::Shown;
 use pvio_grant_table::DomId;
+use pvio_storage::image::Shown;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, DeviceClass, domain_name, list_backends, list_domains, read_state,

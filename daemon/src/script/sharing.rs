@@ -1,9 +1,9 @@
 //! Whether a disk's image may be served while somebody has it.
 
 use crate::failure::Failure;
-use pvio_blkback::image::inspect::inspect;
-use pvio_blkback::image::{Disk, LockState, Shown, Spec};
 use pvio_grant_table::DomId;
+use pvio_storage::image::inspect::inspect;
+use pvio_storage::image::{Disk, LockState, Shown, Spec};
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, DeviceClass, list_backends};
 use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack};
 use pvio_xenbus::{Xenstore, XsError};
@@ -88,8 +88,8 @@ fn vm(xs: &mut dyn Xenstore, domain: DomId) -> Result<Option<Vec<u8>>, XsError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pvio_blkback::image::{Image, ImageOptions};
     use pvio_hosted::{DomainConfig, Hypervisor};
+    use pvio_storage::image::{Image, ImageOptions};
     use pvio_xenbus::handshake::vbd::{OWN_KIND, create_device};
 
     #[test]

@@ -1,8 +1,8 @@
 //! The guest's devices in xenstore.
 
 use super::{DRIVER, GUEST};
-use pvio_blkback::image::{Disk, Image, ImageError};
 use pvio_daemon::nics::NicArgs;
+use pvio_storage::image::{Disk, Image, ImageError};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, read_error, read_frontend_state, read_state, write_state,

@@ -14,70 +14,10 @@
 //! [`WouldBlock`] is back-pressure: try again later, nothing was lost. A [`PortError`] is about
 //! one packet, which was dropped.
 //!
-//! | port | where packets go |
-//! |---|---|
-//! | [`memory`] | to another port in the same process, or back to itself |
-//! | `tap_port` (`std`) | to and from the kernel, by a `tap` |
-//! | `afxdp` (`std`) | to and from a queue of a network interface, past the host's stack |
-//! | `switch` (`std`) | to and from other vifs of this process |
-//! | `file` (`std`) | to a capture file, from another |
-//!
-//! Around any of them, in this order from the guest on (all `std`):
-//!
-//! | wrapper | does |
-//! |---|---|
-//! | `capture` | copies what passes for whoever looks on |
-//! | `guard` | drops what a guest sends under addresses that are not its own |
-//! | `shape` | holds packets back that come too fast, and shares a rate between vifs |
-//! | `faults` | loses, repeats, reorders, breaks and delays packets |
-//!
-//! `options` is the one grammar for all of that; `knobs` applies it to a vif that is served.
+//! [`memory`] leads to another port in the same process, or back to itself. Ports that lead to a tap, an
+//! AF_XDP socket, a switch or a file, and wrappers around any port, are in `pvio-ports`.
 
-#[cfg(feature = "std")]
-pub mod afxdp;
-#[cfg(feature = "std")]
-mod buffers;
-#[cfg(feature = "std")]
-pub mod capture;
-#[cfg(feature = "std")]
-mod cut;
-#[cfg(feature = "std")]
-pub mod faults;
-#[cfg(feature = "std")]
-pub mod file;
-#[cfg(feature = "std")]
-pub mod guard;
-#[cfg(feature = "std")]
-pub mod knobs;
-#[cfg(feature = "std")]
-mod live;
 pub mod memory;
-#[cfg(feature = "std")]
-mod netns;
-#[cfg(feature = "std")]
-pub(crate) mod open_vswitch;
-#[cfg(feature = "std")]
-pub mod options;
-#[cfg(feature = "std")]
-mod rate;
-#[cfg(feature = "std")]
-mod segment;
-#[cfg(feature = "std")]
-pub mod shape;
-#[cfg(feature = "std")]
-mod share;
-#[cfg(feature = "std")]
-pub mod switch;
-#[cfg(feature = "std")]
-pub mod tap;
-#[cfg(feature = "std")]
-mod tap_config;
-#[cfg(feature = "std")]
-pub mod tap_port;
-#[cfg(feature = "std")]
-mod vnet;
-#[cfg(feature = "std")]
-pub mod wait;
 
 use crate::fault::DropReason;
 use core::time::Duration;
@@ -160,6 +100,17 @@ impl PacketBuf for alloc::boxed::Box<[u8]> {
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         self
+    }
+}
+
+#[cfg(feature = "std")]
+impl PacketBuf for pvio_uring::PrivateBuf {
+    fn bytes(&self) -> &[u8] {
+        self.as_slice()
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.as_mut_slice()
     }
 }
 

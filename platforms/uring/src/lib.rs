@@ -36,6 +36,7 @@ pub mod buf;
 pub mod gather;
 mod lists;
 pub mod log;
+pub mod retry;
 pub mod ring;
 pub mod spin;
 

@@ -2,12 +2,12 @@
 //! that is for the compiler to say.
 
 use pvio_blkback::Vbd;
-use pvio_blkback::host::ImageServer;
 use pvio_blkfront::session::Session;
 use pvio_netback::Vif;
-use pvio_netback::host::TapServer;
 use pvio_netfront::Nic;
+use pvio_ports::host::TapServer;
 use pvio_ring::shm::SharedMemory;
+use pvio_storage::host::ImageServer;
 use pvio_xen_linux::{Channel, Mapping, Pages, XenDomain};
 use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendClass, FrontendClass};

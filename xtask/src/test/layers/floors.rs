@@ -13,8 +13,10 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     ("pvio-xenbus", &["pvio-ring"]),
     ("pvio-xenstored", &["pvio-ring", "pvio-xenbus"]),
     // 3: the devices, which know no platform
-    ("pvio-blkback", DEVICE),
-    ("pvio-netback", DEVICE),
+    ("pvio-blkback", CORE),
+    ("pvio-storage", STORAGE),
+    ("pvio-netback", CORE),
+    ("pvio-ports", PORTS),
     ("pvio-blkfront", DEVICE),
     ("pvio-netfront", DEVICE),
     // 3: the platforms, which know no device
@@ -31,6 +33,29 @@ const MAY_NEED: &[(&str, &[&str])] = &[
 ];
 
 const BELOW: &[&str] = &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus"];
+/// The core of a backend knows no file and no thread. With std it limits its log lines and repeats calls.
+const CORE: &[&str] =
+    &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus", "pvio-uring"];
+const STORAGE: &[&str] = &[
+    "pvio-ring",
+    "pvio-grant-table",
+    "pvio-event-channel",
+    "pvio-xenbus",
+    "pvio-blkback",
+    "pvio-uring",
+    "pvio-blockdev",
+    "pvio-imagefile",
+    "pvio-recordfile",
+];
+const PORTS: &[&str] = &[
+    "pvio-ring",
+    "pvio-grant-table",
+    "pvio-event-channel",
+    "pvio-xenbus",
+    "pvio-netback",
+    "pvio-uring",
+    "pvio-recordfile",
+];
 /// The hosted hypervisor serves xenstore to its domains, and its sockets are in a directory of the same kind
 /// as records.
 const HOSTED: &[&str] = &[
@@ -60,7 +85,9 @@ const DAEMON: &[&str] = &[
     "pvio-event-channel",
     "pvio-xenbus",
     "pvio-blkback",
+    "pvio-storage",
     "pvio-netback",
+    "pvio-ports",
     "pvio-uring",
     "pvio-recordfile",
     "pvio-xen-linux",
@@ -71,6 +98,7 @@ const DEMO: &[&str] = &[
     "pvio-event-channel",
     "pvio-xenbus",
     "pvio-blkback",
+    "pvio-storage",
     "pvio-blkfront",
     "pvio-netfront",
     "pvio-uring",

@@ -18,10 +18,10 @@ const UNSAFE_HOMES: &[&str] = &[
     // ioctl, mmap, io_uring.
     "platforms/",
     // The ioctls of a tap.
-    "netback/src/port/tap.rs",
+    "ports/src/tap.rs",
     // Packet memory and rings shared with the kernel, and bpf(2): no crate has both, and rustix has
     // the rest.
-    "netback/src/port/afxdp/sys.rs",
+    "ports/src/afxdp/sys.rs",
     // Not part of the product: a program without a runtime has to name its own entry point.
     "xtask/nostd-probe/",
 ];

@@ -1,0 +1,98 @@
+//! Segments of what a guest could not take whole: behind a VLAN tag, frontends find neither where
+//! a blank checksum is nor where to cut (Linux: `skb_checksum_setup` looks at the outermost type).
+//! A tap's kernel leaves both to others whether there is a tag or not.
+#![forbid(unsafe_code)]
+
+use super::buffers::FRAME_AT;
+use super::segment::Segments;
+use super::{Checksum, Offload, Packet};
+use pvio_ring::proto::checksum::{ETHERNET_HEADER, IpVersion};
+use pvio_uring::PrivateBuf;
+
+/// A packet that is being cut.
+pub(super) struct Cut {
+    whole: Packet<PrivateBuf>,
+    /// Segments that were made of it.
+    made: u16,
+}
+
+impl Cut {
+    /// The packet if it need not be cut.
+    pub fn begin(packet: Packet<PrivateBuf>) -> Result<Packet<PrivateBuf>, Self> {
+        let tagged = || IpVersion::of(packet.frame()).is_some_and(|(_, ip)| ip > ETHERNET_HEADER);
+        if packet.offload.gso.is_none() || !tagged() {
+            return Ok(packet);
+        }
+        Err(Self { whole: packet, made: 0 })
+    }
+
+    /// The next segment, in this buffer; the buffer if there is none.
+    pub fn next(&mut self, mut buf: PrivateBuf) -> Result<Packet<PrivateBuf>, PrivateBuf> {
+        let gso = self.whole.offload.gso;
+        let segments = gso.and_then(|gso| Segments::of(self.whole.frame(), gso));
+        let Some(mut segments) = segments else { return Err(buf) };
+        segments.skip(self.made);
+        let out = buf.as_mut_slice().get_mut(FRAME_AT..);
+        let Some(len) = out.and_then(|out| segments.write(out)) else { return Err(buf) };
+        self.made = self.made.saturating_add(1);
+        let offload = Offload { checksum: Checksum::Validated, gso: None };
+        Ok(Packet { buf, start: FRAME_AT, len, offload })
+    }
+
+    /// The buffer of the whole, which is not needed any more.
+    pub fn end(self) -> PrivateBuf {
+        self.whole.buf
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Gso;
+    use crate::buffers::LARGE;
+    use alloc::vec::Vec;
+    use pvio_ring::proto::netif::GsoKind;
+
+    /// TCP over IPv4, with a tag or without, that is to be cut after every 1000 bytes.
+    fn packet(tag: &[u8], data: &[u8]) -> Packet<PrivateBuf> {
+        let mut frame: Vec<u8> = [2; 12].to_vec();
+        frame.extend(tag);
+        frame.extend([8, 0, 0x45, 0]);
+        frame.extend(u16::try_from(40 + data.len()).unwrap().to_be_bytes());
+        frame.extend([0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        frame.extend([0, 1, 0, 2, 0, 0, 0, 7, 0, 0, 0, 0, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+        frame.extend(data);
+        let mut buf = PrivateBuf::page_aligned(LARGE);
+        buf.as_mut_slice()[FRAME_AT..][..frame.len()].copy_from_slice(&frame);
+        let start = u16::try_from(34 + tag.len()).unwrap();
+        let offload = Offload {
+            checksum: Checksum::Partial { start, offset: 16 },
+            gso: Some(Gso { size: 1000, kind: GsoKind::TcpV4 }),
+        };
+        Packet { buf, start: FRAME_AT, len: frame.len(), offload }
+    }
+
+    #[test]
+    fn what_has_no_tag_stays_whole() {
+        assert!(Cut::begin(packet(&[], &[1; 3000])).is_ok());
+    }
+
+    #[test]
+    fn what_has_a_tag_is_cut_into_segments_with_their_own_checksums() {
+        let data: Vec<u8> = (0..3500_u32).map(|i| (i % 251) as u8).collect();
+        let mut cut = Cut::begin(packet(&[0x81, 0, 0, 5], &data)).err().unwrap();
+        let mut all = Vec::new();
+        while let Ok(segment) = cut.next(PrivateBuf::page_aligned(LARGE)) {
+            let frame = segment.frame();
+            assert_eq!(segment.offload, Offload { checksum: Checksum::Validated, gso: None });
+            assert_eq!(frame[12..18], [0x81, 0, 0, 5, 8, 0]);
+            let seq = u32::from_be_bytes(*frame[42..].first_chunk().unwrap());
+            assert_eq!(seq, 7 + u32::try_from(all.len()).unwrap());
+            let mut again = frame.to_vec();
+            pvio_ring::proto::checksum::Transport::of(frame).unwrap().fill(&mut again);
+            assert_eq!(again, frame);
+            all.extend_from_slice(&frame[58..]);
+        }
+        assert_eq!(all, data);
+    }
+}

@@ -1,0 +1,87 @@
+//! Everything about a vif that can be changed while it is served, and the wrappers that go by it.
+#![forbid(unsafe_code)]
+
+use super::NetPort;
+use super::capture::{Capture, Probe};
+use super::faults::{Faults, Plans};
+use super::guard::{Guard, Guards, Network, Rules};
+use super::options::{GuardBy, NicOptions};
+use super::shape::{Shape, Shaper, Shapes, Share};
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use pvio_netback::stats::Stats;
+use pvio_xenbus::driver::Fault;
+
+/// The settings of one vif. Clones are of the same vif.
+#[derive(Clone, Debug, Default)]
+pub struct Knobs {
+    /// Where it can be captured.
+    pub probe: Probe,
+    guards: Guards,
+    shapes: Shapes,
+    plans: Plans,
+}
+
+/// A port with every wrapper around it.
+pub type Wrapped<N> = Capture<Guard<Shaper<Faults<N>>>>;
+
+/// Rates that vifs share, by their names.
+pub type Shares = BTreeMap<String, Arc<Share>>;
+
+impl Knobs {
+    /// The port of a queue, with everything around it that can be set here.
+    pub fn around<N: NetPort>(&self, port: N, stats: Arc<Stats>, queue: usize) -> Wrapped<N> {
+        let faults = self.plans.around(port, stats, queue as u64);
+        self.probe.around(self.guards.around(self.shapes.around(faults)))
+    }
+
+    /// Takes over what was said, of a vif with that MAC address and these IP addresses (the
+    /// toolstack's words, with spaces or commas between).
+    ///
+    /// # Errors
+    /// A [`Fault`]; nothing has changed then.
+    pub fn apply(
+        &self,
+        options: &NicOptions,
+        mac: [u8; 6],
+        addresses: Option<&str>,
+        shares: &Shares,
+    ) -> Result<(), Fault> {
+        let fault = |text: String| Fault::new("nic-options", text);
+        let share = match &options.share {
+            None => None,
+            Some(name) => Some(shares.get(name).map(Arc::clone).ok_or_else(|| {
+                fault(alloc::format!(
+                    "no rate is named {name}: give it with --nic-share {name}=RATE"
+                ))
+            })?),
+        };
+        let rules = match options.guard {
+            GuardBy::Nothing => Rules::default(),
+            GuardBy::Mac => Rules { mac: Some(mac), addresses: None },
+            GuardBy::Ip => {
+                let none = "guard=ip needs the vif's addresses: ip=… in its line";
+                let words = addresses.ok_or_else(|| fault(none.into()))?;
+                let words = words.split([' ', ',']).filter(|word| !word.is_empty());
+                let parsed = words.map(|word| {
+                    let network = word.parse::<Network>();
+                    network.map_err(|error| fault(alloc::format!("{word:?} is {error}")))
+                });
+                let all = parsed.collect::<Result<Vec<_>, Fault>>()?;
+                Rules { mac: Some(mac), addresses: Some(all) }
+            }
+        };
+        self.guards.set(rules);
+        self.plans.set(options.faults);
+        self.shapes.set(&Shape { tx: options.tx, rx: options.rx, share });
+        Ok(())
+    }
+}
+
+impl From<super::options::BadOption> for Fault {
+    fn from(error: super::options::BadOption) -> Self {
+        Self::new("nic-options", error.to_string())
+    }
+}

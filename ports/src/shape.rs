@@ -1,0 +1,218 @@
+//! Limits on bytes and packets a second, each way, for all queues of a vif together, and rates that
+//! several vifs [share](Share).
+//!
+//! Nothing is dropped: what a guest sends too fast stays in its ring, and what comes for it too
+//! fast stays with the port, which drops (as the kernel does behind a tap) when it has no place.
+//! A packet goes when there is anything in every bucket; what it costs more is a debt that the next
+//! wait for, so packets of any size pass and the rate holds.
+#![forbid(unsafe_code)]
+
+pub use super::rate::Rate;
+pub use super::share::Share;
+
+use super::live::{Live, Seen};
+use super::rate::LOOK;
+use super::share::{Membership, Part};
+use super::wait::{Around, Wait};
+use super::{NetPort, Packet, PortError, WouldBlock};
+use alloc::sync::Arc;
+use core::time::Duration;
+use pvio_netback::bucket::Bucket;
+use pvio_netback::wire::WireCost;
+
+/// The limits of one direction. What is `None` has no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Limits {
+    /// Bytes of Ethernet frames, as they are on the wire: every segment has headers of its own.
+    pub bytes: Option<Rate>,
+    /// Frames on the wire: one that is to be segmented is as many as it will be.
+    pub packets: Option<Rate>,
+}
+
+/// What a vif may send and be sent.
+#[derive(Clone, Debug, Default)]
+pub struct Shape {
+    /// From the guest.
+    pub tx: Limits,
+    /// To the guest.
+    pub rx: Limits,
+    /// A rate it shares with others.
+    pub share: Option<Arc<Share>>,
+}
+
+/// The shape of a vif, for all its queues.
+#[derive(Clone, Debug)]
+pub struct Shapes(Arc<Live<Ways>>);
+
+impl Default for Shapes {
+    fn default() -> Self {
+        Self(Live::new(Ways::default()))
+    }
+}
+
+/// Both directions, with their buckets; made anew when the limits change.
+#[derive(Debug, Default)]
+struct Ways([Option<Arc<Way>>; 2]);
+
+#[derive(Debug)]
+struct Way {
+    limits: Limits,
+    bytes: Bucket,
+    packets: Bucket,
+    share: Option<Arc<Membership>>,
+}
+
+impl Shapes {
+    /// Another shape, from now on; with full buckets and no debts.
+    pub fn set(&self, shape: &Shape) {
+        let [tx, rx] = match &shape.share {
+            Some(share) => share.join().map(|membership| Some(Arc::new(membership))),
+            None => [None, None],
+        };
+        let way = |limits: Limits, share: Option<Arc<Membership>>| {
+            let (bytes, packets) = (Bucket::default(), Bucket::default());
+            let any = limits != Limits::default() || share.is_some();
+            any.then(|| Arc::new(Way { limits, bytes, packets, share }))
+        };
+        self.0.set(Ways([way(shape.tx, tx), way(shape.rx, rx)]));
+    }
+
+    /// A port that keeps to it.
+    pub fn around<N: NetPort>(&self, port: N) -> Shaper<N> {
+        let seen = Seen::of(Arc::clone(&self.0));
+        let mut shaper = Shaper { port, seen, now: 0, tx: None, rx: None };
+        shaper.begin();
+        shaper
+    }
+}
+
+/// A port that lets through only so much.
+#[derive(Debug)]
+pub struct Shaper<N> {
+    port: N,
+    seen: Seen<Ways>,
+    /// Nanoseconds.
+    now: u64,
+    tx: Option<Gate>,
+    rx: Option<Gate>,
+}
+
+/// A queue's way through the limits of one direction.
+#[derive(Debug)]
+struct Gate {
+    way: Arc<Way>,
+    part: Option<Part>,
+    /// Shut until then.
+    until: Option<u64>,
+}
+
+impl Gate {
+    fn new(way: &Arc<Way>) -> Self {
+        let part = way.share.as_ref().map(Part::of);
+        Self { way: Arc::clone(way), part, until: None }
+    }
+
+    fn turn(&mut self, now: u64) {
+        self.until = self.until.filter(|until| *until > now);
+        self.part.iter_mut().for_each(|part| part.look(now));
+    }
+
+    fn is_shut(&mut self, now: u64) -> bool {
+        let Way { limits, bytes, packets, .. } = &*self.way;
+        let by_bytes = limits.bytes.and_then(|rate| bytes.empty_until(rate.pace(), now));
+        let by_packets = limits.packets.and_then(|rate| packets.empty_until(rate.pace(), now));
+        let mut until = by_bytes.max(by_packets);
+        if until.is_none() {
+            // Only who could send otherwise takes part in the sharing.
+            until = self.part.as_ref().and_then(|part| part.refused_until(now));
+        }
+        self.until = until.map(|until| until.min(now.saturating_add(LOOK)));
+        until.is_some()
+    }
+
+    fn take(&self, cost: WireCost, now: u64) {
+        let Way { limits, bytes, packets, .. } = &*self.way;
+        limits.bytes.into_iter().for_each(|rate| bytes.take(rate.pace(), cost.bytes, now));
+        limits.packets.into_iter().for_each(|rate| packets.take(rate.pace(), cost.frames, now));
+        self.part.iter().for_each(|part| part.take(cost.bytes, now));
+    }
+}
+
+impl<N> Shaper<N> {
+    fn begin(&mut self) {
+        let Ways([tx, rx]) = self.seen.get();
+        (self.tx, self.rx) = (tx.as_ref().map(Gate::new), rx.as_ref().map(Gate::new));
+    }
+}
+
+impl<N: NetPort> NetPort for Shaper<N> {
+    type Buf = N::Buf;
+    const HEADROOM: usize = N::HEADROOM;
+
+    fn reserve(&mut self) -> Result<N::Buf, WouldBlock> {
+        if self.tx.as_mut().is_some_and(|gate| gate.is_shut(self.now)) {
+            return Err(WouldBlock);
+        }
+        self.port.reserve()
+    }
+
+    fn fit(&mut self, buf: N::Buf, len: usize) -> N::Buf {
+        // Here and not when it is sent: a batch is sent only when all of it is there.
+        self.tx.iter().for_each(|gate| gate.take(WireCost::whole(len), self.now));
+        self.port.fit(buf, len)
+    }
+
+    fn unreserve(&mut self, buf: N::Buf) {
+        self.port.unreserve(buf);
+    }
+
+    fn send(&mut self, packet: Packet<N::Buf>) -> Result<(), PortError> {
+        if let Some(gate) = self.tx.as_ref().filter(|_| packet.offload.gso.is_some()) {
+            // Into how many segments it goes was not known before.
+            let cost = WireCost::of(packet.frame(), packet.offload.gso);
+            gate.take(cost.beyond(WireCost::whole(packet.len)), self.now);
+        }
+        self.port.send(packet)
+    }
+
+    fn receive(&mut self) -> Option<Packet<N::Buf>> {
+        let Some(gate) = &mut self.rx else { return self.port.receive() };
+        if gate.is_shut(self.now) {
+            return None;
+        }
+        let packet = self.port.receive()?;
+        gate.take(WireCost::of(packet.frame(), packet.offload.gso), self.now);
+        Some(packet)
+    }
+
+    fn recycle(&mut self, buf: N::Buf) {
+        self.port.recycle(buf);
+    }
+
+    fn flush(&mut self) {
+        self.port.flush();
+    }
+
+    fn turn(&mut self, now: Duration) {
+        self.now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        if self.seen.look() {
+            self.begin();
+        }
+        self.tx.iter_mut().chain(&mut self.rx).for_each(|gate| gate.turn(self.now));
+        self.port.turn(now);
+    }
+
+    fn deadline(&self) -> Option<Duration> {
+        let gates = self.tx.iter().chain(&self.rx);
+        let own = gates.filter_map(|gate| gate.until).map(Duration::from_nanos);
+        own.chain(self.port.deadline()).min()
+    }
+}
+
+impl<N: Wait> Around for Shaper<N> {
+    type Inner = N;
+
+    fn inner(&mut self) -> &mut N {
+        &mut self.port
+    }
+}

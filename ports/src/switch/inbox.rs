@@ -1,0 +1,164 @@
+//! What waits for one queue of a member.
+#![forbid(unsafe_code)]
+
+use crate::buffers::{LARGE, SMALL, buffers, is_large};
+use crate::{Gso, Packet};
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use crossbeam_queue::ArrayQueue;
+use pvio_netback::stats::Stats;
+use pvio_ring::proto::netif::GsoKind;
+use pvio_uring::PrivateBuf;
+use rustix::event::{EventfdFlags, eventfd};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+
+/// Bytes that may wait, not counting what the receiving queue has taken over.
+pub(super) const BYTES: usize = 256 * 1024;
+const LARGES: usize = 24;
+const SMALLS: usize = 256;
+
+/// Packets from others, in buffers of the receiver's: a sender exchanges a full one for an empty
+/// one of the same size, so nothing is copied and nobody's memory is held by a slow receiver.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    full: ArrayQueue<Packet<PrivateBuf>>,
+    large: ArrayQueue<PrivateBuf>,
+    small: ArrayQueue<PrivateBuf>,
+    bytes: AtomicUsize,
+    /// Where what is lost is counted: those of the receiver, once there is one.
+    stats: OnceLock<Arc<Stats>>,
+    /// The receiver sleeps, or is about to.
+    asleep: AtomicBool,
+    bell: Arc<OwnedFd>,
+    takes: (bool, bool),
+}
+
+impl Inbox {
+    /// For a queue that takes TCP unsegmented, over IPv4 and over IPv6.
+    pub fn new(takes: (bool, bool)) -> io::Result<Self> {
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let (large, small) = (ArrayQueue::new(LARGES), ArrayQueue::new(SMALLS));
+        let filled = |queue: &ArrayQueue<PrivateBuf>, len| {
+            buffers(len, queue.capacity()).into_iter().for_each(|buf| drop(queue.push(buf)));
+        };
+        filled(&large, LARGE);
+        filled(&small, SMALL);
+        Ok(Self {
+            full: ArrayQueue::new(LARGES + SMALLS),
+            large,
+            small,
+            bytes: AtomicUsize::new(0),
+            stats: OnceLock::new(),
+            asleep: AtomicBool::new(false),
+            bell: Arc::new(bell),
+            takes,
+        })
+    }
+
+    pub fn takes(&self, gso: Gso) -> bool {
+        match gso.kind {
+            GsoKind::TcpV4 => self.takes.0,
+            GsoKind::TcpV6 => self.takes.1,
+        }
+    }
+
+    /// An empty buffer for a frame of so many bytes; without one the packet is lost, and counted.
+    pub fn reserve(&self, len: usize) -> Option<PrivateBuf> {
+        let room = self.has_room(len);
+        let small = if len <= SMALL { self.small.pop() } else { None };
+        let buf = if room { small.or_else(|| self.large.pop()) } else { None };
+        if buf.is_none() {
+            self.lose();
+        }
+        buf
+    }
+
+    /// Takes a packet in a buffer of [`reserve`](Self::reserve)'s.
+    pub fn push(&self, packet: Packet<PrivateBuf>) {
+        self.bytes.fetch_add(packet.len, Ordering::Relaxed);
+        // As many places as buffers.
+        let _ = self.full.push(packet);
+        // The receiver says that it sleeps and then looks once more; we put it there and then look
+        // whether it sleeps. One of the two sees the other.
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+            self.ring();
+        }
+    }
+
+    /// Takes a packet in a sender's buffer; what the sender has instead. Without an empty one to
+    /// give, the packet is lost, and counted.
+    pub fn exchange(&self, packet: Packet<PrivateBuf>) -> PrivateBuf {
+        let empty = if !self.has_room(packet.len) {
+            None
+        } else if is_large(&packet.buf) {
+            self.large.pop()
+        } else {
+            self.small.pop()
+        };
+        let Some(empty) = empty else {
+            self.lose();
+            return packet.buf;
+        };
+        self.push(packet);
+        empty
+    }
+
+    fn lose(&self) {
+        self.stats.get().into_iter().for_each(|stats| stats.drop_at_a_switch());
+    }
+
+    fn has_room(&self, len: usize) -> bool {
+        self.bytes.load(Ordering::Relaxed).saturating_add(len) <= BYTES
+    }
+
+    // The receiver's side.
+
+    pub fn count_in(&self, stats: &Arc<Stats>) {
+        let _ = self.stats.set(Arc::clone(stats));
+    }
+
+    pub fn pop(&self) -> Option<Packet<PrivateBuf>> {
+        let packet = self.full.pop()?;
+        self.bytes.fetch_sub(packet.len, Ordering::Relaxed);
+        Some(packet)
+    }
+
+    pub fn recycle(&self, buf: PrivateBuf) {
+        let _ = if is_large(&buf) { self.large.push(buf) } else { self.small.push(buf) };
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.full.is_empty()
+    }
+
+    /// What rings while the receiver sleeps.
+    pub fn bell(&self) -> &Arc<OwnedFd> {
+        &self.bell
+    }
+
+    /// Wakes the receiver, if it sleeps or is about to.
+    pub fn ring(&self) {
+        // Fails only when it is full, and then it wakes as well.
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+    }
+
+    /// The receiver is about to sleep; whether it may.
+    pub fn may_sleep(&self) -> bool {
+        self.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.full.is_empty()
+    }
+
+    /// It is awake.
+    pub fn awake(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+    }
+
+    /// The bell was heard.
+    pub fn silence(&self) {
+        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+    }
+}

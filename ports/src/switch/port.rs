@@ -1,0 +1,274 @@
+//! A queue's end at a switch.
+#![forbid(unsafe_code)]
+
+use super::inbox::Inbox;
+use super::{End, Member, Switch};
+use crate::buffers::Pool;
+use crate::live::Seen;
+use crate::segment::Segments;
+use crate::wait::{WATCHES, Wait, Watch, Watches};
+use crate::{Checksum, NetPort, Offload, Packet, PortError, WouldBlock};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+use pvio_netback::stats::Stats;
+use pvio_uring::{PrivateBuf, Uring};
+use std::io;
+use std::os::fd::OwnedFd;
+
+/// A queue's end, without a place to wait.
+#[derive(Debug)]
+pub struct Lane {
+    switch: Arc<Switch>,
+    number: u16,
+    inbox: Arc<Inbox>,
+    members: Seen<Vec<Arc<Member>>>,
+    pool: Pool,
+    /// Seconds.
+    now: u32,
+    /// There was nothing when last asked: what is there now is new.
+    dry: bool,
+}
+
+impl Lane {
+    /// Packets that others cannot leave here are counted in `stats`.
+    #[must_use]
+    pub fn new(end: End, stats: &Arc<Stats>) -> Self {
+        let End { switch, number, inbox } = end;
+        inbox.count_in(stats);
+        let (members, pool) = (Seen::of(Arc::clone(&switch.members)), Pool::new(0));
+        Self { switch, number, inbox, members, pool, now: 0, dry: false }
+    }
+
+    pub(super) fn inbox(&self) -> &Inbox {
+        &self.inbox
+    }
+
+    /// The receiver is about to sleep; whether it may. What waits though the receiver did not ask
+    /// for it is no reason to stay awake.
+    pub(super) fn may_sleep(&self) -> bool {
+        self.inbox.may_sleep() || !self.dry
+    }
+
+    /// The packet goes to one member, which has the buffer then.
+    fn hand_over(&mut self, to: &Inbox, packet: Packet<PrivateBuf>) {
+        let buf = if packet.offload.gso.is_some_and(|gso| !to.takes(gso)) {
+            copy(to, &packet);
+            packet.buf
+        } else {
+            to.exchange(packet)
+        };
+        self.pool.give_back(buf);
+    }
+}
+
+/// The packet goes to a member in a buffer of its own, in segments if need be.
+fn copy(to: &Inbox, packet: &Packet<PrivateBuf>) {
+    let frame = packet.frame();
+    let Some(gso) = packet.offload.gso.filter(|gso| !to.takes(*gso)) else {
+        let Some(mut buf) = to.reserve(frame.len()) else { return };
+        let space = buf.as_mut_slice().get_mut(..frame.len()).unwrap_or_default();
+        space.copy_from_slice(frame);
+        return to.push(Packet { buf, start: 0, len: frame.len(), offload: packet.offload });
+    };
+    // What cannot be cut was never TCP: nobody is worse off without it.
+    let Some(mut segments) = Segments::of(frame, gso) else { return };
+    while let Some(mut buf) = to.reserve(segments.len_max()) {
+        let Some(len) = segments.write(buf.as_mut_slice()) else {
+            return to.recycle(buf);
+        };
+        let offload = Offload { checksum: Checksum::Validated, gso: None };
+        to.push(Packet { buf, start: 0, len, offload });
+    }
+}
+
+/// One of a member's queues for a frame: all packets of a flow take the same.
+fn queue_of<'a>(member: &'a Member, frame: &[u8]) -> Option<&'a Arc<Inbox>> {
+    if let [only] = &member.inboxes[..] {
+        return Some(only);
+    }
+    // Addresses; of IPv4 without options and of IPv6 also IP addresses and ports.
+    let more = match frame.get(12..14) {
+        Some([8, 0]) => frame.get(26..38),
+        Some([0x86, 0xdd]) => frame.get(22..58),
+        _ => None,
+    };
+    let bytes = frame.iter().take(12).chain(more.unwrap_or_default());
+    let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, mix) >> 32;
+    let index = hash.checked_rem(member.inboxes.len() as u64)?;
+    member.inboxes.get(usize::try_from(index).ok()?)
+}
+
+impl NetPort for Lane {
+    type Buf = PrivateBuf;
+    const HEADROOM: usize = 0;
+
+    fn reserve(&mut self) -> Result<PrivateBuf, WouldBlock> {
+        self.pool.large.pop().ok_or(WouldBlock)
+    }
+
+    fn fit(&mut self, buf: PrivateBuf, len: usize) -> PrivateBuf {
+        self.pool.fit(buf, len)
+    }
+
+    fn unreserve(&mut self, buf: PrivateBuf) {
+        self.pool.give_back(buf);
+    }
+
+    fn send(&mut self, packet: Packet<PrivateBuf>) -> Result<(), PortError> {
+        let frame = packet.frame();
+        let Some([to, from]) = frame.first_chunk::<12>().map(addresses) else {
+            self.pool.give_back(packet.buf);
+            return Err(PortError::Unsuited);
+        };
+        if from[0] & 1 == 0 {
+            self.switch.table.learn(from, self.number, self.now);
+        }
+        let known = if to[0] & 1 == 0 { self.switch.table.find(to, self.now) } else { None };
+        let members = self.members.get();
+        let at = known.and_then(|n| members.binary_search_by_key(&n, |m| m.number).ok());
+        match at.and_then(|at| members.get(at)) {
+            // It is where it came from.
+            Some(member) if member.number == self.number => self.pool.give_back(packet.buf),
+            Some(member) => {
+                if let Some(inbox) = queue_of(member, frame).map(Arc::clone) {
+                    self.hand_over(&inbox, packet);
+                }
+            }
+            None => {
+                let others = members.iter().filter(|member| member.number != self.number);
+                let inboxes = others.filter_map(|member| queue_of(member, frame));
+                inboxes.for_each(|inbox| copy(inbox, &packet));
+                self.pool.give_back(packet.buf);
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self) -> Option<Packet<PrivateBuf>> {
+        let packet = self.inbox.pop();
+        self.dry = packet.is_none();
+        packet
+    }
+
+    fn recycle(&mut self, buf: PrivateBuf) {
+        self.inbox.recycle(buf);
+    }
+
+    fn flush(&mut self) {}
+
+    fn turn(&mut self, now: Duration) {
+        self.now = u32::try_from(now.as_secs()).unwrap_or(u32::MAX);
+        self.dry = false;
+        self.members.look();
+    }
+}
+
+fn addresses(head: &[u8; 12]) -> [[u8; 6]; 2] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = *head;
+    [[a, b, c, d, e, f], [g, h, i, j, k, l]]
+}
+
+/// A queue's end at a switch, where its worker waits.
+pub struct SwitchPort {
+    lane: Lane,
+    uring: Uring<PrivateBuf>,
+    watches: Watches,
+    bell: Option<Watch>,
+}
+
+impl SwitchPort {
+    /// To be used by the thread that makes it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn new(end: End, stats: &Arc<Stats>) -> io::Result<Self> {
+        let lane = Lane::new(end, stats);
+        let mut uring = Uring::new(WATCHES as u32)?;
+        let mut watches = Watches::new(0);
+        let bell = watches.add(&mut uring, lane.inbox().bell().try_clone()?);
+        Ok(Self { lane, uring, watches, bell })
+    }
+}
+
+impl Wait for SwitchPort {
+    fn watch(&mut self, file: OwnedFd) -> Option<Watch> {
+        self.watches.add(&mut self.uring, file)
+    }
+
+    fn fired(&mut self, watch: Watch) -> bool {
+        self.watches.fired(watch)
+    }
+
+    fn pump(&mut self) -> io::Result<()> {
+        let Self { uring, watches, .. } = self;
+        uring.reap(|done| watches.done(done.token));
+        if self.bell.is_some_and(|bell| watches.fired(bell)) {
+            self.lane.inbox().silence();
+        }
+        if self.lane.switch.has_lost_uplink() {
+            return Err(io::Error::other("the uplink of its switch has ended"));
+        }
+        watches.arm(uring);
+        uring.flush()
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.watches.arm(&mut self.uring);
+        let waited = match self.lane.may_sleep() {
+            true => self.uring.wait(timeout),
+            false => Ok(()),
+        };
+        self.lane.inbox().awake();
+        waited
+    }
+
+    fn look(&mut self) -> io::Result<bool> {
+        let is_new = self.lane.dry && !self.lane.inbox().is_empty();
+        Ok(is_new || self.uring.look()?)
+    }
+}
+
+impl NetPort for SwitchPort {
+    type Buf = PrivateBuf;
+    const HEADROOM: usize = Lane::HEADROOM;
+
+    fn reserve(&mut self) -> Result<PrivateBuf, WouldBlock> {
+        self.lane.reserve()
+    }
+
+    fn fit(&mut self, buf: PrivateBuf, len: usize) -> PrivateBuf {
+        self.lane.fit(buf, len)
+    }
+
+    fn unreserve(&mut self, buf: PrivateBuf) {
+        self.lane.unreserve(buf);
+    }
+
+    fn send(&mut self, packet: Packet<PrivateBuf>) -> Result<(), PortError> {
+        self.lane.send(packet)
+    }
+
+    fn receive(&mut self) -> Option<Packet<PrivateBuf>> {
+        self.lane.receive()
+    }
+
+    fn recycle(&mut self, buf: PrivateBuf) {
+        self.lane.recycle(buf);
+    }
+
+    fn flush(&mut self) {
+        self.lane.flush();
+    }
+
+    fn turn(&mut self, now: Duration) {
+        self.lane.turn(now);
+    }
+}
+
+impl core::fmt::Debug for SwitchPort {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("SwitchPort").field("lane", &self.lane).finish_non_exhaustive()
+    }
+}

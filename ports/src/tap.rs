@@ -1,0 +1,454 @@
+//! A tap: a network interface of the kernel whose other side is us (`linux/if_tun.h`).
+//!
+//! The interface goes away with the last [`Tap`] handle on it, however its process ends.
+//! [`crate::tap_port`] moves packets through it.
+#![allow(unsafe_code)]
+
+pub use super::tap_config::{HOST_MAC, TapConfig, TapError};
+
+pub use super::netns::inside;
+
+use super::open_vswitch;
+
+use super::tap_config::DEVICE;
+use alloc::string::String;
+use core::fmt;
+use core::net::Ipv4Addr;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater, ioctl};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Bytes of the header before each packet (`struct virtio_net_hdr`).
+pub const VNET_HEADER: usize = 10;
+
+/// Bytes of an interface's name, the terminator included (`IFNAMSIZ`).
+const NAME_SIZE: usize = 16;
+
+/// A handle on a tap.
+pub struct Tap {
+    file: OwnedFd,
+    name: String,
+    mtu: u32,
+}
+
+impl Tap {
+    /// Makes the interface, sets it up as `config` says and brings it up. Nothing is left behind
+    /// when a step fails.
+    ///
+    /// Checksums may be left blank in packets to and from it; packets from it are not left
+    /// unsegmented before [`set_unsegmented`](Self::set_unsegmented).
+    ///
+    /// # Errors
+    /// A [`TapError`].
+    pub fn create(config: &TapConfig) -> Result<Self, TapError> {
+        check_name(&config.name)?;
+        let file = open()?;
+        let flags = if config.multi_queue { IFF_MULTI_QUEUE } else { 0 };
+        attach(&file, &config.name, flags | IFF_TUN_EXCL)?;
+        let tap = Self { file, name: config.name.clone(), mtu: config.mtu };
+        tap.set_header()?;
+        let kernel = Kernel::open()?;
+        kernel.set_mac(&config.name, config.mac)?;
+        kernel.set_mtu(&config.name, config.mtu)?;
+        match kernel.set_queue_len(&config.name, config.queue_len) {
+            // Only whoever is privileged outside all user namespaces may.
+            Err(TapError::NotPermitted(_)) => {
+                tracing::info!(
+                    tap = config.name,
+                    "its queues stay as long as the kernel makes them"
+                );
+            }
+            other => other?,
+        }
+        if let Some(bridge) = &config.bridge {
+            match kernel.join(&config.name, bridge) {
+                Err(TapError::NotABridge(_)) => open_vswitch::join(&config.name, bridge)?,
+                other => other?,
+            }
+        }
+        if let Some((address, prefix)) = config.address {
+            kernel.set_address(&config.name, address, prefix)?;
+        }
+        if config.up {
+            kernel.bring_up(&config.name)?;
+        }
+        Ok(tap)
+    }
+
+    /// Opens an interface that somebody else made (`ip tuntap add dev NAME mode tap`), and leaves it as
+    /// it is: its address, MTU, bridge and whether it is up are theirs to set.
+    ///
+    /// # Errors
+    /// A [`TapError`]; [`TapError::NotATap`] if there is none of that name, or it was not made for
+    /// several queues and is to have them (`multi_queue`), or the other way round.
+    pub fn open(name: &str, multi_queue: bool) -> Result<Self, TapError> {
+        check_name(name)?;
+        let not_a_tap = || TapError::NotATap(name.into());
+        let mtu = Kernel::open()?.mtu(name).map_err(|_| not_a_tap())?;
+        let file = open()?;
+        let flags = if multi_queue { IFF_MULTI_QUEUE } else { 0 };
+        attach(&file, name, flags).map_err(|error| match error {
+            TapError::Unsupported(_) => not_a_tap(),
+            other => other,
+        })?;
+        let tap = Self { file, name: name.into(), mtu };
+        tap.set_header()?;
+        Ok(tap)
+    }
+
+    /// A handle on a tap by a descriptor that somebody else opened and attached, with a packet header
+    /// (`IFF_VNET_HDR`) and without packet information (`IFF_NO_PI`), in this network namespace.
+    ///
+    /// # Errors
+    /// [`TapError::NotATap`] if the descriptor is no such thing.
+    pub fn adopt(file: OwnedFd) -> Result<Self, TapError> {
+        const TUNGETIFF: Opcode = 0x8004_54d2;
+        const WANTED: u16 = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+        let not_a_tap = |name: &str| TapError::NotATap(name.into());
+        let mut request = IfReq::new("");
+        // SAFETY: the request writes a `struct ifreq`.
+        let get = unsafe { Updater::<TUNGETIFF, IfReq>::new(&mut request) };
+        run(&file, get).map_err(|_| not_a_tap("the descriptor"))?;
+        let name = request.name.split(|byte| *byte == 0).next().unwrap_or_default();
+        let name = String::from_utf8_lossy(name).into_owned();
+        let [low, high, ..] = request.data;
+        if u16::from_ne_bytes([low, high]) & WANTED != WANTED {
+            return Err(not_a_tap(&name));
+        }
+        let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| refused("look at a tap", e))?;
+        let flags = flags | OFlags::NONBLOCK;
+        rustix::fs::fcntl_setfl(&file, flags).map_err(|e| refused("set up a tap", e))?;
+        let mtu = Kernel::open()?.mtu(&name)?;
+        let tap = Self { file, name, mtu };
+        tap.set_header()?;
+        Ok(tap)
+    }
+
+    /// The interface's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes of the largest packet, without the Ethernet header.
+    #[must_use]
+    pub fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    /// A handle on another queue of the same interface, which must have been made for
+    /// [several](TapConfig::multi_queue). It is in use until told [otherwise](Self::set_in_use), and
+    /// goes away with its handle.
+    ///
+    /// # Errors
+    /// A [`TapError`]; the kernel gives 256 at most.
+    pub fn add_queue(&self) -> Result<Self, TapError> {
+        let file = open()?;
+        attach(&file, &self.name, IFF_MULTI_QUEUE)?;
+        Ok(Self { file, name: self.name.clone(), mtu: self.mtu })
+    }
+
+    /// Whether the kernel spreads packets over this queue too. A queue that is not in use drops
+    /// what it had, and takes and gives no packet.
+    ///
+    /// # Errors
+    /// [`TapError::System`] if it is so already, or the interface has one queue only.
+    pub fn set_in_use(&self, in_use: bool) -> Result<(), TapError> {
+        const TUNSETQUEUE: Opcode = 0x4004_54d9;
+        const IFF_ATTACH_QUEUE: u16 = 0x0200;
+        const IFF_DETACH_QUEUE: u16 = 0x0400;
+        let flags = if in_use { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
+        let mut request = IfReq::with("", &flags.to_ne_bytes());
+        // SAFETY: the request reads a `struct ifreq`.
+        let set = unsafe { Updater::<TUNSETQUEUE, IfReq>::new(&mut request) };
+        run(&self.file, set).map_err(|errno| refused("use a queue of the tap, or not", errno))
+    }
+
+    /// Another handle on the same queue.
+    ///
+    /// # Errors
+    /// [`TapError::System`], for want of descriptors.
+    pub fn try_clone(&self) -> Result<Self, TapError> {
+        let file = rustix::io::fcntl_dupfd_cloexec(&self.file, 0);
+        let file = file.map_err(|errno| refused("duplicate the tap's descriptor", errno))?;
+        Ok(Self { file, name: self.name.clone(), mtu: self.mtu })
+    }
+
+    /// Says which packets the kernel may hand over unsegmented; it segments all others itself. (It
+    /// takes any.)
+    ///
+    /// Not asked for are TCP with ECN's congestion mark and UDP (`TUN_F_TSO_ECN`, `TUN_F_USO4`): a
+    /// vif has no way to say so of a packet, and the guest would repeat the mark in every segment.
+    ///
+    /// # Errors
+    /// [`TapError::Unsupported`].
+    pub fn set_unsegmented(&self, tcp_v4: bool, tcp_v6: bool) -> Result<(), TapError> {
+        const TUNSETOFFLOAD: Opcode = 0x4004_54d0;
+        const TUN_F_CSUM: usize = 1;
+        const TUN_F_TSO4: usize = 2;
+        const TUN_F_TSO6: usize = 4;
+        let tso4 = if tcp_v4 { TUN_F_TSO4 } else { 0 };
+        let tso6 = if tcp_v6 { TUN_F_TSO6 } else { 0 };
+        // SAFETY: the request takes its flags by value.
+        let set = unsafe { IntegerSetter::<TUNSETOFFLOAD>::new_usize(TUN_F_CSUM | tso4 | tso6) };
+        run(&self.file, set).map_err(|_| TapError::Unsupported("checksum or TCP offload"))
+    }
+
+    /// Says whether the link has somebody at the guest's end; without, the kernel sends nothing.
+    ///
+    /// # Errors
+    /// [`TapError::System`].
+    pub fn set_carrier(&self, on: bool) -> Result<(), TapError> {
+        const TUNSETCARRIER: Opcode = 0x4004_54e2;
+        // SAFETY: the request reads an `int`.
+        let set = unsafe { Setter::<TUNSETCARRIER, i32>::new(i32::from(on)) };
+        run(&self.file, set).map_err(|errno| refused("set the tap's carrier", errno))
+    }
+
+    /// The descriptor: packets are read from it and written to it, [`VNET_HEADER`] before each.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.file
+    }
+
+    /// Each packet carries a header in front, and blank checksums pass both ways.
+    fn set_header(&self) -> Result<(), TapError> {
+        self.set_header_size(VNET_HEADER)?;
+        self.set_unsegmented(false, false)
+    }
+
+    /// For all queues of the interface.
+    pub(super) fn set_header_size(&self, size: usize) -> Result<(), TapError> {
+        const TUNSETVNETHDRSZ: Opcode = 0x4004_54d8;
+        // SAFETY: the request reads an `int`.
+        let size = unsafe { Setter::<TUNSETVNETHDRSZ, i32>::new(size as i32) };
+        run(&self.file, size).map_err(|_| TapError::Unsupported("packet header"))
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl fmt::Debug for Tap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Tap").field(&self.name).finish()
+    }
+}
+
+/// `struct ifreq`: a name, and 24 bytes of which each request reads or writes its own part.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct IfReq {
+    name: [u8; NAME_SIZE],
+    data: [u8; 24],
+}
+
+impl IfReq {
+    fn new(name: &str) -> Self {
+        let mut request = Self { name: [0; NAME_SIZE], data: [0; 24] };
+        // Names are checked; a longer one is cut before the terminator.
+        for (to, from) in request.name.iter_mut().take(NAME_SIZE - 1).zip(name.bytes()) {
+            *to = from;
+        }
+        request
+    }
+
+    fn with(name: &str, data: &[u8]) -> Self {
+        let mut request = Self::new(name);
+        request.data.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
+        request
+    }
+}
+
+const IFF_TAP: u16 = 2;
+const IFF_NO_PI: u16 = 0x1000;
+const IFF_VNET_HDR: u16 = 0x4000;
+const IFF_MULTI_QUEUE: u16 = 0x0100;
+/// There must not be such an interface yet.
+const IFF_TUN_EXCL: u16 = 0x8000;
+
+fn open() -> Result<OwnedFd, TapError> {
+    // Only of a file that says so does io_uring believe that it will not block, and does reads and
+    // writes at once; else each goes to a worker of the kernel's and back.
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::open(DEVICE, flags, Mode::empty());
+    file.map_err(|errno| match errno {
+        Errno::NOENT | Errno::NXIO | Errno::NODEV => TapError::NoDriver,
+        other => refused("open the tap driver", other),
+    })
+}
+
+/// Makes the interface, or another queue of it.
+fn attach(file: &OwnedFd, name: &str, flags: u16) -> Result<(), TapError> {
+    const TUNSETIFF: Opcode = 0x4004_54ca;
+    let exclusive = flags & IFF_TUN_EXCL != 0;
+    let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags;
+    let mut request = IfReq::with(name, &flags.to_ne_bytes());
+    // SAFETY: the request reads and writes a `struct ifreq`.
+    let attach = unsafe { Updater::<TUNSETIFF, IfReq>::new(&mut request) };
+    run(file, attach).map_err(|errno| match errno {
+        Errno::BUSY | Errno::EXIST if exclusive => TapError::NameInUse(name.into()),
+        // What there is under that name may not be a tap at all.
+        Errno::INVAL if exclusive && Kernel::open().is_ok_and(|k| k.index(name).is_ok()) => {
+            TapError::NameInUse(name.into())
+        }
+        Errno::INVAL => TapError::Unsupported("tap with a packet header"),
+        other => refused("make a tap", other),
+    })
+}
+
+/// A socket through which interfaces are configured.
+struct Kernel(OwnedFd);
+
+impl Kernel {
+    fn open() -> Result<Self, TapError> {
+        let kind = (AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC);
+        let socket = socket_with(kind.0, kind.1, kind.2, None);
+        socket.map(Self).map_err(|errno| refused("open a socket", errno))
+    }
+
+    fn set_mac(&self, name: &str, mac: [u8; 6]) -> Result<(), TapError> {
+        const SIOCSIFHWADDR: Opcode = 0x8924;
+        const ARPHRD_ETHER: u16 = 1;
+        let mut data = [0; 8];
+        data[..2].copy_from_slice(&ARPHRD_ETHER.to_ne_bytes());
+        data[2..].copy_from_slice(&mac);
+        self.request::<SIOCSIFHWADDR>("set the tap's MAC address", IfReq::with(name, &data))?;
+        Ok(())
+    }
+
+    fn set_mtu(&self, name: &str, mtu: u32) -> Result<(), TapError> {
+        const SIOCSIFMTU: Opcode = 0x8922;
+        let request = IfReq::with(name, &mtu.to_ne_bytes());
+        self.request::<SIOCSIFMTU>("set the tap's MTU", request)?;
+        Ok(())
+    }
+
+    fn mtu(&self, name: &str) -> Result<u32, TapError> {
+        const SIOCGIFMTU: Opcode = 0x8921;
+        let found = self.request::<SIOCGIFMTU>("look at an interface", IfReq::new(name))?;
+        let [a, b, c, d, ..] = found.data;
+        Ok(u32::from_ne_bytes([a, b, c, d]))
+    }
+
+    fn set_queue_len(&self, name: &str, packets: u32) -> Result<(), TapError> {
+        const SIOCSIFTXQLEN: Opcode = 0x8943;
+        let request = IfReq::with(name, &packets.to_ne_bytes());
+        self.request::<SIOCSIFTXQLEN>("set the length of the tap's queues", request)?;
+        Ok(())
+    }
+
+    fn join(&self, name: &str, bridge: &str) -> Result<(), TapError> {
+        const SIOCBRADDIF: Opcode = 0x89a2;
+        let no_bridge = || TapError::NoBridge(bridge.into());
+        check_name(bridge).map_err(|_| no_bridge())?;
+        self.index(bridge).map_err(|_| no_bridge())?;
+        let request = IfReq::with(bridge, &self.index(name)?);
+        self.request::<SIOCBRADDIF>("join a bridge", request).map_err(|error| match error {
+            TapError::System { errno: Errno::OPNOTSUPP | Errno::INVAL, .. } => {
+                TapError::NotABridge(bridge.into())
+            }
+            other => other,
+        })?;
+        Ok(())
+    }
+
+    /// The number of an interface, an `int`.
+    fn index(&self, name: &str) -> Result<[u8; 4], TapError> {
+        const SIOCGIFINDEX: Opcode = 0x8933;
+        let found = self.request::<SIOCGIFINDEX>("find an interface", IfReq::new(name))?;
+        let [a, b, c, d, ..] = found.data;
+        Ok([a, b, c, d])
+    }
+
+    fn set_address(&self, name: &str, address: Ipv4Addr, prefix: u8) -> Result<(), TapError> {
+        const SIOCSIFADDR: Opcode = 0x8916;
+        const SIOCSIFNETMASK: Opcode = 0x891c;
+        const AF_INET: u16 = 2;
+        let what = "give the tap an IPv4 address";
+        let host_bits = 32_u32.checked_sub(u32::from(prefix));
+        let host_bits = host_bits.ok_or(TapError::System { what, errno: Errno::INVAL })?;
+        let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
+        // `struct sockaddr_in`: family, port, address.
+        let sockaddr = |bytes: [u8; 4]| {
+            let mut data = [0; 16];
+            data[..2].copy_from_slice(&AF_INET.to_ne_bytes());
+            data[4..8].copy_from_slice(&bytes);
+            IfReq::with(name, &data)
+        };
+        self.request::<SIOCSIFADDR>(what, sockaddr(address.octets()))?;
+        self.request::<SIOCSIFNETMASK>(what, sockaddr(mask.to_be_bytes()))?;
+        Ok(())
+    }
+
+    fn bring_up(&self, name: &str) -> Result<(), TapError> {
+        const SIOCGIFFLAGS: Opcode = 0x8913;
+        const SIOCSIFFLAGS: Opcode = 0x8914;
+        const IFF_UP: u16 = 1;
+        let what = "bring the tap up";
+        let [low, high, ..] = self.request::<SIOCGIFFLAGS>(what, IfReq::new(name))?.data;
+        let flags = u16::from_ne_bytes([low, high]) | IFF_UP;
+        self.request::<SIOCSIFFLAGS>(what, IfReq::with(name, &flags.to_ne_bytes()))?;
+        Ok(())
+    }
+
+    /// Makes one of the requests above, all of which read and write a `struct ifreq`.
+    fn request<const OPCODE: Opcode>(
+        &self,
+        what: &'static str,
+        mut request: IfReq,
+    ) -> Result<IfReq, TapError> {
+        // SAFETY: every opcode this is called with takes a `struct ifreq`.
+        let update = unsafe { Updater::<OPCODE, IfReq>::new(&mut request) };
+        run(&self.0, update).map_err(|errno| refused(what, errno))?;
+        Ok(request)
+    }
+}
+
+fn run<I: rustix::ioctl::Ioctl>(file: &OwnedFd, request: I) -> Result<I::Output, Errno> {
+    // SAFETY: whoever made the request promised that its opcode fits its argument.
+    unsafe { ioctl(file, request) }
+}
+
+fn refused(what: &'static str, errno: Errno) -> TapError {
+    match errno {
+        Errno::PERM | Errno::ACCESS => TapError::NotPermitted(what),
+        errno => TapError::System { what, errno },
+    }
+}
+
+/// What the kernel would take, without the names it would make up itself (`%d`).
+fn check_name(name: &str) -> Result<(), TapError> {
+    let fits = (1..NAME_SIZE).contains(&name.len()) && name != "." && name != "..";
+    if fits && name.bytes().all(|b| b.is_ascii_graphic() && !b"/:%".contains(&b)) {
+        Ok(())
+    } else {
+        Err(TapError::BadName(name.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["vif7.0", "a", "fifteen-bytes-x"] {
+            assert_eq!(check_name(good), Ok(()), "{good}");
+        }
+        for bad in ["", ".", "..", "sixteen-bytes-xx", "a/b", "a b", "vif%d", "é", "a\0b", "a:1"] {
+            assert!(matches!(Tap::create(&TapConfig::new(bad)), Err(TapError::BadName(_))));
+        }
+    }
+
+    #[test]
+    fn requests_are_as_large_as_the_kernel_reads() {
+        assert_eq!(size_of::<IfReq>(), 40);
+        assert_eq!(IfReq::new("a-name-that-is-too-long").name[15], 0);
+    }
+}

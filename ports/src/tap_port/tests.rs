@@ -1,0 +1,91 @@
+use super::*;
+use crate::tap::TapConfig;
+use std::net::UdpSocket;
+use std::time::Instant;
+
+#[path = "../../tests/rig/namespace.rs"]
+mod namespace;
+
+use namespace::{entered, ip};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[test]
+fn error_of_a_read_ends_the_tap_only_if_it_is_gone() {
+    for gone in [77, 9, 19, 6] {
+        assert!(is_gone(gone), "{gone}");
+    }
+    for passing in [4, 5, 11, 12, 14, 22, 90, 105] {
+        assert!(!is_gone(passing), "{passing}");
+    }
+}
+
+/// Makes the kernel send something to the tap: it asks who has an address.
+fn provoke(host: u8) {
+    let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
+    let to = std::net::SocketAddrV4::new([192, 0, 2, host].into(), 9);
+    socket.send_to(b"x", to).unwrap();
+}
+
+/// Turns until there is an outcome.
+fn until<T>(
+    port: &mut TapPort,
+    mut found: impl FnMut(&mut TapPort, io::Result<()>) -> Option<T>,
+) -> T {
+    static BEGIN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    let (begin, end) = (*BEGIN.get_or_init(Instant::now), Instant::now() + PATIENCE);
+    let mut host = 2;
+    loop {
+        port.turn(begin.elapsed());
+        let pumped = port.pump();
+        if let Some(found) = found(port, pumped) {
+            return found;
+        }
+        assert!(Instant::now() < end, "nothing of the kind happened");
+        if host < 250 && ip("link show dev t").is_some() {
+            provoke(host);
+            host += 1;
+        }
+        let pause = port.deadline().map(|at| at.saturating_sub(begin.elapsed()));
+        port.wait(pause.or(Some(Duration::from_millis(10)))).unwrap();
+    }
+}
+
+#[test]
+fn failed_reads_of_a_tap_are_counted_and_it_is_read_again_until_it_is_gone() {
+    let name =
+        "tap_port::tests::failed_reads_of_a_tap_are_counted_and_it_is_read_again_until_it_is_gone";
+    if !entered(name, &[]) {
+        return;
+    }
+    for standing in [false, true] {
+        let address = Some(([192, 0, 2, 1].into(), 24));
+        let tap = Tap::create(&TapConfig { address, ..TapConfig::new("t") }).unwrap();
+        let (same, stats) = (tap.try_clone().unwrap(), Arc::new(Stats::default()));
+        let mut port = TapPort::reading(tap, stats.clone(), !standing).unwrap();
+        until(&mut port, |port, pumped| {
+            pumped.unwrap();
+            port.receive().map(|packet| port.recycle(packet.buf))
+        });
+        // A header that no buffer has room for: every read fails by EINVAL.
+        same.set_header_size(READ_LEN + 1).unwrap();
+        until(&mut port, |_, pumped| {
+            pumped.unwrap();
+            (stats.dropped(DropReason::RxPort) >= 5).then_some(())
+        });
+        assert!(port.paused.is_some(), "it does not read on and on");
+        same.set_header_size(VNET_HEADER).unwrap();
+        while let Some(packet) = port.receive() {
+            port.recycle(packet.buf);
+        }
+        until(&mut port, |port, pumped| {
+            pumped.unwrap();
+            port.receive().map(|packet| port.recycle(packet.buf))
+        });
+        assert_eq!((port.paused, port.backoff), (None, Backoff::default()));
+        drop(same);
+        ip("link del dev t").unwrap();
+        let gone = until(&mut port, |_, pumped| pumped.err());
+        assert_eq!(gone.raw_os_error(), Some(77), "EBADFD");
+    }
+}

@@ -1,0 +1,218 @@
+//! A driver domain that serves a vif through a tap, and a guest with a TCP/IP stack, each a
+//! domain of a hosted hypervisor, in threads of this process.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+pub mod frames;
+pub mod kernel_guest;
+pub mod namespace;
+pub mod stack;
+
+use pvio_hosted::{Domain, DomainConfig, Hypervisor};
+use pvio_netback::{Platform, Stats, Vif};
+use pvio_netfront::Nic;
+use pvio_ports::host::{Site, TapOptions, TapServer};
+use pvio_ports::knobs::Knobs;
+use pvio_xenbus::XenbusState;
+use pvio_xenbus::Xenstore;
+use pvio_xenbus::client::Client;
+use pvio_xenbus::driver::{BackendDriver, FrontendClass, FrontendDriver, Life};
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, read_error, request_removal};
+use pvio_xenbus::handshake::vif::{Mac, ToolstackBack, create_device};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The guest's address.
+pub const GUEST_MAC: Mac = Mac([0, 0x16, 0x3e, 1, 2, 3]);
+/// Long enough for anything that is not stuck.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_millis(20);
+
+pub struct Rig {
+    pub addr: DeviceAddr,
+    pub tools: Client,
+    state_dir: PathBuf,
+    driver: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+    stats: Receiver<Vec<Arc<Stats>>>,
+    pub knobs: Arc<Knobs>,
+    _hypervisor: Hypervisor,
+    _dir: tempfile::TempDir,
+}
+
+impl Rig {
+    /// Makes a vif as `edit` and `options` say, with a driver domain that serves it.
+    pub fn new(options: TapOptions, edit: impl FnOnce(&mut ToolstackBack)) -> Self {
+        Self::within(options, Arc::default(), edit)
+    }
+
+    /// The same, in a driver domain with something in common with others'.
+    pub fn within(
+        options: TapOptions,
+        site: Arc<Site>,
+        edit: impl FnOnce(&mut ToolstackBack),
+    ) -> Self {
+        Self::on(|domain| domain, options, site, edit)
+    }
+
+    /// The same, whose driver domain is another platform.
+    pub fn on<P>(
+        platform: impl FnOnce(Domain) -> P + Send + 'static,
+        options: TapOptions,
+        site: Arc<Site>,
+        edit: impl FnOnce(&mut ToolstackBack),
+    ) -> Self
+    where
+        P: Platform + Clone + Send + 'static,
+        P::Channel: AsFd,
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let hypervisor = Hypervisor::start(dir.path()).unwrap();
+        let back = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
+        let front = hypervisor.create_domain(DomainConfig::new("guest")).unwrap();
+        let mut tools = hypervisor.xenstore().unwrap();
+        let addr = DeviceAddr::new(BackendKind::Vif, back, front, 0);
+        let mut words = ToolstackBack::new(addr, GUEST_MAC);
+        edit(&mut words);
+        create_device(&mut tools, addr, &words).unwrap();
+
+        let stop = Arc::new(AtomicBool::new(false));
+        let (tell, stats) = channel();
+        let (tell_knobs, knobs) = channel();
+        let state_dir = dir.path().to_owned();
+        let (stopped, path) = (Arc::clone(&stop), state_dir.clone());
+        let driver = std::thread::spawn(move || {
+            let domain = Domain::join(path, back).unwrap();
+            let mut xs = domain.xenstore().unwrap();
+            let server = TapServer::new(options, Arc::new(|| ())).within(site);
+            tell_knobs.send(Arc::clone(server.knobs())).unwrap();
+            let mut driver = BackendDriver::new(addr, Vif::new(platform(domain), server));
+            tell.send(driver.class().stats().to_vec()).unwrap();
+            while !stopped.load(Ordering::Relaxed) {
+                if driver.step(&mut xs).unwrap() == Life::Gone {
+                    return;
+                }
+                xs.wait_event(Some(STEP)).unwrap();
+            }
+            while driver.shut_down(&mut xs).unwrap().is_pending() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Self {
+            addr,
+            tools,
+            state_dir,
+            driver: Some(driver),
+            stop,
+            stats,
+            knobs: knobs.recv().unwrap(),
+            _hypervisor: hypervisor,
+            _dir: dir,
+        }
+    }
+
+    /// The backend's counters, of its first queue. To be asked for once.
+    pub fn stats(&self) -> Arc<Stats> {
+        self.all_stats().swap_remove(0)
+    }
+
+    /// The backend's counters, of every queue that it offers. To be asked for once.
+    pub fn all_stats(&self) -> Vec<Arc<Stats>> {
+        self.stats.recv().unwrap()
+    }
+
+    /// The guest's domain. It is destroyed when the last clone is dropped.
+    pub fn domain(&self) -> Domain {
+        Domain::join(&self.state_dir, self.addr.front).unwrap()
+    }
+
+    /// A guest that has attached the NIC.
+    pub fn guest(&self) -> Guest<Nic<Domain>> {
+        let domain = self.domain();
+        Guest::attach(&domain, self.addr, Nic::new(domain.clone()))
+    }
+
+    /// What the backend told the operator, once it did.
+    pub fn error(&mut self) -> String {
+        let path = self.addr.backend_path();
+        wait_for(|| read_error(&mut self.tools, &path).unwrap())
+    }
+
+    /// Removes the device, and waits until its driver has let go.
+    pub fn remove(mut self) {
+        request_removal(&mut self.tools, self.addr).unwrap();
+        self.driver.take().unwrap().join().unwrap();
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(driver) = self.driver.take() {
+            let ended = driver.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "the driver domain panicked");
+        }
+    }
+}
+
+/// A frontend and its connection to xenstore.
+pub struct Guest<C> {
+    pub driver: FrontendDriver<C>,
+    pub xs: Client,
+    pub domain: Domain,
+}
+
+impl<C: FrontendClass> Guest<C> {
+    /// Attaches a device and waits until it is connected.
+    pub fn attach(domain: &Domain, addr: DeviceAddr, class: C) -> Self {
+        let mut guest = Self::start(domain, addr, class);
+        guest.until(XenbusState::Connected);
+        guest
+    }
+
+    /// A device that nobody has stepped yet.
+    pub fn start(domain: &Domain, addr: DeviceAddr, class: C) -> Self {
+        let xs = domain.xenstore().unwrap();
+        let driver = FrontendDriver::new(addr, class);
+        Self { driver, xs, domain: domain.clone() }
+    }
+
+    /// Steps the device until its state is this.
+    pub fn until(&mut self, state: XenbusState) {
+        wait_for(|| {
+            self.driver.step(&mut self.xs).unwrap();
+            // A NIC's frontend is Connected from its request on.
+            let connected = state != XenbusState::Connected || self.driver.is_connected();
+            if self.driver.state() == state && connected {
+                return Some(());
+            }
+            self.xs.wait_event(Some(STEP)).unwrap();
+            None
+        });
+    }
+
+    /// Closes the device in good order.
+    pub fn close(&mut self) {
+        self.driver.close(&mut self.xs).unwrap();
+        self.until(XenbusState::Closed);
+    }
+}
+
+/// Asks again and again until there is an answer.
+///
+/// # Panics
+/// When there is none for too long.
+pub fn wait_for<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begin.elapsed() < PATIENCE, "waited in vain");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

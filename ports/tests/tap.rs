@@ -1,0 +1,124 @@
+//! Making taps, in a network namespace of the test's own.
+
+#[path = "rig/namespace.rs"]
+mod namespace;
+
+use namespace::{entered, ip};
+use pvio_ports::tap::{HOST_MAC, Tap, TapConfig, TapError};
+
+#[test]
+fn a_tap_is_what_was_asked_for_and_goes_with_its_handle() {
+    if !entered("a_tap_is_what_was_asked_for_and_goes_with_its_handle", &[]) {
+        return;
+    }
+    ip("link add br0 type bridge").unwrap();
+    let tap = Tap::create(&TapConfig {
+        mac: [2, 1, 2, 3, 4, 5],
+        mtu: 9000,
+        bridge: Some("br0".into()),
+        address: Some(([192, 0, 2, 1].into(), 25)),
+        ..TapConfig::new("vif7.0")
+    })
+    .unwrap();
+    assert_eq!((tap.name(), tap.mtu()), ("vif7.0", 9000));
+    let link = ip("-o link show dev vif7.0").unwrap();
+    for part in [" mtu 9000 ", " master br0 ", "link/ether 02:01:02:03:04:05 ", ",UP"] {
+        assert!(link.contains(part), "no {part:?} in {link}");
+    }
+    let address = ip("-o -4 addr show dev vif7.0").unwrap();
+    assert!(address.contains(" 192.0.2.1/25 "), "{address}");
+
+    tap.set_carrier(false).unwrap();
+    assert!(ip("-o link show dev vif7.0").unwrap().contains("NO-CARRIER"));
+    tap.set_carrier(true).unwrap();
+    assert!(!ip("-o link show dev vif7.0").unwrap().contains("NO-CARRIER"));
+
+    let other = tap.try_clone().unwrap();
+    drop(tap);
+    assert!(ip("link show dev vif7.0").is_some());
+    drop(other);
+    assert!(ip("link show dev vif7.0").is_none());
+}
+
+#[test]
+fn the_host_side_has_an_address_no_bridge_takes() {
+    if !entered("the_host_side_has_an_address_no_bridge_takes", &[]) {
+        return;
+    }
+    assert_eq!(HOST_MAC, [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff]);
+    let _tap = Tap::create(&TapConfig::new("t")).unwrap();
+    let link = ip("-o link show dev t").unwrap();
+    assert!(link.contains("link/ether fe:ff:ff:ff:ff:ff "), "{link}");
+    assert!(link.contains(" mtu 1500 "), "{link}");
+}
+
+#[test]
+fn every_way_not_to_get_a_tap() {
+    if !entered("every_way_not_to_get_a_tap", &[]) {
+        return;
+    }
+    let refused = |config: TapConfig| {
+        let error = Tap::create(&config).unwrap_err();
+        (error.clone(), error.code())
+    };
+    let _tap = Tap::create(&TapConfig::new("taken")).unwrap();
+    assert_eq!(
+        refused(TapConfig::new("taken")),
+        (TapError::NameInUse("taken".into()), "tap-name-in-use")
+    );
+    ip("link add other type bridge").unwrap();
+    assert_eq!(refused(TapConfig::new("other")).1, "tap-name-in-use");
+    let on = |bridge: &str| TapConfig { bridge: Some(bridge.into()), ..TapConfig::new("new") };
+    assert_eq!(refused(on("nope")), (TapError::NoBridge("nope".into()), "tap-no-bridge"));
+    assert_eq!(refused(on("lo")), (TapError::NotABridge("lo".into()), "tap-not-a-bridge"));
+    assert_eq!(refused(on("")), (TapError::NoBridge("".into()), "tap-no-bridge"));
+    assert_eq!(refused(TapConfig { mtu: 10, ..TapConfig::new("new") }).1, "tap-system");
+    let address = Some(([192, 0, 2, 1].into(), 33));
+    assert_eq!(refused(TapConfig { address, ..TapConfig::new("new") }).1, "tap-system");
+    let mac = [1, 0, 0, 0, 0, 0];
+    assert_eq!(refused(TapConfig { mac, ..TapConfig::new("new") }).1, "tap-system");
+    assert!(ip("link show dev new").is_none(), "nothing is left behind");
+}
+
+#[test]
+fn without_the_right_it_says_which() {
+    let without = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"];
+    if !entered("without_the_right_it_says_which", &without) {
+        return;
+    }
+    let error = Tap::create(&TapConfig::new("new")).unwrap_err();
+    assert_eq!(error.code(), "tap-not-permitted");
+    assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+}
+
+#[test]
+fn a_tap_that_somebody_made_is_opened_by_name_or_taken_by_its_descriptor() {
+    if !entered("a_tap_that_somebody_made_is_opened_by_name_or_taken_by_its_descriptor", &[]) {
+        return;
+    }
+    ip("tuntap add dev single mode tap").unwrap();
+    ip("tuntap add dev many mode tap multi_queue").unwrap();
+    ip("tuntap add dev tun mode tun").unwrap();
+    ip("link set many mtu 4000").unwrap();
+    assert_eq!(Tap::open("single", false).unwrap().mtu(), 1500);
+    let many = Tap::open("many", true).unwrap();
+    assert_eq!((many.name(), many.mtu()), ("many", 4000));
+    many.add_queue().unwrap();
+    for (name, several) in
+        [("single", true), ("many", false), ("tun", false), ("lo", false), ("x", true)]
+    {
+        let error = Tap::open(name, several).unwrap_err();
+        assert_eq!(error, TapError::NotATap(name.into()), "{name}");
+    }
+    drop(many);
+    assert!(ip("link show dev many").is_some(), "it stays when its handle goes");
+
+    let made = Tap::create(&TapConfig { mtu: 2000, ..TapConfig::new("made") }).unwrap();
+    let adopted = Tap::adopt(made.into_fd()).unwrap();
+    assert_eq!((adopted.name(), adopted.mtu()), ("made", 2000));
+    adopted.set_carrier(false).unwrap();
+    let none = std::fs::File::open("/dev/null").unwrap();
+    assert_eq!(Tap::adopt(none.into()).unwrap_err().code(), "tap-not-a-tap");
+    let unattached = std::fs::File::open("/dev/net/tun").unwrap();
+    assert_eq!(Tap::adopt(unattached.into()).unwrap_err().code(), "tap-not-a-tap");
+}

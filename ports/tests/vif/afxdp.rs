@@ -1,0 +1,252 @@
+//! A vif on a network interface's queues by AF_XDP: one end of a veth, in network namespaces of the
+//! test's own. At the other end are a bridge with a tap, and a kernel.
+
+use crate::rig::kernel_guest::{KernelGuest, Space};
+use crate::rig::namespace::{entered, entered_with, ip, skipped};
+use crate::rig::{Guest, Rig, wait_for};
+use pvio_netback::fault::DropReason;
+use pvio_netfront::Checksum;
+use pvio_ports::afxdp::{AfXdp, AfXdpError};
+use pvio_ports::host::TapOptions;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+type Nic = Guest<pvio_netfront::Nic<pvio_hosted::Domain>>;
+
+/// Ends with its process.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn here(args: &str) {
+    ip(args).unwrap_or_else(|| panic!("ip {args}"));
+}
+
+/// Whether this kernel serves AF_XDP at this interface; says so if it does not.
+fn can(test: &str, name: &str) -> bool {
+    match AfXdp::open(name, None, 1) {
+        Ok(_) => true,
+        Err(error @ (AfXdpError::Unsupported(_) | AfXdpError::NotPermitted(_))) => {
+            skipped(test, &error.to_string());
+            false
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A veth whose far end is in a bridge.
+fn two_ends() {
+    here("link add x0 type veth peer name f0");
+    here("link add br0 type bridge");
+    here("link set f0 master br0");
+    ["x0", "f0", "br0"].iter().for_each(|link| here(&format!("link set {link} up")));
+}
+
+/// A vif with a tap in that bridge.
+fn bridged() -> Rig {
+    Rig::new(one_queue(), |vif| {
+        (vif.vifname, vif.bridge) = (Some("v0".into()), Some("br0".into()));
+    })
+}
+
+fn one_queue() -> TapOptions {
+    TapOptions { max_queues: Some(1), ..TapOptions::default() }
+}
+
+fn frame(from: u8, to: u8, n: u8, len: usize) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, to, 2, 0, 0, 0, 0, from, 0x88, 0xb5, n];
+    frame.extend((frame.len()..len).map(|at| (at as u8).wrapping_mul(n | 1)));
+    frame.truncate(len);
+    frame
+}
+
+/// Sends so many frames from one to the other and sees that they arrive as they were, in order.
+fn pass(from: (&mut Nic, u8), to: (&mut Nic, u8)) {
+    let lengths = [15, 59, 60, 61, 1000, 1513, 1514];
+    for round in 0..60 {
+        let len = lengths[usize::from(round) % lengths.len()];
+        let sent = frame(from.1, to.1, round, len);
+        let queue = from.0.driver.class_mut().queue().unwrap();
+        wait_for(|| {
+            let sent = queue.send(&sent, Checksum::Unknown).is_ok();
+            queue.publish().unwrap();
+            sent.then_some(())
+        });
+        let queue = to.0.driver.class_mut().queue().unwrap();
+        // The kernel of this namespace has things to say too.
+        let got = wait_for(|| {
+            let got = queue.receive(|frame, _| frame.to_vec()).unwrap();
+            queue.publish().unwrap();
+            got.filter(|frame| frame.get(12..14) == Some(&[0x88, 0xb5]))
+        });
+        assert!(got == sent, "frame {round}: {got:02x?} of {sent:02x?}");
+    }
+}
+
+#[test]
+fn frames_pass_both_ways_byte_by_byte_for_one_guest_after_another() {
+    let name = "afxdp::frames_pass_both_ways_byte_by_byte_for_one_guest_after_another";
+    if !entered(name, &[]) {
+        return;
+    }
+    two_ends();
+    if !can(name, "x0") {
+        return;
+    }
+    let other = bridged();
+    let options = TapOptions { max_queues: Some(4), ..TapOptions::default() };
+    let rig = Rig::new(options, |vif| vif.options = Some("afxdp=x0".into()));
+    let mut far = other.guest();
+    let domain = rig.domain();
+    for _ in 0..3 {
+        let nic = pvio_netfront::Nic::new(domain.clone());
+        let mut guest = Guest::attach(&domain, rig.addr, nic);
+        let shown = ip("-o -d link show dev x0").unwrap();
+        assert!(shown.contains("xdp"), "{shown}");
+        pass((&mut guest, 1), (&mut far, 2));
+        pass((&mut far, 2), (&mut guest, 1));
+        guest.close();
+    }
+    rig.remove();
+    let shown = ip("-o link show dev x0").unwrap();
+    assert!(!shown.contains("xdp"), "gone with its vif: {shown}");
+}
+
+#[test]
+fn a_guest_that_takes_nothing_holds_little_and_is_not_a_reason_to_stay_awake() {
+    let name = "afxdp::a_guest_that_takes_nothing_holds_little_and_is_not_a_reason_to_stay_awake";
+    if !entered(name, &[]) {
+        return;
+    }
+    two_ends();
+    if !can(name, "x0") {
+        return;
+    }
+    let (other, rig) =
+        (bridged(), Rig::new(one_queue(), |vif| vif.options = Some("afxdp=x0".into())));
+    let stats = rig.stats();
+    let (mut far, mut guest) = (other.guest(), rig.guest());
+    let queue = far.driver.class_mut().queue().unwrap();
+    for n in 0..4000_u16 {
+        wait_for(|| {
+            let sent = queue.send(&frame(2, 1, n as u8, 100), Checksum::Unknown).is_ok();
+            queue.publish().unwrap();
+            sent.then_some(())
+        });
+    }
+    let mut before = u64::MAX;
+    // Until nothing more comes, as far as can be seen.
+    wait_for(|| {
+        std::thread::sleep(Duration::from_millis(50));
+        let packets = stats.rx_packets();
+        (core::mem::replace(&mut before, packets) == packets).then_some(())
+    });
+    let woken = stats.wakeups();
+    std::thread::sleep(Duration::from_millis(500));
+    let woken = stats.wakeups() - woken;
+    assert!(woken < 100, "woken {woken} times for packets that nobody takes");
+    let ours = |frame: &[u8]| frame.get(12..14) == Some(&[0x88, 0xb5]);
+    let queue = guest.driver.class_mut().queue().unwrap();
+    let mut taken = 0;
+    let mut last = frame(2, 1, 0xff, 1000);
+    last[12..14].copy_from_slice(&[0x88, 0xb6]);
+    let sender = far.driver.class_mut().queue().unwrap();
+    wait_for(|| {
+        let _ = sender.send(&last, Checksum::Unknown);
+        sender.publish().unwrap();
+        while let Some(got) = queue.receive(|frame, _| frame.to_vec()).unwrap() {
+            taken += usize::from(ours(&got));
+            if got == last {
+                return Some(());
+            }
+        }
+        queue.publish().unwrap();
+        None
+    });
+    // A ring of the guest's, one of the socket's, and what is on its way between the two.
+    assert!((256..=256 + 256 + 64).contains(&taken), "{taken} of 4000 were kept");
+}
+
+#[test]
+fn a_guests_kernel_and_another_talk_with_every_packet_cut_and_every_checksum_right() {
+    let name =
+        "afxdp::a_guests_kernel_and_another_talk_with_every_packet_cut_and_every_checksum_right";
+    if !entered_with(name, &[("iperf3", "iperf3"), ("ethtool", "ethtool")]) {
+        return;
+    }
+    let (near, far) = (Space::new("near"), Space::new("far"));
+    here("link set lo up");
+    near.ip(&format!("link add x0 type veth peer name f0 netns {}", far.0));
+    near.ip("link set x0 up");
+    match AfXdp::open("x0", Some(&near.0), 1) {
+        Err(error @ (AfXdpError::Unsupported(_) | AfXdpError::NotPermitted(_))) => {
+            return skipped(name, &error.to_string());
+        }
+        other => drop(other.unwrap()),
+    }
+    let words = format!("afxdp=x0,netns={}", near.0);
+    let rig = Rig::new(TapOptions::default(), |vif| vif.options = Some(words));
+    let stats = rig.all_stats();
+    let guest = KernelGuest::attach(&rig, 1500);
+    for (space, name, last) in [(&guest.space, "eth0", 2), (&far, "f0", 1)] {
+        space.ip(&format!("addr add 192.0.2.{last}/24 dev {name}"));
+        space.ip(&format!("addr add fd00:1::{last}/64 dev {name} nodad"));
+        space.ip(&format!("link set {name} up"));
+    }
+    // A veth leaves checksums to nobody.
+    far.run("ethtool -K f0 tx off");
+    let mut server = far.command("iperf3");
+    let _server = Running(server.args(["-s"]).stdout(Stdio::null()).spawn().unwrap());
+    wait_for(|| far.run("ss -ltnH").contains(":5201").then_some(()));
+    for line in ["-c 192.0.2.1 -n 10M", "-c 192.0.2.1 -n 10M -R", "-c fd00:1::1 -n 10M"] {
+        let out = guest.space.run(&format!("iperf3 {line} -J"));
+        assert!(!out.contains("\"error\""), "{line}: {out}");
+    }
+    let out = guest.space.run("iperf3 -c 192.0.2.1 -u -b 20M -n 1M -J");
+    assert!(!out.contains("\"error\""), "{out}");
+    let cut: u64 = stats.iter().map(|s| s.tx_gso_packets()).sum();
+    assert!(cut > 100, "came unsegmented: {cut}");
+    let lost: u64 = stats.iter().map(|s| s.dropped(DropReason::TxPort)).sum();
+    assert_eq!(lost, 0);
+    for file in ["/proc/net/snmp", "/proc/net/snmp6"] {
+        for space in [&guest.space, &far] {
+            let text = space.run(&format!("cat {file}"));
+            let tcp: Vec<_> = text.lines().filter(|l| l.starts_with("Tcp:")).collect();
+            if let [names, values] = tcp[..] {
+                let at = names.split(' ').position(|name| name == "InCsumErrors").unwrap();
+                assert_eq!(values.split(' ').nth(at), Some("0"), "{text}");
+            }
+            let wrong = text.lines().filter(|l| l.contains("InCsumErrors"));
+            let six = wrong.filter(|l| l.starts_with("Udp6") || l.starts_with("Tcp6"));
+            assert!(six.clone().all(|l| l.ends_with("\t0") || l.ends_with(" 0")), "{text}");
+        }
+    }
+}
+
+#[test]
+fn an_interface_that_is_missing_or_taken_is_refused_in_words() {
+    let name = "afxdp::an_interface_that_is_missing_or_taken_is_refused_in_words";
+    if !entered(name, &[]) {
+        return;
+    }
+    let refused = |words: &str| {
+        Rig::new(TapOptions::default(), |vif| vif.options = Some(words.into())).error()
+    };
+    let error = refused("afxdp=nowhere0");
+    assert!(error.contains("no interface named nowhere0"), "{error}");
+    let error = refused("afxdp=x0,netns=pvio-nowhere");
+    assert!(error.contains("no network namespace pvio-nowhere"), "{error}");
+    here("link add x0 type veth peer name f0");
+    here("link set x0 up");
+    if !can(name, "x0") {
+        return;
+    }
+    let _taken = AfXdp::open("x0", None, 1).unwrap();
+    let error = refused("afxdp=x0");
+    assert!(error.contains("another program uses the interface"), "{error}");
+}

@@ -1,0 +1,128 @@
+//! Workers, and threads they depend on, that end by themselves: the device closes with a reason.
+
+use crate::rig::namespace::{entered, ip};
+use crate::rig::{Rig, wait_for};
+use pvio_event_channel::{EventChannels, EventError, Port};
+use pvio_grant_table::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus};
+use pvio_hosted::Domain;
+use pvio_netback::port::NetPort;
+use pvio_netfront::Checksum;
+use pvio_ports::afxdp::AfXdpPort;
+use pvio_ports::file::FilePort;
+use pvio_ports::host::{Site, TapOptions};
+use pvio_ports::switch::SwitchPort;
+use pvio_ports::tap::{Tap, TapConfig};
+use pvio_ports::tap_port::TapPort;
+use pvio_uring::PrivateBuf;
+use pvio_xenbus::handshake::common::read_state;
+use pvio_xenbus::{XenbusState, handshake::vif::ToolstackBack};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A platform with a bug that panics whoever copies.
+#[derive(Clone)]
+struct Panicky(Domain);
+
+impl GrantMapper for Panicky {
+    type Mapping = <Domain as GrantMapper>::Mapping;
+
+    fn map(
+        &self,
+        domain: DomId,
+        grefs: &[GrantRef],
+        access: Access,
+    ) -> Result<Self::Mapping, GrantStatus> {
+        self.0.map(domain, grefs, access)
+    }
+}
+
+impl GrantCopier for Panicky {
+    fn copy(&self, ops: &mut [CopyOp<'_>]) {
+        assert!(ops.is_empty(), "a bug in the worker, for a test");
+    }
+}
+
+impl EventChannels for Panicky {
+    type Channel = <Domain as EventChannels>::Channel;
+
+    fn alloc_unbound(&self, remote: DomId) -> Result<Self::Channel, EventError> {
+        self.0.alloc_unbound(remote)
+    }
+
+    fn bind_interdomain(&self, remote: DomId, port: Port) -> Result<Self::Channel, EventError> {
+        self.0.bind_interdomain(remote, port)
+    }
+}
+
+fn options(words: &str) -> impl FnOnce(&mut ToolstackBack) {
+    let words = words.to_owned();
+    move |vif| vif.options = Some(words)
+}
+
+/// The device is closed, and its error node has this code.
+fn assert_closed(rig: &mut Rig, code: &str) {
+    let why = rig.error();
+    assert!(why.contains(code), "{why}");
+    let back = rig.addr.backend_path();
+    wait_for(|| {
+        let state = read_state(&mut rig.tools, &back).unwrap();
+        (state == XenbusState::Closed).then_some(())
+    });
+}
+
+#[test]
+fn worker_that_panics_closes_its_device_with_a_reason() {
+    let mut rig = Rig::on(Panicky, TapOptions::default(), Arc::default(), options("loopback"));
+    let mut guest = rig.guest();
+    let queue = guest.driver.class_mut().queue().unwrap();
+    queue.send(&[2; 60], Checksum::Unknown).unwrap();
+    queue.publish().unwrap();
+    assert_closed(&mut rig, "worker-panicked");
+}
+
+#[test]
+fn uplink_that_ends_closes_the_nics_of_its_switch_with_a_reason() {
+    let name = "broken::uplink_that_ends_closes_the_nics_of_its_switch_with_a_reason";
+    if !entered(name, &[]) {
+        return;
+    }
+    let mut site = Site::default();
+    site.switches.set_uplink("lan", TapConfig::new("up0"));
+    let site = Arc::new(site);
+    let nic = || Rig::within(TapOptions::default(), Arc::clone(&site), options("switch=lan"));
+    let mut rig = nic();
+    let _guest = rig.guest();
+    ip("link del up0").expect("the uplink's interface");
+    assert_closed(&mut rig, "tap-lost");
+    // A NIC that is attached now finds a new uplink.
+    let again = nic();
+    let _guest = again.guest();
+    assert!(ip("link show up0").is_some());
+}
+
+#[test]
+fn tap_that_a_dead_process_has_for_a_moment_is_waited_for() {
+    let name = "broken::tap_that_a_dead_process_has_for_a_moment_is_waited_for";
+    if !entered(name, &[]) {
+        return;
+    }
+    let tap = Tap::create(&TapConfig::new("v0")).unwrap();
+    let released = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(tap);
+    });
+    let rig = Rig::new(TapOptions::default(), |vif| vif.vifname = Some("v0".into()));
+    let _guest = rig.guest();
+    released.join().unwrap();
+}
+
+/// What the kernel may do after the end of a process is done with memory of this type, which no guest
+/// shares: a port that did I/O with other memory would not compile here.
+#[test]
+fn ports_do_io_with_private_memory_alone() {
+    fn private<N: NetPort<Buf = PrivateBuf>>() {}
+    private::<TapPort>();
+    private::<AfXdpPort>();
+    private::<SwitchPort>();
+    private::<FilePort>();
+}

@@ -1,0 +1,178 @@
+//! Guests with several queues, each a queue of the tap, in a network namespace of the test's own.
+
+use crate::rig::namespace::{entered, ip};
+use crate::rig::{GUEST_MAC, Guest, Rig, wait_for};
+use pvio_event_channel::EventChannel;
+use pvio_grant_table::{DomId, Granter};
+use pvio_hosted::Domain;
+use pvio_netfront::{Checksum, Nic, Queue};
+use pvio_ports::host::TapOptions;
+use pvio_ring::proto::checksum::Transport;
+use pvio_xenbus::driver::{Fault, FrontendClass, FrontendEnds};
+use pvio_xenbus::handshake::HandshakeError;
+use pvio_xenbus::handshake::vif::{BackOffer, EventChannels, FrontRequest, Queue as Keys};
+use pvio_xenbus::{XenbusState, Xenstore};
+use std::net::UdpSocket;
+
+const OFFERED: u32 = 4;
+
+/// A NIC with so many queues.
+struct Many {
+    domain: Domain,
+    count: usize,
+    queues: Vec<Queue<Domain>>,
+    /// The last queue names a ring that is none.
+    broken: bool,
+}
+
+impl Many {
+    fn new(domain: &Domain, count: usize) -> Self {
+        Self { domain: domain.clone(), count, queues: Vec::new(), broken: false }
+    }
+}
+
+impl FrontendClass for Many {
+    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault> {
+        assert_eq!(BackOffer::read(xs, &ends.back)?.queues(), OFFERED);
+        let back: DomId = ends.back_id;
+        self.queues = (0..self.count).map(|_| Queue::new(&self.domain, back).unwrap()).collect();
+        Ok(())
+    }
+
+    fn request(&self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), HandshakeError> {
+        let keys = |(n, queue): (usize, &Queue<Domain>)| Keys {
+            tx_ring_ref: queue.tx_gref().0,
+            rx_ring_ref: if self.broken && n + 1 == self.count { 4000 } else { queue.rx_gref().0 },
+            events: EventChannels::Shared(queue.channel().port().0),
+        };
+        let queues = self.queues.iter().enumerate().map(keys).collect();
+        FrontRequest { queues, rx_notify: true, ..FrontRequest::default() }.write(xs, &ends.front)
+    }
+
+    fn connect(&mut self, _: &mut dyn Xenstore, _: &FrontendEnds) -> Result<(), Fault> {
+        self.queues.iter_mut().for_each(|queue| queue.publish().unwrap());
+        Ok(())
+    }
+
+    fn disconnect(&mut self) {}
+
+    fn release(&mut self) {}
+}
+
+fn rig() -> Rig {
+    let address = Some(([192, 0, 2, 1].into(), 24));
+    let max_queues = Some(OFFERED);
+    let options = TapOptions { address, max_queues, ..TapOptions::default() };
+    Rig::new(options, |vif| vif.vifname = Some("v0".into()))
+}
+
+/// Datagrams from the host in many flows, until each queue has got some; the queue answers, which
+/// the host gets.
+fn every_queue_works(queues: &mut [Queue<Domain>]) {
+    ip(&format!("neigh replace 192.0.2.2 lladdr {GUEST_MAC} dev v0")).unwrap();
+    let host = UdpSocket::bind("192.0.2.1:0").unwrap();
+    let mut port = 1000_u16;
+    for queue in queues {
+        let asked = wait_for(|| {
+            host.send_to(b"question", ("192.0.2.2", port)).unwrap();
+            port = port % 60_000 + 1;
+            let got = queue.receive(|frame, _| frame.to_vec()).unwrap();
+            queue.publish().unwrap();
+            got.filter(|frame| frame.ends_with(b"question"))
+        });
+        // The same way back: addresses and ports exchanged.
+        let mut answer = asked.clone();
+        answer[..6].copy_from_slice(&asked[6..12]);
+        answer[6..12].copy_from_slice(&asked[..6]);
+        answer[26..30].copy_from_slice(&asked[30..34]);
+        answer[30..34].copy_from_slice(&asked[26..30]);
+        answer[34..36].copy_from_slice(&asked[36..38]);
+        answer[36..38].copy_from_slice(&asked[34..36]);
+        answer[42..50].copy_from_slice(b"answer..");
+        Transport::of(&answer).unwrap().fill(&mut answer);
+        queue.send(&answer, Checksum::Unknown).unwrap();
+        queue.publish().unwrap();
+        let mut got = [0; 8];
+        let (len, from) = host.recv_from(&mut got).unwrap();
+        assert_eq!((len, &got), (8, b"answer.."));
+        assert_eq!(from.port().to_be_bytes(), asked[36..38]);
+    }
+}
+
+#[test]
+fn any_number_of_queues_up_to_what_is_offered_and_another_the_next_time() {
+    if !entered("queues::any_number_of_queues_up_to_what_is_offered_and_another_the_next_time", &[])
+    {
+        return;
+    }
+    let rig = rig();
+    let (stats, domain) = (rig.all_stats(), rig.domain());
+    assert_eq!(stats.len(), OFFERED as usize);
+    for (count, silent) in [(3, 1), (1, 1), (4, 0), (2, 0)] {
+        let mut guest = Guest::attach(&domain, rig.addr, Many::new(&domain, count));
+        every_queue_works(&mut guest.driver.class_mut().queues);
+        assert!(!ip("-o link show dev v0").unwrap().contains("NO-CARRIER"));
+        guest.close();
+        wait_for(|| ip("-o link show dev v0").filter(|l| l.contains("NO-CARRIER")));
+        assert_eq!(stats.iter().filter(|s| s.tx_packets() == 0).count(), silent, "{count}");
+    }
+    rig.remove();
+}
+
+#[test]
+fn our_nic_takes_every_queue_and_has_its_pages_staged() {
+    if !entered("queues::our_nic_takes_every_queue_and_has_its_pages_staged", &[]) {
+        return;
+    }
+    let rig = rig();
+    let (stats, domain) = (rig.all_stats(), rig.domain());
+    for staged in [512 * OFFERED as usize, 0] {
+        let before: Vec<_> = stats.iter().map(|s| s.staged()).collect();
+        let nic = Nic::new(domain.clone()).with_queues(99).splitting_channels();
+        let nic = if staged == 0 { nic.without_staging() } else { nic };
+        let mut guest = Guest::attach(&domain, rig.addr, nic);
+        let nic = guest.driver.class_mut();
+        assert_eq!(nic.queues().len(), OFFERED as usize);
+        assert!(nic.queues().iter().all(|queue| queue.rx_channel().is_some()));
+        // Each queue is asked in turn, and those that sleep are woken for it.
+        wait_for(|| (!nic.queues().is_empty() && nic.staged() == staged).then_some(()));
+        every_queue_works(nic.queues());
+        assert_eq!(nic.fault(), None);
+        for (stats, before) in stats.iter().zip(before) {
+            assert_eq!(stats.staged() > before, staged > 0);
+        }
+        guest.close();
+        // Its pages are its own again when the backend has followed.
+        wait_for(|| {
+            guest.driver.step(&mut guest.xs).unwrap();
+            guest.driver.is_closed().then_some(())
+        });
+    }
+    rig.remove();
+}
+
+#[test]
+fn a_queue_that_cannot_be_attached_takes_the_others_with_it() {
+    if !entered("queues::a_queue_that_cannot_be_attached_takes_the_others_with_it", &[]) {
+        return;
+    }
+    let mut rig = rig();
+    let domain = rig.domain();
+    for count in [2, 4] {
+        let bad = Many { broken: true, ..Many::new(&domain, count) };
+        let mut guest = Guest::start(&domain, rig.addr, bad);
+        guest.until(XenbusState::Closed);
+        let error = rig.error();
+        assert!(error.contains("grant-bad-reference"), "{error}");
+        // The kernel shows a carrier that went up to a second later.
+        wait_for(|| ip("-o link show dev v0").unwrap().contains("NO-CARRIER").then_some(()));
+        // Nothing of any queue is in use any more.
+        for queue in std::mem::take(&mut guest.driver.class_mut().queues) {
+            assert!(domain.end_access(queue.tx_gref()).is_ok());
+            assert!(queue.dismantle().is_ok());
+        }
+        let mut guest = Guest::attach(&domain, rig.addr, Many::new(&domain, count));
+        every_queue_works(&mut guest.driver.class_mut().queues);
+        guest.close();
+    }
+}

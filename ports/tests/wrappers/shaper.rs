@@ -1,0 +1,147 @@
+//! Rates, of one vif and shared by several.
+
+use super::*;
+
+/// What gets through a port in a second of that many milliseconds, tried every `step`.
+fn bytes_in(
+    port: &mut impl NetPort<Buf = Box<[u8]>>,
+    wire: &mut MemoryPort,
+    (from, time, step): (Duration, Duration, Duration),
+    len: usize,
+) -> usize {
+    let (mut now, mut sent) = (from, 0);
+    while now < from + time {
+        port.turn(now);
+        while let Ok(buf) = port.reserve() {
+            let buf = port.fit(buf, len);
+            port.send(Packet { buf, start: 0, len, offload: Offload::default() }).unwrap();
+            sent += received(wire).iter().map(Vec::len).sum::<usize>();
+        }
+        let deadline = port.deadline().expect("it is shut");
+        assert!(deadline > now && deadline <= now + 100 * MS);
+        now += step;
+    }
+    sent
+}
+
+#[test]
+fn a_shaper_keeps_to_bytes_and_packets_a_second_and_holds_the_rest_back() {
+    let (port, mut wire) = pair(4);
+    let shapes = Shapes::default();
+    let mut port = shapes.around(port);
+    let limit = |per_second, burst| Some(Rate { per_second, burst });
+    let bytes = Limits { bytes: limit(1_000_000, 50_000), packets: None };
+    shapes.set(&Shape { tx: bytes, ..Shape::default() });
+    let sent = bytes_in(&mut port, &mut wire, (MS, 4000 * MS, MS), 1500);
+    assert!((3_990_000..4_055_000).contains(&sent), "{sent}");
+    // Large packets leave a debt, and the rate holds.
+    let sent = bytes_in(&mut port, &mut wire, (5000 * MS, 10_000 * MS, MS), 65_000);
+    assert!((9_900_000..10_200_000).contains(&sent), "{sent}");
+    let packets = Limits { bytes: None, packets: limit(500, 10) };
+    shapes.set(&Shape { tx: packets, ..Shape::default() });
+    let sent = bytes_in(&mut port, &mut wire, (20_000 * MS, 2000 * MS, MS), 100);
+    assert!((99_800..101_200).contains(&sent), "{sent}");
+    // To the guest: what may not pass stays with the port.
+    shapes.set(&Shape { rx: packets, ..Shape::default() });
+    port.turn(30_000 * MS);
+    (0..4).for_each(|n| send(&mut wire, &numbered(n, 60)).unwrap());
+    let mut got = received(&mut port).len();
+    for n in 4..100 {
+        got += received(&mut port).len();
+        if let Ok(buf) = wire.reserve() {
+            wire.send(Packet { buf, start: 0, len: 60 + n, offload: Offload::default() }).unwrap();
+        }
+    }
+    assert_eq!(got, 11, "a burst and one, all at one time");
+    assert!(wire.reserve().is_err() && port.deadline().is_some());
+    shapes.set(&Shape::default());
+    port.turn(30_001 * MS);
+    assert_eq!((received(&mut port).len(), port.deadline()), (4, None));
+}
+
+/// TCP over IPv4 without options, with so much data.
+fn tcp4(data: usize) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let builder = PacketBuilder::ethernet2(MAC, OTHER).ipv4([192, 0, 2, 2], [192, 0, 2, 1], 64);
+    builder.tcp(1, 2, 3, 4).write(&mut frame, &vec![7; data]).unwrap();
+    frame
+}
+
+#[test]
+fn a_shaper_counts_the_frames_that_a_packet_is_segmented_into_both_ways() {
+    let frame = tcp4(20_000);
+    let gso = Some(Gso { size: 100, kind: GsoKind::TcpV4 });
+    let offload = Offload { checksum: Checksum::Partial { start: 34, offset: 16 }, gso };
+    // 200 frames of 154 bytes each.
+    let (frames, bytes) = (200, 200 * 154);
+    let rate = |per_second| Some(Rate { per_second, burst: 1 });
+    for (limits, per_second) in [
+        (Limits { bytes: None, packets: rate(2000) }, 2000 / frames),
+        (Limits { bytes: rate(308_000), packets: None }, 308_000 / bytes),
+    ] {
+        let (port, mut wire) = pair(4);
+        let shapes = Shapes::default();
+        let mut port = shapes.around(port);
+        shapes.set(&Shape { tx: limits, rx: limits, share: None });
+        let mut passed = [0, 0];
+        for tick in 0..10_000 {
+            port.turn(MS * (tick + 1));
+            if let Ok(buf) = port.reserve() {
+                let mut buf = port.fit(buf, frame.len());
+                buf[..frame.len()].copy_from_slice(&frame);
+                port.send(Packet { buf, start: 0, len: frame.len(), offload }).unwrap();
+            }
+            passed[0] += received(&mut wire).len();
+            if wire.reserve().map(|buf| wire.unreserve(buf)).is_ok() {
+                send_with(&mut wire, &frame, offload).unwrap();
+            }
+            passed[1] += received(&mut port).len();
+        }
+        // In ten seconds, and one for the burst.
+        let expected = 10 * per_second;
+        assert!(
+            passed.iter().all(|n| (expected..=expected + 2).contains(n)),
+            "{passed:?} {limits:?}"
+        );
+    }
+}
+
+#[test]
+fn vifs_that_share_a_rate_get_the_same_of_it_however_eager_they_are() {
+    let share = Share::new(Rate { per_second: 10_000_000, burst: 100_000 });
+    let shapes: [Shapes; 3] = Default::default();
+    shapes
+        .iter()
+        .for_each(|s| s.set(&Shape { share: Some(Arc::clone(&share)), ..Shape::default() }));
+    let mut ends = shapes.each_ref().map(|shape| {
+        let (port, wire) = pair(4);
+        (shape.around(port), wire)
+    });
+    // Every tenth of a millisecond, every second, every third; with packets of any size.
+    let mut sent = [0; 3];
+    let mut run = |from: u64, ticks: u64, who: &[usize], lens: [usize; 3]| {
+        for tick in from..from + ticks {
+            for &one in who.iter().filter(|one| tick % [1, 10, 30][**one] == 0) {
+                let (port, wire) = &mut ends[one];
+                port.turn(Duration::from_micros(100 * (tick + 1)));
+                while let Ok(buf) = port.reserve() {
+                    let (len, offload) = (lens[one], Offload::default());
+                    let buf = port.fit(buf, len);
+                    port.send(Packet { buf, start: 0, len, offload }).unwrap();
+                    sent[one] += received(wire).iter().map(Vec::len).sum::<usize>();
+                }
+            }
+        }
+        std::mem::take(&mut sent)
+    };
+    let all = run(0, 40_000, &[0, 1, 2], [1500, 64, 9000]);
+    let sum: usize = all.iter().sum();
+    assert!((39_500_000..40_800_000).contains(&sum), "{all:?}");
+    assert!(all.iter().all(|one| one.abs_diff(sum / 3) < sum / 30), "{all:?}");
+    // Who wants nothing leaves it to the others, and saves nothing up.
+    let all = run(40_000, 40_000, &[0, 1], [1500, 1500, 0]);
+    assert!(all[0] + all[1] > 39_500_000 && all[0].abs_diff(all[1]) < 1_300_000, "{all:?}");
+    let all = run(80_000, 10_000, &[0, 1, 2], [1500, 1500, 1500]);
+    let sum: usize = all.iter().sum();
+    assert!(all.iter().all(|one| one.abs_diff(sum / 3) < sum / 20), "{all:?}");
+}

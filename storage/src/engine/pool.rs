@@ -1,0 +1,115 @@
+//! A few threads that do the operations of a [`Store`], for all the queues of a disk.
+
+use super::offload::{Executor, Job};
+use super::store::{Store, engine_error};
+use super::{EngineError, Io};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use pvio_uring::LogLimit;
+use pvio_uring::retry;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::string::String;
+use std::thread::{Builder, JoinHandle};
+
+/// The threads. Dropping it waits for the operations they have begun, and closes the store.
+pub struct Pool {
+    failures: Arc<LogLimit>,
+    jobs: Option<Sender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// Starts `count` threads, whose names begin with `name`.
+    ///
+    /// # Errors
+    /// What the system says when it has no thread to give.
+    pub fn start(name: &str, count: usize, store: Arc<dyn Store>) -> io::Result<Self> {
+        // As long as the queues' depths together: they submit no more.
+        let (send, jobs) = unbounded::<Job>();
+        let broken = Arc::new(AtomicBool::new(false));
+        let threads = Vec::with_capacity(count);
+        let mut pool = Self { failures: Arc::default(), jobs: Some(send), threads };
+        for _ in 0..count {
+            let (jobs, store, broken) = (jobs.clone(), Arc::clone(&store), Arc::clone(&broken));
+            let failures = Arc::clone(&pool.failures);
+            let thread = Builder::new().name(String::from(name));
+            pool.threads.push(thread.spawn(move || serve(&jobs, &*store, &broken, &failures))?);
+        }
+        Ok(pool)
+    }
+
+    /// Operations that failed.
+    #[must_use]
+    pub const fn failures(&self) -> &Arc<LogLimit> {
+        &self.failures
+    }
+}
+
+impl Executor for Pool {
+    fn execute(&self, jobs: &mut dyn Iterator<Item = Job>) {
+        for job in jobs {
+            if let Some(send) = &self.jobs {
+                // The threads take jobs until this sender is gone. A job that nobody can take any
+                // more is dropped, and says so.
+                let _ = send.send(job);
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A panic in a format's library makes the whole image unusable, and nothing else.
+fn serve(jobs: &Receiver<Job>, store: &dyn Store, broken: &AtomicBool, failures: &LogLimit) {
+    for mut job in jobs {
+        if broken.load(Ordering::Acquire) {
+            job.finish(Err(EngineError::Lost));
+            continue;
+        }
+        let result = catch_unwind(AssertUnwindSafe(|| match job.io {
+            // Whoever flushes tries again by itself, once for all that wait for it.
+            Io::Flush => store.flush(),
+            io => retry::blocking(|| perform(store, io, &mut job.data)),
+        }));
+        let result = result.unwrap_or_else(|_| {
+            broken.store(true, Ordering::Release);
+            tracing::error!("an image's library panicked; every further operation fails");
+            Err(io::Error::other(EngineError::Lost))
+        });
+        if let Err(error) = &result
+            && let Some(unlogged) = failures.admit()
+        {
+            tracing::warn!(io = ?job.io, %error, unlogged, "an operation failed");
+        }
+        job.finish(result.map_err(|e| engine_error(&e)));
+    }
+}
+
+/// Does one operation.
+pub(super) fn perform(store: &dyn Store, io: Io, data: &mut [u8]) -> io::Result<()> {
+    let bytes = |sectors: u64| {
+        sectors.checked_mul(512).ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
+    };
+    match io {
+        Io::Read { sector } => store.read(bytes(sector)?, data),
+        Io::Write { sector } => store.write(bytes(sector)?, data),
+        Io::Flush => store.flush(),
+        Io::Discard { sector, sectors, secure: true } => {
+            store.discard_securely(bytes(sector)?, bytes(sectors)?)
+        }
+        Io::Discard { sector, sectors, secure: false } => {
+            store.discard(bytes(sector)?, bytes(sectors)?)
+        }
+        Io::WriteZeroes { sector, sectors } => store.write_zeroes(bytes(sector)?, bytes(sectors)?),
+    }
+}

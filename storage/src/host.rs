@@ -1,0 +1,455 @@
+//! Serving vbds from images, a thread per queue: what a driver domain does.
+
+mod fence;
+mod opening;
+mod size;
+
+pub use fence::UNMAPPING;
+pub use opening::BUSY;
+
+use crate::budgets::MappingBudgets;
+use crate::engine::faults::{FaultPlan, FaultSwitch};
+use crate::engine::offload::Load;
+use crate::engine::throttle::{Share, Throttles};
+use crate::engine::{FlushState, Geometry};
+use crate::image::{Disk, DiskOptions, Format, Image, ImageError, Spec};
+use crate::worker::Worker;
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::task::Poll;
+use opening::{Closing, Deadlines, Pending, Wake};
+use pvio_blkback::Config;
+use pvio_blkback::queue::{QueueFault, QueueParts};
+use pvio_blkback::vbd::{Opening, Platform, Serve};
+use pvio_grant_table::DomId;
+use pvio_grant_table::policy::MappingBudget;
+use pvio_recordfile::{RecordDir, RecordFile};
+use pvio_uring::LogLimit;
+use pvio_xenbus::driver::Fault;
+use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
+use size::ImageSize;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// Limits that disks share by name, for all disks of a driver domain.
+#[derive(Clone, Debug, Default)]
+pub struct Groups(Arc<Mutex<BTreeMap<String, Weak<Throttles>>>>);
+
+impl Groups {
+    /// The limits of that name: those that other disks have, or new ones, without any limit yet.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Arc<Throttles> {
+        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.retain(|_, group| group.strong_count() > 0);
+        if let Some(group) = groups.get(name).and_then(Weak::upgrade) {
+            return group;
+        }
+        let group = Arc::default();
+        groups.insert(name.into(), Arc::downgrade(&group));
+        group
+    }
+}
+
+/// Serves a vbd from whatever its `params` name.
+pub struct ImageServer {
+    /// For what a disk's own words do not say.
+    usual: DiskOptions,
+    groups: Groups,
+    budgets: MappingBudgets,
+    wake: Wake,
+    records: Option<RecordDir>,
+    /// Whether pages that an earlier process mapped for single requests may still be mapped.
+    mapped_before: bool,
+    /// The disk whose fence there is.
+    fenced: Option<String>,
+    /// What holds, once it is known.
+    disk: Option<Disk>,
+    open: Option<Open>,
+    /// What is being opened, and what it will be.
+    pending: Option<(Pending, Disk)>,
+    closing: Option<Closing>,
+    /// How often the image's size could not be found out, and a record not be removed.
+    unsized_images: Arc<LogLimit>,
+    records_left: Arc<LogLimit>,
+}
+
+/// A disk that is open, and what can be changed of it.
+struct Open {
+    image: Arc<Image>,
+    /// It is a raw file or a block device, which anybody may make larger.
+    grows: bool,
+    size: ImageSize,
+    share: Arc<Share>,
+    faults: Arc<FaultSwitch>,
+}
+
+impl ImageServer {
+    /// `wake` is called, by any thread, when something is over that the driver waits for, or a worker
+    /// ended by itself: step the driver then.
+    pub fn new(wake: Wake) -> Self {
+        Self::with(DiskOptions::default(), Groups::default(), wake)
+    }
+
+    /// The same with options for what a disk's own words do not say, and with limits that it may
+    /// share with others.
+    pub fn with(usual: DiskOptions, groups: Groups, wake: Wake) -> Self {
+        Self {
+            usual,
+            groups,
+            budgets: MappingBudgets::default(),
+            wake,
+            records: None,
+            mapped_before: false,
+            fenced: None,
+            disk: None,
+            open: None,
+            pending: None,
+            closing: None,
+            unsized_images: Arc::default(),
+            records_left: Arc::default(),
+        }
+    }
+
+    /// The same, keeping no more pages of guests mapped than these budgets say.
+    #[must_use]
+    pub fn within(mut self, budgets: MappingBudgets) -> Self {
+        self.budgets = budgets;
+        self
+    }
+
+    /// The same, whose sessions another process can take over: it finds their in-flight records in the
+    /// same directory.
+    #[must_use]
+    pub fn recorded_in(mut self, records: RecordDir) -> Self {
+        self.records = Some(records);
+        self
+    }
+
+    /// What may happen to the disk and is logged now and then: how often it did, by name.
+    pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
+        let mut events = Vec::from([
+            ("size-unknown", Arc::clone(&self.unsized_images)),
+            ("records-left", Arc::clone(&self.records_left)),
+        ]);
+        events.extend(self.open.iter().flat_map(|open| open.image.events()));
+        events
+    }
+
+    /// Usage of the budgets of the open disk.
+    pub fn load(&self) -> Option<&Arc<Load>> {
+        self.open.as_ref().map(|open| open.image.load())
+    }
+
+    /// What a disk is kept in, and all that is said of how to serve it: what stands in its own
+    /// node comes before what is said with its name, and that before what is usual.
+    fn read(&self, told: &ToolstackBack) -> Result<Disk, Fault> {
+        let disk = match told.backing() {
+            _ if told.is_empty_drive() => Ok(Spec::Ram { bytes: 0 }.into()),
+            Backing::Own(text) => Disk::from_bytes(text),
+            Backing::Format(format, rest) => Disk::with_format(format, rest),
+        };
+        let mut disk = disk.map_err(|e| Fault::new(e.code(), e))?;
+        let words = told.options.as_deref().unwrap_or_default();
+        let said = DiskOptions::from_bytes(words).map_err(|e| Fault::new("disk-options", e))?;
+        disk.options = said.or(disk.options).or(self.usual.clone());
+        let options = &mut disk.options;
+        options.read_only = Some(told.mode == Mode::ReadOnly || options.read_only == Some(true));
+        options.direct = options.direct.or(Some(told.direct_io_safe));
+        Ok(disk)
+    }
+
+    /// Begins to open a disk, after what was open is closed.
+    fn begin(&mut self, told: &ToolstackBack) -> Result<(Pending, Disk), Fault> {
+        let disk = self.read(told)?;
+        let name = format!("vbd-{}-{}", told.frontend_id, told.dev.replace('/', "_"));
+        let busy = disk.options.busy_timeout.unwrap_or(BUSY);
+        let (groups, named) = (self.groups.clone(), name.clone());
+        let (device, opened) = (told.physical_device_path.clone(), disk.clone());
+        let deadlines = Deadlines::of(busy);
+        let (records, fenced) = (self.records.clone(), name.clone());
+        let mapped = self.mapped_before;
+        let fence = move || {
+            let fence =
+                records.map(|dir| fence::pass(&dir, &fenced, deadlines.fence)).transpose()?;
+            if mapped {
+                // A frontend that finds a page mapped after the response disables the disk (XSA-396).
+                std::thread::sleep(UNMAPPING);
+            }
+            Ok(fence)
+        };
+        let unsized_images = Arc::clone(&self.unsized_images);
+        let open = move |fence: &Option<OwnedFd>| {
+            let disk = backed_by(opened.clone(), device.as_ref());
+            let size = ImageSize::new(Arc::clone(&unsized_images));
+            Open::new(disk, &groups, fence.as_ref(), size, &named)
+        };
+        self.fenced = Some(name.clone());
+        let (before, wake) = (self.open.take(), Arc::clone(&self.wake));
+        Ok((Pending::begin(&name, deadlines, before, fence, open, wake)?, disk))
+    }
+
+    fn opened(&mut self, disk: Disk, open: Open) -> Geometry {
+        let geometry = open.image.geometry();
+        let wake = Arc::clone(&self.wake);
+        open.image.flush_state().on_failure(move || wake());
+        (self.disk, self.open) = (Some(disk), Some(open));
+        // An image that is opened later was not open in that process.
+        self.mapped_before = false;
+        geometry
+    }
+}
+
+impl Open {
+    fn new(
+        disk: Disk,
+        groups: &Groups,
+        fence: Option<&OwnedFd>,
+        size: ImageSize,
+        name: &str,
+    ) -> Result<Self, ImageError> {
+        let options = &disk.options;
+        let limits = options.limits();
+        let throttles = match &options.group {
+            Some(group) => {
+                let group = groups.named(group);
+                if options.says_limits() && group.limits() != limits {
+                    group.set(limits);
+                }
+                group
+            }
+            None => Arc::new(Throttles::new(limits)),
+        };
+        let share = Arc::new(Share::new(throttles));
+        let faults = Arc::new(FaultSwitch::new(options.faults()));
+        let image = Image::open_as(&disk)?
+            .throttled(Arc::clone(&share))
+            .with_faults(Arc::clone(&faults), options.seed.unwrap_or_default());
+        let image = match fence {
+            Some(fence) => {
+                let failed = |error| ImageError::Other { path: name.into(), error };
+                image.fenced(fence.try_clone().map_err(failed)?)
+            }
+            None => image,
+        };
+        let image = match &options.trace {
+            Some(path) => traced(image, path, &disk.spec, name)?,
+            None => image,
+        };
+        let grows = matches!(disk.kept_in(), Spec::File { format: Format::Raw, .. });
+        tracing::info!(disk = name, kept_in = %disk, "open");
+        Ok(Self { image: Arc::new(image), grows, size, share, faults })
+    }
+}
+
+/// The disk, through the device that a script has made for it.
+fn backed_by(mut disk: Disk, device: Option<&Vec<u8>>) -> Disk {
+    if let (Some(device), Spec::File { format: Format::Raw, path, .. }) = (device, &disk.spec)
+        && !path.is_file()
+    {
+        // A script puts a loop device before a file, which would only cost.
+        disk.spec = Spec::file(Format::Raw, OsStr::from_bytes(device));
+    }
+    disk
+}
+
+impl Drop for ImageServer {
+    fn drop(&mut self) {
+        self.open = None;
+        if let (Some(records), Some(disk)) = (&self.records, &self.fenced) {
+            fence::remove(records, disk);
+        }
+    }
+}
+
+/// A trace into a new file; one that is there is never written over.
+fn traced(image: Image, path: &Path, spec: &Spec, name: &str) -> Result<Image, ImageError> {
+    const MOST: u32 = 1000;
+    let base = if path.is_dir() { path.join(format!("{name}.iolog")) } else { path.into() };
+    let failed = |error| ImageError::Trace { path: base.clone(), error };
+    let numbered = (1..MOST).map(|n| {
+        let mut name = base.clone().into_os_string();
+        name.push(format!(".{n}"));
+        PathBuf::from(name)
+    });
+    let exists = || io::ErrorKind::AlreadyExists.into();
+    let file = core::iter::once(base.clone())
+        .chain(numbered)
+        .map(File::create_new)
+        .find(|made| !matches!(made, Err(e) if e.kind() == io::ErrorKind::AlreadyExists))
+        .unwrap_or_else(|| Err(exists()));
+    // What a replay is to use; fio's lines have blanks between words.
+    let place = spec.path().and_then(Path::to_str);
+    let place = place.filter(|path| path.starts_with('/') && !path.contains(char::is_whitespace));
+    let place = place.map_or_else(|| format!("/dev/{name}"), Into::into);
+    image.traced(Box::new(file.map_err(failed)?), &place).map_err(failed)
+}
+
+impl<P> Serve<P> for ImageServer
+where
+    P: Platform + Send + 'static,
+    P::Channel: AsFd,
+{
+    type Running = Worker;
+    type Record = RecordFile;
+
+    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<RecordFile, Fault> {
+        let failed =
+            |e: io::Error| Fault::new("record-file", format!("in-flight record {device}: {e}"));
+        match &self.records {
+            Some(dir) if resumed => dir.existing(device, len).map_err(failed),
+            Some(dir) => dir.create(device, len).map_err(failed),
+            None if resumed => {
+                Err(Fault::new("record-missing", "no in-flight records are kept here"))
+            }
+            None => RecordFile::private(len).map_err(failed),
+        }
+    }
+
+    fn mapped_before(&mut self, mapped: bool) {
+        self.mapped_before = mapped;
+    }
+
+    fn remove_record(&mut self, device: &str) {
+        if let Some(Err(error)) = self.records.as_ref().map(|dir| dir.remove(device))
+            && let Some(unlogged) = self.records_left.admit()
+        {
+            tracing::warn!(device, %error, unlogged, "the in-flight record is not removed");
+        }
+    }
+
+    fn configure(&mut self, told: &ToolstackBack, usual: Config) -> Result<Config, Fault> {
+        let disk = self.read(told)?;
+        let config = disk.options.config(usual);
+        self.disk = Some(disk);
+        Ok(config)
+    }
+
+    fn open(&mut self, told: &ToolstackBack) -> Result<Geometry, Fault> {
+        let (mut pending, disk) = self.begin(told)?;
+        let open = pending.wait()?;
+        Ok(self.opened(disk, open))
+    }
+
+    fn poll_open(&mut self, told: &ToolstackBack) -> Result<Opening, Fault> {
+        let (mut pending, disk) = match self.pending.take() {
+            Some(begun) => begun,
+            None => self.begin(told)?,
+        };
+        match pending.poll() {
+            Some(open) => Ok(Opening::Done(self.opened(disk, open?))),
+            None => {
+                let busy = pending.busy.clone();
+                self.pending = Some((pending, disk));
+                Ok(busy.map_or(Opening::Pending, Opening::Busy))
+            }
+        }
+    }
+
+    fn close(&mut self) -> Poll<()> {
+        self.pending = None;
+        if let Some(open) = self.open.take() {
+            self.closing = Some(Closing::begin(open, Arc::clone(&self.wake)));
+        }
+        match &self.closing {
+            Some(closing) if !closing.is_over() => Poll::Pending,
+            _ => Poll::Ready(()),
+        }
+    }
+
+    fn refresh(&mut self, told: &ToolstackBack) -> Result<(), Fault> {
+        let disk = self.read(told)?;
+        let Some(open) = &self.open else { return Ok(()) };
+        if let Some(before) = &mut self.disk {
+            if before.options.fixed() != disk.options.fixed() {
+                tracing::warn!(
+                    now = %before.options.fixed(),
+                    asked_for = %disk.options.fixed(),
+                    "some options hold from when the disk is next attached"
+                );
+            }
+            before.options = disk.options.live().or(before.options.fixed());
+        }
+        let throttles = open.share.throttles();
+        let limits = disk.options.limits();
+        let said = disk.options.group.is_none() || disk.options.says_limits();
+        if said && throttles.limits() != limits {
+            throttles.set(limits);
+        }
+        open.faults.set(disk.options.faults());
+        // What is held back may be due now.
+        open.share.wake();
+        Ok(())
+    }
+
+    fn flush_state(&self) -> Arc<FlushState> {
+        self.open.as_ref().map(|open| Arc::clone(open.image.flush_state())).unwrap_or_default()
+    }
+
+    fn mapping_budget(&self, guest: DomId) -> Arc<MappingBudget> {
+        self.budgets.guest(guest)
+    }
+
+    fn look_up_size(&mut self) {
+        let Some(open) = self.open.as_ref().filter(|open| open.grows) else { return };
+        // Without a descriptor to be had, the next attempt may have one.
+        if let Some(Ok(file)) = open.image.served_file() {
+            let wake = Arc::clone(&self.wake);
+            open.size.look_up(file, move || wake());
+        }
+    }
+
+    fn sectors(&mut self) -> Option<u64> {
+        let open = self.open.as_ref()?;
+        // Whole logical sectors: a file that is being appended to may have any length.
+        let unit = u64::from(open.image.geometry().sector_size);
+        Some(open.size.bytes()? / unit * (unit / 512))
+    }
+
+    fn start(
+        &mut self,
+        name: &str,
+        parts: QueueParts<P, P::Channel, RecordFile>,
+    ) -> Result<Self::Running, Fault> {
+        let Some(open) = &self.open else {
+            return Err(Fault::new("image-missing", "no image is open"));
+        };
+        open.share.lift(false);
+        let faults = self.disk.as_ref().map(|disk| disk.options.faults());
+        open.faults.set(faults.unwrap_or_default());
+        let wake = Arc::clone(&self.wake);
+        Worker::spawn(name, parts, Arc::clone(&open.image), move || wake())
+            .map_err(|e| Fault::new("worker", format!("the queue's worker cannot start: {e}")))
+    }
+
+    fn ready(&mut self, running: &mut Worker) -> Result<Poll<()>, Fault> {
+        match running.ready() {
+            Poll::Pending => Ok(Poll::Pending),
+            Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
+            Poll::Ready(Err(e)) => {
+                Err(Fault::new("worker", format!("the queue's worker cannot start: {e}")))
+            }
+        }
+    }
+
+    fn fault(&mut self, running: &mut Worker) -> Option<QueueFault> {
+        running.fault()
+    }
+
+    fn stop(&mut self, running: &mut Worker) -> Poll<()> {
+        if let Some(open) = &self.open {
+            // What was begun is finished, as fast as the disk can.
+            open.faults.set(FaultPlan::default());
+            open.share.lift(true);
+        }
+        running.stop()
+    }
+}

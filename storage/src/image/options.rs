@@ -1,0 +1,467 @@
+//! How a disk is to be served, as an operator writes it: words with commas between, parsed here and
+//! nowhere else. [`KEYS`] has all of them.
+
+pub(super) mod values;
+
+#[cfg(test)]
+mod tests;
+
+pub use crate::engine::IoMode;
+use pvio_blkback::Config;
+
+use crate::engine::faults::FaultPlan;
+use crate::engine::throttle::{Limits, Quota, Rate};
+use crate::image::reference::ReferencePolicy;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+use core::str::FromStr;
+use core::time::Duration;
+use pvio_blkback::path::Policy;
+use std::path::PathBuf;
+use values::{
+    escaped, is_power, is_sector, number, path, plain, rate, size, switch, time, time_in_words,
+};
+
+/// Every word there is, what it may say, and what that means.
+pub const KEYS: [(&str, &str, &str); 35] = [
+    ("ro", "", "the guest may only read it"),
+    ("rw", "", "the guest may write it, if the toolstack lets it"),
+    ("direct", "", "around the host's page cache (O_DIRECT)"),
+    ("buffered", "", "through the host's page cache"),
+    ("overlay", "on|off", "what is written is kept aside and forgotten"),
+    ("sector", "512|4096", "bytes of a logical sector"),
+    ("physical", "BYTES", "bytes of a physical sector, 512 to 65536"),
+    ("discard", "on|off", "whether discards are offered"),
+    ("io", "normal|sqpoll|iopoll", "how io_uring is told of requests; for raw disks"),
+    ("policy", "map|copy|persistent-or-map|persistent-or-copy", "how data reaches the guest"),
+    ("answers", "in-order|as-done", "no effect: requests are answered as they are done"),
+    ("queues", "N", "queues at most, 1 to 256"),
+    ("ring-order", "N", "a ring has at most 2 to this power pages, 0 to 5"),
+    ("indirect", "N", "segments of an indirect request at most, 0 to 4096; 0 is none"),
+    ("iops", "N[/BURST]|none", "operations a second"),
+    ("bps", "SIZE[/BURST]|none", "bytes a second"),
+    ("read-iops", "N[/BURST]|none", "reads a second"),
+    ("read-bps", "SIZE[/BURST]|none", "bytes read a second"),
+    ("write-iops", "N[/BURST]|none", "writes and discards a second"),
+    ("write-bps", "SIZE[/BURST]|none", "bytes written a second"),
+    ("group", "NAME", "limits are shared with all disks that name the same group"),
+    ("latency", "TIME", "what every operation takes at least: 5ms, 100us, 1s, 0"),
+    ("jitter", "TIME", "what it takes more at most"),
+    ("fail-reads", "N", "of a million reads, how many fail"),
+    ("fail-writes", "N", "of a million writes and discards, how many fail"),
+    ("fail-flushes", "N", "of a million flushes, how many fail"),
+    ("errno", "N", "the error they fail with, 1 to 4095; 5 (EIO) if left out"),
+    ("seed", "N", "makes the same failures again"),
+    ("trace", "PATH", "a log of all requests for fio --read_iolog: a new file, or a directory"),
+    ("busy-timeout", "TIME", "how long an image in use elsewhere is waited for; 30s if left out"),
+    (
+        "image-root",
+        "DIR",
+        "files that the image's header names are opened below it too; repeatable",
+    ),
+    ("write-extents", "derived|any", "which files a VMDK may name to be written"),
+    ("trusted", "on|off", "whether the frontend may let the backend see its pages"),
+    ("removable", "on|off", "whether the guest should take it for a removable medium"),
+    ("cdrom", "on|off", "whether the guest should take it for a CD drive"),
+];
+
+/// The words do not say how a disk is to be served.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum OptionError {
+    /// There is no such word.
+    #[error("{0:?} is no option of a disk; there are {known}", known = known())]
+    Unknown(String),
+    /// It needs a value, or none, or another.
+    #[error("the option {key} of a disk cannot be {value:?}; write {key}={form}")]
+    Value {
+        /// The word.
+        key: &'static str,
+        /// What was said of it.
+        value: String,
+        /// What may be.
+        form: &'static str,
+    },
+    /// It is a word by itself.
+    #[error("the option {0} of a disk has no value; write {0} alone")]
+    Flag(&'static str),
+    /// The bracket at the end is missing.
+    #[error("options begin with a bracket and end with none; write [iops=100,direct]PATH")]
+    Unclosed,
+}
+
+fn known() -> String {
+    KEYS.map(|(key, ..)| key).join(", ")
+}
+
+/// Makes the options with all that is done to each of them.
+macro_rules! options {
+    ($($(#[$doc:meta])* $field:ident: $kind:ty,)*) => {
+        /// How a disk is to be served, as far as somebody said so.
+        #[derive(Clone, PartialEq, Eq, Debug, Default)]
+        pub struct DiskOptions {
+            $($(#[$doc])* pub $field: Option<$kind>,)*
+        }
+
+        impl DiskOptions {
+            /// The same, with `others` for what is not said here.
+            #[must_use]
+            pub fn or(self, others: Self) -> Self {
+                Self { $($field: self.$field.or(others.$field),)* }
+            }
+        }
+    };
+}
+
+options! {
+    /// `ro`, `rw`
+    read_only: bool,
+    /// `direct`, `buffered`
+    direct: bool,
+    /// `overlay`
+    overlay: bool,
+    /// `sector`, in bytes
+    sector: u32,
+    /// `physical`, in bytes
+    physical: u32,
+    /// `discard`
+    discard: bool,
+    /// `io`
+    io: IoMode,
+    /// `policy`
+    policy: Policy,
+    /// `answers`: in order; without effect
+    in_order: bool,
+    /// `queues`
+    queues: u32,
+    /// `ring-order`
+    ring_order: u32,
+    /// `indirect`
+    indirect: u32,
+    /// `iops`; `Some(None)` is none
+    iops: Option<Rate>,
+    /// `bps`
+    bps: Option<Rate>,
+    /// `read-iops`
+    read_iops: Option<Rate>,
+    /// `read-bps`
+    read_bps: Option<Rate>,
+    /// `write-iops`
+    write_iops: Option<Rate>,
+    /// `write-bps`
+    write_bps: Option<Rate>,
+    /// `group`
+    group: String,
+    /// `latency`
+    latency: Duration,
+    /// `jitter`
+    jitter: Duration,
+    /// `fail-reads`, of a million
+    fail_reads: u32,
+    /// `fail-writes`, of a million
+    fail_writes: u32,
+    /// `fail-flushes`, of a million
+    fail_flushes: u32,
+    /// `errno`
+    errno: i32,
+    /// `seed`
+    seed: u64,
+    /// `trace`
+    trace: PathBuf,
+    /// `busy-timeout`
+    busy_timeout: Duration,
+    /// `image-root`, each of them
+    image_roots: Vec<PathBuf>,
+    /// `write-extents`: any
+    write_any_extent: bool,
+    /// `trusted`: for the toolstack that makes the disk
+    trusted: bool,
+    /// `removable`: the same
+    removable: bool,
+    /// `cdrom`: the same
+    cdrom: bool,
+}
+
+impl DiskOptions {
+    /// The limits they set.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let quota = |operations: Option<Option<Rate>>, bytes: Option<Option<Rate>>| Quota {
+            operations: operations.flatten(),
+            bytes: bytes.flatten(),
+        };
+        Limits {
+            all: quota(self.iops, self.bps),
+            reads: quota(self.read_iops, self.read_bps),
+            writes: quota(self.write_iops, self.write_bps),
+        }
+    }
+
+    /// Whether any limit, or that there is none, was said.
+    #[must_use]
+    pub const fn says_limits(&self) -> bool {
+        self.iops.is_some()
+            || self.bps.is_some()
+            || self.read_iops.is_some()
+            || self.read_bps.is_some()
+            || self.write_iops.is_some()
+            || self.write_bps.is_some()
+    }
+
+    /// What files the headers of its images may name.
+    pub(super) fn references(&self) -> ReferencePolicy {
+        ReferencePolicy {
+            roots: self.image_roots.clone().unwrap_or_default(),
+            write_any: self.write_any_extent.unwrap_or_default(),
+        }
+    }
+
+    /// How slow and how often failing it is to be.
+    #[must_use]
+    pub fn faults(&self) -> FaultPlan {
+        const EIO: i32 = 5;
+        FaultPlan {
+            latency: self.latency.unwrap_or_default(),
+            jitter: self.jitter.unwrap_or_default(),
+            reads: self.fail_reads.unwrap_or_default(),
+            writes: self.fail_writes.unwrap_or_default(),
+            flushes: self.fail_flushes.unwrap_or_default(),
+            errno: self.errno.unwrap_or(EIO),
+        }
+    }
+
+    /// What is offered to the frontend, where it differs from `usual`.
+    #[must_use]
+    pub fn config(&self, usual: Config) -> Config {
+        Config {
+            policy: self.policy.unwrap_or(usual.policy),
+            max_queues: self.queues.unwrap_or(usual.max_queues),
+            max_ring_page_order: self.ring_order.unwrap_or(usual.max_ring_page_order),
+            max_indirect_segments: self.indirect.unwrap_or(usual.max_indirect_segments),
+        }
+    }
+
+    /// Only what a disk takes over while it is served: limits, latency and failures.
+    #[must_use]
+    pub fn live(&self) -> Self {
+        let Self { iops, bps, read_iops, read_bps, write_iops, write_bps, .. } = *self;
+        let Self { latency, jitter, fail_reads, fail_writes, fail_flushes, errno, .. } = *self;
+        Self {
+            iops,
+            bps,
+            read_iops,
+            read_bps,
+            write_iops,
+            write_bps,
+            latency,
+            jitter,
+            fail_reads,
+            fail_writes,
+            fail_flushes,
+            errno,
+            ..Self::default()
+        }
+    }
+
+    /// The other words, which hold from when the disk is attached.
+    #[must_use]
+    pub fn fixed(&self) -> Self {
+        let none = Self::default();
+        Self {
+            iops: none.iops,
+            bps: none.bps,
+            read_iops: none.read_iops,
+            read_bps: none.read_bps,
+            write_iops: none.write_iops,
+            write_bps: none.write_bps,
+            latency: none.latency,
+            jitter: none.jitter,
+            fail_reads: none.fail_reads,
+            fail_writes: none.fail_writes,
+            fail_flushes: none.fail_flushes,
+            errno: none.errno,
+            ..self.clone()
+        }
+    }
+
+    /// Parses options as [`FromStr`] does, but not necessarily in UTF-8: the names of files are
+    /// bytes.
+    ///
+    /// # Errors
+    /// Any [`OptionError`].
+    pub fn from_bytes(text: &[u8]) -> Result<Self, OptionError> {
+        let mut options = Self::default();
+        let words = text.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        for word in words.filter(|word| !word.is_empty()) {
+            options.set(word)?;
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, word: &[u8]) -> Result<(), OptionError> {
+        let (key, value) = match word.iter().position(|byte| *byte == b'=') {
+            Some(at) => (word.get(..at).unwrap_or_default(), word.get(at + 1..)),
+            None => (word, None),
+        };
+        let Some(&(key, form, _)) = KEYS.iter().find(|(known, ..)| known.as_bytes() == key) else {
+            return Err(OptionError::Unknown(String::from_utf8_lossy(key).into_owned()));
+        };
+        if form.is_empty() {
+            if value.is_some() {
+                return Err(OptionError::Flag(key));
+            }
+            match key {
+                "ro" => self.read_only = Some(true),
+                "rw" => self.read_only = Some(false),
+                "direct" => self.direct = Some(true),
+                _ => self.direct = Some(false),
+            }
+            return Ok(());
+        }
+        // A switch that is named is on.
+        let value = value.unwrap_or(if form == "on|off" { b"on" } else { b"" });
+        let set = match key {
+            "trace" => path(value).map(|path| self.trace = Some(path)),
+            "image-root" => {
+                path(value).map(|path| self.image_roots.get_or_insert_default().push(path))
+            }
+            _ => core::str::from_utf8(value).ok().and_then(|value| self.set_value(key, value)),
+        };
+        set.ok_or_else(|| OptionError::Value {
+            key,
+            value: String::from_utf8_lossy(value).into_owned(),
+            form,
+        })
+    }
+
+    fn set_value(&mut self, key: &str, value: &str) -> Option<()> {
+        match key {
+            "overlay" => self.overlay = Some(switch(value)?),
+            "sector" => self.sector = Some(number(value, 512, 4096).filter(is_sector)?),
+            "physical" => self.physical = Some(number(value, 512, 65536).filter(is_power)?),
+            "discard" => self.discard = Some(switch(value)?),
+            "io" => {
+                self.io = Some(match value {
+                    "normal" => IoMode::Normal,
+                    "sqpoll" => IoMode::SqPoll,
+                    "iopoll" => IoMode::IoPoll,
+                    _ => return None,
+                });
+            }
+            "policy" => self.policy = Some(value.parse().ok()?),
+            "answers" => {
+                self.in_order = Some(match value {
+                    "in-order" => true,
+                    "as-done" => false,
+                    _ => return None,
+                });
+            }
+            "queues" => self.queues = Some(number(value, 1, 256)?),
+            "ring-order" => self.ring_order = Some(number(value, 0, 5)?),
+            "indirect" => self.indirect = Some(number(value, 0, 4096)?),
+            "iops" => self.iops = Some(rate(value, plain)?),
+            "bps" => self.bps = Some(rate(value, size)?),
+            "read-iops" => self.read_iops = Some(rate(value, plain)?),
+            "read-bps" => self.read_bps = Some(rate(value, size)?),
+            "write-iops" => self.write_iops = Some(rate(value, plain)?),
+            "write-bps" => self.write_bps = Some(rate(value, size)?),
+            "group" if value.is_empty() => return None,
+            "group" => self.group = Some(value.to_string()),
+            "latency" => self.latency = Some(time(value)?),
+            "jitter" => self.jitter = Some(time(value)?),
+            "fail-reads" => self.fail_reads = Some(number(value, 0, 1_000_000)?),
+            "fail-writes" => self.fail_writes = Some(number(value, 0, 1_000_000)?),
+            "fail-flushes" => self.fail_flushes = Some(number(value, 0, 1_000_000)?),
+            "errno" => self.errno = Some(i32::try_from(number(value, 1, 4095)?).ok()?),
+            "seed" => self.seed = Some(value.parse().ok()?),
+            "busy-timeout" => self.busy_timeout = Some(time(value)?),
+            "write-extents" => {
+                self.write_any_extent = Some(match value {
+                    "derived" => false,
+                    "any" => true,
+                    _ => return None,
+                });
+            }
+            "trusted" => self.trusted = Some(switch(value)?),
+            "removable" => self.removable = Some(switch(value)?),
+            "cdrom" => self.cdrom = Some(switch(value)?),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// What was said, in words that are parsed to the same.
+    fn words(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        let flag =
+            |on: Option<bool>, [yes, no]: [&'static str; 2]| on.map(|on| if on { yes } else { no });
+        words.extend(flag(self.read_only, ["ro", "rw"]).map(String::from));
+        words.extend(flag(self.direct, ["direct", "buffered"]).map(String::from));
+        let mut put = |key: &str, value: Option<String>| {
+            words.extend(value.map(|value| format!("{key}={value}")));
+        };
+        let on_off = |on: Option<bool>| flag(on, ["on", "off"]).map(String::from);
+        let text = |number: Option<u32>| number.map(|n| n.to_string());
+        put("overlay", on_off(self.overlay));
+        put("sector", text(self.sector));
+        put("physical", text(self.physical));
+        put("discard", on_off(self.discard));
+        put("io", self.io.map(|io| io.word().into()));
+        put("policy", self.policy.map(|policy| policy.to_string()));
+        put("answers", flag(self.in_order, ["in-order", "as-done"]).map(String::from));
+        put("queues", text(self.queues));
+        put("ring-order", text(self.ring_order));
+        put("indirect", text(self.indirect));
+        for (key, rate) in [
+            ("iops", self.iops),
+            ("bps", self.bps),
+            ("read-iops", self.read_iops),
+            ("read-bps", self.read_bps),
+            ("write-iops", self.write_iops),
+            ("write-bps", self.write_bps),
+        ] {
+            put(
+                key,
+                rate.map(|rate| {
+                    rate.map_or("none".into(), |r| format!("{}/{}", r.per_second, r.burst))
+                }),
+            );
+        }
+        put("group", self.group.clone());
+        put("latency", self.latency.map(time_in_words));
+        put("jitter", self.jitter.map(time_in_words));
+        put("fail-reads", text(self.fail_reads));
+        put("fail-writes", text(self.fail_writes));
+        put("fail-flushes", text(self.fail_flushes));
+        put("errno", self.errno.map(|n| n.to_string()));
+        put("seed", self.seed.map(|n| n.to_string()));
+        put("trace", self.trace.as_deref().map(escaped));
+        for root in self.image_roots.iter().flatten() {
+            put("image-root", Some(escaped(root)));
+        }
+        put("write-extents", flag(self.write_any_extent, ["any", "derived"]).map(String::from));
+        put("busy-timeout", self.busy_timeout.map(time_in_words));
+        put("trusted", on_off(self.trusted));
+        put("removable", on_off(self.removable));
+        put("cdrom", on_off(self.cdrom));
+        words
+    }
+}
+
+impl FromStr for DiskOptions {
+    type Err = OptionError;
+
+    /// Words with commas between; none at all say nothing. Of a word said twice the last counts, but of
+    /// `image-root` each does.
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        Self::from_bytes(text.as_bytes())
+    }
+}
+
+/// Written so that it is parsed to the same.
+impl fmt::Display for DiskOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words().join(","))
+    }
+}

@@ -1,0 +1,290 @@
+//! Broken images of every format, and QEMU's own samples: cut short, or with flipped bytes. Whatever is
+//! in them, looking at one and serving one ends with an answer.
+
+mod support;
+
+use pvio_blkback::engine::{BlockEngine, Io};
+use pvio_ring::IoSeg;
+use pvio_ring::shm::{HeapMemory, Region};
+use pvio_storage::engine::wait::WaitEngine;
+use pvio_storage::image::inspect::{Inspection, inspect};
+use pvio_storage::image::{Format, Image, ImageOptions, LockState, Spec};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use support::{Rng, alone, has, text, tool};
+
+/// Where in our sources, or in whose, a panic was.
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Sample {
+    name: &'static str,
+    format: Format,
+    file: PathBuf,
+    bytes: Vec<u8>,
+}
+
+/// Images with something of everything in them.
+fn samples(dir: &Path) -> Vec<Sample> {
+    let mut rng = Rng(1);
+    let mut data: Vec<u8> = (0..3 << 20).map(|_| rng.next() as u8).collect();
+    data[1 << 20..2 << 20].fill(0);
+    let source = dir.join("source.img");
+    std::fs::write(&source, &data).unwrap();
+    let kinds = [
+        ("plain", Format::Qcow2, "cluster_size=4k"),
+        ("packed", Format::Qcow2, "cluster_size=64k"),
+        ("old", Format::Qcow2, "compat=0.10"),
+        ("dynamic", Format::Vhd, "subformat=dynamic"),
+        ("fixed", Format::Vhd, "subformat=fixed"),
+        ("flat", Format::Vmdk, "subformat=monolithicFlat"),
+        ("sparse", Format::Vmdk, "subformat=monolithicSparse"),
+        ("stream", Format::Vmdk, "subformat=streamOptimized"),
+    ];
+    let make = |(name, format, options): (&'static str, Format, &str)| {
+        let word = if format == Format::Vhd { "vpc" } else { format.word() };
+        let file = dir.join(format!("{name}.{}", format.word()));
+        let mut args = vec!["convert", "-O", word, "-o", options, text(&source), text(&file)];
+        if name == "packed" {
+            args.insert(1, "-c");
+        }
+        tool("qemu-img", &args);
+        if name == "plain" {
+            tool("qemu-img", &["snapshot", "-c", "s", text(&file)]);
+            tool("qemu-io", &["-c", "write -P 7 1M 256k", text(&file)]);
+        }
+        let bytes = std::fs::read(&file).unwrap();
+        Sample { name, format, file, bytes }
+    };
+    kinds.into_iter().map(make).collect()
+}
+
+/// Looks at it, serves it, and does a little with it.
+fn try_all(format: Format, path: &Path, rng: &mut Rng) {
+    let spec = Spec::file(format, path);
+    let _ = inspect(&spec).map(|found| found.problem.map(|p| p.to_string()));
+    if format == Format::Qcow2 {
+        let snapshot = Some("s".into());
+        use_it(&Spec::File { format, path: path.into(), snapshot }, true, rng);
+    }
+    use_it(&spec, false, rng);
+    use_it(&spec, true, rng);
+}
+
+fn use_it(spec: &Spec, read_only: bool, rng: &mut Rng) {
+    let options = ImageOptions { read_only, direct: false };
+    let Ok(image) = Image::open_disk(spec, options) else { return };
+    let mut engine = image.engine::<HeapMemory>(16).unwrap();
+    let sectors = image.geometry().sectors;
+    let mut begun = 0;
+    for tag in 0..12 {
+        let sector = rng.below(sectors);
+        let len = (sectors - sector).min(8) as usize * 512;
+        let segment = IoSeg { buf: HeapMemory::pages(1), offset: 0, len };
+        let (io, mut segments) = match tag % 6 {
+            0 if !read_only => (Io::Write { sector }, vec![segment]),
+            1 if !read_only => (Io::Flush, vec![]),
+            2 if !read_only => {
+                (Io::Discard { sector, sectors: sectors - sector, secure: false }, vec![])
+            }
+            _ => (Io::Read { sector }, vec![segment]),
+        };
+        engine.submit(tag, io, &mut segments).unwrap();
+        begun += 1;
+    }
+    engine.kick();
+    while begun > 0 {
+        engine.wait(None).unwrap();
+        engine.reap(&mut |_, _, _| begun -= 1);
+    }
+}
+
+/// Notes down panics, wherever they are held off.
+fn watch_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let at = info.location().map(ToString::to_string).unwrap_or_default();
+        eprintln!("a panic at {at}: {info}");
+        PANICS.lock().unwrap().push(at);
+    }));
+}
+
+/// How many of the library's were held off; none may be ours.
+fn panics(what: &str) -> usize {
+    // Not locked any more when this one panics, which is noted down, too.
+    let panics = PANICS.lock().unwrap().clone();
+    assert_eq!(panics.iter().find(|at| !at.contains("/imago-")), None, "{what}");
+    panics.len()
+}
+
+/// Short by a little, or by much; or with other bytes in it.
+fn damage(bytes: &mut Vec<u8>, round: u32, rng: &mut Rng) {
+    let len = bytes.len() as u64;
+    if round.is_multiple_of(4) {
+        let keep = match round % 8 {
+            0 => rng.below(len),
+            _ => len - 1 - rng.below(len.min(4096)),
+        };
+        return bytes.truncate(keep as usize);
+    }
+    // Headers and tables are at the beginning, and footers at the end.
+    for _ in 0..1 + rng.below(6) {
+        let at = match rng.below(4) {
+            0 => rng.below(len.min(128)),
+            1 => rng.below(len.min(64 << 10)),
+            2 => len - 1 - rng.below(len.min(512)),
+            _ => rng.below(len),
+        };
+        let byte = &mut bytes[at as usize];
+        *byte = match rng.below(3) {
+            0 => *byte ^ (1 << rng.below(8)),
+            1 => 0xff,
+            _ => rng.next() as u8,
+        };
+    }
+}
+
+/// What is found out about a file that nobody uses any more. A program that the other test starts at this
+/// moment has our descriptors, and with them the locks, until it is executed.
+fn looked_at(format: Format, path: &Path) -> Inspection {
+    let start = Instant::now();
+    loop {
+        let looked = inspect(&Spec::file(format, path)).unwrap();
+        if looked.files[0].lock == LockState::Free {
+            return looked;
+        }
+        assert!(start.elapsed() < Duration::from_secs(5), "{path:?}: {:?}", looked.files[0].lock);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn rounds(usual: u32) -> u32 {
+    std::env::var("PVIO_TEST_ROUNDS").map_or(usual, |n| n.parse().unwrap())
+}
+
+#[test]
+fn a_broken_image_ends_with_an_answer() {
+    if !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    watch_panics();
+    let dir = tempfile::tempdir().unwrap();
+    let mut rng = Rng(2);
+    let (mut refused, mut served) = (0, 0);
+    for sample in samples(dir.path()) {
+        let path = &sample.file;
+        for round in 0..rounds(240) {
+            let mut bytes = sample.bytes.clone();
+            damage(&mut bytes, round, &mut rng);
+            std::fs::write(path, &bytes).unwrap();
+            let looked = looked_at(sample.format, path);
+            *(if looked.problem.is_some() { &mut refused } else { &mut served }) += 1;
+            try_all(sample.format, path, &mut rng);
+            panics(&format!("{} in round {round}", sample.name));
+        }
+        std::fs::write(path, &sample.bytes).unwrap();
+    }
+    let held_off = panics("the end");
+    eprintln!("{refused} refused, {served} served; {held_off} panics of the library held off");
+    assert!(refused > 100 && served > 100, "{refused} refused, {served} served");
+}
+
+/// What QEMU's own tests read and we can, and the bytes of the disks in them. QEMU takes the smaller
+/// size of the sectors that Virtual PC's BIOS reached (136363130880) for the last of them; Hyper-V,
+/// tapdisk and we take what the image says.
+const READ: [(&str, Format, u64); 5] = [
+    ("grub_mbr.raw", Format::Raw, 512),
+    ("iotest-version3.vmdk", Format::Vmdk, 16 << 30),
+    ("d2v-zerofilled.vhd", Format::Vhd, 263_454_720),
+    ("hyperv2012r2-dynamic.vhd", Format::Vhd, 136_365_211_648),
+    ("virtualpc-dynamic.vhd", Format::Vhd, 136_365_211_648),
+];
+/// Images above this size are not damaged: each time takes a copy.
+const SMALL: u64 = 4 << 20;
+
+/// Those of formats we read are served, with the bytes QEMU finds; all others are refused as every
+/// format we read. Then all of them once more, damaged.
+#[test]
+fn qemus_own_samples_are_served_or_refused() {
+    let Some(samples) = std::env::var_os("PVIO_QEMU_SAMPLES").map(PathBuf::from) else {
+        return println!(
+            "SKIPPED: no sample images of QEMU's; `cargo xtask test unit` fetches them, or name a \
+             folder with them (tests/qemu-iotests/sample_images, unpacked) in PVIO_QEMU_SAMPLES"
+        );
+    };
+    if !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    watch_panics();
+    let dir = tempfile::tempdir().unwrap();
+    let (mut rng, mut damaged) = (Rng(3), 0);
+    let mut names: Vec<_> =
+        std::fs::read_dir(&samples).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert!(READ.iter().all(|(name, ..)| names.iter().any(|n| n == name)), "{names:?}");
+    for name in names {
+        let (sample, copy) = (samples.join(&name), dir.path().join(&name));
+        let known = READ.iter().find(|(known, ..)| name == *known);
+        for format in [Format::Raw, Format::Qcow2, Format::Vmdk, Format::Vhd] {
+            tool("cp", &["--sparse=always", text(&sample), text(&copy)]);
+            let spec = Spec::file(format, &copy);
+            let opened = Image::open_disk(&spec, ImageOptions { read_only: true, direct: false });
+            match known {
+                Some((_, theirs, bytes)) if *theirs == format => {
+                    let image = opened.unwrap_or_else(|e| panic!("{name:?}: {e}"));
+                    assert_eq!(image.geometry().sectors * 512, *bytes, "{name:?}");
+                    holds_what_qemu_finds(image, format, &copy, &mut rng);
+                }
+                // Any bytes are a raw disk, if there are whole sectors of them.
+                _ if format == Format::Raw => {
+                    let whole = std::fs::metadata(&copy).unwrap().len().is_multiple_of(512);
+                    assert_eq!(opened.is_ok(), whole, "{name:?}");
+                }
+                _ => {
+                    let error = opened.map(drop).expect_err("it is of another format");
+                    assert!(error.to_string().contains(text(&copy)), "{name:?}: {error}");
+                }
+            }
+            try_all(format, &copy, &mut rng);
+            panics(&format!("{name:?} as {}", format.word()));
+            if std::fs::metadata(&sample).unwrap().len() > SMALL {
+                continue;
+            }
+            let whole = std::fs::read(&sample).unwrap();
+            for round in 0..rounds(16) {
+                let mut bytes = whole.clone();
+                damage(&mut bytes, round, &mut rng);
+                std::fs::write(&copy, &bytes).unwrap();
+                try_all(format, &copy, &mut rng);
+                panics(&format!("{name:?} as {}, round {round}", format.word()));
+                damaged += 1;
+            }
+        }
+        std::fs::remove_file(&copy).unwrap();
+    }
+    eprintln!("{damaged} damaged ones");
+}
+
+/// Compares places all over a disk with what `qemu-img` makes of the image.
+fn holds_what_qemu_finds(image: Image, format: Format, path: &Path, rng: &mut Rng) {
+    let word = if format == Format::Vhd { "vpc" } else { format.word() };
+    let raw = path.with_extension("as-raw");
+    tool("qemu-img", &["convert", "-f", word, "-O", "raw", text(path), text(&raw)]);
+    let file = std::fs::File::open(&raw).unwrap();
+    let sectors = (file.metadata().unwrap().len() / 512).min(image.geometry().sectors);
+    let mut engine = image.engine::<HeapMemory>(1).unwrap();
+    let page = HeapMemory::pages(1);
+    // The first are where file systems begin, the others anywhere.
+    for i in 0..400 {
+        let sector = if i < 200 { (i * 8) % sectors } else { rng.below(sectors) };
+        let len = (sectors - sector).min(8) as usize * 512;
+        let segment = IoSeg { buf: page.clone(), offset: 0, len };
+        let read = alone(&mut engine, Io::Read { sector }, Some(segment));
+        assert_eq!(read, Ok(()), "{path:?} at {sector}");
+        let (mut ours, mut theirs) = ([0; 4096], [0; 4096]);
+        page.read_bytes(0, &mut ours[..len]).unwrap();
+        file.read_exact_at(&mut theirs[..len], sector * 512).unwrap();
+        assert!(ours[..len] == theirs[..len], "{path:?} at sector {sector}");
+    }
+    std::fs::remove_file(raw).unwrap();
+}

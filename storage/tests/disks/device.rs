@@ -1,0 +1,96 @@
+//! Disks on block devices: what the device says of itself, and discards that are the device's own.
+
+use crate::support::{Deed, Machine, has, text, tool, workload};
+use pvio_storage::image::{Image, ImageOptions, Spec};
+use pvio_xenbus::handshake::vbd::Mode;
+use rustix::fs::{SeekFrom, seek};
+use std::fs::{File, read_to_string};
+use std::path::Path;
+use std::process::Command;
+
+const BYTES: usize = 16 << 20;
+
+/// A loop device over a file; it goes with its owner.
+pub struct Loop(pub String);
+
+impl Loop {
+    /// `None`, said loudly, where there can be none.
+    pub fn over(file: &Path) -> Option<Self> {
+        Self::with_sectors(512, file)
+    }
+
+    /// One with logical sectors of so many bytes.
+    pub fn with_sectors(bytes: u32, file: &Path) -> Option<Self> {
+        if !has("losetup", "mount") {
+            return None;
+        }
+        let size = bytes.to_string();
+        let args = ["--sector-size", &size, "--find", "--show", text(file)];
+        let made = Command::new("losetup").args(args).output().unwrap();
+        if !made.status.success() {
+            let why = String::from_utf8_lossy(&made.stderr);
+            println!(
+                "SKIPPED: no loop device ({}); run as root, with /dev/loop-control",
+                why.trim()
+            );
+            return None;
+        }
+        Some(Self(String::from_utf8(made.stdout).unwrap().trim().to_owned()))
+    }
+
+    fn says(&self, what: &str) -> u32 {
+        let name = self.0.trim_start_matches("/dev/");
+        read_to_string(format!("/sys/block/{name}/{what}")).unwrap().trim().parse().unwrap()
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_device_forgets_what_a_guest_discards_and_its_file_gives_the_room_back() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let file = dir.path().join("a.img");
+    std::fs::write(&file, vec![7; BYTES]).unwrap();
+    let Some(device) = Loop::over(&file) else { return };
+
+    let image = Image::open_disk(&device.0.parse::<Spec>().unwrap(), ImageOptions::default());
+    let offered = image.unwrap().geometry().discard.expect("a loop device discards");
+    assert_eq!(offered.granularity, device.says("queue/discard_granularity").max(512));
+    assert_eq!(offered.alignment, device.says("discard_alignment"));
+    assert!(!offered.secure, "what lies in a file is not wiped");
+
+    let mut guest = Machine::new().disk(&format!("raw:{}", device.0), Mode::ReadWrite);
+    guest.one(Deed::Discard(0, 4096));
+    guest.one(Deed::Discard(8192, 8192));
+    let mut model = vec![7; BYTES];
+    model[..2 << 20].fill(0);
+    model[4 << 20..8 << 20].fill(0);
+    assert!(guest.everything() == model);
+    // The first data, and the end of that.
+    let held = File::open(&file).unwrap();
+    assert_eq!(seek(&held, SeekFrom::Data(0)), Ok(2 << 20));
+    assert_eq!(seek(&held, SeekFrom::Hole(2 << 20)), Ok(4 << 20));
+    assert_eq!(seek(&held, SeekFrom::Data(4 << 20)), Ok(8 << 20));
+    // Discards among everything else, by its own threads and io_uring.
+    workload(&mut guest, &mut model, 5, 60, true);
+    assert!(guest.everything() == model);
+    guest.close();
+    tool("blockdev", &["--flushbufs", &device.0]);
+    assert!(std::fs::read(&file).unwrap() == model, "the file holds something else");
+}
+
+/// A device that is only read has nothing to discard, and is asked nothing.
+#[test]
+fn a_device_that_is_only_read_offers_no_discard() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.img");
+    std::fs::write(&file, vec![7; 1 << 20]).unwrap();
+    let Some(device) = Loop::over(&file) else { return };
+    let spec: Spec = device.0.parse().unwrap();
+    let image = Image::open_disk(&spec, ImageOptions { read_only: true, direct: false }).unwrap();
+    assert_eq!(image.geometry().discard, None);
+}

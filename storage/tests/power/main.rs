@@ -1,0 +1,150 @@
+//! What a loss of power leaves of a disk.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`ext4`] | what the kernel's ext4 finds on it |
+//! | [`sectors`] | every sector of it, in images of every format |
+//! | [`fuse`] | where what reaches the medium is recorded |
+
+mod ext4;
+mod fuse;
+mod sectors;
+#[path = "../support/storage.rs"]
+mod storage;
+#[path = "../support/mod.rs"]
+mod support;
+
+use ext4::{Fact, Mounted};
+use fuse::{DiskFile, HostFile};
+use pvio_blkback::Serve;
+use pvio_blkback::engine::Geometry;
+use pvio_blkback::queue::{QueueFault, QueueParts};
+use pvio_event_channel::EventChannels;
+use pvio_hosted::Domain;
+use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
+use pvio_storage::engine::record::Record;
+use pvio_storage::image::{Image, ImageOptions};
+use pvio_storage::worker::Worker;
+use pvio_xenbus::driver::Fault;
+use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use storage::put;
+use support::{Guest, Machine, has, text, tool};
+
+/// One at a time: a program that one begins has for a moment what another has mounted.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Bytes of a guest's disk.
+const SIZE: u64 = 16 << 20;
+
+/// Serves raw images whose changes are recorded.
+struct Recording {
+    record: Arc<Record>,
+    image: Option<Arc<Image>>,
+}
+
+impl Serve<Domain> for Recording {
+    type Running = Worker;
+    type Record = HeapMemory;
+
+    fn record(&mut self, _: &str, len: usize, _: bool) -> Result<HeapMemory, Fault> {
+        Ok(HeapMemory::pages(len.div_ceil(PAGE_SIZE)))
+    }
+
+    fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
+        let Backing::Format("raw", path) = disk.backing() else { panic!("{disk:?}") };
+        let image = Image::open(Path::new(OsStr::from_bytes(path)), ImageOptions::default());
+        let image = image.map_err(|e| Fault::new(e.code(), e))?.recorded(self.record.clone());
+        let geometry = image.geometry();
+        self.image = Some(Arc::new(image));
+        Ok(geometry)
+    }
+
+    fn start(
+        &mut self,
+        name: &str,
+        parts: QueueParts<Domain, <Domain as EventChannels>::Channel>,
+    ) -> Result<Worker, Fault> {
+        let image = self.image.clone().unwrap();
+        Ok(Worker::start(name, parts, image, || ()).unwrap())
+    }
+
+    fn fault(&mut self, running: &mut Worker) -> Option<QueueFault> {
+        running.fault()
+    }
+}
+
+/// Has ext4 work on a guest's disk.
+fn work(guest: Guest, dir: &Path, record: &Record) -> Vec<Fact> {
+    let fuse = dir.join("fuse");
+    fs::create_dir(&fuse).unwrap();
+    let file = DiskFile(Mutex::new(guest));
+    let session = fuser::spawn_mount(file, &fuse, &fuser::Config::default()).unwrap();
+    let facts = {
+        let mounted = Mounted::new(&fuse.join("disk"), &dir.join("mnt"));
+        ext4::work(&mounted.0, record)
+    };
+    session.umount_and_join().unwrap();
+    facts
+}
+
+#[test]
+fn what_was_synced_outlives_a_loss_of_power_at_any_moment() {
+    if !ext4::can_mount() {
+        return;
+    }
+    let _turn = TURN.lock();
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("disk.img");
+    ext4::make(&image, SIZE);
+    let begin = fs::read(&image).unwrap();
+    let record = Arc::new(Record::default());
+    let server = Recording { record: record.clone(), image: None };
+    let params = format!("raw:{}", text(&image));
+    let guest = Machine::new().disk_of(&params, Mode::ReadWrite, server);
+    let facts = work(guest, dir.path(), &record);
+    ext4::lose_power(dir.path(), &record, &facts, &mut |moment, loss, after| {
+        let mut disk = begin.clone();
+        record.after_power_loss(&mut disk, moment, loss);
+        fs::write(after, &disk).unwrap();
+    });
+}
+
+#[test]
+fn the_same_in_a_qcow2_image() {
+    if !ext4::can_mount() || !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    let _turn = TURN.lock();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    ext4::make(&path("disk.img"), SIZE);
+    let options = ["convert", "-O", "qcow2", "-o", "cluster_size=4k"];
+    let (from, to) = (path("disk.img"), path("disk.qcow2"));
+    tool("qemu-img", &[&options[..], &[text(&from), text(&to)]].concat());
+    let begin = fs::read(&to).unwrap();
+    // The guest is told of physical sectors of 4 KiB, and so is the raw disk's record above. A medium
+    // that tears smaller ones may tear ext4's superblock of 1 KiB, which no ext4 mounts.
+    let record = Arc::new(Record::with_sectors(4096));
+    let host = path("host");
+    fs::create_dir(&host).unwrap();
+    let file = HostFile::new(begin.clone(), record.clone());
+    let session = fuser::spawn_mount(file, &host, &fuser::Config::default()).unwrap();
+    let guest =
+        Machine::new().disk(&format!("qcow2:{}", text(&host.join("disk"))), Mode::ReadWrite);
+    let facts = work(guest, dir.path(), &record);
+    session.umount_and_join().unwrap();
+    ext4::lose_power(dir.path(), &record, &facts, &mut |moment, loss, after| {
+        let mut file = begin.clone();
+        record.kept(moment, loss, &mut |at, data| put(&mut file, at, data));
+        let image = path("left.qcow2");
+        fs::write(&image, &file).unwrap();
+        let disk = sectors::served(&format!("qcow2:{}", text(&image)), SIZE);
+        sectors::is_sound(&image, &format!("{moment} {loss:?}"));
+        fs::write(after, disk).unwrap();
+    });
+}

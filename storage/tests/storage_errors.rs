@@ -1,0 +1,368 @@
+//! What the guest is told when the host's file system fails an operation once: a file system (FUSE) whose
+//! calls fail as each test says.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, LockOwner, OpenFlags,
+    ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyWrite, Request, WriteFlags,
+};
+use pvio_blkback::engine::{BlockEngine, EngineError, Io};
+use pvio_ring::IoSeg;
+use pvio_ring::shm::{HeapMemory, Region};
+use pvio_storage::engine::wait::{DiskEngine, WaitEngine};
+use pvio_storage::image::{Disk, Image};
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
+use support::{has, text, tool};
+
+const FILE: INodeNo = INodeNo(2);
+const LONG: Duration = Duration::from_secs(3600);
+const EIO: i32 = 5;
+/// Interrupted; try again.
+const TRANSIENT: [i32; 2] = [4, 11];
+const OLD: u8 = 0xaa;
+
+/// The file, and what becomes of calls on it.
+#[derive(Default)]
+struct Host {
+    bytes: Vec<u8>,
+    /// The next calls of each kind fail with these, last first.
+    fsync: Vec<i32>,
+    fallocate: Vec<i32>,
+    write: Vec<i32>,
+    /// Every call and its error, or 0.
+    log: Vec<(&'static str, i32)>,
+}
+
+impl Host {
+    fn call(&mut self, what: &'static str) -> Result<(), Errno> {
+        let errors = match what {
+            "fsync" => &mut self.fsync,
+            "fallocate" => &mut self.fallocate,
+            _ => &mut self.write,
+        };
+        let error = errors.pop().unwrap_or_default();
+        self.log.push((what, error));
+        if error == 0 { Ok(()) } else { Err(Errno::from_i32(error)) }
+    }
+}
+
+struct OneFile(Arc<Mutex<Host>>);
+
+impl OneFile {
+    fn attr(&self, ino: INodeNo) -> FileAttr {
+        let (file, len) = (ino == FILE, self.0.lock().unwrap().bytes.len() as u64);
+        FileAttr {
+            ino,
+            size: if file { len } else { 0 },
+            blocks: len / 512,
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind: if file { FileType::RegularFile } else { FileType::Directory },
+            perm: 0o700,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+
+    fn put(&self, at: u64, data: &[u8]) {
+        let (mut host, at) = (self.0.lock().unwrap(), at as usize);
+        let len = host.bytes.len().max(at + data.len());
+        host.bytes.resize(len, 0);
+        host.bytes[at..at + data.len()].copy_from_slice(data);
+    }
+}
+
+impl Filesystem for OneFile {
+    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match name.to_str() {
+            Some("disk") => reply.entry(&LONG, &self.attr(FILE), Generation(0)),
+            _ => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        reply.attr(&LONG, &self.attr(ino));
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        size: Option<u64>,
+        _: Option<fuser::TimeOrNow>,
+        _: Option<fuser::TimeOrNow>,
+        _: Option<std::time::SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<std::time::SystemTime>,
+        _: Option<std::time::SystemTime>,
+        _: Option<std::time::SystemTime>,
+        _: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        if let Some(size) = size {
+            self.0.lock().unwrap().bytes.resize(size as usize, 0);
+        }
+        reply.attr(&LONG, &self.attr(ino));
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let host = self.0.lock().unwrap();
+        let from = host.bytes.len().min(offset as usize);
+        reply.data(&host.bytes[from..host.bytes.len().min(from + size as usize)]);
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let called = self.0.lock().unwrap().call("write");
+        if let Err(error) = called {
+            return reply.error(error);
+        }
+        self.put(offset, data);
+        reply.written(data.len() as u32);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        length: u64,
+        _: i32,
+        reply: ReplyEmpty,
+    ) {
+        let called = self.0.lock().unwrap().call("fallocate");
+        if let Err(error) = called {
+            return reply.error(error);
+        }
+        self.put(offset, &vec![0; length as usize]);
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        match self.0.lock().unwrap().call("fsync") {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn destroy(&mut self) {}
+}
+
+/// A mounted file system with these bytes in its file, and its folder.
+struct Mounted {
+    host: Arc<Mutex<Host>>,
+    dir: tempfile::TempDir,
+    session: Option<fuser::BackgroundSession>,
+}
+
+impl Mounted {
+    /// `None`, told loudly, where no FUSE file system can be mounted.
+    fn new(bytes: Vec<u8>) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Arc::new(Mutex::new(Host { bytes, ..Host::default() }));
+        match fuser::spawn_mount(OneFile(host.clone()), dir.path(), &fuser::Config::default()) {
+            Ok(session) => Some(Self { host, dir, session: Some(session) }),
+            Err(error) => {
+                println!("SKIPPED: no FUSE file system can be mounted ({error}); run as root");
+                None
+            }
+        }
+    }
+
+    fn open(&self, format: &str) -> Image {
+        let disk = format!("{format}:{}", text(&self.dir.path().join("disk")));
+        Image::open_as(&disk.parse::<Disk>().unwrap()).unwrap()
+    }
+
+    fn host<T>(&self, change: impl FnOnce(&mut Host) -> T) -> T {
+        change(&mut self.host.lock().unwrap())
+    }
+
+    /// Calls since this was last asked.
+    fn log(&self) -> Vec<(&'static str, i32)> {
+        self.host(|host| std::mem::take(&mut host.log))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        self.session.take().into_iter().for_each(|session| drop(session.umount_and_join()));
+    }
+}
+
+/// Does one operation, writing pages of sevens.
+fn one(engine: &mut DiskEngine<HeapMemory>, io: Io) -> Result<(), EngineError> {
+    let mut segments = Vec::new();
+    if matches!(io, Io::Write { .. }) {
+        let page = HeapMemory::pages(1);
+        page.fill(0, 4096, 7).unwrap();
+        segments.push(IoSeg { buf: page, offset: 0, len: 4096 });
+    }
+    engine.submit(0, io, &mut segments).unwrap();
+    engine.kick();
+    let mut result = None;
+    loop {
+        engine.reap(&mut |_, done, _| result = Some(done));
+        if let Some(result) = result {
+            return result;
+        }
+        engine.wait(Some(Duration::from_secs(5))).unwrap();
+    }
+}
+
+#[test]
+fn operation_that_is_interrupted_is_done_again_and_not_something_else() {
+    let Some(mounted) = Mounted::new(vec![OLD; 1 << 20]) else { return };
+    let image = mounted.open("raw");
+    let mut engine = image.engine::<HeapMemory>(8).unwrap();
+    let there = |host: &mut Host| host.bytes[64 * 512..64 * 512 + 4096].to_vec();
+    for error in TRANSIENT {
+        // Once, and more often than is tried at once.
+        for times in [1, 5] {
+            let (sector, sectors) = (64, 8);
+            for (what, io, left) in [
+                ("fsync", Io::Flush, OLD),
+                ("fallocate", Io::Discard { sector, sectors, secure: false }, 0),
+                ("fallocate", Io::WriteZeroes { sector, sectors }, 0),
+                ("write", Io::Write { sector }, 7),
+            ] {
+                mounted.log();
+                mounted.host(|host| {
+                    host.bytes.fill(OLD);
+                    let errors = match what {
+                        "fsync" => &mut host.fsync,
+                        "fallocate" => &mut host.fallocate,
+                        _ => &mut host.write,
+                    };
+                    errors.resize(times, error);
+                });
+                assert_eq!(one(&mut engine, io), Ok(()), "{io:?}, {error}");
+                let mut expected = vec![(what, error); times];
+                expected.push((what, 0));
+                assert_eq!(mounted.log(), expected, "{io:?}, {error}");
+                assert_eq!(mounted.host(there), [left; 4096], "{io:?}, {error}");
+            }
+        }
+    }
+    assert!(!image.flush_failed(), "an interruption is no failure");
+}
+
+#[test]
+fn flush_after_a_failed_one_fails_on_every_engine_of_the_image() {
+    for options in ["", "direct"] {
+        let Some(mounted) = Mounted::new(vec![OLD; 1 << 20]) else { return };
+        let image = mounted.open(&format!("[{options}]raw"));
+        let [mut first, mut second] = [(); 2].map(|()| image.engine::<HeapMemory>(8).unwrap());
+        assert_eq!(one(&mut first, Io::Write { sector: 8 }), Ok(()));
+        assert_eq!(one(&mut second, Io::Flush), Ok(()));
+        mounted.host(|host| host.fsync = vec![EIO]);
+        mounted.log();
+        assert_eq!(one(&mut first, Io::Flush), Err(EngineError::Os(EIO)));
+        assert!(image.flush_failed());
+        for engine in [&mut second, &mut first] {
+            assert_eq!(one(engine, Io::Flush), Err(EngineError::Os(EIO)));
+            assert_eq!(one(engine, Io::Write { sector: 8 }), Ok(()), "data still moves");
+        }
+        let flushes = mounted.log().into_iter().filter(|(what, _)| *what == "fsync");
+        assert_eq!(flushes.collect::<Vec<_>>(), [("fsync", EIO)]);
+    }
+}
+
+#[test]
+fn flush_fails_in_an_image_whose_predecessor_saw_one_fail() {
+    let Some(mounted) = Mounted::new(vec![OLD; 1 << 20]) else { return };
+    let image = mounted.open("raw");
+    image.mark_flush_failed();
+    let mut engine = image.engine::<HeapMemory>(8).unwrap();
+    assert_eq!(one(&mut engine, Io::Flush), Err(EngineError::Os(EIO)));
+    drop((engine, image));
+    let again = mounted.open("raw");
+    assert_eq!(one(&mut again.engine::<HeapMemory>(8).unwrap(), Io::Flush), Ok(()));
+}
+
+fn made(dir: &Path, arguments: &[&str]) -> Vec<u8> {
+    let path = dir.join("made");
+    tool("qemu-img", &[&["create", "-q"], arguments, &[text(&path), "8M"]].concat());
+    std::fs::read(path).unwrap()
+}
+
+/// Formats that `qemu-img` makes, as it and as this project calls them.
+const FORMATS: [(&str, &[&str]); 3] = [
+    ("vhd", &["-f", "vpc", "-o", "force_size=on"]),
+    ("vmdk", &["-f", "vmdk"]),
+    ("qcow2", &["-f", "qcow2"]),
+];
+
+#[test]
+fn failed_flush_is_remembered_in_every_format() {
+    if !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (format, arguments) in FORMATS {
+        let Some(mounted) = Mounted::new(made(dir.path(), arguments)) else { return };
+        let image = mounted.open(format);
+        let mut engine = image.engine::<HeapMemory>(8).unwrap();
+        assert_eq!(one(&mut engine, Io::Write { sector: 8 }), Ok(()), "{format}");
+        assert_eq!(one(&mut engine, Io::Flush), Ok(()), "{format}");
+        assert_eq!(one(&mut engine, Io::Write { sector: 16 }), Ok(()), "{format}");
+        mounted.host(|host| host.fsync = vec![EIO]);
+        for attempt in 0..3 {
+            let error = one(&mut engine, Io::Flush);
+            assert_eq!(error, Err(EngineError::Os(EIO)), "{format}, {attempt}");
+        }
+        assert!(image.flush_failed(), "{format}");
+    }
+}
+
+#[test]
+fn flush_that_fails_inside_a_write_fails_the_flushes_after_it() {
+    if !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (format, arguments) = FORMATS[0];
+    let Some(mounted) = Mounted::new(made(dir.path(), arguments)) else { return };
+    let image = mounted.open(format);
+    let mut engine = image.engine::<HeapMemory>(8).unwrap();
+    // A new block: its footer is flushed first.
+    mounted.host(|host| host.fsync = vec![EIO]);
+    assert_eq!(one(&mut engine, Io::Write { sector: 8 }), Err(EngineError::Os(EIO)));
+    assert!(image.flush_failed(), "known before the guest flushes");
+    assert_eq!(one(&mut engine, Io::Flush), Err(EngineError::Os(EIO)));
+}
