@@ -5,10 +5,12 @@
 //! | [`steps`] | the steps that are one cargo command each |
 //! | [`tally`] | what `cargo test` printed, as numbers |
 //! | [`nostd`] | the device code links without `std` |
+//! | [`quick`] | a minute for what changed |
 //! | [`layers`] | who may depend on whom, where things may stand, what the book names |
 
 mod layers;
 mod nostd;
+mod quick;
 mod steps;
 mod tally;
 
@@ -42,7 +44,22 @@ pub enum Step {
     E2e,
     /// Real Xen, a Debian dom0 and stock Debian guests, emulated.
     Lab,
+    /// Only by name: formatting, layers, clippy and unit tests of what changed since the merge base.
+    Quick,
 }
+
+/// What runs if no step is named.
+const ALL: &[Step] = &[
+    Step::Fmt,
+    Step::Clippy,
+    Step::Unit,
+    Step::Doc,
+    Step::Nostd,
+    Step::Loom,
+    Step::Layers,
+    Step::E2e,
+    Step::Lab,
+];
 
 impl Step {
     fn run(self, install: bool) -> Result<Report> {
@@ -56,6 +73,7 @@ impl Step {
             Self::Layers => layers::run(),
             Self::E2e => e2e::run(),
             Self::Lab => lab::check(install),
+            Self::Quick => quick::run(),
         }
     }
 
@@ -75,7 +93,7 @@ impl Step {
 /// # Errors
 /// Interrupted.
 pub fn run(steps: &[Step], install: bool) -> Result<bool> {
-    let steps = if steps.is_empty() { Step::value_variants() } else { steps };
+    let steps = if steps.is_empty() { ALL } else { steps };
     let mut table = Vec::new();
     if steps.iter().any(|step| step.needs_tools()) {
         table.push(timed("tools", || find_tools(install)));

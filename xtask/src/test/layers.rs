@@ -26,10 +26,11 @@ use crate::exec;
 use crate::report::Report;
 
 /// A package of the workspace, as cargo sees it.
-struct Package {
-    name: String,
+pub struct Package {
+    /// Its name.
+    pub name: String,
     /// Its folder.
-    dir: PathBuf,
+    pub dir: PathBuf,
     /// Other packages of the workspace it needs to run.
     needs: Vec<String>,
     /// Other packages of the workspace its tests need.
@@ -60,7 +61,11 @@ pub fn run() -> Result<Report> {
     Ok(report)
 }
 
-fn packages() -> Result<Vec<Package>> {
+/// The packages of the workspace.
+///
+/// # Errors
+/// cargo does not say.
+pub fn packages() -> Result<Vec<Package>> {
     let mut cargo = exec::cargo();
     cargo.args(["metadata", "--no-deps", "--format-version", "1", "--quiet"]);
     let output = exec::succeed(&mut cargo, Duration::from_secs(60))?;

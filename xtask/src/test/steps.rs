@@ -34,6 +34,21 @@ pub fn clippy() -> Result<Report> {
     plain(clippy.args(["--", "-D", "warnings"]))
 }
 
+/// The same, for some packages.
+pub fn clippy_of(packages: &[String]) -> Result<Report> {
+    let mut clippy = exec::cargo();
+    clippy.args(["clippy", "--no-deps", "--all-targets", "--all-features"]);
+    clippy.args(packages.iter().flat_map(|name| ["--package", name]));
+    plain(clippy.args(["--", "-D", "warnings"]))
+}
+
+/// Unit tests of some packages: those in their libraries and programs.
+pub fn units_of(packages: &[String]) -> Result<Report> {
+    let mut test = exec::cargo();
+    test.args(["test", "--all-features", "--lib", "--bins", "--no-fail-fast"]);
+    tests(test.args(packages.iter().flat_map(|name| ["--package", name])), &[])
+}
+
 /// Every unit and integration test of the workspace.
 pub fn unit() -> Result<Report> {
     let mut test = exec::cargo();
