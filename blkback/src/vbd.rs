@@ -22,14 +22,14 @@ use pvio_event_channel::Port;
 use pvio_grant_table::policy::MappingBudget;
 use pvio_grant_table::{Access, DomId, GrantRef};
 use pvio_ring::BackRing;
+use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
-use pvio_xenbus::handshake::common::{clear_error, read_state};
+use pvio_xenbus::handshake::common::clear_error;
 use pvio_xenbus::handshake::vbd::{
     BackDisk, BackOffer, DeviceType, Discard, DiskInfo, FrontRequest, Mode, Negotiated,
     Queue as QueueKeys, ToolstackBack, announce_resize,
 };
-use pvio_xenbus::{XenbusState, Xenstore};
 pub use serve::{Opening, Platform, Serve};
 use session::{Begin, Session};
 
@@ -321,14 +321,15 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     }
 
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
-        // A frontend that has asked already has asked a predecessor in this domain, and been answered
-        // by nobody: it goes by what that one offered. From the next session on this is ours.
-        if read_state(xs, &ends.front)? == XenbusState::Initialised
-            && BackOffer::read(xs, &ends.back)? != BackOffer::default()
-        {
+        // From the next session on the offer is ours.
+        if ends.keeps_offer(xs)? && BackOffer::read(xs, &ends.back)? != BackOffer::default() {
             return Ok(());
         }
         self.features().write(xs, &ends.back)
+    }
+
+    fn forget_session(&mut self, ends: &Ends) {
+        self.server.remove_record(&session::device(ends.addr));
     }
 
     fn resumable(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
@@ -339,7 +340,11 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
         #[cfg(feature = "std")]
         if let Err(fault) = &found {
             let (device, reason) = (&ends.back, fault.code);
-            tracing::warn!(device, reason, %fault, "session not resumed; the frontend has to reconnect");
+            if ends.was_unserved(fault) {
+                tracing::info!(device, reason, %fault, "the earlier process had not served the frontend; connecting it");
+            } else {
+                tracing::warn!(device, reason, %fault, "session not resumed; the frontend has to reconnect");
+            }
         }
         self.server.mapped_before(found?.maps_requests());
         Ok(())

@@ -17,15 +17,15 @@ use core::fmt;
 use core::task::Poll;
 use pvio_event_channel::{EventChannel, Port};
 use pvio_grant_table::GrantRef;
+use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, Surroundings, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
-use pvio_xenbus::handshake::common::{Hotplug, read_frontend_state, write_hotplug};
+use pvio_xenbus::handshake::common::{Hotplug, read_hotplug, write_hotplug};
 use pvio_xenbus::handshake::vif::{
     BackOffer, EventChannels as Events, FrontRequest, MAX_QUEUES, Negotiated, Queue as QueueKeys,
     Rate, ToolstackBack, multicast_request_path, read_multicast_request, read_rate,
     read_xdp_headroom, write_carrier,
 };
-use pvio_xenbus::{XenbusState, Xenstore};
 pub use serve::Serve;
 use session::{Recorded, Rings};
 
@@ -54,6 +54,8 @@ pub struct Vif<P: Platform, S: Serve<P>> {
     server: S,
     /// The port is there already.
     opened: bool,
+    /// Who attaches it; none before that is known.
+    attach: Option<Attach>,
     /// One for each queue; empty without a session.
     running: Vec<S::Running>,
     negotiated: Option<Negotiated>,
@@ -75,6 +77,7 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
             platform,
             server,
             opened: false,
+            attach: None,
             running: Vec::new(),
             negotiated: None,
             limit: Arc::default(),
@@ -164,8 +167,11 @@ fn features_offered(queues: u32) -> BackOffer {
 impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
         let vif = ToolstackBack::read(xs, &ends.back)?;
-        let scripts = ends.surroundings == Surroundings::Scripts;
-        if scripts && vif.script.is_some() && !ends.resumed {
+        let attach = match self.attach {
+            Some(attach) => attach,
+            None => *self.attach.insert(attach_by(xs, ends, &vif)?),
+        };
+        if attach == Attach::ByScript {
             // The script attaches it: it must be there, and nothing more.
             if !self.opened && self.server.poll_open(&vif, Attach::ByScript)?.is_pending() {
                 return Ok(Prepared::Pending);
@@ -189,14 +195,15 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
     }
 
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
-        // A frontend that has made its request, and has no session, goes by what a predecessor offered.
-        // From the next session on this is ours.
-        if read_frontend_state(xs, &ends.front)? == XenbusState::Initialised
-            && BackOffer::read(xs, &ends.back)? != BackOffer::default()
-        {
+        // From the next session on the offer is ours.
+        if ends.keeps_offer(xs)? && BackOffer::read(xs, &ends.back)? != BackOffer::default() {
             return Ok(());
         }
         features_offered(queues_offered(&self.server)).write(xs, &ends.back)
+    }
+
+    fn forget_session(&mut self, ends: &Ends) {
+        self.server.remove_record(&session::device(ends.addr));
     }
 
     fn resumable(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
@@ -207,7 +214,11 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         #[cfg(feature = "std")]
         if let Err(fault) = &found {
             let (device, reason) = (&ends.back, fault.code);
-            tracing::warn!(device, reason, %fault, "session not resumed; the frontend has to reconnect");
+            if ends.was_unserved(fault) {
+                tracing::info!(device, reason, %fault, "the earlier process had not served the frontend; connecting it");
+            } else {
+                tracing::warn!(device, reason, %fault, "session not resumed; the frontend has to reconnect");
+            }
         }
         found.map(drop)
     }
@@ -373,6 +384,18 @@ impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
         }
         Ok(())
     }
+}
+
+/// Who attaches a port. A script does so once: for the port of an earlier process it will not run again.
+fn attach_by(
+    xs: &mut dyn Xenstore,
+    ends: &Ends,
+    vif: &ToolstackBack,
+) -> Result<Attach, HandshakeError> {
+    let scripts = ends.surroundings == Surroundings::Scripts && vif.script.is_some();
+    let by_script =
+        scripts && !ends.resumed && read_hotplug(xs, &ends.back)? != Some(Hotplug::Connected);
+    Ok(if by_script { Attach::ByScript } else { Attach::Here })
 }
 
 /// What the frontend asks for, and what comes of it: by the offer that stands in xenstore, which is an

@@ -1,6 +1,8 @@
 //! Our frontend and our backend, both ends whole and in one thread: what the guest asks for over the control
 //! ring, in its transmit ring and through xenstore, and what of it lasts when a backend is started again.
 
+#[path = "nic/connecting.rs"]
+mod connecting;
 #[path = "nic/world.rs"]
 mod world;
 

@@ -302,8 +302,11 @@ where
     type Record = RecordFile;
 
     fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<RecordFile, Fault> {
-        let failed =
-            |e: io::Error| Fault::new("record-file", format!("in-flight record {device}: {e}"));
+        let failed = |e: io::Error| {
+            let missing = resumed && e.kind() == io::ErrorKind::NotFound;
+            let code = if missing { "record-missing" } else { "record-file" };
+            Fault::new(code, format!("in-flight record {device}: {e}"))
+        };
         match &self.records {
             Some(dir) if resumed => dir.existing(device, len).map_err(failed),
             Some(dir) => dir.create(device, len).map_err(failed),

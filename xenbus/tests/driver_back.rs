@@ -2,6 +2,8 @@
 //! device, and leaves to the backend. The devices themselves are driven in `platforms/sim`.
 
 mod common;
+#[path = "driver_back/taking_over.rs"]
+mod taking_over;
 
 use common::{World, disk};
 use pvio_ring::DomId;
@@ -36,6 +38,11 @@ struct Class {
     flips: Rc<Cell<bool>>,
     superseded: Rc<Cell<u32>>,
     released: Rc<Cell<bool>>,
+    /// Why an earlier session cannot be resumed.
+    unresumable: Rc<Cell<Option<&'static str>>>,
+    forgotten: Rc<Cell<bool>>,
+    /// The next call of `fault` returns one.
+    fails: Rc<Cell<bool>>,
 }
 
 impl Class {
@@ -57,6 +64,15 @@ impl BackendClass for Class {
 
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
         Ok(xs.write(&format!("{}/offered", ends.back), b"1")?)
+    }
+
+    fn forget_session(&mut self, _: &Ends) {
+        self.forgotten.set(true);
+    }
+
+    fn resumable(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), Fault> {
+        assert!(!self.forgotten.get(), "a session that was forgotten before");
+        self.unresumable.get().map_or(Ok(()), |code| Err(Fault::new(code, "the test's")))
     }
 
     fn connect(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<Poll<()>, Fault> {
@@ -88,7 +104,7 @@ impl BackendClass for Class {
     }
 
     fn fault(&mut self) -> Option<Fault> {
-        None
+        self.fails.take().then(|| Fault::new("test", "serving has ended"))
     }
 }
 
@@ -128,6 +144,18 @@ impl Bench {
         b.frontend(XenbusState::Connected);
         assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Connected));
         b
+    }
+
+    /// The process dies, and another comes, which can or cannot resume a session.
+    fn succeed(&mut self, unresumable: Option<&'static str>) {
+        let (addr, class, left) = (self.driver.addr(), Class::default(), self.state());
+        class.unresumable.set(unresumable);
+        self.class = class.clone();
+        self.driver = BackendDriver::taking_over(addr, class, left);
+    }
+
+    fn has(&mut self, key: &str) -> bool {
+        self.world.dom0.read_opt(&format!("{}/{key}", self.back)).unwrap().is_some()
     }
 
     fn slow(&mut self, what: &[&'static str]) {

@@ -65,7 +65,7 @@ impl<R: SharedMemory + Clone> Session<R> {
         P: Platform,
         S: Serve<P, Record = R>,
     {
-        let device = format!("{}-{}-{}", addr.kind.as_str(), addr.front, addr.index);
+        let device = device(addr);
         let resumed = begin == Begin::Resumed;
         let memory = server.record(&device, key.record_len(), resumed)?;
         let open = if resumed { Record::open } else { Record::create };
@@ -117,6 +117,11 @@ impl<R: SharedMemory + Clone> Session<R> {
         self.record.invalidate();
         server.remove_record(&self.device);
     }
+}
+
+/// The name of a device's record.
+pub(super) fn device(addr: DeviceAddr) -> String {
+    format!("{}-{}-{}", addr.kind.as_str(), addr.front, addr.index)
 }
 
 fn fault(error: RecordError) -> Fault {

@@ -251,12 +251,9 @@ fn begin<C: BackendClass>(
     left: XenbusState,
     class: C,
 ) -> BackendDriver<C> {
-    // A frontend that was Reconfiguring has a session, too.
-    let served = matches!(left, XenbusState::Connected | XenbusState::Reconfigured);
-    let driver = if options.resume && served {
-        BackendDriver::resuming(addr, class)
+    let driver = if options.resume && options.records.is_some() {
+        BackendDriver::taking_over(addr, class, left)
     } else {
-        // A frontend that is Connected already was served by a predecessor of this process.
         BackendDriver::restarted(addr, class)
     };
     driver.within(options.surroundings)

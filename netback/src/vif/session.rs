@@ -50,7 +50,7 @@ impl<R: SharedMemory + Clone> Recorded<R> {
         S: Serve<P, Record = R>,
     {
         let Rings { addr, queues, control } = rings;
-        let device = format!("{}-{}-{}", addr.kind.as_str(), addr.front, addr.index);
+        let device = device(*addr);
         let session =
             SessionRefs { peer: addr.front, device: addr.index, queues, control: *control };
         let memory = server.record(&device, session.record_len(), resumed)?;
@@ -65,6 +65,11 @@ impl<R: SharedMemory + Clone> Recorded<R> {
         self.record.invalidate();
         server.remove_record(&self.device);
     }
+}
+
+/// The name of a device's record.
+pub(super) fn device(addr: DeviceAddr) -> String {
+    format!("{}-{}-{}", addr.kind.as_str(), addr.front, addr.index)
 }
 
 fn fault(error: RecordError) -> Fault {

@@ -7,10 +7,13 @@ use pvio_netback::port::{NetPort, Offload, Packet};
 use pvio_netback::vif::{Attach, Serve, Session};
 use pvio_netback::{Queue, Vif};
 use pvio_netfront::{Hash, Nic};
-use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
+use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
+use pvio_sim::kill::Mortal;
 use pvio_sim::{LocalDomain, LocalMachine};
 use pvio_xenbus::driver::{BackendDriver, Fault, FrontendDriver, Life};
-use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, create_domain, write_state};
+use pvio_xenbus::handshake::common::{
+    BackendKind, DeviceAddr, create_domain, read_state, write_awaiting, write_state,
+};
 use pvio_xenbus::handshake::vif::{BackOffer, Mac, Negotiated, ToolstackBack, create_device};
 use pvio_xenbus::wire::{Access, Perm};
 use pvio_xenbus::{XenbusState, Xenstore};
@@ -18,6 +21,7 @@ use pvio_xenstored::{LocalClient, Quota, Store};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 pub const GROUP: [u8; 6] = [1, 0, 0x5e, 1, 2, 3];
@@ -26,16 +30,20 @@ pub const OTHER: [u8; 6] = [1, 0, 0x5e, 1, 2, 4];
 const BACK: DomId = DomId(1);
 const FRONT: DomId = DomId(2);
 
+/// The backend may die at each of its calls and stores, if [`run`](pvio_sim::kill::run) has it so.
+type Platform = Mortal<LocalDomain>;
+type Memory = Mortal<HeapMemory>;
+
 /// A queue that is served, its port, and what is at the other end of that.
 struct Served {
-    queue: Queue<LocalDomain, Box<[u8]>>,
+    queue: Queue<Platform, Box<[u8]>, Memory>,
     port: MemoryPort,
     far: MemoryPort,
 }
 
 type Table = Rc<RefCell<Vec<Served>>>;
 /// The records of sessions, which outlive the backend's process.
-type Records = Rc<RefCell<BTreeMap<String, HeapMemory>>>;
+type Records = Rc<RefCell<BTreeMap<String, Memory>>>;
 
 struct Server {
     queues: u32,
@@ -53,18 +61,18 @@ impl Drop for Running {
     }
 }
 
-impl Serve<LocalDomain> for Server {
+impl Serve<Platform> for Server {
     type Buf = Box<[u8]>;
     type Running = Running;
-    type Record = HeapMemory;
+    type Record = Memory;
 
-    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<HeapMemory, Fault> {
+    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Memory, Fault> {
         let mut records = self.records.borrow_mut();
         if resumed {
             let found = records.get(device).cloned();
             return found.ok_or_else(|| Fault::new("record-missing", "there is none"));
         }
-        let memory = HeapMemory::pages(len.div_ceil(PAGE_SIZE));
+        let memory = Mortal(HeapMemory::pages(len.div_ceil(PAGE_SIZE)));
         self.record_len.set(len);
         records.insert(device.into(), memory.clone());
         Ok(memory)
@@ -90,9 +98,13 @@ impl Serve<LocalDomain> for Server {
         &mut self,
         _: usize,
         _: &str,
-        queue: Queue<LocalDomain, Box<[u8]>>,
+        mut queue: Queue<Platform, Box<[u8]>, Memory>,
     ) -> Result<Running, Fault> {
-        let (port, far) = pair(64);
+        let (mut port, far) = pair(64);
+        // A thread of the queue may take requests before `start` returns.
+        let records = self.records.borrow();
+        assert!(records.values().all(|record| record.load_u64(0, Relaxed) == Some(1)), "not valid");
+        while queue.poll(&mut port, 64).unwrap().any() {}
         self.table.borrow_mut().push(Served { queue, port, far });
         Ok(Running(Rc::clone(&self.table)))
     }
@@ -117,9 +129,9 @@ pub struct World {
     table: Table,
     records: Records,
     record_len: Rc<Cell<usize>>,
-    back: Option<BackendDriver<Vif<LocalDomain, Server>>>,
+    back: Option<BackendDriver<Vif<Platform, Server>>>,
     front: FrontendDriver<Nic<LocalDomain>>,
-    back_xs: LocalClient,
+    back_xs: Mortal<LocalClient>,
     front_xs: LocalClient,
 }
 
@@ -137,6 +149,7 @@ impl World {
         let machine = LocalMachine::new();
         let nic = make(Nic::new(machine.domain(FRONT)));
         let [back_xs, front_xs] = [BACK, FRONT].map(|id| LocalClient::connect(&store, id));
+        let back_xs = Mortal(back_xs);
         Self {
             addr,
             tool,
@@ -158,6 +171,10 @@ impl World {
         self.front.class_mut()
     }
 
+    pub fn back_state(&mut self) -> XenbusState {
+        read_state(&mut self.tool, &self.addr.backend_path()).unwrap()
+    }
+
     pub fn front_state(&self) -> XenbusState {
         self.front.state()
     }
@@ -166,18 +183,18 @@ impl World {
         self.front.is_closed()
     }
 
-    fn vif(&self) -> Vif<LocalDomain, Server> {
+    fn vif(&self) -> Vif<Platform, Server> {
         let (table, records) = (Rc::clone(&self.table), Rc::clone(&self.records));
         let record_len = Rc::clone(&self.record_len);
         let server = Server { queues: self.queues, table, records, record_len };
-        Vif::new(self.machine.domain(BACK), server)
+        Vif::new(Mortal(self.machine.domain(BACK)), server)
     }
 
     /// The backend's process ends here and now; its xenstore connection with it.
     fn die(&mut self) {
         self.back = None;
         self.table.borrow_mut().clear();
-        self.back_xs = LocalClient::connect(&self.store, BACK);
+        self.back_xs = Mortal(LocalClient::connect(&self.store, BACK));
     }
 
     /// Another backend has its frontend start over.
@@ -200,7 +217,8 @@ impl World {
     /// Another backend takes the session over.
     pub fn take_over(&mut self) {
         self.die();
-        self.back = Some(BackendDriver::resuming(self.addr, self.vif()));
+        let left = self.back_state();
+        self.back = Some(BackendDriver::taking_over(self.addr, self.vif(), left));
     }
 
     pub fn step_back(&mut self) {
@@ -209,6 +227,12 @@ impl World {
         }
         let back = self.back.as_mut().expect("made");
         assert_eq!(back.step(&mut self.back_xs).unwrap(), Life::Alive);
+    }
+
+    /// The frontend is like that of Linux: nothing distinguishes a request that waits for its backend from a
+    /// session.
+    pub fn show_no_waiting(&mut self) {
+        write_awaiting(&mut self.tool, &self.addr.frontend_path(), false).unwrap();
     }
 
     pub fn step_front(&mut self) {
@@ -281,6 +305,11 @@ impl World {
         bytes
     }
 
+    /// Queues that are served.
+    pub fn served(&self) -> usize {
+        self.table.borrow().len()
+    }
+
     /// Pages that the backend's queues keep mapped for the guest.
     pub fn staged(&self) -> usize {
         self.table.borrow().iter().map(|served| served.queue.staged()).sum()
@@ -292,7 +321,7 @@ impl World {
 
     /// Memory of the records that there are.
     pub fn records(&self) -> Vec<HeapMemory> {
-        self.records.borrow().values().cloned().collect()
+        self.records.borrow().values().map(|memory| memory.0.clone()).collect()
     }
 
     /// Bytes of the record of the session that began last.

@@ -1,7 +1,7 @@
 //! Processes that are killed between any two of their stores and calls.
 //!
-//! A process reaches its platform through [`Mortal`] wrappers: each store to shared memory, and each call
-//! into grants and event channels, is a [`moment`] at which it may end. [`run`] ends it at the one that is
+//! A process reaches its platform through [`Mortal`] wrappers: each store to shared memory, each call
+//! into grants and event channels, and each request to xenstore is a [`moment`] at which it may end. [`run`] ends it at the one that is
 //! chosen, by unwinding: what the process shares with others stays as it is at that moment.
 //!
 //! ```
@@ -20,9 +20,12 @@
 use pvio_event_channel::{EventChannel, EventChannels, EventError, Port};
 use pvio_grant_table::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus};
 use pvio_ring::shm::SharedMemory;
+use pvio_xenbus::wire::Op;
+use pvio_xenbus::{WatchEvent, Xenstore, XsError};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
+use std::time::Duration;
 
 thread_local! {
     /// Moments so far.
@@ -141,5 +144,20 @@ impl<C: EventChannel> EventChannel for Mortal<C> {
 
     fn unmask(&self) {
         self.0.unmask();
+    }
+}
+
+impl<X: Xenstore> Xenstore for Mortal<X> {
+    fn request(&mut self, op: Op, tx_id: u32, parts: &[&[u8]]) -> Result<Vec<u8>, XsError> {
+        moment();
+        self.0.request(op, tx_id, parts)
+    }
+
+    fn poll_event(&mut self) -> Result<Option<WatchEvent>, XsError> {
+        self.0.poll_event()
+    }
+
+    fn wait_event(&mut self, timeout: Option<Duration>) -> Result<Option<WatchEvent>, XsError> {
+        self.0.wait_event(timeout)
     }
 }

@@ -11,7 +11,8 @@ pub enum BackAction {
     /// [`XenbusState::Connected`].
     Connect,
     /// Go on with the rings of an earlier process's session, as the frontend's keys name them, and
-    /// write nothing: the frontend does not know that there was an end to it.
+    /// write nothing that the earlier process has written: the frontend does not know that there was an
+    /// end to it.
     Resume,
     /// Read what the frontend changes while it is connected, then [`XenbusState::Reconfigured`]. Only
     /// network interfaces do that.
@@ -56,6 +57,8 @@ pub struct BackendMachine {
     stale: bool,
     /// The session of a predecessor is to be taken over.
     resume: bool,
+    /// That predecessor had not written Connected, so a frontend that is Initialised may have a session.
+    interrupted: bool,
     /// The frontend was Connected in this session.
     met: bool,
     /// The frontend is not the one this session is with.
@@ -80,6 +83,7 @@ impl BackendMachine {
             appeared: false,
             stale: false,
             resume: false,
+            interrupted: false,
             met: false,
             superseded: false,
             removed: false,
@@ -106,11 +110,29 @@ impl BackendMachine {
         machine
     }
 
-    /// The session of the predecessor cannot be taken over: from here on this is a
-    /// [`restarted`](Self::restarted) backend.
-    pub const fn abandon(&mut self) {
-        self.stale |= self.resume;
+    /// A backend that finds its own state InitWait, written by a predecessor in the same domain. The
+    /// predecessor may have served a frontend that is Initialised or Connected, or not: this
+    /// backend takes such a session over, as a [`resuming`](Self::resuming) one does, or
+    /// [abandons](Self::abandon) it.
+    #[must_use]
+    pub const fn interrupted() -> Self {
+        let mut machine = Self::resuming();
+        machine.interrupted = true;
+        machine
+    }
+
+    /// The session of the predecessor cannot be taken over. If it is `lost`, this is a
+    /// [`restarted`](Self::restarted) backend from here on; if the predecessor had served nothing, a
+    /// [`new`](Self::new) one.
+    pub const fn abandon(&mut self, lost: bool) {
+        self.stale |= self.resume && lost;
         self.resume = false;
+    }
+
+    /// Whether this end waits for the frontend to start over, because a session was lost.
+    #[must_use]
+    pub const fn is_stale(&self) -> bool {
+        self.stale
     }
 
     /// The state this end last wrote.
@@ -133,7 +155,7 @@ impl BackendMachine {
         // One that reconfigures is connected still.
         let has_session = matches!(front, S::Connected | S::Reconfiguring);
         self.stale &= has_session;
-        self.resume &= has_session;
+        self.resume &= has_session || self.interrupted && front == S::Initialised;
         if self.removed {
             return BackAction::None;
         }
@@ -144,7 +166,9 @@ impl BackendMachine {
             S::Initialised | S::Connected if self.superseded => BackAction::Disconnect,
             S::Initialising | S::InitWait if online => self.offer(),
             S::Connected | S::Reconfiguring if self.stale && online => self.offer(),
-            S::Connected | S::Reconfiguring if self.resume && online => BackAction::Resume,
+            S::Initialised | S::Connected | S::Reconfiguring if self.resume && online => {
+                BackAction::Resume
+            }
             S::Reconfiguring if self.stale || self.resume => self.connect(online),
             S::Initialised | S::Connected => self.connect(online),
             S::Closing => self.follow_closing(),
@@ -264,231 +288,4 @@ impl BackendMachine {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use alloc::vec::Vec;
-    use proptest::prelude::*;
-
-    use XenbusState as S;
-
-    /// Does all there is to do and returns it; panics if that does not end.
-    fn settle(m: &mut BackendMachine, front: S, online: bool) -> Vec<BackAction> {
-        let mut done = Vec::new();
-        loop {
-            let action = m.decide(front, online);
-            if action == BackAction::None {
-                return done;
-            }
-            m.done(action);
-            done.push(action);
-            assert!(done.len() <= 4, "no end: {done:?}");
-        }
-    }
-
-    fn connected() -> BackendMachine {
-        let mut m = BackendMachine::resuming();
-        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Resume]);
-        m
-    }
-
-    #[test]
-    fn a_session_is_taken_over_only_if_the_frontend_still_has_it() {
-        assert_eq!(settle(&mut connected(), S::Connected, true), []);
-        let mut m = BackendMachine::resuming();
-        assert_eq!(settle(&mut m, S::Initialising, true), [BackAction::WriteOffer]);
-        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Connect]);
-        let mut m = BackendMachine::resuming();
-        assert_eq!(settle(&mut m, S::Connected, false), [BackAction::Close], "it is to go");
-        let mut m = BackendMachine::resuming();
-        assert_eq!(m.decide(S::Connected, true), BackAction::Resume);
-        m.failed();
-        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Close]);
-        assert_eq!(settle(&mut m, S::Connected, true), []);
-    }
-
-    #[test]
-    fn a_session_that_cannot_be_taken_over_waits_for_the_frontend_to_start_over() {
-        let mut m = BackendMachine::resuming();
-        assert_eq!(m.decide(S::Connected, true), BackAction::Resume);
-        m.abandon();
-        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::WriteOffer]);
-        assert_eq!(settle(&mut m, S::Connected, true), []);
-        assert_eq!(settle(&mut m, S::Initialising, true), []);
-        assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
-    }
-
-    #[test]
-    fn a_device_lives_and_ends() {
-        let mut m = BackendMachine::new();
-        assert_eq!(settle(&mut m, S::Initialising, true), [BackAction::WriteOffer]);
-        assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
-        assert_eq!(settle(&mut m, S::Connected, true), []);
-        assert_eq!(settle(&mut m, S::Connected, false), [BackAction::StartClosing]);
-        assert!(m.is_connected(), "the frontend may still finish");
-        assert_eq!(settle(&mut m, S::Closing, false), []);
-        let end = [BackAction::Disconnect, BackAction::Close, BackAction::Remove];
-        assert_eq!(settle(&mut m, S::Closed, false), end);
-        for front in S::ALL {
-            assert_eq!(settle(&mut m, front, true), []);
-        }
-    }
-
-    #[test]
-    fn state_three_is_optional_and_so_is_waiting_for_the_offer() {
-        let mut m = BackendMachine::new();
-        assert_eq!(
-            settle(&mut m, S::Connected, true),
-            [BackAction::WriteOffer, BackAction::Connect]
-        );
-    }
-
-    #[test]
-    fn a_frontend_that_starts_anew_is_offered_again() {
-        // kexec, with no word of closing.
-        let mut m = connected();
-        let again = [BackAction::Disconnect, BackAction::WriteOffer];
-        assert_eq!(settle(&mut m, S::Initialising, true), again);
-        assert_eq!(settle(&mut m, S::Initialising, true), []);
-        // Orderly, as a boot loader hands over: 5, 6, 1.
-        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Connect]);
-        assert_eq!(settle(&mut m, S::Closing, true), [BackAction::StartClosing]);
-        assert_eq!(settle(&mut m, S::Closed, true), [BackAction::Disconnect, BackAction::Close]);
-        assert_eq!(settle(&mut m, S::Initialising, true), [BackAction::WriteOffer]);
-        // 1 while this end is still closing: the 6 was never seen.
-        assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
-        assert_eq!(settle(&mut m, S::Closing, true), [BackAction::StartClosing]);
-        assert_eq!(settle(&mut m, S::Initialising, true), again);
-        // 1 then 3 at once, after a 6: only the 3 was seen.
-        assert_eq!(settle(&mut m, S::Closed, true), [BackAction::Close]);
-        assert_eq!(
-            settle(&mut m, S::Initialised, true),
-            [BackAction::WriteOffer, BackAction::Connect]
-        );
-    }
-
-    #[test]
-    fn a_frontend_whose_new_start_went_unseen_is_connected_anew() {
-        let again = [BackAction::Disconnect, BackAction::WriteOffer, BackAction::Connect];
-        let mut m = connected();
-        assert_eq!(settle(&mut m, S::Initialised, true), again, "4, then 3 after an unseen 1");
-        assert_eq!(settle(&mut m, S::Initialised, true), []);
-        assert_eq!(settle(&mut m, S::Connected, true), []);
-        m.superseded();
-        assert_eq!(settle(&mut m, S::Connected, true), again, "4 with other keys");
-        assert_eq!(settle(&mut m, S::Connected, true), []);
-        m.superseded();
-        let gone = [BackAction::Disconnect, BackAction::Close];
-        assert_eq!(settle(&mut m, S::Initialised, false), gone, "it is to go");
-        m.superseded();
-        assert_eq!(settle(&mut m, S::Connected, false), [], "there is no session");
-    }
-
-    #[test]
-    fn a_frontend_with_bad_keys_is_not_tried_in_a_loop() {
-        let mut m = BackendMachine::new();
-        settle(&mut m, S::Initialising, true);
-        assert_eq!(m.decide(S::Initialised, true), BackAction::Connect);
-        m.failed();
-        assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Close]);
-        assert_eq!(settle(&mut m, S::Connected, true), []);
-        assert_eq!(settle(&mut m, S::Initialising, true), [BackAction::WriteOffer]);
-        assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
-    }
-
-    #[test]
-    fn a_restarted_backend_waits_for_the_frontend_to_start_over() {
-        let mut m = BackendMachine::restarted();
-        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::WriteOffer]);
-        assert_eq!(settle(&mut m, S::Connected, true), []);
-        assert_eq!(settle(&mut m, S::Initialising, true), []);
-        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Connect]);
-        let mut m = BackendMachine::restarted();
-        let at_once = [BackAction::WriteOffer, BackAction::Connect];
-        assert_eq!(settle(&mut m, S::Initialised, true), at_once, "its rings were never used");
-    }
-
-    #[test]
-    fn a_frontend_reconfigures_as_often_as_it_likes() {
-        let mut m = connected();
-        for _ in 0..2 {
-            assert_eq!(settle(&mut m, S::Reconfiguring, true), [BackAction::Reconfigure]);
-            assert_eq!((m.state(), m.is_connected()), (S::Reconfigured, true));
-            assert_eq!(settle(&mut m, S::Reconfiguring, true), []);
-            assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Reconfigured]);
-            assert_eq!(m.state(), S::Connected);
-        }
-        settle(&mut m, S::Reconfiguring, true);
-        let end = [BackAction::Reconfigured, BackAction::StartClosing];
-        assert_eq!(settle(&mut m, S::Connected, false), end);
-        assert_eq!(settle(&mut BackendMachine::new(), S::Reconfiguring, true), []);
-    }
-
-    #[test]
-    fn a_frontend_that_reconfigures_over_a_restart_is_answered() {
-        let mut m = BackendMachine::resuming();
-        let over = [BackAction::Resume, BackAction::Reconfigure];
-        assert_eq!(settle(&mut m, S::Reconfiguring, true), over);
-        assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Reconfigured]);
-        let mut m = BackendMachine::restarted();
-        assert_eq!(settle(&mut m, S::Reconfiguring, true), [BackAction::WriteOffer]);
-        assert_eq!(settle(&mut m, S::Reconfiguring, true), []);
-        assert_eq!(settle(&mut m, S::Initialising, true), []);
-        assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
-        let mut m = BackendMachine::resuming();
-        assert_eq!(settle(&mut m, S::Reconfiguring, false), [BackAction::Close], "it is to go");
-    }
-
-    #[test]
-    fn a_frontend_that_is_not_there_yet_is_waited_for() {
-        let mut m = BackendMachine::new();
-        assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::WriteOffer]);
-        assert_eq!(settle(&mut m, S::Initialising, true), []);
-        assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::Close], "it went");
-        let mut m = BackendMachine::new();
-        assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::WriteOffer]);
-        let end = [BackAction::Close, BackAction::Remove];
-        assert_eq!(settle(&mut m, S::Unknown, false), end, "nobody ever came");
-    }
-
-    #[test]
-    fn a_device_that_is_to_go_does_not_come_back() {
-        let mut m = BackendMachine::new();
-        settle(&mut m, S::Initialising, true);
-        assert_eq!(settle(&mut m, S::Initialised, false), [BackAction::Close]);
-        assert_eq!(settle(&mut m, S::Initialising, false), [BackAction::Remove]);
-    }
-
-    #[test]
-    fn a_vanished_frontend_lets_go_and_a_vanished_backend_removes() {
-        let mut m = connected();
-        assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::Disconnect, BackAction::Close]);
-        assert_eq!(settle(&mut m, S::Unknown, false), [BackAction::Remove]);
-        let mut m = connected();
-        assert_eq!(m.decide_gone(), BackAction::Disconnect);
-        m.done(BackAction::Disconnect);
-        assert_eq!(m.decide_gone(), BackAction::Remove);
-        m.done(BackAction::Remove);
-        assert_eq!(m.decide_gone(), BackAction::None);
-    }
-
-    proptest! {
-        #[test]
-        fn any_order_of_states_settles_and_repeats_do_nothing(
-            steps in proptest::collection::vec((0_u32..9, any::<bool>(), 0_u8..8), 0..60)
-        ) {
-            let mut m = BackendMachine::new();
-            for (front, online, luck) in steps {
-                let front = S::from_number(front);
-                match luck {
-                    0 => m.failed(),
-                    1 => m.superseded(),
-                    _ => {}
-                }
-                settle(&mut m, front, online);
-                prop_assert_eq!(m.decide(front, online), BackAction::None);
-                prop_assert!(!(m.is_connected() && m.state() == S::Closed));
-                prop_assert!(!(m.is_connected() && front == S::Closed));
-            }
-        }
-    }
-}
+mod tests;

@@ -1,3 +1,4 @@
+mod end;
 mod watches;
 
 use super::class::{BackendClass, Prepared};
@@ -5,12 +6,11 @@ use super::{Ends, Fault, Life, Surroundings, announce, only_if_lost, watch};
 use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
-    DeviceAddr, clear_error, clear_revived, hotplug_path, is_revived, online_path,
-    read_frontend_state, read_online, state_path, switch_state,
+    DeviceAddr, clear_error, clear_revived, hotplug_path, is_revived, is_session_lost, online_path,
+    read_frontend_state, read_online, state_path, switch_state, write_session_lost,
 };
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError};
-use core::task::Poll;
 
 /// How many transitions one [`step`](BackendDriver::step) makes at most. The longest way that an
 /// honest frontend can have gone unseen has four.
@@ -72,6 +72,25 @@ impl<C: BackendClass> BackendDriver<C> {
     #[must_use]
     pub fn resuming(addr: DeviceAddr, class: C) -> Self {
         Self::with(addr, class, BackendMachine::resuming())
+    }
+
+    /// A backend that an earlier server in this domain left in a state, if sessions have records that
+    /// outlive their server: [resuming](Self::resuming) if that server had connected it,
+    /// [interrupted](BackendMachine::interrupted) if it had offered it, and else
+    /// [restarted](Self::restarted).
+    #[must_use]
+    pub fn taking_over(addr: DeviceAddr, class: C, left: XenbusState) -> Self {
+        match left {
+            // A frontend that was Reconfiguring has a session, too.
+            XenbusState::Connected | XenbusState::Reconfigured => Self::resuming(addr, class),
+            XenbusState::InitWait => {
+                let mut driver = Self::with(addr, class, BackendMachine::interrupted());
+                driver.ends.interrupted = true;
+                driver
+            }
+            // A frontend that is Connected already was served by a predecessor.
+            _ => Self::restarted(addr, class),
+        }
     }
 
     fn with(addr: DeviceAddr, class: C, machine: BackendMachine) -> Self {
@@ -174,27 +193,6 @@ impl<C: BackendClass> BackendDriver<C> {
         self.class.look(xs, &self.ends)
     }
 
-    /// Stops serving, closes what is open, and then writes state Closed if the directory is still
-    /// there: this end's process is about to end. Call it until it is ready, which the class wakes
-    /// its driver for; [`step`](Self::step) is not called any more.
-    ///
-    /// # Errors
-    /// As [`step`](Self::step).
-    pub fn shut_down(&mut self, xs: &mut dyn Xenstore) -> Result<Poll<()>, XsError> {
-        if self.class.disconnect().is_pending() || self.class.release().is_pending() {
-            return Ok(Poll::Pending);
-        }
-        self.machine.failed();
-        only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closed))?;
-        Ok(Poll::Ready(()))
-    }
-
-    /// As [`shut_down`](Self::shut_down), and says nothing in xenstore: another process is to take
-    /// the session over.
-    pub fn leave(&mut self) -> Poll<()> {
-        if self.class.leave().is_pending() { Poll::Pending } else { self.class.release() }
-    }
-
     /// Tells the operator what is wrong with a device that goes on all the same.
     ///
     /// # Errors
@@ -253,12 +251,7 @@ impl<C: BackendClass> BackendDriver<C> {
                     }
                     continue;
                 }
-                BackAction::Resume
-                    if !self.connecting && self.class.resumable(xs, &self.ends).is_err() =>
-                {
-                    self.machine.abandon();
-                    continue;
-                }
+                BackAction::Resume if !self.connecting && !self.can_resume(xs)? => continue,
                 BackAction::Reconfigure if !self.class.reconfigures() => return Ok(Life::Alive),
                 BackAction::Disconnect => {
                     self.stop(After::Disconnect);
@@ -291,6 +284,19 @@ impl<C: BackendClass> BackendDriver<C> {
             }
         }
         Ok(Life::More)
+    }
+
+    /// Whether the session of the earlier process can go on; if not, it is abandoned.
+    fn can_resume(&mut self, xs: &mut dyn Xenstore) -> Result<bool, HandshakeError> {
+        let lost = if is_session_lost(xs, &self.ends.back)? {
+            true
+        } else if let Err(fault) = self.class.resumable(xs, &self.ends) {
+            !self.ends.was_unserved(&fault)
+        } else {
+            return Ok(true);
+        };
+        self.machine.abandon(lost);
+        Ok(false)
     }
 
     /// What there is to do when both ends stand as they should; whether that is all.
@@ -336,7 +342,13 @@ impl<C: BackendClass> BackendDriver<C> {
         {
             self.machine.superseded();
         }
-        Ok(self.machine.decide(front, online))
+        let action = self.machine.decide(front, online);
+        if self.ends.lost && !self.machine.is_stale() {
+            self.class.forget_session(&self.ends);
+            write_session_lost(xs, &self.ends.back, false)?;
+            self.ends.lost = false;
+        }
+        Ok(action)
     }
 
     /// Carries an action out; whether it is done, or waits for something.
@@ -352,6 +364,12 @@ impl<C: BackendClass> BackendDriver<C> {
                 return Ok(false);
             }
         }
+        if action == BackAction::WriteOffer {
+            self.ends.lost = self.machine.is_stale();
+            if !self.ends.lost {
+                self.class.forget_session(&self.ends);
+            }
+        }
         let begun = self.connecting;
         if matches!(action, BackAction::Connect | BackAction::Resume) {
             self.connecting = true;
@@ -359,7 +377,10 @@ impl<C: BackendClass> BackendDriver<C> {
         let Self { class, ends, connecting, .. } = self;
         let to = match action {
             BackAction::WriteOffer => {
-                announce(xs, &ends.back, XenbusState::InitWait, |tx| class.offer(tx, ends))?;
+                announce(xs, &ends.back, XenbusState::InitWait, |tx| {
+                    write_session_lost(tx, &ends.back, ends.lost)?;
+                    class.offer(tx, ends)
+                })?;
                 return Ok(true);
             }
             BackAction::Resume if is_revived(xs, &ends.back)? => {
@@ -382,7 +403,7 @@ impl<C: BackendClass> BackendDriver<C> {
                 if class.connect(xs, ends)?.is_pending() {
                     return Ok(false);
                 }
-                if action == BackAction::Connect {
+                if action == BackAction::Connect || ends.interrupted {
                     announce(xs, &ends.back, XenbusState::Connected, |tx| {
                         class.describe(tx, ends)
                     })?;
@@ -418,68 +439,5 @@ impl<C: BackendClass> BackendDriver<C> {
         }
         self.prepared = self.class.prepare(xs, &self.ends)?;
         Ok(self.prepared)
-    }
-
-    /// Ends this frontend's session; it may start anew.
-    fn fail(&mut self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
-        self.stop(if self.broken { After::Break } else { After::Fail });
-        only_if_lost(fault.report(xs, &self.ends.back))
-    }
-
-    /// Closes the device until it is removed.
-    fn break_down(&mut self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
-        self.broken = true;
-        self.fail(xs, fault)
-    }
-
-    /// Begins to stop; [`finish_stopping`](Self::finish_stopping) follows.
-    fn stop(&mut self, after: After) {
-        self.transitions = self.transitions.wrapping_add(1);
-        self.stopping = Some(after);
-    }
-
-    /// Whether the class has stopped, and if so what follows.
-    fn finish_stopping(
-        &mut self,
-        xs: &mut dyn Xenstore,
-        after: After,
-    ) -> Result<Poll<()>, XsError> {
-        if self.class.disconnect().is_pending()
-            || after == After::Remove && self.class.release().is_pending()
-        {
-            if self.shows_closing(after) {
-                // Closed is written only after all that is the frontend's was given back.
-                only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closing))?;
-                self.machine.done(BackAction::StartClosing);
-            }
-            return Ok(Poll::Pending);
-        }
-        (self.stopping, self.connecting) = (None, false);
-        match after {
-            After::Disconnect => self.machine.done(BackAction::Disconnect),
-            After::Fail => self.machine.failed(),
-            After::Break => {
-                self.machine.failed();
-                only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closed))?;
-                self.machine.done(BackAction::Close);
-            }
-            After::Remove => {
-                self.unwatch(xs);
-                self.machine.done(BackAction::Remove);
-            }
-        }
-        Ok(Poll::Ready(()))
-    }
-
-    /// Whether the frontend is to see Closing while the class stops. One that has started anew is
-    /// not: it would close.
-    fn shows_closing(&self, after: After) -> bool {
-        use XenbusState as S;
-        let goes = match after {
-            After::Disconnect => matches!(self.front, S::Unknown | S::Closing | S::Closed),
-            After::Fail | After::Break => !matches!(self.front, S::Initialising | S::InitWait),
-            After::Remove => false,
-        };
-        goes && !matches!(self.machine.state(), S::Initialising | S::Closing | S::Closed)
     }
 }

@@ -61,11 +61,15 @@ pub trait BackendClass {
     /// A [`HandshakeError`], as for [`prepare`](Self::prepare).
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
 
+    /// Makes sure that no later process resumes a session of an earlier one: a new session may begin, and
+    /// its frontend may use the same grants and event channels.
+    fn forget_session(&mut self, _ends: &Ends) {}
+
     /// Whether the session of an earlier process can go on. Asked before
     /// [`connect`](Self::connect) with [`Ends::resumed`].
     ///
     /// # Errors
-    /// Why not: the frontend has to start over.
+    /// Why not: the frontend has to start over, unless it [was not served](Ends::was_unserved).
     fn resumable(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
         Ok(())
     }

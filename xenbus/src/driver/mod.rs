@@ -24,7 +24,9 @@ pub use class::{BackendClass, Prepared, hotplug};
 pub use front::{FrontendClass, FrontendDriver, FrontendEnds};
 
 use crate::handshake::HandshakeError;
-use crate::handshake::common::{DeviceAddr, state_path, switch_state, write_error};
+use crate::handshake::common::{
+    DeviceAddr, read_frontend_state, state_path, switch_state, write_error,
+};
 use crate::state::XenbusState;
 use crate::wire::XsErrno;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -62,6 +64,10 @@ pub struct Ends {
     /// An earlier process's session is being taken over: what hotplug scripts did for it they will
     /// not do again, and the frontend may have missed the notification of an answer.
     pub resumed: bool,
+    /// The earlier process had offered the device and not yet written Connected.
+    pub interrupted: bool,
+    /// A session was lost, and the frontend has not given it up.
+    pub lost: bool,
 }
 
 impl Ends {
@@ -74,7 +80,28 @@ impl Ends {
             front: addr.frontend_path(),
             surroundings: Surroundings::default(),
             resumed: false,
+            interrupted: false,
+            lost: false,
         }
+    }
+
+    /// Whether the earlier process had served nothing, seen by the reason why its session cannot be
+    /// resumed. A session's record is valid before its first request is taken, and until its device is
+    /// Closing; so a device in state InitWait without a valid record of the session was never served.
+    #[must_use]
+    pub fn was_unserved(&self, not_resumed: &Fault) -> bool {
+        let unrecorded = ["record-missing", "record-invalid", "record-other-session", "handshake"];
+        self.interrupted && unrecorded.contains(&not_resumed.code)
+    }
+
+    /// Whether the frontend has made its request by the offer of an earlier process, which must not
+    /// change then. It has no session, or one that goes on.
+    ///
+    /// # Errors
+    /// xenstore's.
+    pub fn keeps_offer(&self, xs: &mut dyn Xenstore) -> Result<bool, XsError> {
+        let front = read_frontend_state(xs, &self.front)?;
+        Ok(!self.lost && matches!(front, XenbusState::Initialised | XenbusState::Connected))
     }
 }
 

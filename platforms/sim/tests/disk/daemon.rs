@@ -6,21 +6,22 @@ use pvio_blkback::vbd::{Serve, Vbd};
 use pvio_blkback::{Buf, Config, Geometry, Progress, Queue, QueueFault, QueueParts};
 use pvio_event_channel::{EventChannel, EventError, Port};
 use pvio_grant_table::DomId;
-use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
+use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
 use pvio_sim::kill::{self, Mortal};
 use pvio_sim::local::events::LocalChannel;
 use pvio_sim::local::memory::LocalMapping;
 use pvio_sim::{LocalDomain, Menu, Sim};
+use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, backend_root, list_backends, read_state,
 };
 use pvio_xenbus::handshake::vbd::ToolstackBack;
-use pvio_xenbus::{XenbusState, Xenstore};
 use pvio_xenstored::{LocalClient, Store};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// How a sleeper's turn goes; each step is one of the scheduler's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,6 +127,8 @@ pub struct Server {
     resumed: bool,
     /// The first queue, whose record is to be mixed up with the second's.
     first: Option<(SharedSeat, Parts)>,
+    /// The session's record.
+    record: Option<Mortal<HeapMemory>>,
 }
 
 /// A queue that is being served.
@@ -167,13 +170,15 @@ impl Serve<Platform> for Server {
         self.resumed = resumed;
         if resumed {
             let records = self.records.as_ref().expect("only who keeps records resumes").borrow();
-            let found = records.get(device).cloned();
+            self.record = records.get(device).cloned();
+            let found = self.record.clone();
             return found.ok_or_else(|| Fault::new("record-missing", device));
         }
         let memory = Mortal(HeapMemory::pages(len.div_ceil(PAGE_SIZE)));
         if let Some(records) = &self.records {
             records.borrow_mut().insert(device.into(), memory.clone());
         }
+        self.record = Some(memory.clone());
         Ok(memory)
     }
 
@@ -194,6 +199,9 @@ impl Serve<Platform> for Server {
     }
 
     fn start(&mut self, name: &str, mut parts: Parts) -> Result<Running, Fault> {
+        // The queue may take requests from here on.
+        let valid = self.record.as_ref().and_then(|record| record.load_u64(0, Relaxed));
+        assert_eq!(valid, Some(1), "the record of {name} is not valid");
         let seat = Seat { name: name.into(), served: None, fault: None };
         let seat = Rc::new(RefCell::new(seat));
         let number = {
@@ -317,7 +325,7 @@ struct Device {
 /// The daemon of a driver domain.
 pub struct Daemon {
     domain: LocalDomain,
-    xs: LocalClient,
+    xs: Mortal<LocalClient>,
     devices: BTreeMap<DeviceAddr, Device>,
     media: Rc<BTreeMap<String, SharedMedium>>,
     records: Option<Records>,
@@ -337,7 +345,7 @@ impl Daemon {
         flaw: Flaw,
         config: Config,
     ) -> Self {
-        let mut xs = LocalClient::connect(store, domain.id());
+        let mut xs = Mortal(LocalClient::connect(store, domain.id()));
         let root = backend_root(BackendKind::Vbd, domain.id());
         xs.watch(&root, ROOT).expect("the first watch of a domain");
         let (devices, crashed) = (BTreeMap::new(), Rc::default());
@@ -364,7 +372,7 @@ impl Daemon {
     }
 
     pub fn menu(&mut self, store: &Store, menu: &mut Menu<Do>) {
-        if store.has_output(self.xs.conn()) {
+        if store.has_output(self.xs.0.conn()) {
             menu.must(100, Do::Daemon(DaemonDo::Event));
         }
         for (i, device) in self.devices.values().enumerate() {
@@ -459,16 +467,15 @@ impl Daemon {
                 flaw: self.flaw,
                 resumed: false,
                 first: None,
+                record: None,
             };
             let vbd = Vbd::with(Mortal(self.domain.clone()), server, self.config);
             let left = read_state(&mut self.xs, &addr.backend_path()).expect("xenstore");
             // Else, whether somebody served it before us is not known; a frontend that has not begun
             // makes no difference.
-            let driver = match left {
-                XenbusState::Connected if self.records.is_some() => {
-                    BackendDriver::resuming(addr, vbd)
-                }
-                _ => BackendDriver::restarted(addr, vbd),
+            let driver = match self.records {
+                Some(_) => BackendDriver::taking_over(addr, vbd, left),
+                None => BackendDriver::restarted(addr, vbd),
             };
             self.devices.insert(addr, Device { driver, seats });
             self.step(addr, sim);

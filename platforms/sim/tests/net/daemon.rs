@@ -9,12 +9,12 @@ use pvio_netback::vif::{Attach, Serve, Session, Vif};
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
 use pvio_sim::kill::{Mortal, run};
 use pvio_sim::{LocalDomain, Menu, Sim};
+use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, backend_root, list_backends, read_state,
 };
 use pvio_xenbus::handshake::vif::ToolstackBack;
-use pvio_xenbus::{XenbusState, Xenstore};
 use pvio_xenstored::{LocalClient, Store};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -240,7 +240,7 @@ struct Device {
 
 pub struct Daemon {
     domain: LocalDomain,
-    xs: LocalClient,
+    xs: Mortal<LocalClient>,
     devices: BTreeMap<DeviceAddr, Device>,
     cables: Rc<BTreeMap<DomId, CableEnd>>,
     crashed: Rc<Cell<bool>>,
@@ -258,7 +258,7 @@ impl Daemon {
         (cables, records): (Rc<BTreeMap<DomId, CableEnd>>, Records),
         (flaw, max_queues): (Flaw, u32),
     ) -> Self {
-        let mut xs = LocalClient::connect(store, domain.id());
+        let mut xs = Mortal(LocalClient::connect(store, domain.id()));
         xs.watch(&backend_root(BackendKind::Vif, domain.id()), ROOT).expect("the first watch");
         let (devices, crashed) = (BTreeMap::new(), Rc::default());
         Self { domain, xs, devices, cables, crashed, records, flaw, max_queues }
@@ -279,7 +279,7 @@ impl Daemon {
     }
 
     pub fn menu(&mut self, store: &Store, menu: &mut Menu<Do>) {
-        if store.has_output(self.xs.conn()) {
+        if store.has_output(self.xs.0.conn()) {
             menu.must(100, Do::Daemon(DaemonDo::Event));
         }
         for (i, device) in self.devices.values().enumerate() {
@@ -346,10 +346,7 @@ impl Daemon {
             let vif = Vif::new(Mortal(self.domain.clone()), server);
             // As the real daemon decides.
             let state = read_state(&mut self.xs, &addr.backend_path()).expect("xenstore");
-            let driver = match state {
-                XenbusState::Connected => BackendDriver::resuming(addr, vif),
-                _ => BackendDriver::restarted(addr, vif),
-            };
+            let driver = BackendDriver::taking_over(addr, vif, state);
             self.devices.insert(addr, Device { driver, seats });
             self.step(addr, sim);
         }

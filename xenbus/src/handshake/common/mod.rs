@@ -15,7 +15,8 @@ pub use lifecycle::{
 };
 pub(super) use lifecycle::{create_backend_end, create_frontend_end, regrant_frontend_end};
 pub use status::{
-    BackendEnd, Hotplug, clear_error, error_path, hotplug_path, online_path, read_backend_end,
-    read_error, read_frontend_state, read_hotplug, read_online, read_state, state_path,
-    switch_state, write_awaiting, write_error, write_hotplug, write_state,
+    BackendEnd, Hotplug, clear_error, error_path, hotplug_path, is_session_lost, online_path,
+    read_backend_end, read_error, read_frontend_state, read_hotplug, read_online, read_state,
+    state_path, switch_state, write_awaiting, write_error, write_hotplug, write_session_lost,
+    write_state,
 };

@@ -96,6 +96,33 @@ pub fn read_backend_end<X: Xenstore + ?Sized>(
     })
 }
 
+/// A backend's key, 1 while the backend waits for its frontend to give up a session that is lost. A
+/// backend in state InitWait without it has no session with its frontend, whatever state that one has.
+const SESSION_LOST: &str = "pvio-session-lost";
+
+/// Whether a backend, or its predecessor, waits for its frontend to give up a lost session.
+///
+/// # Errors
+/// xenstore's; the key holds no number.
+pub fn is_session_lost<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    back: &str,
+) -> Result<bool, HandshakeError> {
+    (Reader { xs, base: back }).flag(SESSION_LOST, false)
+}
+
+/// Writes whether a backend waits for its frontend to give up a lost session.
+///
+/// # Errors
+/// xenstore's.
+pub fn write_session_lost<X: Xenstore + ?Sized>(
+    xs: &mut X,
+    back: &str,
+    lost: bool,
+) -> Result<(), HandshakeError> {
+    Writer { xs, base: back }.opt(SESSION_LOST, lost.then_some(1))
+}
+
 /// A network frontend's key, 1 from its request until the backend has accepted it. Other frontends
 /// show the same by the state Initialised.
 const AWAITING: &str = "pvio-awaiting-backend";

@@ -1,0 +1,86 @@
+//! The backend's process dies at any moment of connecting.
+
+use super::*;
+use pvio_sim::kill::run;
+
+/// The frontend's driver. pvio's writes a key while it waits for its backend; Linux's has none.
+#[derive(Clone, Copy, Debug)]
+enum Frontend {
+    Pvio,
+    Linux,
+}
+
+/// From nothing to a session that has carried a frame each way. The guest sends as soon as it can.
+fn connect(w: &mut World, frontend: Frontend) {
+    w.step_back();
+    w.step_front();
+    if matches!(frontend, Frontend::Linux) {
+        w.show_no_waiting();
+    }
+    send(w);
+    w.step_back();
+    w.settle_rings();
+    w.step_front();
+    w.receive(&udp(1));
+    w.step_back();
+}
+
+fn send(w: &mut World) {
+    for queue in w.nic().queues() {
+        queue.send(&udp(2), pvio_netfront::Checksum::Unknown).unwrap();
+        queue.publish().unwrap();
+    }
+}
+
+#[test]
+fn nic_whose_backend_dies_at_any_moment_of_connecting_has_one_session_that_works() {
+    for frontend in [Frontend::Pvio, Frontend::Linux] {
+        let (mut left, mut moment) = (Vec::new(), 0);
+        loop {
+            let mut w = World::new(2, |nic| all(nic).with_queues(2));
+            if run(moment, || connect(&mut w, frontend)).0.is_some() {
+                println!("{frontend:?}: died at {moment} moments, leaving {left:?}");
+                break;
+            }
+            let state = w.back_state();
+            if left.last().is_none_or(|(last, _)| *last != state) {
+                left.push((state, 0));
+            }
+            left.last_mut().unwrap().1 += 1;
+            // `tests/killed` has every moment of a session.
+            moment += if state == XenbusState::Connected { 11 } else { 1 };
+            w.take_over();
+            w.settle();
+            let what = format!("{frontend:?}, killed before moment {moment}, {state}");
+            assert_eq!(w.back_state(), XenbusState::Connected, "{what}");
+            assert_eq!(w.nic().queues().len(), 2, "{what}");
+            assert_eq!(w.nic().sessions(), 1, "{what}");
+            // Every request gets a response: more frames than a ring has slots can be sent.
+            for _ in 0..10 {
+                (0..32).for_each(|_| send(&mut w));
+                w.settle_rings();
+                assert_eq!(w.nic().fault(), None, "{what}");
+            }
+            // A frame that the dead backend had delivered may come first.
+            let got = w.receive(&to_group(GROUP));
+            assert_eq!(got.last().map(|got| &got.1), Some(&to_group(GROUP)), "{what}");
+            assert_eq!(w.receive(&to_group(OTHER)), [], "{what}");
+        }
+        assert!(left.iter().any(|(state, count)| *state == XenbusState::InitWait && *count > 20));
+    }
+}
+
+#[test]
+fn nic_whose_session_is_lost_is_not_connected_again_before_its_guest_starts_over() {
+    let mut w = World::new(QUEUES, all);
+    w.settle();
+    w.forget_records();
+    for _ in 0..3 {
+        w.take_over();
+        w.step_back();
+        assert_eq!((w.back_state(), w.served()), (XenbusState::InitWait, 0));
+    }
+    w.settle();
+    assert_eq!(w.nic().sessions(), 2);
+    assert_all(&mut w, 256);
+}
