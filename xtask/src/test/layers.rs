@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`floors`] | the packages, and the arrows allowed between them |
+//! | [`dependencies`] | the packages, and the dependencies allowed between them |
 //! | [`source`] | a source file as tokens: keywords and string literals, no comments |
 //! | [`homes`] | where `unsafe` and xenstore keys may stand |
 //! | [`cycles`] | no module imports one that imports it |
@@ -11,7 +11,7 @@
 
 mod book;
 mod cycles;
-mod floors;
+mod dependencies;
 mod homes;
 mod sizes;
 mod source;
@@ -44,7 +44,7 @@ pub fn run() -> Result<Report> {
     let packages = packages()?;
     let mut report = Report::default();
     let checks = [
-        ("dependencies", floors::check(&packages)),
+        ("dependencies", dependencies::check(&packages)),
         ("unsafe code", homes::check_unsafe(&packages)?),
         ("xenstore keys", homes::check_keys(&packages)?),
         ("import cycles", cycles::check(&packages)?),

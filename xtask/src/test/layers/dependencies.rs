@@ -1,9 +1,9 @@
-//! The packages, and the arrows allowed between them.
+//! The packages, and the dependencies allowed between them.
 
 use super::Package;
 
-/// Each package of floors 1 to 3 and the packages of the workspace it may need to run. An arrow
-/// points down, or sideways where two packages of one floor are made for each other.
+/// Each package of layers 1 to 4 and the packages of the workspace it may depend on. A dependency points
+/// down, or sideways where two packages of one layer are made for each other.
 const MAY_NEED: &[(&str, &[&str])] = &[
     // 1: shared memory, index arithmetic, wire formats
     ("pvio-ring", &[]),
@@ -108,26 +108,26 @@ const DEMO: &[&str] = &[
 ];
 
 /// The top: it composes, measures and checks, so it may need anything below.
-const ROOF: &[&str] = &["pvio", "pvio-benches", "xtask", "pvio-lab-agent"];
+const TOP: &[&str] = &["pvio", "pvio-benches", "xtask", "pvio-lab-agent"];
 
-/// Every arrow that points the wrong way.
+/// Every dependency that points the wrong way.
 pub fn check(packages: &[Package]) -> Vec<String> {
     let mut faults = Vec::new();
     for package in packages {
         let name = package.name.as_str();
         for need in package.needs.iter().chain(&package.tests_need) {
-            if ROOF.contains(&need.as_str()) {
-                faults.push(format!("{name} depends on {need}, which stands on top of all"));
+            if TOP.contains(&need.as_str()) {
+                faults.push(format!("{name} depends on {need}, which is above every library"));
             }
         }
-        if ROOF.contains(&name) {
+        if TOP.contains(&name) {
             continue;
         }
         let Some((_, allowed)) = MAY_NEED.iter().find(|(package, _)| *package == name) else {
-            faults.push(format!("{name} has no floor: give it one in {}", file!()));
+            faults.push(format!("{name} has no layer: give it one in {}", file!()));
             continue;
         };
-        // Tests compose: they may need whatever is below the roof.
+        // Tests compose: they may depend on everything but the top.
         for need in package.needs.iter().filter(|need| !allowed.contains(&need.as_str())) {
             faults.push(format!("{name} depends on {need}; it may on: {}", allowed.join(" ")));
         }
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn an_arrow_up_or_across_is_found() {
+    fn dependencies_up_or_across_are_found() {
         assert_eq!(check(&[package("pvio-ring", &["pvio-grant-table"], &[])]).len(), 1);
         assert_eq!(check(&[package("pvio-blkback", &["pvio-hosted"], &[])]).len(), 1);
         assert_eq!(check(&[package("pvio-hosted", &["pvio-blkback"], &[])]).len(), 1);
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn an_arrow_down_is_not() {
+    fn a_dependency_down_is_allowed() {
         let down = package("pvio-blkback", &["pvio-ring", "pvio-xenbus"], &["pvio-sim"]);
         assert_eq!(check(&[down, package("pvio", &["pvio-blkback"], &[])]), [""; 0]);
     }
