@@ -1,6 +1,7 @@
 //! The backend's process dies at any moment of connecting.
 
 use super::*;
+use pvio_netback::vif::Attach;
 use pvio_sim::kill::run;
 
 /// The frontend's driver. pvio's writes a key while it waits for its backend; Linux's has none.
@@ -83,4 +84,34 @@ fn nic_whose_session_is_lost_is_not_connected_again_before_its_guest_starts_over
     w.settle();
     assert_eq!(w.nic().sessions(), 2);
     assert_all(&mut w, 256);
+}
+
+#[test]
+fn port_whose_script_ran_for_a_dead_process_is_attached_by_its_successor() {
+    // Interrupted while it connected, with a session, and with a lost session.
+    for (connected, lost) in [(false, false), (true, false), (true, true)] {
+        let mut w = World::new(1, |nic| nic).with_script();
+        w.step_back();
+        w.step_front();
+        w.step_back();
+        assert_eq!((w.attached(), w.back_state()), (Some(Attach::ByScript), XenbusState::InitWait));
+        w.script_is_done();
+        if connected {
+            w.settle();
+            assert_eq!(w.back_state(), XenbusState::Connected);
+        }
+        if lost {
+            w.forget_records();
+        }
+        w.take_over();
+        w.settle();
+        assert_eq!((w.attached(), w.back_state()), (Some(Attach::Here), XenbusState::Connected));
+        assert_eq!(w.receive(&udp(1)).len(), 1);
+    }
+    // The script has yet to run: it finds the successor's port.
+    let mut w = World::new(1, |nic| nic).with_script();
+    w.step_back();
+    w.take_over();
+    w.step_back();
+    assert_eq!(w.attached(), Some(Attach::ByScript));
 }

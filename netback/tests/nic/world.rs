@@ -10,9 +10,10 @@ use pvio_netfront::{Hash, Nic};
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
 use pvio_sim::kill::Mortal;
 use pvio_sim::{LocalDomain, LocalMachine};
-use pvio_xenbus::driver::{BackendDriver, Fault, FrontendDriver, Life};
+use pvio_xenbus::driver::{BackendDriver, Fault, FrontendDriver, Life, Surroundings};
 use pvio_xenbus::handshake::common::{
-    BackendKind, DeviceAddr, create_domain, read_state, write_awaiting, write_state,
+    BackendKind, DeviceAddr, Hotplug, create_domain, read_state, write_awaiting, write_hotplug,
+    write_state,
 };
 use pvio_xenbus::handshake::vif::{BackOffer, Mac, Negotiated, ToolstackBack, create_device};
 use pvio_xenbus::wire::{Access, Perm};
@@ -50,6 +51,7 @@ struct Server {
     table: Table,
     records: Records,
     record_len: Rc<Cell<usize>>,
+    attached: Rc<Cell<Option<Attach>>>,
 }
 
 /// A session's; the queues go with it.
@@ -86,7 +88,8 @@ impl Serve<Platform> for Server {
         self.queues
     }
 
-    fn open(&mut self, _: &ToolstackBack, _: Attach) -> Result<(), Fault> {
+    fn open(&mut self, _: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
+        self.attached.set(Some(attach));
         Ok(())
     }
 
@@ -129,6 +132,8 @@ pub struct World {
     table: Table,
     records: Records,
     record_len: Rc<Cell<usize>>,
+    attached: Rc<Cell<Option<Attach>>>,
+    surroundings: Surroundings,
     back: Option<BackendDriver<Vif<Platform, Server>>>,
     front: FrontendDriver<Nic<LocalDomain>>,
     back_xs: Mortal<LocalClient>,
@@ -160,6 +165,8 @@ impl World {
             table: Table::default(),
             records: Records::default(),
             record_len: Rc::default(),
+            attached: Rc::default(),
+            surroundings: Surroundings::default(),
             back: None,
             front: FrontendDriver::new(addr, nic),
             back_xs,
@@ -186,7 +193,8 @@ impl World {
     fn vif(&self) -> Vif<Platform, Server> {
         let (table, records) = (Rc::clone(&self.table), Rc::clone(&self.records));
         let record_len = Rc::clone(&self.record_len);
-        let server = Server { queues: self.queues, table, records, record_len };
+        let attached = Rc::clone(&self.attached);
+        let server = Server { queues: self.queues, table, records, record_len, attached };
         Vif::new(Mortal(self.machine.domain(BACK)), server)
     }
 
@@ -218,15 +226,35 @@ impl World {
     pub fn take_over(&mut self) {
         self.die();
         let left = self.back_state();
-        self.back = Some(BackendDriver::taking_over(self.addr, self.vif(), left));
+        let back = BackendDriver::taking_over(self.addr, self.vif(), left);
+        self.back = Some(back.within(self.surroundings));
     }
 
     pub fn step_back(&mut self) {
         if self.back.is_none() {
-            self.back = Some(BackendDriver::new(self.addr, self.vif()));
+            let back = BackendDriver::new(self.addr, self.vif());
+            self.back = Some(back.within(self.surroundings));
         }
         let back = self.back.as_mut().expect("made");
         assert_eq!(back.step(&mut self.back_xs).unwrap(), Life::Alive);
+    }
+
+    /// The toolstack runs a hotplug script for the NIC, as `xl` does.
+    pub fn with_script(mut self) -> Self {
+        self.surroundings = Surroundings::Scripts;
+        let script = format!("{}/script", self.addr.backend_path());
+        self.tool.write(&script, b"/etc/xen/scripts/vif-bridge").unwrap();
+        self
+    }
+
+    /// The script is done.
+    pub fn script_is_done(&mut self) {
+        write_hotplug(&mut self.tool, &self.addr.backend_path(), &Hotplug::Connected).unwrap();
+    }
+
+    /// Who attached the port that was opened last.
+    pub fn attached(&self) -> Option<Attach> {
+        self.attached.take()
     }
 
     /// The frontend is like that of Linux: nothing distinguishes a request that waits for its backend from a
