@@ -1,15 +1,15 @@
-//! The vbd backend: virtual disks for guests.
+//! The vbd backend: virtual disks for guests (`io/blkif.h`).
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`queue`] | one queue: from a ring's requests to an engine's operations and back |
-//! | [`path`] | the ways to a guest's pages, and which of them a disk is to take |
-//! | [`pages`] | these ways, and what memory they take |
-//! | [`vbd`] | the device: from the toolstack's words to served queues |
-//! | [`engine`] | storage, as a queue uses it: [`engine::BlockEngine`] |
+//! | [`queue`] | one queue: converts a ring's requests to engine operations, and results to responses |
+//! | [`path`] | the policies for access to a guest's pages, and the choice of one for a disk |
+//! | [`pages`] | the implementation of these policies and their memory |
+//! | [`vbd`] | the device: from the toolstack's configuration to connected queues |
+//! | [`engine`] | [`engine::BlockEngine`]: the interface of a queue to storage |
 //!
-//! The core (all but feature `std`) is `no_std` with `alloc`: it does no I/O and has no thread, and
-//! runs alike under a worker thread (`pvio-storage`), in a kernel, in the simulator and in a fuzzer.
+//! The core (all but feature `std`) is `no_std` with `alloc`. It does no I/O and has no thread. It runs
+//! in a worker thread (`pvio-storage`), in a kernel, in the simulator and in a fuzzer.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -5,8 +5,8 @@
 //! | [`serve`] | `pvio serve`: the daemon on Xen |
 //! | [`dm`] | `pvio-dm`: the same, in place of the device model of one guest |
 //! | [`driver`] | serves every device that the toolstack creates for a domain, on any platform |
-//! | [`platform`] | what a driver asks of the domain it runs in |
-//! | [`served`] | the devices a driver serves, as the control socket shows them |
+//! | [`platform`] | the interface between a driver and the domain in which it runs |
+//! | [`served`] | the devices that a driver serves, as the control socket reports them |
 //! | [`control`] | the control socket: server and client |
 //! | [`stats`], [`capture`] | `pvio stats` and `pvio capture`, clients of that socket |
 //! | [`disks`] | `pvio attach-disk`, `detach-disk`, `set-disk` and `list` |
@@ -15,9 +15,10 @@
 //! | [`script`] | `block-pvio` and `vif-pvio`: hotplug scripts for `xl` |
 //! | [`nics`] | options of NICs that several commands take |
 //! | [`lock`] | one daemon for each kind of backend and domain |
-//! | [`descriptors`] | file descriptors, counted before a device takes them |
-//! | [`startup`], [`signals`], [`stop`] | what the system must provide; signals; a request to stop, to be waited for |
-//! | [`failure`], [`units`] | an error with its remedy on one line; sizes for people |
+//! | [`descriptors`] | file descriptors, reserved before a device is served |
+//! | [`startup`], [`signals`] | checks of the system's resources at start; signals |
+//! | [`stop`] | a stop request that threads can wait for |
+//! | [`failure`], [`units`] | an error with its remedy on one line; human-readable sizes |
 #![forbid(unsafe_code)]
 
 pub mod capture;

@@ -4,11 +4,12 @@
 //! | module | contents |
 //! |---|---|
 //! | [`run`], [`check`] | `pvio run` and `pvio check` |
-//! | [`machine`] | hypervisor and toolstack: domains, devices, child processes, their end |
+//! | [`machine`] | hypervisor and toolstack: domains, devices, child processes, shutdown |
 //! | [`domain`] | the child processes: driver domain, guest, checking guest |
 //! | [`guest`] | the guest's software: a read-only file system, an HTTP server |
 //! | [`image`] | the demo image, written when no `--disk` is given |
-//! | [`contents`], [`scratch`] | the signature of what a disk holds; whether it may be overwritten |
+//! | [`contents`] | what a disk contains, by signatures |
+//! | [`scratch`] | a check that an image is empty and may be overwritten |
 //! | [`args`] | arguments of both commands |
 #![forbid(unsafe_code)]
 

@@ -1,21 +1,21 @@
-//! Event channels: how one domain wakes another.
+//! Event channels: notifications between two domains.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`two_level`] | pending and mask bits in the shared info page, and the rules for them |
-//! | this | the traits a device is written against: [`EventChannels`] makes channels, [`EventChannel`] is one end |
+//! | [`two_level`] | pending and mask bits in the shared info page, and their rules |
+//! | this module | the traits that a device uses, see below |
 //!
-//! An event carries nothing but "look": it may be merged with others, and may come for nothing
-//! (binding a channel raises one). What there is to do stands in shared memory.
-//!
+//! [`EventChannels`] creates channels, [`EventChannel`] is one end of a channel. An event carries no
+//! data. It may be merged with others, and it may be spurious (binding a channel raises one). The
+//! state that it announces is in shared memory.
 //! ```
 //! use pvio_event_channel::{Port, two_level::EventPage};
 //! use pvio_ring::shm::HeapMemory;
 //!
 //! let page = EventPage::new(HeapMemory::pages(1));
 //! let port = Port(7);
-//! assert!(page.raise(port), "nothing was pending: the domain must be woken");
-//! assert!(!page.raise(port), "already pending: a second wake-up would be wasted");
+//! assert!(page.raise(port), "no event was pending: the domain must be notified");
+//! assert!(!page.raise(port), "already pending: no second notification is needed");
 //! assert!(page.take(port));
 //! assert!(!page.take(port));
 //! ```
@@ -40,22 +40,22 @@ impl fmt::Display for Port {
     }
 }
 
-/// Why an event channel operation failed.
+/// The reason why an event channel operation failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum EventError {
-    /// Every port is taken.
+    /// Every port is in use.
     #[error("no free event channel; raise the domain's max_event_channels")]
     NoPorts,
-    /// There is no such domain.
+    /// The domain does not exist.
     #[error("no such domain")]
     NoDomain,
-    /// The port does not exist, is bound already, or is not for us.
+    /// The port does not exist, is already bound, or is reserved for another domain.
     #[error("the remote port is not one this domain may bind")]
     BadPort,
     /// This end was closed.
     #[error("the event channel is closed")]
     Closed,
-    /// The hypervisor cannot be reached, or answered nonsense.
+    /// The hypervisor cannot be reached, or its response is invalid.
     #[error("the hypervisor cannot be reached")]
     Hypervisor,
 }
@@ -74,20 +74,20 @@ impl EventError {
     }
 }
 
-/// Makes event channels.
+/// Creates event channels.
 pub trait EventChannels {
-    /// One end of a channel. Dropping it closes the end.
+    /// One end of a channel. Dropping it closes this end.
     type Channel: EventChannel + Send + 'static;
 
-    /// Makes an end that `remote` may bind to (`EVTCHNOP_alloc_unbound`).
+    /// Creates an end that `remote` may bind to (`EVTCHNOP_alloc_unbound`).
     ///
     /// # Errors
     /// [`EventError::NoPorts`], [`EventError::NoDomain`], [`EventError::Hypervisor`].
     fn alloc_unbound(&self, remote: DomId) -> Result<Self::Channel, EventError>;
 
-    /// Binds to an end that `remote` made for us (`EVTCHNOP_bind_interdomain`). An event is
-    /// pending on the new end at once, since one may have been sent before there was anybody to
-    /// receive it.
+    /// Binds to an end that `remote` created for this domain (`EVTCHNOP_bind_interdomain`). An event
+    /// is pending on the new end immediately, because the peer may have sent one before the channel
+    /// was bound.
     ///
     /// # Errors
     /// Any [`EventError`].
@@ -96,26 +96,26 @@ pub trait EventChannels {
 
 /// One end of an event channel.
 pub trait EventChannel {
-    /// The number of this end, in this domain.
+    /// Returns the port number of this end in this domain.
     fn port(&self) -> Port;
 
-    /// Wakes the other end.
+    /// Sends an event to the other end.
     ///
     /// # Errors
-    /// [`EventError::Closed`] or [`EventError::Hypervisor`]. An end that nobody is bound to
-    /// swallows the event without error.
+    /// [`EventError::Closed`] or [`EventError::Hypervisor`]. If no peer is bound, the
+    /// event is lost without an error.
     fn notify(&self) -> Result<(), EventError>;
 
-    /// Takes the pending event, if there is one. To be called before looking at shared memory, so
-    /// that what comes after the look raises a new event.
+    /// Clears the pending event and returns whether there was one. Call this before reading shared
+    /// memory, so that a later change raises a new event.
     ///
     /// # Errors
     /// [`EventError::Closed`] or [`EventError::Hypervisor`].
     fn take(&self) -> Result<bool, EventError>;
 
-    /// Keeps events from waking this end; they stay pending.
+    /// Masks this end: events become pending without waking it.
     fn mask(&self);
 
-    /// Lets events wake this end again, at once if one is pending.
+    /// Unmasks this end: events wake it again, immediately if one is pending.
     fn unmask(&self);
 }

@@ -1,15 +1,15 @@
-//! Grant references: how one domain lets another reach some of its pages.
+//! Grant references: access for one domain to pages of another.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`v1`] | the version 1 entry and its rules: grant, use, end access (`grant_table.h`) |
-//! | [`policy`] | ways to copy to and from pages: mapping them for it, keeping them mapped |
-//! | this | the traits a device is written against: [`Granter`] gives, [`GrantMapper`] maps, [`GrantCopier`] copies |
+//! | [`policy`] | how to copy to and from pages: temporary mappings, cached mappings |
+//! | this module | the traits that a device uses, see below |
 //!
-//! A platform implements the traits; a device knows nothing else about memory of other domains.
-//! Whatever a peer names is hostile: every operation has a status of its own, and every status is
-//! to be looked at (XSA-361, XSA-362, XSA-365, XSA-396).
-//!
+//! [`Granter`] grants pages, [`GrantMapper`] maps them, [`GrantCopier`] copies from and to them. A
+//! platform implements these traits. A device has no other access to memory of other domains.
+//! Everything that a peer names is hostile: every operation has its own status, and the caller must
+//! check every status (XSA-361, XSA-362, XSA-365, XSA-396).
 //! ```
 //! use pvio_grant_table::{Access, DomId, GrantRef, v1::GrantTable};
 //! use pvio_ring::shm::HeapMemory;
@@ -19,7 +19,7 @@
 //! table.grant(GrantRef(8), DomId(1), 0x42, Access::ReadWrite)?;
 //! // Domain 1 uses it …
 //! assert_eq!(table.pin(GrantRef(8), DomId(1), Access::ReadWrite)?, 0x42);
-//! // … and for so long it cannot be taken back.
+//! // … so the grant cannot be ended now.
 //! assert!(table.end_access(GrantRef(8)).is_err());
 //! table.unpin(GrantRef(8), Access::ReadWrite);
 //! table.end_access(GrantRef(8))?;
@@ -41,50 +41,50 @@ pub use status::GrantStatus;
 
 use pvio_ring::shm::SharedMemory;
 
-/// What the other domain may do with a page.
+/// Access of the other domain to a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Access {
-    /// Only read (`GTF_readonly`).
+    /// Read only (`GTF_readonly`).
     ReadOnly,
     /// Read and write.
     ReadWrite,
 }
 
-/// Why memory could not be granted.
+/// The reason why memory could not be granted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum GrantError {
-    /// No page is left that could be granted.
+    /// The domain has no free page that could be granted.
     #[error("the domain has no free page left to share; give it more memory")]
     OutOfPages,
-    /// Every grant table entry is taken.
+    /// Every grant table entry is in use.
     #[error("the grant table is full; raise the domain's max_grant_frames")]
     OutOfEntries,
-    /// The page is not one of this domain's.
+    /// The page does not belong to this domain.
     #[error("that page is not this domain's to grant")]
     NotOurs,
-    /// The hypervisor said no.
+    /// The hypervisor rejected the grant.
     #[error("the hypervisor refused: {0}")]
     Refused(GrantStatus),
 }
 
-/// The other domain still uses the page; it must stay as it is until a later try succeeds.
+/// The other domain still uses the page. The page must not be reused until a later call succeeds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("grant {0} is still in use by the other domain")]
 pub struct Busy(pub GrantRef);
 
-/// Gives other domains access to pages of this one.
+/// Grants other domains access to pages of this domain.
 pub trait Granter {
     /// Pages of this domain that can be granted. Freed when the last clone is dropped.
     type Pages: SharedMemory + Clone + Send + 'static;
 
-    /// Allocates `count` zeroed pages, contiguous in this domain's address space. They come
-    /// zeroed so that nothing of ours leaks through a page that is only partly used (XSA-403).
+    /// Allocates `count` zeroed pages, contiguous in this domain's address space. They are
+    /// zeroed so that a page that is only partly used exposes no other data (XSA-403).
     ///
     /// # Errors
     /// [`GrantError::OutOfPages`].
     fn alloc_pages(&self, count: usize) -> Result<Self::Pages, GrantError>;
 
-    /// Lets `peer` use page number `page` of `pages`.
+    /// Grants `peer` access to page number `page` of `pages`.
     ///
     /// # Errors
     /// Any [`GrantError`].
@@ -96,21 +96,20 @@ pub trait Granter {
         access: Access,
     ) -> Result<GrantRef, GrantError>;
 
-    /// Takes a grant back. The page may be reused for something else only after this succeeded
-    /// (XSA-396).
+    /// Ends a grant. The page may be reused only after this call has succeeded (XSA-396).
     ///
     /// # Errors
     /// [`Busy`] while the peer has it mapped or is copying.
     fn end_access(&self, gref: GrantRef) -> Result<(), Busy>;
 }
 
-/// Maps pages other domains granted.
+/// Maps pages that other domains have granted.
 pub trait GrantMapper {
-    /// Mapped pages. Dropping it unmaps them. Several requests may use a page that stays mapped at
+    /// Mapped pages. Dropping the value unmaps them. Several requests may use a cached mapping at
     /// the same time.
     type Mapping: SharedMemory + Send + Sync + 'static;
 
-    /// Maps pages of `domain` one behind the other, all or none: a ring, say.
+    /// Maps pages of `domain` at consecutive addresses, for example a ring. Maps all or none.
     ///
     /// # Errors
     /// The status of the first page that could not be mapped.
@@ -121,13 +120,13 @@ pub trait GrantMapper {
         access: Access,
     ) -> Result<Self::Mapping, GrantStatus>;
 
-    /// Maps pages of `domain`, each by itself, with as few hypervisor calls as can be, and hands
-    /// each to `each` in order, with its index. Every index is reported exactly once.
+    /// Maps pages of `domain` separately, with as few hypervisor calls as possible. Passes each
+    /// result to `each` in order, with its index. Every index is reported exactly once.
     ///
-    /// A platform may keep all pages of one call mapped until the last of them is dropped (one
-    /// mapping of the kernel's may be all of them): map together what is let go of together. A
-    /// frontend that is told that a request is done and finds its page in use takes the backend for
-    /// broken (Linux's blkfront, since XSA-396).
+    /// A platform may keep all pages of one call mapped until the last of them is dropped, because
+    /// they may be a single mapping of the kernel. Pages that are released together should therefore
+    /// be mapped together. A frontend that gets a response while its page is still in use treats
+    /// the backend as broken (Linux's blkfront, since XSA-396).
     fn map_each(
         &self,
         domain: DomId,
@@ -171,25 +170,25 @@ pub struct CopyOp<'a> {
     pub domain: DomId,
     /// The page.
     pub gref: GrantRef,
-    /// Where in the page, in bytes; offset plus length stay within one page.
+    /// Offset in the page, in bytes. Offset plus length must stay within the page.
     pub offset: usize,
-    /// The private side.
+    /// The private memory, and the direction.
     pub with: CopyBuf<'a>,
-    /// What became of it.
+    /// Result of the copy.
     pub status: GrantStatus,
 }
 
-/// The private side of a copy, and so its direction.
+/// The private memory of a copy; the variant is the direction.
 #[derive(Debug)]
 pub enum CopyBuf<'a> {
-    /// Out of the granted page.
+    /// From the granted page.
     FromGrant(&'a mut [u8]),
-    /// Into the granted page.
+    /// To the granted page.
     ToGrant(&'a [u8]),
 }
 
-/// Copies to and from pages other domains granted, without mapping them.
+/// Copies from and to pages that other domains have granted, without mapping them.
 pub trait GrantCopier {
-    /// Does every copy, in any order, and leaves a status in each.
+    /// Executes every copy, in any order, and sets the status of each.
     fn copy(&self, ops: &mut [CopyOp<'_>]);
 }

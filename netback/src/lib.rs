@@ -1,18 +1,18 @@
 //! The vif backend: virtual NICs for guests (`io/netif.h`).
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`queue`] | a transmit and a receive ring and the state machine between them and a port |
-//! | [`port`] | [`NetPort`]: where packets go to and come from |
-//! | [`fault`] | why a vif ends, and why a packet is dropped |
-//! | [`stats`] | counters anybody may read while the queue runs |
-//! | [`vif`] | the device: from the toolstack's words to a served queue |
-//! | [`bucket`], [`wire`] | a token bucket; what a packet takes on the wire |
+//! | [`queue`] | a transmit and a receive ring, and the state machine between them and a port |
+//! | [`port`] | [`NetPort`]: source and destination of packets |
+//! | [`fault`] | reasons why a vif ends, and why a packet is dropped |
+//! | [`stats`] | counters that any thread may read while the queue runs |
+//! | [`vif`] | the device: from the toolstack's configuration to a connected queue |
+//! | [`bucket`], [`wire`] | a token bucket; the size of a packet on the wire |
 //!
-//! "Transmit" (tx) is guest to port, "receive" (rx) port to guest, as in the header. Data is copied,
-//! by the hypervisor or as a [`Policy`](queue::Policy) says: nothing of the guest's stays mapped but its
-//! rings and the pages that it asks to be kept (staging grants), and every packet is in private memory,
-//! in one piece, before anything of it is looked at (XSA-155, XSA-423).
+//! *Transmit* (tx) is guest to port, *receive* (rx) is port to guest, as in the header. Data is copied,
+//! by the hypervisor or as a [`Policy`](queue::Policy) requires. Only the guest's rings and its staged
+//! pages (staging grants) stay mapped. Every packet is in private memory, in one piece, before any part
+//! of it is parsed (XSA-155, XSA-423).
 //!
 //! The core ([`queue`], [`port::memory`]) is `no_std` and does no I/O; it is driven by
 //! [`Queue::poll`].

@@ -1,22 +1,23 @@
-//! Ports for virtual NICs: where packets go to and come from on Linux, and a thread per queue that serves them.
+//! Ports for virtual NICs on Linux, and a thread per queue that serves them. A port is the source and
+//! destination of a NIC's packets.
 //!
-//! | port | where packets go |
+//! | port | connects a vif to |
 //! |---|---|
-//! | `tap_port` | to and from the kernel, by a `tap` |
-//! | `afxdp` | to and from a queue of a network interface, past the host's stack |
-//! | `switch` | to and from other vifs of this process |
-//! | `file` | to a capture file, from another |
+//! | `tap_port` | the kernel, by a `tap` |
+//! | `afxdp` | a queue of a network interface, bypassing the host's network stack |
+//! | `switch` | other vifs of this process |
+//! | `file` | a capture file to write, and one to read |
 //!
-//! Around any of them, in this order from the guest on:
+//! Wrappers around a port, in this order from the guest on:
 //!
-//! | wrapper | does |
+//! | wrapper | effect |
 //! |---|---|
-//! | `capture` | copies what passes for whoever looks on |
-//! | `guard` | drops what a guest sends under addresses that are not its own |
-//! | `shape` | holds packets back that come too fast, and shares a rate between vifs |
-//! | `faults` | loses, repeats, reorders, breaks and delays packets |
+//! | `capture` | copies packets for an observer |
+//! | `guard` | drops packets that a guest sends under addresses that are not its own |
+//! | `shape` | limits the packet and byte rate, and shares a rate between vifs |
+//! | `faults` | loses, repeats, reorders, corrupts and delays packets |
 //!
-//! `options` is the one grammar for all of that; `knobs` applies it to a vif that is served.
+//! `options` parses the configuration of ports and wrappers; `knobs` changes the settings of a connected vif.
 //!
 //! [`host`] serves vifs, as a driver domain does, with a [`worker`] thread for each queue.
 #![no_std]

@@ -1,15 +1,16 @@
-//! Shared memory, ring index arithmetic and Xen PV wire formats: floor 1 of pvio, made to be
-//! embedded in any hypervisor, kernel or firmware. `no_std`, no allocation.
+//! Shared memory, ring index arithmetic and Xen PV wire formats. This crate is the lowest layer of
+//! pvio and can be embedded in any hypervisor, kernel or firmware: `no_std`, no allocation.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`shm`] | the only code that touches memory shared with a peer |
-//! | [`indices`] | the notification protocol, three phases, model-checked |
-//! | [`front`], [`back`] | [`FrontRing`] and [`BackRing`]: the two ends of a request/response ring of 1 to 32 pages |
+//! | [`shm`] | the only code that accesses memory shared with a peer |
+//! | [`indices`] | the notification protocol, in three phases, model-checked |
+//! | [`front`], [`back`] | [`FrontRing`] and [`BackRing`]: both sides of a ring of 1 to 32 pages |
 //! | [`byte_ring`] | [`ByteRing`]: the byte streams of console and xenstore |
-//! | `inflight` | the record of requests in flight, which outlives a backend's process (feature `alloc`) |
-//! | [`proto`] | wire structs per ABI, parsed into validated values and emitted from them |
+//! | `inflight` | the record of requests in flight, which outlives a process (feature `alloc`) |
+//! | [`proto`] | wire structs for each ABI, parsed into validated values and written from them |
 //!
+//! A [`FrontRing`] publishes requests and consumes responses; a [`BackRing`] does the opposite:
 //! ```
 //! use pvio_ring::shm::HeapMemory;
 //! use pvio_ring::{BackRing, FrontRing};
@@ -19,7 +20,7 @@
 //! let mut back = BackRing::attach(page, 16)?;
 //!
 //! front.push(&[7; 16])?;
-//! assert!(front.publish(), "the back end asked to be woken");
+//! assert!(front.publish(), "the backend requested a notification");
 //!
 //! let mut request = [0; 16];
 //! back.pop()?.expect("a request").read(&mut request)?;

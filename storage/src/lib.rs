@@ -7,8 +7,8 @@
 //! | [`host`] | serves vbds from images, as a driver domain does |
 //! | [`worker`] | one thread per queue, which waits on one io_uring |
 //!
-//! `pvio-blkback` has the rings, the data path and the device; it knows no storage but the trait
-//! [`BlockEngine`](engine::BlockEngine).
+//! `pvio-blkback` contains the rings, the data path and the device. Its only interface to storage is the
+//! trait [`BlockEngine`](engine::BlockEngine).
 #![no_std]
 #![forbid(unsafe_code)]
 

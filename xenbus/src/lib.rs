@@ -1,27 +1,26 @@
-//! xenstore and xenbus: how two domains find each other and agree on a device.
+//! xenstore and xenbus: device discovery and negotiation between two domains.
 //!
-//! Domains that share nothing yet meet in xenstore, a small tree of keys kept by one server. There
-//! the toolstack announces a device to both its ends, the ends tell each other what they can do and
-//! which grants and event channels to use, and each follows the other's state. This crate has all
-//! of it, wire-compatible with Xen: facts are from `xen/include/public/io/{xs_wire,xenbus,blkif,
-//! netif}.h` and `docs/misc/xenstore.txt`, and the server is compared with Debian's `xenstored`.
+//! Xenstore is a small tree of keys on one server. The toolstack adds a device to it, in a directory
+//! for the frontend and one for the backend. Both sides then write the features that they support, their
+//! grants and event channels, and follow each other's state. This crate implements that protocol,
+//! wire-compatible with Xen. Sources: `xen/include/public/io/{xs_wire,xenbus,blkif,netif}.h` and
+//! `docs/misc/xenstore.txt`. The server is compared with Debian's `xenstored`.
 //!
-//! | module | holds | needs |
+//! | module | contents | needs |
 //! |---|---|---|
 //! | [`wire`] | messages, operations, errors, paths, permissions as bytes | nothing |
-//! | [`state`] | the nine states of a device's end | nothing |
-//! | [`device`] | what an end should do about the other's state | nothing |
-//! | [`Xenstore`], [`transaction`] | what a device needs of xenstore, whoever serves it | `alloc` |
+//! | [`state`] | the nine xenbus states | nothing |
+//! | [`device`] | state machines: the reaction to the other side's state | nothing |
+//! | [`Xenstore`], [`transaction`] | the interface to any xenstore, as a device uses it | `alloc` |
 //! | [`handshake`] | the keys of a disk and a network interface, as typed structs | `alloc` |
 //! | [`client`] | a client over a Unix socket or `/dev/xen/xenbus` | `std` |
 //!
 //! A peer is hostile: every length, number and path is checked before it is used, every queue is
-//! bounded, and nothing a peer sends can panic. Not in here: xenstore over a shared page (the
-//! ring's bytes are [`wire`] messages; `ByteRing` of `pvio-ring` carries them), live update of the
-//! server, and devices other than disks and network interfaces.
+//! bounded, and no input from a peer can cause a panic. Not implemented here: xenstore over a shared
+//! page (the ring's bytes are [`wire`] messages; `ByteRing` of `pvio-ring` carries them), live update of
+//! the server, and devices other than disks and network interfaces.
 //!
-//! # A device from its creation to its first offer
-//!
+//! # Example: from the creation of a device to its first offer
 //! ```
 //! # #[cfg(feature = "std")] {
 //! use pvio_ring::DomId;
@@ -34,14 +33,14 @@
 //! let server = Server::new(Store::default()).spawn()?;
 //! let (driver, guest) = (DomId(1), DomId(2));
 //!
-//! // The toolstack, in dom0, makes the domains and the device.
+//! // The toolstack, in dom0, creates the domains and the device.
 //! let mut dom0 = server.connect_local(DomId::DOM0)?;
 //! common::create_domain(&mut dom0, driver, "driver")?;
 //! common::create_domain(&mut dom0, guest, "guest")?;
 //! let addr = DeviceAddr::new(BackendKind::Vbd, driver, guest, 51712);
 //! vbd::create_device(&mut dom0, addr, &vbd::ToolstackBack::new(addr, "/srv/disk.img"))?;
 //!
-//! // The driver domain finds it and says what it offers.
+//! // The driver domain finds the device and advertises its features.
 //! let mut xs = server.connect_local(driver)?;
 //! for device in common::list_backends(&mut xs, BackendKind::Vbd, driver)? {
 //!     let offer = vbd::BackOffer { max_queues: Some(4), flush: true, ..Default::default() };
@@ -51,7 +50,7 @@
 //!     })?;
 //! }
 //!
-//! // The guest sees the state and reads the offer.
+//! // The guest sees the state and reads the advertised features.
 //! let mut xs = server.connect_local(guest)?;
 //! let told = vbd::ToolstackFront::read(&mut xs, &addr.frontend_path())?;
 //! xs.watch(&common::state_path(&told.backend), "backend")?;

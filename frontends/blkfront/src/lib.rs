@@ -1,10 +1,10 @@
 //! The vbd frontend: a guest's virtual disk, for kernels and for user space.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`disk`] | the device: from the toolstack's words to a usable queue |
-//! | [`queue`] | the data path: slots with granted buffers, requests, answers |
-//! | `session` | with feature `std`: a disk for user space that blocks and re-attaches |
+//! | [`disk`] | the device: from the toolstack's configuration to a connected queue |
+//! | [`queue`] | the data path: slots with granted buffers, requests, responses |
+//! | `session` | with feature `std`: a disk for user space with blocking calls, which reconnects |
 #![no_std]
 #![forbid(unsafe_code)]
 

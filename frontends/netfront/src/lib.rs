@@ -1,21 +1,21 @@
 //! The vif frontend: a guest's virtual NIC, for kernels and for user space.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`nic`] | the device: from the toolstack's words to a usable queue |
-//! | [`queue`] | the data path: packets out, packets in |
+//! | [`nic`] | the device: from the toolstack's configuration to a connected queue |
+//! | [`queue`] | the data path: transmitted and received packets |
 //! | [`packet`] | checksums, segmentation, features, counters |
-//! | [`received`] | a packet that came in, with all that is known of it |
-//! | [`control`] | the control ring: steering; pages that the backend keeps mapped |
-//! | [`steering`] | how packets are to be spread over the queues, and whether they are |
-//! | [`groups`] | the multicast groups that are to be heard |
-//! | [`fault`] | what a backend may have done that it must not |
+//! | [`received`] | a received packet and its metadata |
+//! | [`control`] | the control ring: steering, staging grants |
+//! | [`steering`] | the distribution of packets over the queues, and its state |
+//! | [`groups`] | the multicast groups to receive |
+//! | [`fault`] | protocol violations by a backend |
 //! | `phy` | with feature `smoltcp`: the NIC as a device of that TCP/IP stack |
 //!
-//! Every page is allocated zeroed and granted once, when the queue is made; packets are copied in
-//! and out of them. So a packet costs no grant operation, nothing else of the guest's lies in a
-//! page the backend can reach (XSA-403), and what is handed on is a private copy that the backend
-//! cannot change any more.
+//! Every page is allocated zeroed and granted once, when the queue is created; packets are copied in
+//! and out of these pages. So a packet needs no grant operation. A page that the backend can access
+//! contains no other data of the guest (XSA-403). A received packet is a private copy that the backend
+//! can no longer change.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects, clippy::indexing_slicing))]

@@ -1,16 +1,16 @@
-//! What only block devices of Linux can do: forget sectors, and make them unreadable.
+//! Discard and secure discard for block devices of Linux.
 //!
-//! A hole punched into a device asks it for zeroes (`blkdev_fallocate`), which many devices that
-//! can discard have no command for; io_uring's own discard came with Linux 6.12 and is never secure.
-//! The two ioctls below are what `blkdiscard(8)` and Linux's backend use. They block until the device
-//! is done, seconds perhaps: call them where nothing waits.
-//!
+//! A hole that is punched into a block device requests zeroes (`blkdev_fallocate`), for which many
+//! devices that support discard have no command. The discard operation of io_uring exists since Linux
+//! 6.12 and is never secure. The two ioctls of this crate are those of `blkdiscard(8)` and of Linux's
+//! backend. They block until the device has finished, possibly for seconds: do not call them on a thread
+//! that must not block.
 //! ```
 //! use pvio_blockdev::Forget;
 //!
 //! let file = std::fs::File::open("/dev/null")?;
 //! let error = Forget::Discard.range(&file, 0, 4096).unwrap_err();
-//! assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "it is no block device");
+//! assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "not a block device");
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
@@ -24,32 +24,32 @@ use std::os::fd::AsFd;
 const BLKDISCARD: Opcode = opcode::none(0x12, 119);
 const BLKSECDISCARD: Opcode = opcode::none(0x12, 125);
 
-/// How sectors are to be forgotten.
+/// The kind of discard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Forget {
-    /// What was there is not needed any more; it may be found there still.
+    /// The data is no longer needed, but may remain readable.
     Discard,
-    /// What was there must not be found by anybody any more, nor any copy of it that the device
-    /// made.
+    /// The data, and any copy of it that the device has made, must become unreadable.
     Securely,
 }
 
 impl Forget {
-    /// Forgets a range of a block device that is open for writing; waits until it is.
+    /// Discards a range of a block device that is open for writing. Blocks until that is done.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] for what is no block device, is not made of whole logical
-    /// sectors, or is out of range; [`io::ErrorKind::Unsupported`] if the device cannot.
+    /// [`io::ErrorKind::InvalidInput`] if `device` is not a block device, or the range is not in
+    /// whole logical sectors or out of range; [`io::ErrorKind::Unsupported`] if the device does not
+    /// support it.
     pub fn range(self, device: impl AsFd, at: u64, len: u64) -> io::Result<()> {
         Ok(self.call(device, [at, len])?)
     }
 
-    /// Whether a block device that is open for writing can. Nothing is forgotten.
+    /// Returns whether a block device that is open for writing supports this. Discards nothing.
     ///
     /// # Errors
-    /// Any but that it cannot: it is open for reading alone, say.
+    /// Any error except missing support, for example because the device is open for reading only.
     pub fn is_known(self, device: impl AsFd) -> io::Result<bool> {
-        // The kernel looks at the device first and refuses half a sector then (`block/ioctl.c`).
+        // The kernel checks the device's support before it rejects half a sector (`block/ioctl.c`).
         match self.call(device, [1, 1]) {
             Err(Errno::INVAL) => Ok(true),
             Err(Errno::OPNOTSUPP) => Ok(false),
@@ -61,7 +61,7 @@ impl Forget {
     #[allow(unsafe_code)]
     fn call(self, device: impl AsFd, range: [u64; 2]) -> Result<(), Errno> {
         let device = device.as_fd();
-        // Another kind of file may take these numbers for something else.
+        // Another kind of file may use these ioctl numbers for something else.
         if FileType::from_raw_mode(fstat(device)?.st_mode) != FileType::BlockDevice {
             return Err(Errno::INVAL);
         }

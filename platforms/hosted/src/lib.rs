@@ -1,55 +1,59 @@
 //! The hosted hypervisor: domains are processes of one Linux machine.
 //!
-//! The embedded default of pvio: no Xen, no privileges. What devices see is what they see on
-//! Xen: a version 1 grant table, two-level event channels, xenstore in its wire format.
+//! This is pvio's default platform. It needs neither Xen nor privileges. Devices see the same interfaces
+//! as on Xen: a version 1 grant table, two-level event channels, xenstore in its wire format.
 //!
 //! | on Xen | here |
 //! |---|---|
-//! | a domain | a process that [joined](Domain::join) under a number the [`Hypervisor`] gave out |
+//! | a domain | a process that has [joined](Domain::join) with a domain id of the [`Hypervisor`] |
 //! | its memory | a memfd of fixed length: grant table first, then pages to share |
-//! | mapping a grant | a compare-and-exchange in the granting domain's table and a pointer into its memory, mapped whole at the first use: no system call |
-//! | an event channel | pending and mask bits in shared memory, and an eventfd when somebody is to be woken |
+//! | mapping a grant | a compare-and-exchange in the granting domain's table, without a system call |
+//! | an event channel | pending and mask bits in shared memory, and an eventfd to wake the peer |
 //! | hypercalls for ports | 16-byte packets on a Unix socket |
 //!
-//! | module | holds |
+//! A domain maps the whole memory of another domain when it first maps one of its grants. A grant mapping
+//! is a pointer into that.
+//!
+//! | module | contents |
 //! |---|---|
-//! | `hypervisor`, `server`, `machine`, `names` | the hypervisor: what embeds it calls, its thread, what it knows, xenstore |
-//! | `domain`, `pages`, `peers`, `mapping`, `events` | a domain: joining, giving, using, waking |
-//! | `layout`, `protocol` | what lies where in memory, what is said on the socket |
-//! | `mem`, `socket`, `statedir`, `connection` | the machine below: mappings, packets, the directory |
+//! | `hypervisor`, `server` | the interface for the embedding program; the hypervisor's thread |
+//! | `machine`, `names` | the hypervisor's state; xenstore |
+//! | `domain`, `pages`, `peers`, `mapping`, `events` | a domain: join, grant, map, notify |
+//! | `layout`, `protocol` | the memory layout, the socket protocol |
+//! | `mem`, `socket`, `statedir`, `connection` | operating system: mappings, packets, the directory |
 //!
-//! # What it protects against
+//! # Protection
 //!
-//! - **Crashes.** A process that ends, however it does, takes its domain with it: its ports close,
-//!   what it had mapped is its owner's again, the embedding process is [told](HypervisorEvent).
-//!   What others had mapped of it stays readable until they let go of it.
-//! - **Bad values.** Whatever stands in another domain's grant table or event bits is bounded
-//!   before it is used: no frame outside the sharable ones is ever reached, no file gets shorter
-//!   under a mapping, and nonsense on the socket closes that one connection.
-//! - **Mistakes.** A page that is granted is not handed out again before the grant was taken back,
-//!   even if its owner dropped it; a page in use cannot be taken back; a read-only grant cannot be
+//! - **Crashes.** When a process ends in any way, its domain is removed: its ports close, the grants
+//!   that it had mapped are free for their owners, and the embedding process gets a [`HypervisorEvent`].
+//!   Pages of the domain that others have mapped stay readable until they are unmapped.
+//! - **Invalid values.** Values in another domain's grant table or event bits are bounded before use. No
+//!   frame outside the sharable ones is accessed. No file can be truncated under a mapping. Invalid
+//!   messages on the socket close that one connection.
+//! - **Errors in a program.** A page that is granted is not allocated again before the grant has ended,
+//!   even if its owner dropped it. A grant in use cannot be ended. A read-only grant cannot be
 //!   written through its mapping.
 //!
-//! # What it does not protect against
+//! # Limits of the protection
 //!
-//! Processes of one user are not walls. Unlike on Xen, a process that *deliberately* steps outside
-//! this library can
+//! Processes of one user are not isolated from each other. Unlike on Xen, a process that *deliberately*
+//! bypasses this library can
 //!
-//! - read and write **all** sharable memory of every domain that granted it anything, for it holds
-//!   that domain's whole memfd;
-//! - scribble over that domain's grant table, and over the event bits of every domain it shares an
-//!   event channel with (whoever is scribbled on loses wake-ups or pages; nothing crashes);
-//! - join as any domain that no process is yet, and trace, kill or stop other processes of the user.
+//! - read and write **all** sharable memory of every domain that has granted it any page, because it
+//!   has that domain's whole memfd;
+//! - overwrite that domain's grant table, and the event bits of every domain with which it shares an
+//!   event channel (the other domain loses events or pages; nothing crashes);
+//! - join as any domain without a process, and trace, kill or stop other processes of the user.
 //!
-//! Other users are kept out by the socket's mode, by a check of who is at its other end, and by the
-//! directory: one that another user owns, may write in, or could have put a symbolic link to is refused. Guests
-//! that are not trusted belong on Xen; hosted mode is for embedding, development and tests.
+//! Other users are excluded by the socket's mode, by a check of the peer's credentials, and by checks of
+//! the directory. A directory is rejected if another user owns it, can write in it, or could
+//! have placed a symbolic link to it. Untrusted guests belong on Xen. Hosted mode is for embedding,
+//! development and tests.
 //!
 //! # Example
 //!
-//! Two domains share a page and wake each other; here two threads of one process, and processes
-//! do the same.
-//!
+//! Two domains share a page and notify each other. Here they are two threads of one process; two
+//! processes work the same way.
 //! ```
 //! use pvio_event_channel::{EventChannel, EventChannels};
 //! use pvio_grant_table::{Access, GrantMapper, Granter};
@@ -61,7 +65,7 @@
 //! let front = hypervisor.create_domain(DomainConfig::new("guest"))?;
 //! let back = hypervisor.create_domain(DomainConfig::new("driver-domain"))?;
 //!
-//! // The guest grants a page, allocates a port, and (through xenstore) says which they are.
+//! // The guest grants a page and allocates a port. It would publish both numbers in xenstore.
 //! let guest = Domain::join(dir.path(), front)?;
 //! let page = guest.alloc_pages(1)?;
 //! let gref = guest.grant(back, &page, 0, Access::ReadWrite)?;

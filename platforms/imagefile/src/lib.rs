@@ -1,9 +1,10 @@
-//! Files as the image library (`imago`) writes them, with somebody told before and after: in which
-//! order an image's parts reach the medium is not the library's to say.
+//! Files for the image library (`imago`), with calls to an [`Order`] before and after each change.
 //!
-//! The library's trait for files has `unsafe` methods whatever an implementation does, so that it is
-//! implemented here, and who gives the order needs none.
+//! The order in which the parts of an image reach the storage device is not controlled by the library. An
+//! implementation of [`Order`] controls it.
 //!
+//! The library's trait for files has `unsafe` methods for every implementation. This crate contains that
+//! `unsafe` code, so that an [`Order`] needs none.
 //! ```
 //! use imago::{StorageExt, StorageOpenOptions};
 //! use pvio_imagefile::{Change, ImageFile, Order};
@@ -45,31 +46,31 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Bytes of a file that are about to be written.
+/// A range of a file that is about to be written.
 #[derive(Debug)]
 pub struct Change<'a> {
-    /// The first of them.
+    /// Offset of the first byte.
     pub at: u64,
-    /// How many.
+    /// Number of bytes.
     pub len: u64,
-    /// None for zeroes.
+    /// `None` for zeroes.
     data: Option<&'a IoVector<'a>>,
 }
 
 impl<'a> Change<'a> {
-    /// These bytes from one on.
+    /// Returns the change that writes `data` at offset `at`.
     #[must_use]
     pub fn of(at: u64, data: &'a IoVector<'a>) -> Self {
         Self { at, len: data.len(), data: Some(data) }
     }
 
-    /// Zeroes.
+    /// Returns the change that writes zeroes.
     #[must_use]
     pub fn of_zeroes(at: u64, len: u64) -> Self {
         Self { at, len, data: None }
     }
 
-    /// What is written, copied: for small parts.
+    /// Returns a copy of the bytes to be written. Use it for small ranges only.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; usize::try_from(self.len).unwrap_or_default()];
@@ -80,41 +81,41 @@ impl<'a> Change<'a> {
     }
 }
 
-/// Says in which order the changes of a file come to the medium. Called by any thread.
+/// Controls the order in which changes of a file reach the storage device. Called by any thread.
 pub trait Order: fmt::Debug + Send + Sync {
-    /// A change is about to be made; what must be on the medium before it is brought there now.
+    /// Called before a change. Flushes whatever must be on the storage device before it.
     ///
     /// # Errors
-    /// What the system says; the change is not made then.
+    /// Any I/O error; the change is then not made.
     fn before(&self, change: &Change<'_>) -> io::Result<()>;
 
-    /// A change of that place and length was made, or tried.
+    /// Called after a change at this offset and of this length was made or has failed.
     ///
     /// # Errors
-    /// What the system says; the change fails by it.
+    /// Any I/O error; the change then fails with it.
     fn after(&self, at: u64, len: u64) -> io::Result<()>;
 
-    /// Brings every change that is over to the medium.
+    /// Flushes every finished change to the storage device.
     ///
     /// # Errors
-    /// What the system says.
+    /// Any I/O error.
     fn sync(&self) -> io::Result<()>;
 }
 
-/// A file that was opened, for the library.
+/// An open file for the library.
 #[derive(Debug)]
 pub struct ImageFile {
     file: File,
     order: Option<Arc<dyn Order>>,
-    /// What the library is shown in some places, whatever is there.
+    /// Bytes that reads return instead of the file's contents, with their offsets.
     instead: Vec<(u64, Vec<u8>)>,
 }
 
 impl ImageFile {
-    /// To be given with the options it was opened with.
+    /// Wraps an open file. `options` must be those with which it was opened.
     ///
     /// # Errors
-    /// What the system says of the file.
+    /// Any error of a query of the file's properties.
     pub fn new(
         file: std::fs::File,
         options: StorageOpenOptions,
@@ -123,9 +124,8 @@ impl ImageFile {
         Ok(Self { file: File::from_open_file(file, options)?, order, instead: Vec::new() })
     }
 
-    /// Shows the library a question mark for each byte of these ranges, and lets none of them be
-    /// written: it refuses an image with a name in another encoding than UTF-8, even a name that it
-    /// does not use.
+    /// Makes reads return a question mark for each byte of these ranges, and rejects writes to them.
+    /// The library rejects an image with a name that is not UTF-8, even if it does not use the name.
     ///
     /// ```
     /// use imago::{StorageExt, StorageOpenOptions};
@@ -151,15 +151,15 @@ impl ImageFile {
         self
     }
 
-    /// Shows the library these bytes in that place, whatever is there, and lets none of them be
-    /// written: for a part of a file that says more than the library understands.
+    /// Makes reads at this offset return these bytes, and rejects writes to them. For a part of a file
+    /// with information that the library does not support.
     #[must_use]
     pub fn reading_as(mut self, at: u64, bytes: Vec<u8>) -> Self {
         self.instead.push((at, bytes));
         self
     }
 
-    /// Bytes that are shown instead of what is in a range, by their places in it.
+    /// Returns the replaced bytes of a range, with their offsets in the range.
     fn instead(&self, at: u64, len: u64) -> impl Iterator<Item = (usize, u8)> {
         let inside = move |place: u64| place.checked_sub(at).filter(|inside| *inside < len);
         let end = at.saturating_add(len);
@@ -181,7 +181,7 @@ impl ImageFile {
         let Some(order) = &self.order else { return make() };
         order.before(&change)?;
         let made = make();
-        // Also of one that failed: a part of it may be there.
+        // Also after a failure: a part of it may have been written.
         let told = order.after(change.at, change.len);
         made.and(told)
     }
@@ -193,7 +193,7 @@ impl fmt::Display for ImageFile {
     }
 }
 
-/// Every call is the library's own implementation's, with the order around it.
+/// Every call is forwarded to the library's own implementation, between the calls of the order.
 #[allow(unsafe_code)]
 impl Storage for ImageFile {
     fn mem_align(&self) -> usize {
@@ -228,7 +228,7 @@ impl Storage for ImageFile {
         let len = bufv.len();
         if self.instead(offset, len).next().is_some() {
             let mut all = IoBuffer::new(len as usize, self.file.mem_align())?;
-            // SAFETY: as below, and the buffer has the alignment that the file asks for.
+            // SAFETY: as below, and the buffer has the alignment that the file requires.
             unsafe { self.file.pure_readv((&mut all).into(), offset) }?;
             let bytes = all.as_mut().into_slice();
             for (place, byte) in self.instead(offset, len) {
@@ -239,8 +239,8 @@ impl Storage for ImageFile {
             bufv.copy_from_slice(bytes);
             return Ok(());
         }
-        // SAFETY: what the caller promises is what the same call of `File` asks for: the alignments
-        // are that file's, as told above, and so are the guards of ranges.
+        // SAFETY: the caller's guarantees are those that the same call of `File` requires: this type
+        // reports that file's alignments (above), and the guards of ranges are that file's too.
         unsafe { self.file.pure_readv(bufv, offset) }
     }
 
@@ -252,7 +252,7 @@ impl Storage for ImageFile {
         }
         // SAFETY: as for reading.
         let made = unsafe { self.file.pure_writev(bufv, offset) };
-        // Also of one that failed: a part of it may be there.
+        // Also after a failure: a part of it may have been written.
         made.and(order.map_or(Ok(()), |order| order.after(offset, len)))
     }
 
@@ -275,7 +275,7 @@ impl Storage for ImageFile {
     }
 
     fn flush(&self) -> io::Result<()> {
-        // Nothing is kept in memory.
+        // Nothing is buffered in memory.
         Ok(())
     }
 

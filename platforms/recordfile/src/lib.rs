@@ -1,10 +1,9 @@
 //! Memory that outlives its process: preallocated files, mapped shared, in a private directory.
 //!
-//! A backend keeps its in-flight records (`pvio_ring::inflight`) here. A process that is killed leaves
-//! its stores in the page cache, and the next process maps the same file. A [`Fence`] tells that process
-//! when the kernel has finished what the earlier one began. [`PrivateDir`] is the directory's check, which
-//! serves every directory of this user's.
-//!
+//! A backend stores its in-flight records (`pvio_ring::inflight`) here. A process that is killed leaves
+//! its stores in the page cache, and its successor maps the same file. A [`Fence`] waits until the kernel
+//! has finished the I/O of the dead process. [`PrivateDir`] checks a directory; it is used for every
+//! private directory of the user.
 //! ```
 //! use pvio_recordfile::RecordDir;
 //! use pvio_ring::shm::Region;

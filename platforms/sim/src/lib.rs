@@ -1,18 +1,17 @@
-//! A whole machine in one thread, driven by a seed.
+//! A deterministic simulator: a whole machine in one thread, driven by a seed.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`kill`] | processes that are killed between any two of their stores and calls |
 //! | [`local`] | [`LocalMachine`]: domains in one address space, with real grant tables and event bits |
-//! | [`sim`] | [`Sim`]: one run's chance, clock and trace, all from its seed |
-//! | [`world`] | [`World`]: what could happen next, and [`storm`] and [`settle`] that let it happen |
-//! | [`seeds`] | [`run_seeds`]: many runs; a run that fails tells how to have it again |
+//! | [`sim`] | [`Sim`]: the random numbers, clock and trace of one run, all from its seed |
+//! | [`world`] | [`World`]: the possible next actions; [`storm`] and [`settle`] execute them |
+//! | [`seeds`] | [`run_seeds`]: many runs; a run that fails prints how to reproduce it |
 //!
-//! Nothing here knows a device. A world with devices is a test (`tests/disk`), and grows by adding
-//! to its menu: what can be done now, how likely, and whether somebody waits for it. A device end
-//! that sleeps is on the menu only if its event is pending; so a wake-up that was lost leaves
-//! nobody to act while something is waited for, and the run fails as a deadlock.
-//!
+//! This crate contains no device. A world with devices is a test (`tests/disk`). Its menu lists the
+//! possible actions, with their weight and whether a participant waits for the action. A device side
+//! that sleeps is on the menu only if its event is pending. If a wake-up is lost, no action is possible
+//! while a participant waits, and the run fails as a deadlock.
 //! ```
 //! use pvio_sim::{Menu, Sim, World, run_seeds, settle, storm};
 //!

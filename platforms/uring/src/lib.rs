@@ -1,18 +1,17 @@
-//! The one place a worker waits: an io_uring whose buffers cannot be freed under the kernel.
+//! The wait point of a worker: an io_uring whose buffers cannot be freed while the kernel uses them.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`backoff`] | [`Backoff`]: pauses before something is tried again |
-//! | [`buf`] | [`IoBuf`]: memory the kernel may use, [`PrivateBuf`]: memory of our own |
-//! | [`gather`] | [`Gather`]: sleeping a little longer, so that there is more to wake up for |
-//! | [`log`] | [`LogLimit`]: log lines that a peer can cause |
+//! | [`backoff`] | [`Backoff`]: delays before a retry |
+//! | [`buf`] | [`IoBuf`]: memory that the kernel may use; [`PrivateBuf`]: memory private to this process |
+//! | [`gather`] | [`Gather`]: a short delay after an event, to wake up once for several events |
+//! | [`log`] | [`LogLimit`]: rate limit for log lines that a peer can cause |
 //! | [`ring`](mod@ring) | [`Uring`]: submit, wait, reap |
-//! | [`spin`] | [`Spin`]: looking for work a little longer before sleeping |
+//! | [`spin`] | [`Spin`]: polling for a short time before sleeping |
 //!
 //! An operation **owns** its buffers from submission to completion, so that safe code cannot free
-//! or reuse memory the kernel still reads or writes. Every operation has a slot that was allocated
-//! when the ring was made; submitting and reaping allocate nothing and take no lock.
-//!
+//! or reuse memory that the kernel still reads or writes. Every operation has a slot that is allocated
+//! when the ring is created. Submitting and reaping allocate nothing and take no lock.
 //! ```
 //! use pvio_uring::{PrivateBuf, Uring, whole};
 //! use std::io::Write;

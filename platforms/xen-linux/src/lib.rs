@@ -1,38 +1,37 @@
-//! A Linux domain on real Xen: dom0, a driver domain, or any guest.
+//! The platform for a Linux domain on Xen: dom0, a driver domain, or any guest.
 //!
-//! Everything goes through the devices Linux has for it, from user space and without a C library
-//! of Xen's. `privcmd`, which could do anything to anybody, is never opened.
+//! It uses the devices that Linux provides for user space, without a C library of Xen. It never opens
+//! `privcmd`, which gives control over every domain.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | `domain` | [`XenDomain`]: what a device is given as its platform |
-//! | `mapping` | using pages of others, mapped or copied (`/dev/xen/gntdev`) |
-//! | `pages` | granting pages of our own (`/dev/xen/gntalloc`) |
+//! | `domain` | [`XenDomain`]: the platform of a device |
+//! | `mapping` | access to pages of other domains, mapped or copied (`/dev/xen/gntdev`) |
+//! | `pages` | pages that this domain grants (`/dev/xen/gntalloc`) |
 //! | `events` | event channels (`/dev/xen/evtchn`) |
-//! | `devices`, `error` | opening the devices; what to do when they are not there |
-//! | `sys` | the `ioctl`s and mappings below: all the `unsafe` there is |
+//! | `devices`, `error` | opening the devices; remedies when they are missing |
+//! | `sys` | `ioctl`s and memory mappings: all `unsafe` code of the crate |
 //!
-//! # What it takes
+//! # Requirements
 //!
 //! | | for | kernel module |
 //! |---|---|---|
 //! | `/dev/xen/gntdev` | mapping and copying | `xen-gntdev` |
 //! | `/dev/xen/evtchn` | event channels | `xen-evtchn` |
-//! | `/dev/xen/gntalloc` | granting, so for frontends only | `xen-gntalloc` |
+//! | `/dev/xen/gntalloc` | granting: frontends only | `xen-gntalloc` |
 //! | `/dev/xen/xenbus` or xenstored's socket | xenstore | built in |
 //!
-//! They belong to root; a service needs no more than to read and write these. What is missing is
-//! told by [`OpenError`], in words that say what to do.
+//! These devices belong to root. A service needs only permission to read and write them. [`OpenError`]
+//! reports what is missing, with a remedy.
 //!
-//! # Map, copy, or keep mapped
+//! # Mapping, copying and cached mappings
 //!
-//! Mapping costs the same few system calls for one page as for 256, and then something for each
-//! page; unmapping again; both under a lock of the whole process. Copying needs one system call for
-//! 64 pages and takes no lock. What is kept mapped costs nothing more. `examples/grantcost.rs`
+//! Mapping takes the same small number of system calls for one page as for 256, plus a cost for each
+//! page; so does unmapping. Both hold a lock of the whole process. Copying takes one system call for
+//! 64 pages and no lock. A cached mapping has no further cost. `examples/grantcost.rs`
 //! measures all of them.
 //!
 //! # Example
-//!
 //! ```no_run
 //! use pvio_event_channel::{EventChannel, EventChannels, Port};
 //! use pvio_grant_table::{Access, DomId, GrantMapper, GrantRef};
@@ -43,7 +42,7 @@
 //! let domain = XenDomain::open()?;
 //! println!("this is domain {}", domain.id());
 //!
-//! // What domain 3 granted us and told us through xenstore.
+//! // Domain 3 has granted a page to this domain and published its number in xenstore.
 //! let mut xenstore = domain.xenstore()?;
 //! let node = xenstore.read("/local/domain/3/data/greeting")?;
 //! let gref = GrantRef(String::from_utf8(node)?.parse()?);
