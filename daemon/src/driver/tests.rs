@@ -3,7 +3,7 @@
 use super::{Options, Woken, begin};
 use crate::descriptors::Descriptors;
 use crate::driver::devices::Devices;
-use crate::served::{Seen, Visible};
+use crate::served::{Seen, Served, Visible};
 use crate::stop::Bell;
 use pvio_blkback::Vbd;
 use pvio_blkfront::session::Session;
@@ -209,6 +209,10 @@ impl BackendClass for Restless {
         !self.settles
     }
 
+    fn look(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
+        Err(HandshakeError::Unwritable("a change of the test's"))
+    }
+
     fn disconnect(&mut self) -> Poll<()> {
         Poll::Ready(())
     }
@@ -259,4 +263,36 @@ fn a_guest_that_never_settles_spends_its_own_budget_and_no_other_guest_waits() {
     assert!(turns < 1000, "{restless} sessions, and no end");
     assert_eq!(calm, 1);
     assert!((1..100).contains(&restless), "{restless} sessions");
+}
+
+#[test]
+fn change_that_cannot_be_announced_to_a_guest_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let hypervisor = Hypervisor::start(dir.path()).unwrap();
+    let guest = hypervisor.create_domain(DomainConfig::new("guest")).unwrap();
+    let mut xs = hypervisor.xenstore().unwrap();
+    let make = |addr: DeviceAddr, _| {
+        BackendDriver::new(addr, Restless { sessions: Rc::default(), settles: true })
+    };
+    let served = Served::default();
+    let mut devices = Devices::new(vec![BackendKind::Vbd], DomId::DOM0, None, make);
+    devices = devices.looking().shown_in(&served);
+    devices.watch(&mut xs).unwrap();
+    let addr = DeviceAddr::new(BackendKind::Vbd, DomId::DOM0, guest, 51712);
+    create_device(&mut xs, addr, &ToolstackBack::new(addr, "")).unwrap();
+    let begin = Instant::now();
+    let mut untold = 0;
+    while untold == 0 {
+        assert!(begin.elapsed() < PATIENCE, "{:?}", served.counters());
+        while let Some(event) = xs.poll_event().unwrap() {
+            devices.event(&event);
+        }
+        devices.turn(&mut xs).unwrap();
+        devices.look(&mut xs).unwrap();
+        let counters = served.counters();
+        untold = counters.first().map_or(0, |device| {
+            device["events"]["untold-changes"].as_u64().expect("the counter is shown")
+        });
+        sleep(Duration::from_millis(10));
+    }
 }
