@@ -9,7 +9,7 @@ use crate::pin::pin;
 use crate::row::{Row, paired};
 use crate::until::{Done, Until};
 use anyhow::{Context, Result, ensure};
-use pvio_blkback::{DataPath, Live, QueueParts, QueueRecord, Stats};
+use pvio_blkback::{DataPath, DiskState, QueueParts, QueueRecord, Stats};
 use pvio_blkfront::{Op, Queue, Shape, SlotId};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper};
@@ -288,7 +288,7 @@ impl Attached {
         let record = QueueRecord::private(&ring, Abi::X86_64)?;
         let parts = QueueParts {
             frontend: guest_id,
-            disk: Arc::new(Live::new(image.geometry())),
+            disk: Arc::new(DiskState::new(image.geometry())),
             grants: driver.clone(),
             data_path: case.path,
             ring,

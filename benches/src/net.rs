@@ -21,7 +21,7 @@ use crate::until::{Done, Until};
 use anyhow::{Result, ensure};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
-use pvio_grant_table::policy::{GrantsStay, Kept};
+use pvio_grant_table::policy::{CachedMappings, GrantsStay};
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_netback::queue::{ControlRefs, EventPorts, Policy, QueueRefs, Siblings, Waker};
 use pvio_netback::{Features, Queue as Backend, Stats};
@@ -239,7 +239,7 @@ impl Attached {
             // Our frontend grants each of its pages once, for as long as it lives.
             Reach::Kept => {
                 let promise = GrantsStay::promised_by_the_peer();
-                queue.keep_mapped(Kept::new(driver.clone(), KEPT, promise));
+                queue.keep_mapped(CachedMappings::new(driver.clone(), KEPT, promise));
             }
             Reach::Staged => {}
         }

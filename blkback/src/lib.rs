@@ -18,8 +18,8 @@ extern crate alloc;
 extern crate std;
 
 mod config;
+mod disk_state;
 pub mod engine;
-mod live;
 pub mod pages;
 pub mod path;
 pub mod queue;
@@ -27,8 +27,8 @@ mod stats;
 pub mod vbd;
 
 pub use config::Config;
+pub use disk_state::DiskState;
 pub use engine::{BlockEngine, EngineError, Geometry};
-pub use live::Live;
 pub use pages::Buf;
 pub use path::{DataPath, Policy};
 pub use queue::{Progress, Queue, QueueFault, QueueParts, QueueRecord};

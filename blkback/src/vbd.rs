@@ -6,8 +6,8 @@ mod session;
 
 pub use crate::config::Config;
 use crate::config::abi;
+use crate::disk_state::DiskState;
 use crate::engine::Geometry;
-use crate::live::Live;
 use crate::pages::PAGES_MOST;
 use crate::path::{DataPath, Policy};
 use crate::queue::QueueParts;
@@ -43,7 +43,7 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     /// What holds for this disk.
     config: Config,
     /// What the toolstack said of it, and what it looks like; none before it was opened.
-    disk: Option<(ToolstackBack, Arc<Live>)>,
+    disk: Option<(ToolstackBack, Arc<DiskState>)>,
     /// The image is in use elsewhere, and the error node says so.
     told_busy: bool,
     /// A change of media that was begun.
@@ -208,7 +208,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             }
             self.warned = false;
             let budget = self.server.mapping_budget(disk.frontend_id);
-            let live = Live::with(geometry, self.server.flush_state(), budget);
+            let live = DiskState::with(geometry, self.server.flush_state(), budget);
             self.disk = Some((disk.clone(), Arc::new(live)));
         }
         Ok(opening)

@@ -2,9 +2,9 @@
 
 use crate::failure::Failure;
 use clap::Args;
-use pvio_ports::host::Site;
+use pvio_ports::host::NicSettings;
 use pvio_ports::options::{NicOptions, shared_rate};
-use pvio_ports::shape::Share;
+use pvio_ports::shape::SharedRate;
 use pvio_ports::tap::TapConfig;
 
 /// What holds for NICs.
@@ -28,16 +28,16 @@ impl NicArgs {
     ///
     /// # Errors
     /// A word that is none.
-    pub fn site(&self) -> Result<Site, Failure> {
+    pub fn site(&self) -> Result<NicSettings, Failure> {
         let defaults = NicOptions::default().and(&self.options);
         let defaults = defaults.map_err(|e| Failure::input(e, "docs/nics.md has them all"))?;
-        let mut site = Site { defaults, ..Site::default() };
+        let mut site = NicSettings { defaults, ..NicSettings::default() };
         for share in &self.shares {
             let (name, rate) = share.split_once('=').unwrap_or((share, ""));
             let rate = shared_rate(rate).map_err(|expected| {
                 Failure::input(format!("--nic-share {share}: {expected}"), "as in uplink=125M")
             })?;
-            site.shares.insert(name.to_owned(), Share::new(rate));
+            site.shares.insert(name.to_owned(), SharedRate::new(rate));
         }
         for uplink in &self.uplinks {
             let (switch, tap) = uplink

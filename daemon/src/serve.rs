@@ -19,7 +19,7 @@ use pvio_storage::image::DiskOptions;
 use pvio_xen_linux::XenDomain;
 use pvio_xenbus::XsError;
 use pvio_xenbus::client::Client;
-use pvio_xenbus::driver::Surroundings;
+use pvio_xenbus::driver::HotplugMode;
 use pvio_xenbus::handshake::common::BackendKind;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ pub struct ServeArgs {
     /// Who attaches devices to what they lead to: the toolstack with its hotplug scripts, as xl does in dom0, or
     /// this daemon itself, as is usual elsewhere
     #[arg(long, value_name = "WHO")]
-    pub hotplug: Option<HotplugMode>,
+    pub hotplug: Option<HotplugArg>,
     /// What becomes of the devices when the daemon is told to stop
     #[arg(long, value_name = "WHAT", default_value = "close")]
     pub on_stop: OnStop,
@@ -55,7 +55,7 @@ pub struct ServeArgs {
     pub queues: Option<u32>,
     /// Without effect, accepted for older scripts: requests are answered as they are done
     #[arg(long, value_name = "ORDER", default_value = "as-done", hide = true)]
-    pub disk_answers: Answers,
+    pub disk_answers: ResponseOrder,
     /// Where requests in flight are recorded for the daemon that takes over; a directory of root's alone
     #[arg(long, value_name = "DIR", default_value = RECORDS)]
     pub records: PathBuf,
@@ -78,7 +78,7 @@ pub const RECORDS: &str = "/run/pvio/inflight";
 
 /// In which order a disk's requests were answered by earlier versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Answers {
+pub enum ResponseOrder {
     /// As they were asked
     InOrder,
     /// As they are done
@@ -96,7 +96,7 @@ pub enum OnStop {
 
 /// Who attaches devices to what they lead to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum HotplugMode {
+pub enum HotplugArg {
     /// `xl`, or `xl devd`
     Toolstack,
     /// The daemon
@@ -174,8 +174,8 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let kinds = kinds(args, host.id())?;
     let _lock = ServiceLock::take(Path::new(control::FOLDER), &kinds, Scope::AllGuests)?;
     let surroundings = match (args.hotplug, host.id()) {
-        (Some(HotplugMode::Toolstack), _) | (None, DomId::DOM0) => Surroundings::Scripts,
-        (Some(HotplugMode::Itself), _) | (None, _) => Surroundings::DriverDomain,
+        (Some(HotplugArg::Toolstack), _) | (None, DomId::DOM0) => HotplugMode::Scripts,
+        (Some(HotplugArg::Itself), _) | (None, _) => HotplugMode::DriverDomain,
     };
     let most = Config::for_this_machine();
     let disks = Config {

@@ -6,7 +6,7 @@ use crate::driver::Budget;
 use pvio_blkback::Vbd;
 use pvio_grant_table::policy::MappingBudget;
 use pvio_netback::Vif;
-use pvio_ports::knobs::Knobs;
+use pvio_ports::settings::RuntimeSettings;
 use pvio_ring::proto::netif::CtrlStatus;
 use pvio_storage::MappingBudgets;
 use pvio_storage::engine::offload::Load;
@@ -28,7 +28,7 @@ pub struct Served {
 /// What can be seen of a device.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
-    knobs: Option<Arc<Knobs>>,
+    knobs: Option<Arc<RuntimeSettings>>,
     mappings: Option<Arc<MappingBudget>>,
     load: Option<Arc<Load>>,
     /// File descriptors promised to it, and the budget of its steps.
@@ -129,7 +129,7 @@ impl Served {
 
     /// What can be changed at, and captured from, the NIC of that name.
     #[must_use]
-    pub fn nic(&self, called: &str) -> Option<Arc<Knobs>> {
+    pub fn nic(&self, called: &str) -> Option<Arc<RuntimeSettings>> {
         self.lock().iter().find(|(addr, _)| name(**addr) == called)?.1.knobs.clone()
     }
 

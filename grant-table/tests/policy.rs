@@ -1,7 +1,7 @@
 //! Every way to reach a peer's pages copies the same bytes and says the same of what cannot be
 //! copied.
 
-use pvio_grant_table::policy::{GrantsStay, Kept, Mapped};
+use pvio_grant_table::policy::{CachedMappings, GrantsStay, Mapped};
 use pvio_grant_table::{
     Access, CopyBuf, CopyOp, DomId, GrantCopier, GrantRef, GrantStatus, Granter,
 };
@@ -41,7 +41,7 @@ impl World {
         test("the platform", &self.us);
         test("mapped", &Mapped::new(&self.us));
         assert_eq!(self.us.pages_mapped(), 0, "nothing stays mapped");
-        let kept = Kept::new(&self.us, 7, GrantsStay::promised_by_the_peer());
+        let kept = CachedMappings::new(&self.us, 7, GrantsStay::promised_by_the_peer());
         test("kept", &kept);
         assert!(kept.len() <= 7 && self.us.pages_mapped() == kept.len());
         drop(kept);
@@ -122,7 +122,7 @@ fn every_copy_has_a_status_of_its_own() {
 #[test]
 fn what_is_kept_is_mapped_once_and_what_was_used_longest_ago_goes() {
     let world = World::new();
-    let kept = Kept::new(&world.us, 4, GrantsStay::promised_by_the_peer());
+    let kept = CachedMappings::new(&world.us, 4, GrantsStay::promised_by_the_peer());
     let touch = |page: usize| {
         let mut buf = [0; 8];
         let mut ops = [op(world.grefs[page], 0, CopyBuf::FromGrant(&mut buf))];

@@ -18,7 +18,7 @@ use core::task::Poll;
 use pvio_event_channel::{EventChannel, Port};
 use pvio_grant_table::GrantRef;
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, Surroundings, hotplug};
+use pvio_xenbus::driver::{BackendClass, Ends, Fault, HotplugMode, Prepared, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{Hotplug, read_hotplug, write_hotplug};
 use pvio_xenbus::handshake::vif::{
@@ -254,7 +254,7 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
         Vec::from([multicast_request_path(&ends.front)])
     }
 
-    fn look_again(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+    fn reread_keys(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
         if self.negotiated.as_ref().is_some_and(|negotiated| negotiated.dynamic_multicast) {
             self.choose_groups(read_multicast_request(xs, &ends.front)?);
         }
@@ -392,7 +392,7 @@ fn attach_by(
     ends: &Ends,
     vif: &ToolstackBack,
 ) -> Result<Attach, HandshakeError> {
-    let scripts = ends.surroundings == Surroundings::Scripts && vif.script.is_some();
+    let scripts = ends.surroundings == HotplugMode::Scripts && vif.script.is_some();
     let by_script =
         scripts && !ends.resumed && read_hotplug(xs, &ends.back)? != Some(Hotplug::Connected);
     Ok(if by_script { Attach::ByScript } else { Attach::Here })

@@ -20,14 +20,14 @@ pub(super) const SMALL_OUT: usize = 128;
 
 /// Buffers that nobody uses, of both sizes.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct BufferPool {
     pub large: Vec<PrivateBuf>,
     small: Vec<PrivateBuf>,
     /// Bytes of a small buffer that are not the frame's.
     headroom: usize,
 }
 
-impl Pool {
+impl BufferPool {
     pub fn new(headroom: usize) -> Self {
         Self { large: buffers(LARGE, LARGE_OUT), small: buffers(SMALL, SMALL_OUT), headroom }
     }

@@ -9,8 +9,8 @@
 //! guest sees it: outbound is what it sends (also what a guard then drops).
 #![forbid(unsafe_code)]
 
-use super::live::{Live, Seen};
-use super::wait::{Around, Wait};
+use super::setting::{Seen, Setting};
+use super::wait::{Wait, Wrapper};
 use super::{Checksum, FRAME_MAX, NetPort, Offload, Packet, PortError, WouldBlock};
 use alloc::borrow::Cow;
 use alloc::format;
@@ -43,13 +43,13 @@ const RECORDS: usize = 512;
 /// Where a vif can be looked at.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    session: Arc<Live<Option<Arc<Session>>>>,
+    session: Arc<Setting<Option<Arc<Session>>>>,
     taken: Arc<AtomicBool>,
 }
 
 impl Default for Probe {
     fn default() -> Self {
-        Self { session: Live::new(None), taken: Arc::default() }
+        Self { session: Setting::new(None), taken: Arc::default() }
     }
 }
 
@@ -264,7 +264,7 @@ impl<N: NetPort> NetPort for Capture<N> {
     }
 }
 
-impl<N: Wait> Around for Capture<N> {
+impl<N: Wait> Wrapper for Capture<N> {
     type Inner = N;
 
     fn inner(&mut self) -> &mut N {

@@ -2,8 +2,8 @@
 //! and the same packets. Each direction by itself.
 #![forbid(unsafe_code)]
 
-use super::live::{Live, Seen};
-use super::wait::{Around, Wait};
+use super::setting::{Seen, Setting};
+use super::wait::{Wait, Wrapper};
 use super::{NetPort, Packet, PacketBuf, PortError, WouldBlock};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -39,11 +39,11 @@ const UNDER_WAY: usize = 128;
 
 /// The plan of a vif, for all its queues.
 #[derive(Clone, Debug)]
-pub struct Plans(Arc<Live<FaultPlan>>);
+pub struct Plans(Arc<Setting<FaultPlan>>);
 
 impl Default for Plans {
     fn default() -> Self {
-        Self(Live::new(FaultPlan::default()))
+        Self(Setting::new(FaultPlan::default()))
     }
 }
 
@@ -291,7 +291,7 @@ impl<N: NetPort> NetPort for Faults<N> {
     }
 }
 
-impl<N: Wait> Around for Faults<N> {
+impl<N: Wait> Wrapper for Faults<N> {
     type Inner = N;
 
     fn inner(&mut self) -> &mut N {

@@ -5,7 +5,7 @@
 //! [`capture`](super::capture) writes it, of what the guest sends.
 #![forbid(unsafe_code)]
 
-use super::buffers::Pool;
+use super::buffers::BufferPool;
 use super::capture::{CaptureFile, Record};
 use super::wait::{WATCHES, Wait, Watch, Watches};
 use super::{FRAME_MAX, NetPort, Offload, Packet, PortError, WouldBlock};
@@ -111,7 +111,7 @@ pub fn packets_of(path: &Path) -> Result<VecDeque<Vec<u8>>, String> {
 pub struct FilePort {
     uring: Uring<PrivateBuf>,
     watches: Watches,
-    pool: Pool,
+    pool: BufferPool,
     received: VecDeque<Packet<PrivateBuf>>,
     /// What is sent comes back.
     back: bool,
@@ -142,7 +142,7 @@ impl FilePort {
         recording: Option<Arc<Recording>>,
         replay: VecDeque<Vec<u8>>,
     ) -> io::Result<Self> {
-        let (watches, pool) = (Watches::new(0), Pool::new(0));
+        let (watches, pool) = (Watches::new(0), BufferPool::new(0));
         let record = Record::new(FRAME_MAX);
         let received = VecDeque::with_capacity(256);
         let uring = Uring::new(WATCHES as u32)?;

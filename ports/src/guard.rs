@@ -12,8 +12,8 @@
 //! dropped, for what cannot be read cannot be trusted (RFC 6980).
 #![forbid(unsafe_code)]
 
-use super::live::{Live, Seen};
-use super::wait::{Around, Wait};
+use super::setting::{Seen, Setting};
+use super::wait::{Wait, Wrapper};
 use super::{NetPort, Packet, PortError, WouldBlock};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -231,11 +231,11 @@ fn bytes<const N: usize>(from: &[u8], at: usize) -> Option<[u8; N]> {
 
 /// The rules of a vif, for the guards of all its queues.
 #[derive(Clone, Debug)]
-pub struct Guards(Arc<Live<Rules>>);
+pub struct Guards(Arc<Setting<Rules>>);
 
 impl Default for Guards {
     fn default() -> Self {
-        Self(Live::new(Rules::default()))
+        Self(Setting::new(Rules::default()))
     }
 }
 
@@ -310,7 +310,7 @@ impl<N: NetPort> NetPort for Guard<N> {
     }
 }
 
-impl<N: Wait> Around for Guard<N> {
+impl<N: Wait> Wrapper for Guard<N> {
     type Inner = N;
 
     fn inner(&mut self) -> &mut N {

@@ -25,7 +25,7 @@
 #![forbid(unsafe_code)]
 
 use super::faults::FaultPlan;
-use super::shape::{Limits, Rate};
+use super::shape::{DirectionLimits, Rate};
 use alloc::string::String;
 use core::time::Duration;
 use std::path::PathBuf;
@@ -42,9 +42,9 @@ pub struct NicOptions {
     /// What the guest may send.
     pub guard: GuardBy,
     /// Limits on what comes from the guest.
-    pub tx: Limits,
+    pub tx: DirectionLimits,
     /// Limits on what goes to it.
-    pub rx: Limits,
+    pub rx: DirectionLimits,
     /// The rate it shares, by name.
     pub share: Option<String>,
     /// What the wire does to packets.

@@ -8,12 +8,12 @@
 #![forbid(unsafe_code)]
 
 pub use super::rate::Rate;
-pub use super::share::Share;
+pub use super::shared_rate::SharedRate;
 
-use super::live::{Live, Seen};
 use super::rate::LOOK;
-use super::share::{Membership, Part};
-use super::wait::{Around, Wait};
+use super::setting::{Seen, Setting};
+use super::shared_rate::{Membership, Part};
+use super::wait::{Wait, Wrapper};
 use super::{NetPort, Packet, PortError, WouldBlock};
 use alloc::sync::Arc;
 use core::time::Duration;
@@ -22,7 +22,7 @@ use pvio_netback::wire::WireCost;
 
 /// The limits of one direction. What is `None` has no limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Limits {
+pub struct DirectionLimits {
     /// Bytes of Ethernet frames, as they are on the wire: every segment has headers of its own.
     pub bytes: Option<Rate>,
     /// Frames on the wire: one that is to be segmented is as many as it will be.
@@ -33,20 +33,20 @@ pub struct Limits {
 #[derive(Clone, Debug, Default)]
 pub struct Shape {
     /// From the guest.
-    pub tx: Limits,
+    pub tx: DirectionLimits,
     /// To the guest.
-    pub rx: Limits,
+    pub rx: DirectionLimits,
     /// A rate it shares with others.
-    pub share: Option<Arc<Share>>,
+    pub share: Option<Arc<SharedRate>>,
 }
 
 /// The shape of a vif, for all its queues.
 #[derive(Clone, Debug)]
-pub struct Shapes(Arc<Live<Ways>>);
+pub struct Shapes(Arc<Setting<Ways>>);
 
 impl Default for Shapes {
     fn default() -> Self {
-        Self(Live::new(Ways::default()))
+        Self(Setting::new(Ways::default()))
     }
 }
 
@@ -56,7 +56,7 @@ struct Ways([Option<Arc<Way>>; 2]);
 
 #[derive(Debug)]
 struct Way {
-    limits: Limits,
+    limits: DirectionLimits,
     bytes: Bucket,
     packets: Bucket,
     share: Option<Arc<Membership>>,
@@ -69,9 +69,9 @@ impl Shapes {
             Some(share) => share.join().map(|membership| Some(Arc::new(membership))),
             None => [None, None],
         };
-        let way = |limits: Limits, share: Option<Arc<Membership>>| {
+        let way = |limits: DirectionLimits, share: Option<Arc<Membership>>| {
             let (bytes, packets) = (Bucket::default(), Bucket::default());
-            let any = limits != Limits::default() || share.is_some();
+            let any = limits != DirectionLimits::default() || share.is_some();
             any.then(|| Arc::new(Way { limits, bytes, packets, share }))
         };
         self.0.set(Ways([way(shape.tx, tx), way(shape.rx, rx)]));
@@ -209,7 +209,7 @@ impl<N: NetPort> NetPort for Shaper<N> {
     }
 }
 
-impl<N: Wait> Around for Shaper<N> {
+impl<N: Wait> Wrapper for Shaper<N> {
     type Inner = N;
 
     fn inner(&mut self) -> &mut N {

@@ -103,7 +103,7 @@ impl Tap {
     ///
     /// # Errors
     /// [`TapError::NotATap`] if the descriptor is no such thing.
-    pub fn adopt(file: OwnedFd) -> Result<Self, TapError> {
+    pub fn from_fd(file: OwnedFd) -> Result<Self, TapError> {
         const TUNGETIFF: Opcode = 0x8004_54d2;
         const WANTED: u16 = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
         let not_a_tap = |name: &str| TapError::NotATap(name.into());

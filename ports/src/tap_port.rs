@@ -23,7 +23,7 @@
 //! ([`TapConfig::queue_len`](super::tap::TapConfig::queue_len)) and drops what comes then.
 #![forbid(unsafe_code)]
 
-use super::buffers::{FRAME_AT, LARGE, LARGE_OUT, Pool, SMALL_OUT, buffers};
+use super::buffers::{BufferPool, FRAME_AT, LARGE, LARGE_OUT, SMALL_OUT, buffers};
 use super::cut::Cut;
 use super::tap::{Tap, VNET_HEADER};
 use super::vnet::{header_of, parse};
@@ -67,7 +67,7 @@ const WATCH: u64 = 3;
 pub struct TapPort {
     uring: Uring<PrivateBuf>,
     tap: FileId,
-    out: Pool,
+    out: BufferPool,
     inward: Vec<PrivateBuf>,
     received: VecDeque<Packet<PrivateBuf>>,
     /// What is cut before more is received.
@@ -162,7 +162,7 @@ impl TapPort {
         Ok(Self {
             uring,
             tap,
-            out: Pool::new(VNET_HEADER),
+            out: BufferPool::new(VNET_HEADER),
             inward: buffers(LARGE, LARGE_IN),
             received: VecDeque::with_capacity(READS_MOST),
             cut: None,

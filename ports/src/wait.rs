@@ -106,7 +106,7 @@ impl Watches {
 }
 
 /// A wrapper: who waits at it waits at the port within.
-pub trait Around: NetPort {
+pub trait Wrapper: NetPort {
     /// The port within, which may be a wrapper too.
     type Inner: Wait;
 
@@ -114,7 +114,7 @@ pub trait Around: NetPort {
     fn inner(&mut self) -> &mut Self::Inner;
 }
 
-impl<T: Around> Wait for T {
+impl<T: Wrapper> Wait for T {
     fn watch(&mut self, file: OwnedFd) -> Option<Watch> {
         self.inner().watch(file)
     }

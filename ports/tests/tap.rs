@@ -114,11 +114,11 @@ fn a_tap_that_somebody_made_is_opened_by_name_or_taken_by_its_descriptor() {
     assert!(ip("link show dev many").is_some(), "it stays when its handle goes");
 
     let made = Tap::create(&TapConfig { mtu: 2000, ..TapConfig::new("made") }).unwrap();
-    let adopted = Tap::adopt(made.into_fd()).unwrap();
-    assert_eq!((adopted.name(), adopted.mtu()), ("made", 2000));
-    adopted.set_carrier(false).unwrap();
+    let tap = Tap::from_fd(made.into_fd()).unwrap();
+    assert_eq!((tap.name(), tap.mtu()), ("made", 2000));
+    tap.set_carrier(false).unwrap();
     let none = std::fs::File::open("/dev/null").unwrap();
-    assert_eq!(Tap::adopt(none.into()).unwrap_err().code(), "tap-not-a-tap");
+    assert_eq!(Tap::from_fd(none.into()).unwrap_err().code(), "tap-not-a-tap");
     let unattached = std::fs::File::open("/dev/net/tun").unwrap();
-    assert_eq!(Tap::adopt(unattached.into()).unwrap_err().code(), "tap-not-a-tap");
+    assert_eq!(Tap::from_fd(unattached.into()).unwrap_err().code(), "tap-not-a-tap");
 }

@@ -10,7 +10,7 @@ pub use opening::BUSY;
 use crate::budgets::MappingBudgets;
 use crate::engine::faults::{FaultPlan, FaultSwitch};
 use crate::engine::offload::Load;
-use crate::engine::throttle::{Share, Throttles};
+use crate::engine::throttle::{SharedLimit, Throttles};
 use crate::engine::{FlushState, Geometry};
 use crate::image::{Disk, DiskOptions, Format, Image, ImageError, Spec};
 use crate::worker::Worker;
@@ -88,7 +88,7 @@ struct Open {
     /// It is a raw file or a block device, which anybody may make larger.
     grows: bool,
     size: ImageSize,
-    share: Arc<Share>,
+    share: Arc<SharedLimit>,
     faults: Arc<FaultSwitch>,
 }
 
@@ -228,7 +228,7 @@ impl Open {
             }
             None => Arc::new(Throttles::new(limits)),
         };
-        let share = Arc::new(Share::new(throttles));
+        let share = Arc::new(SharedLimit::new(throttles));
         let faults = Arc::new(FaultSwitch::new(options.faults()));
         let image = Image::open_as(&disk)?
             .throttled(Arc::clone(&share))

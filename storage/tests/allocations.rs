@@ -1,8 +1,8 @@
 //! A queue that has seen every kind of request allocates nothing for one any more: counted, on every
 //! data path, with a real io_uring and the hosted platform, driven by the test's own thread.
 
-use pvio_blkback::{DataPath, Live, Progress, QueueParts, QueueRecord, Stats};
-use pvio_blkfront::{FlushBy, Limits, Op, Queue, Shape};
+use pvio_blkback::{DataPath, DiskState, Progress, QueueParts, QueueRecord, Stats};
+use pvio_blkfront::{FlushBy, Op, Queue, QueueLimits, Shape};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper};
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
@@ -50,14 +50,19 @@ fn allocations(path: DataPath, warm_up: u64, rounds: u64) -> u64 {
     let image = Image::open(file.path(), ImageOptions::default()).unwrap();
     let shape = Shape { ring_pages: 1, pages_per_slot: PAGES };
     let mut front = Queue::with_shape(guest, driver_id, 51712, shape).unwrap();
-    front.limit(Limits { segments: PAGES, flush: FlushBy::Flush, discard: true, ..front.limits() });
+    front.limit(QueueLimits {
+        segments: PAGES,
+        flush: FlushBy::Flush,
+        discard: true,
+        ..front.limits()
+    });
     let ring = driver.map(guest_id, front.ring_grefs(), Access::ReadWrite).unwrap();
     let ring = BackRing::attach(ring, Abi::X86_64.slot_size()).unwrap();
     let slots = ring.layout().slots();
     let record = QueueRecord::private(&ring, Abi::X86_64).unwrap();
     let parts = QueueParts {
         frontend: guest_id,
-        disk: Arc::new(Live::new(image.geometry())),
+        disk: Arc::new(DiskState::new(image.geometry())),
         grants: driver.clone(),
         data_path: path,
         ring,

@@ -4,7 +4,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use pvio_blkback::{DataPath, Live, Progress, QueueParts, QueueRecord, Stats};
+use pvio_blkback::{DataPath, DiskState, Progress, QueueParts, QueueRecord, Stats};
 use pvio_blkfront::{Op, Queue, Shape};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper};
@@ -52,7 +52,7 @@ fn most_allocated(disk: &str, path: DataPath, writes: bool) -> u64 {
     let served = allocation_counter::measure(|| {
         let parts = QueueParts {
             frontend: guest_id,
-            disk: Arc::new(Live::new(image.geometry())),
+            disk: Arc::new(DiskState::new(image.geometry())),
             grants: driver.clone(),
             data_path: path,
             ring,

@@ -3,7 +3,7 @@
 //!
 //! Each case has a process of its own: memory that was given back may stay with the process.
 
-use pvio_blkback::{DataPath, Live, QueueParts, QueueRecord, Stats};
+use pvio_blkback::{DataPath, DiskState, QueueParts, QueueRecord, Stats};
 use pvio_blkfront::{Op, Queue, Shape};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper};
@@ -46,7 +46,7 @@ fn most_held(path: DataPath, shape: Shape, pages: usize) -> usize {
     let image = Image::open(file.path(), ImageOptions::default())
         .unwrap()
         .with_faults(Arc::new(FaultSwitch::new(plan)), 1);
-    let (disk, image) = (Arc::new(Live::new(image.geometry())), Arc::new(image));
+    let (disk, image) = (Arc::new(DiskState::new(image.geometry())), Arc::new(image));
     // Each of a guest of its own: one guest has not so many grants.
     let guests: Vec<_> = (0..QUEUES)
         .map(|n| {

@@ -4,8 +4,8 @@ use pvio_blkback::engine::{BlockEngine, EngineError, Io};
 use pvio_ring::IoSeg;
 use pvio_ring::shm::{HeapMemory, Region, SharedMemory};
 use pvio_storage::engine::offload::{DATA_MOST, Executor, Job, Load, Offload};
-use pvio_storage::engine::pool::Pool;
 use pvio_storage::engine::ram::RamDisk;
+use pvio_storage::engine::thread_pool::ThreadPool;
 use pvio_storage::engine::wait::{WaitEngine, Waiting};
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use std::sync::Arc;
 fn threads_that_finish_at_any_moment_are_all_heard() {
     const DEPTH: u32 = 12;
     let disk = Arc::new(RamDisk::new(1 << 20).unwrap());
-    let pool: Arc<dyn Executor> = Arc::new(Pool::start("t", 4, disk.clone()).unwrap());
+    let pool: Arc<dyn Executor> = Arc::new(ThreadPool::start("t", 4, disk.clone()).unwrap());
     let (load, geometry) = (Arc::default(), disk.geometry(false));
     let engine = Offload::<HeapMemory>::new(pool, geometry, DEPTH, &load).unwrap();
     let completions = engine.completions().unwrap();

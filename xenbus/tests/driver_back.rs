@@ -8,7 +8,7 @@ mod taking_over;
 use common::{World, disk};
 use pvio_ring::DomId;
 use pvio_xenbus::driver::{
-    BackendClass, BackendDriver, Ends, Fault, Life, MOST_TRANSITIONS, Prepared, Surroundings,
+    BackendClass, BackendDriver, Ends, Fault, HotplugMode, Life, MOST_TRANSITIONS, Prepared,
     hotplug,
 };
 use pvio_xenbus::handshake::HandshakeError;
@@ -117,7 +117,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(surroundings: Surroundings) -> Self {
+    fn new(surroundings: HotplugMode) -> Self {
         let (world, back, front) = disk();
         let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 51712);
         let class = Class::default();
@@ -138,7 +138,7 @@ impl Bench {
     }
 
     fn connected() -> Self {
-        let mut b = Self::new(Surroundings::Plain);
+        let mut b = Self::new(HotplugMode::Plain);
         b.frontend(XenbusState::Initialised);
         b.step();
         b.frontend(XenbusState::Connected);
@@ -169,7 +169,7 @@ impl Bench {
 
 #[test]
 fn with_scripts_the_offer_comes_first_and_nothing_is_served_before_the_script_is_done() {
-    let mut b = Bench::new(Surroundings::Scripts);
+    let mut b = Bench::new(HotplugMode::Scripts);
     assert_eq!(b.step(), Life::Alive);
     assert_eq!(b.state(), XenbusState::InitWait, "xl waits for this before it runs the script");
     b.frontend(XenbusState::Initialised);
@@ -208,7 +208,7 @@ impl Xenstore for Contended<'_> {
 
 #[test]
 fn a_guest_that_interferes_with_every_offer_loses_its_own_device_and_no_other() {
-    let mut b = Bench::new(Surroundings::Plain);
+    let mut b = Bench::new(HotplugMode::Plain);
     let alive = b.driver.step(&mut Contended(&mut b.world.back, TRANSACTION_RETRIES));
     assert_eq!(alive, Ok(Life::Alive), "the connection to xenstore is as good as before");
     assert_eq!(b.state(), XenbusState::Closed);
@@ -218,7 +218,7 @@ fn a_guest_that_interferes_with_every_offer_loses_its_own_device_and_no_other() 
 
 #[test]
 fn a_failed_script_closes_the_device_with_its_reason() {
-    let mut b = Bench::new(Surroundings::Scripts);
+    let mut b = Bench::new(HotplugMode::Scripts);
     b.step();
     b.frontend(XenbusState::Initialised);
     b.script_says(&Hotplug::Failed("device is mounted in dom0".into()));
@@ -230,7 +230,7 @@ fn a_failed_script_closes_the_device_with_its_reason() {
 
 #[test]
 fn without_scripts_nobody_is_waited_for() {
-    for surroundings in [Surroundings::Plain, Surroundings::DriverDomain] {
+    for surroundings in [HotplugMode::Plain, HotplugMode::DriverDomain] {
         let mut b = Bench::new(surroundings);
         b.frontend(XenbusState::Initialised);
         b.step();
@@ -240,7 +240,7 @@ fn without_scripts_nobody_is_waited_for() {
 
 #[test]
 fn a_device_that_is_gone_is_left_closed_for_the_toolstack_to_see() {
-    for surroundings in [Surroundings::Plain, Surroundings::Scripts, Surroundings::DriverDomain] {
+    for surroundings in [HotplugMode::Plain, HotplugMode::Scripts, HotplugMode::DriverDomain] {
         let mut b = Bench::new(surroundings);
         b.script_says(&Hotplug::Connected);
         b.frontend(XenbusState::Initialised);
@@ -255,7 +255,7 @@ fn a_device_that_is_gone_is_left_closed_for_the_toolstack_to_see() {
 
 #[test]
 fn a_driver_domain_may_remove_what_is_its_own() {
-    let mut b = Bench::new(Surroundings::DriverDomain);
+    let mut b = Bench::new(HotplugMode::DriverDomain);
     remove_backend_end(&mut b.world.back, b.driver.addr()).unwrap();
     assert_eq!(b.world.dom0.read_opt(&format!("{}/state", b.back)).unwrap(), None);
 }
@@ -274,7 +274,7 @@ fn kinds_of_backend_have_a_directory_each_and_share_their_class_of_frontends() {
 
 #[test]
 fn a_session_is_taken_over_without_a_word_in_xenstore() {
-    let mut b = Bench::new(Surroundings::Scripts);
+    let mut b = Bench::new(HotplugMode::Scripts);
     b.script_says(&Hotplug::Connected);
     b.frontend(XenbusState::Initialised);
     b.step();
@@ -283,7 +283,7 @@ fn a_session_is_taken_over_without_a_word_in_xenstore() {
     // The process dies, and another comes.
     let (addr, class) = (b.driver.addr(), Class::default());
     b.class = class.clone();
-    b.driver = BackendDriver::resuming(addr, class).within(Surroundings::Scripts);
+    b.driver = BackendDriver::resuming(addr, class).within(HotplugMode::Scripts);
     b.world.front.watch(&b.back, "back").unwrap();
     while b.world.front.poll_event().unwrap().is_some() {}
     b.step();
@@ -293,7 +293,7 @@ fn a_session_is_taken_over_without_a_word_in_xenstore() {
 
 #[test]
 fn backends_that_went_with_their_domain_are_made_again_from_what_libxl_keeps() {
-    let mut b = Bench::new(Surroundings::DriverDomain);
+    let mut b = Bench::new(HotplugMode::DriverDomain);
     let (addr, kept) = (b.driver.addr(), "/libxl/5/device/vbd/51712");
     let dom0 = &mut b.world.dom0;
     for key in dom0.directory(&b.back).unwrap() {
@@ -308,7 +308,7 @@ fn backends_that_went_with_their_domain_are_made_again_from_what_libxl_keeps() {
     assert_eq!(revive_backends(&mut b.world.dom0, DomId(9)).unwrap(), [], "another's");
     assert_eq!(revive_backends(&mut b.world.dom0, BACK).unwrap(), [addr]);
     let class = Class::default();
-    b.driver = BackendDriver::resuming(addr, class.clone()).within(Surroundings::DriverDomain);
+    b.driver = BackendDriver::resuming(addr, class.clone()).within(HotplugMode::DriverDomain);
     assert!(is_revived(&mut b.world.dom0, &b.back).unwrap());
     b.step();
     assert!(class.connected.get());
@@ -355,7 +355,7 @@ fn a_frontend_that_starts_anew_does_not_see_the_end_of_the_session_before() {
 
 #[test]
 fn a_frontend_that_leaves_while_it_is_being_connected_is_let_go() {
-    let mut b = Bench::new(Surroundings::Plain);
+    let mut b = Bench::new(HotplugMode::Plain);
     b.slow(&["connect"]);
     b.frontend(XenbusState::Initialised);
     assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::InitWait));
@@ -374,7 +374,7 @@ fn a_frontend_that_leaves_while_it_is_being_connected_is_let_go() {
 
 #[test]
 fn a_device_that_is_being_prepared_is_not_offered_and_one_that_waits_is() {
-    let mut b = Bench::new(Surroundings::Plain);
+    let mut b = Bench::new(HotplugMode::Plain);
     *b.class.says.borrow_mut() = Some(Ok(Prepared::Pending));
     b.frontend(XenbusState::Initialised);
     assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Initialising));
@@ -385,7 +385,7 @@ fn a_device_that_is_being_prepared_is_not_offered_and_one_that_waits_is() {
     assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Connected));
 
     // That it failed is known before any frontend asks.
-    let mut b = Bench::new(Surroundings::Plain);
+    let mut b = Bench::new(HotplugMode::Plain);
     *b.class.says.borrow_mut() = Some(Ok(Prepared::AfterOffer));
     b.step();
     *b.class.says.borrow_mut() = Some(Err(Fault::new("image-busy", "in use")));

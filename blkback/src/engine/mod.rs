@@ -104,7 +104,7 @@ pub struct Full;
 /// Why an operation failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The operating system said no.
+    /// An error of the operating system.
     #[error("the operating system reports error {0}")]
     Os(i32),
     /// Less than was asked for, and no more to be had: the image was truncated.
@@ -123,25 +123,25 @@ pub trait BlockEngine<B> {
     /// What the disk looks like; never changes while a queue runs.
     fn geometry(&self) -> Geometry;
 
-    /// Begins an operation. Its segments are taken out of `segments` even when it fails later.
+    /// Queues an operation. Its segments are taken out of `segments` even when it fails later.
     ///
     /// # Errors
     /// [`Full`]; nothing was taken then.
     fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full>;
 
-    /// Hands what was begun to whoever does it: once a batch.
+    /// Submits what was queued: once a batch.
     fn kick(&mut self);
 
-    /// Is told where many operations' pages will be, once. An engine that gains by it makes that
-    /// memory known to whoever moves the data; returns how many bytes it made known.
-    fn adopt(&mut self, memory: PoolMemory) -> usize {
+    /// Registers memory that many operations will use, once. An engine that gains by it registers the memory
+    /// with the kernel. Returns how many bytes it registered.
+    fn register(&mut self, memory: PoolMemory) -> usize {
         drop(memory);
         0
     }
 
-    /// When to [`reap`](Self::reap) again although nothing tells, as a time from now: an engine
-    /// that holds operations back has some to let go then. `None` when there is no such time.
-    fn look_again(&self) -> Option<Duration> {
+    /// Returns when to [`reap`](Self::reap) again without an event, as a time from now: an engine that delays
+    /// operations may release some then. `None` if it has no deadline.
+    fn deadline(&self) -> Option<Duration> {
         None
     }
 
@@ -165,16 +165,16 @@ impl<B, E: BlockEngine<B> + ?Sized> BlockEngine<B> for Box<E> {
         (**self).submit(tag, io, segments)
     }
 
-    fn adopt(&mut self, memory: PoolMemory) -> usize {
-        (**self).adopt(memory)
+    fn register(&mut self, memory: PoolMemory) -> usize {
+        (**self).register(memory)
     }
 
     fn kick(&mut self) {
         (**self).kick();
     }
 
-    fn look_again(&self) -> Option<Duration> {
-        (**self).look_again()
+    fn deadline(&self) -> Option<Duration> {
+        (**self).deadline()
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {

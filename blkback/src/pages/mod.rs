@@ -26,8 +26,8 @@
 //!
 //! Ours is pool + lists, at most 13.7 MiB a queue; `lists_of_a_queue_are_bounded` adds it up.
 
+mod cached;
 mod copies;
-mod kept;
 mod maps;
 mod pool;
 mod tables;
@@ -37,10 +37,10 @@ use crate::path::DataPath;
 use crate::stats::Stats;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use cached::CachedPages;
 use core::ops::Range;
 use core::time::Duration;
-use kept::Kept;
-use pool::Pool;
+use pool::PagePool;
 use pvio_grant_table::policy::MappingBudget;
 use pvio_grant_table::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef};
 use pvio_ring::IoSeg;
@@ -126,8 +126,8 @@ pub(crate) struct Pages<M> {
     /// Pages that requests may use, and those they may use besides those they use now.
     most: usize,
     free: usize,
-    pool: Pool,
-    kept: Kept<M>,
+    pool: PagePool,
+    kept: CachedPages<M>,
     wanted: Vec<Want>,
     /// Pages of segments, of indirect requests.
     tables: Tables,
@@ -153,8 +153,8 @@ impl<M: SharedMemory> Pages<M> {
             path,
             most,
             free: most,
-            pool: Pool::new(if path.copies() { most } else { 0 }),
-            kept: Kept::new(kept, Arc::clone(budget)),
+            pool: PagePool::new(if path.copies() { most } else { 0 }),
+            kept: CachedPages::new(kept, Arc::clone(budget)),
             wanted: Vec::new(),
             tables: Tables::default(),
             found: Vec::new(),

@@ -15,7 +15,7 @@ const LOOKS: usize = 16;
 
 /// The private pages of one queue.
 #[derive(Debug, Default)]
-pub(super) struct Pool {
+pub(super) struct PagePool {
     /// By number; `None` while in use.
     pages: Vec<Option<PrivatePage>>,
     /// A bit for each page that is free.
@@ -28,7 +28,7 @@ pub(super) struct Pool {
     used: bool,
 }
 
-impl Pool {
+impl PagePool {
     /// Makes as many pages, if there are none yet.
     pub fn fill(&mut self, count: usize) {
         if self.is_empty() {
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     /// Takes pages for a request of so many, as is done for copies; their numbers.
-    fn take(pool: &mut Pool, count: usize) -> Vec<PrivatePage> {
+    fn take(pool: &mut PagePool, count: usize) -> Vec<PrivatePage> {
         let mut next = pool.place_for(count).unwrap();
         (0..count)
             .map(|n| {
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_request_has_pages_that_lie_together() {
-        let mut pool = Pool::new(200);
+        let mut pool = PagePool::new(200);
         let [a, b, c] = [64, 70, 11].map(|count| take(&mut pool, count));
         let ranges = [0..64, 64..134, 134..145];
         assert_eq!([&a, &b, &c].map(|pages| numbers(pages)), ranges.map(|r| r.collect::<Vec<_>>()));
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn pages_that_lie_apart_are_all_had() {
-        let mut pool = Pool::new(130);
+        let mut pool = PagePool::new(130);
         let all = take(&mut pool, 130);
         assert_eq!(pool.place_for(1), None);
         let mut held = Vec::new();
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn no_pages_at_all() {
-        let mut pool = Pool::new(0);
+        let mut pool = PagePool::new(0);
         assert!(pool.place_for(1).is_none() && pool.take(0, GrantRef(1)).is_none());
         assert!(pool.first_used().is_none());
     }
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn its_first_pages_are_told_of_once_and_only_if_they_are_used() {
         for (count, told) in [(3, 3), (REGISTERED_MOST + 1, REGISTERED_MOST)] {
-            let mut pool = Pool::new(count);
+            let mut pool = PagePool::new(count);
             assert!(pool.first_used().is_none());
             let pages = take(&mut pool, 1);
             let memory = pool.first_used().unwrap();

@@ -1,7 +1,7 @@
 //! The segments of indirect requests: read once, out of pages of the guest's into memory of ours.
 
+use super::cached::CachedPages;
 use super::copies::{copy_op, recycle};
-use super::kept::Kept;
 use crate::stats::Stats;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -70,7 +70,7 @@ impl Tables {
         grants: &P,
         frontend: DomId,
         stats: &Stats,
-        kept: &mut Kept<P::Mapping>,
+        kept: &mut CachedPages<P::Mapping>,
     ) {
         for page in &mut self.pages {
             if let Some(memory) = kept.get(frontend, page.gref) {

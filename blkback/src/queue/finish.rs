@@ -1,8 +1,8 @@
 //! From the engine's completions to the ring's answers.
 
 use super::{Begun, FLUSH_FAILED, Queue, QueueParts, Then};
+use crate::disk_state::DiskState;
 use crate::engine::{BlockEngine, EngineError, Io};
-use crate::live::Live;
 use crate::pages::{Buf, StepError};
 use crate::stats::Stats;
 use pvio_event_channel::EventChannel;
@@ -119,7 +119,7 @@ where
 /// The outcome of a flush. One that failed is remembered before it is answered, and fails all others: also
 /// those that went on at the same time.
 fn flushed<R: SharedMemory + Clone>(
-    disk: &Live,
+    disk: &DiskState,
     stats: &Stats,
     record: &Record<R>,
     result: Result<(), StepError>,

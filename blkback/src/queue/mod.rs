@@ -17,8 +17,8 @@ mod take;
 
 pub use record::{DEATHS_MAX, QueueRecord};
 
+use crate::disk_state::DiskState;
 use crate::engine::{BlockEngine, EngineError, Geometry, Io, Segments};
-use crate::live::Live;
 use crate::pages::{Buf, Pages, StepError};
 use crate::path::DataPath;
 use crate::stats::Stats;
@@ -51,7 +51,7 @@ pub struct QueueParts<P: GrantMapper, C, R = HeapMemory> {
     /// Wakes the frontend, and us.
     pub channel: C,
     /// What the disk looks like, and how large it is now.
-    pub disk: Arc<Live>,
+    pub disk: Arc<DiskState>,
     /// How the frontend lays out its requests.
     pub abi: Abi,
     /// Segments in one indirect request, as offered; 0 if none was.

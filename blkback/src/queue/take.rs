@@ -217,7 +217,7 @@ where
         let parts = &self.parts;
         self.pages.gather(&parts.grants, parts.frontend, &parts.stats);
         if let Some(memory) = self.pages.first_used() {
-            let bytes = self.engine.adopt(memory);
+            let bytes = self.engine.register(memory);
             parts.stats.registered_pages.set((bytes / PAGE_SIZE) as u64);
         }
         let mut jobs = core::mem::take(&mut self.jobs);

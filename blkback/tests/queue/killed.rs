@@ -8,7 +8,7 @@
 mod storage;
 
 use crate::rig::{BACK, FRONT, Pages};
-use pvio_blkback::{BlockEngine, DataPath, Live, Queue, QueueParts, QueueRecord, Stats};
+use pvio_blkback::{BlockEngine, DataPath, DiskState, Queue, QueueParts, QueueRecord, Stats};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper, GrantRef, Granter};
 use pvio_ring::inflight::{Record, RequestLog, SessionKey};
@@ -282,7 +282,7 @@ impl World {
             let engine = Engine { disk: self.disk.clone(), waiting, turn: 0 };
             let parts = QueueParts {
                 frontend: FRONT,
-                disk: Arc::new(Live::new(engine.geometry())),
+                disk: Arc::new(DiskState::new(engine.geometry())),
                 grants: self.driver.clone(),
                 data_path: path,
                 ring,

@@ -5,7 +5,7 @@ use pvio_blkback::engine::mem::MemEngine;
 use pvio_blkback::engine::{Done, Full, Geometry, Io, Segments};
 use pvio_blkback::pages::{KEPT_LEAST, PAGES_MOST};
 use pvio_blkback::{
-    BlockEngine, DataPath, Live, Progress, Queue, QueueFault, QueueParts, QueueRecord,
+    BlockEngine, DataPath, DiskState, Progress, Queue, QueueFault, QueueParts, QueueRecord,
 };
 use pvio_blkfront::{Op, Queue as Front};
 use pvio_event_channel::{EventChannel, EventChannels};
@@ -291,7 +291,7 @@ fn no_page_is_mapped_when_its_request_is_answered() {
         let (engine, may) = Late::new();
         let parts = QueueParts {
             frontend: FRONT,
-            disk: Arc::new(Live::new(engine.geometry())),
+            disk: Arc::new(DiskState::new(engine.geometry())),
             grants,
             data_path,
             ring,

@@ -2,7 +2,7 @@
 
 use crate::rig::{Mem, PATHS, large, run};
 use pvio_blkback::DataPath;
-use pvio_blkfront::{BackendFault, FlushBy, Limits, Op, Queue, Shape, SlotId};
+use pvio_blkfront::{BackendFault, FlushBy, Op, Queue, QueueLimits, Shape, SlotId};
 use pvio_ring::proto::blkif::Status;
 use pvio_sim::LocalDomain;
 
@@ -37,7 +37,7 @@ fn a_request_is_as_many_as_the_backend_needs() {
         let shape = Shape { ring_pages: 1, pages_per_slot: 64 };
         let (_machine, mut front, mut back) = large(path, shape, Mem::zeroed(32 * 8 * 64));
         // Parts of 11 pages: 6 for each slot, so that the ring has no room for most.
-        front.limit(Limits { segments: 0, sector_size: 4096, ..Limits::MOST });
+        front.limit(QueueLimits { segments: 0, sector_size: 4096, ..QueueLimits::MOST });
         assert_eq!(front.limits().segments, 11);
         let content = |slot: usize| -> Vec<u8> {
             (0..256 << 10).map(|i: usize| (i / 512 * 3 + slot) as u8).collect()
@@ -77,7 +77,7 @@ fn a_request_of_which_a_part_fails_fails() {
     let shape = Shape { ring_pages: 1, pages_per_slot: 64 };
     // The fourth part of 11 pages is past the end.
     let (_machine, mut front, mut back) = large(DataPath::Map, shape, Mem::zeroed(8 * 33));
-    front.limit(Limits { segments: 0, ..Limits::MOST });
+    front.limit(QueueLimits { segments: 0, ..QueueLimits::MOST });
     let whole = Op::Write { sector: 0, bytes: 64 * 4096 };
     assert_eq!(one(&mut front, &mut back, whole), Status::Error);
     assert_eq!(back.stats().writes.get(), 3);
@@ -106,7 +106,7 @@ fn what_a_backend_does_not_take_is_answered_without_it() {
     let (discard, secure) =
         (Op::Discard { sector: 0, sectors: 8 }, Op::SecureDiscard { sector: 0, sectors: 8 });
     let write = Op::Write { sector: 0, bytes: 512 };
-    let all = |limits: Limits| -> [(Op, Status); 4] {
+    let all = |limits: QueueLimits| -> [(Op, Status); 4] {
         use Status::{Error, NotSupported, Okay};
         let changes = |offered| match (limits.read_only, offered) {
             (true, _) => Error,
@@ -121,14 +121,14 @@ fn what_a_backend_does_not_take_is_answered_without_it() {
             (Op::Flush, flush),
         ]
     };
-    let most = Limits::MOST;
+    let most = QueueLimits::MOST;
     for (limits, asked) in [
         (most, 4),
-        (Limits { secure_discard: false, ..most }, 3),
-        (Limits { discard: false, secure_discard: false, ..most }, 2),
-        (Limits { flush: FlushBy::Nothing, ..most }, 3),
-        (Limits { flush: FlushBy::Barrier, ..most }, 4),
-        (Limits { read_only: true, ..most }, 1),
+        (QueueLimits { secure_discard: false, ..most }, 3),
+        (QueueLimits { discard: false, secure_discard: false, ..most }, 2),
+        (QueueLimits { flush: FlushBy::Nothing, ..most }, 3),
+        (QueueLimits { flush: FlushBy::Barrier, ..most }, 4),
+        (QueueLimits { read_only: true, ..most }, 1),
     ] {
         front.limit(limits);
         let before =
@@ -159,7 +159,7 @@ fn an_answer_to_what_was_not_asked_yet_ends_the_queue() {
     use pvio_ring::proto::blkif::{Abi, Response};
     let shape = Shape { ring_pages: 1, pages_per_slot: 64 };
     let (_machine, mut front, back) = large(DataPath::Map, shape, Mem::zeroed(8 * 64));
-    front.limit(Limits { segments: 0, ..Limits::MOST });
+    front.limit(QueueLimits { segments: 0, ..QueueLimits::MOST });
     let slots: Vec<SlotId> = (0..7).map(|_| front.reserve().unwrap()).collect();
     for slot in &slots {
         front.start(*slot, Op::Read { sector: 0, bytes: 64 * 4096 }).unwrap();

@@ -2,7 +2,8 @@
 
 use pvio_blkback::engine::mem::MemEngine;
 use pvio_blkback::{
-    BlockEngine, Buf, DataPath, Geometry, Live, Progress, Queue, QueueParts, QueueRecord, Stats,
+    BlockEngine, Buf, DataPath, DiskState, Geometry, Progress, Queue, QueueParts, QueueRecord,
+    Stats,
 };
 use pvio_blkfront::{Queue as Front, Shape};
 use pvio_event_channel::{DomId, EventChannel, EventChannels};
@@ -34,13 +35,13 @@ pub fn serve<E: BlockEngine<PageBuf>>(
     max_indirect_segments: u32,
     engine: E,
 ) -> Backend<E> {
-    let disk = Arc::new(Live::new(engine.geometry()));
+    let disk = Arc::new(DiskState::new(engine.geometry()));
     serve_as(disk, back, ring, channel, abi, data_path, max_indirect_segments, engine)
 }
 
 #[expect(clippy::too_many_arguments, reason = "all that a queue is made of")]
 fn serve_as<E: BlockEngine<PageBuf>>(
-    disk: Arc<Live>,
+    disk: Arc<DiskState>,
     back: LocalDomain,
     ring: &[GrantRef],
     channel: Channel,
@@ -98,7 +99,7 @@ pub struct Hostile<E = Mem> {
     pub driver: LocalDomain,
     pub ring: FrontRing<Pages>,
     pub back: Backend<E>,
-    pub disk: Arc<Live>,
+    pub disk: Arc<DiskState>,
     pub data: GrantRef,
     pub readonly: GrantRef,
     _pages: [Pages; 2],
@@ -133,7 +134,7 @@ impl<E: BlockEngine<PageBuf>> Hostile<E> {
         let ring = FrontRing::init(ring_page, abi.slot_size()).unwrap();
         let end = guest.alloc_unbound(BACK).unwrap();
         let channel = driver.bind_interdomain(FRONT, end.port()).unwrap();
-        let disk = Arc::new(Live::new(geometry));
+        let disk = Arc::new(DiskState::new(geometry));
         let back = serve_as(
             Arc::clone(&disk),
             driver.clone(),

@@ -3,7 +3,7 @@
 use crate::rig::{BACK, Channel, FRONT, Mem, PATHS, Pages, SECTORS, raw};
 use pvio_blkback::engine::flush::FlushState;
 use pvio_blkback::{
-    BlockEngine, Buf, DataPath, Live, Progress, Queue, QueueParts, QueueRecord, Stats,
+    BlockEngine, Buf, DataPath, DiskState, Progress, Queue, QueueParts, QueueRecord, Stats,
 };
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::policy::MappingBudget;
@@ -68,7 +68,7 @@ impl Disk {
         let theirs = BackRing::attach(mapped, Abi::X86_64.slot_size()).unwrap();
         let record = QueueRecord::private(&theirs, Abi::X86_64).unwrap();
         let engine = Mem::zeroed(SECTORS);
-        let live = Live::with(engine.geometry(), Arc::new(FlushState::default()), budget);
+        let live = DiskState::with(engine.geometry(), Arc::new(FlushState::default()), budget);
         let parts = QueueParts {
             frontend: FRONT,
             disk: Arc::new(live),

@@ -23,13 +23,13 @@ use devices::Devices;
 use pvio_blkback::{Config, Vbd};
 use pvio_grant_table::DomId;
 use pvio_netback::Vif;
-use pvio_ports::host::{Site, TapOptions, TapServer};
+use pvio_ports::host::{NicSettings, TapOptions, TapServer};
 use pvio_recordfile::RecordDir;
 use pvio_storage::MappingBudgets;
 use pvio_storage::host::{Groups, ImageServer};
 use pvio_storage::image::DiskOptions;
 use pvio_xenbus::client::Client;
-use pvio_xenbus::driver::{BackendClass, BackendDriver, Surroundings};
+use pvio_xenbus::driver::{BackendClass, BackendDriver, HotplugMode};
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, DeviceClass};
 use pvio_xenbus::{XenbusState, Xenstore, XsError};
 use std::net::Ipv4Addr;
@@ -56,7 +56,7 @@ pub struct Options {
     /// Serve only this domain's devices.
     pub only: Option<DomId>,
     /// Who else looks after the devices.
-    pub surroundings: Surroundings,
+    pub surroundings: HotplugMode,
     /// Take over the sessions of an earlier process, of which their frontends need not know.
     pub resume: bool,
     /// When told to stop, leave the sessions to the next process.
@@ -74,7 +74,7 @@ pub struct Options {
     /// Queues a NIC may have; as many as there are processors, up to eight, if left out.
     pub nic_queues: Option<u32>,
     /// What NICs have in common.
-    pub site: Arc<Site>,
+    pub site: Arc<NicSettings>,
 }
 
 impl Default for Options {
@@ -83,7 +83,7 @@ impl Default for Options {
             host: None,
             kinds: vec![BackendKind::Vbd, BackendKind::Vif],
             only: None,
-            surroundings: Surroundings::Plain,
+            surroundings: HotplugMode::Plain,
             resume: false,
             leave: false,
             records: None,
@@ -142,7 +142,7 @@ pub fn run<P: Platform>(
         };
         begin(&chosen, addr, left, Vbd::with(shared.clone(), server, chosen.disks))
     })
-    .clearing_up(within == Surroundings::DriverDomain)
+    .clearing_up(within == HotplugMode::DriverDomain)
     .shown_in(served)
     .counting(&descriptors, disk_descriptors(options.disks.max_queues))
     .looking();
@@ -162,7 +162,7 @@ pub fn run<P: Platform>(
         };
         begin(&chosen, addr, left, Vif::new(shared.clone(), server))
     })
-    .clearing_up(within == Surroundings::DriverDomain)
+    .clearing_up(within == HotplugMode::DriverDomain)
     .shown_in(served)
     .counting(&descriptors, nic_descriptors(options.nic_queues.unwrap_or(NIC_QUEUES)))
     .looking();

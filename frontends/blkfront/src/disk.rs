@@ -7,7 +7,7 @@
 //! closes) it puts the queue [back](Disk::put_back), and takes it again once the disk is connected:
 //! what was unanswered is in there, and will be answered by the next backend.
 
-use crate::queue::{Limits, Maker, Queue, Shape, Shared};
+use crate::queue::{Maker, Queue, QueueLimits, Shape, Shared};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use pvio_event_channel::{EventChannel, EventChannels};
@@ -24,9 +24,9 @@ use pvio_xenbus::handshake::vbd::{
 /// unmaps nothing would take all of the guest's memory.
 const MAX_OLD: usize = 2;
 
-/// What a disk would like to have, where the backend offers it.
+/// Features that a disk requests, where the backend advertises them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Wish {
+pub struct RequestedFeatures {
     /// How large each queue is.
     pub shape: Shape,
     /// How many there are.
@@ -35,7 +35,7 @@ pub struct Wish {
     pub trust: Trust,
 }
 
-impl Default for Wish {
+impl Default for RequestedFeatures {
     fn default() -> Self {
         Self { shape: Shape::LEAST, queues: 1, trust: Trust::default() }
     }
@@ -55,7 +55,7 @@ pub enum Trust {
 /// A virtual disk's frontend, to be driven by [`pvio_xenbus::driver::FrontendDriver`].
 pub struct Disk<P: Granter + EventChannels + Clone> {
     platform: P,
-    wish: Wish,
+    wish: RequestedFeatures,
     /// One for each queue there ever was.
     seats: Vec<Seat<P>>,
     /// Whether queues may be used.
@@ -92,13 +92,13 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
     /// A disk that is not attached yet. Its queue is as large as wished for or as offered, whichever
     /// is less.
     pub fn with_shape(platform: P, shape: Shape) -> Self {
-        Self::with(platform, Wish { shape, ..Wish::default() })
+        Self::with(platform, RequestedFeatures { shape, ..RequestedFeatures::default() })
     }
 
     /// A disk that is not attached yet. It has what is wished for or offered, whichever is less.
     /// Its slots stay as many and as large for as long as the disk lives: a backend that takes over
     /// and offers less is asked in smaller parts.
-    pub fn with(platform: P, wish: Wish) -> Self {
+    pub fn with(platform: P, wish: RequestedFeatures) -> Self {
         Self {
             platform,
             wish,
@@ -153,7 +153,7 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
             seat.queue = Some(queue);
             return Ok(());
         };
-        new.adopt(&queue);
+        new.inherit(&queue);
         self.old.extend(queue.dismantle().err());
         match &self.served {
             Some(disk) if self.connected => begin(new, disk),
@@ -220,7 +220,7 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
             seat.depth = queue.depth();
             // If one is out, this was made for it and never used.
             if let Some(last) = last.take_if(|_| !seat.out) {
-                queue.adopt(&last);
+                queue.inherit(&last);
                 old.extend(last.dismantle().err());
             }
             old.extend(last.and_then(|queue| queue.dismantle().err()));
@@ -234,7 +234,7 @@ type Made = Result<(), Fault>;
 
 /// Sends a queue's requests to the backend it was made for, now that it serves.
 fn begin<P: Granter + EventChannels>(queue: &mut Queue<P>, disk: &BackDisk) -> Result<(), Fault> {
-    queue.limit(Limits::of(disk));
+    queue.limit(QueueLimits::of(disk));
     queue.publish().map_err(|fault| Fault::new(fault.code(), fault))
 }
 

@@ -17,7 +17,8 @@ pub mod queue;
 #[cfg(feature = "std")]
 pub mod session;
 
-pub use disk::{Disk, Trust, Wish};
+pub use disk::{Disk, RequestedFeatures, Trust};
 pub use queue::{
-    BackendFault, FlushBy, Limits, Op, Queue, SLOT_BYTES, SetupError, Shape, SlotId, StartError,
+    BackendFault, FlushBy, Op, Queue, QueueLimits, SLOT_BYTES, SetupError, Shape, SlotId,
+    StartError,
 };

@@ -1,6 +1,6 @@
 //! A disk for user space: attach, block, re-attach. One thread uses it.
 
-use crate::disk::{Disk, Wish};
+use crate::disk::{Disk, RequestedFeatures};
 use crate::queue::{BackendFault, Op, Queue, Shape, SlotId};
 use alloc::format;
 use alloc::string::String;
@@ -122,7 +122,7 @@ where
         wish: Shape,
         patience: Duration,
     ) -> Result<Self, DiskError> {
-        let wish = Wish { shape: wish, ..Wish::default() };
+        let wish = RequestedFeatures { shape: wish, ..RequestedFeatures::default() };
         Self::attach_wishing(platform, xs, addr, wish, patience)
     }
 
@@ -135,7 +135,7 @@ where
         platform: P,
         xs: X,
         addr: A,
-        wish: Wish,
+        wish: RequestedFeatures,
         patience: Duration,
     ) -> Result<Self, DiskError> {
         let driver = FrontendDriver::new(addr, Disk::with(platform, wish));

@@ -1,7 +1,7 @@
 //! No request goes beyond the disk, whatever its caller asks for and its backend would do with it.
 
 use pvio_blkfront::queue::Queue;
-use pvio_blkfront::{Disk, Op, SlotId, StartError, Wish};
+use pvio_blkfront::{Disk, Op, RequestedFeatures, SlotId, StartError};
 use pvio_grant_table::{Access, DomId, GrantMapper, GrantRef};
 use pvio_ring::BackRing;
 use pvio_ring::proto::blkif::{Abi, Status};
@@ -55,7 +55,7 @@ impl World {
         let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 51712);
         create_device(&mut dom0, addr, &ToolstackBack::new(addr, "disk")).unwrap();
         let machine = LocalMachine::new();
-        let wish = Wish { queues, ..Wish::default() };
+        let wish = RequestedFeatures { queues, ..RequestedFeatures::default() };
         let driver = FrontendDriver::new(addr, Disk::with(machine.domain(FRONT), wish));
         let [front, back] = [FRONT, BACK].map(|id| LocalClient::connect(&store, id));
         let mut world = Self { driver, front, back, addr, machine };

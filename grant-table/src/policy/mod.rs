@@ -6,24 +6,24 @@
 //! |---|---|---|---|
 //! | the platform itself | the hypervisor copies | per page a look-up and a copy by the hypervisor | nothing |
 //! | [`Mapped`] | maps every page, copies, unmaps them | page table changes, and flushing them from every processor | nothing |
-//! | [`Kept`] | maps a page when it is first used, and keeps it | the copy | **the peer's promise**: [`GrantsStay`] |
+//! | [`CachedMappings`] | maps a page when it is first used, and keeps it | the copy | **the peer's promise**: [`GrantsStay`] |
 //!
 //! [`MappingBudget`] bounds what is kept, by a guest and by a process. [`Keep`] is what is kept, for it and for devices that do I/O to mapped pages.
 
 #[cfg(feature = "alloc")]
 mod budget;
 #[cfg(feature = "alloc")]
-mod keep;
+mod cached;
 #[cfg(feature = "alloc")]
-mod kept;
+mod keep;
 mod mapped;
 
 #[cfg(feature = "alloc")]
 pub use budget::{MappingBudget, MappingPermit};
 #[cfg(feature = "alloc")]
-pub use keep::Keep;
+pub use cached::{CachedMappings, GrantsStay};
 #[cfg(feature = "alloc")]
-pub use kept::{GrantsStay, Kept};
+pub use keep::Keep;
 pub use mapped::Mapped;
 
 use crate::{Access, CopyBuf, CopyOp, GrantStatus};

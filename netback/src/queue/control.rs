@@ -53,7 +53,7 @@ impl From<CtrlStatus> for Done {
 }
 
 /// What a request needs besides the ring.
-pub(super) struct Around<'a, G, B> {
+pub(super) struct ControlContext<'a, G, B> {
     pub copier: &'a G,
     pub peer: DomId,
     pub siblings: &'a Siblings<B>,
@@ -111,7 +111,7 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
     /// Serves some of the requests that wait.
     pub fn step<B: PacketBuf>(
         &mut self,
-        around: &Around<'_, impl GrantCopier, B>,
+        around: &ControlContext<'_, impl GrantCopier, B>,
     ) -> Result<(), Fault> {
         for _ in 0..AT_ONCE {
             if self.ordered {
@@ -129,7 +129,11 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
     }
 
     /// Answers a request that a queue has carried out.
-    pub fn finish<B>(&mut self, outcome: Outcome, around: &Around<'_, impl GrantCopier, B>) {
+    pub fn finish<B>(
+        &mut self,
+        outcome: Outcome,
+        around: &ControlContext<'_, impl GrantCopier, B>,
+    ) {
         let Outcome { order, mut status, data } = outcome;
         self.ordered = false;
         self.note(&order, status);
@@ -175,7 +179,7 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
     fn serve<B: PacketBuf>(
         &mut self,
         request: CtrlRequest,
-        around: &Around<'_, impl GrantCopier, B>,
+        around: &ControlContext<'_, impl GrantCopier, B>,
     ) -> Done {
         let Some(ask) = request.ask() else { return CtrlStatus::NotSupported.into() };
         let status = match ask {
@@ -221,7 +225,7 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         &mut self,
         page: GrantRef,
         len: u32,
-        around: &Around<'_, impl GrantCopier, B>,
+        around: &ControlContext<'_, impl GrantCopier, B>,
     ) -> CtrlStatus {
         if len as usize > HASH_KEY_MAX {
             return CtrlStatus::BufferOverflow;
@@ -241,7 +245,7 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         page: GrantRef,
         len: u32,
         offset: u32,
-        around: &Around<'_, impl GrantCopier, B>,
+        around: &ControlContext<'_, impl GrantCopier, B>,
     ) -> CtrlStatus {
         // Before anything is computed with them: XSA-270.
         if !self.setup.hash.holds(offset, len) {
@@ -261,7 +265,7 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         request: CtrlRequest,
         list: GrefList,
         adds: bool,
-        around: &Around<'_, impl GrantCopier, B>,
+        around: &ControlContext<'_, impl GrantCopier, B>,
     ) -> Done {
         let len = list.len as usize;
         if list.queue as usize >= around.siblings.len() || len > GREF_ENTRIES_MAX {
@@ -283,7 +287,7 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         &mut self,
         page: GrantRef,
         len: usize,
-        around: &Around<'_, impl GrantCopier, B>,
+        around: &ControlContext<'_, impl GrantCopier, B>,
     ) -> Option<&[u8]> {
         let place = self.page.get_mut(..len)?;
         if len > 0 && copy(around, page, CopyBuf::FromGrant(place)) != GrantStatus::Okay {
@@ -313,7 +317,7 @@ fn show<M: SharedMemory>(ring: &mut BackRing<M>, response: &[u8]) -> bool {
 }
 
 fn copy<B>(
-    around: &Around<'_, impl GrantCopier, B>,
+    around: &ControlContext<'_, impl GrantCopier, B>,
     gref: GrantRef,
     with: CopyBuf<'_>,
 ) -> GrantStatus {

@@ -1,7 +1,7 @@
 //! What a queue is told besides packets: by the guest over the control ring, by its siblings, by the
 //! device.
 
-use super::control::{Around, Control};
+use super::control::{Control, ControlContext};
 use super::record::{SessionRefs, VifRecord};
 use super::siblings::{Link, Order, Outcome, Siblings};
 use super::staged::Staged;
@@ -153,7 +153,7 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         let Some(link) = link else { return Ok(()) };
         let (peer, copier) = (*peer, &*platform);
         if let Some(control) = control {
-            let around = Around { copier, peer, siblings: link.siblings(), stats };
+            let around = ControlContext { copier, peer, siblings: link.siblings(), stats };
             control.step(&around)?;
         }
         link.update();
@@ -173,7 +173,8 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
             link.tell(Outcome { order, status, data });
         }
         if let Some(control) = control {
-            let around = Around { copier: &*platform, peer, siblings: link.siblings(), stats };
+            let around =
+                ControlContext { copier: &*platform, peer, siblings: link.siblings(), stats };
             while let Some(outcome) = link.next_outcome() {
                 control.finish(outcome, &around);
             }

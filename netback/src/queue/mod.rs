@@ -45,7 +45,7 @@ use alloc::vec::Vec;
 use control::Control;
 use core::time::Duration;
 use pvio_event_channel::{EventChannel, Port};
-use pvio_grant_table::policy::Kept;
+use pvio_grant_table::policy::CachedMappings;
 use pvio_grant_table::{Access, CopyOp, DomId, GrantRef};
 use pvio_ring::shm::{HeapMemory, Part, SharedMemory};
 use reach::{Pages, Reach};
@@ -245,7 +245,7 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
     /// [`GrantsStay`](pvio_grant_table::policy::GrantsStay) says, for every page it names: a vif's
     /// negotiation gives it for staged pages only. For frontends that are known to grant their pages
     /// once and for all.
-    pub fn keep_mapped(&mut self, kept: Kept<P>) {
+    pub fn keep_mapped(&mut self, kept: CachedMappings<P>) {
         self.reach = Reach::Keep(kept);
     }
 

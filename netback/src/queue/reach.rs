@@ -5,7 +5,7 @@ use crate::Platform;
 use crate::stats::Stats;
 use core::fmt;
 use core::str::FromStr;
-use pvio_grant_table::policy::{Kept, Mapped};
+use pvio_grant_table::policy::{CachedMappings, Mapped};
 use pvio_grant_table::{CopyOp, GrantCopier};
 
 /// How a vif's packets get out of the guest's pages and into them. There is no keeping of pages
@@ -57,7 +57,7 @@ impl FromStr for Policy {
 pub(super) enum Reach<P: Platform> {
     Copy,
     Map,
-    Keep(Kept<P>),
+    Keep(CachedMappings<P>),
 }
 
 impl<P: Platform> From<Policy> for Reach<P> {

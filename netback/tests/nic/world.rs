@@ -10,7 +10,7 @@ use pvio_netfront::{Hash, Nic};
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
 use pvio_sim::kill::Mortal;
 use pvio_sim::{LocalDomain, LocalMachine};
-use pvio_xenbus::driver::{BackendDriver, Fault, FrontendDriver, Life, Surroundings};
+use pvio_xenbus::driver::{BackendDriver, Fault, FrontendDriver, HotplugMode, Life};
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, Hotplug, create_domain, read_state, write_awaiting, write_hotplug,
     write_state,
@@ -133,7 +133,7 @@ pub struct World {
     records: Records,
     record_len: Rc<Cell<usize>>,
     attached: Rc<Cell<Option<Attach>>>,
-    surroundings: Surroundings,
+    surroundings: HotplugMode,
     back: Option<BackendDriver<Vif<Platform, Server>>>,
     front: FrontendDriver<Nic<LocalDomain>>,
     back_xs: Mortal<LocalClient>,
@@ -166,7 +166,7 @@ impl World {
             records: Records::default(),
             record_len: Rc::default(),
             attached: Rc::default(),
-            surroundings: Surroundings::default(),
+            surroundings: HotplugMode::default(),
             back: None,
             front: FrontendDriver::new(addr, nic),
             back_xs,
@@ -241,7 +241,7 @@ impl World {
 
     /// The toolstack runs a hotplug script for the NIC, as `xl` does.
     pub fn with_script(mut self) -> Self {
-        self.surroundings = Surroundings::Scripts;
+        self.surroundings = HotplugMode::Scripts;
         let script = format!("{}/script", self.addr.backend_path());
         self.tool.write(&script, b"/etc/xen/scripts/vif-bridge").unwrap();
         self

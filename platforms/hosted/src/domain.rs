@@ -5,7 +5,7 @@ use crate::error::{JoinError, XenstoreError};
 use crate::layout::{EVENTS_LEN, Frames, map_memory};
 use crate::mem::Mapped;
 use crate::pages::{Grants, OwnMemory};
-use crate::peers::{Peers, Share};
+use crate::peers::{PeerMemory, Peers};
 use crate::protocol::{Request, Status};
 use crate::statedir;
 use pvio_grant_table::{DomId, GrantStatus};
@@ -95,7 +95,7 @@ impl Domain {
 
     /// The memory of another domain.
     #[inline]
-    pub(crate) fn peer(&self, domain: DomId) -> Result<Arc<Share>, GrantStatus> {
+    pub(crate) fn peer(&self, domain: DomId) -> Result<Arc<PeerMemory>, GrantStatus> {
         self.0.peers.get(domain, &self.0.connection)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::domain::Domain;
 use crate::mem::{self, Held, Keeper, Mapped};
-use crate::peers::Share;
+use crate::peers::PeerMemory;
 use pvio_grant_table::{
     Access, CopyBuf, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus,
 };
@@ -18,7 +18,7 @@ const MOST_PAGES: usize = 1024;
 /// Keeps the pages of a [`Mapping`] in use.
 #[derive(Debug)]
 pub struct Pin {
-    peer: Arc<Share>,
+    peer: Arc<PeerMemory>,
     pinned: Pinned,
 }
 
@@ -93,14 +93,18 @@ impl GrantMapper for Domain {
 }
 
 #[inline]
-fn map_one(peer: Arc<Share>, gref: GrantRef, access: Access) -> Result<Mapping, GrantStatus> {
+fn map_one(peer: Arc<PeerMemory>, gref: GrantRef, access: Access) -> Result<Mapping, GrantStatus> {
     let frame = peer.pin(gref, access)?;
     let pin = Pin { peer, pinned: Pinned::One(gref) };
     hold(pin, frame as usize * PAGE_SIZE, PAGE_SIZE, access)
 }
 
 #[cold]
-fn map_many(peer: Arc<Share>, grefs: &[GrantRef], access: Access) -> Result<Mapping, GrantStatus> {
+fn map_many(
+    peer: Arc<PeerMemory>,
+    grefs: &[GrantRef],
+    access: Access,
+) -> Result<Mapping, GrantStatus> {
     if grefs.is_empty() || grefs.len() > MOST_PAGES {
         return Err(GrantStatus::NoSpace);
     }
@@ -137,7 +141,7 @@ fn hold(pin: Pin, offset: usize, len: usize, access: Access) -> Result<Mapping, 
 
 impl GrantCopier for Domain {
     fn copy(&self, ops: &mut [CopyOp<'_>]) {
-        let mut last: Option<(DomId, Arc<Share>)> = None;
+        let mut last: Option<(DomId, Arc<PeerMemory>)> = None;
         for op in ops {
             let known = last.take().filter(|(domain, _)| *domain == op.domain);
             let peer = known.map_or_else(|| self.peer(op.domain), |(_, peer)| Ok(peer));
@@ -153,7 +157,12 @@ impl GrantCopier for Domain {
     }
 }
 
-fn copy_one(peer: &Share, gref: GrantRef, offset: usize, with: &mut CopyBuf<'_>) -> GrantStatus {
+fn copy_one(
+    peer: &PeerMemory,
+    gref: GrantRef,
+    offset: usize,
+    with: &mut CopyBuf<'_>,
+) -> GrantStatus {
     let (len, access) = match with {
         CopyBuf::FromGrant(buf) => (buf.len(), Access::ReadOnly),
         CopyBuf::ToGrant(buf) => (buf.len(), Access::ReadWrite),

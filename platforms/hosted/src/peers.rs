@@ -117,9 +117,9 @@ impl Uses {
 /// One of several references to the same peer. Each counts by itself who holds it, in a cache line
 /// of its own, so that threads that map pages of one peer do not meet at one counter.
 #[derive(Debug)]
-pub(crate) struct Share(CachePadded<Arc<Peer>>);
+pub(crate) struct PeerMemory(CachePadded<Arc<Peer>>);
 
-impl Deref for Share {
+impl Deref for PeerMemory {
     type Target = Peer;
 
     #[inline]
@@ -139,7 +139,7 @@ const REMEMBERED: usize = 64;
 struct Memo {
     peers: u64,
     domain: u16,
-    share: Weak<Share>,
+    share: Weak<PeerMemory>,
 }
 
 impl Memo {
@@ -161,7 +161,7 @@ pub(crate) struct Peers {
     number: u64,
     user: DomId,
     own: Arc<OwnMemory>,
-    known: Mutex<BTreeMap<u16, [Arc<Share>; SHARES]>>,
+    known: Mutex<BTreeMap<u16, [Arc<PeerMemory>; SHARES]>>,
 }
 
 impl Peers {
@@ -177,7 +177,7 @@ impl Peers {
         self: &Arc<Self>,
         domain: DomId,
         connection: &Arc<Connection>,
-    ) -> Result<Arc<Share>, GrantStatus> {
+    ) -> Result<Arc<PeerMemory>, GrantStatus> {
         if self.own.memory.dead() {
             return Err(GrantStatus::GeneralError);
         }
@@ -188,7 +188,7 @@ impl Peers {
     }
 
     #[inline]
-    fn remembered(&self, domain: DomId) -> Option<Arc<Share>> {
+    fn remembered(&self, domain: DomId) -> Option<Arc<PeerMemory>> {
         let place = usize::from(domain.0) % REMEMBERED;
         let recall = |memo: &[RefCell<Memo>; REMEMBERED]| {
             let memo = memo.get(place)?.try_borrow().ok()?;
@@ -199,7 +199,7 @@ impl Peers {
         MEMO.try_with(recall).ok().flatten()
     }
 
-    fn remember(&self, domain: DomId, share: &Arc<Share>) {
+    fn remember(&self, domain: DomId, share: &Arc<PeerMemory>) {
         let place = usize::from(domain.0) % REMEMBERED;
         let now = Memo { peers: self.number, domain: domain.0, share: Arc::downgrade(share) };
         let _ = MEMO.try_with(|memo| memo.get(place).map(|memo| memo.replace(now)));
@@ -210,14 +210,14 @@ impl Peers {
         self: &Arc<Self>,
         domain: DomId,
         connection: &Arc<Connection>,
-    ) -> Result<Arc<Share>, GrantStatus> {
+    ) -> Result<Arc<PeerMemory>, GrantStatus> {
         let mut known = lock(&self.known);
         let living = known.get(&domain.0).filter(|shares| !shares[0].memory.dead());
         let (shares, dead) = match living {
             Some(shares) => (shares.clone(), Vec::new()),
             None => {
                 let peer = Arc::new(self.fetch(domain, connection)?);
-                let share = |_| Arc::new(Share(CachePadded::new(Arc::clone(&peer))));
+                let share = |_| Arc::new(PeerMemory(CachePadded::new(Arc::clone(&peer))));
                 let shares = std::array::from_fn(share);
                 let dead = take_dead(&mut known);
                 known.insert(domain.0, shares.clone());
@@ -267,7 +267,9 @@ impl Peers {
     }
 }
 
-fn take_dead(known: &mut BTreeMap<u16, [Arc<Share>; SHARES]>) -> Vec<[Arc<Share>; SHARES]> {
+fn take_dead(
+    known: &mut BTreeMap<u16, [Arc<PeerMemory>; SHARES]>,
+) -> Vec<[Arc<PeerMemory>; SHARES]> {
     known.extract_if(.., |_, shares| shares[0].memory.dead()).map(|(_, shares)| shares).collect()
 }
 

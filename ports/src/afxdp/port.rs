@@ -3,7 +3,7 @@
 
 use super::Queue;
 use super::sys::{DEPTH, FRAME, Socket};
-use crate::buffers::{Pool, buffers};
+use crate::buffers::{BufferPool, buffers};
 use crate::segment::Segments;
 use crate::wait::{WATCHES, Wait, Watch, Watches};
 use crate::{Checksum, NetPort, Offload, Packet, PortError, WouldBlock};
@@ -51,7 +51,7 @@ pub struct AfXdpPort {
     polled: FileId,
     armed: bool,
     watches: Watches,
-    pool: Pool,
+    pool: BufferPool,
     inward: Vec<PrivateBuf>,
     stats: Arc<Stats>,
     now: Duration,
@@ -80,7 +80,7 @@ impl AfXdpPort {
             polled,
             armed: false,
             watches: Watches::new(WATCH),
-            pool: Pool::new(0),
+            pool: BufferPool::new(0),
             inward: buffers(FRAME, INWARD),
             stats,
             now: Duration::ZERO,

@@ -2,7 +2,7 @@
 //! namespace or a driver takes as long as it takes.
 #![forbid(unsafe_code)]
 
-use super::other::Other;
+use super::other_port::OtherPort;
 use super::taps::Taps;
 use crate::options::NicOptions;
 use alloc::format;
@@ -22,7 +22,7 @@ const MAKING: Duration = Duration::from_secs(60);
 pub(super) struct Way {
     pub taps: Taps,
     /// If not to a tap.
-    pub other: Option<Other>,
+    pub other: Option<OtherPort>,
     /// What was said of it.
     pub said: NicOptions,
 }

@@ -2,11 +2,11 @@
 #![forbid(unsafe_code)]
 
 mod making;
-mod other;
+mod other_port;
 mod taps;
 
-use crate::knobs::{Knobs, Shares};
 use crate::options::{NicOptions, Plug};
+use crate::settings::{RuntimeSettings, Shares};
 use crate::switch::Switches;
 use crate::tap::{Tap, TapConfig, TapError};
 use crate::tap_port::TapPort;
@@ -19,7 +19,7 @@ use core::fmt;
 use core::net::Ipv4Addr;
 use core::task::Poll;
 use making::{Making, Unmaking, Way};
-use other::Other;
+use other_port::OtherPort;
 use pvio_netback::Platform;
 use pvio_netback::queue::{Policy, Queue, Waker};
 use pvio_netback::stats::Stats;
@@ -50,9 +50,9 @@ pub struct TapOptions {
     pub policy: Policy,
 }
 
-/// What all vifs of a driver domain have in common.
+/// Settings of all vifs of a driver domain.
 #[derive(Debug, Default)]
-pub struct Site {
+pub struct NicSettings {
     /// What holds for a vif of which nothing else is said.
     pub defaults: NicOptions,
     /// Rates that vifs may share.
@@ -76,8 +76,8 @@ pub struct TapServer {
     making: Option<Making>,
     unmaking: Option<Unmaking>,
     carrier: Arc<Carrier>,
-    site: Arc<Site>,
-    knobs: Arc<Knobs>,
+    site: Arc<NicSettings>,
+    knobs: Arc<RuntimeSettings>,
     /// What the queues of the session wake each other by, if it has a control ring.
     mail: Vec<OwnedFd>,
     records: Option<RecordDir>,
@@ -119,14 +119,14 @@ impl TapServer {
             ("taps-changed", Arc::clone(&self.taps_changed)),
             ("carrier-not-set", Arc::clone(self.carrier.failures())),
         ]);
-        let starts = self.way.other.as_ref().and_then(Other::starts);
+        let starts = self.way.other.as_ref().and_then(OtherPort::starts);
         events.extend(starts.map(|starts| ("queue-starts", Arc::clone(starts))));
         events
     }
 
     /// The same, in a driver domain that has more to say.
     #[must_use]
-    pub fn within(self, site: Arc<Site>) -> Self {
+    pub fn within(self, site: Arc<NicSettings>) -> Self {
         Self { site, ..self }
     }
 
@@ -139,7 +139,7 @@ impl TapServer {
 
     /// What can be changed while the vif is served, and looked at.
     #[must_use]
-    pub const fn knobs(&self) -> &Arc<Knobs> {
+    pub const fn knobs(&self) -> &Arc<RuntimeSettings> {
         &self.knobs
     }
 
@@ -190,7 +190,7 @@ impl TapServer {
         let (name, config) = (name_of(vif), self.config(vif, attach, &said));
         let (site, queues, named) = (Arc::clone(&self.site), self.tap_queues(), name.clone());
         let make = move || {
-            let other = Other::open(&said, &named, &site, queues)?;
+            let other = OtherPort::open(&said, &named, &site, queues)?;
             let taps = match &said.plug {
                 _ if other.is_some() => Ok(Taps::default()),
                 Plug::Opened(name) => Taps::open(name, said.netns.as_deref(), queues),
@@ -243,7 +243,7 @@ where
     }
 
     fn max_queues(&self) -> u32 {
-        let theirs = self.way.other.as_ref().and_then(Other::queues);
+        let theirs = self.way.other.as_ref().and_then(OtherPort::queues);
         theirs.map_or(self.max_queues, |queues| queues.min(self.max_queues))
     }
 
@@ -370,7 +370,7 @@ where
     fn stopped(&mut self) {
         self.mail.clear();
         self.carrier.guest(false);
-        self.way.other.iter_mut().for_each(Other::stopped);
+        self.way.other.iter_mut().for_each(OtherPort::stopped);
         let quiet = self.tap().map_or(Ok(()), |tap| tap.set_unsegmented(false, false));
         if let Err(error) = self.way.taps.use_queues(1).and(quiet)
             && let Some(unlogged) = self.taps_changed.admit()

@@ -27,7 +27,7 @@ mod uplink;
 pub use port::{Lane, SwitchPort};
 pub use uplink::Uplink;
 
-use super::live::Live;
+use super::setting::Setting;
 use super::tap::{Tap, TapConfig, TapError};
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
@@ -44,7 +44,7 @@ use table::Table;
 pub struct Switch {
     table: Table,
     /// By number.
-    members: Arc<Live<Vec<Arc<Member>>>>,
+    members: Arc<Setting<Vec<Arc<Member>>>>,
     /// Its uplink's thread has ended.
     uplink_lost: AtomicBool,
 }
@@ -61,7 +61,7 @@ impl Switch {
     /// One without members.
     #[must_use]
     pub fn new() -> Arc<Self> {
-        let (table, members) = (Table::default(), Live::new(Vec::new()));
+        let (table, members) = (Table::default(), Setting::new(Vec::new()));
         Arc::new(Self { table, members, uplink_lost: AtomicBool::new(false) })
     }
 

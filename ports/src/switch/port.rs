@@ -3,9 +3,9 @@
 
 use super::inbox::Inbox;
 use super::{End, Member, Switch};
-use crate::buffers::Pool;
-use crate::live::Seen;
+use crate::buffers::BufferPool;
 use crate::segment::Segments;
+use crate::setting::Seen;
 use crate::wait::{WATCHES, Wait, Watch, Watches};
 use crate::{Checksum, NetPort, Offload, Packet, PortError, WouldBlock};
 use alloc::sync::Arc;
@@ -23,7 +23,7 @@ pub struct Lane {
     number: u16,
     inbox: Arc<Inbox>,
     members: Seen<Vec<Arc<Member>>>,
-    pool: Pool,
+    pool: BufferPool,
     /// Seconds.
     now: u32,
     /// There was nothing when last asked: what is there now is new.
@@ -36,7 +36,7 @@ impl Lane {
     pub fn new(end: End, stats: &Arc<Stats>) -> Self {
         let End { switch, number, inbox } = end;
         inbox.count_in(stats);
-        let (members, pool) = (Seen::of(Arc::clone(&switch.members)), Pool::new(0));
+        let (members, pool) = (Seen::of(Arc::clone(&switch.members)), BufferPool::new(0));
         Self { switch, number, inbox, members, pool, now: 0, dry: false }
     }
 

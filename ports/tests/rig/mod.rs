@@ -10,8 +10,8 @@ pub mod stack;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_netback::{Platform, Stats, Vif};
 use pvio_netfront::Nic;
-use pvio_ports::host::{Site, TapOptions, TapServer};
-use pvio_ports::knobs::Knobs;
+use pvio_ports::host::{NicSettings, TapOptions, TapServer};
+use pvio_ports::settings::RuntimeSettings;
 use pvio_xenbus::XenbusState;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::Client;
@@ -39,7 +39,7 @@ pub struct Rig {
     driver: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     stats: Receiver<Vec<Arc<Stats>>>,
-    pub knobs: Arc<Knobs>,
+    pub knobs: Arc<RuntimeSettings>,
     _hypervisor: Hypervisor,
     _dir: tempfile::TempDir,
 }
@@ -53,7 +53,7 @@ impl Rig {
     /// The same, in a driver domain with something in common with others'.
     pub fn within(
         options: TapOptions,
-        site: Arc<Site>,
+        site: Arc<NicSettings>,
         edit: impl FnOnce(&mut ToolstackBack),
     ) -> Self {
         Self::on(|domain| domain, options, site, edit)
@@ -63,7 +63,7 @@ impl Rig {
     pub fn on<P>(
         platform: impl FnOnce(Domain) -> P + Send + 'static,
         options: TapOptions,
-        site: Arc<Site>,
+        site: Arc<NicSettings>,
         edit: impl FnOnce(&mut ToolstackBack),
     ) -> Self
     where

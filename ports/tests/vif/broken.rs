@@ -9,7 +9,7 @@ use pvio_netback::port::NetPort;
 use pvio_netfront::Checksum;
 use pvio_ports::afxdp::AfXdpPort;
 use pvio_ports::file::FilePort;
-use pvio_ports::host::{Site, TapOptions};
+use pvio_ports::host::{NicSettings, TapOptions};
 use pvio_ports::switch::SwitchPort;
 use pvio_ports::tap::{Tap, TapConfig};
 use pvio_ports::tap_port::TapPort;
@@ -86,7 +86,7 @@ fn uplink_that_ends_closes_the_nics_of_its_switch_with_a_reason() {
     if !entered(name, &[]) {
         return;
     }
-    let mut site = Site::default();
+    let mut site = NicSettings::default();
     site.switches.set_uplink("lan", TapConfig::new("up0"));
     let site = Arc::new(site);
     let nic = || Rig::within(TapOptions::default(), Arc::clone(&site), options("switch=lan"));

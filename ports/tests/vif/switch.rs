@@ -7,7 +7,7 @@ use pvio_netback::fault::DropReason;
 use pvio_netback::port::{Checksum, Gso, NetPort, Offload, Packet};
 use pvio_netback::{Stats, port::FRAME_MAX};
 use pvio_netfront::Checksum as Sent;
-use pvio_ports::host::{Site, TapOptions};
+use pvio_ports::host::{NicSettings, TapOptions};
 use pvio_ports::switch::{Lane, Socket, Switch};
 use pvio_ports::tap::TapConfig;
 use pvio_ring::proto::checksum::Transport;
@@ -182,7 +182,7 @@ fn who_takes_it_whole_gets_it_whole_and_others_in_segments_that_are_right() {
 fn guests<const N: usize>(
     words: &str,
 ) -> [(Rig, Guest<pvio_netfront::Nic<pvio_hosted::Domain>>); N] {
-    let site: Arc<Site> = Arc::default();
+    let site: Arc<NicSettings> = Arc::default();
     std::array::from_fn(|n| {
         let rig = Rig::within(TapOptions::default(), Arc::clone(&site), |vif| {
             vif.mac.0 = station(n as u8);
@@ -311,7 +311,7 @@ fn an_uplink_leads_out_and_what_the_kernel_leaves_unsegmented_is_cut_for_a_guest
     if !entered(name, &[]) {
         return;
     }
-    let mut site = Site::default();
+    let mut site = NicSettings::default();
     let mut tap = TapConfig::new("up0");
     tap.address = Some(([192, 0, 2, 1].into(), 24));
     site.switches.set_uplink("lan", tap);

@@ -10,9 +10,9 @@ use pvio_netback::port::{Checksum, Gso, NetPort, Offload, Packet, PortError};
 use pvio_ports::capture::{CaptureFile, Probe};
 use pvio_ports::faults::{FaultPlan, Plans, REORDER};
 use pvio_ports::guard::{Guards, Network, Rules};
-use pvio_ports::knobs::Knobs;
 use pvio_ports::options::NicOptions;
-use pvio_ports::shape::{Limits, Rate, Shape, Shapes, Share};
+use pvio_ports::settings::RuntimeSettings;
+use pvio_ports::shape::{DirectionLimits, Rate, Shape, Shapes, SharedRate};
 use pvio_ring::proto::netif::GsoKind;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -342,10 +342,10 @@ fn what_passes_is_captured_whole_marked_and_in_a_file_that_others_read() {
 #[test]
 fn words_set_every_wrapper_and_what_makes_no_sense_changes_nothing() {
     let (port, mut wire) = pair(4);
-    let knobs = Knobs::default();
+    let knobs = RuntimeSettings::default();
     let mut port = knobs.around(port, Arc::default(), 0);
     let said = |words: &str| NicOptions::default().and(words).unwrap();
-    let shares = BTreeMap::from([("up".into(), Share::new(Rate { per_second: 1, burst: 1 }))]);
+    let shares = BTreeMap::from([("up".into(), SharedRate::new(Rate { per_second: 1, burst: 1 }))]);
     let mut set = |words: &str, ip: Option<&str>| {
         let done = knobs.apply(&said(words), MAC, ip, &shares);
         port.turn(MS);

@@ -30,14 +30,14 @@ fn a_shaper_keeps_to_bytes_and_packets_a_second_and_holds_the_rest_back() {
     let shapes = Shapes::default();
     let mut port = shapes.around(port);
     let limit = |per_second, burst| Some(Rate { per_second, burst });
-    let bytes = Limits { bytes: limit(1_000_000, 50_000), packets: None };
+    let bytes = DirectionLimits { bytes: limit(1_000_000, 50_000), packets: None };
     shapes.set(&Shape { tx: bytes, ..Shape::default() });
     let sent = bytes_in(&mut port, &mut wire, (MS, 4000 * MS, MS), 1500);
     assert!((3_990_000..4_055_000).contains(&sent), "{sent}");
     // Large packets leave a debt, and the rate holds.
     let sent = bytes_in(&mut port, &mut wire, (5000 * MS, 10_000 * MS, MS), 65_000);
     assert!((9_900_000..10_200_000).contains(&sent), "{sent}");
-    let packets = Limits { bytes: None, packets: limit(500, 10) };
+    let packets = DirectionLimits { bytes: None, packets: limit(500, 10) };
     shapes.set(&Shape { tx: packets, ..Shape::default() });
     let sent = bytes_in(&mut port, &mut wire, (20_000 * MS, 2000 * MS, MS), 100);
     assert!((99_800..101_200).contains(&sent), "{sent}");
@@ -76,8 +76,8 @@ fn a_shaper_counts_the_frames_that_a_packet_is_segmented_into_both_ways() {
     let (frames, bytes) = (200, 200 * 154);
     let rate = |per_second| Some(Rate { per_second, burst: 1 });
     for (limits, per_second) in [
-        (Limits { bytes: None, packets: rate(2000) }, 2000 / frames),
-        (Limits { bytes: rate(308_000), packets: None }, 308_000 / bytes),
+        (DirectionLimits { bytes: None, packets: rate(2000) }, 2000 / frames),
+        (DirectionLimits { bytes: rate(308_000), packets: None }, 308_000 / bytes),
     ] {
         let (port, mut wire) = pair(4);
         let shapes = Shapes::default();
@@ -108,7 +108,7 @@ fn a_shaper_counts_the_frames_that_a_packet_is_segmented_into_both_ways() {
 
 #[test]
 fn vifs_that_share_a_rate_get_the_same_of_it_however_eager_they_are() {
-    let share = Share::new(Rate { per_second: 10_000_000, burst: 100_000 });
+    let share = SharedRate::new(Rate { per_second: 10_000_000, burst: 100_000 });
     let shapes: [Shapes; 3] = Default::default();
     shapes
         .iter()

@@ -57,8 +57,8 @@ impl<B: IoBuf + SharedMemory> BlockEngine<B> for DeviceEngine<B> {
         }
     }
 
-    fn adopt(&mut self, memory: PoolMemory) -> usize {
-        self.data.adopt(memory)
+    fn register(&mut self, memory: PoolMemory) -> usize {
+        self.data.register(memory)
     }
 
     fn kick(&mut self) {
@@ -66,8 +66,8 @@ impl<B: IoBuf + SharedMemory> BlockEngine<B> for DeviceEngine<B> {
         self.data.kick();
     }
 
-    fn look_again(&self) -> Option<Duration> {
-        sooner(self.data.look_again(), self.blocking.look_again())
+    fn deadline(&self) -> Option<Duration> {
+        sooner(self.data.deadline(), self.blocking.deadline())
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {

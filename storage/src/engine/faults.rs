@@ -143,22 +143,22 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Faults<B, E, C> {
         Ok(())
     }
 
-    fn adopt(&mut self, memory: PoolMemory) -> usize {
-        self.engine.adopt(memory)
+    fn register(&mut self, memory: PoolMemory) -> usize {
+        self.engine.register(memory)
     }
 
     fn kick(&mut self) {
         self.engine.kick();
     }
 
-    fn look_again(&self) -> Option<Duration> {
+    fn deadline(&self) -> Option<Duration> {
         if self.over.is_empty() {
-            return self.engine.look_again();
+            return self.engine.deadline();
         }
         let now = self.clock.now();
         let due = |tag: u32| self.due.get(tag as usize).copied().unwrap_or_default();
         let own = self.over.iter().map(|(tag, ..)| due(*tag).saturating_sub(now)).min();
-        sooner(own, self.engine.look_again())
+        sooner(own, self.engine.deadline())
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {
@@ -196,7 +196,7 @@ impl<B, E: WaitEngine<B>, C: Clock> WaitEngine<B> for Faults<B, E, C> {
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let own = self.look_again();
+        let own = self.deadline();
         self.engine.wait(sooner(timeout, own))
     }
 

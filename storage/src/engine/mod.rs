@@ -5,7 +5,7 @@
 //! | [`uring::UringEngine`] | a file or block device, through io_uring |
 //! | [`device::DeviceEngine`] | the same, with threads that flush, and discard where only blocking calls can |
 //! | [`ram::RamEngine`] | memory that queues share; done at once |
-//! | [`offload::Offload`] | wherever an executor keeps it: [`pool::Pool`] (a format's library), [`nbd::NbdLink`] (a server) |
+//! | [`offload::Offload`] | wherever an executor keeps it: [`thread_pool::ThreadPool`] (a format's library), [`nbd::NbdLink`] (a server) |
 //!
 //! A worker waits on its engine: [`wait::WaitEngine`]. These are put around any such engine, and
 //! around each other:
@@ -24,10 +24,10 @@ mod io_mode;
 mod lists;
 pub mod nbd;
 pub mod offload;
-pub mod pool;
 pub mod ram;
 pub mod record;
 pub mod store;
+pub mod thread_pool;
 pub mod throttle;
 pub mod trace;
 pub mod uring;

@@ -275,16 +275,16 @@ impl<B: SharedMemory, E: BlockEngine<B>> BlockEngine<B> for Recorded<E> {
         Ok(())
     }
 
-    fn adopt(&mut self, memory: PoolMemory) -> usize {
-        self.engine.adopt(memory)
+    fn register(&mut self, memory: PoolMemory) -> usize {
+        self.engine.register(memory)
     }
 
     fn kick(&mut self) {
         self.engine.kick();
     }
 
-    fn look_again(&self) -> Option<Duration> {
-        self.engine.look_again()
+    fn deadline(&self) -> Option<Duration> {
+        self.engine.deadline()
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {

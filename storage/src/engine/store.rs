@@ -1,5 +1,5 @@
 //! A disk as plain blocking calls: what an image format's library offers. A
-//! [`Pool`](super::pool::Pool) of threads makes an engine of it.
+//! [`ThreadPool`](super::thread_pool::ThreadPool) of threads makes an engine of it.
 
 use super::{EngineError, FlushState};
 use alloc::sync::Arc;

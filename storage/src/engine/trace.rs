@@ -110,16 +110,16 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Traced<E, C> {
         Ok(())
     }
 
-    fn adopt(&mut self, memory: PoolMemory) -> usize {
-        self.engine.adopt(memory)
+    fn register(&mut self, memory: PoolMemory) -> usize {
+        self.engine.register(memory)
     }
 
     fn kick(&mut self) {
         self.engine.kick();
     }
 
-    fn look_again(&self) -> Option<Duration> {
-        self.engine.look_again()
+    fn deadline(&self) -> Option<Duration> {
+        self.engine.deadline()
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {

@@ -9,7 +9,7 @@
 
 mod limits;
 
-pub use limits::Limits;
+pub use limits::TransferLimits;
 
 use super::clock::sooner;
 use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, IoMode, Segments};
@@ -54,7 +54,7 @@ pub struct UringEngine<B: IoBuf> {
 struct Polled<B: IoBuf> {
     uring: Uring<B>,
     image: FileId,
-    limits: Limits,
+    limits: TransferLimits,
 }
 
 #[derive(Clone, Copy)]
@@ -132,7 +132,7 @@ impl<B: IoBuf> UringEngine<B> {
 
     /// Polls for all that a device with these limits takes.
     #[must_use]
-    pub fn polling_within(mut self, limits: Limits) -> Self {
+    pub fn polling_within(mut self, limits: TransferLimits) -> Self {
         if let Some(polled) = &mut self.polled {
             polled.limits = limits;
         }
@@ -231,7 +231,7 @@ impl<B: IoBuf> Polled<B> {
         fence: Option<BorrowedFd<'_>>,
     ) -> io::Result<Self> {
         let image = add_image(&mut uring, image, fence)?;
-        Ok(Self { uring, image, limits: Limits::default() })
+        Ok(Self { uring, image, limits: TransferLimits::default() })
     }
 
     /// Looks at both until there is something, or the time is over.
@@ -306,7 +306,7 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
     }
 
     /// Where data comes from the page cache the kernel pins nothing, and so nothing is gained.
-    fn adopt(&mut self, memory: PoolMemory) -> usize {
+    fn register(&mut self, memory: PoolMemory) -> usize {
         if !self.direct {
             return 0;
         }
@@ -332,7 +332,7 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
         }
     }
 
-    fn look_again(&self) -> Option<Duration> {
+    fn deadline(&self) -> Option<Duration> {
         self.next_attempt()
     }
 

@@ -24,7 +24,7 @@ pub trait WaitEngine<B>: BlockEngine<B> {
     fn watch(&mut self, file: OwnedFd) -> Watch;
 
     /// Hands over what was begun and waits until an operation is done, a watched file is readable,
-    /// the engine itself has [something to do](BlockEngine::look_again), or the time is over.
+    /// the engine itself has [something to do](BlockEngine::deadline), or the time is over.
     ///
     /// # Errors
     /// What `io_uring_enter` says.
@@ -112,16 +112,16 @@ impl<B, E: BlockEngine<B>> BlockEngine<B> for Waiting<E> {
         self.engine.submit(tag, io, segments)
     }
 
-    fn adopt(&mut self, memory: PoolMemory) -> usize {
-        self.engine.adopt(memory)
+    fn register(&mut self, memory: PoolMemory) -> usize {
+        self.engine.register(memory)
     }
 
     fn kick(&mut self) {
         self.engine.kick();
     }
 
-    fn look_again(&self) -> Option<Duration> {
-        self.engine.look_again()
+    fn deadline(&self) -> Option<Duration> {
+        self.engine.deadline()
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {
@@ -147,7 +147,7 @@ impl<B, E: BlockEngine<B>> WaitEngine<B> for Waiting<E> {
         if self.uring.has_done() {
             return Ok(());
         }
-        self.uring.wait(sooner(timeout, self.engine.look_again()))
+        self.uring.wait(sooner(timeout, self.engine.deadline()))
     }
 
     fn fired(&mut self, watch: Watch) -> bool {

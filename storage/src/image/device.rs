@@ -1,7 +1,7 @@
 //! What the kernel says of the block device a file is, or is on (sysfs).
 
 use crate::engine::Discard;
-use crate::engine::uring::Limits;
+use crate::engine::uring::TransferLimits;
 use alloc::format;
 use pvio_blockdev::Forget;
 use rustix::fs::{ioctl_blksszget, major, minor};
@@ -43,17 +43,17 @@ pub(super) fn polls(file: &File) -> io::Result<Option<bool>> {
 }
 
 /// What the device takes as one request: little, where the kernel does not tell.
-pub(super) fn limits(file: &File) -> io::Result<Limits> {
+pub(super) fn limits(file: &File) -> io::Result<TransferLimits> {
     let kib = number(file, "queue/max_sectors_kb")?;
     let pages = number(file, "queue/max_segments")?;
-    let (Some(kib), Some(pages)) = (kib, pages) else { return Ok(Limits::default()) };
+    let (Some(kib), Some(pages)) = (kib, pages) else { return Ok(TransferLimits::default()) };
     let chunk = number(file, "queue/chunk_sectors")?.unwrap_or(0);
     let start = match file.metadata()?.file_type().is_block_device() {
         true => Some(u64::from(number(file, "start")?.unwrap_or(0)) * 512),
         false => None,
     };
     let (bytes, chunk) = (u64::from(kib) << 10, u64::from(chunk) * 512);
-    Ok(Limits { bytes, pages: pages as usize, chunk, start })
+    Ok(TransferLimits { bytes, pages: pages as usize, chunk, start })
 }
 
 /// Whether the device is another domain's, or made of such: it grants what it is given to that domain

@@ -50,13 +50,13 @@ use crate::engine::faults::{FaultSwitch, Faults};
 use crate::engine::flusher::{Flushed, Flusher};
 use crate::engine::nbd::{NbdLink, NbdOptions};
 use crate::engine::offload::{Blocking, Executor, Load, Offload};
-use crate::engine::pool::Pool;
 use crate::engine::ram::{RamDisk, RamEngine};
 use crate::engine::record::{Record, Recorded};
 use crate::engine::store::{FileStore, Store};
-use crate::engine::throttle::{Share, Throttle};
+use crate::engine::thread_pool::ThreadPool;
+use crate::engine::throttle::{SharedLimit, Throttle};
 use crate::engine::trace::{Trace, Traced};
-use crate::engine::uring::{Limits, UringEngine};
+use crate::engine::uring::{TransferLimits, UringEngine};
 use crate::engine::wait::{DiskEngine, WaitEngine, Waiting};
 use crate::engine::{Discard, FlushState, Geometry};
 use alloc::boxed::Box;
@@ -90,20 +90,20 @@ pub struct ImageOptions {
 /// A disk that is open, checked, and locked against other users for as long as it lives. All its
 /// queues have engines over the one.
 pub struct Image {
-    kept: Kept,
+    kept: Storage,
     geometry: Geometry,
     flushes: Arc<FlushState>,
     /// What flushes a disk that is written and not only in memory.
     flusher: Option<Arc<Flusher>>,
     /// One for all engines, as what they share is measured by it.
     clock: Monotonic,
-    share: Option<Arc<Share>>,
+    share: Option<Arc<SharedLimit>>,
     faults: Option<(Arc<FaultSwitch>, AtomicU64)>,
     trace: Option<Arc<Trace>>,
     record: Option<Arc<Record>>,
     io: IoMode,
     /// What is polled for, if anything is.
-    limits: Limits,
+    limits: TransferLimits,
     /// Held for as long as any I/O may be under way.
     fence: Option<OwnedFd>,
     load: Arc<Load>,
@@ -112,13 +112,13 @@ pub struct Image {
 }
 
 /// Where the data is.
-enum Kept {
+enum Storage {
     /// In a file or block device, reached through each engine's io_uring.
     File {
         /// The file.
         file: File,
         /// What discards, if it is a device that can.
-        discards: Option<Arc<Pool>>,
+        discards: Option<Arc<ThreadPool>>,
     },
     /// In memory.
     Ram(Arc<RamDisk>),
@@ -127,10 +127,10 @@ enum Kept {
     /// Where blocking calls get it from.
     Store(Arc<dyn Store>),
     /// The same, with threads to call.
-    Pool(Arc<Pool>),
+    ThreadPool(Arc<ThreadPool>),
 }
 
-impl Kept {
+impl Storage {
     /// The same through blocking calls.
     fn into_store(self) -> io::Result<Arc<dyn Store>> {
         Ok(match self {
@@ -142,19 +142,19 @@ impl Kept {
             Self::Ram(disk) => disk,
             Self::Nbd(link) => Arc::new(Blocking(link)),
             Self::Store(store) => store,
-            Self::Pool(pool) => Arc::new(Blocking(pool)),
+            Self::ThreadPool(pool) => Arc::new(Blocking(pool)),
         })
     }
 }
 
-impl Kept {
+impl Storage {
     /// What is to be called to flush it, if it is not only in memory.
     fn flushing(&self) -> io::Result<Option<Arc<dyn Store>>> {
         Ok(Some(match self {
             // The same open file: its error is this one's to see.
             Self::File { file, .. } => Arc::new(FileStore::new(file.try_clone()?)?),
             Self::Nbd(link) => Arc::new(Blocking(link.clone())),
-            Self::Pool(pool) => Arc::new(Blocking(pool.clone())),
+            Self::ThreadPool(pool) => Arc::new(Blocking(pool.clone())),
             Self::Ram(_) | Self::Store(_) => return Ok(None),
         }))
     }
@@ -188,12 +188,14 @@ impl Image {
         let other = |error| ImageError::Other { path: format!("{spec}").into(), error };
         let flushes: Arc<FlushState> = Arc::default();
         let kept = match kept {
-            Kept::Store(store) => {
+            Storage::Store(store) => {
                 if let Some(inner) = store.flush_state() {
                     let outer = Arc::clone(&flushes);
                     inner.on_failure(move || outer.mark_failed());
                 }
-                Kept::Pool(Arc::new(Pool::start("disk", POOL, store).map_err(other)?))
+                Storage::ThreadPool(Arc::new(
+                    ThreadPool::start("disk", POOL, store).map_err(other)?,
+                ))
             }
             other => other,
         };
@@ -215,7 +217,7 @@ impl Image {
             trace: None,
             record: None,
             io: IoMode::Normal,
-            limits: Limits::default(),
+            limits: TransferLimits::default(),
             fence: None,
             load: Arc::new(Load::new(meter.kept())),
             unregistered: Arc::default(),
@@ -235,13 +237,13 @@ impl Image {
         };
         let image = Self::open_within(&disk.kept_in(), how, &options.references())?;
         let io = options.io.unwrap_or_default();
-        let mut limits = Limits::default();
+        let mut limits = TransferLimits::default();
         match (io, &image.kept) {
             (IoMode::Normal, _) => {}
-            (IoMode::SqPoll, Kept::File { .. }) => {
+            (IoMode::SqPoll, Storage::File { .. }) => {
                 UringEngine::<PrivateBuf>::probe(io).map_err(ImageError::SqPoll)?;
             }
-            (IoMode::IoPoll, Kept::File { file, .. }) => limits = polled::check(file, disk)?,
+            (IoMode::IoPoll, Storage::File { file, .. }) => limits = polled::check(file, disk)?,
             _ => return Err(ImageError::NoIoMode(io.word(), disk.spec.to_string())),
         }
         let geometry = raw::shaped(image.geometry, disk)?;
@@ -257,7 +259,7 @@ impl Image {
 
     /// Keeps the disk to limits, which may be changed later.
     #[must_use]
-    pub fn throttled(self, share: Arc<Share>) -> Self {
+    pub fn throttled(self, share: Arc<SharedLimit>) -> Self {
         Self { share: Some(share), ..self }
     }
 
@@ -305,7 +307,7 @@ impl Image {
     /// What the flush reports, which is remembered like any that fails.
     pub(crate) fn settle(&self) -> io::Result<()> {
         match (&self.kept, &self.flusher) {
-            (Kept::Nbd(_), Some(flusher)) => Blocking(flusher.clone()).flush(),
+            (Storage::Nbd(_), Some(flusher)) => Blocking(flusher.clone()).flush(),
             _ => Ok(()),
         }
     }
@@ -320,7 +322,7 @@ impl Image {
     #[must_use]
     pub(crate) fn served_file(&self) -> Option<io::Result<File>> {
         match &self.kept {
-            Kept::File { file, .. } => Some(file.try_clone()),
+            Storage::File { file, .. } => Some(file.try_clone()),
             _ => None,
         }
     }
@@ -340,7 +342,7 @@ impl Image {
             }
         };
         let executor = match &self.kept {
-            Kept::File { file, discards } => {
+            Storage::File { file, discards } => {
                 let image = file.try_clone()?.into();
                 let engine = UringEngine::with(
                     image,
@@ -363,13 +365,13 @@ impl Image {
                     &self.load,
                 )?);
             }
-            Kept::Ram(disk) => {
+            Storage::Ram(disk) => {
                 let engine = RamEngine::new(Arc::clone(disk), self.geometry);
                 return self.wrap(Waiting::new(engine, None)?);
             }
-            Kept::Store(_) => return Err(io::ErrorKind::Unsupported.into()),
-            Kept::Nbd(link) => flushed(link.clone()),
-            Kept::Pool(pool) => flushed(pool.clone()),
+            Storage::Store(_) => return Err(io::ErrorKind::Unsupported.into()),
+            Storage::Nbd(link) => flushed(link.clone()),
+            Storage::ThreadPool(pool) => flushed(pool.clone()),
         };
         let engine = Offload::new(executor, self.geometry, depth, &self.load)?;
         let completions = engine.completions()?;
@@ -442,8 +444,8 @@ fn open(
     options: ImageOptions,
     policy: &ReferencePolicy,
     meter: &Meter,
-) -> Result<(Kept, Geometry), ImageError> {
-    let store = |(store, geometry): Opened| (Kept::Store(store), geometry);
+) -> Result<(Storage, Geometry), ImageError> {
+    let store = |(store, geometry): Opened| (Storage::Store(store), geometry);
     Ok(match spec {
         Spec::File { format: Format::Raw, path, .. } => raw::open(path, options)?,
         Spec::File { format: Format::Qcow2, path, snapshot } => {
@@ -456,13 +458,13 @@ fn open(
         Spec::Ram { bytes } => {
             let disk = RamDisk::new(*bytes).ok_or(ImageError::Memory(*bytes))?;
             let geometry = disk.geometry(options.read_only);
-            (Kept::Ram(Arc::new(disk)), geometry)
+            (Storage::Ram(Arc::new(disk)), geometry)
         }
         Spec::Nbd(nbd) => {
             let nbd_options = NbdOptions { read_only: options.read_only, ..NbdOptions::default() };
             let link = NbdLink::connect(nbd, nbd_options)?;
             let geometry = link.geometry(options.read_only);
-            (Kept::Nbd(Arc::new(link)), geometry)
+            (Storage::Nbd(Arc::new(link)), geometry)
         }
         Spec::Overlay(below) => store(open_overlay(below, options, policy, meter)?),
     })

@@ -10,7 +10,7 @@ pub use crate::engine::IoMode;
 use pvio_blkback::Config;
 
 use crate::engine::faults::FaultPlan;
-use crate::engine::throttle::{Limits, Quota, Rate};
+use crate::engine::throttle::{Quota, Rate, ThrottleLimits};
 use crate::image::reference::ReferencePolicy;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -186,12 +186,12 @@ options! {
 impl DiskOptions {
     /// The limits they set.
     #[must_use]
-    pub fn limits(&self) -> Limits {
+    pub fn limits(&self) -> ThrottleLimits {
         let quota = |operations: Option<Option<Rate>>, bytes: Option<Option<Rate>>| Quota {
             operations: operations.flatten(),
             bytes: bytes.flatten(),
         };
-        Limits {
+        ThrottleLimits {
             all: quota(self.iops, self.bps),
             reads: quota(self.read_iops, self.read_bps),
             writes: quota(self.write_iops, self.write_bps),

@@ -2,7 +2,7 @@
 //! for an error that only its host can mend.
 
 use super::{Disk, ImageError, device};
-use crate::engine::uring::{Limits, UringEngine};
+use crate::engine::uring::{TransferLimits, UringEngine};
 use alloc::string::ToString;
 use rustix::fs::{OFlags, SeekFrom, fcntl_getfl, seek};
 use rustix::io::Errno;
@@ -16,7 +16,7 @@ const TRIAL: u64 = 4096;
 ///
 /// # Errors
 /// [`ImageError::PollBuffered`], [`ImageError::NoPoll`].
-pub(super) fn check(file: &File, disk: &Disk) -> Result<Limits, ImageError> {
+pub(super) fn check(file: &File, disk: &Disk) -> Result<TransferLimits, ImageError> {
     let name = || disk.spec.to_string();
     let no = |error: io::Error| ImageError::NoPoll { disk: name(), error };
     if !fcntl_getfl(file).map_err(|e| no(e.into()))?.contains(OFlags::DIRECT) {

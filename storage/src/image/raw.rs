@@ -2,9 +2,9 @@
 
 use super::error::ImageError;
 use super::file::{self, Access};
-use super::{Disk, DiskOptions, ImageOptions, Kept, device, direct};
-use crate::engine::pool::Pool;
+use super::{Disk, DiskOptions, ImageOptions, Storage, device, direct};
 use crate::engine::store::FileStore;
+use crate::engine::thread_pool::ThreadPool;
 use crate::engine::{Discard, Geometry};
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -19,7 +19,7 @@ use std::path::Path;
 const DISCARDERS: usize = 2;
 
 /// Opens one.
-pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Kept, Geometry), ImageError> {
+pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Storage, Geometry), ImageError> {
     let access = Access { write: !options.read_only, direct: options.direct, lock: true };
     let (mut file, block_device) = file::open(path, access)?;
     let other = |error: io::Error| ImageError::Other { path: path.to_path_buf(), error };
@@ -36,7 +36,7 @@ pub(super) fn serve(
     size: u64,
     logical: u32,
     options: ImageOptions,
-) -> Result<(Kept, Geometry), ImageError> {
+) -> Result<(Storage, Geometry), ImageError> {
     let other = |error: io::Error| ImageError::Other { path: path.to_path_buf(), error };
     let block_device = file.metadata().map_err(other)?.file_type().is_block_device();
     let system = |e: Errno| other(e.into());
@@ -54,11 +54,11 @@ pub(super) fn serve(
             discards = Some(Arc::new(discarders(&file).map_err(other)?));
         }
     }
-    Ok((Kept::File { file, discards }, geometry))
+    Ok((Storage::File { file, discards }, geometry))
 }
 
-fn discarders(device: &File) -> io::Result<Pool> {
-    Pool::start("discard", DISCARDERS, Arc::new(FileStore::new(device.try_clone()?)?))
+fn discarders(device: &File) -> io::Result<ThreadPool> {
+    ThreadPool::start("discard", DISCARDERS, Arc::new(FileStore::new(device.try_clone()?)?))
 }
 
 /// Checks a size and makes a geometry of it that can discard any physical sector.

@@ -1,8 +1,8 @@
 //! Counters and levels of an open image.
 
-use super::{Image, Kept};
+use super::{Image, Storage};
 use crate::engine::offload::Load;
-use crate::engine::pool::Pool;
+use crate::engine::thread_pool::ThreadPool;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -13,14 +13,17 @@ impl Image {
     pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
         let mut events = Vec::new();
         match &self.kept {
-            Kept::File { discards, .. } => {
+            Storage::File { discards, .. } => {
                 events.push(("buffers-unregistered", Arc::clone(&self.unregistered)));
-                let failed = |pool: &Arc<Pool>| ("operations-failed", Arc::clone(pool.failures()));
+                let failed =
+                    |pool: &Arc<ThreadPool>| ("operations-failed", Arc::clone(pool.failures()));
                 events.extend(discards.as_ref().map(failed));
             }
-            Kept::Pool(pool) => events.push(("operations-failed", Arc::clone(pool.failures()))),
-            Kept::Nbd(link) => events.extend(link.events()),
-            Kept::Ram(_) | Kept::Store(_) => {}
+            Storage::ThreadPool(pool) => {
+                events.push(("operations-failed", Arc::clone(pool.failures())))
+            }
+            Storage::Nbd(link) => events.extend(link.events()),
+            Storage::Ram(_) | Storage::Store(_) => {}
         }
         events
     }

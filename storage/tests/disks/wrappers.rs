@@ -7,7 +7,9 @@ use pvio_ring::IoSeg;
 use pvio_ring::shm::HeapMemory;
 use pvio_storage::engine::faults::{FaultPlan, FaultSwitch, Faults};
 use pvio_storage::engine::ram::{RamDisk, RamEngine};
-use pvio_storage::engine::throttle::{Limits, Quota, Rate, Share, Throttle, Throttles};
+use pvio_storage::engine::throttle::{
+    Quota, Rate, SharedLimit, Throttle, ThrottleLimits, Throttles,
+};
 use pvio_storage::engine::trace::{Trace, Traced};
 use pvio_storage::engine::wait::{WaitEngine, Waiting};
 use pvio_storage::image::{Image, ImageOptions};
@@ -41,36 +43,37 @@ fn tags(engine: &mut impl BlockEngine<HeapMemory>) -> Vec<u32> {
 fn a_rate_holds_from_the_burst_on_and_flushes_pass() {
     let clock = Manual::default();
     let rate = Rate { per_second: 10, burst: 3 };
-    let throttles = Arc::new(Throttles::new(Limits::of_all(Some(rate), None)));
-    let mut engine = Throttle::new(ram(), Arc::new(Share::new(throttles)), clock.clone()).unwrap();
+    let throttles = Arc::new(Throttles::new(ThrottleLimits::of_all(Some(rate), None)));
+    let mut engine =
+        Throttle::new(ram(), Arc::new(SharedLimit::new(throttles)), clock.clone()).unwrap();
     for tag in 0..6 {
         engine.submit(tag, Io::Read { sector: 0 }, &mut page(512)).unwrap();
     }
     engine.submit(9, Io::Flush, &mut vec![]).unwrap();
     engine.kick();
     assert_eq!(tags(&mut engine), [9, 0, 1, 2]);
-    let wait = engine.look_again().expect("three are held back");
+    let wait = engine.deadline().expect("three are held back");
     assert!(wait <= Duration::from_millis(100), "{wait:?}");
     clock.advance(Duration::from_millis(99));
     assert_eq!(tags(&mut engine), [3], "there is a part of a token: one goes and leaves a debt");
     assert_eq!(tags(&mut engine), [] as [u32; 0]);
     clock.advance(Duration::from_millis(1));
-    clock.advance(engine.look_again().unwrap());
+    clock.advance(engine.deadline().unwrap());
     assert_eq!(tags(&mut engine), [4]);
     clock.advance(Duration::from_secs(3600));
     assert_eq!(tags(&mut engine), [5]);
-    assert_eq!(engine.look_again(), None);
+    assert_eq!(engine.deadline(), None);
 }
 
 #[test]
 fn over_a_long_time_the_rate_is_what_was_asked_for() {
     let clock = Manual::default();
-    let limits = Limits::of_all(
+    let limits = ThrottleLimits::of_all(
         Some(Rate { per_second: 1000, burst: 50 }),
         Some(Rate { per_second: 1 << 20, burst: 1 << 20 }),
     );
     // Two queues of a disk share them.
-    let share = Arc::new(Share::new(Arc::new(Throttles::new(limits))));
+    let share = Arc::new(SharedLimit::new(Arc::new(Throttles::new(limits))));
     let mut engines = [0, 1].map(|_| Throttle::new(ram(), share.clone(), clock.clone()).unwrap());
     let (mut begun, mut over, mut bytes) = (0u64, 0u64, 0u64);
     let mut rng = Rng(1);
@@ -94,7 +97,7 @@ fn over_a_long_time_the_rate_is_what_was_asked_for() {
                 over += 1;
             });
         }
-        let waits = engines.iter().filter_map(BlockEngine::<HeapMemory>::look_again);
+        let waits = engines.iter().filter_map(BlockEngine::<HeapMemory>::deadline);
         clock.advance(waits.min().unwrap_or_default());
     }
     let seconds = (clock.now() - begin).as_secs_f64();
@@ -106,18 +109,18 @@ fn over_a_long_time_the_rate_is_what_was_asked_for() {
 #[test]
 fn other_limits_end_a_wait_that_is_under_way() {
     // A byte a second.
-    let limits = Limits::of_all(None, Some(Rate { per_second: 1, burst: 1 }));
+    let limits = ThrottleLimits::of_all(None, Some(Rate { per_second: 1, burst: 1 }));
     let throttles = Arc::new(Throttles::new(limits));
     let clock = Manual::default();
-    let share = Arc::new(Share::new(throttles.clone()));
+    let share = Arc::new(SharedLimit::new(throttles.clone()));
     let mut engine = Throttle::new(ram(), share, clock.clone()).unwrap();
     for tag in 0..2 {
         engine.submit(tag, Io::Write { sector: 0 }, &mut page(45056)).unwrap();
     }
     engine.kick();
     assert_eq!(tags(&mut engine), [0]);
-    assert!(engine.look_again().unwrap() > Duration::from_secs(40_000));
-    let changer = std::thread::spawn(move || throttles.set(Limits::default()));
+    assert!(engine.deadline().unwrap() > Duration::from_secs(40_000));
+    let changer = std::thread::spawn(move || throttles.set(ThrottleLimits::default()));
     // Without being woken this would be half a day.
     let mut over = Vec::new();
     while over.is_empty() {
@@ -154,7 +157,7 @@ fn faults_come_as_the_seed_says_and_answers_as_late_as_the_plan() {
         while let Some(wait) = {
             let now = done(&mut engine);
             found.extend(now.into_iter().map(|(tag, result)| (tag, result, clock.now())));
-            engine.look_again()
+            engine.deadline()
         } {
             clock.advance(wait);
         }
@@ -191,12 +194,12 @@ impl Write for Shared {
 fn reads_and_writes_have_limits_of_their_own_and_do_not_wait_for_each_other() {
     let clock = Manual::default();
     let rate = |per_second| Some(Rate { per_second, burst: 1 });
-    let limits = Limits {
+    let limits = ThrottleLimits {
         writes: Quota { operations: rate(1), bytes: None },
         reads: Quota { operations: rate(1000), bytes: None },
-        ..Limits::default()
+        ..ThrottleLimits::default()
     };
-    let share = Arc::new(Share::new(Arc::new(Throttles::new(limits))));
+    let share = Arc::new(SharedLimit::new(Arc::new(Throttles::new(limits))));
     let mut engine = Throttle::new(ram(), share, clock.clone()).unwrap();
     for tag in 0..4 {
         engine.submit(tag, Io::Write { sector: 0 }, &mut page(512)).unwrap();
@@ -205,25 +208,25 @@ fn reads_and_writes_have_limits_of_their_own_and_do_not_wait_for_each_other() {
     engine.kick();
     assert_eq!(tags(&mut engine), [10, 0]);
     // A bucket that holds a part of a token lets one more go, and that is in debt then.
-    clock.advance(engine.look_again().unwrap());
+    clock.advance(engine.deadline().unwrap());
     assert_eq!(tags(&mut engine), [11, 1]);
     for tag in 12..14 {
-        clock.advance(engine.look_again().unwrap());
+        clock.advance(engine.deadline().unwrap());
         assert_eq!(tags(&mut engine), [tag], "a write holds up reads");
     }
     assert!(clock.now() < Duration::from_millis(10), "{:?}", clock.now());
-    clock.advance(engine.look_again().unwrap());
+    clock.advance(engine.deadline().unwrap());
     assert_eq!(tags(&mut engine), [2]);
     assert!(clock.now() >= Duration::from_secs(1), "{:?}", clock.now());
 }
 
 /// How many operations each of two disks gets through limits they share, when the first always has
 /// sixteen queued and looks first, and the other has some.
-fn shared_by_two(limits: Limits, depth: u64, sizes: [usize; 2]) -> [u64; 2] {
+fn shared_by_two(limits: ThrottleLimits, depth: u64, sizes: [usize; 2]) -> [u64; 2] {
     let clock = Manual::default();
     let throttles = Arc::new(Throttles::new(limits));
     let mut engines = [0, 1].map(|_| {
-        let share = Arc::new(Share::new(throttles.clone()));
+        let share = Arc::new(SharedLimit::new(throttles.clone()));
         Throttle::new(ram(), share, clock.clone()).unwrap()
     });
     let (mut queued, mut over) = ([0u64; 2], [0u64; 2]);
@@ -238,7 +241,7 @@ fn shared_by_two(limits: Limits, depth: u64, sizes: [usize; 2]) -> [u64; 2] {
             let count = tags(engine).len() as u64;
             (queued[n], over[n]) = (queued[n] - count, over[n] + count);
         }
-        let waits = engines.iter().filter_map(BlockEngine::<HeapMemory>::look_again);
+        let waits = engines.iter().filter_map(BlockEngine::<HeapMemory>::deadline);
         clock.advance(waits.min().unwrap_or_default());
     }
     over
@@ -247,10 +250,10 @@ fn shared_by_two(limits: Limits, depth: u64, sizes: [usize; 2]) -> [u64; 2] {
 #[test]
 fn disks_that_share_limits_get_as_much_each() {
     let rate = |per_second, burst| Some(Rate { per_second, burst });
-    let over = shared_by_two(Limits::of_all(rate(1000, 1), None), 1, [512, 512]);
+    let over = shared_by_two(ThrottleLimits::of_all(rate(1000, 1), None), 1, [512, 512]);
     assert!(over[0].abs_diff(over[1]) <= 20, "operations: {over:?}");
     // By bytes, whoever asks for less at a time may ask more often.
-    let over = shared_by_two(Limits::of_all(None, rate(1 << 20, 512)), 8, [4096, 1024]);
+    let over = shared_by_two(ThrottleLimits::of_all(None, rate(1 << 20, 512)), 8, [4096, 1024]);
     let ratio = over[1] as f64 / over[0] as f64;
     assert!((3.8..4.2).contains(&ratio), "bytes: {over:?}");
 }
@@ -258,10 +261,10 @@ fn disks_that_share_limits_get_as_much_each() {
 #[test]
 fn a_disk_that_does_not_take_its_turn_or_is_gone_holds_up_nobody() {
     let clock = Manual::default();
-    let limits = Limits::of_all(Some(Rate { per_second: 100, burst: 1 }), None);
+    let limits = ThrottleLimits::of_all(Some(Rate { per_second: 100, burst: 1 }), None);
     let throttles = Arc::new(Throttles::new(limits));
     let engine = || {
-        let share = Arc::new(Share::new(throttles.clone()));
+        let share = Arc::new(SharedLimit::new(throttles.clone()));
         Throttle::new(ram(), share, clock.clone()).unwrap()
     };
     let (mut stuck, mut quick) = (engine(), engine());
@@ -277,7 +280,7 @@ fn a_disk_that_does_not_take_its_turn_or_is_gone_holds_up_nobody() {
     let begin = clock.now();
     let mut over = Vec::new();
     while over.is_empty() {
-        clock.advance(quick.look_again().unwrap());
+        clock.advance(quick.deadline().unwrap());
         over = tags(&mut quick);
     }
     assert!(clock.now() - begin < Duration::from_millis(30), "{:?}", clock.now());
@@ -289,7 +292,8 @@ fn a_disk_that_does_not_take_its_turn_or_is_gone_holds_up_nobody() {
 #[test]
 fn limits_and_faults_come_and_go_while_a_disk_is_used() {
     let clock = Manual::default();
-    let (share, switch) = (Arc::new(Share::new(Arc::default())), Arc::new(FaultSwitch::default()));
+    let (share, switch) =
+        (Arc::new(SharedLimit::new(Arc::default())), Arc::new(FaultSwitch::default()));
     let faults = Faults::new(ram(), switch.clone(), 1, clock.clone());
     let mut engine = Throttle::new(faults, share.clone(), clock.clone()).unwrap();
     let read = |engine: &mut Throttle<_, _, _>, tag| {
@@ -302,16 +306,16 @@ fn limits_and_faults_come_and_go_while_a_disk_is_used() {
     assert_eq!(read(&mut engine, 1), [(1, Err(EngineError::Os(5)))]);
     switch.set(FaultPlan { latency: Duration::from_secs(9), ..FaultPlan::default() });
     assert_eq!(read(&mut engine, 2), []);
-    assert_eq!(engine.look_again(), Some(Duration::from_secs(9)));
+    assert_eq!(engine.deadline(), Some(Duration::from_secs(9)));
     switch.set(FaultPlan::default());
     share.wake();
     engine.wait(None).unwrap();
     assert_eq!(tags(&mut engine), [2], "nothing is late any more");
-    let limits = Limits::of_all(Some(Rate { per_second: 1, burst: 1 }), None);
+    let limits = ThrottleLimits::of_all(Some(Rate { per_second: 1, burst: 1 }), None);
     share.throttles().set(limits);
     assert_eq!(read(&mut engine, 3), [(3, Ok(()))]);
     assert_eq!(read(&mut engine, 4), []);
-    share.throttles().set(Limits::default());
+    share.throttles().set(ThrottleLimits::default());
     engine.wait(None).unwrap();
     assert_eq!(tags(&mut engine), [4]);
 }
@@ -360,8 +364,8 @@ fn fio_replays_what_was_traced() {
 
 #[test]
 fn an_image_has_all_of_them_at_once() {
-    let limits = Limits::of_all(Some(Rate { per_second: 5000, burst: 1 }), None);
-    let share = Arc::new(Share::new(Arc::new(Throttles::new(limits))));
+    let limits = ThrottleLimits::of_all(Some(Rate { per_second: 5000, burst: 1 }), None);
+    let share = Arc::new(SharedLimit::new(Arc::new(Throttles::new(limits))));
     let plan = FaultPlan {
         latency: Duration::from_micros(200),
         flushes: 1_000_000,

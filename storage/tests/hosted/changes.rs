@@ -4,7 +4,7 @@ use crate::machine::{Machine, PATIENCE, image, on_every_path};
 use crate::write;
 use pvio_blkback::Config;
 use pvio_blkfront::session::{DiskError, Session};
-use pvio_blkfront::{Op, Wish};
+use pvio_blkfront::{Op, RequestedFeatures};
 use pvio_hosted::Domain;
 use pvio_ring::proto::blkif::{RefusalReason, Status};
 use pvio_xenbus::client::Client;
@@ -75,7 +75,7 @@ fn media(config: Config) {
     let driver = machine.serve();
     let guest = machine.join(machine.guest);
     let own = guest.xenstore().unwrap();
-    let wish = Wish { queues: 2, ..Wish::default() };
+    let wish = RequestedFeatures { queues: 2, ..RequestedFeatures::default() };
     let mut session = Session::attach_wishing(guest, own, addr, wish, PATIENCE).unwrap();
     let mut xs = machine.xenstore();
     let holds = |session: &mut Session<Domain, Client>, what: &tempfile::NamedTempFile| {

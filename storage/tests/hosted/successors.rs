@@ -3,7 +3,7 @@
 use crate::machine::{Machine, PATIENCE, image};
 use pvio_blkback::{Config, Policy};
 use pvio_blkfront::session::Session;
-use pvio_blkfront::{Op, Queue, Shape, Trust, Wish};
+use pvio_blkfront::{Op, Queue, RequestedFeatures, Shape, Trust};
 use pvio_event_channel::EventChannel;
 use pvio_hosted::Domain;
 use pvio_ring::proto::blkif::Status;
@@ -147,7 +147,7 @@ fn each_queue_has_a_thread_and_all_outlive_their_backend() {
     let guest = machine.join(machine.guest);
     let xs = guest.xenstore().unwrap();
     let shape = Shape { ring_pages: 2, pages_per_slot: 16 };
-    let wish = Wish { shape, queues: 3, trust: Trust::Never };
+    let wish = RequestedFeatures { shape, queues: 3, trust: Trust::Never };
     let mut session = Session::attach_wishing(guest, xs, addr, wish, PATIENCE).unwrap();
     assert_eq!(session.device().queues(), 3);
     assert!(session.take(3).unwrap().is_none(), "there is no fourth");

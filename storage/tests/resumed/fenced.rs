@@ -4,7 +4,7 @@
 use super::storage::{Mounted, SlowStorage, can_serve_files};
 use super::support::{has, text, tool};
 use super::{ABI, MEMORY, Memory, PATIENCE, key};
-use pvio_blkback::{DataPath, Live, QueueParts, QueueRecord, Serve, Stats};
+use pvio_blkback::{DataPath, DiskState, QueueParts, QueueRecord, Serve, Stats};
 use pvio_event_channel::{EventChannel, EventChannels, EventError, Port};
 use pvio_grant_table::policy::MappingBudget;
 use pvio_grant_table::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus};
@@ -136,7 +136,7 @@ fn serve(dir: &Path, disk: &str) -> ! {
     };
     let parts = QueueParts {
         frontend: DomId(1),
-        disk: Arc::new(Live::with(geometry, flushes, MappingBudget::unlimited())),
+        disk: Arc::new(DiskState::with(geometry, flushes, MappingBudget::unlimited())),
         channel: guest.bind_interdomain(DomId(1), Port(0)).unwrap(),
         grants: guest,
         data_path: DataPath::Copy,

@@ -14,7 +14,7 @@ mod storage;
 #[path = "../support/mod.rs"]
 mod support;
 
-use pvio_blkback::{DataPath, Live, Progress, Queue, QueueParts, QueueRecord, Stats};
+use pvio_blkback::{DataPath, DiskState, Progress, Queue, QueueParts, QueueRecord, Stats};
 use pvio_event_channel::{EventChannel, EventError, Port};
 use pvio_grant_table::{
     Access, CopyBuf, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus,
@@ -136,7 +136,7 @@ fn serve(dir: &Path) -> ! {
     };
     let parts = QueueParts {
         frontend: DomId(1),
-        disk: Arc::new(Live::new(image.geometry())),
+        disk: Arc::new(DiskState::new(image.geometry())),
         grants: memory,
         data_path: DataPath::Copy,
         ring,

@@ -2,7 +2,7 @@ mod end;
 mod watches;
 
 use super::class::{BackendClass, Prepared};
-use super::{Ends, Fault, Life, Surroundings, announce, only_if_lost, watch};
+use super::{Ends, Fault, HotplugMode, Life, announce, only_if_lost, watch};
 use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
@@ -111,9 +111,9 @@ impl<C: BackendClass> BackendDriver<C> {
         }
     }
 
-    /// The same, with others around it than [`Surroundings::Plain`].
+    /// The same, with others around it than [`HotplugMode::Plain`].
     #[must_use]
-    pub fn within(mut self, surroundings: Surroundings) -> Self {
+    pub fn within(mut self, surroundings: HotplugMode) -> Self {
         self.ends.surroundings = surroundings;
         self
     }
@@ -316,7 +316,7 @@ impl<C: BackendClass> BackendDriver<C> {
         if let Err(fault) = self.class.proceed(xs, &self.ends) {
             self.complain(xs, &fault)?;
         }
-        if served && let Err(error) = self.class.look_again(xs, &self.ends) {
+        if served && let Err(error) = self.class.reread_keys(xs, &self.ends) {
             if matches!(&error, HandshakeError::Xenstore(e) if e.is_connection_lost()) {
                 return Err(error);
             }
@@ -432,7 +432,7 @@ impl<C: BackendClass> BackendDriver<C> {
         if self.prepared == Prepared::Yes {
             return Ok(Prepared::Yes);
         }
-        if self.ends.surroundings == Surroundings::Scripts
+        if self.ends.surroundings == HotplugMode::Scripts
             && !core::mem::replace(&mut self.awaiting, true)
         {
             watch(xs, &hotplug_path(&self.ends.back), &self.ends.back)?;

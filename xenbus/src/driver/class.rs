@@ -1,6 +1,6 @@
 //! What only a class of backends knows.
 
-use super::{Ends, Fault, Surroundings};
+use super::{Ends, Fault, HotplugMode};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{Hotplug, read_hotplug};
 use crate::xenstore::Xenstore;
@@ -23,7 +23,7 @@ pub enum Prepared {
 }
 
 /// How far the toolstack's hotplug script for a device has come. One that has none, or whose
-/// [`Surroundings`] run none, waits for nothing.
+/// [`HotplugMode`] run none, waits for nothing.
 ///
 /// # Errors
 /// A [`Fault`] with the reason the script gave.
@@ -32,7 +32,7 @@ pub fn hotplug(
     ends: &Ends,
     script: Option<&[u8]>,
 ) -> Result<Prepared, Fault> {
-    let Some(script) = script.filter(|_| ends.surroundings == Surroundings::Scripts) else {
+    let Some(script) = script.filter(|_| ends.surroundings == HotplugMode::Scripts) else {
         return Ok(Prepared::Yes);
     };
     match read_hotplug(xs, &ends.back)? {
@@ -108,7 +108,7 @@ pub trait BackendClass {
     ///
     /// # Errors
     /// A [`HandshakeError`] closes the device until the frontend starts anew.
-    fn look_again(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
+    fn reread_keys(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
         Ok(())
     }
 

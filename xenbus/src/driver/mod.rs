@@ -10,7 +10,7 @@
 //! | [`BackendDriver`] with a [`BackendClass`] | a backend |
 //! | [`FrontendDriver`] with a [`FrontendClass`] | a frontend |
 //!
-//! [`Surroundings`] says what a toolstack does around a backend: with `xl`, hotplug scripts.
+//! [`HotplugMode`] says what a toolstack does around a backend: with `xl`, hotplug scripts.
 //!
 //! Whatever a class cannot do, or its peer breaks, is a [`Fault`]: it is written to the end's
 //! `error` node, and closes that one device.
@@ -33,9 +33,9 @@ use crate::xenstore::{Xenstore, XsError, transaction};
 use alloc::format;
 use alloc::string::{String, ToString};
 
-/// Who looks after what lies around a backend: the toolstack, or the backend itself.
+/// Who attaches a backend's devices to files, bridges and taps: the toolstack, or the backend itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Surroundings {
+pub enum HotplugMode {
     /// The backend attaches its devices to what they lead to; the toolstack makes and removes
     /// their directories.
     #[default]
@@ -60,7 +60,7 @@ pub struct Ends {
     /// The frontend's directory.
     pub front: String,
     /// Who looks after the rest.
-    pub surroundings: Surroundings,
+    pub surroundings: HotplugMode,
     /// An earlier process's session is being taken over: what hotplug scripts did for it they will
     /// not do again, and the frontend may have missed the notification of an answer.
     pub resumed: bool,
@@ -78,7 +78,7 @@ impl Ends {
             addr,
             back: addr.backend_path(),
             front: addr.frontend_path(),
-            surroundings: Surroundings::default(),
+            surroundings: HotplugMode::default(),
             resumed: false,
             interrupted: false,
             lost: false,

@@ -4,7 +4,7 @@ use super::*;
 
 /// A backend that has offered and died; its frontend has made a request and is in this state.
 fn interrupted(front: XenbusState, unresumable: Option<&'static str>) -> Bench {
-    let mut b = Bench::new(Surroundings::Plain);
+    let mut b = Bench::new(HotplugMode::Plain);
     b.step();
     assert_eq!(b.state(), XenbusState::InitWait);
     b.frontend(front);
@@ -68,7 +68,7 @@ fn frontend_whose_session_is_lost_is_waited_for_by_every_later_backend() {
 #[test]
 fn session_that_ends_before_it_was_announced_is_not_taken_for_one_that_was_never_served() {
     for shut_down in [false, true] {
-        let mut b = Bench::new(Surroundings::Plain);
+        let mut b = Bench::new(HotplugMode::Plain);
         b.slow(&["connect", "disconnect"]);
         b.frontend(XenbusState::Connected);
         assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::InitWait));

@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use pvio_blkback::engine::mem::MemEngine;
 use pvio_blkback::{
-    BlockEngine, DataPath, Live, Progress, Queue as Back, QueueParts, QueueRecord, Stats,
+    BlockEngine, DataPath, DiskState, Progress, Queue as Back, QueueParts, QueueRecord, Stats,
 };
 use pvio_blkfront::{Op, Queue as Front};
 use pvio_event_channel::{DomId, EventChannel, EventChannels};
@@ -72,7 +72,7 @@ fn write_and_read_back(data_path: DataPath) -> Option<()> {
     let engine = MemEngine::zeroed(64);
     let parts = QueueParts {
         frontend: FRONT,
-        disk: Arc::new(Live::new(engine.geometry())),
+        disk: Arc::new(DiskState::new(engine.geometry())),
         grants: machine.clone(),
         data_path,
         ring,

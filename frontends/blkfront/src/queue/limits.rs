@@ -20,7 +20,7 @@ pub enum FlushBy {
 /// What a backend takes, and what the disk is. Requests beyond that are done in parts, or answered
 /// without asking it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Limits {
+pub struct QueueLimits {
     /// Pages in one request. More than 11 are asked for by indirect ones.
     pub segments: usize,
     /// How to flush.
@@ -37,7 +37,7 @@ pub struct Limits {
     pub sectors: u64,
 }
 
-impl Limits {
+impl QueueLimits {
     /// All there is.
     pub const MOST: Self = Self {
         segments: MAX_INDIRECT_SEGMENTS,
@@ -128,7 +128,7 @@ pub(crate) struct Shared {
 
 impl Default for Shared {
     fn default() -> Self {
-        Self { over: AtomicBool::new(false), sectors: AtomicU64::new(Limits::MOST.sectors) }
+        Self { over: AtomicBool::new(false), sectors: AtomicU64::new(QueueLimits::MOST.sectors) }
     }
 }
 

@@ -24,7 +24,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use flight::Flight;
 pub(crate) use limits::Shared;
-pub use limits::{FlushBy, Limits};
+pub use limits::{FlushBy, QueueLimits};
 use memory::Memory;
 use pvio_event_channel::{EventChannels, EventError};
 use pvio_grant_table::{DomId, GrantError, GrantRef, Granter};
@@ -193,7 +193,7 @@ pub struct Queue<P: Granter + EventChannels> {
     channel: P::Channel,
     /// Pages of the ring of this session, and of a slot's buffer ever since the first.
     shape: Shape,
-    limits: Limits,
+    limits: QueueLimits,
     slots: Vec<Slot>,
     free: Vec<SlotId>,
     /// Slots with requests that are not, or not all, in the ring.
@@ -293,7 +293,7 @@ impl<P: Granter + EventChannels> Queue<P> {
             memory,
             channel,
             shape,
-            limits: Limits { segments, ..Limits::MOST },
+            limits: QueueLimits { segments, ..QueueLimits::MOST },
             slots: (0..depth).map(|_| Slot::Free).collect(),
             free: (0..depth as u16).rev().map(SlotId).collect(),
             backlog: VecDeque::with_capacity(depth),
@@ -326,14 +326,14 @@ impl<P: Granter + EventChannels> Queue<P> {
             shared: Arc::default(),
             wipes: self.wipes,
         })?;
-        new.adopt(self);
+        new.inherit(self);
         new.limit(self.limits());
         Ok(new)
     }
 
     /// Takes over the slots of a queue that went before, with their data: its unanswered requests
     /// wait for [`limit`](Self::limit). This one must have as many slots, none of them used.
-    pub(crate) fn adopt(&mut self, old: &Self) {
+    pub(crate) fn inherit(&mut self, old: &Self) {
         self.free.clear();
         self.backlog.clear();
         for (i, slot) in old.slots.iter().enumerate().take(self.slots.len()) {
@@ -357,13 +357,13 @@ impl<P: Granter + EventChannels> Queue<P> {
 
     /// Says what the backend takes, and sends it what waited for that. Publish afterwards. Requests
     /// in flight must not be there yet.
-    pub fn limit(&mut self, limits: Limits) {
+    pub fn limit(&mut self, limits: QueueLimits) {
         let mut segments = self.memory.segments_of(limits.segments);
         if !(segments * PAGE_SIZE).is_multiple_of(limits.sector_size.max(1)) {
             // Sectors of more than a page: parts are as many of them as a direct request has.
             segments = PAGES_PER_SLOT;
         }
-        self.limits = Limits { segments, ..limits };
+        self.limits = QueueLimits { segments, ..limits };
         self.shared.resize(limits.sectors);
         for _ in 0..self.backlog.len() {
             let Some(id) = self.backlog.pop_front() else { break };
@@ -373,8 +373,8 @@ impl<P: Granter + EventChannels> Queue<P> {
 
     /// What the backend takes, and the disk's size as it is now.
     #[must_use]
-    pub fn limits(&self) -> Limits {
-        Limits { sectors: self.shared.sectors(), ..self.limits }
+    pub fn limits(&self) -> QueueLimits {
+        QueueLimits { sectors: self.shared.sectors(), ..self.limits }
     }
 
     /// Wipes each buffer when its slot is [released](Self::release): a backend that is not trusted

@@ -1,6 +1,6 @@
 //! What can be asked of the backend while the NIC is connected, and holds for every session after.
 
-use super::{Nic, Told};
+use super::{Nic, WrittenKeys};
 use crate::control::Control;
 use crate::fault::BackendFault;
 use crate::groups::{GroupError, Groups, Hearing};
@@ -169,7 +169,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         let chooses = self.offer.multicast_control
             && self.chooses
             && (!self.offer.dynamic_multicast_control || self.groups.are_told());
-        self.told = Told { chooses, headroom, taken: headroom };
+        self.told = WrittenKeys { chooses, headroom, taken: headroom };
     }
 
     /// Has the control ring, and the queues, go by the steering that is wanted.

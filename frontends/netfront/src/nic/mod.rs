@@ -69,12 +69,12 @@ pub struct Nic<P: Granter + EventChannels + Clone> {
     headroom: u16,
     /// What the backend of this session offers, and has been told through xenstore.
     offer: BackOffer,
-    told: Told,
+    told: WrittenKeys,
 }
 
 /// What stands in xenstore of what may change while the NIC is connected.
 #[derive(Clone, Copy, Default)]
-struct Told {
+struct WrittenKeys {
     chooses: bool,
     headroom: u16,
     /// The room that the backend has taken over.
@@ -104,7 +104,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
             chooses: false,
             headroom: 0,
             offer: BackOffer::default(),
-            told: Told::default(),
+            told: WrittenKeys::default(),
         }
     }
 

@@ -4,7 +4,7 @@ use crate::choices::Do;
 use crate::daemon::Turn;
 use crate::medium::SECTOR;
 use crate::model::{Model, Pending, content};
-use pvio_blkfront::{BackendFault, Disk, Op, Queue, Shape, SlotId, StartError, Wish};
+use pvio_blkfront::{BackendFault, Disk, Op, Queue, RequestedFeatures, Shape, SlotId, StartError};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
 use pvio_ring::proto::blkif::Status;
@@ -289,7 +289,10 @@ impl Guest {
         // What is more than the least is had where it is offered.
         let shape = Shape { ring_pages: sim.pick(&[1, 1, 2]), pages_per_slot: sim.pick(&[11, 24]) };
         let queues = 1 + sim.index(self.queues);
-        let disk = Disk::with(self.domain.clone(), Wish { shape, queues, ..Wish::default() });
+        let disk = Disk::with(
+            self.domain.clone(),
+            RequestedFeatures { shape, queues, ..RequestedFeatures::default() },
+        );
         self.driver = Some(FrontendDriver::new(self.addr, disk));
         self.step(sim);
     }

@@ -34,7 +34,7 @@ impl Quota {
 
 /// What a disk may have done. An operation keeps to the limits on all, and to those of its kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Limits {
+pub struct ThrottleLimits {
     /// Everything together.
     pub all: Quota,
     /// Reads.
@@ -43,7 +43,7 @@ pub struct Limits {
     pub writes: Quota,
 }
 
-impl Limits {
+impl ThrottleLimits {
     /// Limits on everything together.
     #[must_use]
     pub const fn of_all(operations: Option<Rate>, bytes: Option<Rate>) -> Self {
@@ -133,7 +133,7 @@ pub(super) struct Buckets {
 }
 
 impl Buckets {
-    pub(super) fn full(limits: &Limits) -> Self {
+    pub(super) fn full(limits: &ThrottleLimits) -> Self {
         let pair = |q: Quota| [Bucket::full(q.operations), Bucket::full(q.bytes)];
         Self { all: pair(limits.all), reads: pair(limits.reads), writes: pair(limits.writes) }
     }

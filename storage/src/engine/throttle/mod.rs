@@ -6,14 +6,14 @@
 //! holds all the same. Flushes cost nothing and are never held up. Reads do not wait for writes,
 //! nor writes for reads.
 //!
-//! [`Throttles`] are the limits, a [`Share`] is a disk's part in them, and [`Throttle`] goes around
+//! [`Throttles`] are the limits, a [`SharedLimit`] is a disk's part in them, and [`Throttle`] goes around
 //! the engine of each of its queues. Where there are no limits, that costs one look at a flag.
 
 mod limits;
 mod share;
 
-pub use limits::{Limits, Quota, Rate};
-pub use share::{Share, Throttles};
+pub use limits::{Quota, Rate, ThrottleLimits};
+pub use share::{SharedLimit, Throttles};
 
 use super::clock::{Clock, sooner};
 use super::lists::SpareLists;
@@ -32,7 +32,7 @@ use std::time::Duration;
 /// An engine whose operations keep to limits.
 pub struct Throttle<B, E, C> {
     engine: E,
-    share: Arc<Share>,
+    share: Arc<SharedLimit>,
     clock: C,
     /// By lane, in the order they came.
     held: [VecDeque<(u32, Io, Segments<B>)>; 2],
@@ -51,7 +51,7 @@ impl<B, E: WaitEngine<B>, C: Clock> Throttle<B, E, C> {
     ///
     /// # Errors
     /// What the system says when it has no descriptor to give.
-    pub fn new(mut engine: E, share: Arc<Share>, clock: C) -> io::Result<Self> {
+    pub fn new(mut engine: E, share: Arc<SharedLimit>, clock: C) -> io::Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let woken = engine.watch(wake.try_clone()?);
         share.add(&wake);
@@ -148,8 +148,8 @@ impl<B, E: WaitEngine<B>, C: Clock> BlockEngine<B> for Throttle<B, E, C> {
         Ok(())
     }
 
-    fn adopt(&mut self, memory: PoolMemory) -> usize {
-        self.engine.adopt(memory)
+    fn register(&mut self, memory: PoolMemory) -> usize {
+        self.engine.register(memory)
     }
 
     fn kick(&mut self) {
@@ -157,11 +157,11 @@ impl<B, E: WaitEngine<B>, C: Clock> BlockEngine<B> for Throttle<B, E, C> {
         self.engine.kick();
     }
 
-    fn look_again(&self) -> Option<Duration> {
+    fn deadline(&self) -> Option<Duration> {
         let own = self
             .next
             .map(|(then, wait)| wait.saturating_sub(self.clock.now().saturating_sub(then)));
-        sooner(own, self.engine.look_again())
+        sooner(own, self.engine.deadline())
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {
@@ -182,7 +182,7 @@ impl<B, E: WaitEngine<B>, C: Clock> WaitEngine<B> for Throttle<B, E, C> {
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let own = self.look_again();
+        let own = self.deadline();
         self.engine.wait(sooner(timeout, own))
     }
 

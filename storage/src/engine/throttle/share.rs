@@ -4,7 +4,7 @@
 //! operations cost: the one that has used least goes first. A disk that was idle starts from
 //! where the others are, so that nobody saves up, and nobody has to catch up.
 
-use super::limits::{Buckets, Lane, Limits};
+use super::limits::{Buckets, Lane, ThrottleLimits};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -48,7 +48,7 @@ impl Member {
 
 #[derive(Debug, Default)]
 struct State {
-    limits: Limits,
+    limits: ThrottleLimits,
     buckets: Buckets,
     members: Vec<Option<Member>>,
     /// Where the disk that went last stood.
@@ -65,14 +65,14 @@ pub struct Throttles {
 impl Throttles {
     /// Limits, with full buckets.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: ThrottleLimits) -> Self {
         let this = Self::default();
         this.set(limits);
         this
     }
 
     /// Other limits, from now on, for what is held back too. Full buckets and no debts.
-    pub fn set(&self, limits: Limits) {
+    pub fn set(&self, limits: ThrottleLimits) {
         let mut state = self.state();
         state.limits = limits;
         state.buckets = Buckets::full(&limits);
@@ -82,7 +82,7 @@ impl Throttles {
 
     /// The limits now.
     #[must_use]
-    pub fn limits(&self) -> Limits {
+    pub fn limits(&self) -> ThrottleLimits {
         self.state().limits
     }
 
@@ -93,14 +93,14 @@ impl Throttles {
 
 /// A disk's part in limits; for all its queues.
 #[derive(Debug)]
-pub struct Share {
+pub struct SharedLimit {
     throttles: Arc<Throttles>,
     index: usize,
     /// Nothing is held back: the disk's queues are stopping.
     lifted: AtomicBool,
 }
 
-impl Share {
+impl SharedLimit {
     /// A part as large as any other's.
     #[must_use]
     pub fn new(throttles: Arc<Throttles>) -> Self {
@@ -227,7 +227,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for SharedLimit {
     fn drop(&mut self) {
         if let Some(place) = self.throttles.state().members.get_mut(self.index) {
             *place = None;

@@ -11,7 +11,7 @@ const PAGE: usize = 4096;
 
 /// What a device takes as one request. The default is what every device takes: a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Limits {
+pub struct TransferLimits {
     /// Bytes at most.
     pub bytes: u64,
     /// Pages of memory at most.
@@ -22,13 +22,13 @@ pub struct Limits {
     pub start: Option<u64>,
 }
 
-impl Default for Limits {
+impl Default for TransferLimits {
     fn default() -> Self {
         Self { bytes: PAGE as u64, pages: 1, chunk: PAGE as u64, start: None }
     }
 }
 
-impl Limits {
+impl TransferLimits {
     /// Whether the device takes all of a transfer as one request.
     pub fn take<B: IoBuf>(&self, at: u64, len: u64, segments: &[IoSeg<B>]) -> bool {
         len <= self.bytes && self.within_chunk(at, len) && self.takes_memory(segments)
@@ -68,7 +68,8 @@ mod tests {
     use alloc::vec::Vec;
     use pvio_ring::shm::HeapMemory;
 
-    const DEVICE: Limits = Limits { bytes: 128 << 10, pages: 4, chunk: 0, start: Some(0) };
+    const DEVICE: TransferLimits =
+        TransferLimits { bytes: 128 << 10, pages: 4, chunk: 0, start: Some(0) };
 
     fn segments(parts: &[(usize, usize)]) -> Vec<IoSeg<HeapMemory>> {
         parts
@@ -105,10 +106,10 @@ mod tests {
     #[test]
     fn a_chunk_is_not_left() {
         let page = segments(&[(0, 4096)]);
-        let device = Limits { chunk: 64 << 10, start: Some(4096), ..DEVICE };
+        let device = TransferLimits { chunk: 64 << 10, start: Some(4096), ..DEVICE };
         assert!(device.take(56 << 10, 4096, &page));
         assert!(!device.take(58 << 10, 4096, &page), "it begins a page later on the device");
-        let file = Limits { start: None, ..device };
+        let file = TransferLimits { start: None, ..device };
         assert!(file.take(8192, 4096, &page));
         assert!(!file.take(8192, 8192, &page), "its blocks may lie anywhere");
         assert!(!file.take(8192 + 512, 4096, &page));

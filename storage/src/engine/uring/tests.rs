@@ -109,10 +109,10 @@ fn pages_of_ours_are_registered_for_what_goes_around_the_page_cache_and_nothing_
         let mut engine =
             UringEngine::new(options.open(file.path()).unwrap().into(), DISK, 4).unwrap();
         let mut pages: Vec<PrivatePage> = PrivatePage::pool(4).collect();
-        let known = engine.adopt(pages[0].stretch(3).unwrap());
+        let known = engine.register(pages[0].stretch(3).unwrap());
         assert_eq!(known, if direct { 3 * 4096 } else { 0 });
         // What the kernel refuses is said, and nothing fails by it.
-        assert_eq!(engine.adopt(pages[3].stretch(1).unwrap()), 0);
+        assert_eq!(engine.register(pages[3].stretch(1).unwrap()), 0);
         for (n, page) in pages.iter_mut().enumerate() {
             page.bytes().fill(n as u8 + 1);
         }

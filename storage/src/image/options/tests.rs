@@ -33,7 +33,7 @@ fn what_is_said_of_a_disk_comes_before_what_is_usual() {
     let usual: DiskOptions = "iops=5,group=all,ro".parse().unwrap();
     let own: DiskOptions = "iops=none,rw".parse().unwrap();
     let both = own.or(usual);
-    assert_eq!((both.limits(), both.read_only), (Limits::default(), Some(false)));
+    assert_eq!((both.limits(), both.read_only), (ThrottleLimits::default(), Some(false)));
     assert_eq!(both.group.as_deref(), Some("all"));
     for io in [IoMode::Normal, IoMode::SqPoll, IoMode::IoPoll] {
         let said: DiskOptions = format!("io={}", io.word()).parse().unwrap();

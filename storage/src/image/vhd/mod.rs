@@ -6,7 +6,7 @@ pub mod footer;
 use super::content::{ContentError, FileContent, Meter};
 use super::error::ImageError;
 use super::file::{self, Access};
-use super::{Format, ImageOptions, Kept, raw};
+use super::{Format, ImageOptions, Storage, raw};
 use crate::engine::{Discard, Geometry};
 use alloc::sync::Arc;
 use dynamic::Dynamic;
@@ -19,7 +19,7 @@ pub(super) fn open(
     path: &Path,
     options: ImageOptions,
     meter: &Meter,
-) -> Result<(Kept, Geometry), ImageError> {
+) -> Result<(Storage, Geometry), ImageError> {
     let write = !options.read_only;
     let wrap = |error| ImageError::Content { path: path.into(), format: Format::Vhd, error };
     let (file, _) = file::open(path, Access { write, direct: false, lock: true })?;
@@ -42,7 +42,7 @@ pub(super) fn open(
             geometry.discard =
                 write.then_some(Discard { granularity: block, alignment: 0, secure: false });
             let dynamic = Dynamic::open(file, &footer, write, meter).map_err(wrap)?;
-            Ok((Kept::Store(Arc::new(dynamic)), geometry))
+            Ok((Storage::Store(Arc::new(dynamic)), geometry))
         }
     }
 }

@@ -31,12 +31,12 @@ pub struct Extent {
     /// Whether it may be written.
     pub write: bool,
     /// What it is kept in.
-    pub kept: Kept,
+    pub kept: ExtentData,
 }
 
 /// What an extent is kept in. Names of files are bytes, in no encoding that could be relied on.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Kept {
+pub enum ExtentData {
     /// A file, as it is, from a sector on.
     Flat(Vec<u8>, u64),
     /// A file of grains.
@@ -136,10 +136,10 @@ impl Extent {
                     Some(offset) => number(offset).ok_or_else(wrong)?,
                     None => 0,
                 };
-                Kept::Flat(name.into(), offset)
+                ExtentData::Flat(name.into(), offset)
             }
-            b"SPARSE" => Kept::Sparse(name()?.0.into()),
-            b"ZERO" => Kept::Zero,
+            b"SPARSE" => ExtentData::Sparse(name()?.0.into()),
+            b"ZERO" => ExtentData::Zero,
             other => {
                 let what = format!("an extent of kind {}", String::from_utf8_lossy(other));
                 return Err(ContentError::unsupported(what));
@@ -185,10 +185,10 @@ mod tests {
         assert_eq!(
             found.extents,
             vec![
-                extent(63, true, Kept::Flat("a b.vmdk".into(), 7)),
-                extent(1, false, Kept::Flat("c".into(), 0)),
-                extent(2, true, Kept::Sparse("d".into())),
-                extent(3, true, Kept::Zero),
+                extent(63, true, ExtentData::Flat("a b.vmdk".into(), 7)),
+                extent(1, false, ExtentData::Flat("c".into(), 0)),
+                extent(2, true, ExtentData::Sparse("d".into())),
+                extent(3, true, ExtentData::Zero),
             ]
         );
         assert_eq!(found.kind, "custom");

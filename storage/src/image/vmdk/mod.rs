@@ -19,7 +19,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
-use descriptor::{Descriptor, Kept};
+use descriptor::{Descriptor, ExtentData};
 use header::{Header, LONGEST_DESCRIPTOR, SECTOR};
 use sparse::Sparse;
 use std::ffi::OsStr;
@@ -140,7 +140,7 @@ impl Vmdk {
         }
         for extent in &descriptor.extents {
             // Nothing could be kept of what is written to one without a file.
-            if access.write && (!extent.write || extent.kept == Kept::Zero) {
+            if access.write && (!extent.write || extent.kept == ExtentData::Zero) {
                 return Err(ImageError::OnlyRead(format!("vmdk:{}", Shown::new(path))));
             }
             let bytes = extent.sectors * SECTOR;
@@ -149,17 +149,17 @@ impl Vmdk {
                 end.ok_or_else(|| fail(path)(ContentError::corrupt("a disk without an end")))?;
             let data = match (whole.take(), &extent.kept) {
                 // All in one file, whatever the file was called when that was written.
-                (Some((file, header)), Kept::Sparse(_)) => {
+                (Some((file, header)), ExtentData::Sparse(_)) => {
                     open_sparse(path, file, header, bytes, access.write, meter)?
                 }
                 (Some(_), _) => {
                     return Err(fail(path)(ContentError::corrupt("its one extent is not sparse")));
                 }
-                (None, Kept::Zero) => Data::Zero,
-                (None, Kept::Flat(name, offset)) => {
+                (None, ExtentData::Zero) => Data::Zero,
+                (None, ExtentData::Flat(name, offset)) => {
                     open_flat(&locate(name)?, offset * SECTOR, bytes, access, meter)?
                 }
-                (None, Kept::Sparse(name)) => {
+                (None, ExtentData::Sparse(name)) => {
                     let extent = locate(name)?;
                     let file = extent.open(buffered)?;
                     let content = FileContent::new(&file, meter);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use pvio_blkfront::session::Session;
-use pvio_blkfront::{Op, StartError, Wish};
+use pvio_blkfront::{Op, RequestedFeatures, StartError};
 use pvio_netfront::{Checksum, Nic, SendError};
 use pvio_ring::proto::blkif::Status;
 use pvio_xen_linux::XenDomain;
@@ -64,7 +64,13 @@ fn disk(order: &DiskOrder) -> Result<Value> {
     let addr = FrontendAddr::new(DeviceClass::Vbd, domain.id(), order.number);
     let attach = || -> Result<Disk> {
         let xs = domain.xenstore()?;
-        Ok(Session::attach_wishing(domain.clone(), xs, addr, Wish::default(), PATIENCE)?)
+        Ok(Session::attach_wishing(
+            domain.clone(),
+            xs,
+            addr,
+            RequestedFeatures::default(),
+            PATIENCE,
+        )?)
     };
     let mut first = attach().context("the first frontend")?;
     let bytes = order.mib << 20;

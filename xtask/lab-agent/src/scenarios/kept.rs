@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::nic::undo::Undo;
-use super::store::{Kept, Store};
+use super::store::{StorageKind, Store};
 use super::{BOTH, Guests, PVIO, Scenario};
 use crate::dom0::disk::sum_of;
 use crate::dom0::guest::Guest;
@@ -19,13 +19,15 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario(
         "kept-raw",
         "raw file: attached and detached under I/O, fio, ext4, flushes, read-only",
-        |lab| kept(lab, Kept::Raw),
+        |lab| kept(lab, StorageKind::Raw),
     ),
-    scenario("kept-direct", "the same around dom0's page cache", |lab| kept(lab, Kept::Direct)),
-    scenario("kept-qcow2", "the same kept in qcow2, which QEMU finds sound", |lab| {
-        kept(lab, Kept::Qcow2)
+    scenario("kept-direct", "the same around dom0's page cache", |lab| {
+        kept(lab, StorageKind::Direct)
     }),
-    scenario("kept-nbd", "the same kept by qemu-nbd", |lab| kept(lab, Kept::Nbd)),
+    scenario("kept-qcow2", "the same kept in qcow2, which QEMU finds sound", |lab| {
+        kept(lab, StorageKind::Qcow2)
+    }),
+    scenario("kept-nbd", "the same kept by qemu-nbd", |lab| kept(lab, StorageKind::Nbd)),
 ];
 
 const fn scenario(
@@ -68,7 +70,7 @@ fn flushes(device: &str) -> Result<u64> {
     stat.split_whitespace().nth(15).context("no flushes in stat")?.parse().context("stat")
 }
 
-fn kept(lab: &mut Lab, kept: Kept) -> Result<()> {
+fn kept(lab: &mut Lab, kept: StorageKind) -> Result<()> {
     let mut undo = Undo::default();
     let device = volume(&mut undo)?;
     let (store, fixed) = (Store::new(kept, FOLDER, 0, MIB)?, Store::new(kept, FOLDER, 1, MIB)?);

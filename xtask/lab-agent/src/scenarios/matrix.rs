@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::store::{Kept, Store, TMP};
+use super::store::{StorageKind, Store, TMP};
 use super::{BOTH, Guests, PVIO, Scenario};
 use crate::dom0::guest::{Guest, Programs, Spec};
 use crate::dom0::lab::{LONG, Lab, SHORT};
@@ -14,18 +14,18 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario(
         "matrix-raw",
         "a raw file, in 10 shapes of 1 and 4 queues and rings of 1 to 16 pages",
-        |lab| matrix(lab, Kept::Raw),
+        |lab| matrix(lab, StorageKind::Raw),
     ),
     scenario(
         "matrix-direct",
         "a block device around dom0's page cache, in the same shapes",
-        |lab| matrix(lab, Kept::Device),
+        |lab| matrix(lab, StorageKind::Device),
     ),
     scenario("matrix-qcow2", "a qcow2 image, in the same shapes; QEMU finds it sound", |lab| {
-        matrix(lab, Kept::Qcow2)
+        matrix(lab, StorageKind::Qcow2)
     }),
     scenario("matrix-nbd", "an export of qemu-nbd, in the same shapes", |lab| {
-        matrix(lab, Kept::Nbd)
+        matrix(lab, StorageKind::Nbd)
     }),
 ];
 
@@ -99,7 +99,7 @@ const MIB: u64 = 8;
 /// Of these the guest sums the first, and fio has the rest.
 const SUMMED: u64 = 6;
 
-fn matrix(lab: &mut Lab, kept: Kept) -> Result<()> {
+fn matrix(lab: &mut Lab, kept: StorageKind) -> Result<()> {
     let before = lab.settled()?;
     let mut spec = Spec::new(lab.kind, lab.backend);
     (spec.processors, spec.words) = (4, "pvio.ring-order=4".to_owned());

@@ -17,7 +17,7 @@ pub const TMP: &str = "/tmp";
 
 /// What a disk is kept in.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
+pub enum StorageKind {
     /// A raw file, through dom0's page cache.
     Raw,
     /// A raw file around it, where its file system can.
@@ -32,7 +32,7 @@ pub enum Kept {
 
 /// Where one disk's bytes are.
 pub struct Store {
-    kept: Kept,
+    kept: StorageKind,
     disk: Disk,
     /// As pvio names it.
     place: String,
@@ -45,22 +45,22 @@ impl Store {
     ///
     /// # Errors
     /// No room, or no server.
-    pub fn new(kept: Kept, folder: &str, number: usize, mib: u64) -> Result<Self> {
-        let medium = if kept == Kept::Device { Medium::Device } else { Medium::File };
+    pub fn new(kept: StorageKind, folder: &str, number: usize, mib: u64) -> Result<Self> {
+        let medium = if kept == StorageKind::Device { Medium::Device } else { Medium::File };
         let disk = Disk::within(folder, mib, Backend::Pvio, medium)?;
         let image = disk.image.display().to_string();
         let (mut qcow2, mut server) = (None, None);
         let place = match kept {
-            Kept::Raw | Kept::Direct => format!("raw:{image}"),
-            Kept::Device => format!("raw:{}", disk.device().context("a loop device")?),
-            Kept::Qcow2 => {
+            StorageKind::Raw | StorageKind::Direct => format!("raw:{image}"),
+            StorageKind::Device => format!("raw:{}", disk.device().context("a loop device")?),
+            StorageKind::Qcow2 => {
                 let path = PathBuf::from(format!("{folder}/disk{number}.qcow2"));
                 make_qcow2(&path, mib)?;
                 let place = format!("qcow2:{}", path.display());
                 qcow2 = Some(path);
                 place
             }
-            Kept::Nbd => {
+            StorageKind::Nbd => {
                 let socket = format!("/run/nbd{number}.sock");
                 // One that was there before listens no more.
                 let _ = fs::remove_file(&socket);
@@ -77,7 +77,7 @@ impl Store {
     /// What stands in `disk=[…]` for it; `words` are options of pvio's.
     pub fn line(&self, name: &str, access: &str, words: &str) -> String {
         let cache = match self.kept {
-            Kept::Direct | Kept::Device => "direct",
+            StorageKind::Direct | StorageKind::Device => "direct",
             _ => "buffered",
         };
         let comma = if words.is_empty() { "" } else { "," };

@@ -1,4 +1,4 @@
-//! What a disk looks like to its queues, while it may change its size.
+//! State of a disk that its queues share: geometry, failed flushes, the budget of cached mappings.
 
 use crate::engine::{FlushState, Geometry};
 use alloc::sync::Arc;
@@ -8,7 +8,7 @@ use pvio_grant_table::policy::MappingBudget;
 /// A disk's [`Geometry`] as all its queues see it: all but the size stays as it is for as long as
 /// they run. The size is looked at once for each batch of requests.
 #[derive(Debug)]
-pub struct Live {
+pub struct DiskState {
     /// But for the size.
     geometry: Geometry,
     sectors: AtomicU64,
@@ -16,7 +16,7 @@ pub struct Live {
     mappings: Arc<MappingBudget>,
 }
 
-impl Live {
+impl DiskState {
     /// A disk that looks so.
     #[must_use]
     pub fn new(geometry: Geometry) -> Self {

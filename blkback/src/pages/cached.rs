@@ -20,7 +20,7 @@ const PART: usize = 20;
 
 /// Mapped pages of one frontend. A page in use by a request is shared with it and cannot go.
 #[derive(Debug)]
-pub(super) struct Kept<M> {
+pub(super) struct CachedPages<M> {
     pages: Keep<Cached<M>>,
     budget: Arc<MappingBudget>,
     /// How many may go at a time to make room.
@@ -38,7 +38,7 @@ struct Cached<M> {
     _permit: MappingPermit,
 }
 
-impl<M> Kept<M> {
+impl<M> CachedPages<M> {
     /// Room for `most` pages, of which no more are kept than the budget has left.
     pub fn new(most: usize, budget: Arc<MappingBudget>) -> Self {
         Self { pages: Keep::new(most), budget, step: most.div_ceil(PART), wanted: false, most }
@@ -119,7 +119,7 @@ mod tests {
 
     const FRONT: DomId = DomId(2);
 
-    impl Kept<u32> {
+    impl CachedPages<u32> {
         /// Keeps a page and lets go of it, if there is room.
         fn put(&mut self, gref: u32) -> bool {
             let room = self.room();
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn what_is_used_stays_and_what_is_not_makes_room_a_twentieth_at_a_time() {
-        let mut kept = Kept::new(100, MappingBudget::unlimited());
+        let mut kept = CachedPages::new(100, MappingBudget::unlimited());
         assert!((0..100).all(|gref| kept.put(gref)));
         // Nobody wanted room: nothing goes.
         assert_eq!((kept.tick(intervals(5)), kept.len()), (0, 100));
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn where_all_is_used_nothing_goes() {
-        let mut kept = Kept::new(3, MappingBudget::unlimited());
+        let mut kept = CachedPages::new(3, MappingBudget::unlimited());
         assert!((1..=3).all(|gref| kept.put(gref)));
         for now in 1..100 {
             assert!(!kept.put(4));
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn those_not_used_for_longest_go_first() {
-        let (mut kept, mut ages) = (Kept::new(40, MappingBudget::unlimited()), Vec::new());
+        let (mut kept, mut ages) = (CachedPages::new(40, MappingBudget::unlimited()), Vec::new());
         // How many intervals before the end they are used for the last time. Two go at a time.
         for (age, gref) in [5, 50, 250, 50, 5, 250].into_iter().zip(0..) {
             ages.push((age, gref));
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn budget_that_is_spent_is_as_no_room_and_what_goes_is_given_back() {
         let budget = MappingBudget::new(3);
-        let [mut one, mut other] = [(); 2].map(|()| Kept::new(40, Arc::clone(&budget)));
+        let [mut one, mut other] = [(); 2].map(|()| CachedPages::new(40, Arc::clone(&budget)));
         one.tick(intervals(1));
         assert!(one.put(1) && one.put(2) && other.put(3));
         one.tick(intervals(2));
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn what_a_request_uses_stays() {
-        let mut kept = Kept::new(2, MappingBudget::unlimited());
+        let mut kept = CachedPages::new(2, MappingBudget::unlimited());
         let room = kept.room().unwrap();
         let first = kept.insert(FRONT, GrantRef(1), 1, room);
         assert!(kept.put(2) && !kept.put(3));
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn only_what_was_long_unused_expires() {
-        let mut kept = Kept::new(8, MappingBudget::unlimited());
+        let mut kept = CachedPages::new(8, MappingBudget::unlimited());
         assert!((1..=4).all(|gref| kept.put(gref)));
         kept.tick(intervals(UNUSED / 2));
         assert!(kept.has(2));

@@ -1,11 +1,11 @@
 //! Where a vif leads to that has no tap.
 #![forbid(unsafe_code)]
 
-use super::Site;
+use super::NicSettings;
 use crate::afxdp::{AfXdp, AfXdpError, AfXdpPort};
 use crate::file::{FilePort, Recording, packets_of};
-use crate::knobs::Knobs;
 use crate::options::{NicOptions, Plug};
+use crate::settings::RuntimeSettings;
 use crate::switch::{Socket, Switch, SwitchPort};
 use crate::worker::{News, Worker};
 use alloc::collections::VecDeque;
@@ -22,7 +22,7 @@ use pvio_xenbus::driver::Fault;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-pub(super) enum Other {
+pub(super) enum OtherPort {
     Switch {
         switch: Arc<Switch>,
         /// While there is a guest.
@@ -37,12 +37,12 @@ pub(super) enum Other {
     },
 }
 
-impl Other {
+impl OtherPort {
     /// `None` is a tap; else for up to so many queues.
     pub fn open(
         said: &NicOptions,
         name: &str,
-        site: &Site,
+        site: &NicSettings,
         queues: u32,
     ) -> Result<Option<Self>, Fault> {
         Ok(Some(match &said.plug {
@@ -101,7 +101,7 @@ impl Other {
         &mut self,
         index: usize,
         (name, queue, mail): (&str, Queue<P, PrivateBuf, R>, Option<OwnedFd>),
-        knobs: Arc<Knobs>,
+        knobs: Arc<RuntimeSettings>,
         tell: impl FnMut(News) + Send + 'static,
     ) -> Result<io::Result<Worker>, Fault>
     where

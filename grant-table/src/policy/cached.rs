@@ -31,7 +31,7 @@ impl GrantsStay {
 /// when it is dropped.
 ///
 /// Only for peers whose [grants stay](GrantsStay).
-pub struct Kept<P: GrantMapper> {
+pub struct CachedMappings<P: GrantMapper> {
     mapper: P,
     /// Its time counts rounds in which every page was used.
     pages: RefCell<Keep<Page<P::Mapping>>>,
@@ -42,7 +42,7 @@ struct Page<M> {
     writable: bool,
 }
 
-impl<P: GrantMapper> Kept<P> {
+impl<P: GrantMapper> CachedMappings<P> {
     /// Copies by what `mapper` maps, keeping up to `most` pages, at least 1.
     #[must_use]
     pub fn new(mapper: P, most: usize, _promise: GrantsStay) -> Self {
@@ -70,7 +70,7 @@ impl<P: GrantMapper> Kept<P> {
     }
 }
 
-impl<P: GrantMapper> GrantCopier for Kept<P> {
+impl<P: GrantMapper> GrantCopier for CachedMappings<P> {
     fn copy(&self, ops: &mut [CopyOp<'_>]) {
         let mut pages = self.pages.borrow_mut();
         for op in ops {
@@ -112,8 +112,8 @@ fn make_room<T>(pages: &mut Keep<T>) {
     }
 }
 
-impl<P: GrantMapper> fmt::Debug for Kept<P> {
+impl<P: GrantMapper> fmt::Debug for CachedMappings<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kept").field("pages", &self.len()).finish_non_exhaustive()
+        f.debug_struct("CachedMappings").field("pages", &self.len()).finish_non_exhaustive()
     }
 }

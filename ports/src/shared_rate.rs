@@ -6,8 +6,8 @@
 //! looks at those of the others once a round, and nobody waits for a lock.
 #![forbid(unsafe_code)]
 
-use super::live::{Live, Seen};
 use super::rate::{LOOK, Rate};
+use super::setting::{Seen, Setting};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -21,12 +21,12 @@ const WAITING: u64 = 20_000_000;
 
 /// A rate that vifs share, each way by itself.
 #[derive(Debug)]
-pub struct Share {
+pub struct SharedRate {
     rate: Rate,
     ways: [Arc<Way>; 2],
 }
 
-impl Share {
+impl SharedRate {
     /// So many bytes a second, from all guests that share it, and to all of them.
     #[must_use]
     pub fn new(rate: Rate) -> Arc<Self> {
@@ -49,7 +49,7 @@ impl Share {
 struct Way {
     rate: Rate,
     bucket: Bucket,
-    members: Arc<Live<Vec<Arc<Member>>>>,
+    members: Arc<Setting<Vec<Arc<Member>>>>,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +68,7 @@ impl Member {
 
 impl Way {
     fn new(rate: Rate) -> Arc<Self> {
-        Arc::new(Self { rate, bucket: Bucket::default(), members: Live::new(Vec::new()) })
+        Arc::new(Self { rate, bucket: Bucket::default(), members: Setting::new(Vec::new()) })
     }
 
     fn join(self: &Arc<Self>) -> Membership {
@@ -152,7 +152,7 @@ mod tests {
     /// Bytes that each of two has after so many seconds at 600 kB/s, by packets of 64 KB, if both
     /// sleep until they may ask again, and the first is always the first to wake up.
     fn taken(seconds: u64) -> [u64; 2] {
-        let share = Share::new(Rate { per_second: 600_000, burst: QUANTUM });
+        let share = SharedRate::new(Rate { per_second: 600_000, burst: QUANTUM });
         let parts = [share.join(), share.join()].map(|[tx, _]| Arc::new(tx));
         let mut parts = parts.each_ref().map(Part::of);
         let (mut now, mut taken, mut asks) = (1, [0; 2], [1; 2]);

@@ -8,14 +8,14 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A value that anybody may exchange.
+/// A setting that any thread may replace.
 #[derive(Debug, Default)]
-pub(super) struct Live<T> {
+pub(super) struct Setting<T> {
     version: AtomicU32,
     value: Mutex<Arc<T>>,
 }
 
-impl<T> Live<T> {
+impl<T> Setting<T> {
     pub fn new(value: T) -> Arc<Self> {
         Arc::new(Self { version: AtomicU32::new(0), value: Mutex::new(Arc::new(value)) })
     }
@@ -43,13 +43,13 @@ impl<T> Live<T> {
 /// What one worker has seen of it.
 #[derive(Debug)]
 pub(super) struct Seen<T> {
-    live: Arc<Live<T>>,
+    live: Arc<Setting<T>>,
     version: u32,
     value: Arc<T>,
 }
 
 impl<T> Seen<T> {
-    pub fn of(live: Arc<Live<T>>) -> Self {
+    pub fn of(live: Arc<Setting<T>>) -> Self {
         let version = live.version.load(Ordering::Acquire);
         Self { value: live.get(), live, version }
     }

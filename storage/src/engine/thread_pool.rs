@@ -15,13 +15,13 @@ use std::string::String;
 use std::thread::{Builder, JoinHandle};
 
 /// The threads. Dropping it waits for the operations they have begun, and closes the store.
-pub struct Pool {
+pub struct ThreadPool {
     failures: Arc<LogLimit>,
     jobs: Option<Sender<Job>>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Pool {
+impl ThreadPool {
     /// Starts `count` threads, whose names begin with `name`.
     ///
     /// # Errors
@@ -48,7 +48,7 @@ impl Pool {
     }
 }
 
-impl Executor for Pool {
+impl Executor for ThreadPool {
     fn execute(&self, jobs: &mut dyn Iterator<Item = Job>) {
         for job in jobs {
             if let Some(send) = &self.jobs {
@@ -60,7 +60,7 @@ impl Executor for Pool {
     }
 }
 
-impl Drop for Pool {
+impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.jobs = None;
         for thread in self.threads.drain(..) {

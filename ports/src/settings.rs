@@ -6,7 +6,7 @@ use super::capture::{Capture, Probe};
 use super::faults::{Faults, Plans};
 use super::guard::{Guard, Guards, Network, Rules};
 use super::options::{GuardBy, NicOptions};
-use super::shape::{Shape, Shaper, Shapes, Share};
+use super::shape::{Shape, Shaper, Shapes, SharedRate};
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -14,9 +14,9 @@ use alloc::vec::Vec;
 use pvio_netback::stats::Stats;
 use pvio_xenbus::driver::Fault;
 
-/// The settings of one vif. Clones are of the same vif.
+/// Settings of one vif that change while it is served. Clones are of the same vif.
 #[derive(Clone, Debug, Default)]
-pub struct Knobs {
+pub struct RuntimeSettings {
     /// Where it can be captured.
     pub probe: Probe,
     guards: Guards,
@@ -28,9 +28,9 @@ pub struct Knobs {
 pub type Wrapped<N> = Capture<Guard<Shaper<Faults<N>>>>;
 
 /// Rates that vifs share, by their names.
-pub type Shares = BTreeMap<String, Arc<Share>>;
+pub type Shares = BTreeMap<String, Arc<SharedRate>>;
 
-impl Knobs {
+impl RuntimeSettings {
     /// The port of a queue, with everything around it that can be set here.
     pub fn around<N: NetPort>(&self, port: N, stats: Arc<Stats>, queue: usize) -> Wrapped<N> {
         let faults = self.plans.around(port, stats, queue as u64);
