@@ -359,6 +359,7 @@ pub fn concat_payload(parts: &[&[u8]]) -> Result<Vec<u8>, XsError> {
 }
 
 /// Turns an `ERROR` answer into an error of the request it answers.
+#[cfg(feature = "std")]
 pub(crate) fn refusal(op: Op, parts: &[&[u8]], answer: &[u8]) -> XsError {
     let name = split_string(answer).map_or(answer, |(name, _)| name);
     // An error unknown to the protocol is still a refusal.

@@ -3,13 +3,17 @@
 //! | module | holds |
 //! |---|---|
 //! | [`steps`] | the steps that are one cargo command each |
+//! | [`examples`] | the examples of the libraries run |
+//! | [`package`] | the crates can be published |
 //! | [`tally`] | what `cargo test` printed, as numbers |
 //! | [`nostd`] | the device code links without `std` |
 //! | [`quick`] | a minute for what changed |
 //! | [`layers`] | who may depend on whom, where things may stand, what the book names |
 
+mod examples;
 mod layers;
 mod nostd;
+mod package;
 mod quick;
 mod steps;
 mod tally;
@@ -32,7 +36,7 @@ pub enum Step {
     Clippy,
     /// Unit and integration tests.
     Unit,
-    /// Documentation: it builds without a warning, and its examples run.
+    /// Documentation: it builds without a warning. Its examples and those of the libraries run.
     Doc,
     /// The device code links without `std`, and would not if something brought it.
     Nostd,
@@ -40,6 +44,8 @@ pub enum Step {
     Loom,
     /// Who may depend on whom, where `unsafe` and xenstore keys may stand, what the book names.
     Layers,
+    /// Every crate can be published.
+    Package,
     /// The real command, a real disk image, a real guest.
     E2e,
     /// Real Xen, a Debian dom0 and stock Debian guests, emulated.
@@ -71,6 +77,7 @@ impl Step {
             Self::Nostd => nostd::run(),
             Self::Loom => steps::loom(),
             Self::Layers => layers::run(),
+            Self::Package => package::run(),
             Self::E2e => e2e::run(),
             Self::Lab => lab::check(install),
             Self::Quick => quick::run(),

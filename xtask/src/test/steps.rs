@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Report, tally};
+use super::{Report, examples, tally};
 use crate::{exec, samples};
 
 /// No step takes half of this on two cores; a test that hangs must not hang everything.
@@ -61,14 +61,14 @@ pub fn unit() -> Result<Report> {
     tests(test.args(["--examples", "--no-fail-fast"]), &["--skip", LOOM_NOT_BUILT])
 }
 
-/// The documentation, and the examples in it.
+/// The documentation, the examples in it, and those of the libraries.
 pub fn doc() -> Result<Report> {
     let mut doc = exec::cargo();
     doc.args(["doc", "--workspace", "--all-features", "--no-deps"]);
     let build = plain(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     let mut test = exec::cargo();
     test.args(["test", "--workspace", "--all-features", "--doc", "--no-fail-fast"]);
-    Ok(build.and(tests(&mut test, &[])?))
+    Ok(build.and(tests(&mut test, &[])?).and(examples::run()?))
 }
 
 /// The model of the notification protocol, built for loom in a folder of its own, since the flag
