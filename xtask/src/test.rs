@@ -54,15 +54,16 @@ pub enum Step {
     Quick,
 }
 
-/// What runs if no step is named.
+/// What runs if no step is named: fast checks first.
 const ALL: &[Step] = &[
     Step::Fmt,
+    Step::Layers,
     Step::Clippy,
     Step::Unit,
     Step::Doc,
     Step::Nostd,
     Step::Loom,
-    Step::Layers,
+    Step::Package,
     Step::E2e,
     Step::Lab,
 ];
