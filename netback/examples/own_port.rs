@@ -24,7 +24,7 @@ impl NetPort for Echo {
     type Buf = Box<[u8]>;
     const HEADROOM: usize = 0;
 
-    /// A real port has a fixed number of buffers; `WouldBlock` holds the guest back meanwhile.
+    /// `WouldBlock` holds the guest back while no buffer is free.
     fn reserve(&mut self) -> Result<Box<[u8]>, WouldBlock> {
         if self.waiting.len() < 64 { Ok(vec![0; FRAME_MAX].into()) } else { Err(WouldBlock) }
     }

@@ -60,7 +60,7 @@ fn fill<B: SharedMemory>(mut sector: u64, segments: &Segments<B>) -> Option<()> 
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // A worker waits on its engine: `Waiting` gives one that completes at once an io_uring to wait on.
+    // A worker waits on its engine. `Waiting` adds an io_uring to wait on.
     let mut engine = Waiting::new(Numbers { completed: Vec::new() }, None)?;
     let page = HeapMemory::pages(1);
     let mut segments = vec![IoSeg { buf: page.clone(), offset: 0, len: 1024 }];

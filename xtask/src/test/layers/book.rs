@@ -15,7 +15,8 @@ use crate::exec;
 /// `docs/security.md` counts on and nobody wrote.
 pub fn check(packages: &[Package]) -> Result<Vec<String>> {
     let root = exec::root();
-    let mut pages = Vec::new();
+    let readmes = packages.iter().map(|package| package.dir.join("README.md"));
+    let mut pages: Vec<PathBuf> = readmes.filter(|page| page.exists()).collect();
     for dir in [root.to_path_buf(), root.join("docs")] {
         for entry in fs::read_dir(&dir).with_context(|| relative(&dir))? {
             let path = entry?.path();
