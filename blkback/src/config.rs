@@ -1,27 +1,30 @@
-//! What is decided for a disk beyond what the toolstack says of it.
+//! Settings of a disk that do not come from the toolstack's keys.
 
 use crate::pages::PAGES_MOST;
 use crate::path::Policy;
 use pvio_ring::proto::blkif::{Abi, MAX_INDIRECT_SEGMENTS};
 use pvio_xenbus::handshake::vbd::{MAX_QUEUES, MAX_RING_PAGE_ORDER, Protocol};
 
-/// What is decided for a disk beyond what the toolstack says of it, and so what is offered to its
-/// frontend. Anything past a bound is taken for the bound.
+/// Settings of a disk that do not come from the toolstack's keys. They determine the features that
+/// the backend advertises. Values above a bound are reduced to the bound
+/// ([`bounded`](Self::bounded)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Config {
-    /// How its data reaches the guest.
+    /// The policy for access to guest pages.
     pub policy: Policy,
-    /// Segments in one indirect request, at most 2048 ([`PAGES_MOST`]); 0 offers none.
+    /// Maximum number of segments of an indirect request, at most 2048 ([`PAGES_MOST`]). 0 disables
+    /// indirect requests.
     pub max_indirect_segments: u32,
-    /// A ring may have 2 to this power pages; at most 5.
+    /// Maximum ring size, as a power of two in pages; at most 5.
     pub max_ring_page_order: u32,
-    /// Queues, each with a thread of its own, at most 256. More than the machine has CPUs are of
-    /// no use.
+    /// Maximum number of queues, at most 256. Each queue has its own thread, so more queues than
+    /// CPUs bring no benefit.
     pub max_queues: u32,
 }
 
 impl Default for Config {
-    /// What Linux's backend offers, but one queue: how many CPUs there are is not known here.
+    /// The defaults of Linux's backend, except for one queue: the number of CPUs is not known
+    /// without `std`.
     fn default() -> Self {
         Self {
             policy: Policy::default(),
@@ -33,7 +36,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The default, with as many queues as there are CPUs for this process.
+    /// Returns the default settings with as many queues as this process has CPUs.
     #[cfg(feature = "std")]
     #[must_use]
     pub fn for_this_machine() -> Self {
@@ -41,7 +44,7 @@ impl Config {
         Self { max_queues: u32::try_from(cpus).unwrap_or(MAX_QUEUES), ..Self::default() }
     }
 
-    /// The same, within all bounds.
+    /// Returns these settings with every value reduced to its bound.
     #[must_use]
     pub fn bounded(self) -> Self {
         let most = MAX_INDIRECT_SEGMENTS.min(PAGES_MOST) as u32;
@@ -54,13 +57,14 @@ impl Config {
     }
 }
 
-/// How the requests of a frontend that named this protocol, or none, are laid out.
+/// Returns the request layout for a frontend that named this protocol, or none.
 ///
-/// Every frontend of today names one (Linux, the BSDs, Windows, OVMF, GRUB, Mini-OS and its kin).
-/// Those that do not are older than the key, which came when a 64-bit backend first served 32-bit
-/// guests: they are 32-bit x86. Linux's backend, the one most guests were tested with, takes them for
-/// that on x86 (`BLKIF_PROTOCOL_DEFAULT`), because such guests were found not to work otherwise;
-/// QEMU, NetBSD and tapback take them for their own. Elsewhere than on x86 there is but one layout.
+/// Every current frontend names its protocol (Linux, the BSDs, Windows, OVMF, GRUB, Mini-OS and its
+/// derivatives). Frontends that do not are older than the key, which was introduced when a 64-bit
+/// backend first served 32-bit guests: they are 32-bit x86. On x86, Linux's backend treats them as
+/// such (`BLKIF_PROTOCOL_DEFAULT`), because these guests were found not to work otherwise, and most
+/// guests were tested with it. QEMU, NetBSD and tapback assume the backend's native layout. On
+/// other architectures there is only one layout.
 pub(crate) const fn abi(protocol: Option<Protocol>) -> Abi {
     match protocol {
         Some(Protocol::X86_32) => Abi::X86_32,

@@ -5,11 +5,11 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use pvio_grant_table::policy::MappingBudget;
 
-/// A disk's [`Geometry`] as all its queues see it: all but the size stays as it is for as long as
-/// they run. The size is looked at once for each batch of requests.
+/// A disk's [`Geometry`] as all its queues see it. Everything except the size is constant while the
+/// queues run. A queue reads the size once for each batch of requests.
 #[derive(Debug)]
 pub struct DiskState {
-    /// But for the size.
+    /// The geometry; its size is superseded by `sectors`.
     geometry: Geometry,
     sectors: AtomicU64,
     flushes: Arc<FlushState>,
@@ -17,14 +17,14 @@ pub struct DiskState {
 }
 
 impl DiskState {
-    /// A disk that looks so.
+    /// Creates the state of a disk with this geometry.
     #[must_use]
     pub fn new(geometry: Geometry) -> Self {
         Self::with(geometry, Arc::default(), MappingBudget::unlimited())
     }
 
-    /// A disk that looks so, whose image knows whether a flush has failed, and whose guest may have so many
-    /// pages kept mapped.
+    /// Creates the state of a disk with this geometry, the flush state of its image, and the budget
+    /// of cached mappings of its guest.
     #[must_use]
     pub fn with(
         geometry: Geometry,
@@ -34,35 +34,36 @@ impl DiskState {
         Self { geometry, sectors: AtomicU64::new(geometry.sectors), flushes, mappings }
     }
 
-    /// How many pages of the guest may be kept mapped.
+    /// Returns the budget of cached mappings of the guest's pages.
     #[must_use]
     pub fn mapping_budget(&self) -> &Arc<MappingBudget> {
         &self.mappings
     }
 
-    /// Whether a flush of the disk has failed: no further one succeeds then.
+    /// Returns whether a flush of the disk has failed. No further flush succeeds then.
     #[must_use]
     pub fn flush_state(&self) -> &Arc<FlushState> {
         &self.flushes
     }
 
-    /// What it looks like now.
+    /// Returns the current geometry.
     #[must_use]
     #[inline]
     pub fn geometry(&self) -> Geometry {
         Geometry { sectors: self.sectors(), ..self.geometry }
     }
 
-    /// Its size now, in sectors of 512 bytes.
+    /// Returns the current size in sectors of 512 bytes.
     #[must_use]
     #[inline]
     pub fn sectors(&self) -> u64 {
-        // Nothing else goes with it: an engine that has grown has done so before it is told here,
-        // and one that has shrunk refuses by itself what is past its end.
+        // Relaxed is enough, because no other data depends on it: an engine that has grown did so
+        // before the new size was stored here, and one that has shrunk rejects operations beyond
+        // its end.
         self.sectors.load(Ordering::Relaxed)
     }
 
-    /// Changes its size; whether it was another before.
+    /// Sets the size in sectors of 512 bytes. Returns whether it changed.
     pub fn resize(&self, sectors: u64) -> bool {
         self.sectors.swap(sectors, Ordering::Relaxed) != sectors
     }

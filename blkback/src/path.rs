@@ -1,44 +1,45 @@
-//! The ways to a guest's pages, and which of them a disk is to take.
+//! Policies for access to guest pages, and the data path of a session.
 
 use core::fmt;
 use core::str::FromStr;
 
-/// How a queue reaches its guest's pages.
+/// The way a queue accesses its guest's pages.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum DataPath {
-    /// Every page is mapped for the length of its request: no byte is copied, and each request
-    /// costs a map and an unmap. The kernel moves data between the disk and the guest's page.
+    /// Every page is mapped for the duration of its request. No data is copied; each request costs
+    /// a map and an unmap. The kernel transfers data between the disk and the guest's page.
     Map,
-    /// Data goes through pages of our own: each request costs a copy by the hypervisor, and nothing
-    /// of the guest's is ever mapped but its rings.
+    /// Data passes through bounce buffers. Each request costs a copy by the hypervisor, and no
+    /// guest page except the rings is ever mapped.
     Copy,
-    /// Pages stay mapped and are found again by their grant reference: no byte is copied and,
-    /// once the guest has used all its buffers, nothing is mapped. Needs a frontend that keeps its
-    /// grants (`feature-persistent`). Pages beyond [those that are
-    /// kept](crate::pages::kept_most) are mapped for the length of their request.
+    /// Pages stay mapped and are found again by their grant reference. No data is copied and, once
+    /// the guest has used all its buffers, nothing is mapped any more. Requires a frontend with
+    /// persistent grants (`feature-persistent`). Pages beyond the [limit of cached
+    /// mappings](crate::pages::kept_most) are mapped for the duration of their request.
     PersistentOrMap,
-    /// The same, but data of pages beyond those that are kept goes through pages of our own.
+    /// Like `PersistentOrMap`, but data of pages beyond the limit passes through bounce buffers.
     PersistentOrCopy,
 }
 
 impl DataPath {
-    /// Every path.
+    /// All paths.
     pub const ALL: [Self; 4] =
         [Self::Map, Self::Copy, Self::PersistentOrMap, Self::PersistentOrCopy];
 
-    /// Whether pages stay mapped.
+    /// Returns whether mappings are cached.
     #[must_use]
     pub const fn keeps(self) -> bool {
         matches!(self, Self::PersistentOrMap | Self::PersistentOrCopy)
     }
 
-    /// Whether data of pages that do not stay mapped is copied; else such pages are mapped.
+    /// Returns whether data of pages without a cached mapping is copied; otherwise such pages are
+    /// mapped.
     #[must_use]
     pub const fn copies(self) -> bool {
         matches!(self, Self::Copy | Self::PersistentOrCopy)
     }
 
-    /// A word for logs.
+    /// Returns the name used in logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -56,34 +57,34 @@ impl fmt::Display for DataPath {
     }
 }
 
-/// Which path a disk takes; where it depends on the frontend, both.
+/// The data path policy of a disk; it names both paths where the choice depends on the frontend.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Policy {
-    /// [`DataPath::Map`], whatever the frontend asks for.
+    /// [`DataPath::Map`], whatever the frontend requests.
     #[default]
     Map,
-    /// [`DataPath::Copy`], whatever the frontend asks for.
+    /// [`DataPath::Copy`], whatever the frontend requests.
     Copy,
-    /// Keeping pages mapped is offered; what is not kept is mapped, and so is all of a frontend that
-    /// does not agree.
+    /// Persistent grants are advertised. Pages without a cached mapping are mapped, and so are all
+    /// pages of a frontend without persistent grants.
     PersistentOrMap,
-    /// Keeping pages mapped is offered; of what is not kept the data is copied, and so is all of a
-    /// frontend that does not agree.
+    /// Persistent grants are advertised. Data of pages without a cached mapping is copied, and so
+    /// is all data of a frontend without persistent grants.
     PersistentOrCopy,
 }
 
 impl Policy {
-    /// Every policy.
+    /// All policies.
     pub const ALL: [Self; 4] =
         [Self::Map, Self::Copy, Self::PersistentOrMap, Self::PersistentOrCopy];
 
-    /// Whether `feature-persistent` is offered.
+    /// Returns whether `feature-persistent` is advertised.
     #[must_use]
     pub const fn offers_persistent(self) -> bool {
         matches!(self, Self::PersistentOrMap | Self::PersistentOrCopy)
     }
 
-    /// What is in effect when both ends agreed on persistent grants, or did not.
+    /// Returns the data path, depending on whether persistent grants were negotiated.
     #[must_use]
     pub const fn path(self, agreed: bool) -> DataPath {
         match self {
@@ -94,7 +95,7 @@ impl Policy {
         }
     }
 
-    /// The word for it on a command line.
+    /// Returns the name used on the command line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -112,7 +113,7 @@ impl fmt::Display for Policy {
     }
 }
 
-/// There is no such policy.
+/// The name is not that of a policy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("not one of: map, copy, persistent-or-map, persistent-or-copy")]
 pub struct UnknownPolicy;

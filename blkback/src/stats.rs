@@ -2,45 +2,45 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use pvio_ring::proto::blkif::RefusalReason;
 
-/// What a queue has done, counted; readable while it runs.
+/// Counters and levels of a queue, readable while it runs.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Reads answered.
+    /// Completed reads.
     pub reads: Counter,
-    /// Writes answered, barriers included.
+    /// Completed writes, including barriers.
     pub writes: Counter,
-    /// Flushes answered.
+    /// Completed flushes.
     pub flushes: Counter,
-    /// Flushes that failed, or were not tried since one had failed. Any: the disk is to be attached
-    /// again.
+    /// Flushes that failed or were not attempted because an earlier one failed. If not 0, the disk
+    /// must be attached again.
     pub failed_flushes: Counter,
-    /// Discards answered.
+    /// Completed discards.
     pub discards: Counter,
     /// Bytes read by the guest.
     pub read_bytes: Counter,
     /// Bytes written by the guest.
     pub written_bytes: Counter,
-    /// Pages of the guest mapped for requests.
+    /// Guest pages mapped for requests.
     pub mapped_pages: Counter,
-    /// Pages of requests that were mapped still.
+    /// Pages of requests that had a cached mapping.
     pub reused_pages: Counter,
-    /// Pages that the host had no room to map, and whose data was copied for that.
+    /// Pages whose data was copied because the host could not map them for want of resources.
     pub unmappable_pages: Counter,
     /// Pages copied to or from the guest.
     pub copied_pages: Counter,
-    /// Pages of the guest kept mapped just now, as far as the last look at the clock.
+    /// Cached mappings, as of the last clock tick.
     pub kept_pages: Counter,
-    /// Pages of our own that the kernel was made known as an io_uring's buffers.
+    /// Bounce buffers registered with io_uring.
     pub registered_pages: Counter,
     /// Notifications sent.
     pub notifies: Counter,
-    /// Times the worker was woken.
+    /// Number of times the worker was woken.
     pub wakeups: Counter,
     refused: [Counter; REASONS.len()],
     /// Requests in flight, and pages in use by them.
     in_flight: Counter,
     request_pages: Counter,
-    /// 0 while there is no queue.
+    /// 0 while the queue does not exist.
     limits: Limits,
 }
 
@@ -53,7 +53,7 @@ struct Limits {
     registered_pages: Counter,
 }
 
-/// Every reason for which a request is refused, in the order of its counter.
+/// All reasons for which a request is rejected, in the order of the counters.
 const REASONS: [RefusalReason; 9] = [
     RefusalReason::UnknownOperation,
     RefusalReason::SegmentCount,
@@ -109,7 +109,7 @@ impl Stats {
         .map(|(name, used, limit)| (name, used.get(), limit.get()))
     }
 
-    /// The sum of several.
+    /// Returns the sum of several queues' counters.
     #[must_use]
     pub fn total(all: &[Arc<Self>]) -> Self {
         let total = Self::default();
@@ -121,8 +121,8 @@ impl Stats {
         total
     }
 
-    /// Every counter but those of [`refused`](Self::refused), with its name. `kept-pages` and
-    /// `registered-pages` are levels, the others only grow.
+    /// Returns every counter except those of [`refused`](Self::refused), with its name.
+    /// `kept-pages` and `registered-pages` are levels; the others only grow.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.table().into_iter().map(|(name, counter)| (name, counter.get()))
     }
@@ -136,7 +136,7 @@ impl Stats {
     }
 
     fn table(&self) -> [(&'static str, &Counter); 15] {
-        // One that is added is not forgotten here.
+        // The exhaustive pattern makes the compiler report a counter that is missing here.
         let Self {
             reads,
             writes,
@@ -177,30 +177,30 @@ impl Stats {
         ]
     }
 
-    /// Requests refused or failed, by reason.
+    /// Returns the number of rejected or failed requests by reason.
     pub fn refused(&self) -> impl Iterator<Item = (RefusalReason, u64)> {
         REASONS.into_iter().zip(self.refused.iter().map(Counter::get))
     }
 }
 
-/// A counter that one thread raises and any may read.
+/// A counter with one writing thread and any number of readers.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds `n`. Only the thread that serves the queue does.
+    /// Adds `n`. Called only by the thread that serves the queue.
     #[inline]
     pub fn add(&self, n: u64) {
         // One writer: no read-modify-write is needed.
         self.0.store(self.get().wrapping_add(n), Ordering::Relaxed);
     }
 
-    /// Makes a level of it.
+    /// Sets the value, for a level.
     pub(crate) fn set(&self, n: u64) {
         self.0.store(n, Ordering::Relaxed);
     }
 
-    /// The count now.
+    /// Returns the current value.
     #[must_use]
     #[inline]
     pub fn get(&self) -> u64 {

@@ -1,4 +1,4 @@
-//! The device: a virtual disk's backend end, from the toolstack's words to served queues.
+//! The vbd device's backend: from the toolstack's configuration to connected queues.
 
 mod media;
 mod serve;
@@ -38,28 +38,28 @@ use session::{Begin, Session};
 pub struct Vbd<P: Platform, S: Serve<P>> {
     platform: P,
     server: S,
-    /// What is usual.
+    /// The default settings.
     usual: Config,
-    /// What holds for this disk.
+    /// The settings of this disk.
     config: Config,
-    /// What the toolstack said of it, and what it looks like; none before it was opened.
+    /// The toolstack's keys and the state of the disk; `None` before it is opened.
     disk: Option<(ToolstackBack, Arc<DiskState>)>,
-    /// The image is in use elsewhere, and the error node says so.
+    /// Whether the error node reports that the image is in use elsewhere.
     told_busy: bool,
-    /// A change of media that was begun.
+    /// A media change in progress.
     change: Option<Change>,
-    /// What became of one that could not be carried through.
+    /// The fault of a media change that failed.
     failed: Option<Fault>,
-    /// The operator was told that a flush of the open disk has failed.
+    /// Whether the failed flush of the open disk was logged.
     warned: bool,
-    /// What this session's frontend was offered, and asked for.
+    /// The features that this session advertised and its frontend requested.
     asked: Option<(BackOffer, FrontRequest)>,
-    /// What this session's queues have in flight.
+    /// The in-flight record of this session.
     session: Option<Session<S::Record>>,
-    /// The queues of this session; none when there is no session.
+    /// The queues of this session; empty without a session.
     running: Vec<S::Running>,
     negotiated: Option<Negotiated>,
-    /// Of each queue, over all sessions.
+    /// Counters of each queue, over all sessions.
     stats: Vec<Arc<Stats>>,
     #[cfg(feature = "std")]
     sessions: Arc<pvio_uring::LogLimit>,
@@ -68,12 +68,12 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
 }
 
 impl<P: Platform, S: Serve<P>> Vbd<P, S> {
-    /// A disk nobody has asked about yet, as the default [`Config`] has it.
+    /// Creates a disk with the default [`Config`], in the initial state.
     pub fn new(platform: P, server: S) -> Self {
         Self::with(platform, server, Config::default())
     }
 
-    /// A disk nobody has asked about yet.
+    /// Creates a disk with these settings, in the initial state.
     pub fn with(platform: P, server: S, config: Config) -> Self {
         Self {
             platform,
@@ -97,38 +97,38 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         }
     }
 
-    /// What each of its queues has done, over all sessions; [`Stats::total`] adds them up.
+    /// Returns the counters of each queue, over all sessions; [`Stats::total`] adds them up.
     pub fn stats(&self) -> &[Arc<Stats>] {
         &self.stats
     }
 
-    /// What may happen to the disk and is logged now and then, by name.
+    /// Returns the rate-limited log events of the disk, by name.
     #[cfg(feature = "std")]
     pub fn events(&self) -> [(&'static str, Arc<pvio_uring::LogLimit>); 2] {
         [("sessions", Arc::clone(&self.sessions)), ("resizes", Arc::clone(&self.resizes))]
     }
 
-    /// What this session may use; `None` when there is none.
+    /// Returns the negotiated features of this session; `None` without a session.
     pub fn negotiated(&self) -> Option<&Negotiated> {
         self.negotiated.as_ref()
     }
 
-    /// How this session's data reaches the guest; `None` when there is no session.
+    /// Returns the data path of this session; `None` without a session.
     pub fn data_path(&self) -> Option<DataPath> {
         self.negotiated.as_ref().map(|agreed| self.config.policy.path(agreed.persistent))
     }
 
-    /// How queues are served.
+    /// Returns the server of the queues.
     pub fn server(&self) -> &S {
         &self.server
     }
 
-    /// What the disk looks like now; `None` before it was opened.
+    /// Returns the disk's current geometry; `None` before it is opened.
     pub fn geometry(&self) -> Option<Geometry> {
         self.disk.as_ref().map(|(_, live)| live.geometry())
     }
 
-    /// How many pages of its guest may be kept mapped; `None` before the disk was opened.
+    /// Returns the budget of cached mappings of its guest; `None` before the disk is opened.
     pub fn mapping_budget(&self) -> Option<&Arc<MappingBudget>> {
         self.disk.as_ref().map(|(_, live)| live.mapping_budget())
     }
@@ -147,12 +147,12 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
             max_indirect_segments: Some(self.config.max_indirect_segments).filter(|n| *n > 0),
             max_queues: Some(self.config.max_queues),
             max_ring_page_order: Some(self.config.max_ring_page_order),
-            // The older way to say it, for older frontends.
+            // The older key with the same meaning, for older frontends.
             max_ring_pages: Some(1 << self.config.max_ring_page_order),
         }
     }
 
-    /// Maps the ring of a queue, goes on with its record and binds its event channel.
+    /// Maps the ring of a queue, creates or resumes its record and binds its event channel.
     fn attach(
         &self,
         front: DomId,
@@ -194,7 +194,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         })
     }
 
-    /// Opens what backs the disk, as the toolstack lets it be used.
+    /// Opens the disk's image, with the access that the toolstack permits.
     fn poll_open(&mut self, disk: &ToolstackBack) -> Result<Opening, Fault> {
         self.disk = None;
         let opening = self.server.poll_open(disk)?;
@@ -214,7 +214,8 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         Ok(opening)
     }
 
-    /// Attaches every queue the frontend asks for and begins to serve them: all of them or none.
+    /// Attaches every queue that the frontend requests and starts serving them: all of them or
+    /// none.
     fn serve(&mut self, ends: &Ends, begin: Begin) -> Result<(), Fault> {
         let Some((offer, request)) = &self.asked else { return Ok(()) };
         let agreed = Negotiated::new(offer, request);
@@ -225,7 +226,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         while self.stats.len() < request.queues.len() {
             self.stats.push(Arc::default());
         }
-        // What was attached or started when one fails is dropped.
+        // If one fails, the queues attached or started before it are dropped.
         let attached = request.queues.iter().enumerate();
         let attached: Vec<_> = attached
             .map(|queue| self.attach(ends.addr.front, queue, &agreed, begin))
@@ -250,15 +251,15 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         Ok(())
     }
 
-    /// Takes the size of the disk that was looked up last; returns it if it was another before. Queues know
-    /// it at once.
+    /// Applies the disk size that was looked up last, to all queues immediately. Returns it if it
+    /// changed.
     fn measure(&mut self) -> Option<u64> {
         let (_, live) = self.disk.as_ref()?;
         let sectors = self.server.sectors()?;
         live.resize(sectors).then_some(sectors)
     }
 
-    /// Tells the frontend the size that was looked up last, if it is another than before.
+    /// Announces the disk size that was looked up last to the frontend, if it changed.
     fn announce_size(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
         match self.measure() {
             Some(sectors) if self.negotiated.is_some() => {
@@ -273,13 +274,13 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         }
     }
 
-    /// Begins a session with what the frontend asks for.
+    /// Begins a session with the features that the frontend requests.
     fn begin(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        // What stands there, since it may be an earlier process's, of which the frontend knows and of
-        // us nothing.
+        // Read from xenstore, because the features may have been advertised by an earlier process,
+        // and the frontend knows only those.
         let mut offer = BackOffer::read(xs, &ends.back)?;
         if !ends.resumed {
-            // Not known before the disk was opened.
+            // It is not known before the disk is opened.
             offer.discard = self.features().discard;
         }
         let request = FrontRequest::read(xs, &ends.front, &offer)?;
@@ -288,7 +289,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         self.serve(ends, if ends.resumed { Begin::Resumed } else { Begin::New })
     }
 
-    /// Stops every queue at once; whether all have ended.
+    /// Stops all queues in parallel. Ready when all have ended.
     fn stop(&mut self) -> Poll<()> {
         let Self { server, running, .. } = self;
         running.retain_mut(|queue| server.stop(queue).is_pending());
@@ -321,7 +322,7 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
     }
 
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
-        // From the next session on the offer is ours.
+        // From the next session on, this process advertises its own features.
         if ends.keeps_offer(xs)? && BackOffer::read(xs, &ends.back)? != BackOffer::default() {
             return Ok(());
         }
@@ -371,7 +372,7 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
 
     fn is_superseded(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> bool {
         let Some((offer, asked)) = &self.asked else { return false };
-        // One that has taken its keys away, as firmware does at its end, is not another.
+        // A frontend that removed its keys, as firmware does when it ends, is not a new one.
         FrontRequest::read(xs, &ends.front, offer).is_ok_and(|now| now != *asked)
     }
 
@@ -444,11 +445,11 @@ impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
             return Some(fault);
         }
         if self.change.is_some() {
-            // Its queues are ending.
+            // The queues are being stopped.
             return None;
         }
         let Self { server, running, .. } = self;
-        // One queue that cannot go on ends them all.
+        // A queue that cannot continue ends all of them.
         running.iter_mut().find_map(|queue| match server.ready(queue) {
             Ok(_) => server.fault(queue).map(|fault| Fault::new(fault.code(), fault)),
             Err(fault) => Some(fault),

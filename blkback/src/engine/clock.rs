@@ -1,17 +1,17 @@
-//! Time, given from outside: engines that wait for a moment have a clock handed to them.
+//! Clocks. Engines that wait for a point in time use a clock that their creator passes in.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
-/// Says how late it is.
+/// A source of time.
 pub trait Clock {
-    /// Time since some moment in the past that never changes.
+    /// Returns the time since a fixed, arbitrary point in the past.
     fn now(&self) -> Duration;
 }
 
-/// The system's clock that is never set. All of a process are the same clock, so that what disks
-/// share may be measured by any of theirs.
+/// The system's monotonic clock. All instances in a process have the same origin, so that disks
+/// with a shared limit can measure it with any of their clocks.
 #[cfg(feature = "std")]
 #[derive(Clone, Copy, Debug)]
 pub struct Monotonic(std::time::Instant);
@@ -31,12 +31,13 @@ impl Clock for Monotonic {
     }
 }
 
-/// A clock that stands until it is moved: for tests and simulations. Its clones are the same clock.
+/// A clock that changes only when it is advanced, for tests and simulations. Clones share the same
+/// time.
 #[derive(Clone, Debug, Default)]
 pub struct Manual(Arc<AtomicU64>);
 
 impl Manual {
-    /// Moves it on.
+    /// Advances the clock.
     pub fn advance(&self, by: Duration) {
         let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
         self.0.fetch_add(by, Ordering::SeqCst);
@@ -49,7 +50,7 @@ impl Clock for Manual {
     }
 }
 
-/// Returns the sooner of two times from now.
+/// Returns the earlier of two times from now.
 #[must_use]
 pub fn sooner(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
     match (a, b) {

@@ -1,4 +1,4 @@
-//! Whether a disk's flushes can still be trusted.
+//! Tracks whether flushes of a disk are still reliable.
 //!
 //! A failed `fdatasync` is reported once. Linux may mark the pages that it could not write clean, so that
 //! the next `fdatasync` succeeds although their data is lost. Of several callers that share an open file
@@ -22,7 +22,7 @@ use {
 #[derive(Default)]
 pub struct FlushState {
     failed: AtomicBool,
-    /// Held by those that flush alone.
+    /// Serializes flushes of [`flush_alone`](Self::flush_alone).
     #[cfg(feature = "std")]
     turn: Mutex<()>,
     #[cfg(feature = "std")]
@@ -50,10 +50,10 @@ impl FlushState {
 
 #[cfg(feature = "std")]
 impl FlushState {
-    /// Calls `listener` when the first flush fails, from the thread that sees it fail; at once if one has
-    /// failed already. Only the first listener is kept.
+    /// Calls `listener` when the first flush fails, from the thread that observes the failure, or
+    /// immediately if a flush has failed already. Only the first listener is used.
     pub fn on_failure(&self, listener: impl Fn() + Send + Sync + 'static) {
-        // One that comes second is a mistake of the caller's, and changes nothing.
+        // A second listener is an error of the caller and is ignored.
         if self.listener.set(Box::new(listener)).is_ok()
             && self.has_failed()
             && let Some(listener) = self.listener.get()
@@ -62,11 +62,11 @@ impl FlushState {
         }
     }
 
-    /// Flushes by `sync`, which is repeated if it is interrupted. The caller sees to it that the same open
-    /// file is not flushed twice at a time: only one of the two would see an error.
+    /// Flushes with `sync`, which is retried if it is interrupted. The caller ensures that the same
+    /// open file is not flushed twice at a time: only one of the two flushes would see an error.
     ///
     /// # Errors
-    /// The error of `sync`, which is remembered; `EIO` if a flush failed before.
+    /// The error of `sync`, which is recorded; `EIO` if an earlier flush failed.
     pub fn flush(&self, sync: impl FnMut() -> io::Result<()>) -> io::Result<()> {
         const EIO: i32 = 5;
         if self.has_failed() {
@@ -75,7 +75,8 @@ impl FlushState {
         retry::blocking(sync).inspect_err(|_| self.mark_failed())
     }
 
-    /// The same, for callers that know nothing of each other: one after the other.
+    /// Flushes like [`flush`](Self::flush) for callers that do not coordinate with each other: one
+    /// at a time.
     ///
     /// # Errors
     /// As [`flush`](Self::flush).

@@ -1,4 +1,5 @@
-//! A disk in private memory, done at once: for tests, benchmarks and the simulator.
+//! A disk in private memory that completes operations synchronously, for tests, benchmarks and the
+//! simulator.
 
 use super::{BlockEngine, Discard, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::collections::VecDeque;
@@ -14,13 +15,13 @@ const SECTOR: usize = 512;
 pub struct MemEngine<B> {
     data: Vec<u8>,
     done: VecDeque<(u32, Result<(), EngineError>, Segments<B>)>,
-    /// Lists of operations that are over; reused.
+    /// Segment lists of completed operations, for reuse.
     spare: Vec<Segments<B>>,
     read_only: bool,
 }
 
 impl<B> MemEngine<B> {
-    /// A disk of zeroes.
+    /// Creates a disk of zeroes.
     #[must_use]
     pub fn zeroed(sectors: usize) -> Self {
         Self {
@@ -31,14 +32,14 @@ impl<B> MemEngine<B> {
         }
     }
 
-    /// The same disk, refusing writes.
+    /// Makes the disk reject writes.
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
     }
 
-    /// The disk's bytes.
+    /// Returns the disk's contents.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.data

@@ -1,18 +1,18 @@
-//! Storage, as a queue uses it: the [`BlockEngine`] trait.
+//! The interface of a queue to storage: the [`BlockEngine`] trait.
 //!
 //! # Model
-//! A queue hands an engine operations with a tag, in batches, and asks later which are done. An
-//! engine never blocks, completes in any order, completes every operation exactly once, and owns
-//! an operation's buffers until then; all of them come back with the completion. It is used by one
-//! queue of one thread; engines over the same image know nothing of each other.
+//! A queue submits operations with a tag, in batches, and polls for completions later. An engine
+//! never blocks, completes operations in any order, completes every operation exactly once, and
+//! owns an operation's buffers until it returns them with the completion. An engine is used by one
+//! queue on one thread. Engines of the same image do not coordinate with each other.
 //!
 //! # Errors
-//! An operation fails by itself ([`EngineError`]) and says nothing about others. An engine that can
-//! take no more says [`Full`], which is back-pressure, not an error. Sectors are in range: the
-//! queue has checked that.
+//! The failure of an operation ([`EngineError`]) does not affect other operations. An engine
+//! without capacity returns [`Full`], which is back-pressure, not an error. Sectors are in range:
+//! the queue has checked them.
 //!
-//! [`mem::MemEngine`] keeps data in private memory of one queue. Engines over files, devices and servers,
-//! and what limits, delays or records their operations, are in `pvio-storage`.
+//! [`mem::MemEngine`] holds data in private memory of one queue. Engines for files, devices and
+//! servers, and wrappers that limit, delay or record operations, are in `pvio-storage`.
 
 pub mod clock;
 pub mod flush;
@@ -25,78 +25,78 @@ use core::time::Duration;
 use pvio_ring::IoSeg;
 use pvio_ring::shm::PoolMemory;
 
-/// What a disk looks like. Sectors are of 512 bytes.
+/// The geometry of a disk. Sectors are of 512 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Geometry {
     /// Size in sectors of 512 bytes.
     pub sectors: u64,
-    /// Bytes of a logical sector, 512 or 4096: requests are whole ones.
+    /// Bytes of a logical sector, 512 or 4096. Requests cover whole logical sectors.
     pub sector_size: u32,
-    /// Bytes of a physical sector: what the medium writes at once.
+    /// Bytes of a physical sector: the unit that the storage writes atomically.
     pub physical_sector_size: u32,
-    /// Whether writing is refused.
+    /// Whether writes are rejected.
     pub read_only: bool,
-    /// What can be discarded, if anything.
+    /// Discard support, `None` if the disk has none.
     pub discard: Option<Discard>,
-    /// Whether a guest's pages are nothing for the medium: all data is copied into memory of our own
-    /// and out of it, whatever the [policy](crate::Policy).
+    /// Whether the storage cannot access guest pages directly. All data then passes through bounce
+    /// buffers, whatever the [policy](crate::Policy).
     pub copied: bool,
 }
 
-/// How a disk discards, in bytes.
+/// Discard parameters of a disk, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Discard {
-    /// The smallest unit that is really given back.
+    /// The smallest unit that is actually released.
     pub granularity: u32,
-    /// Where the first such unit begins.
+    /// The offset of the first such unit.
     pub alignment: u32,
-    /// Whether what was there can be made unrecoverable.
+    /// Whether discarded data can be made unrecoverable (secure discard).
     pub secure: bool,
 }
 
-/// What to do.
+/// An operation of an engine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Io {
-    /// Fill the buffers from the disk.
+    /// Reads from the disk into the buffers.
     Read {
         /// First sector.
         sector: u64,
     },
-    /// Write the buffers to the disk.
+    /// Writes the buffers to the disk.
     Write {
         /// First sector.
         sector: u64,
     },
-    /// Bring every write completed before now to the medium.
+    /// Makes all completed writes durable.
     Flush,
-    /// These sectors are not needed any more.
+    /// Discards sectors that are no longer needed.
     Discard {
         /// First sector.
         sector: u64,
-        /// How many.
+        /// Number of sectors.
         sectors: u64,
-        /// What was there must not be found by anybody any more. Only for a disk that offers it
-        /// ([`Discard::secure`]); others fail by it.
+        /// Whether the old data must become unrecoverable. Valid only for a disk that advertises it
+        /// ([`Discard::secure`]); other disks fail the operation.
         secure: bool,
     },
-    /// These sectors read as zeroes from now on. They may be given back like discarded ones.
+    /// Makes sectors read as zeroes. Their storage may be released, as by a discard.
     WriteZeroes {
         /// First sector.
         sector: u64,
-        /// How many.
+        /// Number of sectors.
         sectors: u64,
     },
 }
 
 impl Io {
-    /// Whether the disk is changed by it.
+    /// Returns whether the operation modifies the disk.
     #[must_use]
     pub const fn changes(self) -> bool {
         matches!(self, Self::Write { .. } | Self::Discard { .. } | Self::WriteZeroes { .. })
     }
 }
 
-/// The engine can take nothing more before something is done.
+/// The engine accepts no further operation until one completes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the engine can take no more operations now")]
 pub struct Full;
@@ -107,53 +107,55 @@ pub enum EngineError {
     /// An error of the operating system.
     #[error("the operating system reports error {0}")]
     Os(i32),
-    /// Less than was asked for, and no more to be had: the image was truncated.
+    /// The image holds less data than the operation covers: it was truncated.
     #[error("the image is shorter than it was")]
     Short,
-    /// This engine cannot do that.
+    /// The engine does not support the operation.
     #[error("not supported by this image")]
     Unsupported,
-    /// Who does the operations has ended, by a mistake in it: none will be done any more.
+    /// The thread that carries out operations has ended because of a bug. No operation can complete
+    /// any more.
     #[error("the thread that does the disk's operations has ended")]
     Lost,
 }
 
-/// Keeps the data of a disk. `B` is the memory operations move data to and from.
+/// Block storage of a disk. `B` is the type of the memory that operations read from and write to.
 pub trait BlockEngine<B> {
-    /// What the disk looks like; never changes while a queue runs.
+    /// Returns the geometry. It does not change while a queue runs.
     fn geometry(&self) -> Geometry;
 
-    /// Queues an operation. Its segments are taken out of `segments` even when it fails later.
+    /// Queues an operation. Takes its segments out of `segments` even if the operation fails later.
     ///
     /// # Errors
-    /// [`Full`]; nothing was taken then.
+    /// [`Full`]; `segments` is unchanged then.
     fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full>;
 
-    /// Submits what was queued: once a batch.
+    /// Submits the queued operations; called once for each batch.
     fn kick(&mut self);
 
-    /// Registers memory that many operations will use, once. An engine that gains by it registers the memory
-    /// with the kernel. Returns how many bytes it registered.
+    /// Registers memory that many operations will use; called once. An engine that benefits
+    /// registers it with the kernel. Returns the number of bytes registered.
     fn register(&mut self, memory: PoolMemory) -> usize {
         drop(memory);
         0
     }
 
-    /// Returns when to [`reap`](Self::reap) again without an event, as a time from now: an engine that delays
-    /// operations may release some then. `None` if it has no deadline.
+    /// Returns the time from now after which [`reap`](Self::reap) must be called again without an
+    /// event, because an engine that delays operations may release some then. `None` if there is no
+    /// deadline.
     fn deadline(&self) -> Option<Duration> {
         None
     }
 
-    /// Reports every operation that is done, each once, by tag, and gives its segments back, as
-    /// they were submitted. What is left in the list is dropped afterwards.
+    /// Reports each completed operation once, by tag, and returns its segments as they were
+    /// submitted. Segments that the callback leaves in the list are dropped.
     fn reap(&mut self, done: &mut Done<'_, B>);
 }
 
-/// Who is told of operations that are done: tag, outcome, segments.
+/// A callback for completed operations: tag, outcome, segments.
 pub type Done<'a, B> = dyn FnMut(u32, Result<(), EngineError>, &mut Segments<B>) + 'a;
 
-/// The segments of an operation on their way into an engine; reused, so that none is allocated.
+/// The segments of an operation during submission. The list is reused to avoid allocations.
 pub type Segments<B> = alloc::vec::Vec<IoSeg<B>>;
 
 impl<B, E: BlockEngine<B> + ?Sized> BlockEngine<B> for Box<E> {

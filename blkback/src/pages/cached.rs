@@ -1,5 +1,6 @@
-//! Grants that stay mapped. When all that may be kept is, what is used stays: pages beyond are
-//! served in the policy's other way, and what was not used for long makes room by and by.
+//! The cache of persistent grants' mappings. When the cache is full, mappings that are in use stay,
+//! further pages are mapped or copied for their request only, and mappings that have been idle for
+//! long are evicted gradually.
 
 use super::Buf;
 use alloc::sync::Arc;
@@ -8,59 +9,61 @@ use pvio_grant_table::policy::{Keep, MappingBudget, MappingPermit};
 use pvio_grant_table::{DomId, GrantRef};
 use pvio_ring::shm::Either;
 
-/// How often it is looked for what can go, as Linux's backend does; also the unit of its time.
+/// Interval between eviction passes, as in Linux's backend; also the resolution of the cache's
+/// time.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// How long a page that is not used stays mapped, as Linux's backend has it: 60 s in intervals.
+/// Intervals after which an unused page is unmapped: 60 s, as in Linux's backend.
 const UNUSED: u32 = 600;
-/// Of pages that were not used for so many intervals, and not since the last look, some go where room
-/// was wanted; those not used for longest before the others.
+/// Minimum idle times, in intervals, of pages that are evicted when the cache was full, longest
+/// first. Pages used since the last pass are never evicted.
 const IDLE: [u32; 3] = [100, 10, 1];
-/// Of all that may be kept this part goes at a time, as Linux's backend has it: 5 %.
+/// Divisor for the share of the cache that one pass evicts: 5 %, as in Linux's backend.
 const PART: usize = 20;
 
-/// Mapped pages of one frontend. A page in use by a request is shared with it and cannot go.
+/// Mapped pages of one frontend. A page that a request uses is shared with the request and is not
+/// evicted.
 #[derive(Debug)]
 pub(super) struct CachedPages<M> {
     pages: Keep<Cached<M>>,
     budget: Arc<MappingBudget>,
-    /// How many may go at a time to make room.
+    /// Maximum number of pages to evict in one pass to make room.
     step: usize,
-    /// A page was not kept for want of room since room was last made.
+    /// Whether a page could not be cached for want of room since the last pass that made room.
     wanted: bool,
     most: usize,
 }
 
-/// A page that stays mapped.
+/// A cached mapping.
 #[derive(Debug)]
 struct Cached<M> {
     page: Arc<M>,
-    /// Given back after the page is unmapped.
+    /// Returned to the budget after the page is unmapped.
     _permit: MappingPermit,
 }
 
 impl<M> CachedPages<M> {
-    /// Room for `most` pages, of which no more are kept than the budget has left.
+    /// Creates a cache of at most `most` pages, also limited by what is left of the budget.
     pub fn new(most: usize, budget: Arc<MappingBudget>) -> Self {
         Self { pages: Keep::new(most), budget, step: most.div_ceil(PART), wanted: false, most }
     }
 
-    /// How many may be mapped.
+    /// Returns the maximum number of cached mappings.
     pub fn most(&self) -> usize {
         self.most
     }
 
-    /// How many are mapped.
+    /// Returns the number of cached mappings.
     pub fn len(&self) -> usize {
         self.pages.len()
     }
 
-    /// The page of a reference, if it is mapped.
+    /// Returns the page of a grant reference, if it is mapped.
     #[inline]
     pub fn get(&mut self, frontend: DomId, gref: GrantRef) -> Option<Arc<M>> {
         self.pages.get(frontend, gref).map(|cached| Arc::clone(&cached.page))
     }
 
-    /// Room for one more, if there is any here and in the budget. That there was none is remembered.
+    /// Reserves room for one more page in the cache and in the budget. Records if there was none.
     #[inline]
     pub fn room(&mut self) -> Option<MappingPermit> {
         let room = if self.pages.is_full() { None } else { self.budget.take() };
@@ -68,7 +71,7 @@ impl<M> CachedPages<M> {
         room
     }
 
-    /// Takes a page that was just mapped, for which there is room, and gives it to its first user.
+    /// Inserts a newly mapped page for which room was reserved, and returns it for its first user.
     pub fn insert(
         &mut self,
         frontend: DomId,
@@ -78,14 +81,14 @@ impl<M> CachedPages<M> {
     ) -> Buf<M> {
         let page = Arc::new(page);
         let cached = Cached { page: Arc::clone(&page), _permit: room };
-        // If it were not taken it would go with its user.
+        // If the insertion failed, the page would be unmapped when its user releases it.
         let _ = self.pages.insert(frontend, gref, cached);
         Either::B(Either::A(page))
     }
 
-    /// Tells the time, from any beginning. Once an [`INTERVAL`], unmaps what nobody has used for a
-    /// minute, and where room was wanted some of what nobody has used lately; returns how many
-    /// pages.
+    /// Sets the current time, from an arbitrary origin. Once an [`INTERVAL`], unmaps pages that
+    /// were unused for 60 s and, if room was wanted, some pages that were idle recently. Returns
+    /// the number of pages unmapped.
     pub fn tick(&mut self, now: Duration) -> usize {
         let before = self.pages.now();
         let now = u32::try_from(now.as_millis() / INTERVAL.as_millis()).unwrap_or(u32::MAX);
@@ -99,7 +102,7 @@ impl<M> CachedPages<M> {
             Some(long_ago) => self.pages.retire(long_ago, usize::MAX, idle),
             None => 0,
         };
-        // What was used since the last look was used at the time that was told then.
+        // Pages used since the last pass carry the time that was set then.
         if let Some(last) = before.checked_sub(1)
             && core::mem::take(&mut self.wanted)
         {
@@ -120,7 +123,7 @@ mod tests {
     const FRONT: DomId = DomId(2);
 
     impl CachedPages<u32> {
-        /// Keeps a page and lets go of it, if there is room.
+        /// Inserts a page and releases it, if there is room. Returns whether there was.
         fn put(&mut self, gref: u32) -> bool {
             let room = self.room();
             room.map(|room| drop(self.insert(FRONT, GrantRef(gref), gref, room))).is_some()
@@ -139,15 +142,15 @@ mod tests {
     fn what_is_used_stays_and_what_is_not_makes_room_a_twentieth_at_a_time() {
         let mut kept = CachedPages::new(100, MappingBudget::unlimited());
         assert!((0..100).all(|gref| kept.put(gref)));
-        // Nobody wanted room: nothing goes.
+        // No room was wanted: nothing is evicted.
         assert_eq!((kept.tick(intervals(5)), kept.len()), (0, 100));
         for now in 6..50 {
-            // The first fifty are used all the time.
+            // The first fifty stay in use.
             assert!((0..50).all(|gref| kept.has(gref)), "{now}");
             let before = kept.len();
             let room = kept.put(1000 + now);
             assert_eq!(room, before < 100);
-            // As long as there is room nothing more goes.
+            // While there is room, nothing more is evicted.
             let gone = kept.tick(intervals(now));
             assert_eq!((gone, kept.len()), if room { (0, before + 1) } else { (5, 95) }, "{now}");
         }
@@ -168,7 +171,8 @@ mod tests {
     #[test]
     fn those_not_used_for_longest_go_first() {
         let (mut kept, mut ages) = (CachedPages::new(40, MappingBudget::unlimited()), Vec::new());
-        // How many intervals before the end they are used for the last time. Two go at a time.
+        // Number of intervals before the end at which each page is last used. Two pages are evicted
+        // at a time.
         for (age, gref) in [5, 50, 250, 50, 5, 250].into_iter().zip(0..) {
             ages.push((age, gref));
         }
@@ -191,7 +195,7 @@ mod tests {
         assert!(one.put(1) && one.put(2) && other.put(3));
         one.tick(intervals(2));
         assert!(!one.put(4) && !other.put(5));
-        // Idle pages make room.
+        // Eviction of idle pages makes room.
         assert_eq!((one.tick(intervals(300)), one.len(), budget.used()), (2, 0, 1));
         assert!(other.put(5));
         drop(other);

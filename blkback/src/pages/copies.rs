@@ -1,4 +1,4 @@
-//! Copying between the guest's pages and ours.
+//! Grant copies between the guest's pages and bounce buffers.
 
 use super::{Finished, Pages, StepError};
 use crate::stats::Stats;
@@ -8,8 +8,8 @@ use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantRef, GrantStatu
 use pvio_ring::shm::{Either, SharedMemory};
 
 impl<M: SharedMemory> Pages<M> {
-    /// Takes a page of our own for each of these that is beyond those that are kept, and copies in what is
-    /// to be written to the disk, in one call.
+    /// Takes a bounce buffer for each page that is not served from the cache, and copies in the
+    /// data to be written to the disk, with one hypercall.
     pub(super) fn copy_in<P: GrantCopier>(
         &mut self,
         range: Range<usize>,
@@ -27,7 +27,7 @@ impl<M: SharedMemory> Pages<M> {
         let pages = wanted.iter().zip(found.iter_mut()).enumerate();
         for (i, (want, buf)) in pages.filter(|(_, (want, _))| want.beyond) {
             let gref = want.segment.gref;
-            // A request's pages lie together if that can be.
+            // The pages of a request are contiguous if possible.
             if want.first {
                 next = None;
             }
@@ -54,7 +54,7 @@ impl<M: SharedMemory> Pages<M> {
         }
         grants.copy(&mut ops);
         stats.copied_pages.add(ops.len() as u64);
-        // Only the failed ones are left.
+        // Only the failed pages are left.
         let mut outcomes = ops.iter().map(|op| op.status);
         places.retain(|_| outcomes.next() != Some(GrantStatus::Okay));
         self.ops = recycle(ops);
@@ -66,7 +66,7 @@ impl<M: SharedMemory> Pages<M> {
         }
     }
 
-    /// Copies to the guest what was read from the disk, in one call.
+    /// Copies data that was read from the disk to the guest, with one hypercall.
     pub(super) fn copy_out<P: GrantCopier>(
         &mut self,
         grants: &P,
@@ -78,7 +78,7 @@ impl<M: SharedMemory> Pages<M> {
         let mut rest = self.returned.as_mut_slice();
         let mut at = 0;
         for done in finished.iter_mut().filter(|done| !done.copy.is_empty()) {
-            // The operations' pages lie in the order in which they were returned.
+            // The pages of the operations are in the order in which they were returned.
             let (_, after) = rest.split_at_mut(done.copy.start - at);
             let (here, after) = after.split_at_mut(done.copy.len());
             (rest, at) = (after, done.copy.end);
@@ -111,14 +111,14 @@ pub(super) fn copy_op(
     offset: usize,
     with: CopyBuf<'_>,
 ) -> CopyOp<'_> {
-    // A copier that leaves one out has not done it.
+    // The default is failure: an operation that the copier skips was not done.
     CopyOp { domain, gref, offset, with, status: GrantStatus::GeneralError }
 }
 
-/// An empty list of another lifetime in the same allocation.
+/// Returns an empty list with another lifetime in the same allocation.
 pub(super) fn recycle<'b>(mut ops: Vec<CopyOp<'_>>) -> Vec<CopyOp<'b>> {
     ops.clear();
-    // A list of the same layout is collected in place.
+    // The standard library collects a list of the same layout in place.
     ops.into_iter().map(|_| -> CopyOp<'b> { unreachable!("the list is empty") }).collect()
 }
 

@@ -1,4 +1,4 @@
-//! Mapping the guest's pages: for a request, or to keep them.
+//! Mapping of guest pages, for one request or for the cache.
 
 use super::{Buf, Pages};
 use crate::engine::Segments;
@@ -8,7 +8,8 @@ use pvio_grant_table::{Access, DomId, GrantMapper};
 use pvio_ring::shm::{Either, SharedMemory};
 
 impl<M: SharedMemory> Pages<M> {
-    /// Maps the pages of one request, in one call. Whether the host could: if not, none is mapped.
+    /// Maps the pages of one request with one call. Returns whether the host had the resources; if
+    /// not, none is mapped.
     pub(super) fn map_all<P>(
         &mut self,
         range: Range<usize>,
@@ -38,8 +39,8 @@ impl<M: SharedMemory> Pages<M> {
         !exhausted
     }
 
-    /// Maps the pages of one request that are not kept, in one call. Whether the host could: if not, none
-    /// of them is mapped.
+    /// Maps the pages of one request that are not cached, with one call. Returns whether the host
+    /// had the resources; if not, none of them is mapped.
     pub(super) fn map_rest<P>(
         &mut self,
         range: Range<usize>,
@@ -60,7 +61,7 @@ impl<M: SharedMemory> Pages<M> {
             return true;
         };
         stats.mapped_pages.add(self.grefs.len() as u64);
-        // They are reported in order.
+        // The callback receives them in order.
         grants.map_each(frontend, &self.grefs, first.access(), &mut |_, mapped| {
             exhausted |= mapped.as_ref().is_err_and(|status| status.is_exhaustion());
             if let Some((_, buf)) = beyond.next() {
@@ -75,8 +76,8 @@ impl<M: SharedMemory> Pages<M> {
         !exhausted
     }
 
-    /// Finds what is mapped already, and maps others to keep them as long as there is room: here, in the
-    /// budget, and in the host.
+    /// Looks up cached mappings, and maps and caches further pages while there is room in the
+    /// cache, in the budget and on the host.
     pub(super) fn find_or_keep<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
     where
         P: GrantMapper<Mapping = M>,
@@ -91,7 +92,8 @@ impl<M: SharedMemory> Pages<M> {
                 *buf = Some(Either::B(Either::A(page)));
             } else if let Some(room) = kept.room() {
                 mapped += 1;
-                // To be written, too: the next request that uses the page may read.
+                // Mapped writable as well: the next request that uses the page may read from the
+                // disk.
                 match grants.map(frontend, core::slice::from_ref(&gref), Access::ReadWrite) {
                     Ok(page) => *buf = Some(kept.insert(frontend, gref, page, room)),
                     Err(status) => {

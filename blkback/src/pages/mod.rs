@@ -1,30 +1,34 @@
-//! The guest's pages: mapped for a request, kept mapped, or stood for by pages of our own.
+//! Guest pages: mapped for one request, mapped and cached, or replaced by bounce buffers.
 //!
-//! A poll's requests say what they want; of indirect ones the segments are read before, by one call
-//! for all of them. What is to be written to the disk is then copied by one call for all requests,
-//! and each request takes its pages, or is refused by itself. Completed operations return their
-//! pages and are settled together: what was read from the disk into pages of our own is copied to
-//! the guest by one call, and all pages are let go of, before any answer.
+//! The requests of a poll first declare which pages they need. The segments of indirect requests
+//! are read before that, with one call for all of them. Data to be written to the disk is then
+//! copied with one call for all requests, and each request takes its pages or is rejected on its
+//! own. Completed operations return their pages and are settled together: data that was read from
+//! the disk into bounce buffers is copied to the guest with one call, and all pages are released
+//! before any response is written.
 //!
-//! Mapping is not done for many requests at once. A platform may unmap only together what was
-//! mapped together ([`GrantMapper::map_each`]), and a page must be unmapped when its request is
-//! answered: so a request's pages are one call, and a page that is kept is one by itself.
+//! Mappings are not batched over requests. A platform may be able to unmap only together what was
+//! mapped together ([`GrantMapper::map_each`]), and a page must be unmapped before its request is
+//! completed. A request's pages are therefore mapped with one call, and each cached page with a
+//! call of its own.
 //!
-//! When as many pages are kept as may be, by the queue or by the [budget](MappingBudget) of its guest and its
-//! process, what is kept stays, and pages beyond are mapped for their request or copied, as the
-//! [path](DataPath) says. By and by those make room that nobody uses. Data of a page that the host cannot map,
-//! for want of room, is copied on every path.
+//! When the cache is full, by the limit of the queue or by the [budget](MappingBudget) of its guest
+//! and its process, cached mappings stay. Further pages are mapped for their request or copied,
+//! depending on the [path](DataPath). Idle mappings are evicted gradually to make room. Data of a
+//! page that the host cannot map for want of resources is copied on every path.
 //!
 //! # Memory
-//! What a guest can make a queue hold at a time is bounded, whatever the length of its ring:
-//! - guest pages in use by requests: [`PAGES_MOST`] (8 MiB of the guest's own memory). A request that would
-//!   need more waits for others to finish;
-//! - pages of ours that their data is copied through: as many. They are made when data is first copied;
-//! - guest pages kept mapped: [`kept_most`], 4224 (16.5 MiB of the guest's own memory) at most, with
-//!   at most 150 bytes of ours for each;
-//! - lists: some 1000 bytes for each page in use (the engine's among them), 2 KiB for each slot.
+//! The memory that a guest can make a queue hold at a time is bounded, independent of the size of
+//! its ring:
+//! - guest pages in use by requests: [`PAGES_MOST`] (8 MiB of the guest's own memory). A request
+//!   that would need more waits for others to finish;
+//! - bounce buffers: the same number. They are allocated when data is first copied;
+//! - cached mappings of guest pages: [`kept_most`], at most 4224 (16.5 MiB of the guest's own
+//!   memory), with at most 150 bytes of backend memory each;
+//! - lists: about 1000 bytes for each page in use (including the engine's), 2 KiB for each slot.
 //!
-//! Ours is pool + lists, at most 13.7 MiB a queue; `lists_of_a_queue_are_bounded` adds it up.
+//! Backend memory is bounce buffers + lists, at most 13.7 MiB for each queue; the test
+//! `lists_of_a_queue_are_bounded` computes it.
 
 mod cached;
 mod copies;
@@ -48,17 +52,18 @@ use pvio_ring::proto::blkif::{Indirect, RefusalReason, Segment};
 use pvio_ring::shm::{Either, PoolMemory, PrivatePage, SharedMemory};
 use tables::Tables;
 
-/// Most guest pages that all requests of a queue use at a time, and most pages of our own it has, so that
-/// any request it takes can be copied.
+/// Maximum number of guest pages that all requests of a queue use at a time. The pool of bounce
+/// buffers has the same size, so that every accepted request can be copied.
 pub const PAGES_MOST: usize = 2048;
-/// Pages of those that are made known to the kernel, and so in memory for good: the first, which
-/// are used before others. 2 MiB, 32 requests of 64 KiB.
+/// Maximum number of bounce buffers registered with the kernel, and so pinned: the first ones,
+/// which are used before the others. 2 MiB, 32 requests of 64 KiB.
 pub const REGISTERED_MOST: usize = 512;
-/// Grants that a queue of 32 slots keeps mapped, as Linux's backend has it
-/// (`max_persistent_grants`): 33 a slot.
+/// Cached mappings of a queue of 32 slots, as in Linux's backend (`max_persistent_grants`): 33 for
+/// each slot.
 pub const KEPT_LEAST: usize = 1056;
 
-/// Grants that a queue keeps mapped at most: 33 for each slot of its ring, but no more than 4224.
+/// Returns the maximum number of cached mappings of a queue: 33 for each slot of its ring, at most
+/// 4224.
 #[must_use]
 pub const fn kept_most(slots: usize) -> usize {
     let most = slots.saturating_mul(33);
@@ -71,26 +76,26 @@ pub const fn kept_most(slots: usize) -> usize {
     }
 }
 
-/// What an operation moves data to and from: a page mapped for it alone, a mapped page that is
-/// kept, or a page of our own.
+/// The memory of an operation: a page mapped for it alone, a cached mapping, or a bounce buffer.
 pub type Buf<M> = Either<M, Either<Arc<M>, PrivatePage>>;
 
-/// One page a request wants.
+/// A guest page that a request needs.
 #[derive(Clone, Copy, Debug)]
 struct Want {
     segment: Segment,
-    /// Whether the guest's page is to be written: it reads from the disk.
+    /// Whether the backend writes the guest page: the request reads from the disk.
     into_guest: bool,
-    /// Whether it is the request's first.
+    /// Whether it is the first page of the request.
     first: bool,
-    /// Pages of the request from this one on.
+    /// Number of pages of the request from this one on.
     left: u16,
-    /// Whether it is mapped or copied for this request alone.
+    /// Whether it is mapped or copied for this request alone instead of cached.
     beyond: bool,
 }
 
 impl Want {
-    /// The backend writes guest memory when the guest reads the disk.
+    /// Returns writable access if the guest reads from the disk: the backend then writes guest
+    /// memory.
     const fn access(&self) -> Access {
         if self.into_guest { Access::ReadWrite } else { Access::ReadOnly }
     }
@@ -104,47 +109,47 @@ impl Want {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum StepError {
     Engine(EngineError),
-    /// The guest's page could not be reached.
+    /// The guest's page could not be mapped or copied.
     Grant,
 }
 
-/// An operation the engine has finished.
+/// An operation that the engine has completed.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub tag: u32,
     pub result: Result<(), StepError>,
-    /// Its pages in `returned`, if those of ours are to be copied to the guest.
+    /// Its pages in `returned`, if bounce buffers among them must be copied to the guest.
     copy: Range<usize>,
-    /// How many of them are ours.
+    /// Number of bounce buffers among them.
     copies: usize,
 }
 
-/// The guest's pages as one queue uses them.
+/// The guest pages that one queue uses.
 #[derive(Debug)]
 pub(crate) struct Pages<M> {
     path: DataPath,
-    /// Pages that requests may use, and those they may use besides those they use now.
+    /// Maximum number of pages that requests may use; below it, the number still available.
     most: usize,
     free: usize,
     pool: PagePool,
     kept: CachedPages<M>,
     wanted: Vec<Want>,
-    /// Pages of segments, of indirect requests.
+    /// Pages that hold segments of indirect requests.
     tables: Tables,
-    /// What was gathered, one for each that is wanted; `None` where that failed.
+    /// Gathered pages, one for each entry of `wanted`; `None` where gathering failed.
     found: Vec<Option<Buf<M>>>,
-    /// What one call to the hypervisor is about, and which of `wanted`; reused.
+    /// Arguments of one hypercall and their indices in `wanted`; reused.
     grefs: Vec<GrantRef>,
     places: Vec<u32>,
     ops: Vec<CopyOp<'static>>,
-    /// Pages of operations that are done.
+    /// Pages of completed operations.
     returned: Segments<Buf<M>>,
     finished: Vec<Finished>,
 }
 
 impl<M: SharedMemory> Pages<M> {
-    /// For a queue of `slots` requests of at most `segments` pages each. No more pages are kept mapped than
-    /// the budget has left.
+    /// Creates the pages of a queue of `slots` requests of at most `segments` pages each. Cached
+    /// mappings are also limited by what is left of the budget.
     pub fn new(path: DataPath, slots: usize, segments: usize, budget: &Arc<MappingBudget>) -> Self {
         let all = slots.saturating_mul(segments);
         let most = all.min(PAGES_MOST).max(segments.min(PAGES_MOST));
@@ -166,12 +171,13 @@ impl<M: SharedMemory> Pages<M> {
         }
     }
 
-    /// Whether a request of as many pages can be served now. Once nothing is in use, any is.
+    /// Returns whether a request of `count` pages can be served now. Any request can once no page
+    /// is in use.
     pub fn has_room_for(&self, count: usize) -> bool {
         count <= self.free
     }
 
-    /// Asks for the pages of a request, for which there is room; where they are to be found.
+    /// Declares the pages of a request, for which there is room. Returns their range in `wanted`.
     pub fn want(
         &mut self,
         segments: impl Iterator<Item = Segment>,
@@ -186,13 +192,14 @@ impl<M: SharedMemory> Pages<M> {
         range
     }
 
-    /// Asks for the segments of an indirect request, for which there is room.
+    /// Declares the segment pages of an indirect request, for which there is room.
     pub fn want_tables(&mut self, indirect: &Indirect) -> Range<usize> {
         self.free = self.free.saturating_sub(indirect.segments());
         self.tables.want(indirect)
     }
 
-    /// Reads everything that [`want_tables`](Self::want_tables) asked for into private memory, once.
+    /// Reads everything that [`want_tables`](Self::want_tables) declared into private memory,
+    /// exactly once.
     pub fn read_tables<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
     where
         P: GrantMapper<Mapping = M> + GrantCopier,
@@ -207,11 +214,11 @@ impl<M: SharedMemory> Pages<M> {
         tables.copy(grants, frontend, stats, ops);
     }
 
-    /// Asks for the pages of an indirect request, whose segments were read; if `check` lets them
-    /// pass, as it is given them.
+    /// Declares the pages of an indirect request whose segments were read, after passing the
+    /// segments to `check`.
     ///
     /// # Errors
-    /// The check's; [`RefusalReason::Grant`] if the segments could not be read;
+    /// The error of `check`; [`RefusalReason::Grant`] if the segments could not be read;
     /// [`RefusalReason::SegmentBounds`].
     pub fn want_indirect<F>(
         &mut self,
@@ -245,13 +252,13 @@ impl<M: SharedMemory> Pages<M> {
         read.map(|()| range)
     }
 
-    /// Gets hold of everything wanted.
+    /// Maps or copies all declared pages that are handled in batches.
     pub fn gather<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
     where
         P: GrantMapper<Mapping = M> + GrantCopier,
     {
         if self.path == DataPath::Map {
-            // Each request maps its own.
+            // On this path each request maps its own pages.
             return;
         }
         self.found.clear();
@@ -259,18 +266,19 @@ impl<M: SharedMemory> Pages<M> {
         if self.path.keeps() {
             self.find_or_keep(grants, frontend, stats);
         }
-        // Otherwise each request maps what is not kept.
+        // On the remaining path each request maps the pages that are not cached.
         if self.path.copies() {
             self.copy_in(0..self.wanted.len(), grants, frontend, stats);
         }
     }
 
-    /// Where those pages of ours are that are used before others; once, when the first was used.
+    /// Returns the memory of the bounce buffers that are used before others; once, after the first
+    /// use.
     pub fn first_used(&mut self) -> Option<PoolMemory> {
         self.pool.first_used()
     }
 
-    /// Moves a request's pages into `out`: all of them, or none if one could not be had.
+    /// Moves a request's pages into `out`: all of them, or none if one is missing.
     pub fn take<P>(
         &mut self,
         range: Range<usize>,
@@ -308,14 +316,14 @@ impl<M: SharedMemory> Pages<M> {
         missing == 0
     }
 
-    /// All requests have taken their pages.
+    /// Clears the lists of the poll after all requests have taken their pages.
     pub fn taken(&mut self) {
         self.wanted.clear();
         self.tables.clear();
         self.found.clear();
     }
 
-    /// Lets go of pages.
+    /// Releases pages.
     pub fn give_back(&mut self, segments: &mut Segments<Buf<M>>) {
         self.free += segments.len();
         for seg in segments.drain(..) {
@@ -325,7 +333,7 @@ impl<M: SharedMemory> Pages<M> {
         }
     }
 
-    /// An operation is done; `into_guest` if it has read from the disk.
+    /// Records a completed operation and its pages; `into_guest` if it read from the disk.
     pub fn returned(
         &mut self,
         tag: u32,
@@ -341,8 +349,8 @@ impl<M: SharedMemory> Pages<M> {
         self.finished.push(Finished { tag, result, copy, copies: 0 });
     }
 
-    /// Copies to the guest what was read, lets go of all that was returned, and hands out the list
-    /// of what is done; to be given to [`settled`](Self::settled) afterwards.
+    /// Copies data that was read to the guest, releases all returned pages, and returns the list of
+    /// completed operations. The caller passes the list to [`settled`](Self::settled) afterwards.
     pub fn settle<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats) -> Vec<Finished>
     where
         P: GrantCopier,
@@ -360,34 +368,34 @@ impl<M: SharedMemory> Pages<M> {
         finished
     }
 
-    /// Takes the list back.
+    /// Takes the list of completed operations back for reuse.
     pub fn settled(&mut self, mut finished: Vec<Finished>) {
         finished.clear();
         self.finished = finished;
     }
 
-    /// Tells the time, and unmaps what was not used for long.
+    /// Sets the current time and unmaps cached mappings that were idle for long.
     pub fn tick(&mut self, now: Duration) {
         self.kept.tick(now);
     }
 
-    /// Pages that requests use now.
+    /// Returns the number of pages that requests use now.
     pub fn used(&self) -> usize {
         self.most.saturating_sub(self.free)
     }
 
-    /// Limits of pages in use by requests, of cached mappings, and of registered pages.
+    /// Returns the limits of pages in use by requests, of cached mappings, and of registered pages.
     pub fn limits(&self) -> [usize; 3] {
         let copied = if self.path.copies() { self.most.min(REGISTERED_MOST) } else { 0 };
         [self.most, self.kept.most(), copied]
     }
 
-    /// Guest pages kept mapped now.
+    /// Returns the number of cached mappings.
     pub fn kept(&self) -> usize {
         self.kept.len()
     }
 
-    /// Says of each page of a request where among its pages it is.
+    /// Sets the position of each page of a request: `first` and `left`.
     fn number(&mut self, range: Range<usize>) {
         let wanted = self.wanted.get_mut(range).unwrap_or_default();
         for (want, left) in wanted.iter_mut().rev().zip(1..) {
@@ -403,28 +411,29 @@ impl<M: SharedMemory> Pages<M> {
 mod tests {
     use super::*;
 
-    /// As large as any platform's.
+    /// As large as the mapping type of any platform.
     type Mapping = [u64; 8];
 
     #[test]
     fn lists_of_a_queue_are_bounded() {
         let segment = size_of::<IoSeg<Buf<Mapping>>>();
-        // Ours, each grown to twice its need: wanted, raw segments, found, grefs, places, copies,
-        // returned, and one operation's on its way to the engine and a barrier's.
+        // The queue's lists, each grown to twice its need: wanted, raw segments, found, grefs,
+        // places, copies, returned, one operation's during submission, and a barrier's.
         let each = size_of::<Want>() + 8 + size_of::<Option<Buf<Mapping>>>() + 4 + 4;
         let ours = 2 * (each + size_of::<CopyOp<'_>>() + 3 * segment);
-        // The io_uring's: a segment and its address, in lists of up to four times the need; and
-        // spare ones, 8192 segments in all.
+        // The io_uring engine's lists: a segment and its address, in lists of up to four times the
+        // need, and spare ones, 8192 segments in all.
         let engines = 4 * (segment + 16);
         let spare = 8192 * (segment + 16);
-        // For each slot: lists of 16 segments, the request, its tags; for each page kept: an entry,
-        // up to two places it is found by, and the mapping with its counts.
+        // For each slot: lists of 16 segments, the request, its tags. For each cached mapping: an
+        // entry, up to two index slots, and the mapping with its reference counts.
         let slot = 16 * (segment + 16) + 256;
         let kept = 40 + 2 * 4 + size_of::<Mapping>() + 16;
-        // For each page of ours: itself, its value, a bit, and what it stands for.
+        // For each bounce buffer: the page, its handle, a bit, and the grant reference it stands
+        // for.
         let own = 4096 + size_of::<Option<PrivatePage>>() + 1 + 4;
         for path in DataPath::ALL {
-            // Also of what is mapped, where the host can map no more.
+            // The pool also exists on paths that map, for pages that the host cannot map.
             let pool = PAGES_MOST * own;
             let kept = if path.keeps() { kept_most(1024) * kept } else { 0 };
             let lists = PAGES_MOST * (ours + engines) + spare + 1032 * slot;

@@ -1,47 +1,48 @@
-//! Pages of our own, and whose data each holds.
+//! The pool of bounce buffers, and the grant reference that each stands for.
 //!
-//! A request's pages lie one behind the other where that can be had: then they are one piece for
-//! the kernel, however many they are.
+//! The pages of a request are contiguous if possible: the kernel then sees a single buffer, however
+//! many pages it has.
 
 use super::REGISTERED_MOST;
 use alloc::vec::Vec;
 use pvio_grant_table::GrantRef;
 use pvio_ring::shm::{PoolMemory, PrivatePage};
 
-/// Pages for each word of the map.
+/// Pages for each word of the bitmap.
 const WORD: usize = u64::BITS as usize;
-/// Runs of free pages that are looked at for one that is long enough.
+/// Maximum number of free runs to examine for one that is long enough.
 const LOOKS: usize = 16;
 
-/// The private pages of one queue.
+/// The bounce buffers of one queue.
 #[derive(Debug, Default)]
 pub(super) struct PagePool {
-    /// By number; `None` while in use.
+    /// Pages by number; `None` while in use.
     pages: Vec<Option<PrivatePage>>,
-    /// A bit for each page that is free.
+    /// Bitmap of free pages.
     free: Vec<u64>,
-    /// By a page's number: which page of the guest's it stands for.
+    /// By page number: the grant reference of the guest page that it stands for.
     grefs: Vec<GrantRef>,
-    /// Where the first pages are, until that was asked for.
+    /// Memory of the first pages, until it was returned for registration.
     unknown: Option<PoolMemory>,
-    /// A page was used.
+    /// Whether a page was used.
     used: bool,
 }
 
 impl PagePool {
-    /// Makes as many pages, if there are none yet.
+    /// Allocates `count` pages, unless the pool has pages already.
     pub fn fill(&mut self, count: usize) {
         if self.is_empty() {
             *self = Self::new(count);
         }
     }
 
-    /// Whether there are no pages, free or in use.
+    /// Returns whether the pool has no pages, free or in use.
     pub fn is_empty(&self) -> bool {
         self.pages.is_empty()
     }
 
-    /// As many pages, all free. The system gives memory only for those that are used.
+    /// Creates a pool of `count` free pages. The system allocates memory only for pages that are
+    /// used.
     pub fn new(count: usize) -> Self {
         if count == 0 {
             return Self::default();
@@ -59,14 +60,14 @@ impl PagePool {
         Self { pages, free, grefs, unknown: known, used: false }
     }
 
-    /// The memory of the first pages, which are used before others; once, when one was used: what
-    /// nobody uses takes no memory.
+    /// Returns the memory of the first pages, which are used before others; once, after the first
+    /// use, because registration would pin memory of a pool that is not used.
     pub fn first_used(&mut self) -> Option<PoolMemory> {
         if self.used { self.unknown.take() } else { None }
     }
 
-    /// The number of a free page that so many free ones begin with; or, if there are not so many
-    /// together, of one that begins many.
+    /// Returns the number of the first page of a free run of `count` pages or, if there is none, of
+    /// the longest free run examined.
     pub fn place_for(&self, count: usize) -> Option<usize> {
         let (mut best, mut most) = (None, 0);
         let mut from = 0;
@@ -83,7 +84,7 @@ impl PagePool {
         best
     }
 
-    /// Takes a page to stand for one of the guest's, if it is free.
+    /// Takes a page, if it is free, to stand for a guest page.
     pub fn take(&mut self, number: usize, gref: GrantRef) -> Option<PrivatePage> {
         let page = self.pages.get_mut(number)?.take()?;
         *self.free.get_mut(number / WORD)? &= !(1 << (number % WORD));
@@ -92,7 +93,7 @@ impl PagePool {
         Some(page)
     }
 
-    /// Which page of the guest's a page stands for.
+    /// Returns the grant reference of the guest page that a page stands for.
     pub fn gref(&self, page: &PrivatePage) -> GrantRef {
         self.grefs.get(page.number()).copied().unwrap_or_default()
     }
@@ -108,8 +109,8 @@ impl PagePool {
         *word |= 1 << (number % WORD);
     }
 
-    /// The first free pages that lie together, from a number on: the first of them, and how many;
-    /// no more than `enough` are counted.
+    /// Returns the first free run at or after a page number: its first page and its length, counted
+    /// up to `enough`.
     fn run(&self, from: usize, enough: usize) -> Option<(usize, usize)> {
         let mut at = from / WORD;
         let mut word = self.free.get(at)? & (u64::MAX << (from % WORD));
@@ -136,7 +137,7 @@ impl PagePool {
 mod tests {
     use super::*;
 
-    /// Takes pages for a request of so many, as is done for copies; their numbers.
+    /// Takes pages for a request of `count` pages, as for copies.
     fn take(pool: &mut PagePool, count: usize) -> Vec<PrivatePage> {
         let mut next = pool.place_for(count).unwrap();
         (0..count)
@@ -164,7 +165,7 @@ mod tests {
         b.into_iter().for_each(|page| pool.give_back(page));
         let d = take(&mut pool, 60);
         assert_eq!(numbers(&d), (64..124).collect::<Vec<_>>());
-        // Ten are free there, and it needs more.
+        // The request needs more than the ten pages that are free there.
         assert_eq!(numbers(&take(&mut pool, 12)), (145..157).collect::<Vec<_>>());
         assert_eq!(numbers(&take(&mut pool, 10)), (124..134).collect::<Vec<_>>());
         assert_eq!(

@@ -1,4 +1,4 @@
-//! The segments of indirect requests: read once, out of pages of the guest's into memory of ours.
+//! Segments of indirect requests: read exactly once, from guest pages into private memory.
 
 use super::cached::CachedPages;
 use super::copies::{copy_op, recycle};
@@ -11,7 +11,7 @@ use pvio_grant_table::{
 use pvio_ring::proto::blkif::Indirect;
 use pvio_ring::shm::{Region, SharedMemory};
 
-/// A segment as the guest wrote it.
+/// A segment in the guest's layout.
 type Raw = [u8; 8];
 
 /// The segments of all indirect requests of a poll.
@@ -19,7 +19,7 @@ type Raw = [u8; 8];
 pub(super) struct Tables {
     raw: Vec<Raw>,
     pages: Vec<Table>,
-    /// What one call to the hypervisor is about; reused.
+    /// Arguments of one hypercall; reused.
     grefs: Vec<GrantRef>,
 }
 
@@ -40,7 +40,7 @@ enum State {
 }
 
 impl Tables {
-    /// Asks for the segments of a request; where they will be.
+    /// Declares the segments of a request. Returns their range in `raw`.
     pub fn want(&mut self, indirect: &Indirect) -> Range<usize> {
         let first = self.raw.len();
         for (gref, count) in indirect.pages() {
@@ -51,7 +51,7 @@ impl Tables {
         first..self.raw.len()
     }
 
-    /// A request's segments, if all of them were read.
+    /// Returns a request's segments, if all of them were read.
     pub fn read(&self, range: Range<usize>) -> Option<&[Raw]> {
         let first = self.pages.partition_point(|page| page.at.start < range.start);
         let mut pages = self.pages.iter().skip(first).take_while(|page| page.at.end <= range.end);
@@ -63,8 +63,8 @@ impl Tables {
         self.pages.clear();
     }
 
-    /// Reads the pages that are kept mapped, and keeps others mapped as long as there is room. The
-    /// rest is left.
+    /// Reads the pages that have cached mappings, and maps and caches others while there is room.
+    /// Other pages stay wanted.
     pub fn keep<P: GrantMapper>(
         &mut self,
         grants: &P,
@@ -84,7 +84,7 @@ impl Tables {
                         let memory = kept.insert(frontend, page.gref, memory, room);
                         page.read_from(&memory, &mut self.raw);
                     }
-                    // It is read in another way.
+                    // It is mapped temporarily or copied instead.
                     Err(status) if status.is_exhaustion() => {}
                     Err(_) => page.state = State::Failed,
                 }
@@ -92,8 +92,8 @@ impl Tables {
         }
     }
 
-    /// Maps the pages that are left for as long as it takes to read them. Those that cannot be mapped for
-    /// want of room are left.
+    /// Maps the pages still wanted while they are read. Pages that cannot be mapped for want of
+    /// resources stay wanted.
     pub fn map<P: GrantMapper>(&mut self, grants: &P, frontend: DomId, stats: &Stats) {
         let Self { raw, pages, grefs } = self;
         grefs.clear();
@@ -102,7 +102,7 @@ impl Tables {
             return;
         }
         stats.mapped_pages.add(grefs.len() as u64);
-        // They are reported in order.
+        // The callback receives them in order.
         let mut pages = wanted(pages);
         grants.map_each(frontend, grefs, Access::ReadOnly, &mut |_, mapped| {
             let Some(page) = pages.next() else { return };
@@ -114,7 +114,7 @@ impl Tables {
         });
     }
 
-    /// Copies the pages that are left, in one call.
+    /// Copies the pages still wanted, with one call.
     pub fn copy<P: GrantCopier>(
         &mut self,
         grants: &P,
@@ -124,7 +124,7 @@ impl Tables {
     ) {
         let mut list = recycle(core::mem::take(ops));
         let mut rest = self.raw.as_mut_slice();
-        // They lie in `raw` in the order of the pages, without a gap.
+        // Their segments are in `raw` in the order of the pages, without gaps.
         for page in &self.pages {
             let (here, after) = rest.split_at_mut(page.at.len());
             rest = after;
@@ -145,7 +145,7 @@ impl Tables {
     }
 }
 
-/// Pages that are neither read nor failed.
+/// Returns the pages that are neither read nor failed.
 fn wanted(pages: &mut [Table]) -> impl Iterator<Item = &mut Table> {
     pages.iter_mut().filter(|page| page.state == State::Wanted)
 }

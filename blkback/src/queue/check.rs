@@ -1,9 +1,9 @@
-//! What a request may ask of the disk.
+//! Validation of requests against the disk.
 
 use crate::engine::Geometry;
 use pvio_ring::proto::blkif::{DataOp, RefusalReason, Segment, Status};
 
-/// Checks a request for data against the disk; how many bytes it moves.
+/// Checks a data request against the disk. Returns the number of bytes it transfers.
 pub(super) fn data(
     disk: &Geometry,
     op: DataOp,
@@ -24,7 +24,7 @@ pub(super) fn data(
     }
     let unit = (disk.sector_size / 512).max(1);
     let mut whole = sector.is_multiple_of(u64::from(unit));
-    // At most 4096 segments of 8 sectors.
+    // The sum cannot overflow: at most 4096 segments of 8 sectors.
     let sectors: u32 = segments
         .inspect(|s| {
             whole &= u32::from(s.first).is_multiple_of(unit) && s.sectors().is_multiple_of(unit);
@@ -35,8 +35,8 @@ pub(super) fn data(
     if whole { Ok(sectors * 512) } else { Err(RefusalReason::Misaligned) }
 }
 
-/// Checks a discard against the disk, in the order in which Linux's backend does
-/// (`dispatch_discard_io`, `blkdev_issue_discard`), since the first to fail decides the status.
+/// Checks a discard against the disk, in the order of Linux's backend (`dispatch_discard_io`,
+/// `blkdev_issue_discard`): the first failing check determines the status.
 pub(super) fn discard(
     disk: &Geometry,
     sector: u64,

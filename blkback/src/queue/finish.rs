@@ -1,4 +1,4 @@
-//! From the engine's completions to the ring's answers.
+//! Conversion of the engine's completions to the ring's responses.
 
 use super::{Begun, FLUSH_FAILED, Queue, QueueParts, Then};
 use crate::disk_state::DiskState;
@@ -18,14 +18,15 @@ where
     E: BlockEngine<Buf<P::Mapping>>,
     R: SharedMemory + Clone,
 {
-    /// Takes the engine's completions and goes on with each; returns how many.
+    /// Processes the engine's completions. Returns their number.
     pub(super) fn reap(&mut self) -> u32 {
         let Self { engine, pages, begun, parts, .. } = self;
         engine.reap(&mut |tag, result, segments| {
             let read = begun.get(tag as usize).is_some_and(|begun| begun.op == op::READ);
             pages.returned(tag, result, read, segments);
         });
-        // No answer is written before its data is with the guest and its pages are let go of.
+        // A response is written only after its data has been copied to the guest and its pages were
+        // released.
         let finished = pages.settle(&parts.grants, parts.frontend, &parts.stats);
         let mut count = 0;
         for done in &finished {
@@ -36,7 +37,8 @@ where
         count
     }
 
-    /// One step of a request is done: begins the next, or answers.
+    /// Continues a request after one of its steps has completed: submits the next step, or
+    /// completes the request.
     pub(super) fn finish(&mut self, tag: u32, result: Result<(), StepError>) {
         let Some(begun) = self.begun.get_mut(tag as usize) else { return };
         let next = core::mem::replace(&mut begun.then, Then::Answer);
@@ -71,7 +73,7 @@ where
         }
     }
 
-    /// Answers a request that was begun and cannot be done.
+    /// Completes a submitted request with an error.
     pub(super) fn fail(&mut self, tag: u32, status: Status, reason: RefusalReason) {
         let Some(&Begun { id, op, .. }) = self.begun.get(tag as usize) else { return };
         self.end(tag);
@@ -83,10 +85,10 @@ where
         self.respond(entry, refusal.id, refusal.op, refusal.status);
     }
 
-    /// Nothing of a request is under way any more.
+    /// Removes a request that has no operation in flight any more.
     fn end(&mut self, tag: u32) {
         if self.barrier.take_if(|barrier| *barrier == tag).is_some() {
-            // Of one that failed before its data was written.
+            // A barrier that failed before its data was written holds its pages still.
             self.pages.give_back(&mut self.held);
         }
         self.active -= 1;
@@ -108,7 +110,7 @@ where
         }
     }
 
-    /// Completes a request. The response is private until all are published.
+    /// Completes a request. The response stays private until all responses are published.
     fn respond(&mut self, entry: u32, id: u64, op: u8, status: Status) {
         let QueueParts { record, abi, .. } = &mut self.parts;
         let mut bytes = [0; 16];
@@ -116,8 +118,8 @@ where
     }
 }
 
-/// The outcome of a flush. One that failed is remembered before it is answered, and fails all others: also
-/// those that went on at the same time.
+/// Processes the outcome of a flush. A failure is recorded before its response is written, and
+/// fails all other flushes, including concurrent ones.
 fn flushed<R: SharedMemory + Clone>(
     disk: &DiskState,
     stats: &Stats,

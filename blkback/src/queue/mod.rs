@@ -1,14 +1,16 @@
-//! One queue of a virtual disk: from a ring's requests to an engine's operations and back.
+//! One queue of a virtual disk: converts a ring's requests to engine operations, and results to
+//! responses.
 //!
-//! A state machine without I/O of its own: [`Queue::poll`] does what can be done now and never
-//! blocks. One thread (or kernel loop, or simulator step) drives it; all its state is its own.
+//! A state machine without I/O: [`Queue::poll`] does the work that is possible now and never
+//! blocks. One thread (or kernel loop, or simulator step) drives it. Queues share no mutable state
+//! except the `DiskState`.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | `take` | from the ring's requests to the engine's operations, a batch at a time |
-//! | `finish` | from the engine's completions to the ring's answers |
-//! | `record` | where both are recorded, for a process that takes over |
-//! | `check` | what a request may ask of the disk |
+//! | `take` | conversion of the ring's requests to the engine's operations, in batches |
+//! | `finish` | conversion of the engine's completions to the ring's responses |
+//! | `record` | the in-flight record of both, for a process that takes over |
+//! | `check` | validation of requests against the disk |
 
 mod check;
 mod finish;
@@ -33,55 +35,55 @@ use pvio_ring::shm::{HeapMemory, SharedMemory};
 use pvio_ring::{BackRing, RingFault, ShortSlot};
 use take::{Job, Unread};
 
-/// A flush after one that failed (`EIO`).
+/// The error of a flush after an earlier one failed (`EIO`).
 const FLUSH_FAILED: StepError = StepError::Engine(EngineError::Os(5));
 const UNSUPPORTED: StepError = StepError::Engine(EngineError::Unsupported);
 
-/// What a queue is made of.
+/// The components of a queue.
 #[derive(Debug)]
 pub struct QueueParts<P: GrantMapper, C, R = HeapMemory> {
-    /// The frontend's domain: whose grants are used.
+    /// The frontend's domain, which granted the pages.
     pub frontend: DomId,
-    /// Maps and copies its pages.
+    /// Maps and copies guest pages.
     pub grants: P,
-    /// Which of both, and for how long.
+    /// The way guest pages are accessed.
     pub data_path: DataPath,
     /// The shared ring.
     pub ring: BackRing<P::Mapping>,
-    /// Wakes the frontend, and us.
+    /// The event channel to the frontend.
     pub channel: C,
-    /// What the disk looks like, and how large it is now.
+    /// The disk's geometry, current size and shared state.
     pub disk: Arc<DiskState>,
-    /// How the frontend lays out its requests.
+    /// The frontend's request layout.
     pub abi: Abi,
-    /// Segments in one indirect request, as offered; 0 if none was.
+    /// Maximum number of segments of an indirect request, as advertised; 0 if not advertised.
     pub max_indirect_segments: u32,
-    /// Where requests in flight are recorded, so that another process can take the ring over, whatever
-    /// becomes of this one.
+    /// The in-flight record. It outlives a crash of this process, so that another process can take
+    /// the ring over.
     pub record: QueueRecord<R>,
-    /// Where to count.
+    /// The queue's counters.
     pub stats: Arc<Stats>,
 }
 
-/// What ends a queue: the frontend broke the protocol, or cannot be reached.
+/// The reason for which a queue ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum QueueFault {
-    /// The ring cannot be believed any more.
+    /// The frontend violated the ring protocol.
     #[error(transparent)]
     Ring(#[from] RingFault),
     /// The event channel failed.
     #[error(transparent)]
     Event(#[from] EventError),
-    /// Ring and in-flight record do not fit together.
+    /// Ring and in-flight record are inconsistent.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// The ring's slots are not those of the ABI: a mistake of ours.
+    /// The ring's slots do not have the size of the ABI's requests: a bug of the backend.
     #[error(transparent)]
     Slot(#[from] ShortSlot),
-    /// The worker's wait point failed, with this error of the operating system.
+    /// The worker's wait point failed with this operating system error.
     #[error("waiting failed with error {0} of the operating system")]
     Wait(i32),
-    /// What does the disk's operations has ended.
+    /// The thread that carries out the disk's operations has ended.
     #[error("the thread that does the disk's operations has ended")]
     EngineLost,
     /// The worker panicked.
@@ -90,7 +92,7 @@ pub enum QueueFault {
 }
 
 impl QueueFault {
-    /// A short stable code for logs, counters and `error` nodes.
+    /// Returns a short stable code for logs, counters and `error` nodes.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
@@ -105,53 +107,54 @@ impl QueueFault {
     }
 }
 
-/// Whether a queue has more to do right now.
+/// Whether a poll made progress.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
-    /// Requests were taken or answered: look again before sleeping.
+    /// Requests were taken or completed: poll again before waiting.
     Some,
-    /// Nothing was there to do.
+    /// There was nothing to do.
     None,
 }
 
-/// One queue.
+/// A queue of a virtual disk.
 #[derive(Debug)]
 pub struct Queue<P: GrantMapper, C, E, R = HeapMemory> {
     parts: QueueParts<P, C, R>,
     engine: E,
-    /// What the disk looked like when requests were last taken.
+    /// The geometry when requests were last taken.
     geometry: Geometry,
-    /// Requests begun and not answered, by the engine's tag: the number of their entry in the record.
+    /// Submitted requests without a response, by the engine's tag, which is the number of their
+    /// entry in the record.
     begun: Vec<Begun>,
-    /// How many those are.
+    /// Number of submitted requests without a response.
     active: usize,
-    /// Requests of an earlier process to be submitted again, the oldest last.
+    /// Inherited requests to be submitted again, the oldest last.
     again: Vec<u32>,
-    /// The frontend may have missed the notification of an earlier process.
+    /// Whether the frontend may have missed a notification of the earlier process.
     notify: bool,
-    /// A request that was taken and has to wait: a barrier until nothing is under way, any other
+    /// A request that was taken and must wait: a barrier until no request is in flight, any other
     /// until enough pages are free.
     waiting: Option<(u32, Request)>,
-    /// A barrier under way: nothing is taken until it is done.
+    /// The barrier in flight. No request is taken until it completes.
     barrier: Option<u32>,
-    /// Requests of this poll on their way to the engine; reused.
+    /// Requests of this poll that are about to be submitted; reused.
     jobs: Vec<Job>,
     unread: Vec<Unread>,
     pages: Pages<P::Mapping>,
-    /// One operation's on their way to the engine; reused.
+    /// The segments of the operation being submitted; reused.
     segments: Segments<Buf<P::Mapping>>,
-    /// The barrier's, while the disk is flushed before it.
+    /// The barrier's segments during the flush before its write.
     held: Segments<Buf<P::Mapping>>,
-    /// The engine was given operations since it was last kicked.
+    /// Whether operations were submitted since the engine was last kicked.
     submitted: bool,
-    /// Set while shutting down: nothing new is taken.
+    /// Whether the queue is draining: no new requests are taken.
     draining: bool,
-    /// The engine said so of an operation: there is no other outcome from now on.
+    /// Whether the engine reported [`EngineError::Lost`], which is permanent.
     engine_lost: bool,
     occupied: Occupied,
 }
 
-/// Levels of a queue in its counters. Dropping it sets them to 0.
+/// The queue's levels in its statistics. Dropping it sets them to 0.
 #[derive(Debug)]
 struct Occupied(Arc<Stats>);
 
@@ -161,18 +164,18 @@ impl Drop for Occupied {
     }
 }
 
-/// A request that was begun.
+/// A request that was submitted and has no response.
 #[derive(Clone, Copy, Debug)]
 struct Begun {
     id: u64,
     op: u8,
     bytes: u32,
-    /// What is still to do when the engine is done with this step.
+    /// The next step after the current operation.
     then: Then,
 }
 
 impl Begun {
-    /// Whether the step before `next` was a flush.
+    /// Returns whether the step before `next` was a flush.
     const fn was_flush(&self, next: Then) -> bool {
         matches!(self.op, op::FLUSH_DISKCACHE | op::WRITE_BARRIER) && !matches!(next, Then::Flush)
     }
@@ -181,9 +184,9 @@ impl Begun {
 #[derive(Clone, Copy, Debug)]
 enum Then {
     Answer,
-    /// Flush, then answer.
+    /// Flush, then complete.
     Flush,
-    /// Write the barrier's data, flush, then answer.
+    /// Write the barrier's data, flush, then complete.
     Write {
         sector: u64,
     },
@@ -196,8 +199,8 @@ where
     E: BlockEngine<Buf<P::Mapping>>,
     R: SharedMemory + Clone,
 {
-    /// A queue over an engine. What an earlier process has left is submitted, and published, by the first
-    /// [`poll`](Self::poll).
+    /// Creates a queue over an engine. The first [`poll`](Self::poll) submits inherited requests
+    /// and publishes inherited responses.
     pub fn new(mut parts: QueueParts<P, C, R>, engine: E) -> Self {
         let slots = parts.ring.layout().slots();
         let most = MAX_SEGMENTS.max(parts.max_indirect_segments as usize);
@@ -230,17 +233,17 @@ where
         }
     }
 
-    /// Answers what is done, takes up to `budget` new requests, hands them to the engine as one
-    /// batch, and publishes all answers with at most one notification.
+    /// Completes finished requests, takes up to `budget` new ones, submits them to the engine as
+    /// one batch, and publishes all responses with at most one notification.
     ///
     /// # Errors
-    /// A [`QueueFault`]: the queue is finished, and only [`in_flight`](Self::in_flight) is left to
-    /// wait for.
+    /// A [`QueueFault`]: the queue has ended, and the caller only waits until
+    /// [`in_flight`](Self::in_flight) is 0.
     pub fn poll(&mut self, budget: u32) -> Result<Progress, QueueFault> {
         let mut answered = self.reap();
         let taken = self.take(if self.draining { 0 } else { budget })?;
-        // What the engine could do at once goes out with the same notification. A request of
-        // several steps may have begun its next one by that; no request has more than three.
+        // Operations that complete immediately share the notification. A request of several steps
+        // may submit its next step here; no request has more than three, so the loop ends.
         while core::mem::take(&mut self.submitted) {
             self.engine.kick();
             answered += self.reap();
@@ -257,20 +260,20 @@ where
         Ok(if taken + answered > 0 { Progress::Some } else { Progress::None })
     }
 
-    /// To be called before waiting: asks the frontend to notify of its next request and looks once
-    /// more. Wait only if it says `false`.
+    /// Arms the ring's event index and checks once more for requests. Called before waiting; the
+    /// caller waits only if it returns `false`.
     ///
     /// # Errors
     /// A [`QueueFault`], as for [`poll`](Self::poll).
     pub fn final_check(&mut self) -> Result<bool, QueueFault> {
-        // Here only a completion can help.
+        // Only a completion can make progress here.
         if self.draining || self.stuck() {
             return Ok(false);
         }
         Ok(self.parts.ring.final_check()?)
     }
 
-    /// Whether a request is waiting, by a look at shared memory that asks for nothing.
+    /// Returns whether the ring has requests. Reads shared memory without arming the event index.
     ///
     /// # Errors
     /// A [`QueueFault`], as for [`poll`](Self::poll).
@@ -279,71 +282,72 @@ where
         Ok(!self.draining && !self.stuck() && self.parts.ring.has_requests()?)
     }
 
-    /// Tells the queue the time, counted from any beginning: grants kept mapped that were not used
-    /// for a minute are let go of. To be called before waiting, and now and then by a busy worker.
+    /// Sets the current time, from an arbitrary origin, and unmaps cached mappings that were unused
+    /// for 60 s. Called before waiting, and periodically by a busy worker.
     pub fn tick(&mut self, now: Duration) {
         self.pages.tick(now);
         self.parts.stats.kept_pages.set(self.pages.kept() as u64);
     }
 
-    /// Guest pages kept mapped for later requests. While there are any, [`tick`](Self::tick) is to
-    /// be called now and then, also by a worker that waits.
+    /// Returns the number of cached mappings. While it is not 0, a worker calls
+    /// [`tick`](Self::tick) periodically, also while it waits.
     #[must_use]
     pub fn kept_pages(&self) -> usize {
         self.pages.kept()
     }
 
-    /// Requests begun and not answered.
+    /// Returns the number of submitted requests without a response.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.active
     }
 
-    /// Whether every request taken has been answered, also those that had to wait.
+    /// Returns whether every taken request has been completed, including those that had to wait.
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.parts.record.log.in_flight() == 0
     }
 
-    /// Takes no more requests; those taken are still answered by [`poll`](Self::poll).
+    /// Stops taking requests. Those already taken are still completed by [`poll`](Self::poll).
     pub fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// The engine, for a worker that waits on it.
+    /// Returns the engine, for a worker that waits for its completions.
     pub fn engine_mut(&mut self) -> &mut E {
         &mut self.engine
     }
 
-    /// The event channel.
+    /// Returns the event channel.
     pub fn channel(&self) -> &C {
         &self.parts.channel
     }
 
-    /// The counters.
+    /// Returns the counters.
     pub fn stats(&self) -> &Arc<Stats> {
         &self.parts.stats
     }
 
-    /// Whether nothing can be taken before something is done.
+    /// Returns whether no request can be taken before one completes.
     fn stuck(&self) -> bool {
         self.is_held_up() || self.parts.record.log.free() == 0
     }
 
-    /// Whether a request waits for those before it. No other is submitted meanwhile, new or inherited.
+    /// Returns whether a request waits for earlier ones. No other request, new or inherited, is
+    /// submitted until then.
     fn is_held_up(&self) -> bool {
         self.waiting.is_some() || self.barrier.is_some()
     }
 
-    /// Hands `self.segments` to the engine for a step of a request.
+    /// Submits `self.segments` to the engine for a step of a request.
     fn submit(&mut self, tag: u32, io: Io) {
         if io == Io::Flush && self.parts.disk.flush_state().has_failed() {
             return self.finish(tag, Err(FLUSH_FAILED));
         }
         self.submitted = true;
         if self.engine.submit(tag, io, &mut self.segments).is_err() {
-            // An engine is made for as many operations as the ring has slots; one that does not
-            // keep its word fails the request, and nothing hangs.
+            // An engine has capacity for as many operations as the ring has slots. If an engine
+            // violates this, the request fails instead of hanging.
             self.pages.give_back(&mut self.segments);
             self.finish(tag, Err(UNSUPPORTED));
         }

@@ -7,22 +7,22 @@ use pvio_ring::inflight::{Record, RecordError, RequestLog, SessionKey};
 use pvio_ring::proto::blkif::Abi;
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Part, SharedMemory};
 
-/// The processes that have ended with a request in flight from which on it is not tried again.
+/// Number of process deaths with a request in flight after which the request is failed instead of
+/// submitted again.
 pub const DEATHS_MAX: u64 = 2;
 
-/// Where a queue records what it takes from its ring: the device's record, and the section of this ring.
+/// The in-flight record of a queue: the device's record, and the section of this ring.
 #[derive(Debug)]
 pub struct QueueRecord<R> {
     pub(super) device: Record<R>,
     pub(super) log: RequestLog<Part<R>>,
-    /// Requests of an earlier process to be submitted again, the oldest last; none in a new session.
+    /// Inherited requests to be submitted again, the oldest last; `None` in a new session.
     pub(super) again: Option<Vec<u32>>,
     taken_over: bool,
 }
 
 impl<R: SharedMemory + Clone> QueueRecord<R> {
-    /// The record of a ring that nobody has served before, in section number `index` of a record that was
-    /// made just now.
+    /// Creates the record of a ring that was not served before, in section `index` of a new record.
     ///
     /// # Errors
     /// A [`RecordError`].
@@ -36,11 +36,11 @@ impl<R: SharedMemory + Clone> QueueRecord<R> {
         Ok(Self { device: device.clone(), log, again: None, taken_over: false })
     }
 
-    /// Goes on with what the record says of a ring, which was attached just now. `died` tells that the
-    /// process that wrote it was killed, perhaps by one of its requests.
+    /// Resumes from the record of a ring that was just attached. `died`: the process that wrote the
+    /// record was killed, possibly because of one of its requests.
     ///
     /// # Errors
-    /// A [`QueueFault`]: ring and record do not fit together.
+    /// A [`QueueFault`]: ring and record are inconsistent.
     pub fn resume<M: SharedMemory>(
         device: &Record<R>,
         index: usize,
@@ -58,25 +58,26 @@ impl<R: SharedMemory + Clone> QueueRecord<R> {
         Ok(Self { device: device.clone(), log, again: Some(again), taken_over: died })
     }
 
-    /// Whether the process that served the ring before was killed.
+    /// Returns whether the process that served the ring before was killed.
     #[must_use]
     pub const fn is_taken_over(&self) -> bool {
         self.taken_over
     }
 
-    /// Remembers that a flush failed, also for whoever resumes the session next.
+    /// Records that a flush failed, also for a process that resumes the session.
     pub fn note_failed_flush(&self) {
         self.device.set_flush_failed(true);
     }
 
-    /// How many requests are answered with an error, since too many processes have ended with them.
+    /// Returns the number of requests that are failed because too many processes died with them in
+    /// flight.
     #[must_use]
     pub fn given_up(&self) -> usize {
         let again = self.again.iter().flatten();
         again.filter(|entry| self.log.deaths(**entry) >= DEATHS_MAX).count()
     }
 
-    /// Requests that an earlier process had in flight.
+    /// Returns the number of inherited requests.
     #[must_use]
     pub fn inherited(&self) -> usize {
         self.again.as_ref().map_or(0, Vec::len)
@@ -84,7 +85,8 @@ impl<R: SharedMemory + Clone> QueueRecord<R> {
 }
 
 impl QueueRecord<HeapMemory> {
-    /// A record that ends with this process, for a ring that nobody has served before.
+    /// Creates a record in private memory, which does not outlive this process, for a ring that was
+    /// not served before.
     ///
     /// # Errors
     /// A [`RecordError`].

@@ -1,4 +1,4 @@
-//! From the ring's requests to the engine's operations, a batch at a time.
+//! Conversion of the ring's requests to the engine's operations, in batches.
 
 use super::{Begun, DEATHS_MAX, Queue, QueueFault, QueueParts, Then, check};
 use crate::engine::{BlockEngine, Io};
@@ -9,23 +9,23 @@ use pvio_grant_table::{GrantCopier, GrantMapper};
 use pvio_ring::proto::blkif::{DataOp, Refusal, RefusalReason, Request, Status, op};
 use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 
-/// An indirect request that was begun and whose segments are not read yet.
+/// An accepted indirect request whose segments have not been read.
 #[derive(Debug)]
 pub(super) struct Unread {
     tag: u32,
     op: DataOp,
     sector: u64,
-    /// Its segments among those of the batch.
+    /// The range of its segments among those of the batch.
     table: Range<usize>,
 }
 
-/// A request that was begun and whose pages are not gathered yet.
+/// An accepted request whose pages have not been gathered.
 #[derive(Debug)]
 pub(super) struct Job {
     tag: u32,
-    /// Its first step.
+    /// Its first operation.
     io: Io,
-    /// Its pages among those of the batch.
+    /// The range of its pages among those of the batch.
     pages: Range<usize>,
 }
 
@@ -36,17 +36,17 @@ where
     E: BlockEngine<Buf<P::Mapping>>,
     R: SharedMemory + Clone,
 {
-    /// Takes requests and begins them; returns how many.
+    /// Takes requests and submits them. Returns their number.
     pub(super) fn take(&mut self, budget: u32) -> Result<u32, QueueFault> {
         self.geometry.sectors = self.parts.disk.sectors();
         let taken = self.choose(budget);
-        // What was begun before a fault was found is done all the same.
+        // Requests that were accepted before a fault was found are submitted.
         self.read_segments();
         self.launch();
         taken
     }
 
-    /// Takes requests and makes jobs of them.
+    /// Takes requests and creates jobs for them.
     fn choose(&mut self, budget: u32) -> Result<u32, QueueFault> {
         let mut taken = 0;
         if let Some((entry, request)) = self.waiting.take() {
@@ -70,8 +70,8 @@ where
         Ok(taken)
     }
 
-    /// Begins a request that an earlier process had in flight. It is checked as any other: the disk may
-    /// be another one now.
+    /// Accepts an inherited request. It is checked like any other, because the disk may have
+    /// changed.
     fn resubmit(&mut self, entry: u32) -> Result<(), QueueFault> {
         let QueueParts { record, abi, .. } = &self.parts;
         let Some(mut slot) = record.log.request(entry) else { return Ok(()) };
@@ -89,12 +89,12 @@ where
         Ok(())
     }
 
-    /// Begins a request or refuses it, unless it has to wait; then says `false`.
+    /// Accepts or rejects a request. Returns `false` if the request must wait instead.
     fn admit(&mut self, entry: u32, request: Request) -> bool {
         let has_room = match &request {
             Request::Data { op: DataOp::WriteBarrier, .. } => self.active == 0,
             Request::Data { segments, .. } => self.pages.has_room_for(segments.len()),
-            // More than was offered is refused.
+            // A request with more segments than advertised is rejected later.
             Request::Indirect { indirect, .. } if indirect.segments() > self.indirect_most() => {
                 true
             }
@@ -109,7 +109,7 @@ where
         has_room
     }
 
-    /// Checks a request against the disk and makes a job of it.
+    /// Checks a request against the disk and creates a job for it.
     fn begin(&mut self, entry: u32, request: Request) {
         match request {
             Request::Data { op, id, sector, segments } => {
@@ -124,7 +124,8 @@ where
                     DataOp::Flush | DataOp::WriteBarrier if segments.is_empty() => {
                         (Io::Flush, Then::Answer)
                     }
-                    // Old frontends put data into a flush: it is on the medium when answered.
+                    // Old frontends attach data to a flush request: the data is durable when the request
+                    // completes.
                     DataOp::Flush => (Io::Write { sector }, Then::Flush),
                     DataOp::WriteBarrier => (Io::Flush, Then::Write { sector }),
                 };
@@ -142,7 +143,8 @@ where
                     let reason = RefusalReason::UnknownOperation;
                     return self.refuse(entry, Refusal { id, op, status, reason });
                 }
-                // From here on it is what it does, to its frontend too, as Linux has it.
+                // From here on its operation is the inner one, also in responses, as in Linux's
+                // backend.
                 let code = op.code();
                 if indirect.segments() > most {
                     let (status, reason) = (Status::Error, RefusalReason::SegmentCount);
@@ -153,7 +155,7 @@ where
                 let table = self.pages.want_tables(&indirect);
                 self.unread.push(Unread { tag: entry, op, sector, table });
             }
-            // Whether it is to be secure is not looked at where that was not offered (`io/blkif.h`).
+            // The secure flag is ignored where secure discard was not advertised (`io/blkif.h`).
             Request::Discard { id, sector, sectors, secure } => {
                 let check = check::discard(&self.geometry, sector, sectors);
                 if let Err((status, reason)) = check {
@@ -180,8 +182,8 @@ where
         self.parts.max_indirect_segments as usize
     }
 
-    /// Reads the segments of all indirect requests, checks them against the disk and makes jobs of
-    /// them.
+    /// Reads the segments of all indirect requests, checks them against the disk and creates jobs
+    /// for them.
     fn read_segments(&mut self) {
         if self.unread.is_empty() {
             return;
@@ -209,7 +211,7 @@ where
         self.unread = unread;
     }
 
-    /// Gathers the pages of all jobs and hands each job to the engine.
+    /// Gathers the pages of all jobs and submits each job to the engine.
     fn launch(&mut self) {
         if self.jobs.is_empty() {
             return;
@@ -229,7 +231,7 @@ where
                 continue;
             }
             if io == Io::Flush {
-                // A barrier's data waits for the flush before it.
+                // A barrier's data is held until the flush before it completes.
                 core::mem::swap(&mut self.segments, &mut self.held);
             }
             self.submit(tag, io);

@@ -1,4 +1,4 @@
-//! Changing what is in a drive while it is served.
+//! Media changes of a drive that is being served.
 
 use super::session::Begin;
 use super::{Opening, Platform, Serve, Vbd};
@@ -9,20 +9,21 @@ use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault};
 use pvio_xenbus::handshake::vbd::{ToolstackBack, announce_resize};
 
-/// A change of media that was begun.
+/// A media change in progress.
 #[derive(Debug)]
 pub(super) struct Change {
     told: ToolstackBack,
-    /// What the drive looked like before.
+    /// The geometry of the drive before the change.
     before: Option<Geometry>,
-    /// It could not be carried out, and why: the drive is to be empty.
+    /// The reason for which the new media was rejected; the drive becomes empty.
     refused: Option<Fault>,
 }
 
 impl<P: Platform, S: Serve<P>> Vbd<P, S> {
-    /// The toolstack has put another medium into the drive, or none. The frontend sees the drive
-    /// empty, then what is in it, as a disk that changes its size: there is no other word for it.
-    /// Its rings stay, and requests that come meanwhile wait there.
+    /// Begins a change of the drive's media after the toolstack inserted other media or ejected it.
+    /// The frontend sees an empty drive, then the new media, as changes of the disk's size: the
+    /// protocol has no other notification. The rings stay connected, and requests that arrive
+    /// during the change wait in them.
     pub(super) fn change_medium(
         &mut self,
         xs: &mut dyn Xenstore,
@@ -33,7 +34,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         if let Some((before, _)) = &before
             && before.physical_device_path == told.physical_device_path
         {
-            // That was made for the medium before.
+            // The toolstack's script created this path for the previous media.
             told.physical_device_path = None;
         }
         announce_resize(xs, &ends.back, 0)?;
@@ -42,9 +43,9 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         self.go_on(xs, ends)
     }
 
-    /// Goes on with a change of media, if there is one.
+    /// Continues a media change, if one is in progress.
     pub(super) fn go_on(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        // Every request taken is answered before the medium goes.
+        // Every taken request is completed before the media is removed.
         if self.change.is_none() || self.stop().is_pending() {
             return Ok(());
         }
@@ -59,7 +60,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         {
             self.failed = Some(fault.clone());
         }
-        // The toolstack may have put in another meanwhile.
+        // The toolstack may have changed the media again in the meantime.
         changed.and(self.refresh(xs, ends))
     }
 
@@ -87,7 +88,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
                 return Ok(());
             }
             if let Some((disk, _)) = &mut self.disk {
-                // It is not tried again before something else is asked for.
+                // The change is not retried until the toolstack configures something else.
                 *disk = change.told;
             }
         }
@@ -100,7 +101,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
         change.refused.map_or(Ok(()), Err)
     }
 
-    /// Why a frontend that knows the drive cannot use this medium.
+    /// Returns why a connected frontend cannot use the new media: its logical sector size differs.
     fn misfit(&self, change: &Change, now: &Geometry) -> Option<Fault> {
         let before = change.before.filter(|_| now.sectors > 0 && self.negotiated.is_some())?;
         if now.sector_size == before.sector_size {

@@ -1,4 +1,4 @@
-//! What opens disks and runs queues for a [`Vbd`](super::Vbd).
+//! The interface of a [`Vbd`](super::Vbd) to what opens disks and runs queues.
 
 use crate::config::Config;
 use crate::engine::{FlushState, Geometry};
@@ -12,73 +12,72 @@ use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::ToolstackBack;
 
-/// What a vbd needs of the platform it runs on.
+/// The platform services that a vbd requires.
 pub trait Platform: GrantMapper + GrantCopier + EventChannels + Clone {}
 impl<P: GrantMapper + GrantCopier + EventChannels + Clone> Platform for P {}
 
-/// What has become of a disk that is being opened.
+/// The progress of opening a disk.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Opening {
-    /// It is open, and looks so.
+    /// The disk is open and has this geometry.
     Done(Geometry),
-    /// It is not done.
+    /// Opening has not finished.
     Pending,
-    /// Neither, and why: somebody has the image, and is waited for.
+    /// The image is in use elsewhere, and opening is retried; with the reason.
     Busy(Fault),
 }
 
-/// Opens disks and runs queues: threads, or whatever the platform has.
+/// Opens disks and runs queues, with threads or the platform's equivalent.
 pub trait Serve<P: Platform> {
-    /// A queue that is being served. Dropping it finishes what is under way and lets go of
-    /// everything.
+    /// A queue that is being served. Dropping it completes the operations in flight and releases
+    /// all resources.
     type Running;
 
     /// Memory for in-flight records.
     type Record: SharedMemory + Clone;
 
-    /// `len` bytes of memory for the in-flight record of a session of a device: new memory, or, to take an
-    /// earlier process's session over, what that process left. Where nothing outlives the process it is
-    /// [`HeapMemory`](pvio_ring::shm::HeapMemory), and there is nothing to take over.
+    /// Returns `len` bytes of memory for the in-flight record of a device's session: new memory or,
+    /// to resume an earlier process's session, that process's memory. Where no memory outlives the
+    /// process, it is [`HeapMemory`](pvio_ring::shm::HeapMemory), and sessions cannot be resumed.
     ///
     /// # Errors
-    /// A [`Fault`]; with `resumed`, the session ends and the frontend starts over.
+    /// A [`Fault`]. If `resumed` is set, the session ends and the frontend reconnects.
     fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Self::Record, Fault>;
 
     /// Reports whether the earlier process of a session to be resumed mapped guest pages for single requests.
     /// Called before the disk is opened. If it did, opening waits until these pages are unmapped.
     fn mapped_before(&mut self, _mapped: bool) {}
 
-    /// The session of a device is over, and its record of no more use.
+    /// Removes the record of a device whose session has ended.
     fn remove_record(&mut self, _device: &str) {}
 
-    /// What is offered for a disk, where the toolstack's words about it ask for something else than
-    /// is usual. Asked before the disk is opened, and before the toolstack's script has run.
+    /// Returns the settings for a disk, which may differ from the usual ones by the toolstack's
+    /// keys. Called before the disk is opened and before the toolstack's script has run.
     ///
     /// # Errors
-    /// A [`Fault`] that tells the operator what to do.
+    /// A [`Fault`] that states the remedy for the operator.
     fn configure(&mut self, _disk: &ToolstackBack, usual: Config) -> Result<Config, Fault> {
         Ok(usual)
     }
 
-    /// Takes over what the toolstack changed of a disk that is open.
+    /// Applies changes of the toolstack's keys to the open disk.
     ///
     /// # Errors
-    /// A [`Fault`] that tells the operator what to do; what was in force stays so.
+    /// A [`Fault`] that states the remedy for the operator; the previous settings stay in force.
     fn refresh(&mut self, _disk: &ToolstackBack) -> Result<(), Fault> {
         Ok(())
     }
 
-    /// Opens what backs the disk, and lets go of what was open before. Nothing is being served.
-    /// Of a drive without a medium ([`ToolstackBack::is_empty_drive`]) this is a disk of no sectors,
-    /// whose queues are [started](Self::start) all the same.
+    /// Opens the disk's image, and closes a previously open one. No queue is being served. A drive
+    /// without media ([`ToolstackBack::is_empty_drive`]) is a disk of no sectors, whose queues are
+    /// [started](Self::start) as usual.
     ///
     /// # Errors
-    /// A [`Fault`] that tells the operator what to do.
+    /// A [`Fault`] that states the remedy for the operator.
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault>;
 
-    /// The same where opening takes time and nothing may wait for it: called again with the same
-    /// words, when the server wakes whoever drives the device, until it is done. The one given by
-    /// default opens at once.
+    /// Opens the disk without blocking. Called again with the same keys, when the server wakes the
+    /// device's driver, until it is done. The default implementation opens synchronously.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -86,56 +85,57 @@ pub trait Serve<P: Platform> {
         self.open(disk).map(Opening::Done)
     }
 
-    /// Closes what is open, or is being opened; called again until it is ready. The one given by
-    /// default leaves that to the server's end.
+    /// Closes the open disk, or cancels opening. Called again until it is ready. The default
+    /// implementation leaves closing to the server's drop.
     fn close(&mut self) -> Poll<()> {
         Poll::Ready(())
     }
 
-    /// Whether a flush of the disk that is open has failed. The same object for as long as it is open.
+    /// Returns whether a flush of the open disk has failed. The same object while the disk is open.
     fn flush_state(&self) -> Arc<FlushState> {
         Arc::default()
     }
 
-    /// How many pages of a guest all its disks may keep mapped. The same object for the same guest.
+    /// Returns the budget of cached mappings that a guest's disks share. The same object for the
+    /// same guest.
     fn mapping_budget(&self, _guest: DomId) -> Arc<MappingBudget> {
         MappingBudget::unlimited()
     }
 
-    /// Begins to look up how large the disk is now, if it may have become larger or smaller since it was
-    /// opened. Called now and then while it is served; waits for nothing. If the size is another one, the
-    /// server wakes whoever drives the device.
+    /// Starts to look up the current disk size, which may have changed since the disk was opened.
+    /// Called periodically while the disk is served; does not block. If the size changed, the
+    /// server wakes the device's driver.
     fn look_up_size(&mut self) {}
 
-    /// How many sectors of 512 bytes the disk had when that was last looked up, if ever.
+    /// Returns the disk size in sectors of 512 bytes as of the last lookup, if there was one.
     fn sectors(&mut self) -> Option<u64> {
         None
     }
 
-    /// Begins to serve a queue from it, without waiting until it is [ready](Self::ready).
+    /// Starts to serve a queue, without waiting until it is [ready](Self::ready).
     ///
     /// # Errors
-    /// A [`Fault`] when the system has not what that takes.
+    /// A [`Fault`] if the system lacks the resources.
     fn start(
         &mut self,
         name: &str,
         parts: QueueParts<P, P::Channel, Self::Record>,
     ) -> Result<Self::Running, Fault>;
 
-    /// Whether a queue that was started is served.
+    /// Returns whether a started queue is being served.
     ///
     /// # Errors
-    /// A [`Fault`] when the system has not what that takes.
+    /// A [`Fault`] if the system lacks the resources.
     fn ready(&mut self, _running: &mut Self::Running) -> Result<Poll<()>, Fault> {
         Ok(Poll::Ready(()))
     }
 
-    /// Why a queue ended by itself, if it did; told once.
+    /// Returns the fault that ended a queue, if one did; reported once.
     fn fault(&mut self, running: &mut Self::Running) -> Option<QueueFault>;
 
-    /// Stops serving a queue: nothing new is taken, and what was begun is finished. Called again
-    /// until it is ready; dropping the queue does not wait then. The one given by default leaves
-    /// everything to that.
+    /// Stops serving a queue: it takes no new requests and completes those in flight. Called again
+    /// until it is ready; dropping the queue does not block then. The default implementation leaves
+    /// all of this to the drop.
     fn stop(&mut self, _running: &mut Self::Running) -> Poll<()> {
         Poll::Ready(())
     }

@@ -1,4 +1,4 @@
-//! A session's in-flight record: made, found again, and ended.
+//! The in-flight record of a session: created, resumed and removed.
 
 use super::{Platform, Serve};
 use crate::engine::FlushState;
@@ -14,25 +14,26 @@ use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::common::DeviceAddr;
 use pvio_xenbus::handshake::vbd::FrontRequest;
 
-/// How serving begins.
+/// The way in which serving begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Begin {
     /// In a new session.
     New,
     /// In the session of an earlier process.
     Resumed,
-    /// Again in the same session and process.
+    /// In the same session and process, after a media change.
     Again,
 }
 
-/// The record of a session.
+/// The in-flight record of a session.
 #[derive(Debug)]
 pub(super) struct Session<R> {
     device: String,
     record: Record<R>,
 }
 
-/// What tells a session from all others: all that its queues are made of.
+/// Returns the key that identifies a session: it covers everything that the session's queues depend
+/// on.
 pub(super) fn key(addr: DeviceAddr, abi: Abi, request: &FrontRequest) -> Result<SessionKey, Fault> {
     let mut key = SessionKey::new();
     for byte in addr.kind.as_str().bytes() {
@@ -54,7 +55,8 @@ pub(super) fn key(addr: DeviceAddr, abi: Abi, request: &FrontRequest) -> Result<
 }
 
 impl<R: SharedMemory + Clone> Session<R> {
-    /// A new record, which is not valid yet, or the one that an earlier process left.
+    /// Creates a new record, which is not valid until [`commit`](Self::commit), or opens the one of
+    /// an earlier process.
     pub fn begin<P, S>(
         server: &mut S,
         addr: DeviceAddr,
@@ -73,7 +75,7 @@ impl<R: SharedMemory + Clone> Session<R> {
         Ok(Self { device, record })
     }
 
-    /// The record of one of its queues, whose ring was attached just now.
+    /// Returns the record of one of its queues, whose ring was just attached.
     pub fn queue<M: SharedMemory>(
         &self,
         index: usize,
@@ -95,12 +97,12 @@ impl<R: SharedMemory + Clone> Session<R> {
         Ok(found)
     }
 
-    /// Whether the process that has it, or had it, maps pages for single requests.
+    /// Returns whether the process that owns or owned the record maps pages for single requests.
     pub fn maps_requests(&self) -> bool {
         self.record.maps_requests()
     }
 
-    /// All queues are attached. A new record is valid from here on.
+    /// Commits the record after all queues were attached. A new record is valid from here on.
     pub fn commit(&self, flushes: &FlushState, path: DataPath, begin: Begin) {
         self.record.set_maps_requests(path == DataPath::Map);
         if begin == Begin::Resumed && self.record.flush_failed() {
@@ -112,14 +114,14 @@ impl<R: SharedMemory + Clone> Session<R> {
         }
     }
 
-    /// The session is over: nobody may resume it.
+    /// Ends the session: it cannot be resumed any more.
     pub fn end<P: Platform, S: Serve<P, Record = R>>(self, server: &mut S) {
         self.record.invalidate();
         server.remove_record(&self.device);
     }
 }
 
-/// The name of a device's record.
+/// Returns the name of a device's record.
 pub(super) fn device(addr: DeviceAddr) -> String {
     format!("{}-{}-{}", addr.kind.as_str(), addr.front, addr.index)
 }
