@@ -1,4 +1,4 @@
-//! Why a vif ends, and why a packet is dropped: the rules of Linux's netback, each with its name.
+//! Reasons why a vif ends and why a packet is dropped. They follow the rules of Linux's netback.
 
 use pvio_event_channel::EventError;
 use pvio_grant_table::{GrantRef, GrantStatus};
@@ -6,39 +6,40 @@ use pvio_ring::RingFault;
 use pvio_ring::inflight::RecordError;
 use pvio_ring::proto::netif::ExtraFault;
 
-/// Data slots of one packet that are carried: the first and 18 more (`XEN_NETIF_NR_SLOTS_MIN`
-/// counts the slots after the first, as every Linux netback has read it).
+/// Largest number of data slots of a packet that is forwarded: the first and 18 more
+/// (`XEN_NETIF_NR_SLOTS_MIN` counts the slots after the first, as every Linux netback has interpreted
+/// it).
 pub const SLOTS_MAX: usize = 19;
-/// Data slots of one packet that are dropped with an error; one more ends the vif
+/// Largest number of data slots of a packet that is dropped with an error. One more ends the vif
 /// (Linux's `fatal_skb_slots`, 20 after the first).
 pub const SLOTS_FATAL: usize = 21;
 
-/// The frontend did what no honest frontend does: the vif ends. Nothing it has in its rings can be
-/// believed afterwards.
+/// Protocol violation by the frontend that ends the vif. After it, the contents of the rings cannot be
+/// trusted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Fault {
-    /// The transmit ring's producer is impossible.
+    /// The transmit ring's producer index is out of range.
     #[error("transmit ring: {0}")]
     TxRing(RingFault),
-    /// The receive ring's producer is impossible.
+    /// The receive ring's producer index is out of range.
     #[error("receive ring: {0}")]
     RxRing(RingFault),
-    /// The control ring's producer is impossible.
+    /// The control ring's producer index is out of range.
     #[error("control ring: {0}")]
     CtrlRing(RingFault),
-    /// A slot announces another that was not produced.
+    /// A slot has `MORE_DATA` set, but the next slot was not produced.
     #[error("a packet goes on beyond the {have} slots produced")]
     MissingSlots {
-        /// Data slots of the packet that are there.
+        /// Number of data slots of the packet that were produced.
         have: usize,
     },
-    /// More slots than even a buggy frontend sends.
+    /// The packet has more than [`SLOTS_FATAL`] slots.
     #[error("a packet of more than {SLOTS_FATAL} slots")]
     TooManySlots,
-    /// A slot's data does not lie in its page.
+    /// A slot's data crosses the end of its page.
     #[error("a slot of {size} bytes at offset {offset} crosses its page")]
     CrossesPage {
-        /// Where in the page it begins.
+        /// Offset of the data in the page, in bytes.
         offset: u16,
         /// Its size in bytes.
         size: u16,
@@ -46,7 +47,7 @@ pub enum Fault {
     /// An extra segment was announced and not produced.
     #[error("an announced extra segment is missing")]
     MissingExtra,
-    /// An extra segment means nothing.
+    /// An extra segment is malformed.
     #[error(transparent)]
     Extra(#[from] ExtraFault),
 }
@@ -66,7 +67,7 @@ impl Fault {
         "tx-gso-type",
     ];
 
-    /// Where its code stands among all.
+    /// Returns the index of the code in [`CODES`](Self::CODES).
     pub(crate) fn number(&self) -> usize {
         Self::CODES.iter().position(|code| *code == self.code()).unwrap_or(usize::MAX)
     }
@@ -89,13 +90,13 @@ impl Fault {
     }
 }
 
-/// Why a queue cannot go on.
+/// Reason why a queue cannot continue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum QueueError {
-    /// The frontend's doing.
+    /// Protocol violation by the frontend.
     #[error("the frontend broke the protocol: {0}")]
     Fault(#[from] Fault),
-    /// The frontend cannot be woken.
+    /// The frontend cannot be notified.
     #[error("event channel: {0}")]
     Event(#[from] EventError),
 }
@@ -111,37 +112,37 @@ impl QueueError {
     }
 }
 
-/// Why a queue could not be attached to what the frontend named.
+/// Reason why a queue could not be attached to the rings and channels that the frontend advertised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AttachError {
     /// A ring's page cannot be mapped.
     #[error("the {ring} ring cannot be mapped: {status}")]
     Map {
-        /// Which ring.
+        /// Name of the ring.
         ring: &'static str,
-        /// What the hypervisor said.
+        /// Status from the hypervisor.
         status: GrantStatus,
     },
-    /// A ring is not one, or is in an impossible state.
+    /// The ring's page does not hold a valid ring state.
     #[error("the {ring} ring is unusable: {fault}")]
     Ring {
-        /// Which ring.
+        /// Name of the ring.
         ring: &'static str,
-        /// What is wrong with it.
+        /// Defect of the ring.
         fault: RingFault,
     },
     /// The in-flight record of a resumed session does not fit its ring.
     #[error("the {ring} ring cannot be resumed: {error}")]
     Record {
-        /// Which ring.
+        /// Name of the ring.
         ring: &'static str,
-        /// What is wrong.
+        /// Defect of the record.
         error: RecordError,
     },
-    /// A page that the guest has staged cannot be mapped again.
+    /// A page that the guest staged cannot be mapped again for the resumed session.
     #[error("page {} that the guest has staged cannot be mapped for the resumed session", .gref.0)]
     Staged {
-        /// Its grant reference.
+        /// Grant reference of the page.
         gref: GrantRef,
     },
     /// The frontend's event channel cannot be bound.
@@ -150,7 +151,7 @@ pub enum AttachError {
 }
 
 impl AttachError {
-    /// The record has no section for a ring.
+    /// Returns the error for a record that has no section for `ring`.
     pub(crate) const fn no_section(ring: &'static str) -> Self {
         Self::Record { ring, error: RecordError::Size { found: 0, needed: 0 } }
     }
@@ -171,7 +172,8 @@ impl AttachError {
 /// Declares the reasons with their codes and meanings in one table.
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $code:literal,)+) => {
-        /// Why one packet was dropped. Each is counted by itself ([`crate::Stats::dropped`]).
+        /// Reason why a packet was dropped. Each reason has its own counter
+        /// ([`crate::Stats::dropped`]).
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
         #[repr(usize)]
         pub enum DropReason {
@@ -196,62 +198,63 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// From the guest: more than [`SLOTS_MAX`] data slots.
     TxSlots = "tx-slots",
-    /// From the guest: a slot larger than what is left of the packet (a frame of 64 KiB or more,
-    /// whose total wrapped).
+    /// From the guest: a slot larger than the remaining bytes of the packet (a frame of 64 KiB or more
+    /// whose total size wrapped).
     TxSlotBeyondPacket = "tx-slot-beyond-packet",
     /// From the guest: shorter than an Ethernet header.
     TxShort = "tx-short",
     /// From the guest: a page could not be copied.
     TxCopy = "tx-copy",
-    /// From the guest: a checksum was left blank where there is none to complete.
+    /// From the guest: a blank checksum in a packet that has no checksum field to complete.
     TxChecksum = "tx-checksum",
-    /// From the guest: segmentation it did not negotiate, or of something that is not TCP.
+    /// From the guest: segmentation that was not negotiated, or of a protocol other than TCP.
     TxGso = "tx-gso",
     /// From the guest: a segment size below [`SEGMENT_MIN`](crate::queue::SEGMENT_MIN).
     TxGsoSmall = "tx-gso-small",
-    /// From the guest: multicast control it was not offered.
+    /// From the guest: a multicast control request, which was not offered.
     TxMulticast = "tx-multicast",
-    /// From the guest: one multicast group more than a vif has place for.
+    /// From the guest: a multicast group that exceeds the limit of a vif.
     TxGroups = "tx-groups",
-    /// From the guest: the port refused or lost it.
+    /// From the guest: the port rejected or lost the packet.
     TxPort = "tx-port",
-    /// From the guest: another MAC address than the vif's.
+    /// From the guest: the source MAC address is not the vif's.
     TxSpoofMac = "tx-spoof-mac",
-    /// From the guest: ARP that is malformed, or speaks for another station.
+    /// From the guest: ARP that is malformed, or whose sender is another station.
     TxSpoofArp = "tx-spoof-arp",
-    /// From the guest: an IP address that is not the vif's.
+    /// From the guest: the source IP address is not the vif's.
     TxSpoofIp = "tx-spoof-ip",
-    /// From the guest: neighbour discovery that is malformed, or speaks for another station.
+    /// From the guest: neighbour discovery that is malformed, or whose sender is another station.
     TxSpoofNeighbour = "tx-spoof-neighbour",
-    /// From the guest: neither ARP nor IP, where only the vif's IP addresses are let through.
+    /// From the guest: neither ARP nor IP, while a filter allows only the vif's IP addresses.
     TxSpoofProtocol = "tx-spoof-protocol",
-    /// From the guest: lost on purpose.
+    /// From the guest: dropped by fault injection.
     TxFault = "tx-fault",
-    /// From the guest: two processes ended with it in flight.
+    /// From the guest: in flight when two backend processes ended.
     TxDeaths = "tx-deaths",
-    /// To the guest: a buffer that was in use when two processes ended.
+    /// To the guest: a buffer that was in use when two backend processes ended.
     RxDeaths = "rx-deaths",
-    /// To the guest, from a switch: what it holds for the guest is all it may.
+    /// To the guest, from a switch: the switch's limit of packets for this guest is reached.
     RxSwitch = "rx-switch",
-    /// To the guest: lost on purpose.
+    /// To the guest: dropped by fault injection.
     RxFault = "rx-fault",
-    /// To the guest: the port could not read it. One such reading is not the loss of the port.
+    /// To the guest: the port could not read the packet. One failed read does not make the port
+    /// unusable.
     RxPort = "rx-port",
     /// To the guest: shorter than an Ethernet header.
     RxShort = "rx-short",
-    /// To the guest: to a multicast group, and the guest chose others.
+    /// To the guest: sent to a multicast group that the guest did not request.
     RxGroup = "rx-group",
-    /// To the guest: more than a page, and the guest does not take scattered packets.
+    /// To the guest: larger than a page, and the guest did not negotiate `feature-sg`.
     RxTooBig = "rx-too-big",
-    /// To the guest: to be segmented, and the guest does not take such packets.
+    /// To the guest: needs segmentation, and the guest did not negotiate GSO.
     RxGso = "rx-gso",
-    /// To the guest: the guest posts no buffers, and what may wait for them does.
+    /// To the guest: the guest posts no buffers, and the limit of waiting packets is reached.
     RxNoBuffers = "rx-no-buffers",
-    /// To the guest: steered to a queue whose share of waiting packets is used up, for the guest posts
-    /// no buffers there.
+    /// To the guest: steered to a queue where the guest posts no buffers and whose limit of waiting
+    /// packets is reached.
     RxSteered = "rx-steered",
     /// To the guest: a page could not be copied.
     RxCopy = "rx-copy",
-    /// To the guest: a checksum to be completed lies outside the packet.
+    /// To the guest: a checksum to be completed is outside the packet.
     RxChecksum = "rx-checksum",
 }

@@ -41,7 +41,8 @@ pub use vif::Vif;
 use pvio_event_channel::EventChannels;
 use pvio_grant_table::{GrantCopier, GrantMapper};
 
-/// What a vif backend needs of the domain it runs in. Implemented by whatever has the three parts.
+/// What a vif backend needs of its domain's platform. Implemented for every type that has the three
+/// parts.
 pub trait Platform: GrantMapper + GrantCopier + EventChannels {}
 
 impl<T: GrantMapper + GrantCopier + EventChannels> Platform for T {}

@@ -1,11 +1,11 @@
-//! Counters anybody may read while the queue runs.
+//! Counters that any thread may read while the queue runs.
 
 use crate::fault::{DropReason, Fault};
 use core::sync::atomic::{AtomicU64, Ordering};
 use pvio_ring::proto::netif::CtrlStatus;
 
-/// Counters of one queue since it was made. Written by its worker alone, read by anybody; the
-/// numbers of one reading need not belong together.
+/// Counters of one queue since its creation. Only its worker writes them; any thread may read them.
+/// Values read together are not a consistent snapshot.
 #[derive(Debug, Default)]
 pub struct Stats {
     tx_packets: AtomicU64,
@@ -23,15 +23,15 @@ pub struct Stats {
     controls: [AtomicU64; 4],
     ended: [AtomicU64; Fault::CODES.len()],
     dropped: [AtomicU64; DropReason::ALL.len()],
-    /// Levels of a queue, and their limits; 0 while there is no queue.
+    /// Usage of the queue's budgets; 0 while there is no queue.
     held: Held<AtomicU64>,
     limits: Held<AtomicU64>,
 }
 
-/// Levels of a queue, or their limits.
+/// Usage of a queue's budgets, or their limits.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Held<T> {
-    /// Packets that wait for the guest to post buffers, and their bytes.
+    /// Packets that wait for the guest to post buffers; `bytes` is their size.
     pub packets: T,
     pub bytes: T,
     /// Cached mappings of staged pages.
@@ -47,105 +47,108 @@ impl Held<AtomicU64> {
 }
 
 impl Stats {
-    /// Packets from the guest that the port took.
+    /// Returns the number of packets from the guest that the port accepted.
     #[must_use]
     pub fn tx_packets(&self) -> u64 {
         self.tx_packets.load(Ordering::Relaxed)
     }
 
-    /// Bytes of those packets.
+    /// Returns the number of bytes of those packets.
     #[must_use]
     pub fn tx_bytes(&self) -> u64 {
         self.tx_bytes.load(Ordering::Relaxed)
     }
 
-    /// Packets put into the guest's buffers.
+    /// Returns the number of packets delivered to the guest's buffers.
     #[must_use]
     pub fn rx_packets(&self) -> u64 {
         self.rx_packets.load(Ordering::Relaxed)
     }
 
-    /// Bytes of those packets.
+    /// Returns the number of bytes of those packets.
     #[must_use]
     pub fn rx_bytes(&self) -> u64 {
         self.rx_bytes.load(Ordering::Relaxed)
     }
 
-    /// How often the worker slept and was woken.
+    /// Returns how often the worker slept and was woken.
     #[must_use]
     pub fn wakeups(&self) -> u64 {
         self.wakeups.load(Ordering::Relaxed)
     }
 
-    /// Events sent to the guest.
+    /// Returns the number of events sent to the guest.
     #[must_use]
     pub fn notifications(&self) -> u64 {
         self.notifications.load(Ordering::Relaxed)
     }
 
-    /// Of the packets from the guest, those that were still to be segmented.
+    /// Returns the number of packets from the guest that were unsegmented.
     #[must_use]
     pub fn tx_gso_packets(&self) -> u64 {
         self.tx_gso_packets.load(Ordering::Relaxed)
     }
 
-    /// Of the packets put into the guest's buffers, those that were still to be segmented.
+    /// Returns the number of packets delivered to the guest that were unsegmented.
     #[must_use]
     pub fn rx_gso_packets(&self) -> u64 {
         self.rx_gso_packets.load(Ordering::Relaxed)
     }
 
-    /// Packets to be segmented whose checksum the guest had not left blank, as it must be.
+    /// Returns the number of unsegmented packets whose checksum the guest had not left blank as
+    /// required.
     #[must_use]
     pub fn gso_fixups(&self) -> u64 {
         self.gso_fixups.load(Ordering::Relaxed)
     }
 
-    /// How often packets from the guest had to wait, for it had sent as much as it may.
+    /// Returns how often packets from the guest had to wait because of the rate limit.
     #[must_use]
     pub fn limited(&self) -> u64 {
         self.limited.load(Ordering::Relaxed)
     }
 
-    /// Packets that came here and were handed to another queue, as the guest's mapping says.
+    /// Returns the number of packets received here and steered to another queue by the guest's
+    /// mapping.
     #[must_use]
     pub fn steered(&self) -> u64 {
         self.steered.load(Ordering::Relaxed)
     }
 
-    /// Slots whose data went through a page that is kept mapped, a staging grant.
+    /// Returns the number of slots whose data was copied through the mapping of a staged page.
     #[must_use]
     pub fn staged(&self) -> u64 {
         self.staged.load(Ordering::Relaxed)
     }
 
-    /// Requests of the control ring that were answered so. The first queue counts those of the vif.
+    /// Returns the number of control ring requests with this response status. The first queue
+    /// counts those of the vif.
     #[must_use]
     pub fn controls(&self, status: CtrlStatus) -> u64 {
         self.controls.get(status as usize).map_or(0, |n| n.load(Ordering::Relaxed))
     }
 
-    /// How often the vif was ended, in all its sessions, for what its guest did.
+    /// Returns how often the vif was ended, over all its sessions, because of this fault.
     #[must_use]
     pub fn ended(&self, fault: Fault) -> u64 {
         self.ended.get(fault.number()).map_or(0, |n| n.load(Ordering::Relaxed))
     }
 
-    /// Packets dropped for a reason.
+    /// Returns the number of packets dropped for this reason.
     #[must_use]
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.dropped.get(reason as usize).map_or(0, |n| n.load(Ordering::Relaxed))
     }
 
-    /// Packets dropped for any reason.
+    /// Returns the number of dropped packets.
     #[must_use]
     pub fn dropped_in_all(&self) -> u64 {
         self.dropped.iter().map(|n| n.load(Ordering::Relaxed)).fold(0, u64::wrapping_add)
     }
 
-    /// Every counter that has no reasons, with its name.
+    /// Returns every counter that is not divided by reason, with its name.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        // One that is added is not forgotten here.
+        // The exhaustive pattern makes a new counter a compile error here.
         let Self {
             tx_packets,
             tx_bytes,
@@ -183,12 +186,12 @@ impl Stats {
         .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
     }
 
-    /// [`ended`](Self::ended) of every fault, by its code.
+    /// Returns [`ended`](Self::ended) for every fault, by its code.
     pub fn ends(&self) -> impl Iterator<Item = (&'static str, u64)> {
         Fault::CODES.iter().copied().zip(self.ended.iter().map(|n| n.load(Ordering::Relaxed)))
     }
 
-    /// [`dropped`](Self::dropped) for every reason, by its code.
+    /// Returns [`dropped`](Self::dropped) for every reason, by its code.
     pub fn drops(&self) -> impl Iterator<Item = (&'static str, u64)> {
         DropReason::ALL.iter().map(|reason| (reason.code(), self.dropped(*reason)))
     }
@@ -207,7 +210,7 @@ impl Stats {
         })
     }
 
-    /// Sets the levels.
+    /// Sets the current usage.
     pub(crate) fn hold(&self, held: Held<usize>) {
         self.held.set(held);
     }
@@ -257,19 +260,20 @@ impl Stats {
         add(&self.notifications, 1);
     }
 
-    /// Counts an event that woke the queue.
+    /// Counts a wake-up of the queue by an event.
     pub fn count_wakeup(&self) {
         add(&self.wakeups, 1);
     }
 
-    /// Counts a packet that is dropped. Only the thread that serves the queue does.
+    /// Counts a dropped packet. Only the thread that serves the queue may call it.
     pub fn drop_one(&self, reason: DropReason) {
         if let Some(count) = self.dropped.get(reason as usize) {
             add(count, 1);
         }
     }
 
-    /// [`DropReason::RxSwitch`], which only those who send to the vif count, each on its thread.
+    /// Counts [`DropReason::RxSwitch`]. Only the threads that send to the vif count this reason,
+    /// concurrently.
     pub fn drop_at_a_switch(&self) {
         if let Some(count) = self.dropped.get(DropReason::RxSwitch as usize) {
             count.fetch_add(1, Ordering::Relaxed);
@@ -277,7 +281,8 @@ impl Stats {
     }
 }
 
-/// One writer, so a plain load and store will do, at a fraction of an atomic addition.
+/// Adds to a counter that has one writer: a load and a store are sufficient and much cheaper than
+/// an atomic addition.
 #[inline]
 fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);

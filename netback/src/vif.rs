@@ -1,4 +1,4 @@
-//! The device: a virtual NIC's backend end, from the toolstack's words to a served queue.
+//! The device: the backend of a virtual NIC, from the toolstack's configuration to a running queue.
 
 mod serve;
 mod session;
@@ -29,46 +29,46 @@ use pvio_xenbus::handshake::vif::{
 pub use serve::Serve;
 use session::{Recorded, Rings};
 
-/// Who attaches the host's end of a vif to what it leads to.
+/// What attaches the host's interface of a vif to a network.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Attach {
-    /// The server: it joins the bridge and brings the interface up, under its final name.
+    /// The backend: it adds the interface to the bridge and brings it up, under its final name.
     Here,
     /// The toolstack's hotplug script, which expects an interface `vif<domain>.<handle>` that is
     /// down, and may rename it.
     ByScript,
 }
 
-/// A guest's session, from its connecting to its leaving.
+/// Session of a guest, from connect to disconnect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Session {
-    /// How many queues it has.
+    /// Number of queues.
     pub queues: usize,
-    /// What was negotiated.
+    /// Negotiated features.
     pub features: Features,
 }
 
-/// A virtual NIC's backend, to be driven by [`pvio_xenbus::driver::BackendDriver`].
+/// Backend of a virtual NIC, driven by [`pvio_xenbus::driver::BackendDriver`].
 pub struct Vif<P: Platform, S: Serve<P>> {
     platform: P,
     server: S,
-    /// The port is there already.
+    /// Whether the port exists.
     opened: bool,
-    /// Who attaches it; none before that is known.
+    /// What attaches the port; `None` until it is known.
     attach: Option<Attach>,
-    /// One for each queue; empty without a session.
+    /// One element for each queue; empty without a session.
     running: Vec<S::Running>,
     negotiated: Option<Negotiated>,
-    /// Of all queues together.
+    /// Limit of all queues together.
     limit: Arc<RateLimit>,
     headroom: Arc<Headroom>,
-    /// What the session's queues have in flight, and what its guest has set up.
+    /// In-flight record of the session, with the guest's configuration.
     session: Option<Recorded<S::Record>>,
     stats: Vec<Arc<Stats>>,
 }
 
 impl<P: Platform, S: Serve<P>> Vif<P, S> {
-    /// A vif that nobody has asked for yet.
+    /// Returns a vif without a port and without a session.
     #[must_use]
     pub fn new(platform: P, server: S) -> Self {
         let queues = queues_offered(&server);
@@ -87,37 +87,37 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
         }
     }
 
-    /// What it has done, over all its sessions: of each queue that it may have.
+    /// Returns the counters of each possible queue, over all sessions.
     #[must_use]
     pub fn stats(&self) -> &[Arc<Stats>] {
         &self.stats
     }
 
-    /// How fast the guest may send through all of its queues together, from now on. A session begins
-    /// with what stands in xenstore (`rate`).
+    /// Sets the guest's transmit rate limit for all queues together. Each session starts with the
+    /// value in xenstore (`rate`).
     pub fn set_rate(&self, rate: Option<Rate>) {
         self.limit.set(rate);
     }
 
-    /// Whether the guest hears only the multicast groups that it names, from now on until the
-    /// session ends. A session begins with what was negotiated.
+    /// Sets whether the guest receives only the multicast groups that it selected, until the
+    /// session ends. Each session starts with the negotiated value.
     pub fn choose_groups(&self, chosen: bool) {
         self.session.iter().for_each(|session| session.groups.choose(chosen));
     }
 
-    /// What this session may use; `None` when there is none.
+    /// Returns the negotiated features of the session; `None` without a session.
     #[must_use]
     pub fn negotiated(&self) -> Option<&Negotiated> {
         self.negotiated.as_ref()
     }
 
-    /// How queues are served.
+    /// Returns the server, which runs the queues.
     #[must_use]
     pub fn server(&self) -> &S {
         &self.server
     }
 
-    /// The queues that are served, for a server that has no threads of its own.
+    /// Returns the server and the running queues, for a server that has no threads of its own.
     pub fn running(&mut self) -> (&mut S, &mut [S::Running]) {
         (&mut self.server, &mut self.running)
     }
@@ -146,7 +146,7 @@ fn queues_offered<P: Platform, S: Serve<P>>(server: &S) -> u32 {
     server.max_queues().clamp(1, MAX_QUEUES)
 }
 
-/// What this backend can do.
+/// Features that this backend supports.
 fn features_offered(queues: u32) -> BackOffer {
     BackOffer {
         max_queues: Some(queues),
@@ -172,7 +172,7 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
             None => *self.attach.insert(attach_by(xs, ends, &vif)?),
         };
         if attach == Attach::ByScript {
-            // The script attaches it: it must be there, and nothing more.
+            // The script attaches the interface; the backend only creates it.
             if !self.opened && self.server.poll_open(&vif, Attach::ByScript)?.is_pending() {
                 return Ok(Prepared::Pending);
             }
@@ -189,13 +189,14 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
             Ok(()) => Hotplug::Connected,
             Err(fault) => Hotplug::Failed(fault.to_string().into()),
         };
-        // Whoever makes what the packets go to says so; toolstacks wait for it.
+        // The process that creates the interface reports its state; toolstacks wait for this key.
         write_hotplug(xs, &ends.back, &status)?;
         opened.map(|()| Prepared::Yes)
     }
 
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
-        // From the next session on the offer is ours.
+        // The offer of an earlier process stays until its session ends; later sessions get this
+        // one.
         if ends.keeps_offer(xs)? && BackOffer::read(xs, &ends.back)? != BackOffer::default() {
             return Ok(());
         }
@@ -283,7 +284,7 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
 
     fn leave(&mut self) -> Poll<()> {
         let Self { server, running, .. } = self;
-        // All are told before any is waited for.
+        // Requests every queue to stop before the first wait.
         running.retain_mut(|queue| server.stop(queue).is_pending());
         if !running.is_empty() {
             return Poll::Pending;
@@ -305,7 +306,7 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
 }
 
 impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
-    /// Begins a session with what the frontend asks for.
+    /// Starts a session with the features and queues that the frontend requested.
     fn begin(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
         let (request, negotiated) = request(xs, ends)?;
         // An earlier process may have offered more queues.
@@ -313,7 +314,7 @@ impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
         let features = features(&negotiated);
         let rings = Rings::new(ends, &request, &negotiated);
         let session = Recorded::begin(&mut self.server, &rings, ends.resumed)?;
-        // Every ring is mapped before a packet moves: it is all of them or none.
+        // Every ring is mapped before the first packet: either all are served or none.
         let refs = rings.queues.iter().enumerate();
         let queues = refs.map(|queue| self.attach(ends, queue, features, &session));
         let mut queues = queues.collect::<Result<Vec<_>, Fault>>()?;
@@ -338,7 +339,8 @@ impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
                     "session resumed"
                 );
             }
-            // The last responses may have been published by one who died before telling.
+            // The earlier process may have published responses and ended before it notified the
+            // guest.
             for channel in queues.iter().flat_map(Queue::channels) {
                 channel.notify().map_err(|e| Fault::new(e.code(), e))?;
             }
@@ -386,7 +388,8 @@ impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
     }
 }
 
-/// Who attaches a port. A script does so once: for the port of an earlier process it will not run again.
+/// Returns what attaches a port. The hotplug script runs once per device: it does not run again for
+/// a session taken over from an earlier process.
 fn attach_by(
     xs: &mut dyn Xenstore,
     ends: &Ends,
@@ -398,8 +401,8 @@ fn attach_by(
     Ok(if by_script { Attach::ByScript } else { Attach::Here })
 }
 
-/// What the frontend asks for, and what comes of it: by the offer that stands in xenstore, which is an
-/// earlier process's if the session is.
+/// Returns what the frontend requested and the resulting features. The offer is the one in
+/// xenstore, which an earlier process may have written.
 fn request(
     xs: &mut dyn Xenstore,
     ends: &Ends,
@@ -410,7 +413,7 @@ fn request(
     Ok((request, negotiated))
 }
 
-/// The part of what was negotiated that a queue goes by.
+/// Returns the negotiated features that a queue needs.
 fn features(negotiated: &Negotiated) -> Features {
     let (to_front, to_back) = (&negotiated.to_front, &negotiated.to_back);
     Features {

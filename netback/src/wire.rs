@@ -1,38 +1,38 @@
-//! What a packet takes on the wire: the frames it is segmented into, each with its own headers.
+//! Size of a packet on the wire: the frames after segmentation, each with its headers.
 #![forbid(unsafe_code)]
 
 use crate::port::Gso;
 use pvio_ring::proto::checksum::{ETHERNET_HEADER, Transport};
 
-/// The smallest segment size that is carried. Linux's TCP sends no smaller ones: its least MSS
-/// (`TCP_MIN_SND_MSS`) is 48, of which options take up to 40. Below it a packet would be more headers
-/// than data many times over.
+/// Smallest segment size that is forwarded. Linux's TCP sends no smaller ones: its least MSS
+/// (`TCP_MIN_SND_MSS`) is 48, of which options take up to 40. With smaller segments the headers
+/// would be many times the size of the data.
 pub const SEGMENT_MIN: u16 = 8;
 
-/// Bytes of Ethernet, IPv4 and TCP headers without options.
+/// Size of Ethernet, IPv4 and TCP headers without options, in bytes.
 const HEADERS_MIN: usize = ETHERNET_HEADER + 20 + 20;
 
 /// Bytes and frames on the wire.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WireCost {
-    /// Bytes of all frames, without preamble and FCS.
+    /// Size of all frames in bytes, without preamble and FCS.
     pub bytes: u64,
-    /// Frames.
+    /// Number of frames.
     pub frames: u64,
 }
 
 impl WireCost {
-    /// Of a packet that goes as it is.
+    /// Returns the cost of a packet that is not segmented.
     pub fn whole(len: usize) -> Self {
         Self { bytes: len as u64, frames: 1 }
     }
 
-    /// At least, of a packet whose headers are not known yet.
+    /// Returns the least cost of a packet whose headers are not known yet.
     pub fn least(len: usize, gso: Option<Gso>) -> Self {
         gso.map_or(Self::whole(len), |gso| Self::segmented(len, HEADERS_MIN, gso))
     }
 
-    /// Of a packet.
+    /// Returns the cost of a packet.
     pub fn of(frame: &[u8], gso: Option<Gso>) -> Self {
         let Some(gso) = gso else { return Self::whole(frame.len()) };
         Self::segmented(frame.len(), headers(frame).unwrap_or(HEADERS_MIN), gso)
@@ -45,14 +45,14 @@ impl WireCost {
         Self { bytes: len.saturating_add(repeated) as u64, frames: frames as u64 }
     }
 
-    /// What it is more than another.
+    /// Returns the excess over another cost.
     pub fn beyond(self, other: Self) -> Self {
         let bytes = self.bytes.saturating_sub(other.bytes);
         Self { bytes, frames: self.frames.saturating_sub(other.frames) }
     }
 }
 
-/// Bytes before the data of a packet of TCP.
+/// Returns the number of bytes before the payload of a TCP packet.
 pub fn headers(frame: &[u8]) -> Option<usize> {
     let transport = Transport::of(frame).ok().filter(|t| !t.udp)?;
     let words = usize::from(frame.get(transport.start.saturating_add(12))? >> 4);

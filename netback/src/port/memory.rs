@@ -20,24 +20,25 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use crossbeam_queue::ArrayQueue;
 
-/// One end of a link in memory. The ends may live in different threads.
+/// One end of an in-memory link. The ends may be used by different threads.
 #[derive(Debug)]
 pub struct MemoryPort {
     out: Arc<Lane>,
     inward: Arc<Lane>,
 }
 
-/// A direction: `depth` buffers that are always in one of two queues, or in somebody's hand.
+/// One direction of a link: `depth` buffers, each in one of the two queues or owned by a user.
 #[derive(Debug)]
 struct Lane {
     filled: ArrayQueue<Packet<Box<[u8]>>>,
     free: ArrayQueue<Box<[u8]>>,
 }
 
-/// Two ports: what one sends the other receives. Each direction holds up to `depth` packets.
+/// Returns two connected ports: each receives what the other sends. Each direction holds up to `depth`
+/// packets.
 ///
 /// # Panics
-/// When `depth` is 0.
+/// If `depth` is 0.
 #[must_use]
 pub fn pair(depth: usize) -> (MemoryPort, MemoryPort) {
     let (there, back) = (Lane::new(depth), Lane::new(depth));
@@ -45,10 +46,10 @@ pub fn pair(depth: usize) -> (MemoryPort, MemoryPort) {
     (a, MemoryPort { out: back, inward: there })
 }
 
-/// A port that receives what it sends, up to `depth` packets at a time.
+/// Returns a port that receives the packets that it sends, up to `depth` at a time.
 ///
 /// # Panics
-/// When `depth` is 0.
+/// If `depth` is 0.
 #[must_use]
 pub fn loopback(depth: usize) -> MemoryPort {
     let lane = Lane::new(depth);
@@ -60,7 +61,7 @@ impl Lane {
         let free = ArrayQueue::new(depth);
         for _ in 0..depth {
             let buf = alloc::vec![0; FRAME_MAX].into_boxed_slice();
-            // It was made for as many.
+            // The queue was created with space for `depth` buffers.
             let _ = free.push(buf);
         }
         Arc::new(Self { filled: ArrayQueue::new(depth), free })
@@ -85,7 +86,7 @@ impl NetPort for MemoryPort {
             return Err(PortError::Gone);
         }
         self.out.filled.push(packet).map_err(|packet| {
-            // More packets than buffers: this one's was not reserved here.
+            // The queue has space for every buffer of this port, so this one was not reserved here.
             drop(packet);
             PortError::Unsuited
         })

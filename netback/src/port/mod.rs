@@ -1,21 +1,21 @@
-//! Where packets go to and come from.
+//! Source and destination of a queue's packets.
 //!
 //! # Architecture
-//! A queue owns no packet memory: the port does. The queue [reserves](NetPort::reserve) a buffer,
-//! fills it from the guest's pages and [sends](NetPort::send) it; it [receives](NetPort::receive)
-//! a filled buffer, copies it into the guest's pages and [recycles](NetPort::recycle) it. So data
-//! is copied once in each direction, and nothing is allocated for a packet.
+//! A port owns the packet memory; a queue owns none. The queue [reserves](NetPort::reserve) a buffer,
+//! fills it from the guest's pages and [sends](NetPort::send) it. It [receives](NetPort::receive) a
+//! filled buffer, copies it into the guest's pages and [recycles](NetPort::recycle) it. Data is copied
+//! once in each direction, and nothing is allocated for a packet.
 //!
 //! # I/O model
-//! No method waits. A port may hold back what was sent until [`flush`](NetPort::flush), which the
-//! queue calls once a batch.
+//! No method blocks. A port may delay sent packets until [`flush`](NetPort::flush), which the queue
+//! calls once per batch.
 //!
 //! # Errors
-//! [`WouldBlock`] is back-pressure: try again later, nothing was lost. A [`PortError`] is about
-//! one packet, which was dropped.
+//! [`WouldBlock`] is back-pressure: the caller retries later, and nothing is lost. A [`PortError`]
+//! concerns one packet, which was dropped.
 //!
-//! [`memory`] leads to another port in the same process, or back to itself. Ports that lead to a tap, an
-//! AF_XDP socket, a switch or a file, and wrappers around any port, are in `pvio-ports`.
+//! The ports in [`memory`] connect to another port in the same process, or to themselves. Ports for a
+//! tap, an AF_XDP socket, a switch or a file, and wrappers around any port, are in `pvio-ports`.
 
 pub mod memory;
 
@@ -24,72 +24,72 @@ use core::time::Duration;
 use pvio_ring::proto::checksum::ETHERNET_HEADER;
 use pvio_ring::proto::netif::{GsoKind, MAX_PACKET};
 
-/// Bytes of the largest frame: the largest IP packet, an Ethernet header and a VLAN tag. A guest sends
-/// [`MAX_PACKET`] at most, a host's kernel as much as this.
+/// Size of the largest frame in bytes: the largest IP packet, an Ethernet header and a VLAN tag. A
+/// guest sends at most [`MAX_PACKET`]; a host's kernel may send this size.
 pub const FRAME_MAX: usize = MAX_PACKET + ETHERNET_HEADER + 4;
 
-/// Where packets go to and come from.
+/// Source and destination of packets.
 pub trait NetPort {
     /// Memory for one packet.
     type Buf: PacketBuf;
 
-    /// Bytes before every frame to be sent that belong to the port (a header it puts there). The
-    /// frame may begin later.
+    /// Bytes before every frame to be sent that are reserved for a header of the port. The frame may
+    /// start after them.
     const HEADROOM: usize;
 
-    /// Space for a packet to be sent.
+    /// Returns a buffer for a packet to be sent.
     ///
     /// # Errors
-    /// [`WouldBlock`] while every buffer is on its way out.
+    /// [`WouldBlock`] while every buffer is in flight.
     fn reserve(&mut self) -> Result<Self::Buf, WouldBlock>;
 
-    /// Exchanges reserved space for as much as a frame of `len` bytes needs: a port that has few
-    /// large buffers gives a small one for it. Called once for each packet that is to be sent.
+    /// Exchanges a reserved buffer for one that is large enough for a frame of `len` bytes, so that a
+    /// port that has few large buffers can use a small one. Called once for each packet to be sent.
     fn fit(&mut self, buf: Self::Buf, len: usize) -> Self::Buf {
         let _ = len;
         buf
     }
 
-    /// Gives reserved space back unused.
+    /// Returns a reserved buffer unused.
     fn unreserve(&mut self, buf: Self::Buf);
 
-    /// Takes a packet to send, in reserved space. It may leave only with
+    /// Queues a packet in a reserved buffer for sending. It may be sent only at
     /// [`flush`](NetPort::flush).
     ///
     /// # Errors
-    /// The port cannot send it; its buffer went back.
+    /// The port cannot send the packet; its buffer is free again.
     fn send(&mut self, packet: Packet<Self::Buf>) -> Result<(), PortError>;
 
-    /// The next packet that came in, if there is one. Those that are not asked for wait; a port
-    /// whose buffers are all taken takes no more from wherever packets come from.
+    /// Returns the next received packet, if there is one. Packets that are not received here wait in
+    /// the port. A port whose buffers are all in use reads no more packets from its source.
     fn receive(&mut self) -> Option<Packet<Self::Buf>>;
 
-    /// Gives a received packet's buffer back.
+    /// Returns a received packet's buffer to the port.
     fn recycle(&mut self, buf: Self::Buf);
 
-    /// Lets everything sent so far go.
+    /// Sends all queued packets.
     fn flush(&mut self);
 
-    /// Tells the port the time, counted from any moment and never backwards: once a round, before
-    /// anything else is asked of it.
+    /// Sets the time, from a monotonic clock with any origin. Called once per round, before other
+    /// methods.
     fn turn(&mut self, now: Duration) {
         let _ = now;
     }
 
-    /// When [`turn`](NetPort::turn) is to be called though nothing happens; later than the last
-    /// turn. `None` while nothing waits for its time.
+    /// Time at which [`turn`](NetPort::turn) has to be called even without an event; later than the
+    /// time of the last call. `None` if no timer is armed.
     fn deadline(&self) -> Option<Duration> {
         None
     }
 }
 
-/// Memory of our own for one packet: as large as the packet, or, in the hand of a port that knows
-/// nothing of it yet, as [`FRAME_MAX`] and the port's headroom.
+/// Private memory for one packet: as large as the packet, or, before the size is known
+/// ([`NetPort::fit`]), as large as [`FRAME_MAX`] and the port's headroom.
 pub trait PacketBuf: Send + 'static {
-    /// The bytes.
+    /// Returns the bytes.
     fn bytes(&self) -> &[u8];
 
-    /// The bytes, to be changed.
+    /// Returns the bytes as a mutable slice.
     fn bytes_mut(&mut self) -> &mut [u8];
 }
 
@@ -114,90 +114,90 @@ impl PacketBuf for pvio_uring::PrivateBuf {
     }
 }
 
-/// A packet in a buffer.
+/// Packet in a buffer.
 #[derive(Debug)]
 pub struct Packet<B> {
-    /// The memory.
+    /// Buffer that holds the frame.
     pub buf: B,
-    /// Where the Ethernet frame begins, in bytes.
+    /// Offset of the Ethernet frame in the buffer, in bytes.
     pub start: usize,
-    /// The frame's length in bytes, without FCS.
+    /// Length of the frame in bytes, without FCS.
     pub len: usize,
-    /// What is still to be done to it.
+    /// Offloads that are still to be done.
     pub offload: Offload,
 }
 
 impl<B: PacketBuf> Packet<B> {
-    /// The Ethernet frame; empty when it does not lie in its buffer.
+    /// Returns the Ethernet frame, or an empty slice if it is outside its buffer.
     #[must_use]
     pub fn frame(&self) -> &[u8] {
         let end = self.start.saturating_add(self.len);
         self.buf.bytes().get(self.start..end).unwrap_or_default()
     }
 
-    /// The Ethernet frame, to be changed; empty when it does not lie in its buffer.
+    /// Returns the Ethernet frame as a mutable slice, empty if it is outside its buffer.
     pub fn frame_mut(&mut self) -> &mut [u8] {
         let end = self.start.saturating_add(self.len);
         self.buf.bytes_mut().get_mut(self.start..end).unwrap_or_default()
     }
 }
 
-/// What was left to whoever handles a packet next.
+/// Offloads that the next recipient of a packet has to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Offload {
-    /// How far its transport checksum can be relied on.
+    /// State of the transport checksum.
     pub checksum: Checksum,
-    /// How it is to be cut into segments, if it is.
+    /// Segmentation, if the packet is to be segmented.
     pub gso: Option<Gso>,
 }
 
-/// How far a packet's transport checksum can be relied on.
+/// State of a packet's transport checksum.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Checksum {
-    /// It is there, and nobody has looked at it.
+    /// Present, and not validated.
     #[default]
     Unknown,
-    /// It is there and right, or the data never left this machine.
+    /// Present and correct, or the data never left this machine.
     Validated,
-    /// It holds the pseudo-header's sum only, to be completed.
+    /// Blank: the field holds only the sum of the pseudo-header, and has to be completed.
     Partial {
-        /// Where the sum begins, in bytes from the start of the frame.
+        /// Start of the summed data, in bytes from the start of the frame.
         start: u16,
-        /// Where the checksum stands, in bytes from `start`.
+        /// Position of the checksum field, in bytes from `start`.
         offset: u16,
     },
 }
 
-/// How a packet is to be cut into segments.
+/// Segmentation of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Gso {
-    /// Bytes of payload in each.
+    /// Bytes of payload in each segment.
     pub size: u16,
-    /// What it is.
+    /// Protocol of the packet.
     pub kind: GsoKind,
 }
 
-/// Nothing can be taken just now; try again later.
+/// No buffer or packet can be accepted now; the caller retries later.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the port can take nothing just now")]
 pub struct WouldBlock;
 
-/// The port could not send a packet.
+/// Reason why the port could not send a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PortError {
-    /// There is nobody at the other side.
+    /// The peer of the port no longer exists.
     #[error("the port's other side is gone")]
     Gone,
-    /// The packet is not one the port can carry.
+    /// The port does not support such a packet.
     #[error("the port cannot carry such a packet")]
     Unsuited,
-    /// The packet is not let through.
+    /// A filter rejected the packet.
     #[error("the packet is not let through: {}", .0.code())]
     Refused(DropReason),
 }
 
 impl PortError {
-    /// The reason by which the loss is counted.
+    /// Returns the reason under which the drop is counted.
     #[must_use]
     pub const fn reason(self) -> DropReason {
         match self {

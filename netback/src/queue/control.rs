@@ -1,4 +1,4 @@
-//! The control ring. It is served with the first queue, by whoever serves that.
+//! The control ring. It is served by the first queue, on that queue's thread.
 
 use super::hash::HASH_MAPPING_MAX;
 use super::setup::{Setup, SetupLog};
@@ -19,28 +19,28 @@ use pvio_ring::proto::netif::{
 };
 use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 
-/// Its name in errors.
+/// Name of the ring in errors.
 const RING: &str = "control";
-/// Requests served between two looks at everything else.
+/// Limit of requests served in one step, so that packets are not delayed.
 const AT_ONCE: usize = 16;
 
-/// The control ring and what was set up over it. Requests are carried out one after the other.
+/// Control ring and the configuration that the guest made with it. Requests are executed one at a time.
 pub(super) struct Control<M, C, R> {
     ring: BackRing<M>,
     channel: C,
     setup: Setup,
     log: SetupLog<R>,
-    /// What stands in a page of the guest's: keys, mappings, lists.
+    /// Copy of the contents of a guest page: keys, mappings, lists.
     page: Box<[u8]>,
-    /// A queue is at work on a request.
+    /// Whether a queue is executing a request.
     ordered: bool,
-    /// Whether guests may have pages kept mapped.
+    /// Whether staging grants are supported for this guest.
     stages: bool,
-    /// The guest is to be notified of responses.
+    /// Whether the guest has to be notified of responses.
     notify: bool,
 }
 
-/// What comes of a request: an answer, or an order to a queue whose outcome is the answer.
+/// Result of a request: its response, or an order to a queue whose outcome becomes the response.
 enum Done {
     Now(CtrlStatus, u32),
     Later,
@@ -52,7 +52,7 @@ impl From<CtrlStatus> for Done {
     }
 }
 
-/// What a request needs besides the ring.
+/// Context of a request besides the ring.
 pub(super) struct ControlContext<'a, G, B> {
     pub copier: &'a G,
     pub peer: DomId,
@@ -61,8 +61,8 @@ pub(super) struct ControlContext<'a, G, B> {
 }
 
 impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
-    /// Attaches to a control ring for so many queues. If the session is resumed, goes on where the
-    /// record says that its last backend was.
+    /// Attaches to a control ring for `queues` queues. If the session is resumed, continues at the
+    /// position in the in-flight record.
     pub fn attach(
         memory: M,
         channel: C,
@@ -81,7 +81,7 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
             let served = setup.served as u32;
             match served.wrapping_sub(produced) {
                 0 => {}
-                // Killed between the record of it and its publication.
+                // The previous process ended after it recorded the response and before it published it.
                 1 => {
                     ring.resume(1).map_err(unusable)?;
                     notify = show(&mut ring, &setup.response);
@@ -99,7 +99,7 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         Ok(Self { ring, channel, setup, log, page, ordered: false, stages, notify })
     }
 
-    /// What was set up of a session that is resumed.
+    /// Returns the recorded configuration of a resumed session.
     pub const fn setup(&self) -> &Setup {
         &self.setup
     }
@@ -108,7 +108,7 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         &self.channel
     }
 
-    /// Serves some of the requests that wait.
+    /// Serves up to [`AT_ONCE`] outstanding requests.
     pub fn step<B: PacketBuf>(
         &mut self,
         around: &ControlContext<'_, impl GrantCopier, B>,
@@ -118,7 +118,7 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
                 break;
             }
             let Some(mut slot) = self.ring.pop().map_err(Fault::CtrlRing)? else { break };
-            // A slot of the ring's size is never short.
+            // A slot has the ring's slot size, so reading it does not fail.
             let request = CtrlRequest::read(&mut slot).unwrap_or_default();
             match self.serve(request, around) {
                 Done::Now(status, data) => self.answer(request, status, data, around.stats),
@@ -128,7 +128,7 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         Ok(())
     }
 
-    /// Answers a request that a queue has carried out.
+    /// Responds to a request that a queue has executed.
     pub fn finish<B>(
         &mut self,
         outcome: Outcome,
@@ -149,12 +149,12 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         self.answer(order.request, status, data, around.stats);
     }
 
-    /// Wakes the guest if responses were published and it asked for that.
+    /// Notifies the guest if responses were published and the guest requested a notification.
     pub fn notify(&mut self) -> Result<(), EventError> {
         if core::mem::take(&mut self.notify) { self.channel.notify() } else { Ok(()) }
     }
 
-    /// Enters what a queue has mapped or unmapped.
+    /// Updates the recorded configuration with the pages that a queue mapped or unmapped.
     fn note(&mut self, order: &Order, status: CtrlStatus) {
         let Some(staged) = self.setup.staged.get_mut(order.queue) else { return };
         for entry in &order.list {
@@ -166,9 +166,9 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         }
     }
 
-    /// Whether the worker may sleep as far as this ring is concerned.
+    /// Whether this ring allows the worker to sleep.
     pub fn may_sleep(&mut self) -> Result<bool, Fault> {
-        // The outcome of an order wakes.
+        // The outcome of an outstanding order wakes the worker.
         Ok(self.ordered || !self.ring.final_check().map_err(Fault::CtrlRing)?)
     }
 
@@ -247,7 +247,7 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         offset: u32,
         around: &ControlContext<'_, impl GrantCopier, B>,
     ) -> CtrlStatus {
-        // Before anything is computed with them: XSA-270.
+        // Checked before any arithmetic with the values: XSA-270.
         if !self.setup.hash.holds(offset, len) {
             return CtrlStatus::InvalidParameter;
         }
@@ -282,7 +282,7 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         if around.siblings.order(order) { Done::Later } else { CtrlStatus::InvalidParameter.into() }
     }
 
-    /// The first bytes of a page of the guest's, read once.
+    /// Returns the first bytes of a guest page, read once.
     fn read<B>(
         &mut self,
         page: GrantRef,
@@ -296,7 +296,7 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         self.page.get(..len)
     }
 
-    /// Records what is set up with the response, then publishes that.
+    /// Records the configuration together with the response, then publishes the response.
     fn answer(&mut self, request: CtrlRequest, status: CtrlStatus, data: u32, stats: &Stats) {
         stats.count_control(status);
         let CtrlRequest { id, kind, .. } = request;
@@ -308,9 +308,9 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
     }
 }
 
-/// Publishes a response; tells whether the guest must be notified.
+/// Publishes a response. Returns whether the guest has to be notified.
 fn show<M: SharedMemory>(ring: &mut BackRing<M>, response: &[u8]) -> bool {
-    // One response for each request that was taken, so there is room.
+    // There is one response per request taken, so the ring has space.
     let pushed = ring.push(response);
     debug_assert!(pushed.is_ok(), "more responses than requests");
     ring.publish()

@@ -1,62 +1,64 @@
-//! Which multicast groups a guest wants to hear.
+//! Multicast groups whose packets a guest receives.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use pvio_ring::shm::{HeapMemory, Region, SharedMemory};
 
-/// Groups that a guest may name (Linux: `XEN_NETBK_MCAST_MAX`).
+/// Largest number of groups that a guest may select (Linux: `XEN_NETBK_MCAST_MAX`).
 pub const GROUPS_MAX: usize = 64;
 
-/// The groups of a vif, for all its queues. They stand in the in-flight record, so that each change is
-/// recorded before its response is published.
+/// Multicast groups of a vif, shared by its queues. They are stored in the in-flight record, so that
+/// each change is recorded before its response is published.
 #[derive(Debug)]
 pub struct Groups<R = HeapMemory> {
     chosen: AtomicBool,
-    /// Addresses, behind a bit that tells them from a free place.
+    /// Addresses, each with a flag bit that distinguishes it from an unused entry.
     places: R,
 }
 
 const TAKEN: u64 = 1 << 63;
 
 impl Default for Groups {
-    /// Groups that do not outlive the process.
+    /// Returns an empty list in private memory, which is lost when the process ends.
     fn default() -> Self {
         Self::new(HeapMemory::pages(1))
     }
 }
 
 impl<R: SharedMemory> Groups<R> {
-    /// Bytes of the section that they stand in.
+    /// Size of the section of the in-flight record, in bytes.
     pub const SECTION_LEN: usize = GROUPS_MAX * 8;
 
-    /// The groups in a section: none, if it is full of zeros.
+    /// Returns the groups stored in a section. A section of zeros holds none.
     #[must_use]
     pub fn new(section: R) -> Self {
         Self { chosen: AtomicBool::new(false), places: section }
     }
 
-    /// Whether the guest has chosen to hear only the groups that it names
-    /// (`request-multicast-control`); at first it has not, and hears all.
+    /// Sets whether the guest receives only the multicast groups that it selected
+    /// (`request-multicast-control`). Initially it receives all.
     pub fn choose(&self, chosen: bool) {
         self.chosen.store(chosen, Ordering::Relaxed);
     }
 
-    /// Adds a group, as the guest does; tells whether there was place for it. One that is there stays.
+    /// Adds a group. Returns whether there was space for it. A group that is present already is not
+    /// added again.
     pub fn add(&self, group: [u8; 6]) -> bool {
         let word = word(group);
         self.has(word)
             || places().any(|place| self.places.compare_exchange_u64(place, 0, word) == Some(Ok(0)))
     }
 
-    /// Removes a group, if it is there.
+    /// Removes a group, if it is present.
     pub(super) fn remove(&self, group: [u8; 6]) {
         let word = word(group);
         for place in places() {
-            // Two queues may have added it at once, in two places.
+            // Two queues may have added it concurrently, in two entries.
             let _ = self.places.compare_exchange_u64(place, word, 0);
         }
     }
 
-    /// Whether the guest wants a frame. Only groups are chosen: broadcast is for all.
+    /// Whether the guest receives a frame. The selection applies to multicast only; broadcast is always
+    /// received.
     pub(super) fn wants(&self, frame: &[u8]) -> bool {
         let Some(to) = frame.first_chunk::<6>() else { return true };
         let group = to[0] & 1 == 1 && *to != [0xff; 6];
@@ -68,7 +70,7 @@ impl<R: SharedMemory> Groups<R> {
     }
 }
 
-/// Where each is.
+/// Returns the offset of each entry.
 fn places() -> impl Iterator<Item = usize> {
     (0..GROUPS_MAX).map(|place| place.saturating_mul(8))
 }

@@ -1,24 +1,25 @@
-//! How a guest has its received packets spread over its queues: what it set up over the control ring.
+//! Distribution of received packets over a guest's queues, as the guest configured it over the control
+//! ring.
 
 use pvio_ring::proto::netif::{
     CtrlStatus, HASH_KEY_MAX, HASH_NONE, HASH_TOEPLITZ, HashKind, HashTypes, hash_frame,
 };
 
-/// Entries of a guest's mapping at most (Linux: `XEN_NETBK_MAX_HASH_MAPPING_SIZE`).
+/// Largest number of entries of a guest's mapping (Linux: `XEN_NETBK_MAX_HASH_MAPPING_SIZE`).
 pub const HASH_MAPPING_MAX: usize = 128;
 
-/// The hash of a packet, as the guest is told it.
+/// Hash of a packet, as reported to the guest.
 pub(super) type Hash = (HashKind, u32);
 
-/// What a guest has set up. At first nothing is hashed.
+/// Hash configuration of a guest. Initially no packet is hashed.
 #[derive(Clone, Debug)]
 pub(super) struct HashConfig {
     toeplitz: bool,
     types: HashTypes,
     key: [u8; HASH_KEY_MAX],
-    /// Entries of the mapping that count; with none, the hash counts modulo the queues.
+    /// Number of valid entries of the mapping. If 0, the queue is the hash modulo the number of queues.
     size: usize,
-    /// Every entry is the number of a queue that there is.
+    /// Queue number for each hash modulo `size`. Every entry is a valid queue number.
     mapping: [usize; HASH_MAPPING_MAX],
     queues: usize,
 }
@@ -29,10 +30,10 @@ impl HashConfig {
         Self { toeplitz: false, types: HashTypes::empty(), key, size: 0, mapping, queues }
     }
 
-    /// Words of it in the in-flight record.
+    /// Number of 64-bit values that it takes in the in-flight record.
     pub const WORDS: usize = 3 + HASH_KEY_MAX / 8 + HASH_MAPPING_MAX;
 
-    /// All of it, for the in-flight record.
+    /// Returns the configuration as 64-bit values for the in-flight record.
     pub fn words(&self) -> impl Iterator<Item = u64> {
         let Self { toeplitz, types, key, size, mapping, .. } = self;
         let (key, _) = key.as_chunks();
@@ -44,7 +45,7 @@ impl HashConfig {
             .chain(mapping)
     }
 
-    /// The one that has these words; `None` if it is nothing that a guest can have set up.
+    /// Returns the configuration stored as these values, or `None` if a guest cannot have set it.
     pub fn from_words(mut word: impl FnMut() -> u64, queues: usize) -> Option<Self> {
         let mut config = Self::new(queues);
         config.toeplitz = word() != 0;
@@ -58,13 +59,13 @@ impl HashConfig {
         Some(config)
     }
 
-    /// Whether packets are hashed at all. If not, they stay with the queue they came to.
+    /// Whether packets are hashed. If not, they stay with the queue that received them.
     pub const fn is_active(&self) -> bool {
         self.toeplitz && !self.types.is_empty()
     }
 
-    /// A packet's hash, if it is of a kind that the guest has hashed, and the queue it goes to: one that
-    /// has none goes where 0 goes (as in Linux).
+    /// Returns a packet's hash, if its type is one that the guest has enabled, and the queue that it is
+    /// steered to. A packet without a hash is steered as if its hash were 0 (as in Linux).
     pub fn steer(&self, frame: &[u8]) -> (Option<Hash>, usize) {
         let hash = hash_frame(frame, self.types, &self.key);
         let value = hash.map_or(0, |(_, value)| value as usize);
@@ -96,7 +97,7 @@ impl HashConfig {
         CtrlStatus::Success
     }
 
-    /// Sets the key; what is not given of it is 0.
+    /// Sets the key. Missing bytes at its end are 0.
     pub fn set_key(&mut self, key: &[u8]) -> CtrlStatus {
         let mut whole = [0; HASH_KEY_MAX];
         let Some(part) = whole.get_mut(..key.len()) else { return CtrlStatus::BufferOverflow };
@@ -105,7 +106,7 @@ impl HashConfig {
         CtrlStatus::Success
     }
 
-    /// Has a mapping of so many entries, all 0.
+    /// Sets the size of the mapping; all entries become 0.
     pub fn set_mapping_size(&mut self, size: u32) -> CtrlStatus {
         match usize::try_from(size) {
             Ok(size) if size <= HASH_MAPPING_MAX => self.size = size,
@@ -115,14 +116,14 @@ impl HashConfig {
         CtrlStatus::Success
     }
 
-    /// Whether a part of the mapping lies in it (XSA-270: the sum may wrap, and the size is what the
-    /// guest has set, not what there is place for).
+    /// Whether a range lies within the mapping (XSA-270: the sum may wrap, and the limit is the size
+    /// that the guest has set, not the capacity of the array).
     pub fn holds(&self, offset: u32, len: u32) -> bool {
         let end = offset.checked_add(len).and_then(|end| usize::try_from(end).ok());
         end.is_some_and(|end| end <= self.size)
     }
 
-    /// Sets a part of the mapping, all of it or nothing.
+    /// Sets a range of the mapping, either completely or not at all.
     pub fn set_mapping(&mut self, offset: u32, part: &[u32]) -> CtrlStatus {
         let len = u32::try_from(part.len()).unwrap_or(u32::MAX);
         let good = |queue: &u32| usize::try_from(*queue).is_ok_and(|queue| queue < self.queues);

@@ -1,29 +1,28 @@
-//! How fast a guest may send.
+//! Limit of a guest's transmit rate.
 
 use crate::bucket::{Bucket, Pace};
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use pvio_xenbus::handshake::vif::Rate;
 
-/// What a guest may save up, in bytes, however little it is granted at a time.
+/// Smallest burst in bytes, independent of the rate.
 const BURST_LEAST: u64 = 128 * 1024;
-/// A changed limit is seen after this long by a queue that waits.
+/// Longest time after which a waiting queue applies a changed limit.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The limit of all queues of a vif together, which anybody may change while they run. A packet may
-/// take more than there is, which the next ones have to wait for: so packets of any size pass, and the
-/// rate is what it should be.
+/// Transmit rate limit of all queues of a vif. Any thread may change it at any time. A packet may take
+/// more than the bucket holds, and later packets then wait. So packets of any size pass, and the
+/// average rate is correct.
 #[derive(Debug, Default)]
 pub struct RateLimit {
-    /// As [`Pace`] has it; 0 for no limit.
+    /// Cost as in [`Pace`]; 0 means no limit.
     cost: AtomicU64,
     burst: AtomicU64,
     bucket: Bucket,
 }
 
 impl RateLimit {
-    /// Limits the vif to this from now on; `None` to no limit. Another rate than before begins with
-    /// a burst.
+    /// Sets the limit; `None` means no limit. If the rate changes, the bucket is filled.
     pub fn set(&self, rate: Option<Rate>) {
         let pace = rate.filter(|rate| rate.bytes > 0).map(|rate| {
             let nanos = u64::from(rate.usec).saturating_mul(1000);
@@ -42,14 +41,15 @@ impl RateLimit {
         (cost != 0).then_some(Pace { cost, burst })
     }
 
-    /// Whether a packet may be sent now; if not, when to ask again. All queues have one clock.
+    /// Returns `Ok` if a packet may be sent now, or the time at which to check again. All queues use
+    /// one clock.
     pub(super) fn check(&self, now: Duration) -> Result<(), Duration> {
         let empty = self.pace().and_then(|pace| self.bucket.empty_until(pace, nanos(now)));
         let Some(until) = empty else { return Ok(()) };
         Err(Duration::from_nanos(until).min(now.saturating_add(LOOK)))
     }
 
-    /// A queue sends so many bytes.
+    /// Takes the bytes that a queue sends.
     pub(super) fn take(&self, bytes: u64, now: Duration) {
         if let Some(pace) = self.pace() {
             self.bucket.take(pace, bytes, nanos(now));
@@ -67,7 +67,7 @@ mod tests {
 
     const STEP: Duration = Duration::from_millis(1);
 
-    /// Bytes sent in so long, by packets of this size, whenever that is allowed.
+    /// Returns the bytes sent within a time, in packets of one size, if every permitted packet is sent.
     fn sent(limit: &RateLimit, from: Duration, time: Duration) -> usize {
         let (mut now, mut sent) = (from, 0);
         while now < from + time {
@@ -85,9 +85,9 @@ mod tests {
         let limit = RateLimit::default();
         limit.set(Some(Rate { bytes: 50_000, usec: 50_000 }));
         let all = sent(&limit, STEP, Duration::from_secs(10));
-        // A megabyte a second, and less than a burst and a packet more.
+        // One megabyte per second, plus at most one burst and one packet.
         assert!((9_950_000..10_200_000).contains(&all), "{all}");
-        // Who did not send for long has no more than a burst (as in Linux, far less).
+        // After an idle period only one burst is available (as in Linux, not much more).
         let all = sent(&limit, Duration::from_secs(99), STEP);
         assert!((45_000..=131_072 + 1500).contains(&all), "{all}");
     }
@@ -104,7 +104,7 @@ mod tests {
                     sent += 1500;
                     continue;
                 }
-                // Woken up after most of the next interval, or more than one.
+                // The wake-up comes after most of the next interval, or after more than one interval.
                 Err(later) if sent % 7000 == 0 => later + STEP * 60,
                 Err(later) => later + STEP * 40,
             };
@@ -140,7 +140,7 @@ mod tests {
         }
         let all: u64 = sent.iter().sum();
         assert!((9_950_000..10_200_000).contains(&all), "{sent:?}");
-        // The same again is no other.
+        // Setting the same rate again does not fill the bucket.
         limit.take(10_000_000, now);
         limit.set(Some(rate));
         assert!(limit.check(now + 5 * Duration::from_secs(1)).is_err());
@@ -156,7 +156,8 @@ mod tests {
         while limit.check(STEP).is_ok() {
             limit.take(65_535, STEP);
         }
-        // It is looked at again soon, though nothing is granted for more than an hour.
+        // The limit is checked again soon, although the next packet is permitted only in more than an
+        // hour.
         assert_eq!(limit.check(STEP), Err(STEP + LOOK));
         limit.set(None);
         assert_eq!(limit.check(STEP), Ok(()));

@@ -1,5 +1,5 @@
-//! What a queue is told besides packets: by the guest over the control ring, by its siblings, by the
-//! device.
+//! Events of a queue other than packets: control ring requests, messages from other queues, and
+//! changed settings.
 
 use super::control::{Control, ControlContext};
 use super::record::{SessionRefs, VifRecord};
@@ -18,21 +18,21 @@ use pvio_grant_table::{Access, GrantRef};
 use pvio_ring::proto::netif::{CtrlStatus, GrefEntry};
 use pvio_ring::shm::SharedMemory;
 
-/// Bytes that a vif leaves free before the data in every receive slot, which anybody may change while
-/// it runs (`xdp-headroom`).
+/// Bytes that a vif leaves free before the data in every receive slot (`xdp-headroom`). Any thread
+/// may change it at any time.
 #[derive(Debug, Default)]
 pub struct Headroom(AtomicU16);
 
 impl Headroom {
-    /// The most there is: half a page, so that a packet of the largest size takes 33 slots.
+    /// Largest headroom: half a page, so that the largest packet takes 33 slots.
     pub const MOST: u16 = 2048;
 
-    /// Leaves so many bytes free from now on, at most [`MOST`](Self::MOST).
+    /// Sets the headroom in bytes, limited to [`MOST`](Self::MOST).
     pub fn set(&self, bytes: u16) {
         self.0.store(bytes.min(Self::MOST), Ordering::Relaxed);
     }
 
-    /// How many are left free.
+    /// Returns the headroom in bytes.
     #[must_use]
     pub fn get(&self) -> u16 {
         self.0.load(Ordering::Relaxed)
@@ -40,13 +40,13 @@ impl Headroom {
 }
 
 impl<P: Platform, B: PacketBuf> Queue<P, B> {
-    /// Serves the guest's control ring as [`serve_control_recorded`](Self::serve_control_recorded) does,
-    /// with a record that does not outlive the process.
+    /// Serves the guest's control ring as [`serve_control_recorded`](Self::serve_control_recorded)
+    /// does, with a record in private memory that is lost when the process ends.
     ///
     /// # Errors
     /// An [`AttachError`]; nothing stays mapped or bound.
     pub fn serve_control(&mut self, refs: &ControlRefs, stages: bool) -> Result<(), AttachError> {
-        // Of the queues, their number alone matters here.
+        // Only the number of queues matters here.
         let none = QueueRefs {
             tx_ring: GrantRef(0),
             rx_ring: GrantRef(0),
@@ -63,16 +63,16 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
 }
 
 impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
-    /// Makes it one of the queues of a vif, by its number; what is steered to another goes there from
-    /// now on. Without such a number it stays by itself.
+    /// Makes this queue number `index` of a vif. Packets that are steered to another queue are
+    /// passed to that queue from then on. If `index` is out of range, the queue stays standalone.
     pub fn join(&mut self, siblings: &Arc<Siblings<B>>, index: usize) {
         self.link = Link::new(siblings, index);
     }
 
-    /// Serves the guest's control ring as well, for all queues that it was [joined](Self::join)
-    /// with: to be asked of the first. `stages` says whether the guest may have pages kept mapped,
-    /// [`STAGED_MAX`](super::STAGED_MAX) of each queue. In a session that is resumed, what the guest had
-    /// set up is in force again, but for the pages: see [`restage`](Self::restage).
+    /// Serves the guest's control ring as well, for all queues that this one was
+    /// [joined](Self::join) with. Only the first queue may do so. `stages` enables staging grants,
+    /// up to [`STAGED_MAX`](super::STAGED_MAX) for each queue. In a resumed session, the recorded
+    /// configuration is in force again, except for staged pages: see [`restage`](Self::restage).
     ///
     /// # Errors
     /// An [`AttachError`]; nothing stays mapped or bound.
@@ -97,8 +97,8 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         Ok(())
     }
 
-    /// The pages that the guest had staged for a queue when its session was taken over: to be asked of
-    /// the queue that serves the control ring.
+    /// Returns the pages that the guest had staged for a queue when its session was taken over.
+    /// Available from the queue that serves the control ring.
     #[must_use]
     pub fn staged_before(&self, index: usize) -> Vec<GrefEntry> {
         let staged = self.control.as_ref().and_then(|c| c.setup().staged.get(index));
@@ -110,16 +110,17 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         staged.into_iter().flatten().map(entry).collect()
     }
 
-    /// Maps pages again that the guest had staged for this queue, before it moves a packet.
+    /// Maps the pages again that the guest had staged for this queue. Called before the first
+    /// packet.
     ///
     /// # Errors
-    /// [`AttachError::Staged`], of the first that cannot be mapped.
+    /// [`AttachError::Staged`] for the first page that cannot be mapped.
     pub fn restage(&mut self, list: &[GrefEntry]) -> Result<(), AttachError> {
         if list.is_empty() {
             return Ok(());
         }
         let Self { platform, peer, staged, .. } = self;
-        // The guest promised when it staged them.
+        // The guest made the promise when it staged the pages.
         let promise = GrantsStay::promised_by_the_peer();
         let pages = staged.get_or_insert_with(|| Staged::new(promise));
         for entry in list {
@@ -130,24 +131,24 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         Ok(())
     }
 
-    /// How much is left free before the data of received packets, to be changed at any time.
+    /// Returns the headroom of received packets, which may be changed at any time.
     #[must_use]
     pub const fn headroom(&self) -> &Arc<Headroom> {
         &self.headroom
     }
 
-    /// Has this in common with other queues of the vif from now on.
+    /// Makes this queue use a headroom that it shares with other queues of the vif.
     pub fn share_headroom(&mut self, headroom: &Arc<Headroom>) {
         self.headroom = Arc::clone(headroom);
     }
 
-    /// Pages of the guest's that are kept mapped now.
+    /// Returns the number of staged pages that are mapped.
     #[must_use]
     pub fn staged(&self) -> usize {
         self.staged.as_ref().map_or(0, Staged::len)
     }
 
-    /// Does what the guest asks for over the control ring, and what siblings have left.
+    /// Serves the control ring, orders from other queues and outcomes of orders.
     pub(super) fn read_mail(&mut self) -> Result<(), QueueError> {
         let Self { platform, peer, link, control, staged, stats, .. } = self;
         let Some(link) = link else { return Ok(()) };
@@ -159,7 +160,7 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         link.update();
         while let Some(mut order) = link.next_order() {
             let Order { list, adds, .. } = &mut order;
-            // Asking for it is the promise: netif.h, "Static Grants".
+            // The request implies the promise: netif.h, "Static Grants".
             let promise = GrantsStay::promised_by_the_peer();
             let pages = staged.get_or_insert_with(|| Staged::new(promise));
             let (status, data) = if *adds {

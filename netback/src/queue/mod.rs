@@ -1,11 +1,11 @@
 //! One queue of a vif: a transmit ring, a receive ring, and the state machine between them and a
 //! port.
 //!
-//! [`Queue::poll`] does what there is to do, up to a budget, and never waits. When it has nothing
-//! more to do, ask [`Queue::may_sleep`]: it asks the guest for a wake-up and looks once more. Only
-//! if it says yes may the caller wait, for the queue's [channels](Queue::channels) and the port.
+//! [`Queue::poll`] does the outstanding work, up to a budget, and never blocks. When nothing is
+//! left, [`Queue::may_sleep`] requests notifications from the guest and checks once more. Only if
+//! it returns `true` may the caller wait, for the queue's [channels](Queue::channels) and the port.
 //!
-//! A queue that has failed stays failed: nothing more is read from its rings.
+//! A queue that has failed stays failed: its rings are not read again.
 #![forbid(unsafe_code)]
 
 mod control;
@@ -52,10 +52,10 @@ use reach::{Pages, Reach};
 use ring::{Direction, Ring};
 use siblings::Link;
 
-/// Packets moved with one copy call and one publication.
+/// Largest number of packets that one copy call and one publication cover.
 const BATCH: usize = 64;
 
-/// What a frontend publishes of one queue.
+/// Grant references and event channels that a frontend advertises for one queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct QueueRefs {
     /// `tx-ring-ref`.
@@ -66,7 +66,7 @@ pub struct QueueRefs {
     pub events: EventPorts,
 }
 
-/// What a frontend publishes of its control ring.
+/// Grant reference and event channel that a frontend advertises for its control ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ControlRefs {
     /// `ctrl-ring-ref`.
@@ -75,48 +75,48 @@ pub struct ControlRefs {
     pub event: Port,
 }
 
-/// How the guest wants to be woken.
+/// Event channels for notifications to and from the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EventPorts {
     /// One channel for both rings (`event-channel`).
     Shared(Port),
-    /// One each (`event-channel-tx`, `event-channel-rx`).
+    /// One channel for each ring (`event-channel-tx`, `event-channel-rx`).
     Split {
-        /// For the transmit ring.
+        /// Channel of the transmit ring.
         tx: Port,
-        /// For the receive ring.
+        /// Channel of the receive ring.
         rx: Port,
     },
 }
 
-/// What one [`Queue::poll`] did.
+/// Work done by one [`Queue::poll`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Progress {
-    /// Packets taken from the guest, dropped ones included.
+    /// Packets taken from the guest, including dropped ones.
     pub tx: usize,
-    /// Packets taken from the port or delivered to the guest, dropped ones included.
+    /// Packets taken from the port or delivered to the guest, including dropped ones.
     pub rx: usize,
 }
 
 impl Progress {
-    /// Whether anything was done.
+    /// Whether any work was done.
     #[must_use]
     pub const fn any(self) -> bool {
         self.tx != 0 || self.rx != 0
     }
 }
 
-/// What became of a guest's willingness to receive, as [`Queue::tick`] tells it.
+/// Change of whether the guest posts receive buffers, as [`Queue::tick`] reports it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reception {
-    /// It has posted no buffers for [`STALL`] though packets waited: nothing more should be sent
-    /// to it.
+    /// The guest has posted no buffers for [`STALL`] although packets waited. Packets should no
+    /// longer be sent to it.
     Stalled,
-    /// It has posted buffers again.
+    /// The guest posts buffers again.
     Ready,
 }
 
-/// One queue of a vif. `B` is the memory of the port it is used with, `R` that of its in-flight record.
+/// One queue of a vif. `B` is the port's packet buffer, `R` the memory of the in-flight record.
 pub struct Queue<P: Platform, B, R = HeapMemory> {
     platform: P,
     peer: DomId,
@@ -125,23 +125,23 @@ pub struct Queue<P: Platform, B, R = HeapMemory> {
     tx: tx::Tx<P::Mapping, B, Part<R>>,
     rx: rx::Rx<P::Mapping, B, Part<R>>,
     tx_channel: P::Channel,
-    /// `None` when the rings share a channel.
+    /// `None` if the rings share a channel.
     rx_channel: Option<P::Channel>,
     stats: Arc<Stats>,
     _counted: Counted,
     limit: Arc<RateLimit>,
     groups: Arc<Groups<Part<R>>>,
     headroom: Arc<Headroom>,
-    /// `None` while it is by itself.
+    /// `None` if the queue is standalone.
     link: Option<siblings::Link<B>>,
-    /// Only the first queue may have it.
+    /// `Some` only for the first queue.
     control: Option<control::Control<P::Mapping, P::Channel, Part<R>>>,
     staged: Option<staged::Staged<P::Mapping>>,
     now: Duration,
     failed: Option<QueueError>,
 }
 
-/// Levels of a queue in its counters. Dropping it sets them to 0.
+/// Current usage of a queue, in its counters. Dropping it sets the usage to 0.
 struct Counted(Arc<Stats>);
 
 impl Counted {
@@ -159,8 +159,9 @@ impl Drop for Counted {
 }
 
 impl<P: Platform, B: PacketBuf> Queue<P, B> {
-    /// Maps the rings of a frontend in domain `peer` and binds its event channels. Requests in the rings
-    /// that have no response are served. The in-flight record does not outlive the process.
+    /// Maps the rings of a frontend in domain `peer` and binds its event channels. Requests that
+    /// have no response are served. The in-flight record is in private memory and is lost when the
+    /// process ends.
     ///
     /// # Errors
     /// An [`AttachError`]; nothing stays mapped or bound.
@@ -182,8 +183,8 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
 
 impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
     /// Maps the rings of a frontend in domain `peer` and binds its event channels, as queue number
-    /// `index` of a vif with this record and these groups. A session that is resumed goes on where the
-    /// record says that its last backend was.
+    /// `index` of a vif with this record and these groups. If the session is resumed, continues at
+    /// the position in the record.
     ///
     /// # Errors
     /// An [`AttachError`]; nothing stays mapped or bound.
@@ -236,42 +237,42 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         })
     }
 
-    /// Reaches the guest's pages so from now on; at first, by [`Policy::Copy`].
+    /// Sets how the guest's pages are accessed; the default is [`Policy::Copy`].
     pub fn set_policy(&mut self, policy: Policy) {
         self.reach = policy.into();
     }
 
-    /// Reaches the guest's pages by mappings that stay, which takes the guest's promise, as
-    /// [`GrantsStay`](pvio_grant_table::policy::GrantsStay) says, for every page it names: a vif's
-    /// negotiation gives it for staged pages only. For frontends that are known to grant their pages
-    /// once and for all.
+    /// Accesses the guest's pages through cached mappings. That requires the guest's promise, as
+    /// described at [`GrantsStay`](pvio_grant_table::policy::GrantsStay), for every page: a vif's
+    /// negotiation gives it for staged pages only. It is meant for frontends that are known to
+    /// grant the same pages for the whole session.
     pub fn keep_mapped(&mut self, kept: CachedMappings<P>) {
         self.reach = Reach::Keep(kept);
     }
 
-    /// How fast the guest may send, to be changed at any time; at first, as fast as it can. What a
-    /// packet takes is what it is on the wire: every frame it is segmented into, with its headers.
+    /// Returns the limit of the guest's transmit rate, which may be changed at any time. A packet
+    /// counts with its size on the wire: all frames after segmentation, with headers.
     #[must_use]
     pub const fn limit(&self) -> &Arc<RateLimit> {
         &self.limit
     }
 
-    /// Has this limit in common with other queues of the vif from now on.
+    /// Makes this queue use a limit that it shares with other queues of the vif.
     pub fn share_limit(&mut self, limit: &Arc<RateLimit>) {
         self.limit = Arc::clone(limit);
     }
 
-    /// The multicast groups that the guest wants to hear.
+    /// Returns the multicast groups whose packets the guest receives.
     #[must_use]
     pub const fn groups(&self) -> &Arc<Groups<Part<R>>> {
         &self.groups
     }
 
-    /// Moves up to `budget` packets each way, in batches, and notifies the guest at most once a
-    /// channel. Never waits. Nothing done means that there was nothing to do.
+    /// Moves up to `budget` packets in each direction, in batches, and notifies the guest at most
+    /// once for each channel. Never blocks. If nothing was done, there was no work.
     ///
     /// # Errors
-    /// A [`QueueError`], now and for ever.
+    /// A [`QueueError`], which is permanent.
     pub fn poll<N: NetPort<Buf = B>>(
         &mut self,
         port: &mut N,
@@ -280,10 +281,11 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         self.guarded(|queue| queue.run(port, budget))
     }
 
-    /// Whether the caller may wait. Asks the guest for a wake-up first, then looks once more.
+    /// Whether the caller may wait. Requests notifications from the guest, then checks for work
+    /// again.
     ///
     /// # Errors
-    /// A [`QueueError`], now and for ever.
+    /// A [`QueueError`], which is permanent.
     pub fn may_sleep(&mut self) -> Result<bool, QueueError> {
         self.guarded(|queue| {
             let rings = queue.tx.may_sleep()? && queue.rx.may_sleep()?;
@@ -292,10 +294,10 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         })
     }
 
-    /// Whether there is work in the rings, without asking for a wake-up: for spinning.
+    /// Whether there is work in the rings, without a request for notifications: for busy polling.
     ///
     /// # Errors
-    /// A [`QueueError`], now and for ever.
+    /// A [`QueueError`], which is permanent.
     pub fn has_work(&mut self) -> Result<bool, QueueError> {
         self.guarded(|queue| {
             let control = queue.control.as_mut().map_or(Ok(false), Control::has_work)?;
@@ -304,11 +306,11 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         })
     }
 
-    /// Takes the pending events of every channel. To be called when one of them woke the caller,
+    /// Takes the pending events of every channel. Called after one of them woke the caller and
     /// before [`poll`](Self::poll).
     ///
     /// # Errors
-    /// A [`QueueError`], now and for ever.
+    /// A [`QueueError`], which is permanent.
     pub fn take_events(&mut self) -> Result<(), QueueError> {
         self.guarded(|queue| {
             for channel in queue.channels() {
@@ -318,29 +320,29 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         })
     }
 
-    /// Tells the queue that the port may have space for packets again.
+    /// Signals that the port may have free buffers again.
     pub fn unblock(&mut self) {
         self.tx.unblock();
     }
 
-    /// Tells the queue the time, counted from any moment, and never backwards. What waits from now
-    /// on waits since then.
+    /// Sets the time (monotonic, with any origin), at which packets start to wait from now on.
     pub fn set_clock(&mut self, now: Duration) {
         self.now = now;
     }
 
-    /// When [`tick`](Self::tick) is to be called, by the queue's clock; `None` while nothing waits.
+    /// Returns the time at which [`tick`](Self::tick) has to be called, by the queue's clock, or
+    /// `None` if no timer is armed.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         let (tx, rx) = (self.tx.deadline(), self.rx.deadline(&self.features));
         tx.into_iter().chain(rx).min()
     }
 
-    /// Drops what has waited for too long ([`DRAIN`]), and looks after a guest that does not
-    /// receive ([`STALL`]).
+    /// Drops packets that have waited for [`DRAIN`], and reports whether the guest receives
+    /// ([`STALL`]).
     ///
     /// # Errors
-    /// A [`QueueError`], now and for ever.
+    /// A [`QueueError`], which is permanent.
     pub fn tick<N: NetPort<Buf = B>>(
         &mut self,
         port: &mut N,
@@ -354,38 +356,38 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         })
     }
 
-    /// The event channels that wake this queue.
+    /// Returns the event channels that wake this queue.
     pub fn channels(&self) -> impl Iterator<Item = &P::Channel> {
         let control = self.control.as_ref().map(Control::channel);
         core::iter::once(&self.tx_channel).chain(&self.rx_channel).chain(control)
     }
 
-    /// What was negotiated.
+    /// Returns the negotiated features.
     #[must_use]
     pub const fn features(&self) -> &Features {
         &self.features
     }
 
-    /// The queue's counters.
+    /// Returns the queue's counters.
     #[must_use]
     pub const fn stats(&self) -> &Arc<Stats> {
         &self.stats
     }
 
-    /// Requests of both rings that are to be answered with an error, since too many processes ended with them
-    /// in flight.
+    /// Returns the number of requests of both rings that will get an error response, because too
+    /// many processes ended while they were in flight.
     #[must_use]
     pub fn given_up(&self) -> u64 {
         self.tx.given_up().saturating_add(self.rx.given_up())
     }
 
-    /// Packets waiting for the guest to post buffers.
+    /// Returns the number of packets that wait for the guest to post buffers.
     #[must_use]
     pub fn backlog(&self) -> usize {
         self.rx.backlog()
     }
 
-    /// Drops what waits for the guest to post buffers: at the end.
+    /// Drops the packets that wait for the guest to post buffers. Called when the session ends.
     pub fn drop_backlog<N: NetPort<Buf = B>>(&mut self, port: &mut N) {
         self.rx.drop_backlog(port, self.link.as_ref(), &self.stats);
         self.count_held();
@@ -417,7 +419,7 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
             }
         }
         if progress.tx > 0 {
-            // Before the responses: what is recorded as complete is never sent again.
+            // Before the responses: a packet that is recorded as complete is never sent again.
             port.flush();
         }
         self.count_held();
@@ -430,7 +432,7 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         self.stats.hold(Held { packets, bytes, staged: self.staged() });
     }
 
-    /// Publishes both rings' responses and wakes the guest as it asked to be.
+    /// Publishes the responses of both rings and notifies the guest if it requested that.
     fn notify(&mut self) -> Result<(), QueueError> {
         let (tx, rx) = (self.tx.publish(), self.rx.publish());
         let on_rx = if rx { self.rx_channel.as_ref() } else { None };
@@ -442,7 +444,7 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         Ok(())
     }
 
-    /// Runs `work` unless the queue has failed, and remembers if it fails.
+    /// Runs `work` unless the queue has failed, and stores its error.
     fn guarded<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, QueueError>,
@@ -465,7 +467,7 @@ impl<P: Platform, B, R> core::fmt::Debug for Queue<P, B, R> {
     }
 }
 
-/// What both directions need of the queue in one round.
+/// Context of one round that both directions need.
 struct Context<'a, P: Platform, R> {
     pages: Pages<'a, P>,
     peer: DomId,
@@ -477,7 +479,7 @@ struct Context<'a, P: Platform, R> {
     now: Duration,
 }
 
-/// Empties a list of copies and keeps its allocation for buffers of another lifetime. (Collecting
+/// Empties a list of copies and reuses its allocation for buffers of another lifetime. (Collecting
 /// from a `Vec`'s own iterator reuses the memory.)
 fn recycle_ops<'a>(mut ops: Vec<CopyOp<'_>>) -> Vec<CopyOp<'a>> {
     ops.clear();

@@ -1,4 +1,4 @@
-//! One packet out of the transmit ring: slots to pieces, by the rules of Linux's netback.
+//! Parses one packet from the transmit ring into pieces, by the rules of Linux's netback.
 
 use super::ring::Ring;
 use crate::fault::{DropReason, Fault, SLOTS_FATAL, SLOTS_MAX};
@@ -11,45 +11,46 @@ use pvio_ring::proto::checksum::ETHERNET_HEADER;
 use pvio_ring::proto::netif::{Extra, ExtraKind, TxFlags, TxRequest};
 use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 
-/// A data slot, read and checked: `size` bytes at `offset` lie in one page.
+/// Data slot that was read and checked: `size` bytes at `offset` lie in one page.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece {
     pub gref: GrantRef,
     pub id: u16,
     pub offset: u16,
-    /// The slot's own size, the first slot's too.
+    /// Size of this slot's data in bytes. For the first slot too, whose request holds the packet's
+    /// size.
     pub size: u16,
-    /// Set later, when its page could not be copied.
+    /// Set later if its page could not be copied.
     pub failed: bool,
 }
 
-/// What a guest wants to hear, or no longer.
+/// Change of the guest's multicast groups.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum GroupChange {
     Add([u8; 6]),
     Remove([u8; 6]),
 }
 
-/// What was taken from the ring. Its data slots are at the end of the list of pieces.
+/// Packet or request taken from the ring. Its data slots are at the end of the list of pieces.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Taken {
-    /// Bytes of the whole packet.
+    /// Size of the whole packet in bytes.
     pub len: usize,
     pub flags: TxFlags,
-    /// Extra segments, each a slot to be answered.
+    /// Number of extra segments; each takes a slot that needs a response.
     pub extras: u32,
     pub gso: Option<Gso>,
-    /// It is no packet, but this.
+    /// The request carries no packet, but this change.
     pub group: Option<GroupChange>,
-    /// Why it is to be dropped, if it is.
+    /// Reason to drop the packet, if there is one.
     pub refused: Option<DropReason>,
 }
 
-/// Takes one packet, every slot read once, and records it as taken. To be called only when a request is
-/// waiting.
+/// Takes one packet, reads every slot once, and records it as taken. Called only if a request is
+/// outstanding.
 ///
 /// # Errors
-/// A [`Fault`]; the vif ends.
+/// A [`Fault`], which ends the vif.
 pub(super) fn take<M: SharedMemory, R: SharedMemory>(
     ring: &mut Ring<M, R>,
     pieces: &mut Vec<Piece>,
@@ -76,7 +77,7 @@ fn take_slots<M: SharedMemory, R: SharedMemory>(
     let start = pieces.len();
     pieces.push(Piece::of(&first));
     if extras.group.is_some() {
-        // Such a slot carries no packet, whatever else it says.
+        // Such a slot carries no packet, whatever its other fields hold.
         return Ok(taken);
     }
 
@@ -84,8 +85,8 @@ fn take_slots<M: SharedMemory, R: SharedMemory>(
     let mut have = 1_usize;
     let mut more = first.flags.contains(TxFlags::MORE_DATA);
     while more {
-        // This order is Linux's, and is seen by frontends: a missing slot ends the vif even if the
-        // packet was to be dropped.
+        // The order of these checks is Linux's and is visible to frontends: a missing slot ends the
+        // vif even if the packet would be dropped.
         if ring.waiting() == 0 {
             return Err(Fault::MissingSlots { have });
         }
@@ -112,7 +113,7 @@ fn take_slots<M: SharedMemory, R: SharedMemory>(
         taken.refused = Some(DropReason::TxShort);
         return Ok(taken);
     }
-    // The first slot has what the others left.
+    // The first slot's data is the packet's size minus the other slots' data.
     check_page(first.offset, left)?;
     if let Some(piece) = pieces.get_mut(start) {
         piece.size = left;
@@ -135,26 +136,27 @@ fn take_extras<M: SharedMemory, R: SharedMemory>(
     let mut more = flags.contains(TxFlags::EXTRA_INFO);
     while more {
         let extra = next(ring, Fault::MissingExtra, Extra::read)??;
-        // Bounded by the ring, which holds no more slots than it holds.
+        // Bounded by the number of slots in the ring.
         extras.count = extras.count.saturating_add(1);
         more = extra.more;
         match extra.kind {
             ExtraKind::Gso { size, kind } => extras.gso = Some(Gso { size, kind }),
-            // One change a request; in Linux too, further ones are passed over.
+            // One change per request; further ones are ignored, as in Linux.
             ExtraKind::McastAdd(group) => {
                 extras.group.get_or_insert(GroupChange::Add(group));
             }
             ExtraKind::McastDel(group) => {
                 extras.group.get_or_insert(GroupChange::Remove(group));
             }
-            // How the guest hashed the packet, and where its data begins: the port has no use for it.
+            // The guest's hash of the packet and the position of its data: the port uses neither.
             ExtraKind::Hash { .. } | ExtraKind::Xdp { .. } => {}
         }
     }
     Ok(extras)
 }
 
-/// Reads the next slot that was produced as of the last look; `missing` when there is none.
+/// Reads the next slot, as of the last check of the producer index. Returns `missing` if there is
+/// none.
 fn next<M: SharedMemory, R: SharedMemory, T, E>(
     ring: &mut Ring<M, R>,
     missing: Fault,
@@ -164,7 +166,7 @@ fn next<M: SharedMemory, R: SharedMemory, T, E>(
         return Err(missing);
     }
     let mut slot = ring.take().map_err(Fault::TxRing)?.ok_or(missing)?;
-    // A slot of the ring's size is never short.
+    // A slot has the ring's slot size, so reading it does not fail.
     read(&mut slot).map_err(|_| missing)
 }
 

@@ -1,4 +1,4 @@
-//! How a queue reaches its guest's pages.
+//! Access of a queue to its guest's pages.
 
 use super::staged::Staged;
 use crate::Platform;
@@ -8,13 +8,13 @@ use core::str::FromStr;
 use pvio_grant_table::policy::{CachedMappings, Mapped};
 use pvio_grant_table::{CopyOp, GrantCopier};
 
-/// How a vif's packets get out of the guest's pages and into them. There is no keeping of pages
-/// here: it takes a guest's promise that its grants stay (see
-/// [`GrantsStay`](pvio_grant_table::policy::GrantsStay)), which it gives for the pages that it
-/// stages over the control ring, and for no other. Staged pages are used whatever the policy is.
+/// How a vif accesses the guest's pages. There is no policy with cached mappings: those require a
+/// guest's promise that its grants stay (see [`GrantsStay`](pvio_grant_table::policy::GrantsStay)),
+/// which it makes only for the pages that it stages over the control ring. Staged pages are
+/// accessed through their mappings under every policy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Policy {
-    /// The hypervisor copies.
+    /// Grant copies by the hypervisor.
     #[default]
     Copy,
     /// The pages of each batch are mapped, copied from or to, and unmapped.
@@ -25,7 +25,7 @@ impl Policy {
     /// Every policy.
     pub const ALL: [Self; 2] = [Self::Copy, Self::Map];
 
-    /// A word for command lines and logs.
+    /// Returns the policy's name for command lines and logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -41,7 +41,7 @@ impl fmt::Display for Policy {
     }
 }
 
-/// There is no such policy.
+/// Error: no such policy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("not one of: copy, map")]
 pub struct UnknownPolicy;
@@ -69,11 +69,11 @@ impl<P: Platform> From<Policy> for Reach<P> {
     }
 }
 
-/// The way to the guest's pages.
+/// Access to the guest's pages.
 pub(super) struct Pages<'a, P: Platform> {
     pub platform: &'a P,
     pub reach: &'a Reach<P>,
-    /// Pages that the guest has staged, if it has.
+    /// Staged pages, if there are any.
     pub staged: Option<&'a Staged<P::Mapping>>,
     pub stats: &'a Stats,
 }

@@ -1,5 +1,5 @@
-//! The in-flight record of a vif: what its queues have taken and not visibly answered, and what the guest
-//! has set up, in memory that outlives the process.
+//! The in-flight record of a vif, in memory that survives the process: requests that its queues
+//! have taken and that have no published response, and the configuration that the guest has made.
 
 use super::ring::Direction;
 use super::setup::SetupLog;
@@ -8,15 +8,15 @@ use pvio_grant_table::DomId;
 use pvio_ring::inflight::{Record, RecordError, SessionKey};
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Part, SharedMemory};
 
-/// Kind of device in a record's key: `vif`, as a number.
+/// Device type in a record's key: `vif` as a number.
 const KIND: u64 = u64::from_be_bytes(*b"\0\0\0\0\0vif");
 
-/// What tells one session of a vif from every other.
+/// Identity of a session of a vif.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionRefs<'a> {
-    /// The frontend's domain.
+    /// Domain of the frontend.
     pub peer: DomId,
-    /// The device's number.
+    /// Number of the device.
     pub device: u32,
     /// Its queues.
     pub queues: &'a [QueueRefs],
@@ -35,7 +35,7 @@ impl SessionRefs<'_> {
                 EventPorts::Split { tx, rx } => (*tx, Some(*rx)),
             };
             key.add(tx_ring.0.into()).add(rx_ring.0.into()).add(tx.0.into());
-            // No channel of its own is no number that a channel has.
+            // `u64::MAX` is not a valid port: it means no separate channel.
             key.add(rx.map_or(u64::MAX, |port| port.0.into()));
         }
         let control = self.control.map(|control| (control.ring.0.into(), control.event.0.into()));
@@ -52,7 +52,7 @@ impl SessionRefs<'_> {
         key
     }
 
-    /// Bytes of memory that the session's record takes.
+    /// Returns the size of the session's record in bytes.
     #[must_use]
     pub fn record_len(&self) -> usize {
         self.key().record_len()
@@ -67,7 +67,7 @@ pub struct VifRecord<R> {
 }
 
 impl<R: SharedMemory + Clone> VifRecord<R> {
-    /// The record of a session that begins. It is not valid before [`commit`](Self::commit).
+    /// Creates the record of a new session. It is not valid before [`commit`](Self::commit).
     ///
     /// # Errors
     /// [`RecordError::Size`].
@@ -75,7 +75,7 @@ impl<R: SharedMemory + Clone> VifRecord<R> {
         Ok(Self { record: Record::create(memory, session.key())?, resumed: false })
     }
 
-    /// The record that another process left of the session.
+    /// Opens the record of the session that another process wrote.
     ///
     /// # Errors
     /// A [`RecordError`]: the session cannot be resumed.
@@ -83,23 +83,23 @@ impl<R: SharedMemory + Clone> VifRecord<R> {
         Ok(Self { record: Record::open(memory, session.key())?, resumed: true })
     }
 
-    /// Makes the record valid: all queues are attached with it.
+    /// Marks the record as valid. Called when all queues are attached.
     pub fn commit(&self) {
         self.record.commit();
     }
 
-    /// The session is over.
+    /// Marks the record as invalid: the session has ended.
     pub fn invalidate(&self) {
         self.record.invalidate();
     }
 
-    /// Whether the session was begun by another process.
+    /// Whether another process started the session.
     #[must_use]
     pub const fn is_resumed(&self) -> bool {
         self.resumed
     }
 
-    /// The multicast groups that the guest has named.
+    /// Returns the multicast groups that the guest has selected.
     #[must_use]
     pub fn groups(&self) -> Option<Groups<Part<R>>> {
         self.record.section(0).map(Groups::new)
@@ -109,7 +109,7 @@ impl<R: SharedMemory + Clone> VifRecord<R> {
         self.record.section(1)
     }
 
-    /// The transmit and the receive ring of a queue.
+    /// Returns the sections of a queue's transmit ring and receive ring.
     pub(super) fn queue(&self, index: usize) -> Option<[Part<R>; 2]> {
         let transmit = index.checked_mul(2)?.checked_add(2)?;
         let section = |index| self.record.section(index);
@@ -118,7 +118,7 @@ impl<R: SharedMemory + Clone> VifRecord<R> {
 }
 
 impl VifRecord<HeapMemory> {
-    /// A record that does not outlive the process.
+    /// Creates a record in private memory, which is lost when the process ends.
     ///
     /// # Errors
     /// [`RecordError::Size`].

@@ -1,4 +1,5 @@
-//! A ring that is answered in order, with its section of the in-flight record.
+//! A ring whose responses are in the order of its requests, with its section of the in-flight
+//! record.
 
 use crate::fault::AttachError;
 use pvio_ring::inflight::OrderedLog;
@@ -6,7 +7,7 @@ use pvio_ring::proto::netif::{RX_SLOT_SIZE, TX_RESPONSE_SIZE, TX_SLOT_SIZE};
 use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 use pvio_ring::{BackRing, RingFault, RingLayout, Slot};
 
-/// Which ring it is.
+/// Type of ring.
 #[derive(Clone, Copy)]
 pub(super) enum Direction {
     Transmit,
@@ -35,7 +36,7 @@ impl Direction {
         }
     }
 
-    /// Bytes of its section: a vif's rings are a page each.
+    /// Returns the size of its section in bytes. A vif's rings are one page each.
     pub fn section_len(self) -> usize {
         let layout = RingLayout::new(PAGE_SIZE, self.slot_size());
         layout.map_or(0, |layout| {
@@ -44,16 +45,15 @@ impl Direction {
     }
 }
 
-/// The backend's end of one ring, `M`, and its record, `R`. Responses are private until they are
-/// published.
+/// Backend's view of a ring in memory `M`, with its record in `R`. Responses are not visible to the
+/// guest until they are published.
 pub(super) struct Ring<M, R> {
     back: BackRing<M>,
     log: OrderedLog<R>,
 }
 
 impl<M: SharedMemory, R: SharedMemory> Ring<M, R> {
-    /// Attaches to a ring. If the session is resumed, goes on where the record says that its last
-    /// backend was.
+    /// Attaches to a ring. If the session is resumed, continues at the position in the record.
     pub fn attach(
         memory: M,
         direction: Direction,
@@ -76,12 +76,12 @@ impl<M: SharedMemory, R: SharedMemory> Ring<M, R> {
         Ok(Self { back, log })
     }
 
-    /// Number of slots.
+    /// Returns the number of slots.
     pub fn slots(&self) -> usize {
         self.back.layout().slots() as usize
     }
 
-    /// Requests waiting as far as the last look at shared memory showed.
+    /// Returns the number of outstanding requests, as of the last read of the producer index.
     #[inline]
     pub fn waiting(&self) -> u32 {
         self.log.waiting(&self.back)

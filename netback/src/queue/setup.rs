@@ -1,10 +1,11 @@
-//! The section of the in-flight record for the control ring: what the guest has set up over it, and how
-//! far it was served.
+//! The section of the in-flight record for the control ring: the configuration that the guest has
+//! made, and the number of requests served.
 //!
-//! There are two copies, and a generation that says which one counts. A request's outcome is written to
-//! the other copy, with the response; then the generation is stored, then the response is published.
-//! Killed before the store, the request is carried out again, from what was set up before it, which
-//! makes no difference. Killed after, its response is published from the record.
+//! The section has two copies and a generation number that selects the valid one. A request's
+//! outcome is written to the other copy, together with the response. Then the generation is stored,
+//! then the response is published. If the process is killed before the store, the request is
+//! executed again from the previous configuration, with the same outcome. If it is killed after the
+//! store, the response is published from the record.
 
 use super::hash::HashConfig;
 use super::staged::STAGED_MAX;
@@ -16,25 +17,25 @@ use pvio_ring::inflight::RecordError;
 use pvio_ring::proto::netif::CTRL_RESPONSE_SIZE;
 use pvio_ring::shm::{Region, SharedMemory};
 
-/// Where the copies begin; the generation is in front of them.
+/// Offset of the copies in bytes, after the generation.
 const COPIES: usize = 64;
-/// Words of a response.
+/// Number of 64-bit values of a response.
 const RESPONSE_WORDS: usize = CTRL_RESPONSE_SIZE.div_ceil(8);
 
-/// What a guest has set up.
+/// Configuration that a guest has made.
 #[derive(Clone, Debug)]
 pub(super) struct Setup {
-    /// Requests of the control ring that are done.
+    /// Number of completed requests of the control ring.
     pub served: u64,
-    /// The response to the last of them.
+    /// Response to the last completed request.
     pub response: [u8; CTRL_RESPONSE_SIZE],
     pub hash: HashConfig,
-    /// Of each queue the pages that are kept mapped, and whether for reading only.
+    /// Staged pages of each queue, and whether each is read-only.
     pub staged: Vec<BTreeMap<GrantRef, bool>>,
 }
 
 impl Setup {
-    /// Nothing is set up; the ring begins after so many requests.
+    /// Returns an empty configuration for a ring at index `served`.
     pub fn new(queues: usize, served: u64) -> Self {
         Self {
             served,
@@ -45,21 +46,21 @@ impl Setup {
     }
 }
 
-/// The section.
+/// Section of the in-flight record for the control ring.
 pub(super) struct SetupLog<R> {
     memory: R,
-    /// Bytes of one copy.
+    /// Size of one copy in bytes.
     copy: usize,
     generation: u64,
 }
 
 impl<R: SharedMemory> SetupLog<R> {
-    /// Bytes of a section.
+    /// Returns the size of a section in bytes.
     pub fn section_len(queues: usize) -> usize {
         copy_len(queues).saturating_mul(2).saturating_add(COPIES)
     }
 
-    /// A section for a guest of so many queues.
+    /// Returns the section in `memory` for a guest with `queues` queues.
     pub fn new(memory: R, queues: usize) -> Result<Self, RecordError> {
         let (found, needed) = (memory.len(), Self::section_len(queues));
         if found < needed || !memory.writable() {
@@ -69,7 +70,7 @@ impl<R: SharedMemory> SetupLog<R> {
         Ok(Self { memory, copy: copy_len(queues), generation })
     }
 
-    /// What was recorded last.
+    /// Reads the valid copy.
     pub fn read(&self, queues: usize) -> Result<Setup, RecordError> {
         let copy = self.generation & 1;
         let impossible = RecordError::Entry { entry: copy as u32 };
@@ -92,7 +93,7 @@ impl<R: SharedMemory> SetupLog<R> {
         Ok(setup)
     }
 
-    /// Records all of it at once.
+    /// Records the whole configuration atomically.
     pub fn commit(&mut self, setup: &Setup) {
         let next = self.generation.wrapping_add(1);
         let mut words = Words { memory: &self.memory, at: self.at(next & 1) };
@@ -123,7 +124,7 @@ fn copy_len(queues: usize) -> usize {
     words.saturating_add(staged).saturating_mul(8)
 }
 
-/// Words of a copy, one after the other.
+/// Sequence of the 64-bit values of a copy.
 struct Words<'a, R> {
     memory: &'a R,
     at: usize,

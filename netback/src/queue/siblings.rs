@@ -1,5 +1,5 @@
-//! What the queues of a vif have to tell each other. Each is served by a thread of its own, so all of it
-//! goes through mailboxes: nobody waits, and nobody locks.
+//! Messages between the queues of a vif. Each queue has its own thread, so all messages go through
+//! bounded lock-free queues, and no thread waits for another.
 
 use super::hash::{Hash, HashConfig};
 use crate::port::{Packet, PacketBuf};
@@ -14,52 +14,53 @@ use pvio_ring::proto::netif::{CtrlRequest, CtrlStatus, GrefEntry};
 /// Wakes the thread that serves a queue.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
-/// Packets that wait to be taken by the queue that they were steered to.
+/// Capacity of a queue's inbox: packets steered to it that it has not taken yet.
 const INBOX: usize = 64;
-/// Packets that a queue has handed to others and whose buffers have not come back: fewer than a port
-/// has, so that it can go on receiving whatever the others' guest does.
+/// Limit of the buffers of a queue's port that other queues hold. It is less than the number of a
+/// port's buffers, so that the queue can go on receiving even if the other queues' buffers are
+/// never posted.
 pub const AWAY_MAX: usize = 32;
-/// All queues of a vif. The first is the one with the control ring.
+/// All queues of a vif. The first is the one that serves the control ring.
 pub struct Siblings<B> {
     all: Vec<Sibling<B>>,
 }
 
-/// What others leave for a queue.
+/// Messages to one queue, and its state.
 struct Sibling<B> {
     wake: Waker,
-    /// Whoever leaves something has to wake it.
+    /// Whether the queue has to be woken for a new message.
     asleep: AtomicBool,
-    /// Its guest has no buffers for what waits.
+    /// Whether packets wait and the guest posts no buffers in this queue.
     starved: AtomicBool,
-    /// The latest alone counts.
+    /// Newest hash configuration; a newer one replaces it.
     hash: ArrayQueue<Arc<HashConfig>>,
     orders: ArrayQueue<Order>,
-    /// Of orders; only the first queue's is used.
+    /// Outcomes of orders; used by the first queue only.
     outcomes: ArrayQueue<Outcome>,
     inbox: ArrayQueue<Arrival<B>>,
-    /// Its buffers, come back.
+    /// Buffers of this queue's port that other queues return.
     home: ArrayQueue<B>,
 }
 
-/// A packet for the guest, and the queue whose port its buffer belongs to.
+/// Packet for the guest, and the queue whose port owns its buffer.
 pub(super) struct Arrival<B> {
     pub packet: Packet<B>,
     pub hash: Option<Hash>,
     pub home: usize,
 }
 
-/// Something that the control ring asks of one queue.
+/// Request of the control ring that one queue has to execute.
 pub(super) struct Order {
     pub request: CtrlRequest,
-    /// The queue.
+    /// Number of the queue that executes it.
     pub queue: usize,
-    /// Where the list stands.
+    /// Guest page that holds the list.
     pub page: GrantRef,
     pub list: Vec<GrefEntry>,
     pub adds: bool,
 }
 
-/// An order that was carried out.
+/// Outcome of an executed order.
 pub(super) struct Outcome {
     pub order: Order,
     pub status: CtrlStatus,
@@ -67,27 +68,27 @@ pub(super) struct Outcome {
 }
 
 impl<B: PacketBuf> Siblings<B> {
-    /// As many queues as there are wakers. A queue that is polled all the time needs none: give one
-    /// that does nothing.
+    /// Creates one queue for each waker. A queue that polls continuously needs none: pass a
+    /// function that does nothing.
     #[must_use]
     pub fn new(wakers: impl IntoIterator<Item = Waker>) -> Arc<Self> {
         let all = wakers.into_iter().map(Sibling::new).collect();
         Arc::new(Self { all })
     }
 
-    /// How many queues there are.
+    /// Returns the number of queues.
     #[must_use]
     pub fn len(&self) -> usize {
         self.all.len()
     }
 
-    /// Whether there is no queue at all.
+    /// Whether there are no queues.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 
-    /// Every queue goes by this from now on, each before it takes its next packet.
+    /// Sends a hash configuration to every queue. Each applies it before its next packet.
     pub(super) fn set_hash(&self, config: &HashConfig) {
         let config = Arc::new(config.clone());
         for sibling in &self.all {
@@ -95,7 +96,8 @@ impl<B: PacketBuf> Siblings<B> {
         }
     }
 
-    /// Leaves an order; `false` without such a queue. One is left at a time, for all queues.
+    /// Sends an order. Returns `false` if there is no such queue. Only one order is outstanding at
+    /// a time, over all queues.
     pub(super) fn order(&self, order: Order) -> bool {
         let Some(sibling) = self.all.get(order.queue) else { return false };
         let left = sibling.orders.push(order).is_ok();
@@ -118,9 +120,10 @@ impl<B> Sibling<B> {
         }
     }
 
-    /// To be called when something was left.
+    /// Wakes the queue if it sleeps. Called after each message to it.
     fn wake(&self) {
-        // Pairs with the fence of `may_sleep`: either it sees what was left, or this its sleep.
+        // Pairs with the fence of `may_sleep`: either that function sees the message, or this one
+        // sees `asleep`.
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
             (self.wake)();
@@ -135,32 +138,33 @@ impl<B> Sibling<B> {
     }
 }
 
-/// A queue's place among its siblings.
+/// Connection of a queue to the other queues of its vif.
 pub(super) struct Link<B> {
     siblings: Arc<Siblings<B>>,
     index: usize,
-    /// `None` while nothing is hashed.
+    /// `None` while no packet is hashed.
     hash: Option<Arc<HashConfig>>,
-    /// Buffers of this queue's port that others have.
+    /// Number of buffers of this queue's port that other queues hold.
     away: usize,
-    /// A packet for a queue that has not yet taken what it has.
+    /// Packet for a queue whose inbox is full.
     held: Option<(usize, Arrival<B>)>,
 }
 
-/// Where a packet goes.
+/// Destination of a packet.
 pub(super) enum Steered<B> {
-    /// To this queue.
+    /// This queue.
     Here(Arrival<B>),
-    /// It was handed on.
+    /// Another queue; the packet was passed on.
     Away,
-    /// It is held until there is place for it; nothing is to be taken from the port meanwhile.
+    /// Another queue that has no space. The packet is held until there is space; no packet may be
+    /// taken from the port until then.
     Held,
-    /// To a queue whose guest takes nothing.
+    /// A queue whose guest posts no buffers; the packet is dropped.
     Lost(Packet<B>),
 }
 
 impl<B: PacketBuf> Link<B> {
-    /// `None` without such a queue.
+    /// Returns `None` if `index` is out of range.
     pub fn new(siblings: &Arc<Siblings<B>>, index: usize) -> Option<Self> {
         let siblings = Arc::clone(siblings);
         siblings.all.get(index)?;
@@ -171,7 +175,7 @@ impl<B: PacketBuf> Link<B> {
         &self.siblings
     }
 
-    /// Takes over what the guest has set up since last asked.
+    /// Applies the newest hash configuration, if there is one.
     pub fn update(&mut self) {
         if let Some(config) = self.mine().and_then(|mine| mine.hash.pop()) {
             self.hash = Some(config).filter(|config| config.is_active());
@@ -182,7 +186,8 @@ impl<B: PacketBuf> Link<B> {
         self.mine()?.orders.pop()
     }
 
-    /// Tells the first queue what became of an order. There is place: it has left no more.
+    /// Sends the outcome of an order to the first queue. There is space, since only one order is
+    /// outstanding.
     pub fn tell(&self, outcome: Outcome) {
         if let Some(first) = self.siblings.all.first() {
             let told = first.outcomes.push(outcome).is_ok();
@@ -197,12 +202,12 @@ impl<B: PacketBuf> Link<B> {
         self.mine()?.outcomes.pop()
     }
 
-    /// The next packet that another queue has handed over.
+    /// Returns the next packet that another queue has passed on.
     pub fn next_arrival(&self) -> Option<Arrival<B>> {
         self.mine()?.inbox.pop()
     }
 
-    /// A buffer of this queue's port that another queue has no more use for.
+    /// Returns a buffer of this queue's port that another queue has returned.
     pub fn next_home(&mut self) -> Option<B> {
         if self.away == 0 {
             return None;
@@ -212,10 +217,10 @@ impl<B: PacketBuf> Link<B> {
         Some(buf)
     }
 
-    /// Gives a buffer of another queue's port back.
+    /// Returns a buffer to the queue whose port owns it.
     pub fn send_home(&self, home: usize, buf: B) {
         if let Some(sibling) = self.siblings.all.get(home) {
-            // There is place for all that may be away.
+            // The capacity is the limit of buffers that other queues hold.
             let came = sibling.home.push(buf).is_ok();
             debug_assert!(came, "more buffers came home than went");
             if sibling.home.len() >= AWAY_MAX / 2 {
@@ -228,7 +233,7 @@ impl<B: PacketBuf> Link<B> {
         self.index
     }
 
-    /// Decides on a packet that the port has received.
+    /// Steers a packet that the port has received.
     pub fn steer(&mut self, packet: Packet<B>) -> Steered<B> {
         let Some(config) = &self.hash else {
             return Steered::Here(Arrival { packet, hash: None, home: self.index });
@@ -237,7 +242,7 @@ impl<B: PacketBuf> Link<B> {
         self.hand(to, Arrival { packet, hash, home: self.index })
     }
 
-    /// Tries again with a packet that is held, if there is one.
+    /// Retries to pass on a held packet, if there is one.
     pub fn retry(&mut self) -> Option<Steered<B>> {
         let (to, arrival) = self.held.take()?;
         Some(self.hand(to, arrival))
@@ -263,14 +268,14 @@ impl<B: PacketBuf> Link<B> {
         Steered::Held
     }
 
-    /// Says whether packets wait for this queue's guest to post buffers.
+    /// Sets whether packets wait for this queue's guest to post buffers.
     pub fn set_starved(&self, starved: bool) {
         if let Some(mine) = self.mine() {
             mine.starved.store(starved, Ordering::Relaxed);
         }
     }
 
-    /// Whether the queue may sleep as far as its siblings are concerned: they wake it from now on.
+    /// Whether the queue may sleep. If so, new messages wake it from then on.
     pub fn may_sleep(&self) -> bool {
         let Some(mine) = self.mine() else { return true };
         mine.asleep.store(true, Ordering::Relaxed);
@@ -282,7 +287,7 @@ impl<B: PacketBuf> Link<B> {
         false
     }
 
-    /// Whether there is something to do.
+    /// Whether there are messages or a held packet.
     pub fn has_work(&self) -> bool {
         self.held.is_some() || self.mine().is_some_and(Sibling::has_mail)
     }

@@ -1,5 +1,5 @@
-//! Staging grants: pages that the guest has promised to use again and again
-//! (`XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING`), mapped once and kept.
+//! Staging grants: guest pages that stay mapped because the guest has promised to use them
+//! repeatedly (`XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING`).
 
 use alloc::collections::BTreeMap;
 use pvio_grant_table::policy::GrantsStay;
@@ -9,13 +9,13 @@ use pvio_grant_table::{
 use pvio_ring::proto::netif::{CtrlStatus, GrefEntry};
 use pvio_ring::shm::{Region, SharedMemory};
 
-/// Pages that a queue keeps mapped for its guest: one for each of its slots, 256 each way.
+/// Limit of staged pages per queue: one for each slot, 256 in each direction.
 pub const STAGED_MAX: usize = 512;
 
-/// The pages of one queue. Unmapped when they are dropped.
+/// Staged pages of one queue. Dropping it unmaps them.
 ///
-/// None is ever in use while the guest takes it back: a batch's data are copied within one poll, and
-/// what the guest asks for is done between two.
+/// No page is in use when the guest removes it: a batch is copied within one poll, and control
+/// requests are executed between polls.
 pub(super) struct Staged<M> {
     pages: BTreeMap<GrantRef, Page<M>>,
 }
@@ -34,7 +34,8 @@ impl<M: SharedMemory> Staged<M> {
         self.pages.len()
     }
 
-    /// Maps these pages, all or none. Each by itself, so that each can be unmapped by itself.
+    /// Maps these pages, either all or none. Each has its own mapping, so that each can be unmapped
+    /// separately.
     pub fn add(
         &mut self,
         mapper: &impl GrantMapper<Mapping = M>,
@@ -60,7 +61,8 @@ impl<M: SharedMemory> Staged<M> {
         CtrlStatus::Success
     }
 
-    /// Unmaps these pages; tells of each entry what became of it, and how many were there.
+    /// Unmaps these pages. Sets the status of each entry and returns the number of pages that were
+    /// mapped.
     pub fn remove(&mut self, list: &mut [GrefEntry]) -> u32 {
         let mut count = 0_u32;
         for entry in list {
@@ -72,8 +74,8 @@ impl<M: SharedMemory> Staged<M> {
         count
     }
 
-    /// Carries out copies: through the pages that are here, all others by `others`. Returns how many
-    /// were here.
+    /// Executes copies: those of staged pages through the mappings, all others with `others`.
+    /// Returns the number of copies through mappings.
     pub fn copy(&self, ops: &mut [CopyOp<'_>], others: &impl GrantCopier) -> usize {
         let mut count = 0_usize;
         let here = |op: &CopyOp<'_>| {
@@ -99,7 +101,7 @@ impl<M: SharedMemory> Staged<M> {
     }
 }
 
-/// Carries out a copy; both ends were bounded by the page.
+/// Executes one copy. Its range is checked against the bounds of the page.
 fn through<M: SharedMemory>(page: &M, op: &mut CopyOp<'_>) -> GrantStatus {
     let done = match &mut op.with {
         CopyBuf::FromGrant(to) => page.read_bytes(op.offset, to),

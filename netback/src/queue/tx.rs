@@ -1,4 +1,4 @@
-//! Guest to port.
+//! The transmit path: guest to port.
 
 use super::packet::{self, GroupChange, Piece, Taken};
 use super::ring::Ring;
@@ -15,23 +15,24 @@ use pvio_ring::proto::checksum::{IpVersion, Transport};
 use pvio_ring::proto::netif::{GsoKind, TxFlags, TxResponse, rsp};
 use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 
-/// Frames of one batch, once it is segmented: what goes beyond a limit stays bounded.
+/// Limit of frames of one batch after segmentation, which bounds how far a batch can exceed a rate
+/// limit.
 const FRAMES: u64 = 4096;
 
-/// The transmit ring and what is under way between it and the port.
+/// Transmit ring and the packets between it and the port.
 pub(super) struct Tx<M, B, R> {
     ring: Ring<M, R>,
-    /// Packets whose data is being copied; empty between polls, as are the next two.
+    /// Packets whose data is being copied; empty between polls, as are the next two fields.
     batch: Vec<Gathering<B>>,
     pieces: Vec<Piece>,
     ops: Vec<CopyOp<'static>>,
-    /// The port had no space when last asked, so requests wait for the port, not for the guest.
+    /// The port had no free buffer at the last attempt, so requests wait for the port.
     blocked: bool,
-    /// Requests wait until then, for the guest has sent as much as it may.
+    /// Time until which requests wait because the guest has reached its rate limit.
     limited: Option<Duration>,
 }
 
-/// A packet whose slots were taken.
+/// Packet whose slots were taken.
 struct Gathering<B> {
     taken: Taken,
     pieces: core::ops::Range<usize>,
@@ -39,9 +40,9 @@ struct Gathering<B> {
 }
 
 enum Fate<B> {
-    /// It is sent: its memory, and where in that the frame begins.
+    /// Forwarded: its buffer, and the offset of the frame in it.
     Sent(B, usize),
-    /// It is none, or refused, and answered with this status.
+    /// Not forwarded: no packet, or a rejected one. The response has this status.
     Answered(i16),
 }
 
@@ -58,8 +59,8 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
         }
     }
 
-    /// Carries up to a batch of packets and answers their slots. Returns how many were taken,
-    /// dropped ones included.
+    /// Forwards up to one batch of packets and writes their responses. Returns the number of
+    /// packets taken, including dropped ones.
     pub fn step<N: NetPort<Buf = B>>(
         &mut self,
         context: &Context<'_, impl Platform, impl SharedMemory>,
@@ -75,41 +76,42 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
         Ok(taken)
     }
 
-    /// Shows the guest what was answered; tells whether it must be notified.
+    /// Publishes responses. Returns whether the guest has to be notified.
     pub fn publish(&mut self) -> bool {
         self.ring.publish()
     }
 
-    /// Whether the worker may sleep as far as this ring is concerned.
+    /// Whether this ring allows the worker to sleep.
     pub fn may_sleep(&mut self) -> Result<bool, Fault> {
         Ok(self.blocked
             || self.limited.is_some()
             || !self.ring.final_check_for(1).map_err(Fault::TxRing)?)
     }
 
-    /// Whether there is something to do, from what shared memory says now.
+    /// Whether there is work, by the current producer index.
     pub fn has_work(&mut self) -> Result<bool, Fault> {
         Ok(!self.blocked
             && self.limited.is_none()
             && self.ring.has_requests().map_err(Fault::TxRing)?)
     }
 
-    /// When the guest may send again, if it has to wait for that.
+    /// Returns the time at which the guest may send again, if it has reached its rate limit.
     pub fn deadline(&self) -> Option<Duration> {
         self.limited
     }
 
-    /// Requests that are to be answered with an error, since too many processes ended with them in flight.
+    /// Returns the number of requests that will get an error response, because too many processes
+    /// ended while they were in flight.
     pub fn given_up(&self) -> u64 {
         self.ring.given_up()
     }
 
-    /// The port may have space again.
+    /// Signals that the port may have free buffers again.
     pub fn unblock(&mut self) {
         self.blocked = false;
     }
 
-    /// Takes packets off the ring, for as long as the port has space for them.
+    /// Takes packets from the ring while the port has buffers.
     fn gather<N: NetPort<Buf = B>>(
         &mut self,
         context: &Context<'_, impl Platform, impl SharedMemory>,
@@ -124,7 +126,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
                 context.stats.count_limited();
                 break;
             }
-            // Space first: what is off the ring cannot be put back.
+            // The buffer first: a request that was taken from the ring cannot be returned to it.
             let Ok(buf) = port.reserve() else {
                 self.blocked = true;
                 break;
@@ -163,7 +165,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
         Ok(count)
     }
 
-    /// A request that carries no packet, but names a group or takes one back.
+    /// Executes a request that carries no packet, but adds or removes a multicast group.
     fn change(
         &self,
         change: GroupChange,
@@ -182,22 +184,23 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
         if refused.is_none() { rsp::OKAY } else { rsp::ERROR }
     }
 
-    /// Copies the data of the whole batch in one go.
+    /// Copies the data of the whole batch with one call.
     fn copy(&mut self, copier: &impl GrantCopier, peer: DomId) {
         let mut ops = recycle_ops(core::mem::take(&mut self.ops));
         for Gathering { pieces, fate, .. } in &mut self.batch {
             let Fate::Sent(buf, start) = fate else { continue };
             let mut rest = buf.bytes_mut().get_mut(*start..).unwrap_or_default();
             let pieces = self.pieces.get_mut(pieces.clone()).unwrap_or_default();
-            // A slot of no bytes is answered, not touched: its page may be anything (XSA-448).
+            // A slot without data gets a response, but its page is not accessed: its grant may be
+            // anything (XSA-448).
             for piece in pieces.iter_mut().filter(|p| p.size > 0) {
                 let Some((part, tail)) = rest.split_at_mut_checked(usize::from(piece.size)) else {
-                    // Sizes add up to `len`, a u16, and buffers hold that many.
+                    // The sizes add up to `len`, a u16, and buffers are at least that large.
                     debug_assert!(false, "a packet larger than its buffer");
                     break;
                 };
                 rest = tail;
-                // Until it is copied.
+                // Cleared when it is copied.
                 piece.failed = true;
                 ops.push(CopyOp {
                     domain: peer,
@@ -216,7 +219,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
         self.ops = recycle_ops(ops);
     }
 
-    /// Hands the batch to the port and answers every slot of it.
+    /// Sends the batch to the port and writes the response of every slot.
     fn deliver<N: NetPort<Buf = B>>(
         &mut self,
         context: &Context<'_, impl Platform, impl SharedMemory>,
@@ -240,7 +243,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
                     Ok(offload) => {
                         packet.offload = offload;
                         if taken.gso.is_some() {
-                            // Its headers are known only now.
+                            // The headers are known only after the copy.
                             let cost = WireCost::of(packet.frame(), taken.gso);
                             let more = cost.beyond(WireCost::least(taken.len, taken.gso));
                             context.limit.take(more.bytes, context.now);
@@ -265,7 +268,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
         }
     }
 
-    /// The vif ends: gives back the space of packets that will not be sent.
+    /// Returns the buffers of packets that will not be sent, since the vif ends.
     fn abandon<N: NetPort<Buf = B>>(&mut self, port: &mut N) {
         for packet in self.batch.drain(..) {
             if let Fate::Sent(buf, _) = packet.fate {
@@ -276,10 +279,11 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
     }
 }
 
-/// Where a frame is put in a buffer of so many bytes, behind the headroom: so that its whole pages lie
-/// in pages of the buffer's, for a copy that crosses a page counts as two, or else that it begins with
-/// a line of the cache. Pages are mostly filled from their begin, and some processors copy a sixteenth
-/// as fast to a place a few bytes further into a page than where they copy from (Zen 4's `rep movsb`).
+/// Returns the offset of a frame in a buffer of `buffer` bytes, after the headroom. If the packet
+/// has a full page, the offset aligns it with a page of the buffer, since a copy that crosses a
+/// page counts as two. Otherwise it aligns the frame with a cache line. Pages are mostly filled
+/// from their start, and on some processors copies are 16 times slower if the destination is a few
+/// bytes further into its page than the source (Zen 4's `rep movsb`).
 fn place(pieces: &[Piece], headroom: usize, buffer: usize) -> usize {
     const CACHE_LINE: usize = 64;
     let size = |pieces: &[Piece]| pieces.iter().map(|p| usize::from(p.size)).sum::<usize>();
@@ -294,7 +298,7 @@ fn place(pieces: &[Piece], headroom: usize, buffer: usize) -> usize {
     if start.saturating_add(size(pieces)) <= buffer { start } else { headroom }
 }
 
-/// Answers a packet: its data slots with `status`, its extra segments with `NULL`.
+/// Writes the responses of a packet: `status` for its data slots, `NULL` for its extra segments.
 fn answer<M: SharedMemory, R: SharedMemory>(
     ring: &mut Ring<M, R>,
     pieces: &[Piece],
@@ -308,7 +312,7 @@ fn answer<M: SharedMemory, R: SharedMemory>(
     }
 }
 
-/// What is left to the port to do, found from the guest's flags and the packet itself.
+/// Returns the offloads that the port has to do, from the guest's flags and the packet itself.
 fn offload(
     taken: &Taken,
     features: &Features,
@@ -331,8 +335,9 @@ fn offload(
             return Err(DropReason::TxGso);
         }
         if !blank {
-            // Each segment gets a checksum of its own, made from what must stand in this one's
-            // place. Some guests leave theirs there (Linux: `rx_gso_checksum_fixup`).
+            // Each segment gets its own checksum, computed from the pseudo-header sum that must be
+            // in this field. Some guests leave a complete checksum there (Linux:
+            // `rx_gso_checksum_fixup`).
             transport.blank(frame);
             stats.count_gso_fixup();
         }
@@ -361,7 +366,7 @@ mod tests {
         assert_eq!(at(&[1985], 2048), 10, "no space to choose");
         assert_eq!(at(&[4096], 70_000), 4096);
         assert_eq!(at(&[66, 4096, 4096, 5], 70_000), 4096 - 66);
-        // Headers and the rest of a page before the first whole one.
+        // Headers, then the rest of a page, before the first full one.
         assert_eq!(at(&[66, 3000, 4096], 70_000), 4096 - 3066);
         assert_eq!(at(&[4095, 10, 4096], 70_000), 8192 - 4105);
         assert_eq!(at(&[66, 4096], 66 + 4096 + 10), 10, "no space to choose");

@@ -1,4 +1,4 @@
-//! What opens ports and runs queues for a [`Vif`](super::Vif).
+//! The interface between a [`Vif`](super::Vif) and what opens its port and runs its queues.
 
 use super::{Attach, Session};
 use crate::Platform;
@@ -11,63 +11,64 @@ use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::ToolstackBack;
 
-/// Opens ports and runs queues: taps and threads, or whatever the platform has.
+/// Opens ports and runs queues, for example with taps and threads.
 pub trait Serve<P: Platform> {
-    /// Memory of the ports.
+    /// Packet buffer of the ports.
     type Buf: PacketBuf;
-    /// A queue that is being served. Dropping it stops that and lets go of everything the queue has.
+    /// A running queue. Dropping it stops the queue and releases everything that it owns.
     type Running;
-    /// Memory for in-flight records.
+    /// Memory of in-flight records.
     type Record: SharedMemory + Clone;
 
-    /// `len` bytes of memory for the in-flight record of a session of a device: new memory, or, to take an
-    /// earlier process's session over, what that process left. Where nothing outlives the process it is
-    /// [`HeapMemory`](pvio_ring::shm::HeapMemory), and there is nothing to take over.
+    /// Returns `len` bytes of memory for the in-flight record of a device's session: new memory,
+    /// or, with `resumed`, the memory that the earlier process left. If no memory survives the
+    /// process, it is [`HeapMemory`](pvio_ring::shm::HeapMemory), and no session can be resumed.
     ///
     /// # Errors
-    /// A [`Fault`]; with `resumed`, the session ends and the frontend starts over.
+    /// A [`Fault`]; with `resumed`, the session ends and the frontend reconnects.
     fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Self::Record, Fault>;
 
-    /// The session of a device is over, and its record of no more use.
+    /// Removes the record of a device's session, which has ended.
     fn remove_record(&mut self, _device: &str) {}
 
-    /// How many queues a vif may have at most, at least 1 (`multi-queue-max-queues`).
+    /// Returns the largest number of queues of a vif, at least 1 (`multi-queue-max-queues`).
     fn max_queues(&self) -> u32;
 
     /// Announces the number of queues of a session that is about to be resumed, which may be larger than
     /// what is [offered](Self::max_queues) now. Called before [`open`](Self::open).
     fn expect_queues(&mut self, _queues: usize) {}
 
-    /// How the guest's pages are to be reached.
+    /// Returns how the guest's pages are accessed.
     fn policy(&self) -> Policy {
         Policy::default()
     }
 
-    /// Whether guests may have pages kept mapped: their staging grants.
+    /// Whether staging grants are supported.
     fn stages(&self) -> bool {
         true
     }
 
-    /// How each of so many queues of the session that begins is woken, for their siblings to do so.
-    /// Asked for before [`begin`](Self::begin), and only for a guest that has a control ring. The ones
-    /// given by default do nothing, which is enough for queues that are polled all the time.
+    /// Returns a waker for each queue of the new session, with which the other queues wake it.
+    /// Called before [`begin`](Self::begin), and only for a guest that has a control ring. The
+    /// default wakers do nothing, which is sufficient for queues that are polled continuously.
     ///
     /// # Errors
-    /// A [`Fault`] when the system has not what that takes.
+    /// A [`Fault`] if the system lacks a resource that this needs.
     fn wakers(&mut self, queues: usize) -> Result<Vec<Waker>, Fault> {
         let nothing: Waker = Arc::new(|| ());
         Ok(core::iter::repeat_n(nothing, queues).collect())
     }
 
-    /// Makes what the vif's packets go to. Done once; it lives as long as the device, so that
-    /// what is attached to it stays across reconnections of the guest.
+    /// Creates the interface or port of the vif. Called once; it lives as long as the device, so
+    /// that its attachment survives reconnections of the guest.
     ///
     /// # Errors
-    /// A [`Fault`] that tells the operator what to do.
+    /// A [`Fault`] that describes the remedy to the operator.
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault>;
 
-    /// The same where that takes time and nothing may wait for it: called again, when the server
-    /// wakes whoever drives the device, until it is ready. The one given by default opens at once.
+    /// Non-blocking form of [`open`](Self::open): called again, when the server wakes the thread
+    /// that drives the device, until it is ready. The default implementation calls
+    /// [`open`](Self::open).
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -75,24 +76,24 @@ pub trait Serve<P: Platform> {
         self.open(vif, attach).map(Poll::Ready)
     }
 
-    /// Takes away what [`open`](Self::open) made; called again until it is ready. The one given by
-    /// default leaves that to the server's end.
+    /// Removes what [`open`](Self::open) created. Called again until it is ready. The default
+    /// implementation leaves that to the drop of the server.
     fn close(&mut self) -> Poll<()> {
         Poll::Ready(())
     }
 
-    /// A session begins: what [`open`](Self::open) made is set up for it. Whatever comes of that,
-    /// [`stopped`](Self::stopped) follows at last.
+    /// Prepares the port for a new session. [`stopped`](Self::stopped) is called later, even if
+    /// this or a later step fails.
     ///
     /// # Errors
     /// A [`Fault`]; nothing is started.
     fn begin(&mut self, session: &Session) -> Result<(), Fault>;
 
-    /// Begins to serve queue number `index`, counted from 0, without waiting until it is
+    /// Starts queue number `index`, counted from 0, without waiting until it is
     /// [ready](Self::ready).
     ///
     /// # Errors
-    /// A [`Fault`] when the system has not what that takes.
+    /// A [`Fault`] if the system lacks a resource that this needs.
     fn start(
         &mut self,
         index: usize,
@@ -100,34 +101,35 @@ pub trait Serve<P: Platform> {
         queue: Queue<P, Self::Buf, Self::Record>,
     ) -> Result<Self::Running, Fault>;
 
-    /// Whether a queue that was started is served.
+    /// Whether a started queue is running.
     ///
     /// # Errors
-    /// A [`Fault`] when the system has not what that takes.
+    /// A [`Fault`] if the system lacks a resource that this needs.
     fn ready(&mut self, _running: &mut Self::Running) -> Result<Poll<()>, Fault> {
         Ok(Poll::Ready(()))
     }
 
-    /// Every queue is served: the guest is there.
+    /// Called when every queue is running: the guest is connected.
     fn started(&mut self);
 
-    /// No guest is there any more; what [`start`](Self::start) gave is dropped already.
+    /// Called when the guest is disconnected; the queues of [`start`](Self::start) are dropped
+    /// already.
     fn stopped(&mut self);
 
-    /// The toolstack changed what may be changed while the vif is served.
+    /// Applies changed toolstack settings that may change while the vif runs.
     ///
     /// # Errors
-    /// A [`Fault`]; what was in force stays so.
+    /// A [`Fault`]; the previous settings stay in force.
     fn refresh(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
         let _ = vif;
         Ok(())
     }
 
-    /// Why a queue ended by itself, if it did; told once.
+    /// Returns the reason why a queue ended without a request to stop, once.
     fn fault(&mut self, running: &mut Self::Running) -> Option<Fault>;
 
-    /// Stops serving a queue. Called again until it is ready; dropping the queue does not wait then.
-    /// The one given by default leaves everything to that.
+    /// Stops a queue. Called again until it is ready; dropping the queue then does not block. The
+    /// default implementation leaves everything to the drop.
     fn stop(&mut self, _running: &mut Self::Running) -> Poll<()> {
         Poll::Ready(())
     }

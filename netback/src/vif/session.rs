@@ -1,4 +1,4 @@
-//! A session's in-flight record: made, found again, and ended.
+//! The in-flight record of a session: creation, take-over and end.
 
 use super::Serve;
 use crate::Platform;
@@ -16,14 +16,14 @@ use pvio_xenbus::driver::{Ends, Fault};
 use pvio_xenbus::handshake::common::DeviceAddr;
 use pvio_xenbus::handshake::vif::{FrontRequest, Negotiated};
 
-/// The record of a session.
+/// In-flight record of the session.
 pub(super) struct Recorded<R> {
     device: String,
     pub record: VifRecord<R>,
     pub groups: Arc<Groups<Part<R>>>,
 }
 
-/// The rings that a frontend names.
+/// Rings that a frontend advertises.
 pub(super) struct Rings {
     addr: DeviceAddr,
     pub queues: Vec<QueueRefs>,
@@ -43,7 +43,7 @@ impl Rings {
 }
 
 impl<R: SharedMemory + Clone> Recorded<R> {
-    /// A new record, which is not valid yet, or the one that an earlier process left.
+    /// Returns a new record, which is not valid yet, or the record of an earlier process.
     pub fn begin<P, S>(server: &mut S, rings: &Rings, resumed: bool) -> Result<Self, Fault>
     where
         P: Platform,
@@ -60,14 +60,14 @@ impl<R: SharedMemory + Clone> Recorded<R> {
         Ok(Self { device, record, groups: Arc::new(groups) })
     }
 
-    /// The session is over: nobody may resume it.
+    /// Ends the session, which then cannot be resumed.
     pub fn end<P: Platform, S: Serve<P, Record = R>>(self, server: &mut S) {
         self.record.invalidate();
         server.remove_record(&self.device);
     }
 }
 
-/// The name of a device's record.
+/// Returns the name of a device's record.
 pub(super) fn device(addr: DeviceAddr) -> String {
     format!("{}-{}-{}", addr.kind.as_str(), addr.front, addr.index)
 }

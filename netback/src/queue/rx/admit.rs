@@ -1,4 +1,4 @@
-//! What a guest takes.
+//! Checks whether a guest accepts a packet.
 
 use crate::fault::DropReason;
 use crate::port::{Checksum, FRAME_MAX, Packet, PacketBuf};
@@ -7,8 +7,8 @@ use pvio_ring::proto::checksum::{self, ETHERNET_HEADER, IpVersion, Transport};
 use pvio_ring::proto::netif::GsoKind;
 use pvio_ring::shm::SharedMemory;
 
-/// Whether a packet can go to this guest at all; a checksum it cannot complete is completed.
-/// `page` is how much of a page is for data.
+/// Checks whether a packet can be delivered to this guest, and completes a checksum that the guest
+/// cannot complete. `page` is the number of data bytes per page.
 pub(super) fn admit<B: PacketBuf>(
     features: &Features,
     groups: &Groups<impl SharedMemory>,
@@ -36,9 +36,10 @@ pub(super) fn admit<B: PacketBuf>(
     }
     if let Checksum::Partial { start, offset } = packet.offload.checksum {
         let (start, offset) = (usize::from(start), usize::from(offset));
-        // The guest is told only that a checksum is blank, so it must be where the guest
-        // will look, and of an IP version it does this for. No guest of Linux's looks behind a VLAN
-        // tag (`skb_checksum_setup`), and Linux's netback leaves no such blank.
+        // The guest gets only a flag for a blank checksum. So the checksum must be where the guest
+        // expects it, and of an IP version for which the guest completes it. No Linux guest
+        // searches behind a VLAN tag (`skb_checksum_setup`), and Linux's netback leaves no such
+        // checksum blank.
         let tagged =
             |frame: &[u8]| IpVersion::of(frame).is_some_and(|(_, ip)| ip > ETHERNET_HEADER);
         let found = Transport::of(packet.frame()).ok();

@@ -1,4 +1,4 @@
-//! Port to guest.
+//! The receive path: port to guest.
 
 mod admit;
 mod shape;
@@ -18,30 +18,32 @@ use pvio_ring::proto::netif::{Extra, RxFlags, RxRequest, RxResponse, rsp};
 use pvio_ring::shm::SharedMemory;
 use shape::Shape;
 
-/// Bytes of packets that may wait for a guest to post buffers (Linux: 128 pages a queue).
+/// Limit of bytes of packets that wait for a guest to post buffers (Linux: 128 pages per queue).
 pub const BACKLOG_BYTES: usize = 512 * 1024;
-/// Packets that may wait, however small.
+/// Limit of packets that wait for a guest to post buffers.
 pub const BACKLOG_PACKETS: usize = 256;
-/// How long a packet waits for the guest to post buffers (Linux: `rx_drain_timeout_msecs`).
+/// Longest time that a packet waits for the guest to post buffers (Linux:
+/// `rx_drain_timeout_msecs`).
 pub const DRAIN: Duration = Duration::from_secs(10);
-/// The same for a guest that does not say when it posts some, without `feature-rx-notify`.
+/// The same for a guest without `feature-rx-notify`, which sends no event when it posts buffers.
 pub const DRAIN_UNSEEN: Duration = Duration::from_millis(30);
-/// How long a guest with [`rx_notify`](Features::rx_notify) may post no buffers while packets wait
-/// until it counts as [stalled](Reception::Stalled) (Linux: `rx_stall_timeout_msecs`).
+/// Time after which a guest with [`rx_notify`](Features::rx_notify) counts as
+/// [stalled](Reception::Stalled) if it posts no buffers while packets wait (Linux:
+/// `rx_stall_timeout_msecs`).
 pub const STALL: Duration = Duration::from_secs(60);
 
-/// The receive ring and what waits for it.
+/// Receive ring and the packets that wait for buffers.
 pub(super) struct Rx<M, B, R> {
     ring: Ring<M, R>,
     backlog: VecDeque<Waiting<B>>,
     backlog_bytes: usize,
-    /// Since when packets have waited and none was delivered.
+    /// Time since which packets have waited without a delivery.
     starved: Option<Duration>,
-    /// The guest has stalled; it is ready again with so many buffers.
+    /// Set while the guest is stalled: the number of posted buffers that ends the stall.
     stalled: Option<u32>,
     /// Bytes left free before the data of each slot.
     headroom: u16,
-    /// Packets being copied, and the requests they use, in order; empty between polls.
+    /// Packets being copied, and the requests that they use, in order; empty between polls.
     batch: Vec<Waiting<B>>,
     slots: Vec<RxSlot>,
     ops: Vec<CopyOp<'static>>,
@@ -54,7 +56,7 @@ struct Waiting<B> {
 }
 
 impl<B> Waiting<B> {
-    /// Receive requests it uses.
+    /// Returns the number of receive requests that the packet needs.
     fn slots(&self) -> u32 {
         self.shape.slots(self.arrival.packet.len)
     }
@@ -81,8 +83,8 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
         }
     }
 
-    /// Takes up to `most` packets from the port and puts as many as there are buffers for into
-    /// them. Returns how many were taken or delivered.
+    /// Takes up to `most` packets from the port and copies as many packets into the guest's buffers
+    /// as fit. Returns the number of packets taken or delivered, whichever is larger.
     pub fn step<N: NetPort<Buf = B>>(
         &mut self,
         context: &Context<'_, impl Platform, impl SharedMemory>,
@@ -113,7 +115,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
         Ok(taken.max(delivered))
     }
 
-    /// Answers buffers with an error that were in use when too many processes ended.
+    /// Sends an error response for buffers that were in use when too many processes ended.
     fn give_up(&mut self, stats: &Stats) -> Result<(), Fault> {
         while self.ring.gives_up()
             && let Some(mut slot) = self.ring.take().map_err(Fault::RxRing)?
@@ -126,19 +128,19 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
         Ok(())
     }
 
-    /// Shows the guest what was delivered; tells whether it must be notified.
+    /// Publishes responses. Returns whether the guest has to be notified.
     pub fn publish(&mut self) -> bool {
         self.ring.publish()
     }
 
-    /// Whether the worker may sleep as far as this ring is concerned. The guest is asked for a
-    /// wake-up only if a packet waits for buffers: posting them is no reason to wake anybody else.
+    /// Whether this ring allows the worker to sleep. Requests a notification only if a packet waits
+    /// for buffers: otherwise posted buffers need not wake the worker.
     pub fn may_sleep(&mut self) -> Result<bool, Fault> {
         let Some(needed) = self.needed() else { return Ok(true) };
         Ok(!self.ring.final_check_for(needed).map_err(Fault::RxRing)?)
     }
 
-    /// Whether there is something to do, from what shared memory says now.
+    /// Whether there is work, by the current producer index.
     pub fn has_work(&mut self) -> Result<bool, Fault> {
         let Some(needed) = self.needed() else { return Ok(false) };
         self.has_buffers(needed)
@@ -149,17 +151,17 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
         self.ring.given_up()
     }
 
-    /// Packets waiting for the guest to post buffers.
+    /// Returns the number of packets that wait for the guest to post buffers.
     pub fn backlog(&self) -> usize {
         self.backlog.len()
     }
 
-    /// The same, and their bytes.
+    /// Returns the number of waiting packets, and their size in bytes.
     pub fn waiting(&self) -> (usize, usize) {
         (self.backlog.len(), self.backlog_bytes)
     }
 
-    /// Drops what waits, giving the buffers back.
+    /// Drops all waiting packets and returns their buffers.
     pub fn drop_backlog<N: NetPort<Buf = B>>(
         &mut self,
         port: &mut N,
@@ -173,7 +175,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
         self.starved = None;
     }
 
-    /// When something is to be looked at though nothing happens.
+    /// Returns the earliest time at which a waiting packet expires or the guest counts as stalled.
     pub fn deadline(&self, features: &Features) -> Option<Duration> {
         let oldest = self.backlog.front()?.since;
         let drained = oldest.saturating_add(drain_after(features));
@@ -182,7 +184,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
         Some(drained.min(stalls))
     }
 
-    /// Drops what has waited for too long.
+    /// Drops packets that have waited too long.
     pub fn expire<N: NetPort<Buf = B>>(
         &mut self,
         features: &Features,
@@ -200,8 +202,8 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
         }
     }
 
-    /// Whether the guest has stalled, or is ready again, since last asked. What waited may have
-    /// been dropped meanwhile: it stays starved until something is delivered.
+    /// Returns whether the guest has stalled, or is ready again, since the last call. Waiting
+    /// packets may have expired in between; the wait counts until a packet is delivered.
     pub fn reception(
         &mut self,
         features: &Features,
@@ -225,7 +227,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
         Ok(Some(Reception::Stalled))
     }
 
-    /// Receive requests without which nothing can be done; `None` if there is nothing to do.
+    /// Returns the number of receive requests needed to make progress; `None` if there is no work.
     fn needed(&self) -> Option<u32> {
         self.backlog.front().map(Waiting::slots).or(self.stalled)
     }
@@ -245,8 +247,8 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
             && self.backlog_bytes <= BACKLOG_BYTES.saturating_sub(FRAME_MAX)
     }
 
-    /// Takes packets from the port into the backlog, as long as there is space: the rest stay with
-    /// the port, so that a guest without buffers holds nothing but its own share.
+    /// Takes packets from the port into the backlog while it has space. Further packets stay in the
+    /// port, so that a guest without buffers occupies only its own backlog.
     fn take<N: NetPort<Buf = B>>(
         &mut self,
         context: &Context<'_, impl Platform, impl SharedMemory>,
@@ -338,7 +340,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
         Ok(())
     }
 
-    /// Copies the data of the whole batch in one go.
+    /// Copies the data of the whole batch with one call.
     fn copy(&mut self, copier: &impl GrantCopier, peer: DomId) {
         let mut ops = recycle_ops(core::mem::take(&mut self.ops));
         let mut slots = self.slots.iter();
@@ -347,7 +349,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
             for (i, part) in arrival.packet.frame().chunks(shape.room()).enumerate() {
                 let slot = slots.next();
                 if i == 0 {
-                    // Extra segments stand in the next slots; those buffers stay unused.
+                    // Extra segments use the next slots, whose buffers are not written.
                     pass_over(&mut slots, shape.extras().count());
                 }
                 let Some(slot) = slot else { break };
@@ -377,7 +379,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
         self.ops = recycle_ops(ops);
     }
 
-    /// Answers every slot, each in its own place, and gives the buffers back.
+    /// Writes the response of every slot, in order, and returns the packet buffers.
     fn deliver<N: NetPort<Buf = B>>(
         &mut self,
         port: &mut N,
@@ -403,7 +405,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
                 flags.set(RxFlags::MORE_DATA, left > 0);
                 let Some(slot) = slots.next() else { break };
                 failed |= slot.failed;
-                // At most 4096, so it fits; an error is negative.
+                // At most 4096, so it fits an `i16`; errors are negative.
                 let status = if slot.failed { rsp::ERROR } else { size as i16 };
                 let (id, offset) = (slot.request.id, shape.headroom());
                 let response = RxResponse { id, offset, flags, status };
@@ -435,7 +437,7 @@ fn pass_over(slots: &mut impl Iterator, count: usize) {
     }
 }
 
-/// Gives a packet's buffer back to the port that it belongs to.
+/// Returns a packet's buffer to the port that owns it.
 fn give_back<N: NetPort>(port: &mut N, link: Option<&Link<N::Buf>>, home: usize, buf: N::Buf) {
     match link {
         Some(link) if link.index() != home => link.send_home(home, buf),
@@ -443,7 +445,7 @@ fn give_back<N: NetPort>(port: &mut N, link: Option<&Link<N::Buf>>, home: usize,
     }
 }
 
-/// How long a packet may wait.
+/// Returns the longest time that a packet may wait.
 const fn drain_after(features: &Features) -> Duration {
     if features.rx_notify { DRAIN } else { DRAIN_UNSEEN }
 }

@@ -1,4 +1,4 @@
-//! How a packet lies in the guest's receive slots.
+//! Layout of a packet in the guest's receive slots.
 
 use crate::port::{Checksum, Gso, Packet};
 use crate::queue::Features;
@@ -6,17 +6,17 @@ use crate::queue::siblings::Arrival;
 use pvio_ring::proto::netif::{ExtraKind, GsoKind, HASH_TOEPLITZ, RxFlags};
 use pvio_ring::shm::PAGE_SIZE;
 
-/// Extra segments of one packet at most: its segmentation, its hash, its headroom.
+/// Largest number of extra segments of one packet: GSO, hash, headroom.
 const EXTRAS: usize = 3;
 
-/// How a packet lies in receive slots: a slot before it (old guests'), its first data slot, its extra
-/// segments, the rest of its data.
+/// Layout of a packet in receive slots: a prefix slot (for old guests), the first data slot, the
+/// extra segments, the other data slots.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
-    /// The segment size, in a slot of its own before the packet.
+    /// Segment size, in a separate slot before the packet.
     prefix: Option<u16>,
     extras: [Option<ExtraKind>; EXTRAS],
-    /// Bytes left free in each slot.
+    /// Bytes left free before the data in each slot.
     headroom: u16,
 }
 
@@ -39,44 +39,45 @@ impl Shape {
         Self { prefix, extras: [segments, hash, xdp], headroom }
     }
 
-    /// How much of a page is for data.
+    /// Returns the number of data bytes per page.
     pub fn page(headroom: u16) -> usize {
         PAGE_SIZE.saturating_sub(headroom.into()).max(1)
     }
 
-    /// The slots that a packet of this length needs.
+    /// Returns the number of slots that a packet of this length needs.
     pub fn slots(&self, len: usize) -> u32 {
         let others = self.extras().count().saturating_add(usize::from(self.prefix.is_some()));
         (len.div_ceil(self.room()).saturating_add(others)) as u32
     }
 
-    /// Bytes of data in a slot.
+    /// Returns the number of data bytes per slot.
     pub fn room(&self) -> usize {
         Self::page(self.headroom)
     }
 
-    /// Bytes left free before them.
+    /// Returns the number of free bytes before the data of a slot.
     pub const fn headroom(&self) -> u16 {
         self.headroom
     }
 
-    /// How many slots stand before the first with data.
+    /// Returns the number of slots before the first data slot.
     pub fn before(&self) -> usize {
         self.prefix.is_some().into()
     }
 
-    /// The extra segments, in the order of their types.
+    /// Returns the extra segments, in the order of their types.
     pub fn extras(&self) -> impl Iterator<Item = ExtraKind> {
         self.extras.into_iter().flatten()
     }
 
-    /// What stands in the slot before the packet: the segment size, and the slots that follow.
+    /// Returns the contents of the prefix slot: the segment size, and the number of slots that
+    /// follow.
     pub fn prefix(&self, len: usize) -> Option<(u16, i16)> {
         let follow = self.slots(len).saturating_sub(1);
         self.prefix.map(|size| (size, i16::try_from(follow).unwrap_or(i16::MAX)))
     }
 
-    /// The flags of the first slot with data.
+    /// Returns the flags of the first data slot.
     pub fn flags<B>(&self, packet: &Packet<B>) -> RxFlags {
         let checksum = match packet.offload.checksum {
             Checksum::Unknown => RxFlags::empty(),
