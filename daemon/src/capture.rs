@@ -1,4 +1,4 @@
-//! `pvio capture`: what passes through a NIC of a running driver domain, as a file.
+//! `pvio capture`: writes the packets of a NIC of a running driver domain to a file.
 
 use crate::control::ask::{ask, gone};
 use crate::failure::{Failure, say, say_aside};
@@ -12,30 +12,31 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::path::PathBuf;
 
-/// `pvio capture`.
+/// Arguments of `pvio capture`.
 #[derive(Debug, Clone, Args)]
 pub struct CaptureArgs {
-    /// The NIC, as in vif7.0: of guest 7, its first; those there are, if left out
+    /// The NIC, such as vif7.0 (the first NIC of guest 7); if left out, lists the NICs
     #[arg(value_name = "VIF", requires = "write")]
     pub vif: Option<String>,
     /// The file to write (pcapng); - is standard output
     #[arg(short = 'w', long, value_name = "FILE")]
     pub write: Option<PathBuf>,
-    /// End after so many packets, instead of at Ctrl-C
+    /// Stop after this number of packets, instead of at Ctrl-C
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
-    /// Bytes of each packet that are written; all, if left out
+    /// Number of bytes to write of each packet; all if left out
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(14..))]
     pub snaplen: Option<u32>,
-    /// The state directory of a pvio run, instead of the one pvio serve or pvio run there is
+    /// The state directory of a pvio run, instead of that of the only running pvio serve or pvio
+    /// run
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 }
 
-/// Does it.
+/// Runs the command.
 ///
 /// # Errors
-/// When there is no driver domain, or it has no such NIC, or the file cannot be written.
+/// There is no driver domain, it has no such NIC, or the file cannot be written.
 pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
     let door = args.state_dir.as_deref();
     let (Some(vif), Some(path)) = (&args.vif, &args.write) else {
@@ -49,7 +50,7 @@ pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
     let stop = Stop::on_signal(bell.clone())?;
     let snaplen = args.snaplen.map_or(SNAPLEN, |n| n as usize);
     let count = args.count.unwrap_or(0);
-    // The file first: a NIC is not looked at for nothing.
+    // Created before the request, so that a failure here does not start a capture for nothing.
     let mut file = create(path)?;
     let (stream, mut data) = ask(door, &format!("capture {vif} {snaplen} {count}"))?;
     let mut buffer = vec![0; 1 << 16];
@@ -57,7 +58,7 @@ pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
     loop {
         if stop.is_told() && !told {
             told = true;
-            // What was captured until now, and the end of the file, are still to come.
+            // The server still sends the packets captured until now and the end of the file.
             stream.shutdown(Shutdown::Write).map_err(gone)?;
         }
         if data.buffer().is_empty() && !told {

@@ -1,16 +1,17 @@
-//! The door through which a running driver domain is asked for something: a Unix socket that only
-//! its own user may open.
+//! Control socket of a running driver domain: a Unix socket that only root and the driver domain's
+//! user may use.
 //!
-//! One line is the question, one the answer (`ok`, or `error` and why); what was asked for follows.
+//! A client sends one line. The server replies with one line, `ok` or `error` and the reason, then
+//! the data.
 //!
-//! | question | what follows |
+//! | request | data |
 //! |---|---|
 //! | `list` | a line for each NIC, its name |
 //! | `stats` | a line of JSON for the process with its budgets, and one for each device with its budgets and counters |
-//! | `capture NAME SNAPLEN COUNT` | a pcapng file, until there are COUNT packets (0: no end) or the asker has no more to say (shuts down its side) |
+//! | `capture NAME SNAPLEN COUNT` | a pcapng file, until it has COUNT packets (0: no limit) or the client shuts down its sending side |
 //!
-//! The socket is made under another name and then renamed: whoever serves last answers, and there
-//! is no moment without a door while one daemon follows another.
+//! The socket is created under a temporary name and then renamed. The daemon that starts last
+//! receives the connections, and the name exists at every moment while one daemon replaces another.
 
 pub mod ask;
 mod folder;
@@ -34,19 +35,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Where `pvio serve` has its door.
+/// Directory of the control socket of `pvio serve`.
 pub const FOLDER: &str = "/run/pvio";
-/// The door's name in its folder.
+/// File name of the control socket.
 pub const NAME: &str = "control.sock";
 
-/// Who may be answered at a time.
+/// Maximum number of concurrent connections.
 const MOST: usize = 16;
-/// How long somebody may take to ask.
+/// Read and write timeout of a connection.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often somebody who captures is looked at.
+/// Interval at which a capture checks whether its client is still connected, and delay after a
+/// failed accept.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// An open door; it is shut when dropped.
+/// A listening control socket; its file is removed when this is dropped.
 #[derive(Debug)]
 pub struct Control {
     dir: PrivateDir,
@@ -54,10 +56,11 @@ pub struct Control {
 }
 
 impl Control {
-    /// Opens the door in a folder, which is made if need be and is to be this user's alone.
+    /// Creates the control socket in a directory, which is created if it does not exist and must be
+    /// private to this user.
     ///
     /// # Errors
-    /// When the socket cannot be made there.
+    /// The directory is not private, or the socket cannot be created there.
     pub fn listen(folder: &Path, served: &Served) -> Result<Self, Failure> {
         let path = folder.join(NAME);
         let refused = |e: DirError| Failure::of(format!("no control socket: {e}")).as_input();
@@ -68,7 +71,8 @@ impl Control {
         dir.remove(&fresh).map_err(failed)?;
         let fresh = dir.by_descriptor(&fresh);
         let listener = UnixListener::bind(&fresh).map_err(failed)?;
-        // Before it has its name. Who comes in all the same is asked who he is: see `answer`.
+        // Set before the rename. A client that connects earlier is rejected by its user id in
+        // `answer`.
         fs::set_permissions(&fresh, Permissions::from_mode(0o600)).map_err(failed)?;
         let inode = fs::metadata(&fresh).map_err(failed)?.ino();
         fs::rename(&fresh, dir.by_descriptor(NAME)).map_err(failed)?;
@@ -79,7 +83,7 @@ impl Control {
             for stream in listener.incoming() {
                 match stream {
                     Ok(stream) => admit(stream, &served, &busy),
-                    // Out of descriptors, say: there is no hurry.
+                    // For example because of a lack of file descriptors: retry after a delay.
                     Err(error) => {
                         if let Some(unlogged) = failures.admit() {
                             tracing::warn!(%error, unlogged, "the control socket");
@@ -96,7 +100,7 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        // A successor's stays.
+        // Does not remove the socket of a successor.
         let found = fs::symlink_metadata(self.dir.by_descriptor(NAME));
         if found.is_ok_and(|found| found.ino() == self.inode) {
             let _ = self.dir.remove(NAME);
@@ -104,7 +108,7 @@ impl Drop for Control {
     }
 }
 
-/// Answers on a thread of its own, if there are not too many.
+/// Serves a connection on a new thread, or drops it if there are `MOST` already.
 fn admit(stream: UnixStream, served: &Served, busy: &Arc<AtomicUsize>) {
     let (served, guard) = (served.clone(), Arc::clone(busy));
     if busy.fetch_add(1, Ordering::AcqRel) >= MOST {
@@ -170,7 +174,8 @@ fn answer(mut stream: &UnixStream, served: &Served, busy: &AtomicUsize) -> io::R
     }
 }
 
-/// Sends a capture file until there is enough in it or nobody wants more.
+/// Sends a capture file until it has the requested number of packets or the client shuts down its
+/// sending side.
 fn capture(
     mut stream: &UnixStream,
     reader: &Reader,
@@ -180,7 +185,7 @@ fn capture(
 ) -> io::Result<()> {
     writeln!(stream, "ok")?;
     let mut file = CaptureFile::begin(BufWriter::new(stream), name, snaplen)?;
-    // The beginning tells whoever asked that packets are captured from now on.
+    // The file's header tells the client that the capture is running.
     file.flush()?;
     let enough = |packets: u64| count != 0 && packets >= count;
     while !enough(file.packets()) && is_wanted(stream)? {
@@ -193,7 +198,7 @@ fn capture(
     file.end(reader.lost()).map(drop)
 }
 
-/// Whether the asker has not shut down its side.
+/// Returns whether the client has not shut down its sending side.
 fn is_wanted(mut stream: &UnixStream) -> io::Result<bool> {
     stream.set_nonblocking(true)?;
     let read = stream.read(&mut [0]);

@@ -1,27 +1,27 @@
-//! File descriptors, promised to devices before they are served.
+//! Budget of file descriptors, reserved for devices before they are served.
 //!
-//! A process has only so many. Without counting, a device that takes the last of them fails later, and others
-//! with it, when their guests reconnect.
+//! A process has a limited number of descriptors. Without reservations, the device that uses the
+//! last one fails later, and other devices fail with it when their guests reconnect.
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Those of the process itself: logs, xenstore, the control socket and who asks there, an image that is being
-/// opened.
+/// Descriptors reserved for the process itself: logs, xenstore, the control socket and its
+/// connections, an image that is being opened.
 const OWN: u64 = 64;
 
-/// Raises the limit of this process and its children as far as it may be raised.
+/// Raises the soft limit of this process and its children to the hard limit.
 pub fn raise_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    // Not being allowed to is no reason not to start.
+    // Not fatal: the current limit is sufficient for a few devices.
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::debug!(%error, "the limit of file descriptors stays as it is");
     }
 }
 
-/// How many there are, and how many are promised; clones are the same.
+/// The number of descriptors of the process and how many are reserved; clones share the count.
 #[derive(Debug, Clone)]
 pub struct Descriptors(Arc<Inner>);
 
@@ -31,7 +31,7 @@ struct Inner {
     promised: AtomicU64,
 }
 
-/// Some that are promised, until this is dropped.
+/// A reservation, released when dropped.
 #[derive(Debug)]
 pub struct Promise {
     of: Descriptors,
@@ -39,30 +39,30 @@ pub struct Promise {
 }
 
 impl Default for Descriptors {
-    /// As many as this process may have.
+    /// Returns a budget of this process's current limit.
     fn default() -> Self {
         Self::with_limit(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
     }
 }
 
 impl Descriptors {
-    /// So many, of which the process needs some itself.
+    /// Returns a budget of `limit` descriptors, of which the process needs some itself.
     #[must_use]
     pub fn with_limit(limit: u64) -> Self {
         let most = limit.saturating_sub(OWN);
         Self(Arc::new(Inner { most, promised: AtomicU64::new(0) }))
     }
 
-    /// How many are promised, and how many may be.
+    /// Returns the number of reserved descriptors, and the maximum.
     #[must_use]
     pub fn promised(&self) -> (u64, u64) {
         (self.0.promised.load(Ordering::Relaxed), self.0.most)
     }
 
-    /// Promises some.
+    /// Reserves descriptors.
     ///
     /// # Errors
-    /// When there are not so many left, in words.
+    /// Too few are left; the text says how many.
     pub fn promise(&self, count: u64) -> Result<Promise, String> {
         let Inner { most, promised } = &*self.0;
         let fits = |taken: u64| taken.checked_add(count).filter(|sum| sum <= most);
@@ -78,19 +78,19 @@ impl Descriptors {
 }
 
 impl Promise {
-    /// How many.
+    /// Returns the number of reserved descriptors.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
     }
 }
 
-/// How many descriptors this process has open, and may have.
+/// Returns the number of open descriptors of this process, and its limit.
 #[must_use]
 pub fn open_now() -> (u64, u64) {
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    // Reading the directory takes one.
+    // Reading the directory itself uses one.
     (open.saturating_sub(1) as u64, limit)
 }
 

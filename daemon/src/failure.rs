@@ -1,21 +1,21 @@
-//! What went wrong and what to do about it, in one clear line.
+//! Errors as the commands print them: what failed, and what to do about it.
 
 use std::fmt;
 use std::io::Write;
 
-/// Something went wrong while running.
+/// Exit code of a failure while running.
 pub const FAILED: u8 = 1;
-/// What was asked for cannot be: nothing was started.
+/// Exit code of invalid input: nothing was started.
 pub const BAD_INPUT: u8 = 2;
 
-/// Prints a line for the user; that nobody reads it (any more) is no reason to end.
+/// Prints a line for the user. Ignores write errors, such as a closed pipe.
 #[macro_export]
 macro_rules! say {
     ($($what:tt)*) => {
         $crate::failure::line_to(&mut std::io::stdout().lock(), format_args!($($what)*))
     };
 }
-/// The same, on standard error.
+/// Prints a line on standard error, likewise.
 #[macro_export]
 macro_rules! say_aside {
     ($($what:tt)*) => {
@@ -29,30 +29,30 @@ pub fn line_to(out: &mut impl Write, line: fmt::Arguments<'_>) {
     let _ = writeln!(out, "{line}");
 }
 
-/// A failure as the user sees it.
+/// A failure as it is shown to the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// What went wrong.
+    /// What failed, and why.
     pub what: String,
-    /// What to do; may be empty if the first line says it.
+    /// What to do next; empty if `what` says it.
     pub help: String,
     /// The exit code.
     pub code: u8,
 }
 
 impl Failure {
-    /// A failure while running.
+    /// Returns a failure while running.
     pub fn new(what: impl fmt::Display, help: impl fmt::Display) -> Self {
         Self { what: what.to_string(), help: help.to_string(), code: FAILED }
     }
 
-    /// A bad argument.
+    /// Returns a failure because of an invalid argument.
     pub fn input(what: impl fmt::Display, help: impl fmt::Display) -> Self {
         Self { code: BAD_INPUT, ..Self::new(what, help) }
     }
 
-    /// From an error whose text has the remedy behind a semicolon or in it, as those of the
-    /// devices do.
+    /// Splits an error whose text contains the remedy, after a semicolon or within the sentence, as
+    /// errors of the devices do.
     pub fn of(error: impl fmt::Display) -> Self {
         let text = error.to_string();
         match text.split_once("; ") {
@@ -61,7 +61,7 @@ impl Failure {
         }
     }
 
-    /// The same, with the exit code of a bad argument.
+    /// Sets the exit code of an invalid argument.
     #[must_use]
     pub fn as_input(self) -> Self {
         Self { code: BAD_INPUT, ..self }
@@ -78,7 +78,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Text without anything that breaks the line or moves the cursor.
+/// Returns the text with all control characters replaced, such as line breaks and escape sequences.
 #[must_use]
 pub fn one_line(text: &str) -> String {
     text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()

@@ -1,4 +1,4 @@
-//! `pvio inspect`: what a disk is kept in, and whether it can be served.
+//! `pvio inspect`: format, size and chain of a disk image, and whether it can be served.
 
 use crate::disks::args::ImageRootArgs;
 use crate::failure::{Failure, one_line, say};
@@ -11,7 +11,7 @@ use std::ffi::OsStr;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
-/// `pvio inspect`.
+/// Arguments of `pvio inspect`.
 #[derive(Debug, Clone, Args)]
 pub struct InspectArgs {
     /// A path, or FORMAT:PATH with raw, qcow2, qcow2@SNAPSHOT, vmdk or vhd, or nbd://HOST:PORT/EXPORT,
@@ -22,15 +22,15 @@ pub struct InspectArgs {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
-    /// Where the files it names may be.
+    /// Directories of the files that the image names.
     pub image_roots: ImageRootArgs,
 }
 
-/// Does it.
+/// Runs the command.
 ///
 /// # Errors
-/// A [`Failure`] when nothing is there, and when what is there cannot be served; that is said after
-/// everything else that could be found out.
+/// A [`Failure`] if the image does not exist, or cannot be served. In the latter case, everything
+/// that could be read is printed first.
 pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     let disk = Disk::from_bytes(args.disk.as_bytes());
     let mut disk = disk.map_err(|e| Failure::of(e).as_input())?;
@@ -94,8 +94,9 @@ fn described(file: &FileReport) -> String {
     text
 }
 
-/// Puts bytes into an object, such as a file name: as text, and, if they are not UTF-8, also as the key `KEY_hex`
-/// in hexadecimal digits; the text then has escapes for them ([`Shown`]).
+/// Adds a byte string, such as a file name, to an object. It is added as text and, if it is not
+/// UTF-8, also as the key `KEY_hex` in hexadecimal digits; the text then has escapes for the
+/// invalid bytes ([`Shown`]).
 pub(crate) fn put_bytes(object: &mut Value, key: &str, bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
         object[key] = text.into();

@@ -1,5 +1,5 @@
-//! One daemon for each kind of backend of a domain: a lock on a file, which the kernel releases however its
-//! holder ends.
+//! One daemon for each kind of backend of a domain: a file lock, which the kernel releases however
+//! its holder ends.
 
 use crate::failure::Failure;
 use pvio_recordfile::PrivateDir;
@@ -11,31 +11,32 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long a daemon that was told to end, or killed, may take until its locks are free.
+/// How long to wait for the locks of a daemon that was stopped or killed and is still ending.
 const HANDOVER: Duration = Duration::from_secs(3);
-/// How often that is tried.
+/// Interval between two attempts to take a lock.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// Whose devices a daemon serves.
+/// The guests whose devices a daemon serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Those of every guest: nobody else serves that kind.
+    /// All guests: no other daemon may serve the same kinds.
     AllGuests,
-    /// Those of one guest: others may serve that kind for theirs.
+    /// One guest: other daemons may serve the same kinds for other guests.
     OneGuest,
 }
 
-/// The locks of a daemon. They are free when this is dropped.
+/// The locks of a daemon, released when this is dropped.
 #[derive(Debug)]
 pub struct ServiceLock {
     _files: Vec<File>,
 }
 
 impl ServiceLock {
-    /// Takes the lock of each kind, in a folder that all daemons of the domain have in common.
+    /// Takes the lock of each kind, in a directory that all daemons of the domain share.
     ///
     /// # Errors
-    /// When another process has one of them, with its number; when there can be no such file.
+    /// Another process holds one of them (the text has its process id), or the file cannot be
+    /// created.
     pub fn take(folder: &Path, kinds: &[BackendKind], scope: Scope) -> Result<Self, Failure> {
         Self::take_within(folder, kinds, scope, HANDOVER)
     }
@@ -71,7 +72,7 @@ fn one(dir: &PrivateDir, kind: BackendKind, scope: Scope, by: Instant) -> Result
             Err(why) => return Err(failed(why.into())),
         }
     }
-    // For whoever is refused. The lock alone decides: what an earlier holder wrote means nothing.
+    // For the error message of later daemons. Only the lock counts, not the content.
     file.set_len(0).map_err(failed)?;
     writeln!(file, "{}", std::process::id()).map_err(failed)?;
     Ok(file)
@@ -106,7 +107,8 @@ mod tests {
         let refused = take(&[Vif, Vbd]).unwrap_err();
         let number = format!("process {}", std::process::id());
         assert!(refused.what.contains(&number) && refused.what.contains("vbd"), "{refused}");
-        // What it had of others is free again, and one of other kinds is welcome.
+        // The refused daemon released the lock it had taken, and one that serves other kinds may
+        // start.
         let second = take(&[Vif]).unwrap();
         drop(first);
         take(&[Vbd]).unwrap();
@@ -130,7 +132,7 @@ mod tests {
         let take = |most| ServiceLock::take_within(dir.path(), &[Vbd], Scope::AllGuests, most);
         drop(take(AT_ONCE).unwrap());
         let file = dir.path().join("vbd.lock");
-        // Holds it as a daemon does, and says so.
+        // Takes the lock as a daemon does, and then writes a line.
         let mut other = Command::new("flock");
         other.arg(&file).args(["sh", "-c", "echo; exec cat"]);
         let child = other.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
@@ -139,7 +141,7 @@ mod tests {
         take(AT_ONCE).unwrap_err();
         child.kill().unwrap();
         child.wait().unwrap();
-        // What it ran holds the lock until its input ends.
+        // The child process that `flock` ran holds the lock until its input ends.
         drop(child);
         take(Duration::from_secs(60)).unwrap();
     }

@@ -1,4 +1,4 @@
-//! Options of NICs that several commands take.
+//! Options of NICs that several commands have.
 
 use crate::failure::Failure;
 use clap::Args;
@@ -7,27 +7,26 @@ use pvio_ports::options::{NicOptions, shared_rate};
 use pvio_ports::shape::SharedRate;
 use pvio_ports::tap::TapConfig;
 
-/// What holds for NICs.
+/// Options of NICs.
 #[derive(Debug, Clone, Default, Args)]
 pub struct NicArgs {
-    /// What holds for a NIC of which nothing else is said, words with commas between: guard=ip,tx=10M
-    /// (docs/nics.md has all)
+    /// Default options of NICs, separated by commas, such as guard=ip,tx=10M (see docs/nics.md)
     #[arg(long = "nic-options", value_name = "WORDS", default_value = "")]
     pub options: String,
-    /// A rate that NICs may share (share=NAME): bytes a second, each way
+    /// A rate limit that NICs may share (share=NAME), in bytes per second in each direction
     #[arg(long = "nic-share", value_name = "NAME=RATE")]
     pub shares: Vec<String>,
-    /// A tap as the way out of a switch that NICs are plugged into (switch=NAME), on a bridge or
-    /// on none
+    /// A tap as the uplink of a switch that NICs are connected to (switch=NAME), on a bridge or on
+    /// none
     #[arg(long = "nic-uplink", value_name = "SWITCH=TAP[@BRIDGE]")]
     pub uplinks: Vec<String>,
 }
 
 impl NicArgs {
-    /// What they come to.
+    /// Returns the settings that the options describe.
     ///
     /// # Errors
-    /// A word that is none.
+    /// An option or value is not valid.
     pub fn site(&self) -> Result<NicSettings, Failure> {
         let defaults = NicOptions::default().and(&self.options);
         let defaults = defaults.map_err(|e| Failure::input(e, "docs/nics.md has them all"))?;

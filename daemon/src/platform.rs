@@ -2,7 +2,8 @@
 
 use std::os::fd::AsFd;
 
-/// What a platform must do for both kinds of device, and for threads.
+/// The requirements on a platform: those of disks and of NICs, and that it can be used from several
+/// threads.
 pub trait Platform:
     pvio_blkback::vbd::Platform<Channel: AsFd> + pvio_netback::Platform + Send + 'static
 {

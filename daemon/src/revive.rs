@@ -1,9 +1,10 @@
-//! `pvio revive`: after a driver domain came back under its old number, its backends too.
+//! `pvio revive`: re-creates the backend directories of a driver domain that was restored under its
+//! old number.
 //!
-//! A driver domain that is destroyed takes its backends' directories along. Its guests' frontends
-//! stay as they are: they hold their rings, their grants are given to a domain of that number, and
-//! wait for answers. A domain that comes back under the same number (`xl restore` of a state saved
-//! with `xl save -D`) may use all of it again; what it lacks are those directories.
+//! When a driver domain is destroyed, its backend directories are removed. The frontends of its
+//! guests keep their state: their rings, the grants to a domain of that number, and their
+//! outstanding requests. A domain that is restored under the same number (`xl restore` of a state
+//! saved with `xl save -D`) can use all of that; only the directories are missing.
 
 use crate::failure::{Failure, say};
 use clap::Args;
@@ -11,17 +12,17 @@ use pvio_grant_table::DomId;
 use pvio_xenbus::client::{Client, default_path};
 use pvio_xenbus::handshake::common::{find_domain, revive_backends};
 
-/// `pvio revive`.
+/// Arguments of `pvio revive`.
 #[derive(Debug, Clone, Args)]
 pub struct ReviveArgs {
     /// The driver domain's name or number
     pub domain: String,
 }
 
-/// Makes the directories again.
+/// Creates the directories.
 ///
 /// # Errors
-/// When there is no such domain, or this is not dom0.
+/// There is no such domain, or this is not dom0.
 pub fn run(args: &ReviveArgs) -> Result<(), Failure> {
     let path = default_path();
     let mut xs = Client::connect(&path).map_err(|e| {

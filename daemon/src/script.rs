@@ -1,12 +1,13 @@
-//! Standing in for a hotplug script of `xl`'s: `block-pvio` and `vif-pvio`, links to `pvio` among
-//! the scripts.
+//! Replacements of hotplug scripts of `xl`: `block-pvio` and `vif-pvio`, links to `pvio` in the
+//! scripts directory.
 //!
-//! A disk line with `script=block-pvio` may name a disk in any way pvio knows, options included
-//! (`target=[iops=500]qcow2:/srv/guest.qcow2`); an image file is served as it is. The stock script, `block`, puts a loop device before a file; that works too, but the loop device is
-//! in nobody's way and of no use.
+//! A disk line with `script=block-pvio` may specify a disk in any way that pvio supports, including
+//! options (`target=[iops=500]qcow2:/srv/guest.qcow2`). An image file is opened directly. The stock
+//! script, `block`, attaches a loop device to the file; that works too, but the loop device has no
+//! benefit.
 //!
-//! All there is to do is to look whether the image is there, and whether somebody else has it, so
-//! that `xl` itself says what is wrong, and to tell that the device may be served.
+//! The script checks whether the image exists and whether it is in use, so that `xl` itself reports
+//! the error, and then marks the device as ready to be served.
 
 mod sharing;
 
@@ -19,12 +20,13 @@ use std::ffi::OsString;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-/// The name that makes `pvio` a hotplug script.
+/// Name under which `pvio` is a hotplug script for disks.
 pub const NAME: &str = OWN_SCRIPT;
-/// The name that makes it one for NICs that lead to no bridge of the kernel's: `script=vif-pvio`.
+/// Name under which `pvio` is a hotplug script for NICs without a bridge of the kernel:
+/// `script=vif-pvio`.
 pub const NIC_NAME: &str = "vif-pvio";
 
-/// Does what `xl` calls a script for: `add` or `remove`, of the device at `XENBUS_PATH`.
+/// Runs the script as `xl` does: `add` or `remove`, for the device at `XENBUS_PATH`.
 ///
 /// # Errors
 /// A [`Failure`], which `xl` shows.
@@ -39,14 +41,14 @@ pub fn run(mut args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     let base = std::env::var("XENBUS_PATH").map_err(|_| misuse())?;
     match action.to_str() {
         Some("add") => add(&base),
-        // The directory goes, and with it all this wrote.
+        // The toolstack removes the directory with everything that the script wrote.
         Some("remove") => Ok(()),
         _ => Err(misuse()),
     }
 }
 
-/// Does what `xl` calls a NIC's script for: the driver domain plugs it in by itself, so there is
-/// nothing to do but to say so.
+/// Runs the script for a NIC. The driver domain connects the NIC itself, so the script only reports
+/// success.
 ///
 /// # Errors
 /// A [`Failure`], which `xl` shows.
@@ -75,7 +77,7 @@ fn add(base: &str) -> Result<(), Failure> {
     let mut xs = connect()?;
     let told = ToolstackBack::read(&mut xs, base).map_err(Failure::of)?;
     let outcome = disk_of(&told).and_then(|disk| {
-        // What is elsewhere than in a file, the daemon has to find.
+        // Images that are not files, such as NBD exports, are only checked by the daemon.
         disk.spec.path().map_or(Ok(()), look)?;
         sharing::check(&mut xs, base, &told, &disk)
     });
@@ -87,7 +89,7 @@ fn add(base: &str) -> Result<(), Failure> {
     outcome
 }
 
-/// The disk that a toolstack names.
+/// Returns the disk that the toolstack configured.
 fn disk_of(told: &ToolstackBack) -> Result<Disk, Failure> {
     let disk = match told.backing() {
         Backing::Own(text) => Disk::from_bytes(text),

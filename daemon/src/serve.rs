@@ -1,4 +1,4 @@
-//! `pvio serve`: the daemon of a driver domain on Xen, dom0 or any other.
+//! `pvio serve`: the daemon of a driver domain on Xen, in dom0 or another domain.
 
 use crate::control::{self, Control};
 use crate::disks::args::{ImageRootArgs, disk_options};
@@ -26,75 +26,76 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use tracing_subscriber::EnvFilter;
 
-/// `pvio serve`.
+/// Arguments of `pvio serve`.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
-    /// Kinds of backend to be (vbd, qdisk, pvio-vbd, vif, pvio-vif); all that nobody else serves,
-    /// if left out
+    /// Kinds of backend to serve (vbd, qdisk, pvio-vbd, vif, pvio-vif); if left out, all that no
+    /// driver of Linux serves
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = parse_kind)]
     pub kinds: Vec<BackendKind>,
-    /// Who attaches devices to what they lead to: the toolstack with its hotplug scripts, as xl does in dom0, or
-    /// this daemon itself, as is usual elsewhere
+    /// Who sets up the devices on the host, such as taps on bridges: the toolstack with its hotplug
+    /// scripts, as xl does in dom0, or this daemon, as is usual in other domains
     #[arg(long, value_name = "WHO")]
     pub hotplug: Option<HotplugArg>,
-    /// What becomes of the devices when the daemon is told to stop
+    /// What to do with the devices when the daemon is stopped
     #[arg(long, value_name = "WHAT", default_value = "close")]
     pub on_stop: OnStop,
-    /// How disks reach their guests' pages: map, copy, persistent-or-map or persistent-or-copy
+    /// How disks access guest pages: map, copy, persistent-or-map or persistent-or-copy
     #[arg(long, value_name = "POLICY", default_value_t = Policy::PersistentOrCopy)]
     pub disk_policy: Policy,
-    /// How NICs reach their guests' pages: copy or map
+    /// How NICs access guest pages: copy or map
     #[arg(long, value_name = "POLICY", default_value_t = NicPolicy::Copy)]
     pub nic_policy: NicPolicy,
     #[command(flatten)]
-    /// What holds for NICs.
+    /// Options of NICs.
     pub nics: NicArgs,
-    /// Queues a disk or NIC may have, each with a thread of its own; as many as there are
-    /// processors, if left out
+    /// Maximum number of queues of a disk or NIC, each with its own thread; the number of
+    /// processors if left out
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub queues: Option<u32>,
-    /// Without effect, accepted for older scripts: requests are answered as they are done
+    /// Without effect, accepted for older scripts: requests complete in any order
     #[arg(long, value_name = "ORDER", default_value = "as-done", hide = true)]
     pub disk_answers: ResponseOrder,
-    /// Where requests in flight are recorded for the daemon that takes over; a directory of root's alone
+    /// Directory of the in-flight records, from which the next daemon resumes the sessions; only
+    /// root may have access
     #[arg(long, value_name = "DIR", default_value = RECORDS)]
     pub records: PathBuf,
-    /// For every disk that does not say otherwise: iops=1000,direct and the like (see docs/disks.md)
+    /// Default options of disks, such as iops=1000,direct (see docs/disks.md)
     #[arg(long, value_name = "OPTIONS", value_parser = disk_options(), default_value = "")]
     pub disk_options: DiskOptions,
     #[command(flatten)]
-    /// How many pages may be kept mapped.
+    /// Budgets of cached mappings.
     pub mappings: MappingArgs,
     #[command(flatten)]
-    /// Where the files that images name may be.
+    /// Directories of the files that images name.
     pub image_roots: ImageRootArgs,
-    /// Where the log goes, instead of standard error
+    /// File of the log, instead of standard error
     #[arg(long, value_name = "PATH")]
     pub log: Option<PathBuf>,
 }
 
-/// Where `pvio serve` keeps in-flight records.
+/// Directory of the in-flight records of `pvio serve`.
 pub const RECORDS: &str = "/run/pvio/inflight";
 
-/// In which order a disk's requests were answered by earlier versions.
+/// The order of a disk's responses in earlier versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ResponseOrder {
-    /// As they were asked
+    /// The order of the requests
     InOrder,
-    /// As they are done
+    /// The order of completion
     AsDone,
 }
 
-/// What becomes of the devices when the daemon is told to stop.
+/// What to do with the devices when the daemon is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum OnStop {
-    /// They are closed
+    /// Close them
     Close,
-    /// They stay as they are, for the next daemon to go on with
+    /// Leave them as they are, for the next daemon to resume
     Leave,
 }
 
-/// Who attaches devices to what they lead to.
+/// Who sets up the devices on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum HotplugArg {
     /// `xl`, or `xl devd`
@@ -111,46 +112,47 @@ fn parse_kind(word: &str) -> Result<BackendKind, String> {
     })
 }
 
-/// The domain this process is in.
+/// The domain that this process runs in.
 pub struct Host(XenDomain);
 
 impl Host {
-    /// Opens its devices.
+    /// Opens the Xen device nodes.
     ///
     /// # Errors
-    /// Which of them is missing, and how to get it.
+    /// The text names the missing device node, and what provides it.
     pub fn open() -> Result<Self, Failure> {
         XenDomain::open().map(Self).map_err(|e| Failure::of(e).as_input())
     }
 
-    /// The platform.
+    /// Returns the platform.
     #[must_use]
     pub fn domain(&self) -> &XenDomain {
         &self.0
     }
 
-    /// Its number.
+    /// Returns the domain's number.
     #[must_use]
     pub fn id(&self) -> DomId {
         self.0.id()
     }
 
-    /// A connection to xenstore.
+    /// Connects to xenstore.
     ///
     /// # Errors
-    /// When there is none.
+    /// There is none.
     pub fn xenstore(&self) -> Result<Client, Failure> {
         self.0.xenstore().map_err(Failure::of)
     }
 }
 
-/// How many pages of guests may be kept mapped.
+/// Budgets of cached mappings of guest pages.
 #[derive(Debug, Clone, Args)]
 pub struct MappingArgs {
-    /// Pages of guests that disks keep mapped, in all (persistent grants); half of vm.max_map_count if left out
+    /// Maximum number of pages of all guests that disks keep mapped (persistent grants); half of
+    /// vm.max_map_count if left out
     #[arg(long, value_name = "PAGES")]
     mappings: Option<usize>,
-    /// The same, of one guest; half of those in all if left out
+    /// Maximum number of such pages per guest; half of the above if left out
     #[arg(long, value_name = "PAGES")]
     guest_mappings: Option<usize>,
 }
@@ -161,10 +163,11 @@ impl MappingArgs {
     }
 }
 
-/// Serves until told to stop.
+/// Serves devices until the daemon is stopped.
 ///
 /// # Errors
-/// When this is no domain of Xen's, another backend is in the way, or xenstore goes.
+/// This is not a Xen domain, another backend serves one of the kinds, or the connection to xenstore
+/// is lost.
 pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     startup::prepare()?;
     log_to(args.log.as_deref())?;
@@ -208,7 +211,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     driver::run(me, &mut xs, &options, &served, (&stop, &bell), || say!("ready")).map_err(lost)
 }
 
-/// xenstore went away, and with it all there is to do.
+/// Returns the failure for a lost connection to xenstore.
 #[must_use]
 pub fn lost(e: XsError) -> Failure {
     Failure::new(
@@ -217,7 +220,7 @@ pub fn lost(e: XsError) -> Failure {
     )
 }
 
-/// The kinds to serve: those asked for, or all that nobody else does.
+/// Returns the kinds to serve: those requested, or all that no driver of Linux serves.
 fn kinds(args: &ServeArgs, id: DomId) -> Result<Vec<BackendKind>, Failure> {
     if args.kinds.is_empty() {
         let all = [BackendKind::Vbd, BackendKind::PvioVbd, BackendKind::Vif, BackendKind::PvioVif];
@@ -225,7 +228,7 @@ fn kinds(args: &ServeArgs, id: DomId) -> Result<Vec<BackendKind>, Failure> {
         for driver in all.into_iter().filter_map(rival) {
             tracing::warn!("{driver} is loaded and serves its kind; rmmod it to serve that here");
         }
-        // In dom0 xl starts a device model for these.
+        // In dom0, `xl` starts a device model that serves `qdisk`.
         if id != DomId::DOM0 {
             kinds.push(BackendKind::Qdisk);
         }
@@ -242,7 +245,7 @@ fn kinds(args: &ServeArgs, id: DomId) -> Result<Vec<BackendKind>, Failure> {
     Ok(args.kinds.clone())
 }
 
-/// The module of Linux's own backend of that kind, if it is loaded here.
+/// Returns the kernel module of Linux's own backend of that kind, if it is loaded here.
 fn rival(kind: BackendKind) -> Option<&'static str> {
     let module = match kind {
         BackendKind::Vbd => "xen-blkback",
@@ -253,10 +256,10 @@ fn rival(kind: BackendKind) -> Option<&'static str> {
     driver.exists().then_some(module)
 }
 
-/// Sends traces to a file, or to standard error; `RUST_LOG` says which.
+/// Starts logging to a file, or to standard error; `RUST_LOG` sets the level.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// The file cannot be written.
 pub fn log_to(path: Option<&Path>) -> Result<(), Failure> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_ansi(false).with_env_filter(filter);

@@ -1,4 +1,4 @@
-//! The devices a driver domain serves, as other threads may look at them.
+//! The devices that a driver domain serves, as other threads may inspect them.
 
 use crate::descriptors::{Descriptors, open_now};
 use crate::disks::vdev::Vdev;
@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-/// All of them; each is known from its first step until it is gone.
+/// All devices; each is included from its first step until it is removed.
 #[derive(Debug, Clone, Default)]
 pub struct Served {
     devices: Arc<Mutex<BTreeMap<DeviceAddr, Seen>>>,
@@ -25,21 +25,21 @@ pub struct Served {
     shared: Arc<OnceLock<(Descriptors, MappingBudgets)>>,
 }
 
-/// What can be seen of a device.
+/// The settings, budgets and counters of a device.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
     knobs: Option<Arc<RuntimeSettings>>,
     mappings: Option<Arc<MappingBudget>>,
     load: Option<Arc<Load>>,
-    /// File descriptors promised to it, and the budget of its steps.
+    /// Number of file descriptors reserved for it, and the budget of its steps.
     descriptors: u64,
     steps: Option<Budget>,
     queues: Vec<Counters>,
-    /// What is logged now and then only.
+    /// Rate-limited log events.
     events: Events,
 }
 
-/// What may happen to a device and is logged now and then only: how often it did, by name.
+/// Counts of the rate-limited log events of a device, by name.
 pub type Events = Vec<(&'static str, Arc<LogLimit>)>;
 
 /// The counters of one queue.
@@ -49,9 +49,9 @@ enum Counters {
     Nic(Arc<pvio_netback::Stats>),
 }
 
-/// A backend that can be looked at.
+/// A backend whose settings, budgets and counters can be inspected.
 pub trait Visible {
-    /// What there is to see now; another time there may be more queues.
+    /// Returns the current state; a later call may return more queues.
     fn seen(&self) -> Seen;
 }
 
@@ -74,14 +74,14 @@ impl<P: crate::platform::Platform> Visible for Vif<P, pvio_ports::host::TapServe
 }
 
 impl Seen {
-    /// The same, with more that may happen.
+    /// Adds events.
     #[must_use]
     pub fn with(mut self, events: &Events) -> Self {
         self.events.extend(events.iter().cloned());
         self
     }
 
-    /// Adds the file descriptors promised to the device, and the budget of its steps.
+    /// Adds the number of file descriptors reserved for the device, and the budget of its steps.
     #[must_use]
     pub fn budgeted(self, descriptors: u64, steps: Budget) -> Self {
         Self { descriptors, steps: Some(steps), ..self }
@@ -91,7 +91,7 @@ impl Seen {
 impl Served {
     /// Sets the budgets that all devices of the process share.
     pub fn share(&self, descriptors: &Descriptors, mappings: &MappingBudgets) {
-        // There is one driver domain in a process.
+        // Already set only by a second driver domain in the same process, which does not occur.
         let _ = self.shared.set((descriptors.clone(), mappings.clone()));
     }
 
@@ -110,30 +110,30 @@ impl Served {
         budgets(all)
     }
 
-    /// A device as it is now.
+    /// Adds or replaces a device.
     pub fn show(&self, addr: DeviceAddr, seen: Seen) {
         self.lock().insert(addr, seen);
     }
 
-    /// It is gone.
+    /// Removes a device.
     pub fn forget(&self, addr: DeviceAddr) {
         self.lock().remove(&addr);
     }
 
-    /// The names of the NICs.
+    /// Returns the names of the NICs.
     #[must_use]
     pub fn nics(&self) -> Vec<String> {
         let all = self.lock();
         all.iter().filter(|(_, seen)| seen.knobs.is_some()).map(|(addr, _)| name(*addr)).collect()
     }
 
-    /// What can be changed at, and captured from, the NIC of that name.
+    /// Returns the settings and the capture point of the NIC of that name.
     #[must_use]
     pub fn nic(&self, called: &str) -> Option<Arc<RuntimeSettings>> {
         self.lock().iter().find(|(addr, _)| name(**addr) == called)?.1.knobs.clone()
     }
 
-    /// The counters of every device, in the order of their addresses.
+    /// Returns the counters of every device, ordered by address.
     #[must_use]
     pub fn counters(&self) -> Vec<Value> {
         let told = |(addr, seen): (&DeviceAddr, &Seen)| {
@@ -220,8 +220,9 @@ pub fn budgets(all: impl IntoIterator<Item = (&'static str, u64, u64)>) -> Map<S
     all.into_iter().map(told).collect()
 }
 
-/// What a device is called: a NIC as Linux calls the host's end, whatever that is named here
-/// (`vif7.0`), a disk likewise with what its guest calls it (`vbd7.xvda`).
+/// Returns the name of a device: of a NIC the default name of the backend's interface in Linux,
+/// whatever the tap's name is (`vif7.0`), of a disk likewise, with its name in the guest
+/// (`vbd7.xvda`).
 fn name(addr: DeviceAddr) -> String {
     match addr.class() {
         DeviceClass::Vif => format!("vif{}.{}", addr.front, addr.index),

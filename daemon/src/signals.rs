@@ -1,4 +1,4 @@
-//! Signals that end the process in order: SIGTERM, SIGINT and SIGHUP.
+//! Signals that end the process in an orderly way: SIGTERM, SIGINT and SIGHUP.
 //!
 //! SIGINT and SIGHUP stay ignored if they were ignored at start, as `nohup` and the `&` of a script leave them.
 
@@ -7,10 +7,10 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::ffi::c_int;
 
-/// Calls `handler`, on a thread of its own, whenever one of the signals comes.
+/// Calls `handler` on a new thread whenever one of the signals arrives.
 ///
 /// # Errors
-/// When the handler cannot be installed.
+/// The handler cannot be installed.
 pub fn listen(mut handler: impl FnMut() + Send + 'static) -> Result<(), Failure> {
     let failed = |e: std::io::Error| Failure::new(format!("no signal handler: {e}"), "");
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -22,7 +22,7 @@ pub fn listen(mut handler: impl FnMut() + Send + 'static) -> Result<(), Failure>
     Ok(())
 }
 
-/// The mask of ignored signals, from the text of `/proc/PID/status`.
+/// Returns the mask of ignored signals, from the text of `/proc/PID/status`.
 fn ignored(status: &str) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()

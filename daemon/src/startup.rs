@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use pvio_uring::Uring;
 use std::io;
 
-/// Checks that io_uring can be used, on which every disk and NIC is served; raises the limit of file
+/// Checks that io_uring is available, which every disk and NIC needs, and raises the limit of file
 /// descriptors.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! `pvio stats`: what the disks and NICs of a running driver domain have counted.
+//! `pvio stats`: the counters of the disks and NICs of a running driver domain.
 
 use crate::control::ask::{ask, gone};
 use crate::failure::{Failure, say};
@@ -11,33 +11,34 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// `pvio stats`.
+/// Arguments of `pvio stats`.
 #[derive(Debug, Clone, Args)]
 pub struct StatsArgs {
-    /// Only these, as in vbd7.xvda: of guest 7, its xvda; or vif7.0
+    /// Only these devices, such as vbd7.xvda (xvda of guest 7) or vif7.0
     #[arg(value_name = "DEVICE")]
     pub devices: Vec<String>,
-    /// As JSON, each queue by itself
+    /// As JSON, with the counters of each queue
     #[arg(long)]
     pub json: bool,
-    /// Again and again, every so many seconds, what was added a second; Ctrl-C ends it
+    /// Repeat every N seconds with the increase per second; Ctrl-C ends it
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub every: Option<u64>,
-    /// The state directory of a pvio run, instead of the one pvio serve or pvio run there is
+    /// The state directory of a pvio run, instead of that of the only running pvio serve or pvio
+    /// run
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 }
 
-/// Counters by their names, those with a reason behind a word and a space: `refused out-of-range`.
+/// Counters by name; those with a reason have it after a space: `refused out-of-range`.
 type Counters = BTreeMap<String, u64>;
 
-/// The counters that are a level, of which no rate can be told.
+/// The counters that are gauges, so that they have no rate.
 const LEVELS: &[&str] = &["kept-pages", "registered-pages"];
 
-/// Tells them.
+/// Runs the command.
 ///
 /// # Errors
-/// When there is no driver domain, or it has no such device.
+/// There is no driver domain, or it has no such device.
 pub fn run(args: &StatsArgs) -> Result<(), Failure> {
     let Some(seconds) = args.every else {
         let devices = read(args)?;
@@ -67,7 +68,7 @@ pub fn run(args: &StatsArgs) -> Result<(), Failure> {
         for device in &counted {
             let (all, name) = (sum(device), device_name(device).to_owned());
             let before = last.insert(name, (now, all.clone()));
-            // A device's first counters are of its whole life.
+            // A device's first counters cover its whole lifetime.
             let Some((then, before)) = before else { continue };
             let rates = rates(&all, &before, now - then);
             if args.json {
@@ -104,12 +105,12 @@ fn read(args: &StatsArgs) -> Result<Vec<Value>, Failure> {
     Ok(all)
 }
 
-/// The name of a device; that of the process is empty.
+/// Returns the name of a device; that of the process is empty.
 fn device_name(device: &Value) -> &str {
     text(device, "device")
 }
 
-/// Whether an entry is of the process, not of a device.
+/// Returns whether an entry is that of the process, not of a device.
 fn is_process(one: &Value) -> bool {
     !one["process"].is_null()
 }
@@ -118,7 +119,7 @@ fn text<'a>(device: &'a Value, key: &str) -> &'a str {
     device[key].as_str().unwrap_or_default()
 }
 
-/// Of all queues together, and what happened to the device: `event state-changes`.
+/// Returns the sums over all queues, and the counts of the device's events: `event state-changes`.
 fn sum(device: &Value) -> Counters {
     let mut all = Counters::new();
     let mut add = |name: String, n: &Value| {
@@ -139,7 +140,7 @@ fn sum(device: &Value) -> Counters {
     all
 }
 
-/// How much of each budget is used, and its limit: those of all queues together, and the device's.
+/// Returns usage and limit of each budget: the sums over all queues, and those of the device.
 fn budgets(device: &Value) -> BTreeMap<String, [u64; 2]> {
     let mut all = BTreeMap::<String, [u64; 2]>::new();
     let queues = device["queues"].as_array().into_iter().flatten();
@@ -153,20 +154,20 @@ fn budgets(device: &Value) -> BTreeMap<String, [u64; 2]> {
     all
 }
 
-/// What was added a second; levels as they are.
+/// Returns the increase per second of each counter, and the current value of gauges.
 fn rates(now: &Counters, before: &Counters, time: Duration) -> Counters {
     let rate = |(name, n): (&String, &u64)| {
         if LEVELS.contains(&name.as_str()) {
             return (name.clone(), *n);
         }
-        // One that begins anew is another device of the same name.
+        // A smaller value belongs to a new device of the same name.
         let added = n.checked_sub(before.get(name).copied().unwrap_or_default()).unwrap_or(*n);
         (name.clone(), (added as f64 / time.as_secs_f64()).round() as u64)
     };
     now.iter().map(rate).collect()
 }
 
-/// The device's name, its budgets, and what of its counters is not zero.
+/// Returns the device's name, its budgets, and its counters that are not zero.
 fn paragraph(device: &Value, counters: &Counters) -> String {
     let queues = device["queues"].as_array().map_or(0, Vec::len);
     let mut lines = match device["process"].as_u64() {
@@ -235,7 +236,7 @@ mod tests {
             |reads, kept| Counters::from([("reads".into(), reads), ("kept-pages".into(), kept)]);
         let second = Duration::from_secs(2);
         assert_eq!(rates(&at(110, 7), &at(10, 900), second), at(50, 7));
-        // The device was made anew meanwhile.
+        // The device was created again between the two reads.
         assert_eq!(rates(&at(10, 7), &at(100, 7), second), at(5, 7));
     }
 }

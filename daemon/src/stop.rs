@@ -1,4 +1,4 @@
-//! Being told to end: a signal sets a flag and wakes whoever sleeps.
+//! Stop requests: a signal sets a flag and wakes the main thread.
 
 use crate::failure::Failure;
 use crate::signals;
@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// A bell any thread may ring for one that sleeps in [`sleep`]. Ringing one that rings already
-/// costs no system call.
+/// A wakeup that any thread may send to one in [`sleep`] (an eventfd). Ringing again before it was
+/// taken costs no system call.
 #[derive(Debug, Clone)]
 pub struct Bell(Arc<Inner>);
 
@@ -21,35 +21,35 @@ struct Inner {
 }
 
 impl Bell {
-    /// A new one.
+    /// Creates one.
     ///
     /// # Errors
-    /// When the system has no descriptor to give.
+    /// The system is out of file descriptors.
     pub fn new() -> Result<Self, Failure> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let event = eventfd(0, flags).map_err(|e| Failure::new(format!("no eventfd: {e}"), ""))?;
         Ok(Self(Arc::new(Inner { event, rings: AtomicBool::new(false) })))
     }
 
-    /// Wakes the sleeper, now or when it next wants to sleep.
+    /// Wakes the sleeping thread, now or at its next [`sleep`].
     pub fn ring(&self) {
         if !self.0.rings.swap(true, Ordering::AcqRel) {
-            // Fails only when it is full, and then it wakes as well.
+            // Fails only if the counter is full, in which case the descriptor is readable as well.
             let _ = rustix::io::write(&self.0.event, &1_u64.to_ne_bytes());
         }
     }
 
-    /// Whether it rings.
+    /// Returns whether the bell was rung and not taken.
     #[must_use]
     pub fn is_ringing(&self) -> bool {
         self.0.rings.load(Ordering::Acquire)
     }
 
-    /// Stops ringing, and tells whether it did. What was done before it was rung is seen after.
-    /// To be called after every sleep: whoever rings sets the mark first and the descriptor second,
-    /// so that the descriptor may be set with the mark taken long ago.
+    /// Resets the bell and returns whether it was rung. Everything done before `ring` is visible
+    /// afterwards. To be called after every sleep: `ring` sets the flag before it writes to the
+    /// descriptor, so the descriptor can be readable although the flag was already taken.
     pub fn take(&self) -> bool {
-        // The descriptor first: whoever rings from now on, sets it again.
+        // The descriptor is read first: a `ring` after this writes to it again.
         let _ = rustix::io::read(&self.0.event, &mut [0; 8]);
         self.0.rings.swap(false, Ordering::AcqRel)
     }
@@ -61,15 +61,16 @@ impl AsFd for Bell {
     }
 }
 
-/// Whether this process was told to end.
+/// The stop request of this process.
 #[derive(Debug, Clone)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Listens for the [signals that end the process](crate::signals); `bell` is rung when one comes.
+    /// Installs a handler for the [signals that end the process](crate::signals), which rings
+    /// `bell`.
     ///
     /// # Errors
-    /// When the signals cannot be listened for.
+    /// The handler cannot be installed.
     pub fn on_signal(bell: Bell) -> Result<Self, Failure> {
         let stop = Self(Arc::new(AtomicBool::new(false)));
         let told = stop.clone();
@@ -80,17 +81,17 @@ impl Stop {
         Ok(stop)
     }
 
-    /// Whether it was.
+    /// Returns whether a stop was requested.
     #[must_use]
     pub fn is_told(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
-/// Sleeps until one of `fds` can be read or the time is over.
+/// Sleeps until one of `fds` is readable or the timeout expires.
 ///
 /// # Errors
-/// What the system says, other than that a signal came.
+/// The error of `poll`, except EINTR.
 pub fn sleep(fds: &[BorrowedFd<'_>], time: Option<Duration>) -> Result<(), Failure> {
     let timeout = time.map(|t| Timespec {
         tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),

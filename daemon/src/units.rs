@@ -1,4 +1,4 @@
-//! Numbers for people.
+//! Formatting of numbers for people.
 
 /// Returns a size that people can read, as in `1.5 MiB`.
 #[must_use]

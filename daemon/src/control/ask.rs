@@ -1,4 +1,4 @@
-//! Who knocks at the door of a driver domain.
+//! Client of a driver domain's control socket.
 
 use super::{FOLDER, NAME, default_root};
 use crate::failure::Failure;
@@ -7,11 +7,11 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-/// Asks the driver domain in that state directory, or the one there is. What was asked for is about
-/// to follow in the second.
+/// Sends a request to the driver domain of that state directory, or to the only one that is
+/// running. Returns the connection, and its reader at the start of the data.
 ///
 /// # Errors
-/// When none answers, or several do, or it has no such thing.
+/// No driver domain replies, several do, or it rejects the request.
 pub fn ask(
     state_dir: Option<&Path>,
     question: &str,
@@ -40,10 +40,11 @@ fn knock(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(path)
 }
 
-/// The one driver domain there is: that of `pvio serve`, or of a `pvio run` of this user's.
+/// Returns a connection to the only running driver domain: that of `pvio serve`, or of a `pvio run`
+/// of this user.
 fn find() -> Result<UnixStream, Failure> {
     let root = default_root();
-    // What others may have put there is none of ours.
+    // A directory that other users can write to is ignored.
     let own = PrivateDir::open(&root).ok().and_then(|_| std::fs::read_dir(root).ok());
     let machines = own.into_iter().flatten().flatten().map(|machine| machine.path());
     let doors = [PathBuf::from(FOLDER)].into_iter().chain(machines);
@@ -70,7 +71,7 @@ fn find() -> Result<UnixStream, Failure> {
     }
 }
 
-/// It ended in the middle of an answer.
+/// Returns the failure for a connection that ended in the middle of a reply.
 #[must_use]
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub fn gone(error: io::Error) -> Failure {

@@ -1,13 +1,13 @@
-//! Folders in which a control socket may be.
+//! Directories of control sockets.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-/// A folder of this user's alone, with one for each machine.
+/// Returns the private directory of this user, with one subdirectory for each hosted machine.
 #[must_use]
 pub fn default_root() -> PathBuf {
     let own = |dir: &PathBuf| {
-        // Another user's, if `sudo` left it as it was.
+        // After `sudo`, the variable may name the directory of another user.
         let user = rustix::process::geteuid().as_raw();
         dir.metadata().is_ok_and(|found| found.is_dir() && found.uid() == user)
     };
@@ -17,14 +17,14 @@ pub fn default_root() -> PathBuf {
     }
 }
 
-/// The number of this user outside of a user namespace: inside of one of our own it is root's.
+/// Returns the id of this user outside of the user namespace; inside of one, it may be root's.
 fn real_user() -> u32 {
     let user = rustix::process::geteuid().as_raw();
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     mapped(user, &map).unwrap_or(user)
 }
 
-/// What a user is outside, by lines of `INSIDE OUTSIDE COUNT`.
+/// Returns the id outside of the user namespace, from a map with lines of `INSIDE OUTSIDE COUNT`.
 fn mapped(user: u32, map: &str) -> Option<u32> {
     map.lines().find_map(|line| {
         let mut numbers = line.split_whitespace().map(|word| word.parse::<u32>().ok());

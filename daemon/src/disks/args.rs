@@ -1,4 +1,4 @@
-//! What the commands take.
+//! Arguments of the disk commands.
 
 use super::vdev::Vdev;
 use crate::failure::Failure;
@@ -9,15 +9,15 @@ use pvio_xenbus::handshake::common::BackendKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{PathBuf, absolute};
 
-/// Where the devices are.
+/// Which xenstore to use.
 #[derive(Debug, Clone, Args)]
 pub struct StoreArgs {
-    /// Folder of a running `pvio run`; Xen's own xenstore if left out
+    /// State directory of a running `pvio run`; Xen's own xenstore if left out
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 }
 
-/// Which kind of backend is to serve a disk.
+/// The kind of backend that serves a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
     /// pvio alone
@@ -27,7 +27,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The word in paths.
+    /// Returns the kind's name in xenstore paths.
     #[must_use]
     pub const fn backend(self) -> BackendKind {
         match self {
@@ -37,7 +37,7 @@ impl Kind {
     }
 }
 
-/// `pvio attach-disk`.
+/// Arguments of `pvio attach-disk`.
 #[derive(Debug, Clone, Args)]
 pub struct AttachArgs {
     /// The guest's name or number
@@ -45,84 +45,84 @@ pub struct AttachArgs {
     /// A path, or `[OPTIONS]FORMAT:PATH` with any format and option of docs/disks.md
     #[arg(value_parser = disk())]
     pub disk: Disk,
-    /// What the guest calls it; the first free one from xvda on if left out
+    /// The disk's name in the guest; the first free one, starting at xvda, if left out
     #[arg(long)]
     pub vdev: Option<Vdev>,
-    /// More options: iops=1000,ro and the like, with commas between
+    /// More options, separated by commas, such as iops=1000,ro
     #[arg(short, long, value_name = "OPTIONS", value_parser = disk_options(), default_value = "")]
     pub options: DiskOptions,
-    /// The domain that serves it: its name or number. Left out, dom0, or a hosted machine's driver
-    /// domain
+    /// The name or number of the domain that serves it; if left out, dom0, or the driver domain of
+    /// a hosted machine
     #[arg(long, value_name = "DOMAIN")]
     pub backend: Option<String>,
-    /// Which kind of backend is to serve it
+    /// The kind of backend that serves it
     #[arg(long, value_name = "KIND", default_value = "pvio-vbd")]
     pub kind: Kind,
     /// How long to wait for the backend, in seconds
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub wait: u64,
     #[command(flatten)]
-    /// Where.
+    /// Which xenstore to use.
     pub store: StoreArgs,
 }
 
-/// `pvio detach-disk`.
+/// Arguments of `pvio detach-disk`.
 #[derive(Debug, Clone, Args)]
 pub struct DetachArgs {
     /// The guest's name or number
     pub guest: String,
-    /// What the guest calls the disk
+    /// The disk's name in the guest
     pub vdev: Vdev,
-    /// How long both ends may take to close, in seconds
+    /// How long frontend and backend may take to close, in seconds
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub wait: u64,
-    /// Take it away even if an end did not close
+    /// Remove it even if the frontend or backend did not close
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
-    /// Where.
+    /// Which xenstore to use.
     pub store: StoreArgs,
 }
 
-/// `pvio set-disk`.
+/// Arguments of `pvio set-disk`.
 #[derive(Debug, Clone, Args)]
 pub struct SetArgs {
     /// The guest's name or number
     pub guest: String,
-    /// What the guest calls the disk
+    /// The disk's name in the guest
     pub vdev: Vdev,
-    /// What is to hold from now on: iops=500,latency=5ms and the like, with commas between
+    /// The new settings, separated by commas, such as iops=500,latency=5ms
     #[arg(value_parser = disk_options())]
     pub options: DiskOptions,
     #[command(flatten)]
-    /// Where.
+    /// Which xenstore to use.
     pub store: StoreArgs,
 }
 
-/// `pvio list`.
+/// Arguments of `pvio list`.
 #[derive(Debug, Clone, Args)]
 pub struct ListArgs {
-    /// Only this guest's, by its name or number
+    /// Only the disks and NICs of this guest, by its name or number
     pub guest: Option<String>,
     /// As JSON
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
-    /// Where.
+    /// Which xenstore to use.
     pub store: StoreArgs,
 }
 
-/// Returns the parser of an argument that names a disk.
+/// Returns the parser of an argument that specifies a disk.
 pub fn disk() -> impl TypedValueParser<Value = Disk> {
     OsStringValueParser::new().try_map(|text| Disk::from_bytes(text.as_bytes()))
 }
 
-/// Returns the parser of an argument that has a disk's options.
+/// Returns the parser of an argument with disk options.
 pub fn disk_options() -> impl TypedValueParser<Value = DiskOptions> {
     OsStringValueParser::new().try_map(|text| DiskOptions::from_bytes(text.as_bytes()))
 }
 
-/// What every command that opens images takes.
+/// The argument that every command that opens images takes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub struct ImageRootArgs {
     /// Open files that the header of an image names (backing files, extents) below this directory
@@ -132,10 +132,10 @@ pub struct ImageRootArgs {
 }
 
 impl ImageRootArgs {
-    /// Adds the directories to what is said of a disk, or of all.
+    /// Adds the directories to a disk's options, or to the defaults of all disks.
     ///
     /// # Errors
-    /// One of them is no directory.
+    /// One of them is not a directory.
     pub fn add_to(&self, options: &mut DiskOptions) -> Result<(), Failure> {
         for root in options.image_roots.iter_mut().flatten() {
             *root = absolute(&*root).map_err(Failure::of)?;

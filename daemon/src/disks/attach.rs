@@ -1,4 +1,4 @@
-//! Making a disk for a guest that runs, and taking it away.
+//! Attaching a disk to a running guest, and detaching it.
 
 use super::args::{AttachArgs, DetachArgs, ImageRootArgs};
 use super::vdev::Vdev;
@@ -16,15 +16,15 @@ use pvio_xenbus::handshake::{HandshakeError, vbd};
 use pvio_xenbus::{XenbusState, Xenstore};
 use std::time::{Duration, Instant};
 
-/// How often states are looked at.
+/// Interval between reads of the backend's state.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long libxl and a guest may take to see that a device is gone before it is.
+/// Delay before a closed device's nodes are removed, so that libxl and the guest can see the state.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// Attaches a disk; back when its backend offers it.
+/// Attaches a disk; returns when its backend has opened it.
 ///
 /// # Errors
-/// When it cannot be: nothing is left of it then.
+/// The disk cannot be attached; its nodes are removed again.
 pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
     let mut xs = connect(&args.store)?;
     let guest = domain(&mut xs, &args.guest)?;
@@ -105,8 +105,9 @@ fn until_offered(xs: &mut Client, addr: DeviceAddr, by: Instant) -> Result<(), F
     loop {
         match read_state(xs, &addr.backend_path()).map_err(Failure::of)? {
             XenbusState::InitWait | XenbusState::Initialised | XenbusState::Connected => {
-                // A backend that waits for an image offers the disk, and says that it waits. That is
-                // for a guest that is about to end elsewhere, and here nobody says so.
+                // A backend whose image is locked also enters InitWait, and reports that it waits.
+                // It does so for a migration, where the other guest is about to end; that is not
+                // expected here, so it is an error.
                 return error_of(xs, addr).map_or(Ok(()), |why| Err(Failure::of(why)));
             }
             XenbusState::Closing | XenbusState::Closed => {
@@ -124,17 +125,17 @@ fn until_offered(xs: &mut Client, addr: DeviceAddr, by: Instant) -> Result<(), F
     }
 }
 
-/// Detaches a disk; back when nothing is left of it.
+/// Detaches a disk; returns when its nodes are removed.
 ///
 /// # Errors
-/// When an end does not close: the disk stays as it is then.
+/// The backend does not close in time; the disk then stays attached.
 pub fn detach(args: &DetachArgs) -> Result<(), Failure> {
     let mut xs = connect(&args.store)?;
     let addr = disk_left_of(&mut xs, &args.guest, args.vdev)?;
     request_removal(&mut xs, addr).map_err(Failure::of)?;
     let by = Instant::now() + Duration::from_secs(args.wait);
     let closed = loop {
-        // A driver domain of pvio's removes its end by itself.
+        // pvio removes the backend's nodes itself in a driver domain.
         let back = state_path(&addr.backend_path());
         let is_there = xs.read_opt(&back).map_err(Failure::of)?.is_some();
         let state = read_state(&mut xs, &addr.backend_path()).map_err(Failure::of)?;

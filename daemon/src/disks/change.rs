@@ -1,4 +1,4 @@
-//! What a disk that is served takes over.
+//! Changing the settings of a disk that is being served.
 
 use super::args::SetArgs;
 use super::{connect, disk_of, domain};
@@ -6,10 +6,10 @@ use crate::failure::{Failure, say};
 use pvio_storage::image::DiskOptions;
 use pvio_xenbus::handshake::vbd::ToolstackBack;
 
-/// Changes a disk's limits, latency and failures.
+/// Changes a disk's limits, latency and injected failures.
 ///
 /// # Errors
-/// When there is no such disk, or an option holds only from when a disk is attached.
+/// There is no such disk, or an option can only be set when a disk is attached.
 pub fn set(args: &SetArgs) -> Result<(), Failure> {
     let fixed = args.options.fixed();
     if fixed != DiskOptions::default() {

@@ -1,4 +1,4 @@
-//! Devices, their states, and what their ends agreed on, as xenstore has it.
+//! Devices, their states and negotiated features, as read from xenstore.
 
 use super::args::ListArgs;
 use super::vdev::Vdev;
@@ -15,10 +15,10 @@ use pvio_xenbus::handshake::common::{
 use pvio_xenbus::handshake::vbd::{BackDisk, FrontRequest, Mode, Negotiated, ToolstackBack};
 use serde_json::{Value, json};
 
-/// Lists them.
+/// Lists the devices.
 ///
 /// # Errors
-/// When there is no xenstore, or no such guest.
+/// There is no xenstore, or no such guest.
 pub fn run(args: &ListArgs) -> Result<(), Failure> {
     let mut xs = connect(&args.store)?;
     let only = args.guest.as_ref().map(|name| domain(&mut xs, name)).transpose()?;
@@ -45,7 +45,7 @@ pub fn run(args: &ListArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// All that can be told of a device; what cannot be read is left out.
+/// Returns the description of a device; properties that cannot be read are left out.
 fn describe(xs: &mut Client, addr: DeviceAddr) -> Value {
     let state = |xs: &mut Client, path: String| {
         read_state(xs, &path).map_or_else(|_| "?".into(), |state| format!("{state:?}"))
@@ -107,14 +107,15 @@ fn disk(xs: &mut Client, addr: DeviceAddr) -> Option<Value> {
     Some(all)
 }
 
-/// What stands at a key of bytes, in a line of text.
+/// Returns the text of a key whose value is bytes, such as a path, for one line of output.
 fn shown(object: &Value, key: &str) -> Option<String> {
     let text = object[key].as_str()?;
     let has_escapes = object[format!("{key}_hex")].is_string();
     Some(if has_escapes { text.into() } else { Shown::new(text).to_string() })
 }
 
-/// `guest xvda  pvio-vbd in 1  Connected/Connected  64.0 MiB  rw  qcow2:/srv/a.qcow2`
+/// Returns a line such as `guest xvda  pvio-vbd in 1  Connected/Connected  64.0 MiB  rw
+/// qcow2:/srv/a.qcow2`.
 fn in_a_line(device: &Value) -> String {
     let text = |key: &str| device[key].as_str().unwrap_or_default();
     let guest = device["guest_name"].as_str().map_or(device["guest"].to_string(), one_line);

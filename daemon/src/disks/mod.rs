@@ -1,13 +1,13 @@
-//! `pvio attach-disk`, `detach-disk`, `set-disk` and `list`: a toolstack's work on devices, by
-//! xenstore alone, on Xen as on a hosted machine.
+//! `pvio attach-disk`, `detach-disk`, `set-disk` and `list`: toolstack commands for devices. They
+//! only use xenstore, on Xen as on a hosted machine.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`args`] | what the commands take |
-//! | [`attach`] | making a disk, and taking it away |
-//! | [`change`] | what a disk that is served takes over |
-//! | [`list`] | devices, their states, what was agreed on |
-//! | [`vdev`] | the names of a guest's disks |
+//! | [`args`] | arguments of the commands |
+//! | [`attach`] | attaching and detaching a disk |
+//! | [`change`] | settings of a disk that is being served |
+//! | [`list`] | devices, their states and negotiated features |
+//! | [`vdev`] | names of a guest's disks |
 
 pub mod args;
 pub mod attach;
@@ -29,10 +29,10 @@ use vdev::Vdev;
 /// The driver domain of a hosted machine.
 pub const HOSTED_DRIVER: DomId = DomId(1);
 
-/// A connection to the xenstore the arguments name.
+/// Returns a connection to the xenstore that the arguments select.
 ///
 /// # Errors
-/// When there is none.
+/// It cannot be reached.
 pub fn connect(args: &StoreArgs) -> Result<Client, Failure> {
     let path = match &args.state_dir {
         Some(dir) => dir.join("xenstore.sock"),
@@ -46,10 +46,10 @@ pub fn connect(args: &StoreArgs) -> Result<Client, Failure> {
     })
 }
 
-/// The domain of that name or number.
+/// Returns the domain of that name or number.
 ///
 /// # Errors
-/// When there is none.
+/// There is none.
 pub fn domain(xs: &mut Client, name: &str) -> Result<DomId, Failure> {
     let found = match name.parse() {
         Ok(number) => {
@@ -63,10 +63,10 @@ pub fn domain(xs: &mut Client, name: &str) -> Result<DomId, Failure> {
     })
 }
 
-/// The disk of that name that a guest has.
+/// Returns the address of a guest's disk by its name.
 ///
 /// # Errors
-/// When it has none.
+/// The guest has no such disk.
 pub fn disk_of(xs: &mut Client, guest: DomId, vdev: Vdev) -> Result<DeviceAddr, Failure> {
     let found = find_device(xs, DeviceClass::Vbd, guest, vdev.number());
     found.map_err(Failure::of)?.ok_or_else(|| {
@@ -74,10 +74,11 @@ pub fn disk_of(xs: &mut Client, guest: DomId, vdev: Vdev) -> Result<DeviceAddr, 
     })
 }
 
-/// The disk of that name that a guest has or, if it is gone by now, that was left of it.
+/// Returns the address of a guest's disk by its name or, if the guest is gone, of the backend nodes
+/// that remain of it.
 ///
 /// # Errors
-/// When there is none.
+/// There is none.
 pub fn disk_left_of(xs: &mut Client, guest: &str, vdev: Vdev) -> Result<DeviceAddr, Failure> {
     let not_there = match domain(xs, guest) {
         Ok(guest) => match disk_of(xs, guest, vdev) {
@@ -99,7 +100,7 @@ pub fn disk_left_of(xs: &mut Client, guest: &str, vdev: Vdev) -> Result<DeviceAd
     Err(not_there)
 }
 
-/// A backend's words for an operator, without their codes.
+/// Returns the message of an `error` node without its reason codes.
 fn in_words(text: &str) -> &str {
     let text = text.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start();
     match text.split_once(": ") {
@@ -108,7 +109,7 @@ fn in_words(text: &str) -> &str {
     }
 }
 
-/// What a backend told the operator of a device, if it did.
+/// Returns the message of a device's `error` node, if the backend wrote one.
 fn error_of<X: Xenstore>(xs: &mut X, addr: DeviceAddr) -> Option<String> {
     let text = pvio_xenbus::handshake::common::read_error(xs, &addr.backend_path()).ok()??;
     Some(in_words(&text).to_owned())

@@ -1,34 +1,34 @@
-//! The names of a guest's disks, and the numbers they stand for (`docs/man/xen-vbd-interface.7`).
+//! Names of a guest's disks, and the numbers they stand for (`docs/man/xen-vbd-interface.7`).
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Which disk of a guest.
+/// A disk of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Vdev(u32);
 
-/// Disks beyond which, and partitions beyond which, the extended numbers are used.
+/// Numbers of disks and of partitions from which on the extended encoding is used.
 const FEW_DISKS: u32 = 16;
 const FEW_PARTS: u32 = 16;
-/// Extended numbers have 20 bits for the disk and 8 for the partition.
+/// Flag of the extended encoding, which has 20 bits for the disk and 8 for the partition.
 const EXTENDED: u32 = 1 << 28;
 const MOST_DISKS: u32 = 1 << 20;
 const MOST_PARTS: u32 = 256;
 
 impl Vdev {
-    /// The whole disk of that number: 0 is `xvda`.
+    /// Returns the whole disk of that index: 0 is `xvda`.
     #[must_use]
     pub const fn disk(n: u32) -> Self {
         Self(if n < FEW_DISKS { 202 << 8 | n << 4 } else { EXTENDED | n << 8 })
     }
 
-    /// The device of that number in xenstore.
+    /// Returns the device of a number in xenstore.
     #[must_use]
     pub const fn of_number(number: u32) -> Self {
         Self(number)
     }
 
-    /// Its number in xenstore.
+    /// Returns the device's number in xenstore.
     #[must_use]
     pub const fn number(self) -> u32 {
         self.0
@@ -49,7 +49,7 @@ impl FromStr for Vdev {
         if letters.is_empty() || letters.len() > 4 || digits.starts_with('0') {
             return Err(wrong());
         }
-        // a to z, then aa to az: a number without a zero.
+        // a to z, then aa to az: bijective base 26.
         let disk = letters.bytes().fold(0, |n, c| n * 26 + u32::from(c - b'a') + 1) - 1;
         let part: u32 = if digits.is_empty() { 0 } else { digits.parse().map_err(|_| wrong())? };
         if disk >= MOST_DISKS || part >= MOST_PARTS {

@@ -1,14 +1,14 @@
-//! Standing in for the device model that `xl` starts for a guest with `qdisk` disks.
+//! Replacement of the device model that `xl` starts for a guest with `qdisk` disks.
 //!
-//! `xl` leaves images to a program it starts for the guest, QEMU usually. A guest whose
-//! configuration says `device_model_override="/usr/bin/pvio-dm"`, where `pvio-dm` is a link to
-//! `pvio`, has its images served by a process of pvio instead: one for each guest, that ends with
-//! it, and needs neither `pvio serve` nor that Linux's own backends be absent.
+//! `xl` leaves `qdisk` images to a program that it starts for the guest, usually QEMU. A guest with
+//! `device_model_override="/usr/bin/pvio-dm"` in its configuration, where `pvio-dm` is a link to
+//! `pvio`, has its images served by a pvio process instead. There is one process for each guest; it
+//! ends with the guest. It does not need `pvio serve`, and Linux's own backends may be loaded.
 //!
-//! The program is called as QEMU is. Of its many arguments few matter: for which domain
-//! (`-xen-domid`), and where to listen for QMP (`-chardev socket,…`), over which `xl` asks only
-//! whether all is well. `device_model_args` of the guest's configuration may have pvio's own
-//! `--image-root` beside them. Then it writes `running` to `device-model/<domid>/state`.
+//! The program is called as QEMU is. It reads two of the arguments: the domain (`-xen-domid`) and
+//! the QMP sockets (`-chardev socket,…`), over which `xl` only sends status queries.
+//! `device_model_args` in the guest's configuration may contain pvio's own `--image-root`. When it
+//! serves, it writes `running` to `device-model/<domid>/state`.
 
 mod qmp;
 
@@ -29,10 +29,10 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// The name that makes `pvio` a device model.
+/// Name under which `pvio` is a device model.
 pub const NAME: &str = "pvio-dm";
 
-/// What matters of a device model's arguments.
+/// The device model's arguments that pvio uses.
 #[derive(Debug, PartialEq, Eq)]
 struct Args {
     guest: DomId,
@@ -40,7 +40,7 @@ struct Args {
     image_roots: ImageRootArgs,
 }
 
-/// Serves a guest's `qdisk` disks until it is told to stop, as `xl` tells a device model.
+/// Serves a guest's `qdisk` disks until it is stopped, as `xl` expects of a device model.
 ///
 /// # Errors
 /// A [`Failure`], which `xl` shows from the guest's `qemu-dm-….log`.
@@ -66,7 +66,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
         disks: Config { policy: Policy::PersistentOrCopy, ..Config::for_this_machine() },
         ..Options::default()
     };
-    // libxl waits for this word, and by then the guest's disks have to be looked after.
+    // libxl waits for this value and expects the guest's disks to be served from then on.
     let mut own = host.xenstore()?;
     let mut announced = Ok(());
     let served = driver::run(

@@ -1,5 +1,5 @@
-//! The few words of QMP that `xl` exchanges with a device model: a greeting, and questions about
-//! things there are none of.
+//! The subset of QMP that `xl` uses with a device model: a greeting, and queries about devices,
+//! which have empty results.
 
 use crate::failure::Failure;
 use serde_json::{Value, json};
@@ -8,19 +8,19 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
 
-/// Bytes of the longest command that is read.
+/// Maximum length of a command in bytes.
 const LONGEST: u64 = 64 * 1024;
 
-/// Answers whoever connects to a socket, one at a time, for as long as the process lives.
+/// Serves the connections of a socket, one at a time, until the process ends.
 pub fn listen(path: &Path) -> Result<(), Failure> {
-    // A guest that had this number before may have left its socket behind.
+    // An earlier guest with the same number may have left its socket behind.
     let _ = std::fs::remove_file(path);
     let socket = UnixListener::bind(path).map_err(|e| {
         Failure::new(format!("cannot listen on {}: {e}", path.display()), "is its folder there?")
     })?;
     let answering = thread::Builder::new().name("qmp".into()).spawn(move || {
         for stream in socket.incoming().flatten() {
-            // Whoever breaks off is done.
+            // An error only ends this connection.
             let _ = converse(&stream);
         }
     });

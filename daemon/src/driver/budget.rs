@@ -1,43 +1,43 @@
-//! What one guest's device may cost the thread that all devices have in common.
+//! The budget of one device on the thread that all devices share.
 
 use std::time::{Duration, Instant};
 
-/// Steps and transitions at once, after a time of rest: several reconnections of a guest that boots
-/// through firmware and a boot loader.
+/// Capacity of the bucket in steps and transitions: enough for several reconnections of a guest
+/// that boots through firmware and a boot loader.
 const BURST: i64 = 100;
-/// Steps and transitions a second.
+/// Steps and transitions per second.
 const PER_SECOND: i64 = 20;
 const NANOS: i64 = 1_000_000_000;
 
-/// A token bucket: a step costs a token, and each transition that it makes another.
+/// A token bucket: a step costs one token, and each transition in it another one.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
-    /// In billionths of a token; less than none is a debt.
+    /// In billionths of a token; negative if more was spent than there was.
     level: i64,
     filled: Instant,
 }
 
 impl Budget {
-    /// A full one.
+    /// Returns a full bucket.
     pub const fn new(now: Instant) -> Self {
         Self { level: BURST * NANOS, filled: now }
     }
 
-    /// Takes tokens out.
+    /// Spends tokens.
     pub fn spend(&mut self, now: Instant, tokens: u64) {
         self.fill(now);
         let tokens = i64::try_from(tokens).unwrap_or(BURST).min(BURST);
         self.level -= tokens * NANOS;
     }
 
-    /// When there is a token.
+    /// Returns when the next token is available.
     pub fn next(&mut self, now: Instant) -> Instant {
         self.fill(now);
         let lacks = (NANOS - self.level).max(0);
         now + Duration::from_nanos(u64::try_from(lacks / PER_SECOND).unwrap_or_default())
     }
 
-    /// How many tokens are spent, and how many may be.
+    /// Returns the number of tokens spent, and the capacity.
     pub fn spent(mut self, now: Instant) -> (u64, u64) {
         self.fill(now);
         let spent = (BURST * NANOS - self.level).div_euclid(NANOS);
@@ -70,7 +70,7 @@ mod tests {
             now = next;
             budget.spend(now, 1);
         }
-        // A step that made many transitions is paid for by a longer pause.
+        // A step with many transitions causes a longer pause.
         budget.spend(now, 9);
         assert_eq!(budget.next(now) - now, Duration::from_secs(10) / PER_SECOND as u32);
         now += Duration::from_secs(3600);

@@ -1,4 +1,4 @@
-//! All backends of one class in this domain.
+//! The backends of one class in this domain.
 
 use super::budget::Budget;
 use crate::descriptors::{Descriptors, Promise};
@@ -19,58 +19,60 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-/// How long a device that is gone stands Closed in xenstore before its directory is removed, where
-/// that is ours to do. libxl takes a directory that goes before it saw the state for an error, and
-/// waits 10 seconds for it to go.
+/// How long the backend nodes of a removed device stay in xenstore with state Closed before they
+/// are removed, where that is this daemon's task. libxl reports an error if the nodes disappear
+/// before it has read the state, and waits up to 10 seconds for their removal.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether a disk has another size. A file or a block device may be made
-/// larger by anybody, and of all ways to do that only one thing is common: that its size is another
-/// afterwards. Asking for it takes a microsecond a disk.
+/// Interval at which image sizes are polled. A file or block device may be resized by any program,
+/// and there is no notification that covers all ways to do so. Reading the size takes a microsecond
+/// per disk.
 const LOOK: Duration = Duration::from_secs(3);
 
-/// How long a guest may take to let go of a device before that is said to be odd. It need not be: one
-/// whose disk is mounted keeps it. libxl waits for 10 seconds before it gives a NIC up.
+/// How long a guest may stay in state Closing before that is reported. It is not necessarily an
+/// error: a guest with a mounted disk does not close it. libxl waits 10 seconds before it removes a
+/// NIC by force.
 pub(super) const CLOSING: Duration = Duration::from_secs(5);
 
-/// The backends of one class, as the toolstack makes and removes them.
+/// The backends of one class, which the toolstack creates and removes.
 pub struct Devices<C, M> {
     home: DomId,
-    /// Only devices of this domain, if it is given.
+    /// Serve only this domain's devices, if set.
     only: Option<DomId>,
     make: M,
-    /// Each kind that is served, and its directory, which is also the token of the watch on it.
+    /// Each kind that is served, and its directory, which is also the token of its watch.
     roots: Vec<(BackendKind, String)>,
     devices: BTreeMap<DeviceAddr, Device<C>>,
-    /// Kinds of which there may be new ones.
+    /// Kinds in whose directories a new device may have appeared.
     unknown: BTreeSet<BackendKind>,
-    /// Devices that are gone and whose directories are ours to remove, and from when on.
+    /// Removed devices whose nodes this daemon has to remove, and when to do it. `None` if the
+    /// toolstack removes them.
     leftovers: Option<BTreeMap<DeviceAddr, Instant>>,
-    /// When it was last looked whether anything has changed by itself, if that is done.
+    /// When images and ports were last polled for changes; `None` if they are not polled.
     looked: Option<Instant>,
-    /// Where others see them.
+    /// Where the control socket finds the devices.
     served: Served,
-    /// What file descriptors there are, and how many a device needs.
+    /// The budget of file descriptors, and how many a device needs.
     descriptors: (Descriptors, u64),
 }
 
 struct Device<C> {
     driver: BackendDriver<C>,
-    /// What it last told the operator.
+    /// The message last read from its `error` node.
     told: Option<String>,
-    /// Since when the guest is asked to let go of it, until that is said to be odd.
+    /// When it entered state Closing; cleared once the delay has been reported.
     closing: Option<Instant>,
-    /// The file descriptors it may use; none if it was refused.
+    /// Its reserved file descriptors; `None` if the device was refused.
     promise: Option<Promise>,
-    /// It is to be stepped, when its budget lets it.
+    /// It has to be stepped, as soon as its budget allows.
     step: bool,
-    /// The toolstack has changed something.
+    /// The toolstack has changed one of its settings.
     refresh: bool,
     budget: Budget,
-    /// Its changes of state, and what was wrong with it.
+    /// Rate limits of log lines about its changes of state, and about its errors.
     states: Arc<LogLimit>,
     errors: Arc<LogLimit>,
-    /// Changes that could not be announced to the guest.
+    /// Rate limit of log lines about changes that could not be announced to the guest.
     untold: Arc<LogLimit>,
     events: Events,
 }
@@ -80,8 +82,8 @@ where
     C: BackendClass + Visible,
     M: Fn(DeviceAddr, XenbusState) -> BackendDriver<C>,
 {
-    /// None yet; `make` is called for each of these kinds that turns up, with the state that was
-    /// left there.
+    /// Returns an empty set. `make` is called for each new device of these kinds, with the state
+    /// that its nodes have.
     pub fn new(kinds: Vec<BackendKind>, home: DomId, only: Option<DomId>, make: M) -> Self {
         let roots = kinds.into_iter().map(|kind| (kind, backend_root(kind, home))).collect();
         Self {
@@ -98,43 +100,43 @@ where
         }
     }
 
-    /// Also refuses devices for which there are not enough file descriptors: each needs so many.
+    /// Reserves `each` file descriptors per device, and refuses devices for which too few are left.
     pub fn counting(mut self, descriptors: &Descriptors, each: u64) -> Self {
         self.descriptors = (descriptors.clone(), each);
         self
     }
 
-    /// Also removes the directories of devices that are gone, which no one else does.
+    /// Sets whether the nodes of removed devices are removed here, because no toolstack does it.
     pub fn clearing_up(mut self, whether: bool) -> Self {
         self.leftovers = whether.then(BTreeMap::new);
         self
     }
 
-    /// Also looks now and then whether what devices stand on has changed by itself.
+    /// Polls images and ports for changes, such as another size.
     pub fn looking(mut self) -> Self {
         self.looked = Some(Instant::now());
         self
     }
 
-    /// Also lets others see them.
+    /// Publishes the devices in `served`.
     pub fn shown_in(mut self, served: &Served) -> Self {
         self.served = served.clone();
         self
     }
 
-    /// When to call [`clear_up`](Self::clear_up).
+    /// Returns when to call [`clear_up`](Self::clear_up).
     pub fn next_clearing(&self) -> Option<Instant> {
         self.leftovers.as_ref()?.values().min().copied()
     }
 
-    /// Removes the directories whose time has come.
+    /// Removes the nodes of removed devices whose delay is over.
     pub fn clear_up(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
         let (Some(leftovers), now) = (&mut self.leftovers, Instant::now()) else { return Ok(()) };
         let due: Vec<DeviceAddr> =
             leftovers.iter().filter(|(_, when)| **when <= now).map(|(addr, _)| *addr).collect();
         for addr in due {
             leftovers.remove(&addr);
-            // The toolstack may have begun anew with it.
+            // The toolstack may have created a device with the same address again.
             if is_over(xs, &addr)?
                 && let Err(error) = remove_backend_end(xs, addr)
             {
@@ -144,20 +146,20 @@ where
         Ok(())
     }
 
-    /// Begins to watch for devices.
+    /// Registers the watches for devices.
     pub fn watch(&self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
         self.roots.iter().try_for_each(|(_, root)| xs.watch(root, root))
     }
 
-    /// Notes down what an event asks for, if it is one of ours; [`turn`](Self::turn) does it. Any
-    /// number of events before that are as good as one.
+    /// Records what has to be done because of an event, if it is about a device of this set;
+    /// [`turn`](Self::turn) does it. Several events about a device are combined.
     pub fn event(&mut self, event: &WatchEvent) {
         if let Some((kind, _)) = self.roots.iter().find(|(_, root)| *root == event.token) {
             let at_device = DeviceAddr::from_backend_path(&event.path, self.home);
             let known = at_device.and_then(|(addr, below)| {
                 self.devices.get_mut(&addr).map(|device| (device, below))
             });
-            // Also for changes of our own making below a device: then nothing is new.
+            // This daemon's own writes below a device cause events, too; they need no action.
             match known {
                 Some((device, "")) => device.step = true,
                 Some((device, below)) => {
@@ -170,15 +172,15 @@ where
         }
     }
 
-    /// Has a device stepped, if it is one of ours.
+    /// Schedules a step of a device, if it is in this set.
     pub fn wake(&mut self, addr: DeviceAddr) {
         if let Some(device) = self.devices.get_mut(&addr) {
             device.step = true;
         }
     }
 
-    /// Does what was noted down: each device that has something to do is stepped once, unless its
-    /// guest has cost too much of late. Whether anything was done.
+    /// Does what was recorded: steps each device with pending work once, unless its budget is
+    /// spent. Returns whether anything was done.
     pub fn turn(&mut self, xs: &mut dyn Xenstore) -> Result<bool, XsError> {
         let unknown = std::mem::take(&mut self.unknown);
         for kind in &unknown {
@@ -195,15 +197,16 @@ where
         Ok(!unknown.is_empty() || !due.is_empty())
     }
 
-    /// When to call [`turn`](Self::turn) although nothing happens: a guest has cost too much, and
-    /// waits for its turn.
+    /// Returns when to call [`turn`](Self::turn) without an event, because the budget of a device
+    /// with pending work allows a step then.
     pub fn next_turn(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let waiting = self.devices.values_mut().filter(|device| device.step);
         waiting.map(|device| device.budget.next(now)).min()
     }
 
-    /// Closes every device, all at the same time; called again, when one is woken, until it is ready.
+    /// Closes all devices concurrently. To be called again, whenever a device is woken, until it is
+    /// ready.
     pub fn shut_down(&mut self, xs: &mut dyn Xenstore) -> Result<Poll<()>, XsError> {
         let mut result = Ok(());
         self.devices.retain(|_, device| match device.driver.shut_down(xs) {
@@ -216,7 +219,7 @@ where
         result.map(|()| self.is_empty())
     }
 
-    /// As [`shut_down`](Self::shut_down), and leaves the sessions to another process.
+    /// Does as [`shut_down`](Self::shut_down), but leaves the sessions open for another process.
     pub fn leave(&mut self) -> Poll<()> {
         self.devices.retain(|_, device| device.driver.leave().is_pending());
         self.is_empty()
@@ -226,7 +229,7 @@ where
         if self.devices.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// When to call [`look`](Self::look); never, while there is nothing to look at.
+    /// Returns when to call [`look`](Self::look), if there is anything to check.
     pub fn next_look(&self) -> Option<Instant> {
         let closing = self.devices.values().filter_map(|device| device.closing).min();
         self.next_change().into_iter().chain(closing.map(|since| since + CLOSING)).min()
@@ -236,8 +239,8 @@ where
         self.looked.map(|last| last + LOOK).filter(|_| !self.devices.is_empty())
     }
 
-    /// Looks whether what devices stand on has changed by itself, and which guest does not let go of
-    /// one, if it is time.
+    /// Polls images and ports for changes, and reports guests that do not close a device; does
+    /// nothing before the time is due.
     pub fn look(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
         let now = Instant::now();
         self.complain(xs, now)?;
@@ -246,7 +249,7 @@ where
         }
         self.looked = Some(now);
         for Device { driver: device, step, untold, .. } in self.devices.values_mut() {
-            // What it waits for may have a deadline, and nobody who says that it is over.
+            // A device may wait for a deadline, which causes no event.
             *step |= device.is_waiting();
             match device.look(xs) {
                 Ok(()) => {}
@@ -263,7 +266,7 @@ where
         Ok(())
     }
 
-    /// Says of which devices guests do not let go, once.
+    /// Reports, once, each device that its guest does not close.
     fn complain(&mut self, xs: &mut dyn Xenstore, now: Instant) -> Result<(), XsError> {
         let due = |device: &Device<C>| device.closing.is_some_and(|since| since + CLOSING <= now);
         let due = self.devices.iter().filter(|(_, device)| due(device));
@@ -272,7 +275,7 @@ where
             let Some(device) = self.devices.get_mut(&addr) else { continue };
             device.closing = None;
             if device.driver.is_waiting() {
-                // The guest has let go; its queues finish what they have begun.
+                // The guest has closed it; the backend's queues are completing requests in flight.
                 continue;
             }
             let why = format!(
@@ -310,7 +313,7 @@ where
                 continue;
             }
             if is_over(xs, &addr)? {
-                // Of an earlier process's time, perhaps.
+                // It may be from an earlier process.
                 if let Some(leftovers) = &mut self.leftovers {
                     leftovers.entry(addr).or_insert_with(|| Instant::now() + LINGER);
                 }
@@ -348,7 +351,7 @@ where
         } = device;
         let (before, made) = (device.state(), device.transitions());
         let life = match device.step(xs) {
-            // Its frontend's domain is gone, and with it the right to look there.
+            // The frontend's domain is gone, so its nodes cannot be read any more.
             Err(XsError::Refused { path, errno, .. }) => {
                 tracing::info!(device = device.token(), %path, %errno, "cannot go on");
                 Life::Gone
@@ -368,7 +371,8 @@ where
                 tracing::info!(device, from = %before, to = %after, unlogged, "state");
             }
         }
-        // Told once by whoever fails; what is there already was said before.
+        // The component that fails writes the node once; a message that was there before was logged
+        // then.
         let why = read_error(xs, device.token())?;
         if why != *told {
             if let Some(why) = &why
@@ -417,16 +421,16 @@ impl<C: BackendClass> Device<C> {
     }
 }
 
-/// Whether a device's directory has been filled in: a toolstack that writes key by key has the state
-/// last.
+/// Returns whether a device's nodes are complete. A toolstack that does not use a transaction
+/// writes the state last.
 fn is_there(xs: &mut dyn Xenstore, addr: &DeviceAddr) -> Result<bool, XsError> {
     Ok(xs.read_opt(&state_path(&addr.backend_path()))?.is_some())
 }
 
-/// Whether a device has come to its end, and its directory is only waiting to be removed.
+/// Returns whether a device is closed and its nodes only have to be removed.
 fn is_over(xs: &mut dyn Xenstore, addr: &DeviceAddr) -> Result<bool, XsError> {
     let base = addr.backend_path();
-    // What is not a number is the device's to complain about.
+    // The device's own step reports a value that is not a number.
     let online = read_online(xs, &base).unwrap_or(true);
     Ok(!online && read_state(xs, &base)? == XenbusState::Closed)
 }

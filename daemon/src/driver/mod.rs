@@ -1,10 +1,11 @@
-//! The driver domain: serves every disk and network interface the toolstack makes for it.
+//! The driver domain: serves every disk and network interface that the toolstack creates for it.
 //!
-//! One thread watches xenstore and steps the devices; each device's queue has a thread of its own.
-//! It sleeps until xenstore, a worker or a signal has something to say, and waits for no device:
-//! opening an image or a port, starting and stopping queues, and closing are done by other threads,
-//! which wake it. What one guest can make it do is bounded: a device is stepped once a turn, a step
-//! makes a bounded number of transitions, and each device has a budget of them a second.
+//! One thread watches xenstore and steps the devices; each device's queue has its own thread. The
+//! main thread sleeps until there is an event of xenstore, a worker or a signal, and does not block
+//! on a device: opening an image or a port, starting and stopping queues, and closing are done by
+//! other threads, which wake it. The work that one guest can cause is bounded: a device is stepped
+//! at most once per turn, a step makes a bounded number of transitions, and each device has a
+//! budget of them per second.
 
 mod budget;
 mod devices;
@@ -39,41 +40,42 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use woken::Woken;
 
-/// How many events of xenstore are taken in a turn. A guest can cause as many as it likes.
+/// Maximum number of xenstore events that are handled in a turn. A guest can cause any number.
 const EVENTS: usize = 256;
 
-/// How long all devices together may take to close when the process is told to end: somewhat longer
-/// than a queue takes at most to finish what it has begun.
+/// How long all devices together may take to close when the process is stopped: somewhat longer
+/// than a queue may take to complete requests in flight.
 const FAREWELL: Duration = Duration::from_secs(40);
 
-/// How the driver domain serves, beyond what the toolstack says of its devices.
+/// Configuration of the driver domain, beyond what the toolstack writes for each device.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// An address of the host on each NIC's tap, and its prefix length.
+    /// The host's address on each NIC's tap, and its prefix length.
     pub host: Option<(Ipv4Addr, u8)>,
-    /// The kinds of backend to be.
+    /// The kinds of backend to serve.
     pub kinds: Vec<BackendKind>,
     /// Serve only this domain's devices.
     pub only: Option<DomId>,
-    /// Who else looks after the devices.
+    /// Whether hotplug scripts of the toolstack or this daemon set up the devices.
     pub surroundings: HotplugMode,
-    /// Take over the sessions of an earlier process, of which their frontends need not know.
+    /// Resume the sessions of an earlier process, without a reconnection of the frontends.
     pub resume: bool,
-    /// When told to stop, leave the sessions to the next process.
+    /// On stop, leave the sessions open for the next process.
     pub leave: bool,
-    /// Where in-flight records are kept for the next process; without, no session outlives its process.
+    /// Where in-flight records are stored for the next process; without them, sessions cannot be
+    /// resumed.
     pub records: Option<RecordDir>,
-    /// How disks are served.
+    /// Default configuration of disks.
     pub disks: Config,
-    /// The same in more detail; both hold for what a disk's own words do not say.
+    /// Default options of disks; a disk's own options take precedence.
     pub disk_options: DiskOptions,
-    /// How many pages of guests their disks may keep mapped.
+    /// Budgets of cached mappings of guest pages.
     pub mappings: MappingBudgets,
-    /// How NICs reach their guests' pages.
+    /// How NICs access guest pages.
     pub nic_policy: pvio_netback::queue::Policy,
-    /// Queues a NIC may have; as many as there are processors, up to eight, if left out.
+    /// Maximum number of queues of a NIC; the number of processors, up to eight, if `None`.
     pub nic_queues: Option<u32>,
-    /// What NICs have in common.
+    /// Settings that all NICs share.
     pub site: Arc<NicSettings>,
 }
 
@@ -97,10 +99,10 @@ impl Default for Options {
     }
 }
 
-/// The directory for in-flight records, which is made if need be.
+/// Opens the directory for in-flight records; creates it if it does not exist.
 ///
 /// # Errors
-/// When it cannot be made, or others may use it.
+/// It cannot be created, or other users have access to it.
 pub fn records(path: &Path) -> Result<RecordDir, Failure> {
     let dir = RecordDir::open(path)
         .map_err(|e| Failure::of(format!("no in-flight records: {e}")).as_input())?;
@@ -111,11 +113,11 @@ pub fn records(path: &Path) -> Result<RecordDir, Failure> {
     Ok(dir)
 }
 
-/// Runs the driver domain until it is told to stop, then closes every device in good order.
-/// `ready` is called once new devices are heard of.
+/// Runs the driver domain until it is stopped, then closes every device. `ready` is called once the
+/// watches for new devices are registered.
 ///
 /// # Errors
-/// When xenstore is gone.
+/// The connection to xenstore is lost.
 pub fn run<P: Platform>(
     (platform, id): (&P, DomId),
     xs: &mut Client,
@@ -189,7 +191,7 @@ pub fn run<P: Platform>(
         }
         let worked = [disks.turn(xs)?, nics.turn(xs)?].contains(&true);
         if events > 0 || worked {
-            // What xenstore is asked for brings events along.
+            // Requests to xenstore also read events, so there may be more.
             continue;
         }
         let clearing = disks.next_clearing().into_iter().chain(nics.next_clearing()).min();
@@ -197,7 +199,7 @@ pub fn run<P: Platform>(
         let turns = disks.next_turn().into_iter().chain(nics.next_turn());
         let next = clearing.into_iter().chain(looks).chain(turns).min();
         let time = next.map(|when| when.saturating_duration_since(Instant::now()));
-        // Not being able to sleep would be a spin; there is no reason for it but memory.
+        // The wait fails only for lack of memory. Continuing would be a busy loop.
         sleep(&[xs.as_fd(), bell.as_fd()], time).map_err(|_| XsError::Closed)?;
         bell.take();
     }
@@ -220,7 +222,7 @@ pub fn run<P: Platform>(
         let now = Instant::now();
         if now >= by {
             tracing::warn!("some devices do not end in time; they end with the process");
-            // Dropping them would wait for them.
+            // Dropping them would wait for their threads.
             std::mem::forget((disks, nics));
             return Ok(());
         }
@@ -229,22 +231,23 @@ pub fn run<P: Platform>(
     }
 }
 
-/// File descriptors that a disk needs at most: its image with the layers below it and the threads that open
-/// it, and for each queue an event channel, an io_uring, its files in that, and a way to wake it.
+/// Upper bound of the file descriptors of a disk: its image with the layers below it and the
+/// threads that open it. Each queue needs an event channel, an io_uring, the files registered in
+/// it, and a wakeup descriptor.
 const fn disk_descriptors(queues: u32) -> u64 {
     32 + 16 * queues as u64
 }
 
-/// Queues of a NIC at most, if nothing is said of them.
+/// Maximum number of queues of a NIC, if not configured.
 const NIC_QUEUES: u32 = 8;
 
-/// The same for a NIC: its tap, and for each queue event channels, an io_uring, the tap's queue, and ways to
-/// wake it.
+/// Upper bound of the file descriptors of a NIC: its tap. Each queue needs event channels, an
+/// io_uring, the tap's queue, and wakeup descriptors.
 const fn nic_descriptors(queues: u32) -> u64 {
     16 + 24 * queues as u64
 }
 
-/// A driver for a device whose state an earlier process may have left.
+/// Returns the driver of a device whose state may be from an earlier process.
 fn begin<C: BackendClass>(
     options: &Options,
     addr: DeviceAddr,

@@ -1,4 +1,4 @@
-//! What makes the driver domain look again at what it serves.
+//! Tests of what makes the driver domain step or poll its devices.
 
 use super::{Options, Woken, begin};
 use crate::descriptors::Descriptors;
@@ -26,11 +26,11 @@ use std::task::Poll;
 use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
 
-/// File descriptors of each disk.
+/// Number of file descriptors of each disk.
 const EACH: u64 = 100;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Serves disks as [`super::run`] does, until told to stop.
+/// Serves disks as [`super::run`] does, until it is stopped.
 fn serve(
     domain: Domain,
     stop: Arc<AtomicBool>,
@@ -71,7 +71,7 @@ fn becomes(session: &mut Session<Domain, Client>, size: u64) {
     }
 }
 
-/// A driver domain that serves, and its guest's only disk, of 1 MiB and removable.
+/// A running driver domain, and its guest's only disk, of 1 MiB and removable.
 struct Machine {
     addr: DeviceAddr,
     image: tempfile::NamedTempFile,
@@ -123,7 +123,7 @@ fn a_disk_that_grew_and_a_medium_that_was_changed_are_noticed() {
     other.as_file().set_len(5 << 20).unwrap();
     assert_eq!(session.size(), 1 << 20);
 
-    // Nobody but the file says so.
+    // Only the file's size shows the change; there is no event.
     image.as_file().set_len(2 << 20).unwrap();
     becomes(&mut session, 2 << 20);
     change_medium(dom0, addr, other.path().to_str().unwrap()).unwrap();
@@ -162,7 +162,7 @@ fn a_guest_that_does_not_let_go_of_its_disk_is_told_of_and_waited_for() {
 
 #[test]
 fn a_disk_for_which_there_are_not_enough_descriptors_is_refused_and_the_others_are_served() {
-    // Enough for the process and one disk.
+    // Enough descriptors for the process and one disk.
     let (mut machine, mut session) = Machine::with_descriptors(Descriptors::with_limit(64 + EACH));
     let (addr, dom0) = (machine.addr, &mut machine.dom0);
     let second = DeviceAddr { index: 51728, ..addr };
@@ -181,7 +181,8 @@ fn a_disk_for_which_there_are_not_enough_descriptors_is_refused_and_the_others_a
     machine.end();
 }
 
-/// A device that counts its sessions; its guest may ask for something else at each reading.
+/// A device that counts its sessions. Unless `settles` is set, each check finds its session
+/// superseded.
 struct Restless {
     sessions: Rc<Cell<u64>>,
     settles: bool,
@@ -251,7 +252,7 @@ fn a_guest_that_never_settles_spends_its_own_budget_and_no_other_guest_waits() {
     };
     guests.into_iter().for_each(&mut add);
     let mut turns = 0;
-    // Each turn is short, and all together come to an end: the budget is spent.
+    // Each turn is short, and together they end when the budget is spent.
     while turns < 1000 && devices.next_turn().is_none_or(|next| next <= Instant::now()) {
         while let Some(event) = xs.poll_event().unwrap() {
             devices.event(&event);

@@ -1,11 +1,12 @@
-//! Devices that their workers want stepped.
+//! Devices that have to be stepped because a worker of theirs requested it.
 
 use crate::stop::Bell;
 use pvio_xenbus::handshake::common::DeviceAddr;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Any thread names devices here; the one that steps them takes the names.
+/// A set of device addresses: any thread adds to it, and the thread that steps the devices takes
+/// them.
 #[derive(Debug, Clone)]
 pub struct Woken {
     bell: Bell,
@@ -13,12 +14,12 @@ pub struct Woken {
 }
 
 impl Woken {
-    /// None yet; the bell is rung with each.
+    /// Returns an empty set; `bell` is rung with each addition.
     pub fn new(bell: &Bell) -> Self {
         Self { bell: bell.clone(), all: Arc::default() }
     }
 
-    /// What wakes a device, from any thread.
+    /// Returns a function that wakes a device, from any thread.
     pub fn of(&self, addr: DeviceAddr) -> Arc<dyn Fn() + Send + Sync> {
         let woken = self.clone();
         Arc::new(move || {
@@ -27,7 +28,7 @@ impl Woken {
         })
     }
 
-    /// Those that were named since this was last asked.
+    /// Takes the devices that were added since the last call.
     pub fn take(&self) -> BTreeSet<DeviceAddr> {
         std::mem::take(&mut self.all.lock().unwrap_or_else(PoisonError::into_inner))
     }

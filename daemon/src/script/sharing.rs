@@ -1,4 +1,4 @@
-//! Whether a disk's image may be served while somebody has it.
+//! Checks whether a disk's image may be served while it is in use.
 
 use crate::failure::Failure;
 use pvio_grant_table::DomId;
@@ -10,15 +10,15 @@ use pvio_xenbus::{Xenstore, XsError};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// A domain, and the VM that it is an incarnation of, if it is known.
+/// A domain, and the VM that it belongs to, if that is known.
 type Holder = (DomId, Option<Vec<u8>>);
 
-/// Checks that nobody else has an image that is to be served, or only a domain of the same VM: one
-/// that is being migrated, or saved and restored, ends only after its successor has its disk. The
-/// daemon waits for that. Linux's script asks the same (`same_vm`).
+/// Checks that the image of a disk is not in use, or only by a domain of the same VM. During a
+/// migration, or a save and restore, the old domain ends only after the new one has its disk; the
+/// daemon waits for that. Linux's script does the same check (`same_vm`).
 ///
 /// # Errors
-/// A [`Failure`] that names who has it.
+/// A [`Failure`] that names the domain that uses the image.
 pub fn check(
     xs: &mut dyn Xenstore,
     base: &str,
@@ -32,7 +32,7 @@ pub fn check(
     }
     let ours = vm(xs, told.frontend_id).map_err(Failure::of)?;
     let mut holders = holders(xs, base, image).map_err(Failure::of)?;
-    // A domain that is gone already has no VM any more, and lets go in a moment.
+    // A domain that is already destroyed has no VM, and releases the image within moments.
     holders.retain(|(_, theirs)| theirs.is_some());
     match holders.iter().find(|(_, theirs)| *theirs != ours) {
         Some((other, _)) => Err(Failure::input(
@@ -48,7 +48,7 @@ pub fn check(
 }
 
 fn is_taken(spec: &Spec, read_only: bool) -> bool {
-    // What cannot be read at all, the daemon says.
+    // The daemon reports images that cannot be read.
     let state = inspect(spec).ok().and_then(|found| found.files.first().map(|file| file.lock));
     match state {
         Some(LockState::Written) => true,
@@ -57,7 +57,7 @@ fn is_taken(spec: &Spec, read_only: bool) -> bool {
     }
 }
 
-/// The domains that have a disk from the same image, and their VMs.
+/// Returns the other domains that have a disk with the same image, and their VMs.
 fn holders(xs: &mut dyn Xenstore, base: &str, image: &Path) -> Result<Vec<Holder>, XsError> {
     let own = xs.read_opt("domid")?.and_then(|id| String::from_utf8(id).ok()?.parse().ok());
     let here = DomId(own.unwrap_or_default());
@@ -80,7 +80,7 @@ fn is_same(one: &Path, other: &Path) -> bool {
     one == other || matches!((place(one), place(other)), (Ok(one), Ok(other)) if one == other)
 }
 
-/// The VM that a domain is an incarnation of: `/vm/UUID`.
+/// Returns the VM that a domain belongs to: `/vm/UUID`.
 fn vm(xs: &mut dyn Xenstore, domain: DomId) -> Result<Option<Vec<u8>>, XsError> {
     xs.read_opt(&format!("/local/domain/{domain}/vm"))
 }
@@ -109,7 +109,7 @@ mod tests {
             let addr = DeviceAddr::new(BackendKind::Vbd, DomId::DOM0, front, 51712);
             let mut told = ToolstackBack::new(addr, image.to_str().unwrap());
             told.kind = OWN_KIND.into();
-            // That it is there from the last time is no matter.
+            // Fails if the nodes exist from an earlier call, which does no harm.
             let _ = create_device(&mut xs, addr, &told);
             let disk = crate::script::disk_of(&told).unwrap();
             check(&mut xs, &addr.backend_path(), &told, &disk).map_err(|e| e.to_string())
