@@ -16,6 +16,8 @@ const MOST_WORDS: usize = 5;
 /// A registry accepts at most this many bytes of a keyword.
 const KEYWORD_MOST: usize = 20;
 
+const LICENCES: [&str; 2] = ["LICENSE-APACHE", "LICENSE-MIT"];
+
 /// What cargo says of a registry that it cannot reach.
 const UNREACHABLE: [&str; 4] = [
     "failed to query replaced source registry",
@@ -101,6 +103,10 @@ fn faults(package: &Value) -> Vec<String> {
     if !readme.is_some_and(|readme| readme.is_file()) {
         faults.push(format!("{name}: no README.md"));
     }
+    // Both licences require that a copy comes with their text.
+    for file in LICENCES.iter().filter(|file| !manifest.with_file_name(file).is_file()) {
+        faults.push(format!("{name}: no {file}; link to that of the workspace"));
+    }
     faults
 }
 
@@ -112,7 +118,9 @@ mod tests {
     #[test]
     fn package_that_lacks_something_is_named_with_what_it_lacks() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("README.md"), "").unwrap();
+        for file in LICENCES.into_iter().chain(["README.md"]) {
+            std::fs::write(dir.path().join(file), "").unwrap();
+        }
         let mut package = json!({
             "name": "a", "description": "d", "license": "l", "rust_version": "1.95",
             "keywords": ["k"], "categories": ["c"], "readme": "README.md",
@@ -141,5 +149,9 @@ mod tests {
             package["publish"] = private;
             package[key] = right;
         }
+        for file in LICENCES {
+            std::fs::remove_file(dir.path().join(file)).unwrap();
+        }
+        assert_eq!(faults(&package).len(), LICENCES.len());
     }
 }
