@@ -196,12 +196,24 @@ impl Store {
         self.conns.values().filter(|c| c.domid == domid).count()
     }
 
-    /// Checks that the tree hangs together and that the accounts of who owns what are right.
+    /// Checks that the tree is consistent, that the counts of owned nodes are right, and that every watch
+    /// belongs to a connection that lists it.
     ///
     /// # Errors
     /// Names the first path at fault; that would be a bug of this crate.
     pub fn check(&self) -> Result<(), String> {
-        self.tree.check()
+        self.tree.check()?;
+        let mut listed = 0_usize;
+        for (path, watch) in self.watches.iter() {
+            let owner = self.conns.get(&watch.conn);
+            let entry = (Box::from(path), watch.token.clone());
+            if !owner.is_some_and(|c| c.watches.contains(&entry)) {
+                return Err(alloc::format!("a watch on {path} belongs to no connection"));
+            }
+            listed = listed.saturating_add(1);
+        }
+        let held = self.conns.values().map(|c| c.watches.len()).sum::<usize>();
+        if held == listed { Ok(()) } else { Err("a watch of a connection is not indexed".into()) }
     }
 
     pub(crate) fn is_privileged(&self, conn: ConnId) -> bool {

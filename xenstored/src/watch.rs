@@ -55,6 +55,11 @@ impl Watches {
         removed
     }
 
+    /// Returns every watch with the path it is on.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Watch)> {
+        self.by_path.iter().flat_map(|(path, list)| list.iter().map(move |watch| (&**path, watch)))
+    }
+
     /// The watches on exactly this path.
     pub fn on(&self, path: &str) -> &[Watch] {
         self.by_path.get(path).map_or(&[], |list| list.as_slice())

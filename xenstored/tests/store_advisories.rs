@@ -118,3 +118,45 @@ fn xsa_483_a_domain_begins_with_a_quota_that_nobody_has_used() {
     }
     s.check().unwrap();
 }
+
+/// `XS_RESET_WATCHES` inside a transaction failed an assertion of the C server.
+#[test]
+fn xsa_484_watches_are_reset_inside_a_transaction() {
+    let mut s = Store::new(Quota::default());
+    let dom0 = s.connect(DomId::DOM0);
+    let d1 = guest(&mut s, dom0, 1);
+    ask(&mut s, d1, Op::Watch, 0, b"a\0t\0").unwrap();
+    let tx = start(&mut s, d1);
+    ask(&mut s, d1, Op::Write, tx, b"a\x001").unwrap();
+    ask(&mut s, d1, Op::ResetWatches, tx, b"\0").unwrap();
+    // The transaction ended with the watches, as for a guest that starts anew.
+    assert_eq!(ask(&mut s, d1, Op::TransactionEnd, tx, b"T\0"), Err(XsErrno::NoEnt));
+    assert_eq!(ask(&mut s, d1, Op::Read, 0, b"a\0"), Err(XsErrno::NoEnt));
+    ask(&mut s, d1, Op::Write, 0, b"a\x002").unwrap();
+    assert!(events(&mut s, d1).is_empty());
+    s.check().unwrap();
+}
+
+/// Watches of a guest that reconnects stayed in the OCaml server's index, without a bound.
+#[test]
+fn xsa_512_a_guest_that_starts_anew_leaves_no_watch() {
+    let mut s = Store::new(Quota { watches: 4, ..Quota::default() });
+    let dom0 = s.connect(DomId::DOM0);
+    let mut d1 = guest(&mut s, dom0, 1);
+    for round in 0..300 {
+        for token in 0..4 {
+            let watch = format!("a/{}\0{round}-{token}\0", round % 7);
+            ask(&mut s, d1, Op::Watch, 0, watch.as_bytes()).unwrap();
+        }
+        assert_eq!(ask(&mut s, d1, Op::Watch, 0, b"a\0more\0"), Err(XsErrno::TooBig));
+        if round % 2 == 0 {
+            ask(&mut s, d1, Op::ResetWatches, 0, b"\0").unwrap();
+        } else {
+            s.disconnect(d1);
+            d1 = s.connect(DomId(1));
+        }
+        s.check().unwrap();
+    }
+    ask(&mut s, d1, Op::Write, 0, b"a/1\0x").unwrap();
+    assert!(events(&mut s, d1).is_empty(), "nothing is watched");
+}
