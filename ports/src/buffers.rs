@@ -1,4 +1,4 @@
-//! Packet memory of two sizes: few large buffers, more small ones.
+//! Packet buffers of two sizes: few large ones, more small ones.
 #![forbid(unsafe_code)]
 
 use super::FRAME_MAX;
@@ -6,24 +6,25 @@ use alloc::vec::Vec;
 use pvio_ring::shm::PAGE_SIZE;
 use pvio_uring::PrivateBuf;
 
-/// Where frames begin that a port puts into a large buffer: with a page, for they are copied on
-/// page by page.
+/// Offset of a frame that a port puts into a large buffer: the start of a page, since frames are
+/// copied page by page later.
 pub(super) const FRAME_AT: usize = PAGE_SIZE;
-/// Bytes of a large buffer. A page more than a frame, so that its pages can be aligned.
+/// Size of a large buffer in bytes: a page more than a frame, so that the frame's pages can be
+/// aligned.
 pub(super) const LARGE: usize = FRAME_AT + FRAME_MAX + 1;
-/// Bytes of a small buffer.
+/// Size of a small buffer in bytes.
 pub(super) const SMALL: usize = 2048;
-/// Buffers for packets on their way out. A ring of 256 slots holds 15 packets of the largest size.
+/// Number of large buffers for sending. A ring of 256 slots holds 15 packets of the largest size.
 pub(super) const LARGE_OUT: usize = 16;
-/// The same, for small ones.
+/// Number of small buffers for sending.
 pub(super) const SMALL_OUT: usize = 128;
 
-/// Buffers that nobody uses, of both sizes.
+/// Free buffers of both sizes.
 #[derive(Debug)]
 pub(super) struct BufferPool {
     pub large: Vec<PrivateBuf>,
     small: Vec<PrivateBuf>,
-    /// Bytes of a small buffer that are not the frame's.
+    /// Bytes of a small buffer that are reserved for headroom.
     headroom: usize,
 }
 
@@ -36,7 +37,7 @@ impl BufferPool {
         if is_large(&buf) { self.large.push(buf) } else { self.small.push(buf) }
     }
 
-    /// A small buffer instead, if a frame of `len` bytes fits in one and there is one.
+    /// Exchanges a buffer for a small one if a frame of `len` bytes fits and a small one is free.
     pub fn fit(&mut self, buf: PrivateBuf, len: usize) -> PrivateBuf {
         if len.saturating_add(self.headroom) > SMALL {
             return buf;

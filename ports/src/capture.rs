@@ -1,12 +1,13 @@
-//! A look at what passes through a vif, on and off while it does, written as pcapng with
-//! nanoseconds.
+//! Packet capture of a vif, which can be started and stopped while the vif runs. The format is
+//! pcapng with timestamps in nanoseconds.
 //!
-//! Who does not look pays nothing but one test a packet. Who looks has a bounded number of records;
-//! when they are not read in time packets are not captured, which is counted, and the vif goes on.
+//! Without a capture, the cost is one test per packet. A capture has a bounded number of records.
+//! When the reader is too slow, packets are not captured, which is counted, and the vif goes on.
 //!
-//! A packet is captured as it is on the vif: one to be segmented is one record, whole, and a
-//! checksum left blank is blank. The record's comment says so, and its flags the direction, as the
-//! guest sees it: outbound is what it sends (also what a guard then drops).
+//! A packet is captured as it passes the vif: an unsegmented packet is one record, and a blank
+//! checksum is blank. The record's comment states this. Its flags hold the direction from the
+//! guest's view: outbound packets are those that the guest sends (including packets that a guard
+//! then drops).
 #![forbid(unsafe_code)]
 
 use super::setting::{Seen, Setting};
@@ -35,12 +36,12 @@ use std::io::{self, Write};
 use std::thread::Thread;
 use std::time::SystemTime;
 
-/// Bytes of a packet that are captured if nothing else is said: all.
+/// Default number of bytes captured per packet: all.
 pub const SNAPLEN: usize = FRAME_MAX;
-/// Packets that may wait to be read. Their memory is used as packets reach it.
+/// Number of records that may wait to be read. Their memory is allocated lazily by the kernel.
 const RECORDS: usize = 512;
 
-/// Where a vif can be looked at.
+/// Capture point of a vif.
 #[derive(Clone, Debug)]
 pub struct Probe {
     session: Arc<Setting<Option<Arc<Session>>>>,
@@ -53,14 +54,14 @@ impl Default for Probe {
     }
 }
 
-/// Somebody else looks already.
+/// Error: another capture is active.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("it is being captured already, and can be so once at a time")]
 pub struct Busy;
 
 impl Probe {
-    /// Begins to look, with up to `snaplen` bytes of each packet. To be read by the thread that
-    /// calls this.
+    /// Starts a capture with up to `snaplen` bytes of each packet. The thread that calls this must
+    /// read it.
     ///
     /// # Errors
     /// [`Busy`].
@@ -79,7 +80,7 @@ impl Probe {
         Ok(Reader { probe: self.clone(), session })
     }
 
-    /// A port that can be looked at here.
+    /// Returns a wrapper of `port` that can be captured at this point.
     pub fn around<N: NetPort>(&self, port: N) -> Capture<N> {
         Capture { port, session: Seen::of(Arc::clone(&self.session)) }
     }
@@ -101,23 +102,23 @@ impl Session {
             return;
         };
         record.fill(frame, self.snaplen, offload, sent);
-        // There are as many places as records.
+        // The queue has space for every record.
         let _ = self.full.push(record);
         self.reader.unpark();
     }
 }
 
-/// A packet that passed.
+/// Captured packet.
 pub struct Record {
-    /// The Ethernet frame, or its beginning.
+    /// Ethernet frame, truncated to the capture length.
     pub data: Vec<u8>,
-    /// Bytes it had.
+    /// Original length in bytes.
     pub len: usize,
-    /// When it passed.
+    /// Time of the capture.
     pub when: SystemTime,
-    /// The guest sent it; else it is for the guest.
+    /// Whether the guest sent it; otherwise it was sent to the guest.
     pub sent: bool,
-    /// What was still to be done to it.
+    /// Offloads that were still to be done.
     pub offload: Offload,
 }
 
@@ -127,16 +128,16 @@ impl Record {
         Self { data, len: 0, when, sent: false, offload: Offload::default() }
     }
 
-    /// Now, this packet, of which so much fits in.
+    /// Replaces the contents by this packet, truncated to `snaplen` bytes.
     pub(super) fn fill(&mut self, frame: &[u8], snaplen: usize, offload: Offload, sent: bool) {
         self.data.clear();
-        // It was made with room for as much.
+        // The vector was created with this capacity.
         self.data.extend_from_slice(frame.get(..snaplen).unwrap_or(frame));
         self.when = SystemTime::now();
         (self.len, self.offload, self.sent) = (frame.len(), offload, sent);
     }
 
-    /// What is unusual about it, in words.
+    /// Returns a description of the packet's unusual properties.
     #[must_use]
     pub fn comment(&self) -> Option<String> {
         let segments = self.offload.gso.map(|gso| {
@@ -163,7 +164,7 @@ impl fmt::Debug for Record {
     }
 }
 
-/// Somebody who looks, until dropped.
+/// Reader of a capture, which ends when it is dropped.
 #[derive(Debug)]
 pub struct Reader {
     probe: Probe,
@@ -171,11 +172,11 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Waits for packets, at most so long, and calls `each` for those that there are, until it
-    /// says `false`.
+    /// Waits for packets, for at most `most`, and calls `each` for every available packet until it
+    /// returns `false`.
     ///
     /// # Errors
-    /// What `each` fails with.
+    /// The error of `each`.
     pub fn read(
         &self,
         most: Duration,
@@ -194,7 +195,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Packets that were not captured, for nobody had read those before.
+    /// Returns the number of packets that were not captured because no record was free.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.session.lost.load(Ordering::Relaxed)
@@ -208,7 +209,7 @@ impl Drop for Reader {
     }
 }
 
-/// A port that can be looked at.
+/// Port that can be captured.
 #[derive(Debug)]
 pub struct Capture<N> {
     port: N,
@@ -272,17 +273,17 @@ impl<N: Wait> Wrapper for Capture<N> {
     }
 }
 
-/// A pcapng file of one interface (draft-ietf-opsawg-pcapng).
+/// Pcapng file with one interface (draft-ietf-opsawg-pcapng).
 pub struct CaptureFile<W: Write> {
     writer: PcapNgWriter<W>,
     packets: u64,
 }
 
 impl<W: Write> CaptureFile<W> {
-    /// Begins the file, of an interface of that name.
+    /// Writes the header of a file for an interface of that name.
     ///
     /// # Errors
-    /// What `write` says.
+    /// A write error.
     pub fn begin(write: W, interface: &str, snaplen: usize) -> io::Result<Self> {
         let mut writer = PcapNgWriter::new(write).map_err(io::Error::other)?;
         let snaplen = u32::try_from(snaplen).unwrap_or(u32::MAX);
@@ -293,10 +294,10 @@ impl<W: Write> CaptureFile<W> {
         Ok(Self { writer, packets: 0 })
     }
 
-    /// Adds a packet.
+    /// Appends a packet.
     ///
     /// # Errors
-    /// What `write` says.
+    /// A write error.
     pub fn add(&mut self, record: &Record) -> io::Result<()> {
         let direction = if record.sent { 2 } else { 1 };
         let mut options = Vec::from([EnhancedPacketOption::Flags(direction)]);
@@ -314,16 +315,16 @@ impl<W: Write> CaptureFile<W> {
         Ok(())
     }
 
-    /// Packets in it so far.
+    /// Returns the number of packets in the file.
     #[must_use]
     pub const fn packets(&self) -> u64 {
         self.packets
     }
 
-    /// Ends the file, telling how many packets are not in it that should be.
+    /// Ends the file with statistics, which hold the number of lost packets.
     ///
     /// # Errors
-    /// What `write` says.
+    /// A write error.
     pub fn end(mut self, lost: u64) -> io::Result<W> {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let nanos = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
@@ -341,10 +342,10 @@ impl<W: Write> CaptureFile<W> {
         Ok(write)
     }
 
-    /// Lets what was written go.
+    /// Flushes the writer.
     ///
     /// # Errors
-    /// What `write` says.
+    /// A write error.
     pub fn flush(&mut self) -> io::Result<()> {
         self.writer.get_mut().flush()
     }

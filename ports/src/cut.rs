@@ -1,6 +1,6 @@
-//! Segments of what a guest could not take whole: behind a VLAN tag, frontends find neither where
-//! a blank checksum is nor where to cut (Linux: `skb_checksum_setup` looks at the outermost type).
-//! A tap's kernel leaves both to others whether there is a tag or not.
+//! Segmentation of packets that a guest cannot process unsegmented: behind a VLAN tag, frontends
+//! find neither a blank checksum nor the headers to segment by (Linux: `skb_checksum_setup` reads
+//! the outermost type). The kernel behind a tap leaves both to the receiver even if there is a tag.
 #![forbid(unsafe_code)]
 
 use super::buffers::FRAME_AT;
@@ -9,15 +9,15 @@ use super::{Checksum, Offload, Packet};
 use pvio_ring::proto::checksum::{ETHERNET_HEADER, IpVersion};
 use pvio_uring::PrivateBuf;
 
-/// A packet that is being cut.
+/// Packet that is being segmented.
 pub(super) struct Cut {
     whole: Packet<PrivateBuf>,
-    /// Segments that were made of it.
+    /// Number of segments that were written.
     made: u16,
 }
 
 impl Cut {
-    /// The packet if it need not be cut.
+    /// Returns the packet as `Ok` if it need not be segmented.
     pub fn begin(packet: Packet<PrivateBuf>) -> Result<Packet<PrivateBuf>, Self> {
         let tagged = || IpVersion::of(packet.frame()).is_some_and(|(_, ip)| ip > ETHERNET_HEADER);
         if packet.offload.gso.is_none() || !tagged() {
@@ -26,7 +26,7 @@ impl Cut {
         Err(Self { whole: packet, made: 0 })
     }
 
-    /// The next segment, in this buffer; the buffer if there is none.
+    /// Returns the next segment, in the given buffer. Returns the buffer as `Err` if there is none.
     pub fn next(&mut self, mut buf: PrivateBuf) -> Result<Packet<PrivateBuf>, PrivateBuf> {
         let gso = self.whole.offload.gso;
         let segments = gso.and_then(|gso| Segments::of(self.whole.frame(), gso));
@@ -39,7 +39,7 @@ impl Cut {
         Ok(Packet { buf, start: FRAME_AT, len, offload })
     }
 
-    /// The buffer of the whole, which is not needed any more.
+    /// Returns the buffer of the unsegmented packet.
     pub fn end(self) -> PrivateBuf {
         self.whole.buf
     }
@@ -53,7 +53,8 @@ mod tests {
     use alloc::vec::Vec;
     use pvio_ring::proto::netif::GsoKind;
 
-    /// TCP over IPv4, with a tag or without, that is to be cut after every 1000 bytes.
+    /// Returns a TCP over IPv4 packet, with or without a VLAN tag, with a segment size of 1000
+    /// bytes.
     fn packet(tag: &[u8], data: &[u8]) -> Packet<PrivateBuf> {
         let mut frame: Vec<u8> = [2; 12].to_vec();
         frame.extend(tag);

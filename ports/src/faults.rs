@@ -1,5 +1,6 @@
-//! A wire that loses, repeats, reorders, breaks and delays packets, the same way for the same seed
-//! and the same packets. Each direction by itself.
+//! Fault injection: a link that drops, duplicates, reorders, corrupts and delays packets. The
+//! faults are deterministic for a seed and a sequence of packets. Each direction is handled
+//! separately.
 #![forbid(unsafe_code)]
 
 use super::setting::{Seen, Setting};
@@ -13,31 +14,32 @@ use pvio_netback::fault::DropReason;
 use pvio_netback::stats::Stats;
 use pvio_ring::proto::checksum::ETHERNET_HEADER;
 
-/// What happens to packets, each by itself. Nothing by default.
+/// Probabilities and delays of faults, applied to each packet independently. The default is no
+/// faults.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FaultPlan {
-    /// Of a million packets, how many are lost.
+    /// Packets lost, per million.
     pub lose: u32,
-    /// Of a million, how many come twice.
+    /// Packets duplicated, per million.
     pub repeat: u32,
-    /// Of a million, how many are held back for [`REORDER`], so that others pass them.
+    /// Packets delayed by [`REORDER`], so that later packets overtake them, per million.
     pub reorder: u32,
-    /// Of a million, how many have a bit turned over behind their Ethernet header.
+    /// Packets with one inverted bit after their Ethernet header, per million.
     pub corrupt: u32,
-    /// How long each is under way.
+    /// Delay of each packet.
     pub delay: Duration,
-    /// How much longer at most, evenly distributed: packets overtake each other then.
+    /// Largest additional delay, evenly distributed. Packets may overtake each other.
     pub jitter: Duration,
-    /// Where chance begins.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
-/// How long a packet that is to be overtaken is held back.
+/// Additional delay of a packet that is to be overtaken.
 pub const REORDER: Duration = Duration::from_millis(3);
-/// Packets on their way at a time, each way; more stay with the guest, or with the port.
+/// Limit of delayed packets in each direction. Further packets stay with the guest or the port.
 const UNDER_WAY: usize = 128;
 
-/// The plan of a vif, for all its queues.
+/// Fault plan of a vif, shared by its queues.
 #[derive(Clone, Debug)]
 pub struct Plans(Arc<Setting<FaultPlan>>);
 
@@ -48,19 +50,19 @@ impl Default for Plans {
 }
 
 impl Plans {
-    /// Another plan, from now on; chance begins anew.
+    /// Replaces the plan; the random sequence restarts.
     pub fn set(&self, plan: FaultPlan) {
         self.0.set(plan);
     }
 
-    /// The plan now.
+    /// Returns the current plan.
     #[must_use]
     pub fn plan(&self) -> FaultPlan {
         *self.0.get()
     }
 
-    /// A port whose packets go by it. Each queue of a vif has a number of its own, so that they do
-    /// not all have the same luck.
+    /// Returns a wrapper of `port` that applies the plan. The queue's number is mixed into the
+    /// seed, so that each queue has its own random sequence.
     pub fn around<N: NetPort>(&self, port: N, stats: Arc<Stats>, queue: u64) -> Faults<N> {
         let mut faults = Faults {
             port,
@@ -79,21 +81,21 @@ impl Plans {
     }
 }
 
-/// A port with packets under way.
+/// Port with delayed packets.
 #[derive(Debug)]
 pub struct Faults<N: NetPort> {
     port: N,
     plan: Seen<FaultPlan>,
-    /// There is something in the plan.
+    /// Whether the plan has any fault.
     active: bool,
     queue: u64,
     random: u64,
     now: Duration,
-    /// By the time that they are due.
+    /// Delayed packets sent by the guest, sorted by due time.
     out: VecDeque<UnderWay<N::Buf>>,
     inward: VecDeque<UnderWay<N::Buf>>,
-    /// Where buffers lie that hold a repetition of what came in: they go back to where they are
-    /// from, among those that go out.
+    /// Addresses of the buffers that hold duplicates of received packets. They come from the port's
+    /// buffers for sending, and are returned there.
     copies: Vec<usize>,
     stats: Arc<Stats>,
 }
@@ -116,7 +118,7 @@ impl<N: NetPort> Faults<N> {
         self.random = plan.seed ^ self.queue.wrapping_mul(0xd6e8_feb8_6659_fd93);
     }
 
-    /// The next number (splitmix64).
+    /// Returns the next random number (splitmix64).
     fn random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -128,7 +130,7 @@ impl<N: NetPort> Faults<N> {
         of_a_million != 0 && self.random() % 1_000_000 < u64::from(of_a_million)
     }
 
-    /// When a packet that goes now is due.
+    /// Returns the due time of a packet that is sent now.
     fn due(&mut self) -> Duration {
         let plan = *self.plan.get();
         let jitter = u64::try_from(plan.jitter.as_nanos()).unwrap_or(u64::MAX);
@@ -153,7 +155,8 @@ impl<N: NetPort> Faults<N> {
         }
     }
 
-    /// The same packet in a buffer of its own, if there is one.
+    /// Returns a copy of the packet in another buffer, if the packet is to be duplicated and a
+    /// buffer is free.
     fn repeat(&mut self, packet: &Packet<N::Buf>) -> Option<Packet<N::Buf>> {
         if !self.one_in(self.plan.get().repeat) {
             return None;
@@ -176,13 +179,13 @@ impl<N: NetPort> Faults<N> {
         }
     }
 
-    /// A packet goes out.
+    /// Sends a packet at its due time.
     fn depart(&mut self, packet: Packet<N::Buf>) {
         let due = self.due();
         if due > self.now { add(&mut self.out, packet, due) } else { self.pass_on(packet) }
     }
 
-    /// A packet has come in.
+    /// Processes a received packet.
     fn arrive(&mut self, mut packet: Packet<N::Buf>) {
         if self.one_in(self.plan.get().lose) {
             self.stats.drop_one(DropReason::RxFault);
@@ -199,7 +202,7 @@ impl<N: NetPort> Faults<N> {
     }
 }
 
-/// Where a buffer lies, which tells it from all others as long as it lives.
+/// Returns a buffer's address, which is unique among live buffers.
 fn place(buf: &impl PacketBuf) -> usize {
     buf.bytes().as_ptr().addr()
 }
@@ -225,7 +228,7 @@ impl<N: NetPort> NetPort for Faults<N> {
             return self.port.send(packet);
         }
         if self.one_in(self.plan.get().lose) {
-            // As on a wire: whoever sent it does not learn of it.
+            // As on a real link, the sender gets no error.
             self.stats.drop_one(DropReason::TxFault);
             self.port.unreserve(packet.buf);
             return Ok(());
@@ -284,7 +287,7 @@ impl<N: NetPort> NetPort for Faults<N> {
     }
 
     fn deadline(&self) -> Option<Duration> {
-        // What is due already is there for whoever receives, when they do.
+        // Packets that are due already need no timer: the next `receive` returns them.
         let inward = self.inward.iter().map(|one| one.due).find(|due| *due > self.now);
         let out = self.out.front().map(|first| first.due);
         [out, inward, self.port.deadline()].into_iter().flatten().min()

@@ -1,8 +1,8 @@
-//! A vif whose packets go nowhere: back to the guest, or to a file, and come from one.
+//! A vif that is connected to files, or whose packets are looped back to the guest.
 //!
-//! A file that is replayed (pcap or pcapng, of Ethernet) comes to the guest as fast as it takes
-//! it, once, from the moment that it is there. What is recorded is a pcapng file as
-//! [`capture`](super::capture) writes it, of what the guest sends.
+//! The packets of a capture file (pcap or pcapng, Ethernet) are sent to the guest once, as fast as
+//! it receives them, from the time that it connects. The packets that the guest sends are recorded
+//! in a pcapng file in the format of [`capture`](super::capture).
 #![forbid(unsafe_code)]
 
 use super::buffers::BufferPool;
@@ -24,18 +24,18 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-/// Bytes of a file that is replayed, at most: it is read at once.
+/// Largest size of a file to replay in bytes; it is read into memory completely.
 const REPLAY_MAX: u64 = 256 << 20;
 
-/// What is recorded of a vif; for all its queues.
+/// Recording of a vif, shared by its queues.
 #[derive(Debug)]
 pub struct Recording(Mutex<Option<CaptureFile<BufWriter<File>>>>);
 
 impl Recording {
-    /// Begins a file of a vif of that name, which is written anew.
+    /// Creates or truncates the file, for a vif of that name.
     ///
     /// # Errors
-    /// What the system says.
+    /// A system error.
     pub fn begin(path: &Path, interface: &str) -> io::Result<Arc<Self>> {
         let file = BufWriter::new(File::create(path)?);
         let file = CaptureFile::begin(file, interface, FRAME_MAX)?;
@@ -61,10 +61,10 @@ impl Recording {
     }
 }
 
-/// The packets of a capture file.
+/// Returns the packets of a capture file.
 ///
 /// # Errors
-/// What is wrong with it, in words.
+/// A message with the defect of the file.
 pub fn packets_of(path: &Path) -> Result<VecDeque<Vec<u8>>, String> {
     let shown = path.display();
     let read = |e: io::Error| alloc::format!("{shown} cannot be read: {e}");
@@ -107,13 +107,13 @@ pub fn packets_of(path: &Path) -> Result<VecDeque<Vec<u8>>, String> {
     Ok(all)
 }
 
-/// A port to and from files, or back to the guest.
+/// Port that is connected to files, or looped back.
 pub struct FilePort {
     uring: Uring<PrivateBuf>,
     watches: Watches,
     pool: BufferPool,
     received: VecDeque<Packet<PrivateBuf>>,
-    /// What is sent comes back.
+    /// Whether sent packets are looped back.
     back: bool,
     recording: Option<Arc<Recording>>,
     record: Record,
@@ -121,18 +121,19 @@ pub struct FilePort {
 }
 
 impl FilePort {
-    /// What the guest sends comes back to it.
+    /// Creates a port that loops packets back to the guest.
     ///
     /// # Errors
-    /// What `io_uring_setup` says.
+    /// An error of `io_uring_setup`.
     pub fn loopback() -> io::Result<Self> {
         Self::new(true, None, VecDeque::new())
     }
 
-    /// What the guest sends is recorded, if it is to be; what comes to it are these packets.
+    /// Creates a port that records what the guest sends, if `recording` is given, and sends the
+    /// packets of `replay` to it.
     ///
     /// # Errors
-    /// What `io_uring_setup` says.
+    /// An error of `io_uring_setup`.
     pub fn files(recording: Option<Arc<Recording>>, replay: VecDeque<Vec<u8>>) -> io::Result<Self> {
         Self::new(false, recording, replay)
     }
@@ -168,7 +169,7 @@ impl NetPort for FilePort {
 
     fn send(&mut self, packet: Packet<PrivateBuf>) -> Result<(), PortError> {
         if self.back {
-            // As many at most as there are buffers.
+            // Bounded by the number of buffers.
             self.received.push_back(packet);
             return Ok(());
         }

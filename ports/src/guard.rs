@@ -1,15 +1,16 @@
-//! A filter against guests that speak under addresses that are not theirs.
+//! A filter of source addresses: drops packets that a guest sends with addresses that are not its
+//! own.
 //!
-//! | looked at | under `mac` | under `ip`, also |
+//! | header | checked with `mac` | also checked with `ip` |
 //! |---|---|---|
 //! | Ethernet | the source is the vif's | only ARP, IPv4 and IPv6, without VLAN tags |
 //! | ARP | the sender's hardware address is the vif's | the sender's IP is the vif's, or none (a probe) |
-//! | IPv4 | – | the source is the vif's; 0.0.0.0 to ask for one (DHCP) |
-//! | IPv6 | – | the source is the vif's, the link-local one made of its MAC, or `::` for ICMPv6 |
-//! | neighbour discovery | every link-layer address is the vif's | what is advertised is the vif's; no router, no redirect |
+//! | IPv4 | – | the source is the vif's, or 0.0.0.0 in a DHCP request |
+//! | IPv6 | – | the source is the vif's, the link-local address of its MAC, or `::` for ICMPv6 |
+//! | neighbour discovery | every link-layer address is the vif's | it advertises the vif's address, no router, no redirect |
 //!
-//! Neighbour discovery in fragments, or behind more extension headers than honest hosts send, is
-//! dropped, for what cannot be read cannot be trusted (RFC 6980).
+//! Neighbour discovery in fragments, or after more extension headers than real hosts send, is
+//! dropped, since it cannot be validated (RFC 6980).
 #![forbid(unsafe_code)]
 
 use super::setting::{Seen, Setting};
@@ -22,25 +23,25 @@ use core::str::FromStr;
 use core::time::Duration;
 use pvio_netback::fault::DropReason;
 
-/// What a guest may send. Nothing is forbidden by default.
+/// Addresses that a guest may use as a sender. The default allows all.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Rules {
-    /// The one MAC address it may have.
+    /// The only MAC address that it may use.
     pub mac: Option<[u8; 6]>,
-    /// The IP addresses it may have.
+    /// The IP addresses that it may use.
     pub addresses: Option<Vec<Network>>,
 }
 
-/// An IP address, or all of a network.
+/// IP address or network.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Network {
-    /// Any address of it.
+    /// Any address of the network.
     pub address: IpAddr,
-    /// Bits of it that count.
+    /// Prefix length in bits.
     pub prefix: u8,
 }
 
-/// Not an IP address, with or without a prefix length.
+/// Error: not an IP address with an optional prefix length.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("not an IP address, or one with a prefix length")]
 pub struct NotANetwork;
@@ -61,7 +62,7 @@ impl FromStr for Network {
 }
 
 impl Network {
-    /// Whether the address is of it.
+    /// Whether the network contains the address.
     #[must_use]
     pub fn has(&self, other: IpAddr) -> bool {
         let (ours, theirs, bits) = match (self.address, other) {
@@ -78,14 +79,14 @@ impl Network {
 const ARP: u16 = 0x0806;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
-/// Where the packet begins in a frame without a VLAN tag.
+/// Offset of the packet in a frame without a VLAN tag.
 const PACKET: usize = 14;
 
 impl Rules {
-    /// Whether a frame may pass.
+    /// Checks a frame.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The reason to drop it.
     pub fn check(&self, frame: &[u8]) -> Result<(), DropReason> {
         let Some(mac) = self.mac else { return Ok(()) };
         if bytes::<6>(frame, 6) != Some(mac) {
@@ -106,7 +107,7 @@ impl Rules {
     }
 
     fn arp(&self, packet: &[u8], mac: [u8; 6]) -> Option<()> {
-        // Ethernet and IPv4, with addresses of 6 and 4 bytes: the one kind there is.
+        // Ethernet and IPv4, with addresses of 6 and 4 bytes: the only valid combination.
         let kind = bytes::<6>(packet, 0)? == [0, 1, 8, 0, 6, 4];
         let (hardware, protocol) = (bytes::<6>(packet, 8)?, bytes::<4>(packet, 14)?);
         let ours = protocol == [0; 4] || self.may_be(IpAddr::from(protocol));
@@ -121,7 +122,7 @@ impl Rules {
         if source != [0; 4] {
             return self.may_be(IpAddr::from(source)).then_some(());
         }
-        // Somebody who has no address yet asks for one: UDP, to port 67, in one piece.
+        // A host without an address requests one by DHCP: UDP to port 67, not fragmented.
         let [first, ..] = *packet else { return None };
         let header = usize::from(first & 15).saturating_mul(4);
         let whole = u16::from_be_bytes(bytes(packet, 6)?) & 0x3fff == 0;
@@ -141,7 +142,8 @@ impl Rules {
         self.neighbour(message, mac).ok_or(DropReason::TxSpoofNeighbour)
     }
 
-    /// An ICMPv6 message: if it is neighbour discovery (RFC 4861), does it speak for this vif?
+    /// Checks an ICMPv6 message: neighbour discovery (RFC 4861) may only announce this vif's
+    /// addresses.
     fn neighbour(&self, message: &[u8], mac: [u8; 6]) -> Option<()> {
         const ROUTER_SOLICITATION: u8 = 133;
         const ROUTER_ADVERTISEMENT: u8 = 134;
@@ -168,7 +170,8 @@ impl Rules {
         let mut options = message.get(options..)?;
         while !options.is_empty() {
             let [kind, units] = bytes::<2>(options, 0)?;
-            // Source and target link-layer address; a redirect's target is another's by nature.
+            // Source and target link-layer address options. The target of a redirect is another
+            // host's address.
             if matches!(kind, 1 | 2) && kind_is_own(kind, bytes(message, 0)?) {
                 (bytes::<6>(options, 2)? == mac).then_some(())?;
             }
@@ -185,17 +188,17 @@ impl Rules {
     }
 }
 
-/// Whether the link-layer address of that option has to be the sender's own.
+/// Whether the link-layer address of the option must be the sender's own.
 const fn kind_is_own(option: u8, message: [u8; 1]) -> bool {
     !(option == 2 && message[0] == 137)
 }
 
-/// The link-local address that is made of a MAC address (RFC 4291, appendix A).
+/// Returns the link-local address that is derived from a MAC address (RFC 4291, appendix A).
 const fn link_local([a, b, c, d, e, f]: [u8; 6]) -> [u8; 16] {
     [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]
 }
 
-/// The ICMPv6 message of an IPv6 packet, if it holds one.
+/// Returns the ICMPv6 message of an IPv6 packet, if it contains one.
 fn icmp(packet: &[u8], mut next: u8) -> Result<Option<&[u8]>, DropReason> {
     const EXTENSIONS: usize = 8;
     let unreadable = DropReason::TxSpoofNeighbour;
@@ -205,13 +208,13 @@ fn icmp(packet: &[u8], mut next: u8) -> Result<Option<&[u8]>, DropReason> {
         let units = match next {
             58 if fragment => return Err(unreadable),
             58 => return Ok(Some(rest)),
-            // Hop-by-hop, routing, destination; fragment; authentication.
+            // Hop-by-hop, routing, destination options; fragment; authentication.
             0 | 43 | 60 => bytes(rest, 1).map(|n| length(n, 8)),
             44 => Some(8),
             51 => bytes(rest, 1).map(|n| length(n, 4)),
             _ => return Ok(None),
         };
-        // What follows a fragment's header may be anything in the pieces after the first.
+        // After a fragment header, the data of later fragments cannot be parsed as headers.
         fragment |= next == 44;
         let after = units.and_then(|units| Some((bytes::<1>(rest, 0)?, rest.get(units..)?)));
         let ([kind], tail) = after.ok_or(unreadable)?;
@@ -220,7 +223,8 @@ fn icmp(packet: &[u8], mut next: u8) -> Result<Option<&[u8]>, DropReason> {
     Err(unreadable)
 }
 
-/// Bytes of an extension header that says how many units it has after the first eight bytes.
+/// Returns the size in bytes of an extension header whose length field counts units after the first
+/// eight bytes.
 fn length([units]: [u8; 1], unit: usize) -> usize {
     usize::from(units).saturating_mul(unit).saturating_add(8)
 }
@@ -229,7 +233,7 @@ fn bytes<const N: usize>(from: &[u8], at: usize) -> Option<[u8; N]> {
     from.get(at..)?.first_chunk().copied()
 }
 
-/// The rules of a vif, for the guards of all its queues.
+/// Rules of a vif, shared by the guards of its queues.
 #[derive(Clone, Debug)]
 pub struct Guards(Arc<Setting<Rules>>);
 
@@ -240,24 +244,24 @@ impl Default for Guards {
 }
 
 impl Guards {
-    /// Other rules, from now on.
+    /// Replaces the rules.
     pub fn set(&self, rules: Rules) {
         self.0.set(rules);
     }
 
-    /// The rules now.
+    /// Returns the current rules.
     #[must_use]
     pub fn rules(&self) -> Rules {
         (*self.0.get()).clone()
     }
 
-    /// A port that keeps to them.
+    /// Returns a wrapper of `port` that applies the rules.
     pub fn around<N: NetPort>(&self, port: N) -> Guard<N> {
         Guard { port, rules: Seen::of(Arc::clone(&self.0)) }
     }
 }
 
-/// A port through which a guest sends only under its own addresses.
+/// Port through which a guest can send only under its own addresses.
 #[derive(Debug)]
 pub struct Guard<N> {
     port: N,

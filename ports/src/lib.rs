@@ -17,7 +17,7 @@
 //! | `shape` | limits the packet and byte rate, and shares a rate between vifs |
 //! | `faults` | loses, repeats, reorders, corrupts and delays packets |
 //!
-//! `options` parses the configuration of ports and wrappers; `knobs` changes the settings of a connected vif.
+//! `options` parses the configuration of ports and wrappers; `settings` changes those of a connected vif.
 //!
 //! [`host`] serves vifs, as a driver domain does, with a [`worker`] thread for each queue.
 #![no_std]

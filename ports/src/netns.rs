@@ -1,4 +1,4 @@
-//! Working in another network namespace.
+//! Running code in another network namespace.
 #![forbid(unsafe_code)]
 
 use super::tap_config::TapError;
@@ -7,10 +7,10 @@ use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::os::fd::AsFd;
 
-/// Does something in the network namespace of that name, on a thread that enters it and ends.
+/// Runs `work` in the network namespace of that name, on a temporary thread that enters it.
 ///
 /// # Errors
-/// [`TapError::NoNamespace`], or what `work` fails with.
+/// [`TapError::NoNamespace`], or the error of `work`.
 pub fn inside<T: Send>(
     name: &str,
     work: impl FnOnce() -> Result<T, TapError> + Send,

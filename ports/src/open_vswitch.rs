@@ -1,4 +1,4 @@
-//! Joining a tap to a bridge of Open vSwitch's, by its own tool.
+//! Adding a tap to an Open vSwitch bridge, with `ovs-vsctl`.
 #![forbid(unsafe_code)]
 
 use super::tap_config::TapError;
@@ -7,15 +7,16 @@ use alloc::string::String;
 use std::io::ErrorKind;
 use std::process::Command;
 
-/// Joins a tap to a bridge that is none of the kernel's own.
+/// Adds a tap to a bridge that is not a bridge of the kernel.
 ///
-/// A port stays in Open vSwitch's database when its interface goes. One of the same name is taken
-/// up again; `--may-exist` says so.
+/// A port stays in Open vSwitch's database when its interface is removed. `--may-exist` reuses a
+/// port of the same name.
 ///
 /// # Errors
-/// [`TapError::NotABridge`] if it is none of Open vSwitch's either, or that is not installed.
+/// [`TapError::NotABridge`] if it is not an Open vSwitch bridge either, or Open vSwitch is not
+/// installed.
 pub(super) fn join(tap: &str, bridge: &str) -> Result<(), TapError> {
-    // Not one of its bridges, or nobody there to ask.
+    // Not an Open vSwitch bridge, or `ovs-vsctl` is missing or fails.
     if run(&["br-exists", bridge]).is_err() {
         return Err(TapError::NotABridge(bridge.into()));
     }
@@ -25,7 +26,7 @@ pub(super) fn join(tap: &str, bridge: &str) -> Result<(), TapError> {
     })
 }
 
-/// Takes a tap out of a bridge again, if it is in one of Open vSwitch's.
+/// Removes a tap from its Open vSwitch bridge, if it is in one.
 pub(crate) fn leave(tap: &str, bridge: &str) {
     if run(&["br-exists", bridge]).is_ok()
         && let Err(Refused::Failed(text)) = run(&["--if-exists", "del-port", bridge, tap])
@@ -40,7 +41,7 @@ enum Refused {
 }
 
 fn run(words: &[&str]) -> Result<(), Refused> {
-    // Its daemon may be dead: that is no reason to wait for it.
+    // The timeout covers a daemon that does not respond.
     let out = Command::new("ovs-vsctl").arg("--timeout=10").args(words).output();
     match out {
         Ok(out) if out.status.success() => Ok(()),

@@ -1,27 +1,28 @@
-//! What can be said of a vif beyond what `xl` knows: one grammar, wherever it is said.
+//! Options of a vif beyond those of `xl`. The grammar is the same wherever options are given.
 //!
-//! Words with commas between. Those that say where a vif leads to hold for as long as it is there;
-//! all others can be changed while it is served.
+//! Options are separated by commas. Those that select what the vif is connected to are fixed for
+//! its lifetime; all others can be changed while it runs.
 //!
-//! | word | means | if left out |
+//! | option | effect | default |
 //! |---|---|---|
-//! | `bridge=NAME` | joins this bridge, the kernel's or Open vSwitch's | the toolstack's |
-//! | `tap=NAME` | that tap, which somebody made and set up | one made here |
-//! | `afxdp=NAME` | on the queues of that network interface, by AF_XDP: no tap | a tap |
-//! | `switch=NAME` | plugged into that switch of this process: no tap | a tap |
-//! | `netns=NAME` | the tap, or the interface of `afxdp`, is in that network namespace (`ip netns`) | this one |
+//! | `bridge=NAME` | joins this bridge, of the kernel or of Open vSwitch | the toolstack's |
+//! | `tap=NAME` | uses this existing, configured tap | a new tap |
+//! | `afxdp=NAME` | uses the queues of this network interface by AF_XDP, without a tap | a tap |
+//! | `switch=NAME` | joins this switch of this process, without a tap | a tap |
+//! | `netns=NAME` | network namespace (`ip netns`) of the tap or of the `afxdp` interface | this process's |
 //! | `loopback` | the guest receives what it sends | a tap |
-//! | `record=PATH` | what the guest sends goes to that file | a tap |
-//! | `replay=PATH` | and what is in that one comes to it | nothing comes |
-//! | `guard=off\|mac\|ip` | drops what is sent under other addresses | `off` |
-//! | `tx=RATE`, `rx=RATE` | bytes a second from the guest, to it: `10M`, with a burst `10M/64k` | no limit |
-//! | `txpps=RATE`, `rxpps=RATE` | packets a second | no limit |
-//! | `share=NAME` | shares the rate of that name with others | – |
-//! | `loss=P`, `repeat=P`, `reorder=P`, `corrupt=P` | per cent of packets: `1`, `0.5%` | none |
+//! | `record=PATH` | writes the packets that the guest sends to this file | a tap |
+//! | `replay=PATH` | sends the packets of this file to the guest | no packets |
+//! | `guard=off\|mac\|ip` | drops packets with other source addresses | `off` |
+//! | `tx=RATE`, `rx=RATE` | bytes per second from, to the guest: `10M`, with burst `10M/64k` | no limit |
+//! | `txpps=RATE`, `rxpps=RATE` | packets per second | no limit |
+//! | `share=NAME` | uses the shared rate of that name | – |
+//! | `loss=P`, `repeat=P`, `reorder=P`, `corrupt=P` | percentage of packets: `1`, `0.5%` | none |
 //! | `delay=T`, `jitter=T` | `5ms`, `200us` | none |
-//! | `seed=N` | of the chance in these | 0 |
+//! | `seed=N` | seed of these faults | 0 |
 //!
-//! `k`, `M` and `G` are thousands. `none` takes a limit or a share away that was said before.
+//! `k`, `M` and `G` are powers of 1000. `none` removes a limit or a shared rate that an earlier
+//! source set.
 #![forbid(unsafe_code)]
 
 use super::faults::FaultPlan;
@@ -30,63 +31,63 @@ use alloc::string::String;
 use core::time::Duration;
 use std::path::PathBuf;
 
-/// What was said of a vif.
+/// Options of a vif.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NicOptions {
-    /// Where it leads to, if not to a tap.
+    /// Port of the vif.
     pub plug: Plug,
-    /// The bridge a tap joins, if the toolstack names none.
+    /// Bridge that a tap joins, if the toolstack names none.
     pub bridge: Option<String>,
-    /// The network namespace of the tap.
+    /// Network namespace of the tap.
     pub netns: Option<String>,
-    /// What the guest may send.
+    /// Filter of source addresses.
     pub guard: GuardBy,
-    /// Limits on what comes from the guest.
+    /// Limits of the direction from the guest.
     pub tx: DirectionLimits,
-    /// Limits on what goes to it.
+    /// Limits of the direction to the guest.
     pub rx: DirectionLimits,
-    /// The rate it shares, by name.
+    /// Name of the shared rate.
     pub share: Option<String>,
-    /// What the wire does to packets.
+    /// Fault injection.
     pub faults: FaultPlan,
 }
 
-/// Where a vif leads to.
+/// What a vif is connected to.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum Plug {
-    /// A tap.
+    /// A new tap.
     #[default]
     Tap,
-    /// A tap that is there already, by name.
+    /// An existing tap, by name.
     Opened(String),
     /// The queues of a network interface, by name.
     AfXdp(String),
     /// A switch of this process, by name.
     Switch(String),
-    /// Back to the guest.
+    /// Loopback to the guest.
     Loopback,
     /// Files.
     Files {
-        /// What the guest sends goes there.
+        /// File to which the guest's packets are written.
         record: Option<PathBuf>,
-        /// What it receives comes from there.
+        /// File whose packets are sent to the guest.
         replay: Option<PathBuf>,
     },
 }
 
-/// By what a guest is known.
+/// Source addresses that a guest is restricted to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum GuardBy {
-    /// Nothing: it may send what it likes.
+    /// No restriction.
     #[default]
     Nothing,
-    /// The MAC address the toolstack gave it.
+    /// The MAC address that the toolstack assigned.
     Mac,
-    /// That, and its IP addresses.
+    /// That address, and the assigned IP addresses.
     Ip,
 }
 
-/// A word that is none of the grammar.
+/// Error: an option that is unknown or has an invalid value.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{word:?} cannot be said of a NIC: {expected}")]
 pub struct BadOption {
@@ -95,10 +96,10 @@ pub struct BadOption {
 }
 
 impl NicOptions {
-    /// These options, and what the words say instead.
+    /// Returns these options, overridden by those in `words`.
     ///
     /// # Errors
-    /// The first [`BadOption`].
+    /// A [`BadOption`] for the first invalid option.
     pub fn and(mut self, words: &str) -> Result<Self, BadOption> {
         for word in words.split(',').map(str::trim).filter(|word| !word.is_empty()) {
             self.take(word).map_err(|expected| BadOption { word: word.into(), expected })?;
@@ -159,15 +160,15 @@ impl NicOptions {
     }
 }
 
-/// A rate as it is said: `10M`, or with what may go at once `10M/64k`.
+/// Parses a rate: `10M`, or `10M/64k` with a burst.
 ///
 /// # Errors
-/// What it should be.
+/// A description of the expected format.
 pub fn shared_rate(text: &str) -> Result<Rate, &'static str> {
     rate(text, BYTES_AT_ONCE)?.ok_or("a shared rate cannot be none")
 }
 
-/// What may go at once, if nothing is said, is a twentieth of a second's, and this at least.
+/// Smallest default burst in bytes. The default burst is the amount of a twentieth of a second.
 const BYTES_AT_ONCE: u64 = 128 * 1024;
 const PACKETS_AT_ONCE: u64 = 64;
 
@@ -210,7 +211,7 @@ fn path(text: &str) -> Result<PathBuf, &'static str> {
 fn of_a_million(text: &str) -> Result<u32, &'static str> {
     const EXPECTED: &str = "per cent are wanted, 0 to 100, as in 1, 0.5 or 0.01%";
     let number: f64 = text.strip_suffix('%').unwrap_or(text).parse().map_err(|_| EXPECTED)?;
-    // Between 0 and a million, so it fits.
+    // Between 0 and a million, so it fits a `u32`.
     if (0.0..=100.0).contains(&number) { Ok((number * 10_000.0) as u32) } else { Err(EXPECTED) }
 }
 

@@ -1,14 +1,14 @@
-//! A rate, and how often its change is noticed.
+//! A rate, and the interval at which changes are noticed.
 #![forbid(unsafe_code)]
 
 use pvio_netback::bucket::Pace;
 
-/// How much a second, and how much at once after a time of rest.
+/// Rate and burst of a token bucket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rate {
-    /// A second; at least 1.
+    /// Units per second; at least 1.
     pub per_second: u64,
-    /// At once.
+    /// Units available after an idle period.
     pub burst: u64,
 }
 
@@ -18,5 +18,5 @@ impl Rate {
     }
 }
 
-/// How often, at least, somebody who waits looks whether the limits have changed: nanoseconds.
+/// Largest interval at which a waiting queue checks for changed limits, in nanoseconds.
 pub(super) const LOOK: u64 = 100_000_000;

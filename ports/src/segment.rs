@@ -1,22 +1,23 @@
-//! Cutting a packet into segments, for a receiver that takes no others.
+//! Segmentation of a packet for a receiver that does not accept unsegmented packets.
 #![forbid(unsafe_code)]
 
 use crate::Gso;
 use pvio_netback::wire::headers;
 use pvio_ring::proto::checksum::{IpVersion, Transport};
 
-/// The segments of a packet of TCP, one after the other.
+/// Iterator over the segments of a TCP packet.
 #[derive(Debug)]
 pub(crate) struct Segments<'a> {
     frame: &'a [u8],
     size: usize,
     version: IpVersion,
-    /// Where the IP header, the TCP header and the data begin, and where the data ends.
+    /// Offset of the IP header. The next fields are the offsets of the TCP header, the payload and
+    /// the end of the payload.
     ip: usize,
     tcp: usize,
     data: usize,
     end: usize,
-    /// What is done.
+    /// Offset of the first byte that is not segmented yet.
     next: usize,
     index: u16,
 }
@@ -26,7 +27,7 @@ const PUSH: u8 = 8;
 const CWR: u8 = 0x80;
 
 impl<'a> Segments<'a> {
-    /// `None` if the packet cannot be cut.
+    /// Returns `None` if the packet cannot be segmented.
     pub fn of(frame: &'a [u8], gso: Gso) -> Option<Self> {
         let transport = Transport::of(frame).ok().filter(|t| !t.udp)?;
         let mut at = 12_usize;
@@ -40,24 +41,24 @@ impl<'a> Segments<'a> {
         fits.then_some(Self { frame, size, version, ip, tcp, data, end, next: data, index: 0 })
     }
 
-    /// Bytes of the largest.
+    /// Returns the size of the largest segment in bytes.
     pub fn len_max(&self) -> usize {
         self.data.saturating_add(self.size)
     }
 
-    /// Whether all are written.
+    /// Whether all segments have been written.
     pub fn is_done(&self) -> bool {
         self.next >= self.end
     }
 
-    /// Passes over so many that were written before.
+    /// Skips segments that have been written before.
     pub fn skip(&mut self, segments: u16) {
         let bytes = usize::from(segments).saturating_mul(self.size);
         (self.next, self.index) = (self.data.saturating_add(bytes), segments);
     }
 
-    /// Writes the next one, whole and with its checksums, and tells its length; `None` after the
-    /// last, or if it does not fit.
+    /// Writes the next segment with its checksums and returns its length. Returns `None` after the
+    /// last segment, or if it does not fit.
     pub fn write(&mut self, out: &mut [u8]) -> Option<usize> {
         if self.is_done() {
             return None;
@@ -104,7 +105,7 @@ impl<'a> Segments<'a> {
     }
 }
 
-/// The checksum of an IPv4 header whose own is 0.
+/// Returns the checksum of an IPv4 header whose checksum field is 0.
 fn sum_of(header: &[u8]) -> u16 {
     let words = header.chunks_exact(2).filter_map(|w| w.first_chunk().copied());
     let sum: u32 = words.map(|w| u32::from(u16::from_be_bytes(w))).sum();

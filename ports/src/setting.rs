@@ -1,14 +1,14 @@
-//! Settings that change while packets pass.
+//! Settings that can be changed while packets are processed.
 //!
-//! A queue's worker looks once a round whether anything changed (a load) and keeps what it saw: no
-//! packet pays for settings that can change.
+//! A queue's worker checks once per round whether a setting has changed, which is a load, and
+//! caches the value. So there is no cost per packet.
 #![forbid(unsafe_code)]
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A setting that any thread may replace.
+/// Setting that any thread may replace.
 #[derive(Debug, Default)]
 pub(super) struct Setting<T> {
     version: AtomicU32,
@@ -31,7 +31,8 @@ impl<T> Setting<T> {
     pub fn update(&self, change: impl FnOnce(&T) -> T) {
         let mut value = self.lock();
         *value = Arc::new(change(&value));
-        // After the value: who sees the version finds it, or a later one.
+        // Incremented after the value is stored, so that a reader of the version finds that value
+        // or a newer one.
         self.version.fetch_add(1, Ordering::Release);
     }
 
@@ -40,7 +41,7 @@ impl<T> Setting<T> {
     }
 }
 
-/// What one worker has seen of it.
+/// One worker's cached value of a setting.
 #[derive(Debug)]
 pub(super) struct Seen<T> {
     live: Arc<Setting<T>>,
@@ -54,7 +55,7 @@ impl<T> Seen<T> {
         Self { value: live.get(), live, version }
     }
 
-    /// Takes over what changed; tells whether anything did.
+    /// Updates the cached value. Returns whether it has changed.
     pub fn look(&mut self) -> bool {
         let version = self.live.version.load(Ordering::Acquire);
         if version == self.version {

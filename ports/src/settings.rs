@@ -1,4 +1,4 @@
-//! Everything about a vif that can be changed while it is served, and the wrappers that go by it.
+//! Settings of a vif that can be changed while it runs, and the wrappers that apply them.
 #![forbid(unsafe_code)]
 
 use super::NetPort;
@@ -14,34 +14,34 @@ use alloc::vec::Vec;
 use pvio_netback::stats::Stats;
 use pvio_xenbus::driver::Fault;
 
-/// Settings of one vif that change while it is served. Clones are of the same vif.
+/// Runtime settings of one vif. Clones refer to the same vif.
 #[derive(Clone, Debug, Default)]
 pub struct RuntimeSettings {
-    /// Where it can be captured.
+    /// Capture point of the vif.
     pub probe: Probe,
     guards: Guards,
     shapes: Shapes,
     plans: Plans,
 }
 
-/// A port with every wrapper around it.
+/// Port with every wrapper.
 pub type Wrapped<N> = Capture<Guard<Shaper<Faults<N>>>>;
 
-/// Rates that vifs share, by their names.
+/// Shared rates, by name.
 pub type Shares = BTreeMap<String, Arc<SharedRate>>;
 
 impl RuntimeSettings {
-    /// The port of a queue, with everything around it that can be set here.
+    /// Returns the port of a queue inside all wrappers.
     pub fn around<N: NetPort>(&self, port: N, stats: Arc<Stats>, queue: usize) -> Wrapped<N> {
         let faults = self.plans.around(port, stats, queue as u64);
         self.probe.around(self.guards.around(self.shapes.around(faults)))
     }
 
-    /// Takes over what was said, of a vif with that MAC address and these IP addresses (the
-    /// toolstack's words, with spaces or commas between).
+    /// Applies options to a vif with that MAC address and these IP addresses (the toolstack's `ip`,
+    /// separated by spaces or commas).
     ///
     /// # Errors
-    /// A [`Fault`]; nothing has changed then.
+    /// A [`Fault`]; nothing is changed.
     pub fn apply(
         &self,
         options: &NicOptions,

@@ -1,10 +1,11 @@
-//! Limits on bytes and packets a second, each way, for all queues of a vif together, and rates that
-//! several vifs [share](Share).
+//! Limits of the byte and packet rate, for each direction and for all queues of a vif together, and
+//! rates that several vifs [share](SharedRate).
 //!
-//! Nothing is dropped: what a guest sends too fast stays in its ring, and what comes for it too
-//! fast stays with the port, which drops (as the kernel does behind a tap) when it has no place.
-//! A packet goes when there is anything in every bucket; what it costs more is a debt that the next
-//! wait for, so packets of any size pass and the rate holds.
+//! Nothing is dropped here. Packets that a guest sends too fast stay in its ring. Packets to the
+//! guest that arrive too fast stay in the port, which drops packets when it is full, as the kernel
+//! does behind a tap. A packet passes if no bucket is empty. Its full cost is then taken, and a
+//! negative level delays later packets. So packets of any size pass, and the average rate is
+//! correct.
 #![forbid(unsafe_code)]
 
 pub use super::rate::Rate;
@@ -20,27 +21,27 @@ use core::time::Duration;
 use pvio_netback::bucket::Bucket;
 use pvio_netback::wire::WireCost;
 
-/// The limits of one direction. What is `None` has no limit.
+/// Limits of one direction. `None` means no limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct DirectionLimits {
-    /// Bytes of Ethernet frames, as they are on the wire: every segment has headers of its own.
+    /// Bytes of Ethernet frames on the wire: every segment counts with its own headers.
     pub bytes: Option<Rate>,
-    /// Frames on the wire: one that is to be segmented is as many as it will be.
+    /// Frames on the wire: an unsegmented packet counts as its number of segments.
     pub packets: Option<Rate>,
 }
 
-/// What a vif may send and be sent.
+/// Limits of a vif.
 #[derive(Clone, Debug, Default)]
 pub struct Shape {
-    /// From the guest.
+    /// Direction from the guest.
     pub tx: DirectionLimits,
-    /// To the guest.
+    /// Direction to the guest.
     pub rx: DirectionLimits,
-    /// A rate it shares with others.
+    /// Rate that is shared with other vifs.
     pub share: Option<Arc<SharedRate>>,
 }
 
-/// The shape of a vif, for all its queues.
+/// Shape of a vif, shared by its queues.
 #[derive(Clone, Debug)]
 pub struct Shapes(Arc<Setting<Ways>>);
 
@@ -50,7 +51,7 @@ impl Default for Shapes {
     }
 }
 
-/// Both directions, with their buckets; made anew when the limits change.
+/// State of both directions with their buckets; replaced when the limits change.
 #[derive(Debug, Default)]
 struct Ways([Option<Arc<Way>>; 2]);
 
@@ -63,7 +64,7 @@ struct Way {
 }
 
 impl Shapes {
-    /// Another shape, from now on; with full buckets and no debts.
+    /// Replaces the shape. All buckets are full afterwards.
     pub fn set(&self, shape: &Shape) {
         let [tx, rx] = match &shape.share {
             Some(share) => share.join().map(|membership| Some(Arc::new(membership))),
@@ -77,7 +78,7 @@ impl Shapes {
         self.0.set(Ways([way(shape.tx, tx), way(shape.rx, rx)]));
     }
 
-    /// A port that keeps to it.
+    /// Returns a wrapper of `port` that applies the shape.
     pub fn around<N: NetPort>(&self, port: N) -> Shaper<N> {
         let seen = Seen::of(Arc::clone(&self.0));
         let mut shaper = Shaper { port, seen, now: 0, tx: None, rx: None };
@@ -86,23 +87,23 @@ impl Shapes {
     }
 }
 
-/// A port that lets through only so much.
+/// Port with rate limits.
 #[derive(Debug)]
 pub struct Shaper<N> {
     port: N,
     seen: Seen<Ways>,
-    /// Nanoseconds.
+    /// Time in nanoseconds.
     now: u64,
     tx: Option<Gate>,
     rx: Option<Gate>,
 }
 
-/// A queue's way through the limits of one direction.
+/// State of one queue at the limits of one direction.
 #[derive(Debug)]
 struct Gate {
     way: Arc<Way>,
     part: Option<Part>,
-    /// Shut until then.
+    /// Time until which no packet may pass.
     until: Option<u64>,
 }
 
@@ -123,7 +124,7 @@ impl Gate {
         let by_packets = limits.packets.and_then(|rate| packets.empty_until(rate.pace(), now));
         let mut until = by_bytes.max(by_packets);
         if until.is_none() {
-            // Only who could send otherwise takes part in the sharing.
+            // A queue that its own limits stop does not count as waiting for the shared rate.
             until = self.part.as_ref().and_then(|part| part.refused_until(now));
         }
         self.until = until.map(|until| until.min(now.saturating_add(LOOK)));
@@ -157,7 +158,8 @@ impl<N: NetPort> NetPort for Shaper<N> {
     }
 
     fn fit(&mut self, buf: N::Buf, len: usize) -> N::Buf {
-        // Here and not when it is sent: a batch is sent only when all of it is there.
+        // Taken here and not in `send`, since packets are sent only when the whole batch is
+        // complete.
         self.tx.iter().for_each(|gate| gate.take(WireCost::whole(len), self.now));
         self.port.fit(buf, len)
     }
@@ -168,7 +170,7 @@ impl<N: NetPort> NetPort for Shaper<N> {
 
     fn send(&mut self, packet: Packet<N::Buf>) -> Result<(), PortError> {
         if let Some(gate) = self.tx.as_ref().filter(|_| packet.offload.gso.is_some()) {
-            // Into how many segments it goes was not known before.
+            // The number of segments is known only now.
             let cost = WireCost::of(packet.frame(), packet.offload.gso);
             gate.take(cost.beyond(WireCost::whole(packet.len)), self.now);
         }

@@ -1,9 +1,9 @@
-//! A rate that several vifs have together, each as much of it as any other.
+//! A rate that several vifs share equally.
 //!
-//! Whoever sends takes from one bucket, and keeps count of what it took. It may be ahead of the
-//! slowest of those who want to send at the moment by [`QUANTUM`] and no more; who wants nothing
-//! holds nobody up, and does not save anything for later. All of that is atomic counters: a queue
-//! looks at those of the others once a round, and nobody waits for a lock.
+//! All vifs take from one bucket, and each counts the bytes that it took. A vif may be ahead of the
+//! slowest vif that is waiting by at most [`QUANTUM`]. A vif that has nothing to send does not
+//! delay the others and does not accumulate credit. The counters are atomic: a queue reads those of
+//! the other vifs once per round, and no lock is taken.
 #![forbid(unsafe_code)]
 
 use super::rate::{LOOK, Rate};
@@ -13,13 +13,13 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use pvio_netback::bucket::Bucket;
 
-/// Bytes by which one may be ahead: two of the largest packets.
+/// Number of bytes by which a vif may be ahead: two of the largest packets.
 const QUANTUM: u64 = 128 * 1024;
-/// Nanoseconds for which somebody who was refused counts as waiting after it was to ask again: it may
-/// wake up late.
+/// Time in nanoseconds for which a vif still counts as waiting after the time at which it was to
+/// retry, since it may wake up late.
 const WAITING: u64 = 20_000_000;
 
-/// A rate that vifs share, each way by itself.
+/// Rate that vifs share, separately for each direction.
 #[derive(Debug)]
 pub struct SharedRate {
     rate: Rate,
@@ -27,19 +27,19 @@ pub struct SharedRate {
 }
 
 impl SharedRate {
-    /// So many bytes a second, from all guests that share it, and to all of them.
+    /// Creates a shared rate, which applies to the sum of all vifs, separately for each direction.
     #[must_use]
     pub fn new(rate: Rate) -> Arc<Self> {
         Arc::new(Self { rate, ways: [Way::new(rate), Way::new(rate)] })
     }
 
-    /// The rate.
+    /// Returns the rate.
     #[must_use]
     pub const fn rate(&self) -> Rate {
         self.rate
     }
 
-    /// A vif joins, for as long as it keeps what it is given.
+    /// Adds a vif, until the returned memberships are dropped. Returns one for each direction.
     pub(super) fn join(&self) -> [Membership; 2] {
         self.ways.each_ref().map(Way::join)
     }
@@ -54,9 +54,9 @@ struct Way {
 
 #[derive(Debug, Default)]
 struct Member {
-    /// Bytes taken, and given up by not wanting any.
+    /// Number of bytes taken, plus those forfeited while the vif had nothing to send.
     taken: AtomicU64,
-    /// Until when it counts as waiting, since it was last refused.
+    /// Time until which the vif counts as waiting, set when it was last refused.
     waiting: AtomicU64,
 }
 
@@ -78,7 +78,7 @@ impl Way {
     }
 }
 
-/// A vif's part, in one direction; for all its queues.
+/// Membership of a vif in one direction, shared by its queues.
 #[derive(Debug)]
 pub(super) struct Membership {
     way: Arc<Way>,
@@ -95,12 +95,12 @@ impl Drop for Membership {
     }
 }
 
-/// A queue's view of it.
+/// View of one queue on the membership.
 #[derive(Debug)]
 pub(super) struct Part {
     membership: Arc<Membership>,
     members: Seen<Vec<Arc<Member>>>,
-    /// How much the vif may have taken at most, as of the last look at the others.
+    /// Largest number of bytes that the vif may have taken, as of the last update.
     most: u64,
 }
 
@@ -110,7 +110,7 @@ impl Part {
         Self { membership: Arc::clone(membership), members, most: u64::MAX }
     }
 
-    /// Looks how far the others are.
+    /// Updates the bound from the counters of the other vifs.
     pub fn look(&mut self, now: u64) {
         self.members.look();
         let own = &self.membership.member;
@@ -119,20 +119,20 @@ impl Part {
             others.filter(|one| one.waits(now)).map(|one| one.taken.load(Ordering::Relaxed));
         let Some(least) = least.min() else { return self.most = u64::MAX };
         if !own.waits(now) {
-            // It wanted nothing for a while, which it cannot make up for now.
+            // The vif had nothing to send; it forfeits the bytes that it did not take in that time.
             own.taken.fetch_max(least, Ordering::Relaxed);
         }
         self.most = least.saturating_add(QUANTUM);
     }
 
-    /// Until when nothing may be taken; `None` if something may.
+    /// Returns the time until which nothing may be taken, or `None` if bytes may be taken.
     pub fn refused_until(&self, now: u64) -> Option<u64> {
         let Membership { way, member } = &*self.membership;
         let ahead = member.taken.load(Ordering::Relaxed) > self.most;
-        // The others move on at any time.
+        // The other vifs may advance at any time, so retry soon.
         let turn = ahead.then(|| now.saturating_add(500_000));
         let until = way.bucket.empty_until(way.rate.pace(), now).max(turn)?;
-        // Whoever sends sooner must not take it for one that wants nothing.
+        // Bounded, so that a vif that sends earlier still sees this one as waiting.
         let until = until.min(now.saturating_add(LOOK));
         member.waiting.store(until.saturating_add(WAITING), Ordering::Relaxed);
         Some(until)
@@ -149,8 +149,8 @@ impl Part {
 mod tests {
     use super::*;
 
-    /// Bytes that each of two has after so many seconds at 600 kB/s, by packets of 64 KB, if both
-    /// sleep until they may ask again, and the first is always the first to wake up.
+    /// Returns the bytes that each of two vifs has sent after some seconds at 600 kB/s, in packets
+    /// of 64 KB. Both sleep until their time to retry, and the first always wakes up first.
     fn taken(seconds: u64) -> [u64; 2] {
         let share = SharedRate::new(Rate { per_second: 600_000, burst: QUANTUM });
         let parts = [share.join(), share.join()].map(|[tx, _]| Arc::new(tx));

@@ -1,6 +1,8 @@
-//! A tap: a network interface of the kernel whose other side is us (`linux/if_tun.h`).
+//! A tap: a network interface of the kernel whose packets this process reads and writes
+//! (`linux/if_tun.h`).
 //!
-//! The interface goes away with the last [`Tap`] handle on it, however its process ends.
+//! The kernel removes the interface when its last [`Tap`] handle is closed, also if the process is
+//! killed.
 //! [`crate::tap_port`] moves packets through it.
 #![allow(unsafe_code)]
 
@@ -20,13 +22,13 @@ use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater, ioctl};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Bytes of the header before each packet (`struct virtio_net_hdr`).
+/// Size of the header before each packet in bytes (`struct virtio_net_hdr`).
 pub const VNET_HEADER: usize = 10;
 
-/// Bytes of an interface's name, the terminator included (`IFNAMSIZ`).
+/// Size of an interface's name in bytes, including the terminator (`IFNAMSIZ`).
 const NAME_SIZE: usize = 16;
 
-/// A handle on a tap.
+/// Handle on a queue of a tap.
 pub struct Tap {
     file: OwnedFd,
     name: String,
@@ -34,11 +36,11 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Makes the interface, sets it up as `config` says and brings it up. Nothing is left behind
-    /// when a step fails.
+    /// Creates the interface, configures it by `config` and brings it up. Nothing remains if a step
+    /// fails.
     ///
-    /// Checksums may be left blank in packets to and from it; packets from it are not left
-    /// unsegmented before [`set_unsegmented`](Self::set_unsegmented).
+    /// Packets to and from it may have blank checksums. Packets from it are segmented until
+    /// [`set_unsegmented`](Self::set_unsegmented).
     ///
     /// # Errors
     /// A [`TapError`].
@@ -53,7 +55,7 @@ impl Tap {
         kernel.set_mac(&config.name, config.mac)?;
         kernel.set_mtu(&config.name, config.mtu)?;
         match kernel.set_queue_len(&config.name, config.queue_len) {
-            // Only whoever is privileged outside all user namespaces may.
+            // Only a process that is privileged in the initial user namespace may.
             Err(TapError::NotPermitted(_)) => {
                 tracing::info!(
                     tap = config.name,
@@ -77,12 +79,12 @@ impl Tap {
         Ok(tap)
     }
 
-    /// Opens an interface that somebody else made (`ip tuntap add dev NAME mode tap`), and leaves it as
-    /// it is: its address, MTU, bridge and whether it is up are theirs to set.
+    /// Opens an existing interface (`ip tuntap add dev NAME mode tap`) without a change of its
+    /// configuration: the owner sets address, MTU, bridge and link state.
     ///
     /// # Errors
-    /// A [`TapError`]; [`TapError::NotATap`] if there is none of that name, or it was not made for
-    /// several queues and is to have them (`multi_queue`), or the other way round.
+    /// A [`TapError`]; [`TapError::NotATap`] if there is none of that name, or if its multi-queue
+    /// flag differs from `multi_queue`.
     pub fn open(name: &str, multi_queue: bool) -> Result<Self, TapError> {
         check_name(name)?;
         let not_a_tap = || TapError::NotATap(name.into());
@@ -98,11 +100,12 @@ impl Tap {
         Ok(tap)
     }
 
-    /// A handle on a tap by a descriptor that somebody else opened and attached, with a packet header
-    /// (`IFF_VNET_HDR`) and without packet information (`IFF_NO_PI`), in this network namespace.
+    /// Returns a handle for a descriptor that another process opened and attached, with a packet
+    /// header (`IFF_VNET_HDR`) and without packet information (`IFF_NO_PI`), in this network
+    /// namespace.
     ///
     /// # Errors
-    /// [`TapError::NotATap`] if the descriptor is no such thing.
+    /// [`TapError::NotATap`] if the descriptor is not such a tap.
     pub fn from_fd(file: OwnedFd) -> Result<Self, TapError> {
         const TUNGETIFF: Opcode = 0x8004_54d2;
         const WANTED: u16 = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
@@ -126,35 +129,35 @@ impl Tap {
         Ok(tap)
     }
 
-    /// The interface's name.
+    /// Returns the interface's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Bytes of the largest packet, without the Ethernet header.
+    /// Returns the size of the largest packet in bytes, without the Ethernet header.
     #[must_use]
     pub fn mtu(&self) -> u32 {
         self.mtu
     }
 
-    /// A handle on another queue of the same interface, which must have been made for
-    /// [several](TapConfig::multi_queue). It is in use until told [otherwise](Self::set_in_use), and
-    /// goes away with its handle.
+    /// Adds a queue to the interface, which must have been created with
+    /// [several](TapConfig::multi_queue), and returns its handle. The queue is in use until that is
+    /// [changed](Self::set_in_use), and is removed with its handle.
     ///
     /// # Errors
-    /// A [`TapError`]; the kernel gives 256 at most.
+    /// A [`TapError`]; the kernel supports at most 256 queues.
     pub fn add_queue(&self) -> Result<Self, TapError> {
         let file = open()?;
         attach(&file, &self.name, IFF_MULTI_QUEUE)?;
         Ok(Self { file, name: self.name.clone(), mtu: self.mtu })
     }
 
-    /// Whether the kernel spreads packets over this queue too. A queue that is not in use drops
-    /// what it had, and takes and gives no packet.
+    /// Sets whether the kernel uses this queue. A queue that is not in use drops its packets, and
+    /// neither receives nor sends any.
     ///
     /// # Errors
-    /// [`TapError::System`] if it is so already, or the interface has one queue only.
+    /// [`TapError::System`] if the state does not change, or the interface has a single queue.
     pub fn set_in_use(&self, in_use: bool) -> Result<(), TapError> {
         const TUNSETQUEUE: Opcode = 0x4004_54d9;
         const IFF_ATTACH_QUEUE: u16 = 0x0200;
@@ -166,21 +169,21 @@ impl Tap {
         run(&self.file, set).map_err(|errno| refused("use a queue of the tap, or not", errno))
     }
 
-    /// Another handle on the same queue.
+    /// Returns another handle for the same queue.
     ///
     /// # Errors
-    /// [`TapError::System`], for want of descriptors.
+    /// [`TapError::System`] if no descriptor is available.
     pub fn try_clone(&self) -> Result<Self, TapError> {
         let file = rustix::io::fcntl_dupfd_cloexec(&self.file, 0);
         let file = file.map_err(|errno| refused("duplicate the tap's descriptor", errno))?;
         Ok(Self { file, name: self.name.clone(), mtu: self.mtu })
     }
 
-    /// Says which packets the kernel may hand over unsegmented; it segments all others itself. (It
-    /// takes any.)
+    /// Sets which packets the kernel may pass unsegmented; it segments all others itself. (It
+    /// accepts all kinds from this process.)
     ///
-    /// Not asked for are TCP with ECN's congestion mark and UDP (`TUN_F_TSO_ECN`, `TUN_F_USO4`): a
-    /// vif has no way to say so of a packet, and the guest would repeat the mark in every segment.
+    /// TCP with ECN's congestion mark and UDP are not enabled (`TUN_F_TSO_ECN`, `TUN_F_USO4`): a
+    /// vif cannot describe such packets, and the guest would repeat the mark in every segment.
     ///
     /// # Errors
     /// [`TapError::Unsupported`].
@@ -196,7 +199,8 @@ impl Tap {
         run(&self.file, set).map_err(|_| TapError::Unsupported("checksum or TCP offload"))
     }
 
-    /// Says whether the link has somebody at the guest's end; without, the kernel sends nothing.
+    /// Sets the carrier, which is on while a guest is connected; without it, the kernel sends
+    /// nothing.
     ///
     /// # Errors
     /// [`TapError::System`].
@@ -207,19 +211,20 @@ impl Tap {
         run(&self.file, set).map_err(|errno| refused("set the tap's carrier", errno))
     }
 
-    /// The descriptor: packets are read from it and written to it, [`VNET_HEADER`] before each.
+    /// Returns the descriptor, by which packets are read and written, each with a header of
+    /// [`VNET_HEADER`] bytes.
     #[must_use]
     pub fn into_fd(self) -> OwnedFd {
         self.file
     }
 
-    /// Each packet carries a header in front, and blank checksums pass both ways.
+    /// Enables the header before each packet, and blank checksums in both directions.
     fn set_header(&self) -> Result<(), TapError> {
         self.set_header_size(VNET_HEADER)?;
         self.set_unsegmented(false, false)
     }
 
-    /// For all queues of the interface.
+    /// Sets the header's size for all queues of the interface.
     pub(super) fn set_header_size(&self, size: usize) -> Result<(), TapError> {
         const TUNSETVNETHDRSZ: Opcode = 0x4004_54d8;
         // SAFETY: the request reads an `int`.
@@ -240,7 +245,7 @@ impl fmt::Debug for Tap {
     }
 }
 
-/// `struct ifreq`: a name, and 24 bytes of which each request reads or writes its own part.
+/// `struct ifreq`: a name, and 24 bytes whose meaning depends on the request.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 struct IfReq {
@@ -251,7 +256,7 @@ struct IfReq {
 impl IfReq {
     fn new(name: &str) -> Self {
         let mut request = Self { name: [0; NAME_SIZE], data: [0; 24] };
-        // Names are checked; a longer one is cut before the terminator.
+        // Names are checked before; a longer one is truncated before the terminator.
         for (to, from) in request.name.iter_mut().take(NAME_SIZE - 1).zip(name.bytes()) {
             *to = from;
         }
@@ -269,12 +274,12 @@ const IFF_TAP: u16 = 2;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 const IFF_MULTI_QUEUE: u16 = 0x0100;
-/// There must not be such an interface yet.
+/// The request fails if the interface exists.
 const IFF_TUN_EXCL: u16 = 0x8000;
 
 fn open() -> Result<OwnedFd, TapError> {
-    // Only of a file that says so does io_uring believe that it will not block, and does reads and
-    // writes at once; else each goes to a worker of the kernel's and back.
+    // io_uring reads and writes a file inline only if the file is non-blocking. Otherwise each
+    // operation is passed to a kernel worker thread.
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::open(DEVICE, flags, Mode::empty());
     file.map_err(|errno| match errno {
@@ -283,7 +288,7 @@ fn open() -> Result<OwnedFd, TapError> {
     })
 }
 
-/// Makes the interface, or another queue of it.
+/// Creates the interface, or another queue of it.
 fn attach(file: &OwnedFd, name: &str, flags: u16) -> Result<(), TapError> {
     const TUNSETIFF: Opcode = 0x4004_54ca;
     let exclusive = flags & IFF_TUN_EXCL != 0;
@@ -293,7 +298,7 @@ fn attach(file: &OwnedFd, name: &str, flags: u16) -> Result<(), TapError> {
     let attach = unsafe { Updater::<TUNSETIFF, IfReq>::new(&mut request) };
     run(file, attach).map_err(|errno| match errno {
         Errno::BUSY | Errno::EXIST if exclusive => TapError::NameInUse(name.into()),
-        // What there is under that name may not be a tap at all.
+        // The existing interface of that name may not be a tap.
         Errno::INVAL if exclusive && Kernel::open().is_ok_and(|k| k.index(name).is_ok()) => {
             TapError::NameInUse(name.into())
         }
@@ -302,7 +307,7 @@ fn attach(file: &OwnedFd, name: &str, flags: u16) -> Result<(), TapError> {
     })
 }
 
-/// A socket through which interfaces are configured.
+/// Socket for the configuration of interfaces.
 struct Kernel(OwnedFd);
 
 impl Kernel {
@@ -358,7 +363,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// The number of an interface, an `int`.
+    /// Returns the index of an interface, an `int`.
     fn index(&self, name: &str) -> Result<[u8; 4], TapError> {
         const SIOCGIFINDEX: Opcode = 0x8933;
         let found = self.request::<SIOCGIFINDEX>("find an interface", IfReq::new(name))?;
@@ -397,7 +402,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Makes one of the requests above, all of which read and write a `struct ifreq`.
+    /// Executes one of the requests above, all of which read and write a `struct ifreq`.
     fn request<const OPCODE: Opcode>(
         &self,
         what: &'static str,
@@ -411,7 +416,7 @@ impl Kernel {
 }
 
 fn run<I: rustix::ioctl::Ioctl>(file: &OwnedFd, request: I) -> Result<I::Output, Errno> {
-    // SAFETY: whoever made the request promised that its opcode fits its argument.
+    // SAFETY: the caller that created the request promised that its opcode matches its argument.
     unsafe { ioctl(file, request) }
 }
 
@@ -422,7 +427,7 @@ fn refused(what: &'static str, errno: Errno) -> TapError {
     }
 }
 
-/// What the kernel would take, without the names it would make up itself (`%d`).
+/// Checks that the kernel accepts a name. Names that it would complete itself (`%d`) are rejected.
 fn check_name(name: &str) -> Result<(), TapError> {
     let fits = (1..NAME_SIZE).contains(&name.len()) && name != "." && name != "..";
     if fits && name.bytes().all(|b| b.is_ascii_graphic() && !b"/:%".contains(&b)) {

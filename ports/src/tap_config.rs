@@ -1,44 +1,44 @@
-//! What a tap is to be, and why it could not be made so.
+//! Configuration of a tap, and the reasons why it cannot be created.
 #![forbid(unsafe_code)]
 
 use alloc::string::String;
 use core::net::Ipv4Addr;
 use rustix::io::Errno;
 
-/// What Linux gives the host's side of every vif, so that a bridge never takes its own address
-/// from one.
+/// MAC address that Linux gives the host's side of every vif, so that a bridge never takes its own
+/// address from it.
 pub const HOST_MAC: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
 
 pub(super) const DEVICE: &str = "/dev/net/tun";
 
-/// What a tap is to be.
+/// Configuration of a tap.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TapConfig {
-    /// The interface's name, 1 to 15 bytes.
+    /// Name of the interface, 1 to 15 bytes.
     pub name: String,
-    /// The address of the host's side. Not the guest's.
+    /// MAC address of the host's side. Not the guest's.
     pub mac: [u8; 6],
-    /// Bytes of the largest packet, without the Ethernet header.
+    /// Size of the largest packet in bytes, without the Ethernet header.
     pub mtu: u32,
-    /// The network namespace to be in, by its name (`ip netns`).
+    /// Name of the network namespace (`ip netns`).
     pub netns: Option<String>,
-    /// The bridge to join, the kernel's or Open vSwitch's.
+    /// Bridge to join, of the kernel or of Open vSwitch.
     pub bridge: Option<String>,
-    /// An address of the host on this link, and its prefix length.
+    /// Address of the host on this link, and its prefix length.
     pub address: Option<(Ipv4Addr, u8)>,
-    /// Whether to bring it up; a hotplug script wants to do that itself.
+    /// Whether to bring it up; a hotplug script does that itself.
     pub up: bool,
-    /// Packets that each queue holds for its reader; the kernel drops what comes then. As they may
-    /// be of 64 KiB, this is also how much memory a guest that does not receive can hold for some
-    /// seconds.
+    /// Number of packets that each queue holds for its reader; the kernel drops further packets. A
+    /// packet may have 64 KiB, so this also bounds the memory that a guest that does not receive
+    /// can occupy for some seconds.
     pub queue_len: u32,
-    /// Whether it is to have several queues.
+    /// Whether it supports several queues.
     pub multi_queue: bool,
 }
 
 impl TapConfig {
-    /// A tap of that name, as Linux makes a vif: [`HOST_MAC`], MTU 1500, on no bridge, without
-    /// address, with one queue.
+    /// Returns the configuration of a tap of that name with the defaults of Linux for a vif:
+    /// [`HOST_MAC`], MTU 1500, no bridge, no address, one queue.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         Self {
@@ -55,34 +55,34 @@ impl TapConfig {
     }
 }
 
-/// Why a tap could not be made, and what to do about it.
+/// Reason why a tap could not be created, with a remedy.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TapError {
-    /// There is no tap driver.
+    /// The tap driver is missing.
     #[error(
         "{DEVICE} is missing: load the driver (modprobe tun), or make the node (mknod {DEVICE} c 10 200)"
     )]
     NoDriver,
-    /// Not allowed.
+    /// A capability is missing.
     #[error("not permitted to {0}: CAP_NET_ADMIN is needed (and access to {DEVICE})")]
     NotPermitted(&'static str),
-    /// There is an interface of that name.
+    /// An interface of that name exists.
     #[error("an interface named {0} exists already: choose another name or remove it")]
     NameInUse(String),
-    /// Not a name an interface can have.
+    /// Not a valid interface name.
     #[error(
         "{0:?} cannot be an interface's name: 1 to 15 printable ASCII characters, no '/', ':', '%' or space"
     )]
     BadName(String),
-    /// There is no such bridge.
+    /// The bridge does not exist.
     #[error("there is no bridge named {0}: make it first (ip link add {0} type bridge)")]
     NoBridge(String),
-    /// That interface is no bridge.
+    /// The interface is not a bridge.
     #[error(
         "{0} is not a bridge, or the tap cannot join it (a bridge of Open vSwitch's takes ovs-vsctl: apt install openvswitch-switch)"
     )]
     NotABridge(String),
-    /// What is to be opened is no tap, or one of another kind.
+    /// The interface to open is not a tap, or not of the required kind.
     #[error(
         "{0} is not a tap that can be used: it takes mode tap, and multi_queue where there are to be several (ip tuntap add dev {0} mode tap multi_queue); --queues 1 where not"
     )]
@@ -90,26 +90,26 @@ pub enum TapError {
     /// The namespace cannot be entered.
     #[error("no network namespace {name}: {errno}; make it first (ip netns add {name})")]
     NoNamespace {
-        /// Its name.
+        /// Name of the namespace.
         name: String,
-        /// What the system said.
+        /// Error of the system.
         errno: Errno,
     },
-    /// An Open vSwitch does not take it.
+    /// Open vSwitch rejects the tap.
     #[error("Open vSwitch does not take the tap: {0}")]
     OpenVswitch(String),
-    /// A switch has no way out.
+    /// The uplink of a switch cannot be started.
     #[error("the switch's uplink cannot start: {0}")]
     NoUplink(String),
-    /// The driver is too old.
+    /// The driver lacks a feature.
     #[error("the tap driver knows no {0}")]
     Unsupported(&'static str),
-    /// Anything else.
+    /// Another system error.
     #[error("cannot {what}: {errno}")]
     System {
-        /// What was being done.
+        /// Operation that failed.
         what: &'static str,
-        /// What the system said.
+        /// Error of the system.
         errno: Errno,
     },
 }

@@ -1,26 +1,26 @@
-//! Packets through a tap, by io_uring: the port of a worker, and the one place it waits.
+//! Packets through a tap, by io_uring: the port of a worker, and the worker's wait point.
 //!
-//! One read stands ready, with a buffer of its own, to be woken by; once it has brought a packet,
-//! others are tried for more, as many in one system call as came before. Every read that stood ready
-//! would be woken by every packet, to find that another was faster. Kernels before 6.4 know no read of
-//! a tap that does not wait; there several stand ready all the same, few while few packets come.
-//! Writes go out in batches. Whatever else is to wake the worker (event channels) is
-//! [watched](TapPort::watch) through the same io_uring.
+//! One armed read with its own buffer wakes the worker. When it has returned a packet, further
+//! reads are submitted that do not wait, as many in one system call as earlier rounds returned
+//! packets. Several armed reads would all be woken by every packet, and all but one would find
+//! nothing. Kernels before 6.4 do not support non-waiting reads of a tap; there several reads are
+//! armed, and few while the packet rate is low. Writes are submitted in batches. Other descriptors
+//! that wake the worker (event channels) are [watched](TapPort::watch) through the same io_uring.
 //!
 //! # Memory
-//! A read may bring 64 KiB and says so only afterwards, and so may a guest. Buffers of that size
-//! are few, whatever is in them:
+//! The kernel's packets and the guest's packets may have 64 KiB, and a read's size is known only
+//! afterwards. So buffers of that size are few:
 //!
 //! | | large ([`FRAME_MAX`] and a page) | small (2 KiB) |
 //! |---|---|---|
 //! | in | 48: reads, and what waits for the guest | – |
 //! | out | 16: one more than a ring can hold | 128 |
 //!
-//! That is 4.6 MiB for a queue, whatever its guest does, and far less in the rule: pages of a buffer
-//! that no packet has reached take no memory, those used last are used next, and there are the
-//! fewer reads the larger the packets are. What does not fit stays with the kernel, which keeps as
-//! many packets as its side of the tap may queue
-//! ([`TapConfig::queue_len`](super::tap::TapConfig::queue_len)) and drops what comes then.
+//! That is 4.6 MiB per queue at most, and usually far less: pages of a buffer that no packet has
+//! reached take no memory, the most recently used buffers are reused first, and larger packets lead
+//! to fewer reads. Packets that do not fit stay in the kernel, which holds as many as the queue of
+//! the tap allows ([`TapConfig::queue_len`](super::tap::TapConfig::queue_len)) and drops further
+//! ones.
 #![forbid(unsafe_code)]
 
 use super::buffers::{BufferPool, FRAME_AT, LARGE, LARGE_OUT, SMALL_OUT, buffers};
@@ -40,20 +40,22 @@ use pvio_uring::{Backoff, FileId, PrivateBuf, Uring};
 use std::io;
 use std::os::fd::OwnedFd;
 
-/// Bytes of a read: one more than any frame has, so that one cut short is seen to be.
+/// Size of a read in bytes: one more than the largest frame, so that a truncated packet is
+/// detected.
 const READ_LEN: usize = VNET_HEADER + FRAME_MAX + 1;
-/// Reads under way at most.
+/// Limit of outstanding reads.
 const READS_MOST: usize = 32;
-/// Where the kernel takes no reads that do not wait: those that stand ready at least.
+/// Least number of armed reads on kernels without non-waiting reads.
 const STANDING_LEAST: usize = 4;
-/// Bytes that the reads of one round are expected to bring at most, by what came before.
+/// Limit of the bytes that the reads of one round are expected to return, from the sizes of earlier
+/// packets.
 const READS_BYTES: usize = 256 * 1024;
-/// Bytes of packets that nobody asks for beyond which no more are read: the guest takes none, and
-/// they are to wait with the kernel.
+/// Bytes of received packets that the guest has not taken, above which no more reads are submitted:
+/// packets then wait in the kernel.
 const HELD: usize = 64 * 1024;
-/// Buffers that no read takes, for [`Cut`].
+/// Buffers that are not used for reads but for [`Cut`].
 const SPARE: usize = 2;
-/// Buffers for packets on their way in: reads, and what waits for the guest.
+/// Buffers for received packets: reads, and packets that wait for the guest.
 const LARGE_IN: usize = READS_MOST + 16;
 const SLOTS: usize = LARGE_OUT + SMALL_OUT + READS_MOST + WATCHES;
 
@@ -63,40 +65,40 @@ const WRITE: u64 = 2;
 /// Watch `n` has the token `WATCH + n`.
 const WATCH: u64 = 3;
 
-/// A tap as a port.
+/// Port of a tap.
 pub struct TapPort {
     uring: Uring<PrivateBuf>,
     tap: FileId,
     out: BufferPool,
     inward: Vec<PrivateBuf>,
     received: VecDeque<Packet<PrivateBuf>>,
-    /// What is cut before more is received.
+    /// Packet that is being segmented; the next packet is received after it.
     cut: Option<Cut>,
-    /// Bytes of these.
+    /// Bytes of the packets in `received`.
     held: usize,
     reads: Reads,
     watches: Watches,
     stats: Arc<Stats>,
     now: Duration,
-    /// Of reads that failed since one did not.
+    /// Delay after failed reads, until a read succeeds.
     backoff: Backoff,
-    /// No read is begun before this time: those before failed.
+    /// Time before which no read is submitted, after failed reads.
     paused: Option<Duration>,
-    /// Why the tap cannot be read any more.
+    /// Error after which the tap cannot be read any more.
     broken: Option<i32>,
 }
 
-/// Reads of the tap.
+/// State of the reads of the tap.
 struct Reads {
-    /// Whether the kernel takes reads that do not wait.
+    /// Whether the kernel supports non-waiting reads.
     tries: bool,
-    /// Those that stand ready.
+    /// Number of armed reads.
     standing: usize,
-    /// How many are worth a try in one round, by what came before.
+    /// Number of reads to submit in one round, from the results of earlier rounds.
     batch: usize,
-    /// Tries of this round that found nothing.
+    /// Number of non-waiting reads of this round that found no packet.
     failed: usize,
-    /// Packets of the rounds since that happened last.
+    /// Number of packets since the last round with such a read.
     burst: usize,
     /// Whether there may be more packets than were read.
     more: bool,
@@ -112,12 +114,13 @@ impl Reads {
         if self.tries { 1 } else { self.batch }
     }
 
-    /// How many are to be tried in a round in which packets came, or none.
+    /// Returns the number of non-waiting reads to submit in a round. `came` holds whether packets
+    /// arrived in it.
     const fn to_try(&self, came: bool) -> usize {
         if self.tries && (self.more || came) { self.batch } else { 0 }
     }
 
-    /// Takes note of what a round brought.
+    /// Updates the state with the results of a round.
     fn learn(&mut self, packets: usize, bytes: usize) {
         self.more = packets > 0 && self.failed == 0;
         if packets == 0 {
@@ -130,7 +133,7 @@ impl Reads {
             (false, _) => core::mem::take(&mut self.burst),
         };
         let least = if self.tries { 1 } else { STANDING_LEAST };
-        // Beside the tries stands one read.
+        // One read is armed in addition to the non-waiting ones.
         let most = READS_MOST.saturating_sub(usize::from(self.tries));
         let bound = packets.saturating_mul(READS_BYTES).checked_div(bytes).unwrap_or(most);
         self.batch = batch.clamp(least, bound.clamp(STANDING_LEAST, most));
@@ -138,20 +141,20 @@ impl Reads {
 }
 
 impl TapPort {
-    /// A port on this tap, to be used by the thread that makes it. Packets lost on their way out
-    /// are counted in `stats`.
+    /// Creates a port on this tap. It must be used by the thread that creates it. Packets lost
+    /// while sending are counted in `stats`.
     ///
     /// # Errors
-    /// What `io_uring_setup` says.
+    /// An error of `io_uring_setup`.
     pub fn new(tap: Tap, stats: Arc<Stats>) -> io::Result<Self> {
         Self::reading(tap, stats, true)
     }
 
-    /// The same, as [`new`](Self::new) does by itself on kernels before 6.4: several reads stand ready,
-    /// and none is tried.
+    /// Creates a port with several armed reads and no non-waiting reads, as [`new`](Self::new) does
+    /// on kernels before 6.4.
     ///
     /// # Errors
-    /// What `io_uring_setup` says.
+    /// An error of `io_uring_setup`.
     pub fn standing(tap: Tap, stats: Arc<Stats>) -> io::Result<Self> {
         Self::reading(tap, stats, false)
     }
@@ -226,7 +229,7 @@ impl TapPort {
         }
     }
 
-    /// Lets reads and watches stand ready that should.
+    /// Arms reads and watches that are not armed.
     fn arm(&mut self) {
         while self.reads.standing < self.reads.standing_wanted() && self.read(READ) {
             self.reads.standing = self.reads.standing.saturating_add(1);
@@ -234,19 +237,20 @@ impl TapPort {
         self.watches.arm(&mut self.uring);
     }
 
-    /// Tries as many reads as are worth it in a round that began with so many packets.
+    /// Submits non-waiting reads in a round that started with `before` packets. Returns their
+    /// number.
     fn tries(&mut self, before: usize) -> usize {
         let tries = self.reads.to_try(self.received.len() > before);
         (0..tries).take_while(|_| self.read(TRY)).count()
     }
 
-    /// Reads a packet, if there is a buffer to spare and what came before was asked for.
+    /// Submits a read if a buffer is free and the guest has taken enough of the earlier packets.
     fn read(&mut self, token: u64) -> bool {
         if self.held >= HELD || self.inward.len() <= SPARE || self.paused.is_some() {
             return false;
         }
         let Some(buf) = self.inward.pop() else { return false };
-        // There are as many slots as reads, writes and watches together.
+        // There are enough slots for all reads, writes and watches together.
         let segment = IoSeg { buf, offset: FRAME_AT - VNET_HEADER, len: READ_LEN };
         let read = match token {
             TRY => self.uring.try_read_stream(self.tap, segment, TRY),
@@ -256,9 +260,10 @@ impl TapPort {
     }
 }
 
-/// Whether an error of a read says that the descriptor leads to no tap any more: its interface was removed
-/// (`EBADFD`), or it is none (`EBADF`, `ENODEV`, `ENXIO`). Others are about one packet, or pass. A read that
-/// waits while the interface is removed fails by `EFAULT`, and the next by `EBADFD`.
+/// Whether a read error means that the descriptor has no tap any more: its interface was removed
+/// (`EBADFD`), or it is not a tap (`EBADF`, `ENODEV`, `ENXIO`). Other errors concern one packet or
+/// are temporary. A read that waits while the interface is removed fails with `EFAULT`, and the
+/// next one with `EBADFD`.
 const fn is_gone(errno: i32) -> bool {
     matches!(errno, 6 | 9 | 19 | 77)
 }
@@ -284,11 +289,11 @@ impl Wait for TapPort {
         if self.tries(before) == 0 {
             self.uring.flush()?;
             self.reap();
-            // What stands ready has found something at once, maybe.
+            // An armed read may have completed immediately.
             self.tries(before);
         }
         self.uring.flush()?;
-        // What does not wait is over already.
+        // Non-waiting reads have completed already.
         self.reap();
         if let Some(errno) = self.broken {
             return Err(io::Error::from_raw_os_error(errno));
@@ -305,7 +310,7 @@ impl Wait for TapPort {
 
     fn gather(&mut self, time: Duration) -> io::Result<()> {
         self.arm();
-        // Packets alone wake nobody: each ends a read that stands ready.
+        // Each packet completes an armed read, so packets alone do not end the wait.
         self.uring.wait_for(self.reads.standing.saturating_add(1), time)
     }
 
@@ -341,7 +346,7 @@ impl NetPort for TapPort {
         head.copy_from_slice(&header);
         let len = VNET_HEADER.saturating_add(packet.len);
         let segment = IoSeg { buf: packet.buf, offset, len };
-        // A slot for every buffer; without one the buffer is gone with the segment.
+        // There is a slot for every buffer. Without one, the buffer is lost with the segment.
         self.uring.write_stream(self.tap, [segment], WRITE).map_err(|_| PortError::Unsuited)
     }
 
@@ -368,7 +373,8 @@ impl NetPort for TapPort {
     }
 
     fn flush(&mut self) {
-        // If it fails, the kernel took nothing; the next wait returns the same error, which ends the vif.
+        // If it fails, the kernel took nothing. The next wait returns the same error, which ends
+        // the vif.
         let _ = self.uring.flush();
     }
 

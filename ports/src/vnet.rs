@@ -10,11 +10,11 @@ const NEEDS_CSUM: u8 = 1;
 const DATA_VALID: u8 = 2;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
-/// Set beside the type when the packet uses ECN.
+/// Flag in the type, set if the packet uses ECN.
 const GSO_ECN: u8 = 0x80;
 
-/// `struct virtio_net_hdr` for a packet to the tap: flags, gso_type, hdr_len, gso_size,
-/// csum_start, csum_offset, in the machine's byte order.
+/// Returns the `struct virtio_net_hdr` for a packet to the tap: flags, gso_type, hdr_len, gso_size,
+/// csum_start, csum_offset, in native byte order.
 pub(super) fn header_of(packet: &Packet<PrivateBuf>) -> [u8; VNET_HEADER] {
     let (flags, start, offset) = match packet.offload.checksum {
         Checksum::Unknown => (0, 0, 0),
@@ -24,7 +24,7 @@ pub(super) fn header_of(packet: &Packet<PrivateBuf>) -> [u8; VNET_HEADER] {
     let (gso, size, headers) = match packet.offload.gso {
         None => (0, 0, 0),
         Some(gso) => {
-            // The TCP header's length is in the high half of its 13th byte, in words.
+            // The length of the TCP header, in 32-bit words, is in the high half of its 13th byte.
             let doff = usize::from(start).saturating_add(12);
             let words = packet.frame().get(doff).map_or(5, |b| u16::from(b >> 4));
             let kind = match gso.kind {
@@ -39,8 +39,8 @@ pub(super) fn header_of(packet: &Packet<PrivateBuf>) -> [u8; VNET_HEADER] {
     [flags, gso, h0, h1, s0, s1, c0, c1, o0, o1]
 }
 
-/// What was read of a packet, `len` bytes with its header in front, the frame at `start`; the buffer
-/// if it has no header.
+/// Parses a packet that was read: `len` bytes with its header, the frame at `start`. Returns the
+/// buffer as `Err` if the header is missing.
 pub(super) fn parse(
     buf: PrivateBuf,
     start: usize,
@@ -65,7 +65,7 @@ pub(super) fn parse(
     let gso = match gso & !GSO_ECN {
         GSO_TCPV4 => Some(Gso { size, kind: GsoKind::TcpV4 }),
         GSO_TCPV6 => Some(Gso { size, kind: GsoKind::TcpV6 }),
-        // The kernel was not told that anything else may come.
+        // Other types were not enabled in the kernel.
         _ => None,
     };
     let offload = Offload { checksum, gso };

@@ -1,4 +1,4 @@
-//! What a worker needs of its port beyond packets: it is the one place where the worker waits.
+//! Requirements of a worker on its port beyond packets: the port is the worker's only wait point.
 #![forbid(unsafe_code)]
 
 use super::NetPort;
@@ -8,56 +8,57 @@ use pvio_uring::{FileId, PrivateBuf, Uring};
 use std::io;
 use std::os::fd::OwnedFd;
 
-/// Names a descriptor that is watched.
+/// Identifies a watched descriptor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Watch(pub(super) usize);
 
-/// A port that a thread can wait at, for packets and for whatever else it watches.
+/// Port at which a thread can wait for packets and for watched descriptors.
 pub trait Wait: NetPort {
-    /// Also wakes when this descriptor becomes readable. `None` when too many are watched.
+    /// Adds a descriptor that ends the wait when it becomes readable. Returns `None` if too many
+    /// are watched.
     fn watch(&mut self, file: OwnedFd) -> Option<Watch>;
 
-    /// Whether a watched descriptor became readable since last asked. It is watched again from
-    /// then on: empty it before the next [`wait`](Self::wait).
+    /// Whether a watched descriptor has become readable since the last call. The watch is armed
+    /// again then: clear the descriptor before the next [`wait`](Self::wait).
     fn fired(&mut self, watch: Watch) -> bool;
 
-    /// Takes what has come and finished.
+    /// Processes received packets and completed operations.
     ///
     /// # Errors
-    /// The port cannot go on.
+    /// The port cannot continue.
     fn pump(&mut self) -> io::Result<()>;
 
-    /// Waits until there is something to [`pump`](Self::pump), a watched descriptor becomes
-    /// readable, or `timeout` is over.
+    /// Waits until [`pump`](Self::pump) has work, a watched descriptor becomes readable, or
+    /// `timeout` expires.
     ///
     /// # Errors
-    /// What the system says.
+    /// A system error.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
 
-    /// Waits for as long, so that packets gather, though one comes; a port that cannot does nothing.
+    /// Waits for `time` even if packets arrive, so that packets accumulate. The default
+    /// implementation returns immediately.
     ///
     /// # Errors
-    /// What the system says.
+    /// A system error.
     fn gather(&mut self, time: Duration) -> io::Result<()> {
         let _ = time;
         Ok(())
     }
 
-    /// Whether there is something to [`pump`](Self::pump). Never waits, and costs next to nothing
-    /// while there is not.
+    /// Whether [`pump`](Self::pump) has work. Never waits, and is cheap if there is none.
     ///
-    /// # Errors
+    /// A system error.
     /// What the system says.
     fn look(&mut self) -> io::Result<bool>;
 }
 
-/// Descriptors that a port can watch.
+/// Largest number of descriptors that a port can watch.
 pub(super) const WATCHES: usize = 8;
 
-/// Descriptors watched through an io_uring.
+/// Descriptors watched with an io_uring.
 #[derive(Debug)]
 pub(super) struct Watches {
-    /// What the first of them is called; the others by the numbers that follow.
+    /// Token of the first descriptor; the others have the following numbers.
     first: u64,
     all: Vec<Watched>,
 }
@@ -87,7 +88,7 @@ impl Watches {
         self.all.get_mut(watch.0).is_some_and(|w| core::mem::take(&mut w.fired))
     }
 
-    /// One of them became readable, the io_uring says.
+    /// Processes the completion of the poll with this token: its descriptor is readable.
     pub fn done(&mut self, token: u64) {
         let index = usize::try_from(token.saturating_sub(self.first)).unwrap_or(usize::MAX);
         if let Some(watch) = self.all.get_mut(index) {
@@ -95,7 +96,7 @@ impl Watches {
         }
     }
 
-    /// Lets those stand ready that do not. There has to be a slot for each.
+    /// Arms the polls that are not armed. There must be a slot for each.
     pub fn arm(&mut self, uring: &mut Uring<PrivateBuf>) {
         for (token, watch) in (self.first..).zip(&mut self.all) {
             if !watch.armed && !watch.fired {
@@ -105,12 +106,12 @@ impl Watches {
     }
 }
 
-/// A wrapper: who waits at it waits at the port within.
+/// Wrapper of a port whose waits are those of the inner port.
 pub trait Wrapper: NetPort {
-    /// The port within, which may be a wrapper too.
+    /// Type of the inner port, which may be a wrapper too.
     type Inner: Wait;
 
-    /// The port within.
+    /// Returns the inner port.
     fn inner(&mut self) -> &mut Self::Inner;
 }
 

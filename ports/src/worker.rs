@@ -1,4 +1,4 @@
-//! One thread per queue, whose only wait point is its port: for a tap, the tap's io_uring.
+//! One thread per queue, whose only wait point is its port; for a tap, the tap's io_uring.
 #![forbid(unsafe_code)]
 
 use crate::NetPort;
@@ -23,44 +23,44 @@ use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
-/// Packets moved each way between two looks at everything else.
+/// Limit of packets moved in each direction per round.
 const BUDGET: usize = 256;
 
-/// A running worker. Dropping it stops it and waits until the rings are unmapped; who must not wait
-/// [stops](Self::stop) it first.
+/// Running worker. Dropping it stops it and waits until the rings are unmapped. A caller that must
+/// not block [stops](Self::stop) it first.
 #[derive(Debug)]
 pub struct Worker {
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
-    /// Closing it wakes the worker to see `stop`.
+    /// Closing it wakes the worker, which then checks `stop`.
     wake: Option<PipeWriter>,
     made: Receiver<io::Result<()>>,
     serves: bool,
     outcome: Receiver<Option<WorkerError>>,
-    /// The outcome was received: the thread lets go of nothing more.
+    /// The outcome was received: the thread has released everything.
     over: bool,
 }
 
-/// What a worker tells, from its own thread.
+/// Event that a worker reports from its own thread.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum News {
-    /// The guest has not received for a long time: nothing more should be sent to it.
+    /// The guest has not received for a long time: no more packets should be sent to it.
     Stalled,
-    /// It receives again.
+    /// The guest receives again.
     Ready,
-    /// The worker serves, or cannot: [`Worker::ready`] tells.
+    /// The worker runs or has failed to start; [`Worker::ready`] returns which.
     Begun,
-    /// The worker has ended: because it was stopped, or for the reason that [`Worker::error`] gives.
+    /// The worker has ended: because it was stopped, or for the reason in [`Worker::error`].
     Ended,
 }
 
-/// Why a worker ended by itself.
+/// Reason why a worker ended on its own.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The queue cannot go on.
+    /// The queue cannot continue.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// The tap cannot be read any more (somebody removed the interface), or io_uring fails.
+    /// The tap cannot be read any more (its interface was removed), or io_uring fails.
     #[error("the tap: {0}")]
     Tap(String),
     /// The worker panicked.
@@ -81,11 +81,11 @@ impl WorkerError {
 }
 
 impl Worker {
-    /// Starts a thread that moves packets between a queue and a port, which is made by that thread,
-    /// and waits until it does. `tell` is called by it too.
+    /// Starts a thread that moves packets between a queue and a port, and waits until it runs. The
+    /// thread calls `make` to create the port, and `tell` for events.
     ///
     /// # Errors
-    /// What the system says when it has no thread, descriptor or io_uring to give.
+    /// An error of the system if it has no thread, descriptor or io_uring available.
     pub fn start<P, N, R>(
         name: &str,
         queue: Queue<P, N::Buf, R>,
@@ -104,11 +104,11 @@ impl Worker {
         Ok(worker)
     }
 
-    /// The same without waiting, see [`ready`](Self::ready); also for a queue that has siblings: their
-    /// [`Waker`](pvio_netback::queue::Waker) makes `mail`, an eventfd, readable.
+    /// As `start`, but does not wait; see [`ready`](Self::ready). It also supports a queue that has
+    /// siblings: their [`Waker`](pvio_netback::queue::Waker) makes `mail`, an eventfd, readable.
     ///
     /// # Errors
-    /// What the system says when it has no thread or descriptor to give.
+    /// An error of the system if it has no thread or descriptor available.
     pub fn spawn<P, N, R>(
         name: &str,
         queue: Queue<P, N::Buf, R>,
@@ -132,7 +132,7 @@ impl Worker {
         let (ready, made) = sync_channel(1);
         let thread = Builder::new().name(String::from(name)).spawn(move || {
             let work = || {
-                // Made here: an io_uring belongs to the thread that uses it.
+                // Created by this thread, since an io_uring belongs to the thread that uses it.
                 let mut port = match make(Arc::clone(queue.stats())) {
                     Ok(port) => port,
                     Err(error) => {
@@ -141,7 +141,8 @@ impl Worker {
                         return Ok(());
                     }
                 };
-                // One for each channel, of which there are three at most, the siblings' and the pipe.
+                // One watch for each channel, of which there are at most three, one for the
+                // siblings and one for the pipe.
                 let mail = mail.zip(watched.and_then(|watched| port.watch(watched)));
                 let events: Vec<Watch> = events.into_iter().filter_map(|e| port.watch(e)).collect();
                 port.watch(woken.into());
@@ -149,7 +150,7 @@ impl Worker {
                 tell(News::Begun);
                 Serving { queue, port, events, mail }.serve(&stopped, &mut tell)
             };
-            // All that the queue and the port hold is let go of in there, also by a panic.
+            // The closure releases everything that the queue and the port own, also after a panic.
             let outcome = catch_unwind(AssertUnwindSafe(work));
             let _ = put.send(outcome.unwrap_or(Err(WorkerError::Panicked)).err());
             tell(News::Ended);
@@ -158,10 +159,10 @@ impl Worker {
         Ok(Self { thread: Some(thread), stop, wake, made, serves: false, outcome, over: false })
     }
 
-    /// Whether the worker serves.
+    /// Whether the worker runs.
     ///
     /// # Errors
-    /// What the system says when it has no io_uring to give, or the port is not to be had.
+    /// An error of the system if it has no io_uring available, or an error of the port's creation.
     pub fn ready(&mut self) -> Poll<io::Result<()>> {
         if self.serves {
             return Poll::Ready(Ok(()));
@@ -176,7 +177,7 @@ impl Worker {
         }
     }
 
-    /// Why the worker ended by itself, if it did; told once.
+    /// Returns the reason why the worker ended on its own, once.
     #[must_use]
     pub fn error(&mut self) -> Option<WorkerError> {
         let outcome = self.outcome.try_recv().ok()?;
@@ -184,8 +185,8 @@ impl Worker {
         outcome
     }
 
-    /// Stops the worker. Call it again until it is ready: the worker then holds nothing any more,
-    /// and dropping it does not wait.
+    /// Stops the worker. Called again until it is ready: the worker has then released everything,
+    /// and dropping it does not block.
     pub fn stop(&mut self) -> Poll<()> {
         self.stop.store(true, Ordering::Release);
         drop(self.wake.take());
@@ -202,25 +203,26 @@ impl Drop for Worker {
     fn drop(&mut self) {
         let _ = self.stop();
         if let Some(thread) = self.thread.take() {
-            // A panic is its outcome.
+            // A panic was reported as its outcome.
             let _ = thread.join();
         }
     }
 }
 
-/// Dropped in this order: first the rings are unmapped, then the port waits for the kernel.
+/// State of the thread. The drop order matters: the rings are unmapped first, then the port waits
+/// for the kernel.
 struct Serving<P: Platform, N: NetPort, R> {
     queue: Queue<P, N::Buf, R>,
     port: N,
     events: Vec<Watch>,
-    /// Its siblings wake it by this.
+    /// Eventfd by which the siblings wake it.
     mail: Option<(OwnedFd, Watch)>,
 }
 
 impl<P: Platform, N: Wait, R: SharedMemory + Clone> Serving<P, N, R> {
     fn serve(&mut self, stop: &AtomicBool, tell: &mut impl FnMut(News)) -> Result<(), WorkerError> {
         let (mut spin, mut gather) = (Spin::default(), Gather::default());
-        // Asked every turn: a busy guest never lets us sleep.
+        // Checked in every round, since with a busy guest the thread never sleeps.
         while !stop.load(Ordering::Acquire) {
             self.pump()?;
             let now = now();
@@ -249,8 +251,8 @@ impl<P: Platform, N: Wait, R: SharedMemory + Clone> Serving<P, N, R> {
         Ok(())
     }
 
-    /// Takes what the kernel has finished. Events are taken before the rings are looked at, so
-    /// that what comes after the look raises a new one; tells whether there was any.
+    /// Processes completed operations. Events are taken before the rings are checked, so that a
+    /// request that arrives after the check raises a new event. Returns whether there was an event.
     fn pump(&mut self) -> Result<bool, WorkerError> {
         self.port.pump().map_err(tap_lost)?;
         self.queue.unblock();
@@ -264,19 +266,19 @@ impl<P: Platform, N: Wait, R: SharedMemory + Clone> Serving<P, N, R> {
         if let Some((mail, watch)) = &self.mail
             && self.port.fired(*watch)
         {
-            // Emptied, so that it can be waited for; that it is empty already is no matter.
+            // Cleared, so that it can be waited for; it may be clear already.
             let _ = rustix::io::read(mail, &mut [0_u8; 8]);
         }
         Ok(fired)
     }
 
-    /// Whether there is something to do on either side.
+    /// Whether the queue or the port has work.
     fn look(&mut self) -> Result<bool, WorkerError> {
         Ok(self.queue.has_work()? || self.port.look().map_err(tap_lost)?)
     }
 
-    /// Waits for an event of the guest, a packet, the end, or until something has waited for too
-    /// long; for as long as packets are to gather in any case.
+    /// Waits for an event of the guest, a packet, a stop, or a deadline. If `gather` is set, first
+    /// waits that long for packets to accumulate.
     fn sleep(&mut self, gather: Option<Duration>) -> Result<(), WorkerError> {
         let now = now();
         let deadline = self.queue.deadline().into_iter().chain(self.port.deadline()).min();
@@ -293,7 +295,7 @@ impl<P: Platform, N: Wait, R: SharedMemory + Clone> Serving<P, N, R> {
     }
 }
 
-/// The time, by the one clock of all workers: rates that vifs share go by it.
+/// Returns the time of the clock that all workers share: the limits of shared rates depend on it.
 fn now() -> Duration {
     static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
     BEGIN.elapsed()

@@ -1,11 +1,11 @@
-//! A vif on the queues of a network interface, past the host's network stack (AF_XDP): one socket
-//! for each, which receives what the interface receives by that queue and sends into it.
+//! A vif on the queues of a network interface, bypassing the host's network stack (AF_XDP). Each
+//! queue has a socket, which receives the frames of that queue of the interface and sends into it.
 //!
-//! The kernel neither completes checksums nor segments what is sent this way: the port does both.
-//! What is received comes as the interface had it, with nothing said of its checksums.
+//! The kernel neither completes checksums nor segments frames sent this way, so the port does both.
+//! Received frames carry no information about their checksums.
 //!
-//! A socket has 2 MiB: 256 frames of a page for each way. What the guest does not take waits in
-//! them, and the kernel drops what comes then.
+//! A socket has 2 MiB of memory: 256 frames of one page in each direction. Frames that the guest
+//! does not take wait there; when the memory is full, the kernel drops further frames.
 
 mod port;
 mod sys;
@@ -25,36 +25,36 @@ use std::io;
 use std::time::Instant;
 use sys::{Program, Socket};
 
-/// For how long a queue may still belong to a socket that was closed: the kernel takes it back
-/// when it gets to it.
+/// Longest time for which a queue may still belong to a closed socket: the kernel releases it
+/// asynchronously.
 const LET_GO: Duration = Duration::from_secs(2);
 
-/// Why an interface cannot be used.
+/// Reason why an interface cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum AfXdpError {
-    /// It is not there.
+    /// The interface does not exist.
     #[error("there is no interface named {0}")]
     NoInterface(String),
-    /// Its namespace is not.
+    /// The network namespace cannot be entered.
     #[error(transparent)]
     Namespace(#[from] TapError),
-    /// Not allowed.
+    /// A capability is missing.
     #[error("not permitted to {0}: CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF are needed")]
     NotPermitted(&'static str),
-    /// The kernel cannot.
+    /// The kernel lacks AF_XDP support.
     #[error(
         "this kernel cannot {0}: it takes Linux 5.9 with CONFIG_XDP_SOCKETS and CONFIG_BPF_SYSCALL"
     )]
     Unsupported(&'static str),
-    /// Somebody else uses it.
+    /// Another program uses the interface or its queue.
     #[error("cannot {0}: another program uses the interface or its queue by XDP")]
     InUse(&'static str),
-    /// Anything else.
+    /// Another system error.
     #[error("cannot {what}: {error}")]
     System {
-        /// What was being done.
+        /// Operation that failed.
         what: &'static str,
-        /// What the system said.
+        /// Error of the system.
         error: io::Error,
     },
 }
@@ -74,7 +74,7 @@ impl AfXdpError {
     }
 }
 
-/// What the system said while `what` was being done, in our words.
+/// Returns a function that converts a system error of the operation `what`.
 fn failed(what: &'static str) -> impl Fn(io::Error) -> AfXdpError {
     move |error| match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => AfXdpError::NotPermitted(what),
@@ -84,7 +84,7 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> AfXdpError {
     }
 }
 
-/// An interface whose frames are led to sockets.
+/// Interface whose frames are redirected to sockets.
 #[derive(Debug)]
 pub struct AfXdp {
     netns: Option<String>,
@@ -92,12 +92,12 @@ pub struct AfXdp {
     index: u32,
     queues: u32,
     program: Program,
-    /// A guest may begin as many as it likes.
+    /// Rate limit of the log lines for started queues, since a guest can cause any number of them.
     starts: Arc<LogLimit>,
 }
 
 impl AfXdp {
-    /// Takes an interface, in that network namespace if one is said, for up to `most` of its queues.
+    /// Opens an interface, in the given network namespace, for at most `most` of its queues.
     ///
     /// # Errors
     /// An [`AfXdpError`].
@@ -111,7 +111,7 @@ impl AfXdp {
             let program = Program::attach(index, most);
             let program = program.map_err(failed("attach an XDP program"))?;
             bound(index, 0).map_err(failed("bind an AF_XDP socket"))?;
-            // The kernel says which queues there are by taking a socket for them.
+            // The kernel has no call for the number of queues, so each is probed with a socket.
             let more = (1..most).take_while(|queue| bound(index, *queue).is_ok()).count();
             let queues = u32::try_from(more).unwrap_or(0).saturating_add(1);
             let netns = netns.map(String::from);
@@ -119,19 +119,19 @@ impl AfXdp {
         })
     }
 
-    /// How many queues can be used.
+    /// Returns the number of usable queues.
     #[must_use]
     pub const fn queues(&self) -> u32 {
         self.queues
     }
 
-    /// How often a queue was started.
+    /// Returns the rate limit of the log lines for started queues.
     #[must_use]
     pub const fn starts(&self) -> &Arc<LogLimit> {
         &self.starts
     }
 
-    /// A socket at a queue, which receives from now on.
+    /// Binds a socket to a queue. It receives from then on.
     ///
     /// # Errors
     /// An [`AfXdpError`].
@@ -151,7 +151,7 @@ impl AfXdp {
     }
 }
 
-/// A queue's socket, to be made an [`AfXdpPort`] of.
+/// Socket of a queue, for an [`AfXdpPort`].
 pub struct Queue(Socket);
 
 fn within<T: Send>(
@@ -164,8 +164,8 @@ fn within<T: Send>(
     }
 }
 
-/// A socket at a queue. The kernel takes the driver's zero-copy mode where there is one, and copies
-/// where there is none.
+/// Binds a socket to a queue. The kernel uses the driver's zero-copy mode if there is one, and
+/// copies otherwise.
 fn bound(interface: u32, queue: u32) -> io::Result<Socket> {
     let socket = Socket::new()?;
     let address = SocketAddrXdp::new(SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP, interface, queue);

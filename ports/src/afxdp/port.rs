@@ -1,4 +1,4 @@
-//! Packets through an AF_XDP socket: the port of a worker, and the one place it waits.
+//! Packets through an AF_XDP socket: the port of a worker, and the worker's wait point.
 #![forbid(unsafe_code)]
 
 use super::Queue;
@@ -19,18 +19,20 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Chunks that are kept free for the segments of one packet of the usual size.
+/// Chunks that must be free before a packet is accepted: enough for the segments of one packet of
+/// the usual size.
 const SEGMENTS: usize = 48;
-/// Calls that let everything go: the kernel takes 32 frames in one (`TX_BATCH_SIZE`).
+/// Largest number of system calls to send all frames: the kernel sends 32 frames per call
+/// (`TX_BATCH_SIZE`).
 const KICKS: usize = DEPTH / 32 + 1;
-/// After which time it is looked again whether a frame has left.
+/// Interval at which unsent frames are checked.
 const AGAIN: Duration = Duration::from_micros(200);
-/// The same while the interface is down.
+/// The same interval while the interface is down.
 const AGAIN_DOWN: Duration = Duration::from_millis(20);
-/// Buffers for packets on their way in.
+/// Number of buffers for received packets.
 const INWARD: usize = 64;
 
-/// Whether an error of the socket says that it leads to no interface any more.
+/// Whether an error of the socket means that its interface no longer exists.
 const fn is_gone(errno: Errno) -> bool {
     matches!(errno, Errno::BADF | Errno::NOTSOCK | Errno::NXIO | Errno::NODEV | Errno::OPNOTSUPP)
 }
@@ -38,16 +40,16 @@ const fn is_gone(errno: Errno) -> bool {
 /// One poll for each watch, and one for the socket.
 const SLOTS: usize = WATCHES + 1;
 
-/// The socket has become readable.
+/// Token of the poll of the socket.
 const READY: u64 = 0;
 /// Watch `n` has the token `WATCH + n`.
 const WATCH: u64 = 1;
 
-/// A queue of an interface as a port.
+/// Port on a queue of an interface.
 pub struct AfXdpPort {
     uring: Uring<PrivateBuf>,
     socket: Socket,
-    /// The same, to be polled.
+    /// The socket as a registered file, for polls.
     polled: FileId,
     armed: bool,
     watches: Watches,
@@ -55,21 +57,22 @@ pub struct AfXdpPort {
     inward: Vec<PrivateBuf>,
     stats: Arc<Stats>,
     now: Duration,
-    /// There was nothing when last asked: what is there now is new.
+    /// The last attempt to receive found no frame, so a readable socket means new frames.
     dry: bool,
-    /// Something was sent that the kernel was not told of.
+    /// Frames were queued for which the kernel has not been called yet.
     unsent: bool,
-    /// Somebody waits for a chunk to be free.
+    /// A caller waits for free chunks.
     starved: bool,
     again: Duration,
     broken: Option<Errno>,
 }
 
 impl AfXdpPort {
-    /// To be used by the thread that makes it. Packets lost on their way out are counted in `stats`.
+    /// Creates the port. It must be used by the thread that creates it. Packets lost while sending
+    /// are counted in `stats`.
     ///
     /// # Errors
-    /// What the system says.
+    /// A system error.
     pub fn new(queue: Queue, stats: Arc<Stats>) -> io::Result<Self> {
         let Queue(socket) = queue;
         let mut uring = Uring::new(SLOTS as u32)?;
@@ -101,14 +104,14 @@ impl AfXdpPort {
     }
 
     fn arm(&mut self) {
-        // What waits though the guest takes nothing is no reason to wake.
+        // Frames that wait because the guest does not take them must not wake the worker.
         if self.dry && !self.armed {
             self.armed = self.uring.poll_readable(self.polled, READY).is_ok();
         }
         self.watches.arm(&mut self.uring);
     }
 
-    /// Tells the kernel to send, if it wants to be told.
+    /// Calls the kernel to send, if the transmit ring needs a wake-up.
     fn kick(&mut self) {
         self.again = AGAIN;
         for _ in 0..KICKS {
@@ -126,7 +129,7 @@ impl AfXdpPort {
                     self.broken = Some(errno);
                     break;
                 }
-                // No memory, say: what was sent stays in the ring until the next try.
+                // For example out of memory: the frames stay in the ring until the next attempt.
                 Err(_) => {
                     self.again = AGAIN_DOWN;
                     break;
@@ -137,7 +140,7 @@ impl AfXdpPort {
         self.socket.reap();
     }
 
-    /// Sends one frame; `None` if it is lost.
+    /// Queues one frame for sending; `None` if it is lost.
     fn put(&mut self, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Option<()> {
         if self.socket.free() == 0 {
             self.kick();
@@ -264,7 +267,7 @@ impl Wait for AfXdpPort {
             return Err(errno.into());
         }
         if self.socket.wants_receive() {
-            // Only tells the driver; there is nothing it could bring.
+            // The call only wakes the driver; it never returns data.
             let _ = recv(&self.socket, &mut [0_u8; 0][..], RecvFlags::DONTWAIT);
         }
         self.arm();

@@ -1,12 +1,13 @@
-//! What AF_XDP takes of the kernel: memory shared with it (`linux/if_xdp.h`), and the program and the
-//! map that lead frames to a socket (`linux/bpf.h`).
+//! Kernel interfaces of AF_XDP: shared memory (`linux/if_xdp.h`), and the BPF program and map that
+//! redirect frames to a socket (`linux/bpf.h`).
 //!
 //! # Safety
-//! Packet memory is cut into chunks of [`CHUNK`] bytes. A chunk belongs to one side at a time: to the
-//! kernel from when its number is published in the fill or transmit ring until it comes back by the
-//! receive or completion ring, to us at all other times, and only then is a slice of it made. The
-//! rings' counters are atomics; their entries are read and written by value, on our side of the
-//! counters only. Whatever comes from the kernel is still bounded before it is used.
+//! Packet memory is divided into chunks of [`CHUNK`] bytes. A chunk has one owner at a time. It
+//! belongs to the kernel from when its number is published in the fill or transmit ring until it is
+//! returned by the receive or completion ring. It belongs to this process at all other times, and
+//! only then is a slice of it created. The rings' indices are accessed as atomics. Their entries
+//! are read and written by value, and only those that the indices assign to this process. Every
+//! value from the kernel is checked against its bounds before it is used.
 #![allow(unsafe_code)]
 
 use alloc::vec::Vec;
@@ -19,18 +20,18 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// Bytes of a chunk: a page, which is the most that a frame may have (`xdp_umem_reg`).
+/// Size of a chunk in bytes: a page, which is the largest size (`xdp_umem_reg`).
 const CHUNK: usize = 4096;
-/// Chunks for each way, and entries of each ring.
+/// Number of chunks for each direction, and of entries of each ring.
 pub const DEPTH: usize = 256;
-/// Those to send with are the second half of the memory.
+/// Chunks for sending: the second half of the memory.
 const OURS: core::ops::Range<u32> = DEPTH as u32..2 * DEPTH as u32;
-/// Bytes of the first half.
+/// Size of the first half, for receiving, in bytes.
 const THEIRS: usize = DEPTH * CHUNK;
-/// Bytes of the largest frame to be sent.
+/// Size of the largest frame to be sent, in bytes.
 pub const FRAME: usize = CHUNK;
 
-/// Where a frame lies (`struct xdp_desc`).
+/// Location of a frame (`struct xdp_desc`).
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Desc {
@@ -39,14 +40,14 @@ struct Desc {
     options: u32,
 }
 
-/// One of a socket's rings. `T` is what its entries are: valid whatever their bytes.
+/// One of a socket's rings. `T` is the type of its entries, for which every bit pattern is valid.
 struct Ring<T> {
     memory: MmapRaw,
     producer: usize,
     consumer: usize,
     flags: Option<usize>,
     entries: usize,
-    /// Our counter.
+    /// Index of this process in the ring.
     at: u32,
     _entries: PhantomData<T>,
 }
@@ -70,7 +71,8 @@ impl<T: Copy> Ring<T> {
     }
 
     fn word(&self, at: usize) -> &AtomicU32 {
-        // SAFETY: four aligned bytes of the mapping, by `map`; both sides use it atomically only.
+        // SAFETY: four aligned bytes of the mapping, by `map`; this process and the kernel access
+        // them only atomically.
         unsafe { AtomicU32::from_ptr(self.memory.as_mut_ptr().add(at).cast()) }
     }
 
@@ -85,29 +87,30 @@ impl<T: Copy> Ring<T> {
         flags & XdpRingFlags::XDP_RING_NEED_WAKEUP.bits() != 0
     }
 
-    // Where we produce.
+    // Methods of rings that this process produces: fill and transmit.
 
-    /// Puts an entry there. There must be fewer of the ring's chunks than entries.
+    /// Publishes an entry. The caller must ensure that the ring is not full: there are no more
+    /// chunks than entries.
     fn push(&mut self, entry: T) {
-        // SAFETY: it is not published, so the kernel does not look at it.
+        // SAFETY: the entry is not published, so the kernel does not access it.
         unsafe { self.entry().write(entry) };
         self.at = self.at.wrapping_add(1);
         self.word(self.producer).store(self.at, Ordering::Release);
     }
 
-    /// Whether the kernel has taken all of it.
+    /// Whether the kernel has taken every entry.
     fn is_taken(&self) -> bool {
         self.word(self.consumer).load(Ordering::Acquire) == self.at
     }
 
-    // Where the kernel does.
+    // Methods of rings that the kernel produces: receive and completion.
 
     fn is_empty(&self) -> bool {
         self.word(self.producer).load(Ordering::Acquire) == self.at
     }
 
     fn peek(&self) -> Option<T> {
-        // SAFETY: the kernel has published it, and it is not given back yet.
+        // SAFETY: the kernel has published the entry, and it is not released yet.
         (!self.is_empty()).then(|| unsafe { self.entry().read() })
     }
 
@@ -121,7 +124,7 @@ fn odd() -> io::Error {
     io::Error::other("the kernel's rings are not what they are known to be")
 }
 
-/// A socket with its memory and its four rings, to be bound to a queue of an interface.
+/// Socket with its memory and its four rings, to be bound to a queue of an interface.
 pub struct Socket {
     socket: OwnedFd,
     memory: MmapRaw,
@@ -129,15 +132,16 @@ pub struct Socket {
     completion: Ring<u64>,
     receive: Ring<Desc>,
     transmit: Ring<Desc>,
-    /// Chunks to send with, by number: those that are ours.
+    /// Numbers of the chunks for sending that are free: those that this process owns.
     free: Vec<u32>,
 }
 
 impl Socket {
-    /// One in this network namespace, that receives once it is bound and led to.
+    /// Creates a socket in this network namespace. It receives once it is bound and frames are
+    /// redirected to it.
     ///
     /// # Errors
-    /// What the system says; `EAFNOSUPPORT` if it knows no AF_XDP.
+    /// A system error; `EAFNOSUPPORT` if the kernel lacks AF_XDP.
     pub fn new() -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::XDP, SocketType::RAW, flags, None)?;
@@ -150,8 +154,8 @@ impl Socket {
             flags: XdpUmemRegFlags::empty(),
             tx_metadata_len: 0,
         };
-        // The memory stays mapped until after the socket is closed: see `Drop`'s order, and the
-        // kernel has pinned its pages besides.
+        // The memory stays mapped until after the socket is closed, by the order in `Drop`. The
+        // kernel has also pinned its pages.
         sockopt::set_xdp_umem_reg(&socket, registration)?;
         sockopt::set_xdp_umem_fill_ring_size(&socket, DEPTH as u32)?;
         sockopt::set_xdp_umem_completion_ring_size(&socket, DEPTH as u32)?;
@@ -168,12 +172,12 @@ impl Socket {
         Ok(Self { socket, memory, fill, completion, receive, transmit, free })
     }
 
-    /// Chunks that a frame could be sent with at once.
+    /// Returns the number of chunks that are free for sending.
     pub fn free(&self) -> usize {
         self.free.len()
     }
 
-    /// Takes back what has been sent.
+    /// Frees the chunks of sent frames.
     pub fn reap(&mut self) {
         while let Some(addr) = self.completion.peek() {
             self.completion.give_back();
@@ -187,13 +191,13 @@ impl Socket {
         }
     }
 
-    /// Sends what `write` writes and tells the length of; `None` if nothing is free, or it wrote
-    /// nothing.
+    /// Queues the frame that `write` writes and returns the length of. Returns `None` if no chunk
+    /// is free or nothing was written.
     pub fn send(&mut self, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Option<()> {
         let chunk = self.free.pop()?;
         let at = (chunk as usize).saturating_mul(CHUNK);
-        // SAFETY: a chunk of the mapping; it was free, so it is ours, and nobody else has a slice
-        // of it for as long as it is neither free nor with the kernel.
+        // SAFETY: a chunk of the mapping. It was free, so this process owns it, and no other slice
+        // of it exists for as long as it is neither free nor owned by the kernel.
         let bytes =
             unsafe { core::slice::from_raw_parts_mut(self.memory.as_mut_ptr().add(at), CHUNK) };
         match write(bytes).filter(|len| *len <= CHUNK) {
@@ -208,27 +212,27 @@ impl Socket {
         }
     }
 
-    /// Whether all that was sent is taken by the kernel.
+    /// Whether the kernel has taken all queued frames.
     pub fn is_taken(&self) -> bool {
         self.transmit.is_taken()
     }
 
-    /// Whether the kernel wants to be told that there is something to send.
+    /// Whether the kernel needs a wake-up to send.
     pub fn wants_send(&self) -> bool {
         self.transmit.needs_wakeup()
     }
 
-    /// Whether it wants to be told that there is room to receive.
+    /// Whether the kernel needs a wake-up to use chunks of the fill ring.
     pub fn wants_receive(&self) -> bool {
         self.fill.needs_wakeup()
     }
 
-    /// Whether nothing was received.
+    /// Whether no frame was received.
     pub fn is_empty(&self) -> bool {
         self.receive.is_empty()
     }
 
-    /// Looks at the next frame that was received, and gives its chunk back.
+    /// Calls `look` with the next received frame, then returns its chunk to the kernel.
     pub fn receive<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
         let desc = self.receive.peek()?;
         self.receive.give_back();
@@ -237,7 +241,8 @@ impl Socket {
         if addr >= THEIRS || start.saturating_add(len) > CHUNK {
             return None;
         }
-        // SAFETY: inside one chunk of the mapping, which is ours since it came by this ring.
+        // SAFETY: inside one chunk of the mapping, which this process owns since it was returned by
+        // this ring.
         let frame = unsafe { core::slice::from_raw_parts(self.memory.as_ptr().add(addr), len) };
         let seen = look(frame);
         self.fill.push(addr.saturating_sub(start) as u64);
@@ -251,8 +256,9 @@ impl AsFd for Socket {
     }
 }
 
-/// The program at an interface that leads each of its queues to the socket that is there for it, and
-/// leaves the frames of others to the kernel. It goes away with this, however the process ends.
+/// BPF program on an interface that redirects the frames of each queue to the socket registered for
+/// it, and passes the frames of other queues to the kernel. The kernel removes it when this value
+/// is dropped or the process ends.
 #[derive(Debug)]
 pub struct Program {
     map: OwnedFd,
@@ -269,7 +275,7 @@ const ATTACH_XDP: u32 = 37;
 const FLAG_SKB_MODE: u32 = 2;
 const LICENSE: &CStr = c"Apache-2.0 OR MIT";
 
-/// The beginnings of `union bpf_attr`'s parts; what follows counts as 0.
+/// Leading fields of the parts of `union bpf_attr`; missing fields are 0.
 #[repr(C)]
 struct ProgLoad {
     prog_type: u32,
@@ -287,23 +293,24 @@ struct MapUpdate {
     flags: u64,
 }
 
-/// Runs `bpf(2)`.
+/// Calls `bpf(2)`.
 ///
 /// # Safety
-/// `A` is what `command` takes, without padding, and every address in it is valid for what the
-/// command does with it.
+/// `A` must be the argument type of `command`, without padding, and every address in it must be
+/// valid for the command's access.
 unsafe fn bpf<A>(command: u32, attr: &A) -> io::Result<RawFd> {
-    // SAFETY: the kernel reads `size_of::<A>()` bytes; the rest by the caller's promise.
+    // SAFETY: the kernel reads `size_of::<A>()` bytes; the rest holds by the caller's promise.
     let done = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<A>()) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done as RawFd) }
 }
 
-/// The same for a command that makes a descriptor.
+/// Calls `bpf(2)` with a command that returns a new descriptor.
 ///
 /// # Safety
 /// As [`bpf`].
 unsafe fn bpf_make<A>(command: u32, attr: &A) -> io::Result<OwnedFd> {
-    // SAFETY: by the caller's promise; a descriptor that was made for us is ours.
+    // SAFETY: by the caller's promise; a descriptor that the command created is owned by this
+    // process.
     unsafe { bpf(command, attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
 }
 
@@ -315,17 +322,18 @@ fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> [u8; 8] {
 }
 
 impl Program {
-    /// Puts it at an interface of this network namespace, with places for so many queues.
+    /// Attaches the program to an interface of this network namespace, with a map of `queues`
+    /// entries.
     ///
     /// # Errors
-    /// What the system says; `EBUSY` if there is a program already.
+    /// A system error; `EBUSY` if there is an XDP program already.
     pub fn attach(interface: u32, queues: u32) -> io::Result<Self> {
-        // SAFETY: type, sizes of key and value, entries; no address.
+        // SAFETY: type, sizes of key and value, number of entries; no address.
         let map = unsafe { bpf_make(MAP_CREATE, &[MAP_TYPE_XSKMAP, 4, 4, queues]) }?;
         let program = [
             // r2 = ctx->rx_queue_index
             instruction(0x61, 2, 1, 16, 0),
-            // r1 = the map (BPF_PSEUDO_MAP_FD), of two places
+            // r1 = the map (BPF_PSEUDO_MAP_FD); takes two instructions
             instruction(0x18, 1, 1, 0, map.as_raw_fd()),
             instruction(0, 0, 0, 0, 0),
             // r3 = XDP_PASS, for a queue without a socket
@@ -340,14 +348,15 @@ impl Program {
             insns: program.as_ptr().expose_provenance() as u64,
             license: LICENSE.as_ptr().expose_provenance() as u64,
         };
-        // SAFETY: so many instructions and a terminated string, which live for as long as the call.
+        // SAFETY: the instructions and a terminated string, with their correct lengths, which live
+        // for as long as the call.
         let program = unsafe { bpf_make(PROG_LOAD, &load) }?;
         let at = |flags| {
             let words = [program.as_raw_fd() as u32, interface, ATTACH_XDP, flags];
-            // SAFETY: program, interface, kind, flags; no address.
+            // SAFETY: program, interface, type, flags; no address.
             unsafe { bpf_make(LINK_CREATE, &words) }
         };
-        // In the driver; else, for drivers that cannot, behind it.
+        // In the driver, or, for drivers that do not support it, in the generic (skb) mode.
         let link = at(0).or_else(|error| match error.raw_os_error() {
             Some(libc::EBUSY | libc::EEXIST | libc::EPERM) => Err(error),
             _ => at(FLAG_SKB_MODE),
@@ -355,10 +364,10 @@ impl Program {
         Ok(Self { map, _link: link })
     }
 
-    /// Leads a queue's frames to a socket that is bound to it, for as long as the socket is there.
+    /// Redirects a queue's frames to a socket that is bound to it, until the socket is closed.
     ///
     /// # Errors
-    /// What the system says.
+    /// A system error.
     pub fn lead(&self, queue: u32, socket: &Socket) -> io::Result<()> {
         let value = socket.socket.as_raw_fd();
         let update = MapUpdate {

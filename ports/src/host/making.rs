@@ -1,5 +1,5 @@
-//! Making and taking away what a vif leads to, on threads of their own: Open vSwitch, a network
-//! namespace or a driver takes as long as it takes.
+//! Creation and removal of a vif's port, on separate threads: Open vSwitch, a network namespace or
+//! a driver may block.
 #![forbid(unsafe_code)]
 
 use super::other_port::OtherPort;
@@ -14,27 +14,27 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-/// How long making it may take.
+/// Timeout of the creation.
 const MAKING: Duration = Duration::from_secs(60);
 
-/// What a vif leads to.
+/// What a vif is connected to.
 #[derive(Default)]
 pub(super) struct Way {
     pub taps: Taps,
-    /// If not to a tap.
+    /// Port other than a tap, if configured.
     pub other: Option<OtherPort>,
-    /// What was said of it.
+    /// Configured options.
     pub said: NicOptions,
 }
 
 impl Way {
-    /// It leads nowhere.
+    /// Whether the vif is not connected to anything.
     pub fn is_empty(&self) -> bool {
         self.taps.first().is_none() && self.other.is_none()
     }
 }
 
-/// What is being made.
+/// Creation in progress.
 pub(super) struct Making {
     outcome: Receiver<Result<Way, Fault>>,
     begun: Instant,
@@ -59,7 +59,7 @@ impl Making {
         Ok(Self { outcome, begun: Instant::now() })
     }
 
-    /// What has become of it.
+    /// Returns the outcome if the creation has ended or timed out.
     pub fn poll(&self) -> Option<Result<Way, Fault>> {
         match self.outcome.try_recv() {
             Ok(made) => Some(made),
@@ -68,7 +68,7 @@ impl Making {
         }
     }
 
-    /// Waits for it.
+    /// Waits for the outcome.
     pub fn wait(&self) -> Result<Way, Fault> {
         let time = MAKING.saturating_sub(self.begun.elapsed());
         self.outcome.recv_timeout(time).unwrap_or_else(|error| match error {
@@ -82,11 +82,11 @@ fn too_long() -> Fault {
     Fault::new("nic-timeout", text)
 }
 
-/// What is being taken away.
+/// Removal in progress.
 pub(super) struct Unmaking(Receiver<()>);
 
 impl Unmaking {
-    /// Starts a thread that drops it.
+    /// Starts a thread that drops `way`.
     pub fn begin(way: Way, wake: Waker) -> Self {
         let (tell, over) = sync_channel::<()>(1);
         let work = move || {
@@ -94,12 +94,12 @@ impl Unmaking {
             drop(tell);
             wake();
         };
-        // Without a thread to be had, that is done here and now.
+        // If no thread can be created, the closure and with it `way` is dropped here, which blocks.
         let _ = Builder::new().name(String::from("close-nic")).spawn(work);
         Self(over)
     }
 
-    /// Whether it is over.
+    /// Whether the removal has ended.
     pub fn is_over(&self) -> bool {
         self.0.try_recv() == Err(TryRecvError::Disconnected)
     }

@@ -1,4 +1,4 @@
-//! Serving vifs through taps, a thread per queue: what a driver domain does.
+//! Serves vifs through taps, with one thread per queue, as a driver domain does.
 #![forbid(unsafe_code)]
 
 mod making;
@@ -33,44 +33,44 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use taps::{Carrier, Taps};
 
-/// What the driver domain adds to what the toolstack says.
+/// Settings of the driver domain for one vif, in addition to the toolstack's.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TapOptions {
-    /// The tap's name, if the toolstack gives none (`vifname`); else `vif<domain>.<handle>`, as
-    /// Linux has it.
+    /// Name of the tap if the toolstack gives none (`vifname`). The default is
+    /// `vif<domain>.<handle>`, as on Linux.
     pub name: Option<String>,
-    /// The bridge to join, if the toolstack names none (`bridge`).
+    /// Bridge to join if the toolstack gives none (`bridge`).
     pub bridge: Option<String>,
-    /// An address of the driver domain on this link, and its prefix length.
+    /// Address of the driver domain on this link, and its prefix length.
     pub address: Option<(Ipv4Addr, u8)>,
-    /// Queues that a guest may have at most; else as many as there are processors, up to
+    /// Largest number of queues of a guest. The default is the number of processors, up to
     /// [`QUEUES_DEFAULT`].
     pub max_queues: Option<u32>,
-    /// How the guest's pages are reached.
+    /// How the guest's pages are accessed.
     pub policy: Policy,
 }
 
 /// Settings of all vifs of a driver domain.
 #[derive(Debug, Default)]
 pub struct NicSettings {
-    /// What holds for a vif of which nothing else is said.
+    /// Default options of a vif.
     pub defaults: NicOptions,
-    /// Rates that vifs may share.
+    /// Shared rates, by name.
     pub shares: Shares,
-    /// Switches that vifs may be plugged into.
+    /// Switches of this process.
     pub switches: Switches,
 }
 
-/// Queues that a guest may have if nothing else is said: Linux' default too.
+/// Default limit of the number of queues of a guest, as in Linux.
 pub const QUEUES_DEFAULT: u32 = 8;
 
-/// Serves a vif through a tap, whose carrier says whether a guest is there, or through whatever
-/// else [its options](NicOptions) say.
+/// Serves a vif through a tap, whose carrier shows whether a guest is connected, or through another
+/// port that [its options](NicOptions) select.
 pub struct TapServer {
     options: TapOptions,
     wake: Waker,
     max_queues: u32,
-    /// Queues of a session that an earlier process began.
+    /// Number of queues of a session that an earlier process started.
     inherited: u32,
     way: Way,
     making: Option<Making>,
@@ -78,17 +78,19 @@ pub struct TapServer {
     carrier: Arc<Carrier>,
     site: Arc<NicSettings>,
     knobs: Arc<RuntimeSettings>,
-    /// What the queues of the session wake each other by, if it has a control ring.
+    /// Event descriptors by which the queues of the session wake each other, if it has a control
+    /// ring.
     mail: Vec<OwnedFd>,
     records: Option<RecordDir>,
-    /// How often a record could not be removed, and the tap not be left as before a session.
+    /// Rate limits of log lines: a record could not be removed; a tap could not be reset after a
+    /// session.
     records_left: Arc<LogLimit>,
     taps_changed: Arc<LogLimit>,
 }
 
 impl TapServer {
-    /// `wake` is called, by any thread, when something is over that the driver waits for, or a worker
-    /// ended by itself: step the driver then.
+    /// Creates a server. `wake` may be called by any thread, when an operation that the driver
+    /// waits for has ended or a worker has ended on its own. The driver must be stepped then.
     #[must_use]
     pub fn new(options: TapOptions, wake: Waker) -> Self {
         let processors = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
@@ -124,26 +126,26 @@ impl TapServer {
         events
     }
 
-    /// The same, in a driver domain that has more to say.
+    /// Adds the settings of a driver domain.
     #[must_use]
     pub fn within(self, site: Arc<NicSettings>) -> Self {
         Self { site, ..self }
     }
 
-    /// The same, whose sessions another process can take over: it finds their in-flight records in the
-    /// same directory.
+    /// Stores in-flight records in this directory, so that another process can resume the sessions
+    /// from it.
     #[must_use]
     pub fn recorded_in(self, records: RecordDir) -> Self {
         Self { records: Some(records), ..self }
     }
 
-    /// What can be changed while the vif is served, and looked at.
+    /// Returns the settings that can be changed, and the capture point, while the vif runs.
     #[must_use]
     pub const fn knobs(&self) -> &Arc<RuntimeSettings> {
         &self.knobs
     }
 
-    /// What was said of a vif, by all who may.
+    /// Returns the options of a vif from all sources: defaults, `bridge` and `options` keys.
     fn said_of(&self, vif: &ToolstackBack) -> Result<NicOptions, Fault> {
         let (_, words) = bridge_of(vif);
         let said = self.site.defaults.clone().and(&words.replace(';', ","))?;
@@ -154,13 +156,13 @@ impl TapServer {
         self.knobs.apply(said, vif.mac.0, vif.ip.as_deref(), &self.site.shares)
     }
 
-    /// The tap, once there is one.
+    /// Returns the tap, once it exists.
     #[must_use]
     pub fn tap(&self) -> Option<&Tap> {
         self.way.taps.first()
     }
 
-    /// Queues that the taps are made for.
+    /// Returns the number of queues of new taps.
     fn tap_queues(&self) -> u32 {
         self.max_queues.max(self.inherited)
     }
@@ -183,7 +185,7 @@ impl TapServer {
         config
     }
 
-    /// Begins to make what the vif leads to.
+    /// Starts the creation of the vif's port.
     fn begin_making(&self, vif: &ToolstackBack, attach: Attach) -> Result<Making, Fault> {
         let said = self.said_of(vif)?;
         self.apply(vif, &said)?;
@@ -265,7 +267,8 @@ where
             let mail = eventfd(0, flags).map_err(|e| no_mail(e.into()))?;
             let other = mail.try_clone().map_err(no_mail)?;
             let wake = move || {
-                // It can only be that it is set already.
+                // The write fails only if the eventfd is at its limit, and then it is readable
+                // already.
                 let _ = rustix::io::write(&other, &1_u64.to_ne_bytes());
             };
             self.mail.push(mail);
@@ -375,7 +378,7 @@ where
         if let Err(error) = self.way.taps.use_queues(1).and(quiet)
             && let Some(unlogged) = self.taps_changed.admit()
         {
-            // The next session sets both anew, and says so if it cannot.
+            // The next session sets both again and reports an error if that fails.
             tracing::debug!(%error, unlogged, "the tap is not as before the session");
         }
     }
@@ -393,8 +396,8 @@ fn name_of(vif: &ToolstackBack) -> String {
     format!("vif{}.{}", vif.frontend_id, vif.handle)
 }
 
-/// The bridge that the toolstack names, and words of ours behind it: `xl` has one field for both,
-/// `bridge=NAME;WORD;WORD`.
+/// Splits the toolstack's `bridge` into the bridge's name and the options after it: `xl` has one
+/// field for both, `bridge=NAME;WORD;WORD`.
 fn bridge_of(vif: &ToolstackBack) -> (Option<&str>, &str) {
     let all = vif.bridge.as_deref().unwrap_or_default();
     let (bridge, words) = all.split_once(';').unwrap_or((all, ""));

@@ -1,4 +1,4 @@
-//! Where a vif leads to that has no tap.
+//! Ports of a vif without a tap.
 #![forbid(unsafe_code)]
 
 use super::NicSettings;
@@ -25,20 +25,20 @@ use std::os::fd::{AsFd, OwnedFd};
 pub(super) enum OtherPort {
     Switch {
         switch: Arc<Switch>,
-        /// While there is a guest.
+        /// `Some` while a guest is connected.
         socket: Option<Socket>,
     },
     AfXdp(Arc<AfXdp>),
     Loopback,
     Files {
         recording: Option<Arc<Recording>>,
-        /// To come to the guest still, by its first queue.
+        /// Packets still to be sent to the guest, by its first queue.
         replay: VecDeque<Vec<u8>>,
     },
 }
 
 impl OtherPort {
-    /// `None` is a tap; else for up to so many queues.
+    /// Opens the port for at most `queues` queues. Returns `None` if the options select a tap.
     pub fn open(
         said: &NicOptions,
         name: &str,
@@ -71,12 +71,12 @@ impl OtherPort {
         }))
     }
 
-    /// How many queues it has, if that is not for us to say.
+    /// Returns the number of queues if the port determines it.
     pub fn queues(&self) -> Option<u32> {
         if let Self::AfXdp(interface) = self { Some(interface.queues()) } else { None }
     }
 
-    /// How often a guest has had a queue started, if that is logged.
+    /// Returns the rate limit of log lines for started queues, if there is one.
     pub fn starts(&self) -> Option<&Arc<LogLimit>> {
         if let Self::AfXdp(interface) = self { Some(interface.starts()) } else { None }
     }
@@ -96,7 +96,7 @@ impl OtherPort {
         }
     }
 
-    /// Starts the worker of a queue; its answer is the system's.
+    /// Starts the worker of a queue. The inner result is the system's.
     pub fn start<P, R>(
         &mut self,
         index: usize,
@@ -122,7 +122,7 @@ impl OtherPort {
             Self::AfXdp(interface) => {
                 let interface = Arc::clone(interface);
                 let make = move |stats: Arc<Stats>| {
-                    // The kernel may take a while to give a queue back.
+                    // The kernel may take some time to release the queue from its last socket.
                     let socket = interface.queue(u32::try_from(index).unwrap_or(u32::MAX));
                     let socket = socket.map_err(io::Error::other)?;
                     let port = AfXdpPort::new(socket, Arc::clone(&stats))?;

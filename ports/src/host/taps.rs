@@ -1,4 +1,4 @@
-//! The taps of a vif: one interface, with a handle on each of its queues.
+//! Taps of a vif: one interface, with a handle for each of its queues.
 #![forbid(unsafe_code)]
 
 use crate::open_vswitch;
@@ -11,15 +11,15 @@ use pvio_uring::LogLimit;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-/// For how long an interface may outlive its process.
+/// Longest time for which an interface may survive its process.
 const RELEASE: Duration = Duration::from_secs(2);
 
-/// A handle on each queue; the first is the interface's own, and always in use.
+/// One handle per queue. The first is always in use.
 #[derive(Debug, Default)]
 pub(super) struct Taps {
     all: Vec<Tap>,
     in_use: usize,
-    /// The interface and the bridge it joined.
+    /// Names of the interface and the bridge that it joined.
     joined: Option<(String, String)>,
 }
 
@@ -32,8 +32,9 @@ impl Drop for Taps {
 }
 
 impl Taps {
-    /// Creates the interface. A name that is in use may be that of a process that was killed: its io_uring
-    /// has the tap until the kernel has released it, shortly after the process.
+    /// Creates the interface. Retries while the name is in use, possibly by a process that was
+    /// killed: its io_uring holds the tap until the kernel has released it, shortly after the
+    /// process ends.
     pub fn create_once_free(config: &TapConfig, queues: u32) -> Result<Self, TapError> {
         let begin = Instant::now();
         loop {
@@ -52,7 +53,7 @@ impl Taps {
         Ok(Self { all, in_use: 1, joined })
     }
 
-    /// Those of an interface that is there already.
+    /// Opens the queues of an existing interface.
     pub fn open(name: &str, netns: Option<&str>, queues: u32) -> Result<Self, TapError> {
         let all = within(netns, || make(Tap::open(name, queues > 1)?, queues))?;
         Ok(Self { all, in_use: 1, joined: None })
@@ -66,7 +67,7 @@ impl Taps {
         self.all.get(index)
     }
 
-    /// Lets the kernel spread packets over so many queues.
+    /// Sets the number of queues over which the kernel distributes packets.
     pub fn use_queues(&mut self, count: usize) -> Result<(), TapError> {
         while self.in_use < count
             && let Some(tap) = self.all.get(self.in_use)
@@ -106,21 +107,21 @@ fn make(first: Tap, queues: u32) -> Result<Vec<Tap>, TapError> {
     Ok(all)
 }
 
-/// The carrier of the interface, which says whether somebody receives what is sent into it.
+/// Carrier of the interface, which shows whether its packets are received.
 #[derive(Debug, Default)]
 pub(super) struct Carrier {
     state: Mutex<CarrierState>,
-    /// How often it could not be set.
+    /// Rate limit of the log lines for failures.
     failures: Arc<LogLimit>,
 }
 
 #[derive(Debug, Default)]
 struct CarrierState {
     tap: Option<Tap>,
-    /// A session is going on.
+    /// Whether a session is active.
     guest: bool,
-    /// How many of its queues have stalled. The host does not know which queue a packet would
-    /// take, so one is enough (as in Linux).
+    /// Number of queues that have stalled. The host does not know which queue a packet would take,
+    /// so a single stalled queue turns the carrier off (as in Linux).
     stalled: usize,
 }
 
@@ -129,17 +130,17 @@ impl Carrier {
         &self.failures
     }
 
-    /// Of this interface, where nobody is yet.
+    /// Sets the interface, without a guest.
     pub fn begin(&self, tap: Option<Tap>) {
         self.change(|carrier| *carrier = CarrierState { tap, ..CarrierState::default() });
     }
 
-    /// A guest is there, or is not.
+    /// Sets whether a guest is connected.
     pub fn guest(&self, there: bool) {
         self.change(|carrier| (carrier.guest, carrier.stalled) = (there, 0));
     }
 
-    /// A queue has stalled, or is ready again.
+    /// Reports that a queue has stalled, or is ready again.
     pub fn stalled(&self, one: bool) {
         self.change(|carrier| {
             let stalled = carrier.stalled;
@@ -156,7 +157,7 @@ impl Carrier {
             && let Err(error) = tap.set_carrier(on)
             && let Some(unlogged) = self.failures.admit()
         {
-            // Older kernels cannot; the host then believes that somebody is always there.
+            // Older kernels do not support it; the host then always sees a carrier.
             tracing::debug!(tap = tap.name(), %error, unlogged, "carrier not set");
         }
     }

@@ -1,4 +1,4 @@
-//! What waits for one queue of a member.
+//! Packets that wait for one queue of a member.
 #![forbid(unsafe_code)]
 
 use crate::buffers::{LARGE, SMALL, buffers, is_large};
@@ -14,29 +14,31 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
-/// Bytes that may wait, not counting what the receiving queue has taken over.
+/// Limit of waiting bytes, without packets that the receiving queue has taken.
 pub(super) const BYTES: usize = 256 * 1024;
 const LARGES: usize = 24;
 const SMALLS: usize = 256;
 
-/// Packets from others, in buffers of the receiver's: a sender exchanges a full one for an empty
-/// one of the same size, so nothing is copied and nobody's memory is held by a slow receiver.
+/// Packets from other members, in the receiver's buffers. A sender exchanges a full buffer for an
+/// empty one of the same size, so nothing is copied and a slow receiver does not hold the senders'
+/// memory.
 #[derive(Debug)]
 pub(super) struct Inbox {
     full: ArrayQueue<Packet<PrivateBuf>>,
     large: ArrayQueue<PrivateBuf>,
     small: ArrayQueue<PrivateBuf>,
     bytes: AtomicUsize,
-    /// Where what is lost is counted: those of the receiver, once there is one.
+    /// Counters of the receiver, for lost packets; set once there is a receiver.
     stats: OnceLock<Arc<Stats>>,
-    /// The receiver sleeps, or is about to.
+    /// Whether the receiver sleeps or is about to.
     asleep: AtomicBool,
     bell: Arc<OwnedFd>,
     takes: (bool, bool),
 }
 
 impl Inbox {
-    /// For a queue that takes TCP unsegmented, over IPv4 and over IPv6.
+    /// Creates an inbox for a queue. `takes` holds whether it accepts unsegmented TCP over IPv4 and
+    /// over IPv6.
     pub fn new(takes: (bool, bool)) -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let (large, small) = (ArrayQueue::new(LARGES), ArrayQueue::new(SMALLS));
@@ -64,7 +66,8 @@ impl Inbox {
         }
     }
 
-    /// An empty buffer for a frame of so many bytes; without one the packet is lost, and counted.
+    /// Returns an empty buffer for a frame of `len` bytes. Without a free buffer, the packet is
+    /// lost and counted.
     pub fn reserve(&self, len: usize) -> Option<PrivateBuf> {
         let room = self.has_room(len);
         let small = if len <= SMALL { self.small.pop() } else { None };
@@ -75,21 +78,21 @@ impl Inbox {
         buf
     }
 
-    /// Takes a packet in a buffer of [`reserve`](Self::reserve)'s.
+    /// Adds a packet in a buffer of [`reserve`](Self::reserve).
     pub fn push(&self, packet: Packet<PrivateBuf>) {
         self.bytes.fetch_add(packet.len, Ordering::Relaxed);
-        // As many places as buffers.
+        // The queue has space for every buffer.
         let _ = self.full.push(packet);
-        // The receiver says that it sleeps and then looks once more; we put it there and then look
-        // whether it sleeps. One of the two sees the other.
+        // The receiver sets `asleep` and then checks the queue; this thread adds the packet and
+        // then checks `asleep`. With the fences, at least one of them sees the other's store.
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
             self.ring();
         }
     }
 
-    /// Takes a packet in a sender's buffer; what the sender has instead. Without an empty one to
-    /// give, the packet is lost, and counted.
+    /// Adds a packet in a sender's buffer and returns an empty buffer in exchange. Without a free
+    /// buffer, the packet is lost and counted, and its buffer is returned.
     pub fn exchange(&self, packet: Packet<PrivateBuf>) -> PrivateBuf {
         let empty = if !self.has_room(packet.len) {
             None
@@ -114,7 +117,7 @@ impl Inbox {
         self.bytes.load(Ordering::Relaxed).saturating_add(len) <= BYTES
     }
 
-    // The receiver's side.
+    // Methods for the receiver.
 
     pub fn count_in(&self, stats: &Arc<Stats>) {
         let _ = self.stats.set(Arc::clone(stats));
@@ -134,30 +137,31 @@ impl Inbox {
         self.full.is_empty()
     }
 
-    /// What rings while the receiver sleeps.
+    /// Returns the eventfd that is signalled while the receiver sleeps.
     pub fn bell(&self) -> &Arc<OwnedFd> {
         &self.bell
     }
 
-    /// Wakes the receiver, if it sleeps or is about to.
+    /// Signals the eventfd, which wakes the receiver.
     pub fn ring(&self) {
-        // Fails only when it is full, and then it wakes as well.
+        // The write fails only if the counter is at its limit, and then the eventfd is readable
+        // already.
         let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
     }
 
-    /// The receiver is about to sleep; whether it may.
+    /// Called before the receiver sleeps. Returns whether it may.
     pub fn may_sleep(&self) -> bool {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         self.full.is_empty()
     }
 
-    /// It is awake.
+    /// Called after the receiver has woken up.
     pub fn awake(&self) {
         self.asleep.store(false, Ordering::Relaxed);
     }
 
-    /// The bell was heard.
+    /// Clears the eventfd.
     pub fn silence(&self) {
         let _ = rustix::io::read(&self.bell, &mut [0; 8]);
     }

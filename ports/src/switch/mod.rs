@@ -1,22 +1,23 @@
-//! A switch between the vifs of one driver domain: a packet goes from guest to guest without a tap,
-//! and without being copied on the way between their two copies.
+//! A switch between the vifs of one driver domain. A packet goes from guest to guest without a tap;
+//! the switch itself does not copy it.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `table` | which station is behind which member |
-//! | `inbox` | what waits for a queue: bounded in bytes, in buffers of the receiver's own |
-//! | `port` | a queue's end, as a port |
-//! | `uplink` | a tap as a member, for the world outside |
+//! | `table` | address table: the member of each station |
+//! | `inbox` | packets that wait for a queue: bounded in bytes, in the receiver's buffers |
+//! | `port` | a queue's connection, as a port |
+//! | `uplink` | a tap as a member, for external networks |
 //!
-//! A packet keeps what is left to do to it: one to be segmented stays whole, and a blank checksum
-//! blank, for guests that take that; for others it is cut (here) or completed (by their queue).
-//! It goes to the member behind whom its station was last heard; broadcast, multicast and what is
-//! not known go to all others. Of a receiver's queues it takes one by its addresses and ports.
+//! A packet keeps its offloads: an unsegmented packet and a blank checksum stay so for guests that
+//! accept them. For other guests the packet is segmented here, or its checksum is completed by
+//! their queue. A packet is sent to the member from which its destination was last seen as a
+//! source. Broadcast, multicast and unknown destinations are sent to all other members. The queue
+//! of a receiver is selected by a hash of addresses and ports.
 //!
-//! No lock is taken for a packet. A receiver that is slow loses packets of its own
-//! ([`RxSwitch`](pvio_netback::fault::DropReason::RxSwitch)), and nobody waits for it. A guest that sends
-//! under another's address takes away what that one should receive, as with any learning bridge:
-//! a [guard](super::guard) keeps it from doing so.
+//! No lock is taken for a packet. A slow receiver loses only its own packets
+//! ([`RxSwitch`](pvio_netback::fault::DropReason::RxSwitch)), and senders never wait for it. A
+//! guest that sends with another guest's source address receives that guest's packets, as with any
+//! learning bridge. A [guard](super::guard) prevents that.
 #![forbid(unsafe_code)]
 
 mod inbox;
@@ -39,37 +40,37 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 use table::Table;
 
-/// Where the members of a switch are joined.
+/// Switch with its members.
 #[derive(Debug)]
 pub struct Switch {
     table: Table,
-    /// By number.
+    /// Members, sorted by number.
     members: Arc<Setting<Vec<Arc<Member>>>>,
-    /// Its uplink's thread has ended.
+    /// Whether the uplink's thread has ended.
     uplink_lost: AtomicBool,
 }
 
-/// A member: a vif with a guest, or an uplink.
+/// Member of a switch: a vif with a connected guest, or an uplink.
 #[derive(Debug)]
 struct Member {
-    /// Not 0.
+    /// Number of the member; not 0.
     number: u16,
     inboxes: Vec<Arc<Inbox>>,
 }
 
 impl Switch {
-    /// One without members.
+    /// Creates a switch without members.
     #[must_use]
     pub fn new() -> Arc<Self> {
         let (table, members) = (Table::default(), Setting::new(Vec::new()));
         Arc::new(Self { table, members, uplink_lost: AtomicBool::new(false) })
     }
 
-    /// A member joins, with so many queues, which take TCP unsegmented over IPv4 and IPv6 or do not.
-    /// It is one for as long as it keeps what it is given.
+    /// Adds a member with `queues` queues. `takes` holds whether they accept unsegmented TCP over
+    /// IPv4 and over IPv6. It stays a member until the returned value is dropped.
     ///
     /// # Errors
-    /// For want of descriptors, or of numbers.
+    /// Fails if there are no more descriptors or member numbers.
     pub fn join(self: &Arc<Self>, queues: usize, takes: (bool, bool)) -> io::Result<Socket> {
         let inboxes = core::iter::repeat_with(|| Inbox::new(takes).map(Arc::new));
         let inboxes = inboxes.take(queues.max(1)).collect::<io::Result<Vec<_>>>()?;
@@ -89,7 +90,7 @@ impl Switch {
         Ok(Socket { switch: Arc::clone(self), member })
     }
 
-    /// The uplink does not work any more: the workers of all members end, which closes their devices.
+    /// Marks the uplink as lost: the workers of all members end, which closes their devices.
     fn lose_uplink(&self) {
         self.uplink_lost.store(true, Ordering::Release);
         let members = self.members.get();
@@ -100,21 +101,21 @@ impl Switch {
         self.uplink_lost.load(Ordering::Acquire)
     }
 
-    /// How many members it has.
+    /// Returns the number of members.
     #[must_use]
     pub fn members(&self) -> usize {
         self.members.get().len()
     }
 }
 
-/// A member's place.
+/// Membership in a switch.
 #[derive(Debug)]
 pub struct Socket {
     switch: Arc<Switch>,
     member: Arc<Member>,
 }
 
-/// One of a member's queues, to be made a [`SwitchPort`] or a [`Lane`] of.
+/// Connection of one of a member's queues, for a [`SwitchPort`] or a [`Lane`].
 #[derive(Debug)]
 pub struct End {
     switch: Arc<Switch>,
@@ -123,10 +124,10 @@ pub struct End {
 }
 
 impl Socket {
-    /// The queue of that number, counted from 0.
+    /// Returns the connection of the queue with that number, counted from 0.
     ///
     /// # Errors
-    /// It has no such queue.
+    /// The member has no such queue.
     pub fn end(&self, queue: usize) -> io::Result<End> {
         let inbox = self.member.inboxes.get(queue).map(Arc::clone);
         let inbox = inbox.ok_or_else(|| io::Error::other("the member has no such queue"))?;
@@ -144,8 +145,7 @@ impl Drop for Socket {
     }
 }
 
-/// The switches of a driver domain, by their names: each is there from the first vif that is plugged
-/// into it.
+/// Switches of a driver domain, by name. Each is created when the first vif joins it.
 #[derive(Debug, Default)]
 pub struct Switches {
     uplinks: BTreeMap<String, TapConfig>,
@@ -159,21 +159,21 @@ struct Made {
 }
 
 impl Switches {
-    /// A tap that the switch of that name is to have for an uplink.
+    /// Configures a tap as the uplink of the switch of that name.
     pub fn set_uplink(&mut self, switch: &str, tap: TapConfig) {
         self.uplinks.insert(switch.into(), tap);
     }
 
-    /// The switch of that name.
+    /// Returns the switch of that name.
     ///
     /// # Errors
-    /// It has no uplink though it is to have one.
+    /// The configured uplink cannot be created.
     pub fn get(&self, name: &str) -> Result<Arc<Switch>, TapError> {
         let mut all = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(made) = all.get(name).filter(|made| !made.switch.has_lost_uplink()) {
             return Ok(Arc::clone(&made.switch));
         }
-        // One whose uplink was lost is made anew, after what is left of its tap is gone.
+        // A switch whose uplink was lost is created again. Its old tap is removed first.
         drop(all.remove(name));
         let switch = Switch::new();
         let uplink = match self.uplinks.get(name) {

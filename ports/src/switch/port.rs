@@ -1,4 +1,4 @@
-//! A queue's end at a switch.
+//! The port of a queue that is connected to a switch.
 #![forbid(unsafe_code)]
 
 use super::inbox::Inbox;
@@ -16,7 +16,7 @@ use pvio_uring::{PrivateBuf, Uring};
 use std::io;
 use std::os::fd::OwnedFd;
 
-/// A queue's end, without a place to wait.
+/// Connection of a queue to a switch, without a wait point.
 #[derive(Debug)]
 pub struct Lane {
     switch: Arc<Switch>,
@@ -24,14 +24,14 @@ pub struct Lane {
     inbox: Arc<Inbox>,
     members: Seen<Vec<Arc<Member>>>,
     pool: BufferPool,
-    /// Seconds.
+    /// Time in seconds.
     now: u32,
-    /// There was nothing when last asked: what is there now is new.
+    /// The last attempt to receive found no packet, so a non-empty inbox means new packets.
     dry: bool,
 }
 
 impl Lane {
-    /// Packets that others cannot leave here are counted in `stats`.
+    /// Packets that do not fit into this queue's inbox are counted in `stats`.
     #[must_use]
     pub fn new(end: End, stats: &Arc<Stats>) -> Self {
         let End { switch, number, inbox } = end;
@@ -44,13 +44,13 @@ impl Lane {
         &self.inbox
     }
 
-    /// The receiver is about to sleep; whether it may. What waits though the receiver did not ask
-    /// for it is no reason to stay awake.
+    /// Called before the receiver sleeps. Returns whether it may. Packets that the receiver has not
+    /// tried to take must not keep it awake.
     pub(super) fn may_sleep(&self) -> bool {
         self.inbox.may_sleep() || !self.dry
     }
 
-    /// The packet goes to one member, which has the buffer then.
+    /// Sends the packet to one member, which takes over the buffer.
     fn hand_over(&mut self, to: &Inbox, packet: Packet<PrivateBuf>) {
         let buf = if packet.offload.gso.is_some_and(|gso| !to.takes(gso)) {
             copy(to, &packet);
@@ -62,7 +62,7 @@ impl Lane {
     }
 }
 
-/// The packet goes to a member in a buffer of its own, in segments if need be.
+/// Sends a copy of the packet to a member, in segments if required.
 fn copy(to: &Inbox, packet: &Packet<PrivateBuf>) {
     let frame = packet.frame();
     let Some(gso) = packet.offload.gso.filter(|gso| !to.takes(*gso)) else {
@@ -71,7 +71,7 @@ fn copy(to: &Inbox, packet: &Packet<PrivateBuf>) {
         space.copy_from_slice(frame);
         return to.push(Packet { buf, start: 0, len: frame.len(), offload: packet.offload });
     };
-    // What cannot be cut was never TCP: nobody is worse off without it.
+    // A packet that cannot be segmented is not valid TCP and is dropped.
     let Some(mut segments) = Segments::of(frame, gso) else { return };
     while let Some(mut buf) = to.reserve(segments.len_max()) {
         let Some(len) = segments.write(buf.as_mut_slice()) else {
@@ -82,12 +82,12 @@ fn copy(to: &Inbox, packet: &Packet<PrivateBuf>) {
     }
 }
 
-/// One of a member's queues for a frame: all packets of a flow take the same.
+/// Returns the queue of a member for a frame: all packets of a flow use the same.
 fn queue_of<'a>(member: &'a Member, frame: &[u8]) -> Option<&'a Arc<Inbox>> {
     if let [only] = &member.inboxes[..] {
         return Some(only);
     }
-    // Addresses; of IPv4 without options and of IPv6 also IP addresses and ports.
+    // MAC addresses; for IPv4 without options and for IPv6 also IP addresses and ports.
     let more = match frame.get(12..14) {
         Some([8, 0]) => frame.get(26..38),
         Some([0x86, 0xdd]) => frame.get(22..58),
@@ -129,7 +129,7 @@ impl NetPort for Lane {
         let members = self.members.get();
         let at = known.and_then(|n| members.binary_search_by_key(&n, |m| m.number).ok());
         match at.and_then(|at| members.get(at)) {
-            // It is where it came from.
+            // The destination is the sending member itself.
             Some(member) if member.number == self.number => self.pool.give_back(packet.buf),
             Some(member) => {
                 if let Some(inbox) = queue_of(member, frame).map(Arc::clone) {
@@ -170,7 +170,7 @@ fn addresses(head: &[u8; 12]) -> [[u8; 6]; 2] {
     [[a, b, c, d, e, f], [g, h, i, j, k, l]]
 }
 
-/// A queue's end at a switch, where its worker waits.
+/// Connection of a queue to a switch, with the worker's wait point.
 pub struct SwitchPort {
     lane: Lane,
     uring: Uring<PrivateBuf>,
@@ -179,10 +179,10 @@ pub struct SwitchPort {
 }
 
 impl SwitchPort {
-    /// To be used by the thread that makes it.
+    /// Creates the port. It must be used by the thread that creates it.
     ///
     /// # Errors
-    /// What the system says.
+    /// A system error.
     pub fn new(end: End, stats: &Arc<Stats>) -> io::Result<Self> {
         let lane = Lane::new(end, stats);
         let mut uring = Uring::new(WATCHES as u32)?;

@@ -1,8 +1,8 @@
-//! Which station is behind which member: learned from what they send, forgotten in time.
+//! The address table: the member of each station, learned from source addresses, with a lifetime.
 //!
-//! A guest may send under any address, and there is no more place for that: it takes at most
-//! [`SHARE`] of the [`WAYS`] places that an address can be at, so that it cannot make the switch
-//! forget all others. What is not known goes to everybody.
+//! A guest may send with any source address, so the table has a fixed size. A guest may use at most
+//! [`SHARE`] of the [`WAYS`] entries that an address can be stored in, so that it cannot evict all
+//! other stations. Packets to unknown addresses are sent to all members.
 #![forbid(unsafe_code)]
 
 use alloc::boxed::Box;
@@ -11,14 +11,14 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 const SETS: usize = 256;
 const WAYS: usize = 8;
 const SHARE: usize = 2;
-/// Seconds for which a station is known that is not heard of (as Linux's bridge has it).
+/// Lifetime of an entry in seconds, since its last packet (as in Linux's bridge).
 const AGE: u32 = 300;
 
 #[derive(Debug, Default)]
 struct Place {
-    /// The address in the upper 48 bits, the member in the lower 16; 0 is nothing.
+    /// Address in the upper 48 bits, member in the lower 16; 0 means unused.
     word: AtomicU64,
-    /// When it was last heard of, in seconds.
+    /// Time of the last packet, in seconds.
     heard: AtomicU32,
 }
 
@@ -32,7 +32,7 @@ impl Default for Table {
 }
 
 impl Table {
-    /// The member, not 0, sent something from this address.
+    /// Stores that `member`, which is not 0, has sent a packet from this address.
     pub fn learn(&self, mac: [u8; 6], member: u16, now: u32) {
         let word = word(mac) | u64::from(member);
         let Some(set) = self.set(mac) else { return };
@@ -42,7 +42,7 @@ impl Table {
             let found = place.word.load(Ordering::Relaxed);
             let heard = place.heard.load(Ordering::Relaxed);
             if found >> 16 == word >> 16 {
-                // It stays where it is, or has moved.
+                // The station is known; it may have moved to another member.
                 if found != word {
                     place.word.store(word, Ordering::Relaxed);
                 }
@@ -67,7 +67,7 @@ impl Table {
         }
     }
 
-    /// Behind which member the address is, if that is known.
+    /// Returns the member of an address, if it is known.
     pub fn find(&self, mac: [u8; 6], now: u32) -> Option<u16> {
         let word = word(mac);
         let known = |place: &&Place| place.word.load(Ordering::Relaxed) >> 16 == word >> 16;
@@ -77,7 +77,8 @@ impl Table {
     }
 
     fn set(&self, mac: [u8; 6]) -> Option<&[Place; WAYS]> {
-        // The vendor's part is the same for many; mixed by a multiplication (Fibonacci hashing).
+        // Many addresses have the same vendor part, so they are hashed with a multiplication
+        // (Fibonacci hashing).
         let hash = word(mac).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
         self.0.get(usize::try_from(hash).ok()?)
     }

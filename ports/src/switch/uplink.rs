@@ -1,4 +1,4 @@
-//! A tap as a member of a switch: the way out, by routing or through a bridge it joins.
+//! A tap as a member of a switch: the connection to external networks, by routing or a bridge.
 #![forbid(unsafe_code)]
 
 use super::{Lane, Socket, Switch};
@@ -14,10 +14,10 @@ use std::sync::mpsc::sync_channel;
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
-/// Packets moved each way between two looks at everything else.
+/// Limit of packets moved in each direction per round.
 const BATCH: usize = 64;
 
-/// A running uplink; it ends when dropped.
+/// Running uplink; dropping it stops it.
 #[derive(Debug)]
 pub struct Uplink {
     thread: Option<JoinHandle<()>>,
@@ -27,10 +27,10 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Joins a tap to a switch, on a thread of that name.
+    /// Connects a tap to a switch, on a thread of that name.
     ///
     /// # Errors
-    /// What the system says when it has no thread, descriptor or io_uring to give.
+    /// An error of the system if it has no thread, descriptor or io_uring available.
     pub fn start(name: &str, switch: &Arc<Switch>, tap: Tap) -> io::Result<Self> {
         tap.set_unsegmented(true, true).map_err(io::Error::other)?;
         let socket = switch.join(1, (true, true))?;
@@ -56,7 +56,7 @@ impl Uplink {
         made.map(|()| uplink)
     }
 
-    /// What was lost on the way to the tap, or could not be taken for the switch.
+    /// Returns the counters of packets lost between the tap and the switch.
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
@@ -75,7 +75,7 @@ impl Drop for Uplink {
     }
 }
 
-/// Tells the switch when the thread ends by itself, also by a panic.
+/// Notifies the switch when the thread ends on its own, including by a panic.
 struct Ends {
     switch: Arc<Switch>,
     stop: Arc<AtomicBool>,
@@ -130,8 +130,8 @@ impl Moving {
     }
 }
 
-/// Moves packets from one port to another, as many as there is room for: those that are not taken
-/// stay where they are, and are lost where they have to be.
+/// Moves packets from one port to another while the destination has buffers. Other packets stay in
+/// the source, which drops packets when it is full.
 fn transfer<A: NetPort, B: NetPort>(from: &mut A, to: &mut B) -> usize {
     let mut count = 0;
     while count < BATCH
@@ -152,7 +152,7 @@ fn transfer<A: NetPort, B: NetPort>(from: &mut A, to: &mut B) -> usize {
         frame.copy_from_slice(packet.frame());
         let (len, offload) = (packet.len, packet.offload);
         from.recycle(packet.buf);
-        // Lost ones are counted by the port that lost them.
+        // The port that loses a packet counts it.
         let _ = to.send(Packet { buf: space, start: B::HEADROOM, len, offload });
     }
     count

@@ -20,14 +20,14 @@ fn error_of_a_read_ends_the_tap_only_if_it_is_gone() {
     }
 }
 
-/// Makes the kernel send something to the tap: it asks who has an address.
+/// Makes the kernel send a packet to the tap: an ARP request for an address.
 fn provoke(host: u8) {
     let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
     let to = std::net::SocketAddrV4::new([192, 0, 2, host].into(), 9);
     socket.send_to(b"x", to).unwrap();
 }
 
-/// Turns until there is an outcome.
+/// Runs rounds of the port until there is an outcome.
 fn until<T>(
     port: &mut TapPort,
     mut found: impl FnMut(&mut TapPort, io::Result<()>) -> Option<T>,
@@ -67,7 +67,7 @@ fn failed_reads_of_a_tap_are_counted_and_it_is_read_again_until_it_is_gone() {
             pumped.unwrap();
             port.receive().map(|packet| port.recycle(packet.buf))
         });
-        // A header that no buffer has room for: every read fails by EINVAL.
+        // A header larger than every buffer: every read fails with EINVAL.
         same.set_header_size(READ_LEN + 1).unwrap();
         until(&mut port, |_, pumped| {
             pumped.unwrap();
