@@ -1,4 +1,4 @@
-//! Arguments of both commands.
+//! Arguments of `pvio run` and `pvio check`.
 
 use clap::Args;
 use pvio_daemon::disks::args::ImageRootArgs;
@@ -9,28 +9,28 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// What both commands take.
+/// Arguments of both commands.
 #[derive(Debug, Clone, Args)]
 pub struct CommonArgs {
     /// The guest's name
     #[arg(long, default_value = "guest")]
     pub name: String,
-    /// Folder for every socket and log; one that is removed afterwards if left out
+    /// Directory of all sockets and logs; if left out, one that is removed afterwards
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Read and write the image around the host's page cache (O_DIRECT)
+    /// Access the image without the host's page cache (O_DIRECT)
     #[arg(long)]
     pub direct: bool,
     #[command(flatten)]
-    /// Where the files that the image names may be.
+    /// Directories of the files that the image names.
     pub image_roots: ImageRootArgs,
 }
 
 impl CommonArgs {
-    /// A disk as these arguments have it, with an absolute path.
+    /// Returns the disk with these options and an absolute path.
     ///
     /// # Errors
-    /// When there is no current folder.
+    /// There is no current directory.
     pub fn disk(&self, disk: &Disk) -> Result<Disk, Failure> {
         let spec = disk.spec.clone().absolute().map_err(Failure::of)?;
         let mut options = disk.options.clone();
@@ -48,12 +48,13 @@ impl CommonArgs {
 pub struct Cidr {
     /// The address.
     pub address: Ipv4Addr,
-    /// Bits that name the network.
+    /// Length of the network prefix in bits.
     pub prefix: u8,
 }
 
 impl Cidr {
-    /// The first address of the network, or the second if the first is taken: the host's.
+    /// Returns the host's address: the first address of the network, or the second if the first is
+    /// taken.
     #[must_use]
     pub fn host(&self) -> Ipv4Addr {
         let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
@@ -88,7 +89,7 @@ impl std::fmt::Display for Cidr {
     }
 }
 
-/// Parses the MAC address of one station.
+/// Parses a unicast MAC address.
 pub(crate) fn station(text: &str) -> Result<Mac, String> {
     let mac: Mac = text.parse().map_err(|_| "give six bytes, as in 00:16:3e:6b:00:02")?;
     if mac.is_multicast() || mac == Mac([0; 6]) {

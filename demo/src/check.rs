@@ -1,4 +1,4 @@
-//! `pvio check`: a verified workload through the whole path.
+//! `pvio check`: a verified workload on a disk, through frontend, backend and storage.
 
 use crate::args::CommonArgs;
 use crate::domain::work::Report;
@@ -14,7 +14,7 @@ use pvio_daemon::units::human;
 use pvio_storage::image::{Disk, Image};
 use std::ffi::OsString;
 
-/// `pvio check`.
+/// Arguments of `pvio check`.
 #[derive(Debug, Clone, Args)]
 pub struct CheckArgs {
     /// Scratch disk; its contents are destroyed. A path, or `[OPTIONS]FORMAT:PATH` with any format and
@@ -24,31 +24,31 @@ pub struct CheckArgs {
     /// Overwrite an image that is not blank
     #[arg(long)]
     pub overwrite: bool,
-    /// How long to work, in seconds
+    /// Duration of the workload, in seconds
     #[arg(long, value_name = "N", default_value_t = 10, conflicts_with = "requests")]
     pub seconds: u64,
-    /// Work until that many requests are done
+    /// Number of requests to complete, instead of a duration
     #[arg(long, value_name = "N")]
     pub requests: Option<u64>,
     /// Requests in flight
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=32))]
     pub depth: u16,
-    /// Makes the same workload again
+    /// Seed of the workload; the same seed produces the same requests
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
-    /// What both commands take.
+    /// Arguments of both commands.
     pub common: CommonArgs,
 }
 
-/// Does it.
+/// Runs the command.
 ///
 /// # Errors
-/// A [`Failure`] when the image may not be used, when anything breaks on the way, and when any
-/// byte is not what was written.
+/// A [`Failure`] if the image may not be overwritten, a component fails, or data read differs from
+/// the data written.
 pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     startup::prepare()?;
     let disk = args.common.disk(&args.disk)?;
@@ -61,7 +61,7 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
         Err(_) if args.overwrite || scratch::is_overlay(&disk) => true,
         blank => blank.map(|()| false)?,
     };
-    // The driver domain opens it next; until then nobody else is kept out.
+    // The image is closed and unlocked here. The driver domain locks it when it opens it.
     let (home, hypervisor) = Home::claim(args.common.state_dir.as_deref(), &args.common.name)?;
     let mut words: Vec<OsString> = Vec::new();
     let mut word = |name: &str, value: String| words.extend([name.into(), value.into()]);

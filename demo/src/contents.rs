@@ -1,18 +1,19 @@
-//! What a disk holds, told by the signatures of file systems, volumes, partition tables and image formats.
+//! The contents of a disk, recognised by the signatures of file systems, volumes, partition tables
+//! and image formats.
 
-/// Bytes at the start of a disk that hold every signature.
+/// Number of bytes at the start of a disk that contain all signatures.
 pub const HEAD: usize = 132 << 10;
 
-/// Something that can be told by its signature.
+/// Contents that have a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Contents {
     /// Its name with an article: `an NTFS file system`.
     pub name: &'static str,
-    /// What to do for its files to be served.
+    /// What to do so that the files can be served.
     pub remedy: &'static str,
 }
 
-/// A byte string at a fixed place.
+/// A byte string at a fixed offset.
 type Signature = (usize, &'static [u8], Contents);
 
 const fn file_system(name: &'static str) -> Contents {
@@ -48,7 +49,7 @@ const SWAP: Contents = Contents {
 };
 const GPT: Contents = partitions("a GPT partition table");
 
-/// Signatures in the first sector, where FAT's parameters would be.
+/// Signatures in the first sector, in the place of FAT's parameters.
 const FIRST_SECTOR: &[Signature] = &[
     (3, b"NTFS    ", file_system("an NTFS file system")),
     (3, b"EXFAT   ", file_system("an exFAT file system")),
@@ -79,7 +80,8 @@ const FIRST_SECTOR: &[Signature] = &[
     (0, b"PK\x03\x04", compressed("a ZIP archive")),
 ];
 
-/// Signatures behind it, and of what may lie beside others: the more telling come first.
+/// Signatures after the first sector, and those that may occur together with others. The more
+/// specific ones come first.
 const BEHIND: &[Signature] = &[
     (1080, &[0x53, 0xef], file_system("an ext2/3/4 file system")),
     (82, b"FAT32   ", file_system("a FAT file system")),
@@ -107,7 +109,7 @@ const BEHIND: &[Signature] = &[
     (16_374, b"SWAPSPACE2", SWAP),
     (65_526, b"SWAPSPACE2", SWAP),
     (4086, b"S1SUSPEND\0", SWAP),
-    // A hybrid one has a partition table besides.
+    // Before the partition tables: a hybrid ISO image has one, too.
     (32_769, b"CD001", file_system("an ISO 9660 file system")),
     (32_769, b"BEA01", file_system("a UDF file system")),
     (512, b"EFI PART", GPT),
@@ -115,13 +117,14 @@ const BEHIND: &[Signature] = &[
     (510, &[0x55, 0xaa], partitions("an MBR partition table or boot sector")),
 ];
 
-/// What is there, from the first [`HEAD`] bytes of a disk, or all of a smaller one.
+/// Returns the contents recognised in the first [`HEAD`] bytes of a disk, or in all of a smaller
+/// one.
 #[must_use]
 pub fn of(head: &[u8]) -> Option<Contents> {
     in_first_sector(head).or_else(|| find(BEHIND, head))
 }
 
-/// The same, if it takes the place that FAT's parameters would have.
+/// Returns the same, but only for signatures in the place of FAT's parameters.
 #[must_use]
 pub fn in_first_sector(head: &[u8]) -> Option<Contents> {
     find(FIRST_SECTOR, head)

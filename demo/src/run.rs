@@ -16,7 +16,7 @@ use pvio_xenbus::handshake::vif::Mac;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// `pvio run`.
+/// Arguments of `pvio run`.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
     /// Disk with an ext2/3/4 or FAT file system; a demo image if left out. A path, or
@@ -27,35 +27,35 @@ pub struct RunArgs {
     #[arg(long)]
     pub nic: bool,
     #[command(flatten)]
-    /// What both commands take.
+    /// Arguments of both commands.
     pub common: CommonArgs,
-    /// The guest's address and its network; the host is the first address of that
+    /// The guest's address and network prefix; the host has the first address of the network
     #[arg(long, value_name = "CIDR", default_value = "10.107.0.2/24")]
     pub guest_ip: Cidr,
     /// The guest's MAC address
     #[arg(long, value_name = "MAC", value_parser = station, default_value = "00:16:3e:6b:00:02")]
     pub mac: Mac,
-    /// Bridge to join, instead of a host address on the tap itself
+    /// Bridge to add the tap to, instead of a host address on the tap
     #[arg(long, value_name = "NAME")]
     pub bridge: Option<String>,
     /// The tap's name
     #[arg(long, value_name = "NAME", default_value = "pvio0")]
     pub tap: String,
     #[command(flatten)]
-    /// What holds for the NIC.
+    /// Options of the NIC.
     pub nics: NicArgs,
-    /// Bytes of the largest packet, without its Ethernet header
+    /// Maximum size of a packet in bytes, without its Ethernet header
     #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(576..=9000))]
     pub mtu: u32,
 }
 
-/// Does it.
+/// Runs the command.
 ///
 /// # Errors
-/// A [`Failure`]; nothing is left running or lying about then.
+/// A [`Failure`]; everything that was started has been stopped and removed.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     startup::prepare()?;
-    // Before anything is started: it may make this another process.
+    // Checked before anything is started, since `rights::for_a_tap` may execute the program again.
     if let Some(disk) = &args.disk {
         look_at(&served(disk, args)?)?;
     }
@@ -152,14 +152,14 @@ fn ready(args: &RunArgs) {
     }
 }
 
-/// The disk as it is served: only to be read.
+/// Returns the disk as it is served: read-only.
 fn served(disk: &Disk, args: &RunArgs) -> Result<Disk, Failure> {
     let mut disk = args.common.disk(disk)?;
     disk.options.read_only = Some(true);
     Ok(disk)
 }
 
-/// Checks a disk as the driver domain will open it; returns its size in bytes.
+/// Opens a disk as the driver domain will; returns its size in bytes.
 fn look_at(disk: &Disk) -> Result<u64, Failure> {
     let image = Image::open_as(disk);
     let image = image.map_err(|e| Failure::of(e).as_input())?;

@@ -1,4 +1,4 @@
-//! Whether an image may be overwritten: only if nothing is in it.
+//! A check that an image is blank and may be overwritten.
 
 use crate::contents;
 use pvio_daemon::failure::Failure;
@@ -11,16 +11,16 @@ use std::path::Path;
 
 const PART: usize = 1 << 20;
 
-/// Whether what is written to a disk is forgotten.
+/// Returns whether writes to a disk go to a temporary overlay.
 #[must_use]
 pub fn is_overlay(disk: &Disk) -> bool {
     matches!(disk.kept_in(), Spec::Overlay(_))
 }
 
-/// Fails unless every byte of the disk is zero. Holes of a raw one are not read.
+/// Fails unless every byte of the disk is zero. Holes of a raw image are not read.
 ///
 /// # Errors
-/// A [`Failure`] that names what is in the image.
+/// A [`Failure`] that names the contents of the image.
 pub fn must_be_blank(disk: &Disk, image: Image) -> Result<(), Failure> {
     if let Spec::File { format: Format::Raw, path, .. } = &disk.spec {
         return raw_must_be_blank(path);
@@ -53,7 +53,7 @@ fn raw_must_be_blank(path: &Path) -> Result<(), Failure> {
     ))
 }
 
-/// Where the first byte is that is not zero.
+/// Returns the offset of the first byte that is not zero.
 fn first_data(file: &File) -> std::io::Result<Option<u64>> {
     let mut part = vec![0; PART];
     let mut at = 0;
@@ -61,7 +61,7 @@ fn first_data(file: &File) -> std::io::Result<Option<u64>> {
         at = match seek(file, SeekFrom::Data(at)) {
             Ok(data) => data,
             Err(Errno::NXIO) => return Ok(None),
-            // Block devices know no holes.
+            // Block devices do not support SEEK_DATA.
             Err(Errno::INVAL) => at,
             Err(e) => return Err(e.into()),
         };
@@ -76,7 +76,7 @@ fn first_data(file: &File) -> std::io::Result<Option<u64>> {
     }
 }
 
-/// What it is, if its signature is known.
+/// Returns a description of the contents, if their signature is known.
 fn what_is_there(file: &File) -> Option<&'static str> {
     let mut head = vec![0; contents::HEAD];
     let got = file.read_at(&mut head, 0).ok()?;

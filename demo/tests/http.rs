@@ -1,4 +1,4 @@
-//! The server, over a real tap in a network namespace of its own: curl and hostile clients.
+//! The server over a real tap in its own network namespace: curl and hostile clients.
 #![allow(missing_docs, reason = "tests")]
 
 use pvio_demo::guest::fs::thread::FsThread;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 const GUEST: &str = "10.107.0.2";
 
-/// Runs the test of that name again, alone, in namespaces of its own; true in there.
+/// Runs the test of that name again, alone, in new namespaces; returns true inside of them.
 fn inside(name: &str) -> bool {
     if std::env::var_os("PVIO_TEST_INSIDE").is_some() {
         sh("ip link set lo up && ip tuntap add mode tap name pvio0 && \
@@ -83,7 +83,7 @@ fn serve(disk: impl BlockRead + 'static) {
         let mut tap = TunTapInterface::new("pvio0", Medium::Ethernet).unwrap();
         ready.send(()).unwrap();
         Server::new(config, fs, answers, shown).run(&mut tap, |tap, delay| {
-            // The stack's own tap has no way to be woken by the disk thread, so look often.
+            // The disk thread cannot wake the stack's own tap, so the tap is polled often.
             let delay = delay.unwrap_or(Duration::from_millis(1)).min(Duration::from_millis(1));
             let _ = phy::wait(tap.as_raw_fd(), Some(delay.into()));
             ControlFlow::Continue(())
@@ -92,7 +92,7 @@ fn serve(disk: impl BlockRead + 'static) {
     opened.recv().unwrap();
 }
 
-/// The status, headers and body curl gets.
+/// Returns status, headers and body of a request by curl.
 fn curl(args: &[&str]) -> (u16, String, Vec<u8>) {
     let out = Command::new("curl")
         .args(["-sS", "--max-time", "60", "--path-as-is", "-D", "/dev/stderr"])
@@ -110,7 +110,7 @@ fn get(path: &str) -> (u16, Vec<u8>) {
     (status, body)
 }
 
-/// What comes for these bytes until the server closes.
+/// Sends these bytes, and returns the response up to the end of the connection.
 fn raw(bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect((GUEST, 80)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -155,7 +155,7 @@ fn every_file_of_an_ext4_image_is_equal() {
     for i in 0..50 {
         assert!(get(&format!("/many/{i}.bin")).1 == noise[i * 1000..i * 3700], "{i}");
     }
-    // All at once, over kept connections.
+    // All in parallel, over persistent connections.
     let all: String = (0..50).map(|i| format!("http://{GUEST}/many/{i}.bin ")).collect();
     let sum = sh(&format!("curl -sS --parallel --parallel-max 20 {all} | wc -c"));
     let expected: usize = (0..50).map(|i| i * 2700).sum();
@@ -244,12 +244,12 @@ fn hostile_clients_get_one_line_and_harm_nobody() {
     assert_eq!(text(b"GET / HTTP/9.9\r\n\r\n"), "HTTP/1.1 505 HTTP Version Not Supported");
     assert_eq!(text(b"GET / HT"), "");
     assert_eq!(text(b""), "");
-    // Many requests in one segment are answered in order.
+    // Many requests in one segment get their responses in order.
     let answers = raw(&b"GET /hello.txt HTTP/1.1\r\nHost: x\r\n\r\n".repeat(40));
     assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 40);
     assert_eq!(answers.matches("Hello from a virtual disk.").count(), 40);
 
-    // Those who ask and do not read, and those who say nothing, leave room for others.
+    // Clients that do not read their responses, or that send nothing, must not exhaust the sockets.
     let mut hold = Vec::new();
     for _ in 0..CONNECTIONS / 2 {
         let mut stream = TcpStream::connect((GUEST, 80)).unwrap();
@@ -262,7 +262,7 @@ fn hostile_clients_get_one_line_and_harm_nobody() {
     let demo = pvio_demo::image::files();
     let noise = &demo.iter().find(|f| f.path == "data/noise.bin").unwrap().bytes;
     assert!(get("/data/noise.bin").1 == *noise);
-    // Clients that go away in the middle of an answer do no harm, however many.
+    // Clients that disconnect during a response do no harm, whatever their number.
     drop(hold);
     for _ in 0..200 {
         let mut stream = TcpStream::connect((GUEST, 80)).unwrap();
@@ -270,7 +270,7 @@ fn hostile_clients_get_one_line_and_harm_nobody() {
         let mut some = [0; 100];
         stream.read_exact(&mut some).unwrap();
     }
-    // Nor do connections that are used once each.
+    // Nor do connections with a single request.
     for _ in 0..300 {
         let answer = raw(b"GET /hello.txt HTTP/1.0\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("as Xen lays them out.\n"));
@@ -296,11 +296,11 @@ fn half_sent_requests_make_room_and_a_client_too_many_waits() {
         let begin = Instant::now();
         let held = half_sent(n);
         assert_eq!(get("/hello.txt").0, 200);
-        // Otherwise they were given all the time that a head may take.
+        // Otherwise they would have had the full timeout of a head.
         assert!(begin.elapsed() < HEAD_TIME, "{n} clients: {:?}", begin.elapsed());
         drop(held);
     }
-    // Clients that are sent to and do not read keep their places.
+    // Clients that do not read their responses keep their sockets.
     let mut held: Vec<_> = (0..SOCKETS)
         .map(|_| {
             let mut client = TcpStream::connect((GUEST, 80)).unwrap();
@@ -317,7 +317,7 @@ fn half_sent_requests_make_room_and_a_client_too_many_waits() {
     assert!(waits.join().unwrap().starts_with("HTTP/1.1 200"));
 }
 
-/// Reads as the disk says, but fails once told to.
+/// A disk whose reads fail once the flag is set.
 struct Dying(MemDisk, Arc<AtomicBool>);
 
 impl BlockRead for Dying {
@@ -352,7 +352,7 @@ fn a_dead_disk_is_said_and_a_cut_answer_is_seen() {
     assert!(end.is_err() && rest.len() < pvio_demo::image::NOISE_SIZE, "{end:?}, {}", rest.len());
     let (status, _, body) = curl(&["-r", "4000000-", &url]);
     let body = String::from_utf8_lossy(&body).into_owned();
-    // What was read before may still be there; what was not is an error that says why.
+    // Data that was read before may still be cached; anything else must be an error with a reason.
     assert!(
         status == 206 || (status == 500 && body.contains("driver domain is gone")),
         "{status} {body}"

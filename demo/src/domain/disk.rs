@@ -1,4 +1,4 @@
-//! A disk attached through the split driver, as the guest's file system reads it.
+//! A disk attached through the frontend driver, as the guest's file system reads it.
 
 use super::watcher::name_of;
 use crate::guest::fs::BlockRead;
@@ -12,13 +12,13 @@ use pvio_xenbus::handshake::common::DeviceAddr;
 use std::io;
 use std::time::Duration;
 
-/// How long a read waits for a backend that is away. Whoever asked is told sooner, by the HTTP
-/// server; the read itself goes on when the driver domain is there again.
+/// How long a read waits for a reconnection to the backend. The HTTP server responds to its client
+/// earlier; the read itself continues when the driver domain is restarted.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
-/// How long the backend may take to follow when the guest closes its disk.
+/// How long to wait for the backend to close when the guest closes its disk.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// The disk; closed in good order when dropped.
+/// The disk; closed when dropped.
 pub struct AttachedDisk {
     session: Option<Session<Domain, Client>>,
     size: u64,
@@ -34,10 +34,11 @@ impl std::fmt::Debug for AttachedDisk {
 }
 
 impl AttachedDisk {
-    /// Attaches it, once its backend is there; `devices` is told how often it had to be.
+    /// Attaches the disk as soon as its backend is ready. `devices` is updated with the number of
+    /// sessions.
     ///
     /// # Errors
-    /// The backend's words when it cannot serve the disk.
+    /// The backend cannot serve the disk; the failure has the backend's message.
     pub fn attach(domain: &Domain, addr: DeviceAddr, devices: Devices) -> Result<Self, Failure> {
         let xs = domain.xenstore().map_err(Failure::of)?;
         let session = Session::attach(domain.clone(), xs, addr, PATIENCE).map_err(failure)?;
@@ -48,7 +49,7 @@ impl AttachedDisk {
         Ok(disk)
     }
 
-    /// Its size in bytes.
+    /// Returns the size in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.size
@@ -63,7 +64,7 @@ impl AttachedDisk {
     }
 }
 
-/// A disk's failure, in the words of the end that knows.
+/// Converts the error of a disk, with the backend's message if there is one.
 pub fn failure(e: DiskError) -> Failure {
     match e {
         DiskError::Closed(why) if !why.is_empty() => Failure::of(why),

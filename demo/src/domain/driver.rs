@@ -12,24 +12,24 @@ use pvio_daemon::served::Served;
 use pvio_daemon::stop::{Bell, Stop};
 use pvio_xenbus::handshake::common::BackendKind;
 
-/// `pvio domain driver`.
+/// Arguments of `pvio domain driver`.
 #[derive(Debug, Args)]
 pub struct DriverArgs {
     #[command(flatten)]
-    /// What every child is told.
+    /// Arguments of all child processes.
     pub join: JoinArgs,
-    /// An address of the host on each NIC's tap
+    /// The host's address on each NIC's tap
     #[arg(long, value_name = "CIDR")]
     pub host_ip: Option<Cidr>,
     #[command(flatten)]
-    /// What holds for NICs.
+    /// Options of NICs.
     pub nics: NicArgs,
 }
 
-/// Runs it.
+/// Runs the driver domain.
 ///
 /// # Errors
-/// When the hypervisor is gone, or was never there.
+/// There is no hypervisor, or the connection to it is lost.
 pub fn run(args: &DriverArgs) -> Result<(), Failure> {
     let bell = Bell::new()?;
     let stop = Stop::on_signal(bell.clone())?;

@@ -20,35 +20,35 @@ use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-/// `pvio domain guest`.
+/// Arguments of `pvio domain guest`.
 #[derive(Debug, Args)]
 pub struct GuestArgs {
     #[command(flatten)]
-    /// What every child is told.
+    /// Arguments of all child processes.
     pub join: JoinArgs,
-    /// Its name
+    /// The guest's name
     #[arg(long)]
     pub name: String,
-    /// It has a NIC, with this address
+    /// The guest has a NIC, with this address
     #[arg(long)]
     pub ip: Option<Cidr>,
-    /// The NIC's station address
+    /// The NIC's MAC address
     #[arg(long, value_parser = station)]
     pub mac: Option<Mac>,
-    /// Where everything else is
+    /// The default gateway
     #[arg(long)]
     pub gateway: Option<Ipv4Addr>,
 }
 
-/// How long mounting may take before the guest is ready without it.
+/// How long to wait for the file system to be mounted before the guest reports that it is ready.
 const MOUNT: Duration = Duration::from_secs(5);
-/// How long the devices may take to close; whoever is not done then ends all the same.
+/// How long the devices may take to close; then the process exits in any case.
 const FAREWELL: Duration = Duration::from_secs(4);
 
-/// Runs it.
+/// Runs the guest.
 ///
 /// # Errors
-/// When a device cannot be attached, in the words of its backend.
+/// A device cannot be attached; the failure has its backend's message.
 pub fn run(args: &GuestArgs) -> Result<(), Failure> {
     let bell = Bell::new()?;
     let stop = Stop::on_signal(bell.clone())?;
@@ -109,12 +109,12 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
     });
     end_soon();
     nic.close();
-    // The disk thread with it, which closes the disk.
+    // Also ends the disk thread, which closes the disk.
     drop(server);
     result
 }
 
-/// What is on the disk, if that can be told soon.
+/// Returns the mounted file system, or `None` if the disk thread does not reply in time.
 fn mounted(fs: &FsThread, answers: &Receiver<Answer>) -> Option<Result<FsInfo, FsError>> {
     fs.info(0).ok()?;
     match answers.recv_timeout(MOUNT).ok()?.result {
@@ -127,7 +127,8 @@ fn mounted(fs: &FsThread, answers: &Receiver<Answer>) -> Option<Result<FsInfo, F
     }
 }
 
-/// Ends the process even if a device does not let go in time: a driver domain that is gone, say.
+/// Exits the process after a timeout even if a device does not close, for example because the
+/// driver domain is gone.
 fn end_soon() {
     let waiting = std::thread::Builder::new().name("farewell".into()).spawn(|| {
         std::thread::sleep(FAREWELL);

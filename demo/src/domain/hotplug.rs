@@ -1,6 +1,6 @@
-//! Disks that the toolstack gives a guest while it runs: each is attached, mounted, and closed when it is
-//! to go. One thread watches all of them in xenstore and sleeps until something changes there; attaching
-//! waits for a backend, on a thread of its own.
+//! Disks that the toolstack attaches to a running guest: each is attached, mounted, and closed when
+//! it is removed. One thread watches all of them in xenstore. Attaching waits for a backend, so it
+//! is done on another thread.
 
 use super::Said;
 use super::disk::AttachedDisk;
@@ -26,14 +26,14 @@ use std::thread;
 use std::time::Duration;
 
 const TOKEN: &str = "pvio-hotplug";
-/// How often a disk whose backend is away or about to go is tended: its own connection to xenstore may
-/// hear of a change later than this thread's.
+/// Interval at which a disk is polled while its backend is not connected: the disk's own connection
+/// to xenstore may receive a change later than this thread's.
 const TEND: Duration = Duration::from_millis(200);
 
-/// Takes every disk but the first, for as long as the process lives.
+/// Starts attaching every disk except the first one, until the process ends.
 ///
 /// # Errors
-/// When there is no connection or no thread to be had.
+/// There is no connection to xenstore, or no thread can be created.
 pub fn start(domain: &Domain, devices: Devices) -> Result<(), Failure> {
     let xs = domain.xenstore().map_err(Failure::of)?;
     let (sender, attached) = unbounded();
@@ -52,24 +52,24 @@ struct Hotplug {
     domain: Domain,
     xs: Client,
     devices: Devices,
-    /// By number; `None` while one is being attached.
+    /// By device number; `None` while a disk is being attached.
     disks: BTreeMap<u32, Option<Attached>>,
-    /// Rung when one was attached.
+    /// Rung when attaching has finished.
     bell: Bell,
     sender: Sender<Outcome>,
     attached: Receiver<Outcome>,
 }
 
-/// What came of attaching the disk of that number.
+/// A disk's number and the result of attaching it.
 type Outcome = (u32, Result<Attached, Failure>);
 
-/// A disk in use.
+/// An attached disk.
 struct Attached {
     addr: DeviceAddr,
     fs: FsThread,
     nudge: Option<Nudge>,
     size: String,
-    /// What it holds.
+    /// A description of its contents.
     found: String,
 }
 
@@ -87,7 +87,8 @@ impl Hotplug {
                     self.take(index);
                 }
             }
-            // What came while we looked is at hand already, and would not end a sleep.
+            // Events that arrived during the work above are already read from the socket and would
+            // not end a sleep.
             while self.xs.poll_event()?.is_none() && !self.bell.is_ringing() {
                 let time = (!settled).then_some(TEND);
                 sleep(&[self.xs.as_fd(), self.bell.as_fd()], time).map_err(|_| XsError::Closed)?;
@@ -100,11 +101,11 @@ impl Hotplug {
         }
     }
 
-    /// Attaches a disk that is new.
+    /// Starts attaching a new disk.
     fn take(&mut self, index: u32) {
         let found = find_device(&mut self.xs, DeviceClass::Vbd, self.domain.id(), index);
         let Ok(Some(addr)) = found else { return };
-        // What is over is only waiting to be removed.
+        // The nodes of a closed device are still to be removed by the toolstack.
         let is_new = |state| state == Ok(XenbusState::Initialising);
         if !is_new(read_state(&mut self.xs, &addr.frontend_path())) {
             return;
@@ -122,7 +123,7 @@ impl Hotplug {
         }
     }
 
-    /// A disk was attached, or could not be.
+    /// Handles the result of attaching a disk.
     fn begin(&mut self, index: u32, outcome: Result<Attached, Failure>) -> Result<(), XsError> {
         let name = Vdev::of_number(index);
         match outcome {
@@ -139,8 +140,8 @@ impl Hotplug {
         Ok(())
     }
 
-    /// Shows every disk as it is now, tends those whose backends are away, and lets go of those that are
-    /// closed; whether no disk need be tended again soon.
+    /// Publishes the state of every disk, polls those whose backends are not connected, and drops
+    /// those that are closed. Returns whether no disk has to be polled again soon.
     fn look(&mut self) -> Result<bool, XsError> {
         let (mut settled, mut closed) = (true, Vec::new());
         for (index, disk) in &self.disks {
@@ -168,7 +169,8 @@ impl Hotplug {
             let Some(disk) = self.disks.remove(&index).flatten() else { continue };
             let _ = self.xs.unwatch(&state_path(&disk.addr.backend_path()), TOKEN);
             self.devices.remove(&name_of(disk.addr));
-            // Its thread may be in the middle of a read, and no other disk waits for that.
+            // On a new thread: the disk's own thread may be blocked in a read, and other disks must
+            // not wait for it.
             let end = thread::Builder::new().name("disk-end".into());
             let _ = end.spawn(move || drop(disk.fs));
             Said::Note(format!("{} was detached", Vdev::of_number(index))).say();
@@ -177,7 +179,7 @@ impl Hotplug {
     }
 }
 
-/// Waits for a disk's backend, and looks what the disk holds.
+/// Waits for a disk's backend, and reads what the disk contains.
 fn attach(domain: &Domain, addr: DeviceAddr, devices: Devices) -> Result<Attached, Failure> {
     let disk = AttachedDisk::attach(domain, addr, devices)?;
     let size = human(disk.bytes());

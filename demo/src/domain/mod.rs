@@ -1,16 +1,16 @@
-//! What runs in the child processes: each is one domain.
+//! The child processes, each of which is one domain.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`driver`] | the driver domain: backends for every device the toolstack makes |
+//! | [`driver`] | the driver domain: backends for every device that the toolstack creates |
 //! | [`guest`] | the guest that serves the disk over HTTP |
-//! | [`hotplug`] | disks the guest is given while it runs |
+//! | [`hotplug`] | disks that are attached to the guest while it runs |
 //! | [`work`] | the guest that checks the disk |
-//! | [`disk`] | a disk attached through the split driver, as the guest reads it |
-//! | [`nic`] | a NIC attached through the split driver, as the guest's TCP stack uses it |
-//! | [`watcher`] | states of the guest's devices, as xenstore has them |
+//! | [`disk`] | a disk attached through the frontend driver, as the guest reads it |
+//! | [`nic`] | a NIC attached through the frontend driver, as the guest's TCP stack uses it |
+//! | [`watcher`] | states of the guest's devices in xenstore |
 //!
-//! A child tells its parent what happens in lines on its standard output: [`Said`].
+//! A child process reports to its parent in lines on its standard output: [`Said`].
 
 pub mod disk;
 pub mod driver;
@@ -31,7 +31,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::exit;
 
-/// The hidden commands.
+/// The hidden commands that the parent starts.
 #[derive(Debug, Subcommand)]
 pub enum DomainCommand {
     /// The driver domain
@@ -42,35 +42,35 @@ pub enum DomainCommand {
     Check(work::WorkArgs),
 }
 
-/// What every child is told.
+/// Arguments of all child processes.
 #[derive(Debug, Args)]
 pub struct JoinArgs {
-    /// Where the hypervisor's sockets lie, and logs go
+    /// Directory of the hypervisor's sockets and the logs
     #[arg(long)]
     pub state_dir: PathBuf,
-    /// Which domain to be
+    /// The number of the domain
     #[arg(long)]
     pub domid: u16,
-    /// The process without which there is nothing to do
+    /// The parent's process id; without the parent, the child exits
     #[arg(long)]
     pub parent: i32,
 }
 
-/// A line from a child to its parent.
+/// A message from a child to its parent, one line each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
-    /// It works.
+    /// The child is running and serves.
     Ready,
-    /// It ends, for this reason.
+    /// The child ends because of this failure.
     Failed(Failure),
     /// The result of a check, as JSON.
     Report(String),
-    /// Something the user should know.
+    /// A notice for the user.
     Note(String),
 }
 
 impl Said {
-    /// The line.
+    /// Formats the line.
     #[must_use]
     pub fn emit(&self) -> String {
         match self {
@@ -83,7 +83,7 @@ impl Said {
         }
     }
 
-    /// From a line.
+    /// Parses a line.
     #[must_use]
     pub fn parse(line: &str) -> Option<Self> {
         let (word, rest) = line.split_once('\t').unwrap_or((line, ""));
@@ -101,23 +101,23 @@ impl Said {
         }
     }
 
-    /// Says it to the parent.
+    /// Writes the line to standard output, for the parent.
     pub fn say(&self) {
         let mut out = std::io::stdout().lock();
-        // A parent that is gone takes this process with it.
+        // A failure means that the parent is gone, and then the kernel kills this process.
         let _ = writeln!(out, "{}", self.emit());
         let _ = out.flush();
     }
 }
 
-/// Runs a child to its end; the process ends with it.
+/// Runs a child process and exits with its result.
 pub fn execute(command: DomainCommand) {
     let (join, name) = match &command {
         DomainCommand::Driver(args) => (&args.join, "driver"),
         DomainCommand::Guest(args) => (&args.join, "guest"),
         DomainCommand::Check(args) => (&args.join, "check"),
     };
-    // Whatever becomes of the parent, nothing stays behind.
+    // The child must not outlive its parent.
     let bound = set_parent_process_death_signal(Some(Signal::KILL));
     if bound.is_err() || getppid().map(Pid::as_raw_pid) != Some(join.parent) {
         exit(1);
@@ -144,19 +144,19 @@ pub fn execute(command: DomainCommand) {
     }
 }
 
-/// Becomes the domain.
+/// Connects to the hypervisor as this domain.
 ///
 /// # Errors
-/// What the hypervisor says.
+/// The hypervisor's error.
 pub fn join(args: &JoinArgs) -> Result<Domain, Failure> {
     Domain::join(&args.state_dir, DomId(args.domid)).map_err(Failure::of)
 }
 
-/// Sends traces to a file; `RUST_LOG` says which.
+/// Starts logging to a file; `RUST_LOG` sets the level.
 fn log_to(dir: &PrivateDir, name: &str) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // Without a log the work goes on; its folder was made by the parent a moment ago.
+    // A log that cannot be opened is not fatal. The parent has just created the directory.
     if let Ok(file) = dir.append(name) {
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_env_filter(filter);
         let _ = subscriber.with_writer(file).try_init();

@@ -1,4 +1,4 @@
-//! A NIC attached through the split driver, as the guest's TCP stack uses it.
+//! A NIC attached through the frontend driver, as the guest's TCP stack uses it.
 
 use super::watcher::name_of;
 use crate::guest::status::Devices;
@@ -17,14 +17,14 @@ use smoltcp::time::Instant as StackInstant;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-/// How long the backend may take to follow when the guest closes its NIC.
+/// How long to wait for the backend to close when the guest closes its NIC.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How long the backend may take to give back the pages that it keeps mapped, before that.
+/// How long to wait, before that, for the backend to unmap the staging grants.
 const UNSTAGE: Duration = Duration::from_millis(250);
-/// Busy turns after which xenstore is asked for news: that is a system call.
+/// Number of turns without a sleep after which xenstore is polled, which costs a system call.
 const TURNS: u32 = 64;
 
-/// The NIC.
+/// The NIC with its driver.
 pub struct AttachedNic {
     driver: FrontendDriver<Nic<Domain>>,
     xs: Client,
@@ -45,10 +45,11 @@ fn lost(e: XsError) -> Failure {
 }
 
 impl AttachedNic {
-    /// Attaches it, once its backend is there, and tells `devices` how often; without one, waits until the process is told to
-    /// stop, which rings `bell`.
+    /// Attaches the NIC as soon as its backend is ready, and updates `devices` with the number of
+    /// sessions. Without a backend, waits until a stop is requested, which rings `bell`.
     ///
     /// # Errors
+    /// The backend cannot serve the NIC.
     /// When the backend cannot serve it.
     pub fn attach(
         domain: &Domain,
@@ -58,7 +59,8 @@ impl AttachedNic {
         bell: &Bell,
     ) -> Result<Self, Failure> {
         let xs = domain.xenstore().map_err(Failure::of)?;
-        // Its stack speaks IPv4, and is in no multicast group: no frame for one need wake it.
+        // The stack uses IPv4 and joins no multicast group, so the backend can filter multicast
+        // frames.
         let nic = Nic::new(domain.clone()).choosing_groups();
         let driver = FrontendDriver::new(addr, nic);
         let mut nic = Self { driver, xs, spin: Spin::default(), turns: 0, devices, sessions: 0 };
@@ -73,17 +75,17 @@ impl AttachedNic {
         Ok(nic)
     }
 
-    /// The station address the toolstack gave it.
+    /// Returns the MAC address that the toolstack configured.
     #[must_use]
     pub fn mac(&self) -> Option<[u8; 6]> {
         self.driver.class().mac().map(|mac| mac.0)
     }
 
-    /// Shows the backend what was sent, then sleeps until there is something to do: a packet, room
-    /// to send, news from xenstore, the bell, or the time is over. No time at all: only shows.
+    /// Publishes submitted requests, then sleeps until there is a packet, a free slot, an event of
+    /// xenstore, the bell, or the timeout. With a timeout of zero, only publishes.
     ///
     /// # Errors
-    /// When the NIC is closed, or the hypervisor gone.
+    /// The NIC is closed, or the connection to the hypervisor is lost.
     pub fn wait(&mut self, bell: &Bell, time: Option<Duration>) -> Result<(), Failure> {
         self.checked(|queue| queue.publish())?;
         self.turns += 1;
@@ -117,14 +119,14 @@ impl AttachedNic {
         fds.extend(channel.map(AsFd::as_fd));
         sleep(&fds, time)?;
         if let Some(channel) = channel {
-            // Only a wake-up is taken; the rings tell what there is to do.
+            // Only clears the notification; the rings are checked in any case.
             let _ = channel.take();
         }
         bell.take();
         self.look_at_xenstore()
     }
 
-    /// Closes it in good order.
+    /// Closes the NIC and waits for the backend to close.
     pub fn close(mut self) {
         self.unstage();
         let by = Instant::now() + FAREWELL;
@@ -142,13 +144,14 @@ impl AttachedNic {
         }
     }
 
-    /// Has the backend give back the pages that it keeps mapped. One that does not soon keeps them until it
-    /// has let go of everything.
+    /// Requests that the backend unmaps the staging grants. A backend that does not do so in time
+    /// keeps them mapped until it closes.
     fn unstage(&mut self) {
         let nic = self.driver.class_mut();
         nic.unstage();
         let by = Instant::now() + UNSTAGE;
-        // Using the queues is what goes on with it. What comes is nobody's any more.
+        // Requests are only processed while the queues are polled. Packets received now are
+        // discarded.
         while !nic.queues().is_empty() && !nic.is_settled() {
             if let Some(queue) = nic.queue() {
                 let _ = queue.receive(|_, _| ()).and_then(|_| queue.publish());
@@ -166,7 +169,7 @@ impl AttachedNic {
                 break;
             }
             for channel in nic.channels() {
-                // Only a wake-up is taken; the rings tell what there is to do.
+                // Only clears the notification; the rings are checked in any case.
                 let _ = channel.take();
             }
         }
@@ -180,7 +183,8 @@ impl AttachedNic {
         }
     }
 
-    /// Does something with the queue, if there is one; what the backend did wrong closes the NIC.
+    /// Calls `work` with the queue, if there is one; closes the NIC if the backend violated the
+    /// protocol.
     fn checked<T>(
         &mut self,
         work: impl FnOnce(&mut pvio_netfront::Queue<Domain>) -> Result<T, BackendFault>,
@@ -196,7 +200,7 @@ impl AttachedNic {
         }
     }
 
-    /// Steps the driver while xenstore has news.
+    /// Steps the driver as long as there are events of xenstore.
     fn look_at_xenstore(&mut self) -> Result<(), Failure> {
         loop {
             let mut news = false;
@@ -221,7 +225,7 @@ impl AttachedNic {
         }
     }
 
-    /// What either end told the operator.
+    /// Returns the failure with the message that backend or frontend wrote to xenstore.
     fn closed(&mut self) -> Failure {
         let ends = [self.driver.backend_path(), Some(self.driver.token())];
         let xs = &mut self.xs;

@@ -1,5 +1,5 @@
-//! States of the guest's devices, as xenstore has them, for the live page; and a nudge for a
-//! frontend that would otherwise sleep through its backend's return.
+//! Watches the states of the guest's devices in xenstore for the live page, and wakes a frontend
+//! when its backend returns.
 
 use crate::guest::status::{Device, Devices};
 use pvio_daemon::failure::Failure;
@@ -16,7 +16,7 @@ use std::os::fd::AsFd;
 use std::thread;
 use std::time::Duration;
 
-/// What a device is called: `vbd-51712`.
+/// Returns the display name of a device: `vbd-51712`.
 #[must_use]
 pub fn name_of(addr: impl Into<FrontendAddr>) -> String {
     let addr = addr.into();
@@ -25,10 +25,10 @@ pub fn name_of(addr: impl Into<FrontendAddr>) -> String {
 
 const TOKEN: &str = "pvio-watcher";
 
-/// Watches devices on a thread of its own, for as long as the process lives.
+/// Starts watching devices on a new thread, until the process ends.
 ///
 /// # Errors
-/// When there is no connection or no thread to be had.
+/// There is no connection to xenstore, or no thread can be created.
 pub fn start(
     domain: &Domain,
     addrs: Vec<DeviceAddr>,
@@ -38,7 +38,7 @@ pub fn start(
     let xs = domain.xenstore().map_err(Failure::of)?;
     let mut watcher = Watcher { xs, addrs, devices, changes: LogLimit::new() };
     let spawned = thread::Builder::new().name("watcher".into()).spawn(move || {
-        // Ends only with the hypervisor, and that ends the process by other ways.
+        // Ends only when the hypervisor ends, and that also ends the process.
         if let Err(e) = watcher.run(&nudge) {
             tracing::warn!("device states are not watched any more: {e}");
         }
@@ -46,7 +46,7 @@ pub fn start(
     spawned.map(drop).map_err(|e| Failure::new(format!("no thread: {e}"), ""))
 }
 
-/// How soon devices that are not connected are looked at again.
+/// Interval at which devices that are not connected are polled.
 const AGAIN: Duration = Duration::from_millis(200);
 
 fn is_up(device: &Device) -> bool {
@@ -76,19 +76,21 @@ impl Watcher {
                 let known = self.devices.get().into_iter().find(|d| d.name == device.name);
                 let is_new = known.is_none_or(|known| known != device);
                 if is_new {
-                    // A backend may change as often as it likes.
+                    // Rate-limited, since a backend can cause any number of changes.
                     if let Some(unlogged) = self.changes.admit() {
                         let Device { name, state: front, backend_state: back, .. } = &device;
                         tracing::info!(device = name, front, back, unlogged, "changed");
                     }
                     self.devices.set(device);
                 }
-                // The frontend may hear of it after us, and would then think that all is well.
+                // The frontend may receive the event later than this thread, so it is woken until
+                // it is connected.
                 if is_new || !is_up {
                     nudge(addr);
                 }
             }
-            // What came while we looked is at hand already, and would not end a sleep.
+            // Events that arrived during the work above are already read from the socket and would
+            // not end a sleep.
             while self.xs.poll_event()?.is_none() {
                 let time = (!all_up).then_some(AGAIN);
                 sleep(&[self.xs.as_fd()], time).map_err(|_| XsError::Closed)?;
@@ -121,7 +123,7 @@ impl Watcher {
         })
     }
 
-    /// What both ends agreed on; nothing if the keys cannot be read (any more).
+    /// Returns the negotiated features; empty if the keys cannot be read.
     fn features(&mut self, addr: DeviceAddr) -> Vec<(String, String)> {
         match addr.class() {
             DeviceClass::Vbd => self.disk_features(addr).unwrap_or_default(),

@@ -1,8 +1,9 @@
-//! The guest that checks a disk: writes and reads at random places, and knows what must be there.
+//! The guest that checks a disk: writes and reads at random offsets, and verifies the data read.
 //!
-//! The disk is taken as cells of 4 KiB. What a cell holds follows from the seed, its number and
-//! how often it was written, so that any cell can be told from any other and from its own past;
-//! a cell never written holds zeroes, unless the image was not blank.
+//! The disk is divided into cells of 4 KiB. The contents of a cell are derived from the seed, the
+//! cell's number and the number of times that it was written. Data of another cell, or of an
+//! earlier write, is therefore detected. A cell that was never written must contain zeros, unless
+//! the image was not blank.
 
 mod cells;
 mod report;
@@ -30,34 +31,34 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-/// Cells of the largest request.
+/// Number of cells of the largest request.
 const MOST: u64 = (SLOT_BYTES / CELL) as u64;
-/// How long the driver domain may be away.
+/// How long to wait for a reconnection to the driver domain.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Mismatches that are reported one by one.
+/// Maximum number of mismatches that are reported individually.
 const SHOWN: usize = 5;
-/// The longest latency told apart, in nanoseconds.
+/// Upper bound of recorded latencies, in nanoseconds.
 const MAX_NS: u64 = 120_000_000_000;
 
-/// `pvio domain check`.
+/// Arguments of `pvio domain check`.
 #[derive(Debug, Args)]
 pub struct WorkArgs {
     #[command(flatten)]
-    /// What every child is told.
+    /// Arguments of all child processes.
     pub join: JoinArgs,
-    /// How long to work
+    /// Duration in seconds
     #[arg(long)]
     pub seconds: Option<u64>,
-    /// How much to do
+    /// Number of requests
     #[arg(long)]
     pub requests: Option<u64>,
     /// Requests in flight
     #[arg(long)]
     pub depth: usize,
-    /// The workload's
+    /// Seed of the workload
     #[arg(long)]
     pub seed: u64,
-    /// Cells never written hold anything
+    /// Cells that were never written may contain any data
     #[arg(long)]
     pub not_blank: bool,
     /// Show no progress
@@ -65,10 +66,10 @@ pub struct WorkArgs {
     pub quiet: bool,
 }
 
-/// Runs it.
+/// Runs the check.
 ///
 /// # Errors
-/// When the disk cannot be attached, or fails.
+/// The disk cannot be attached, or a request fails.
 pub fn run(args: &WorkArgs) -> Result<(), Failure> {
     let stop = Stop::on_signal(Bell::new()?)?;
     let domain = super::join(&args.join)?;
@@ -97,10 +98,10 @@ struct Work {
     depth: usize,
     can_flush: bool,
     blank: bool,
-    /// How often each cell was written.
+    /// Number of times that each cell was written.
     versions: BTreeMap<u64, u32>,
     busy: HashSet<u64>,
-    /// By slot.
+    /// Requests in flight, by slot.
     flying: Vec<Option<Flying>>,
     in_flight: usize,
     latency: Histogram<u64>,
@@ -160,7 +161,7 @@ impl Work {
         })
     }
 
-    /// Reads and writes at random until time or number is reached.
+    /// Reads and writes at random until the duration or number of requests is reached.
     fn churn(&mut self, args: &WorkArgs, stop: &Stop) -> Result<(), Failure> {
         let begin = Instant::now();
         let mut started = 0;
@@ -210,7 +211,7 @@ impl Work {
         ));
     }
 
-    /// Starts a request; false if none can be just now.
+    /// Starts a request; returns false if none can be started now.
     fn start_one(&mut self) -> Result<bool, Failure> {
         let (kind, count) = match self.rng.random_range(0..1000_u32) {
             0 if self.can_flush => (Kind::Flush, 0),
@@ -218,7 +219,7 @@ impl Work {
             _ => (Kind::Read, self.count()),
         };
         let first = self.rng.random_range(0..=self.cells - count);
-        // What two requests in flight do to one cell is nobody's to say.
+        // The result of two concurrent requests for one cell is undefined.
         if (first..first + count).any(|cell| self.busy.contains(&cell)) {
             return Ok(self.in_flight == 0);
         }
@@ -237,7 +238,7 @@ impl Work {
         Ok(true)
     }
 
-    /// Mostly single cells, some more at once.
+    /// Returns a random request size: mostly single cells, sometimes several.
     fn count(&mut self) -> u64 {
         let most = MOST.min(self.cells);
         if self.rng.random_range(0..4_u32) == 0 { self.rng.random_range(1..=most) } else { 1 }
@@ -261,7 +262,7 @@ impl Work {
         Ok(())
     }
 
-    /// Waits for answers, and looks at what was read.
+    /// Waits for responses, and verifies the data of reads.
     fn take_answers(&mut self) -> Result<(), Failure> {
         let mut done = Vec::new();
         let answered = self.session.answers(|slot, op, status| done.push((slot, op, status)));
@@ -308,7 +309,7 @@ impl Work {
         fetched.ok_or_else(|| Failure::new("a buffer was smaller than its request", ""))
     }
 
-    /// Compares what was read with what must be there.
+    /// Compares the data read with the expected data.
     fn compare(&mut self, flying: Flying) {
         for (n, cell) in (flying.first..flying.first + flying.count).enumerate() {
             let version = self.versions.get(&cell).copied();
@@ -336,7 +337,7 @@ impl Work {
         }
     }
 
-    /// Reads every cell ever written, in order, and makes a sum of them.
+    /// Reads every cell that was written, in order, and computes a hash of the data.
     fn read_all(&mut self) -> Result<(), Failure> {
         self.bar.set_message("reading everything once more");
         let written: Vec<u64> = self.versions.keys().copied().collect();

@@ -1,16 +1,16 @@
-//! Rates and latencies over the last minute.
+//! Rates and latencies of the last minute.
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Seconds looked back.
+/// Length of the window in seconds.
 pub const WINDOW: usize = 60;
-/// A latency above this is counted as this, in nanoseconds: a minute.
+/// Upper bound of recorded latencies, in nanoseconds: a minute.
 const MAX_NS: u64 = 60_000_000_000;
 
-/// Counts events, their bytes and how long they took, second by second.
+/// Counts events, their bytes and their latencies, second by second.
 #[derive(Debug)]
 pub struct Meter {
     start: Instant,
@@ -28,28 +28,28 @@ struct Slot {
     latency: Histogram<u32>,
 }
 
-/// A meter that several threads count in.
+/// A meter that several threads share.
 #[derive(Debug, Clone)]
 pub struct Shared(Arc<Mutex<Meter>>);
 
-/// What a meter shows.
+/// Values of a meter.
 #[derive(Debug, Clone, Serialize)]
 pub struct Reading {
-    /// Events since the start.
+    /// Number of events since the start.
     pub total: u64,
-    /// Bytes since the start.
+    /// Number of bytes since the start.
     pub total_bytes: u64,
-    /// Failures since the start.
+    /// Number of failures since the start.
     pub errors: u64,
-    /// Events in the last full second.
+    /// Number of events in the last full second.
     pub per_second: u64,
-    /// Bytes in the last full second.
+    /// Number of bytes in the last full second.
     pub bytes_per_second: u64,
     /// Latencies over the last minute.
     pub latency: Latency,
-    /// Events of each full second, oldest first, [`WINDOW`]` - 1` of them.
+    /// Number of events of each full second, oldest first, [`WINDOW`]` - 1` of them.
     pub history: Vec<u64>,
-    /// Bytes of each full second.
+    /// Number of bytes of each full second, likewise.
     pub history_bytes: Vec<u64>,
 }
 
@@ -58,11 +58,11 @@ pub struct Reading {
 pub struct Latency {
     /// The median.
     pub p50: f64,
-    /// 90 of 100 are below.
+    /// The 90th percentile.
     pub p90: f64,
-    /// 99 of 100 are below.
+    /// The 99th percentile.
     pub p99: f64,
-    /// The longest.
+    /// The maximum.
     pub max: f64,
 }
 
@@ -73,7 +73,7 @@ impl Default for Shared {
 }
 
 impl Shared {
-    /// Counts an event that took `took` and moved `bytes`.
+    /// Counts an event of `bytes` with a latency of `took`.
     pub fn count(&self, bytes: u64, took: Duration) {
         self.with(|m| m.count(m.start.elapsed(), bytes, took));
     }
@@ -83,7 +83,7 @@ impl Shared {
         self.with(|m| m.errors += 1);
     }
 
-    /// What it shows now.
+    /// Returns the current values.
     #[must_use]
     pub fn read(&self) -> Reading {
         self.with(|m| m.read(m.start.elapsed()))
@@ -125,7 +125,7 @@ impl Meter {
         let mut all = histogram();
         let recent = |slot: &&Slot| slot.second >= oldest && slot.second <= second;
         for slot in self.slots.iter().filter(recent) {
-            // Same bounds, so it always fits.
+            // The bounds are the same, so this cannot fail.
             let _ = all.add(&slot.latency);
         }
         let us = |ns: u64| ns as f64 / 1000.0;
@@ -165,7 +165,7 @@ static NEVER: std::sync::LazyLock<Slot> = std::sync::LazyLock::new(|| Slot {
     latency: histogram(),
 });
 
-/// Two significant digits of anything from a nanosecond to a minute.
+/// Returns a histogram with two significant digits, from a nanosecond to a minute.
 fn histogram() -> Histogram<u32> {
     Histogram::new_with_bounds(1, MAX_NS, 2).expect("bounds of a histogram")
 }

@@ -1,11 +1,11 @@
-//! The guest: what is on its disk, served over its NIC.
+//! The guest's software: serves the files of its disk over its NIC.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`fs`] | the image's file system, read on a thread of its own |
+//! | [`fs`] | the image's file system, read on its own thread |
 //! | [`http`] | the server, on smoltcp's TCP sockets |
 //! | [`meter`] | rates and latencies of the last minute |
-//! | [`status`] | what the live page shows |
+//! | [`status`] | states of the devices for the live page |
 
 pub mod fs;
 pub mod http;

@@ -1,10 +1,10 @@
-//! What the live page shows, beside the meters.
+//! States of the devices for the live page.
 
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// One device of the guest.
+/// A device of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Device {
     /// Its name in xenstore: `vbd-51712`, `vif-0`.
@@ -15,20 +15,21 @@ pub struct Device {
     pub state: String,
     /// The state of the backend.
     pub backend_state: String,
-    /// What both ends agreed on, a name and a value each.
+    /// Negotiated features, as names and values.
     pub features: Vec<(String, String)>,
-    /// How often it was attached again; [`Devices::attached`] says so.
+    /// Number of reconnections; set from [`Devices::attached`].
     pub reattached: u32,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     devices: Vec<Device>,
-    /// By name.
+    /// Number of sessions, by the device's name.
     sessions: BTreeMap<String, u32>,
 }
 
-/// The devices as they are now; written by those who run them, read by the page.
+/// The current states of the devices; written by the threads that use the devices, read by the live
+/// page.
 #[derive(Debug, Clone, Default)]
 pub struct Devices(Arc<Mutex<Known>>);
 
@@ -42,19 +43,19 @@ impl Devices {
         }
     }
 
-    /// Forgets the device of that name.
+    /// Removes the device of that name.
     pub fn remove(&self, name: &str) {
         let mut known = self.lock();
         known.devices.retain(|device| device.name != name);
         known.sessions.remove(name);
     }
 
-    /// The device of that name has been attached that often.
+    /// Sets the number of sessions of the device of that name.
     pub fn attached(&self, name: &str, sessions: u32) {
         self.lock().sessions.insert(name.to_owned(), sessions);
     }
 
-    /// All of them.
+    /// Returns all devices.
     #[must_use]
     pub fn get(&self) -> Vec<Device> {
         let known = self.lock();

@@ -1,4 +1,4 @@
-//! The demo image: a small FAT volume with a few pages, the same bytes every time.
+//! The demo image: a small FAT volume with a few pages. Its bytes are always the same.
 
 use fatfs::{Date, DateTime, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
 use rand_pcg::Pcg64Mcg;
@@ -7,21 +7,21 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::io::{self, Cursor, Read, Seek, Write};
 
-/// Bytes of the image that `pvio run` makes.
+/// Size in bytes of the image that `pvio run` creates.
 pub const SIZE: u64 = 32 << 20;
-/// Bytes of the largest file in it.
+/// Size in bytes of the largest file in it.
 pub const NOISE_SIZE: usize = 4 << 20;
 
-/// One file of the image.
+/// A file of the image.
 #[derive(Debug, Clone)]
 pub struct DemoFile {
-    /// Its path, without a slash in front.
+    /// The path, without a leading slash.
     pub path: &'static str,
-    /// What is in it.
+    /// The contents.
     pub bytes: Vec<u8>,
 }
 
-/// The files, in the order they are written.
+/// Returns the files, in the order in which they are written.
 #[must_use]
 pub fn files() -> Vec<DemoFile> {
     let mut noise = vec![0; NOISE_SIZE];
@@ -46,10 +46,10 @@ pub fn files() -> Vec<DemoFile> {
     files
 }
 
-/// Makes the file system in `disk`, which is as large as the volume is to be.
+/// Creates the file system in `disk`, which has the size of the volume.
 ///
 /// # Errors
-/// The disk's.
+/// An error of `disk`.
 pub fn write_image<T: Read + Write + Seek>(disk: &mut T) -> io::Result<()> {
     let options = FormatVolumeOptions::new().volume_id(0x7076_696f).volume_label(*b"PVIO DEMO  ");
     fatfs::format_volume(&mut *disk, options)?;
@@ -66,17 +66,17 @@ pub fn write_image<T: Read + Write + Seek>(disk: &mut T) -> io::Result<()> {
     fs.unmount()
 }
 
-/// The image in memory.
+/// Returns the image's bytes.
 ///
 /// # Errors
-/// When `size` bytes are too few to hold it.
+/// `size` bytes are too few for the files.
 pub fn image_bytes(size: usize) -> io::Result<Vec<u8>> {
     let mut disk = Cursor::new(vec![0; size]);
     write_image(&mut disk)?;
     Ok(disk.into_inner())
 }
 
-/// The same moment for every file, so that every image is the same.
+/// A constant timestamp, so that every image has the same bytes.
 #[derive(Debug)]
 struct FixedTime;
 

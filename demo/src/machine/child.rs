@@ -1,4 +1,4 @@
-//! A child process: one domain.
+//! A child process, which is one domain.
 
 use super::Event;
 use crate::domain::Said;
@@ -14,10 +14,10 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread::{Builder, JoinHandle};
 
-/// Bytes of one line a child may say.
+/// Maximum length of a line from a child in bytes.
 const MAX_LINE: u64 = 64 << 10;
 
-/// Which domain a child is.
+/// The domain that a child runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// The driver domain.
@@ -35,28 +35,28 @@ pub struct Child {
     reader: Option<JoinHandle<()>>,
 }
 
-/// What to start.
+/// Parameters of a new child process.
 #[derive(Debug)]
 pub struct Spawn<'a> {
-    /// Which domain.
+    /// The domain that it runs.
     pub role: Role,
-    /// The hidden command.
+    /// The hidden command that it runs.
     pub command: &'a str,
     /// The domain's number.
     pub domid: DomId,
-    /// The how-manieth start this is.
+    /// Sequence number of this start.
     pub start: u32,
-    /// What it is told beside where to join.
+    /// Its arguments, in addition to those of all children.
     pub args: &'a [OsString],
-    /// Its standard error is this terminal, not its log.
+    /// Its standard error is the terminal instead of its log.
     pub on_terminal: bool,
 }
 
 impl Child {
-    /// Starts one; what happens to it goes to `events`.
+    /// Starts a child process; its messages and its end are sent to `events`.
     ///
     /// # Errors
-    /// When the system has no process to give.
+    /// The process cannot be created.
     pub fn spawn(
         spawn: &Spawn<'_>,
         home: &PrivateDir,
@@ -67,14 +67,15 @@ impl Child {
         };
         let log = home.append(&format!("{}.log", spawn.command)).map_err(failed)?;
         let stderr = if spawn.on_terminal { Stdio::inherit() } else { log.into() };
-        // The very program that runs now, even if another has taken its place meanwhile.
+        // The program that is running, even if its file has been replaced in the meantime.
         let mut command = Command::new("/proc/self/exe");
         command.arg0("pvio").args(["domain", spawn.command]);
         command.arg("--state-dir").arg(home.path());
         command.args(["--domid".into(), spawn.domid.to_string()]);
         command.args(["--parent".into(), getpid().as_raw_pid().to_string()]);
         command.args(spawn.args);
-        // A group of its own: Ctrl-C is for the parent, who ends the children in order.
+        // A process group of its own: Ctrl-C only signals the parent, which stops the children in
+        // order.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().map_err(failed)?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -95,31 +96,31 @@ impl Child {
         Ok(Self { role, start, pidfd, reader: Some(reader.map_err(failed)?) })
     }
 
-    /// Which domain it is.
+    /// Returns the domain that it runs.
     #[must_use]
     pub const fn role(&self) -> Role {
         self.role
     }
 
-    /// The how-manieth start it is.
+    /// Returns the sequence number of this start.
     #[must_use]
     pub const fn start(&self) -> u32 {
         self.start
     }
 
-    /// Asks it to end in good order.
+    /// Sends it SIGTERM.
     pub fn ask_to_end(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// It is known to have ended.
+    /// Records that it has ended, so that it is not killed on drop.
     pub fn forget(&mut self) {
         self.pidfd = None;
     }
 
     fn signal(&self, signal: Signal) {
         if let Some(pidfd) = &self.pidfd {
-            // Fails only if it has ended.
+            // Fails only if the process has already ended.
             let _ = pidfd_send_signal(pidfd, signal);
         }
     }
@@ -142,7 +143,7 @@ fn next_line(out: &mut impl BufRead) -> Option<String> {
     }
 }
 
-/// How a child ended, in words.
+/// Describes how a child ended.
 #[must_use]
 pub fn how_it_ended(status: Option<ExitStatus>) -> String {
     let Some(status) = status else { return "in an unknown way".into() };

@@ -19,16 +19,16 @@ pub const DISK: DeviceAddr = DeviceAddr::new(BackendKind::Vbd, DRIVER, GUEST, 51
 /// The guest's NIC.
 pub const NIC: DeviceAddr = DeviceAddr::new(BackendKind::Vif, DRIVER, GUEST, 0);
 
-/// A disk as the toolstack knows it.
+/// A disk's configuration, as the toolstack has it.
 #[derive(Debug, Clone)]
 pub struct DiskConfig {
-    /// What it is kept in, with absolute paths, and how it is to be served.
+    /// Image and options, with absolute paths.
     pub disk: Disk,
 }
 
 impl DiskConfig {
-    /// Waits, at most so long, until nobody has the image locked against us. The kernel closes the
-    /// files of an io_uring some time after its process was killed.
+    /// Waits, up to a timeout, until the image is not locked by another process. The kernel closes
+    /// the files of an io_uring some time after its process was killed.
     pub fn until_free(&self, most: Duration) {
         let by = Instant::now() + most;
         while matches!(Image::open_as(&self.disk), Err(ImageError::Busy(_))) && Instant::now() < by
@@ -38,28 +38,29 @@ impl DiskConfig {
     }
 }
 
-/// A NIC as the toolstack knows it.
+/// A NIC's configuration, as the toolstack has it.
 #[derive(Debug, Clone)]
 pub struct NicConfig {
-    /// The guest's station address.
+    /// The guest's MAC address.
     pub mac: Mac,
-    /// Bytes of a packet.
+    /// Maximum size of a packet in bytes.
     pub mtu: u32,
     /// The tap's name.
     pub tap: String,
-    /// The bridge it joins.
+    /// The bridge that the tap is added to.
     pub bridge: Option<String>,
-    /// What is said of it to the driver domain.
+    /// The driver domain's options of NICs.
     pub words: NicArgs,
     /// The host's address on the tap.
     pub host: Option<(Ipv4Addr, u8)>,
 }
 
 impl NicConfig {
-    /// Waits, at most so long, until there is no tap of that name, for the same reason.
+    /// Waits, up to a timeout, until the tap is removed, which also happens some time after its
+    /// process was killed.
     pub fn until_free(&self, most: Duration) {
         let by = Instant::now() + most;
-        // By /proc, which goes by our network namespace; /sys goes by whose it was when mounted.
+        // /proc shows the network namespace of the process, /sys the one in which it was mounted.
         let is_there = || {
             let list = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
             list.lines().any(|line| line.trim_start().split(':').next() == Some(&self.tap))
@@ -70,11 +71,11 @@ impl NicConfig {
     }
 }
 
-/// What a backend told the operator before it closed a device, if any did.
+/// Returns the message that a backend wrote before it closed a device, if any.
 pub fn backend_error<X: Xenstore>(xs: &mut X) -> Option<String> {
     let told = |xs: &mut X, addr: DeviceAddr| read_error(xs, &addr.backend_path()).ok().flatten();
     let text = told(xs, DISK).or_else(|| told(xs, NIC))?;
-    // "<errno> <code>: <text>"; the codes are for logs.
+    // The format is "<errno> <code>: <text>"; the codes are for logs.
     let text = text.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start();
     let text = match text.split_once(": ") {
         Some((code, text)) if !code.contains(' ') => text,
@@ -83,14 +84,14 @@ pub fn backend_error<X: Xenstore>(xs: &mut X) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// Whether both ends of each device are connected.
+/// Returns whether frontend and backend of each device are connected.
 pub fn are_connected<X: Xenstore>(xs: &mut X, with_nic: bool) -> bool {
     let mut is = |path: String| read_state(xs, &path) == Ok(XenbusState::Connected);
     let mut both = |addr: DeviceAddr| is(addr.backend_path()) && is(addr.frontend_path());
     both(DISK) && (!with_nic || both(NIC))
 }
 
-/// Makes both ends of each device.
+/// Creates frontend and backend nodes of each device.
 ///
 /// # Errors
 /// [`HandshakeError`].
@@ -103,9 +104,9 @@ pub fn create<X: Xenstore>(
     nic.map_or(Ok(()), |nic| vif::create_device(xs, NIC, &nic_words(nic)))
 }
 
-/// Makes the backends' ends anew, after the domain they were in is gone and another has its
-/// number. The frontends' ends are as they were, their drivers being at work on them; but the new
-/// domain has none of the old one's rights to read them, so it is given its own.
+/// Creates the backend nodes again after the driver domain was destroyed and created with the same
+/// number. The frontend nodes stay, since the frontend drivers use them. The new domain lacks the
+/// old one's permissions to read them, so they are granted again.
 ///
 /// # Errors
 /// [`HandshakeError`].
@@ -125,8 +126,9 @@ pub fn create_backends_again<X: Xenstore>(
     })
 }
 
-/// Waits, at most so long, until no frontend waits for a backend that is dead: what it set up for
-/// that one is of no use to the next, which must not find it.
+/// Waits, up to a timeout, until no frontend is in state Initialised, which it may have entered for
+/// the dead backend. The next backend must not connect to rings that were set up for the former
+/// one.
 pub fn until_frontends_know<X: Xenstore>(xs: &mut X, with_nic: bool, most: Duration) {
     let by = Instant::now() + most;
     let mut waits = |addr: DeviceAddr| {

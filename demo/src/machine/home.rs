@@ -1,4 +1,4 @@
-//! The state directory: every socket and log of one machine, and the hypervisor that owns it.
+//! The state directory: all sockets and logs of a hosted machine, and the hypervisor in it.
 
 use pvio_daemon::control::default_root;
 use pvio_daemon::failure::Failure;
@@ -8,10 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The in-flight records in a state directory.
+/// Name of the directory of in-flight records in a state directory.
 pub const RECORDS: &str = "inflight";
 
-/// The directory. One that nobody named is removed with it, unless there is reason to look inside.
+/// The state directory. A default one is removed when dropped, unless [`Home::keep`] was called.
 #[derive(Debug)]
 pub struct Home {
     dir: Arc<PrivateDir>,
@@ -19,12 +19,13 @@ pub struct Home {
 }
 
 impl Home {
-    /// The directory the user named, or one for a machine of that name, with a hypervisor in it.
-    /// Nothing in the directory is touched if another is alive there.
+    /// Claims the directory `named`, or the default one for a machine of that name, and starts a
+    /// hypervisor in it. Nothing in the directory is changed if another hypervisor is running
+    /// there.
     ///
     /// # Errors
-    /// A [`Failure`] when it cannot be made, is not this user's alone, or another hypervisor is alive
-    /// in it.
+    /// A [`Failure`] if the directory cannot be created or is not private to this user, or another
+    /// hypervisor is running in it.
     pub fn claim(named: Option<&Path>, name: &str) -> Result<(Self, Hypervisor), Failure> {
         if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
             return Err(Failure::input(
@@ -42,34 +43,34 @@ impl Home {
         Ok((Self { dir, is_temporary: Arc::new(AtomicBool::new(named.is_none())) }, hypervisor))
     }
 
-    /// The directory.
+    /// Returns the directory.
     #[must_use]
     pub fn dir(&self) -> &PrivateDir {
         &self.dir
     }
 
-    /// Where it is.
+    /// Returns the path.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// It is not removed: there is something to be read in it.
+    /// Prevents the removal of the directory, because its logs are of interest.
     pub fn keep(&self) {
         self.is_temporary.store(false, Ordering::Release);
     }
 
-    /// What has to be done for nothing to stay behind, for whoever ends the process at once.
+    /// Returns the cleanup for a process that exits without dropping its values.
     #[must_use]
     pub fn sweep(&self) -> Sweep {
         Sweep { dir: Arc::clone(&self.dir), is_temporary: Arc::clone(&self.is_temporary) }
     }
 }
 
-/// Opens a directory for sockets and logs, which is made if need be.
+/// Opens a directory for sockets and logs; creates it if it does not exist.
 ///
 /// # Errors
-/// A [`Failure`] when it cannot be made or is not this user's alone.
+/// A [`Failure`] if it cannot be created or is not private to this user.
 pub fn private(path: &Path) -> Result<PrivateDir, Failure> {
     PrivateDir::create(path).map_err(|e| {
         let failure = Failure::of(format!("the state directory cannot be used: {e}")).as_input();
@@ -79,7 +80,7 @@ pub fn private(path: &Path) -> Result<PrivateDir, Failure> {
     })
 }
 
-/// Takes away what would stay behind.
+/// Removes the files that would remain in the state directory.
 #[derive(Debug)]
 pub struct Sweep {
     dir: Arc<PrivateDir>,
@@ -87,7 +88,8 @@ pub struct Sweep {
 }
 
 impl Sweep {
-    /// Does it; the sockets go with the hypervisor, unless there is no time for that.
+    /// Removes the files. The hypervisor removes its sockets itself, except when the process exits
+    /// at once.
     pub fn now(&self, with_sockets: bool) {
         let remove = |name: &str| drop(self.dir.remove(name));
         if with_sockets {
@@ -95,9 +97,9 @@ impl Sweep {
         }
         if self.is_temporary.load(Ordering::Acquire) {
             ["driver.log", "guest.log", "check.log", "demo.img"].into_iter().for_each(remove);
-            // All of it is the driver domain's own.
+            // Only the driver domain writes there.
             let _ = std::fs::remove_dir_all(self.dir.by_descriptor(RECORDS));
-            // Only if nothing else is in there.
+            // Fails if there are other files in it.
             let _ = self.dir.remove_empty();
         }
     }

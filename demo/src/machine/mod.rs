@@ -1,16 +1,17 @@
-//! Hypervisor and toolstack: makes domains and devices, runs a process for each domain, and takes
-//! everything down again.
+//! Hypervisor and toolstack: creates domains and devices, runs a process for each domain, and stops
+//! everything.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`home`] | the state directory |
-//! | [`devices`] | devices in xenstore, and a backend's half made anew |
-//! | [`child`] | a child process: what it says, how it ends |
-//! | [`rights`] | the right to make a tap, or a network namespace of our own |
+//! | [`devices`] | devices in xenstore, and backend nodes that are created again |
+//! | [`child`] | a child process: its messages and its end |
+//! | [`rights`] | the permission to create a tap, or a new network namespace |
 //!
-//! The order of things: hypervisor, domains, devices, driver domain, guest; ready when the guest
-//! says so. Down: guest, driver domain, hypervisor. A driver domain that dies is started again
-//! under its number, and the guest's frontends attach to it anew; a guest that dies ends it all.
+//! Order of start: hypervisor, domains, devices, driver domain, guest; the machine is ready when
+//! the guest reports it. Order of stop: guest, driver domain, hypervisor. If the driver domain
+//! ends, it is started again under its number, and the guest's frontends reconnect. If the guest
+//! ends, everything is stopped.
 
 pub mod child;
 pub mod devices;
@@ -37,24 +38,24 @@ use std::time::{Duration, Instant};
 pub const DRIVER: DomId = HOSTED_DRIVER;
 /// The guest's number.
 pub const GUEST: DomId = DomId(2);
-/// How long everything may take until it works, at first or again.
+/// How long to wait until all devices are connected, after a start or restart.
 const START: Duration = Duration::from_secs(30);
-/// How often devices are looked at until they work.
+/// Interval at which the devices are polled until they are connected.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long a child may take to end when it is asked to.
+/// How long to wait for a child to end after SIGTERM.
 const END: Duration = Duration::from_secs(5);
-/// How long the kernel may take to let go of what a killed driver domain had open.
+/// How long to wait for the kernel to close the files of a killed driver domain.
 const RELEASE: Duration = Duration::from_secs(3);
-/// So many restarts of the driver domain within [`RESTARTS_TIME`] are too many.
+/// Maximum number of restarts of the driver domain within [`RESTARTS_TIME`].
 const RESTARTS: usize = 5;
 const RESTARTS_TIME: Duration = Duration::from_secs(60);
-/// Pages the guest can share: a NIC takes some thousand, a disk some hundred. They take memory only once
-/// they are used.
+/// Number of pages that the guest can share: a NIC needs some thousand, a disk some hundred. Memory
+/// is only allocated on first use.
 const GUEST_PAGES: u32 = 65_536;
-/// Frames of its grant table, all there can be: place for about 90 disks.
+/// Number of frames of its grant table, which is the maximum: enough for about 90 disks.
 const GUEST_GRANT_FRAMES: u32 = 64;
 
-/// What is to run.
+/// Configuration of a machine.
 #[derive(Debug)]
 pub struct Plan {
     /// The guest's name.
@@ -63,44 +64,43 @@ pub struct Plan {
     pub disk: DiskConfig,
     /// Its NIC.
     pub nic: Option<NicConfig>,
-    /// The hidden command the guest runs, and what it is told beside where to join.
+    /// The hidden command that the guest runs, and its own arguments.
     pub guest: (&'static str, Vec<OsString>),
-    /// The guest may write to this terminal.
+    /// The guest's standard error is the terminal.
     pub guest_on_terminal: bool,
 }
 
-/// What happens.
+/// An event that the machine handles.
 #[derive(Debug)]
 pub enum Event {
-    /// The user wants it to end.
+    /// A signal requests a stop.
     Signal,
-    /// A child says something.
+    /// A message of a child.
     Said(Role, Said),
-    /// A child ended; with the number of its start.
+    /// A child ended; with the sequence number of its start.
     Ended(Role, u32, Option<ExitStatus>),
 }
 
-/// What the caller is told.
+/// An event that is reported to the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
-    /// The guest works.
+    /// The guest is ready.
     Ready,
-    /// The driver domain died, in these words, and was started again.
+    /// The driver domain ended, with this status, and was started again.
     DriverRestarted(String),
     /// The guest's report.
     Report(String),
-    /// The guest ended by itself, all well.
+    /// The guest exited without an error.
     Done,
-    /// The guest has something to tell the user.
+    /// A notice of the guest for the user.
     Note(String),
-    /// The user wants it to end.
+    /// A signal requested a stop.
     Stopped,
 }
 
-/// Everything that runs. Dropping it takes all down, at once if need be; better
-/// [`Machine::shut_down`].
+/// A running machine. Dropping it kills the children; [`Machine::shut_down`] stops them in order.
 pub struct Machine {
-    // In the order of their end.
+    // Fields are dropped in this order.
     guest: Option<Child>,
     driver: Option<Child>,
     hypervisor: Hypervisor,
@@ -111,17 +111,17 @@ pub struct Machine {
     sender: Sender<Event>,
     restarts: VecDeque<Instant>,
     starts: u32,
-    /// Until then the devices have to work; none if they do.
+    /// Deadline for the devices to be connected; `None` once they are.
     probation: Option<Instant>,
-    /// The guest was ready once.
+    /// The guest has reported that it is ready.
     is_ready: bool,
 }
 
 impl Machine {
-    /// Starts everything.
+    /// Starts the machine.
     ///
     /// # Errors
-    /// A [`Failure`]; nothing is left running then.
+    /// A [`Failure`]; everything that was started has been stopped.
     pub fn start(plan: Plan, home: Home, hypervisor: Hypervisor) -> Result<Self, Failure> {
         let (sender, events) = unbounded();
         listen_for_signals(&home, sender.clone())?;
@@ -151,16 +151,16 @@ impl Machine {
         Ok(machine)
     }
 
-    /// The state directory.
+    /// Returns the state directory.
     #[must_use]
     pub const fn home(&self) -> &Home {
         &self.home
     }
 
-    /// Waits until there is something to tell.
+    /// Waits for the next event to report.
     ///
     /// # Errors
-    /// A [`Failure`] that ends it all: shut down then.
+    /// A [`Failure`] after which the machine has to be shut down.
     pub fn next_news(&mut self) -> Result<News, Failure> {
         loop {
             let event = match self.probation {
@@ -171,7 +171,7 @@ impl Machine {
                         continue;
                     }
                 },
-                // We hold a sender ourselves, so it is never closed.
+                // `self` has a sender, so the channel is never closed.
                 None => self.events.recv().map_err(Failure::of)?,
             };
             match event {
@@ -238,7 +238,8 @@ impl Machine {
         }
     }
 
-    /// A guest whose device was closed may not read why: that stands in its backend's home.
+    /// Replaces the guest's failure by the backend's message, which the guest may not be able to
+    /// read after its device was closed.
     fn reason(&mut self, role: Role, failure: Failure) -> Failure {
         match devices::backend_error(&mut self.xs) {
             Some(text) if role == Role::Guest => {
@@ -252,7 +253,8 @@ impl Machine {
         self.home.path().join(format!("{of}.log")).display().to_string()
     }
 
-    /// Whether devices that have to work by then do, or never will.
+    /// Checks the devices until they are connected. Fails if a backend reported an error or the
+    /// deadline `by` has passed.
     fn look(&mut self, by: Instant) -> Result<(), Failure> {
         if let Some(why) = devices::backend_error(&mut self.xs) {
             return Err(Failure::of(why));
@@ -281,7 +283,7 @@ impl Machine {
             if let Some(nic) = &self.plan.nic {
                 nic.until_free(RELEASE);
             }
-            // The process and its domain are one; what the hypervisor has not noticed yet, it does now.
+            // Also makes the hypervisor notice the end of the process, if it has not yet.
             match self.hypervisor.destroy_domain(DRIVER) {
                 Ok(()) | Err(DomainError::NoDomain(_)) => {}
                 Err(e) => return Err(domain_failure(&e)),
@@ -325,8 +327,8 @@ impl Machine {
         Child::spawn(&spawn, self.home.dir(), self.sender.clone())
     }
 
-    /// Takes everything down in order: the guest closes its devices, the driver domain its ends of
-    /// them, then the hypervisor goes.
+    /// Stops everything in order: the guest closes its frontends, the driver domain its backends,
+    /// then the hypervisor ends.
     pub fn shut_down(mut self) {
         let children = [self.guest.take(), self.driver.take()];
         for mut child in children.into_iter().flatten() {
@@ -339,18 +341,18 @@ impl Machine {
                     break;
                 }
             }
-            // Dropped: killed, if it is there still.
+            // On drop, the child is killed if it has not ended.
         }
     }
 }
 
-/// The first signal is an event; the second ends it at once.
+/// Sends an event for the first signal; exits on the second one.
 fn listen_for_signals(home: &Home, sender: Sender<Event>) -> Result<(), Failure> {
     let mut told = false;
     let sweep = home.sweep();
     signals::listen(move || {
         if std::mem::replace(&mut told, true) {
-            // The children die with this process, and their taps with them.
+            // The kernel kills the children when this process exits, and removes their taps.
             sweep.now(true);
             std::process::exit(130);
         }

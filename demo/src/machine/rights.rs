@@ -1,25 +1,25 @@
-//! The right to make a tap: ours, or root's in namespaces of our own.
+//! The permission to create a tap: of this process, or as root of a new user namespace.
 
 use pvio_daemon::failure::{Failure, say_aside};
 use rustix::thread::{CapabilitySet, capabilities};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-/// Tells the process that it is inside already.
+/// Environment variable that marks a process inside of the new namespaces.
 const INSIDE: &str = "PVIO_IN_OWN_NAMESPACE";
 
-/// Whether the taps of this process are in a network namespace that only it and its children have.
+/// Returns whether this process and its children are in their own network namespace.
 #[must_use]
 pub fn is_inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
-/// Sees to it that this process may make a tap. Without the right to, it becomes the same program
-/// again, with the same number, as root of a user namespace with a network of its own; then this
-/// does not return. To be called before anything is started.
+/// Obtains the permission to create a tap. Without it, executes this program again, with the same
+/// process id, as root of a new user and network namespace; this call does not return then. To be
+/// called before anything is started.
 ///
 /// # Errors
-/// A [`Failure`] when there is no way.
+/// A [`Failure`] if neither is possible.
 pub fn for_a_tap() -> Result<(), Failure> {
     let own = capabilities(None).map_err(|e| Failure::new(format!("capabilities: {e}"), ""))?;
     if own.effective.contains(CapabilitySet::NET_ADMIN) {

@@ -1,5 +1,5 @@
-//! File systems as Linux and mtools read them: everything they read is read here with the same bytes,
-//! times and kinds.
+//! File systems compared with Linux and mtools: all that they read is read here with the same
+//! bytes, times and types.
 
 use super::{Fs, tool};
 use pvio_demo::guest::fs::{FileDisk, FsError, Kind, Target};
@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// An ext image in a mount of its own, until it is dropped.
+/// An ext image that is mounted in its own mount namespace, until dropped.
 struct Mount {
     image: PathBuf,
     at: PathBuf,
@@ -17,8 +17,8 @@ struct Mount {
 }
 
 impl Mount {
-    /// Makes a file system by these words of mke2fs, mounted to be written; `None`, said loudly, where
-    /// nothing can be mounted.
+    /// Creates a file system with these options of mke2fs and mounts it for writing. Prints a
+    /// message and returns `None` if mounting is not possible.
     fn new(dir: &Path, words: &[&str], size: u64) -> Option<Self> {
         let image = dir.join("disk.img");
         File::create(&image).unwrap().set_len(size).unwrap();
@@ -52,7 +52,7 @@ impl Mount {
         }
     }
 
-    /// Mounted to be read, and everything compared; how many files were.
+    /// Mounts the image read-only and compares all files; returns their number.
     fn compare(&mut self) -> usize {
         self.unmount();
         assert!(self.mount("ro,noload"));
@@ -71,7 +71,7 @@ impl Drop for Mount {
     }
 }
 
-/// Compares a directory with what Linux shows of it.
+/// Compares a directory with Linux's view of it.
 fn same(read: &mut Fs, linux: &Path, path: &str) -> usize {
     let Target::Dir { entries, left_out } = read.visit(&format!("{path}/")).unwrap() else {
         panic!("{path} is no directory")
@@ -118,7 +118,7 @@ fn same(read: &mut Fs, linux: &Path, path: &str) -> usize {
     files
 }
 
-/// Of a file too large to be read whole.
+/// Compares the start and end of a file that is too large to be read as a whole.
 fn ends_are_the_same(read: &mut Fs, linux: &Path, path: &str, len: u64) {
     use std::os::unix::fs::FileExt;
     let Target::File { handle, .. } = read.visit(path).unwrap() else { panic!("{path}") };
@@ -142,14 +142,14 @@ fn fallocate(path: &Path, args: &[&str]) {
     assert!(Command::new("fallocate").args(args).arg(path).status().unwrap().success());
 }
 
-/// What file systems are made of: holes, extents that were never written, many extents, links, times.
+/// Fills a volume with the cases to compare: holes, unwritten extents, many extents, links, times.
 fn fill(at: &Path) {
     let noise: Vec<u8> =
         (0..300_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     fs::write(at.join("small"), b"a few bytes").unwrap();
     fs::write(at.join("of-a-hundred"), &noise[..100]).unwrap();
     fs::write(at.join("noise"), &noise).unwrap();
-    // Old contents, then blocks that are allocated over them and never written.
+    // Old contents, then unwritten extents allocated over them.
     for n in 0..20 {
         fs::write(at.join(format!("secret-{n}")), vec![b'S'; 200_000]).unwrap();
     }
@@ -211,7 +211,7 @@ fn every_kind_of_ext_reads_as_linux_reads_it() {
             return;
         };
         if words.contains(&"ext2") || words.contains(&"ext3") {
-            // There is nothing like an extent that was never written, and no file as long.
+            // Without extents, there are no unwritten extents and no files of that size.
             fs::write(mount.at.join("plain"), vec![7; 5_000_000]).unwrap();
             for n in 0..60 {
                 write_at(&mount.at.join("holes"), n * 300_000 + 77, &[n as u8 | 1; 50]);
@@ -229,7 +229,7 @@ fn every_kind_of_ext_reads_as_linux_reads_it() {
     }
 }
 
-/// Changes bytes of the superblock and has its checksum made right again, or left out.
+/// Changes bytes of the superblock and has its checksum corrected, or left out.
 fn patch(image: &Path, at: u64, bytes: &[u8]) {
     write_at(image, 1024 + at, bytes);
 }
@@ -237,7 +237,7 @@ fn patch(image: &Path, at: u64, bytes: &[u8]) {
 #[test]
 fn what_a_reader_may_ignore_keeps_no_disk_from_being_read() {
     let dir = tempfile::tempdir().unwrap();
-    // Without a checksum of the superblock, which a changed byte would break.
+    // Without a checksum of the superblock, which a changed byte would invalidate.
     let words = ["-t", "ext4", "-O", "^metadata_csum"];
     let Some(mut mount) = Mount::new(dir.path(), &words, 64 << 20) else { return };
     for n in 0..2000 {
@@ -245,7 +245,7 @@ fn what_a_reader_may_ignore_keeps_no_disk_from_being_read() {
             .unwrap();
     }
     mount.unmount();
-    // Another hash of directories, and one that nobody knows; hashed unsigned or signed.
+    // Other directory hashes, including an unknown one; signed and unsigned.
     for (hash, flags) in [(0, 1_u32), (1, 2), (2, 1), (5, 2), (77, 0)] {
         patch(&mount.image, 252, &[hash]);
         patch(&mount.image, 0x160, &flags.to_le_bytes());
@@ -261,7 +261,7 @@ fn a_journal_that_has_to_be_replayed_is_refused_with_what_to_do() {
     let Some(mut mount) = Mount::new(dir.path(), &["-t", "ext4"], 64 << 20) else { return };
     fs::write(mount.at.join("file"), b"in the journal").unwrap();
     assert!(Command::new("sync").status().unwrap().success());
-    // As of a running guest's disk.
+    // A copy of a volume that is in use.
     let copy = dir.path().join("copy.img");
     fs::copy(&mount.image, &copy).unwrap();
     mount.unmount();
@@ -269,14 +269,15 @@ fn a_journal_that_has_to_be_replayed_is_refused_with_what_to_do() {
         Fs::of(FileDisk::new(File::open(&copy).unwrap()).unwrap()).visit("/").unwrap_err();
     assert!(matches!(refused, FsError::Unsupported(_)), "{refused}");
     assert!(refused.to_string().contains("e2fsck -p"), "{refused}");
-    // It tells by 1 that it has mended something.
+    // Exit code 1: errors were corrected.
     let replayed = Command::new("e2fsck").args(["-f", "-y"]).arg(&copy).status().unwrap();
     assert!(replayed.code().is_some_and(|code| code <= 1), "{replayed}");
     let mut read = Fs::of(FileDisk::new(File::open(&copy).unwrap()).unwrap());
     assert_eq!(read.read_all("/file").unwrap(), b"in the journal");
 }
 
-/// A FAT volume with a directory and a few files, made by mtools; `None` where they are not.
+/// A FAT volume with a directory and a few files, made by mtools; `None` if mtools is not
+/// installed.
 fn fat(dir: &Path, words: &[&str], mib: u64) -> Option<(PathBuf, Vec<u8>)> {
     let image = dir.join("fat.img");
     let _ = fs::remove_file(&image);
@@ -309,7 +310,8 @@ fn every_fat_that_mtools_reads_is_read() {
                 return;
             };
             if mib < 40 {
-                // With fewer clusters than FAT32 is to have: Linux reads that, and mtools makes none.
+                // Fewer clusters than FAT32 should have: Linux reads such a volume, but mtools does
+                // not create one.
                 let sectors = u32::try_from((mib << 20) / 512).unwrap();
                 write_at(&image, 32, &sectors.to_le_bytes());
                 OpenOptions::new().write(true).open(&image).unwrap().set_len(mib << 20).unwrap();
@@ -322,13 +324,13 @@ fn every_fat_that_mtools_reads_is_read() {
     }
     for words in [&["-F", "12", "-s", "8"][..], &["-F", "16", "-s", "1"]] {
         let Some((image, bytes)) = fat(dir.path(), words, 8) else { return };
-        // Both counts of sectors: the first one holds.
+        // Both sector counts set: the first one applies.
         let sectors = (8_u32 << 20) / 512;
         write_at(&image, 32, &sectors.to_le_bytes());
         let mut read = Fs::of(FileDisk::new(File::open(&image).unwrap()).unwrap());
         assert!(read.read_all("/SUB/a FILE with a long name.bin") == Ok(bytes), "{words:?}");
     }
-    // FAT32 with the count that is FAT16's, for the 32 MiB less a sector that it can tell.
+    // FAT32 with the 16-bit sector count, which can represent 32 MiB less a sector.
     let Some((image, bytes)) = fat(dir.path(), &["-F", "32", "-s", "1"], 40) else { return };
     write_at(&image, 19, &u16::MAX.to_le_bytes());
     let mut read = Fs::of(FileDisk::new(File::open(&image).unwrap()).unwrap());

@@ -1,4 +1,5 @@
-//! The file systems: every byte as the tools wrote it, and damaged images answered, not believed.
+//! The file systems: all data as the tools wrote it, and damaged images, which must cause errors
+//! and no hangs.
 #![allow(missing_docs, reason = "tests")]
 
 mod kernel;
@@ -26,7 +27,7 @@ impl Fs {
         Self { thread, answers, token: 0 }
     }
 
-    /// The answer to what was asked last; a minute without one is a hang.
+    /// Receives the reply to the last request; a minute without one is a hang.
     fn answer(&mut self) -> Result<Reply, FsError> {
         let answer = self.answers.recv_timeout(Duration::from_secs(60)).expect("an answer");
         assert_eq!(answer.token, self.token);
@@ -71,7 +72,7 @@ impl Fs {
     }
 }
 
-/// A tree with everything a server meets.
+/// Creates a tree with all cases that a server has to handle.
 fn tree(dir: &Path) {
     let put = |path: &str, bytes: &[u8]| {
         let path = dir.join(path);
@@ -259,7 +260,7 @@ fn what_is_no_file_system_is_named() {
         assert!(told.contains(name), "{told}");
     };
     let end: (usize, &[u8]) = (510, &[0x55, 0xaa]);
-    // Its first sector could be FAT's: sectors of 512 bytes, 8 in a cluster, a fixed disk.
+    // Its first sector is valid for FAT as well: sectors of 512 bytes, 8 per cluster, a fixed disk.
     let ntfs = [&b"\xeb\x52\x90NTFS    "[..], &[0, 2, 8, 0, 0, 0, 0, 0, 0, 0, 0xf8]].concat();
     let ntfs = &*[ntfs, vec![0; 2]].concat();
     named(&[(0, ntfs), end], "an NTFS file system; only ext2/3/4 and FAT");
@@ -275,7 +276,7 @@ fn what_is_no_file_system_is_named() {
     assert!(says(cut).contains("cut short"));
 }
 
-/// A disk that can no longer be read from some moment on.
+/// A disk whose reads fail after a number of them.
 struct Failing(MemDisk, u32);
 
 impl BlockRead for Failing {
@@ -304,7 +305,7 @@ fn a_disk_that_fails_is_an_error_and_no_more() {
     assert!(failed > 0);
 }
 
-/// Goes everywhere an image leads, within bounds; all answers are welcome but a hang.
+/// Visits everything in an image, within bounds. Any result is accepted; only a hang is a failure.
 fn wander(fs: &mut Fs) {
     let mut todo = vec![String::new()];
     let mut seen = 0;
@@ -334,7 +335,7 @@ fn wander(fs: &mut Fs) {
 fn damaged(image: &[u8], seed: u64) -> Vec<u8> {
     let mut random = Pcg64Mcg::seed_from_u64(seed);
     let mut bytes = image.to_vec();
-    // Mostly where a file system keeps what it is made of.
+    // Mostly in the area of the file system's metadata.
     for _ in 0..1 + random.next_u32() % 40 {
         let near = [4096, 65_536, 1 << 20, bytes.len()][(random.next_u32() % 4) as usize];
         let at = random.next_u64() as usize % near.min(bytes.len());
@@ -359,7 +360,7 @@ fn damaged_fat_is_answered() {
 fn damaged_ext_is_answered() {
     let dir = tempfile::tempdir().unwrap();
     tree(&dir.path().join("tree"));
-    // Without checksums damage gets further.
+    // Without checksums, damage is detected later.
     let more = ["-b", "1024", "-O", "^metadata_csum,^64bit"];
     let Some(image) = ext_image(dir.path(), "ext4", &more) else { return };
     let image = fs::read(image).unwrap();
@@ -371,14 +372,14 @@ fn damaged_ext_is_answered() {
 #[test]
 fn clusters_in_a_ring_end() {
     let mut image = pvio_demo::image::image_bytes(8 << 20).unwrap();
-    // Every FAT entry of both FATs points at the one cluster: every chain is a ring.
+    // Every entry of both FATs refers to the same cluster, so every chain is a ring.
     let reserved = u16::from_le_bytes([image[14], image[15]]) as usize * 512;
     let sectors_per_fat = u16::from_le_bytes([image[22], image[23]]) as usize;
     let fats = image[16] as usize;
     for entry in image[reserved..reserved + fats * sectors_per_fat * 512].chunks_mut(2) {
         entry.copy_from_slice(&[3, 0]);
     }
-    // And a directory full of deleted entries never ends by itself.
+    // In addition, a directory in such a ring that contains only deleted entries has no end.
     let mut fs = Fs::of(MemDisk::new(image.clone()));
     wander(&mut fs);
     let root = reserved + fats * sectors_per_fat * 512;

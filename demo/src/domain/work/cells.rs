@@ -1,4 +1,4 @@
-//! What a cell of the disk must hold, and whose contents it holds instead.
+//! Expected contents of a cell, and a diagnosis of unexpected ones.
 
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64Mcg;
@@ -6,7 +6,8 @@ use rand_pcg::Pcg64Mcg;
 /// Bytes of a cell.
 pub(super) const CELL: usize = 4096;
 
-/// What a cell holds after it was written `version` times. The first bytes say so themselves.
+/// Fills `out` with the contents of a cell after it was written `version` times. The first bytes
+/// identify cell and version.
 pub(super) fn contents(seed: u64, cell: u64, version: u32, out: &mut [u8]) {
     let key = seed ^ cell.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(version) << 40;
     Pcg64Mcg::seed_from_u64(key).fill_bytes(out);
@@ -14,7 +15,7 @@ pub(super) fn contents(seed: u64, cell: u64, version: u32, out: &mut [u8]) {
     out[8..12].copy_from_slice(&version.to_le_bytes());
 }
 
-/// Whose contents were found instead, for whoever has to find the mistake.
+/// Describes the unexpected contents of a cell: another cell, another version, or something else.
 pub(super) fn whose(seed: u64, cell: u64, version: u32, got: &[u8]) -> String {
     if got.iter().all(|b| *b == 0) {
         return "all zeroes".into();

@@ -1,48 +1,48 @@
-//! What came of a check.
+//! The result of a check.
 
 use serde::{Deserialize, Serialize};
 
-/// What came of it.
+/// The result of a check.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
-    /// Everything was read as it was written.
+    /// All data was read as it was written.
     pub ok: bool,
-    /// Requests done, the final reading not counted.
+    /// Number of completed requests, without the final pass.
     pub requests: u64,
-    /// Of these, reads.
+    /// Number of reads among them.
     pub reads: u64,
-    /// Of these, writes.
+    /// Number of writes among them.
     pub writes: u64,
-    /// Of these, flushes.
+    /// Number of flushes among them.
     pub flushes: u64,
-    /// Bytes read by them.
+    /// Number of bytes read by them.
     pub bytes_read: u64,
-    /// Bytes written by them.
+    /// Number of bytes written by them.
     pub bytes_written: u64,
-    /// How long they took.
+    /// Their duration in seconds.
     pub seconds: f64,
     /// Requests per second.
     pub iops: f64,
-    /// Million bytes per second, both ways together.
+    /// Megabytes (10^6 bytes) per second, reads and writes together.
     pub mb_per_s: f64,
     /// Median latency in microseconds.
     pub p50_us: f64,
-    /// 99 of 100 were below, in microseconds.
+    /// 99th percentile of the latency in microseconds.
     pub p99_us: f64,
-    /// The longest, in microseconds.
+    /// Maximum latency in microseconds.
     pub max_us: f64,
-    /// Bytes that were read once more at the end.
+    /// Number of bytes read in the final pass.
     pub final_bytes: u64,
-    /// SHA-256 of those bytes, in the disk's order.
+    /// SHA-256 of those bytes, ordered by cell.
     pub sha256: String,
-    /// What it must be.
+    /// The expected SHA-256.
     pub sha256_expected: String,
-    /// Cells that did not hold what they must.
+    /// Number of cells with unexpected contents.
     pub mismatches: u64,
-    /// The first of them.
+    /// Descriptions of the first of them.
     pub first_mismatches: Vec<String>,
-    /// How often the disk was attached: more than once if its driver domain was restarted.
+    /// Number of sessions: more than one if the driver domain was restarted.
     pub sessions: u32,
-    /// It was ended before its time.
+    /// The check was stopped before it was complete.
     pub stopped: bool,
 }

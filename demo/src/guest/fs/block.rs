@@ -1,4 +1,4 @@
-//! What a file system is read from.
+//! Disks that a file system is read from.
 
 use std::fs::File;
 use std::io;
@@ -6,25 +6,26 @@ use std::os::unix::fs::FileExt;
 
 /// A disk that can be read.
 pub trait BlockRead: Send {
-    /// Bytes of the disk.
+    /// Returns the size in bytes.
     fn size(&self) -> u64;
 
-    /// Fills `buf` from byte `offset` on. Offset and length are multiples of 512, and lie within
-    /// the disk.
+    /// Fills `buf` from byte `offset` on. Offset and length are multiples of 512, and the range is
+    /// within the disk.
     ///
     /// # Errors
-    /// When any of it cannot be read.
+    /// Any part of it cannot be read.
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
-    /// Looks after itself while nobody reads: attaches again to a backend that came back, say.
+    /// Does background work while there are no reads, such as a reconnection to a restarted
+    /// backend.
     fn tend(&mut self) {}
 }
 
-/// A disk of whatever sort.
+/// A disk of any type.
 pub struct Disk(Box<dyn BlockRead>);
 
 impl Disk {
-    /// Boxes it.
+    /// Boxes a disk.
     #[must_use]
     pub fn new(disk: impl BlockRead + 'static) -> Self {
         Self(Box::new(disk))
@@ -56,7 +57,7 @@ impl BlockRead for Disk {
 pub struct MemDisk(Vec<u8>);
 
 impl MemDisk {
-    /// The bytes as a disk; what exceeds a multiple of 512 is left out.
+    /// Returns a disk with these bytes; a last incomplete sector of 512 bytes is left out.
     #[must_use]
     pub fn new(mut bytes: Vec<u8>) -> Self {
         bytes.truncate(bytes.len() & !511);
@@ -77,7 +78,7 @@ impl BlockRead for MemDisk {
     }
 }
 
-/// An image file, read directly.
+/// An image file that is read directly.
 #[derive(Debug)]
 pub struct FileDisk {
     file: File,
@@ -85,10 +86,10 @@ pub struct FileDisk {
 }
 
 impl FileDisk {
-    /// The file as a disk.
+    /// Returns a disk with the file's contents.
     ///
     /// # Errors
-    /// When its size cannot be found out.
+    /// The file's size cannot be read.
     pub fn new(file: File) -> io::Result<Self> {
         let size = file.metadata()?.len() & !511;
         Ok(Self { file, size })

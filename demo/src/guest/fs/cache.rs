@@ -1,8 +1,8 @@
-//! Chunks of the disk in memory.
+//! Cache of chunks of the disk.
 //!
-//! The libraries read in small pieces; the disk is read in chunks of [`CHUNK`] bytes, and several
-//! at once when the reading goes straight on. Every request carries a budget of bytes it may ask
-//! for: a directory whose clusters form a ring ends there, and not never.
+//! The file system libraries read small pieces. The disk is read in chunks of [`CHUNK`] bytes, and
+//! several chunks at a time for sequential reads. Every request has a budget of bytes that it may
+//! read, so that a directory whose clusters form a ring causes an error instead of an endless loop.
 
 use super::block::{BlockRead, Disk};
 use crate::guest::meter::Shared;
@@ -10,19 +10,19 @@ use std::collections::HashMap;
 use std::io;
 use std::time::Instant;
 
-/// Bytes of one chunk.
+/// Size of a chunk in bytes.
 pub const CHUNK: usize = 128 << 10;
-/// Chunks kept.
+/// Maximum number of chunks in the cache.
 const KEPT: usize = 96;
-/// Chunks read at once when the reading goes straight on.
+/// Number of chunks that are read at a time for sequential reads.
 const AHEAD: u64 = 4;
 
-/// The cache.
+/// The cache of a disk.
 pub struct Cache {
     disk: Disk,
     chunks: HashMap<u64, Chunk>,
     clock: u64,
-    /// The chunk hit last: most reads are a few bytes behind the one before.
+    /// The chunk accessed last: most reads continue where the last one ended.
     last: u64,
     expected: u64,
     budget: u64,
@@ -30,7 +30,7 @@ pub struct Cache {
     meter: Option<Shared>,
 }
 
-/// The disk's own failure, to be told from what a library makes of its bytes.
+/// An error of the disk itself, as opposed to an error that a library finds in the data.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct DiskFailed(io::Error);
@@ -47,37 +47,37 @@ impl std::fmt::Debug for Cache {
 }
 
 impl Cache {
-    /// An empty one; `meter` counts what is read from the disk.
+    /// Returns an empty cache; `meter` counts reads of the disk.
     #[must_use]
     pub fn new(disk: Disk, meter: Option<Shared>) -> Self {
         let (chunks, scratch) = (HashMap::new(), Vec::new());
         Self { disk, chunks, clock: 0, last: u64::MAX, expected: 0, budget: 0, scratch, meter }
     }
 
-    /// Bytes of the disk.
+    /// Returns the size of the disk in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.disk.size()
     }
 
-    /// Has the disk look after itself.
+    /// Has the disk do background work (`BlockRead::tend`).
     pub fn tend(&mut self) {
         self.disk.tend();
     }
 
-    /// Lets the next request read up to `bytes`.
+    /// Sets the budget of the next request in bytes.
     pub fn allow(&mut self, bytes: u64) {
         self.budget = bytes;
     }
 
-    /// Reads up to the end of the disk; returns the bytes read.
+    /// Reads, at most to the end of the disk; returns the number of bytes read.
     ///
     /// # Errors
-    /// The disk's, or [`io::ErrorKind::QuotaExceeded`] when the budget is used up.
+    /// The disk's error, or [`io::ErrorKind::QuotaExceeded`] if the budget is used up.
     pub fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let left = self.size().saturating_sub(offset);
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
-        // A read of nothing costs too, or it could be asked for for ever.
+        // An empty read costs a byte as well; otherwise a loop of them would never end.
         let cost = (len as u64).max(1);
         self.budget = self.budget.checked_sub(cost).ok_or_else(|| {
             let text = "one request made it read more than a sound file system needs";
@@ -97,10 +97,10 @@ impl Cache {
         Ok(len)
     }
 
-    /// Reads all of `buf`.
+    /// Fills `buf`.
     ///
     /// # Errors
-    /// As [`Cache::read`], and [`io::ErrorKind::UnexpectedEof`] when the disk ends before.
+    /// Those of [`Cache::read`], and [`io::ErrorKind::UnexpectedEof`] at the end of the disk.
     pub fn read_exact(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let len = buf.len();
         match self.read(offset, buf)? {
@@ -129,7 +129,7 @@ impl Cache {
 
     fn load(&mut self, index: u64) -> io::Result<()> {
         let mut count = if index == self.expected { AHEAD } else { 1 };
-        // What is here already need not be read again.
+        // Chunks that are already cached are not read again.
         count = (1..count).find(|n| self.chunks.contains_key(&(index + n))).unwrap_or(count);
         let from = index * CHUNK as u64;
         let left = self.size().saturating_sub(from);
@@ -156,8 +156,8 @@ impl Cache {
         Ok(())
     }
 
-    /// A buffer for one more chunk: that of the chunk not used for the longest time, once all are
-    /// taken.
+    /// Returns a buffer for another chunk: that of the least recently used chunk, if the cache is
+    /// full.
     fn evict(&mut self) -> Vec<u8> {
         if self.chunks.len() < KEPT {
             return Vec::with_capacity(CHUNK);

@@ -1,8 +1,9 @@
-//! FAT12, FAT16 and FAT32, by `fatfs`.
+//! FAT12, FAT16 and FAT32, read with the library `fatfs`.
 //!
-//! The library checks more of the first sectors than a reader has to: Linux and mtools read volumes
-//! with both counts of sectors, with an FSInfo sector of zeros, and FAT32 with few clusters. It is shown
-//! these sectors as it wants them (`Overlay`); everything else is as it stands on the disk.
+//! The library is stricter about the first sectors than Linux and mtools, which read volumes with
+//! both sector counts set, with an FSInfo sector of zeros, and FAT32 with few clusters. The library
+//! therefore reads corrected versions of these sectors (`Overlay`) and everything else from the
+//! disk.
 
 use super::cache::{Cache, DiskFailed};
 use super::{
@@ -15,7 +16,7 @@ use std::collections::HashMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::rc::Rc;
 
-/// What the library reads from; writing is refused.
+/// The library's view of the disk; writes are rejected.
 pub(super) struct Reader {
     cache: Rc<RefCell<Cache>>,
     overlay: Overlay,
@@ -31,20 +32,20 @@ impl Read for Reader {
     }
 }
 
-/// Sectors that the library is shown instead of those on the disk: where, and what.
+/// Sectors that replace those on the disk: offset in bytes, and contents.
 struct Overlay(Vec<(u64, Vec<u8>)>);
 
-/// Fewer clusters than the library takes for FAT32.
+/// Minimum number of clusters that the library accepts for FAT32.
 const FAT32_CLUSTERS: u64 = 65_525;
 
 impl Overlay {
-    /// For a volume whose first sector is this one.
+    /// Returns the corrected sectors for a volume with this first sector.
     fn new(boot: &[u8; 512]) -> Self {
         let mut shown = boot.to_vec();
         let u16_at = |at: usize| u16::from_le_bytes([boot[at], boot[at + 1]]);
         let (small, large) =
             (u16_at(19), u32::from_le_bytes([boot[32], boot[33], boot[34], boot[35]]));
-        // Linux takes the first of both counts that is there.
+        // Linux uses the 16-bit count if it is not zero.
         let sectors = if small == 0 { large } else { small.into() };
         let is_fat32 = u16_at(22) == 0;
         if !is_fat32 {
@@ -55,32 +56,32 @@ impl Overlay {
         }
         let sectors_per_fat = u32::from_le_bytes([boot[36], boot[37], boot[38], boot[39]]);
         let before = u64::from(u16_at(14)) + u64::from(boot[16]) * u64::from(sectors_per_fat);
-        // That it is FAT32 is told by the field for the FAT's size, not by the number of clusters. What
-        // is named beyond the disk's end cannot be read all the same.
+        // Linux recognises FAT32 by its zero 16-bit FAT size, whatever the number of clusters.
+        // Clusters beyond the end of the disk cannot be read in any case.
         let least = before.saturating_add(FAT32_CLUSTERS * u64::from(boot[13]));
         let sectors = sectors.max(u32::try_from(least).unwrap_or(sectors));
         shown[19..21].fill(0);
         shown[32..36].copy_from_slice(&sectors.to_le_bytes());
-        // Version 0, FSInfo in sector 1, and no copy of the first sector that could be out of place.
+        // Version 0, FSInfo in sector 1, and no backup boot sector, which could be out of range.
         shown[42..44].fill(0);
         shown[48..50].copy_from_slice(&1_u16.to_le_bytes());
         shown[50..52].fill(0);
         let mut info = vec![0; 512];
         info[..4].copy_from_slice(b"RRaA");
         info[484..488].copy_from_slice(b"rrAa");
-        // How much is free is not known, nor where.
+        // The number of free clusters and the next free one are unknown.
         info[488..496].fill(0xff);
         info[510..].copy_from_slice(&[0x55, 0xaa]);
         Self(vec![(0, shown), (u16_at(11).into(), info)])
     }
 
-    /// Puts the sectors over what was read from `at` on.
+    /// Replaces the overlapping part of data that was read from offset `at`.
     fn apply(&self, at: u64, read: &mut [u8]) {
         let end = at.saturating_add(read.len() as u64);
         for (start, bytes) in &self.0 {
             let (from, to) = (at.max(*start), end.min(start.saturating_add(bytes.len() as u64)));
             if from < to {
-                // All of it is inside of both.
+                // The overlap is within both.
                 let len = (to - from) as usize;
                 let (into, of) = ((from - at) as usize, (from - start) as usize);
                 read[into..into + len].copy_from_slice(&bytes[of..of + len]);
@@ -118,7 +119,7 @@ pub(super) fn open(cache: &Rc<RefCell<Cache>>) -> Result<FileSystem<Reader>, FsE
     FileSystem::new(reader, FsOptions::new()).map_err(error)
 }
 
-/// Files borrow from the file system, so it is kept outside.
+/// The mounted volume. Open files borrow from the file system, so the latter is owned elsewhere.
 pub(super) struct FatFs<'fs> {
     fs: &'fs FileSystem<Reader>,
     files: HashMap<Handle, Open<'fs>>,
@@ -212,7 +213,7 @@ fn find<'fs>(
     dir: &Dir<'fs, Reader>,
     name: &[u8],
 ) -> Result<Option<DirEntry<'fs, Reader>>, FsError> {
-    // Names are UTF-8 here; whatever is not, is the name of nothing.
+    // Names are UTF-8 here; other names do not exist.
     let Ok(name) = std::str::from_utf8(name) else { return Ok(None) };
     let folded = name.to_uppercase();
     for entry in dir.iter() {
@@ -250,13 +251,13 @@ fn stat(entry: &DirEntry<'_, Reader>) -> Meta {
     Meta { len: entry.len(), modified: seconds(entry.modified()) }
 }
 
-/// Seconds since 1970 of a date and time as FAT has it; none if there is no such day.
+/// Converts FAT's date and time to seconds since 1970; `None` if the date does not exist.
 fn seconds(at: DateTime) -> Option<i64> {
     let (date, time) = (at.date, at.time);
     if !(1..=12).contains(&date.month) || !(1..=31).contains(&date.day) || time.hour > 23 {
         return None;
     }
-    // Days of the proleptic Gregorian calendar, counted in years that begin in March.
+    // Days of the proleptic Gregorian calendar, with years that begin in March.
     let (month, year) = (i64::from(date.month), i64::from(date.year));
     let (month, year) = if month > 2 { (month - 3, year) } else { (month + 9, year - 1) };
     let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5;
@@ -266,7 +267,7 @@ fn seconds(at: DateTime) -> Option<i64> {
 }
 
 fn error(e: io::Error) -> FsError {
-    // The library's own complaints all come as "other", and none of them is of the disk.
+    // The library reports its own errors with kind `Other`, which the disk never uses.
     let own =
         e.kind() == io::ErrorKind::Other && !e.get_ref().is_some_and(|e| e.is::<DiskFailed>());
     if own { FsError::Corrupt(e.to_string()) } else { e.into() }
@@ -283,7 +284,7 @@ mod tests {
             let time = Time { hour: 1, min: 2, sec: 3, millis: 0 };
             seconds(DateTime { date: Date { year, month, day }, time })
         };
-        // By `date -u -d … +%s`.
+        // Expected values from `date -u -d … +%s`.
         assert_eq!(at(1980, 1, 1), Some(315_536_523));
         assert_eq!(at(2024, 2, 29), Some(1_709_168_523));
         assert_eq!(at(2107, 12, 31), Some(4_354_736_523));

@@ -1,16 +1,17 @@
-//! A read-only view of the file system an image holds: ext2/3/4 or FAT.
+//! Read-only access to the file system of an image: ext2/3/4 or FAT.
 //!
-//! The image is hostile. Whatever it says, an answer comes or an [`FsError`]: sizes are checked
-//! against the disk before a library sees them, each request may read only so much ([`cache`]),
-//! symlinks are followed here with a bound, and a panic in a library costs the one request.
+//! The image is untrusted. Every operation ends with a result or an [`FsError`]: sizes are checked
+//! against the disk before a library uses them, each request has a budget of bytes that it may read
+//! ([`cache`]), the number of symlinks per path is limited, and a panic in a library fails only one
+//! request.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`block`] | [`BlockRead`], what is below: a disk |
+//! | [`block`] | [`BlockRead`], the interface to a disk |
 //! | [`cache`] | chunks of the disk in memory, with read-ahead and a budget for each request |
-//! | [`probe`] | which file system it is, and whether it fits the disk |
+//! | [`probe`] | detection of the file system, and whether it fits the disk |
 //! | [`ext`], [`fat`] | the two families |
-//! | [`thread`] | the disk thread: requests in, answers out |
+//! | [`thread`] | the disk thread, which processes requests |
 //!
 //! ```
 //! use pvio_demo::guest::fs::{Disk, MemDisk, Target, thread::FsThread};
@@ -34,60 +35,60 @@ pub use block::{BlockRead, Disk, FileDisk, MemDisk};
 
 use std::io;
 
-/// Entries of one directory that are listed; the rest are counted only.
+/// Maximum number of listed entries of a directory; further entries are only counted.
 pub const MAX_ENTRIES: usize = 4096;
-/// Files open at once.
+/// Maximum number of open files.
 pub const MAX_OPEN: usize = 64;
-/// Bytes of one path, before and after following symlinks.
+/// Maximum length of a path in bytes, before and after symlinks are followed.
 pub const MAX_PATH: usize = 4096;
-/// Symlinks followed for one path.
+/// Maximum number of symlinks in a path.
 const MAX_LINKS: usize = 40;
 
-/// Why something on the disk could not be had.
+/// An error while accessing a file or the file system.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FsError {
-    /// There is nothing of that name.
+    /// The path does not exist.
     #[error("no such file or directory on the disk")]
     NotFound,
     /// A device node, socket or pipe.
     #[error("neither a regular file nor a directory")]
     Special,
-    /// The path is longer than [`MAX_PATH`], or its symlinks are too many.
+    /// The path is longer than [`MAX_PATH`], or has too many symlinks.
     #[error("the path is too long, or goes through too many symbolic links")]
     TooFar,
-    /// The file system contradicts itself, or reading it panicked.
+    /// The file system is inconsistent, or reading it panicked.
     #[error("the file system is damaged: {0}")]
     Corrupt(String),
-    /// The file system uses something that cannot be read here.
+    /// The file system has a feature that is not supported.
     #[error("the file system cannot be read: {0}")]
     Unsupported(String),
-    /// The disk is smaller than its file system says.
+    /// The disk is smaller than its file system.
     #[error("the image is cut short: its file system is {needed} bytes long, the disk {size}")]
     Truncated {
-        /// Bytes the file system says it has.
+        /// Size of the file system in bytes.
         needed: u64,
-        /// Bytes of the disk.
+        /// Size of the disk in bytes.
         size: u64,
     },
-    /// The disk holds no file system known here.
+    /// The disk contains no supported file system.
     #[error("{0}")]
     Unrecognised(String),
     /// The disk could not be read.
     #[error("the disk could not be read: {0}")]
     Io(String),
-    /// The handle's file was closed, or went with a damaged file system.
+    /// The file was closed, or its file system was mounted again after a panic.
     #[error("the file is not open any more")]
     Stale,
     /// [`MAX_OPEN`] files are open.
     #[error("too many files are open at once")]
     TooManyOpen,
-    /// The disk thread is gone.
+    /// The disk thread has ended.
     #[error("the disk thread has ended")]
     Gone,
 }
 
 impl FsError {
-    /// A short stable code for logs and counters.
+    /// Returns a short stable code for logs and counters.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
@@ -113,7 +114,7 @@ impl From<io::Error> for FsError {
         }
         match e.kind() {
             io::ErrorKind::NotFound => Self::NotFound,
-            // What the cache says when a request read more than any sound file system needs.
+            // The cache's error when a request has read more than any valid file system requires.
             io::ErrorKind::QuotaExceeded => Self::Corrupt(e.to_string()),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => {
                 Self::Corrupt(e.to_string())
@@ -123,65 +124,65 @@ impl From<io::Error> for FsError {
     }
 }
 
-/// What a name stands for.
+/// The type of a directory entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file.
     File,
     /// A directory.
     Dir,
-    /// A symlink; where it leads is found out when it is visited.
+    /// A symlink; the target is resolved when it is visited.
     Link,
     /// A device node, socket or pipe.
     Special,
 }
 
-/// What is known of a file.
+/// Size and modification time of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Meta {
-    /// Bytes.
+    /// Size in bytes.
     pub len: u64,
-    /// Seconds since 1970, UTC, of the last change; FAT's local time is taken as UTC.
+    /// Modification time in seconds since 1970, UTC; FAT's local time is interpreted as UTC.
     pub modified: Option<i64>,
 }
 
 /// One entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The name: any bytes but `/` and NUL on ext, UTF-8 on FAT.
+    /// The name: on ext any bytes except `/` and NUL, on FAT UTF-8.
     pub name: Vec<u8>,
-    /// What it stands for.
+    /// Its type.
     pub kind: Kind,
-    /// Its size and time.
+    /// Its size and modification time.
     pub meta: Meta,
 }
 
-/// An open file; the number is never used again.
+/// An open file; numbers are not reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Handle(pub u64);
 
-/// What a path led to.
+/// The result of visiting a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// A file, opened.
     File {
-        /// To read it by.
+        /// Handle for reads.
         handle: Handle,
-        /// Its size and time.
+        /// Its size and modification time.
         meta: Meta,
-        /// It is the `index.html` of the directory that was asked for.
+        /// It is the `index.html` of the requested directory.
         is_index: bool,
     },
     /// A directory.
     Dir {
         /// Sorted by name, directories first; at most [`MAX_ENTRIES`].
         entries: Vec<Entry>,
-        /// How many entries were left out.
+        /// Number of further entries.
         left_out: usize,
     },
 }
 
-/// What kind of file system is mounted.
+/// The mounted file system.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct FsInfo {
     /// `ext4`, `ext2`, `FAT12`, `FAT16`, `FAT32`.
@@ -190,16 +191,18 @@ pub struct FsInfo {
     pub label: String,
     /// Bytes of the disk.
     pub size: u64,
-    /// Tells one volume from another.
+    /// An identifier of the volume.
     pub id: String,
 }
 
-/// A mounted file system; lives on the disk thread.
+/// A mounted file system, used only by the disk thread.
 trait Mounted {
     fn info(&self) -> FsInfo;
-    /// Opens a file, or lists a directory; with `index`, a directory's `index.html` instead.
+    /// Opens a file or lists a directory; with `index`, opens a directory's `index.html` instead if
+    /// it has one.
     fn visit(&mut self, path: &[u8], index: bool, handle: Handle) -> Result<Target, FsError>;
-    /// Fills `buf` from `offset` on, as far as the file goes; returns the bytes read.
+    /// Fills `buf` from `offset` on, at most to the end of the file; returns the number of bytes
+    /// read.
     fn read(&mut self, handle: Handle, offset: u64, buf: &mut [u8]) -> Result<usize, FsError>;
     fn close(&mut self, handle: Handle);
 }
@@ -208,7 +211,7 @@ fn sort_entries(entries: &mut [Entry]) {
     entries.sort_by(|a, b| (a.kind != Kind::Dir, &a.name).cmp(&(b.kind != Kind::Dir, &b.name)));
 }
 
-/// The names of a path, with `.` and empty names left out and `..` resolved by name.
+/// Returns the components of a path, with `.` and empty ones removed and `..` resolved lexically.
 fn components(path: &[u8]) -> Vec<&[u8]> {
     let mut names = Vec::new();
     for name in path.split(|b| *b == b'/') {

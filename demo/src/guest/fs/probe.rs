@@ -1,10 +1,10 @@
-//! Which file system a disk holds, from its first sectors.
+//! Detection of a disk's file system from its first sectors.
 
 use super::FsError;
 use super::cache::Cache;
 use crate::contents::{self, HEAD};
 
-/// The families that can be read.
+/// The supported families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// ext2, ext3, ext4.
@@ -13,18 +13,19 @@ pub enum Family {
     Fat,
 }
 
-/// Where ext's superblock starts.
+/// Offset of the ext superblock.
 const SUPER: usize = 1024;
-/// Bytes of it.
+/// Size of the ext superblock in bytes.
 const SUPER_LEN: usize = 1024;
 const EXT_MAGIC: u16 = 0xef53;
-/// Below this no `mke2fs` makes a group; a smaller one would only mean millions of them.
+/// `mke2fs` never creates smaller groups. With smaller ones, a volume would have millions of
+/// groups.
 const MIN_BLOCKS_PER_GROUP: u32 = 256;
 
-/// Finds out what is there, and that it fits on the disk.
+/// Detects the file system and checks that it fits the disk.
 ///
 /// # Errors
-/// [`FsError::Unrecognised`] with what there is instead, [`FsError::Truncated`],
+/// [`FsError::Unrecognised`] with a description of the contents, [`FsError::Truncated`],
 /// [`FsError::Corrupt`], [`FsError::Io`].
 pub fn family(cache: &mut Cache) -> Result<Family, FsError> {
     let mut head = vec![0; HEAD];
@@ -34,7 +35,7 @@ pub fn family(cache: &mut Cache) -> Result<Family, FsError> {
     if got >= SUPER + SUPER_LEN && u16_at(&head, SUPER + 56) == EXT_MAGIC {
         return ext(&head[SUPER..], size);
     }
-    // NTFS and others lay out their first sector as FAT does.
+    // NTFS and others have a first sector with the layout of FAT's.
     let signed = head[510] == 0x55 && head[511] == 0xaa;
     if signed && is_fat(&head) && contents::in_first_sector(&head).is_none() {
         return fat(&head, size);
@@ -47,8 +48,7 @@ pub fn family(cache: &mut Cache) -> Result<Family, FsError> {
     }))
 }
 
-/// What stands in the superblock's way before the library may believe it: sizes it would
-/// allocate by.
+/// Checks the sizes in an ext superblock from which memory is allocated.
 fn ext(superblock: &[u8], size: u64) -> Result<Family, FsError> {
     let bad = |what: &str| Err(FsError::Corrupt(format!("ext superblock: {what}")));
     let log = u32_at(superblock, 24);

@@ -1,8 +1,8 @@
-//! The disk thread: whoever asks never waits for the disk.
+//! The disk thread, so that no other thread blocks on the disk.
 //!
-//! Requests go in by [`FsThread`], answers come out of a channel, each with the token of its
-//! request; the waker given at the start is called after each. A panic below costs its request:
-//! the file system is mounted anew, and the files that were open answer [`FsError::Stale`].
+//! Requests are sent through [`FsThread`]. Replies arrive on a channel, each with the token of its
+//! request; the waker is called after each. A panic in a library fails its request: the file system
+//! is mounted again, and files that were open return [`FsError::Stale`].
 
 use super::cache::Cache;
 use super::ext::ExtFs;
@@ -18,19 +18,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::thread::{self, JoinHandle};
 
-/// Bytes one visit may read: far more than the largest directory of FAT has.
+/// Maximum number of bytes read for a visit: far more than the largest directory of FAT has.
 const VISIT_BUDGET: u64 = 64 << 20;
-/// Bytes one read may read on top of what it is to return: a walk along the longest FAT chain.
+/// Maximum number of bytes read for a read, in addition to the data returned: enough for the
+/// longest FAT chain.
 const READ_BUDGET: u64 = 64 << 20;
-/// Bytes mounting may read: journal and group descriptors of a large ext4.
+/// Maximum number of bytes read for mounting: journal and group descriptors of a large ext4.
 const MOUNT_BUDGET: u64 = 4 << 30;
-/// Requests waiting at most; whoever has more waits before asking.
+/// Maximum number of queued requests; a sender blocks when the queue is full.
 pub const QUEUE: usize = 256;
 
-/// Called from the disk thread when an answer lies ready.
+/// Called by the disk thread after each reply.
 pub type Waker = Box<dyn Fn() + Send>;
 
-/// Where to ask.
+/// The disk thread; requests are sent through its methods.
 #[derive(Debug)]
 pub struct FsThread {
     asks: Option<Sender<Ask>>,
@@ -47,42 +48,42 @@ enum Ask {
     End,
 }
 
-/// Has the disk look after itself, from any thread.
+/// Requests background work of the disk, from any thread.
 #[derive(Debug, Clone)]
 pub struct Nudge(Sender<Ask>);
 
 impl Nudge {
-    /// Asks for it, unless there is so much to do that the disk is looked after anyway.
+    /// Sends the request, unless the queue is full; then reads will reconnect the disk anyway.
     pub fn tend(&self) {
         let _ = self.0.try_send(Ask::Tend);
     }
 }
 
-/// An answer, with the token of what was asked.
+/// A reply, with the token of its request.
 #[derive(Debug)]
 pub struct Answer {
-    /// The request's.
+    /// The token of the request.
     pub token: u64,
-    /// What came of it.
+    /// The result of the request.
     pub result: Result<Reply, FsError>,
 }
 
-/// What came of a request.
+/// The result of a successful request.
 #[derive(Debug)]
 pub enum Reply {
     /// The file system is mounted.
     Info(FsInfo),
     /// The path was found.
     Visited(Target),
-    /// As many bytes as there were, up to the buffer's length.
+    /// The bytes read: the buffer's length, or fewer at the end of the file.
     Read(Vec<u8>),
 }
 
 impl Answer {
-    /// The target, if a visit found one.
+    /// Returns the target of a visit.
     ///
     /// # Errors
-    /// The answer's; [`FsError::Gone`] if it answers something else.
+    /// The error of the request; [`FsError::Gone`] if it was not a visit.
     pub fn visited(self) -> Result<Target, FsError> {
         match self.result? {
             Reply::Visited(target) => Ok(target),
@@ -92,33 +93,33 @@ impl Answer {
 }
 
 impl FsThread {
-    /// Starts the thread. The first answer to come tells whether the disk could be mounted only
-    /// if it is asked for: [`FsThread::info`].
+    /// Starts the thread. Mounting is reported only in the reply to [`FsThread::info`], or as the
+    /// error of another request.
     ///
     /// # Errors
-    /// When no thread can be made.
+    /// No thread can be created.
     pub fn start(disk: Disk, wake: Waker) -> io::Result<(Self, Receiver<Answer>)> {
         Self::start_metered(disk, wake, None)
     }
 
-    /// As [`FsThread::start`]; `meter` counts what is read from the disk.
+    /// Does as [`FsThread::start`]; `meter` counts reads of the disk.
     ///
     /// # Errors
-    /// When no thread can be made.
+    /// No thread can be created.
     pub fn start_metered(
         disk: Disk,
         wake: Waker,
         meter: Option<Shared>,
     ) -> io::Result<(Self, Receiver<Answer>)> {
         let (asks, inbox) = bounded(QUEUE);
-        // Never more answers than questions, and those are bounded.
+        // There is at most one reply for each request, and requests are bounded.
         let (out, answers) = unbounded();
         let builder = thread::Builder::new().name("disk".into());
         let thread = builder.spawn(move || Worker { inbox, out, wake }.run(disk, meter))?;
         Ok((Self { asks: Some(asks), thread: Some(thread) }, answers))
     }
 
-    /// Asks what is mounted.
+    /// Requests the mounted file system.
     ///
     /// # Errors
     /// [`FsError::Gone`].
@@ -126,7 +127,8 @@ impl FsThread {
         self.send(Ask::Info { token })
     }
 
-    /// Asks for what is at `path`; with `index`, for a directory's `index.html` if it has one.
+    /// Requests the file or directory at `path`; with `index`, a directory's `index.html` if it has
+    /// one.
     ///
     /// # Errors
     /// [`FsError::Gone`].
@@ -134,7 +136,7 @@ impl FsThread {
         self.send(Ask::Visit { token, path, index })
     }
 
-    /// Asks for `buf.len()` bytes of a file from `offset` on.
+    /// Requests `buf.len()` bytes of a file from `offset` on.
     ///
     /// # Errors
     /// [`FsError::Gone`].
@@ -153,7 +155,7 @@ impl FsThread {
         let _ = self.send(Ask::Close(handle));
     }
 
-    /// A way to have the disk look after itself.
+    /// Returns a handle that requests background work of the disk.
     #[must_use]
     pub fn nudge(&self) -> Option<Nudge> {
         self.asks.clone().map(Nudge)
@@ -166,7 +168,7 @@ impl FsThread {
 
 impl Drop for FsThread {
     fn drop(&mut self) {
-        // Nudges may be held for longer, so that the channel stays open.
+        // A `Nudge` may still hold a sender, so the channel does not close.
         let _ = self.send(Ask::End);
         drop(self.asks.take());
         if let Some(thread) = self.thread.take() {
@@ -181,11 +183,11 @@ struct Worker {
     wake: Waker,
 }
 
-/// Why serving ended.
+/// Why a mount ended.
 enum End {
-    /// Nobody asks any more.
+    /// There are no more requests.
     Done,
-    /// A library panicked; mount anew.
+    /// A library panicked; the file system has to be mounted again.
     Panicked,
 }
 
@@ -193,11 +195,11 @@ impl Worker {
     fn run(self, disk: Disk, meter: Option<Shared>) {
         let size = disk.size();
         let cache = Rc::new(RefCell::new(Cache::new(disk, meter)));
-        // A handle is never used twice, not even after mounting anew.
+        // Handles are not reused, even when the file system is mounted again.
         let mut handles = 0;
         let mut ask = self.inbox.recv().ok();
         while let Some(first) = ask.take().filter(|ask| !matches!(ask, Ask::End)) {
-            // Also a disk that holds nothing to be mounted has a backend that comes and goes.
+            // A disk without a file system needs to reconnect to its backend as well.
             if matches!(first, Ask::Tend) {
                 cache.borrow_mut().tend();
                 ask = self.inbox.recv().ok();
@@ -208,7 +210,8 @@ impl Worker {
             ask = match ended {
                 Ok(Ok(End::Done)) => None,
                 Ok(Ok(End::Panicked)) => self.inbox.recv().ok(),
-                // Not mounted: that is the answer to this one; the next one tries again.
+                // Mounting failed: this is the reply to the current request, and the next request
+                // tries again.
                 Ok(Err((e, ask))) => {
                     static UNMOUNTED: LogLimit = LogLimit::new();
                     if let Some(unlogged) = UNMOUNTED.admit() {
@@ -217,8 +220,8 @@ impl Worker {
                     self.refuse(&ask, e);
                     self.inbox.recv().ok()
                 }
-                // Panicked while mounting; the request went with it, unanswered only if it is
-                // a mount for nobody, since `mount` answers before it serves.
+                // A panic that `mount` does not catch, such as in a destructor of the library. All
+                // requests taken before it have their replies.
                 Err(_) => self.inbox.recv().ok(),
             };
         }

@@ -1,4 +1,4 @@
-//! One answer: what it is made of, and how its bytes get into the socket.
+//! A response: its head and body, and sending it to the socket.
 
 use super::range::Wanted;
 use super::request::Request;
@@ -10,14 +10,14 @@ use smoltcp::socket::tcp;
 use std::collections::VecDeque;
 use std::time::Instant;
 
-/// Reads in flight for one response.
+/// Maximum number of reads in flight for a response.
 const IN_FLIGHT: usize = 2;
 
-/// An answer on its way.
+/// A response that is being sent.
 #[derive(Debug)]
 pub(super) struct Sending {
     pub(super) start: Instant,
-    /// Head, and the body if it is in memory.
+    /// The head, and the body if it is in memory.
     pub(super) bytes: Vec<u8>,
     pub(super) sent: usize,
     pub(super) file: Option<FileBody>,
@@ -25,11 +25,11 @@ pub(super) struct Sending {
     pub(super) total: u64,
 }
 
-/// A file on its way, part by part.
+/// A file that is being sent in parts.
 #[derive(Debug)]
 pub(super) struct FileBody {
     handle: Handle,
-    /// What is to be asked for next, and where it ends.
+    /// Offset of the next read, and end of the range.
     next: u64,
     end: u64,
     pub(super) in_flight: usize,
@@ -42,7 +42,7 @@ impl FileBody {
         self.next >= self.end && self.in_flight == 0 && self.ready.is_empty()
     }
 
-    /// Moves what is ready into the socket.
+    /// Sends the parts that were read to the socket.
     pub(super) fn send(&mut self, socket: &mut tcp::Socket<'_>, shared: &mut Shared) -> bool {
         let mut moved = false;
         while let Some(part) = self.ready.front() {
@@ -62,11 +62,12 @@ impl FileBody {
         moved
     }
 
-    /// Asks for the next parts.
+    /// Requests the next parts.
     pub(super) fn ask(&mut self, token: u64, shared: &mut Shared) -> Result<bool, FsError> {
         let mut asked = false;
         while self.next < self.end && self.in_flight + self.ready.len() < IN_FLIGHT {
-            // The first part ends where a part of the cache does, so that all others are whole.
+            // The first part ends at a boundary of the cache's chunks, so that all others are
+            // aligned.
             let to_edge = PART as u64 - self.next % PART as u64;
             let len = to_edge.min(self.end - self.next);
             let buf = shared.take_buffer(len as usize);
@@ -90,7 +91,7 @@ impl Sending {
     }
 }
 
-/// The answer once it is known what is at the path.
+/// Returns the response for the target of the request's path.
 pub(super) fn found(
     request: &Request,
     target: Target,

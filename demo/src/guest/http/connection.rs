@@ -1,4 +1,4 @@
-//! One connection: from listening to closed, and around again when it is kept.
+//! One connection, from listening to closed; its socket is then used for the next one.
 
 use super::answer::{Sending, found, page, refusal};
 use super::live;
@@ -18,17 +18,17 @@ use std::time::{Duration, Instant};
 /// One connection.
 #[derive(Debug)]
 pub struct Connection {
-    /// Its place among all; part of every token it asks with.
+    /// Index of the connection, part of the token of its requests to the disk thread.
     index: u64,
-    /// Tells the answers to this response from those to one given up.
+    /// Distinguishes replies for the current response from those for an aborted one.
     serial: u64,
     state: State,
     input: Vec<u8>,
-    /// When it last got on.
+    /// Time of the last progress.
     since: Instant,
 }
 
-/// Whether clients have to be given the places of others that do not get on.
+/// Returns whether connections without progress have to be closed early because other clients wait.
 #[must_use]
 pub const fn is_crowded(connections: usize) -> bool {
     connections >= CONNECTIONS
@@ -39,35 +39,36 @@ enum State {
     Listening,
     /// Waiting for a request, or for the rest of one.
     Head,
-    /// The disk thread was asked what is at the path.
+    /// The disk thread has been sent the request's path.
     Asking(Box<Request>, Instant),
     Sending(Sending),
-    /// Our side is closed; what still comes is thrown away.
+    /// Our side is closed; further data is discarded.
     Closing,
 }
 
 impl Connection {
-    /// A connection nobody made yet.
+    /// Returns a connection that waits for a client.
     #[must_use]
     pub fn new(index: usize) -> Self {
         let (index, since) = (index as u64, Instant::now());
         Self { index, serial: 0, state: State::Listening, input: Vec::new(), since }
     }
 
-    /// Whether a client is there.
+    /// Returns whether a client is connected.
     #[must_use]
     pub const fn is_busy(&self) -> bool {
         !matches!(self.state, State::Listening)
     }
 
-    /// For how long it has been kept without a request; none if it has one.
+    /// Returns how long the connection has been idle; `None` while it has a request.
     #[must_use]
     pub fn idle(&self, now: Instant) -> Option<Duration> {
         let idle = matches!(self.state, State::Head) && self.input.is_empty();
         idle.then(|| now.saturating_duration_since(self.since))
     }
 
-    /// When it must be looked at again even if nothing happens; earlier, if other clients need its place.
+    /// Returns the timeout of the current state; it is shorter if other clients wait for a
+    /// connection.
     #[must_use]
     pub fn deadline(&self, crowded: bool) -> Option<Instant> {
         let time = match &self.state {
@@ -83,14 +84,14 @@ impl Connection {
         Some(self.since + time)
     }
 
-    /// Closes it if it only waits for a next request.
+    /// Closes the connection if it is idle.
     pub fn close_if_idle(&mut self, socket: &mut tcp::Socket<'_>, now: Instant) {
         if self.idle(now).is_some() {
             self.close(socket, now);
         }
     }
 
-    /// Does what can be done; true if anything was.
+    /// Does all work that is possible now; returns whether there was progress.
     pub fn step(
         &mut self,
         socket: &mut tcp::Socket<'_>,
@@ -111,7 +112,7 @@ impl Connection {
             return self.time_out(socket, shared, now);
         }
         let mut moved = false;
-        // A client that sends many requests at once gets a turn for each, but not all turns.
+        // A client with many pipelined requests is served several of them per turn, but not all.
         for _ in 0..8 {
             let before = moved;
             moved |= self.read(socket, now);
@@ -147,7 +148,7 @@ impl Connection {
         moved
     }
 
-    /// The disk thread answered with this connection's token; false if it is not wanted any more.
+    /// Handles a reply of the disk thread; discards it if it belongs to an aborted response.
     pub fn answered(
         &mut self,
         serial: u64,
@@ -185,7 +186,8 @@ impl Connection {
             (State::Sending(Sending { file: Some(file), .. }), Ok(Reply::Read(bytes))) => {
                 file.in_flight -= 1;
                 if bytes.is_empty() {
-                    // Shorter than it was when it was opened: the promise cannot be kept.
+                    // The file is shorter than when it was opened, so `Content-Length` cannot be
+                    // fulfilled.
                     self.give_up(shared, shown);
                 } else {
                     file.ready.push_back(bytes);
@@ -202,8 +204,8 @@ impl Connection {
         }
     }
 
-    /// Ends an answer that cannot be completed; the next step cuts the connection, which is how
-    /// the client learns of it.
+    /// Aborts a response that cannot be completed. The next step resets the connection, which tells
+    /// the client.
     fn give_up(&mut self, shared: &mut Shared, shown: &Shown) {
         shown.http.count_error();
         if let State::Sending(sending) = &mut self.state {
@@ -266,8 +268,8 @@ impl Connection {
         true
     }
 
-    /// Takes what came, as far as there is room for a head; in other states nothing but a head is
-    /// waited for, so it stays in the socket.
+    /// Reads from the socket, up to the maximum size of a head. While a response is being sent,
+    /// further requests stay in the socket.
     fn read(&mut self, socket: &mut tcp::Socket<'_>, now: Instant) -> bool {
         if !socket.can_recv() {
             return false;
@@ -291,7 +293,7 @@ impl Connection {
         }
     }
 
-    /// A request, if a whole one came.
+    /// Parses a request and starts its response, if the request is complete.
     fn take_request(
         &mut self,
         shared: &mut Shared,
@@ -306,7 +308,7 @@ impl Connection {
             Ok(None) => return false,
             Ok(Some(parsed)) => parsed,
             Err(refused) => {
-                // Where the next request would begin is not known any more.
+                // After a malformed request, the start of the next one is unknown.
                 let request = Request::default();
                 let sending = refusal(&request, refused.status, refused.why, now);
                 self.input.clear();
@@ -315,7 +317,7 @@ impl Connection {
             }
         };
         self.input.drain(..len);
-        // With few places left nobody keeps one for later.
+        // With few free connections, none is kept alive.
         request.keep &= shared.may_keep;
         self.since = now;
         let json = "application/json";

@@ -1,21 +1,21 @@
-//! Keeps a client waiting while every socket is taken: the stack would refuse it with a reset. A request
-//! for a connection that is dropped is sent again by the client's kernel.
+//! Drops connection requests while no socket is listening: the TCP stack would respond with a
+//! reset. The client's kernel sends a dropped SYN again.
 
 use smoltcp::phy::{Device, DeviceCapabilities, RxToken};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, TcpPacket};
 
-/// A device whose frames pass unless they ask for a connection that nobody can take.
+/// A device that drops SYN frames for which there is no listening socket.
 pub struct Gate<'d, D> {
     /// The device.
     pub device: &'d mut D,
     /// The port that is served.
     pub port: u16,
-    /// Sockets that listen and have not been asked yet.
+    /// Number of listening sockets that have not yet received a SYN.
     pub listening: usize,
 }
 
-/// A frame that came.
+/// A received frame.
 pub struct Frame<'g, T> {
     token: T,
     port: u16,
@@ -58,14 +58,14 @@ impl<T: RxToken> RxToken for Frame<'_, T> {
                     *listening = left;
                     read(frame)
                 }
-                // The stack has to be given something: a frame of no bytes is none.
+                // The stack must consume something; an empty frame is ignored.
                 None => read(&[]),
             }
         })
     }
 }
 
-/// Whether a frame is the first of a TCP connection to this port.
+/// Returns whether a frame is the SYN of a TCP connection to this port.
 fn asks_for_connection(frame: &[u8], port: u16) -> bool {
     let Ok(frame) = EthernetFrame::new_checked(frame) else { return false };
     if frame.ethertype() != EthernetProtocol::Ipv4 {

@@ -1,26 +1,27 @@
-//! A directory as a page.
+//! A directory as an HTML page.
 
 use crate::guest::fs::{Entry, Kind};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use pvio_daemon::units::human;
 use std::fmt::Write as _;
 
-/// What may stand in a path segment as it is (RFC 3986, `pchar`), less what HTML would mind.
+/// Characters that need no escape in a path segment (RFC 3986, `pchar`), except those special in
+/// HTML.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// A name as a segment of an address.
+/// Encodes a name as a path segment of a URL.
 #[must_use]
 pub fn encode(name: &[u8]) -> String {
     percent_encode(name, SEGMENT).to_string()
 }
 
-/// A path as an address.
+/// Encodes a path for a URL.
 #[must_use]
 pub fn encode_path(path: &[u8]) -> String {
     path.split(|b| *b == b'/').map(encode).collect::<Vec<_>>().join("/")
 }
 
-/// Text as HTML, also within quotes; control characters become visible.
+/// Escapes text for HTML, also within quotes; control characters become visible.
 #[must_use]
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -31,7 +32,7 @@ pub fn escape(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            // Also what would turn the rest of the line around.
+            // Also characters that change the text direction of the rest of the line.
             c if c.is_control()
                 || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
             {
@@ -43,7 +44,7 @@ pub fn escape(text: &str) -> String {
     out
 }
 
-/// The page for the directory at `path`, which ends with a slash.
+/// Returns the page of the directory at `path`, which ends with a slash.
 #[must_use]
 pub fn page(path: &[u8], entries: &[Entry], left_out: usize) -> Vec<u8> {
     let title = escape(&String::from_utf8_lossy(path));
@@ -59,7 +60,7 @@ pub fn page(path: &[u8], entries: &[Entry], left_out: usize) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// Each part of the path, linked.
+/// Returns the path with a link for each component.
 fn crumbs(path: &[u8]) -> String {
     let mut out = String::from("<a href=\"/\">disk</a>");
     let mut link = String::from("/");
@@ -70,7 +71,7 @@ fn crumbs(path: &[u8]) -> String {
     out
 }
 
-/// The entries as a table; with `up`, a link to the directory above.
+/// Returns the entries as a table; with `up`, with a link to the parent directory.
 #[must_use]
 pub fn table(entries: &[Entry], left_out: usize, up: bool) -> String {
     let mut out = String::from(
@@ -116,9 +117,10 @@ pub fn table(entries: &[Entry], left_out: usize, up: bool) -> String {
     out
 }
 
-/// `2026-01-01 12:00`, UTC.
+/// Formats a time as `2026-01-01 12:00`, UTC.
 fn day(seconds: u64) -> String {
-    // RFC 3339 by way of the only date library at hand: "Thu, 01 Jan 2026 12:00:00 GMT".
+    // `httpdate` is the only date library among the dependencies. It formats "Thu, 01 Jan 2026
+    // 12:00:00 GMT".
     let text = httpdate::fmt_http_date(super::range::at(seconds));
     let mut parts = text.split(' ').skip(1);
     let (day, month, year) = (parts.next(), parts.next(), parts.next());

@@ -9,7 +9,7 @@ use crate::guest::status::Device;
 use serde::Serialize;
 use std::fmt::Write as _;
 
-/// What `/.pvio/status.json` says.
+/// Contents of `/.pvio/status.json`.
 #[derive(Debug, Serialize)]
 struct Status<'a> {
     name: &'a str,
@@ -25,7 +25,7 @@ struct Status<'a> {
     disk: Reading,
 }
 
-/// `/.pvio/status.json`.
+/// Returns `/.pvio/status.json`.
 #[must_use]
 pub fn status(shown: &Shown, connections: usize) -> Vec<u8> {
     let (fs, fs_error) = match &shown.fs {
@@ -46,11 +46,11 @@ pub fn status(shown: &Shown, connections: usize) -> Vec<u8> {
         http: shown.http.read(),
         disk: shown.disk.read(),
     };
-    // Plain data: it cannot fail, and an empty answer would be seen.
+    // Plain data cannot fail to be serialised, and an empty response would be noticed.
     serde_json::to_vec(&status).unwrap_or_default()
 }
 
-/// `/.pvio/metrics`, in the Prometheus text format.
+/// Returns `/.pvio/metrics`, in the Prometheus text format.
 #[must_use]
 pub fn metrics(shown: &Shown, connections: usize) -> Vec<u8> {
     let mut out = String::new();
@@ -97,7 +97,7 @@ pub fn metrics(shown: &Shown, connections: usize) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// The page, with the root directory in it, or why that could not be read.
+/// Returns the live page with the root directory, or the error of reading it.
 #[must_use]
 pub fn page(shown: &Shown, root: Result<(&[Entry], usize), &FsError>) -> Vec<u8> {
     let files = match root {
@@ -115,6 +115,6 @@ pub fn page(shown: &Shown, root: Result<(&[Entry], usize), &FsError>) -> Vec<u8>
         .replace("{{script}}", include_str!("live.js"))
         .replace("{{name}}", &escape(&shown.name))
         .replace("{{address}}", &escape(&shown.address));
-    // Last, so that no file name is taken for one of the marks above.
+    // Replaced last, so that a file name with the text of another placeholder is not replaced.
     html.replace("{{files}}", &files).into_bytes()
 }

@@ -1,21 +1,21 @@
 //! An HTTP/1.1 server on smoltcp's TCP sockets: the files of the disk, a live page, metrics.
 //!
-//! One thread, which never waits for the disk: requests go to the disk thread and the connection
-//! that asked goes on when its answer is there. Everything is bounded: [`SOCKETS`] sockets,
-//! [`MAX_HEAD`] bytes of a request, two reads in flight for a response, a time for each step.
+//! It runs on one thread, which never blocks on the disk: requests are sent to the disk thread, and
+//! a connection continues when its reply arrives. All resources are bounded: [`SOCKETS`] sockets,
+//! [`MAX_HEAD`] bytes of a request, two reads in flight for a response, a timeout for each state.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`request`] | bytes to a request, or a refusal with its status |
-//! | [`range`] | which bytes of a file are wanted, and whether it is wanted at all |
+//! | [`request`] | parser of requests; a rejection has a status |
+//! | [`range`] | conditional and range requests |
 //! | [`response`] | heads, error bodies |
 //! | [`listing`] | a directory as a page |
 //! | [`live`] | the live page, `/.pvio/status.json`, `/.pvio/metrics` |
-//! | `answer` | one answer: what it is made of, how it is sent |
+//! | `answer` | one response, and how it is sent |
 //! | [`connection`] | one connection, from listening to closed |
-//! | `gate` | clients wait while every socket is taken |
-//! | `state` | what all connections share |
-//! | [`server`] | all of them, the interface, and when to sleep |
+//! | `gate` | drops connection requests while no socket is listening |
+//! | `state` | state that all connections share |
+//! | [`server`] | event loop: all connections, the interface, deadlines |
 
 mod answer;
 pub mod connection;
@@ -33,28 +33,28 @@ pub use state::Shown;
 
 use std::time::Duration;
 
-/// Connections that are given all the time they may take. While there are more, one that does not get on
-/// is closed for the next client.
+/// Number of connections up to which the normal timeouts apply. With more, connections without
+/// progress are closed early.
 pub const CONNECTIONS: usize = 32;
-/// TCP sockets. A client more waits until one is free.
+/// Number of TCP sockets. Further clients wait until one is free.
 pub const SOCKETS: usize = CONNECTIONS + 8;
-/// Bytes of a request's head.
+/// Maximum size of a request's head in bytes.
 pub const MAX_HEAD: usize = 16 << 10;
-/// Headers of a request.
+/// Maximum number of headers of a request.
 pub const MAX_HEADERS: usize = 64;
-/// Bytes of one read from the disk thread; two are in flight for each response.
+/// Size of one read from the disk thread in bytes; two are in flight for each response.
 pub const PART: usize = 128 << 10;
-/// A kept connection with no request closes after this.
+/// Timeout of an idle connection.
 pub const IDLE: Duration = Duration::from_secs(15);
-/// A head must be complete after this.
+/// Timeout of receiving a head.
 pub const HEAD_TIME: Duration = Duration::from_secs(10);
-/// The same while there are more than [`CONNECTIONS`].
+/// The same with more than [`CONNECTIONS`] connections.
 pub const CROWDED_HEAD_TIME: Duration = Duration::from_millis(500);
-/// The disk must have answered after this.
+/// Timeout of the disk thread's reply to a path.
 pub const DISK_TIME: Duration = Duration::from_secs(30);
-/// A client must have taken something after this.
+/// Timeout of a client that does not receive.
 pub const STALL: Duration = Duration::from_secs(30);
-/// A closed connection must be gone after this.
+/// Timeout of closing a connection.
 pub const LINGER: Duration = Duration::from_secs(5);
-/// The same while there are more than [`CONNECTIONS`].
+/// The same with more than [`CONNECTIONS`] connections.
 pub const CROWDED_LINGER: Duration = Duration::from_millis(300);

@@ -1,8 +1,8 @@
-//! Which bytes of a file are wanted, and whether it is wanted at all (RFC 9110, 13 and 14).
+//! Conditional and range requests (RFC 9110, 13 and 14).
 
 use std::time::{Duration, SystemTime};
 
-/// The headers that say so, as they came.
+/// The header values as received.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Conditions {
     /// `Range`.
@@ -19,31 +19,32 @@ pub struct Conditions {
     pub if_modified_since: Option<String>,
 }
 
-/// What of the file is to be sent.
+/// The outcome: which part of the file to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// All of it.
+    /// The whole file.
     Whole,
     /// From the first offset up to, not including, the second.
     Part(u64, u64),
-    /// Nothing: the client has it.
+    /// None: the client's copy is current (304).
     NotModified,
-    /// The range lies outside.
+    /// The range is outside of the file (416).
     Unsatisfiable,
-    /// Nothing: it is not what the client takes it for.
+    /// None: a precondition failed (412).
     Failed,
 }
 
 impl Conditions {
-    /// What is wanted of a file of `len` bytes with this `etag`, changed at `modified` seconds
-    /// after 1970, in the order of RFC 9110, 13.2.2. `ranges` tells whether the method has ranges: GET
-    /// alone does. A range that makes no sense, or several, count as none, as the RFC allows.
+    /// Evaluates the conditions for a file of `len` bytes with this `etag`, modified at `modified`
+    /// seconds after 1970, in the order of RFC 9110, 13.2.2. `ranges` is whether the method
+    /// supports ranges, which only GET does. An invalid range, or several, are ignored, as the RFC
+    /// permits.
     #[must_use]
     pub fn wanted(&self, len: u64, etag: &str, modified: Option<u64>, ranges: bool) -> Wanted {
         let date = |text: &str| httpdate::parse_http_date(text).ok();
         let changed = modified.map(at);
         if let Some(tags) = &self.if_match {
-            // Ours is strong, and a weak one is none of ours.
+            // Strong comparison: a weak tag (`W/`) never equals the file's tag.
             if !entity_tags(tags).any(|tag| tag == "*" || tag == etag) {
                 return Wanted::Failed;
             }
@@ -73,12 +74,13 @@ impl Conditions {
     }
 }
 
-/// The tags of a list; a comma in one is none of ours.
+/// Returns the tags of a list. The server's own tags contain no comma, so a split tag does not
+/// match.
 fn entity_tags(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim)
 }
 
-/// The moment, for `httpdate`, which ends with the year 9999.
+/// Returns the time for `httpdate`, which supports years up to 9999.
 #[must_use]
 pub fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799))
@@ -88,7 +90,7 @@ fn parse(range: &str, len: u64) -> Option<Wanted> {
     let (first, last) = range.strip_prefix("bytes=")?.trim().split_once('-')?;
     let number = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        // More digits than fit are more bytes than there are.
+        // A number that overflows is beyond the end of any file.
         digits.then(|| text.parse().unwrap_or(u64::MAX))
     };
     let (first, end) = if first.is_empty() {

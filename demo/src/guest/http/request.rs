@@ -1,46 +1,46 @@
-//! From bytes to a request, or to a refusal with its status.
+//! Parser of requests; a rejection has a status.
 
 use super::range::Conditions;
 use super::{MAX_HEAD, MAX_HEADERS};
 use percent_encoding::percent_decode;
 
-/// Bytes of the request target.
+/// Maximum length of the request target in bytes.
 const MAX_TARGET: usize = 4096;
 
-/// What is asked for.
+/// A parsed request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Request {
-    /// HEAD: the head of the answer only.
+    /// HEAD: only the head of the response is sent.
     pub head_only: bool,
-    /// The path, percent-decoded, beginning with `/`, with `.` and `..` resolved.
+    /// The path, percent-decoded, with a leading `/`, and with `.` and `..` resolved.
     pub path: Vec<u8>,
-    /// What stands behind `?`, as it came.
+    /// The part after `?`, as received.
     pub query: String,
-    /// The client wants the connection kept.
+    /// The client requests that the connection is kept alive.
     pub keep: bool,
-    /// Which part of it, and unless what.
+    /// Conditional and range headers.
     pub conditions: Conditions,
 }
 
-/// Why a request is not answered as asked.
+/// Why a request is rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// The status code.
     pub status: u16,
-    /// One line for the reader.
+    /// One line for the client.
     pub why: &'static str,
 }
 
-/// A refusal, as an error.
+/// Returns a rejection as an error.
 const fn refuse<T>(status: u16, why: &'static str) -> Result<T, Refusal> {
     Err(Refusal { status, why })
 }
 
-/// Parses the head at the beginning of `bytes`: the request and the head's length, or nothing if
-/// it is not complete yet.
+/// Parses the head at the start of `bytes`. Returns the request and the head's length, or `None` if
+/// the head is incomplete.
 ///
 /// # Errors
-/// A [`Refusal`], after which the connection cannot be used any more.
+/// A [`Refusal`], after which the connection must be closed.
 pub fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
@@ -61,7 +61,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
     let mut hosts = 0;
     for header in parsed.headers.iter() {
         let name = header.name.to_ascii_lowercase();
-        // Nothing we act on has other than ASCII in it.
+        // The headers that are evaluated only have ASCII values.
         let Ok(value) = std::str::from_utf8(header.value).map(str::trim) else { continue };
         match name.as_str() {
             "host" => hosts += 1,
@@ -105,7 +105,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
     Ok(Some((request, len)))
 }
 
-/// Adds a line of a header that is a list.
+/// Appends a line of a header whose value is a list.
 fn add(list: &mut Option<String>, value: &str) {
     match list {
         Some(list) => {
@@ -116,7 +116,7 @@ fn add(list: &mut Option<String>, value: &str) {
     }
 }
 
-/// Path and query of a request target, in origin form or with scheme and host before it.
+/// Splits a request target, in origin form or absolute form, into path and query.
 fn split_target(target: &str) -> Result<(Vec<u8>, String), Refusal> {
     let target = match target.split_once("://") {
         Some(("http" | "https", rest)) => rest.find('/').map_or("/", |at| &rest[at..]),
@@ -141,7 +141,7 @@ fn split_target(target: &str) -> Result<(Vec<u8>, String), Refusal> {
     Ok((normalise(&decoded)?, query.to_owned()))
 }
 
-/// Resolves `.` and `..` by name, and keeps a slash at the end.
+/// Resolves `.` and `..` lexically, and preserves a trailing slash.
 fn normalise(path: &[u8]) -> Result<Vec<u8>, Refusal> {
     let mut names: Vec<&[u8]> = Vec::new();
     for name in path.split(|b| *b == b'/') {

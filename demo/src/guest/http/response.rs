@@ -1,4 +1,4 @@
-//! Heads of answers, and the bodies of refusals.
+//! Heads of responses, and the bodies of errors.
 
 use super::range::at;
 use super::request::Refusal;
@@ -6,14 +6,14 @@ use crate::guest::fs::FsError;
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
-/// Everything a head is made of.
+/// The fields of a response's head.
 #[derive(Debug, Clone, Default)]
 pub struct Head {
     /// The status code.
     pub status: u16,
-    /// Bytes of the body, as `Content-Length`.
+    /// Length of the body in bytes, for `Content-Length`.
     pub len: u64,
-    /// `Content-Type`; none if there is no body.
+    /// `Content-Type`; empty if there is no body.
     pub mime: String,
     /// `ETag`, with its quotes.
     pub etag: Option<String>,
@@ -21,22 +21,22 @@ pub struct Head {
     pub modified: Option<u64>,
     /// First byte, end, and length of the whole, for `Content-Range`.
     pub range: Option<(u64, u64, u64)>,
-    /// Where else to look.
+    /// The target of a redirect, for `Location`.
     pub location: Option<String>,
-    /// It changes all the time.
+    /// The contents change with every request and must not be cached.
     pub volatile: bool,
-    /// The connection is kept.
+    /// The connection is kept alive.
     pub keep: bool,
 }
 
 impl Head {
-    /// Its bytes.
+    /// Formats the head.
     #[must_use]
     pub fn emit(&self) -> Vec<u8> {
         let (status, reason) = (self.status, reason(self.status));
         let mut out = format!("HTTP/1.1 {status} {reason}\r\nServer: pvio\r\n");
         let _ = write!(out, "Date: {}\r\n", httpdate::fmt_http_date(SystemTime::now()));
-        // 304 has no length: it would be that of a body that is not sent.
+        // For 304 it would be the length of the file, which is not sent.
         if status != 304 {
             let _ = write!(out, "Content-Length: {}\r\n", self.len);
         }
@@ -102,7 +102,7 @@ const fn reason(status: u16) -> &'static str {
     }
 }
 
-/// The status and the line for what went wrong on the disk.
+/// Returns status and message for an error of the file system.
 #[must_use]
 pub fn status_of(e: &FsError) -> (u16, String) {
     let status = match e {
@@ -114,7 +114,7 @@ pub fn status_of(e: &FsError) -> (u16, String) {
     (status, e.to_string())
 }
 
-/// The body of a refusal: one line.
+/// Returns the body of an error: one line.
 #[must_use]
 pub fn error_body(status: u16, why: &str) -> Vec<u8> {
     format!("{status} {}: {why}\n", reason(status)).into_bytes()
@@ -126,7 +126,7 @@ impl From<&Refusal> for (u16, String) {
     }
 }
 
-/// The content type by the name's ending.
+/// Returns the content type for a file name's extension.
 #[must_use]
 pub fn mime_of(path: &[u8]) -> String {
     let path = String::from_utf8_lossy(path);
@@ -136,8 +136,8 @@ pub fn mime_of(path: &[u8]) -> String {
             format!("{mime}; charset=utf-8")
         }
         Some(mime) => mime.to_owned(),
-        // A file without an ending, like README or SHA256SUMS, is mostly text; nosniff holds
-        // browsers to what is said, so only what is surely harmless to show says text.
+        // A file without an extension, such as README or SHA256SUMS, is mostly text. With
+        // `nosniff`, browsers do not guess the type, so only a type that is safe to display is set.
         None if !path.rsplit('/').next().is_some_and(|name| name.contains('.')) => {
             "text/plain; charset=utf-8".to_owned()
         }

@@ -1,4 +1,4 @@
-//! All connections, the network interface, and when to sleep.
+//! The event loop: all connections, the network interface, deadlines.
 
 use super::connection::{Connection, is_crowded};
 use super::gate::Gate;
@@ -15,33 +15,33 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address, Ipv4C
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-/// Bytes a client may send before it is read.
+/// Receive buffer of a socket in bytes.
 const RX_BUFFER: usize = 16 << 10;
-/// Bytes on their way to a client.
+/// Send buffer of a socket in bytes.
 const TX_BUFFER: usize = 512 << 10;
-/// Free places below which connections are not kept.
+/// Number of free connections below which none is kept alive.
 const FEW: usize = CONNECTIONS / 4;
-/// The token of the question what is mounted.
+/// Token of the request for the mounted file system.
 const INFO: u64 = u64::MAX;
-/// While the device takes no frame and does not say when it will, it is asked this often.
+/// Interval at which a device that accepts no frame is polled, if it gives no deadline.
 const RETRY: Duration = Duration::from_millis(1);
 
-/// How the guest is seen on the network.
+/// The guest's network configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
     /// The NIC's address.
     pub mac: [u8; 6],
     /// The guest's address.
     pub address: Ipv4Address,
-    /// How many of its bits name the network.
+    /// Length of the network prefix in bits.
     pub prefix: u8,
-    /// Where everything else is.
+    /// The default gateway.
     pub gateway: Option<Ipv4Address>,
-    /// The port, 80 mostly.
+    /// The port, usually 80.
     pub port: u16,
 }
 
-/// The server.
+/// The HTTP server.
 #[derive(Debug)]
 pub struct Server {
     config: Config,
@@ -53,7 +53,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server for what `fs` reads.
+    /// Returns a server for the files that `fs` reads.
     #[must_use]
     pub fn new(config: Config, fs: FsThread, answers: Receiver<Answer>, shown: Shown) -> Self {
         let connections = (0..SOCKETS).map(Connection::new).collect();
@@ -61,8 +61,8 @@ impl Server {
         Self { config, shared, answers, shown, connections, asked_info: Instant::now() }
     }
 
-    /// Serves until `wait` breaks. `wait` sleeps until the device has something, the disk thread's
-    /// waker was called, or the time is over, if one is given.
+    /// Serves until `wait` breaks. `wait` sleeps until the device has work, the disk thread's waker
+    /// is called, or the timeout expires, if there is one.
     pub fn run<D: Device>(
         &mut self,
         device: &mut D,
@@ -80,7 +80,7 @@ impl Server {
         if self.shown.fs.is_none() {
             self.ask_info();
         }
-        // Every socket listens before the first frame is looked at: it may ask to be connected.
+        // All sockets must listen before the first frame is processed, as it may be a SYN.
         self.step(&mut sockets, &handles);
         loop {
             let mut moved = self.take_answers();
@@ -92,14 +92,14 @@ impl Server {
             moved |= interface.poll(stack_now(), &mut gate, &mut sockets) != PollResult::None;
             moved |= self.step(&mut sockets, &handles);
             if moved {
-                // A turn without sleep; but whoever stops us is heard also under load.
+                // Continues without a sleep, but a stop request is noticed under load as well.
                 if wait(device, Some(Duration::ZERO)).is_break() {
                     return;
                 }
                 continue;
             }
             let stack = interface.poll_delay(stack_now(), &sockets).map(to_std);
-            // Nothing moved, so "at once" can only mean that the device is full.
+            // There was no progress, so a delay of zero means that the device is full.
             let stack = stack.map(|delay| delay.max(RETRY));
             let now = Instant::now();
             let crowded = is_crowded(self.busy());
@@ -118,7 +118,7 @@ impl Server {
         config.random_seed = rand::random();
         let mut interface = Interface::new(config, device, now);
         interface.update_ip_addrs(|addresses| {
-            // Empty before, and it has room for one.
+            // The list is empty and has a capacity of at least one.
             let _ = addresses.push(IpCidr::Ipv4(Ipv4Cidr::new(address, prefix.min(32))));
         });
         if let Some(gateway) = gateway {
@@ -127,7 +127,7 @@ impl Server {
         interface
     }
 
-    /// Connections with a client.
+    /// Returns the number of connections with a client.
     fn busy(&self) -> usize {
         self.connections.iter().filter(|c| c.is_busy()).count()
     }
@@ -179,18 +179,18 @@ impl Server {
         let mut moved = false;
         for (connection, handle) in self.connections.iter_mut().zip(handles) {
             let socket = sockets.get_mut::<tcp::Socket<'_>>(*handle);
-            // All was sent and taken; waiting for stray segments is not worth a place.
+            // All data was sent and acknowledged. With few free sockets, none is kept in TIME-WAIT.
             if few && socket.state() == tcp::State::TimeWait {
                 socket.abort();
             }
             moved |= connection.step(socket, &mut self.shared, &self.shown, busy, now)
                 && socket.state() != tcp::State::Closed;
-            // With the endpoint still there, a reset has yet to be sent: without it the client
-            // would wait for the rest for ever.
+            // While there is a remote endpoint, a reset has not been sent yet. Without it, the
+            // client would wait indefinitely for the rest of the response.
             let is_over =
                 socket.state() == tcp::State::Closed && socket.remote_endpoint().is_none();
             if is_over && !connection.is_busy() {
-                // Fails only for port 0, which the command line does not take.
+                // Fails only for port 0, which the command line rejects.
                 moved |= socket.listen(self.config.port).is_ok();
             }
         }
@@ -211,7 +211,7 @@ impl Server {
 fn new_socket() -> tcp::Socket<'static> {
     let buffer = |len| tcp::SocketBuffer::new(vec![0; len]);
     let mut socket = tcp::Socket::new(buffer(RX_BUFFER), buffer(TX_BUFFER));
-    // Answers are written whole; holding back their tail only adds a round trip.
+    // Responses are written as a whole; Nagle's algorithm would only add a round trip.
     socket.set_nagle_enabled(false);
     socket.set_timeout(Some(StackDuration::from_secs(30)));
     socket

@@ -7,10 +7,10 @@ use crate::guest::meter;
 use crate::guest::status::Devices;
 use std::time::Instant;
 
-/// Buffers kept for the next response.
+/// Maximum number of free buffers.
 const SPARE: usize = 16;
 
-/// What the live page shows.
+/// Data for the live page.
 #[derive(Debug)]
 pub struct Shown {
     /// The guest's name.
@@ -19,13 +19,13 @@ pub struct Shown {
     pub address: String,
     /// When it started.
     pub started: Instant,
-    /// What is mounted, once known.
+    /// The mounted file system, once known.
     pub fs: Option<Result<FsInfo, FsError>>,
-    /// The devices.
+    /// States of the devices.
     pub devices: Devices,
-    /// Requests answered.
+    /// Counters of HTTP requests.
     pub http: meter::Shared,
-    /// Reads of the disk.
+    /// Counters of reads of the disk.
     pub disk: meter::Shared,
 }
 
@@ -34,7 +34,7 @@ pub struct Shown {
 pub struct Shared {
     /// The disk thread.
     pub fs: FsThread,
-    /// There is room to keep connections.
+    /// Connections may be kept alive.
     pub may_keep: bool,
     spare: Vec<Vec<u8>>,
 }
@@ -45,21 +45,21 @@ impl Shared {
         Self { fs, may_keep: true, spare: Vec::new() }
     }
 
-    /// A buffer of that length.
+    /// Returns a buffer of that length.
     pub fn take_buffer(&mut self, len: usize) -> Vec<u8> {
         let mut buffer = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(PART));
         buffer.resize(len, 0);
         buffer
     }
 
-    /// Gives one back.
+    /// Returns a buffer to the free list.
     pub fn give_buffer(&mut self, buffer: Vec<u8>) {
         if self.spare.len() < SPARE {
             self.spare.push(buffer);
         }
     }
 
-    /// Undoes an answer that came too late.
+    /// Releases what a late reply contains, such as an open file.
     pub fn drop_reply(&mut self, result: Result<Reply, FsError>) {
         match result {
             Ok(Reply::Visited(Target::File { handle, .. })) => self.fs.close(handle),

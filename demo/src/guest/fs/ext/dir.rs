@@ -1,5 +1,5 @@
-//! The entries of a directory, one block after another. An index (`dir_index`) looks like entries that
-//! are not in use, so whatever it is made with, it is read past.
+//! Entries of a directory, read block after block. Index blocks (`dir_index`) look like unused
+//! entries to a linear reader, so the index is ignored and any hash version is supported.
 
 use super::layout::{DirEntry, flags};
 use super::map;
@@ -9,14 +9,14 @@ use std::ops::ControlFlow;
 use zerocopy::FromBytes;
 
 const HEAD: usize = size_of::<DirEntry>();
-/// The type of the entry that holds a block's checksum.
+/// The file type of the entry that contains a block's checksum.
 const CHECKSUM: u8 = 0xde;
 const TAIL: usize = 12;
 
-/// Calls `each` with the inode and name of every entry but `.` and `..`, until it breaks.
+/// Calls `each` with the inode number and name of every entry except `.` and `..`, until it breaks.
 ///
 /// # Errors
-/// [`FsError::Corrupt`], or the disk's.
+/// [`FsError::Corrupt`], or the disk's error.
 pub fn entries<B>(
     volume: &Volume,
     node: &Node,
@@ -30,7 +30,7 @@ pub fn entries<B>(
     while block < blocks {
         let run = map::run(volume, node, block)?;
         let Some(start) = run.start else {
-            // Linux tells of a hole and reads on behind it.
+            // Linux logs a hole in a directory and continues after it.
             block = block.saturating_add(run.blocks);
             continue;
         };
@@ -46,8 +46,8 @@ pub fn entries<B>(
     Ok(ControlFlow::Continue(()))
 }
 
-/// A directory in its inode: four bytes name its parent, then there are entries; more of them are in
-/// an attribute.
+/// Lists an inline directory: four bytes with the parent's inode number, then entries. Further
+/// entries are in an extended attribute.
 fn inline<B>(
     volume: &Volume,
     node: &Node,
@@ -76,7 +76,8 @@ fn list<B>(
             return Err(wrong());
         }
         let inode = entry.inode.get();
-        // Without types the upper byte of the name's length is in their place, and 0.
+        // Without the file type feature, this byte is the upper half of the name length, which is
+        // 0.
         let name_len = usize::from(entry.name_len);
         if inode != 0 && (volume.has_file_types() || entry.file_type == 0) {
             let name = after.get(..name_len).filter(|_| HEAD + name_len <= len);
@@ -95,7 +96,7 @@ fn list<B>(
     Ok(ControlFlow::Continue(()))
 }
 
-/// Bytes of an entry (Linux: `ext4_rec_len_from_disk`).
+/// Returns the length of an entry (Linux: `ext4_rec_len_from_disk`).
 fn record(rec_len: u16, block: usize) -> usize {
     match usize::from(rec_len) {
         0 | 65_535 => block,
@@ -103,8 +104,8 @@ fn record(rec_len: u16, block: usize) -> usize {
     }
 }
 
-/// Checks the checksum of a block of entries. Blocks of an index have theirs elsewhere, perhaps beside
-/// what is left of such a block; nothing is believed of them.
+/// Verifies the checksum of a block of entries. Index blocks have it at another offset, where an
+/// old entry checksum may remain as well, so those are not verified.
 fn check(volume: &Volume, node: &Node, number: u64, block: &[u8]) -> Result<(), FsError> {
     let Some((covered, tail)) = block.len().checked_sub(TAIL).map(|at| block.split_at(at)) else {
         return Ok(());

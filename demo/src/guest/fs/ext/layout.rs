@@ -1,30 +1,30 @@
-//! Structures of ext2, ext3 and ext4 on the disk (Linux: `fs/ext4/ext4.h`,
+//! On-disk structures of ext2, ext3 and ext4 (Linux: `fs/ext4/ext4.h`,
 //! `Documentation/filesystems/ext4`). All numbers are little-endian.
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-/// `s_feature_incompat`: what a reader must know.
+/// `s_feature_incompat`: features that a reader must support.
 pub mod incompat {
     /// Directory entries have a file type.
     pub const FILETYPE: u32 = 0x2;
-    /// The journal has to be replayed.
+    /// The journal must be replayed.
     pub const RECOVER: u32 = 0x4;
-    /// Group descriptors are spread over the disk.
+    /// Group descriptors are distributed over the disk.
     pub const META_BG: u32 = 0x10;
-    /// Extents.
+    /// Files are mapped by extents.
     pub const EXTENTS: u32 = 0x40;
     /// Block numbers of 48 bits.
     pub const BITS_64: u32 = 0x80;
-    /// Directories larger than 4 GiB.
+    /// Directories may be larger than 4 GiB.
     pub const LARGEDIR: u32 = 0x4000;
-    /// The seed of checksums is in the superblock.
+    /// The checksum seed is in the superblock.
     pub const CSUM_SEED: u32 = 0x2000;
-    /// Small files and directories are in their inode.
+    /// Small files and directories are stored in their inode.
     pub const INLINE_DATA: u32 = 0x8000;
-    /// All that can be read here. Multiple mount protection (0x100), flexible groups (0x200), large
-    /// extended attributes (0x400), encryption (0x10000, refused file by file) and names without
-    /// case (0x20000) change nothing for a reader.
+    /// Features that this reader supports. Those without an effect on a reader are multiple mount
+    /// protection (0x100), flexible block groups (0x200), large extended attributes (0x400),
+    /// encryption (0x10000, rejected per file) and case-insensitive names (0x20000).
     pub const READABLE: u32 = FILETYPE
         | META_BG
         | EXTENTS
@@ -41,7 +41,7 @@ pub mod incompat {
 
 /// `s_feature_ro_compat`.
 pub mod ro_compat {
-    /// Superblocks are copied into some groups only.
+    /// Only some groups have a copy of the superblock.
     pub const SPARSE_SUPER: u32 = 0x1;
     /// Metadata has checksums.
     pub const METADATA_CSUM: u32 = 0x400;
@@ -62,7 +62,7 @@ pub mod flags {
     pub const INLINE_DATA: u32 = 0x1000_0000;
 }
 
-/// `struct ext4_super_block`, as far as it is used.
+/// `struct ext4_super_block`, the fields that are used.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned, Debug, Clone)]
 #[repr(C)]
 pub struct Superblock {

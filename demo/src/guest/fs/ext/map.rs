@@ -1,33 +1,34 @@
-//! Where the blocks of a file are: extents, or the tables of ext2 and ext3.
+//! Mapping of a file's blocks: extents, or the indirect blocks of ext2 and ext3.
 
 use super::layout::{Extent, ExtentHeader, ExtentIndex, flags};
 use super::volume::{Node, Volume};
 use crate::guest::fs::FsError;
 use zerocopy::FromBytes;
 
-/// Blocks of a file from one on that lie together.
+/// A range of a file's blocks that is contiguous on the disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Run {
-    /// The first one's number on the disk; `None` if they read as zeros: a hole, or an extent that
-    /// was allocated and never written.
+    /// Number of the first block on the disk. `None` if the range reads as zeros: a hole, or an
+    /// unwritten extent.
     pub start: Option<u64>,
-    /// How many.
+    /// Number of blocks.
     pub blocks: u64,
 }
 
 const MAGIC: u16 = 0xf30a;
 /// `EXT4_MAX_EXTENT_DEPTH`.
 const DEPTH_MAX: u16 = 5;
-/// A longer extent is one that was never written (`EXT_INIT_MAX_LEN`).
+/// A longer extent is an unwritten one (`EXT_INIT_MAX_LEN`).
 const WRITTEN_MAX: u16 = 32_768;
 const ENTRY: usize = 12;
-/// Pointers in the inode that lead to data; three more lead to tables of one to three levels.
+/// Number of direct block pointers in the inode; three more are the roots of one to three levels of
+/// indirect blocks.
 const DIRECT: u64 = 12;
 
-/// Where block number `block` of a file is, and how many after it lie together.
+/// Returns the contiguous range that begins with block number `block` of a file.
 ///
 /// # Errors
-/// [`FsError::Corrupt`], or the disk's.
+/// [`FsError::Corrupt`], or the disk's error.
 pub fn run(volume: &Volume, node: &Node, block: u64) -> Result<Run, FsError> {
     if node.inode.flags.get() & flags::EXTENTS != 0 {
         extents(volume, node, block)
@@ -42,7 +43,7 @@ fn extents(volume: &Volume, node: &Node, block: u64) -> Result<Run, FsError> {
     };
     let mut here = node.inode.block.to_vec();
     let mut depth = None;
-    // What is not mapped reads as zeros up to here.
+    // End of the hole, if `block` is not mapped.
     let mut end = u64::from(u32::MAX) + 1;
     loop {
         let (header, entries) = header(&here)?;
@@ -85,7 +86,7 @@ fn leaf(volume: &Volume, entry: &[u8], block: u64, hole: Run) -> Result<Run, FsE
     Ok(Run { start: written.then_some(start + within), blocks: len - within })
 }
 
-/// The header of an extent block and its entries, in ascending order.
+/// Returns the header of an extent block and its entries; fails if they are not in ascending order.
 fn header(bytes: &[u8]) -> Result<(&ExtentHeader, Vec<&[u8]>), FsError> {
     let (header, rest) = ExtentHeader::ref_from_prefix(bytes).map_err(|_| cut())?;
     let entries = usize::from(header.entries.get());
@@ -100,7 +101,7 @@ fn header(bytes: &[u8]) -> Result<(&ExtentHeader, Vec<&[u8]>), FsError> {
     Ok((header, entries))
 }
 
-/// Checks the checksum behind an extent block's entries.
+/// Verifies the checksum after an extent block's entries.
 fn check_tail(volume: &Volume, node: &Node, block: &[u8]) -> Result<(), FsError> {
     let (header, _) = ExtentHeader::ref_from_prefix(block).map_err(|_| cut())?;
     let at = size_of::<ExtentHeader>() + usize::from(header.max.get()) * ENTRY;
@@ -126,7 +127,8 @@ fn tables(volume: &Volume, node: &Node, block: u64) -> Result<Run, FsError> {
     Err(corrupt("a file longer than its tables can tell"))
 }
 
-/// A block that is reached through tables of `level + 1` levels, counted from the first such one.
+/// Returns the range from a block that is reached through `level + 1` levels of indirect blocks;
+/// `block` counts from the first such block.
 fn indirect(
     volume: &Volume,
     node: &Node,
@@ -150,7 +152,7 @@ fn indirect(
     }
 }
 
-/// The blocks that a list of pointers names from `first` on, as far as they lie together.
+/// Returns the contiguous range that a list of pointers describes from entry `first` on.
 fn pointers(volume: &Volume, list: &[u8], first: u64, most: u64) -> Result<Run, FsError> {
     let start = pointer(list, first)?;
     let mut blocks = 1;

@@ -1,16 +1,16 @@
-//! ext2, ext3 and ext4, read only. No library reads what Linux reads: of those that were tried, one
-//! returns the old contents of blocks that were allocated and never written, and refuses inodes of 128
-//! bytes with checksums and times outside of 1970 to 2038; the others are smaller still.
+//! ext2, ext3 and ext4, read-only. No available library supports everything that Linux reads. One
+//! returns the old contents of unwritten extents, and rejects inodes of 128 bytes with checksums
+//! and timestamps outside of 1970 to 2038. The others support even less.
 //!
-//! What Linux mounts read-only is read, except a volume whose journal has to be replayed, and files
-//! that are encrypted: these are refused. Checksums of the superblock, inodes, extents and entries are
-//! verified where the volume has them.
+//! This reader supports what Linux mounts read-only. It rejects volumes whose journal must be
+//! replayed, and encrypted files. Checksums of the superblock, inodes, extents and directory
+//! entries are verified where the volume has them.
 //!
 //! | module | contents |
 //! |---|---|
-//! | `layout` | structures on the disk |
+//! | `layout` | on-disk structures |
 //! | `volume` | superblock, groups, inodes, checksums |
-//! | `map` | from blocks of a file to blocks of the disk |
+//! | `map` | mapping from blocks of a file to blocks of the disk |
 //! | `dir` | entries of directories |
 
 #![allow(clippy::missing_errors_doc, reason = "all fail with FsError, which says why")]
@@ -32,13 +32,13 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 use volume::{Node, Volume};
 
-/// Types in `i_mode`.
+/// File types in `i_mode`.
 const REGULAR: u16 = 0x8000;
 const DIRECTORY: u16 = 0x4000;
 const SYMLINK: u16 = 0xa000;
-/// The number of the root's inode.
+/// Inode number of the root directory.
 const ROOT: u32 = 2;
-/// Symlinks up to this long are in the inode's pointers.
+/// Symlinks up to this length are stored in the inode's block pointers.
 const FAST_SYMLINK: u64 = 60;
 
 pub(super) struct ExtFs {
@@ -50,7 +50,7 @@ pub(super) struct ExtFs {
 struct Open {
     node: Node,
     len: u64,
-    /// Its data, if it is in the inode.
+    /// Its data, if stored in the inode.
     inline: Option<Vec<u8>>,
 }
 
@@ -63,7 +63,7 @@ impl ExtFs {
         Ok(Self { volume, files: HashMap::new() })
     }
 
-    /// What a path leads to, symlinks followed.
+    /// Returns the inode of a path; follows symlinks.
     fn resolve(&self, path: &[u8]) -> Result<Node, FsError> {
         let mut todo: VecDeque<Vec<u8>> = split(path);
         let mut above = vec![self.volume.node(ROOT)?];
@@ -99,7 +99,7 @@ impl ExtFs {
         above.pop().ok_or(FsError::NotFound)
     }
 
-    /// The inode of a name in a directory.
+    /// Returns the inode of a name in a directory.
     fn find(&self, dir: &Node, wanted: &[u8]) -> Result<Node, FsError> {
         if !dir.is(DIRECTORY) {
             return Err(FsError::NotFound);
@@ -114,7 +114,7 @@ impl ExtFs {
         }
     }
 
-    /// Where a symlink leads.
+    /// Returns the target of a symlink.
     fn link(&self, node: &Node) -> Result<Vec<u8>, FsError> {
         not_encrypted(node)?;
         let len = u64::from(node.inode.size_lo.get());
@@ -131,7 +131,7 @@ impl ExtFs {
                 target
             }
         };
-        // Linux ends it at the first NUL.
+        // Linux ends the target at the first NUL.
         target.truncate(target.iter().position(|b| *b == 0).unwrap_or(target.len()));
         Ok(target)
     }
@@ -153,7 +153,7 @@ impl ExtFs {
             .into_iter()
             .map(|(inode, name)| match self.volume.node(inode) {
                 Ok(node) => Entry { name, kind: kind(&node), meta: self.stat(&node) },
-                // One broken inode must not hide the rest of its directory.
+                // One damaged inode must not hide the other entries of its directory.
                 Err(_) => {
                     Entry { name, kind: Kind::Special, meta: Meta { len: 0, modified: None } }
                 }
@@ -187,7 +187,7 @@ impl ExtFs {
         Ok(Target::File { handle, meta, is_index: false })
     }
 
-    /// Fills `buf` from a place in a file; all of it is before the file's end.
+    /// Fills `buf` from an offset of a file; the range must be within the file.
     fn fill(&self, file: &Open, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
         if let Some(data) = &file.inline {
             let from = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -225,7 +225,7 @@ impl Mounted for ExtFs {
         let uuid = &superblock.uuid;
         let parts = [&uuid[..4], &uuid[4..6], &uuid[6..8], &uuid[8..10], &uuid[10..]];
         let id = parts.map(hex).join("-");
-        // Extents tell ext4 from what came before it.
+        // ext4 volumes have extents; without them it is ext2 or ext3.
         let kind = if self.volume.has_extents() { "ext4" } else { "ext2" };
         FsInfo { kind, label, size: self.volume.size(), id }
     }

@@ -1,4 +1,4 @@
-//! The volume as a whole: its superblock, its groups, its inodes.
+//! A volume: superblock, block groups, inodes.
 
 use super::layout::{
     COMPAT_SPARSE_SUPER2, GroupDescriptor, Inode, Superblock, XattrEntry, incompat, ro_compat,
@@ -14,25 +14,25 @@ use zerocopy::FromBytes;
 static CRC32C: Crc<u32, Table<16>> =
     Crc::<u32, Table<16>>::new(&Algorithm { xorout: 0, ..CRC_32_ISCSI });
 
-/// Bytes of inodes before a feature could make them larger.
+/// Inode size in bytes of revision 0.
 const OLD_INODE: u16 = 128;
 const SUPERBLOCK: u64 = 1024;
 const DESCRIPTOR: u64 = 32;
-/// Where the upper half of an inode table's number is in a larger descriptor.
+/// Offset of `bg_inode_table_hi` in a 64-bit group descriptor.
 const INODE_TABLE_HI: usize = 0x28;
 
 /// A mounted volume.
 pub struct Volume {
     cache: Rc<RefCell<Cache>>,
     pub superblock: Superblock,
-    /// Bytes of a block.
+    /// Block size in bytes.
     pub block_size: u64,
     blocks: u64,
     inode_size: usize,
     desc_size: u64,
     incompat: u32,
     ro_compat: u32,
-    /// What checksums of this volume begin with; `None` if it has none.
+    /// Initial value of checksums of this volume; `None` if it has none.
     seed: Option<u32>,
 }
 
@@ -40,9 +40,9 @@ pub struct Volume {
 #[derive(Clone)]
 pub struct Node {
     pub inode: Inode,
-    /// All of it.
+    /// The complete inode.
     raw: Vec<u8>,
-    /// What checksums of its blocks begin with.
+    /// Initial value of checksums of its blocks.
     pub seed: Option<u32>,
 }
 
@@ -52,7 +52,7 @@ impl Volume {
         cache.borrow_mut().read_exact(SUPERBLOCK, &mut bytes)?;
         let superblock =
             Superblock::read_from_bytes(&bytes).map_err(|_| corrupt("no superblock"))?;
-        // Before revision 1 nothing of this was there.
+        // Revision 0 has none of the feature fields.
         let old = superblock.rev_level.get() == 0;
         let feature = |word: u32| if old { 0 } else { word };
         let incompat = feature(superblock.feature_incompat.get());
@@ -104,27 +104,27 @@ impl Volume {
         Ok(volume)
     }
 
-    /// Bytes of the disk.
+    /// Returns the size of the volume in bytes.
     pub fn size(&self) -> u64 {
         self.cache.borrow().size()
     }
 
-    /// Whether files are mapped by extents.
+    /// Returns whether files are mapped by extents.
     pub fn has_extents(&self) -> bool {
         self.incompat & incompat::EXTENTS != 0
     }
 
-    /// Whether entries of directories have a file type.
+    /// Returns whether directory entries have a file type.
     pub fn has_file_types(&self) -> bool {
         self.incompat & incompat::FILETYPE != 0
     }
 
-    /// Whether a directory's size has 64 bits.
+    /// Returns whether the size of a directory has 64 bits.
     pub fn has_large_directories(&self) -> bool {
         self.incompat & incompat::LARGEDIR != 0
     }
 
-    /// Reads at a place in a block.
+    /// Reads at an offset in a block.
     pub fn read(&self, block: u64, within: u64, buf: &mut [u8]) -> Result<(), FsError> {
         let end = within.saturating_add(buf.len() as u64);
         self.check_blocks(block, end.div_ceil(self.block_size))?;
@@ -133,14 +133,14 @@ impl Volume {
         Ok(self.cache.borrow_mut().read_exact(at, buf)?)
     }
 
-    /// A whole block.
+    /// Reads a whole block.
     pub fn block(&self, block: u64) -> Result<Vec<u8>, FsError> {
         let mut bytes = vec![0; usize::try_from(self.block_size).unwrap_or_default()];
         self.read(block, 0, &mut bytes)?;
         Ok(bytes)
     }
 
-    /// Checks that blocks are the volume's, and none is the superblock's.
+    /// Checks that a range of blocks is within the volume and does not include the superblock.
     pub fn check_blocks(&self, start: u64, len: u64) -> Result<(), FsError> {
         let first = u64::from(self.superblock.first_data_block.get());
         let inside = start.checked_add(len).is_some_and(|end| end <= self.blocks);
@@ -150,7 +150,7 @@ impl Volume {
         Err(corrupt("a block that is not the volume's"))
     }
 
-    /// Checks a checksum, if there is one to be had.
+    /// Verifies a checksum, if the volume has checksums.
     pub fn check(
         &self,
         seed: Option<u32>,
@@ -166,7 +166,7 @@ impl Volume {
         }
     }
 
-    /// The inode of a number.
+    /// Reads the inode of that number.
     pub fn node(&self, number: u32) -> Result<Node, FsError> {
         if number == 0 || number > self.superblock.inodes_count.get() {
             return Err(corrupt("an inode that there is not"));
@@ -225,7 +225,7 @@ impl Volume {
         Ok(u64::from(high) << 32 | u64::from(descriptor.inode_table_lo.get()))
     }
 
-    /// Where block number `number` of the group descriptors is (Linux: `descriptor_loc`).
+    /// Returns the number of a block of group descriptors (Linux: `descriptor_loc`).
     fn descriptors(&self, number: u64, per_block: u64) -> u64 {
         let first = u64::from(self.superblock.first_data_block.get());
         let spread = self.incompat & incompat::META_BG != 0;
@@ -260,7 +260,7 @@ impl Volume {
 }
 
 impl Node {
-    /// Whether its type, of those in `mode`, is this one.
+    /// Returns whether it has this file type of `mode`.
     pub fn is(&self, kind: u16) -> bool {
         self.inode.mode.get() & 0xf000 == kind
     }
@@ -269,14 +269,15 @@ impl Node {
         self.inode.flags.get() & flag != 0
     }
 
-    /// Bytes of its data.
+    /// Returns the size of its data in bytes.
     pub fn len(&self, large_directories: bool) -> u64 {
         let is_file = self.is(super::REGULAR);
         let high = if is_file || large_directories { self.inode.size_high.get() } else { 0 };
         u64::from(high) << 32 | u64::from(self.inode.size_lo.get())
     }
 
-    /// Seconds since 1970 of the last change, before 1970 or after 2038 too.
+    /// Returns the modification time in seconds since 1970, with the extra bits for times beyond 32
+    /// bits.
     pub fn modified(&self) -> i64 {
         const MTIME_EXTRA: usize = 0x88;
         let seconds = i64::from(self.inode.mtime.get().cast_signed());
@@ -289,21 +290,21 @@ impl Node {
         }
     }
 
-    /// Bytes of fields behind the first 128.
+    /// Returns the size of the fields after the first 128 bytes (`i_extra_isize`).
     fn extra(&self) -> usize {
         let bytes = self.raw.get(128..).and_then(<[u8]>::first_chunk);
         bytes.map_or(0, |bytes| usize::from(u16::from_le_bytes(*bytes)))
     }
 
-    /// The data of a file or directory that is kept in the inode: what does not fit among its
-    /// pointers is the value of the attribute `system.data`.
+    /// Returns inline data: the block pointer area, and what exceeds it in the attribute
+    /// `system.data`.
     pub fn inline_data(&self) -> Result<Vec<u8>, FsError> {
         let mut data = self.inode.block.to_vec();
         data.extend_from_slice(self.attribute(b"data")?.unwrap_or_default());
         Ok(data)
     }
 
-    /// The value of an extended attribute `system.NAME` in the inode.
+    /// Returns the value of an extended attribute `system.NAME` in the inode.
     fn attribute(&self, name: &[u8]) -> Result<Option<&[u8]>, FsError> {
         const MAGIC: [u8; 4] = 0xea02_0000_u32.to_le_bytes();
         const SYSTEM: u8 = 7;
@@ -311,7 +312,7 @@ impl Node {
         let Some(body) = self.raw.get(128 + self.extra()..) else { return Ok(None) };
         let Some(entries) = body.strip_prefix(&MAGIC) else { return Ok(None) };
         let mut rest = entries;
-        // The list ends with four bytes of zeros, or with the inode.
+        // The list ends with four zero bytes or with the inode.
         while rest.first_chunk::<4>().is_some_and(|word| *word != [0; 4]) {
             let (entry, after) = XattrEntry::ref_from_prefix(rest).map_err(|_| cut())?;
             let len = usize::from(entry.name_len);
@@ -328,7 +329,7 @@ impl Node {
     }
 }
 
-/// Refuses what would be read wrong.
+/// Rejects volumes with features that this reader does not support.
 fn readable(incompat: u32) -> Result<(), FsError> {
     if incompat & incompat::RECOVER != 0 {
         let text = "its journal holds changes that are not in place yet, as of a disk that is in use \
