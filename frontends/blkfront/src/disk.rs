@@ -1,11 +1,12 @@
-//! The device: from the toolstack's words to usable queues.
+//! The vbd device: from the toolstack's configuration to connected queues.
 //!
 //! # Queues and threads
-//! A disk has one queue or, where that is wished for and offered, several. A thread that wants one
-//! for itself [takes](Disk::take) it: from then on it shares nothing with anybody but the backend,
-//! and takes no lock. When its session is over ([`Queue::is_over`]: the backend died, or the device
-//! closes) it puts the queue [back](Disk::put_back), and takes it again once the disk is connected:
-//! what was unanswered is in there, and will be answered by the next backend.
+//! A disk has one queue, or several if several are requested and advertised. A thread that needs
+//! exclusive use of a queue [takes](Disk::take) it. From then on the queue shares nothing with
+//! other threads, only with the backend, and takes no lock. When the session of the queue is over
+//! ([`Queue::is_over`]: the backend died, or the device closes), the thread puts the queue
+//! [back](Disk::put_back). It takes it again once the disk is connected. The queue holds its
+//! outstanding requests, and the next backend completes them.
 
 use crate::queue::{Maker, Queue, QueueLimits, Shape, Shared};
 use alloc::sync::Arc;
@@ -19,19 +20,19 @@ use pvio_xenbus::handshake::vbd::{
     BackDisk, BackOffer, FrontRequest, Protocol, Queue as QueueKeys, ToolstackFront,
 };
 
-/// How many earlier sessions' queues may wait for the backend to let go of them, for each queue of
-/// the disk. One is the rule when a backend is restarted; a backend that starts over and over and
-/// unmaps nothing would take all of the guest's memory.
+/// Maximum number of queues of earlier sessions that wait for the backend to unmap them, per queue
+/// of the disk. A backend restart leaves one. A backend that restarts again and again and unmaps
+/// nothing would otherwise exhaust the guest's memory.
 const MAX_OLD: usize = 2;
 
 /// Features that a disk requests, where the backend advertises them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RequestedFeatures {
-    /// How large each queue is.
+    /// Size of each queue.
     pub shape: Shape,
-    /// How many there are.
+    /// Number of queues.
     pub queues: usize,
-    /// Whom to take for trusted.
+    /// Whether the backend is trusted.
     pub trust: Trust,
 }
 
@@ -41,63 +42,63 @@ impl Default for RequestedFeatures {
     }
 }
 
-/// Whether a backend is trusted not to look at what is in buffers that no request uses. If not,
-/// buffers are wiped when they are given back ([`Queue::wipe`]).
+/// Whether the backend is trusted not to read buffers that no request uses. If it is not trusted,
+/// buffers are wiped when they are released ([`Queue::wipe`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Trust {
-    /// As the toolstack says (`trusted`).
+    /// As the toolstack configures (`trusted`).
     #[default]
     AsTold,
-    /// Not, whatever the toolstack says.
+    /// Never trusted, whatever the toolstack configures.
     Never,
 }
 
-/// A virtual disk's frontend, to be driven by [`pvio_xenbus::driver::FrontendDriver`].
+/// Frontend of a virtual disk, driven by [`pvio_xenbus::driver::FrontendDriver`].
 pub struct Disk<P: Granter + EventChannels + Clone> {
     platform: P,
     wish: RequestedFeatures,
-    /// One for each queue there ever was.
+    /// One entry per queue that this disk ever had.
     seats: Vec<Seat<P>>,
     /// Whether queues may be used.
     connected: bool,
     served: Option<BackDisk>,
-    /// What this session's queues were made for.
+    /// The backend's offer that this session's queues were made for.
     asked: Option<BackOffer>,
-    /// What this session's queues are told: the disk's size, and that the session is over.
+    /// State shared with this session's queues: the disk's size, and whether the session is over.
     shared: Arc<Shared>,
-    /// Queues of earlier sessions that the backend still had mapped.
+    /// Queues of earlier sessions that the backend had still mapped.
     old: Vec<Queue<P>>,
     sessions: u32,
 }
 
-/// A queue's place.
+/// State of one queue number.
 struct Seat<P: Granter + EventChannels> {
-    /// The queue of this session, or of the last one with its unanswered requests. None if it is
-    /// out, or this session has fewer.
+    /// The queue of this session, or of the last one with its outstanding requests. `None` if it is
+    /// taken, or if this session has fewer queues.
     queue: Option<Queue<P>>,
-    /// A queue is out: that of this session, or, if this session's is here, that of an earlier one
-    /// with unanswered requests.
+    /// A queue is taken: this session's, or, if this session's is present, an earlier session's
+    /// with outstanding requests.
     out: bool,
-    /// How large it was made at first, which never changes.
+    /// Number of slots of the first queue with this number; it never changes.
     depth: usize,
     pages_per_slot: usize,
 }
 
 impl<P: Granter + EventChannels + Clone> Disk<P> {
-    /// A disk that is not attached yet, with a queue that every backend serves.
+    /// Creates a disk that is not attached, with a queue of the size that every backend supports.
     pub fn new(platform: P) -> Self {
         Self::with_shape(platform, Shape::LEAST)
     }
 
-    /// A disk that is not attached yet. Its queue is as large as wished for or as offered, whichever
-    /// is less.
+    /// Creates a disk that is not attached. Its queue has the requested or the advertised size,
+    /// whichever is less.
     pub fn with_shape(platform: P, shape: Shape) -> Self {
         Self::with(platform, RequestedFeatures { shape, ..RequestedFeatures::default() })
     }
 
-    /// A disk that is not attached yet. It has what is wished for or offered, whichever is less.
-    /// Its slots stay as many and as large for as long as the disk lives: a backend that takes over
-    /// and offers less is asked in smaller parts.
+    /// Creates a disk that is not attached. It has the requested or the advertised features,
+    /// whichever are less. The number and size of its slots do not change during the life of the
+    /// disk: if the next backend advertises less, requests are split.
     pub fn with(platform: P, wish: RequestedFeatures) -> Self {
         Self {
             platform,
@@ -112,23 +113,24 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
         }
     }
 
-    /// The first queue, while the disk is connected and it is here.
+    /// Returns the first queue, if the disk is connected and the queue is not taken.
     pub fn queue(&mut self) -> Option<&mut Queue<P>> {
         self.queue_at(0)
     }
 
-    /// A queue, while the disk is connected and it is here.
+    /// Returns a queue, if the disk is connected and the queue is not taken.
     pub fn queue_at(&mut self, number: usize) -> Option<&mut Queue<P>> {
         let seat = self.seats.get_mut(number).filter(|seat| self.connected && !seat.out)?;
         seat.queue.as_mut()
     }
 
-    /// How many queues this session has; 0 before the first.
+    /// Returns the number of queues of this session; 0 before the first session.
     pub fn queues(&self) -> usize {
         self.seats.iter().filter(|seat| seat.out || seat.queue.is_some()).count()
     }
 
-    /// Takes a queue out, for a thread of its own, while the disk is connected and it is here.
+    /// Takes a queue for exclusive use by a thread, if the disk is connected and the queue is not
+    /// taken.
     pub fn take(&mut self, number: usize) -> Option<Queue<P>> {
         self.queue_at(number)?;
         let seat = self.seats.get_mut(number)?;
@@ -137,15 +139,15 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
         queue
     }
 
-    /// Puts a queue back. If its session is over and there is another already, its unanswered
-    /// requests are sent to that one's backend.
+    /// Puts a queue back. If its session is over and the next one has started, its outstanding
+    /// requests are sent to the new session's backend.
     ///
     /// # Errors
     /// A [`Fault`] with which to [fail](pvio_xenbus::driver::FrontendDriver::fail) the device.
     pub fn put_back(&mut self, queue: Queue<P>) -> Result<(), Fault> {
         let Some(seat) = self.seats.get_mut(queue.number()) else { return Ok(()) };
         if !seat.out {
-            // Of another disk; dropping it takes its grants back.
+            // The queue belongs to another disk; dropping it revokes its grants.
             return Ok(());
         }
         seat.out = false;
@@ -161,22 +163,23 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
         }
     }
 
-    /// What the backend serves: size, sector sizes, features. Known from the first connection on.
+    /// Returns what the backend advertised: size, sector sizes, features. Known from the first
+    /// connection on.
     pub fn served(&self) -> Option<&BackDisk> {
         self.served.as_ref()
     }
 
-    /// Whether requests can be made now.
+    /// Returns whether requests can be made now.
     pub fn is_connected(&self) -> bool {
         self.connected
     }
 
-    /// How often it was connected: more than once after the backend was restarted.
+    /// Returns how often the disk was connected: more than once if the backend was restarted.
     pub fn sessions(&self) -> u32 {
         self.sessions
     }
 
-    /// Makes this session's queues, with the unanswered requests of the last one's.
+    /// Makes this session's queues, with the outstanding requests of the last session's queues.
     fn make(&mut self, backend: DomId, handle: u16, offer: &BackOffer, trusted: bool) -> Made {
         let Self { platform, wish, seats, shared, old, .. } = self;
         let count = wish.queues.clamp(1, offer.queues() as usize);
@@ -218,7 +221,7 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
                 }
             };
             seat.depth = queue.depth();
-            // If one is out, this was made for it and never used.
+            // If a queue is taken, the one here was made for a session and never used.
             if let Some(last) = last.take_if(|_| !seat.out) {
                 queue.inherit(&last);
                 old.extend(last.dismantle().err());
@@ -232,7 +235,7 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
 
 type Made = Result<(), Fault>;
 
-/// Sends a queue's requests to the backend it was made for, now that it serves.
+/// Sends a queue's requests to the backend that it was made for, once that backend is connected.
 fn begin<P: Granter + EventChannels>(queue: &mut Queue<P>, disk: &BackDisk) -> Result<(), Fault> {
     queue.limit(QueueLimits::of(disk));
     queue.publish().map_err(|fault| Fault::new(fault.code(), fault))
@@ -269,7 +272,8 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
         };
         let request = FrontRequest {
             protocol: Some(Protocol::X86_64),
-            // Every buffer keeps its grant for as long as the queue lives, whoever keeps it mapped.
+            // Every buffer stays granted for the life of the queue, so the backend may cache its
+            // mappings.
             persistent: true,
             queues: queues.map(keys).collect(),
         };

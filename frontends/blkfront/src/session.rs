@@ -1,4 +1,4 @@
-//! A disk for user space: attach, block, re-attach. One thread uses it.
+//! A disk for user space: attach, blocking reads and writes, reconnect. Used by one thread.
 
 use crate::disk::{Disk, RequestedFeatures};
 use crate::queue::{BackendFault, Op, Queue, Shape, SlotId};
@@ -20,31 +20,34 @@ use rustix::io::Errno;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-/// Why a disk cannot be used (any more).
+/// Why a disk cannot be used, or can no longer be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// xenstore failed: the hypervisor is gone.
     #[error("xenstore: {0}")]
     Xenstore(#[from] XsError),
-    /// No backend has accepted the frontend in this time. [`remedy`](Self::remedy) says what to do.
+    /// No backend accepted the frontend within this time. [`remedy`](Self::remedy) returns what to
+    /// do.
     #[error("disk not served after {waited:?}: its backend is {backend} (its state is {state})")]
     NoBackend {
-        /// How long it was waited for.
+        /// Time waited.
         waited: Duration,
-        /// The state the backend has meanwhile.
+        /// The backend's state when the wait ended.
         state: XenbusState,
         /// The backend's directory in xenstore.
         backend: String,
-        /// The size of the logical sectors that it offers, if it tells so early.
+        /// Size of the logical sectors that the backend advertises, if it advertises it before it
+        /// connects.
         sector_size: Option<u32>,
     },
-    /// One end closed the device; the words of the end that knows why.
+    /// The frontend or the backend closed the device; the error text of the one that wrote a
+    /// reason.
     #[error("the disk was closed: {0}")]
     Closed(String),
-    /// A request failed.
+    /// The backend failed or rejected the request.
     #[error("the backend could not do {0:?}")]
     Failed(Op),
-    /// The request is not on the disk, or not of whole sectors.
+    /// The request is out of bounds, or not a whole number of sectors.
     #[error("{0} bytes at {1} are not whole sectors of this disk")]
     OutOfRange(usize, u64),
     /// Waiting failed.
@@ -53,7 +56,7 @@ pub enum DiskError {
 }
 
 impl DiskError {
-    /// Returns what an operator can do about it, where that is known.
+    /// Returns what an operator can do about the error, if that is known.
     #[must_use]
     pub fn remedy(&self) -> Option<String> {
         let Self::NoBackend { state, backend, sector_size, .. } = self else { return None };
@@ -67,7 +70,7 @@ impl DiskError {
                  model, or pvio serve)"
                     .into()
             }
-            // That one says nothing in xenstore when it refuses a frontend.
+            // QEMU writes no reason to xenstore when it rejects a frontend.
             (XenbusState::InitWait, Some(size)) if *size > 512 => format!(
                 "give the disk logical sectors of 512 bytes at its backend, instead of {size}: QEMU \
                  before 2025 refuses frontends that count in sectors of 512 bytes otherwise"
@@ -80,12 +83,12 @@ impl DiskError {
     }
 }
 
-/// A disk attached to a domain of user space. `X` is a connection to xenstore of its own.
+/// A disk attached to a user-space domain. `X` is a xenstore connection used by this session only.
 pub struct Session<P: Granter + EventChannels + Clone, X> {
     driver: FrontendDriver<Disk<P>>,
     xs: X,
     spin: Spin,
-    /// How long a backend may be away before requests give up on it.
+    /// Time that requests wait for an absent backend before they fail.
     patience: Duration,
 }
 
@@ -95,12 +98,12 @@ where
     P::Channel: AsFd,
     X: Xenstore + AsFd,
 {
-    /// Attaches a disk and waits until its backend serves it, for at most `patience`; later on,
-    /// requests wait as long for a backend that has to start over. The frontend's directory says where
-    /// the backend is: of `addr`, its kind and domain are not used.
+    /// Attaches a disk and waits until its backend is connected, for at most `patience`. Later,
+    /// requests wait as long for a backend that restarts. The backend's path is read from the
+    /// frontend's directory: of `addr`, the backend's kind and domain are ignored.
     ///
     /// # Errors
-    /// [`DiskError::NoBackend`], [`DiskError::Closed`] with the backend's own words, or
+    /// [`DiskError::NoBackend`], [`DiskError::Closed`] with the backend's error text, or
     /// [`DiskError::Xenstore`].
     pub fn attach(
         platform: P,
@@ -111,7 +114,7 @@ where
         Self::attach_with(platform, xs, addr, Shape::LEAST, patience)
     }
 
-    /// As [`attach`](Self::attach), with a larger queue if the backend offers it.
+    /// Attaches as [`attach`](Self::attach) does, with a larger queue if the backend advertises it.
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
@@ -126,8 +129,9 @@ where
         Self::attach_wishing(platform, xs, addr, wish, patience)
     }
 
-    /// As [`attach`](Self::attach), with all that is wished for and offered. A [`FrontendAddr`] names a
-    /// disk whose backend is of a kind that has no name in pvio.
+    /// Attaches as [`attach`](Self::attach) does, with all features that are both requested and
+    /// advertised. A [`FrontendAddr`] names a disk whose backend is of a kind that pvio does not
+    /// know.
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
@@ -145,13 +149,14 @@ where
         Ok(session)
     }
 
-    /// The device.
+    /// Returns the device.
     pub fn device(&self) -> &Disk<P> {
         self.driver.class()
     }
 
-    /// Takes a queue out, for a thread of its own, once the disk is connected; none if it has no such
-    /// queue, or it is out. Somebody has to [tend](Self::tend) the session meanwhile.
+    /// Takes a queue for exclusive use by a thread, once the disk is connected. `None` if the disk
+    /// has no such queue, or it is taken. While it is taken, the caller must [step](Self::tend) the
+    /// session.
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
@@ -160,7 +165,7 @@ where
         Ok(self.driver.class_mut().take(number))
     }
 
-    /// Puts a queue back, best as soon as its session [is over](Queue::is_over).
+    /// Puts a queue back; call it as soon as the queue's session [is over](Queue::is_over).
     ///
     /// # Errors
     /// [`DiskError::Closed`] when the backend cannot be reached any more.
@@ -171,8 +176,8 @@ where
         }
     }
 
-    /// Looks after the device for a while: sleeps until there is news in xenstore or the time is
-    /// over, and does what it asks for. Whether the disk is connected then.
+    /// Steps the device: handles xenstore events, sleeps until the next event or for `most`, and
+    /// handles events again. Returns whether the disk is connected.
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
@@ -186,22 +191,22 @@ where
         Ok(self.driver.class().is_connected())
     }
 
-    /// Changes how long a backend may be away, from now on.
+    /// Changes how long later requests wait for an absent backend.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
     }
 
-    /// This end's state.
+    /// Returns the frontend's xenbus state.
     pub fn state(&self) -> XenbusState {
         self.driver.state()
     }
 
-    /// Bytes of the disk.
+    /// Returns the size of the disk, in bytes.
     pub fn size(&self) -> u64 {
         self.device().served().map_or(0, |disk| disk.sectors.saturating_mul(512))
     }
 
-    /// The queue, once the disk is connected.
+    /// Returns the first queue, once the disk is connected.
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
@@ -210,8 +215,9 @@ where
         self.driver.class_mut().queue().ok_or_else(|| DiskError::Closed(String::new()))
     }
 
-    /// Waits for answers to requests in flight and calls `each` for those there are. A backend that
-    /// dies meanwhile is waited for; the requests are sent to its successor.
+    /// Waits for responses to requests in flight and calls `each` for every response received. If
+    /// the backend dies during the wait, waits for the next one; the requests are submitted to it
+    /// again.
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
@@ -246,8 +252,8 @@ where
         }
     }
 
-    /// Fills `buf` from byte `offset` on, with as many requests at a time as it takes. Answers to
-    /// requests that an earlier call gave up on are taken meanwhile and dropped.
+    /// Fills `buf` from byte `offset` on, with as many concurrent requests as needed. Responses to
+    /// requests that an earlier call abandoned are taken and dropped.
     ///
     /// # Errors
     /// Any [`DiskError`].
@@ -259,14 +265,14 @@ where
             return Err(DiskError::OutOfRange(buf.len(), offset));
         }
         let mut sent = 0;
-        // The requests of this call in flight, and where in `buf` each belongs.
+        // Requests of this call in flight, and the position in `buf` of each.
         let mut mine: Vec<(SlotId, usize)> = Vec::new();
         let mut done: Vec<SlotId> = Vec::new();
         let mut failed = None;
         loop {
             let queue = self.queue()?;
             while sent < buf.len() && failed.is_none() {
-                // None is free while requests that were given up on are still to be answered.
+                // No slot is free while abandoned requests are outstanding.
                 let Some(slot) = queue.reserve() else { break };
                 let bytes = (buf.len() - sent).min(queue.slot_bytes());
                 let op = Op::Read { sector: (offset + sent as u64) / 512, bytes };
@@ -303,7 +309,7 @@ where
         }
     }
 
-    /// Closes the device in good order, as far as the backend goes along within `patience`.
+    /// Closes the device with the xenbus handshake, waiting for the backend at most `patience`.
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
@@ -331,8 +337,9 @@ where
         }
     }
 
-    /// Steps the driver while xenstore has news. Afterwards none is left that came with an answer,
-    /// so that sleeping on the connection misses nothing.
+    /// Steps the driver while there are xenstore events. Events that arrived together with a
+    /// response are handled too: none is left in the buffer when the caller sleeps on the
+    /// connection.
     fn events(&mut self) -> Result<(), DiskError> {
         loop {
             let mut news = false;
@@ -365,7 +372,7 @@ where
         }
     }
 
-    /// What either end told the operator.
+    /// Returns the error text that the frontend or the backend wrote to xenstore.
     fn reason(&mut self) -> String {
         let Self { driver, xs, .. } = self;
         let ends = [Some(driver.token()), driver.backend_path()];
@@ -383,7 +390,7 @@ where
         }
     }
 
-    /// Sleeps until the backend or xenstore has something to say, or the time is over.
+    /// Sleeps until the backend or xenstore signals an event, for at most `most`.
     fn sleep(&mut self, most: Duration) -> Result<(), DiskError> {
         let timeout =
             Timespec { tv_sec: most.as_secs() as i64, tv_nsec: most.subsec_nanos().into() };
@@ -398,7 +405,7 @@ where
             Err(error) => return Err(DiskError::Wait(error)),
         }
         if let Some(channel) = channel {
-            // Only a wake-up is taken; the ring tells what there is to do.
+            // The notification is only cleared; the ring holds the actual events.
             let _ = channel.take();
         }
         Ok(())

@@ -1,71 +1,71 @@
-//! What a backend may have done that it must not. A backend is trusted no more than a guest.
+//! Protocol violations by a backend. A backend is trusted no more than a guest.
 
 use pvio_event_channel::EventError;
 use pvio_grant_table::GrantError;
 use pvio_ring::RingFault;
 use pvio_ring::proto::netif::ExtraFault;
 
-/// What the backend did that it must not, or that it cannot be reached. The device is finished;
-/// the guest is not.
+/// A protocol violation by the backend, or a failure to reach it. The device is unusable; the guest
+/// is not affected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum BackendFault {
-    /// The transmit ring cannot be believed any more.
+    /// Invalid indices in the transmit ring.
     #[error("transmit ring: {0}")]
     TxRing(RingFault),
-    /// The receive ring cannot be believed any more.
+    /// Invalid indices in the receive ring.
     #[error("receive ring: {0}")]
     RxRing(RingFault),
-    /// It answered a transmit request that is not in flight.
+    /// A response to a transmit request that is not in flight.
     #[error("the backend answered transmit request {0}, which is not in flight")]
     TxId(u16),
-    /// It answered a receive request with another's number.
+    /// A response to a receive request with the id of another request.
     #[error("the backend answered receive request {expected} as {got}")]
     RxId {
-        /// The request in whose slot the answer stands.
+        /// Id of the request in whose slot the response was written.
         expected: u16,
-        /// What the answer says.
+        /// Id in the response.
         got: u16,
     },
-    /// Received data would not lie in its page.
+    /// Received data that crosses the end of its page.
     #[error("the backend says that {size} bytes lie at offset {offset} of a page")]
     RxCrossesPage {
-        /// Where they begin.
+        /// Offset of the data in the page.
         offset: u16,
-        /// How many they are.
+        /// Length of the data, in bytes.
         size: u16,
     },
-    /// A packet whose first slot does not even hold an Ethernet header (XSA-522).
+    /// A packet whose first slot is shorter than an Ethernet header (XSA-522).
     #[error("the backend sent a packet whose first slot holds {0} bytes")]
     RxShort(u16),
-    /// A packet larger than any (65,535 bytes of IP, an Ethernet header and a VLAN tag).
+    /// A packet larger than the maximum (65,535 bytes of IP, an Ethernet header and a VLAN tag).
     #[error("the backend sent a packet of more than 65553 bytes")]
     RxTooLong,
-    /// A packet of more slots than the largest needs.
+    /// A packet of more slots than the largest packet needs.
     #[error("the backend sent a packet of too many slots")]
     RxSlots,
-    /// An extra segment that means nothing.
+    /// A malformed extra segment.
     #[error(transparent)]
     RxExtra(#[from] ExtraFault),
-    /// A packet still to be segmented, which was never asked for.
+    /// A GSO packet, although GSO was not negotiated.
     #[error("the backend sent an unsegmented packet that was not asked for")]
     RxGso,
-    /// Room before received data that was not asked for, is not there, or is told of twice.
+    /// Headroom before received data that was not requested, does not fit, or is reported twice.
     #[error("the backend says that {headroom} bytes are free before data at offset {offset}")]
     RxHeadroom {
-        /// How much room.
+        /// Reported headroom, in bytes.
         headroom: u16,
-        /// Where the data begin, by the first slot.
+        /// Offset of the data in the first slot's page.
         offset: u16,
     },
-    /// The control ring cannot be believed any more.
+    /// Invalid indices in the control ring.
     #[error("control ring: {0}")]
     CtrlRing(RingFault),
-    /// It answered a control request that it was not asked.
+    /// A response to a control request that is not outstanding.
     #[error("the backend answered control request {id} of type {kind}, which it was not asked")]
     CtrlAnswer {
-        /// The request's number, by its word.
+        /// Id in the response.
         id: u16,
-        /// The request's type, by its word.
+        /// Request type in the response.
         kind: u16,
     },
     /// The event channel failed.
@@ -74,7 +74,7 @@ pub enum BackendFault {
 }
 
 impl BackendFault {
-    /// A short stable code for logs, counters and `error` nodes.
+    /// Returns a short stable code for logs, counters and `error` nodes.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
@@ -99,20 +99,20 @@ impl BackendFault {
 /// Why a packet was not sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SendError {
-    /// No room just now. Back-pressure: [`crate::Queue::final_check`] asks to be woken when there
-    /// is some.
+    /// The ring or the page pool is full. Back-pressure: [`crate::Queue::final_check`] arms a
+    /// notification for free slots.
     #[error("no room to send just now")]
     Full,
-    /// Shorter than an Ethernet header, or longer than the backend takes.
+    /// Shorter than an Ethernet header, or longer than the backend supports.
     #[error("a packet of {0} bytes cannot be sent here")]
     Size(usize),
-    /// Its checksum was left blank, and the backend does not complete it for such packets.
+    /// The checksum is blank, and the backend did not negotiate checksum offload for such packets.
     #[error("the backend does not complete checksums of such packets")]
     Checksum,
-    /// It was to be segmented, and the backend does not do that for such packets.
+    /// GSO was requested, and the backend did not negotiate it for such packets.
     #[error("the backend does not segment such packets")]
     Gso,
-    /// The device is finished.
+    /// The device has failed.
     #[error(transparent)]
     Fault(#[from] BackendFault),
 }
@@ -120,13 +120,13 @@ pub enum SendError {
 /// Why a queue could not be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SetupError {
-    /// No memory or no grants.
+    /// Out of memory or grants.
     #[error(transparent)]
     Grant(#[from] GrantError),
-    /// No event channel.
+    /// No event channel is available.
     #[error(transparent)]
     Event(#[from] EventError),
-    /// No ring of that size.
+    /// The ring cannot have that size.
     #[error(transparent)]
     Ring(#[from] RingFault),
 }

@@ -1,9 +1,9 @@
-//! Pages that are granted whole for as long as they are used.
+//! Pages that stay granted as a whole while they are in use.
 
 use alloc::vec::Vec;
 use pvio_grant_table::{Access, DomId, GrantError, GrantRef, Granter};
 
-/// Pages of our own, all granted to the backend.
+/// This domain's pages, all granted to the backend.
 pub struct Granted<P: Granter> {
     platform: P,
     pages: P::Pages,
@@ -20,7 +20,7 @@ impl<P: Granter> Granted<P> {
         let pages = platform.alloc_pages(count)?;
         let mut granted = Self { platform, pages, grefs: Vec::with_capacity(count) };
         for page in 0..count {
-            // What was granted before a failure is taken back by `drop`.
+            // If a grant fails, `drop` revokes the earlier ones.
             let gref = granted.platform.grant(backend, &granted.pages, page, access)?;
             granted.grefs.push(gref);
         }
@@ -32,19 +32,19 @@ impl<P: Granter> Granted<P> {
         &self.pages
     }
 
-    /// The reference of a page.
+    /// Returns the grant reference of a page.
     #[inline]
     pub fn gref(&self, page: usize) -> GrantRef {
         self.grefs.get(page).copied().unwrap_or_default()
     }
 
-    /// The references of all pages, in order.
+    /// Returns the grant references of all pages, in order.
     pub fn grefs(&self) -> &[GrantRef] {
         &self.grefs
     }
 
-    /// Ends what grants it can, and tells whether none is left. Nothing is sent or received with
-    /// the pages any more.
+    /// Ends the grants that are not in use, and returns whether none is left. The pages are not
+    /// used for packets afterwards.
     pub fn revoke(&mut self) -> bool {
         let platform = &self.platform;
         self.grefs.retain(|gref| platform.end_access(*gref).is_err());
@@ -53,8 +53,8 @@ impl<P: Granter> Granted<P> {
 }
 
 impl<P: Granter> Drop for Granted<P> {
-    /// Takes every grant back. Memory the backend still has mapped stays allocated for ever: it
-    /// must never become something else while another domain can reach it (XSA-396).
+    /// Revokes all grants. Memory that the backend has still mapped is never freed: it must not be
+    /// reused while another domain can access it (XSA-396).
     fn drop(&mut self) {
         if !self.revoke() {
             core::mem::forget(self.pages.clone());

@@ -1,5 +1,5 @@
-//! The multicast groups that a NIC is to hear, and how far the backend knows of them: each is named to it
-//! in a transmit request that carries no packet.
+//! The multicast groups that a NIC receives, and which of them the backend has accepted. Each group
+//! is added or removed by a transmit request without a packet.
 
 use crate::fault::{BackendFault, SendError};
 use crate::packet::Group;
@@ -9,61 +9,61 @@ use core::net::IpAddr;
 use pvio_event_channel::EventChannels;
 use pvio_grant_table::Granter;
 
-/// Groups of a NIC at most: what Linux's netback keeps of one, and ours.
+/// Maximum number of groups of a NIC: the limit of Linux's netback, and of pvio's.
 pub const GROUPS_MAX: usize = 64;
 
-/// Why a group is not joined.
+/// Why a group was not joined.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum GroupError {
-    /// The address is one station's, or everybody's.
+    /// The address is unicast or broadcast.
     #[error("{0:02x?} is no group's address")]
     NoGroup(Group),
-    /// There are [`GROUPS_MAX`] already.
+    /// [`GROUPS_MAX`] groups are joined.
     #[error("64 groups are joined already")]
     Full,
 }
 
-/// How far it has come that only the groups joined are heard.
+/// State of the backend's multicast filter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Hearing {
-    /// Every group is heard: nothing else was asked for, or the backend has not been told yet.
+    /// All groups are received: filtering was not requested, or is not in effect.
     #[default]
     All,
-    /// Every group is heard: the backend does not choose among them.
+    /// All groups are received: the backend does not support filtering.
     NotOffered,
-    /// Only groups that were joined are heard.
+    /// Only joined groups are received.
     Joined,
-    /// The backend had no place for some of them ([`Groups::refused`]), and was asked to send all
-    /// if it can be asked that while connected.
+    /// The backend had no room for some of the groups ([`Groups::refused`]). It was requested to
+    /// send all groups, if it supports that request while connected.
     Overflowed,
 }
 
-/// The groups of a NIC; there is one change under way at a time.
+/// The groups of a NIC; at most one change is outstanding.
 #[derive(Debug, Default)]
 pub struct Groups {
     all: BTreeMap<Group, Place>,
     under_way: Option<(Group, bool)>,
 }
 
-/// One group.
+/// State of one group.
 #[derive(Clone, Copy, Debug, Default)]
 struct Place {
     wanted: bool,
-    /// The backend has it, by its word.
+    /// The backend reported that it added the group.
     there: bool,
-    /// The backend did not take it.
+    /// The backend rejected the group.
     refused: bool,
 }
 
 impl Place {
-    /// Whether the backend is to be told of it.
+    /// Returns whether a change of this group must be sent to the backend.
     const fn is_news(&self) -> bool {
         self.wanted != self.there && !self.refused
     }
 }
 
 impl Groups {
-    /// A group that is to be heard from now on, also after the backend was restarted.
+    /// Joins a group; it is joined again after a backend restart.
     ///
     /// # Errors
     /// [`GroupError`].
@@ -75,12 +75,12 @@ impl Groups {
             return Err(GroupError::Full);
         }
         let place = self.all.entry(group).or_default();
-        // Joined again, it is tried again.
+        // Joining a rejected group again sends it again.
         (place.wanted, place.refused) = (true, false);
         Ok(())
     }
 
-    /// A group that need not be heard any more; whether it was joined.
+    /// Leaves a group. Returns whether it was joined.
     pub fn leave(&mut self, group: Group) -> bool {
         let Some(place) = self.all.get_mut(&group) else { return false };
         let was = core::mem::replace(&mut place.wanted, false);
@@ -89,23 +89,23 @@ impl Groups {
         was
     }
 
-    /// Those that are joined.
+    /// Returns the groups that are joined.
     pub fn joined(&self) -> impl Iterator<Item = Group> {
         self.all.iter().filter(|(_, place)| place.wanted).map(|(group, _)| *group)
     }
 
-    /// Those that are joined, and the backend does not send.
+    /// Returns the groups that are joined and that the backend rejected.
     pub fn refused(&self) -> impl Iterator<Item = Group> {
         self.all.iter().filter(|(_, place)| place.refused).map(|(group, _)| *group)
     }
 
-    /// Whether the backend has been told of all of them, and has answered.
+    /// Returns whether all changes were sent to the backend and have responses.
     #[must_use]
     pub fn are_told(&self) -> bool {
         self.under_way.is_none() && !self.all.values().any(Place::is_news)
     }
 
-    /// A backend that knows of none.
+    /// Resets the state for a new backend, which has no groups.
     pub(crate) fn begin(&mut self) {
         self.under_way = None;
         for place in self.all.values_mut() {
@@ -114,8 +114,8 @@ impl Groups {
         self.forget();
     }
 
-    /// Takes the answer to what was told, if it is there, and tells what comes next. A queue without
-    /// room is asked again by the next step.
+    /// Takes the response to the outstanding change, if there is one, and sends the next change. If
+    /// the queue has no room, the next step tries again.
     pub(crate) fn step<P: Granter + EventChannels>(
         &mut self,
         queue: &mut Queue<P>,
@@ -124,7 +124,7 @@ impl Groups {
             let Some(done) = queue.group_answer()? else { return Ok(()) };
             self.under_way = None;
             if let Some(place) = self.all.get_mut(&group) {
-                // One that a backend does not take back either was never there.
+                // If a backend fails to remove a group, it never had it.
                 place.there = joins && done;
                 place.refused = joins && !done && place.wanted;
             }
@@ -140,12 +140,12 @@ impl Groups {
                 queue.publish()
             }
             Err(SendError::Fault(fault)) => Err(fault),
-            // Full: by the next step.
+            // The queue is full: the next step tries again.
             Err(_) => Ok(()),
         }
     }
 
-    /// Drops what nobody wants and the backend has not.
+    /// Removes groups that are not joined and that the backend does not have.
     fn forget(&mut self) {
         let under_way = self.under_way.map(|(group, _)| group);
         let stays =
@@ -154,7 +154,8 @@ impl Groups {
     }
 }
 
-/// The station address of a group of IP's (RFC 1112, RFC 2464); `None` where the address is none's.
+/// Returns the station address of an IP multicast group (RFC 1112, RFC 2464); `None` if the address
+/// is not multicast.
 #[must_use]
 pub fn group_of(address: IpAddr) -> Option<Group> {
     match address {

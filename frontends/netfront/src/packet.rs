@@ -2,47 +2,48 @@
 
 use pvio_ring::proto::netif::GsoKind;
 
-/// The MTU of an interface whose toolstack names none, in bytes (`netif.h`).
+/// MTU of an interface whose toolstack configures none, in bytes (`netif.h`).
 pub(crate) const DEFAULT_MTU: u32 = 1500;
 
-/// What was agreed with the backend. Nothing that is not in here is sent, and nothing else taken.
+/// Negotiated features. A packet that needs a feature not listed here is neither sent nor accepted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a feature of the protocol by itself")]
 pub struct Features {
-    /// The backend takes packets of several slots, so of more than 4096 bytes.
+    /// The backend supports packets of several slots, that is, of more than 4096 bytes.
     pub sg: bool,
-    /// It takes blank checksums over IPv4.
+    /// The backend completes blank checksums over IPv4.
     pub checksum_v4: bool,
-    /// It takes blank checksums over IPv6.
+    /// The backend completes blank checksums over IPv6.
     pub checksum_v6: bool,
-    /// It takes TCP over IPv4 to be segmented ([`Queue::send_gso`](crate::Queue::send_gso)).
+    /// The backend supports GSO for TCP over IPv4 ([`Queue::send_gso`](crate::Queue::send_gso)).
     pub gso_v4: bool,
-    /// It takes TCP over IPv6 to be segmented.
+    /// The backend supports GSO for TCP over IPv6.
     pub gso_v6: bool,
-    /// It may send TCP over IPv4 that is not segmented.
+    /// The backend may send GSO packets of TCP over IPv4.
     pub takes_gso_v4: bool,
-    /// It may send TCP over IPv6 that is not segmented.
+    /// The backend may send GSO packets of TCP over IPv6.
     pub takes_gso_v6: bool,
 }
 
-/// How far a packet's transport checksum can be relied on.
+/// State of a packet's transport checksum.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Checksum {
-    /// It is there, and nobody has looked at it.
+    /// The checksum is present and was not verified.
     #[default]
     Unknown,
-    /// It is there and right, by the word of whoever sent the packet here.
+    /// The checksum is present, and the backend reports that it is valid.
     Validated,
-    /// It holds the pseudo-header's sum only; the data never left this machine.
+    /// The checksum field holds only the sum of the pseudo-header; the data never left this
+    /// machine.
     Blank,
 }
 
-/// How a packet of TCP is, or would have been, cut into segments.
+/// How a TCP packet is to be, or was before it was merged, divided into segments.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Gso {
-    /// Bytes of payload in each.
+    /// Payload of each segment, in bytes.
     pub size: u16,
-    /// What it is.
+    /// Protocols of the packet.
     pub kind: GsoKind,
 }
 
@@ -51,17 +52,17 @@ pub struct Gso {
 pub struct Counters {
     /// Packets sent.
     pub tx_packets: u64,
-    /// Bytes of those.
+    /// Bytes sent.
     pub tx_bytes: u64,
-    /// Slots that the backend answered with an error.
+    /// Slots that the backend completed with an error.
     pub tx_errors: u64,
     /// Packets received.
     pub rx_packets: u64,
-    /// Bytes of those.
+    /// Bytes received.
     pub rx_bytes: u64,
-    /// Packets that the backend marked as broken, and were dropped.
+    /// Packets that the backend marked as failed, and that were dropped.
     pub rx_errors: u64,
 }
 
-/// A group's station address.
+/// Multicast station address of a group.
 pub type Group = [u8; 6];

@@ -1,20 +1,20 @@
-//! A queue, or the NIC it belongs to, as a device of smoltcp's. Publish the queue after smoltcp was
-//! polled.
+//! A queue, or its NIC, as a device of smoltcp. Publish the queue after polling smoltcp.
 //!
-//! # Who looks after checksums
-//! smoltcp is told to leave TCP and UDP checksums alone, both ways; all others (IPv4 headers,
-//! ICMP) are its own, as usual.
+//! # Checksums
+//! smoltcp is configured neither to verify nor to fill in TCP and UDP checksums. It handles all
+//! others (IPv4 headers, ICMP) as usual.
 //!
-//! - **Out**: the checksum is left blank if the backend completes it, else it is filled in here.
-//!   Fragments are sent as smoltcp made them: UDP over IPv4 without a checksum, which is allowed.
-//! - **In**: a packet whose checksum is [blank or validated](Checksum) is taken as it is. Any other
-//!   is verified here, and dropped if it is wrong. An IP fragment that nobody validated is
-//!   dropped as well, for its checksum covers what is in other fragments, and smoltcp would not
-//!   look at it after putting them together; so is a malformed IP packet.
-//!   [`Queue::unverified`] counts both.
+//! - **Out**: the checksum is left blank if the backend completes it; otherwise this module fills
+//!   it in. Fragments are sent as smoltcp made them: UDP over IPv4 without a checksum, which is
+//!   allowed.
+//! - **In**: a packet whose checksum is [blank or validated](Checksum) is accepted without
+//!   verification. Any other is verified here, and dropped if it is wrong. An IP fragment that was
+//!   not validated is dropped as well: its checksum covers data in other fragments, and smoltcp
+//!   does not verify it after reassembly. Malformed IP packets are dropped, too.
+//!   [`Queue::unverified`] counts these packets.
 //!
-//! A backend's faults cannot be told through smoltcp: the device falls silent, and
-//! [`Queue::fault`] says why.
+//! smoltcp's interface cannot report a backend's faults: the device neither sends nor receives any
+//! more, and [`Queue::fault`] returns the reason.
 
 use crate::nic::Nic;
 use crate::packet::Checksum;
@@ -30,13 +30,15 @@ use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 
 impl<P: Granter + EventChannels> Queue<P> {
-    /// How large packets smoltcp may send, in bytes without the Ethernet header; at first 1500.
-    /// Without [scatter-gather](crate::Features::sg) no frame is larger than a page all the same.
+    /// Sets the size of the largest packet that smoltcp may send, in bytes without the Ethernet
+    /// header; the default is 1500. Without [scatter-gather](crate::Features::sg), frames are
+    /// limited to a page regardless of this setting.
     pub fn set_mtu(&mut self, mtu: u32) {
         self.phy.set_mtu(mtu);
     }
 
-    /// Packets that smoltcp did not get because their checksum was wrong or could not be verified.
+    /// Returns the number of packets dropped because their checksum was wrong or could not be
+    /// verified.
     #[must_use]
     pub const fn unverified(&self) -> u64 {
         self.phy.unverified
@@ -46,13 +48,13 @@ impl<P: Granter + EventChannels> Queue<P> {
         if self.features().sg { self.phy.frame_max } else { self.phy.frame_max.min(PAGE_SIZE) }
     }
 
-    /// Whether a frame of the largest size can be sent.
+    /// Returns whether a frame of the maximum size can be sent.
     fn has_room_for_any(&mut self) -> bool {
         let pages = self.frame_max().div_ceil(PAGE_SIZE);
         self.has_room(pages).unwrap_or(false)
     }
 
-    /// Takes the next packet that need not be looked at further.
+    /// Returns the next packet that needs no further verification.
     fn next_trusted(&mut self) -> Option<Received> {
         loop {
             let got = self.next_frame().ok()??;
@@ -75,7 +77,7 @@ impl<P: Granter + EventChannels> Device for Queue<P> {
         P: 'a;
 
     fn receive(&mut self, _timestamp: Instant) -> Option<(RxToken<'_>, TxToken<'_, P>)> {
-        // Whoever takes a packet may answer it.
+        // smoltcp requires that every received packet can be replied to.
         if !self.has_room_for_any() {
             return None;
         }
@@ -101,7 +103,7 @@ impl<P: Granter + EventChannels> Device for Queue<P> {
     }
 }
 
-/// While the NIC is not connected, nothing is received and nothing can be sent.
+/// Receives and sends nothing while the NIC is not connected.
 impl<P: Granter + EventChannels + Clone> Device for Nic<P> {
     type RxToken<'a>
         = RxToken<'a>
@@ -113,7 +115,7 @@ impl<P: Granter + EventChannels + Clone> Device for Nic<P> {
         P: 'a;
 
     fn receive(&mut self, timestamp: Instant) -> Option<(RxToken<'_>, TxToken<'_, P>)> {
-        // Packets come on all queues, and are answered on the one they came on.
+        // Packets arrive on all queues; a reply is sent on the queue on which the packet arrived.
         self.queues().iter_mut().find_map(|queue| Device::receive(queue, timestamp))
     }
 
@@ -148,7 +150,7 @@ impl phy::RxToken for RxToken<'_> {
     }
 }
 
-/// The right to send one frame.
+/// Permission to send one frame.
 pub struct TxToken<'a, P: Granter> {
     sender: Sender<'a, P>,
     scratch: &'a mut [u8],
@@ -158,10 +160,11 @@ impl<P: Granter> phy::TxToken for TxToken<'_, P> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let Self { mut sender, scratch } = self;
         let Some(frame) = scratch.get_mut(..len) else {
-            // Longer than smoltcp was told: it is given memory, and nothing is sent.
+            // Longer than the limit given to smoltcp: the frame is built in temporary memory and
+            // not sent.
             return f(&mut alloc::vec![0; len]);
         };
-        // What stood there was another packet's.
+        // The buffer holds data of an earlier packet.
         frame.fill(0);
         let done = f(frame);
         send(&mut sender, frame);
@@ -169,7 +172,7 @@ impl<P: Granter> phy::TxToken for TxToken<'_, P> {
     }
 }
 
-/// Sees to a frame's checksum and sends it.
+/// Completes a frame's checksum, or leaves it blank, and sends the frame.
 fn send<P: Granter>(sender: &mut Sender<'_, P>, frame: &mut [u8]) {
     let mut checksum = Checksum::Validated;
     if let Ok(transport) = Transport::of(frame) {
@@ -184,11 +187,11 @@ fn send<P: Granter>(sender: &mut Sender<'_, P>, frame: &mut [u8]) {
             transport.fill(frame);
         }
     }
-    // There was room for the largest frame; what is left is a fault, which the queue keeps.
+    // Room was checked before; any other error is a fault, which the queue stores.
     let _ = sender.send(frame, checksum, None);
 }
 
-/// Whether a frame can be handed to somebody who does not verify TCP and UDP checksums.
+/// Returns whether a frame can be passed to a stack that does not verify TCP and UDP checksums.
 fn trusted(frame: &[u8], checksum: Checksum) -> bool {
     if checksum != Checksum::Unknown {
         return true;

@@ -1,4 +1,4 @@
-//! The data path of a virtual NIC: packets out, packets in.
+//! The data path of a virtual NIC: transmitted and received packets.
 //!
 //! ```
 //! # fn run<P>(queue: &mut pvio_netfront::Queue<P>) -> Result<(), Box<dyn std::error::Error>>
@@ -38,7 +38,7 @@ pub struct Queue<P: Granter + EventChannels> {
     features: Features,
     counters: Counters,
     channel: P::Channel,
-    /// `None` when the rings share a channel.
+    /// `None` if both rings share one channel.
     rx_channel: Option<P::Channel>,
     failed: Option<BackendFault>,
     #[cfg(feature = "smoltcp")]
@@ -47,15 +47,15 @@ pub struct Queue<P: Granter + EventChannels> {
 
 impl<P: Granter + EventChannels + Clone> Queue<P> {
     /// Allocates and grants both rings and a page for each of their slots, posts the receive
-    /// ones, and makes an event channel for the backend to bind to.
+    /// buffers, and makes an event channel that the backend binds to.
     ///
     /// # Errors
-    /// [`SetupError`]; everything made so far is taken back.
+    /// [`SetupError`]; everything made so far is released.
     pub fn new(platform: &P, backend: DomId) -> Result<Self, SetupError> {
         Self::with_channels(platform, backend, false)
     }
 
-    /// The same, with an event channel for each ring if `split`.
+    /// Makes a queue as [`new`](Self::new) does, with one event channel per ring if `split`.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -76,37 +76,38 @@ impl<P: Granter + EventChannels + Clone> Queue<P> {
 }
 
 impl<P: Granter + EventChannels> Queue<P> {
-    /// The transmit ring's page, for the handshake.
+    /// Returns the grant reference of the transmit ring's page, for the handshake.
     #[must_use]
     pub fn tx_gref(&self) -> GrantRef {
         self.tx.ring_page().gref(0)
     }
 
-    /// The receive ring's page, for the handshake.
+    /// Returns the grant reference of the receive ring's page, for the handshake.
     #[must_use]
     pub fn rx_gref(&self) -> GrantRef {
         self.rx.ring_page().gref(0)
     }
 
-    /// Our end of the event channel: for both rings, or, if there are two, for the transmit ring.
+    /// Returns this side's event channel: for both rings, or, if there are two channels, for the
+    /// transmit ring.
     #[must_use]
     pub fn channel(&self) -> &P::Channel {
         &self.channel
     }
 
-    /// Our end of the receive ring's event channel, if it has one of its own.
+    /// Returns this side's event channel of the receive ring, if it has a separate one.
     #[must_use]
     pub fn rx_channel(&self) -> Option<&P::Channel> {
         self.rx_channel.as_ref()
     }
 
-    /// Every event channel that wakes this queue.
+    /// Returns every event channel that wakes this queue.
     pub fn channels(&self) -> impl Iterator<Item = &P::Channel> {
         core::iter::once(&self.channel).chain(&self.rx_channel)
     }
 
-    /// Its pages, as a backend is asked to keep them mapped: none of them is ever taken back before
-    /// the queue is. One of each ring by turns.
+    /// Returns the queue's pages as entries of a staging grant list, alternating between the two
+    /// rings. None of them is revoked before the queue is released.
     pub fn staging_list(&self) -> impl Iterator<Item = GrefEntry> {
         let entry = |gref: GrantRef, read_only| GrefEntry { gref, read_only, status: 0 };
         let tx = self.tx.data_grefs().iter().map(move |gref| entry(*gref, true));
@@ -114,36 +115,37 @@ impl<P: Granter + EventChannels> Queue<P> {
         tx.zip(rx).flat_map(|(tx, rx)| [tx, rx])
     }
 
-    /// What was agreed with the backend.
+    /// Returns the negotiated features.
     #[must_use]
     pub const fn features(&self) -> Features {
         self.features
     }
 
-    /// What was agreed with the backend. Until then, packets of one page with their checksums
-    /// can be sent.
+    /// Sets the negotiated features. By default, only packets of at most one page with complete
+    /// checksums can be sent.
     pub const fn set_features(&mut self, features: Features) {
         self.features = features;
         self.rx.take_gso(features.takes_gso_v4, features.takes_gso_v6);
     }
 
-    /// The backend was asked to tell the hashes of packets of these kinds. Until then, and of any other
-    /// kind, [`Incoming::hash`] tells none.
+    /// Sets the kinds of packets for which the backend was configured to report hashes. For other
+    /// kinds, and by default, [`Incoming::hash`] is `None`.
     pub const fn take_hashes(&mut self, types: HashTypes) {
         self.rx.take_hashes(types);
     }
 
-    /// The backend was asked to leave so many bytes free before received data,
-    /// [`HEADROOM_MAX`](crate::HEADROOM_MAX) at most. Until then, [`Incoming::headroom`] is 0.
+    /// Sets the headroom that was requested from the backend, in bytes, at most
+    /// [`HEADROOM_MAX`](crate::HEADROOM_MAX). By default, [`Incoming::headroom`] is 0.
     pub fn take_headroom(&mut self, bytes: u16) {
         self.rx.take_headroom(bytes);
     }
 
-    /// Names a multicast group to the backend, in a request of its own that carries no packet, or takes it
-    /// back. The answer is found by [`group_answer`](Self::group_answer).
+    /// Sends a request without a packet that adds a multicast group to the backend's filter, or
+    /// removes it. [`group_answer`](Self::group_answer) returns the outcome.
     ///
     /// # Errors
-    /// [`SendError::Full`] when there is no room, or the last one is not answered; a fault.
+    /// [`SendError::Full`] if there is no room, or if the previous such request is outstanding; a
+    /// fault.
     pub fn tell_group(&mut self, group: Group, joins: bool) -> Result<(), SendError> {
         if let Some(fault) = self.failed {
             return Err(fault.into());
@@ -156,22 +158,22 @@ impl<P: Granter + EventChannels> Queue<P> {
         })
     }
 
-    /// Whether the backend has done what it was last [told](Self::tell_group); `None` while it has not
-    /// answered, and once that was asked.
+    /// Returns whether the last [group request](Self::tell_group) succeeded; `None` if it is
+    /// outstanding, or if the outcome was returned before.
     ///
     /// # Errors
-    /// A [`BackendFault`], now and for ever.
+    /// A [`BackendFault`], which is permanent.
     pub fn group_answer(&mut self) -> Result<Option<bool>, BackendFault> {
         self.guarded(|queue| queue.tx.group_answer(&mut queue.counters))
     }
 
-    /// The queue's counters.
+    /// Returns the queue's counters.
     #[must_use]
     pub const fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// What the backend did, if the queue has failed.
+    /// Returns the backend's fault, if the queue has failed.
     #[must_use]
     pub const fn fault(&self) -> Option<BackendFault> {
         self.failed
@@ -187,7 +189,7 @@ impl<P: Granter + EventChannels> Queue<P> {
         Sender { tx, features: *features, counters, failed }.send(frame, checksum, None)
     }
 
-    /// Sends a frame of TCP, its checksum [blank](Checksum::Blank), for the backend to cut into
+    /// Sends a TCP frame with [blank](Checksum::Blank) checksum that the backend divides into
     /// segments of `gso.size` bytes of payload.
     ///
     /// # Errors
@@ -198,21 +200,21 @@ impl<P: Granter + EventChannels> Queue<P> {
         sender.send(frame, Checksum::Blank, Some(gso))
     }
 
-    /// Whether a frame of so many pages can be sent now. If not,
-    /// [`final_check`](Self::final_check) asks to be woken when some can.
+    /// Returns whether a frame of `pages` pages can be sent now. If not,
+    /// [`final_check`](Self::final_check) arms a notification for free slots.
     ///
     /// # Errors
-    /// A [`BackendFault`], now and for ever.
+    /// A [`BackendFault`], which is permanent.
     pub fn has_room(&mut self, pages: usize) -> Result<bool, BackendFault> {
         self.guarded(|queue| queue.tx.has_room(pages, &mut queue.counters))
     }
 
-    /// Calls `each` with the next frame that came in, if there is one. The frame is a private
-    /// copy; its buffer went back to the backend, which sees that after
-    /// [`publish`](Self::publish) (or after enough others).
+    /// Calls `each` with the next received frame, if there is one. The frame is a private copy. Its
+    /// buffer is posted to the backend again, which sees that after [`publish`](Self::publish), or
+    /// after a batch of buffers was posted.
     ///
     /// # Errors
-    /// A [`BackendFault`], now and for ever.
+    /// A [`BackendFault`], which is permanent.
     pub fn receive<T>(
         &mut self,
         each: impl FnOnce(&[u8], Checksum) -> T,
@@ -220,11 +222,11 @@ impl<P: Granter + EventChannels> Queue<P> {
         self.receive_with_gso(|frame, checksum, _| each(frame, checksum))
     }
 
-    /// As [`receive`](Self::receive), and also says whether the frame has still to be segmented,
-    /// which matters to whoever passes it on.
+    /// Receives as [`receive`](Self::receive) does, and also passes the GSO metadata, which a
+    /// caller that forwards the frame needs.
     ///
     /// # Errors
-    /// A [`BackendFault`], now and for ever.
+    /// A [`BackendFault`], which is permanent.
     pub fn receive_with_gso<T>(
         &mut self,
         each: impl FnOnce(&[u8], Checksum, Option<Gso>) -> T,
@@ -232,11 +234,11 @@ impl<P: Granter + EventChannels> Queue<P> {
         self.receive_packet(|packet| each(packet.frame(), packet.checksum, packet.gso))
     }
 
-    /// As [`receive`](Self::receive), with all that the backend says of the packet: its hash and the room
-    /// before it, too.
+    /// Receives as [`receive`](Self::receive) does, with all metadata of the packet: GSO, hash and
+    /// headroom.
     ///
     /// # Errors
-    /// A [`BackendFault`], now and for ever.
+    /// A [`BackendFault`], which is permanent.
     pub fn receive_packet<T>(
         &mut self,
         each: impl FnOnce(Incoming<'_>) -> T,
@@ -245,10 +247,11 @@ impl<P: Granter + EventChannels> Queue<P> {
         Ok(next.map(|got| each(self.rx.incoming(&got))))
     }
 
-    /// Shows the backend everything that was sent and given back, and wakes it if it asked to be.
+    /// Publishes all requests and posted buffers, and notifies the backend if it requested a
+    /// notification.
     ///
     /// # Errors
-    /// A [`BackendFault`], now and for ever.
+    /// A [`BackendFault`], which is permanent.
     pub fn publish(&mut self) -> Result<(), BackendFault> {
         self.guarded(|queue| {
             let (tx, rx) = (queue.tx.publish(), queue.rx.publish());
@@ -262,40 +265,41 @@ impl<P: Granter + EventChannels> Queue<P> {
         })
     }
 
-    /// To be called before waiting for an event: asks to be woken for the next packet (and, if
-    /// there was no room to send, for room) and looks once more. Wait only if it says `false`. That
-    /// there may be room now is said once: try again to send, or leave it.
+    /// Arms notifications for the next packet (and, if there was no room to send, for free slots),
+    /// and checks again for both. To be called before waiting for an event; wait only if it returns
+    /// `false`. Free slots are reported once: the caller then sends again, or drops the packet.
     ///
     /// # Errors
-    /// A [`BackendFault`], now and for ever.
+    /// A [`BackendFault`], which is permanent.
     pub fn final_check(&mut self) -> Result<bool, BackendFault> {
-        // Both, for each asks for its own wake-up.
+        // Both are evaluated, because each arms the notification of its ring.
         self.guarded(|queue| {
             let received = queue.rx.final_check()?;
             Ok(queue.tx.final_check(&mut queue.counters)? | received)
         })
     }
 
-    /// Whether there is something to do, by a look at shared memory that asks for nothing.
+    /// Returns whether there are events to handle. Reads shared memory only; does not arm a
+    /// notification.
     ///
     /// # Errors
-    /// A [`BackendFault`], now and for ever.
+    /// A [`BackendFault`], which is permanent.
     pub fn has_work(&mut self) -> Result<bool, BackendFault> {
         self.guarded(|queue| Ok(queue.rx.has_work()? || queue.tx.has_work(&mut queue.counters)?))
     }
 
-    /// Takes every grant back and frees the memory.
+    /// Revokes all grants and frees the memory.
     ///
     /// # Errors
-    /// The queue, if the backend has some of it mapped still; try again when it says that it has
-    /// let go.
+    /// The queue, if the backend has still mapped some of it; retry when the backend reports that
+    /// it has unmapped everything.
     #[expect(clippy::result_large_err, reason = "the queue itself, moved at the end of a session")]
     pub fn dismantle(mut self) -> Result<(), Self> {
         let tx = self.tx.revoke();
         if self.rx.revoke() && tx { Ok(()) } else { Err(self) }
     }
 
-    /// Puts the next frame together.
+    /// Assembles the next frame.
     pub(crate) fn next_frame(&mut self) -> Result<Option<Received>, BackendFault> {
         self.guarded(|queue| {
             if queue.rx.should_publish() && queue.rx.publish() {
@@ -305,14 +309,15 @@ impl<P: Granter + EventChannels> Queue<P> {
         })
     }
 
-    /// The receiving half, whose frame can be looked at while the other half sends.
+    /// Returns the last frame and the transmit half of the queue, so that the frame can be read
+    /// while sending.
     #[cfg(feature = "smoltcp")]
     pub(crate) fn split(&mut self) -> (&Rx<P>, Sender<'_, P>, &mut crate::scratch::Scratch) {
         let Self { tx, rx, features, counters, failed, phy, .. } = self;
         (rx, Sender { tx, features: *features, counters, failed }, phy)
     }
 
-    /// Runs `work` unless the queue has failed, and remembers if it fails.
+    /// Runs `work` unless the queue has failed, and stores a fault that it returns.
     fn guarded<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, BackendFault>,
@@ -324,7 +329,7 @@ impl<P: Granter + EventChannels> Queue<P> {
     }
 }
 
-/// The sending half of a queue.
+/// The transmit half of a queue.
 pub(crate) struct Sender<'a, P: Granter> {
     tx: &'a mut Tx<P>,
     pub features: Features,

@@ -1,23 +1,23 @@
-//! A packet that came in, as it is handed on.
+//! A received packet and its metadata.
 
 use crate::packet::{Checksum, Gso};
 use crate::steering::Hash;
 use core::fmt;
 
-/// A packet that came in: a private copy, which the backend cannot change any more.
+/// A received packet: a private copy that the backend can no longer change.
 pub struct Incoming<'a> {
-    /// How far its transport checksum can be relied on.
+    /// State of the transport checksum.
     pub checksum: Checksum,
-    /// How it has still to be cut into segments, by whoever passes it on.
+    /// How a forwarder has to divide the packet into segments, if it is a GSO packet.
     pub gso: Option<Gso>,
-    /// Its hash, where the backend was asked for that of such packets: by its word.
+    /// Hash of the packet, as the backend reports it, if hashes of such packets were requested.
     pub hash: Option<Hash>,
     room: &'a mut [u8],
     headroom: usize,
 }
 
 impl<'a> Incoming<'a> {
-    /// `room` is the headroom and the frame behind it.
+    /// Creates a packet; `room` is the headroom followed by the frame.
     pub(crate) const fn new(
         room: &'a mut [u8],
         headroom: usize,
@@ -26,26 +26,26 @@ impl<'a> Incoming<'a> {
         Self { checksum, gso, hash, room, headroom }
     }
 
-    /// The Ethernet frame, without FCS.
+    /// Returns the Ethernet frame, without FCS.
     #[must_use]
     pub fn frame(&self) -> &[u8] {
         self.room.get(self.headroom..).unwrap_or_default()
     }
 
-    /// The same, to be changed.
+    /// Returns the Ethernet frame, without FCS, for modification.
     pub fn frame_mut(&mut self) -> &mut [u8] {
         self.room.get_mut(self.headroom..).unwrap_or_default()
     }
 
-    /// Bytes that the backend left free before the frame. Other than 0 only if it was asked to; while that
-    /// changes, packets of both kinds come.
+    /// Returns the number of bytes that the backend left free before the frame. It is 0 unless
+    /// headroom was requested. While the setting changes, packets with and without headroom arrive.
     #[must_use]
     pub const fn headroom(&self) -> usize {
         self.headroom
     }
 
-    /// The frame and, before it, [`headroom`](Self::headroom) zeroed bytes, in one piece: for a header
-    /// that is put in front, say.
+    /// Returns [`headroom`](Self::headroom) zeroed bytes followed by the frame, as one slice, for
+    /// example to prepend a header.
     pub fn with_headroom(&mut self) -> &mut [u8] {
         self.room
     }

@@ -1,4 +1,4 @@
-//! Packets in.
+//! Received packets.
 
 use crate::fault::{BackendFault, SetupError};
 use crate::granted::Granted;
@@ -15,17 +15,17 @@ use pvio_ring::proto::netif::{
 };
 use pvio_ring::shm::{PAGE_SIZE, Region};
 
-/// Bytes that a backend can be asked to leave free before received data, at most: what our netback leaves
-/// (Linux's frontend asks for 256).
+/// Maximum headroom that can be requested before received data, in bytes: the maximum of pvio's
+/// netback (Linux's frontend requests 256).
 pub const HEADROOM_MAX: u16 = 2048;
 
-/// Where a packet is put together: behind as much room as there may be.
+/// Offset at which a packet is assembled: the maximum headroom.
 const START: usize = HEADROOM_MAX as usize;
-/// Bytes of the largest packet: the largest IP packet in a frame with a VLAN tag.
+/// Size of the largest packet, in bytes: the largest IP packet in a frame with a VLAN tag.
 const FRAME_MAX: usize = MAX_PACKET + ETHERNET_HEADER + 4;
-/// Extra segments of one packet.
+/// Maximum number of extra segments of one packet.
 const EXTRAS_MAX: usize = 4;
-/// Pages given back before the backend is shown them.
+/// Number of posted buffers after which they are published.
 const BATCH: u32 = 64;
 
 /// The receive ring, and a page for each of its slots.
@@ -33,51 +33,51 @@ pub struct Rx<P: Granter> {
     ring: FrontRing<P::Pages>,
     ring_page: Granted<P>,
     data: Granted<P>,
-    /// The packet that is being put together.
+    /// Buffer in which the packet is assembled.
     packet: Box<[u8]>,
     assembly: Assembly,
     unpublished: u32,
     takes: Takes,
 }
 
-/// What the backend was asked to say of packets, or to do about them.
+/// Requested packet metadata and headroom.
 #[derive(Clone, Copy, Default)]
 struct Takes {
-    /// Whether TCP over IPv4 and IPv6 may come unsegmented.
+    /// Whether the backend may send GSO packets, over IPv4 and IPv6.
     gso: (bool, bool),
-    /// Of which packets it tells the hash.
+    /// Kinds of packets whose hash the backend reports.
     hashes: HashTypes,
-    /// Room in each page, the most that was asked for at any time.
+    /// Headroom in each page, in bytes: the maximum requested so far.
     headroom: u16,
 }
 
-/// A packet that was put together.
+/// A packet that is assembled.
 #[derive(Clone, Copy)]
 pub struct Received {
     pub len: usize,
     pub checksum: Checksum,
     pub gso: Option<Gso>,
-    /// Where it begins.
+    /// Offset at which the frame starts.
     start: usize,
     hash: Option<Hash>,
     headroom: u16,
 }
 
-/// How far a packet has come. The backend may publish its slots one by one.
+/// State of a partly received packet. The backend may publish its slots one at a time.
 #[derive(Clone, Copy, Default)]
 struct Assembly {
     next: Next,
-    /// Bytes of data so far.
+    /// Bytes of data received so far.
     len: usize,
-    /// Where the data of the first slot lay in its page, and how much it was.
+    /// Offset and length of the first slot's data in its page.
     first: (u16, u16),
-    /// Bytes of each slot that are no data but room: Linux's netback counts it in.
+    /// Headroom that each slot's length includes, in bytes: Linux's netback does so.
     room: u16,
     slots: usize,
     extras: usize,
-    /// Data follows once the extra segments are over.
+    /// Data slots follow after the extra segments.
     more: bool,
-    /// A slot was answered with an error: the packet is to be dropped.
+    /// A slot was completed with an error: the packet is dropped.
     failed: bool,
     checksum: Checksum,
     gso: Option<Gso>,
@@ -100,7 +100,7 @@ impl<P: Granter + Clone> Rx<P> {
         let slots = ring.layout().slots();
         let count = slots as usize;
         let data = Granted::new(platform.clone(), backend, count, Access::ReadWrite)?;
-        // Where room is counted in, the data begin behind it.
+        // If slot lengths include the headroom, the data start at up to twice the maximum headroom.
         let size = START.saturating_add(START).saturating_add(FRAME_MAX);
         let packet = alloc::vec![0; size].into_boxed_slice();
         let (assembly, takes) = (Assembly::default(), Takes::default());
@@ -121,22 +121,22 @@ impl<P: Granter> Rx<P> {
         self.data.grefs()
     }
 
-    /// Whether TCP may come unsegmented, over IPv4 and over IPv6.
+    /// Sets whether the backend may send GSO packets, over IPv4 and over IPv6.
     pub const fn take_gso(&mut self, v4: bool, v6: bool) {
         self.takes.gso = (v4, v6);
     }
 
-    /// Of which packets the backend tells the hash.
+    /// Sets the kinds of packets whose hash the backend reports.
     pub const fn take_hashes(&mut self, types: HashTypes) {
         self.takes.hashes = types;
     }
 
-    /// Room may be left before the data. What was asked for earlier may come still.
+    /// Sets the requested headroom, in bytes. Packets with the earlier setting may still arrive.
     pub fn take_headroom(&mut self, bytes: u16) {
         self.takes.headroom = self.takes.headroom.max(bytes.min(HEADROOM_MAX));
     }
 
-    /// Puts the next packet together, in private memory.
+    /// Assembles the next packet in private memory.
     pub fn next(&mut self, counters: &mut Counters) -> Result<Option<Received>, BackendFault> {
         while self.ring.has_responses().map_err(BackendFault::RxRing)? {
             if !self.take_slot()? {
@@ -156,42 +156,41 @@ impl<P: Granter> Rx<P> {
         Ok(None)
     }
 
-    /// The packet that [`next`](Self::next) put together, until it is called again.
+    /// Returns the packet that [`next`](Self::next) assembled; valid until the next call.
     #[cfg(feature = "smoltcp")]
     pub fn frame(&self, got: &Received) -> &[u8] {
         let end = got.start.saturating_add(got.len);
         self.packet.get(got.start..end).unwrap_or_default()
     }
 
-    /// The packet that [`next`](Self::next) put together, with all that is known of it, and with the room
-    /// before it.
+    /// Returns the packet that [`next`](Self::next) assembled, with its metadata and headroom.
     pub fn incoming(&mut self, got: &Received) -> Incoming<'_> {
         let headroom = usize::from(got.headroom);
         let begin = got.start.saturating_sub(headroom);
         let end = got.start.saturating_add(got.len);
         let room = self.packet.get_mut(begin..end).unwrap_or_default();
-        // What stood there was another packet's.
+        // The buffer holds data of an earlier packet.
         room.iter_mut().take(headroom).for_each(|byte| *byte = 0);
         Incoming::new(room, headroom, (got.checksum, got.gso, got.hash))
     }
 
-    /// Whether so many pages wait to be shown to the backend that it should be now.
+    /// Returns whether enough buffers are unpublished for a batch.
     pub fn should_publish(&self) -> bool {
         self.unpublished >= BATCH
     }
 
-    /// Shows the backend the pages given back; tells whether it must be notified.
+    /// Publishes the posted buffers; returns whether the backend must be notified.
     pub fn publish(&mut self) -> bool {
         self.unpublished = 0;
         self.ring.publish()
     }
 
-    /// Whether a packet waits here, after asking to be woken for one.
+    /// Arms a notification and returns whether a response is available.
     pub fn final_check(&mut self) -> Result<bool, BackendFault> {
         self.ring.final_check().map_err(BackendFault::RxRing)
     }
 
-    /// Whether a packet waits here, without asking for a wake-up.
+    /// Returns whether a response is available, without arming a notification.
     pub fn has_work(&mut self) -> Result<bool, BackendFault> {
         self.ring.has_responses().map_err(BackendFault::RxRing)
     }
@@ -201,16 +200,16 @@ impl<P: Granter> Rx<P> {
         self.ring_page.revoke() && data
     }
 
-    /// Takes one slot and gives its page back; tells whether the packet is complete.
+    /// Takes one slot and posts its page again; returns whether the packet is complete.
     fn take_slot(&mut self) -> Result<bool, BackendFault> {
-        // A page is given back when its answer is taken, so all are always out, in order: the
-        // oldest request's number is that of the slot.
+        // A page is posted again when its response is taken. So all pages are always posted, in
+        // order, and the id of the oldest request is the number of its slot.
         let index = self.ring.next_index().wrapping_sub(self.ring.in_flight());
         let page = index & self.ring.layout().slots().wrapping_sub(1);
         let Some(mut slot) = self.ring.pop().map_err(BackendFault::RxRing)? else {
             return Ok(false);
         };
-        // A slot of the ring's size is never short.
+        // A slot of the ring is never shorter than a response.
         let complete = if self.assembly.next == Next::Extra {
             let extra = Extra::read(&mut slot).unwrap_or(Err(ExtraFault::Type(0)))?;
             self.assembly.extra(extra, self.takes)?
@@ -222,7 +221,7 @@ impl<P: Granter> Rx<P> {
         Ok(complete)
     }
 
-    /// Adds a slot's data to the packet.
+    /// Appends a slot's data to the packet.
     fn data(&mut self, page: u32, response: RxResponse) -> Result<bool, BackendFault> {
         let RxResponse { id, offset, flags, status } = response;
         let expected = page as u16;
@@ -244,7 +243,8 @@ impl<P: Granter> Rx<P> {
                 if first && usize::from(size) < ETHERNET_HEADER {
                     return Err(BackendFault::RxShort(size));
                 }
-                // Room that is counted in is no data. (In the first slot it is known of only afterwards.)
+                // The headroom in the slot is not data. (For the first slot it is known only
+                // later.)
                 let room = if offset == 0 { packet.room.min(size) } else { 0 };
                 let (offset, size) = (offset.saturating_add(room), size.saturating_sub(room));
                 if first {
@@ -280,11 +280,11 @@ impl<P: Granter> Rx<P> {
         Ok(false)
     }
 
-    /// Gives the backend the page that belongs to the next slot.
+    /// Posts the page that belongs to the next slot.
     fn post(&mut self) {
         let page = self.ring.next_index() & self.ring.layout().slots().wrapping_sub(1);
         let request = RxRequest { id: page as u16, gref: self.data.gref(page as usize) };
-        // As many pages as slots, so there is a slot.
+        // There are as many pages as slots, so a slot is free.
         let pushed = self.ring.push(&request.to_bytes());
         debug_assert!(pushed.is_ok(), "more requests than slots");
         self.unpublished = self.unpublished.saturating_add(1);
@@ -292,7 +292,7 @@ impl<P: Granter> Rx<P> {
 }
 
 impl Assembly {
-    /// Takes an extra segment; tells whether the packet is complete.
+    /// Processes an extra segment; returns whether the packet is complete.
     fn extra(&mut self, extra: Extra, takes: Takes) -> Result<bool, BackendFault> {
         self.extras = self.extras.saturating_add(1);
         if self.extras > EXTRAS_MAX {
@@ -309,7 +309,7 @@ impl Assembly {
                 }
                 self.gso = Some(Gso { size, kind });
             }
-            // Of a kind that was not asked for, or is no more, it says nothing.
+            // A hash of a kind that is not, or no longer, requested is ignored.
             ExtraKind::Hash { kind, algorithm, value } if u32::from(algorithm) == HASH_TOEPLITZ => {
                 let kind = hash_kind(kind).filter(|(_, kind)| takes.hashes.contains(*kind));
                 self.hash = kind.map(|(kind, _)| Hash { kind, value });
@@ -326,8 +326,8 @@ impl Assembly {
         Ok(!self.more)
     }
 
-    /// Room was left before the data: either they begin behind it, by the first slot's word, or (Linux's
-    /// netback) the slot begins with the room, and counts it in; so does every other then.
+    /// Applies the headroom before the data. Either the first slot's offset points behind it, or
+    /// (Linux's netback) every slot starts with the headroom and its length includes it.
     fn leave_room(&mut self, headroom: u16, most: u16) -> Result<(), BackendFault> {
         let (offset, size) = self.first;
         let lie = BackendFault::RxHeadroom { headroom, offset };
@@ -346,13 +346,13 @@ impl Assembly {
     }
 }
 
-/// Slots of one packet, extra segments not counted: more than the largest needs that lies behind so much
-/// room in each.
+/// Returns the maximum number of slots of one packet, without extra segments: more than the largest
+/// packet needs with `headroom` bytes free in each page.
 const fn slots_max(headroom: u16) -> usize {
     FRAME_MAX.div_ceil(PAGE_SIZE.saturating_sub(headroom as usize)).saturating_add(2)
 }
 
-/// What a backend's number for a kind of hash means.
+/// Returns the kind of hash that a backend's number stands for.
 fn hash_kind(number: u8) -> Option<(HashKind, HashTypes)> {
     Some(match number {
         0 => (HashKind::V4, HashTypes::IPV4),

@@ -3,9 +3,9 @@ use alloc::boxed::Box;
 use pvio_ring::proto::checksum::ETHERNET_HEADER;
 use pvio_ring::proto::netif::MAX_PACKET;
 
-/// What a queue keeps for smoltcp: memory for one frame to be sent, and a counter.
+/// Per-queue state for smoltcp: a buffer for one frame to be sent, and a counter.
 pub(crate) struct Scratch {
-    /// Bytes of the largest frame smoltcp is told it may send.
+    /// Size of the largest frame that smoltcp may send, in bytes.
     pub frame_max: usize,
     pub scratch: Box<[u8]>,
     pub unverified: u64,

@@ -13,7 +13,7 @@ pub struct Session<P: Granter + EventChannels> {
 }
 
 impl<P: Granter + EventChannels> Session<P> {
-    /// Takes every grant back and frees the memory; what the backend has mapped still is left.
+    /// Revokes all grants and frees the memory. Returns what the backend has still mapped.
     #[expect(clippy::result_large_err, reason = "the session itself, at its end")]
     pub fn dismantle(mut self) -> Result<(), Self> {
         self.queues = self.queues.into_iter().filter_map(|queue| queue.dismantle().err()).collect();

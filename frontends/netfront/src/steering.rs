@@ -1,17 +1,18 @@
-//! How received packets are to be spread over a NIC's queues: receive-side scaling, by netif's names.
+//! Distribution of received packets over a NIC's queues: receive-side scaling, with netif's names.
 
 use alloc::vec::Vec;
 use core::fmt;
 use pvio_ring::proto::netif::{CtrlStatus, HASH_KEY_MAX, HashKind, HashTypes};
 use pvio_ring::shm::PAGE_SIZE;
 
-/// Entries of the longest table: what stands in the page of one request. (Linux's netback takes 128.)
+/// Maximum number of entries of a table: those that fit into one request's page. (Linux's netback
+/// supports 128.)
 pub const ENTRIES_MAX: usize = PAGE_SIZE / 4;
 
-/// Entries of a table that nobody gave, at most.
+/// Maximum number of entries of the default table.
 pub(crate) const ENTRIES_EVEN: u32 = 128;
 
-/// A packet's hash, as the backend tells it: a flow's packets have the same.
+/// A packet's hash, as the backend reports it; all packets of a flow have the same one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hash {
     /// Which fields were hashed.
@@ -20,22 +21,22 @@ pub struct Hash {
     pub value: u32,
 }
 
-/// What a backend is asked to hash, and which queue a hash goes to.
+/// Which packets a backend hashes, and which queue each hash selects.
 ///
-/// Whoever sends packets and knows the key can choose their queue: take a random one, unless hashes
-/// have to be the same elsewhere.
+/// A sender that knows the key can choose the queue of its packets: use a random key, unless hashes
+/// must equal those of another system.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Steering {
     types: HashTypes,
     key: Vec<u8>,
-    /// `None`: all queues by turns.
+    /// `None`: the default table, which uses all queues in turn.
     table: Option<Vec<u32>>,
 }
 
-/// Why something cannot be asked of any backend.
+/// Why a steering configuration is invalid for every backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SteeringError {
-    /// No kind of packet is to be hashed.
+    /// No kind of packet is selected for hashing.
     #[error("no kind of packet is to be hashed")]
     NoTypes,
     /// A key of more than 40 bytes.
@@ -47,8 +48,8 @@ pub enum SteeringError {
 }
 
 impl Steering {
-    /// Packets of these kinds are hashed with a key of up to 40 bytes (the rest counts as 0), and go to
-    /// all queues alike.
+    /// Creates a configuration that hashes packets of these kinds with a key of up to 40 bytes
+    /// (padded with zeroes), and distributes them evenly over all queues.
     ///
     /// # Errors
     /// [`SteeringError`].
@@ -62,7 +63,7 @@ impl Steering {
         Ok(Self { types, key: key.into(), table: None })
     }
 
-    /// The same with a table: a packet goes to queue `table[hash % table.len()]`.
+    /// Adds a table: a packet goes to queue `table[hash % table.len()]`.
     ///
     /// # Errors
     /// [`SteeringError`].
@@ -74,7 +75,7 @@ impl Steering {
         Ok(self)
     }
 
-    /// Which packets are hashed.
+    /// Returns the kinds of packets that are hashed.
     #[must_use]
     pub const fn types(&self) -> HashTypes {
         self.types
@@ -84,13 +85,13 @@ impl Steering {
         &self.key
     }
 
-    /// The table that was given.
+    /// Returns the configured table.
     pub(crate) fn table(&self) -> Option<&[u32]> {
         self.table.as_deref()
     }
 }
 
-/// Without the key, which is better kept from logs.
+/// Omits the key, which should not appear in logs.
 impl fmt::Debug for Steering {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Steering")
@@ -100,39 +101,40 @@ impl fmt::Debug for Steering {
     }
 }
 
-/// How far the backend goes by a [`Steering`]. If it does not, packets come as it likes, on any queue.
+/// State of the steering that was requested with a [`Steering`]. If it is not in effect, the
+/// backend chooses the queues.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum SteeringState {
-    /// None was asked for.
+    /// None was requested.
     #[default]
     Off,
-    /// It is being set up.
+    /// It is being configured.
     Pending,
-    /// Packets are hashed, and come on the queue that the table says, by the backend's word.
+    /// In effect: the backend has accepted all requests that configure it.
     On,
-    /// The backend has no control ring, or there is one queue only.
+    /// Not supported: the backend has no control ring, or there is only one queue.
     NotOffered,
-    /// The table names a queue that this session has not.
+    /// The table names this queue, which the session does not have.
     NoQueue(u32),
-    /// Of the kinds asked for the backend hashes only these.
+    /// Of the requested kinds, the backend hashes only these.
     NoTypes(HashTypes),
-    /// The backend's table has fewer entries: so many.
+    /// The backend's table has fewer entries: this number.
     NoEntries(u32),
-    /// The backend refused a request.
+    /// The backend rejected a request.
     Refused(Refusal),
 }
 
-/// What a backend did not do.
+/// A request that the backend rejected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Refusal {
     /// The request's type ([`ctrl_type`](pvio_ring::proto::netif::ctrl_type)).
     pub kind: u16,
-    /// Its answer: a [`CtrlStatus`], or what nobody defined.
+    /// Status of the response: a [`CtrlStatus`], or an undefined value.
     pub status: u32,
 }
 
 impl Refusal {
-    /// Why, in a word.
+    /// Returns the reason as a short stable code.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match CtrlStatus::from_number(self.status) {

@@ -1,4 +1,4 @@
-//! Packets out.
+//! Transmitted packets.
 
 use crate::fault::{BackendFault, SendError, SetupError};
 use crate::granted::Granted;
@@ -17,16 +17,16 @@ pub struct Tx<P: Granter> {
     ring: FrontRing<P::Pages>,
     ring_page: Granted<P>,
     data: Granted<P>,
-    /// Requests in flight, by id, which is also the number of the page.
+    /// Whether each request is in flight, by id, which is also the number of its page.
     in_flight: Vec<bool>,
     free: Vec<u16>,
-    /// Extra segments that were not answered yet.
+    /// Number of extra segments without a response.
     extras: u32,
-    /// A packet found no room since the last answer was taken.
+    /// A packet found no room since the last response was taken.
     blocked: bool,
-    /// The request that names a group, while it is not answered.
+    /// Id of the outstanding request that names a group.
     telling: Option<u16>,
-    /// The answer to the last of those, until it is taken.
+    /// Outcome of the last group request, until it is taken.
     told: Option<bool>,
 }
 
@@ -53,7 +53,7 @@ impl<P: Granter> Tx<P> {
         self.data.grefs()
     }
 
-    /// Writes a packet into free pages and its slots into the ring, all or nothing.
+    /// Writes a packet into free pages and its slots into the ring; if it fails, nothing is sent.
     pub fn send(
         &mut self,
         frame: &[u8],
@@ -82,7 +82,7 @@ impl<P: Granter> Tx<P> {
             Checksum::Blank => TxFlags::CSUM_BLANK | TxFlags::DATA_VALIDATED,
         };
         flags.set(TxFlags::EXTRA_INFO, gso.is_some());
-        // The first slot has the size of the whole packet.
+        // The size in the first slot is that of the whole packet.
         let mut size = frame.len();
         let mut parts = frame.chunks(PAGE_SIZE).peekable();
         while let Some(part) = parts.next() {
@@ -101,8 +101,8 @@ impl<P: Granter> Tx<P> {
         Ok(())
     }
 
-    /// Names a multicast group to the backend, or takes it back, in a request without a packet. One at a
-    /// time.
+    /// Sends a request without a packet that adds a multicast group to the backend's filter, or
+    /// removes it. At most one is outstanding.
     pub fn tell_group(
         &mut self,
         kind: ExtraKind,
@@ -117,7 +117,7 @@ impl<P: Granter> Tx<P> {
         Ok(())
     }
 
-    /// The answer to that, if it is there: whether it was done.
+    /// Returns whether the last group request succeeded, once it is completed.
     pub fn group_answer(&mut self, counters: &mut Counters) -> Result<Option<bool>, BackendFault> {
         if self.telling.is_some() {
             self.take_answers(counters)?;
@@ -125,13 +125,13 @@ impl<P: Granter> Tx<P> {
         Ok(self.told.take())
     }
 
-    /// Whether a packet of so many slots can be sent; takes answers if there is no room.
+    /// Returns whether a packet of `slots` slots can be sent; takes responses if there is no room.
     pub fn has_room(
         &mut self,
         slots: usize,
         counters: &mut Counters,
     ) -> Result<bool, BackendFault> {
-        // An extra segment takes a slot of the ring and no page.
+        // An extra segment uses a slot of the ring but no page.
         let full = |tx: &Self| tx.free.len() < slots || (tx.ring.free() as usize) < slots;
         if full(self) {
             self.take_answers(counters)?;
@@ -140,14 +140,14 @@ impl<P: Granter> Tx<P> {
         Ok(!self.blocked)
     }
 
-    /// Takes every answer there is; their pages are free again.
+    /// Takes all responses that are available and frees their pages.
     pub fn take_answers(&mut self, counters: &mut Counters) -> Result<(), BackendFault> {
         while let Some(mut slot) = self.ring.pop().map_err(BackendFault::TxRing)? {
-            // A slot of the ring's size is never short.
+            // A slot of the ring is never shorter than a response.
             let TxResponse { id, status } = TxResponse::read(&mut slot).unwrap_or_default();
             if status == rsp::NULL {
-                // An extra segment's answer, whose number means nothing. Not a request's: that
-                // would leave it unanswered for ever.
+                // The response to an extra segment, whose id has no meaning. It must not be matched
+                // with a request, which would then stay in flight for ever.
                 self.extras = self.extras.checked_sub(1).ok_or(BackendFault::TxId(id))?;
                 continue;
             }
@@ -165,14 +165,14 @@ impl<P: Granter> Tx<P> {
         Ok(())
     }
 
-    /// Shows the backend what was sent; tells whether it must be notified.
+    /// Publishes the requests; returns whether the backend must be notified.
     pub fn publish(&mut self) -> bool {
         self.ring.publish()
     }
 
-    /// Whether something waits here, after asking to be woken. Answers matter only to a sender
-    /// that found no room, and to who has named a group. They are told of once: a packet may have been
-    /// given up, and its sender must be able to sleep then.
+    /// Arms a notification and returns whether there are events to handle. Responses matter only if
+    /// a packet found no room, or if a group request is outstanding. Each is reported once: the
+    /// packet may have been dropped, and the sender must then be able to sleep.
     pub fn final_check(&mut self, counters: &mut Counters) -> Result<bool, BackendFault> {
         while self.is_waiting() {
             if !self.ring.final_check().map_err(BackendFault::TxRing)? {
@@ -185,7 +185,8 @@ impl<P: Granter> Tx<P> {
         Ok(false)
     }
 
-    /// Whether something waits here, without asking for a wake-up; told of once, too.
+    /// Returns whether there are events to handle, without arming a notification; each is reported
+    /// once.
     pub fn has_work(&mut self, counters: &mut Counters) -> Result<bool, BackendFault> {
         let came = self.is_waiting() && self.ring.has_responses().map_err(BackendFault::TxRing)?;
         Ok(came && self.is_told(counters)?)
@@ -195,7 +196,7 @@ impl<P: Granter> Tx<P> {
         self.blocked || self.telling.is_some()
     }
 
-    /// Whether the answers that came are what somebody waits for: room, or the one about a group.
+    /// Returns whether the responses that arrived are relevant: free slots, or the group request.
     fn is_told(&mut self, counters: &mut Counters) -> Result<bool, BackendFault> {
         let room = core::mem::take(&mut self.blocked);
         if self.telling.is_none() {
@@ -216,7 +217,7 @@ impl<P: Granter> Tx<P> {
         self.extras = self.extras.saturating_add(1);
     }
 
-    /// Sends one slot. There is a free page: the caller has counted them.
+    /// Sends one slot. The caller has checked that a page is free.
     fn push(&mut self, part: &[u8], size: usize, flags: TxFlags) {
         let Some(id) = self.free.pop() else { return };
         let page = usize::from(id);
@@ -225,7 +226,7 @@ impl<P: Granter> Tx<P> {
         debug_assert!(written.is_some(), "a part lies in its page");
         let request =
             TxRequest { gref: self.data.gref(page), offset: 0, flags, id, size: size as u16 };
-        // As many pages as slots, so there is a slot as well.
+        // There are as many pages as slots, so a slot is free as well.
         let pushed = self.ring.push(&request.to_bytes());
         debug_assert!(pushed.is_ok(), "more requests than slots");
         if let Some(place) = self.in_flight.get_mut(page) {
@@ -234,7 +235,7 @@ impl<P: Granter> Tx<P> {
     }
 }
 
-/// Whether the backend segments this packet so.
+/// Returns whether the backend supports GSO for this packet.
 fn segments(features: &Features, frame: &[u8], gso: Gso) -> bool {
     let (taken, version) = match gso.kind {
         GsoKind::TcpV4 => (features.gso_v4, IpVersion::V4),
@@ -244,7 +245,7 @@ fn segments(features: &Features, frame: &[u8], gso: Gso) -> bool {
     taken && gso.size > 0 && Transport::of(frame).is_ok_and(fits)
 }
 
-/// Whether the backend completes the checksum of this packet.
+/// Returns whether the backend completes the checksum of this packet.
 fn completes(features: &Features, frame: &[u8]) -> bool {
     Transport::of(frame).is_ok_and(|transport| match transport.version {
         IpVersion::V4 => features.checksum_v4,

@@ -1,4 +1,4 @@
-//! Requests on their way, whole or in parts, and their answers.
+//! Requests in flight, whole or split, and their responses.
 
 use super::{BackendFault, FlushBy, Op, Queue, SECTOR, Slot, SlotId, StartError};
 use pvio_event_channel::{EventChannel, EventChannels};
@@ -6,15 +6,15 @@ use pvio_grant_table::Granter;
 use pvio_ring::proto::blkif::{Abi, DataOp, MAX_SEGMENTS, Request, Response, Segments, Status};
 use pvio_ring::shm::PAGE_SIZE;
 
-/// A slot's request that is not answered.
+/// A slot's request that is not completed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Flight {
     pub op: Op,
-    /// Bytes for which the backend was asked; for what moves none, 1 once it was asked.
+    /// Bytes requested from the backend so far; for an operation without data, 1 once it was sent.
     sent: usize,
     /// Requests in the ring.
     parts: u16,
-    /// The first answer that was not good.
+    /// Status of the first response that was not `Okay`.
     status: Status,
 }
 
@@ -30,7 +30,7 @@ impl Flight {
         }
     }
 
-    /// Nothing is left to ask for: all was, or some of it failed.
+    /// Returns whether nothing is left to send: all parts were sent, or one failed.
     fn is_sent(&self) -> bool {
         self.sent >= self.total() || self.status != Status::Okay
     }
@@ -38,9 +38,9 @@ impl Flight {
 
 impl<P: Granter + EventChannels> Queue<P> {
     /// Writes a reserved slot's request into the ring. The backend sees it after
-    /// [`publish`](Self::publish). What the backend does not take is answered by the next
-    /// [`poll`](Self::poll) all the same, without an event: [`Status::NotSupported`], or
-    /// [`Status::Error`] for changes of a read-only disk.
+    /// [`publish`](Self::publish). A request that the backend does not support is not sent. The
+    /// next [`poll`](Self::poll) completes it without an event: with [`Status::NotSupported`], or
+    /// with [`Status::Error`] for changes of a read-only disk.
     ///
     /// # Errors
     /// [`StartError`]; the slot stays reserved.
@@ -63,7 +63,7 @@ impl<P: Granter + EventChannels> Queue<P> {
         Ok(())
     }
 
-    /// Shows every started request to the backend and wakes it if it asked for that.
+    /// Publishes all started requests and notifies the backend if it requested a notification.
     ///
     /// # Errors
     /// [`BackendFault::Event`].
@@ -74,12 +74,12 @@ impl<P: Granter + EventChannels> Queue<P> {
         Ok(())
     }
 
-    /// Calls `each` for every answer that has come, and returns how many. The slot is the
-    /// caller's again: to be read, started anew, or released. Requests that waited for room in the
-    /// ring go out.
+    /// Calls `each` for every completed request and returns their number. The slot is reserved for
+    /// the caller again: it can be read, started again, or released. Also sends requests that
+    /// waited for room in the ring.
     ///
     /// # Errors
-    /// A [`BackendFault`] ends the device; what was answered before it was reported.
+    /// A [`BackendFault`] ends the device; requests completed before the fault were reported.
     pub fn poll(
         &mut self,
         mut each: impl FnMut(SlotId, Op, Status),
@@ -91,7 +91,7 @@ impl<P: Granter + EventChannels> Queue<P> {
             let Some(place @ &mut Slot::InFlight(mut flight)) = place else {
                 return Err(BackendFault::UnknownId(id));
             };
-            // One that was not asked for yet, or is not asked for, has no answer to come.
+            // A request of which no part is in the ring cannot have a response.
             let Some(left) = flight.parts.checked_sub(1) else {
                 return Err(BackendFault::UnknownId(id));
             };
@@ -106,7 +106,7 @@ impl<P: Granter + EventChannels> Queue<P> {
             *place = Slot::Reserved;
             let id = SlotId(id as u16);
             if flight.sent < flight.total() {
-                // What is left of it is not asked for.
+                // After a failure, the remaining parts are not sent.
                 self.backlog.retain(|waiting| *waiting != id);
             }
             each(id, flight.op, flight.status);
@@ -125,7 +125,8 @@ impl<P: Granter + EventChannels> Queue<P> {
         Ok(count)
     }
 
-    /// Whether an answer is waiting, by a look at shared memory that asks for nothing.
+    /// Returns whether a response is available. Reads shared memory only; does not arm a
+    /// notification.
     ///
     /// # Errors
     /// [`BackendFault::Ring`].
@@ -133,8 +134,8 @@ impl<P: Granter + EventChannels> Queue<P> {
         Ok(!self.local.is_empty() || self.ring.has_responses()?)
     }
 
-    /// To be called before waiting for an event: asks to be woken for the next answer and looks
-    /// once more. Wait only if it says `false`.
+    /// Arms a notification for the next response and checks again for responses. To be called
+    /// before waiting for an event; wait only if it returns `false`.
     ///
     /// # Errors
     /// [`BackendFault::Ring`].
@@ -142,10 +143,10 @@ impl<P: Granter + EventChannels> Queue<P> {
         Ok(self.ring.final_check()? || !self.local.is_empty())
     }
 
-    /// Asks the backend for a slot's request, as far as the ring has room; the rest waits.
+    /// Sends a slot's request as far as the ring has room; the rest stays in the backlog.
     pub(super) fn send(&mut self, id: SlotId) {
         let Some(&Slot::InFlight(mut flight)) = self.slots.get(id.index()) else { return };
-        // What is in the ring already is for the backend to answer.
+        // Parts that are in the ring are completed by the backend.
         if flight.sent == 0
             && let Some(status) = self.limits().answer(flight.op)
         {
@@ -153,7 +154,7 @@ impl<P: Granter + EventChannels> Queue<P> {
         }
         while !flight.is_sent() && self.ring.free() > 0 {
             let Some((request, sent)) = self.request(id, &flight) else {
-                // Tables and buffers are made for whatever can be started.
+                // Tables and buffers have room for every request that `start` accepts.
                 debug_assert!(false, "a request that cannot be said");
                 flight.status = Status::Error;
                 break;
@@ -171,7 +172,7 @@ impl<P: Granter + EventChannels> Queue<P> {
         }
     }
 
-    /// Sends what waited for room.
+    /// Sends requests that waited for room in the ring.
     #[cold]
     fn send_backlog(&mut self) -> Result<(), BackendFault> {
         while self.ring.free() > 0 {
@@ -181,7 +182,7 @@ impl<P: Granter + EventChannels> Queue<P> {
         self.publish()
     }
 
-    /// The next part of a slot's request, and how much was asked for with it.
+    /// Returns the next part of a slot's request, and the number of bytes it requests.
     fn request(&self, slot: SlotId, flight: &Flight) -> Option<(Request, usize)> {
         let id = u64::from(slot.0);
         let discard = |sector, sectors, secure| Request::Discard { id, sector, sectors, secure };

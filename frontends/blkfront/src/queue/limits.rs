@@ -1,4 +1,4 @@
-//! What a backend takes.
+//! Limits and features of a backend.
 
 use super::{Op, PAGES_PER_SLOT, SECTOR, StartError};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -6,39 +6,39 @@ use pvio_ring::proto::blkif::{MAX_INDIRECT_SEGMENTS, Status};
 use pvio_ring::shm::PAGE_SIZE;
 use pvio_xenbus::handshake::vbd::BackDisk;
 
-/// How what was written is brought to the medium.
+/// How written data is flushed to stable storage.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FlushBy {
-    /// By a flush.
+    /// With flush requests.
     Flush,
-    /// By a write barrier without data, to old backends that know no flush.
+    /// With write barriers without data, for old backends that do not support flush.
     Barrier,
-    /// Not at all: the backend offers neither.
+    /// Not supported: the backend advertises neither.
     Nothing,
 }
 
-/// What a backend takes, and what the disk is. Requests beyond that are done in parts, or answered
-/// without asking it.
+/// Limits of a backend, and properties of its disk. Requests beyond these limits are split, or
+/// completed without being sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct QueueLimits {
-    /// Pages in one request. More than 11 are asked for by indirect ones.
+    /// Pages in one request. A request of more than 11 pages is indirect.
     pub segments: usize,
     /// How to flush.
     pub flush: FlushBy,
-    /// Whether it discards.
+    /// Whether the backend supports discard.
     pub discard: bool,
-    /// Whether it discards beyond recovery.
+    /// Whether the backend supports secure discard.
     pub secure_discard: bool,
-    /// Whether it refuses to be written.
+    /// Whether the backend rejects writes.
     pub read_only: bool,
-    /// Bytes of a logical sector: parts of a request are whole ones.
+    /// Size of a logical sector, in bytes: each part of a request is a multiple of it.
     pub sector_size: usize,
-    /// The disk's size, in sectors of 512 bytes: no request goes beyond.
+    /// The disk's size, in sectors of 512 bytes: upper bound of all requests.
     pub sectors: u64,
 }
 
 impl QueueLimits {
-    /// All there is.
+    /// The largest limits, with all features.
     pub const MOST: Self = Self {
         segments: MAX_INDIRECT_SEGMENTS,
         flush: FlushBy::Flush,
@@ -49,7 +49,8 @@ impl QueueLimits {
         sectors: u64::MAX / SECTOR as u64,
     };
 
-    /// What a connected backend says. Linux's says most of it only then.
+    /// Returns the limits that a connected backend advertises. Linux's backend writes most of them
+    /// only when it is connected.
     #[must_use]
     pub fn of(disk: &BackDisk) -> Self {
         let offer = &disk.offer;
@@ -68,8 +69,8 @@ impl QueueLimits {
         }
     }
 
-    /// Checks that a request lies on the disk. A backend may not find that out: QEMU's compares bytes
-    /// with the disk's end, and its multiplication wraps.
+    /// Checks that a request lies within the disk. The backend may fail to: QEMU's compares byte
+    /// offsets with the disk's size, and its multiplication overflows.
     pub(super) fn check(&self, op: Op) -> Result<(), StartError> {
         let (sector, sectors) = match op {
             Op::Flush => return Ok(()),
@@ -90,7 +91,7 @@ impl QueueLimits {
         Ok(())
     }
 
-    /// Bytes of a part of a request that is too large for one: whole pages, and whole sectors.
+    /// Returns the size of a part of a split request, in bytes: whole pages and whole sectors.
     pub(super) const fn part(&self) -> usize {
         let most = self.segments * PAGE_SIZE;
         let sector = if self.sector_size == 0 { 512 } else { self.sector_size };
@@ -98,10 +99,10 @@ impl QueueLimits {
         if whole == 0 { most } else { whole }
     }
 
-    /// What to answer without asking the backend, if that is known.
+    /// Returns the status of a request that need not be sent to the backend, if it is known.
     pub(super) fn answer(&self, op: Op) -> Option<Status> {
         match op {
-            // The disk is smaller than the one it was started for.
+            // The disk has shrunk since the request was started.
             _ if self.check(op).is_err() => Some(Status::Error),
             Op::Write { .. } | Op::Discard { .. } | Op::SecureDiscard { .. } if self.read_only => {
                 Some(Status::Error)
@@ -114,12 +115,12 @@ impl QueueLimits {
     }
 }
 
-/// As many pages as a direct request has, at least.
+/// Returns at least the number of pages of a direct request.
 pub(super) const fn at_least_direct(segments: usize) -> usize {
     if segments > PAGES_PER_SLOT { segments } else { PAGES_PER_SLOT }
 }
 
-/// What the queues of one session of a disk share, also those that are out.
+/// State shared by the queues of one session of a disk, including queues that are taken.
 #[derive(Debug)]
 pub(crate) struct Shared {
     over: AtomicBool,
@@ -141,7 +142,7 @@ impl Shared {
         self.over.load(Ordering::Acquire)
     }
 
-    /// The disk has this size from now on.
+    /// Sets the disk's size, in sectors of 512 bytes.
     pub fn resize(&self, sectors: u64) {
         self.sectors.store(sectors, Ordering::Relaxed);
     }

@@ -1,5 +1,5 @@
-//! What a queue shares with its backend: the ring, a buffer for each slot, and where requests are
-//! larger than a slot of the ring can say, tables of their segments. All of it is granted once.
+//! Memory that a queue shares with its backend: the ring, a buffer for each slot, and, for indirect
+//! requests, segment tables. All of it is granted once.
 
 use super::limits::at_least_direct;
 use super::{PAGES_PER_SLOT, SECTOR};
@@ -10,11 +10,11 @@ use pvio_ring::proto::blkif::{
 };
 use pvio_ring::shm::{PAGE_SIZE, Region};
 
-/// Pages and the references they are granted by.
+/// Pages and their grant references.
 struct Shared<M> {
     pages: M,
     count: usize,
-    /// Fewer than pages before all are granted; those taken back are gone.
+    /// Fewer than pages until all are granted; revoked references are removed.
     grefs: Vec<GrantRef>,
 }
 
@@ -30,7 +30,7 @@ impl<M: Clone> Shared<M> {
         Ok(())
     }
 
-    /// Ends what grants it can, and tells whether none is left.
+    /// Ends the grants that are not in use, and returns whether none is left.
     fn revoke<P: Granter<Pages = M>>(&mut self, from: &P) -> bool {
         self.grefs.retain(|gref| from.end_access(*gref).is_err());
         self.grefs.is_empty()
@@ -40,16 +40,16 @@ impl<M: Clone> Shared<M> {
 pub(super) struct Memory<M> {
     ring: Shared<M>,
     data: Shared<M>,
-    /// None where all requests are direct ones.
+    /// `None` if all requests are direct.
     tables: Option<Shared<M>>,
     pages_per_slot: usize,
-    /// Pages in one request, for which the tables are made.
+    /// Pages in one request, for which the tables are sized.
     segments: usize,
 }
 
 impl<M: Region + Clone> Memory<M> {
-    /// Memory for `depth` slots, nothing of it granted yet. Requests of more than `segments` pages
-    /// are made in parts, each of which has its tables.
+    /// Allocates memory for `depth` slots, without granting it. Requests of more than `segments`
+    /// pages are split into parts, each with its own tables.
     pub fn alloc<P: Granter<Pages = M>>(
         from: &P,
         ring: M,
@@ -68,7 +68,8 @@ impl<M: Region + Clone> Memory<M> {
         Ok(Self { ring, data, tables, pages_per_slot, segments })
     }
 
-    /// Grants all of it, also to be written: a backend that keeps pages mapped uses them both ways.
+    /// Grants all of it, writable: a backend with persistent grants uses mapped pages in both
+    /// directions.
     pub fn grant<P: Granter<Pages = M>>(
         &mut self,
         to: &P,
@@ -77,13 +78,14 @@ impl<M: Region + Clone> Memory<M> {
         self.all().try_for_each(|shared| shared.grant(to, backend))
     }
 
-    /// Ends what grants it can, and tells whether none is left.
+    /// Ends the grants that are not in use, and returns whether none is left.
     pub fn revoke<P: Granter<Pages = M>>(&mut self, from: &P) -> bool {
-        // Each is asked, also after one that is still in use.
+        // Every grant is tried, even after one that is still in use.
         self.all().filter_map(|shared| (!shared.revoke(from)).then_some(())).count() == 0
     }
 
-    /// Ends what grants it can, and lets the rest stay as it is for ever.
+    /// Ends the grants that are not in use; the others stay granted, and their memory is never
+    /// freed.
     pub fn abandon<P: Granter<Pages = M>>(&mut self, from: &P) {
         for shared in self.all() {
             if !shared.revoke(from) {
@@ -104,11 +106,11 @@ impl<M: Region + Clone> Memory<M> {
         self.data.pages.read_bytes(self.place(slot, offset, out.len())?, out)
     }
 
-    /// Takes over a slot's buffer from a queue of the same shape.
+    /// Copies a slot's buffer from a queue of the same shape.
     pub fn copy_slot(&self, from: &Self, slot: usize) {
         let mut page = [0; PAGE_SIZE];
         for offset in (0..self.slot_bytes()).step_by(PAGE_SIZE) {
-            // Inside both by construction.
+            // Offset and length are within both buffers.
             let _ = from.fetch(slot, offset, &mut page);
             let _ = self.fill(slot, offset, &page);
         }
@@ -116,18 +118,19 @@ impl<M: Region + Clone> Memory<M> {
 
     /// Wipes a slot's buffer.
     pub fn wipe(&self, slot: usize) {
-        // Inside by construction.
+        // Offset and length are within the buffer.
         let _ = self.data.pages.fill(slot * self.slot_bytes(), self.slot_bytes(), 0);
     }
 
-    /// Pages in one request, where a backend takes so many: what the tables are made for, or, if that
-    /// is too much, what a ring's slot can say.
+    /// Returns the number of pages in one request to a backend that advertises `offered` segments:
+    /// the size of the tables, or, if the backend supports less than that, the segments of a direct
+    /// request.
     pub fn segments_of(&self, offered: usize) -> usize {
         if offered < self.segments { MAX_SEGMENTS } else { self.segments }
     }
 
-    /// The segments of a stretch of a slot's buffer that begins with a page, if they fit into a
-    /// ring's slot.
+    /// Returns the segments of a range of a slot's buffer that starts at a page, if they fit into a
+    /// direct request.
     pub fn segments(&self, slot: usize, from: usize, bytes: usize) -> Option<Segments> {
         let mut all = [Segment::default(); PAGES_PER_SLOT];
         let (page, count) = (from / PAGE_SIZE, bytes.div_ceil(PAGE_SIZE));
@@ -142,10 +145,10 @@ impl<M: Region + Clone> Memory<M> {
         let tables = self.tables.as_ref()?;
         let (page, count) = (from / PAGE_SIZE, bytes.div_ceil(PAGE_SIZE));
         let parts = self.pages_per_slot.div_ceil(self.segments);
-        // Each part but the last has as many pages as the tables are made for.
+        // Each part but the last has as many pages as a table covers.
         let first = (slot * parts + page / self.segments) * tables_of(self.segments);
         for n in 0..count {
-            // Anew for each request: the backend can write there, too.
+            // Written again for each request: the backend can write to the table, too.
             let raw = self.segment(slot, page + n, from + bytes)?.write();
             tables.pages.write_words(first * PAGE_SIZE + n * raw.len(), &raw)?;
         }
@@ -154,14 +157,14 @@ impl<M: Region + Clone> Memory<M> {
         Indirect::new(count, tables.grefs.get(first..first + used)?)
     }
 
-    /// Page `n` of a slot's buffer, as far as it belongs to the first `bytes` bytes.
+    /// Returns the segment for page `n` of a slot's buffer, limited to the first `bytes` bytes.
     fn segment(&self, slot: usize, n: usize, bytes: usize) -> Option<Segment> {
         let here = bytes.checked_sub(n * PAGE_SIZE)?.min(PAGE_SIZE);
         let gref = *self.data.grefs.get(slot * self.pages_per_slot + n)?;
         Some(Segment { gref, first: 0, last: (here / SECTOR).checked_sub(1)? as u8 })
     }
 
-    /// Where a stretch of a slot's buffer is in `data`.
+    /// Returns the offset of a range of a slot's buffer in `data`.
     fn place(&self, slot: usize, offset: usize, len: usize) -> Option<usize> {
         let end = offset.checked_add(len)?;
         (end <= self.slot_bytes()).then_some(slot * self.slot_bytes() + offset)
@@ -176,7 +179,7 @@ impl<M: Region + Clone> Memory<M> {
     }
 }
 
-/// Pages of tables for a request of so many pages.
+/// Returns the number of table pages for a request of `segments` pages.
 const fn tables_of(segments: usize) -> usize {
     segments.div_ceil(SEGMENTS_PER_PAGE)
 }

@@ -1,19 +1,21 @@
-//! The data path of a virtual disk: slots with granted buffers, requests, answers.
+//! The data path of a virtual disk: slots with granted buffers, requests, responses.
 //!
-//! Every buffer is a run of pages allocated zeroed and granted whole when the queue is made: a
-//! request costs no grant operation, and nothing of the guest's but what it writes there can be
-//! read by the backend, trusted or not (XSA-403). A backend may keep them mapped (persistent grants).
+//! Every buffer is a run of zeroed pages that are granted whole when the queue is made. So a
+//! request needs no grant operation, and the backend, trusted or not, can read no data of the guest
+//! other than what the guest writes there (XSA-403). A backend may cache its mappings (persistent
+//! grants).
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | `memory` | ring, buffers and tables of segments, and their grants |
-//! | `limits` | what the backend takes |
-//! | `flight` | requests and answers |
-//! | this | what they are made of, and making it anew for the next backend |
+//! | `memory` | ring, buffers and segment tables, and their grants |
+//! | `limits` | limits and features of the backend |
+//! | `flight` | requests and responses |
+//! | this | the types of requests and errors, and making a queue again for the next backend |
 //!
-//! A slot's request is one of the ring's, mostly. It is several where the backend takes less at a
-//! time than the slot holds, because it is another one than the slot was made for; its answer is
-//! then the first that is not good. What a backend does not take at all is answered here.
+//! A slot's request is usually one request of the ring. It is split into several if the backend
+//! supports less per request than the slot holds: a later backend than the one the slot was made
+//! for. The status is then the first that is not `Okay`. Operations that the backend does not
+//! support are completed without being sent.
 
 mod flight;
 mod limits;
@@ -32,81 +34,81 @@ use pvio_ring::proto::blkif::{Abi, MAX_INDIRECT_SEGMENTS, MAX_SEGMENTS, Status};
 use pvio_ring::shm::PAGE_SIZE;
 use pvio_ring::{FrontRing, RingFault, ShortSlot};
 
-/// Pages of a slot's buffer at least: what fits into one request without indirect segments.
+/// Minimum number of pages of a slot's buffer: one request without indirect segments.
 pub const PAGES_PER_SLOT: usize = MAX_SEGMENTS;
-/// Bytes of a slot's buffer at least, and so of the largest request: 44 KiB.
+/// Minimum size of a slot's buffer, and so of the largest request, in bytes: 44 KiB.
 pub const SLOT_BYTES: usize = PAGES_PER_SLOT * PAGE_SIZE;
-/// Bytes of a sector of the protocol.
+/// Size of a sector of the protocol, in bytes.
 pub const SECTOR: usize = 512;
 
-/// What a slot is to do.
+/// Operation of a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Op {
-    /// Fill the slot's buffer with `bytes` bytes from `sector` on.
+    /// Reads `bytes` bytes from `sector` on into the slot's buffer.
     Read {
         /// First sector.
         sector: u64,
-        /// How much, in bytes: whole sectors, at most [`Queue::slot_bytes`].
+        /// Length in bytes: whole sectors, at most [`Queue::slot_bytes`].
         bytes: usize,
     },
-    /// Write the first `bytes` bytes of the slot's buffer from `sector` on.
+    /// Writes the first `bytes` bytes of the slot's buffer from `sector` on.
     Write {
         /// First sector.
         sector: u64,
-        /// How much, in bytes: whole sectors, at most [`Queue::slot_bytes`].
+        /// Length in bytes: whole sectors, at most [`Queue::slot_bytes`].
         bytes: usize,
     },
-    /// Bring every write answered before now to the medium.
+    /// Flushes every write that was completed before this request to stable storage.
     Flush,
-    /// These sectors are not needed any more.
+    /// Discards these sectors: their contents are no longer needed.
     Discard {
         /// First sector.
         sector: u64,
-        /// How many.
+        /// Number of sectors.
         sectors: u64,
     },
-    /// These sectors must not be readable any more by any means, copies that the medium made of them
-    /// included. Answered "not supported" by all but a few disks.
+    /// Discards these sectors so that they cannot be read again, including copies inside the
+    /// storage device. Few disks support it.
     SecureDiscard {
         /// First sector.
         sector: u64,
-        /// How many.
+        /// Number of sectors.
         sectors: u64,
     },
 }
 
-/// One request's place: a buffer and a number.
+/// A slot: the buffer and the number of one request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct SlotId(u16);
 
 impl SlotId {
-    /// A small number, below [`Queue::depth`], for tables beside the queue.
+    /// Returns a number below [`Queue::depth`], usable as an index into the caller's tables.
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// What the backend did that it must not, or that it cannot be reached. The device is finished;
-/// the guest is not.
+/// A protocol violation by the backend, or a failure to reach it. The device is unusable; the guest
+/// is not affected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum BackendFault {
-    /// The ring cannot be believed any more.
+    /// Invalid ring indices.
     #[error(transparent)]
     Ring(#[from] RingFault),
-    /// It answered a request that is not in flight.
+    /// A response to a request that is not in flight.
     #[error("the backend answered request {0}, which is not in flight")]
     UnknownId(u64),
     /// The event channel failed.
     #[error(transparent)]
     Event(#[from] EventError),
-    /// The ring's slots are not those of the ABI: a mistake of ours.
+    /// The ring's slots have another size than the ABI's: a bug in this crate.
     #[error(transparent)]
     Slot(#[from] ShortSlot),
 }
 
 impl BackendFault {
-    /// A short stable code for logs, counters and `error` nodes.
+    /// Returns a short stable code for logs, counters and `error` nodes.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
@@ -121,13 +123,13 @@ impl BackendFault {
 /// Why a queue could not be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SetupError {
-    /// No memory or no grants.
+    /// Out of memory or grants.
     #[error(transparent)]
     Grant(#[from] GrantError),
-    /// No event channel.
+    /// No event channel is available.
     #[error(transparent)]
     Event(#[from] EventError),
-    /// No ring of that size.
+    /// The ring cannot have that size.
     #[error(transparent)]
     Ring(#[from] RingFault),
 }
@@ -135,36 +137,36 @@ pub enum SetupError {
 /// Why a slot could not be started.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum StartError {
-    /// The slot is not the caller's: free, or in flight already.
+    /// The slot is not reserved: it is free, or in flight.
     #[error("the slot is not reserved")]
     NotReserved,
-    /// No bytes, no whole sectors, or more than fit into a slot.
+    /// Empty, not whole sectors, or larger than a slot.
     #[error("a request is of whole sectors, and no more than a slot's buffer holds")]
     Size,
-    /// It is not on the disk, as large as that is now.
+    /// Out of bounds of the disk's current size.
     #[error("request out of range: {sectors} sectors at {sector}, and the disk has {size}")]
     OutOfRange {
         /// First sector.
         sector: u64,
-        /// How many.
+        /// Number of sectors.
         sectors: u64,
-        /// How many the disk has.
+        /// Size of the disk, in sectors.
         size: u64,
     },
 }
 
-/// How large a queue is. A backend has to offer what is more than the least.
+/// Size of a queue. Anything above the minimum must be advertised by the backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Shape {
-    /// Pages of the ring, a power of two of at most 32: 32 slots for each.
+    /// Pages of the ring, a power of two of at most 32; each page has 32 slots.
     pub ring_pages: usize,
-    /// Pages of a slot's buffer, 11 to 4096; more than 11 take indirect requests. A queue allocates
+    /// Pages of a slot's buffer, 11 to 4096; more than 11 need indirect requests. A queue allocates
     /// them for all of its slots.
     pub pages_per_slot: usize,
 }
 
 impl Shape {
-    /// What every backend serves: 32 slots of 44 KiB.
+    /// The minimum, which every backend supports: 32 slots of 44 KiB.
     pub const LEAST: Self = Self { ring_pages: 1, pages_per_slot: PAGES_PER_SLOT };
 
     fn is_possible(self) -> bool {
@@ -191,34 +193,34 @@ pub struct Queue<P: Granter + EventChannels> {
     ring: FrontRing<P::Pages>,
     memory: Memory<P::Pages>,
     channel: P::Channel,
-    /// Pages of the ring of this session, and of a slot's buffer ever since the first.
+    /// Pages of this session's ring, and pages of a slot's buffer, which never change.
     shape: Shape,
     limits: QueueLimits,
     slots: Vec<Slot>,
     free: Vec<SlotId>,
-    /// Slots with requests that are not, or not all, in the ring.
+    /// Slots whose requests are not, or only partly, in the ring.
     backlog: VecDeque<SlotId>,
-    /// Requests that no backend is asked, and their answers.
+    /// Requests that are completed without being sent, and their status.
     local: VecDeque<(SlotId, Status)>,
-    /// Buffers are wiped when they are given back.
+    /// Whether buffers are wiped when their slots are released.
     wipes: bool,
-    /// Which of its disk's queues it is.
+    /// The queue's number in its disk.
     number: usize,
-    /// What it shares with the others of its session.
+    /// State shared with the other queues of the session.
     shared: Arc<Shared>,
-    /// `virtual-device`, truncated as the wire has it.
+    /// `virtual-device`, truncated to the width of the wire field.
     handle: u16,
 }
 
-/// What a queue is made for, besides its shape.
+/// What a queue is made from, besides its shape.
 pub(crate) struct Maker<P> {
     pub platform: P,
     pub backend: DomId,
     pub handle: u16,
     pub shape: Shape,
-    /// Slots; as many as the ring has, if it is the first of its kind.
+    /// Number of slots; the number of the ring's slots for the first queue with this number.
     pub slots: Option<usize>,
-    /// Pages in one request; more than 11 take indirect ones.
+    /// Pages in one request; more than 11 need indirect requests.
     pub segments: usize,
     pub number: usize,
     pub shared: Arc<Shared>,
@@ -226,20 +228,20 @@ pub(crate) struct Maker<P> {
 }
 
 impl<P: Granter + EventChannels> Queue<P> {
-    /// A queue of the [least shape](Shape::LEAST).
+    /// Makes a queue of the [minimum shape](Shape::LEAST).
     ///
     /// # Errors
-    /// [`SetupError`]; everything made so far is taken back.
+    /// [`SetupError`]; everything made so far is released.
     pub fn new(platform: P, backend: DomId, handle: u16) -> Result<Self, SetupError> {
         Self::with_shape(platform, backend, handle, Shape::LEAST)
     }
 
-    /// Allocates and grants a ring and a buffer for each of its slots, and an event channel for the
-    /// backend to bind to. The backend is taken to be able to do all there is, until
-    /// [`limit`](Self::limit) says otherwise.
+    /// Allocates and grants a ring and a buffer for each of its slots, and makes an event channel
+    /// that the backend binds to. Until [`limit`](Self::limit) is called, the backend is assumed to
+    /// support everything.
     ///
     /// # Errors
-    /// [`SetupError`]; everything made so far is taken back.
+    /// [`SetupError`]; everything made so far is released.
     pub fn with_shape(
         platform: P,
         backend: DomId,
@@ -283,7 +285,7 @@ impl<P: Granter + EventChannels> Queue<P> {
         let channel = match channel {
             Ok(channel) => channel,
             Err(error) => {
-                // Nobody was told of the grants.
+                // No backend knows the grants.
                 memory.abandon(&platform);
                 return Err(error);
             }
@@ -306,11 +308,12 @@ impl<P: Granter + EventChannels> Queue<P> {
         })
     }
 
-    /// The same queue made anew towards a (new) backend, after the old one is gone: every request
-    /// in flight is in the new ring, with its data, to be answered after all. Publish afterwards.
+    /// Makes the same queue for another backend, after the old one is gone. Every request in flight
+    /// is in the new ring, with its data, and the new backend completes it. Call `publish`
+    /// afterwards.
     ///
     /// # Errors
-    /// [`SetupError`]; the old queue is untouched then.
+    /// [`SetupError`]; the old queue is unchanged.
     pub fn replay(&self, backend: DomId) -> Result<Self, SetupError>
     where
         P: Clone,
@@ -331,8 +334,8 @@ impl<P: Granter + EventChannels> Queue<P> {
         Ok(new)
     }
 
-    /// Takes over the slots of a queue that went before, with their data: its unanswered requests
-    /// wait for [`limit`](Self::limit). This one must have as many slots, none of them used.
+    /// Takes over the slots of an earlier queue, with their data; its outstanding requests are sent
+    /// by [`limit`](Self::limit). This queue must have as many slots, all of them free.
     pub(crate) fn inherit(&mut self, old: &Self) {
         self.free.clear();
         self.backlog.clear();
@@ -355,12 +358,12 @@ impl<P: Granter + EventChannels> Queue<P> {
         }
     }
 
-    /// Says what the backend takes, and sends it what waited for that. Publish afterwards. Requests
-    /// in flight must not be there yet.
+    /// Sets the backend's limits and sends the requests that waited for them. Call `publish`
+    /// afterwards. The queue must have no requests in flight.
     pub fn limit(&mut self, limits: QueueLimits) {
         let mut segments = self.memory.segments_of(limits.segments);
         if !(segments * PAGE_SIZE).is_multiple_of(limits.sector_size.max(1)) {
-            // Sectors of more than a page: parts are as many of them as a direct request has.
+            // Sectors of more than a page: a part has as many as fit into a direct request.
             segments = PAGES_PER_SLOT;
         }
         self.limits = QueueLimits { segments, ..limits };
@@ -371,82 +374,82 @@ impl<P: Granter + EventChannels> Queue<P> {
         }
     }
 
-    /// What the backend takes, and the disk's size as it is now.
+    /// Returns the backend's limits, with the current size of the disk.
     #[must_use]
     pub fn limits(&self) -> QueueLimits {
         QueueLimits { sectors: self.shared.sectors(), ..self.limits }
     }
 
-    /// Wipes each buffer when its slot is [released](Self::release): a backend that is not trusted
-    /// finds nothing of earlier requests there. Buffers are never memory that the guest uses for
-    /// anything else, whether or not this is asked for.
+    /// Sets whether a buffer is wiped when its slot is [released](Self::release), so that an
+    /// untrusted backend finds no data of earlier requests. Buffers are never used for other data
+    /// of the guest, with or without this setting.
     pub fn wipe(&mut self, whether: bool) {
         self.wipes = whether;
     }
 
-    /// Which of its disk's queues it is, from 0.
+    /// Returns the queue's number in its disk, from 0.
     #[must_use]
     pub fn number(&self) -> usize {
         self.number
     }
 
-    /// Whether its session is over: no answer comes any more, and it is to be put back into its
-    /// [`Disk`](crate::Disk). Any thread may ask.
+    /// Returns whether its session is over: no more responses arrive, and the queue must be put
+    /// back into its [`Disk`](crate::Disk). Callable from any thread.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.shared.is_over()
     }
 
-    /// The grant references of the ring's pages, in order, for the handshake.
+    /// Returns the grant references of the ring's pages, in order, for the handshake.
     #[must_use]
     pub fn ring_grefs(&self) -> &[GrantRef] {
         self.memory.ring_grefs()
     }
 
-    /// How large it is.
+    /// Returns the shape of the queue.
     #[must_use]
     pub fn shape(&self) -> Shape {
         self.shape
     }
 
-    /// Bytes of a slot's buffer, and so of the largest request.
+    /// Returns the size of a slot's buffer, and so of the largest request, in bytes.
     #[must_use]
     pub fn slot_bytes(&self) -> usize {
         self.shape.pages_per_slot * PAGE_SIZE
     }
 
-    /// Our end of the event channel.
+    /// Returns this side's event channel.
     #[must_use]
     pub fn channel(&self) -> &P::Channel {
         &self.channel
     }
 
-    /// How many requests can be in flight.
+    /// Returns the number of requests that can be in flight.
     #[must_use]
     pub fn depth(&self) -> usize {
         self.slots.len()
     }
 
-    /// Requests in the ring without an answer.
+    /// Returns the number of requests in the ring without a response.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.ring.in_flight() as usize
     }
 
-    /// Slots that are reserved or have requests that are not answered.
+    /// Returns the number of slots that are reserved or in flight.
     #[must_use]
     pub fn in_use(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// Takes a slot, if one is free.
+    /// Reserves a slot, if one is free.
     pub fn reserve(&mut self) -> Option<SlotId> {
         let id = self.free.pop()?;
         self.slots[id.index()] = Slot::Reserved;
         Some(id)
     }
 
-    /// Gives a reserved slot back.
+    /// Releases a reserved slot.
     pub fn release(&mut self, id: SlotId) {
         if let Some(slot @ Slot::Reserved) = self.slots.get_mut(id.index()) {
             *slot = Slot::Free;
@@ -457,23 +460,23 @@ impl<P: Granter + EventChannels> Queue<P> {
         }
     }
 
-    /// Copies into a slot's buffer, before a write. `None` when it does not fit.
+    /// Copies into a slot's buffer, before a write. `None` if the data does not fit.
     pub fn fill(&self, id: SlotId, offset: usize, data: &[u8]) -> Option<()> {
         self.memory.fill(id.index(), offset, data)
     }
 
-    /// Copies out of a slot's buffer, after a read. `None` when it is not all there.
+    /// Copies out of a slot's buffer, after a read. `None` if the range is out of bounds.
     pub fn fetch(&self, id: SlotId, offset: usize, out: &mut [u8]) -> Option<()> {
         self.memory.fetch(id.index(), offset, out)
     }
 }
 
 impl<P: Granter + EventChannels> Queue<P> {
-    /// Takes every grant back and frees the memory.
+    /// Revokes all grants and frees the memory.
     ///
     /// # Errors
-    /// The queue, if the backend has some of it mapped still; try again when it says that it has
-    /// let go.
+    /// The queue, if the backend has still mapped some of it; retry when the backend reports that
+    /// it has unmapped everything.
     #[expect(clippy::result_large_err, reason = "the queue itself, moved at the end of a session")]
     pub fn dismantle(mut self) -> Result<(), Self> {
         if self.memory.revoke(&self.platform) { Ok(()) } else { Err(self) }
@@ -481,8 +484,8 @@ impl<P: Granter + EventChannels> Queue<P> {
 }
 
 impl<P: Granter + EventChannels> Drop for Queue<P> {
-    /// Takes every grant back. Memory the backend still has mapped stays allocated for ever: it
-    /// must never become something else while another domain can reach it (XSA-396).
+    /// Revokes all grants. Memory that the backend has still mapped is never freed: it must not be
+    /// reused while another domain can access it (XSA-396).
     fn drop(&mut self) {
         self.memory.abandon(&self.platform);
     }

@@ -1,6 +1,6 @@
-//! The control ring, frontend side: how received packets are spread over the queues ([`Steering`]), and
-//! which of the queues' pages the backend keeps mapped (netif's staging grants). Packets go the same way
-//! whether the backend does any of it or not, and before it does.
+//! The control ring, frontend side: distribution of received packets over the queues
+//! ([`Steering`]), and staging grants, pages that the backend keeps mapped on request. Both are
+//! optional: packets are transferred without them, and before they are configured.
 
 mod stage;
 mod steer;
@@ -20,18 +20,18 @@ use pvio_ring::shm::Region;
 use stage::Stage;
 use steer::Steer;
 
-/// After how long a request counts as one that is never answered.
+/// Time after which a request is considered unanswered.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The control ring of a NIC. To be [stepped](Self::step) now and then until it is
-/// [done](Self::is_done): there is one request under way at a time.
+/// The control ring of a NIC. It must be [stepped](Self::step) regularly until it is
+/// [done](Self::is_done): at most one request is outstanding.
 pub struct Control<P: Granter + EventChannels> {
     ring: FrontRing<P::Pages>,
     ring_page: Granted<P>,
-    /// What a request is about that does not fit its slot: a key, a table, a list.
+    /// Request data that do not fit into a slot: a key, a table, a list.
     page: Granted<P>,
     channel: P::Channel,
-    /// The request that is not answered yet.
+    /// The outstanding request.
     asked: Option<Asked>,
     next_id: u16,
     steer: Steer,
@@ -40,7 +40,7 @@ pub struct Control<P: Granter + EventChannels> {
     failed: Option<BackendFault>,
 }
 
-/// A request, and what has to be in the page that it names.
+/// A request, and the contents of the page that it names.
 struct Ask {
     what: CtrlAsk,
     page: Vec<u8>,
@@ -69,7 +69,7 @@ impl<P: Granter + EventChannels + Clone> Control<P> {
     /// Allocates and grants the ring, and makes an event channel.
     ///
     /// # Errors
-    /// [`SetupError`]; everything made so far is taken back.
+    /// [`SetupError`]; everything made so far is released.
     pub fn new(platform: &P, backend: DomId) -> Result<Self, SetupError> {
         let granted = || Granted::new(platform.clone(), backend, 1, Access::ReadWrite);
         let (ring_page, page) = (granted()?, granted()?);
@@ -89,86 +89,87 @@ impl<P: Granter + EventChannels + Clone> Control<P> {
 }
 
 impl<P: Granter + EventChannels> Control<P> {
-    /// The same, which does not ask the backend to keep pages mapped.
+    /// Disables staging grants: the backend is not requested to keep pages mapped.
     #[must_use]
     pub fn without_staging(self) -> Self {
         Self { stage: Stage::new(false), ..self }
     }
 
-    /// The ring's page, for the handshake.
+    /// Returns the grant reference of the ring's page, for the handshake.
     #[must_use]
     pub fn ring_gref(&self) -> GrantRef {
         self.ring_page.gref(0)
     }
 
-    /// Our end of its event channel. Nobody need wait for it: an answer is found by the next
-    /// [`step`](Self::step).
+    /// Returns this side's event channel. Waiting for it is optional: the next [`step`](Self::step)
+    /// finds a response in any case.
     #[must_use]
     pub fn channel(&self) -> &P::Channel {
         &self.channel
     }
 
-    /// Has received packets spread so over this many queues from now on, or (`None`) as the backend
-    /// likes. What was asked before and is not done yet is not done.
+    /// Requests this distribution of received packets over `queues` queues, or (`None`) leaves the
+    /// choice to the backend. It replaces an earlier configuration that is not complete.
     pub fn steer(&mut self, steering: Option<Steering>, queues: usize) {
         let under_way = self.is_asking(About::Steering);
         self.steer.want(steering, queues, under_way);
     }
 
-    /// How far the backend goes by what it was told to [`steer`](Self::steer) by.
+    /// Returns the state of the steering that was last [requested](Self::steer).
     #[must_use]
     pub const fn steering(&self) -> SteeringState {
         self.steer.state()
     }
 
-    /// Has the backend unmap all pages that it was asked to keep mapped, before a NIC is closed, say. None
+    /// Requests the backend to unmap all staged pages, for example before a NIC is closed. No pages
     /// are staged again.
     pub fn unstage(&mut self) {
         let under_way = self.is_asking(About::Staging);
         self.stage.leave(under_way);
     }
 
-    /// Tells the time, counted from any moment, and never backwards: for [`is_silent`](Self::is_silent).
+    /// Sets the current time, relative to any origin, never decreasing; used by
+    /// [`is_silent`](Self::is_silent).
     pub const fn set_clock(&mut self, now: Duration) {
         self.now = now;
     }
 
-    /// Whether there is nothing more to ask.
+    /// Returns whether no request is outstanding or left to send.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.asked.is_none() && self.steer.is_done() && self.stage.is_done()
     }
 
-    /// Whether the backend has left a request unanswered for [`PATIENCE`], by the clock that it was
-    /// [told](Self::set_clock). Nothing else is asked of it then; a late answer is taken all the same.
+    /// Returns whether a request has been outstanding for [`PATIENCE`], by the
+    /// [clock](Self::set_clock). No other request is sent then; a late response is still accepted.
     #[must_use]
     pub fn is_silent(&self) -> bool {
         self.asked.is_some_and(|asked| self.now.saturating_sub(asked.since) >= PATIENCE)
     }
 
-    /// Pages that the backend keeps mapped, by its word.
+    /// Returns the number of pages that the backend reported as staged.
     #[must_use]
     pub fn staged(&self) -> usize {
         self.stage.staged()
     }
 
-    /// Pages that the backend did not unmap when it was asked to, by its word. Whether it has them mapped
-    /// is told by the hypervisor alone, when they are to be taken back.
+    /// Returns the number of pages that the backend did not report as unmapped when requested.
+    /// Whether they are mapped is known only from the hypervisor, when the grants are revoked.
     #[must_use]
     pub const fn not_unstaged(&self) -> usize {
         self.stage.refused()
     }
 
-    /// What the backend did, if it broke the rules here.
+    /// Returns the backend's protocol violation on this ring, if there was one.
     #[must_use]
     pub fn fault(&self) -> Option<BackendFault> {
         self.failed
     }
 
-    /// Takes the answer to what was asked, if it is there, and asks what comes next.
+    /// Takes the response to the outstanding request, if there is one, and sends the next request.
     ///
     /// # Errors
-    /// A [`BackendFault`], now and for ever: the NIC is finished.
+    /// A [`BackendFault`], which is permanent: the NIC is unusable.
     pub fn step(&mut self, queues: &[Queue<P>]) -> Result<(), BackendFault> {
         if let Some(fault) = self.failed {
             return Err(fault);
@@ -177,7 +178,8 @@ impl<P: Granter + EventChannels> Control<P> {
         stepped.inspect_err(|fault| self.failed = Some(*fault))
     }
 
-    /// To be called before waiting for an event: asks to be woken for the answer, and looks once more.
+    /// Arms a notification for the response and checks again for it. To be called before waiting
+    /// for an event.
     ///
     /// # Errors
     /// As [`step`](Self::step).
@@ -189,7 +191,7 @@ impl<P: Granter + EventChannels> Control<P> {
         checked.inspect_err(|fault| self.failed = Some(*fault))
     }
 
-    /// Ends what grants it can, and tells whether none is left.
+    /// Ends the grants that are not in use, and returns whether none is left.
     pub(crate) fn revoke(&mut self) -> bool {
         let page = self.page.revoke();
         self.ring_page.revoke() && page
@@ -203,7 +205,7 @@ impl<P: Granter + EventChannels> Control<P> {
         let Some(mut slot) = self.ring.pop().map_err(BackendFault::CtrlRing)? else {
             return Ok(());
         };
-        // A slot of the ring's size is never short.
+        // A slot of the ring is never shorter than a response.
         let CtrlResponse { id, kind, status, data } =
             CtrlResponse::read(&mut slot).unwrap_or_default();
         let answers = |asked: &Asked| (asked.request.id, asked.request.kind) == (id, kind);
@@ -224,7 +226,7 @@ impl<P: Granter + EventChannels> Control<P> {
         debug_assert!(written.is_some(), "a page has room for the longest of them");
         let request = CtrlRequest::new(self.next_id, what);
         self.next_id = self.next_id.wrapping_add(1);
-        // One request at a time, so there is room.
+        // At most one request is outstanding, so a slot is free.
         let pushed = self.ring.push(&request.to_bytes());
         debug_assert!(pushed.is_ok(), "more requests than slots");
         self.asked = Some(Asked { request, about, since: self.now });
@@ -234,7 +236,7 @@ impl<P: Granter + EventChannels> Control<P> {
         Ok(())
     }
 
-    /// What is asked next: first what has to be done before an end, then what packets go by.
+    /// Returns the next request. Steering comes first, unless pages are being unstaged.
     fn next(&mut self, queues: &[Queue<P>]) -> Option<(About, Ask)> {
         let (page, leaves) = (self.page.gref(0), self.stage.is_leaving());
         let Self { steer, stage, .. } = self;

@@ -1,4 +1,4 @@
-//! Staging grants: the queues' pages, which the backend is asked to keep mapped, and to unmap.
+//! Staging grants: requests to the backend to keep the queues' pages mapped, and to unmap them.
 
 use super::Ask;
 use crate::queue::Queue;
@@ -10,35 +10,35 @@ use pvio_ring::proto::netif::{
 };
 use pvio_ring::shm::Region;
 
-/// What stands in an entry until the backend has answered it: no status that there is.
+/// Status in an entry of a removal list before the backend writes one; not a defined status.
 const UNANSWERED: u16 = u16::MAX;
 
-/// Which pages the backend keeps, and what it is asked next.
+/// Which pages are staged, and the next request.
 #[derive(Debug)]
 pub(super) struct Stage {
     at: At,
-    /// Of each queue, how many pages of its list it keeps, from the first on.
+    /// Per queue, the number of pages of its list that are staged, from the first on.
     kept: Vec<usize>,
-    /// Pages are to be given back once what is under way is answered.
+    /// All pages are to be unstaged once the outstanding request has a response.
     leaves: bool,
-    /// How many entries the last list had.
+    /// Number of entries of the last list.
     listed: usize,
-    /// Entries that a backend did not unmap, by its word.
+    /// Number of entries that the backend did not report as unmapped.
     refused: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum At {
-    /// How many pages this queue may have.
+    /// Get the number of pages that this queue may stage.
     Size {
         queue: usize,
     },
-    /// To keep so many of this queue's.
+    /// Stage at most this number of the queue's pages.
     Add {
         queue: usize,
         most: u32,
     },
-    /// To unmap this queue's.
+    /// Unstage this queue's pages.
     Remove {
         queue: usize,
     },
@@ -46,7 +46,7 @@ enum At {
 }
 
 impl Stage {
-    /// Whether pages are to be staged at all.
+    /// Creates the state; `wanted` is whether pages are staged at all.
     pub const fn new(wanted: bool) -> Self {
         let at = if wanted { At::Size { queue: 0 } } else { At::Done };
         Self { at, kept: Vec::new(), leaves: false, listed: 0, refused: 0 }
@@ -56,17 +56,17 @@ impl Stage {
         self.at == At::Done
     }
 
-    /// Pages that are kept, over all queues.
+    /// Returns the number of staged pages of all queues.
     pub fn staged(&self) -> usize {
         self.kept.iter().fold(0, |sum, kept| sum.saturating_add(*kept))
     }
 
-    /// Entries that the backend did not unmap when it was asked to.
+    /// Returns the number of entries that the backend did not report as unmapped.
     pub const fn refused(&self) -> usize {
         self.refused
     }
 
-    /// Every page is to be given back; `under_way` says whether a request of ours is unanswered.
+    /// Starts to unstage all pages; `under_way` is whether a staging request is outstanding.
     pub fn leave(&mut self, under_way: bool) {
         self.leaves = true;
         if !under_way {
@@ -74,12 +74,12 @@ impl Stage {
         }
     }
 
-    /// Whether pages are given back now, which comes before all else.
+    /// Returns whether pages are being unstaged, which takes precedence over other requests.
     pub const fn is_leaving(&self) -> bool {
         self.leaves
     }
 
-    /// The next request; its list stands in `page`.
+    /// Returns the next request, with its list as the contents of `page`.
     pub fn next<P: Granter + EventChannels>(
         &mut self,
         queues: &[Queue<P>],
@@ -123,7 +123,7 @@ impl Stage {
         }
     }
 
-    /// The answer to the last request; `list` is the page with the entries.
+    /// Processes the response to the last request; `list` is the page with the entries.
     pub fn answered(&mut self, status: u32, data: u32, list: &impl Region, queues: usize) {
         let done = status == CtrlStatus::Success as u32;
         self.kept.resize(queues, 0);
@@ -140,7 +140,8 @@ impl Stage {
                 self.keep(queue, 0);
                 At::Remove { queue: queue.saturating_add(1) }
             }
-            // It keeps none, or no more: what it has not it reaches as it always did.
+            // The backend stages no pages, or no more: it accesses the others with a grant
+            // operation each.
             _ => At::Done,
         };
         if self.leaves && !matches!(self.at, At::Remove { .. }) {
@@ -155,8 +156,8 @@ impl Stage {
     }
 }
 
-/// How many of a list's first entries were not unmapped: each is read once, and anything but success
-/// counts.
+/// Returns how many of the first `entries` entries of a list were not unmapped. Each is read once,
+/// and every status other than success counts.
 fn refused(list: &impl Region, entries: usize) -> usize {
     let mut bytes = [0; GREF_ENTRY_SIZE];
     let failed = |at: &usize| {

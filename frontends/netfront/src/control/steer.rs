@@ -1,4 +1,4 @@
-//! Hash and steering: what is asked for, one request after another.
+//! Configuration of hash and steering: a sequence of requests.
 
 use super::Ask;
 use crate::steering::{ENTRIES_EVEN, Refusal, Steering, SteeringState};
@@ -6,21 +6,21 @@ use alloc::vec::Vec;
 use pvio_grant_table::GrantRef;
 use pvio_ring::proto::netif::{CtrlAsk, CtrlStatus, HASH_NONE, HASH_TOEPLITZ, HashTypes};
 
-/// How far a backend has been asked.
+/// State of the configuration.
 #[derive(Debug, Default)]
 pub(super) struct Steer {
     wanted: Option<Steering>,
     at: At,
     state: SteeringState,
-    /// The backend may hash by now, and has to be told when it shall not.
+    /// The backend may hash now, so hashing must be disabled explicitly.
     hashes: bool,
-    /// What was wanted changed while a request was under way: its answer leads nowhere.
+    /// The configuration changed while a request was outstanding: its response is ignored.
     anew: bool,
-    /// The table in full.
+    /// The complete table.
     table: Vec<u32>,
 }
 
-/// The request that comes next. Hashing begins with the last, when all else is in place.
+/// The next request. The last one enables hashing, when everything else is configured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 enum At {
     #[default]
@@ -32,12 +32,12 @@ enum At {
     Size,
     Table,
     Enable,
-    /// No hashing (any more).
+    /// Disable hashing.
     Stop,
 }
 
 impl Steer {
-    /// What is wanted from now on; `under_way` says whether a request of ours is unanswered.
+    /// Sets the configuration; `under_way` is whether a steering request is outstanding.
     pub fn want(&mut self, wanted: Option<Steering>, queues: usize, under_way: bool) {
         self.anew = under_way;
         let table = wanted.as_ref().and_then(Steering::table).unwrap_or_default();
@@ -57,12 +57,12 @@ impl Steer {
         self.state
     }
 
-    /// Whether nothing is left to be asked.
+    /// Returns whether no request is left to send.
     pub fn is_done(&self) -> bool {
         self.at == At::Done
     }
 
-    /// The next request; what it has in a page stands in `page`.
+    /// Returns the next request; data that do not fit into its slot are the contents of `page`.
     pub fn next(&mut self, page: GrantRef) -> Option<Ask> {
         let steering = self.wanted.as_ref();
         let key = steering.map(Steering::key).unwrap_or_default();
@@ -89,7 +89,7 @@ impl Steer {
         })
     }
 
-    /// The answer to the last request.
+    /// Processes the response to the last request.
     pub fn answered(&mut self, kind: u16, status: u32, data: u32, queues: usize) {
         if core::mem::take(&mut self.anew) {
             return;
@@ -112,7 +112,7 @@ impl Steer {
                 Ok(()) => At::Size,
                 Err(most) => return self.give_up(SteeringState::NoEntries(most)),
             },
-            // With a table of none a hash counts modulo the queues.
+            // With a table of size 0 the backend selects queues by hash modulo number of queues.
             At::Size if self.table.is_empty() => At::Enable,
             At::Size => At::Table,
             At::Table => At::Enable,
@@ -128,7 +128,7 @@ impl Steer {
         };
     }
 
-    /// Makes the table, for a backend that takes so many entries.
+    /// Builds the table, for a backend that supports `most` entries.
     fn fill(&mut self, most: u32, queues: usize) -> Result<(), u32> {
         let queues = queues as u32;
         let given = self.wanted.as_ref().and_then(Steering::table);
@@ -140,9 +140,9 @@ impl Steer {
         Ok(())
     }
 
-    /// It goes without: the backend shall hash nothing.
+    /// Abandons the configuration and disables hashing.
     fn give_up(&mut self, why: SteeringState) {
-        // The first reason is the one to be told.
+        // The first reason is the one that is reported.
         if self.at != At::Stop || self.state == SteeringState::Off {
             self.state = why;
         }

@@ -1,4 +1,4 @@
-//! The NIC as the driver of its device knows it: sessions, one after another.
+//! The NIC as a device class of the driver: sessions, one after another.
 
 use super::{MAX_OLD, Nic};
 use crate::control::Control;
@@ -118,7 +118,7 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
 }
 
 impl<P: Granter + EventChannels + Clone> Nic<P> {
-    /// What is asked of the backend with these queues.
+    /// Returns the keys that request the backend's features for these queues.
     fn wanted(&self, session: &Session<P>) -> FrontRequest {
         let events = |queue: &Queue<P>| {
             let tx = queue.channel().port().0;
@@ -150,7 +150,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         }
     }
 
-    /// Sets up what an offer has room for.
+    /// Makes the queues and the control ring that an offer permits.
     fn set_up(&self, offer: &BackOffer, backend: DomId) -> Result<Session<P>, SetupError> {
         let count = offer.plan(FrontLimits { max_queues: self.max_queues });
         let split = self.splits && offer.split_event_channels;

@@ -1,4 +1,4 @@
-//! What can be asked of the backend while the NIC is connected, and holds for every session after.
+//! Settings that can be changed while the NIC is connected, and that persist over sessions.
 
 use super::{Nic, WrittenKeys};
 use crate::control::Control;
@@ -14,10 +14,11 @@ use pvio_event_channel::EventChannels;
 use pvio_grant_table::Granter;
 
 impl<P: Granter + EventChannels + Clone> Nic<P> {
-    /// Has received packets spread so over the [queues](Self::queues) from now on, also by a backend that
-    /// is restarted; with `None`, as it likes. A backend that cannot leaves them as they come:
-    /// [`steering`](Self::steering) says so. A NIC that was made neither [steered](Self::steered_by) nor with
-    /// staging has no control ring until its next session.
+    /// Requests this distribution of received packets over the [queues](Self::queues), also from
+    /// later backends; `None` leaves the choice to the backend. If the backend does not support it,
+    /// packets are distributed as it chooses, and [`steering`](Self::steering) returns why. A NIC
+    /// that was created neither [steered](Self::steered_by) nor with staging has no control ring
+    /// until its next session.
     pub fn steer(&mut self, steering: Option<Steering>) {
         self.steering = steering;
         if self.connected {
@@ -25,7 +26,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         }
     }
 
-    /// How far the backend goes by what it was told to [`steer`](Self::steer) by.
+    /// Returns the state of the steering that was last [requested](Self::steer).
     #[must_use]
     pub fn steering(&self) -> SteeringState {
         let Some(Session { queues, control }) = &self.session else { return SteeringState::Off };
@@ -36,8 +37,9 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         }
     }
 
-    /// Hears a multicast group from now on, also after the backend was restarted. The backend is told while
-    /// [queues](Self::queues) are used. It matters only while groups are [chosen](Self::choose_groups).
+    /// Joins a multicast group, also after a backend restart. Calls of [queues](Self::queues) send
+    /// the change to the backend. It has an effect only while multicast packets are
+    /// [filtered](Self::choose_groups).
     ///
     /// # Errors
     /// [`GroupError`].
@@ -45,25 +47,26 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         self.groups.join(group)
     }
 
-    /// Need not hear it any more; whether it was joined.
+    /// Leaves a multicast group. Returns whether it was joined.
     pub fn leave(&mut self, group: Group) -> bool {
         self.groups.leave(group)
     }
 
-    /// Whether only groups that were [joined](Self::join) are to be heard. A backend that can be asked for
-    /// that while connected is asked once it knows all of them ([`has_news`](Self::has_news)), so that
-    /// none is missed; another one when a session begins.
+    /// Sets whether only [joined](Self::join) groups are received. If the backend supports the
+    /// request while connected, it is sent once the backend has all groups
+    /// ([`has_news`](Self::has_news)), so that no packet of a joined group is lost. Otherwise it is
+    /// sent when a session begins.
     pub fn choose_groups(&mut self, chosen: bool) {
         self.chooses = chosen;
     }
 
-    /// The groups, and what became of them.
+    /// Returns the groups and their state.
     #[must_use]
     pub const fn groups(&self) -> &Groups {
         &self.groups
     }
 
-    /// Whether only groups that were joined are heard.
+    /// Returns the state of the backend's multicast filter.
     #[must_use]
     pub fn hearing(&self) -> Hearing {
         match (self.told.chooses, self.groups.refused().next()) {
@@ -76,11 +79,11 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         }
     }
 
-    /// Has the backend leave so many bytes free before received data in every page,
-    /// [`HEADROOM_MAX`] at most, also after it was restarted: for a program that puts headers in
-    /// front (XDP). 0 gives them back. A connected NIC changes that by Reconfiguring
-    /// ([`has_news`](Self::has_news)); nothing waits for it, packets of both kinds come meanwhile, and each
-    /// [says](crate::Incoming::headroom) how much room it has.
+    /// Requests `bytes` bytes of headroom before received data in every page, at most
+    /// [`HEADROOM_MAX`], also from later backends: for programs that prepend headers (XDP). 0 ends
+    /// it. A connected NIC applies the change through the state Reconfiguring
+    /// ([`has_news`](Self::has_news)) without interruption. While it is in progress, packets with
+    /// and without headroom arrive; each [reports](crate::Incoming::headroom) its own.
     pub fn ask_headroom(&mut self, bytes: u16) {
         self.headroom = bytes.min(HEADROOM_MAX);
         if self.connected {
@@ -88,49 +91,52 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         }
     }
 
-    /// How many bytes the backend leaves free, by its word: 0 where it offers no such thing.
+    /// Returns the headroom that the backend has accepted, in bytes: 0 if it does not support
+    /// headroom.
     #[must_use]
     pub const fn headroom_given(&self) -> u16 {
         self.told.taken
     }
 
-    /// Has the backend unmap the pages that it keeps mapped, before the NIC is closed: packets go the
-    /// classic way then. It is done when the NIC [is settled](Self::is_settled). A backend unmaps them at the end
-    /// of a session in any case.
+    /// Requests the backend to unmap the staged pages, before the NIC is closed: afterwards it
+    /// accesses each page with a grant operation. It is done when the NIC [is
+    /// settled](Self::is_settled). A backend unmaps them at the end of a session in any case.
     pub fn unstage(&mut self) {
         if let Some(control) = self.control_mut() {
             control.unstage();
         }
     }
 
-    /// Pages that the backend keeps mapped, by its word.
+    /// Returns the number of pages that the backend reported as staged.
     #[must_use]
     pub fn staged(&self) -> usize {
         self.control().map_or(0, Control::staged)
     }
 
-    /// Pages that the backend did not unmap when it was asked to, by its word.
+    /// Returns the number of pages that the backend did not report as unmapped when requested.
     #[must_use]
     pub fn not_unstaged(&self) -> usize {
         self.control().map_or(0, Control::not_unstaged)
     }
 
-    /// Tells the time, counted from any moment, and never backwards. Without it a backend that does not
-    /// answer is waited for without end by who waits for [`is_settled`](Self::is_settled).
+    /// Sets the current time, relative to any origin, never decreasing. Without it, a caller that
+    /// waits for [`is_settled`](Self::is_settled) waits without limit if the backend does not
+    /// respond.
     pub fn set_clock(&mut self, now: Duration) {
         if let Some(control) = self.control_mut() {
             control.set_clock(now);
         }
     }
 
-    /// Whether nothing more is to be asked over the control ring; or the backend has left a request
-    /// unanswered for [`PATIENCE`](crate::control::PATIENCE), by the [clock](Self::set_clock).
+    /// Returns whether the control ring has no request left to send or outstanding, or the backend
+    /// has left a request outstanding for [`PATIENCE`](crate::control::PATIENCE), by the
+    /// [clock](Self::set_clock).
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.control().is_none_or(|control| control.is_done() || control.is_silent())
     }
 
-    /// Whether there is something to be said through xenstore: the driver has to be stepped.
+    /// Returns whether a change must be written to xenstore: the driver must be stepped.
     #[must_use]
     pub fn has_news(&self) -> bool {
         let chooses = self.told.chooses != self.is_choosing();
@@ -139,11 +145,11 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
             && (self.offer.dynamic_multicast_control && chooses || self.offer.xdp_headroom && room)
     }
 
-    /// [`Queue::final_check`] of every queue, and of what is under way besides packets. Wait only if it says
-    /// `false`, for all [channels](Self::channels).
+    /// Calls [`Queue::final_check`] of every queue, and that of the control ring. Wait only if it
+    /// returns `false`, for all [channels](Self::channels).
     ///
     /// # Errors
-    /// A [`BackendFault`], now and for ever.
+    /// A [`BackendFault`], which is permanent.
     pub fn final_check(&mut self) -> Result<bool, BackendFault> {
         let mut found = false;
         for queue in self.queues() {
@@ -153,7 +159,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         Ok(found || control)
     }
 
-    /// Every event channel that wakes this NIC, while it is connected.
+    /// Returns every event channel that wakes this NIC, while it is connected.
     pub fn channels(&self) -> impl Iterator<Item = &P::Channel> {
         let session = self.session.as_ref().filter(|_| self.connected);
         let control = session.and_then(|session| session.control.as_ref()).map(Control::channel);
@@ -161,18 +167,19 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         queues.flat_map(Queue::channels).chain(control)
     }
 
-    /// A new session, of which the backend knows what is asked for at its beginning.
+    /// Starts a session; the initial settings were written to xenstore before it.
     pub(super) fn begin(&mut self) {
         self.groups.begin();
         let headroom = if self.offer.xdp_headroom { self.headroom } else { 0 };
-        // One that can be asked later is, once it knows the groups.
+        // If filtering can be requested while connected, it is requested once the backend has the
+        // groups.
         let chooses = self.offer.multicast_control
             && self.chooses
             && (!self.offer.dynamic_multicast_control || self.groups.are_told());
         self.told = WrittenKeys { chooses, headroom, taken: headroom };
     }
 
-    /// Has the control ring, and the queues, go by the steering that is wanted.
+    /// Applies the requested steering to the control ring and the queues.
     pub(super) fn steer_queues(&mut self) {
         let Some(Session { queues, control }) = &mut self.session else { return };
         let Some(control) = control.as_mut().filter(|_| queues.len() > 1) else { return };
@@ -181,7 +188,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         control.steer(self.steering.clone(), queues.len());
     }
 
-    /// Has the queues take as much room as is wanted.
+    /// Applies the requested headroom to the queues.
     pub(super) fn expect_headroom(&mut self) {
         let Some(session) = self.session.as_mut().filter(|_| self.offer.xdp_headroom) else {
             return;
@@ -190,7 +197,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         session.queues.iter_mut().for_each(|queue| queue.take_headroom(bytes));
     }
 
-    /// Whether the backend should send only groups that are joined: it knows all of them.
+    /// Returns whether the backend should filter: it has all joined groups.
     pub(super) fn is_choosing(&self) -> bool {
         let known = self.told.chooses || self.groups.are_told();
         self.chooses && known && self.groups.refused().next().is_none()

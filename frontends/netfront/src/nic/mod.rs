@@ -1,4 +1,4 @@
-//! The device: a virtual NIC's frontend end, from the toolstack's words to a usable queue.
+//! The frontend of a virtual NIC, from the toolstack's configuration to connected queues.
 
 mod class;
 mod live;
@@ -16,12 +16,12 @@ use pvio_event_channel::EventChannels;
 use pvio_grant_table::Granter;
 use pvio_xenbus::handshake::vif::{BackOffer, Mac};
 
-/// How many earlier sessions' queues may wait for the backend to let go of them. One is the rule
-/// when a backend is restarted; a backend that starts over and over and unmaps nothing would take
-/// all of the guest's memory.
+/// Maximum number of earlier sessions that wait for the backend to unmap their queues. A backend
+/// restart leaves one. A backend that restarts again and again and unmaps nothing would otherwise
+/// exhaust the guest's memory.
 const MAX_OLD: usize = 2;
 
-/// A virtual NIC's frontend, to be driven by [`pvio_xenbus::driver::FrontendDriver`].
+/// Frontend of a virtual NIC, driven by [`pvio_xenbus::driver::FrontendDriver`].
 ///
 /// ```
 /// use pvio_netfront::{Hearing, Nic, Steering, SteeringState, group_of};
@@ -40,7 +40,8 @@ const MAX_OLD: usize = 2;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// All of that may be [changed](Self::steer) while it is connected, too, and holds for every session after.
+/// All of these settings can also be [changed](Self::steer) while the NIC is connected, and persist
+/// over sessions.
 pub struct Nic<P: Granter + EventChannels + Clone> {
     platform: P,
     session: Option<Session<P>>,
@@ -50,39 +51,39 @@ pub struct Nic<P: Granter + EventChannels + Clone> {
     mtu: u32,
     speed: Option<u64>,
     carrier: bool,
-    /// What earlier sessions left that the backend still had mapped.
+    /// Earlier sessions whose pages the backend had still mapped.
     old: Vec<Session<P>>,
     sessions: u32,
-    /// Whether TCP may come unsegmented.
+    /// Whether GSO packets are accepted.
     takes_gso: bool,
-    /// Queues at most.
+    /// Maximum number of queues.
     max_queues: u32,
-    /// An event channel for each ring, where the backend takes that.
+    /// Whether to use one event channel per ring, if the backend supports it.
     splits: bool,
-    /// Whether the backend is asked to keep pages mapped.
+    /// Whether staging grants are requested.
     stages: bool,
     steering: Option<Steering>,
     groups: Groups,
-    /// Whether only groups that are joined are to be heard.
+    /// Whether only joined groups are received.
     chooses: bool,
-    /// Room wanted before received data, in bytes.
+    /// Requested headroom before received data, in bytes.
     headroom: u16,
-    /// What the backend of this session offers, and has been told through xenstore.
+    /// What this session's backend advertises.
     offer: BackOffer,
     told: WrittenKeys,
 }
 
-/// What stands in xenstore of what may change while the NIC is connected.
+/// Values in xenstore of the settings that may change while the NIC is connected.
 #[derive(Clone, Copy, Default)]
 struct WrittenKeys {
     chooses: bool,
     headroom: u16,
-    /// The room that the backend has taken over.
+    /// Headroom that the backend has accepted, in bytes.
     taken: u16,
 }
 
 impl<P: Granter + EventChannels + Clone> Nic<P> {
-    /// A NIC that is not attached yet.
+    /// Creates a NIC that is not attached.
     #[must_use]
     pub fn new(platform: P) -> Self {
         Self {
@@ -108,66 +109,66 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         }
     }
 
-    /// The same NIC with as many [queues](Self::queues) as the backend offers, `most` at most: one for
-    /// each processor of the guest's, say. Packets come on all of them.
+    /// Sets the maximum number of [queues](Self::queues), for example one per processor of the
+    /// guest. The NIC has as many as the backend supports. Packets are received on all of them.
     #[must_use]
     pub fn with_queues(mut self, most: u32) -> Self {
         self.max_queues = most.max(1);
         self
     }
 
-    /// The same NIC with an event channel for each ring, where the backend takes that.
+    /// Uses one event channel per ring, if the backend supports it.
     #[must_use]
     pub fn splitting_channels(mut self) -> Self {
         self.splits = true;
         self
     }
 
-    /// The same NIC, which does not ask the backend to keep its pages mapped (staging grants).
+    /// Disables staging grants: the backend is not requested to keep pages mapped.
     #[must_use]
     pub fn without_staging(mut self) -> Self {
         self.stages = false;
         self
     }
 
-    /// The same NIC, which also takes TCP that is not segmented yet: fewer and larger packets, up
-    /// to 64 KiB. Whoever passes them on has to [segment](Queue::receive_with_gso) them.
+    /// Accepts GSO packets: fewer and larger packets, of up to 64 KiB. A program that forwards them
+    /// has to [segment](Queue::receive_with_gso) them.
     #[must_use]
     pub fn taking_gso(mut self) -> Self {
         self.takes_gso = true;
         self
     }
 
-    /// The same NIC, whose received packets are to be [spread](Self::steer) so over its queues, where there
-    /// are several, and a control ring.
+    /// Requests [steering](Self::steer) of received packets, which takes effect if there are
+    /// several queues and a control ring.
     #[must_use]
     pub fn steered_by(mut self, steering: Steering) -> Self {
         self.steering = Some(steering);
         self
     }
 
-    /// The same NIC, which is to hear only multicast groups that it [joins](Self::join).
+    /// Receives only multicast groups that it [joins](Self::join).
     #[must_use]
     pub fn choosing_groups(mut self) -> Self {
         self.chooses = true;
         self
     }
 
-    /// The same NIC, with so much [room](Self::ask_headroom) before received data.
+    /// Requests [headroom](Self::ask_headroom) before received data, in bytes.
     #[must_use]
     pub fn with_headroom(mut self, bytes: u16) -> Self {
         self.ask_headroom(bytes);
         self
     }
 
-    /// The first queue, while the NIC is connected. Another one after the backend was restarted: what
-    /// was in flight then is lost, as on any network.
+    /// Returns the first queue, while the NIC is connected. After a backend restart it is another
+    /// queue; packets that were in flight are lost.
     pub fn queue(&mut self) -> Option<&mut Queue<P>> {
         self.queues().first_mut()
     }
 
-    /// Every queue, while the NIC is connected: as [`queue`](Self::queue). What is under way on the control
-    /// ring, and with multicast groups, goes on here; so what the backend broke there is found here, too: see
+    /// Returns every queue, while the NIC is connected, as [`queue`](Self::queue) does. Also steps
+    /// the control ring and the multicast groups. A protocol violation found there is returned by
     /// [`fault`](Self::fault).
     pub fn queues(&mut self) -> &mut [Queue<P>] {
         match &mut self.session {
@@ -181,7 +182,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
                     && self.offer.multicast_control
                     && !self.groups.are_told()
                 {
-                    // The queue keeps its fault.
+                    // The queue stores its fault.
                     let _ = self.groups.step(first);
                 }
                 if broken { &mut [] } else { queues }
@@ -190,8 +191,8 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         }
     }
 
-    /// What the backend did, if it broke the rules on any queue or on the control ring. Close the device
-    /// then.
+    /// Returns the backend's protocol violation on any queue or on the control ring, if there was
+    /// one. Close the device in that case.
     #[must_use]
     pub fn fault(&self) -> Option<BackendFault> {
         let Session { queues, control } = self.session.as_ref()?;
@@ -199,43 +200,44 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         control.or_else(|| queues.iter().find_map(Queue::fault))
     }
 
-    /// The first queue of this session or of the last one.
+    /// Returns the first queue of this session or of the last one.
     #[cfg(feature = "smoltcp")]
     pub(crate) fn any_queue(&self) -> Option<&Queue<P>> {
         self.session.as_ref()?.queues.first()
     }
 
-    /// The guest's address. Known once the backend has made its offer.
+    /// Returns the guest's MAC address. Known once the backend has written its offer.
     #[must_use]
     pub fn mac(&self) -> Option<Mac> {
         self.mac
     }
 
-    /// Bytes of the largest packet, without the Ethernet header.
+    /// Returns the size of the largest packet, without the Ethernet header, in bytes.
     #[must_use]
     pub fn mtu(&self) -> u32 {
         self.mtu
     }
 
-    /// The link's speed in bits a second, if the toolstack names one: for show.
+    /// Returns the link's speed in bits per second, if the toolstack configures one: informative
+    /// only.
     #[must_use]
     pub fn speed(&self) -> Option<u64> {
         self.speed
     }
 
-    /// Whether the backend says that its link is up (`carrier`), as of its last change of state.
+    /// Returns the link state (`carrier`) as of the backend's last change of xenbus state.
     #[must_use]
     pub fn carrier(&self) -> bool {
         self.carrier
     }
 
-    /// Whether packets can be sent now.
+    /// Returns whether packets can be sent now.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.connected
     }
 
-    /// How often it was connected: more than once after the backend was restarted.
+    /// Returns how often the NIC was connected: more than once if the backend was restarted.
     #[must_use]
     pub fn sessions(&self) -> u32 {
         self.sessions
