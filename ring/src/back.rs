@@ -1,4 +1,4 @@
-//! The backend's end of a ring: it consumes requests and produces responses.
+//! The backend side of a ring: it consumes requests and produces responses.
 
 use crate::directions::{Requests, Responses};
 use crate::indices::{self, IndexMemory};
@@ -6,28 +6,30 @@ use crate::layout::{Full, RingFault, RingLayout};
 use crate::shm::slot::Slot;
 use crate::shm::{RingMemory, SharedMemory};
 
-/// The backend's end of a shared ring (`BACK_RING` in `ring.h`). Indices run free and wrap at
-/// 2³². Nothing is visible to the frontend until [`publish`](Self::publish).
+/// The backend side of a shared ring (`BACK_RING` in `ring.h`). Indices are free-running and wrap
+/// at 2³². Nothing is visible to the frontend until [`publish`](Self::publish).
 #[derive(Debug)]
 pub struct BackRing<M> {
     ring: RingMemory<M>,
-    /// Requests taken.
+    /// Number of requests taken.
     req_cons: u32,
-    /// The frontend's request producer as last read; requests before it need no shared read.
+    /// The frontend's request producer as last read; requests before it are taken without reading
+    /// shared memory.
     req_seen: u32,
-    /// Responses written, published or not.
+    /// Number of responses written, published or not.
     rsp_prod: u32,
-    /// Responses the frontend can see.
+    /// Number of responses that are published.
     rsp_published: u32,
 }
 
 impl<M: SharedMemory> BackRing<M> {
-    /// Attaches to a ring the frontend has made, **at the response producer found in it**
-    /// (`BACK_RING_ATTACH`): a ring in use goes on where its last backend stopped, answering every
-    /// request that has no response yet. `slot_size` is the larger of request and response.
+    /// Attaches to a ring that the frontend has initialized, **at the response producer stored in
+    /// it** (`BACK_RING_ATTACH`). On a ring in use, the backend continues where the previous one
+    /// stopped, and completes every request that has no response. `slot_size` is the larger of
+    /// request and response, in bytes.
     ///
     /// # Errors
-    /// [`RingFault::Geometry`]; [`RingFault::ProducerOverflow`] when more requests are waiting
+    /// [`RingFault::Geometry`]; [`RingFault::ProducerOverflow`] if more requests are outstanding
     /// than the ring holds.
     pub fn attach(mem: M, slot_size: usize) -> Result<Self, RingFault> {
         let ring = RingMemory::new(mem, slot_size)?;
@@ -38,42 +40,44 @@ impl<M: SharedMemory> BackRing<M> {
         Ok(back)
     }
 
-    /// Goes on where a predecessor was that had taken `taken` requests more than it has published
-    /// responses. Their slots are not read again. To be called once, after [`attach`](Self::attach).
+    /// Continues after a previous backend that had taken `taken` requests more than it published
+    /// responses. Their slots are not read again. To be called once, after
+    /// [`attach`](Self::attach).
     ///
     /// # Errors
-    /// [`RingFault::ProducerOverflow`] when the frontend claims to have made fewer requests than were
-    /// taken from it, or more than the ring holds.
+    /// [`RingFault::ProducerOverflow`] if the frontend's request producer is before the requests
+    /// that were taken, or further ahead than the ring holds.
     pub fn resume(&mut self, taken: u32) -> Result<(), RingFault> {
         self.req_cons = self.req_cons.wrapping_add(taken);
         self.refresh().map(drop)
     }
 
-    /// Responses written, published or not: the index of the next one.
+    /// Returns the number of responses written, published or not: the index of the next one.
     #[must_use]
     pub fn produced(&self) -> u32 {
         self.rsp_prod
     }
 
-    /// Requests waiting as far as the last look at shared memory showed.
+    /// Returns the number of available requests, as of the last read of the producer index.
     #[inline]
     #[must_use]
     pub fn waiting(&self) -> u32 {
         self.req_seen.wrapping_sub(self.req_cons)
     }
 
-    /// Requests taken that were not answered yet.
+    /// Returns the number of requests taken that have no response.
     #[inline]
     #[must_use]
     pub fn unanswered(&self) -> u32 {
         self.req_cons.wrapping_sub(self.rsp_prod)
     }
 
-    /// Takes the next request, if there is one. Its slot stays readable until as many responses as
+    /// Takes the next request, if there is one. Its slot remains valid until as many responses as
     /// requests up to it have been published.
     ///
     /// # Errors
-    /// [`RingFault::ProducerOverflow`] when the frontend claims more requests than fit.
+    /// [`RingFault::ProducerOverflow`] if the frontend's producer index is further ahead than the
+    /// ring holds.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<Slot<'_, M>>, RingFault> {
         if self.req_cons == self.req_seen && !self.refresh()? {
@@ -84,7 +88,8 @@ impl<M: SharedMemory> BackRing<M> {
         Ok(Some(Slot::new(self.ring.slot(at))))
     }
 
-    /// Whether a request is waiting. Reads shared memory only when the last look is used up.
+    /// Returns whether a request is available. Reads shared memory only if no request is left of
+    /// those last seen.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
@@ -93,9 +98,9 @@ impl<M: SharedMemory> BackRing<M> {
         Ok(self.req_cons != self.req_seen || self.refresh()?)
     }
 
-    /// Looks at shared memory for requests newer than the last look, and returns how many wait.
-    /// The indices share one cache line, which both sides write: to look once and take as many as
-    /// there are is cheaper than to take until there is none.
+    /// Reads the producer index from shared memory, and returns the number of available requests.
+    /// Both sides write the cache line of the indices. So reading it once and taking all available
+    /// requests is cheaper than taking requests until there is none.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
@@ -105,11 +110,11 @@ impl<M: SharedMemory> BackRing<M> {
         Ok(self.waiting())
     }
 
-    /// Writes one response. Not visible before [`publish`](Self::publish). A response takes the
-    /// slot of the oldest request that has none, whichever request it answers.
+    /// Writes one response. It is not visible before [`publish`](Self::publish). A response uses
+    /// the slot of the oldest request without one, whichever request it completes.
     ///
     /// # Errors
-    /// [`Full`] when every request taken has its response, or the response is larger than a slot.
+    /// [`Full`] if every request taken has a response, or if the response is larger than a slot.
     #[inline]
     pub fn push(&mut self, response: &[u8]) -> Result<(), Full> {
         if self.unanswered() == 0 {
@@ -121,8 +126,9 @@ impl<M: SharedMemory> BackRing<M> {
         Ok(())
     }
 
-    /// Shows every pushed response to the frontend, and tells whether it must be notified
-    /// (`RING_PUSH_RESPONSES_AND_CHECK_NOTIFY`). Call once a batch; does nothing if nothing is new.
+    /// Publishes every pushed response, and returns whether the frontend must be notified
+    /// (`RING_PUSH_RESPONSES_AND_CHECK_NOTIFY`). To be called once per batch; does nothing if
+    /// nothing is new.
     #[inline]
     #[must_use = "a frontend that asked to be notified sleeps until it is"]
     pub fn publish(&mut self) -> bool {
@@ -133,8 +139,9 @@ impl<M: SharedMemory> BackRing<M> {
         indices::publish(&Responses(&self.ring), old, self.rsp_prod)
     }
 
-    /// To be called before waiting for an event: asks to be notified of the next request and looks
-    /// once more (`RING_FINAL_CHECK_FOR_REQUESTS`). Wait only if it says `false`.
+    /// Arms a notification for the next request and checks again for requests
+    /// (`RING_FINAL_CHECK_FOR_REQUESTS`). To be called before waiting for an event; wait only if it
+    /// returns `false`.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
@@ -147,9 +154,9 @@ impl<M: SharedMemory> BackRing<M> {
         self.accept(prod)
     }
 
-    /// Like [`final_check`](Self::final_check), for a backend that can do nothing with fewer than
-    /// `needed` requests (a packet's worth of receive buffers): asks to be notified when there are
-    /// as many. Wait only if it says `false`.
+    /// Checks as [`final_check`](Self::final_check) does, for a backend that needs at least
+    /// `needed` requests to proceed (the receive buffers of a packet): arms a notification for that
+    /// number. Wait only if it returns `false`.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
@@ -163,7 +170,7 @@ impl<M: SharedMemory> BackRing<M> {
         Ok(self.waiting() >= needed)
     }
 
-    /// The ring's geometry.
+    /// Returns the ring's geometry.
     #[must_use]
     pub fn layout(&self) -> RingLayout {
         self.ring.layout()
@@ -175,7 +182,7 @@ impl<M: SharedMemory> BackRing<M> {
         self.accept(prod)
     }
 
-    /// Believes a request producer only as far as there are slots free of unanswered requests.
+    /// Accepts a request producer only if it is at most a ring's size ahead of the responses.
     #[inline]
     fn accept(&mut self, prod: u32) -> Result<bool, RingFault> {
         let ahead = prod.wrapping_sub(self.req_cons);

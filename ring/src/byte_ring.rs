@@ -1,8 +1,8 @@
-//! The byte streams of the console (`io/console.h`) and of xenstore (`io/xs_wire.h`): in one page,
-//! a buffer each way and a pair of free-running indices for each.
+//! The byte streams of the console (`io/console.h`) and of xenstore (`io/xs_wire.h`): one page with
+//! a buffer and a pair of free-running indices for each direction.
 //!
-//! There is no event index. Whoever has moved bytes, in or out, notifies the peer, always; so a side
-//! that found nothing to do and waits is woken by whatever changes that.
+//! There is no event index. A side always notifies its peer after it has read or written bytes. So
+//! a side that waits for data or for room is woken by each change of either.
 //!
 //! ```
 //! use pvio_ring::byte_ring::ByteRing;
@@ -23,57 +23,57 @@ use crate::layout::RingFault;
 use crate::shm::{Region, SharedMemory};
 use core::sync::atomic::Ordering;
 
-/// Where one direction of a byte stream is in its page; offsets in bytes.
+/// Layout of one direction of a byte stream in its page; offsets are in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StreamLayout {
-    /// The buffer.
+    /// Offset of the buffer.
     pub buffer: usize,
-    /// Bytes of the buffer, a power of two.
+    /// Size of the buffer in bytes, a power of two.
     pub size: u32,
-    /// The index of the next byte to be read.
+    /// Offset of the index of the next byte to be read.
     pub cons: usize,
-    /// The index of the next byte to be written.
+    /// Offset of the index of the next byte to be written.
     pub prod: usize,
 }
 
-/// To the guest's console: `in` of `struct xencons_interface`.
+/// Input of the guest's console: `in` of `struct xencons_interface`.
 pub const CONSOLE_IN: StreamLayout = StreamLayout { buffer: 0, size: 1024, cons: 3072, prod: 3076 };
-/// From the guest's console: `out` of `struct xencons_interface`.
+/// Output of the guest's console: `out` of `struct xencons_interface`.
 pub const CONSOLE_OUT: StreamLayout =
     StreamLayout { buffer: 1024, size: 2048, cons: 3080, prod: 3084 };
-/// To xenstored: `req` of `struct xenstore_domain_interface`.
+/// Requests to xenstored: `req` of `struct xenstore_domain_interface`.
 pub const XENSTORE_REQ: StreamLayout =
     StreamLayout { buffer: 0, size: 1024, cons: 2048, prod: 2052 };
-/// From xenstored: `rsp` of `struct xenstore_domain_interface`.
+/// Responses from xenstored: `rsp` of `struct xenstore_domain_interface`.
 pub const XENSTORE_RSP: StreamLayout =
     StreamLayout { buffer: 1024, size: 1024, cons: 2056, prod: 2060 };
 
-/// One end of a pair of byte streams: reads the one, writes the other.
+/// One side of a pair of byte streams: it reads one stream and writes the other.
 ///
-/// Our own indices are kept here and only ever written to the page, so a peer that changes them
-/// there changes nothing. A fault ends the ring: the same fault is found again until the peer
-/// takes its lie back.
+/// This side's indices are stored privately and only written to the page, so a peer that changes
+/// them there has no effect. A fault makes the ring unusable: each call returns the same fault
+/// until the peer restores a valid index.
 #[derive(Debug)]
 pub struct ByteRing<M> {
     mem: M,
     input: StreamLayout,
     output: StreamLayout,
-    /// Bytes read, as an index.
+    /// Index after the last byte read.
     cons: u32,
-    /// Bytes written, as an index.
+    /// Index after the last byte written.
     prod: u32,
 }
 
 impl<M: SharedMemory> ByteRing<M> {
-    /// The guest's end of its console.
+    /// Attaches to a console as the guest.
     ///
     /// # Errors
-    /// [`RingFault::Geometry`] when the memory is smaller than the interface, or read-only.
+    /// [`RingFault::Geometry`] if the memory is smaller than the interface, or read-only.
     pub fn console_frontend(mem: M) -> Result<Self, RingFault> {
         Self::attach(mem, CONSOLE_IN, CONSOLE_OUT)
     }
 
-    /// The terminal's end of a guest's console.
+    /// Attaches to a guest's console as the terminal.
     ///
     /// # Errors
     /// As [`console_frontend`](Self::console_frontend).
@@ -81,7 +81,7 @@ impl<M: SharedMemory> ByteRing<M> {
         Self::attach(mem, CONSOLE_OUT, CONSOLE_IN)
     }
 
-    /// A domain's end of its connection to xenstored.
+    /// Attaches to a xenstore ring as the client domain.
     ///
     /// # Errors
     /// As [`console_frontend`](Self::console_frontend).
@@ -89,7 +89,7 @@ impl<M: SharedMemory> ByteRing<M> {
         Self::attach(mem, XENSTORE_RSP, XENSTORE_REQ)
     }
 
-    /// xenstored's end of its connection to a domain.
+    /// Attaches to a domain's xenstore ring as xenstored.
     ///
     /// # Errors
     /// As [`console_frontend`](Self::console_frontend).
@@ -97,12 +97,12 @@ impl<M: SharedMemory> ByteRing<M> {
         Self::attach(mem, XENSTORE_REQ, XENSTORE_RSP)
     }
 
-    /// Attaches to a page that reads from `input` and writes to `output`, going on **at the indices
-    /// found in it**: they need not be 0, and what is waiting is not lost.
+    /// Attaches to a page, reading from `input` and writing to `output`, **at the indices stored in
+    /// it**: they need not be 0, and pending data is preserved.
     ///
     /// # Errors
-    /// [`RingFault::Geometry`] when a stream is not inside the memory, its size no power of two or
-    /// an index not aligned, or when the memory is read-only.
+    /// [`RingFault::Geometry`] if a stream is not within the memory, its size is not a power of
+    /// two, an index is not aligned, or the memory is read-only.
     pub fn attach(mem: M, input: StreamLayout, output: StreamLayout) -> Result<Self, RingFault> {
         for stream in [input, output] {
             let bytes = mem.len();
@@ -121,10 +121,10 @@ impl<M: SharedMemory> ByteRing<M> {
         Ok(Self { mem, input, output, cons, prod })
     }
 
-    /// Bytes that can be read now.
+    /// Returns the number of bytes that can be read now.
     ///
     /// # Errors
-    /// [`RingFault::ProducerOverflow`] when the peer claims to have written more than fits.
+    /// [`RingFault::ProducerOverflow`] if the peer's index claims more bytes than the buffer holds.
     pub fn readable(&self) -> Result<u32, RingFault> {
         let prod = load(&self.mem, self.input.prod);
         let (ahead, most) = (prod.wrapping_sub(self.cons), self.input.size);
@@ -134,22 +134,23 @@ impl<M: SharedMemory> ByteRing<M> {
         Ok(ahead)
     }
 
-    /// Bytes that can be written now.
+    /// Returns the number of bytes that can be written now.
     ///
     /// # Errors
-    /// [`RingFault::ConsumerOverrun`] when the peer claims to have read what was never written.
+    /// [`RingFault::ConsumerOverrun`] if the peer's index claims to have read bytes that were not
+    /// written.
     pub fn writable(&self) -> Result<u32, RingFault> {
         let cons = load(&self.mem, self.output.cons);
         let (behind, most) = (self.prod.wrapping_sub(cons), self.output.size);
-        // The subtraction is what checks that `behind` is possible.
+        // This subtraction validates `behind`.
         most.checked_sub(behind).ok_or(RingFault::ConsumerOverrun { cons, behind, most })
     }
 
-    /// Reads what is there, as much as `out` holds, and returns how many bytes that was. Notify the
-    /// peer if it was any: it may wait for room.
+    /// Reads the available bytes, at most `out.len()`, and returns their number. Notify the peer if
+    /// it is not 0: the peer may wait for room.
     ///
     /// # Errors
-    /// As [`readable`](Self::readable); nothing is read then.
+    /// As [`readable`](Self::readable); nothing is read in that case.
     pub fn read(&mut self, out: &mut [u8]) -> Result<usize, RingFault> {
         let count = out.len().min(self.readable()? as usize);
         let (first, second) = self.input.split(self.cons, count);
@@ -163,11 +164,11 @@ impl<M: SharedMemory> ByteRing<M> {
         Ok(count)
     }
 
-    /// Writes as much of `from` as there is room for, and returns how many bytes that was. Notify
-    /// the peer if it was any.
+    /// Writes as much of `from` as fits, and returns the number of bytes written. Notify the peer
+    /// if it is not 0.
     ///
     /// # Errors
-    /// As [`writable`](Self::writable); nothing is written then.
+    /// As [`writable`](Self::writable); nothing is written in that case.
     pub fn write(&mut self, from: &[u8]) -> Result<usize, RingFault> {
         let count = from.len().min(self.writable()? as usize);
         let (first, second) = self.output.split(self.prod, count);
@@ -181,7 +182,7 @@ impl<M: SharedMemory> ByteRing<M> {
         Ok(count)
     }
 
-    /// The shared memory.
+    /// Returns the shared memory.
     #[must_use]
     pub fn memory(&self) -> &M {
         &self.mem
@@ -189,8 +190,8 @@ impl<M: SharedMemory> ByteRing<M> {
 }
 
 impl StreamLayout {
-    /// Where `count` bytes from a free-running index are: offset and length of the part up to the
-    /// end of the buffer, and of the rest at its beginning.
+    /// Returns the location of `count` bytes from a free-running index: offset and length of the
+    /// part up to the end of the buffer, and of the part at its beginning.
     fn split(&self, index: u32, count: usize) -> ((usize, usize), (usize, usize)) {
         let at = (index & self.size.wrapping_sub(1)) as usize;
         let to_end = (self.size as usize).wrapping_sub(at);
@@ -199,8 +200,8 @@ impl StreamLayout {
     }
 }
 
-/// Loads an index that `attach` has shown to exist. Acquire: what the peer did to the buffer before
-/// it moved the index is done.
+/// Loads an index whose offset `attach` validated. Acquire: the peer's accesses to the buffer
+/// happened before it stored the index.
 fn load(mem: &impl SharedMemory, at: usize) -> u32 {
     mem.load_u32(at, Ordering::Acquire).unwrap_or_default()
 }

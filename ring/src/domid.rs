@@ -1,7 +1,7 @@
 use core::fmt;
 
-/// Identifies a domain (`domid_t` in Xen's `xen.h`): 16 bits, of which the hypervisor hands out
-/// 0 to [`DomId::FIRST_RESERVED`] − 1.
+/// Identifies a domain (`domid_t` in Xen's `xen.h`): 16 bits; the hypervisor assigns 0 to
+/// [`DomId::FIRST_RESERVED`] − 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(transparent)]
 pub struct DomId(pub u16);
@@ -9,12 +9,12 @@ pub struct DomId(pub u16);
 impl DomId {
     /// Domain 0, the control domain (`DOMID_0`).
     pub const DOM0: Self = Self(0);
-    /// The first number with a special meaning (`DOMID_FIRST_RESERVED`); no domain has it.
+    /// The first reserved number (`DOMID_FIRST_RESERVED`); no domain has it or a higher one.
     pub const FIRST_RESERVED: u16 = 0x7ff0;
-    /// A caller's own domain (`DOMID_SELF`).
+    /// The calling domain (`DOMID_SELF`).
     pub const SELF: Self = Self(0x7ff0);
 
-    /// Whether a real domain can have this number.
+    /// Returns whether the number can be that of a domain.
     #[must_use]
     pub const fn is_real(self) -> bool {
         self.0 < Self::FIRST_RESERVED

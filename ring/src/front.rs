@@ -1,4 +1,4 @@
-//! The frontend's end of a ring: it produces requests and consumes responses.
+//! The frontend side of a ring: it produces requests and consumes responses.
 
 use crate::directions::{Requests, Responses};
 use crate::indices;
@@ -8,24 +8,25 @@ use crate::shm::slot::{ShortSlot, Slot, SlotMut};
 use crate::shm::{IndexWord, RingMemory, SharedMemory};
 use core::sync::atomic::Ordering;
 
-/// The frontend's end of a shared ring (`FRONT_RING` in `ring.h`). Indices run free and wrap at
-/// 2³². Nothing is visible to the backend until [`publish`](Self::publish).
+/// The frontend side of a shared ring (`FRONT_RING` in `ring.h`). Indices are free-running and wrap
+/// at 2³². Nothing is visible to the backend until [`publish`](Self::publish).
 #[derive(Debug)]
 pub struct FrontRing<M> {
     ring: RingMemory<M>,
-    /// Requests written, published or not.
+    /// Number of requests written, published or not.
     req_prod: u32,
-    /// Requests the backend can see.
+    /// Number of requests that are published.
     req_published: u32,
-    /// Responses taken.
+    /// Number of responses taken.
     rsp_cons: u32,
-    /// The backend's response producer as last read; responses before it need no shared read.
+    /// The backend's response producer as last read; responses before it are taken without reading
+    /// shared memory.
     rsp_seen: u32,
 }
 
 impl<M: SharedMemory> FrontRing<M> {
-    /// Makes a fresh ring in memory of our own (`SHARED_RING_INIT`, then `FRONT_RING_INIT`), to be
-    /// done before the memory is granted. `slot_size` is the larger of request and response.
+    /// Initializes a ring in this domain's memory (`SHARED_RING_INIT`, then `FRONT_RING_INIT`),
+    /// before the memory is granted. `slot_size` is the larger of request and response, in bytes.
     ///
     /// # Errors
     /// [`RingFault::Geometry`].
@@ -33,9 +34,9 @@ impl<M: SharedMemory> FrontRing<M> {
         Self::init_at(mem, slot_size, 0)
     }
 
-    /// Like [`init`](Self::init), with both directions starting at index `start` as if that many
-    /// requests had been answered before: for a ring taken over from somebody else, and for tests
-    /// across the wrap.
+    /// Initializes a ring as [`init`](Self::init) does, with both directions starting at index
+    /// `start`, as if that many requests had been completed. For a ring that is taken over, and for
+    /// tests of the index wrap.
     ///
     /// # Errors
     /// [`RingFault::Geometry`].
@@ -52,41 +53,43 @@ impl<M: SharedMemory> FrontRing<M> {
         Ok(Self { ring, req_prod: start, req_published: start, rsp_cons: start, rsp_seen: start })
     }
 
-    /// How many requests can be pushed before a response is taken.
+    /// Returns the number of requests that can be pushed before a response is taken.
     #[inline]
     #[must_use]
     pub fn free(&self) -> u32 {
         self.ring.layout().slots().saturating_sub(self.req_prod.wrapping_sub(self.rsp_cons))
     }
 
-    /// Requests pushed whose responses were not taken yet.
+    /// Returns the number of requests pushed whose responses were not taken.
     #[inline]
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.req_prod.wrapping_sub(self.rsp_cons)
     }
 
-    /// The index the next pushed request will have.
+    /// Returns the index of the next request pushed.
     #[must_use]
     pub fn next_index(&self) -> u32 {
         self.req_prod
     }
 
-    /// Writes one request (at most a slot's size; what is left of the slot keeps old bytes, which
-    /// were ours or the peer's already). Not visible before [`publish`](Self::publish).
+    /// Writes one request of at most a slot's size. It is not visible before
+    /// [`publish`](Self::publish). The rest of the slot keeps its bytes, which were already visible
+    /// to the peer.
     ///
     /// # Errors
-    /// [`Full`] when every slot is in flight, or the request is larger than a slot.
+    /// [`Full`] if every slot is in flight, or if the request is larger than a slot.
     #[inline]
     pub fn push(&mut self, request: &[u8]) -> Result<(), Full> {
         self.push_with(|slot| slot.write(request))
     }
 
-    /// Like [`push`](Self::push), but has the request written in place, which spares a copy.
+    /// Pushes a request as [`push`](Self::push) does, but `write` writes it in place, which saves a
+    /// copy.
     ///
     /// # Errors
-    /// [`Full`] when every slot is in flight, or `write` says that a slot is too small; no request
-    /// is pushed then.
+    /// [`Full`] if every slot is in flight, or if `write` returns that the slot is too small; no
+    /// request is pushed in that case.
     #[inline]
     pub fn push_with(
         &mut self,
@@ -100,8 +103,9 @@ impl<M: SharedMemory> FrontRing<M> {
         Ok(())
     }
 
-    /// Shows every pushed request to the backend, and tells whether it must be notified
-    /// (`RING_PUSH_REQUESTS_AND_CHECK_NOTIFY`). Call once a batch; does nothing if nothing is new.
+    /// Publishes every pushed request, and returns whether the backend must be notified
+    /// (`RING_PUSH_REQUESTS_AND_CHECK_NOTIFY`). To be called once per batch; does nothing if
+    /// nothing is new.
     #[inline]
     #[must_use = "a backend that asked to be notified sleeps until it is"]
     pub fn publish(&mut self) -> bool {
@@ -115,8 +119,8 @@ impl<M: SharedMemory> FrontRing<M> {
     /// Takes the next response, if there is one.
     ///
     /// # Errors
-    /// [`RingFault::ProducerOverflow`] when the backend claims responses to requests it was never
-    /// sent.
+    /// [`RingFault::ProducerOverflow`] if the backend's producer index claims responses to requests
+    /// that were not published.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<Slot<'_, M>>, RingFault> {
         if self.rsp_cons == self.rsp_seen && !self.refresh()? {
@@ -127,16 +131,16 @@ impl<M: SharedMemory> FrontRing<M> {
         Ok(Some(Slot::new(self.ring.slot(at))))
     }
 
-    /// Responses waiting as far as the last look at shared memory showed.
+    /// Returns the number of available responses, as of the last read of the producer index.
     #[inline]
     #[must_use]
     pub fn waiting(&self) -> u32 {
         self.rsp_seen.wrapping_sub(self.rsp_cons)
     }
 
-    /// Looks at shared memory for responses newer than the last look, and returns how many wait.
-    /// The indices share one cache line, which both sides write: to look once and take as many as
-    /// there are is cheaper than to take until there is none.
+    /// Reads the producer index from shared memory, and returns the number of available responses.
+    /// Both sides write the cache line of the indices. So reading it once and taking all available
+    /// responses is cheaper than taking responses until there is none.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
@@ -146,7 +150,8 @@ impl<M: SharedMemory> FrontRing<M> {
         Ok(self.waiting())
     }
 
-    /// Whether a response is waiting. Reads shared memory only when the last look is used up.
+    /// Returns whether a response is available. Reads shared memory only if no response is left of
+    /// those last seen.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
@@ -155,8 +160,9 @@ impl<M: SharedMemory> FrontRing<M> {
         Ok(self.rsp_cons != self.rsp_seen || self.refresh()?)
     }
 
-    /// To be called before waiting for an event: asks to be notified of the next response and
-    /// looks once more (`RING_FINAL_CHECK_FOR_RESPONSES`). Wait only if it says `false`.
+    /// Arms a notification for the next response and checks again for responses
+    /// (`RING_FINAL_CHECK_FOR_RESPONSES`). To be called before waiting for an event; wait only if
+    /// it returns `false`.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
@@ -169,13 +175,13 @@ impl<M: SharedMemory> FrontRing<M> {
         self.accept(prod)
     }
 
-    /// The ring's geometry.
+    /// Returns the ring's geometry.
     #[must_use]
     pub fn layout(&self) -> RingLayout {
         self.ring.layout()
     }
 
-    /// The shared memory.
+    /// Returns the shared memory.
     #[must_use]
     pub fn memory(&self) -> &M {
         self.ring.memory()
@@ -187,7 +193,7 @@ impl<M: SharedMemory> FrontRing<M> {
         self.accept(prod)
     }
 
-    /// Believes a response producer only as far as there are published requests to answer.
+    /// Accepts a response producer only if it is not ahead of the published requests.
     #[inline]
     fn accept(&mut self, prod: u32) -> Result<bool, RingFault> {
         let ahead = prod.wrapping_sub(self.rsp_cons);

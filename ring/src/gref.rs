@@ -1,7 +1,7 @@
 use core::fmt;
 
-/// A grant reference (`grant_ref_t`): an index into the granting domain's grant table. It means
-/// nothing without the domain that gave it.
+/// A grant reference (`grant_ref_t`): an index into the granting domain's grant table. It is
+/// meaningful only together with that domain.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[repr(transparent)]
 pub struct GrantRef(pub u32);

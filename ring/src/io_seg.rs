@@ -1,11 +1,11 @@
-/// A stretch of a buffer, owning the buffer: what an I/O operation is made of. Whoever has the
-/// operation has the memory, so it cannot be freed or unmapped before the operation is over.
+/// A range of a buffer, together with the buffer: one segment of an I/O operation. The operation
+/// owns the memory, so it cannot be freed or unmapped before the operation has completed.
 #[derive(Debug)]
 pub struct IoSeg<B> {
     /// The buffer.
     pub buf: B,
-    /// Where the stretch begins, in bytes.
+    /// Offset of the range, in bytes.
     pub offset: usize,
-    /// Its length in bytes.
+    /// Length of the range, in bytes.
     pub len: usize,
 }

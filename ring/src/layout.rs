@@ -1,12 +1,12 @@
-//! Where things are in a shared ring (`ring.h`, `struct name##_sring`): the two index pairs in the
-//! first 16 bytes, padding to 64, then slots of one size, their number the largest power of two
-//! that fits (`__RING_SIZE`).
+//! Layout of a shared ring (`ring.h`, `struct name##_sring`): the two index pairs in the first 16
+//! bytes, padding to 64 bytes, then slots of equal size. The number of slots is the largest power
+//! of two that fits (`__RING_SIZE`).
 
-/// Bytes in a page on every architecture whose PV drivers pvio speaks to (`XEN_PAGE_SIZE`).
+/// Size of a page in bytes, on every architecture whose PV drivers pvio supports (`XEN_PAGE_SIZE`).
 pub const PAGE_SIZE: usize = 4096;
-/// Bytes before the first slot.
+/// Offset of the first slot, in bytes.
 pub(crate) const HEADER: usize = 64;
-/// Pages of the largest ring any frontend asks for (`ring-page-order` 5).
+/// Pages of the largest ring that a frontend can request (`ring-page-order` 5).
 pub const MAX_RING_PAGES: usize = 32;
 
 /// The geometry of one ring.
@@ -17,9 +17,9 @@ pub struct RingLayout {
 }
 
 impl RingLayout {
-    /// The ring that `bytes` of shared memory hold with slots of `slot_size` bytes (the larger of
-    /// request and response). `None` unless `bytes` is 1 to 32 whole pages and `slot_size` is a
-    /// multiple of 4 that fits at least twice.
+    /// Returns the layout of a ring in `bytes` bytes of shared memory with slots of `slot_size`
+    /// bytes (the larger of request and response). `None` unless `bytes` is 1 to 32 whole pages and
+    /// `slot_size` is a multiple of 4 that fits at least twice.
     #[must_use]
     pub fn new(bytes: usize, slot_size: usize) -> Option<Self> {
         let pages = bytes / PAGE_SIZE;
@@ -34,70 +34,69 @@ impl RingLayout {
         (slots >= 2).then_some(Self { slot_size: u32::try_from(slot_size).ok()?, slots })
     }
 
-    /// Number of slots, a power of two.
+    /// Returns the number of slots, a power of two.
     #[must_use]
     pub const fn slots(self) -> u32 {
         self.slots
     }
 
-    /// Bytes per slot.
+    /// Returns the size of a slot, in bytes.
     #[must_use]
     pub const fn slot_size(self) -> usize {
         self.slot_size as usize
     }
 
-    /// Where the last slot ends, in bytes.
+    /// Returns the offset of the end of the last slot, in bytes.
     pub(crate) const fn end(self) -> usize {
         HEADER.saturating_add((self.slots as usize).saturating_mul(self.slot_size as usize))
     }
 }
 
-/// There is no free slot: back-pressure, not a fault.
+/// No slot is free: back-pressure, not a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the ring is full")]
 pub struct Full;
 
-/// A ring that cannot be used (any more).
+/// Why a ring cannot be used, or can no longer be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum RingFault {
     /// The shared memory cannot hold such a ring.
     #[error("{bytes} bytes of shared memory cannot hold a ring of {slot_size}-byte slots")]
     Geometry {
-        /// Bytes of shared memory offered.
+        /// Size of the shared memory, in bytes.
         bytes: usize,
-        /// Bytes per slot asked for.
+        /// Requested size of a slot, in bytes.
         slot_size: usize,
     },
-    /// The peer claims to have produced more than the ring holds
-    /// (`RING_REQUEST_PROD_OVERFLOW` / `RING_RESPONSE_PROD_OVERFLOW`). Nothing in the ring can be
-    /// believed afterwards.
+    /// The peer's producer index is further ahead than the ring holds (`RING_REQUEST_PROD_OVERFLOW`
+    /// / `RING_RESPONSE_PROD_OVERFLOW`). The contents of the ring are invalid from then on.
     #[error(
         "the peer's producer index {prod} is {ahead} past the consumed index; at most {most} can be"
     )]
     ProducerOverflow {
         /// The producer index found.
         prod: u32,
-        /// How far it is past what was consumed.
+        /// Its distance from the consumer index.
         ahead: u32,
-        /// How far it could honestly be.
+        /// The maximum distance that is valid.
         most: u32,
     },
-    /// The peer claims to have consumed what was never produced, or has gone backwards.
+    /// The peer's consumer index is ahead of the producer index, or has gone backwards.
     #[error(
         "the peer's consumer index {cons} is {behind} behind the produced index; at most {most} can be"
     )]
     ConsumerOverrun {
         /// The consumer index found.
         cons: u32,
-        /// How far it is behind what was produced.
+        /// Its distance from the producer index.
         behind: u32,
-        /// How far it could honestly be.
+        /// The maximum distance that is valid.
         most: u32,
     },
 }
 
 impl RingFault {
-    /// A short stable code for logs, counters and `error` nodes.
+    /// Returns a short stable code for logs, counters and `error` nodes.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -114,7 +113,7 @@ mod tests {
 
     #[test]
     fn slot_counts_are_those_of_the_header() {
-        // PROTOCOLS: blkif rings of 1..32 pages hold 32..1024 requests in both ABIs.
+        // blkif rings of 1 to 32 pages hold 32 to 1024 requests in both ABIs.
         for (order, slots) in [32, 64, 128, 256, 512, 1024].into_iter().enumerate() {
             for slot_size in [112, 108] {
                 let layout = RingLayout::new(PAGE_SIZE << order, slot_size).unwrap();

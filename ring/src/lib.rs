@@ -7,7 +7,7 @@
 //! | [`indices`] | the notification protocol, in three phases, model-checked |
 //! | [`front`], [`back`] | [`FrontRing`] and [`BackRing`]: both sides of a ring of 1 to 32 pages |
 //! | [`byte_ring`] | [`ByteRing`]: the byte streams of console and xenstore |
-//! | `inflight` | the record of requests in flight, which outlives a process (feature `alloc`) |
+//! | `inflight` | the record of requests in flight, which persists when a process dies (feature `alloc`) |
 //! | [`proto`] | wire structs for each ABI, parsed into validated values and written from them |
 //!
 //! A [`FrontRing`] publishes requests and consumes responses; a [`BackRing`] does the opposite:

@@ -1,27 +1,27 @@
-//! The only code that touches memory a peer can write at the same time.
+//! The only code that accesses memory which a peer can write concurrently.
 //!
-//! # The argument
+//! # Soundness
 //!
-//! A page shared with another domain changes under us whenever the peer likes. Rust gives no
-//! meaning to a reference (`&T`, `&mut T`, `&[u8]`) into such memory, so none is ever made here.
-//! What is left is defined as follows:
+//! A page shared with another domain can change at any time. Rust does not define a reference
+//! (`&T`, `&mut T`, `&[u8]`) into such memory, so this module never creates one. The accesses that
+//! it makes are defined as follows:
 //!
-//! - **Words** (ring indices, grant flags, event bits) are reached through
-//!   [`AtomicU16`], [`AtomicU32`] and [`AtomicU64`], each made from a pointer for the length of
-//!   one operation. Atomics may be changed by anybody at any time; a racing peer changes the value
-//!   read, never the meaning of the program. Sizes are mixed only between accesses whose value
-//!   is not relied upon to be whole (a peer that tears its own slot gets what it wrote).
-//! - **Slots** are moved by `words` alone, a few words at a time, and **bulk data** by
-//!   `copy_from_shared` and `copy_to_shared` alone. On x86-64 that is inline assembly (plain
-//!   and vector moves; one `rep movsb`), which is opaque to the compiler: it must assume that the
-//!   assembly reads and writes what it names and nothing about the values, just as for a device's
-//!   memory. Elsewhere they are relaxed atomics.
-//! - **The kernel** is handed raw addresses ([`RawRange`]) by the engines that submit I/O; it does
-//!   its own copying and races only with the peer that owns the data.
+//! - **Words** (ring indices, grant flags, event bits) are accessed through [`AtomicU16`],
+//!   [`AtomicU32`] and [`AtomicU64`], each created from a pointer for the duration of one
+//!   operation. An atomic may change at any time: a racing peer changes the value read, but causes
+//!   no undefined behavior. Access sizes are mixed only where the value is not relied upon to be
+//!   consistent (a peer that tears its own slot gets what it wrote).
+//! - **Slots** are copied by `words` only, a few words at a time, and **bulk data** by
+//!   `copy_from_shared` and `copy_to_shared` only. On x86-64 these are inline assembly (plain and
+//!   vector moves; one `rep movsb`). It is opaque to the compiler, which must assume that the
+//!   assembly reads and writes the named memory and can assume nothing about the values, as with
+//!   device memory. On other architectures they are relaxed atomics.
+//! - **The kernel** receives raw addresses ([`RawRange`]) from the engines that submit I/O; it
+//!   copies the data itself and races only with the peer that owns the data.
 //!
-//! Bounds are checked on every access against the length the implementor of [`SharedMemory`]
-//! promised, so a wrong offset is a `None`, not a wild pointer. Every other module of this crate,
-//! and every device crate, is written in safe Rust on top of [`Region`].
+//! Every access is checked against the length that the implementation of [`SharedMemory`] promises,
+//! so a wrong offset yields `None` instead of an invalid pointer. All other modules of this crate,
+//! and all device crates, are written in safe Rust on top of [`Region`].
 #![allow(unsafe_code)]
 
 #[cfg(feature = "alloc")]
@@ -51,7 +51,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use slot::Slot;
 
-/// A stretch of memory that another domain may read and write while we do.
+/// A range of memory that another domain may read and write concurrently.
 ///
 /// # Safety
 ///
@@ -61,37 +61,37 @@ use slot::Slot;
 /// - every byte of `base()..base() + len()` stays mapped, readable, and (unless [`writable`] is
 ///   false) writable, and no access to it can fault;
 /// - no Rust reference to any of these bytes exists anywhere in this process, except one borrowed
-///   exclusively (`&mut`) from the value itself: whoever can use the value then holds that
-///   reference. Memory that a peer can reach never lends one.
+///   exclusively (`&mut`) from the value itself: the code that can use the value then holds that
+///   reference. Memory that a peer can access never lends one.
 ///
 /// [`writable`]: SharedMemory::writable
 pub unsafe trait SharedMemory {
-    /// The first byte.
+    /// Returns the address of the first byte.
     fn base(&self) -> NonNull<u8>;
 
-    /// Length in bytes.
+    /// Returns the length in bytes.
     fn len(&self) -> usize;
 
-    /// Whether writing is allowed; a grant mapped read-only says `false`, and every store to it is
-    /// refused here instead of faulting.
+    /// Returns whether writing is allowed. A grant mapped read-only returns `false`, and every
+    /// store to it is rejected here instead of faulting.
     fn writable(&self) -> bool {
         true
     }
 
-    /// Whether there is nothing in it.
+    /// Returns whether the length is 0.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Called by this crate before each store to the memory. Does nothing, except for a test that
-    /// takes a snapshot, or stops a process, at every store.
+    /// Called by this crate before each store to the memory. Does nothing, except in tests that
+    /// take a snapshot, or stop a process, at every store.
     #[inline(always)]
     fn before_store(&self) {}
 }
 
 /// An address range inside shared memory for the kernel to read or write. It is a number, not a
-/// permission: whoever hands it to the kernel must own the memory it came from meanwhile, so that
-/// it stays and lends nothing.
+/// permission: code that passes it to the kernel must own the memory until the kernel has finished,
+/// so that the memory stays valid and lends no reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawRange {
     addr: NonNull<u8>,
@@ -99,28 +99,28 @@ pub struct RawRange {
 }
 
 impl RawRange {
-    /// The first byte's address.
+    /// Returns the address of the first byte.
     #[must_use]
     pub fn as_ptr(self) -> *mut u8 {
         self.addr.as_ptr()
     }
 
-    /// Length in bytes.
+    /// Returns the length in bytes.
     #[must_use]
     pub fn len(self) -> usize {
         self.len
     }
 
-    /// Whether it covers no byte.
+    /// Returns whether the length is 0.
     #[must_use]
     pub fn is_empty(self) -> bool {
         self.len == 0
     }
 }
 
-/// Bounds-checked access to any [`SharedMemory`]. Offsets are in bytes; every operation answers
-/// `None` (or `false`) when the access would leave the memory, is not aligned to its size, or
-/// would write to read-only memory.
+/// Bounds-checked access to any [`SharedMemory`]. Offsets are in bytes. Every operation returns
+/// `None` (or `false`) if the access would exceed the memory, is not aligned to its size, or would
+/// write to read-only memory.
 pub trait Region: SharedMemory {
     /// Loads a `u32`.
     #[inline]
@@ -195,7 +195,7 @@ pub trait Region: SharedMemory {
         Some(unsafe { AtomicU64::from_ptr(ptr) }.load(order))
     }
 
-    /// Sets bits of a `u64` and returns what it was before. Sequentially consistent.
+    /// Sets bits of a `u64` and returns the previous value. Sequentially consistent.
     #[inline]
     fn fetch_or_u64(&self, offset: usize, bits: u64) -> Option<u64> {
         let ptr = self.place_mut::<u64>(offset)?;
@@ -203,7 +203,7 @@ pub trait Region: SharedMemory {
         Some(unsafe { AtomicU64::from_ptr(ptr) }.fetch_or(bits, Ordering::SeqCst))
     }
 
-    /// Keeps only the given bits of a `u64` and returns what it was before. Sequentially
+    /// Clears all but the given bits of a `u64` and returns the previous value. Sequentially
     /// consistent.
     #[inline]
     fn fetch_and_u64(&self, offset: usize, bits: u64) -> Option<u64> {
@@ -212,7 +212,8 @@ pub trait Region: SharedMemory {
         Some(unsafe { AtomicU64::from_ptr(ptr) }.fetch_and(bits, Ordering::SeqCst))
     }
 
-    /// Copies a few words out, in words as wide as alignment and length allow, each byte once.
+    /// Copies a few words from shared memory, in words as wide as alignment and length allow, each
+    /// byte once.
     #[inline]
     fn read_words(&self, offset: usize, out: &mut [u8]) -> Option<()> {
         let from = self.range(offset, out.len())?.addr;
@@ -221,7 +222,7 @@ pub trait Region: SharedMemory {
         Some(())
     }
 
-    /// Copies a few words in; the mirror of [`read_words`](Region::read_words).
+    /// Copies a few words into shared memory; the inverse of [`read_words`](Region::read_words).
     #[inline]
     fn write_words(&self, offset: usize, from: &[u8]) -> Option<()> {
         let to = self.range_mut(offset, from.len())?.addr;
@@ -258,7 +259,7 @@ pub trait Region: SharedMemory {
         Some(())
     }
 
-    /// A range as a slot, to be read front to back.
+    /// Returns a range as a slot, to be read front to back.
     #[inline]
     fn slot(&self, offset: usize, len: usize) -> Option<Slot<'_, Self>>
     where
@@ -267,7 +268,7 @@ pub trait Region: SharedMemory {
         Some(Slot::new(SlotBytes::of(self, offset, len)?))
     }
 
-    /// Copies all that is left of a slot to `offset`, each byte once.
+    /// Copies the unread rest of a slot to `offset`, each byte once.
     #[inline]
     fn write_slot<M>(&self, offset: usize, mut slot: Slot<'_, M>) -> Option<()> {
         let to = self.range_mut(offset, slot.remaining())?;
@@ -275,7 +276,7 @@ pub trait Region: SharedMemory {
         Some(())
     }
 
-    /// The addresses of a range, for the kernel to read.
+    /// Returns the addresses of a range, for the kernel to read.
     #[inline]
     fn range(&self, offset: usize, len: usize) -> Option<RawRange> {
         let end = offset.checked_add(len)?;
@@ -287,7 +288,7 @@ pub trait Region: SharedMemory {
         Some(RawRange { addr, len })
     }
 
-    /// The addresses of a range, for the kernel to write.
+    /// Returns the addresses of a range, for the kernel to write.
     #[inline]
     fn range_mut(&self, offset: usize, len: usize) -> Option<RawRange> {
         if !self.writable() {
@@ -317,15 +318,15 @@ pub trait Region: SharedMemory {
 
 impl<M: SharedMemory + ?Sized> Region for M {}
 
-/// Orders every earlier store before every later load, against the same fence in the peer
+/// Orders every earlier store before every later load, together with the same fence in the peer
 /// (`xen_mb()` / `virt_mb()` in the C headers).
 #[inline(always)]
 pub fn full_fence() {
-    // A locked instruction is as full a fence for ordinary memory as `mfence`, which compilers
-    // choose for `SeqCst`, and faster; C compilers and kernels use it for that reason. It changes
-    // nothing. As inline assembly it is a fence for the compiler too.
+    // A locked instruction is a full fence for ordinary memory like `mfence`, which compilers
+    // choose for `SeqCst`, and is faster; C compilers and kernels use it for that reason. It does
+    // not change the memory. As inline assembly it is a fence for the compiler too.
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: the word at the stack pointer is ours, and stays as it is.
+    // SAFETY: the word at the stack pointer belongs to this thread, and is not changed.
     unsafe {
         core::arch::asm!("lock or dword ptr [rsp], 0", options(nostack));
     }

@@ -1,4 +1,4 @@
-//! The section of a ring whose requests are answered in the order they were made.
+//! The section of a ring whose requests are completed in the order they were made.
 
 use super::RecordError;
 use crate::back::BackRing;
@@ -7,7 +7,7 @@ use crate::shm::slot::Slot;
 use crate::shm::{Region, SharedMemory};
 use core::sync::atomic::Ordering::{Acquire, Release};
 
-/// Where the numbers are; the entries begin one cache line further.
+/// Offsets of the numbers; the entries begin at the next cache line.
 const ANSWERED: usize = 0;
 const COMPLETE: usize = 8;
 const TAKEN: usize = 16;
@@ -16,59 +16,61 @@ const ENTRIES: usize = 64;
 
 const RESPONSE_MAX: usize = 16;
 
-/// Numbers above it are none that this code counts to.
+/// Exclusive bound of all numbers; a larger one in a record is malformed.
 const NUMBER_MAX: u64 = 1 << 62;
 
-/// The processes that have ended with the same requests in flight from which on these are given up.
+/// Number of processes that may end with the same requests in flight before these are given up.
 pub const ORDERED_DEATHS_MAX: u64 = 2;
 
-/// The record of a ring that is answered in order: a vif's transmit and receive rings. Request number
-/// `i` and its response are in entry `i` modulo the number of slots. (It can be cloned for a model
-/// checker, which goes on from one state in several ways; two clones must not be used side by side.)
+/// The record of a ring whose requests are completed in order: a vif's transmit and receive rings.
+/// Request number `i` and its response are in entry `i` modulo the number of slots. (It can be
+/// cloned for a model checker, which continues from one state in several ways; two clones must not
+/// be used concurrently.)
 ///
 /// Three numbers are recorded, `answered <= complete <= taken`:
 ///
 /// | number | requests below it |
 /// |---|---|
-/// | `answered` | have a response that the frontend can see |
+/// | `answered` | have a response that is published |
 /// | `complete` | are done, and their responses are in the record |
 /// | `taken` | are in the record, each packet's as a whole; their slots in the ring are never read again |
 ///
-/// A process that is killed between a packet's leaving and `complete` leaves it to be sent a second time.
+/// If a process is killed between sending a packet and storing `complete`, the packet is sent a
+/// second time.
 ///
-/// A fourth word counts the processes that ended while requests were in flight (`complete < taken`) and
-/// `complete` stood at the same number: the number times 4, plus the count. Requests in flight when
-/// [`ORDERED_DEATHS_MAX`] processes ended so are [given up](Self::gives_up).
+/// A fourth word counts the processes that ended while requests were in flight (`complete < taken`)
+/// and `complete` had the same value: that value times 4, plus the count. Requests that were in
+/// flight when [`ORDERED_DEATHS_MAX`] such processes ended are [given up](Self::gives_up).
 #[derive(Clone, Debug)]
 pub struct OrderedLog<M> {
     memory: M,
     entries: u32,
-    /// Bytes between one entry and the next.
+    /// Distance between two entries, in bytes.
     stride: usize,
     slot_size: usize,
     response_size: usize,
-    /// As recorded.
+    /// Value in the record.
     answered: u64,
-    /// As recorded.
+    /// Value in the record.
     taken: u64,
-    /// Requests handed out. Fewer than `taken` while requests of a predecessor are handed out again,
-    /// more while a packet is read.
+    /// Number of requests handed out. Less than `taken` while requests of a previous process are
+    /// handed out again, more while a packet is read.
     next: u64,
-    /// Requests that have a response, private or not.
+    /// Number of requests that have a response, published or not.
     responded: u64,
-    /// Requests below it that are handed out again are given up.
+    /// Requests below this number that are handed out again are given up.
     given_up: u64,
 }
 
 impl<M: SharedMemory> OrderedLog<M> {
-    /// Bytes of a section for a ring of this layout.
+    /// Returns the size of a section for a ring of this layout, in bytes.
     #[must_use]
     pub fn section_len(layout: RingLayout, response_size: usize) -> usize {
         let entries = stride(layout, response_size).saturating_mul(layout.slots() as usize);
         entries.saturating_add(ENTRIES)
     }
 
-    /// The record of a ring that nobody has served before. `memory` is a section full of zeros.
+    /// Creates the record of a ring that no process has served. `memory` is a zeroed section.
     ///
     /// # Errors
     /// [`RecordError::Size`].
@@ -86,13 +88,13 @@ impl<M: SharedMemory> OrderedLog<M> {
         Ok(log)
     }
 
-    /// The record that a predecessor left of a ring, which was attached just now and not used yet: to be
-    /// [resumed](BackRing::resume) with [`unanswered`](Self::unanswered). Responses that were complete
-    /// go out with the next [`publish`](Self::publish); requests that were not are
-    /// [taken](Self::take) again.
+    /// Opens the record that a previous process left of a ring. The ring was just attached and not
+    /// used yet; it is to be [resumed](BackRing::resume) with [`unanswered`](Self::unanswered).
+    /// Responses that were complete are published by the next [`publish`](Self::publish); requests
+    /// that were not are [taken](Self::take) again.
     ///
     /// # Errors
-    /// A [`RecordError`]: the session cannot go on.
+    /// A [`RecordError`]: the session cannot be resumed.
     pub fn resume<R: SharedMemory>(
         memory: M,
         ring: &BackRing<R>,
@@ -106,7 +108,7 @@ impl<M: SharedMemory> OrderedLog<M> {
         let Some(open) = open.filter(|_| taken < NUMBER_MAX) else {
             return Err(RecordError::Numbers { answered, complete, taken });
         };
-        // What is visible to the guest is never more than was taken, and complete.
+        // The guest never sees more responses than requests that were taken and complete.
         let visible = u64::from(produced.wrapping_sub(answered as u32));
         if visible > open {
             let (answered, done) = (answered as u32, open as u32);
@@ -121,13 +123,13 @@ impl<M: SharedMemory> OrderedLog<M> {
         if complete < taken && log.charge_death(complete) >= ORDERED_DEATHS_MAX {
             log.given_up = taken;
         }
-        // Before any entry is used again.
+        // This store precedes the reuse of any entry.
         log.memory.store_u64(ANSWERED, first, Release);
         Ok(log)
     }
 
-    /// Records that a process ended with requests in flight and `complete` at this number; returns how many
-    /// have.
+    /// Records that a process ended with requests in flight and `complete` at this number; returns
+    /// the number of such processes.
     fn charge_death(&self, complete: u64) -> u64 {
         let recorded = self.memory.load_u64(DEATHS, Acquire).unwrap_or_default();
         let before = if recorded >> 2 == complete { recorded & 3 } else { 0 };
@@ -136,15 +138,15 @@ impl<M: SharedMemory> OrderedLog<M> {
         deaths
     }
 
-    /// Whether too many processes have ended with the next request in flight: it is to be answered with an
-    /// error.
+    /// Returns whether the next request is given up because too many processes ended with it in
+    /// flight: the caller completes it with an error.
     #[inline]
     #[must_use]
     pub fn gives_up(&self) -> bool {
         self.next < self.given_up
     }
 
-    /// Number of requests that are given up and were not handed out yet.
+    /// Returns the number of requests that are given up and were not handed out yet.
     #[must_use]
     pub fn given_up(&self) -> u64 {
         self.given_up.saturating_sub(self.next)
@@ -173,20 +175,21 @@ impl<M: SharedMemory> OrderedLog<M> {
         })
     }
 
-    /// Requests taken and not visibly answered, as the record has it.
+    /// Returns the number of requests taken whose responses are not published, according to the
+    /// record.
     #[must_use]
     pub fn unanswered(&self) -> u32 {
         self.taken.saturating_sub(self.answered) as u32
     }
 
-    /// Requests that wait, as far as the last look at the ring showed.
+    /// Returns the number of available requests, as of the last read of the ring.
     #[inline]
     #[must_use]
     pub fn waiting<R: SharedMemory>(&self, ring: &BackRing<R>) -> u32 {
         self.left_over().saturating_add(ring.waiting())
     }
 
-    /// Whether a request is waiting.
+    /// Returns whether a request is available.
     ///
     /// # Errors
     /// As [`BackRing::pop`].
@@ -195,7 +198,7 @@ impl<M: SharedMemory> OrderedLog<M> {
         Ok(self.left_over() > 0 || ring.has_requests()?)
     }
 
-    /// Reads the ring's request producer, and returns how many requests wait.
+    /// Reads the ring's request producer, and returns the number of available requests.
     ///
     /// # Errors
     /// As [`BackRing::pop`].
@@ -204,7 +207,7 @@ impl<M: SharedMemory> OrderedLog<M> {
         Ok(self.left_over().saturating_add(ring.look()?))
     }
 
-    /// As [`BackRing::final_check_for`].
+    /// Checks as [`BackRing::final_check_for`] does.
     ///
     /// # Errors
     /// As [`BackRing::pop`].
@@ -217,15 +220,15 @@ impl<M: SharedMemory> OrderedLog<M> {
         if needed == 0 { Ok(true) } else { ring.final_check_for(needed) }
     }
 
-    /// Requests of a predecessor that have not been handed out again.
+    /// Returns the number of requests of a previous process that have not been handed out again.
     #[inline(always)]
     fn left_over(&self) -> u32 {
         self.taken.saturating_sub(self.next) as u32
     }
 
-    /// The next request, to be parsed from the record, where it was copied to from the ring. `None` when
-    /// there is no request. To be followed by [`record_taken`](Self::record_taken), after the last
-    /// slot of a packet.
+    /// Returns the next request, copied from the ring into the record, to be parsed from there.
+    /// `None` if there is no request. Must be followed by [`record_taken`](Self::record_taken),
+    /// after the last slot of a packet.
     ///
     /// # Errors
     /// As [`BackRing::pop`].
@@ -237,7 +240,7 @@ impl<M: SharedMemory> OrderedLog<M> {
         let at = self.at(self.next);
         if self.left_over() == 0 {
             let Some(slot) = ring.pop()? else { return Ok(None) };
-            // Of a section's own size, so every store is inside.
+            // The size was validated with the section, so every store is within it.
             let copied = self.memory.write_slot(at, slot);
             debug_assert!(copied.is_some(), "an entry outside of its section");
         }
@@ -254,7 +257,7 @@ impl<M: SharedMemory> OrderedLog<M> {
         }
     }
 
-    /// Answers the oldest request without a response. The response is private until
+    /// Stores the response to the oldest request without one. The response is private until
     /// [`publish`](Self::publish).
     #[inline]
     pub fn respond(&mut self, response: &[u8]) {
@@ -265,15 +268,15 @@ impl<M: SharedMemory> OrderedLog<M> {
         self.responded = self.responded.saturating_add(1);
     }
 
-    /// Whether there are responses to publish.
+    /// Returns whether there are responses to publish.
     #[must_use]
     pub fn has_pending(&self) -> bool {
         self.responded != self.answered
     }
 
-    /// Records that all requests with a response are done: their packets have left, nothing of them is
-    /// in use. Then writes the responses to the ring, shows them to the frontend, and records that;
-    /// tells whether the frontend must be notified. There is no system call in between.
+    /// Records that all requests with a response are done: their packets were sent, and none of
+    /// their memory is in use. Then writes the responses to the ring, publishes them, and records
+    /// that. Returns whether the frontend must be notified. Makes no system call.
     #[inline]
     #[must_use = "a frontend that asked to be notified sleeps until it is"]
     pub fn publish<R: SharedMemory>(&mut self, ring: &mut BackRing<R>) -> bool {
@@ -297,7 +300,7 @@ impl<M: SharedMemory> OrderedLog<M> {
 
     #[inline(always)]
     fn at(&self, number: u64) -> usize {
-        // A ring has a power of two slots.
+        // The number of a ring's slots is a power of two.
         let entry = number & u64::from(self.entries.saturating_sub(1));
         ENTRIES.saturating_add((entry as usize).saturating_mul(self.stride))
     }
@@ -309,7 +312,7 @@ impl<M: SharedMemory> OrderedLog<M> {
     }
 }
 
-/// Bytes of one entry: the request, then the response.
+/// Returns the size of one entry in bytes: the request, then the response.
 fn stride(layout: RingLayout, response_size: usize) -> usize {
     layout.slot_size().saturating_add(response_size).next_multiple_of(8)
 }

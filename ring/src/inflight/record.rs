@@ -5,7 +5,7 @@ use crate::shm::{Part, Region, SharedMemory};
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-/// Layout of the header, in 64-bit words: then the words of the session's key.
+/// Layout of the header, in 64-bit words; the words of the session's key follow.
 ///
 /// | word | contents |
 /// |---|---|
@@ -22,43 +22,45 @@ const FLUSH_FAILED: usize = 16;
 const KEY_WORDS: usize = 24;
 const MAPS_REQUESTS: usize = 32;
 
-/// The version this code writes. A reader takes this one and, once there is one, the one before.
+/// The version that this code writes. A reader supports this one and, once there is one, the
+/// previous one.
 const CURRENT: u64 = 1;
-/// Most words of a key: what bounds the header of a record that cannot be trusted.
+/// Maximum number of words of a key: bounds the header of an untrusted record.
 const KEY_WORDS_MAX: usize = 1 << 14;
 
-/// What tells one session of a device from every other, and where its sections are.
+/// Identifies a session of a device, and defines the layout of its sections.
 ///
-/// The backend puts into it, in an order of its own: the kind of device, the frontend's domain, the
-/// device's number, the ABI, and of each queue grant references, event channels and number of slots.
+/// The backend adds, in an order that it chooses: the kind of device, the frontend's domain, the
+/// device's number, the ABI, and, for each queue, grant references, event channels and number of
+/// slots.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct SessionKey {
     words: Vec<u64>,
-    /// Bytes of each section.
+    /// Size of each section, in bytes.
     sections: Vec<usize>,
 }
 
 impl SessionKey {
-    /// An empty key.
+    /// Creates an empty key.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds what distinguishes the session.
+    /// Adds a word that identifies the session.
     pub fn add(&mut self, word: u64) -> &mut Self {
         self.words.push(word);
         self
     }
 
-    /// Adds a section of so many bytes, rounded up to a cache line; sections are numbered in the order
-    /// of these calls.
+    /// Adds a section of `bytes` bytes, rounded up to a cache line; sections are numbered in the
+    /// order of these calls.
     pub fn section(&mut self, bytes: usize) -> &mut Self {
         self.sections.push(bytes.next_multiple_of(64));
         self.add(bytes as u64)
     }
 
-    /// Bytes of memory that the record takes.
+    /// Returns the size of the record, in bytes.
     #[must_use]
     pub fn record_len(&self) -> usize {
         self.sections.iter().fold(self.header_len(), |len, section| len.saturating_add(*section))
@@ -69,7 +71,7 @@ impl SessionKey {
     }
 }
 
-/// The record of one session of a device. Cloning it gives another handle to the same memory.
+/// The record of one session of a device. A clone is another handle to the same memory.
 #[derive(Clone, Debug)]
 pub struct Record<M> {
     memory: M,
@@ -77,8 +79,8 @@ pub struct Record<M> {
 }
 
 impl<M: SharedMemory + Clone> Record<M> {
-    /// Makes the record of a new session out of whatever the memory held. It is not valid before
-    /// [`commit`](Self::commit): make its sections first.
+    /// Creates the record of a new session, whatever the memory holds. It is not valid before
+    /// [`commit`](Self::commit): create its sections first.
     ///
     /// # Errors
     /// [`RecordError::Size`].
@@ -86,7 +88,7 @@ impl<M: SharedMemory + Clone> Record<M> {
         let record = Self::sized(memory, key)?;
         let memory = &record.memory;
         memory.store_u64(VALID, 0, Release);
-        // What is left of an earlier session is nobody's.
+        // Data of an earlier session are obsolete.
         let _ = memory.fill(8, record.key.record_len().saturating_sub(8), 0);
         memory.store_u64(VERSION, CURRENT, Relaxed);
         memory.store_u64(KEY_WORDS, record.key.words.len() as u64, Relaxed);
@@ -96,12 +98,12 @@ impl<M: SharedMemory + Clone> Record<M> {
         Ok(record)
     }
 
-    /// Makes the record valid. From here on the session can be resumed.
+    /// Marks the record valid. From then on the session can be resumed.
     pub fn commit(&self) {
         self.memory.store_u64(VALID, 1, Release);
     }
 
-    /// The record that another process left of the session, if it is valid and belongs to it.
+    /// Opens the record that another process left of the session, if it is valid and belongs to it.
     ///
     /// # Errors
     /// A [`RecordError`]: the session is not resumed.
@@ -121,36 +123,36 @@ impl<M: SharedMemory + Clone> Record<M> {
         if same { Ok(record) } else { Err(RecordError::OtherSession) }
     }
 
-    /// The session is over, or must not be resumed.
+    /// Marks the record invalid: the session is over, or must not be resumed.
     pub fn invalidate(&self) {
         self.memory.store_u64(VALID, 0, Release);
     }
 
-    /// Records whether a flush has failed, before the guest hears of it: a successor answers every later
-    /// flush with an error too.
+    /// Records whether a flush has failed, before the guest sees the failure: a successor fails
+    /// every later flush, too.
     pub fn set_flush_failed(&self, failed: bool) {
         self.memory.store_u64(FLUSH_FAILED, failed.into(), Release);
     }
 
-    /// Whether a flush of this session has failed.
+    /// Returns whether a flush of this session has failed.
     #[must_use]
     pub fn flush_failed(&self) -> bool {
         self.memory.load_u64(FLUSH_FAILED, Acquire) != Some(0)
     }
 
-    /// Records whether pages of the guest are mapped for single requests, before any is: a successor may have
-    /// to wait until they are unmapped.
+    /// Records whether guest pages are mapped for single requests, before any is mapped: a
+    /// successor may have to wait until they are unmapped.
     pub fn set_maps_requests(&self, maps: bool) {
         self.memory.store_u64(MAPS_REQUESTS, maps.into(), Release);
     }
 
-    /// Whether pages of the guest were mapped for single requests.
+    /// Returns whether guest pages were mapped for single requests.
     #[must_use]
     pub fn maps_requests(&self) -> bool {
         self.memory.load_u64(MAPS_REQUESTS, Acquire) != Some(0)
     }
 
-    /// The memory of section number `index`.
+    /// Returns the memory of section number `index`.
     #[must_use]
     pub fn section(&self, index: usize) -> Option<Part<M>> {
         let len = *self.key.sections.get(index)?;

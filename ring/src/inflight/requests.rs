@@ -9,11 +9,11 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-/// Where `answered` is; the entries begin one cache line further.
+/// Offset of `answered`; the entries begin at the next cache line.
 const ANSWERED: usize = 0;
 const ENTRIES: usize = 64;
 
-/// Layout of an entry, in bytes.
+/// Layout of an entry: offsets in bytes.
 const STATE: usize = 0;
 const SEQUENCE: usize = 8;
 const DEATHS: usize = 16;
@@ -24,14 +24,14 @@ const SLOT: usize = RESPONSE + RESPONSE_MAX;
 /// Exclusive bound of sequence and response numbers; a larger one in a record is malformed.
 const NUMBER_MAX: u64 = 1 << 62;
 
-/// What an entry stands for.
+/// State of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EntryState {
-    /// Nothing.
+    /// Not used.
     Free,
-    /// A request that was taken and has no response yet.
+    /// Holds a request that was taken and has no response.
     InFlight,
-    /// A response with this number. The entry may be used again once `answered` is past it.
+    /// Holds a response with this number. The entry may be reused once `answered` is greater.
     Done(u64),
 }
 
@@ -54,46 +54,46 @@ impl EntryState {
     }
 }
 
-/// The record of one ring's requests, and the responses that are not published yet. As many entries as
-/// the ring has slots. (It can be cloned for a model checker, which goes on from one state in several
-/// ways; two clones must not be used side by side.)
+/// The record of one ring's requests and of the responses that are not published. It has as many
+/// entries as the ring has slots. (It can be cloned for a model checker, which continues from one
+/// state in several ways; two clones must not be used concurrently.)
 #[derive(Clone, Debug)]
 pub struct RequestLog<M> {
     memory: M,
     entries: u32,
-    /// Bytes between one entry and the next.
+    /// Distance between two entries, in bytes.
     stride: usize,
     slot_size: usize,
     response_size: usize,
-    /// The number of the next request taken.
+    /// Sequence number of the next request taken.
     sequence: u64,
-    /// The number of the next response.
+    /// Number of the next response.
     next: u64,
     free: Vec<u32>,
     /// Entries done and not published, in the order of their numbers.
     pending: VecDeque<u32>,
 }
 
-/// What a predecessor left of a ring.
+/// The resumed record of a ring.
 #[derive(Debug)]
 pub struct Resumed<M> {
-    /// The record. What was complete is pending, and goes out with the next
+    /// The record. Responses that were complete are pending, and are published by the next
     /// [`publish`](RequestLog::publish).
     pub log: RequestLog<M>,
     /// Requests to be submitted again, in the order they were taken.
     pub again: Vec<u32>,
-    /// Requests taken and not visibly answered: for [`BackRing::resume`].
+    /// Number of requests taken whose responses are not published: for [`BackRing::resume`].
     pub taken: u32,
 }
 
 impl<M: SharedMemory> RequestLog<M> {
-    /// Bytes of a section for a ring of this layout.
+    /// Returns the size of a section for a ring of this layout, in bytes.
     #[must_use]
     pub fn section_len(layout: RingLayout) -> usize {
         stride(layout).saturating_mul(layout.slots() as usize).saturating_add(ENTRIES)
     }
 
-    /// The record of a ring that nobody has served before. `memory` is a section full of zeros.
+    /// Creates the record of a ring that no process has served. `memory` is a zeroed section.
     ///
     /// # Errors
     /// [`RecordError::Size`].
@@ -109,11 +109,11 @@ impl<M: SharedMemory> RequestLog<M> {
         Ok(log)
     }
 
-    /// The record that a predecessor left of a ring, which was attached just now and not used yet. The
-    /// predecessor's I/O is over.
+    /// Opens the record that a previous process left of a ring, which was just attached and not
+    /// used yet. The I/O of that process must have finished.
     ///
     /// # Errors
-    /// A [`RecordError`]: the session cannot go on.
+    /// A [`RecordError`]: the session cannot be resumed.
     pub fn resume<R: SharedMemory>(
         memory: M,
         ring: &BackRing<R>,
@@ -137,7 +137,7 @@ impl<M: SharedMemory> RequestLog<M> {
                 EntryState::Free | EntryState::Done(_) => log.free.push(entry),
             }
         }
-        // What is visible to the guest is never more than was complete.
+        // The guest never sees more responses than are complete.
         let visible = produced.wrapping_sub(answered as u32);
         let complete = u32::try_from(done.len()).unwrap_or(u32::MAX);
         if visible > complete || answered >= NUMBER_MAX {
@@ -158,7 +158,7 @@ impl<M: SharedMemory> RequestLog<M> {
                 return Err(RecordError::Gap);
             }
         }
-        // Before any entry is used again: those below it count as free from here on.
+        // This store precedes the reuse of any entry: those below it count as free from then on.
         log.memory.store_u64(ANSWERED, first, Release);
         let again: Vec<u32> = again.into_iter().map(|(_, entry)| entry).collect();
         let taken = log.entries.saturating_sub(log.free());
@@ -184,27 +184,28 @@ impl<M: SharedMemory> RequestLog<M> {
         })
     }
 
-    /// Number of entries.
+    /// Returns the number of entries.
     #[must_use]
     pub fn entries(&self) -> u32 {
         self.entries
     }
 
-    /// Entries that are free: requests that can be taken before a response is published.
+    /// Returns the number of free entries: requests that can be taken before a response is
+    /// published.
     #[must_use]
     pub fn free(&self) -> u32 {
         u32::try_from(self.free.len()).unwrap_or(u32::MAX)
     }
 
-    /// Requests taken and not complete.
+    /// Returns the number of requests taken and not complete.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         let idle = self.free.len().saturating_add(self.pending.len());
         (self.entries as usize).saturating_sub(idle)
     }
 
-    /// Takes the next request from the ring into an entry: its number, and the request, to be parsed
-    /// from the record. `None` when there is no request, or no free entry.
+    /// Takes the next request from the ring into an entry. Returns the entry's number and the
+    /// request, to be parsed from the record. `None` if there is no request, or no free entry.
     ///
     /// # Errors
     /// As [`BackRing::pop`].
@@ -216,7 +217,7 @@ impl<M: SharedMemory> RequestLog<M> {
         let Some(&entry) = self.free.last() else { return Ok(None) };
         let Some(slot) = ring.pop()? else { return Ok(None) };
         self.free.pop();
-        // Of a section's own size, so every store is inside.
+        // The size was validated with the section, so every store is within it.
         let copied = self.memory.write_slot(self.at(entry, SLOT), slot);
         debug_assert!(copied.is_some(), "an entry outside of its section");
         self.store(entry, SEQUENCE, self.sequence, Relaxed);
@@ -226,13 +227,13 @@ impl<M: SharedMemory> RequestLog<M> {
         Ok(self.request(entry).map(|slot| (entry, slot)))
     }
 
-    /// The request of an entry that is in flight, to be parsed again.
+    /// Returns the request of an entry that is in flight, to be parsed again.
     #[must_use]
     pub fn request(&self, entry: u32) -> Option<Slot<'_, M>> {
         self.memory.slot(self.at(entry, SLOT), self.slot_size)
     }
 
-    /// How many processes have ended while the request of this entry was in flight.
+    /// Returns the number of processes that ended while the request of this entry was in flight.
     #[must_use]
     pub fn deaths(&self, entry: u32) -> u64 {
         self.load(entry, DEATHS)
@@ -243,8 +244,8 @@ impl<M: SharedMemory> RequestLog<M> {
         self.store(entry, DEATHS, self.deaths(entry).saturating_add(1), Release);
     }
 
-    /// Completes a request: its data is with the guest, and nothing of it is in use any more. The
-    /// response is private until [`publish`](Self::publish).
+    /// Completes a request: its data is in the guest's memory, and none of its memory is in use.
+    /// The response is private until [`publish`](Self::publish).
     #[inline]
     pub fn complete(&mut self, entry: u32, response: &[u8]) {
         debug_assert_eq!(self.state(entry), Some(EntryState::InFlight), "completed twice");
@@ -255,14 +256,14 @@ impl<M: SharedMemory> RequestLog<M> {
         self.pending.push_back(entry);
     }
 
-    /// Whether there are responses to publish.
+    /// Returns whether there are responses to publish.
     #[must_use]
     pub fn has_pending(&self) -> bool {
         !self.pending.is_empty()
     }
 
-    /// Writes all responses that are complete to the ring, shows them to the frontend, and records
-    /// that; tells whether the frontend must be notified. There is no system call in between.
+    /// Writes all complete responses to the ring, publishes them, and records that. Returns whether
+    /// the frontend must be notified. Makes no system call.
     #[inline]
     #[must_use = "a frontend that asked to be notified sleeps until it is"]
     pub fn publish<R: SharedMemory>(&mut self, ring: &mut BackRing<R>) -> bool {
@@ -278,12 +279,12 @@ impl<M: SharedMemory> RequestLog<M> {
         }
         let notify = ring.publish();
         self.memory.store_u64(ANSWERED, self.next, Release);
-        // The entry used last is the one whose bytes are in the cache.
+        // The entry used last is reused first: its bytes are in the cache.
         self.free.extend(self.pending.drain(..));
         notify
     }
 
-    /// What an entry stands for; `None` if it holds no state at all.
+    /// Returns the state of an entry; `None` if it holds no valid state.
     #[must_use]
     pub fn state(&self, entry: u32) -> Option<EntryState> {
         EntryState::from_word(self.load(entry, STATE))
@@ -307,7 +308,7 @@ impl<M: SharedMemory> RequestLog<M> {
     }
 }
 
-/// Bytes of one entry: whole cache lines.
+/// Returns the size of one entry in bytes: whole cache lines.
 fn stride(layout: RingLayout) -> usize {
     SLOT.saturating_add(layout.slot_size()).next_multiple_of(64)
 }

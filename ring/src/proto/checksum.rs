@@ -1,22 +1,22 @@
-//! Where a frame's transport checksum stands, and how it is made and checked (RFC 1071).
+//! Location, computation and verification of a frame's transport checksum (RFC 1071).
 //!
-//! netif's flags say only *that* a TCP or UDP checksum is left blank (`csum_blank`: the field holds
-//! the sum of the pseudo-header, and somebody must add the rest), not *where* it is. Whoever
-//! receives such a frame finds out here, from a private copy of the frame.
+//! netif's flags tell only *that* a TCP or UDP checksum is left blank (`csum_blank`: the field
+//! holds the sum of the pseudo-header, and the receiver must complete it), not *where* it is. This
+//! module finds the field, in a private copy of the frame.
 
-/// Bytes of an Ethernet header (`ETH_HLEN`).
+/// Size of an Ethernet header, in bytes (`ETH_HLEN`).
 pub const ETHERNET_HEADER: usize = 14;
 
 const VLAN_TAGS: [u16; 2] = [0x8100, 0x88a8];
 const MAX_VLAN_TAGS: usize = 2;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
-/// Extension headers followed before a packet is given up on; honest ones have a few.
+/// Maximum number of extension headers that are parsed; valid packets have a few.
 const MAX_EXTENSIONS: usize = 8;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// Which IP carries the transport; offload is negotiated for each by itself.
+/// IP version; offload is negotiated per version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IpVersion {
     /// IPv4.
@@ -26,8 +26,8 @@ pub enum IpVersion {
 }
 
 impl IpVersion {
-    /// Which IP an Ethernet frame carries, by its type, and where its header begins; `None` for
-    /// anything else.
+    /// Returns the IP version of an Ethernet frame, by its type, and the offset of the IP header;
+    /// `None` for any other frame.
     #[must_use]
     pub fn of(frame: &[u8]) -> Option<(Self, usize)> {
         let mut at = 12_usize;
@@ -47,7 +47,7 @@ impl IpVersion {
     }
 }
 
-/// Why a frame has no transport checksum that could be left to somebody else.
+/// Why a frame has no transport checksum that can be offloaded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NoTransport {
     /// Not IP.
@@ -56,26 +56,26 @@ pub enum NoTransport {
     /// IP, but neither TCP nor UDP.
     #[error("neither TCP nor UDP")]
     OtherProtocol,
-    /// A piece of a packet: its checksum covers what is in other pieces.
+    /// A fragment: its checksum covers data in other fragments.
     #[error("an IP fragment")]
     Fragment,
-    /// A length that does not fit, a header cut short, or more headers than are followed.
+    /// A length that is out of bounds, a truncated header, or too many headers.
     #[error("malformed IP packet")]
     Malformed,
 }
 
-/// The transport header of one frame. All positions are bytes from the start of the frame.
+/// The transport header of one frame. All offsets are in bytes from the start of the frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Transport {
     /// IPv4 or IPv6.
     pub version: IpVersion,
-    /// Whether it is UDP, where a checksum of 0 means that there is none; else it is TCP.
+    /// Whether the protocol is UDP, where a checksum of 0 means none; otherwise it is TCP.
     pub udp: bool,
-    /// Where the transport header begins, and the sum with it.
+    /// Offset of the transport header, where the checksummed range begins.
     pub start: usize,
-    /// Where the checksum stands, counted from `start`.
+    /// Offset of the checksum field, relative to `start`.
     pub offset: usize,
-    /// Where the transport's data ends: less than the frame's length if that is padded.
+    /// End of the transport's data: less than the frame's length if that is padded.
     pub end: usize,
     /// The sum of the pseudo-header, folded.
     pub pseudo_sum: u16,
@@ -85,7 +85,7 @@ impl Transport {
     /// Finds the transport header of an Ethernet frame.
     ///
     /// # Errors
-    /// A [`NoTransport`] that says what the frame is instead.
+    /// A [`NoTransport`] with the reason.
     pub fn of(frame: &[u8]) -> Result<Self, NoTransport> {
         match IpVersion::of(frame) {
             Some((IpVersion::V4, ip)) => Self::of_ipv4(frame, ip),
@@ -94,16 +94,16 @@ impl Transport {
         }
     }
 
-    /// Leaves the checksum blank: writes the pseudo-header's sum where it stands.
+    /// Makes the checksum blank: writes the pseudo-header's sum into the field.
     ///
-    /// `frame` is the frame that this was found in.
+    /// `frame` must be the frame that was parsed.
     pub fn blank(&self, frame: &mut [u8]) {
         self.store(frame, self.pseudo_sum);
     }
 
-    /// Computes the checksum and writes it, whatever stood there.
+    /// Computes the checksum and writes it into the field.
     ///
-    /// `frame` is the frame that this was found in.
+    /// `frame` must be the frame that was parsed.
     pub fn fill(&self, frame: &mut [u8]) {
         self.store(frame, 0);
         let sum = sum(frame.get(self.start..self.end).unwrap_or_default());
@@ -111,13 +111,13 @@ impl Transport {
         self.store(frame, if checksum == 0 { 0xffff } else { checksum });
     }
 
-    /// Whether the checksum is right.
+    /// Returns whether the checksum is valid.
     ///
-    /// `frame` is the frame that this was found in.
+    /// `frame` must be the frame that was parsed.
     #[must_use]
     pub fn verify(&self, frame: &[u8]) -> bool {
         if self.udp && u16_at(frame, self.start.saturating_add(self.offset)) == Some(0) {
-            // No checksum: allowed over IPv4 only (RFC 8200, 8.1).
+            // A UDP checksum of 0 is allowed over IPv4 only (RFC 8200, 8.1).
             return self.version == IpVersion::V4;
         }
         let sum = sum(frame.get(self.start..self.end).unwrap_or_default());
@@ -141,7 +141,7 @@ impl Transport {
         if first >> 4 != 4 || header_len < 20 || total < header_len || end > frame.len() {
             return Err(bad);
         }
-        // More fragments, or not the first one.
+        // A fragment: more follow, or it is not the first.
         if u16::from_be_bytes([f0, f1]) & 0x3fff != 0 {
             return Err(NoTransport::Fragment);
         }
@@ -169,8 +169,8 @@ impl Transport {
         for _ in 0..MAX_EXTENSIONS {
             let unit = match next {
                 HOP_BY_HOP | DESTINATION => 8_usize,
-                // The pseudo-header is to have the final destination, which stands in the header
-                // only when no segment is left (RFC 8200, 8.1).
+                // The pseudo-header contains the final destination, which is in the IPv6 header
+                // only if no segments are left (RFC 8200, 8.1).
                 ROUTING if frame.get(start.saturating_add(3)) == Some(&0) => 8,
                 ROUTING => return Err(bad),
                 AUTHENTICATION => 4,
@@ -179,7 +179,7 @@ impl Transport {
             };
             let extension = frame.get(start..end).and_then(|h| h.first_chunk::<2>()).ok_or(bad)?;
             let [then, units] = *extension;
-            // In units beyond the first 8 bytes, whatever the unit.
+            // The length does not include the first 8 bytes, whatever its unit.
             let units = usize::from(units).saturating_mul(unit);
             start = start.saturating_add(8).saturating_add(units);
             next = then;
@@ -209,9 +209,9 @@ impl Transport {
     }
 }
 
-/// Completes a checksum whose place is known though its protocol may not be: adds up everything
-/// from `start` to the end of the frame, with what stands at `start + offset`, and writes the
-/// result there. Answers `false`, and changes nothing, when that is outside the frame.
+/// Completes a checksum whose offset is known although its protocol may not be: sums all bytes from
+/// `start` to the end of the frame, including the field at `start + offset`, and writes the result
+/// there. Returns `false`, and changes nothing, if the field is outside the frame.
 #[must_use]
 pub fn complete(frame: &mut [u8], start: usize, offset: usize) -> bool {
     let Some(at) = start.checked_add(offset) else { return false };
@@ -223,15 +223,15 @@ pub fn complete(frame: &mut [u8], start: usize, offset: usize) -> bool {
     true
 }
 
-/// The one's complement sum of big-endian 16-bit words, not folded; an odd last byte is a word's
-/// high half. Cannot overflow below 2⁴⁸ bytes.
+/// Returns the one's complement sum of big-endian 16-bit words, not folded; an odd last byte is the
+/// high half of a word. Cannot overflow below 2⁴⁸ bytes.
 fn sum(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<4>();
     let high = words.iter().fold(0_u64, |s, w| s.wrapping_add(u64::from(u32::from_be_bytes(*w))));
     let (pairs, odd) = rest.as_chunks::<2>();
     let pairs = pairs.iter().fold(0_u64, |s, w| s.wrapping_add(u64::from(u16::from_be_bytes(*w))));
     let odd = odd.first().map_or(0, |&b| u64::from(b) << 8);
-    // Folding is linear: a 32-bit word counts as its two halves, modulo 2¹⁶ − 1.
+    // Folding is linear: a 32-bit word is equivalent to the sum of its halves, modulo 2¹⁶ − 1.
     high.wrapping_add(pairs).wrapping_add(odd)
 }
 
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_known_udp_checksum() {
-        // Worked by hand: 192.168.0.31 → 192.168.0.30, ports 20 → 10, "Hi": checksum 0x35c5.
+        // Computed by hand: 192.168.0.31 → 192.168.0.30, ports 20 → 10, "Hi": checksum 0x35c5.
         let udp = [0, 20, 0, 10, 0, 10, 0, 0, b'H', b'i'];
         let mut frame = ipv4(UDP, &udp, 0);
         let t = Transport::of(&frame).unwrap();

@@ -1,6 +1,5 @@
 //! Wire formats, from the public headers (`xen/include/public/io/*.h`). Each is parsed from a
-//! private copy into a value that cannot be wrong in form, or refused with the reason; and
-//! emitted from such a value.
+//! private copy into a well-formed value, or rejected with a reason; and encoded from such a value.
 
 pub mod blkif;
 pub mod checksum;

@@ -1,12 +1,12 @@
-//! Memory of one process that plays the part of shared memory.
+//! Memory of one process in the role of shared memory.
 
 use super::{PAGE_SIZE, SharedMemory};
 use alloc::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use alloc::sync::Arc;
 use core::ptr::NonNull;
 
-/// Zeroed, page-aligned pages shared by the clones of one value: what two domains share, inside
-/// one process. For tests, benchmarks, the simulator, and buffers the kernel fills.
+/// Zeroed, page-aligned pages shared by the clones of one value: the shared memory of two domains
+/// inside one process. For tests, benchmarks, the simulator, and buffers that the kernel fills.
 #[derive(Clone, Debug)]
 pub struct HeapMemory(Arc<Pages>);
 
@@ -16,16 +16,16 @@ struct Pages {
     layout: Layout,
 }
 
-// SAFETY: the pages are plain memory reached only through atomics and opaque copies.
+// SAFETY: the pages are plain memory accessed only through atomics and opaque copies.
 unsafe impl Send for Pages {}
 // SAFETY: as above.
 unsafe impl Sync for Pages {}
 
 impl HeapMemory {
-    /// `count` zeroed pages of [`PAGE_SIZE`] bytes.
+    /// Allocates `count` zeroed pages of [`PAGE_SIZE`] bytes.
     ///
     /// # Panics
-    /// When `count` is 0 or the size overflows.
+    /// If `count` is 0 or the size overflows.
     #[must_use]
     pub fn pages(count: usize) -> Self {
         assert!(count > 0, "shared memory of no pages");
@@ -41,7 +41,7 @@ impl HeapMemory {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: allocated in `pages` with this very layout, freed once.
+        // SAFETY: allocated in `pages` with this layout, freed once.
         unsafe { dealloc(self.base.as_ptr(), self.layout) }
     }
 }
@@ -58,7 +58,7 @@ unsafe impl SharedMemory for HeapMemory {
     }
 }
 
-// SAFETY: what is shared keeps its promise for as long as any of us shares it.
+// SAFETY: the shared value keeps its promise for as long as any clone exists.
 unsafe impl<M: SharedMemory + ?Sized> SharedMemory for Arc<M> {
     #[inline]
     fn base(&self) -> NonNull<u8> {

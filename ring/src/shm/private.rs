@@ -1,16 +1,17 @@
-//! Pages of our own, to copy a peer's data into and hand to the kernel.
+//! Private pages, into which a peer's data is copied and which are passed to the kernel.
 
 use super::{PAGE_SIZE, SharedMemory};
 use alloc::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use alloc::sync::Arc;
 use core::ptr::NonNull;
 
-/// A page that no peer can reach: page-aligned, zeroed when made, in private memory that is freed
-/// with the last page of its [`pool`](Self::pool). There is one value for each page and it is not
-/// `Clone`, so whoever has the value (an I/O operation, say) has the page to itself.
+/// A page that no peer can access: page-aligned, zeroed when allocated, in private memory that is
+/// freed with the last page of its [`pool`](Self::pool). There is one value for each page and it is
+/// not `Clone`, so the owner of the value (an I/O operation, for example) has exclusive access to
+/// the page.
 ///
-/// It stands in for a peer's page wherever [`SharedMemory`] does, and can besides lend its bytes:
-/// see [`bytes`](Self::bytes).
+/// It can be used in place of a peer's page as [`SharedMemory`], and can also lend its bytes: see
+/// [`bytes`](Self::bytes).
 #[derive(Debug)]
 pub struct PrivatePage {
     base: NonNull<u8>,
@@ -19,8 +20,9 @@ pub struct PrivatePage {
     slab: Arc<Slab>,
 }
 
-/// Where some pages of a [pool](PrivatePage::pool) are. It keeps them allocated and gives no access
-/// to them: for whoever tells the kernel of memory before there is an operation on it.
+/// The address range of some pages of a [pool](PrivatePage::pool). It keeps them allocated and
+/// gives no access to them: for code that registers memory with the kernel before there is an
+/// operation on it.
 #[derive(Clone, Debug)]
 pub struct PoolMemory {
     base: NonNull<u8>,
@@ -29,41 +31,42 @@ pub struct PoolMemory {
     _slab: Arc<Slab>,
 }
 
-/// Where the pages of one pool are.
+/// The memory of the pages of one pool.
 #[derive(Debug)]
 struct Slab {
     allocated: NonNull<u8>,
     layout: Layout,
-    /// How many pages there are.
+    /// Number of pages.
     pages: usize,
 }
 
-// SAFETY: plain memory, never reached through the slab itself.
+// SAFETY: plain memory, never accessed through the slab itself.
 unsafe impl Send for Slab {}
 // SAFETY: as above.
 unsafe impl Sync for Slab {}
-// SAFETY: a page is reached through the one value that owns it, with `&self` only by atomics and
+// SAFETY: a page is accessed through the one value that owns it, with `&self` only by atomics and
 // opaque copies.
 unsafe impl Send for PrivatePage {}
 // SAFETY: as above.
 unsafe impl Sync for PrivatePage {}
-// SAFETY: an address and a length; the memory is not reached through it.
+// SAFETY: an address and a length; the memory is not accessed through it.
 unsafe impl Send for PoolMemory {}
 // SAFETY: as above.
 unsafe impl Sync for PoolMemory {}
 
 impl PrivatePage {
-    /// `count` zeroed pages, one behind the other in memory and numbered from 0. A large pool takes
-    /// memory from the system only as its pages are first used.
+    /// Allocates `count` zeroed pages, contiguous in memory and numbered from 0. The system commits
+    /// memory of a large pool only when its pages are first used.
     ///
     /// # Panics
-    /// When `count` pages are more bytes than there are addresses.
+    /// If the size of `count` pages overflows.
     pub fn pool(count: usize) -> impl ExactSizeIterator<Item = Self> {
         let bytes = count.checked_add(1).and_then(|pages| pages.checked_mul(PAGE_SIZE));
         let layout = bytes.and_then(|bytes| Layout::from_size_align(bytes, 16).ok());
         let layout = layout.expect("size overflows");
-        // Not allocated at the alignment of a page: allocators zero that by hand, all of it, while
-        // memory of the ordinary alignment comes zeroed from the system. One page more makes room.
+        // Not allocated with page alignment: allocators zero such memory explicitly, all of it,
+        // while memory of the ordinary alignment comes zeroed from the system. One more page makes
+        // room to align it.
         // SAFETY: the layout's size is not zero.
         let Some(allocated) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
             handle_alloc_error(layout)
@@ -80,31 +83,32 @@ impl PrivatePage {
         })
     }
 
-    /// Which page of its pool it is.
+    /// Returns the page's number in its pool.
     #[inline]
     #[must_use]
     pub fn number(&self) -> usize {
         self.number as usize
     }
 
-    /// Where this page and those that follow it are, `count` in all; `None` if the pool has not so
-    /// many.
+    /// Returns the address range of this page and those that follow it, `count` in all; `None` if
+    /// the pool does not have that many.
     #[must_use]
     pub fn stretch(&self, count: usize) -> Option<PoolMemory> {
         let fits = self.number().checked_add(count).is_some_and(|end| end <= self.slab.pages);
-        // Inside the allocation, so it does not overflow.
+        // Within the allocation, so it does not overflow.
         let len = count.wrapping_mul(PAGE_SIZE);
         fits.then(|| PoolMemory { base: self.base, len, _slab: Arc::clone(&self.slab) })
     }
 
-    /// The page's bytes, lent exclusively: also to read them, since whoever shares the value can
-    /// write to them.
+    /// Returns the page's bytes, borrowed exclusively: reading requires it, too, because any code
+    /// that shares the value can write to them.
     #[inline]
     pub fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the page is initialised, inside the slab this keeps alive, and this value's alone
-        // (see `pool`). All access is through this value: for the length of the borrow by the slice
-        // only. The kernel may be given its address only by who owns the value ([`RawRange`]), and
-        // does not lend it meanwhile.
+        // SAFETY: the page is initialised, inside the slab that this value keeps allocated, and
+        // belongs to this value alone (see `pool`). All access is through this value: for the
+        // length of the borrow by the slice only. Only the owner of the value may pass its address
+        // to the kernel ([`RawRange`]), and the owner lends no reference until the kernel has
+        // finished.
         //
         // [`RawRange`]: super::RawRange
         unsafe { core::slice::from_raw_parts_mut(self.base.as_ptr(), PAGE_SIZE) }
@@ -112,19 +116,19 @@ impl PrivatePage {
 }
 
 impl PoolMemory {
-    /// The first byte's address: a number, not a permission.
+    /// Returns the address of the first byte: a number, not a permission.
     #[must_use]
     pub fn base(&self) -> *mut u8 {
         self.base.as_ptr()
     }
 
-    /// Length in bytes.
+    /// Returns the length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is nothing in it.
+    /// Returns whether the length is 0.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -133,13 +137,13 @@ impl PoolMemory {
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        // SAFETY: allocated in `pool` with this very layout, freed once, when no page is left.
+        // SAFETY: allocated in `pool` with this layout, freed once, when no page is left.
         unsafe { dealloc(self.allocated.as_ptr(), self.layout) }
     }
 }
 
-// SAFETY: the page is allocated until the slab is dropped, which this value keeps, and never moves;
-// the only reference to it is borrowed exclusively from this value (`bytes`).
+// SAFETY: the page is allocated until the slab is dropped, which this value keeps alive, and never
+// moves; the only reference to it is borrowed exclusively from this value (`bytes`).
 unsafe impl SharedMemory for PrivatePage {
     #[inline]
     fn base(&self) -> NonNull<u8> {

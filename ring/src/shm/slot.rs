@@ -1,13 +1,13 @@
 use super::slots::{SlotBytes, SlotRoom};
 use core::marker::PhantomData;
 
-/// More was asked of a slot than it holds: a bug of ours, not the peer's doing.
+/// An access beyond the end of a slot: a bug in this program, not caused by the peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the slot has no more bytes")]
 pub struct ShortSlot;
 
-/// One slot the peer has published, read front to back. A cursor, so that **no byte can be read
-/// twice**: what was checked is what is used (XSA-155), by construction.
+/// One slot that the peer has published, read front to back. It is a cursor, so that **no byte can
+/// be read twice**: the bytes that were validated are the bytes that are used (XSA-155).
 #[derive(Debug)]
 pub struct Slot<'a, M> {
     bytes: SlotBytes<'a>,
@@ -24,10 +24,10 @@ impl<'a, M> Slot<'a, M> {
         &mut self.bytes
     }
 
-    /// Copies the next `out.len()` bytes out.
+    /// Copies the next `out.len()` bytes.
     ///
     /// # Errors
-    /// [`ShortSlot`] when fewer are left; nothing is read then.
+    /// [`ShortSlot`] if fewer are left; nothing is read in that case.
     #[inline]
     pub fn read(&mut self, out: &mut [u8]) -> Result<(), ShortSlot> {
         self.bytes.fill(out).ok_or(ShortSlot)
@@ -36,7 +36,7 @@ impl<'a, M> Slot<'a, M> {
     /// Takes the next `N` bytes.
     ///
     /// # Errors
-    /// [`ShortSlot`] when fewer are left; nothing is read then.
+    /// [`ShortSlot`] if fewer are left; nothing is read in that case.
     #[inline(always)]
     pub fn read_array<const N: usize>(&mut self) -> Result<[u8; N], ShortSlot> {
         self.bytes.take().ok_or(ShortSlot)
@@ -45,7 +45,7 @@ impl<'a, M> Slot<'a, M> {
     /// Takes the next `N` little-endian words of 64 bits.
     ///
     /// # Errors
-    /// [`ShortSlot`] when there are fewer left; nothing is read then.
+    /// [`ShortSlot`] if fewer are left; nothing is read in that case.
     #[inline(always)]
     pub fn read_words<const N: usize>(&mut self) -> Result<[u64; N], ShortSlot> {
         Ok(self.bytes.take::<u64, N>().ok_or(ShortSlot)?.map(u64::from_le))
@@ -54,7 +54,7 @@ impl<'a, M> Slot<'a, M> {
     /// Fills `out` with the next little-endian words of 64 bits.
     ///
     /// # Errors
-    /// [`ShortSlot`] when there are fewer left; nothing is read then.
+    /// [`ShortSlot`] if fewer are left; nothing is read in that case.
     #[inline(always)]
     pub fn read_words_into(&mut self, out: &mut [u64]) -> Result<(), ShortSlot> {
         self.bytes.fill(out).ok_or(ShortSlot)?;
@@ -62,14 +62,14 @@ impl<'a, M> Slot<'a, M> {
         Ok(())
     }
 
-    /// Bytes not read yet.
+    /// Returns the number of bytes that are not read yet.
     #[must_use]
     pub fn remaining(&self) -> usize {
         self.bytes.left()
     }
 }
 
-/// One free slot, written front to back and not seen by the peer before its index is published.
+/// One free slot, written front to back; the peer sees it only after its index is published.
 #[derive(Debug)]
 pub struct SlotMut<'a, M> {
     room: SlotRoom<'a>,
@@ -85,7 +85,7 @@ impl<'a, M> SlotMut<'a, M> {
     /// Writes the next bytes.
     ///
     /// # Errors
-    /// [`ShortSlot`] when there is less room; nothing is written then.
+    /// [`ShortSlot`] if there is less room; nothing is written in that case.
     #[inline(always)]
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ShortSlot> {
         self.room.write(bytes).ok_or(ShortSlot)
@@ -94,13 +94,13 @@ impl<'a, M> SlotMut<'a, M> {
     /// Writes the next word, little-endian.
     ///
     /// # Errors
-    /// [`ShortSlot`] when there is less room; nothing is written then.
+    /// [`ShortSlot`] if there is less room; nothing is written in that case.
     #[inline(always)]
     pub fn write_word(&mut self, word: u64) -> Result<(), ShortSlot> {
         self.write(&word.to_le_bytes())
     }
 
-    /// Bytes not written yet.
+    /// Returns the number of bytes that are not written yet.
     #[must_use]
     pub fn remaining(&self) -> usize {
         self.room.left()

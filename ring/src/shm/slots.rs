@@ -1,5 +1,5 @@
-//! A ring's memory. Geometry, address and permission are looked at once, when the ring is made, so
-//! that what is left to do for each item is to mask an index and to move words.
+//! A ring's memory. Geometry, address and permission are checked once, when the ring is made, so
+//! that each item needs only index masking and copies of words.
 
 use super::words::{load_words, store_words};
 use super::{NonNull, Ordering, RawRange, Region, SharedMemory};
@@ -8,7 +8,7 @@ use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicU32;
 
-/// One of the four words at the head of a ring; the number is its offset in bytes.
+/// One of the four index words at the start of a ring; the value is its offset in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum IndexWord {
     ReqProd = 0,
@@ -25,25 +25,26 @@ pub(crate) struct RingMemory<M> {
     base: NonNull<u8>,
     /// The first slot.
     slots: NonNull<u8>,
-    /// What is left of an index in the number of a slot.
+    /// Mask that converts an index into a slot number.
     mask: u32,
     slot_size: usize,
     layout: RingLayout,
 }
 
-// SAFETY: `base` points into what `mem` owns or keeps mapped and is used only through atomics, so
-// it may go wherever `mem` may.
+// SAFETY: `base` points into memory that `mem` owns or keeps mapped and is used only through
+// atomics, so it may be sent wherever `mem` may.
 unsafe impl<M: Send> Send for RingMemory<M> {}
 // SAFETY: as above.
 unsafe impl<M: Sync> Sync for RingMemory<M> {}
 
 impl<M: SharedMemory> RingMemory<M> {
-    /// Checks that `mem` can hold a ring with slots of `slot_size` bytes and that we may write it.
+    /// Checks that `mem` can hold a ring with slots of `slot_size` bytes and that it is writable.
     pub(crate) fn new(mem: M, slot_size: usize) -> Result<Self, RingFault> {
         let bytes = mem.len();
         let fault = RingFault::Geometry { bytes, slot_size };
         let layout = RingLayout::new(bytes, slot_size).ok_or(fault)?;
-        // What every access below relies on. (`RingLayout` rounds down, so it always fits.)
+        // All accesses below rely on this check. (`RingLayout` rounds down, so the ring always
+        // fits.)
         if !mem.writable() || layout.end() > bytes {
             return Err(fault);
         }
@@ -76,27 +77,27 @@ impl<M: SharedMemory> RingMemory<M> {
         unsafe { AtomicU32::from_ptr(self.index_word(word)) }.store(value, order);
     }
 
-    /// The slot that a free-running index names, to be read.
+    /// Returns the slot of a free-running index, for reading.
     #[inline(always)]
     pub(crate) fn slot(&self, index: u32) -> SlotBytes<'_> {
         SlotBytes { at: self.slot_base(index), left: self.slot_size, memory: PhantomData }
     }
 
-    /// The slot that a free-running index names, to be written.
+    /// Returns the slot of a free-running index, for writing.
     #[inline(always)]
     pub(crate) fn slot_mut(&self, index: u32) -> SlotRoom<'_> {
         self.mem.before_store();
         SlotRoom { at: self.slot_base(index), left: self.slot_size, memory: PhantomData }
     }
 
-    /// An aligned pointer to a word inside the memory.
+    /// Returns an aligned pointer to a word inside the memory.
     #[inline(always)]
     fn index_word(&self, word: IndexWord) -> *mut u32 {
         // SAFETY: at most 12, and a ring is a page or more; `base` is aligned to 8.
         unsafe { self.base.add(word as usize) }.as_ptr().cast()
     }
 
-    /// The first byte of a slot: `slot_size` bytes from it are inside the memory.
+    /// Returns the first byte of a slot: `slot_size` bytes from it are inside the memory.
     #[inline(always)]
     fn slot_base(&self, index: u32) -> NonNull<u8> {
         let number = (index & self.mask) as usize;
@@ -106,31 +107,32 @@ impl<M: SharedMemory> RingMemory<M> {
     }
 }
 
-/// What is left to read of one slot: a cursor, so that no byte is read twice.
+/// The unread rest of one slot: a cursor, so that no byte is read twice.
 #[derive(Debug)]
 pub(crate) struct SlotBytes<'a> {
-    /// `left` bytes from it are inside the ring.
+    /// `left` bytes from here are inside the ring.
     at: NonNull<u8>,
     left: usize,
     memory: PhantomData<&'a ()>,
 }
 
 impl<'a> SlotBytes<'a> {
-    /// A range of any shared memory, which the borrow keeps.
+    /// Returns a range of any shared memory, which the borrow keeps alive.
     #[inline(always)]
     pub(super) fn of(mem: &'a impl SharedMemory, offset: usize, len: usize) -> Option<Self> {
         let range = mem.range(offset, len)?;
         Some(Self { at: range.addr, left: range.len, memory: PhantomData })
     }
 
-    /// Copies all that is left to a writable range of the same length.
+    /// Copies the unread rest to a writable range of the same length.
     #[inline(always)]
     pub(super) fn move_to(&mut self, to: RawRange) {
         debug_assert_eq!(self.left, to.len);
         let len = self.left.min(to.len);
         if let Some(from) = self.advance(len) {
-            // SAFETY: `advance` gave as many readable bytes, and `to` has them to write; it came from
-            // memory that the caller borrows, and ranges of two memories do not overlap.
+            // SAFETY: `advance` returned as many readable bytes, and `to` has as many writable
+            // bytes; it came from memory that the caller borrows, and ranges of two memories do not
+            // overlap.
             unsafe { load_words(from, to.as_ptr(), len) };
         }
     }
@@ -140,22 +142,22 @@ impl<'a> SlotBytes<'a> {
         self.left
     }
 
-    /// Fills `out` from the cursor, or reads nothing if there is not as much left.
+    /// Fills `out` from the cursor, or reads nothing if fewer bytes are left.
     #[inline(always)]
     pub(crate) fn fill<T: PlainWord>(&mut self, out: &mut [T]) -> Option<()> {
         let from = self.advance(size_of_val(out))?;
-        // SAFETY: `advance` gave as many readable bytes; `out` is ours alone, and any bytes make a
-        // `PlainWord`.
+        // SAFETY: `advance` returned as many readable bytes; `out` is borrowed exclusively, and any
+        // bytes make a `PlainWord`.
         unsafe { load_words(from, out.as_mut_ptr().cast(), size_of_val(out)) };
         Some(())
     }
 
-    /// Takes an array of words or bytes from the cursor, or nothing if there is not as much left.
+    /// Takes an array of words or bytes from the cursor, or nothing if fewer bytes are left.
     #[inline(always)]
     pub(crate) fn take<T: PlainWord, const N: usize>(&mut self) -> Option<[T; N]> {
         let mut out = MaybeUninit::<[T; N]>::uninit();
         let from = self.advance(size_of::<[T; N]>())?;
-        // SAFETY: `advance` gave as many readable bytes, all of `out` is written, and any bytes
+        // SAFETY: `advance` returned as many readable bytes, all of `out` is written, and any bytes
         // make a `PlainWord`.
         unsafe {
             load_words(from, out.as_mut_ptr().cast(), size_of::<[T; N]>());
@@ -163,7 +165,7 @@ impl<'a> SlotBytes<'a> {
         }
     }
 
-    /// Moves the cursor and returns where it was: `len` readable bytes.
+    /// Moves the cursor and returns its previous position: `len` readable bytes.
     #[inline(always)]
     fn advance(&mut self, len: usize) -> Option<*const u8> {
         self.left = self.left.checked_sub(len)?;
@@ -174,7 +176,7 @@ impl<'a> SlotBytes<'a> {
     }
 }
 
-/// What is left to write of one slot: a cursor, so that a peer never sees a byte change.
+/// The unwritten rest of one slot: a cursor, so that no byte is written twice.
 #[derive(Debug)]
 pub(crate) struct SlotRoom<'a> {
     at: NonNull<u8>,
@@ -188,12 +190,12 @@ impl SlotRoom<'_> {
         self.left
     }
 
-    /// Writes `from` at the cursor, or nothing if there is not as much room.
+    /// Writes `from` at the cursor, or nothing if there is less room.
     #[inline(always)]
     pub(crate) fn write(&mut self, from: &[u8]) -> Option<()> {
         self.left = self.left.checked_sub(from.len())?;
         // SAFETY: `from.len()` bytes were left, so they are inside the slot, which `RingMemory`
-        // has shown to be writable; the new cursor is at most one past it.
+        // checked to be writable; the new cursor is at most one past it.
         unsafe {
             store_words(from.as_ptr(), self.at.as_ptr(), from.len());
             self.at = self.at.add(from.len());
@@ -202,7 +204,7 @@ impl SlotRoom<'_> {
     }
 }
 
-/// Numbers: any bytes are a value.
+/// Plain numbers: every bit pattern is a value.
 ///
 /// # Safety
 /// Every pattern of `size_of::<Self>()` bytes is a value.

@@ -1,9 +1,9 @@
-//! Shared memory made of other shared memory.
+//! Shared memory composed of other shared memory.
 
 use super::{Region, SharedMemory};
 use core::ptr::NonNull;
 
-// SAFETY: what is borrowed keeps its promise and outlives the borrow.
+// SAFETY: the borrowed value keeps its promise and outlives the borrow.
 unsafe impl<M: SharedMemory + ?Sized> SharedMemory for &M {
     #[inline]
     fn base(&self) -> NonNull<u8> {
@@ -26,7 +26,7 @@ unsafe impl<M: SharedMemory + ?Sized> SharedMemory for &M {
     }
 }
 
-/// A part of some shared memory, keeping the whole alive.
+/// A part of some shared memory, which keeps the whole alive.
 #[derive(Clone, Debug)]
 pub struct Part<M> {
     whole: M,
@@ -35,7 +35,7 @@ pub struct Part<M> {
 }
 
 impl<M: SharedMemory> Part<M> {
-    /// `len` bytes from `offset`; `None` when they are not all inside or `offset` is not a
+    /// Returns `len` bytes from `offset`; `None` if they are not all inside or `offset` is not a
     /// multiple of 8.
     #[must_use]
     pub fn new(whole: M, offset: usize, len: usize) -> Option<Self> {
@@ -48,7 +48,7 @@ impl<M: SharedMemory> Part<M> {
 }
 
 // SAFETY: `new` checked that the part lies inside `whole` and keeps its alignment; all else is
-// `whole`'s promise, which lives as long as we do.
+// `whole`'s promise, and `whole` lives as long as this value.
 unsafe impl<M: SharedMemory> SharedMemory for Part<M> {
     fn base(&self) -> NonNull<u8> {
         // SAFETY: `offset + len <= whole.len()`.
@@ -69,7 +69,7 @@ unsafe impl<M: SharedMemory> SharedMemory for Part<M> {
     }
 }
 
-/// Shared memory of one of two kinds: a mapped grant or a buffer of our own, say.
+/// Shared memory of one of two kinds, for example a mapped grant or a private buffer.
 #[derive(Clone, Debug)]
 pub enum Either<A, B> {
     /// The first kind.
@@ -78,7 +78,7 @@ pub enum Either<A, B> {
     B(B),
 }
 
-// SAFETY: each arm passes on the promise of what it holds.
+// SAFETY: each variant passes on the promise of the value in it.
 unsafe impl<A: SharedMemory, B: SharedMemory> SharedMemory for Either<A, B> {
     #[inline]
     fn base(&self) -> NonNull<u8> {
@@ -113,8 +113,8 @@ unsafe impl<A: SharedMemory, B: SharedMemory> SharedMemory for Either<A, B> {
     }
 }
 
-/// Shared memory together with whatever must live as long as it is used (the count of a mapping,
-/// say), which may allow less than the memory itself does.
+/// Shared memory together with a value that must live as long as the memory is in use (a mapping's reference
+/// count, for example). It may permit less than the memory itself does.
 #[derive(Clone, Debug)]
 pub struct Guarded<M, G> {
     memory: M,
@@ -123,26 +123,27 @@ pub struct Guarded<M, G> {
 }
 
 impl<M: SharedMemory, G> Guarded<M, G> {
-    /// `memory`, and `guard` dropped with it.
+    /// Returns `memory` with a `guard` that is dropped with it.
     #[must_use]
     pub fn new(memory: M, guard: G) -> Self {
         Self { writable: memory.writable(), memory, guard }
     }
 
-    /// `memory` for reading only, and `guard` dropped with it.
+    /// Returns `memory` for reading only, with a `guard` that is dropped with it.
     #[must_use]
     pub fn read_only(memory: M, guard: G) -> Self {
         Self { memory, writable: false, guard }
     }
 
-    /// What is kept alive beside the memory.
+    /// Returns the guard.
     #[must_use]
     pub fn guard(&self) -> &G {
         &self.guard
     }
 }
 
-// SAFETY: `memory` keeps the promise and lives as long as we do; nothing is writable that was not.
+// SAFETY: `memory` keeps the promise and lives as long as this value; nothing is writable that was
+// not.
 unsafe impl<M: SharedMemory, G> SharedMemory for Guarded<M, G> {
     #[inline]
     fn base(&self) -> NonNull<u8> {

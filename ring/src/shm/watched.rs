@@ -1,12 +1,12 @@
-//! Shared memory that tells of every store.
+//! Shared memory that reports every store.
 
 use super::SharedMemory;
 use alloc::sync::Arc;
 use core::fmt;
 use core::ptr::NonNull;
 
-/// Shared memory that calls a function before each store that this crate makes to it: for tests that
-/// take a snapshot, or end a backend, at every store.
+/// Shared memory that calls a function before each store that this crate makes to it: for tests
+/// that take a snapshot, or stop a backend, at every store.
 #[derive(Clone)]
 pub struct Watched<M> {
     memory: M,
@@ -14,20 +14,21 @@ pub struct Watched<M> {
 }
 
 impl<M: SharedMemory> Watched<M> {
-    /// `memory`, with `watch` called before each store to it.
+    /// Returns `memory`, with `watch` called before each store to it.
     #[must_use]
     pub fn new(memory: M, watch: Arc<dyn Fn() + Send + Sync>) -> Self {
         Self { memory, watch }
     }
 
-    /// The memory itself, whose stores nobody watches.
+    /// Returns the memory itself, whose stores are not reported.
     #[must_use]
     pub fn inner(&self) -> &M {
         &self.memory
     }
 }
 
-// SAFETY: the memory keeps the promise and lives as long as this does; the function gets nothing of it.
+// SAFETY: the memory keeps the promise and lives as long as this value; the function gets no access
+// to it.
 unsafe impl<M: SharedMemory> SharedMemory for Watched<M> {
     fn base(&self) -> NonNull<u8> {
         self.memory.base()

@@ -1,9 +1,9 @@
-//! Moving a few words between shared and private memory.
+//! Copies a few words between shared and private memory.
 //!
-//! Of one slot no more than the whole is ever moved, so what counts is that the common lengths come
-//! out as few straight loads and stores; lengths are constants at nearly every call. How many
-//! stores matters most: each holds a place in the processor's store queue until its cache line has
-//! come over from the peer's core.
+//! At most one slot is copied at a time, so the common lengths must compile to few straight-line
+//! loads and stores; lengths are constants at nearly every call. The number of stores matters most:
+//! each occupies an entry of the processor's store queue until its cache line has arrived from the
+//! peer's core.
 //!
 //! Each byte is read or written exactly once. On x86-64 that is inline assembly, for the reason
 //! given for bulk data in the parent module; elsewhere it is relaxed atomics.
@@ -62,7 +62,7 @@ mod x86_64 {
         }
     }
 
-    /// Copies `len` bytes into shared memory; the mirror of [`load_words`].
+    /// Copies `len` bytes into shared memory; the inverse of [`load_words`].
     ///
     /// # Safety
     /// `len` bytes are readable private memory from `from` on and writable shared memory from `to`
@@ -104,8 +104,9 @@ mod x86_64 {
         }
     }
 
-    /// Moves of words of one kind at constant offsets: the functions' names, the word, its register
-    /// class, how its register is named, the instruction, and a name and offset for each word.
+    /// Copies of words of one kind at constant offsets: the functions' names, the word, its
+    /// register class, the modifier of its register, the instruction, and a name and offset for
+    /// each word.
     macro_rules! moves {
         ($load:ident, $store:ident, $word:ty, $class:ident, $register:literal, $mov:literal,
             $($name:ident $at:literal),+) => {
@@ -148,8 +149,8 @@ mod x86_64 {
     moves!(load_32, store_32, __m128i, xmm_reg, "", "movups", a 0, b 16);
     moves!(load_24, store_24, u64, reg, ":r", "mov", a 0, b 8, c 16);
     moves!(load_16, store_16, u64, reg, ":r", "mov", a 0, b 8);
-    // A netif request. Its slots are aligned to 4, so that wider words would now and then lie
-    // across two cache lines.
+    // A netif request. Its slots are aligned to 4 bytes, so wider words would sometimes cross a
+    // cache line.
     moves!(load_12, store_12, u32, reg, ":e", "mov", a 0, b 4, c 8);
     moves!(load_8, store_8, u64, reg, ":r", "mov", a 0);
     moves!(load_4, store_4, u32, reg, ":e", "mov", a 0);
@@ -188,7 +189,7 @@ mod portable {
         }
     }
 
-    /// Copies `len` bytes into shared memory; the mirror of [`load_words`].
+    /// Copies `len` bytes into shared memory; the inverse of [`load_words`].
     ///
     /// # Safety
     /// `len` bytes are readable private memory from `from` on and writable shared memory from `to`
@@ -221,7 +222,7 @@ mod portable {
 mod tests {
     use super::{load_words, portable, store_words};
 
-    /// Every length and alignment, both implementations: exactly the bytes asked for move.
+    /// Every length and alignment, both implementations: exactly the requested bytes are copied.
     #[test]
     fn exactly_the_bytes_asked_for_move() {
         let source: [u8; 160] = core::array::from_fn(|i| i as u8 ^ 0x5a);
@@ -237,7 +238,7 @@ mod tests {
                     assert_eq!(out[8..8 + len], source[offset..offset + len]);
                     let rest = [&out[..8], &out[8 + len..]].concat();
                     assert!(rest.iter().all(|b| *b == 0xee), "{len} bytes from {offset}");
-                    // And the other way round, for the alignment of what is written.
+                    // The inverse, for the alignment of the destination.
                     let mut out = [0xee; 192];
                     // SAFETY: as above.
                     unsafe { copy(source.as_ptr(), out.as_mut_ptr().add(offset), len) };

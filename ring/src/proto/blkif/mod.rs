@@ -1,12 +1,12 @@
 //! Virtual block devices (`io/blkif.h`): requests, responses, and their three ABIs.
 //!
-//! Units: every "sector" on this wire is 512 bytes, whatever `sector-size` says.
+//! Units: every "sector" in this protocol is 512 bytes, whatever `sector-size` is.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | `request` | requests, direct, indirect and of no data, read once out of their slot |
-//! | `segment` | parts of granted pages, in a slot or in pages of them |
-//! | `refusal` | why a request is refused, and what to answer |
+//! | `request` | requests (direct, indirect, without data), each read once from its slot |
+//! | `segment` | ranges of granted pages, in a slot or in indirect pages |
+//! | `refusal` | why a request is rejected, and the response to it |
 //! | this | ABIs, constants, responses |
 
 mod refusal;
@@ -19,20 +19,20 @@ pub use segment::{Indirect, Segment, Segments};
 
 use crate::shm::slot::{ShortSlot, Slot};
 
-/// Bytes in a sector of this protocol.
+/// Size of a sector of this protocol, in bytes.
 pub const SECTOR_SIZE: u32 = 512;
-/// Sectors in a page; a segment's `first`/`last` run from 0 to one less.
+/// Number of sectors in a page; a segment's `first` and `last` are less than it.
 pub const SECTORS_PER_PAGE: u8 = 8;
-/// Segments a request carries in its own slot (`BLKIF_MAX_SEGMENTS_PER_REQUEST`).
+/// Maximum number of segments in a direct request (`BLKIF_MAX_SEGMENTS_PER_REQUEST`).
 pub const MAX_SEGMENTS: usize = 11;
-/// Pages of segments an indirect request names (`BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST`).
+/// Maximum number of indirect pages of a request (`BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST`).
 pub const MAX_INDIRECT_PAGES: usize = 8;
-/// Segments in one page of them.
+/// Maximum number of segments in one indirect page.
 pub const SEGMENTS_PER_PAGE: usize = 512;
-/// Segments of an indirect request: 16 MiB.
+/// Maximum number of segments of an indirect request: 16 MiB.
 pub const MAX_INDIRECT_SEGMENTS: usize = MAX_INDIRECT_PAGES * SEGMENTS_PER_PAGE;
 
-/// How a guest's compiler laid the structs out (`protocol` in xenstore, `io/protocols.h`).
+/// Struct layout of the guest's compiler (`protocol` in xenstore, `io/protocols.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Abi {
     /// 64-bit alignment of 64-bit fields: x86-64 and ARM (`x86_64-abi`, `arm-abi`).
@@ -43,7 +43,7 @@ pub enum Abi {
 }
 
 impl Abi {
-    /// Bytes of a ring slot: the larger of request and response.
+    /// Returns the size of a ring slot, in bytes: the larger of request and response.
     #[must_use]
     pub const fn slot_size(self) -> usize {
         match self {
@@ -52,7 +52,7 @@ impl Abi {
         }
     }
 
-    /// Bytes of a response.
+    /// Returns the size of a response, in bytes.
     #[must_use]
     pub const fn response_size(self) -> usize {
         match self {
@@ -62,7 +62,7 @@ impl Abi {
     }
 }
 
-/// `BLKIF_OP_*`.
+/// Operation codes (`BLKIF_OP_*`).
 pub mod op {
     #![expect(missing_docs, reason = "each is the header's constant of the same name")]
     pub const READ: u8 = 0;
@@ -73,11 +73,10 @@ pub mod op {
     pub const INDIRECT: u8 = 6;
 }
 
-/// Flag of a discard: the old content must not be readable afterwards
-/// (`BLKIF_DISCARD_SECURE`).
+/// Flag of a discard: the discarded data must not be readable afterwards (`BLKIF_DISCARD_SECURE`).
 pub const DISCARD_SECURE: u8 = 1;
 
-/// `info` bits of a disk (`VDISK_*`).
+/// Bits of a disk's `info` key (`VDISK_*`).
 pub mod info {
     #![expect(missing_docs, reason = "each is the header's constant of the same name")]
     pub const CDROM: u32 = 1;
@@ -85,20 +84,20 @@ pub mod info {
     pub const READONLY: u32 = 4;
 }
 
-/// What became of a request (`BLKIF_RSP_*`).
+/// Status of a response (`BLKIF_RSP_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(i16)]
 pub enum Status {
-    /// It was done.
+    /// Success.
     Okay = 0,
-    /// It failed.
+    /// The request failed.
     Error = -1,
-    /// The backend does not know this operation.
+    /// The backend does not support this operation.
     NotSupported = -2,
 }
 
 impl Status {
-    /// From the wire; anything undefined is an error.
+    /// Converts a value from the wire; anything undefined is an error.
     #[must_use]
     pub const fn from_wire(status: i16) -> Self {
         match status {
@@ -122,14 +121,14 @@ fn put<const N: usize>(out: &mut [u8], words: [u64; N]) {
 pub struct Response {
     /// The request's id.
     pub id: u64,
-    /// The request's operation code; some frontends look at it, most do not.
+    /// The request's operation code; some frontends check it, most do not.
     pub op: u8,
-    /// What became of it.
+    /// The status.
     pub status: Status,
 }
 
 impl Response {
-    /// Writes the response; every byte of it is defined (XSA-216).
+    /// Writes the response; every byte of it is initialized (XSA-216).
     #[inline]
     pub fn write(self, abi: Abi, out: &mut [u8; 16]) -> &[u8] {
         let [s0, s1] = (self.status as i16).to_le_bytes();
@@ -138,10 +137,10 @@ impl Response {
         out.get(..abi.response_size()).unwrap_or_default()
     }
 
-    /// Reads a response out of its slot, once.
+    /// Reads a response from its slot, once.
     ///
     /// # Errors
-    /// None with a slot of the ABI's own size.
+    /// None with a slot of the ABI's size.
     #[inline]
     pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
         let [id] = slot.read_words()?;

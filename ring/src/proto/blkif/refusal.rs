@@ -1,37 +1,37 @@
-//! Why a request is refused, and what to answer.
+//! Why a request is rejected, and the response to it.
 
 use super::Status;
 
-/// Why a request was refused, and what to answer.
+/// A rejected request, and the response to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Refusal {
-    /// The request's id, to be echoed.
+    /// The request's id, returned in the response.
     pub id: u64,
-    /// The request's operation code, to be echoed.
+    /// The request's operation code, returned in the response.
     pub op: u8,
-    /// What to answer.
+    /// Status of the response.
     pub status: Status,
     /// Why.
     pub reason: RefusalReason,
 }
 
-/// Why a request was refused.
+/// Why a request is rejected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum RefusalReason {
-    /// An operation code nobody defined, or one this disk did not offer; an indirect request of
-    /// anything but a read or a write.
+    /// An operation code that is undefined or that this disk does not advertise; an indirect
+    /// request with an operation other than read or write.
     #[error("unknown operation")]
     UnknownOperation,
-    /// More segments than may be, or none where data must be.
+    /// More segments than the maximum, or none where data are required.
     #[error("impossible number of segments")]
     SegmentCount,
     /// A discard of no sectors.
     #[error("nothing to be done")]
     Empty,
-    /// `last` before `first`, or past the page.
+    /// `last` is less than `first`, or outside the page.
     #[error("segment outside its page")]
     SegmentBounds,
-    /// Sectors past the end of the disk.
+    /// Sectors beyond the end of the disk.
     #[error("sectors outside the disk")]
     OutOfRange,
     /// Not whole logical sectors.
@@ -40,10 +40,10 @@ pub enum RefusalReason {
     /// A write to a read-only disk.
     #[error("write to a read-only disk")]
     ReadOnly,
-    /// A data page was not granted as needed.
+    /// A data page is not granted with the required access.
     #[error("data page not granted")]
     Grant,
-    /// The disk failed.
+    /// I/O error of the image.
     #[error("input/output error of the image")]
     Engine,
 }
@@ -56,7 +56,7 @@ impl Refusal {
 }
 
 impl RefusalReason {
-    /// A short stable code for logs and counters.
+    /// Returns a short stable code for logs and counters.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {

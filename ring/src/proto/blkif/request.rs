@@ -1,4 +1,4 @@
-//! Requests, read once out of their slot.
+//! Requests, each read once from its slot.
 
 use super::{
     Abi, DISCARD_SECURE, Indirect, MAX_INDIRECT_PAGES, MAX_SEGMENTS, Refusal, RefusalReason,
@@ -7,23 +7,23 @@ use super::{
 use crate::gref::GrantRef;
 use crate::shm::slot::{ShortSlot, Slot, SlotMut};
 
-/// What a data request does.
+/// Operation of a data request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum DataOp {
-    /// Disk to guest.
+    /// Reads from the disk into guest pages.
     Read = op::READ,
-    /// Guest to disk.
+    /// Writes from guest pages to the disk.
     Write = op::WRITE,
-    /// Everything before it reaches the medium before it, and it does before anything after it.
-    /// May carry no data.
+    /// Writes as a barrier: earlier writes are on stable storage before it, and it is before later
+    /// ones. May carry no data.
     WriteBarrier = op::WRITE_BARRIER,
-    /// The write cache reaches the medium. Carries data in old frontends only.
+    /// Flushes the write cache to stable storage. Only old frontends send data with it.
     Flush = op::FLUSH_DISKCACHE,
 }
 
 impl DataOp {
-    /// From the wire; `None` for what moves no data.
+    /// Converts an operation code; `None` for operations without data.
     #[inline]
     #[must_use]
     pub const fn from_code(code: u8) -> Option<Self> {
@@ -36,52 +36,53 @@ impl DataOp {
         }
     }
 
-    /// The wire code.
+    /// Returns the operation code.
     #[must_use]
     pub const fn code(self) -> u8 {
         self as u8
     }
 }
 
-/// A request in good form. Whether its sectors exist on the disk is the backend's to check.
+/// A well-formed request. The backend must check that its sectors are within the disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Request {
-    /// Moves data, or orders it.
+    /// A read, write, barrier or flush with direct segments.
     Data {
-        /// What to do.
+        /// The operation.
         op: DataOp,
-        /// The frontend's own number for it, echoed and otherwise opaque; may repeat.
+        /// The frontend's id, returned in the response and otherwise opaque; not necessarily
+        /// unique.
         id: u64,
         /// First sector on the disk.
         sector: u64,
-        /// Where the data is; none only for a barrier or a flush.
+        /// The data; none only for a barrier or a flush.
         segments: Segments,
     },
-    /// Moves much data: the segments are in pages of their own, which nobody has looked at yet.
+    /// A large read or write, whose segments are in indirect pages and not validated yet.
     Indirect {
-        /// What to do: read or write.
+        /// The operation: read or write.
         op: DataOp,
-        /// As for data.
+        /// The frontend's id.
         id: u64,
         /// First sector on the disk.
         sector: u64,
-        /// Where the segments are.
+        /// Location of the segments.
         indirect: Indirect,
     },
-    /// The guest no longer needs these sectors.
+    /// A discard: the guest no longer needs these sectors.
     Discard {
-        /// As for data.
+        /// The frontend's id.
         id: u64,
         /// First sector on the disk.
         sector: u64,
-        /// How many.
+        /// Number of sectors.
         sectors: u64,
-        /// Whether old content must become unreadable.
+        /// Whether the discarded data must become unreadable.
         secure: bool,
     },
 }
 
-/// A request without its segments, for readers that keep one [`Segments`] for all of them.
+/// A request without its segments, for readers that reuse one [`Segments`] for all of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Head {
     /// As [`Request::Data`].
@@ -96,12 +97,12 @@ pub enum Head {
 }
 
 impl Head {
-    /// Reads one request out of its slot, each byte once, no more than it needs: its segments (none
-    /// of a discard) into `segments`, the rest into a value.
+    /// Reads one request from its slot, each byte once, and only the bytes needed: its segments
+    /// (none of a discard) into `segments`, the rest into a value.
     ///
     /// # Errors
-    /// A [`Refusal`] that says what to answer; there are no segments then. (The outer error cannot
-    /// happen with a slot of the ABI's own size.)
+    /// A [`Refusal`] with the response; there are no segments in that case. (The outer error cannot
+    /// happen with a slot of the ABI's size.)
     #[inline(always)]
     pub fn read<M>(
         slot: &mut Slot<'_, M>,
@@ -140,7 +141,7 @@ impl Head {
         Ok(Ok(Self::Data { op: data, id, sector }))
     }
 
-    /// What is not data in the slot: segments elsewhere, a discard, or an operation nobody defined.
+    /// Reads the other kinds of requests: indirect, discard, or an undefined operation.
     #[cold]
     fn read_other<M>(
         slot: &mut Slot<'_, M>,
@@ -163,7 +164,7 @@ impl Head {
         }
     }
 
-    /// What is refused is refused under the inner operation's code, as it would be answered.
+    /// A rejected request has the inner operation's code in its response, as a completed one has.
     fn read_indirect<M>(
         slot: &mut Slot<'_, M>,
         code: u8,
@@ -175,7 +176,7 @@ impl Head {
             Some(op @ (DataOp::Read | DataOp::Write)) => op,
             _ => return Ok(Err(Refusal::error(id, code, RefusalReason::UnknownOperation))),
         };
-        // The device's number, which says nothing, and padding.
+        // The device's handle, which is not needed, and padding.
         let _ = slot.read_array::<4>()?;
         let mut pages = [GrantRef::default(); MAX_INDIRECT_PAGES];
         let raw = slot.read_array::<{ 4 * MAX_INDIRECT_PAGES }>()?;
@@ -190,7 +191,7 @@ impl Head {
 }
 
 impl Request {
-    /// The frontend's number for it.
+    /// Returns the frontend's id.
     #[must_use]
     pub const fn id(&self) -> u64 {
         match self {
@@ -198,7 +199,7 @@ impl Request {
         }
     }
 
-    /// The operation that its response names.
+    /// Returns the operation code for its response.
     #[must_use]
     pub const fn op(&self) -> u8 {
         match self {
@@ -207,11 +208,11 @@ impl Request {
         }
     }
 
-    /// Reads one request out of its slot, each byte once, no more than it needs.
+    /// Reads one request from its slot, each byte once, and only the bytes needed.
     ///
     /// # Errors
-    /// A [`Refusal`] that says what to answer. (The outer error cannot happen with a slot of the
-    /// ABI's own size.)
+    /// A [`Refusal`] with the response. (The outer error cannot happen with a slot of the ABI's
+    /// size.)
     #[inline]
     pub fn read<M>(slot: &mut Slot<'_, M>, abi: Abi) -> Result<Result<Self, Refusal>, ShortSlot> {
         let mut segments = Segments::default();
@@ -226,11 +227,11 @@ impl Request {
         }))
     }
 
-    /// Writes the request into its slot as its ABI lays it out. `handle` is the device's
+    /// Writes the request into its slot in the layout of the ABI. `handle` is the device's
     /// `virtual-device` number, truncated as every frontend does.
     ///
     /// # Errors
-    /// None with a slot of the ABI's own size.
+    /// None with a slot of the ABI's size.
     #[inline]
     pub fn write_to<M>(
         &self,
@@ -241,7 +242,7 @@ impl Request {
         self.words(abi, handle, |bytes| slot.write(bytes))
     }
 
-    /// The bytes that [`write_to`](Self::write_to) writes, in a buffer.
+    /// Returns the bytes that [`write_to`](Self::write_to) writes, in a buffer.
     #[inline]
     pub fn write<'a>(&self, abi: Abi, handle: u16, out: &'a mut [u8; 112]) -> &'a [u8] {
         let mut used = 0_usize;
@@ -255,8 +256,9 @@ impl Request {
         out.get(..used).unwrap_or_default()
     }
 
-    /// Hands the request to `put` a field or two at a time, front to back. Whole words: bytes that
-    /// are stored one by one and loaded as a word soon after make the load wait.
+    /// Passes the request to `put` one or two fields at a time, front to back, as whole words.
+    /// Bytes that are stored one by one and soon loaded as a word would stall the load (store
+    /// forwarding).
     #[inline(always)]
     fn words(
         &self,
@@ -295,7 +297,7 @@ impl Request {
                 let [h0, h1] = handle.to_le_bytes();
                 put(&[h0, h1, 0, 0])?;
                 put(indirect.wire().1.map(|page| page.0.to_le_bytes()).as_flattened())?;
-                // To the struct's end.
+                // Padding to the end of the struct.
                 put(if abi == Abi::X86_64 { &[0; 4] } else { &[0; 8] })
             }
             Self::Discard { sectors, .. } => put(&sectors.to_le_bytes()),

@@ -1,4 +1,4 @@
-//! Parts of granted pages.
+//! Ranges of granted pages.
 
 use super::{
     MAX_INDIRECT_PAGES, MAX_INDIRECT_SEGMENTS, MAX_SEGMENTS, SECTOR_SIZE, SECTORS_PER_PAGE,
@@ -7,7 +7,7 @@ use super::{
 use crate::gref::GrantRef;
 use core::fmt;
 
-/// Part of one granted page: whole sectors `first..=last` of it.
+/// A range of one granted page: whole sectors `first..=last` of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Segment {
     /// The page.
@@ -19,8 +19,8 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Reads a segment of an indirect page (`struct blkif_request_segment`); `None` when its sectors
-    /// are not in order or not inside the page.
+    /// Reads a segment of an indirect page (`struct blkif_request_segment`); `None` if its sectors
+    /// are not in order or not within the page.
     #[inline]
     #[must_use]
     pub fn read(raw: [u8; 8]) -> Option<Self> {
@@ -28,50 +28,51 @@ impl Segment {
         segment.is_inside().then_some(segment)
     }
 
-    /// Its bytes in an indirect page.
+    /// Returns its bytes in an indirect page.
     #[inline]
     #[must_use]
     pub const fn write(self) -> [u8; 8] {
         self.to_wire().to_le_bytes()
     }
 
-    /// From its word on the wire, unchecked.
+    /// Decodes a segment from its word on the wire, without validation.
     #[inline]
     pub(super) const fn from_wire(raw: u64) -> Self {
         Self { gref: GrantRef(raw as u32), first: (raw >> 32) as u8, last: (raw >> 40) as u8 }
     }
 
-    /// Its word on the wire.
+    /// Returns its word on the wire.
     #[inline]
     pub(super) const fn to_wire(self) -> u64 {
         self.gref.0 as u64 | (self.first as u64) << 32 | (self.last as u64) << 40
     }
 
-    /// Whether its sectors are in order and inside the page.
+    /// Returns whether its sectors are in order and within the page.
     #[inline]
     pub(super) fn is_inside(self) -> bool {
         self.first <= self.last && self.last < SECTORS_PER_PAGE
     }
 
-    /// Byte offset of the data in its page.
+    /// Returns the offset of the data in the page, in bytes.
     #[must_use]
     pub const fn offset(self) -> usize {
         (self.first as usize).wrapping_mul(SECTOR_SIZE as usize)
     }
 
-    /// Sectors of data; 0 when inverted, which [`Request::read`](super::Request::read) refuses.
+    /// Returns the number of sectors; 0 if the range is inverted, which
+    /// [`Request::read`](super::Request::read) rejects.
     #[must_use]
     pub const fn sectors(self) -> u32 {
         (self.last as u32).wrapping_add(1).saturating_sub(self.first as u32)
     }
 
-    /// Bytes of data.
+    /// Returns the length of the data, in bytes.
     #[must_use]
     pub const fn len(self) -> usize {
         (self.sectors() as usize).wrapping_mul(SECTOR_SIZE as usize)
     }
 
-    /// Whether it covers no sector.
+    /// Returns whether it covers no sector.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.sectors() == 0
@@ -81,13 +82,13 @@ impl Segment {
 /// The segments of one request, in private memory.
 #[derive(Clone, Copy, Default)]
 pub struct Segments {
-    /// A word each, as on the wire and with whatever is there past `count`.
+    /// One word per segment, as on the wire; words from `count` on are unspecified.
     pub(super) words: [u64; MAX_SEGMENTS],
     pub(super) count: u8,
 }
 
 impl Segments {
-    /// Copies segments in; `None` for more than [`MAX_SEGMENTS`].
+    /// Copies segments; `None` for more than [`MAX_SEGMENTS`].
     #[inline]
     #[must_use]
     pub fn from_slice(from: &[Segment]) -> Option<Self> {
@@ -98,27 +99,27 @@ impl Segments {
         Some(Self { words, count: u8::try_from(from.len()).ok()? })
     }
 
-    /// The segments, in order.
+    /// Returns the segments, in order.
     #[inline]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Segment> + Clone + '_ {
         self.words().iter().map(|word| Segment::from_wire(*word))
     }
 
-    /// How many there are, at most [`MAX_SEGMENTS`].
+    /// Returns the number of segments, at most [`MAX_SEGMENTS`].
     #[inline]
     #[must_use]
     pub const fn len(&self) -> usize {
         self.count as usize
     }
 
-    /// Whether there is none.
+    /// Returns whether there is no segment.
     #[inline]
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Sectors of all segments together.
+    /// Returns the total number of sectors.
     #[inline]
     #[must_use]
     pub fn sectors(&self) -> u32 {
@@ -145,7 +146,7 @@ impl fmt::Debug for Segments {
     }
 }
 
-/// Where the segments of an indirect request are: in pages of them.
+/// Location of the segments of an indirect request: the indirect pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Indirect {
     pages: [GrantRef; MAX_INDIRECT_PAGES],
@@ -154,8 +155,8 @@ pub struct Indirect {
 }
 
 impl Indirect {
-    /// `segments` segments in as many pages as they take; `None` for no segments, too many, or
-    /// another number of pages.
+    /// Describes `segments` segments in `pages`; `None` for no segments, too many, or a number of
+    /// pages other than the one needed.
     #[must_use]
     pub fn new(segments: usize, pages: &[GrantRef]) -> Option<Self> {
         let mut all = [GrantRef::default(); MAX_INDIRECT_PAGES];
@@ -164,21 +165,21 @@ impl Indirect {
         (indirect.pages().len() == pages.len()).then_some(indirect)
     }
 
-    /// From the wire; `None` for no segments, or more than eight pages hold.
+    /// Decodes the fields of the wire; `None` for no segments, or more than eight pages hold.
     #[inline]
     pub(super) fn from_wire(segments: u16, pages: [GrantRef; MAX_INDIRECT_PAGES]) -> Option<Self> {
         let possible = 1..=MAX_INDIRECT_SEGMENTS;
         possible.contains(&usize::from(segments)).then_some(Self { pages, segments })
     }
 
-    /// How many segments there are, 1 to [`MAX_INDIRECT_SEGMENTS`].
+    /// Returns the number of segments, 1 to [`MAX_INDIRECT_SEGMENTS`].
     #[inline]
     #[must_use]
     pub const fn segments(&self) -> usize {
         self.segments as usize
     }
 
-    /// The pages they are in, and how many in each: 512 in all but the last.
+    /// Returns the pages, with the number of segments in each: 512 in all but the last.
     #[inline]
     pub fn pages(&self) -> impl ExactSizeIterator<Item = (GrantRef, usize)> + Clone + '_ {
         let pages = self.segments().div_ceil(SEGMENTS_PER_PAGE);
@@ -188,7 +189,7 @@ impl Indirect {
         })
     }
 
-    /// All eight references, those that are not used too, and how many segments.
+    /// Returns the number of segments and all eight references, including unused ones.
     pub(super) const fn wire(&self) -> (u16, &[GrantRef; MAX_INDIRECT_PAGES]) {
         (self.segments, &self.pages)
     }

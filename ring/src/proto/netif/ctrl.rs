@@ -1,20 +1,20 @@
-//! The control ring (`io/netif.h`, "Control requests"): what is too much for xenstore. One page, 128
-//! slots, one answer a request, in any order.
+//! The control ring (`io/netif.h`, "Control requests"), for requests too large or too frequent for
+//! xenstore. One page, 128 slots, one response per request, in any order.
 
 use crate::gref::GrantRef;
 use crate::shm::slot::{ShortSlot, Slot};
 use bitflags::bitflags;
 
-/// Bytes of a control slot (`xen_netif_ctrl_request`; the response is shorter).
+/// Size of a control slot, in bytes (`xen_netif_ctrl_request`; the response is shorter).
 pub const CTRL_SLOT_SIZE: usize = 16;
-/// Bytes of a control response.
+/// Size of a control response, in bytes.
 pub const CTRL_RESPONSE_SIZE: usize = 12;
-/// Bytes of an entry of a list of staging grants (`xen_netif_gref`).
+/// Size of an entry of a list of staging grants, in bytes (`xen_netif_gref`).
 pub const GREF_ENTRY_SIZE: usize = 8;
-/// Entries of such a list in one message: what fits a page.
+/// Maximum number of entries of such a list in one request: those that fit into a page.
 pub const GREF_ENTRIES_MAX: usize = 512;
 
-/// What is asked for (`XEN_NETIF_CTRL_TYPE_*`).
+/// Request types (`XEN_NETIF_CTRL_TYPE_*`).
 pub mod ctrl_type {
     #![expect(missing_docs, reason = "each is the header's constant of the same name")]
     pub const GET_HASH_FLAGS: u16 = 1;
@@ -29,42 +29,42 @@ pub mod ctrl_type {
     pub const DEL_GREF_MAPPING: u16 = 10;
 }
 
-/// No hash: the backend steers as it likes (`XEN_NETIF_CTRL_HASH_ALGORITHM_NONE`).
+/// No hash: the backend chooses the queues (`XEN_NETIF_CTRL_HASH_ALGORITHM_NONE`).
 pub const HASH_NONE: u32 = 0;
 /// The Toeplitz hash (`XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ`).
 pub const HASH_TOEPLITZ: u32 = 1;
 
 bitflags! {
-    /// Which packets are hashed (`XEN_NETIF_CTRL_HASH_TYPE_*`).
+    /// Kinds of packets to hash (`XEN_NETIF_CTRL_HASH_TYPE_*`).
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct HashTypes: u32 {
-        /// IPv4, by its addresses.
+        /// IPv4, over its addresses.
         const IPV4 = 1;
-        /// TCP over IPv4, by addresses and ports.
+        /// TCP over IPv4, over addresses and ports.
         const IPV4_TCP = 2;
-        /// IPv6, by its addresses.
+        /// IPv6, over its addresses.
         const IPV6 = 4;
-        /// TCP over IPv6, by addresses and ports.
+        /// TCP over IPv6, over addresses and ports.
         const IPV6_TCP = 8;
     }
 }
 
-/// How a request went (`XEN_NETIF_CTRL_STATUS_*`).
+/// Status of a control response (`XEN_NETIF_CTRL_STATUS_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]
 pub enum CtrlStatus {
     /// It was done.
     Success = 0,
-    /// Such requests are not served here, or not now.
+    /// The request is not supported, or not in this state.
     NotSupported = 1,
-    /// It makes no sense, or could not be carried out.
+    /// The request is invalid, or failed.
     InvalidParameter = 2,
-    /// It is larger than the backend has place for.
+    /// The request is larger than the backend's limit.
     BufferOverflow = 3,
 }
 
 impl CtrlStatus {
-    /// The status of this number.
+    /// Converts a number; `None` if it is undefined.
     #[must_use]
     pub const fn from_number(number: u32) -> Option<Self> {
         Some(match number {
@@ -76,7 +76,7 @@ impl CtrlStatus {
         })
     }
 
-    /// A short stable code for logs and counters.
+    /// Returns a short stable code for logs and counters.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -91,67 +91,68 @@ impl CtrlStatus {
 /// A control request (`struct xen_netif_ctrl_request`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CtrlRequest {
-    /// Echoed in the response.
+    /// Returned in the response.
     pub id: u16,
     /// One of [`ctrl_type`].
     pub kind: u16,
-    /// What it is about; [`CtrlRequest::ask`] says what it means.
+    /// Parameters; [`CtrlRequest::ask`] decodes them.
     pub data: [u32; 3],
 }
 
-/// What a control request asks for.
+/// A decoded control request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CtrlAsk {
-    /// Which [`HashTypes`] there are.
+    /// Gets the supported [`HashTypes`].
     GetHashFlags,
-    /// Hash these.
+    /// Sets the kinds of packets to hash.
     SetHashFlags(u32),
-    /// Hash with this key.
+    /// Sets the hash key.
     SetHashKey {
-        /// The page that begins with it.
+        /// The page that starts with the key.
         page: GrantRef,
-        /// Its bytes.
+        /// Length of the key, in bytes.
         len: u32,
     },
-    /// How many entries the mapping may have.
+    /// Gets the maximum number of entries of the mapping.
     GetHashMappingSize,
-    /// Have a mapping of so many entries, all 0; with none, a hash counts modulo the queues.
+    /// Sets the size of the mapping, with all entries 0; with size 0, queues are selected by hash
+    /// modulo number of queues.
     SetHashMappingSize(u32),
-    /// Set a part of the mapping.
+    /// Sets a part of the mapping.
     SetHashMapping {
-        /// The page that begins with the part: the number of a queue for each entry, 4 bytes each.
+        /// The page that starts with the part: a queue number of 4 bytes for each entry.
         page: GrantRef,
-        /// Its entries.
+        /// Number of entries in the part.
         len: u32,
-        /// Which entry of the mapping is the part's first.
+        /// Index of the part's first entry in the mapping.
         offset: u32,
     },
-    /// Hash so ([`HASH_NONE`], [`HASH_TOEPLITZ`]).
+    /// Sets the hash algorithm ([`HASH_NONE`], [`HASH_TOEPLITZ`]).
     SetHashAlgorithm(u32),
-    /// How many pages may stay mapped.
+    /// Gets the maximum number of pages that can stay mapped.
     GetGrefMappingSize {
-        /// For which queue.
+        /// The queue.
         queue: u32,
     },
-    /// Map these pages, and keep them mapped.
+    /// Maps these pages and keeps them mapped.
     AddGrefMapping(GrefList),
-    /// Unmap these pages.
+    /// Unmaps these pages.
     DelGrefMapping(GrefList),
 }
 
-/// A list of staging grants, which stands in a page of the frontend's.
+/// A list of staging grants, in a page of the frontend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GrefList {
-    /// For which queue.
+    /// The queue.
     pub queue: u32,
-    /// The page that begins with the list, of [`GrefEntry`].
+    /// The page that starts with the list of [`GrefEntry`].
     pub page: GrantRef,
-    /// Its entries.
+    /// Number of entries.
     pub len: u32,
 }
 
 impl CtrlRequest {
-    /// The request for this.
+    /// Encodes a request.
     #[must_use]
     pub const fn new(id: u16, ask: CtrlAsk) -> Self {
         use ctrl_type as t;
@@ -176,7 +177,7 @@ impl CtrlRequest {
         Self { id, kind, data }
     }
 
-    /// What is asked for; `None` when nobody defined such a request.
+    /// Decodes the request; `None` if its type is undefined.
     #[must_use]
     pub const fn ask(&self) -> Option<CtrlAsk> {
         use ctrl_type as t;
@@ -197,7 +198,7 @@ impl CtrlRequest {
         })
     }
 
-    /// Reads the request out of its slot, once.
+    /// Reads the request from its slot, once.
     ///
     /// # Errors
     /// None with a slot of [`CTRL_SLOT_SIZE`].
@@ -212,7 +213,7 @@ impl CtrlRequest {
         })
     }
 
-    /// The request as it stands on the wire.
+    /// Returns the request as encoded on the wire.
     #[must_use]
     pub fn to_bytes(self) -> [u8; CTRL_SLOT_SIZE] {
         let ([i0, i1], [t0, t1]) = (self.id.to_le_bytes(), self.kind.to_le_bytes());
@@ -227,16 +228,16 @@ impl CtrlRequest {
 pub struct CtrlResponse {
     /// The request's id.
     pub id: u16,
-    /// The request's kind.
+    /// The request's type.
     pub kind: u16,
-    /// A [`CtrlStatus`], as far as the other end is honest.
+    /// A [`CtrlStatus`], or an undefined value from a faulty peer.
     pub status: u32,
-    /// What was asked for.
+    /// The requested value.
     pub data: u32,
 }
 
 impl CtrlResponse {
-    /// Reads the response out of its slot, once.
+    /// Reads the response from its slot, once.
     ///
     /// # Errors
     /// None with a slot of [`CTRL_SLOT_SIZE`].
@@ -250,7 +251,7 @@ impl CtrlResponse {
         })
     }
 
-    /// The response as it stands on the wire.
+    /// Returns the response as encoded on the wire.
     #[must_use]
     pub fn to_bytes(self) -> [u8; CTRL_RESPONSE_SIZE] {
         let ([i0, i1], [t0, t1]) = (self.id.to_le_bytes(), self.kind.to_le_bytes());
@@ -264,14 +265,14 @@ impl CtrlResponse {
 pub struct GrefEntry {
     /// The page.
     pub gref: GrantRef,
-    /// It is granted for reading only (`XEN_NETIF_CTRLF_GREF_readonly`): packets are sent from it.
+    /// The page is granted read-only (`XEN_NETIF_CTRLF_GREF_readonly`): it is used for transmit.
     pub read_only: bool,
-    /// Written by the backend when it unmaps: a [`CtrlStatus`].
+    /// A [`CtrlStatus`], written by the backend when it unmaps the page.
     pub status: u16,
 }
 
 impl GrefEntry {
-    /// The entry that stands on the wire so; flags nobody defined are dropped.
+    /// Decodes an entry; undefined flags are dropped.
     #[must_use]
     pub const fn from_bytes([g0, g1, g2, g3, f0, f1, s0, s1]: [u8; GREF_ENTRY_SIZE]) -> Self {
         Self {
@@ -281,7 +282,7 @@ impl GrefEntry {
         }
     }
 
-    /// The entry as it stands on the wire.
+    /// Returns the entry as encoded on the wire.
     #[must_use]
     pub fn to_bytes(self) -> [u8; GREF_ENTRY_SIZE] {
         let [g0, g1, g2, g3] = self.gref.0.to_le_bytes();

@@ -1,7 +1,7 @@
-//! Virtual NICs (`io/netif.h`): transmit and receive rings and their extra segments, the control ring
-//! and the hash that is set up over it.
+//! Virtual NICs (`io/netif.h`): transmit and receive rings, their extra segments, the control ring,
+//! and the hash that is configured over it.
 //!
-//! "Transmit" (tx) is guest to backend, "receive" (rx) backend to guest, as in the header.
+//! "Transmit" (tx) is guest to backend, "receive" (rx) is backend to guest, as in the header.
 
 mod ctrl;
 mod toeplitz;
@@ -17,40 +17,41 @@ use crate::gref::GrantRef;
 use crate::shm::slot::{ShortSlot, Slot};
 use bitflags::bitflags;
 
-/// Bytes of a transmit slot (`netif_tx_request`; extra segments fit in it).
+/// Size of a transmit slot, in bytes (`netif_tx_request`; extra segments fit in it).
 pub const TX_SLOT_SIZE: usize = 12;
-/// Bytes of a transmit response.
+/// Size of a transmit response, in bytes.
 pub const TX_RESPONSE_SIZE: usize = 4;
-/// Bytes of a receive slot (`netif_rx_request` / `netif_rx_response`).
+/// Size of a receive slot, in bytes (`netif_rx_request` / `netif_rx_response`).
 pub const RX_SLOT_SIZE: usize = 8;
-/// Slots of one packet that every backend must accept (`XEN_NETIF_NR_SLOTS_MIN`).
+/// Number of slots of one packet that every backend must accept (`XEN_NETIF_NR_SLOTS_MIN`).
 pub const SLOTS_MIN: usize = 18;
-/// Bytes in the largest packet.
+/// Size of the largest packet, in bytes.
 pub const MAX_PACKET: usize = 65535;
 
 bitflags! {
     /// Flags of a transmit request (`NETTXF_*`).
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct TxFlags: u16 {
-        /// The transport checksum holds the pseudo-header sum only; somebody must finish it.
+        /// The transport checksum field holds only the sum of the pseudo-header; the receiver must
+        /// complete it.
         const CSUM_BLANK = 1;
-        /// The data was checked on its way in.
+        /// The data was verified when it was received.
         const DATA_VALIDATED = 2;
-        /// The packet goes on in the next slot.
+        /// The packet continues in the next slot.
         const MORE_DATA = 4;
         /// The next slot is an extra segment.
         const EXTRA_INFO = 8;
     }
 
-    /// Flags of a receive response (`NETRXF_*`). Mind that bits 0 and 1 are swapped against
+    /// Flags of a receive response (`NETRXF_*`). Bits 0 and 1 are swapped compared with
     /// [`TxFlags`].
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct RxFlags: u16 {
-        /// The data was checked, or never left this machine.
+        /// The data was verified, or never left this machine.
         const DATA_VALIDATED = 1;
-        /// The transport checksum holds the pseudo-header sum only.
+        /// The transport checksum field holds only the sum of the pseudo-header.
         const CSUM_BLANK = 2;
-        /// The packet goes on in the next slot.
+        /// The packet continues in the next slot.
         const MORE_DATA = 4;
         /// The next slot is an extra segment.
         const EXTRA_INFO = 8;
@@ -59,13 +60,13 @@ bitflags! {
     }
 }
 
-/// A slot's answer (`NETIF_RSP_*`), where it is not a byte count.
+/// Status of a response (`NETIF_RSP_*`), if it is not a byte count.
 pub mod rsp {
     #![expect(missing_docs, reason = "each is the header's constant of the same name")]
     pub const DROPPED: i16 = -2;
     pub const ERROR: i16 = -1;
     pub const OKAY: i16 = 0;
-    /// No meaning at all: the answer to an extra segment.
+    /// The response to an extra segment; it has no meaning.
     pub const NULL: i16 = 1;
 }
 
@@ -74,18 +75,19 @@ pub mod rsp {
 pub struct TxRequest {
     /// The page with the data.
     pub gref: GrantRef,
-    /// Where in the page it begins, in bytes.
+    /// Offset of the data in the page, in bytes.
     pub offset: u16,
-    /// Flags; bits nobody defined are dropped.
+    /// Flags; undefined bits are dropped.
     pub flags: TxFlags,
-    /// Echoed in the response.
+    /// Returned in the response.
     pub id: u16,
-    /// Bytes: **of the whole packet in its first slot**, of the slot itself in every later one.
+    /// Size in bytes: **of the whole packet in its first slot**, of the slot itself in every later
+    /// one.
     pub size: u16,
 }
 
 impl TxRequest {
-    /// Reads the request out of its slot, once.
+    /// Reads the request from its slot, once.
     ///
     /// # Errors
     /// None with a slot of [`TX_SLOT_SIZE`].
@@ -101,7 +103,7 @@ impl TxRequest {
         })
     }
 
-    /// The request as it stands on the wire.
+    /// Returns the request as encoded on the wire.
     #[inline]
     #[must_use]
     pub fn to_bytes(self) -> [u8; TX_SLOT_SIZE] {
@@ -124,7 +126,7 @@ pub struct TxResponse {
 }
 
 impl TxResponse {
-    /// Reads the response out of its slot, once.
+    /// Reads the response from its slot, once.
     ///
     /// # Errors
     /// None with a slot of [`TX_SLOT_SIZE`].
@@ -134,7 +136,7 @@ impl TxResponse {
         Ok(Self { id: u16::from_le_bytes([i0, i1]), status: i16::from_le_bytes([s0, s1]) })
     }
 
-    /// The response as it stands on the wire.
+    /// Returns the response as encoded on the wire.
     #[inline]
     #[must_use]
     pub fn to_bytes(self) -> [u8; TX_RESPONSE_SIZE] {
@@ -147,14 +149,14 @@ impl TxResponse {
 /// A receive request (`netif_rx_request_t`): a page for the backend to fill.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RxRequest {
-    /// Echoed in the response.
+    /// Returned in the response.
     pub id: u16,
     /// The page.
     pub gref: GrantRef,
 }
 
 impl RxRequest {
-    /// Reads the request out of its slot, once.
+    /// Reads the request from its slot, once.
     ///
     /// # Errors
     /// None with a slot of [`RX_SLOT_SIZE`].
@@ -167,7 +169,7 @@ impl RxRequest {
         })
     }
 
-    /// The request as it stands on the wire.
+    /// Returns the request as encoded on the wire.
     #[inline]
     #[must_use]
     pub fn to_bytes(self) -> [u8; RX_SLOT_SIZE] {
@@ -177,21 +179,21 @@ impl RxRequest {
     }
 }
 
-/// A receive response (`netif_rx_response_t`). It stands in the slot of the request it answers.
+/// A receive response (`netif_rx_response_t`). It is in the slot of the request that it completes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RxResponse {
     /// The request's id.
     pub id: u16,
-    /// Where in the page the data begins, in bytes.
+    /// Offset of the data in the page, in bytes.
     pub offset: u16,
-    /// Flags; bits nobody defined are dropped.
+    /// Flags; undefined bits are dropped.
     pub flags: RxFlags,
     /// Bytes in this slot, or (negative) one of [`rsp`].
     pub status: i16,
 }
 
 impl RxResponse {
-    /// Reads the response out of its slot, once.
+    /// Reads the response from its slot, once.
     ///
     /// # Errors
     /// None with a slot of [`RX_SLOT_SIZE`].
@@ -206,7 +208,7 @@ impl RxResponse {
         })
     }
 
-    /// The response as it stands on the wire.
+    /// Returns the response as encoded on the wire.
     #[inline]
     #[must_use]
     pub fn to_bytes(self) -> [u8; RX_SLOT_SIZE] {
@@ -218,47 +220,47 @@ impl RxResponse {
     }
 }
 
-/// An extra segment (`netif_extra_info_t`): 8 bytes that follow a packet's first slot.
+/// An extra segment (`netif_extra_info_t`): 8 bytes after a packet's first slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Extra {
-    /// What it carries.
+    /// The contents.
     pub kind: ExtraKind,
     /// Whether another extra segment follows (`XEN_NETIF_EXTRA_FLAG_MORE`).
     pub more: bool,
 }
 
-/// What an extra segment carries (`XEN_NETIF_EXTRA_TYPE_*`).
+/// Contents of an extra segment (`XEN_NETIF_EXTRA_TYPE_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ExtraKind {
-    /// Segmentation offload: the packet is to be cut into segments of `size` bytes of payload.
+    /// Segmentation offload: the packet is to be divided into segments of `size` bytes of payload.
     Gso {
         /// Bytes of payload per segment (MSS).
         size: u16,
-        /// What to cut.
+        /// Protocols of the packet.
         kind: GsoKind,
     },
-    /// Ask for multicast frames to this address.
+    /// Adds a multicast address to the filter.
     McastAdd([u8; 6]),
-    /// No longer ask for them.
+    /// Removes a multicast address from the filter.
     McastDel([u8; 6]),
     /// The packet's hash.
     Hash {
-        /// Which fields were hashed: a [`HashKind`], if the sender is honest.
+        /// Which fields were hashed: a [`HashKind`], or an undefined value from a faulty peer.
         kind: u8,
-        /// How (`XEN_NETIF_CTRL_HASH_ALGORITHM_*`).
+        /// The algorithm (`XEN_NETIF_CTRL_HASH_ALGORITHM_*`).
         algorithm: u8,
         /// The hash.
         value: u32,
     },
-    /// Room was left before the data (`XEN_NETIF_EXTRA_TYPE_XDP`, which Linux added; Xen's header
-    /// ends before it).
+    /// Headroom before the data (`XEN_NETIF_EXTRA_TYPE_XDP`, which Linux added; Xen's header does
+    /// not define it).
     Xdp {
-        /// How much, in bytes.
+        /// The headroom, in bytes.
         headroom: u16,
     },
 }
 
-/// What a GSO packet is cut into (`XEN_NETIF_GSO_TYPE_*`).
+/// Protocols of a GSO packet (`XEN_NETIF_GSO_TYPE_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum GsoKind {
@@ -268,16 +270,16 @@ pub enum GsoKind {
     TcpV6 = 2,
 }
 
-/// Why an extra segment is refused. Linux's netback ends the vif at each.
+/// Why an extra segment is rejected. Linux's netback closes the vif for each of these.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ExtraFault {
-    /// A type of 0 or one nobody defined.
+    /// The type is 0 or undefined.
     #[error("extra segment of unknown type {0}")]
     Type(u8),
-    /// Segments of no bytes.
+    /// The segment size is 0.
     #[error("GSO size of 0")]
     GsoSize,
-    /// A GSO type that is neither TCP over IPv4 nor over IPv6.
+    /// The GSO type is neither TCP over IPv4 nor TCP over IPv6.
     #[error("unknown GSO type {0}")]
     GsoType(u8),
 }
@@ -285,11 +287,11 @@ pub enum ExtraFault {
 const EXTRA_MORE: u8 = 1;
 
 impl Extra {
-    /// Reads an extra segment out of its slot, once.
+    /// Reads an extra segment from its slot, once.
     ///
     /// # Errors
-    /// An [`ExtraFault`] when it means nothing. (The outer error cannot happen with a slot of the
-    /// ring's own size.)
+    /// An [`ExtraFault`] if it is malformed. (The outer error cannot happen with a slot of the
+    /// ring's size.)
     pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Result<Self, ExtraFault>, ShortSlot> {
         let [kind, flags, a, b, c, d, e, f] = slot.read_array::<8>()?;
         let kind = match kind {
@@ -308,7 +310,7 @@ impl Extra {
         Ok(Ok(Self { kind, more: flags & EXTRA_MORE != 0 }))
     }
 
-    /// The segment as it stands on the wire.
+    /// Returns the segment as encoded on the wire.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 8] {
         let (kind, [a, b, c, d, e, f]) = match self.kind {

@@ -1,14 +1,14 @@
-//! The hash by which a guest has received packets steered to its queues (`io/netif.h`, "Hash types",
-//! "Hash algorithms"): Microsoft's Toeplitz hash of receive-side scaling.
+//! The hash that steers received packets to a guest's queues (`io/netif.h`, "Hash types", "Hash
+//! algorithms"): Microsoft's Toeplitz hash of receive-side scaling.
 
 use super::HashTypes;
 use crate::proto::checksum::{IpVersion, Transport};
 
-/// Bytes of the longest key: enough for the longest input, and what Linux takes.
+/// Maximum length of a key, in bytes: enough for the longest input, and Linux's limit.
 pub const HASH_KEY_MAX: usize = 40;
 
-/// Which fields of a packet were hashed (`_XEN_NETIF_CTRL_HASH_TYPE_*`: the bit's number, as an
-/// [extra segment](super::ExtraKind::Hash) names it).
+/// Which fields of a packet were hashed (`_XEN_NETIF_CTRL_HASH_TYPE_*`: the bit's number, as in an
+/// [extra segment](super::ExtraKind::Hash)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum HashKind {
@@ -22,10 +22,10 @@ pub enum HashKind {
     V6Tcp = 3,
 }
 
-/// The Toeplitz hash of `data`; a key that is too short goes on with zeroes.
+/// Returns the Toeplitz hash of `data`; a key that is too short is padded with zeroes.
 #[must_use]
 pub fn toeplitz(key: &[u8; HASH_KEY_MAX], data: &[u8]) -> u32 {
-    // The upper half is the part of the key that lies over the bits hashed next.
+    // The upper half is the part of the key that is aligned with the next input bits.
     let (first, rest) = key.split_at(8);
     let mut window = first.iter().fold(0_u64, |window, byte| window << 8 | u64::from(*byte));
     let mut rest = rest.iter();
@@ -42,8 +42,8 @@ pub fn toeplitz(key: &[u8; HASH_KEY_MAX], data: &[u8]) -> u32 {
     (hash >> 32) as u32
 }
 
-/// The hash of an Ethernet frame, by as many of its fields as `types` allows; `None` where it is of no
-/// such kind. Pieces of packets have no ports.
+/// Returns the hash of an Ethernet frame, over as many of its fields as `types` permits; `None` if
+/// no kind in `types` applies. Fragments have no ports.
 #[must_use]
 pub fn hash_frame(
     frame: &[u8],
@@ -77,7 +77,7 @@ pub fn hash_frame(
     Some((kind, toeplitz(key, input.get(..end)?)))
 }
 
-/// The ports of TCP, source first.
+/// Returns the TCP ports, source first.
 fn tcp_ports(frame: &[u8]) -> Option<[u8; 4]> {
     let transport = Transport::of(frame).ok().filter(|transport| !transport.udp)?;
     frame.get(transport.start..)?.first_chunk().copied()
