@@ -113,8 +113,8 @@ unsafe impl<A: SharedMemory, B: SharedMemory> SharedMemory for Either<A, B> {
     }
 }
 
-/// Shared memory together with a value that must live as long as the memory is in use (a mapping's reference
-/// count, for example). It may permit less than the memory itself does.
+/// Shared memory together with a value that must live as long as the memory is in use (a mapping's
+/// reference count, for example). It may permit less than the memory itself does.
 #[derive(Clone, Debug)]
 pub struct Guarded<M, G> {
     memory: M,
