@@ -2,35 +2,35 @@
 //! (`struct shared_info`, `evtchn_pending` and `evtchn_mask`: 64 words of 64 bits each on 64-bit
 //! guests, `EVTCHN_2L_NR_CHANNELS` = 4096 ports).
 //!
-//! The selector level above (`evtchn_pending_sel` of each vCPU) narrows a scan; a platform that
-//! learns the port some other way does without it.
+//! Each vCPU has a selector level above (`evtchn_pending_sel`), which narrows a scan; a platform
+//! that reports the port in another way does not need it.
 
 use crate::Port;
 use core::sync::atomic::Ordering;
 use pvio_ring::shm::{Region, SharedMemory};
 
-/// Ports of a 64-bit guest.
+/// Number of ports of a 64-bit guest.
 pub const PORTS: u32 = 4096;
-/// Bytes of the pending bits, and again of the mask bits behind them.
+/// Size of the pending bits in bytes, and of the mask bits that follow.
 const BITS: usize = 512;
-/// Bytes of shared memory a page of bits takes.
+/// Size of the bits in shared memory, in bytes.
 pub const SIZE: usize = 2 * BITS;
 
-/// The pending and mask bits of one domain, shared with whoever raises events in it.
+/// The pending and mask bits of one domain, shared with all that raise events in it.
 #[derive(Clone, Debug)]
 pub struct EventPage<M> {
     mem: M,
 }
 
 impl<M: SharedMemory> EventPage<M> {
-    /// The bits that the first [`SIZE`] bytes of `mem` hold.
+    /// Uses the bits in the first [`SIZE`] bytes of `mem`.
     #[must_use]
     pub const fn new(mem: M) -> Self {
         Self { mem }
     }
 
-    /// Marks an event pending (the sender's side), and tells whether the receiver must be woken:
-    /// only if none was pending and the port is not masked.
+    /// Marks an event pending (the sender's side). Returns whether the receiver must be woken: only
+    /// if none was pending and the port is not masked.
     #[inline]
     pub fn raise(&self, port: Port) -> bool {
         let Some((at, bit)) = place(port) else { return false };
@@ -38,18 +38,18 @@ impl<M: SharedMemory> EventPage<M> {
         before & bit == 0 && !self.masked(port)
     }
 
-    /// Takes the pending mark, and tells whether there was one.
+    /// Clears the pending bit and returns whether it was set.
     #[inline]
     pub fn take(&self, port: Port) -> bool {
         let Some((at, bit)) = place(port) else { return false };
-        // A look first: the line stays shared while nothing is pending.
+        // Read first: the cache line stays in the shared state while nothing is pending.
         if !self.pending(port) {
             return false;
         }
         self.mem.fetch_and_u64(at, !bit).unwrap_or_default() & bit != 0
     }
 
-    /// Whether an event is pending.
+    /// Returns whether an event is pending.
     #[inline]
     #[must_use]
     pub fn pending(&self, port: Port) -> bool {
@@ -57,7 +57,7 @@ impl<M: SharedMemory> EventPage<M> {
         self.mem.load_u64(at, Ordering::SeqCst).unwrap_or_default() & bit != 0
     }
 
-    /// Whether the port is masked.
+    /// Returns whether the port is masked.
     #[inline]
     #[must_use]
     pub fn masked(&self, port: Port) -> bool {
@@ -66,16 +66,17 @@ impl<M: SharedMemory> EventPage<M> {
         self.mem.load_u64(at, Ordering::SeqCst).unwrap_or(bit) & bit != 0
     }
 
-    /// Masks a port: events become pending but wake nobody.
+    /// Masks a port: events become pending but wake no waiter.
     pub fn mask(&self, port: Port) {
         if let Some((at, bit)) = place(port) {
             self.mem.fetch_or_u64(at.wrapping_add(BITS), bit);
         }
     }
 
-    /// Unmasks a port, and tells whether an event is pending that woke nobody: the caller must
-    /// then wake itself. Mask first, pending second, both sequentially consistent: a sender that
-    /// still saw the mask set its pending bit before we look.
+    /// Unmasks a port. Returns whether an event is pending for which no waiter was woken: the
+    /// caller must then wake the waiter itself. The mask is cleared first, then the pending bit
+    /// read, both sequentially consistent: a sender that still saw the mask set its pending bit
+    /// before that read.
     #[must_use = "an event that came while masked wakes nobody else"]
     pub fn unmask(&self, port: Port) -> bool {
         if let Some((at, bit)) = place(port) {
@@ -84,7 +85,7 @@ impl<M: SharedMemory> EventPage<M> {
         self.pending(port)
     }
 
-    /// Clears both bits: the port was closed, or is about to be used anew.
+    /// Clears both bits: the port was closed, or will be reused.
     pub fn clear(&self, port: Port) {
         if let Some((at, bit)) = place(port) {
             self.mem.fetch_and_u64(at, !bit);

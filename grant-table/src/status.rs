@@ -1,53 +1,53 @@
-/// What the hypervisor says of one grant operation (`GNTST_*`).
+/// Status of one grant operation (`GNTST_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, thiserror::Error)]
 #[repr(i16)]
 pub enum GrantStatus {
-    /// It was done.
+    /// Success.
     #[error("done")]
     Okay = 0,
-    /// Something undefined went wrong.
+    /// An unspecified error.
     #[error("general error")]
     GeneralError = -1,
-    /// There is no such domain.
+    /// The domain does not exist.
     #[error("no such domain")]
     BadDomain = -2,
-    /// The reference is not a grant to us.
+    /// The reference is not a grant to this domain.
     #[error("not a grant to this domain")]
     BadGrantRef = -3,
     /// The handle names no mapping.
     #[error("no such mapping")]
     BadHandle = -4,
-    /// The address is not one to map at.
+    /// The virtual address cannot be used for a mapping.
     #[error("bad virtual address")]
     BadVirtualAddress = -5,
-    /// The device address is not one to map at.
+    /// The device address cannot be used for a mapping.
     #[error("bad device address")]
     BadDeviceAddress = -6,
     /// The IOMMU has no space.
     #[error("no IOMMU space")]
     NoDeviceSpace = -7,
-    /// Not privileged enough.
+    /// Insufficient privileges.
     #[error("permission denied")]
     PermissionDenied = -8,
-    /// The page is not an ordinary one of the granting domain.
+    /// The page is not ordinary memory of the granting domain.
     #[error("bad page")]
     BadPage = -9,
-    /// A copy would cross a page.
+    /// The copy would cross a page boundary.
     #[error("copy crosses a page")]
     BadCopyArgument = -10,
     /// The address is too large.
     #[error("address too big")]
     AddressTooBig = -11,
-    /// The page is not there just now (paged out, being shared): try again.
+    /// The page is temporarily unavailable (paged out, or shared): try again.
     #[error("page not available yet")]
     Again = -12,
-    /// The table of mappings is full.
+    /// The mapping table is full.
     #[error("no space for more mappings")]
     NoSpace = -13,
 }
 
 impl GrantStatus {
-    /// From the wire; anything undefined is a general error.
+    /// Converts a value from the wire; anything undefined is a general error.
     #[must_use]
     pub const fn from_wire(status: i16) -> Self {
         match status {
@@ -68,14 +68,14 @@ impl GrantStatus {
         }
     }
 
-    /// Whether a page could not be mapped for want of room (addresses, IOMMU space, entries in a table), and
-    /// so by no fault of whoever granted it: its data can still be copied.
+    /// Returns whether a mapping failed for lack of resources (address space, IOMMU space, table
+    /// entries), which is not the granting domain's fault: the data can still be copied.
     #[must_use]
     pub const fn is_exhaustion(self) -> bool {
         matches!(self, Self::NoDeviceSpace | Self::NoSpace)
     }
 
-    /// A short stable code for logs, counters and `error` nodes.
+    /// Returns a short stable code for logs, counters and `error` nodes.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {

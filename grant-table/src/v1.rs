@@ -1,36 +1,36 @@
 //! Version 1 of the grant table: 8-byte entries `{flags: u16, domid: u16, frame: u32}`
 //! (`grant_entry_v1_t`), in pages shared between the granting domain and the hypervisor.
 //!
-//! The first four bytes of an entry change hands as one word, so that flags and domain are always
-//! seen together. The rules, from `grant_table.h`:
+//! The first four bytes of an entry are accessed as one word, so that flags and domain are always
+//! consistent. The rules, from `grant_table.h`:
 //!
 //! - **Grant**: write `frame`, then (`Release`) flags with `GTF_permit_access` and the domain.
 //! - **Use** (the hypervisor's side): check type and domain, then set `GTF_reading` or
 //!   `GTF_writing` by compare-and-exchange; clear them when the last use ends.
-//! - **End access**: by compare-and-exchange turn flags to 0, *only while neither in-use flag is
-//!   set*; otherwise the page is still in use, and the result must be respected.
+//! - **End access**: by compare-and-exchange set flags to 0, *only while neither in-use flag is
+//!   set*; otherwise the page is still in use, and must not be reused.
 
 use crate::{Access, Busy, DomId, GrantError, GrantRef, GrantStatus};
 use bitflags::bitflags;
 use core::sync::atomic::Ordering;
 use pvio_ring::shm::{Region, SharedMemory};
 
-/// Bytes per entry.
+/// Size of an entry, in bytes.
 pub const ENTRY_SIZE: usize = 8;
 
 bitflags! {
-    /// `GTF_*`.
+    /// Flags of an entry (`GTF_*`).
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct Flags: u16 {
-        /// The entry gives access to a page (type 1 of `GTF_type_mask`).
+        /// The entry grants access to a page (type 1 of `GTF_type_mask`).
         const PERMIT_ACCESS = 1;
         /// The type bits.
         const TYPE = 3;
         /// Read access only.
         const READONLY = 4;
-        /// The other domain can read it now; set by the hypervisor.
+        /// The other domain currently has read access; set by the hypervisor.
         const READING = 8;
-        /// The other domain can write it now; set by the hypervisor.
+        /// The other domain currently has write access; set by the hypervisor.
         const WRITING = 16;
     }
 }
@@ -44,13 +44,13 @@ pub struct GrantTable<M> {
 }
 
 impl<M: SharedMemory> GrantTable<M> {
-    /// The table that `mem` holds.
+    /// Uses the table in `mem`.
     #[must_use]
     pub const fn new(mem: M) -> Self {
         Self { mem }
     }
 
-    /// How many entries it has.
+    /// Returns the number of entries.
     #[must_use]
     pub fn entries(&self) -> u32 {
         u32::try_from(self.mem.len().wrapping_div(ENTRY_SIZE)).unwrap_or(u32::MAX)
@@ -59,8 +59,8 @@ impl<M: SharedMemory> GrantTable<M> {
     /// Fills a free entry (the granting domain's side).
     ///
     /// # Errors
-    /// [`GrantError::OutOfEntries`] when there is no such entry, [`GrantError::Refused`] when it
-    /// is not free.
+    /// [`GrantError::OutOfEntries`] if there is no such entry, [`GrantError::Refused`] if it is not
+    /// free.
     pub fn grant(
         &self,
         gref: GrantRef,
@@ -81,7 +81,8 @@ impl<M: SharedMemory> GrantTable<M> {
         Ok(())
     }
 
-    /// Takes an entry back (the granting domain's side). Ending what was not granted does nothing.
+    /// Revokes an entry (the granting domain's side). Has no effect on an entry that is not
+    /// granted.
     ///
     /// # Errors
     /// [`Busy`] while the other domain uses the page.
@@ -99,16 +100,17 @@ impl<M: SharedMemory> GrantTable<M> {
         }
     }
 
-    /// Marks an entry in use by `user` and returns the frame it gives access to (the hypervisor's
-    /// side). Marking it again is allowed; the caller counts its uses.
+    /// Marks an entry in use by `user` and returns the frame that it grants access to (the
+    /// hypervisor's side). An entry may be marked several times; the caller counts the uses.
     ///
     /// # Errors
-    /// [`GrantStatus::BadGrantRef`] when there is no such entry or it is no grant to `user`,
-    /// [`GrantStatus::PermissionDenied`] when it is read-only and writing is asked for.
+    /// [`GrantStatus::BadGrantRef`] if there is no such entry or it is not a grant to `user`,
+    /// [`GrantStatus::PermissionDenied`] if it is read-only and write access is requested.
     pub fn pin(&self, gref: GrantRef, user: DomId, access: Access) -> Result<u32, GrantStatus> {
         let at = self.place(gref).ok_or(GrantStatus::BadGrantRef)?;
         let mut word = self.word(at).ok_or(GrantStatus::BadGrantRef)?;
-        // The granting domain may change the entry under us; each of its changes buys one turn.
+        // The granting domain may change the entry concurrently; each change causes at most one
+        // retry.
         for _ in 0..16 {
             let (flags, domain) = split(word);
             if flags & Flags::TYPE != Flags::PERMIT_ACCESS || domain != user {
@@ -120,7 +122,7 @@ impl<M: SharedMemory> GrantTable<M> {
             let used = flags | in_use(access);
             match self.mem.compare_exchange_u32(at, word, join(used, domain)) {
                 Some(Ok(_)) => {
-                    // Fixed now: the granting domain may not change an entry in use.
+                    // Stable from here on: the granting domain may not change an entry in use.
                     let frame = self.mem.load_u32(at.wrapping_add(4), Ordering::Acquire);
                     return frame.ok_or(GrantStatus::BadGrantRef);
                 }
@@ -132,12 +134,12 @@ impl<M: SharedMemory> GrantTable<M> {
     }
 
     /// Marks an entry as no longer in use for `access` (the hypervisor's side). Write access
-    /// includes reading, so ending it clears both marks.
+    /// includes read access, so ending it clears both flags.
     pub fn unpin(&self, gref: GrantRef, access: Access) {
         let Some(at) = self.place(gref) else { return };
         let gone = in_use(access);
-        // The flags are the low half of the word in memory on a little-endian machine, which is
-        // all the wire format knows; clearing by word keeps the domain.
+        // On little-endian machines, the only ones that the ABI supports, the flags are the low
+        // half of the word; clearing bits of the whole word preserves the domain.
         let mut word = self.word(at).unwrap_or_default();
         while let Some(Err(now)) = {
             let (flags, domain) = split(word);
@@ -147,7 +149,7 @@ impl<M: SharedMemory> GrantTable<M> {
         }
     }
 
-    /// Clears the in-use marks of every entry granted to a domain that is gone.
+    /// Clears the in-use flags of every entry granted to a domain that no longer exists.
     pub fn forget_user(&self, user: DomId) {
         for gref in (0..self.entries()).map(GrantRef) {
             let Some(at) = self.place(gref) else { break };
@@ -158,7 +160,7 @@ impl<M: SharedMemory> GrantTable<M> {
         }
     }
 
-    /// The entry as it is now.
+    /// Returns the current contents of the entry.
     #[must_use]
     pub fn entry(&self, gref: GrantRef) -> Option<(Flags, DomId)> {
         self.word(self.place(gref)?).map(split)

@@ -1,5 +1,4 @@
-//! Every way to reach a peer's pages copies the same bytes and says the same of what cannot be
-//! copied.
+//! All copy policies copy the same bytes and return the same status for invalid copies.
 
 use pvio_grant_table::policy::{CachedMappings, GrantsStay, Mapped};
 use pvio_grant_table::{
@@ -12,7 +11,7 @@ use pvio_sim::{LocalDomain, LocalMachine};
 const US: DomId = DomId(0);
 const PEER: DomId = DomId(7);
 const PAGES: usize = 100;
-/// This page may only be read.
+/// This page is granted read-only.
 const READ_ONLY: usize = 5;
 
 struct World {
@@ -67,7 +66,7 @@ fn bytes_go_where_they_belong_in_batches_of_any_size_and_both_ways() {
             drop(ops);
             assert!(bufs.iter().enumerate().all(|(i, buf)| *buf == [i as u8; 96]), "{name}");
         }
-        // A batch that goes both ways, twice to one page.
+        // A batch with both directions, and two copies to one page.
         let (mut there, here) = ([0; 4], [0xee; 8]);
         let mut ops = [
             op(world.grefs[9], 0, CopyBuf::ToGrant(&here)),
@@ -84,7 +83,7 @@ fn bytes_go_where_they_belong_in_batches_of_any_size_and_both_ways() {
             got,
             [0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 9]
         );
-        // As it was, for the next.
+        // Restored for the next policy.
         for page in [9, 10] {
             world.pages.write_bytes(page * PAGE_SIZE, &[page as u8; PAGE_SIZE]).unwrap();
         }
@@ -129,11 +128,11 @@ fn what_is_kept_is_mapped_once_and_what_was_used_longest_ago_goes() {
         kept.copy(&mut ops);
         assert_eq!((ops[0].status, buf), (GrantStatus::Okay, [page as u8; 8]));
     };
-    // A kept page stays in use: its owner cannot take it back.
+    // A cached page stays in use: its owner cannot end the grant.
     let is_kept = |page: usize| world.peer.end_access(world.grefs[page]).is_err();
     (20..24).for_each(touch);
     assert_eq!(world.us.pages_mapped(), 4);
-    // One round of the clock clears the marks, and gives up the first.
+    // One round of the clock algorithm clears the marks, and evicts the first page.
     touch(24);
     assert!(!is_kept(20) && (21..25).all(is_kept));
     (21..25).filter(|page| *page != 22).for_each(touch);
@@ -142,7 +141,7 @@ fn what_is_kept_is_mapped_once_and_what_was_used_longest_ago_goes() {
     kept.forget(PEER, world.grefs[21]);
     assert!(!is_kept(21));
     assert_eq!((kept.len(), world.us.pages_mapped()), (3, 3));
-    // A page that was kept for reading is mapped anew to be written.
+    // A page that was cached read-only is mapped again for writing.
     let mut ops = [op(world.grefs[23], 0, CopyBuf::ToGrant(&[9; 8]))];
     kept.copy(&mut ops);
     assert_eq!((ops[0].status, kept.len()), (GrantStatus::Okay, 3));

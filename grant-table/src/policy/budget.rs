@@ -2,8 +2,8 @@ use alloc::sync::Arc;
 use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-/// How many pages may be kept mapped at a time, by all who share the budget. A budget may be a part of
-/// another: one for each guest, say, within one for the process.
+/// Maximum number of cached mappings, shared by several users. A budget can be a part of another
+/// one: for example one per guest, within one for the process.
 ///
 /// ```
 /// use pvio_grant_table::policy::MappingBudget;
@@ -23,37 +23,37 @@ pub struct MappingBudget {
     within: Option<Arc<Self>>,
 }
 
-/// The right to keep one page mapped. Dropping it gives it back.
+/// A permit for one cached mapping. Dropping it returns it to the budget.
 #[derive(Debug)]
 pub struct MappingPermit(Arc<MappingBudget>);
 
 impl MappingBudget {
-    /// A budget of so many pages.
+    /// Creates a budget of `most` pages.
     #[must_use]
     pub fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { used: AtomicUsize::new(0), most, within: None })
     }
 
-    /// A budget that is no limit.
+    /// Creates a budget without a limit.
     #[must_use]
     pub fn unlimited() -> Arc<Self> {
         Self::new(usize::MAX)
     }
 
-    /// A budget of so many pages that are taken out of this one too.
+    /// Creates a budget of `most` pages that also count against this one.
     #[must_use]
     pub fn part(self: &Arc<Self>, most: usize) -> Arc<Self> {
         let within = Some(Arc::clone(self));
         Arc::new(Self { used: AtomicUsize::new(0), most, within })
     }
 
-    /// Takes one page out of the budget, if there is one left, here and in what this is a part of.
+    /// Takes a permit for one page, if this budget and the one it is a part of have one left.
     #[must_use]
     pub fn take(self: &Arc<Self>) -> Option<MappingPermit> {
         let more = |used: usize| used.checked_add(1).filter(|used| *used <= self.most);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         match self.within.as_ref().map(Self::take) {
-            // The outer permit is given back with the inner one.
+            // Dropping the inner permit returns the outer one, too.
             Some(Some(outer)) => core::mem::forget(outer),
             Some(None) => {
                 self.used.fetch_sub(1, Ordering::Relaxed);
@@ -64,19 +64,19 @@ impl MappingBudget {
         Some(MappingPermit(Arc::clone(self)))
     }
 
-    /// Pages that are kept mapped now.
+    /// Returns the number of pages that are cached.
     #[must_use]
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Pages that may be kept mapped.
+    /// Returns the maximum number of pages.
     #[must_use]
     pub const fn most(&self) -> usize {
         self.most
     }
 
-    /// What this is a part of.
+    /// Returns the budget that this one is a part of.
     #[must_use]
     pub fn within(&self) -> Option<&Arc<Self>> {
         self.within.as_ref()

@@ -3,37 +3,38 @@ use crate::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStat
 use core::cell::RefCell;
 use core::fmt;
 
-/// **The peer's promise that its grants stay**: that while the session lasts, it neither ends access
-/// to a grant it has named once, nor lets that reference mean another page.
+/// **The peer's promise that its grants persist**: during the session it neither ends access to a
+/// grant that it has used once, nor reuses the reference for another page.
 ///
-/// A peer has given it only if the protocol says so and it was negotiated: blkif's
-/// `feature-persistent`, say, or netif's staging grants (`XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING`).
-/// **Linux' netfront, like nearly every other, promises nothing of the kind**: it grants a page for
-/// one packet, and the same reference means another page soon after. Kept for such a peer, a mapping
-/// is of a page that the peer believes to be its own again: packets would be read from there that it
-/// never sent, and written over whatever it keeps there now. No memory of ours is at risk, and all
-/// of the peer's data is.
+/// A peer has promised this only if the protocol defines it and it was negotiated: for example
+/// blkif's `feature-persistent`, or netif's staging grants
+/// (`XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING`). **Linux's netfront, like nearly every other, does not
+/// promise it**: it grants a page for one packet, and soon reuses the reference for another page. A
+/// cached mapping for such a peer refers to a page that the peer believes is no longer shared. The
+/// backend would read packets from it that the peer never sent, and overwrite whatever the peer
+/// stores there now. This does not endanger the backend's memory, but all of the peer's data.
 ///
-/// So there is no default and no conversion: whoever makes one of these has seen the promise.
+/// So there is no default and no conversion: the code that constructs a value has checked the
+/// negotiation.
 #[derive(Clone, Copy, Debug)]
 pub struct GrantsStay(());
 
 impl GrantsStay {
-    /// To be called only where what was negotiated says that the peer promised it.
+    /// Must be called only if the negotiated features include the peer's promise.
     #[must_use]
     pub const fn promised_by_the_peer() -> Self {
         Self(())
     }
 }
 
-/// Copies by mapping, and keeps what it has mapped, up to a number of pages: one that was not used
-/// for long (by the clock algorithm) goes when another is needed. What it keeps is unmapped
-/// when it is dropped.
+/// Copies through mappings that are cached, up to a number of pages. If the cache is full, a
+/// mapping that was not used recently is evicted (clock algorithm). Dropping the value unmaps all
+/// pages.
 ///
-/// Only for peers whose [grants stay](GrantsStay).
+/// Only for peers with [persistent grants](GrantsStay).
 pub struct CachedMappings<P: GrantMapper> {
     mapper: P,
-    /// Its time counts rounds in which every page was used.
+    /// The cache's time counts rounds of the clock algorithm.
     pages: RefCell<Keep<Page<P::Mapping>>>,
 }
 
@@ -43,28 +44,28 @@ struct Page<M> {
 }
 
 impl<P: GrantMapper> CachedMappings<P> {
-    /// Copies by what `mapper` maps, keeping up to `most` pages, at least 1.
+    /// Copies through mappings made by `mapper`, and caches up to `most` of them, at least 1.
     #[must_use]
     pub fn new(mapper: P, most: usize, _promise: GrantsStay) -> Self {
         let mut pages = Keep::new(most.max(1));
-        // Before it there is a round to have been used in last.
+        // Time 0 is reserved for entries that were not used in the first round.
         pages.set_now(1);
         Self { mapper, pages: RefCell::new(pages) }
     }
 
-    /// How many pages are mapped now.
+    /// Returns the number of cached mappings.
     #[must_use]
     pub fn len(&self) -> usize {
         self.pages.borrow().len()
     }
 
-    /// Whether nothing is mapped.
+    /// Returns whether nothing is mapped.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Unmaps a page: the peer takes its grant back.
+    /// Unmaps a page whose grant the peer revokes.
     pub fn forget(&self, domain: DomId, gref: GrantRef) {
         self.pages.borrow_mut().remove(domain, gref);
     }
@@ -84,11 +85,11 @@ impl<P: GrantMapper> GrantCopier for CachedMappings<P> {
                 through(&page.mapping, op);
                 continue;
             }
-            // By itself, so that it can be unmapped by itself.
+            // Mapped separately, so that it can be unmapped separately.
             match self.mapper.map(op.domain, &[op.gref], access) {
                 Ok(mapping) => {
                     through(&mapping, op);
-                    // Mapped before, and not for writing.
+                    // Replaces a read-only mapping of the page, if there is one.
                     pages.remove(op.domain, op.gref);
                     make_room(&mut pages);
                     let page = Page { mapping, writable: access == Access::ReadWrite };
@@ -100,7 +101,7 @@ impl<P: GrantMapper> GrantCopier for CachedMappings<P> {
     }
 }
 
-/// Gives up a page that was not used in this round; if there is none, a new one begins.
+/// Evicts a page that was not used in this round; if there is none, starts a new round.
 fn make_room<T>(pages: &mut Keep<T>) {
     if !pages.is_full() {
         return;

@@ -4,21 +4,21 @@ use core::fmt;
 
 /// No entry.
 const NONE: u32 = u32::MAX;
-/// 2 to the power of 32 by the golden ratio: spreads references that follow on each other, whatever
-/// their distance.
+/// 2³² divided by the golden ratio: distributes consecutive references evenly, whatever their
+/// stride.
 const SPREAD: u32 = 0x9E37_79B9;
 
-/// What is kept of other domains' pages, up to a number: found by who granted a page and as what,
-/// with the time it was last used. All room is taken when it is made.
+/// A cache of bounded size for data about other domains' pages. The key is the granting domain and
+/// the reference; each entry has the time of its last use. All memory is allocated at creation.
 ///
-/// A peer chooses its references, and can choose some that are found slowly; as slowly as all there
-/// is room for is looked at, and only by who serves that peer.
+/// A peer chooses its references, and can choose some with the same hash. The worst case is a scan
+/// of the whole cache, in the thread that serves that peer.
 pub struct Keep<T> {
-    /// Where the chain of entries begins for each hash; as many as a power of two.
+    /// First entry of the chain of each hash; the number of chains is a power of two.
     heads: Vec<u32>,
     entries: Vec<Entry<T>>,
     most: usize,
-    /// The entry that is looked at next for one to give up.
+    /// The entry that `retire` checks next.
     hand: usize,
     now: u32,
 }
@@ -26,17 +26,17 @@ pub struct Keep<T> {
 struct Entry<T> {
     peer: DomId,
     gref: GrantRef,
-    /// The next of the chain.
+    /// Next entry of the chain.
     next: u32,
     used: u32,
     kept: T,
 }
 
 impl<T> Keep<T> {
-    /// Room for `most`.
+    /// Creates a cache of at most `most` entries.
     ///
     /// # Panics
-    /// When `most` is no number of 31 bits.
+    /// If `most` does not fit into 31 bits.
     #[must_use]
     pub fn new(most: usize) -> Self {
         assert!(most <= i32::MAX as usize, "more than anybody has grants");
@@ -45,36 +45,37 @@ impl<T> Keep<T> {
         Self { heads: core::iter::repeat_n(NONE, heads).collect(), entries, most, hand: 0, now: 0 }
     }
 
-    /// How many there are.
+    /// Returns the number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there is no entry.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Whether there is no room for another.
+    /// Returns whether the maximum number of entries is reached.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.entries.len() >= self.most
     }
 
-    /// The time, in units of the caller's; what is used from now on is used then.
+    /// Returns the current time, in units chosen by the caller; it is the time of use of entries
+    /// accessed now.
     #[must_use]
     pub fn now(&self) -> u32 {
         self.now
     }
 
-    /// Tells the time, which never goes back.
+    /// Sets the current time, which never decreases.
     pub fn set_now(&mut self, now: u32) {
         self.now = self.now.max(now);
     }
 
-    /// What is kept of a page, which is used by that.
+    /// Returns the entry of a page, and marks it as used now.
     #[inline]
     pub fn get(&mut self, peer: DomId, gref: GrantRef) -> Option<&mut T> {
         let at = self.find(peer, gref)?;
@@ -83,10 +84,10 @@ impl<T> Keep<T> {
         Some(&mut entry.kept)
     }
 
-    /// Keeps something of a page, which is used by that.
+    /// Adds an entry for a page, and marks it as used now.
     ///
     /// # Errors
-    /// There is no room, or something of that page is here: gives it back.
+    /// Returns `kept` if the cache is full, or if the page has an entry.
     pub fn insert(&mut self, peer: DomId, gref: GrantRef, kept: T) -> Result<(), T> {
         if self.is_full() || self.find(peer, gref).is_some() {
             return Err(kept);
@@ -99,14 +100,15 @@ impl<T> Keep<T> {
         Ok(())
     }
 
-    /// Lets go of what is kept of a page.
+    /// Removes the entry of a page.
     pub fn remove(&mut self, peer: DomId, gref: GrantRef) -> Option<T> {
         let at = self.find(peer, gref)?;
         self.take(at)
     }
 
-    /// Lets go of up to `count` that were last used at `before` or earlier and that `may` go;
-    /// returns how many. Each is looked at once, beginning where this ended the last time.
+    /// Removes up to `count` entries that were last used at `before` or earlier and for which `may`
+    /// returns `true`; returns their number. Each entry is checked at most once, starting where the
+    /// previous call stopped.
     pub fn retire(&mut self, before: u32, count: usize, mut may: impl FnMut(&T) -> bool) -> usize {
         let mut gone = 0_usize;
         for _ in 0..self.entries.len() {
@@ -118,7 +120,7 @@ impl<T> Keep<T> {
             }
             let Some(entry) = self.entries.get(self.hand) else { break };
             if entry.used <= before && may(&entry.kept) {
-                // The last one comes to its place, and is looked at next.
+                // The last entry moves to this position, and is checked next.
                 drop(self.take(self.hand as u32));
                 gone = gone.saturating_add(1);
             } else {
@@ -131,7 +133,7 @@ impl<T> Keep<T> {
     #[inline]
     fn hash(&self, peer: DomId, gref: GrantRef) -> usize {
         let spread = (gref.0 ^ u32::from(peer.0).rotate_left(16)).wrapping_mul(SPREAD);
-        // The upper bits are the well mixed ones.
+        // The upper bits are the best mixed ones.
         let bits = self.heads.len().trailing_zeros();
         spread.checked_shr(32_u32.saturating_sub(bits)).unwrap_or(0) as usize
     }
@@ -148,7 +150,7 @@ impl<T> Keep<T> {
         }
     }
 
-    /// Takes an entry out; the last one comes to its place.
+    /// Removes an entry; the last one moves to its position.
     fn take(&mut self, at: u32) -> Option<T> {
         let next = self.entries.get(at as usize)?.next;
         *self.link_to(at)? = next;
@@ -159,7 +161,7 @@ impl<T> Keep<T> {
         Some(self.entries.swap_remove(at as usize).kept)
     }
 
-    /// Where an entry's place is written: its chain's head, or the entry before it.
+    /// Returns the link to an entry: the head of its chain, or the `next` of the entry before it.
     fn link_to(&mut self, place: u32) -> Option<&mut u32> {
         let entry = self.entries.get(place as usize)?;
         let hash = self.hash(entry.peer, entry.gref);
@@ -245,7 +247,8 @@ mod tests {
         assert_eq!(keep.now(), 5, "time does not go back");
         assert_eq!(keep.retire(4, 2, |_| true), 2);
         assert_eq!((keep.len(), keep.is_full()), (6, false));
-        // 0, and 7 that came to its place; then of 1, 4, 5 and 6 some that may go, and the others.
+        // Removes 0, and 7, which moved to its position; then those of 1, 4, 5 and 6 that may be
+        // removed.
         assert_eq!(keep.retire(4, 8, |gref| *gref > 4), 2);
         assert_eq!(keep.retire(4, 8, |_| true), 2);
         assert_eq!([2, 3].map(|gref| get(&mut keep, gref)), [Some(2), Some(3)]);

@@ -1,10 +1,11 @@
 use super::{access, in_page, through};
 use crate::{CopyOp, GrantCopier, GrantMapper, GrantRef, GrantStatus};
 
-/// Pages mapped together at most: this bounds what lies on the stack.
+/// Maximum number of pages mapped together: limits the stack space.
 const AT_ONCE: usize = 64;
 
-/// Copies by mapping: a batch's pages are mapped, copied from or to, and unmapped.
+/// Copies through temporary mappings: the pages of a batch are mapped, copied from or to, and
+/// unmapped.
 ///
 /// Consecutive copies of one domain in one direction are mapped together, up to 64 of them, with
 /// one [`map_each`](GrantMapper::map_each).
@@ -12,7 +13,7 @@ const AT_ONCE: usize = 64;
 pub struct Mapped<P>(P);
 
 impl<P: GrantMapper> Mapped<P> {
-    /// Copies by what `mapper` maps.
+    /// Copies through mappings made by `mapper`.
     pub const fn new(mapper: P) -> Self {
         Self(mapper)
     }

@@ -1,14 +1,14 @@
-//! Ways to reach a peer's pages, for a device that copies: each is a
-//! [`GrantCopier`](crate::GrantCopier), so that the
-//! device does not know which it has, and one can be measured against the other.
+//! Policies for copying from and to a peer's pages. Each is a [`GrantCopier`](crate::GrantCopier),
+//! so that a device is independent of the policy, and policies can be compared by measurement.
 //!
-//! | policy | what it does for a batch | costs | needs |
+//! | policy | operation per batch | cost | requirement |
 //! |---|---|---|---|
-//! | the platform itself | the hypervisor copies | per page a look-up and a copy by the hypervisor | nothing |
-//! | [`Mapped`] | maps every page, copies, unmaps them | page table changes, and flushing them from every processor | nothing |
-//! | [`CachedMappings`] | maps a page when it is first used, and keeps it | the copy | **the peer's promise**: [`GrantsStay`] |
+//! | the platform itself | the hypervisor copies | a look-up and a copy by the hypervisor per page | none |
+//! | [`Mapped`] | maps, copies, unmaps | page table changes, TLB flushes on all processors | none |
+//! | [`CachedMappings`] | maps at first use, caches | the copy | **the peer's promise**: [`GrantsStay`] |
 //!
-//! [`MappingBudget`] bounds what is kept, by a guest and by a process. [`Keep`] is what is kept, for it and for devices that do I/O to mapped pages.
+//! [`MappingBudget`] limits the number of cached mappings, per guest and per process. [`Keep`] is
+//! the cache, used here and by devices that do I/O to mapped pages.
 
 #[cfg(feature = "alloc")]
 mod budget;
@@ -29,7 +29,7 @@ pub use mapped::Mapped;
 use crate::{Access, CopyBuf, CopyOp, GrantStatus};
 use pvio_ring::shm::{PAGE_SIZE, Region, SharedMemory};
 
-/// What the mapping that a copy needs must allow.
+/// Returns the access that the mapping for a copy needs.
 const fn access(op: &CopyOp<'_>) -> Access {
     match op.with {
         CopyBuf::FromGrant(_) => Access::ReadOnly,
@@ -37,7 +37,7 @@ const fn access(op: &CopyOp<'_>) -> Access {
     }
 }
 
-/// Whether the copy stays within its page.
+/// Returns whether the copy stays within its page.
 fn in_page(op: &CopyOp<'_>) -> bool {
     let len = match &op.with {
         CopyBuf::FromGrant(to) => to.len(),
@@ -46,7 +46,7 @@ fn in_page(op: &CopyOp<'_>) -> bool {
     op.offset.checked_add(len).is_some_and(|end| end <= PAGE_SIZE)
 }
 
-/// Carries out a copy through its mapped page.
+/// Executes a copy through a mapping of its page.
 fn through<M: SharedMemory>(page: &M, op: &mut CopyOp<'_>) {
     let done = match &mut op.with {
         CopyBuf::FromGrant(to) => page.read_bytes(op.offset, to),
