@@ -109,8 +109,7 @@ impl<M: SharedMemory> GrantTable<M> {
     pub fn pin(&self, gref: GrantRef, user: DomId, access: Access) -> Result<u32, GrantStatus> {
         let at = self.place(gref).ok_or(GrantStatus::BadGrantRef)?;
         let mut word = self.word(at).ok_or(GrantStatus::BadGrantRef)?;
-        // The granting domain may change the entry concurrently; each change causes at most one
-        // retry.
+        // The granting domain may change the entry concurrently: each change costs one retry.
         for _ in 0..16 {
             let (flags, domain) = split(word);
             if flags & Flags::TYPE != Flags::PERMIT_ACCESS || domain != user {

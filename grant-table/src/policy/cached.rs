@@ -48,7 +48,7 @@ impl<P: GrantMapper> CachedMappings<P> {
     #[must_use]
     pub fn new(mapper: P, most: usize, _promise: GrantsStay) -> Self {
         let mut pages = Keep::new(most.max(1));
-        // Time 0 is reserved for entries that were not used in the first round.
+        // Starts at 1: the round before the first one is 0, and no entry was used in it.
         pages.set_now(1);
         Self { mapper, pages: RefCell::new(pages) }
     }
