@@ -1,4 +1,4 @@
-//! How many pages of guests a process keeps mapped.
+//! Budgets of cached mappings of guest pages in a process.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
@@ -9,11 +9,12 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 /// Default of `vm.max_map_count`.
 const USUAL_MAPS: usize = 65_530;
 
-/// Budgets of pages that stay mapped (persistent grants): one for the process, and in it one for each guest.
+/// Budgets of cached mappings (persistent grants): one for the process and, within it, one for each
+/// guest.
 ///
-/// On Xen each such page is a mapping of the kernel's, of which a process may have `vm.max_map_count`. The
-/// default is half of that for the process, which leaves the rest to pages mapped for single requests, rings
-/// and threads, and half of that again for each guest.
+/// On Xen each such page is a memory mapping in the kernel, and a process may have
+/// `vm.max_map_count` of these. The default is half of that for the process, which leaves the rest
+/// to pages mapped for single requests, rings and threads, and half of that again for each guest.
 #[derive(Clone, Debug)]
 pub struct MappingBudgets {
     process: Arc<MappingBudget>,
@@ -22,26 +23,27 @@ pub struct MappingBudgets {
 }
 
 impl MappingBudgets {
-    /// Budgets of `process` pages for the process and, within these, `each` pages for each guest.
+    /// Creates budgets of `process` pages for the process and, within these, `each` pages for each
+    /// guest.
     #[must_use]
     pub fn new(process: usize, each: usize) -> Self {
         Self { process: MappingBudget::new(process), each, guests: Arc::default() }
     }
 
-    /// The default, but for what is given.
+    /// Creates budgets with the default for each argument that is `None`.
     #[must_use]
     pub fn with(process: Option<usize>, each: Option<usize>) -> Self {
         let process = process.unwrap_or_else(|| most_maps() / 2);
         Self::new(process, each.unwrap_or(process / 2))
     }
 
-    /// The process's.
+    /// Returns the budget of the process.
     #[must_use]
     pub fn process(&self) -> &Arc<MappingBudget> {
         &self.process
     }
 
-    /// A guest's, for all of its disks.
+    /// Returns the budget of a guest, which all of its disks share.
     #[must_use]
     pub fn guest(&self, id: DomId) -> Arc<MappingBudget> {
         let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
@@ -56,14 +58,14 @@ impl MappingBudgets {
 }
 
 impl Default for MappingBudgets {
-    /// Those of this process, which all share that ask for no others.
+    /// Returns the default budgets of this process, which are shared by all users of the default.
     fn default() -> Self {
         static USUAL: LazyLock<MappingBudgets> = LazyLock::new(|| MappingBudgets::with(None, None));
         USUAL.clone()
     }
 }
 
-/// How many mappings this process may have.
+/// Returns the maximum number of mappings of this process.
 fn most_maps() -> usize {
     let said = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
     said.and_then(|said| said.trim().parse().ok()).unwrap_or(USUAL_MAPS)
@@ -85,7 +87,7 @@ mod tests {
         let rest: Vec<_> = core::iter::from_fn(|| other.take()).collect();
         assert_eq!((taken.len(), rest.len(), budgets.process.used()), (6, 4, 10));
         drop((taken, rest, disk, another, other));
-        // One that is gone is not remembered.
+        // The budget of a guest without disks is removed.
         let _third = budgets.guest(DomId(3));
         assert_eq!((budgets.guests.lock().unwrap().len(), budgets.process.used()), (1, 0));
     }

@@ -1,4 +1,4 @@
-//! Serving vbds from images, a thread per queue: what a driver domain does.
+//! Serves vbds from disk images, with one thread per queue, as a driver domain does.
 
 mod fence;
 mod opening;
@@ -40,12 +40,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// Limits that disks share by name, for all disks of a driver domain.
+/// Named limits that the disks of a driver domain can share.
 #[derive(Clone, Debug, Default)]
 pub struct Groups(Arc<Mutex<BTreeMap<String, Weak<Throttles>>>>);
 
 impl Groups {
-    /// The limits of that name: those that other disks have, or new ones, without any limit yet.
+    /// Returns the limits of that name: those that other disks use, or new ones, initially
+    /// unlimited.
     #[must_use]
     pub fn named(&self, name: &str) -> Arc<Throttles> {
         let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -59,9 +60,9 @@ impl Groups {
     }
 }
 
-/// Serves a vbd from whatever its `params` name.
+/// Serves a vbd from the disk image that its `params` name.
 pub struct ImageServer {
-    /// For what a disk's own words do not say.
+    /// Options for which the disk has no setting of its own.
     usual: DiskOptions,
     groups: Groups,
     budgets: MappingBudgets,
@@ -69,23 +70,23 @@ pub struct ImageServer {
     records: Option<RecordDir>,
     /// Whether pages that an earlier process mapped for single requests may still be mapped.
     mapped_before: bool,
-    /// The disk whose fence there is.
+    /// The disk whose fence exists.
     fenced: Option<String>,
-    /// What holds, once it is known.
+    /// The disk's definition in effect, once it is known.
     disk: Option<Disk>,
     open: Option<Open>,
-    /// What is being opened, and what it will be.
+    /// The disk being opened, and its definition.
     pending: Option<(Pending, Disk)>,
     closing: Option<Closing>,
-    /// How often the image's size could not be found out, and a record not be removed.
+    /// Counters of failures to determine the image's size, and to remove a record.
     unsized_images: Arc<LogLimit>,
     records_left: Arc<LogLimit>,
 }
 
-/// A disk that is open, and what can be changed of it.
+/// An open disk and its settings that can change at runtime.
 struct Open {
     image: Arc<Image>,
-    /// It is a raw file or a block device, which anybody may make larger.
+    /// Whether it is a raw file or a block device, whose size may change at any time.
     grows: bool,
     size: ImageSize,
     share: Arc<SharedLimit>,
@@ -93,14 +94,13 @@ struct Open {
 }
 
 impl ImageServer {
-    /// `wake` is called, by any thread, when something is over that the driver waits for, or a worker
-    /// ended by itself: step the driver then.
+    /// Creates a server. `wake` is called, on any thread, when an event occurs that the driver
+    /// waits for, or when a worker ends because of a fault. The driver must then be stepped.
     pub fn new(wake: Wake) -> Self {
         Self::with(DiskOptions::default(), Groups::default(), wake)
     }
 
-    /// The same with options for what a disk's own words do not say, and with limits that it may
-    /// share with others.
+    /// Creates a server with default options for its disk, and with limits that disks can share.
     pub fn with(usual: DiskOptions, groups: Groups, wake: Wake) -> Self {
         Self {
             usual,
@@ -119,22 +119,22 @@ impl ImageServer {
         }
     }
 
-    /// The same, keeping no more pages of guests mapped than these budgets say.
+    /// Sets the budgets of cached mappings of guest pages.
     #[must_use]
     pub fn within(mut self, budgets: MappingBudgets) -> Self {
         self.budgets = budgets;
         self
     }
 
-    /// The same, whose sessions another process can take over: it finds their in-flight records in the
-    /// same directory.
+    /// Makes sessions resumable by another process, which finds their in-flight records in the same
+    /// directory.
     #[must_use]
     pub fn recorded_in(mut self, records: RecordDir) -> Self {
         self.records = Some(records);
         self
     }
 
-    /// What may happen to the disk and is logged now and then: how often it did, by name.
+    /// Returns the rate-limited log events of the disk, by name.
     pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
         let mut events = Vec::from([
             ("size-unknown", Arc::clone(&self.unsized_images)),
@@ -144,13 +144,13 @@ impl ImageServer {
         events
     }
 
-    /// Usage of the budgets of the open disk.
+    /// Returns the usage of the budgets of the open disk.
     pub fn load(&self) -> Option<&Arc<Load>> {
         self.open.as_ref().map(|open| open.image.load())
     }
 
-    /// What a disk is kept in, and all that is said of how to serve it: what stands in its own
-    /// node comes before what is said with its name, and that before what is usual.
+    /// Parses the definition of a disk. Options in its own xenstore node take precedence over those
+    /// in its name, and these over the default options.
     fn read(&self, told: &ToolstackBack) -> Result<Disk, Fault> {
         let disk = match told.backing() {
             _ if told.is_empty_drive() => Ok(Spec::Ram { bytes: 0 }.into()),
@@ -167,7 +167,7 @@ impl ImageServer {
         Ok(disk)
     }
 
-    /// Begins to open a disk, after what was open is closed.
+    /// Starts to open a disk, after the previous one is closed.
     fn begin(&mut self, told: &ToolstackBack) -> Result<(Pending, Disk), Fault> {
         let disk = self.read(told)?;
         let name = format!("vbd-{}-{}", told.frontend_id, told.dev.replace('/', "_"));
@@ -181,7 +181,8 @@ impl ImageServer {
             let fence =
                 records.map(|dir| fence::pass(&dir, &fenced, deadlines.fence)).transpose()?;
             if mapped {
-                // A frontend that finds a page mapped after the response disables the disk (XSA-396).
+                // A frontend that finds a page still mapped after the response disables the disk
+                // (XSA-396).
                 std::thread::sleep(UNMAPPING);
             }
             Ok(fence)
@@ -202,7 +203,7 @@ impl ImageServer {
         let wake = Arc::clone(&self.wake);
         open.image.flush_state().on_failure(move || wake());
         (self.disk, self.open) = (Some(disk), Some(open));
-        // An image that is opened later was not open in that process.
+        // An image that is opened later was not open in the earlier process.
         self.mapped_before = false;
         geometry
     }
@@ -250,12 +251,13 @@ impl Open {
     }
 }
 
-/// The disk, through the device that a script has made for it.
+/// Returns the disk with its path replaced by the device that the toolstack's script created for
+/// it.
 fn backed_by(mut disk: Disk, device: Option<&Vec<u8>>) -> Disk {
     if let (Some(device), Spec::File { format: Format::Raw, path, .. }) = (device, &disk.spec)
         && !path.is_file()
     {
-        // A script puts a loop device before a file, which would only cost.
+        // If the path is a file, the device is a loop device, which would only add overhead.
         disk.spec = Spec::file(Format::Raw, OsStr::from_bytes(device));
     }
     disk
@@ -270,7 +272,7 @@ impl Drop for ImageServer {
     }
 }
 
-/// A trace into a new file; one that is there is never written over.
+/// Adds a trace in a new file; an existing file is never overwritten.
 fn traced(image: Image, path: &Path, spec: &Spec, name: &str) -> Result<Image, ImageError> {
     const MOST: u32 = 1000;
     let base = if path.is_dir() { path.join(format!("{name}.iolog")) } else { path.into() };
@@ -286,7 +288,7 @@ fn traced(image: Image, path: &Path, spec: &Spec, name: &str) -> Result<Image, I
         .map(File::create_new)
         .find(|made| !matches!(made, Err(e) if e.kind() == io::ErrorKind::AlreadyExists))
         .unwrap_or_else(|| Err(exists()));
-    // What a replay is to use; fio's lines have blanks between words.
+    // The name of the disk for a replay; fio separates the fields of a line by blanks.
     let place = spec.path().and_then(Path::to_str);
     let place = place.filter(|path| path.starts_with('/') && !path.contains(char::is_whitespace));
     let place = place.map_or_else(|| format!("/dev/{name}"), Into::into);
@@ -388,7 +390,7 @@ where
             throttles.set(limits);
         }
         open.faults.set(disk.options.faults());
-        // What is held back may be due now.
+        // Delayed operations may be due now.
         open.share.wake();
         Ok(())
     }
@@ -403,7 +405,7 @@ where
 
     fn look_up_size(&mut self) {
         let Some(open) = self.open.as_ref().filter(|open| open.grows) else { return };
-        // Without a descriptor to be had, the next attempt may have one.
+        // If no descriptor is free now, the next lookup may have one.
         if let Some(Ok(file)) = open.image.served_file() {
             let wake = Arc::clone(&self.wake);
             open.size.look_up(file, move || wake());
@@ -412,7 +414,7 @@ where
 
     fn sectors(&mut self) -> Option<u64> {
         let open = self.open.as_ref()?;
-        // Whole logical sectors: a file that is being appended to may have any length.
+        // Rounded down to logical sectors: a file that is being appended to may have any length.
         let unit = u64::from(open.image.geometry().sector_size);
         Some(open.size.bytes()? / unit * (unit / 512))
     }
@@ -449,7 +451,7 @@ where
 
     fn stop(&mut self, running: &mut Worker) -> Poll<()> {
         if let Some(open) = &self.open {
-            // What was begun is finished, as fast as the disk can.
+            // Operations in flight complete as fast as the disk can.
             open.faults.set(FaultPlan::default());
             open.share.lift(true);
         }

@@ -20,36 +20,36 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Requests taken before answers are published.
+/// Maximum number of requests to take before responses are published.
 const BUDGET: u32 = 128;
-/// How long a worker sleeps at most while it keeps pages mapped that nobody may need.
+/// Maximum time that a worker waits while it has cached mappings, which it must evict when idle.
 const GLANCE: Duration = Duration::from_secs(10);
-/// How often a worker that is never idle looks at the clock.
+/// Number of polls after which a worker that is never idle reads the clock.
 const TURNS: u32 = 1024;
-/// How long a stopping worker waits for requests already begun.
+/// Maximum time that a stopping worker waits for requests in flight.
 const DRAIN: Duration = Duration::from_secs(30);
 
-/// A running worker. Dropping it stops it and waits until every request it began is over; who must
-/// not wait [stops](Self::stop) it first.
+/// A running worker. Dropping it stops it and waits until every request in flight has completed. A
+/// caller that must not block calls [`stop`](Self::stop) first.
 #[derive(Debug)]
 pub struct Worker {
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
-    /// Closing it wakes the worker to see `stop`.
+    /// Closing it wakes the worker, which then reads `stop`.
     wake: Option<PipeWriter>,
     made: Receiver<io::Result<()>>,
     serves: bool,
     outcome: Receiver<Option<QueueFault>>,
-    /// The outcome was received: the thread lets go of nothing more.
+    /// Whether the outcome was received: the thread has released all resources.
     over: bool,
 }
 
 impl Worker {
-    /// Starts a thread that serves a queue from an image, and waits until it does. For `news` see
-    /// [`spawn`](Self::spawn).
+    /// Starts a thread that serves a queue from an image, and waits until it is ready. For `news`
+    /// see [`spawn`](Self::spawn).
     ///
     /// # Errors
-    /// What the system says when it has no thread, descriptor or io_uring to give.
+    /// The system's error if it has no thread, descriptor or io_uring.
     pub fn start<P, C, R>(
         name: &str,
         parts: QueueParts<P, C, R>,
@@ -71,7 +71,7 @@ impl Worker {
     /// is [ready](Self::ready), and when it has ended, for whatever reason.
     ///
     /// # Errors
-    /// What the system says when it has no thread or descriptor to give.
+    /// The system's error if it has no thread or descriptor.
     pub fn spawn<P, C, R>(
         name: &str,
         parts: QueueParts<P, C, R>,
@@ -93,7 +93,7 @@ impl Worker {
             let ready = Ready { made: ready, news: &news };
             let files = (event, woken);
             let work = || run(parts, &image, files, &stopped, ready);
-            // All that the queue holds is let go of in there, also by a panic.
+            // `run` releases everything that the queue holds, also on a panic.
             let outcome = catch_unwind(AssertUnwindSafe(work));
             drop(image);
             let _ = tell.send(outcome.unwrap_or(Err(QueueFault::Panicked)).err());
@@ -103,10 +103,10 @@ impl Worker {
         Ok(Self { thread: Some(thread), stop, wake, made, serves: false, outcome, over: false })
     }
 
-    /// Whether the worker serves.
+    /// Returns whether the worker serves the queue.
     ///
     /// # Errors
-    /// What the system says when it has no io_uring to give, or the image's server.
+    /// The system's error if it has no io_uring, or the error of creating the image's engine.
     pub fn ready(&mut self) -> Poll<io::Result<()>> {
         if self.serves {
             return Poll::Ready(Ok(()));
@@ -121,7 +121,7 @@ impl Worker {
         }
     }
 
-    /// Why the queue ended by itself, if it did; told once.
+    /// Returns the fault that ended the queue, if one did; reported once.
     #[must_use]
     pub fn fault(&mut self) -> Option<QueueFault> {
         let outcome = self.outcome.try_recv().ok()?;
@@ -129,8 +129,8 @@ impl Worker {
         outcome
     }
 
-    /// Stops the worker, which finishes what it has begun. Call it again until it is ready: the
-    /// worker then holds nothing any more, and dropping it does not wait.
+    /// Stops the worker, which completes the requests in flight. Called again until it is ready:
+    /// the worker then holds no resources, and dropping it does not block.
     pub fn stop(&mut self) -> Poll<()> {
         self.stop.store(true, Ordering::Release);
         drop(self.wake.take());
@@ -143,7 +143,7 @@ fn ended_at_once() -> io::Error {
     io::Error::other("the worker thread ended at once")
 }
 
-/// Tells that a worker serves, or why it cannot.
+/// Reports that a worker is ready, or why it cannot serve.
 struct Ready<'a, F: Fn()> {
     made: SyncSender<io::Result<()>>,
     news: &'a F,
@@ -156,7 +156,7 @@ impl<F: Fn()> Ready<'_, F> {
     }
 }
 
-/// A worker's life.
+/// Runs a worker.
 fn run<P, C, R>(
     parts: QueueParts<P, C, R>,
     image: &Image,
@@ -169,7 +169,7 @@ where
     C: EventChannel,
     R: SharedMemory + Clone,
 {
-    // Made here: an io_uring belongs to the thread that uses it.
+    // Created on this thread, because an io_uring belongs to the thread that uses it.
     let depth = parts.ring.layout().slots();
     let mut engine = match image.engine(depth) {
         Ok(engine) => engine,
@@ -191,7 +191,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         let _ = self.stop();
         if let Some(thread) = self.thread.take() {
-            // A panic is its outcome.
+            // A panic is part of the outcome.
             let _ = thread.join();
         }
     }
@@ -213,7 +213,7 @@ where
     let begin = Instant::now();
     let mut turns = 0_u32;
     loop {
-        // Asked every turn: a busy guest never lets us sleep.
+        // Checked in every iteration, because a worker with a busy guest never waits.
         if stop.load(Ordering::Acquire) {
             return finish(queue);
         }
@@ -224,8 +224,8 @@ where
             }
             continue;
         }
-        // With I/O under way the kernel has something to wake us for; spinning is for the guest's
-        // next request.
+        // With I/O in flight, a completion wakes the worker; spinning is only useful for the
+        // guest's next request.
         if queue.in_flight() == 0 && spin.until(|| queue.has_requests())? {
             continue;
         }
@@ -236,7 +236,7 @@ where
         queue.tick(begin.elapsed());
         let most = (queue.kept_pages() > 0).then_some(GLANCE);
         queue.engine_mut().wait(most).map_err(os_error)?;
-        // Watches are known to have fired when completions were taken.
+        // Watches are marked as fired when completions are collected.
         queue.poll(0)?;
         if queue.engine_mut().fired(event) {
             queue.stats().wakeups.add(1);
@@ -245,7 +245,7 @@ where
     }
 }
 
-/// Answers what was begun, takes nothing new.
+/// Completes requests in flight without taking new ones.
 fn finish<P, C, R>(queue: &mut WorkerQueue<P, C, R>) -> Result<(), QueueFault>
 where
     P: GrantMapper + GrantCopier,

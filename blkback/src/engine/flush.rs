@@ -30,7 +30,7 @@ pub struct FlushState {
 }
 
 impl FlushState {
-    /// Whether a flush has failed.
+    /// Returns whether a flush has failed.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)

@@ -101,7 +101,7 @@ impl Io {
 #[error("the engine can take no more operations now")]
 pub struct Full;
 
-/// Why an operation failed.
+/// The reason why an operation failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum EngineError {
     /// An error of the operating system.

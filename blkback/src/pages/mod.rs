@@ -105,7 +105,7 @@ impl Want {
     }
 }
 
-/// Why a step of a request failed.
+/// The reason why a step of a request failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum StepError {
     Engine(EngineError),

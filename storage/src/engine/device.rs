@@ -1,8 +1,9 @@
-//! A disk in a file or on a block device that is written.
+//! An engine for a writable file or block device.
 //!
-//! What moves data goes through io_uring ([`UringEngine`]). Flushes are done by a thread for all queues
-//! ([`flusher`](super::flusher)). Discards of a block device are done by threads too: the calls for them
-//! block until the device is done, and io_uring has the plain one from Linux 6.12 on, the secure one never.
+//! Reads, writes and zeroing use io_uring ([`UringEngine`]). One thread flushes for all queues
+//! ([`flusher`](super::flusher)). Discards of a block device are done by threads as well, because
+//! the system calls block until the device has finished. io_uring has plain discard since Linux
+//! 6.12, and has no secure discard.
 
 use super::clock::sooner;
 use super::offload::{Executor, Load, Offload};
@@ -16,20 +17,20 @@ use pvio_uring::IoBuf;
 use std::io;
 use std::os::fd::OwnedFd;
 
-/// Such a disk, for one queue. To be used by the thread that made it.
+/// The engine of one queue. Must be used on the thread that created it.
 pub struct DeviceEngine<B: IoBuf> {
     data: UringEngine<B>,
     blocking: Offload<B>,
-    /// Whether discards are done there too.
+    /// Whether discards are done by the threads as well.
     discards: bool,
 }
 
 impl<B: IoBuf + SharedMemory> DeviceEngine<B> {
-    /// `data` does everything but flushes, and discards if they are `blocking` too: those `executor` does,
-    /// `depth` at a time.
+    /// Creates an engine in which `executor` carries out flushes, and discards if `discards` is
+    /// set, with up to `depth` operations at a time. `data` does everything else.
     ///
     /// # Errors
-    /// What the system says when it has no descriptor to give.
+    /// The system's error if it has no free descriptor.
     pub fn new(
         mut data: UringEngine<B>,
         executor: Arc<dyn Executor>,
@@ -38,7 +39,7 @@ impl<B: IoBuf + SharedMemory> DeviceEngine<B> {
         load: &Arc<Load>,
     ) -> io::Result<Self> {
         let blocking = Offload::new(executor, data.geometry(), depth, load)?;
-        // Only so that a wait ends: what is over is taken whenever there is a reaping.
+        // The watch only ends a wait: completions are collected by every `reap`.
         data.watch(blocking.completions()?);
         Ok(Self { data, blocking, discards })
     }

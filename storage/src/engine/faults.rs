@@ -1,5 +1,5 @@
-//! A disk that is slow, and fails now and then: the same way for the same seed. How slow and how
-//! often can be changed while it runs; where nothing is planned, that costs one look at a flag.
+//! Fault injection: delays operations and makes some fail, reproducibly by a seed. The plan can be
+//! changed at runtime. Without a plan the cost is one check of a flag.
 
 use super::clock::{Clock, sooner};
 use super::lists::SpareLists;
@@ -15,32 +15,32 @@ use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// How slow, and how often an operation fails.
+/// Delays and failure rates.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FaultPlan {
-    /// What every operation takes at least.
+    /// Minimum duration of every operation.
     pub latency: Duration,
-    /// What it takes more at most; evenly distributed.
+    /// Maximum additional duration, uniformly distributed.
     pub jitter: Duration,
-    /// Of a million reads, how many fail.
+    /// Failing reads, per million.
     pub reads: u32,
-    /// Of a million writes, discards and zeroings.
+    /// Failing writes, discards and zeroing operations, per million.
     pub writes: u32,
-    /// Of a million flushes.
+    /// Failing flushes, per million.
     pub flushes: u32,
-    /// What an operation that fails does so with: an error number of the operating system.
+    /// Error number of the operating system with which operations fail.
     pub errno: i32,
 }
 
 impl FaultPlan {
-    /// Whether it has any effect.
+    /// Returns whether the plan has any effect.
     #[must_use]
     pub fn is_any(&self) -> bool {
         *self != Self { errno: self.errno, ..Self::default() }
     }
 }
 
-/// The plan of a disk, for all its queues; it can be changed at any time.
+/// The fault plan of a disk, shared by its queues. It can be changed at any time.
 #[derive(Debug, Default)]
 pub struct FaultSwitch {
     on: AtomicBool,
@@ -48,7 +48,7 @@ pub struct FaultSwitch {
 }
 
 impl FaultSwitch {
-    /// A plan that is in force from the beginning.
+    /// Creates a switch with an initial plan.
     #[must_use]
     pub fn new(plan: FaultPlan) -> Self {
         let this = Self::default();
@@ -56,14 +56,14 @@ impl FaultSwitch {
         this
     }
 
-    /// Another plan, for what is begun from now on; under one without effect nothing that is over
-    /// is held back any longer. Whoever waits for an engine of this disk must be woken.
+    /// Sets the plan for operations submitted from now on. A plan without effect also releases
+    /// delayed completions. The caller must wake the threads that wait for engines of this disk.
     pub fn set(&self, plan: FaultPlan) {
         *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
         self.on.store(plan.is_any(), Ordering::Release);
     }
 
-    /// The plan now, if it has any effect.
+    /// Returns the current plan, if it has any effect.
     #[must_use]
     pub fn plan(&self) -> Option<FaultPlan> {
         let is_on = self.on.load(Ordering::Acquire);
@@ -75,27 +75,27 @@ impl FaultSwitch {
     }
 }
 
-/// An engine that is slowed down and made to fail. An operation that fails was not done.
+/// An engine with delays and failures. An operation that fails was not executed.
 pub struct Faults<B, E, C> {
     engine: E,
     switch: Arc<FaultSwitch>,
     clock: C,
     random: u64,
-    /// By tag: when it may be over at the earliest.
+    /// By tag: the earliest time of completion.
     due: Vec<Duration>,
-    /// What is over and not yet due.
+    /// Completed operations that are not due.
     over: Vec<(u32, Result<(), EngineError>, Segments<B>)>,
     lists: SpareLists<B>,
 }
 
 impl<B, E, C: Clock> Faults<B, E, C> {
-    /// The engine, with a plan. Two queues of a disk want two seeds.
+    /// Wraps an engine. Queues of the same disk should have different seeds.
     pub fn new(engine: E, switch: Arc<FaultSwitch>, seed: u64, clock: C) -> Self {
         let (due, over, lists) = (Vec::new(), Vec::new(), SpareLists::default());
         Self { engine, switch, clock, random: seed, due, over, lists }
     }
 
-    /// The next number (splitmix64).
+    /// Returns the next pseudorandom number (splitmix64).
     fn random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -163,7 +163,7 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Faults<B, E, C> {
 
     fn reap(&mut self, done: &mut Done<'_, B>) {
         if !self.switch.is_on() {
-            // What was planned once is of no meaning to the next operation of that tag.
+            // Delays of an earlier plan must not apply to a later operation with the same tag.
             self.due.clear();
             for (tag, result, mut segments) in self.over.drain(..) {
                 done(tag, result, &mut segments);

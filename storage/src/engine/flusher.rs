@@ -1,8 +1,8 @@
-//! One thread that flushes a disk, for all of its queues, one flush at a time.
+//! The thread that flushes a disk for all of its queues, one flush at a time.
 //!
-//! Linux reports a failed write-back to one of those that flush the same open file. Were two queues to flush
-//! at a time, the one that is not told would report data durable that is lost. One flush serves all queues
-//! that wait for one when it begins.
+//! Linux reports a failed write-back to only one of the callers that flush the same open file. If
+//! two queues flushed at a time, the one that does not see the error would report lost data as
+//! durable. One flush serves all queues that are waiting when it begins.
 
 use super::offload::{Executor, Job};
 use super::store::Store;
@@ -33,7 +33,7 @@ struct Shared {
 struct Waiting {
     jobs: Vec<Job>,
     stop: bool,
-    /// The thread has ended, by a mistake in it if not by `stop`: nobody takes a job any more.
+    /// Whether the thread has ended, by `stop` or by a panic: no job is taken any more.
     ended: bool,
 }
 
@@ -44,10 +44,10 @@ impl Shared {
 }
 
 impl Flusher {
-    /// Starts the thread. A flush that fails is remembered in `state`.
+    /// Starts the thread. A failed flush is recorded in `state`.
     ///
     /// # Errors
-    /// What the system says when it has no thread to give.
+    /// The system's error if it cannot create a thread.
     pub fn start(store: Arc<dyn Store>, state: Arc<FlushState>) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
@@ -85,7 +85,7 @@ impl Drop for Flusher {
     }
 }
 
-/// Fails what waits when the thread ends, by a panic too.
+/// Fails the waiting jobs when the thread ends, also by a panic.
 struct Ended<'a>(&'a Shared);
 
 impl Drop for Ended<'_> {
@@ -125,14 +125,14 @@ fn serve(shared: &Shared, store: &dyn Store, state: &FlushState) {
     }
 }
 
-/// An executor whose flushes go to a [`Flusher`].
+/// An executor that passes flushes to a [`Flusher`].
 pub struct Flushed {
     flusher: Arc<Flusher>,
     others: Arc<dyn Executor>,
 }
 
 impl Flushed {
-    /// Everything but flushes goes to `others`.
+    /// Creates an executor that passes all operations except flushes to `others`.
     #[must_use]
     pub fn new(flusher: Arc<Flusher>, others: Arc<dyn Executor>) -> Self {
         Self { flusher, others }

@@ -1,20 +1,20 @@
-/// How operations reach the kernel.
+/// The way operations are submitted to the kernel and completed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum IoMode {
-    /// By a system call for each batch.
+    /// One system call for each batch.
     #[default]
     Normal,
-    /// By a thread of the kernel's that looks for itself (`IORING_SETUP_SQPOLL`): no system call,
-    /// and a processor that is busy as long as there is I/O.
+    /// A kernel thread polls the submission queue (`IORING_SETUP_SQPOLL`): no system calls, but one
+    /// CPU is busy while there is I/O.
     SqPoll,
-    /// As usual, but reads and writes end when the device is looked at and not by its interrupt
-    /// (`IORING_SETUP_IOPOLL`): a processor is busy as long as there are any. Takes `O_DIRECT`, and
-    /// a device with queues for that.
+    /// Submission as in `Normal`, but reads and writes complete by polling the device instead of by
+    /// interrupt (`IORING_SETUP_IOPOLL`): one CPU is busy while any are in flight. Requires
+    /// `O_DIRECT` and a device with poll queues.
     IoPoll,
 }
 
 impl IoMode {
-    /// As it is written.
+    /// Returns the name used in options.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {

@@ -5,16 +5,16 @@ use alloc::vec::Vec;
 
 /// Capacity of a small list, in segments.
 const SMALL: usize = 16;
-/// Most segments that all large lists in the free list have capacity for.
+/// Maximum total capacity of all large lists in the free list, in segments.
 const MOST: usize = 4096;
 
-/// Lists not in use. Their memory is bounded, whatever the operations were: a small list for each operation
-/// that was in flight, and few large ones. An operation's list has room for at most four times its segments,
-/// or for 16.
+/// Unused lists. Their memory is bounded, independent of the operations: a small list for each
+/// operation that was in flight, and a few large ones. The capacity of an operation's list is at
+/// most four times its segments, or 16.
 pub(super) struct SpareLists<B> {
     small: Vec<Segments<B>>,
     large: Vec<Segments<B>>,
-    /// Room of all in `large`.
+    /// Total capacity of the lists in `large`.
     room: usize,
 }
 
@@ -25,7 +25,7 @@ impl<B> Default for SpareLists<B> {
 }
 
 impl<B> SpareLists<B> {
-    /// Moves an operation's segments into a list of their own.
+    /// Moves an operation's segments into a list from the free list.
     pub fn list(&mut self, segments: &mut Segments<B>) -> Segments<B> {
         let mut list = self.take(segments.len());
         list.append(segments);
@@ -48,7 +48,7 @@ impl<B> SpareLists<B> {
         }
     }
 
-    /// Drops what is in a list and keeps the list, if there is room.
+    /// Clears a list and returns it to the free list, if there is room.
     pub fn keep(&mut self, mut list: Segments<B>) {
         list.clear();
         let room = list.capacity();
@@ -59,7 +59,7 @@ impl<B> SpareLists<B> {
             self.large.push(list);
         }
         while self.room > MOST {
-            // Those kept first are the least likely to be in the cache still.
+            // The lists that were returned first are the least likely to be in the CPU cache.
             self.room = self.room.saturating_sub(self.large.remove(0).capacity());
         }
     }

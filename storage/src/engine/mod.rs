@@ -1,21 +1,21 @@
-//! Engines over files, devices, memory and servers, and wrappers that can be put around any engine.
+//! Engines for files, devices, memory and servers, and wrappers that apply to any engine.
 //!
-//! | engine | keeps data in |
+//! | engine | storage |
 //! |---|---|
 //! | [`uring::UringEngine`] | a file or block device, through io_uring |
 //! | [`device::DeviceEngine`] | the same, with threads that flush, and discard where only blocking calls can |
-//! | [`ram::RamEngine`] | memory that queues share; done at once |
-//! | [`offload::Offload`] | wherever an executor keeps it: [`thread_pool::ThreadPool`] (a format's library), [`nbd::NbdLink`] (a server) |
+//! | [`ram::RamEngine`] | memory that queues share; synchronous |
+//! | [`offload::Offload`] | the storage of an executor: [`thread_pool::ThreadPool`] (a format's library), [`nbd::NbdLink`] (a server) |
 //!
-//! A worker waits on its engine: [`wait::WaitEngine`]. These are put around any such engine, and
-//! around each other:
+//! A worker waits on its engine: [`wait::WaitEngine`]. These wrappers apply to any such engine, and
+//! to each other:
 //!
-//! | wrapper | does |
+//! | wrapper | function |
 //! |---|---|
-//! | [`throttle::Throttle`] | keeps a disk to operations and bytes a second, which can be changed while it runs |
-//! | [`faults::Faults`] | makes operations slow, and some of them fail, by a seed |
-//! | [`trace::Traced`] | writes down what is asked for, as fio replays it |
-//! | [`record::Recorded`] | keeps all that is written, to find out what a loss of power would leave |
+//! | [`throttle::Throttle`] | limits operations and bytes per second; the limits can be changed at runtime |
+//! | [`faults::Faults`] | delays operations and makes some of them fail, by a seed |
+//! | [`trace::Traced`] | writes a trace of the operations that fio can replay |
+//! | [`record::Recorded`] | records all writes, to determine the state of the disk after a power loss |
 
 pub mod device;
 pub mod faults;

@@ -1,4 +1,5 @@
-//! A disk in memory, shared by its queues, done at once. What was never written takes no memory.
+//! A disk in memory, shared by its queues; synchronous. Regions that were never written use no
+//! memory.
 
 use super::lists::SpareLists;
 use super::store::Store;
@@ -13,20 +14,20 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 use zeroize::Zeroize;
 
-/// Memory is taken and given back in pieces of this size.
+/// Memory is allocated and released in pieces of this size.
 const PIECE: u64 = 64 << 10;
 const EFAULT: i32 = 14;
 
 type Piece = Mutex<Option<Box<[u8]>>>;
 
-/// The memory.
+/// A disk in memory.
 pub struct RamDisk {
     pieces: Vec<Piece>,
     bytes: u64,
 }
 
 impl RamDisk {
-    /// A disk of zeroes; `None` if there is no memory even for its index.
+    /// Creates a disk of zeroes. `None` if there is no memory for its index.
     #[must_use]
     pub fn new(bytes: u64) -> Option<Self> {
         let count = usize::try_from(bytes.div_ceil(PIECE)).ok()?;
@@ -36,7 +37,7 @@ impl RamDisk {
         Some(Self { pieces, bytes })
     }
 
-    /// What the disk looks like.
+    /// Returns the disk's geometry.
     #[must_use]
     pub fn geometry(&self, read_only: bool) -> Geometry {
         Geometry {
@@ -53,7 +54,7 @@ impl RamDisk {
         }
     }
 
-    /// Bytes of memory in use.
+    /// Returns the bytes of allocated memory.
     #[must_use]
     pub fn resident(&self) -> u64 {
         let in_use =
@@ -61,7 +62,7 @@ impl RamDisk {
         self.pieces.iter().filter(in_use).count() as u64 * PIECE
     }
 
-    /// Calls `each` for every piece of a range, with where it begins in there and how much of it.
+    /// Calls `each` for every piece of a range, with the offset and length within the piece.
     fn each(
         &self,
         mut at: u64,
@@ -123,7 +124,8 @@ impl RamDisk {
         Ok(())
     }
 
-    /// Memory that is given back may be anybody's next: with `wipe`, nothing is in it by then.
+    /// Releases memory. With `wipe` its data is overwritten first, because released memory may be
+    /// reused by others.
     fn forget(&self, at: u64, len: u64, wipe: bool) -> Result<(), EngineError> {
         self.each(at, len, |piece, from, n| {
             if n as u64 == PIECE {
@@ -187,7 +189,7 @@ impl fmt::Debug for RamDisk {
     }
 }
 
-/// An engine over one, for one queue.
+/// The engine of one queue over a [`RamDisk`].
 pub struct RamEngine<B> {
     disk: Arc<RamDisk>,
     geometry: Geometry,
@@ -196,7 +198,7 @@ pub struct RamEngine<B> {
 }
 
 impl<B> RamEngine<B> {
-    /// An engine for any number of operations at a time.
+    /// Creates an engine for any number of operations at a time.
     #[must_use]
     pub fn new(disk: Arc<RamDisk>, geometry: Geometry) -> Self {
         Self { disk, geometry, done: VecDeque::new(), lists: SpareLists::default() }

@@ -1,10 +1,11 @@
-//! Everything a disk was asked to change, in order, to find out what a loss of power would have
-//! left of it.
+//! A record of all changes to a disk, in order, to determine its possible contents after a power
+//! loss.
 //!
-//! # What a disk promises
-//! A write is on the medium for certain when a flush is over that was begun after the write was
-//! over. Any other write may be there or not, whole or in part, physical sector by physical sector
-//! (what the medium writes at once, as the disk's geometry says), and in any order with others. [`Record::after_power_loss`] makes every one of these worlds, for any moment.
+//! # Durability model
+//! A write is guaranteed to be durable after a flush completes that was submitted after the write
+//! completed. Any other write may be present or not, in whole or in part by physical sector (the
+//! unit that the storage writes atomically, as given by the disk's geometry), and in any order with
+//! others. [`Record::after_power_loss`] constructs each of these states, for any point in time.
 
 use super::uring::Watch;
 use super::wait::WaitEngine;
@@ -18,24 +19,24 @@ use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Until a geometry says how large a physical sector is.
+/// Physical sector size until a geometry gives another one.
 const SECTOR: u64 = 512;
 
-/// What becomes of writes that no flush covers.
+/// The fate of writes that no flush covers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Loss {
-    /// None of them is there.
+    /// All of them are lost.
     All,
-    /// Every one of them is there.
+    /// None of them is lost.
     Nothing,
-    /// Each physical sector of each is there or not, and the later of two that overlap may be the one that
-    /// is not; by a seed.
+    /// Each physical sector of each write is present or lost, and of two overlapping writes the
+    /// later one may be the lost one; chosen by a seed.
     Some(u64),
 }
 
 #[derive(Clone, Debug)]
 enum Event {
-    /// Bytes from one on; none for a flush.
+    /// Submitted: data and its offset in bytes; `None` for a flush.
     Begun {
         id: u64,
         change: Option<(u64, Arc<[u8]>)>,
@@ -46,7 +47,7 @@ enum Event {
     },
 }
 
-/// What was asked of a disk, by all its queues, as it came.
+/// The changes submitted to a disk by all its queues, in order.
 #[derive(Debug, Default)]
 pub struct Record {
     log: Mutex<Log>,
@@ -67,21 +68,22 @@ impl Default for Log {
 }
 
 impl Record {
-    /// Of a medium with physical sectors of so many bytes, for recorders at other places than around
-    /// an engine, which says so itself.
+    /// Creates a record for storage with physical sectors of `bytes` bytes, for recorders other
+    /// than [`Recorded`], which takes the size from its engine.
     #[must_use]
     pub fn with_sectors(bytes: u64) -> Self {
         let log = Log { unit: bytes.max(SECTOR), ..Log::default() };
         Self { log: Mutex::new(log) }
     }
 
-    /// How many events there are by now: a moment to [lose power](Self::after_power_loss) at.
+    /// Returns the number of events recorded so far, as a point in time for
+    /// [`after_power_loss`](Self::after_power_loss).
     #[must_use]
     pub fn now(&self) -> usize {
         self.log().events.len()
     }
 
-    /// After how many events each flush was over.
+    /// Returns for each flush the number of events up to its completion.
     #[must_use]
     pub fn flushes(&self) -> Vec<usize> {
         let log = self.log();
@@ -97,14 +99,14 @@ impl Record {
         found
     }
 
-    /// What is on the medium when power is lost after so many events. `image` is what was on it at
-    /// the beginning, and is changed to that.
+    /// Applies a power loss after `moment` events to `image`, which holds the initial contents of
+    /// the storage and is changed to those after the loss.
     pub fn after_power_loss(&self, image: &mut [u8], moment: usize, loss: Loss) {
         self.kept(moment, loss, &mut |at, data| put(image, at, data));
     }
 
-    /// The same for a medium of any kind: tells `put` each part that is there, from which byte on,
-    /// in the order in which they came there.
+    /// Passes the changes that survive a power loss after `moment` events to `put`, for storage of
+    /// any kind: offset and data, in the order in which they were applied.
     pub fn kept(&self, moment: usize, loss: Loss, put: &mut dyn FnMut(u64, &[u8])) {
         let log = self.log();
         let events = log.events.get(..moment).unwrap_or(&log.events);
@@ -117,12 +119,12 @@ impl Record {
             Loss::Nothing => open.iter().for_each(|(at, data)| put(*at, data)),
             Loss::Some(seed) => {
                 let mut random = Random(seed);
-                // In any order: those that overlap take turns to be the last.
+                // Shuffled, so that any of two overlapping writes can be applied last.
                 for i in (1..open.len()).rev() {
                     open.swap(i, random.below(i + 1));
                 }
                 for (at, data) in open {
-                    // Whole, lost, or torn.
+                    // Each write is whole, lost, or torn.
                     let kept = random.below(3);
                     let mut rest = &data[..];
                     let mut at = at;
@@ -143,9 +145,9 @@ impl Record {
         }
     }
 
-    /// Something is begun: bytes are written from one on, or, if there are none, all that is
-    /// over is brought to the medium. No bytes make a file longer, up to there. For recorders at other places than around an engine; gives
-    /// the number to [end](Self::end) it by.
+    /// Records that an operation begins: a write of bytes at an offset or, if `change` is `None`, a
+    /// flush of all completed writes. Empty data extends a file up to the offset. For recorders
+    /// other than [`Recorded`]. Returns the number to pass to [`end`](Self::end).
     pub fn begin(&self, change: Option<(u64, Arc<[u8]>)>) -> u64 {
         let mut log = self.log();
         let id = log.next;
@@ -154,7 +156,7 @@ impl Record {
         id
     }
 
-    /// It is over, and done or not.
+    /// Records that an operation ended, and whether it succeeded.
     pub fn end(&self, id: u64, done: bool) {
         self.log().events.push(Event::Over { id, done });
     }
@@ -166,12 +168,12 @@ impl Record {
 
 type Change = (u64, Arc<[u8]>);
 
-/// The changes that are on the medium for certain, in order, and those that may be.
+/// Separates the changes that are durable, in order, from those that may be lost.
 fn tell_apart(events: &[Event]) -> (Vec<Change>, Vec<Change>) {
     let mut durable = Vec::new();
-    // By number: the change, and whether it is over.
+    // By number: the change, and whether it has completed.
     let mut open: BTreeMap<u64, (Change, bool)> = BTreeMap::new();
-    // By number: what each flush covers.
+    // By number: the changes that each flush covers.
     let mut flushes: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
     for event in events {
         match event {
@@ -184,7 +186,7 @@ fn tell_apart(events: &[Event]) -> (Vec<Change>, Vec<Change>) {
             }
             Event::Over { id, done } => {
                 if let Some((_, over)) = open.get_mut(id) {
-                    // One that failed may have been done in part; nothing makes it certain.
+                    // A failed write may have been executed in part; no flush makes it durable.
                     *over = *done;
                 }
                 for covered in flushes.remove(id).filter(|_| *done).into_iter().flatten() {
@@ -216,16 +218,16 @@ impl Random {
     }
 }
 
-/// An engine that records what it is asked to change, before it begins and when it is over.
+/// An engine that records changes before it submits them and when they complete.
 pub struct Recorded<E> {
     engine: E,
     record: Arc<Record>,
-    /// By tag: the number of what is under way.
+    /// By tag: the numbers of operations in flight.
     ids: Vec<Option<u64>>,
 }
 
 impl<E> Recorded<E> {
-    /// The engine, with a record. It keeps all data that is written in memory.
+    /// Wraps an engine with a record. The record keeps all written data in memory.
     pub fn new<B>(engine: E, record: Arc<Record>) -> Self
     where
         E: BlockEngine<B>,
@@ -248,7 +250,7 @@ impl<B: SharedMemory, E: BlockEngine<B>> BlockEngine<B> for Recorded<E> {
                 for seg in segments.iter() {
                     let from = data.len();
                     data.resize(from + seg.len, 0);
-                    // What is not there is written by no engine.
+                    // Bytes outside of the segment's memory are not written by any engine.
                     let _ = data.get_mut(from..).and_then(|d| seg.buf.read_bytes(seg.offset, d));
                 }
                 Some((sector.saturating_mul(512), data.into()))
@@ -259,7 +261,7 @@ impl<B: SharedMemory, E: BlockEngine<B>> BlockEngine<B> for Recorded<E> {
                 Some((sector.saturating_mul(512), alloc::vec![0; len].into()))
             }
         };
-        // Before it is begun: by the time that is known, it may be on the medium.
+        // Recorded before submission: when `submit` returns, the change may already be durable.
         let id = self.record.begin(change);
         if let Err(full) = self.engine.submit(tag, io, segments) {
             self.record.end(id, false);

@@ -1,5 +1,5 @@
-//! A disk as plain blocking calls: what an image format's library offers. A
-//! [`ThreadPool`](super::thread_pool::ThreadPool) of threads makes an engine of it.
+//! The interface to storage with blocking calls, as image format libraries have. A
+//! [`ThreadPool`](super::thread_pool::ThreadPool) adapts it to an engine.
 
 use super::{EngineError, FlushState};
 use alloc::sync::Arc;
@@ -9,51 +9,50 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 
-/// A disk whose operations block. Positions and lengths are in bytes, multiples of 512, and in
-/// range. Several threads call at a time.
+/// A disk with blocking operations. Offsets and lengths are in bytes, multiples of 512, and in
+/// range. Several threads call it concurrently.
 pub trait Store: Send + Sync {
-    /// Fills the buffer.
+    /// Reads into the buffer.
     ///
     /// # Errors
-    /// Whatever the image says.
+    /// The image's error.
     fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()>;
 
     /// Writes the buffer.
     ///
     /// # Errors
-    /// Whatever the image says.
+    /// The image's error.
     fn write(&self, at: u64, from: &[u8]) -> io::Result<()>;
 
-    /// Brings every write that returned before to the medium.
+    /// Makes all writes durable that returned before.
     ///
     /// # Errors
-    /// Whatever the image says.
+    /// The image's error.
     fn flush(&self) -> io::Result<()>;
 
-    /// What knows whether a flush has failed, for a store that flushes by itself too, so that one thing is on
-    /// its medium before another.
+    /// Returns the flush state of a store that also flushes internally, to order its own writes.
     fn flush_state(&self) -> Option<Arc<FlushState>> {
         None
     }
 
-    /// This range is not needed any more.
+    /// Discards a range that is no longer needed.
     ///
     /// # Errors
-    /// Whatever the image says; [`io::ErrorKind::Unsupported`] if it cannot.
+    /// The image's error; [`io::ErrorKind::Unsupported`] if it cannot discard.
     fn discard(&self, at: u64, len: u64) -> io::Result<()>;
 
-    /// This range must not be found by anybody any more.
+    /// Discards a range and makes its data unrecoverable.
     ///
     /// # Errors
-    /// Whatever the image says; [`io::ErrorKind::Unsupported`] if it cannot promise that.
+    /// The image's error; [`io::ErrorKind::Unsupported`] if it cannot guarantee that.
     fn discard_securely(&self, _at: u64, _len: u64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// This range reads as zeroes from now on.
+    /// Makes a range read as zeroes.
     ///
     /// # Errors
-    /// Whatever the image says.
+    /// The image's error.
     fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
         const STEP: usize = 1 << 18;
         let zeroes = std::vec![0; STEP.min(usize::try_from(len).unwrap_or(STEP))];
@@ -76,7 +75,7 @@ pub struct FileStore {
 
 impl FileStore {
     /// # Errors
-    /// The system cannot tell what it is.
+    /// The system's error if it cannot determine the file's type.
     pub fn new(file: File) -> io::Result<Self> {
         let block_device = file.metadata()?.file_type().is_block_device();
         Ok(Self { file, block_device })
@@ -104,7 +103,7 @@ impl Store for FileStore {
         Ok(fallocate(&self.file, hole, at, len)?)
     }
 
-    /// A file's sectors may lie elsewhere on its medium too.
+    /// Not supported for files: a file system may have copies of the data elsewhere on its device.
     fn discard_securely(&self, at: u64, len: u64) -> io::Result<()> {
         if !self.block_device {
             return Err(io::ErrorKind::Unsupported.into());
@@ -113,7 +112,7 @@ impl Store for FileStore {
     }
 }
 
-/// An error of the operating system or of an image's library, as an operation fails by it.
+/// Converts an error of the operating system or of an image's library to the error of an operation.
 pub(crate) fn engine_error(error: &io::Error) -> EngineError {
     const EIO: i32 = 5;
     let own = error.get_ref().and_then(|inner| inner.downcast_ref::<EngineError>());

@@ -1,4 +1,4 @@
-//! A few threads that do the operations of a [`Store`], for all the queues of a disk.
+//! A thread pool that executes the operations of a [`Store`], for all queues of a disk.
 
 use super::offload::{Executor, Job};
 use super::store::{Store, engine_error};
@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
 use std::thread::{Builder, JoinHandle};
 
-/// The threads. Dropping it waits for the operations they have begun, and closes the store.
+/// The thread pool. Dropping it waits for the operations in progress, and closes the store.
 pub struct ThreadPool {
     failures: Arc<LogLimit>,
     jobs: Option<Sender<Job>>,
@@ -25,9 +25,9 @@ impl ThreadPool {
     /// Starts `count` threads, whose names begin with `name`.
     ///
     /// # Errors
-    /// What the system says when it has no thread to give.
+    /// The system's error if it cannot create a thread.
     pub fn start(name: &str, count: usize, store: Arc<dyn Store>) -> io::Result<Self> {
-        // As long as the queues' depths together: they submit no more.
+        // Bounded by the sum of the queues' depths: they submit no more.
         let (send, jobs) = unbounded::<Job>();
         let broken = Arc::new(AtomicBool::new(false));
         let threads = Vec::with_capacity(count);
@@ -41,7 +41,7 @@ impl ThreadPool {
         Ok(pool)
     }
 
-    /// Operations that failed.
+    /// Returns the counter of failed operations.
     #[must_use]
     pub const fn failures(&self) -> &Arc<LogLimit> {
         &self.failures
@@ -52,8 +52,8 @@ impl Executor for ThreadPool {
     fn execute(&self, jobs: &mut dyn Iterator<Item = Job>) {
         for job in jobs {
             if let Some(send) = &self.jobs {
-                // The threads take jobs until this sender is gone. A job that nobody can take any
-                // more is dropped, and says so.
+                // The threads take jobs until this sender is dropped. A job that no thread can take
+                // is dropped, which completes it with an error.
                 let _ = send.send(job);
             }
         }
@@ -69,7 +69,7 @@ impl Drop for ThreadPool {
     }
 }
 
-/// A panic in a format's library makes the whole image unusable, and nothing else.
+/// Executes jobs. A panic in a format's library makes the image unusable, but nothing else.
 fn serve(jobs: &Receiver<Job>, store: &dyn Store, broken: &AtomicBool, failures: &LogLimit) {
     for mut job in jobs {
         if broken.load(Ordering::Acquire) {
@@ -77,7 +77,7 @@ fn serve(jobs: &Receiver<Job>, store: &dyn Store, broken: &AtomicBool, failures:
             continue;
         }
         let result = catch_unwind(AssertUnwindSafe(|| match job.io {
-            // Whoever flushes tries again by itself, once for all that wait for it.
+            // The flusher handles interruption itself, once for all flushes that wait.
             Io::Flush => store.flush(),
             io => retry::blocking(|| perform(store, io, &mut job.data)),
         }));
@@ -95,7 +95,7 @@ fn serve(jobs: &Receiver<Job>, store: &dyn Store, broken: &AtomicBool, failures:
     }
 }
 
-/// Does one operation.
+/// Executes one operation.
 pub(super) fn perform(store: &dyn Store, io: Io, data: &mut [u8]) -> io::Result<()> {
     let bytes = |sectors: u64| {
         sectors.checked_mul(512).ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))

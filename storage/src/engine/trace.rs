@@ -1,7 +1,7 @@
-//! What a disk was asked for, written down so that `fio --read_iolog` can ask for it again.
+//! A trace of a disk's operations that `fio --read_iolog` can replay.
 //!
-//! fio's version 3 of the format (fio 3.31 and later): a line for each operation as it begins, in
-//! microseconds since the trace began. What was asked for by several queues is in one trace.
+//! Version 3 of fio's format (fio 3.31 and later): a line for each operation when it is submitted,
+//! in microseconds since the start of the trace. The operations of all queues are in one trace.
 
 use super::clock::Clock;
 use super::uring::Watch;
@@ -16,7 +16,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Where a disk's trace goes; for all its queues.
+/// The trace of a disk, shared by its queues.
 pub struct Trace {
     out: Mutex<Out>,
     name: String,
@@ -25,16 +25,16 @@ pub struct Trace {
 struct Out {
     write: BufWriter<Box<dyn Write + Send>>,
     begin: Duration,
-    /// What it could not be written for; told once.
+    /// Whether writing has failed; logged once.
     failed: bool,
 }
 
 impl Trace {
-    /// A trace that begins now. `name` is the file or device that a replay is to use, an absolute
-    /// path without blanks.
+    /// Starts a trace. `name` is the file or device for the replay, an absolute path without
+    /// blanks.
     ///
     /// # Errors
-    /// What writing says.
+    /// The error of writing.
     pub fn new(
         out: Box<dyn Write + Send>,
         name: impl Into<String>,
@@ -53,7 +53,7 @@ impl Trace {
             Io::Write { sector } => ("write", sector, bytes as u64),
             Io::Flush => ("datasync", 0, 0),
             Io::Discard { sector, sectors, .. } => ("trim", sector, sectors.wrapping_mul(512)),
-            // fio has no word for it.
+            // fio's format has no operation for it.
             Io::WriteZeroes { sector, sectors } => ("write", sector, sectors.wrapping_mul(512)),
         };
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,16 +67,16 @@ impl Trace {
         }
     }
 
-    /// Brings what was written down out.
+    /// Writes buffered lines.
     ///
     /// # Errors
-    /// What writing says.
+    /// The error of writing.
     pub fn flush(&self) -> io::Result<()> {
         self.out.lock().unwrap_or_else(PoisonError::into_inner).write.flush()
     }
 }
 
-/// What is buffered is written.
+/// Writes buffered lines.
 impl Drop for Trace {
     fn drop(&mut self) {
         let out = self.out.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -84,7 +84,7 @@ impl Drop for Trace {
     }
 }
 
-/// An engine whose operations are written down.
+/// An engine that traces its operations.
 pub struct Traced<E, C> {
     engine: E,
     trace: Arc<Trace>,
@@ -92,7 +92,7 @@ pub struct Traced<E, C> {
 }
 
 impl<E, C> Traced<E, C> {
-    /// The engine, with a trace. All engines that share a trace must share the clock.
+    /// Wraps an engine. All engines that share a trace must share the clock.
     pub fn new(engine: E, trace: Arc<Trace>, clock: C) -> Self {
         Self { engine, trace, clock }
     }

@@ -1,11 +1,12 @@
-//! A disk in a file or on a block device, through io_uring.
+//! An engine for a file or block device, through io_uring.
 //!
 //! The engine is also the worker's **only wait point**: event channels and the stop signal are
-//! polled through the same io_uring ([`UringEngine::watch`]), so one system call hands over a
-//! batch and waits for whatever comes first.
+//! polled through the same io_uring ([`UringEngine::watch`]), so that one system call submits a
+//! batch and waits for the first event.
 //!
-//! A disk that is [polled](IoMode::IoPoll) has a second io_uring, for reads and writes that its device
-//! [takes whole](Limits). While any are under way a wait looks at both and does not sleep.
+//! A disk that is [polled](IoMode::IoPoll) has a second io_uring, for reads and writes within its
+//! device's [transfer limits](TransferLimits). While any are in flight, a wait polls both io_urings
+//! and does not sleep.
 
 mod limits;
 
@@ -22,32 +23,34 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Tokens from here on are watches; below, tags.
+/// Tokens from this value on are watches; smaller tokens are tags.
 const WATCH: u64 = 1 << 32;
-/// Slots of the io_uring beyond one a tag: for watches.
+/// Slots of the io_uring in addition to one for each tag: for watches.
 const EXTRA: u32 = 8;
 
-/// Something besides the disk that a wait ends for.
+/// A descriptor that ends a wait when it is readable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Watch(pub(super) usize);
 
-/// A file or block device behind io_uring. To be used by the thread that made it.
+/// An engine for a file or block device through io_uring. Must be used on the thread that created
+/// it.
 pub struct UringEngine<B: IoBuf> {
     uring: Uring<B>,
     image: FileId,
-    /// Where reads and writes go instead, if they are polled.
+    /// The io_uring of polled reads and writes, if there are any.
     polled: Option<Polled<B>>,
     geometry: Geometry,
-    /// Whether the image is opened around the page cache (`O_DIRECT`).
+    /// Whether the image bypasses the page cache (`O_DIRECT`).
     direct: bool,
-    /// What each tag is to do, and how far that is.
+    /// The operation of each tag and its progress.
     operations: Vec<Operation>,
     watches: Vec<Watched>,
-    /// Operations to go on with: short transfers, and those that were interrupted.
+    /// Operations to continue: short transfers and interrupted operations.
     rest: Vec<(u32, Segments<B>)>,
-    /// The same, but not before a moment.
+    /// Interrupted operations to continue at a later time.
     paused: Vec<(Instant, u32, Segments<B>)>,
-    /// Pages that could not be registered. A guest may begin as many sessions as it likes.
+    /// Counts pages that could not be registered. Rate-limited, because a guest can start any
+    /// number of sessions.
     unregistered: Arc<LogLimit>,
 }
 
@@ -60,11 +63,11 @@ struct Polled<B: IoBuf> {
 #[derive(Clone, Copy)]
 struct Operation {
     io: Io,
-    /// Bytes moved by now.
+    /// Bytes transferred so far.
     moved: u32,
-    /// Bytes not moved yet; 0 for what moves no data.
+    /// Bytes still to transfer; 0 for operations without data.
     left: u32,
-    /// Of interruptions since anything was done.
+    /// Backoff after consecutive interruptions without progress.
     backoff: Backoff,
 }
 
@@ -81,19 +84,19 @@ struct Watched {
 }
 
 impl<B: IoBuf> UringEngine<B> {
-    /// An engine for `depth` operations at a time over an open image.
+    /// Creates an engine for `depth` operations at a time over an open image.
     ///
     /// # Errors
-    /// What `io_uring_setup` says.
+    /// The error of `io_uring_setup`.
     pub fn new(image: OwnedFd, geometry: Geometry, depth: u32) -> io::Result<Self> {
         Self::with(image, geometry, depth, IoMode::Normal, None)
     }
 
-    /// The same, with the kernel told of operations in another way. Its io_urings hold `fence` until the
-    /// kernel has finished their last operation.
+    /// Creates an engine with another I/O mode. Its io_urings hold `fence` until the kernel has
+    /// finished their last operation.
     ///
     /// # Errors
-    /// What `io_uring_setup` says, or the system when it has no descriptor to give.
+    /// The error of `io_uring_setup`, or the system's error if it has no free descriptor.
     pub fn with(
         image: OwnedFd,
         geometry: Geometry,
@@ -123,14 +126,14 @@ impl<B: IoBuf> UringEngine<B> {
         })
     }
 
-    /// Counts there when pages cannot be registered, and logs it now and then.
+    /// Counts pages that cannot be registered in `unregistered`, which also limits the log lines.
     #[must_use]
     pub fn logging(mut self, unregistered: &Arc<LogLimit>) -> Self {
         self.unregistered = Arc::clone(unregistered);
         self
     }
 
-    /// Polls for all that a device with these limits takes.
+    /// Polls for all transfers within these limits of the device.
     #[must_use]
     pub fn polling_within(mut self, limits: TransferLimits) -> Self {
         if let Some(polled) = &mut self.polled {
@@ -139,10 +142,10 @@ impl<B: IoBuf> UringEngine<B> {
         self
     }
 
-    /// Whether this kernel can be told in that way.
+    /// Returns an error unless this kernel supports the mode.
     ///
     /// # Errors
-    /// What `io_uring_setup` says.
+    /// The error of `io_uring_setup`.
     pub fn probe(mode: IoMode) -> io::Result<()> {
         match mode {
             IoMode::IoPoll => Uring::<B>::polled(1).map(drop),
@@ -150,18 +153,18 @@ impl<B: IoBuf> UringEngine<B> {
         }
     }
 
-    /// Makes every [`wait`](Self::wait) end when `file` is readable. At most eight.
+    /// Makes every [`wait`](Self::wait) end when `file` is readable. At most eight descriptors.
     pub fn watch(&mut self, file: OwnedFd) -> Watch {
         let file = self.uring.add_file(file);
         self.watches.push(Watched { file, armed: false, fired: false });
         Watch(self.watches.len() - 1)
     }
 
-    /// Hands over what was begun and waits until an operation is done, a watched file is readable,
-    /// or the time is over.
+    /// Submits queued operations and waits until an operation completes, a watched descriptor is
+    /// readable, or the timeout expires.
     ///
     /// # Errors
-    /// What `io_uring_enter` says.
+    /// The error of `io_uring_enter`.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let timeout = sooner(timeout, self.next_attempt());
         for (i, watch) in self.watches.iter_mut().enumerate().filter(|(_, w)| !w.armed) {
@@ -176,13 +179,13 @@ impl<B: IoBuf> UringEngine<B> {
         Ok(())
     }
 
-    /// Whether a watched file became readable since this was last asked. Completions must have
-    /// been [reaped](BlockEngine::reap).
+    /// Returns whether a watched descriptor became readable since the last call. Completions must
+    /// have been [reaped](BlockEngine::reap) before.
     pub fn fired(&mut self, watch: Watch) -> bool {
         self.watches.get_mut(watch.0).is_some_and(|w| core::mem::take(&mut w.fired))
     }
 
-    /// Begins an operation, or what is left of it.
+    /// Submits an operation or its remainder.
     fn go(&mut self, tag: u32, segments: &mut Segments<B>) -> Result<(), Full> {
         let Some(&operation) = self.operations.get(tag as usize) else { return Err(Full) };
         let Operation { io, moved, left, .. } = operation;
@@ -217,7 +220,7 @@ impl<B: IoBuf> UringEngine<B> {
         begun.map_err(|_| Full)
     }
 
-    /// When the next paused operation goes on, as a time from now.
+    /// Returns the time from now until the next paused operation continues.
     fn next_attempt(&self) -> Option<Duration> {
         let due = self.paused.iter().map(|(due, ..)| *due).min()?;
         Some(due.saturating_duration_since(Instant::now()))
@@ -234,7 +237,7 @@ impl<B: IoBuf> Polled<B> {
         Ok(Self { uring, image, limits: TransferLimits::default() })
     }
 
-    /// Looks at both until there is something, or the time is over.
+    /// Polls both io_urings until one has a completion or the timeout expires.
     fn wait_with(&mut self, other: &mut Uring<B>, timeout: Option<Duration>) -> io::Result<()> {
         other.flush()?;
         self.uring.flush()?;
@@ -250,10 +253,11 @@ impl<B: IoBuf> Polled<B> {
 }
 
 impl UringEngine<PrivateBuf> {
-    /// Reads from a byte offset as a polled disk does, once.
+    /// Reads once from a byte offset in the way of a polled disk.
     ///
     /// # Errors
-    /// `EOPNOTSUPP` where that cannot be; what `io_uring_setup` and reading say.
+    /// `EOPNOTSUPP` if polling is not supported; otherwise the error of `io_uring_setup` or of the
+    /// read.
     pub fn try_polled(image: OwnedFd, at: u64, len: usize) -> io::Result<()> {
         let Polled { mut uring, image, .. } = Polled::over(Uring::polled(1)?, image, None)?;
         let begun = uring.read(image, at, [whole(PrivateBuf::page_aligned(len))], 0);
@@ -277,7 +281,7 @@ fn add_image<B: IoBuf>(
     }
 }
 
-/// How long a kernel's thread looks for operations before it sleeps.
+/// Time without operations after which the kernel's submission thread sleeps.
 const IDLE: Duration = Duration::from_millis(50);
 
 fn ring<B: IoBuf>(slots: u32, mode: IoMode) -> io::Result<Uring<B>> {
@@ -305,7 +309,7 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
         self.go(tag, segments)
     }
 
-    /// Where data comes from the page cache the kernel pins nothing, and so nothing is gained.
+    /// With the page cache the kernel does not pin the buffers, so registration has no benefit.
     fn register(&mut self, memory: PoolMemory) -> usize {
         if !self.direct {
             return 0;
@@ -325,7 +329,7 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
     }
 
     fn kick(&mut self) {
-        // A failing submission leaves the entries in the ring; `wait` tries again and reports.
+        // A failed submission leaves the entries in the ring; `wait` retries and reports the error.
         let _ = self.uring.flush();
         if let Some(polled) = &mut self.polled {
             let _ = polled.uring.flush();
@@ -370,7 +374,7 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
         };
         uring.reap(&mut settle);
         if let Some(polled) = polled {
-            // The kernel finishes nothing of these while nobody asks; `wait` reports what fails.
+            // The kernel completes polled operations only when it is called; `wait` reports errors.
             let _ = polled.uring.look();
             polled.uring.reap(&mut settle);
         }
@@ -389,17 +393,17 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
 
 /// `FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE`.
 const PUNCH_HOLE: i32 = 2 | 1;
-/// `FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE`: unlike a hole, what is there stays allocated.
+/// `FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE`: unlike with a hole, the range stays allocated.
 const ZERO_RANGE: i32 = 16 | 1;
-/// The kernel says of it that it is not supported, and does nothing: what is wiped of a file may be
-/// elsewhere on its medium still.
+/// An invalid mode for secure discard of a file: the kernel returns `EOPNOTSUPP` and does nothing,
+/// which is right because copies of the data may exist elsewhere on the device.
 const UNKNOWN: i32 = 1 << 30;
 const EAGAIN: i32 = 11;
 const EOPNOTSUPP: i32 = 95;
 
-/// Whether an operation is to be tried again: it was interrupted (`EINTR`, or what a file system returns so
-/// that a system call is begun again, `ERESTARTSYS` to `ERESTART_RESTARTBLOCK`), or could not be done just
-/// then.
+/// Returns whether an operation must be retried: it was interrupted (`EINTR`, or the codes with
+/// which file systems request a restart of the system call, `ERESTARTSYS` to
+/// `ERESTART_RESTARTBLOCK`), or was temporarily impossible.
 const fn is_transient(error: i32) -> bool {
     matches!(error, 4 | EAGAIN | 512..=514 | 516)
 }

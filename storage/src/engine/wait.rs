@@ -1,8 +1,8 @@
-//! Engines a worker waits on: its **only wait point**, whatever keeps the data.
+//! Engines as wait points: a worker waits **only** on its engine, whatever the storage is.
 //!
 //! [`UringEngine`] waits with the io_uring that does its I/O. Every other engine does its I/O
-//! elsewhere (threads, a socket, memory) and is put into a [`Waiting`], whose io_uring does nothing
-//! but wait: for what the worker watches, and for the engine's completions.
+//! elsewhere (threads, a socket, memory) and is wrapped in a [`Waiting`], whose io_uring only
+//! waits: for the worker's watches, and for the engine's completions.
 
 use super::clock::sooner;
 use super::uring::{UringEngine, Watch};
@@ -15,27 +15,28 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// Most files one wait ends for.
+/// Maximum number of descriptors of one wait point.
 const WATCHES: u32 = 10;
 
-/// An engine that is also what its worker waits on.
+/// An engine that is also the wait point of its worker.
 pub trait WaitEngine<B>: BlockEngine<B> {
-    /// Makes every [`wait`](Self::wait) end when `file` is readable. At most eight.
+    /// Makes every [`wait`](Self::wait) end when `file` is readable. At most eight descriptors.
     fn watch(&mut self, file: OwnedFd) -> Watch;
 
-    /// Hands over what was begun and waits until an operation is done, a watched file is readable,
-    /// the engine itself has [something to do](BlockEngine::deadline), or the time is over.
+    /// Submits queued operations and waits until an operation completes, a watched descriptor is
+    /// readable, the engine's own [deadline](BlockEngine::deadline) is reached, or the timeout
+    /// expires.
     ///
     /// # Errors
-    /// What `io_uring_enter` says.
+    /// The error of `io_uring_enter`.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
 
-    /// Whether a watched file became readable since this was last asked. Completions must have
-    /// been [reaped](BlockEngine::reap).
+    /// Returns whether a watched descriptor became readable since the last call. Completions must
+    /// have been [reaped](BlockEngine::reap) before.
     fn fired(&mut self, watch: Watch) -> bool;
 }
 
-/// Whatever a disk is kept in, for one queue.
+/// An engine of one queue for any kind of storage.
 pub type DiskEngine<B> = Box<dyn WaitEngine<B>>;
 
 impl<B: IoBuf> WaitEngine<B> for UringEngine<B> {
@@ -66,7 +67,8 @@ impl<B, E: WaitEngine<B> + ?Sized> WaitEngine<B> for Box<E> {
     }
 }
 
-/// Gives an engine that cannot wait an io_uring to wait on. To be used by the thread that made it.
+/// Gives an io_uring to wait on to an engine without one. Must be used on the thread that created
+/// it.
 pub struct Waiting<E> {
     engine: E,
     uring: Uring<PrivateBuf>,
@@ -80,18 +82,18 @@ struct Watched {
 }
 
 impl<E> Waiting<E> {
-    /// `completions` is readable while the engine has something to reap; engines that do all at
-    /// once need none.
+    /// Wraps an engine. `completions` is readable while the engine has completions to reap;
+    /// synchronous engines need none.
     ///
     /// # Errors
-    /// What `io_uring_setup` says.
+    /// The error of `io_uring_setup`.
     pub fn new(engine: E, completions: Option<OwnedFd>) -> io::Result<Self> {
         let mut this = Self { engine, uring: Uring::new(WATCHES)?, watches: Vec::new() };
         completions.map(|file| this.add(file));
         Ok(this)
     }
 
-    /// The engine inside.
+    /// Returns the wrapped engine.
     pub fn engine(&self) -> &E {
         &self.engine
     }

@@ -1,4 +1,4 @@
-//! Waiting for the end of what an earlier process began for a disk.
+//! Waits until the kernel has finished the I/O of an earlier process for a disk.
 
 use crate::image::ImageError;
 use alloc::format;
@@ -8,22 +8,23 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// Longest time that Linux's gntdev keeps pages mapped after their last use.
+/// The longest time for which Linux's gntdev keeps pages mapped after their last use.
 ///
-/// It finds the pages of a dead process in use by I/O, and checks them again after 5 ms, 10 ms, 15 ms and so
-/// on (`__gnttab_unmap_refs_async`, `GNTTAB_UNMAP_REFS_DELAY` times `age` + 1). Check number n follows the one
-/// before it by 5n ms, and begins 5n(n + 1)/2 ms after the first. If the I/O ends after a time t, the check
-/// that finds that has 5n(n - 1)/2 ms < t, and comes at most 5n ms later: less than √(10 ms · t) + 5 ms.
-/// That is 0.95 s for 90 s, the deadline of a fence; timers add two jiffies, 20 ms at most.
+/// It finds the pages of a dead process in use by I/O, and checks them again after 5 ms, 10 ms, 15
+/// ms and so on (`__gnttab_unmap_refs_async`, `GNTTAB_UNMAP_REFS_DELAY` times `age` + 1). Check
+/// number n follows the previous one after 5n ms, and occurs 5n(n + 1)/2 ms after the first. If the
+/// I/O ends after a time t, the check that detects this has 5n(n - 1)/2 ms < t, and occurs at most
+/// 5n ms later: less than √(10 ms · t) + 5 ms. That is 0.95 s for 90 s, the deadline of a fence;
+/// timers add two jiffies, 20 ms at most.
 pub const UNMAPPING: Duration = Duration::from_secs(1);
 
 fn name(disk: &str) -> String {
     format!("{disk}.fence")
 }
 
-/// Returns once no I/O of an earlier process for the disk is under way, with what the next one waits for;
-/// fails if that takes longer than `patience`. Nothing may be read or written before. For a thread that may
-/// wait.
+/// Waits until no I/O of an earlier process for the disk is in flight. Returns the descriptor that
+/// the next process waits for. Fails if that takes longer than `patience`. Nothing may be read or
+/// written before. Blocks, and is therefore called on a thread of its own.
 pub(super) fn pass(
     records: &RecordDir,
     disk: &str,
@@ -40,7 +41,7 @@ pub(super) fn pass(
     fence.hold().map_err(failed)
 }
 
-/// The disk is gone: nobody will wait for it.
+/// Removes the fence of a disk that was detached.
 pub(super) fn remove(records: &RecordDir, disk: &str) {
     if let Err(error) = records.fence(&name(disk)).and_then(|fence| fence.remove()) {
         tracing::warn!(disk, %error, "the fence is not removed");

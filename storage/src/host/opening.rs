@@ -1,5 +1,5 @@
-//! Opening and closing a disk on threads of their own: each takes as long as storage, or a server,
-//! takes.
+//! Opening and closing of a disk on separate threads, because both block for as long as storage or
+//! a server does.
 
 use super::Open;
 use crate::image::ImageError;
@@ -12,55 +12,56 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-/// How long an image that is in use elsewhere is waited for, if nothing is said: as long as a
-/// migration takes from the start of the new domain to the end of the old.
+/// Default time to wait for an image that is in use elsewhere: as long as a migration takes from
+/// the start of the new domain to the end of the old one.
 pub const BUSY: Duration = Duration::from_secs(30);
-/// How often it is tried again.
+/// Interval between attempts to open.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// How long each step of opening may take. A later step's time begins when the one before is over, so that
-/// the step which takes too long is the one that is reported.
+/// Timeouts of the steps of opening. The time of a step begins when the previous step ends, so that
+/// the error names the step that takes too long.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadlines {
-    /// For the I/O of an earlier process to end. A disk of the kernel's gives a command up after 30 s.
+    /// For the I/O of an earlier process to end. The kernel's disk drivers time a command out after
+    /// 30 s.
     pub fence: Duration,
     /// For an image that is in use.
     pub busy: Duration,
-    /// For opening it, beyond that.
+    /// For opening, in addition.
     pub opening: Duration,
 }
 
 impl Deadlines {
-    /// Those of a disk whose image may be in use for so long.
+    /// Returns the timeouts of a disk, with this time to wait for an image that is in use.
     pub const fn of(busy: Duration) -> Self {
         Self { fence: Duration::from_secs(90), busy, opening: Duration::from_secs(60) }
     }
 }
 
-/// Wakes whoever drives the device.
+/// Wakes the thread that drives the device.
 pub(super) type Wake = Arc<dyn Fn() + Send + Sync>;
 
-/// What a thread that opens a disk says.
+/// Messages of a thread that opens a disk.
 enum News {
-    /// No I/O of an earlier process is under way.
+    /// No I/O of an earlier process is in flight.
     Fenced,
     Busy(Fault),
     Over(Result<Open, Fault>),
 }
 
-/// A disk that is being opened. The thread gives up soon after this is dropped.
+/// A disk that is being opened. The thread ends soon after this is dropped.
 pub(super) struct Pending {
     news: Receiver<News>,
     deadlines: Deadlines,
     by: Instant,
-    /// Why the disk is not open yet, if somebody has it.
+    /// The reason why the disk is not open, if its image is in use elsewhere.
     pub busy: Option<Fault>,
     _wanted: Arc<()>,
 }
 
 impl Pending {
-    /// Starts a thread that passes the fence and then calls `open`, for so long as that says that the image
-    /// is busy; `before`, what was open, is closed first.
+    /// Starts a thread that waits for the fence and then calls `open`, repeatedly while that fails
+    /// because the image is busy. `before`, the previously open disk, is closed first.
     pub fn begin<F>(
         name: &str,
         deadlines: Deadlines,
@@ -88,12 +89,12 @@ impl Pending {
         let spawned = Builder::new().name(format!("open-{name}")).spawn(work);
         let failed = |e| Fault::new("worker", format!("no thread to open the disk: {e}"));
         spawned.map_err(failed)?;
-        // The fence reports its own deadline.
+        // The fence reports its own timeout.
         let by = Instant::now() + deadlines.fence + deadlines.opening;
         Ok(Self { news, deadlines, by, busy: None, _wanted: wanted })
     }
 
-    /// What has become of it.
+    /// Returns the outcome, if there is one.
     pub fn poll(&mut self) -> Option<Result<Open, Fault>> {
         loop {
             match self.news.try_recv() {
@@ -108,7 +109,7 @@ impl Pending {
         }
     }
 
-    /// Waits for it.
+    /// Waits for the outcome.
     pub fn wait(&mut self) -> Result<Open, Fault> {
         loop {
             match self.news.recv_timeout(self.by.saturating_duration_since(Instant::now())) {
@@ -178,7 +179,7 @@ fn patiently(
 pub(super) struct Closing(Receiver<()>);
 
 impl Closing {
-    /// Starts a thread that drops it.
+    /// Starts a thread that drops the disk.
     pub fn begin(open: Open, wake: Wake) -> Self {
         let (tell, over) = sync_channel::<()>(1);
         let work = move || {
@@ -186,12 +187,12 @@ impl Closing {
             drop(tell);
             wake();
         };
-        // Without a thread to be had, it is closed here and now.
+        // If no thread can be created, the disk is closed synchronously.
         let _ = Builder::new().name(String::from("close-disk")).spawn(work);
         Self(over)
     }
 
-    /// Whether it is closed.
+    /// Returns whether the disk is closed.
     pub fn is_over(&self) -> bool {
         self.0.try_recv() == Err(TryRecvError::Disconnected)
     }
@@ -214,7 +215,7 @@ mod tests {
         Open::new(disk, &Groups::default(), None, ImageSize::new(Arc::default()), "disk")
     }
 
-    /// A disk whose fence somebody holds.
+    /// Returns a record directory with a fence that is held.
     fn held() -> (tempfile::TempDir, RecordDir, OwnedFd) {
         let dir = tempfile::tempdir().unwrap();
         let records = RecordDir::open(&dir.path().join("records")).unwrap();
@@ -226,7 +227,7 @@ mod tests {
     fn fence_that_is_not_passed_is_the_reason_whatever_else_has_a_deadline() {
         let (_dir, records, _held) = held();
         let (fence, opening) = (Duration::from_secs(2), Duration::from_millis(1500));
-        // The image may not be in use at all, as busy-timeout=0s has it.
+        // The image must not be in use at all, as with busy-timeout=0s.
         let deadlines = Deadlines { fence, busy: Duration::ZERO, opening };
         let pass = move || fence::pass(&records, "disk", fence);
         let open = |_: &OwnedFd| panic!("the image is opened");
@@ -248,7 +249,7 @@ mod tests {
         };
         let mut pending =
             Pending::begin("disk", deadlines, None, pass, open, Arc::new(|| ())).unwrap();
-        // Longer than an image may be in use.
+        // Longer than the time for which an image may be in use.
         std::thread::sleep(busy + AGAIN);
         assert!(pending.poll().is_none(), "the fence is held");
         drop(held);

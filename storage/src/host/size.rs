@@ -1,4 +1,5 @@
-//! How large an image is now, looked up by a thread of its own: storage that hangs does not answer.
+//! The current size of an image, looked up on a separate thread because hanging storage would
+//! block.
 
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -8,7 +9,7 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::thread::Builder;
 
-/// Stands for a size that was not looked up.
+/// The size was not looked up.
 const UNKNOWN: u64 = u64::MAX;
 
 /// The size of one open image.
@@ -17,32 +18,32 @@ pub(super) struct ImageSize(Arc<Shared>);
 
 struct Shared {
     bytes: AtomicU64,
-    /// A thread looks it up.
+    /// Whether a thread is looking it up.
     pending: AtomicBool,
     failures: Arc<LogLimit>,
 }
 
 impl ImageSize {
-    /// A size that was not looked up. Failures to do so are logged within that limit.
+    /// Creates an unknown size. Failed lookups are logged within `failures`.
     pub fn new(failures: Arc<LogLimit>) -> Self {
         let (bytes, pending) = (AtomicU64::new(UNKNOWN), AtomicBool::new(false));
         Self(Arc::new(Shared { bytes, pending, failures }))
     }
 
-    /// What was found last, in bytes.
+    /// Returns the size found by the last lookup, in bytes.
     pub fn bytes(&self) -> Option<u64> {
         Some(self.0.bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes != UNKNOWN)
     }
 
-    /// Begins to look it up, unless that is under way, and does not wait. `changed` is called if it is
-    /// another size than before.
+    /// Starts a lookup, unless one is in progress, without blocking. `changed` is called if the
+    /// size differs from the previous one.
     pub fn look_up(&self, mut file: File, changed: impl FnOnce() + Send + 'static) {
         if self.0.pending.swap(true, Ordering::AcqRel) {
             return;
         }
         let shared = Arc::clone(&self.0);
         let work = move || {
-            // All else is read and written by position.
+            // Seeking is safe: all other users of the file read and write at explicit offsets.
             let found = file.seek(SeekFrom::End(0));
             drop(file);
             let is_new = match &found {

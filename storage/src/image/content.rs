@@ -1,4 +1,4 @@
-//! An image file's content on the way to being believed.
+//! Bounded reading of an image file's metadata, and the errors of its content.
 
 use alloc::format;
 use alloc::string::String;
@@ -8,24 +8,24 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Bytes that can be read from anywhere.
+/// Random access to an image's bytes.
 pub trait Content {
-    /// How many there are.
+    /// Returns the length in bytes.
     fn length(&self) -> u64;
 
-    /// Fills the buffer.
+    /// Reads into the buffer.
     ///
     /// # Errors
-    /// [`ContentError::Truncated`] if there is less, and [`ContentError::Unsupported`] when the
-    /// [`Meter`] of the disk has nothing left.
+    /// [`ContentError::Truncated`] if the content is too short, and [`ContentError::Unsupported`]
+    /// if the disk's [`Meter`] is exhausted.
     fn read(&self, at: u64, into: &mut [u8]) -> Result<(), ContentError>;
 
-    /// What is counted against.
+    /// Returns the meter that reads count against.
     fn meter(&self) -> &Meter;
 }
 
-/// What opening one disk may cost, whatever its files say: one meter is shared by all of them.
-/// Nothing whose size an image gives is read or allocated but through it.
+/// Limits the cost of opening a disk, whatever its files contain. All files of a disk share one
+/// meter. Everything whose size an image determines is read and allocated through it.
 #[derive(Debug, Default)]
 pub struct Meter {
     reads: AtomicU64,
@@ -33,14 +33,15 @@ pub struct Meter {
     kept: AtomicU64,
 }
 
-/// System calls to read tables: a quarter of a second, if each is short.
+/// Maximum number of system calls to read tables: a quarter of a second, if each is short.
 const MOST_READS: u64 = 1 << 18;
-/// Bytes of tables: those of 2 TiB of data in clusters of 64 KiB, with their reference counts.
+/// Maximum bytes of tables: those of 2 TiB of data in clusters of 64 KiB, with their reference
+/// counts.
 const MOST_BYTES: u64 = 384 << 20;
-/// Bytes of tables in memory for as long as the disk is open. While it is opened what is made
-/// of them, and what is needed only meanwhile, takes up to three times as many beside.
+/// Maximum bytes of tables in memory while the disk is open. During opening, derived and temporary
+/// data take up to three times as much in addition.
 const MOST_KEPT: u64 = 16 << 20;
-/// Bytes that are read at a time.
+/// Bytes to read at a time.
 const PART: usize = 128 << 10;
 
 impl Meter {
@@ -57,7 +58,7 @@ impl Meter {
         Self::add(&self.bytes, bytes as u64, MOST_BYTES, "bytes of tables")
     }
 
-    /// Bytes that stay in memory, and how many may.
+    /// Returns the bytes of tables that stay in memory, and their limit.
     #[must_use]
     pub fn kept(&self) -> (u64, u64) {
         (self.kept.load(Ordering::Relaxed), MOST_KEPT)
@@ -66,16 +67,16 @@ impl Meter {
     /// Counts bytes that stay in memory.
     ///
     /// # Errors
-    /// [`ContentError::Unsupported`] if they are too many.
+    /// [`ContentError::Unsupported`] if the limit is exceeded.
     pub fn keep(&self, bytes: u64) -> Result<(), ContentError> {
         Self::add(&self.kept, bytes, MOST_KEPT, "bytes of tables to be kept in memory")
     }
 }
 
-/// An empty list with room for so many.
+/// Returns an empty list with capacity for `count` entries.
 ///
 /// # Errors
-/// There is no memory.
+/// The memory cannot be allocated.
 pub(super) fn room<T>(count: u64) -> Result<Vec<T>, ContentError> {
     let mut list = Vec::new();
     let count = usize::try_from(count).unwrap_or(usize::MAX);
@@ -84,10 +85,10 @@ pub(super) fn room<T>(count: u64) -> Result<Vec<T>, ContentError> {
     Ok(list)
 }
 
-/// Zeroes to be read over.
+/// Returns a buffer of zeroes.
 ///
 /// # Errors
-/// There is no memory.
+/// The memory cannot be allocated.
 pub(super) fn buffer(bytes: u64) -> Result<Vec<u8>, ContentError> {
     let mut buffer = room(bytes)?;
     buffer.resize(bytes as usize, 0);
@@ -97,7 +98,7 @@ pub(super) fn buffer(bytes: u64) -> Result<Vec<u8>, ContentError> {
 /// Calls `each` for every entry of a table, with its index. The table is read in large parts.
 ///
 /// # Errors
-/// What reading it says, and `each`.
+/// The error of reading, or of `each`.
 pub(super) fn each_entry<const N: usize>(
     content: &dyn Content,
     at: u64,
@@ -119,28 +120,28 @@ pub(super) fn each_entry<const N: usize>(
     Ok(())
 }
 
-/// What is wrong with an image's content.
+/// A problem with an image's content.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {
-    /// It is of another format.
+    /// It is not of the expected format.
     #[error("it does not begin like a {0} image")]
     NotThis(&'static str),
-    /// Something in it cannot be.
+    /// It is inconsistent.
     #[error("{0}")]
     Corrupt(String),
-    /// It ends too early.
+    /// It is too short.
     #[error("{0}")]
     Truncated(String),
-    /// It needs a key.
+    /// It is encrypted.
     #[error("{0}")]
     Encrypted(&'static str),
-    /// A part of its data is in another image.
+    /// It depends on data in a parent image.
     #[error("it holds only what differs from a parent image")]
     Parent,
-    /// It is one file of a disk that is in several.
+    /// It is one file of a disk that consists of several.
     #[error("it is one of several extents")]
     Extent,
-    /// It is in order, and more than is understood here.
+    /// It is valid, but uses a feature that is not supported.
     #[error("{0}")]
     Unsupported(String),
     /// It cannot be read.
@@ -162,7 +163,7 @@ impl ContentError {
     }
 }
 
-/// A file that is not changed meanwhile.
+/// The content of a file that does not change during the reads.
 #[derive(Debug)]
 pub struct FileContent<'a> {
     file: &'a File,
@@ -171,10 +172,10 @@ pub struct FileContent<'a> {
 }
 
 impl<'a> FileContent<'a> {
-    /// The content of a file or a block device.
+    /// Creates the content of a file or a block device.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn new(mut file: &'a File, meter: &'a Meter) -> io::Result<Self> {
         let len = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
         Ok(Self { file, len, meter })
@@ -201,7 +202,7 @@ impl Content for FileContent<'_> {
     }
 }
 
-/// Fields of a buffer that is long enough, big-endian unless they say otherwise; zero where it is not.
+/// Fields of a buffer, big-endian unless named otherwise; zero beyond the end of the buffer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bytes<'a>(pub &'a [u8]);
 

@@ -1,4 +1,4 @@
-//! What the kernel says of the block device a file is, or is on (sysfs).
+//! Properties of the block device that a file is, or that its file system is on (sysfs).
 
 use crate::engine::Discard;
 use crate::engine::uring::TransferLimits;
@@ -10,10 +10,10 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// How a block device discards; `None` if it cannot.
+/// Returns the discard parameters of a block device; `None` if it does not support discard.
 ///
 /// # Errors
-/// It is not open for writing, or does not answer.
+/// The device is not open for writing, or the query fails.
 pub(super) fn discard(file: &File, physical: u32) -> io::Result<Option<Discard>> {
     if !Forget::Discard.is_known(file)? {
         return Ok(None);
@@ -21,14 +21,14 @@ pub(super) fn discard(file: &File, physical: u32) -> io::Result<Option<Discard>>
     let granularity = number(file, "queue/discard_granularity")?.unwrap_or(0);
     Ok(Some(Discard {
         granularity: granularity.max(physical),
-        // A partition has its own.
+        // A partition has its own alignment.
         alignment: number(file, "discard_alignment")?.unwrap_or(0),
         secure: Forget::Securely.is_known(file)?,
     }))
 }
 
-/// Bytes of a logical sector of the device, if the kernel tells: a file system of many devices, or
-/// of none, has none of its own.
+/// Returns the logical sector size of the device in bytes. `None` for a file system on several
+/// devices or on none.
 pub(super) fn logical_sector(file: &File) -> io::Result<Option<u32>> {
     if file.metadata()?.file_type().is_block_device() {
         return Ok(Some(ioctl_blksszget(file)?));
@@ -36,13 +36,13 @@ pub(super) fn logical_sector(file: &File) -> io::Result<Option<u32>> {
     number(file, "queue/logical_block_size")
 }
 
-/// Whether the device has queues that are polled, if the kernel tells: a file system of many devices
-/// has none of its own.
+/// Returns whether the device has poll queues. `None` for a file system on several devices or on
+/// none.
 pub(super) fn polls(file: &File) -> io::Result<Option<bool>> {
     Ok(number(file, "queue/io_poll")?.map(|polls| polls != 0))
 }
 
-/// What the device takes as one request: little, where the kernel does not tell.
+/// Returns the transfer limits of the device; minimal ones if the kernel does not report them.
 pub(super) fn limits(file: &File) -> io::Result<TransferLimits> {
     let kib = number(file, "queue/max_sectors_kb")?;
     let pages = number(file, "queue/max_segments")?;
@@ -56,17 +56,17 @@ pub(super) fn limits(file: &File) -> io::Result<TransferLimits> {
     Ok(TransferLimits { bytes, pages: pages as usize, chunk, start })
 }
 
-/// Whether the device is another domain's, or made of such: it grants what it is given to that domain
-/// in turn, and nobody can grant the pages of a third.
+/// Returns whether the device is served by another domain, directly or below device mappers. Such a
+/// device grants its buffers to that domain, and pages of a third domain cannot be granted.
 pub(super) fn grants(file: &File) -> io::Result<bool> {
     Ok(is_granted(&place(file)?, DEPTH))
 }
 
-/// Device mappers on device mappers.
+/// Maximum depth of nested device mappers.
 const DEPTH: u32 = 8;
 
 fn is_granted(device: &Path, depth: u32) -> bool {
-    // A partition has its disk above it.
+    // A partition's parent directory is its disk.
     let of_xen = |bus: &str| {
         read_link(device.join(bus)).is_ok_and(|bus| bus.file_name() == Some("xen".as_ref()))
     };
@@ -76,7 +76,7 @@ fn is_granted(device: &Path, depth: u32) -> bool {
         || depth > 0 && below().any(|part| is_granted(&part.path(), depth - 1))
 }
 
-/// Its folder in sysfs.
+/// Returns the device's directory in sysfs.
 fn place(file: &File) -> io::Result<PathBuf> {
     let data = file.metadata()?;
     let device = if data.file_type().is_block_device() { data.rdev() } else { data.dev() };
@@ -85,7 +85,7 @@ fn place(file: &File) -> io::Result<PathBuf> {
 
 fn number(file: &File, name: &str) -> io::Result<Option<u32>> {
     let device = place(file)?;
-    // A partition has its disk above it.
+    // A partition's parent directory is its disk.
     let said = [device.join(name), device.join("..").join(name)];
     let said = said.iter().find_map(|path| read_to_string(path).ok());
     Ok(said.and_then(|said| said.trim().parse().ok()))

@@ -1,4 +1,4 @@
-//! A disk as an operator writes it: options in brackets, if there are any, and what it is kept in.
+//! The definition of a disk as an operator writes it: options in brackets, if any, and the storage.
 
 use super::options::{DiskOptions, OptionError};
 use super::shown;
@@ -10,28 +10,28 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
 
-/// A disk: `[iops=1000,direct]qcow2:/srv/guest.qcow2`, or only what it is kept in.
+/// A disk: `[iops=1000,direct]qcow2:/srv/guest.qcow2`, or only the storage.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Disk {
-    /// How it is to be served, as far as that is said.
+    /// The options, as far as given.
     pub options: DiskOptions,
-    /// What it is kept in.
+    /// The storage.
     pub spec: Spec,
 }
 
-/// The string names no disk.
+/// The string does not define a disk.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DiskError {
-    /// By what it is kept in.
+    /// The storage is invalid.
     #[error(transparent)]
     Spec(#[from] SpecError),
-    /// By its options.
+    /// The options are invalid.
     #[error(transparent)]
     Options(#[from] OptionError),
 }
 
 impl DiskError {
-    /// A short stable code for logs and `error` nodes.
+    /// Returns a short stable code for logs and `error` nodes.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
@@ -42,7 +42,8 @@ impl DiskError {
 }
 
 impl Disk {
-    /// The disk that a toolstack names by a format and the rest, which may have options before it.
+    /// Parses a disk that a toolstack defines by a format and the rest, which may begin with
+    /// options.
     ///
     /// # Errors
     /// Any [`DiskError`].
@@ -63,7 +64,7 @@ impl Disk {
         Ok(Self { options, spec: Spec::from_bytes(rest)? })
     }
 
-    /// Writes it so that [`from_bytes`](Self::from_bytes) parses it to the same.
+    /// Returns a form that [`from_bytes`](Self::from_bytes) parses to the same disk.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let options = match self.options == DiskOptions::default() {
@@ -73,7 +74,7 @@ impl Disk {
         [options.into_bytes(), self.spec.to_bytes()].concat()
     }
 
-    /// What it is kept in, with what the options put over it.
+    /// Returns the storage, including an overlay if the options request one.
     #[must_use]
     pub fn kept_in(&self) -> Spec {
         match self.options.overlay {
@@ -83,7 +84,8 @@ impl Disk {
     }
 }
 
-/// A path that begins with a bracket is written `./[…`.
+/// Splits a definition into options and the rest. A path that begins with a bracket is written
+/// `./[…`.
 fn split(text: &[u8]) -> Result<(DiskOptions, &[u8]), OptionError> {
     let Some(rest) = text.strip_prefix(b"[") else { return Ok((DiskOptions::default(), text)) };
     let end = rest.iter().position(|byte| *byte == b']').ok_or(OptionError::Unclosed)?;
@@ -105,8 +107,8 @@ impl FromStr for Disk {
     }
 }
 
-/// For messages: written so that it is parsed to the same if its paths are UTF-8, else as
-/// [`Shown`](super::Shown) has it.
+/// Formats the disk for messages: parseable if its paths are UTF-8, otherwise as
+/// [`Shown`](super::Shown).
 impl fmt::Display for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         shown::utf8_or_shown(&self.to_bytes(), f)

@@ -1,4 +1,4 @@
-//! Why a disk cannot be served, in words for whoever has to mend it.
+//! The reasons why a disk cannot be served, with a remedy in each message.
 
 use super::Format;
 use super::content::ContentError;
@@ -10,182 +10,183 @@ use alloc::vec::Vec;
 use std::io;
 use std::path::PathBuf;
 
-/// Why an image cannot be served. Each says what to do about it.
+/// The reason why an image cannot be served. Each message states a remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// There is none.
+    /// The image does not exist.
     #[error(
         "disk image {p0} does not exist; check the path, and that the file system it is on is mounted", p0 = Shown::new(.0)
     )]
     Missing(PathBuf),
-    /// It may not be opened.
+    /// The image cannot be opened for lack of permission.
     #[error("disk image {p0} may not be opened{1}; check its owner and mode with ls -l", p0 = Shown::new(.0))]
     Permission(PathBuf, &'static str),
-    /// It is a directory, a socket …
+    /// The path is a directory, a socket or the like.
     #[error("{p0} is neither a file nor a block device; name a disk image", p0 = Shown::new(.0))]
     NotADisk(PathBuf),
-    /// Its size is no number of sectors.
+    /// The size is not a positive multiple of the sector size.
     #[error(
         "disk image {path} has {size} bytes, which is not a positive multiple of {unit}; check that it \
          was copied whole, then make it larger, to {larger} bytes (truncate -s {larger} for a raw file, \
          qemu-img resize for others)", larger = larger(.size, .unit), path = Shown::new(.path)
     )]
     OddSize {
-        /// The image.
+        /// Path of the image.
         path: PathBuf,
-        /// Its size in bytes.
+        /// Size in bytes.
         size: u64,
-        /// What the size must be a multiple of.
+        /// The size must be a multiple of this, in bytes.
         unit: u32,
     },
-    /// Somebody else uses it.
+    /// The image is in use by another program.
     #[error(
         "disk image {p0} is in use by another program; stop that first, \
          or open it read-only in both", p0 = Shown::new(.0)
     )]
     Busy(PathBuf),
-    /// I/O of an earlier process may be under way.
+    /// I/O of an earlier process may be in flight.
     #[error(
         "the I/O that an earlier process began for {disk} is not known to have ended: {error}; see whether \
          its storage hangs, then detach the disk and attach it again"
     )]
     Fence {
-        /// The disk.
+        /// Name of the disk.
         disk: String,
-        /// What waiting for it reports.
+        /// The error of waiting for the fence.
         error: io::Error,
     },
-    /// The file system cannot bypass its cache.
+    /// The file system does not support bypassing the page cache.
     #[error("disk image {p0} cannot be opened with O_DIRECT on this file system; leave that out", p0 = Shown::new(.0))]
     NoDirect(PathBuf),
-    /// What is read and written at once around the page cache is more than a part of it.
+    /// The disk's size is not a multiple of the sector size that `O_DIRECT` requires.
     #[error(
         "the disk in {path} has {size} bytes, which is no multiple of the {unit} that its storage \
          reads and writes at once with O_DIRECT; leave direct out, or copy it to a larger disk \
          whose size is a multiple", path = Shown::new(.path)
     )]
     DirectSize {
-        /// The image.
+        /// Path of the image.
         path: PathBuf,
         /// The disk's size in bytes.
         size: u64,
-        /// What it must be a multiple of.
+        /// The size must be a multiple of this, in bytes.
         unit: u32,
     },
-    /// What is in it cannot be served.
+    /// The content of the image cannot be served.
     #[error("disk image {path} {}", explain(.format, .error), path = Shown::new(.path))]
     Content {
-        /// The image, or the file it rests on.
+        /// Path of the image, or of the file below it.
         path: PathBuf,
-        /// What it was to be.
+        /// The expected format.
         format: Format,
-        /// What is wrong.
+        /// The problem.
         error: ContentError,
     },
-    /// A file that an image rests on is named in a way that cannot be followed.
+    /// A backing file's name cannot be resolved.
     #[error("disk image {path} rests on {below}, {what}", path = Shown::new(.path))]
     Chain {
-        /// The image that names it.
+        /// Path of the image whose header has the name.
         path: PathBuf,
-        /// As it is named.
+        /// The name in the header.
         below: String,
-        /// Why not, and what to do.
+        /// The reason, and the remedy.
         what: &'static str,
     },
     /// The header of an image names a file that is not opened.
     #[error("disk image {image} names {name}, {problem}", image = Shown::new(.image), name = Shown::new(.name))]
     Reference {
-        /// The image.
+        /// Path of the image.
         image: PathBuf,
-        /// As its header has it.
+        /// The name in the header.
         name: PathBuf,
-        /// Why not, and what to do.
+        /// The reason, and the remedy.
         problem: ReferenceProblem,
     },
-    /// There is no such snapshot.
+    /// The snapshot does not exist.
     #[error("disk image {path} has no snapshot {name:?}; it has {there}", path = Shown::new(.path))]
     NoSnapshot {
-        /// The image.
+        /// Path of the image.
         path: PathBuf,
-        /// What was asked for.
+        /// Name of the requested snapshot.
         name: String,
-        /// What there is.
+        /// The existing snapshots.
         there: String,
     },
-    /// An image format has no such snapshot.
+    /// The image has its data in another file, so its internal snapshots cannot be served.
     #[error(
         "disk image {p0} has its data in another file, and internal snapshots of such an image hold no data; \
          serve the image itself, or restore a backup of what the snapshot was made for", p0 = Shown::new(.0)
     )]
     SnapshotOfDataFile(PathBuf),
-    /// This kind can only be read.
+    /// This kind of image is not supported for writing.
     #[error("{0} can only be read; serve it read-only, or as overlay:{0}")]
     OnlyRead(String),
-    /// The network block device.
+    /// An error of the network block device.
     #[error(transparent)]
     Nbd(#[from] NbdError),
-    /// It cannot have such sectors.
+    /// The sector size in the options is not possible for the disk.
     #[error(
         "the disk {disk} of {size} bytes cannot have sectors of {sector_size} bytes; its size \
          must be a multiple, and its medium's sectors ({least} bytes) no larger"
     )]
     Sectors {
-        /// The disk.
+        /// Name of the disk.
         disk: String,
-        /// What was asked for, in bytes.
+        /// The requested size in bytes.
         sector_size: u32,
-        /// What its medium has, in bytes.
+        /// The sector size of the storage, in bytes.
         least: u32,
-        /// Its size in bytes.
+        /// The disk's size in bytes.
         size: u64,
     },
-    /// Only files and block devices are reached through io_uring.
+    /// The `io` option applies only to disks that are served through io_uring: files and block
+    /// devices.
     #[error("io={0} is for raw disks and fixed VHD images, not for {1}; leave that out")]
     NoIoMode(&'static str, String),
-    /// The kernel gives no such io_uring.
+    /// The kernel does not provide an io_uring with a submission thread.
     #[error("this kernel gives no io_uring with a thread of its own ({0}); leave io=sqpoll out")]
     SqPoll(io::Error),
-    /// What goes through the page cache cannot be polled.
+    /// I/O through the page cache cannot be polled.
     #[error(
         "io=iopoll is for disks around the host's page cache, and {0} is not opened so; \
          write [io=iopoll,direct], or leave io=iopoll out"
     )]
     PollBuffered(String),
-    /// The kernel, the file system or the device does not do it.
+    /// The kernel, the file system or the device does not support polling.
     #[error(
         "the disk {disk} cannot be polled ({error}); give its device's driver queues for that \
          (nvme.poll_queues=2 or virtio_blk.poll_queues=1 on the kernel's command line), \
          or leave io=iopoll out"
     )]
     NoPoll {
-        /// The disk.
+        /// Name of the disk.
         disk: String,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
-    /// The trace cannot be written.
+    /// The trace cannot be created.
     #[error("the trace {path} cannot be made: {error}; name a new file, or a directory", path = Shown::new(.path))]
     Trace {
-        /// Where.
+        /// Path of the trace.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         error: io::Error,
     },
-    /// There is too little memory for it.
+    /// There is not enough memory for a disk in memory.
     #[error("there is no memory for a disk of {0} bytes; make it smaller")]
     Memory(u64),
-    /// Anything else.
+    /// Any other error.
     #[error("disk image {path}: {error}", path = Shown::new(.path))]
     Other {
-        /// The image.
+        /// Path of the image.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
 }
 
 impl ImageError {
-    /// A short stable code for logs and `error` nodes.
+    /// Returns a short stable code for logs and `error` nodes.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
@@ -225,7 +226,7 @@ impl ImageError {
     }
 }
 
-/// Why a file that an image header names is not opened.
+/// The reason why a file that an image header names is not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ReferenceProblem {
     /// It is not below an image root.
@@ -234,7 +235,7 @@ pub enum ReferenceProblem {
          directory with --image-root DIR or [image-root=DIR]", listed(.0)
     )]
     Outside(Vec<PathBuf>),
-    /// It is a symbolic link from a root to a file elsewhere.
+    /// It is a symbolic link from below a root to a file elsewhere.
     #[error(
         "and a symbolic link leads from there out of its image root to what is no block device; if \
          this image may use that, name the directory the link leads to with --image-root DIR or \
@@ -246,16 +247,16 @@ pub enum ReferenceProblem {
         "and the image root {p0} cannot be opened: {1}; check --image-root and [image-root=DIR]", p0 = Shown::new(.0)
     )]
     Root(PathBuf, io::Error),
-    /// There is no such file.
+    /// It does not exist.
     #[error(
         "which does not exist; put it back from where this image comes from, or check that the \
          file system it is on is mounted"
     )]
     Missing,
-    /// It is a directory, a socket …
+    /// It is a directory, a socket or the like.
     #[error("which is neither a file nor a block device; see what made this image")]
     NotADisk,
-    /// It would be written, and its name is not the image's own.
+    /// It would be written, and its name does not derive from the image's name.
     #[error(
         "which would be written, and its name does not derive from the image's (as a-flat.vmdk, \
          a-s001.vmdk from a.vmdk); serve it read-only, or allow it with [write-extents=any] if \
@@ -275,7 +276,7 @@ pub enum ReferenceProblem {
          serve an image that names no other file"
     )]
     NoOpenat2,
-    /// Anything else.
+    /// Any other error.
     #[error("which cannot be opened: {0}; check its owner and mode with ls -l")]
     System(io::Error),
 }
@@ -294,7 +295,7 @@ impl ReferenceProblem {
     }
 }
 
-/// A size that an image may have, and no smaller than its own.
+/// Returns the smallest valid size of an image that is not smaller than its current one.
 fn larger(size: &u64, unit: &u32) -> u64 {
     size.next_multiple_of((*unit).into()).max((*unit).into())
 }
@@ -304,11 +305,11 @@ fn listed(roots: &[PathBuf]) -> String {
     if roots.is_empty() { "there is none".into() } else { roots.join(", ") }
 }
 
-/// What is wrong with an image's content, and what to do about it.
+/// Describes a problem with an image's content and its remedy.
 fn explain(format: &Format, error: &ContentError) -> String {
     let word = format.word();
     match error {
-        // A fixed one is told by its end alone.
+        // A fixed VHD image is recognized by its end alone.
         ContentError::NotThis("vhd") => {
             "does not end like a vhd image; if it was cut short copy it again, whole, and if it is \
              a raw one, name it raw:PATH"
@@ -331,9 +332,9 @@ fn explain(format: &Format, error: &ContentError) -> String {
              new image with qemu-img convert, or let the guest encrypt its disk"
         ),
         ContentError::Parent => {
-            // QEMU reads a VHD without its parent and says nothing.
+            // `qemu-img` reads a VHD without its parent and reports no error.
             let by = match format {
-                // Not into the parent, on which others may rest.
+                // Merging into the parent is not suggested, because other images may depend on it.
                 Format::Vhd => "Convert-VHD of Hyper-V",
                 _ => "vmkfstools -i or vmware-vdiskmanager -r",
             };
@@ -347,7 +348,8 @@ fn explain(format: &Format, error: &ContentError) -> String {
              descriptor, which names them all"
         ),
         ContentError::Unsupported(what) => {
-            // Named, since a format that is guessed is what a guest has written.
+            // The format is given explicitly, because a detected format is under the guest's
+            // control.
             let qemu = if *format == Format::Vhd { "vpc" } else { word };
             format!(
                 "is a {word} image with {what}, which is not supported; make another of it: \
@@ -364,7 +366,7 @@ mod tests {
     use super::*;
     use crate::image::{Spec, SpecError};
 
-    /// Every text that tells an operator what to do with an image whose content is the matter.
+    /// Returns every message with a remedy for an image's content.
     fn remedies() -> Vec<String> {
         let mut texts = Vec::new();
         for format in [Format::Raw, Format::Qcow2, Format::Vmdk, Format::Vhd] {
@@ -398,13 +400,14 @@ mod tests {
     #[test]
     fn no_remedy_destroys_data_or_loses_a_parent() {
         for text in remedies() {
-            // What changes an image in its place, or puts an empty one in the place of one that is missing.
+            // Commands that change an image in place, or create an empty one in place of a missing
+            // one.
             for word in
                 ["-r all", "coalesce", "Merge-VHD", "qemu-img create", "commit", "amend", "dd "]
             {
                 assert!(!text.contains(word), "{word} in: {text}");
             }
-            // A conversion leaves the old image as it is.
+            // A conversion leaves the old image unchanged.
             if let Some((_, how)) = text.split_once("-O qcow2") {
                 assert!(how.starts_with(" OLD NEW.qcow2"), "{text}");
             }

@@ -1,4 +1,4 @@
-//! Files and block devices that images are in: located once, then opened as often as needed.
+//! Files and block devices of images: located once, then opened as often as needed.
 
 use super::error::{ImageError, ReferenceProblem};
 use super::lock::{self, Use};
@@ -11,29 +11,29 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-/// How to open a file.
+/// The way to open a file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Access {
     pub write: bool,
     pub direct: bool,
-    /// Whether to hold it against other users.
+    /// Whether to lock it against other users.
     pub lock: bool,
 }
 
-/// A file or block device that was located. The descriptor (`O_PATH`) refers to that very object:
-/// whatever becomes of its path meanwhile, opening the handle opens what was checked.
+/// A located file or block device. The descriptor (`O_PATH`) refers to the object itself, so that
+/// opening the handle opens the object that was checked, even if its path has changed.
 #[derive(Debug)]
 pub struct FileHandle {
-    /// For messages.
+    /// The path, for messages.
     path: PathBuf,
     fd: OwnedFd,
     stat: Stat,
-    /// The image whose header names this file; `None` if the operator does.
+    /// The image whose header names this file; `None` if the operator names it.
     pub(super) named_by: Option<PathBuf>,
 }
 
 impl FileHandle {
-    /// Locates a file that the operator names; symbolic links are followed wherever they lead.
+    /// Locates a file that the operator names, following symbolic links without restriction.
     pub(super) fn locate(path: &Path) -> Result<Self, ImageError> {
         let wrap = |e: Errno| explained(path, false, e.into());
         let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -41,32 +41,33 @@ impl FileHandle {
         Self::new(fd, path.into(), None)
     }
 
-    /// What a descriptor opened with `O_PATH` refers to.
+    /// Creates a handle from a descriptor opened with `O_PATH`.
     pub(super) fn new(
         fd: OwnedFd,
         path: PathBuf,
         named_by: Option<PathBuf>,
     ) -> Result<Self, ImageError> {
         let stat = fstat(&fd).map_err(|e| explained(&path, false, e.into()))?;
-        // Never opened: a FIFO blocks, and opening a character device may act on it.
+        // Other file types are never opened: opening a FIFO blocks, and opening a character device
+        // may have side effects.
         if !matches!(kind(&stat), FileType::RegularFile | FileType::BlockDevice) {
             return Err(ImageError::NotADisk(path));
         }
         Ok(Self { path, fd, stat, named_by })
     }
 
-    /// Path of the file, for messages.
+    /// Returns the path of the file, for messages.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether it is a block device.
+    /// Returns whether it is a block device.
     pub(super) fn is_block_device(&self) -> bool {
         kind(&self.stat) == FileType::BlockDevice
     }
 
-    /// Whether both handles refer to the same file or device, by whatever paths.
+    /// Returns whether both handles refer to the same file or device, by whatever paths.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         let (a, b) = (&self.stat, &other.stat);
         match (self.is_block_device(), other.is_block_device()) {
@@ -76,10 +77,10 @@ impl FileHandle {
         }
     }
 
-    /// Opens and locks it: one writer, or any number of readers.
+    /// Opens and locks the file: one writer, or any number of readers.
     pub(super) fn open(&self, access: Access) -> Result<File, ImageError> {
         let wrap = |error: io::Error| match &self.named_by {
-            // Who asks again when it is free goes by this.
+            // The error must stay recognizable as busy, because callers retry on it.
             Some(image) if !is_busy(&error) => ImageError::Reference {
                 image: image.clone(),
                 name: self.path.clone(),
@@ -90,13 +91,13 @@ impl FileHandle {
         let mut flags = OFlags::CLOEXEC;
         flags |= if access.write { OFlags::RDWR } else { OFlags::RDONLY };
         flags.set(OFlags::DIRECT, access.direct);
-        // On a block device O_EXCL (without O_CREAT) fails if anybody else has it so, a mount say.
-        // Only one of the descriptors of a disk has it so, the one that has its lock.
+        // On a block device, O_EXCL (without O_CREAT) fails if there is another exclusive user,
+        // such as a mount. Only one descriptor of a disk is exclusive, the one that has its lock.
         flags.set(OFlags::EXCL, access.write && access.lock && self.is_block_device());
         let link = alloc::format!("/proc/self/fd/{}", self.fd.as_raw_fd());
         let file = retry_on_intr(|| rustix::fs::open(&link, flags, Mode::empty()));
         let file = file.map_err(|errno| match errno {
-            // The object itself is there: it is held.
+            // The object exists, because the handle holds it.
             Errno::NOENT => wrap(io::Error::other("/proc is not mounted")),
             Errno::INVAL if access.direct => ImageError::NoDirect(self.path.clone()),
             _ => wrap(errno.into()),
@@ -138,14 +139,14 @@ pub(super) fn open(path: &Path, access: Access) -> Result<(File, bool), ImageErr
     Ok((handle.open(access)?, handle.is_block_device()))
 }
 
-/// Gives a range of a file or block device back: it reads as zeroes.
+/// Releases a range of a file or block device, which then reads as zeroes.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub(super) fn punch(file: &File, at: u64, len: u64) -> io::Result<()> {
     let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     match fallocate(file, hole, at, len) {
-        // A block device that cannot, or not in the middle of its sectors.
+        // A block device without support for this, or a range that is not aligned to its sectors.
         Err(Errno::INVAL | Errno::OPNOTSUPP) if file.metadata()?.file_type().is_block_device() => {
             FileStore::new(file.try_clone()?)?.write_zeroes(at, len)
         }

@@ -2,25 +2,25 @@
 
 use std::path::Path;
 
-/// How an image file is to be read.
+/// The format of an image file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
-    /// The disk's bytes and nothing else.
+    /// The disk's contents without metadata.
     Raw,
     /// QEMU's format.
     Qcow2,
     /// VMware's format.
     Vmdk,
-    /// Virtual PC's and XenServer's format.
+    /// The format of Virtual PC and XenServer.
     Vhd,
 }
 
 impl Format {
-    /// By the word that toolstacks, QEMU and this crate use for it.
+    /// Returns the format with this name, as used by toolstacks, QEMU and this crate.
     #[must_use]
     pub fn from_word(word: &str) -> Option<Self> {
         Some(match word {
-            // `aio` is libxl's word, `file` QEMU's of old.
+            // `aio` is used by libxl, `file` by old versions of QEMU.
             "raw" | "aio" | "file" => Self::Raw,
             "qcow2" => Self::Qcow2,
             "vmdk" => Self::Vmdk,
@@ -29,7 +29,7 @@ impl Format {
         })
     }
 
-    /// This crate's word for it.
+    /// Returns this crate's name of the format.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -40,7 +40,8 @@ impl Format {
         }
     }
 
-    /// A format that is known and not read, by its word or by the end of a file's name.
+    /// Returns the name of a known but unsupported format, from its name or a file name's
+    /// extension.
     #[must_use]
     pub fn foreign(word: &str) -> Option<&'static str> {
         const FOREIGN: [&str; 9] =
@@ -49,7 +50,7 @@ impl Format {
         FOREIGN.into_iter().find(|known| *known == word)
     }
 
-    /// The word for a foreign format that content begins like.
+    /// Returns the name of the unsupported format whose magic number the content begins with.
     #[must_use]
     pub fn foreign_resembled(head: &[u8]) -> Option<&'static str> {
         const VDI: [u8; 4] = 0xbeda_107f_u32.to_le_bytes();
@@ -62,7 +63,7 @@ impl Format {
         }
     }
 
-    /// By the end of a file's name; raw if that says nothing.
+    /// Returns the format by a file name's extension; raw if the extension is unknown.
     #[must_use]
     pub fn of_name(path: &Path) -> Self {
         let suffix = path.extension().and_then(|s| s.to_str()).unwrap_or_default();
@@ -74,8 +75,8 @@ impl Format {
         }
     }
 
-    /// What content begins like. Only to tell an operator: **never to decide how to open it**, see
-    /// [`spec`](super::spec).
+    /// Returns the format whose magic number the content begins with. Only for messages to the
+    /// operator: **never decide by this how to open an image**, see [`spec`](super::spec).
     #[must_use]
     pub fn resembled(head: &[u8]) -> Option<Self> {
         match head {

@@ -1,5 +1,5 @@
-//! What can be told of a disk without serving it, also of one that cannot be served, and of one that
-//! somebody else serves at the moment.
+//! Inspection of a disk without serving it. Also works for disks that cannot be served, and for
+//! disks that are being served by another process.
 
 use super::content::{FileContent, Meter};
 use super::error::ImageError;
@@ -17,55 +17,56 @@ use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// What was found.
+/// The result of an inspection.
 #[derive(Debug)]
 pub struct Inspection {
-    /// Bytes of the disk as a guest sees it; `None` if that could not be found out.
+    /// Bytes of the disk as the guest sees it; `None` if unknown.
     pub size: Option<u64>,
-    /// The files it is in: the named one, then what each rests on.
+    /// The files of the disk: the named one, then its backing files.
     pub files: Vec<FileReport>,
-    /// Why it cannot be served.
+    /// The reason why the disk cannot be served.
     pub problem: Option<ImageError>,
 }
 
-/// One file of a disk.
+/// Properties of one file of a disk.
 #[derive(Debug)]
 pub struct FileReport {
-    /// Where it is.
+    /// Path of the file.
     pub path: PathBuf,
-    /// How it is to be read.
+    /// Format in which it is read.
     pub format: Format,
     /// Its length in bytes.
     pub length: u64,
-    /// Bytes of it that take room on the medium.
+    /// Bytes allocated on storage.
     pub allocated: u64,
-    /// Who uses it.
+    /// Whether it is in use.
     pub lock: LockState,
     /// Bytes of the virtual disk in it, if its header could be read.
     pub size: Option<u64>,
-    /// What its header says, in words.
+    /// Properties from its header, as text.
     pub features: Vec<String>,
     /// Its internal snapshots.
     pub snapshots: Vec<Snapshot>,
-    /// A raw image that begins like one of another format: it may have been named wrongly, or a
-    /// guest wrote that.
+    /// Another format whose magic number a raw image begins with: the format may be given wrongly,
+    /// or the guest wrote it.
     pub resembles: Option<Format>,
-    /// The same of a format that is not read here: what a guest encrypts begins like `luks`, say.
+    /// An unsupported format whose magic number a raw image begins with; for example, a disk that
+    /// its guest encrypts begins like `luks`.
     pub resembles_foreign: Option<&'static str>,
 }
 
-/// Looks at a disk. Nothing is locked, and nothing is changed.
+/// Inspects a disk. Nothing is locked or changed.
 ///
 /// # Errors
-/// [`ImageError`] when there is nothing to look at.
+/// [`ImageError`] if the disk cannot be opened.
 pub fn inspect(spec: &Spec) -> Result<Inspection, ImageError> {
     inspect_within(spec, &ReferencePolicy::default())
 }
 
-/// Looks at a disk, with those of its options that say which files its images may name.
+/// Inspects a disk, with those of its options that determine which files its images may name.
 ///
 /// # Errors
-/// [`ImageError`] when there is nothing to look at.
+/// [`ImageError`] if the disk cannot be opened.
 pub fn inspect_as(disk: &Disk) -> Result<Inspection, ImageError> {
     inspect_within(&disk.spec, &disk.options.references())
 }
@@ -111,7 +112,7 @@ fn inspect_within(spec: &Spec, policy: &ReferencePolicy) -> Result<Inspection, I
     Ok(found)
 }
 
-/// What can be said of a file of any format.
+/// Reports the properties that files of any format have.
 fn file_report(file: &FileHandle, format: Format) -> Result<FileReport, ImageError> {
     let path = file.path();
     let mut file = file.open(Access { write: false, direct: false, lock: false })?;
@@ -143,7 +144,7 @@ fn of_qcow2(
     snapshot: Option<&str>,
     policy: &ReferencePolicy,
 ) -> Result<u64, ImageError> {
-    // First without what it rests on, which may be missing.
+    // First without its backing files, which may be missing.
     let open = file.open(Access { write: false, direct: false, lock: false })?;
     let path = file.path();
     let wrap = |error| ImageError::Content { path: path.into(), format: Format::Qcow2, error };
@@ -157,7 +158,7 @@ fn of_qcow2(
     report_below(found, &layer)?;
     let written = found.files.first().is_some_and(|file| file.lock == LockState::Written);
     if written {
-        // It is marked so for as long as it is written.
+        // The mark is expected while the image is being written.
         layer.header.incompatible &= !incompatible::DIRTY;
     }
     qcow2::check_features(&layer, false)?;
@@ -165,7 +166,7 @@ fn of_qcow2(
         Some(name) => qcow2::snapshot_size(&layer, name)?,
         None => header.size,
     };
-    // Tables of an image that is being written are not to be believed.
+    // The tables of an image that is being written may be inconsistent.
     if !written {
         qcow2::try_open(&layer, &meter)?;
     }
@@ -196,7 +197,7 @@ fn describe_qcow2(report: Option<&mut FileReport>, header: &Header) {
     }
 }
 
-/// What is below an image, down to the last.
+/// Reports all backing files of an image.
 fn report_below(found: &mut Inspection, layer: &Layer) -> Result<(), ImageError> {
     match &layer.below {
         None => Ok(()),

@@ -1,4 +1,4 @@
-//! Images as `imago` has them open. It is built without its asynchronous half: its calls block.
+//! Images opened with `imago`, which is built without its asynchronous interface: its calls block.
 
 use super::Format;
 use super::content::ContentError;
@@ -15,20 +15,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
-/// What the library calls an image.
+/// The library's type of an image.
 pub(super) type LibraryImage = FormatAccess<ImageFile>;
 
-/// An image as the library has it open.
+/// An image that the library has open.
 pub(super) struct Library {
     image: RwLock<LibraryImage>,
     write: bool,
-    /// The library panicked: what it keeps in memory is not to be believed.
+    /// The library has panicked: its state in memory is not reliable.
     broken: AtomicBool,
 }
 
 impl Library {
-    /// The image that `open` opens. The library was written for images that are in order; one that
-    /// is not must not end us.
+    /// Opens an image with `open`. The library was written for valid images; a panic on an invalid
+    /// one must not end the process.
     pub fn open(
         path: &Path,
         format: Format,
@@ -42,7 +42,7 @@ impl Library {
         Ok(Self { image: RwLock::new(image), write, broken: AtomicBool::new(false) })
     }
 
-    /// Writes what is kept in memory; whether the image is in order then.
+    /// Flushes the library's caches. Returns whether the image is consistent then.
     pub fn close(&self) -> bool {
         if self.broken.load(Ordering::Acquire) {
             return false;
@@ -56,20 +56,20 @@ impl Library {
         }
     }
 
-    /// Calls the library, together with others.
+    /// Calls the library, concurrently with other calls.
     pub fn shared<T>(&self, call: impl FnOnce(&LibraryImage) -> io::Result<T>) -> io::Result<T> {
         let _told = Told(&self.broken);
         call(&self.image.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Calls the library while nobody else does.
+    /// Calls the library exclusively.
     pub fn alone<T>(&self, call: impl FnOnce(&LibraryImage) -> io::Result<T>) -> io::Result<T> {
         let _told = Told(&self.broken);
         call(&self.image.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Brings everything to the medium: the first writes what the library keeps in memory.
+/// Makes all writes durable: first writes the library's caches, then flushes the file.
 pub(super) fn flush(image: &LibraryImage) -> io::Result<()> {
     image.flush().and_then(|()| image.sync())
 }
@@ -91,7 +91,7 @@ impl Store for Library {
     }
 
     fn discard(&self, _: u64, _: u64) -> io::Result<()> {
-        // A format that can says how.
+        // Formats with support for discard implement it themselves.
         Err(io::ErrorKind::Unsupported.into())
     }
 
@@ -100,7 +100,7 @@ impl Store for Library {
     }
 }
 
-/// Tells of a panic on its way out.
+/// Records a panic during a call.
 struct Told<'a>(&'a AtomicBool);
 
 impl Drop for Told<'_> {
@@ -111,7 +111,7 @@ impl Drop for Told<'_> {
     }
 }
 
-/// What the library says, in our words.
+/// Converts an error of the library.
 pub(super) fn failed(path: &Path, format: Format, error: io::Error) -> ImageError {
     let error = match error.kind() {
         io::ErrorKind::InvalidData => ContentError::corrupt(alloc::format!("{error}")),
@@ -121,10 +121,10 @@ pub(super) fn failed(path: &Path, format: Format, error: io::Error) -> ImageErro
     ImageError::Content { path: path.into(), format, error }
 }
 
-/// A file that is open to be written, and the order of that.
+/// A file that is open for writing, and the order of its writes.
 pub(super) type Ordered = (File, Arc<dyn Order>);
 
-/// Opens a file for the library, if it is not open already.
+/// Opens a file for the library, unless it is already open.
 pub(super) fn storage(
     file: &FileHandle,
     access: Access,

@@ -1,10 +1,11 @@
-//! Locks on image files, so that no two programs write one.
+//! Locks on image files, to prevent two programs from writing one.
 //!
-//! Two kinds at a time: `flock`, which holds off other servers of this kind; and the byte locks that
-//! QEMU and its tools take (`block/file-posix.c`), which hold off, and are held off by, `qemu-img`,
-//! `qemu-nbd` and QEMU itself. Those are open-file-description locks, all of them shared: one
-//! byte from 100 on for each thing a user does, one from 200 on for each thing it does not want
-//! others to do. A user who finds its deeds locked by others' wishes, or the other way round, lets go.
+//! Two kinds are used together: `flock`, against other processes of this program; and the
+//! byte-range locks of QEMU and its tools (`block/file-posix.c`), against `qemu-img`, `qemu-nbd`
+//! and QEMU itself. The latter are open-file-description locks, all of them shared: one byte from
+//! 100 on for each permission that a user needs, and one byte from 200 on for each permission that
+//! it does not share. A user releases its locks and fails if a permission that it needs is unshared
+//! by others, or the other way round.
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -15,40 +16,41 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What an image is opened for.
+/// The purpose for which an image is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Use {
-    /// To be read while nobody writes.
+    /// For reading, without concurrent writers.
     Read,
-    /// To be written while nobody else does.
+    /// For writing, without other writers.
     Write,
 }
 
-/// `RAW_LOCK_PERM_BASE`: what is done.
+/// `RAW_LOCK_PERM_BASE`: permissions in use.
 const DOES: i64 = 100;
-/// `RAW_LOCK_SHARED_BASE`: what others may not do.
+/// `RAW_LOCK_SHARED_BASE`: permissions that others must not use.
 const FORBIDS: i64 = 200;
-/// `BLK_PERM_CONSISTENT_READ`, `BLK_PERM_WRITE`, `BLK_PERM_RESIZE` by number of bit.
+/// Bit numbers of `BLK_PERM_CONSISTENT_READ`, `BLK_PERM_WRITE` and `BLK_PERM_RESIZE`.
 const CONSISTENT_READ: i64 = 0;
 const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 
-/// For how long a file's last user may still seem to be there. A program that any thread of ours starts
-/// has all our descriptors, and with them the locks, from its birth until it is executed: what
-/// was closed meanwhile is let go only then.
+/// Time for which a closed file may still appear locked. A program that any thread of this process
+/// starts inherits all descriptors, and with them the locks, from fork until exec; descriptors
+/// closed in the meantime release their locks only then.
 const AFTERLIFE: Duration = Duration::from_millis(200);
 const AGAIN: Duration = Duration::from_millis(5);
 
-/// Locks a file that was just opened until it is closed.
+/// Locks a file that was just opened, until it is closed.
 ///
 /// # Errors
-/// [`io::ErrorKind::WouldBlock`] when somebody uses it otherwise, and not just for a moment.
+/// [`io::ErrorKind::WouldBlock`] if the file is in conflicting use for longer than a moment.
 pub(super) fn lock(file: &File, how: Use) -> io::Result<()> {
     let start = Instant::now();
     loop {
         match try_lock(file, how) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // Another that tries at the same time must not see us try.
+                // Released, so that another process that tries at the same time does not fail
+                // because of this attempt.
                 let_go(file)?;
                 if start.elapsed() > AFTERLIFE {
                     return Err(error);
@@ -71,7 +73,7 @@ fn try_lock(file: &File, how: Use) -> io::Result<()> {
         Use::Write => &[CONSISTENT_READ, WRITE, RESIZE],
     };
     let forbids = [WRITE, RESIZE];
-    // First told, then looked: of two at the same moment at least one sees the other.
+    // Locks first and checks afterwards: of two concurrent users at least one sees the other.
     for byte in does.iter().map(|b| DOES + b).chain(forbids.iter().map(|b| FORBIDS + b)) {
         set(file, byte)?;
     }
@@ -83,21 +85,21 @@ fn try_lock(file: &File, how: Use) -> io::Result<()> {
     Ok(())
 }
 
-/// Who uses a file, as far as locks tell.
+/// The use of a file, as far as locks show it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LockState {
-    /// Nobody.
+    /// Not in use.
     Free,
-    /// Somebody reads it.
+    /// In use by a reader.
     Read,
-    /// Somebody writes it.
+    /// In use by a writer.
     Written,
 }
 
-/// Who uses a file, looked up without taking a lock oneself: QEMU and its tools, and this crate.
+/// Returns the use of a file by QEMU, its tools, and this crate, without taking a lock.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub(super) fn look(file: &File) -> io::Result<LockState> {
     if is_locked(file, DOES + WRITE)? {
         return Ok(LockState::Written);
@@ -110,7 +112,7 @@ fn range(kind: i32, byte: i64) -> Range {
     Range { l_type: kind as i16, l_whence: SEEK_SET as i16, l_start: byte, l_len: 1, l_pid: 0 }
 }
 
-/// Not every file system has these locks; on one that has not, QEMU goes without them too.
+/// Returns whether the file system has no such locks; QEMU does without them in that case as well.
 fn has_none(error: Errno) -> bool {
     matches!(error, Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS)
 }
@@ -124,10 +126,10 @@ fn set(file: &File, byte: i64) -> io::Result<()> {
     }
 }
 
-/// Both kinds, whatever of them there is.
+/// Releases both kinds of locks.
 fn let_go(file: &File) -> io::Result<()> {
     flock(file, FlockOperation::Unlock)?;
-    // Length 0: all there are.
+    // Length 0 means all bytes.
     let all = Range { l_len: 0, ..range(F_UNLCK, 0) };
     match fcntl(file, FcntlArg::F_OFD_SETLK(&all)) {
         Err(e) if !has_none(e) => Err(e.into()),
@@ -157,7 +159,7 @@ mod tests {
             lock(&them, theirs).unwrap();
             let error = lock(&us, ours).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-            // Nothing is left of the attempt.
+            // The failed attempt leaves no lock.
             let_go(&them).unwrap();
             assert_eq!(look(&open()).unwrap(), LockState::Free);
             lock(&them, theirs).unwrap();

@@ -1,18 +1,18 @@
-//! What a disk is kept in: named by a [`Disk`], opened as an [`Image`], served by engines.
+//! Disk images: defined by a [`Disk`], opened as an [`Image`], served by engines.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`spec`] | the one string that names what a disk is kept in |
-//! | [`options`], [`disk`] | how it is to be served; both together |
-//! | `raw`, [`qcow2`], `vmdk`, [`vhd`] | the formats of files |
-//! | `overlay` | a disk that is never changed, under one that is |
-//! | `lock`, `file` | opening files so that nobody else writes them |
+//! | [`spec`] | the string that names a disk's storage |
+//! | [`options`], [`disk`] | the options of a disk; both together |
+//! | `raw`, [`qcow2`], `vmdk`, [`vhd`] | image formats |
+//! | `overlay` | a writable layer over a disk that is not changed |
+//! | `lock`, `file` | opening and locking files |
 //! | `reference` | files that an image header names, confined to image roots |
-//! | `polled`, `device` | whether a disk can be polled; what the kernel says of a device |
-//! | `direct` | what `O_DIRECT` asks for |
-//! | `shown` | names of files as text |
-//! | [`content`] | what is wrong with an image, before it can do harm |
-//! | [`inspect`] | what can be told of a disk without serving it |
+//! | `polled`, `device` | whether a disk can be polled; properties of block devices |
+//! | `direct` | requirements of `O_DIRECT` |
+//! | `shown` | file names as text |
+//! | [`content`] | bounded reading of image metadata, and its errors |
+//! | [`inspect`] | inspection of a disk without serving it |
 
 pub mod content;
 mod device;
@@ -75,67 +75,67 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-/// Threads that do the operations of a disk whose format's library blocks.
+/// Number of threads that execute the operations of a disk with blocking storage.
 const POOL: usize = 4;
 
-/// How to open an image.
+/// Options for opening an image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ImageOptions {
-    /// Refuse writes.
+    /// Reject writes.
     pub read_only: bool,
     /// Bypass the host's page cache (`O_DIRECT`).
     pub direct: bool,
 }
 
-/// A disk that is open, checked, and locked against other users for as long as it lives. All its
-/// queues have engines over the one.
+/// An open disk, checked, and locked against other users until it is dropped. All its queues have
+/// engines over the same image.
 pub struct Image {
     kept: Storage,
     geometry: Geometry,
     flushes: Arc<FlushState>,
-    /// What flushes a disk that is written and not only in memory.
+    /// Flushes a disk that is writable and not in memory.
     flusher: Option<Arc<Flusher>>,
-    /// One for all engines, as what they share is measured by it.
+    /// Shared by all engines, because shared limits are measured with it.
     clock: Monotonic,
     share: Option<Arc<SharedLimit>>,
     faults: Option<(Arc<FaultSwitch>, AtomicU64)>,
     trace: Option<Arc<Trace>>,
     record: Option<Arc<Record>>,
     io: IoMode,
-    /// What is polled for, if anything is.
+    /// Limits of polled transfers, if there are any.
     limits: TransferLimits,
-    /// Held for as long as any I/O may be under way.
+    /// Held while any I/O may be in flight.
     fence: Option<OwnedFd>,
     load: Arc<Load>,
-    /// How often pages could not be registered with the kernel.
+    /// Counts pages that could not be registered with the kernel.
     unregistered: Arc<LogLimit>,
 }
 
-/// Where the data is.
+/// The storage of a disk.
 enum Storage {
-    /// In a file or block device, reached through each engine's io_uring.
+    /// A file or block device, accessed through each engine's io_uring.
     File {
         /// The file.
         file: File,
-        /// What discards, if it is a device that can.
+        /// Threads for discards, if it is a device that supports them.
         discards: Option<Arc<ThreadPool>>,
     },
-    /// In memory.
+    /// Memory.
     Ram(Arc<RamDisk>),
-    /// At the end of a socket.
+    /// An NBD server.
     Nbd(Arc<NbdLink>),
-    /// Where blocking calls get it from.
+    /// Storage with blocking calls.
     Store(Arc<dyn Store>),
-    /// The same, with threads to call.
+    /// Storage with blocking calls, and threads that execute them.
     ThreadPool(Arc<ThreadPool>),
 }
 
 impl Storage {
-    /// The same through blocking calls.
+    /// Converts the storage to blocking calls.
     fn into_store(self) -> io::Result<Arc<dyn Store>> {
         Ok(match self {
             Self::File { file, .. } => {
-                // Calls come from memory of any alignment.
+                // Buffers of the calls may have any alignment.
                 fcntl_setfl(&file, fcntl_getfl(&file)?.difference(OFlags::DIRECT))?;
                 Arc::new(FileStore::new(file)?)
             }
@@ -148,10 +148,10 @@ impl Storage {
 }
 
 impl Storage {
-    /// What is to be called to flush it, if it is not only in memory.
+    /// Returns a store that flushes the storage, unless it is only in memory.
     fn flushing(&self) -> io::Result<Option<Arc<dyn Store>>> {
         Ok(Some(match self {
-            // The same open file: its error is this one's to see.
+            // The same open file description, so that this descriptor sees its write-back errors.
             Self::File { file, .. } => Arc::new(FileStore::new(file.try_clone()?)?),
             Self::Nbd(link) => Arc::new(Blocking(link.clone())),
             Self::ThreadPool(pool) => Arc::new(Blocking(pool.clone())),
@@ -169,8 +169,7 @@ impl Image {
         Self::open_disk(&Spec::file(Format::Raw, path), options)
     }
 
-    /// Opens a disk of any kind, and locks the files it is in: one writer, or any number of
-    /// readers.
+    /// Opens a disk of any kind and locks its files: one writer, or any number of readers.
     ///
     /// # Errors
     /// Any [`ImageError`].
@@ -224,8 +223,8 @@ impl Image {
         })
     }
 
-    /// Opens a disk with those of its options that say how: all but limits, faults, the trace, and
-    /// what is offered to the frontend.
+    /// Opens a disk with those of its options that affect opening: all but limits, faults, the
+    /// trace, and the features advertised to the frontend.
     ///
     /// # Errors
     /// Any [`ImageError`].
@@ -250,61 +249,63 @@ impl Image {
         Ok(Self { geometry, io, limits, ..image })
     }
 
-    /// Holds the write end of a [fence](pvio_recordfile::Fence) for as long as any I/O may be under way,
-    /// also after this process is dead.
+    /// Holds the write end of a [fence](pvio_recordfile::Fence) while any I/O may be in flight,
+    /// also after the death of this process.
     #[must_use]
     pub fn fenced(self, fence: OwnedFd) -> Self {
         Self { fence: Some(fence), ..self }
     }
 
-    /// Keeps the disk to limits, which may be changed later.
+    /// Applies rate limits, which can be changed later.
     #[must_use]
     pub fn throttled(self, share: Arc<SharedLimit>) -> Self {
         Self { share: Some(share), ..self }
     }
 
-    /// Makes it slow and failing, by a seed, as long as the switch is on.
+    /// Injects delays and failures by a seed, while the switch is on.
     #[must_use]
     pub fn with_faults(self, switch: Arc<FaultSwitch>, seed: u64) -> Self {
         Self { faults: Some((switch, AtomicU64::new(seed))), ..self }
     }
 
-    /// Keeps all that is written in memory, for tests of what a loss of power leaves.
+    /// Records all writes in memory, for tests of the state after a power loss.
     #[must_use]
     pub fn recorded(self, record: Arc<Record>) -> Self {
         Self { record: Some(record), ..self }
     }
 
-    /// Writes down what is asked of it, for fio to replay on `name`.
+    /// Writes a trace of its operations that fio can replay on `name`.
     ///
     /// # Errors
-    /// What writing says.
+    /// The error of writing.
     pub fn traced(self, out: Box<dyn Write + Send>, name: &str) -> io::Result<Self> {
         let trace = Arc::new(Trace::new(out, name, &self.clock)?);
         Ok(Self { trace: Some(trace), ..self })
     }
 
-    /// What the disk looks like.
+    /// Returns the disk's geometry.
     #[must_use]
     pub fn geometry(&self) -> Geometry {
         self.geometry
     }
 
-    /// Whether a flush has failed since it was opened, on any of its engines.
+    /// Returns whether a flush has failed since it was opened, on any of its engines.
     #[must_use]
     pub fn flush_failed(&self) -> bool {
         self.flushes.has_failed()
     }
 
-    /// Makes every flush fail from now on: an earlier process that had the same disk open saw one fail.
+    /// Makes all further flushes fail, because an earlier process with the same disk open saw one
+    /// fail.
     pub fn mark_flush_failed(&self) {
         self.flushes.mark_failed();
     }
 
-    /// Flushes what an earlier process has written, where the fence tells nothing of it: at a server. Waits.
+    /// Flushes the writes of an earlier process where the fence does not cover them: at a server.
+    /// Blocks.
     ///
     /// # Errors
-    /// What the flush reports, which is remembered like any that fails.
+    /// The error of the flush, which is recorded like that of any flush.
     pub(crate) fn settle(&self) -> io::Result<()> {
         match (&self.kept, &self.flusher) {
             (Storage::Nbd(_), Some(flusher)) => Blocking(flusher.clone()).flush(),
@@ -312,13 +313,13 @@ impl Image {
         }
     }
 
-    /// What all its engines share to know whether a flush has failed.
+    /// Returns the flush state that all its engines share.
     #[must_use]
     pub fn flush_state(&self) -> &Arc<FlushState> {
         &self.flushes
     }
 
-    /// Another descriptor of the file or block device it is in, if it is in one that is served as it is.
+    /// Returns another descriptor of the file or block device, if it is served directly.
     #[must_use]
     pub(crate) fn served_file(&self) -> Option<io::Result<File>> {
         match &self.kept {
@@ -327,10 +328,10 @@ impl Image {
         }
     }
 
-    /// An engine over the disk, for one queue. To be called by the thread that will use it.
+    /// Creates an engine for one queue. Must be called on the thread that will use it.
     ///
     /// # Errors
-    /// What the system says when it has no descriptor or no io_uring to give.
+    /// The system's error if it has no free descriptor or no io_uring.
     pub fn engine<B>(&self, depth: u32) -> io::Result<DiskEngine<B>>
     where
         B: IoBuf + SharedMemory,
@@ -378,7 +379,7 @@ impl Image {
         self.wrap(Waiting::new(engine, Some(completions))?)
     }
 
-    /// Puts around an engine what the disk has around it.
+    /// Wraps an engine with the disk's wrappers.
     fn wrap<B, E>(&self, engine: E) -> io::Result<DiskEngine<B>>
     where
         B: IoBuf + SharedMemory,
@@ -391,7 +392,8 @@ impl Image {
         self.tune(engine)
     }
 
-    /// Limits and faults know the engine's type: where they are idle they cost next to nothing.
+    /// Throttling and faults are generic over the engine's type, so that they cost almost nothing
+    /// when idle.
     fn tune<B, E>(&self, engine: E) -> io::Result<DiskEngine<B>>
     where
         B: IoBuf + SharedMemory,
@@ -416,10 +418,10 @@ impl Image {
         })
     }
 
-    /// Where the first byte is that is not zero; all of the disk is read until then.
+    /// Returns the offset of the first byte that is not zero. Reads the disk up to there.
     ///
     /// # Errors
-    /// What reading says.
+    /// The error of reading.
     pub fn first_data(self) -> io::Result<Option<u64>> {
         const PART: u64 = 1 << 20;
         let (size, store) = (self.geometry.sectors * 512, self.kept.into_store()?);
@@ -435,10 +437,10 @@ impl Image {
     }
 }
 
-/// A store, and what the disk in it looks like.
+/// A store and the geometry of its disk.
 type Opened = (Arc<dyn Store>, Geometry);
 
-/// Opens what a disk is kept in.
+/// Opens the storage of a disk.
 fn open(
     spec: &Spec,
     options: ImageOptions,
@@ -470,14 +472,14 @@ fn open(
     })
 }
 
-/// Opens a disk to be read, and puts one to be written over it.
+/// Opens a disk for reading, with a writable layer over it.
 fn open_overlay(
     below: &Spec,
     options: ImageOptions,
     policy: &ReferencePolicy,
     meter: &Meter,
 ) -> Result<Opened, ImageError> {
-    // Copies of the data are made in memory of any alignment.
+    // The overlay copies data with buffers of any alignment.
     let read = ImageOptions { read_only: true, direct: false };
     let (kept, mut geometry) = open(below, read, policy, meter)?;
     let below = kept

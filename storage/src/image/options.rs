@@ -1,5 +1,5 @@
-//! How a disk is to be served, as an operator writes it: words with commas between, parsed here and
-//! nowhere else. [`KEYS`] has all of them.
+//! Options of a disk as an operator writes them: separated by commas, parsed only here. [`KEYS`]
+//! lists all of them.
 
 pub(super) mod values;
 
@@ -24,7 +24,7 @@ use values::{
     escaped, is_power, is_sector, number, path, plain, rate, size, switch, time, time_in_words,
 };
 
-/// Every word there is, what it may say, and what that means.
+/// All options, with the form of their values and their meaning.
 pub const KEYS: [(&str, &str, &str); 35] = [
     ("ro", "", "the guest may only read it"),
     ("rw", "", "the guest may write it, if the toolstack lets it"),
@@ -67,26 +67,26 @@ pub const KEYS: [(&str, &str, &str); 35] = [
     ("cdrom", "on|off", "whether the guest should take it for a CD drive"),
 ];
 
-/// The words do not say how a disk is to be served.
+/// The options are invalid.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum OptionError {
-    /// There is no such word.
+    /// The option does not exist.
     #[error("{0:?} is no option of a disk; there are {known}", known = known())]
     Unknown(String),
-    /// It needs a value, or none, or another.
+    /// The value is missing or invalid.
     #[error("the option {key} of a disk cannot be {value:?}; write {key}={form}")]
     Value {
-        /// The word.
+        /// The option.
         key: &'static str,
-        /// What was said of it.
+        /// The given value.
         value: String,
-        /// What may be.
+        /// The form of valid values.
         form: &'static str,
     },
-    /// It is a word by itself.
+    /// The option takes no value.
     #[error("the option {0} of a disk has no value; write {0} alone")]
     Flag(&'static str),
-    /// The bracket at the end is missing.
+    /// The closing bracket is missing.
     #[error("options begin with a bracket and end with none; write [iops=100,direct]PATH")]
     Unclosed,
 }
@@ -95,17 +95,17 @@ fn known() -> String {
     KEYS.map(|(key, ..)| key).join(", ")
 }
 
-/// Makes the options with all that is done to each of them.
+/// Defines the options, with the functions that handle all of them.
 macro_rules! options {
     ($($(#[$doc:meta])* $field:ident: $kind:ty,)*) => {
-        /// How a disk is to be served, as far as somebody said so.
+        /// The options of a disk, as far as given.
         #[derive(Clone, PartialEq, Eq, Debug, Default)]
         pub struct DiskOptions {
             $($(#[$doc])* pub $field: Option<$kind>,)*
         }
 
         impl DiskOptions {
-            /// The same, with `others` for what is not said here.
+            /// Returns these options, with `others` for those that are not set here.
             #[must_use]
             pub fn or(self, others: Self) -> Self {
                 Self { $($field: self.$field.or(others.$field),)* }
@@ -131,7 +131,7 @@ options! {
     io: IoMode,
     /// `policy`
     policy: Policy,
-    /// `answers`: in order; without effect
+    /// `answers`: in order; has no effect
     in_order: bool,
     /// `queues`
     queues: u32,
@@ -139,7 +139,7 @@ options! {
     ring_order: u32,
     /// `indirect`
     indirect: u32,
-    /// `iops`; `Some(None)` is none
+    /// `iops`; `Some(None)` is unlimited
     iops: Option<Rate>,
     /// `bps`
     bps: Option<Rate>,
@@ -157,11 +157,11 @@ options! {
     latency: Duration,
     /// `jitter`
     jitter: Duration,
-    /// `fail-reads`, of a million
+    /// `fail-reads`, per million
     fail_reads: u32,
-    /// `fail-writes`, of a million
+    /// `fail-writes`, per million
     fail_writes: u32,
-    /// `fail-flushes`, of a million
+    /// `fail-flushes`, per million
     fail_flushes: u32,
     /// `errno`
     errno: i32,
@@ -171,20 +171,20 @@ options! {
     trace: PathBuf,
     /// `busy-timeout`
     busy_timeout: Duration,
-    /// `image-root`, each of them
+    /// `image-root`, all of them
     image_roots: Vec<PathBuf>,
     /// `write-extents`: any
     write_any_extent: bool,
-    /// `trusted`: for the toolstack that makes the disk
+    /// `trusted`: evaluated by the toolstack that creates the disk
     trusted: bool,
-    /// `removable`: the same
+    /// `removable`: evaluated by the toolstack that creates the disk
     removable: bool,
-    /// `cdrom`: the same
+    /// `cdrom`: evaluated by the toolstack that creates the disk
     cdrom: bool,
 }
 
 impl DiskOptions {
-    /// The limits they set.
+    /// Returns the rate limits.
     #[must_use]
     pub fn limits(&self) -> ThrottleLimits {
         let quota = |operations: Option<Option<Rate>>, bytes: Option<Option<Rate>>| Quota {
@@ -198,7 +198,7 @@ impl DiskOptions {
         }
     }
 
-    /// Whether any limit, or that there is none, was said.
+    /// Returns whether any limit is set, including `none`.
     #[must_use]
     pub const fn says_limits(&self) -> bool {
         self.iops.is_some()
@@ -209,7 +209,7 @@ impl DiskOptions {
             || self.write_bps.is_some()
     }
 
-    /// What files the headers of its images may name.
+    /// Returns the policy for files that the headers of its images name.
     pub(super) fn references(&self) -> ReferencePolicy {
         ReferencePolicy {
             roots: self.image_roots.clone().unwrap_or_default(),
@@ -217,7 +217,7 @@ impl DiskOptions {
         }
     }
 
-    /// How slow and how often failing it is to be.
+    /// Returns the fault plan.
     #[must_use]
     pub fn faults(&self) -> FaultPlan {
         const EIO: i32 = 5;
@@ -231,7 +231,7 @@ impl DiskOptions {
         }
     }
 
-    /// What is offered to the frontend, where it differs from `usual`.
+    /// Returns the device's settings, with `usual` for those that are not set here.
     #[must_use]
     pub fn config(&self, usual: Config) -> Config {
         Config {
@@ -242,7 +242,8 @@ impl DiskOptions {
         }
     }
 
-    /// Only what a disk takes over while it is served: limits, latency and failures.
+    /// Returns only the options that can be changed while the disk is served: limits, delays and
+    /// failures.
     #[must_use]
     pub fn live(&self) -> Self {
         let Self { iops, bps, read_iops, read_bps, write_iops, write_bps, .. } = *self;
@@ -264,7 +265,7 @@ impl DiskOptions {
         }
     }
 
-    /// The other words, which hold from when the disk is attached.
+    /// Returns only the options that take effect when the disk is attached.
     #[must_use]
     pub fn fixed(&self) -> Self {
         let none = Self::default();
@@ -285,8 +286,7 @@ impl DiskOptions {
         }
     }
 
-    /// Parses options as [`FromStr`] does, but not necessarily in UTF-8: the names of files are
-    /// bytes.
+    /// Parses options as [`FromStr`] does, but not necessarily in UTF-8: file names are bytes.
     ///
     /// # Errors
     /// Any [`OptionError`].
@@ -319,7 +319,7 @@ impl DiskOptions {
             }
             return Ok(());
         }
-        // A switch that is named is on.
+        // A switch without a value is on.
         let value = value.unwrap_or(if form == "on|off" { b"on" } else { b"" });
         let set = match key {
             "trace" => path(value).map(|path| self.trace = Some(path)),
@@ -391,7 +391,7 @@ impl DiskOptions {
         Some(())
     }
 
-    /// What was said, in words that are parsed to the same.
+    /// Returns the options as strings that are parsed to the same.
     fn words(&self) -> Vec<String> {
         let mut words = Vec::new();
         let flag =
@@ -452,14 +452,14 @@ impl DiskOptions {
 impl FromStr for DiskOptions {
     type Err = OptionError;
 
-    /// Words with commas between; none at all say nothing. Of a word said twice the last counts, but of
-    /// `image-root` each does.
+    /// Parses options that are separated by commas; an empty string sets none. If an option is
+    /// repeated, the last value is used, except for `image-root`, which accumulates.
     fn from_str(text: &str) -> Result<Self, OptionError> {
         Self::from_bytes(text.as_bytes())
     }
 }
 
-/// Written so that it is parsed to the same.
+/// Formats the options so that they are parsed to the same.
 impl fmt::Display for DiskOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.words().join(","))

@@ -1,5 +1,5 @@
-//! A disk that is only read, under one that is only written: what a guest writes goes to a file
-//! without a name and is gone with the disk.
+//! A writable layer over a disk that is only read. Writes go to an unnamed temporary file, which is
+//! deleted when the disk is closed.
 
 use crate::engine::store::Store;
 use alloc::boxed::Box;
@@ -11,11 +11,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Sectors whose bits are kept together.
+/// Sectors for each bitmap.
 const GROUP: u64 = 1 << 15;
 const SECTOR: u64 = 512;
 
-/// Which sectors were written.
+/// The set of sectors that were written.
 #[derive(Default)]
 struct Written(BTreeMap<u64, Box<[u64]>>);
 
@@ -36,7 +36,8 @@ impl Written {
         }
     }
 
-    /// How many sectors from one on are like it, and whether they were written.
+    /// Returns the number of sectors from `sector` on that have the same state, and whether they
+    /// were written.
     fn run(&self, sector: u64, most: u64) -> (u64, bool) {
         let first = self.has(sector);
         let like = (1..most).take_while(|n| self.has(sector + n) == first).count() as u64;
@@ -44,7 +45,7 @@ impl Written {
     }
 }
 
-/// The two together.
+/// The overlay: the disk below and the writable layer.
 pub(super) struct Overlay {
     below: Arc<dyn Store>,
     scratch: File,
@@ -52,7 +53,7 @@ pub(super) struct Overlay {
 }
 
 impl Overlay {
-    /// Writes go to a file in `dir` that no name leads to.
+    /// Creates an overlay whose writes go to an unnamed file in `dir`.
     pub fn new(below: Arc<dyn Store>, bytes: u64, dir: &Path) -> io::Result<Self> {
         use rustix::fs::{Mode, OFlags};
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -84,12 +85,12 @@ impl Store for Overlay {
 
     fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
         self.scratch.write_all_at(from, at)?;
-        // Not before: until then the old data is what is read.
+        // Marked only after the write: until then reads must return the old data.
         self.written().add(at / SECTOR..(at + from.len() as u64) / SECTOR);
         Ok(())
     }
 
-    /// There is no medium: the disk does not outlive its server.
+    /// Does nothing, because the writes do not outlive the process.
     fn flush(&self) -> io::Result<()> {
         Ok(())
     }

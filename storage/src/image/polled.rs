@@ -1,5 +1,5 @@
-//! Whether a disk's reads and writes can be polled, found out when it is opened: a guest has no use
-//! for an error that only its host can mend.
+//! Checks when a disk is opened whether its reads and writes can be polled. Otherwise guests would
+//! see errors that only the host's operator can resolve.
 
 use super::{Disk, ImageError, device};
 use crate::engine::uring::{TransferLimits, UringEngine};
@@ -9,10 +9,10 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 
-/// Bytes of the trial at most.
+/// Maximum number of bytes of the trial read.
 const TRIAL: u64 = 4096;
 
-/// Whether a file or block device can be polled, and for what.
+/// Checks that a file or block device can be polled. Returns its transfer limits.
 ///
 /// # Errors
 /// [`ImageError::PollBuffered`], [`ImageError::NoPoll`].
@@ -23,18 +23,18 @@ pub(super) fn check(file: &File, disk: &Disk) -> Result<TransferLimits, ImageErr
         return Err(ImageError::PollBuffered(name()));
     }
     trial(file).map_err(no)?;
-    // The trial says nothing of the device where the file has no data yet, and older kernels
-    // (before 6.11) wait for an interrupt where there is no queue to be polled.
+    // The trial does not reach the device if the file has no data, and kernels before 6.11 wait for
+    // an interrupt if there is no poll queue.
     if device::polls(file).map_err(no)? == Some(false) {
         return Err(no(Errno::OPNOTSUPP.into()));
     }
     device::limits(file).map_err(no)
 }
 
-/// Reads the first data there is; of a file without any, its beginning.
+/// Reads the first data of the file, or its beginning if it has none.
 fn trial(file: &File) -> io::Result<()> {
     let size = seek(file, SeekFrom::End(0))?;
-    // A block device, and a file system without holes, may not know the question.
+    // Block devices, and file systems without holes, may not support this.
     let data = seek(file, SeekFrom::Data(0)).unwrap_or(0);
     let at = data / TRIAL * TRIAL;
     let len = size.saturating_sub(at).min(TRIAL);

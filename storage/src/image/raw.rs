@@ -1,4 +1,4 @@
-//! Raw images: the disk's bytes and nothing else, in a file or on a block device.
+//! Raw images: the disk's contents without metadata, in a file or on a block device.
 
 use super::error::ImageError;
 use super::file::{self, Access};
@@ -15,10 +15,11 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-/// Threads that discard: enough to keep a device at it, and one that hangs holds up only its like.
+/// Threads for discards: enough to utilize a device. A discard that hangs blocks only other
+/// discards.
 const DISCARDERS: usize = 2;
 
-/// Opens one.
+/// Opens a raw image.
 pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Storage, Geometry), ImageError> {
     let access = Access { write: !options.read_only, direct: options.direct, lock: true };
     let (mut file, block_device) = file::open(path, access)?;
@@ -28,8 +29,8 @@ pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Storage, Geome
     serve(path, file, size, logical.unwrap_or(512), options)
 }
 
-/// Serves the first `size` bytes of a file or block device as a disk. Its logical sectors are no
-/// smaller than `logical` bytes.
+/// Serves the first `size` bytes of a file or block device as a disk, with logical sectors of at
+/// least `logical` bytes.
 pub(super) fn serve(
     path: &Path,
     file: File,
@@ -61,7 +62,7 @@ fn discarders(device: &File) -> io::Result<ThreadPool> {
     ThreadPool::start("discard", DISCARDERS, Arc::new(FileStore::new(device.try_clone()?)?))
 }
 
-/// Checks a size and makes a geometry of it that can discard any physical sector.
+/// Checks a size and returns a geometry in which any physical sector can be discarded.
 pub(super) fn geometry(
     path: &Path,
     size: u64,
@@ -87,7 +88,7 @@ pub(super) fn geometry(
     })
 }
 
-/// What a disk looks like with the sectors its options ask for.
+/// Returns the geometry with the sector sizes that the disk's options request.
 pub(super) fn shaped(geometry: Geometry, disk: &Disk) -> Result<Geometry, ImageError> {
     let DiskOptions { sector, physical, discard, .. } = disk.options;
     let sector_size = sector.unwrap_or(geometry.sector_size);

@@ -1,10 +1,10 @@
 //! Files that the header of an image names: backing files, data files, extents.
 //!
-//! A header is hostile input. What it names is opened below *image roots* only: the directory of the
-//! image that the operator named, and those the operator adds. The kernel resolves each name
-//! (`openat2` with `RESOLVE_BENEATH`), so that no `..`, symbolic link or rename on the way leads out.
-//! One thing is reached from inside a root by a symbolic link that leads out: a block device, as
-//! logical volumes are found that way.
+//! A header is untrusted input. The files that it names are opened only below *image roots*: the
+//! directory of the image that the operator named, and the directories that the operator adds. The
+//! kernel resolves each name (`openat2` with `RESOLVE_BENEATH`), so that no `..`, symbolic link or
+//! concurrent rename leads out. The only exception is a block device that a symbolic link below a
+//! root refers to, because logical volumes are named by such links.
 
 use super::error::{ImageError, ReferenceProblem};
 use super::file::FileHandle;
@@ -16,15 +16,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-/// Attempts at a name while directories on its way are being renamed (`EAGAIN`).
+/// Attempts to resolve a name while directories in its path are being renamed (`EAGAIN`).
 const MAX_ATTEMPTS: u32 = 16;
 
-/// What the headers of a disk's images may name.
+/// The policy for files that the headers of a disk's images name.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ReferencePolicy {
-    /// Image roots beside the directory of the image itself.
+    /// Image roots in addition to the image's own directory.
     pub roots: Vec<PathBuf>,
-    /// Whether a file of any name below a root may be written.
+    /// Whether a file with any name below a root may be written.
     pub write_any: bool,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct ImageRoots {
 }
 
 impl ImageRoots {
-    /// Image roots of the disk in that image.
+    /// Returns the image roots of the disk in this image.
     pub fn of(image: &FileHandle, policy: &ReferencePolicy) -> Result<Self, ImageError> {
         let mut roots = Vec::new();
         roots.extend(own_root(image)?);
@@ -47,14 +47,14 @@ impl ImageRoots {
         Ok(Self { roots, write_any: policy.write_any })
     }
 
-    /// Locates a file that the header of `image` names, to be read. A relative name is relative to
+    /// Locates a file that the header of `image` names, for reading. A relative name is relative to
     /// the directory of that image.
     pub fn find(&self, image: &FileHandle, name: &Path) -> Result<FileHandle, ImageError> {
         self.locate(image, name).map(|(file, _)| file)
     }
 
-    /// Locates a file that the header of `image` names, to be written: its name must be one that
-    /// derives from that image's own, or the operator allows any.
+    /// Locates a file that the header of `image` names, for writing. Its name must derive from the
+    /// image's name, unless the operator allows any.
     pub fn find_written(&self, image: &FileHandle, name: &Path) -> Result<FileHandle, ImageError> {
         let refuse = |problem| Err(refused(image.path(), name, problem));
         if !self.write_any && !is_derived(image.path(), name) {
@@ -72,8 +72,8 @@ impl ImageRoots {
         let refuse = |problem| refused(image.path(), name, problem);
         let directory = absolute(image.path())?.parent().map(Path::to_path_buf).unwrap_or_default();
         let path = directory.join(name);
-        // The kernel's idea of `..` in a name, and then the text's, under both of the names that
-        // the directory has.
+        // `..` in a name is resolved by the kernel, and then textually, for both the given and the
+        // canonical path of the directory.
         let real = std::fs::canonicalize(&directory).unwrap_or_else(|_| directory.clone());
         let candidates = [path.clone(), normalized(&path), normalized(&real.join(name))];
         let mut problem = self.outside();
@@ -84,7 +84,7 @@ impl ImageRoots {
                     found = Some(file);
                     break;
                 }
-                // What is below a root and fails says more than that a text is below none.
+                // An error below a root is more specific than that the path is below none.
                 Err(ReferenceProblem::Outside(_)) => {}
                 Err(other) => problem = other,
             }
@@ -92,8 +92,8 @@ impl ImageRoots {
         if let (None, ReferenceProblem::LinkOutside) = (&found, &problem)
             && let Ok(target) = std::fs::canonicalize(&path)
         {
-            // It may lead to another root, or by an absolute name into its own. The text is but a
-            // hint: what is opened is found below a root once more.
+            // The link may lead to another root, or into its own root by an absolute path. The
+            // canonical path is only a hint: the file is resolved below a root once more.
             found = self.below_roots(&target).ok().map(|(file, _)| (file, true));
         }
         let (fd, is_link) = found.ok_or_else(|| refuse(problem))?;
@@ -105,11 +105,11 @@ impl ImageRoots {
         ReferenceProblem::Outside(self.roots.clone())
     }
 
-    /// Resolves an absolute path within a root that it is below.
+    /// Resolves an absolute path within the root that contains it.
     fn below_roots(&self, path: &Path) -> Result<(OwnedFd, bool), ReferenceProblem> {
         let mut problem = self.outside();
         for root in &self.roots {
-            // A root has two names if a symbolic link leads to it.
+            // A root has two paths if it is reached through a symbolic link.
             let real = std::fs::canonicalize(root).ok();
             let names = [Some(root.as_path()), real.as_deref()];
             let Some(below) = names.into_iter().flatten().find_map(|n| path.strip_prefix(n).ok())
@@ -121,7 +121,7 @@ impl ImageRoots {
                 .map_err(|errno| ReferenceProblem::Root(root.clone(), errno.into()))?;
             match self.below(&directory, below) {
                 Err(ReferenceProblem::Outside(_)) => {}
-                // It may be below another root as well.
+                // The path may be below another root as well.
                 Err(error) => problem = error,
                 found => return found,
             }
@@ -161,14 +161,14 @@ fn explained(errno: Errno) -> ReferenceProblem {
     match errno {
         Errno::NOENT | Errno::NOTDIR => ReferenceProblem::Missing,
         Errno::XDEV | Errno::LOOP => ReferenceProblem::LinkOutside,
-        // Filters of system calls refuse with either what they do not know.
+        // System call filters return either of these for unknown system calls.
         Errno::NOSYS | Errno::PERM => ReferenceProblem::NoOpenat2,
         errno => ReferenceProblem::System(errno.into()),
     }
 }
 
-/// Whether a name derives from an image's own, as the programs that make images of several files name
-/// the others: `a-flat.vmdk`, `a-s001.vmdk` or `a-f001.vmdk` beside `a.vmdk`.
+/// Returns whether a name derives from the image's name, as programs that create images of several
+/// files name them: `a-flat.vmdk`, `a-s001.vmdk` or `a-f001.vmdk` beside `a.vmdk`.
 fn is_derived(image: &Path, name: &Path) -> bool {
     let beside = match name.parent() {
         Some(parent) if parent.as_os_str().is_empty() => true,
@@ -191,12 +191,12 @@ fn is_derived(image: &Path, name: &Path) -> bool {
     beside && is_part && (suffix == own || suffix == Some(b"vmdk"))
 }
 
-/// The directory of an image, unless it holds what is everybody's.
+/// Returns the directory of an image, unless it also holds files that do not belong to the image.
 fn own_root(image: &FileHandle) -> Result<Option<PathBuf>, ImageError> {
     let directory = absolute(image.path())?.parent().map(Path::to_path_buf).unwrap_or_default();
     let real = std::fs::canonicalize(&directory).unwrap_or_else(|_| directory.clone());
-    // An image on a block device: beside it are the disks of all others. The root directory: all
-    // files of the host.
+    // An image on a block device: its directory contains the disks of other guests. The root
+    // directory contains all files of the host.
     let shared = image.is_block_device() && real.starts_with("/dev") || real == Path::new("/");
     Ok((!shared).then_some(directory))
 }
@@ -237,7 +237,7 @@ fn resolved(
     opened
 }
 
-/// A path without `.` and `..`, as its text has it.
+/// Removes `.` and `..` from a path textually.
 fn normalized(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for component in path.components() {

@@ -1,16 +1,17 @@
-//! File names as text. A file name is bytes in no encoding, and none of them is lost.
+//! File names as text. A file name is a byte string without an encoding, and the text preserves
+//! every byte.
 
 use core::fmt::{self, Write};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-/// A file name in a message: UTF-8 as it is, but a backslash as `\\`, and every byte of a control character or
-/// of what is not UTF-8 as `\x` and two digits. `printf %b` makes the bytes of it again.
+/// A file name in a message: UTF-8 unchanged, but a backslash as `\\`, and every byte of a control
+/// character or of invalid UTF-8 as `\x` and two digits. `printf %b` converts it back to the bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown<'a>(&'a [u8]);
 
 impl<'a> Shown<'a> {
-    /// A file name.
+    /// Creates the text of a file name.
     pub fn new(name: &'a (impl AsRef<OsStr> + ?Sized)) -> Self {
         Self(name.as_ref().as_bytes())
     }
@@ -37,7 +38,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// Text as it is if it is UTF-8, else as [`Shown`] has it.
+/// Writes text unchanged if it is UTF-8, otherwise as [`Shown`].
 pub(super) fn utf8_or_shown(text: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match core::str::from_utf8(text) {
         Ok(text) => f.write_str(text),

@@ -1,4 +1,4 @@
-//! What a disk is kept in, as an operator writes it: one string, parsed here and nowhere else. A
+//! The storage of a disk as an operator writes it: one string, parsed only here. A
 //! [`Disk`](super::Disk) has options before it.
 //!
 //! | string | disk |
@@ -14,10 +14,10 @@
 //! | `ram:64M` | memory, gone with the disk |
 //! | `overlay:DISK` | any of these, never changed: writes last as long as the disk is served |
 //!
-//! **The format is never looked up in an image's content.** A guest writes what it likes to a raw
-//! disk, the header of another format with any file of the host as its backing file for instance;
-//! an image that is raw today would be opened as that tomorrow. Only the name decides, which is
-//! the operator's.
+//! **The format is never detected from an image's content.** A guest can write anything to a raw
+//! disk, for example the header of another format with any file of the host as its backing file; an
+//! image that is raw now would be opened in that format later. Only the name, which the operator
+//! controls, determines the format.
 
 use crate::image::Format;
 use crate::image::options::values::unescape;
@@ -32,72 +32,72 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// The port of NBD that IANA has assigned.
+/// The port that IANA has assigned to NBD.
 pub const NBD_PORT: u16 = 10809;
 
-/// What a disk is kept in.
+/// The storage of a disk.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Spec {
     /// A file or a block device.
     File {
-        /// How to read it.
+        /// Format of the file.
         format: Format,
-        /// Where it is.
+        /// Path of the file.
         path: PathBuf,
-        /// The internal snapshot to serve instead of what is current.
+        /// The internal snapshot to serve instead of the current state.
         snapshot: Option<String>,
     },
     /// A network block device.
     Nbd(NbdSpec),
     /// Memory.
     Ram {
-        /// How much, in bytes; a multiple of 512.
+        /// Size in bytes; a multiple of 512.
         bytes: u64,
     },
-    /// Another disk which is only read; what is written is kept aside and forgotten.
+    /// Another disk that is only read, with a temporary writable layer.
     Overlay(Box<Spec>),
 }
 
-/// Where a network block device is.
+/// Address of a network block device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NbdSpec {
-    /// How to reach the server.
+    /// Address of the server.
     pub server: NbdServer,
     /// The export's name; empty for the server's default.
     pub export: String,
 }
 
-/// How an NBD server is reached.
+/// Address of an NBD server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum NbdServer {
-    /// Over TCP: a name or an address, and a port.
+    /// TCP: a host name or address, and a port.
     Tcp(String, u16),
-    /// Over a Unix socket.
+    /// A Unix socket.
     Unix(PathBuf),
 }
 
-/// The string names no disk.
+/// The string does not name a disk.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SpecError {
-    /// Nothing is there.
+    /// The string is empty.
     #[error("no disk is named")]
     Empty,
-    /// The word before the colon.
+    /// The prefix before the colon is not a known format.
     #[error(
         "{0:?} is no format; there are raw, qcow2, qcow2@SNAPSHOT, vmdk, vhd, nbd://, nbd+unix://, \
          ram and overlay, and a path with a colon in it is written raw:{0}:… or ./{0}:…"
     )]
     UnknownFormat(String),
-    /// A format that others read.
+    /// The format is not supported.
     #[error(
         "{0} images are not read here; make another of it with {by}, or write raw:PATH if a guest is \
          to see its bytes as they are", by = converter(.0)
     )]
     Foreign(&'static str),
-    /// Not a size.
+    /// The size is invalid.
     #[error("{0:?} is no size of a disk; write ram:64M, a multiple of 512 bytes")]
     Size(String),
-    /// Not an address of a network block device.
+    /// The address of a network block device is invalid.
     #[error(
         "{0:?} is no network block device; write nbd://host:port/export or \
          nbd+unix:///export?socket=/path"
@@ -105,12 +105,12 @@ pub enum SpecError {
     Nbd(String),
 }
 
-/// What makes another image of a foreign one without a loss.
+/// Returns the program that converts an image of an unsupported format without loss.
 fn converter(format: &str) -> &'static str {
     match format {
-        // A disk of these is in several files, of which QEMU reads one.
+        // A disk of these formats consists of several files, of which QEMU reads only one.
         "parallels" | "hdd" | "vhdset" => "what made it, as a whole, with no snapshots left",
-        // Of these QEMU reads what is in one file.
+        // QEMU reads these formats if the disk is in one file.
         "vhdx" | "vdi" => {
             "qemu-img convert -O qcow2 OLD NEW.qcow2, or what made it if it rests on a parent"
         }
@@ -119,12 +119,13 @@ fn converter(format: &str) -> &'static str {
 }
 
 impl Spec {
-    /// A file in a format that is known.
+    /// Creates the specification of a file in a given format.
     pub fn file(format: Format, path: impl Into<PathBuf>) -> Self {
         Self::File { format, path: path.into(), snapshot: None }
     }
 
-    /// The disk that a toolstack names by a format and the rest. A path is bytes, in no encoding.
+    /// Parses a disk that a toolstack defines by a format and the rest. A path is a byte string
+    /// without an encoding.
     ///
     /// # Errors
     /// Any [`SpecError`].
@@ -165,7 +166,7 @@ impl Spec {
     pub fn from_bytes(text: &[u8]) -> Result<Self, SpecError> {
         match text.iter().position(|byte| *byte == b':').map(|at| text.split_at(at)) {
             _ if text.is_empty() => Err(SpecError::Empty),
-            // A format has no slash in it, unless a snapshot's name has.
+            // A format contains no slash, except in the name of a snapshot.
             Some((format, rest)) if !format.contains(&b'/') || format.starts_with(b"qcow2@") => {
                 Self::with_format(format, rest.get(1..).unwrap_or_default())
             }
@@ -180,7 +181,7 @@ impl Spec {
         }
     }
 
-    /// Writes it so that [`from_bytes`](Self::from_bytes) parses it to the same.
+    /// Returns a form that [`from_bytes`](Self::from_bytes) parses to the same specification.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         match self {
@@ -195,7 +196,7 @@ impl Spec {
         }
     }
 
-    /// The file it is in, if it is in one.
+    /// Returns the path of the file, if the disk is in one.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {
@@ -205,10 +206,10 @@ impl Spec {
         }
     }
 
-    /// The same with its file's path made absolute.
+    /// Makes the path of the file absolute.
     ///
     /// # Errors
-    /// What [`std::path::absolute`] says.
+    /// The error of [`std::path::absolute`].
     pub fn absolute(self) -> std::io::Result<Self> {
         Ok(match self {
             Self::File { format, path, snapshot } => {
@@ -228,15 +229,15 @@ impl FromStr for Spec {
     }
 }
 
-/// For messages: written so that it is parsed to the same if its path is UTF-8, else as
-/// [`Shown`](crate::image::Shown) has it.
+/// Formats the specification for messages: parseable if its path is UTF-8, otherwise as
+/// [`Shown`](crate::image::Shown).
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         shown::utf8_or_shown(&self.to_bytes(), f)
     }
 }
 
-/// Written so that it is parsed to the same.
+/// Formats the address so that it is parsed to the same.
 impl fmt::Display for NbdSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let export = Escaped(self.export.as_bytes());
@@ -253,7 +254,7 @@ impl fmt::Display for NbdSpec {
     }
 }
 
-/// Bytes of a part of an address.
+/// A part of an address, percent-encoded.
 struct Escaped<'a>(&'a [u8]);
 
 impl fmt::Display for Escaped<'_> {
@@ -271,14 +272,14 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// `64M` and the like, in bytes.
+/// Parses a size such as `64M`, in bytes.
 fn size(text: &[u8]) -> Result<u64, SpecError> {
     let bytes = core::str::from_utf8(text).ok().and_then(super::options::values::size);
     let bytes = bytes.filter(|bytes| *bytes > 0 && bytes.is_multiple_of(512));
     bytes.ok_or_else(|| SpecError::Size(String::from_utf8_lossy(text).into_owned()))
 }
 
-/// What stands behind `nbd:` or `nbd+unix:`.
+/// Parses the part after `nbd:` or `nbd+unix:`.
 fn nbd(scheme: &str, rest: &[u8]) -> Result<NbdSpec, SpecError> {
     let wrong = || SpecError::Nbd(format!("{scheme}:{}", String::from_utf8_lossy(rest)));
     let rest = rest.strip_prefix(b"//").ok_or_else(wrong)?;
@@ -310,7 +311,7 @@ fn nbd(scheme: &str, rest: &[u8]) -> Result<NbdSpec, SpecError> {
     Ok(NbdSpec { server, export })
 }
 
-/// What is before the first of a byte and behind it.
+/// Splits a text at the first occurrence of a byte, which is removed.
 fn split(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
     let at = text.iter().position(|byte| *byte == at)?;
     Some((text.get(..at)?, text.get(at + 1..)?))

@@ -28,7 +28,7 @@ impl Image {
         events
     }
 
-    /// Returns the usage of its budgets.
+    /// Returns the usage of the budgets of the open image.
     #[must_use]
     pub fn load(&self) -> &Arc<Load> {
         &self.load

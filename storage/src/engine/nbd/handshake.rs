@@ -1,4 +1,4 @@
-//! From a socket to an export.
+//! Connecting to a server: the handshake up to an export.
 
 use super::NbdError;
 use super::stream::Stream;
@@ -11,25 +11,25 @@ use alloc::vec::Vec;
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
-/// How long a server may take for each step.
+/// Timeout of each step.
 const STEP: Duration = Duration::from_secs(5);
-/// The longest answer to an option that is listened to, in bytes.
+/// Maximum length of a reply to an option, in bytes.
 const LONGEST: u32 = 64 << 10;
-/// Most answers to one option.
+/// Maximum number of replies to one option.
 const ANSWERS: u32 = 256;
 
-/// What an export is.
+/// Parameters of an export.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Export {
-    /// In bytes.
+    /// Size in bytes.
     pub size: u64,
     /// Flags of [`wire::export`].
     pub flags: u16,
-    /// The smallest piece, in bytes.
+    /// Minimum length of a request, in bytes.
     pub min_block: u32,
-    /// The largest piece with data, in bytes.
+    /// Maximum length of a request with data, in bytes.
     pub max_block: u32,
-    /// Replies come in chunks.
+    /// Whether replies are structured (in chunks).
     pub structured: bool,
 }
 
@@ -39,7 +39,7 @@ impl Export {
     }
 }
 
-/// Connects to a server and chooses the export.
+/// Connects to a server and negotiates the export.
 pub fn connect(spec: &NbdSpec) -> Result<(Stream, Export), NbdError> {
     let unreachable = |error| NbdError::Unreachable { server: name(&spec.server), error };
     let stream = Stream::connect(&spec.server, STEP).map_err(unreachable)?;
@@ -50,7 +50,7 @@ pub fn connect(spec: &NbdSpec) -> Result<(Stream, Export), NbdError> {
     Ok((stream, export))
 }
 
-/// A server as an operator calls it.
+/// Returns a server's address in the form operators use.
 pub fn name(server: &NbdServer) -> String {
     match server {
         NbdServer::Tcp(host, port) => format!("{host}:{port}"),
@@ -63,7 +63,7 @@ struct Talk<'a> {
     spec: &'a NbdSpec,
 }
 
-/// One answer to an option.
+/// A reply to an option.
 struct Answer {
     kind: u32,
     data: Vec<u8>,
@@ -89,7 +89,7 @@ impl Talk<'_> {
         self.go(structured)
     }
 
-    /// `NBD_OPT_GO`: the export, and everything about it.
+    /// Sends `NBD_OPT_GO`: selects the export and returns its parameters.
     fn go(&mut self, structured: bool) -> Result<Export, NbdError> {
         let name = self.spec.export.as_bytes();
         let mut data = (name.len() as u32).to_be_bytes().to_vec();
@@ -97,7 +97,7 @@ impl Talk<'_> {
         data.extend(1u16.to_be_bytes());
         data.extend(info::BLOCK_SIZE.to_be_bytes());
         self.option(opt::GO, &data)?;
-        // Defaults of a server that says nothing of blocks.
+        // The protocol's defaults, for a server that does not report its block sizes.
         let mut export =
             Export { size: 0, flags: 0, min_block: 1, max_block: 32 << 20, structured };
         let mut told = false;
@@ -161,7 +161,8 @@ impl Talk<'_> {
                 .into(),
             rep::ERR_UNSUP => "it is too old: it does not know NBD_OPT_GO".into(),
             rep::ERR_BLOCK_SIZE_REQD => "it insists on blocks of another size".into(),
-            // The text is the server's: only as much of it as a line takes, and no control codes.
+            // The text comes from the server: its length is limited and control characters are
+            // removed.
             _ => {
                 let text: String = String::from_utf8_lossy(text).chars().take(200).collect();
                 let text = text.replace(char::is_control, " ");

@@ -1,5 +1,5 @@
-//! The thread that talks to the server, for all the queues of a disk: one connection, made again
-//! whenever it is lost.
+//! The thread that communicates with the server for all queues of a disk. It has one connection,
+//! and reconnects whenever that is lost.
 
 use super::handshake::{self, Export};
 use super::requests::{Lost, Requests};
@@ -21,15 +21,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// What comes in is read in pieces of this size, in bytes.
+/// Size of the receive buffer, in bytes.
 const IN: usize = 256 << 10;
-/// A server that says nothing for so long while it owes answers is gone.
+/// Time without data after which a server that owes replies is considered lost.
 const SILENCE: Duration = Duration::from_secs(60);
-/// Between two tries to connect, doubled from the first to the second.
+/// Initial and maximum delay between attempts to connect; it doubles with each attempt.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 const EIO: i32 = 5;
 
-/// A connection to a server, for all the queues of a disk. Dropping it takes leave of the server.
+/// A connection to a server, shared by all queues of a disk. Dropping it disconnects from the
+/// server.
 pub struct NbdLink {
     jobs: Sender<Job>,
     shared: Arc<Shared>,
@@ -38,10 +39,10 @@ pub struct NbdLink {
 }
 
 struct Shared {
-    /// Written when there is something in the channel, or to stop.
+    /// Written when the channel has jobs, and to stop the thread.
     wake: OwnedFd,
     stop: AtomicBool,
-    /// How often the server was lost, was back, and was given up.
+    /// Counters of lost connections, reconnects, and servers given up.
     losses: Arc<LogLimit>,
     reconnects: Arc<LogLimit>,
     failures: Arc<LogLimit>,
@@ -51,7 +52,7 @@ impl NbdLink {
     /// Connects to a server.
     ///
     /// # Errors
-    /// Any [`NbdError`]; a server that cannot be reached now is one.
+    /// Any [`NbdError`]; this includes a server that cannot be reached.
     pub fn connect(spec: &NbdSpec, options: NbdOptions) -> Result<Self, NbdError> {
         let server = handshake::name(&spec.server);
         let (stream, export) = handshake::connect(spec)?;
@@ -85,7 +86,7 @@ impl NbdLink {
         Ok(Self { jobs, shared, thread: Some(thread.map_err(system)?), export })
     }
 
-    /// What the disk looks like.
+    /// Returns the disk's geometry.
     #[must_use]
     pub fn geometry(&self, read_only: bool) -> Geometry {
         let sector_size = if self.export.min_block > 512 { 4096 } else { 512 };
@@ -104,7 +105,8 @@ impl NbdLink {
         }
     }
 
-    /// What a server may do and is logged now and then, by name: it is lost, is back, or stays away.
+    /// Returns the rate-limited log events of a server, by name: connection lost, reconnected,
+    /// given up.
     #[must_use]
     pub fn events(&self) -> [(&'static str, Arc<LogLimit>); 3] {
         let Shared { losses, reconnects, failures, .. } = &*self.shared;
@@ -118,7 +120,7 @@ impl NbdLink {
 
 impl Shared {
     fn wake(&self) {
-        // Only a counter near 2⁶⁴ would be refused, and then it is readable already.
+        // The write fails only if the counter is near 2⁶⁴; the eventfd is readable then.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 }
@@ -126,7 +128,7 @@ impl Shared {
 impl Executor for NbdLink {
     fn execute(&self, jobs: &mut dyn Iterator<Item = Job>) {
         for job in jobs {
-            // Without its thread the job is dropped, and says so.
+            // If the thread has ended, the job is dropped, which completes it with an error.
             let _ = self.jobs.send(job);
         }
         self.shared.wake();
@@ -145,7 +147,7 @@ impl Drop for NbdLink {
     }
 }
 
-/// Why the connection is of no more use.
+/// The reason why a connection is no longer usable.
 enum Broken {
     Stop,
     Lost(Lost),
@@ -173,10 +175,10 @@ struct ServerEnd {
     requests: Requests,
     export: Export,
     stream: Option<Stream>,
-    /// What came in and is not complete yet: the first `have` bytes.
+    /// Received data: the first `have` bytes are an incomplete message.
     bytes: alloc::vec::Vec<u8>,
     have: usize,
-    /// When the server was lost, until it has answered something again.
+    /// Time at which the server was lost; `None` after it has replied to a request again.
     lost: Option<Instant>,
 }
 
@@ -209,7 +211,7 @@ impl ServerEnd {
         self.requests.fail(EngineError::Os(EIO));
     }
 
-    /// Sends and receives until the connection breaks.
+    /// Sends and receives until the connection fails.
     fn talk(&mut self, stream: &mut Stream) -> Broken {
         self.have = 0;
         let mut heard = Instant::now();
@@ -249,7 +251,7 @@ impl ServerEnd {
         Ok(())
     }
 
-    /// Sends as much as the socket takes; whether that was all.
+    /// Sends as much as the socket accepts. Returns whether everything was sent.
     fn send(&mut self, stream: &mut Stream) -> Result<bool, Broken> {
         loop {
             let bytes = self.requests.outgoing();
@@ -266,7 +268,7 @@ impl ServerEnd {
         }
     }
 
-    /// Takes what is there; whether anything was.
+    /// Receives available data. Returns whether there was any.
     fn receive(&mut self, stream: &mut Stream) -> Result<bool, Broken> {
         let mut any = false;
         loop {
@@ -280,17 +282,17 @@ impl ServerEnd {
             }
             any = true;
             let rest = self.requests.incoming(&self.bytes[..self.have])?.len();
-            // What is left is a part of a header, far less than the buffer.
+            // The rest is an incomplete header, far smaller than the buffer.
             self.bytes.copy_within(self.have - rest..self.have, 0);
             self.have = rest;
         }
     }
 
-    /// Connects again as soon as something is to be sent; whether to go on.
+    /// Reconnects when there is something to send. Returns whether to continue.
     fn reconnect(&mut self) -> bool {
         let mut pause = PAUSE.0;
         if self.lost.is_some() {
-            // It takes connections and answers nothing.
+            // The server accepts connections but does not reply to requests.
             sleep(&self.shared.wake, Some(PAUSE.1));
         }
         loop {
@@ -301,7 +303,7 @@ impl ServerEnd {
                 return false;
             }
             if self.requests.is_empty() {
-                // Nobody waits: there is time until somebody does.
+                // No request is waiting: reconnecting is deferred to the next request.
                 self.lost = None;
                 sleep(&self.shared.wake, None);
                 continue;
@@ -340,7 +342,7 @@ impl ServerEnd {
         }
     }
 
-    /// Whether an export still is the disk the guest knows.
+    /// Returns whether an export is compatible with the disk that the guest uses.
     fn is_the_same(&self, now: Export) -> bool {
         let lasting = export::READ_ONLY | export::SEND_FLUSH | export::SEND_TRIM;
         now.size == self.export.size
@@ -350,7 +352,7 @@ impl ServerEnd {
     }
 }
 
-/// Waits for the socket or for something to do; which of them it was.
+/// Waits for the socket or for jobs. Returns which of them is ready.
 fn wait(
     socket: impl AsFd,
     flags: PollFlags,
@@ -369,7 +371,7 @@ fn wait(
     }
 }
 
-/// Waits for something to do, or so long.
+/// Waits for jobs, at most for `timeout`.
 fn sleep(wake: &OwnedFd, timeout: Option<Duration>) {
     let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
     let mut files = [PollFd::new(wake, PollFlags::IN)];

@@ -1,16 +1,18 @@
-//! A disk at the end of a socket: a client of the Network Block Device protocol.
+//! A client of the Network Block Device (NBD) protocol.
 //!
-//! After `doc/proto.md` of the NBD project: the fixed newstyle handshake with `NBD_OPT_GO`,
-//! structured replies where the server has them, any number of requests in flight. No encryption.
+//! Implements `doc/proto.md` of the NBD project: the fixed newstyle handshake with `NBD_OPT_GO`,
+//! structured replies if the server has them, any number of requests in flight. Encryption is not
+//! supported.
 //!
-//! # When the server goes away
-//! The connection is made again, and **every request without an answer is sent again**, in its old
-//! order. Nothing is reported to the guest meanwhile. If the server is not back after a
-//! [bounded time](NbdOptions::patience), what waits fails, and the next request begins to try anew.
+//! # Loss of the connection
+//! The client reconnects and **sends every request without a reply again**, in the original order.
+//! The guest sees no error during that time. If the server does not return within a [bounded
+//! time](NbdOptions::patience), the waiting requests fail, and the next request starts a new
+//! attempt.
 //!
-//! Two things no client can make good: a server that lost writes which it had answered and not yet
-//! flushed (a crash of its whole machine), and one that still carries out a request of the old
-//! connection after the new one took over.
+//! Two failures cannot be handled by a client: a server that lost writes which it had completed but
+//! not flushed (a crash of its machine), and a server that still executes a request of the old
+//! connection after the new connection took over.
 
 mod handshake;
 mod link;
@@ -24,12 +26,12 @@ use alloc::string::String;
 use std::io;
 use std::time::Duration;
 
-/// How to talk to a server.
+/// Options of a connection to a server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NbdOptions {
-    /// Refuse writes.
+    /// Reject writes.
     pub read_only: bool,
-    /// How long requests wait for a server that went away before they fail.
+    /// Time for which requests wait for a lost server before they fail.
     pub patience: Duration,
 }
 
@@ -39,69 +41,69 @@ impl Default for NbdOptions {
     }
 }
 
-/// Why a network block device cannot be used. Each says what to do about it.
+/// The reason why a network block device cannot be used. Each message states a remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum NbdError {
-    /// Nobody answers.
+    /// The server cannot be reached.
     #[error("the NBD server at {server} cannot be reached: {error}; is it running?")]
     Unreachable {
-        /// Where it should be.
+        /// Address of the server.
         server: String,
-        /// What the system says.
+        /// The system's error.
         error: io::Error,
     },
-    /// What answers speaks something else, or breaks the rules.
+    /// The server does not speak NBD, or violates the protocol.
     #[error("the NBD server at {server} broke the protocol: {what}; is it one?")]
     Protocol {
-        /// Where it is.
+        /// Address of the server.
         server: String,
-        /// What it did.
+        /// The violation.
         what: &'static str,
     },
-    /// There is no such export.
+    /// The export does not exist.
     #[error(
         "the NBD server at {server} has no export {export:?}; nbdinfo --list tells which it has"
     )]
     NoExport {
-        /// Where it is.
+        /// Address of the server.
         server: String,
-        /// What was asked for.
+        /// Name of the requested export.
         export: String,
     },
-    /// It says no.
+    /// The server rejects the connection or an option.
     #[error("the NBD server at {server} refuses: {what}")]
     Refused {
-        /// Where it is.
+        /// Address of the server.
         server: String,
-        /// Why, and what to do.
+        /// The reason, and the remedy.
         what: String,
     },
-    /// The export cannot be written.
+    /// The export is read-only.
     #[error("the export {export:?} of {server} is read-only; attach it so")]
     ReadOnly {
-        /// Where it is.
+        /// Address of the server.
         server: String,
-        /// What was asked for.
+        /// Name of the requested export.
         export: String,
     },
-    /// The export is no disk of whole sectors.
+    /// The export's size or block size is not usable for a disk.
     #[error("the export {export:?} of {server} has {size} bytes in blocks of {block}; {what}")]
     Shape {
-        /// Where it is.
+        /// Address of the server.
         server: String,
-        /// What was asked for.
+        /// Name of the requested export.
         export: String,
         /// Its size in bytes.
         size: u64,
-        /// The smallest piece it reads or writes, in bytes.
+        /// Minimum length of its requests, in bytes.
         block: u32,
-        /// What would be right.
+        /// The valid values.
         what: &'static str,
     },
 }
 
 impl NbdError {
-    /// A short stable code for logs and `error` nodes.
+    /// Returns a short stable code for logs and `error` nodes.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {

@@ -1,4 +1,5 @@
-//! Requests on their way: which parts are unanswered, what goes out, and what came in. No I/O.
+//! Requests in flight: their parts without a reply, the data to send, and the received data. No
+//! I/O.
 
 use super::handshake::Export;
 use super::wire::{self, Reader, chunk, cmd, export};
@@ -7,19 +8,19 @@ use crate::engine::{EngineError, Io};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
-/// What goes out at a time, in bytes, unless one request has more.
+/// Bytes to send at a time, unless one request has more.
 const OUT: usize = 256 << 10;
-/// Zeroes are written in pieces of this size where the server cannot do it by itself.
+/// Length of the writes of zeroes, in bytes, where the server has no command for zeroing.
 const ZEROES: u64 = 1 << 20;
-/// Trims and zeroes that carry no data are sent in pieces of this size.
+/// Maximum length of trim and zeroing requests, which carry no data.
 const RANGE: u64 = 1 << 30;
 
-/// All that waits for an answer.
+/// All requests without a reply.
 pub struct Requests {
     export: Export,
     jobs: Vec<Option<Active>>,
     free: Vec<usize>,
-    /// By cookie, in the order of sending. Cookies are never used again.
+    /// By cookie, in the order of sending. Cookies are never reused.
     parts: BTreeMap<u64, Part>,
     next: u64,
     unsent: VecDeque<u64>,
@@ -40,18 +41,18 @@ struct Part {
     command: u16,
     offset: u64,
     len: u32,
-    /// Where the data is in the job's buffer; `None` for zeroes and for what has no data.
+    /// Offset of the data in the job's buffer; `None` for zeroes and for requests without data.
     data: Option<usize>,
-    /// Bytes of a read that are there.
+    /// Received bytes of a read.
     filled: u32,
     error: Option<EngineError>,
 }
 
-/// What comes next from the server.
+/// The expected next data from the server.
 #[derive(Clone, Copy)]
 enum Reading {
     Head,
-    /// Data of a read: where it goes in the job's buffer, and how much is to come.
+    /// Data of a read: its offset in the job's buffer, and its remaining length.
     Data {
         cookie: u64,
         at: usize,
@@ -60,7 +61,7 @@ enum Reading {
     },
 }
 
-/// The server broke the protocol, or said that it goes: the connection is of no more use.
+/// The server violated the protocol or announced its shutdown: the connection is no longer usable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Lost(pub &'static str);
 
@@ -79,20 +80,20 @@ impl Requests {
         }
     }
 
-    /// Whether nothing waits for an answer.
+    /// Returns whether no request is waiting for a reply.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 
-    /// Takes a job, to be sent.
+    /// Adds a job to send.
     pub fn add(&mut self, job: Job) {
         let (command, sector, sectors, step) = match job.io {
             Io::Read { sector } => (cmd::READ, sector, job.data.len() as u64 / 512, None),
             Io::Write { sector } => (cmd::WRITE, sector, job.data.len() as u64 / 512, None),
-            // Without the flag, what is answered is on the medium.
+            // By the protocol, completed writes of a server without this flag are durable.
             Io::Flush if !self.export.can(export::SEND_FLUSH) => return job.finish(Ok(())),
             Io::Flush => (cmd::FLUSH, 0, 0, Some(RANGE)),
-            // What a server keeps elsewhere, it does not say.
+            // The protocol cannot report whether a server has other copies of the data.
             Io::Discard { secure: true, .. } => {
                 return job.finish(Err(EngineError::Unsupported));
             }
@@ -141,7 +142,7 @@ impl Requests {
         self.jobs[index] = Some(Active { job, parts, error: None });
     }
 
-    /// The connection is another one: everything unanswered goes out again, in its old order.
+    /// Queues all requests without a reply again, in their original order, after a reconnect.
     pub fn again(&mut self, export: Export) {
         self.export = export;
         (self.reading, self.sent) = (Reading::Head, 0);
@@ -156,7 +157,7 @@ impl Requests {
         }
     }
 
-    /// Everything fails.
+    /// Fails all requests.
     pub fn fail(&mut self, error: EngineError) {
         self.parts.clear();
         self.unsent.clear();
@@ -168,7 +169,7 @@ impl Requests {
         }
     }
 
-    /// What is to be sent next; empty when there is nothing.
+    /// Returns the next data to send; empty if there is none.
     pub fn outgoing(&mut self) -> &[u8] {
         if self.sent == self.out.len() {
             self.out.clear();
@@ -192,12 +193,12 @@ impl Requests {
         &self.out[self.sent..]
     }
 
-    /// So much of that was sent.
+    /// Records that `bytes` of that data were sent.
     pub fn sent(&mut self, bytes: usize) {
         self.sent += bytes;
     }
 
-    /// Takes what came in off the front of `bytes`; what is left is not complete yet.
+    /// Processes received data from the front of `bytes`. Returns the rest, which is incomplete.
     pub fn incoming<'a>(&mut self, mut bytes: &'a [u8]) -> Result<&'a [u8], Lost> {
         loop {
             bytes = match self.reading {
@@ -223,7 +224,7 @@ impl Requests {
         }
     }
 
-    /// Takes one header, if all of it is there.
+    /// Parses one header, if it is complete.
     fn head<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, Lost> {
         let mut reader = Reader(bytes);
         match reader.u32() {
@@ -270,14 +271,14 @@ impl Requests {
                 };
                 self.hole(cookie, offset, len)?;
             }
-            // The text that comes with it is nobody's to read; the connection waits for it.
+            // The error text of the chunk is ignored, but must be received in full.
             _ if kind & chunk::ERROR != 0 && (6..=4096 + 16).contains(&len) => {
                 if reader.0.len() < len as usize {
                     return Ok(None);
                 }
                 let (message, rest) = reader.0.split_at(len as usize);
                 let error = failure(Reader(message).u32().unwrap_or_default())?;
-                // An error chunk without an error is one all the same.
+                // An error chunk with error number 0 is treated as an error.
                 self.part(cookie)?.error = error.or(Some(EngineError::Os(5)));
                 reader.0 = rest;
             }
@@ -293,14 +294,14 @@ impl Requests {
         self.parts.get_mut(&cookie).ok_or(Lost("it answers what was not asked"))
     }
 
-    /// Data of a read comes next.
+    /// Expects the data of a read next.
     fn expect(&mut self, cookie: u64, into: u64, len: Option<u32>, done: bool) -> Result<(), Lost> {
         let part = self.part(cookie)?;
         let len = len.unwrap_or(part.len);
         if into + u64::from(len) > u64::from(part.len) {
             return Err(Lost("it sends more than was asked for"));
         }
-        // A buffer has at most as many bytes as there is memory.
+        // The sum cannot overflow: the buffer is in memory.
         let at = part.data.unwrap_or_default() + into as usize;
         self.reading = Reading::Data { cookie, at, left: len as usize, done };
         Ok(())
@@ -331,7 +332,7 @@ impl Requests {
         Ok(())
     }
 
-    /// The last word on a part; with the last part, on its job.
+    /// Completes a part and, with the last part, its job.
     fn answered(&mut self, cookie: u64) -> Result<(), Lost> {
         let part = self.parts.remove(&cookie).ok_or(Lost("it answers what was not asked"))?;
         if part.command == cmd::READ && part.error.is_none() && part.filled != part.len {
@@ -352,7 +353,7 @@ impl Requests {
     }
 }
 
-/// What an error number of the protocol means; they are Linux's.
+/// Converts an error number of the protocol. The numbers are those of Linux.
 fn failure(error: u32) -> Result<Option<EngineError>, Lost> {
     const ENOTSUP: u32 = 95;
     match error {

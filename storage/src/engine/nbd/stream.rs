@@ -1,4 +1,4 @@
-//! The socket, of either kind.
+//! The socket, TCP or Unix.
 
 use crate::image::spec::NbdServer;
 use std::io::{self, Read, Write};
@@ -14,7 +14,7 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Connects; reads and writes block for `timeout` at most.
+    /// Connects. Reads and writes block for at most `timeout`.
     pub fn connect(server: &NbdServer, timeout: Duration) -> io::Result<Self> {
         match server {
             NbdServer::Tcp(host, port) => {
@@ -22,7 +22,7 @@ impl Stream {
                 for address in (host.as_str(), *port).to_socket_addrs()? {
                     match TcpStream::connect_timeout(&address, timeout) {
                         Ok(stream) => {
-                            // Requests are put together before they are written.
+                            // Requests are batched before they are written.
                             stream.set_nodelay(true)?;
                             stream.set_read_timeout(Some(timeout))?;
                             stream.set_write_timeout(Some(timeout))?;

@@ -1,4 +1,4 @@
-//! Numbers and layouts of the protocol, all big-endian.
+//! Constants and message layouts of the protocol, all big-endian.
 
 /// `NBDMAGIC`.
 pub const GREETING: u64 = 0x4e42_444d_4147_4943;
@@ -9,7 +9,7 @@ pub const REQUEST: u32 = 0x2560_9513;
 pub const SIMPLE_REPLY: u32 = 0x6744_6698;
 pub const STRUCTURED_REPLY: u32 = 0x668e_33ef;
 
-/// `NBD_FLAG_FIXED_NEWSTYLE`, and the client's answer to it.
+/// `NBD_FLAG_FIXED_NEWSTYLE`, and the client's flag in reply to it.
 pub const FIXED_NEWSTYLE: u16 = 1;
 /// `NBD_FLAG_C_NO_ZEROES`.
 pub const NO_ZEROES: u16 = 2;
@@ -22,7 +22,7 @@ pub mod opt {
 pub mod rep {
     pub const ACK: u32 = 1;
     pub const INFO: u32 = 3;
-    /// An error, from here on.
+    /// Flag of all error replies.
     pub const ERROR: u32 = 1 << 31;
     pub const ERR_UNSUP: u32 = ERROR + 1;
     pub const ERR_POLICY: u32 = ERROR + 2;
@@ -58,16 +58,16 @@ pub mod chunk {
     pub const NONE: u16 = 0;
     pub const OFFSET_DATA: u16 = 1;
     pub const OFFSET_HOLE: u16 = 2;
-    /// Set in every type that tells an error.
+    /// Flag of all error chunk types.
     pub const ERROR: u16 = 1 << 15;
     /// `NBD_REPLY_FLAG_DONE`.
     pub const DONE: u16 = 1;
 }
 
-/// `ESHUTDOWN`: the server is about to go.
+/// `ESHUTDOWN`: the server is about to shut down.
 pub const SHUTDOWN: u32 = 108;
 
-/// A request's header.
+/// Returns the header of a request.
 pub fn request(command: u16, cookie: u64, offset: u64, len: u32) -> [u8; 28] {
     let mut bytes = [0; 28];
     let fields: [(usize, &[u8]); 5] = [
@@ -83,7 +83,7 @@ pub fn request(command: u16, cookie: u64, offset: u64, len: u32) -> [u8; 28] {
     bytes
 }
 
-/// Takes big-endian numbers off the front of a message.
+/// Reads big-endian numbers from the front of a message.
 pub struct Reader<'a>(pub &'a [u8]);
 
 impl Reader<'_> {

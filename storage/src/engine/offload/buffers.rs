@@ -1,27 +1,27 @@
-//! Memory for the data of operations on their way elsewhere.
+//! Buffers for the data of offloaded operations.
 
 use alloc::vec::Vec;
 
-/// Bytes of data of all of a queue's operations that are elsewhere at a time.
+/// Maximum bytes of data of all offloaded operations of a queue.
 pub const DATA_MOST: usize = 1 << 20;
-/// Bytes of data in one job. What has more is several jobs.
+/// Maximum bytes of data of one job. Larger operations are split into several jobs.
 pub const JOB_MOST: usize = 64 << 10;
-/// Bytes of the smallest buffer; each further size is twice the one before.
+/// Bytes of the smallest buffer; each further size is twice the previous one.
 pub(super) const DATA_LEAST: usize = 4 << 10;
 const SIZES: usize = (JOB_MOST / DATA_LEAST).ilog2() as usize + 1;
 
-/// The buffers of one queue: in all, in use and free, no more than [`DATA_MOST`].
+/// The buffers of one queue: in use and free together at most [`DATA_MOST`] bytes.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
-    /// Those that are free, by size.
+    /// Free buffers, by size.
     free: [Vec<Vec<u8>>; SIZES],
-    /// Bytes of all there are.
+    /// Bytes of all buffers, in use and free.
     bytes: usize,
 }
 
 impl Buffers {
-    /// A buffer of a length, at most [`JOB_MOST`]; `None` until others are given back. What is in it is from
-    /// an earlier operation of the queue.
+    /// Takes a buffer of a length of at most [`JOB_MOST`]; `None` until others are returned. It
+    /// contains data of an earlier operation of the queue.
     pub fn take(&mut self, len: usize) -> Option<Vec<u8>> {
         let (number, size) = size_for(len);
         let free = self.free.get_mut(number)?;
@@ -40,23 +40,23 @@ impl Buffers {
         Some(data)
     }
 
-    /// Bytes of all there are.
+    /// Returns the bytes of all buffers, in use and free.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Takes a buffer back that was taken for a length.
+    /// Returns a buffer that was taken for a length of `len`.
     pub fn give_back(&mut self, data: Vec<u8>, len: usize) {
         let (number, size) = size_for(len);
         match self.free.get_mut(number) {
             Some(free) if data.capacity() == size => free.push(data),
-            // Whoever had it has put another in its place.
+            // The user of the buffer replaced its allocation.
             _ => self.bytes = self.bytes.saturating_sub(size),
         }
     }
 }
 
-/// The number of the size that a length takes, and the size.
+/// Returns the index of the buffer size for a length, and the size.
 fn size_for(len: usize) -> (usize, usize) {
     let size = len.clamp(DATA_LEAST, JOB_MOST).next_power_of_two();
     ((size / DATA_LEAST).ilog2() as usize, size)
@@ -78,7 +78,7 @@ mod tests {
             let free: usize = buffers.free.iter().flatten().map(Vec::capacity).sum();
             assert_eq!(free, DATA_MOST);
         }
-        // One that was exchanged is not counted for ever.
+        // A replaced buffer does not stay in the count.
         drop(buffers.take(512));
         buffers.give_back(Vec::new(), 512);
         assert_eq!(buffers.bytes, DATA_MOST - DATA_LEAST);

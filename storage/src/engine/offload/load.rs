@@ -5,11 +5,12 @@ use super::buffers::DATA_LEAST;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-/// Usage of the budgets of an open disk: tables in memory, and the jobs that its queues have submitted to
-/// threads or to a server. Values that are read together may be of different moments.
+/// Usage of the budgets of an open disk: tables in memory, and the jobs that its queues have
+/// submitted to threads or to a server. Values that are read together may stem from different
+/// points in time.
 #[derive(Debug, Default)]
 pub struct Load {
-    /// Bytes of tables, and how many there may be.
+    /// Bytes of tables, and their limit.
     tables: (u64, u64),
     jobs: AtomicUsize,
     bytes: AtomicUsize,
@@ -48,7 +49,7 @@ pub(super) struct QueueLoad {
 impl QueueLoad {
     /// Adds the limits of a queue with at most `depth` operations.
     pub fn new(of: Arc<Load>, depth: u32) -> Self {
-        // Each job either has a buffer or is the only one of its operation.
+        // Each job either has a buffer or is the only job of its operation.
         let jobs_limit = (DATA_MOST / DATA_LEAST).saturating_add(depth as usize);
         of.jobs_limit.fetch_add(jobs_limit, Ordering::Relaxed);
         of.bytes_limit.fetch_add(DATA_MOST, Ordering::Relaxed);
@@ -59,7 +60,7 @@ impl QueueLoad {
     pub fn set(&mut self, jobs: usize, bytes: usize) {
         let change = |total: &AtomicUsize, before: &mut usize, now: usize| {
             if *before != now {
-                // Wrapping, as atomics add: a smaller number takes away.
+                // Wraps like the atomic addition, so that a decrease subtracts.
                 total.fetch_add(now.wrapping_sub(*before), Ordering::Relaxed);
                 *before = now;
             }

@@ -1,12 +1,12 @@
-//! An engine whose operations are done elsewhere: by other threads, or at the end of a socket.
+//! An engine whose operations are executed elsewhere: by other threads, or by a server.
 //!
-//! Data goes through private buffers, copied by the queue's own thread: out of the guest's memory
-//! once, when a write is begun, and into it once, when a read is over. The guest's memory is never
-//! seen by another thread.
+//! Data passes through private buffers and is copied by the queue's own thread: out of guest memory
+//! once, when a write is submitted, and into it once, when a read has completed. No other thread
+//! accesses guest memory.
 //!
 //! # Memory
-//! All buffers of a queue take [`DATA_MOST`] at most. An operation with more than [`JOB_MOST`] is done in
-//! several jobs; those for which there is no buffer wait for others to finish.
+//! All buffers of a queue have at most [`DATA_MOST`] bytes. An operation with more than
+//! [`JOB_MOST`] is split into several jobs; jobs without a buffer wait for others to complete.
 
 mod buffers;
 mod load;
@@ -31,19 +31,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const EFAULT: i32 = 14;
 
-/// One operation, or a part of one that moves much data, on its way to whoever does it.
+/// An operation, or a part of a large one, to be executed by an executor.
 #[derive(Debug)]
 pub struct Job {
-    /// What to do.
+    /// The operation.
     pub io: Io,
-    /// What to write; what a read fills, of the right length already.
+    /// The data to write, or a buffer of the right length for a read.
     pub data: Vec<u8>,
     part: Part,
-    /// `None` once it is finished.
+    /// `None` after the job is finished.
     to: Option<Arc<Completions>>,
 }
 
-/// Which part of an operation's data a job moves.
+/// The part of an operation's data that a job transfers.
 #[derive(Clone, Copy, Debug, Default)]
 struct Part {
     tag: u32,
@@ -51,16 +51,16 @@ struct Part {
     len: usize,
 }
 
-/// A place in an operation's segments.
+/// A position in an operation's segments.
 #[derive(Clone, Copy, Debug, Default)]
 struct Place {
     segment: usize,
-    /// Bytes from the segment's first one on.
+    /// Offset from the segment's first byte.
     skip: usize,
 }
 
 impl Job {
-    /// It is over: `data` goes back to the queue.
+    /// Completes the job and returns `data` to the queue.
     pub fn finish(mut self, result: Result<(), EngineError>) {
         self.end(result);
     }
@@ -73,7 +73,7 @@ impl Job {
 }
 
 impl Drop for Job {
-    /// One that nobody finished was dropped by a panic of whoever had it.
+    /// A job that is dropped unfinished was lost by a panic in its executor.
     fn drop(&mut self) {
         self.end(Err(EngineError::Lost));
     }
@@ -86,19 +86,19 @@ struct Finished {
     data: Vec<u8>,
 }
 
-/// Does operations elsewhere. Every job must be [finished](Job::finish), in any order; one that is
-/// dropped fails with [`EngineError::Lost`], which ends its queue.
+/// Executes operations outside of the queue's thread. Every job must be [finished](Job::finish), in
+/// any order; a job that is dropped fails with [`EngineError::Lost`], which ends its queue.
 pub trait Executor: Send + Sync {
-    /// Takes a batch of jobs; never blocks.
+    /// Submits a batch of jobs. Never blocks.
     fn execute(&self, jobs: &mut dyn Iterator<Item = Job>);
 }
 
-/// An executor called as a [`Store`]: each call waits for its one operation.
+/// Adapts an executor to a [`Store`]: each call waits for its operation.
 pub(crate) struct Blocking(pub Arc<dyn Executor>);
 
 impl Blocking {
     fn call(&self, io: Io, data: Vec<u8>) -> io::Result<Vec<u8>> {
-        // Reading the eventfd waits: there is nothing else to wait for.
+        // A blocking read of the eventfd is enough, because there is nothing else to wait for.
         let to = Arc::new(Completions::new(EventfdFlags::empty())?);
         let job = Job { io, data, part: Part::default(), to: Some(Arc::clone(&to)) };
         self.0.execute(&mut core::iter::once(job));
@@ -140,12 +140,12 @@ impl Store for Blocking {
     }
 }
 
-/// What is over, on its way back to the queue.
+/// Finished jobs to be returned to the queue.
 #[derive(Debug)]
 struct Completions {
     over: Mutex<Vec<Finished>>,
-    /// Readable from when the list has something in it until it is taken. Both happen under the
-    /// lock, so that neither a completion nor the word of it can be missed.
+    /// Readable while the list is not empty. Both are changed under the lock, so that neither a
+    /// completion nor its notification can be lost.
     event: OwnedFd,
 }
 
@@ -176,43 +176,43 @@ impl Completions {
     }
 }
 
-/// The queue's end.
+/// The queue's side: the engine.
 pub struct Offload<B> {
     geometry: Geometry,
     executor: Arc<dyn Executor>,
     completions: Arc<Completions>,
-    /// By tag.
+    /// Operations in flight, by tag.
     pending: Vec<Option<Pending<B>>>,
-    /// Tags of operations whose data is not all on its way, in the order they came.
+    /// Tags of operations with data that is not submitted, in the order of submission.
     waiting: VecDeque<u32>,
     batch: Vec<Job>,
     finished: Vec<Finished>,
     buffers: Buffers,
     lists: SpareLists<B>,
-    /// Jobs that are not finished.
+    /// Number of unfinished jobs.
     jobs: usize,
     load: QueueLoad,
 }
 
-/// An operation that is not over.
+/// An operation in flight.
 struct Pending<B> {
     io: Io,
     segments: Segments<B>,
-    /// Bytes of data that are not on their way yet, and where they begin.
+    /// Bytes of data that are not submitted, and their position.
     left: usize,
     next: Place,
-    /// Sectors before those.
+    /// Number of sectors before that position.
     sectors: u64,
-    /// Jobs that are not finished.
+    /// Number of unfinished jobs.
     jobs: u32,
     result: Result<(), EngineError>,
 }
 
 impl<B> Offload<B> {
-    /// An engine for `depth` operations at a time, whose jobs are counted in `load`.
+    /// Creates an engine for `depth` operations at a time, whose jobs are counted in `load`.
     ///
     /// # Errors
-    /// What the system says when it has no descriptor to give.
+    /// The system's error if it has no free descriptor.
     pub fn new(
         executor: Arc<dyn Executor>,
         geometry: Geometry,
@@ -234,10 +234,10 @@ impl<B> Offload<B> {
         })
     }
 
-    /// Readable while there is something to reap.
+    /// Returns a descriptor that is readable while there are completions to reap.
     ///
     /// # Errors
-    /// What the system says when it has no descriptor to give.
+    /// The system's error if it has no free descriptor.
     pub fn completions(&self) -> io::Result<OwnedFd> {
         self.completions.event.try_clone()
     }
@@ -290,13 +290,13 @@ impl<B: SharedMemory> BlockEngine<B> for Offload<B> {
                 break;
             }
         }
-        // Those that waited for buffers.
+        // Submits operations that waited for buffers.
         self.kick();
     }
 }
 
 impl<B: SharedMemory> Offload<B> {
-    /// Makes jobs of what waits, for as long as there are buffers.
+    /// Creates jobs for waiting operations while there are buffers.
     fn send(&mut self) {
         while let Some(&tag) = self.waiting.front() {
             let pending = self.pending.get_mut(tag as usize).and_then(Option::as_mut);
@@ -335,7 +335,7 @@ impl<B: SharedMemory> Offload<B> {
         }
     }
 
-    /// A job is finished, and with the last of its jobs an operation.
+    /// Processes a finished job and, with its last job, completes the operation.
     fn finish(
         &mut self,
         part: Part,
@@ -357,7 +357,7 @@ impl<B: SharedMemory> Offload<B> {
         pending.jobs -= 1;
         self.jobs -= 1;
         if result.is_err() {
-            // The rest would be for nothing.
+            // The remaining data is not submitted after an error.
             pending.left = 0;
             pending.result = pending.result.and(result);
         }
@@ -372,7 +372,7 @@ impl<B: SharedMemory> Offload<B> {
 }
 
 impl<B> Pending<B> {
-    /// The operation from the first byte on that is not on its way yet.
+    /// Returns the rest of the operation, from the first byte that is not submitted.
     fn part_from(&self) -> Io {
         match self.io {
             Io::Read { sector } => Io::Read { sector: sector.saturating_add(self.sectors) },
@@ -382,8 +382,9 @@ impl<B> Pending<B> {
     }
 }
 
-/// Goes through segments from a place on, and calls `each` for the parts of a buffer that lie in one segment;
-/// returns the place behind them. `None` if there are not so many bytes, or `each` says so.
+/// Iterates over segments from a position, and calls `each` for the parts of a buffer that lie in
+/// one segment. Returns the position after them. `None` if the segments are too short, or if `each`
+/// returns it.
 fn walk<B: SharedMemory>(
     segments: &Segments<B>,
     mut place: Place,

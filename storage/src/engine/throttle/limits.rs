@@ -1,26 +1,26 @@
-//! What a disk may have done in a second, and the buckets that hold it to that.
+//! Rate limits of a disk, and their token buckets.
 
 use core::time::Duration;
 
-/// Billionths of a token, so that any span of time fills in whole numbers.
+/// Units of a token: nanotokens, so that any time span adds a whole number.
 const WHOLE: i128 = 1_000_000_000;
 
-/// For how many seconds a disk may be held up by what it did not wait for.
+/// Maximum debt, in seconds, from operations that did not wait.
 const DEBT: i128 = 5;
 
-/// How much a second, and how much at once after a time of rest.
+/// A rate with a burst.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rate {
-    /// A second; at least 1.
+    /// Tokens per second; at least 1.
     pub per_second: u64,
-    /// At once; at least 1.
+    /// Capacity of the bucket; at least 1.
     pub burst: u64,
 }
 
-/// How many operations and bytes. What is `None` has no limit.
+/// Limits on operations and bytes. `None` is unlimited.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Quota {
-    /// Operations; discards and zeroings count as writes.
+    /// Operations; discards and zeroing count as writes.
     pub operations: Option<Rate>,
     /// Bytes read and written.
     pub bytes: Option<Rate>,
@@ -32,33 +32,34 @@ impl Quota {
     }
 }
 
-/// What a disk may have done. An operation keeps to the limits on all, and to those of its kind.
+/// Rate limits of a disk. An operation is subject to the limits for all operations and to those of
+/// its kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ThrottleLimits {
-    /// Everything together.
+    /// All operations together.
     pub all: Quota,
     /// Reads.
     pub reads: Quota,
-    /// Writes, discards and zeroings.
+    /// Writes, discards and zeroing.
     pub writes: Quota,
 }
 
 impl ThrottleLimits {
-    /// Limits on everything together.
+    /// Creates limits on all operations together.
     #[must_use]
     pub const fn of_all(operations: Option<Rate>, bytes: Option<Rate>) -> Self {
         let none = Quota { operations: None, bytes: None };
         Self { all: Quota { operations, bytes }, reads: none, writes: none }
     }
 
-    /// Whether there are any.
+    /// Returns whether there are any limits.
     #[must_use]
     pub const fn any(&self) -> bool {
         self.all.is_limit() || self.reads.is_limit() || self.writes.is_limit()
     }
 }
 
-/// The kinds of operation that wait by themselves, each in its order.
+/// The kinds of operations that queue separately, each in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Lane {
     Reads,
@@ -78,7 +79,8 @@ struct Bucket {
 
 impl Bucket {
     fn full(rate: Option<Rate>) -> Self {
-        // Who fills it has a clock, which is not asked here; a full bucket needs no filling.
+        // No clock is available here. It is not needed: a full bucket gains nothing from its first
+        // refill.
         Self {
             rate,
             level: rate.map_or(0, |r| i128::from(r.burst) * WHOLE),
@@ -86,7 +88,7 @@ impl Bucket {
         }
     }
 
-    /// Fills it; how long it must still fill before anything is in it.
+    /// Refills the bucket. Returns the time until its level is positive.
     fn fill(&mut self, now: Duration) -> Duration {
         let Some(rate) = self.rate else { return Duration::ZERO };
         let nanos = now.saturating_sub(self.filled).as_nanos();
@@ -103,13 +105,13 @@ impl Bucket {
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
-    /// Takes tokens out, which may leave a debt; the time in nanoseconds in which as many come.
+    /// Takes tokens, which may leave a debt. Returns the time in nanoseconds that refills them.
     fn take(&mut self, tokens: u64) -> u128 {
         self.level -= i128::from(tokens) * if self.rate.is_some() { WHOLE } else { 0 };
         self.cost(tokens)
     }
 
-    /// The same for what was not waited for: many such leave a bounded debt.
+    /// Like [`take`](Self::take), for operations that did not wait: their debt is bounded.
     fn owe(&mut self, tokens: u64) -> u128 {
         let most = self.rate.map_or(0, |rate| i128::from(rate.per_second) * WHOLE * DEBT);
         let least = self.level.min(-most);
@@ -146,22 +148,23 @@ impl Buckets {
         [&mut self.all, own].into_iter()
     }
 
-    /// How long an operation must wait before there is anything in every bucket it takes from.
+    /// Refills the buckets. Returns the time until all buckets of an operation have a positive
+    /// level.
     pub(super) fn fill(&mut self, now: Duration, lane: Lane) -> Duration {
         self.of(lane).flatten().map(|bucket| bucket.fill(now)).max().unwrap_or_default()
     }
 
-    /// Takes what an operation costs; the time in nanoseconds in which as much comes.
+    /// Takes the cost of an operation. Returns the time in nanoseconds that refills it.
     pub(super) fn take(&mut self, lane: Lane, bytes: usize) -> u128 {
         self.charge(lane, bytes, Bucket::take)
     }
 
-    /// The same for an operation that does not wait, however little there is.
+    /// Takes the cost of an operation that does not wait, whatever the level.
     pub(super) fn owe(&mut self, lane: Lane, bytes: usize) -> u128 {
         self.charge(lane, bytes, Bucket::owe)
     }
 
-    /// What an operation costs, without taking it.
+    /// Returns the cost of an operation without taking it.
     pub(super) fn cost(&mut self, lane: Lane, bytes: usize) -> u128 {
         self.charge(lane, bytes, |bucket, tokens| bucket.cost(tokens))
     }

@@ -1,13 +1,13 @@
-//! Limits on how many operations and bytes a disk, or several together, may have done in a second.
+//! Limits on operations and bytes per second, of one disk or of several together.
 //!
-//! A token bucket for each limit: it fills at the rate, holds at most the burst, and an operation
-//! goes when there is anything in every bucket, taking out what it costs. One that costs more than
-//! there is leaves a debt that the next wait for, so that requests of any size pass and the rate
-//! holds all the same. Flushes cost nothing and are never held up. Reads do not wait for writes,
-//! nor writes for reads.
+//! Each limit is a token bucket. It fills at the rate up to the burst. An operation is released
+//! when every bucket has a positive level, and takes its cost from each. If it costs more than is
+//! available, it leaves a debt that delays the next operations, so that requests of any size pass
+//! and the rate still holds. Flushes are free and never delayed. Reads do not wait for writes, nor
+//! writes for reads.
 //!
-//! [`Throttles`] are the limits, a [`SharedLimit`] is a disk's part in them, and [`Throttle`] goes around
-//! the engine of each of its queues. Where there are no limits, that costs one look at a flag.
+//! [`Throttles`] are the limits, a [`SharedLimit`] is a disk's membership in them, and [`Throttle`]
+//! wraps the engine of each of its queues. Without limits the cost is one check of a flag.
 
 mod limits;
 mod share;
@@ -29,16 +29,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// An engine whose operations keep to limits.
+/// A rate-limited engine.
 pub struct Throttle<B, E, C> {
     engine: E,
     share: Arc<SharedLimit>,
     clock: C,
-    /// By lane, in the order they came.
+    /// Delayed operations by lane, in the order of submission.
     held: [VecDeque<(u32, Io, Segments<B>)>; 2],
-    /// Which lanes the share knows to be waiting.
+    /// Whether each lane is registered as waiting in the shared limit.
     waiting: [bool; 2],
-    /// How long the first of them must wait, as of when this was asked.
+    /// The time of the last computation, and the time that the first operation must wait from then.
     next: Option<(Duration, Duration)>,
     lists: SpareLists<B>,
     wake: Arc<OwnedFd>,
@@ -46,11 +46,11 @@ pub struct Throttle<B, E, C> {
 }
 
 impl<B, E: WaitEngine<B>, C: Clock> Throttle<B, E, C> {
-    /// Holds an engine to limits. It takes one of the engine's watches. All engines that share
-    /// limits must share the clock.
+    /// Wraps an engine. Uses one of the engine's watches. All engines that share limits must share
+    /// the clock.
     ///
     /// # Errors
-    /// What the system says when it has no descriptor to give.
+    /// The system's error if it has no free descriptor.
     pub fn new(mut engine: E, share: Arc<SharedLimit>, clock: C) -> io::Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let woken = engine.watch(wake.try_clone()?);
@@ -72,7 +72,7 @@ impl<B, E: WaitEngine<B>, C: Clock> Throttle<B, E, C> {
         self.held.iter().all(VecDeque::is_empty)
     }
 
-    /// Lets go what may go now; whether there was anything.
+    /// Releases operations that are due. Returns whether there were any.
     fn release(&mut self) -> bool {
         self.next = None;
         if self.is_empty() {
@@ -105,7 +105,8 @@ impl<B, E: WaitEngine<B>, C: Clock> Throttle<B, E, C> {
                 break;
             }
             if engine.submit(tag, io, &mut segments).is_err() {
-                // It is paid for already; once more is little.
+                // The operation was already charged; it is charged again later, which is a small
+                // error.
                 held.push_front((tag, io, segments));
                 break;
             }
@@ -169,7 +170,7 @@ impl<B, E: WaitEngine<B>, C: Clock> BlockEngine<B> for Throttle<B, E, C> {
         if self.engine.fired(self.woken) {
             let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
         }
-        // An engine that does all at once tells nobody that it has.
+        // A synchronous engine does not notify of its completions.
         while !self.is_empty() && self.release() {
             self.engine.reap(done);
         }

@@ -1,8 +1,8 @@
-//! Who may go next under limits that several disks share.
+//! Scheduling of disks that share limits.
 //!
-//! Each disk that shares limits has a *share*, with a clock of its own that moves by what its
-//! operations cost: the one that has used least goes first. A disk that was idle starts from
-//! where the others are, so that nobody saves up, and nobody has to catch up.
+//! Each disk has a virtual clock that advances by the cost of its operations. The disk with the
+//! lowest clock goes first. A disk that was idle starts at the current position of the others: it
+//! neither accumulates credit nor has to catch up.
 
 use super::limits::{Buckets, Lane, ThrottleLimits};
 use alloc::sync::{Arc, Weak};
@@ -12,20 +12,20 @@ use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How long a disk whose turn it is not waits before it looks again, should nobody tell it.
+/// Polling interval of a disk that waits for its turn, in case no notification arrives.
 const TURN: Duration = Duration::from_millis(1);
-/// How long a disk is waited for when it is its turn: its worker may be busy, or gone.
+/// Time for which the others wait for a disk to take its turn: its worker may be busy or gone.
 const COURTESY: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Default)]
 struct Member {
-    /// What it has used, in nanoseconds of the limits' time.
+    /// Its virtual clock, in nanoseconds at the limits' rates.
     used: u128,
-    /// Its queues that have operations waiting, by lane.
+    /// Number of its queues with waiting operations, by lane.
     waiting: [usize; 2],
-    /// When others began to wait for it to take its turn.
+    /// When the others began to wait for it to take its turn.
     awaited: Option<Duration>,
-    /// What ends the waits of its queues.
+    /// Eventfds that wake its queues.
     wake: Vec<Weak<OwnedFd>>,
 }
 
@@ -37,7 +37,7 @@ impl Member {
     fn wake(&mut self) {
         self.wake.retain(|wake| match wake.upgrade() {
             Some(wake) => {
-                // Full means that it is woken already.
+                // If the counter is full, the queue is already notified.
                 let _ = rustix::io::write(&wake, &1u64.to_ne_bytes());
                 true
             }
@@ -51,11 +51,11 @@ struct State {
     limits: ThrottleLimits,
     buckets: Buckets,
     members: Vec<Option<Member>>,
-    /// Where the disk that went last stood.
+    /// Virtual clock of the disk that went last.
     at: u128,
 }
 
-/// Limits, of one disk or of several that share them. They can be changed at any time.
+/// Limits of one disk, or of several that share them. They can be changed at any time.
 #[derive(Debug, Default)]
 pub struct Throttles {
     limited: AtomicBool,
@@ -63,7 +63,7 @@ pub struct Throttles {
 }
 
 impl Throttles {
-    /// Limits, with full buckets.
+    /// Creates limits with full buckets.
     #[must_use]
     pub fn new(limits: ThrottleLimits) -> Self {
         let this = Self::default();
@@ -71,7 +71,7 @@ impl Throttles {
         this
     }
 
-    /// Other limits, from now on, for what is held back too. Full buckets and no debts.
+    /// Replaces the limits, also for delayed operations. Buckets are full, and debts are dropped.
     pub fn set(&self, limits: ThrottleLimits) {
         let mut state = self.state();
         state.limits = limits;
@@ -80,7 +80,7 @@ impl Throttles {
         state.members.iter_mut().flatten().for_each(Member::wake);
     }
 
-    /// The limits now.
+    /// Returns the current limits.
     #[must_use]
     pub fn limits(&self) -> ThrottleLimits {
         self.state().limits
@@ -91,17 +91,17 @@ impl Throttles {
     }
 }
 
-/// A disk's part in limits; for all its queues.
+/// A disk's membership in shared limits, for all its queues.
 #[derive(Debug)]
 pub struct SharedLimit {
     throttles: Arc<Throttles>,
     index: usize,
-    /// Nothing is held back: the disk's queues are stopping.
+    /// Whether nothing is delayed, because the disk's queues are stopping.
     lifted: AtomicBool,
 }
 
 impl SharedLimit {
-    /// A part as large as any other's.
+    /// Adds a disk to the limits. All members have equal shares.
     #[must_use]
     pub fn new(throttles: Arc<Throttles>) -> Self {
         let mut state = throttles.state();
@@ -122,28 +122,28 @@ impl SharedLimit {
         Self { throttles, index, lifted: AtomicBool::new(false) }
     }
 
-    /// Lets go at once what is held back, from now on or not any more: the disk's queues are
-    /// stopping, and nobody waits for as long as its limits would take. What goes is charged for: a
-    /// disk that comes back finds its buckets empty. Others that share the limits are not held up by
-    /// that; in their order this disk is behind them.
+    /// Sets whether delayed operations are released immediately, because the disk's queues are
+    /// stopping and must not wait as long as the limits require. Released operations are charged: a
+    /// disk that is attached again finds its buckets empty. Other disks that share the limits are
+    /// not delayed by that; this disk comes after them in the order.
     pub fn lift(&self, whether: bool) {
         if self.lifted.swap(whether, Ordering::Relaxed) != whether && whether {
             self.wake();
         }
     }
 
-    /// What it is a part of.
+    /// Returns the shared limits.
     #[must_use]
     pub fn throttles(&self) -> &Arc<Throttles> {
         &self.throttles
     }
 
-    /// Ends the waits of its queues: something they wait for has changed.
+    /// Wakes its queues, because a condition that they wait for has changed.
     pub fn wake(&self) {
         self.with(|_, member| member.wake());
     }
 
-    /// Whether there are limits at all.
+    /// Returns whether there are any limits.
     pub(super) fn is_limited(&self) -> bool {
         self.throttles.limited.load(Ordering::Relaxed)
     }
@@ -152,7 +152,7 @@ impl SharedLimit {
         self.with(|_, member| member.wake.push(Arc::downgrade(wake)));
     }
 
-    /// A queue has operations in this lane that wait, or has no more.
+    /// Sets whether a queue has waiting operations in this lane.
     pub(super) fn set_waiting(&self, lane: Lane, whether: bool) {
         let mut state = self.throttles.state();
         let (at, several) = (state.at, state.members.len() > 1);
@@ -166,7 +166,7 @@ impl SharedLimit {
             member.awaited = None;
         }
         if several && !whether {
-            // Somebody may have let this one go first.
+            // Another disk may have let this one go first.
             let others = state.members.iter_mut().enumerate().filter(|(i, _)| *i != self.index);
             others
                 .filter_map(|(_, m)| m.as_mut())
@@ -175,7 +175,7 @@ impl SharedLimit {
         }
     }
 
-    /// How long an operation must wait; if not at all, it is paid for.
+    /// Returns the time that an operation must wait; `None` if it may proceed, and is then charged.
     pub(super) fn pay(&self, now: Duration, lane: Lane, bytes: usize) -> Option<Duration> {
         let mut state = self.throttles.state();
         let State { buckets, members, at, .. } = &mut *state;

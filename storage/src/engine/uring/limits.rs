@@ -1,24 +1,26 @@
-//! What a device takes as one request.
+//! Limits of the transfers that a device accepts as one request.
 //!
-//! A polled request must not wait in the kernel, so the kernel does not split one that the device
-//! cannot take whole: since Linux 6.1.5 it fails by `EAGAIN` there, and io_uring's worker thread tries it
-//! again for ever (seen in the lab, scenario `disk-polled`). Such transfers go the ordinary way.
+//! A polled request must not wait in the kernel, so the kernel does not split a request that the
+//! device cannot accept whole: since Linux 6.1.5 it fails with `EAGAIN`, and io_uring's worker
+//! thread retries it endlessly (observed in the lab, scenario `disk-polled`). Such transfers are
+//! not polled.
 
 use pvio_ring::IoSeg;
 use pvio_uring::IoBuf;
 
 const PAGE: usize = 4096;
 
-/// What a device takes as one request. The default is what every device takes: a page.
+/// Limits of a request to a device. The default is valid for every device: one page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TransferLimits {
-    /// Bytes at most.
+    /// Maximum length in bytes.
     pub bytes: u64,
-    /// Pages of memory at most.
+    /// Maximum number of memory pages.
     pub pages: usize,
-    /// Bytes of the stretches of which a request may touch only one; 0 if it may touch any.
+    /// Chunk size in bytes: a request must not cross a chunk boundary. 0 means no restriction.
     pub chunk: u64,
-    /// The byte of the device the disk begins at; `None` if its bytes are all over it, as a file's.
+    /// Offset of the disk on the device, in bytes; `None` if the disk is not contiguous, as in a
+    /// file.
     pub start: Option<u64>,
 }
 
@@ -29,7 +31,7 @@ impl Default for TransferLimits {
 }
 
 impl TransferLimits {
-    /// Whether the device takes all of a transfer as one request.
+    /// Returns whether the device accepts a transfer as one request.
     pub fn take<B: IoBuf>(&self, at: u64, len: u64, segments: &[IoSeg<B>]) -> bool {
         len <= self.bytes && self.within_chunk(at, len) && self.takes_memory(segments)
     }
@@ -38,13 +40,13 @@ impl TransferLimits {
         let (first, chunk) = match self.start {
             _ if self.chunk == 0 => return true,
             Some(start) => (start.saturating_add(at), self.chunk),
-            // File systems have blocks of a page, each in one piece.
+            // File systems have blocks of at least a page, and each is contiguous.
             None => (at, PAGE as u64),
         };
         first / chunk == first.saturating_add(len.saturating_sub(1)) / chunk
     }
 
-    /// Between two pieces of memory there must be no gap within a page (NVMe's PRP lists).
+    /// Checks the memory: between two segments there must be no gap within a page (NVMe PRP lists).
     fn takes_memory<B: IoBuf>(&self, segments: &[IoSeg<B>]) -> bool {
         let (mut pages, mut end) = (0, None);
         for segment in segments.iter().filter(|segment| segment.len > 0) {
@@ -54,7 +56,8 @@ impl TransferLimits {
                 Some(end) if end != start && !(whole(start) && whole(end)) => return false,
                 _ => {}
             }
-            // Of neighbours, the page they meet in counts twice: too many is safe.
+            // The page in which two adjacent segments meet counts twice, which errs on the safe
+            // side.
             pages += (start % PAGE + segment.len).div_ceil(PAGE);
             end = Some(start.wrapping_add(segment.len));
         }
@@ -97,7 +100,7 @@ mod tests {
         ] {
             assert_eq!(DEVICE.take(0, 1, &segments(parts)), taken, "{parts:?}");
         }
-        // Neighbours leave none.
+        // Adjacent segments have no gap.
         let buf = HeapMemory::pages(1);
         let [first, second] = [0, 512].map(|offset| IoSeg { buf: buf.clone(), offset, len: 512 });
         assert!(DEVICE.take(0, 1024, &[first, second]));

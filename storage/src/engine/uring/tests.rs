@@ -14,8 +14,8 @@ const DISK: Geometry = Geometry {
     discard: Some(Discard { granularity: 4096, alignment: 0, secure: false }),
 };
 
-/// An engine whose reads and writes have an io_uring of their own, of the ordinary kind: what has
-/// queues to be polled is not in every machine.
+/// Returns an engine with a second io_uring for reads and writes. It is not a polled one, because
+/// not every machine has a device with poll queues.
 fn beside(image: OwnedFd) -> UringEngine<PrivateBuf> {
     let second = Polled::over(Uring::new(4).unwrap(), image.try_clone().unwrap(), None).unwrap();
     let mut engine = UringEngine::new(image, DISK, 4).unwrap();
@@ -29,7 +29,7 @@ fn page(byte: u8) -> Segments<PrivateBuf> {
     [whole(buf)].into_iter().collect()
 }
 
-/// All that is over by now: tags, results, and first bytes.
+/// Returns everything completed so far: tags, results, and first bytes.
 fn over(engine: &mut UringEngine<PrivateBuf>) -> Vec<(u32, Result<(), EngineError>, Option<u8>)> {
     let mut all = Vec::new();
     engine.reap(&mut |tag, result, segments| {
@@ -39,7 +39,7 @@ fn over(engine: &mut UringEngine<PrivateBuf>) -> Vec<(u32, Result<(), EngineErro
     all
 }
 
-/// Does one operation, and says what came back.
+/// Executes one operation and returns the first byte of its data.
 fn one(engine: &mut UringEngine<PrivateBuf>, io: Io, mut segments: Segments<PrivateBuf>) -> u8 {
     engine.submit(3, io, &mut segments).unwrap();
     engine.kick();
@@ -62,7 +62,7 @@ fn data_goes_over_the_second_ring_and_all_else_over_the_first() {
     assert_eq!(one(&mut engine, Io::Read { sector: 8 }, page(0)), 7);
     one(&mut engine, Io::Discard { sector: 8, sectors: 8, secure: false }, Vec::new());
     assert_eq!(one(&mut engine, Io::Read { sector: 8 }, page(1)), 0);
-    // Where each is while it is under way.
+    // Each operation is in flight in the expected io_uring.
     let busy = |e: &UringEngine<_>| (e.uring.busy(), e.polled.as_ref().unwrap().uring.busy());
     engine.submit(0, Io::Read { sector: 0 }, &mut page(1)).unwrap();
     assert_eq!(busy(&engine), (0, 1));
@@ -88,7 +88,7 @@ fn a_wait_that_looks_ends_for_watches_for_the_time_and_for_data() {
     engine.wait(None).unwrap();
     assert_eq!((over(&mut engine).len(), engine.fired(watch)), (0, true));
     data.write_all(&[9; 4096]).unwrap();
-    // The bell is still ringing: other waits end for it.
+    // The watched descriptor is still readable: other waits end because of it.
     let done = loop {
         engine.wait(None).unwrap();
         if let Some(done) = over(&mut engine).pop() {
@@ -111,7 +111,7 @@ fn pages_of_ours_are_registered_for_what_goes_around_the_page_cache_and_nothing_
         let mut pages: Vec<PrivatePage> = PrivatePage::pool(4).collect();
         let known = engine.register(pages[0].stretch(3).unwrap());
         assert_eq!(known, if direct { 3 * 4096 } else { 0 });
-        // What the kernel refuses is said, and nothing fails by it.
+        // A registration that the kernel rejects returns 0 and causes no failure.
         assert_eq!(engine.register(pages[3].stretch(1).unwrap()), 0);
         for (n, page) in pages.iter_mut().enumerate() {
             page.bytes().fill(n as u8 + 1);

@@ -111,7 +111,7 @@ fn paths_in_options_are_bytes_and_hold_any_character() {
     let all: Vec<u8> = (1..=255).collect();
     let options = DiskOptions { trace: Some(path(&all)), ..options };
     assert_eq!(options.to_string().parse(), Ok(options.clone()), "{options}");
-    // All others are text.
+    // All other options must be UTF-8.
     for bad in [&b"group=\xff"[..], b"\xff=1", b"iops=\xff"] {
         assert!(DiskOptions::from_bytes(bad).is_err());
     }

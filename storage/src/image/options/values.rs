@@ -1,4 +1,4 @@
-//! What stands behind a word: numbers, sizes, times, rates.
+//! Values of options: numbers, sizes, times, rates.
 
 use crate::engine::throttle::Rate;
 use alloc::format;
@@ -9,13 +9,13 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// A path in which bytes may be written as `%2C`, as commas and brackets must be.
+/// Parses a path in which bytes may be written as `%2C`; commas and brackets must be.
 pub(super) fn path(text: &[u8]) -> Option<PathBuf> {
     let path = unescape(text).filter(|path| !path.is_empty())?;
     Some(OsString::from_vec(path).into())
 }
 
-/// A path as [`path`] reads it, in UTF-8 whatever the path is in.
+/// Formats a path for [`path`], always in UTF-8.
 pub(super) fn escaped(path: &Path) -> String {
     let special =
         |c: char| matches!(c, '%' | ',' | '[' | ']') || c.is_whitespace() || c.is_control();
@@ -34,7 +34,7 @@ pub(super) fn escaped(path: &Path) -> String {
     text
 }
 
-/// Undoes `%2F` and the like.
+/// Decodes `%2F` and the like.
 pub(in crate::image) fn unescape(text: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.iter().copied();
@@ -74,7 +74,7 @@ pub(super) fn plain(text: &str) -> Option<u64> {
     text.parse().ok()
 }
 
-/// `64M` and the like.
+/// Parses a size such as `64M`, in bytes.
 pub(in crate::image) fn size(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text.get(digits.len()..)? {
@@ -88,7 +88,7 @@ pub(in crate::image) fn size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift))
 }
 
-/// `N`, `N/BURST` or `none`. A tenth of a second's worth may come at once if nothing is said.
+/// Parses `N`, `N/BURST` or `none`. The default burst is a tenth of the rate per second.
 pub(super) fn rate(text: &str, number: impl Fn(&str) -> Option<u64>) -> Option<Option<Rate>> {
     if text == "none" {
         return Some(None);
@@ -100,7 +100,7 @@ pub(super) fn rate(text: &str, number: impl Fn(&str) -> Option<u64>) -> Option<O
     (per_second > 0 && burst > 0).then_some(Some(Rate { per_second, burst }))
 }
 
-/// In the largest unit that says all.
+/// Formats a time in the largest unit that represents it exactly.
 pub(super) fn time_in_words(time: Duration) -> String {
     let nanos = time.as_nanos();
     let units = [(1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us"), (1, "ns")];
@@ -108,7 +108,7 @@ pub(super) fn time_in_words(time: Duration) -> String {
     fits.map_or("0".into(), |(unit, word)| format!("{}{word}", nanos / unit))
 }
 
-/// `5ms` and the like, at most an hour.
+/// Parses a time such as `5ms`, at most an hour.
 pub(super) fn time(text: &str) -> Option<Duration> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let nanos: u64 = match text.get(digits.len()..)? {

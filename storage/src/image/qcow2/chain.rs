@@ -1,4 +1,4 @@
-//! The files a qcow2 image is made of: itself, and what it rests on, down to the last.
+//! The files of a qcow2 image: the image itself and its chain of backing files.
 
 use super::super::Format;
 use super::super::content::{FileContent, Meter};
@@ -13,19 +13,20 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Longer chains are a mistake: a file that rests on itself, most likely.
+/// Maximum length of a chain. A longer one is an error, most likely a file that is its own backing
+/// file.
 const LONGEST: usize = 200;
 
-/// One qcow2 image of a chain.
+/// A qcow2 image of a chain.
 #[derive(Debug)]
 pub struct Layer {
-    /// The file it is in.
+    /// The file of the image.
     pub file: FileHandle,
-    /// What its header says.
+    /// The image's header.
     pub header: Header,
-    /// The file its data is in, if it is not in itself.
+    /// The external data file, if there is one.
     pub data: Option<FileHandle>,
-    /// What it rests on.
+    /// The backing file, if there is one.
     pub below: Option<Below>,
 }
 
@@ -37,17 +38,17 @@ impl Layer {
     }
 }
 
-/// What an image rests on.
+/// A backing file.
 #[derive(Debug)]
 pub enum Below {
-    /// Another.
+    /// Another qcow2 image.
     Qcow2(Box<Layer>),
     /// A raw file or a block device.
     Raw(FileHandle),
 }
 
-/// Reads the headers of an image and of all it rests on. Unless `lock` is asked for, files that are
-/// being written are read as they are at the moment.
+/// Reads the headers of an image and its backing files. With `lock`, files that are being written
+/// are rejected; without it, they are read in their current state.
 ///
 /// # Errors
 /// Any [`ImageError`].
@@ -60,7 +61,7 @@ pub(in crate::image) fn read(
     read_layer(file, roots, lock, meter, None)
 }
 
-/// An image above another, up to the one that the operator named.
+/// An image above another one, up to the image that the operator named.
 struct Above<'a> {
     file: &'a FileHandle,
     above: Option<&'a Above<'a>>,
@@ -85,10 +86,10 @@ fn read_layer(
     let open = file.open(Access { write: false, direct: false, lock })?;
     let content = FileContent::new(&open, meter).map_err(|e| wrap(e.into()))?;
     let header = Header::read(&content).map_err(wrap)?;
-    // The library keeps it.
+    // The library holds the first-level table in memory.
     meter.keep(u64::from(header.l1.1) * 8).map_err(wrap)?;
     drop(open);
-    // Without its feature the name of a data file is nothing but a name.
+    // Without its feature bit, the name of a data file has no meaning.
     let has_data_file = header.incompatible & incompatible::DATA_FILE != 0;
     let data = match header.data_file.as_deref().filter(|_| has_data_file) {
         Some(name) => Some(roots.find(&file, Path::new(OsStr::from_bytes(name)))?),
@@ -117,7 +118,7 @@ fn below(
         let below = Shown::new(OsStr::from_bytes(name)).to_string();
         Err(ImageError::Chain { path: here.file.path().into(), below, what })
     };
-    // `file:` is QEMU's way to say that a colon in the rest is one.
+    // In QEMU, the prefix `file:` means that further colons are part of the path.
     let colon = name.iter().position(|byte| *byte == b':');
     let plain = match colon.map(|at| name.split_at(at)) {
         Some((b"file", rest)) => rest.get(1..).unwrap_or_default(),

@@ -1,7 +1,7 @@
-//! A qcow2 image's header: what can be known, and is checked, before anything else is believed.
+//! The header of a qcow2 image, checked completely before anything else of the image is used.
 //!
-//! After `docs/interop/qcow2.txt` of QEMU. Limits beyond what the format says are QEMU's own
-//! (`block/qcow2.h`), or keep what opening an image costs small.
+//! After `docs/interop/qcow2.txt` of QEMU. Limits that are not part of the format are those of QEMU
+//! (`block/qcow2.h`), or bound the cost of opening an image.
 
 use super::super::content::{Bytes, Content, ContentError, buffer, room};
 use alloc::format;
@@ -13,63 +13,64 @@ use core::ops::Range;
 pub mod incompatible {
     /// Reference counts may be wrong: the image was not closed.
     pub const DIRTY: u64 = 1 << 0;
-    /// Found corrupt by somebody.
+    /// A program found the image to be corrupt.
     pub const CORRUPT: u64 = 1 << 1;
     /// The data is in another file.
     pub const DATA_FILE: u64 = 1 << 2;
-    /// Clusters are not compressed by deflate.
+    /// Compressed clusters do not use deflate.
     pub const COMPRESSION: u64 = 1 << 3;
-    /// Clusters have parts with a state of their own.
+    /// Subclusters: parts of clusters have their own state.
     pub const EXTENDED_L2: u64 = 1 << 4;
 }
 
 const MAGIC: u32 = 0x5146_49fb;
-/// A first-level table in bytes: 512 TiB with clusters of 64 KiB, 2 TiB with 4 KiB. QEMU reads
-/// tables of four times the length (`QCOW_MAX_L1_SIZE`).
+/// Maximum length of a first-level table in bytes: 512 TiB with clusters of 64 KiB, 2 TiB with 4
+/// KiB. QEMU reads tables of four times this length (`QCOW_MAX_L1_SIZE`).
 const MAX_L1_BYTES: u64 = 8 << 20;
 /// `QCOW_MAX_REFTABLE_SIZE`, in bytes.
 const MAX_REFTABLE_BYTES: u64 = 8 << 20;
 /// `QCOW_MAX_SNAPSHOTS`.
 const MAX_SNAPSHOTS: u32 = 65536;
-/// The table of snapshots in bytes: twenty thousand of them.
+/// Maximum length of the snapshot table in bytes: twenty thousand snapshots.
 const MAX_SNAPSHOT_BYTES: u64 = 2 << 20;
-/// The header and its extensions, in bytes, and how many of these. Programs write some five
-/// hundred bytes and three or four. The library reads each extension by itself and keeps it.
+/// Maximum length of the header and its extensions, in bytes, and number of extensions. Programs
+/// write about five hundred bytes, and three or four extensions. The library reads each extension
+/// separately and holds it in memory.
 const MAX_HEADER: u64 = 64 << 10;
 const MAX_EXTENSIONS: u32 = 64;
 
-/// What a header says.
+/// The header of a qcow2 image.
 #[derive(Clone, Debug)]
 pub struct Header {
     /// 2 or 3.
     pub version: u32,
     /// Bytes of the virtual disk.
     pub size: u64,
-    /// Logarithm of a cluster's bytes.
+    /// Logarithm to base 2 of the bytes of a cluster.
     pub cluster_bits: u32,
     /// Bits of [`incompatible`].
     pub incompatible: u64,
-    /// Bit 0: reference counts are written lazily.
+    /// Bit 0: lazy reference counts.
     pub compatible: u64,
-    /// Bit 0: persistent dirty bitmaps are in order; bit 1: the data file can be read as raw.
+    /// Bit 0: persistent dirty bitmaps are consistent; bit 1: the data file can be read as raw.
     pub autoclear: u64,
     /// 0 is deflate, 1 zstd.
     pub compression: u8,
-    /// Name of the file below, in the bytes of the image.
+    /// Name of the backing file, in the bytes of the image.
     pub backing: Option<Vec<u8>>,
-    /// Name of its format, in the bytes of the image.
+    /// Name of the backing file's format, in the bytes of the image.
     pub backing_format: Option<Vec<u8>>,
-    /// Name of the file the data is in. It means nothing without [`incompatible::DATA_FILE`].
+    /// Name of the external data file. It has no meaning without [`incompatible::DATA_FILE`].
     pub data_file: Option<Vec<u8>>,
-    /// Where in the header names are that are not UTF-8.
+    /// Ranges of the header with names that are not UTF-8.
     pub not_utf8: Vec<Range<u64>>,
-    /// Where the first-level table is, and how many entries it has.
+    /// Offset of the first-level table, and the number of its entries.
     pub l1: (u64, u32),
-    /// Where the table of reference counts is, and its bytes.
+    /// Offset of the reference count table, and its length in bytes.
     pub refcounts: (u64, u64),
-    /// Logarithm of the bits of a reference count.
+    /// Logarithm to base 2 of the bits of a reference count.
     pub refcount_order: u32,
-    /// Where the table of snapshots is, and its bytes.
+    /// Offset of the snapshot table, and its length in bytes.
     pub snapshot_table: (u64, u64),
     /// Internal snapshots.
     pub snapshots: Vec<Snapshot>,
@@ -78,20 +79,20 @@ pub struct Header {
 /// An internal snapshot.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// Its number, as text.
+    /// Its id, as text.
     pub id: String,
     /// Its name.
     pub name: String,
-    /// When it was made, in seconds of Unix time.
+    /// Time of its creation, in seconds of Unix time.
     pub seconds: u32,
-    /// Bytes of the virtual disk then.
+    /// Bytes of the virtual disk at that time.
     pub size: u64,
-    /// Where its first-level table is, and how many entries it has.
+    /// Offset of its first-level table, and the number of its entries.
     pub l1: (u64, u32),
 }
 
 impl Header {
-    /// Bytes of a cluster.
+    /// Returns the bytes of a cluster.
     #[must_use]
     pub const fn cluster(&self) -> u64 {
         1 << self.cluster_bits
@@ -185,7 +186,7 @@ impl Header {
         self.check_range(content, "the reference-count table", self.refcounts)
     }
 
-    /// Checks that a table maps a disk of so many bytes and lies inside the file.
+    /// Checks that a table maps a disk of `size` bytes and lies inside the file.
     fn check_l1(
         &self,
         content: &dyn Content,
@@ -218,7 +219,7 @@ impl Header {
     }
 
     fn read_extensions(&mut self, content: &dyn Content, at: u64) -> Result<(), ContentError> {
-        // They end with the first cluster, wherever the file does.
+        // The extensions end with the first cluster, even if the file is longer.
         let end = self.cluster().min(content.length()).min(MAX_HEADER);
         let mut area = buffer(end.saturating_sub(at))?;
         content.read(at, &mut area)?;
@@ -279,7 +280,7 @@ impl Header {
             if extra >= 16 {
                 table.read(at + 40, &mut more)?;
             }
-            // Old images do not say how long the disk was: as long as it is now.
+            // Old images do not record the size: the current size applies.
             let size = if extra >= 16 { Bytes(&more).u64(8) } else { self.size };
             let text = at + 40 + extra;
             let mut read = |at, len: u64| {
@@ -304,11 +305,11 @@ impl Header {
     }
 }
 
-/// A table that is read in large parts, front to back. Places count from its beginning.
+/// A table that is read in large parts, front to back. Offsets are relative to its beginning.
 struct Window<'a> {
     content: &'a dyn Content,
     begin: u64,
-    /// What was read by now.
+    /// The bytes read so far.
     bytes: Vec<u8>,
 }
 
@@ -333,7 +334,7 @@ impl Window<'_> {
     }
 }
 
-/// The backing file's name, which lies in the first cluster.
+/// Reads the name of the backing file, which lies in the first cluster.
 fn read_name(
     content: &dyn Content,
     at: u64,

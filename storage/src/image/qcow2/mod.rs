@@ -1,8 +1,8 @@
-//! qcow2 images: the header and the chain of files are ours to check, the rest is `imago`'s.
+//! qcow2 images. This module checks the header and the chain of files; `imago` does the rest.
 //!
-//! The library is given every file already open and locked, and nothing to find by itself: which
-//! files a chain has, and in which format each is read, is decided here. A file below that is named
-//! without its format is refused, since a guest may once have written it as a raw disk.
+//! The library receives every file already open and locked, and opens none on its own: this module
+//! decides which files a chain has, and in which format each is read. A backing file without a
+//! named format is rejected, because its content may have been written by a guest as a raw disk.
 
 pub mod chain;
 pub mod header;
@@ -33,7 +33,7 @@ use std::io;
 use std::path::Path;
 use written::Written;
 
-/// Opens an image with all it rests on.
+/// Opens an image with its chain of backing files.
 pub(super) fn open(
     path: &Path,
     snapshot: Option<&str>,
@@ -46,7 +46,7 @@ pub(super) fn open(
     let mut layer = chain::read(file, &roots, true, meter)?;
     check_features(&layer, !options.read_only)?;
     let dirty = layer.header.incompatible & incompatible::DIRTY != 0;
-    // Version 2 has no such mark.
+    // Version 2 has no dirty mark.
     if !options.read_only && (dirty || layer.header.version < 3) {
         repair(&layer, meter)?;
         layer.header.incompatible &= !incompatible::DIRTY;
@@ -74,7 +74,7 @@ pub(super) fn open(
     Ok((Arc::new(Library::open(path, Format::Qcow2, false, open)?), geometry))
 }
 
-/// Mends an image that was not closed by who wrote it last, before it is written again.
+/// Repairs an image that its last writer did not close, before it is written again.
 fn repair(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     let wrap =
         |error| ImageError::Content { path: layer.path().into(), format: Format::Qcow2, error };
@@ -82,7 +82,7 @@ fn repair(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     let access = Access { write: true, direct: false, lock: true };
     let file = layer.file.open(access)?;
     let content = FileContent::new(&file, meter).map_err(system)?;
-    // Nobody else writes it now; whoever did before we had the lock may have changed it.
+    // The header is read again under the lock, because another writer may have changed it before.
     let header = Header::read(&content).map_err(wrap)?;
     let raised = refcounts::raise(&file, &content, &header).map_err(wrap)?;
     if header.version >= 3 {
@@ -98,13 +98,13 @@ fn repair(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     Ok(())
 }
 
-/// Bytes of the disk in a snapshot.
+/// Returns the bytes of the disk in a snapshot.
 pub(super) fn snapshot_size(layer: &Layer, name: &str) -> Result<u64, ImageError> {
     snapshot::find(layer, name).map(|snapshot| snapshot.size)
 }
 
-/// Refuses an image that was cut short. To be asked of one that is in order; what it rests on may be
-/// written by nobody, and is looked at too.
+/// Rejects a truncated image. The caller has checked that the image is consistent. Backing files
+/// are checked as well, because they have no writer.
 fn is_whole(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     let wrap =
         |error| ImageError::Content { path: layer.path().into(), format: Format::Qcow2, error };
@@ -118,17 +118,17 @@ fn is_whole(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     }
 }
 
-/// Opens an image to be read, without a lock, and lets go of it.
+/// Opens an image for reading without a lock, and closes it.
 pub(super) fn try_open(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     is_whole(layer, meter)?;
     let access = Access { write: false, direct: false, lock: false };
     Library::open(layer.path(), Format::Qcow2, false, || open_layer(layer, access, None)).map(drop)
 }
 
-/// Where the incompatible features are in the header.
+/// Offset of the incompatible features in the header.
 const FEATURES: u64 = 72;
 
-/// Refuses what the library would not understand, in words of our own.
+/// Rejects features that the library does not support, with a specific message.
 pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageError> {
     let header = &layer.header;
     let fail = |error| {
@@ -138,7 +138,7 @@ pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageErro
     if has(incompatible::CORRUPT) {
         return fail(ContentError::corrupt("it is marked so by a program that found it out"));
     }
-    // Reference counts are not to be believed, which nobody needs to read.
+    // The reference counts may be wrong, but reading does not need them.
     if !write && has(incompatible::DIRTY) {
         tracing::warn!(
             image = %Shown::new(layer.path()),
@@ -169,7 +169,7 @@ pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageErro
     }
 }
 
-/// Opens an image from the bottom up.
+/// Opens an image, backing files first.
 fn open_layer(
     layer: &Layer,
     access: Access,
@@ -185,7 +185,7 @@ fn open_layer(
     };
     let mut file = storage(&layer.file, access, ordered)?.hiding(layer.header.not_utf8.clone());
     let features = layer.header.incompatible;
-    // The library would not read it.
+    // The library rejects images with this mark.
     if !access.write && features & incompatible::DIRTY != 0 {
         file = file.reading_as(FEATURES, (features & !incompatible::DIRTY).to_be_bytes().to_vec());
     }

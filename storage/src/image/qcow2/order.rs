@@ -1,18 +1,18 @@
-//! The order in which an image that is written comes to the medium.
+//! Write ordering of an image.
 //!
-//! A loss of power takes any of the writes since the last flush of the host's file, so that what one
-//! part of an image says of another is on the medium only after the other is:
+//! A power loss may lose any of the writes since the last flush of the host's file. Therefore a
+//! reference from one part of an image to another is written only after the other part is durable:
 //!
-//! | before this is written | this is on the medium |
+//! | before this is written | this must be durable |
 //! |---|---|
-//! | a second-level table | all data, what was copied for it, and the counts |
-//! | an entry of the first-level table or of the table of counts | the table it names |
-//! | the header, which names these two | all |
+//! | a second-level table | all data, data copied for it, and reference counts |
+//! | an entry of the first-level table or of the reference count table | the table it refers to |
+//! | the header, which refers to these two tables | everything |
 //!
-//! The library has its own order among the tables it keeps in memory, and writes them without a
-//! flush in between. What it writes is told by where it is: the header names the two first tables,
-//! and entries of the first name all others. Counts need no more, since [`refcounts`] mends
-//! what is too low.
+//! The library orders writes among the tables in its caches, but does not flush between them. This
+//! module recognizes what the library writes by its offset: the header refers to the two top
+//! tables, and the entries of the first-level table refer to all second-level tables. Reference
+//! counts need no further order, since [`refcounts`] repairs counts that are too low.
 //!
 //! [`refcounts`]: super::refcounts
 
@@ -31,28 +31,29 @@ use std::fs::File;
 use std::io;
 use std::sync::{Mutex, PoisonError, RwLock};
 
-/// The order of one file.
+/// The write order of one file.
 #[derive(Debug)]
 pub(super) struct Order {
     /// The same file as the library's, through the page cache.
     file: File,
     cluster_bits: u32,
     tables: RwLock<Tables>,
-    /// How many changes were made: of anything, and of what second-level tables name.
+    /// Numbers of changes: of anything, and of anything that second-level tables refer to.
     all: AtomicU64,
     data: AtomicU64,
-    /// How many of each are on the medium.
+    /// The numbers of both that are durable.
     synced: Mutex<(u64, u64)>,
-    /// What a flush that failed has lost, nobody can tell.
+    /// Records failed flushes: it is unknown which writes they lost.
     flushes: Arc<FlushState>,
 }
 
 #[derive(Debug)]
 struct Tables {
-    /// The first-level table, and the table of counts.
+    /// The first-level table, and the reference count table, as byte ranges.
     first: Range<u64>,
     counts: Range<u64>,
-    /// The cluster of the second-level table that each entry names, and all of them together.
+    /// The cluster of the second-level table for each first-level entry, and the set of these
+    /// clusters.
     named: Vec<u64>,
     second: HashSet<u64>,
 }
@@ -63,21 +64,21 @@ impl Tables {
     }
 }
 
-/// What a write is of.
+/// The part of an image that a write changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
     Header,
-    /// An entry that names a table.
+    /// An entry of the first-level table or of the reference count table.
     Entry,
     SecondLevel,
     Data,
 }
 
 impl Order {
-    /// The order of an image that nobody writes yet.
+    /// Creates the order of an image that has no writer so far.
     ///
     /// # Errors
-    /// [`ContentError`] when its first-level table cannot be read.
+    /// [`ContentError`] if its first-level table cannot be read.
     pub fn new(file: File, header: &Header, meter: &Meter) -> Result<Self, ContentError> {
         let mut this = Self {
             file,
@@ -93,15 +94,15 @@ impl Order {
         Ok(this)
     }
 
-    /// Whether a flush of the file has failed.
+    /// Returns whether a flush of the file has failed.
     pub fn flush_state(&self) -> &Arc<FlushState> {
         &self.flushes
     }
 
-    /// Gives a range of the file back to the host: it reads as zeroes.
+    /// Releases a range of the file, which then reads as zeroes.
     ///
     /// # Errors
-    /// What the system says; `EOPNOTSUPP` where it cannot.
+    /// The system's error; `EOPNOTSUPP` if the file system does not support it.
     pub fn punch(&self, at: u64, len: u64) -> io::Result<()> {
         let punched = punch(&self.file, at, len);
         self.changed(Part::Data);
@@ -133,9 +134,9 @@ impl Order {
         self.all.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Brings what is over to the medium: all, or at least data.
+    /// Makes completed changes durable: all of them, or at least those of data.
     fn barrier(&self, all: bool) -> io::Result<()> {
-        // Who comes while another is at it waits for that: it has it no earlier.
+        // A concurrent caller waits for the flush in progress, which may already cover its changes.
         let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
         let now = (self.all.load(Ordering::SeqCst), self.data.load(Ordering::SeqCst));
         if !self.flushes.has_failed() && now.1 == synced.1 && (!all || now.0 == synced.0) {
@@ -167,7 +168,7 @@ impl pvio_imagefile::Order for Order {
         if part != Part::Header {
             return Ok(());
         }
-        // Where a table was before is used again as soon as this is over.
+        // The old place of a table may be reused as soon as this write completes.
         self.barrier(true)?;
         let meter = Meter::default();
         let content = FileContent::new(&self.file, &meter)?;
@@ -182,7 +183,7 @@ impl pvio_imagefile::Order for Order {
 }
 
 impl Tables {
-    /// Where the tables are, as a header says.
+    /// Reads the locations of the tables by a header.
     fn read(&mut self, content: &FileContent<'_>, header: &Header) -> Result<(), ContentError> {
         let (at, entries) = (header.l1.0, u64::from(header.l1.1));
         let mut named = room(entries)?;
@@ -204,10 +205,10 @@ impl Tables {
         Ok(())
     }
 
-    /// Adds the second-level tables that are named by what is about to be written.
+    /// Adds the second-level tables to which a pending write refers.
     fn named(&mut self, change: &Change<'_>, cluster_bits: u32) {
         let bytes = change.bytes();
-        // Whole entries, of the first-level table alone.
+        // Only whole entries, and only of the first-level table.
         let begin = self.first.start.max(change.at.next_multiple_of(8));
         let end = self.first.end.min(change.at.saturating_add(change.len));
         let inside = |at: u64| usize::try_from(at.saturating_sub(change.at)).unwrap_or(usize::MAX);
@@ -218,7 +219,8 @@ impl Tables {
         self.name(usize::try_from(slot).unwrap_or(usize::MAX), &entries, cluster_bits);
     }
 
-    /// Entries from one on are these now. A table that is named no more may become data.
+    /// Sets the entries from `slot` on. The cluster of a table without a reference may be reused
+    /// for data.
     fn name(&mut self, slot: usize, entries: &[u64], cluster_bits: u32) {
         let slots = self.named.get_mut(slot..).unwrap_or_default();
         for (named, entry) in slots.iter_mut().zip(entries) {
@@ -239,8 +241,8 @@ mod tests {
     use super::*;
     use pvio_imagefile::Order as _;
 
-    /// Nothing but what says where things are: clusters of 4 KiB, the first-level table in the
-    /// third, counts in the second.
+    /// Returns the order of an image that has only metadata: clusters of 4 KiB, the first-level
+    /// table in the third cluster, reference counts in the second.
     fn order(dir: &std::path::Path) -> Order {
         let path = dir.join("image");
         let mut bytes = alloc::vec![0; 16 << 12];
@@ -289,17 +291,17 @@ mod tests {
         let order = order(dir.path());
         let zeroes = |at, len| Change::of_zeroes(at, len);
         let synced = || *order.synced.lock().unwrap();
-        // Data, and then the table.
+        // Data, then the table.
         order.before(&zeroes(6 << 12, 4096)).unwrap();
         order.after(6 << 12, 4096).unwrap();
         assert_eq!(synced(), (0, 0));
         order.before(&zeroes(5 << 12, 4096)).unwrap();
         assert_eq!(synced(), (1, 1));
         order.after(5 << 12, 4096).unwrap();
-        // No data since.
+        // No data was written since.
         order.before(&zeroes(5 << 12, 4096)).unwrap();
         assert_eq!(synced(), (1, 1));
-        // The table, and then its name.
+        // The table, then the reference to it.
         let entry = (5u64 << 12 | 1 << 63).to_be_bytes();
         let vector = entry.as_slice().into();
         order.before(&Change::of(2 << 12, &vector)).unwrap();
@@ -307,11 +309,11 @@ mod tests {
         order.after(2 << 12, 8).unwrap();
         order.sync().unwrap();
         assert_eq!(synced(), (3, 2));
-        // A hole is data.
+        // A hole counts as a change of data.
         order.punch(7 << 12, 4096).unwrap();
         order.before(&zeroes(5 << 12, 4096)).unwrap();
         assert_eq!(synced(), (4, 3));
-        // The header is there before anything goes on.
+        // The header is durable before anything else is written.
         order.before(&zeroes(80, 8)).unwrap();
         order.after(80, 8).unwrap();
         assert_eq!(synced(), (5, 4));
@@ -326,13 +328,13 @@ mod tests {
         let vector = entry.as_slice().into();
         order.before(&Change::of((2 << 12) + 8, &vector)).unwrap();
         assert!(order.part(9 << 12, 4096) == Part::SecondLevel);
-        // Another in its place: what was there is nobody's.
+        // Another table in its place: the old cluster is free.
         let other = (11u64 << 12).to_be_bytes();
         let vector = other.as_slice().into();
         order.before(&Change::of((2 << 12) + 8, &vector)).unwrap();
         assert!(order.part(9 << 12, 4096) == Part::Data);
         assert!(order.part(11 << 12, 4096) == Part::SecondLevel);
-        // In one write with what is around it, as around the page cache.
+        // In one write with adjacent data, as with `O_DIRECT`.
         let mut page = alloc::vec![0; 4096];
         page[8..16].copy_from_slice(&(10u64 << 12).to_be_bytes());
         let vector = page.as_slice().into();

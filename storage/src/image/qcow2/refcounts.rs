@@ -1,12 +1,12 @@
-//! Reference counts after a writer that was killed.
+//! Repair of reference counts after a writer was killed.
 //!
-//! A cluster that is used and whose count says that it is not would be given away again: two things
-//! in one place. The library can leave that behind when its process is killed (it links a new table
-//! before the table's count is written), and any writer when power is lost. So an image is marked as
-//! not closed ([`incompatible::DIRTY`]) for as long as it is written, as QEMU does for lazy
-//! reference counts, and counts that are too low are raised before it is written again; an image of
-//! version 2 has no such mark, and is looked at each time. Counts that are too high only waste
-//! room; `qemu-img check -r leaks` gives it back.
+//! A cluster that is in use but has a count of 0 would be allocated again, so that two uses
+//! overlap. The library can leave such clusters behind when its process is killed (it links a new
+//! table before it writes the table's count), and any writer can when power is lost. Therefore an
+//! image is marked as not closed ([`incompatible::DIRTY`]) while it is written, as QEMU does for
+//! lazy reference counts, and counts that are too low are raised before it is written again. An
+//! image of version 2 has no such mark and is checked each time. Counts that are too high only
+//! waste space; `qemu-img check -r leaks` releases it.
 
 use super::super::content::{Content, ContentError, buffer, each_entry, room};
 use super::FEATURES;
@@ -19,12 +19,12 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Clusters of a file beyond which its references are not counted here: 32 MiB of counters.
+/// Maximum number of clusters of a file whose references are counted here: 32 MiB of counters.
 const MOST: u64 = 1 << 25;
-/// Clusters with more references than a counter of one byte holds.
+/// Maximum number of clusters with more references than a counter of one byte can hold.
 const MOST_SHARED: usize = 1 << 17;
 
-/// Marks an image with these incompatible features as being written, on the medium.
+/// Sets or clears the dirty mark in an image with these incompatible features, durably.
 pub(super) fn set_dirty(file: &File, features: u64, dirty: bool) -> io::Result<()> {
     let features = match dirty {
         true => features | incompatible::DIRTY,
@@ -34,17 +34,18 @@ pub(super) fn set_dirty(file: &File, features: u64, dirty: bool) -> io::Result<(
     file.sync_data()
 }
 
-/// Clears the features that only who knows them may keep (`autoclear_features`), as a writer must.
+/// Clears the autoclear features (`autoclear_features`), as a writer that does not support them
+/// must.
 pub(super) fn clear_autoclear(file: &File) -> io::Result<()> {
     const AUTOCLEAR: u64 = 88;
     file.write_all_at(&[0; 8], AUTOCLEAR)
 }
 
-/// Raises every count that is too low; how many there were. All that is named lies inside the file
-/// then.
+/// Raises every count that is too low. Returns their number. Fails if a reference points outside of
+/// the file.
 ///
 /// # Errors
-/// [`ContentError`] when what is there makes no sense, or is more than this can mend.
+/// [`ContentError`] if the metadata is inconsistent, or cannot be repaired here.
 pub(super) fn raise(
     file: &File,
     content: &dyn Content,
@@ -74,12 +75,12 @@ pub(super) fn raise(
     Ok(raised)
 }
 
-/// Clusters whose counts one block holds.
+/// Returns the number of counts in one block.
 fn per_block(header: &Header) -> u64 {
     1 << (header.cluster_bits + 3 - header.refcount_order)
 }
 
-/// Calls `each` for every block of counts there is, with its index and place.
+/// Calls `each` for every existing block of counts, with its index and offset.
 fn each_block(
     content: &dyn Content,
     header: &Header,
@@ -95,7 +96,7 @@ fn each_block(
     })
 }
 
-/// Raises the counts that one block holds, of these clusters.
+/// Raises the counts of these clusters in one block.
 fn raise_block(
     file: &File,
     content: &dyn Content,
@@ -128,11 +129,11 @@ fn raise_block(
     Ok(raised)
 }
 
-/// Where a count is in its block.
+/// The position of a count in its block.
 struct Place {
     byte: usize,
     len: usize,
-    /// For those of less than a byte, the lowest bit, and all of them.
+    /// For counts of less than a byte: the lowest bit, and the mask.
     bit: u32,
     mask: u64,
 }
@@ -161,14 +162,16 @@ impl Place {
     }
 }
 
-/// Refuses an image that names what lies behind the end of its file. Counts alone may do that: whoever
-/// took clusters and was killed before they were written leaves them behind, and nobody misses them.
+/// Rejects an image with references behind the end of its file. Counts may refer there: a writer
+/// that is killed after it allocated clusters and before it wrote them leaves such counts behind,
+/// without loss of data.
 ///
 /// # Errors
-/// [`ContentError::Truncated`], and what reading the tables says.
+/// [`ContentError::Truncated`], and the errors of reading the tables.
 pub(super) fn is_whole(content: &dyn Content, header: &Header) -> Result<(), ContentError> {
     let length = content.length();
-    // An image whose counts end inside the file was not cut short: no need to look at all of it.
+    // If the last used cluster is inside the file, it was not truncated, and the full check is not
+    // needed.
     let counted = last_counted(content, header)?.unwrap_or(0);
     if counted < length {
         return Ok(());
@@ -183,7 +186,7 @@ pub(super) fn is_whole(content: &dyn Content, header: &Header) -> Result<(), Con
     })
 }
 
-/// Where the last cluster begins whose count says that it is used.
+/// Returns the offset of the last cluster with a count above 0.
 fn last_counted(content: &dyn Content, header: &Header) -> Result<Option<u64>, ContentError> {
     let mut last = None;
     each_block(content, header, |index, at| {
@@ -200,9 +203,9 @@ fn last_counted(content: &dyn Content, header: &Header) -> Result<Option<u64>, C
     Ok(cluster.checked_mul(header.cluster()))
 }
 
-/// How often each cluster of the file is used.
+/// Number of references to each cluster of the file.
 struct Used {
-    /// [`u8::MAX`] says that it is among `shared`.
+    /// [`u8::MAX`] means that the count is in `shared`.
     counts: Vec<u8>,
     shared: HashMap<u64, u32>,
     cluster_bits: u32,
@@ -227,7 +230,7 @@ impl Used {
         }
     }
 
-    /// Adds a use of every cluster that it touches.
+    /// Adds a reference to every cluster that the range touches.
     fn range(&mut self, part: Use) -> Result<(), ContentError> {
         let Some(last) = part.len.checked_sub(1).and_then(|more| part.at.checked_add(more)) else {
             return Ok(());
@@ -257,7 +260,7 @@ impl Used {
         Ok(())
     }
 
-    /// Refuses clusters that are used where there are no counts.
+    /// Rejects clusters that are in use but have no block of counts.
     fn none(&self, mut clusters: core::ops::Range<u64>) -> Result<(), ContentError> {
         match clusters.any(|cluster| self.get(cluster) > 0) {
             false => Ok(()),

@@ -1,4 +1,4 @@
-//! An internal snapshot of a qcow2 image, read as it was. `imago` knows the current state alone.
+//! Reading of an internal snapshot of a qcow2 image. `imago` supports only the current state.
 
 use super::super::Format;
 use super::super::content::{ContentError, FileContent, Meter, each_entry, room};
@@ -22,19 +22,19 @@ const COMPRESSED: u64 = 1 << 62;
 /// `QCOW_OFLAG_ZERO`.
 const ZERO: u64 = 1;
 
-/// A snapshot that is open.
+/// An open snapshot.
 pub(super) struct SnapshotStore {
     file: File,
     cluster_bits: u32,
-    /// Version 2 has no clusters that read as zeroes.
+    /// Whether clusters can be marked as zeroes; not in version 2.
     zeroes: bool,
     l1: Vec<u64>,
     below: Option<LibraryImage>,
 }
 
-/// The snapshot of a name, or else of an id.
+/// Returns the snapshot with this name, or else with this id.
 pub(super) fn find<'a>(layer: &'a Layer, name: &str) -> Result<&'a Snapshot, ImageError> {
-    // What is written later to such an image is written over the snapshot's data.
+    // Later writes to such an image overwrite the snapshot's data in the data file.
     if layer.header.incompatible & incompatible::DATA_FILE != 0 {
         return Err(ImageError::SnapshotOfDataFile(layer.path().into()));
     }
@@ -59,7 +59,7 @@ fn first_level(file: &File, snapshot: &Snapshot, meter: &Meter) -> Result<Vec<u6
 }
 
 impl SnapshotStore {
-    /// Opens one. The header has been checked: its table lies inside the file.
+    /// Opens a snapshot. The header has been checked: its table lies inside the file.
     pub fn open(layer: &Layer, snapshot: &Snapshot, meter: &Meter) -> Result<Self, ImageError> {
         let access = Access { write: false, direct: false, lock: true };
         let file = layer.file.open(access)?;
@@ -77,7 +77,7 @@ impl SnapshotStore {
         Ok(Self { file, cluster_bits, zeroes: version >= 3, l1, below })
     }
 
-    /// Fills a buffer that lies within one cluster.
+    /// Reads a range that lies within one cluster.
     fn read_part(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
         let entry = self.entry(at >> self.cluster_bits)?;
         let inside = at & ((1 << self.cluster_bits) - 1);
@@ -95,7 +95,7 @@ impl SnapshotStore {
         Ok(())
     }
 
-    /// What the tables say of a cluster; 0 if they say nothing.
+    /// Returns the second-level entry of a cluster; 0 if it has none.
     fn entry(&self, cluster: u64) -> io::Result<u64> {
         let bits = self.cluster_bits - 3;
         let table = usize::try_from(cluster >> bits).ok().and_then(|i| self.l1.get(i));
@@ -115,7 +115,7 @@ impl SnapshotStore {
         let at = entry & ((1 << bits) - 1);
         let sectors = ((entry & (COMPRESSED - 1)) >> bits) + 1;
         let mut packed = alloc::vec![0; (sectors * 512 - (at & 511)) as usize];
-        // The last sector of a file may be short.
+        // The last sector of a file may be incomplete.
         let mut got = 0;
         while got < packed.len() {
             match self.file.read_at(&mut packed[got..], at + got as u64)? {

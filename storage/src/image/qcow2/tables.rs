@@ -1,5 +1,5 @@
-//! The second-level tables of an image, its snapshots' included. Each is visited once, however often
-//! it is named.
+//! Iteration over the second-level tables of an image, including those of its snapshots. Each table
+//! is visited once, even if there are several references to it.
 
 use super::super::content::{Content, ContentError, each_entry};
 use super::header::{Header, incompatible};
@@ -11,25 +11,25 @@ use std::collections::HashMap;
 pub(super) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// `QCOW_OFLAG_COMPRESSED`.
 const COMPRESSED: u64 = 1 << 62;
-/// Second-level tables that are visited. Each takes a read at least.
+/// Maximum number of second-level tables to visit. Each takes at least one read.
 const MOST_TABLES: usize = 1 << 18;
 
-/// A part of the file that is used, and by how many.
+/// A part of the file that is in use, and the number of its uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Use {
-    /// Its first byte.
+    /// Offset of its first byte.
     pub at: u64,
-    /// How many bytes, or how many there may be: the last sector of compressed data need not be there
-    /// in whole.
+    /// Its length in bytes; an upper bound for compressed data, whose last sector may be
+    /// incomplete.
     pub len: u64,
-    /// How often.
+    /// Number of references to it.
     pub times: u32,
 }
 
-/// Calls `each` for all that the image and its snapshots use: tables and data.
+/// Calls `each` for all parts that the image and its snapshots use: tables and data.
 ///
 /// # Errors
-/// [`ContentError`] when a table makes no sense, or there are too many; what `each` says.
+/// [`ContentError`] if a table is inconsistent, or there are too many; the error of `each`.
 pub(super) fn each_use(
     content: &dyn Content,
     header: &Header,
@@ -56,7 +56,7 @@ pub(super) fn each_use(
     Ok(())
 }
 
-/// Where each second-level table is, and how often it is named.
+/// Returns the offset of each second-level table, and the number of references to it.
 fn second_level(
     content: &dyn Content,
     header: &Header,
@@ -87,7 +87,7 @@ fn second_level(
     Ok(second)
 }
 
-/// Which bytes of the file an entry of a second-level table names.
+/// Returns the byte range of the file to which a second-level entry refers.
 fn data(header: &Header, entry: u64) -> Result<Option<(u64, u64)>, ContentError> {
     if header.incompatible & incompatible::DATA_FILE != 0 {
         return Ok(None);

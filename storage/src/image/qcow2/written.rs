@@ -1,13 +1,14 @@
-//! An image that is written.
+//! qcow2 images that are open for writing.
 //!
-//! # Room
-//! A cluster of data, once the image has it, stays its guest's: what is discarded of it becomes a hole
-//! in the file, and reads as zeroes there. Nothing in the image is changed by that, so nothing can be
-//! torn by a loss of power or met by another queue; and written again it is where it was.
+//! # Allocation
+//! A data cluster of the image stays allocated to the guest's range: a discard punches a hole in
+//! the file, which reads as zeroes. This does not change the image's metadata, so that there is
+//! nothing a power loss could tear or another queue could conflict with. A later write goes to the
+//! same cluster.
 //!
-//! Only compressed clusters are left behind when they are written. The library gives their room
-//! away at once, while on the medium they may still be what is read: so until that is over
-//! nobody else calls it.
+//! Only compressed clusters are freed when they are overwritten. The library makes their space
+//! available immediately, while the durable tables may still refer to them. Therefore no other call
+//! is made until the new tables are durable.
 
 use super::super::content::Meter;
 use super::super::file::Access;
@@ -23,9 +24,9 @@ use imago::ShallowMapping;
 use std::fs::File;
 use std::io;
 
-/// An image that is open to be written, and marked as not closed (version 2 has no such mark).
+/// An image that is open for writing, and marked as not closed (version 2 has no such mark).
 pub(super) struct Written {
-    /// Before the mark: it is closed first.
+    /// Declared before the mark, so that it is dropped first.
     library: Library,
     order: Arc<Order>,
     mark: Option<Mark>,
@@ -34,9 +35,9 @@ pub(super) struct Written {
 
 struct Mark {
     file: File,
-    /// Its incompatible features.
+    /// The image's incompatible features.
     features: u64,
-    /// Whether the image is in order.
+    /// Whether the image is consistent.
     closed: bool,
 }
 
@@ -46,17 +47,20 @@ impl Written {
         let other = |error| ImageError::Other { path: path.into(), error };
         let content =
             |error| ImageError::Content { path: path.into(), format: Format::Qcow2, error };
-        // A block device lets go of cached data for its exclusive descriptor alone, which is this.
+        // A block device drops its cached data only when its exclusive descriptor requests it,
+        // which is this one.
         let file = layer.file.open(Access { direct: false, ..access })?;
         let library_file = match access.direct {
             true => layer.file.open(Access { lock: false, ..access })?,
             false => file.try_clone().map_err(other)?,
         };
         if header.autoclear != 0 && !header.not_utf8.is_empty() {
-            // Else the library writes the whole header for that, with names that it was not shown.
+            // Otherwise the library rewrites the whole header to clear them, without the names that
+            // are hidden from it.
             refcounts::clear_autoclear(&file).map_err(other)?;
         }
-        // The library keeps this table, which it has no use for where it only reads.
+        // The library holds this table in memory when it writes; it does not use it when it only
+        // reads.
         meter.keep(header.refcounts.1).map_err(content)?;
         let order = Order::new(file.try_clone().map_err(other)?, header, meter).map_err(content)?;
         let (order, cluster) = (Arc::new(order), header.cluster());
@@ -71,8 +75,9 @@ impl Written {
         Ok(Self { library, order, mark, cluster })
     }
 
-    /// Makes a range read as zeroes: holes where there is data of its own, and the rest, which
-    /// takes no room, by the image if it must be.
+    /// Makes a range read as zeroes. Punches holes in its data clusters. Ranges without data of
+    /// their own use no space; with `must`, the image's metadata is changed to make them read as
+    /// zeroes.
     fn clear(&self, at: u64, len: u64, must: bool) -> io::Result<()> {
         let mut compressed = false;
         self.library.shared(|image| {
@@ -101,7 +106,7 @@ impl Written {
     }
 }
 
-/// Calls `each` for every part of a range that is kept in one way.
+/// Calls `each` for every part of a range with the same mapping.
 fn each(
     image: &LibraryImage,
     mut at: u64,

@@ -1,12 +1,13 @@
-//! Dynamic images: blocks where they came to be, found through a table.
+//! Dynamic images: blocks in the order of their allocation, located through a table.
 //!
-//! A block begins with a bitmap of the sectors that hold data; others read as zeroes. New blocks are
-//! put where the footer was, with the footer behind them, which is on the medium before anything
-//! is put in the place of the other. Nothing else needs an order: a block that is named and was lost
-//! reads as the zeroes that were there before.
+//! A block begins with a bitmap of the sectors that hold data; others read as zeroes. A new block
+//! is placed where the footer was, followed by a new footer, which is made durable before the old
+//! one is overwritten. Nothing else needs an order: a referenced block whose data was lost reads as
+//! zeroes, like before the write.
 //!
-//! A block device does not grow: its footer is at its end, and new blocks are put behind the last.
-//! What was there before is not zeroes, so that these are on the medium before the block is named.
+//! A block device does not grow: its footer is at its end, and new blocks are placed after the last
+//! one. The old contents there are not zeroes, so zeroes are written and made durable before the
+//! table refers to the block.
 
 use super::super::content::{Content, ContentError, FileContent, Meter, each_entry, room};
 use super::super::file::punch;
@@ -22,10 +23,10 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::sync::{PoisonError, RwLock};
 
 const SECTOR: u64 = 512;
-/// A block that was never written.
+/// Table entry of a block that was never written.
 const UNUSED: u32 = u32::MAX;
 
-/// A dynamic image that is open.
+/// An open dynamic image.
 pub(super) struct Dynamic {
     file: File,
     footer: [u8; FOOTER as usize],
@@ -33,22 +34,22 @@ pub(super) struct Dynamic {
     block: u64,
     /// Bytes of a block's bitmap, in whole sectors.
     bitmap: u64,
-    /// A footer is brought to the medium between flushes of the guest's.
+    /// Flushes of the footer, in addition to the guest's flushes.
     flushes: Arc<FlushState>,
-    /// Where a block device's footer is.
+    /// Offset of the footer on a block device.
     device_end: Option<u64>,
     state: RwLock<State>,
 }
 
 struct State {
-    /// In which sector each block begins.
+    /// First sector of each block.
     blocks: Vec<u32>,
-    /// Where the next block will be, and in a file the footer is.
+    /// Offset of the next block; in a file, also of the footer.
     end: u64,
 }
 
 impl Dynamic {
-    /// One that is locked. If it is to be written, a footer that is missing is written again.
+    /// Opens a locked image. With `write`, a missing footer is restored.
     pub fn open(
         file: File,
         footer: &Footer,
@@ -83,7 +84,7 @@ impl Dynamic {
         let device = file.metadata()?.file_type().is_block_device();
         let length = content.length();
         let last = length.saturating_sub(FOOTER).next_multiple_of(SECTOR);
-        // A footer that is missing takes no room.
+        // A missing footer uses no space.
         if used > if footer.is_copy && !device { length } else { last } {
             let what = format!("data ends at byte {used}, and the file has {length}");
             return Err(ContentError::truncated(what));
@@ -100,15 +101,15 @@ impl Dynamic {
         Ok(Self { file, footer: bytes, table, block, bitmap, flushes, device_end, state })
     }
 
-    /// Where a block is in the file, if it is.
+    /// Returns the offset of a block in the file, if it is allocated.
     fn place(&self, block: u64) -> Option<u64> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         let place = usize::try_from(block).ok().and_then(|b| state.blocks.get(b).copied());
         place.filter(|place| *place != UNUSED).map(|place| u64::from(place) * SECTOR)
     }
 
-    /// Calls `each` for every part of a range that lies in one block: where it begins in the
-    /// range, which block, where in that, how long.
+    /// Calls `each` for every part of a range that lies in one block: offset in the range, block,
+    /// offset in the block, length.
     fn parts(
         &self,
         at: u64,
@@ -125,16 +126,16 @@ impl Dynamic {
         Ok(())
     }
 
-    /// A block's bitmap.
+    /// Reads a block's bitmap.
     fn bits(&self, place: u64) -> io::Result<Vec<u8>> {
         let mut bits = alloc::vec![0; self.bitmap as usize];
         self.file.read_exact_at(&mut bits, place)?;
         Ok(bits)
     }
 
-    /// Writes into a block, which is made if need be.
+    /// Writes into a block, which is allocated if necessary.
     fn write_part(&self, block: u64, inside: u64, from: &[u8]) -> io::Result<()> {
-        // Bitmaps and the table are changed by one at a time.
+        // The lock serializes changes of bitmaps and the table.
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let index = usize::try_from(block).map_err(|_| io::ErrorKind::UnexpectedEof)?;
         let found = state.blocks.get(index).copied().ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -162,7 +163,7 @@ impl Dynamic {
             Some(_) => {
                 FileStore::new(self.file.try_clone()?)?.write_zeroes(place, end - place)?;
             }
-            // The rest of the block is a hole in the file, behind the footer that was.
+            // The rest of the block is a hole in the file, after the old footer.
             None => self.file.write_all_at(&self.footer, end)?,
         }
         self.flush()?;
@@ -212,7 +213,7 @@ impl Store for Dynamic {
         Some(Arc::clone(&self.flushes))
     }
 
-    /// Gives back the room of what is discarded; the blocks stay.
+    /// Releases the space of a discarded range; its blocks stay allocated.
     fn discard(&self, at: u64, len: u64) -> io::Result<()> {
         self.parts(at, len, |_, block, inside, n| match self.place(block) {
             Some(place) => punch(&self.file, place + self.bitmap + inside, n as u64),

@@ -1,4 +1,4 @@
-//! The footer that makes a file a VHD image, and the header of a dynamic one.
+//! The footer of a VHD image, and the header of a dynamic one.
 //!
 //! After Microsoft's "Virtual Hard Disk Image Format Specification" 1.0.
 
@@ -8,46 +8,47 @@ use alloc::format;
 /// Bytes of the footer.
 pub const FOOTER: u64 = 512;
 const HEADER: usize = 1024;
-/// What a footer begins with.
+/// Magic number of a footer.
 const COOKIE: &[u8] = b"conectix";
-/// The type of a fixed disk.
+/// Disk type of a fixed image.
 const FIXED: u32 = 2;
-/// Largest disk: 2040 GiB.
+/// Maximum size of a disk: 2040 GiB.
 const LARGEST: u64 = 2040 << 30;
 
-/// What a footer says.
+/// The footer of an image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Footer {
     /// Bytes of the virtual disk.
     pub size: u64,
-    /// How it is laid out.
+    /// Layout of the image.
     pub kind: Kind,
-    /// As it is in the file, to be written again.
+    /// The bytes of the footer, to restore it.
     pub bytes: [u8; FOOTER as usize],
-    /// Whether the one at the end is missing or damaged, and this is the copy at the beginning.
+    /// Whether the footer at the end is missing or damaged, and this is the copy at the beginning.
     pub is_copy: bool,
 }
 
-/// How an image is laid out.
+/// The layout of an image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// The disk's bytes, and then the footer.
+    /// The disk's contents, followed by the footer.
     Fixed,
-    /// Blocks, as they came to be written.
+    /// Blocks in the order of their allocation.
     Dynamic {
-        /// Where the table of blocks is.
+        /// Offset of the block table.
         table: u64,
-        /// How many blocks there are.
+        /// Number of blocks.
         blocks: u32,
-        /// Bytes of one.
+        /// Bytes of a block.
         block: u32,
     },
 }
 
 impl Footer {
-    /// Reads and checks the footer at the end of an image, and the header of a dynamic one. A dynamic
-    /// image begins with a copy, which is taken if the other is not in order: who was killed while
-    /// the image grew leaves no footer behind, and on a block device the end may be elsewhere.
+    /// Reads and checks the footer at the end of an image, and the header of a dynamic one. A
+    /// dynamic image begins with a copy of the footer, which is used if the footer is invalid: a
+    /// writer that is killed while the image grows leaves no footer, and a block device may be
+    /// larger than the image.
     ///
     /// # Errors
     /// [`ContentError`].
@@ -90,7 +91,7 @@ impl Footer {
     }
 }
 
-/// Whether it is a footer, whole.
+/// Returns whether the bytes are a valid footer.
 fn is_sound(bytes: &[u8; FOOTER as usize]) -> bool {
     bytes.starts_with(COOKIE) && sum(bytes, 64) == Bytes(bytes).u32(64)
 }
@@ -112,7 +113,7 @@ fn read_header(content: &dyn Content, at: u64, size: u64) -> Result<Kind, Conten
     if u64::from(blocks) < size.div_ceil(block.into()) {
         return Err(ContentError::corrupt(format!("{blocks} blocks, for a disk of {size} bytes")));
     }
-    // What lies behind the disk's end is of no use.
+    // Blocks behind the end of the disk are not used.
     let blocks = u32::try_from(size.div_ceil(block.into())).unwrap_or(blocks);
     content.meter().keep(u64::from(blocks) * 4)?;
     match table.checked_add(u64::from(blocks) * 4) {
@@ -123,7 +124,7 @@ fn read_header(content: &dyn Content, at: u64, size: u64) -> Result<Kind, Conten
     }
 }
 
-/// The sum over a structure, without the sum itself, inverted.
+/// Returns the checksum of a structure: the inverted sum of all bytes except the checksum field.
 fn sum(bytes: &[u8], at: usize) -> u32 {
     let others = bytes.iter().enumerate().filter(|(i, _)| !(at..at + 4).contains(i));
     !others.fold(0u32, |sum, (_, byte)| sum.wrapping_add(u32::from(*byte)))

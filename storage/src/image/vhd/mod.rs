@@ -1,4 +1,4 @@
-//! VHD images, fixed and dynamic; not those with a parent.
+//! VHD images, fixed and dynamic. Images with a parent (differencing) are not supported.
 
 mod dynamic;
 pub mod footer;
@@ -14,7 +14,7 @@ use footer::{Footer, Kind};
 use std::fs::File;
 use std::path::Path;
 
-/// Opens one.
+/// Opens a VHD image.
 pub(super) fn open(
     path: &Path,
     options: ImageOptions,
@@ -28,7 +28,7 @@ pub(super) fn open(
     match footer.kind {
         Kind::Fixed => {
             let file = if options.direct {
-                // Its lock would be in the way of the other's.
+                // Its lock would conflict with that of the second descriptor.
                 drop(file);
                 file::open(path, Access { write, direct: true, lock: true })?.0
             } else {
@@ -38,7 +38,7 @@ pub(super) fn open(
         }
         Kind::Dynamic { block, .. } => {
             let mut geometry = raw::geometry(path, footer.size, 512, 4096, options.read_only)?;
-            // Blocks are not given back, only what is in them.
+            // Blocks stay allocated; only their data is released.
             geometry.discard =
                 write.then_some(Discard { granularity: block, alignment: 0, secure: false });
             let dynamic = Dynamic::open(file, &footer, write, meter).map_err(wrap)?;
@@ -47,7 +47,7 @@ pub(super) fn open(
     }
 }
 
-/// Checks what the footer does not say.
+/// Checks the parts of an image that the footer does not cover.
 pub(super) fn check(file: File, footer: &Footer, meter: &Meter) -> Result<(), ContentError> {
     match footer.kind {
         Kind::Fixed => Ok(()),

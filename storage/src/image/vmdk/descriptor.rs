@@ -1,4 +1,4 @@
-//! The descriptor: which extents a disk has, as text.
+//! The descriptor: the extents of a disk, as text.
 
 use super::super::content::ContentError;
 use alloc::borrow::Cow;
@@ -7,46 +7,47 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use encoding_rs::{Encoding, UTF_8};
 
-/// Extents of a disk: 4 TiB in files of 2 GiB. Each takes a descriptor of this process.
+/// Maximum number of extents of a disk: 4 TiB in files of 2 GiB. Each uses a file descriptor of
+/// this process.
 const MOST_EXTENTS: usize = 2048;
 
-/// What a descriptor says.
+/// The contents of a descriptor.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Descriptor {
-    /// Which arrangement of extents it is: `monolithicSparse`, say.
+    /// The type of the disk, such as `monolithicSparse`.
     pub kind: String,
-    /// Where the number of the disk's content stands in the text, and its digits.
+    /// Offset of the content id in the text, and the number of its digits.
     pub content_id: Option<(u64, usize)>,
-    /// What names of files are in, if that is not UTF-8.
+    /// The encoding of file names, if it is not UTF-8.
     pub encoding: Option<&'static Encoding>,
-    /// One behind the other.
+    /// The extents, in the order of the disk.
     pub extents: Vec<Extent>,
 }
 
-/// One extent.
+/// An extent of a disk.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Extent {
-    /// Sectors of the disk that are in it.
+    /// Number of sectors of the disk in it.
     pub sectors: u64,
-    /// Whether it may be written.
+    /// Whether it is writable.
     pub write: bool,
-    /// What it is kept in.
+    /// Its storage.
     pub kept: ExtentData,
 }
 
-/// What an extent is kept in. Names of files are bytes, in no encoding that could be relied on.
+/// The storage of an extent. File names are bytes, because their encoding is not reliable.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ExtentData {
-    /// A file, as it is, from a sector on.
+    /// A flat file, from a sector on.
     Flat(Vec<u8>, u64),
     /// A file of grains.
     Sparse(Vec<u8>),
-    /// Nothing: it reads as zeroes.
+    /// No storage: reads as zeroes.
     Zero,
 }
 
 impl Descriptor {
-    /// Reads and checks it.
+    /// Parses and checks a descriptor.
     ///
     /// # Errors
     /// [`ContentError`].
@@ -57,7 +58,8 @@ impl Descriptor {
         let mut this =
             Self { kind: String::new(), content_id: None, encoding: None, extents: Vec::new() };
         let mut at = 0;
-        // First of all: what is not supported of one with a parent is not to be converted alone.
+        // Checked first: the message about other unsupported features suggests a conversion, which
+        // would lose the parent's data.
         let parent = |line: &[u8]| {
             let id = line.strip_prefix(b"parentCID=").map(<[u8]>::trim_ascii_end);
             id.is_some_and(|id| !id.eq_ignore_ascii_case(b"ffffffff"))
@@ -100,7 +102,8 @@ impl Descriptor {
 }
 
 impl Descriptor {
-    /// What the file of a name may be called: in UTF-8, as most systems have it, and as it is named.
+    /// Returns the possible names of a file: decoded to UTF-8, as most systems store it, and
+    /// unchanged.
     pub fn spellings<'a>(&self, name: &'a [u8]) -> impl Iterator<Item = Cow<'a, [u8]>> + use<'a> {
         let encoding = self.encoding.filter(|_| !name.is_ascii());
         let decoded = encoding.and_then(|encoding| {
@@ -112,7 +115,7 @@ impl Descriptor {
 }
 
 impl Extent {
-    /// `RW 8192 FLAT "a-flat.vmdk" 0`, in sectors.
+    /// Parses a line such as `RW 8192 FLAT "a-flat.vmdk" 0`, in sectors.
     fn parse(line: &[u8]) -> Result<Option<Self>, ContentError> {
         let wrong = || {
             let line = String::from_utf8_lossy(line);
@@ -152,7 +155,7 @@ impl Extent {
     }
 }
 
-/// What is before a byte and behind it.
+/// Splits a text at the first occurrence of a byte, which is removed.
 fn split(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
     let at = text.iter().position(|byte| *byte == at)?;
     Some((text.get(..at)?, text.get(at + 1..)?))

@@ -1,63 +1,64 @@
 //! The header of a sparse extent.
 //!
-//! After VMware's "Virtual Disk Format 5.0". Limits beyond what it says are QEMU's own
-//! (`block/vmdk.c`): what they exclude, QEMU does not open either.
+//! After VMware's "Virtual Disk Format 5.0". Limits that are not part of the format are those of
+//! QEMU (`block/vmdk.c`): QEMU rejects these images as well.
 
 use super::super::content::{Bytes, Content, ContentError, buffer};
 use alloc::format;
 use alloc::vec::Vec;
 
-/// Bytes of a sector, in which all of the format is counted.
+/// Bytes of a sector, the unit of all offsets in the format.
 pub const SECTOR: u64 = 512;
-/// Where in the header it is said that who wrote the extent has not closed it.
+/// Offset in the header of the flag that the extent was not closed by its last writer.
 pub const UNCLEAN: u64 = 72;
 /// `VMDK4_FLAG_*`.
 const REDUNDANT: u32 = 1 << 1;
 const ZEROED_GRAINS: u32 = 1 << 2;
 const COMPRESSED: u32 = 1 << 16;
-/// The directory is named by another header, at the end of the extent.
+/// Directory offset which means that another header at the end of the extent has it.
 const AT_END: u64 = u64::MAX;
-/// Entries, of 4 bytes, which are read when the disk is opened: 4 TiB with grains of 64 KiB.
+/// Maximum number of entries, of 4 bytes, which are read when the disk is opened: 4 TiB with grains
+/// of 64 KiB.
 const MOST_ENTRIES: u64 = 1 << 26;
-/// The longest descriptor: QEMU's is 20 sectors.
+/// Maximum length of a descriptor. QEMU writes 20 sectors.
 pub const LONGEST_DESCRIPTOR: u64 = 1 << 20;
 
-/// What the header of a sparse extent says. Places are in bytes.
+/// The header of a sparse extent. Offsets are in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Header {
-    /// Sectors of the disk that are in the extent.
+    /// Number of sectors of the disk in the extent.
     pub sectors: u64,
     /// Bytes of a grain, a power of two.
     pub grain: u64,
-    /// Entries of a grain table.
+    /// Number of entries of a grain table.
     pub entries: u64,
-    /// How many tables the directory names.
+    /// Number of tables in the directory.
     pub tables: u64,
-    /// Where the directory is.
+    /// Offset of the directory.
     pub directory: u64,
-    /// Where the other is, with tables of its own.
+    /// Offset of the redundant directory, which has its own tables.
     pub redundant: Option<u64>,
-    /// Where the descriptor is, and its bytes.
+    /// Offset of the descriptor, and its length in bytes.
     pub descriptor: Option<(u64, u64)>,
-    /// Whether an entry of 1 is a grain of zeroes.
+    /// Whether an entry of 1 means a grain of zeroes.
     pub zeroed_grains: bool,
-    /// Whether grains are compressed, and the extent can only be read.
+    /// Whether grains are compressed, and the extent is read-only.
     pub compressed: bool,
-    /// Whether who wrote it has not closed it.
+    /// Whether the last writer did not close it.
     pub unclean: bool,
     /// 1, 2 or 3.
     pub version: u32,
 }
 
 impl Header {
-    /// Whether an entry of a grain table names a grain: 0 is one that was never written, and 1 may
-    /// be one of zeroes.
+    /// Returns whether an entry of a grain table refers to a grain: 0 is a grain that was never
+    /// written, and 1 may mean a grain of zeroes.
     #[must_use]
     pub const fn has(&self, entry: u32) -> bool {
         entry != 0 && !(entry == 1 && self.zeroed_grains)
     }
 
-    /// Reads and checks it.
+    /// Reads and checks the header.
     ///
     /// # Errors
     /// [`ContentError`].
@@ -66,7 +67,7 @@ impl Header {
         if first.directory != AT_END {
             return first.checked(content);
         }
-        // A marker, the header, and a marker of the end.
+        // The end has a marker, the header, and an end-of-stream marker.
         let at = content.length().checked_sub(1024);
         let at = at.ok_or_else(|| ContentError::truncated("there is no header at its end"))?;
         let mut last = Self::read_at(content, at).map_err(|error| match error {
@@ -91,7 +92,7 @@ impl Header {
         if !(1..=3).contains(&version) {
             return Err(ContentError::unsupported(format!("extents of version {version}")));
         }
-        // What a transfer as text makes of the ends of lines.
+        // A file transfer in text mode would have converted these line ends.
         if bytes.get(73..77) != Some(b"\n \r\n") {
             return Err(ContentError::corrupt("it was transferred as text"));
         }
@@ -138,7 +139,7 @@ impl Header {
         })
     }
 
-    /// Checks that what it names lies inside the extent.
+    /// Checks that everything the header refers to lies inside the extent.
     fn checked(self, content: &dyn Content) -> Result<Self, ContentError> {
         let inside = |what: &str, at: u64, len: u64| match at.checked_add(len) {
             Some(end) if at >= SECTOR && end <= content.length() => Ok(()),
@@ -157,7 +158,7 @@ impl Header {
         Ok(self)
     }
 
-    /// Reads the descriptor that is in the extent, if one is.
+    /// Reads the descriptor that is embedded in the extent, if there is one.
     ///
     /// # Errors
     /// [`ContentError`].

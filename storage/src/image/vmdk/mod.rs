@@ -1,6 +1,6 @@
-//! VMDK images: extents one behind the other, flat or sparse, in files of their own beside a
-//! descriptor, or all in one file. Compressed ones can only be read; there is none with a parent, and
-//! none of ESX's own sparse kinds.
+//! VMDK images: consecutive extents, flat or sparse, in separate files with a descriptor, or all in
+//! one file. Compressed extents are read-only. Images with a parent and ESX's sparse formats are
+//! not supported.
 
 mod descriptor;
 mod header;
@@ -30,7 +30,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 use std::time::SystemTime;
 
-/// Opens one.
+/// Opens a VMDK image.
 pub(super) fn open(
     path: &Path,
     options: ImageOptions,
@@ -48,7 +48,7 @@ pub(super) fn open(
     Ok((Arc::new(vmdk), geometry))
 }
 
-/// Bytes of the disk, and what there is to say of it, looked up without a lock.
+/// Returns the bytes of the disk and a description of its properties, without taking a lock.
 pub(super) fn look(
     path: &Path,
     policy: &ReferencePolicy,
@@ -72,18 +72,18 @@ pub(super) fn look(
     Ok((vmdk.size(), words))
 }
 
-/// An image that is open.
+/// An open image.
 struct Vmdk {
     kind: String,
     extents: Vec<Extent>,
-    /// The descriptor's file, and where in it the number of the disk's content is.
+    /// The descriptor's file, and the offset and length of the content id in it.
     content_id: Option<(File, u64, usize)>,
-    /// Whether that is a new number by now.
+    /// Whether the content id was changed since opening.
     changed: AtomicBool,
 }
 
 struct Extent {
-    /// Its first byte of the disk, and the first behind it.
+    /// Offset of its first byte on the disk, and of the byte after its last one.
     at: u64,
     end: u64,
     data: Data,
@@ -106,7 +106,7 @@ impl Vmdk {
             let path = path.to_path_buf();
             move |error| ImageError::Content { path, format: Format::Vmdk, error }
         };
-        // Tables and text are of any length, and cannot be read around the cache.
+        // Tables and text have any length, and cannot be read with `O_DIRECT`.
         let buffered = Access { direct: false, ..access };
         let image = FileHandle::locate(path)?;
         let roots = ImageRoots::of(&image, policy)?;
@@ -139,7 +139,7 @@ impl Vmdk {
             return Err(fail(path)(ContentError::corrupt("it is one file with several extents")));
         }
         for extent in &descriptor.extents {
-            // Nothing could be kept of what is written to one without a file.
+            // An extent without a file cannot store writes.
             if access.write && (!extent.write || extent.kept == ExtentData::Zero) {
                 return Err(ImageError::OnlyRead(format!("vmdk:{}", Shown::new(path))));
             }
@@ -148,7 +148,8 @@ impl Vmdk {
             let end =
                 end.ok_or_else(|| fail(path)(ContentError::corrupt("a disk without an end")))?;
             let data = match (whole.take(), &extent.kept) {
-                // All in one file, whatever the file was called when that was written.
+                // All in one file; its name in the descriptor is ignored, because the file may have
+                // been renamed.
                 (Some((file, header)), ExtentData::Sparse(_)) => {
                     open_sparse(path, file, header, bytes, access.write, meter)?
                 }
@@ -178,8 +179,8 @@ impl Vmdk {
         self.extents.last().map_or(0, |extent| extent.end)
     }
 
-    /// Calls `each` for every part of a range that lies in one extent: where it begins in the range,
-    /// and in the extent, and its bytes.
+    /// Calls `each` for every part of a range that lies in one extent: offset in the range, offset
+    /// in the extent, length.
     fn parts(
         &self,
         at: u64,
@@ -196,8 +197,8 @@ impl Vmdk {
         Ok(())
     }
 
-    /// Gives the content a new number once it is changed: what rests on it is not to be read any
-    /// more.
+    /// Changes the content id on the first write, so that images which depend on the old content
+    /// are no longer used.
     fn change(&self) -> io::Result<()> {
         if self.changed.load(Ordering::Relaxed) || self.changed.swap(true, Ordering::Relaxed) {
             return Ok(());
@@ -205,18 +206,18 @@ impl Vmdk {
         let Some((file, at, digits)) = &self.content_id else { return Ok(()) };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let id = format!("{:08x}", now.as_secs() as u32 ^ now.subsec_nanos());
-        // Eight digits, or the last of them where there were fewer.
+        // Eight digits, or the last ones if the old id has fewer.
         let id = id.get(id.len() - digits..).unwrap_or_default();
         file.write_all_at(id.as_bytes(), *at)
     }
 }
 
-/// What is in the file that an image is named by.
+/// The contents of the file that names an image.
 struct Found {
-    /// The descriptor, and where it begins.
+    /// The descriptor and its offset.
     text: Vec<u8>,
     at: u64,
-    /// If that is inside a sparse extent.
+    /// The header, if the descriptor is embedded in a sparse extent.
     sparse: Option<Header>,
 }
 
@@ -233,7 +234,7 @@ impl Found {
                 let at = header.descriptor.map_or(0, |(at, _)| at);
                 Ok(Self { text, at, sparse: Some(header) })
             }
-            // An extent of ESX's own. What it rests on is in its descriptor alone.
+            // An ESX sparse extent. Only its descriptor contains the parent.
             b"COWD" => Err(ContentError::Extent),
             b"# Di" => {
                 let len = content.length();
@@ -257,7 +258,7 @@ fn open_flat(
     meter: &Meter,
 ) -> Result<Data, ImageError> {
     let path = extent.path();
-    // Calls come from memory of any alignment.
+    // Buffers of the calls may have any alignment.
     let file = extent.open(Access { direct: false, ..access })?;
     let content = |error| ImageError::Content { path: path.into(), format: Format::Vmdk, error };
     let there = FileContent::new(&file, meter).map_err(|error| content(error.into()))?.length();

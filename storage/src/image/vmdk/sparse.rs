@@ -1,12 +1,12 @@
-//! Sparse extents: grains where they came to be, found through a directory and its tables, which are
-//! both there twice.
+//! Sparse extents: grains in the order of their allocation, located through a directory and its
+//! tables. Both the directory and the tables exist twice.
 //!
-//! # What a loss of power leaves
-//! New grains and tables are put at the end of the file and nowhere else, so that one which is named
-//! before its content is on the medium reads as zeroes: what the disk held there before. Nothing is
-//! ordered for that, and a flush is one of the file. What is named may lie behind the end of the file
-//! then, which is also how an image looks that was cut short: as long as it is written, the
-//! header says that it was not closed.
+//! # Crash consistency
+//! New grains and tables are only placed at the end of the file. A reference that becomes durable
+//! before the grain's data leads to zeroes, the previous contents of the disk. Therefore writes
+//! need no order, and a flush is a flush of the file. A reference may then point behind the end of
+//! the file, as in a truncated image: for this reason the header marks the extent as not closed
+//! while it is written.
 
 use super::super::content::{Bytes, Content, ContentError, FileContent, Meter, each_entry, room};
 use super::super::file::punch;
@@ -21,10 +21,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{PoisonError, RwLock};
 
-/// Bytes before the data of a compressed grain: its first sector of the disk, and its length.
+/// Bytes before the data of a compressed grain: the number of its first sector, and the length.
 const MARKER: usize = 12;
 
-/// A sparse extent that is open.
+/// An open sparse extent.
 pub(super) struct Sparse {
     file: File,
     header: Header,
@@ -34,14 +34,14 @@ pub(super) struct Sparse {
 }
 
 struct State {
-    /// In which sector each table is, and its other copy.
+    /// The first sector of each table, and of its redundant copy.
     tables: Vec<[u32; 2]>,
-    /// Where the file ends, and the next grain will be.
+    /// End of the file, where the next grain is placed.
     end: u64,
 }
 
 impl Sparse {
-    /// One that is locked. If it is to be written it is marked as not closed.
+    /// Opens a locked extent. With `write`, it is marked as not closed.
     pub fn open(
         file: File,
         header: Header,
@@ -64,7 +64,7 @@ impl Sparse {
         Ok(this)
     }
 
-    /// What there is to say of it.
+    /// Returns its properties as text.
     pub fn words(&self) -> Vec<String> {
         let mut words = alloc::vec![format!("grains of {} bytes", self.header.grain)];
         words.extend(self.header.compressed.then(|| "compressed".into()));
@@ -72,7 +72,8 @@ impl Sparse {
         words
     }
 
-    /// Makes the copies of the tables equal, and the file as long as what is in it.
+    /// Makes both copies of the tables equal, and extends the file to cover everything it refers
+    /// to.
     fn mend(&self) -> io::Result<()> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         if self.file.metadata()?.len() < state.end {
@@ -96,8 +97,8 @@ impl Sparse {
         self.flush()
     }
 
-    /// Where a grain's data is in the file, if it is. That is read each time: the tables of a disk
-    /// of terabytes take more memory than a disk may.
+    /// Returns the offset of a grain's data in the file, if it is allocated. Reads the table each
+    /// time, because the tables of a disk of terabytes exceed the memory budget.
     fn place(&self, number: u64) -> io::Result<Option<u64>> {
         self.place_in(&self.state.read().unwrap_or_else(PoisonError::into_inner), number)
     }
@@ -110,7 +111,7 @@ impl Sparse {
         if table != 0 {
             let at = u64::from(table) * SECTOR + inside * 4;
             match self.file.read_exact_at(&mut entry, at) {
-                // It may lie behind the end of a file that was not closed.
+                // It may be behind the end of a file that was not closed.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
                 other => other?,
             }
@@ -135,7 +136,8 @@ impl Sparse {
         Ok(())
     }
 
-    /// Unpacks a part of a compressed grain: its first sector, how many bytes there are, and these.
+    /// Decompresses a part of a compressed grain, after checking its marker: first sector and
+    /// length.
     fn inflate(&self, number: u64, place: u64, inside: u64, into: &mut [u8]) -> io::Result<()> {
         let wrong = |what: &str| {
             io::Error::new(io::ErrorKind::InvalidData, format!("grain {number}: {what}"))
@@ -146,7 +148,7 @@ impl Sparse {
         if sector != number * self.header.grain / SECTOR {
             return Err(wrong("another is there"));
         }
-        // Packing adds little to what cannot be packed.
+        // Compression adds only a little to data that is not compressible.
         if packed > 2 * self.header.grain + 1024 {
             return Err(wrong("it is longer than it can be"));
         }
@@ -155,7 +157,7 @@ impl Sparse {
         let limit = self.header.grain as usize;
         let mut whole = decompress_to_vec_zlib_with_limit(&data, limit)
             .map_err(|_| wrong("it cannot be unpacked"))?;
-        // The last is as long as the disk.
+        // The last grain may end with the disk.
         whole.resize(limit, 0);
         let part = whole.get(inside as usize..).and_then(|rest| rest.get(..into.len()));
         into.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -175,7 +177,7 @@ impl Sparse {
         Ok(())
     }
 
-    /// Writes into a grain that is made for it, unless another made it meanwhile.
+    /// Writes into a newly allocated grain, unless another thread allocated it in the meantime.
     fn write_new(&self, number: u64, inside: u64, data: &[u8]) -> io::Result<()> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = self.place_in(&state, number)? {
@@ -191,7 +193,7 @@ impl Sparse {
         Ok(())
     }
 
-    /// The tables a grain is named by, which are made if need be.
+    /// Returns the tables that refer to a grain, which are allocated if necessary.
     fn tables_of(&self, state: &mut State, table: u64) -> io::Result<[u32; 2]> {
         let index = usize::try_from(table).map_err(|_| io::ErrorKind::UnexpectedEof)?;
         let mut found = state.tables.get(index).copied().ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -209,7 +211,7 @@ impl Sparse {
         Ok(found)
     }
 
-    /// Makes the file longer: where what is new begins, and in which sector.
+    /// Extends the file. Returns the offset and the sector of the new range.
     fn end(&self, state: &mut State, bytes: u64) -> io::Result<(u64, u32)> {
         let place = state.end.next_multiple_of(SECTOR);
         let sector = u32::try_from(place / SECTOR).map_err(|_| io::ErrorKind::FileTooLarge)?;
@@ -219,12 +221,13 @@ impl Sparse {
         Ok((place, sector))
     }
 
-    /// To be called by one at a time. After one failed, the extent stays marked as not closed.
+    /// Flushes the extent; calls must not overlap. After a failure, the extent stays marked as not
+    /// closed.
     pub fn flush(&self) -> io::Result<()> {
         self.flushes.flush(|| self.file.sync_data())
     }
 
-    /// Gives back the room of what is discarded; the grains stay.
+    /// Releases the space of a discarded range; its grains stay allocated.
     pub fn discard(&self, at: u64, len: u64) -> io::Result<()> {
         for part in Parts::of(at, len, self.header.grain) {
             if let Some(place) = self.place(part.at / self.header.grain)? {
@@ -246,7 +249,7 @@ impl Drop for Sparse {
 }
 
 impl State {
-    /// Reads all tables, and checks that nothing is where something else is.
+    /// Reads all tables, and checks that no parts of the file overlap.
     fn read(content: &dyn Content, header: &Header) -> Result<Self, ContentError> {
         content.meter().keep(header.tables * size_of::<[u32; 2]>() as u64)?;
         let mut tables = room(header.tables)?;
@@ -267,19 +270,19 @@ impl State {
     }
 }
 
-/// What is where in the file. Places are in sectors, as in the file.
+/// The layout of the file. Positions are in sectors, as in the file.
 struct Places<'a> {
     header: &'a Header,
     length: u64,
-    /// Sorted, as the others.
+    /// Header, directories and descriptor as sector ranges; all three lists are sorted.
     parts: Vec<(u64, u64)>,
     tables: Vec<u32>,
     grains: Vec<u32>,
-    /// Where the last grain ends.
+    /// End of the last grain, in bytes.
     last: u64,
 }
 
-/// Grains of one extent: 256 GiB of data in grains of 64 KiB.
+/// Maximum number of grains of one extent: 256 GiB of data in grains of 64 KiB.
 const MOST_GRAINS: usize = 1 << 22;
 
 impl<'a> Places<'a> {
@@ -296,7 +299,8 @@ impl<'a> Places<'a> {
         let (tables_there, grains) = (room(tables.len() as u64 * 2)?, Vec::new());
         let length = content.length();
         let mut this = Self { header, length, parts, tables: tables_there, grains, last: 0 };
-        // First that each table is there once: their number bounds what is read then.
+        // First checks that no two tables are in the same place, because their number bounds the
+        // reads below.
         for table in tables.iter().flatten().filter(|table| **table != 0) {
             this.inside(*table, header.entries * 4, "a grain table")?;
             this.tables.push(*table);
@@ -319,7 +323,7 @@ impl<'a> Places<'a> {
         let whole = header.sectors.div_ceil(header.grain / SECTOR);
         for (first, [table, _]) in (0..).step_by(header.entries as usize).zip(tables) {
             let at = u64::from(*table) * SECTOR;
-            // It may lie behind the end of a file that was not closed.
+            // It may be behind the end of a file that was not closed.
             if *table == 0 || at + header.entries * 4 > self.length {
                 continue;
             }
@@ -359,7 +363,7 @@ impl<'a> Places<'a> {
         Ok(())
     }
 
-    /// Goes through all three lists at once, in the order of places.
+    /// Merges all three lists in the order of positions.
     fn check(&self) -> Result<(), ContentError> {
         let len = |bytes: u64| bytes.div_ceil(SECTOR);
         let (table, grain) = (len(self.header.entries * 4), self.grain_sectors());
@@ -383,11 +387,11 @@ impl<'a> Places<'a> {
     }
 
     fn grain_sectors(&self) -> u64 {
-        // Those that are compressed are of any length.
+        // Compressed grains have any length.
         if self.header.compressed { 1 } else { self.header.grain / SECTOR }
     }
 
-    /// Where the last of it ends, or the file.
+    /// Returns the end of the last part, or of the file.
     fn end(&self) -> u64 {
         let table = self
             .tables
@@ -397,7 +401,7 @@ impl<'a> Places<'a> {
     }
 }
 
-/// A part of a range that lies in one grain.
+/// The part of a range that lies in one grain.
 struct Part {
     at: u64,
     inside: u64,

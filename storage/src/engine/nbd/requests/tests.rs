@@ -25,7 +25,7 @@ const EXPORT: Export = Export {
     structured: true,
 };
 
-/// An engine whose jobs are in `Requests`.
+/// An engine whose executor is `Requests`.
 struct Rig {
     engine: Offload<HeapMemory>,
     requests: Requests,
@@ -57,7 +57,7 @@ impl Rig {
         Self { engine, requests, page }
     }
 
-    /// Sends everything; gives each request's command, cookie, offset and length.
+    /// Sends everything. Returns each request's command, cookie, offset and length.
     fn sent(&mut self) -> Vec<(u16, u64, u64, u32)> {
         let mut all = Vec::new();
         loop {
@@ -116,7 +116,8 @@ fn a_read_in_parts_chunks_and_holes_arrives_byte_by_byte() {
         [(cmd::READ, 1024, 8192), (cmd::READ, 9216, 4096),]
     );
     let (first, second) = (sent[0].1, sent[1].1);
-    // The parts out of order; the first in two chunks, the later first, one of them a hole.
+    // The parts arrive out of order. The first part has two chunks: the second half comes first,
+    // and the first half is a hole.
     let mut bytes = Vec::new();
     let data =
         |at: u64, len: usize, byte: u8| [&at.to_be_bytes()[..], &alloc::vec![byte; len]].concat();
@@ -154,14 +155,14 @@ fn what_is_unanswered_is_sent_again_in_order_and_what_is_answered_is_not() {
         rig.requests.incoming(&chunk(chunk::DONE, chunk::NONE, first[1].1, &[])),
         Ok(&[][..])
     );
-    // Half of a read has come.
+    // Half of a read was received.
     let half = chunk(0, chunk::OFFSET_DATA, first[3].1, &[&[0; 8][..], &[1; 256]].concat());
     rig.requests.incoming(&half).unwrap();
     rig.requests.again(EXPORT);
     let second = rig.sent();
     assert_eq!(second.iter().map(|r| r.0).collect::<Vec<_>>(), [cmd::WRITE, cmd::TRIM, cmd::READ]);
     assert!(second.iter().all(|new| first.iter().all(|old| old.1 != new.1)), "new cookies");
-    // An answer to the old cookie is none.
+    // A reply with the old cookie is rejected.
     assert!(rig.requests.incoming(&simple(0, first[0].1)).is_err());
     assert!(rig.requests.incoming(&chunk(chunk::DONE, chunk::NONE, second[2].1, &[])).is_err());
     rig.requests.fail(EngineError::Os(5));
