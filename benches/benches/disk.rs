@@ -1,5 +1,5 @@
-//! The disk path, a request at a time: for watching our own figure while changing it. Compared
-//! against a bare io_uring by `pvio-bench disk`.
+//! The disk path with one request at a time, to track pvio's own figure during development.
+//! `pvio-bench disk` compares it with a bare io_uring.
 #![forbid(unsafe_code)]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -1,5 +1,5 @@
-//! The NIC path, a packet at a time: for watching our own figure while changing it. Compared
-//! against a bare tap by `pvio-bench net`. Runs in a network namespace of its own.
+//! The NIC path with one packet at a time, to track pvio's own figure during development.
+//! `pvio-bench net` compares it with a bare tap. Runs in a new network namespace.
 #![forbid(unsafe_code)]
 
 use criterion::{Criterion, Throughput, criterion_group};

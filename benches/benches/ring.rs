@@ -1,5 +1,5 @@
-//! Rings within one process: what pushing and popping cost by themselves, and between two threads.
-//! Compared against C by `pvio-bench ring`; this is for watching our own figure while changing it.
+//! Rings within one process: the cost of push and pop alone, and between two threads. Tracks pvio's
+//! own figure during development; `pvio-bench ring` compares it with C.
 #![forbid(unsafe_code)]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -46,7 +46,7 @@ fn take(front: &mut FrontRing<HeapMemory>) -> u32 {
     waiting
 }
 
-/// Both ends on one thread: instructions, without a cache line going anywhere.
+/// Both sides on one thread: the instructions alone, without cache line transfers.
 fn one_thread<const N: usize>(c: &mut Criterion) {
     let mut group = c.benchmark_group("ring/one-thread");
     group.throughput(Throughput::Elements(BATCH.into()));
@@ -61,7 +61,7 @@ fn one_thread<const N: usize>(c: &mut Criterion) {
     group.finish();
 }
 
-/// The ends on a core each, at most four batches in flight.
+/// Each side on its own core, with at most four batches in flight.
 fn two_threads<const N: usize>(c: &mut Criterion) {
     let mut group = c.benchmark_group("ring/two-threads");
     group.throughput(Throughput::Elements(BATCH.into()));

@@ -5,7 +5,7 @@ use rustix::time::{ClockId, clock_gettime};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What the calling thread has used since it began.
+/// Returns the processor time of the calling thread since its start.
 #[must_use]
 pub fn of_this_thread() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
@@ -17,7 +17,7 @@ pub fn of_this_thread() -> Duration {
 pub struct Thread(PathBuf);
 
 impl Thread {
-    /// The thread of that name, at most 15 bytes of which count.
+    /// Returns the thread of that name; only the first 15 bytes of the name are compared.
     ///
     /// # Errors
     /// There is none.
@@ -32,10 +32,10 @@ impl Thread {
         anyhow::bail!("no thread is named {name}")
     }
 
-    /// What it has used since it began.
+    /// Returns its processor time since its start.
     ///
     /// # Errors
-    /// It has ended, or the kernel does not tell (`CONFIG_SCHED_INFO`).
+    /// The thread has ended, or the kernel does not provide the value (`CONFIG_SCHED_INFO`).
     pub fn used(&self) -> Result<Duration> {
         let text = std::fs::read_to_string(&self.0)
             .with_context(|| format!("processor time in {}", self.0.display()))?;

@@ -1,9 +1,11 @@
-//! Disk: a guest's frontend, the backend and an image file, against a bare io_uring on that file.
+//! Disk: a guest's frontend, the backend and an image file, compared with a bare io_uring on that
+//! file.
 //!
-//! Both sides read (or write) the same file in the same order with the same number of requests in
-//! flight, by turns in one run. The reference moves data between the page cache and its own
-//! memory; ours moves it between the page cache and the guest's memory, through the ring, the
-//! grant table and the event channels of the hosted hypervisor, frontend and worker on a core each.
+//! Pvio and the reference access the same file in the same order with the same number of requests
+//! in flight, alternately in one run. The reference moves data between the page cache and its own
+//! memory. Pvio moves it between the page cache and the guest's memory, through the ring, the grant
+//! table and the event channels of the hosted hypervisor, with frontend and worker on one core
+//! each.
 
 use crate::pin::pin;
 use crate::row::{Row, paired};
@@ -30,38 +32,38 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes of the image.
+/// Size of the image in bytes.
 const IMAGE: u64 = 256 << 20;
-/// How long one side of one pair runs.
+/// Duration of one run of pvio or of the reference in a pair.
 const SLICE: Duration = Duration::from_millis(300);
 
-/// How a frontend waits for its answers.
+/// How a frontend waits for responses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Wait {
-    /// It looks until they are there.
+    /// Polls until they arrive.
     Spin,
-    /// It looks for a while, then sleeps.
+    /// Polls for a while, then sleeps.
     Hybrid,
-    /// It sleeps at once.
+    /// Sleeps without polling.
     Sleep,
 }
 
-/// What is asked of the disk.
+/// A workload on the disk.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    /// What it is called.
+    /// Name of the case.
     pub name: &'static str,
     bytes: usize,
     depth: usize,
     write: bool,
     sequential: bool,
-    /// Around the page cache (`O_DIRECT`), on both sides.
+    /// Without the page cache (`O_DIRECT`), for pvio and the reference.
     direct: bool,
     wait: Wait,
     path: DataPath,
 }
 
-/// What is measured: pages mapped for each request where the name says nothing else.
+/// The cases. Pages are mapped for each request unless the name says otherwise.
 pub const CASES: [Case; 43] = [
     case("read-4k-qd1-spin", 4096, 1, Wait::Spin),
     case("read-4k-qd1-hybrid", 4096, 1, Wait::Hybrid),
@@ -133,17 +135,18 @@ const fn direct(case: Case) -> Case {
 }
 
 impl Case {
-    /// The queue it takes: a slot for each request in flight, and each large enough.
+    /// Returns the shape of the queue: a slot for each request in flight, each large enough for
+    /// one.
     fn shape(&self) -> Shape {
         let pages_per_slot = self.bytes.div_ceil(PAGE_SIZE).max(Shape::LEAST.pages_per_slot);
         Shape { ring_pages: self.depth.div_ceil(32).next_power_of_two(), pages_per_slot }
     }
 }
 
-/// Measures every case with `only` in its name, `runs` pairs each.
+/// Measures every case whose name contains `only`, with `runs` pairs each.
 ///
 /// # Errors
-/// When the machine has no io_uring, or no room for the image in `dir`.
+/// io_uring is not available, or `dir` has no space for the image.
 pub fn run(dir: &Path, runs: usize, only: &str) -> Result<Vec<Row>> {
     let path = image(dir)?;
     let mut rows = Vec::new();
@@ -164,15 +167,16 @@ pub fn run(dir: &Path, runs: usize, only: &str) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Room for 32 requests of 1 MiB: 8192 pages, and as many grants.
+/// Returns a guest's configuration with memory for 32 requests of 1 MiB: 8192 pages, and as many
+/// grants.
 fn guest_config() -> DomainConfig {
     DomainConfig::new("guest").memory_pages(16_384).grant_frames(64)
 }
 
-/// Makes the image.
+/// Creates the image.
 ///
 /// # Errors
-/// When there is no room for its 256 MiB in `dir`.
+/// `dir` has no space for its 256 MiB.
 pub fn image(dir: &Path) -> Result<PathBuf> {
     let path = dir.join("disk.img");
     let mut file = File::create(&path)?;
@@ -184,7 +188,7 @@ pub fn image(dir: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Brings the whole image into the page cache: an idle machine takes pages out of it.
+/// Reads the whole image into the page cache, from which the kernel may have evicted pages.
 fn heat(path: &Path) -> Result<()> {
     let mut buf = vec![0; 1 << 20];
     let mut file = File::open(path)?;
@@ -192,7 +196,7 @@ fn heat(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where the requests of a run go.
+/// The sequence of offsets of a run's requests.
 struct Offsets {
     rng: Pcg64Mcg,
     next: u64,
@@ -222,7 +226,7 @@ fn rate(case: &Case, done: Done) -> f64 {
     if case.bytes > 4096 { done.per_second() * case.bytes as f64 / 1e6 } else { done.per_second() }
 }
 
-/// The reference: `depth` requests in flight on a bare io_uring, one submission a batch.
+/// Runs the reference: `depth` requests in flight on a bare io_uring, one submission per batch.
 fn raw(path: &Path, case: &Case, seed: u64) -> Result<f64> {
     pin(0);
     let flags = if case.direct { OFlags::DIRECT } else { OFlags::empty() };
@@ -259,8 +263,8 @@ fn raw(path: &Path, case: &Case, seed: u64) -> Result<f64> {
     Ok(rate(case, Done { count: requests, time: begin.elapsed() }))
 }
 
-/// A disk attached through the hosted hypervisor. Fields drop in this order: the backend's worker
-/// stops before the frontend takes its grants back.
+/// A disk attached through the hosted hypervisor. Fields are dropped in this order: the backend's
+/// worker stops before the frontend revokes its grants.
 pub struct Attached {
     _worker: Worker,
     front: Queue<Domain>,
@@ -270,10 +274,10 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// Attaches the image, for a case.
+    /// Attaches the image for a case.
     ///
     /// # Errors
-    /// When any part of the path cannot be set up.
+    /// A part of the path cannot be set up.
     pub fn new(dir: &Path, image: &Path, case: &Case) -> Result<Self> {
         let hypervisor = Hypervisor::start(dir.join("state"))?;
         let guest_id = hypervisor.create_domain(guest_config())?;
@@ -298,7 +302,7 @@ impl Attached {
             record,
             stats: Arc::new(Stats::default()),
         };
-        // A thread inherits its maker's core.
+        // A thread inherits the affinity of its creator.
         pin(1);
         let worker = Worker::start("bench-disk", parts, Arc::new(image), || ())?;
         pin(0);
@@ -306,10 +310,10 @@ impl Attached {
         Ok(Self { _worker: worker, front, _driver: driver, _hypervisor: hypervisor, spin })
     }
 
-    /// Makes requests until the run is over and all are answered.
+    /// Submits requests until the run is over, and waits for all responses.
     ///
     /// # Errors
-    /// When a request fails.
+    /// A request fails.
     pub fn drive(&mut self, case: &Case, seed: u64, until: Until) -> Result<Done> {
         pin(0);
         let mut offsets = Offsets::new(case, seed);
@@ -342,7 +346,7 @@ impl Attached {
         Ok(Done { count: requests, time })
     }
 
-    /// Waits for at least one answer.
+    /// Waits for at least one response.
     fn answers(&mut self, wait: Wait, idle: &mut Vec<SlotId>) -> Result<u64> {
         let front = &mut self.front;
         match wait {

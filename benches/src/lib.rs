@@ -4,11 +4,11 @@
 //! |---|---|
 //! | [`disk`] | a guest's frontend, the backend and an image file, against a bare io_uring |
 //! | [`net`] | a guest's frontend, the backend and a tap, against a bare tap |
-//! | [`ring`] | both ends of a ring on two cores, against the macros of Xen's `ring.h` in C |
-//! | [`row`] | what a measurement says: a ratio with its spread, processor time |
+//! | [`ring`] | both sides of a ring on two cores, against the macros of Xen's `ring.h` in C |
+//! | [`row`] | the result of a measurement: a ratio with its spread, processor time |
 //!
-//! A figure by itself says little on a shared machine; only the ratio to a reference measured a
-//! moment before, on the same cores, does. Nothing here asserts anything about time.
+//! On a shared machine, an absolute figure is not reproducible. Only the ratio to a reference
+//! measured immediately before, on the same cores, is meaningful. No test asserts a duration.
 #![forbid(unsafe_code)]
 
 pub mod cpu;

@@ -10,18 +10,18 @@ use std::path::PathBuf;
 #[derive(Parser)]
 #[command(about = "Measures pvio against the raw limit of this machine, by turns")]
 struct Args {
-    /// What to measure.
+    /// The suite to run.
     suite: Suite,
-    /// Where to write the rows, as a JSON array.
+    /// File to write the rows to, as a JSON array.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Pairs per case.
+    /// Number of pairs per case.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
-    /// Only cases of the disk or net suite whose names have this in them.
+    /// Only cases of the disk or net suite whose name contains this text.
     #[arg(long, default_value = "")]
     only: String,
-    /// Where to keep scratch files; the file system whose page cache is measured.
+    /// Directory of temporary files; it selects the file system whose page cache is measured.
     #[arg(long)]
     dir: Option<PathBuf>,
 }

@@ -1,16 +1,16 @@
-//! NIC: a guest's frontend, the backend and a tap, against a bare tap.
+//! NIC: a guest's frontend, the backend and a tap, compared with a bare tap.
 //!
-//! Transmit: frames of an ethertype nobody listens to, which the host's stack drops at its door.
-//! The reference hands the same frames to an equal tap from its own memory, in batches through one
-//! io_uring. Receive: a thread of the host sends UDP datagrams into the tap for as long as a run
-//! lasts; the reference reads them in batches and does nothing with them. Frontend and reference
-//! run on one core, the backend's worker on the other, where the sender is too.
+//! Transmit: frames with an ethertype that has no listener, which the host's network stack drops
+//! early. The reference writes the same frames to an identical tap from its own memory, in batches
+//! through one io_uring. Receive: a thread on the host sends UDP datagrams into the tap during the
+//! whole run; the reference reads them in batches and discards them. Frontend and reference run on
+//! one core, the backend's worker on another, together with the sender.
 //!
-//! Packets that are still to be segmented come from another tap on a bridge, and go to a station that
-//! nobody is. How the backend reaches the guest's pages is a case of its own; with the hosted
-//! hypervisor, a copy and a mapping cost something else than on Xen.
+//! GSO packets come from another tap on a bridge, and are sent to an address that no station has.
+//! There is a case for each way in which the backend accesses guest pages. On the hosted
+//! hypervisor, the cost of a copy and of a mapping differs from Xen's.
 //!
-//! To be run in a network namespace of its own, with the right to make interfaces there.
+//! Must run in its own network namespace, with the permission to create interfaces.
 
 mod wire;
 
@@ -36,36 +36,36 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::{Link, Raw, SEGMENT, frame};
 
-/// How long one side of one pair runs.
+/// Duration of one run of pvio or of the reference in a pair.
 const SLICE: Duration = Duration::from_millis(300);
 /// Operations in flight on the reference's io_uring.
 const BATCH: usize = 32;
-/// Long enough to stage all pages.
+/// Timeout for staging all pages.
 const STAGING: Duration = Duration::from_secs(30);
-/// Pages that may stay mapped: all that our frontend has.
+/// Maximum number of cached mappings: all pages of the frontend.
 const KEPT: usize = 512;
 
-/// What the worker's thread is called.
+/// Name of the worker's thread.
 const WORKER: &str = "bench-net";
 
-/// What is asked of the NIC.
+/// A workload on the NIC.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    /// What it is called.
+    /// Name of the case.
     pub name: &'static str,
     bytes: usize,
     receive: bool,
-    /// The packets are still to be segmented.
+    /// The packets are GSO packets.
     gso: bool,
     reach: Reach,
 }
 
-/// How the backend reaches the guest's pages.
+/// How the backend accesses guest pages.
 #[derive(Clone, Copy, Debug)]
 enum Reach {
     By(Policy),
     Kept,
-    /// Copied by the hypervisor, but for the pages that our frontend stages: all.
+    /// Copied by the hypervisor, except staging grants, which are all pages of this frontend.
     Staged,
 }
 
@@ -83,7 +83,7 @@ const fn by(reach: Reach, case: Case) -> Case {
 
 const MAP: Reach = Reach::By(Policy::Map);
 
-/// What is measured.
+/// The cases.
 pub const CASES: [Case; 20] = [
     case("tx-60", 60, false),
     case("tx-1514", 1514, false),
@@ -108,16 +108,16 @@ pub const CASES: [Case; 20] = [
 ];
 
 impl Case {
-    /// In which figures are given, and how many of it a packet is.
+    /// Returns the unit of the figures, and the number of units per packet.
     fn unit(&self) -> (&'static str, f64) {
         if self.gso { ("Gbit/s", self.bytes as f64 * 8e-9) } else { ("packets/s", 1.0) }
     }
 }
 
-/// Measures every case whose name has `only` in it, `runs` pairs each.
+/// Measures every case whose name contains `only`, with `runs` pairs each.
 ///
 /// # Errors
-/// Without the right to make taps in this network namespace.
+/// For example, there is no permission to create taps in this network namespace.
 pub fn run(dir: &Path, runs: usize, only: &str) -> Result<Vec<Row>> {
     let cases = CASES.iter().filter(|case| case.name.contains(only));
     cases.map(|case| measure(&dir.join(case.name), case, runs)).collect()
@@ -144,7 +144,7 @@ fn measure(dir: &Path, case: &Case, runs: usize) -> Result<Row> {
     Ok(Row { cpu: Some(Cpu::of(&times)), ..row })
 }
 
-/// A run, and what it took of processors: in the thread that ran it, and in the backend's worker.
+/// A run with its processor time: of the thread that ran it, and of the backend's worker.
 struct Spent {
     done: Done,
     here: Duration,
@@ -152,13 +152,13 @@ struct Spent {
 }
 
 impl Spent {
-    /// Nanoseconds for each packet.
+    /// Returns the nanoseconds per packet.
     fn per_packet(&self, time: Duration) -> f64 {
         time.as_nanos() as f64 / self.done.count as f64
     }
 }
 
-/// A NIC attached through the hosted hypervisor. Fields drop in this order.
+/// A NIC attached through the hosted hypervisor. Fields are dropped in this order.
 pub struct Attached {
     _worker: Worker,
     worker_time: Thread,
@@ -171,14 +171,14 @@ pub struct Attached {
     spin: Spin,
 }
 
-/// Has the backend's queue serve a control ring.
+/// Makes the backend's queue serve a control ring.
 fn serve_control(
     queue: &mut Backend<Domain, PrivateBuf>,
     guest: &Domain,
     driver: DomId,
 ) -> Result<Control<Domain>> {
     let control = Control::new(guest, driver)?;
-    // The control ring's own events wake it, and there is no other queue that could.
+    // The control ring's own events wake the queue, and there is no other queue to wake.
     let nothing: Waker = Arc::new(|| ());
     queue.join(&Siblings::new([nothing]), 0);
     let refs = ControlRefs { ring: control.ring_gref(), event: control.channel().port() };
@@ -186,7 +186,7 @@ fn serve_control(
     Ok(control)
 }
 
-/// Has the pages of a frontend staged.
+/// Requests that the backend stages the pages of a frontend.
 fn stage(control: &mut Control<Domain>, front: &[Queue<Domain>]) -> Result<()> {
     let begin = Instant::now();
     while !control.is_done() {
@@ -199,10 +199,10 @@ fn stage(control: &mut Control<Domain>, front: &[Queue<Domain>]) -> Result<()> {
 }
 
 impl Attached {
-    /// Makes a tap and attaches a NIC to it.
+    /// Creates a tap and attaches a NIC to it.
     ///
     /// # Errors
-    /// When any part of the path cannot be set up.
+    /// A part of the path cannot be set up.
     pub fn new(dir: &Path, case: &Case) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
         let link = Link::new("pvioours", 2, case)?;
@@ -236,7 +236,7 @@ impl Attached {
         let mut queue = Backend::attach(driver.clone(), guest_id, &refs, features, stats)?;
         match case.reach {
             Reach::By(policy) => queue.set_policy(policy),
-            // Our frontend grants each of its pages once, for as long as it lives.
+            // The frontend grants each of its pages once, for its whole lifetime.
             Reach::Kept => {
                 let promise = GrantsStay::promised_by_the_peer();
                 queue.keep_mapped(CachedMappings::new(driver.clone(), KEPT, promise));
@@ -247,7 +247,7 @@ impl Attached {
             Reach::Staged => Some(serve_control(&mut queue, &guest, driver_id)?),
             _ => None,
         };
-        // A thread inherits its maker's core.
+        // A thread inherits the affinity of its creator.
         pin(1);
         let tap = link.tap.try_clone()?;
         let worker = Worker::start(WORKER, queue, |stats| TapPort::new(tap, stats), |_| ())?;
@@ -274,7 +274,7 @@ impl Attached {
     /// Sends or receives packets until the run is over.
     ///
     /// # Errors
-    /// When either end fails.
+    /// Frontend or backend fails.
     pub fn drive(&mut self, until: Until) -> Result<Done> {
         Ok(self.run(until)?.done)
     }

@@ -1,21 +1,22 @@
-//! A network namespace for measurements, which may make interfaces there and disturb nobody.
+//! A network namespace for measurements, in which interfaces can be created without an effect on
+//! the host.
 
 use anyhow::{Context, Result, ensure};
 use std::process::Command;
 
-/// Set once the program runs in a network namespace of its own.
+/// Set if the program runs in the new network namespace.
 const INSIDE: &str = "PVIO_BENCH_NETNS";
 
-/// Whether this program still has to [`enter`] a namespace.
+/// Returns whether this program still has to [`enter`] a namespace.
 #[must_use]
 pub fn outside() -> bool {
     std::env::var_os(INSIDE).is_none()
 }
 
-/// Runs this program again, to its end, in a network namespace of its own.
+/// Runs this program again, in a new network namespace, and waits for it.
 ///
 /// # Errors
-/// When there is no `unshare`, or the program fails in there.
+/// `unshare` is not installed, or the program fails.
 pub fn enter() -> Result<()> {
     let mut command = Command::new("unshare");
     if !rustix::process::getuid().is_root() {

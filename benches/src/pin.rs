@@ -1,9 +1,9 @@
-//! Keeping a thread on one core, so that two runs differ in what they run and in nothing else.
+//! Pinning a thread to one core, so that runs do not differ in their cores.
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-/// Keeps this thread, and threads it starts from now on, on one core. A machine without that core
-/// is measured as it is.
+/// Pins this thread, and threads it creates from now on, to one core. Without such a core, nothing
+/// is pinned.
 pub fn pin(core: usize) {
     let mut set = CpuSet::new();
     set.set(core);

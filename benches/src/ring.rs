@@ -1,8 +1,9 @@
-//! Rings: a frontend thread on core 0 and a backend thread on core 1, busy-waiting, against the
-//! same loops in C with the macros of Xen's own `ring.h` (`benches/c/ring_ref.c`).
+//! Rings: a frontend thread on core 0 and a backend thread on core 1, both polling, compared with
+//! the same loops in C with the macros of Xen's own `ring.h` (`benches/c/ring_ref.c`).
 //!
-//! How far apart the two cores are decides most of what is measured (up to four times), and on a
-//! shared machine that changes: only ratios of pairs measured one right after the other count.
+//! The result depends mostly on the distance between the two cores (up to a factor of four), which
+//! changes on a shared machine. Only ratios of pairs measured immediately after each other are
+//! meaningful.
 
 use crate::pin::pin;
 use crate::row::{Row, paired};
@@ -17,17 +18,17 @@ use std::process::Command;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-/// The reference's source; compiled where it runs, since it needs Xen's headers.
+/// Source of the reference; compiled at run time, since it needs Xen's headers.
 const REFERENCE: &str = include_str!("../c/ring_ref.c");
 
-/// What goes through the ring.
+/// Contents of the ring's slots.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Traffic {
     /// A disk read of one segment, parsed and checked, and its response.
     Blk,
     /// A packet to transmit, parsed and checked, and its response.
     Tx,
-    /// 112 bytes one way; what comes back is the response producer alone.
+    /// 112 bytes in one direction, without responses; only the response producer index is advanced.
     Raw,
 }
 
@@ -49,24 +50,24 @@ impl Traffic {
     }
 }
 
-/// One measurement.
+/// A case.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    /// Its name in the row.
+    /// Name of the case.
     pub name: &'static str,
-    /// What goes through the ring.
+    /// Contents of the ring's slots.
     pub traffic: Traffic,
-    /// Pages of the ring.
+    /// Number of pages of the ring.
     pub pages: usize,
-    /// Most items in flight.
+    /// Maximum number of items in flight.
     pub depth: u64,
-    /// Items per publication of a producer index.
+    /// Number of items per publication of a producer index.
     pub batch: u64,
-    /// Items in all, a multiple of `batch`: ten milliseconds or so.
+    /// Total number of items, a multiple of `batch`; takes about ten milliseconds.
     pub count: u64,
 }
 
-/// Slices of each side in one pair.
+/// Number of slices of pvio and of the reference in one pair.
 const SLICES: usize = 5;
 
 /// The cases of the suite.
@@ -90,23 +91,23 @@ const fn case(
     Case { name, traffic, pages, depth, batch, count }
 }
 
-/// Measures every case, `runs` pairs each, the reference compiled into `dir`.
+/// Measures every case, with `runs` pairs each; compiles the reference into `dir`.
 ///
 /// # Errors
-/// When the reference cannot be compiled (no compiler, no headers) or loses an item.
+/// The reference cannot be compiled (no compiler, no headers) or loses an item.
 pub fn run(dir: &Path, runs: usize) -> Result<Vec<Row>> {
     let reference = compile_reference(dir)?;
     CASES.iter().map(|case| run_case(case, &reference, runs)).collect()
 }
 
-/// Measures one case against the program [`compile_reference`] made.
+/// Measures one case, compared with the program that [`compile_reference`] created.
 ///
 /// # Errors
-/// When the reference fails.
+/// The reference fails.
 pub fn run_case(case: &Case, reference: &Path, runs: usize) -> Result<Row> {
     let rate = |best: Duration| case.count as f64 / best.as_secs_f64() / 1e6;
-    // A slice in which the machine was doing something else as well says nothing, so of each pair
-    // the best slices are compared; they alternate like the pairs.
+    // A slice is distorted if the machine did other work in it. The best slices of each pair are
+    // therefore compared; slices of pvio and of the reference alternate, as pairs do.
     let pair = || -> Result<_> {
         let (mut best_ours, mut best_theirs) = (Duration::MAX, Duration::MAX);
         for _ in 0..SLICES {
@@ -119,10 +120,10 @@ pub fn run_case(case: &Case, reference: &Path, runs: usize) -> Result<Row> {
     Ok(paired("ring", case.name, "C, Xen's ring.h", "M items/s", &pairs?))
 }
 
-/// Compiles the reference into `dir`, as fast as a C compiler makes it by default.
+/// Compiles the reference into `dir`, with `-O2`.
 ///
 /// # Errors
-/// When there is no compiler, or no header of Xen's (Debian: `libxen-dev`).
+/// There is no compiler, or Xen's headers are not installed (Debian: `libxen-dev`).
 pub fn compile_reference(dir: &Path) -> Result<PathBuf> {
     let (source, program) = (dir.join("ring_ref.c"), dir.join("ring_ref"));
     std::fs::write(&source, REFERENCE)?;
@@ -179,19 +180,21 @@ fn ours(case: &Case) -> Result<Duration> {
     Ok(time)
 }
 
-/// What the two ends of one measurement share.
+/// State that both sides of one measurement share.
 struct Run {
     mem: HeapMemory,
     slot_size: usize,
     case: Case,
-    /// The frontend has made the ring.
+    /// Reached when the frontend has initialised the ring.
     ready: Barrier,
 }
 
-/// One end: what it measured, and the sum of the ids it saw if it saw any.
+/// The function of one side: returns its measurement, and the sum of the ids in its slots, if they
+/// have ids.
 type End<T> = fn(&Run) -> Result<(T, Option<u64>)>;
 
-/// Pushes `batch` items whenever they fit, publishes, and takes what has come back.
+/// Runs the frontend: pushes `batch` items whenever there is room, publishes them, and pops
+/// responses.
 #[inline(always)]
 fn front_end(
     run: &Run,
@@ -224,7 +227,8 @@ fn front_end(
     Ok(start.elapsed())
 }
 
-/// Answers whatever is there, publishing every `batch` answers and when nothing is left.
+/// Runs the backend: responds to all requests, and publishes every `batch` responses and after the
+/// last one.
 #[inline(always)]
 fn back_end(
     run: &Run,
@@ -290,7 +294,7 @@ fn blk_back(run: &Run) -> Result<((), Option<u64>)> {
                 blkif::Response { id: refusal.id, op: refusal.op, status: refusal.status }
             }
         };
-        // Somebody would go on with the segments.
+        // A backend would use the segments, so parsing them must not be optimised away.
         black_box(&segments);
         sum = sum.wrapping_add(response.id);
         Ok(ring.push(response.write(Abi::X86_64, &mut [0; 16]))?)

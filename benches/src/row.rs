@@ -1,51 +1,51 @@
-//! What a measurement says.
+//! The result of a measurement.
 
 use serde::Serialize;
 
-/// One case, ours against the reference.
+/// The result of a case: pvio compared with the reference.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Row {
-    /// What was measured: `ring`, `disk` or `net`.
+    /// The suite: `ring`, `disk` or `net`.
     pub suite: String,
     /// The case within it.
     pub case: String,
-    /// Our median, in `unit`; more is better.
+    /// Median of pvio, in `unit`; more is better.
     pub ours: f64,
     /// The reference's median, in `unit`.
     pub reference: f64,
-    /// What the reference is.
+    /// Name of the reference.
     pub reference_name: String,
-    /// Of both figures.
+    /// Unit of both figures.
     pub unit: String,
-    /// Median of the ratios ours ÷ reference of the pairs measured one right after the other.
+    /// Median of the ratios pvio ÷ reference of pairs measured immediately after each other.
     pub ratio: f64,
     /// The smallest of these ratios.
     pub ratio_min: f64,
     /// The largest of these ratios.
     pub ratio_max: f64,
-    /// How many pairs.
+    /// Number of pairs.
     pub runs: usize,
-    /// What it took of processors, where that is measured.
+    /// Processor time, where it is measured.
     #[serde(flatten)]
     pub cpu: Option<Cpu>,
 }
 
-/// Processor time for each packet, in nanoseconds: the medians of the runs. Spinning counts, and so
-/// does what the kernel does in the threads' name.
+/// Processor time per packet in nanoseconds: medians of the runs. Includes polling, and the
+/// kernel's work in the context of the threads.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 pub struct Cpu {
-    /// Of the frontend and the backend together.
+    /// Frontend and backend together.
     pub ours_cpu: f64,
-    /// Of that, the backend's worker.
+    /// The backend's worker.
     pub worker_cpu: f64,
-    /// Of the reference.
+    /// The reference.
     pub reference_cpu: f64,
 }
 
-/// The row of pairs `(ours, reference)` that were measured by turns.
+/// Returns the row of pairs `(ours, reference)` that were measured alternately.
 ///
 /// # Panics
-/// Without a pair.
+/// There is no pair.
 #[must_use]
 pub fn paired(
     suite: &str,
@@ -71,10 +71,11 @@ pub fn paired(
 }
 
 impl Cpu {
-    /// Of pairs that were measured by turns, each ours, the worker's, and the reference's.
+    /// Returns the medians of tuples that were measured alternately: pvio, its worker, and the
+    /// reference.
     ///
     /// # Panics
-    /// Without a pair.
+    /// There is no tuple.
     #[must_use]
     pub fn of(pairs: &[[f64; 3]]) -> Self {
         let [ours_cpu, worker_cpu, reference_cpu] =

@@ -1,27 +1,27 @@
-//! When a run is over.
+//! Length of a run, and its result.
 
 use std::time::{Duration, Instant};
 
-/// When a run is over.
+/// When a run ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Until {
-    /// After this long.
+    /// After this time.
     Time(Duration),
     /// After this many requests or packets.
     Count(u64),
 }
 
-/// How much was done, in how long.
+/// Number of operations of a run, and its duration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Done {
     /// Requests or packets.
     pub count: u64,
-    /// How long they took.
+    /// The duration.
     pub time: Duration,
 }
 
 impl Until {
-    /// Whether a run that began then and has done so much is over.
+    /// Returns whether a run with this start and number of completed operations is over.
     #[must_use]
     pub fn is_over(self, begin: Instant, count: u64) -> bool {
         match self {
@@ -32,7 +32,7 @@ impl Until {
 }
 
 impl Done {
-    /// Requests or packets per second.
+    /// Returns the number of requests or packets per second.
     #[must_use]
     pub fn per_second(self) -> f64 {
         self.count as f64 / self.time.as_secs_f64()

@@ -1,4 +1,5 @@
-//! The taps, what comes out of them, and the reference that does nothing but that.
+//! The taps, the senders and receivers on the host's side, and the reference, which uses a tap
+//! directly.
 
 use super::{BATCH, Case, SLICE, Spent};
 use crate::cpu;
@@ -15,15 +16,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Bytes of Ethernet, IPv4 and UDP headers.
+/// Size of the Ethernet, IPv4 and UDP headers in bytes.
 const HEADERS: usize = 42;
-/// Bytes of payload in the segments of what is to be segmented.
+/// Segment size of GSO packets in bytes of payload.
 pub const SEGMENT: u16 = 1448;
-/// Bytes that a read has place for: the largest packet and its header.
+/// Size of a read's buffer in bytes: the largest packet and its header.
 const READ: usize = VNET_HEADER + 65_553;
 
-/// A tap, and the address of the guest behind it, which the host knows without asking; also on a
-/// bridge with another tap, into which packets to be segmented are put.
+/// A tap, and the guest's address on it, which has a static ARP entry. For received GSO packets,
+/// the tap is on a bridge with another tap that the packets are written to.
 pub struct Link {
     pub tap: Tap,
     guest: Ipv4Addr,
@@ -51,7 +52,7 @@ impl Link {
         Ok(Self { tap, guest, feed: None })
     }
 
-    /// Sends packets into the tap until what it returns is dropped.
+    /// Starts sending packets into the tap, until the returned value is dropped.
     pub fn sender(&self, case: &Case) -> Result<Sender> {
         match &self.feed {
             Some(feed) => Sender::feed(feed.try_clone()?, packet(case)),
@@ -63,7 +64,7 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         if self.feed.is_some() {
-            // With the namespace at the latest.
+            // If this fails, the bridge is removed with the namespace.
             let _ = ip(&["link", "del", &format!("br-{}", self.tap.name())]);
         }
     }
@@ -75,7 +76,7 @@ fn ip(words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Sends packets until it is dropped.
+/// A thread that sends packets until it is dropped.
 pub struct Sender {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -86,7 +87,7 @@ impl Sender {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.connect((to, 9))?;
         let payload = vec![0x55; bytes - HEADERS];
-        // A full queue is what there should be.
+        // Errors are ignored: the socket's queue is full most of the time.
         Ok(Self::repeat(move || drop(socket.send(&payload))))
     }
 
@@ -117,8 +118,8 @@ impl Drop for Sender {
     }
 }
 
-/// A frame that nobody takes: to an unknown station, of an experimental ethertype, or of TCP where
-/// it is to be segmented, its checksum blank.
+/// Returns a frame without a recipient: to an unknown MAC address, with an experimental ethertype,
+/// or a TCP packet with a blank checksum for GSO.
 pub fn frame(case: &Case) -> Vec<u8> {
     let mut frame = vec![0; case.bytes];
     frame[..6].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
@@ -143,18 +144,18 @@ pub fn frame(case: &Case) -> Vec<u8> {
     frame
 }
 
-/// The frame as it is written to a tap.
+/// Returns the frame with the header that a tap expects.
 fn packet(case: &Case) -> Vec<u8> {
     let mut header = vec![0; VNET_HEADER];
     if case.gso {
-        // Complete the checksum at 34 + 16; TCP over IPv4, 54 bytes of headers.
+        // NEEDS_CSUM, with the checksum at 34 + 16; TCP over IPv4 with 54 bytes of headers.
         header = vec![1, 1];
         [54, SEGMENT, 34, 16].iter().for_each(|word: &u16| header.extend(word.to_ne_bytes()));
     }
     [header, frame(case)].concat()
 }
 
-/// The reference.
+/// The reference: a bare tap.
 pub struct Raw {
     uring: Uring<PrivateBuf>,
     tap: FileId,
@@ -214,7 +215,7 @@ impl Raw {
             }) as u64;
         }
         let time = begin.elapsed();
-        // The sender still runs: what is in flight ends at once.
+        // The sender is still running, so the outstanding reads complete immediately.
         while self.uring.busy() > 0 {
             self.uring.wait(None)?;
             self.uring.reap(|_| ());
