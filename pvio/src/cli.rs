@@ -8,7 +8,7 @@ use pvio_daemon::{capture, disks, inspect, revive, serve, stats};
 #[derive(Debug, Parser)]
 #[command(name = "pvio", version, about)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -22,31 +22,32 @@ pub enum Command {
     #[cfg(feature = "demo")]
     /// Write and read back a verified random workload through the whole path (destroys the image)
     Check(pvio_demo::check::CheckArgs),
-    /// Tell what a disk is kept in, and whether it can be served
+    /// Show the format, size and chain of a disk image, and whether it can be served
     Inspect(inspect::InspectArgs),
-    /// Serve the disks and network interfaces that Xen's toolstack gives to this domain
+    /// Serve the disks and network interfaces that Xen's toolstack assigns to this domain
     Serve(serve::ServeArgs),
-    /// Write what passes through a running NIC to a file, for Wireshark and tshark
+    /// Write the packets of a running NIC to a file, for Wireshark and tshark
     Capture(capture::CaptureArgs),
-    /// Tell what disks and NICs have done: counters, and why requests and packets were refused
+    /// Show counters of disks and NICs, including the reasons for which requests and packets were
+    /// rejected
     Stats(stats::StatsArgs),
-    /// Give a running guest a disk, on Xen or on a hosted machine
+    /// Attach a disk to a running guest, on Xen or on a hosted machine
     AttachDisk(Box<disks::args::AttachArgs>),
-    /// Take a disk away from a running guest
+    /// Detach a disk from a running guest
     DetachDisk(disks::args::DetachArgs),
-    /// Change a disk that is served: limits, latency, failures
+    /// Change the settings of a disk that is being served: limits, latency, failures
     SetDisk(disks::args::SetArgs),
-    /// List devices: their states, what is behind them, what their ends agreed on
+    /// List devices: their states, images and negotiated features
     List(disks::args::ListArgs),
-    /// Make a driver domain's backends again, after it came back under its old number
+    /// Create a driver domain's backends again, after it was restored under its old number
     Revive(revive::ReviveArgs),
     #[cfg(feature = "demo")]
-    /// What runs in the child processes
+    /// The processes that a hosted machine consists of
     #[command(hide = true, subcommand)]
     Domain(pvio_demo::domain::DomainCommand),
 }
 
-/// What is wrong with the command line, in one line; the usage has many.
+/// Returns the error of the command line on one line, without clap's usage text.
 #[must_use]
 pub fn misuse(e: &clap::Error) -> Failure {
     let text = e.render().to_string();
@@ -58,10 +59,10 @@ pub fn misuse(e: &clap::Error) -> Failure {
     Failure::input(what.trim_start_matches("error: "), "see pvio --help")
 }
 
-/// Does what was asked for.
+/// Runs a command.
 ///
 /// # Errors
-/// A [`Failure`], to be shown.
+/// A [`Failure`], to be shown to the user.
 pub fn execute(command: Command) -> Result<(), Failure> {
     match command {
         #[cfg(feature = "demo")]

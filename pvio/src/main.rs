@@ -22,14 +22,14 @@ fn main() -> ExitCode {
         _ => match Cli::try_parse() {
             Ok(cli) => cli::execute(cli.command),
             Err(e) if e.use_stderr() => Err(cli::misuse(&e)),
-            // Help and version.
+            // Prints help or version.
             Err(e) => e.exit(),
         },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // Nobody may be left to read it.
+            // Standard error may be closed.
             let _ = writeln!(std::io::stderr(), "{failure}");
             ExitCode::from(failure.code)
         }

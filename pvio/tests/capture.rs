@@ -1,4 +1,4 @@
-//! `pvio capture` and `pvio stats` on a running `pvio run`, in a network namespace of its own.
+//! `pvio capture` and `pvio stats` with a running `pvio run`, in its own network namespace.
 #![allow(missing_docs, reason = "tests")]
 
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Whether this machine can run the test; said if not.
+/// Returns whether this machine can run the test; prints the reason if not.
 fn can_run(test: &str) -> bool {
     let works = |program: &str, args: &[&str]| {
         Command::new(program).args(args).output().is_ok_and(|out| out.status.success())
@@ -33,7 +33,7 @@ fn can_run(test: &str) -> bool {
     false
 }
 
-/// `pvio run` with a NIC, ready, in a network namespace of its own.
+/// A running `pvio run` with a NIC, in its own network namespace.
 struct Machine {
     run: Child,
     dir: tempfile::TempDir,
@@ -42,7 +42,7 @@ struct Machine {
 impl Machine {
     fn start(words: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // It becomes the program, whose process id is that of the command started.
+        // `unshare` executes the program, so the process id stays the same.
         let mut run = Command::new("unshare");
         run.args(["-n", env!("CARGO_BIN_EXE_pvio"), "run", "--nic", "--state-dir"]).arg(dir.path());
         let mut run = run.args(words).stdout(Stdio::piped()).spawn().unwrap();
@@ -95,7 +95,7 @@ fn a_running_nic_is_captured_on_and_off_and_filtered_and_what_cannot_be_is_told(
     let path = file.to_str().unwrap();
     assert!(machine.fetch(), "the guard lets the guest through");
 
-    // Until told to end.
+    // Until SIGINT.
     let mut capture = machine.capture(&["vif2.0", "-w", path]).spawn().unwrap();
     while std::fs::metadata(&file).map_or(0, |file| file.len()) == 0 {
         std::thread::sleep(std::time::Duration::from_millis(5));
@@ -116,7 +116,7 @@ fn a_running_nic_is_captured_on_and_off_and_filtered_and_what_cannot_be_is_told(
     let ways = tshark(&file, &["-Y", "tcp", "-T", "fields", "-e", "frame.packet_flags_direction"]);
     assert!(ways.iter().any(|way| way.contains('1')) && ways.iter().any(|way| way.contains('2')));
 
-    // So many packets, of each so many bytes.
+    // With a limit of packets and of bytes per packet.
     let capture = machine.capture(&["vif2.0", "-w", path, "--count", "5", "--snaplen", "60"]);
     let mut capture = { capture }.spawn().unwrap();
     while capture.try_wait().unwrap().is_none() {
@@ -132,7 +132,7 @@ fn a_running_nic_is_captured_on_and_off_and_filtered_and_what_cannot_be_is_told(
         why.contains("vif9.0") && why.contains("vif2.0") && none.status.code() == Some(2),
         "{why}"
     );
-    // What passed was counted, too, and what is added a second can be told.
+    // The captured traffic has been counted as well, and there is a rate.
     let stats = |more: &[&str]| {
         let mut stats = pvio();
         stats.args(["stats", "vif2.0", "--json"]).args(more).arg("--state-dir");
@@ -160,7 +160,7 @@ fn a_running_nic_is_captured_on_and_off_and_filtered_and_what_cannot_be_is_told(
     let nobody = tempfile::tempdir().unwrap();
     let nobody = pvio().args(["capture", "--state-dir"]).arg(nobody.path()).output().unwrap();
     assert!(text(&nobody.stderr).contains("no driver domain answers"));
-    // A door for root and this user only.
+    // Only root and this user may use the control socket.
     use std::os::unix::fs::PermissionsExt;
     let door = std::fs::metadata(machine.dir.path().join("control.sock")).unwrap();
     assert_eq!(door.permissions().mode() & 0o777, 0o600);

@@ -1,4 +1,4 @@
-//! Disks of every kind with every option, on a hosted machine: at its start, and while it runs.
+//! Disks of every format with every option, on a hosted machine: at its start, and attached later.
 #![allow(missing_docs, reason = "tests")]
 
 use serde_json::Value;
@@ -50,7 +50,7 @@ fn a_disk_of_any_kind_is_checked_with_any_option() {
     }
     let log = fs::read_to_string(&trace).unwrap();
     assert!(log.starts_with("fio version 3 iolog\n") && log.lines().count() > 600, "{log}");
-    // A trace is never written over: the next has another name.
+    // An existing trace is not overwritten: the next one gets another name.
     is_verified(&check(dir.path(), &traced, &["--requests", "10"]));
     assert_eq!(fs::read_to_string(&trace).unwrap(), log);
     assert!(trace.with_extension("log.1").exists());
@@ -77,7 +77,7 @@ fn what_cannot_be_is_said_in_a_line_that_helps() {
     }
 }
 
-/// A machine that runs; ended and waited for when dropped.
+/// A running machine; stopped and waited for when dropped.
 struct Machine {
     child: Child,
     state: PathBuf,
@@ -114,7 +114,7 @@ impl Machine {
         text(&out.stderr)
     }
 
-    /// The devices with this name.
+    /// Returns the listed devices of that name.
     fn devices(&self, name: &str) -> Vec<Value> {
         let all: Vec<Value> = serde_json::from_str(&self.tell(&["list", "--json"])).unwrap();
         all.into_iter().filter(|device| device["device"] == name).collect()
@@ -164,7 +164,7 @@ fn a_guest_gets_and_uses_and_loses_disks_while_it_runs() {
     assert!(twice.contains("has a disk xvdb already"), "{twice}");
     assert!(machine.refused(&["attach-disk", "nobody", &copy]).contains("no domain nobody"));
 
-    // A disk that cannot be leaves nothing, and says why.
+    // A disk that cannot be attached leaves no nodes, and the error names the reason.
     let missing = machine.refused(&["attach-disk", "guest", "/nowhere/x.img", "--vdev", "xvdd"]);
     assert!(missing.contains("/nowhere/x.img does not exist; check the path"), "{missing}");
     assert_eq!(machine.devices("xvdd"), [] as [Value; 0]);
@@ -187,7 +187,7 @@ fn a_guest_gets_and_uses_and_loses_disks_while_it_runs() {
     assert_eq!(machine.devices("xvda").len(), 1, "the first disk is as it was");
 }
 
-/// What the guest read of both its disks has been counted, by queues and in all.
+/// Checks that the guest's reads of both disks have been counted, per queue and in total.
 fn is_counted(machine: &Machine) {
     let json = machine.tell(&["stats", "--json"]);
     let all: Vec<Value> = serde_json::from_str(&json).unwrap();
@@ -223,7 +223,7 @@ fn is_counted(machine: &Machine) {
     assert!(told.starts_with("process ") && told.contains("  file-descriptors "), "{told}");
 }
 
-/// A check that goes on while its disk is changed.
+/// Runs a check whose disk is changed in the meantime.
 fn checked_while(disk: &str, change: &str, more: &[&str]) -> Output {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
@@ -243,7 +243,7 @@ fn checked_while(disk: &str, change: &str, more: &[&str]) -> Output {
 
 #[test]
 fn limits_are_changed_while_a_disk_is_used() {
-    // At an operation a second this would be hours.
+    // With one operation per second, this would take hours.
     is_verified(&checked_while("[iops=1/1]ram:16M", "iops=none", &["--requests", "20000"]));
     let slow = "[latency=3600s]ram:16M";
     is_verified(&checked_while(slow, "latency=0", &["--requests", "2000"]));

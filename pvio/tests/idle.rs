@@ -1,4 +1,4 @@
-//! A machine with many disks: that it can have them, and that it costs nothing while nothing happens.
+//! A machine with many disks: they can be attached, and an idle machine uses no processor time.
 #![allow(missing_docs, reason = "tests")]
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const PVIO: &str = env!("CARGO_BIN_EXE_pvio");
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A machine of `pvio run`, and what it notes on standard error.
+/// A running `pvio run`, and its messages on standard error.
 struct Machine {
     child: Child,
     notes: Lines<BufReader<ChildStderr>>,
@@ -30,7 +30,7 @@ impl Machine {
         Self { child, notes }
     }
 
-    /// Attaches so many disks, and waits until the guest has looked what is on each.
+    /// Attaches `count` disks, and waits until the guest has read what each contains.
     fn attach(&mut self, state: &Path, image: &Path, count: usize) {
         let attached: Vec<String> = (0..count)
             .map(|_| {
@@ -48,7 +48,7 @@ impl Machine {
         assert_eq!(attached.len(), count);
     }
 
-    /// Its processes: the machine, the driver domain, the guest.
+    /// Returns its processes: the machine, the driver domain, the guest.
     fn processes(&self) -> Vec<u32> {
         let own = self.child.id();
         let is_child = |pid: &u32| {
@@ -60,7 +60,8 @@ impl Machine {
         all.filter(is_child).chain([own]).collect()
     }
 
-    /// How often each thread of its processes went to sleep so far, by process, thread and name.
+    /// Returns the number of times that each thread of its processes went to sleep so far, by
+    /// process, thread and name.
     fn sleeps(&self) -> BTreeMap<(u32, u32, String), u64> {
         let tasks = self.processes().into_iter().flat_map(|pid| {
             let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
@@ -76,7 +77,7 @@ impl Machine {
         tasks.filter_map(count).collect()
     }
 
-    /// Those threads that go to sleep, and how often, in so long.
+    /// Returns the threads that went to sleep during this time, and how often.
     fn awake(&self, time: Duration) -> BTreeMap<(u32, u32, String), u64> {
         let before = self.sleeps();
         sleep(time);
@@ -88,7 +89,7 @@ impl Machine {
         after
     }
 
-    /// The driver domain's process.
+    /// Returns the driver domain's process.
     fn driver(&self) -> u32 {
         let driver = |pid: &u32| {
             let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -124,9 +125,9 @@ fn a_machine_with_twenty_idle_disks_sleeps() {
     let image = image(dir.path());
     let mut machine = Machine::start(&state);
     machine.attach(&state, &image, 20);
-    // What attaching has started comes to its end: pages that the disks keep mapped are unmapped a minute after
-    // the last request. From then on one thread wakes up by itself, every three seconds, for the sizes of all
-    // images together.
+    // Wait until work caused by attaching has ended: cached mappings are unmapped a minute after
+    // the last request. From then on, only one thread wakes up, every three seconds, to poll the
+    // sizes of all images.
     let (driver, begin, time) = (machine.driver(), Instant::now(), Duration::from_secs(15));
     let mut slept_well = false;
     while !slept_well {
@@ -148,7 +149,7 @@ fn a_guest_may_have_more_than_thirty_disks() {
     let image = image(dir.path());
     let mut machine = Machine::start(&state);
     machine.attach(&state, &image, 40);
-    // What each takes in the driver domain is no more than what is set aside for it.
+    // The descriptors used per disk do not exceed the number reserved for it.
     let driver = machine.driver();
     let open = fs::read_dir(format!("/proc/{driver}/fd")).unwrap().count();
     assert!(open < 64 + 41 * (32 + 16), "{open}");

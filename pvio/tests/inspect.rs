@@ -1,4 +1,4 @@
-//! `pvio inspect` of images made by qemu-img, in order and broken.
+//! `pvio inspect` of images made by qemu-img, valid and damaged ones.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -13,7 +13,7 @@ fn pvio(args: &[&str]) -> (String, String, Option<i32>) {
 fn qemu_img(args: &[&str]) {
     let run = || Command::new("qemu-img").args(args).output().unwrap();
     let mut output = run();
-    // How fast keys can be derived is measured, which a busy machine does not let it.
+    // qemu-img measures the speed of key derivation, which can fail on a busy machine.
     for _ in 0..20 {
         if !String::from_utf8_lossy(&output.stderr).contains("accurate CPU usage") {
             break;
@@ -66,7 +66,7 @@ fn a_chain_with_snapshots_is_told() {
     assert_eq!(json["problem"], serde_json::Value::Null);
 }
 
-/// A broken image, and what is said of it.
+/// Inspects a damaged image and checks the error.
 fn broken(path: &Path, words: &[&str], code: i32) {
     let (_, err, exit) = pvio(&[text(path)]);
     assert_eq!(exit, Some(code), "{err}");
@@ -109,7 +109,7 @@ fn what_is_wrong_is_told_with_what_to_do() {
 
     let unnamed = path("unnamed.qcow2");
     let old = ["create", "-q", "-f", "qcow2", "-u", "-b", text(&plain), text(&unnamed), "4M"];
-    // Without its format's name; newer tools do not make such an image any more.
+    // Without the name of the backing file's format; newer versions of qemu-img reject this.
     let made = Command::new("qemu-img").args(old).output().unwrap();
     if made.status.success() {
         broken(&unnamed, &["never guessed", "qemu-img rebase"], 1);
@@ -123,14 +123,14 @@ fn what_is_wrong_is_told_with_what_to_do() {
         broken(&unnamed, &["never guessed", "qemu-img rebase"], 1);
     }
 
-    // It rests on itself.
+    // The chain is a loop.
     let (a, b) = (path("a.qcow2"), path("b.qcow2"));
     make("a.qcow2", &["-f", "qcow2"]);
     qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", text(&a), text(&b)]);
     qemu_img(&["rebase", "-u", "-F", "qcow2", "-b", text(&b), text(&a)]);
     broken(&a, &["comes back to itself"], 1);
 
-    // A raw image that a guest wrote a header to is still raw, and the operator is told.
+    // A raw image to which a guest wrote a header is still raw; the operator is warned.
     std::fs::copy(&plain, path("guest.img")).unwrap();
     std::fs::File::options().write(true).open(path("guest.img")).unwrap().set_len(1 << 20).unwrap();
     let (out, _, code) = pvio(&[text(&path("guest.img"))]);
@@ -159,7 +159,7 @@ fn foreign_formats_and_files_cut_short_are_told_with_what_to_do() {
     {
         let file = make(format, name, options);
         broken(&file, &[format, "not read here", "qemu-img convert"], 2);
-        // As raw bytes it can be had, and that is told.
+        // It can be inspected as raw bytes, with a warning about its format.
         let (out, _, code) = pvio(&[&format!("raw:{}", text(&file))]);
         assert_eq!(code, Some(0));
         assert!(out.contains(&format!("begins like a {format} image")), "{out}");
@@ -178,7 +178,7 @@ fn foreign_formats_and_files_cut_short_are_told_with_what_to_do() {
         assert_eq!(code, Some(0), "{out}");
         assert!(out.contains(kind) && out.contains("grains of 65536 bytes"), "{out}");
         let len = file.metadata().unwrap().len();
-        // Compressed, a little of the end is not used.
+        // Compressed, the last part of the file is not used.
         let little = if kind == "monolithicSparse" { 512 } else { 65_536 };
         for keep in [len - little, len - 65_536, len / 2, len / 8, 600] {
             cut(&file, keep);
@@ -241,7 +241,7 @@ fn who_uses_an_image_is_told() {
     assert_eq!(state(), "free");
 }
 
-/// A path is bytes on the whole way: command line, xenstore, driver domain.
+/// Paths are byte strings everywhere: command line, xenstore, driver domain.
 #[test]
 fn paths_are_bytes_and_image_roots_are_added() {
     use std::ffi::OsStr;
@@ -275,10 +275,10 @@ fn paths_are_bytes_and_image_roots_are_added() {
         let (out, err, code) =
             pvio(&[&["inspect".as_ref(), image.as_os_str()], &root[..], json].concat());
         assert_eq!((err.as_str(), code), ("", Some(0)), "{out}");
-        // JSON escapes the backslash once more.
+        // JSON escapes the backslash again.
         assert!(out.replace("\\\\", "\\").contains("base\\xfe.img"), "{out}");
     }
-    // The whole way, with the root in the disk's own options.
+    // Through all components, with the image root in the disk's own options.
     let check = ["check", "--requests", "50", "--disk"].map(OsStr::new);
     let (_, err, code) = pvio(&[&check[..], &[image.as_os_str()]].concat());
     assert_eq!(code, Some(2), "{err}");
@@ -318,7 +318,7 @@ fn a_path_in_no_encoding_is_shown_without_a_loss() {
         (&shown.clone().into(), &hex(path.as_os_str().as_bytes()).into())
     );
     assert_eq!(found["disk_hex"], hex(&[b"raw:", path.as_os_str().as_bytes()].concat()));
-    // One in UTF-8 stands for itself, and has no second form.
+    // A name in UTF-8 is not escaped and has no hexadecimal key.
     let plain = dir.path().join("a\\xff.img");
     std::fs::write(&plain, vec![0; 1 << 20]).unwrap();
     let (out, _) = inspect(&["--json"], &plain);
@@ -327,7 +327,7 @@ fn a_path_in_no_encoding_is_shown_without_a_loss() {
         (&found["files"][0]["path"], &found["files"][0]["path_hex"]),
         (&text(&plain).into(), &serde_json::Value::Null)
     );
-    // So are those in errors.
+    // Names in errors are escaped as well.
     let (_, err) = inspect(&[], &dir.path().join(OsStr::from_bytes(b"\xfe")));
     assert!(err.contains("/\\xfe does not exist"), "{err}");
 }

@@ -1,4 +1,4 @@
-//! The command as a user runs it: three processes, one of them killed now and then.
+//! The command as a user runs it: three processes, one of which is killed repeatedly.
 #![allow(missing_docs, reason = "tests")]
 
 use std::fs;
@@ -22,7 +22,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// What must not be left in the state directory.
+/// Checks that no socket is left in the state directory.
 fn no_socket_in(dir: &Path) {
     for entry in fs::read_dir(dir).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
@@ -30,7 +30,7 @@ fn no_socket_in(dir: &Path) {
     }
 }
 
-/// The process of a domain, among the children of `parent`.
+/// Returns the process of a domain, among the children of `parent`.
 fn domain(parent: u32, role: &str) -> Option<i32> {
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = entry.file_name().into_string().unwrap_or_default().parse::<i32>() else {
@@ -71,7 +71,7 @@ fn a_check_reads_what_it_wrote() {
     assert!(first["bytes_written"].as_u64().unwrap() > 1_000_000);
     no_socket_in(&state);
 
-    // Now the image holds something, which is only overwritten if that is said.
+    // The image is not blank any more, so it is only overwritten with `--overwrite`.
     let refused = run(&[]);
     assert_eq!(refused.status.code(), Some(2));
     let why = text(&refused.stderr);
@@ -90,7 +90,7 @@ fn a_check_outlives_its_driver_domain() {
     let child = pvio.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let log = state.join("driver.log");
     for kills in 1..=2 {
-        // Whenever the disk is (again) in use.
+        // As soon as the disk is connected, the second time after the restart.
         let begin = Instant::now();
         loop {
             let connected =
@@ -105,7 +105,7 @@ fn a_check_outlives_its_driver_domain() {
     }
     let report = report(&child.wait_with_output().unwrap());
     assert_eq!(report["ok"], true);
-    // Or two, if it was killed before the frontend saw that it was connected.
+    // Two, if it was killed before the frontend had noticed that it was connected.
     assert!((2..=3).contains(&report["sessions"].as_u64().unwrap()), "{report}");
     no_socket_in(&state);
 }
@@ -131,7 +131,8 @@ fn a_check_that_is_told_to_stop_leaves_nothing() {
     no_socket_in(&state);
 }
 
-/// `pvio run --nic` in namespaces of its own, and the words of its nsenter line.
+/// A running `pvio run --nic` in its own namespaces, and the command that its output names to enter
+/// them.
 struct Run {
     child: Child,
     look_inside: Vec<String>,
@@ -139,8 +140,8 @@ struct Run {
 
 impl Run {
     fn start(state: &Path, image: Option<&str>) -> Option<Self> {
-        // Root of another user namespace, without the right to make taps in its network: what
-        // most users are.
+        // Root of another user namespace, without the permission to create taps in its network
+        // namespace, as most users.
         let can =
             Command::new("unshare").args(["--user", "--map-root-user", "--net", "true"]).output();
         let curl = Command::new("curl").arg("-V").output();
@@ -161,7 +162,7 @@ impl Run {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let ready = lines.find(|line| line.as_ref().is_ok_and(|line| line.starts_with("ready: ")));
         assert!(ready.is_some(), "it ended: {:?}", child.wait());
-        // The rest is read too, or the pipe would fill.
+        // The rest is read, too, so that the pipe does not fill.
         std::thread::spawn(move || lines.for_each(drop));
         let target = child.id().to_string();
         let words = ["nsenter", "--target", &target, "--user", "--net", "--preserve-credentials"];
@@ -171,7 +172,7 @@ impl Run {
     fn curl(&self, path: &str) -> Vec<u8> {
         let mut curl = Command::new(&self.look_inside[0]);
         curl.args(&self.look_inside[1..]).args(["curl", "-sS", "--fail", "--max-time", "60"]);
-        // While the driver domain is away there is not even a tap.
+        // While the driver domain is being restarted, there is no tap.
         curl.args([
             "--retry",
             "100",
@@ -197,7 +198,7 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        // Only if a test failed: nothing may stay behind.
+        // Only if a test failed, so that no process is left.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -219,7 +220,7 @@ fn the_demo_is_served_and_outlives_its_driver_domain() {
     for file in pvio_demo::image::files() {
         assert!(run.curl(&format!("/{}", file.path)) == file.bytes, "{} again", file.path);
     }
-    // What the page shows may be a moment behind what happens.
+    // The page may be updated slightly later than the state changes.
     let begin = Instant::now();
     loop {
         let status = status(&run);
@@ -258,7 +259,7 @@ fn what_is_killed_takes_its_domains_with_it() {
         assert!(begin.elapsed() < Duration::from_secs(30), "domains are left");
         sleep(Duration::from_millis(10));
     }
-    // And the directory can be used again, sockets and all.
+    // The directory can be used again.
     if let Some(run) = Run::start(&state, None) {
         run.stop(&state);
     }

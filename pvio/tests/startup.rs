@@ -1,4 +1,4 @@
-//! What the command inherits from where it is started: ignored signals, and a system that forbids io_uring.
+//! The environment of the command: ignored signals, and a system that forbids io_uring.
 #![allow(missing_docs, reason = "tests")]
 
 use seccompiler::{SeccompAction, SeccompFilter};
@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 
 const PVIO: &str = env!("CARGO_BIN_EXE_pvio");
 
-/// The signals a process ignores, or catches.
+/// Returns the mask of the signals that a process ignores or catches.
 fn mask(pid: u32, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let mask = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
@@ -31,7 +31,7 @@ fn signals_ignored_at_start_stay_ignored_and_others_end_it() {
         let all = HUP | INT | TERM;
         let seen = [mask(child.id(), "SigIgn") & all, mask(child.id(), "SigCgt") & all];
         let pid = rustix::process::Pid::from_child(&child);
-        // What it ignores does nothing; what ends it ends it in order.
+        // An ignored signal has no effect; SIGTERM stops it in order.
         rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
         if ignored != 0 {
             rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -43,11 +43,12 @@ fn signals_ignored_at_start_stay_ignored_and_others_end_it() {
     }
 }
 
-/// The command where `io_uring_setup` fails with that error, as below a container's filter.
+/// Runs the command with a filter that makes `io_uring_setup` fail with that error, as in a
+/// container.
 fn without_io_uring(errno: u32, args: &[&str]) -> Option<Output> {
     const IO_URING_SETUP: i64 = 425;
     let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-    // A filter holds for its thread and what that starts.
+    // A seccomp filter applies to its thread and to threads and processes created from it.
     let thread = std::thread::spawn(move || {
         let (pass, fail) = (SeccompAction::Allow, SeccompAction::Errno(errno));
         let arch = std::env::consts::ARCH.try_into().ok()?;

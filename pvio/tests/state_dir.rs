@@ -1,4 +1,5 @@
-//! Where `pvio run` keeps its sockets, logs and demo image, and where it must not.
+//! Directories in which `pvio run` stores its sockets, logs and demo image, and those that it must
+//! reject.
 #![allow(missing_docs, reason = "tests")]
 
 use std::fs::{self, Permissions};
@@ -8,12 +9,13 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// A user that is nobody else's.
+/// A user id that no account has.
 const STRANGER: u32 = 54_321;
 
-/// What `pvio run` says when it refuses, with that as the folder for temporary files.
+/// Runs `pvio run` with that directory for temporary files, expects it to fail, and returns its
+/// message.
 fn refused(tmp: &Path, more: &[&str]) -> String {
-    // One that starts after all would not end.
+    // A command that does start would not end.
     let mut pvio = Command::new("timeout");
     pvio.args(["60", env!("CARGO_BIN_EXE_pvio"), "run"]).args(more);
     let out = pvio.env("TMPDIR", tmp).env_remove("XDG_RUNTIME_DIR").output().unwrap();
@@ -38,7 +40,7 @@ fn a_directory_that_another_user_prepared_is_refused_and_its_links_are_not_follo
     };
     let root = dir.path().join(format!("pvio-{user}"));
 
-    // The folder of all machines is a link.
+    // The directory of all machines is a symlink.
     let elsewhere = dir.path().join("elsewhere");
     prepare(&elsewhere.join("guest"));
     symlink(&elsewhere, &root).unwrap();
@@ -46,7 +48,7 @@ fn a_directory_that_another_user_prepared_is_refused_and_its_links_are_not_follo
     assert!(why.contains("symbolic link") && why.contains("--state-dir"), "{why}");
     fs::remove_file(&root).unwrap();
 
-    // The folder of this machine is one.
+    // The directory of this machine is a symlink.
     fs::create_dir(&root).unwrap();
     fs::set_permissions(&root, Permissions::from_mode(0o700)).unwrap();
     symlink(elsewhere.join("guest"), root.join("guest")).unwrap();
@@ -57,12 +59,12 @@ fn a_directory_that_another_user_prepared_is_refused_and_its_links_are_not_follo
     );
     fs::remove_file(&named).unwrap();
 
-    // Others may write in it.
+    // Other users can write to it.
     prepare(&named);
     fs::set_permissions(&named, Permissions::from_mode(0o777)).unwrap();
     assert!(refused(dir.path(), &[]).contains("others may write"));
 
-    // It belongs to somebody else, or the one above it does.
+    // Another user owns it, or the directory above it.
     if chown(&named, Some(STRANGER), None).is_ok() {
         fs::set_permissions(&named, Permissions::from_mode(0o755)).unwrap();
         assert!(refused(dir.path(), &[]).contains("belongs to user 54321"));
