@@ -2,53 +2,54 @@ use crate::error::DomainError;
 use crate::layout::{Frames, MAX_GRANT_FRAMES, MAX_MEMORY_PAGES, MAX_PORTS};
 use pvio_grant_table::DomId;
 
-/// Bytes in a domain's name at most.
+/// Largest length of a domain's name in bytes.
 const MAX_NAME: usize = 64;
 
-/// What a domain is to be.
+/// Configuration of a domain.
 #[derive(Clone, Debug)]
 pub struct DomainConfig {
-    /// Its name: 1 to 64 letters, digits, or any of `-_.`; no two domains share one.
+    /// Name: 1 to 64 letters, digits, or any of `-_.`; unique among the domains.
     pub name: String,
-    /// Its number; the next free one from 1 if `None`. Domain 0 is the control domain.
+    /// Domain id; `None` selects the next free one from 1. Domain 0 is the control domain.
     pub id: Option<DomId>,
-    /// Pages of 4 KiB it has to share, 1 to 2²⁴ (64 GiB). They take memory only once used.
+    /// Number of sharable pages of 4 KiB, 1 to 2²⁴ (64 GiB). They take memory only once used.
     pub memory_pages: u32,
-    /// Frames of its grant table, 1 to 64; each has 512 entries, of which the first frame's first
-    /// 8 are reserved.
+    /// Number of grant table frames, 1 to 64. Each has 512 entries; the first 8 entries of the
+    /// first frame are reserved.
     pub grant_frames: u32,
-    /// Event channels it can have at the same time, 1 to 4095. Each takes two descriptors in the
+    /// Limit of concurrent event channels, 1 to 4095. Each takes two descriptors in the
     /// hypervisor's process.
     pub max_ports: u32,
 }
 
 impl DomainConfig {
-    /// A domain with 64 MiB to share, 8 grant table frames and 1023 event channels.
+    /// Returns the configuration of a domain with 64 MiB of sharable pages, 8 grant table frames
+    /// and 1023 event channels.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         let name = name.into();
         Self { name, id: None, memory_pages: 16384, grant_frames: 8, max_ports: 1023 }
     }
 
-    /// With a number of its own.
+    /// Sets the domain id.
     #[must_use]
     pub fn id(self, id: DomId) -> Self {
         Self { id: Some(id), ..self }
     }
 
-    /// With that many pages of 4 KiB to share.
+    /// Sets the number of sharable pages of 4 KiB.
     #[must_use]
     pub fn memory_pages(self, memory_pages: u32) -> Self {
         Self { memory_pages, ..self }
     }
 
-    /// With that many grant table frames.
+    /// Sets the number of grant table frames.
     #[must_use]
     pub fn grant_frames(self, grant_frames: u32) -> Self {
         Self { grant_frames, ..self }
     }
 
-    /// With that many event channels at most.
+    /// Sets the limit of event channels.
     #[must_use]
     pub fn max_ports(self, max_ports: u32) -> Self {
         Self { max_ports, ..self }
@@ -72,15 +73,15 @@ impl DomainConfig {
     }
 }
 
-/// What the hypervisor knows of a domain.
+/// State of a domain, as the hypervisor reports it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DomainInfo {
-    /// Its number.
+    /// Domain id.
     pub id: DomId,
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// The process that is this domain, if one is.
+    /// Id of the process that has joined as this domain.
     pub pid: Option<i32>,
-    /// Event channels it has.
+    /// Number of open event channels.
     pub ports: usize,
 }

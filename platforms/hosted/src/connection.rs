@@ -1,4 +1,4 @@
-//! A domain's connection to the hypervisor. While it is open the domain lives.
+//! A domain's connection to the hypervisor. The domain exists while it is open.
 
 use crate::protocol::{LEN, Reply, Request};
 use crate::socket;
@@ -11,18 +11,18 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-/// The hypervisor is gone, or answered nonsense.
+/// The hypervisor has closed the connection, or sent an invalid reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Lost;
 
-/// The connection. Calls are made one at a time.
+/// Connection to the hypervisor. Calls are made one at a time.
 #[derive(Debug)]
 pub(crate) struct Connection {
     socket: Mutex<OwnedFd>,
 }
 
 impl Connection {
-    /// Connects to the socket at `path`, and tells under which user the hypervisor runs.
+    /// Connects to the socket at `path`. Also returns the user id of the hypervisor.
     pub(crate) fn open(path: &Path) -> Result<(Self, rustix::process::Uid), Errno> {
         let flags = SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -31,16 +31,16 @@ impl Connection {
         Ok((Self { socket: Mutex::new(socket) }, uid))
     }
 
-    /// Asks, and waits for the answer, which carries `fds` descriptors if it was done and none
-    /// otherwise.
+    /// Sends a request and waits for the reply, which has `FDS` descriptors if it succeeded and
+    /// none otherwise.
     pub(crate) fn call<const FDS: usize>(
         &self,
         request: Request,
     ) -> Result<(Reply, Option<[OwnedFd; FDS]>), Lost> {
-        // A poisoned lock guards nothing but the order of packets; `ask` does not panic.
+        // A poisoned lock protects only the order of packets; `ask` does not panic.
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         Self::ask(&socket, request).inspect_err(|Lost| {
-            // Question and answer no longer match: nobody shall read what is meant for another.
+            // Requests and replies no longer correspond, so the connection is closed.
             let _ = shutdown(&*socket, Shutdown::Both);
         })
     }
@@ -63,7 +63,8 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // At once, even if a child that is about to `exec` holds a copy for a moment.
+        // Takes effect immediately, even if a child that is about to `exec` holds a copy of the
+        // descriptor.
         let socket = self.socket.get_mut().unwrap_or_else(PoisonError::into_inner);
         let _ = shutdown(&*socket, Shutdown::Both);
     }

@@ -1,4 +1,4 @@
-//! A domain, from the inside: what a process holds that is one.
+//! A domain, from the view of the process that has joined as it.
 
 use crate::connection::Connection;
 use crate::error::{JoinError, XenstoreError};
@@ -14,8 +14,8 @@ use rustix::io::Errno;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-/// A domain that this process is: its memory, its grants, its event channels. Cheap to clone; the
-/// domain lives until the last clone is dropped, and with it every mapping and event channel.
+/// Domain of this process: its memory, grants and event channels. Cheap to clone. The domain exists
+/// until the last clone, mapping and event channel is dropped.
 #[derive(Clone, Debug)]
 pub struct Domain(Arc<Inner>);
 
@@ -30,8 +30,8 @@ pub(crate) struct Inner {
 }
 
 impl Domain {
-    /// Becomes domain `id` of the hypervisor that runs in `state_dir`. When this process ends, or
-    /// drops the domain and all that came of it, the domain is destroyed.
+    /// Joins as domain `id` of the hypervisor that runs in `state_dir`. When this process ends, or
+    /// drops the domain and everything derived from it, the domain is destroyed.
     ///
     /// # Errors
     /// Any [`JoinError`].
@@ -69,14 +69,14 @@ impl Domain {
         })))
     }
 
-    /// Its number.
+    /// Returns the domain id.
     #[must_use]
     pub fn id(&self) -> DomId {
         self.0.id
     }
 
-    /// A new connection to xenstore with this domain's rights; relative paths are below
-    /// `/local/domain/<number>`. There may be several at a time, one for each thread, say.
+    /// Opens a connection to xenstore with this domain's permissions. Relative paths are below
+    /// `/local/domain/<number>`. Several connections may be open, for example one for each thread.
     ///
     /// # Errors
     /// [`XenstoreError`].
@@ -93,7 +93,7 @@ impl Domain {
         &self.0
     }
 
-    /// The memory of another domain.
+    /// Returns the memory of another domain.
     #[inline]
     pub(crate) fn peer(&self, domain: DomId) -> Result<Arc<PeerMemory>, GrantStatus> {
         self.0.peers.get(domain, &self.0.connection)

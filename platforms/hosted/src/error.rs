@@ -4,24 +4,24 @@ use pvio_xenbus::XsError;
 use std::io;
 use std::path::PathBuf;
 
-/// Why the hypervisor could not start.
+/// Reason why the hypervisor could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Another one is alive in that directory.
+    /// Another hypervisor runs in that directory.
     #[error("a pvio hypervisor already runs in {0}; stop it or name another directory")]
     Running(PathBuf),
-    /// Socket paths are at most 107 bytes long on Linux.
+    /// The path is too long: socket paths have at most 107 bytes on Linux.
     #[error("{0} is too long a path for sockets to lie in; choose a shorter one")]
     PathTooLong(PathBuf),
     /// The directory cannot be used.
     #[error(transparent)]
     Directory(#[from] DirError),
-    /// A socket could not be made.
+    /// A socket could not be created.
     #[error("{path}: {source}")]
     Io {
-        /// What could not be made.
+        /// Path of the socket.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
 }
@@ -39,13 +39,13 @@ impl StartError {
     }
 }
 
-/// Why a domain could not be created or destroyed.
+/// Reason why a domain could not be created or destroyed.
 #[derive(Debug, thiserror::Error)]
 pub enum DomainError {
-    /// The name is taken.
+    /// The name is in use.
     #[error("a domain named {0:?} exists already")]
     NameInUse(String),
-    /// The number is taken.
+    /// The domain id is in use.
     #[error("domain {0} exists already")]
     IdInUse(DomId),
     /// The name is not 1 to 64 letters, digits, or any of `-_.`.
@@ -54,25 +54,25 @@ pub enum DomainError {
     /// A size is out of range.
     #[error("{what} is {given}, not {least} to {most}")]
     OutOfRange {
-        /// The field of [`DomainConfig`](crate::DomainConfig).
+        /// Field of [`DomainConfig`](crate::DomainConfig).
         what: &'static str,
-        /// What it is.
+        /// Given value.
         given: u32,
-        /// The least it may be.
+        /// Smallest valid value.
         least: u32,
-        /// The most it may be.
+        /// Largest valid value.
         most: u32,
     },
-    /// No number is left.
+    /// No domain id is free.
     #[error("every domain number is taken")]
     OutOfIds,
     /// There is no such domain.
     #[error("there is no domain {0}")]
     NoDomain(DomId),
-    /// Its memory could not be made.
+    /// Its memory could not be created.
     #[error("no memory for the domain: {0}")]
     Memory(#[from] io::Error),
-    /// Its home could not be made.
+    /// Its xenstore directory could not be created.
     #[error("making the domain's home in xenstore: {0}")]
     Xenstore(#[source] XsError),
 }
@@ -94,25 +94,25 @@ impl DomainError {
     }
 }
 
-/// Why a process could not become a domain.
+/// Reason why a process could not join as a domain.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// Nobody listens there.
+    /// No hypervisor runs there.
     #[error("no pvio hypervisor runs in {0}; start it first")]
     NoHypervisor(PathBuf),
     /// There is no such domain.
     #[error("the hypervisor has no domain {0}")]
     NoDomain(DomId),
-    /// Another process is that domain.
+    /// Another process has joined as that domain.
     #[error("a process is domain {0} already")]
     Taken(DomId),
     /// The hypervisor runs under another user.
     #[error("the hypervisor there runs under another user")]
     OtherUser,
-    /// The hypervisor went away, refused this process, or answered nonsense.
+    /// The hypervisor has closed the connection, rejected this process, or sent an invalid reply.
     #[error("the hypervisor hung up")]
     Lost,
-    /// The socket or a mapping could not be made.
+    /// The socket or a mapping could not be created.
     #[error("joining the hypervisor: {0}")]
     Io(#[from] io::Error),
 }
@@ -132,13 +132,13 @@ impl JoinError {
     }
 }
 
-/// Why a domain got no connection to xenstore.
+/// Reason why a domain could not connect to xenstore.
 #[derive(Debug, thiserror::Error)]
 pub enum XenstoreError {
-    /// The hypervisor went away.
+    /// The hypervisor has closed the connection.
     #[error("the hypervisor hung up")]
     Lost,
-    /// The hypervisor gives out no more connections.
+    /// The limit of connections is reached.
     #[error("the hypervisor has no more connections to xenstore to give; close one")]
     TooMany,
     /// The stream could not be used.

@@ -1,35 +1,38 @@
 //! Event channels between processes.
 //!
-//! One end is a port: a pending and a mask bit in the receiver's events file, and an eventfd the
-//! receiver waits on. The sender has both mapped or open too, so that to notify asks nobody.
+//! An end of a channel is a port: a pending and a mask bit in the receiver's events file, and an
+//! eventfd on which the receiver waits. The sender has both mapped or open, so a notification needs
+//! no request to the hypervisor.
 //!
 //! # No wake-up is lost
 //!
-//! Sender: **S1** write shared memory; **S2** set the pending bit, in one step with looking at
-//! what it was; **S3** if it was clear and the port is not masked, add to the eventfd.
-//! Receiver: **R1** drain the eventfd; **R2** clear the pending bit, in one step with looking at
-//! what it was; **R3** if it was set, look at shared memory.
+//! Sender: **S1** write shared memory; **S2** set the pending bit and read its old value,
+//! atomically; **S3** if it was clear and the port is not masked, add to the eventfd. Receiver:
+//! **R1** clear the eventfd; **R2** clear the pending bit and read its old value, atomically;
+//! **R3** if it was set, read shared memory.
 //!
-//! All steps on the bits are sequentially consistent, so for any S2 one of these holds:
+//! All steps on the bits are sequentially consistent, so one of these holds for every S2:
 //!
-//! - S2 found the bit set. Whoever set it has added to the eventfd, or will, or found the port
-//!   masked; and R2 has not cleared it yet. So an R2 follows, and the R3 behind it sees S1.
-//! - S2 found the bit clear and the port not masked. S3 adds to the eventfd *after* S2. If R1 drains
-//!   it, R2 comes later than S2 and clears the bit: R3 sees S1. If an R2 cleared the bit already, its
-//!   R3 sees S1, and the addition wakes the receiver once for nothing.
-//! - S2 found the port masked. Unmasking clears the mask first and looks for the bit second, S2 sets
-//!   the bit first and looks at the mask second: one of the two sees the other, and wakes.
+//! - S2 found the bit set. The thread that set it has added to the eventfd, will add to it, or
+//!   found the port masked, and R2 has not cleared the bit yet. So an R2 follows, and the R3 after
+//!   it sees S1.
+//! - S2 found the bit clear and the port not masked. S3 adds to the eventfd *after* S2. If R1
+//!   clears the eventfd, R2 comes later than S2 and clears the bit: R3 sees S1. If an R2 has
+//!   cleared the bit already, its R3 sees S1, and the addition causes a spurious wake-up.
+//! - S2 found the port masked. Unmasking clears the mask first and reads the pending bit second. S2
+//!   sets the pending bit first and reads the mask second. At least one of the two sees the other's
+//!   change, and wakes the receiver.
 //!
-//! The other order, R2 before R1, loses: S2 and S3 between them leave the bit set and the eventfd
-//! empty, and every later S2 finds the bit set.
+//! The other order, R2 before R1, loses events: S2 and S3 between them leave the bit set and the
+//! eventfd clear, and every later S2 finds the bit set.
 //!
-//! # Ports that change hands
+//! # Ports that are reused
 //!
-//! The port at the other end stands in our events file, written by the hypervisor as ends bind and
-//! close; 0 swallows the event. A sender that read it just before it changed may set the bit of a
-//! port that by now is somebody else's, without waking them; it looks again afterwards, and if the
-//! port changed asks the hypervisor to wake whoever has it. Events may come for nothing; none may
-//! be missing.
+//! The peer's port is stored in this domain's events file. The hypervisor writes it when ends bind
+//! and close; 0 discards the event. A sender that read the port just before a change may set the
+//! bit of a port that now belongs to another channel, without a wake-up of its owner. Therefore the
+//! sender reads the port again afterwards. If it has changed, the sender requests the hypervisor to
+//! wake the port's owner. Spurious events are possible; lost events are not.
 
 use crate::connection::Connection;
 use crate::domain::Domain;
@@ -44,8 +47,8 @@ use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-/// One end of an event channel. Its descriptor ([`AsFd`]) is readable when an event is to be
-/// taken; poll it, do not read it.
+/// One end of an event channel. Its descriptor ([`AsFd`]) is readable when an event is pending. It
+/// must only be polled, not read.
 #[derive(Debug)]
 pub struct Channel {
     port: Port,
@@ -58,19 +61,19 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// The domain at the other end, or that may bind to it.
+    /// Returns the domain at the other end, or the one that may bind to it.
     #[must_use]
     pub fn remote(&self) -> DomId {
         self.remote
     }
 
-    /// Whether somebody is bound to the other end just now.
+    /// Whether the other end is bound.
     #[must_use]
     pub fn is_bound(&self) -> bool {
         link(&self.our_events, self.port) != 0
     }
 
-    /// Waits until there is an event and takes it; `false` when `timeout` passed first.
+    /// Waits for an event and takes it. Returns `false` if `timeout` expired first.
     ///
     /// # Errors
     /// As for [`take`](EventChannel::take).
@@ -106,8 +109,8 @@ impl EventChannel for Channel {
     }
 
     fn notify(&self) -> Result<(), EventError> {
-        // What was written before is seen by whoever binds after we saw nobody bound: it gets an
-        // event from the hypervisor, which is ordered behind the link.
+        // If no peer is bound, a peer that binds later sees the memory written before: it gets an
+        // event from the hypervisor, which is ordered after the link.
         full_fence();
         let theirs = link(&self.our_events, self.port);
         if theirs == 0 {
@@ -117,7 +120,7 @@ impl EventChannel for Channel {
             signal(&self.wake_them);
         }
         if link(&self.our_events, self.port) != theirs {
-            // A refusal means that the other domain is gone, and with it whom to wake.
+            // A rejection means that the other domain no longer exists.
             let kick = Request::Kick(self.remote, Port(theirs));
             self.connection.call::<0>(kick).map_err(|_| EventError::Hypervisor)?;
         }
@@ -146,7 +149,7 @@ impl EventChannel for Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        // Without a hypervisor there is nobody who would hand the port out again.
+        // If the hypervisor has ended, the port cannot be reused anyway.
         let _ = self.connection.call::<0>(Request::Close(self.port));
     }
 }
@@ -203,7 +206,7 @@ impl Domain {
 
 /// Adds 1 to an eventfd.
 pub(crate) fn signal(eventfd: &OwnedFd) {
-    // The one error there is, a full counter, means that it is readable already.
+    // The only possible error, a full counter, means that it is readable already.
     let _ = rustix::io::retry_on_intr(|| rustix::io::write(eventfd, &1_u64.to_ne_bytes()));
 }
 
@@ -223,8 +226,8 @@ mod tests {
         let ours = front.alloc_unbound(back.id()).unwrap();
         let theirs = back.bind_interdomain(front.id(), ours.port()).unwrap();
         assert!(theirs.take().unwrap());
-        // A sender that read the link just before it changed set the bit of this port and added
-        // to another eventfd: from now on nobody who finds the bit set would wake it.
+        // A sender that read the link just before it changed set the bit of this port and added to
+        // another eventfd. Later senders find the bit set and do not wake its owner.
         assert!(event_bits(&back.inner().events).raise(theirs.port()));
         ours.notify().unwrap();
         let readable = || {

@@ -41,7 +41,8 @@ impl Granter for Domain {
         }
         let mut grants = lock(&inner.grants);
         let gref = grants.free.pop().ok_or(GrantError::OutOfEntries)?;
-        // A free entry that is not free was written by somebody else: it is left alone for good.
+        // A free entry that is in use in the table was written by another process. It is not used
+        // any more.
         inner.own.memory.table().grant(gref, peer, lease.0.first + page, access)?;
         grants.held[gref.0 as usize] = Some(lease.clone());
         Ok(gref)
@@ -58,7 +59,7 @@ impl Granter for Domain {
         let lease = held.take();
         grants.free.push(gref);
         drop(grants);
-        // Only now may the page become free, and not under the lock.
+        // The page may become free only now, and not under the lock.
         drop(lease);
         Ok(())
     }

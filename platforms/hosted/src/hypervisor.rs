@@ -16,11 +16,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-/// The hypervisor, embedded in this process: one thread for it and one for xenstore, both asleep
-/// unless a domain wants something.
-/// Dropping it stops it. The domains are then on their own, as if it had crashed: between those that
-/// met already, pages can still be granted and mapped and bound event channels still wake; nothing
-/// else can be had.
+/// Hypervisor embedded in this process. It has one thread for itself and one for xenstore; both
+/// sleep without requests.
+///
+/// Dropping it stops it. The effect on the domains is that of a crash of the hypervisor. Domains
+/// that have mapped each other's memory can still grant and map pages, and bound event channels
+/// still work. Everything else fails.
 #[derive(Debug)]
 pub struct Hypervisor {
     shared: Arc<Shared>,
@@ -30,11 +31,11 @@ pub struct Hypervisor {
 }
 
 impl Hypervisor {
-    /// Starts a hypervisor whose sockets lie in `state_dir`, which is made if it is not there.
+    /// Starts a hypervisor with its sockets in `state_dir`, which is created if it does not exist.
     ///
     /// # Errors
-    /// Any [`StartError`]; [`StartError::Running`] when another is alive in that directory. The
-    /// sockets of a dead one are replaced.
+    /// Any [`StartError`]; [`StartError::Running`] if another one runs in that directory. The
+    /// sockets of a hypervisor that has ended are replaced.
     pub fn start(state_dir: impl AsRef<Path>) -> Result<Self, StartError> {
         let state_dir = StateDir::take(state_dir.as_ref())?;
         let listener = state_dir.listen(HYPERVISOR_SOCKET)?;
@@ -57,19 +58,19 @@ impl Hypervisor {
         Ok(Self { shared, thread, events, state_dir })
     }
 
-    /// The directory its sockets lie in.
+    /// Returns the directory of its sockets.
     #[must_use]
     pub fn state_dir(&self) -> &Path {
         self.state_dir.path()
     }
 
-    /// What becomes of domains, in order.
+    /// Returns the events of domains, in order.
     #[must_use]
     pub fn events(&self) -> &Receiver<HypervisorEvent> {
         &self.events
     }
 
-    /// Makes a domain and its home in xenstore, `/local/domain/<number>`; a process may then
+    /// Creates a domain and its xenstore directory, `/local/domain/<number>`. A process may then
     /// [join](crate::Domain::join) as it.
     ///
     /// # Errors
@@ -78,9 +79,9 @@ impl Hypervisor {
         self.shared.create(&config)
     }
 
-    /// Destroys a domain and hangs up on its process, which is not otherwise touched: what it has
-    /// mapped of other domains it can still reach, although they may reuse it. End the process
-    /// first if it may still be at work; the domain then goes by itself.
+    /// Destroys a domain and closes the connection of its process. The process keeps access to the
+    /// pages of other domains that it has mapped, although those domains may reuse them. So end the
+    /// process first if it may still be active; that also destroys the domain.
     ///
     /// # Errors
     /// [`DomainError::NoDomain`].
@@ -90,16 +91,16 @@ impl Hypervisor {
         Ok(())
     }
 
-    /// A connection to xenstore with domain 0's rights, for this process itself. Tools reach the
-    /// same store through `xenstore.sock` in the state directory.
+    /// Returns a connection to xenstore with domain 0's permissions, for this process. Tools
+    /// connect to the same store with `xenstore.sock` in the state directory.
     ///
     /// # Errors
-    /// The system's, if there is no pair of sockets to be had.
+    /// A system error, if no socket pair can be created.
     pub fn xenstore(&self) -> std::io::Result<Client> {
         Client::from_stream(self.shared.names.connect(DomId::DOM0)?)
     }
 
-    /// Every domain, by number.
+    /// Returns all domains, ordered by id.
     #[must_use]
     pub fn domains(&self) -> Vec<DomainInfo> {
         lock(&self.shared.machine).list()

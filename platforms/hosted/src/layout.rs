@@ -1,19 +1,20 @@
-//! What lies where in the two memfds of a domain.
+//! Layout of the two memfds of a domain.
 //!
 //! Memory, in frames of 4 KiB:
 //!
 //! | frame | holds |
 //! |---|---|
-//! | 0 | what the hypervisor says of the domain: a `u32` that is not 0 once it was destroyed |
+//! | 0 | state of the domain, set by the hypervisor: a `u32` that is not 0 after destruction |
 //! | 1 … | the grant table, version 1, [`MAX_GRANT_FRAMES`] frames at most |
-//! | behind | pages to grant |
+//! | after these | pages to grant |
 //!
-//! Events, apart from memory so that whoever only wakes a domain need not map what it stores:
+//! Events have a separate file, so that a domain that only sends notifications need not map the
+//! receiver's memory:
 //!
 //! | byte | holds |
 //! |---|---|
 //! | 0 | pending and mask bits of the two-level ABI |
-//! | 4096 | for each port a `u32`: the port at the other end, 0 while nobody is bound |
+//! | 4096 | for each port a `u32`: the peer's port, 0 while no peer is bound |
 
 use crate::mem::{Mapped, Slice};
 use core::sync::atomic::Ordering;
@@ -22,18 +23,18 @@ use pvio_grant_table::{DomId, v1};
 use pvio_ring::shm::{PAGE_SIZE, Region};
 use std::io;
 
-/// Most grant table frames a domain can have: 32768 entries, Xen's own default limit.
+/// Largest number of grant table frames of a domain: 32768 entries, Xen's default limit.
 pub(crate) const MAX_GRANT_FRAMES: u32 = 64;
-/// Most pages a domain can have to share: 64 GiB.
+/// Largest number of sharable pages of a domain: 64 GiB.
 pub(crate) const MAX_MEMORY_PAGES: u32 = 1 << 24;
-/// Ports are numbered 1 to this.
+/// Largest port number; the smallest is 1.
 pub(crate) const MAX_PORTS: u32 = two_level::PORTS - 1;
-/// Bytes of the pending and mask bits: what a peer maps.
+/// Size of the pending and mask bits in bytes, which a peer maps.
 pub(crate) const EVENT_BITS_LEN: usize = PAGE_SIZE;
-/// Bytes of the whole events file.
+/// Size of the whole events file in bytes.
 pub(crate) const EVENTS_LEN: usize = EVENT_BITS_LEN + two_level::PORTS as usize * 4;
 
-/// The frames of a domain's memory.
+/// Numbers of frames of a domain's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Frames {
     total: u32,
@@ -41,56 +42,58 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
-    /// `pages` to share behind `grant` frames of grant table; `None` when either is out of range.
+    /// Returns the layout with `pages` sharable pages after `grant` grant table frames; `None` if a
+    /// number is out of range.
     pub(crate) fn new(pages: u32, grant: u32) -> Option<Self> {
         let fits =
             (1..=MAX_MEMORY_PAGES).contains(&pages) && (1..=MAX_GRANT_FRAMES).contains(&grant);
         fits.then_some(Self { total: 1 + grant + pages, grant })
     }
 
-    /// As told by the hypervisor.
+    /// Returns the layout that a hypervisor's reply describes.
     pub(crate) fn from_wire(total: u32, grant: u32) -> Option<Self> {
         Self::new(total.checked_sub(grant)?.checked_sub(1)?, grant)
     }
 
-    /// All of them.
+    /// Returns the number of all frames.
     pub(crate) fn total(self) -> u32 {
         self.total
     }
 
-    /// Those of the grant table.
+    /// Returns the number of grant table frames.
     pub(crate) fn grant(self) -> u32 {
         self.grant
     }
 
-    /// Bytes of all.
+    /// Returns the size of all frames in bytes.
     pub(crate) fn len(self) -> usize {
         self.total as usize * PAGE_SIZE
     }
 
-    /// The first page to share.
+    /// Returns the number of the first sharable page.
     pub(crate) fn first(self) -> u32 {
         1 + self.grant
     }
 
-    /// Whether a frame is one that can be shared.
+    /// Whether a frame is a sharable page.
     #[inline]
     pub(crate) fn sharable(self, frame: u32) -> bool {
         (self.first()..self.total).contains(&frame)
     }
 
-    /// Entries of the grant table.
+    /// Returns the number of grant table entries.
     pub(crate) fn entries(self) -> u32 {
         self.grant * (PAGE_SIZE / v1::ENTRY_SIZE) as u32
     }
 
-    /// Bytes before the first page to share: all that the hypervisor itself maps.
+    /// Returns the number of bytes before the first sharable page, which is all that the hypervisor
+    /// maps.
     pub(crate) fn low_len(self) -> usize {
         self.first() as usize * PAGE_SIZE
     }
 }
 
-/// A domain's memory, mapped from frame 0 on: at least its low area.
+/// Mapped memory of a domain, from frame 0: at least all frames before the sharable pages.
 #[derive(Debug)]
 pub(crate) struct Memory {
     pub(crate) mapped: Mapped,
@@ -98,25 +101,25 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// The grant table.
+    /// Returns the grant table.
     #[inline]
     pub(crate) fn table(&self) -> v1::GrantTable<Slice<'_>> {
         let len = self.frames.grant as usize * PAGE_SIZE;
         v1::GrantTable::new(self.mapped.slice(PAGE_SIZE, len).expect("the low area is mapped"))
     }
 
-    /// Whether the hypervisor destroyed the domain.
+    /// Whether the hypervisor has destroyed the domain.
     #[inline]
     pub(crate) fn dead(&self) -> bool {
         self.mapped.load_u32(0, Ordering::Acquire) != Some(0)
     }
 
-    /// Marks the domain as destroyed (the hypervisor's side).
+    /// Marks the domain as destroyed. For the hypervisor.
     pub(crate) fn set_dead(&self) {
         self.mapped.store_u32(0, 1, Ordering::Release);
     }
 
-    /// Whether the domain granted `user` anything.
+    /// Whether the domain has granted any page to `user`.
     pub(crate) fn grants_to(&self, user: DomId) -> bool {
         let table = self.table();
         (0..self.frames.entries()).any(|gref| {
@@ -127,19 +130,19 @@ impl Memory {
     }
 }
 
-/// The pending and mask bits at the start of a mapped events file.
+/// Returns the pending and mask bits at the start of a mapped events file.
 #[inline]
 pub(crate) fn event_bits(events: &Mapped) -> two_level::EventPage<Slice<'_>> {
     two_level::EventPage::new(events.slice(0, two_level::SIZE).expect("the bits are mapped"))
 }
 
-/// The port at the other end of `port`, as the hypervisor left it in a mapped events file.
+/// Returns the peer's port of `port`, as the hypervisor stored it in a mapped events file.
 #[inline]
 pub(crate) fn link(events: &Mapped, port: Port) -> u32 {
     events.load_u32(link_at(port), Ordering::SeqCst).unwrap_or(0)
 }
 
-/// Says which port is at the other end of `port` (the hypervisor's side); 0 for none.
+/// Stores the peer's port of `port`, 0 for none. For the hypervisor.
 pub(crate) fn set_link(events: &Mapped, port: Port, other: u32) {
     events.store_u32(link_at(port), other, Ordering::SeqCst);
 }
@@ -148,7 +151,7 @@ fn link_at(port: Port) -> usize {
     EVENT_BITS_LEN + (port.0 as usize & (two_level::PORTS as usize - 1)) * 4
 }
 
-/// The memory of a domain, mapped in full.
+/// Maps the whole memory of a domain.
 pub(crate) fn map_memory(fd: impl std::os::fd::AsFd, frames: Frames) -> io::Result<Memory> {
     Ok(Memory { mapped: Mapped::front(fd, frames.len())?, frames })
 }

@@ -120,7 +120,7 @@ pub use mem::Held;
 pub use pages::{Lease, Pages};
 pub use shared::HypervisorEvent;
 
-/// The examples of the book's page on embedding.
+/// The examples of the book's page about embedding.
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/embedding.md")]
 struct Book;

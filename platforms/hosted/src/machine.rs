@@ -1,5 +1,5 @@
-//! What the hypervisor knows: domains, their memory, their ports. No I/O but the making of memfds
-//! and eventfds; every answer to a domain is decided here.
+//! State of the hypervisor: domains, their memory, their ports. It does no I/O except for creating
+//! memfds and eventfds. Every reply to a domain is computed here.
 
 use crate::config::{DomainConfig, DomainInfo};
 use crate::error::DomainError;
@@ -14,13 +14,13 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// A connection's number; never used twice.
+/// Number of a connection; never reused.
 pub(crate) type ConnId = u64;
 
-/// A reply and the descriptors that ride on it.
+/// Reply and the descriptors sent with it.
 pub(crate) type Answer = (Reply, Vec<Arc<OwnedFd>>);
 
-/// A request that no honest domain makes; its connection is to be closed.
+/// A request that a correct domain never sends; its connection is closed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Violation;
 
@@ -44,12 +44,12 @@ struct Record {
     process: Option<(ConnId, i32)>,
 }
 
-/// One end of an event channel. It keeps the eventfds of both, so that when one end closes another
-/// can be bound in its place.
+/// One end of an event channel. It holds the eventfds of both ends, so that after one end is
+/// closed, another can be bound in its place.
 #[derive(Debug)]
 struct End {
-    /// Who may bind to the other end; nobody any more once that domain is gone, even if another
-    /// is made under its number, for the memory this end reaches is the first one's.
+    /// Domain that may bind to the other end. `None` once that domain is destroyed, even if a new
+    /// domain has its id: the memory that this end accesses is that of the destroyed one.
     remote: Option<DomId>,
     bound_to: Option<Port>,
     wake_us: Arc<OwnedFd>,
@@ -61,7 +61,7 @@ impl Machine {
         Self { domains: BTreeMap::new(), next: 1 }
     }
 
-    /// Makes a domain that no process is yet.
+    /// Creates a domain that no process has joined as.
     pub(crate) fn create(&mut self, config: &DomainConfig) -> Result<DomId, DomainError> {
         let frames = config.check()?;
         if self.domains.values().any(|record| record.name == config.name) {
@@ -81,14 +81,15 @@ impl Machine {
         Ok(id)
     }
 
-    /// The next number after the last one handed out, so that a number comes again as late as can be.
+    /// Returns the next free id after the last one allocated, so that ids are reused as late as
+    /// possible.
     fn free_id(&self) -> Option<DomId> {
         let all = (self.next..DomId::FIRST_RESERVED).chain(1..self.next);
         all.map(DomId).find(|id| id.is_real() && !self.domains.contains_key(&id.0))
     }
 
-    /// Destroys a domain: its ports close, what it had in use of others is theirs again, and its
-    /// memory goes with its last user.
+    /// Destroys a domain: its ports are closed, pages that it had mapped are released to their
+    /// owners, and its memory is freed with its last user.
     pub(crate) fn destroy(&mut self, id: DomId) -> Result<(), DomainError> {
         let gone = self.domains.remove(&id.0).ok_or(DomainError::NoDomain(id))?;
         gone.memory.set_dead();
@@ -104,19 +105,19 @@ impl Machine {
         Ok(())
     }
 
-    /// Destroys the domain that a connection was, if it was one.
+    /// Destroys the domain of a connection, if it has one.
     pub(crate) fn hung_up(&mut self, conn: ConnId) -> Option<DomId> {
         let id = self.domain_of(conn)?;
         self.destroy(id).ok().map(|()| id)
     }
 
-    /// The domain a connection is.
+    /// Returns the domain of a connection.
     pub(crate) fn domain_of(&self, conn: ConnId) -> Option<DomId> {
         let is = |record: &Record| record.process.is_some_and(|(process, _)| process == conn);
         self.domains.iter().find(|(_, record)| is(record)).map(|(id, _)| DomId(*id))
     }
 
-    /// Every domain.
+    /// Returns all domains.
     pub(crate) fn list(&self) -> Vec<DomainInfo> {
         let info = |(id, record): (&u16, &Record)| DomainInfo {
             id: DomId(*id),
@@ -127,7 +128,7 @@ impl Machine {
         self.domains.iter().map(info).collect()
     }
 
-    /// A process asks to be a domain.
+    /// Serves the request of a process to join as a domain.
     pub(crate) fn join(&mut self, id: DomId, conn: ConnId, pid: i32) -> Answer {
         let Some(record) = self.domains.get_mut(&id.0) else { return no(Status::NoDomain) };
         if record.process.is_some() {
@@ -138,7 +139,7 @@ impl Machine {
         (record.frames_reply(), files)
     }
 
-    /// Domain `user` asks for something.
+    /// Serves a request of domain `user`.
     pub(crate) fn serve(&mut self, user: DomId, request: Request) -> Result<Answer, Violation> {
         Ok(match request {
             Request::Join(_) | Request::Xenstore => return Err(Violation),
@@ -199,7 +200,8 @@ impl Machine {
                 end.bound_to = Some(own_port);
             }
         }
-        // Behind the link: whoever found nobody bound and swallowed an event wrote before this.
+        // After the link was stored: a sender that found no peer bound and discarded an event wrote
+        // its data before this.
         if let Some(record) = self.domains.get(&user.0) {
             record.raise(own_port, &wake_us);
         }
@@ -214,7 +216,7 @@ impl Machine {
         (Status::Done.into(), Vec::new())
     }
 
-    /// The other end of one that is gone: free to be bound again.
+    /// Makes the peer's end of a closed end available for binding again.
     fn unbind(&mut self, gone: &End) {
         let (Some(port), Some(remote)) = (gone.bound_to, gone.remote) else { return };
         let Some(record) = self.domains.get_mut(&remote.0) else { return };
@@ -265,8 +267,8 @@ impl Record {
         Reply { status: Status::Done, results: [frames.total(), frames.grant()] }
     }
 
-    /// The next free port after the last one handed out, so that a number comes again as late as
-    /// can be.
+    /// Returns the next free port after the last one allocated, so that numbers are reused as late
+    /// as possible.
     fn free_port(&self) -> Option<Port> {
         if self.ports.len() >= self.max_ports as usize {
             return None;
@@ -275,7 +277,7 @@ impl Record {
         all.map(Port).find(|port| !self.ports.contains_key(&port.0))
     }
 
-    /// Makes `port` this end. Nobody is linked to it yet.
+    /// Assigns an end to `port`. No peer is linked to it yet.
     fn open(&mut self, port: Port, end: End, their_events: Arc<OwnedFd>) -> Answer {
         self.next_port = port.0 % MAX_PORTS + 1;
         event_bits(&self.events).clear(port);
@@ -285,8 +287,8 @@ impl Record {
         (Reply { status: Status::Done, results: [port.0, 0] }, files)
     }
 
-    /// Wakes whoever has `port`, whether or not an event is pending already: that one may have been
-    /// meant for whoever had it before.
+    /// Wakes the owner of `port`, even if an event is pending already: that event may have been
+    /// meant for the port's previous owner.
     fn raise(&self, port: Port, wake: &OwnedFd) {
         event_bits(&self.events).raise(port);
         signal(wake);

@@ -1,4 +1,4 @@
-//! Mapping and copying pages other domains granted.
+//! Mapping and copying pages granted by other domains.
 
 use crate::domain::Domain;
 use crate::mem::{self, Held, Keeper, Mapped};
@@ -9,13 +9,14 @@ use pvio_grant_table::{
 use pvio_ring::shm::{PAGE_SIZE, Region};
 use std::sync::Arc;
 
-/// Pages of another domain, in use until dropped; they stay readable even when that domain dies.
+/// Pages of another domain, in use until dropped. They stay readable even if that domain is
+/// destroyed.
 pub type Mapping = Held<Pin>;
 
-/// Most pages in one mapping.
+/// Largest number of pages in one mapping.
 const MOST_PAGES: usize = 1024;
 
-/// Keeps the pages of a [`Mapping`] in use.
+/// Marks the pages of a [`Mapping`] as in use.
 #[derive(Debug)]
 pub struct Pin {
     peer: Arc<PeerMemory>,
@@ -31,7 +32,7 @@ enum Pinned {
 #[derive(Debug, Default)]
 struct Many {
     grefs: Vec<GrantRef>,
-    /// The pages one behind the other, if they do not lie so in the peer's memory.
+    /// Contiguous mapping of the pages, if they are not contiguous in the peer's memory.
     stitched: Option<Mapped>,
 }
 
@@ -41,7 +42,7 @@ impl Drop for Pin {
         match &mut self.pinned {
             Pinned::One(gref) => self.peer.unpin(*gref),
             Pinned::Many(many) => {
-                // Nothing may point to the pages any more when they are let go of.
+                // The mapping must be removed before the pages are released.
                 many.stitched = None;
                 many.grefs.iter().for_each(|gref| self.peer.unpin(*gref));
             }
@@ -50,7 +51,7 @@ impl Drop for Pin {
     }
 }
 
-// SAFETY: either mapping is in an allocation that nothing replaces, and stays until `drop`.
+// SAFETY: either mapping is in an allocation that is never replaced, and stays until `drop`.
 #[allow(unsafe_code)]
 unsafe impl Keeper for Pin {
     #[inline]
@@ -208,7 +209,7 @@ mod tests {
         let gref = front.grant(back.id(), &page, 0, Access::ReadWrite).unwrap();
         let at = PAGE_SIZE + gref.0 as usize * 8 + 4;
         let memory = &front.inner().own.memory.mapped;
-        // 0 is the hypervisor's, 1 to 8 are the grant table, 9 to 72 are to share.
+        // Frame 0 holds the state, 1 to 8 are the grant table, 9 to 72 are sharable.
         for frame in [0, 1, 8, 73, u32::MAX] {
             assert!(memory.store_u32(at, frame, Ordering::SeqCst));
             let mapped = back.map(front.id(), &[gref], Access::ReadWrite);

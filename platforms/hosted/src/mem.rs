@@ -1,15 +1,13 @@
-//! Memory of domains: sealed memfds, and the mappings of them. The only file with `unsafe` that
-//! asks the kernel for mappings; what it hands out is [`SharedMemory`], which the rest of the crate
-//! uses in safe Rust.
+//! Memory of domains: sealed memfds and their mappings. This is the only file with `unsafe` code
+//! that maps memory. It provides [`SharedMemory`], which the rest of the crate uses in safe Rust.
 //!
-//! # The argument
+//! # Safety argument
 //!
-//! - A mapping belongs to one [`Mapped`], which unmaps it when dropped and is never handed out by
-//!   value again; whatever points into it borrows it ([`Slice`]) or owns what keeps it
-//!   ([`Held`]).
-//! - An access can only fault if the file gets shorter than the mapping. Every file is sealed
-//!   against shrinking, and [`Mapped`] looks at seal and length itself before it maps.
-//! - No reference to mapped bytes is ever made: all access goes through `pvio_ring::shm`.
+//! - A mapping belongs to one [`Mapped`], which unmaps it when dropped and is never moved out of
+//!   its owner. Every pointer into it borrows it ([`Slice`]) or owns its keeper ([`Held`]).
+//! - An access can only fault if the file becomes shorter than the mapping. Every file is sealed
+//!   against shrinking, and [`Mapped`] checks seal and length before it maps.
+//! - No reference to mapped bytes is ever created: all access goes through `pvio_ring::shm`.
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
@@ -22,7 +20,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// A memfd of `len` zero bytes whose length is fixed for good.
+/// Creates a memfd of `len` zero bytes whose length cannot be changed.
 pub(crate) fn sealed_memfd(name: &str, len: usize) -> io::Result<OwnedFd> {
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let bytes = u64::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -31,7 +29,7 @@ pub(crate) fn sealed_memfd(name: &str, len: usize) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// A mapping, ours until dropped.
+/// Mapping, owned until dropped.
 #[derive(Debug)]
 pub(crate) struct Mapped {
     base: NonNull<u8>,
@@ -39,24 +37,24 @@ pub(crate) struct Mapped {
     writable: bool,
 }
 
-// SAFETY: the memory is reached only through atomics and opaque copies, from any thread; the
+// SAFETY: the memory is accessed only through atomics and opaque copies, from any thread; the
 // mapping itself changes only in `drop`, which has exclusive access.
 unsafe impl Send for Mapped {}
 // SAFETY: as above.
 unsafe impl Sync for Mapped {}
 
 impl Mapped {
-    /// The first `len` bytes of a sealed memfd, readable and writable.
+    /// Maps the first `len` bytes of a sealed memfd, readable and writable.
     pub(crate) fn front(fd: impl AsFd, len: usize) -> io::Result<Self> {
         check_sealed(&fd, len)?;
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: no address is asked for, so nothing that exists is replaced.
+        // SAFETY: no address is requested, so no existing mapping is replaced.
         let base = unsafe { mmap(null_mut(), len, prot, flags, fd, 0) }?;
         Self::own(base, len, true)
     }
 
-    /// Pages of a sealed memfd of `file_len` bytes, in any order, one behind the other.
+    /// Maps pages of a sealed memfd of `file_len` bytes contiguously, in any order.
     pub(crate) fn stitched(
         fd: impl AsFd,
         file_len: usize,
@@ -66,8 +64,8 @@ impl Mapped {
         check_sealed(&fd, file_len)?;
         let len = frames.len().checked_mul(PAGE_SIZE).ok_or(io::ErrorKind::InvalidInput)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: no address is asked for. The range is reserved without access until every page
-        // of it is placed below; if one fails, dropping `whole` takes all of it away.
+        // SAFETY: no address is requested. The range is reserved without access until every page of
+        // it is mapped below; if one fails, dropping `whole` unmaps all of it.
         let base = unsafe { mmap_anonymous(null_mut(), len, ProtFlags::empty(), flags) }?;
         let whole = Self::own(base, len, writable)?;
         let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
@@ -77,8 +75,8 @@ impl Mapped {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
             let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
-            // SAFETY: `i < frames.len()`, so the page lies in the range just reserved, which is
-            // ours and which nobody has seen; that is all that is replaced.
+            // SAFETY: `i < frames.len()`, so the page lies in the range just reserved, which this
+            // function owns and has not passed on; nothing else is replaced.
             unsafe {
                 let at = whole.base.as_ptr().add(i * PAGE_SIZE).cast();
                 mmap(at, PAGE_SIZE, prot, flags, &fd, offset as u64)?;
@@ -87,7 +85,8 @@ impl Mapped {
         Ok(whole)
     }
 
-    /// A part of it; `None` when it is not all inside or does not start at a multiple of 8.
+    /// Returns a part of it; `None` if it is not completely inside or does not start at a multiple
+    /// of 8.
     #[inline]
     pub(crate) fn slice(&self, offset: usize, len: usize) -> Option<Slice<'_>> {
         let base = self.place(offset, len)?;
@@ -111,15 +110,16 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // SAFETY: mapped by us with this very address and length, unmapped once; whatever pointed
-        // into it borrowed or owned `self` and is gone.
+        // SAFETY: mapped by this type with this address and length, and unmapped once; everything
+        // that pointed into it borrowed or owned `self` and has been dropped.
         let done = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
         debug_assert!(done.is_ok(), "munmap: {done:?}");
     }
 }
 
-// SAFETY: mapped until dropped, at a fixed page-aligned address, with the access `writable` tells;
-// a sealed file cannot shrink below it, so no access faults; no reference to it is made.
+// SAFETY: mapped until dropped, at a fixed page-aligned address, with the access that `writable`
+// returns; a sealed file cannot shrink below it, so no access faults; no reference to it is
+// created.
 unsafe impl SharedMemory for Mapped {
     fn base(&self) -> NonNull<u8> {
         self.base
@@ -134,8 +134,7 @@ unsafe impl SharedMemory for Mapped {
     }
 }
 
-/// A part of a mapping that somebody else keeps; writable if the mapping is one of
-/// [`Mapped::front`].
+/// Part of a mapping that is owned elsewhere; writable if the mapping is one of [`Mapped::front`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slice<'a> {
     base: NonNull<u8>,
@@ -143,7 +142,7 @@ pub(crate) struct Slice<'a> {
     of: PhantomData<&'a Mapped>,
 }
 
-// SAFETY: `Mapped::slice` checked bounds and alignment; the borrow keeps the mapping.
+// SAFETY: `Mapped::slice` checked bounds and alignment; the borrow keeps the mapping alive.
 unsafe impl SharedMemory for Slice<'_> {
     #[inline]
     fn base(&self) -> NonNull<u8> {
@@ -156,7 +155,7 @@ unsafe impl SharedMemory for Slice<'_> {
     }
 }
 
-/// What keeps a mapping alive.
+/// Owner of a mapping, or of a reference that keeps it mapped.
 ///
 /// # Safety
 /// `memory` returns the same mapping for as long as the value lives, wherever it is moved to.
@@ -165,7 +164,7 @@ pub(crate) unsafe trait Keeper {
     fn memory(&self) -> &Mapped;
 }
 
-/// A stretch of shared memory together with what keeps it valid; dropping it lets go of that.
+/// Part of shared memory, with the value that keeps it valid. Dropping it drops that value.
 pub struct Held<K> {
     base: NonNull<u8>,
     len: usize,
@@ -180,14 +179,15 @@ impl<K: Clone> Clone for Held<K> {
 }
 
 impl<K> Held<K> {
-    /// What keeps it.
+    /// Returns the value that keeps the memory valid.
     pub(crate) fn keeper(&self) -> &K {
         &self.keeper
     }
 }
 
-/// A part of what `keeper` keeps; `None` when it is not all inside or does not start at a multiple
-/// of 8. Not writable unless both the mapping and `writable` say so.
+/// Returns a part of the memory that `keeper` keeps valid; `None` if it is not completely inside or
+/// does not start at a multiple of 8. It is writable only if both the mapping and `writable` allow
+/// it.
 #[inline]
 pub(crate) fn hold<K: Keeper>(
     keeper: K,
@@ -200,13 +200,14 @@ pub(crate) fn hold<K: Keeper>(
     Some(Held { base, len, writable, keeper })
 }
 
-// SAFETY: the memory is reached only through atomics and opaque copies; the rest is the keeper's.
+// SAFETY: the memory is accessed only through atomics and opaque copies; the rest is the keeper's.
 unsafe impl<K: Send> Send for Held<K> {}
 // SAFETY: as above.
 unsafe impl<K: Sync> Sync for Held<K> {}
 
-// SAFETY: made by `hold` alone (clones copy a value it made and the keeper with it), which checked
-// that the part lies in the mapping the keeper keeps, for as long as this owns the keeper.
+// SAFETY: created only by `hold` (clones copy a value that it created, together with the keeper),
+// which checked that the part lies in the mapping that the keeper keeps valid, for as long as this
+// owns the keeper.
 unsafe impl<K> SharedMemory for Held<K> {
     #[inline]
     fn base(&self) -> NonNull<u8> {
@@ -233,7 +234,7 @@ impl<K> fmt::Debug for Held<K> {
     }
 }
 
-/// The length of a file is fixed and at least `len`.
+/// Checks that the length of a file is fixed and at least `len`.
 fn check_sealed(fd: impl AsFd, len: usize) -> io::Result<()> {
     let long = usize::try_from(fstat(&fd)?.st_size).is_ok_and(|size| size >= len);
     if len == 0 || !long || !fcntl_get_seals(&fd)?.contains(SealFlags::SHRINK) {

@@ -1,4 +1,4 @@
-//! xenstore, as the hypervisor keeps it: one home a domain, gone with it.
+//! The hypervisor's xenstore: one directory for each domain, which exists as long as the domain.
 
 use crate::pages::lock;
 use pvio_grant_table::DomId;
@@ -12,12 +12,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Mutex;
 
-/// Connections of one domain: each of its disks has one.
+/// Limit of connections of one domain: each of its disks has one.
 const MAX_CONNECTIONS: usize = 4096;
-/// What one domain may hold: more than on Xen, for as many disks as its grant table has place for.
+/// Quota of a domain: larger than on Xen, for as many disks as its grant table has entries for.
 const QUOTA: Quota = Quota { nodes: 65_536, watches: 16_384, memory: 64 << 20, ..Quota::XEN };
 
-/// The store, served by a thread of its own.
+/// The store, served by a separate thread.
 #[derive(Debug)]
 pub(crate) struct Names {
     server: ServerHandle,
@@ -25,7 +25,7 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Serves a new store; to the tools of domain 0 on the socket at `path`.
+    /// Creates and serves a store. Tools connect as domain 0 by the socket at `path`.
     pub(crate) fn serve(path: &Path) -> io::Result<Self> {
         let server = Server::new(Store::new(QUOTA)).domain_connections(MAX_CONNECTIONS);
         let server = server.listen(path)?.spawn()?;
@@ -33,8 +33,8 @@ impl Names {
         Ok(Self { server, control })
     }
 
-    /// Makes a domain's home, as a toolstack of Xen does: the home and `device` are domain 0's and
-    /// the domain reads them; `data` and `error` are its own.
+    /// Creates a domain's directory, as a toolstack of Xen does: the directory and `device` belong
+    /// to domain 0 and are readable for the domain; `data` and `error` belong to the domain.
     pub(crate) fn add(&self, id: DomId, name: &str) -> Result<(), XsError> {
         let dom0 = Perm::new(DomId::DOM0, Access::None);
         let readable = [dom0, Perm::new(id, Access::Read)];
@@ -43,7 +43,7 @@ impl Names {
         transaction(&mut *lock(&self.control), |xs| -> Result<(), XsError> {
             xs.mkdir(&home)?;
             xs.set_perms(&home, &readable)?;
-            // What lies below takes after it.
+            // Nodes below inherit its permissions.
             xs.write(&format!("{home}/name"), name.as_bytes())?;
             xs.write(&format!("{home}/domid"), id.to_string().as_bytes())?;
             xs.mkdir(&format!("{home}/device"))?;
@@ -57,14 +57,14 @@ impl Names {
         self.server.introduce(id).map_err(|_| XsError::Closed).map(drop)
     }
 
-    /// Removes a domain's home and all it owns, closes its connections, and tells who watches
-    /// `@releaseDomain`.
+    /// Removes a domain's directory and all that it owns, closes its connections, and fires the
+    /// `@releaseDomain` watches.
     pub(crate) fn remove(&self, id: DomId) -> Result<(), XsError> {
         lock(&self.control).rm(&home(id))?;
         self.server.release(id).map_err(|_| XsError::Closed).map(drop)
     }
 
-    /// A new connection with a domain's rights.
+    /// Returns a new connection with a domain's permissions.
     pub(crate) fn connect(&self, id: DomId) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
         self.server.add_domain_connection(id, theirs)?;

@@ -1,4 +1,4 @@
-//! The pages of a domain, and which of them are granted.
+//! Pages of this domain and their allocation and grants.
 
 use crate::layout::Memory;
 use crate::mem::{Held, Keeper, Mapped};
@@ -6,11 +6,11 @@ use pvio_grant_table::GrantRef;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Pages of this domain, contiguous. They are free again when the last clone is dropped and no
-/// grant to them is left.
+/// Pages of this domain, contiguous. They are freed when the last clone is dropped and no grant to
+/// them is left.
 pub type Pages = Held<Lease>;
 
-/// Keeps [`Pages`] from being handed out again.
+/// Keeps [`Pages`] allocated.
 #[derive(Clone, Debug)]
 pub struct Lease(pub(crate) Arc<Run>);
 
@@ -27,7 +27,7 @@ impl Drop for Run {
     }
 }
 
-// SAFETY: the mapping is a field of an `Arc` that nothing replaces.
+// SAFETY: the mapping is a field of an `Arc` that is never replaced.
 #[allow(unsafe_code)]
 unsafe impl Keeper for Lease {
     fn memory(&self) -> &Mapped {
@@ -35,7 +35,7 @@ unsafe impl Keeper for Lease {
     }
 }
 
-/// A domain's own memory, and which of its pages are free.
+/// Memory of this domain, and its free pages.
 #[derive(Debug)]
 pub(crate) struct OwnMemory {
     pub(crate) memory: Memory,
@@ -51,12 +51,12 @@ impl OwnMemory {
     }
 }
 
-/// Free frames, as runs: first frame → how many. Neighbouring runs are always joined.
+/// Free frames as runs: first frame → number of frames. Adjacent runs are always merged.
 #[derive(Debug, Default)]
 pub(crate) struct FreeRuns(BTreeMap<u32, u32>);
 
 impl FreeRuns {
-    /// The first run long enough.
+    /// Allocates `count` frames from the first run that is long enough.
     pub(crate) fn take(&mut self, count: u32) -> Option<u32> {
         let (&first, &len) = self.0.iter().find(|(_, len)| **len >= count)?;
         self.0.remove(&first);
@@ -81,7 +81,7 @@ impl FreeRuns {
     }
 }
 
-/// The references of a domain: which are free, and what each one in use holds on to.
+/// Grant references of a domain: the free ones, and the pages that each used one keeps allocated.
 #[derive(Debug)]
 pub(crate) struct Grants {
     pub(crate) free: Vec<GrantRef>,
@@ -95,7 +95,7 @@ impl Grants {
     }
 }
 
-/// Nothing that is done under these locks can panic half-way.
+/// No code under these locks can panic and leave an inconsistent state.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

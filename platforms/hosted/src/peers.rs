@@ -1,6 +1,6 @@
-//! The memory of other domains, as this one uses it: mapped whole, once, and then pinned page by
-//! page through the grant table in it. Here the using domain does by itself what on Xen the
-//! hypervisor does for it.
+//! Memory of other domains, as this domain accesses it: each is mapped once as a whole, and then
+//! its pages are pinned one by one through its grant table. This process does what the hypervisor
+//! does on Xen.
 
 use crate::connection::Connection;
 use crate::layout::{Frames, Memory, map_memory};
@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, Weak};
 
-/// Another domain's memory.
+/// Memory of another domain.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) memory: Memory,
@@ -25,13 +25,13 @@ pub(crate) struct Peer {
     user: DomId,
     own: Arc<OwnMemory>,
     others: Weak<Peers>,
-    /// As long as anything of the peer's is mapped, this domain lives: were it taken for dead, the
-    /// peer would reuse the page.
+    /// Keeps this domain alive while any page of the peer is mapped. Otherwise the hypervisor would
+    /// destroy this domain, and the peer would reuse the page.
     _alive: Arc<Connection>,
 }
 
 impl Peer {
-    /// Marks a page in use and returns its frame, one that can be shared.
+    /// Marks a page as in use and returns its frame number, which is a sharable one.
     #[inline]
     pub(crate) fn pin(&self, gref: GrantRef, access: Access) -> Result<u32, GrantStatus> {
         let uses = self.uses.get(gref.0 as usize).ok_or(GrantStatus::BadGrantRef)?;
@@ -61,15 +61,15 @@ impl Peer {
     pub(crate) fn unpin(&self, gref: GrantRef) {
         let Some(uses) = self.uses.get(gref.0 as usize) else { return };
         let count = uses.lock();
-        // Once this domain was destroyed the marks are no longer its own.
+        // Once this domain is destroyed, the marks no longer belong to it.
         if count == 1 && !self.own.memory.dead() {
             self.memory.table().unpin(gref, Access::ReadWrite);
         }
         uses.unlock(count.saturating_sub(1));
     }
 
-    /// A use of a page ended. If its domain is gone there will be no other: the memory goes with
-    /// the last user.
+    /// Called after a use of a page has ended. If the peer is destroyed, its memory is released
+    /// with the last user.
     #[inline]
     pub(crate) fn used(&self) {
         if self.memory.dead()
@@ -80,9 +80,9 @@ impl Peer {
     }
 }
 
-/// How often one reference is in use in this process. A count and a lock in one word, so that
-/// marks in the grant table and count change together; the lock is held for two loads and an
-/// exchange, and contended only when two threads use the same page at the same time.
+/// Number of uses of one reference in this process. Count and lock are in one word, so that the
+/// marks in the grant table and the count change together. The lock is held for two loads and an
+/// exchange, and contended only if two threads use the same page at the same time.
 #[derive(Debug, Default)]
 struct Uses(AtomicU32);
 
@@ -94,12 +94,13 @@ impl Uses {
     fn lock(&self) -> u32 {
         let mut tries = 0_u32;
         loop {
-            // One plain exchange; whoever finds it locked puts back what was there.
+            // A plain exchange: a thread that finds it locked stores the value that was there
+            // before.
             let count = self.0.swap(Self::LOCKED, Ordering::Acquire);
             if count != Self::LOCKED {
                 return count;
             }
-            // The holder may have been preempted.
+            // The thread that holds the lock may have been preempted.
             tries += 1;
             if tries.is_multiple_of(64) {
                 std::thread::yield_now();
@@ -114,8 +115,8 @@ impl Uses {
     }
 }
 
-/// One of several references to the same peer. Each counts by itself who holds it, in a cache line
-/// of its own, so that threads that map pages of one peer do not meet at one counter.
+/// One of several references to the same peer. Each has its own reference count in its own cache
+/// line, so that threads that map pages of one peer do not contend for one counter.
 #[derive(Debug)]
 pub(crate) struct PeerMemory(CachePadded<Arc<Peer>>);
 
@@ -128,13 +129,13 @@ impl Deref for PeerMemory {
     }
 }
 
-/// Shares of a peer; threads take turns.
+/// Number of references per peer, which are assigned to threads in turn.
 const SHARES: usize = 8;
 
-/// Peers that a thread remembers; of those that fall on the same place, the last.
+/// Size of a thread's cache of peers. Peers with the same index replace each other.
 const REMEMBERED: usize = 64;
 
-/// What a thread remembers: whose peer it was, and a share of it that keeps nothing alive.
+/// Entry of a thread's cache: a peer, and a weak reference to it.
 #[derive(Debug)]
 struct Memo {
     peers: u64,
@@ -154,10 +155,10 @@ thread_local! {
     static MEMO: [RefCell<Memo>; REMEMBERED] = const { [const { RefCell::new(Memo::NOTHING) }; _] };
 }
 
-/// Every domain whose memory this one has mapped.
+/// All domains whose memory this one has mapped.
 #[derive(Debug)]
 pub(crate) struct Peers {
-    /// No two in this process have the same.
+    /// Unique number within this process.
     number: u64,
     user: DomId,
     own: Arc<OwnMemory>,
@@ -170,8 +171,8 @@ impl Peers {
         Self { number, user, own, known: Mutex::default() }
     }
 
-    /// A domain's memory; mapped now if it is not yet. Asks nobody and takes no lock if this
-    /// thread used it before.
+    /// Returns a domain's memory, and maps it if it is not mapped yet. Takes no lock and makes no
+    /// request if this thread used it before.
     #[inline]
     pub(crate) fn get(
         self: &Arc<Self>,
@@ -195,7 +196,7 @@ impl Peers {
             let same = memo.peers == self.number && memo.domain == domain.0;
             same.then(|| memo.share.upgrade()).flatten()
         };
-        // A thread that is ending remembers nothing.
+        // A thread that is ending has no cache.
         MEMO.try_with(recall).ok().flatten()
     }
 
@@ -262,7 +263,7 @@ impl Peers {
 
     #[cold]
     fn forget_dead(&self) {
-        // Dropped only when the lock is given back: unmapping is slow.
+        // Dropped after the lock is released, since unmapping is slow.
         let _dead = take_dead(&mut lock(&self.known));
     }
 }

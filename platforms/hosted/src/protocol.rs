@@ -1,5 +1,5 @@
-//! What a domain and the hypervisor say to each other on `hypervisor.sock`: one packet of 16 bytes
-//! each way, little-endian; descriptors ride on replies.
+//! Protocol between a domain and the hypervisor on `hypervisor.sock`: packets of 16 bytes in both
+//! directions, little-endian. Replies may have descriptors attached.
 //!
 //! | request | bytes | reply |
 //! |---|---|---|
@@ -12,37 +12,38 @@
 use pvio_event_channel::Port;
 use pvio_grant_table::DomId;
 
-/// Bytes of a request and of a reply.
+/// Size of a request and of a reply in bytes.
 pub(crate) const LEN: usize = 16;
 /// "PVH1": pvio, hosted, version 1 of this protocol.
 const MAGIC: [u8; 4] = *b"PVH1";
 
-/// What a domain asks.
+/// Request of a domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Request {
-    /// To be this domain from now on. Reply: total frames, grant frames; memory and events files.
+    /// Join as this domain. Reply: total frames, grant frames; memory and events files.
     Join(DomId),
-    /// For the memory of a domain that granted us something. Reply: as for `Join`, memory only.
+    /// Get the memory of a domain that has granted this domain a page. Reply: as for `Join`, memory
+    /// only.
     Memory(DomId),
-    /// For a port that this domain may bind to. Reply: port; own and the other's eventfd, the
+    /// Allocate a port that this domain may bind to. Reply: port; own and the other's eventfd, the
     /// other's events file.
     AllocUnbound(DomId),
-    /// To bind to this port of this domain. Reply: as for `AllocUnbound`.
+    /// Bind to this port of this domain. Reply: as for `AllocUnbound`.
     Bind(DomId, Port),
-    /// To close a port.
+    /// Close a port.
     Close(Port),
-    /// To wake whoever has this port of this domain now.
+    /// Wake the current owner of this port of this domain.
     Kick(DomId, Port),
-    /// For a connection to xenstore. Reply: a connected stream.
+    /// Connect to xenstore. Reply: a connected stream.
     Xenstore,
 }
 
-/// Not a message of this protocol.
+/// Error: not a message of this protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Nonsense;
 
 impl Request {
-    /// To the wire.
+    /// Returns the encoded request.
     pub(crate) fn to_wire(self) -> [u8; LEN] {
         let (op, domain, port) = match self {
             Self::Join(domain) => (1_u16, domain, Port(0)),
@@ -56,8 +57,8 @@ impl Request {
         pack(op, domain.0, port.0, 0)
     }
 
-    /// From the wire; every field that an operation does not use must be 0, a domain must be one
-    /// that can exist and a port must not be 0.
+    /// Decodes a request. Every field that an operation does not use must be 0, a domain id must be
+    /// valid, and a port must not be 0.
     pub(crate) fn from_wire(bytes: &[u8]) -> Result<Self, Nonsense> {
         let (op, domain, port, rest) = unpack(bytes)?;
         let (domain, port) = (DomId(domain), Port(port));
@@ -77,42 +78,42 @@ impl Request {
     }
 }
 
-/// How a request fared.
+/// Status of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]
 pub(crate) enum Status {
-    /// It was done.
+    /// Success.
     Done = 0,
     /// There is no such domain.
     NoDomain = 1,
-    /// A process is this domain already.
+    /// A process has joined as this domain already.
     Taken = 2,
-    /// Every port of the domain is taken.
+    /// The domain's limit of ports is reached.
     NoPorts = 3,
-    /// Not a port the domain may bind, close or kick.
+    /// The domain may not bind, close or kick this port.
     BadPort = 4,
-    /// The other domain granted this one nothing.
+    /// The other domain has granted this one no page.
     NothingGranted = 5,
     /// The hypervisor is out of descriptors or memory.
     NoResources = 6,
 }
 
-/// What the hypervisor answers.
+/// Reply of the hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Reply {
-    /// How it went.
+    /// Status of the request.
     pub(crate) status: Status,
-    /// Two numbers, of which the request tells the meaning; 0 unless it was done.
+    /// Two values whose meaning depends on the request; 0 unless it succeeded.
     pub(crate) results: [u32; 2],
 }
 
 impl Reply {
-    /// To the wire.
+    /// Returns the encoded reply.
     pub(crate) fn to_wire(self) -> [u8; LEN] {
         pack(self.status as u16, 0, self.results[0], self.results[1])
     }
 
-    /// From the wire.
+    /// Decodes a reply.
     pub(crate) fn from_wire(bytes: &[u8]) -> Result<Self, Nonsense> {
         let (status, zero, first, second) = unpack(bytes)?;
         let status = match (status, zero) {

@@ -1,5 +1,5 @@
-//! The hypervisor's thread: accepts connections, reads requests, sends answers. It sleeps in `poll`
-//! until there is something to do.
+//! The hypervisor's thread: accepts connections, reads requests, sends replies. It sleeps in `poll`
+//! while there is no work.
 
 use crate::machine::{Answer, ConnId};
 use crate::pages::lock;
@@ -13,10 +13,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Connections that have not become a domain; one more, and the oldest of them is closed.
+/// Limit of connections that have not joined as a domain. Beyond it, the oldest of them is closed.
 const MAX_STRANGERS: usize = 64;
 
-/// What the thread owns.
+/// State of the thread.
 pub(crate) struct Server {
     pub(crate) shared: Arc<Shared>,
     pub(crate) listener: OwnedFd,
@@ -36,8 +36,8 @@ impl Server {
         Self { shared, listener, connections: Vec::new(), next: 0 }
     }
 
-    /// Serves until told to stop. Domains are then left as they are: destroying them would hand back
-    /// pages that are still mapped.
+    /// Serves until it is stopped. Domains are not destroyed then: that would release pages that
+    /// are still mapped.
     pub(crate) fn run(mut self) {
         while !self.shared.stop.load(Ordering::Acquire) {
             let (woken, knocking, ready) = self.wait();
@@ -55,14 +55,16 @@ impl Server {
         }
     }
 
-    /// Sleeps until somebody wants something: the embedding process, a new connection, old ones.
+    /// Waits for the embedding process, a new connection, or a request. Returns which of them is
+    /// ready.
     fn wait(&self) -> (bool, bool, Vec<ConnId>) {
         let mut fds = Vec::with_capacity(self.connections.len() + 2);
         fds.push(PollFd::new(&self.shared.wake, PollFlags::IN));
         fds.push(PollFd::new(&self.listener, PollFlags::IN));
         fds.extend(self.connections.iter().map(|c| PollFd::new(&c.socket, PollFlags::IN)));
         if let Err(why) = rustix::io::retry_on_intr(|| poll(&mut fds, None)) {
-            // Only want of kernel memory is left; it passes, and this must not spin until then.
+            // The only remaining error is a lack of kernel memory. It is temporary, so this sleeps
+            // before the next attempt.
             debug_assert_eq!(why, Errno::NOMEM);
             std::thread::sleep(std::time::Duration::from_millis(100));
             return (false, false, Vec::new());
@@ -78,7 +80,7 @@ impl Server {
         let socket = match accept_with(&self.listener, flags) {
             Ok(socket) => socket,
             Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => {
-                // The connection stays in the queue and `poll` keeps telling of it.
+                // The connection stays in the queue, and `poll` reports it again.
                 std::thread::sleep(std::time::Duration::from_millis(100));
                 return;
             }
@@ -99,7 +101,7 @@ impl Server {
         self.connections.push(Connection { id, socket, pid, joined: false });
     }
 
-    /// One request of one connection.
+    /// Serves one request of one connection.
     fn turn(&mut self, id: ConnId) {
         let Some(at) = self.connections.iter().position(|c| c.id == id) else { return };
         let Some(connection) = self.connections.get_mut(at) else { return };
@@ -115,7 +117,7 @@ impl Server {
         }
     }
 
-    /// Hangs up on processes whose domain was destroyed.
+    /// Closes the connections of processes whose domain was destroyed.
     fn drop_destroyed(&mut self) {
         let machine = lock(&self.shared.machine);
         self.connections.retain(|c| !c.joined || machine.domain_of(c.id).is_some());
@@ -123,7 +125,7 @@ impl Server {
 }
 
 impl Connection {
-    /// Answers a request; `false` if it was nonsense or nobody takes the answer.
+    /// Replies to a request. Returns `false` if the request is invalid or the reply cannot be sent.
     fn answer(&mut self, shared: &Shared, bytes: &[u8]) -> bool {
         let Ok(request) = Request::from_wire(bytes) else { return false };
         let mut machine = lock(&shared.machine);
@@ -138,8 +140,8 @@ impl Connection {
                 answer
             }
             (Request::Xenstore, Some(user)) => {
-                // Under the lock: a connection is there before its domain is destroyed, and goes
-                // with it, or is not made.
+                // Under the lock, a connection is either created before its domain is destroyed,
+                // and closed with it, or not created.
                 match shared.names.connect(user) {
                     Ok(stream) => (Status::Done.into(), vec![Arc::new(stream.into())]),
                     Err(_) => (Status::NoResources.into(), Vec::new()),

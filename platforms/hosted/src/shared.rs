@@ -1,4 +1,4 @@
-//! What the embedding process and the hypervisor's thread share.
+//! State that the embedding process and the hypervisor's thread share.
 
 use crate::config::DomainConfig;
 use crate::error::DomainError;
@@ -11,23 +11,23 @@ use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
-/// What became of a domain.
+/// Event of a domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HypervisorEvent {
-    /// A process is this domain now.
+    /// A process has joined as this domain.
     Joined {
-        /// The domain.
+        /// Domain id.
         domid: DomId,
     },
-    /// The domain was destroyed: its process ended, broke the protocol, or
+    /// The domain was destroyed: its process ended, violated the protocol, or
     /// [`destroy_domain`](crate::Hypervisor::destroy_domain) was called.
     Died {
-        /// The domain.
+        /// Domain id.
         domid: DomId,
     },
 }
 
-/// What the embedding process and the hypervisor's thread both reach.
+/// State that both threads access.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) machine: Mutex<Machine>,
@@ -38,15 +38,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Two events a domain at most, and only the embedding process makes domains: the queue is as
-    /// long as that process lets it get.
+    /// Queues an event. A domain has at most two events, and only the embedding process creates
+    /// domains, so that process bounds the length of the queue.
     pub(crate) fn tell(&self, event: HypervisorEvent) {
-        // Nobody listens any more while the hypervisor stops.
+        // While the hypervisor stops, there is no receiver any more.
         let _ = self.events.send(event);
     }
 
-    /// Makes a domain. Machine and names change under one lock, so that a number that is handed out
-    /// again never meets what is left of the domain that had it.
+    /// Creates a domain. Machine and names change under one lock, so that a reused id never finds
+    /// remains of the previous domain with that id.
     pub(crate) fn create(&self, config: &DomainConfig) -> Result<DomId, DomainError> {
         let mut machine = lock(&self.machine);
         let id = machine.create(config)?;
@@ -66,7 +66,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Destroys the domain a connection was, if it was one.
+    /// Destroys the domain of a connection, if it has one.
     pub(crate) fn hung_up(&self, conn: ConnId) {
         let mut machine = lock(&self.machine);
         if let Some(id) = machine.hung_up(conn) {
@@ -75,7 +75,7 @@ impl Shared {
     }
 
     fn died(&self, domid: DomId) {
-        // Fails only if the store's thread ended, and then nobody is left to see the names.
+        // Fails only if the store's thread has ended, and then no client can see the names.
         let _ = self.names.remove(domid);
         self.tell(HypervisorEvent::Died { domid });
     }

@@ -9,10 +9,10 @@ use rustix::net::{
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Most descriptors on one packet.
+/// Largest number of descriptors of one packet.
 pub(crate) const MAX_FDS: usize = 3;
 
-/// Sends one packet whole.
+/// Sends one packet completely.
 pub(crate) fn send(to: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -25,15 +25,15 @@ pub(crate) fn send(to: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Resul
     if sent == bytes.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
 }
 
-/// Receives one packet and its descriptors; 0 bytes when the other end is gone. A packet larger
-/// than `bytes`, or one with more descriptors than `fds` are expected, is an error.
+/// Receives one packet and its descriptors. Returns 0 bytes if the peer has closed the connection.
+/// A packet larger than `bytes`, or with more descriptors than `fds` permits, is an error.
 pub(crate) fn recv(
     from: impl AsFd,
     bytes: &mut [u8],
     fds: Option<&mut Vec<OwnedFd>>,
 ) -> Result<usize, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    // Without room for descriptors the kernel closes those that come and says so.
+    // Without space for descriptors, the kernel closes received ones and sets a flag.
     let room = if fds.is_some() { space.len() } else { 0 };
     let mut control = RecvAncillaryBuffer::new(&mut space[..room]);
     let mut data = [IoSliceMut::new(bytes)];

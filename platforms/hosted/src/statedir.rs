@@ -1,4 +1,4 @@
-//! The state directory: who owns it, and the sockets in it.
+//! The state directory: its owner, and the sockets in it.
 
 use crate::error::StartError;
 use pvio_recordfile::PrivateDir;
@@ -13,20 +13,20 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// Where domains join.
+/// Name of the socket at which domains join.
 pub(crate) const HYPERVISOR_SOCKET: &str = "hypervisor.sock";
-/// Where tools of domain 0 reach xenstore.
+/// Name of the socket at which tools of domain 0 connect to xenstore.
 pub(crate) const XENSTORE_SOCKET: &str = "xenstore.sock";
-/// Connections that may wait to be accepted.
+/// Limit of connections that wait to be accepted.
 const BACKLOG: i32 = 64;
 
-/// A state directory that is ours. The lock is on the directory itself: the kernel lets go of it
-/// however this process ends, and no file is left behind.
+/// State directory locked by this process. The lock is on the directory itself: the kernel releases
+/// it however this process ends, and no lock file is left.
 #[derive(Debug)]
 pub(crate) struct StateDir(PrivateDir);
 
 impl StateDir {
-    /// Takes the directory, which is made (for this user alone) if it is not there.
+    /// Locks the directory, which is created (for this user only) if it does not exist.
     pub(crate) fn take(path: &Path) -> Result<Self, StartError> {
         let dir = PrivateDir::create(path)?;
         match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
@@ -36,14 +36,15 @@ impl StateDir {
         }
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 
-    /// Where to bind a socket of that name, whatever becomes of the directory's path meanwhile.
+    /// Returns a path for binding a socket of that name, which stays valid even if the directory's
+    /// path changes.
     pub(crate) fn socket(&self, name: &str) -> Result<PathBuf, StartError> {
-        // Others connect by its path.
+        // Clients connect by this path, so it must be valid too.
         let path = self.0.path().join(name);
         match SocketAddrUnix::new(&path) {
             Ok(_) => Ok(self.0.by_descriptor(name)),
@@ -51,8 +52,8 @@ impl StateDir {
         }
     }
 
-    /// Listens for packets on a socket in the directory. A socket that is there already was left
-    /// by a hypervisor that is dead, since the directory is ours.
+    /// Listens for packets on a socket in the directory. An existing socket was left by a
+    /// hypervisor that has ended, since this process holds the lock.
     pub(crate) fn listen(&self, name: &str) -> Result<OwnedFd, StartError> {
         let path = self.socket(name)?;
         let listening = || -> io::Result<OwnedFd> {
@@ -60,7 +61,7 @@ impl StateDir {
             let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
             self.0.remove(name)?;
             bind(&socket, &SocketAddrUnix::new(&path)?)?;
-            // Before `listen`, so that nobody else ever finds it open.
+            // Before `listen`, so that no other user can ever connect.
             set_permissions(&path, Permissions::from_mode(0o600))?;
             listen(&socket, BACKLOG)?;
             Ok(socket)
@@ -72,7 +73,8 @@ impl StateDir {
 impl Drop for StateDir {
     fn drop(&mut self) {
         let _ = self.0.remove(HYPERVISOR_SOCKET);
-        // At once, even if a child that is about to `exec` holds a copy for a moment.
+        // Takes effect immediately, even if a child that is about to `exec` holds a copy of the
+        // descriptor.
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }

@@ -181,7 +181,7 @@ impl ImageFile {
         let Some(order) = &self.order else { return make() };
         order.before(&change)?;
         let made = make();
-        // Also after a failure: a part of it may have been written.
+        // Also after a failure: a part may have been written.
         let told = order.after(change.at, change.len);
         made.and(told)
     }
@@ -252,7 +252,7 @@ impl Storage for ImageFile {
         }
         // SAFETY: as for reading.
         let made = unsafe { self.file.pure_writev(bufv, offset) };
-        // Also after a failure: a part of it may have been written.
+        // Also after a failure: a part may have been written.
         made.and(order.map_or(Ok(()), |order| order.after(offset, len)))
     }
 

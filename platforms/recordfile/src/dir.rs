@@ -1,4 +1,4 @@
-//! The directory.
+//! The directory of record files.
 
 use crate::error::DirError;
 use crate::file::RecordFile;
@@ -11,12 +11,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-/// A [`PrivateDir`] that others cannot even look into.
+/// [`PrivateDir`] that is not readable for other users.
 #[derive(Clone, Debug)]
 pub struct RecordDir(Arc<PrivateDir>);
 
 impl RecordDir {
-    /// Opens the directory; makes it and those above it, with mode 0700, if they are not there.
+    /// Opens the directory. It and its missing parents are created with mode 0700.
     ///
     /// # Errors
     /// A [`DirError`].
@@ -30,17 +30,17 @@ impl RecordDir {
         Ok(Self(Arc::new(dir)))
     }
 
-    /// The absolute path by which it was opened.
+    /// Returns the absolute path with which it was opened.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.0.path()
     }
 
-    /// Makes a file of `len` zero bytes and maps it. A file of that name is replaced: a process that
-    /// still has that one mapped keeps it.
+    /// Creates a file of `len` zero bytes and maps it. A file of that name is replaced; existing
+    /// mappings of it stay valid.
     ///
     /// # Errors
-    /// What the system reports: no space, no permission.
+    /// A system error, such as no space or no permission.
     pub fn create(&self, name: &str, len: usize) -> io::Result<RecordFile> {
         self.remove(name)?;
         let flags =
@@ -49,11 +49,11 @@ impl RecordDir {
         RecordFile::map(fd, len).inspect_err(|_| drop(self.remove(name)))
     }
 
-    /// Maps a file that another process left.
+    /// Maps a file that another process created.
     ///
     /// # Errors
-    /// [`io::ErrorKind::NotFound`]; [`io::ErrorKind::InvalidData`] if it is no regular file of this
-    /// user, or shorter than `len` bytes.
+    /// [`io::ErrorKind::NotFound`]; [`io::ErrorKind::InvalidData`] if it is not a regular file of
+    /// this user, or shorter than `len` bytes.
     pub fn existing(&self, name: &str, len: usize) -> io::Result<RecordFile> {
         // Opening a FIFO must not block.
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -66,19 +66,20 @@ impl RecordDir {
         RecordFile::map(fd, len)
     }
 
-    /// Keeps other threads and processes from holding or removing fences until the descriptor is closed.
+    /// Locks the directory, which prevents other threads and processes from holding or removing
+    /// fences until the descriptor is closed.
     pub(crate) fn lock(&self, operation: FlockOperation) -> io::Result<OwnedFd> {
-        // A lock belongs to what was opened: each needs its own.
+        // A lock belongs to an open file description, so each lock opens the directory.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = openat(&self.0, ".", flags, Mode::empty())?;
         retry_on_intr(|| flock(&fd, operation))?;
         Ok(fd)
     }
 
-    /// Removes a file, if it is there.
+    /// Removes a file, if it exists.
     ///
     /// # Errors
-    /// What the system reports.
+    /// A system error.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         self.0.remove(checked(name)?)
     }
@@ -95,7 +96,7 @@ fn is_private_file(stat: &Stat) -> bool {
         && stat.st_uid == geteuid().as_raw()
 }
 
-/// A name of a file in the directory itself.
+/// Checks that a name denotes a file in the directory itself.
 pub(crate) fn checked(name: &str) -> io::Result<&str> {
     if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
         return Err(io::Error::new(

@@ -1,18 +1,18 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Why a directory is not one to keep sockets and files of this user in.
+/// Reason why a directory is not suitable for private sockets and files of this user.
 #[derive(Debug, thiserror::Error)]
 pub enum DirError {
-    /// It belongs to another user, who may change everything in it.
+    /// It belongs to another user, who can change its contents.
     #[error("{path} belongs to user {owner}; name a directory of your own")]
     OtherOwner {
         /// The directory.
         path: PathBuf,
-        /// The user's number.
+        /// User id of the owner.
         owner: u32,
     },
-    /// Others than its owner may write in it.
+    /// Other users can write in it.
     #[error("others may write in {path} (mode {mode:o}); chmod go-w it, or name another directory")]
     Writable {
         /// The directory.
@@ -20,7 +20,7 @@ pub enum DirError {
         /// Its permissions.
         mode: u32,
     },
-    /// Others than its owner may look into it, or reach what is in it.
+    /// Other users can read it or access its contents.
     #[error("others may use {path} (mode {mode:o}); chmod go-rwx it, or name another directory")]
     Open {
         /// The directory.
@@ -28,7 +28,7 @@ pub enum DirError {
         /// Its permissions.
         mode: u32,
     },
-    /// A symbolic link leads to it, which another user may have made.
+    /// Its path contains a symbolic link that another user may have created.
     #[error("{path} is reached through the symbolic link {link}; name the directory itself")]
     Link {
         /// The directory.
@@ -36,12 +36,12 @@ pub enum DirError {
         /// The link.
         link: PathBuf,
     },
-    /// It could not be opened or made.
+    /// It could not be opened or created.
     #[error("{path}: {source}")]
     Io {
         /// The directory.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
 }

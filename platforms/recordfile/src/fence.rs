@@ -1,4 +1,4 @@
-//! Waiting until the kernel has finished what a dead process began.
+//! Waiting until the kernel has finished the I/O of a dead process.
 
 use crate::dir::{RecordDir, checked};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -9,19 +9,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 impl RecordDir {
-    /// The fence of that name, which is made if it is missing.
+    /// Opens the fence of that name, which is created if it does not exist.
     ///
     /// # Errors
-    /// What the system reports; [`io::ErrorKind::InvalidData`] if the name is something else's.
+    /// A system error; [`io::ErrorKind::InvalidData`] if the name is in use for another kind of
+    /// file.
     pub fn fence(&self, name: &str) -> io::Result<Fence> {
         Fence::open(self, name)
     }
 
-    /// Removes every fence that is passed: of devices that are gone. Safe while another daemon opens fences in
-    /// the same directory.
+    /// Removes every fence whose write ends are all closed, which are those of removed devices.
+    /// Safe while another daemon opens fences in the same directory.
     ///
     /// # Errors
-    /// What the system reports.
+    /// A system error.
     pub fn sweep(&self) -> io::Result<()> {
         for entry in Dir::read_from(self)? {
             let entry = entry?;
@@ -35,10 +36,11 @@ impl RecordDir {
     }
 }
 
-/// A FIFO that nobody writes to. Whoever may still do I/O for a device holds its write end open: a process
-/// with threads has it as a descriptor, and an io_uring has it in its table of registered files, which the
-/// kernel releases only after the last operation of the ring. A read that reports the end of the file
-/// therefore tells that all of it is over. Neither the end of a process nor a lock on its files does.
+/// FIFO that is never written. Every process and ring that may do I/O for a device holds its write
+/// end open. A process with threads has it as a descriptor. An io_uring has it in its table of
+/// registered files, which the kernel releases only after the last operation of the ring. So a read
+/// that returns the end of the file proves that all I/O has ended. Neither the end of a process nor
+/// a lock on its files proves that.
 #[derive(Debug)]
 pub struct Fence {
     dir: RecordDir,
@@ -52,7 +54,8 @@ impl Fence {
         Self::open_locked(dir, name)
     }
 
-    /// The same while the directory is locked: another process could remove the FIFO before it is opened.
+    /// As `open`, while the directory is locked: another process could remove the FIFO before it is
+    /// opened.
     fn open_locked(dir: &RecordDir, name: &str) -> io::Result<Self> {
         match mkfifoat(dir, checked(name)?, Mode::RUSR | Mode::WUSR) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -67,10 +70,10 @@ impl Fence {
         Ok(Self { dir: dir.clone(), name: name.to_owned(), reader })
     }
 
-    /// Whether nobody holds a write end any more.
+    /// Whether all write ends are closed.
     ///
     /// # Errors
-    /// What the system reports.
+    /// A system error.
     pub fn is_passed(&self) -> io::Result<bool> {
         match retry_on_intr(|| read(&self.reader, &mut [0; 64])) {
             Ok(0) => Ok(true),
@@ -79,11 +82,11 @@ impl Fence {
         }
     }
 
-    /// Waits until nobody holds a write end any more; whether that came within `time`. For a thread that
-    /// may wait.
+    /// Waits until all write ends are closed. Returns whether that happened within `time`. Blocks
+    /// the thread.
     ///
     /// # Errors
-    /// What the system reports.
+    /// A system error.
     pub fn wait(&self, time: Duration) -> io::Result<bool> {
         let by = Instant::now() + time;
         loop {
@@ -94,7 +97,7 @@ impl Fence {
             if left.is_zero() {
                 return Ok(false);
             }
-            // The hang-up of the last writer ends it.
+            // The hang-up of the last writer ends the poll.
             let left = Timespec::try_from(left).map_err(io::Error::other)?;
             let mut fds = [PollFd::new(&self.reader, PollFlags::IN)];
             match poll(&mut fds, Some(&left)) {
@@ -104,40 +107,42 @@ impl Fence {
         }
     }
 
-    /// A write end: the fence of whoever comes next. Call it before any I/O for the device begins.
+    /// Opens a write end, which is the fence for the successor. Called before any I/O for the
+    /// device starts.
     ///
     /// # Errors
-    /// What the system reports.
+    /// A system error.
     pub fn hold(self) -> io::Result<OwnedFd> {
         let Self { dir, name, .. } = self;
         let _lock = dir.lock(FlockOperation::LockExclusive)?;
         // Another process may have removed the FIFO while it had no write end.
         let _reads = Self::open_locked(&dir, &name)?;
-        // While one end reads, the other can be opened without waiting.
+        // A non-blocking open of the write end succeeds only while the FIFO has a reader.
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(openat(&dir, name.as_str(), flags, Mode::empty())?)
     }
 
-    /// Removes the FIFO if nobody holds a write end: the device is gone. Otherwise it stays for whoever
-    /// comes next.
+    /// Removes the FIFO if all write ends are closed: the device was removed. Otherwise it stays
+    /// for the successor.
     ///
     /// # Errors
-    /// What the system reports.
+    /// A system error.
     pub fn remove(self) -> io::Result<()> {
         let Self { dir, name, .. } = self;
         let _lock = match dir.lock(FlockOperation::NonBlockingLockExclusive) {
             Ok(lock) => lock,
-            // Another thread or process opens a write end, perhaps of this FIFO.
+            // Another thread or process is opening a write end, possibly of this FIFO.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error),
         };
-        // The name may belong to a new FIFO.
+        // The name may refer to a new FIFO.
         if Self::open_locked(&dir, &name)?.is_passed()? { dir.remove(&name) } else { Ok(()) }
     }
 }
 
 impl AsFd for Fence {
-    /// Hangs up when the last write end is closed, if there was one when the fence was opened.
+    /// Reports a hang-up when the last write end is closed, if there was one when the fence was
+    /// opened.
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.reader.as_fd()
     }

@@ -12,8 +12,8 @@ use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// A file that is mapped shared. Cloning it gives another handle to the same memory. It stays mapped
-/// until the last handle is dropped, also if its name is removed.
+/// Shared mapping of a file. A clone is another handle to the same memory. The file stays mapped
+/// until the last handle is dropped, even if its name is removed.
 #[derive(Clone, Debug)]
 pub struct RecordFile {
     map: Arc<MmapRaw>,
@@ -22,20 +22,20 @@ pub struct RecordFile {
 
 // SAFETY: the mapping may be used, and is unmapped, by any thread.
 unsafe impl Send for RecordFile {}
-// SAFETY: its bytes are reached through atomics and opaque copies alone.
+// SAFETY: its bytes are accessed only through atomics and opaque copies.
 unsafe impl Sync for RecordFile {}
 
 impl RecordFile {
-    /// `len` zero bytes that end with this process.
+    /// Maps `len` zero bytes of private memory, which is lost when this process ends.
     ///
     /// # Errors
-    /// What the system reports.
+    /// A system error.
     pub fn private(len: usize) -> io::Result<Self> {
         Self::new(MmapOptions::new().len(len).map_anon()?.into())
     }
 
-    /// Maps the first `len` bytes of a file, and has the system allocate them: a page that a full file
-    /// system cannot provide when it is first written would end the process with `SIGBUS`.
+    /// Maps the first `len` bytes of a file and allocates their blocks. If a full file system could
+    /// not provide a page at its first write, the process would end with `SIGBUS`.
     pub(crate) fn map(fd: OwnedFd, len: usize) -> io::Result<Self> {
         let file = File::from(fd);
         match retry_on_intr(|| fallocate(&file, FallocateFlags::empty(), 0, len as u64)) {
@@ -53,7 +53,7 @@ impl RecordFile {
     }
 }
 
-/// Allocates the blocks of a file on a file system that does so only when they are written.
+/// Allocates the blocks of a file by writing, on a file system without `fallocate`.
 fn write_over(file: &File, len: usize) -> io::Result<()> {
     let mut chunk = [0; 4096];
     for at in (0..len).step_by(chunk.len()) {
@@ -65,9 +65,9 @@ fn write_over(file: &File, len: usize) -> io::Result<()> {
     Ok(())
 }
 
-// SAFETY: the mapping stays where it is until the last handle is dropped. Its bytes are allocated, and
-// nobody shortens the file: others cannot reach it, and this crate never does. No reference to its bytes
-// is made.
+// SAFETY: the mapping stays at its address until the last handle is dropped. Its bytes are
+// allocated, and the file is never shortened: other users cannot access it, and this crate never
+// does. No reference to its bytes is created.
 unsafe impl SharedMemory for RecordFile {
     #[inline]
     fn base(&self) -> NonNull<u8> {

@@ -1,4 +1,4 @@
-//! A directory of this user's alone, for sockets, logs, images and records.
+//! A directory that is private to this user, for sockets, logs, images and records.
 
 use crate::error::DirError;
 use rustix::fs::{
@@ -14,14 +14,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-/// Symbolic links followed at most, as in the kernel.
+/// Limit of symbolic links that are followed, as in the kernel.
 const MAX_LINKS: usize = 40;
-/// Write permission of others than the owner.
+/// Permission bits that allow other users than the owner to write.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// An open directory that belongs to this user and that nobody else may write in. It was reached
-/// through no symbolic link that another user could have made, so that what is written in it goes
-/// nowhere else. All files are reached from its descriptor, whatever becomes of its path meanwhile.
+/// Open directory that belongs to this user and in which no other user can write. Its path contains
+/// no symbolic link that another user could have created, so files written in it cannot be
+/// redirected. All files are accessed relative to its descriptor, even if its path changes.
 #[derive(Debug)]
 pub struct PrivateDir {
     path: PathBuf,
@@ -37,7 +37,7 @@ impl PrivateDir {
         Self::at_path(path, false)
     }
 
-    /// Opens the directory; makes it and those above it, with mode 0700, if they are not there.
+    /// Opens the directory. It and its missing parents are created with mode 0700.
     ///
     /// # Errors
     /// A [`DirError`].
@@ -59,42 +59,43 @@ impl PrivateDir {
         Ok(Self { path, fd })
     }
 
-    /// Its absolute path.
+    /// Returns its absolute path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The path of a file in it by way of its descriptor, for this process only: for calls that take
-    /// no descriptor of a directory, as `bind`.
+    /// Returns the path of a file in it through its descriptor, valid for this process only. It is
+    /// for calls that take no directory descriptor, such as `bind`.
     #[must_use]
     pub fn by_descriptor(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.fd.as_raw_fd()))
     }
 
-    /// Opens a file to append to, which is made (mode 0600) if it is not there. A symbolic link of
-    /// that name is refused.
+    /// Opens a file for appending, which is created (mode 0600) if it does not exist. A symbolic
+    /// link of that name is rejected.
     ///
     /// # Errors
-    /// The system's.
+    /// A system error.
     pub fn append(&self, name: &str) -> io::Result<File> {
         self.open_file(name, OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE)
     }
 
-    /// Makes a file (mode 0600), to be read and written, in place of one of that name.
+    /// Creates a file (mode 0600) for reading and writing, and replaces an existing one of that
+    /// name.
     ///
     /// # Errors
-    /// The system's.
+    /// A system error.
     pub fn replace(&self, name: &str) -> io::Result<File> {
         self.remove(name)?;
         self.open_file(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)
     }
 
-    /// Opens a file to read and write, which is made (mode 0600) if it is not there. A symbolic link
-    /// of that name is refused.
+    /// Opens a file for reading and writing, which is created (mode 0600) if it does not exist. A
+    /// symbolic link of that name is rejected.
     ///
     /// # Errors
-    /// The system's.
+    /// A system error.
     pub fn read_write(&self, name: &str) -> io::Result<File> {
         self.open_file(name, OFlags::RDWR | OFlags::CREATE)
     }
@@ -104,10 +105,10 @@ impl PrivateDir {
         Ok(openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)?.into())
     }
 
-    /// Removes a file, if it is there.
+    /// Removes a file, if it exists.
     ///
     /// # Errors
-    /// The system's.
+    /// A system error.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         match unlinkat(&self.fd, name, AtFlags::empty()) {
             Err(Errno::NOENT) | Ok(()) => Ok(()),
@@ -115,10 +116,10 @@ impl PrivateDir {
         }
     }
 
-    /// Removes the directory, if its path still leads to it and nothing is in it.
+    /// Removes the directory, if its path still refers to it and it is empty.
     ///
     /// # Errors
-    /// The system's.
+    /// A system error.
     pub fn remove_empty(&self) -> io::Result<()> {
         let (here, there) = (fstat(&self.fd)?, statat(CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW)?);
         if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) {
@@ -134,8 +135,8 @@ impl AsFd for PrivateDir {
     }
 }
 
-/// Opens a directory component by component. A symbolic link is followed only where root alone could
-/// have made it (`/var/run`), and never as the last component.
+/// Opens a directory component by component. A symbolic link is followed only where only root could
+/// have created it (`/var/run`), and never as the last component.
 fn walk(path: &Path, make: bool) -> Result<OwnedFd, DirError> {
     let failed = |why: Errno| DirError::Io { path: path.into(), source: why.into() };
     let base = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -149,7 +150,7 @@ fn walk(path: &Path, make: bool) -> Result<OwnedFd, DirError> {
         let next = match go() {
             Err(Errno::NOENT) if make => {
                 match mkdirat(&at, &name, Mode::RWXU) {
-                    // Another process may have been quicker.
+                    // Another process may have created it in the meantime.
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(why) => return Err(failed(why)),
                 }
@@ -166,7 +167,7 @@ fn walk(path: &Path, make: bool) -> Result<OwnedFd, DirError> {
             }
             Err(why) => why,
         };
-        // On a symbolic link it is ENOTDIR or ELOOP.
+        // For a symbolic link, the error is ENOTDIR or ELOOP.
         let Ok(target) = readlinkat(&at, &name, Vec::new()) else { return Err(failed(why)) };
         links += 1;
         if !system || todo.is_empty() || links > MAX_LINKS {
@@ -181,7 +182,7 @@ fn walk(path: &Path, make: bool) -> Result<OwnedFd, DirError> {
     Ok(at)
 }
 
-/// The names in a path; a path that ends with its root has none.
+/// Returns the names in a path; a path that consists of the root has none.
 fn names(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
     path.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),
@@ -190,7 +191,7 @@ fn names(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
     })
 }
 
-/// Whether root alone may change what is in a directory.
+/// Whether only root can change the contents of a directory.
 fn is_system(dir: &OwnedFd) -> Result<bool, Errno> {
     let stat = fstat(dir)?;
     Ok(stat.st_uid == 0 && stat.st_mode & OTHERS_WRITE == 0)
@@ -230,7 +231,7 @@ mod tests {
             assert_eq!(*named, link);
         }
         assert_eq!(std::fs::read_dir(&real).unwrap().count(), 0);
-        // One to nothing is none either, and is not made.
+        // A dangling link is rejected too, and its target is not created.
         symlink(dir.path().join("nothing"), dir.path().join("dangling")).unwrap();
         let dangling = PrivateDir::create(&dir.path().join("dangling"));
         assert!(matches!(dangling, Err(DirError::Link { .. })));
@@ -247,7 +248,7 @@ mod tests {
         }
         set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         PrivateDir::open(dir.path()).unwrap();
-        // Only root can give a directory away; anybody else has one of root's at hand.
+        // Only root can change a directory's owner; other users find one that belongs to root.
         let others = match std::os::unix::fs::chown(dir.path(), Some(54_321), None) {
             Ok(()) => dir.path(),
             Err(_) => Path::new("/usr"),
@@ -265,7 +266,7 @@ mod tests {
         assert!(private.append("x").is_err());
         assert!(private.read_write("x").is_err());
         private.replace("x").unwrap().write_all(b"new").unwrap();
-        // Wherever the directory has gone meanwhile.
+        // The directory is still accessible after it was renamed.
         std::fs::rename(private.path(), dir.path().join("moved")).unwrap();
         private.append("x").unwrap().write_all(b"er").unwrap();
         let mut text = String::new();

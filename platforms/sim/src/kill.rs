@@ -1,8 +1,9 @@
-//! Processes that are killed between any two of their stores and calls.
+//! Simulated processes that can be killed between any two of their stores and calls.
 //!
-//! A process reaches its platform through [`Mortal`] wrappers: each store to shared memory, each call
-//! into grants and event channels, and each request to xenstore is a [`moment`] at which it may end. [`run`] ends it at the one that is
-//! chosen, by unwinding: what the process shares with others stays as it is at that moment.
+//! A process accesses its platform through [`Mortal`] wrappers. Each store to shared memory, each
+//! call of grants and event channels, and each request to xenstore is a [`moment`] at which the
+//! process may be killed. [`run`] kills it at the selected moment by unwinding. Shared state stays
+//! as it is at that moment.
 //!
 //! ```
 //! use pvio_ring::shm::{HeapMemory, Region};
@@ -28,15 +29,15 @@ use std::ptr::NonNull;
 use std::time::Duration;
 
 thread_local! {
-    /// Moments so far.
+    /// Number of moments so far.
     static MOMENTS: Cell<usize> = const { Cell::new(0) };
-    /// At which this thread's process is killed.
+    /// Moment at which this thread's process is killed.
     static KILL_AT: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
 struct Killed;
 
-/// The process may end here.
+/// Counts a moment and kills the process if it is the selected one.
 pub fn moment() {
     if MOMENTS.get() == KILL_AT.get() {
         end();
@@ -44,14 +45,14 @@ pub fn moment() {
     MOMENTS.set(MOMENTS.get() + 1);
 }
 
-/// The process ends here, inside of [`run`].
+/// Kills the process, inside of [`run`].
 pub fn end() -> ! {
     KILL_AT.set(usize::MAX);
     resume_unwind(Box::new(Killed))
 }
 
-/// Runs a part of a process, and kills it after so many moments. What the part returned, if it was not
-/// killed, and how many moments it had.
+/// Runs a part of a process and kills it at moment `kill_at`. Returns the result of the part, if it
+/// was not killed, and the number of moments.
 pub fn run<T>(kill_at: usize, part: impl FnOnce() -> T) -> (Option<T>, usize) {
     MOMENTS.set(0);
     KILL_AT.set(kill_at);
@@ -64,11 +65,11 @@ pub fn run<T>(kill_at: usize, part: impl FnOnce() -> T) -> (Option<T>, usize) {
     }
 }
 
-/// What a process shares with others, or calls: every use is a [`moment`].
+/// Wrapper of shared memory or an interface of the platform: every use is a [`moment`].
 #[derive(Clone, Debug)]
 pub struct Mortal<T>(pub T);
 
-// SAFETY: all that matters is the inner memory's promise.
+// SAFETY: the promise of the inner memory holds, since every method is forwarded to it.
 unsafe impl<M: SharedMemory> SharedMemory for Mortal<M> {
     fn base(&self) -> NonNull<u8> {
         self.0.base()

@@ -1,30 +1,29 @@
-//! Many runs, and how to have one again.
+//! Runs with many seeds, and the replay of one of them.
 
 use crate::sim::Sim;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Replays the run of this seed only.
+/// Environment variable: replay only the run with this seed.
 const SEED: &str = "PVIO_SIM_SEED";
-/// Runs that many seeds, whatever the test says.
+/// Environment variable: number of seeds to run, instead of the test's number.
 const RUNS: &str = "PVIO_SIM_RUNS";
 
-/// A run that failed.
+/// Failed run.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// What it panicked with.
+    /// Message of its panic.
     pub what: String,
-    /// The last of its trace.
+    /// End of its trace.
     pub trace: String,
 }
 
-/// Runs one seed, and gives what `run` returned with the hash of the trace, or what it panicked
-/// with.
+/// Runs one seed. Returns the result of `run` and the hash of the trace, or the panic.
 ///
 /// # Errors
 /// A [`Failure`].
 pub fn attempt<R>(seed: u64, run: impl FnOnce(&mut Sim) -> R) -> Result<(R, u64), Failure> {
     let mut sim = Sim::new(seed);
-    // Nothing of a run outlives it but the trace, which is whole after every line.
+    // Only the trace is used after a panic, and it is consistent after every line.
     match catch_unwind(AssertUnwindSafe(|| run(&mut sim))) {
         Ok(result) => Ok((result, sim.trace_hash())),
         Err(panic) => {
@@ -36,13 +35,13 @@ pub fn attempt<R>(seed: u64, run: impl FnOnce(&mut Sim) -> R) -> Result<(R, u64)
     }
 }
 
-/// Runs seeds `0..count`, each by itself. `PVIO_SIM_RUNS` in the environment gives another count,
-/// `PVIO_SIM_SEED` one seed to be replayed alone. `name` is the test's, to be told in the command
-/// that replays a run that failed. Gives the number of runs, for a test that wants to know whether
-/// something happened in any of them.
+/// Runs seeds `0..count`, each separately. The environment variable `PVIO_SIM_RUNS` sets another
+/// count, `PVIO_SIM_SEED` replays one seed only. `name` is the test's name, for the command that
+/// replays a failed run. Returns the number of runs, for a test that checks whether an event
+/// occurred in any of them.
 ///
 /// # Panics
-/// When a run fails: with what it failed of, the last of its trace, and how to replay it.
+/// If a run fails: with its panic message, the end of its trace, and the command that replays it.
 pub fn run_seeds(name: &str, count: u64, mut run: impl FnMut(&mut Sim)) -> u64 {
     let seeds = match number(SEED) {
         Some(seed) => seed..=seed,
@@ -63,7 +62,7 @@ pub fn run_seeds(name: &str, count: u64, mut run: impl FnMut(&mut Sim)) -> u64 {
 }
 
 /// # Panics
-/// When the variable holds something else, so that a typo does not pass for a replay.
+/// If the variable holds another value, so that a typo is not taken for a replay.
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     let number = text.trim().parse();

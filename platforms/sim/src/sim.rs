@@ -1,4 +1,4 @@
-//! One run: its chance, its clock, its trace.
+//! One run: its random numbers, its clock, its trace.
 
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
@@ -6,10 +6,10 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// How many of the last decisions are kept to be shown.
+/// Number of the last decisions that are stored for display.
 const SHOWN: usize = 120;
 
-/// One run. Everything random in it comes from its seed, so the same seed is the same run.
+/// One run. All randomness comes from its seed, so runs with the same seed are identical.
 pub struct Sim {
     seed: u64,
     rng: Pcg64,
@@ -19,7 +19,7 @@ pub struct Sim {
 }
 
 impl Sim {
-    /// A run that has not begun.
+    /// Creates a run that has not started.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self {
@@ -31,68 +31,68 @@ impl Sim {
         }
     }
 
-    /// What the run comes from.
+    /// Returns the seed.
     #[must_use]
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// The time, in steps since the run began.
+    /// Returns the time, in steps since the start of the run.
     #[must_use]
     pub fn now(&self) -> u64 {
         self.now
     }
 
-    /// Time goes on by one step.
+    /// Advances the time by one step.
     pub fn tick(&mut self) {
         self.now += 1;
     }
 
-    /// A number below `end`; 0 if `end` is 0.
+    /// Returns a number below `end`; 0 if `end` is 0.
     pub fn below(&mut self, end: u64) -> u64 {
         if end == 0 { 0 } else { self.rng.random_range(0..end) }
     }
 
-    /// A place in a list of `len` things.
+    /// Returns an index into a list of `len` elements.
     ///
     /// # Panics
-    /// When there is nothing to choose from.
+    /// If the list is empty.
     pub fn index(&mut self, len: usize) -> usize {
         assert!(len > 0, "nothing to choose from");
         self.rng.random_range(0..len)
     }
 
-    /// One of several.
+    /// Returns one of the elements.
     ///
     /// # Panics
-    /// When there is nothing to choose from.
+    /// If there are none.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.index(from.len())]
     }
 
-    /// True once in `n` times.
+    /// Returns true with a probability of 1 in `n`.
     pub fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 
-    /// Any number.
+    /// Returns any number.
     pub fn number(&mut self) -> u64 {
         self.rng.random()
     }
 
-    /// Random bytes.
+    /// Fills `out` with random bytes.
     pub fn fill(&mut self, out: &mut [u8]) {
         self.rng.fill(out);
     }
 
-    /// A chance of its own for something that acts where no [`Sim`] can be handed to it (an engine
-    /// behind a device, say). It comes from the seed too.
+    /// Returns a separate source of random numbers, for code that has no access to this [`Sim`]
+    /// (for example an engine behind a device). Its seed is derived from this one.
     #[must_use]
     pub fn fork(&mut self) -> Self {
         Self::new(self.number())
     }
 
-    /// Writes a decision into the trace.
+    /// Appends a decision to the trace.
     pub fn note(&mut self, what: impl fmt::Display) {
         let line = what.to_string();
         (self.now, &line).hash(&mut self.hash);
@@ -102,15 +102,14 @@ impl Sim {
         self.trace.push_back((self.now, line));
     }
 
-    /// A number that stands for the whole trace: two runs with the same one took the same
-    /// decisions.
+    /// Returns a hash of the whole trace: two runs with the same hash took the same decisions.
     #[must_use]
     pub fn trace_hash(&self) -> u64 {
         self.hash.finish()
     }
 }
 
-/// The last decisions, one a line, each after its time.
+/// The last decisions, one per line, each after its time.
 impl fmt::Display for Sim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "seed {}, the last {} of the trace:", self.seed, self.trace.len())?;

@@ -1,26 +1,26 @@
-//! What could happen next, and letting it happen.
+//! The possible actions of a simulation, and their execution.
 
 use crate::sim::Sim;
 use std::fmt;
 
-/// Something that is simulated: it says what could happen next, one thing of it happens, and so on.
+/// Simulated system: it lists the possible actions, one of them is executed, and so on.
 pub trait World {
-    /// One thing that can happen.
+    /// Action that can be executed.
     type Action: fmt::Debug;
 
-    /// Lists everything that could happen now. What a sleeper would do stands here only if
-    /// something has woken it.
+    /// Lists all actions that are possible now. The actions of a sleeping participant are listed
+    /// only if an event has woken it.
     fn menu(&mut self, menu: &mut Menu<Self::Action>);
 
-    /// Lets one of those things happen.
+    /// Executes one of the listed actions.
     fn act(&mut self, action: Self::Action, sim: &mut Sim);
 
-    /// What somebody still waits for (an answer, a handshake), for a human to read. While it is
-    /// not `None` there must be something on the menu that [must](Menu::must) happen.
+    /// Describes what a participant waits for (a response, a handshake), for a human reader. While
+    /// it is not `None`, the menu must contain an action that [must](Menu::must) be executed.
     fn waiting(&self) -> Option<String>;
 }
 
-/// What could happen now, and how likely each thing is.
+/// Possible actions with their weights.
 #[derive(Debug)]
 pub struct Menu<A> {
     choices: Vec<(u32, A)>,
@@ -34,20 +34,20 @@ impl<A> Menu<A> {
         Self { choices: Vec::new(), weight: 0, must: false, calm }
     }
 
-    /// Something that happens sooner or later, since whoever does it is awake.
+    /// Adds an action that is executed eventually, since its participant is awake.
     pub fn must(&mut self, weight: u32, action: A) {
         self.must = true;
         self.add(weight, action);
     }
 
-    /// Something that may or may not happen: a new request, a fault. Not while all settles.
+    /// Adds an optional action: a new request, a fault. It is not added in [`settle`].
     pub fn may(&mut self, weight: u32, action: impl FnOnce() -> A) {
         if !self.calm {
             self.add(weight, action());
         }
     }
 
-    /// Whether all settles: nothing new is begun.
+    /// Whether the world is settling: no new work is started.
     #[must_use]
     pub fn is_calm(&self) -> bool {
         self.calm
@@ -76,10 +76,10 @@ impl<A> Menu<A> {
     }
 }
 
-/// Lets `steps` things happen, new ones and faults among them.
+/// Executes `steps` actions, including new requests and faults.
 ///
 /// # Panics
-/// With "deadlock", when something is waited for and nobody can act.
+/// With "deadlock", if a participant waits and no action must be executed.
 pub fn storm<W: World>(world: &mut W, sim: &mut Sim, steps: u64) {
     let mut menu = Menu::new(false);
     for _ in 0..steps {
@@ -89,11 +89,11 @@ pub fn storm<W: World>(world: &mut W, sim: &mut Sim, steps: u64) {
     }
 }
 
-/// Begins nothing new and lets happen what must, until nothing must any more.
+/// Executes only the actions that must be executed, until there are none.
 ///
 /// # Panics
-/// With "deadlock", when something is waited for and nobody can act; with "no end", when that is
-/// not so after `limit` steps.
+/// With "deadlock", if a participant waits and no action must be executed; with "no end", if
+/// actions remain after `limit` steps.
 pub fn settle<W: World>(world: &mut W, sim: &mut Sim, limit: u64) {
     let mut menu = Menu::new(true);
     for _ in 0..limit {
@@ -105,7 +105,7 @@ pub fn settle<W: World>(world: &mut W, sim: &mut Sim, limit: u64) {
     panic!("no end: still busy after {limit} steps; {waiting}");
 }
 
-/// One step, if there is any.
+/// Executes one step. Returns `false` if there was no action.
 fn step<W: World>(world: &mut W, sim: &mut Sim, menu: &mut Menu<W::Action>) -> bool {
     menu.clear();
     world.menu(menu);

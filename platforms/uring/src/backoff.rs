@@ -1,17 +1,17 @@
-//! Pauses between attempts at something that failed for the moment.
+//! Pauses between attempts of an operation that failed temporarily.
 
 use std::time::Duration;
 
-/// Attempts that follow at once: most interruptions are over by then.
+/// Number of attempts without a pause: most interruptions are over by then.
 const AT_ONCE: u32 = 3;
-/// The first pause; each further one is twice as long.
+/// The first pause; each later one is twice as long.
 const SHORTEST: Duration = Duration::from_millis(1);
 /// The longest pause.
 const LONGEST: Duration = Duration::from_millis(128);
-/// Attempts in all: some ten seconds.
+/// Limit of attempts, which is reached after about ten seconds.
 const ATTEMPTS: u32 = 90;
 
-/// How long to pause before each further attempt, and when to give up.
+/// Computes the pause before each further attempt, and when to give up.
 ///
 /// ```
 /// use pvio_uring::Backoff;
@@ -36,14 +36,14 @@ impl Backoff {
         Some(self.pause_for_ever())
     }
 
-    /// Returns the pause after a failure, for what is never given up.
+    /// Returns the pause after a failure, for operations that are never given up.
     pub fn pause_for_ever(&mut self) -> Duration {
         let pauses = self.failures.checked_sub(AT_ONCE);
         self.failures = self.failures.saturating_add(1);
         pauses.map_or(Duration::ZERO, |pauses| (SHORTEST * (1 << pauses.min(7))).min(LONGEST))
     }
 
-    /// Forgets the failures: an attempt succeeded.
+    /// Resets the state after a successful attempt.
     pub fn reset(&mut self) {
         self.failures = 0;
     }

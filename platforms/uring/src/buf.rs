@@ -1,29 +1,29 @@
-//! Memory that the kernel may read or write on our behalf.
+//! Memory that the kernel may read or write for this process.
 #![allow(unsafe_code)]
 
 use pvio_ring::IoSeg;
 use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 
-/// Memory an operation owns while the kernel uses it.
+/// Memory that an operation owns while the kernel uses it.
 ///
 /// # Safety
 /// For as long as the value lives, wherever it is moved to, `base()..base() + len()` stays valid
 /// at the same address, and no Rust reference to it exists unless it was borrowed from the value
 /// itself.
 pub unsafe trait IoBuf: Send + 'static {
-    /// The first byte.
+    /// Returns the address of the first byte.
     fn base(&self) -> *mut u8;
-    /// Length in bytes.
+    /// Returns the length in bytes.
     fn len(&self) -> usize;
     /// Whether the kernel may write to it.
     fn writable(&self) -> bool;
-    /// Whether there is nothing in it.
+    /// Whether it has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-// SAFETY: `SharedMemory` promises all of it, and that no reference exists at all.
+// SAFETY: `SharedMemory` promises all of this, and that no reference exists at all.
 unsafe impl<M: SharedMemory + Send + 'static> IoBuf for M {
     fn base(&self) -> *mut u8 {
         SharedMemory::base(self).as_ptr()
@@ -38,46 +38,47 @@ unsafe impl<M: SharedMemory + Send + 'static> IoBuf for M {
     }
 }
 
-/// Memory of our own, shared with nobody but (while an operation owns it) the kernel.
+/// Private memory, accessed only by its owner and (while an operation owns it) by the kernel.
 #[derive(Debug)]
 pub struct PrivateBuf {
     memory: Box<[u8]>,
-    /// Where the buffer lies in `memory`.
+    /// Offset of the buffer in `memory`.
     start: usize,
     len: usize,
 }
 
 impl PrivateBuf {
-    /// `len` zero bytes.
+    /// Returns a buffer of `len` zero bytes.
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
         Self { memory: vec![0; len].into_boxed_slice(), start: 0, len }
     }
 
-    /// `len` zero bytes that begin where a page does: whoever copies to or from the memory page by
-    /// page (a hypervisor) has less to do. Takes a page more than `len`, of which nothing is touched.
+    /// Returns a buffer of `len` zero bytes that starts at a page boundary, which is cheaper for
+    /// copies page by page (by a hypervisor). Allocates a page more than `len`, which is not
+    /// touched.
     #[must_use]
     pub fn page_aligned(len: usize) -> Self {
         let memory = vec![0; len.saturating_add(PAGE_SIZE - 1)].into_boxed_slice();
-        // The memory stays where it is for as long as there is the box.
+        // The memory does not move while the box exists.
         let start = memory.as_ptr().addr().wrapping_neg() % PAGE_SIZE;
         Self { memory, start, len }
     }
 
-    /// The bytes. Only its owner can ask, so no operation is using it.
+    /// Returns the bytes. Only the owner can call this, so no operation is using them.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
         &self.memory[self.start..self.start + self.len]
     }
 
-    /// The bytes, to be changed.
+    /// Returns the bytes as a mutable slice.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + self.len]
     }
 }
 
-// SAFETY: a boxed slice stays where it is when its owner moves, and references to it are borrowed
-// from the owner, which an operation in flight has taken.
+// SAFETY: a boxed slice does not move when its owner moves, and references to it are borrowed from
+// the owner, which an operation in flight has taken.
 unsafe impl IoBuf for PrivateBuf {
     fn base(&self) -> *mut u8 {
         self.as_slice().as_ptr().cast_mut()
@@ -92,14 +93,14 @@ unsafe impl IoBuf for PrivateBuf {
     }
 }
 
-/// All of a buffer.
+/// Returns the segment that covers the whole buffer.
 pub fn whole<B: IoBuf>(buf: B) -> IoSeg<B> {
     let len = buf.len();
     IoSeg { buf, offset: 0, len }
 }
 
-/// The address of a segment's first byte; `None` when it is not inside its buffer, or is to be
-/// written and may not be.
+/// Returns the address of a segment's first byte; `None` if it is not inside its buffer, or is to
+/// be written and the buffer is not writable.
 #[inline]
 pub(crate) fn address<B: IoBuf>(seg: &IoSeg<B>, write: bool) -> Option<*mut u8> {
     let end = seg.offset.checked_add(seg.len)?;

@@ -1,29 +1,29 @@
-//! Letting work gather before waking up for it.
+//! Delaying a wake-up so that work accumulates.
 
 use std::time::{Duration, Instant};
 
-/// How long work may wait for more of it.
+/// Longest time that work may wait for more work.
 const PAUSE: Duration = Duration::from_micros(100);
-/// Pieces of work that make a pause worth its while.
+/// Number of pieces of work that justify a pause.
 const WORTH: usize = 4;
-/// The most that a pause that was not worth it raises, again and again, what it takes to try another.
+/// Largest factor by which pauses without enough work raise the condition for the next pause.
 const DOUBT_MOST: u32 = 256;
 
-/// Decides whether a worker that sleeps only for moments sleeps on when the first piece of work comes,
-/// as a network card holds its interrupt back: being woken costs more than many a piece of work. It
-/// does so as long as each such pause brings several pieces. It begins after some sleeps in a row that
-/// were over at once, and after the more of them the more often that was not worth it.
+/// Decides whether a worker with short sleeps continues to sleep when the first piece of work
+/// arrives, as a network card delays its interrupt: a wake-up costs more than many a piece of work.
+/// It pauses as long as each pause yields several pieces. It starts after several consecutive short
+/// sleeps, and each pause that yields too few doubles the required number.
 ///
-/// Whoever finds work by [spinning](crate::Spin) does not come here. What does is mostly a producer on
-/// the worker's own core, which would be interrupted for each piece.
+/// A worker that finds work by [spinning](crate::Spin) does not sleep and is not affected. Affected
+/// are mostly workers whose producer runs on the same core and would be interrupted for each piece.
 #[derive(Debug)]
 pub struct Gather {
-    /// When the last sleep began.
+    /// Start of the last sleep.
     slept: Option<Instant>,
-    /// Whether that was one for work to gather, and what was done since.
+    /// Whether the last sleep was such a pause. The next field counts the work done since.
     gathering: bool,
     done: usize,
-    /// Short sleeps in a row, and how many times [`WORTH`] begin it.
+    /// Number of consecutive short sleeps. A pause starts at `doubt` times [`WORTH`] of them.
     short: usize,
     doubt: u32,
 }
@@ -35,12 +35,12 @@ impl Default for Gather {
 }
 
 impl Gather {
-    /// Takes note of pieces of work that were done.
+    /// Counts completed pieces of work.
     pub fn done(&mut self, pieces: usize) {
         self.done = self.done.saturating_add(pieces);
     }
 
-    /// To be called right before sleeping: for how long work is to gather first, if at all.
+    /// Called before sleeping. Returns the time for which work should accumulate first, if any.
     pub fn before_sleep(&mut self) -> Option<Duration> {
         self.decide(Instant::now())
     }
@@ -68,7 +68,8 @@ impl Gather {
 mod tests {
     use super::*;
 
-    /// Sleeps of so long, after each of which so much is done; how many until one is a pause.
+    /// Simulates sleeps of this length, each followed by one piece of work. Returns the number of
+    /// sleeps until a pause.
     fn until_a_pause(gather: &mut Gather, now: &mut Instant, sleep: Duration) -> Option<usize> {
         (1..10_000).find(|_| {
             *now += sleep;

@@ -1,14 +1,14 @@
-//! What an operation is made of while the kernel has it: its segments, and their addresses.
+//! The data of an operation while it is in flight: its segments, and their addresses.
 #![allow(unsafe_code)]
 
 use crate::buf::{IoBuf, address};
 use pvio_ring::IoSeg;
 
-/// Segments for which every slot has room.
+/// Number of segments for which every slot has capacity.
 const SMALL: usize = 16;
-/// Segments for which there is room in all the spare lists together.
+/// Limit of the total capacity, in segments, of all spare large lists.
 const MOST_SPARE: usize = 8192;
-/// Stretches of memory the kernel takes in one operation (`UIO_MAXIOV`).
+/// Largest number of memory ranges of one operation (`UIO_MAXIOV`).
 const MOST_VECTORS: usize = 1024;
 
 /// `struct iovec`.
@@ -18,14 +18,14 @@ pub(crate) struct Vector {
     pub(crate) len: usize,
 }
 
-/// The segments of one operation, and where they are in memory. The kernel may read the addresses
-/// until the operation is over, so nothing changes them meanwhile.
+/// Segments of one operation, and their memory ranges. The kernel may read the ranges until the
+/// operation completes, so they are not changed before.
 pub(crate) struct Lists<B> {
     segments: Vec<IoSeg<B>>,
     vectors: Vec<Vector>,
 }
 
-// SAFETY: the addresses in `vectors` belong to buffers that are `Send` and owned beside them.
+// SAFETY: the addresses in `vectors` belong to buffers that are `Send` and owned in `segments`.
 unsafe impl<B: IoBuf> Send for Lists<B> {}
 
 impl<B: IoBuf> Lists<B> {
@@ -33,8 +33,8 @@ impl<B: IoBuf> Lists<B> {
         Self { segments: Vec::with_capacity(SMALL), vectors: Vec::with_capacity(SMALL) }
     }
 
-    /// Takes an operation's segments and returns the addresses of all but their first `skip` bytes.
-    /// What is more than the kernel takes at once is left out: the transfer will be short.
+    /// Stores an operation's segments and returns the memory ranges of all but their first `skip`
+    /// bytes. Ranges beyond the kernel's limit are omitted, which leads to a short transfer.
     pub(crate) fn fill(
         &mut self,
         segments: impl Iterator<Item = IoSeg<B>>,
@@ -49,15 +49,15 @@ impl<B: IoBuf> Lists<B> {
             if gone == seg.len && gone > 0 {
                 continue;
             }
-            // A segment that lies outside its buffer becomes a null address, which the kernel
-            // refuses with EFAULT.
+            // A segment outside its buffer becomes a null address, which the kernel rejects with
+            // EFAULT.
             let (base, len) = match address(seg, write) {
                 Some(base) => (base.wrapping_add(gone), seg.len - gone),
                 None => (std::ptr::null_mut(), seg.len.max(1)),
             };
             let count = self.vectors.len();
             match self.vectors.last_mut() {
-                // Neighbours in memory are one piece of work for the kernel.
+                // Adjacent memory becomes one range.
                 Some(last) if last.base.wrapping_add(last.len) == base => last.len += len,
                 _ if count == MOST_VECTORS => break,
                 _ => self.vectors.push(Vector { base, len }),
@@ -66,7 +66,7 @@ impl<B: IoBuf> Lists<B> {
         &self.vectors
     }
 
-    /// The segments, to be given back.
+    /// Returns the segments, so that they can be returned to the caller.
     pub(crate) fn segments(&mut self) -> &mut Vec<IoSeg<B>> {
         &mut self.segments
     }
@@ -81,13 +81,13 @@ impl<B: IoBuf> Lists<B> {
     }
 }
 
-/// Lists not in use. Large operations share a few large lists, so that a ring of many slots costs
-/// little and a large operation allocates nothing once there was another.
+/// Unused lists. Large operations share a few large lists, so that a ring with many slots needs
+/// little memory, and large operations do not allocate after the first ones.
 pub(crate) struct Spare<B> {
     large: Vec<Lists<B>>,
-    /// Of slots that have a large one meanwhile.
+    /// Small lists of the slots that currently have a large one.
     small: Vec<Lists<B>>,
-    /// Room of all in `large`.
+    /// Total capacity of the lists in `large`.
     room: usize,
 }
 
@@ -98,7 +98,7 @@ impl<B> Default for Spare<B> {
 }
 
 impl<B: IoBuf> Spare<B> {
-    /// Sees to it that a slot's lists have room for `count` segments.
+    /// Ensures that a slot's lists have capacity for `count` segments.
     #[inline]
     pub(crate) fn fit(&mut self, lists: &mut Lists<B>, count: usize) {
         if count > SMALL {
@@ -106,7 +106,7 @@ impl<B: IoBuf> Spare<B> {
         }
     }
 
-    /// Empties a slot's lists; large ones are put by.
+    /// Empties a slot's lists; large ones become spare.
     #[inline]
     pub(crate) fn reclaim(&mut self, lists: &mut Lists<B>) {
         lists.clear();
@@ -119,7 +119,7 @@ impl<B: IoBuf> Spare<B> {
     fn put_by(&mut self, large: Lists<B>) {
         self.room += large.room();
         self.large.push(large);
-        // Those put by first are the least likely to be in the cache still.
+        // The oldest lists are the least likely to be in the cache.
         while self.room > MOST_SPARE {
             self.room -= self.large.remove(0).room();
         }
@@ -127,8 +127,8 @@ impl<B: IoBuf> Spare<B> {
 
     #[cold]
     fn enlarge(&mut self, lists: &mut Lists<B>, count: usize) {
-        // One that is much too large would be more than the operation is worth: what is under way
-        // takes memory for what it moves, not for what was moved before.
+        // A list that is much too large is not used, so that the memory of operations in flight
+        // stays proportional to their size.
         let fits = |spare: &Lists<B>| (count..=4 * count).contains(&spare.room());
         let large = match self.large.iter().rposition(fits) {
             Some(place) => {
@@ -155,7 +155,7 @@ mod tests {
         let mut spare = Spare::<PrivateBuf>::default();
         let mut slots: Vec<_> = (0..64).map(|_| Lists::small()).collect();
         for slot in &mut slots {
-            // A very large operation comes and goes; a smaller one stays.
+            // A very large operation completes; a smaller one stays in flight.
             let mut other = Lists::small();
             spare.fit(&mut other, 4096);
             assert!(other.room() >= 4096);

@@ -1,15 +1,15 @@
-//! Log lines that a peer can cause: a guest, an image, a server, a packet.
+//! Rate limit of log lines that a peer can cause: a guest, an image, a server, a packet.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Lines at once, after a time of rest.
+/// Lines that may be written consecutively after an idle period.
 const BURST: u32 = 10;
-/// How long it takes until there is one more.
+/// Time after which one more line may be written.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Limits how often one kind of event of one device is logged, and counts all of them.
+/// Rate limit of the log lines for one kind of event of one device. It also counts the events.
 #[derive(Debug, Default)]
 pub struct LogLimit {
     seen: AtomicU64,
@@ -18,22 +18,22 @@ pub struct LogLimit {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Lines that may not be written now, of [`BURST`], and since when that is so.
+    /// Number of used lines of [`BURST`]. The next field is the time since which it is valid.
     spent: u32,
     since: Option<Instant>,
-    /// Events since the last that was logged.
+    /// Number of events since the last logged one.
     silent: u64,
 }
 
 impl LogLimit {
-    /// None seen yet.
+    /// Returns a limit without events.
     #[must_use]
     pub const fn new() -> Self {
         let state = State { spent: 0, since: None, silent: 0 };
         Self { seen: AtomicU64::new(0), state: Mutex::new(state) }
     }
 
-    /// Counts an event. If it is to be logged, how many before it were not.
+    /// Counts an event. If it may be logged, returns the number of events before it that were not.
     pub fn admit(&self) -> Option<u64> {
         self.admit_at(Instant::now())
     }
@@ -59,7 +59,7 @@ impl LogLimit {
         Some(std::mem::take(&mut state.silent))
     }
 
-    /// How many events there were, logged or not.
+    /// Returns the number of events, logged or not.
     #[must_use]
     pub fn seen(&self) -> u64 {
         self.seen.load(Ordering::Relaxed)

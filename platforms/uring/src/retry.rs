@@ -1,11 +1,11 @@
-//! Repeating calls that the system interrupted (`EINTR`) or could not carry out just then (`EAGAIN`).
+//! Repeating system calls that were interrupted (`EINTR`) or temporarily failed (`EAGAIN`).
 
 use crate::Backoff;
 use std::io;
 use std::thread;
 
-/// Makes a call that blocks, and repeats it for as long as its error is transient and the
-/// [`Backoff`] allows. The call must be one that may be made twice.
+/// Executes a blocking call, and repeats it as long as its error is transient and the [`Backoff`]
+/// permits. The call must be idempotent.
 ///
 /// # Errors
 /// The last error of the call.

@@ -1,4 +1,4 @@
-//! Submitting, waiting, reaping.
+//! Submission, waiting and completion of operations.
 #![allow(unsafe_code)]
 
 use crate::backoff::Backoff;
@@ -12,11 +12,11 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-/// A file the ring owns.
+/// File that the ring owns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FileId {
     index: usize,
-    /// Whether the kernel knows it as its file 0.
+    /// Whether it is registered with the kernel, as file 0.
     registered: bool,
 }
 
@@ -26,48 +26,49 @@ impl FileId {
     }
 }
 
-/// What an operation came to: bytes moved, or the system's error.
+/// Error number of the system.
 pub type Errno = i32;
 
-/// Every slot is in flight: reap first. The segments come back.
+/// Error: every slot is in flight; completions must be reaped first. The segments are dropped.
 #[derive(Debug)]
 pub struct Full;
 
-/// One finished operation.
+/// Completed operation.
 #[derive(Debug)]
 pub struct Done<'a, B> {
-    /// What the submitter called it.
+    /// Token that the submitter chose.
     pub token: u64,
-    /// Bytes moved (or ready events, for a poll), or the error number.
+    /// Number of bytes moved (or the ready events, for a poll), or the error number.
     pub result: Result<u32, Errno>,
-    /// Its buffers, given back. What is left in here is dropped after the callback.
+    /// Segments of the operation, which the caller may take. The remaining ones are dropped after
+    /// the callback.
     pub segments: &'a mut Vec<IoSeg<B>>,
 }
 
-/// An io_uring whose operations own their buffers. To be used by the thread that made it.
+/// An io_uring whose operations own their buffers. It must be used by the thread that created it.
 pub struct Uring<B: IoBuf> {
     uring: IoUring,
     files: Vec<OwnedFd>,
-    /// Whether one of them is registered.
+    /// Whether a file is registered.
     main_file: bool,
     slots: Vec<Slot<B>>,
     free: Vec<u32>,
     spare: Spare<B>,
-    /// Operations the kernel has not finished.
+    /// Number of operations in flight.
     in_flight: usize,
-    /// How many of those are polls, which finish only when something happens.
+    /// Number of polls in flight, which complete only when their event occurs.
     polls: usize,
     unsubmitted: bool,
-    /// Of failures of the kernel to take or to wait that were not the last word.
+    /// Delay after transient errors of submission and waiting.
     backoff: Backoff,
-    /// Errors of the next system calls, last first.
+    /// Errors of the next system calls, in reverse order.
     #[cfg(test)]
     failures: Vec<Errno>,
-    /// Memory the kernel knows as its buffer 0.
+    /// Memory registered with the kernel, as buffer 0.
     registered: Option<PoolMemory>,
-    /// Operations that were on it.
+    /// Number of operations on registered memory.
     on_registered: u64,
-    /// Whether what had to be waited for is finished only when the kernel is asked to.
+    /// Whether operations that had to wait complete only when the thread enters the kernel.
     gathering: bool,
 }
 
@@ -79,11 +80,11 @@ struct Slot<B> {
 
 const STREAM: u64 = u64::MAX;
 
-/// Which way data goes.
+/// Direction of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     Read,
-    /// A read that does not wait for what is not there (`RWF_NOWAIT`).
+    /// A read that fails instead of waiting (`RWF_NOWAIT`).
     TryRead,
     Write,
 }
@@ -110,26 +111,27 @@ impl<B: IoBuf> Uring<B> {
         }
     }
 
-    /// Takes a file to operate on; closed with the ring.
+    /// Adds a file for operations. It is closed with the ring.
     pub fn add_file(&mut self, file: OwnedFd) -> FileId {
         self.files.push(file);
         FileId { index: self.files.len() - 1, registered: false }
     }
 
-    /// The same, for the one file most operations are on: the kernel looks it up once, and not for
-    /// each of them. Where it does not take it, or has one already, the file is like any other.
+    /// Adds the file that most operations use: the kernel looks it up once and not for each
+    /// operation. If the kernel does not register it, or a file is registered already, it is used
+    /// like any other file.
     pub fn add_main_file(&mut self, file: OwnedFd) -> FileId {
         let registered = self.uring.submitter().register_files(&[file.as_raw_fd()]).is_ok();
         self.main_file |= registered;
         FileId { registered, ..self.add_file(file) }
     }
 
-    /// As [`add_main_file`](Self::add_main_file), and has the ring's registered file table hold `fence`
-    /// too. The kernel releases that table when it is done with the ring: after the last operation, which
+    /// As [`add_main_file`](Self::add_main_file), and adds `fence` to the ring's registered files.
+    /// The kernel releases them when it has finished with the ring: after the last operation, which
     /// may be long after the process has ended.
     ///
     /// # Errors
-    /// What the kernel reports when it does not register them.
+    /// The error of the registration.
     pub fn add_fenced_file(&mut self, file: OwnedFd, fence: BorrowedFd<'_>) -> io::Result<FileId> {
         self.uring.submitter().register_files(&[file.as_raw_fd(), fence.as_raw_fd()])?;
         self.main_file = true;
@@ -164,8 +166,8 @@ impl<B: IoBuf> Uring<B> {
         self.transfer(file, offset, 0, segments, token, Way::Write)
     }
 
-    /// As [`read`](Self::read), but for the first `skip` bytes of the segments: goes on with a
-    /// transfer that moved less than all. No operation moves more than 1024 stretches of memory.
+    /// As [`read`](Self::read), but skips the first `skip` bytes of the segments, to continue after
+    /// a short transfer. An operation has at most 1024 memory ranges.
     ///
     /// # Errors
     /// [`Full`].
@@ -195,7 +197,7 @@ impl<B: IoBuf> Uring<B> {
         self.transfer(file, offset, skip, segments, token, Way::Write)
     }
 
-    /// Reads whatever a stream (a tap, a pipe) has next.
+    /// Reads the next data of a stream (a tap, a pipe).
     ///
     /// # Errors
     /// [`Full`].
@@ -203,8 +205,9 @@ impl<B: IoBuf> Uring<B> {
         self.transfer(file, STREAM, 0, [seg], token, Way::Read)
     }
 
-    /// The same, but where there is nothing the operation ends at once, with `EAGAIN`. With
-    /// `EOPNOTSUPP` for a file of which the kernel does not know how to ask (a tap before Linux 6.4).
+    /// As [`read_stream`](Self::read_stream), but completes with `EAGAIN` immediately if there is
+    /// no data. Completes with `EOPNOTSUPP` if the file does not support that (a tap before Linux
+    /// 6.4).
     ///
     /// # Errors
     /// [`Full`].
@@ -225,7 +228,7 @@ impl<B: IoBuf> Uring<B> {
         self.transfer(file, STREAM, 0, segments, token, Way::Write)
     }
 
-    /// Brings a file's written data (and the size needed to find it) to the medium.
+    /// Flushes a file's written data (and the size needed to read it) to the storage device.
     ///
     /// # Errors
     /// [`Full`].
@@ -234,7 +237,7 @@ impl<B: IoBuf> Uring<B> {
         self.simple(entry.flags(file.flags()), token, false)
     }
 
-    /// `fallocate` with a mode, for punching holes and writing zeroes.
+    /// Calls `fallocate` with a mode, for punching holes and writing zeroes.
     ///
     /// # Errors
     /// [`Full`].
@@ -250,7 +253,7 @@ impl<B: IoBuf> Uring<B> {
         self.simple(entry.flags(file.flags()), token, false)
     }
 
-    /// Finishes once when the file becomes readable.
+    /// Polls the file; completes once, when it becomes readable.
     ///
     /// # Errors
     /// [`Full`].
@@ -260,22 +263,23 @@ impl<B: IoBuf> Uring<B> {
         self.simple(entry.flags(file.flags()), token, true)
     }
 
-    /// Operations that own memory or move data and are not finished; polls do not count.
+    /// Returns the number of operations in flight that own memory or move data; polls are not
+    /// counted.
     #[must_use]
     pub fn busy(&self) -> usize {
         self.in_flight - self.polls
     }
 
-    /// How many more operations can be submitted before one is reaped.
+    /// Returns the number of operations that can be submitted before one must be reaped.
     #[must_use]
     pub fn free_slots(&self) -> usize {
         self.free.len()
     }
 
-    /// Calls `each` for every finished operation and returns how many there were.
+    /// Calls `each` for every completed operation and returns their number.
     pub fn reap(&mut self, mut each: impl FnMut(Done<'_, B>)) -> usize {
         let mut count = 0;
-        // Not an iterator over `completion()`: the callback's buffers live in `self.slots`.
+        // Not an iterator over `completion()`: the callback borrows from `self.slots`.
         while let Some(entry) = self.uring.completion().next() {
             let index = entry.user_data();
             let Some(slot) = usize::try_from(index).ok().and_then(|i| self.slots.get_mut(i)) else {
@@ -284,7 +288,7 @@ impl<B: IoBuf> Uring<B> {
             let result = u32::try_from(entry.result()).map_err(|_| -entry.result());
             self.in_flight -= 1;
             self.polls -= usize::from(slot.poll);
-            // The kernel has finished with the buffers: they may be used and dropped again.
+            // The kernel has finished with the buffers: the caller may use and drop them again.
             each(Done { token: slot.token, result, segments: slot.lists.segments() });
             self.spare.reclaim(&mut slot.lists);
             self.free.push(index as u32);
@@ -317,7 +321,7 @@ impl<B: IoBuf> Uring<B> {
         let segments = segments.into_iter();
         self.spare.fit(lists, segments.size_hint().0);
         let flags = if way == Way::TryRead { RWF_NOWAIT } else { 0 };
-        // The kernel writes memory when we read a file.
+        // A read from a file is a write to memory.
         let entry = match (lists.fill(segments, skip, way != Way::Write), way) {
             ([v], way)
                 if self.registered.as_ref().is_some_and(|memory| registered::is_in(memory, v)) =>
@@ -362,9 +366,9 @@ impl<B: IoBuf> Uring<B> {
         self.polls += usize::from(poll);
         self.unsubmitted = true;
         let entry = entry.user_data(u64::from(index));
-        // SAFETY: the buffers and vectors the entry names are owned by the slot, which is neither
-        // touched nor dropped before its completion was reaped (`Drop` waits for that); the file
-        // is owned by `self.files`, which only grows.
+        // SAFETY: the buffers and vectors that the entry names are owned by the slot, which is
+        // neither accessed nor dropped before its completion is reaped (`Drop` waits for that); the
+        // file is owned by `self.files`, which only grows.
         let pushed = unsafe { self.uring.submission().push(&entry) };
         // There are as many submission entries as slots, and each slot has at most one.
         debug_assert!(pushed.is_ok(), "more submissions than slots");
@@ -372,8 +376,8 @@ impl<B: IoBuf> Uring<B> {
 }
 
 impl<B: IoBuf> Drop for Uring<B> {
-    /// Cancels what can be cancelled and waits for the rest: the kernel must not write into
-    /// buffers that are gone.
+    /// Cancels all operations and waits for those that cannot be cancelled: the kernel must not
+    /// write to freed buffers.
     fn drop(&mut self) {
         let begin = Instant::now();
         while self.in_flight > 0 {
@@ -382,8 +386,8 @@ impl<B: IoBuf> Drop for Uring<B> {
             let _ = self.wait(Some(Duration::from_millis(100)));
             self.reap(|_| ());
             if begin.elapsed() > STUCK && self.in_flight > 0 {
-                // A device that has answered nothing for half a minute. Leaking is safe, freeing
-                // is not.
+                // The device has not completed its operations for 30 seconds. Leaking the buffers
+                // is safe, freeing them is not.
                 tracing::error!(in_flight = self.in_flight, "leaking buffers of stuck I/O");
                 for slot in self.slots.drain(..) {
                     std::mem::forget(slot);
@@ -391,19 +395,18 @@ impl<B: IoBuf> Drop for Uring<B> {
                 return;
             }
         }
-        // The kernel takes a closed ring apart when it has time; a file that is locked must be
-        // closed now.
+        // The kernel releases a closed ring asynchronously, but a locked file must be closed now.
         if self.main_file {
             let _ = self.uring.submitter().unregister_files();
         }
-        // It counts as locked until then.
+        // The memory counts as locked until it is unregistered.
         if self.registered.is_some() {
             let _ = self.uring.submitter().unregister_buffers();
         }
     }
 }
 
-/// How long a device may take to finish what was cancelled.
+/// Timeout for the completion of cancelled operations.
 const STUCK: Duration = Duration::from_secs(30);
 
 mod make;

@@ -1,29 +1,30 @@
-//! Spinning a little before sleeping.
+//! Polling for a short time before sleeping.
 
 use std::time::{Duration, Instant};
 
-/// The longest a worker spins before it sleeps. Waking a sleeper on another core costs about half
-/// of this, so spinning for longer cannot pay.
+/// Longest time for which a worker spins before it sleeps. Waking a thread on another core costs
+/// about half of this, so longer spinning cannot pay off.
 const MOST: Duration = Duration::from_micros(50);
 const LEAST: Duration = Duration::from_micros(2);
-/// Sleeps that spinning could have spared, before it is tried again though that was in vain time and
-/// again.
+/// Largest number of short sleeps that are required before spinning is tried again after repeated
+/// failures.
 const DOUBT_MOST: u32 = 256;
 
-/// Decides how long to look for work before sleeping, from how it went before. Spinning that found
-/// work is worth repeating; spinning in vain is halved until it is given up. A sleep brings it back
-/// if work came so soon that spinning would have found it, but the more reluctantly the more often
-/// that turned out wrong: who waits for somebody on its own core keeps him, by spinning, from
-/// bringing the work, and sees that come at once when it sleeps. An idle worker does not spin at all.
+/// Decides how long a worker polls for work before it sleeps, from earlier results. Spinning that
+/// found work is repeated. Spinning without a result is halved until it is disabled. A sleep so
+/// short that spinning would have found the work enables it again, but each trial without a result
+/// doubles the required number of such sleeps. A worker whose producer runs on the same core delays
+/// the work by spinning, and the work arrives as soon as it sleeps. An idle worker does not spin at
+/// all.
 #[derive(Debug)]
 pub struct Spin {
     window: Duration,
-    /// Since when there has been no work, while asleep.
+    /// Start of the current sleep, since which there has been no work.
     waiting: Option<Instant>,
-    /// Short sleeps since spinning was given up, and how many bring it back.
+    /// Number of short sleeps since spinning was disabled. At `doubt` of them it is enabled again.
     short: u32,
     doubt: u32,
-    /// Whether it was brought back, and has found nothing since.
+    /// Whether spinning was enabled again and has found nothing since.
     on_trial: bool,
 }
 
@@ -34,10 +35,10 @@ impl Default for Spin {
 }
 
 impl Spin {
-    /// Looks for work again and again, for a while; tells whether `look` found some.
+    /// Polls for work for a limited time. Returns whether `look` found some.
     ///
     /// # Errors
-    /// Whatever `look` fails with.
+    /// The error of `look`.
     pub fn until<E>(&mut self, mut look: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
         if let Some(waiting) = self.waiting.take() {
             self.slept(waiting.elapsed());
@@ -47,7 +48,7 @@ impl Spin {
         }
         let begin = Instant::now();
         loop {
-            // Reading the clock costs as much as a dozen looks.
+            // Reading the clock costs as much as a dozen calls of `look`.
             for _ in 0..16 {
                 if look()? {
                     (self.window, self.doubt, self.on_trial) = (MOST, 1, false);
@@ -62,7 +63,7 @@ impl Spin {
         }
     }
 
-    /// To be called right before sleeping.
+    /// Called before sleeping.
     pub fn sleeping(&mut self) {
         self.waiting = Some(Instant::now());
     }
@@ -126,11 +127,11 @@ mod tests {
             };
             assert_eq!(spin.until(look), Ok(false));
             spun += u32::from(looks > 0);
-            // Who is waited for can do its work only now.
+            // The producer can work only now, since it runs on the same core.
             spin.sleeping();
         }
-        // Each time some windows, the next half as long: at once, after 1, 2, 4 ... 256 sleeps, and after
-        // every 256 from then on.
+        // Each trial has some windows, each half as long as the one before. A trial takes place at
+        // the start, after 1, 2, 4 ... 256 sleeps, and then after every 256.
         assert!((12..1000).contains(&spun), "{spun}");
         let mut looks = 0;
         for _ in 0..=DOUBT_MOST {

@@ -1,4 +1,4 @@
-//! Where the kernel's devices are, and what it means when they are not.
+//! Paths of the kernel's devices, and the errors if they are missing.
 
 use crate::error::OpenError;
 use crate::sys::gntalloc::Gntalloc;
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-/// Paths; others than the system's in tests alone.
+/// Paths of the devices; tests use other ones than the system's.
 #[derive(Clone, Debug)]
 pub(crate) struct Devices {
     dev: PathBuf,
@@ -35,7 +35,8 @@ impl Devices {
 
     pub(crate) fn gntdev(&self) -> Result<Gntdev, OpenError> {
         let fd = self.open(GNTDEV, "xen-gntdev", OFlags::empty())?;
-        // In older kernels it is the most grants of all mappings together: larger, and no harm.
+        // In older kernels it is the limit for all mappings together, which is larger; that does no
+        // harm.
         let limit = std::fs::read_to_string(self.parameters.join("limit")).ok();
         Ok(Gntdev::new(fd, limit.and_then(|limit| limit.trim().parse().ok())))
     }
@@ -53,7 +54,7 @@ impl Devices {
         Client::connect(path).map_err(|source| OpenError::Xenstore { path: path.clone(), source })
     }
 
-    /// This domain's number.
+    /// Returns this domain's id.
     pub(crate) fn domid(&self) -> Result<DomId, OpenError> {
         let value = self.xenstore()?.read("domid")?;
         let value = String::from_utf8_lossy(&value).into_owned();
@@ -63,8 +64,9 @@ impl Devices {
         }
     }
 
-    /// Whether this is a PV domain, which maps grants in its own page tables; in any other the
-    /// hypervisor translates addresses. A kernel too old to say is taken for one of the latter.
+    /// Whether this is a PV domain, which maps grants in its own page tables. In other domains, the
+    /// hypervisor translates addresses. If the kernel is too old to report the type, the domain is
+    /// taken for one of these.
     pub(crate) fn is_pv(&self) -> bool {
         std::fs::read(&self.guest_type).is_ok_and(|kind| kind.trim_ascii() == b"PV")
     }
@@ -73,7 +75,7 @@ impl Devices {
         let path = self.dev.join(name);
         let flags = flags | OFlags::RDWR | OFlags::CLOEXEC;
         rustix::fs::open(&path, flags, Mode::empty()).map_err(|why| match why {
-            // A device that nobody drives is as good as none.
+            // A device node without a driver is treated like a missing one.
             Errno::NOENT | Errno::NODEV | Errno::NXIO if self.on_xen() => {
                 OpenError::NoDevice { path, module }
             }
@@ -161,7 +163,7 @@ mod tests {
                 let mut request = [0; 16 + 6];
                 stream.read_exact(&mut request).unwrap();
                 assert_eq!(&request[16..], b"domid\0");
-                // The answer has the request's header, but for the length.
+                // The reply has the request's header, except for the length.
                 request[12..16].copy_from_slice(&(value.len() as u32).to_le_bytes());
                 stream.write_all(&request[..16]).unwrap();
                 stream.write_all(value.as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! This domain.
+//! The domain that this process runs in.
 
 use crate::devices::Devices;
 use crate::error::OpenError;
@@ -10,14 +10,14 @@ use pvio_xenbus::client::Client;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// The Linux domain this process runs in: its grants, its mappings, its event channels. Made to be
-/// cloned, one clone for each queue: all are the same domain, and each maps through a descriptor
-/// of its own, opened when it first maps.
+/// Linux domain that this process runs in: its grants, mappings and event channels. It is to be
+/// cloned once for each queue. All clones are the same domain, and each maps through its own
+/// descriptor, which is opened at its first mapping.
 ///
-/// The kernel keeps what is mapped through a descriptor in one list under one mutex, and walks it
-/// in every call that maps or unmaps. With a descriptor for each queue no queue waits for another
-/// there, nor pays for what another keeps mapped. (What is left to wait for is the lock of the
-/// process's address space, which every `mmap` and `munmap` takes.)
+/// The kernel stores the mappings of a descriptor in one list under one mutex, and searches it in
+/// every call that maps or unmaps. With a descriptor per queue, no queue waits for another one
+/// there, or pays for the mappings of another one. (What remains is the lock of the process's
+/// address space, which every `mmap` and `munmap` takes.)
 #[derive(Debug)]
 pub struct XenDomain {
     inner: Arc<Inner>,
@@ -27,24 +27,24 @@ pub struct XenDomain {
 #[derive(Debug)]
 pub(crate) struct Inner {
     id: DomId,
-    /// Whether it can map what it granted itself.
+    /// Whether it can map its own grants.
     maps_own: bool,
     pub(crate) devices: Devices,
-    /// For clones that cannot open one of their own any more.
+    /// Descriptor for clones that cannot open their own.
     gntdev: Arc<Gntdev>,
     gntalloc: Result<Gntalloc, OpenError>,
     pub(crate) granted: Mutex<HashMap<GrantRef, Granted>>,
 }
 
 impl XenDomain {
-    /// Opens the kernel's devices, and asks xenstore which domain this is.
+    /// Opens the kernel's devices and reads this domain's id from xenstore.
     ///
-    /// `/dev/xen/gntdev` and `/dev/xen/evtchn` have to be there, and xenstore, as its socket or as
-    /// `/dev/xen/xenbus`. `/dev/xen/gntalloc` does not: a backend grants nothing. Whoever does asks
+    /// `/dev/xen/gntdev`, `/dev/xen/evtchn` and xenstore (its socket or `/dev/xen/xenbus`) are
+    /// required. `/dev/xen/gntalloc` is not, since a backend does not grant pages; frontends check
     /// [`can_grant`](Self::can_grant). `privcmd` is never used.
     ///
     /// # Errors
-    /// [`OpenError`], which says what to do.
+    /// [`OpenError`], which contains the remedy.
     pub fn open() -> Result<Self, OpenError> {
         let devices = Devices::of_the_system();
         let gntdev = Arc::new(devices.gntdev()?);
@@ -61,14 +61,14 @@ impl XenDomain {
         Ok(Self { inner: Arc::new(inner), gntdev: OnceLock::from(gntdev) })
     }
 
-    /// Its number.
+    /// Returns its domain id.
     #[must_use]
     pub fn id(&self) -> DomId {
         self.inner.id
     }
 
-    /// A new connection to xenstore with this domain's rights; relative paths are below
-    /// `/local/domain/<number>`. There may be several at a time, one for each thread, say.
+    /// Opens a connection to xenstore with this domain's permissions. Relative paths are below
+    /// `/local/domain/<number>`. Several connections may be open, for example one for each thread.
     ///
     /// # Errors
     /// [`OpenError::Xenstore`].
@@ -76,16 +76,17 @@ impl XenDomain {
         self.inner.devices.xenstore()
     }
 
-    /// Whether pages can be granted here; if not, every
-    /// [`alloc_pages`](pvio_grant_table::Granter::alloc_pages) is refused.
+    /// Checks whether pages can be granted; if not, every
+    /// [`alloc_pages`](pvio_grant_table::Granter::alloc_pages) fails.
     ///
     /// # Errors
-    /// Why `/dev/xen/gntalloc` could not be opened, and what to do.
+    /// The reason why `/dev/xen/gntalloc` could not be opened, with a remedy.
     pub fn can_grant(&self) -> Result<(), &OpenError> {
         self.inner.gntalloc.as_ref().map(drop)
     }
 
-    /// Whether pages of `domain` may be mapped here; see [`map`](pvio_grant_table::GrantMapper::map).
+    /// Whether pages of `domain` may be mapped here; see
+    /// [`map`](pvio_grant_table::GrantMapper::map).
     pub(crate) fn maps(&self, domain: DomId) -> bool {
         self.inner.maps_own || (domain != self.inner.id && domain != DomId::SELF)
     }
@@ -94,12 +95,12 @@ impl XenDomain {
         &self.inner
     }
 
-    /// What this clone maps through.
+    /// Returns the descriptor through which this clone maps.
     #[inline]
     pub(crate) fn gntdev(&self) -> &Arc<Gntdev> {
         self.gntdev.get_or_init(|| match self.inner.devices.gntdev() {
             Ok(own) => Arc::new(own),
-            // Out of descriptors: slower, and no worse.
+            // No descriptor is left: the shared one is slower, but works.
             Err(_) => Arc::clone(&self.inner.gntdev),
         })
     }
@@ -116,7 +117,7 @@ impl Inner {
         self.gntalloc.as_ref().ok()
     }
 
-    /// Nothing that is done under this lock can panic half-way.
+    /// No code under this lock can panic and leave an inconsistent state.
     pub(crate) fn granted(&self) -> MutexGuard<'_, HashMap<GrantRef, Granted>> {
         self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,7 +3,7 @@ use rustix::io::Errno;
 use std::io;
 use std::path::PathBuf;
 
-/// Why this system cannot be used as a Xen domain, and what to do about it.
+/// Reason why this system cannot be used as a Xen domain, with a remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The kernel does not run on Xen.
@@ -12,43 +12,43 @@ pub enum OpenError {
          hosted platform, which needs none"
     )]
     NotXen(PathBuf),
-    /// The kernel runs on Xen, and has no such device.
+    /// The kernel runs on Xen and the device is missing.
     #[error("{path} is not there: `modprobe {module}`")]
     NoDevice {
         /// The device.
         path: PathBuf,
-        /// The kernel module that makes it.
+        /// Kernel module that provides it.
         module: &'static str,
     },
-    /// The device is there, but not for us.
+    /// This user may not open the device.
     #[error("{path} may not be opened: run as root, or let this user read and write it")]
     Denied {
         /// The device.
         path: PathBuf,
     },
-    /// The device is there and cannot be opened for another reason.
+    /// The device cannot be opened for another reason.
     #[error("opening {path}: {source}")]
     Device {
         /// The device.
         path: PathBuf,
-        /// The system's words.
+        /// Error of the system.
         source: io::Error,
     },
-    /// xenstore does not answer.
+    /// xenstore cannot be reached.
     #[error(
         "xenstore cannot be reached at {path} ({source}): in dom0 start xenstored; in a guest see \
          that {path} is there and may be opened"
     )]
     Xenstore {
-        /// Its socket or device.
+        /// Path of its socket or device.
         path: PathBuf,
-        /// The system's words.
+        /// Error of the system.
         source: io::Error,
     },
-    /// xenstore does not say which domain this is.
+    /// xenstore does not report this domain's id.
     #[error("reading this domain's number from xenstore: {0}")]
     Id(#[from] XsError),
-    /// xenstore says that this domain is one that cannot be.
+    /// The domain id in xenstore is invalid.
     #[error(
         "the node `domid` in xenstore is {0:?}, not a domain's number; in dom0 run xen-init-dom0"
     )]
@@ -71,11 +71,11 @@ impl OpenError {
     }
 }
 
-/// Why there will be no notification when pages are unmapped.
+/// Reason why a notification of unmapping cannot be requested.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NotifyError {
-    /// The pages were mapped together with others, which are unmapped at the same time; there is
-    /// one notification for all of them.
+    /// The pages were mapped together with others, which are unmapped at the same time, with one
+    /// notification for all of them.
     #[error("the page was mapped in a batch; map it by itself to be notified of its unmapping")]
     Batch,
     /// The byte is not in the mapping.
@@ -84,7 +84,7 @@ pub enum NotifyError {
     /// The mapping is read-only.
     #[error("a byte of a read-only mapping cannot be cleared")]
     ReadOnly,
-    /// The kernel said no.
+    /// The kernel rejected the request.
     #[error("the kernel refused: {0}")]
     Refused(Errno),
 }

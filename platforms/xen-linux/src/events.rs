@@ -2,24 +2,25 @@
 //!
 //! # One descriptor for each channel
 //!
-//! `/dev/xen/evtchn` can serve many ports through one descriptor, whose reader then tells them
-//! apart. Here each channel has its own, so that it can be waited for by itself, beside other
-//! things, through an io_uring.
+//! `/dev/xen/evtchn` can serve many ports through one descriptor, whose reader distinguishes them.
+//! Here each channel has its own descriptor, so that it can be waited for separately, together with
+//! other descriptors, through an io_uring.
 //!
-//! # What taking an event does
+//! # Taking an event
 //!
-//! When an event comes, the kernel masks the port, remembers it, and makes the descriptor readable.
-//! Reading takes the port's number; *writing the number back* unmasks the port. That write is when
-//! the kernel learns that the event is dealt with (a "late EOI", XSA-332): until then no further one
-//! can interrupt this domain, so a peer that sends events without end gets through once for each
-//! time we look, and cannot keep the CPU in its interrupt handler. [`take`](EventChannel::take) does
-//! both, in this order; an event that came in between is delivered by the write.
+//! When an event arrives, the kernel masks the port, stores it, and makes the descriptor readable.
+//! Reading returns the port's number; *writing the number back* unmasks the port. That write tells
+//! the kernel that the event has been handled (a "late EOI", XSA-332). Until then, no further event
+//! can interrupt this domain. So a peer that sends events continuously causes one interrupt for
+//! each time this process takes an event, and cannot keep the CPU in its interrupt handler.
+//! [`take`](EventChannel::take) reads and then writes; an event that arrived in between is
+//! delivered by the write.
 //!
 //! # Masking
 //!
-//! The device cannot mask a port that has no event. So what [`Channel`] shows to be waited on is an
-//! epoll instance that watches the device: masking makes it watch for nothing. Events then stay
-//! where they are, and can be taken.
+//! The device cannot mask a port that has no event. So the descriptor of a [`Channel`] is an epoll
+//! instance that watches the device: masking removes the events that it watches for. Events then
+//! stay pending in the device, and can be taken.
 
 use crate::domain::XenDomain;
 use crate::sys::evtchn;
@@ -31,30 +32,30 @@ use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-/// One end of an event channel. Its descriptor ([`AsFd`]) is readable when an event is to be
-/// taken; poll it, do not read it.
+/// One end of an event channel. Its descriptor ([`AsFd`]) is readable when an event is pending. It
+/// must only be polled, not read.
 #[derive(Debug)]
 pub struct Channel {
     device: OwnedFd,
-    /// Watches `device`, unless masked.
+    /// Epoll instance that watches `device`, unless masked.
     watch: OwnedFd,
     port: Port,
     remote: DomId,
 }
 
 impl Channel {
-    /// The domain at the other end, or that may bind to it.
+    /// Returns the domain at the other end, or the one that may bind to it.
     #[must_use]
     pub fn remote(&self) -> DomId {
         self.remote
     }
 
-    /// Waits until there is an event and takes it; `false` when `timeout` passed first.
+    /// Waits for an event and takes it. Returns `false` if `timeout` expired first.
     ///
     /// # Errors
     /// As for [`take`](EventChannel::take).
     pub fn wait(&self, timeout: Option<Duration>) -> Result<bool, EventError> {
-        // A timeout too long for the clock is none.
+        // A timeout beyond the clock's range means no timeout.
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
             if self.take()? {
@@ -120,8 +121,8 @@ impl EventChannel for Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        // Closing the device would do it too, but only when nobody has it open any more, and
-        // whoever waits on the channel may still have.
+        // Closing the device would unbind too, but only after the last descriptor is closed, and a
+        // thread that waits for the channel may still have one.
         let done = evtchn::unbind(&self.device, self.port.0);
         debug_assert!(done.is_ok(), "UNBIND: {done:?}");
     }
@@ -130,17 +131,17 @@ impl Drop for Channel {
 impl EventChannels for XenDomain {
     type Channel = Channel;
 
-    /// The hypervisor does not look whether `remote` exists.
+    /// The hypervisor does not check whether `remote` exists.
     fn alloc_unbound(&self, remote: DomId) -> Result<Channel, EventError> {
         self.channel(remote, |device| evtchn::alloc_unbound(device, remote.0.into()))
     }
 
-    /// The hypervisor makes an event pending on the new end. The kernel may be taking it in on
-    /// another CPU while this one returns from binding; it is waited for, so that it is there.
+    /// The hypervisor makes an event pending on the new end. The kernel may process it on another
+    /// CPU while the bind returns, so this waits until the event is visible.
     fn bind_interdomain(&self, remote: DomId, port: Port) -> Result<Channel, EventError> {
         let bind = |device: &OwnedFd| evtchn::bind_interdomain(device, remote.0.into(), port.0);
         let channel = self.channel(remote, bind)?;
-        // Should it take longer than that, it comes later and wakes whoever waits: nothing is lost.
+        // If it takes longer, the event arrives later and wakes a waiting thread; it is not lost.
         let patience = Timespec { tv_sec: 1, tv_nsec: 0 };
         let _ = poll(&mut [PollFd::new(&channel, PollFlags::IN)], Some(&patience));
         Ok(channel)
@@ -165,13 +166,14 @@ impl XenDomain {
     }
 }
 
-/// `EVTCHNOP_*` and what the device adds.
+/// Maps the errors of `EVTCHNOP_*` and those of the device.
 fn refusal(why: Errno) -> EventError {
     match why {
         Errno::SRCH => EventError::NoDomain,
-        // Ports, or the memory and descriptors that one takes.
+        // No ports are left, or no memory or descriptors for one.
         Errno::NOSPC | Errno::NOMEM | Errno::MFILE | Errno::NFILE => EventError::NoPorts,
-        // No such port, bound already, not for us; or a security module says no.
+        // The port does not exist, is bound already, or is not for this domain; or a security
+        // module denied it.
         Errno::INVAL | Errno::NOENT | Errno::PERM | Errno::ACCESS => EventError::BadPort,
         _ => EventError::Hypervisor,
     }

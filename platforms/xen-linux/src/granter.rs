@@ -1,4 +1,5 @@
-//! Granting pages of this domain: see [`crate::pages`] for how a granted page takes another one's place.
+//! Granting pages of this domain: see [`crate::pages`] for how a granted page replaces an ordinary
+//! one.
 
 use crate::domain::XenDomain;
 use crate::pages::{Granted, Lease, Pages};
@@ -12,9 +13,9 @@ use std::sync::Arc;
 impl Granter for XenDomain {
     type Pages = Pages;
 
-    /// Allocates ordinary memory. [`GrantError::NotOurs`] for no pages,
-    /// [`GrantError::Refused`] with [`GrantStatus::PermissionDenied`] when nothing can be granted
-    /// here at all: [`XenDomain::can_grant`] says why.
+    /// Allocates ordinary memory. Returns [`GrantError::NotOurs`] for 0 pages, and
+    /// [`GrantError::Refused`] with [`GrantStatus::PermissionDenied`] if no page can be granted
+    /// here: [`XenDomain::can_grant`] returns the reason.
     fn alloc_pages(&self, count: usize) -> Result<Pages, GrantError> {
         if count == 0 {
             return Err(GrantError::NotOurs);
@@ -28,15 +29,15 @@ impl Granter for XenDomain {
         Ok(Held::whole(Arc::new(Run::new(area, Lease { granted }))))
     }
 
-    /// Grants a page and puts it into the place of page number `page`, with the same contents.
+    /// Grants a page, which replaces page number `page` and gets its contents.
     ///
-    /// - Nothing else may write to the page meanwhile: what is written between taking the contents
-    ///   and putting them back is lost. Grant before sharing `pages` with another thread or handing
-    ///   the page to the kernel.
-    /// - A page can be granted once at a time: [`GrantStatus::BadPage`] when it is already.
-    /// - All of a system's processes together can have as many pages granted as the module parameter
-    ///   `limit` of xen-gntalloc says (1024 unless set): [`GrantError::OutOfEntries`] beyond.
-    /// - That `peer` does not exist is not noticed.
+    /// - Nothing else may write to the page during the call: data written between reading the
+    ///   contents and writing them back is lost. Grant before sharing `pages` with another thread
+    ///   or passing the page to the kernel.
+    /// - A page can have one grant at a time: [`GrantStatus::BadPage`] if it is granted already.
+    /// - The module parameter `limit` of xen-gntalloc bounds the granted pages of all processes of
+    ///   the system (default 1024): [`GrantError::OutOfEntries`] beyond it.
+    /// - It is not checked whether `peer` exists.
     fn grant(
         &self,
         peer: DomId,
@@ -77,12 +78,12 @@ impl Granter for XenDomain {
         }
     }
 
-    /// Ends a grant: whatever the peer still has mapped, or can still map because it does, is no
-    /// longer these pages. An ordinary page with the same contents takes the place of the granted
-    /// one; as for [`grant`](Self::grant), nothing of ours may write meanwhile.
+    /// Ends a grant. Mappings of the peer, and mappings that it can still create because of them,
+    /// no longer refer to these pages. An ordinary page with the same contents replaces the granted
+    /// one. As for [`grant`](Self::grant), this process must not write to the page during the call.
     ///
-    /// The kernel does not tell whether the peer still uses the old page, so it is never for that
-    /// that this says [`Busy`], but only when the system has no memory for the new one.
+    /// The kernel does not report whether the peer still uses the old page. So [`Busy`] never means
+    /// that; it means that the system has no memory for the new page.
     fn end_access(&self, gref: GrantRef) -> Result<(), Busy> {
         let inner = self.inner();
         let mut table = inner.granted();
@@ -96,7 +97,7 @@ impl Granter for XenDomain {
         pages.run().extra.granted[*page].store(false, Ordering::Release);
         let ended = table.remove(&gref);
         drop(table);
-        // It may hold the last share of the pages, which are not to be unmapped under the lock.
+        // It may hold the last reference to the pages, which must not be unmapped under the lock.
         drop(ended);
         Ok(())
     }

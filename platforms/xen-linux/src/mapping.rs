@@ -1,4 +1,4 @@
-//! Mapping and copying pages other domains granted.
+//! Mapping and copying pages granted by other domains.
 
 use crate::domain::XenDomain;
 use crate::error::NotifyError;
@@ -13,32 +13,33 @@ use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 use rustix::io::Errno;
 use std::sync::Arc;
 
-/// Pages of another domain, mapped until dropped. They stay readable even when that domain dies.
+/// Pages of another domain, mapped until dropped. They stay readable even if that domain is
+/// destroyed.
 ///
 /// Pages that one [`map_each`](GrantMapper::map_each) mapped are unmapped together, when the last
-/// of them is dropped: one mapping and one hypercall for all of them is what makes a batch cheap.
-/// So let what is mapped together be what is let go of together, the pages of one request, say.
+/// of them is dropped: one mapping and one hypercall for all of them make a batch cheap. So map
+/// pages together that are unmapped together, such as the pages of one request.
 pub type Mapping = Held<Grants>;
 
-/// Most pages in one mapping.
+/// Largest number of pages in one mapping.
 const MOST_PAGES: usize = 1024;
-/// How often a copy of a page that is [not available yet](GrantStatus::Again) is tried again.
+/// Number of retries of a copy whose page is [not available yet](GrantStatus::Again).
 const RETRIES: u32 = 3;
 
-/// What is to happen when a mapping goes, however it goes: dropped, or with this process.
+/// Actions when a mapping is removed, either by a drop or by the end of this process.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct UnmapNotify<'a> {
-    /// Set this byte, counted from the start of the mapping, to zero.
+    /// Sets this byte, counted from the start of the mapping, to zero.
     pub clear_byte: Option<usize>,
-    /// Then send an event through this channel. The kernel keeps the channel open for as long as
-    /// it may have to.
+    /// Then sends an event through this channel. The kernel keeps the channel open for as long as
+    /// it may be needed.
     pub send_event: Option<&'a Channel>,
 }
 
 impl Held<Grants> {
-    /// Asks the kernel to tell the other domain when the pages are unmapped, so that it learns of
-    /// a crash of ours without xenstore. A later call replaces what an earlier one asked for;
-    /// asking for nothing takes it back.
+    /// Requests the kernel to notify the other domain when the pages are unmapped, so that it
+    /// learns of a crash of this process without xenstore. A later call replaces an earlier one;
+    /// empty actions cancel it.
     ///
     /// # Errors
     /// [`NotifyError`].
@@ -63,14 +64,14 @@ impl GrantMapper for XenDomain {
     /// One `ioctl` and one `mmap` for up to 256 pages (or the module parameter `limit` of
     /// xen-gntdev, if that is less); at most 1024 pages, else [`GrantStatus::NoSpace`].
     ///
-    /// The kernel says of a mapping that failed only that it failed. Why is then found out by
-    /// copying a byte of each page; a page that can be read and not mapped for writing is
+    /// The kernel does not report why a mapping failed. The reason is determined by copying a byte
+    /// of each page; a page that can be read but not mapped for writing is
     /// [`GrantStatus::PermissionDenied`].
     ///
-    /// A domain may grant pages to itself, but only a PV domain can map them:
-    /// [`GrantStatus::BadDomain`] in any other. In a PVH guest on Xen 4.17 such a page was seen to
-    /// vanish from where the kernel had it (it read as all ones), and the guest hung soon after.
-    /// Copying works in both.
+    /// A domain may grant pages to itself, but only a PV domain can map them; other domains get
+    /// [`GrantStatus::BadDomain`]. In a PVH guest on Xen 4.17, such a page was observed to
+    /// disappear from the kernel's own mapping (it read as all ones), and the guest hung soon
+    /// after. Copying works in both.
     fn map(
         &self,
         domain: DomId,
@@ -89,9 +90,9 @@ impl GrantMapper for XenDomain {
         }
     }
 
-    /// One `ioctl` and one `mmap` for up to 256 pages, as [`map`](Self::map). A batch in which
-    /// any page cannot be mapped is mapped page by page, so that one bad reference costs its own
-    /// request time and nobody anything else.
+    /// One `ioctl` and one `mmap` for up to 256 pages, as [`map`](Self::map). If any page of a
+    /// batch cannot be mapped, the pages are mapped one by one, so that an invalid reference fails
+    /// only its own request.
     fn map_each(
         &self,
         domain: DomId,
@@ -103,7 +104,7 @@ impl GrantMapper for XenDomain {
         let mut first = 0;
         for chunk in grefs.chunks(gntdev.at_once()) {
             let run = match chunk {
-                // Alone it has a status of its own anyway.
+                // A single page gets its own status from `map`.
                 [_] => None,
                 _ if !self.maps(domain) => None,
                 _ => gntdev.map(domain, chunk, access == Access::ReadWrite).ok().map(Arc::new),
@@ -123,7 +124,7 @@ impl GrantMapper for XenDomain {
 }
 
 impl XenDomain {
-    /// Why pages could not be mapped.
+    /// Returns the reason why pages could not be mapped.
     #[cold]
     fn reason(&self, why: Errno, domain: DomId, grefs: &[GrantRef], access: Access) -> GrantStatus {
         match why {
@@ -151,13 +152,12 @@ impl XenDomain {
 
 impl GrantCopier for XenDomain {
     /// One `ioctl` for up to 64 copies, of which the kernel makes one hypercall for every 16. A
-    /// buffer that crosses a page counts as two, so align what is copied often.
+    /// buffer that crosses a page counts as two, so frequently used buffers should be aligned.
     ///
-    /// A page that is not there just now (paged out, or being shared) the kernel tries again by
-    /// itself, 255 times with growing pauses (33 s in all), and then says
-    /// [`GrantStatus::BadPage`]; that can happen with guests whose memory the toolstack pages or
-    /// shares, and with no others. Should it ever answer [`GrantStatus::Again`], the copy is tried
-    /// three times more, at once.
+    /// If a page is temporarily unavailable (paged out, or being shared), the kernel retries 255
+    /// times with increasing pauses (33 s in total), and then returns [`GrantStatus::BadPage`].
+    /// That can happen only with guests whose memory the toolstack pages or shares. If the kernel
+    /// returns [`GrantStatus::Again`], the copy is retried three times without a pause.
     fn copy(&self, ops: &mut [CopyOp<'_>]) {
         let gntdev = self.gntdev();
         gntdev.copy(ops, |_| true);

@@ -1,15 +1,13 @@
 //! Granting pages of this domain.
 //!
-//! The kernel grants no page a process already has: `/dev/xen/gntalloc` makes a page and grants it
-//! in one step, to one domain. Devices however allocate first, and know to whom to grant only
-//! later. So pages start as ordinary memory, and when one is granted, a page of the kernel's is
-//! granted instead and put into its place, contents and all; when the grant ends, an ordinary one
-//! comes back.
+//! The kernel cannot grant an existing page of a process: `/dev/xen/gntalloc` allocates a page and
+//! grants it in one step, to one domain. Devices, however, allocate first and know the peer only
+//! later. So pages start as ordinary memory. A grant replaces a page by a granted one of the kernel
+//! with the same contents. The end of the grant replaces it by an ordinary page.
 //!
-//! That the peer may go on using the old page for as long as it keeps it mapped is therefore no
-//! danger to what the memory is used for next (XSA-396): it is another page, and the kernel frees
-//! the old one only when the peer has let go of it, for which it looks from time to time, at a few
-//! of them at once.
+//! The peer may use the old page for as long as it has it mapped. That does not affect later uses
+//! of the memory (XSA-396): it is another page, and the kernel frees the old one only after the
+//! peer has unmapped it, which the kernel checks periodically for a few pages at a time.
 
 use crate::sys::gntalloc::GrantedPage;
 use crate::sys::memory::{Held, Source};
@@ -18,17 +16,17 @@ use pvio_ring::shm::{PAGE_SIZE, Region, SharedMemory};
 use rustix::io::Errno;
 use std::sync::Arc;
 
-/// Pages of this domain, contiguous in this process. They are free again when the last clone is
-/// dropped and no grant to them is left.
+/// Pages of this domain, contiguous in this process. They are freed when the last clone is dropped
+/// and no grant to them is left.
 pub type Pages = Held<Lease>;
 
-/// Which of some [`Pages`] are granted.
+/// Grant state of the pages of some [`Pages`].
 #[derive(Debug)]
 pub struct Lease {
     pub(crate) granted: Box<[AtomicBool]>,
 }
 
-/// A grant, and what it holds on to.
+/// Grant, with the pages that it keeps allocated.
 #[derive(Debug)]
 pub(crate) struct Granted {
     pub(crate) pages: Pages,
@@ -43,7 +41,7 @@ impl Clone for Pages {
 }
 
 impl Pages {
-    /// Puts another page into the place of page number `page` and carries the contents over.
+    /// Replaces page number `page` by another page with the same contents.
     pub(crate) fn exchange(
         &self,
         page: usize,
@@ -54,12 +52,12 @@ impl Pages {
         let mut contents = [0; PAGE_SIZE];
         self.read_bytes(at, &mut contents).ok_or(Errno::INVAL)?;
         let done = self.run().area().replace(at, PAGE_SIZE, new, old);
-        // Whichever page is there now, it is a new one or came back without them.
+        // Even after a failed replacement, the page may be a new one without the contents.
         self.write_bytes(at, &contents).ok_or(Errno::INVAL)?;
         done
     }
 
-    /// How many pages they are.
+    /// Returns the number of pages.
     #[must_use]
     pub fn count(&self) -> usize {
         self.len() / PAGE_SIZE

@@ -9,22 +9,22 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-/// A domain's pending and mask bits.
+/// Pending and mask bits of a domain.
 pub(super) type Bits = EventPage<HeapMemory>;
 
 pub(super) fn bits() -> Bits {
     EventPage::new(HeapMemory::pages(1))
 }
 
-/// Every port of every domain.
+/// Ports of all domains.
 #[derive(Default)]
 pub(super) struct Ports(HashMap<(DomId, Port), End>);
 
-/// What a port is bound to; a port that is not listed is closed.
+/// State of a port. A port that is not listed is closed.
 enum End {
-    /// `remote` may bind to it.
+    /// Domain `remote` may bind to it.
     Unbound { remote: DomId },
-    /// Events go to that port of that domain.
+    /// Events are sent to that port of that domain.
     Bound { remote: Weak<State>, port: Port },
 }
 
@@ -55,7 +55,8 @@ impl EventChannels for LocalDomain {
 }
 
 impl LocalChannel {
-    /// Whether an event is pending, without taking it: whether a sleeper would wake.
+    /// Whether an event is pending. It is not taken; this shows whether a sleeping thread would
+    /// wake.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         self.domain.is_alive() && self.domain.state.events.pending(self.port)
@@ -96,13 +97,13 @@ impl EventChannel for LocalChannel {
     }
 
     fn unmask(&self) {
-        // Nobody sleeps here, so nobody has to be woken; the event stays pending for `take`.
+        // No thread sleeps here, so no wake-up is needed; the event stays pending for `take`.
         let _ = self.domain.state.events.unmask(self.port);
     }
 }
 
 impl LocalDomain {
-    /// Takes the lowest free port and makes it what `end` says, in one step.
+    /// Allocates the lowest free port in the state `end`, atomically.
     fn add(
         &self,
         end: impl FnOnce(&Ports) -> Result<End, EventError>,
@@ -137,7 +138,7 @@ impl Ports {
         ports.into_iter().for_each(|port| self.close(id, port));
     }
 
-    /// Closes an end; the other end may be bound to again by the same domain, as on Xen.
+    /// Closes an end. The same domain may bind to the other end again, as on Xen.
     fn close(&mut self, id: DomId, port: Port) {
         if let Some(End::Bound { remote, port: theirs }) = self.0.remove(&(id, port))
             && let Some(remote) = remote.upgrade()
@@ -150,7 +151,8 @@ impl Ports {
 
 impl Drop for LocalChannel {
     fn drop(&mut self) {
-        // What a killed domain had open is closed already, and its number may be another's now.
+        // The ports of a killed domain are closed already, and its id may be in use by a new
+        // domain.
         if self.domain.is_alive() {
             lock(&self.domain.machine.0.ports).close(self.domain.state.id, self.port);
         }

@@ -12,17 +12,17 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-/// Pages of the grant table, each of 512 entries (Xen's default `max_grant_frames`).
+/// Pages of the grant table, each with 512 entries (Xen's default `max_grant_frames`).
 const TABLE_PAGES: usize = 64;
-/// Most pages a domain can allocate: 256 MiB.
+/// Largest number of pages that a domain can allocate: 256 MiB.
 const MEMORY_PAGES: usize = 65536;
 
-/// Pages of a domain's own; freed when the last clone and the last mapping is gone.
+/// Pages of this domain; freed when the last clone and the last mapping are dropped.
 pub type LocalPages = Guarded<HeapMemory, Arc<Owned>>;
 /// Mapped pages of another domain; dropping it unmaps them.
 pub type LocalMapping = Guarded<Part<HeapMemory>, InUse>;
 
-/// A domain's memory as the hypervisor knows it.
+/// Memory of a domain, from the hypervisor's view.
 pub(super) struct Memory {
     table: GrantTable<HeapMemory>,
     inner: Mutex<Inner>,
@@ -30,14 +30,14 @@ pub(super) struct Memory {
 
 #[derive(Default)]
 struct Inner {
-    /// Which page each frame number names; `None` when free.
+    /// Page of each frame number; `None` if free.
     frames: Vec<Option<Frame>>,
     free_frames: Vec<u32>,
-    /// How many grants are given and not taken back; other references below `next_gref` are free.
+    /// Number of active grants. Other references below `next_gref` are free.
     granted: usize,
     free_grefs: Vec<GrantRef>,
     next_gref: u32,
-    /// Who has each entry mapped, and how often.
+    /// User of each mapped entry, and its number of uses.
     uses: HashMap<GrantRef, Uses>,
 }
 
@@ -47,8 +47,8 @@ struct Frame {
     page: usize,
 }
 
-/// An entry names one domain, so one user is all it can have. Kept as the domain itself, not its
-/// number, which may come again.
+/// An entry names one domain, so it has at most one user. The domain itself is stored, not its id,
+/// which may be reused.
 struct Uses {
     user: Arc<State>,
     count: u64,
@@ -92,7 +92,7 @@ impl Granter for LocalDomain {
     fn end_access(&self, gref: GrantRef) -> Result<(), Busy> {
         let memory = &self.state.memory;
         let mut inner = lock(&memory.inner);
-        // Ending what was not granted does nothing; the reference must not become free twice.
+        // Ending an inactive grant does nothing; the reference must not be freed twice.
         if memory.table.entry(gref).is_none_or(|(flags, _)| flags.is_empty()) {
             return Ok(());
         }
@@ -107,8 +107,8 @@ impl GrantMapper for LocalDomain {
     type Mapping = LocalMapping;
 
     /// # Errors
-    /// [`GrantStatus::NoSpace`] when the pages do not lie one behind the other in their owner's
-    /// memory: there is no page table here to make it look so.
+    /// [`GrantStatus::NoSpace`] if the pages are not contiguous in their owner's memory: without
+    /// page tables, they cannot be mapped contiguously.
     fn map(
         &self,
         domain: DomId,
@@ -119,7 +119,7 @@ impl GrantMapper for LocalDomain {
             return Err(GrantStatus::GeneralError);
         }
         let owner = self.machine.find(domain).ok_or(GrantStatus::BadDomain)?;
-        // Undoes what was done when it is dropped early.
+        // Dropping it early undoes the completed steps.
         let mut held = InUse { owner, user: Arc::clone(&self.state), grefs: Vec::new() };
         let mut frames = Vec::with_capacity(grefs.len());
         for &gref in grefs {
@@ -146,7 +146,7 @@ impl GrantMapper for LocalDomain {
 
 impl GrantCopier for LocalDomain {
     fn copy(&self, ops: &mut [CopyOp<'_>]) {
-        // Ops come in runs of one domain; it is looked up once a run.
+        // Consecutive operations often have the same domain, which is looked up once.
         let mut owner: Option<Arc<State>> = None;
         for op in ops {
             if owner.as_ref().is_none_or(|o| o.id != op.domain) {
@@ -184,7 +184,7 @@ impl Memory {
         match inner.frame(frame) {
             Some(frame) => Ok(frame),
             None => {
-                // The entry names a frame its domain does not have.
+                // The entry names a frame that the domain does not have.
                 self.unpin_locked(&mut inner, gref, user);
                 Err(GrantStatus::BadPage)
             }
@@ -195,8 +195,8 @@ impl Memory {
         self.unpin_locked(&mut lock(&self.inner), gref, user)
     }
 
-    /// Counts one use less and, if it was the last, clears the entry's marks. Tells whether it was
-    /// counted at all: what a killed domain had mapped is forgotten already.
+    /// Decrements the number of uses and, if it was the last one, clears the entry's marks. Returns
+    /// whether there was a use: those of a killed domain were removed already.
     fn unpin_locked(&self, inner: &mut Inner, gref: GrantRef, user: &Arc<State>) -> bool {
         let uses = inner.uses.get_mut(&gref).filter(|uses| Arc::ptr_eq(&uses.user, user));
         let Some(uses) = uses else { return false };
@@ -274,7 +274,7 @@ impl Inner {
     }
 }
 
-/// Holds the frame numbers of allocated pages.
+/// Keeps frame numbers allocated.
 pub struct Owned {
     owner: Arc<State>,
     frames: Vec<u32>,
@@ -290,7 +290,7 @@ impl Drop for Owned {
     }
 }
 
-/// Holds the in-use marks of mapped grants.
+/// Keeps the in-use marks of mapped grants.
 pub struct InUse {
     owner: Arc<State>,
     user: Arc<State>,

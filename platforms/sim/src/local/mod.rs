@@ -1,15 +1,15 @@
-//! Domains in one address space: the smallest platform there is.
+//! Domains in one address space: a minimal platform.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | this | [`LocalMachine`] and [`LocalDomain`]: making domains, ending them, counting what they hold |
+//! | this | [`LocalMachine`] and [`LocalDomain`]: create and kill domains, count their resources |
 //! | [`memory`] | pages, grants (a real version 1 table for each domain), mappings, copies |
 //! | [`events`] | event channels (real pending and mask bits for each domain) |
 //!
-//! A domain's memory is heap pages; granting writes its grant table, mapping and copying go through
-//! that table as a hypervisor would, so a device that mishandles grants fails here as it would on
-//! Xen. Everything is `Send + Sync`. What it does not have: a way to wait for an event (poll with
-//! `take`), and mapping pages contiguously that do not lie contiguously in their owner's memory.
+//! A domain's memory is heap pages. Granting writes its grant table. Mapping and copying use that
+//! table as a hypervisor would, so a device that uses grants incorrectly fails here as on Xen.
+//! Everything is `Send + Sync`. Two things are not supported: waiting for an event (poll with
+//! `take`), and contiguous mappings of pages that are not contiguous in their owner's memory.
 //!
 //! ```
 //! use pvio_grant_table::{Access, DomId, GrantMapper, Granter};
@@ -46,11 +46,11 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-/// A machine: a set of domains that can reach each other. Clones are the same machine.
+/// Machine: a set of domains that can access each other. Clones refer to the same machine.
 #[derive(Clone, Default, Debug)]
 pub struct LocalMachine(Arc<Machine>);
 
-/// A domain, and the platform of whatever runs in it. Clones are the same domain.
+/// Domain, and the platform of the code that runs in it. Clones refer to the same domain.
 #[derive(Clone)]
 pub struct LocalDomain {
     machine: LocalMachine,
@@ -60,11 +60,11 @@ pub struct LocalDomain {
 #[derive(Default)]
 struct Machine {
     domains: RwLock<HashMap<DomId, Arc<State>>>,
-    /// Every port of every domain: binding changes two domains at once.
+    /// Ports of all domains under one lock: binding changes two domains atomically.
     ports: Mutex<Ports>,
 }
 
-/// What the hypervisor keeps of a domain.
+/// State of a domain, from the hypervisor's view.
 struct State {
     id: DomId,
     alive: AtomicBool,
@@ -75,16 +75,16 @@ struct State {
 }
 
 impl LocalMachine {
-    /// A machine without domains.
+    /// Returns a machine without domains.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The domain of this number; made if there is none.
+    /// Returns the domain with this id, which is created if it does not exist.
     ///
     /// # Panics
-    /// When `id` is not a number a domain can have.
+    /// If `id` is not a valid domain id.
     #[must_use]
     pub fn domain(&self, id: DomId) -> LocalDomain {
         assert!(id.is_real(), "domain {id} cannot exist");
@@ -93,12 +93,12 @@ impl LocalMachine {
         LocalDomain { machine: self.clone(), state: Arc::clone(state) }
     }
 
-    /// Ends a domain at once, as a crash does: it can be neither mapped nor copied from any more,
-    /// its event channels close, and what it had mapped counts as unmapped, so that others can
-    /// take their grants back. Mappings of its own pages stay readable to whoever holds them, as
-    /// on Xen, where a dying domain's pages live until the last mapping is gone.
+    /// Destroys a domain immediately, as a crash does. It can no longer be mapped or copied from,
+    /// its event channels are closed, and its mappings count as unmapped, so that other domains can
+    /// end their grants. Existing mappings of its pages stay readable, as on Xen, where the pages
+    /// of a dying domain exist until the last mapping is removed.
     ///
-    /// The number may be used for a new domain afterwards.
+    /// The id may be used for a new domain afterwards.
     pub fn kill(&self, id: DomId) {
         let gone = self.0.domains.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
         let Some(gone) = gone else { return };
@@ -116,43 +116,43 @@ impl LocalMachine {
 }
 
 impl LocalDomain {
-    /// Its number.
+    /// Returns its domain id.
     #[must_use]
     pub fn id(&self) -> DomId {
         self.state.id
     }
 
-    /// Whether it was not [killed](LocalMachine::kill).
+    /// Whether it has not been [killed](LocalMachine::kill).
     #[must_use]
     pub fn is_alive(&self) -> bool {
         self.state.alive.load(Ordering::SeqCst)
     }
 
-    /// Pages it has allocated and not freed.
+    /// Returns the number of allocated pages.
     #[must_use]
     pub fn pages_allocated(&self) -> usize {
         self.state.memory.allocated()
     }
 
-    /// Grants it has given and not taken back.
+    /// Returns the number of active grants.
     #[must_use]
     pub fn pages_granted(&self) -> usize {
         self.state.memory.granted()
     }
 
-    /// Pages of others it has mapped now.
+    /// Returns the number of pages of other domains that it has mapped.
     #[must_use]
     pub fn pages_mapped(&self) -> usize {
         usize::try_from(self.state.mapped.load(Ordering::SeqCst)).unwrap_or(usize::MAX)
     }
 
-    /// Events it has sent since it was made.
+    /// Returns the number of events that it has sent.
     #[must_use]
     pub fn events_sent(&self) -> u64 {
         self.state.events_sent.load(Ordering::Relaxed)
     }
 
-    /// Event channel ends it holds.
+    /// Returns the number of open ends of event channels.
     #[must_use]
     pub fn ports_open(&self) -> usize {
         lock(&self.machine.0.ports).open(self.state.id)
@@ -184,8 +184,8 @@ impl fmt::Debug for Machine {
     }
 }
 
-/// A panic of another test thread while it held the lock changes nothing for this one: every
-/// critical section leaves the tables whole.
+/// A panic of another test thread that held the lock has no effect on this one: every critical
+/// section leaves the tables consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -170,7 +170,7 @@ fn a_killed_domain_holds_nothing() {
     assert_eq!(ours.notify(), Ok(()));
     assert!(back.map(FRONT, &[gref], Access::ReadWrite).is_err());
 
-    // The number comes again; what the dead one still holds does not disturb the new one.
+    // The id is reused; drops of the killed domain's resources do not affect the new domain.
     let again = machine.domain(BACK);
     let gref = front.grant(BACK, &pages, 0, Access::ReadWrite).unwrap();
     let fresh = again.map(FRONT, &[gref], Access::ReadWrite).unwrap();
@@ -181,7 +181,7 @@ fn a_killed_domain_holds_nothing() {
     ours.notify().unwrap();
     assert_eq!(bound.take(), Ok(true));
 
-    // And the other way: a dead frontend's pages stay readable while mapped, and no longer.
+    // Conversely, a killed frontend's pages stay readable while they are mapped, and no longer.
     machine.kill(FRONT);
     fresh.write_bytes(0, &[1]).unwrap();
     drop(fresh);

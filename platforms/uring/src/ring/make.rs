@@ -1,4 +1,4 @@
-//! The kinds of rings there are.
+//! Constructors for the kinds of rings.
 
 use super::Uring;
 use crate::buf::IoBuf;
@@ -7,14 +7,14 @@ use std::io;
 use std::time::Duration;
 
 impl<B: IoBuf> Uring<B> {
-    /// A ring for up to `slots` operations at a time, polls included.
+    /// Creates a ring for up to `slots` concurrent operations, including polls.
     ///
     /// # Errors
-    /// What `io_uring_setup` says; `EPERM` where the system forbids io_uring
+    /// An error of `io_uring_setup`; `EPERM` if the system forbids io_uring
     /// (`/proc/sys/kernel/io_uring_disabled`).
     pub fn new(slots: u32) -> io::Result<Self> {
-        // Completions need no interrupt of the submitting thread, which alone reaps them; older
-        // kernels do not know the flags and need none.
+        // Completions need not interrupt the submitting thread, since only that thread reaps them.
+        // Older kernels do not support these flags.
         let uring = IoUring::builder()
             .setup_coop_taskrun()
             .setup_taskrun_flag()
@@ -25,13 +25,14 @@ impl<B: IoBuf> Uring<B> {
         Ok(Self::of(uring, slots))
     }
 
-    /// The same, but what has to be waited for (a poll, a read of a stream) is finished by its own
-    /// thread only, while that waits, looks or flushes (`IORING_SETUP_DEFER_TASKRUN`). So it is not
-    /// interrupted by it at work, and not woken for each while it [waits for
-    /// several](Self::wait_for). Kernels before 6.1 make a ring as [`new`](Self::new) does.
+    /// Creates a ring in which operations that had to wait (a poll, a read of a stream) are
+    /// completed only by its thread, when that waits, calls `look` or flushes
+    /// (`IORING_SETUP_DEFER_TASKRUN`). So completions do not interrupt the thread, and do not wake
+    /// it for each operation while it [waits for several](Self::wait_for). On kernels before 6.1,
+    /// it is the same as [`new`](Self::new).
     ///
     /// # Errors
-    /// What `io_uring_setup` says, as for [`new`](Self::new).
+    /// An error of `io_uring_setup`, as for [`new`](Self::new).
     pub fn gathering(slots: u32) -> io::Result<Self> {
         let uring = IoUring::builder()
             .setup_defer_taskrun()
@@ -49,24 +50,26 @@ impl<B: IoBuf> Uring<B> {
         }
     }
 
-    /// As [`new`](Self::new), with a thread of the kernel's that looks for submissions by itself
-    /// (`IORING_SETUP_SQPOLL`), and sleeps once it found none for `idle` (whole milliseconds, at
-    /// least one): submitting is no system call then, and a processor is busy meanwhile.
+    /// As [`new`](Self::new), with a kernel thread that polls for submissions
+    /// (`IORING_SETUP_SQPOLL`) and sleeps after it found none for `idle` (in whole milliseconds, at
+    /// least one). Submission needs no system call while that thread runs, and it occupies a
+    /// processor.
     ///
     /// # Errors
-    /// What `io_uring_setup` says.
+    /// An error of `io_uring_setup`.
     pub fn with_kernel_thread(slots: u32, idle: Duration) -> io::Result<Self> {
         let idle = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX).max(1);
         let uring = IoUring::builder().setup_sqpoll(idle).setup_submit_all().build(slots)?;
         Ok(Self::of(uring, slots))
     }
 
-    /// A ring whose operations are finished by looking at the device and not by its interrupts
-    /// (`IORING_SETUP_IOPOLL`): for nothing but reads and writes, by `O_DIRECT`, of what has queues
-    /// for that; all else fails with `EINVAL` or `EOPNOTSUPP`. [`wait`](Self::wait) never sleeps.
+    /// Creates a ring that completes operations by polling the device instead of by interrupts
+    /// (`IORING_SETUP_IOPOLL`). It supports only reads and writes with `O_DIRECT` on devices with
+    /// poll queues; other operations fail with `EINVAL` or `EOPNOTSUPP`. [`wait`](Self::wait) never
+    /// sleeps.
     ///
     /// # Errors
-    /// What `io_uring_setup` says.
+    /// An error of `io_uring_setup`.
     pub fn polled(slots: u32) -> io::Result<Self> {
         let uring = IoUring::builder().setup_iopoll().setup_submit_all().build(slots)?;
         Ok(Self::of(uring, slots))

@@ -44,7 +44,7 @@ fn what_was_moved_already_is_skipped() {
     page.write_bytes(512, &[2; 512]).unwrap();
     page.write_bytes(2048, &[3; 512]).unwrap();
     let seg = |offset| IoSeg { buf: page.clone(), offset, len: 512 };
-    // All of the first and half of the second were moved.
+    // The first segment and half of the second were written before.
     uring.write_rest(file, 0, 768, [seg(0), seg(512), seg(2048)], 1).unwrap();
     uring.wait(None).unwrap();
     uring.reap(|d| {
@@ -64,7 +64,7 @@ fn more_stretches_than_the_kernel_takes_are_a_short_transfer() {
     let mut uring = Uring::new(2).unwrap();
     let file = uring.add_file(tempfile::tempfile().unwrap().into());
     let page = HeapMemory::pages(1);
-    // Every second sector of a page, again and again: no two are neighbours.
+    // Every second sector of a page, so that no two segments are adjacent.
     let segments =
         || (0..1500).map(|i| IoSeg { buf: page.clone(), offset: i % 4 * 1024, len: 512 });
     for round in 0..3 {
@@ -121,7 +121,7 @@ fn dropping_with_a_read_in_flight_waits_for_the_kernel() {
 #[test]
 fn a_polled_ring_refuses_what_cannot_be_polled_and_its_wait_ends() {
     let mut uring = Uring::polled(4).unwrap();
-    // Through the page cache: nothing to look at.
+    // The page cache cannot be polled.
     let file = uring.add_file(tempfile::tempfile().unwrap().into());
     uring.read(file, 0, [whole(PrivateBuf::page_aligned(4096))], 1).unwrap();
     uring.wait(None).unwrap();
@@ -138,7 +138,7 @@ fn a_main_file_does_what_others_do_and_there_is_one() {
     let mut uring = Uring::new(4).unwrap();
     let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
     let (main, second) = (files[0].try_clone().unwrap(), files[1].try_clone().unwrap());
-    // A file that is not registered comes first: numbers of files and of registered ones differ.
+    // An unregistered file is added first, so that its index differs from the registered one.
     let (pipe, _write) = io::pipe().unwrap();
     uring.add_file(pipe.into());
     let ids = [uring.add_main_file(main.into()), uring.add_main_file(second.into())];
@@ -180,7 +180,7 @@ fn a_lock_on_a_main_file_ends_with_the_ring() {
     }
 }
 
-/// Does one operation; how many bytes it moved, and its buffers.
+/// Executes one operation. Returns the number of bytes moved, and its buffers.
 fn one<B: IoBuf>(
     uring: &mut Uring<B>,
     begin: impl FnOnce(&mut Uring<B>) -> Result<(), Full>,
@@ -197,7 +197,7 @@ fn one_stretch_of_registered_memory_is_used_as_such_and_all_else_as_before() {
     let mut uring = Uring::new(4).unwrap();
     let file = uring.add_file(tempfile::tempfile().unwrap().into());
     let mut pages: Vec<PrivatePage> = PrivatePage::pool(8).collect();
-    // The last two are not.
+    // The last two pages are not registered.
     uring.register(pages[0].stretch(6).unwrap()).unwrap();
     let again = uring.register(pages[6].stretch(2).unwrap()).unwrap_err();
     assert_eq!(again.raw_os_error(), Some(16), "EBUSY, and the first stays");
@@ -222,7 +222,7 @@ fn one_stretch_of_registered_memory_is_used_as_such_and_all_else_as_before() {
             segments = back;
             for (n, seg) in numbers.iter().zip(&mut segments) {
                 assert!(seg.buf.bytes().iter().all(|b| *b == *n as u8 + 1), "{n}");
-                // To be read back.
+                // The data is read back and compared.
                 if write {
                     seg.buf.bytes().fill(0);
                 }
@@ -232,7 +232,7 @@ fn one_stretch_of_registered_memory_is_used_as_such_and_all_else_as_before() {
             pages[*n] = Some(seg.buf);
         }
     }
-    // Not from its first byte, and going on with one that moved less.
+    // A segment that does not start at the first byte, and the rest of a short transfer.
     let page = pages[1].take().unwrap();
     let seg = IoSeg { buf: page, offset: 1024, len: 2048 };
     let before = uring.on_registered();
@@ -350,7 +350,7 @@ fn transient_errors_that_go_on_are_paused_for_and_never_fatal() {
     for _ in 0..12 {
         uring.wait(None).unwrap();
     }
-    // Nothing, three times, and then from 1 ms on each time twice as long, up to 128 ms.
+    // No pause for three failures, then 1 ms, doubled each time up to 128 ms.
     assert!(begin.elapsed() >= Duration::from_millis(127 + 128 + 128));
     assert_eq!((uring.failures.len(), uring.look().unwrap()), (88, false));
     uring.failures.clear();

@@ -1,4 +1,4 @@
-//! Handing operations to the kernel, and waiting for them.
+//! Submitting operations to the kernel and waiting for them.
 
 use super::Uring;
 use crate::buf::IoBuf;
@@ -13,12 +13,14 @@ const EBUSY: i32 = 16;
 const ETIME: i32 = 62;
 
 impl<B: IoBuf> Uring<B> {
-    /// Hands everything submitted so far to the kernel, without waiting. One system call a batch;
-    /// none if there is nothing new, and nothing that a [gathering](Self::gathering) ring has left
-    /// to be finished. What the kernel cannot take just now is handed over by the next call.
+    /// Submits all pending operations to the kernel, without waiting. It takes one system call per
+    /// batch, and none if there is no new operation and a [gathering](Self::gathering) ring has no
+    /// deferred completions. Operations that the kernel cannot accept now are submitted by the next
+    /// call.
     ///
     /// # Errors
-    /// What `io_uring_enter` says, unless that is transient (`EAGAIN`, `ENOMEM`, `EBUSY`, `EINTR`).
+    /// An error of `io_uring_enter`, except for transient ones (`EAGAIN`, `ENOMEM`, `EBUSY`,
+    /// `EINTR`).
     pub fn flush(&mut self) -> io::Result<()> {
         if self.unsubmitted || (self.gathering && self.uring.submission().taskrun()) {
             self.enter(|uring| uring.submit())?;
@@ -26,8 +28,8 @@ impl<B: IoBuf> Uring<B> {
         Ok(())
     }
 
-    /// Makes a system call that hands over what was submitted. Whether it was made; what has a transient
-    /// error is to be made again.
+    /// Executes a system call that submits operations. Returns whether it succeeded; after a
+    /// transient error, it must be repeated.
     fn enter(&mut self, call: impl Fn(&IoUring) -> io::Result<usize>) -> io::Result<bool> {
         let called = retry(|| {
             #[cfg(test)]
@@ -39,7 +41,8 @@ impl<B: IoBuf> Uring<B> {
         match called {
             Ok(_) => {
                 self.backoff.reset();
-                // The kernel may have taken a part of it. A thread of its own takes all by itself.
+                // The kernel may have accepted only some of them. A kernel thread accepts all of
+                // them later.
                 let by_itself = self.uring.params().is_setup_sqpoll();
                 self.unsubmitted = !by_itself && !self.uring.submission().is_empty();
                 Ok(true)
@@ -52,8 +55,8 @@ impl<B: IoBuf> Uring<B> {
         }
     }
 
-    /// Lets a moment pass after a transient error, unless there is something to reap: that may be what the
-    /// kernel waits for.
+    /// Pauses after a transient error, unless there are completions to reap: the kernel may be
+    /// waiting for that.
     fn pause(&mut self, most: Option<Duration>) {
         let pause = self.backoff.pause_for_ever();
         if !self.has_done() {
@@ -61,11 +64,11 @@ impl<B: IoBuf> Uring<B> {
         }
     }
 
-    /// Hands everything to the kernel and waits until an operation has finished, or the time is
-    /// over. May end before: after a transient error of the kernel, to be called again.
+    /// Submits all pending operations and waits until one has completed, or the timeout expires.
+    /// May return earlier after a transient error of the kernel.
     ///
     /// # Errors
-    /// What `io_uring_enter` says, unless that is transient.
+    /// An error of `io_uring_enter`, except for transient ones.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         if self.is_polled() {
             return self.wait_looking(timeout);
@@ -81,18 +84,17 @@ impl<B: IoBuf> Uring<B> {
         }
     }
 
-    /// Hands everything to the kernel and waits until so many operations have finished, or the time
-    /// is over, however many have then. A [gathering](Self::gathering) ring sleeps through those
-    /// that finish first.
+    /// Submits all pending operations and waits until `count` operations have completed, or `time`
+    /// expires. In a [gathering](Self::gathering) ring, earlier completions do not wake the thread.
     ///
     /// # Errors
-    /// What `io_uring_enter` says.
+    /// An error of `io_uring_enter`.
     pub fn wait_for(&mut self, count: usize, time: Duration) -> io::Result<()> {
         let timespec = Timespec::from(time);
         let args = SubmitArgs::new().timespec(&timespec);
         let entered = self.enter(|uring| {
             match uring.submitter().submit_with_args(count, &args) {
-                // All was taken before the time began.
+                // The operations were submitted before the timeout started.
                 Err(e) if e.raw_os_error() == Some(ETIME) => Ok(0),
                 other => other,
             }
@@ -107,7 +109,7 @@ impl<B: IoBuf> Uring<B> {
         self.uring.params().is_setup_iopoll()
     }
 
-    /// The kernel would look at the device for as long as it takes, and at no clock.
+    /// The kernel would poll the device without a limit and without a timeout.
     #[cold]
     fn wait_looking(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let begin = Instant::now();
@@ -117,17 +119,17 @@ impl<B: IoBuf> Uring<B> {
         Ok(())
     }
 
-    /// Whether a finished operation is waiting to be reaped. No system call.
+    /// Whether there is a completion to reap. Makes no system call.
     pub fn has_done(&mut self) -> bool {
         !self.uring.completion().is_empty()
     }
 
-    /// Whether a finished operation is waiting to be reaped, also one that the kernel finishes only
-    /// when it is entered (a poll, a read that had to wait). A system call only if there is one, or
-    /// the ring is a [polled](Self::polled) one with operations under way.
+    /// Whether there is a completion to reap, including those that the kernel produces only when it
+    /// is entered (a poll, a read that had to wait). Makes a system call only if there are such
+    /// completions, or the ring is a [polled](Self::polled) one with operations in flight.
     ///
     /// # Errors
-    /// What `io_uring_enter` says.
+    /// An error of `io_uring_enter`.
     pub fn look(&mut self) -> io::Result<bool> {
         let finishes_when_entered = |uring: &mut Self| {
             uring.uring.submission().taskrun() || (uring.in_flight > 0 && uring.is_polled())
@@ -139,7 +141,7 @@ impl<B: IoBuf> Uring<B> {
     }
 }
 
-/// Repeats what a signal interrupted.
+/// Repeats a call that a signal interrupted.
 fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {
         match call() {

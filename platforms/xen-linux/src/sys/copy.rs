@@ -10,8 +10,8 @@ use pvio_ring::shm::PAGE_SIZE;
 use rustix::io::Errno;
 use rustix::ioctl::Opcode;
 
-/// Copies in one ioctl. The kernel hands them to the hypervisor 16 at a time (`GNTDEV_COPY_BATCH`)
-/// whatever we do; this only spares system calls, and bounds what lies on the stack.
+/// Number of copies in one ioctl. The kernel passes them to the hypervisor 16 at a time
+/// (`GNTDEV_COPY_BATCH`) in any case; this only saves system calls, and bounds the stack usage.
 const AT_ONCE: usize = 64;
 
 #[repr(C)]
@@ -71,13 +71,12 @@ const UNUSED: Segment = Segment {
 };
 
 impl Gntdev {
-    /// Does every copy of which `wanted` says so by its status, and leaves a status in each of
-    /// them.
+    /// Executes every copy whose status `wanted` selects, and stores a status in each of them.
     pub(crate) fn copy(&self, ops: &mut [CopyOp<'_>], wanted: impl Fn(GrantStatus) -> bool) {
         let mut segments = [UNUSED; AT_ONCE];
         let mut from = 0;
         while from < ops.len() {
-            // Which of `ops` each segment is.
+            // Index in `ops` of each segment.
             let mut of = [0_usize; AT_ONCE];
             let mut count = 0;
             while let Some(op) = ops.get_mut(from)
@@ -98,8 +97,8 @@ impl Gntdev {
                 continue;
             }
             if self.run(&mut segments[..count]).is_err() && count > 1 {
-                // All statuses are undefined then (no memory, say): each is done again by itself.
-                // A copy done twice is the same as done once.
+                // All statuses are undefined then (for example without memory), so each copy is
+                // repeated separately. Copies are idempotent.
                 segments[..count].iter_mut().for_each(|one| {
                     if self.run(core::slice::from_mut(one)).is_err() {
                         one.status = GrantStatus::GeneralError as i16;
@@ -112,20 +111,20 @@ impl Gntdev {
         }
     }
 
-    /// The statuses are undefined when this fails, but for that of one segment alone.
+    /// If this fails, the statuses are undefined, except for a single segment.
     fn run(&self, segments: &mut [Segment]) -> Result<(), Errno> {
         let count = u32::try_from(segments.len()).map_err(|_| Errno::INVAL)?;
-        // Whatever the kernel does not answer was not done.
+        // Segments without a status from the kernel were not executed.
         segments.iter_mut().for_each(|one| one.status = GrantStatus::GeneralError as i16);
         let mut copy = Copy { count, segments: segments.as_mut_ptr() };
         // SAFETY: the struct of this ioctl and `count` segments. The addresses in them are those of
-        // slices that the `CopyOp`s they were made of borrow until the caller of `copy` has them
-        // back: exclusively when the kernel writes, as `flags` tell.
+        // slices that the `CopyOp`s they were made of borrow until `copy` returns: exclusively when
+        // the kernel writes, as `flags` tell.
         unsafe { call(&self.fd, GRANT_COPY, &mut copy) }.map(drop)
     }
 }
 
-/// `None` when the copy leaves the page.
+/// Returns `None` if the copy leaves the page.
 fn segment(op: &mut CopyOp<'_>) -> Option<Segment> {
     let len = match &op.with {
         CopyBuf::FromGrant(to) => to.len(),

@@ -15,18 +15,18 @@ struct BindInterdomain {
 const _: () = assert!(size_of::<BindInterdomain>() == 8);
 
 pub(super) const BIND_INTERDOMAIN: Opcode = code(b'E', 1, size_of::<BindInterdomain>());
-/// Its struct is one `unsigned int`, as is that of those below.
+/// The argument is one `unsigned int`, as for the codes below.
 pub(super) const BIND_UNBOUND_PORT: Opcode = code(b'E', 2, size_of::<u32>());
 pub(super) const UNBIND: Opcode = code(b'E', 3, size_of::<u32>());
 pub(super) const NOTIFY: Opcode = code(b'E', 4, size_of::<u32>());
 
-/// A port that `remote` may bind to.
+/// Allocates a port that `remote` may bind to.
 pub(crate) fn alloc_unbound(fd: &OwnedFd, mut remote: u32) -> Result<u32, Errno> {
     // SAFETY: the argument of this ioctl.
     port(unsafe { call(fd, BIND_UNBOUND_PORT, &mut remote) }?)
 }
 
-/// A port bound to one of `remote_domain`.
+/// Allocates a port that is bound to one of `remote_domain`.
 pub(crate) fn bind_interdomain(
     fd: &OwnedFd,
     remote_domain: u32,
@@ -43,7 +43,7 @@ pub(crate) fn unbind(fd: &OwnedFd, mut port: u32) -> Result<(), Errno> {
     unsafe { call(fd, UNBIND, &mut port) }.map(drop)
 }
 
-/// Wakes the other end of a port.
+/// Notifies the other end of a port.
 pub(crate) fn notify(fd: &OwnedFd, mut port: u32) -> Result<(), Errno> {
     // SAFETY: the argument of this ioctl.
     unsafe { call(fd, NOTIFY, &mut port) }.map(drop)

@@ -1,4 +1,4 @@
-//! `/dev/xen/gntalloc`: granting pages of our own.
+//! `/dev/xen/gntalloc`: granting pages of this domain.
 
 use super::ioctl::{call, code};
 use super::memory::Source;
@@ -38,15 +38,15 @@ pub(super) const DEALLOC_GREF: Opcode = code(b'G', 6, size_of::<Dealloc>());
 /// `GNTALLOC_FLAG_WRITABLE`
 const WRITABLE: u16 = 1;
 
-/// An open device.
+/// Open device.
 #[derive(Debug)]
 pub(crate) struct Gntalloc(OwnedFd);
 
-/// A page of the kernel's that another domain may use.
+/// Granted page that the kernel allocated.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GrantedPage {
     pub(crate) gref: GrantRef,
-    /// Where in the device it can be mapped, in bytes.
+    /// Offset in the device at which it can be mapped, in bytes.
     index: u64,
 }
 
@@ -55,26 +55,26 @@ impl Gntalloc {
         Self(fd)
     }
 
-    /// A zeroed page that `peer` may use.
+    /// Allocates a zeroed page that `peer` may use.
     pub(crate) fn alloc(&self, peer: DomId, access: Access) -> Result<GrantedPage, Errno> {
         let flags = if access == Access::ReadWrite { WRITABLE } else { 0 };
         let mut alloc = Alloc { domid: peer.0, flags, count: 1, index: 0, gref: 0 };
-        // SAFETY: the struct of this ioctl, with room for the one reference it asks for.
+        // SAFETY: the struct of this ioctl, with room for the one reference that it requests.
         unsafe { call(&self.0, ALLOC_GREF, &mut alloc) }?;
         Ok(GrantedPage { gref: GrantRef(alloc.gref), index: alloc.index })
     }
 
-    /// Takes the grant back, or, while the other domain uses it, as soon as it does not. The page
-    /// is free after that, and when it is mapped here no more.
+    /// Ends the grant, or, while the other domain uses it, as soon as that use ends. After that,
+    /// and after it is unmapped here, the page is freed.
     pub(crate) fn dealloc(&self, page: GrantedPage) {
         let mut dealloc = Dealloc { index: page.index, count: 1 };
-        // SAFETY: the struct of this ioctl. It lets go of what `alloc` made; a mapping of the page
-        // keeps it by a share of its own.
+        // SAFETY: the struct of this ioctl. It releases what `alloc` made; a mapping of the page
+        // keeps it by its own reference.
         let done = unsafe { call(&self.0, DEALLOC_GREF, &mut dealloc) };
         debug_assert!(done.is_ok(), "DEALLOC_GREF: {done:?}");
     }
 
-    /// Where the page can be mapped from.
+    /// Returns the source for mapping the page.
     pub(crate) fn source(&self, page: GrantedPage) -> Source<'_> {
         Source::Device(&self.0, page.index)
     }

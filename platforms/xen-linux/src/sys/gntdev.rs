@@ -10,7 +10,8 @@ use rustix::ioctl::Opcode;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// Most pages in one ioctl: the largest request there is (`blkif.h`, 256 indirect segments).
+/// Largest number of pages in one ioctl: those of the largest request (`blkif.h`, 256 indirect
+/// segments).
 pub(crate) const MOST_AT_ONCE: usize = 256;
 
 /// `struct ioctl_gntdev_grant_ref`
@@ -21,7 +22,7 @@ struct Grant {
     gref: u32,
 }
 
-/// `struct ioctl_gntdev_map_grant_ref`, whose last field is of any length.
+/// `struct ioctl_gntdev_map_grant_ref`, whose last field has a variable length.
 #[repr(C)]
 struct Map<const N: usize> {
     count: u32,
@@ -62,16 +63,16 @@ const CLEAR_BYTE: u32 = 1;
 /// `UNMAP_NOTIFY_SEND_EVENT`
 const SEND_EVENT: u32 = 2;
 
-/// An open device. The kernel keeps a list of its own for each descriptor, under a mutex of its
-/// own, which every call that maps or unmaps walks.
+/// Open device. The kernel has a separate list of mappings for each descriptor, under a separate
+/// mutex, and every call that maps or unmaps searches it.
 #[derive(Debug)]
 pub(crate) struct Gntdev {
     pub(super) fd: OwnedFd,
-    /// Pages in one ioctl, at most [`MOST_AT_ONCE`].
+    /// Largest number of pages in one ioctl, at most [`MOST_AT_ONCE`].
     at_once: usize,
 }
 
-/// Grants the kernel has a place for, until dropped. What is mapped of them has to go first.
+/// Grants that are registered with the kernel until dropped. Their mappings must be removed first.
 #[derive(Debug)]
 pub struct Grants {
     gntdev: Arc<Gntdev>,
@@ -79,26 +80,26 @@ pub struct Grants {
     more: Vec<Piece>,
 }
 
-/// What one ioctl made.
+/// Result of one ioctl.
 #[derive(Clone, Copy, Debug)]
 struct Piece {
-    /// Where in the device, in bytes.
+    /// Offset in the device, in bytes.
     index: u64,
     pages: u32,
 }
 
 impl Gntdev {
-    /// `limit` is the kernel's: the most grants in one ioctl.
+    /// Wraps the device. `limit` is the kernel's limit of grants in one ioctl.
     pub(crate) fn new(fd: OwnedFd, limit: Option<usize>) -> Self {
         Self { fd, at_once: limit.unwrap_or(MOST_AT_ONCE).clamp(1, MOST_AT_ONCE) }
     }
 
-    /// The most pages one call maps.
+    /// Returns the largest number of pages that one call maps.
     pub(crate) fn at_once(&self) -> usize {
         self.at_once
     }
 
-    /// Maps pages one behind the other, all or none; `grefs` is not empty.
+    /// Maps pages contiguously, all or none; `grefs` must not be empty.
     pub(crate) fn map(
         self: &Arc<Self>,
         domain: DomId,
@@ -108,7 +109,7 @@ impl Gntdev {
         let len = grefs.len().checked_mul(PAGE_SIZE).ok_or(Errno::NOMEM)?;
         let mut chunks = grefs.chunks(self.at_once);
         let first = self.announce(domain, chunks.next().ok_or(Errno::INVAL)?)?;
-        // From here on, dropping it takes back what was announced.
+        // From here on, a drop undoes the registrations.
         let mut grants = Grants { gntdev: Arc::clone(self), first, more: Vec::new() };
         if grefs.len() <= self.at_once {
             let area = Area::map(len, Source::Device(&self.fd, first.index), writable)?;
@@ -126,11 +127,11 @@ impl Gntdev {
         Ok(Run::new(reserved.done().ok_or(Errno::INVAL)?, grants))
     }
 
-    /// Tells the kernel of grants; nothing is mapped by that.
+    /// Registers grants with the kernel, without mapping them.
     fn announce(&self, domain: DomId, grefs: &[GrantRef]) -> Result<Piece, Errno> {
         let none = Grant { domid: domain.0.into(), gref: 0 };
         let (pages, index) = match grefs {
-            // A request without indirect segments: less to put on the stack.
+            // A request without indirect segments needs a smaller array on the stack.
             [..] if grefs.len() <= 11 => announce(&self.fd, grefs, [none; 11]),
             _ => announce(&self.fd, grefs, [none; MOST_AT_ONCE]),
         }?;
@@ -139,8 +140,8 @@ impl Gntdev {
 
     fn forget(&self, piece: Piece) {
         let mut unmap = Unmap { index: piece.index, count: piece.pages, pad: 0 };
-        // SAFETY: the struct of this ioctl, for which nothing else is read or written. It takes an
-        // entry out of the kernel's list; pages still mapped would stay so.
+        // SAFETY: the struct of this ioctl, for which nothing else is read or written. It removes
+        // an entry from the kernel's list; pages that are still mapped would stay mapped.
         let done = unsafe { call(&self.fd, UNMAP_GRANT_REF, &mut unmap) };
         debug_assert!(done.is_ok(), "UNMAP_GRANT_REF: {done:?}");
     }
@@ -158,15 +159,16 @@ fn announce<const N: usize>(
         .zip(grefs)
         .for_each(|(grant, gref)| grant.gref = gref.0);
     let mut map = Map { count, pad: 0, index: 0, refs };
-    // SAFETY: the struct of this ioctl, followed by `count` references or more: the slice above
-    // exists. The kernel writes `index` alone.
+    // SAFETY: the struct of this ioctl, followed by at least `count` references: the slice above
+    // exists. The kernel writes `index` only.
     unsafe { call(fd, MAP_GRANT_REF, &mut map) }?;
     Ok((count, map.index))
 }
 
 impl Grants {
-    /// Asks the kernel to clear a byte and to send an event when the pages are unmapped, whatever
-    /// unmaps them: this process dying, say. There is one such wish for all pages of one ioctl.
+    /// Requests the kernel to clear a byte and to send an event when the pages are unmapped, for
+    /// any reason including the end of this process. There is one such request for all pages of one
+    /// ioctl.
     pub(crate) fn notify(&self, clear: Option<usize>, event: Option<u32>) -> Result<(), Errno> {
         if !self.more.is_empty() {
             return Err(Errno::INVAL);
@@ -181,7 +183,7 @@ impl Grants {
             event_channel_port: event.unwrap_or(0),
         };
         // SAFETY: the struct of this ioctl, for which nothing else is read or written now. The byte
-        // it will clear is one of shared pages that somebody else may change at any time anyway.
+        // that it will clear is one of shared pages, which a peer may change at any time anyway.
         unsafe { call(&self.gntdev.fd, SET_UNMAP_NOTIFY, &mut notify) }.map(drop)
     }
 }

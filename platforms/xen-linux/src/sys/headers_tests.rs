@@ -1,4 +1,5 @@
-//! Our numbers and sizes against those a C compiler makes of the public headers.
+//! Compares the numbers and sizes of this crate with those that a C compiler computes from the
+//! public headers.
 
 use super::{copy, evtchn, gntalloc, gntdev};
 use std::io::Write;

@@ -5,17 +5,18 @@ use rustix::io::Errno;
 use rustix::ioctl::{Direction, Ioctl, IoctlOutput, Opcode, opcode};
 use std::os::fd::OwnedFd;
 
-/// `_IOC(_IOC_NONE, group, number, size)`: what every ioctl of these devices is, whichever way its
-/// argument goes.
+/// `_IOC(_IOC_NONE, group, number, size)`: the encoding of every ioctl of these devices, whatever
+/// the direction of its argument.
 pub(super) const fn code(group: u8, number: u8, size: usize) -> Opcode {
     opcode::from_components(Direction::None, group, number, size)
 }
 
-/// Calls the device with an argument that it may read and write, and returns what it answers.
+/// Calls the device with an argument that it may read and write, and returns its result.
 ///
 /// # Safety
-/// `fd` is the device `code` belongs to, and `arg` (with whatever it points to) is laid out as the
-/// device expects for `code`, initialised, and valid for it to read and write until this returns.
+/// `fd` is the device that `code` belongs to, and `arg` (with everything that it points to) is laid
+/// out as the device expects for `code`, initialised, and valid for it to read and write until this
+/// returns.
 pub(super) unsafe fn call<T>(fd: &OwnedFd, code: Opcode, arg: &mut T) -> Result<i32, Errno> {
     let arg = core::ptr::from_mut(arg).cast();
     // SAFETY: the caller's promise; the kernel keeps no pointer to the argument afterwards.
@@ -27,8 +28,8 @@ struct Call {
     arg: *mut c_void,
 }
 
-// SAFETY: made by `call` alone, whose caller vouches for code and argument; the answer is the
-// number the kernel returned.
+// SAFETY: created only by `call`, whose caller vouches for code and argument; the output is the
+// number that the kernel returned.
 unsafe impl Ioctl for Call {
     type Output = i32;
     const IS_MUTATING: bool = true;

@@ -1,4 +1,4 @@
-//! Address ranges of this process that other domains may reach too.
+//! Address ranges of this process that other domains may access too.
 
 use core::ffi::c_void;
 use core::fmt;
@@ -9,16 +9,16 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// What is to lie in a range.
+/// Source of the pages of a range.
 #[derive(Clone, Copy)]
 pub(crate) enum Source<'a> {
-    /// Zeroed pages of our own.
+    /// Zeroed private pages.
     Zeroes,
-    /// What a device has at an offset.
+    /// The pages at an offset of a device.
     Device(&'a OwnedFd, u64),
 }
 
-/// A range of addresses, ours until dropped.
+/// Range of addresses, owned until dropped.
 #[derive(Debug)]
 pub(crate) struct Area {
     base: NonNull<u8>,
@@ -26,34 +26,35 @@ pub(crate) struct Area {
     writable: bool,
 }
 
-// SAFETY: the memory is reached only through atomics and opaque copies, from any thread; which
-// addresses they are changes only in `drop`, which has exclusive access.
+// SAFETY: the memory is accessed only through atomics and opaque copies, from any thread; its
+// addresses change only in `drop`, which has exclusive access.
 unsafe impl Send for Area {}
 // SAFETY: as above.
 unsafe impl Sync for Area {}
 
 impl Area {
-    /// Maps `source`, wherever there is room.
+    /// Maps `source` at any free address.
     pub(crate) fn map(len: usize, source: Source<'_>, writable: bool) -> Result<Self, Errno> {
-        // SAFETY: no address is asked for, so nothing that exists is replaced.
+        // SAFETY: no address is requested, so no existing mapping is replaced.
         let base = unsafe { place(null_mut(), len, source, writable, MapFlags::empty()) }?;
         Ok(Self { base, len, writable })
     }
 
-    /// Addresses without memory, to be filled by [`fill`](Self::fill) before anybody sees them.
+    /// Reserves addresses without memory, to be filled by [`fill`](Self::fill) before they are
+    /// used.
     pub(crate) fn reserve(len: usize, writable: bool) -> Result<Reserved, Errno> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: no address is asked for, so nothing that exists is replaced.
+        // SAFETY: no address is requested, so no existing mapping is replaced.
         let base = unsafe { mmap_anonymous(null_mut(), len, ProtFlags::empty(), flags) }?;
         let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
         Ok(Reserved { area: Self { base, len, writable }, filled: 0 })
     }
 
-    /// Puts `new` in the place of `old`, in one step for whoever looks. `at` and `len` are whole
-    /// pages inside; the contents are not carried over.
+    /// Replaces `old` by `new` atomically with respect to accesses. `at` and `len` are whole pages
+    /// inside the range; the contents are not copied.
     ///
     /// # Errors
-    /// The system's; `old` is mapped again then. If not even that can be done the process aborts:
+    /// A system error; `old` is mapped again then. If that fails too, the process aborts, because
     /// the addresses were promised to stay valid.
     pub(crate) fn replace(
         &self,
@@ -66,12 +67,13 @@ impl Area {
         // SAFETY: inside, by the check above.
         let addr = unsafe { self.base.add(at) }.as_ptr().cast();
         let put = |source| {
-            // SAFETY: only our own range is replaced. Whoever uses it meanwhile does so through
-            // atomics, opaque copies or the kernel, for which it is memory that somebody else
+            // SAFETY: only a range of this area is replaced. Concurrent users access it through
+            // atomics, opaque copies or the kernel, for which it is memory that another party
             // changed. They never find it missing: the kernel exchanges the mappings under its
-            // lock, for which a fault waits. Should mapping the new one fail, which takes being out
-            // of memory, the range may be empty until the old one is put back; a thread that
-            // touches it just then is killed by a fault and does not go on with a wrong value.
+            // lock, for which a fault waits. If mapping the new one fails, which requires being out
+            // of memory, the range may be empty until the old one is mapped again; a thread that
+            // touches it at that time is killed by a fault and does not continue with a wrong
+            // value.
             unsafe { place(addr, len, source, self.writable, MapFlags::FIXED) }
         };
         let Err(why) = put(new) else { return Ok(()) };
@@ -94,14 +96,14 @@ impl Area {
 
 impl Drop for Area {
     fn drop(&mut self) {
-        // SAFETY: mapped by us with this very address and length, unmapped once; whatever pointed
-        // into it owned a share of `self` and is gone.
+        // SAFETY: mapped by this type with this address and length, and unmapped once; everything
+        // that pointed into it owned a reference to `self` and has been dropped.
         let done = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
         debug_assert!(done.is_ok(), "munmap: {done:?}");
     }
 }
 
-/// Addresses that are being filled from the first on.
+/// Range of addresses that is being filled from its start.
 pub(crate) struct Reserved {
     area: Area,
     filled: usize,
@@ -114,20 +116,21 @@ impl Reserved {
         assert!(len <= left, "outside the area");
         // SAFETY: inside, by the check above.
         let at = unsafe { self.area.base.add(self.filled) }.as_ptr().cast();
-        // SAFETY: this part of the range is ours, without memory, and nobody has seen it.
+        // SAFETY: this part of the range is owned by this value, without memory, and has not been
+        // passed on.
         unsafe { place(at, len, source, self.area.writable, MapFlags::FIXED) }?;
         self.filled += len;
         Ok(())
     }
 
-    /// The area, once all of it is filled.
+    /// Returns the area if it is completely filled.
     pub(crate) fn done(self) -> Option<Area> {
         (self.filled == self.area.len).then_some(self.area)
     }
 }
 
 /// # Safety
-/// `at` is null, or `flags` say `FIXED` and `at..at + len` is a range of ours to replace.
+/// `at` is null, or `flags` contains `FIXED` and `at..at + len` is an owned range to replace.
 unsafe fn place(
     at: *mut c_void,
     len: usize,
@@ -151,8 +154,8 @@ unsafe fn place(
     NonNull::new(base.cast()).ok_or(Errno::NOMEM)
 }
 
-/// A range and what belongs to it; when the last share of it goes, the range is unmapped first
-/// (fields are dropped in order) and the rest let go of after.
+/// Range with the values that it depends on. When the last reference is dropped, the range is
+/// unmapped first (fields are dropped in order), and the other values are dropped after that.
 #[derive(Debug)]
 pub(crate) struct Run<X> {
     area: Area,
@@ -164,13 +167,13 @@ impl<X> Run<X> {
         Self { area, extra }
     }
 
-    /// The range.
+    /// Returns the range.
     pub(crate) fn area(&self) -> &Area {
         &self.area
     }
 }
 
-/// A stretch of memory shared with other domains, and a share of what keeps it mapped.
+/// Part of memory shared with other domains, with a reference that keeps it mapped.
 pub struct Held<X> {
     base: NonNull<u8>,
     len: usize,
@@ -178,23 +181,24 @@ pub struct Held<X> {
 }
 
 impl<X> Held<X> {
-    /// All of a run.
+    /// Returns the whole range of a run.
     pub(crate) fn whole(run: Arc<Run<X>>) -> Self {
         Self { base: run.area.base, len: run.area.len, run }
     }
 
-    /// A part of a run; `None` when it is not all inside or does not start at a multiple of 8.
+    /// Returns a part of a run; `None` if it is not completely inside or does not start at a
+    /// multiple of 8.
     pub(crate) fn part(run: &Arc<Run<X>>, offset: usize, len: usize) -> Option<Self> {
         let base = run.area.place(offset, len)?;
         Some(Self { base, len, run: Arc::clone(run) })
     }
 
-    /// What keeps it.
+    /// Returns the run that keeps it mapped.
     pub(crate) fn run(&self) -> &Arc<Run<X>> {
         &self.run
     }
 
-    /// Whether it is all of its run.
+    /// Whether it covers its whole run.
     pub(crate) fn is_whole(&self) -> bool {
         self.len == self.run.area.len
     }
@@ -209,15 +213,16 @@ impl<X> fmt::Debug for Held<X> {
     }
 }
 
-// SAFETY: the memory is reached only through atomics and opaque copies; the rest is the run's.
+// SAFETY: the memory is accessed only through atomics and opaque copies; the rest is the run's.
 unsafe impl<X: Send + Sync> Send for Held<X> {}
 // SAFETY: as above.
 unsafe impl<X: Send + Sync> Sync for Held<X> {}
 
-// SAFETY: made by `whole` and `part` alone, which saw to it that it lies in the area of the run it
-// has a share of. The area stays mapped at its address, with the access `writable` tells, until the
-// last share goes; `replace` changes what is there, not that something is. Pages of other domains
-// stay in place when these die: the hypervisor keeps what is mapped. No reference to it is made.
+// SAFETY: created only by `whole` and `part`, which ensured that it lies in the area of the run
+// that it has a reference to. The area stays mapped at its address, with the access that `writable`
+// tells, until the last reference is dropped; `replace` changes the memory there, not whether there
+// is some. Pages of other domains stay mapped when those domains die: the hypervisor keeps mapped
+// pages. No reference to it is created.
 unsafe impl<X> SharedMemory for Held<X> {
     #[inline]
     fn base(&self) -> NonNull<u8> {
@@ -273,7 +278,7 @@ mod tests {
     #[test]
     fn a_failed_replacement_leaves_the_page_usable() {
         let (memory, fd) = (held(1), file(7));
-        // No file can be mapped at an offset that is not a multiple of a page.
+        // A file cannot be mapped at an offset that is not a multiple of the page size.
         let odd = Source::Device(&fd, 1);
         assert!(memory.run().area().replace(0, PAGE_SIZE, odd, Source::Zeroes).is_err());
         memory.write_bytes(0, &[3]).unwrap();

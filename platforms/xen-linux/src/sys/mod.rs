@@ -1,12 +1,12 @@
 //! The kernel below: `ioctl` and `mmap`. The only folder of this package with `unsafe`.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | `ioctl` | one `ioctl` call |
-//! | `memory` | address ranges: made, kept, cut into pages, replaced in place |
+//! | `memory` | address ranges: mapping, ownership, division into pages, replacement in place |
 //! | `gntdev` | `/dev/xen/gntdev`: mapping pages of other domains |
 //! | `copy` | `/dev/xen/gntdev`: copying to and from them |
-//! | `gntalloc` | `/dev/xen/gntalloc`: granting pages of our own |
+//! | `gntalloc` | `/dev/xen/gntalloc`: granting pages of this domain |
 //! | `evtchn` | `/dev/xen/evtchn`: event channels |
 //!
 //! Layouts and numbers are those of `xen/gntdev.h`, `xen/gntalloc.h` and `xen/evtchn.h`; a test
