@@ -1,4 +1,4 @@
-//! A storage engine of one's own under a queue: a read-only disk whose sectors hold their own numbers.
+//! A custom storage engine: a read-only disk whose sectors contain their own numbers.
 //!
 //! ```console
 //! $ cargo run -p pvio-storage --example own_engine

@@ -1,5 +1,5 @@
-//! A queue that has seen every kind of request allocates nothing for one any more: counted, on every
-//! data path, with a real io_uring and the hosted platform, driven by the test's own thread.
+//! A queue that has served every kind of request makes no further allocations. They are counted on
+//! every data path, with a real io_uring and the hosted platform, driven on the test's own thread.
 
 use pvio_blkback::{DataPath, DiskState, Progress, QueueParts, QueueRecord, Stats};
 use pvio_blkfront::{FlushBy, Op, Queue, QueueLimits, Shape};
@@ -13,10 +13,10 @@ use pvio_storage::image::{Image, ImageOptions};
 use std::sync::Arc;
 
 const DISK: u64 = 16 << 20;
-/// Pages of a slot: requests of so many are indirect.
+/// Pages of a slot: requests of this size are indirect.
 const PAGES: usize = 64;
 
-/// Fills the ring with requests, some of each kind and size; how many there are.
+/// Fills the ring with requests of every kind and size. Returns their number.
 fn ask(front: &mut Queue<Domain>, round: u64) -> usize {
     let sectors = DISK / 512;
     let mut asked = 0;
@@ -37,7 +37,7 @@ fn ask(front: &mut Queue<Domain>, round: u64) -> usize {
     asked
 }
 
-/// What serving so many rings full of requests allocates.
+/// Returns the number of allocations while `rounds` full rings of requests are served.
 fn allocations(path: DataPath, warm_up: u64, rounds: u64) -> u64 {
     let dir = tempfile::tempdir().unwrap();
     let hypervisor = Hypervisor::start(dir.path().join("state")).unwrap();
@@ -101,11 +101,11 @@ fn allocations(path: DataPath, warm_up: u64, rounds: u64) -> u64 {
 #[test]
 fn a_queue_that_has_warmed_up_allocates_nothing_for_a_request_on_any_data_path() {
     const ROUNDS: u64 = 64;
-    // A list may still have to be longer than it ever was. That is over after a few times, where
-    // an allocation for each request of any kind would be hundreds.
+    // A list may still have to grow beyond its previous maximum. This happens only a few times,
+    // while one allocation for each request of any kind would be hundreds.
     const GROWTH: u64 = 4;
     for path in DataPath::ALL {
-        // What is counted is counted: the first round does allocate.
+        // The counter works: the first round does allocate.
         assert!(allocations(path, 0, 1) > GROWTH, "{path:?}");
         let more = allocations(path, 8, ROUNDS);
         assert!(more <= GROWTH, "{path:?}: {more} allocations for {} requests", 32 * ROUNDS);

@@ -1,6 +1,6 @@
-//! Opening an image costs little, whatever is in it: the system calls that read, the bytes they
-//! read and the memory of this thread are counted, not the time. A file that would cost more is
-//! refused.
+//! The cost of opening an image is bounded, whatever its content. The number of read system calls,
+//! the bytes they read and the memory of this thread are counted, not the time. A file that would
+//! cost more is rejected.
 
 mod support;
 
@@ -12,16 +12,16 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use support::{has, text, tool};
 
-/// What opening any file may cost: what a second is enough for, and memory.
+/// Maximum cost of opening any file: what takes about a second, and memory.
 const MOST: Cost = Cost { reads: 600_000, bytes: 800 << 20, memory: 64 << 20 };
 
 #[derive(Clone, Copy, Debug)]
 struct Cost {
-    /// System calls that read.
+    /// Number of system calls that read.
     reads: u64,
     /// Bytes they read.
     bytes: u64,
-    /// Bytes of memory, at most at a time.
+    /// Maximum bytes of memory at a time.
     memory: u64,
 }
 
@@ -30,7 +30,7 @@ impl Cost {
         self.reads <= most.reads && self.bytes <= most.bytes && self.memory <= most.memory
     }
 
-    /// What a thread has read by now.
+    /// Returns what this thread has read so far.
     fn read_by_now() -> [u64; 2] {
         let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
         ["rchar: ", "syscr: "].map(|field| {
@@ -40,7 +40,7 @@ impl Cost {
     }
 }
 
-/// Does something, and tells what it cost.
+/// Executes a function and returns its cost.
 fn counted<T>(act: impl FnOnce() -> T) -> (T, Cost) {
     let [bytes_before, reads_before] = Cost::read_by_now();
     let mut result = None;
@@ -50,8 +50,7 @@ fn counted<T>(act: impl FnOnce() -> T) -> (T, Cost) {
     (result.unwrap(), cost)
 }
 
-/// Opens an image each way there is, and looks at it. Each costs no more than `most`; what each
-/// ended with.
+/// Opens an image in each way, and inspects it. Each costs at most `most`. Returns the results.
 fn open_within(spec: &Spec, most: Cost) -> [Result<(), ImageError>; 3] {
     let open = |read_only| Image::open_disk(spec, ImageOptions { read_only, direct: false });
     let check = |how: &str, (result, cost): (Result<(), ImageError>, Cost)| {
@@ -66,14 +65,14 @@ fn open_within(spec: &Spec, most: Cost) -> [Result<(), ImageError>; 3] {
     ]
 }
 
-/// The same, of one that is refused each way.
+/// Checks that an image is rejected in each way, within a cost.
 fn refused_within(spec: &Spec, most: Cost) {
     for result in open_within(spec, most) {
         assert!(result.is_err(), "{spec} is served");
     }
 }
 
-/// A sparse file with bytes in some places.
+/// Creates a sparse file with bytes at some offsets.
 fn file(dir: &Path, name: &str, length: u64, parts: &[(u64, &[u8])]) -> PathBuf {
     let path = dir.join(name);
     let file = File::create(&path).unwrap();
@@ -84,14 +83,14 @@ fn file(dir: &Path, name: &str, length: u64, parts: &[(u64, &[u8])]) -> PathBuf 
     path
 }
 
-/// A qcow2 image of version 3 that is made by hand.
+/// A handmade qcow2 image of version 3.
 #[derive(Clone)]
 struct Qcow2 {
     cluster_bits: u32,
     size: u64,
     dirty: bool,
     l1: (u64, u32),
-    /// Where, and how many clusters.
+    /// Offset of the reference count table, and the number of its clusters.
     counts: (u64, u32),
     order: u32,
     snapshots: (u64, u32),
@@ -99,7 +98,7 @@ struct Qcow2 {
 }
 
 impl Qcow2 {
-    /// Reference counts in the second cluster and the third, a first-level table in the fourth.
+    /// Reference counts in the second and third cluster, a first-level table in the fourth.
     fn new(cluster_bits: u32) -> Self {
         let cluster = 1 << cluster_bits;
         Self {
@@ -134,7 +133,7 @@ impl Qcow2 {
     }
 }
 
-/// The same number again and again, as a table.
+/// Returns a table with `count` equal entries.
 fn table(entry: u64, count: usize) -> Vec<u8> {
     entry.to_be_bytes().repeat(count)
 }
@@ -149,7 +148,7 @@ fn ordinary_images_of_any_size_are_opened_with_few_reads() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    // Blocks of counts with 16 million of them; each of those is not read by itself.
+    // Blocks of counts with 16 million entries, which are not read one by one.
     let few = Cost { reads: 200, bytes: 16 << 20, memory: 16 << 20 };
     for (format, word, options, size, most) in [
         (Format::Qcow2, "qcow2", "cluster_size=2M,refcount_bits=1", "1G", few),
@@ -172,7 +171,7 @@ fn ordinary_images_of_any_size_are_opened_with_few_reads() {
 fn counts_are_read_in_large_parts() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = 2u64 << 20;
-    // The one block of counts says that the last cluster is used, bit by bit.
+    // The only block of counts has the last cluster in use, bit by bit.
     for order in 0..=6 {
         let image = Qcow2 { order, ..Qcow2::new(21) };
         let mut counts = vec![0; 2 << 20];
@@ -194,8 +193,8 @@ fn counts_are_read_in_large_parts() {
 fn a_table_that_is_named_again_and_again_is_visited_once() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = 1u64 << 16;
-    // A million entries that name one second-level table, which names one cluster in all of its.
-    // Twenty thousand snapshots have the same first-level table.
+    // A million first-level entries refer to one second-level table, whose entries all refer to one
+    // cluster. Twenty thousand snapshots have the same first-level table.
     let (l1, l2, data, counts) = (1u64 << 20, 16 << 20, 17 << 20, 18 << 20);
     let names = table(l2 | 1 << 63, 1 << 20);
     let entries = table(data | 1 << 63, 1 << 13);
@@ -227,7 +226,7 @@ fn a_table_that_is_named_again_and_again_is_visited_once() {
         let most = Cost { reads: 5000, bytes: 64 << 20, memory: MOST.memory };
         open_within(&qcow2(&path), most)[2].as_ref().expect("its counts can be raised");
     }
-    // As many tables as there can be, none of which is there.
+    // The maximum number of tables, none of which exists.
     let mut names = Vec::new();
     for i in 0..1u64 << 20 {
         names.extend((((1 << 24) + i) * cluster).to_be_bytes());
@@ -260,14 +259,14 @@ fn a_qcow2_header_that_names_too_much_is_refused() {
         let path = file(dir.path(), what, huge, &[(0, &image.header())]);
         refused_within(&qcow2(&path), small);
     }
-    // A quarter of a million extensions, and none that ends.
+    // A quarter of a million extensions without an end marker.
     for extension in [0x1234_5678_0000_0000, 0x1234_5678_ffff_ffff] {
         let image = Qcow2 { l1: (6 << 20, 1 << 10), counts: (2 << 20, 1), ..Qcow2::new(21) };
         let extensions = table(extension, (2 << 20) / 8 - 13);
         let parts = [(0, &image.header()[..]), (104, &extensions[..])];
         refused_within(&qcow2(&file(dir.path(), "extensions", huge, &parts)), small);
     }
-    // Snapshots whose names are as long as can be.
+    // Snapshots whose names have the maximum length.
     let mut snapshot = (3u64 << 16).to_be_bytes().to_vec();
     snapshot.extend((1u32 << 10).to_be_bytes());
     snapshot.extend([0xff; 4]);
@@ -284,7 +283,8 @@ fn a_qcow2_header_that_names_too_much_is_refused() {
 fn a_qcow2_whose_counts_are_everywhere_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     for (bits, order) in [(9, 0), (9, 6), (12, 4), (16, 6), (21, 0), (21, 6)] {
-        // As long a table as there can be, each entry a block of its own; and a file as large.
+        // A table of maximum length, in which each entry refers to its own block, and a file of
+        // matching size.
         let cluster = 1u64 << bits;
         let clusters = (8u64 << 20) / cluster;
         let counts = (1 << 24, clusters as u32);
@@ -306,7 +306,7 @@ fn a_qcow2_whose_counts_are_everywhere_is_bounded() {
 fn a_chain_costs_no_more_than_one() {
     let dir = tempfile::tempdir().unwrap();
     let mut below: Option<String> = None;
-    // Each has a table of half a MiB, extensions, and 2 MiB of counts.
+    // Each image has a table of half a MiB, extensions, and 2 MiB of counts.
     for n in 0..150 {
         let image = Qcow2 { l1: (8 << 20, 1 << 16), ..Qcow2::new(21) };
         let mut header = image.header();
@@ -335,7 +335,7 @@ fn a_chain_costs_no_more_than_one() {
     refused_within(&qcow2(&dir.path().join("149.qcow2")), MOST);
 }
 
-/// A footer or header of a VHD, with its sum.
+/// Sets the checksum of a VHD footer or header.
 fn summed(mut bytes: Vec<u8>, at: usize) -> Vec<u8> {
     let sum = bytes.iter().fold(0u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));
     bytes[at..at + 4].copy_from_slice(&(!sum).to_be_bytes());
@@ -361,7 +361,7 @@ fn a_vhd_of_many_blocks_is_refused() {
         header[32..36].copy_from_slice(&block.to_be_bytes());
         let header = summed(header, 36);
         let end = 1536 + (u64::from(blocks) * 4).next_multiple_of(512);
-        // Where every entry names a block, they are all in one place.
+        // If every entry refers to a block, all blocks are in the same place.
         for filled in [0u32, 8] {
             let entries = vec![0xff; filled as usize];
             let parts =
@@ -372,7 +372,7 @@ fn a_vhd_of_many_blocks_is_refused() {
     }
 }
 
-/// The header of a sparse VMDK.
+/// Returns the header of a sparse VMDK.
 fn vmdk(sectors: u64, grain: u64, entries: u32, directory: u64, unclean: bool) -> Vec<u8> {
     let mut bytes = b"KDMV\x01\0\0\0\x03\0\0\0".to_vec();
     bytes.extend(sectors.to_le_bytes());
@@ -406,7 +406,7 @@ fn a_vmdk_of_many_grains_is_bounded() {
     ] {
         let directory = 1 << 21;
         let tables = (sectors / grain / u64::from(entries)) as u32;
-        // Each table names grains that are everywhere.
+        // Each table refers to grains throughout the file.
         let names: Vec<u8> =
             (0..tables.min(1 << 20)).flat_map(|i| ((1 << 23) + i * 4).to_le_bytes()).collect();
         let grains: Vec<u8> = (0..1u32 << 23).flat_map(|i| (i * 128).to_le_bytes()).collect();

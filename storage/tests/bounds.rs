@@ -1,5 +1,5 @@
-//! What a queue allocates at most, counted, whatever its disk is kept in: at the deepest ring, with as many
-//! requests in flight as there can be.
+//! The maximum memory that a queue allocates is measured for every kind of storage, with the
+//! largest ring and the maximum number of requests in flight.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -21,14 +21,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::{has, text, tool};
 
-/// What docs/vbd.md says.
+/// The bound in docs/vbd.md.
 const MOST: u64 = 14 << 20;
 const DISK: u64 = 16 << 20;
 const RING_PAGES: usize = 32;
-/// Pages of a request: more than all may use are asked for by far.
+/// Pages of a request: all requests together need far more than the limit.
 const PAGES: usize = 20;
 
-/// The most that is allocated at a time by the thread that serves a queue of this disk.
+/// Returns the maximum bytes allocated at a time by the thread that serves a queue of this disk.
 fn most_allocated(disk: &str, path: DataPath, writes: bool) -> u64 {
     let dir = tempfile::tempdir().unwrap();
     let hypervisor = Hypervisor::start(dir.path().join("state")).unwrap();
@@ -40,7 +40,7 @@ fn most_allocated(disk: &str, path: DataPath, writes: bool) -> u64 {
     let guest_id = hypervisor.create_domain(config).unwrap();
     let join = |id| Domain::join(hypervisor.state_dir(), id).unwrap();
     let (driver, guest) = (join(driver_id), join(guest_id));
-    // None is done before all there is room for were taken.
+    // No request completes before all that fit were taken.
     let plan = FaultPlan { latency: Duration::from_millis(50), ..FaultPlan::default() };
     let image = Image::open_as(&disk.parse::<Disk>().unwrap()).unwrap();
     let image = image.with_faults(Arc::new(FaultSwitch::new(plan)), 1);
@@ -65,7 +65,7 @@ fn most_allocated(disk: &str, path: DataPath, writes: bool) -> u64 {
         let engine = image.engine(slots as u32).unwrap();
         let mut back = pvio_blkback::Queue::new(parts, engine);
         let end = Instant::now() + Duration::from_secs(300);
-        // Twice: what was grown once must not add up.
+        // Twice: memory of grown lists must not accumulate.
         for write in [writes, false, writes, false] {
             let mut asked = 0;
             while let Some(slot) = front.reserve() {
@@ -100,7 +100,7 @@ fn check(name: &str, disk: &str, writes: bool) {
         let most = most_allocated(disk, path, writes);
         println!("{name}, {path}: {} KiB", most >> 10);
         assert!(most < MOST, "{name}, {path}: {most} bytes");
-        // It does count.
+        // The counter works.
         assert!(most > 512 << 10, "{name}, {path}: only {most} bytes");
     }
 }
@@ -119,7 +119,7 @@ fn queue_of_a_raw_disk_is_bounded() {
 
 #[test]
 fn queue_of_a_disk_in_memory_is_bounded() {
-    // Written, it would be the disk's own memory that is counted.
+    // Writes would count the disk's own memory.
     check("ram", &format!("ram:{DISK}"), false);
 }
 
@@ -142,7 +142,7 @@ fn queue_of_every_format_is_bounded() {
     }
 }
 
-/// A server that ends with the test.
+/// A server process that ends with the test.
 struct Server(Child);
 
 impl Drop for Server {

@@ -1,5 +1,5 @@
-//! Broken images of every format, and QEMU's own samples: cut short, or with flipped bytes. Whatever is
-//! in them, looking at one and serving one ends with an answer.
+//! Damaged images of every format, including QEMU's samples: truncated, or with changed bytes.
+//! Whatever they contain, inspecting and serving one ends with a result.
 
 mod support;
 
@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use support::{Rng, alone, has, text, tool};
 
-/// Where in our sources, or in whose, a panic was.
+/// Source locations of panics.
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 struct Sample {
@@ -25,7 +25,7 @@ struct Sample {
     bytes: Vec<u8>,
 }
 
-/// Images with something of everything in them.
+/// Creates images that use every feature of their format.
 fn samples(dir: &Path) -> Vec<Sample> {
     let mut rng = Rng(1);
     let mut data: Vec<u8> = (0..3 << 20).map(|_| rng.next() as u8).collect();
@@ -60,7 +60,7 @@ fn samples(dir: &Path) -> Vec<Sample> {
     kinds.into_iter().map(make).collect()
 }
 
-/// Looks at it, serves it, and does a little with it.
+/// Inspects an image, serves it, and executes a few operations.
 fn try_all(format: Format, path: &Path, rng: &mut Rng) {
     let spec = Spec::file(format, path);
     let _ = inspect(&spec).map(|found| found.problem.map(|p| p.to_string()));
@@ -100,7 +100,7 @@ fn use_it(spec: &Spec, read_only: bool, rng: &mut Rng) {
     }
 }
 
-/// Notes down panics, wherever they are held off.
+/// Records panics, including those that are caught.
 fn watch_panics() {
     std::panic::set_hook(Box::new(|info| {
         let at = info.location().map(ToString::to_string).unwrap_or_default();
@@ -109,15 +109,15 @@ fn watch_panics() {
     }));
 }
 
-/// How many of the library's were held off; none may be ours.
+/// Returns the number of caught panics of the library. Panics of pvio fail the test.
 fn panics(what: &str) -> usize {
-    // Not locked any more when this one panics, which is noted down, too.
+    // The lock is released before a panic here, which is recorded as well.
     let panics = PANICS.lock().unwrap().clone();
     assert_eq!(panics.iter().find(|at| !at.contains("/imago-")), None, "{what}");
     panics.len()
 }
 
-/// Short by a little, or by much; or with other bytes in it.
+/// Truncates the bytes by a little or by much, or changes some of them.
 fn damage(bytes: &mut Vec<u8>, round: u32, rng: &mut Rng) {
     let len = bytes.len() as u64;
     if round.is_multiple_of(4) {
@@ -127,7 +127,7 @@ fn damage(bytes: &mut Vec<u8>, round: u32, rng: &mut Rng) {
         };
         return bytes.truncate(keep as usize);
     }
-    // Headers and tables are at the beginning, and footers at the end.
+    // Headers and tables are at the beginning, footers at the end.
     for _ in 0..1 + rng.below(6) {
         let at = match rng.below(4) {
             0 => rng.below(len.min(128)),
@@ -144,8 +144,8 @@ fn damage(bytes: &mut Vec<u8>, round: u32, rng: &mut Rng) {
     }
 }
 
-/// What is found out about a file that nobody uses any more. A program that the other test starts at this
-/// moment has our descriptors, and with them the locks, until it is executed.
+/// Inspects a file that is no longer in use. A program that the other test starts concurrently
+/// inherits all descriptors, and with them the locks, until exec.
 fn looked_at(format: Format, path: &Path) -> Inspection {
     let start = Instant::now();
     loop {
@@ -189,9 +189,9 @@ fn a_broken_image_ends_with_an_answer() {
     assert!(refused > 100 && served > 100, "{refused} refused, {served} served");
 }
 
-/// What QEMU's own tests read and we can, and the bytes of the disks in them. QEMU takes the smaller
-/// size of the sectors that Virtual PC's BIOS reached (136363130880) for the last of them; Hyper-V,
-/// tapdisk and we take what the image says.
+/// The samples of QEMU's tests that pvio supports, and the sizes of their disks in bytes. For the
+/// last one, QEMU uses the smaller CHS size that Virtual PC's BIOS could address (136363130880);
+/// Hyper-V, tapdisk and pvio use the size in the image.
 const READ: [(&str, Format, u64); 5] = [
     ("grub_mbr.raw", Format::Raw, 512),
     ("iotest-version3.vmdk", Format::Vmdk, 16 << 30),
@@ -199,11 +199,11 @@ const READ: [(&str, Format, u64); 5] = [
     ("hyperv2012r2-dynamic.vhd", Format::Vhd, 136_365_211_648),
     ("virtualpc-dynamic.vhd", Format::Vhd, 136_365_211_648),
 ];
-/// Images above this size are not damaged: each time takes a copy.
+/// Larger images are not damaged, because each attempt takes a copy.
 const SMALL: u64 = 4 << 20;
 
-/// Those of formats we read are served, with the bytes QEMU finds; all others are refused as every
-/// format we read. Then all of them once more, damaged.
+/// Samples of supported formats are served, with the bytes that QEMU reads; all others are rejected
+/// in every supported format. Then all of them are damaged and tried again.
 #[test]
 fn qemus_own_samples_are_served_or_refused() {
     let Some(samples) = std::env::var_os("PVIO_QEMU_SAMPLES").map(PathBuf::from) else {
@@ -235,7 +235,7 @@ fn qemus_own_samples_are_served_or_refused() {
                     assert_eq!(image.geometry().sectors * 512, *bytes, "{name:?}");
                     holds_what_qemu_finds(image, format, &copy, &mut rng);
                 }
-                // Any bytes are a raw disk, if there are whole sectors of them.
+                // Any bytes are a raw disk, if they are whole sectors.
                 _ if format == Format::Raw => {
                     let whole = std::fs::metadata(&copy).unwrap().len().is_multiple_of(512);
                     assert_eq!(opened.is_ok(), whole, "{name:?}");
@@ -265,7 +265,7 @@ fn qemus_own_samples_are_served_or_refused() {
     eprintln!("{damaged} damaged ones");
 }
 
-/// Compares places all over a disk with what `qemu-img` makes of the image.
+/// Compares parts of a disk with the conversion of the image by `qemu-img`.
 fn holds_what_qemu_finds(image: Image, format: Format, path: &Path, rng: &mut Rng) {
     let word = if format == Format::Vhd { "vpc" } else { format.word() };
     let raw = path.with_extension("as-raw");
@@ -274,7 +274,7 @@ fn holds_what_qemu_finds(image: Image, format: Format, path: &Path, rng: &mut Rn
     let sectors = (file.metadata().unwrap().len() / 512).min(image.geometry().sectors);
     let mut engine = image.engine::<HeapMemory>(1).unwrap();
     let page = HeapMemory::pages(1);
-    // The first are where file systems begin, the others anywhere.
+    // The first ones are where file systems begin, the others at random.
     for i in 0..400 {
         let sector = if i < 200 { (i * 8) % sectors } else { rng.below(sectors) };
         let len = (sectors - sector).min(8) as usize * 512;

@@ -1,5 +1,5 @@
-//! What a flush said is on the disk outlives the process: servers of every kind of image are killed
-//! at any moment while they write.
+//! Flushed data survives a crash of the process: servers of every kind of image are killed at any
+//! time while they write.
 
 mod support;
 
@@ -12,13 +12,13 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use support::{Rng, has, text, tool};
 
-/// Set in the process that is to be killed.
+/// Set in the process that will be killed.
 const DISK: &str = "PVIO_TEST_DISK_TO_WRITE";
 const SECTORS: u64 = 32 << 11;
 /// Bytes of a write.
 const LEN: usize = 12288;
 
-/// Where the write of a number goes: each elsewhere, in no order.
+/// Returns the sector of the write with this number: different ones, in no particular order.
 fn place(number: u64) -> u64 {
     const PLACES: u64 = SECTORS / 24;
     assert!(number < PLACES, "a number comes back to another's place");
@@ -52,7 +52,7 @@ fn page(number: u64) -> HeapMemory {
     page
 }
 
-/// Writes until it is killed, and says which numbers a flush has covered.
+/// Writes until it is killed, and prints the numbers that a flush has covered.
 fn write_on(disk: &str) -> ! {
     let image = Image::open_disk(&disk.parse().unwrap(), ImageOptions::default()).unwrap();
     let mut engine = image.engine::<HeapMemory>(8).unwrap();
@@ -105,24 +105,24 @@ fn a_flush_outlives_its_process() {
             }
             child.kill().unwrap();
             child.wait().unwrap();
-            // What it said and was not heard yet counts as well.
+            // Output that was not read before the kill counts as well.
             flushed = out.filter_map(told).last().unwrap_or(flushed);
             assert!(flushed >= patience as u64 * 3);
             check(&disk.parse().unwrap(), flushed);
             if kind == "qcow2" {
-                // It was opened to be written, and so repaired.
+                // Opening it for writing has repaired it.
                 let check = Command::new("qemu-img").args(["check", text(&path)]).output().unwrap();
                 let told = String::from_utf8_lossy(&check.stdout);
-                // 3: clusters that nobody uses are not free. Nothing is lost by that.
+                // 3: leaked clusters, which lose no data.
                 assert!(matches!(check.status.code(), Some(0 | 3)), "{kind} {options}: {told}");
             }
         }
     }
 }
 
-/// Opens a disk as soon as nobody has it. The kernel lets go of an io_uring's files some time after
-/// its process is gone; and a process that another test is about to start has all of ours until it
-/// runs.
+/// Opens a disk as soon as it is no longer in use. The kernel closes an io_uring's files some time
+/// after its process has ended, and a process that another test is starting has all descriptors
+/// until exec.
 fn open(spec: &Spec, options: ImageOptions) -> Result<Image, ImageError> {
     loop {
         match Image::open_disk(spec, options) {
@@ -158,7 +158,7 @@ fn counts_that_are_too_low_are_raised_before_anything_is_written() {
         if !options.ends_with("=1") {
             tool("qemu-img", &["snapshot", "-c", "s", text(&path)]);
         }
-        // Not closed, and its counts were never written: all but the first of them are zero.
+        // Not closed, and its counts were never written: all but the first are zero.
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[79] |= 1;
         let field = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
@@ -167,7 +167,7 @@ fn counts_that_are_too_low_are_raised_before_anything_is_written() {
         std::fs::write(&path, &bytes).unwrap();
         let check = Command::new("qemu-img").args(["check", text(&path)]).output().unwrap();
         assert_eq!(check.status.code(), Some(2), "it is broken");
-        // Who only reads it needs no counts, and who may write repairs them.
+        // Reading needs no counts, and opening for writing repairs them.
         let spec: Spec = format!("qcow2:{}", text(&path)).parse().unwrap();
         let read = ImageOptions { read_only: true, direct: false };
         drop(open(&spec, read).unwrap());
@@ -186,7 +186,7 @@ fn counts_that_are_too_low_are_raised_before_anything_is_written() {
         all(&mut engine, &[(Io::Read { sector: 1 }, Some(found.clone()))]);
         let mut bytes = vec![0; LEN];
         found.read_bytes(0, &mut bytes).unwrap();
-        // Number 0 lies there.
+        // Number 0 is there.
         assert!(bytes[..LEN - 512] == data(0)[512..] && bytes[LEN - 512..].iter().all(|b| *b == 1));
     }
 }

@@ -1,5 +1,6 @@
-//! Threads that do a disk's operations and end by a panic: every operation fails as lost then, which closes the
-//! device with a reason, and none is waited for without an end. The panics come from what the threads log.
+//! Threads that execute a disk's operations and end by a panic: every operation then fails as lost,
+//! which closes the device with a reason, and no operation hangs. The panics are raised from the
+//! threads' log calls.
 
 mod support;
 
@@ -15,7 +16,7 @@ use support::{alone, has, text, tool};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-/// Panics in every thread of a disk's that logs that something failed.
+/// Panics in every thread of a disk that logs a failure.
 struct Panics;
 
 impl Subscriber for Panics {
@@ -33,8 +34,8 @@ impl Subscriber for Panics {
 
     fn event(&self, _: &Event<'_>) {
         let thread = std::thread::current();
-        // A thread that unwinds may be the last that has the connection, and logs its end: a second panic there
-        // would end the process.
+        // A thread that unwinds may be the last owner of the connection and log its end: a second
+        // panic there would end the process.
         let unwinds = std::thread::panicking();
         if matches!(thread.name(), Some("disk" | "nbd" | "flush")) && !unwinds {
             panic!("a mistake in {:?}, for a test", thread.name());
@@ -47,7 +48,7 @@ impl Subscriber for Panics {
 }
 
 fn open(disk: &str) -> (Image, DiskEngine<HeapMemory>) {
-    // Each test sets the same.
+    // All tests set the same subscriber.
     let _ = tracing::subscriber::set_global_default(Panics);
     let image = Image::open_disk(&disk.parse().unwrap(), ImageOptions::default()).unwrap();
     let engine = image.engine(8).unwrap();
@@ -70,15 +71,15 @@ fn operations_of_a_pool_whose_threads_have_panicked_are_lost() {
     tool("qemu-io", &["-f", "qcow2", "-c", "write -P 1 0 4M", text(&path)]);
     let (_image, mut engine) = open(&format!("qcow2:{}", text(&path)));
     assert_eq!(read(&mut engine, 0), Ok(()));
-    // What no such image does.
+    // No such image supports this.
     let secure = Io::Discard { sector: 0, sectors: 8, secure: true };
-    // More often than there are threads.
+    // More attempts than there are threads.
     for attempt in 0..8 {
         assert_eq!(alone(&mut engine, secure, None), Err(EngineError::Lost), "attempt {attempt}");
     }
 }
 
-/// Shakes hands as an NBD server does, and answers the first request for a flush.
+/// Performs the handshake of an NBD server, and replies to the first flush request.
 fn serve(mut stream: UnixStream, answer: u32) {
     stream.write_all(b"NBDMAGICIHAVEOPT\0\x03").unwrap();
     stream.read_exact(&mut [0; 4]).unwrap();
@@ -101,7 +102,7 @@ fn serve(mut stream: UnixStream, answer: u32) {
         reply((1 << 31) + 1, b"");
     }
     let mut request = [0; 28];
-    // Without an answer the connection ends here.
+    // Without a reply the connection ends here.
     if stream.read_exact(&mut request).is_ok() && answer != 0 {
         let head = [&0x6744_6698u32.to_be_bytes()[..], &answer.to_be_bytes(), &request[8..16]];
         stream.write_all(&head.concat()).unwrap();

@@ -1,7 +1,7 @@
-//! What queues hold of the machine's memory at the deepest ring, measured: anonymous memory of this
-//! process as the kernel counts it. The guest's pages are shared memory, and not of it.
+//! The memory that queues use with the largest ring is measured: anonymous memory of this process
+//! as counted by the kernel. The guest's pages are shared memory, and not included.
 //!
-//! Each case has a process of its own: memory that was given back may stay with the process.
+//! Each case runs in its own process, because freed memory may stay with the process.
 
 use pvio_blkback::{DataPath, DiskState, QueueParts, QueueRecord, Stats};
 use pvio_blkfront::{Op, Queue, Shape};
@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 
 const QUEUES: usize = 4;
 const RING_PAGES: usize = 32;
-/// What a queue may hold.
+/// Maximum memory of a queue.
 const MOST: usize = 16 << 20;
 
-/// Bytes of anonymous memory that are there now.
+/// Returns the current bytes of anonymous memory.
 fn anonymous() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
@@ -30,7 +30,7 @@ fn anonymous() -> usize {
     kib << 10
 }
 
-/// The most that a queue holds while it does requests of so many pages, as many as there are slots.
+/// Returns the maximum memory of a queue while it serves requests of `pages` pages in all slots.
 fn most_held(path: DataPath, shape: Shape, pages: usize) -> usize {
     let dir = tempfile::tempdir().unwrap();
     let hypervisor = Hypervisor::start(dir.path().join("state")).unwrap();
@@ -41,13 +41,13 @@ fn most_held(path: DataPath, shape: Shape, pages: usize) -> usize {
     let driver = join(driver_id);
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(64 << 20).unwrap();
-    // All of them are under way at a time, because none is done before all were taken.
+    // All of them are in flight together, because none completes before all were taken.
     let plan = FaultPlan { latency: Duration::from_millis(200), ..FaultPlan::default() };
     let image = Image::open(file.path(), ImageOptions::default())
         .unwrap()
         .with_faults(Arc::new(FaultSwitch::new(plan)), 1);
     let (disk, image) = (Arc::new(DiskState::new(image.geometry())), Arc::new(image));
-    // Each of a guest of its own: one guest has not so many grants.
+    // Each has its own guest, because one guest does not have enough grants.
     let guests: Vec<_> = (0..QUEUES)
         .map(|n| {
             let config = DomainConfig::new(format!("guest{n}"));
@@ -83,7 +83,7 @@ fn most_held(path: DataPath, shape: Shape, pages: usize) -> usize {
         })
         .collect();
     let mut most = 0;
-    // Writing, then reading what was written; the second time with everything grown already.
+    // Writes, then reads of the written data; with everything grown the second time.
     for write in [true, false] {
         for queue in &mut queues {
             while let Some(slot) = queue.reserve() {
@@ -116,12 +116,12 @@ fn most_held(path: DataPath, shape: Shape, pages: usize) -> usize {
     most / QUEUES
 }
 
-/// Says to the process that this test starts which case is its own.
+/// Selects the case in the process that this test starts.
 const CASE: &str = "PVIO_TEST_MEMORY_CASE";
 
 #[test]
 fn a_queue_holds_no_more_than_16_mib_at_the_deepest_ring() {
-    // As many pages as all slots may use together, and requests that use all there are by far.
+    // As many pages as all slots may use together, and requests that need far more than the limit.
     let cases =
         DataPath::ALL.map(|path| [(11, 4), (20, 20)].map(|(slot, pages)| (path, slot, pages)));
     let cases = cases.as_flattened();
@@ -130,8 +130,8 @@ fn a_queue_holds_no_more_than_16_mib_at_the_deepest_ring() {
         let held = most_held(path, Shape { ring_pages: RING_PAGES, pages_per_slot }, pages);
         println!("{path}, requests of {pages} pages: {} KiB a queue", held >> 10);
         assert!(held < MOST, "{path}, {pages} pages: {held} bytes a queue");
-        // It does measure. Lists for 1024 slots are the least, and the pool where data is copied:
-        // with pages that are kept, if not all are.
+        // The measurement works. The minimum is the lists of 1024 slots and, where data is copied,
+        // the pool; with cached mappings, only if not all pages are cached.
         let copies = path.copies() && (!path.keeps() || pages > 4);
         let least = if copies { 8 << 20 } else { 512 << 10 };
         assert!(held > least, "{path}, {pages} pages: only {held} bytes a queue");

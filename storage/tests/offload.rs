@@ -1,4 +1,4 @@
-//! Operations done by other threads: none of them, and no word of one, gets lost.
+//! Operations that other threads execute: no operation and no completion is lost.
 
 use pvio_blkback::engine::{BlockEngine, EngineError, Io};
 use pvio_ring::IoSeg;
@@ -34,7 +34,7 @@ fn threads_that_finish_at_any_moment_are_all_heard() {
     }
 }
 
-/// Answers what it is asked as the test says.
+/// Processes jobs with a function of the test.
 struct Answers(fn(Job));
 
 impl Executor for Answers {
@@ -71,7 +71,7 @@ fn a_read_that_failed_leaves_the_guests_memory_alone_and_segments_come_back() {
     let mut bytes = [0; 512];
     page.read_bytes(512, &mut bytes).unwrap();
     assert_eq!(bytes, [1; 512]);
-    // What lies outside its buffer is refused, and told.
+    // A segment outside of its buffer is rejected, and reported.
     engine.submit(0, Io::Write { sector: 0 }, &mut vec![seg(4000, 512)]).unwrap();
     engine.kick();
     let mut over = Vec::new();
@@ -93,7 +93,7 @@ fn a_job_that_nobody_finishes_fails_as_lost() {
 
 #[test]
 fn load_counts_what_is_elsewhere_until_it_is_back_or_the_queue_is_gone() {
-    /// Keeps what it is given.
+    /// Holds the jobs it receives.
     #[derive(Default)]
     struct Keeps(std::sync::Mutex<Vec<Job>>);
     impl Executor for Keeps {

@@ -1,5 +1,5 @@
-//! Disks whose reads and writes are polled, where the machine has a device for that, and words where
-//! it has none.
+//! Disks with polled reads and writes, on machines with a suitable device, and error messages on
+//! others.
 
 mod support;
 
@@ -44,7 +44,7 @@ fn bytes(engine: &mut DiskEngine<HeapMemory>, sector: u64) -> Vec<u8> {
     bytes
 }
 
-/// The block devices of this machine that have queues to be polled.
+/// Returns the block devices of this machine that have poll queues.
 fn devices() -> Vec<PathBuf> {
     let all = fs::read_dir("/sys/block").into_iter().flatten().flatten();
     let polls = |dir: &PathBuf| {
@@ -68,7 +68,7 @@ fn what_goes_through_the_page_cache_is_refused() {
     assert!(error.to_string().starts_with("io=iopoll is for raw disks"), "{error}");
 }
 
-/// Found out by the trial: memory is no device.
+/// Detected by the trial read: memory is not a device.
 #[test]
 fn a_file_system_that_cannot_be_polled_is_refused() {
     let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
@@ -86,7 +86,7 @@ fn a_file_system_that_cannot_be_polled_is_refused() {
     assert!(words.contains("os error 95") && words.contains("leave io=iopoll out"), "{words}");
 }
 
-/// Where the device has no queues for it, the refusal; where it has, data that comes and goes.
+/// Without poll queues the file is rejected; with them, data is written and read back.
 #[test]
 fn a_file_is_polled_or_refused_with_and_without_data_in_it() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -112,7 +112,7 @@ fn a_file_is_polled_or_refused_with_and_without_data_in_it() {
     }
 }
 
-/// Only read: what is on them is not ours.
+/// Only read: their contents do not belong to the test.
 #[test]
 fn a_device_is_read_by_polling_as_it_is_read_without() {
     let devices = devices();

@@ -1,5 +1,5 @@
-//! What the guest is told when the host's file system fails an operation once: a file system (FUSE) whose
-//! calls fail as each test says.
+//! Status of the guest's requests when the host's file system fails an operation once: a FUSE file
+//! system whose calls fail as each test determines.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -22,15 +22,15 @@ use support::{has, text, tool};
 const FILE: INodeNo = INodeNo(2);
 const LONG: Duration = Duration::from_secs(3600);
 const EIO: i32 = 5;
-/// Interrupted; try again.
+/// `EINTR` and `EAGAIN`: the operation must be retried.
 const TRANSIENT: [i32; 2] = [4, 11];
 const OLD: u8 = 0xaa;
 
-/// The file, and what becomes of calls on it.
+/// The file, and the errors of calls on it.
 #[derive(Default)]
 struct Host {
     bytes: Vec<u8>,
-    /// The next calls of each kind fail with these, last first.
+    /// Errors of the next calls of each kind, last first.
     fsync: Vec<i32>,
     fallocate: Vec<i32>,
     write: Vec<i32>,
@@ -183,7 +183,7 @@ impl Filesystem for OneFile {
     fn destroy(&mut self) {}
 }
 
-/// A mounted file system with these bytes in its file, and its folder.
+/// A mounted file system whose file has given bytes, and its directory.
 struct Mounted {
     host: Arc<Mutex<Host>>,
     dir: tempfile::TempDir,
@@ -191,7 +191,7 @@ struct Mounted {
 }
 
 impl Mounted {
-    /// `None`, told loudly, where no FUSE file system can be mounted.
+    /// Returns `None`, with a message, if no FUSE file system can be mounted.
     fn new(bytes: Vec<u8>) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let host = Arc::new(Mutex::new(Host { bytes, ..Host::default() }));
@@ -213,7 +213,7 @@ impl Mounted {
         change(&mut self.host.lock().unwrap())
     }
 
-    /// Calls since this was last asked.
+    /// Returns the calls since the last time.
     fn log(&self) -> Vec<(&'static str, i32)> {
         self.host(|host| std::mem::take(&mut host.log))
     }
@@ -225,7 +225,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Does one operation, writing pages of sevens.
+/// Executes one operation; writes are pages of sevens.
 fn one(engine: &mut DiskEngine<HeapMemory>, io: Io) -> Result<(), EngineError> {
     let mut segments = Vec::new();
     if matches!(io, Io::Write { .. }) {
@@ -252,7 +252,7 @@ fn operation_that_is_interrupted_is_done_again_and_not_something_else() {
     let mut engine = image.engine::<HeapMemory>(8).unwrap();
     let there = |host: &mut Host| host.bytes[64 * 512..64 * 512 + 4096].to_vec();
     for error in TRANSIENT {
-        // Once, and more often than is tried at once.
+        // Once, and more often than is retried without a delay.
         for times in [1, 5] {
             let (sector, sectors) = (64, 8);
             for (what, io, left) in [
@@ -321,7 +321,8 @@ fn made(dir: &Path, arguments: &[&str]) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-/// Formats that `qemu-img` makes, as it and as this project calls them.
+/// Formats that `qemu-img` creates, by the names of this project and with the options of
+/// `qemu-img`.
 const FORMATS: [(&str, &[&str]); 3] = [
     ("vhd", &["-f", "vpc", "-o", "force_size=on"]),
     ("vmdk", &["-f", "vmdk"]),

@@ -22,7 +22,7 @@ use {
 #[derive(Default)]
 pub struct FlushState {
     failed: AtomicBool,
-    /// Serializes flushes of [`flush_alone`](Self::flush_alone).
+    /// Serializes flushes of `flush_alone`.
     #[cfg(feature = "std")]
     turn: Mutex<()>,
     #[cfg(feature = "std")]

@@ -1,4 +1,4 @@
-//! A flush that failed is never forgotten.
+//! A failed flush is recorded: all later flushes fail.
 
 use crate::late::late;
 use crate::rig::{Hostile, PATHS, PageBuf, SECTORS, raw, run};
@@ -11,10 +11,10 @@ use std::rc::Rc;
 
 const NO_SPACE: EngineError = EngineError::Os(28);
 
-/// Counts flushes, and fails some.
+/// Counts flushes, and fails one.
 struct Flushes {
     mem: MemEngine<PageBuf>,
-    /// Flushes that are done before one fails; afterwards all are done again, as with Linux.
+    /// Number of flushes that succeed before one fails; later ones succeed again, as on Linux.
     until: usize,
     count: Rc<Cell<usize>>,
     failed: Option<u32>,
@@ -67,7 +67,7 @@ fn flush_after_a_failed_one_fails_without_asking_the_storage_again() {
         assert!(!h.disk.flush_state().has_failed());
         assert_eq!(h.ask(&flush()).status, Status::Error);
         assert!(h.disk.flush_state().has_failed(), "{path}");
-        // All other kinds of flush: empty barriers, barriers and flushes with data.
+        // All other kinds of flushes: empty barriers, barriers and flushes with data.
         for request in [
             flush(),
             raw(op::WRITE_BARRIER, 0, 0, &[]),

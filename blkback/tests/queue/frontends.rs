@@ -1,4 +1,4 @@
-//! Habits of frontends that are not against the rules.
+//! Unusual but valid behaviour of frontends.
 
 use crate::late::late;
 use crate::rig::{Hostile, Mem, PATHS, SECTORS, raw, run};
@@ -6,7 +6,7 @@ use pvio_event_channel::EventChannel;
 use pvio_ring::proto::blkif::{Abi, Status};
 use pvio_ring::shm::Region;
 
-/// GRUB's requests all have id 0; ids mean nothing to a backend.
+/// GRUB's requests all have id 0; ids have no meaning to a backend.
 #[test]
 fn requests_under_way_may_have_the_same_id() {
     for path in PATHS {
@@ -32,19 +32,19 @@ fn requests_under_way_may_have_the_same_id() {
     }
 }
 
-/// Firmware and crash dumps poll: they never say that they want to be woken (`rsp_event`), and wake
-/// the backend for each request or for none, whatever it asked for (`req_event`).
+/// Firmware and crash dumps poll: they never arm their event index (`rsp_event`), and notify the
+/// backend for each request or for none, whatever its event index (`req_event`) is.
 #[test]
 fn a_frontend_that_polls_and_ignores_the_event_indices_is_served() {
     for path in PATHS {
         let mut h = Hostile::new(path, Abi::X86_64, Mem::zeroed(SECTORS));
         let request = raw(0, 1, 0, &[(h.data.0, 0, 7)]);
-        // Over the wrap of the ring's slots, several times.
+        // Several times across the wrap of the ring's slots.
         for n in 0..200 {
             assert!(!h.back.final_check().unwrap(), "nothing is there: it would sleep");
             h.put(&request);
             if n % 2 == 0 {
-                // Nobody told, but the backend is awake for another reason.
+                // No notification was sent, but the backend is awake for another reason.
                 assert!(h.back.final_check().unwrap(), "{path}");
             } else {
                 let _ = h.back.channel().take();

@@ -1,4 +1,4 @@
-//! Our own frontend.
+//! Tests with pvio's frontend.
 
 use crate::rig::{BACK, FRONT, Mem, PATHS, SECTORS, large, pair, run, serve};
 use pvio_blkback::DataPath;
@@ -36,7 +36,7 @@ fn every_size(path: DataPath) {
         front.release(slot);
         sector += sectors as u64;
     }
-    // The ring, and a slot's pages if they are kept.
+    // The ring and, if mappings are cached, the pages of one slot.
     let mapped = if path.keeps() { 12 } else { 1 };
     assert_eq!(machine.domain(BACK).pages_mapped(), mapped, "{path}");
     drop(back);

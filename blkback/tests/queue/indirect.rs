@@ -1,4 +1,4 @@
-//! Requests whose segments are in pages of their own.
+//! Indirect requests, whose segments are in separate pages.
 
 use crate::late::late;
 use crate::rig::{BACK, Hostile, INDIRECT, Mem, PATHS, Pages, SECTORS, run};
@@ -23,7 +23,7 @@ fn indirect(op: u8, count: u16, id: u64, sector: u64, tables: &[GrantRef]) -> Ve
     bytes
 }
 
-/// A guest with much memory: tables, and pages of data behind them.
+/// A guest with much memory: pages of segments, and the data pages that they refer to.
 struct Big {
     tables: Pages,
     table_refs: Vec<GrantRef>,
@@ -117,7 +117,7 @@ fn absurd_indirect_requests_are_refused_by_themselves() {
             assert_eq!((answer.status, answer.id, answer.op), expected, "{what}, {path}");
             assert_eq!(h.refused(reason), before + 1, "{what}, {path}");
         }
-        // One bad segment among good ones.
+        // One invalid segment among valid ones.
         for (segment, reason) in [
             (Segment { gref: big.refs[9], first: 5, last: 4 }, R::SegmentBounds),
             (Segment { gref: big.refs[9], first: 0, last: 8 }, R::SegmentBounds),
@@ -131,7 +131,7 @@ fn absurd_indirect_requests_are_refused_by_themselves() {
             assert_eq!(h.ask(&indirect(1, 9, 7, 0, t)).status, Status::Okay, "{path}");
         }
         assert!(h.back.engine_mut().bytes()[9 * 4096..].iter().all(|b| *b == 0), "{path}");
-        // A table that is its own data.
+        // A page of segments that is also its own data page.
         big.set(0, Segment { gref: t[0], first: 0, last: 7 });
         assert_eq!(h.ask(&indirect(0, 1, 7, 0, t)).status, Status::Okay, "{path}");
         drop(h.back);

@@ -1,4 +1,4 @@
-//! Grants that stay mapped.
+//! Cached mappings of persistent grants.
 
 use crate::rig::{BACK, Hostile, Mem, Pages, SECTORS, raw};
 use pvio_blkback::DataPath;
@@ -30,14 +30,14 @@ fn a_page_is_mapped_once_for_many_requests() {
     assert_eq!(h.driver.pages_mapped(), 2, "the ring and the page");
 }
 
-/// So many pages that the guest grants.
+/// Returns `count` pages that the guest grants.
 fn many(h: &Hostile, count: usize) -> (Vec<GrantRef>, Pages) {
     let pages = h.guest.alloc_pages(count).unwrap();
     let grant = |page| h.guest.grant(BACK, &pages, page, Access::ReadWrite).unwrap();
     ((0..count).map(grant).collect(), pages)
 }
 
-/// Uses all of them once, eleven with each request; writes and reads by turns.
+/// Uses all of them once, eleven with each request, alternating between writes and reads.
 fn use_all(h: &mut Hostile, grefs: &[GrantRef]) {
     for (n, eleven) in grefs.chunks(11).enumerate() {
         let segments: Vec<_> = eleven.iter().map(|gref| (gref.0, 0, 7)).collect();
@@ -56,7 +56,7 @@ fn what_is_kept_is_bounded_whatever_a_guest_grants() {
         assert_eq!(kept_most(32), KEPT_LEAST);
         use_all(&mut h, &grefs);
         assert_eq!(h.back.kept_pages(), KEPT_LEAST);
-        // The first are kept, the last are the guest's again.
+        // The first ones have cached mappings, the last ones were unmapped.
         assert!(h.guest.end_access(grefs[0]).is_err());
         assert!(h.guest.end_access(grefs[10 * KEPT_LEAST - 1]).is_ok());
     }
@@ -92,9 +92,9 @@ fn a_request_of_kept_pages_and_others_reads_and_writes_all_of_them() {
         let mut h = hostile_by(path);
         let (kept, _pages) = many(&h, KEPT_LEAST - 3);
         use_all(&mut h, &kept);
-        // Of these three are kept still, the others never.
+        // Three of these still have cached mappings, the others never had.
         let pages: Vec<_> = (0..8).map(|_| h.page()).collect();
-        // By turns, so that none lies beside another of its kind.
+        // Alternating, so that no two adjacent ones are of the same kind.
         let order = [0, 3, 1, 4, 2, 5, 6, 7];
         let warm: Vec<_> = pages[..3].iter().map(|(gref, _)| (gref.0, 0, 7)).collect();
         assert_eq!(h.ask(&raw(0, 3, 0, &warm)).status, Status::Okay);
@@ -102,7 +102,7 @@ fn a_request_of_kept_pages_and_others_reads_and_writes_all_of_them() {
         for (n, page) in order.iter().enumerate() {
             pages[*page].1.write_bytes(0, &[n as u8 + 1; 4096]).unwrap();
         }
-        // The second and the last not whole.
+        // The second and the last segment do not cover a whole page.
         let bounds = |n| {
             if n == 1 {
                 (2, 7)
@@ -171,7 +171,8 @@ fn what_nobody_uses_makes_room_by_and_by() {
             use_all(&mut h, new);
             served.push(stats(&h) - before);
         }
-        // Not kept; then there is room for them, as none was used since; then they are kept.
+        // Not cached at first; then there is room, because no other page was used since; then
+        // cached.
         assert_eq!(served, [0, 0, 11, 11], "{path}");
         assert!(new.iter().all(|gref| h.guest.end_access(*gref).is_err()), "{path}");
         assert!(h.back.kept_pages() < KEPT_LEAST, "no more went than is needed");
@@ -193,7 +194,7 @@ fn a_page_nobody_used_for_a_minute_is_the_guests_again() {
     assert_eq!((h.back.kept_pages(), h.back.stats().kept_pages.get()), (1, 1));
     assert!(h.guest.end_access(one.0).is_err(), "used a second ago");
     assert!(h.guest.end_access(other.0).is_ok());
-    // The reference names nothing now; using it is refused, and only that.
+    // The reference is no longer valid; only the request that uses it is rejected.
     assert_eq!(h.ask(&raw(0, 1, 0, &[(other.0.0, 0, 7)])).status, Status::Error);
     assert_eq!(h.refused(RefusalReason::Grant), 1);
     assert_eq!(h.ask(&raw(0, 1, 0, &[(one.0.0, 0, 7)])).status, Status::Okay);

@@ -1,9 +1,9 @@
-//! A server that is killed at any store and at any call, and its successors.
+//! Crash tests: a backend process is killed at any store and any call, and successors take over.
 //!
-//! A run is repeated for each moment at which the process can end: each store to a ring, to the record or to
-//! a mapped page, and each call into engine, grants and event channel. A successor then goes on with the
-//! ring and the record as they are. It must execute what the guest asked for and has no response to, and
-//! every request must be answered once.
+//! A run is repeated for each point at which the process can end: each store to a ring, to the
+//! record or to a mapped page, and each call to engine, grants and event channel. A successor then
+//! resumes from ring and record in their current state. It must execute all requests without a
+//! response, and every request must be completed exactly once.
 
 mod storage;
 
@@ -60,7 +60,7 @@ const KINDS: [Kind; 12] = {
     ]
 };
 
-/// What a read finds, or a write writes.
+/// Returns the data that a read returns, or a write writes.
 fn content(area: u64, written: bool) -> Vec<u8> {
     let bytes =
         (0..PAGE_SIZE as u64).map(|i| (i / 512 + area * 5 + u64::from(written) * 128) as u8);
@@ -72,7 +72,7 @@ struct Request {
     area: u64,
     page: Pages,
     gref: GrantRef,
-    /// Its segments' page, of an indirect one.
+    /// The page of its segments, if it is indirect.
     table: Option<(Pages, GrantRef)>,
 }
 
@@ -87,7 +87,7 @@ struct Guest {
     abi: Abi,
 }
 
-/// Ids as guests have them: some are, byte for byte, operations.
+/// Returns ids as guests use them: some have the bytes of operation codes.
 fn id(number: usize) -> u64 {
     [1, 3, 5, 6, 7, 0x100, 0x101][number % 7] + 0x1000 * number as u64
 }
@@ -121,7 +121,7 @@ impl Guest {
         Self { ring, ring_grefs, requests, made: 0, open: HashMap::new(), failed: vec![], abi }
     }
 
-    /// Makes some requests.
+    /// Submits some requests.
     fn ask(&mut self, disk: &mut Disk) {
         for _ in 0..5 {
             let Some(request) = self.requests.get(self.made) else { return };
@@ -141,7 +141,7 @@ impl Guest {
         }
     }
 
-    /// Takes the responses that are visible.
+    /// Takes the visible responses.
     fn take(&mut self, disk: &mut Disk, may_fail: bool) {
         while let Some(mut slot) = self.ring.pop().unwrap() {
             let response = Response::read(&mut slot).unwrap();
@@ -200,7 +200,7 @@ impl Request {
         bytes
     }
 
-    /// What it was for is done.
+    /// Checks the effect of a completed request.
     fn check(&self, disk: &Disk) {
         let (area, mut page) = (disk.area(self.area), vec![0; PAGE_SIZE]);
         self.page.read_bytes(0, &mut page).unwrap();
@@ -260,7 +260,7 @@ impl World {
         Self { setup, guest, driver, guests, disk, waiting, record, key, stats }
     }
 
-    /// A process that serves, the first or a successor.
+    /// Starts a server process, the first one or a successor.
     fn server(&mut self, resumed: bool) -> Vec<Backend> {
         let Setup { abi, path, .. } = self.setup;
         let open = if resumed { Record::open } else { Record::create };
@@ -300,13 +300,13 @@ impl World {
         queues
     }
 
-    /// Guest and server go on until all requests are answered, or the process ends.
+    /// Runs guest and server until all requests are completed, or the process ends.
     fn run(&mut self, server: &mut [Backend], deaths: usize) {
         for turn in 0.. {
             assert!(turn < 10_000, "requests hang: {:?}", self.guests[0].open);
             for guest in &mut self.guests {
                 let disk = &mut self.disk.borrow_mut();
-                // A guest that sleeps sees several batches at once.
+                // A guest that sleeps sees several batches of responses together.
                 if turn % 3 != 1 {
                     guest.take(disk, deaths > 1);
                 }
@@ -323,11 +323,11 @@ impl World {
         }
     }
 
-    /// One process is killed at each of these moments, and the last one ends well. How many moments the
-    /// last one had.
+    /// Kills one process at each of these points; the last process ends regularly. Returns the
+    /// number of points in its run.
     fn live(&mut self, kills: &[usize]) -> usize {
         for (deaths, kill_at) in kills.iter().chain([&usize::MAX]).enumerate() {
-            // A session that was never recorded as a whole was never served.
+            // A session whose record was never completed was never served.
             let mut server = (deaths == 0).then(|| self.server(false));
             let (outcome, moments) = run(*kill_at, || {
                 let server = server.get_or_insert_with(|| self.server(true));
@@ -342,7 +342,7 @@ impl World {
                 drop(server);
                 return moments;
             }
-            // The kernel goes on with what it was given, or does not.
+            // The kernel may or may not complete the operations that it received.
             std::mem::forget(server);
             for (_, io, segments) in self.waiting.iter().flat_map(|w| w.take()) {
                 if (kill_at + deaths) % 2 == 0 {
@@ -358,7 +358,7 @@ impl World {
     }
 }
 
-/// Every moment of a run.
+/// Kills a process at every point of a run.
 fn at_every_moment(setup: Setup) {
     let moments = World::new(setup).live(&[]);
     assert!(moments > 200, "{setup:?}: {moments}");
@@ -397,7 +397,7 @@ fn successor_killed_at_any_moment_is_succeeded() {
     let setup = Setup { requests: 13, ..PLAIN };
     let moments = World::new(setup).live(&[]);
     for first in (0..moments).step_by(9) {
-        // The second process is killed while it takes over, and later.
+        // The second process is killed while it takes over, or later.
         for second in (0..30).chain((30..moments).step_by(23)) {
             let twice = catch_unwind(AssertUnwindSafe(|| World::new(setup).live(&[first, second])));
             if let Err(cause) = twice {

@@ -1,4 +1,4 @@
-//! An engine that is told when to be done, and requests that meet in flight.
+//! Requests that are in flight together, with an engine that completes operations on command.
 
 use crate::rig::{BACK, FRONT, Hostile, PATHS, PageBuf, SECTORS, raw, run};
 use pvio_blkback::engine::mem::MemEngine;
@@ -22,11 +22,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Does nothing before it is let.
+/// Executes operations only as far as permitted.
 pub struct Late<B = PageBuf> {
     mem: MemEngine<B>,
     waiting: VecDeque<(u32, Io, Segments<B>)>,
-    /// How many operations it may do.
+    /// Number of operations that it may execute.
     may: Rc<Cell<usize>>,
 }
 
@@ -37,7 +37,7 @@ impl<B> Late<B> {
         (Self { mem, waiting: VecDeque::new(), may: Rc::clone(&may) }, may)
     }
 
-    /// What is on the disk.
+    /// Returns the contents of the disk.
     pub fn disk(&self) -> &[u8] {
         self.mem.bytes()
     }
@@ -121,7 +121,7 @@ fn one_page_may_be_used_twice_in_a_request_and_by_many_in_flight() {
         for _ in 0..8 {
             assert_eq!(h.answer().unwrap().status, Status::Okay, "{path}");
         }
-        // All of it is on the disk, and read back by one request into the same page.
+        // All data is on the disk, and one request reads it back into the same page.
         page.fill(0, 4096, 0).unwrap();
         let answer = h.ask(&raw(0, 1, 16 * 7 + 4, &[(gref.0, 0, 7)]));
         let mut seen = [0; 4096];
@@ -151,7 +151,7 @@ fn what_is_read_is_with_the_guest_before_the_answer_and_not_before_the_disk() {
 
 #[test]
 fn a_grant_taken_back_under_a_read_fails_that_read_alone() {
-    // Only a copy leaves the guest its page meanwhile.
+    // Only with copies can the guest end access to the page during the request.
     let (mut h, may) = late(DataPath::Copy);
     let (gone, stays) = (h.page(), h.page());
     h.put(&with_id(raw(0, 1, 0, &[(gone.0.0, 0, 7)]), 1));
@@ -198,7 +198,7 @@ fn a_queue_dropped_with_requests_in_flight_lets_go_of_everything() {
         assert!(h.back.in_flight() > 0);
         let stats = Arc::clone(h.back.stats());
         let used = |name| stats.budgets().find(|(n, ..)| *n == name).unwrap();
-        // Two are in flight, and a barrier waits for them without pages.
+        // Two requests are in flight, and a barrier waits for them without pages.
         assert_eq!(used("requests"), ("requests", 3, 32), "{path}");
         assert_eq!(used("request-pages"), ("request-pages", 2, PAGES_MOST as u64), "{path}");
         let kept = if path.keeps() { KEPT_LEAST as u64 } else { 0 };
@@ -236,7 +236,7 @@ fn what_was_begun_before_the_ring_broke_is_done() {
 
 type LocalMapping = <LocalDomain as GrantMapper>::Mapping;
 
-/// Unmaps only together what it mapped together, as a kernel may.
+/// Unmaps pages only together with those mapped by the same call, as a kernel may.
 struct Batches(LocalDomain);
 
 impl GrantMapper for Batches {
@@ -274,8 +274,8 @@ impl GrantCopier for Batches {
     }
 }
 
-/// A frontend that finds a page in use after its request was answered gives the disk up (Linux's
-/// blkfront, since XSA-396), unless it agreed to persistent grants.
+/// A frontend that finds a page in use after its request's response disables the disk (Linux's
+/// blkfront, since XSA-396), unless persistent grants were negotiated.
 #[test]
 fn no_page_is_mapped_when_its_request_is_answered() {
     for data_path in [DataPath::Map, DataPath::Copy] {
@@ -307,7 +307,7 @@ fn no_page_is_mapped_when_its_request_is_answered() {
             front.start(slot, Op::Read { sector, bytes: 8192 }).unwrap();
         }
         front.publish().unwrap();
-        // All four are one batch; they are done one after the other.
+        // All four are one batch; they complete one after the other.
         for left in (0..4).rev() {
             may.set(1);
             while back.poll(32).unwrap() == Progress::Some {}

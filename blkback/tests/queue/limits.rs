@@ -1,4 +1,4 @@
-//! Our frontend with backends that take less than its slots hold.
+//! pvio's frontend with backends whose limits are lower than what its slots hold.
 
 use crate::rig::{Mem, PATHS, large, run};
 use pvio_blkback::DataPath;
@@ -8,7 +8,7 @@ use pvio_sim::LocalDomain;
 
 type Front = Queue<LocalDomain>;
 
-/// Answers to everything under way, in the order of their slots.
+/// Returns the responses to all requests in flight, in the order of their slots.
 fn answers(front: &mut Front, back: &mut crate::rig::Backend) -> Vec<(SlotId, Status)> {
     let mut all = Vec::new();
     loop {
@@ -36,7 +36,7 @@ fn a_request_is_as_many_as_the_backend_needs() {
     for path in PATHS {
         let shape = Shape { ring_pages: 1, pages_per_slot: 64 };
         let (_machine, mut front, mut back) = large(path, shape, Mem::zeroed(32 * 8 * 64));
-        // Parts of 11 pages: 6 for each slot, so that the ring has no room for most.
+        // Parts of 11 pages: 6 for each slot, so that most of them do not fit into the ring.
         front.limit(QueueLimits { segments: 0, sector_size: 4096, ..QueueLimits::MOST });
         assert_eq!(front.limits().segments, 11);
         let content = |slot: usize| -> Vec<u8> {
@@ -44,7 +44,7 @@ fn a_request_is_as_many_as_the_backend_needs() {
         };
         for write in [true, false] {
             while let Some(slot) = front.reserve() {
-                // Not all are as long as can be.
+                // Not all requests have the maximum length.
                 let bytes = (64 - slot.index() % 64) * 4096;
                 let sector = slot.index() as u64 * 512;
                 let op =
@@ -75,13 +75,13 @@ fn a_request_is_as_many_as_the_backend_needs() {
 #[test]
 fn a_request_of_which_a_part_fails_fails() {
     let shape = Shape { ring_pages: 1, pages_per_slot: 64 };
-    // The fourth part of 11 pages is past the end.
+    // The fourth part of 11 pages is beyond the end.
     let (_machine, mut front, mut back) = large(DataPath::Map, shape, Mem::zeroed(8 * 33));
     front.limit(QueueLimits { segments: 0, ..QueueLimits::MOST });
     let whole = Op::Write { sector: 0, bytes: 64 * 4096 };
     assert_eq!(one(&mut front, &mut back, whole), Status::Error);
     assert_eq!(back.stats().writes.get(), 3);
-    // When the ring has no room for the rest, the rest is not asked for.
+    // If the ring has no room for the rest of a request, the rest is not submitted.
     let slots: Vec<SlotId> = std::iter::from_fn(|| front.reserve()).collect();
     for slot in &slots {
         front.start(*slot, Op::Read { sector: 8 * 33, bytes: 64 * 4096 }).unwrap();
@@ -90,7 +90,7 @@ fn a_request_of_which_a_part_fails_fails() {
     let done = answers(&mut front, &mut back);
     assert_eq!(done.len(), slots.len());
     assert!(done.iter().all(|(_, status)| *status == Status::Error));
-    // And nothing of it is left over.
+    // Nothing of it is left over.
     for slot in slots {
         front.release(slot);
     }
@@ -166,7 +166,7 @@ fn an_answer_to_what_was_not_asked_yet_ends_the_queue() {
     }
     front.publish().unwrap();
     drop(back);
-    // 32 requests: six of each of five slots, two of the sixth, and none of the last.
+    // 32 requests: six of each of five slots, two of the sixth slot, and none of the last one.
     let last = slots[6].index() as u64;
     let machine = _machine;
     let driver = machine.domain(crate::rig::BACK);

@@ -1,4 +1,5 @@
-//! A queue against our own frontend and against a hostile one, over memory, on every data path.
+//! Tests of a queue with pvio's frontend and with a hostile one, with a disk in memory, on every
+//! data path.
 
 mod durability;
 mod frontends;

@@ -1,4 +1,4 @@
-//! Requests that must not be done, and how they are answered.
+//! Invalid requests and their responses.
 
 use crate::rig::{Hostile, Mem, PATHS, SECTORS, raw};
 use pvio_blkback::DataPath;
@@ -11,7 +11,7 @@ fn bad_requests_get_the_status_real_backends_give_and_are_counted() {
 
 fn bad_requests(path: DataPath) {
     use RefusalReason as R;
-    // What is kept mapped is so for reads, too.
+    // Cached mappings are writable, and serve reads as well.
     let kept = path.keeps();
     let (okay, error, unknown) = (Status::Okay, Status::Error, Status::NotSupported);
     let mut h = Hostile::new(path, Abi::X86_64, Mem::zeroed(SECTORS));

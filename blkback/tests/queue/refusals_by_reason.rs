@@ -1,6 +1,6 @@
-//! Each reason to refuse a request, on every data path: the status that Linux's backend gives
-//! (`drivers/block/xen-blkback`, 6.1), under which operation, and one more in that reason's counter
-//! and in no other.
+//! Each reason for rejecting a request, on every data path: the status is that of Linux's backend
+//! (`drivers/block/xen-blkback`, 6.1), for the same operation, and exactly the counter of that
+//! reason increases.
 
 use crate::rig::{Hostile, Mem, PATHS, SECTORS, raw};
 use pvio_blkback::engine::Discard;
@@ -26,10 +26,11 @@ fn discard(sector: u64, sectors: u64) -> Vec<u8> {
     bytes
 }
 
-/// A request and how it must be answered; done, if there is no reason.
+/// A request and its expected response; the request succeeds if there is no reason.
 type Case = (Vec<u8>, Status, Option<RefusalReason>);
 
-/// Asks a disk that looks so on every path; `cases` are given a good reference.
+/// Sends requests to a disk with a changed geometry on every path; `cases` receives a valid grant
+/// reference.
 fn expect(change: impl Fn(&mut Geometry), cases: impl Fn(u32) -> Vec<Case>) {
     for path in PATHS {
         let engine = Mem::zeroed(SECTORS);
@@ -40,7 +41,7 @@ fn expect(change: impl Fn(&mut Geometry), cases: impl Fn(u32) -> Vec<Case>) {
             let before = ALL.map(|r| h.refused(r));
             let answer = h.ask(&request);
             let what = format!("{:?}, {path}", &request[..32]);
-            // An indirect one is answered as what it does.
+            // The response to an indirect request has its inner operation.
             let op = if request[0] == 6 { request[1] } else { request[0] };
             assert_eq!((answer.status, answer.op, answer.id), (status, op, 7), "{what}");
             for (r, before) in ALL.into_iter().zip(before) {
@@ -100,7 +101,7 @@ fn misaligned() {
             ]
             .map(error(RefusalReason::Misaligned))
             .into();
-            // Units of 512 bytes, whatever the disk's sectors are.
+            // Units of 512 bytes, independent of the disk's sector size.
             cases.extend(
                 [raw(0, 1, 8, &[(g, 0, 7)]), raw(1, 2, END - 16, &[(g, 0, 7), (g, 0, 7)])]
                     .map(done),
@@ -185,7 +186,7 @@ fn unknown_operations() {
                 |r: Vec<u8>| (r, Status::NotSupported, Some(RefusalReason::UnknownOperation));
             let mut cases: Vec<Case> =
                 [4, 7, 8, 127, 128, 255].map(|op| unknown(raw(op, 1, 0, &[(g, 0, 7)]))).into();
-            // Not offered; where it is is looked at first, as Linux does.
+            // Not advertised; the range is checked first, as on Linux.
             cases.extend([unknown(discard(0, 8)), unknown(discard(0, 0))]);
             cases.push(error(RefusalReason::OutOfRange)(discard(END, 8)));
             cases
@@ -211,7 +212,7 @@ fn changes_of_a_read_only_disk() {
 
 #[test]
 fn an_engine_that_fails() {
-    // It is smaller than was said.
+    // The disk is smaller than its geometry.
     expect(
         |disk| disk.sectors = END * 2,
         |g| {

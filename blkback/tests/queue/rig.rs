@@ -1,4 +1,4 @@
-//! Two domains, a queue at each end.
+//! Test setup: two domains, with a frontend and a backend of a queue.
 
 use pvio_blkback::engine::mem::MemEngine;
 use pvio_blkback::{
@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub const FRONT: DomId = DomId(2);
 pub const BACK: DomId = DomId(1);
 pub const SECTORS: usize = 4096;
-/// Segments that are offered.
+/// Advertised maximum of segments of an indirect request.
 pub const INDIRECT: u32 = 600;
 pub const PATHS: [DataPath; 4] = DataPath::ALL;
 
@@ -93,7 +93,7 @@ pub fn large<E: BlockEngine<PageBuf>>(
     (machine, front, back)
 }
 
-/// A frontend that writes whatever bytes it likes.
+/// A frontend that writes arbitrary bytes.
 pub struct Hostile<E = Mem> {
     pub guest: LocalDomain,
     pub driver: LocalDomain,
@@ -111,7 +111,7 @@ impl<E: BlockEngine<PageBuf>> Hostile<E> {
         Self::with(path, abi, INDIRECT, geometry, engine)
     }
 
-    /// With a disk that is said to look so.
+    /// Creates a frontend and a disk with this geometry.
     pub fn of(path: DataPath, abi: Abi, geometry: Geometry, engine: E) -> Self {
         Self::with(path, abi, INDIRECT, geometry, engine)
     }
@@ -164,7 +164,7 @@ impl<E: BlockEngine<PageBuf>> Hostile<E> {
         self.ring.pop().unwrap().map(|mut slot| Response::read(&mut slot).unwrap())
     }
 
-    /// A page of its own, granted to the backend.
+    /// Returns a new page, granted to the backend.
     pub fn page(&self) -> (GrantRef, Pages) {
         let page = self.guest.alloc_pages(1).unwrap();
         (self.guest.grant(BACK, &page, 0, Access::ReadWrite).unwrap(), page)

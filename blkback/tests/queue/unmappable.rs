@@ -1,4 +1,4 @@
-//! A host that can map no more pages, and budgets of pages that stay mapped: data is copied then.
+//! Hosts that cannot map more pages, and budgets of cached mappings: data is copied in these cases.
 
 use crate::rig::{BACK, Channel, FRONT, Mem, PATHS, Pages, SECTORS, raw};
 use pvio_blkback::engine::flush::FlushState;
@@ -16,7 +16,7 @@ use pvio_ring::{BackRing, FrontRing};
 use pvio_sim::{LocalDomain, LocalMachine};
 use std::sync::Arc;
 
-/// Maps no more than so many pages at a time; more fail with a status.
+/// Maps a limited number of pages at a time; further mappings fail with `status`.
 struct Capped {
     driver: LocalDomain,
     most: usize,
@@ -122,7 +122,7 @@ fn indirect(op: u8, count: usize, sector: u64, table: GrantRef) -> Vec<u8> {
     bytes
 }
 
-/// Writes every page of a set, and reads it back; the requests are made of so many pages.
+/// Writes every page of a set and reads it back, with requests of `step` pages.
 fn moves_data(disk: &mut Disk, seed: u8, count: usize, step: usize) {
     let (pages, grefs) = disk.pages(count);
     let (table, table_gref) = disk.pages(1);
@@ -203,7 +203,7 @@ fn no_more_pages_stay_mapped_than_the_budget_of_the_guest_has() {
     for path in [DataPath::PersistentOrMap, DataPath::PersistentOrCopy] {
         let process = MappingBudget::new(20);
         let guest = process.part(15);
-        // Two queues, of one disk or two.
+        // Two queues, of one disk or of two.
         let [mut one, mut other] =
             [(); 2].map(|()| Disk::new(path, usize::MAX, GrantStatus::NoSpace, Arc::clone(&guest)));
         moves_data(&mut one, 7, 9, 3);
@@ -213,7 +213,7 @@ fn no_more_pages_stay_mapped_than_the_budget_of_the_guest_has() {
         moves_data(&mut one, 8, 40, 11);
         assert_eq!((one.back.kept_pages(), guest.used()), (9, 15), "{path}");
         assert_eq!([one.refused(), other.refused()], [0, 0], "{path}");
-        // Another guest has what is left.
+        // Another guest gets the rest of the budget.
         let another = process.part(15);
         let mut third = Disk::new(path, usize::MAX, GrantStatus::NoSpace, another);
         moves_data(&mut third, 1, 40, 11);

@@ -1,4 +1,4 @@
-//! Disks on block devices: what the device says of itself, and discards that are the device's own.
+//! Disks on block devices: their geometry, and discards by the device.
 
 use crate::support::{Deed, Machine, has, text, tool, workload};
 use pvio_storage::image::{Image, ImageOptions, Spec};
@@ -10,16 +10,16 @@ use std::process::Command;
 
 const BYTES: usize = 16 << 20;
 
-/// A loop device over a file; it goes with its owner.
+/// A loop device over a file; detached when it is dropped.
 pub struct Loop(pub String);
 
 impl Loop {
-    /// `None`, said loudly, where there can be none.
+    /// Returns `None`, with a message, if loop devices are not available.
     pub fn over(file: &Path) -> Option<Self> {
         Self::with_sectors(512, file)
     }
 
-    /// One with logical sectors of so many bytes.
+    /// Creates a loop device with logical sectors of `bytes` bytes.
     pub fn with_sectors(bytes: u32, file: &Path) -> Option<Self> {
         if !has("losetup", "mount") {
             return None;
@@ -70,12 +70,12 @@ fn a_device_forgets_what_a_guest_discards_and_its_file_gives_the_room_back() {
     model[..2 << 20].fill(0);
     model[4 << 20..8 << 20].fill(0);
     assert!(guest.everything() == model);
-    // The first data, and the end of that.
+    // The first data and its end.
     let held = File::open(&file).unwrap();
     assert_eq!(seek(&held, SeekFrom::Data(0)), Ok(2 << 20));
     assert_eq!(seek(&held, SeekFrom::Hole(2 << 20)), Ok(4 << 20));
     assert_eq!(seek(&held, SeekFrom::Data(4 << 20)), Ok(8 << 20));
-    // Discards among everything else, by its own threads and io_uring.
+    // Discards among all other operations, by the discard threads and io_uring.
     workload(&mut guest, &mut model, 5, 60, true);
     assert!(guest.everything() == model);
     guest.close();
@@ -83,7 +83,7 @@ fn a_device_forgets_what_a_guest_discards_and_its_file_gives_the_room_back() {
     assert!(std::fs::read(&file).unwrap() == model, "the file holds something else");
 }
 
-/// A device that is only read has nothing to discard, and is asked nothing.
+/// A read-only device has no discard, and its driver is not queried.
 #[test]
 fn a_device_that_is_only_read_offers_no_discard() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Disks around the page cache (`O_DIRECT`) on storage with sectors of 4096 bytes.
+//! Disks with `O_DIRECT` on storage with sectors of 4096 bytes.
 
 use crate::device::Loop;
 use crate::support::{Deed, Guest, Machine, Rng, has, text, tool, workload};
@@ -7,14 +7,14 @@ use pvio_xenbus::handshake::vbd::Mode;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// An ext4 that is mounted on such storage.
+/// A mounted ext4 file system on such storage.
 struct Mounted {
     at: PathBuf,
     _device: Loop,
 }
 
 impl Mounted {
-    /// `None`, said loudly, where there can be none.
+    /// Returns `None`, with a message, if it cannot be created.
     fn new(dir: &Path) -> Option<Self> {
         if !has("mkfs.ext4", "e2fsprogs") {
             return None;
@@ -49,7 +49,7 @@ fn open(disk: &str) -> Result<Image, ImageError> {
     Image::open_as(&disk.parse::<Disk>().unwrap())
 }
 
-/// Reads all of a disk and writes whole sectors of 4096 bytes, its last among them.
+/// Reads the whole disk and writes sectors of 4096 bytes, including the last one.
 fn use_it(guest: &mut Guest, model: &mut [u8]) {
     assert!(guest.everything() == model);
     let last = model.len() as u64 / 4096 - 1;
@@ -89,7 +89,7 @@ fn file_on_4096_byte_sectors_is_served_to_its_end_or_refused_with_a_way_out() {
     std::fs::write(&path, &model).unwrap();
     let named = format!("raw:{}", text(&path));
     let geometry = |options: &str| open(&format!("[{options}]{named}")).unwrap().geometry();
-    // Through the page cache sectors are of any size.
+    // With the page cache, sectors of 512 bytes are possible.
     assert_eq!(geometry("buffered").sector_size, 512);
     assert_eq!(geometry("direct").sector_size, 4096);
     let mut guest = Machine::new().disk(&format!("raw:[direct]{}", text(&path)), Mode::ReadWrite);
@@ -98,7 +98,7 @@ fn file_on_4096_byte_sectors_is_served_to_its_end_or_refused_with_a_way_out() {
     assert!(std::fs::read(&path).unwrap() == model);
     let error = open(&format!("[direct,sector=512]{named}")).unwrap_err();
     assert_eq!(error.code(), "image-sectors", "{error}");
-    // Its end is a part of a sector.
+    // The disk ends within a sector of 4096 bytes.
     model.extend(noise(3, 512));
     std::fs::write(&path, &model).unwrap();
     let error = open(&format!("[direct]{named}")).unwrap_err();
@@ -132,7 +132,7 @@ fn image_of_every_format_on_4096_byte_sectors_is_served_to_its_end_with_o_direct
         let mut guest = Machine::new().disk(&disk, Mode::ReadWrite);
         use_it(&mut guest, &mut model);
         guest.close();
-        // Read as a whole by whoever asks what is in it.
+        // Its data can be read as a whole.
         let image_of = open(&format!("[direct]{name}:{}", text(&image))).unwrap();
         assert_eq!(image_of.first_data().unwrap(), Some(0), "{options}");
         let raw = mounted.at.join("converted");

@@ -1,4 +1,4 @@
-//! VHD and VMDK images made by `qemu-img`, and overlays over any kind of disk.
+//! VHD and VMDK images created by `qemu-img`, and overlays over any kind of disk.
 
 use crate::support::{Deed, Guest, Machine, Rng, has, text, tool, workload};
 use pvio_ring::proto::blkif::Status;
@@ -49,7 +49,8 @@ fn sectors_a_block_does_not_hold_read_as_zeroes() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
-    // XenServer's tools mark each sector; QEMU marks whole blocks. One of theirs, from QEMU's:
+    // XenServer's tools mark each sector in the bitmap; QEMU marks whole blocks. This converts an
+    // image of QEMU's to one like XenServer's.
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("a.vhd");
     tool("qemu-img", &["create", "-f", "vpc", "-o", "force_size=on", text(&image), "4M"]);
@@ -68,7 +69,7 @@ fn sectors_a_block_does_not_hold_read_as_zeroes() {
     guest.close();
 }
 
-/// `qemu-img` makes a VMDK of a raw image.
+/// Converts a raw image to VMDK with `qemu-img`.
 fn vmdk(kind: &str, source: &Path, image: &Path) {
     let options = format!("subformat={kind}");
     tool("qemu-img", &["convert", "-O", "vmdk", "-o", &options, text(source), text(image)]);
@@ -127,7 +128,7 @@ fn a_vmdk_of_more_than_one_extent() {
         tool("qemu-img", &["create", "-f", "vmdk", "-o", &options, text(&image), "5G"]);
         let mut guest = Machine::new().disk(&format!("vmdk:{}", text(&image)), Mode::ReadWrite);
         assert_eq!(guest.session().size(), 5 << 30);
-        // Across each border, and at both ends.
+        // Across each extent boundary, and at both ends.
         let (data, sectors) = (noise(8, 8192), 5 << 21);
         let places = [0, (2 << 21) - 3, (4 << 21) - 8, sectors - 16];
         for place in places {
@@ -140,11 +141,11 @@ fn a_vmdk_of_more_than_one_extent() {
         assert!(holds(&mut guest));
         guest.close();
         for place in places {
-            // QEMU finds the same in each place.
+            // QEMU reads the same data in each place.
             let out = dir.path().join("part");
             let (skip, from) = (format!("skip={place}"), format!("if={}", text(&image)));
             let to = format!("of={}", text(&out));
-            // It counts from the image's beginning.
+            // `count` includes the skipped blocks.
             let count = format!("count={}", place + 16);
             let args = ["dd", "-f", "vmdk", "-O", "raw", "bs=512", &skip, &count, &from, &to];
             tool("qemu-img", &args);
@@ -179,7 +180,7 @@ fn a_compressed_vmdk_is_read() {
         guest.close();
     };
     read(&model);
-    // As VMware's own tools make them: the first header knows no directory, the last does.
+    // VMware's own tools write such images: only the last header has the offset of the directory.
     let mut bytes = std::fs::read(&image).unwrap();
     bytes.resize(bytes.len().next_multiple_of(512), 0);
     let header = bytes[..512].to_vec();
@@ -208,7 +209,7 @@ fn grains_of_zeroes_and_tables_that_are_not_there() {
     tool("qemu-img", &["create", "-f", "vmdk", "-o", options, text(&image), "128M"]);
     let data = "write -P 5 0 256k";
     tool("qemu-io", &["-f", "vmdk", "-c", data, "-c", "write -z 64k 64k", text(&image)]);
-    // The last table of each directory was never made, as some programs leave it.
+    // The last table of each directory does not exist, as with some programs.
     let mut bytes = std::fs::read(&image).unwrap();
     let field = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
     let directories = [field(48) * 512, field(56) * 512];
@@ -287,7 +288,7 @@ fn a_vmdk_that_says_too_much_is_refused() {
     // A parent.
     let text_at = whole.windows(18).position(|w| w == b"parentCID=ffffffff").unwrap();
     assert_eq!(changed(text_at + 10, b"12345678"), ["image-feature"; 2]);
-    // One extent of several, by itself.
+    // One of several extents, on its own.
     assert_eq!(changed(28, &[0; 16]), ["image-feature"; 2]);
 }
 
@@ -310,7 +311,7 @@ fn what_is_discarded_of_a_raw_disk_is_a_hole() {
     assert!(std::fs::read(&image).unwrap() == model);
     let given_back = before - room();
     assert!(given_back >= 2 << 20, "{given_back} bytes are given back");
-    // Where that is switched off, nothing is offered, and the image stays as it is.
+    // With discard switched off, it is not advertised, and the image does not change.
     std::fs::write(&image, noise(6, 4 << 20)).unwrap();
     let params = format!("raw:[discard=off]{}", text(&image));
     let mut guest = Machine::new().disk(&params, Mode::ReadWrite);
@@ -347,7 +348,7 @@ fn an_overlay_takes_what_is_written_and_leaves_what_is_below() {
         assert!(guest.everything() == model, "{kind}");
         guest.close();
         assert!(std::fs::read(path(&name)).unwrap() == before, "{kind}");
-        // And the next begins anew.
+        // The next session starts with the original data.
         let mut guest = Machine::new().disk(&params, Mode::ReadWrite);
         assert!(guest.everything() == below, "{kind}");
         guest.close();

@@ -1,5 +1,5 @@
-//! Disks kept in everything a disk can be kept in, through frontend, ring and backend. One program,
-//! since what they have in common takes a compiler longest.
+//! Disks on every kind of storage, through frontend, ring and backend. One test program, because
+//! most of the compile time is for shared code.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! Images of every format on block devices, where they neither grow nor begin with zeroes.
+//! Images of every format on block devices, which neither grow nor start out zeroed.
 
 use crate::device::Loop;
 use crate::support::{Deed, Machine, Rng, has, text, tool, workload};
@@ -10,7 +10,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// What lies on a device before there is an image on it.
+/// The contents of a device before an image is written to it.
 const RUBBISH: u8 = 0xa5;
 
 fn noise(seed: u64, len: usize) -> Vec<u8> {
@@ -18,7 +18,7 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     (0..len).map(|_| rng.next() as u8).collect()
 }
 
-/// A device of `bytes` with an image at its beginning.
+/// Returns a device of `bytes` bytes with an image at its beginning.
 fn device(dir: &Path, image: &Path, bytes: u64) -> Option<Loop> {
     let medium = dir.join("medium");
     std::fs::write(&medium, vec![RUBBISH; bytes as usize]).unwrap();
@@ -27,7 +27,7 @@ fn device(dir: &Path, image: &Path, bytes: u64) -> Option<Loop> {
     Loop::over(&medium)
 }
 
-/// What QEMU finds on a device.
+/// Returns the disk on a device as QEMU reads it.
 fn converted(dir: &Path, format: &str, device: &Loop) -> Vec<u8> {
     let raw = dir.join("converted");
     tool("blockdev", &["--flushbufs", &device.0]);
@@ -45,7 +45,7 @@ fn image_on_a_block_device_is_read_and_written_as_qemu_does() {
         ("qcow2", "qcow2", "compat=0.10", 40 << 20),
         ("qcow2", "qcow2", "cluster_size=4k,lazy_refcounts=on", 40 << 20),
         ("vhd", "vpc", "subformat=dynamic,force_size=on", 40 << 20),
-        // Its footer is where the device ends.
+        // Its footer is at the end of the device.
         ("vhd", "vpc", "subformat=fixed,force_size=on", 0),
     ] {
         let dir = tempfile::tempdir().unwrap();
@@ -87,7 +87,7 @@ fn dynamic_vhd_that_fills_its_device_shows_nothing_that_was_there_before() {
     let image = dir.path().join("image");
     let options = "subformat=dynamic,force_size=on";
     tool("qemu-img", &["create", "-f", "vpc", "-o", options, text(&image), "32M"]);
-    // Room for four blocks of 2 MiB, and not for a fifth.
+    // Space for four blocks of 2 MiB, but not for a fifth.
     let Some(device) = device(dir.path(), &image, 10 << 20) else { return };
     let mut guest = Machine::new().disk(&format!("vhd:{}", device.0), Mode::ReadWrite);
     let mut model = vec![0; 32 << 20];
@@ -125,7 +125,7 @@ fn vmdk_on_a_block_device_is_read_and_its_flat_extents_are_written() {
         let mut guest = Machine::new().disk(&disk, Mode::ReadOnly);
         assert!(guest.everything() == model, "{kind}");
         guest.close();
-        // It would have to grow.
+        // The image would have to grow.
         let error = Image::open_disk(&disk.parse().unwrap(), ImageOptions::default()).unwrap_err();
         assert_eq!(error.code(), "image-only-read", "{error}");
     }

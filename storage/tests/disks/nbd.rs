@@ -1,4 +1,4 @@
-//! Network block devices: real servers, killed and started again under load.
+//! Network block devices: real servers that are killed and restarted under load.
 
 use crate::support::{Machine, has, text, workload};
 use pvio_blkback::engine::{EngineError, Io};
@@ -21,7 +21,7 @@ use std::time::Duration;
 struct Server(Child);
 
 impl Server {
-    /// Starts one and waits until `ready`.
+    /// Starts a server and waits until `ready`.
     fn start(program: &str, args: &[String], ready: impl Fn() -> bool) -> Self {
         let child = Command::new(program)
             .args(args)
@@ -38,7 +38,7 @@ impl Server {
     }
 
     fn qemu_unix(socket: &Path, image: &Path) -> Self {
-        // It does not bind over a socket that is there.
+        // The server does not bind to an existing socket.
         let _ = std::fs::remove_file(socket);
         let args = ["-k", text(socket), "-x", "disk", "-f", "raw", "-t", "-e", "8", text(image)];
         Self::start("qemu-nbd", &args.map(String::from), || listens(socket))
@@ -52,7 +52,7 @@ impl Drop for Server {
     }
 }
 
-/// Whether a server takes connections there. The name alone is there a moment before.
+/// Returns whether a server accepts connections. The socket's name exists slightly earlier.
 fn listens(socket: &Path) -> bool {
     UnixStream::connect(socket).is_ok()
 }
@@ -114,7 +114,7 @@ fn servers_without_structured_replies_flush_trim_or_large_requests_are_served_to
     }
     let dir = tempfile::tempdir().unwrap();
     let (image, socket) = (sparse(dir.path(), 8 << 20), dir.path().join("s"));
-    // What its plain server lacks: structured replies; and blocks are small and large.
+    // Features that the plain server lacks: simple replies only, and small and large block sizes.
     let args = [
         "-f",
         "--no-sr",
@@ -184,7 +184,7 @@ fn a_server_killed_and_started_again_under_load_loses_no_request() {
     assert!(std::fs::read(image).unwrap() == model);
 }
 
-/// Does one operation and gives its outcome.
+/// Executes one operation and returns its outcome.
 fn perform(
     engine: &mut impl WaitEngine<HeapMemory>,
     io: Io,
@@ -220,14 +220,14 @@ fn patience_with_a_server_that_is_gone_has_an_end_and_is_not_the_end() {
     drop(server);
     assert_eq!(perform(&mut engine, Io::Flush, vec![]), Err(EngineError::Os(5)));
     assert_eq!(perform(&mut engine, Io::Flush, vec![]), Err(EngineError::Os(5)));
-    // A disk of another size is not the guest's.
+    // A disk of another size is not the disk that the guest uses.
     let other = dir.path().join("other.img");
     std::fs::File::create(&other).unwrap().set_len(2 << 20).unwrap();
     let wrong = Server::qemu_unix(&socket, &other);
     assert_eq!(perform(&mut engine, Io::Flush, vec![]), Err(EngineError::Os(5)));
     drop(wrong);
     let _server = Server::qemu_unix(&socket, &image);
-    // On a busy machine the server may take longer to answer than the link's short patience.
+    // On a busy machine the server may take longer to reply than the link's short timeout.
     let mut answers = (0..100).map(|_| perform(&mut engine, Io::Flush, vec![]));
     assert!(answers.any(|answer| answer == Ok(())), "the server is back and is not found");
     let counted = link.events().map(|(name, log)| (name, log.seen()));
@@ -245,7 +245,7 @@ fn what_is_wrong_with_a_server_is_told() {
     };
     let (code, _) = connect("nbd+unix:///x?socket=/nowhere/s", false).unwrap_err();
     assert_eq!(code, "nbd-unreachable");
-    // Something else listens.
+    // Another service is listening.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let other = std::thread::spawn(move || {

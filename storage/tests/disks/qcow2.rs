@@ -1,4 +1,4 @@
-//! qcow2 images made by `qemu-img`, used by a guest through the whole path, and looked at by
+//! qcow2 images created by `qemu-img`, used by a guest through the whole stack, and checked by
 //! `qemu-img` afterwards.
 
 use crate::support::{Deed, Machine, Rng, has, text, tool, workload};
@@ -6,7 +6,7 @@ use pvio_storage::image::{Image, ImageOptions};
 use pvio_xenbus::handshake::vbd::Mode;
 use std::path::Path;
 
-/// What `qemu-img` finds in an image.
+/// Returns the disk in an image as `qemu-img` reads it.
 fn converted(image: &Path) -> Vec<u8> {
     let raw = image.with_extension("converted");
     tool("qemu-img", &["convert", "-O", "raw", text(image), text(&raw)]);
@@ -58,7 +58,7 @@ fn a_chain_is_read_through_and_only_its_top_is_written() {
     let path = |name: &str| dir.path().join(name);
     let mut model = noise(1, 8 << 20);
     std::fs::write(path("base.img"), &model).unwrap();
-    // A compressed image in the middle, and a top that is longer than what it rests on.
+    // A compressed image in the middle, and a top image that is larger than its backing file.
     tool(
         "qemu-img",
         &["create", "-f", "qcow2", "-F", "raw", "-b", "base.img", text(&path("mid.qcow2"))],
@@ -118,7 +118,7 @@ fn what_is_discarded_is_given_back_to_the_host() {
     for options in ["compat=1.1", "compat=0.10", "cluster_size=4k"] {
         tool("qemu-img", &["create", "-f", "qcow2", "-o", options, text(&image), "16M"]);
         let file = std::fs::File::open(&image).unwrap();
-        // Not the blocks the file has: a hole may cost the file system one to note it down.
+        // Not the allocated blocks of the file: the file system may need a block to record a hole.
         let room = || {
             file.sync_all().unwrap();
             let (mut room, mut at) = (0, 0);
@@ -139,10 +139,10 @@ fn what_is_discarded_is_given_back_to_the_host() {
             let full = room();
             assert!(full >= empty + (16 << 20), "{options}: {full}");
             let length = file.metadata().unwrap().len();
-            // A part of a cluster, then many whole ones, then all.
+            // A part of a cluster, then many whole clusters, then everything.
             guest.one(Deed::Discard(8, 64));
             guest.one(Deed::Flush);
-            // The host's file system takes a block to know where the hole is.
+            // The host's file system uses a block to record the hole.
             assert!(room() <= full - (28 << 10), "{options}");
             assert_eq!(guest.one(Deed::Read(0, 8)), data[..4096]);
             assert!(guest.one(Deed::Read(8, 64)).iter().all(|b| *b == 0));
@@ -151,10 +151,10 @@ fn what_is_discarded_is_given_back_to_the_host() {
             assert!(room() <= full - (8 << 20), "{options}");
             guest.one(Deed::Discard(0, 32768));
             guest.one(Deed::Flush);
-            // What is left is tables.
+            // Only tables are left.
             assert!(room() <= empty + (1 << 20), "{options}: {} of {full}", room());
             assert!(guest.everything().iter().all(|b| *b == 0));
-            // And it is used again where it was: the file does not grow.
+            // Clusters are reused in place: the file does not grow.
             assert!(round == 0 || file.metadata().unwrap().len() == length, "{options}");
         }
         guest.close();
@@ -170,7 +170,7 @@ fn a_snapshot_is_read_as_it_was() {
     }
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    // Compressed clusters, zeroes, data, and what shines through from below.
+    // Compressed clusters, zeroes, data, and data of the backing file.
     let mut base = noise(5, 6 << 20);
     base[1 << 20..2 << 20].fill(0);
     base[2 << 20..3 << 20].fill(7);
@@ -189,7 +189,7 @@ fn a_snapshot_is_read_as_it_was() {
         tool("qemu-img", &["snapshot", "-c", name, text(&path("a.qcow2"))]);
         states.push((name, model.clone()));
     }
-    // What snapshots share is not written any more.
+    // Clusters that snapshots share are not written in place.
     let mut guest = Machine::new().disk(&spec, Mode::ReadWrite);
     workload(&mut guest, &mut model, 4, 30, true);
     assert!(guest.everything() == model);
@@ -231,7 +231,7 @@ fn a_guest_in_the_way_is_seen_by_qemu_and_the_other_way_round() {
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        // It answers when it has the image open.
+        // It replies after it has opened the image.
         let stdin = qemu.stdin.as_mut().unwrap();
         std::io::Write::write_all(stdin, b"read 0 512\n").unwrap();
         let mut line = String::new();
@@ -246,7 +246,7 @@ fn a_guest_in_the_way_is_seen_by_qemu_and_the_other_way_round() {
     }
 }
 
-/// No program makes such an image; its header says so all the same.
+/// No program creates such an image, but the format permits it.
 #[test]
 fn a_snapshot_of_an_image_with_a_data_file_is_refused() {
     if !has("qemu-img", "qemu-utils") {

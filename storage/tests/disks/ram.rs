@@ -1,4 +1,4 @@
-//! A disk in memory, through the whole path.
+//! A disk in memory, through the whole stack.
 
 use crate::support::{Deed, Machine, alone, workload};
 use pvio_blkback::engine::{EngineError, Io};
@@ -46,7 +46,8 @@ fn what_is_discarded_securely_is_gone_and_offered_where_it_can_be() {
     }
     guest.close();
 
-    // What lies in a file may be elsewhere on its medium too: nothing is promised, nothing is done.
+    // Copies of a file's data may exist elsewhere on the device: secure discard is neither
+    // advertised nor executed.
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("a.img");
     std::fs::write(&image, [7; 1 << 20]).unwrap();

@@ -1,4 +1,4 @@
-//! Images that whoever wrote them last did not close, or that lost a part nobody needs.
+//! Images that were not closed by their last writer, or that lost a part without data.
 
 use crate::support::{Machine, Rng, has, text, tool, workload};
 use pvio_storage::image::{Format, Image, ImageError, ImageOptions, Spec};
@@ -15,7 +15,7 @@ fn open(format: Format, path: &Path, read_only: bool) -> Result<Image, ImageErro
     Image::open_disk(&Spec::file(format, path), ImageOptions { read_only, direct: false })
 }
 
-/// What a guest finds that may only read.
+/// Returns the disk as a guest reads it with read-only access.
 fn read(disk: &str) -> Vec<u8> {
     let mut guest = Machine::new().disk(disk, Mode::ReadOnly);
     let found = guest.everything();
@@ -23,7 +23,7 @@ fn read(disk: &str) -> Vec<u8> {
     found
 }
 
-/// What QEMU finds in an image.
+/// Returns the disk in an image as QEMU reads it.
 fn converted(format: &str, image: &Path) -> Vec<u8> {
     let raw = image.with_extension("converted");
     tool("qemu-img", &["convert", "-f", format, "-O", "raw", text(image), text(&raw)]);
@@ -68,7 +68,7 @@ fn dynamic_vhd_without_its_last_footer_is_served_by_the_copy() {
         assert!(converted("vpc", &image) == model, "{name}");
         assert!(read(&disk) == model, "{name}");
     }
-    // A block that was cut off is missed, and so is a footer without a copy.
+    // A missing block is detected, and so is a missing footer without a copy.
     std::fs::write(&image, &sound[..footer - 512]).unwrap();
     for read_only in [true, false] {
         let error = open(Format::Vhd, &image, read_only).unwrap_err();
@@ -83,7 +83,7 @@ fn dynamic_vhd_without_its_last_footer_is_served_by_the_copy() {
     }
 }
 
-/// A qcow2 image by `qemu-img`, with some data.
+/// Creates a qcow2 image with some data with `qemu-img`.
 fn qcow2(dir: &Path, options: &str) -> (std::path::PathBuf, Vec<u8>) {
     let (source, image) = (dir.join("source"), dir.join("a.qcow2"));
     let mut whole = noise(3, 5 << 20);
@@ -106,7 +106,7 @@ fn qcow2_with_leaked_clusters_beyond_its_end_is_served() {
     for options in ["compat=1.1", "compat=0.10", "cluster_size=4k"] {
         let (image, mut model) = qcow2(dir.path(), options);
         let mut bytes = std::fs::read(&image).unwrap();
-        // Clusters that were taken, and that nobody came to use.
+        // Clusters that were allocated and never used.
         let block = field(&bytes, field(&bytes, 48));
         let cluster = 1usize << u32::from_be_bytes(bytes[20..24].try_into().unwrap());
         let first = bytes.len().div_ceil(cluster);
@@ -128,7 +128,7 @@ fn qcow2_with_leaked_clusters_beyond_its_end_is_served() {
             assert!(matches!(check.status.code(), Some(0 | 3)), "{options}: {check:?}");
             assert!(converted("qcow2", &image) == model, "{options}");
         }
-        // One that was cut short names what is not there.
+        // A truncated image refers to missing clusters.
         let bytes = std::fs::read(&image).unwrap();
         std::fs::write(&image, &bytes[..bytes.len() / 2]).unwrap();
         for read_only in [true, false] {
@@ -150,7 +150,7 @@ fn qcow2_that_was_not_closed_is_read_as_it_is() {
         let (image, model) = qcow2(dir.path(), options);
         tool("qemu-img", &["snapshot", "-c", "s", text(&image)]);
         let mut bytes = std::fs::read(&image).unwrap();
-        // Marked as not closed; no count is what it should be.
+        // Marked as not closed; no count is correct.
         let block = field(&bytes, field(&bytes, 48));
         bytes[block..block + 2048].fill(0);
         bytes[79] = 1;
@@ -163,7 +163,7 @@ fn qcow2_that_was_not_closed_is_read_as_it_is() {
         workload(&mut guest, &mut above, 4, 20, true);
         assert!(guest.everything() == above, "{options}");
         guest.close();
-        // One that is written rests on it.
+        // An image that is written has it as its backing file.
         let top = path("top.qcow2");
         let args = ["create", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "a.qcow2"];
         tool("qemu-img", &[&args[..], &[text(&top), "5M"]].concat());
@@ -174,7 +174,7 @@ fn qcow2_that_was_not_closed_is_read_as_it_is() {
         assert!(guest.everything() == above, "{options}");
         guest.close();
         assert!(std::fs::read(&image).unwrap() == bytes, "{options}: it was only read");
-        // What was found corrupt is not served, and not repaired either.
+        // An image marked as corrupt is neither served nor repaired.
         bytes[79] = 3;
         std::fs::write(&image, &bytes).unwrap();
         for read_only in [true, false] {
@@ -192,7 +192,7 @@ fn vmdk_whose_descriptor_is_not_in_utf8_is_served() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
-    // The extent's name as the descriptor has it, and as the file system may.
+    // The extent's name in the descriptor, and possible names in the file system.
     let (latin, utf8) = (b"caf\xe9-flat.vmdk".as_slice(), "caf\u{e9}-flat.vmdk".as_bytes());
     for (encoding, descriptor, extent) in [
         ("windows-1252", "caf\u{e9}.vmdk".as_bytes(), utf8),
@@ -211,7 +211,7 @@ fn vmdk_whose_descriptor_is_not_in_utf8_is_served() {
         text.extend(b"\" 0\n");
         let path = dir.path().join(OsStr::from_bytes(descriptor));
         std::fs::write(&path, &text).unwrap();
-        // The guest's toolstack names it in UTF-8.
+        // The toolstack names it in UTF-8.
         let link = dir.path().join("link.vmdk");
         let named = if std::str::from_utf8(descriptor).is_ok() { &path } else { &link };
         let _ = std::os::unix::fs::symlink(&path, &link);
@@ -226,7 +226,7 @@ fn vmdk_whose_descriptor_is_not_in_utf8_is_served() {
             guest.close();
             let found = std::fs::read(dir.path().join(OsStr::from_bytes(extent))).unwrap();
             assert!(found == model, "{encoding}");
-            // Its number is in place, and nothing else is changed.
+            // The content id was changed in place, and nothing else.
             let after = std::fs::read(&path).unwrap();
             let at = text.windows(5).position(|w| w == b"\nCID=").unwrap() + 5;
             assert!(after[at..at + 8] != text[at..at + 8], "{encoding}");

@@ -1,4 +1,4 @@
-//! Files that the header of an image names: which of them are opened, and for what.
+//! Files that the header of an image names: which of them are opened, and with which access.
 
 mod devices;
 mod paths;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 const SIZE: usize = 1 << 20;
 
-/// A directory with images of one tenant, and one with those of another.
+/// A directory with the images of one tenant, and one with those of another.
 struct Tenants {
     _dir: TempDir,
     own: PathBuf,
@@ -33,7 +33,7 @@ impl Tenants {
         Self { _dir: dir, own, other }
     }
 
-    /// Names of the other tenant's file, as an image beside ours could have them.
+    /// Names of the other tenant's file, as an image of the first tenant could contain them.
     fn names_outside(&self) -> Vec<String> {
         symlink("../other/base.img", self.own.join("link.img")).unwrap();
         symlink(self.other.join("base.img"), self.own.join("absolute.img")).unwrap();
@@ -60,7 +60,7 @@ fn open(disk: &str) -> Result<Image, ImageError> {
     Image::open_as(&disk.parse::<Disk>().unwrap())
 }
 
-/// What opening it says in every way there is, which must be one thing.
+/// Opens a disk in every way and returns the error, which must be the same each time.
 fn refused(spec: &str) -> (&'static str, String) {
     let found = ["[ro]", "[rw]", "[overlay]", "[ro,direct]"].map(|options| {
         let error = open(&format!("{options}{spec}")).expect_err(spec);
@@ -84,14 +84,14 @@ fn refused_as(spec: &str, code: &str, named: &[&str]) {
     }
 }
 
-/// A qcow2 image that rests on a file of that name, which need not be there.
+/// Creates a qcow2 image with a backing file of that name, which need not exist.
 fn qcow2(image: &Path, format: &str, name: &str) {
     let _ = fs::remove_file(image);
     let args = ["create", "-q", "-u", "-f", "qcow2", "-F", format, "-b", name, text(image), "1M"];
     tool("qemu-img", &args);
 }
 
-/// A VMDK descriptor that names one extent.
+/// Creates a VMDK descriptor that names one extent.
 fn vmdk(image: &Path, kind: &str, name: &[u8]) {
     let sectors = SIZE / 512;
     let head = format!(
@@ -101,7 +101,7 @@ fn vmdk(image: &Path, kind: &str, name: &[u8]) {
     fs::write(image, [head.as_bytes(), name, b"\" 0\n"].concat()).unwrap();
 }
 
-/// Replaces bytes of an image that are there once.
+/// Replaces bytes that occur once in an image.
 fn patched(image: &Path, from: &[u8], to: &[u8]) {
     assert_eq!(from.len(), to.len());
     let mut bytes = fs::read(image).unwrap();
@@ -113,10 +113,10 @@ fn patched(image: &Path, from: &[u8], to: &[u8]) {
     fs::write(image, bytes).unwrap();
 }
 
-/// The disk's first sector.
+/// Returns the disk's first sector.
 fn first_sector(disk: &str) -> Vec<u8> {
     let disk: Disk = disk.parse().unwrap();
-    // As a toolstack writes it, with the options behind the format.
+    // In the toolstack's form, with the options after the format.
     let (spec, options) = (disk.spec.to_string(), &disk.options);
     let (format, path) = spec.split_once(':').unwrap();
     let mut guest = Machine::new().disk(&format!("{format}:[{options}]{path}"), Mode::ReadOnly);
@@ -142,7 +142,7 @@ fn a_backing_file_outside_the_image_roots_is_refused() {
         qcow2(&image, "raw", &format!("file:{name}"));
         refused_as(&format!("qcow2:{}", text(&image)), "image-outside-root", &[&name]);
     }
-    // What is refused is there, and the same directory has what is not.
+    // The rejected file exists, and a file in the same directory is permitted.
     qcow2(&image, "raw", "base.img");
     assert_eq!(first_sector(&format!("qcow2:{}", text(&image))), [1; 512]);
     let base = tenants.own.join("base.img");
@@ -150,7 +150,7 @@ fn a_backing_file_outside_the_image_roots_is_refused() {
         qcow2(&image, "raw", name);
         assert_eq!(first_sector(&format!("qcow2:{}", text(&image))), [1; 512], "{name}");
     }
-    // The operator allows it.
+    // The operator permits it.
     for name in ["../other/base.img", text(&other), "link.img", "absolute.img", "folder/base.img"] {
         qcow2(&image, "raw", name);
         let root = text(&tenants.other);
@@ -161,7 +161,8 @@ fn a_backing_file_outside_the_image_roots_is_refused() {
     assert!(fs::read(&other).unwrap() == vec![2; SIZE]);
 }
 
-/// The chain's own directories are where names are relative to; the roots stay those of its top.
+/// Names are relative to the directory of each image in the chain; the roots stay those of the top
+/// image.
 #[test]
 fn a_chain_stays_below_the_roots_of_its_top() {
     if !has("qemu-img", "qemu-utils") {
@@ -180,11 +181,11 @@ fn a_chain_stays_below_the_roots_of_its_top() {
     }
     qcow2(&sub.join("mid.qcow2"), "raw", "../../other/base.img");
     refused_as(&spec, "image-outside-root", &["sub/mid.qcow2", "../../other/base.img"]);
-    // Served by itself, the middle has a smaller root.
+    // When it is served on its own, the middle image has a smaller root.
     qcow2(&sub.join("mid.qcow2"), "raw", "../base.img");
     let mid = format!("qcow2:{}", text(&sub.join("mid.qcow2")));
     refused_as(&mid, "image-outside-root", &["mid.qcow2"]);
-    // An image below that names the one above it, by another path.
+    // A backing file that names the image above it, by another path.
     symlink("top.qcow2", tenants.own.join("again.qcow2")).unwrap();
     qcow2(&sub.join("mid.qcow2"), "qcow2", "../again.qcow2");
     refused_as(&spec, "image-chain", &["comes back to itself"]);
@@ -208,14 +209,14 @@ fn what_is_no_file_is_never_opened() {
         "fat:rw:/".into(),
         "host_device:/dev/sda".into(),
     ] {
-        // qemu-img would look for what is named: the name is put in afterwards.
+        // qemu-img would resolve the name, so it is patched in afterwards.
         let place = "x".repeat(name.len());
         qcow2(&image, "raw", &place);
         patched(&image, place.as_bytes(), name.as_bytes());
         refused_as(&format!("qcow2:{}", text(&image)), "image-chain", &[&name, "no file"]);
     }
     assert!(listener.accept().is_err(), "nobody has connected");
-    // Opening a FIFO to read it would wait for a writer.
+    // Opening a FIFO for reading would wait for a writer.
     tool("mkfifo", &[text(&tenants.own.join("fifo"))]);
     for name in ["fifo", ".", "sub/../fifo"] {
         let _ = fs::create_dir(tenants.own.join("sub"));
@@ -237,17 +238,17 @@ fn a_backing_file_without_a_format_is_never_guessed() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
-    // A guest once had the file as its raw disk, and wrote a header to it that names a secret.
+    // A guest used the file as its raw disk before, and wrote a header to it that names a secret.
     let tenants = Tenants::new();
     let (image, disk) = (tenants.own.join("a.qcow2"), tenants.own.join("disk.img"));
     qcow2(&disk, "raw", text(&tenants.other.join("base.img")));
     qcow2(&image, "raw", "disk.img");
-    // Named as raw it is raw, whatever is in it.
+    // Named as raw, it is read as raw, whatever its content.
     let found = first_sector(&format!("qcow2:{}", text(&image)));
     assert_eq!(found[..4], *b"QFI\xfb");
     patched(&image, &[0xe2, 0x79, 0x2a, 0xca], &[0x12, 0x34, 0x56, 0x78]);
     refused_as(&format!("qcow2:{}", text(&image)), "image-chain", &["never guessed"]);
-    // And what is named as qcow2 stays within the roots.
+    // A file named as qcow2 stays within the roots.
     qcow2(&image, "qcow2", "disk.img");
     refused_as(&format!("qcow2:{}", text(&image)), "image-outside-root", &["disk.img", "other"]);
 }
@@ -262,7 +263,7 @@ fn a_data_file_is_opened_below_the_roots_and_only_if_the_image_needs_it() {
     let make = |name: &str| {
         let _ = fs::remove_file(&image);
         let place = tenants.own.join("d".repeat(name.len()));
-        // qemu-img makes the file too.
+        // qemu-img creates the file as well.
         let option = format!("data_file={}", text(&place));
         tool("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &option, text(&image), "1M"]);
         let write = ["-f", "qcow2", "-c", "write -P 4 0 64k", text(&image)];
@@ -271,20 +272,20 @@ fn a_data_file_is_opened_below_the_roots_and_only_if_the_image_needs_it() {
         let name = format!("{name}{}", "\0".repeat(whole.len() - name.len()));
         (whole, name)
     };
-    // As qemu-img names it.
+    // As named by qemu-img.
     make("data.raw");
     let spec = format!("qcow2:{}", text(&image));
     assert_eq!(first_sector(&format!("[ro]{spec}")), [4; 512]);
     for outside in tenants.names_outside() {
         let (from, _) = make(&outside);
-        // The name gets shorter: the extension's length goes with it.
+        // The new name is shorter, so the extension's length is changed as well.
         let mut bytes = fs::read(&image).unwrap();
         let at = bytes.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
         let padded = from.len().next_multiple_of(8);
         bytes[at - 4..at].copy_from_slice(&(outside.len() as u32).to_be_bytes());
         bytes[at..at + padded].fill(0);
         bytes[at..at + outside.len()].copy_from_slice(outside.as_bytes());
-        // An extension of nobody's takes the rest of the room.
+        // An unknown extension fills the rest of the space.
         let next = at + outside.len().next_multiple_of(8);
         if next < at + padded {
             bytes[next..next + 4].copy_from_slice(&[0x55; 4]);
@@ -295,10 +296,10 @@ fn a_data_file_is_opened_below_the_roots_and_only_if_the_image_needs_it() {
         let error = open(&format!("[ro]{spec}")).unwrap_err();
         assert_eq!(error.code(), "image-outside-root", "{error}");
         assert!(error.to_string().contains(&outside), "{error}");
-        // Without the feature the name means nothing, and the file is not even looked for.
+        // Without the feature bit the name has no meaning, and the file is not located at all.
         let mut bytes = fs::read(&image).unwrap();
         bytes[79] &= !4;
-        // Nor are there clusters in it then.
+        // In that case the image has no clusters in it either.
         let l1 = u64::from_be_bytes(bytes[40..48].try_into().unwrap()) as usize;
         bytes[l1..l1 + 8].fill(0);
         fs::write(&image, bytes).unwrap();
@@ -331,7 +332,7 @@ fn an_extent_outside_the_image_roots_is_refused() {
     assert!(fs::read(tenants.other.join("base.img")).unwrap() == vec![2; SIZE]);
 }
 
-/// Images of one tenant in one directory: one of them must not write another.
+/// One tenant's images in one directory: an image must not write another one.
 #[test]
 fn an_extent_is_written_only_if_its_name_derives_from_the_descriptors() {
     let tenants = Tenants::new();
@@ -351,7 +352,7 @@ fn an_extent_is_written_only_if_its_name_derives_from_the_descriptors() {
         "a-s01.vmdk",
         "a-flat.img",
         "ab-flat.vmdk",
-        // Derived, and a link to another's.
+        // Derived, but a link to another image.
         "a-flat.vmdk",
         "a-f001.vmdk",
     ] {
@@ -361,7 +362,7 @@ fn an_extent_is_written_only_if_its_name_derives_from_the_descriptors() {
         for word in [text(&image), name, "read-only", "write-extents=any"] {
             assert!(error.to_string().contains(word), "{word} is not in: {error}");
         }
-        // To be read, or because the operator says so.
+        // For reading, or with the operator's permission.
         open(&format!("[ro]{}", text(&image))).unwrap();
         open(&format!("[overlay]{}", text(&image))).unwrap();
         open(&format!("[rw,write-extents=any]{}", text(&image))).unwrap();
@@ -380,13 +381,13 @@ fn an_extent_is_written_only_if_its_name_derives_from_the_descriptors() {
     }
 }
 
-/// The image that the operator names is opened as named, wherever its path leads.
+/// The image that the operator names is opened, wherever its path leads.
 #[test]
 fn the_operators_own_name_may_lead_anywhere() {
     let tenants = Tenants::new();
     symlink("../other/base.img", tenants.own.join("mine.img")).unwrap();
     assert_eq!(first_sector(&format!("raw:{}", text(&tenants.own.join("mine.img")))), [2; 512]);
-    // A root whose name has what separates options.
+    // A root whose name contains the separators of options.
     let root = tenants.own.join("a,b] c%");
     fs::create_dir(&root).unwrap();
     fs::write(root.join("x.img"), vec![9; SIZE]).unwrap();
@@ -401,7 +402,7 @@ fn the_operators_own_name_may_lead_anywhere() {
     assert_eq!(first_sector(&disk.to_string()), [9; 512]);
 }
 
-/// What a parent holds is not in the image: no advice may lose it.
+/// The parent's data is not in the image: no advice may lead to its loss.
 #[test]
 fn an_image_with_a_parent_is_not_advised_to_be_converted() {
     if !has("qemu-img", "qemu-utils") {
@@ -422,7 +423,7 @@ fn an_image_with_a_parent_is_not_advised_to_be_converted() {
     let descriptor = tenants.own.join("a.vmdk");
     vmdk(&descriptor, "FLAT", b"base.img");
     patched(&descriptor, b"parentCID=ffffffff", b"parentCID=12345678");
-    // What else is not supported comes first in this one.
+    // In this one, other unsupported features come first.
     let unknown = tenants.own.join("b.vmdk");
     let text_of = fs::read_to_string(&descriptor).unwrap();
     let lines: Vec<&str> = text_of.lines().collect();

@@ -1,4 +1,4 @@
-//! Wrappers around engines: by a clock that the test moves, and by fio.
+//! Engine wrappers, tested with a manual clock and with fio.
 
 use crate::support::{Rng, has, text, tool};
 use pvio_blkback::engine::clock::{Clock, Manual};
@@ -72,7 +72,7 @@ fn over_a_long_time_the_rate_is_what_was_asked_for() {
         Some(Rate { per_second: 1000, burst: 50 }),
         Some(Rate { per_second: 1 << 20, burst: 1 << 20 }),
     );
-    // Two queues of a disk share them.
+    // Two queues of a disk share the limits.
     let share = Arc::new(SharedLimit::new(Arc::new(Throttles::new(limits))));
     let mut engines = [0, 1].map(|_| Throttle::new(ram(), share.clone(), clock.clone()).unwrap());
     let (mut begun, mut over, mut bytes) = (0u64, 0u64, 0u64);
@@ -81,7 +81,7 @@ fn over_a_long_time_the_rate_is_what_was_asked_for() {
     let begin = clock.now();
     while over < 3000 {
         for engine in &mut engines {
-            // Always a backlog; sizes that the byte limit bites for.
+            // There is always a backlog, with sizes for which the byte limit applies.
             while begun < over + 64 {
                 let size = 512 << rng.below(6);
                 sizes.push_back(size);
@@ -108,7 +108,7 @@ fn over_a_long_time_the_rate_is_what_was_asked_for() {
 
 #[test]
 fn other_limits_end_a_wait_that_is_under_way() {
-    // A byte a second.
+    // One byte per second.
     let limits = ThrottleLimits::of_all(None, Some(Rate { per_second: 1, burst: 1 }));
     let throttles = Arc::new(Throttles::new(limits));
     let clock = Manual::default();
@@ -121,7 +121,7 @@ fn other_limits_end_a_wait_that_is_under_way() {
     assert_eq!(tags(&mut engine), [0]);
     assert!(engine.deadline().unwrap() > Duration::from_secs(40_000));
     let changer = std::thread::spawn(move || throttles.set(ThrottleLimits::default()));
-    // Without being woken this would be half a day.
+    // Without a wakeup this would take half a day.
     let mut over = Vec::new();
     while over.is_empty() {
         engine.wait(None).unwrap();
@@ -175,7 +175,7 @@ fn faults_come_as_the_seed_says_and_answers_as_late_as_the_plan() {
     assert!((1..21).contains(&failed(1)), "{}", failed(1));
 }
 
-/// A file that the test can look into.
+/// A file whose contents the test can read.
 #[derive(Clone, Default)]
 struct Shared(Arc<Mutex<Vec<u8>>>);
 
@@ -207,7 +207,7 @@ fn reads_and_writes_have_limits_of_their_own_and_do_not_wait_for_each_other() {
     }
     engine.kick();
     assert_eq!(tags(&mut engine), [10, 0]);
-    // A bucket that holds a part of a token lets one more go, and that is in debt then.
+    // A bucket with a fraction of a token releases one more operation, and is in debt then.
     clock.advance(engine.deadline().unwrap());
     assert_eq!(tags(&mut engine), [11, 1]);
     for tag in 12..14 {
@@ -220,8 +220,8 @@ fn reads_and_writes_have_limits_of_their_own_and_do_not_wait_for_each_other() {
     assert!(clock.now() >= Duration::from_secs(1), "{:?}", clock.now());
 }
 
-/// How many operations each of two disks gets through limits they share, when the first always has
-/// sixteen queued and looks first, and the other has some.
+/// Returns the number of completed operations of each of two disks with shared limits, if the first
+/// always has sixteen queued and is polled first, and the other has `depth` queued.
 fn shared_by_two(limits: ThrottleLimits, depth: u64, sizes: [usize; 2]) -> [u64; 2] {
     let clock = Manual::default();
     let throttles = Arc::new(Throttles::new(limits));
@@ -252,7 +252,7 @@ fn disks_that_share_limits_get_as_much_each() {
     let rate = |per_second, burst| Some(Rate { per_second, burst });
     let over = shared_by_two(ThrottleLimits::of_all(rate(1000, 1), None), 1, [512, 512]);
     assert!(over[0].abs_diff(over[1]) <= 20, "operations: {over:?}");
-    // By bytes, whoever asks for less at a time may ask more often.
+    // With a byte limit, the disk with smaller operations may execute more of them.
     let over = shared_by_two(ThrottleLimits::of_all(None, rate(1 << 20, 512)), 8, [4096, 1024]);
     let ratio = over[1] as f64 / over[0] as f64;
     assert!((3.8..4.2).contains(&ratio), "bytes: {over:?}");
@@ -276,7 +276,7 @@ fn a_disk_that_does_not_take_its_turn_or_is_gone_holds_up_nobody() {
     assert_eq!(tags(&mut quick), [0]);
     stuck.kick();
     assert_eq!(tags(&mut stuck), [] as [u32; 0]);
-    // From here on it is the other's turn, and it does nothing.
+    // From here on it is the other disk's turn, which does nothing.
     let begin = clock.now();
     let mut over = Vec::new();
     while over.is_empty() {

@@ -1,4 +1,4 @@
-//! Disks that change while they are attached: their size, and what is in the drive.
+//! Changes of attached disks: resizing, and media changes.
 
 use crate::machine::{Machine, PATIENCE, image, on_every_path};
 use crate::write;
@@ -14,7 +14,7 @@ use pvio_xenbus::handshake::vbd::{
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-/// Waits until the frontend has noticed that the disk is so large.
+/// Waits until the frontend has noticed this disk size.
 fn becomes(session: &mut Session<Domain, Client>, size: u64) {
     let begin = Instant::now();
     while session.size() != size {
@@ -45,7 +45,7 @@ fn resized(config: Config) {
     assert_eq!(there, [0x77; 4096], "what is new can be written");
     session.read_at(1 << 20, &mut [1; 512]).unwrap();
 
-    // A length of no whole sectors is cut off.
+    // A partial sector at the end is ignored.
     file.as_file().set_len((2 << 20) + 511).unwrap();
     becomes(&mut session, 2 << 20);
     session.read_at(0, &mut [0; 4096]).unwrap();
@@ -89,7 +89,7 @@ fn media(config: Config) {
     let is = DiskInfo { cdrom: true, removable: true, read_only: true };
     assert_eq!(session.device().served().unwrap().info, is);
 
-    // From one to another, and out, and in, the same one again.
+    // From one media to another, ejected, and the same one inserted again.
     change_medium(&mut xs, addr, &path(&second)).unwrap();
     holds(&mut session, &second);
     change_medium(&mut xs, addr, "").unwrap();
@@ -98,16 +98,16 @@ fn media(config: Config) {
     change_medium(&mut xs, addr, &path(&second)).unwrap();
     holds(&mut session, &second);
 
-    // One that cannot be read leaves the drive empty, and served.
+    // Unreadable media leave the drive empty, and served.
     assert!(driver.faults.lock().unwrap().is_empty());
     change_medium(&mut xs, addr, "/nowhere/disc.iso").unwrap();
     becomes(&mut session, 0);
-    // Long enough for it to be looked at again, and again.
+    // Long enough for several retries.
     std::thread::sleep(Duration::from_millis(100));
     change_medium(&mut xs, addr, &path(&first)).unwrap();
     holds(&mut session, &first);
     assert_eq!(*driver.faults.lock().unwrap(), ["image-missing"], "told once");
-    // The other queue has come along.
+    // The other queue continues as well.
     let mut second = session.take(1).unwrap().unwrap();
     let slot = second.reserve().unwrap();
     second.start(slot, Op::Read { sector: 0, bytes: 4096 }).unwrap();
@@ -146,7 +146,7 @@ fn what_is_in_a_disk_that_is_not_removable_stays() {
     let mut session = machine.attach().unwrap();
     let (mut xs, path) = (machine.xenstore(), other.path().to_str().unwrap());
     assert!(change_medium(&mut xs, addr, path).is_err());
-    // A toolstack that does it all the same.
+    // A toolstack that does it nevertheless.
     ToolstackBack::new(addr, path).write(&mut xs, &addr.backend_path()).unwrap();
     let begin = Instant::now();
     while driver.faults.lock().unwrap().is_empty() {
@@ -164,7 +164,7 @@ fn what_is_in_a_disk_that_is_not_removable_stays() {
 fn a_disk_past_two_tebibytes_is_all_there() {
     let machine = Machine::new(Config::default());
     let file = tempfile::NamedTempFile::new().unwrap();
-    // More sectors of 512 bytes than a u32 counts, with holes for almost all of them.
+    // More sectors of 512 bytes than a u32 can count, almost all of them in holes.
     const SIZE: u64 = (3 << 40) + 4096;
     if let Err(error) = file.as_file().set_len(SIZE) {
         println!(
@@ -177,7 +177,7 @@ fn a_disk_past_two_tebibytes_is_all_there() {
     let mut session = machine.attach().unwrap();
     assert_eq!(session.size(), SIZE);
     write(&mut session, SIZE / 512 - 8, &[0x33; 4096]);
-    // 2 TiB before it: where a sector number cut to 32 bits would lead.
+    // 2 TiB before it: the target of a sector number truncated to 32 bits.
     write(&mut session, SIZE / 512 - 8 - (1 << 32), &[0x44; 4096]);
     for (from_end, byte) in [(4096, 0x33), (4096 + (2 << 40), 0x44)] {
         let mut there = [0; 4096];
@@ -215,7 +215,7 @@ fn large_sectors(config: Config) {
     session.read_at(0, &mut got).unwrap();
     assert!(got[..] == std::fs::read(file.path()).unwrap()[..16384]);
     assert_eq!(got[4096..12288], [0x21; 8192]);
-    // Who asks the backend for less gets nothing, and neither does anybody else by it.
+    // A request of partial sectors is rejected, without affecting others.
     let before = driver.stats.refused().find(|(r, _)| *r == RefusalReason::Misaligned).unwrap().1;
     let queue = session.queue().unwrap();
     let slot = queue.reserve().unwrap();

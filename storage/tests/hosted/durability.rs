@@ -1,4 +1,4 @@
-//! A disk whose flush has failed: what its guest, in this session and the next, and its operator see.
+//! A disk with a failed flush, as its guest sees it in this and the next session, and its operator.
 
 use crate::machine::{Machine, PATIENCE, image};
 use pvio_blkback::Config;
@@ -51,7 +51,7 @@ fn failed_flush_is_told_and_remembered_until_the_disk_is_attached_again() {
         std::thread::sleep(Duration::from_millis(5));
     };
     assert!(told.contains("flush-failed"), "{told}");
-    // The storage flushes again, and reads no more, to see from when on that holds.
+    // Flushes of the storage succeed again, and reads fail, to detect when the options take effect.
     let options = format!("{}/pvio-options", addr.backend_path());
     xs.write(&options, b"fail-flushes=0,fail-reads=1000000").unwrap();
     while one(&mut session, Op::Read { sector: 0, bytes: 4096 }) == Status::Okay {
@@ -66,7 +66,7 @@ fn failed_flush_is_told_and_remembered_until_the_disk_is_attached_again() {
     session.close().unwrap();
     request_removal(&mut xs, addr).unwrap();
     assert!(driver.thread.join().unwrap());
-    // Attached again.
+    // The disk is attached again.
     back.options = None;
     xs.rm(&addr.backend_path()).unwrap();
     machine.rebuild_driver(&back);

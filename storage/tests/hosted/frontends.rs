@@ -1,5 +1,5 @@
-//! Frontends that take the shortest way, or start over without a word: firmware, boot loaders, and
-//! kernels started from kernels.
+//! Frontends that skip handshake steps or reconnect without closing: firmware, boot loaders, and
+//! kernels started by kexec.
 
 use crate::machine::{Driver, Machine, PATIENCE, image};
 use pvio_blkback::{Config, Policy};
@@ -60,12 +60,12 @@ impl Bench {
         request.write(&mut self.xs, &self.machine.addr().frontend_path()).unwrap();
     }
 
-    /// Says so even where that is no change.
+    /// Writes the state, even if it does not change.
     fn say(&mut self, state: XenbusState) {
         write_state(&mut self.xs, &self.machine.addr().frontend_path(), state).unwrap();
     }
 
-    /// Reads through a queue that somebody serves, or will.
+    /// Reads through a queue that is or will be served.
     fn read(&self, queue: &mut Queue<Domain>) {
         let slot = queue.reserve().unwrap();
         queue.start(slot, Op::Read { sector: 80, bytes: 8192 }).unwrap();
@@ -82,7 +82,7 @@ impl Bench {
         queue.release(slot);
     }
 
-    /// What was used before is not mapped any more.
+    /// Waits until the pages of the previous queue are no longer mapped.
     fn is_let_go(&self, queue: Queue<Domain>) {
         let (begin, mut queue) = (Instant::now(), Some(queue));
         while let Some(still) = queue.take() {
@@ -112,7 +112,7 @@ fn one_that_goes_straight_to_connected_and_reads_no_feature() {
 #[test]
 fn one_that_waits_for_no_offer() {
     let mut b = Bench::new(Policy::Map);
-    // It is there before any backend, as GRUB may be.
+    // It starts before any backend, as GRUB may.
     let mut queue = b.queue();
     b.ask(&queue);
     b.say(XenbusState::Initialised);
@@ -124,7 +124,7 @@ fn one_that_waits_for_no_offer() {
 #[test]
 fn one_that_starts_over_without_closing() {
     use XenbusState as S;
-    // What the next kernel says, of which the backend may see only the last.
+    // The states that the next kernel writes, of which the backend may see only the last.
     let ways: [&[S]; 4] = [
         &[S::Initialising, S::Initialised],
         &[S::Initialised],
@@ -157,7 +157,7 @@ fn one_that_starts_over_without_closing() {
             b.say(S::Connected);
             b.read(&mut new);
             b.is_let_go(std::mem::replace(&mut old, new));
-            // It serves before it says so.
+            // Serving starts before the state is written.
             b.wait_for(S::Connected);
         }
         b.driver.end();
@@ -176,7 +176,7 @@ fn a_hand_over_from_firmware_that_closes() {
         b.say(XenbusState::Connected);
         b.wait_for(XenbusState::Connected);
         b.read(&mut queue);
-        // As OVMF does: 5, then 6, then 1, with its keys taken away meanwhile.
+        // As OVMF does: 5, then 6, then 1, with its keys removed in between.
         b.say(XenbusState::Closing);
         b.wait_for(XenbusState::Closing);
         b.say(XenbusState::Closed);

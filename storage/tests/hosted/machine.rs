@@ -57,7 +57,7 @@ impl Machine {
         self.hypervisor.xenstore().unwrap()
     }
 
-    /// Makes the driver domain anew, whose process has ended, and its disk with it.
+    /// Recreates the driver domain, whose process has ended, and its disk.
     pub fn rebuild_driver(&self, back: &ToolstackBack) {
         let config = DomainConfig::new("driver").id(self.driver);
         while self.hypervisor.create_domain(config.clone()).is_err() {
@@ -117,25 +117,25 @@ impl Machine {
 }
 
 pub struct Driver {
-    /// Of the first queue.
+    /// Counters of the first queue.
     pub stats: Arc<Stats>,
-    /// What is logged now and then.
+    /// Rate-limited log events.
     pub events: [(&'static str, Arc<LogLimit>); 2],
-    /// What the toolstack asked for and did not get, by the codes of the reasons.
+    /// Reason codes of rejected changes by the toolstack.
     pub faults: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,
     pub thread: JoinHandle<bool>,
 }
 
 impl Driver {
-    /// Ends without a word to anybody; whether the device was gone already.
+    /// Ends without notifying other domains. Returns whether the device was already gone.
     pub fn end(self) -> bool {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.join().unwrap()
     }
 }
 
-/// Our frontend agrees to persistent grants, so these are all three data paths.
+/// pvio's frontend negotiates persistent grants, so these policies give all three data paths.
 pub fn on_every_path(test: fn(Config)) {
     for policy in [Policy::Map, Policy::Copy, Policy::PersistentOrCopy] {
         println!("{policy}");

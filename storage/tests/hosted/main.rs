@@ -1,4 +1,4 @@
-//! The whole path with real threads, files and xenstore: handshake, data, close, re-attach, and a
+//! The whole stack with real threads, files and xenstore: handshake, data, close, re-attach, and a
 //! driver domain that dies.
 
 mod changes;
@@ -96,7 +96,7 @@ fn large(config: Config) {
     let wish = Shape { ring_pages: 32, pages_per_slot: 20 };
     let mut session = Session::attach_with(guest, xs, machine.addr(), wish, PATIENCE).unwrap();
     let queue = session.queue().unwrap();
-    // 16 pages are offered, and more segments than are wished for.
+    // 16 pages are advertised, and more segments than requested.
     assert_eq!(queue.shape(), Shape { ring_pages: 16, pages_per_slot: 20 });
     assert_eq!((queue.depth(), queue.slot_bytes()), (512, 80 << 10));
     let data: Vec<u8> = (0..80 << 10).map(|i| (i / 4096 + i) as u8).collect();
@@ -122,7 +122,7 @@ fn given_up(config: Config) {
     machine.add_disk(file.path(), Mode::ReadOnly);
     let driver = machine.serve();
     let mut session = machine.attach().unwrap();
-    // Every slot is in flight, and nobody asks for the answers.
+    // Every slot is in flight, and no thread polls for the responses.
     let queue = session.queue().unwrap();
     while let Some(slot) = queue.reserve() {
         queue.start(slot, Op::Read { sector: 0, bytes: 4096 }).unwrap();
@@ -169,7 +169,8 @@ fn next_driver(config: Config) {
     let mut session = machine.attach().unwrap();
     write(&mut session, 0, &[1; 512]);
 
-    // Its process is gone, and with it its home in xenstore; another comes by the same number.
+    // Its process has ended, and its home directory in xenstore is removed; a new domain has the
+    // same id.
     driver.end();
     let queue = session.queue().unwrap();
     let slot = queue.reserve().unwrap();

@@ -1,4 +1,4 @@
-//! Several queues of one disk: a frontend made by hand, since ours has one.
+//! Several queues of one disk, with a frontend that is part of the test.
 
 use crate::machine::{Machine, PATIENCE, image, on_every_path};
 use pvio_blkback::{Config, Policy};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 const SHAPE: Shape = Shape { ring_pages: 2, pages_per_slot: 11 };
 
-/// Waits for the backend to be in this state.
+/// Waits until the backend is in this state.
 fn backend_is(xs: &mut Client, addr: DeviceAddr, state: XenbusState) {
     let begin = Instant::now();
     loop {
@@ -31,8 +31,8 @@ fn backend_is(xs: &mut Client, addr: DeviceAddr, state: XenbusState) {
     }
 }
 
-/// Waits for the backend to close the disk, and returns why it did. It says so first, and is Closed
-/// once nothing is mapped.
+/// Waits for the backend to close the disk, and returns the reason. The backend writes the reason
+/// first, and is Closed when nothing is mapped any more.
 fn backend_gives_up(machine: &Machine) -> String {
     let (mut xs, begin) = (machine.xenstore(), Instant::now());
     loop {
@@ -45,7 +45,8 @@ fn backend_gives_up(machine: &Machine) -> String {
     }
 }
 
-/// Queues for a disk whose backend has made its offer, and the request for them.
+/// Creates queues for a disk whose backend has advertised its features, and writes the request for
+/// them.
 fn queues(guest: &Domain, xs: &mut Client, machine: &Machine, n: usize) -> Vec<Queue<Domain>> {
     let addr = machine.addr();
     backend_is(xs, addr, XenbusState::InitWait);
@@ -74,7 +75,7 @@ fn four_queues(policy: Config) -> Machine {
     Machine::new(Config { max_queues: 4, ..policy })
 }
 
-/// Writes blocks of its own, reads them back, and tells how many requests that took.
+/// Writes blocks of its own and reads them back. Returns the number of requests.
 fn work(queue: &mut Queue<Domain>, number: u64) -> u64 {
     let mut requests = 0;
     for round in 0..50_u64 {
@@ -167,7 +168,7 @@ fn a_fault_in_one_queue_closes_the_disk() {
     let guest = machine.join(machine.guest);
     let mut xs = guest.xenstore().unwrap();
     let mut queues = queues(&guest, &mut xs, &machine, 1);
-    // The second has a ring and nobody who keeps to the rules behind it.
+    // The second queue has a ring, but a frontend that violates the protocol.
     let (back, slot_size) = (machine.driver, Abi::X86_64.slot_size());
     let pages = guest.alloc_pages(2).unwrap();
     let grant = |page| guest.grant(back, &pages, page, Access::ReadWrite).unwrap();

@@ -1,4 +1,4 @@
-//! A backend that resumes the session of one before it, within one domain.
+//! A backend that resumes the session of its predecessor, within one domain.
 
 use crate::machine::{Machine, PATIENCE, image};
 use pvio_blkback::vbd::Serve;
@@ -17,12 +17,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Word 4 of a record's header: whether pages are mapped for single requests.
+/// Offset of word 4 of a record's header: whether pages are mapped for single requests.
 const MAPS_REQUESTS: usize = 32;
 
 type Device = BackendDriver<Vbd<Domain, ImageServer>>;
 
-/// Steps a device until told to stop, and then leaves its session to the next.
+/// Steps a device until told to stop, and then leaves its session to a successor.
 fn serve(mut device: Device, domain: Domain, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
     let stop = Arc::clone(stop);
     std::thread::spawn(move || {
@@ -37,7 +37,8 @@ fn serve(mut device: Device, domain: Domain, stop: &Arc<AtomicBool>) -> JoinHand
     })
 }
 
-/// How long after the first backend has left the second one answers, with which mark in the record.
+/// Returns the time from the end of the first backend to a response of the second, and the mark in
+/// the record.
 fn resumed(policy: Policy) -> (Duration, u64) {
     let machine = Machine::new(Config { policy, ..Config::default() });
     let (file, parent) = (image(1 << 20), tempfile::tempdir().unwrap());

@@ -1,4 +1,4 @@
-//! Backends that take over from one that offered more, with requests under way.
+//! Backends that take over from a predecessor with more features, with requests in flight.
 
 use crate::machine::{Machine, PATIENCE, image};
 use pvio_blkback::{Config, Policy};
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 const KIB: usize = 1 << 10;
 
-/// The least that is offered.
+/// Returns the settings with the fewest features.
 fn less(policy: Policy) -> Config {
     Config { policy, max_indirect_segments: 0, max_ring_page_order: 0, ..Config::default() }
 }
@@ -35,7 +35,7 @@ fn unanswered_requests_are_asked_again_in_smaller_parts() {
         assert_eq!((queue.depth(), queue.slot_bytes()), (64, 256 * KIB));
         driver.end();
 
-        // Nobody is there: all of it is in the ring when the next one comes.
+        // There is no backend: all requests are in the ring when the next one starts.
         let content = |slot: usize| -> Vec<u8> {
             (0..256 * KIB).map(|i| (i / 4096 * 5 + slot * 11 + 1) as u8).collect()
         };
@@ -77,7 +77,7 @@ fn unanswered_requests_are_asked_again_in_smaller_parts() {
     }
 }
 
-/// Where a queue goes to its thread, and comes back from it.
+/// Passes a queue to its thread and back.
 #[derive(Default)]
 struct Seat {
     to: Mutex<Option<Queue<Domain>>>,
@@ -91,15 +91,15 @@ fn content(number: usize, slot: usize) -> [u8; BLOCK] {
     [(slot * 7 + number + 1) as u8; BLOCK]
 }
 
-/// Writes and reads back a block of its own with each slot, again and again; gives the queue back
-/// when its session is over, or when told to stop.
+/// Writes and reads back a block of its own with each slot, repeatedly. Returns the queue when its
+/// session is over, or when told to stop.
 fn work(seat: &Seat, number: usize, stop: &AtomicBool) {
     while !stop.load(Ordering::SeqCst) {
         let Some(mut queue) = seat.to.lock().unwrap().take() else {
             std::thread::sleep(Duration::from_millis(1));
             continue;
         };
-        // Slots of ours, and what was done with each last.
+        // The reserved slots, and the last operation of each.
         let mut idle = Vec::new();
         while !queue.is_over() && !stop.load(Ordering::SeqCst) {
             while let Some(slot) = queue.reserve() {
@@ -121,7 +121,7 @@ fn work(seat: &Seat, number: usize, stop: &AtomicBool) {
                 idle.push((slot, Some(op)));
             });
             if answered.unwrap() == 0 && !queue.final_check().unwrap() {
-                // Its session may end without an event.
+                // The session may end without an event.
                 let _ = queue.channel().wait(Some(Duration::from_millis(20)));
                 let _ = queue.channel().take();
             }
@@ -154,7 +154,7 @@ fn each_queue_has_a_thread_and_all_outlive_their_backend() {
     let seats: [Seat; 3] = Default::default();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Also when an assertion ends this.
+        // Also when an assertion fails.
         let _ends = Ends(&stop);
         for (number, seat) in seats.iter().enumerate() {
             let stop = &stop;
@@ -176,7 +176,7 @@ fn each_queue_has_a_thread_and_all_outlive_their_backend() {
             machine.config = Config { max_queues: 4, ..config };
             machine.rebuild_driver(&ToolstackBack::new(addr, file.path().to_str().unwrap()));
             driver = Some(machine.serve());
-            // Some come back before the next session begins, some after.
+            // Some queues are returned before the next session begins, some after.
             let mut missing = vec![0, 1, 2];
             while !missing.is_empty() {
                 assert!(begin.elapsed() < 2 * PATIENCE, "{missing:?} do not come back");
@@ -187,7 +187,7 @@ fn each_queue_has_a_thread_and_all_outlive_their_backend() {
                 });
             }
         }
-        // What was under way is answered to whoever has the queue now.
+        // Outstanding requests are completed for the current owner of the queue.
         for number in 0..3 {
             let mut queue = session.take(number).unwrap().expect("it is here");
             let begin = Instant::now();
@@ -214,7 +214,7 @@ fn each_queue_has_a_thread_and_all_outlive_their_backend() {
     driver.unwrap().end();
 }
 
-/// Tells threads to stop when it is dropped.
+/// Stops the threads when it is dropped.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {

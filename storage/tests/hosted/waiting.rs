@@ -1,4 +1,4 @@
-//! One thread that steps several disks waits for none of them: not for an image, a server, a
+//! A thread that steps several disks blocks for none of them: not for an image, a server, a
 //! frontend or a worker.
 
 use crate::machine::{Machine, PATIENCE, image};
@@ -25,7 +25,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
-/// A driver domain whose devices are stepped by the test's own thread.
+/// A driver domain whose devices are stepped on the test's own thread.
 struct Daemon<P: Platform<Channel: AsFd> + Send + 'static> {
     machine: Machine,
     platform: P,
@@ -58,7 +58,7 @@ impl<P: Platform<Channel: AsFd> + Send + 'static> Daemon<P> {
         addr
     }
 
-    /// Steps every device until it is so.
+    /// Steps every device until a condition holds.
     fn until(&mut self, what: &str, mut is_so: impl FnMut(&mut Self) -> bool) {
         let begin = Instant::now();
         while !is_so(self) {
@@ -119,7 +119,7 @@ fn a_server_that_says_nothing_holds_up_its_own_disk_only() {
     let other = daemon.add(text(file.path()), "");
     let session = daemon.attached(other);
     assert_eq!(daemon.state(slow), XenbusState::Initialising, "{}", daemon.error(slow));
-    // Not only says it nothing, it goes.
+    // The server does not only stay silent, but ends.
     drop(silent);
     daemon.until_state(slow, XenbusState::Closed);
     let why = daemon.error(slow);
@@ -139,7 +139,7 @@ fn storage_that_does_not_tell_a_size_holds_up_its_own_disk_only() {
     let slow = daemon.add(text(&dir.path().join("disk")), "");
     let mut session = daemon.attached(slow);
     storage.hold_attributes();
-    // Were the thread that drives all devices to wait for this, nothing would end its waiting before.
+    // If the thread that drives all devices waited for this, nothing would end its wait earlier.
     let (hung, late) = (storage.clone(), channel::<()>());
     let rescue = spawn(move || {
         let rescued = late.1.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout);
@@ -180,7 +180,7 @@ fn an_image_in_use_is_waited_for_until_its_holder_lets_go() {
     assert_eq!(daemon.state(target), XenbusState::InitWait);
     let why = daemon.error(target);
     assert!(why.contains("image-busy"), "{why}");
-    // The first is destroyed.
+    // The first domain is destroyed.
     request_removal(&mut daemon.dom0, source).unwrap();
     daemon.closed(session);
     daemon.until("the second has its disk", |_| guest.is_finished());
@@ -206,7 +206,7 @@ fn an_image_that_stays_in_use_is_given_up() {
 fn what_is_held_back_is_finished_when_the_frontend_leaves() {
     let mut daemon = Daemon::new(Policy::Copy, |domain| domain);
     let file = image(1 << 20);
-    // One operation a second, and none over for an hour.
+    // One operation per second, each taking an hour.
     let addr = daemon.add(text(file.path()), "");
     let mut session = daemon.attached(addr);
     let mut dom0 = daemon.machine.xenstore();
@@ -230,11 +230,11 @@ fn what_is_held_back_is_finished_when_the_frontend_leaves() {
     assert_eq!((stats.writes.get(), writes > 8), (writes, true));
     let bytes = std::fs::read(file.path()).unwrap();
     assert!(bytes[..writes as usize * 512].iter().all(|byte| *byte == 0xee));
-    // The frontend went without a word to its own end.
+    // The frontend ends without closing.
     std::mem::forget(session);
 }
 
-/// A platform with a bug that ends whoever meets it.
+/// A platform with a bug that panics in its callers.
 #[derive(Clone)]
 struct Panicky(Domain);
 

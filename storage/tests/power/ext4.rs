@@ -1,8 +1,8 @@
-//! What a loss of power leaves, told by a real file system: the kernel's ext4 works on a guest's disk,
-//! through a loop device over a file whose bytes are read, written and flushed through frontend, ring
-//! and backend. Then power is lost at every flush and in between, with what no flush covers lost,
-//! torn or in another order. Each such disk is mounted by the kernel, must have everything that was
-//! synced until then, and is checked by e2fsck.
+//! Power loss, judged by a real file system: the kernel's ext4 works on a guest's disk, through a
+//! loop device over a file whose bytes are read, written and flushed through frontend, ring and
+//! backend. Then power is lost at every flush and in between, with unflushed writes lost, torn or
+//! reordered. The kernel mounts each resulting disk, which must contain everything that was synced
+//! until then, and e2fsck checks it.
 
 use super::support::{Rng, has, text, tool};
 use pvio_storage::engine::record::{Loss, Record};
@@ -13,15 +13,16 @@ use std::process::{Child, Command, Stdio};
 
 /// A mounted file system; unmounted when it is dropped.
 ///
-/// Each is to be of a file of its own. Whoever begins a mount namespace meanwhile has the mount too,
-/// and keeps it and its loop device when it is gone here: `mount` would take that loop device again
-/// for the same file, and the kernel would show the file system as it was, whatever the file has now.
+/// Each must have its own file. A process that creates a mount namespace in the meantime inherits
+/// the mount, and holds it and its loop device after it is unmounted here: `mount` would reuse that
+/// loop device for the same file, and the kernel would show the old contents of the file system,
+/// whatever the file contains now.
 pub struct Mounted(pub PathBuf);
 
 impl Mounted {
     pub fn new(image: &Path, at: &Path) -> Self {
         fs::create_dir_all(at).unwrap();
-        // Sizes of the device as of the file, whatever there was at its number before.
+        // The device takes its size from the file, whatever device had the same number before.
         tool("mount", &["-t", "ext4", "-o", "loop,noatime", text(image), text(at)]);
         Self(at.to_path_buf())
     }
@@ -33,7 +34,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Another program, that has what is mounted when it begins for as long as it runs.
+/// Another program, which holds the mounts that exist when it starts for as long as it runs.
 pub struct Held(Child);
 
 impl Held {
@@ -41,7 +42,7 @@ impl Held {
         let mut unshare = Command::new("unshare");
         let unshare = unshare.args(["--mount", "sh", "-c", "echo; exec cat"]);
         let mut child = unshare.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        // It has it by now.
+        // It has the mounts by now.
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         Self(child)
     }
@@ -54,7 +55,7 @@ impl Drop for Held {
     }
 }
 
-/// Something that was synced, and from when until when it was to be there.
+/// Data that was synced, and the range of points in time at which it must exist.
 pub struct Fact {
     pub from: usize,
     until: usize,
@@ -62,14 +63,14 @@ pub struct Fact {
     content: Vec<u8>,
 }
 
-/// Works on a file system; gives what was promised at which moment.
+/// Works on a file system. Returns the data that must exist, with points in time.
 pub fn work(dir: &Path, record: &Record) -> Vec<Fact> {
     let mut rng = Rng(1);
     let mut facts: Vec<Fact> = Vec::new();
     let sync = |path: &Path| File::open(path).unwrap().sync_all().unwrap();
     fs::create_dir(dir.join("d")).unwrap();
     for i in 0..24 {
-        // Something nobody waits for.
+        // Data that is not synced.
         fs::write(dir.join(format!("loose{}", i % 5)), noise(&mut rng, 30_000)).unwrap();
         let content = noise(&mut rng, 60_000);
         let name = format!("d/file{i}");
@@ -109,7 +110,7 @@ fn noise(rng: &mut Rng, most: u64) -> Vec<u8> {
     (0..rng.below(most)).map(|_| rng.next() as u8).collect()
 }
 
-/// Whether this machine lets us mount; says loudly when it does not.
+/// Returns whether this machine permits mounting; prints a message otherwise.
 pub fn can_mount() -> bool {
     let missing = [("/dev/fuse", "the fuse module"), ("/dev/loop-control", "the loop module")];
     if let Some((_, what)) = missing.iter().find(|(path, _)| !Path::new(path).exists()) {
@@ -132,7 +133,7 @@ pub fn can_mount() -> bool {
         && has("unshare", "util-linux")
 }
 
-/// Makes the file system, in a file of so many bytes.
+/// Creates the file system, in a file of `size` bytes.
 pub fn make(image: &Path, size: u64) {
     File::create(image).unwrap().set_len(size).unwrap();
     let options =
@@ -140,8 +141,8 @@ pub fn make(image: &Path, size: u64) {
     tool("mke2fs", &[&options[..], &[text(image)]].concat());
 }
 
-/// Loses power at each of `flushes` and at moments in between. `left` makes the file with the disk as
-/// it is then.
+/// Loses power at each of `flushes` and at points in between. `left` creates the file with the disk
+/// as it is after the loss.
 pub fn lose_power(
     dir: &Path,
     record: &Record,
@@ -164,7 +165,7 @@ pub fn lose_power(
         replayed += usize::from(needs_recovery(&after));
         {
             let mounted = Mounted::new(&after, &dir.join("after"));
-            // As other programs of this machine do at any time.
+            // As other programs of this machine may do at any time.
             held.get_or_insert_with(Held::new);
             for fact in facts.iter().filter(|f| (f.from..=f.until).contains(moment)) {
                 let found = fs::read(mounted.0.join(&fact.name));
@@ -187,8 +188,8 @@ pub fn lose_power(
     );
     assert!(replayed > worlds.len() / 2 && checked > worlds.len());
 
-    // And it was for the flushes: a moment before the last of them is over, what is synced by it
-    // may still be lost. A disk whose flushes are answered too early would be found out by that.
+    // Checks that the flushes matter: just before the last of them completes, data that it covers
+    // may still be lost. A disk that completes flushes too early would be detected by that.
     let mut lost = 0;
     for (i, fact) in facts.iter().take(8).enumerate() {
         let flush = flushes.iter().rev().find(|moment| **moment <= fact.from).unwrap();

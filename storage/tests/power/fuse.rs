@@ -1,5 +1,5 @@
-//! Files that programs of this machine see, and whose bytes come from here: a guest's disk, and the
-//! file of the host that an image is in.
+//! Files that other programs of this machine can open and whose bytes are provided by this process:
+//! a guest's disk, and the host's file of an image.
 
 use super::SIZE;
 use super::storage::{DISK, attr, put};
@@ -21,7 +21,7 @@ pub struct DiskFile(pub Mutex<Guest>);
 const LONG: Duration = Duration::from_secs(3600);
 
 impl DiskFile {
-    /// Does a range in pieces that the ring takes, all at once.
+    /// Executes an operation on a range in pieces that fit into the ring, all concurrently.
     fn all(&self, offset: u64, len: usize, deed: impl Fn(u64, usize, usize) -> Deed) -> Vec<u8> {
         assert!(offset.is_multiple_of(512) && len.is_multiple_of(512), "{offset}+{len}");
         let deeds: Vec<Deed> = (0..len)
@@ -86,15 +86,15 @@ impl Filesystem for DiskFile {
     fn destroy(&mut self) {}
 }
 
-/// A file system with one file, in memory: where an image lies on the host. All that is changed is
-/// recorded, whoever changes it.
+/// A file system with one file, in memory: the host's file of an image. All changes are recorded,
+/// by any process.
 pub struct HostFile {
     bytes: Mutex<Vec<u8>>,
     record: Arc<Record>,
 }
 
 impl HostFile {
-    /// A file with something in it.
+    /// Creates a file with these contents.
     pub fn new(bytes: Vec<u8>, record: Arc<Record>) -> Self {
         Self { bytes: Mutex::new(bytes), record }
     }

@@ -1,10 +1,10 @@
-//! What a loss of power leaves of a disk.
+//! The state of a disk after a power loss.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`ext4`] | what the kernel's ext4 finds on it |
-//! | [`sectors`] | every sector of it, in images of every format |
-//! | [`fuse`] | where what reaches the medium is recorded |
+//! | [`ext4`] | the disk as the kernel's ext4 reads it |
+//! | [`sectors`] | every sector of the disk, in images of every format |
+//! | [`fuse`] | recording of the changes that reach storage |
 
 mod ext4;
 mod fuse;
@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex};
 use storage::put;
 use support::{Guest, Machine, has, text, tool};
 
-/// One at a time: a program that one begins has for a moment what another has mounted.
+/// Serializes the tests: a program that one starts inherits for a moment what another has mounted.
 static TURN: Mutex<()> = Mutex::new(());
 
 /// Bytes of a guest's disk.
@@ -78,7 +78,7 @@ impl Serve<Domain> for Recording {
     }
 }
 
-/// Has ext4 work on a guest's disk.
+/// Lets ext4 work on a guest's disk.
 fn work(guest: Guest, dir: &Path, record: &Record) -> Vec<Fact> {
     let fuse = dir.join("fuse");
     fs::create_dir(&fuse).unwrap();
@@ -127,8 +127,9 @@ fn the_same_in_a_qcow2_image() {
     let (from, to) = (path("disk.img"), path("disk.qcow2"));
     tool("qemu-img", &[&options[..], &[text(&from), text(&to)]].concat());
     let begin = fs::read(&to).unwrap();
-    // The guest is told of physical sectors of 4 KiB, and so is the raw disk's record above. A medium
-    // that tears smaller ones may tear ext4's superblock of 1 KiB, which no ext4 mounts.
+    // Physical sectors of 4 KiB are advertised to the guest, and used in the raw disk's record
+    // above. Storage that tears smaller ones may tear ext4's superblock of 1 KiB, which no ext4 can
+    // mount then.
     let record = Arc::new(Record::with_sectors(4096));
     let host = path("host");
     fs::create_dir(&host).unwrap();

@@ -1,5 +1,5 @@
-//! Every sector of a disk after a loss of power, in images of every format: it holds what was flushed,
-//! or something that was written since.
+//! Every sector of a disk after a power loss, in images of every format: it contains what was
+//! flushed, or something that was written since.
 
 use super::fuse::HostFile;
 use super::storage::put;
@@ -19,30 +19,30 @@ use std::time::Duration;
 
 const SECTOR: usize = 512;
 
-/// An image as it is made.
+/// A kind of image.
 struct Sample {
     name: &'static str,
-    /// pvio's word for its format, and QEMU's.
+    /// The name of its format in pvio and in QEMU.
     format: &'static str,
     qemu: &'static str,
     options: &'static str,
     /// Bytes of its disk.
     size: u64,
-    /// What is done to it with `qemu-img` and `qemu-io` before it is served.
+    /// Preparation with `qemu-img` and `qemu-io` before it is served.
     begin: Begin,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Begin {
-    /// There is nothing in it.
+    /// It is empty.
     Empty,
     /// It has data, from a raw image.
     Filled,
-    /// The same, compressed.
+    /// It has compressed data.
     Packed,
-    /// It has data, and a snapshot that shares them.
+    /// It has data, and a snapshot that shares it.
     Snapshot,
-    /// A raw image below it has them.
+    /// Its backing file, a raw image, has data.
     Chain,
 }
 
@@ -55,13 +55,13 @@ const fn qcow2(name: &'static str, options: &'static str, size: u64, begin: Begi
 const SAMPLES: &[Sample] = &[
     qcow2("plain", "cluster_size=64k", 8 * MB, Begin::Empty),
     qcow2("4k", "cluster_size=4k", 8 * MB, Begin::Empty),
-    // More tables than the library keeps, and a table of reference counts that grows.
+    // More tables than the library caches, and a table of reference counts that grows.
     qcow2("small", "cluster_size=512,refcount_bits=64", 6 * MB, Begin::Empty),
     qcow2("old", "compat=0.10,cluster_size=4k", 4 * MB, Begin::Empty),
     qcow2("filled", "cluster_size=4k", 4 * MB, Begin::Filled),
     qcow2("packed", "cluster_size=4k", 4 * MB, Begin::Packed),
     qcow2("snapshot", "cluster_size=4k", 4 * MB, Begin::Snapshot),
-    // Nothing is put where something was, and nothing needs an order.
+    // Nothing is overwritten in place, and no write order is needed.
     Sample {
         name: "vmdk",
         format: "vmdk",
@@ -89,13 +89,13 @@ const SAMPLES: &[Sample] = &[
     qcow2("chain", "cluster_size=16k", 4 * MB, Begin::Chain),
 ];
 
-/// What a sector may hold.
+/// A possible value of a sector.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Value {
-    /// As it was at the beginning.
+    /// The initial value.
     First,
     Zeroes,
-    /// What was written by that number.
+    /// The data of the write with that number.
     Written(u64),
 }
 
@@ -110,7 +110,8 @@ fn content(sector: u64, value: Value, begin: &[u8]) -> Vec<u8> {
     }
 }
 
-/// What was done, and at which moment of the record it was begun; flushes: when they were over.
+/// An operation, and the point of the record at which it was submitted; for flushes, at which it
+/// completed.
 enum Step {
     Write(usize, u64, u64, u64),
     Discard(usize, u64, u64),
@@ -118,7 +119,7 @@ enum Step {
     Flush(usize),
 }
 
-/// Does all of them at once.
+/// Executes all operations concurrently.
 fn all(engine: &mut DiskEngine<HeapMemory>, ios: Vec<(Io, Vec<u8>)>) -> Vec<Vec<u8>> {
     let mut buffers = Vec::new();
     for (tag, (io, data)) in ios.iter().enumerate() {
@@ -148,8 +149,8 @@ fn all(engine: &mut DiskEngine<HeapMemory>, ios: Vec<(Io, Vec<u8>)>) -> Vec<Vec<
     ios.iter().zip(buffers).map(read).collect()
 }
 
-/// Opens a disk as soon as nobody has it: a process that another test is about to start has all of
-/// ours until it runs.
+/// Opens a disk as soon as it is no longer in use: a process that another test is starting has all
+/// descriptors until exec.
 fn open(spec: &str) -> Image {
     loop {
         match Image::open_as(&spec.parse().unwrap()) {
@@ -159,7 +160,7 @@ fn open(spec: &str) -> Image {
     }
 }
 
-/// The whole of a disk, as it is served when it is opened again.
+/// Returns the whole disk, as served after it is opened again.
 pub fn served(spec: &str, size: u64) -> Vec<u8> {
     let image = open(spec);
     assert_eq!(image.geometry().sectors * 512, size);
@@ -169,21 +170,21 @@ pub fn served(spec: &str, size: u64) -> Vec<u8> {
     all(&mut engine, (0..size).step_by(256 << 10).map(part).collect()).concat()
 }
 
-/// What `qemu-img` says of a qcow2 image that was opened and closed.
+/// Checks a qcow2 image that was opened and closed with `qemu-img`.
 pub fn is_sound(image: &Path, when: &str) {
     let check = Command::new("qemu-img").args(["check", text(image)]).output().unwrap();
     let told = String::from_utf8_lossy(&check.stdout);
-    // 3: clusters that nobody uses are not free. Nothing is lost by that.
+    // 3: leaked clusters, which lose no data.
     assert!(matches!(check.status.code(), Some(0 | 3)), "{when}: {told}");
 }
 
-/// Makes an image, and gives what is on its disk.
+/// Creates an image. Returns the contents of its disk.
 fn make(sample: &Sample, dir: &Path, image: &Path) -> Vec<u8> {
     let (source, size) = (dir.join("source.img"), sample.size.to_string());
     let mut begin = vec![0; sample.size as usize];
     if sample.begin != Begin::Empty {
         let mut rng = Rng(7);
-        // Zeroes in between, and what can be compressed.
+        // With zeroes in between, and compressible data.
         for (i, part) in begin.chunks_mut(8 << 10).enumerate().filter(|(i, _)| i % 5 != 0) {
             part.iter_mut()
                 .for_each(|byte| *byte = rng.next() as u8 & if i % 2 == 0 { 3 } else { 0xff });
@@ -213,7 +214,7 @@ fn make(sample: &Sample, dir: &Path, image: &Path) -> Vec<u8> {
     begin
 }
 
-/// Works on a disk, in batches of which nothing touches the same sectors.
+/// Works on a disk, in batches in which no two operations touch the same sectors.
 fn work(spec: &str, size: u64, record: &Record, seed: u64) -> Vec<Step> {
     let image = open(spec);
     let discards = image.geometry().discard.is_some();
@@ -251,7 +252,7 @@ fn work(spec: &str, size: u64, record: &Record, seed: u64) -> Vec<Step> {
             }
         }
         if rng.below(4) == 0 {
-            // Covers nothing for certain, and goes on at the same time.
+            // Concurrent with the writes, so that it covers none of them for certain.
             ios.push((Io::Flush, vec![]));
         }
         all(&mut engine, ios);
@@ -263,7 +264,7 @@ fn work(spec: &str, size: u64, record: &Record, seed: u64) -> Vec<Step> {
     steps
 }
 
-/// What each sector may hold after a loss of power.
+/// Returns the possible values of each sector after a power loss.
 fn allowed(steps: &[Step], sectors: u64, moment: usize) -> Vec<BTreeSet<Value>> {
     let mut certain = vec![BTreeSet::from([Value::First]); sectors as usize];
     let mut loose: Vec<Vec<(Value, bool)>> = vec![Vec::new(); sectors as usize];
@@ -280,7 +281,7 @@ fn allowed(steps: &[Step], sectors: u64, moment: usize) -> Vec<BTreeSet<Value>> 
             Step::Zero(begun, sector, len) if begun <= moment => {
                 add(&mut loose, sector, len, Value::Zeroes, true);
             }
-            // What is discarded may stay.
+            // Discarded data may stay.
             Step::Discard(begun, sector, len) if begun <= moment => {
                 add(&mut loose, sector, len, Value::Zeroes, false);
             }
@@ -303,7 +304,7 @@ fn allowed(steps: &[Step], sectors: u64, moment: usize) -> Vec<BTreeSet<Value>> 
     certain
 }
 
-/// Loses power again and again while an image is worked on.
+/// Loses power repeatedly while an image is in use.
 fn lose_power(sample: &Sample, seed: u64, losses: usize) {
     let dir = tempfile::tempdir().unwrap();
     let (host, image) = (dir.path().join("host"), dir.path().join("image"));
@@ -313,7 +314,7 @@ fn lose_power(sample: &Sample, seed: u64, losses: usize) {
     fs::create_dir(&host).unwrap();
     let file = HostFile::new(begin.clone(), record.clone());
     let session = fuser::spawn_mount(file, &host, &fuser::Config::default()).unwrap();
-    // What it rests on is beside that directory.
+    // Its backing file is in the parent directory.
     let roots = text(dir.path());
     let spec = format!("[image-root={roots}]{}:{}", sample.format, text(&host.join("disk")));
     let steps = work(&spec, sample.size, &record, seed);
@@ -349,7 +350,7 @@ fn lose_power(sample: &Sample, seed: u64, losses: usize) {
             assert!(fits, "{when}: sector {sector} (zeroes: {zeroes}) may hold {allowed:?}");
         }
     }
-    // That it was looked at closely.
+    // Checks that the test was exact enough.
     assert!(exact > losses * (sample.size / 512) as usize / 4, "{exact}");
     eprintln!("{}: {last} events, {} flushes of the host", sample.name, flushes.len());
 }

@@ -1,5 +1,5 @@
-//! Storage that holds a write of a server which is killed: the write lands before the successor opens the
-//! disk, and so never over what the successor has written.
+//! Storage that delays a write of a server which is killed: the write completes before the
+//! successor opens the disk, and so never overwrites what the successor has written.
 
 use super::storage::{Mounted, SlowStorage, can_serve_files};
 use super::support::{has, text, tool};
@@ -26,17 +26,17 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-/// Set in the process that serves: the directory of all files, and the disk.
+/// Set in the server process: the directory of all files, and the disk.
 const SERVE: &str = "PVIO_TEST_SERVE_FENCED_IN";
 const DISK: &str = "PVIO_TEST_DISK_TO_SERVE";
 const TEST: &str = "fenced::write_of_a_killed_process_lands_before_its_successor_opens_the_disk";
 const FENCE: &str = "vbd-1-51712.fence";
-/// What the first server writes, and what its successor does.
+/// The byte that the first server writes, and the one its successor writes.
 pub const OLD: u8 = 0x0d;
 const NEW: u8 = 0xe3;
 const SECTOR: u64 = 64;
 
-/// The guest, and how it notifies: by a byte in a FIFO.
+/// The guest, which notifies by writing a byte to a FIFO.
 #[derive(Clone)]
 struct Guest {
     memory: Memory,
@@ -89,7 +89,7 @@ impl EventChannel for Fifo {
         Port(0)
     }
 
-    /// The guest looks at the ring all the time.
+    /// Not needed, because the guest polls the ring.
     fn notify(&self) -> Result<(), EventError> {
         Ok(())
     }
@@ -103,7 +103,7 @@ impl EventChannel for Fifo {
     fn unmask(&self) {}
 }
 
-/// Serves as a daemon does, until it is killed.
+/// Serves like a daemon, until it is killed.
 fn serve(dir: &Path, disk: &str) -> ! {
     let waiting = tracing_subscriber::fmt().with_ansi(false).finish();
     tracing::subscriber::set_global_default(waiting).unwrap();
@@ -152,14 +152,14 @@ fn serve(dir: &Path, disk: &str) -> ! {
     }
 }
 
-/// A process that serves, and what it reports.
+/// A server process and its output.
 pub struct Server {
     process: Child,
     lines: Receiver<String>,
 }
 
 impl Server {
-    /// Serves a disk in a process of its own.
+    /// Serves a disk in a separate process.
     pub fn start(dir: &Path, disk: &str) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", TEST, "--nocapture"])
@@ -178,7 +178,8 @@ impl Server {
         Self { process, lines }
     }
 
-    /// Waits until the server reports that it waits for its predecessor's I/O, or that it has the disk open.
+    /// Waits until the server reports that it waits for its predecessor's I/O, or that it has the
+    /// disk open.
     fn waits_or_opens(&self) -> &'static str {
         loop {
             let line = self.lines.recv_timeout(PATIENCE).expect("the server says nothing");
@@ -214,14 +215,14 @@ pub struct Front {
 }
 
 impl Front {
-    /// A guest whose files are in that directory.
+    /// Creates a guest whose files are in that directory.
     pub fn new(dir: &Path, memory: Memory) -> Self {
         mkfifoat(CWD, dir.join("event"), Mode::RUSR | Mode::WUSR).unwrap();
         let ring = FrontRing::init(memory.page(0), ABI.slot_size()).unwrap();
         Self { memory, ring, event: Fifo::open(&dir.join("event")) }
     }
 
-    /// Begins to write a page of that byte.
+    /// Submits a write of a page with that byte.
     pub fn write(&mut self, byte: u8) {
         self.memory.page(1).fill(0, PAGE_SIZE, byte).unwrap();
         self.ask(1, 1, byte.into());
@@ -249,7 +250,7 @@ impl Front {
         Some((response.id, response.status))
     }
 
-    /// Waits until the next response comes, which is to be this.
+    /// Waits for the next response, which must be this one.
     pub fn done(&mut self, id: u64, status: Status) {
         let begin = Instant::now();
         loop {
@@ -263,7 +264,8 @@ impl Front {
     }
 }
 
-/// An image of 4 MiB whose data is in place, so that a write changes nothing but data.
+/// Returns an image of 4 MiB whose data clusters are allocated, so that a write changes nothing but
+/// data.
 fn image(dir: &Path, format: &str) -> Vec<u8> {
     if format == "raw" {
         return vec![0xaa; 4 << 20];
@@ -274,7 +276,8 @@ fn image(dir: &Path, format: &str) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-/// What the page is once a server was killed with a write in flight, and its successor has written there.
+/// Returns the contents of the page after a server was killed with a write in flight and its
+/// successor has written there.
 fn page_after_a_kill(disk: &str, fence: bool) -> u8 {
     let parent = tempfile::tempdir().unwrap();
     let (format, options) = disk.split_once(' ').unwrap_or((disk, ""));
@@ -294,7 +297,8 @@ fn page_after_a_kill(disk: &str, fence: bool) -> u8 {
     assert!(slow.wait_for_held_write(PATIENCE), "{spec}: no write reaches the storage");
     first.process.kill().unwrap();
     if disk == DISKS[0] {
-        // Nothing of the process is left but what the kernel has in flight. The others have a thread in it.
+        // Only the kernel's in-flight I/O is left of the process. With the other disks, a thread of
+        // it is still in the write.
         first.process.wait().unwrap();
     }
     if !fence {
@@ -314,7 +318,7 @@ fn page_after_a_kill(disk: &str, fence: bool) -> u8 {
     drop((successor, first));
     drop(mounted);
     let bytes = slow.bytes();
-    // In a qcow2 image the page lies somewhere behind the tables.
+    // In a qcow2 image the page is somewhere after the tables.
     let old = bytes.chunks(PAGE_SIZE).filter(|page| **page == [OLD; PAGE_SIZE]).count();
     let new = bytes.chunks(PAGE_SIZE).filter(|page| **page == [NEW; PAGE_SIZE]).count();
     match (old, new) {
@@ -324,7 +328,7 @@ fn page_after_a_kill(disk: &str, fence: bool) -> u8 {
     }
 }
 
-/// Disks whose writes io_uring has, a thread of io_uring, and a thread of pvio.
+/// Disks whose writes are executed by io_uring, by a thread of io_uring, and by a thread of pvio.
 const DISKS: [&str; 4] = ["raw [direct]", "raw", "qcow2", "qcow2 [direct]"];
 
 fn can_run() -> bool {
@@ -344,8 +348,9 @@ fn write_of_a_killed_process_lands_before_its_successor_opens_the_disk() {
     }
 }
 
-/// The test above can fail: nothing but the fence keeps the successor of such a process from writing first.
-/// Where a thread of the process is in the write, this file system's own lock makes the successor wait too.
+/// Checks that the test above can fail: only the fence keeps the successor of such a process from
+/// writing first. If a thread of the process is in the write, this file system's own lock makes the
+/// successor wait as well.
 #[test]
 fn write_of_a_killed_process_lands_late_where_the_fence_is_removed() {
     if can_run() {

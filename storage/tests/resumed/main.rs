@@ -1,11 +1,11 @@
-//! A server that is really killed, again and again, while a guest works: ring, record and the guest's pages
-//! are in files that all processes map, and the disk is served through io_uring.
+//! A server process that is killed repeatedly while a guest works: ring, record and the guest's
+//! pages are in files that all processes map, and the disk is served through io_uring.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | this | servers that are killed while a guest works |
-//! | [`fenced`] | writes that the kernel still has of a server that was killed |
-//! | [`nbd`] | writes that an NBD server still has |
+//! | [`fenced`] | writes of a killed server that are still in flight in the kernel |
+//! | [`nbd`] | writes that are still in flight at an NBD server |
 
 mod fenced;
 mod nbd;
@@ -33,19 +33,19 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Set in the process that is to be killed: the directory of all files.
+/// Set in the process that will be killed: the directory of all files.
 const SERVE: &str = "PVIO_TEST_SERVE_IN";
 const TEST: &str = "guest_notices_nothing_of_servers_that_are_killed";
 const SLOTS: usize = 32;
 /// Sectors of a slot's own area; requests use the first eight.
 const AREA: usize = 16;
 const ABI: Abi = Abi::X86_64;
-/// Page 0 is the ring, the others are the slots' own.
+/// Page 0 is the ring, the others are the slots' pages.
 const MEMORY: usize = (1 + SLOTS) * PAGE_SIZE;
 const FENCE: &str = "disk.fence";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The guest's memory, of which every page is granted: the reference is its number.
+/// The guest's memory, of which every page is granted: the grant reference is the page number.
 #[derive(Clone)]
 struct Memory(RecordFile);
 
@@ -77,7 +77,7 @@ impl GrantCopier for Memory {
     }
 }
 
-/// Both look at the ring all the time.
+/// An event channel without events, because both sides poll the ring.
 struct Silent;
 
 impl EventChannel for Silent {
@@ -114,7 +114,7 @@ fn serve(dir: &Path) -> ! {
     let memory = Memory(records.existing("memory", MEMORY).unwrap());
     let mut ring = BackRing::attach(memory.page(0), ABI.slot_size()).unwrap();
     let len = key().record_len();
-    // The first one makes the record.
+    // The first server creates the record.
     let record = match records.existing("record", len) {
         Ok(file) => {
             let record = Record::open(file, key()).unwrap();
@@ -128,7 +128,7 @@ fn serve(dir: &Path) -> ! {
         }
     };
     let image = loop {
-        // The kernel releases files of one table one after the other.
+        // The kernel closes the files of a process one after the other.
         match Image::open(&dir.join("disk.img"), ImageOptions::default()) {
             Ok(image) => break image.fenced(fence),
             Err(error) => assert_eq!(error.code(), "image-busy"),
@@ -170,13 +170,13 @@ enum Op {
     Flush,
 }
 
-/// What a slot of the guest's does, one operation after the other, in an area of its own.
+/// The operations of one slot of the guest, one after the other, in an area of its own.
 struct Slot {
-    /// How many it has done.
+    /// Number of completed operations.
     done: u64,
-    /// What its area holds, if that is known.
+    /// The byte in its area, if known.
     content: Option<u8>,
-    /// What it waits for: the operation, the byte written, how many servers were killed meanwhile.
+    /// The outstanding request: operation, byte written, number of servers killed before it.
     open: Option<(Op, u8, u32)>,
 }
 
@@ -205,7 +205,8 @@ impl Guest {
                 Op::Write => (1, 1),
                 Op::Flush => (3, 0),
             };
-            // Ids that are, byte for byte, operations: a response is no request all the same.
+            // Ids that have the bytes of operation codes: a response must not be taken for a
+            // request.
             let id = self.next << 16 | [0, 1, 3, 5, 0x100, 0x101][self.next as usize % 6];
             self.next += 1;
             let mut bytes = vec![code, count, 0, 0, 0, 0, 0, 0];
@@ -269,7 +270,7 @@ fn guest_notices_nothing_of_servers_that_are_killed() {
     let mut guest = Guest { memory, ring, slots, open: HashMap::new(), next: 1, answered: 0 };
     for kill in 0..KILLS {
         let mut server = start(&dir);
-        // Somewhere else in its work each time.
+        // At a different point of its work each time.
         let enough = guest.answered + 100 + kill * 37 % 101;
         while guest.answered < enough {
             guest.take();

@@ -1,5 +1,5 @@
-//! A disk at an NBD server whose process is killed: the successor flushes by a new connection before it submits
-//! anything again.
+//! A disk at an NBD server, whose backend process is killed: the successor flushes on a new
+//! connection before it submits requests again.
 
 use super::fenced::{Front, OLD, Server};
 use super::{MEMORY, Memory, PATIENCE};
@@ -17,12 +17,12 @@ const WRITE: u16 = 1;
 const DISCONNECT: u16 = 2;
 const FLUSH: u16 = 3;
 
-/// What a server is to do, and what it was asked by which connection.
+/// The behaviour of the server, and the commands it received by connection.
 #[derive(Default)]
 struct Export {
     has_flush: bool,
     fail_flushes: bool,
-    /// A command that is not answered as long as this is so.
+    /// A command that gets no reply while this is set.
     held: Option<u16>,
     connections: usize,
     asked: Vec<(usize, u16)>,
@@ -45,7 +45,7 @@ impl NbdServer {
                     number = export.connections;
                     export.connections += 1;
                 });
-                // A client that is gone ends it.
+                // The thread ends when its client disconnects.
                 std::thread::spawn(move || serving.serve(stream, number));
             }
         });
@@ -65,7 +65,7 @@ impl NbdServer {
         assert!(export.asked.contains(&what), "{what:?} is not among {:?}", export.asked);
     }
 
-    /// What a connection has sent.
+    /// Returns the commands of a connection.
     fn by(&self, connection: usize) -> Vec<u16> {
         let asked = &self.0.0.lock().unwrap().asked;
         asked.iter().filter(|(by, _)| *by == connection).map(|(_, command)| *command).collect()
@@ -134,7 +134,7 @@ struct Rig {
 }
 
 impl Rig {
-    /// With a process that was killed while it had a write in flight.
+    /// Creates a disk whose process was killed while it had a write in flight.
     fn killed(has_flush: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
@@ -190,7 +190,7 @@ fn flush_of_a_successor_that_fails_is_never_forgotten() {
     let successor = rig.start();
     rig.front.done(OLD.into(), Status::Okay);
     drop(successor);
-    // Not by the one after it either, whose own flush succeeds.
+    // Flushes also fail in the process after that, whose own flush succeeds.
     rig.server.set(|export| export.fail_flushes = false);
     let _third = rig.start();
     rig.front.flush(7);

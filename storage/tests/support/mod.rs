@@ -1,5 +1,5 @@
-//! A machine with one disk, and what its guest does with it: through frontend, ring and backend,
-//! with real threads. Each test program uses a part of this.
+//! A machine with one disk and its guest, through frontend, ring and backend, with real threads.
+//! Each test program uses a part of this.
 #![allow(dead_code)]
 
 use pvio_blkback::engine::{BlockEngine, EngineError, Io};
@@ -54,7 +54,7 @@ impl Machine {
         self.disk_of(params, mode, ImageServer::new(Arc::new(|| ())))
     }
 
-    /// The same, opened and served by `server`.
+    /// Attaches a disk that `server` opens and serves.
     pub fn disk_of<S>(self, params: &(impl AsRef<[u8]> + ?Sized), mode: Mode, server: S) -> Guest
     where
         S: Serve<Domain> + Send + 'static,
@@ -89,20 +89,20 @@ impl Machine {
     }
 }
 
-/// What a guest does.
+/// An operation of a guest.
 #[derive(Clone, Debug)]
 pub enum Deed {
-    /// Write the bytes from a sector on.
+    /// Writes bytes at a sector.
     Write(u64, Vec<u8>),
-    /// Read sectors from one on.
+    /// Reads a number of sectors at a sector.
     Read(u64, usize),
     Discard(u64, u64),
-    /// The same, so that nobody finds what was there.
+    /// A secure discard: the old data becomes unrecoverable.
     SecureDiscard(u64, u64),
     Flush,
 }
 
-/// The guest's end of its disk.
+/// The guest's side of its disk.
 pub struct Guest {
     session: Option<Session<Domain, Client>>,
     stop: Arc<AtomicBool>,
@@ -115,7 +115,8 @@ impl Guest {
         self.session.as_mut().unwrap()
     }
 
-    /// Does all of them at once, as far as the ring has room; gives what each read found.
+    /// Executes all of them concurrently, as far as the ring has room. Returns the data of each
+    /// read.
     pub fn all(&mut self, deeds: &[Deed]) -> Vec<(Status, Vec<u8>)> {
         let mut found: Vec<Option<(Status, Vec<u8>)>> = deeds.iter().map(|_| None).collect();
         let mut slots = std::collections::HashMap::new();
@@ -161,14 +162,14 @@ impl Guest {
         found.into_iter().map(Option::unwrap).collect()
     }
 
-    /// Does one, which must succeed.
+    /// Executes one operation, which must succeed.
     pub fn one(&mut self, deed: Deed) -> Vec<u8> {
         let [(status, data)] = self.all(&[deed]).try_into().unwrap();
         assert_eq!(status, Status::Okay);
         data
     }
 
-    /// The whole disk.
+    /// Returns the contents of the whole disk.
     pub fn everything(&mut self) -> Vec<u8> {
         let size = self.session().size() as usize;
         let mut data = vec![0; size];
@@ -184,17 +185,17 @@ impl Guest {
 }
 
 impl Drop for Guest {
-    /// Its image is closed when this is over.
+    /// The image is closed after this.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         if let Some(driver) = self.driver.take() {
-            // It has said already why it ended, if it did not by this.
+            // If it ended for another reason, it has reported that already.
             let _ = driver.join();
         }
     }
 }
 
-/// A small generator of numbers, the same for the same seed.
+/// A small pseudorandom number generator.
 pub struct Rng(pub u64);
 
 impl Rng {
@@ -212,13 +213,13 @@ impl Rng {
     }
 }
 
-/// Does a seeded workload on a disk and keeps its image in `model`, which it is compared with.
-/// Reads see what was written; discarded sectors may hold anything, so they are written again.
+/// Executes a seeded workload on a disk, mirrors it in `model`, and compares both. Discarded
+/// sectors may contain anything, so they are written again.
 pub fn workload(guest: &mut Guest, model: &mut [u8], seed: u64, rounds: usize, discard: bool) {
     let mut rng = Rng(seed);
     let sectors = (model.len() / 512) as u64;
     for round in 0..rounds {
-        // Nothing in one batch touches what another in it touches.
+        // No two operations of a batch touch the same sectors.
         let count = 1 + rng.below(24);
         let part = sectors / count;
         let mut deeds = Vec::new();
@@ -276,7 +277,7 @@ fn brief(deed: &Deed) -> String {
     }
 }
 
-/// Has an engine do one operation, and nothing else.
+/// Executes one operation with an engine, and nothing else.
 pub fn alone(
     engine: &mut DiskEngine<HeapMemory>,
     io: Io,
@@ -310,7 +311,7 @@ pub fn tool(name: &str, args: &[&str]) -> Output {
     output
 }
 
-/// Whether a tool is there; says loudly when it is not.
+/// Returns whether a tool is installed; prints a message otherwise.
 pub fn has(name: &str, package: &str) -> bool {
     let there = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()));
@@ -320,7 +321,7 @@ pub fn has(name: &str, package: &str) -> bool {
     there
 }
 
-/// A path as the tools want it.
+/// Converts a path for tools.
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }

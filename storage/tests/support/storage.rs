@@ -1,5 +1,5 @@
-//! Files of a file system that this process serves (FUSE): what a test holds up or records there.
-//! Each test program uses a part of this.
+//! Files of a file system that this process serves (FUSE), so that tests can delay or record
+//! operations. Each test program uses a part of this.
 #![allow(dead_code)]
 
 use fuser::{
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// The one file, called `disk`.
 pub const DISK: INodeNo = INodeNo(2);
 
-/// Attributes of a file of that many bytes, or, for none, of the directory it is in.
+/// Returns the attributes of a file of that size, or of the directory that contains it.
 pub fn attr(ino: INodeNo, size: u64) -> FileAttr {
     let file = ino == DISK;
     FileAttr {
@@ -39,7 +39,7 @@ pub fn attr(ino: INodeNo, size: u64) -> FileAttr {
     }
 }
 
-/// Writes into a file that grows.
+/// Writes into a file, which grows if necessary.
 pub fn put(file: &mut Vec<u8>, at: u64, data: &[u8]) {
     let at = at as usize;
     if file.len() < at + data.len() {
@@ -48,7 +48,7 @@ pub fn put(file: &mut Vec<u8>, at: u64, data: &[u8]) {
     file[at..at + data.len()].copy_from_slice(data);
 }
 
-/// Whether this machine lets a process serve files; says loudly when it does not.
+/// Returns whether this machine lets a process serve files; prints a message otherwise.
 pub fn can_serve_files() -> bool {
     if !Path::new("/dev/fuse").exists() {
         eprintln!("SKIPPED: this kernel has not the fuse module; load it");
@@ -62,8 +62,8 @@ pub fn can_serve_files() -> bool {
     super::support::has("umount", "util-linux")
 }
 
-/// Storage that hangs when the test wants it to. Its locks keep nobody out, as those of a network file
-/// system without a lock server, and several writes to one place may be in flight.
+/// Storage that hangs when the test requires it. Its locks exclude no other users, like those of a
+/// network file system without a lock server, and several writes to one place may be in flight.
 #[derive(Clone, Default)]
 pub struct SlowStorage(Arc<Shared>);
 
@@ -76,7 +76,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     bytes: Vec<u8>,
-    /// The next write whose data begins so is held.
+    /// The next write whose data begins with this byte is held.
     hold_write: Option<u8>,
     held_write: Option<(u64, Vec<u8>, ReplyWrite)>,
     hold_attributes: bool,
@@ -109,14 +109,14 @@ impl SlowStorage {
         self.state().hold_write = Some(first);
     }
 
-    /// Waits until that write has come; whether it did within `time`.
+    /// Waits until that write arrives. Returns whether it did within `time`.
     pub fn wait_for_held_write(&self, time: Duration) -> bool {
         let pending = |state: &mut State| state.held_write.is_none();
         let (state, _) = self.0.changed.wait_timeout_while(self.state(), time, pending).unwrap();
         state.held_write.is_some()
     }
 
-    /// Lets the held write reach the file, if there is one, and holds none.
+    /// Lets the held write reach the file, if there is one, and holds no further writes.
     pub fn release_write(&self) {
         let mut state = self.state();
         state.hold_write = None;
@@ -127,22 +127,22 @@ impl SlowStorage {
         }
     }
 
-    /// Gives nobody the file's attributes, such as its size, until they are released.
+    /// Withholds the file's attributes, such as its size, until they are released.
     pub fn hold_attributes(&self) {
         self.state().hold_attributes = true;
     }
 
-    /// Gives the file another length.
+    /// Changes the length of the file.
     pub fn resize(&self, bytes: usize) {
         self.state().bytes.resize(bytes, 0);
     }
 
-    /// Whether somebody waits for the attributes.
+    /// Returns whether a request for the attributes is waiting.
     pub fn holds_attributes(&self) -> bool {
         !self.state().held_attributes.is_empty()
     }
 
-    /// Gives the attributes to all who wait for them.
+    /// Replies to all waiting requests for the attributes.
     pub fn release_attributes(&self) {
         let mut state = self.state();
         state.hold_attributes = false;
@@ -154,7 +154,7 @@ impl SlowStorage {
     }
 }
 
-/// Storage that is served. Dropping it releases all it holds and ends the serving.
+/// A mounted storage. Dropping it releases everything it holds and unmounts it.
 pub struct Mounted {
     storage: SlowStorage,
     dir: PathBuf,
@@ -184,7 +184,8 @@ impl Drop for Mounted {
 impl Filesystem for SlowStorage {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let wanted = InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS;
-        // Without async_dio the kernel would wait for each operation with a thread of the process.
+        // Without async_dio the kernel would execute each operation synchronously in a thread of
+        // the process.
         let wanted = wanted | InitFlags::FUSE_ASYNC_DIO;
         config
             .add_capabilities(wanted)

@@ -1,4 +1,4 @@
-//! A disk that outlives every process, and an engine whose operations may go on without theirs.
+//! A disk that outlives every process, and an engine whose operations may outlive their process.
 
 use pvio_blkback::engine::{Discard, Done, Full, Geometry, Io, Segments};
 use pvio_blkback::{BlockEngine, Buf};
@@ -15,16 +15,16 @@ pub type Page = Buf<Mortal<LocalMapping>>;
 pub const AREA: u64 = 16;
 pub const AREAS: u64 = 256;
 
-/// What outlives every process: the disk, and what the guest has asked of it.
+/// State that outlives every process: the disk, and the guest's outstanding requests.
 pub struct Disk {
     pub bytes: Vec<u8>,
-    /// By area: requests that were made and have no visible response.
+    /// By area: submitted requests without a visible response.
     pub open: HashSet<u64>,
-    /// The same, for flushes of any kind.
+    /// Outstanding flushes of any kind.
     pub flushes: usize,
     /// Areas that this process has read, written or discarded.
     pub executed: HashSet<u64>,
-    /// Nothing is completed.
+    /// Whether no operation completes.
     pub stuck: bool,
 }
 
@@ -34,7 +34,7 @@ impl Disk {
         &self.bytes[at..at + AREA as usize * 512]
     }
 
-    /// A process begins an operation.
+    /// Checks an operation that a process starts.
     fn begins(&mut self, io: Io) {
         match io {
             Io::Flush => assert!(self.flushes > 0, "a flush that nobody asked for"),
@@ -68,10 +68,10 @@ impl Disk {
     }
 }
 
-/// Operations in the kernel: they may go on when their process is gone.
+/// Operations in the kernel: they may complete after their process has ended.
 pub type Waiting = Rc<RefCell<Vec<(u32, Io, Segments<Page>)>>>;
 
-/// Does some operations at each call, in no particular order.
+/// Executes some operations at each call, in no particular order.
 pub struct Engine {
     pub disk: Rc<RefCell<Disk>>,
     pub waiting: Waiting,

@@ -1,8 +1,8 @@
-//! Block devices that an image, or a link in a root, names.
+//! Block devices that an image or a link in a root names.
 
 use super::*;
 
-/// A loop device over a file; it goes with its owner.
+/// A loop device over a file; detached when it is dropped.
 struct Loop(String);
 
 impl Loop {
@@ -39,20 +39,21 @@ fn a_link_from_a_root_to_a_block_device_is_followed() {
         qcow2(&image, "raw", name);
         assert_eq!(first_sector(&format!("qcow2:{}", text(&image))), [2; 512], "{name}");
     }
-    // By its own name it is no file of the tenant's, nor through a link to where all devices are.
+    // By its own path it does not belong to the tenant, nor through a link to the directory of all
+    // devices.
     symlink("/dev", tenants.own.join("dev")).unwrap();
     for name in [device.0.clone(), format!("dev/{}", &device.0[5..])] {
         qcow2(&image, "raw", &name);
         refused_as(&format!("qcow2:{}", text(&image)), "image-outside-root", &[&name]);
     }
-    // Written, where the name is the descriptor's own.
+    // Written, because the name derives from the descriptor's name.
     let descriptor = tenants.own.join("a.vmdk");
     symlink(&device.0, tenants.own.join("a-flat.vmdk")).unwrap();
     vmdk(&descriptor, "FLAT", b"a-flat.vmdk");
     open(&format!("[rw]{}", text(&descriptor))).unwrap();
 }
 
-/// Beside an image on a block device are the disks of everybody.
+/// The directory of an image on a block device contains the disks of all guests.
 #[test]
 fn an_image_on_a_device_names_no_other_device() {
     if !has("qemu-img", "qemu-utils") {

@@ -1,8 +1,8 @@
-//! Paths that are not text.
+//! Paths that are not UTF-8.
 
 use super::*;
 
-/// Paths are bytes: of images, and of what they name.
+/// Paths are bytes: those of images, and those that they name.
 #[test]
 fn names_need_not_be_utf8() {
     use std::ffi::OsStr;
@@ -31,7 +31,7 @@ fn names_need_not_be_utf8() {
             .chain([base.as_os_str()])
             .collect::<Vec<_>>(),
     );
-    // Features of others', which a writer clears; the library writes the header anew for that.
+    // Unknown autoclear features, which a writer clears; the library rewrites the header for that.
     let mut bytes = fs::read(&image).unwrap();
     bytes[95] |= 4;
     fs::write(&image, &bytes).unwrap();
@@ -72,7 +72,7 @@ fn names_need_not_be_utf8() {
     guest.close();
     assert_eq!(fs::read(&extent).unwrap()[..513], [&[9; 512][..], &[8]].concat());
     assert_eq!(fs::read_dir(&traces).unwrap().count(), 1);
-    // What is wrong is told all the same.
+    // Errors are still reported.
     let error = Image::open_as(&Disk::from_bytes(b"/none/\xff.img").unwrap()).unwrap_err();
     assert_eq!(error.code(), "image-missing");
 }
