@@ -1,31 +1,31 @@
-//! The nine states of a xenbus device end (`enum xenbus_state` in `io/xenbus.h`).
+//! The nine states of one side of a xenbus device (`enum xenbus_state` in `io/xenbus.h`).
 
 use core::fmt;
 
 use crate::wire::parse_u32;
 
-/// How far one end of a device has come; each end writes its own and watches the other's.
+/// State of one side of a device; each side writes its own and watches its peer's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[repr(u8)]
 pub enum XenbusState {
-    /// 0: there is no state, or none that can be understood.
+    /// 0: there is no state, or an invalid one.
     #[default]
     Unknown = 0,
-    /// 1: the toolstack made the device, or the end starts anew.
+    /// 1: the toolstack created the device, or this side restarts.
     Initialising = 1,
-    /// 2: the backend has published what it offers.
+    /// 2: the backend has written its offer.
     InitWait = 2,
-    /// 3: the frontend has published its rings.
+    /// 3: the frontend has written its request.
     Initialised = 3,
-    /// 4: the end carries I/O.
+    /// 4: the device is in use.
     Connected = 4,
-    /// 5: the end is about to stop.
+    /// 5: this side is about to stop.
     Closing = 5,
-    /// 6: the end has stopped and holds nothing of its peer's.
+    /// 6: this side has stopped and uses no resources of its peer.
     Closed = 6,
-    /// 7: the end changes its configuration.
+    /// 7: this side changes its configuration.
     Reconfiguring = 7,
-    /// 8: the end has changed its configuration.
+    /// 8: this side has changed its configuration.
     Reconfigured = 8,
 }
 
@@ -43,14 +43,15 @@ impl XenbusState {
         Self::Reconfigured,
     ];
 
-    /// The state with this number; [`XenbusState::Unknown`] beyond 8.
+    /// Returns the state with this number; [`XenbusState::Unknown`] beyond 8.
     #[must_use]
     pub fn from_number(number: u32) -> Self {
         usize::try_from(number).ok().and_then(|n| Self::ALL.get(n).copied()).unwrap_or_default()
     }
 
-    /// Reads a state as a peer wrote it, perhaps with a NUL or a line end behind it. Nothing there,
-    /// not a decimal number, or a number beyond 8 is [`XenbusState::Unknown`].
+    /// Parses a state that a peer wrote, optionally followed by a NUL or a line end. A missing
+    /// value, a value that is not a decimal number, or a number beyond 8 is
+    /// [`XenbusState::Unknown`].
     #[must_use]
     pub fn parse(text: Option<&[u8]>) -> Self {
         let text = match text {
@@ -60,13 +61,13 @@ impl XenbusState {
         text.and_then(parse_u32).map_or(Self::Unknown, Self::from_number)
     }
 
-    /// The state's number on the wire.
+    /// Returns the state's number on the wire.
     #[must_use]
     pub const fn number(self) -> u8 {
         self as u8
     }
 
-    /// The state as it is written into xenstore.
+    /// Returns the state as text, for xenstore.
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
@@ -83,7 +84,7 @@ impl XenbusState {
     }
 }
 
-/// The state's name, as the header spells it without `XenbusState`.
+/// Prints the state's name as in the header, without `XenbusState`.
 impl fmt::Display for XenbusState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

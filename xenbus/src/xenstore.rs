@@ -1,4 +1,4 @@
-//! What a device needs of xenstore: one trait, whoever serves it.
+//! The interface to xenstore that devices use: one trait for every implementation.
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -10,19 +10,20 @@ use pvio_ring::DomId;
 
 use crate::wire::{Op, PAYLOAD_MAX, Perm, XsErrno, split_string, strings};
 
-/// How often [`transaction`] starts over before it gives up.
+/// Maximum number of attempts of a [`transaction`].
 pub const TRANSACTION_RETRIES: usize = 64;
 
-/// How many parts of one list of children [`Xenstore::directory`] puts together at most (of
-/// nearly 4 KiB each), and how often it starts over when the list changes meanwhile.
+/// Maximum number of parts (of nearly 4 KiB each) of a list of children that
+/// [`Xenstore::directory`] reads, and maximum number of restarts when the list changes during the
+/// reads.
 const DIRECTORY_PARTS: usize = 256;
 const DIRECTORY_RETRIES: usize = 16;
 
 /// Something changed at or below a watched path, or the watch was just registered. Events may be
-/// merged and may come without cause: look at the store to know.
+/// merged and may be spurious: read the store to find out what changed.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct WatchEvent {
-    /// What changed, relative if the watch was; or the watched path itself.
+    /// The path that changed, relative if the watch was; or the watched path itself.
     pub path: String,
     /// The token the watch was registered with.
     pub token: String,
@@ -31,42 +32,42 @@ pub struct WatchEvent {
 /// Why an operation failed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum XsError {
-    /// The server refused.
+    /// The server rejected the request.
     #[error("{op:?} of `{path}` was refused: {errno}")]
     Refused {
-        /// What was asked for.
+        /// The operation.
         op: Op,
-        /// What it was asked of: the payload's first string, for the operator to read.
+        /// The path of the operation: the payload's first string, for the operator.
         path: Box<str>,
-        /// The server's reason.
+        /// The server's error.
         errno: XsErrno,
     },
     /// The connection ended.
     #[error("the connection to xenstore is closed")]
     Closed,
-    /// The connection failed; the system's words for it.
+    /// The connection failed; the system's error text.
     #[error("the connection to xenstore failed: {0}")]
     Transport(Box<str>),
-    /// The server sent what the protocol does not allow; the connection cannot go on.
+    /// The server violated the protocol; the connection is unusable.
     #[error("xenstore broke the protocol: {0}")]
     Protocol(&'static str),
     /// The request does not fit into one message of 4096 bytes.
     #[error("the request is longer than 4096 bytes")]
     TooLong,
-    /// A transaction met conflicts too often in a row ([`TRANSACTION_RETRIES`]).
+    /// A transaction met a conflict at every attempt ([`TRANSACTION_RETRIES`]).
     #[error("a transaction met too many conflicts")]
     Conflict,
 }
 
 impl XsError {
-    /// Returns the refusal of a request whose payload has these parts.
+    /// Returns the error for a rejected request whose payload has these parts.
     #[must_use]
     pub fn refused(op: Op, parts: &[&[u8]], errno: XsErrno) -> Self {
         let path = parts.first().map_or("", |p| core::str::from_utf8(p).unwrap_or(""));
         Self::Refused { op, path: path.into(), errno }
     }
 
-    /// The server's reason, if it was the server that refused.
+    /// Returns the server's error, if the server rejected the request.
     #[must_use]
     pub const fn errno(&self) -> Option<XsErrno> {
         match self {
@@ -75,22 +76,22 @@ impl XsError {
         }
     }
 
-    /// Whether the connection is of no more use. What else goes wrong (a transaction that a peer
-    /// interferes with at every attempt, a value that is too long) concerns one request.
+    /// Returns whether the connection is unusable. All other errors (a transaction with a conflict
+    /// at every attempt, a value that is too long) concern one request.
     #[must_use]
     pub const fn is_connection_lost(&self) -> bool {
         matches!(self, Self::Closed | Self::Transport(_) | Self::Protocol(_))
     }
 
-    /// Whether this says that a node is not there.
+    /// Returns whether the node does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.errno() == Some(XsErrno::NoEnt)
     }
 
-    /// Whether this says that a node is not there, or may not be seen. Of a peer's node that is
-    /// gone together with its directory xenstored tells only the latter: what is left above it is
-    /// not for us to read.
+    /// Returns whether the node does not exist, or may not be read. If a peer's node is gone
+    /// together with its directory, xenstored reports only the latter: this domain may not read the
+    /// nodes above it.
     #[must_use]
     pub fn is_absent(&self) -> bool {
         matches!(self.errno(), Some(XsErrno::NoEnt | XsErrno::Acces))
@@ -99,32 +100,34 @@ impl XsError {
 
 /// A connection to xenstore.
 ///
-/// Only [`request`](Self::request) and the two ways to take events have to be given; the rest is
-/// made of them. Paths are absolute, or relative to the connection's domain. Inside
+/// Only [`request`](Self::request) and the two methods that return events must be implemented; the
+/// others are built on them. Paths are absolute, or relative to the connection's domain. Inside
 /// [`transaction`], the same operations are part of the transaction.
 pub trait Xenstore {
-    /// Sends one request of the given transaction (0: none), its payload the concatenation of
-    /// `parts`, and waits for the answer's payload.
+    /// Sends one request of the given transaction (0: none), with the concatenation of `parts` as
+    /// its payload, and returns the payload of the response.
     ///
     /// # Errors
-    /// [`XsError::Refused`] if the server says no; the others if there is no answer.
+    /// [`XsError::Refused`] if the server rejects the request; other variants if there is no
+    /// response.
     fn request(&mut self, op: Op, tx_id: u32, parts: &[&[u8]]) -> Result<Vec<u8>, XsError>;
 
-    /// Takes an event if one is there; never waits.
+    /// Returns an event if one is available; never waits.
     ///
     /// # Errors
-    /// If the connection ended, once no event is left.
+    /// If the connection has ended and no event is left.
     fn poll_event(&mut self) -> Result<Option<WatchEvent>, XsError>;
 
-    /// Waits for an event: for ever with `None`, else until the time is over. A connection on
-    /// which nothing can happen while the caller waits (a store in the same thread) returns
-    /// at once.
+    /// Waits for an event: without limit if `timeout` is `None`, otherwise until it expires. A
+    /// connection on which no event can occur while the caller waits (a store in the same thread)
+    /// returns immediately.
     ///
     /// # Errors
-    /// If the connection ended, once no event is left.
+    /// If the connection has ended and no event is left.
     fn wait_event(&mut self, timeout: Option<Duration>) -> Result<Option<WatchEvent>, XsError>;
 
-    /// The transaction that operations belong to: 0, but for the `tx` inside [`transaction`].
+    /// Returns the transaction that operations belong to: 0, except for the `tx` inside
+    /// [`transaction`].
     fn tx_id(&self) -> u32 {
         0
     }
@@ -149,7 +152,7 @@ pub trait Xenstore {
         }
     }
 
-    /// Reads a node of a peer's, which may be gone together with all that we may see of it.
+    /// Reads a node of a peer, which may be gone together with the permission to read it.
     ///
     /// # Errors
     /// As [`Xenstore::read`], without `ENOENT` and `EACCES`.
@@ -169,7 +172,7 @@ pub trait Xenstore {
         self.request(Op::Write, self.tx_id(), &[path.as_bytes(), NUL, value]).map(drop)
     }
 
-    /// Makes sure that a node is there.
+    /// Creates a node if it does not exist.
     ///
     /// # Errors
     /// As [`Xenstore::request`].
@@ -177,7 +180,7 @@ pub trait Xenstore {
         self.request(Op::Mkdir, self.tx_id(), &[path.as_bytes(), NUL]).map(drop)
     }
 
-    /// Removes a node and all below it; that there is none is fine.
+    /// Removes a node and everything below it; succeeds if it does not exist.
     ///
     /// # Errors
     /// As [`Xenstore::request`].
@@ -211,8 +214,8 @@ pub trait Xenstore {
             .collect()
     }
 
-    /// Replaces a node's permissions; only its owner and dom0 may, and only dom0 may change the
-    /// owner.
+    /// Replaces a node's permissions; only its owner and dom0 may do that, and only dom0 may change
+    /// the owner.
     ///
     /// # Errors
     /// As [`Xenstore::request`].
@@ -221,16 +224,16 @@ pub trait Xenstore {
         self.request(Op::SetPerms, self.tx_id(), &[path.as_bytes(), NUL, list.as_bytes()]).map(drop)
     }
 
-    /// Watches a path and all below it; the first event comes at once. The same path may be
-    /// watched again under another token.
+    /// Watches a path and everything below it; the first event arrives immediately. The same path
+    /// may be watched again with another token.
     ///
     /// # Errors
-    /// As [`Xenstore::request`]; `EEXIST` if that watch is there.
+    /// As [`Xenstore::request`]; `EEXIST` if the watch exists.
     fn watch(&mut self, path: &str, token: &str) -> Result<(), XsError> {
         self.request(Op::Watch, 0, &[path.as_bytes(), NUL, token.as_bytes(), NUL]).map(drop)
     }
 
-    /// Ends a watch. Events that are under way may still come.
+    /// Removes a watch. Events that were already sent may still arrive.
     ///
     /// # Errors
     /// As [`Xenstore::request`]; `ENOENT` if there is no such watch.
@@ -238,7 +241,7 @@ pub trait Xenstore {
         self.request(Op::Unwatch, 0, &[path.as_bytes(), NUL, token.as_bytes(), NUL]).map(drop)
     }
 
-    /// Opens a transaction and returns its number. [`transaction`] is the better way.
+    /// Opens a transaction and returns its number. Prefer [`transaction`].
     ///
     /// # Errors
     /// As [`Xenstore::request`].
@@ -248,7 +251,7 @@ pub trait Xenstore {
         id.filter(|&id| id != 0).ok_or(XsError::Protocol("a transaction without a number"))
     }
 
-    /// Commits or drops a transaction.
+    /// Commits or aborts a transaction.
     ///
     /// # Errors
     /// As [`Xenstore::request`]; `EAGAIN` if something it depends on has changed.
@@ -257,7 +260,7 @@ pub trait Xenstore {
         self.request(Op::TransactionEnd, tx_id, &[how]).map(drop)
     }
 
-    /// Asks the server for a domain's home path.
+    /// Returns a domain's home path.
     ///
     /// # Errors
     /// As [`Xenstore::request`].
@@ -286,13 +289,13 @@ impl<X: Xenstore + ?Sized> Xenstore for &mut X {
     }
 }
 
-/// Runs `work` in one transaction and commits it, or drops it if `work` fails. On a conflict it
-/// all starts over, so `work` may run several times, at most [`TRANSACTION_RETRIES`].
+/// Runs `work` in one transaction and commits it, or aborts it if `work` fails. On a conflict
+/// everything is repeated, so `work` may run several times, at most [`TRANSACTION_RETRIES`].
 ///
-/// Inside another transaction, `work` simply becomes part of that one.
+/// Inside another transaction, `work` becomes part of that one.
 ///
 /// # Errors
-/// What `work` returned; [`XsError`] from starting or committing, [`XsError::Conflict`] when the
+/// The error of `work`; [`XsError`] from starting or committing, [`XsError::Conflict`] if the
 /// retries are used up.
 pub fn transaction<X, R, E>(
     xs: &mut X,
@@ -315,7 +318,7 @@ where
                 Err(e) => return Err(e.into()),
             },
             Err(e) => {
-                // What went wrong first is what the caller should hear of.
+                // The first error is the one to report.
                 let _ = xs.transaction_end(tx_id, false);
                 return Err(e);
             }
@@ -358,11 +361,11 @@ pub fn concat_payload(parts: &[&[u8]]) -> Result<Vec<u8>, XsError> {
     if bytes.len() > PAYLOAD_MAX { Err(XsError::TooLong) } else { Ok(bytes) }
 }
 
-/// Turns an `ERROR` answer into an error of the request it answers.
+/// Converts an `ERROR` response into an error of its request.
 #[cfg(feature = "std")]
 pub(crate) fn refusal(op: Op, parts: &[&[u8]], answer: &[u8]) -> XsError {
     let name = split_string(answer).map_or(answer, |(name, _)| name);
-    // An error unknown to the protocol is still a refusal.
+    // An undefined error is still a rejection.
     XsError::refused(op, parts, XsErrno::from_name(name).unwrap_or(XsErrno::Inval))
 }
 

@@ -1,4 +1,4 @@
-//! Events received and not yet taken, bounded.
+//! A bounded queue of received events.
 
 use std::collections::{HashSet, VecDeque};
 use std::string::String;
@@ -7,8 +7,8 @@ use std::vec::Vec;
 use crate::wire::strings;
 use crate::xenstore::WatchEvent;
 
-/// How many distinct events a [`super::Client`] keeps before it collapses further ones into one
-/// event on the watched path for each watch with the event's token.
+/// Maximum number of distinct events that a [`super::Client`] queues. Further events are merged:
+/// each becomes an event on the watched path of every watch with the same token.
 pub const EVENT_LIMIT: usize = 1024;
 
 #[derive(Debug, Default)]
@@ -24,7 +24,8 @@ impl Events {
             self.add(event);
             return;
         }
-        // Which watch it came from is known by the token alone, so tell all that share it.
+        // An event identifies its watch only by the token, so all watches with that token get an
+        // event.
         let to_tell: Vec<_> =
             self.watches.iter().filter(|w| w.token == event.token).cloned().collect();
         for watch in to_tell {
@@ -65,7 +66,7 @@ impl Events {
     }
 }
 
-/// The path and the token in an event's payload, or in a request to watch.
+/// Returns the path and the token in an event's payload, or in the payload of a watch request.
 pub(super) fn parse_event(body: &[u8]) -> Option<WatchEvent> {
     let mut parts = strings(body).map(|s| String::from_utf8_lossy(s).into_owned());
     Some(WatchEvent { path: parts.next()?, token: parts.next()? })

@@ -1,16 +1,16 @@
 //! A client over a Unix socket (`/run/xenstored/socket`, or any other) or over Linux's
 //! `/dev/xen/xenbus`.
 //!
-//! [`Client`] sends one request at a time and waits for its answer; events that arrive meanwhile
-//! are queued, equal ones merged, and beyond [`EVENT_LIMIT`] collapsed into one for each watch.
-//! It is [`AsFd`], so that a thread can wait on it beside other things and then drain it with
-//! [`Xenstore::poll_event`]. Mind that events may already be queued when the descriptor is quiet:
-//! poll for events before waiting on the descriptor.
+//! [`Client`] sends one request at a time and waits for its response. Events that arrive during the
+//! wait are queued; equal ones are merged, and beyond [`EVENT_LIMIT`] they are reduced to one per
+//! watch. The client is [`AsFd`], so that a thread can wait on it together with other descriptors
+//! and then take all events with [`Xenstore::poll_event`]. Events may be queued although the
+//! descriptor is not readable: poll for events before waiting on the descriptor.
 //!
-//! Over `/dev/xen/xenbus` the client is a part of the kernel's own connection to the server, which
-//! shows in three places: to watch the same path with the same token twice is no error; nor is to
-//! end a watch that does not exist; and [`Op::ResetWatches`] is refused here, for it would take away
-//! every watch the kernel has.
+//! Over `/dev/xen/xenbus` the client is a part of the kernel's own connection to the server. This
+//! differs in three ways: watching the same path with the same token twice succeeds; so does
+//! removing a watch that does not exist; and [`Op::ResetWatches`] is rejected here, because it
+//! would remove all watches of the kernel.
 
 mod events;
 mod transport;
@@ -31,9 +31,9 @@ use transport::{SendError, Transport, Wait};
 
 pub use events::EVENT_LIMIT;
 
-/// Where clients look for the server: `XENSTORED_PATH` if it is set, else the first of
-/// `/run/xenstored/socket`, `/var/run/xenstored/socket` and `/dev/xen/xenbus` that exists
-/// (as the reference client library does).
+/// Returns the default address of the server: `XENSTORED_PATH` if it is set, otherwise the first of
+/// `/run/xenstored/socket`, `/var/run/xenstored/socket` and `/dev/xen/xenbus` that exists (as the
+/// reference client library does).
 #[must_use]
 pub fn default_path() -> PathBuf {
     if let Some(path) = std::env::var_os("XENSTORED_PATH") {
@@ -46,23 +46,23 @@ pub fn default_path() -> PathBuf {
         .unwrap_or_else(|| "/dev/xen/xenbus".into())
 }
 
-/// A connection to a xenstore server; see the module's words.
+/// A connection to a xenstore server; see the module documentation.
 #[derive(Debug)]
 pub struct Client {
     transport: Transport,
-    /// Bytes received and not yet taken: less than one whole message plus what one read brings.
+    /// Bytes received and not yet parsed: less than one whole message plus the size of one read.
     input: Vec<u8>,
     events: Events,
     last_req: u32,
-    /// Set once the connection is of no more use.
+    /// The failure that made the connection unusable.
     broken: Option<XsError>,
 }
 
 impl Client {
-    /// Connects to a server's socket, or opens a character device that speaks the same.
+    /// Connects to a server's socket, or opens a character device with the same protocol.
     ///
     /// # Errors
-    /// The system's, if it cannot be connected to or opened.
+    /// The system's error, if the connection or the open fails.
     pub fn connect(path: impl AsRef<Path>) -> std::io::Result<Self> {
         let path = path.as_ref();
         if std::fs::metadata(path)?.file_type().is_char_device() {
@@ -72,10 +72,10 @@ impl Client {
         Self::from_stream(UnixStream::connect(path)?)
     }
 
-    /// Speaks over a connected stream, which becomes non-blocking.
+    /// Uses a connected stream, which is made non-blocking.
     ///
     /// # Errors
-    /// The system's, if the stream cannot be made non-blocking.
+    /// The system's error, if the stream cannot be made non-blocking.
     pub fn from_stream(stream: UnixStream) -> std::io::Result<Self> {
         Self::new(Transport::Socket(stream))
     }
@@ -91,15 +91,15 @@ impl Client {
         })
     }
 
-    /// Sends all of `bytes`, taking in what arrives meanwhile so that neither side waits for the
-    /// other for ever.
+    /// Sends all of `bytes`, receiving concurrently so that client and server cannot wait for each
+    /// other without end.
     fn send(&mut self, mut bytes: &[u8]) -> Result<(), SendError> {
         while !bytes.is_empty() {
             match self.transport.send(bytes)? {
                 Some(sent) => bytes = bytes.get(sent..).unwrap_or(&[]),
                 None => {
                     self.transport.wait(Wait::ReadOrWrite, None)?;
-                    // An answer cannot be there before its request is.
+                    // A response cannot arrive before its request was sent.
                     if self.receive()? && self.take_messages(None)?.is_some() {
                         return Err(XsError::Protocol("an answer to no request").into());
                     }
@@ -109,7 +109,7 @@ impl Client {
         Ok(())
     }
 
-    /// Takes in what is there; whether there was anything.
+    /// Receives what is available; returns whether there was anything.
     fn receive(&mut self) -> Result<bool, XsError> {
         let mut chunk = [0_u8; HEADER_LEN + PAYLOAD_MAX];
         match self.transport.receive(&mut chunk)? {
@@ -122,7 +122,8 @@ impl Client {
         }
     }
 
-    /// Sorts the whole messages received: events are queued, the answer to `req_id` is returned.
+    /// Processes the complete messages received: queues events, and returns the response to
+    /// `req_id`.
     fn take_messages(&mut self, req_id: Option<u32>) -> Result<Option<(Header, Vec<u8>)>, XsError> {
         loop {
             let Some(Frame { header, payload }) =
@@ -178,7 +179,8 @@ impl Client {
         }
     }
 
-    /// Remembers a failure of the connection, which all later calls repeat; a refusal is none.
+    /// Stores a failure of the connection, which all later calls return; a rejected request is not
+    /// one.
     fn note<T>(&mut self, result: Result<T, XsError>) -> Result<T, XsError> {
         if let Err(e) = &result
             && !matches!(e, XsError::Refused { .. } | XsError::TooLong)
@@ -199,7 +201,7 @@ impl Client {
             if let Some(e) = &self.broken {
                 return Err(e.clone());
             }
-            // What came along with an answer is here already.
+            // Events that arrived together with a response are in the buffer.
             self.take_messages(None)?;
             if !self.events.is_empty() || self.receive()? {
                 continue;
@@ -242,7 +244,7 @@ impl Xenstore for Client {
     }
 
     fn wait_event(&mut self, timeout: Option<Duration>) -> Result<Option<WatchEvent>, XsError> {
-        // A timeout too long for the clock is none.
+        // A timeout beyond the range of the clock is infinite.
         let until = timeout.and_then(|t| Instant::now().checked_add(t));
         let result = self.next_event(Some(until));
         self.note(result)

@@ -1,4 +1,4 @@
-//! The descriptor under a client: never blocks but in [`Transport::wait`].
+//! The descriptor of a client; only [`Transport::wait`] blocks.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,13 +14,13 @@ use rustix::net::{RecvFlags, SendFlags};
 use crate::wire::XsErrno;
 use crate::xenstore::XsError;
 
-/// What is below a client.
+/// The descriptor of a client.
 ///
-/// The device is Linux's `/dev/xen/xenbus`, which is not quite a server's socket: all who open it,
-/// and the kernel itself, are one connection to the server. The kernel therefore answers requests
-/// to watch by itself, and a refusal of one comes as the error of the write that completed it; the
-/// device's buffer is empty after that, and the connection goes on. Its writes never wait for
-/// room, and so it never says that there is any.
+/// The device is Linux's `/dev/xen/xenbus`. It differs from a server's socket: all processes that
+/// open it share the kernel's one connection to the server. So the kernel handles watch requests
+/// itself, and reports a rejected one as the error of the write that completed it. The device's
+/// buffer is empty after that, and the connection stays usable. Writes to the device never wait for
+/// room, so it is never reported as writable.
 #[derive(Debug)]
 pub(super) enum Transport {
     Socket(UnixStream),
@@ -30,9 +30,9 @@ pub(super) enum Transport {
 /// Why bytes could not be sent.
 #[derive(Debug)]
 pub(super) enum SendError {
-    /// The request they complete was refused.
+    /// The server or the kernel rejected the request that these bytes complete.
     Refused(XsErrno),
-    /// The connection is of no more use.
+    /// The connection is unusable.
     Lost(XsError),
 }
 
@@ -55,7 +55,7 @@ impl Transport {
         Ok(())
     }
 
-    /// Whether the server takes this connection and the kernel's own for the same.
+    /// Returns whether this connection and the kernel's are the same to the server.
     pub fn is_the_kernels(&self) -> bool {
         matches!(self, Self::Device(_))
     }
@@ -63,7 +63,7 @@ impl Transport {
     /// Sends some of `bytes`; `None` if nothing can be sent now.
     pub fn send(&self, bytes: &[u8]) -> Result<Option<usize>, SendError> {
         match self {
-            // A server that went must be an error here, not a signal.
+            // A server that closed the socket must cause an error here, not a signal.
             Self::Socket(s) => Ok(outcome(rustix::net::send(s, bytes, SendFlags::NOSIGNAL))?),
             Self::Device(d) => match rustix::io::retry_on_intr(|| rustix::io::write(d, bytes)) {
                 Ok(sent) => Ok(Some(sent)),
@@ -75,7 +75,7 @@ impl Transport {
         }
     }
 
-    /// Receives some bytes: `Some(0)` at the end, `None` if nothing is there now.
+    /// Receives some bytes: `Some(0)` at the end of the stream, `None` if nothing is available.
     pub fn receive(&self, into: &mut [u8]) -> Result<Option<usize>, XsError> {
         let got = match self {
             Self::Socket(s) => rustix::net::recv(s, into, RecvFlags::empty()).map(|(n, _)| n),
@@ -84,7 +84,7 @@ impl Transport {
         outcome(got)
     }
 
-    /// Waits until something can be done, or the time is over.
+    /// Waits until the descriptor is ready, or the timeout expires.
     pub fn wait(&self, what: Wait, timeout: Option<Duration>) -> Result<(), XsError> {
         let flags = match what {
             Wait::Read => PollFlags::IN,
@@ -121,7 +121,7 @@ fn outcome(result: Result<usize, Errno>) -> Result<Option<usize>, XsError> {
     }
 }
 
-/// The server's reason, as the kernel passes it on (`xs_error` of Linux's `xenbus_xs.c`).
+/// Returns the server's error as the kernel reports it (`xs_error` of Linux's `xenbus_xs.c`).
 fn refused(e: Errno) -> Option<XsErrno> {
     Some(match e {
         Errno::INVAL => XsErrno::Inval,

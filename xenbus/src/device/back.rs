@@ -1,67 +1,74 @@
 use crate::state::XenbusState;
 
-/// What a backend should do next.
+/// The next action of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum BackAction {
-    /// Nothing until the next event.
+    /// Do nothing until the next event.
     None,
-    /// Write what is offered, then [`XenbusState::InitWait`], in one transaction.
+    /// Write the offer, then [`XenbusState::InitWait`], in one transaction.
     WriteOffer,
-    /// Read what the frontend asks for, map its rings, write what is served, then
+    /// Read the frontend's request, map its rings, write the device's properties, then
     /// [`XenbusState::Connected`].
     Connect,
-    /// Go on with the rings of an earlier process's session, as the frontend's keys name them, and
-    /// write nothing that the earlier process has written: the frontend does not know that there was an
-    /// end to it.
+    /// Continue with the rings of an earlier process's session, as the frontend's keys name them.
+    /// Write nothing that the earlier process has written: the frontend is not aware of the
+    /// restart.
     Resume,
-    /// Read what the frontend changes while it is connected, then [`XenbusState::Reconfigured`]. Only
-    /// network interfaces do that.
+    /// Read the keys that the frontend changes while it is connected, then write
+    /// [`XenbusState::Reconfigured`]. Only network interfaces use this.
     Reconfigure,
-    /// The frontend has seen that: read it once more, since it may have begun a second change before this
-    /// end saw the first end, then write [`XenbusState::Connected`] again.
+    /// The frontend has seen Reconfigured: read the keys again, because it may have started a
+    /// second change before the backend saw the end of the first. Then write
+    /// [`XenbusState::Connected`] again.
     Reconfigured,
-    /// Write [`XenbusState::Closing`], and go on serving so that the frontend can finish.
+    /// Write [`XenbusState::Closing`], and continue to serve so that the frontend can finish.
     StartClosing,
-    /// Stop serving, finish what is under way, and give back all that is the frontend's. Write no
-    /// state.
+    /// Stop serving, complete the requests in flight, and release all memory of the frontend. Write
+    /// no state.
     Disconnect,
-    /// Write [`XenbusState::Closed`]. The end is not connected any more.
+    /// Write [`XenbusState::Closed`]. The backend is no longer connected.
     Close,
-    /// The device is gone: forget it.
+    /// The device was removed: drop its state.
     Remove,
 }
 
-/// A backend's part of the device's life.
+/// State machine of the backend side of a device.
 ///
-/// | frontend | what is done |
+/// | frontend state | action |
 /// |---|---|
-/// | Initialising (1), InitWait (2) | disconnect if connected (it started anew: kexec, driver reload), then offer |
-/// | Initialised (3), Connected (4) | offer if that was never done, then connect, once; anew, if it was Connected before it was Initialised, or [asks for something else](Self::superseded) |
+/// | Initialising (1), InitWait (2) | disconnect if connected (the frontend restarted), then offer |
+/// | Initialised (3), Connected (4) | offer if there was none, then connect, once |
 /// | Closing (5) | closing, still serving |
-/// | Closed (6) | disconnect, closed; and removed, if no longer online |
-/// | Reconfiguring (7) | reconfigured, if connected; until the frontend is Connected again. To one that takes over, it is Connected |
+/// | Closed (6) | disconnect, closed; removed, if not online |
+/// | Reconfiguring (7) | reconfigured, if connected, until the frontend is Connected again |
 /// | Reconfigured (8) | nothing |
-/// | nothing to be read | an offer, once, as long as it never was otherwise; else disconnect, closed; removed, if no longer online |
+/// | no state | offer, once, if there was never a state; else disconnect, closed; removed, if not online |
 ///
-/// A device that is no longer online is not offered or connected again. After
-/// [`failed`](Self::failed) the end stays closed until the frontend leaves Initialised and
-/// Connected, so that a frontend with bad keys is not tried in a loop.
+/// A frontend that was Connected before it is Initialised, or that
+/// [requests something else](Self::superseded), has restarted (kexec, driver reload): it is
+/// disconnected and connected again. When a session is taken over, Reconfiguring is treated as
+/// Connected.
+///
+/// A device that is not online is not offered or connected again. After [`failed`](Self::failed)
+/// the backend stays closed until the frontend leaves Initialised and Connected, so that a frontend
+/// with invalid keys is not tried in a loop.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BackendMachine {
     state: XenbusState,
     connected: bool,
     failed: bool,
-    /// The frontend's state was there once.
+    /// The frontend's state has been present.
     appeared: bool,
-    /// The frontend was Connected to a predecessor of this end, and has not let go of it yet.
+    /// The frontend was Connected to a previous backend, and has not given up that session.
     stale: bool,
-    /// The session of a predecessor is to be taken over.
+    /// A previous backend's session is to be taken over.
     resume: bool,
-    /// That predecessor had not written Connected, so a frontend that is Initialised may have a session.
+    /// The previous backend had not written Connected, so an Initialised frontend may have a
+    /// session.
     interrupted: bool,
     /// The frontend was Connected in this session.
     met: bool,
-    /// The frontend is not the one this session is with.
+    /// The frontend has restarted, so this session is not with it.
     superseded: bool,
     removed: bool,
 }
@@ -73,7 +80,7 @@ impl Default for BackendMachine {
 }
 
 impl BackendMachine {
-    /// A backend that has done nothing yet, whatever an earlier one left in its directory.
+    /// Returns a backend without a session, whatever an earlier one left in its directory.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -90,9 +97,9 @@ impl BackendMachine {
         }
     }
 
-    /// A backend that lost its predecessor's session: it offers anew, and does not take a frontend
-    /// that still is Connected for one that asks to be connected, since requests would be lost
-    /// with the old session. The frontend, or the toolstack for it, has to start over.
+    /// Returns a backend that lost the session of its predecessor. It writes a new offer, and does
+    /// not treat a frontend that is still Connected as a request to connect, because requests of
+    /// the lost session would be lost, too. The frontend, or the toolstack for it, must reconnect.
     #[must_use]
     pub const fn restarted() -> Self {
         let mut machine = Self::new();
@@ -100,9 +107,9 @@ impl BackendMachine {
         machine
     }
 
-    /// A backend that finds its own state Connected, written by a predecessor in the same domain: it
-    /// takes the session over if the frontend is Connected still, and a new one if not. See also
-    /// [`abandon`](Self::abandon).
+    /// Returns a backend that finds its own state Connected, written by a predecessor in the same
+    /// domain. It takes the session over if the frontend is still Connected, and starts a new one
+    /// otherwise. See also [`abandon`](Self::abandon).
     #[must_use]
     pub const fn resuming() -> Self {
         let mut machine = Self::new();
@@ -110,8 +117,8 @@ impl BackendMachine {
         machine
     }
 
-    /// A backend that finds its own state InitWait, written by a predecessor in the same domain. The
-    /// predecessor may have served a frontend that is Initialised or Connected, or not: this
+    /// Returns a backend that finds its own state InitWait, written by a predecessor in the same
+    /// domain. If the frontend is Initialised or Connected, the predecessor may have served it. The
     /// backend takes such a session over, as a [`resuming`](Self::resuming) one does, or
     /// [abandons](Self::abandon) it.
     #[must_use]
@@ -121,45 +128,46 @@ impl BackendMachine {
         machine
     }
 
-    /// The session of the predecessor cannot be taken over. If it is `lost`, this is a
-    /// [`restarted`](Self::restarted) backend from here on; if the predecessor had served nothing, a
-    /// [`new`](Self::new) one.
+    /// Records that the predecessor's session cannot be taken over. If it is `lost`, the machine
+    /// continues as a [`restarted`](Self::restarted) one; if the predecessor had served nothing, as
+    /// a [`new`](Self::new) one.
     pub const fn abandon(&mut self, lost: bool) {
         self.stale |= self.resume && lost;
         self.resume = false;
     }
 
-    /// Whether this end waits for the frontend to start over, because a session was lost.
+    /// Returns whether the backend waits for the frontend to reconnect because a session was lost.
     #[must_use]
     pub const fn is_stale(&self) -> bool {
         self.stale
     }
 
-    /// The state this end last wrote.
+    /// Returns the state that the backend last wrote.
     #[must_use]
     pub const fn state(&self) -> XenbusState {
         self.state
     }
 
-    /// Whether this end holds the frontend's rings.
+    /// Returns whether the backend uses the frontend's rings.
     #[must_use]
     pub const fn is_connected(&self) -> bool {
         self.connected
     }
 
-    /// What to do, given the frontend's state (a new reading of it) and whether the toolstack wants the device to stay.
+    /// Returns the next action, given the frontend's current state and whether the device is
+    /// online.
     #[must_use]
     pub fn decide(&mut self, front: XenbusState, online: bool) -> BackAction {
         use XenbusState as S;
         self.appeared |= front != S::Unknown;
-        // One that reconfigures is connected still.
+        // A frontend that is Reconfiguring still has its session.
         let has_session = matches!(front, S::Connected | S::Reconfiguring);
         self.stale &= has_session;
         self.resume &= has_session || self.interrupted && front == S::Initialised;
         if self.removed {
             return BackAction::None;
         }
-        // From Connected no frontend goes back to Initialised within a session.
+        // Within a session, no frontend goes from Connected back to Initialised.
         self.superseded |= self.connected && self.met && front == S::Initialised;
         self.met |= self.connected && front == S::Connected;
         match front {
@@ -176,14 +184,15 @@ impl BackendMachine {
                 BackAction::Reconfigure
             }
             S::Reconfiguring | S::Reconfigured => BackAction::None,
-            // Not every toolstack writes both ends at once.
+            // Not every toolstack creates both directories in one transaction.
             S::Unknown if online && !self.appeared => self.offer(),
-            // A frontend that has not begun does not hold up the end of its device.
+            // A frontend without a session does not delay the removal of its device.
             S::Closed | S::Unknown | S::Initialising | S::InitWait => self.close(online),
         }
     }
 
-    /// What to do when the backend's own directory is gone: the toolstack has removed it by force.
+    /// Returns the next action if the backend's own directory is gone: the toolstack forced the
+    /// removal.
     #[must_use]
     pub const fn decide_gone(&self) -> BackAction {
         match (self.removed, self.connected) {
@@ -193,7 +202,7 @@ impl BackendMachine {
         }
     }
 
-    /// An action was carried out.
+    /// Records that an action was carried out.
     pub const fn done(&mut self, action: BackAction) {
         match action {
             BackAction::None => {}
@@ -221,8 +230,8 @@ impl BackendMachine {
         }
     }
 
-    /// The end cannot go on with this frontend: [`BackAction::Connect`] failed, or a connected
-    /// frontend broke the rules. The caller must have disconnected; next comes
+    /// Records that the session failed: [`BackAction::Connect`] failed, or a connected frontend
+    /// violated the protocol. The caller must have disconnected; the next action is
     /// [`BackAction::Close`].
     pub const fn failed(&mut self) {
         self.failed = true;
@@ -230,8 +239,8 @@ impl BackendMachine {
         self.resume = false;
     }
 
-    /// The frontend asks for something else than what it was connected to: it has started anew, and
-    /// the states in between went unseen. What it asks for is taken up.
+    /// Records that the frontend requests something other than it was connected to: it has
+    /// restarted, and the states in between were not seen. Its new request is connected.
     pub const fn superseded(&mut self) {
         self.superseded = self.connected;
     }
@@ -254,7 +263,7 @@ impl BackendMachine {
         use XenbusState as S;
         match (self.connected, self.failed) {
             (true, _) if self.state == S::Reconfigured => BackAction::Reconfigured,
-            // The toolstack wants it gone: ask the frontend.
+            // The toolstack removes the device: tell the frontend by Closing.
             (true, _) if !online && self.state == S::Connected => BackAction::StartClosing,
             (true, _) => BackAction::None,
             (false, true) if self.state == S::Closed => BackAction::None,
@@ -262,7 +271,7 @@ impl BackendMachine {
             (false, false) if !online && self.state == S::Closed => BackAction::None,
             (false, false) if !online => BackAction::Close,
             (false, false) if self.state == S::InitWait => BackAction::Connect,
-            // It came without waiting for an offer, or through states that were not seen.
+            // The frontend did not wait for an offer, or its earlier states were not seen.
             (false, false) => BackAction::WriteOffer,
         }
     }

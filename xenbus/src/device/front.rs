@@ -1,40 +1,41 @@
 use crate::state::XenbusState;
 
-/// What a frontend should do next.
+/// The next action of a frontend.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum FrontAction {
-    /// Nothing until the next event.
+    /// Do nothing until the next event.
     None,
     /// Write [`XenbusState::Closing`]: an earlier frontend of the device left its session open.
     EndEarlier,
     /// Write [`XenbusState::Closed`]: the backend closes the earlier frontend's session.
     FinishEarlier,
-    /// Write [`XenbusState::Initialising`]: nothing is left of an earlier frontend.
+    /// Write [`XenbusState::Initialising`]: no session of an earlier frontend is left.
     Start,
-    /// Read the offer, set up rings and event channels, write the request, then the state that
-    /// [asks for it](FrontendMachine::request_state), in one transaction.
+    /// Read the offer, set up rings and event channels, write the request, then [the
+    /// state](FrontendMachine::request_state) that submits it, in one transaction.
     WriteRequest,
-    /// Read what is served (a disk's size), then write [`XenbusState::Connected`] and start.
+    /// Read the device's properties (a disk's size), then write [`XenbusState::Connected`] and
+    /// start.
     Connect,
-    /// Read what is served again: it may have changed (a disk was resized), or not.
+    /// Read the device's properties again: they may have changed (a disk was resized).
     Refresh,
-    /// Write what this end changes while it is connected, then [`XenbusState::Reconfiguring`], in one
-    /// transaction. Only network interfaces do that.
+    /// Write the keys that the frontend changes while it is connected, then
+    /// [`XenbusState::Reconfiguring`], in one transaction. Only network interfaces use this.
     Reconfigure,
-    /// The backend has taken that over: write [`XenbusState::Connected`] again.
+    /// The backend has applied the change: write [`XenbusState::Connected`] again.
     Reconfigured,
-    /// The backend started anew: give up the rings, keep what is unanswered to be sent again, and
+    /// The backend restarted: release the rings, keep outstanding requests for resubmission, and
     /// write [`XenbusState::Initialising`].
     Reconnect,
-    /// The backend wants to close: finish, give up the rings, and write
-    /// [`XenbusState::Closed`]. A frontend in use may leave it undone for a while.
+    /// The backend is closing: finish, release the rings, and write [`XenbusState::Closed`]. A
+    /// frontend in use may postpone it.
     Close,
 }
 
-/// How far a frontend has come.
+/// Stage of a frontend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
-    /// An earlier frontend left this state, and perhaps a session, behind.
+    /// An earlier frontend left this state, and possibly a session.
     Found(XenbusState),
     /// Closing is written for the earlier frontend.
     EndingEarlier,
@@ -50,36 +51,41 @@ enum Stage {
     Closed,
 }
 
-/// A frontend's part of the device's life.
+/// State machine of the frontend side of a device.
 ///
-/// | backend | what is done |
+/// | backend state | action |
 /// |---|---|
 /// | InitWait (2) | request, if at the start; reconnect, if connected (or Reconfiguring) |
 /// | Initialised (3) | request, if at the start |
-/// | Connected (4) | end the earlier session, if at the start, see below; connect, if requested; refresh, if connected and the event is new; [reconfigure](Self::reconfigures), if this end wants to |
-/// | Reconfigured (8) | connected again, if Reconfiguring; if connected, as Connected: Linux's netback stays so |
-/// | Closing (5) | close, if begun or if the device is to go; else end the earlier session, see below |
-/// | Closed (6) | close, if begun or if the device is to go |
-/// | Initialising (1), or nothing to be read | reconnect, if requested: whoever made the offer has died |
+/// | Connected (4) | end the earlier session, if at the start, see below; connect, if requested |
+/// | Reconfigured (8) | connected again, if Reconfiguring; if connected, the same as Connected (4) |
+/// | Closing (5) | close, if past the start or not online; otherwise end the earlier session, see below |
+/// | Closed (6) | close, if past the start or not online |
+/// | Initialising (1), or no state | reconnect, if requested: the backend that made the offer has died |
 /// | anything else | nothing |
 ///
-/// A disk's frontend requests in state Initialised (3). A network interface's requests in Connected
-/// (4): Linux's netback and QEMU's overlook Initialised.
+/// If connected, a new event at Connected causes a refresh, and a pending change is
+/// [submitted](Self::reconfigures). Linux's netback stays in Reconfigured, so that state is treated alike.
+///
+/// A disk's frontend submits its request in state Initialised (3). A network interface's frontend
+/// does so in Connected (4): Linux's netback and QEMU's ignore Initialised.
 ///
 /// # An earlier frontend
-/// A boot loader, a kernel before this one, or a process that was killed may have left the directory in
-/// any state. Linux's disk backend and QEMU's backends react to Initialising only when they are Closed
-/// themselves. So the earlier session is ended first, each step acknowledged by the backend:
+/// A boot loader, an earlier kernel, or a process that was killed may have left the directory in
+/// any state. Linux's disk backend and QEMU's backends react to Initialising only when they are
+/// Closed themselves. So the earlier session is ended first, and the backend acknowledges each
+/// step:
 ///
 /// | found | written | until the backend is |
 /// |---|---|---|
-/// | anything but Initialising, Closing, Closed | Closing | Closing or Closed, or not there |
-/// | Closing | Closed | Closed, or not there |
+/// | anything but Initialising, Closing, Closed | Closing | Closing or Closed, or has no state |
+/// | Closing | Closed | Closed, or has no state |
 /// | Closed | Initialising | |
 ///
-/// A backend that is Closed already, or not there, has no session: Initialising is written at once. A
-/// backend that is Connected while this end has requested nothing has one, whatever state was found. A
-/// backend that does not stay (`online` is 0) leaves this end Closed.
+/// A backend that is already Closed, or has no state, has no session: Initialising is written
+/// immediately. A backend that is Connected before the frontend has submitted a request has a
+/// session, whatever state was found. If the device is not online (`online` is 0), the frontend
+/// stays Closed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FrontendMachine {
     stage: Stage,
@@ -101,7 +107,7 @@ impl FrontendMachine {
 
     const fn first_stage(found: XenbusState) -> Stage {
         match found {
-            // What is no state is written over.
+            // An invalid state is overwritten.
             XenbusState::Unknown | XenbusState::Initialising => Stage::Started,
             XenbusState::Closing => Stage::EndingEarlier,
             XenbusState::Closed => Stage::EndedEarlier,
@@ -109,7 +115,7 @@ impl FrontendMachine {
         }
     }
 
-    /// The state this end last wrote, or an earlier frontend did.
+    /// Returns the state last written, by this frontend or an earlier one.
     #[must_use]
     pub const fn state(&self) -> XenbusState {
         match self.stage {
@@ -123,52 +129,52 @@ impl FrontendMachine {
         }
     }
 
-    /// The state that is written with the request.
+    /// Returns the state that is written with the request.
     #[must_use]
     pub const fn request_state(&self) -> XenbusState {
         self.requests_in
     }
 
-    /// Whether an earlier frontend's session is still to be ended.
+    /// Returns whether an earlier frontend's session still has to be ended.
     #[must_use]
     pub const fn ends_earlier(&self) -> bool {
         matches!(self.stage, Stage::Found(_) | Stage::EndingEarlier | Stage::EndedEarlier)
     }
 
-    /// Whether the request is written, and the backend has not accepted it.
+    /// Returns whether the request is submitted, and the backend has not accepted it.
     #[must_use]
     pub const fn is_requested(&self) -> bool {
         matches!(self.stage, Stage::Requested)
     }
 
-    /// Whether the backend has accepted the request, and the session goes on.
+    /// Returns whether the backend has accepted the request, and the session is active.
     #[must_use]
     pub const fn is_connected(&self) -> bool {
         matches!(self.stage, Stage::Connected | Stage::Reconfiguring)
     }
 
-    /// Whether this end closes, or is closed, for good.
+    /// Returns whether the frontend is permanently closing or closed.
     #[must_use]
     pub const fn is_closing(&self) -> bool {
         matches!(self.stage, Stage::Closing | Stage::Closed)
     }
 
-    /// Whether this end is closed for good.
+    /// Returns whether the frontend is permanently closed.
     #[must_use]
     pub const fn is_closed(&self) -> bool {
         matches!(self.stage, Stage::Closed)
     }
 
-    /// What to do, given the backend's state and whether its device is to stay. `fresh` tells a
-    /// new event from a second look after an action.
+    /// Returns the next action, given the backend's state and whether the device is online. `fresh`
+    /// is whether this is a new event, as opposed to another check after an action.
     #[must_use]
     pub fn decide(&self, back: XenbusState, online: bool, fresh: bool) -> FrontAction {
         use XenbusState as S;
         match (back, self.stage) {
             (S::Closed, Stage::Found(_) | Stage::EndedEarlier) if !online => FrontAction::Close,
-            // A backend that is Closed, or not there, has no session.
+            // A backend that is Closed, or has no state, has no session.
             (S::Closed | S::Unknown, Stage::Found(_) | Stage::EndedEarlier) => FrontAction::Start,
-            // Also where a session is left that this end's state does not tell of.
+            // Also if there is a session that the frontend's own state does not indicate.
             (_, Stage::Found(_))
             | (S::Connected | S::Reconfiguring | S::Reconfigured, Stage::Started) => {
                 FrontAction::EndEarlier
@@ -176,12 +182,12 @@ impl FrontendMachine {
             (S::Closing | S::Closed | S::Unknown, Stage::EndingEarlier) => {
                 FrontAction::FinishEarlier
             }
-            // It saw Closing late, and waits for Closed.
+            // The backend saw Closing late, and waits for Closed.
             (S::Closing, Stage::Started) if online => FrontAction::FinishEarlier,
             (S::InitWait | S::Initialised, Stage::Started) => FrontAction::WriteRequest,
             (S::InitWait, Stage::Connected | Stage::Reconfiguring) => FrontAction::Reconnect,
-            // This end asks only whom made an offer, so that one has died since, and what was set
-            // up for it is of no use to another.
+            // A request is submitted only to a backend that made an offer, so that backend has
+            // died. Its rings and event channels are of no use to another.
             (S::Unknown | S::Initialising, Stage::Requested) => FrontAction::Reconnect,
             (S::Connected, Stage::Requested) => FrontAction::Connect,
             (S::Reconfigured, Stage::Reconfiguring) => FrontAction::Reconfigured,
@@ -195,22 +201,22 @@ impl FrontendMachine {
                 S::Closing | S::Closed,
                 Stage::Requested | Stage::Connected | Stage::Reconfiguring | Stage::Closing,
             ) => FrontAction::Close,
-            // A frontend at the start waits for a backend that is about to offer anew, but must
-            // not hold up the end of its device.
+            // A frontend at the start waits for a backend that is about to offer again, but must
+            // not delay the removal of its device.
             (S::Closing | S::Closed, Stage::Started) if !online => FrontAction::Close,
             _ => FrontAction::None,
         }
     }
 
-    /// Whether [`FrontAction::Reconfigure`] can be done now, given the backend's state: nothing else is
-    /// under way.
+    /// Returns whether [`FrontAction::Reconfigure`] is possible now, given the backend's state: no
+    /// other transition is in progress.
     #[must_use]
     pub fn reconfigures(&self, back: XenbusState) -> bool {
         use XenbusState as S;
         self.stage == Stage::Connected && matches!(back, S::Connected | S::Reconfigured)
     }
 
-    /// An action was carried out.
+    /// Records that an action was carried out.
     pub const fn done(&mut self, action: FrontAction) {
         self.stage = match action {
             FrontAction::None | FrontAction::Refresh => return,
@@ -224,14 +230,14 @@ impl FrontendMachine {
         };
     }
 
-    /// This end wants to close, or cannot go on: it wrote [`XenbusState::Closing`]. Once the
-    /// backend follows, [`FrontAction::Close`] comes.
+    /// Records that the frontend closes, or has failed: it wrote [`XenbusState::Closing`]. Once the
+    /// backend follows, the next action is [`FrontAction::Close`].
     pub const fn closing(&mut self) {
         self.stage = Stage::Closing;
     }
 
-    /// This end starts over: it wrote [`XenbusState::Initialising`], after it was closed, or
-    /// after a suspend took its rings away.
+    /// Records that the frontend restarts: it wrote [`XenbusState::Initialising`], after it was
+    /// closed, or after a suspend invalidated its rings.
     pub const fn restart(&mut self) {
         self.stage = Stage::Started;
     }
@@ -362,7 +368,7 @@ mod tests {
             m
         };
         let mut m = connected();
-        // Linux's netback stays Reconfigured, so that the second finds it so.
+        // Linux's netback stays Reconfigured, so it is in that state at the second change.
         for back in [S::Connected, S::Reconfigured] {
             assert!(m.reconfigures(back));
             m.done(FrontAction::Reconfigure);

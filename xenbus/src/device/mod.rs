@@ -1,7 +1,9 @@
-//! What each end of a device should do about the other's state: decisions, and nothing else.
+//! State machines of both sides of a device: they decide the reaction to the peer's state, without
+//! I/O.
 //!
-//! Both machines work alike. On every event, read the other end's state and ask the machine what
-//! to do; do it, tell the machine that it is done, and ask again until there is nothing to do:
+//! Both machines are used in the same way. On every event, read the peer's state and get the next
+//! action from the machine; carry it out, report it to the machine as done, and repeat until there
+//! is no action:
 //!
 //! ```
 //! # use pvio_xenbus::{XenbusState, device::{BackAction, BackendMachine}};
@@ -18,10 +20,9 @@
 //! assert_eq!(machine.state(), XenbusState::InitWait);
 //! ```
 //!
-//! This ends after a few steps whatever the other end writes, in whatever order, and however many
-//! events were merged or came without cause. The rules follow what Linux's drivers do
-//! (`drivers/xen/xenbus`, `xen-blkback`, `xen-blkfront`), widened where a frontend restarts
-//! without saying so.
+//! The loop ends after a few steps, whatever the peer writes, in whatever order, and however many
+//! events were merged or spurious. The rules follow Linux's drivers (`drivers/xen/xenbus`,
+//! `xen-blkback`, `xen-blkfront`), extended for frontends that restart without closing.
 
 mod back;
 mod front;

@@ -12,71 +12,71 @@ use crate::handshake::common::{
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError};
 
-/// How many transitions one [`step`](BackendDriver::step) makes at most. The longest way that an
-/// honest frontend can have gone unseen has four.
+/// Maximum number of transitions in one [`step`](BackendDriver::step). The longest sequence of
+/// states of a correct frontend that can go unseen has four.
 pub const MOST_TRANSITIONS: u32 = 8;
 
 /// What follows once the class has stopped serving.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum After {
-    /// The session is over; the frontend may start anew.
+    /// The session is over; the frontend may start a new one.
     Disconnect,
-    /// The session failed; the frontend may start anew.
+    /// The session failed; the frontend may start a new one.
     Fail,
-    /// The device is closed until it is removed.
+    /// The device stays closed until it is removed.
     Break,
-    /// The device is gone.
+    /// The device is removed.
     Remove,
 }
 
-/// One backend.
+/// Driver of one backend.
 #[derive(Debug)]
 pub struct BackendDriver<C> {
     class: C,
     ends: Ends,
     machine: BackendMachine,
     prepared: Prepared,
-    /// The class has begun to connect and is not done.
+    /// The class has started to connect and has not finished.
     connecting: bool,
-    /// The class is stopping, and what follows.
+    /// The class is stopping; the value is what follows.
     stopping: Option<After>,
-    /// The frontend's state when it was last read.
+    /// The frontend's state as last read.
     front: XenbusState,
     /// Transitions made so far.
     transitions: u64,
-    /// The script's word is watched for.
+    /// The hotplug script's status is watched.
     awaiting: bool,
-    /// It could not even be offered: closed until it is removed.
+    /// The device could not be offered: it stays closed until it is removed.
     broken: bool,
     watching: bool,
-    /// What the class wants watched is.
+    /// The paths that the class requested are watched.
     watching_more: bool,
 }
 
 impl<C: BackendClass> BackendDriver<C> {
-    /// A backend that nobody has served yet.
+    /// Returns the driver of a backend that was never served.
     #[must_use]
     pub fn new(addr: DeviceAddr, class: C) -> Self {
         Self::with(addr, class, BackendMachine::new())
     }
 
-    /// A backend whose earlier server died: the frontend is asked to start over, and replays what
-    /// is unanswered.
+    /// Returns the driver of a backend whose earlier process died: the frontend has to reconnect,
+    /// and submits its outstanding requests again.
     #[must_use]
     pub fn restarted(addr: DeviceAddr, class: C) -> Self {
         Self::with(addr, class, BackendMachine::restarted())
     }
 
-    /// A backend whose earlier server in this domain died, or left: its session goes on without the
-    /// frontend's knowing. See [`BackendMachine::resuming`].
+    /// Returns the driver of a backend whose earlier process in this domain died or exited: its
+    /// session continues transparently to the frontend. See [`BackendMachine::resuming`].
     #[must_use]
     pub fn resuming(addr: DeviceAddr, class: C) -> Self {
         Self::with(addr, class, BackendMachine::resuming())
     }
 
-    /// A backend that an earlier server in this domain left in a state, if sessions have records that
-    /// outlive their server: [resuming](Self::resuming) if that server had connected it,
-    /// [interrupted](BackendMachine::interrupted) if it had offered it, and else
+    /// Returns the driver of a backend that an earlier process in this domain left in state `left`,
+    /// if in-flight records persist: [resuming](Self::resuming) if that process had connected the
+    /// device, [interrupted](BackendMachine::interrupted) if it had offered it, and otherwise
     /// [restarted](Self::restarted).
     #[must_use]
     pub fn taking_over(addr: DeviceAddr, class: C, left: XenbusState) -> Self {
@@ -88,7 +88,7 @@ impl<C: BackendClass> BackendDriver<C> {
                 driver.ends.interrupted = true;
                 driver
             }
-            // A frontend that is Connected already was served by a predecessor.
+            // A frontend that is already Connected was served by an earlier process.
             _ => Self::restarted(addr, class),
         }
     }
@@ -111,81 +111,82 @@ impl<C: BackendClass> BackendDriver<C> {
         }
     }
 
-    /// The same, with others around it than [`HotplugMode::Plain`].
+    /// Sets the hotplug mode; the default is [`HotplugMode::Plain`].
     #[must_use]
     pub fn within(mut self, surroundings: HotplugMode) -> Self {
         self.ends.surroundings = surroundings;
         self
     }
 
-    /// Which device it is.
+    /// Returns the address of the device.
     #[must_use]
     pub fn addr(&self) -> DeviceAddr {
         self.ends.addr
     }
 
-    /// The token of the watches this end registers: its path.
+    /// Returns the token of the watches that this driver registers: the path of the backend.
     #[must_use]
     pub fn token(&self) -> &str {
         &self.ends.back
     }
 
-    /// The state this end has.
+    /// Returns the backend's state.
     #[must_use]
     pub fn state(&self) -> XenbusState {
         self.machine.state()
     }
 
-    /// The class.
+    /// Returns the class.
     #[must_use]
     pub fn class(&self) -> &C {
         &self.class
     }
 
-    /// Whether something is being done elsewhere that the driver waits for.
+    /// Returns whether the driver waits for an operation of the class.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         self.connecting || self.stopping.is_some() || self.prepared != Prepared::Yes && !self.broken
     }
 
-    /// How many transitions were made so far: a measure of what the frontend costs.
+    /// Returns the number of transitions made so far: a measure of the load that the frontend
+    /// causes.
     #[must_use]
     pub fn transitions(&self) -> u64 {
         self.transitions
     }
 
-    /// Does what there is to do now, at most [`MOST_TRANSITIONS`]. Call it once at first, then on
-    /// every watch event with this end's [`token`](Self::token), when the class wakes its driver,
-    /// and after [`Life::More`]. It never waits for the device.
+    /// Carries out pending work, at most [`MOST_TRANSITIONS`] transitions. To be called once at the
+    /// start, then on every watch event with this driver's [`token`](Self::token), when the class
+    /// wakes its driver, and after [`Life::More`]. It never waits for the device.
     ///
     /// # Errors
-    /// [`XsError`] when xenstore itself fails; the driver is of no more use then.
+    /// [`XsError`] if xenstore itself fails; the driver is unusable afterwards.
     pub fn step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, XsError> {
         self.try_step(xs).or_else(|error| match error {
             HandshakeError::Xenstore(error) if error.is_connection_lost() => Err(error),
-            // What the toolstack wrote makes no sense, or it took our rights away.
+            // The toolstack wrote invalid keys, or revoked this domain's permissions.
             other => {
                 self.break_down(xs, &other.into())?;
-                // If it is not over, the class wakes its driver.
+                // If it is not finished, the class wakes its driver.
                 let _ = self.finish_stopping(xs, After::Break)?;
                 Ok(Life::Alive)
             }
         })
     }
 
-    /// Takes over what the toolstack changed of a device that is served.
+    /// Applies changes that the toolstack made to a connected device.
     ///
     /// # Errors
-    /// As the class' `refresh`: what was in force stays so.
+    /// As the class's `refresh`: the previous settings stay in effect.
     pub fn refresh(&mut self, xs: &mut dyn Xenstore) -> Result<(), Fault> {
         self.class.refresh(xs, &self.ends)
     }
 
-    /// Looks whether what the device stands on has changed by itself, and tells the frontend; goes on
-    /// with what the class had begun, should nobody have woken the driver.
+    /// Checks whether the device's storage or interface has changed, and notifies the frontend.
+    /// Also continues pending work of the class, in case the driver was not woken.
     ///
     /// # Errors
-    /// As the class' `look`.
+    /// As the class's `look`.
     pub fn look(&mut self, xs: &mut dyn Xenstore) -> Result<(), HandshakeError> {
         if let Err(fault) = self.class.proceed(xs, &self.ends) {
             self.complain(xs, &fault)?;
@@ -193,7 +194,7 @@ impl<C: BackendClass> BackendDriver<C> {
         self.class.look(xs, &self.ends)
     }
 
-    /// Tells the operator what is wrong with a device that goes on all the same.
+    /// Writes a fault to the `error` node of a device that continues to be served.
     ///
     /// # Errors
     /// As [`step`](Self::step).
@@ -201,7 +202,7 @@ impl<C: BackendClass> BackendDriver<C> {
         only_if_lost(fault.report(xs, &self.ends.back))
     }
 
-    /// Closes a device that is not to be served, until it is removed.
+    /// Closes a device that cannot be served, until it is removed.
     ///
     /// # Errors
     /// As [`step`](Self::step).
@@ -210,7 +211,7 @@ impl<C: BackendClass> BackendDriver<C> {
         self.break_down(xs, fault)
     }
 
-    /// Watches what every device needs watched, and forgets what an earlier server told of it.
+    /// Registers the watches of every device, and clears an error of an earlier process.
     fn watch_ends(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
         if !core::mem::replace(&mut self.watching, true) {
             watch(xs, &state_path(&self.ends.front), &self.ends.back)?;
@@ -240,7 +241,7 @@ impl<C: BackendClass> BackendDriver<C> {
             }
             let action = self.decide(xs)?;
             if self.connecting && !matches!(action, BackAction::Connect | BackAction::Resume) {
-                // The frontend left before it was served.
+                // The frontend left before it was connected.
                 self.stop(After::Disconnect);
                 continue;
             }
@@ -286,7 +287,7 @@ impl<C: BackendClass> BackendDriver<C> {
         Ok(Life::More)
     }
 
-    /// Whether the session of the earlier process can go on; if not, it is abandoned.
+    /// Returns whether the session of the earlier process can continue; if not, it is abandoned.
     fn can_resume(&mut self, xs: &mut dyn Xenstore) -> Result<bool, HandshakeError> {
         let lost = if is_session_lost(xs, &self.ends.back)? {
             true
@@ -299,7 +300,7 @@ impl<C: BackendClass> BackendDriver<C> {
         Ok(false)
     }
 
-    /// What there is to do when both ends stand as they should; whether that is all.
+    /// Carries out the work of a state without a transition; returns whether all of it is done.
     fn settle(&mut self, xs: &mut dyn Xenstore) -> Result<bool, HandshakeError> {
         let served = self.machine.is_connected();
         self.watch_more(xs, served)?;
@@ -351,7 +352,7 @@ impl<C: BackendClass> BackendDriver<C> {
         Ok(action)
     }
 
-    /// Carries an action out; whether it is done, or waits for something.
+    /// Carries out an action; returns whether it is done, or has to wait.
     fn perform(&mut self, xs: &mut dyn Xenstore, action: BackAction) -> Result<bool, Fault> {
         if matches!(action, BackAction::WriteOffer | BackAction::Connect | BackAction::Resume) {
             self.ends.resumed = action == BackAction::Resume;
@@ -385,8 +386,8 @@ impl<C: BackendClass> BackendDriver<C> {
             }
             BackAction::Resume if is_revived(xs, &ends.back)? => {
                 if !begun {
-                    // What its predecessor said went with the directory. The frontend goes by it
-                    // still.
+                    // The predecessor's offer was removed with the directory. The frontend still
+                    // depends on it.
                     class.offer(xs, ends)?;
                 }
                 if class.connect(xs, ends)?.is_pending() {
@@ -416,7 +417,8 @@ impl<C: BackendClass> BackendDriver<C> {
                 XenbusState::Reconfigured
             }
             BackAction::Reconfigured => {
-                // A second change may have begun before this end had seen the first one's end.
+                // The frontend may have started a second change before the backend saw the end of
+                // the first.
                 class.reconfigure(xs, ends)?;
                 XenbusState::Connected
             }

@@ -1,4 +1,4 @@
-//! What only a class of backends knows.
+//! The interface of a class of backends.
 
 use super::{Ends, Fault, HotplugMode};
 use crate::handshake::HandshakeError;
@@ -9,24 +9,24 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::task::Poll;
 
-/// Whether what a device stands on is ready.
+/// Whether the storage or interface of a device is ready.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Prepared {
-    /// It is.
+    /// It is ready.
     Yes,
-    /// Something else has to happen first, which waits for the offer: the toolstack's hotplug
-    /// script, or the release of an image that another device has still.
+    /// Something else must happen after the offer is written: the toolstack's hotplug script must
+    /// run, or another device must release the image.
     AfterOffer,
-    /// It is being prepared elsewhere, and nothing is offered before that is done. The class wakes
-    /// its driver then.
+    /// It is being prepared asynchronously; no offer is written before that is done. The class
+    /// wakes its driver when it is.
     Pending,
 }
 
-/// How far the toolstack's hotplug script for a device has come. One that has none, or whose
-/// [`HotplugMode`] run none, waits for nothing.
+/// Returns the status of the toolstack's hotplug script for a device. A device without a script, or
+/// with a [`HotplugMode`] that runs none, does not wait.
 ///
 /// # Errors
-/// A [`Fault`] with the reason the script gave.
+/// A [`Fault`] with the script's reason.
 pub fn hotplug(
     xs: &mut dyn Xenstore,
     ends: &Ends,
@@ -45,132 +45,136 @@ pub fn hotplug(
     }
 }
 
-/// What only a class of backends knows.
+/// The part of a backend that depends on the class of the device.
 pub trait BackendClass {
-    /// Readies what the device stands on (an image, a tap), before the first offer. Called again
-    /// until it says [`Prepared::Yes`]. It never waits: what takes time is done elsewhere.
+    /// Prepares the storage or interface of the device (an image, a tap), before the first offer.
+    /// Called again until it returns [`Prepared::Yes`]. It must not block: slow operations are done
+    /// asynchronously.
     ///
     /// # Errors
-    /// A [`Fault`] closes the device for good: it has to be removed and made anew.
+    /// A [`Fault`] closes the device permanently: it has to be removed and created again.
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault>;
 
-    /// Writes what the backend offers, as far as it is known before the device is prepared. Part
-    /// of a transaction, so it may run more than once.
+    /// Writes the offer, as far as it is known before the device is prepared. Runs in a
+    /// transaction, so it may be repeated.
     ///
     /// # Errors
     /// A [`HandshakeError`], as for [`prepare`](Self::prepare).
     fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
 
-    /// Makes sure that no later process resumes a session of an earlier one: a new session may begin, and
-    /// its frontend may use the same grants and event channels.
+    /// Makes sure that no later process resumes a session of an earlier one: a new session may
+    /// start, and its frontend may use the same grants and event channels.
     fn forget_session(&mut self, _ends: &Ends) {}
 
-    /// Whether the session of an earlier process can go on. Asked before
+    /// Returns whether the session of an earlier process can continue. Called before
     /// [`connect`](Self::connect) with [`Ends::resumed`].
     ///
     /// # Errors
-    /// Why not: the frontend has to start over, unless it [was not served](Ends::was_unserved).
+    /// The reason why not: the frontend must reconnect, unless it [was not
+    /// served](Ends::was_unserved).
     fn resumable(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
         Ok(())
     }
 
-    /// Reads what the frontend asks for, maps its rings and begins to serve. Called again, and the
-    /// driver woken, for as long as it is pending; or [`disconnect`](Self::disconnect) is, if the
-    /// frontend leaves meanwhile.
+    /// Reads the frontend's request, maps its rings and starts to serve. While it returns pending,
+    /// the class wakes the driver and this is called again; or [`disconnect`](Self::disconnect) is
+    /// called, if the frontend leaves first.
     ///
     /// # Errors
-    /// A [`Fault`] closes the device until the frontend starts anew; `disconnect` follows.
+    /// A [`Fault`] closes the device until the frontend restarts; `disconnect` follows.
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Poll<()>, Fault>;
 
-    /// Writes what is served (a disk's size), with state Connected. Part of a transaction.
+    /// Writes the device's properties (a disk's size), with state Connected. Runs in a transaction.
     ///
     /// # Errors
     /// A [`HandshakeError`], as for [`connect`](Self::connect).
     fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
 
-    /// Reads again what the toolstack may change while the device is served (a vif's `rate`, a
-    /// disk's limits, the medium in a drive).
+    /// Reads the keys that the toolstack may change while the device is connected (a vif's `rate`,
+    /// a disk's limits, the media in a drive).
     ///
     /// # Errors
-    /// A [`Fault`]; what was read before stays in force, unless the next
-    /// [`fault`](Self::fault) says otherwise.
+    /// A [`Fault`]; the previous settings stay in effect, unless the next [`fault`](Self::fault)
+    /// reports otherwise.
     fn refresh(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
         Ok(())
     }
 
-    /// Paths to be watched while the device is served, besides both ends' states: what the frontend may
-    /// change at any time.
+    /// Returns the paths to watch while the device is connected, besides the states: keys that the
+    /// frontend may change at any time.
     fn watches(&self, _ends: &Ends) -> Vec<String> {
         Vec::new()
     }
 
-    /// Reads again what stands at the watched paths. Called whenever anything may have changed.
+    /// Reads the watched paths again. Called whenever any of them may have changed.
     ///
     /// # Errors
-    /// A [`HandshakeError`] closes the device until the frontend starts anew.
+    /// A [`HandshakeError`] closes the device until the frontend restarts.
     fn reread_keys(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
         Ok(())
     }
 
-    /// Whether such devices follow a frontend through Reconfiguring; others overlook it.
+    /// Returns whether devices of this class support Reconfiguring; others ignore it.
     fn reconfigures(&self) -> bool {
         false
     }
 
-    /// Reads again what the frontend changes by Reconfiguring.
+    /// Reads the keys that the frontend changes by Reconfiguring.
     ///
     /// # Errors
-    /// A [`Fault`] closes the device until the frontend starts anew.
+    /// A [`Fault`] closes the device until the frontend restarts.
     fn reconfigure(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
         Ok(())
     }
 
-    /// Looks whether what the device stands on has changed by itself (a disk's image has grown), and
-    /// tells the frontend. Called now and then, and cheap.
+    /// Checks whether the device's storage or interface has changed (a disk's image has grown), and
+    /// notifies the frontend. Called periodically; must be cheap.
     ///
     /// # Errors
-    /// A [`HandshakeError`]: the frontend could not be told.
+    /// A [`HandshakeError`]: the frontend could not be notified.
     fn look(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
         Ok(())
     }
 
-    /// Whether the frontend, which is Initialised or Connected, asks for something else than what
-    /// it was [connected](Self::connect) to: then it has started anew (kexec) and its states before
-    /// that went unseen.
+    /// Returns whether the frontend, which is Initialised or Connected, requests something other
+    /// than it was [connected](Self::connect) to: then it has restarted (kexec) and its states
+    /// before that were not seen.
     fn is_superseded(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> bool {
         false
     }
 
-    /// Goes on with what was begun and is done elsewhere (a change of media). Called on every
-    /// step that finds nothing else to do.
+    /// Continues asynchronous operations (a change of media). Called on every step that has nothing
+    /// else to do.
     ///
     /// # Errors
-    /// A [`Fault`] is written to the `error` node; the device goes on.
+    /// A [`Fault`] is written to the `error` node; the device continues to be served.
     fn proceed(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
         Ok(())
     }
 
-    /// Stops serving, finishes what was begun, and gives back all that is the frontend's. It never
-    /// waits: it is called again, and the driver woken, until it is ready. May be called when
-    /// nothing is served.
+    /// Stops serving, completes the requests in flight, and releases all memory of the frontend. It
+    /// must not block: until it returns ready, the class wakes the driver and this is called again.
+    /// May be called if nothing is served.
     fn disconnect(&mut self) -> Poll<()>;
 
-    /// As [`disconnect`](Self::disconnect), and keeps what another process needs to take the session
-    /// over.
+    /// Stops as [`disconnect`](Self::disconnect) does, and preserves what another process needs to
+    /// take the session over.
     fn leave(&mut self) -> Poll<()> {
         self.disconnect()
     }
 
     /// Closes what [`prepare`](Self::prepare) opened: the device is about to be dropped, and
-    /// nothing is served. As [`disconnect`](Self::disconnect), it never waits.
+    /// nothing is served. It must not block, as [`disconnect`](Self::disconnect).
     fn release(&mut self) -> Poll<()> {
         Poll::Ready(())
     }
 
-    /// Why serving ended by itself, if it did; told once.
+    /// Returns the reason why serving stopped without a request to stop, if it did; each is
+    /// returned once.
     fn fault(&mut self) -> Option<Fault>;
 
-    /// What the operator must know of a device that is served all the same; told once.
+    /// Returns a fault that the operator must know although the device is still served; each is
+    /// returned once.
     fn warning(&mut self) -> Option<Fault> {
         None
     }

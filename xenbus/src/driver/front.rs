@@ -12,45 +12,47 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use pvio_ring::DomId;
 
-/// How often a backend may move on under one [`FrontendDriver::step`] before that is taken for a
-/// fault; none that is honest does more than once.
+/// Maximum number of changes of the backend's state during one [`FrontendDriver::step`] before this
+/// is treated as a fault; a correct backend makes at most one.
 const MOVES: u32 = 4;
 
-/// The two ends of a device, as its frontend finds them.
+/// Both sides of a device, from the frontend's view.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FrontendEnds {
-    /// Which device it is.
+    /// The address of the device.
     pub addr: FrontendAddr,
     /// The frontend's directory.
     pub front: String,
-    /// The backend's directory, as the frontend's names it: of whatever kind the backend is.
+    /// The backend's directory, as named in the frontend's directory; the kind of backend is not
+    /// restricted.
     pub back: String,
     /// The backend's domain.
     pub back_id: DomId,
 }
 
-/// What only a class of frontends knows.
+/// The part of a frontend that depends on the class of the device.
 pub trait FrontendClass {
     /// Reads the offer and sets up rings and event channels for this backend.
     ///
     /// # Errors
-    /// A [`Fault`] closes the device; nothing stays granted.
+    /// A [`Fault`] closes the device; all grants must have been revoked.
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault>;
 
-    /// Writes what this end asks for. Part of a transaction, so it may run more than once.
+    /// Writes the request. Runs in a transaction, so it may be repeated.
     ///
     /// # Errors
     /// A [`HandshakeError`], as for [`prepare`](Self::prepare).
     fn request(&self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), HandshakeError>;
 
-    /// Reads what is served, at first and whenever it may have changed, and starts (again).
+    /// Reads the device's properties, at first and whenever they may have changed, and starts or
+    /// continues.
     ///
     /// # Errors
     /// A [`Fault`] closes the device.
     fn connect(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault>;
 
-    /// Writes what this end may change at any time while it is connected, other than by Reconfiguring.
-    /// Called at every step, mostly with nothing to do.
+    /// Writes keys that the frontend may change at any time while it is connected, without
+    /// Reconfiguring. Called at every step, usually with nothing to write.
     ///
     /// # Errors
     /// A [`HandshakeError`] closes the device.
@@ -58,13 +60,13 @@ pub trait FrontendClass {
         Ok(())
     }
 
-    /// Whether something is to be changed that the backend takes over when this end is Reconfiguring.
-    /// Asked at every step while it is Connected.
+    /// Returns whether a change is pending that requires Reconfiguring. Called at every step while
+    /// the frontend is Connected.
     fn reconfigures(&self) -> bool {
         false
     }
 
-    /// Writes that. Part of a transaction, so it may run more than once.
+    /// Writes that change. Runs in a transaction, so it may be repeated.
     ///
     /// # Errors
     /// A [`HandshakeError`] closes the device.
@@ -76,25 +78,27 @@ pub trait FrontendClass {
         Ok(())
     }
 
-    /// That was written; or (`taken`) the backend has taken it over, by its word.
+    /// Records that the change was written; or (`taken`) that the backend reported that it applied
+    /// it.
     fn reconfigured(&mut self, _taken: bool) {}
 
-    /// Whether what is offered is not what this end asked for any more: another backend has come, and
-    /// went away over it. Asked before this end follows one that closes and never connected.
+    /// Returns whether the offer no longer matches the request: another backend has started, and
+    /// closed because of the mismatch. Called before the frontend follows a backend that closes and
+    /// was never connected.
     fn is_outdated(&mut self, _xs: &mut dyn Xenstore, _ends: &FrontendEnds) -> bool {
         false
     }
 
-    /// The session is over. What is unanswered is kept, to be sent again if the device is prepared
-    /// again. The backend may have rings and pages mapped still.
+    /// Ends the session. Outstanding requests are kept, to be submitted again if the device is
+    /// prepared again. The backend may still have rings and pages mapped.
     fn disconnect(&mut self);
 
-    /// The backend has let go of earlier sessions, as far as it tells: their grants can be taken
-    /// back. Called often, mostly with nothing to do.
+    /// Releases earlier sessions: according to its state, the backend has unmapped them, so their
+    /// grants can be revoked. Called often, usually with nothing to release.
     fn release(&mut self);
 }
 
-/// One frontend.
+/// Driver of one frontend.
 #[derive(Debug)]
 pub struct FrontendDriver<C> {
     class: C,
@@ -105,13 +109,13 @@ pub struct FrontendDriver<C> {
     ends: Option<Arc<FrontendEnds>>,
     machine: FrontendMachine,
     broken: bool,
-    /// The backend has let go of everything of ours, as far as it tells.
+    /// According to its state, the backend has unmapped everything.
     released: bool,
 }
 
 impl<C: FrontendClass> FrontendDriver<C> {
-    /// Returns a frontend that starts. Its directory says where the backend is. If an earlier
-    /// frontend left a session behind, that is ended first: see [`FrontendMachine`].
+    /// Returns a frontend that starts. Its directory names the backend. If an earlier frontend left
+    /// a session, that is ended first: see [`FrontendMachine`].
     #[must_use]
     pub fn new(addr: impl Into<FrontendAddr>, class: C) -> Self {
         let addr = addr.into();
@@ -120,7 +124,7 @@ impl<C: FrontendClass> FrontendDriver<C> {
         Self { class, addr, front, ends, machine, broken: false, released: false }
     }
 
-    /// Which device it is.
+    /// Returns the address of the device.
     #[must_use]
     pub const fn addr(&self) -> FrontendAddr {
         self.addr
@@ -132,55 +136,56 @@ impl<C: FrontendClass> FrontendDriver<C> {
         self.ends.as_ref().map(|ends| ends.back.as_str())
     }
 
-    /// The token of the watches this end registers: its path.
+    /// Returns the token of the watches that this driver registers: the path of the frontend.
     #[must_use]
     pub fn token(&self) -> &str {
         &self.front
     }
 
-    /// The state this end has. A network interface is Connected from its request on, whether or not
-    /// the backend has accepted it: see [`is_connected`](Self::is_connected). Closing and Closed are
-    /// also written while an earlier frontend's session is ended: see [`is_closing`](Self::is_closing).
+    /// Returns the frontend's state. A network interface is Connected from its request on, whether
+    /// or not the backend has accepted it: see [`is_connected`](Self::is_connected). Closing and
+    /// Closed are also written while an earlier frontend's session is ended: see
+    /// [`is_closing`](Self::is_closing).
     #[must_use]
     pub const fn state(&self) -> XenbusState {
         self.machine.state()
     }
 
-    /// Whether the backend has accepted the request, and the session goes on.
+    /// Returns whether the backend has accepted the request, and the session is active.
     #[must_use]
     pub const fn is_connected(&self) -> bool {
         self.machine.is_connected()
     }
 
-    /// Whether this end closes, or is closed, for good.
+    /// Returns whether the frontend is permanently closing or closed.
     #[must_use]
     pub const fn is_closing(&self) -> bool {
         self.machine.is_closing()
     }
 
-    /// Whether this end is Closed and the backend has followed: nothing is shared any more, and
-    /// the class can be dropped, or a new driver be made for the same device.
+    /// Returns whether the frontend is Closed and the backend has followed: nothing is shared any
+    /// more. The class can be dropped, or a new driver can be created for the same device.
     #[must_use]
     pub const fn is_closed(&self) -> bool {
         self.machine.is_closed() && self.released
     }
 
-    /// The class.
+    /// Returns the class.
     #[must_use]
     pub const fn class(&self) -> &C {
         &self.class
     }
 
-    /// The class, to be used.
+    /// Returns the class, for use.
     pub const fn class_mut(&mut self) -> &mut C {
         &mut self.class
     }
 
-    /// Does all there is to do now. Call it once at first, then on every watch event with this
-    /// end's [`token`](Self::token).
+    /// Carries out all pending work. To be called once at the start, then on every watch event with
+    /// this driver's [`token`](Self::token).
     ///
     /// # Errors
-    /// [`XsError`] when xenstore itself fails; the driver is of no more use then.
+    /// [`XsError`] if xenstore itself fails; the driver is unusable afterwards.
     pub fn step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, XsError> {
         self.try_step(xs).or_else(|error| match error {
             HandshakeError::Xenstore(error) if error.is_connection_lost() => Err(error),
@@ -191,17 +196,18 @@ impl<C: FrontendClass> FrontendDriver<C> {
         })
     }
 
-    /// The backend broke the rules: tells why in the `error` node, and closes for good.
+    /// Closes permanently after a protocol violation by the backend, and writes the reason to the
+    /// `error` node.
     ///
     /// # Errors
     /// As [`step`](Self::step).
     pub fn fail(&mut self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
         self.broken = true;
-        // Whatever the backend has still to say is not listened to.
+        // Nothing that the backend does from now on is evaluated.
         self.class.disconnect();
         only_if_lost(fault.report(xs, &self.front))?;
         if self.ends.is_none() {
-            // Where the backend is was not found out: it has seen nothing that it had to follow.
+            // The backend's path is not known: no backend has seen a state that it has to follow.
             self.machine.done(FrontAction::Close);
             self.released = true;
             return only_if_lost(switch_state(xs, &self.front, XenbusState::Closed));
@@ -209,14 +215,14 @@ impl<C: FrontendClass> FrontendDriver<C> {
         self.close(xs)
     }
 
-    /// Begins to close. The device is let go when the backend has followed: some
-    /// [`step`](Self::step) later, [`is_closed`](Self::is_closed).
+    /// Starts to close. The device can be released when the backend has followed: after some
+    /// [`step`](Self::step), [`is_closed`](Self::is_closed) returns `true`.
     ///
     /// # Errors
     /// As [`step`](Self::step).
     pub fn close(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
         if self.machine.state() == XenbusState::Closed {
-            // Nothing was begun after an earlier frontend.
+            // Closed was written for an earlier frontend, and no session was started since.
             self.machine.done(FrontAction::Close);
         } else {
             self.machine.closing();
@@ -225,7 +231,8 @@ impl<C: FrontendClass> FrontendDriver<C> {
         Ok(())
     }
 
-    /// Finds the backend, and what an earlier frontend left. None if the device is gone.
+    /// Finds the backend, and the state that an earlier frontend left. `None` if the device is
+    /// gone.
     fn begin(
         &mut self,
         xs: &mut dyn Xenstore,
@@ -250,15 +257,16 @@ impl<C: FrontendClass> FrontendDriver<C> {
         Ok(Some(ends))
     }
 
-    /// Goes on with the backend that the frontend's directory names now. The toolstack may give a device to
-    /// another domain, if its driver domain came back under another number say. The session with the
-    /// earlier backend is over then: what is unanswered is sent to the new one.
+    /// Switches to the backend that the frontend's directory names now. The toolstack may move a
+    /// device to another domain, for example if its driver domain was restarted with another
+    /// number. The session with the earlier backend is then over: outstanding requests are sent to
+    /// the new one.
     fn follow(
         &mut self,
         xs: &mut dyn Xenstore,
         ends: Arc<FrontendEnds>,
     ) -> Result<Arc<FrontendEnds>, HandshakeError> {
-        // Where there is none, another is about to be written, or the device is gone.
+        // If the key is missing, another value is about to be written, or the device is gone.
         let named = xs.read_opt(&backend_path(&ends.front))?;
         if named.is_none_or(|path| path == ends.back.as_bytes()) {
             return Ok(ends);
@@ -267,7 +275,8 @@ impl<C: FrontendClass> FrontendDriver<C> {
         let (front, addr) = (ends.front.clone(), ends.addr);
         let new = Arc::new(FrontendEnds { addr, front, back: back.path, back_id: back.domain });
         watch(xs, &state_path(&new.back), &new.front)?;
-        // It may be gone with the right to read there; what is left of it does no harm.
+        // Fails if the permission to read was removed with the node; a watch that is left is
+        // harmless.
         let _ = xs.unwatch(&state_path(&ends.back), &ends.front);
         self.ends = Some(Arc::clone(&new));
         if self.machine.is_requested() || self.machine.is_connected() {
@@ -290,7 +299,7 @@ impl<C: FrontendClass> FrontendDriver<C> {
             let Some(own) = xs.read_opt(&state_path(&ends.front))? else {
                 self.class.disconnect();
                 self.class.release();
-                // The watch may be gone already; what is left of it does no harm.
+                // Fails if the watch is already gone; a watch that is left is harmless.
                 let _ = xs.unwatch(&state_path(&ends.back), &ends.front);
                 let _ = xs.unwatch(&backend_path(&ends.front), &ends.front);
                 return Ok(Life::Gone);
@@ -298,11 +307,11 @@ impl<C: FrontendClass> FrontendDriver<C> {
             if self.machine.ends_earlier()
                 && XenbusState::parse(Some(&own)) == XenbusState::Initialising
             {
-                // The toolstack (QEMU's backends, when they begin) made the device anew meanwhile.
+                // The toolstack (or QEMU's backend, when it starts) has created the device again.
                 self.machine.done(FrontAction::Start);
             }
             let online = match read_online(xs, &ends.back) {
-                // A backend that writes nonsense is given up by that; it must not hold up the end.
+                // A backend with invalid keys counts as not online; it must not delay the close.
                 Err(error) if self.broken && !matches!(error, HandshakeError::Xenstore(_)) => false,
                 online => online?,
             };
@@ -328,8 +337,8 @@ impl<C: FrontendClass> FrontendDriver<C> {
             if !idle {
                 match self.perform(xs, &ends, action) {
                     Ok(()) => self.machine.done(action),
-                    // It went on, or away with its domain, while its words were read: that is no
-                    // fault of theirs, and what it is now is looked at instead.
+                    // The backend's state changed, or its domain ended, while its keys were read.
+                    // That is not a fault; its current state is evaluated instead.
                     Err(_) if moves < MOVES && read_state(xs, &ends.back)? != back => {
                         moves = moves.saturating_add(1);
                         continue;
@@ -373,7 +382,7 @@ impl<C: FrontendClass> FrontendDriver<C> {
                 let to = machine.request_state();
                 return Ok(transaction(xs, |tx| {
                     if tx.read_opt(&state_path(&ends.front))?.is_none() {
-                        // No ghost of a device that the toolstack has removed.
+                        // Do not recreate the directory of a device that the toolstack has removed.
                         return Ok(());
                     }
                     class.request(tx, ends)?;
@@ -419,7 +428,7 @@ impl<C: FrontendClass> FrontendDriver<C> {
     }
 }
 
-/// Where a frontend's directory says where its backend is.
+/// Returns the path of the key in a frontend's directory that names its backend.
 fn backend_path(front: &str) -> String {
     format!("{front}/backend")
 }

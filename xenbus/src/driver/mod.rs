@@ -1,18 +1,19 @@
-//! Carrying out what [`crate::device`] decides: the xenbus part of a device end, for every class.
+//! Drivers that carry out the decisions of [`crate::device`]: the xenbus part of a device, for
+//! every class.
 //!
-//! A driver owns its end's directory in xenstore: it reads the other end's state whenever
-//! something may have changed, asks the machine, and calls its class for what only that knows: a
-//! disk, say, or a network interface. Events may be merged, repeated or come without cause; only
-//! what stands in xenstore counts.
+//! A driver owns its side's directory in xenstore. It reads the peer's state whenever something may
+//! have changed, gets the next action from the machine, and calls its class for the parts that
+//! depend on the device, for example a disk or a network interface. Events may be merged, repeated
+//! or spurious; only the contents of xenstore are relevant.
 //!
 //! | type | drives |
 //! |---|---|
 //! | [`BackendDriver`] with a [`BackendClass`] | a backend |
 //! | [`FrontendDriver`] with a [`FrontendClass`] | a frontend |
 //!
-//! [`HotplugMode`] says what a toolstack does around a backend: with `xl`, hotplug scripts.
+//! [`HotplugMode`] defines what a toolstack does besides a backend: with `xl`, hotplug scripts.
 //!
-//! Whatever a class cannot do, or its peer breaks, is a [`Fault`]: it is written to the end's
+//! A failure of a class, or a protocol violation by its peer, is a [`Fault`]: it is written to the
 //! `error` node, and closes that one device.
 
 mod back;
@@ -33,45 +34,47 @@ use crate::xenstore::{Xenstore, XsError, transaction};
 use alloc::format;
 use alloc::string::{String, ToString};
 
-/// Who attaches a backend's devices to files, bridges and taps: the toolstack, or the backend itself.
+/// Which program attaches a backend's devices to files, bridges and taps: the toolstack, or the
+/// backend itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum HotplugMode {
-    /// The backend attaches its devices to what they lead to; the toolstack makes and removes
-    /// their directories.
+    /// The backend attaches its devices to files, bridges and taps; the toolstack creates and
+    /// removes their directories.
     #[default]
     Plain,
     /// The toolstack (`xl` in dom0, `xl devd` in a driver domain) also runs each device's hotplug
-    /// script once the backend has offered it, and nothing is served before that is done.
+    /// script once the backend has offered it, and nothing is served before the script has
+    /// finished.
     Scripts,
-    /// A driver domain where nobody acts for the toolstack: the backend's domain attaches its
-    /// devices, and removes the directories of those that are gone
-    /// ([`remove_backend_end`](crate::handshake::common::remove_backend_end)), a moment after: the
-    /// toolstack has to see them Closed first.
+    /// A driver domain without a toolstack agent: the backend's domain attaches its devices, and
+    /// removes the directories of removed ones
+    /// ([`remove_backend_end`](crate::handshake::common::remove_backend_end)), with a short delay:
+    /// the toolstack has to see them Closed first.
     DriverDomain,
 }
 
-/// The two ends of a device, as its backend finds them.
+/// Both sides of a device, from the backend's view.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ends {
-    /// Which device it is.
+    /// The address of the device.
     pub addr: DeviceAddr,
     /// The backend's directory.
     pub back: String,
     /// The frontend's directory.
     pub front: String,
-    /// Who looks after the rest.
+    /// What the toolstack does besides the backend.
     pub surroundings: HotplugMode,
-    /// An earlier process's session is being taken over: what hotplug scripts did for it they will
-    /// not do again, and the frontend may have missed the notification of an answer.
+    /// An earlier process's session is being taken over: hotplug scripts that ran for it do not run
+    /// again, and the frontend may have missed the notification of a response.
     pub resumed: bool,
-    /// The earlier process had offered the device and not yet written Connected.
+    /// The earlier process had offered the device and had not written Connected.
     pub interrupted: bool,
     /// A session was lost, and the frontend has not given it up.
     pub lost: bool,
 }
 
 impl Ends {
-    /// The ends of a device at their usual places.
+    /// Returns the usual paths of a device.
     #[must_use]
     pub fn new(addr: DeviceAddr) -> Self {
         Self {
@@ -85,17 +88,18 @@ impl Ends {
         }
     }
 
-    /// Whether the earlier process had served nothing, seen by the reason why its session cannot be
-    /// resumed. A session's record is valid before its first request is taken, and until its device is
-    /// Closing; so a device in state InitWait without a valid record of the session was never served.
+    /// Returns whether the earlier process had served nothing, given the reason why its session
+    /// cannot be resumed. A session's record is valid from before its first request is taken until
+    /// its device is Closing. So a device in state InitWait without a valid record was never
+    /// served.
     #[must_use]
     pub fn was_unserved(&self, not_resumed: &Fault) -> bool {
         let unrecorded = ["record-missing", "record-invalid", "record-other-session", "handshake"];
         self.interrupted && unrecorded.contains(&not_resumed.code)
     }
 
-    /// Whether the frontend has made its request by the offer of an earlier process, which must not
-    /// change then. It has no session, or one that goes on.
+    /// Returns whether the frontend has made its request based on the offer of an earlier process,
+    /// which must not change in that case. The frontend has no session, or one that continues.
     ///
     /// # Errors
     /// xenstore's.
@@ -113,18 +117,18 @@ pub struct Fault {
     pub code: &'static str,
     /// What happened and what to do about it, for the operator.
     pub text: String,
-    /// The errno that Linux' drivers would write.
+    /// The errno that Linux's drivers would write.
     pub errno: u32,
 }
 
 impl Fault {
-    /// A fault of the device or of its peer (`EINVAL`).
+    /// Creates a fault of the device or of its peer (`EINVAL`).
     #[must_use]
     pub fn new(code: &'static str, text: impl ToString) -> Self {
         Self { code, text: text.to_string(), errno: 22 }
     }
 
-    /// Tells the operator, in the end's `error` node.
+    /// Writes the fault to the `error` node.
     ///
     /// # Errors
     /// As for [`write_error`].
@@ -149,19 +153,19 @@ impl From<XsError> for Fault {
     }
 }
 
-/// Whether a device is still there.
+/// Whether a device still exists.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Life {
-    /// It is; call again on the next event.
+    /// It exists; call again on the next event.
     Alive,
-    /// It is, and there is more to do: call again when others have had their turn.
+    /// It exists, and work is left: call again after other devices were stepped.
     More,
-    /// It is gone and has let go of everything; drop the driver.
+    /// It is removed and everything is released; drop the driver.
     Gone,
 }
 
-/// Watches a path. An earlier driver of the same end may have left its watch behind, on the same
-/// connection: it serves as well.
+/// Watches a path. If an earlier driver of the same device left its watch on the same connection,
+/// that one is used.
 fn watch(xs: &mut dyn Xenstore, path: &str, token: &str) -> Result<(), XsError> {
     match xs.watch(path, token) {
         Err(error) if error.errno() == Some(XsErrno::Exist) => Ok(()),
@@ -169,8 +173,8 @@ fn watch(xs: &mut dyn Xenstore, path: &str, token: &str) -> Result<(), XsError> 
     }
 }
 
-/// Of what can go wrong while closing a device, only a lost xenstore matters: a node may have been
-/// taken away by the toolstack at any time.
+/// While a device is closed, all errors but a lost connection are ignored: the toolstack may have
+/// removed a node at any time.
 fn only_if_lost<T>(result: Result<T, HandshakeError>) -> Result<(), XsError> {
     match result {
         Err(HandshakeError::Xenstore(error)) if error.is_connection_lost() => Err(error),
@@ -178,8 +182,8 @@ fn only_if_lost<T>(result: Result<T, HandshakeError>) -> Result<(), XsError> {
     }
 }
 
-/// Writes what the class has to say, and a state, in one transaction: all of it, or nothing where
-/// the directory is gone, lest a device the toolstack has removed come back as a ghost.
+/// Writes keys of the class and a state in one transaction: all of them, or nothing if the
+/// directory is gone, so that a device that the toolstack has removed is not recreated.
 fn announce(
     xs: &mut dyn Xenstore,
     base: &str,

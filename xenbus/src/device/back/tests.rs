@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use XenbusState as S;
 
-/// Does all there is to do and returns it; panics if that does not end.
+/// Carries out all actions and returns them; panics if there is no end.
 fn settle(m: &mut BackendMachine, front: S, online: bool) -> Vec<BackAction> {
     let mut done = Vec::new();
     loop {
@@ -93,21 +93,21 @@ fn state_three_is_optional_and_so_is_waiting_for_the_offer() {
 
 #[test]
 fn a_frontend_that_starts_anew_is_offered_again() {
-    // kexec, with no word of closing.
+    // kexec without Closing.
     let mut m = connected();
     let again = [BackAction::Disconnect, BackAction::WriteOffer];
     assert_eq!(settle(&mut m, S::Initialising, true), again);
     assert_eq!(settle(&mut m, S::Initialising, true), []);
-    // Orderly, as a boot loader hands over: 5, 6, 1.
+    // Orderly handover by a boot loader: 5, 6, 1.
     assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Connect]);
     assert_eq!(settle(&mut m, S::Closing, true), [BackAction::StartClosing]);
     assert_eq!(settle(&mut m, S::Closed, true), [BackAction::Disconnect, BackAction::Close]);
     assert_eq!(settle(&mut m, S::Initialising, true), [BackAction::WriteOffer]);
-    // 1 while this end is still closing: the 6 was never seen.
+    // 1 while the backend is still closing: 6 was not seen.
     assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
     assert_eq!(settle(&mut m, S::Closing, true), [BackAction::StartClosing]);
     assert_eq!(settle(&mut m, S::Initialising, true), again);
-    // 1 then 3 at once, after a 6: only the 3 was seen.
+    // 1 followed immediately by 3, after a 6: only 3 was seen.
     assert_eq!(settle(&mut m, S::Closed, true), [BackAction::Close]);
     assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::WriteOffer, BackAction::Connect]);
 }

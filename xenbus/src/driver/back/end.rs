@@ -1,4 +1,4 @@
-//! How a session, or a backend, ends.
+//! The end of a session, or of a backend.
 
 use super::super::only_if_lost;
 use super::{After, BackendClass, BackendDriver, Fault};
@@ -9,9 +9,9 @@ use crate::xenstore::{Xenstore, XsError};
 use core::task::Poll;
 
 impl<C: BackendClass> BackendDriver<C> {
-    /// Stops serving, closes what is open, and then writes state Closed if the directory is still
-    /// there: this end's process is about to end. Call it until it is ready, which the class wakes
-    /// its driver for; [`step`](Self::step) is not called any more.
+    /// Stops serving, closes what is open, and then writes state Closed if the directory still
+    /// exists: this backend's process is about to exit. To be called until it is ready; the class
+    /// wakes its driver. [`step`](Self::step) must not be called afterwards.
     ///
     /// # Errors
     /// As [`step`](Self::step).
@@ -28,13 +28,13 @@ impl<C: BackendClass> BackendDriver<C> {
         Ok(Poll::Ready(()))
     }
 
-    /// As [`shut_down`](Self::shut_down), and says nothing in xenstore: another process is to take
-    /// the session over.
+    /// Stops as [`shut_down`](Self::shut_down) does, without writing to xenstore: another process
+    /// will take the session over.
     pub fn leave(&mut self) -> Poll<()> {
         if self.class.leave().is_pending() { Poll::Pending } else { self.class.release() }
     }
 
-    /// Ends this frontend's session; it may start anew.
+    /// Ends this frontend's session after a failure; the frontend may start a new one.
     pub(super) fn fail(&mut self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
         self.stop(if self.broken { After::Break } else { After::Fail });
         only_if_lost(fault.report(xs, &self.ends.back))
@@ -50,21 +50,22 @@ impl<C: BackendClass> BackendDriver<C> {
         self.fail(xs, fault)
     }
 
-    /// Begins to stop; [`finish_stopping`](Self::finish_stopping) follows.
+    /// Starts to stop; [`finish_stopping`](Self::finish_stopping) follows.
     pub(super) fn stop(&mut self, after: After) {
         self.transitions = self.transitions.wrapping_add(1);
         self.stopping = Some(after);
     }
 
-    /// Whether the class has stopped, and if so what follows.
+    /// Returns whether the class has stopped, and carries out what follows.
     pub(super) fn finish_stopping(
         &mut self,
         xs: &mut dyn Xenstore,
         after: After,
     ) -> Result<Poll<()>, XsError> {
         if self.shows_closing(after) {
-            // Closed is written only after all that is the frontend's was released. Closing comes before
-            // the session's record goes: without one, a device in state InitWait was never served.
+            // Closed is written only after all memory of the frontend was released. Closing is
+            // written before the session's record is removed: a device in state InitWait without a
+            // record was never served.
             only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closing))?;
             self.machine.done(BackAction::StartClosing);
         }
@@ -90,8 +91,8 @@ impl<C: BackendClass> BackendDriver<C> {
         Ok(Poll::Ready(()))
     }
 
-    /// Whether the frontend is to see Closing while the class stops. One that has started anew is
-    /// not: it would close.
+    /// Returns whether Closing is written while the class stops. Not for a frontend that has
+    /// restarted: it would close.
     fn shows_closing(&self, after: After) -> bool {
         use XenbusState as S;
         let goes = match after {

@@ -1,4 +1,4 @@
-//! What a backend watches of its device.
+//! The watches of a backend.
 
 use super::BackendDriver;
 use crate::driver::BackendClass;
@@ -7,7 +7,8 @@ use crate::handshake::common::{hotplug_path, online_path, state_path};
 use crate::xenstore::{Xenstore, XsError};
 
 impl<C: BackendClass> BackendDriver<C> {
-    /// Watches what the class wants watched while the device is served, and no longer.
+    /// Registers the watches that the class requests while the device is connected, and removes
+    /// them afterwards.
     pub(super) fn watch_more(
         &mut self,
         xs: &mut dyn Xenstore,
@@ -20,7 +21,7 @@ impl<C: BackendClass> BackendDriver<C> {
             if served {
                 watch(xs, &path, &self.ends.back)?;
             } else {
-                // It may be gone with the node's rights.
+                // Fails if the permission to watch was removed with the node.
                 let _ = xs.unwatch(&path, &self.ends.back);
             }
         }
@@ -29,7 +30,7 @@ impl<C: BackendClass> BackendDriver<C> {
 
     pub(super) fn unwatch(&mut self, xs: &mut dyn Xenstore) {
         let _ = self.watch_more(xs, false);
-        // The watches may be gone with the nodes' rights; what is left of them does no harm.
+        // Fails if the nodes' permissions are gone; a watch that is left is harmless.
         let _ = xs.unwatch(&state_path(&self.ends.front), &self.ends.back);
         let _ = xs.unwatch(&online_path(&self.ends.back), &self.ends.back);
         if self.awaiting {
