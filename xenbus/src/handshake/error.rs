@@ -7,68 +7,69 @@ use crate::xenstore::XsError;
 /// Why a handshake could not be read or written.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum HandshakeError {
-    /// xenstore failed or refused.
+    /// xenstore failed or rejected the request.
     #[error(transparent)]
     Xenstore(#[from] XsError),
-    /// A key that must be there is not.
+    /// A required key is missing.
     #[error("`{path}` is missing")]
     Missing {
-        /// The key's whole path.
+        /// The full path of the key.
         path: Box<str>,
     },
-    /// A value is not what the key may hold.
+    /// A value is not valid for the key.
     #[error("`{path}` is {value}, expected {expected}")]
     Malformed {
-        /// The key's whole path.
+        /// The full path of the key.
         path: Box<str>,
-        /// What is there.
+        /// The value found.
         value: Shown,
-        /// What may be there.
+        /// The valid values.
         expected: &'static str,
     },
     /// A number is out of its bounds.
     #[error("`{path}` is {value}, expected {min} to {max}")]
     OutOfRange {
-        /// The key's whole path.
+        /// The full path of the key.
         path: Box<str>,
-        /// What is there.
+        /// The value found.
         value: u64,
-        /// The smallest number allowed.
+        /// The minimum.
         min: u64,
-        /// The largest number allowed.
+        /// The maximum.
         max: u64,
     },
-    /// A number that may be used once is used again.
+    /// A number that must be unique is used twice.
     #[error("`{path}` is {value}, which is in use for another ring")]
     Duplicate {
-        /// The key's whole path.
+        /// The full path of the key.
         path: Box<str>,
-        /// What is there.
+        /// The value found.
         value: u64,
     },
-    /// The frontend uses what the backend did not offer.
+    /// The frontend uses a feature that the backend did not advertise.
     #[error("`{path}` uses a feature that was not offered")]
     NotOffered {
-        /// The key's whole path.
+        /// The full path of the key.
         path: Box<str>,
     },
-    /// There is a device of this address already.
+    /// A device with this address exists already.
     #[error("`{path}` exists already")]
     Exists {
         /// The device's path.
         path: Box<str>,
     },
-    /// The struct to be written contradicts itself or its bounds; nothing was written.
+    /// The struct to be written is inconsistent or out of bounds; nothing was written.
     #[error("cannot be written: {0}")]
     Unwritable(&'static str),
 }
 
-/// A value as a peer wrote it, safe to show: at most 64 of its bytes, odd ones escaped.
+/// A value that a peer wrote, safe to print: at most 64 of its bytes, with unprintable ones
+/// escaped.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Shown(Box<str>);
 
 impl Shown {
-    /// Makes a value presentable.
+    /// Converts a value for printing.
     #[must_use]
     pub fn new(value: &[u8]) -> Self {
         let mut text = String::from("\"");

@@ -1,4 +1,4 @@
-//! Reading and writing the keys of one directory, each value checked.
+//! Reads and writes the keys of one directory, with validation of each value.
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -12,10 +12,10 @@ use super::{HandshakeError, Shown};
 use crate::wire::{ABS_PATH_MAX, WirePath, parse_u32, parse_u64};
 use crate::xenstore::Xenstore;
 
-/// The longest text read, in bytes: what a node can hold.
+/// Maximum length of a text, in bytes: the maximum size of a node.
 const TEXT_MAX: usize = 4096;
 
-/// The longest peer's path accepted, in bytes: there is room for every key below it.
+/// Maximum length of a peer's path, in bytes: leaves room for every key below it.
 const PEER_PATH_MAX: usize = ABS_PATH_MAX - 256;
 
 pub(super) struct Reader<'a, X: ?Sized> {
@@ -36,7 +36,7 @@ impl<X: Xenstore + ?Sized> Reader<'_, X> {
         HandshakeError::Malformed { path: self.path(key), value: Shown::new(value), expected }
     }
 
-    /// The value, without the one NUL or line end that some writers leave behind it.
+    /// Returns the value without one trailing NUL or line end, which some writers add.
     pub fn raw(&mut self, key: &str) -> Result<Option<Vec<u8>>, HandshakeError> {
         let mut value = self.xs.read_peer(&self.path(key))?;
         if let Some(v) = &mut value
@@ -72,15 +72,15 @@ impl<X: Xenstore + ?Sized> Reader<'_, X> {
         self.opt_u32(key, min, max)?.ok_or_else(|| self.missing(key))
     }
 
-    /// A frontend's number, which is also the name of its directory: that counts where the toolstack
-    /// wrote no key.
+    /// Returns a frontend's number. If the toolstack wrote no key, the name of the directory is
+    /// used.
     pub fn number_of_device(&mut self, key: &str) -> Result<u32, HandshakeError> {
         let name = self.base.rsplit('/').next().unwrap_or_default();
         let by_name = parse_u32(name.as_bytes());
         self.opt_u32(key, 0, u32::MAX)?.or(by_name).ok_or_else(|| self.missing(key))
     }
 
-    /// A boolean: 0 is false, any other number true, as every known reader takes it.
+    /// Returns a boolean: 0 is false, any other number is true, as in all known implementations.
     pub fn flag(&mut self, key: &str, default: bool) -> Result<bool, HandshakeError> {
         Ok(self.opt_u32(key, 0, u32::MAX)?.map_or(default, |n| n != 0))
     }
@@ -106,7 +106,7 @@ impl<X: Xenstore + ?Sized> Reader<'_, X> {
         self.opt_text(key)?.ok_or_else(|| self.missing(key))
     }
 
-    /// A value that is not text: the path of a file, say, which is bytes in no encoding.
+    /// Returns a value that is not text, for example a file path, which has no defined encoding.
     pub fn opt_bytes(&mut self, key: &str) -> Result<Option<Vec<u8>>, HandshakeError> {
         match self.raw(key)? {
             Some(value) if value.contains(&0) => {
@@ -120,8 +120,8 @@ impl<X: Xenstore + ?Sized> Reader<'_, X> {
         self.opt_bytes(key)?.ok_or_else(|| self.missing(key))
     }
 
-    /// The peer's path, which must be below the peer's own home: a path elsewhere would let
-    /// one domain speak for another.
+    /// Returns the peer's path, which must be below the peer's own home directory: otherwise one
+    /// domain could impersonate another.
     pub fn peer_path(&mut self, key: &str, peer: DomId) -> Result<String, HandshakeError> {
         let path = self.need_text(key)?;
         let home = format!("/local/domain/{peer}/");
@@ -154,7 +154,7 @@ impl<X: Xenstore + ?Sized> Writer<'_, X> {
         self.put(key, u8::from(on))
     }
 
-    /// Writes the value, or removes the key an earlier handshake may have left.
+    /// Writes the value, or removes the key that an earlier handshake may have left.
     pub fn opt(&mut self, key: &str, value: Option<impl Display>) -> Result<(), HandshakeError> {
         match value {
             Some(v) => self.put(key, v),
@@ -162,7 +162,7 @@ impl<X: Xenstore + ?Sized> Writer<'_, X> {
         }
     }
 
-    /// As [`opt`](Self::opt), for what is not text.
+    /// Writes a value that is not text, as [`opt`](Self::opt).
     pub fn opt_bytes(&mut self, key: &str, value: Option<&[u8]>) -> Result<(), HandshakeError> {
         match value {
             Some(v) => self.put_bytes(key, v),
@@ -174,7 +174,7 @@ impl<X: Xenstore + ?Sized> Writer<'_, X> {
         Ok(self.xs.rm(&format!("{}/{key}", self.base))?)
     }
 
-    /// Removes the keys that `stale` picks out of those that are there.
+    /// Removes the existing keys that `stale` selects.
     pub fn clear_all(&mut self, stale: impl Fn(&str) -> bool) -> Result<(), HandshakeError> {
         let keys = match self.xs.directory(self.base) {
             Ok(keys) => keys,
@@ -188,7 +188,7 @@ impl<X: Xenstore + ?Sized> Writer<'_, X> {
     }
 }
 
-/// Whether `key` is `prefix` followed by a number.
+/// Returns whether `key` is `prefix` followed by a number.
 pub(super) fn is_numbered(key: &str, prefix: &str) -> bool {
     key.strip_prefix(prefix).is_some_and(|n| parse_u64(n.as_bytes()).is_some())
 }

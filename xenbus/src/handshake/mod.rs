@@ -1,19 +1,19 @@
-//! Typed handshakes: what the two ends of a device tell each other through xenstore, one struct
-//! for each thing said. Nothing outside this module spells a key.
+//! Typed handshakes: the keys that both sides of a device write to xenstore, one struct per group
+//! of keys. No other module contains the name of a key.
 //!
-//! | who speaks | when | disk | network |
+//! | writer | when | disk | network |
 //! |---|---|---|---|
 //! | toolstack, to the backend | at creation | [`vbd::ToolstackBack`] | [`vif::ToolstackBack`] |
 //! | toolstack, to the frontend | at creation | [`vbd::ToolstackFront`] | [`vif::ToolstackFront`] |
 //! | backend | before `InitWait` (2) | [`vbd::BackOffer`] | [`vif::BackOffer`] |
 //! | frontend | before `Initialised` (3) or `Connected` (4) | [`vbd::FrontRequest`] | [`vif::FrontRequest`] |
 //! | backend | with `Connected` (4) | [`vbd::BackDisk`] | nothing |
-//! | both, for themselves | at the end | [`vbd::Negotiated`] | [`vif::Negotiated`] |
+//! | both, internally | at the end | [`vbd::Negotiated`] | [`vif::Negotiated`] |
 //!
-//! Each struct has `read`, which refuses whatever is missing, malformed or out of bounds with a
-//! [`HandshakeError`] that names the key and the value, and `write`. Both work in one transaction:
-//! a half-written handshake is never seen. To add a state change to the same transaction, call
-//! them inside [`crate::transaction`], which they then join:
+//! Each struct has `read`, which rejects missing, malformed or out-of-bounds values with a
+//! [`HandshakeError`] that names the key and the value, and `write`. Both use one transaction, so
+//! that no partial handshake is visible. To add a state change to the same transaction, call them
+//! inside [`crate::transaction`], which they then join:
 //!
 //! ```
 //! # use std::{cell::RefCell, rc::Rc};

@@ -12,7 +12,7 @@ macro_rules! errnos {
             /// Every error, in the header's order.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-            /// The error's name on the wire, without the NUL that ends it there.
+            /// Returns the error's name on the wire, without the terminating NUL.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -20,7 +20,7 @@ macro_rules! errnos {
                 }
             }
 
-            /// The error with this name, if the protocol knows it.
+            /// Returns the error with this name, if the protocol defines it.
             #[must_use]
             pub fn from_name(name: &[u8]) -> Option<Self> {
                 match name {
@@ -35,35 +35,35 @@ macro_rules! errnos {
 errnos! {
     /// A malformed request, path or value.
     Inval = "EINVAL",
-    /// The caller may not do this.
+    /// The caller does not have the permission.
     Acces = "EACCES",
-    /// It is there already.
+    /// The object already exists.
     Exist = "EEXIST",
-    /// It is a directory.
+    /// The object is a directory.
     IsDir = "EISDIR",
-    /// It is not there.
+    /// The object does not exist.
     NoEnt = "ENOENT",
-    /// Out of memory, or of the caller's share of it.
+    /// Out of memory, or the caller's quota is exceeded.
     NoMem = "ENOMEM",
-    /// A quota is used up.
+    /// A quota is exceeded.
     NoSpc = "ENOSPC",
     /// The server failed.
     Io = "EIO",
     /// The directory is not empty.
     NotEmpty = "ENOTEMPTY",
-    /// The server does not know this operation.
+    /// The server does not support this operation.
     NoSys = "ENOSYS",
-    /// The connection may only read.
+    /// The connection is read-only.
     RoFs = "EROFS",
     /// The object is in use.
     Busy = "EBUSY",
-    /// A transaction met a conflict: start it again.
+    /// A transaction met a conflict: retry it.
     Again = "EAGAIN",
     /// Already connected.
     IsConn = "EISCONN",
-    /// The answer does not fit into one message.
+    /// The response does not fit into one message.
     TooBig = "E2BIG",
-    /// Not allowed for this owner.
+    /// Not permitted for this owner.
     Perm = "EPERM",
 }
 

@@ -5,21 +5,21 @@ pub const HEADER_LEN: usize = 16;
 
 /// The header before each payload (`struct xsd_sockmsg`): four little-endian words.
 ///
-/// `kind` stays a raw number, since a server must answer an unknown one (with `ENOSYS`).
+/// `kind` remains a raw number, because a server must reply to an unknown one (with `ENOSYS`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Header {
     /// The operation's code; see [`Header::op`].
     pub kind: u32,
-    /// Chosen by the caller, echoed in the answer; 0 in an event.
+    /// Chosen by the caller, returned in the response; 0 in an event.
     pub req_id: u32,
-    /// The transaction this belongs to, 0 for none.
+    /// The transaction that the message belongs to, 0 for none.
     pub tx_id: u32,
     /// The payload's length in bytes, at most [`PAYLOAD_MAX`].
     pub len: u32,
 }
 
 impl Header {
-    /// A header for `len` bytes of payload.
+    /// Creates a header for `len` bytes of payload.
     ///
     /// # Errors
     /// [`FrameError::Oversize`] if `len` exceeds [`PAYLOAD_MAX`].
@@ -28,13 +28,13 @@ impl Header {
         Ok(Self { kind: op.code(), req_id, tx_id, len })
     }
 
-    /// The operation, if the code names one.
+    /// Returns the operation, if the code is valid.
     #[must_use]
     pub const fn op(&self) -> Option<Op> {
         Op::from_code(self.kind)
     }
 
-    /// Reads the four words; any bytes make a header, whose length may still be too large.
+    /// Decodes the four words; any bytes make a header, whose length may still be too large.
     #[must_use]
     pub const fn parse(bytes: [u8; HEADER_LEN]) -> Self {
         let [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3] = bytes;
@@ -46,7 +46,7 @@ impl Header {
         }
     }
 
-    /// The header as it travels.
+    /// Returns the header as encoded on the wire.
     #[must_use]
     pub const fn emit(&self) -> [u8; HEADER_LEN] {
         let [a0, a1, a2, a3] = self.kind.to_le_bytes();
@@ -67,28 +67,28 @@ pub struct Frame<'a> {
 }
 
 impl Frame<'_> {
-    /// How many bytes of the buffer the message took.
+    /// Returns the number of bytes of the buffer that the message uses.
     #[must_use]
     pub const fn wire_len(&self) -> usize {
         HEADER_LEN.saturating_add(self.payload.len())
     }
 }
 
-/// Why a stream of bytes is not a stream of messages; the connection cannot go on.
+/// Why a stream of bytes is not a sequence of messages; the connection is unusable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum FrameError {
-    /// The payload is announced to be longer than [`PAYLOAD_MAX`].
+    /// The length of the payload is greater than [`PAYLOAD_MAX`].
     #[error("a payload of {0} bytes exceeds the limit of 4096")]
     Oversize(u64),
 }
 
-/// Takes the message at the start of `buf`.
+/// Decodes the message at the start of `buf`.
 ///
-/// `Ok(None)` asks for more bytes: never more than [`HEADER_LEN`] + [`PAYLOAD_MAX`] in all, so a
-/// buffer of that size is enough for ever.
+/// `Ok(None)` means that more bytes are needed: never more than [`HEADER_LEN`] + [`PAYLOAD_MAX`] in
+/// all, so a buffer of that size is always sufficient.
 ///
 /// # Errors
-/// [`FrameError::Oversize`] as soon as the header is there and announces too much.
+/// [`FrameError::Oversize`] as soon as the header is complete and its length is too large.
 pub fn decode(buf: &[u8]) -> Result<Option<Frame<'_>>, FrameError> {
     let Some((head, rest)) = buf.split_first_chunk::<HEADER_LEN>() else {
         return Ok(None);

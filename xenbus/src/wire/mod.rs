@@ -1,8 +1,8 @@
 //! The xenstore wire format: headers, operations, error names, paths and permissions.
 //!
-//! Every message, in either direction, is a 16-byte [`Header`] followed by at most
-//! [`PAYLOAD_MAX`] bytes. Facts come from `xen/include/public/io/xs_wire.h` and
-//! `docs/misc/xenstore.txt`. Nothing here allocates.
+//! Every message, in either direction, is a 16-byte [`Header`] followed by at most [`PAYLOAD_MAX`]
+//! bytes. Sources: `xen/include/public/io/xs_wire.h` and `docs/misc/xenstore.txt`. Nothing here
+//! allocates.
 
 mod errno;
 mod frame;
@@ -18,5 +18,5 @@ pub use path::{ABS_PATH_MAX, PathError, REL_PATH_MAX, WirePath, parent};
 pub use perm::{Access, PERM_TEXT_MAX, Perm, PermError};
 pub use text::{parse_u16, parse_u32, parse_u64, split_string, strings};
 
-/// The largest payload of one message, in bytes (`XENSTORE_PAYLOAD_MAX`).
+/// Maximum size of a message's payload, in bytes (`XENSTORE_PAYLOAD_MAX`).
 pub const PAYLOAD_MAX: usize = 4096;

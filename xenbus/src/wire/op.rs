@@ -1,6 +1,7 @@
 macro_rules! ops {
     ($($(#[$doc:meta])* $name:ident = $code:literal,)*) => {
-        /// What a message asks for or answers (`enum xsd_sockmsg_type` in `xs_wire.h`).
+        /// Type of a message: an operation or its response (`enum xsd_sockmsg_type` in
+        /// `xs_wire.h`).
         ///
         /// Code 20 (`XS_RESTRICT`) was withdrawn and is never valid.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -13,7 +14,7 @@ macro_rules! ops {
             /// Every operation, in order of its code.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-            /// The operation with this code, if there is one.
+            /// Returns the operation with this code, if there is one.
             #[must_use]
             pub const fn from_code(code: u32) -> Option<Self> {
                 match code {
@@ -40,33 +41,33 @@ ops! {
     Unwatch = 5,
     /// Opens a transaction.
     TransactionStart = 6,
-    /// Commits or drops a transaction.
+    /// Commits or aborts a transaction.
     TransactionEnd = 7,
-    /// Tells the server about a domain; dom0 only.
+    /// Introduces a domain to the server; dom0 only.
     Introduce = 8,
-    /// Tells the server to forget a domain; dom0 only.
+    /// Releases a domain; dom0 only.
     Release = 9,
-    /// Asks for a domain's home path.
+    /// Returns a domain's home path.
     GetDomainPath = 10,
     /// Writes a node's value, creating it and its parents.
     Write = 11,
-    /// Creates a node if it is missing.
+    /// Creates a node if it does not exist.
     Mkdir = 12,
     /// Removes a node and everything below it.
     Rm = 13,
     /// Replaces a node's permissions.
     SetPerms = 14,
-    /// An event, sent by the server unasked.
+    /// An event, sent by the server without a request.
     WatchEvent = 15,
-    /// A refusal, sent by the server; the payload is an error's name.
+    /// A rejected request, sent by the server; the payload is an error's name.
     Error = 16,
-    /// Asks whether a domain is known; dom0 only.
+    /// Returns whether a domain is introduced; dom0 only.
     IsDomainIntroduced = 17,
-    /// Re-arms the report of a domain's shutdown; dom0 only.
+    /// Re-enables the notification of a domain's shutdown; dom0 only.
     Resume = 18,
-    /// Lets one domain act for another; dom0 only.
+    /// Gives one domain the permissions of another; dom0 only.
     SetTarget = 19,
-    /// Drops all of the caller's watches and transactions.
+    /// Removes all of the caller's watches and aborts its transactions.
     ResetWatches = 21,
     /// Lists a part of a long list of children.
     DirectoryPart = 22,
@@ -81,7 +82,7 @@ ops! {
 }
 
 impl Op {
-    /// The code of this operation on the wire.
+    /// Returns the code of this operation on the wire.
     #[must_use]
     pub const fn code(self) -> u32 {
         self as u32

@@ -1,21 +1,21 @@
-/// The longest absolute path, in bytes (`XENSTORE_ABS_PATH_MAX`).
+/// Maximum length of an absolute path, in bytes (`XENSTORE_ABS_PATH_MAX`).
 pub const ABS_PATH_MAX: usize = 3072;
-/// The longest relative path, in bytes (`XENSTORE_REL_PATH_MAX`).
+/// Maximum length of a relative path, in bytes (`XENSTORE_REL_PATH_MAX`).
 pub const REL_PATH_MAX: usize = 2048;
 
-/// A path as a client may spell it, checked.
+/// A path that a client sent, validated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WirePath<'a> {
     /// Starts with `/`; is exactly `/` or does not end in one.
     Absolute(&'a str),
-    /// To be taken below the caller's home, `/local/domain/<domid>`.
+    /// Relative to the caller's home directory, `/local/domain/<domid>`.
     Relative(&'a str),
-    /// `@introduceDomain`, `@releaseDomain`, perhaps with `/<domid>`: only to be watched, or to
-    /// be given permissions. Other words behind the `@` are valid and never happen.
+    /// `@introduceDomain`, `@releaseDomain`, optionally with `/<domid>`: can only be watched, or be
+    /// given permissions. Other names after the `@` are valid and never cause an event.
     Special(&'a str),
 }
 
-/// Why a path is refused.
+/// Why a path is rejected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PathError {
     /// The empty path.
@@ -27,7 +27,7 @@ pub enum PathError {
     /// A byte outside `A-Z a-z 0-9 - / _ @`.
     #[error("the path holds the byte {0:#04x}")]
     BadByte(u8),
-    /// `//` somewhere.
+    /// The path contains `//`.
     #[error("the path has an empty component")]
     DoubleSlash,
     /// A `/` at the end of a path other than `/`.
@@ -36,11 +36,11 @@ pub enum PathError {
 }
 
 impl<'a> WirePath<'a> {
-    /// Checks a path: its length, its characters and its slashes
-    /// (`docs/misc/xenstore.txt`, introduction).
+    /// Validates a path: its length, its characters and its slashes (`docs/misc/xenstore.txt`,
+    /// introduction).
     ///
     /// # Errors
-    /// The first rule of [`PathError`] that it breaks.
+    /// The first rule of [`PathError`] that it violates.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, PathError> {
         let first = *bytes.first().ok_or(PathError::Empty)?;
         let limit = if first == b'/' { ABS_PATH_MAX } else { REL_PATH_MAX };
@@ -56,7 +56,7 @@ impl<'a> WirePath<'a> {
         if bytes.len() > 1 && bytes.last() == Some(&b'/') {
             return Err(PathError::TrailingSlash);
         }
-        // Only ASCII got this far.
+        // Only ASCII passes the checks above.
         let text = core::str::from_utf8(bytes).map_err(|_| PathError::BadByte(first))?;
         Ok(match first {
             b'/' => Self::Absolute(text),
@@ -65,7 +65,7 @@ impl<'a> WirePath<'a> {
         })
     }
 
-    /// The path as it was spelt.
+    /// Returns the path as the client sent it.
     #[must_use]
     pub const fn as_str(&self) -> &'a str {
         match *self {
@@ -74,7 +74,7 @@ impl<'a> WirePath<'a> {
     }
 }
 
-/// The node above an absolute path: `/` for `/a`, `None` for `/` and for what is not absolute.
+/// Returns the parent of an absolute path: `/` for `/a`, `None` for `/` and for other paths.
 #[must_use]
 pub fn parent(path: &str) -> Option<&str> {
     if path == "/" || !path.starts_with('/') {

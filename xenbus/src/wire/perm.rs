@@ -4,10 +4,10 @@ use pvio_ring::DomId;
 
 use super::parse_u16;
 
-/// The longest permission as text, in bytes: a letter and five digits.
+/// Maximum length of a permission as text, in bytes: a letter and five digits.
 pub const PERM_TEXT_MAX: usize = 6;
 
-/// What a permission entry allows.
+/// Access that a permission entry grants.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Access {
     /// `n`: nothing.
@@ -16,18 +16,18 @@ pub enum Access {
     Read,
     /// `w`: write.
     Write,
-    /// `b`: both.
+    /// `b`: read and write.
     Both,
 }
 
 impl Access {
-    /// Whether reading is allowed.
+    /// Returns whether reading is allowed.
     #[must_use]
     pub const fn can_read(self) -> bool {
         matches!(self, Self::Read | Self::Both)
     }
 
-    /// Whether writing is allowed.
+    /// Returns whether writing is allowed.
     #[must_use]
     pub const fn can_write(self) -> bool {
         matches!(self, Self::Write | Self::Both)
@@ -36,32 +36,32 @@ impl Access {
 
 /// One entry of a node's permissions, `<letter><domid>` on the wire.
 ///
-/// The first entry of a node names its **owner**, who may do everything, and what domains not
-/// listed after it may do; each later entry is for the domain it names.
+/// The first entry of a node names its **owner**, which has full access, and the access of domains
+/// that are not listed after it; each later entry is for the domain that it names.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Perm {
-    /// The domain the entry is about.
+    /// The domain of the entry.
     pub domid: DomId,
-    /// What it allows.
+    /// The access.
     pub access: Access,
 }
 
-/// A permission that is not a letter of `nrwb` followed by a number of 0 to 65535.
+/// The text is not a letter of `nrwb` followed by a number of 0 to 65535.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("not a permission: expected one of n, r, w, b and a domain number")]
 pub struct PermError;
 
 impl Perm {
-    /// An entry.
+    /// Creates an entry.
     #[must_use]
     pub const fn new(domid: DomId, access: Access) -> Self {
         Self { domid, access }
     }
 
-    /// Reads an entry.
+    /// Parses an entry.
     ///
     /// # Errors
-    /// [`PermError`] on any other form.
+    /// [`PermError`] for any other form.
     pub fn parse(text: &[u8]) -> Result<Self, PermError> {
         let (letter, number) = text.split_first().ok_or(PermError)?;
         let access = match letter {

@@ -1,5 +1,5 @@
-/// Splits the first NUL-terminated string off `payload`: the string without its NUL, and what
-/// follows. `None` if there is no NUL.
+/// Splits the first NUL-terminated string off `payload`: returns the string without its NUL, and
+/// the rest. `None` if there is no NUL.
 #[must_use]
 pub fn split_string(payload: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut halves = payload.splitn(2, |&b| b == 0);
@@ -8,8 +8,8 @@ pub fn split_string(payload: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((first, rest))
 }
 
-/// The NUL-terminated strings of `payload`, without their NULs. Bytes after the last NUL are
-/// not a string and are left out, as the reference server does.
+/// Returns the NUL-terminated strings of `payload`, without their NULs. Bytes after the last NUL
+/// are not a string and are ignored, as in the reference server.
 pub fn strings(payload: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
     let mut rest = payload;
     core::iter::from_fn(move || {
@@ -19,8 +19,8 @@ pub fn strings(payload: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
     })
 }
 
-/// Reads a decimal number: digits only, no sign, no spaces. `None` on anything else or beyond
-/// 2⁶⁴ − 1.
+/// Parses a decimal number: digits only, no sign, no spaces. `None` for anything else or beyond 2⁶⁴
+/// − 1.
 #[must_use]
 pub fn parse_u64(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
@@ -34,13 +34,13 @@ pub fn parse_u64(text: &[u8]) -> Option<u64> {
     })
 }
 
-/// [`parse_u64`], bounded to 2³² − 1.
+/// Parses as [`parse_u64`], limited to 2³² − 1.
 #[must_use]
 pub fn parse_u32(text: &[u8]) -> Option<u32> {
     parse_u64(text).and_then(|n| n.try_into().ok())
 }
 
-/// [`parse_u64`], bounded to 2¹⁶ − 1.
+/// Parses as [`parse_u64`], limited to 2¹⁶ − 1.
 #[must_use]
 pub fn parse_u16(text: &[u8]) -> Option<u16> {
     parse_u64(text).and_then(|n| n.try_into().ok())

@@ -1,4 +1,4 @@
-//! Where devices are.
+//! Addresses of devices.
 
 use alloc::format;
 use alloc::string::String;
@@ -9,7 +9,7 @@ use pvio_ring::DomId;
 use crate::wire::{parse_u16, parse_u32};
 use crate::xenstore::{Xenstore, XsError};
 
-/// The kinds of device known here, as they are named in paths.
+/// The supported classes of devices, as named in paths.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum DeviceClass {
     /// A virtual disk.
@@ -22,7 +22,7 @@ impl DeviceClass {
     /// Every kind.
     pub const ALL: [Self; 2] = [Self::Vbd, Self::Vif];
 
-    /// The word in paths.
+    /// Returns the name in paths.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -36,20 +36,21 @@ impl DeviceClass {
     }
 }
 
-/// What kind of backend serves a device, as the directories of backends are named. One class of
-/// frontends has several: a toolstack says by the kind which program is to serve.
+/// The kind of a backend, as named in the paths of backends. One class of frontends has several
+/// kinds: a toolstack selects by the kind which program serves the device.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum BackendKind {
-    /// `vbd`: what `xl` makes of a block device or a raw image (`backendtype=phy`). Claimed by
+    /// `vbd`: `xl` uses it for a block device or a raw image (`backendtype=phy`). Claimed by
     /// Linux's xen-blkback where that is loaded.
     Vbd,
-    /// `qdisk`: what `xl` makes of an image that it leaves to a device model.
+    /// `qdisk`: `xl` uses it for an image that a device model serves.
     Qdisk,
-    /// `pvio-vbd`: a disk that no other backend claims.
+    /// `pvio-vbd`: a disk that no other backend program claims.
     PvioVbd,
-    /// `vif`: every network interface `xl` makes. Claimed by Linux's xen-netback where loaded.
+    /// `vif`: `xl` uses it for every network interface. Claimed by Linux's xen-netback where
+    /// loaded.
     Vif,
-    /// `pvio-vif`: a network interface that no other backend claims.
+    /// `pvio-vif`: a network interface that no other backend program claims.
     PvioVif,
 }
 
@@ -57,7 +58,7 @@ impl BackendKind {
     /// Every kind.
     pub const ALL: [Self; 5] = [Self::Vbd, Self::Qdisk, Self::PvioVbd, Self::Vif, Self::PvioVif];
 
-    /// The word in paths.
+    /// Returns the name in paths.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -69,7 +70,7 @@ impl BackendKind {
         }
     }
 
-    /// What its frontends are.
+    /// Returns the class of its frontends.
     #[must_use]
     pub const fn class(self) -> DeviceClass {
         match self {
@@ -78,54 +79,54 @@ impl BackendKind {
         }
     }
 
-    /// The kind with this word in paths.
+    /// Returns the kind with this name in paths.
     #[must_use]
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|k| k.as_str() == word)
     }
 }
 
-/// One device: its kind, its two domains, and its number in the frontend (for a disk the
-/// `virtual-device`, for a network interface its handle).
+/// The address of a device: its kind, its two domains, and its number in the frontend (for a disk
+/// the `virtual-device`, for a network interface its handle).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct DeviceAddr {
-    /// What serves it.
+    /// The kind of backend.
     pub kind: BackendKind,
-    /// The domain that serves it.
+    /// The backend's domain.
     pub back: DomId,
-    /// The domain that uses it.
+    /// The frontend's domain.
     pub front: DomId,
-    /// Which one it is among those of its kind in the frontend.
+    /// The number of the device within its class in the frontend's domain.
     pub index: u32,
 }
 
 impl DeviceAddr {
-    /// An address.
+    /// Creates an address.
     #[must_use]
     pub const fn new(kind: BackendKind, back: DomId, front: DomId, index: u32) -> Self {
         Self { kind, back, front, index }
     }
 
-    /// What it is.
+    /// Returns the class of the device.
     #[must_use]
     pub const fn class(&self) -> DeviceClass {
         self.kind.class()
     }
 
-    /// The backend's directory: `/local/domain/<back>/backend/<kind>/<front>/<index>`.
+    /// Returns the backend's directory: `/local/domain/<back>/backend/<kind>/<front>/<index>`.
     #[must_use]
     pub fn backend_path(&self) -> String {
         format!("{}/{}/{}", backend_root(self.kind, self.back), self.front, self.index)
     }
 
-    /// The frontend's directory: `/local/domain/<front>/device/<class>/<index>`.
+    /// Returns the frontend's directory: `/local/domain/<front>/device/<class>/<index>`.
     #[must_use]
     pub fn frontend_path(&self) -> String {
         FrontendAddr::from(*self).path()
     }
 
-    /// Takes a path at or below a backend's directory apart, as events bring it: the address,
-    /// and what follows it (empty for the directory itself). A relative path is one of `home`.
+    /// Parses a path at or below a backend's directory, as in events: returns the address and the
+    /// rest of the path (empty for the directory itself). A relative path is relative to `home`.
     #[must_use]
     pub fn from_backend_path(path: &str, home: DomId) -> Option<(Self, &str)> {
         let (back, rest) = split_home(path, home)?;
@@ -140,20 +141,20 @@ impl DeviceAddr {
     }
 }
 
-/// A device as its frontend's domain knows it: by its class and number. Which backend serves it, of
-/// whatever kind, is in the frontend's directory ([`read_backend_end`](super::read_backend_end)).
+/// A device as addressed in its frontend's domain: by class and number. The frontend's directory
+/// names the backend and its kind ([`read_backend_end`](super::read_backend_end)).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct FrontendAddr {
-    /// What it is.
+    /// The class of the device.
     pub class: DeviceClass,
-    /// The domain that uses it.
+    /// The frontend's domain.
     pub front: DomId,
-    /// Which one it is among those of its class in the frontend.
+    /// The number of the device within its class in the frontend's domain.
     pub index: u32,
 }
 
 impl FrontendAddr {
-    /// Returns an address.
+    /// Creates an address.
     #[must_use]
     pub const fn new(class: DeviceClass, front: DomId, index: u32) -> Self {
         Self { class, front, index }
@@ -172,20 +173,20 @@ impl From<DeviceAddr> for FrontendAddr {
     }
 }
 
-/// The directory of all backends of a kind in a domain, to be watched by whoever serves them.
+/// Returns the directory of all backends of a kind in a domain, which a backend program watches.
 #[must_use]
 pub fn backend_root(kind: BackendKind, back: DomId) -> String {
     format!("/local/domain/{back}/backend/{}", kind.as_str())
 }
 
-/// The directory of all frontends of a kind in a domain.
+/// Returns the directory of all frontends of a class in a domain.
 #[must_use]
 pub fn frontend_root(class: DeviceClass, front: DomId) -> String {
     format!("/local/domain/{front}/device/{}", class.as_str())
 }
 
-/// Takes a path at or below a frontend's directory apart: its kind, its domain, its index, and
-/// what follows. A relative path is one of `home`.
+/// Parses a path at or below a frontend's directory: returns its class, domain and index, and the
+/// rest of the path. A relative path is relative to `home`.
 #[must_use]
 pub fn parse_frontend_path(path: &str, home: DomId) -> Option<(DeviceClass, DomId, u32, &str)> {
     let (front, rest) = split_home(path, home)?;
@@ -195,11 +196,11 @@ pub fn parse_frontend_path(path: &str, home: DomId) -> Option<(DeviceClass, DomI
     Some((DeviceClass::from_str(class)?, front, parse_u32(index.as_bytes())?, below))
 }
 
-/// Lists the backends of a kind that the toolstack has made in a domain. What is not named like
-/// one is passed over.
+/// Lists the backends of a kind that the toolstack has created in a domain. Entries with other
+/// names are ignored.
 ///
 /// # Errors
-/// xenstore's; that there are none is no error.
+/// An error of xenstore; an empty list is not an error.
 pub fn list_backends<X: Xenstore + ?Sized>(
     xs: &mut X,
     kind: BackendKind,
@@ -218,10 +219,10 @@ pub fn list_backends<X: Xenstore + ?Sized>(
     Ok(found)
 }
 
-/// Lists the indices of a domain's frontends of a kind.
+/// Lists the indices of a domain's frontends of a class.
 ///
 /// # Errors
-/// xenstore's; that there are none is no error.
+/// An error of xenstore; an empty list is not an error.
 pub fn list_frontends<X: Xenstore + ?Sized>(
     xs: &mut X,
     class: DeviceClass,
@@ -241,7 +242,7 @@ pub(super) fn directory_opt<X: Xenstore + ?Sized>(
     }
 }
 
-/// Splits `/local/domain/<N>/` off a path; a relative one is `home`'s.
+/// Splits `/local/domain/<N>/` off a path; a relative one is relative to `home`.
 pub(super) fn split_home(path: &str, home: DomId) -> Option<(DomId, &str)> {
     if !path.starts_with('/') {
         return Some((home, path));

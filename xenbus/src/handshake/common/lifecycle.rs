@@ -1,4 +1,4 @@
-//! How domains and devices come and go, for the toolstack.
+//! Creation and removal of domains and devices, for the toolstack.
 
 use alloc::format;
 use alloc::string::String;
@@ -16,11 +16,12 @@ use crate::state::XenbusState;
 use crate::wire::{Access, Perm};
 use crate::xenstore::{Xenstore, XsError, transaction};
 
-/// Makes a domain's home with the rights libxl gives it: the domain may read all of it, and
-/// write below `data` and `error`. To be called by dom0 before the domain's first device.
+/// Creates a domain's home directory with the permissions that libxl uses: the domain may read all
+/// of it, and write below `data` and `error`. To be called by dom0 before the domain's first
+/// device.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn create_domain<X: Xenstore + ?Sized>(
     xs: &mut X,
     domid: DomId,
@@ -46,32 +47,32 @@ pub fn create_domain<X: Xenstore + ?Sized>(
     })
 }
 
-/// Tells libxl that a guest's device model runs, for which it waits. To be called by the domain the
-/// device model is in.
+/// Notifies libxl, which waits for it, that a guest's device model is running. To be called by the
+/// device model's domain.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn announce_device_model<X: Xenstore + ?Sized>(
     xs: &mut X,
     guest: DomId,
 ) -> Result<(), HandshakeError> {
-    // Relative to one's own home, as libxl has it.
+    // Relative to the domain's own home directory, as libxl does it.
     Writer { xs, base: &format!("device-model/{guest}") }.put("state", "running")
 }
 
-/// Removes a domain's home. Its devices' backends, which are in other homes, stay.
+/// Removes a domain's home directory, but not the backends of its devices, which are in other ones.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn remove_domain<X: Xenstore + ?Sized>(xs: &mut X, domid: DomId) -> Result<(), XsError> {
     xs.rm(&format!("/local/domain/{domid}"))
 }
 
-/// Asks a device to end: the backend is told that it is to go and to close. It is gone once both
-/// ends are [`XenbusState::Closed`]; then call [`remove_device`].
+/// Requests the removal of a device: sets the backend offline and to Closing. The device is closed
+/// once both sides are [`XenbusState::Closed`]; then call [`remove_device`].
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn request_removal<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
@@ -86,13 +87,14 @@ pub fn request_removal<X: Xenstore + ?Sized>(
     })
 }
 
-/// Makes the directories of a domain's backends again, which went with the domain when it was
-/// destroyed, from what libxl keeps of them for itself. To be called by dom0, once the domain is back
-/// under its old number: it then finds every backend Connected, as its frontend still is, and goes
-/// on with the session. Which were made; those that are there stay as they are.
+/// Recreates the directories of a domain's backends, which were removed when the domain was
+/// destroyed, from libxl's own records of them. To be called by dom0, once the domain runs again
+/// with its old number: it then finds every backend Connected, as its frontend still is, and
+/// resumes the session. Returns the devices that were recreated; existing directories are not
+/// changed.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn revive_backends<X: Xenstore + ?Sized>(
     xs: &mut X,
     back: DomId,
@@ -120,11 +122,11 @@ pub fn revive_backends<X: Xenstore + ?Sized>(
     Ok(made)
 }
 
-/// Writes down for libxl that a device was made: with that it lists the device, and removes it with
-/// its guest. Only for kinds of backend that libxl knows. To be called by dom0.
+/// Records a device in libxl's directory, so that libxl lists the device and removes it with its
+/// guest. Only for kinds of backend that libxl knows. To be called by dom0.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn tell_libxl<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
@@ -144,10 +146,10 @@ fn libxl_path(addr: DeviceAddr) -> String {
     format!("/libxl/{}/device/{}/{}", addr.front, addr.class().as_str(), addr.index)
 }
 
-/// The name a domain has.
+/// Returns a domain's name.
 ///
 /// # Errors
-/// xenstore's; that it has none is no error.
+/// An error of xenstore; a missing name is not an error.
 pub fn domain_name<X: Xenstore + ?Sized>(
     xs: &mut X,
     domain: DomId,
@@ -155,10 +157,10 @@ pub fn domain_name<X: Xenstore + ?Sized>(
     (Reader { xs, base: &format!("/local/domain/{domain}") }).opt_text("name")
 }
 
-/// Every domain that has a home.
+/// Lists the domains that have a home directory.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn list_domains<X: Xenstore + ?Sized>(xs: &mut X) -> Result<Vec<DomId>, XsError> {
     let mut ids: Vec<DomId> = directory_opt(xs, "/local/domain")?
         .iter()
@@ -168,10 +170,11 @@ pub fn list_domains<X: Xenstore + ?Sized>(xs: &mut X) -> Result<Vec<DomId>, XsEr
     Ok(ids)
 }
 
-/// The device that a frontend's directory leads to; `None` if there is none, or it leads nowhere.
+/// Returns the device of a frontend; `None` if there is none, or if its directory names no valid
+/// backend.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn find_device<X: Xenstore + ?Sized>(
     xs: &mut X,
     class: DeviceClass,
@@ -209,31 +212,30 @@ fn revive_backend<X: Xenstore + ?Sized>(
     })
 }
 
-/// Stands in a directory made by [`revive_backends`] until its backend has said anew what went with
-/// the old one.
+/// Present in a directory made by [`revive_backends`] until its backend has written its keys again.
 const REVIVED: &str = "revived";
 
-/// Whether a backend's directory was made by [`revive_backends`] and lacks what its backend told the
-/// frontend once.
+/// Returns whether a backend's directory was made by [`revive_backends`] and lacks the keys that
+/// its backend had written for the frontend.
 ///
 /// # Errors
-/// xenstore's; the key holds no number.
+/// An error of xenstore; the key is not a number.
 pub fn is_revived<X: Xenstore + ?Sized>(xs: &mut X, back: &str) -> Result<bool, HandshakeError> {
     (Reader { xs, base: back }).flag(REVIVED, false)
 }
 
-/// It lacks nothing any more.
+/// Records that the backend has written its keys again.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn clear_revived<X: Xenstore + ?Sized>(xs: &mut X, back: &str) -> Result<(), XsError> {
     xs.rm(&format!("{back}/{REVIVED}"))
 }
 
-/// The number of the domain with a name.
+/// Returns the number of the domain with a name.
 ///
 /// # Errors
-/// xenstore's; that there is none is no error.
+/// An error of xenstore; a missing domain is not an error.
 pub fn find_domain<X: Xenstore + ?Sized>(
     xs: &mut X,
     name: &str,
@@ -247,11 +249,11 @@ pub fn find_domain<X: Xenstore + ?Sized>(
     Ok(None)
 }
 
-/// Removes both ends of a device, with the errors told of them, and the frontend domain's
-/// directory at the backend if it is empty then. To be called by dom0.
+/// Removes the directories of both sides of a device and their `error` nodes, and the directory of
+/// the frontend's domain among the backends if it is empty afterwards. To be called by dom0.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn remove_device<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
@@ -265,11 +267,11 @@ pub fn remove_device<X: Xenstore + ?Sized>(
     })
 }
 
-/// Removes a backend's directory, with the error told of it, and the frontend domain's directory
-/// above if that is empty then. What the domain has no right to remove, stays.
+/// Removes a backend's directory and its `error` node, and the directory of the frontend's domain
+/// above it if that is empty afterwards. Without the permission to remove the latter, it is left.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn remove_backend_end<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
@@ -281,7 +283,7 @@ pub fn remove_backend_end<X: Xenstore + ?Sized>(
         clear_error(tx, &back)?;
         if matches!(tx.directory(&siblings), Ok(left) if left.is_empty()) {
             match tx.rm(&siblings) {
-                // Only the toolstack may.
+                // Only the toolstack may remove it.
                 Err(XsError::Refused { .. }) => {}
                 other => other?,
             }
@@ -290,7 +292,8 @@ pub fn remove_backend_end<X: Xenstore + ?Sized>(
     })
 }
 
-/// Makes an end's directory with libxl's rights: it owns its own, and the other may read it.
+/// Creates a side's directory with libxl's permissions: its domain owns it, and the peer may read
+/// it.
 fn create_end<X: Xenstore + ?Sized>(
     xs: &mut X,
     base: &str,
@@ -312,8 +315,9 @@ fn end_perms(owner: DomId, reader: DomId) -> Vec<Perm> {
     perms
 }
 
-/// Lets a backend's domain read the frontend's directory again, and all below it: a domain that
-/// takes a dead one's number has none of its rights. Levels beyond what a device uses are left out.
+/// Grants a backend's domain read permission for the frontend's directory and everything below: a
+/// domain that takes over the number of a destroyed one has none of its permissions. Levels deeper
+/// than a device uses are left out.
 pub(in crate::handshake) fn regrant_frontend_end<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
@@ -328,7 +332,7 @@ pub(in crate::handshake) fn regrant_frontend_end<X: Xenstore + ?Sized>(
                 below.push(format!("{path}/{child}"));
             }
             match xs.set_perms(&path, &perms) {
-                // The frontend's domain is ending just now, and takes its nodes along.
+                // The frontend's domain is being destroyed, and its nodes with it.
                 Err(error) if error.is_not_found() => {}
                 result => result?,
             }
@@ -338,7 +342,7 @@ pub(in crate::handshake) fn regrant_frontend_end<X: Xenstore + ?Sized>(
     Ok(())
 }
 
-/// Makes a backend's directory: see [`create_end`].
+/// Creates a backend's directory: see [`create_end`].
 pub(in crate::handshake) fn create_backend_end<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
@@ -346,7 +350,7 @@ pub(in crate::handshake) fn create_backend_end<X: Xenstore + ?Sized>(
     create_end(xs, &addr.backend_path(), addr.back, addr.front)
 }
 
-/// Makes a frontend's directory: see [`create_end`].
+/// Creates a frontend's directory: see [`create_end`].
 pub(in crate::handshake) fn create_frontend_end<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,

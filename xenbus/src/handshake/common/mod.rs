@@ -1,4 +1,4 @@
-//! What all devices share: where they are, their states, their errors, their creation and end.
+//! Keys common to all devices: addresses, states, errors, creation and removal.
 
 mod addr;
 mod lifecycle;

@@ -1,4 +1,4 @@
-//! What an end says of itself: its state, its surroundings, its errors.
+//! Status that each side of a device publishes: state, hotplug status, errors.
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -12,39 +12,38 @@ use crate::handshake::fields::{Reader, Writer};
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
 
-/// The key that holds an end's state, to be watched by the other end. `base` is
-/// the path of either end's directory ([`super::DeviceAddr`]), here and below.
+/// Returns the path of a side's state, which the peer watches. `base` is the path of the directory
+/// of either side ([`super::DeviceAddr`]), here and below.
 #[must_use]
 pub fn state_path(base: &str) -> String {
     format!("{base}/state")
 }
 
-/// The key by which the toolstack tells a backend whether the device is to stay.
+/// Returns the path of the key that tells a backend whether the device is online.
 #[must_use]
 pub fn online_path(backend: &str) -> String {
     format!("{backend}/online")
 }
 
-/// The key by which a hotplug script tells how far it has come.
+/// Returns the path of the key with the hotplug script's status.
 #[must_use]
 pub fn hotplug_path(backend: &str) -> String {
     format!("{backend}/hotplug-status")
 }
 
-/// Reads an end's state. Nothing there, nothing that may be seen (the end's domain is gone, and
-/// its directory with the rights to look there), or nothing that can be understood, is
-/// [`XenbusState::Unknown`].
+/// Reads a side's state. A missing state, one that may not be read (the domain is gone, and its
+/// directory with the permissions), or an invalid one, is [`XenbusState::Unknown`].
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn read_state<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<XenbusState, XsError> {
     Ok(XenbusState::parse(xs.read_peer(&state_path(base))?.as_deref()))
 }
 
-/// Writes an end's state, also if it is the same already: the peer's watch fires.
+/// Writes a side's state, even if it is unchanged: the peer's watch fires.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn write_state<X: Xenstore + ?Sized>(
     xs: &mut X,
     base: &str,
@@ -53,11 +52,11 @@ pub fn write_state<X: Xenstore + ?Sized>(
     Ok(xs.write(&state_path(base), state.text().as_bytes())?)
 }
 
-/// Moves an end to a state if its directory is still there, so that a device the toolstack has
-/// removed does not come back as a ghost. Whether it was there; an equal state is not rewritten.
+/// Changes a side's state if its directory still exists, so that a device that the toolstack has
+/// removed is not recreated. Returns whether it existed; an unchanged state is not written again.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn switch_state<X: Xenstore + ?Sized>(
     xs: &mut X,
     base: &str,
@@ -70,7 +69,7 @@ pub fn switch_state<X: Xenstore + ?Sized>(
     })
 }
 
-/// The backend of a frontend, as the frontend's directory names it.
+/// The backend of a frontend, as named in the frontend's directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BackendEnd {
     /// `backend-id`: the backend's domain.
@@ -79,12 +78,12 @@ pub struct BackendEnd {
     pub path: String,
 }
 
-/// Reads where a frontend's backend is. The backend's kind may have any name: QEMU's network
+/// Reads the path of a frontend's backend. The backend's kind may have any name: QEMU's network
 /// backend is of kind `qnic`, tapback's disks are of kind `vbd3`.
 ///
 /// # Errors
-/// xenstore's; a key is missing; the path is relative, too long for keys below it, or outside the
-/// home of the backend's domain.
+/// An error of xenstore; a key is missing; the path is relative, too long for keys below it, or
+/// outside the home directory of the backend's domain.
 pub fn read_backend_end<X: Xenstore + ?Sized>(
     xs: &mut X,
     frontend: &str,
@@ -96,14 +95,15 @@ pub fn read_backend_end<X: Xenstore + ?Sized>(
     })
 }
 
-/// A backend's key, 1 while the backend waits for its frontend to give up a session that is lost. A
-/// backend in state InitWait without it has no session with its frontend, whatever state that one has.
+/// A backend's key, 1 while the backend waits for its frontend to give up a lost session. A backend
+/// in state InitWait without this key has no session with its frontend, whatever the frontend's
+/// state.
 const SESSION_LOST: &str = "pvio-session-lost";
 
-/// Whether a backend, or its predecessor, waits for its frontend to give up a lost session.
+/// Returns whether a backend, or its predecessor, waits for its frontend to give up a lost session.
 ///
 /// # Errors
-/// xenstore's; the key holds no number.
+/// An error of xenstore; the key is not a number.
 pub fn is_session_lost<X: Xenstore + ?Sized>(
     xs: &mut X,
     back: &str,
@@ -114,7 +114,7 @@ pub fn is_session_lost<X: Xenstore + ?Sized>(
 /// Writes whether a backend waits for its frontend to give up a lost session.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn write_session_lost<X: Xenstore + ?Sized>(
     xs: &mut X,
     back: &str,
@@ -124,16 +124,16 @@ pub fn write_session_lost<X: Xenstore + ?Sized>(
 }
 
 /// A network frontend's key, 1 from its request until the backend has accepted it. Other frontends
-/// show the same by the state Initialised.
+/// indicate this by the state Initialised.
 const AWAITING: &str = "pvio-awaiting-backend";
 
-/// Reads a frontend's state as its backend has to take it. A network frontend is Connected from
-/// its request on, which looks like an established session to a backend that was restarted in
-/// between. One of pvio's says which of the two it is; as long as it waits for its backend, it is
-/// reported as [`XenbusState::Initialised`].
+/// Reads a frontend's state as its backend has to interpret it. A network frontend is Connected
+/// from its request on, which a restarted backend cannot distinguish from an established session. A
+/// pvio frontend writes a key for that: while it waits for its backend, its state is reported as
+/// [`XenbusState::Initialised`].
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn read_frontend_state<X: Xenstore + ?Sized>(
     xs: &mut X,
     frontend: &str,
@@ -150,7 +150,7 @@ pub fn read_frontend_state<X: Xenstore + ?Sized>(
 /// Writes whether a network frontend waits for its backend: see [`read_frontend_state`].
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn write_awaiting<X: Xenstore + ?Sized>(
     xs: &mut X,
     frontend: &str,
@@ -159,11 +159,11 @@ pub fn write_awaiting<X: Xenstore + ?Sized>(
     Writer { xs, base: frontend }.opt(AWAITING, awaiting.then_some(1))
 }
 
-/// Whether the toolstack wants a backend's device to stay; not if the key is gone, with its domain
-/// perhaps.
+/// Returns whether a backend's device is online; `false` if the key is missing, for example because
+/// its domain is gone.
 ///
 /// # Errors
-/// xenstore's; the key holds no number.
+/// An error of xenstore; the key is not a number.
 pub fn read_online<X: Xenstore + ?Sized>(
     xs: &mut X,
     backend: &str,
@@ -171,19 +171,19 @@ pub fn read_online<X: Xenstore + ?Sized>(
     (Reader { xs, base: backend }).flag("online", false)
 }
 
-/// How far what lies outside the backend (a tap, a bridge) has come.
+/// Status of the hotplug script, which attaches the backend to a tap or bridge.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Hotplug {
-    /// It is in place.
+    /// The script has finished.
     Connected,
-    /// It failed; the reason for the operator.
+    /// The script failed; the reason for the operator.
     Failed(Box<str>),
 }
 
-/// Tells the toolstack how the backend's surroundings are.
+/// Writes the hotplug status, for the toolstack.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn write_hotplug<X: Xenstore + ?Sized>(
     xs: &mut X,
     backend: &str,
@@ -204,17 +204,17 @@ pub fn write_hotplug<X: Xenstore + ?Sized>(
     })
 }
 
-/// Reads what [`write_hotplug`] wrote; `None` if nothing has been said yet.
+/// Reads the hotplug status; `None` if none was written.
 ///
 /// # Errors
-/// xenstore's; a status that is neither `connected` nor `error`.
+/// An error of xenstore; a status that is neither `connected` nor `error`.
 pub fn read_hotplug<X: Xenstore + ?Sized>(
     xs: &mut X,
     backend: &str,
 ) -> Result<Option<Hotplug>, HandshakeError> {
     let mut r = Reader { xs, base: backend };
     match r.raw("hotplug-status")?.as_deref() {
-        // libxl makes a vif's node empty.
+        // libxl creates a vif's node with an empty value.
         None | Some(b"") => Ok(None),
         Some(b"connected") => Ok(Some(Hotplug::Connected)),
         Some(b"error") => {
@@ -225,18 +225,18 @@ pub fn read_hotplug<X: Xenstore + ?Sized>(
     }
 }
 
-/// Where an end's fatal error is told: `/local/domain/<N>/error/<rest of base>/error`.
+/// Returns the path of a side's fatal error: `/local/domain/<N>/error/<rest of base>/error`.
 #[must_use]
 pub fn error_path(base: &str) -> Option<String> {
     let (domid, rest) = split_home(base, DomId::DOM0)?;
     Some(format!("/local/domain/{domid}/error/{rest}/error"))
 }
 
-/// Tells the operator why an end failed, as `<code> <text>`; `code` is a positive errno, as Linux
-/// writes it, or a reason of one's own.
+/// Writes the reason of a failure, for the operator, as `<code> <text>`; `code` is a positive
+/// errno, as Linux writes it, or pvio's reason code.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn write_error<X: Xenstore + ?Sized>(
     xs: &mut X,
     base: &str,
@@ -248,10 +248,10 @@ pub fn write_error<X: Xenstore + ?Sized>(
     Ok(xs.write(&path, format!("{code} {}", shorten(text)).as_bytes())?)
 }
 
-/// Reads what [`write_error`] wrote.
+/// Reads the error that [`write_error`] wrote.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn read_error<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Option<String>, XsError> {
     let Some(path) = error_path(base) else {
         return Ok(None);
@@ -259,10 +259,10 @@ pub fn read_error<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Option
     Ok(xs.read_opt(&path)?.map(|text| String::from_utf8_lossy(&text).into_owned()))
 }
 
-/// Removes what [`write_error`] wrote.
+/// Removes the error that [`write_error`] wrote.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn clear_error<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<(), XsError> {
     let Some(path) = error_path(base) else {
         return Ok(());
@@ -270,7 +270,8 @@ pub fn clear_error<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<(), X
     xs.rm(path.strip_suffix("/error").unwrap_or(&path))
 }
 
-/// Bounds a text for the operator to what an unprivileged domain may write into one node.
+/// Truncates a text for the operator to the size that an unprivileged domain may write into one
+/// node.
 fn shorten(text: &str) -> &str {
     let mut end = text.len().min(1024);
     while !text.is_char_boundary(end) {

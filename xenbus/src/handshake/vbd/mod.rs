@@ -16,9 +16,9 @@ pub use toolstack::{
     changes_live, create_backend, create_both_ends, create_device,
 };
 
-/// The largest order of a ring, in powers of two of pages: 32 pages. Linux's backend offers 4,
+/// Maximum order of a ring, as a power of two of pages: 32 pages. Linux's backend advertises 4,
 /// FreeBSD's 5.
 pub const MAX_RING_PAGE_ORDER: u32 = 5;
 
-/// The most queues one device is given here, whatever is offered.
+/// Maximum number of queues of a device, whatever is advertised.
 pub const MAX_QUEUES: u32 = 256;

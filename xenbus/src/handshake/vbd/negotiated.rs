@@ -1,29 +1,29 @@
 use super::{BackOffer, Discard, FrontRequest, Protocol};
 
-/// What both ends of a disk agreed on: offered and asked for. What is not in here is not used.
+/// Negotiated features of a disk: advertised and requested. Features not listed here are not used.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Negotiated {
-    /// The rings' layout, if the frontend named one.
+    /// The rings' layout, if the frontend wrote one.
     pub protocol: Option<Protocol>,
-    /// How many queues there are, at least 1.
+    /// Number of queues, at least 1.
     pub queues: usize,
-    /// How many pages each ring has, a power of two.
+    /// Number of pages of each ring, a power of two.
     pub ring_pages: usize,
-    /// Whether grants may stay mapped.
+    /// Whether persistent grants are used.
     pub persistent: bool,
-    /// Segments in one indirect request; 0 if there are none.
+    /// Maximum number of segments in an indirect request; 0 if indirect requests are not used.
     pub max_indirect_segments: u32,
-    /// Whether flushes may be sent.
+    /// Whether the frontend may send flushes.
     pub flush: bool,
-    /// Whether barriers may be sent.
+    /// Whether the frontend may send barriers.
     pub barrier: bool,
-    /// Whether and how discards may be sent.
+    /// Whether the frontend may send discards, and their properties.
     pub discard: Option<Discard>,
 }
 
 impl Negotiated {
-    /// What an offer and a request have in common. Operations need no asking: what is offered may
-    /// be used.
+    /// Combines an offer and a request. Operations need no request: the frontend may use those that
+    /// are advertised.
     #[must_use]
     pub fn new(offer: &BackOffer, request: &FrontRequest) -> Self {
         Self {

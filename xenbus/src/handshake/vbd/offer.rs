@@ -1,4 +1,4 @@
-//! What a disk's backend offers, and what the disk is.
+//! The offer of a disk's backend, and the properties of the disk.
 
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{read_state, write_state};
@@ -8,63 +8,63 @@ use crate::xenstore::{Xenstore, transaction};
 
 use super::{MAX_QUEUES, MAX_RING_PAGE_ORDER};
 
-/// What a frontend of its own can use at most.
+/// Limits of a frontend's implementation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FrontLimits {
-    /// Queues.
+    /// Maximum number of queues.
     pub max_queues: u32,
-    /// Order of each ring.
+    /// Maximum order of each ring.
     pub max_ring_page_order: u32,
 }
 
-/// What to ask for, given an offer: see [`BackOffer::plan`].
+/// What to request, given an offer: see [`BackOffer::plan`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FrontPlan {
-    /// Queues to set up, at least 1.
+    /// Number of queues to set up, at least 1.
     pub queues: u32,
-    /// Each queue's ring has 2 to this power pages.
+    /// Order of each queue's ring: it has 2 to this power pages.
     pub ring_page_order: u32,
 }
 
-/// How the backend takes discards. What is missing has the header's default: a granularity of one
-/// sector, an alignment of 0.
+/// Properties of discards. A missing key has the header's default: a granularity of one sector, an
+/// alignment of 0.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Discard {
     /// `discard-granularity`, in bytes.
     pub granularity: Option<u32>,
     /// `discard-alignment`, in bytes.
     pub alignment: Option<u32>,
-    /// `discard-secure`: whether what is discarded can be made unrecoverable.
+    /// `discard-secure`: whether discarded data can be made unrecoverable.
     pub secure: bool,
 }
 
-/// What a disk's backend offers, written before it enters [`XenbusState::InitWait`]; a frontend
-/// that finds a key missing must do without.
+/// The offer of a disk's backend, written before it enters [`XenbusState::InitWait`]. A missing key
+/// means that the feature is not supported.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct BackOffer {
-    /// `feature-max-indirect-segments`: segments in one indirect request.
+    /// `feature-max-indirect-segments`: maximum number of segments in an indirect request.
     pub max_indirect_segments: Option<u32>,
     /// `multi-queue-max-queues`.
     pub max_queues: Option<u32>,
-    /// `max-ring-page-order`: a ring may have 2 to this power pages.
+    /// `max-ring-page-order`: a ring may have up to 2 to this power pages.
     pub max_ring_page_order: Option<u32>,
-    /// `max-ring-pages`, the older way to say it.
+    /// `max-ring-pages`, the older form of that key.
     pub max_ring_pages: Option<u32>,
-    /// `feature-persistent`: grants may stay mapped.
+    /// `feature-persistent`: the backend caches mappings (persistent grants).
     pub persistent: bool,
     /// `feature-flush-cache`.
     pub flush: bool,
     /// `feature-barrier`.
     pub barrier: bool,
-    /// `feature-discard` and what belongs to it.
+    /// `feature-discard` and the keys that belong to it.
     pub discard: Option<Discard>,
 }
 
 impl BackOffer {
-    /// Reads what a backend offers.
+    /// Reads a backend's offer.
     ///
     /// # Errors
-    /// [`HandshakeError`] on what is no number, or zero queues or ring pages.
+    /// [`HandshakeError`] for values that are not numbers, or zero queues or ring pages.
     pub fn read<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Self, HandshakeError> {
         transaction(xs, |tx| {
             let mut r = Reader { xs: tx, base };
@@ -90,7 +90,7 @@ impl BackOffer {
         })
     }
 
-    /// Writes the offer, and removes what an earlier one left.
+    /// Writes the offer, and removes keys of an earlier one.
     ///
     /// # Errors
     /// [`HandshakeError`].
@@ -115,20 +115,20 @@ impl BackOffer {
         })
     }
 
-    /// The largest order of a ring that is offered, at most [`MAX_RING_PAGE_ORDER`].
+    /// Returns the maximum order of a ring that is advertised, at most [`MAX_RING_PAGE_ORDER`].
     #[must_use]
     pub fn ring_page_order(&self) -> u32 {
         let by_count = self.max_ring_pages.map_or(0, |pages| pages.max(1).ilog2());
         self.max_ring_page_order.unwrap_or(by_count).min(MAX_RING_PAGE_ORDER)
     }
 
-    /// How many queues are offered, at most [`MAX_QUEUES`].
+    /// Returns the number of queues that is advertised, at most [`MAX_QUEUES`].
     #[must_use]
     pub fn queues(&self) -> u32 {
         self.max_queues.unwrap_or(1).clamp(1, MAX_QUEUES)
     }
 
-    /// What a frontend with these limits should ask for.
+    /// Returns what a frontend with these limits should request.
     #[must_use]
     pub fn plan(&self, limits: FrontLimits) -> FrontPlan {
         FrontPlan {
@@ -138,54 +138,55 @@ impl BackOffer {
     }
 }
 
-/// `info`: what the disk is like (`VDISK_*`).
+/// `info`: properties of the disk (`VDISK_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct DiskInfo {
-    /// Bit 0: a CD.
+    /// Bit 0: a CD drive.
     pub cdrom: bool,
-    /// Bit 1: a removable medium.
+    /// Bit 1: a drive with removable media.
     pub removable: bool,
-    /// Bit 2: may not be written.
+    /// Bit 2: read-only.
     pub read_only: bool,
 }
 
 impl DiskInfo {
-    /// Takes the bits apart; unknown ones are dropped.
+    /// Decodes the bits; unknown ones are dropped.
     #[must_use]
     pub const fn from_bits(bits: u32) -> Self {
         Self { cdrom: bits & 1 != 0, removable: bits & 2 != 0, read_only: bits & 4 != 0 }
     }
 
-    /// The bits on the wire.
+    /// Returns the bits as encoded on the wire.
     #[must_use]
     pub const fn bits(self) -> u32 {
         (self.cdrom as u32) | ((self.removable as u32) << 1) | ((self.read_only as u32) << 2)
     }
 }
 
-/// The disk itself, written together with the backend's [`XenbusState::Connected`].
+/// The properties of the disk, written together with the backend's [`XenbusState::Connected`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BackDisk {
-    /// `sectors`: the disk's size in units of 512 bytes, whatever `sector_size` says. Below 2⁵⁵,
-    /// so that the size in bytes is a `u64`.
+    /// `sectors`: the disk's size in units of 512 bytes, whatever `sector_size` is. Below 2⁵⁵, so
+    /// that the size in bytes fits into a `u64`.
     pub sectors: u64,
     /// `info`.
     pub info: DiskInfo,
     /// `sector-size`, in bytes: requests are multiples of it. A power of two of 512 to 65536.
     pub sector_size: u32,
-    /// `physical-sector-size`, in bytes: what is best for speed. At least `sector_size`.
+    /// `physical-sector-size`, in bytes: the size with the best performance. At least
+    /// `sector_size`.
     pub physical_sector_size: u32,
-    /// The features again, as they turned out to be. Linux's backend writes most only now.
+    /// The final features. Linux's backend writes most of them only when it is connected.
     pub offer: BackOffer,
 }
 
-/// 2⁵⁵ − 1: the most sectors of 512 bytes whose bytes a `u64` counts.
+/// 2⁵⁵ − 1: maximum number of sectors of 512 bytes, such that the size in bytes fits into a `u64`.
 const MAX_SECTORS: u64 = u64::MAX / 512;
 const MAX_SECTOR_SIZE: u32 = 65_536;
 const MAX_PHYSICAL_SECTOR_SIZE: u32 = 1 << 30;
 
 impl BackDisk {
-    /// Reads a connected backend's disk.
+    /// Reads the properties of a connected backend's disk.
     ///
     /// # Errors
     /// [`HandshakeError`].
@@ -209,10 +210,10 @@ impl BackDisk {
         })
     }
 
-    /// Writes the disk and its features, without the state.
+    /// Writes the properties of the disk and its features, without the state.
     ///
     /// # Errors
-    /// [`HandshakeError::Unwritable`] if a size is not as the fields say.
+    /// [`HandshakeError::Unwritable`] if a size violates the bounds of its field.
     pub fn write<X: Xenstore + ?Sized>(
         &self,
         xs: &mut X,
@@ -237,10 +238,10 @@ impl BackDisk {
     }
 }
 
-/// Reads the size of a disk's logical sectors, which some backends tell before they are connected.
+/// Reads the size of a disk's logical sectors, which some backends write before they are connected.
 ///
 /// # Errors
-/// xenstore's; the key holds no possible size.
+/// An error of xenstore; the value is not a valid size.
 pub fn read_sector_size<X: Xenstore + ?Sized>(
     xs: &mut X,
     backend: &str,
@@ -248,10 +249,10 @@ pub fn read_sector_size<X: Xenstore + ?Sized>(
     power_of_two(&mut Reader { xs, base: backend }, "sector-size", 512, MAX_SECTOR_SIZE)
 }
 
-/// Tells a connected frontend of a new size (in units of 512 bytes): the size and the unchanged
-/// state are written in one transaction, and the frontend's watch on the state fires. Nothing is
-/// written where this end is not Connected: there is nobody to tell, and a device that is closing,
-/// or gone, must not be called back.
+/// Notifies a connected frontend of a new size (in units of 512 bytes): the size and the unchanged
+/// state are written in one transaction, and the frontend's watch on the state fires. If the
+/// backend is not Connected, nothing is written: no frontend uses the size, and the keys of a
+/// device that is closing or removed must not be recreated.
 ///
 /// # Errors
 /// [`HandshakeError::Unwritable`] if there are 2⁵⁵ sectors or more.

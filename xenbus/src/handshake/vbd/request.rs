@@ -1,4 +1,4 @@
-//! What a disk's frontend asks for: its rings, its event channels, its wishes.
+//! The request of a disk's frontend: rings, event channels, features.
 
 use alloc::collections::BTreeSet;
 use alloc::format;
@@ -11,21 +11,21 @@ use crate::xenstore::{Xenstore, transaction};
 
 use super::BackOffer;
 
-/// How requests are laid out in the rings (`protocol`, `io/protocols.h`).
+/// Layout of requests in the rings (`protocol`, `io/protocols.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Protocol {
     /// `x86_32-abi`
     X86_32,
     /// `x86_64-abi`
     X86_64,
-    /// `arm-abi`, for 32 and 64 bits alike; its layout is that of x86_64.
+    /// `arm-abi`, for 32 and 64 bits; its layout is that of x86_64.
     Arm,
 }
 
 impl Protocol {
     const ALL: [Self; 3] = [Self::X86_32, Self::X86_64, Self::Arm];
 
-    /// The word on the wire.
+    /// Returns the value on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -41,33 +41,34 @@ impl Protocol {
 pub struct Queue {
     /// The grant references of the ring's pages, in order: a power of two of them, all different.
     pub ring_refs: Vec<u32>,
-    /// The frontend's end of the event channel; never 0.
+    /// The frontend's event channel; never 0.
     pub event_channel: u32,
 }
 
-/// What a disk's frontend asks for, written before it enters `Initialised` (3) or, with many,
-/// `Connected` (4).
+/// The request of a disk's frontend, written before it enters `Initialised` (3) or, in many
+/// implementations, `Connected` (4).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FrontRequest {
-    /// `protocol`. A frontend that says nothing means its own; Linux's backend takes it for
-    /// `x86_32-abi` on x86, others for their own.
+    /// `protocol`. If it is missing, the frontend uses its native layout; Linux's backend assumes
+    /// `x86_32-abi` on x86, others assume their own layout.
     pub protocol: Option<Protocol>,
-    /// `feature-persistent`: the frontend reuses its grants. Many write it whether or not it was
-    /// offered.
+    /// `feature-persistent`: the frontend reuses its grants. Many write it even if it was not
+    /// advertised.
     pub persistent: bool,
-    /// The queues, at least one, all with rings of equally many pages.
+    /// The queues, at least one; all rings have the same number of pages.
     pub queues: Vec<Queue>,
 }
 
 impl FrontRequest {
-    /// Reads what a frontend asks for, bounded by what was offered to it.
+    /// Reads a frontend's request, and validates it against the offer.
     ///
-    /// One queue has its keys at the top, several have theirs in `queue-<n>`. If
-    /// `ring-page-order` is there, even as 0, the ring is `ring-ref0` and so on, as Linux's
-    /// backend has it; else `num-ring-pages` says how many; else it is `ring-ref` alone.
+    /// A single queue has its keys at the top level, several queues have theirs in `queue-<n>`. If
+    /// `ring-page-order` is present, even as 0, the ring is `ring-ref0` and so on, as in Linux's
+    /// backend; otherwise `num-ring-pages` is the number of pages; otherwise the ring is `ring-ref`
+    /// alone.
     ///
     /// # Errors
-    /// [`HandshakeError`] on anything missing, malformed, used twice, or beyond the offer.
+    /// [`HandshakeError`] for values that are missing, malformed, used twice, or beyond the offer.
     pub fn read<X: Xenstore + ?Sized>(
         xs: &mut X,
         base: &str,
@@ -93,11 +94,11 @@ impl FrontRequest {
         })
     }
 
-    /// Writes the request, and removes what an earlier one left.
+    /// Writes the request, and removes keys of an earlier one.
     ///
     /// # Errors
-    /// [`HandshakeError::Unwritable`] if there is no queue, or the rings are not of equally many
-    /// pages, a power of two of them.
+    /// [`HandshakeError::Unwritable`] if there is no queue, or the rings do not all have the same
+    /// number of pages, a power of two.
     pub fn write<X: Xenstore + ?Sized>(
         &self,
         xs: &mut X,
@@ -121,7 +122,7 @@ impl FrontRequest {
             w.opt("protocol", self.protocol.map(Protocol::as_str))?;
             w.flag("feature-persistent", self.persistent)?;
             if pages > 1 {
-                // Both ways to say it: some backends know but one.
+                // Both forms are written, because some backends support only one of them.
                 w.put("ring-page-order", pages.ilog2())?;
                 w.put("num-ring-pages", pages)?;
             }
@@ -137,7 +138,7 @@ impl FrontRequest {
         })
     }
 
-    /// How many pages each ring has.
+    /// Returns the number of pages of each ring.
     #[must_use]
     pub fn ring_pages(&self) -> usize {
         self.queues.first().map_or(0, |q| q.ring_refs.len())
@@ -148,7 +149,7 @@ impl FrontRequest {
 #[derive(Clone, Copy)]
 struct RingKeys {
     pages: u32,
-    /// For one page: whether `ring-ref0` is tried before `ring-ref`.
+    /// For a single page: whether `ring-ref0` is tried before `ring-ref`.
     numbered_first: bool,
 }
 

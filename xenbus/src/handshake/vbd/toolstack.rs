@@ -1,4 +1,4 @@
-//! What the toolstack tells each end of a disk when it makes the device.
+//! The keys that the toolstack writes for both sides of a disk when it creates the device.
 
 use alloc::string::String;
 use alloc::string::ToString;
@@ -24,7 +24,7 @@ pub enum Mode {
     ReadWrite,
 }
 
-/// What the frontend should take the device for (`device-type`).
+/// The type of device that the frontend should present (`device-type`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum DeviceType {
     /// A hard disk.
@@ -42,66 +42,70 @@ impl DeviceType {
     }
 }
 
-/// The toolstack's words to a disk's backend.
+/// The toolstack's keys for a disk's backend.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ToolstackBack {
     /// `frontend`: the frontend's directory.
     pub frontend: String,
     /// `frontend-id`: the frontend's domain.
     pub frontend_id: DomId,
-    /// `online`: whether the device is to stay when the frontend closes.
+    /// `online`: whether the device remains when the frontend closes.
     pub online: bool,
-    /// `removable`: whether the frontend should present a removable medium.
+    /// `removable`: whether the frontend should present a drive with removable media.
     pub removable: bool,
-    /// `bootable`: whether it may be booted from.
+    /// `bootable`: whether the guest may boot from it.
     pub bootable: bool,
-    /// `dev`: the name the toolstack knows it by (`xvda`).
+    /// `dev`: the toolstack's name of the device (`xvda`).
     pub dev: String,
-    /// `type`: what kind of backing `params` names (`phy`, `file`, `tap`, …).
+    /// `type`: the kind of storage that `params` names (`phy`, `file`, `tap`, …).
     pub kind: String,
     /// `mode`.
     pub mode: Mode,
     /// `device-type`.
     pub device_type: DeviceType,
-    /// `params`: what backs the disk; for the backend to understand. It holds a path, so it is bytes.
+    /// `params`: the storage of the disk, interpreted by the backend. It contains a path, so it is
+    /// bytes.
     pub params: Vec<u8>,
-    /// `script`: path of what the toolstack runs to make the backing ready.
+    /// `script`: path of the hotplug script, which the toolstack runs to prepare the storage.
     pub script: Option<Vec<u8>>,
     /// `physical-device-path`: the block device that the script found or made for `params`.
     pub physical_device_path: Option<Vec<u8>>,
-    /// `direct-io-safe`: whether the backing may be accessed around the host's cache.
+    /// `direct-io-safe`: whether the storage may be accessed with direct I/O, bypassing the host's
+    /// cache.
     pub direct_io_safe: bool,
-    /// `discard-enable`: whether discards may be offered.
+    /// `discard-enable`: whether discards may be advertised.
     pub discard_enable: bool,
-    /// `pvio-options`: how the disk is to be served, in pvio's own words; for the backend to
-    /// understand. What concerns a disk that is served may be changed meanwhile.
+    /// `pvio-options`: options in pvio's own syntax, interpreted by the backend. Options that apply
+    /// to a connected disk can be changed while it is connected.
     pub options: Option<Vec<u8>>,
 }
 
-/// What stands in `type` of a disk that pvio's own toolstack made.
+/// Value of `type` for disks that pvio's own toolstack created.
 pub const OWN_KIND: &str = "pvio";
-/// The hotplug script whose disks are named in pvio's own way.
+/// The hotplug script of disks whose `params` are in pvio's own syntax.
 pub const OWN_SCRIPT: &str = "block-pvio";
-/// Where a disk's options are.
+/// Name of the key with a disk's options.
 const OPTIONS: &str = "pvio-options";
 
-/// Whether a change of this key, below a disk's backend, is to be heeded while the disk is served.
+/// Returns whether a change of this key of a disk's backend takes effect while the disk is
+/// connected.
 #[must_use]
 pub fn changes_live(key: &str) -> bool {
     key == OPTIONS
 }
 
-/// What a disk's backend is named by.
+/// The storage of a disk, as named in its backend's directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Backing<'a> {
     /// A format and a path.
     Format(&'a str, &'a [u8]),
-    /// In pvio's own way, the format with the rest.
+    /// In pvio's own syntax, which includes the format.
     Own(&'a [u8]),
 }
 
 impl ToolstackBack {
-    /// A writable, online hard disk backed by `params`; everything else can be changed after.
+    /// Creates the keys of a writable, online hard disk on `params`; all fields can be changed
+    /// afterwards.
     #[must_use]
     pub fn new(addr: DeviceAddr, params: &(impl AsRef<[u8]> + ?Sized)) -> Self {
         Self {
@@ -123,24 +127,24 @@ impl ToolstackBack {
         }
     }
 
-    /// Whether the medium can be changed while the disk is there: a CD drive, or one of removable
-    /// media.
+    /// Returns whether the media can be changed while the disk is connected: a CD drive, or one
+    /// with removable media.
     #[must_use]
     pub fn is_drive(&self) -> bool {
         self.removable || self.device_type == DeviceType::Cdrom
     }
 
-    /// Whether it is a drive with nothing in it, as libxl writes that: `params` that are empty, or
-    /// end after the format (`empty:`).
+    /// Returns whether it is a drive without media, in libxl's form: `params` are empty, or end
+    /// after the format (`empty:`).
     #[must_use]
     pub fn is_empty_drive(&self) -> bool {
         let (Backing::Own(place) | Backing::Format(_, place)) = self.backing();
         self.is_drive() && place.is_empty()
     }
 
-    /// What backs the disk. A kind that is left to a device model has the format in front of the
-    /// path (`aio:/srv/guest.img`, `qcow2:/srv/guest.qcow2`), which is `raw` here for libxl's
-    /// `aio`. Disks of [`OWN_KIND`] and [`OWN_SCRIPT`] are named in pvio's own way; all others are
+    /// Returns the storage of the disk. For kinds that a device model serves, the path is preceded
+    /// by the format (`aio:/srv/guest.img`, `qcow2:/srv/guest.qcow2`); libxl's `aio` is returned as
+    /// `raw`. `params` of [`OWN_KIND`] and [`OWN_SCRIPT`] are in pvio's own syntax; all others are
     /// raw.
     #[must_use]
     pub fn backing(&self) -> Backing<'_> {
@@ -153,7 +157,7 @@ impl ToolstackBack {
         match (parts.next(), parts.next()) {
             (Some(b"aio"), Some(path)) if self.kind == "qdisk" => Backing::Format("raw", path),
             (Some(format), Some(path)) if self.kind == "qdisk" => {
-                // What is no text is no format that anybody knows.
+                // A format that is not valid text is an unknown format.
                 Backing::Format(core::str::from_utf8(format).unwrap_or("\u{fffd}"), path)
             }
             _ => Backing::Format("raw", &self.params),
@@ -178,11 +182,11 @@ impl ToolstackBack {
         })
     }
 
-    /// Reads a backend's directory. `mode`, `params`, `frontend` and `frontend-id` must be there;
-    /// of the others, what is missing takes the header's default.
+    /// Reads a backend's directory. `mode`, `params`, `frontend` and `frontend-id` are required;
+    /// other missing keys have the header's defaults.
     ///
     /// # Errors
-    /// [`HandshakeError`], also if the frontend's path is not in the frontend's home.
+    /// [`HandshakeError`], also if the frontend's path is not in the home directory of its domain.
     pub fn read<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Self, HandshakeError> {
         transaction(xs, |tx| {
             let mut r = Reader { xs: tx, base };
@@ -243,26 +247,26 @@ impl ToolstackBack {
     }
 }
 
-/// The toolstack's words to a disk's frontend.
+/// The toolstack's keys for a disk's frontend.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ToolstackFront {
     /// `backend`: the backend's directory.
     pub backend: String,
     /// `backend-id`: the backend's domain.
     pub backend_id: DomId,
-    /// `virtual-device`: the number that says which disk of the guest this is, encoded as in
-    /// `docs/man/xen-vbd-interface.7`. If the key is missing, it is the number of the frontend's
+    /// `virtual-device`: the number of the disk in the guest, encoded as in
+    /// `docs/man/xen-vbd-interface.7`. If the key is missing, it is the name of the frontend's
     /// directory.
     pub virtual_device: u32,
     /// `device-type`.
     pub device_type: DeviceType,
-    /// `trusted`: whether the frontend may let the backend see its pages; if not, it must copy
-    /// through pages that hold nothing else.
+    /// `trusted`: whether the backend may access the frontend's data pages; if not, the frontend
+    /// must copy through pages that hold no other data.
     pub trusted: bool,
 }
 
 impl ToolstackFront {
-    /// What belongs to a device of this address.
+    /// Returns the keys of a device with this address.
     #[must_use]
     pub fn new(addr: DeviceAddr, device_type: DeviceType) -> Self {
         Self {
@@ -277,7 +281,7 @@ impl ToolstackFront {
     /// Reads a frontend's directory.
     ///
     /// # Errors
-    /// [`HandshakeError`], also if the backend's path is not in the backend's home.
+    /// [`HandshakeError`], also if the backend's path is not in the home directory of its domain.
     pub fn read<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Self, HandshakeError> {
         transaction(xs, |tx| {
             let mut r = Reader { xs: tx, base };
@@ -312,12 +316,12 @@ impl ToolstackFront {
     }
 }
 
-/// Makes a disk: both ends' directories with their rights, keys and state
+/// Creates a disk: the directories of both sides with their permissions, keys and state
 /// [`XenbusState::Initialising`], in one transaction. To be called by dom0.
 ///
 /// # Errors
-/// [`HandshakeError::Exists`] if either end is there; [`HandshakeError::Unwritable`] if `back`
-/// names another frontend than `addr`, or `addr` is no disk.
+/// [`HandshakeError::Exists`] if either directory exists; [`HandshakeError::Unwritable`] if `back`
+/// names another frontend than `addr`, or `addr` is not a disk.
 pub fn create_device<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
@@ -326,7 +330,8 @@ pub fn create_device<X: Xenstore + ?Sized>(
     create_both_ends(xs, addr, &ToolstackFront::new(addr, back.device_type), back)
 }
 
-/// As [`create_device`], with the frontend told something else than is usual.
+/// Creates a disk as [`create_device`] does, with other keys for the frontend than the default
+/// ones.
 ///
 /// # Errors
 /// As [`create_device`].
@@ -344,11 +349,12 @@ pub fn create_both_ends<X: Xenstore + ?Sized>(
     })
 }
 
-/// Puts a medium into a drive, or with empty `params` takes it out. The backend is told by the
-/// change itself. To be called by dom0.
+/// Inserts media into a drive, or ejects them if `params` are empty. The backend watches the key.
+/// To be called by dom0.
 ///
 /// # Errors
-/// [`HandshakeError::Unwritable`] if there is no backend, or it is no drive of removable media.
+/// [`HandshakeError::Unwritable`] if there is no backend, or it is not a drive with removable
+/// media.
 pub fn change_medium<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
@@ -360,14 +366,14 @@ pub fn change_medium<X: Xenstore + ?Sized>(
             return Err(HandshakeError::Unwritable("the disk is no drive of removable media"));
         }
         let mut w = Writer { xs: tx, base: &base };
-        // What a script made of the medium before.
+        // The block device that a script made for the previous media.
         w.clear("physical-device-path")?;
         w.put_bytes("params", params.as_ref())
     })
 }
 
-/// Makes only the backend's directory of a disk, whose frontend is there already: its driver
-/// domain died and another takes its place. The frontend starts over when it is offered anew.
+/// Creates only the backend's directory of a disk whose frontend exists: its driver domain died and
+/// another one replaces it. The frontend reconnects when the new backend writes its offer.
 ///
 /// # Errors
 /// As [`create_device`].

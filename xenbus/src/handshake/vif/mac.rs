@@ -5,13 +5,13 @@ use core::str::FromStr;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Mac(pub [u8; 6]);
 
-/// Not six pairs of hexadecimal digits with colons between.
+/// The text is not six pairs of hexadecimal digits separated by colons.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("not a MAC address: expected six pairs of hexadecimal digits with colons between")]
 pub struct MacError;
 
 impl Mac {
-    /// Whether it names a group of stations, not one; no interface can have such an address.
+    /// Returns whether it is a multicast address, which no interface can have.
     #[must_use]
     pub const fn is_multicast(self) -> bool {
         let [first, ..] = self.0;
@@ -27,7 +27,7 @@ impl FromStr for Mac {
         let mut bytes = [0_u8; 6];
         for byte in &mut bytes {
             let pair = pairs.next().ok_or(MacError)?;
-            // `from_str_radix` would take a sign.
+            // `from_str_radix` would accept a sign.
             if pair.len() != 2 || !pair.bytes().all(|b| b.is_ascii_hexdigit()) {
                 return Err(MacError);
             }

@@ -18,5 +18,5 @@ pub use toolstack::{
     read_carrier, read_rate, write_carrier,
 };
 
-/// The most queues one interface is given here, whatever is offered. Linux offers 8 at most.
+/// Maximum number of queues of an interface, whatever is advertised. Linux advertises at most 8.
 pub const MAX_QUEUES: u32 = 256;

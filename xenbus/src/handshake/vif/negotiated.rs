@@ -1,54 +1,55 @@
 use super::{BackOffer, EventChannels, FrontRequest};
 
-/// What may be left undone in frames of one direction, for the receiver of them to take care of.
+/// Offloads of one direction: what the sender of a frame may leave to its receiver.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Offloads {
-    /// Frames may take several slots.
+    /// Frames may use several slots.
     pub sg: bool,
     /// Checksums over IPv4 may be blank.
     pub csum_v4: bool,
     /// Checksums over IPv6 may be blank.
     pub csum_v6: bool,
-    /// TCP over IPv4 may be unsegmented; implies `sg` and `csum_v4`.
+    /// TCP over IPv4 may be sent as GSO packets; implies `sg` and `csum_v4`.
     pub gso_v4: bool,
-    /// TCP over IPv6 may be unsegmented; implies `sg` and `csum_v6`.
+    /// TCP over IPv6 may be sent as GSO packets; implies `sg` and `csum_v6`.
     pub gso_v6: bool,
 }
 
-/// What both ends of a network interface agreed on. What is not in here is not used.
+/// Negotiated features of a network interface. Features not listed here are not used.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Negotiated {
-    /// How many queues there are, at least 1.
+    /// Number of queues, at least 1.
     pub queues: usize,
-    /// Whether each direction has an event channel of its own, in all queues.
+    /// Whether each direction has a separate event channel, in all queues.
     pub split_event_channels: bool,
-    /// What the frontend may send: what the backend takes.
+    /// What the frontend may send: the offloads that the backend supports.
     pub to_back: Offloads,
-    /// What the backend may send: what the frontend takes and the backend itself knows.
+    /// What the backend may send: the offloads that the frontend supports and the backend
+    /// implements.
     pub to_front: Offloads,
-    /// Whether the frontend takes TCP over IPv4 unsegmented in the old form: the segment size in a slot
-    /// before the packet. Only if it does not take the new form, `to_front.gso_v4`.
+    /// Whether the frontend accepts GSO of TCP over IPv4 in the old form: the segment size in a
+    /// slot before the packet. Set only if it does not support the new form, `to_front.gso_v4`.
     pub gso_prefix_v4: bool,
-    /// The same over IPv6.
+    /// The same for IPv6.
     pub gso_prefix_v6: bool,
-    /// Whether the frontend says when there is new room to receive into.
+    /// Whether the frontend notifies the backend of new receive buffers.
     pub rx_notify: bool,
-    /// Whether only the groups that the frontend names are sent to it. If `dynamic_multicast`,
-    /// the frontend may change its mind while connected.
+    /// Whether the backend sends only multicast groups that the frontend has added. If
+    /// `dynamic_multicast`, the frontend may change this setting while connected.
     pub multicast_control: bool,
-    /// Whether `multicast_control` is to be watched while connected.
+    /// Whether the key of `multicast_control` is to be watched while connected.
     pub dynamic_multicast: bool,
     /// Whether there is a control ring.
     pub ctrl_ring: bool,
-    /// Bytes to keep free before each frame to the frontend.
+    /// Headroom before each frame to the frontend, in bytes.
     pub xdp_headroom: u32,
 }
 
 impl Negotiated {
-    /// What an offer and a request have in common.
+    /// Combines an offer and a request.
     ///
-    /// Checksums over IPv4 may be blank unless the receiver forbids it, over IPv6 only if it
-    /// allows it. A feature that rests on another is off without that one.
+    /// Checksums over IPv4 may be blank unless the receiver disables it, over IPv6 only if the
+    /// receiver enables it. A feature that depends on another one is off without that one.
     #[must_use]
     pub fn new(offer: &BackOffer, request: &FrontRequest) -> Self {
         let to_back = Takes {
@@ -67,8 +68,8 @@ impl Negotiated {
             gso_v6: request.gso_tcpv6 && offer.gso_tcpv6,
         }
         .offloads();
-        // Frontends that know the old form only are older than every other way to say what they take:
-        // they complete blank checksums, and packets of several slots they take if they say so.
+        // Frontends that support only the old form predate the keys for offloads: they complete
+        // blank checksums, and support packets of several slots if they set `feature-sg`.
         let (sg, blank_v4) = (request.sg, !request.no_csum_offload);
         let gso_prefix_v4 = request.gso_tcpv4_prefix && sg && blank_v4 && !to_front.gso_v4;
         let blank_v6 = request.ipv6_csum_offload;
@@ -90,7 +91,7 @@ impl Negotiated {
     }
 }
 
-/// What a receiver says it takes.
+/// What a receiver declares to support.
 struct Takes {
     sg: bool,
     no_csum: bool,

@@ -1,4 +1,4 @@
-//! What an interface's backend offers.
+//! The offer of an interface's backend.
 
 use crate::handshake::HandshakeError;
 use crate::handshake::fields::{Reader, Writer};
@@ -6,57 +6,57 @@ use crate::xenstore::{Xenstore, transaction};
 
 use super::MAX_QUEUES;
 
-/// What an interface's backend offers, written before it enters `InitWait`. A feature here says
-/// what the backend can **take from** the frontend; what the frontend can take is in
+/// The offer of an interface's backend, written before it enters `InitWait`. A feature here is one
+/// that the backend can **receive from** the frontend; what the frontend can receive is in
 /// [`super::FrontRequest`].
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct BackOffer {
     /// `multi-queue-max-queues`.
     pub max_queues: Option<u32>,
-    /// `feature-rx-copy`: the backend copies into the frontend's pages. All do.
+    /// `feature-rx-copy`: the backend copies into the frontend's pages. All backends do.
     pub rx_copy: bool,
-    /// `feature-rx-flip`: the backend exchanges pages. None does any more.
+    /// `feature-rx-flip`: the backend exchanges pages. No current backend does.
     pub rx_flip: bool,
     /// `feature-sg`: frames of several slots.
     pub sg: bool,
-    /// `feature-gso-tcpv4`: TCP over IPv4 to be segmented.
+    /// `feature-gso-tcpv4`: GSO for TCP over IPv4.
     pub gso_tcpv4: bool,
-    /// `feature-gso-tcpv6`: TCP over IPv6 to be segmented.
+    /// `feature-gso-tcpv6`: GSO for TCP over IPv6.
     pub gso_tcpv6: bool,
     /// `feature-gso-tcpv4-prefix`: the segment size in a slot before the frame.
     pub gso_tcpv4_prefix: bool,
     /// `feature-gso-tcpv6-prefix`: the segment size in a slot before the frame.
     pub gso_tcpv6_prefix: bool,
-    /// `feature-no-csum-offload`: checksums over IPv4 must be right. Without it, they may be left
+    /// `feature-no-csum-offload`: checksums over IPv4 must be complete. Without it, they may be
     /// blank.
     pub no_csum_offload: bool,
-    /// `feature-ipv6-csum-offload`: checksums over IPv6 may be left blank. Without it, they must
-    /// be right.
+    /// `feature-ipv6-csum-offload`: checksums over IPv6 may be blank. Without it, they must be
+    /// complete.
     pub ipv6_csum_offload: bool,
-    /// `feature-multicast-control`: the frontend may choose its multicast groups.
+    /// `feature-multicast-control`: the frontend may configure a filter of multicast groups.
     pub multicast_control: bool,
-    /// `feature-dynamic-multicast-control`: and may ask for that while connected.
+    /// `feature-dynamic-multicast-control`: the frontend may request filtering while connected.
     pub dynamic_multicast_control: bool,
     /// `feature-split-event-channels`: an event channel for each direction.
     pub split_event_channels: bool,
     /// `feature-ctrl-ring`: a control ring.
     pub ctrl_ring: bool,
-    /// `feature-xdp-headroom`: room before each frame (Linux).
+    /// `feature-xdp-headroom`: headroom before each frame (Linux).
     pub xdp_headroom: bool,
 }
 
-/// What a frontend of its own can use at most.
+/// Limits of a frontend's implementation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FrontLimits {
-    /// Queues.
+    /// Maximum number of queues.
     pub max_queues: u32,
 }
 
 impl BackOffer {
-    /// Reads what a backend offers.
+    /// Reads a backend's offer.
     ///
     /// # Errors
-    /// [`HandshakeError`] on what is no number, or zero queues.
+    /// [`HandshakeError`] for values that are not numbers, or zero queues.
     pub fn read<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Self, HandshakeError> {
         transaction(xs, |tx| {
             let mut r = Reader { xs: tx, base };
@@ -80,7 +80,7 @@ impl BackOffer {
         })
     }
 
-    /// Writes the offer, and removes what an earlier one left.
+    /// Writes the offer, and removes keys of an earlier one.
     ///
     /// # Errors
     /// [`HandshakeError`].
@@ -109,13 +109,13 @@ impl BackOffer {
         })
     }
 
-    /// How many queues are offered, at most [`MAX_QUEUES`].
+    /// Returns the number of queues that is advertised, at most [`MAX_QUEUES`].
     #[must_use]
     pub fn queues(&self) -> u32 {
         self.max_queues.unwrap_or(1).clamp(1, MAX_QUEUES)
     }
 
-    /// How many queues a frontend with these limits should set up, at least 1.
+    /// Returns the number of queues that a frontend with these limits should set up, at least 1.
     #[must_use]
     pub fn plan(&self, limits: FrontLimits) -> u32 {
         limits.max_queues.clamp(1, self.queues())

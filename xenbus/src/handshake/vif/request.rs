@@ -1,4 +1,4 @@
-//! What an interface's frontend asks for: its rings, its event channels, its features.
+//! The request of an interface's frontend: rings, event channels, features.
 
 use alloc::collections::BTreeSet;
 use alloc::format;
@@ -11,8 +11,8 @@ use crate::xenstore::{Xenstore, transaction};
 
 use super::BackOffer;
 
-/// The most headroom a frontend may write, in bytes: Linux's `XEN_NETIF_MAX_XDP_HEADROOM`. (Linux's
-/// frontend asks for 256.)
+/// Maximum headroom that a frontend may request, in bytes: Linux's `XEN_NETIF_MAX_XDP_HEADROOM`.
+/// (Linux's frontend requests 256.)
 const MAX_XDP_HEADROOM: u32 = 0x7fff;
 
 /// The event channels of a queue; never 0.
@@ -20,11 +20,11 @@ const MAX_XDP_HEADROOM: u32 = 0x7fff;
 pub enum EventChannels {
     /// `event-channel`: one for both directions.
     Shared(u32),
-    /// `event-channel-tx` and `event-channel-rx`, for what the frontend sends and receives.
+    /// `event-channel-tx` and `event-channel-rx`, one for each ring.
     Split {
-        /// For the ring on which the frontend sends.
+        /// For the transmit ring.
         tx: u32,
-        /// For the ring on which the frontend receives.
+        /// For the receive ring.
         rx: u32,
     },
 }
@@ -32,63 +32,64 @@ pub enum EventChannels {
 /// One queue of a [`FrontRequest`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Queue {
-    /// `tx-ring-ref`: the grant of the ring on which the frontend sends.
+    /// `tx-ring-ref`: the grant reference of the transmit ring.
     pub tx_ring_ref: u32,
-    /// `rx-ring-ref`: the grant of the ring on which the frontend receives.
+    /// `rx-ring-ref`: the grant reference of the receive ring.
     pub rx_ring_ref: u32,
-    /// How each side wakes the other.
+    /// The event channels.
     pub events: EventChannels,
 }
 
 /// The control ring of a [`FrontRequest`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ControlRing {
-    /// `ctrl-ring-ref`: the ring's grant.
+    /// `ctrl-ring-ref`: the grant reference of the ring.
     pub ring_ref: u32,
     /// `event-channel-ctrl`; never 0.
     pub event_channel: u32,
 }
 
-/// What an interface's frontend asks for, written before it enters `Connected` (4) or, with some,
-/// `Initialised` (3). A feature here says what the frontend can **take from** the backend.
+/// The request of an interface's frontend, written before it enters `Connected` (4) or, in some
+/// implementations, `Initialised` (3). A feature here is one that the frontend can **receive from**
+/// the backend.
 ///
-/// That `request-rx-copy` is asked for goes without saying: nothing else is served.
+/// `request-rx-copy` is not a field: it is required, because only copying is supported.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct FrontRequest {
     /// The queues, at least one.
     pub queues: Vec<Queue>,
     /// The control ring, if there is one.
     pub ctrl: Option<ControlRing>,
-    /// `feature-rx-notify`: the backend is told when there is new room to receive into.
+    /// `feature-rx-notify`: the frontend notifies the backend of new receive buffers.
     pub rx_notify: bool,
     /// `feature-sg`: frames of several slots.
     pub sg: bool,
-    /// `feature-gso-tcpv4`: TCP over IPv4 to be segmented.
+    /// `feature-gso-tcpv4`: GSO for TCP over IPv4.
     pub gso_tcpv4: bool,
-    /// `feature-gso-tcpv6`: TCP over IPv6 to be segmented.
+    /// `feature-gso-tcpv6`: GSO for TCP over IPv6.
     pub gso_tcpv6: bool,
     /// `feature-gso-tcpv4-prefix`: the segment size in a slot before the frame.
     pub gso_tcpv4_prefix: bool,
     /// `feature-gso-tcpv6-prefix`: the segment size in a slot before the frame.
     pub gso_tcpv6_prefix: bool,
-    /// `feature-no-csum-offload`: checksums over IPv4 must be right.
+    /// `feature-no-csum-offload`: checksums over IPv4 must be complete.
     pub no_csum_offload: bool,
-    /// `feature-ipv6-csum-offload`: checksums over IPv6 may be left blank.
+    /// `feature-ipv6-csum-offload`: checksums over IPv6 may be blank.
     pub ipv6_csum_offload: bool,
-    /// `request-multicast-control`: only the groups asked for.
+    /// `request-multicast-control`: send only the multicast groups that the frontend has added.
     pub multicast_control: bool,
-    /// `xdp-headroom`: bytes to keep free before each frame; 0 for none.
+    /// `xdp-headroom`: headroom before each frame, in bytes; 0 for none.
     pub xdp_headroom: u32,
 }
 
 impl FrontRequest {
-    /// Reads what a frontend asks for, bounded by what was offered to it. One queue has its keys
-    /// at the top, several have theirs in `queue-<n>`.
+    /// Reads a frontend's request, and validates it against the offer. A single queue has its keys
+    /// at the top level, several queues have theirs in `queue-<n>`.
     ///
     /// # Errors
-    /// [`HandshakeError`] on anything missing, malformed or used twice; on more queues, split
-    /// event channels or a control ring than were offered; on a frontend that does not ask for
-    /// copies.
+    /// [`HandshakeError`] for values that are missing, malformed or used twice; for more queues,
+    /// split event channels or a control ring than were advertised; if the frontend does not
+    /// request copying.
     pub fn read<X: Xenstore + ?Sized>(
         xs: &mut X,
         base: &str,
@@ -130,7 +131,7 @@ impl FrontRequest {
         })
     }
 
-    /// Writes the request, and removes what an earlier one left.
+    /// Writes the request, and removes keys of an earlier one.
     ///
     /// # Errors
     /// [`HandshakeError::Unwritable`] if there is no queue.
@@ -182,17 +183,17 @@ impl FrontRequest {
     }
 }
 
-/// The key by which a connected frontend turns its choice of multicast groups on and off, to be
-/// watched if [`BackOffer::dynamic_multicast_control`] was offered.
+/// Returns the path of the key by which a connected frontend enables and disables its multicast
+/// filter; to be watched if [`BackOffer::dynamic_multicast_control`] was advertised.
 #[must_use]
 pub fn multicast_request_path(frontend: &str) -> String {
     format!("{frontend}/request-multicast-control")
 }
 
-/// Reads that key.
+/// Reads the key that enables the multicast filter.
 ///
 /// # Errors
-/// xenstore's; the key holds no number.
+/// An error of xenstore; the key is not a number.
 pub fn read_multicast_request<X: Xenstore + ?Sized>(
     xs: &mut X,
     frontend: &str,
@@ -200,11 +201,11 @@ pub fn read_multicast_request<X: Xenstore + ?Sized>(
     Reader { xs, base: frontend }.flag("request-multicast-control", false)
 }
 
-/// Writes the same, for a connected frontend to do where
-/// [`BackOffer::dynamic_multicast_control`] was offered.
+/// Writes the key that enables the multicast filter. A connected frontend may do that if
+/// [`BackOffer::dynamic_multicast_control`] was advertised.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn write_multicast_request<X: Xenstore + ?Sized>(
     xs: &mut X,
     frontend: &str,
@@ -213,10 +214,10 @@ pub fn write_multicast_request<X: Xenstore + ?Sized>(
     Writer { xs, base: frontend }.flag("request-multicast-control", chosen)
 }
 
-/// Reads how many bytes a frontend that reconfigures wants to be left free before received data.
+/// Reads the headroom that a Reconfiguring frontend requests before received data, in bytes.
 ///
 /// # Errors
-/// xenstore's; the key holds no number, or more than Linux allows.
+/// An error of xenstore; the key is not a number, or more than Linux allows.
 pub fn read_xdp_headroom<X: Xenstore + ?Sized>(
     xs: &mut X,
     frontend: &str,
@@ -225,10 +226,10 @@ pub fn read_xdp_headroom<X: Xenstore + ?Sized>(
     Ok(r.opt_u32("xdp-headroom", 0, MAX_XDP_HEADROOM)?.unwrap_or(0))
 }
 
-/// Writes the same, for a frontend to do before it enters `Reconfiguring`.
+/// Writes the requested headroom, before the frontend enters `Reconfiguring`.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn write_xdp_headroom<X: Xenstore + ?Sized>(
     xs: &mut X,
     frontend: &str,
@@ -281,7 +282,7 @@ fn read_queue<X: Xenstore + ?Sized>(
     Ok(Queue { tx_ring_ref, rx_ring_ref, events })
 }
 
-/// Reads a number that no other ring may have.
+/// Reads a number that must not be used by another ring.
 fn once<X: Xenstore + ?Sized>(
     r: &mut Reader<'_, X>,
     key: &str,

@@ -1,4 +1,5 @@
-//! What the toolstack tells each end of a network interface when it makes the device.
+//! The keys that the toolstack writes for both sides of a network interface when it creates the
+//! device.
 
 use alloc::format;
 use alloc::string::String;
@@ -18,13 +19,13 @@ use crate::state::XenbusState;
 use crate::wire::{parse_u32, parse_u64};
 use crate::xenstore::{Xenstore, transaction};
 
-/// The smallest and the largest MTU taken, in bytes: IPv4's minimum, and what one frame can hold.
+/// Minimum and maximum MTU, in bytes: IPv4's minimum, and the maximum that one frame can hold.
 const MTU: (u32, u32) = (68, 65_535);
 
-/// `rate`: how fast the guest may send.
+/// `rate`: limit of the guest's transmit rate.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Rate {
-    /// Bytes granted in each interval, at least 1.
+    /// Bytes per interval, at least 1.
     pub bytes: u64,
     /// The interval in microseconds, at least 1.
     pub usec: u32,
@@ -45,17 +46,17 @@ impl fmt::Display for Rate {
     }
 }
 
-/// The key that holds a backend's rate, to be watched: it may change while connected.
+/// Returns the path of a backend's rate, which may change while connected and is to be watched.
 #[must_use]
 pub fn rate_path(backend: &str) -> String {
     format!("{backend}/rate")
 }
 
-/// Reads a backend's rate; `None` is no limit.
+/// Reads a backend's rate; `None` means no limit.
 ///
 /// # Errors
-/// [`HandshakeError`] if it is not `<bytes>,<usec>` with neither 0 (a bad limit must not pass
-/// for none).
+/// [`HandshakeError`] if it is not `<bytes>,<usec>` with both at least 1 (an invalid limit must not
+/// be treated as no limit).
 pub fn read_rate<X: Xenstore + ?Sized>(
     xs: &mut X,
     backend: &str,
@@ -74,48 +75,50 @@ pub fn read_rate<X: Xenstore + ?Sized>(
     }
 }
 
-/// Whether a key of a backend's directory may change while connected; to be read again then.
+/// Returns whether a key of a backend's directory may change while connected; it is then read
+/// again.
 #[must_use]
 pub fn is_live(key: &str) -> bool {
     matches!(key, "rate" | OPTIONS)
 }
 
-/// What pvio's own words about an interface stand under, for which toolstacks have no key.
+/// Name of the key with pvio's own options of an interface, for which toolstacks have no keys.
 const OPTIONS: &str = "pvio-options";
 
-/// The toolstack's words to an interface's backend.
+/// The toolstack's keys for an interface's backend.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ToolstackBack {
     /// `frontend`: the frontend's directory.
     pub frontend: String,
     /// `frontend-id`: the frontend's domain.
     pub frontend_id: DomId,
-    /// `online`: whether the device is to stay when the frontend closes.
+    /// `online`: whether the device remains when the frontend closes.
     pub online: bool,
-    /// `handle`: which interface of the guest this is.
+    /// `handle`: the number of the interface in the guest.
     pub handle: u32,
-    /// `mac`: the guest's address.
+    /// `mac`: the guest's MAC address.
     pub mac: Mac,
     /// `mtu`, in bytes.
     pub mtu: Option<u32>,
-    /// `bridge`: what to attach the other side to.
+    /// `bridge`: the bridge to which the host's interface is attached.
     pub bridge: Option<String>,
-    /// `script`: path of what to run to attach it.
+    /// `script`: path of the script that attaches it.
     pub script: Option<Vec<u8>>,
-    /// `vifname`: how to name the other side.
+    /// `vifname`: name of the host's interface.
     pub vifname: Option<String>,
-    /// `type`: `vif`, or `vif_ioemu` if the guest has an emulated twin.
+    /// `type`: `vif`, or `vif_ioemu` if the guest also has an emulated interface for it.
     pub kind: Option<String>,
     /// `rate`.
     pub rate: Option<Rate>,
-    /// `ip`: the guest's addresses, with spaces between.
+    /// `ip`: the guest's IP addresses, separated by spaces.
     pub ip: Option<String>,
-    /// `pvio-options`: words only pvio knows.
+    /// `pvio-options`: options that only pvio interprets.
     pub options: Option<String>,
 }
 
 impl ToolstackBack {
-    /// An online interface with this address; everything else can be changed after.
+    /// Creates the keys of an online interface with this address; all fields can be changed
+    /// afterwards.
     #[must_use]
     pub fn new(addr: DeviceAddr, mac: Mac) -> Self {
         Self {
@@ -138,7 +141,7 @@ impl ToolstackBack {
     /// Reads a backend's directory.
     ///
     /// # Errors
-    /// [`HandshakeError`], also if the frontend's path is not in the frontend's home.
+    /// [`HandshakeError`], also if the frontend's path is not in the home directory of its domain.
     pub fn read<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Self, HandshakeError> {
         transaction(xs, |tx| {
             let rate = read_rate(tx, base)?;
@@ -190,29 +193,29 @@ impl ToolstackBack {
     }
 }
 
-/// The toolstack's words to an interface's frontend.
+/// The toolstack's keys for an interface's frontend.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ToolstackFront {
     /// `backend`: the backend's directory.
     pub backend: String,
     /// `backend-id`: the backend's domain.
     pub backend_id: DomId,
-    /// `handle`: which interface of the guest this is. QEMU writes none: it is then the number of the
-    /// frontend's directory.
+    /// `handle`: the number of the interface in the guest. QEMU does not write it: it is then the
+    /// name of the frontend's directory.
     pub handle: u32,
-    /// `mac`: the address to use.
+    /// `mac`: the MAC address to use.
     pub mac: Mac,
     /// `mtu`, in bytes.
     pub mtu: Option<u32>,
-    /// `speed`: of the link, for show, in bits a second.
+    /// `speed`: speed of the link in bits per second; informative only.
     pub speed: Option<u64>,
-    /// `trusted`: whether the frontend may let the backend see its pages; if not, it must copy
-    /// through pages that hold nothing else.
+    /// `trusted`: whether the backend may access the frontend's data pages; if not, the frontend
+    /// must copy through pages that hold no other data.
     pub trusted: bool,
 }
 
 impl ToolstackFront {
-    /// What belongs to a device of this address.
+    /// Returns the keys of a device with this address.
     #[must_use]
     pub fn new(addr: DeviceAddr, mac: Mac) -> Self {
         Self {
@@ -229,7 +232,7 @@ impl ToolstackFront {
     /// Reads a frontend's directory.
     ///
     /// # Errors
-    /// [`HandshakeError`], also if the backend's path is not in the backend's home.
+    /// [`HandshakeError`], also if the backend's path is not in the home directory of its domain.
     pub fn read<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Self, HandshakeError> {
         transaction(xs, |tx| {
             let mut r = Reader { xs: tx, base };
@@ -268,12 +271,12 @@ impl ToolstackFront {
     }
 }
 
-/// Makes a network interface: both ends' directories with their rights, keys and state
-/// [`XenbusState::Initialising`], in one transaction. To be called by dom0.
+/// Creates a network interface: the directories of both sides with their permissions, keys and
+/// state [`XenbusState::Initialising`], in one transaction. To be called by dom0.
 ///
 /// # Errors
-/// [`HandshakeError::Exists`] if either end is there; [`HandshakeError::Unwritable`] if `back`
-/// names another frontend than `addr`, a multicast address or an impossible MTU, or `addr` is no
+/// [`HandshakeError::Exists`] if either directory exists; [`HandshakeError::Unwritable`] if `back`
+/// names another frontend than `addr`, a multicast address or an invalid MTU, or `addr` is not a
 /// network interface.
 pub fn create_device<X: Xenstore + ?Sized>(
     xs: &mut X,
@@ -289,8 +292,9 @@ pub fn create_device<X: Xenstore + ?Sized>(
     })
 }
 
-/// Makes only the backend's directory of a network interface, whose frontend is there already: its driver
-/// domain died and another takes its place. The frontend starts over when it is offered anew.
+/// Creates only the backend's directory of a network interface whose frontend exists: its driver
+/// domain died and another one replaces it. The frontend reconnects when the new backend writes its
+/// offer.
 ///
 /// # Errors
 /// As [`create_device`].
@@ -316,9 +320,9 @@ pub fn create_backend<X: Xenstore + ?Sized>(
     })
 }
 
-/// A link's speed as `speed` holds it: a number and a unit, `G`, `M` or `K` bits a second; without a unit it
-/// counts as `G`. No header has it: toolstacks write it for Windows' frontend, whose
-/// `xenvif/src/xenvif/mac.c` this follows.
+/// A link's speed as stored in `speed`: a number and a unit, `G`, `M` or `K` bits per second;
+/// without a unit it counts as `G`. No header defines it: toolstacks write it for the Windows
+/// frontend, whose `xenvif/src/xenvif/mac.c` is the source of this format.
 struct Speed(u64);
 
 impl Speed {
@@ -335,7 +339,7 @@ impl Speed {
 
 impl fmt::Display for Speed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Finer than a kilobit there is nothing.
+        // The smallest unit is a kilobit.
         for (unit, name) in [(1_000_000_000, "G"), (1_000_000, "M")] {
             if self.0.is_multiple_of(unit) {
                 return write!(f, "{}{name}", self.0.checked_div(unit).unwrap_or_default());
@@ -353,10 +357,10 @@ fn read_speed<X: Xenstore + ?Sized>(r: &mut Reader<'_, X>) -> Result<Option<u64>
     }
 }
 
-/// Reads whether an interface's backend says that its link is up (`carrier`); one that says nothing is up.
+/// Reads the link state of an interface's backend (`carrier`); a missing key means up.
 ///
 /// # Errors
-/// xenstore's; the key holds no number.
+/// An error of xenstore; the key is not a number.
 pub fn read_carrier<X: Xenstore + ?Sized>(
     xs: &mut X,
     backend: &str,
@@ -364,10 +368,10 @@ pub fn read_carrier<X: Xenstore + ?Sized>(
     Reader { xs, base: backend }.flag("carrier", true)
 }
 
-/// Says the same, for a backend.
+/// Writes the link state, for a backend.
 ///
 /// # Errors
-/// xenstore's.
+/// An error of xenstore.
 pub fn write_carrier<X: Xenstore + ?Sized>(
     xs: &mut X,
     backend: &str,
