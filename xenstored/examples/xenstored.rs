@@ -1,5 +1,5 @@
-//! A xenstored on a socket: `xenstored <path>`. Point clients at it with `XENSTORED_PATH=<path>`.
-//! It ends when its standard input does.
+//! A xenstored on a socket: `xenstored <path>`. Set `XENSTORED_PATH=<path>` for its clients. It
+//! exits at the end of its standard input.
 
 use std::io::Read;
 

@@ -1,4 +1,4 @@
-//! What only dom0 may ask for.
+//! Requests that only dom0 may make.
 
 use alloc::format;
 
@@ -12,7 +12,8 @@ impl Store {
     pub(crate) fn introduce_request(&mut self, payload: &[u8]) -> Response {
         let mut args = strings(payload);
         let domid = args.next().and_then(real_guest).ok_or(XsErrno::Inval)?;
-        // The page and the port must be given, as ever, but connections come from the embedder.
+        // The page and the port are required by the protocol, but the embedding program passes
+        // connections.
         args.next().zip(args.next()).ok_or(XsErrno::Inval)?;
         self.introduce(domid);
         Ok(ok())

@@ -1,19 +1,19 @@
-//! A domain's state beside its nodes, and its rights.
+//! A domain's state apart from its nodes, and its permissions.
 
 use pvio_ring::DomId;
 use pvio_xenbus::wire::{Access, Perm};
 
-/// What the store keeps of a domain beside the nodes it owns.
+/// State of a domain in the store, apart from the nodes that it owns.
 #[derive(Default, Debug)]
 pub(crate) struct Domain {
     pub introduced: bool,
-    /// The domain whose rights this one shares (`SET_TARGET`).
+    /// The domain whose permissions this one also has (`SET_TARGET`).
     pub target: Option<DomId>,
     pub watches: usize,
     pub watch_bytes: usize,
 }
 
-/// What a caller may do with a node.
+/// Access of a caller to a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Rights {
     pub read: bool,
@@ -21,8 +21,8 @@ pub(crate) struct Rights {
     pub own: bool,
 }
 
-/// Evaluates a node's permissions: dom0 and the owner may do everything, a listed domain what
-/// its entry says, others what the first entry says.
+/// Evaluates a node's permissions: dom0 and the owner have full access, a listed domain has the
+/// access of its entry, others have that of the first entry.
 pub(crate) fn rights(domid: DomId, target: Option<DomId>, perms: &[Perm]) -> Rights {
     let of =
         |access: Access| Rights { read: access.can_read(), write: access.can_write(), own: false };

@@ -28,7 +28,7 @@ impl LocalClient {
         Self { store: Rc::clone(store), conn }
     }
 
-    /// The connection's name in the store.
+    /// Returns the connection's id in the store.
     #[must_use]
     pub const fn conn(&self) -> ConnId {
         self.conn
@@ -56,7 +56,7 @@ impl Xenstore for LocalClient {
         }))
     }
 
-    /// As [`Xenstore::poll_event`]: nothing can happen while the only thread waits.
+    /// Same as [`Xenstore::poll_event`]: no event can occur while the only thread waits.
     fn wait_event(&mut self, _timeout: Option<Duration>) -> Result<Option<WatchEvent>, XsError> {
         self.poll_event()
     }

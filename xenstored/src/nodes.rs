@@ -1,4 +1,4 @@
-//! What requests do to nodes: look up with permissions, write, create, remove.
+//! Operations on nodes: lookup with permission check, write, create, remove.
 
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -11,17 +11,17 @@ use crate::quota::Quota;
 use crate::tree::{Node, View, child_path, leaf, remove_subtree};
 use pvio_xenbus::wire::{Perm, XsErrno, parent};
 
-/// A caller at work on a view of the tree.
+/// A caller, and its view of the tree.
 pub(crate) struct Caller<'a> {
     pub view: View<'a>,
     pub domid: DomId,
     pub target: Option<DomId>,
     pub quota: &'a Quota,
-    /// Bytes of its nodes that the domain may still add; `None` for dom0.
+    /// Bytes of nodes that the domain may still add; `None` for dom0.
     pub memory_left: Option<usize>,
 }
 
-/// What an operation needs to be allowed.
+/// The permission that an operation requires.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
     Read,
@@ -56,10 +56,10 @@ impl Caller<'_> {
         rights(self.domid, self.target, perms)
     }
 
-    /// A copy of the node, if it is there and the caller may do this with it.
+    /// Returns a copy of the node, if it exists and the caller has the permission.
     ///
-    /// A caller that may not do it with the nearest node above learns `EACCES` rather than
-    /// whether the node is there.
+    /// If the caller does not have the permission for the nearest existing node above, the result
+    /// is `EACCES`, so that the caller cannot find out whether the node exists.
     pub fn find(&mut self, path: &str, need: Need) -> Result<Node, XsErrno> {
         let errno = match self.view.get(path)?.cloned() {
             Some(node) if need.met_by(self.rights(&node.perms)) => return Ok(node),
@@ -107,14 +107,15 @@ impl Caller<'_> {
         match self.find(path, Need::Write) {
             Ok(_) => {}
             Err(XsErrno::NoEnt) => {
-                // Not there is fine, so long as its parent is.
+                // A missing node is not an error if its parent exists.
                 let up = parent(path).ok_or(XsErrno::NoEnt)?;
                 return self.view.get(up)?.map(|_| ()).ok_or(XsErrno::NoEnt);
             }
             Err(errno) => return Err(errno),
         }
         let up = parent(path).ok_or(XsErrno::Inval)?;
-        // Look at all that will change first, so that a quota met half-way changes nothing.
+        // Accesses all nodes that will change first, so that an exceeded quota leaves nothing half
+        // done.
         self.view.get(up)?;
         let mut left = alloc::vec![String::from(path)];
         while let Some(here) = left.pop() {
@@ -144,7 +145,8 @@ impl Caller<'_> {
         Ok(())
     }
 
-    /// Creates a node and the missing ones above it, all or nothing. The caller has the right to.
+    /// Creates a node and its missing parents, all or nothing. The caller has checked the
+    /// permission.
     fn create(&mut self, path: &str, value: &[u8]) -> Result<(), XsErrno> {
         let mut missing = alloc::vec![path];
         let mut at = path;
@@ -171,7 +173,7 @@ impl Caller<'_> {
         )?;
         self.view.note(path, false);
         self.view.put(anchor_path, anchor);
-        // From the top down; each but the last holds the next.
+        // From the top down; the children of each but the last contain the next one.
         let mut below = missing.iter().rev().skip(1);
         for here in missing.iter().rev() {
             let mut node = Node::new(Arc::clone(&perms), Vec::new());
@@ -184,7 +186,8 @@ impl Caller<'_> {
         Ok(())
     }
 
-    /// What a new node may be used for: as its parent, but an unprivileged domain owns it.
+    /// Returns the permissions of a new node: its parent's, but owned by the caller if it is
+    /// unprivileged.
     fn inherit(&self, perms: &Arc<[Perm]>) -> Arc<[Perm]> {
         if self.privileged() {
             return Arc::clone(perms);

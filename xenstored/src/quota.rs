@@ -1,31 +1,33 @@
-/// What one unprivileged domain may hold, all its connections together. Dom0 is exempt, except
-/// from [`Quota::outstanding`] and [`Quota::events`], which bound every connection.
+/// Limits of one unprivileged domain, over all of its connections. Dom0 is exempt, except from
+/// [`Quota::outstanding`] and [`Quota::events`], which limit every connection.
 ///
 /// The defaults are those of Xen 4.17's `xenstored`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Quota {
-    /// Nodes the domain owns.
+    /// Number of nodes that the domain owns.
     pub nodes: usize,
-    /// Watches.
+    /// Number of watches.
     pub watches: usize,
-    /// Open transactions.
+    /// Number of open transactions.
     pub transactions: usize,
-    /// Nodes looked at or changed in one transaction.
+    /// Number of nodes read or changed in one transaction.
     pub transaction_nodes: usize,
-    /// Bytes of one node: its value, its permissions (8 each) and the names of its children.
+    /// Size of one node in bytes: its value, its permissions (8 each) and the names of its
+    /// children.
     pub node_size: usize,
-    /// Permission entries of one node.
+    /// Number of permission entries of one node.
     pub perms: usize,
-    /// Answers not yet taken, per connection; beyond, requests are not accepted.
+    /// Number of responses not yet taken, per connection; beyond it, requests are not accepted.
     pub outstanding: usize,
-    /// Bytes held on the domain's behalf: nodes, watches, transactions.
+    /// Bytes of memory for the domain: nodes, watches, transactions.
     pub memory: usize,
-    /// Distinct events waiting, per connection; beyond, events collapse into one per watch.
+    /// Number of distinct queued events, per connection; beyond it, events are reduced to one per
+    /// watch.
     pub events: usize,
 }
 
 impl Quota {
-    /// Those of Xen 4.17's `xenstored`.
+    /// The quotas of Xen 4.17's `xenstored`.
     pub const XEN: Self = Self {
         nodes: 1000,
         watches: 128,

@@ -1,4 +1,4 @@
-//! Domains that come and go.
+//! Introduction and release of domains.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -13,8 +13,8 @@ use crate::store::Store;
 use crate::tree::{View, remove_subtree};
 
 impl Store {
-    /// Makes a domain known and fires `@introduceDomain`. Whether it was news; doing it twice
-    /// changes nothing.
+    /// Introduces a domain and fires `@introduceDomain`. Returns whether it was not introduced
+    /// before; otherwise nothing changes.
     pub fn introduce(&mut self, domid: DomId) -> bool {
         let domain = self.domains.entry(domid).or_default();
         if domain.introduced {
@@ -25,15 +25,16 @@ impl Store {
         true
     }
 
-    /// Whether a domain was introduced and not released since. Dom0 always is.
+    /// Returns whether a domain is introduced and not released. Dom0 always is.
     #[must_use]
     pub fn is_introduced(&self, domid: DomId) -> bool {
         self.domains.get(&domid).is_some_and(|d| d.introduced)
     }
 
-    /// Forgets a domain: drops its connections (see [`Store::take_dropped`]) with their watches
-    /// and transactions, removes the nodes it owns with all below them, strikes it from the
-    /// permissions of others, and fires `@releaseDomain`. Whether there was anything of it.
+    /// Releases a domain: drops its connections (see [`Store::take_dropped`]) with their watches
+    /// and transactions, removes the nodes that it owns with their subtrees, removes it from the
+    /// permissions of other nodes, and fires `@releaseDomain`. Returns whether there was any state
+    /// of the domain.
     ///
     /// Dom0 is never released.
     pub fn release(&mut self, domid: DomId) -> bool {
@@ -58,7 +59,7 @@ impl Store {
         known || had_nodes
     }
 
-    /// Lets `domid` act with the rights of `target` too. Both must be introduced.
+    /// Gives `domid` the permissions of `target` in addition to its own. Both must be introduced.
     pub(crate) fn set_target(&mut self, domid: DomId, target: DomId) -> bool {
         if !self.is_introduced(target) {
             return false;
@@ -72,8 +73,8 @@ impl Store {
         }
     }
 
-    /// Fires a special event to those allowed to hear it. A watch of depth 1 hears of which
-    /// domain, and so does one on `@…/<domid>`.
+    /// Fires a special event for those with read permission. A watch of depth 1, or one on
+    /// `@…/<domid>`, gets the number of the domain.
     pub(crate) fn fire_special(&mut self, name: &'static str, domid: DomId) {
         let perms =
             if name == "@introduceDomain" { &self.introduce_perms } else { &self.release_perms };
@@ -93,7 +94,7 @@ impl Store {
         }
     }
 
-    /// Forgets a domain that was never introduced once its last connection is gone.
+    /// Removes the state of a domain that was never introduced, once its last connection is gone.
     pub(crate) fn forget_idle_domain(&mut self, domid: DomId) {
         let idle = self.domains.get(&domid).is_some_and(|d| !d.introduced && d.target.is_none());
         if idle && !self.conns.values().any(|c| c.domid == domid) {
@@ -110,13 +111,13 @@ impl Store {
             limits: None,
             changes: Vec::new(),
         };
-        // In path order a parent comes before its children, so a whole subtree goes at once and
-        // its nodes are then no longer there to be looked at.
+        // In path order a parent precedes its children, so a whole subtree is removed in one step,
+        // and its nodes are no longer found when their turn comes.
         let owned: Vec<Box<str>> =
             view.tree.iter().filter(|(_, n)| n.owner() == domid).map(|(p, _)| p.into()).collect();
         for path in owned {
             if &*path == "/" {
-                // The root stays, in dom0's hands.
+                // The root is not removed; dom0 becomes its owner.
                 if let Some(mut root) = view.tree.get("/").cloned() {
                     root.perms = Arc::new([Perm::new(DomId::DOM0, Access::None)]);
                     view.tree.put("/", root);

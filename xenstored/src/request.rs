@@ -1,4 +1,4 @@
-//! One request in, one answer's payload out.
+//! Executes one request and returns the payload of its response.
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -19,12 +19,12 @@ use pvio_xenbus::wire::{
 };
 
 impl Store {
-    /// Does one request and returns its answer's payload, at most 4096 bytes.
+    /// Executes one request and returns the payload of its response, at most 4096 bytes.
     pub(crate) fn execute(&mut self, conn: ConnId, op: Op, tx_id: u32, payload: &[u8]) -> Response {
         if payload.len() > PAYLOAD_MAX {
             return Err(XsErrno::Inval);
         }
-        // What only a server sends, and what came after the release this one follows.
+        // Operations that only a server sends, and those newer than the supported release.
         if matches!(
             op,
             Op::WatchEvent
@@ -48,7 +48,7 @@ impl Store {
         if privileged_only && !self.is_privileged(conn) {
             return Err(XsErrno::Acces);
         }
-        // Watches do not belong to transactions: their transaction number is ignored.
+        // Watches are not part of transactions: the transaction number is ignored.
         let ignores_tx = matches!(op, Op::Watch | Op::Unwatch);
         if tx_id != 0 && !ignores_tx {
             let open = self.conns.get(&conn).is_some_and(|c| c.transactions.contains_key(&tx_id));
@@ -123,7 +123,7 @@ impl Store {
             return Err(XsErrno::Inval);
         }
         if path.first() == Some(&b'@') {
-            // Only the two special events have permissions; their owner may hand them on.
+            // Only the two special events have permissions; their owner may transfer them.
             let place = match path {
                 b"@introduceDomain" => &mut self.introduce_perms,
                 b"@releaseDomain" => &mut self.release_perms,
@@ -163,7 +163,7 @@ impl Store {
         result
     }
 
-    /// The absolute form of a path that names a node.
+    /// Returns the absolute form of a path that names a node.
     pub(crate) fn absolute(&self, conn: ConnId, path: &[u8]) -> Result<Box<str>, XsErrno> {
         match WirePath::parse(path).map_err(|_| XsErrno::Inval)? {
             WirePath::Absolute(p) => Ok(p.into()),
@@ -176,7 +176,7 @@ impl Store {
         }
     }
 
-    /// Bytes held on a domain's behalf.
+    /// Returns the bytes of memory that count against a domain's quota.
     pub(crate) fn held(&self, domid: DomId) -> usize {
         let in_transactions: usize = self
             .conns
@@ -197,8 +197,8 @@ impl Store {
     }
 }
 
-/// The children from a byte offset on, behind the node's generation, as many as fit. The end of
-/// the list is marked by an empty name.
+/// Returns the node's generation, followed by as many children as fit, from a byte offset on. The
+/// end of the list is marked by an empty name.
 fn directory_part(caller: &mut Caller<'_>, path: &str, rest: &[u8]) -> Response {
     let (offset, tail) = split_string(rest).ok_or(XsErrno::Inval)?;
     if !tail.is_empty() {
@@ -213,7 +213,7 @@ fn directory_part(caller: &mut Caller<'_>, path: &str, rest: &[u8]) -> Response 
     let mut taken = 0_usize;
     for name in strings(list) {
         let with_nul = name.len().saturating_add(1);
-        // One byte stays free for the mark of the end.
+        // One byte is reserved for the end mark.
         if out.len().saturating_add(with_nul) >= PAYLOAD_MAX {
             return Ok(out);
         }

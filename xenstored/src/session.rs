@@ -1,4 +1,4 @@
-//! What a connection holds: watches and transactions.
+//! State of a connection: watches and transactions.
 
 use alloc::boxed::Box;
 use alloc::string::ToString;
@@ -12,9 +12,9 @@ use crate::tree::Transaction;
 use crate::watch::Watch;
 use pvio_xenbus::wire::{WirePath, XsErrno, parse_u32, strings};
 
-/// What a watch costs beside its path and token, in bytes.
+/// Memory that counts for a watch, besides its path and token, in bytes.
 const WATCH_OVERHEAD: usize = 128;
-/// What an empty transaction costs, in bytes.
+/// Memory that counts for an empty transaction, in bytes.
 const TRANSACTION_OVERHEAD: usize = 256;
 
 impl Store {
@@ -43,7 +43,8 @@ impl Store {
         let watch = Watch { conn, token: token.into(), depth, strip };
         if let Some(c) = self.conns.get_mut(&conn) {
             c.watches.insert((path.clone(), token.into()));
-            // The first event comes at once, so that a client need not look before it watches.
+            // The first event fires immediately, so that a client need not read the node before it
+            // watches it.
             let shown = watch.show(&path);
             c.events.push(shown, shown, token, self.quota.events);
         }
@@ -54,7 +55,7 @@ impl Store {
     pub(crate) fn unwatch(&mut self, conn: ConnId, payload: &[u8]) -> Response {
         let mut args = strings(payload);
         let (path, token) = args.next().zip(args.next()).ok_or(XsErrno::Inval)?;
-        // No watch is on a path that is none.
+        // There can be no watch on an invalid path.
         let (path, _) = self.watch_path(conn, path).map_err(|_| XsErrno::NoEnt)?;
         if !self.watches.remove(&path, conn, token) {
             return Err(XsErrno::NoEnt);
@@ -116,7 +117,7 @@ impl Store {
         Ok(ok())
     }
 
-    /// Drops a connection's watches and transactions, and the events that wait.
+    /// Removes a connection's watches, transactions and queued events.
     pub(crate) fn reset(&mut self, conn: ConnId) {
         let Some(c) = self.conns.get_mut(&conn) else {
             return;
@@ -130,7 +131,8 @@ impl Store {
         }
     }
 
-    /// The absolute form of a path to watch, and how much of it the client does not spell.
+    /// Returns the absolute form of a path to watch, and the length of the prefix that the client
+    /// omits.
     fn watch_path(&self, conn: ConnId, path: &[u8]) -> Result<(Box<str>, usize), XsErrno> {
         match WirePath::parse(path).map_err(|_| XsErrno::Inval)? {
             WirePath::Special(p) => Ok((p.into(), 0)),

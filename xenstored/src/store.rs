@@ -1,4 +1,4 @@
-//! The store: its connections, and one request in, one response out.
+//! The store: its connections, and the execution of requests.
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -16,13 +16,13 @@ use crate::tree::{Change, Transaction, Tree};
 use crate::watch::{EventQueue, Watches};
 use pvio_xenbus::wire::{Access, HEADER_LEN, Header, Op, Perm, XsErrno, parent};
 
-/// Why a request was not taken.
+/// Why a request was not accepted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The connection is gone, perhaps because its domain was released.
+    /// The connection is gone, for example because its domain was released.
     #[error("the connection is closed")]
     Closed,
-    /// As many answers wait as [`Quota::outstanding`] allows: take the output first.
+    /// The number of responses not taken has reached [`Quota::outstanding`]: take the output first.
     #[error("too many answers wait to be taken")]
     Backpressure,
 }
@@ -35,12 +35,12 @@ pub(crate) struct Conn {
     /// The connection's watches, each a path and a token.
     pub(crate) watches: BTreeSet<(Box<str>, Box<[u8]>)>,
     pub(crate) events: EventQueue,
-    /// Whole answers, framed.
+    /// Complete responses, with headers.
     pub(crate) answers: Vec<u8>,
     pub(crate) answer_count: usize,
 }
 
-/// The store and everyone connected to it.
+/// The store and its connections.
 #[derive(Debug)]
 pub struct Store {
     pub(crate) tree: Tree,
@@ -48,11 +48,11 @@ pub struct Store {
     pub(crate) conns: BTreeMap<ConnId, Conn>,
     pub(crate) domains: BTreeMap<DomId, Domain>,
     pub(crate) watches: Watches,
-    /// Who hears of `@introduceDomain` and of `@releaseDomain`.
+    /// Permissions of `@introduceDomain` and of `@releaseDomain`: who gets their events.
     pub(crate) introduce_perms: Arc<[Perm]>,
     pub(crate) release_perms: Arc<[Perm]>,
     pub(crate) last_conn: u64,
-    /// Connections the store dropped by itself, for the embedder to close.
+    /// Connections that the store dropped, for the embedding program to close.
     pub(crate) dropped: Vec<ConnId>,
 }
 
@@ -63,7 +63,7 @@ impl Default for Store {
 }
 
 impl Store {
-    /// A store with the root node and `/tool/xenstored`, as the reference starts.
+    /// Creates a store with the root node and `/tool/xenstored`, as the reference starts.
     #[must_use]
     pub fn new(quota: Quota) -> Self {
         let dom0_only: Arc<[Perm]> = Arc::new([Perm::new(DomId::DOM0, Access::None)]);
@@ -85,7 +85,7 @@ impl Store {
         store
     }
 
-    /// The quotas in force.
+    /// Returns the quotas.
     #[must_use]
     pub const fn quota(&self) -> &Quota {
         &self.quota
@@ -110,7 +110,7 @@ impl Store {
         id
     }
 
-    /// Drops a connection with its watches, transactions and output. Nodes stay.
+    /// Removes a connection with its watches, transactions and output. Nodes are not removed.
     pub fn disconnect(&mut self, conn: ConnId) {
         self.reset(conn);
         if let Some(c) = self.conns.remove(&conn) {
@@ -118,17 +118,17 @@ impl Store {
         }
     }
 
-    /// Whether the connection is there and a request would be taken.
+    /// Returns whether the connection exists and a request would be accepted.
     #[must_use]
     pub fn can_accept(&self, conn: ConnId) -> bool {
         self.conns.get(&conn).is_some_and(|c| c.answer_count < self.quota.outstanding)
     }
 
-    /// Takes one request and queues its answer. The payload should be `header.len` bytes long;
-    /// the slice's length is what counts.
+    /// Executes one request and queues its response. The payload should be `header.len` bytes long;
+    /// the length of the slice is the one used.
     ///
     /// # Errors
-    /// [`StoreError`]; a refusal by the protocol is an answer, not an error.
+    /// [`StoreError`]; a request rejected by the protocol gets a response and is not an error.
     pub fn handle(
         &mut self,
         conn: ConnId,
@@ -157,15 +157,14 @@ impl Store {
         Ok(())
     }
 
-    /// Whether [`Store::take_output`] would give anything.
+    /// Returns whether [`Store::take_output`] would append anything.
     #[must_use]
     pub fn has_output(&self, conn: ConnId) -> bool {
         self.conns.get(&conn).is_some_and(|c| !c.answers.is_empty() || !c.events.is_empty())
     }
 
-    /// Appends what waits for a connection to `out`: all its answers (at most
-    /// [`Quota::outstanding`] messages), then events for as long as `out` is shorter than
-    /// `limit` bytes.
+    /// Appends a connection's output to `out`: all its responses (at most [`Quota::outstanding`]
+    /// messages), then events while `out` is shorter than `limit` bytes.
     pub fn take_output(&mut self, conn: ConnId, out: &mut Vec<u8>, limit: usize) {
         let Some(c) = self.conns.get_mut(&conn) else {
             return;
@@ -178,19 +177,19 @@ impl Store {
         }
     }
 
-    /// The connections that the store dropped since the last call because their domain was
+    /// Returns the connections that were dropped since the last call because their domain was
     /// released.
     pub fn take_dropped(&mut self) -> Vec<ConnId> {
         core::mem::take(&mut self.dropped)
     }
 
-    /// How many connections there are.
+    /// Returns the number of connections.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.conns.len()
     }
 
-    /// How many connections a domain has.
+    /// Returns the number of connections of a domain.
     #[must_use]
     pub fn connections_of(&self, domid: DomId) -> usize {
         self.conns.values().filter(|c| c.domid == domid).count()
@@ -200,7 +199,7 @@ impl Store {
     /// belongs to a connection that lists it.
     ///
     /// # Errors
-    /// Names the first path at fault; that would be a bug of this crate.
+    /// The first inconsistent path; that would be a bug of this crate.
     pub fn check(&self) -> Result<(), String> {
         self.tree.check()?;
         let mut listed = 0_usize;
@@ -220,7 +219,7 @@ impl Store {
         self.conns.get(&conn).is_some_and(|c| c.domid == DomId::DOM0)
     }
 
-    /// Reports changes to every watch they concern and whose owner may know.
+    /// Sends changes to every watch that they concern, if its domain has read permission.
     pub(crate) fn fire(&mut self, changes: &[Change]) {
         for change in changes {
             let now = |path: &str| self.tree.get(path).map(|n| Arc::clone(&n.perms));
@@ -258,7 +257,7 @@ fn push_frame(
     out.extend_from_slice(&[0; HEADER_LEN]);
     body(out);
     let len = out.len().saturating_sub(start).saturating_sub(HEADER_LEN);
-    // Bodies are bounded to 4096 bytes where they are made.
+    // The size of bodies is limited to 4096 bytes where they are built.
     let header = Header { kind, req_id, tx_id, len: u32::try_from(len).unwrap_or(u32::MAX) };
     if let Some(place) = out.get_mut(start..).and_then(|tail| tail.first_chunk_mut::<HEADER_LEN>())
     {

@@ -1,4 +1,4 @@
-//! The nodes and who owns how much of them; transactions as a layer over the nodes.
+//! The nodes and their owners' totals; transactions as a layer over the nodes.
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -10,8 +10,8 @@ use pvio_ring::DomId;
 
 use pvio_xenbus::wire::{Access as Allowed, Perm, XsErrno, parent};
 
-/// What a node costs beside its path, value, permissions and children's names, in bytes: an
-/// estimate of the maps' bookkeeping, so that many empty nodes are not free.
+/// Memory that counts for a node, besides its path, value, permissions and children's names, in
+/// bytes: an estimate of the maps' overhead, so that many empty nodes count, too.
 const NODE_OVERHEAD: usize = 128;
 const PERM_SIZE: usize = 8;
 
@@ -21,7 +21,8 @@ pub(crate) struct Node {
     /// Never empty; the first entry names the owner.
     pub perms: Arc<[Perm]>,
     pub children: BTreeSet<Box<str>>,
-    /// The lengths of the children's names and their NULs, kept so as not to be summed each time.
+    /// Total length of the children's names and their NULs, so that it need not be summed up each
+    /// time.
     pub children_bytes: usize,
     /// Changes with every change of the node, its list of children included.
     pub generation: u64,
@@ -36,7 +37,7 @@ impl Node {
         self.perms.first().map_or(DomId::DOM0, |p| p.domid)
     }
 
-    /// The size that [`crate::Quota::node_size`] bounds.
+    /// Returns the size that [`crate::Quota::node_size`] limits.
     pub fn size(&self) -> usize {
         self.value
             .len()
@@ -61,14 +62,14 @@ impl Node {
     }
 }
 
-/// What a domain owns in the committed tree.
+/// Totals of the nodes that a domain owns in the committed tree.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub(crate) struct Owned {
     pub nodes: usize,
     pub bytes: usize,
 }
 
-/// The committed tree: every node under its absolute path.
+/// The committed tree: every node by its absolute path.
 #[derive(Debug)]
 pub(crate) struct Tree {
     nodes: BTreeMap<Box<str>, Node>,
@@ -119,7 +120,7 @@ impl Tree {
         self.nodes.iter().map(|(path, node)| (&**path, node))
     }
 
-    /// Whether the tree hangs together; the answer names the first path at fault.
+    /// Checks that the tree is consistent; the error is the first inconsistent path.
     pub fn check(&self) -> Result<(), String> {
         let mut owned: BTreeMap<DomId, Owned> = BTreeMap::new();
         for (path, node) in self.iter() {
@@ -149,43 +150,43 @@ impl Tree {
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
     pub path: Box<str>,
-    /// Whether only watches on exactly this path hear of it (a node below one that was removed).
+    /// Whether only watches on exactly this path get it (a node below one that was removed).
     pub exact: bool,
-    /// Who could read the node and its parent before: a domain that just lost sight of a node
-    /// still learns that it went.
+    /// Permissions of the node and its parent before the change: a domain that has just lost the
+    /// read permission for a node is still notified of its removal.
     pub node_perms: Option<Arc<[Perm]>>,
     pub parent_perms: Option<Arc<[Perm]>>,
 }
 
 #[derive(Debug)]
 struct Seen {
-    /// The committed node's generation when it was first looked at; `None` if there was none.
+    /// The committed node's generation at the first access; `None` if there was none.
     base: Option<u64>,
     node: Option<Node>,
     changed: bool,
 }
 
-/// An open transaction: private copies of the nodes it has looked at.
+/// An open transaction: private copies of the nodes that it has accessed.
 #[derive(Debug, Default)]
 pub(crate) struct Transaction {
     seen: BTreeMap<Box<str>, Seen>,
     changes: Vec<Change>,
     reported: BTreeSet<(Box<str>, bool)>,
-    /// What commit would add to the nodes its domain owns.
+    /// Number of nodes that a commit would add to those that its domain owns.
     added_nodes: isize,
     /// Memory held, in bytes.
     pub bytes: usize,
 }
 
-/// The bounds of one request's view.
+/// Limits of one request's view.
 #[derive(Clone, Copy)]
 pub(crate) struct ViewLimits {
     pub transaction_nodes: usize,
-    /// Bytes the transaction may still come to hold.
+    /// Maximum memory of the transaction, in bytes.
     pub bytes: usize,
 }
 
-/// The tree as one request sees it: committed, or through a transaction.
+/// The tree as seen by one request: committed, or through a transaction.
 pub(crate) struct View<'a> {
     pub tree: &'a mut Tree,
     pub tx: Option<&'a mut Transaction>,
@@ -196,7 +197,7 @@ pub(crate) struct View<'a> {
 }
 
 impl View<'_> {
-    /// The node; in a transaction, looking at it makes the commit depend on it.
+    /// Returns the node; in a transaction, the commit depends on it from then on.
     pub fn get(&mut self, path: &str) -> Result<Option<&Node>, XsErrno> {
         let Some(tx) = self.tx.as_deref_mut() else {
             return Ok(self.tree.get(path));
@@ -220,7 +221,7 @@ impl View<'_> {
         Ok(tx.seen.get(path).and_then(|s| s.node.as_ref()))
     }
 
-    /// The node, without depending on it.
+    /// Returns the node, without making the commit depend on it.
     pub fn peek(&self, path: &str) -> Option<&Node> {
         match self.tx.as_deref().and_then(|tx| tx.seen.get(path)) {
             Some(seen) => seen.node.as_ref(),
@@ -228,7 +229,7 @@ impl View<'_> {
         }
     }
 
-    /// Replaces a node. It must have been looked at with [`View::get`].
+    /// Replaces a node. It must have been accessed with [`View::get`].
     pub fn put(&mut self, path: &str, node: Node) {
         let Some(tx) = self.tx.as_deref_mut() else {
             self.tree.put(path, node);
@@ -249,7 +250,7 @@ impl View<'_> {
         tx.added_nodes = tx.added_nodes.saturating_add(mine(&seen.node)).saturating_sub(was);
     }
 
-    /// Removes a node. It must have been looked at with [`View::get`].
+    /// Removes a node. It must have been accessed with [`View::get`].
     pub fn remove(&mut self, path: &str) {
         let Some(tx) = self.tx.as_deref_mut() else {
             self.tree.remove(path);
@@ -258,20 +259,20 @@ impl View<'_> {
         let Some(seen) = tx.seen.get_mut(path) else {
             return;
         };
-        // The bytes stay on the account: the entry stays too.
+        // The entry remains in the transaction, so its bytes still count.
         if seen.node.take().is_some_and(|n| n.owner() == self.domid) {
             tx.added_nodes = tx.added_nodes.saturating_sub(1);
         }
         seen.changed = true;
     }
 
-    /// Nodes the caller's domain owns in this view.
+    /// Returns the number of nodes that the caller's domain owns in this view.
     pub fn owned_nodes(&self) -> usize {
         let added = self.tx.as_deref().map_or(0, |tx| tx.added_nodes);
         self.tree.owned(self.domid).nodes.saturating_add_signed(added)
     }
 
-    /// Notes a change for the watches; call it **before** making it.
+    /// Records a change for the watches; must be called **before** the change.
     pub fn note(&mut self, path: &str, exact: bool) {
         let perms = |node: Option<&Node>| node.map(|n| Arc::clone(&n.perms));
         let change = Change {
@@ -292,10 +293,10 @@ impl View<'_> {
 }
 
 impl Transaction {
-    /// Applies the transaction if nothing it looked at has changed since, and returns what to
-    /// report.
+    /// Applies the transaction if no node that it accessed has changed since, and returns the
+    /// changes to report.
     ///
-    /// `max_nodes` bounds the nodes its domain may own afterwards.
+    /// `max_nodes` is the maximum number of nodes that its domain may own afterwards.
     pub fn commit(
         self,
         tree: &mut Tree,
@@ -323,12 +324,12 @@ impl Transaction {
     }
 }
 
-/// The last component of an absolute path.
+/// Returns the last component of an absolute path.
 pub(crate) fn leaf(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// The path of a child.
+/// Returns the path of a child.
 pub(crate) fn child_path(path: &str, name: &str) -> String {
     let mut s = String::with_capacity(path.len().saturating_add(name.len()).saturating_add(1));
     if path != "/" {
@@ -339,8 +340,8 @@ pub(crate) fn child_path(path: &str, name: &str) -> String {
     s
 }
 
-/// Removes a node and all below it from a view in which the whole subtree has been looked at (or
-/// which is no transaction), noting the changes.
+/// Removes a node and its subtree, and records the changes. In a transaction, the whole subtree
+/// must have been accessed.
 pub(crate) fn remove_subtree(view: &mut View<'_>, path: &str) {
     let mut paths = alloc::vec![alloc::string::String::from(path)];
     let mut next = 0;

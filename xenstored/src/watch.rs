@@ -1,4 +1,4 @@
-//! Who watches what, and the bounded queue of events of each connection.
+//! The watches, and the bounded event queue of each connection.
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -13,20 +13,20 @@ use pvio_xenbus::wire::{PAYLOAD_MAX, parent};
 pub(crate) struct Watch {
     pub conn: ConnId,
     pub token: Box<[u8]>,
-    /// How many levels below the watched path are reported; `None` for all.
+    /// Number of levels below the watched path that are reported; `None` for all.
     pub depth: Option<u32>,
-    /// How many bytes to cut off an absolute path to have it as the client spells it.
+    /// Length of the prefix of absolute paths that is removed in the client's events.
     pub strip: usize,
 }
 
 impl Watch {
-    /// An event's path as the client expects it.
+    /// Returns an event's path in the form of the client's watch.
     pub fn show<'p>(&self, path: &'p str) -> &'p str {
         path.get(self.strip..).unwrap_or("")
     }
 }
 
-/// All watches, by the path they are on.
+/// All watches, by path.
 #[derive(Default, Debug)]
 pub(crate) struct Watches {
     by_path: BTreeMap<Box<str>, Vec<Watch>>,
@@ -41,7 +41,7 @@ impl Watches {
         self.by_path.entry(path.into()).or_default().push(watch);
     }
 
-    /// Removes one watch; whether it was there.
+    /// Removes one watch; returns whether it existed.
     pub fn remove(&mut self, path: &str, conn: ConnId, token: &[u8]) -> bool {
         let Some(list) = self.by_path.get_mut(path) else {
             return false;
@@ -60,13 +60,13 @@ impl Watches {
         self.by_path.iter().flat_map(|(path, list)| list.iter().map(move |watch| (&**path, watch)))
     }
 
-    /// The watches on exactly this path.
+    /// Returns the watches on exactly this path.
     pub fn on(&self, path: &str) -> &[Watch] {
         self.by_path.get(path).map_or(&[], |list| list.as_slice())
     }
 
-    /// The watches that a change of `path` concerns, each with the path it is on: those on the
-    /// path and on every node above it, as deep as they want to look.
+    /// Returns the watches that a change of `path` concerns, each with its path: those on the path
+    /// and on every node above it, within their depth.
     pub fn concerned<'s>(
         &'s self,
         path: &'s str,
@@ -97,7 +97,7 @@ pub(crate) struct Event {
 }
 
 impl Event {
-    /// The payload's length, in bytes.
+    /// Returns the length of the payload, in bytes.
     pub fn len(&self) -> usize {
         self.path.len().saturating_add(self.token.len()).saturating_add(2)
     }
@@ -114,11 +114,12 @@ impl Event {
     }
 }
 
-/// The events waiting for one connection.
+/// The queued events of one connection.
 ///
-/// An event that is already waiting is not queued twice. Once `limit` events wait, a further one
-/// is replaced by an event on the watched path itself, of which there is at most one a watch: a
-/// client that does not read cannot make the queue grow (XSA-349), and still learns where to look.
+/// An event that is already queued is not queued again. If `limit` events are queued, a further one
+/// is replaced by an event on the watched path itself, of which there is at most one per watch. So
+/// a client that does not read cannot make the queue grow (XSA-349), and still learns what to read
+/// again.
 #[derive(Default, Debug)]
 pub(crate) struct EventQueue {
     order: VecDeque<Arc<Event>>,

@@ -1,4 +1,4 @@
-//! The socket in the file system.
+//! The listening socket in the file system.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,7 +18,7 @@ const BACKLOG: i32 = 128;
 pub(super) struct Listener {
     fd: OwnedFd,
     path: PathBuf,
-    /// Device and inode of the socket made, so that nobody else's is ever removed.
+    /// Device and inode of the socket, so that only this one is ever removed.
     identity: (u64, u64),
 }
 
@@ -28,7 +28,8 @@ impl Listener {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         bind(&fd, &SocketAddrUnix::new(path)?)?;
-        // Nobody can connect before `listen`, so nobody else slips in before the mode is set.
+        // No client can connect before `listen`, so the mode is in effect before the first
+        // connection.
         chmod(path, Mode::RUSR | Mode::WUSR)?;
         let meta = std::fs::symlink_metadata(path)?;
         listen(&fd, BACKLOG)?;
@@ -39,9 +40,9 @@ impl Listener {
         &self.path
     }
 
-    /// The next connection, non-blocking; `None` if nobody waits.
+    /// Returns the next connection, non-blocking; `None` if none is pending.
     ///
-    /// Errors are the process's (no descriptors, no memory), not the connection's.
+    /// Errors concern the process (no descriptors, no memory), not the connection.
     pub fn accept(&self) -> io::Result<Option<UnixStream>> {
         match accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(fd) => Ok(Some(fd.into())),
@@ -67,7 +68,7 @@ impl Drop for Listener {
     }
 }
 
-/// Removes a socket that nobody listens on; anything else in the way is an error.
+/// Removes a socket on which no process listens; anything else at the path is an error.
 fn clear_stale(path: &Path) -> io::Result<()> {
     let meta = match std::fs::symlink_metadata(path) {
         Ok(meta) => meta,

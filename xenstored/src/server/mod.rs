@@ -1,15 +1,18 @@
-//! A [`Store`] behind Unix sockets: what `xenstored` is to a Xen host, inside one's own process.
+//! A [`Store`] served over Unix sockets: the equivalent of a host's `xenstored`, inside this
+//! process.
 //!
-//! One thread serves everyone and sleeps in `poll` when there is nothing to do. Connections come
-//! in two ways:
-//! - through a socket in the file system ([`Server::listen`]), for the tools of dom0: such a
-//!   connection is **privileged**, so the socket is made for its owner alone (mode 0600);
-//! - as streams handed in with the domain they belong to ([`ServerHandle::add_domain_connection`],
-//!   or [`ServerHandle::connect_local`] for this process itself).
+//! One thread serves all connections and sleeps in `poll` when it has no work. There are two kinds
+//! of connections:
+//! - connections to a socket in the file system ([`Server::listen`]), for the tools of dom0: they
+//!   are **privileged**, so only the socket's owner may connect (mode 0600);
+//! - streams that the embedding program passes, with the domain that they belong to
+//!   ([`ServerHandle::add_domain_connection`], or [`ServerHandle::connect_local`] for this process
+//!   itself).
 //!
-//! A connection holds at most one message of input beyond the one being read, some 100 KiB of
-//! output, and the events its quota allows; one that sends too much waits, one that breaks the
-//! framing is closed. In each turn everybody gets a few requests done.
+//! A connection holds at most one message of input beyond the one being read, about 100 KiB of
+//! output, and the events that its quota permits. Input beyond that is not read; after an error of
+//! framing, the connection is closed. In each turn, a few requests of every connection are
+//! executed.
 
 mod listen;
 mod peer;
@@ -31,14 +34,14 @@ use listen::Listener;
 use pvio_xenbus::client::Client;
 use serve::Service;
 
-/// How many connections through the listening socket are served at once; more wait.
+/// Maximum number of concurrent connections through the listening socket; more wait.
 pub const MAX_SOCKET_CONNECTIONS: usize = 512;
 
-/// How many connections a domain other than dom0 may have at once, unless another number is
+/// Maximum number of concurrent connections of a domain other than dom0, unless another number is
 /// [set](Server::domain_connections).
 pub const MAX_DOMAIN_CONNECTIONS: usize = 64;
 
-/// A server being set up.
+/// A server that has not started.
 #[derive(Debug)]
 pub struct Server {
     store: Store,
@@ -47,23 +50,24 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves this store, as yet to nobody.
+    /// Creates a server for this store, without connections.
     #[must_use]
     pub const fn new(store: Store) -> Self {
         Self { store, listener: None, domain_connections: MAX_DOMAIN_CONNECTIONS }
     }
 
-    /// Lets each domain other than dom0 have so many connections at once.
+    /// Sets the maximum number of concurrent connections of each domain other than dom0.
     #[must_use]
     pub fn domain_connections(self, most: usize) -> Self {
         Self { domain_connections: most, ..self }
     }
 
-    /// Listens on a socket at `path`. A stale socket there is replaced; the socket is removed
-    /// when the server ends.
+    /// Listens on a socket at `path`. A stale socket there is replaced; the socket is removed when
+    /// the server stops.
     ///
     /// # Errors
-    /// `AddrInUse` if someone listens there or it is not a socket; else the system's.
+    /// `AddrInUse` if another process listens there or it is not a socket; otherwise the system's
+    /// error.
     pub fn listen(mut self, path: impl AsRef<Path>) -> io::Result<Self> {
         self.listener = Some(Listener::bind(path.as_ref())?);
         Ok(self)
@@ -72,7 +76,7 @@ impl Server {
     /// Starts the thread.
     ///
     /// # Errors
-    /// The system's, if it gives no descriptor or no thread.
+    /// The system's error, if no descriptor or thread is available.
     pub fn spawn(self) -> io::Result<ServerHandle> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (commands, inbox) = channel();
@@ -85,7 +89,7 @@ impl Server {
     }
 }
 
-/// What the owner of a server can ask of its thread.
+/// Commands from the owner of a server to its thread.
 #[derive(Debug)]
 pub(super) enum Command {
     Connect { domid: DomId, stream: UnixStream, done: SyncSender<io::Result<()>> },
@@ -108,17 +112,17 @@ pub struct ServerHandle {
 }
 
 impl ServerHandle {
-    /// The socket listened on.
+    /// Returns the path of the listening socket.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
-    /// Serves a connected stream as a connection of `domid`, with that domain's rights.
+    /// Serves a connected stream as a connection of `domid`, with that domain's permissions.
     ///
     /// # Errors
-    /// The system's, if the stream cannot be made non-blocking; `QuotaExceeded` if the domain has
-    /// as many as it may already; `BrokenPipe` if the server has ended.
+    /// The system's error, if the stream cannot be made non-blocking; `QuotaExceeded` if the domain
+    /// has the maximum number of connections; `BrokenPipe` if the server has stopped.
     pub fn add_domain_connection(&self, domid: DomId, stream: UnixStream) -> io::Result<()> {
         self.ask(|done| Command::Connect { domid, stream, done })?
     }
@@ -126,39 +130,41 @@ impl ServerHandle {
     /// Connects this process to the server as `domid`, over a pair of sockets.
     ///
     /// # Errors
-    /// As [`ServerHandle::add_domain_connection`], and if there is no pair of sockets to be had.
+    /// As [`ServerHandle::add_domain_connection`], and if no pair of sockets can be created.
     pub fn connect_local(&self, domid: DomId) -> io::Result<Client> {
         let (mine, theirs) = UnixStream::pair()?;
         self.add_domain_connection(domid, theirs)?;
         Client::from_stream(mine)
     }
 
-    /// Makes a domain known and fires `@introduceDomain`; whether that was news.
+    /// Introduces a domain and fires `@introduceDomain`; returns whether it was not introduced
+    /// before.
     ///
     /// # Errors
-    /// `BrokenPipe` if the server has ended.
+    /// `BrokenPipe` if the server has stopped.
     pub fn introduce(&self, domid: DomId) -> io::Result<bool> {
         self.ask(|done| Command::Introduce { domid, done })
     }
 
-    /// Forgets a domain: closes its connections, removes what it owns and fires
-    /// `@releaseDomain` (see [`Store::release`]). Whether there was anything of it.
+    /// Releases a domain: closes its connections, removes the nodes that it owns and fires
+    /// `@releaseDomain` (see [`Store::release`]). Returns whether there was any state of the
+    /// domain.
     ///
     /// # Errors
-    /// `BrokenPipe` if the server has ended.
+    /// `BrokenPipe` if the server has stopped.
     pub fn release(&self, domid: DomId) -> io::Result<bool> {
         self.ask(|done| Command::Release { domid, done })
     }
 
-    /// Checks the store's inner consistency (see [`Store::check`]).
+    /// Checks the store's consistency (see [`Store::check`]).
     ///
     /// # Errors
-    /// `BrokenPipe` if the server has ended; inside, what [`Store::check`] found.
+    /// `BrokenPipe` if the server has stopped; the inner result is that of [`Store::check`].
     pub fn check(&self) -> io::Result<Result<(), String>> {
         self.ask(|done| Command::Check { done })
     }
 
-    /// Stops the server and waits for its thread; what dropping does, said aloud.
+    /// Stops the server and waits for its thread, as dropping it does.
     pub fn shutdown(self) {
         drop(self);
     }
@@ -172,7 +178,7 @@ impl ServerHandle {
     }
 
     fn wake_up(&self) {
-        // Fails only if the counter is full, and then the thread is awake anyway.
+        // Fails only if the counter is full, and then the thread is awake.
         let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
     }
 }

@@ -1,4 +1,4 @@
-//! One connection's bytes on their way in and out.
+//! Input and output of one connection.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -12,13 +12,13 @@ use crate::id::ConnId;
 use crate::store::Store;
 use pvio_xenbus::wire::{HEADER_LEN, PAYLOAD_MAX, decode};
 
-/// Requests done for one connection before others get their turn.
+/// Number of requests executed for one connection before other connections are served.
 const REQUESTS_A_TURN: usize = 32;
-/// Output waiting for the socket beyond which nothing more is taken from the store.
+/// Bytes of unsent output above which no more is taken from the store.
 const OUTPUT_LIMIT: usize = 16 * 1024;
 const INPUT_LIMIT: usize = 2 * (HEADER_LEN + PAYLOAD_MAX);
 
-/// The connection is of no more use.
+/// The connection is closed or unusable.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Gone;
 
@@ -27,10 +27,10 @@ pub(super) struct Peer {
     stream: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
-    /// How much of `output` is sent.
+    /// Number of bytes of `output` that are sent.
     sent: usize,
     at_end: bool,
-    /// Whether it came through the listening socket.
+    /// Whether it is a connection through the listening socket.
     pub from_socket: bool,
 }
 
@@ -39,8 +39,8 @@ impl Peer {
         Self { stream, input: Vec::new(), output: Vec::new(), sent: 0, at_end: false, from_socket }
     }
 
-    /// What to wait for. Whoever is not read from has output waiting, so there is always
-    /// something, and a peer that hangs up is noticed by sending to it.
+    /// Returns the events to wait for. A connection that is not read from has unsent output, so the
+    /// set is never empty, and a closed peer is detected by sending.
     pub fn interest(&self) -> PollFlags {
         let mut flags = PollFlags::empty();
         if self.may_take() && self.input.len() < INPUT_LIMIT && !self.at_end {
@@ -52,7 +52,7 @@ impl Peer {
         flags
     }
 
-    /// Takes in what is there, as far as there is room.
+    /// Receives what is available, as far as there is room.
     pub fn receive(&mut self) -> Result<(), Gone> {
         let room = INPUT_LIMIT.saturating_sub(self.input.len());
         let mut chunk = [0_u8; INPUT_LIMIT];
@@ -68,13 +68,14 @@ impl Peer {
         Ok(())
     }
 
-    /// Does a turn's requests; whether some are left that could be done at once.
+    /// Executes the requests of one turn; returns whether requests are left that could be executed
+    /// now.
     pub fn work(&mut self, conn: ConnId, store: &mut Store) -> Result<bool, Gone> {
         let mut taken = 0_usize;
         let mut left = false;
         for done in 0..=REQUESTS_A_TURN {
-            // An oversize message means that sender and receiver no longer agree where messages
-            // begin: there is no way on.
+            // After an oversize message, the boundaries of later messages are unknown: the
+            // connection cannot continue.
             let rest = self.input.get(taken..).unwrap_or(&[]);
             let Some(frame) = decode(rest).map_err(|_| Gone)? else {
                 break;
@@ -93,7 +94,8 @@ impl Peer {
         Ok(left)
     }
 
-    /// Sends what waits. At the end of the input, what could not be sent at once is given up.
+    /// Sends output. After the end of the input, output that cannot be sent immediately is
+    /// discarded.
     pub fn flush(&mut self, conn: ConnId, store: &mut Store) -> Result<(), Gone> {
         loop {
             if self.may_take() {
@@ -126,7 +128,7 @@ impl Peer {
         }
     }
 
-    /// Whether a whole request is here and would be taken now.
+    /// Returns whether a complete request is in the buffer and would be accepted now.
     pub fn could_work(&self, conn: ConnId, store: &Store) -> bool {
         self.may_take() && store.can_accept(conn) && self.has_request()
     }

@@ -1,4 +1,4 @@
-//! The thread: wait, take in, work, send.
+//! The server's thread: wait, receive, execute, send.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -17,10 +17,10 @@ use super::{Command, MAX_DOMAIN_CONNECTIONS, MAX_SOCKET_CONNECTIONS};
 use crate::id::ConnId;
 use crate::store::Store;
 
-/// Connections taken in one turn.
+/// Number of connections accepted in one turn.
 const ACCEPTS_A_TURN: usize = 16;
-/// How long to leave the listening socket alone after the process ran out of descriptors: it
-/// stays readable, and waiting for it would spin.
+/// Time for which the listening socket is not polled after the process ran out of descriptors: it
+/// stays readable, so polling it would be a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Service {
@@ -33,7 +33,7 @@ pub(super) struct Service {
     domain_connections: usize,
 }
 
-/// What a turn found to do.
+/// Result of a wait.
 #[derive(Default)]
 struct Ready {
     commands: bool,
@@ -59,7 +59,7 @@ impl Service {
     pub fn run(mut self) {
         let mut more = false;
         loop {
-            // A failing `poll` (no memory) is no reason to spin or to die.
+            // If `poll` fails (no memory), neither retry immediately nor exit.
             let Some(ready) = self.wait(more) else {
                 std::thread::sleep(ACCEPT_PAUSE);
                 continue;
@@ -74,7 +74,7 @@ impl Service {
         }
     }
 
-    /// Waits until there is something to do; not at all if there is already.
+    /// Waits until there is work; returns immediately if there already is some.
     fn wait(&mut self, more: bool) -> Option<Ready> {
         let timeout = match (more, self.pause_accepting) {
             (true, _) => Some(Duration::ZERO),
@@ -103,12 +103,12 @@ impl Service {
         Some(Ready { commands, accept, peers })
     }
 
-    /// Does what the owner asks; `false` to end.
+    /// Executes the owner's commands; returns `false` if the thread has to exit.
     fn obey(&mut self) -> bool {
         let mut counter = [0_u8; 8];
         let _ = rustix::io::read(&*self.wake, &mut counter);
         while let Ok(command) = self.inbox.try_recv() {
-            // The asker may have gone; that is not this thread's concern.
+            // The caller may no longer wait for the result; that is not an error here.
             match command {
                 Command::Shutdown => return false,
                 Command::Connect { domid, stream, done } => {
@@ -159,7 +159,7 @@ impl Service {
         }
     }
 
-    /// One turn for everybody; whether work is left that waits for nothing.
+    /// Serves every connection for one turn; returns whether work is left that can be done now.
     fn serve(&mut self, ready: &[(ConnId, PollFlags)]) -> bool {
         let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
         let mut gone = Vec::new();
@@ -174,7 +174,7 @@ impl Service {
         let mut more = false;
         let all: Vec<ConnId> = self.peers.keys().copied().collect();
         for conn in &all {
-            // A request may release the domain of a peer whose turn has not come.
+            // A request may have released the domain of a connection that was not served yet.
             let Some(peer) = self.peers.get_mut(conn) else {
                 continue;
             };
@@ -195,7 +195,7 @@ impl Service {
             self.store.disconnect(conn);
             self.peers.remove(&conn);
         }
-        // Sending may have made room for requests that were already here.
+        // Sending may have made room for requests that are already in the buffer.
         more || self.peers.iter().any(|(conn, peer)| peer.could_work(*conn, &self.store))
     }
 
