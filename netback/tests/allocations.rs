@@ -1,5 +1,5 @@
-//! A queue that has seen every kind of packet allocates nothing for one any more: counted, both ways,
-//! with copied and with staged pages.
+//! Packets cause no allocation once a queue has processed every kind of packet: counted in both
+//! directions, with copied and with staged pages.
 
 #[path = "common/control.rs"]
 mod control;
@@ -13,11 +13,11 @@ use pvio_netback::port::Offload;
 use pvio_ring::proto::netif::{CtrlAsk, CtrlStatus, GrefEntry, GrefList, rsp};
 
 const ROUNDS: u64 = 64;
-/// A list may still have to be longer than it ever was. That is over after a few times, where an
-/// allocation for each packet of any kind would be hundreds.
+/// Limit of allocations over all rounds. A list may still grow a few times; an allocation for each
+/// packet of any kind would be hundreds.
 const GROWTH: u64 = 4;
 
-/// Packets of one, three and 17 slots each way; what serving them allocated.
+/// Moves packets of one, three and 17 slots in each direction. Returns the number of allocations.
 fn round(setup: &mut Setup) -> u64 {
     let frames = [60, 9000, 65000].map(|len| pattern(len, len));
     let mut counted = 0;
@@ -40,7 +40,7 @@ fn round(setup: &mut Setup) -> u64 {
 }
 
 fn allocates_nothing(setup: &mut Setup) {
-    // What is counted is counted: a vector made in there would be.
+    // The counter works: a vector that is created inside is counted.
     assert_eq!(measure(|| drop(std::hint::black_box(vec![0_u8; 9]))).count_total, 1);
     let first: u64 = (0..8).map(|_| round(setup)).sum();
     let more: u64 = (0..ROUNDS).map(|_| round(setup)).sum();

@@ -1,5 +1,5 @@
-//! What a guest may not do as it likes: how fast it sends; and what it may choose: which multicast
-//! groups it hears. The queue's clock is the test's.
+//! Limit of a guest's transmit rate, and selection of its multicast groups. The test sets the
+//! queue's clock.
 
 mod common;
 
@@ -12,7 +12,7 @@ use pvio_xenbus::handshake::vif::Rate;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Keeps the ring full of packets of a page for so long, and tells how many bytes went.
+/// Keeps the ring full of packets of one page for a time. Returns the number of bytes sent.
 fn flood(s: &mut Setup, from: Duration, time: Duration) -> usize {
     let (mut now, mut bytes) = (from, 0);
     while now < from + time {
@@ -44,28 +44,29 @@ fn a_guest_sends_as_fast_as_it_may_and_nothing_is_lost() {
     let begin = Duration::from_secs(1);
     s.queue.limit().set(Some(Rate { bytes: 10_000, usec: 10_000 }));
     let ten = Duration::from_secs(10);
-    // A megabyte a second, and a burst at first.
+    // One megabyte per second, plus a burst at the start.
     let bytes = flood(&mut s, begin, ten);
     assert!((9_900_000..10_200_000).contains(&bytes), "{bytes}");
-    // Changed while it runs.
+    // The limit is changed while the queue runs.
     s.queue.limit().set(Some(Rate { bytes: 1_000_000, usec: 100_000 }));
     let bytes = flood(&mut s, begin + ten, ten);
     assert!((99_000_000..102_000_000).contains(&bytes), "{bytes}");
     assert_eq!(s.stats.dropped_in_all(), 0);
     assert!(s.stats.limited() > 100);
-    // The guest goes on receiving.
+    // Reception is not limited.
     s.guest.post(1..2);
     s.inject(&pattern(60, 1), Offload::default());
     s.poll();
     assert_eq!(s.guest.received().len(), 1);
-    // And sends at once when there is no limit any more.
+    // The guest sends immediately after the limit is removed.
     s.queue.limit().set(None);
     s.poll();
     s.guest.answers();
     assert_eq!(s.queue.deadline(), None);
 }
 
-/// A packet of 4,000 bytes of data and 20 of options to be segmented every 8 bytes; what it is on the wire.
+/// Pushes a packet of 4,000 bytes of data and 20 of options with a segment size of 8 bytes. Returns
+/// its size on the wire.
 fn push_shredded(s: &mut Setup) -> usize {
     const HEADERS: usize = 74;
     let mut frame = tcp(false, 4000);
@@ -97,7 +98,7 @@ fn a_packet_counts_as_the_frames_it_is_segmented_into() {
             bytes += s.sent().len() * size;
             s.guest.answers();
         }
-        // Before its headers are read, a packet counts with the least there can be.
+        // Before its headers are read, a packet counts with the least possible size.
         assert!(now > begin || bytes <= 128 * 1024 + 2 * size, "{bytes} at once");
         now = s.queue.deadline().expect("it waits for its credit");
     }
@@ -140,7 +141,7 @@ fn tell(s: &mut Setup, kind: ExtraKind) -> Vec<(u16, i16)> {
     s.guest.answers()
 }
 
-/// Whether the guest hears a frame to this station.
+/// Whether the guest receives a frame to this address.
 fn hears(s: &mut Setup, to: [u8; 6]) -> bool {
     let mut frame = pattern(60, 1);
     frame[..6].copy_from_slice(&to);

@@ -1,5 +1,5 @@
-//! What old and new guests want of received packets: room before the data (XDP), the segment size in a slot
-//! before the packet (the form of segmentation before extra segments).
+//! Formats of received packets for old and new guests: headroom before the data (XDP), and the
+//! segment size in a slot before the packet (the form of segmentation before extra segments).
 
 #[path = "common/control.rs"]
 mod control;
@@ -42,7 +42,7 @@ fn room_is_left_in_every_slot_and_an_extra_segment_says_so() {
     s.guest.data.read_bytes(2 * PAGE_SIZE + 256, &mut rest).unwrap();
     assert_eq!([whole, rest].concat(), frame);
     assert_eq!(s.guest.page(0, 256), [0; 256], "the room is the guest's");
-    // None again.
+    // The headroom is removed again.
     s.queue.headroom().set(0);
     s.inject(&frame, Offload::default());
     s.poll();
@@ -108,23 +108,23 @@ fn old_guests_get_the_segment_size_in_a_slot_before_the_packet() {
     let blank = RxFlags::CSUM_BLANK | RxFlags::DATA_VALIDATED;
     for (v6, size) in [(false, 54 + 5000), (true, 74 + 5000)] {
         let old = Features { gso_prefix_v4: !v6, gso_prefix_v6: v6, ..ALL };
-        // Two slots follow it (as Linux' netback had it).
+        // Two slots follow it (as in Linux's netback).
         let prefix = response(0, 1400, RxFlags::GSO_PREFIX | more, 2);
         let first = response(1, 0, blank | more, 4096);
         let last = response(2, 0, RxFlags::empty(), size - 4096);
         assert_eq!(to_be_segmented(old, v6), (vec![prefix, first, last], 0));
-        // Whoever takes the new form gets that.
+        // A guest that accepts the new form gets that one.
         let new = Features { gso_v4: !v6, gso_v6: v6, ..old };
         let (got, _) = to_be_segmented(new, v6);
         assert_eq!(got[0][4] & 16, 0);
         assert_eq!(got[1][0], 1, "the extra segment");
-        // The other IP was not asked for.
+        // The other IP version was not requested.
         let other = Features { gso_prefix_v4: v6, gso_prefix_v6: !v6, ..ALL };
         assert_eq!(to_be_segmented(other, v6), (vec![], 1));
     }
 }
 
-/// A packet to be segmented, for a guest that takes it so or not.
+/// Delivers an unsegmented packet to a guest with these features.
 fn to_be_segmented(features: Features, v6: bool) -> (Vec<[u8; 8]>, u64) {
     let mut s = setup(features);
     s.guest.post(0..8);

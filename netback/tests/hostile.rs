@@ -1,4 +1,5 @@
-//! Random guests: whatever stands in the rings, the vif works or ends; nothing else happens.
+//! Random guests: for any contents of the rings, the vif works or ends, and nothing else is
+//! affected.
 
 mod common;
 
@@ -14,12 +15,12 @@ use std::sync::atomic::Ordering;
 const RING: usize = 4096;
 const DEPTH: usize = 16;
 
-/// Where a slot begins in a page.
+/// Returns the offset of a slot in its page.
 fn slot_at(index: u32, size: usize) -> usize {
     64 + (index as usize & 255) * size
 }
 
-/// A slot that is random, or nearly right.
+/// Generates a slot that is random, or nearly valid.
 fn slot() -> impl Strategy<Value = [u8; 12]> {
     let nearly = (0..64_u32, 0..4200_u16, 0..16_u16, any::<u16>(), 0..5000_u16).prop_map(
         |(gref, offset, flags, id, size)| {
@@ -38,7 +39,7 @@ fn slot() -> impl Strategy<Value = [u8; 12]> {
     prop_oneof![4 => nearly, 1 => extra, 1 => any::<[u8; 12]>()]
 }
 
-/// After anything, buffers are all somewhere and answers never outnumber requests.
+/// Checks that every buffer is accounted for and that there are no more responses than requests.
 fn check(s: &mut Setup, produced: u32) {
     let answered = s.guest.tx_page.load_u32(8, Ordering::SeqCst).unwrap();
     assert!(answered.wrapping_sub(produced) as i32 <= 0, "{answered} answers of {produced}");
@@ -87,7 +88,7 @@ proptest! {
         s.guest.tx_page.write_bytes(0, &tx).unwrap();
         s.guest.rx_page.write_bytes(0, &rx).unwrap();
         if let Some((t, r)) = near {
-            // Producers that can be: the slots are looked at.
+            // Valid producer indices, so that the slots are read.
             s.guest.tx_page.store_u32(0, t.into(), Ordering::SeqCst);
             s.guest.rx_page.store_u32(0, r.into(), Ordering::SeqCst);
         }

@@ -1,5 +1,6 @@
-//! Our frontend and our backend, both ends whole and in one thread: what the guest asks for over the control
-//! ring, in its transmit ring and through xenstore, and what of it lasts when a backend is started again.
+//! pvio's frontend and backend together in one thread: requests of the guest over the control ring,
+//! in its transmit ring and through xenstore, and which of them stay in force when a backend is
+//! restarted.
 
 #[path = "nic/connecting.rs"]
 mod connecting;
@@ -25,7 +26,7 @@ fn steering() -> Steering {
     Steering::new(HashTypes::all(), &KEY).unwrap()
 }
 
-/// A NIC that asks for all there is.
+/// Returns a NIC that requests every feature.
 fn all(nic: Nic<LocalDomain>) -> Nic<LocalDomain> {
     let mut nic =
         nic.with_queues(QUEUES).steered_by(steering()).choosing_groups().with_headroom(256);
@@ -33,7 +34,7 @@ fn all(nic: Nic<LocalDomain>) -> Nic<LocalDomain> {
     nic
 }
 
-/// Everything that `all` asks for is so, seen by the packets that come.
+/// Checks that everything that `all` requests is in force, by the packets that arrive.
 fn assert_all(w: &mut World, headroom: usize) {
     let nic = w.nic();
     assert_eq!(nic.steering(), SteeringState::On);
@@ -73,7 +74,7 @@ fn what_a_nic_asks_for_at_first_it_gets_and_again_from_a_backend_that_starts_ove
 fn the_rate_of_a_vif_is_of_all_its_queues_together() {
     let mut w = World::new(QUEUES, |nic| nic.with_queues(QUEUES));
     let rate = format!("{}/rate", w.addr.backend_path());
-    // What may go at once, and next to nothing after it.
+    // A burst, and nearly nothing after it.
     w.tool.write(&rate, b"1,1000000").unwrap();
     w.settle();
     assert_eq!(w.nic().queues().len(), QUEUES as usize);
@@ -102,7 +103,7 @@ fn everything_may_be_changed_while_connected() {
         w.settle();
         assert_all(&mut w, 700);
         assert_eq!(w.front_state(), XenbusState::Connected, "round {round}");
-        // One by one, and back.
+        // Changes one setting at a time, and then reverts them.
         w.nic().steer(Some(steering().with_table(&[2, 2]).unwrap()));
         w.settle();
         assert_eq!(w.receive(&frame)[0].0, 2);
@@ -133,7 +134,7 @@ fn a_second_change_of_room_may_come_before_the_backend_has_seen_the_first_ones_e
     w.step_back();
     w.step_front();
     assert_eq!((w.front_state(), w.nic().headroom_given()), (XenbusState::Connected, 100));
-    // Its backend is Reconfigured still.
+    // Its backend is still Reconfigured.
     w.nic().ask_headroom(200);
     w.step_front();
     assert_eq!(w.nic().headroom_given(), 200);
@@ -155,7 +156,7 @@ fn session_taken_over_goes_on_with_what_the_guest_had_set_up() {
         assert_eq!(w.nic().sessions(), 1, "the guest has not noticed");
         assert_all(&mut w, 256);
     }
-    // What is changed is recorded before its response is visible.
+    // A change is recorded before its response is visible.
     w.nic().steer(Some(steering().with_table(&[1]).unwrap()));
     w.nic().join(OTHER).unwrap();
     w.settle();
@@ -176,7 +177,7 @@ fn session_taken_over_goes_on_with_what_the_guest_had_set_up() {
     w.take_over();
     w.settle();
     assert_eq!(w.staged(), 0);
-    // A new session begins with none of it.
+    // A new session starts with default settings.
     w.nic().choose_groups(false);
     w.nic().leave(GROUP);
     w.restart();
@@ -188,7 +189,7 @@ fn session_taken_over_goes_on_with_what_the_guest_had_set_up() {
 fn session_taken_over_goes_by_what_its_first_backend_offered() {
     let mut w = World::new(QUEUES, all);
     w.settle();
-    // As an earlier version would have it.
+    // An offer as an earlier version would make it.
     let base = w.addr.backend_path();
     w.tool.write(&format!("{base}/feature-gso-tcpv4"), b"0").unwrap();
     let first = w.negotiated();
@@ -199,7 +200,7 @@ fn session_taken_over_goes_by_what_its_first_backend_offered() {
         assert_eq!(w.nic().sessions(), 1, "the guest has not noticed");
         let mut expected = first.clone();
         expected.to_back.gso_v4 = false;
-        // Asked for by the guest since.
+        // Requested by the guest since then.
         expected.multicast_control = true;
         assert_eq!(w.negotiated(), expected);
         assert_all(&mut w, 256);
@@ -227,9 +228,9 @@ fn session_without_a_record_of_its_own_reconnects() {
     type Change = fn(&mut World);
     let changes: [Change; 3] = [
         World::forget_records,
-        // Not valid.
+        // The record is not valid.
         |w| assert!(w.records()[0].store_u64(0, 0, Relaxed)),
-        // Another frontend's, or another session's.
+        // The record is another frontend's, or another session's.
         |w| assert!(w.records()[0].store_u64(64 + 3 * 8, 77, Relaxed)),
     ];
     for change in changes {
@@ -248,7 +249,8 @@ fn session_without_a_record_of_its_own_reconnects() {
 
 #[test]
 fn session_whose_record_contradicts_its_rings_is_closed_with_a_reason() {
-    // Of the sections one for each queue's two rings is last, the control ring's before.
+    // The sections of the queues' rings are last in the record, here the receive ring's; the
+    // control ring's section is before them.
     let receive = 64 + 256 * (8 + 8);
     for (back, reason) in [(receive, "record-numbers"), (receive - 8, "record-numbers")] {
         let mut w = World::new(1, all);
@@ -277,7 +279,7 @@ fn pages_are_given_back_before_a_nic_closes() {
     assert_eq!(w.receive(&udp(1)).len(), 1, "the classic way");
     w.close();
     assert!(w.front_is_closed());
-    // A new session has them staged again.
+    // In a new session, the pages are staged again.
     let mut w = World::new(2, |nic| nic.with_queues(2));
     w.settle();
     w.nic().unstage();
@@ -287,7 +289,7 @@ fn pages_are_given_back_before_a_nic_closes() {
     assert_eq!((w.nic().sessions(), w.staged()), (2, 2 * STAGED_MAX));
 }
 
-/// The backend is the test's: it says these things and nothing else.
+/// The test acts as the backend: it writes these values and nothing else.
 mod backends_that_lie {
     use super::*;
     use pvio_xenbus::handshake::vif::BackOffer;
@@ -340,7 +342,8 @@ mod backends_that_lie {
         assert!(!w.nic().has_news(), "it would not be heard");
         w.step_front();
         assert!(read_multicast_request(&mut w.tool, &front).unwrap());
-        // Where they can, not before the backend knows them: it answers nothing here.
+        // If they can be chosen later, it happens only after the backend has connected, and this
+        // one does not respond.
         let mut w = connected(&offer());
         w.nic().queues();
         w.step_front();
@@ -360,7 +363,7 @@ mod backends_that_lie {
         let nic = w.nic();
         assert!(nic.is_connected() && nic.queues().len() == 2);
         nic.queue().unwrap().send(&[1; 60], pvio_netfront::Checksum::Unknown).unwrap();
-        // A change of mind waits its turn; its end is no different from any other's.
+        // A second change waits for the first one. The session ends as usual.
         w.nic().ask_headroom(0);
         w.step_front();
         assert_eq!(w.front_state(), XenbusState::Reconfiguring);
@@ -389,7 +392,7 @@ mod backends_that_lie {
             assert_eq!(w.nic().sessions(), 1);
             assert_eq!(read_error(&mut w.tool, &path).unwrap(), None);
         }
-        // It starts over in the middle of a change, and offers less.
+        // The backend restarts during a change, and offers less.
         let mut w = connected(&offer());
         w.nic().ask_headroom(77);
         w.step_front();
@@ -406,7 +409,7 @@ mod backends_that_lie {
     #[test]
     fn a_key_that_the_guest_may_not_write_closes_the_nic_with_a_reason() {
         let mut w = connected(&offer());
-        // The toolstack took the frontend's directory away from it.
+        // The toolstack removed the frontend's write permission for its directory.
         w.take_rights();
         w.nic().ask_headroom(5);
         w.step_front();

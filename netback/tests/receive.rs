@@ -1,4 +1,4 @@
-//! Port to guest.
+//! The receive path: port to guest.
 
 mod common;
 
@@ -18,7 +18,7 @@ const PLAIN: Offload = Offload { checksum: Checksum::Unknown, gso: None };
 #[test]
 fn a_packet_stands_in_the_slots_of_the_buffers_it_used() {
     for len in [14, 60, 1514, 4095, 4096, 4097, 8192, 65535] {
-        // The last one's slots lie across the wrap of the indices.
+        // With the second start, the last packet's slots cross the wrap of the indices.
         for start in [0, u32::MAX - 5] {
             let mut s = setup_at(ALL, start, false);
             s.guest.post(0..30);
@@ -83,7 +83,7 @@ fn posting_buffers_wakes_nobody_who_has_nothing_to_put_there() {
 
 #[test]
 fn a_guest_without_buffers_holds_back_a_bounded_amount_and_nothing_else() {
-    // Large packets: bounded by bytes.
+    // Large packets: the backlog is bounded by bytes.
     let mut s = setup(ALL);
     for i in 0..12 {
         s.inject(&pattern(60_000, i), PLAIN);
@@ -92,11 +92,11 @@ fn a_guest_without_buffers_holds_back_a_bounded_amount_and_nothing_else() {
     let fit = BACKLOG_BYTES / 60_000;
     assert_eq!(s.queue.backlog(), fit);
     assert_eq!(s.stats.dropped_in_all(), 0, "the others wait where they are");
-    // Transmission goes on.
+    // Transmission continues.
     let slot = s.guest.slot(0, 0, &pattern(60, 0));
     s.guest.send(&[slot]);
     assert_eq!(s.poll().tx, 1);
-    // The oldest come first when there are buffers.
+    // When buffers are posted, the oldest packets are delivered first.
     s.guest.post(0..15);
     while s.poll().any() {}
     assert_eq!(s.guest.received().len(), 15);
@@ -206,7 +206,7 @@ fn a_blank_checksum_stays_blank_only_for_a_guest_that_completes_it() {
 
 #[test]
 fn a_blank_checksum_elsewhere_than_the_guest_will_look_is_completed() {
-    // As of a tunnel's inner packet: the guest would complete the outer one.
+    // The checksum of a tunnel's inner packet: the guest would complete the outer one.
     let mut s = setup(ALL);
     s.guest.post(0..4);
     let frame = tcp(false, 101);

@@ -1,5 +1,5 @@
-//! Guest to port: what is dropped, what ends the vif: the rules of Linux's netback, a test for each, with
-//! its counter and its reason.
+//! The transmit path: which packets are dropped, and what ends the vif. There is a test for each
+//! rule of Linux's netback, with its counter and its reason.
 
 mod common;
 
@@ -13,14 +13,14 @@ use pvio_ring::proto::netif::{ExtraFault, TxFlags, rsp};
 use pvio_ring::shm::Region;
 use std::sync::atomic::Ordering;
 
-/// A row of the rules of Linux's netback: what the guest does, and what comes of it.
+/// One rule of Linux's netback: the guest's action and its effect.
 struct Row {
     send: fn(&mut Guest),
     fate: Fate,
 }
 
 enum Fate {
-    /// Dropped for this reason; these slots are answered, in this order.
+    /// Dropped for this reason, with these responses, in this order.
     Drop(DropReason, &'static [(u16, i16)]),
     /// The vif ends with this code.
     Fatal(Fault, &'static str),
@@ -42,7 +42,7 @@ fn with_extra(guest: &mut Guest, extras: &[[u8; 8]]) {
 const GSO: [u8; 8] = [1, 0, 0xb4, 5, 1, 0, 0, 0];
 
 fn check(row: &Row) {
-    // Also across the wrap of the indices.
+    // With the second start, the slots cross the wrap of the indices.
     for start in [0, u32::MAX - 1] {
         let mut s = setup_at(ALL, start, false);
         (row.send)(&mut s.guest);
@@ -364,7 +364,8 @@ fn a_producer_ahead_of_the_ring_ends_the_vif() {
     }
 }
 
-/// Nothing more is read, answered or sent, and every buffer is back with the port.
+/// Checks that no more requests are read, no responses written, no packets sent, and that every
+/// buffer was returned to the port.
 fn assert_stays_dead(s: &mut Setup, fault: Fault) {
     assert_eq!(s.queue.poll(&mut s.port, 64), Err(QueueError::Fault(fault)));
     assert_eq!(s.queue.may_sleep(), Err(QueueError::Fault(fault)));

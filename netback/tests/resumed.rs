@@ -1,5 +1,5 @@
-//! A backend that is really killed, again and again, while a guest sends and receives: rings, record and the
-//! guest's pages are in files that all processes map, and datagrams are the wire.
+//! A backend process that is killed repeatedly while a guest sends and receives. Rings, record and
+//! the guest's pages are in files that all processes map, and datagrams are the wire.
 #![cfg(feature = "std")]
 
 #[path = "resumed/guest.rs"]
@@ -19,17 +19,19 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Set in the process that is to be killed: the directory of all files, and how many were killed before it.
+/// Environment variable of the process to be killed: the directory of all files, and the number of
+/// processes killed before it.
 const SERVE: &str = "PVIO_TEST_SERVE_IN";
 const LIFE: &str = "PVIO_TEST_LIFE";
 const TEST: &str = "guest_loses_no_request_to_backends_that_are_killed";
-/// Packets of one poll, each way.
+/// Budget of one poll in packets, for each direction.
 const BUDGET: usize = 64;
-/// For how long nothing may happen.
+/// Longest time without progress.
 const PATIENCE: Duration = Duration::from_secs(60);
 const KILLS: u64 = 100;
 
-/// One queue's port: what is flushed leaves as a datagram, behind the number of the process and the queue.
+/// Port of one queue. A flush sends each packet as a datagram, after the number of the process and
+/// the queue.
 struct Wire {
     socket: UnixDatagram,
     far: PathBuf,
@@ -80,7 +82,7 @@ impl NetPort for Wire {
     }
 }
 
-/// Serves until it is killed.
+/// Serves until the process is killed.
 fn serve(dir: &Path, life: u64) -> ! {
     type Back = Queue<Memory, Box<[u8]>, RecordFile>;
     let records = RecordDir::open(dir).unwrap();
@@ -88,7 +90,7 @@ fn serve(dir: &Path, life: u64) -> ! {
     let (refs, control) = (queue_refs(), control_refs());
     let session = SessionRefs { peer: FRONT, device: 0, queues: &refs, control: Some(control) };
     let len = session.record_len();
-    // The first one makes the record.
+    // The first process creates the record.
     let record = match records.existing("record", len) {
         Ok(file) => VifRecord::open(file, &session).unwrap(),
         Err(_) => VifRecord::create(records.create("record", len).unwrap(), &session).unwrap(),
@@ -118,7 +120,7 @@ fn serve(dir: &Path, life: u64) -> ! {
     }
 }
 
-/// A process that serves, and is killed when this is dropped.
+/// Serving process, which is killed when this is dropped.
 struct Server(Child);
 
 impl Server {
@@ -132,7 +134,7 @@ impl Server {
         Self(child.unwrap())
     }
 
-    /// The guest works until `done`.
+    /// Runs the guest until `done`.
     fn until(&mut self, guest: &mut Guest, done: impl Fn(&Guest) -> bool) {
         let begun = Instant::now();
         while !done(guest) {
@@ -165,7 +167,8 @@ fn guest_loses_no_request_to_backends_that_are_killed() {
         if life == 0 {
             server.until(&mut guest, Guest::is_set_up);
         }
-        // Somewhere else in its work each time, with packets both ways since the last.
+        // Killed at a different point each time, with packets in both directions since the last
+        // time.
         let (sent, received) = (guest.answered + 50 + life * 37 % 101, guest.received + 20);
         server.until(&mut guest, |guest| guest.answered >= sent && guest.received >= received);
         drop(server);
@@ -174,7 +177,8 @@ fn guest_loses_no_request_to_backends_that_are_killed() {
     let mut server = Server::start(&dir, KILLS);
     guest.stop();
     server.until(&mut guest, Guest::is_quiet);
-    // All is steered to the last queue still, and every buffer of each queue comes back once.
+    // All frames are still steered to the last queue, and every buffer of each queue is returned
+    // once.
     for queue in (0..QUEUES).rev() {
         guest.steer_to(queue);
         server.until(&mut guest, Guest::is_set_up);

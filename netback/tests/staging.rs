@@ -1,4 +1,4 @@
-//! Staging grants: pages that are mapped once, used for every packet, and unmapped when asked.
+//! Staging grants: pages that are mapped once, used for every packet, and unmapped on request.
 
 #[path = "common/control.rs"]
 mod control;
@@ -17,7 +17,7 @@ const OKAY: CtrlStatus = CtrlStatus::Success;
 const INVALID: CtrlStatus = CtrlStatus::InvalidParameter;
 
 fn entry(gref: GrantRef, read_only: bool) -> GrefEntry {
-    // A status that nobody has to look at.
+    // The backend ignores the status in a request.
     GrefEntry { gref, read_only, status: 0xbeef }
 }
 
@@ -31,7 +31,8 @@ fn add(m: &mut Many, queue: u32, entries: &[GrefEntry]) -> CtrlStatus {
     m.set(CtrlAsk::AddGrefMapping(list))
 }
 
-/// What became of each, and of how many the backend says that they were unmapped.
+/// Removes pages. Returns the status of each, and the number of unmapped pages that the backend
+/// reports.
 fn remove(m: &mut Many, queue: u32, grefs: &[GrantRef]) -> (Vec<u16>, u32) {
     m.write_list(&grefs.iter().map(|gref| entry(*gref, false)).collect::<Vec<_>>());
     let list = list(m, queue, grefs.len() as u32);
@@ -40,13 +41,14 @@ fn remove(m: &mut Many, queue: u32, grefs: &[GrantRef]) -> (Vec<u16>, u32) {
     (m.read_list(grefs.len()).iter().map(|entry| entry.status).collect(), count)
 }
 
-/// The guest's data pages, the first half of them for reading only.
+/// Returns entries for the guest's data pages, the first half of them read-only.
 fn all(m: &Many, queue: usize) -> Vec<GrefEntry> {
     let grefs = m.queues[queue].guest.grefs.iter().enumerate();
     grefs.map(|(page, gref)| entry(*gref, page < 32)).collect()
 }
 
-/// Sends and receives a packet of two pages each; tells through how many staged pages.
+/// Sends and receives a packet of two pages each. Returns the number of copies through staged
+/// pages.
 fn both_ways(m: &mut Many, queue: usize) -> u64 {
     let setup = &mut m.queues[queue];
     let before = setup.stats.staged();
@@ -84,7 +86,7 @@ fn pages_are_mapped_once_and_used_both_ways() {
         assert_eq!(m.queues[0].back.pages_mapped(), before + 64, "nothing more, nothing less");
     }
     assert_eq!(both_ways(&mut m, 0), 0, "each queue has its own");
-    // While they are mapped, the guest cannot have them back.
+    // While they are mapped, the guest cannot end their grants.
     let gref = entries[0].gref;
     assert!(mapped.end_access(gref).is_err());
     assert_eq!(remove(&mut m, 1, &[gref]), (vec![0], 1));
@@ -102,7 +104,8 @@ fn only_what_was_staged_is_removed() {
     let (ok, bad) = (OKAY as u16, INVALID as u16);
     assert_eq!(remove(&mut m, 0, &asked), (vec![ok, bad, bad, bad, ok], 2));
     assert_eq!(m.queues[0].queue.staged(), 2);
-    // A page that is not there any more goes the classic way, in a packet with one that is.
+    // A page that is no longer staged is copied with the policy, in a packet with one that is
+    // staged.
     assert_eq!(both_ways(&mut m, 0), 1);
     assert_eq!(add(&mut m, 0, &entries[1..2]), OKAY);
     assert_eq!(both_ways(&mut m, 0), 2);
@@ -156,7 +159,7 @@ fn lists_that_cannot_be_read_or_answered() {
     assert_eq!(m.ask(CtrlAsk::DelGrefMapping(bad)), (INVALID, 0));
     let no_queue = list(&m, 1, 1);
     assert_eq!(m.set(CtrlAsk::AddGrefMapping(no_queue)), INVALID);
-    // A list that was granted for reading cannot take the answers; the pages go all the same.
+    // A read-only list cannot hold the statuses; the pages are removed nevertheless.
     let entries = all(&m, 0);
     assert_eq!(add(&mut m, 0, &entries[..1]), OKAY);
     m.write_list(&entries[..1]);

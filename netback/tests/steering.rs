@@ -1,4 +1,4 @@
-//! The control ring: hashes, mappings, and packets steered to the queue that the guest says.
+//! The control ring: hashes, mappings, and packets steered to the queue that the guest selects.
 
 #[path = "common/control.rs"]
 mod control;
@@ -19,7 +19,7 @@ use pvio_ring::proto::netif::{
 use pvio_ring::shm::Region;
 use std::sync::atomic::Ordering;
 
-/// Each of its bytes another.
+/// Every byte differs from the others.
 const KEY: [u8; HASH_KEY_MAX] = {
     let mut key = [0; HASH_KEY_MAX];
     let mut at = 0;
@@ -32,7 +32,7 @@ const KEY: [u8; HASH_KEY_MAX] = {
 const OKAY: CtrlStatus = CtrlStatus::Success;
 const INVALID: CtrlStatus = CtrlStatus::InvalidParameter;
 
-/// Has these kinds of packets hashed with `KEY`.
+/// Enables hashing with `KEY` for these types of packets.
 fn hash(m: &mut Many, types: HashTypes) {
     assert_eq!(m.set(CtrlAsk::SetHashAlgorithm(1)), OKAY);
     m.write(&KEY);
@@ -114,7 +114,7 @@ fn xsa_270_mappings_stay_in_their_bounds() {
     assert_eq!(map(&mut m, 9, &[1]), OKAY);
     assert_eq!(map(&mut m, 10, &[]), OKAY);
     assert_eq!(map(&mut m, 0, &[1; 10]), OKAY);
-    // A smaller table forgets the larger one.
+    // A smaller table replaces the larger one.
     assert_eq!(m.set(CtrlAsk::SetHashMappingSize(4)), OKAY);
     assert_eq!(map(&mut m, 4, &[1]), INVALID);
     let nowhere = GrantRef(4000);
@@ -165,7 +165,7 @@ fn packets_go_to_the_queue_that_the_guest_says() {
     }
 }
 
-/// A new vif, its old one gone.
+/// Creates a new vif after dropping the old one.
 fn again(m: Many) -> Many {
     let count = m.queues.len();
     drop(m);
@@ -189,7 +189,7 @@ fn without_a_mapping_hashes_count_modulo_the_queues_and_others_as_zero() {
         m.queues[1].inject(&frame, Offload::default());
         m.poll();
     }
-    // Not hashed: no such segment.
+    // A packet that is not hashed has no such segment.
     m.queues[1].inject(&tcp(false, 10), Offload::default());
     m.queues[1].inject(&pattern(60, 1), Offload::default());
     expected[0] += 2;
@@ -198,7 +198,7 @@ fn without_a_mapping_hashes_count_modulo_the_queues_and_others_as_zero() {
     let got = m.queues.iter_mut().map(|setup| setup.guest.received().len());
     assert_eq!(got.collect::<Vec<_>>(), expected);
     assert_eq!(m.queues[1].stats.steered() as usize, (expected[0] - 2) / 2 + 2);
-    // Hashing off: each where it comes.
+    // Without hashing, each packet stays with the queue that received it.
     assert_eq!(m.set(CtrlAsk::SetHashFlags(0)), OKAY);
     m.queues[1].inject(&pattern(60, 1), Offload::default());
     m.poll();
@@ -241,7 +241,8 @@ fn a_queue_whose_guest_takes_nothing_costs_the_others_a_bounded_share() {
     assert_eq!(stats.steered() as usize, AWAY_MAX);
     assert_eq!(stats.dropped(DropReason::RxSteered) as usize, 100 - AWAY_MAX);
     assert_eq!(m.queues[1].queue.backlog(), AWAY_MAX);
-    // It takes them, and the buffers come home: as many again may go.
+    // When the second queue takes them, the buffers are returned, so as many more packets can be
+    // steered.
     m.queues[1].guest.post(0..64);
     m.poll();
     for _ in 0..10 {
@@ -253,7 +254,7 @@ fn a_queue_whose_guest_takes_nothing_costs_the_others_a_bounded_share() {
     m.poll();
     assert_eq!(m.queues[1].guest.received().len(), 20);
     assert_eq!(m.queues[0].stats.dropped_in_all() as usize, 100 - AWAY_MAX);
-    // Whatever the second does, the first one's own guest is served.
+    // The first queue's guest is served independently of the second queue.
     assert_eq!(map(&mut m, 0, &[0]), OKAY);
     m.queues[0].guest.post(0..2);
     m.queues[0].inject(&frame, Offload::default());
@@ -307,7 +308,7 @@ fn a_full_ring_of_requests_is_served_and_each_answered_once() {
 }
 
 proptest::proptest! {
-    /// Whatever a guest asks, it is answered, once, and nothing else happens to it.
+    /// Every request of a guest gets one response, and has no other effect.
     #[test]
     fn random_requests(
         asked in proptest::collection::vec(
@@ -317,7 +318,7 @@ proptest::proptest! {
         let mut m = many(ALL, 2);
         m.write(&pattern(4096, seed));
         for (kind, mut data, real) in asked {
-            // Sometimes a page that is there, where each type has it.
+            // Sometimes a page that exists, at the position where each type has it.
             data[usize::from(kind >= 9)] = match real {
                 0 => data[0],
                 _ => m.control.gref.0,
@@ -327,13 +328,13 @@ proptest::proptest! {
             m.queues[0].inject(&tcp(false, 60), Offload::default());
             m.poll();
         }
-        // Every packet is somewhere, or was dropped for a reason.
+        // Every packet is accounted for, or was dropped for a reason.
         let waits = m.queues.iter().map(|setup| setup.queue.backlog()).sum::<usize>();
         proptest::prop_assert!(waits <= 256);
     }
 }
 
-/// Small numbers, large ones and those at an edge.
+/// Small numbers, large ones and boundary values.
 fn number() -> impl proptest::strategy::Strategy<Value = u32> {
     use proptest::prelude::*;
     prop_oneof![0..3_u32, 0..520_u32, any::<u32>(), Just(u32::MAX), Just(1 << 31)]

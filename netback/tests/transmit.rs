@@ -1,4 +1,4 @@
-//! Guest to port: what is carried, and how.
+//! The transmit path: which packets are forwarded, and how.
 
 mod common;
 
@@ -34,7 +34,7 @@ fn one_publication_and_one_event_for_a_batch() {
     assert_eq!(s.back.events_sent() - before, 1);
     assert_eq!(s.sent().len(), 40);
     assert_eq!(s.guest.answers().len(), 40);
-    // Nobody asked to be woken again.
+    // No further notification was requested.
     let slot = s.guest.slot(0, 0, &pattern(60, 0));
     s.guest.send(&[slot]);
     s.poll();
@@ -116,7 +116,7 @@ fn xsa_448_slots_of_no_bytes_are_answered_and_never_touched() {
 
 #[test]
 fn xsa_423_headers_scattered_over_slots_are_in_one_piece() {
-    // XSA-423: nothing looks at a packet before it is all in private memory.
+    // XSA-423: a packet is parsed only after all of it is in private memory.
     for cut in 0..64 {
         let mut s = setup(ALL);
         let frame = tcp(false, 64);
@@ -172,7 +172,7 @@ fn negotiated_gso_reaches_the_port() {
     assert_eq!(answers.pop(), Some((0, rsp::NULL)));
     assert_eq!(answers, (0..packet.len() as u16).map(|id| (id, rsp::OKAY)).collect::<Vec<_>>());
 
-    // The other version was not negotiated, and UDP cannot be cut so.
+    // The other IP version was not negotiated, and UDP cannot be segmented this way.
     for frame in [tcp(true, 5000), {
         let mut udp = tcp(false, 5000);
         udp[23] = 17;
@@ -216,7 +216,7 @@ fn a_checksum_that_is_not_blank_in_a_packet_to_be_segmented_is_made_so() {
 
 #[test]
 fn the_largest_packet_to_be_segmented_with_its_headers_in_a_slot_of_their_own() {
-    // As a Linux guest sends it: the headers alone, then full pages from the middle of one on.
+    // As a Linux guest sends it: the headers alone, then full pages starting in the middle of one.
     let mut s = setup(pvio_netback::Features { sends_gso_v4: true, ..ALL });
     let frame = tcp(false, 65535 - 54);
     let mut parts = vec![&frame[..66]];

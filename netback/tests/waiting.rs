@@ -1,5 +1,5 @@
-//! A guest that posts no buffers: what waits, for how long, and what the host is told. The queue's
-//! clock is the test's.
+//! A guest that posts no buffers: which packets wait, for how long, and what is reported to the
+//! host. The test sets the queue's clock.
 
 mod common;
 
@@ -37,7 +37,7 @@ fn packets_wait_for_so_long_and_no_longer() {
         at(&mut s, MOMENT + patience);
         assert_eq!((s.queue.backlog(), s.stats.dropped(DropReason::RxNoBuffers)), (1, 1));
         assert_eq!(s.queue.deadline(), Some(2 * MOMENT + patience));
-        // In time after all.
+        // Buffers are posted before the deadline.
         s.guest.post(0..1);
         at(&mut s, 2 * MOMENT + patience);
         assert_eq!(s.guest.received()[0].status, 61);
@@ -45,7 +45,7 @@ fn packets_wait_for_so_long_and_no_longer() {
     }
 }
 
-/// Sends a packet every second until something is told.
+/// Sends a packet every second until a change is reported.
 fn until_told(s: &mut Setup, from: u64) -> (u64, Reception) {
     for second in from..from + 1000 {
         drain(&mut s.port);
@@ -62,11 +62,11 @@ fn a_guest_that_takes_nothing_for_a_minute_has_stalled_until_it_does() {
     let mut s = setup(ALL);
     let begin = 5;
     assert_eq!(until_told(&mut s, begin), (begin + STALL.as_secs(), Reception::Stalled));
-    // What waited is dropped in time, and being stalled does not depend on it.
+    // Waiting packets are dropped after their deadline; the stall does not depend on them.
     let later = Duration::from_secs(begin) + STALL + 2 * DRAIN;
     assert_eq!(at(&mut s, later), None);
     assert_eq!((s.queue.backlog(), s.queue.deadline()), (0, None));
-    // It is woken for: three buffers, as the packet needed that was first when it stalled.
+    // The queue wakes for three buffers, as many as the first packet needed when the guest stalled.
     assert_eq!(s.queue.may_sleep(), Ok(true));
     assert!(!s.guest.post(0..2));
     assert_eq!(at(&mut s, later), None);
@@ -77,7 +77,7 @@ fn a_guest_that_takes_nothing_for_a_minute_has_stalled_until_it_does() {
     send(&mut s, 60);
     assert_eq!(at(&mut s, later), None);
     assert_eq!(s.guest.received().len(), 1);
-    // And again from then on.
+    // The guest can stall again later.
     let seconds = later.as_secs();
     assert_eq!(until_told(&mut s, seconds), (seconds + STALL.as_secs(), Reception::Stalled));
 }
@@ -94,7 +94,8 @@ fn a_slow_guest_has_not_stalled() {
         assert_eq!(at(&mut s, begin + DRAIN - MOMENT), None);
         assert_eq!(s.guest.received().len(), 1);
     }
-    // One that does not say when it posts buffers cannot be told from one that has stalled.
+    // Without `feature-rx-notify`, a guest that posts buffers cannot be distinguished from a
+    // stalled one.
     let mut s = setup(Features { rx_notify: false, ..ALL });
     for second in 0..200 {
         drain(&mut s.port);

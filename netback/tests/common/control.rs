@@ -1,4 +1,4 @@
-//! A control ring in the hands of a test.
+//! A control ring that a test operates.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use crate::common::{BACK, FRONT, Guest, Setup, policy};
@@ -18,16 +18,16 @@ use pvio_sim::{LocalDomain, LocalMachine};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A vif of several queues with a control ring.
+/// Vif of several queues with a control ring.
 pub struct Many {
     pub queues: Vec<Setup>,
     pub control: Control,
-    /// How often each queue was woken by another.
+    /// Number of times that each queue was woken by another.
     pub woken: Vec<Arc<AtomicUsize>>,
     pub machine: LocalMachine,
 }
 
-/// The guest's end of the control ring, and a page for keys, mappings and lists.
+/// Guest's view of the control ring, and a page for keys, mappings and lists.
 pub struct Control {
     pub ring: FrontRing<LocalPages>,
     pub ring_page: LocalPages,
@@ -84,7 +84,7 @@ impl Control {
 
 impl Many {
     pub fn poll(&mut self) {
-        // What one leaves for another is found in the next round.
+        // A message from one queue to another is processed in the next round.
         for _ in 0..3 {
             for setup in &mut self.queues {
                 setup.poll();
@@ -92,7 +92,7 @@ impl Many {
         }
     }
 
-    /// Asks and gets the answer.
+    /// Sends a request and returns its response.
     pub fn ask(&mut self, ask: CtrlAsk) -> (CtrlStatus, u32) {
         let id = self.control.next_id;
         self.control.next_id += 1;
@@ -110,7 +110,7 @@ impl Many {
         (CtrlStatus::from_number(answer.status).expect("a status"), answer.data)
     }
 
-    /// Asks for something that is done or not.
+    /// Sends a request whose response has no data.
     pub fn set(&mut self, ask: CtrlAsk) -> CtrlStatus {
         let (status, data) = self.ask(ask);
         assert_eq!(data, 0);

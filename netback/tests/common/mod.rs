@@ -1,4 +1,4 @@
-//! A frontend that does exactly what a test says, right or wrong.
+//! A frontend that does exactly what a test specifies, valid or not.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use pvio_event_channel::{EventChannel, EventChannels};
@@ -19,18 +19,19 @@ use std::sync::Arc;
 
 pub const FRONT: DomId = DomId(7);
 pub const BACK: DomId = DomId(0);
-/// Pages the guest has for data, each granted.
+/// Number of data pages of the guest, each granted.
 pub const DATA_PAGES: usize = 64;
-/// Everything this backend can do.
+/// All features of this backend.
 pub const ALL: Features =
     Features { sg: true, checksum_v4: true, checksum_v6: true, rx_notify: true, ..Features::LEAST };
 
-/// How the guest's pages are reached: the test program `mapped` has all these tests once more.
+/// How the guest's pages are accessed. The test program `mapped` runs all these tests with the
+/// other policy.
 pub fn policy() -> Policy {
     if module_path!().starts_with("mapped::") { Policy::Map } else { Policy::Copy }
 }
 
-/// A guest and the backend's queue for it, joined to a port whose other end the test holds.
+/// Guest and the backend's queue for it. The test holds the other end of the queue's port.
 pub struct Setup {
     pub guest: Guest,
     pub queue: Queue<LocalDomain, Box<[u8]>>,
@@ -58,12 +59,12 @@ pub fn setup(features: Features) -> Setup {
     setup_at(features, 0, false)
 }
 
-/// Rings start at index `start`.
+/// Creates a setup whose rings start at index `start`.
 pub fn setup_at(features: Features, start: u32, split: bool) -> Setup {
     setup_deep(features, start, split, 128)
 }
 
-/// The port holds `depth` packets each way.
+/// Creates a setup whose port holds `depth` packets in each direction.
 pub fn setup_deep(features: Features, start: u32, split: bool, depth: usize) -> Setup {
     let machine = LocalMachine::new();
     let back = machine.domain(BACK);
@@ -81,7 +82,7 @@ impl Setup {
         self.queue.poll(&mut self.port, 256).unwrap()
     }
 
-    /// Every packet that reached the wire.
+    /// Takes every packet that was sent to the wire.
     pub fn sent(&mut self) -> Vec<(Vec<u8>, Offload)> {
         let mut all = Vec::new();
         while let Some(packet) = self.wire.receive() {
@@ -91,7 +92,7 @@ impl Setup {
         all
     }
 
-    /// Puts a packet on the wire.
+    /// Sends a packet from the wire to the port.
     pub fn inject(&mut self, frame: &[u8], offload: Offload) {
         let mut buf = self.wire.reserve().unwrap();
         buf[..frame.len()].copy_from_slice(frame);
@@ -118,7 +119,7 @@ impl Guest {
         Self { domain, tx, rx, tx_channel, rx_channel, data, grefs, tx_page, rx_page, refs }
     }
 
-    /// Fills a data page and describes part of it.
+    /// Fills part of a data page and returns its request.
     pub fn slot(&self, page: usize, offset: u16, bytes: &[u8]) -> TxRequest {
         self.data.write_bytes(page * PAGE_SIZE + usize::from(offset), bytes).unwrap();
         TxRequest {
@@ -130,7 +131,8 @@ impl Guest {
         }
     }
 
-    /// Slots for a packet cut into parts, each in its own page; the first slot has the total.
+    /// Returns the requests of a packet that is divided into parts, each in its own page. The first
+    /// request has the total size.
     pub fn packet(&self, first_page: usize, parts: &[&[u8]]) -> Vec<TxRequest> {
         let mut slots: Vec<_> =
             parts.iter().enumerate().map(|(i, p)| self.slot(first_page + i, 0, p)).collect();
@@ -149,7 +151,7 @@ impl Guest {
         let _ = self.tx.publish();
     }
 
-    /// Every transmit response, in order.
+    /// Takes every transmit response, in order.
     pub fn answers(&mut self) -> Vec<(u16, i16)> {
         let mut all = Vec::new();
         while let Some(mut slot) = self.tx.pop().unwrap() {
@@ -159,7 +161,7 @@ impl Guest {
         all
     }
 
-    /// Posts receive buffers: data pages by number, which is also their id.
+    /// Posts receive buffers: numbers of data pages, which are also their ids.
     pub fn post(&mut self, pages: std::ops::Range<usize>) -> bool {
         for page in pages {
             let request = RxRequest { id: page as u16, gref: self.grefs[page] };
@@ -168,7 +170,7 @@ impl Guest {
         self.rx.publish()
     }
 
-    /// Every receive response, in order.
+    /// Takes every receive response, in order.
     pub fn received(&mut self) -> Vec<RxResponse> {
         let mut all = Vec::new();
         while let Some(mut slot) = self.rx.pop().unwrap() {
@@ -177,7 +179,7 @@ impl Guest {
         all
     }
 
-    /// Every receive response, in order, as it stands on the wire: extra segments are no responses.
+    /// Takes every receive slot, in order, as raw bytes, including extra segments.
     pub fn received_raw(&mut self) -> Vec<[u8; RX_SLOT_SIZE]> {
         let mut all = Vec::new();
         while let Some(mut slot) = self.rx.pop().unwrap() {
@@ -193,19 +195,20 @@ impl Guest {
     }
 }
 
-/// Bytes that differ from place to place.
+/// Returns bytes that depend on their position.
 pub fn pattern(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 + i / 251 + seed * 17) as u8).collect()
 }
 
-/// Takes what waits in a port, and gives its buffers back.
+/// Takes the packets that wait in a port, and returns their buffers.
 pub fn drain(port: &mut MemoryPort) {
     while let Some(packet) = port.receive() {
         port.recycle(packet.buf);
     }
 }
 
-/// An Ethernet frame with TCP over IPv4 or IPv6 and so much payload, its checksum wrong.
+/// Returns an Ethernet frame with TCP over IPv4 or IPv6, `payload` bytes of payload, and a wrong
+/// checksum.
 pub fn tcp(v6: bool, payload: usize) -> Vec<u8> {
     let mut f = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
     let len = 20 + payload;

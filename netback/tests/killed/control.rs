@@ -1,4 +1,4 @@
-//! The guest's end of the control ring.
+//! The guest's side of the control ring.
 
 use crate::common::{BACK, FRONT};
 use crate::guest::Guest;
@@ -15,10 +15,10 @@ use pvio_sim::LocalDomain;
 use pvio_sim::local::events::LocalChannel;
 use pvio_sim::local::memory::LocalPages;
 
-/// Pages that are staged for the last queue, and how many of them are taken back.
+/// Number of pages that are staged for the last queue; some of them are removed later.
 const STAGED: usize = 12;
 const TAKEN_BACK: usize = 5;
-/// Requests that are made, one after the other.
+/// Number of requests, which are made one at a time.
 const REQUESTS: u16 = 8;
 
 pub struct Control {
@@ -27,7 +27,7 @@ pub struct Control {
     page: LocalPages,
     ring_gref: GrantRef,
     gref: GrantRef,
-    /// The last queue, and its pages.
+    /// Number of the last queue, and its pages.
     queue: u32,
     pages: Vec<GrantRef>,
     asked: u16,
@@ -57,7 +57,7 @@ impl Control {
         ControlRefs { ring: self.ring_gref, event: self.channel.port() }
     }
 
-    /// Makes the next request, if the last one has its response.
+    /// Makes the next request if the last one has its response.
     pub fn ask(&mut self) {
         if self.asked != self.answered || self.asked == REQUESTS {
             return;
@@ -115,7 +115,7 @@ impl Control {
         self.answered == REQUESTS
     }
 
-    /// Pages that are staged at last.
+    /// Returns the number of pages that are staged at the end.
     pub fn staged(&self) -> usize {
         STAGED - TAKEN_BACK
     }

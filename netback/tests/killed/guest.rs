@@ -1,4 +1,4 @@
-//! A guest that does everything a guest may do, and checks all that comes of it.
+//! A guest that uses every feature, and checks every result.
 
 use crate::common::{self, pattern};
 use crate::wire::Wire;
@@ -11,15 +11,15 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-/// Pages that packets are sent from; the others are receive buffers.
+/// Number of pages that packets are sent from; the others are receive buffers.
 const SENDING: usize = 32;
 const RECEIVING: usize = common::DATA_PAGES - SENDING;
 
-/// The response that a request waits for.
+/// Expected response of a request.
 enum Expected {
-    /// Of a packet's slot, with the number of the packet.
+    /// For a packet's slot: the id and the number of the packet.
     Sent(u16, u64),
-    /// Of something that is answered otherwise.
+    /// For another request: the id and the status.
     Status(u16, i16),
 }
 
@@ -28,25 +28,25 @@ pub struct Guest {
     guest: common::Guest,
     pub wire: Rc<RefCell<Wire>>,
     number: u8,
-    /// Packets made, and how often each was seen on the wire. Its slots wait for responses while it is
-    /// open.
+    /// Packets without a response, each with its frame and the number of times it was seen on the
+    /// wire.
     packets: BTreeMap<u64, (Vec<u8>, u32)>,
     made: u64,
     expected: VecDeque<Expected>,
-    /// Frames of the wire that were looked at.
+    /// Number of frames on the wire that were checked.
     seen: usize,
     next_page: usize,
-    /// Buffers in the order they were posted.
+    /// Receive buffers in the order of posting.
     posted: VecDeque<u16>,
-    /// Frames for the guest that have not come, by their number.
+    /// Frames for the guest that have not arrived, by number.
     incoming: BTreeMap<u64, Vec<u8>>,
-    /// Frames that may come, or be lost with a process.
+    /// Frames that may arrive or may be lost with a process.
     doubtful: BTreeMap<u64, Vec<u8>>,
     injected: u64,
     pub received: u64,
-    /// Processes that have ended.
+    /// Number of processes that have ended.
     deaths: u32,
-    /// Packets and buffers that were answered with an error since.
+    /// Number of packets and of buffers that got an error response since.
     pub given_up: [u64; 2],
 }
 
@@ -97,7 +97,7 @@ impl Guest {
         page
     }
 
-    /// Sends a packet of several parts, each in a page of its own.
+    /// Sends a packet of several parts, each in its own page.
     pub fn send(&mut self, sizes: &[usize]) {
         if self.expected.len() + sizes.len() > SENDING {
             return;
@@ -114,7 +114,7 @@ impl Guest {
             let (part, tail) = rest.split_at(*size);
             rest = tail;
             let page = self.page();
-            // The page's earlier contents are another packet's; they are open no more.
+            // The page's earlier contents belong to a packet that has its response.
             let mut slot = self.guest.slot(page, 0, part);
             slot.flags = if n + 1 < sizes.len() { TxFlags::MORE_DATA } else { TxFlags::empty() };
             slots.push(slot);
@@ -125,7 +125,7 @@ impl Guest {
         self.guest.send(&slots);
     }
 
-    /// Sends what is no packet: shorter than an Ethernet header.
+    /// Sends a request that is not a valid packet: shorter than an Ethernet header.
     pub fn send_short(&mut self) {
         if self.expected.len() >= SENDING {
             return;
@@ -136,7 +136,7 @@ impl Guest {
         self.guest.send(&[slot]);
     }
 
-    /// Names a multicast group.
+    /// Selects a multicast group.
     pub fn name(&mut self, group: [u8; 6]) {
         if self.expected.len() + 2 > SENDING {
             return;
@@ -150,7 +150,7 @@ impl Guest {
         self.expected.push_back(Expected::Status(0, rsp::NULL));
     }
 
-    /// A frame comes for the guest, to this station.
+    /// Queues a frame for the guest, to this address.
     pub fn inject(&mut self, station: [u8; 6], len: usize) {
         self.injected += 1;
         let number = self.injected;
@@ -162,7 +162,7 @@ impl Guest {
         self.wire.borrow_mut().incoming.push_back(frame);
     }
 
-    /// Only packets of the guest's may leave, that have no visible response.
+    /// Checks that only packets of the guest without a visible response are sent.
     pub fn check_wire(&mut self) {
         let wire = Rc::clone(&self.wire);
         let wire = wire.borrow();
@@ -176,7 +176,7 @@ impl Guest {
         self.seen = wire.sent.len();
     }
 
-    /// Takes all responses. Those of frames for any queue are looked up in `all`.
+    /// Takes all responses. Frames for any queue are looked up in `all`.
     pub fn take(&mut self) -> Vec<Vec<u8>> {
         self.check_wire();
         while let Some(mut slot) = self.guest.tx.pop().unwrap() {
@@ -223,7 +223,7 @@ impl Guest {
             frame.extend(self.guest.page(usize::from(page), len));
             used.push(page);
             if response.flags.contains(RxFlags::EXTRA_INFO) {
-                // It stands in the next buffer's place.
+                // It occupies the slot of the next buffer.
                 let [_, flags, ..] = raw.next().expect("an extra segment");
                 assert_eq!(flags & 1, 0, "one of them");
                 used.push(self.posted.pop_front().expect("a buffer"));
@@ -236,7 +236,7 @@ impl Guest {
         }
         assert!(!more, "half a packet was published");
         for page in used {
-            // Whoever writes to it again without its being posted changes a packet under the guest.
+            // If the backend writes to the buffer before it is posted again, it corrupts a packet.
             let at = usize::from(page);
             let id = self.guest.slot(at, 0, &[0xee; 64]).id;
             self.post(id);
@@ -245,19 +245,19 @@ impl Guest {
         frames
     }
 
-    /// A frame of this queue's wire has come, on whichever queue.
+    /// Records the arrival of a frame of this queue's wire, on any queue.
     pub fn came(&mut self, frame: &[u8]) {
         let number = u64::from_le_bytes(frame[6..14].try_into().unwrap());
         let sent = self.incoming.remove(&number).or_else(|| self.doubtful.remove(&number));
         assert!(sent.as_deref() == Some(frame), "frame {number} comes as it was sent, and once");
     }
 
-    /// The packet that was made last ends every process that sends it.
+    /// Makes the newest packet end every process that sends it.
     pub fn make_deadly(&mut self) {
         self.wire.borrow_mut().deadly = Some(self.packets[&self.made].0.clone());
     }
 
-    /// Frames that are on their way may be lost: the backend's process ended.
+    /// Allows that frames in flight are lost, since the backend's process ended.
     pub fn forgive(&mut self) {
         self.deaths += 1;
         let waiting: Vec<_> = self.wire.borrow().incoming.iter().cloned().collect();
@@ -265,7 +265,7 @@ impl Guest {
         self.doubtful.extend(lost);
     }
 
-    /// Frames to groups that nobody named do not come.
+    /// Removes frames to groups that were not selected, which do not arrive.
     pub fn drop_unheard(&mut self) {
         self.incoming.clear();
     }

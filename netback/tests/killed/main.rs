@@ -1,7 +1,7 @@
-//! A backend that is killed at any of its steps (each store to a ring or to the in-flight record, each call
-//! of its port, of grants and of event channels) and followed by another: only packets that the guest made
-//! and that have no visible response leave, every request is answered once, every buffer is used once, and
-//! what the guest had set up stays.
+//! A backend is killed at any of its steps (each store to a ring or to the in-flight record, each
+//! call of its port, of grants and of event channels) and replaced by another. Only packets that
+//! the guest made and that have no visible response are sent. Every request gets one response,
+//! every buffer is used once, and the guest's configuration stays in force.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -29,17 +29,17 @@ type Back = Queue<Platform, Box<[u8]>, Memory>;
 const GROUPS: [[u8; 6]; 3] = [[1, 0, 0x5e, 0, 0, 1], [1, 0, 0x5e, 0, 0, 2], [1, 0, 0x5e, 0, 0, 3]];
 const STATION: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
-/// What a run is like.
+/// Parameters of a run.
 #[derive(Clone, Copy)]
 struct Kind {
     queues: usize,
     split: bool,
     control: bool,
-    /// Where the rings' indices begin.
+    /// Initial value of the rings' indices.
     start: u32,
 }
 
-/// All that outlives the backend's process, and the process.
+/// Everything that survives the backend's process, and the process.
 struct World {
     back: Platform,
     guests: Vec<Guest>,
@@ -62,7 +62,7 @@ impl World {
         world
     }
 
-    /// As a vif connects: to a session of its own, or to what another process left of one.
+    /// Connects like a vif: to a new session, or to one that another process left.
     fn connect(&mut self) {
         let refs: Vec<_> = self.guests.iter().map(Guest::refs).collect();
         let control = self.control.as_ref().map(Control::refs);
@@ -108,7 +108,7 @@ impl World {
         self.served = queues.into_iter().zip(ports).collect();
     }
 
-    /// What the guest does in one round.
+    /// Actions of the guest in one round.
     fn guest(&mut self, round: usize) {
         self.take();
         for (n, guest) in self.guests.iter_mut().enumerate() {
@@ -139,7 +139,7 @@ impl World {
         }
     }
 
-    /// The guest takes what it can see.
+    /// Takes all visible responses.
     fn take(&mut self) {
         let frames: Vec<_> = self.guests.iter_mut().flat_map(Guest::take).collect();
         for frame in frames {
@@ -158,7 +158,7 @@ impl World {
         }
     }
 
-    /// The process is gone, with all that was on its way to the guest in it.
+    /// Discards the state of the process, with all frames in flight to the guest in it.
     fn bury(&mut self) {
         self.served.clear();
         self.take();
@@ -170,10 +170,10 @@ impl World {
     }
 }
 
-/// Rounds in which the guest begins something.
+/// Number of rounds in which the guest starts new work.
 const ROUNDS: usize = 8;
 
-/// One life of a guest, whose backends end at these steps of theirs. Returns the steps that were made.
+/// Runs one guest, whose backends end at the given steps. Returns the number of steps.
 fn live(kind: Kind, ends: &[usize]) -> usize {
     let mut world = World::new(kind);
     let mut ends = ends.iter().copied();
@@ -201,10 +201,11 @@ fn live(kind: Kind, ends: &[usize]) -> usize {
         }
         world.take();
     }
-    // A process that came last may have something to publish.
+    // A process that was started last may have responses to publish.
     world.poll();
     world.take();
-    // What was answered stays so: groups are heard, and all is steered to the last queue.
+    // Completed requests stay in force: groups are received, and all frames are steered to the last
+    // queue.
     let to = world.control.as_ref().map_or(0, |_| world.guests.len() - 1);
     for group in &GROUPS[..world.guests.len()] {
         let before = world.guests[to].received;
@@ -222,7 +223,7 @@ fn live(kind: Kind, ends: &[usize]) -> usize {
     total
 }
 
-/// Ends the backend at every step that it makes, and its successor a few steps later.
+/// Ends the backend at every one of its steps, and its successor a few steps later.
 fn every_step(kind: Kind) {
     let steps = live(kind, &[]);
     println!("{steps} steps");
@@ -272,13 +273,13 @@ fn packet_that_ends_two_processes_is_answered_with_an_error() {
     assert_eq!(guest.given_up, [3, 0], "all that were in flight");
     assert_eq!(world.served[0].0.stats().dropped(DropReason::TxDeaths), 3);
     assert!(guest.is_done() && guest.wire.borrow().sent.is_empty());
-    // What comes next is sent, and the group is named.
+    // Later packets are sent, and the group is selected.
     guest.send(&[62]);
     guest.inject(GROUPS[0], 80);
     (0..3).for_each(|_| world.poll());
     world.take();
     assert!(world.guests[0].is_done() && world.guests[0].received == 1);
-    // Two processes that end while nothing is in flight make no difference.
+    // Processes that end while nothing is in flight have no effect.
     for _ in 0..3 {
         world.bury();
         world.connect();

@@ -1,4 +1,4 @@
-//! What outlives a backend's process, beyond its port.
+//! State beyond a backend's port, which survives the process.
 
 use pvio_netback::port::{FRAME_MAX, NetPort, Offload, Packet, PortError, WouldBlock};
 use pvio_sim::kill::{end, moment};
@@ -6,19 +6,19 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-/// What is at the other side of a queue's port.
+/// State behind a queue's port.
 #[derive(Default)]
 pub struct Wire {
-    /// Frames that left the machine.
+    /// Frames that were sent.
     pub sent: Vec<Vec<u8>>,
     /// Frames for the guest.
     pub incoming: VecDeque<Vec<u8>>,
-    /// The packet that ends every process that sends it.
+    /// Packet that ends every process that sends it.
     pub deadly: Option<Vec<u8>>,
 }
 
-/// A port that lets frames go when it is flushed, as a tap's io_uring does. What was not flushed is
-/// lost with the process.
+/// Port that sends frames when it is flushed, as a tap's io_uring does. Frames that were not
+/// flushed are lost with the process.
 pub struct Port {
     pub wire: Rc<RefCell<Wire>>,
     pending: Vec<Vec<u8>>,
@@ -61,7 +61,7 @@ impl NetPort for Port {
 
     fn flush(&mut self) {
         moment();
-        // One frame may be out and the next not.
+        // The process may end between two frames.
         for frame in self.pending.drain(..) {
             self.wire.borrow_mut().sent.push(frame);
             moment();

@@ -1,17 +1,18 @@
-//! The backend's process dies at any moment of connecting.
+//! The backend's process ends at any moment of connecting.
 
 use super::*;
 use pvio_netback::vif::Attach;
 use pvio_sim::kill::run;
 
-/// The frontend's driver. pvio's writes a key while it waits for its backend; Linux's has none.
+/// Driver of the frontend. pvio's writes a key while it waits for its backend; Linux's does not.
 #[derive(Clone, Copy, Debug)]
 enum Frontend {
     Pvio,
     Linux,
 }
 
-/// From nothing to a session that has carried a frame each way. The guest sends as soon as it can.
+/// Connects until the session has carried a frame in each direction. The guest sends as early as
+/// possible.
 fn connect(w: &mut World, frontend: Frontend) {
     w.step_back();
     w.step_front();
@@ -48,7 +49,7 @@ fn nic_whose_backend_dies_at_any_moment_of_connecting_has_one_session_that_works
                 left.push((state, 0));
             }
             left.last_mut().unwrap().1 += 1;
-            // `tests/killed` has every moment of a session.
+            // `tests/killed` covers every moment of a session.
             moment += if state == XenbusState::Connected { 11 } else { 1 };
             w.take_over();
             w.settle();
@@ -62,7 +63,7 @@ fn nic_whose_backend_dies_at_any_moment_of_connecting_has_one_session_that_works
                 w.settle_rings();
                 assert_eq!(w.nic().fault(), None, "{what}");
             }
-            // A frame that the dead backend had delivered may come first.
+            // A frame that the killed backend had delivered may arrive first.
             let got = w.receive(&to_group(GROUP));
             assert_eq!(got.last().map(|got| &got.1), Some(&to_group(GROUP)), "{what}");
             assert_eq!(w.receive(&to_group(OTHER)), [], "{what}");
@@ -88,7 +89,7 @@ fn nic_whose_session_is_lost_is_not_connected_again_before_its_guest_starts_over
 
 #[test]
 fn port_whose_script_ran_for_a_dead_process_is_attached_by_its_successor() {
-    // Interrupted while it connected, with a session, and with a lost session.
+    // The backend ends while it connects, in a session, and in a session whose record is lost.
     for (connected, lost) in [(false, false), (true, false), (true, true)] {
         let mut w = World::new(1, |nic| nic).with_script();
         w.step_back();
@@ -108,7 +109,7 @@ fn port_whose_script_ran_for_a_dead_process_is_attached_by_its_successor() {
         assert_eq!((w.attached(), w.back_state()), (Some(Attach::Here), XenbusState::Connected));
         assert_eq!(w.receive(&udp(1)).len(), 1);
     }
-    // The script has yet to run: it finds the successor's port.
+    // The script has not run yet: it finds the successor's port.
     let mut w = World::new(1, |nic| nic).with_script();
     w.step_back();
     w.take_over();

@@ -31,11 +31,11 @@ pub const OTHER: [u8; 6] = [1, 0, 0x5e, 1, 2, 4];
 const BACK: DomId = DomId(1);
 const FRONT: DomId = DomId(2);
 
-/// The backend may die at each of its calls and stores, if [`run`](pvio_sim::kill::run) has it so.
+/// The backend may be killed at each of its calls and stores, by [`run`](pvio_sim::kill::run).
 type Platform = Mortal<LocalDomain>;
 type Memory = Mortal<HeapMemory>;
 
-/// A queue that is served, its port, and what is at the other end of that.
+/// Served queue, its port, and the other end of the port.
 struct Served {
     queue: Queue<Platform, Box<[u8]>, Memory>,
     port: MemoryPort,
@@ -43,7 +43,7 @@ struct Served {
 }
 
 type Table = Rc<RefCell<Vec<Served>>>;
-/// The records of sessions, which outlive the backend's process.
+/// Records of sessions, which survive the backend's process.
 type Records = Rc<RefCell<BTreeMap<String, Memory>>>;
 
 struct Server {
@@ -54,7 +54,7 @@ struct Server {
     attached: Rc<Cell<Option<Attach>>>,
 }
 
-/// A session's; the queues go with it.
+/// A session's queues, which are dropped with it.
 struct Running(Table);
 
 impl Drop for Running {
@@ -104,7 +104,7 @@ impl Serve<Platform> for Server {
         mut queue: Queue<Platform, Box<[u8]>, Memory>,
     ) -> Result<Running, Fault> {
         let (mut port, far) = pair(64);
-        // A thread of the queue may take requests before `start` returns.
+        // The queue's thread may take requests before `start` returns.
         let records = self.records.borrow();
         assert!(records.values().all(|record| record.load_u64(0, Relaxed) == Some(1)), "not valid");
         while queue.poll(&mut port, 64).unwrap().any() {}
@@ -124,7 +124,7 @@ impl Serve<Platform> for Server {
 pub struct World {
     pub addr: DeviceAddr,
     pub tool: LocalClient,
-    /// The clock of the backend's queues.
+    /// Time of the backend's queues.
     pub now: Duration,
     machine: LocalMachine,
     store: Rc<RefCell<Store>>,
@@ -198,14 +198,14 @@ impl World {
         Vif::new(Mortal(self.machine.domain(BACK)), server)
     }
 
-    /// The backend's process ends here and now; its xenstore connection with it.
+    /// Ends the backend's process immediately, with its xenstore connection.
     fn die(&mut self) {
         self.back = None;
         self.table.borrow_mut().clear();
         self.back_xs = Mortal(LocalClient::connect(&self.store, BACK));
     }
 
-    /// Another backend has its frontend start over.
+    /// Starts another backend, which makes the frontend reconnect.
     pub fn restart(&mut self) {
         self.die();
         self.back = Some(BackendDriver::restarted(self.addr, self.vif()));
@@ -216,13 +216,13 @@ impl World {
         self.queues = queues;
     }
 
-    /// What the backend has negotiated.
+    /// Returns the negotiated features.
     pub fn negotiated(&self) -> Negotiated {
         let back = self.back.as_ref().expect("it was stepped");
         back.class().negotiated().expect("a session").clone()
     }
 
-    /// Another backend takes the session over.
+    /// Starts another backend, which takes over the session.
     pub fn take_over(&mut self) {
         self.die();
         let left = self.back_state();
@@ -239,7 +239,7 @@ impl World {
         assert_eq!(back.step(&mut self.back_xs).unwrap(), Life::Alive);
     }
 
-    /// The toolstack runs a hotplug script for the NIC, as `xl` does.
+    /// Makes the toolstack run a hotplug script for the NIC, as `xl` does.
     pub fn with_script(mut self) -> Self {
         self.surroundings = HotplugMode::Scripts;
         let script = format!("{}/script", self.addr.backend_path());
@@ -247,18 +247,18 @@ impl World {
         self
     }
 
-    /// The script is done.
+    /// Reports that the script has ended.
     pub fn script_is_done(&mut self) {
         write_hotplug(&mut self.tool, &self.addr.backend_path(), &Hotplug::Connected).unwrap();
     }
 
-    /// Who attached the port that was opened last.
+    /// Returns what attached the port that was opened last.
     pub fn attached(&self) -> Option<Attach> {
         self.attached.take()
     }
 
-    /// The frontend is like that of Linux: nothing distinguishes a request that waits for its backend from a
-    /// session.
+    /// Makes the frontend like that of Linux: its request that waits for a backend cannot be
+    /// distinguished from a session.
     pub fn show_no_waiting(&mut self) {
         write_awaiting(&mut self.tool, &self.addr.frontend_path(), false).unwrap();
     }
@@ -267,7 +267,7 @@ impl World {
         assert_eq!(self.front.step(&mut self.front_xs).unwrap(), Life::Alive);
     }
 
-    /// Everybody does what there is to do, until nobody has anything left.
+    /// Steps all participants until no work is left.
     pub fn settle(&mut self) {
         for _ in 0..30 {
             self.step_back();
@@ -276,7 +276,7 @@ impl World {
         }
     }
 
-    /// The same, but nobody looks at xenstore.
+    /// As [`settle`](Self::settle), but without steps of xenstore.
     pub fn settle_rings(&mut self) {
         for _ in 0..3 {
             let nic = self.front.class_mut();
@@ -289,8 +289,8 @@ impl World {
         }
     }
 
-    /// What comes of a frame that the backend's first port receives: on which queue, with which hash, behind
-    /// how much room.
+    /// Returns the results of a frame that the backend's first port receives: queue, frame, hash
+    /// and headroom.
     pub fn receive(&mut self, frame: &[u8]) -> Vec<(usize, Vec<u8>, Option<Hash>, usize)> {
         {
             let mut table = self.table.borrow_mut();
@@ -315,7 +315,8 @@ impl World {
         all
     }
 
-    /// Bytes that get through when every queue of the guest sends what it can, at one moment.
+    /// Returns the number of bytes that are sent when every queue of the guest sends as much as
+    /// possible, at one time.
     pub fn flood(&mut self) -> usize {
         let mut bytes = 0;
         for _ in 0..100 {
@@ -333,12 +334,12 @@ impl World {
         bytes
     }
 
-    /// Queues that are served.
+    /// Returns the number of served queues.
     pub fn served(&self) -> usize {
         self.table.borrow().len()
     }
 
-    /// Pages that the backend's queues keep mapped for the guest.
+    /// Returns the number of staged pages that the backend's queues have mapped.
     pub fn staged(&self) -> usize {
         self.table.borrow().iter().map(|served| served.queue.staged()).sum()
     }
@@ -347,17 +348,17 @@ impl World {
         self.table.borrow().iter().map(|served| served.queue.stats().dropped(reason)).sum()
     }
 
-    /// Memory of the records that there are.
+    /// Returns the memory of all records.
     pub fn records(&self) -> Vec<HeapMemory> {
         self.records.borrow().values().map(|memory| memory.0.clone()).collect()
     }
 
-    /// Bytes of the record of the session that began last.
+    /// Returns the size in bytes of the record of the newest session.
     pub fn record_len(&self) -> usize {
         self.record_len.get()
     }
 
-    /// No records outlive the process after all.
+    /// Removes all records.
     pub fn forget_records(&mut self) {
         self.records.borrow_mut().clear();
     }
@@ -371,7 +372,7 @@ impl World {
         self.settle();
     }
 
-    /// The backend is the test's, and says that; the frontend hears it.
+    /// Writes an offer and a state as the backend, and steps the frontend.
     pub fn says(&mut self, offer: &BackOffer, state: XenbusState) {
         offer.write(&mut self.back_xs, &self.addr.backend_path()).unwrap();
         self.step_front();
@@ -383,7 +384,7 @@ impl World {
         self.step_front();
     }
 
-    /// The frontend may not write into its directory any more.
+    /// Removes the frontend's write permission for its directory.
     pub fn take_rights(&mut self) {
         let path = self.addr.frontend_path();
         let mut paths = vec![path.clone()];
@@ -395,7 +396,7 @@ impl World {
     }
 }
 
-/// A datagram over IPv4 of this flow.
+/// Returns a datagram over IPv4 of this flow.
 pub fn udp(flow: u8) -> Vec<u8> {
     let mut f: Vec<u8> = (0..90_u8).map(|at| at.wrapping_mul(3).wrapping_add(flow)).collect();
     f[..6].copy_from_slice(&[0, 0x16, 0x3e, 1, 2, 3]);
@@ -404,7 +405,7 @@ pub fn udp(flow: u8) -> Vec<u8> {
     f
 }
 
-/// A frame of no protocol to this station.
+/// Returns a frame without a known protocol, to this address.
 pub fn to_group(station: [u8; 6]) -> Vec<u8> {
     let mut f = vec![7; 60];
     f[..6].copy_from_slice(&station);

@@ -1,4 +1,5 @@
-//! A guest of two queues that checks every response, every frame on the wire and every page of its memory.
+//! A guest of two queues that checks every response, every frame on the wire and every page of its
+//! memory.
 
 use crate::memory::{CONTROL, CONTROL_DATA, Memory, PAGES, QUEUES, data, ungranted};
 use pvio_grant_table::GrantRef;
@@ -14,19 +15,19 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
-/// The group that the guest names; to others it does not listen.
+/// Multicast group that the guest selects; it does not receive others.
 pub const GROUP: [u8; 6] = [1, 0, 0x5e, 0, 0, 1];
 const OTHER_GROUP: [u8; 6] = [1, 0, 0x5e, 0, 0, 2];
 const STATION: [u8; 6] = [2, 0, 0, 0, 0, 9];
-/// Packets that one poll of a backend sends at most.
+/// Largest number of packets that one poll of a backend sends.
 const BATCH: u64 = 64;
 const GUARD: u8 = 0x5a;
 
 type Ring = FrontRing<Part<RecordFile>>;
 
-/// The response that a slot of a transmit ring waits for.
+/// Expected response of a slot of a transmit ring.
 enum Expected {
-    /// Page, packet, and whether it is the packet's last slot.
+    /// Page, number of the packet, and whether it is the packet's last slot.
     Sent(u16, u64, bool),
     Status(u16, i16),
 }
@@ -37,15 +38,16 @@ struct Lane {
     made: u64,
     next_page: usize,
     expected: VecDeque<Expected>,
-    /// Packets without a response: the frame, and how often it was on the wire.
+    /// Packets without a response: the frame, and the number of times it was on the wire.
     open: BTreeMap<u64, (Vec<u8>, u64)>,
-    /// Packets that were answered with an error.
+    /// Packets that got an error response.
     failed: BTreeSet<u64>,
-    /// The packet that was last on the wire, and the process that sent it.
+    /// Number of the last packet on the wire, and of the process that sent it.
     last: (u64, u64),
-    /// Buffers in the order they were posted.
+    /// Receive buffers in the order of posting.
     posted: VecDeque<u16>,
-    /// Of frames for the guest by this queue's port: those made, and the last that came.
+    /// Number of frames made for the guest by this queue's port. The next field is the last one
+    /// that arrived.
     injected: u64,
     came: u64,
 }
@@ -54,13 +56,13 @@ pub struct Guest {
     memory: Memory,
     lanes: Vec<Lane>,
     control: Ring,
-    /// Requests of the control ring that are to be made.
+    /// Requests of the control ring that are still to be made.
     asks: VecDeque<(Vec<u8>, CtrlAsk)>,
     asked: Option<u16>,
     wire: UnixDatagram,
     dir: PathBuf,
     steered: usize,
-    /// Buffers are posted again, and packets sent.
+    /// Whether buffers are posted again and packets are sent.
     goes_on: bool,
     turn: u64,
     deaths: u64,
@@ -93,7 +95,7 @@ fn number_of(frame: &[u8]) -> u64 {
     u64::from_le_bytes(frame[14..22].try_into().unwrap())
 }
 
-/// To whom the frame of that number is, and how long it is.
+/// Returns the destination and the length of the frame of that number.
 fn incoming(number: u64) -> ([u8; 6], usize) {
     let to = [STATION, STATION, GROUP, OTHER_GROUP][number as usize % 4];
     (to, if number.is_multiple_of(7) { 9000 } else { 60 + number as usize % 900 })
@@ -155,7 +157,7 @@ impl Guest {
         guest
     }
 
-    /// Has every frame that comes go to this queue.
+    /// Steers every received frame to this queue.
     pub fn steer_to(&mut self, queue: usize) {
         self.steered = queue;
         let ask =
@@ -168,7 +170,7 @@ impl Guest {
         self.asks.is_empty() && self.asked.is_none()
     }
 
-    /// Nothing more is sent, nobody sends to the guest, and buffers are not posted again.
+    /// Stops sending packets, injecting frames, and posting buffers again.
     pub fn stop(&mut self) {
         self.goes_on = false;
     }
@@ -177,7 +179,7 @@ impl Guest {
         self.lanes.iter().all(|lane| lane.expected.is_empty())
     }
 
-    /// A frame for each buffer that a queue has posted.
+    /// Injects a frame for each buffer that a queue has posted.
     pub fn fill(&mut self, queue: usize) {
         for _ in 0..self.lanes[queue].posted.len() {
             while !self.inject_one(queue, (STATION, 60)) {}
@@ -188,7 +190,7 @@ impl Guest {
         self.lanes[queue].posted.is_empty()
     }
 
-    /// The backend's process was killed.
+    /// Adjusts the expectations after the backend's process was killed.
     pub fn bury(&mut self) {
         self.deaths += 1;
         self.take();
@@ -264,7 +266,7 @@ impl Guest {
         let _ = lane.tx.publish();
     }
 
-    /// Whether the backend took a frame for the guest.
+    /// Whether the backend accepted a frame for the guest.
     fn inject_one(&mut self, queue: usize, (to, len): ([u8; 6], usize)) -> bool {
         let lane = &mut self.lanes[queue];
         let bytes = frame(to, queue, lane.injected + 1, len);
@@ -273,8 +275,8 @@ impl Guest {
         sent
     }
 
-    /// Takes all responses that are visible, and then all frames that are on the wire: the frame of a response
-    /// is there before it.
+    /// Takes all visible responses, and then all frames on the wire: a frame is on the wire before
+    /// its response is visible.
     fn take(&mut self) {
         while let Some(mut slot) = self.control.pop().unwrap() {
             let response = CtrlResponse::read(&mut slot).unwrap();

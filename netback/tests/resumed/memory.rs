@@ -1,4 +1,4 @@
-//! The guest's memory, of which some pages are granted: a grant reference is a page's number.
+//! The guest's memory, with some granted pages: a grant reference is a page's number.
 
 use pvio_event_channel::{EventChannel, EventChannels, EventError, Port};
 use pvio_grant_table::{
@@ -10,27 +10,27 @@ use pvio_ring::shm::{PAGE_SIZE, Part, Region};
 
 pub const FRONT: DomId = DomId(7);
 pub const QUEUES: usize = 2;
-/// Pages that a queue sends from, and as many that it receives in; each has a page beside it that is granted
-/// to nobody.
+/// Number of pages that a queue sends from, and of those that it receives in. Each has an adjacent
+/// page that is not granted.
 pub const PAGES: usize = 32;
-/// The control ring, and the page for its requests' data.
+/// Page of the control ring; the next page holds the data of its requests.
 pub const CONTROL: usize = 2 * QUEUES;
 pub const CONTROL_DATA: usize = CONTROL + 1;
 const DATA: usize = CONTROL_DATA + 1;
 const ALL: usize = DATA + QUEUES * 4 * PAGES;
 pub const MEMORY: usize = ALL * PAGE_SIZE;
 
-/// The page that a queue sends from or receives in.
+/// Returns the number of a page that a queue sends from or receives in.
 pub const fn data(queue: usize, receives: bool, page: usize) -> usize {
     DATA + 2 * ((2 * queue + receives as usize) * PAGES + page)
 }
 
-/// Pages that are granted to nobody.
+/// Returns the pages that are not granted.
 pub fn ungranted() -> impl Iterator<Item = usize> {
     (DATA + 1..ALL).step_by(2)
 }
 
-/// Whether a backend may write to the page, and read it.
+/// Whether a backend may write to the page, and whether it may read it.
 fn allows(page: usize) -> (bool, bool) {
     match page {
         ..DATA => (true, true),
@@ -96,7 +96,7 @@ impl GrantCopier for Memory {
     }
 }
 
-/// Both ends read the rings all the time.
+/// Channel without events: both sides poll the rings continuously.
 pub struct Silent(Port);
 
 impl EventChannels for Memory {
