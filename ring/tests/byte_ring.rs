@@ -1,5 +1,5 @@
 //! Byte streams against a model, from any index and across the wrap at 2³², and against peers that
-//! write what they like into the indices.
+//! write arbitrary index values.
 #![forbid(unsafe_code)]
 
 use core::sync::atomic::Ordering;
@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 
 type Attach = fn(HeapMemory) -> Result<ByteRing<HeapMemory>, RingFault>;
 
-/// The two interfaces: what the first end reads, what it writes, and both ends.
+/// The two interfaces: input and output of the first side, and both sides.
 fn interfaces() -> [(StreamLayout, StreamLayout, Attach, Attach); 2] {
     [
         (CONSOLE_IN, CONSOLE_OUT, ByteRing::console_frontend, ByteRing::console_backend),
@@ -33,7 +33,7 @@ fn set(mem: &HeapMemory, at: usize, value: u32) {
 enum Step {
     Write(bool, usize),
     Read(bool, usize),
-    /// An end goes away and another takes its place.
+    /// A side is replaced by another one.
     Reattach(bool),
 }
 
@@ -61,7 +61,7 @@ proptest! {
             for at in [output.cons, output.prod] { set(&mem, at, b); }
         }
         let mut ends = [attach_first(mem.clone()).unwrap(), attach_second(mem.clone()).unwrap()];
-        // Bytes on their way to each end.
+        // Bytes in transit to each side.
         let mut on_way = [VecDeque::new(), VecDeque::new()];
         let sizes = [input.size as usize, output.size as usize];
         let mut next = 0_u8;
@@ -93,7 +93,7 @@ proptest! {
                 }
             }
         }
-        // Nothing but the streams was touched.
+        // No byte outside the streams was changed.
         let mut rest = [0; 8];
         mem.read_bytes(4000, &mut rest).unwrap();
         prop_assert_eq!(rest, [0; 8]);
@@ -106,7 +106,8 @@ proptest! {
         let mut end = attach(mem.clone()).unwrap();
         let (mut cons, mut prod) = (0_u32, 0_u32);
         for (at, value, near) in words {
-            // The peer writes any index, its own or ours, anything or something near the truth.
+            // The peer writes either side's index, with an arbitrary value or one near the valid
+            // one.
             match at % 6 {
                 0 => set(&mem, input.cons, value),
                 1 => set(&mem, output.prod, value),

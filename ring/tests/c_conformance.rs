@@ -1,6 +1,6 @@
-//! Our ring ends against C programs that use `ring.h`'s own macros, in another process, through
-//! shared memory and real waiting. Needs a C compiler and Xen's public headers (Debian:
-//! `libxen-dev`); says SKIPPED without them.
+//! Both sides of our ring against C programs that use `ring.h`'s own macros, in another process,
+//! through shared memory and with real waiting. Needs a C compiler and Xen's public headers
+//! (Debian: `libxen-dev`); prints SKIPPED without them.
 
 mod support;
 
@@ -15,7 +15,7 @@ use support::items::{Blk, Kind, Rx, Tx, mix};
 use support::shared_file::SharedFile;
 
 const ITEMS: u64 = 20_000;
-/// Not from 0 only: 256 and 3 items before the indices wrap, where 20,000 items surely cross.
+/// Besides 0: 256 and 3 items before the indices wrap, so that 20,000 items cross the wrap.
 const STARTS: [u32; 3] = [0, 0xffff_ff00, 0xffff_fffd];
 
 #[test]
@@ -34,7 +34,7 @@ fn our_front_end_with_c_back_end() {
     );
 }
 
-/// One side of an exchange: a mapped ring, the peer's start, where indices start.
+/// One side of an exchange: a mapped ring, the peer's start, the initial index.
 type End = fn(&SharedFile, &mut dyn FnMut() -> Peer, u32) -> Peer;
 
 fn exchange_all(test: &str, c_end: &str, blk: End, tx: End, rx: End) {
@@ -70,7 +70,7 @@ fn exchange_all(test: &str, c_end: &str, blk: End, tx: End, rx: End) {
             }
         }
     }
-    // An exchange in which nobody ever slept would say nothing about lost notifications.
+    // An exchange in which neither side slept would not test for lost notifications.
     println!("ours slept {} times, C slept {} times", waits[0], waits[1]);
     assert!(waits[0] > 0 && waits[1] > 0, "one side never slept: {waits:?}");
 }
@@ -80,7 +80,7 @@ fn field(says: &str, name: &str) -> u64 {
     value.expect(name).parse().expect(name)
 }
 
-/// Sends every request and checks every response, sleeping whenever it may.
+/// Sends every request and checks every response, sleeping whenever that is allowed.
 fn our_front_end<K: Kind>(
     memory: &SharedFile,
     start_peer: &mut dyn FnMut() -> Peer,
@@ -127,14 +127,14 @@ fn our_front_end<K: Kind>(
     peer
 }
 
-/// Checks every request and answers it, sleeping whenever it may.
+/// Checks every request and responds to it, sleeping whenever that is allowed.
 fn our_back_end<K: Kind>(
     memory: &SharedFile,
     start_peer: &mut dyn FnMut() -> Peer,
     start: u32,
 ) -> Peer {
     let mut peer = start_peer();
-    // Its first notification says that the ring can be attached to; where it starts is read there.
+    // The first notification means that the ring can be attached to; its start index is read there.
     peer.wait();
     peer.waits = 0;
     assert_eq!(memory.load_u32(8, Ordering::Acquire), Some(start), "rsp_prod");

@@ -1,6 +1,6 @@
-//! Sizes, offsets and constants as a C compiler finds them in Xen's public headers, in both ABIs,
-//! against the bytes we emit (`proto.rs` shows that we parse what we emit). Needs a C compiler and
-//! Debian's `libxen-dev`; says SKIPPED without them.
+//! Sizes, offsets and constants from a C compiler with Xen's public headers, in both ABIs, compared
+//! with the bytes that we emit (`proto.rs` shows that we parse what we emit). Needs a C compiler
+//! and Debian's `libxen-dev`; prints SKIPPED without them.
 #![forbid(unsafe_code)]
 
 #[path = "support/c_compiler.rs"]
@@ -16,11 +16,11 @@ use pvio_ring::{FrontRing, GrantRef, RingLayout};
 use std::collections::HashMap;
 use std::process::Command;
 
-/// What one compilation of `layouts.c` printed.
+/// The output of one build of `layouts.c`.
 struct Headers(HashMap<String, i64>);
 
 impl Headers {
-    /// `None` (and SKIPPED) where they cannot be read.
+    /// Returns `None` (and prints SKIPPED) if the headers cannot be used.
     fn of(test: &str, abi: blkif::Abi) -> Option<Self> {
         if !c_compiler::can_compile(test) {
             return None;
@@ -46,7 +46,7 @@ impl Headers {
         usize::try_from(self.number(name)).expect("an offset")
     }
 
-    /// The little-endian field `name`, `len` bytes long, of an emitted struct.
+    /// Returns the little-endian field `name`, `len` bytes long, of an emitted struct.
     fn field(&self, bytes: &[u8], name: &str, len: usize) -> u64 {
         let at = self.at(name);
         let mut value = [0; 8];
@@ -130,7 +130,7 @@ fn blkif_structs_are_where_the_header_puts_them() {
         let big = blkif::Request::Indirect { op, id, sector, indirect };
         let mut raw = [0xee; 112];
         let bytes = big.write(abi, 0xca01, &mut raw);
-        // The header pads it to 64 bytes for a compiler that defines __i386__, which this is not.
+        // The header pads it to 64 bytes for compilers that define __i386__; this one does not.
         let padding = if abi == blkif::Abi::X86_32 { 8 } else { 0 };
         assert_eq!((bytes.len(), c.at("blk_indirect") + padding), (64, 64));
         assert_eq!(c.field(bytes, "blk_indirect.operation", 1), 6);

@@ -1,5 +1,5 @@
-//! A peer that writes what it likes, where it likes, whenever it likes: the other end never
-//! panics, never hands out more than the ring holds, and says so when the peer lies.
+//! A peer that writes arbitrary values anywhere at any time: the other side never panics, never
+//! returns more than the ring holds, and reports invalid indices.
 #![forbid(unsafe_code)]
 
 use core::sync::atomic::Ordering;
@@ -10,22 +10,22 @@ use pvio_ring::{BackRing, FrontRing, RingFault};
 const REQ_PROD: usize = 0;
 const RSP_PROD: usize = 8;
 
-/// What a hostile peer does to the page, or what the victim does next.
+/// An action of the hostile peer on the page, or of the side under test.
 #[derive(Clone, Debug)]
 enum Step {
-    /// Any of the four index words (and what follows them) becomes anything.
+    /// Any of the four index words (or the bytes after them) gets an arbitrary value.
     Garbage(usize, u32),
-    /// The producer the victim reads becomes its consumer plus this.
+    /// The producer index that the side under test reads becomes its consumer index plus this.
     Near(i32),
     /// A slot is overwritten.
     Slot(u32, u8),
-    /// The victim takes up to so many items.
+    /// The side under test takes up to this number of items.
     Take(u16),
-    /// The victim produces up to so many items and shows them.
+    /// The side under test produces up to this number of items and publishes them.
     Give(u16),
-    /// The victim is about to wait.
+    /// The side under test makes the final check.
     FinalCheck,
-    /// The victim looks without taking.
+    /// The side under test checks for items without taking any.
     Look,
 }
 
@@ -52,7 +52,7 @@ fn geometry() -> impl Strategy<Value = (usize, usize, u32)> {
     )
 }
 
-/// Whether `prod` is one of the values an honest peer could have written, found by trying them all.
+/// Returns whether `prod` is a value that a correct peer could have written, by trying them all.
 fn honest(prod: u32, consumed: u32, most: u32) -> bool {
     (0..=most).any(|ahead| consumed.wrapping_add(ahead) == prod)
 }
@@ -72,7 +72,7 @@ fn scribble(mem: &HeapMemory, step: &Step, victim_reads: usize, consumed: u32, s
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
-    /// The frontend lies to the backend.
+    /// A hostile frontend.
     #[test]
     fn backend_holds_against_any_frontend((slot, pages, start) in geometry(), steps in steps()) {
         let mem = HeapMemory::pages(pages);
@@ -82,7 +82,7 @@ proptest! {
         let (mut taken, mut answered) = (start, start);
 
         for step in steps {
-            // What the backend is to find if it reads the index now.
+            // The result that the backend must get if it reads the index now.
             let prod = mem.load_u32(REQ_PROD, Ordering::Relaxed).unwrap();
             let cached = back.waiting() != 0;
             let open = taken.wrapping_sub(answered);
@@ -143,7 +143,7 @@ proptest! {
         }
     }
 
-    /// The backend lies to the frontend.
+    /// A hostile backend.
     #[test]
     fn frontend_holds_against_any_backend((slot, pages, start) in geometry(), steps in steps()) {
         let mem = HeapMemory::pages(pages);
@@ -214,7 +214,7 @@ proptest! {
         }
     }
 
-    /// A backend that comes to a ring with anything in it.
+    /// A backend that attaches to a ring with arbitrary contents.
     #[test]
     fn attach_believes_only_what_can_be((slot, pages, _) in geometry(), words: [u32; 4], near in 0_u32..1100) {
         let mem = HeapMemory::pages(pages);

@@ -1,6 +1,6 @@
-//! The notification protocol of [`pvio_ring::indices`], model-checked: the code that runs is the
-//! code that is checked, on loom's atomics instead of a shared page. Loom goes through every
-//! interleaving and every value the memory model lets a load return.
+//! The notification protocol of [`pvio_ring::indices`], model-checked: the code under test is the
+//! production code, on loom's atomics instead of a shared page. Loom explores every interleaving
+//! and every value that the memory model allows a load to return.
 //!
 //! Run with `RUSTFLAGS="--cfg loom" cargo test -p pvio-ring --test loom_notify --release`.
 #![forbid(unsafe_code)]
@@ -16,10 +16,11 @@ mod model {
     use loom::sync::atomic::{AtomicU32, Ordering, fence};
     use loom::thread;
     use pvio_ring::indices::{IndexMemory, ask_for_event, publish};
-    // Not loom's: dropping that one while a found deadlock unwinds panics a second time.
+    // Not loom's: dropping that one while a detected deadlock unwinds panics a second time.
     use std::sync::Arc;
 
-    /// Slots of the model's ring: none is reused, for nothing flows back in the one-way models.
+    /// Number of slots of the model's ring: none is reused, because the one-way models have no
+    /// responses.
     const SLOTS: usize = 4;
 
     /// One direction of a ring.
@@ -27,7 +28,7 @@ mod model {
         prod: AtomicU32,
         event: AtomicU32,
         slots: [AtomicU32; SLOTS],
-        /// The event channel: wakes once for each notification or more, now or at the next wait.
+        /// The event channel: one wake-up for one or more notifications, now or at the next wait.
         channel: Notify,
     }
 
@@ -46,7 +47,7 @@ mod model {
         }
     }
 
-    /// What the protocol is made of, to be taken out one at a time.
+    /// The parts of the protocol, each of which can be left out.
     #[derive(Clone, Copy)]
     struct Parts {
         producer_fence: bool,
@@ -64,14 +65,14 @@ mod model {
         acquire: true,
     };
 
-    /// A direction as one side uses it.
+    /// A direction as used by one side.
     struct View<'a> {
         shared: &'a Direction,
         fence: bool,
         parts: Parts,
     }
 
-    /// The orders are those of `layout.rs`, where the real memory is behind the same trait.
+    /// The orderings are those of the implementation for real memory.
     impl IndexMemory for View<'_> {
         fn load_prod(&self) -> u32 {
             let order = if self.parts.acquire { Ordering::Acquire } else { Ordering::Relaxed };
@@ -98,7 +99,7 @@ mod model {
         }
     }
 
-    /// Produces one item holding its own number.
+    /// Produces one item that contains its own number.
     fn produce(shared: &Direction, parts: Parts, index: u32, value: u32) {
         shared.slot(index).store(value, Ordering::Relaxed);
         let mem = View { shared, fence: parts.producer_fence, parts };
@@ -107,7 +108,8 @@ mod model {
         }
     }
 
-    /// Waits until something past `cons` is there, as a consumer must, and returns the producer.
+    /// Waits until an item after `cons` is available, as a consumer must, and returns the producer
+    /// index.
     fn await_more(shared: &Direction, parts: Parts, cons: u32) -> u32 {
         let mem = View { shared, fence: parts.consumer_fence, parts };
         loop {
@@ -123,15 +125,16 @@ mod model {
         }
     }
 
-    /// Tries every interleaving, or (where there are too many to try) every one in which threads
-    /// are preempted at most so often.
+    /// Explores every interleaving, or (if there are too many) every one in which threads are
+    /// preempted at most `preemptions` times.
     fn check(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = preemptions;
         builder.check(model);
     }
 
-    /// `items` go one way, each published by itself; the consumer sleeps whenever it may.
+    /// Sends `items` in one direction, each published separately; the consumer sleeps whenever that
+    /// is allowed.
     fn one_way(parts: Parts, start: u32, items: u32) {
         check(if items > 2 { Some(3) } else { None }, move || {
             let shared = Arc::new(Direction::new(start));
@@ -156,7 +159,7 @@ mod model {
         });
     }
 
-    /// Requests one way and responses the other, in lock step: both sides sleep.
+    /// Sends requests and responses in lock step: both sides sleep.
     fn both_ways(parts: Parts, start: u32, items: u32) {
         check(Some(3), move || {
             let requests = Arc::new(Direction::new(start));
@@ -202,8 +205,8 @@ mod model {
         both_ways(WHOLE, u32::MAX, 2);
     }
 
-    // Each part is needed: without it, the same model fails. This also shows that the models above
-    // pass because of the protocol and not because they cannot fail.
+    // Each part is necessary: without it, the same model fails. This also shows that the models
+    // above can fail.
 
     #[test]
     #[should_panic(expected = "deadlock")]

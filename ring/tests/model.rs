@@ -1,6 +1,6 @@
-//! Both ends of a ring against a model queue: any interleaving, any geometry, from index 0 and
-//! across the wrap at 2³². Every item arrives once, in order, and nobody who said he would sleep
-//! is left without a notification.
+//! Both sides of a ring against a model queue: any interleaving, any geometry, from index 0 and
+//! across the wrap at 2³². Every item arrives once, in order, and a side that announced that it
+//! sleeps always gets a notification.
 #![forbid(unsafe_code)]
 
 use proptest::prelude::*;
@@ -11,25 +11,26 @@ use std::collections::VecDeque;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// The frontend writes up to so many requests.
+    /// The frontend writes up to this number of requests.
     Push(u16),
-    /// The frontend shows them.
+    /// The frontend publishes its requests.
     PublishRequests,
-    /// The backend takes up to so many requests.
+    /// The backend takes up to this number of requests.
     Pop(u16),
-    /// The backend answers up to so many requests; which of the open ones the seed says.
+    /// The backend completes up to this number of requests; the seed selects which outstanding
+    /// ones.
     Respond(u16, u16),
-    /// The backend shows its responses.
+    /// The backend publishes its responses.
     PublishResponses,
-    /// The frontend takes up to so many responses.
+    /// The frontend takes up to this number of responses.
     PopResponses(u16),
-    /// The backend is about to wait.
+    /// The backend makes the final check.
     BackendChecks,
-    /// The frontend is about to wait.
+    /// The frontend makes the final check.
     FrontendChecks,
-    /// The backend looks without taking.
+    /// The backend checks for requests without taking any.
     Peek,
-    /// The backend goes away after showing its responses, and another takes its place.
+    /// The backend exits after publishing its responses, and another replaces it.
     Reattach,
 }
 
@@ -61,14 +62,14 @@ fn start() -> impl Strategy<Value = u32> {
     ]
 }
 
-/// One direction as the model sees it: indices in `u64`, which do not wrap.
+/// The model of one direction: indices in `u64`, which do not wrap.
 #[derive(Debug, Default)]
 struct Direction {
     published: u64,
     consumed: u64,
-    /// The index that asks for a notification.
+    /// The event index.
     event: u64,
-    /// The consumer was told it may wait, and nobody has woken it since.
+    /// The final check allowed the consumer to wait, and no notification has been sent since.
     asleep: bool,
 }
 
@@ -77,7 +78,7 @@ impl Direction {
         Self { event: 1, ..Self::default() }
     }
 
-    /// `count` more are shown; `notified` is what the ring said.
+    /// Publishes `count` more items; `notified` is the result of the ring.
     fn publish(&mut self, count: usize, notified: bool) -> TestCaseResult {
         let old = self.published;
         self.published += count as u64;
@@ -112,10 +113,10 @@ struct Machine {
     front: FrontRing<HeapMemory>,
     back: BackRing<HeapMemory>,
     layout: RingLayout,
-    /// Requests answered in order, so that a new backend finds the rest in their slots.
+    /// Whether requests complete in order, so that a new backend finds the others in their slots.
     in_order: bool,
     next_seq: u64,
-    /// Sequence numbers on their way, in the order they must arrive.
+    /// Sequence numbers in transit, in the order in which they must arrive.
     written: VecDeque<u64>,
     shown: VecDeque<u64>,
     open: VecDeque<u64>,
@@ -125,7 +126,7 @@ struct Machine {
     responses: Direction,
 }
 
-/// The bytes of item `seq`: none of its words repeats in the items near it.
+/// Returns the bytes of item `seq`: none of its words repeats in adjacent items.
 fn bytes_of(seq: u64, len: usize, salt: u8) -> Vec<u8> {
     let mut bytes = seq.to_le_bytes().to_vec();
     bytes.extend((8..len).map(|i| (seq as u8).wrapping_mul(31).wrapping_add(i as u8) ^ salt));
@@ -287,7 +288,7 @@ impl Machine {
         }
     }
 
-    /// A new backend is shown again what was taken and not answered, and nothing else.
+    /// A new backend gets the requests that were taken and have no response, and no others.
     fn reattach(&mut self) -> TestCaseResult {
         if !self.in_order {
             return Ok(());
@@ -299,12 +300,12 @@ impl Machine {
         self.open.append(&mut self.shown);
         core::mem::swap(&mut self.open, &mut self.shown);
         prop_assert_eq!(self.back.waiting() as usize, self.shown.len());
-        // Whether the last backend was asleep is nothing to this one: it is awake.
+        // The new backend is awake, whether or not the previous one slept.
         self.requests.asleep = false;
         Ok(())
     }
 
-    /// Lets everything on its way arrive.
+    /// Transfers all items in transit.
     fn drain(&mut self) -> TestCaseResult {
         for step in [
             Step::PublishRequests,
@@ -340,7 +341,7 @@ proptest! {
             machine.step(step)?;
         }
         machine.drain()?;
-        // And again with the ring filled to the brim, twice round.
+        // Again with the ring completely filled, two times around.
         for _ in 0..2 {
             machine.step(Step::Push(u16::MAX))?;
             machine.drain()?;
@@ -348,7 +349,7 @@ proptest! {
     }
 }
 
-/// Not left to chance: one request at a time, every power-of-two number of pages, over the wrap.
+/// Fixed cases: one request at a time, every power-of-two number of pages, across the wrap.
 #[test]
 fn one_at_a_time_across_the_wrap() {
     for pages in [1, 2, 4, 8, 16, 32] {

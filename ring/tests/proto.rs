@@ -1,5 +1,5 @@
-//! The wire formats: whatever a peer writes parses to a value in good form or to a refusal, and
-//! what we emit parses back to itself, in every ABI.
+//! The wire formats: whatever a peer writes is parsed to a well-formed value or rejected, and what
+//! we emit is parsed to the same value, in every ABI.
 #![forbid(unsafe_code)]
 
 use proptest::prelude::*;
@@ -9,8 +9,8 @@ use pvio_ring::{BackRing, FrontRing, GrantRef, Slot};
 
 const ABIS: [blkif::Abi; 2] = [blkif::Abi::X86_64, blkif::Abi::X86_32];
 
-/// Puts `bytes` in a ring's slot and hands that slot to `parse`. The slot is full of ones first, so
-/// that reading past what was written shows.
+/// Writes `bytes` into a ring's slot and passes that slot to `parse`. The slot is filled with ones
+/// first, so that reading beyond the written bytes is detected.
 fn through_slot<T>(
     slot_size: usize,
     bytes: &[u8],
@@ -82,7 +82,7 @@ fn extra() -> impl Strategy<Value = netif::Extra> {
     (kind, any::<bool>()).prop_map(|(kind, more)| netif::Extra { kind, more })
 }
 
-/// Random bytes with the first two (operation, segment count) often plausible.
+/// Random bytes of which the first two (operation, segment count) are often valid.
 fn blkif_slot() -> impl Strategy<Value = Vec<u8>> {
     let plausible = prop_oneof![any::<(u8, u8)>(), (0_u8..8, 0_u8..13)];
     let seg = prop_oneof![any::<(u8, u8)>(), (0_u8..8, 0_u8..9)];
@@ -95,7 +95,7 @@ fn blkif_slot() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(mut raw, (op, count), segs, native)| {
             raw[0] = op;
             raw[1] = count;
-            // Of an indirect request, how many segments: often not too many.
+            // The number of segments of an indirect request: usually within the limit.
             raw[3] &= 0x1f;
             for (i, (first, last)) in segs.into_iter().enumerate() {
                 let at = if native { 24 } else { 20 } + i * 8;
@@ -221,7 +221,7 @@ proptest! {
         let ask = request.ask();
         prop_assert_eq!(ask.is_some(), (1..=10).contains(&kind));
         if let Some(ask) = ask {
-            // What means nothing for this kind is dropped; all else comes back as it went.
+            // Fields without meaning for this kind are dropped; all others are preserved.
             let back = netif::CtrlRequest::new(id, ask);
             prop_assert_eq!((back.id, back.kind, back.ask()), (id, kind, Some(ask)));
         }
@@ -237,7 +237,7 @@ proptest! {
     #[test]
     fn any_netif_slot_parses_or_is_refused(raw: [u8; 12], kind in 0_u8..7, gso in 0_u8..4) {
         let tx = through_slot(12, &raw, netif::TxRequest::read).unwrap();
-        // Bits nobody defined are dropped; all else comes back as it went.
+        // Undefined bits are dropped; all others are preserved.
         let mut same = raw;
         same[6] &= 0x0f;
         same[7] = 0;

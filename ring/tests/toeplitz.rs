@@ -1,5 +1,5 @@
 //! The Toeplitz hash against the vectors that Microsoft publishes: "Verifying the RSS Hash
-//! Calculation", Windows drivers' network documentation.
+//! Calculation", in the documentation of Windows network drivers.
 #![forbid(unsafe_code)]
 
 use pvio_ring::proto::netif::{HASH_KEY_MAX, HashKind, HashTypes, hash_frame, toeplitz};
@@ -11,7 +11,7 @@ const KEY: [u8; HASH_KEY_MAX] = [
     0x6a, 0x42, 0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa,
 ];
 
-/// Destination, its port, source, its port; the hash of the addresses, and of the ports as well.
+/// Destination, its port, source, its port; the hash of the addresses, and of addresses and ports.
 type Vector = (&'static str, u16, &'static str, u16, u32, u32);
 
 const VECTORS: [Vector; 8] = [
@@ -32,7 +32,7 @@ const VECTORS: [Vector; 8] = [
     ),
 ];
 
-/// A frame of this protocol between two stations, in `tags` VLANs.
+/// Returns a frame of this protocol between two stations, with `tags` VLAN tags.
 fn frame(vector: &Vector, protocol: u8, tags: usize) -> Vec<u8> {
     let (to, to_port, from, from_port, ..) = *vector;
     let mut f = vec![2; 12];
@@ -64,7 +64,7 @@ fn microsofts_vectors() {
         for tags in 0..3 {
             let packet = frame(vector, 6, tags);
             assert_eq!(hash_frame(&packet, all, &KEY), Some((tcp, with_ports)), "{to}");
-            // Only the addresses, where that is all that was asked for, or all there is.
+            // Only the addresses, if only they were requested, or if there are no ports.
             let types = HashTypes::IPV4 | HashTypes::IPV6;
             assert_eq!(hash_frame(&packet, types, &KEY), Some((ip, plain)), "{to}");
             let udp = frame(vector, 17, tags);
@@ -80,7 +80,7 @@ fn what_has_no_hash_and_what_has_no_ports() {
     let all = HashTypes::all();
     let mut packet = frame(&VECTORS[0], 6, 0);
     assert_eq!(hash_frame(&packet, HashTypes::IPV6 | HashTypes::IPV6_TCP, &KEY), None);
-    // A piece of a packet, the first as well: the others have no ports, and belong to it.
+    // A fragment, including the first: the others have no ports, and must have the same hash.
     for more in [[0x20, 0], [0, 1]] {
         packet[20..22].copy_from_slice(&more);
         assert_eq!(hash_frame(&packet, all, &KEY), Some((HashKind::V4, VECTORS[0].4)));
@@ -88,6 +88,6 @@ fn what_has_no_hash_and_what_has_no_ports() {
     assert_eq!(hash_frame(&packet[..33], all, &KEY), None, "cut short");
     assert_eq!(hash_frame(&[2; 60], all, &KEY), None, "no IP");
     assert_eq!(hash_frame(&[], all, &KEY), None);
-    // An empty key makes every hash 0 (the header says so).
+    // An empty key makes every hash 0 (as the header defines).
     assert_eq!(toeplitz(&[0; HASH_KEY_MAX], &[0xff; 36]), 0);
 }

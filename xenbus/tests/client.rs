@@ -1,4 +1,4 @@
-//! The client and a server that is not to be trusted: here the test plays it, byte by byte.
+//! The client with an untrusted server: the test acts as the server, byte by byte.
 #![cfg(feature = "std")]
 
 use std::io::{Read, Write};
@@ -18,8 +18,8 @@ fn event(path: &str) -> Vec<u8> {
     message(Op::WatchEvent.code(), 0, format!("{path}\0t\0").as_bytes())
 }
 
-/// Lets the client read `/x`, whose request is answered with `bytes`, and returns the client, what
-/// it made of it, and the server's end, still open.
+/// Has the client read `/x` and responds with `bytes`; returns the client, the result of the read,
+/// and the server's socket, still open.
 fn read_answered_by(bytes: Vec<u8>) -> (Client, Result<Vec<u8>, XsError>, UnixStream) {
     let (mine, mut theirs) = UnixStream::pair().unwrap();
     let server = std::thread::spawn(move || {
@@ -74,7 +74,7 @@ fn refusals_leave_the_connection_and_breaches_end_it() {
         assert_eq!(client.read("/x"), answer, "and it stays so");
         assert!(matches!(client.poll_event(), Err(XsError::Protocol(_))));
     }
-    // An answer that nobody asked for.
+    // A response without a request.
     let (mine, mut theirs) = UnixStream::pair().unwrap();
     let mut client = Client::from_stream(mine).unwrap();
     theirs.write_all(&message(read, 1, b"v")).unwrap();
@@ -95,7 +95,7 @@ fn the_end_comes_after_the_events_before_it() {
     assert_eq!(Client::from_stream(mine).unwrap().read("/x"), Err(XsError::Closed));
 }
 
-/// A server that fills the client's socket before it reads its request must not stall the two.
+/// A server that fills the client's socket before it reads the request must not cause a deadlock.
 #[test]
 fn a_flood_of_events_is_taken_in_and_bounded() {
     let (mine, mut theirs) = UnixStream::pair().unwrap();

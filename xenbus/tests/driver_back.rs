@@ -1,5 +1,5 @@
-//! The backend's driver against a store, with a class that does nothing: what `xl` does around a
-//! device, and leaves to the backend. The devices themselves are driven in `platforms/sim`.
+//! The backend's driver with a store and a class without function: the interaction with `xl`. The
+//! devices themselves are tested in `platforms/sim`.
 
 mod common;
 #[path = "driver_back/taking_over.rs"]
@@ -25,23 +25,23 @@ use std::time::Duration;
 
 use common::{BACK, FRONT};
 
-/// Counts what it is asked for.
+/// Counts the calls of its methods.
 #[derive(Default, Clone)]
 struct Class {
     prepared: Rc<Cell<u32>>,
     connected: Rc<Cell<bool>>,
-    /// What is being done elsewhere, and not yet over.
+    /// The operations that are pending.
     slow: Rc<RefCell<Vec<&'static str>>>,
-    /// What it says when it is asked to prepare, if not what the script does.
+    /// Result of `prepare`, instead of the script's status.
     says: Rc<RefCell<Option<Result<Prepared, Fault>>>>,
-    /// The frontend asks for something else at each reading.
+    /// The frontend's request changes at each read.
     flips: Rc<Cell<bool>>,
     superseded: Rc<Cell<u32>>,
     released: Rc<Cell<bool>>,
-    /// Why an earlier session cannot be resumed.
+    /// The reason why an earlier session cannot be resumed.
     unresumable: Rc<Cell<Option<&'static str>>>,
     forgotten: Rc<Cell<bool>>,
-    /// The next call of `fault` returns one.
+    /// The next call of `fault` returns a fault.
     fails: Rc<Cell<bool>>,
 }
 
@@ -146,7 +146,7 @@ impl Bench {
         b
     }
 
-    /// The process dies, and another comes, which can or cannot resume a session.
+    /// The process dies and another replaces it, which can or cannot resume a session.
     fn succeed(&mut self, unresumable: Option<&'static str>) {
         let (addr, class, left) = (self.driver.addr(), Class::default(), self.state());
         class.unresumable.set(unresumable);
@@ -184,7 +184,7 @@ fn with_scripts_the_offer_comes_first_and_nothing_is_served_before_the_script_is
     assert_eq!((b.state(), b.class.connected.get()), (XenbusState::Connected, true));
 }
 
-/// Xenstore in which a guest interferes with as many transactions.
+/// Xenstore in which a guest interferes with this number of transactions.
 struct Contended<'a>(&'a mut dyn Xenstore, usize);
 
 impl Xenstore for Contended<'_> {
@@ -280,7 +280,7 @@ fn a_session_is_taken_over_without_a_word_in_xenstore() {
     b.step();
     b.frontend(XenbusState::Connected);
     b.step();
-    // The process dies, and another comes.
+    // The process dies and another replaces it.
     let (addr, class) = (b.driver.addr(), Class::default());
     b.class = class.clone();
     b.driver = BackendDriver::resuming(addr, class).within(HotplugMode::Scripts);
@@ -331,7 +331,7 @@ fn closed_is_written_only_after_the_class_has_stopped() {
     }
     b.slow(&[]);
     assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Closed));
-    // The frontend came back before the class had stopped: it is offered anew, and not before.
+    // The frontend reconnected before the class had stopped: the offer is written only afterwards.
     let mut b = Bench::connected();
     b.slow(&["disconnect"]);
     b.frontend(XenbusState::Closed);
@@ -384,7 +384,7 @@ fn a_device_that_is_being_prepared_is_not_offered_and_one_that_waits_is() {
     *b.class.says.borrow_mut() = Some(Ok(Prepared::Yes));
     assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Connected));
 
-    // That it failed is known before any frontend asks.
+    // The failure is known before a frontend submits a request.
     let mut b = Bench::new(HotplugMode::Plain);
     *b.class.says.borrow_mut() = Some(Ok(Prepared::AfterOffer));
     b.step();

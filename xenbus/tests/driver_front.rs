@@ -1,5 +1,5 @@
-//! The frontend's driver against a store, with a class that does nothing: what a backend, or its
-//! end, must not do to it. The devices themselves are driven in `platforms/sim`.
+//! The frontend's driver with a store and a class without function: backends that misbehave or
+//! disappear. The devices themselves are tested in `platforms/sim`.
 
 use pvio_ring::DomId;
 use pvio_xenbus::driver::{Fault, FrontendClass, FrontendDriver, FrontendEnds, Life};
@@ -21,7 +21,7 @@ const OTHER: DomId = DomId(3);
 #[derive(Default)]
 struct Class {
     connected: bool,
-    /// What happens while the backend's words are read next, before they turn out to be wrong.
+    /// Runs at the next read of the backend's keys, before they turn out to be invalid.
     meanwhile: Option<Box<dyn FnOnce()>>,
 }
 
@@ -60,7 +60,7 @@ struct World {
 }
 
 impl World {
-    /// A frontend that is connected.
+    /// Returns a connected frontend.
     fn new() -> Self {
         let store = Rc::new(RefCell::new(Store::new(Quota::default())));
         let mut dom0 = LocalClient::connect(&store, DomId::DOM0);
@@ -162,8 +162,8 @@ fn a_backend_that_writes_nonsense_is_given_up_and_left() {
     assert!(w.driver.is_closed());
 }
 
-/// The device's backend in another domain, for which the toolstack has made the directories, and the words
-/// with which it tells the frontend.
+/// Creates the device's backend in another domain, with the toolstack's directories and the keys
+/// for the frontend.
 fn moved(w: &mut World) -> (DeviceAddr, LocalClient) {
     w.store.borrow_mut().introduce(OTHER);
     create_domain(&mut w.dom0, OTHER, "other").unwrap();
@@ -177,7 +177,8 @@ fn moved(w: &mut World) -> (DeviceAddr, LocalClient) {
 
 #[test]
 fn frontend_whose_device_is_given_to_another_domain_goes_on_there() {
-    // Its backend's domain is gone, or is there and goes on; the toolstack has set the state anew, or not.
+    // The earlier backend's domain is gone, or it continues; the toolstack has reset the state, or
+    // not.
     for (gone, anew) in [(true, true), (true, false), (false, true), (false, false)] {
         let mut w = World::new();
         if gone {

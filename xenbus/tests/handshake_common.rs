@@ -1,4 +1,4 @@
-//! What all devices share: how they are made, found and ended, their states and errors.
+//! Keys common to all devices: creation, lookup and removal, states and errors.
 #![cfg(feature = "std")]
 
 mod common;
@@ -91,7 +91,7 @@ fn libxl_is_told_of_a_device_and_that_it_is_gone_and_options_are_changed() {
         let mut of = |dir: &str| w.dom0.read(&format!("{dir}/{key}")).unwrap();
         assert_eq!(of(&kept), of(&addr.backend_path()), "{key}");
     }
-    // What libxl keeps for itself is nobody else's.
+    // Only libxl may read its own records.
     assert!(w.back.read(&format!("{kept}/backend")).is_err());
     let class = dev::DeviceClass::Vbd;
     assert_eq!(dev::find_device(&mut w.dom0, class, FRONT, 51728), Ok(Some(addr)));
@@ -100,7 +100,7 @@ fn libxl_is_told_of_a_device_and_that_it_is_gone_and_options_are_changed() {
     vbd::ToolstackBack::write_options(&mut w.dom0, addr, "iops=7").unwrap();
     let read = vbd::ToolstackBack::read(&mut w.back, &addr.backend_path()).unwrap();
     assert_eq!(read.options.as_deref(), Some(&b"iops=7"[..]));
-    // A guest reads them, and changes nothing.
+    // A guest can read them, but cannot change them.
     assert!(vbd::ToolstackBack::write_options(&mut w.front, addr, "iops=none").is_err());
 
     dev::remove_device(&mut w.dom0, addr).unwrap();
@@ -132,7 +132,7 @@ fn how_a_disk_is_named() {
     ] {
         assert_eq!(back.backing(), expected);
     }
-    // A path is bytes, and comes through xenstore as it is.
+    // A path is bytes, and xenstore preserves them.
     let (mut w, path) = (world(), b"qcow2:/srv/\xff\t\xc3.img");
     let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 51728);
     let told = vbd::ToolstackBack {
@@ -242,7 +242,7 @@ fn states_are_switched_but_not_brought_back() {
     assert_eq!(dev::read_state(&mut w.back, &front).unwrap(), XenbusState::Unknown);
 }
 
-/// A transaction that meets another's write starts over; one that always does gives up.
+/// A transaction with a conflict is repeated; one with a conflict at every attempt fails.
 #[test]
 fn retries_are_bounded_and_failures_leave_nothing() {
     let (mut w, back, _front) = disk();
@@ -268,7 +268,7 @@ fn retries_are_bounded_and_failures_leave_nothing() {
     });
     assert!(failing.is_err());
     assert_eq!(vbd::BackOffer::read(&mut w.back, &back).unwrap(), vbd::BackOffer::default());
-    // All the transactions above were ended: a guest still has its ten.
+    // All the transactions above were ended: the guest's quota of ten is free.
     for _ in 0..10 {
         w.back.transaction_start().unwrap();
     }

@@ -1,5 +1,5 @@
-//! The handshake of a disk: each struct comes back as it was written, each known frontend is
-//! understood.
+//! The handshake of a disk: each struct is read as it was written, and the requests of known
+//! frontends are parsed.
 #![cfg(feature = "std")]
 
 mod common;
@@ -9,7 +9,7 @@ use pvio_xenbus::handshake::common as dev;
 use pvio_xenbus::handshake::vbd;
 use pvio_xenbus::{XenbusState, Xenstore, transaction};
 
-/// What a frontend writes.
+/// The keys that a frontend writes.
 type Keys<'a> = &'a [(&'a str, &'a str)];
 
 #[test]
@@ -37,7 +37,7 @@ fn a_disk_is_agreed_on() {
     assert_eq!((agreed.max_indirect_segments, agreed.flush, agreed.barrier), (256, true, false));
     assert_eq!(agreed.discard, offer().discard);
 
-    // The same frontend comes back as a simpler one: nothing of the old request may be left.
+    // The same frontend submits a simpler request: no key of the old one may be left.
     let simple = vbd::FrontRequest { protocol: None, persistent: true, queues: vec![queue(8, 1)] };
     simple.write(&mut w.front, &front).unwrap();
     let mut keys = w.front.directory(&front).unwrap();

@@ -1,4 +1,5 @@
-//! The handshake of a disk with a hostile peer: each bad value is refused by name.
+//! The handshake of a disk with a hostile peer: each invalid value is rejected with the name of its
+//! key.
 #![cfg(feature = "std")]
 
 mod common;
@@ -67,7 +68,8 @@ fn bad_requests_of_a_disk_are_refused_by_name() {
         let request = vbd::FrontRequest { queues: bad, ..two.clone() };
         assert!(matches!(request.write(&mut w.front, &front), Err(HandshakeError::Unwritable(_))));
     }
-    // The frontend hides a key from the backend: to that it is not there, and one queue is meant.
+    // The frontend denies the backend permission to a key: it counts as missing, so there is one
+    // queue.
     let secret = [pvio_xenbus::wire::Perm::parse(b"n5").unwrap()];
     w.front.set_perms(&format!("{front}/multi-queue-num-queues"), &secret).unwrap();
     let error = vbd::FrontRequest::read(&mut w.back, &front, &offer()).unwrap_err();
@@ -111,7 +113,7 @@ fn bad_words_of_a_disks_backend_or_toolstack_are_refused() {
     }
     assert!(vbd::announce_resize(&mut w.back, &back, 1 << 55).is_err());
 
-    // A frontend may write its own directory: it must not lead anyone to a third domain.
+    // A frontend can write its own directory: its keys must not lead to a third domain.
     put(&mut w.front, &front, &[("backend", "/local/domain/7/backend/vbd/5/51712")]);
     let error = vbd::ToolstackFront::read(&mut w.front, &front).unwrap_err();
     assert!(error.to_string().contains("expected a path below the peer's home"));
@@ -132,8 +134,8 @@ fn bad_words_of_a_disks_backend_or_toolstack_are_refused() {
 }
 
 proptest! {
-    /// Whatever a frontend writes into its directory, reading it ends, in an error or in a
-    /// request that keeps to the offer.
+    /// Whatever a frontend writes into its directory, the read returns an error or a request within
+    /// the offer.
     #[test]
     fn no_frontend_gets_beyond_the_offer(keys in proptest::collection::vec((
         proptest::sample::select(&["ring-ref", "ring-ref0", "ring-ref1", "ring-page-order", "num-ring-pages", "event-channel",

@@ -1,5 +1,5 @@
-//! The handshake of a network interface: each struct comes back as it was written, each bad value is
-//! refused by name.
+//! The handshake of a network interface: each struct is read as it was written, and each invalid
+//! value is rejected with the name of its key.
 #![cfg(feature = "std")]
 
 mod common;
@@ -109,16 +109,16 @@ fn an_interface_is_made_and_agreed_on() {
 
 #[test]
 fn checksums_and_segmentation_have_their_polarity() {
-    // The least anyone can say: checksums over IPv4 may be blank, nothing else may be.
+    // Without any keys, checksums over IPv4 may be blank, and nothing else.
     let least = vif::Negotiated::new(&vif::BackOffer::default(), &vif::FrontRequest::default());
     let v4 = vif::Offloads { csum_v4: true, ..vif::Offloads::default() };
     assert_eq!((least.to_back, least.to_front), (v4, v4));
-    // What the frontend forbids for itself, it may still send.
+    // The frontend may still send what it refuses to receive.
     let iperf_on_openbsd = vif::FrontRequest { no_csum_offload: true, ..net_request() };
     let agreed = vif::Negotiated::new(&net_offer(), &iperf_on_openbsd);
     assert!(!agreed.to_front.csum_v4 && !agreed.to_front.gso_v4 && agreed.to_front.gso_v6);
     assert!(agreed.to_back.csum_v4 && agreed.to_back.gso_v4);
-    // Segmentation rests on several slots and on blank checksums.
+    // GSO requires several slots and blank checksums.
     let single_slot =
         vif::Negotiated::new(&net_offer(), &vif::FrontRequest { sg: false, ..net_request() });
     assert!(

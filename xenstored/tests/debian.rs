@@ -1,4 +1,4 @@
-//! Debian's own xenstore clients against this server.
+//! Debian's xenstore clients with this server.
 #![cfg(feature = "std")]
 
 mod common;
@@ -102,7 +102,7 @@ fn watch_sees_what_another_writes() {
             .unwrap(),
     );
     let mut lines = BufReader::new(watch.0.stdout.take().unwrap()).lines();
-    // The first event says that the watch is there.
+    // The first event means that the watch is registered.
     assert_eq!(lines.next().unwrap().unwrap(), "/w");
     let mut xs = server.connect_local(DomId::DOM0).unwrap();
     xs.write("/w/x", b"1").unwrap();
@@ -127,7 +127,7 @@ fn control_answers() {
     assert_eq!(stdout(&control(&["check"])), "OK\n");
     assert!(stdout(&control(&["help"])).starts_with("check\n"));
     assert!(stdout(&control(&["quota"])).starts_with("nodes 1000\n"));
-    // The tool asks for help by itself when a command is refused as invalid.
+    // The tool sends a help command when another one is rejected as invalid.
     let refused = control(&["nonsense"]);
     let words = String::from_utf8_lossy(&refused.stderr);
     assert!(
@@ -151,7 +151,7 @@ fn xens_own_test_program_passes() {
     assert_eq!(timed.lines().count(), 12, "{timed}");
     assert!(timed.lines().all(|l| l.contains(": avg: ")), "{timed}");
     assert_eq!(run(&["-r", "1"]), "", "a second of them at random");
-    // Two at once interfere only as far as transactions may.
+    // Two concurrent clients interfere only as far as transactions may.
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| assert!(!run(&["-i", "100"]).contains("failed")));

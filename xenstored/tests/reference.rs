@@ -62,12 +62,12 @@ fn the_client_speaks_with_debians_server() {
     assert_eq!(xs.domain_path(pvio_ring::DomId(3)).unwrap(), "/local/domain/3");
 }
 
-/// One request of one of two connections.
+/// One request on one of two connections.
 #[derive(Clone, Debug)]
 struct Step {
     second: bool,
     op: Op,
-    /// 0 for none, 1 for the connection's latest transaction, 2 for one that is none.
+    /// 0 for none, 1 for the connection's latest transaction, 2 for an invalid one.
     tx: u8,
     payload: Vec<u8>,
 }
@@ -82,8 +82,9 @@ fn step() -> impl Strategy<Value = Step> {
     let path = prop_oneof![8 => good, 1 => bad];
     use Op::{Directory, GetPerms, Mkdir, Read, Rm, Write};
     let ops = vec![Write, Write, Write, Rm, Rm, Read, Read, Directory, Mkdir, Mkdir, GetPerms];
-    // Without exactly one NUL, at the end, Debian's server answers ENOMEM to some, or dies: that
-    // is not to be followed. See `malformed_requests_are_refused` for what this one does.
+    // Without exactly one NUL, at the end, Debian's server responds with ENOMEM to some requests,
+    // or crashes: this server differs on purpose. See `malformed_requests_are_refused` for its
+    // responses.
     let tail = pick(&["\0", "\0value", "\0x\0"]);
     let node = (proptest::sample::select(ops), path.clone(), tail)
         .prop_map(|(op, path, tail)| (op, [path, if op == Write { tail } else { "\0" }].concat()));
@@ -116,7 +117,7 @@ fn step() -> impl Strategy<Value = Step> {
     )
 }
 
-/// Two connections to one server, and the transactions they have open.
+/// Two connections to one server, and their open transactions.
 struct Pair {
     clients: [Client; 2],
     open: [u32; 2],
@@ -130,11 +131,12 @@ impl Pair {
         }
     }
 
-    /// The answer, in a form that two servers share: lists sorted, numbers of transactions left out.
+    /// Returns the response in a form that is equal for both servers: lists sorted, transaction
+    /// numbers left out.
     fn run(&mut self, step: &Step) -> Result<Vec<u8>, XsErrno> {
         let who = usize::from(step.second);
         let tx = match (step.op, step.tx) {
-            // A second transaction inside another is an error everywhere; try it now and then.
+            // A second transaction inside another is an error on both servers; try it sometimes.
             (Op::TransactionStart, 1) => 0,
             (_, 1) => self.open[who],
             (_, 2) => 0x7fff_0000,
@@ -159,7 +161,7 @@ impl Pair {
         })
     }
 
-    /// The distinct events each connection was sent.
+    /// Returns the distinct events sent to each connection.
     fn events(&mut self) -> [BTreeSet<(String, String)>; 2] {
         [0, 1].map(|who| {
             let xs = &mut self.clients[who];
@@ -177,7 +179,7 @@ impl Pair {
     }
 }
 
-/// Both servers are sent the same requests and must say the same.
+/// Both servers get the same requests and must respond in the same way.
 #[test]
 fn the_server_answers_as_debians_does() {
     let Some(reference) = Reference::start() else {
@@ -209,9 +211,10 @@ fn the_server_answers_as_debians_does() {
             let mut doomed = [false; 2];
             for (i, step) in steps.iter().enumerate() {
                 let (their_answer, my_answer) = (theirs.run(step), mine.run(step));
-                // A transaction that looks at a node made since it looked at the node's parent has
-                // an impossible picture. Debian's server may say EIO or EINVAL then, and what is
-                // seen inside from there on is nobody's promise. That it cannot be committed is.
+                // A transaction that reads a node created after the transaction read the node's
+                // parent is inconsistent. Debian's server may then respond with EIO or EINVAL, and
+                // the contents seen inside it are undefined from there on. It is guaranteed only
+                // that it cannot be committed.
                 let doomed = &mut doomed[usize::from(step.second)];
                 let within = !matches!(
                     step.op,
@@ -231,7 +234,7 @@ fn the_server_answers_as_debians_does() {
                     prop_assert_eq!(&my_answer, &Err(XsErrno::Again));
                 }
                 prop_assert_eq!(&my_answer, &their_answer, "at step {}: {:?}", i, step);
-                // A new transaction takes its place, or it has ended.
+                // A new transaction replaces it, or it has ended.
                 *doomed &= match step.op {
                     Op::TransactionStart | Op::ResetWatches => false,
                     Op::TransactionEnd => step.tx != 1 || my_answer == Err(XsErrno::Inval),

@@ -1,5 +1,5 @@
-//! Two guests and dom0, on Debian's `xenstored` and on this crate's server: who may do what, and
-//! who hears of it, must be the same.
+//! Two guests and dom0, on Debian's `xenstored` and on this crate's server: permissions and
+//! delivered events must be the same.
 #![cfg(feature = "std")]
 
 mod common;
@@ -19,7 +19,7 @@ use pvio_xenbus::{Xenstore, XsError};
 use pvio_xenstored::server::Server;
 use pvio_xenstored::{Quota, Store};
 
-/// What one of the three does.
+/// A request of one of the three.
 #[derive(Clone, Debug)]
 struct Step {
     who: usize,
@@ -97,7 +97,8 @@ struct Three {
 }
 
 impl Three {
-    /// Starts over: no watches, no transactions, two homes and a place that all may write to.
+    /// Resets the state: no watches, no transactions, two home directories and a node that all may
+    /// write to.
     fn reset(&mut self) {
         for xs in &mut self.clients {
             xs.request(Op::ResetWatches, 0, &[b"\0"]).unwrap();
@@ -142,7 +143,7 @@ impl Three {
         })
     }
 
-    /// The distinct events each was sent.
+    /// Returns the distinct events sent to each.
     fn events(&mut self) -> Vec<BTreeSet<(String, String)>> {
         let all = self.clients.iter_mut().map(|xs| {
             xs.watch("/end-of-the-test", "end").unwrap();
@@ -175,7 +176,7 @@ fn guests_are_treated_as_debians_server_treats_them() {
         |domid| Box::new(RingClient::open(reference.dir.path(), domid)) as Box<dyn Xenstore>;
     let theirs = Three { clients: [Box::new(tool), guest(1), guest(2)], open: [0; 3] };
 
-    // Debian's server starts to slow guests' transactions down long before this many.
+    // Debian's server limits the rate of guests' transactions long before this many.
     let ours = Server::new(Store::new(Quota::default())).spawn().unwrap();
     let local = |domid| Box::new(ours.connect_local(DomId(domid)).unwrap()) as Box<dyn Xenstore>;
     let mine = Three { clients: [local(0), local(1), local(2)], open: [0; 3] };
@@ -197,8 +198,8 @@ fn guests_are_treated_as_debians_server_treats_them() {
             let mut doomed = [false; 3];
             for (i, step) in steps.iter().enumerate() {
                 let (their_answer, my_answer) = (theirs.run(step), mine.run(step));
-                // As in `reference.rs`: inside a transaction that cannot be committed any more,
-                // the two may differ.
+                // As in `reference.rs`: inside a transaction that can no longer be committed, the
+                // two may differ.
                 let doomed = &mut doomed[step.who];
                 let within = step.in_tx
                     && !matches!(

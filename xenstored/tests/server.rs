@@ -1,4 +1,4 @@
-//! The server on sockets: who is served how, and what no client can do to it.
+//! The server on sockets: privileges, and resistance to hostile clients.
 #![cfg(feature = "std")]
 
 mod common;
@@ -88,7 +88,7 @@ fn events_arrive_between_answers_and_waiting_ends_in_time() {
     assert_eq!(drain(&mut watcher, SHORT), [("/w".into(), "t".into())]);
     writer.write("/w/a", b"").unwrap();
     for _ in 0..50 {
-        // The event arrives before one of these answers and must not be taken for it.
+        // The event arrives before one of these responses and must not be mistaken for it.
         watcher.read("/").unwrap();
     }
     writer.write("/w/b", b"").unwrap();
@@ -128,7 +128,7 @@ fn transactions_are_retried_until_nobody_interferes() {
                     }
                 }
             }
-            // Each retry that was lost is one of the 100 transactions of the other two.
+            // Each failed attempt is caused by one of the 100 transactions of the other two.
             assert!(conflicts <= 100 / TRANSACTION_RETRIES, "{conflicts} without interference");
         }
     };
@@ -171,7 +171,7 @@ fn releasing_a_domain_closes_it_and_tells_who_watches() {
     assert_eq!(second.wait_event(Some(LONG)), Err(XsError::Closed));
     assert_eq!(drain(&mut dom0, SHORT), [("@releaseDomain".into(), "gone".into())]);
     assert_eq!(dom0.read_opt("/local/domain/5/data").unwrap(), None);
-    // Through the wire, as a toolstack does it.
+    // With requests on the wire, as a toolstack does it.
     let mut d6 = guest(&server, 6);
     dom0.request(Op::Release, 0, &[b"6\0"]).unwrap();
     assert_eq!(d6.wait_event(Some(LONG)), Err(XsError::Closed));
@@ -190,13 +190,13 @@ fn garbage_costs_the_sender_its_connection_and_nobody_else() {
         assert_eq!(stream.read(&mut [0; 64]).unwrap_or(0), 0, "closed without a word");
         good.read("/").unwrap();
     }
-    // Half a message, then silence, then the end.
+    // Half a message, then no data, then the end of the stream.
     let mut half = UnixStream::connect(&path).unwrap();
     half.write_all(&Header { kind: 2, req_id: 0, tx_id: 0, len: 100 }.emit()).unwrap();
     half.write_all(b"/to").unwrap();
     good.read("/").unwrap();
     drop(half);
-    // Answers to what was asked before a half-close still come.
+    // Responses to requests sent before a half-close are still delivered.
     let mut last = UnixStream::connect(&path).unwrap();
     last.write_all(&Header { kind: 2, req_id: 9, tx_id: 0, len: 2 }.emit()).unwrap();
     last.write_all(b"/\0").unwrap();
@@ -225,7 +225,7 @@ fn a_client_that_sends_and_never_reads_is_made_to_wait() {
         }
     }
     setup.read("/").unwrap();
-    // Once it reads, every whole request is answered, in order.
+    // Once it reads, every complete request gets its response, in order.
     let asked = sent / request.len();
     assert!(asked > 100);
     deaf.set_read_timeout(Some(LONG)).unwrap();
@@ -262,7 +262,8 @@ fn many_connections_come_and_go() {
             xs.write(&format!("/m/{i}"), round.to_string().as_bytes()).unwrap();
         }
     }
-    // More than are served at once: the surplus waits, and is served when there is room.
+    // More than the maximum number of connections: the surplus waits, and is served when there is
+    // room.
     let mut first: Vec<_> = (0..512).map(|_| Client::connect(&path).unwrap()).collect();
     for xs in &mut first {
         xs.read("/").unwrap();

@@ -1,5 +1,5 @@
-//! That a server with nothing to do sleeps. It is alone in this program, so that no other server's
-//! thread is taken for it.
+//! A server without work sleeps. This test has its own program, so that no other server's thread is
+//! measured.
 #![cfg(feature = "std")]
 
 mod common;
@@ -41,7 +41,7 @@ fn an_idle_server_sleeps() {
     let before = switches();
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(switches(), before, "the thread ran though nobody asked for anything");
-    // And it is not asleep for good.
+    // It can still be woken.
     xs.read("/").unwrap();
     assert_ne!(switches(), before);
 }

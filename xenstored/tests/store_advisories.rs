@@ -1,4 +1,5 @@
-//! What went wrong in other xenstore servers, tried on this one. Each test is named by its advisory.
+//! Vulnerabilities of other xenstore servers, tested on this one. Each test is named after its
+//! advisory.
 #![cfg(feature = "std")]
 
 mod common;
@@ -13,7 +14,7 @@ fn start(s: &mut Store, conn: pvio_xenstored::ConnId) -> u32 {
     std::str::from_utf8(&answer).unwrap().trim_end_matches('\0').parse().unwrap()
 }
 
-/// A guest that updates a node of its own without end made every transaction of others fail.
+/// A guest that updated one of its nodes in a loop made every transaction of other domains fail.
 #[test]
 fn xsa_206_a_guest_that_writes_without_end_disturbs_only_who_reads_its_nodes() {
     let mut s = Store::new(Quota::default());
@@ -29,7 +30,7 @@ fn xsa_206_a_guest_that_writes_without_end_disturbs_only_who_reads_its_nodes() {
     s.check().unwrap();
 }
 
-/// Entries of a domain were not counted for every way to make one.
+/// The entries of a domain were not counted for every way to create one.
 #[test]
 fn xsa_272_every_way_to_make_a_node_counts() {
     let mut s = Store::new(Quota { nodes: 5, ..Quota::default() });
@@ -62,7 +63,7 @@ fn xsa_352_a_guest_gives_no_node_away() {
     assert_eq!(ask(&mut s, dom0, Op::GetPerms, 0, b"/local/domain/1/a\0").unwrap(), b"n1\0");
 }
 
-/// The root's own permissions were not looked at.
+/// The root's own permissions were not checked.
 #[test]
 fn xsa_353_the_root_is_guarded_like_any_node() {
     let mut s = Store::new(Quota::default());
@@ -81,7 +82,7 @@ fn xsa_353_the_root_is_guarded_like_any_node() {
     assert!(ask(&mut s, dom0, Op::Directory, 0, b"/local/domain\0").is_ok());
 }
 
-/// A path that ends in a slash ended the server.
+/// A path that ends in a slash crashed the server.
 #[test]
 fn xsa_481_a_path_that_is_none_is_refused() {
     let mut s = Store::new(Quota::default());
@@ -100,7 +101,7 @@ fn xsa_481_a_path_that_is_none_is_refused() {
     s.check().unwrap();
 }
 
-/// What a destroyed domain had used of its quota was charged to the next one with its number.
+/// The quota usage of a destroyed domain was charged to the next one with its number.
 #[test]
 fn xsa_483_a_domain_begins_with_a_quota_that_nobody_has_used() {
     let mut s = Store::new(Quota { nodes: 5, watches: 2, transactions: 2, ..Quota::default() });
@@ -129,7 +130,7 @@ fn xsa_484_watches_are_reset_inside_a_transaction() {
     let tx = start(&mut s, d1);
     ask(&mut s, d1, Op::Write, tx, b"a\x001").unwrap();
     ask(&mut s, d1, Op::ResetWatches, tx, b"\0").unwrap();
-    // The transaction ended with the watches, as for a guest that starts anew.
+    // The transaction ended with the watches, as for a guest that reconnects.
     assert_eq!(ask(&mut s, d1, Op::TransactionEnd, tx, b"T\0"), Err(XsErrno::NoEnt));
     assert_eq!(ask(&mut s, d1, Op::Read, 0, b"a\0"), Err(XsErrno::NoEnt));
     ask(&mut s, d1, Op::Write, 0, b"a\x002").unwrap();
@@ -137,7 +138,7 @@ fn xsa_484_watches_are_reset_inside_a_transaction() {
     s.check().unwrap();
 }
 
-/// Watches of a guest that reconnects stayed in the OCaml server's index, without a bound.
+/// Watches of a guest that reconnects remained in the OCaml server's index, without a limit.
 #[test]
 fn xsa_512_a_guest_that_starts_anew_leaves_no_watch() {
     let mut s = Store::new(Quota { watches: 4, ..Quota::default() });

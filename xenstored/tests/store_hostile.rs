@@ -1,4 +1,4 @@
-//! Hostile guests: whatever they send, the store stands, stays within bounds and hangs together.
+//! Hostile guests: whatever they send, the store remains usable, within its limits and consistent.
 #![cfg(feature = "std")]
 
 mod common;
@@ -9,7 +9,7 @@ use pvio_ring::DomId;
 use pvio_xenbus::wire::{Header, Op, PAYLOAD_MAX};
 use pvio_xenstored::{Quota, Store};
 
-/// What a guest might do, mostly well-formed so that it reaches far.
+/// Requests of a guest, mostly well-formed so that they reach most code.
 fn request() -> impl Strategy<Value = (u8, u32, u32, Vec<u8>)> {
     let path = prop_oneof![
         Just("a"),
@@ -87,7 +87,7 @@ proptest! {
             }
             let conn = conns[usize::from(*who)];
             let header = Header { kind: *kind, req_id: 1, tx_id: *tx_id, len: payload.len() as u32 };
-            // A guest's RELEASE is refused and dom0's may drop a guest.
+            // A guest's RELEASE is rejected, and dom0's may release a guest.
             if s.handle(conn, &header, payload).is_err() {
                 conns[1] = s.connect(DomId(1));
                 conns[2] = s.connect(DomId(2));
@@ -123,7 +123,7 @@ proptest! {
     }
 }
 
-/// A guest that fills all it is given, in all ways, and holds it.
+/// A guest that uses all of its quotas.
 #[test]
 fn a_greedy_guest_costs_what_its_quota_says() {
     let mut s = Store::default();
@@ -159,7 +159,7 @@ fn a_greedy_guest_costs_what_its_quota_says() {
     };
     assert!(figure("nodes") <= s.quota().nodes, "{text}");
     assert!(figure("watches") <= s.quota().watches, "{text}");
-    // A node in a transaction may be copied before it is written to: one more of the largest.
+    // A node in a transaction may be copied before it is written to: one more of the maximum size.
     assert!(figure("memory") <= s.quota().memory + 2 * s.quota().node_size, "{text}");
     assert!(figure("memory") > s.quota().memory / 2, "the test does not reach the bound: {text}");
     s.check().unwrap();

@@ -106,7 +106,7 @@ fn permissions_guard_and_hide() {
     let d2 = guest(&mut s, dom0, 2);
     ask(&mut s, d1, Op::Write, 0, b"data/x\0mine").unwrap();
     assert_eq!(ask(&mut s, dom0, Op::GetPerms, 0, b"/local/domain/1/data/x\0").unwrap(), b"n1\0");
-    // Neither a node nor its absence shows behind a parent that may not be read.
+    // Behind a parent without read permission, neither a node nor its absence is visible.
     assert_eq!(ask(&mut s, d2, Op::Read, 0, b"/local/domain/1/data/x\0"), Err(XsErrno::Acces));
     assert_eq!(ask(&mut s, d2, Op::Read, 0, b"/local/domain/1/data/none\0"), Err(XsErrno::Acces));
     assert_eq!(ask(&mut s, d2, Op::Write, 0, b"/local/domain/1/y\0"), Err(XsErrno::Acces));
@@ -120,7 +120,8 @@ fn permissions_guard_and_hide() {
         ask(&mut s, d2, Op::SetPerms, 0, b"/local/domain/1/data/x\0n2\0"),
         Err(XsErrno::Acces)
     );
-    // The first entry's letter is for those not listed; the owner is always allowed all.
+    // The first entry's letter is for domains that are not listed; the owner always has full
+    // access.
     ask(&mut s, d1, Op::SetPerms, 0, b"data/x\0r1\0n2\0").unwrap();
     let d3 = guest(&mut s, dom0, 3);
     assert_eq!(ask(&mut s, d3, Op::Read, 0, b"/local/domain/1/data/x\0").unwrap(), b"yes");

@@ -25,7 +25,7 @@ fn quotas_bind_guests_and_not_dom0_and_are_given_back() {
     let mut s = Store::new(small());
     let dom0 = s.connect(DomId::DOM0);
     let d1 = guest(&mut s, dom0, 1);
-    // The home is one of the five.
+    // The home directory is one of the five nodes.
     assert_eq!(ask(&mut s, d1, Op::Write, 0, b"a/b/c/d/e\0"), Err(XsErrno::NoSpc));
     assert_eq!(ask(&mut s, d1, Op::Read, 0, b"a\0"), Err(XsErrno::NoEnt), "all or nothing");
     ask(&mut s, d1, Op::Write, 0, b"a/b/c/d\0").unwrap();
@@ -44,7 +44,7 @@ fn quotas_bind_guests_and_not_dom0_and_are_given_back() {
     ask(&mut s, d1, Op::Watch, 0, b"a\0u\0").unwrap();
     assert_eq!(ask(&mut s, d1, Op::Watch, 0, b"a\0t\0"), Err(XsErrno::Exist));
     assert_eq!(ask(&mut s, d1, Op::Watch, 0, b"a\0v\0"), Err(XsErrno::TooBig));
-    // Another connection of the same domain has the same purse.
+    // Another connection of the same domain has the same quota.
     let other = s.connect(DomId(1));
     assert_eq!(ask(&mut s, other, Op::Watch, 0, b"a\0v\0"), Err(XsErrno::TooBig));
     ask(&mut s, d1, Op::Unwatch, 0, b"a\0u\0").unwrap();
@@ -88,7 +88,7 @@ fn a_transaction_is_bounded_in_nodes_and_by_the_owners_quota() {
         ask(&mut s, d1, Op::Mkdir, 2, format!("{name}\0").as_bytes()).unwrap();
     }
     assert_eq!(ask(&mut s, d1, Op::Mkdir, 2, b"e\0"), Err(XsErrno::NoSpc));
-    // Elsewhere, where the transaction does not look, the quota fills up meanwhile.
+    // The quota is used up by nodes that the transaction does not access.
     ask(&mut s, dom0, Op::Mkdir, 0, b"/elsewhere\0").unwrap();
     ask(&mut s, dom0, Op::SetPerms, 0, b"/elsewhere\0n1\0").unwrap();
     assert_eq!(ask(&mut s, d1, Op::TransactionEnd, 2, b"T\0"), Err(XsErrno::NoSpc));
@@ -110,7 +110,7 @@ fn memory_is_bounded_whatever_it_is_spent_on() {
         ask(&mut s, d1, Op::Write, 0, &[b"more\0", &value[..]].concat()),
         Err(XsErrno::NoMem)
     );
-    // A transaction that copies it all in is no way around.
+    // Copying all of it into a transaction does not circumvent the quota.
     ask(&mut s, d1, Op::TransactionStart, 0, b"\0").unwrap();
     assert_eq!(ask(&mut s, d1, Op::Read, 1, b"n1\0"), Err(XsErrno::NoMem));
     ask(&mut s, d1, Op::TransactionEnd, 1, b"F\0").unwrap();

@@ -209,7 +209,7 @@ fn transactions_conflict_over_what_they_looked_at_and_nothing_else() {
     write(&mut s, dom0, 0, "/b/z", "a sibling").unwrap();
     commit(&mut s, dom0, tx).unwrap();
 
-    // The absence of a node is looked at too, and so is a list.
+    // The absence of a node counts as an access, too, and so does a list.
     let tx = start(&mut s, dom0);
     assert_eq!(ask(&mut s, dom0, Op::Read, tx, b"/c\0"), Err(XsErrno::NoEnt));
     write(&mut s, dom0, 0, "/c", "").unwrap();
@@ -219,7 +219,7 @@ fn transactions_conflict_over_what_they_looked_at_and_nothing_else() {
     ask(&mut s, dom0, Op::Rm, 0, b"/b/z\0").unwrap();
     assert_eq!(commit(&mut s, dom0, tx), Err(XsErrno::Again));
 
-    // Removed and made again: another node, even with the same value.
+    // Removed and created again: it is another node, even with the same value.
     let tx = start(&mut s, dom0);
     ask(&mut s, dom0, Op::Read, tx, b"/a/x\0").unwrap();
     ask(&mut s, dom0, Op::Rm, 0, b"/a/x\0").unwrap();
@@ -250,7 +250,7 @@ fn transactions_are_their_connections_own() {
     assert_eq!(commit(&mut s, other, tx), Err(XsErrno::NoEnt));
     assert_eq!(ask(&mut s, dom0, Op::TransactionStart, tx, b"\0"), Err(XsErrno::Busy));
     assert_eq!(commit(&mut s, dom0, 0), Err(XsErrno::NoEnt));
-    // A watch has no part in it: its number is ignored, even a wrong one.
+    // Watches are not part of it: the transaction number is ignored, even a wrong one.
     ask(&mut s, dom0, Op::Watch, 999, b"/\0t\0").unwrap();
     ask(&mut s, dom0, Op::ResetWatches, 0, b"\0").unwrap();
     assert_eq!(commit(&mut s, dom0, tx), Err(XsErrno::NoEnt));

@@ -1,4 +1,5 @@
-//! No request goes beyond the disk, whatever its caller asks for and its backend would do with it.
+//! No request is sent beyond the end of the disk, whatever the caller requests and the backend
+//! would do.
 
 use pvio_blkfront::queue::Queue;
 use pvio_blkfront::{Disk, Op, RequestedFeatures, SlotId, StartError};
@@ -22,7 +23,7 @@ const BACK: DomId = DomId(1);
 const FRONT: DomId = DomId(2);
 const SIZE: u64 = 1024;
 
-/// A disk, and a test that plays its backend.
+/// A disk, and a test that acts as its backend.
 struct World {
     driver: FrontendDriver<Disk<LocalDomain>>,
     front: LocalClient,
@@ -64,7 +65,7 @@ impl World {
         world
     }
 
-    /// A backend that offers, and serves so many sectors.
+    /// Starts a session with a backend that advertises and serves `sectors` sectors.
     fn session(&mut self, sectors: u64) {
         let (back, disk) = (self.addr.backend_path(), disk(sectors));
         transaction(&mut self.back, |tx| {
@@ -95,7 +96,7 @@ impl World {
         self.driver.class_mut().queue().unwrap()
     }
 
-    /// The first queue's ring.
+    /// Returns the first queue's ring.
     fn ring(&mut self) -> BackRing<LocalMapping> {
         let front = self.addr.frontend_path();
         let request = FrontRequest::read(&mut self.back, &front, &disk(SIZE).offer).unwrap();
@@ -105,7 +106,7 @@ impl World {
     }
 }
 
-/// Every kind of request for these sectors.
+/// Returns every kind of request for these sectors.
 fn all(sector: u64, sectors: u64) -> Vec<Op> {
     let bytes = usize::try_from(sectors).unwrap_or(usize::MAX).saturating_mul(512);
     let mut ops = vec![Op::Discard { sector, sectors }, Op::SecureDiscard { sector, sectors }];
@@ -143,7 +144,7 @@ fn a_request_beyond_the_disk_never_reaches_the_ring() {
     assert_eq!(queue.start(slot, Op::Discard { sector: 0, sectors: 0 }), Err(StartError::Size));
     queue.publish().unwrap();
     assert!(ring.pop().unwrap().is_none());
-    // The last sectors there are.
+    // The last sectors of the disk.
     let mut slots = vec![slot];
     for op in all(SIZE - 8, 8) {
         let slot = slots.pop().or_else(|| queue.reserve()).unwrap();
@@ -184,7 +185,7 @@ fn what_waited_for_a_backend_whose_disk_is_smaller_is_answered_with_an_error() {
         queue.start(slot, op).unwrap();
     }
     queue.publish().unwrap();
-    // Another backend, to which both are sent again.
+    // Another backend, to which both requests are sent again.
     world.session(SIZE / 2);
     let mut ring = world.ring();
     let mut answers = Vec::new();

@@ -1,4 +1,4 @@
-//! What an operator is told of a disk that no backend serves.
+//! Error text and remedy for a disk that no backend serves.
 #![cfg(feature = "std")]
 
 use pvio_blkfront::session::DiskError;

@@ -1,4 +1,4 @@
-//! The control ring: pages that the backend keeps mapped, and backends that lie about it.
+//! The control ring: staging grants, and backends with invalid responses.
 
 mod common;
 #[path = "common/control.rs"]
@@ -32,11 +32,11 @@ fn every_page_of_every_queue_is_staged_and_then_used() {
     let mapped = p.back.pages_mapped();
     for round in 1..100 {
         p.echo();
-        // Three slots out and three in, on two queues.
+        // Three slots transmitted and three received, on two queues.
         assert_eq!(p.stats.staged(), round * 12);
         assert_eq!(p.back.pages_mapped(), mapped);
     }
-    // A frontend whose pages are mapped cannot have them back; it can when the backend has gone.
+    // A frontend cannot revoke grants that are mapped; it can when the backend is gone.
     let queue = p.fronts.remove(0).dismantle().unwrap_err();
     drop(p.backs);
     assert!(queue.dismantle().is_ok());
@@ -111,21 +111,21 @@ fn every_lie_on_the_control_ring() {
         assert_eq!(h.control.step(&h.queues), Err(fault), "for ever");
         assert_eq!((h.control.fault(), fault.code()), (Some(fault), "ctrl-wrong-answer"));
     }
-    // The same answer twice: there is no second question.
+    // The same response twice: no second request is outstanding.
     let mut h = hostile();
     let request = h.asked();
     h.push(good(request, 512));
     h.page.store_u32(8, 2, Ordering::SeqCst);
     let fault = RingFault::ProducerOverflow { prod: 2, ahead: 2, most: 1 };
     assert_eq!(h.control.step(&h.queues), Err(BackendFault::CtrlRing(fault)));
-    // To the next question it is another's.
+    // The response to the next request has another's id.
     let mut h = hostile();
     let request = h.asked();
     h.answer(good(request, 512)).unwrap();
     h.asked();
     let fault = BackendFault::CtrlAnswer { id: request.id, kind: request.kind };
     assert_eq!(h.answer(good(request, 512)), Err(fault));
-    // More answers than questions.
+    // More responses than requests.
     let mut h = hostile();
     h.asked();
     h.page.store_u32(8, 7, Ordering::SeqCst);
@@ -149,11 +149,11 @@ fn pages_are_given_back_in_good_order() {
     let before = p.stats.staged();
     p.echo();
     assert_eq!(p.stats.staged(), before, "the classic way");
-    // Nothing of the data is in use any more, though the backend is there.
+    // All data pages are released, although the backend still exists.
     let queue = p.fronts.remove(0).dismantle().unwrap_err();
     assert_eq!(p.front.pages_granted(), 2 + (2 + 512) + 2, "rings, and the other queue");
     drop((p.backs, queue));
-    // Given back while it was being asked for: what was staged by then is.
+    // Unstaged while requests are sent: the pages staged until then are unstaged.
     let mut p = pair(true);
     p.control.step(&p.fronts).unwrap();
     let mut port = loopback(4);
@@ -175,7 +175,7 @@ fn a_backend_that_does_not_give_pages_back_is_not_asked_again() {
         (|_, r| good(r, 512), 512),
         (|_, r| CtrlResponse { status: 2, ..good(r, 512) }, 512),
         (|_, r| CtrlResponse { status: u32::MAX, ..good(r, 0) }, 512),
-        // Entries that say that they went, some of them.
+        // Entries that report success, for some of the pages.
         (
             |h, r| {
                 h.answer_entries(r, &[0; 512]);
@@ -224,7 +224,7 @@ fn an_answer_that_never_comes_is_waited_for_so_long_and_holds_up_nothing() {
     assert!(h.ring.pop().unwrap().is_none(), "nothing else is asked meanwhile");
     h.queues[0].send(&pattern(60, 1), Checksum::Unknown).unwrap();
     assert_eq!(h.queues[0].publish(), Ok(()));
-    // Late is better than never.
+    // A late response is accepted.
     h.answer(good(request, 512)).unwrap();
     assert!(!h.control.is_silent());
     assert!(matches!(h.asked().ask(), Some(CtrlAsk::AddGrefMapping(_))));
@@ -269,7 +269,7 @@ fn split_channels_wake_each_for_itself() {
         queue.publish().unwrap();
         while peer.poll(&mut port, 8).unwrap().any() {}
         assert!(queue.rx_channel().unwrap().is_pending(), "a packet came");
-        // A new ring asks for one event by itself (ring.h); after that nobody has asked.
+        // A new ring requests one event initially (ring.h); after that no notification is armed.
         assert_eq!(queue.channel().is_pending(), round == 0);
         for channel in queue.channels() {
             channel.take().unwrap();
@@ -286,7 +286,7 @@ fn a_storm_of_events_is_no_work() {
     for _ in 0..10_000 {
         h.channel.notify().unwrap();
     }
-    // However many there were, they are one: taken once, and nothing is found.
+    // Several events are merged into one: it is taken once, and no response is found.
     h.front.channel().take().unwrap();
     assert!(!h.front.channel().is_pending());
     assert_eq!(h.front.has_work(), Ok(false));

@@ -1,4 +1,4 @@
-//! Multicast groups that a queue names to its backend, and backends that answer as they like.
+//! Multicast groups that a queue sends to its backend, and backends with arbitrary responses.
 
 mod common;
 
@@ -47,7 +47,7 @@ fn the_real_backend_sends_what_was_named_and_no_more() {
         answer
     };
     assert!(!hears(&mut vif, GROUP) && hears(&mut vif, [0xff; 6]));
-    // As often as the ring has slots, and more.
+    // More often than the ring has slots.
     for _ in 0..300 {
         assert_eq!(tell(&mut vif, GROUP, true), Some(true));
         assert_eq!(tell(&mut vif, GROUP, false), Some(true));
@@ -65,7 +65,7 @@ fn the_real_backend_sends_what_was_named_and_no_more() {
     assert_eq!((c.tx_packets, c.tx_errors), (0, 0), "none of that was a packet");
 }
 
-/// A group was named; its request was taken off the ring.
+/// Returns a queue with an outstanding group request, which was taken off the ring.
 fn named() -> (Hostile, u16) {
     let mut h = hostile();
     h.front.tell_group(GROUP, true).unwrap();
@@ -100,10 +100,10 @@ fn answers_of_all_sorts() {
         answer(&mut h, id, status);
         assert_eq!(h.front.group_answer(), Ok(Some(done)), "{status}");
         answer(&mut h, 0, rsp::NULL);
-        // The next is told when the last is answered.
+        // The next request is sent when the previous one is completed.
         h.front.tell_group(GROUP, false).unwrap();
     }
-    // Twice, and as what it is not; one too many.
+    // Twice, and with the wrong kind; one response too many.
     let lies: [&[(u16, i16)]; 4] =
         [&[(0, 0), (0, 0)], &[(0, rsp::NULL), (0, rsp::NULL)], &[(1, 0)], &[(999, -1)]];
     for lie in lies {
@@ -127,7 +127,7 @@ fn one_that_is_never_answered_holds_up_no_packet() {
         let mut slot = h.tx.pop().unwrap().unwrap();
         let id = TxRequest::read(&mut slot).unwrap().id;
         answer(&mut h, id, rsp::OKAY);
-        // Others' answers are no reason to stay awake.
+        // Responses to other requests do not prevent sleeping.
         assert_eq!(h.front.final_check(), Ok(false));
         assert_eq!(h.front.has_work(), Ok(false));
     }

@@ -1,4 +1,4 @@
-//! Packets of TCP that are still to be segmented.
+//! GSO packets of TCP.
 
 mod common;
 
@@ -18,7 +18,7 @@ const ALL: Features = Features {
 };
 const V4: Gso = Gso { size: 1400, kind: GsoKind::TcpV4 };
 
-/// TCP over IPv4 with so much data, its checksum blank.
+/// Returns a frame of TCP over IPv4 with `len` bytes of data and a blank checksum.
 fn frame(len: usize) -> Vec<u8> {
     let mut f = pattern(54 + len, 1);
     f[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6]);
@@ -28,7 +28,7 @@ fn frame(len: usize) -> Vec<u8> {
     f
 }
 
-/// A vif whose packets come back to it, with segmentation both ways.
+/// Creates a vif whose packets are sent back to it, with GSO in both directions.
 fn echo() -> (LocalMachine, Vif) {
     let machine = LocalMachine::new();
     let mut front = Queue::new(&machine.domain(FRONT), BACK).unwrap();
@@ -49,7 +49,7 @@ fn echo() -> (LocalMachine, Vif) {
 #[test]
 fn packets_of_every_number_of_slots_there_and_back() {
     let (_machine, mut vif) = echo();
-    // More slots than the rings have, so that both wrap, the extra segments at every place.
+    // More slots than the rings have, so that both wrap, with extra segments at every position.
     for round in 0..40 {
         for len in [1, 3000, 4042, 4043, 20_000, 65_535 - 54] {
             let frame = frame(len);

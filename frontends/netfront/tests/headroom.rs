@@ -1,4 +1,4 @@
-//! Room before received data: with our backend, with Linux's form of it, and with backends that lie.
+//! Headroom before received data: with pvio's backend, in Linux's form, and with invalid values.
 
 mod common;
 
@@ -12,7 +12,7 @@ fn packets_of_every_size_with_as_much_room_as_was_asked_for() {
     for headroom in [1, 256, HEADROOM_MAX] {
         let (_machine, mut vif) = echo();
         vif.front.take_headroom(headroom);
-        // Asked for, had, given back.
+        // Requested, in effect, disabled again.
         for given in [0, headroom, 0] {
             vif.back.headroom().set(given);
             for len in (14..200).chain([1514, 3840, 4095, 4096, 4097, 9000, 65_535]) {
@@ -25,7 +25,7 @@ fn packets_of_every_size_with_as_much_room_as_was_asked_for() {
                     assert!(packet.frame() == frame, "{len} bytes behind {given}");
                     let whole = packet.with_headroom();
                     assert_eq!(whole.len(), len + usize::from(given));
-                    // Nothing of another packet's, though it is written to.
+                    // It contains no data of another packet, although it is written to.
                     let (room, same) = whole.split_at_mut(given.into());
                     assert!(room.iter().all(|byte| *byte == 0) && same == frame);
                     room.fill(0xee);
@@ -40,7 +40,7 @@ fn packets_of_every_size_with_as_much_room_as_was_asked_for() {
     }
 }
 
-/// One slot of a packet, behind what was left free of its page.
+/// Completes one slot of a packet, with data after the headroom of its page.
 fn slot(h: &mut Hostile, (offset, status): (u16, i16), flags: RxFlags) {
     let id = h.buffer().id;
     h.rx.push(&RxResponse { id, offset, flags, status }.to_bytes()).unwrap();
@@ -52,7 +52,7 @@ fn room(h: &mut Hostile, headroom: u16, more: bool) {
     h.rx.push(&Extra { kind, more }.to_bytes()).unwrap();
 }
 
-/// A packet of one slot that says so much of its room.
+/// Receives a packet of one slot that reports this headroom.
 fn says(asked: u16, at: (u16, i16), headroom: u16) -> Result<Option<(usize, usize)>, BackendFault> {
     let mut h = hostile();
     if asked > 0 {
@@ -74,23 +74,23 @@ fn every_lie_about_room() {
     assert_eq!(says(256, (256, 60), 256), Ok(Some((256, 60))));
     assert_eq!(says(256, (256, 60), 100), Ok(Some((100, 60))), "less than was asked for");
     assert_eq!(says(256, (256, 60), 0), Ok(Some((0, 60))));
-    // More than was asked for; more than there is before the data.
+    // More than was requested; more than there is before the data.
     assert_eq!(says(256, (300, 60), 257), lie(257, 300));
     assert_eq!(says(2048, (2049, 60), u16::MAX), lie(u16::MAX, 2049));
     assert_eq!(says(u16::MAX, (2049, 60), 2049), lie(2049, 2049), "more than can be asked for");
     assert_eq!(says(256, (255, 60), 256), lie(256, 255));
     assert_eq!(says(256, (1, 400), 256), lie(256, 1));
-    // Counted in, and then no Ethernet header is left.
+    // Included in the length, so that no Ethernet header is left.
     for left in 0..14 {
         assert_eq!(says(256, (0, 256 + left), 256), lie(256, 0));
     }
     assert_eq!(says(256, (0, 100), 256), lie(256, 0));
     assert_eq!(says(256, (0, 256 + 14), 256), Ok(Some((256, 14))));
     assert_eq!(lie(1, 0).unwrap_err().code(), "rx-headroom");
-    // Nobody asked: it says nothing.
+    // Not requested: it is ignored.
     assert_eq!(says(0, (0, 60), 256), Ok(Some((0, 60))));
     assert_eq!(says(0, (256, 60), u16::MAX), Ok(Some((0, 60))));
-    // Twice.
+    // Reported twice.
     let mut h = hostile();
     h.front.take_headroom(256);
     slot(&mut h, (256, 60), RxFlags::EXTRA_INFO);
@@ -98,14 +98,14 @@ fn every_lie_about_room() {
     room(&mut h, 256, false);
     let _ = h.rx.publish();
     assert_eq!(h.front.receive(|_, _| (0, 0)), lie(256, 256));
-    // Of a packet that is broken anyway.
+    // For a packet that has failed.
     let mut h = hostile();
     h.front.take_headroom(256);
     slot(&mut h, (0, rsp::ERROR), RxFlags::EXTRA_INFO);
     room(&mut h, 256, false);
     let _ = h.rx.publish();
     assert_eq!((h.front.receive(|_, _| ()), h.front.counters().rx_errors), (Ok(None), 1));
-    // No packet takes more slots than the largest needs behind that room.
+    // No packet may use more slots than the largest one needs with that headroom.
     for (asked, most) in [(0, 19), (256, 20), (2048, 35)] {
         let mut h = hostile();
         h.front.take_headroom(asked);
@@ -121,7 +121,7 @@ fn every_lie_about_room() {
 
 #[test]
 fn linux_counts_the_room_in() {
-    // Its netback says offset 0, and the room's bytes are part of what it says that there is, in every slot.
+    // Linux's netback reports offset 0, and the length of every slot includes the headroom.
     let mut h = hostile();
     h.front.take_headroom(256);
     let frame = pattern(3840 + 3840 + 100, 7);
@@ -152,7 +152,7 @@ fn linux_counts_the_room_in() {
         assert_eq!(packet.with_headroom()[..256], [0; 256], "what its page held is nobody's");
     });
     assert_eq!(got, Ok(Some(())));
-    // The next may have none: the change is under way.
+    // The next packet may have no headroom: the change is in progress.
     slot(&mut h, (0, 60), RxFlags::empty());
     let _ = h.rx.publish();
     let got = h.front.receive_packet(|packet| (packet.headroom(), packet.frame().len()));

@@ -1,4 +1,4 @@
-//! Backends that break the rules: the device ends, the guest does not.
+//! Backends that violate the protocol: the device fails, the guest is not affected.
 
 mod common;
 
@@ -16,7 +16,7 @@ fn receive(h: &mut Hostile) -> Result<Option<Vec<u8>>, BackendFault> {
     h.front.receive(|frame, _| frame.to_vec())
 }
 
-/// The fault is what it is, and stays.
+/// Checks that the queue has failed with this fault, permanently.
 fn assert_dead(h: &mut Hostile, fault: BackendFault) {
     assert_eq!(h.front.fault(), Some(fault));
     assert_eq!(receive(h), Err(fault));
@@ -27,7 +27,7 @@ fn assert_dead(h: &mut Hostile, fault: BackendFault) {
     assert!(!fault.code().is_empty() && !fault.code().contains(' '));
 }
 
-/// Answers the next receive buffers with these, in order.
+/// Completes the next receive buffers with these responses, in order.
 fn answer(h: &mut Hostile, responses: &[RxResponse]) {
     for response in responses {
         h.buffer();
@@ -132,7 +132,7 @@ fn extra_segments_that_were_never_asked_for() {
         assert_eq!(receive(&mut h), Err(*fault));
         assert_dead(&mut h, *fault);
     }
-    // A hash may come; it is passed over, and its buffer is not lost.
+    // A hash is allowed; it is ignored, and its buffer is posted again.
     let mut h = hostile();
     answer(&mut h, &[good(0, 60, RxFlags::EXTRA_INFO | MORE)]);
     h.buffer();
@@ -156,7 +156,7 @@ fn a_packet_may_come_in_pieces_and_a_broken_one_is_dropped() {
     answer(&mut h, &[good(6, 77, RxFlags::empty())]);
     assert_eq!(receive(&mut h).unwrap().unwrap().len(), 77);
     assert_eq!(h.front.counters().rx_errors, 1);
-    // Every buffer went back.
+    // Every buffer was posted again.
     h.front.publish().unwrap();
     assert_eq!(h.rx.look(), Ok(256));
 }
@@ -182,7 +182,7 @@ fn every_lie_about_a_sent_packet() {
             h.tx.push(&TxResponse { id, status }.to_bytes()).unwrap();
         }
         let _ = h.tx.publish();
-        // Answers are looked at when room is needed.
+        // Responses are read when room is needed.
         assert_eq!(h.front.has_room(255), Err(*fault), "{name}");
         assert_dead(&mut h, *fault);
     }
@@ -218,7 +218,7 @@ fn producers_that_cannot_be() {
         assert_eq!(receive(&mut h), Err(BackendFault::RxRing(overflow)));
         assert_dead(&mut h, BackendFault::RxRing(overflow));
 
-        // Answers to what was never sent.
+        // Responses to requests that were never sent.
         let mut h = hostile();
         h.front.send(&pattern(60, 0), Checksum::Unknown).unwrap();
         h.front.publish().unwrap();
@@ -231,7 +231,7 @@ fn producers_that_cannot_be() {
 
 #[test]
 fn the_slots_of_a_sent_packet() {
-    // First slot: the total; later ones: their own; nothing but the packet in each page.
+    // The first slot has the total size, later ones their own; each page contains only packet data.
     let mut h = hostile();
     let frame = pattern(9000, 3);
     h.front.send(&frame, Checksum::Validated).unwrap();
@@ -245,7 +245,7 @@ fn the_slots_of_a_sent_packet() {
     let flags: Vec<_> = slots.iter().map(|s| s.flags.bits()).collect();
     assert_eq!(flags, [2 | 4, 4, 0]);
     assert!(slots.iter().all(|s| s.offset == 0));
-    // The backend may look at all of a page: what is not the packet is zero (XSA-403).
+    // The backend may read the whole page: bytes outside the packet are zero (XSA-403).
     let pages = slots.iter().map(|slot| {
         let page = h.back.map(common::FRONT, &[slot.gref], Access::ReadOnly).unwrap();
         let mut bytes = vec![0; 4096];
@@ -274,7 +274,7 @@ fn a_vanished_backend_is_no_panic() {
 #[test]
 fn whatever_a_backend_writes_is_a_packet_a_fault_or_nothing() {
     use proptest::prelude::*;
-    // Slots as random bytes, with ids that are right more often than not, and in batches.
+    // Random bytes as slots, with ids that are usually correct, and in batches.
     let slot = (any::<[u8; 8]>(), 0_u8..4, 0_u8..6);
     let config = ProptestConfig::with_cases(512);
     proptest!(config, |(slots in proptest::collection::vec(slot, 1..200), asks in any::<bool>())| {
@@ -287,7 +287,7 @@ fn whatever_a_backend_writes_is_a_packet_a_fault_or_nothing() {
         for (at, (mut bytes, strange, publish)) in slots.into_iter().enumerate() {
             h.buffer();
             if strange > 0 {
-                // A good answer, but for flags and, at times, its size and offset.
+                // A valid response, except for the flags and, sometimes, its size and offset.
                 let status = i16::from_le_bytes([bytes[6], bytes[7]]) & 0x1fff;
                 let offset = u16::from(bytes[2]) << 4;
                 let flags = RxFlags::from_bits_truncate(bytes[4].into());

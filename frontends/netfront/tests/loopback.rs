@@ -1,4 +1,4 @@
-//! The frontend and the backend, one thread, every packet coming back.
+//! The frontend and the backend in one thread; every packet is sent back.
 
 mod common;
 
@@ -21,8 +21,8 @@ fn receive_all(vif: &mut Vif) -> Vec<(Vec<u8>, Checksum)> {
 #[test]
 fn every_size_from_the_least_to_the_largest() {
     let (_machine, mut vif) = echo();
-    // Every size near each boundary of a slot, and a sample of the rest: together far more slots
-    // than the rings have, so that both wrap many times.
+    // Every size near each slot boundary, and a sample of the others: together many more slots than
+    // the rings have, so that both wrap several times.
     let near = (0..=16).flat_map(|page: usize| page * 4096..page * 4096 + 40);
     let sizes =
         (14..1600).chain(near.map(|n| n.saturating_sub(20))).chain((1600..65536).step_by(97));
@@ -71,7 +71,7 @@ fn order_is_kept_and_a_full_ring_is_back_pressure() {
 #[test]
 fn checksum_flags_survive_the_way() {
     let (_machine, mut vif) = echo();
-    // TCP over IPv4, to be completed by whoever receives it.
+    // TCP over IPv4 whose checksum the receiver has to complete.
     let mut frame = pattern(14 + 20 + 20 + 33, 1);
     frame[12..14].copy_from_slice(&[8, 0]);
     frame[14..24].copy_from_slice(&[0x45, 0, 0, 73, 0, 0, 0, 0, 64, 6]);
@@ -124,7 +124,7 @@ fn each_end_sleeps_until_the_other_wakes_it() {
     assert!(vif.back.may_sleep().unwrap());
     let before = (front.events_sent(), back.events_sent());
 
-    // A burst is one event each way; giving buffers back and finished sends are none.
+    // A burst causes one event in each direction; posted buffers and completed requests cause none.
     for i in 0..30 {
         vif.front.send(&pattern(60, i), Checksum::Unknown).unwrap();
     }
@@ -138,7 +138,7 @@ fn each_end_sleeps_until_the_other_wakes_it() {
 fn a_full_sender_is_woken_when_there_is_room() {
     let (_machine, mut vif) = echo();
     let _ = vif.front.channel().take();
-    // Until it is full, nobody need be told that packets were sent.
+    // While the ring is not full, completed requests need no notification.
     assert!(!vif.front.final_check().unwrap());
     while vif.front.send(&pattern(4000, 0), Checksum::Unknown).is_ok() {}
     vif.front.publish().unwrap();
@@ -159,7 +159,7 @@ fn everything_is_given_back() {
     vif.front.publish().unwrap();
     vif.poll();
 
-    // The backend has the rings mapped still: they must stay.
+    // The backend has still mapped the rings: they must not be freed.
     let queue = vif.front.dismantle().expect_err("mapped");
     assert_eq!(front.pages_granted(), 2);
     drop(vif.back);

@@ -1,4 +1,4 @@
-//! Two TCP/IP stacks that talk through two vifs and a wire.
+//! Two TCP/IP stacks that communicate over two connected vifs.
 #![cfg(feature = "smoltcp")]
 
 mod common;
@@ -14,7 +14,7 @@ use smoltcp::socket::{tcp, udp};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
 
-/// A host: a vif's frontend with a stack on top, and the vif's backend.
+/// A host: a vif's frontend with a TCP/IP stack, and the vif's backend.
 struct Host {
     phy: Queue<LocalDomain>,
     back: pvio_netback::Queue<LocalDomain, Box<[u8]>>,
@@ -108,7 +108,7 @@ fn tcp_in_packets_of_several_pages() {
     assert!(c.tx_bytes / c.tx_packets > 4096, "{c:?}");
 }
 
-/// The frames of a datagram as they reach the wire, and what the port is told about them.
+/// Returns the frames of a datagram as sent, and the offload state passed to the port.
 fn on_the_wire(features: Features) -> Vec<(Vec<u8>, Offload)> {
     let (_machine, a, b) = wire();
     let mut host = Host::new(a, 1, features, 1500);
@@ -139,7 +139,7 @@ fn a_checksum_is_blank_only_if_somebody_completes_it() {
     assert_ne!(frame[40..42], [0, 0]);
 }
 
-/// Whether a frame that comes from the wire with this offload state reaches smoltcp.
+/// Returns whether a received frame with this offload state is passed to smoltcp.
 fn reaches(frame: &[u8], checksum: port::Checksum) -> bool {
     let (_machine, a, mut b) = wire();
     let mut host = Host::new(a, 1, OFFLOAD, 1500);
@@ -169,11 +169,11 @@ fn nothing_unverified_gets_past() {
     assert!(!reaches(&frame, Unknown), "wrong, and nobody vouches for it");
     assert!(reaches(&frame, Validated));
     assert!(reaches(&frame, Partial { start: 34, offset: 6 }));
-    // A fragment's checksum covers what is not here.
+    // A fragment's checksum covers data that is not in this frame.
     frame[20] = 0x20;
     assert!(!reaches(&frame, Unknown));
     assert!(reaches(&frame, Validated));
-    // No transport: smoltcp's own affair.
+    // Without a transport protocol, smoltcp does the verification.
     frame[20] = 0;
     frame[23] = 1;
     assert!(reaches(&frame, Unknown), "ICMP");

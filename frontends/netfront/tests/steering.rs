@@ -1,4 +1,5 @@
-//! Packets spread over a NIC's queues as it says, and backends that cannot, or lie about it.
+//! Packets distributed over a NIC's queues by its steering, and backends without support, or with
+//! invalid responses.
 
 mod common;
 #[path = "common/control.rs"]
@@ -23,7 +24,7 @@ fn steering() -> Steering {
     Steering::new(ALL, &KEY).unwrap()
 }
 
-/// A segment of TCP over IPv4 of this flow.
+/// Returns a segment of TCP over IPv4 of this flow.
 fn tcp(flow: u8) -> Vec<u8> {
     let mut f = pattern(100, 1);
     f[0] = 2;
@@ -39,12 +40,12 @@ fn hash_of(frame: &[u8]) -> Hash {
     Hash { kind, value }
 }
 
-/// The wires behind both queues.
+/// Returns the connections of both queues.
 fn wires() -> Vec<(MemoryPort, MemoryPort)> {
     (0..2).map(|_| wire(64)).collect()
 }
 
-/// What each queue gets of frames that come from the wire of the first.
+/// Returns the packets that each queue receives of frames sent from the first connection.
 fn received(p: &mut Pair, frames: &[Vec<u8>]) -> [Vec<(Vec<u8>, Option<Hash>)>; 2] {
     let mut wires = wires();
     for frame in frames {
@@ -72,7 +73,7 @@ fn received(p: &mut Pair, frames: &[Vec<u8>]) -> [Vec<(Vec<u8>, Option<Hash>)>; 
     [got.next().unwrap(), got.next().unwrap()]
 }
 
-/// Has it all set up.
+/// Configures steering and waits until it is complete.
 fn steer(p: &mut Pair, steering: Option<Steering>) {
     let types = steering.as_ref().map(Steering::types).unwrap_or_default();
     p.fronts.iter_mut().for_each(|queue| queue.take_hashes(types));
@@ -89,7 +90,7 @@ fn packets_come_on_the_queue_that_the_table_says_and_say_their_hash() {
     assert_eq!((plain[0].len(), plain[1].len()), (32, 0), "each where it came to");
     assert!(plain[0].iter().all(|(_, hash)| hash.is_none()));
 
-    // All queues alike; then one table after another, while packets come.
+    // All queues evenly; then one table after another, while packets arrive.
     steer(&mut p, Some(steering()));
     assert_eq!(p.control.steering(), State::On);
     let got = received(&mut p, &frames);
@@ -111,7 +112,7 @@ fn packets_come_on_the_queue_that_the_table_says_and_say_their_hash() {
             }
         }
     }
-    // Of other kinds nothing is said.
+    // Packets of other kinds have no hash.
     let v6 = Steering::new(HashTypes::IPV6, &KEY[..3]).unwrap();
     steer(&mut p, Some(v6));
     assert_eq!(received(&mut p, &frames)[0].iter().filter(|(_, h)| h.is_none()).count(), 32);
@@ -133,13 +134,13 @@ fn what_no_backend_can_do_is_not_asked_of_any() {
     steer(&mut p, Some(steering().with_table(&[0, 1, 2]).unwrap()));
     assert_eq!(p.control.steering(), State::NoQueue(2));
     assert_eq!(p.stats.controls(CtrlStatus::Success), 4, "staging alone");
-    // One that is longer than this backend has place for is taken back.
+    // A table that is longer than this backend supports is abandoned.
     steer(&mut p, Some(steering().with_table(&[0; 129]).unwrap()));
     assert_eq!(p.control.steering(), State::NoEntries(128));
     assert_eq!(received(&mut p, &[tcp(1)])[0], [(tcp(1), None)]);
 }
 
-/// A hostile backend that is asked to steer, and a frontend that stages nothing.
+/// Returns a hostile backend with steering requested, and a frontend without staging grants.
 fn asked_to(steering: Steering) -> Hostile {
     let mut h = hostile();
     h.control = h.control.without_staging();
@@ -157,7 +158,7 @@ const STEPS: [u16; 7] = [
     ctrl_type::SET_HASH_FLAGS,
 ];
 
-/// What a good backend says.
+/// Returns the response of a correct backend.
 fn plain(request: CtrlRequest) -> CtrlResponse {
     let data = match request.kind {
         ctrl_type::GET_HASH_FLAGS => 15,
@@ -205,7 +206,7 @@ fn a_refusal_of_any_request_ends_in_no_steering_and_says_so() {
             h.answer(CtrlResponse { status, ..plain(request) }).unwrap();
             let state = State::Refused(Refusal { kind: refused, status });
             assert_eq!(h.control.steering(), state);
-            // It is to stop whatever it has begun; if it refuses that, too, there is an end all the same.
+            // Hashing is disabled; if the backend rejects that, too, the sequence still ends.
             let request = h.asked();
             assert_eq!(request.ask(), Some(CtrlAsk::SetHashAlgorithm(0)));
             h.answer(CtrlResponse { status: 2, ..good(request, 0) }).unwrap();
@@ -220,7 +221,7 @@ fn a_refusal_of_any_request_ends_in_no_steering_and_says_so() {
 
 #[test]
 fn sizes_and_kinds_of_all_sorts() {
-    // (what there is, what is asked for then)
+    // (maximum size, then requested size)
     for (most, size) in [(0, 0), (1, 1), (127, 127), (128, 128), (129, 128), (u32::MAX, 128)] {
         let mut h = asked_to(steering());
         for _ in 0..3 {
@@ -262,7 +263,7 @@ fn what_is_wanted_may_change_at_any_step() {
                 let request = h.asked();
                 h.answer(plain(request)).unwrap();
             }
-            // While a request is under way, whose answer is taken, and leads nowhere.
+            // While a request is outstanding, whose response is taken and ignored.
             let request = h.asked();
             h.control.steer(wanted.clone(), 1);
             let refusal = CtrlResponse { status: 1, ..plain(request) };

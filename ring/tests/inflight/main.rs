@@ -1,6 +1,6 @@
-//! The in-flight record, killed at every store: all interleavings of the very code that runs with an
-//! honest guest are searched. A guest must see every request answered once, and a backend must execute
-//! what the guest asked for and nothing else.
+//! The in-flight record, with the process killed at every store: searches all interleavings of the
+//! production code with a correct guest. The guest must get one response to every request, and the
+//! backend must execute only what the guest requested.
 
 mod ordered;
 mod requests;

@@ -1,5 +1,5 @@
-//! Requests that are answered in order: packets to be sent, of one or several requests each, and buffers
-//! to be filled.
+//! Requests that are completed in order: packets to be sent, of one or several requests each, and
+//! buffers to be filled.
 
 use crate::search::{self, Found, Memory, Shared, search};
 use pvio_ring::inflight::OrderedLog;
@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 const RESPONSE: usize = 16;
-/// Marks a response, as nothing a guest writes is marked.
+/// Marks a response; no request has this bit.
 const ANSWERED: u64 = 1 << 63;
 
-/// Where the record has the number of requests that are complete.
+/// Offset in the record of the number of complete requests.
 const COMPLETE: usize = 8;
 
 type Ring = BackRing<Memory>;
@@ -23,18 +23,19 @@ type Log = OrderedLog<Memory>;
 struct Guest {
     ring: HeapMemory,
     layout: RingLayout,
-    /// Sizes of the groups that are still to be made. The requests of one become visible together.
+    /// Sizes of the groups that are still to be submitted. The requests of a group become visible
+    /// together.
     groups: VecDeque<u64>,
     /// The number of the first request in the record.
     start: u64,
-    /// Requests made.
+    /// Number of requests submitted.
     made: u64,
     consumed: u32,
-    /// Requests answered.
+    /// Number of requests with a response.
     answered: u64,
-    /// What each packet has left the machine, or each buffer been filled, with; and how often.
+    /// The content of each packet that was sent, or each buffer that was filled, and how often.
     done: BTreeMap<u64, (u64, u32)>,
-    /// Packets that were put into buffers.
+    /// Number of packets that were written into buffers.
     received: u64,
 }
 
@@ -50,7 +51,7 @@ impl Guest {
         64 + (index & (self.layout.slots() - 1)) as usize * self.layout.slot_size()
     }
 
-    /// A packet has left, or a buffer was filled.
+    /// Records that a packet was sent, or a buffer was filled.
     fn execute(&mut self, request: u64, with: u64) {
         assert!(request > self.answered && request <= self.made, "{request} is none that is open");
         let count = self.done.get(&request).map_or(0, |(_, count)| *count);
@@ -98,9 +99,10 @@ impl search::Guest for Guest {
 #[derive(Clone, Debug)]
 struct Process {
     log: Log,
-    /// Packets that were taken and not sent: the first request of each, and how many it has.
+    /// Packets that were taken and not sent: the first request of each, and the number of its
+    /// requests.
     batch: Vec<(u64, u64)>,
-    /// Responses wait for the packets to leave.
+    /// Responses that wait until the packets are sent.
     responded: Vec<u64>,
 }
 
@@ -114,7 +116,7 @@ enum Step {
 /// Sends packets.
 struct Transmit;
 
-/// Reads one slot: the request's number, and how many of its packet follow.
+/// Reads one slot: the request's number, and the number of requests that follow in its packet.
 fn read(log: &mut Log, ring: &mut Ring) -> (u64, u64) {
     let mut slot = log.take(ring).unwrap().expect("a request");
     let word = u64::from_le_bytes(slot.read_array().unwrap());
@@ -122,7 +124,7 @@ fn read(log: &mut Log, ring: &mut Ring) -> (u64, u64) {
     (word >> 8, word & 0xff)
 }
 
-/// What the record has as complete must not be carried out again.
+/// Requests that are complete in the record must not be executed again.
 fn carry_out(shared: &Shared<Guest>, request: u64, with: u64) {
     let mut guest = shared.guest_mut();
     let number = guest.start + request - 1;
@@ -191,7 +193,7 @@ fn resume(shared: &Shared<Guest>) -> Log {
     log
 }
 
-/// Fills buffers: packets of one and of two buffers in turn.
+/// Fills buffers: alternately packets of one and of two buffers.
 struct Receive;
 
 impl search::Backend for Receive {
@@ -215,7 +217,7 @@ impl search::Backend for Receive {
         if log.waiting(ring) < needed && log.look(ring).unwrap() < needed {
             return;
         }
-        // The packet is lost if the process dies.
+        // If the process dies, the packet is lost.
         shared.guest_mut().received = packet;
         let buffers: Vec<u64> = (0..needed).map(|_| read(log, ring).0).collect();
         log.record_taken();

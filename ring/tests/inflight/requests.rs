@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 const RESPONSE: usize = 16;
-/// Marks a response, as nothing a guest writes is marked.
+/// Marks a response; no request has this bit.
 const ANSWERED: u64 = 1 << 63;
 
 /// A guest with requests 1 to `last`.
@@ -69,7 +69,7 @@ struct Process {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Take,
-    /// Number so many of those executing completes.
+    /// Completes the request with this position among those being executed.
     Complete(usize),
     Publish,
 }
@@ -120,7 +120,7 @@ impl search::Backend for Backend {
     }
 }
 
-/// Only what the guest asked for, and has no answer to, may be executed.
+/// Only requests of the guest without a response may be executed.
 fn execute(shared: &Shared<Guest>, id: u64) {
     let open = &shared.guest().open;
     assert!(open.contains(&id), "{id:x} is executed; the guest waits for {open:?}");

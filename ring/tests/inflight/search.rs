@@ -1,5 +1,5 @@
-//! The search: every step a backend can do, with the guest acting at any store of it, and the process
-//! killed at any.
+//! The search: every step of a backend, with the guest acting at any store of it, and the process
+//! killed at any store.
 
 use pvio_ring::shm::{HeapMemory, Region, SharedMemory, Watched};
 use pvio_ring::{BackRing, RingLayout};
@@ -11,22 +11,22 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// An honest guest, and all else that outlives the backend's process.
+/// A correct guest, and all other state that persists when the backend's process dies.
 pub trait Guest: Clone + Debug {
-    /// Reads the responses that are visible, then makes as many requests as there is space for.
+    /// Reads the responses that are visible, then submits as many requests as there is room for.
     fn act(&mut self);
 
-    /// Whether every request was made and answered.
+    /// Returns whether every request was submitted and has a response.
     fn is_done(&self) -> bool;
 }
 
-/// The code that is searched.
+/// The code under search.
 pub trait Backend {
     type Guest: Guest + 'static;
     type Process: Clone + Debug;
     type Step: Copy;
 
-    /// What the process can do next.
+    /// Returns the possible next steps of the process.
     fn steps(&self, process: &Self::Process) -> Vec<Self::Step>;
 
     fn step(&self, shared: &Shared<Self::Guest>, process: &mut Self::Process, step: Self::Step);
@@ -35,23 +35,23 @@ pub trait Backend {
     fn resume(&self, shared: &Shared<Self::Guest>) -> Self::Process;
 }
 
-/// What happens before each store: a step of the guest, or the end of the process.
+/// Actions before each store: a step of the guest, or the end of the process.
 struct Stores<G> {
     seen: Cell<usize>,
     /// The store at which the process is killed.
     kill_at: Cell<Option<usize>>,
-    /// The store at which the guest does what it can.
+    /// The store at which the guest acts.
     guest_at: Cell<Option<usize>>,
     guest: RefCell<Option<G>>,
 }
 
-/// Memory that tells of every store to it.
+/// Memory that reports every store.
 pub type Memory = Watched<HeapMemory>;
 
 struct Killed;
 
 thread_local! {
-    /// What is called before each store.
+    /// The function that is called before each store.
     static ON_STORE: RefCell<Option<Rc<dyn Fn()>>> = const { RefCell::new(None) };
 }
 
@@ -69,7 +69,7 @@ impl<G: Guest> Stores<G> {
     }
 }
 
-/// The memory that guest, backend and record have.
+/// The memory of guest, backend and record.
 pub struct Shared<G> {
     pub ring: Memory,
     pub record: Memory,
@@ -78,7 +78,8 @@ pub struct Shared<G> {
 }
 
 impl<G: Guest + 'static> Shared<G> {
-    /// A ring of 2 or 4 slots whose indices are at `start`, and a record of so many bytes.
+    /// Creates a ring of 2 or 4 slots whose indices are at `start`, and a record of the given size
+    /// in bytes.
     pub fn new(slots: u32, start: u32, record: impl FnOnce(RingLayout) -> usize) -> Self {
         let slot_size = [(2, 1344), (4, 1008)].iter().find(|(n, _)| *n == slots).unwrap().1;
         let layout = RingLayout::new(4096, slot_size).unwrap();
@@ -103,12 +104,13 @@ impl<G: Guest + 'static> Shared<G> {
         Self { ring, record, layout, stores }
     }
 
-    /// The ring as the guest reaches it.
+    /// Returns the ring as mapped by the guest.
     pub fn guest_ring(&self) -> HeapMemory {
         self.ring.inner().clone()
     }
 
-    /// Between two steps all that a backend has published is visible, so its ring's state follows.
+    /// Returns the backend's ring. Between two steps everything published is visible, so its state
+    /// can be derived.
     pub fn back_ring(&self, taken: u32) -> BackRing<Memory> {
         let mut ring = BackRing::attach(self.ring.clone(), self.layout.slot_size()).unwrap();
         ring.resume(taken).unwrap();
@@ -124,7 +126,7 @@ impl<G: Guest + 'static> Shared<G> {
     }
 }
 
-/// All that outlives the process, and the process, if there is one.
+/// All state that persists when the process dies, and the process, if there is one.
 #[derive(Clone)]
 struct State<G, P> {
     ring: Vec<u8>,
@@ -134,7 +136,7 @@ struct State<G, P> {
     kills: u32,
 }
 
-/// States that were found, and how many of them have every request answered.
+/// Number of states found, and number of those in which every request has a response.
 pub struct Found {
     pub states: usize,
     pub complete: usize,
@@ -142,8 +144,7 @@ pub struct Found {
 
 type StateOf<B> = State<<B as Backend>::Guest, <B as Backend>::Process>;
 
-/// Goes through all states that can follow from the first one, with the process killed up to `kills`
-/// times.
+/// Visits all states reachable from the first one, with the process killed up to `kills` times.
 pub fn search<B: Backend>(
     backend: &B,
     shared: &Shared<B::Guest>,
@@ -182,7 +183,7 @@ impl<B: Backend> Search<'_, B> {
         State { ring, record, guest, process, kills }
     }
 
-    /// Everything that can follow a state, each at every store of the step that leads there.
+    /// Returns all successors of a state, for each store of the step that leads there.
     fn follow(&self, state: &StateOf<B>) -> Vec<StateOf<B>> {
         let mut next = Vec::new();
         let steps = match &state.process {
@@ -217,7 +218,8 @@ impl<B: Backend> Search<'_, B> {
         self.shared.record.inner().write_bytes(0, &state.record).unwrap();
     }
 
-    /// One step, with the guest acting at one store of it and the process killed at another.
+    /// Executes one step, with the guest acting at one store of it and the process killed at
+    /// another.
     fn run(
         &self,
         state: &StateOf<B>,
@@ -252,7 +254,7 @@ impl<B: Backend> Search<'_, B> {
         stores.seen.get()
     }
 
-    /// All there is to tell two states apart.
+    /// Returns a key that identifies a state.
     fn key(&self, state: &StateOf<B>) -> Vec<u8> {
         let State { guest, process, kills, .. } = state;
         let mut key = format!("{guest:?} {process:?} {kills}").into_bytes();
@@ -260,7 +262,7 @@ impl<B: Backend> Search<'_, B> {
         for n in 0..self.shared.layout.slots() as usize {
             key.extend(&state.ring[64 + n * self.shared.layout.slot_size()..][..16]);
         }
-        // Few words of a record are in use.
+        // Only a few words of a record are not zero.
         for (at, word) in state.record.chunks_exact(8).enumerate() {
             if word != [0; 8] {
                 key.extend((at as u16).to_ne_bytes());

@@ -1,11 +1,11 @@
-//! Compiling C against Xen's headers.
+//! Compiles C against Xen's headers.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Whether C can be compiled against Xen's headers here. Says loudly why not, past the test
-/// harness' capture.
+/// Returns whether C can be compiled against Xen's headers here. If not, prints the reason,
+/// bypassing the test harness's capture.
 pub fn can_compile(test: &str) -> bool {
     let probe = Command::new("cc")
         .args(["-fsyntax-only", "-x", "c", "-include", "stdint.h"])

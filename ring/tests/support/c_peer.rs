@@ -1,4 +1,4 @@
-//! A compiled peer in a process of its own.
+//! A compiled peer in a separate process.
 
 use std::io::{ErrorKind, Read, Write};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
@@ -6,23 +6,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-/// How long an exchange may take before it is taken for stuck: it needs about a second.
+/// Time after which an exchange is considered stuck: it needs about a second.
 const STUCK: Duration = Duration::from_secs(60);
 
-/// A peer in another process, with a pipe each way for an event channel.
+/// A peer in another process, with a pipe in each direction as the event channel.
 pub struct Peer {
     child: Arc<Mutex<Child>>,
     to: ChildStdin,
     from: ChildStdout,
     says: ChildStderr,
     stuck: Arc<AtomicBool>,
-    /// Dropped when all is well: the watchdog ends.
+    /// Dropped when the test has succeeded, which ends the watchdog.
     _watched: mpsc::Sender<()>,
     pub waits: u64,
 }
 
 impl Peer {
-    /// Starts the peer, and a watchdog that ends it if it does not end by itself.
+    /// Starts the peer, and a watchdog that kills it if it does not exit in time.
     pub fn start(command: &mut Command) -> Self {
         let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = pipes.spawn().expect("the peer was just compiled");
@@ -35,7 +35,7 @@ impl Peer {
         std::thread::spawn(move || {
             if end.recv_timeout(STUCK) == Err(mpsc::RecvTimeoutError::Timeout) {
                 its_stuck.store(true, Ordering::SeqCst);
-                // Its pipes close, so that whoever waits for it here comes back.
+                // Its pipes close, so that a thread that waits for it returns.
                 let _ = its_child.lock().unwrap().kill();
             }
         });
@@ -45,7 +45,7 @@ impl Peer {
     /// Wakes the peer.
     pub fn notify(&mut self) {
         match self.to.write_all(b"!") {
-            // It has seen all it wanted and gone: nothing is left to be woken.
+            // The peer has finished and exited: it needs no notification.
             Err(e) if e.kind() == ErrorKind::BrokenPipe => {}
             other => other.expect("a pipe to the peer"),
         }
@@ -60,7 +60,7 @@ impl Peer {
         }
     }
 
-    /// Waits for the peer to end, and returns what it says of itself.
+    /// Waits for the peer to exit, and returns its output.
     pub fn finish(mut self) -> String {
         let mut says = String::new();
         self.says.read_to_string(&mut says).expect("what the peer says");
@@ -82,7 +82,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // A failed test leaves no process behind. Of one that has ended nothing is left to kill.
+        // A failed test leaves no process behind. After a normal exit there is none to kill.
         if let Ok(mut child) = self.child.lock() {
             let _ = child.kill();
             let _ = child.wait();

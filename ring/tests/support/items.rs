@@ -1,5 +1,5 @@
-//! What is sent in a conformance exchange: every field of item `n` is a function of `n`, the same
-//! here as in `conformance/peer.c`.
+//! The items of a conformance exchange: every field of item `n` is a function of `n`, the same as
+//! in `conformance/peer.c`.
 
 use pvio_ring::proto::blkif::{self, Abi, DataOp, Segment, Segments, Status};
 use pvio_ring::proto::netif::{self, RxFlags, TxFlags};
@@ -16,18 +16,19 @@ pub fn mix(item: u64, field: u64) -> u64 {
     x ^ (x >> 29)
 }
 
-/// A kind of ring: what its items look like.
+/// A kind of ring: the layout of its items.
 pub trait Kind {
     /// Its name on `peer.c`'s command line.
     const NAME: &'static str;
     const SLOT_SIZE: usize;
-    /// Whether a response must stand in its own request's slot.
+    /// Whether a response must be in its own request's slot.
     const IN_ORDER: bool;
 
     fn push_request<M: SharedMemory>(ring: &mut FrontRing<M>, n: u64) -> Result<(), Full>;
     fn check_request<M: SharedMemory>(slot: &mut Slot<'_, M>, n: u64);
     fn push_response<M: SharedMemory>(ring: &mut BackRing<M>, n: u64) -> Result<(), Full>;
-    /// Checks a response and returns the number of its request; none before `oldest` is open.
+    /// Checks a response and returns the number of its request; no request before `oldest` is
+    /// outstanding.
     fn check_response<M: SharedMemory>(slot: &mut Slot<'_, M>, oldest: u64) -> u64;
 }
 

@@ -1,5 +1,4 @@
-//! A file mapped by two processes: the shared memory of the tests that have a peer in another
-//! process.
+//! A file mapped by two processes: the shared memory of tests with a peer in another process.
 #![allow(unsafe_code)]
 
 use core::ptr::NonNull;
@@ -8,12 +7,12 @@ use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 use std::fs::File;
 use std::sync::Arc;
 
-/// Some pages of a file, shared with whoever maps it too.
+/// Some pages of a file, shared with all processes that map it.
 #[derive(Clone, Debug)]
 pub struct SharedFile(Arc<MmapRaw>);
 
 impl SharedFile {
-    /// Makes `file` that many zeroed pages long and maps it.
+    /// Resizes `file` to that many zeroed pages and maps it.
     pub fn map(file: &File, pages: usize) -> std::io::Result<Self> {
         let bytes = pages * PAGE_SIZE;
         file.set_len(bytes as u64)?;
@@ -21,8 +20,8 @@ impl SharedFile {
     }
 }
 
-// SAFETY: the mapping is page-aligned, writable and stays where it is until the last clone is
-// dropped; `MmapRaw` makes no reference to its bytes. The file is the test's own and is never
+// SAFETY: the mapping is page-aligned, writable and stays at its address until the last clone is
+// dropped; `MmapRaw` makes no reference to its bytes. The file belongs to the test and is never
 // shortened, so no access faults.
 unsafe impl SharedMemory for SharedFile {
     fn base(&self) -> NonNull<u8> {

@@ -1,4 +1,4 @@
-//! Two domains and a device between them, over a store in this thread.
+//! Two domains and a device between them, with a store in this thread.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
@@ -54,7 +54,7 @@ pub fn put(xs: &mut LocalClient, base: &str, keys: &[(&str, &str)]) {
     }
 }
 
-/// What a capable backend offers for a disk.
+/// Returns the offer of a disk's backend with all features.
 pub fn offer() -> vbd::BackOffer {
     vbd::BackOffer {
         max_indirect_segments: Some(256),
@@ -68,12 +68,12 @@ pub fn offer() -> vbd::BackOffer {
     }
 }
 
-/// A queue whose ring is granted from `first` on.
+/// Returns a queue whose ring is granted from reference `first` on.
 pub fn queue(first: u32, pages: u32) -> vbd::Queue {
     vbd::Queue { ring_refs: (first..first + pages).collect(), event_channel: first }
 }
 
-/// Takes all events that wait.
+/// Takes and drops all queued events.
 pub fn discard_events(xs: &mut LocalClient) {
     while xs.poll_event().unwrap().is_some() {}
 }

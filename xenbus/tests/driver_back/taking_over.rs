@@ -1,8 +1,9 @@
-//! A backend takes over from one that ended in state InitWait, or lost its session.
+//! A backend takes over from one that died in state InitWait, or lost its session.
 
 use super::*;
 
-/// A backend that has offered and died; its frontend has made a request and is in this state.
+/// Returns a backend that has offered and died; its frontend has made a request and is in state
+/// `front`.
 fn interrupted(front: XenbusState, unresumable: Option<&'static str>) -> Bench {
     let mut b = Bench::new(HotplugMode::Plain);
     b.step();
@@ -56,7 +57,7 @@ fn frontend_whose_session_is_lost_is_waited_for_by_every_later_backend() {
         assert!(!b.class.connected.get(), "its requests would be lost");
         assert!(b.has("pvio-session-lost") && !b.class.forgotten.get());
     }
-    // It starts over: from here on nothing is lost, for a successor either.
+    // The frontend restarts: from here on no session is lost, not even for a successor.
     b.frontend(XenbusState::Initialising);
     b.step();
     assert!(!b.has("pvio-session-lost") && b.class.forgotten.get());

@@ -1,5 +1,5 @@
-//! Frontends against backends that others wrote: models of how these react to each state, with
-//! events that come late, many at once, and between any two requests of the frontend.
+//! Frontends with other projects' backends: models of their reaction to each state, with events
+//! that are delayed, merged, or delivered between any two requests of the frontend.
 
 mod models;
 
@@ -54,7 +54,7 @@ struct World {
     store: Rc<RefCell<Store>>,
     dom0: LocalClient,
     addr: DeviceAddr,
-    /// Where the backend is, which its kind does not tell.
+    /// The backend's path, which does not follow from its kind here.
     back: String,
 }
 
@@ -87,7 +87,7 @@ impl World {
         world
     }
 
-    /// Makes the backend one of another kind, whose name nothing in pvio need know.
+    /// Changes the backend's kind, to one that pvio does not know.
     fn of_kind(&mut self, kind: &str) {
         self.back = format!("/local/domain/{BACK}/backend/{kind}/{FRONT}/3");
         let perms = [Perm::new(BACK, Access::None), Perm::new(FRONT, Access::Read)];
@@ -110,11 +110,11 @@ impl World {
     }
 }
 
-/// A frontend's connection, between two requests of which the backend may take an event.
+/// A frontend's connection: between two requests, the backend may handle an event.
 struct Between {
     xs: LocalClient,
     backend: Rc<RefCell<Backend>>,
-    /// A bit of the seed decides each time.
+    /// One bit of the seed decides each time.
     seed: u64,
 }
 
@@ -142,7 +142,7 @@ impl Xenstore for Between {
     }
 }
 
-/// Has both ends take their events, in an order that the seed says, until neither has any.
+/// Delivers events to both sides, in an order given by the seed, until neither has any.
 fn settle(driver: &mut FrontendDriver<Class>, xs: &mut Between) {
     driver.step(xs).unwrap();
     for turn in 0.. {
@@ -201,7 +201,7 @@ fn a_frontend_takes_over_from_one_that_died_in_any_state() {
     for (model, class) in ALL {
         for found in [Initialising, Initialised, Connected, Closing, Closed] {
             for seed in 0..40 {
-                // With a session, and before there was one.
+                // With a session, and without one.
                 for with_session in [true, false] {
                     let mut world = World::new(model, class);
                     let ring = format!("{}/{RING}", world.addr.frontend_path());
@@ -301,14 +301,14 @@ fn a_restarted_backend_tells_a_nic_that_waits_from_one_that_has_a_session() {
     driver.step(&mut xs).unwrap();
     assert_eq!(read_state(&mut world.dom0, &front).unwrap(), S::Connected);
     assert!(!driver.is_connected() && !driver.class().connected);
-    // The backend dies before it has seen that. Its successor takes the request up.
+    // The backend dies before it has handled that. Its successor accepts the request.
     assert_eq!(dead.state(), S::InitWait);
     drop(dead);
     dead = backend(&world);
     assert_eq!(dead.state(), S::Connected);
     driver.step(&mut xs).unwrap();
     assert!(driver.is_connected() && driver.class().connected);
-    // Dies again: now there is a session, which the frontend has to end.
+    // It dies again: now there is a session, which the frontend has to end.
     drop(dead);
     let mut third = backend(&world);
     assert_eq!(third.state(), S::InitWait);

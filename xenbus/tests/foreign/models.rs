@@ -1,5 +1,5 @@
-//! Backends as they react to their frontend's state. Each follows the state switch of its source:
-//! `xen-blkback/xenbus.c` and `xen-netback/xenbus.c` of Linux 6.1, `hw/block/xen-block.c`,
+//! Models of backends that react to their frontend's state. Each follows the state switch of its
+//! source: `xen-blkback/xenbus.c` and `xen-netback/xenbus.c` of Linux 6.1, `hw/block/xen-block.c`,
 //! `hw/net/xen_nic.c` and `hw/xen/xen-bus.c` of QEMU 10; pvio's is the driver itself.
 
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Ends, Fault, Prepared};
@@ -8,7 +8,7 @@ use pvio_xenbus::handshake::common::{DeviceAddr, read_state, state_path, write_s
 use pvio_xenbus::{XenbusState, XenbusState as S, Xenstore};
 use pvio_xenstored::LocalClient;
 
-/// The key by which the test's frontends request.
+/// The key with which the test's frontends submit their request.
 pub const RING: &str = "ring-ref";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,7 +20,7 @@ pub enum Model {
     Pvio,
 }
 
-/// A backend, its connection, and its events that it has not seen.
+/// A backend, its connection, and its events that are not delivered.
 pub struct Backend {
     pub xs: LocalClient,
     model: Model,
@@ -30,7 +30,7 @@ pub struct Backend {
     pvio: BackendDriver<Offer>,
 }
 
-/// What pvio's driver does not know of a class.
+/// The class for pvio's driver.
 struct Offer;
 
 impl BackendClass for Offer {
@@ -67,13 +67,13 @@ impl BackendClass for Offer {
 }
 
 impl Backend {
-    /// A backend that begins: it offers, and looks at the frontend.
+    /// Returns a backend that starts: it writes its offer, and reads the frontend's state.
     pub fn start(model: Model, xs: LocalClient, addr: DeviceAddr, back: &str) -> Self {
         let pvio = BackendDriver::new(addr, Offer);
         Self::with(model, xs, addr, back, pvio, S::Initialising)
     }
 
-    /// A backend with a session, in which its frontend died.
+    /// Returns a backend with a session whose frontend died.
     pub fn connected(model: Model, xs: LocalClient, addr: DeviceAddr, back: &str) -> Self {
         let pvio = BackendDriver::resuming(addr, Offer);
         let mut this = Self::with(model, xs, addr, back, pvio, S::Initialising);
@@ -81,7 +81,7 @@ impl Backend {
         this
     }
 
-    /// pvio's, whose process died: what its predecessor served is lost.
+    /// Returns pvio's backend after its process died: the session of its predecessor is lost.
     pub fn restarted(xs: LocalClient, addr: DeviceAddr, back: &str) -> Self {
         let pvio = BackendDriver::restarted(addr, Offer);
         Self::with(Model::Pvio, xs, addr, back, pvio, S::Initialising)
@@ -115,7 +115,7 @@ impl Backend {
         self.state
     }
 
-    /// Takes one event, if there is one: the frontend's state as it is by now is what counts.
+    /// Handles one event, if there is one, with the frontend's current state.
     pub fn event(&mut self) -> bool {
         let came = self.xs.poll_event().unwrap().is_some();
         if came {
@@ -184,7 +184,7 @@ impl Backend {
         }
     }
 
-    /// Takes up the frontend's ring; a frontend that requests has one.
+    /// Connects to the frontend's ring; a frontend with a request has one.
     fn connect(&mut self) {
         if self.xs.read_opt(&format!("{}/{RING}", self.front)).unwrap().is_none() {
             return self.set(S::Closing);

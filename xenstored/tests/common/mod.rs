@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Functions that the tests share.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod ring;
@@ -12,7 +12,7 @@ use pvio_xenbus::wire::{Header, Op, XsErrno, decode, split_string};
 use pvio_xenbus::{WatchEvent, Xenstore};
 use pvio_xenstored::{ConnId, Store};
 
-/// Sends one request at the wire and takes its answer; events that come along are dropped.
+/// Executes one request in wire format and returns its response; events are dropped.
 pub fn ask(
     store: &mut Store,
     conn: ConnId,
@@ -23,7 +23,7 @@ pub fn ask(
     let header = Header::new(op, 77, tx, payload.len()).unwrap();
     store.handle(conn, &header, payload).unwrap();
     let mut out = Vec::new();
-    // A limit of 0 lets no event through.
+    // A limit of 0 returns no event.
     store.take_output(conn, &mut out, 0);
     let frame = decode(&out).unwrap().unwrap();
     assert_eq!(frame.wire_len(), out.len(), "one answer to one request");
@@ -37,7 +37,7 @@ pub fn ask(
     Ok(frame.payload.to_vec())
 }
 
-/// A domain's home, its own, and a connection of it.
+/// Creates a domain's home directory, which the domain owns, and connects the domain.
 pub fn guest(store: &mut Store, dom0: ConnId, domid: u16) -> ConnId {
     let home = format!("/local/domain/{domid}\0");
     ask(store, dom0, Op::Mkdir, 0, home.as_bytes()).unwrap();
@@ -46,7 +46,7 @@ pub fn guest(store: &mut Store, dom0: ConnId, domid: u16) -> ConnId {
     store.connect(DomId(domid))
 }
 
-/// Takes all events that wait, as (path, token).
+/// Takes all queued events, as (path, token).
 pub fn events(store: &mut Store, conn: ConnId) -> Vec<(String, String)> {
     let mut out = Vec::new();
     store.take_output(conn, &mut out, usize::MAX);
@@ -68,7 +68,7 @@ pub fn events(store: &mut Store, conn: ConnId) -> Vec<(String, String)> {
     found
 }
 
-/// Takes all events that come within the time, as (path, token).
+/// Takes all events that arrive within `time`, as (path, token).
 pub fn drain<X: Xenstore>(xs: &mut X, time: Duration) -> Vec<(String, String)> {
     let mut found = Vec::new();
     while let Some(WatchEvent { path, token }) = xs.wait_event(Some(time)).unwrap() {
@@ -77,7 +77,7 @@ pub fn drain<X: Xenstore>(xs: &mut X, time: Duration) -> Vec<(String, String)> {
     found
 }
 
-/// A program of Debian's, or a loud word about its absence.
+/// Returns the path of a Debian program; prints that it is missing otherwise.
 pub fn debian(path: &str, package: &str) -> Option<PathBuf> {
     let found = Path::new(path).exists().then(|| path.into());
     if found.is_none() {
@@ -86,7 +86,7 @@ pub fn debian(path: &str, package: &str) -> Option<PathBuf> {
     found
 }
 
-/// A child process that is ended, by its id, when the test ends.
+/// A child process that is killed, by its id, when the test ends.
 pub struct Running(pub Child);
 
 impl Drop for Running {
@@ -96,9 +96,9 @@ impl Drop for Running {
     }
 }
 
-/// Debian's own `xenstored` on a socket of its own. It wants a hypervisor and gets a preloaded
-/// library that plays one (`reference/hypervisor.c`), so that domains can be introduced to it
-/// and speak to it through their rings ([`Reference::dir`] holds the pages and the events).
+/// Debian's `xenstored` on a separate socket. It needs a hypervisor, which a preloaded library
+/// emulates (`reference/hypervisor.c`), so that domains can be introduced and can communicate with
+/// it through their rings ([`Reference::dir`] contains the pages and the events).
 pub struct Reference {
     pub socket: PathBuf,
     pub dir: tempfile::TempDir,

@@ -29,7 +29,7 @@ pub struct RingClient {
 }
 
 impl RingClient {
-    /// Opens the page of a domain that was introduced.
+    /// Opens the page of an introduced domain.
     pub fn open(dir: &Path, domid: u16) -> Self {
         let open =
             |name: &str| OpenOptions::new().read(true).write(true).open(dir.join(name)).unwrap();

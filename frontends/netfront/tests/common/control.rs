@@ -1,4 +1,4 @@
-//! Control rings: between both ends of a vif, and in the hands of a test that plays the backend.
+//! Control rings: between both sides of a vif, and with a test that acts as the backend.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use crate::common::{BACK, BACK_FEATURES, FRONT, FRONT_FEATURES, attach, drain, pattern};
@@ -18,7 +18,7 @@ use pvio_sim::local::memory::LocalMapping;
 use pvio_sim::{LocalDomain, LocalMachine};
 use std::sync::Arc;
 
-/// Two queues and the real backend of each.
+/// Two queues with the real backend of each.
 pub struct Pair {
     pub fronts: Vec<Queue<LocalDomain>>,
     pub backs: Vec<Back<LocalDomain, Box<[u8]>>>,
@@ -53,7 +53,7 @@ impl Pair {
         }
     }
 
-    /// A large packet to the backend and back again, on each queue.
+    /// Sends a large packet to the backend and back again, on each queue.
     pub fn echo(&mut self) {
         for (front, back) in self.fronts.iter_mut().zip(&mut self.backs) {
             let mut port = loopback(4);
@@ -68,7 +68,7 @@ impl Pair {
     }
 }
 
-/// A control ring in the hands of a test that plays the backend.
+/// A control ring whose backend is the test.
 pub struct Hostile {
     pub control: Control<LocalDomain>,
     pub queues: Vec<Queue<LocalDomain>>,
@@ -108,7 +108,7 @@ impl Hostile {
         self.control.step(&self.queues)
     }
 
-    /// The page that a request names, as the backend has it.
+    /// Returns the page that a request names, as mapped by the backend.
     pub fn named(&self, request: CtrlRequest) -> LocalMapping {
         let gref = match request.ask().expect("a request that there is") {
             CtrlAsk::AddGrefMapping(list) | CtrlAsk::DelGrefMapping(list) => list.page,
@@ -118,14 +118,14 @@ impl Hostile {
         self.back.map(FRONT, &[gref], Access::ReadWrite).unwrap()
     }
 
-    /// What stands there.
+    /// Reads the start of that page.
     pub fn read(&self, request: CtrlRequest, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.named(request).read_bytes(0, &mut bytes).unwrap();
         bytes
     }
 
-    /// Writes a status into each of a list's first entries.
+    /// Writes a status into each of the first entries of a list.
     pub fn answer_entries(&self, request: CtrlRequest, statuses: &[u16]) {
         let list = self.read(request, statuses.len() * GREF_ENTRY_SIZE);
         let entries = list.as_chunks().0.iter().zip(statuses);

@@ -1,4 +1,4 @@
-//! Both ends of a vif in one thread, and backends that do what a test says.
+//! Both sides of a vif in one thread, and backends that a test controls.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use pvio_event_channel::{EventChannel, EventChannels};
@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub const FRONT: DomId = DomId(7);
 pub const BACK: DomId = DomId(0);
 
-/// What both ends agree on where a test says nothing else.
+/// Default negotiated features of the tests.
 pub const FRONT_FEATURES: Features =
     Features { sg: true, checksum_v4: true, checksum_v6: true, ..NO_FEATURES };
 pub const NO_FEATURES: Features = Features {
@@ -45,8 +45,8 @@ pub fn refs(queue: &Queue<LocalDomain>) -> QueueRefs {
     }
 }
 
-/// The backend's queue. How the guest's pages are reached is nothing that a frontend may notice:
-/// the test program `mapped` has all these tests once more.
+/// Attaches the backend's queue. The frontend must behave the same with every data path policy: the
+/// test program `mapped` runs all these tests again with another one.
 pub fn attach(
     driver: LocalDomain,
     guest: DomId,
@@ -65,7 +65,7 @@ pub fn attach(
     back
 }
 
-/// A frontend and the real backend.
+/// A frontend with the real backend.
 pub struct Vif {
     pub front: Queue<LocalDomain>,
     pub back: pvio_netback::Queue<LocalDomain, Box<[u8]>>,
@@ -88,14 +88,14 @@ impl Vif {
     }
 }
 
-/// A vif whose packets come back to it.
+/// Creates a vif whose packets are sent back to it.
 pub fn echo() -> (LocalMachine, Vif) {
     let machine = LocalMachine::new();
     let vif = Vif::on(&machine, FRONT, loopback(64));
     (machine, vif)
 }
 
-/// Two vifs on one wire.
+/// Creates two vifs that are connected to each other.
 pub fn wire() -> (LocalMachine, Vif, Vif) {
     let machine = LocalMachine::new();
     let (a, b) = pair(64);
@@ -103,12 +103,12 @@ pub fn wire() -> (LocalMachine, Vif, Vif) {
     (machine, a, b)
 }
 
-/// A frontend, and its rings in the hands of a test that plays the backend.
+/// A frontend whose backend is the test.
 pub struct Hostile {
     pub front: Queue<LocalDomain>,
     pub tx: BackRing<LocalMapping>,
     pub rx: BackRing<LocalMapping>,
-    /// The same page again, to be scribbled on.
+    /// A second mapping of the same page, to overwrite it.
     pub tx_page: LocalMapping,
     pub rx_page: LocalMapping,
     pub channel: LocalChannel,
@@ -137,7 +137,7 @@ impl Hostile {
     }
 }
 
-/// Bytes that differ from place to place.
+/// Returns bytes that differ by position.
 pub fn pattern(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 + i / 251 + seed * 17) as u8).collect()
 }

@@ -1,5 +1,5 @@
-//! The tests with the real backend once more, which maps the guest's pages for each batch instead of
-//! having them copied by the hypervisor: nobody may be able to tell.
+//! The tests with the real backend again, with a backend that maps the guest's pages for each batch
+//! instead of grant copies: the results must be the same.
 #![expect(clippy::duplicate_mod, reason = "each test file has its own parts of what is common")]
 
 #[path = "../gso.rs"]
