@@ -1,4 +1,5 @@
-//! What `xl` runs when a device comes or goes. Debian's own scripts hang where there is no udev.
+//! Hotplug scripts that `xl` runs when a device is added or removed. Debian's own scripts hang
+//! without udev.
 
 use std::env;
 use std::fs;
@@ -12,10 +13,10 @@ use crate::sys;
 
 const QUICK: Duration = Duration::from_secs(20);
 
-/// A script by its name, asked for `add`, `remove`, `online` or `offline`.
+/// Runs a script by its name, with `add`, `remove`, `online` or `offline`.
 ///
 /// # Errors
-/// The device cannot be had; `xl` reads why in xenstore.
+/// The device is not available; `xl` reads the reason from xenstore.
 pub fn run(script: &str, verb: &str) -> Result<()> {
     let node = env::var("XENBUS_PATH").context("XENBUS_PATH")?;
     let outcome = match (script, verb) {
@@ -31,7 +32,7 @@ pub fn run(script: &str, verb: &str) -> Result<()> {
     outcome
 }
 
-/// Tells the backend which device a path is.
+/// Writes the device number of the path to the backend's nodes.
 fn block(node: &str) -> Result<()> {
     let path = xs::must_read(&format!("{node}/params"))?;
     let number = fs::metadata(&path).context(path.clone())?.rdev();
@@ -41,7 +42,7 @@ fn block(node: &str) -> Result<()> {
     connected(node)
 }
 
-/// Puts an interface on its bridge.
+/// Adds an interface to its bridge.
 fn vif(node: &str) -> Result<()> {
     let name = env::var("vif").context("vif")?;
     let bridge = xs::must_read(&format!("{node}/bridge"))?;

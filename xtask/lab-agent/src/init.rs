@@ -1,4 +1,4 @@
-//! Process 1: mounts, starts the domain's part, reaps what nobody waits for, powers off.
+//! Process 1: mounts file systems, starts the agent of the domain, reaps orphans, powers off.
 
 use std::fs;
 use std::process::Command;
@@ -9,13 +9,13 @@ use rustix::system::{RebootCommand, reboot};
 
 use crate::sys::{mount, uptime};
 
-/// Where programs are looked for.
+/// PATH of all programs.
 const PATH: &str = "/usr/lib/xen-4.17/bin:/usr/bin:/usr/sbin";
 
-/// Never returns in a domain: its end is the domain's.
+/// Does not return in a domain, as the domain ends with process 1.
 ///
 /// # Errors
-/// Not even the basics are there.
+/// The basic file systems cannot be mounted.
 pub fn run() -> Result<()> {
     mount::basics()?;
     let version = fs::read_to_string("/proc/sys/kernel/osrelease")?;
@@ -24,7 +24,8 @@ pub fn run() -> Result<()> {
     let mut child = Command::new("/proc/self/exe");
     let child = child.arg(part).env("PATH", PATH).spawn().context("start the domain's part")?;
     let id = child.id();
-    // The part waits for its own children; whatever else dies has become ours.
+    // The agent waits for its own children; orphans of other processes become children of process
+    // 1.
     loop {
         match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid.as_raw_nonzero().get().unsigned_abs() == id => {
@@ -42,7 +43,7 @@ pub fn run() -> Result<()> {
     reboot(RebootCommand::PowerOff).context("power off")
 }
 
-/// A domain that may create others is dom0.
+/// Returns the agent's role: a domain that may create others is dom0.
 fn part() -> Result<&'static str> {
     mount::mount("sysfs", "sys", "/sys", "").ok();
     let uuid = fs::read_to_string("/sys/hypervisor/uuid").context("not on Xen")?;

@@ -1,44 +1,44 @@
-//! How dom0 and a guest talk: lines on the guest's console, which works before any device does and
-//! is no device under test.
+//! Protocol between dom0 and a guest: lines on the guest's console. It works before any device
+//! does, and is not a device under test.
 //!
-//! dom0 sends `PVIO-LAB N VERB JSON`, the guest answers `PVIO-LAB N ok JSON` or `PVIO-LAB N no
-//! TEXT`. Whatever else is on the console is the kernel's, and a log.
+//! dom0 sends `PVIO-LAB N VERB JSON`; the guest replies with `PVIO-LAB N ok JSON` or `PVIO-LAB N no
+//! TEXT`. All other lines on the console are from the kernel, and are logged.
 
 use serde_json::Value;
 
-/// In front of every line that is ours.
+/// Prefix of every line of the protocol.
 pub const MARK: &str = "PVIO-LAB ";
 
-/// What a guest says of its own accord once it listens; counts as answer 0.
+/// Number of the reply that a guest sends without a request when its agent is ready.
 pub const HELLO: u64 = 0;
 
-/// What dom0 asks for.
+/// A request of dom0.
 #[derive(Debug, PartialEq)]
 pub struct Request {
-    /// Which answer belongs to it.
+    /// Number of the request, which its reply repeats.
     pub number: u64,
-    /// What to do.
+    /// The operation.
     pub verb: String,
-    /// Depends on the verb.
+    /// Arguments, which depend on the verb.
     pub arguments: Value,
 }
 
-/// What a guest says to it.
+/// A guest's reply.
 #[derive(Debug, PartialEq)]
 pub struct Answer {
-    /// The request's.
+    /// Number of the request.
     pub number: u64,
-    /// What came of it, or what went wrong.
+    /// The result, or an error message.
     pub outcome: Result<Value, String>,
 }
 
 impl Request {
-    /// As a line, without its end.
+    /// Formats the line, without a line feed.
     pub fn line(&self) -> String {
         format!("{MARK}{} {} {}", self.number, self.verb, self.arguments)
     }
 
-    /// From a line, whatever stands in front of the mark.
+    /// Parses a line; text before the prefix is ignored.
     pub fn parse(line: &str) -> Option<Self> {
         let (_, rest) = line.split_once(MARK)?;
         let mut words = rest.trim_end().splitn(3, ' ');
@@ -50,16 +50,16 @@ impl Request {
 }
 
 impl Answer {
-    /// As a line, without its end.
+    /// Formats the line, without a line feed.
     pub fn line(&self) -> String {
         match &self.outcome {
             Ok(value) => format!("{MARK}{} ok {value}", self.number),
-            // As JSON, so that it is one line whatever is in it.
+            // As JSON, so that it is a single line.
             Err(text) => format!("{MARK}{} no {}", self.number, Value::from(text.as_str())),
         }
     }
 
-    /// From a line, whatever stands in front of the mark.
+    /// Parses a line; text before the prefix is ignored.
     pub fn parse(line: &str) -> Option<Self> {
         let (_, rest) = line.split_once(MARK)?;
         let mut words = rest.trim_end().splitn(3, ' ');

@@ -1,18 +1,17 @@
 //! `/init` of every domain of the real-Xen lab, and the lab's scenarios.
 //!
-//! One program, linked without shared libraries, plays every part; which one it plays is decided
-//! by how it is called.
+//! One statically linked program has all roles; its name and first argument select the role.
 //!
-//! | called as | is |
+//! | called as | role |
 //! |---|---|
-//! | process 1 | [`init`]: mounts, starts the domain's part, reaps, powers off |
-//! | `… dom0` | [`dom0`]: brings up a dom0 and runs the scenarios the host asked for |
-//! | `… guest` | [`guest`]: does what dom0 asks for over the guest's console |
-//! | `block`, `vif-bridge` | [`hotplug`]: what `xl` runs when a device comes or goes |
+//! | process 1 | [`init`]: mounts file systems, starts the agent of the domain, reaps, powers off |
+//! | `… dom0` | [`dom0`]: boots dom0 and runs the scenarios that the host requests |
+//! | `… guest` | [`guest`]: executes requests that dom0 sends over the guest's console |
+//! | `block`, `vif-bridge` | [`hotplug`]: scripts that `xl` runs when a device is added or removed |
 //! | `… list` | on any machine: the table of [`scenarios`], as JSON |
 //!
-//! [`link`] is how dom0 and a guest talk, [`net`] traffic between them, [`sys`] what the standard library lacks, [`pattern`] bytes
-//! both can make up.
+//! [`link`] is the protocol between dom0 and a guest, [`net`] traffic between them, [`sys`]
+//! functions that the standard library lacks, [`pattern`] reproducible test data.
 #![forbid(unsafe_code)]
 
 mod dom0;

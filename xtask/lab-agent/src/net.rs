@@ -1,4 +1,4 @@
-//! Traffic between dom0 and a guest, every byte of which is compared.
+//! Traffic between dom0 and a guest, every byte of which is verified.
 
 pub mod counters;
 pub mod datagrams;
@@ -15,34 +15,34 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::pattern::{self, Sum};
 
-/// Where every domain echoes datagrams.
+/// Port on which every domain echoes datagrams.
 pub const ECHO: u16 = 7;
-/// Longer than a datagram is under way; a lost one is sent again.
+/// Timeout of an echo; then the datagram is sent again.
 const PATIENCE: Duration = Duration::from_secs(2);
 const TRIES: u32 = 4;
 const PIECE: usize = 64 << 10;
 
-/// Echoes datagrams from now on.
+/// Starts echoing datagrams.
 ///
 /// # Errors
-/// The address is taken.
+/// The address is in use.
 pub fn serve_echo() -> Result<()> {
     let socket = UdpSocket::bind(("0.0.0.0", ECHO)).context("the echo port")?;
     std::mem::forget(Echoes::serve(socket)?);
     Ok(())
 }
 
-/// Echoes what comes over one socket, until it is dropped.
+/// Echoes datagrams on one socket, until dropped.
 pub struct Echoes {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Echoes {
-    /// Begins.
+    /// Starts echoing.
     ///
     /// # Errors
-    /// The socket is none of datagrams.
+    /// It is not a datagram socket.
     pub fn serve(socket: UdpSocket) -> Result<Self> {
         socket.set_read_timeout(Some(Duration::from_millis(300)))?;
         let stop: Arc<AtomicBool> = Arc::default();
@@ -50,7 +50,7 @@ impl Echoes {
         let thread = thread::spawn(move || {
             let mut bytes = vec![0; 65_536];
             while !told.load(Ordering::Relaxed) {
-                // An interface that went away says so here once.
+                // A removed interface causes one error.
                 if let Ok((n, from)) = socket.recv_from(&mut bytes) {
                     let _ = socket.send_to(&bytes[..n], from);
                 }
@@ -59,10 +59,10 @@ impl Echoes {
         Ok(Self { stop, thread: Some(thread) })
     }
 
-    /// Begins at an address like `fd00::1`, besides [`serve_echo`].
+    /// Starts echoing at an address such as `fd00::1`, in addition to [`serve_echo`].
     ///
     /// # Errors
-    /// It is nobody's here, or taken.
+    /// The address is not assigned to this domain, or in use.
     pub fn at(address: &str) -> Result<Self> {
         let socket = UdpSocket::bind((address, ECHO));
         Self::serve(socket.with_context(|| format!("the echo port of {address}"))?)
@@ -78,10 +78,10 @@ impl Drop for Echoes {
     }
 }
 
-/// A socket for [`echo`] to a server like `10.0.0.1`.
+/// Returns a socket for [`echo`] to a server such as `10.0.0.1`.
 ///
 /// # Errors
-/// No way there.
+/// There is no route.
 pub fn client(server: &str) -> Result<UdpSocket> {
     let socket = UdpSocket::bind(anywhere(server))?;
     socket.connect((server, ECHO)).with_context(|| server.to_owned())?;
@@ -89,16 +89,16 @@ pub fn client(server: &str) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Where a socket is bound that is to reach `server`.
+/// Returns the address to bind a socket to that sends to `server`.
 pub fn anywhere(server: &str) -> &'static str {
     if server.contains(':') { "[::]:0" } else { "0.0.0.0:0" }
 }
 
-/// Sends a datagram of `size` bytes, at least 8, and compares what comes back. Datagrams may get
-/// lost; they may not change.
+/// Sends a datagram of `size` bytes, at least 8, and compares the echo. Datagrams may be lost, but
+/// must not be changed.
 ///
 /// # Errors
-/// It came back as another, or not at all in several tries.
+/// The echo differs, or there is none in several attempts.
 pub fn echo(socket: &UdpSocket, size: usize, seed: u64) -> Result<()> {
     let mut sent = vec![0; size];
     pattern::fill(&mut sent, seed, 0);
@@ -111,7 +111,7 @@ pub fn echo(socket: &UdpSocket, size: usize, seed: u64) -> Result<()> {
         }
         match socket.recv(&mut bytes) {
             Ok(n) if bytes[..n] == sent => return Ok(()),
-            // Of a try before, that took its time.
+            // A late echo of an earlier attempt.
             Ok(n) if n != size && pattern::mismatch(&bytes[..n], seed, 0).is_some() => {}
             Ok(n) => bail!("a datagram of {size} bytes came back as another of {n}"),
             Err(_) => {}
@@ -120,29 +120,29 @@ pub fn echo(socket: &UdpSocket, size: usize, seed: u64) -> Result<()> {
     bail!("no answer to a datagram of {size} bytes in {TRIES} tries")
 }
 
-/// Sends `bytes` made up by `seed` over a new connection; their sum.
+/// Sends `bytes` generated from `seed` over a new connection; returns their checksum.
 ///
 /// # Errors
-/// The connection's.
+/// The connection's error.
 pub fn send(to: (&str, u16), bytes: u64, seed: u64) -> Result<String> {
     let stream = TcpStream::connect(to).with_context(|| format!("connect to {to:?}"))?;
     stream.set_write_timeout(Some(Duration::from_secs(30)))?;
     pour(stream, bytes, seed)
 }
 
-/// Takes one connection and everything that comes over it: how many bytes, and their sum.
+/// Accepts one connection and receives everything; returns the number of bytes and their checksum.
 ///
 /// # Errors
-/// The connection's, or bytes that `seed` did not make up.
+/// The connection's error, or data that was not generated from `seed`.
 pub fn receive(listener: &TcpListener, seed: u64) -> Result<(u64, String)> {
     let (stream, _) = listener.accept()?;
     drain(stream, seed)
 }
 
-/// Sends `bytes` made up by `seed`, and the connection's end; their sum.
+/// Sends `bytes` generated from `seed`, and shuts the connection down; returns their checksum.
 ///
 /// # Errors
-/// The connection's.
+/// The connection's error.
 pub fn pour(mut stream: TcpStream, bytes: u64, seed: u64) -> Result<String> {
     let mut piece = vec![0; PIECE];
     let mut sum = Sum::NEW;
@@ -158,17 +158,17 @@ pub fn pour(mut stream: TcpStream, bytes: u64, seed: u64) -> Result<String> {
     Ok(sum.text())
 }
 
-/// Takes everything that comes over a connection: how many bytes, and their sum.
+/// Receives everything over a connection; returns the number of bytes and their checksum.
 ///
 /// # Errors
-/// The connection's, or bytes that `seed` did not make up.
+/// The connection's error, or data that was not generated from `seed`.
 pub fn drain(mut stream: TcpStream, seed: u64) -> Result<(u64, String)> {
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     let mut piece = vec![0; PIECE];
     let mut sum = Sum::NEW;
     let mut received = 0;
     loop {
-        // Whole pieces, so that both ends sum the same words.
+        // Complete blocks, so that sender and receiver sum the same words.
         let mut n = 0;
         while n < PIECE {
             match stream.read(&mut piece[n..]) {
@@ -191,10 +191,10 @@ pub fn drain(mut stream: TcpStream, seed: u64) -> Result<(u64, String)> {
     }
 }
 
-/// Sends datagrams of one size, as fast as they go.
+/// Sends datagrams of one size, without pauses.
 ///
 /// # Errors
-/// No way there.
+/// There is no route.
 pub fn blast(to: (&str, u16), size: usize, packets: u64) -> Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.connect(to).with_context(|| format!("{to:?}"))?;
@@ -202,7 +202,7 @@ pub fn blast(to: (&str, u16), size: usize, packets: u64) -> Result<()> {
     for _ in 0..packets {
         match socket.send(&bytes) {
             Ok(_) => {}
-            // The interface's queue is full: the next may find room.
+            // ENOBUFS: the interface's queue is full, and the datagram is dropped.
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
             Err(error) if error.raw_os_error() == Some(ENOBUFS) => thread::yield_now(),
             Err(error) => return Err(error).context("send a datagram"),
@@ -213,11 +213,11 @@ pub fn blast(to: (&str, u16), size: usize, packets: u64) -> Result<()> {
 
 const ENOBUFS: i32 = 105;
 
-/// Counts datagrams from the first one until half a second without any: how many came after the
-/// first, and in how many seconds.
+/// Counts datagrams from the first one until half a second without any; returns the number after
+/// the first, and the seconds.
 ///
 /// # Errors
-/// None came within half a minute.
+/// None arrived within half a minute.
 pub fn count(port: u16) -> Result<(u64, f64)> {
     let socket = UdpSocket::bind(("0.0.0.0", port)).with_context(|| format!("port {port}"))?;
     socket.set_read_timeout(Some(Duration::from_secs(30)))?;
@@ -233,10 +233,10 @@ pub fn count(port: u16) -> Result<(u64, f64)> {
     Ok((packets, (last - start).as_secs_f64()))
 }
 
-/// Takes everything that comes over a connection: how many bytes, and in how many seconds.
+/// Receives everything over a connection; returns the number of bytes and the seconds.
 ///
 /// # Errors
-/// The connection's.
+/// The connection's error.
 pub fn swallow(mut stream: TcpStream) -> Result<(u64, f64)> {
     let mut piece = vec![0; PIECE];
     let start = Instant::now();

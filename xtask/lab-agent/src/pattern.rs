@@ -1,13 +1,13 @@
-//! Bytes both ends can make up: every 8 bytes follow from a seed and where they stand.
+//! Reproducible test data: every 8 bytes are derived from a seed and their offset.
 
-/// The word at a byte offset that is a multiple of 8 (splitmix64).
+/// Returns the word at a byte offset that is a multiple of 8 (splitmix64).
 fn word(seed: u64, offset: u64) -> u64 {
     let mut z = (seed ^ (offset >> 3)).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(seed);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z ^ (z >> 27)
 }
 
-/// Fills `bytes` as they stand at `offset`, a multiple of 8.
+/// Fills `bytes` with the data at `offset`, a multiple of 8.
 pub fn fill(bytes: &mut [u8], seed: u64, offset: u64) {
     let mut at = offset;
     for chunk in bytes.chunks_mut(8) {
@@ -16,7 +16,7 @@ pub fn fill(bytes: &mut [u8], seed: u64, offset: u64) {
     }
 }
 
-/// Where the first byte is that [`fill`] would have made another.
+/// Returns the index of the first byte that differs from the data of [`fill`].
 pub fn mismatch(bytes: &[u8], seed: u64, offset: u64) -> Option<usize> {
     let mut at = offset;
     for (i, chunk) in bytes.chunks(8).enumerate() {
@@ -29,15 +29,15 @@ pub fn mismatch(bytes: &[u8], seed: u64, offset: u64) -> Option<usize> {
     None
 }
 
-/// A sum over bytes in order, 8 at a time: not for secrets, fast under emulation.
+/// A checksum of bytes in order, 8 at a time: not cryptographic, but fast under emulation.
 #[derive(Clone, Copy)]
 pub struct Sum(u64);
 
 impl Sum {
-    /// Of nothing.
+    /// The checksum of no bytes.
     pub const NEW: Self = Self(0xcbf2_9ce4_8422_2325);
 
-    /// Adds bytes; all calls but the last take a multiple of 8.
+    /// Adds bytes; the length must be a multiple of 8 in all calls except the last.
     pub fn add(&mut self, bytes: &[u8]) {
         for chunk in bytes.chunks(8) {
             let mut word = [0; 8];
@@ -47,22 +47,22 @@ impl Sum {
         }
     }
 
-    /// As 16 digits.
+    /// Returns the checksum as 16 digits.
     pub fn text(self) -> String {
         format!("{:016x}", self.0)
     }
 }
 
-/// Numbers without a pattern, the same every time (xorshift64).
+/// Reproducible pseudorandom numbers (xorshift64).
 pub struct Random(u64);
 
 impl Random {
-    /// By a seed.
+    /// Returns a generator with this seed.
     pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    /// Below a bound, which is not 0.
+    /// Returns a number below a bound, which must not be 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

@@ -1,4 +1,4 @@
-//! What needs an allocator: the devices.
+//! The devices, which need an allocator.
 
 use alloc::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::machine::Machine;
 const FRONT: DomId = DomId(2);
 const BACK: DomId = DomId(1);
 
-/// What a guest sends through its virtual NIC to a port that sends it back is what it receives.
+/// Sends packets through a virtual NIC to a port that echoes them, and compares.
 pub fn nic() -> bool {
     send_and_receive().is_some()
 }
@@ -56,7 +56,7 @@ fn send_and_receive() -> Option<()> {
     (came == 1).then_some(())
 }
 
-/// What a guest writes to its virtual disk is what it reads back, on every data path.
+/// Writes to a virtual disk, reads back and compares, on every data path.
 pub fn disk() -> bool {
     DataPath::ALL.into_iter().all(|path| write_and_read_back(path).is_some())
 }

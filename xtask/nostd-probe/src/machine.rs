@@ -1,5 +1,5 @@
-//! The smallest machine two domains can live on: one heap, grants that are table entries, event
-//! channels that are two flags. It is all a kernel or hypervisor has to bring.
+//! A minimal machine for two domains: one heap, grants as table entries, event channels as two
+//! flags. A kernel or hypervisor has to provide no more than that.
 
 use alloc::rc::Rc;
 use alloc::sync::Arc;
@@ -15,14 +15,14 @@ use pvio_grant_table::{
 };
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region, SharedMemory};
 
-/// Both domains' view of the machine.
+/// The machine, as both domains access it.
 #[derive(Clone, Default)]
 pub struct Machine(Rc<RefCell<State>>);
 
 #[derive(Default)]
 struct State {
     grants: Vec<Option<(HeapMemory, usize)>>,
-    /// Port 1 is the first.
+    /// Index 0 is port 1.
     channels: Vec<[Arc<AtomicBool>; 2]>,
 }
 
@@ -57,7 +57,7 @@ pub struct Mapped {
     page: usize,
 }
 
-// SAFETY: a page inside memory that keeps the same promises, and that this keeps alive.
+// SAFETY: a page inside memory that fulfils the same contract, and that this keeps alive.
 unsafe impl SharedMemory for Mapped {
     fn base(&self) -> NonNull<u8> {
         // SAFETY: `map` checked that the page lies inside.
@@ -106,7 +106,7 @@ impl GrantCopier for Machine {
     }
 }
 
-/// One end of an event channel.
+/// One side of an event channel.
 pub struct End {
     port: Port,
     mine: Arc<AtomicBool>,

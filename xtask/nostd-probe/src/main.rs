@@ -1,6 +1,6 @@
-//! A program without `std`, as a kernel is one: its own entry point, its own panic handler, no
-//! unwinding. It links the device code and *runs* a piece of each crate, so that nothing is left
-//! out by the linker; if anything below brought `std`, there would be two panic handlers, and it
+//! A program without `std`, like a kernel: with its own entry point and panic handler, and no
+//! unwinding. It links the device code and *runs* a part of each crate, so that the linker does not
+//! discard them. If any dependency used `std`, there would be two panic handlers, and the program
 //! would not build.
 #![no_std]
 #![no_main]
@@ -15,7 +15,7 @@ mod machine;
 mod pages;
 mod transport;
 
-// The start-up code and `memcpy`; no Rust standard library.
+// For the start-up code and `memcpy`; not the Rust standard library.
 #[link(name = "c")]
 unsafe extern "C" {}
 
@@ -31,7 +31,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// What the C start-up code calls. The exit code is the number of the first part that went wrong.
+/// Entry point that the C start-up code calls. The exit code is the number of the first part that failed.
 // SAFETY: the name and the signature are those of C's `main`, of which a program has one.
 #[unsafe(no_mangle)]
 pub extern "C" fn main(_argc: i32, _argv: *const *const u8) -> i32 {

@@ -1,4 +1,4 @@
-//! Shared memory where there is no heap: pages set aside when the program was linked.
+//! Shared memory without a heap: pages in a static.
 
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
@@ -19,24 +19,24 @@ fn bytes() -> NonNull<u8> {
     NonNull::new((&raw const PAGE).cast_mut()).expect("a static's address").cast()
 }
 
-/// The one page, until it is dropped; two ends share it by borrowing.
+/// The one page, until dropped; both sides borrow it.
 pub struct TheBss(());
 
-/// One end's view of the page.
+/// One side's view of the page.
 pub struct End<'a>(#[expect(dead_code, reason = "keeps the page taken")] &'a TheBss);
 
 impl TheBss {
-    /// The page, all zero, if nobody has it.
+    /// Returns the page, filled with zeros, if it is not taken.
     pub fn take() -> Option<Self> {
         if TAKEN.swap(true, Ordering::Acquire) {
             return None;
         }
-        // SAFETY: nobody has the page, and it is as long as this.
+        // SAFETY: the page was not taken, so nothing else accesses it, and it has this length.
         unsafe { bytes().write_bytes(0, PAGE_SIZE) };
         Some(Self(()))
     }
 
-    /// A view of it.
+    /// Returns a view of the page.
     pub fn end(&self) -> End<'_> {
         End(self)
     }

@@ -1,4 +1,4 @@
-//! Floors 1 and 2, which need no allocator.
+//! The crates of layers 1 and 2, which need no allocator.
 
 use pvio_event_channel::{Port, two_level::EventPage};
 use pvio_grant_table::{Access, DomId, GrantRef, v1::GrantTable};
@@ -7,7 +7,7 @@ use pvio_xenbus::wire::{self, Header, Op};
 
 use crate::pages::TheBss;
 
-/// A request and its response.
+/// Sends a request and its response through a ring.
 pub fn ring() -> bool {
     let Some(page) = TheBss::take() else { return false };
     let Ok(mut front) = FrontRing::init(page.end(), 16) else { return false };
@@ -28,7 +28,7 @@ pub fn ring() -> bool {
     slot.read(&mut response).is_ok() && response == [9; 16]
 }
 
-/// A grant, used and taken back.
+/// Grants access, uses the grant, and revokes it.
 pub fn grant_table() -> bool {
     let Some(page) = TheBss::take() else { return false };
     let table = GrantTable::new(page.end());
@@ -41,14 +41,14 @@ pub fn grant_table() -> bool {
         }
 }
 
-/// An event, raised and taken.
+/// Sends an event and receives it.
 pub fn event_channel() -> bool {
     let Some(page) = TheBss::take() else { return false };
     let events = EventPage::new(page.end());
     events.raise(Port(7)) && events.take(Port(7)) && !events.take(Port(7))
 }
 
-/// A xenstore message, emitted and parsed.
+/// Formats a xenstore message and parses it.
 pub fn xenstore() -> bool {
     let Ok(header) = Header::new(Op::Read, 3, 0, 6) else { return false };
     let mut message = [0; 22];

@@ -1,4 +1,5 @@
-//! Whose backends serve. One at a time: a backend takes every device of its kind it sees.
+//! The backends under test. Only one serves at a time, since a backend takes every device of its
+//! kind.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -15,36 +16,37 @@ use super::outcome::Skip;
 use super::wait::wait_until;
 use crate::sys::{self, modules};
 
-/// Who serves the guests' devices.
+/// The backends that serve the guests' devices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// `pvio serve`, disks and NICs.
+    /// `pvio serve`: disks and NICs.
     Pvio,
     /// The kernel's xen-blkback and xen-netback.
     Linux,
-    /// Disks by a QEMU process for each guest; NICs by xen-netback.
+    /// Disks: a QEMU process for each guest; NICs: xen-netback.
     Qdisk,
-    /// Disks by a pvio process for each guest, which `xl` takes for QEMU; NICs by xen-netback.
+    /// Disks: a pvio process for each guest, started by `xl` in place of QEMU; NICs: xen-netback.
     #[serde(rename = "pvio-dm")]
     PvioDm,
 }
 
-/// Further words for `pvio serve`.
+/// Further arguments of `pvio serve`.
 pub type Words = &'static [&'static str];
 
-/// pvio, by the name that makes it a device model.
+/// Path of pvio under the name that makes it a device model.
 pub const DEVICE_MODEL: &str = "/usr/bin/pvio-dm";
 const PVIO: &str = "/usr/bin/pvio";
-/// Its log.
+/// Log of pvio.
 pub const PVIO_LOG: &str = "/var/log/pvio.log";
-/// What it printed.
+/// Output of pvio.
 pub const PVIO_OUTPUT: &str = "/var/log/pvio.out";
 const KERNELS: &[&str] = &["xen-netback", "xen-blkback"];
-/// What it defaults to; said, so that the next scenario gets one started anew.
+/// Arguments with the default values. They differ from no arguments, so that the next scenario
+/// starts a new process.
 const BESIDE: Words = &["--on-stop", "close"];
 
-/// What serves now.
+/// The backends that are running.
 #[derive(Default)]
 pub struct Backends {
     pvio: Option<(Child, Words)>,
@@ -52,10 +54,10 @@ pub struct Backends {
 }
 
 impl Backends {
-    /// Makes `backend` serve, and nothing else.
+    /// Starts `backend` and stops the others.
     ///
     /// # Errors
-    /// It does not start, or the one before does not stop; [`Skip`] if there is no such backend.
+    /// It does not start, or another one does not stop; [`Skip`] if the backend is not available.
     pub fn serve(&mut self, backend: Backend, words: Words) -> Result<()> {
         if backend == Backend::Pvio {
             if self.pvio.as_ref().is_some_and(|(_, running)| *running == words) {
@@ -74,10 +76,10 @@ impl Backends {
         self.load_kernels()
     }
 
-    /// Makes both serve: the kernel what is its own, and pvio the kinds nobody else claims.
+    /// Starts the kernel's backends, and pvio for the kinds that the kernel does not serve.
     ///
     /// # Errors
-    /// As for [`serve`](Self::serve).
+    /// Those of [`serve`](Self::serve).
     pub fn serve_beside_kernel(&mut self) -> Result<()> {
         self.stop()?;
         self.load_kernels()?;
@@ -92,15 +94,15 @@ impl Backends {
         Ok(())
     }
 
-    /// The process under test, while it serves.
+    /// Returns the process id of `pvio serve`, if it is running.
     pub fn pvio(&self) -> Option<u32> {
         self.pvio.as_ref().map(|(child, _)| child.id())
     }
 
-    /// Kills pvio as a crash would.
+    /// Kills pvio with SIGKILL.
     ///
     /// # Errors
-    /// It does not run.
+    /// It is not running.
     pub fn kill_pvio(&mut self) -> Result<()> {
         let (mut child, _) = self.pvio.take().context("pvio does not serve")?;
         child.kill()?;
@@ -108,10 +110,10 @@ impl Backends {
         Ok(())
     }
 
-    /// Checks that pvio, if it should serve, lives.
+    /// Checks that `pvio serve` has not ended unexpectedly.
     ///
     /// # Errors
-    /// It does not.
+    /// It has.
     pub fn alive(&mut self) -> Result<()> {
         if let Some((child, _)) = &mut self.pvio
             && let Some(status) = child.try_wait()?
@@ -122,10 +124,10 @@ impl Backends {
         Ok(())
     }
 
-    /// Ends whatever serves, in good order.
+    /// Stops all backends with SIGTERM.
     ///
     /// # Errors
-    /// It does not end.
+    /// A backend does not end.
     pub fn stop(&mut self) -> Result<()> {
         if let Some((mut child, _)) = self.pvio.take() {
             let _ = kill_process(Pid::from_child(&child), Signal::TERM);

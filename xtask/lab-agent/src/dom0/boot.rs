@@ -1,4 +1,4 @@
-//! xenstored, xenconsoled, a bridge, the folder shared with the host.
+//! Boot of dom0: xenstored, xenconsoled, a bridge, the directory shared with the host.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -11,7 +11,7 @@ use crate::sys::{self, modules, mount};
 
 const QUICK: Duration = Duration::from_secs(30);
 
-/// What user space needs of Xen and of the kernel; the kernel's backends are not among it.
+/// Modules that user space needs for Xen; the kernel's backends are not included.
 const MODULES: &[&str] = &[
     "xen-evtchn",
     "xen-gntdev",
@@ -26,13 +26,14 @@ const MODULES: &[&str] = &[
     "9p",
 ];
 
-/// The bridge's addresses: guests' first NICs are in the first network, their second in the other.
+/// Addresses of the bridge: the first NICs of guests are in the first network, the second NICs in
+/// the second.
 pub const ADDRESSES: [&str; 2] = ["10.0.0.1/24", "10.0.1.1/24"];
 
-/// Brings dom0 up.
+/// Boots dom0.
 ///
 /// # Errors
-/// Any part of it fails.
+/// A part of it fails.
 pub fn up() -> Result<()> {
     for name in MODULES {
         modules::load(name)?;
@@ -59,7 +60,7 @@ pub fn up() -> Result<()> {
     mount::mount("9p", "share", "/share", "trans=virtio,version=9p2000.L,msize=131072")
 }
 
-/// A shell for a person, with these words already run.
+/// Runs a command and then an interactive shell.
 ///
 /// # Errors
 /// It does not start.

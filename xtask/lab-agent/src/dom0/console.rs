@@ -1,4 +1,4 @@
-//! A guest's console: its lines as they come, and words for the guest.
+//! A guest's console: its output, and requests to its agent.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -13,10 +13,10 @@ use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use crate::link::{Answer, Request};
 
-/// Enough for a panic with its call trace.
+/// Number of lines that are stored; enough for a panic with its call trace.
 const KEPT: usize = 200;
 
-/// The end of a console that xenconsoled offers.
+/// The pseudoterminal that xenconsoled provides for a console.
 pub struct Console {
     terminal: File,
     answers: Receiver<Answer>,
@@ -24,10 +24,10 @@ pub struct Console {
 }
 
 impl Console {
-    /// Opens a terminal like `/dev/pts/1`.
+    /// Opens a terminal such as `/dev/pts/1`.
     ///
     /// # Errors
-    /// It is not there.
+    /// It does not exist.
     pub fn open(terminal: &str) -> Result<Self> {
         const O_NOCTTY: i32 = 0o400;
         let mut options = File::options();
@@ -52,7 +52,7 @@ impl Console {
         self.terminal.write_all(line.as_bytes()).context("the guest's console")
     }
 
-    /// Waits for the answer of a number; `None` after `patience`.
+    /// Waits for the reply with that number; returns `None` after `patience`.
     ///
     /// # Errors
     /// The guest is gone.
@@ -61,7 +61,7 @@ impl Console {
         while let Some(left) = patience.checked_sub(start.elapsed()) {
             match self.answers.recv_timeout(left) {
                 Ok(answer) if answer.number == number => return Ok(Some(answer)),
-                // Of a request whose asker has given up.
+                // A late reply to a request that has timed out.
                 Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) => return Ok(None),
                 Err(RecvTimeoutError::Disconnected) => bail!("the guest is gone"),
@@ -70,14 +70,14 @@ impl Console {
         Ok(None)
     }
 
-    /// The last lines.
+    /// Returns the last lines.
     pub fn tail(&self, n: usize) -> Vec<String> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines[lines.len().saturating_sub(n)..].to_vec()
     }
 }
 
-/// Reads until the console is closed.
+/// Reads lines until the console is closed.
 fn listen(mut input: File, answers: &Sender<Answer>, log: &Mutex<Vec<String>>) {
     let mut line = Vec::new();
     let mut bytes = [0; 4096];

@@ -1,4 +1,4 @@
-//! Disk images in dom0's memory, and the lines `xl` wants for them.
+//! Disk images in dom0's memory, and their lines in an `xl` configuration.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -15,7 +15,7 @@ use crate::sys;
 
 const QUICK: Duration = Duration::from_secs(20);
 
-/// How a guest may use a disk.
+/// Access mode of a disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// `rw`
@@ -33,35 +33,35 @@ impl Access {
     }
 }
 
-/// What a backend opens.
+/// Type of storage that a backend opens.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Medium {
-    /// A loop device, if the backend can serve block devices; QEMU gets the file.
+    /// A loop device, if the backend can serve block devices; QEMU uses the file.
     Device,
-    /// The file itself, if the backend can serve files; the kernel gets a loop device.
+    /// The file itself, if the backend can serve files; the kernel uses a loop device.
     File,
 }
 
-/// An image; its loop device and file go with it.
+/// An image; its loop device and file are removed when dropped.
 pub struct Disk {
-    /// The file.
+    /// Path of the file.
     pub image: PathBuf,
     device: Option<String>,
 }
 
 impl Disk {
-    /// A new image of zeroes.
+    /// Creates an image of zeros.
     ///
     /// # Errors
-    /// dom0 has no room, or no loop device.
+    /// dom0 has no space, or no loop device.
     pub fn new(mib: u64, backend: Backend, medium: Medium) -> Result<Self> {
         Self::within("/tmp", mib, backend, medium)
     }
 
-    /// [`new`](Self::new), in a folder.
+    /// Does as [`new`](Self::new), in a directory.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`new`](Self::new).
     pub fn within(folder: &str, mib: u64, backend: Backend, medium: Medium) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -81,10 +81,10 @@ impl Disk {
         Ok(disk)
     }
 
-    /// What stands in `disk=[…]`, without quotes.
+    /// Returns the entry of `disk=[…]`, without quotes.
     ///
     /// # Errors
-    /// A path not in UTF-8.
+    /// The path is not UTF-8.
     pub fn line(&self, name: &str, access: Access, backend: Backend) -> Result<String> {
         let access = access.word();
         let target = match (backend, &self.device) {
@@ -97,7 +97,7 @@ impl Disk {
         Ok(format!("format=raw,vdev={name},access={access},{target}"))
     }
 
-    /// The sum of its first MiBs.
+    /// Returns the checksum of its first `mib` MiB.
     ///
     /// # Errors
     /// The image cannot be read.
@@ -105,19 +105,19 @@ impl Disk {
         sum_of(&self.image, mib)
     }
 
-    /// What stands in `disk=[…]` for what a driver domain opens by this path.
+    /// Returns the entry of `disk=[…]` for a path that a driver domain opens.
     pub fn elsewhere(path: &str, name: &str, access: Access) -> String {
         format!("format=raw,vdev={name},access={},backendtype=phy,target={path}", access.word())
     }
 
-    /// What stands in `disk=[…]` for what pvio opens by this name.
+    /// Returns the entry of `disk=[…]` for a disk as pvio's hotplug script accepts it.
     pub fn by_pvio(name: &str, access: &str, place: &str) -> String {
         format!(
             "format=raw,vdev={name},access={access},backendtype=phy,script=block-pvio,target={place}"
         )
     }
 
-    /// Its loop device, if the backend serves that.
+    /// Returns the loop device, if the backend uses it.
     pub fn device(&self) -> Option<&str> {
         self.device.as_deref()
     }
@@ -127,10 +127,10 @@ impl Disk {
     }
 }
 
-/// The sum of a file's first MiBs, as a guest reports it of a disk.
+/// Returns the checksum of a file's first `mib` MiB, in the format of a guest's.
 ///
 /// # Errors
-/// The file cannot be read so far.
+/// The file cannot be read, or is shorter.
 pub fn sum_of(path: &Path, mib: u64) -> Result<Value> {
     let file = File::open(path)?;
     let mut bytes = vec![0; 1 << 20];

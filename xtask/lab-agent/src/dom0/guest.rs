@@ -1,4 +1,4 @@
-//! A guest: made by `xl`, asked over its console, gone.
+//! A guest: created by `xl`, controlled over its console, destroyed.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,19 +17,19 @@ use super::{words, xs};
 use crate::link::{HELLO, Request};
 use crate::sys::{self, run::Flake, took};
 
-/// How a guest runs on Xen.
+/// The type of a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Paravirtual.
     Pv,
-    /// In hardware virtualisation (emulated here), without a device model.
+    /// With (emulated) hardware virtualisation, without a device model.
     Pvh,
-    /// The same with a device model and its firmware.
+    /// With hardware virtualisation, a device model and firmware.
     Hvm,
 }
 
-/// Programs in a guest's image besides the agent, `ip` and `ethtool`.
+/// Programs in a guest's image, in addition to the agent, `ip` and `ethtool`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Programs {
     /// None.
@@ -38,12 +38,12 @@ pub enum Programs {
     Tools,
     /// Those and fio.
     Fio,
-    /// pvio: the guest is to be a driver domain.
+    /// pvio, for a driver domain.
     Pvio,
 }
 
 impl Programs {
-    /// The parts of the image, each in a file of `/lab`.
+    /// Returns the parts of the image, each of which is a file in `/lab`.
     fn parts(self) -> &'static [&'static str] {
         match self {
             Self::Few => &["guest"],
@@ -53,7 +53,7 @@ impl Programs {
         }
     }
 
-    /// MiB of memory a guest with one processor needs.
+    /// Returns the memory in MiB of a guest with one processor.
     fn memory(self) -> u32 {
         match self {
             Self::Few => 160,
@@ -62,8 +62,8 @@ impl Programs {
         }
     }
 
-    /// The image, with the modules of another kernel than the usual one if it is to run that; made
-    /// when it is asked for first.
+    /// Returns the image, with the modules of `kernel` if it is not the default one. The image is
+    /// assembled on first use.
     fn ramdisk(self, kernel: Option<&str>) -> Result<PathBuf> {
         let parts = self.parts().iter().map(|part| format!("/lab/{part}.cpio"));
         let modules = kernel.map(|name| format!("{KERNELS}/modules-{name}.cpio"));
@@ -83,69 +83,69 @@ impl Programs {
     }
 }
 
-/// What a guest is made of.
+/// Configuration of a guest.
 #[derive(Clone)]
 pub struct Spec {
-    /// How it runs.
+    /// Its type.
     pub kind: Kind,
-    /// Lines of `disk=[…]`.
+    /// Entries of `disk=[…]`.
     pub disks: Vec<String>,
-    /// Lines of `vif=[…]`.
+    /// Entries of `vif=[…]`.
     pub nics: Vec<String>,
-    /// The program `xl` starts for its device model, if not the usual one.
+    /// The program that `xl` starts as its device model, if not the default one.
     pub device_model: Option<&'static str>,
-    /// What boots, if not the usual kernel.
+    /// The kernel or boot loader to boot, if not the default kernel.
     pub loader: Option<&'static str>,
-    /// Another kernel of Debian's, of those in [`KERNELS`].
+    /// Name of another Debian kernel, in [`KERNELS`].
     pub kernel: Option<&'static str>,
-    /// The whole command line of what boots, if it is not the agent's kernel.
+    /// The complete command line of what boots, if that is not the agent's kernel.
     pub extra: Option<String>,
-    /// Processors.
+    /// Number of processors.
     pub processors: u32,
-    /// MiB of memory, if not what its devices and programs need.
+    /// Memory in MiB, if not the default for its devices and programs.
     pub memory: Option<u32>,
-    /// What it can run.
+    /// Programs in its image.
     pub programs: Programs,
     /// Further lines of its configuration.
     pub lines: Vec<String>,
-    /// Words for the agent on the kernel's command line.
+    /// Arguments of the agent on the kernel's command line.
     pub words: String,
 }
 
-/// A running guest; it is destroyed with its owner.
+/// A running guest; destroyed when dropped.
 pub struct Guest {
-    /// As `xl` knows it.
+    /// Name of the domain.
     pub name: String,
-    /// As Xen knows it.
+    /// Number of the domain.
     pub domain: u32,
     console: Console,
     number: u64,
     ended: bool,
 }
 
-/// Where the host puts kernels besides the usual one: `vmlinux-NAME` and `modules-NAME.cpio`, or
+/// Directory of other kernels, which the host provides: `vmlinux-NAME` and `modules-NAME.cpio`, or
 /// `NAME.missing` with the reason.
 pub const KERNELS: &str = "/share/kernels";
 
-/// Longer than an HVM guest takes to boot under emulation, which is a minute on a quiet machine.
+/// Timeout of a boot. An HVM guest takes a minute under emulation on an idle machine.
 const BOOT: Duration = Duration::from_secs(150);
 const XL: Duration = Duration::from_secs(60);
 
 impl Guest {
-    /// Makes a guest and waits until its agent listens.
+    /// Creates a guest and waits until its agent is ready.
     ///
     /// # Errors
-    /// `xl` refuses, or the guest does not come up.
+    /// `xl` fails, or the guest does not boot.
     pub fn start(spec: &Spec) -> Result<Self> {
         let mut guest = Self::start_alone(spec)?;
         guest.hello()?;
         Ok(guest)
     }
 
-    /// Makes a guest in which no agent is, or not yet.
+    /// Creates a guest and does not wait for an agent.
     ///
     /// # Errors
-    /// `xl` refuses.
+    /// `xl` fails.
     pub fn start_alone(spec: &Spec) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let name = format!("guest{}", NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -161,10 +161,10 @@ impl Guest {
         Ok(Self { name, domain, console, number: HELLO, ended: false })
     }
 
-    /// Asks the guest to do something and waits for what came of it.
+    /// Sends a request to the guest's agent and waits for the reply.
     ///
     /// # Errors
-    /// It could not, or did not answer in time, or is gone.
+    /// The agent reports an error, does not reply in time, or the guest is gone.
     pub fn ask(&mut self, verb: &str, arguments: Value, patience: Duration) -> Result<Value> {
         self.number += 1;
         let request = Request { number: self.number, verb: verb.to_owned(), arguments };
@@ -183,10 +183,10 @@ impl Guest {
         }
     }
 
-    /// Runs a program of its image, which must succeed; what it said.
+    /// Runs a program of its image, which must succeed; returns the output.
     ///
     /// # Errors
-    /// It did not succeed.
+    /// The program fails.
     pub fn program(&mut self, line: &str) -> Result<String> {
         let words: Vec<_> = line.split_whitespace().collect();
         let order = json!({ "words": words, "seconds": LONG.as_secs() });
@@ -194,20 +194,20 @@ impl Guest {
         Ok(said.as_str().unwrap_or_default().to_owned())
     }
 
-    /// Tells it to do what it will not be able to answer.
+    /// Sends a request that has no reply.
     ///
     /// # Errors
-    /// It is gone already.
+    /// The guest is gone.
     pub fn tell(&mut self, verb: &str) -> Result<()> {
         self.number += 1;
         let (number, verb) = (self.number, verb.to_owned());
         self.console.send(&Request { number, verb, arguments: Value::Null })
     }
 
-    /// Waits until Xen knows it no more.
+    /// Waits until the domain does not exist any more.
     ///
     /// # Errors
-    /// It is still there.
+    /// It still exists.
     pub fn wait_gone(&mut self, patience: Duration) -> Result<()> {
         let path = format!("/local/domain/{}", self.domain);
         if !wait_until(patience, || Ok(xs::read(&path)?.is_none()))? {
@@ -217,22 +217,22 @@ impl Guest {
         Ok(())
     }
 
-    /// Powers it off from within.
+    /// Has the guest power itself off, and waits.
     ///
     /// # Errors
-    /// It does not go.
+    /// The domain still exists.
     pub fn power_off(&mut self) -> Result<()> {
         self.tell("poweroff")?;
         self.wait_gone(Duration::from_secs(40))
     }
 
-    /// Takes it away, whatever it is at.
+    /// Destroys the guest.
     ///
     /// # Errors
-    /// `xl` refuses.
+    /// `xl` fails.
     pub fn destroy(&mut self) -> Result<()> {
         self.ended = true;
-        // It may have died, or its destroyer, which was seen under emulation.
+        // The guest may already be gone. `xl` itself may crash, which has happened under emulation.
         let gone = wait_until(XL, || {
             let ran = sys::run(&["xl", "destroy", &self.name], XL)?;
             Ok(ran.status.success() || xs::domain(&self.name)?.is_none())
@@ -241,10 +241,10 @@ impl Guest {
         Ok(())
     }
 
-    /// Restores a saved guest as another domain of the same VM, while this one is still there.
+    /// Restores a saved guest as another domain of the same VM, while this one still exists.
     ///
     /// # Errors
-    /// `xl` refuses.
+    /// `xl` fails.
     pub fn restore_beside(&self, saved: &str) -> Result<Self> {
         let name = format!("{}--incoming", self.name);
         let config = fs::read_to_string(format!("/run/{}.cfg", self.name))?;
@@ -259,10 +259,10 @@ impl Guest {
         Ok(Self { name, domain, console, number: self.number, ended: false })
     }
 
-    /// After the guest restarted: its new number and console.
+    /// Opens the new domain and console of a guest that has rebooted.
     ///
     /// # Errors
-    /// It does not come back.
+    /// The guest does not boot again.
     pub fn reopen(&mut self) -> Result<()> {
         let (old, name) = (self.domain, self.name.clone());
         let mut new = None;
@@ -276,11 +276,11 @@ impl Guest {
         self.hello()
     }
 
-    /// After the guest was restored: its number, which may be another now, and its new console. It
-    /// goes on where it was.
+    /// Opens the domain and console of a guest that was restored, possibly under another number.
+    /// The guest continues where it was saved.
     ///
     /// # Errors
-    /// It does not come back.
+    /// The guest does not exist or does not reply.
     pub fn reattach(&mut self) -> Result<()> {
         let domain = xs::domain(&self.name)?;
         self.domain = domain.with_context(|| format!("{} is not there", self.name))?;
@@ -289,12 +289,12 @@ impl Guest {
         self.ask("hello", Value::Null, BOOT).map(drop)
     }
 
-    /// Whether it still answers.
+    /// Returns whether its agent replies.
     pub fn lives(&mut self) -> bool {
         !self.ended && self.ask("hello", Value::Null, Duration::from_secs(20)).is_ok()
     }
 
-    /// The last lines of its console.
+    /// Returns the last lines of its console.
     pub fn log(&self) -> Vec<String> {
         self.console.tail(30)
     }
@@ -316,7 +316,7 @@ impl Drop for Guest {
         if self.ended {
             return;
         }
-        // A scenario failed, or it would have sent it away.
+        // A guest that is still running here means that its scenario failed.
         if let Ok(Value::Object(logs)) = self.ask("logs", Value::Null, Duration::from_secs(10)) {
             for (log, lines) in logs {
                 let lines: Vec<String> = serde_json::from_value(lines).unwrap_or_default();
@@ -329,7 +329,7 @@ impl Drop for Guest {
 }
 
 impl Spec {
-    /// Without devices.
+    /// Returns a configuration without devices.
     pub fn new(kind: Kind, backend: Backend) -> Self {
         let (disks, nics, lines) = (Vec::new(), Vec::new(), Vec::new());
         let device_model = (backend == Backend::PvioDm).then_some(DEVICE_MODEL);
@@ -357,16 +357,16 @@ impl Spec {
         };
         let kind = match self.kind {
             Kind::Pv => "type=\"pv\"",
-            // QEMU 7.2 cannot scale the time stamp counter for a guest of a guest.
+            // QEMU 7.2 cannot scale the time stamp counter in nested virtualisation.
             Kind::Pvh => "type=\"pvh\"\ntsc_mode=\"native\"",
             Kind::Hvm => "type=\"hvm\"\ntsc_mode=\"native\"\nvga=\"none\"\nvnc=0\nusb=0",
         };
-        // blkfront sets pages aside for every request of every queue.
+        // blkfront allocates pages for every request of every queue.
         let memory = if self.processors > 1 { 1024 } else { self.programs.memory() };
         let memory = self.memory.unwrap_or(memory);
         let kernel = match self.loader {
             Some(loader) => format!("kernel=\"/lab/{loader}\""),
-            // Its firmware reads them byte by byte.
+            // Its firmware reads the image byte by byte.
             None if self.kind == Kind::Hvm => {
                 ensure!(self.programs == Programs::Few, "an HVM guest has few programs");
                 "kernel=\"/lab/vmlinuz\"\nramdisk=\"/lab/guest.cpio.gz\"".to_owned()
@@ -380,7 +380,7 @@ impl Spec {
                 format!("kernel=\"{kernel}\"\nramdisk=\"{}\"", ramdisk.display())
             }
         };
-        // Without rodata=off the kernel looks through all its page tables for half a second.
+        // Without rodata=off, the kernel checks all its page tables for half a second.
         let extra = self.extra.clone().unwrap_or_else(|| {
             format!("console=hvc0 panic=-1 loglevel=5 rodata=off {}", self.words)
         });
@@ -403,7 +403,8 @@ impl Spec {
     }
 }
 
-/// Opens a domain's console, once for each domain: of two readers each gets some of the answers.
+/// Opens a domain's console. Must be called once per domain: with two readers, each would get some
+/// of the replies.
 fn open_console(domain: u32) -> Result<Console> {
     let path = format!("/local/domain/{domain}/console/tty");
     let mut terminal = None;

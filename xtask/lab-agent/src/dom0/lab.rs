@@ -1,4 +1,4 @@
-//! dom0 as a scenario sees it.
+//! The interface of a scenario to dom0.
 
 use std::fs;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use super::guest::{Guest, Kind, Programs, Spec};
 use super::ledger::Ledger;
 use super::words::{self, Words};
 
-/// What scenarios work with.
+/// State of dom0 that scenarios work with.
 pub struct Lab {
-    /// Who serves now.
+    /// The backend of the current scenario.
     pub backend: Backend,
-    /// What kind of guest is asked for now.
+    /// The guest type of the current scenario.
     pub kind: Kind,
-    /// What was measured.
+    /// Measurements.
     pub rows: Vec<Value>,
     pub(crate) backends: Backends,
     pub(crate) shared: Option<Shared>,
@@ -29,17 +29,17 @@ pub struct Lab {
     pub(crate) words: Words,
 }
 
-/// A guest several scenarios use one after another, and its disks.
+/// A guest that several scenarios use one after another, and its disks.
 pub struct Shared {
-    /// With tools and fio, three disks and two NICs.
+    /// The guest, with tools and fio, three disks and two NICs.
     pub guest: Guest,
-    /// `xvda`: a device, to be written.
+    /// `xvda`: a block device, writable.
     pub disk: Disk,
-    /// `xvdb`: a file where the backend can serve one, to be written.
+    /// `xvdb`: a file where the backend can serve one, writable.
     pub file: Disk,
-    /// `xvdc`: to be read only.
+    /// `xvdc`: read-only.
     pub fixed: Disk,
-    /// What `xl` was told of them.
+    /// Their entries in the configuration.
     pub lines: Vec<String>,
     pub(crate) backend: Backend,
     pub(crate) kind: Kind,
@@ -59,29 +59,29 @@ impl Default for Lab {
     }
 }
 
-/// MiB of the shared guest's disks.
+/// Size of the shared guest's writable disks in MiB.
 pub const DISK_MIB: u64 = 64;
-/// MiB of the disk that is only read.
+/// Size of the read-only disk in MiB.
 pub const FIXED_MIB: u64 = 8;
 
 impl Lab {
-    /// Makes the backend of this scenario serve, with these words if it is pvio.
+    /// Starts the backend of this scenario, with these arguments if it is pvio.
     ///
     /// # Errors
-    /// It does not.
+    /// It does not start.
     pub fn serve(&mut self, words: ServeWords) -> Result<()> {
         self.backends.serve(self.backend, words)
     }
 
-    /// The backends' processes.
+    /// Returns the backends.
     pub fn backends(&mut self) -> &mut Backends {
         &mut self.backends
     }
 
-    /// The guest that is shared by the scenarios of this backend and kind, made if there is none.
+    /// Returns the shared guest of this backend and guest type; creates it if it does not exist.
     ///
     /// # Errors
-    /// It does not come up.
+    /// It does not boot.
     pub fn shared(&mut self) -> Result<&mut Shared> {
         if self.shared.as_mut().is_some_and(|it| !it.guest.lives()) {
             self.drop_shared();
@@ -93,21 +93,22 @@ impl Lab {
         Ok(self.shared.as_mut().expect("just made"))
     }
 
-    /// An image for this scenario's backend, and its line for `xl`.
+    /// Creates an image for this scenario's backend; returns it with its entry in the
+    /// configuration.
     ///
     /// # Errors
-    /// dom0 has no room.
+    /// dom0 has no space.
     pub fn disk(&self, name: &str, mib: u64, medium: Medium) -> Result<(Disk, String)> {
         let disk = Disk::new(mib, self.backend, medium)?;
         let line = disk.line(name, Access::Write, self.backend)?;
         Ok((disk, line))
     }
 
-    /// What is there of devices once nothing changes any more; nothing of a guest's, if there is
-    /// no shared guest.
+    /// Returns the resources in use as soon as they do not change any more. Without a shared guest,
+    /// there must be none of a guest.
     ///
     /// # Errors
-    /// It does not come to rest, or something is left of guests that are gone.
+    /// The resources keep changing, or some of a removed guest are left.
     pub fn settled(&mut self) -> Result<Ledger> {
         let ledger = Ledger::settled(self.backends.pvio())?;
         if self.shared.is_none() {
@@ -116,15 +117,15 @@ impl Lab {
         Ok(ledger)
     }
 
-    /// Checks that of all devices made since `before` nothing is left.
+    /// Checks that no resource of a device created since `before` is left.
     ///
     /// # Errors
-    /// Something is, after a while.
+    /// There is one after a timeout.
     pub fn nothing_left(&self, before: &Ledger) -> Result<()> {
         before.wait_for(self.backends.pvio(), Duration::from_secs(15))
     }
 
-    /// Ends everything.
+    /// Stops everything.
     pub fn close(&mut self) {
         self.drop_shared();
         if let Err(error) = self.backends.stop() {
@@ -132,12 +133,12 @@ impl Lab {
         }
     }
 
-    /// What a person wants to read after a failure.
+    /// Returns logs for the report of a failure.
     pub fn logs(&self) -> Value {
         self.words.all()
     }
 
-    /// Ends a guest, whose last words are kept to be shown if the scenario fails.
+    /// Ends a guest, and stores its last console lines for the report of a failure.
     ///
     /// # Errors
     /// Those of `end`.
@@ -151,10 +152,10 @@ impl Lab {
         ended
     }
 
-    /// Powers the shared guest off, if there is one, and checks that nothing of it is left.
+    /// Powers the shared guest off, if there is one.
     ///
     /// # Errors
-    /// It does not go.
+    /// It does not end.
     pub fn end_shared(&mut self) -> Result<()> {
         let Some(mut shared) = self.shared.take() else { return Ok(()) };
         shared.guest.power_off()
@@ -165,7 +166,7 @@ impl Lab {
     }
 }
 
-/// A NIC on the bridge.
+/// A NIC on the bridge, as an entry of `vif=[…]`.
 pub const NIC: &str = "bridge=xenbr0,script=vif-bridge";
 
 impl Shared {
@@ -192,10 +193,10 @@ impl Shared {
         Ok(shared)
     }
 
-    /// Gives both NICs their addresses.
+    /// Sets up the addresses of both NICs.
     ///
     /// # Errors
-    /// They are not there.
+    /// A NIC does not exist.
     pub fn bring_up_nics(&mut self) -> Result<()> {
         for (i, name) in ["eth0", "eth1"].iter().enumerate() {
             let address = format!("{}/24", address(&self.guest, i));
@@ -205,9 +206,9 @@ impl Shared {
     }
 }
 
-/// What `xvdc` of the shared guest holds.
+/// Seed of the contents of the shared guest's `xvdc`.
 pub const FIXED_SEED: u64 = 77;
-/// The address of a guest's first or second NIC.
+/// Returns the address of a guest's first or second NIC.
 pub fn address(guest: &Guest, nic: usize) -> String {
     format!("10.0.{nic}.{}", 10 + guest.domain % 200)
 }

@@ -1,4 +1,5 @@
-//! What must be as it was once a device is gone: nodes, grants, ports, interfaces, threads, files.
+//! Resources that must be released when a device is removed: nodes, grants, ports, interfaces,
+//! threads, files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,20 +13,21 @@ use crate::sys::{self, took};
 
 const QUICK: Duration = Duration::from_secs(20);
 
-/// Everything counted, by what it is.
+/// Number of resources in use, by description.
 #[derive(Debug, Default)]
 pub struct Ledger(BTreeMap<String, usize>);
 
-/// Between two looks that must see the same.
+/// Delay between two counts that must be equal.
 const PAUSE: Duration = Duration::from_millis(500);
-/// What [`Ledger::outside`] says nothing of; what is mapped is only to be compared by who is there.
+/// Prefixes of resources that [`Ledger::outside`] does not count, or whose number depends on the
+/// domains, which it does not count.
 const LATER: [&str; 3] = ["domain ", "port to ", "mapping of "];
 
 impl Ledger {
-    /// What is there now. `pvio` is the daemon's process, if it serves.
+    /// Counts all resources. `pvio` is the daemon's process, if it is running.
     ///
     /// # Errors
-    /// dom0 does not say.
+    /// They cannot be read.
     pub fn take(pvio: Option<u32>) -> Result<Self> {
         let mut ledger = Self::default();
         ledger.domains()?;
@@ -34,7 +36,7 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// What of it is seen without a program of Xen's, which takes long to start under emulation.
+    /// Counts the resources that need no program of Xen, as those start slowly under emulation.
     fn outside(pvio: Option<u32>) -> Result<Self> {
         let mut ledger = Self::default();
         ledger.nodes()?;
@@ -46,10 +48,10 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// What is there once two looks one after the other see the same.
+    /// Returns the resources as soon as two consecutive counts are equal.
     ///
     /// # Errors
-    /// Things keep changing.
+    /// They keep changing.
     pub fn settled(pvio: Option<u32>) -> Result<Self> {
         let start = Instant::now();
         let mut last = Self::take(pvio)?;
@@ -65,15 +67,15 @@ impl Ledger {
         bail!("things keep changing: {:?}", last.0)
     }
 
-    /// Checks that there is nothing of any guest.
+    /// Checks that there is no resource of any guest.
     ///
     /// # Errors
-    /// There is; the text says what.
+    /// There is; the text lists them.
     pub fn no_guests(&self) -> Result<()> {
         let of_guests = ["node ", "port to ", "interface vif", "kernel thread ", "mapping of "];
         let guest = |what: &&String| {
             let domain = what.strip_prefix("domain ").is_some_and(|it| it != "Domain-0 0");
-            // xenstored and the kernel talk inside dom0, too.
+            // An event channel between xenstored and the kernel within dom0.
             what.as_str() != "port to domain 0"
                 && (domain || of_guests.iter().any(|start| what.starts_with(start)))
         };
@@ -84,12 +86,12 @@ impl Ledger {
         bail!("left of guests that are gone: {}", left.join("; "))
     }
 
-    /// Waits until everything is again as in this one.
+    /// Waits until the resources in use are equal to these.
     ///
     /// # Errors
-    /// It is not; the text says what is more and what is less.
+    /// They are not; the text lists the differences.
     pub fn wait_for(&self, pvio: Option<u32>, patience: Duration) -> Result<()> {
-        // Xen's programs are not asked before all the rest is as it was.
+        // Programs of Xen are only run once everything else is equal.
         let start = Instant::now();
         let later = |what: &str| LATER.iter().any(|start| what.starts_with(start));
         wait_until(patience, || {
@@ -114,8 +116,8 @@ impl Ledger {
         bail!("left behind after {} s: {}", patience.as_secs(), lines.join("; "))
     }
 
-    /// What there is more or less of in the other. How many pages of living guests are mapped
-    /// changes with what they do.
+    /// Returns the resources whose numbers differ. The number of mapped pages of running guests
+    /// varies with their load, so it is ignored.
     fn differences(&self, other: &Self) -> Vec<String> {
         let guests = |ledger: &Self| ledger.0.keys().any(|what| what.starts_with("domain guest"));
         let living = guests(self) && guests(other);
@@ -131,7 +133,7 @@ impl Ledger {
         *self.0.entry(what.into()).or_default() += 1;
     }
 
-    /// A domain that died and is still there has pages somebody holds a grant of.
+    /// A domain that was destroyed but still exists has pages that are mapped through grants.
     fn domains(&mut self) -> Result<()> {
         let listed = sys::succeed(&["xl", "list"], QUICK)?;
         for line in listed.lines().skip(1) {
@@ -151,11 +153,11 @@ impl Ledger {
         Ok(())
     }
 
-    /// Event channels of dom0 that lead to another domain.
+    /// Event channels between dom0 and another domain.
     fn ports(&mut self) -> Result<()> {
         let listed = sys::succeed(&["lsevtchn", "0"], QUICK)?;
         for line in listed.lines().filter(|line| line.contains("Interdomain")) {
-            // `  12: VCPU 0: Interdomain (Connected) - Remote Domain 3, Port 8`
+            // The format is `  12: VCPU 0: Interdomain (Connected) - Remote Domain 3, Port 8`.
             let domain = line.split("Remote Domain ").nth(1).unwrap_or_default();
             let domain = domain.split(',').next().unwrap_or_default();
             self.add(format!("port to domain {domain}"));
@@ -170,7 +172,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// `1.xvda-0` of xen-blkback, `vif1.0-q0-guest-rx` of xen-netback.
+    /// Such as `1.xvda-0` of xen-blkback and `vif1.0-q0-guest-rx` of xen-netback.
     fn kernel_threads(&mut self) -> Result<()> {
         for entry in fs::read_dir("/proc")?.flatten() {
             let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
@@ -185,14 +187,14 @@ impl Ledger {
     fn process(&mut self, pid: u32) -> Result<()> {
         for entry in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
             let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            // io_uring's workers are the kernel's, which keeps them as long as it likes.
+            // The kernel decides when it ends io_uring's worker threads.
             if !comm.starts_with("iou-") {
                 self.add(format!("thread {}", comm.trim()));
             }
         }
         for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
             let target = fs::read_link(entry.path()).unwrap_or_default();
-            // Sockets and pipes have a number of their own.
+            // The targets of sockets and pipes contain a unique number.
             let target = target.display().to_string();
             let kind = target.split(":[").next().unwrap_or_default();
             self.add(format!("descriptor {kind}"));

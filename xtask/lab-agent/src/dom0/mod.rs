@@ -1,17 +1,17 @@
-//! dom0's part: brings it up and runs the scenarios the host asked for, in order.
+//! The agent in dom0: boots dom0 and runs the scenarios that the host requests, in order.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`boot`] | xenstored, xenconsoled, a bridge, the folder shared with the host |
-//! | [`report`] | what the host is told, and asked for |
-//! | [`backend`] | whose backends serve: pvio's, the kernel's, QEMU's |
-//! | [`disk`] | images and the lines `xl` wants for them |
-//! | [`guest`] | a guest: made by `xl`, asked over its console, gone |
+//! | [`boot`] | xenstored, xenconsoled, a bridge, the directory shared with the host |
+//! | [`report`] | communication with the host |
+//! | [`backend`] | the backends under test: pvio's, the kernel's, QEMU's |
+//! | [`disk`] | images and their lines in an `xl` configuration |
+//! | [`guest`] | a guest: created by `xl`, controlled over its console, destroyed |
 //! | [`console`] | that console |
 //! | [`xs`] | xenstore |
-//! | [`ledger`] | what must be as it was once a device is gone |
-//! | [`words`] | what is shown of a scenario that failed |
-//! | [`lab`] | all of that, as a scenario sees it |
+//! | [`ledger`] | resources that must be released when a device is removed |
+//! | [`words`] | logs for the report of a scenario that failed |
+//! | [`lab`] | the interface of a scenario to all of these |
 
 pub mod backend;
 mod boot;
@@ -32,10 +32,10 @@ use crate::sys::uptime;
 use lab::Lab;
 use report::Host;
 
-/// Runs what the host asks for, one scenario after another.
+/// Runs the scenarios that the host requests, one after another.
 ///
 /// # Errors
-/// dom0 does not come up.
+/// dom0 does not boot.
 pub fn run() -> Result<()> {
     boot::up()?;
     println!("PVIO-LAB dom0 up after {:.1} s", uptime::seconds());

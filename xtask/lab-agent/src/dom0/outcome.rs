@@ -1,8 +1,8 @@
-//! What came of a scenario.
+//! The result of a scenario.
 
 use serde_json::Value;
 
-/// Something a scenario needs is not here; the text says what.
+/// A requirement of a scenario is missing; the text says which.
 #[derive(Debug)]
 pub struct Skip(pub String);
 
@@ -14,20 +14,20 @@ impl std::fmt::Display for Skip {
 
 impl std::error::Error for Skip {}
 
-/// What came of a scenario.
+/// The result of a scenario.
 pub enum Outcome {
-    /// All it claims was seen; what was measured.
+    /// It passed; with its measurements.
     Passed(Vec<Value>),
-    /// It could not run here.
+    /// It cannot run here.
     Skipped(String),
-    /// The emulator got in the way: to be run once more.
+    /// The emulator failed; it has to run again.
     Flake(String),
-    /// It ran, and did not see what it claims.
+    /// It failed.
     Failed(String),
 }
 
 impl Outcome {
-    /// One word.
+    /// Returns the result as one word.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Passed(_) => "passed",

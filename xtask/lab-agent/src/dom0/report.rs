@@ -1,5 +1,5 @@
-//! What the host is told, and asked for: files in the folder shared with it, where no line of a
-//! console can get into another.
+//! Communication with the host: files in a shared directory. Unlike lines on a console, they cannot
+//! be interleaved with other output.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,10 +14,10 @@ use crate::sys::uptime;
 
 const SHARE: &str = "/share";
 
-/// How often dom0 looks whether the host has said something.
+/// Interval at which dom0 polls for requests of the host.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How often dom0 says that it is there.
+/// Interval at which dom0 reports that it is alive.
 const ALIVE: Duration = Duration::from_secs(2);
 
 /// The host, as seen from dom0.
@@ -26,31 +26,31 @@ pub struct Host {
     orders: usize,
 }
 
-/// What is to be said before a shell, if this boot is for one.
+/// Returns the command to run before a shell, if this boot is for a shell.
 pub fn shell() -> Option<String> {
     let line = fs::read_to_string("/proc/cmdline").ok()?;
     line.split_whitespace().any(|word| word == "pvio.shell").then(String::new)
 }
 
 impl Host {
-    /// Events are appended to a file, one JSON object a line.
+    /// Opens the file of events, which has one JSON object per line.
     pub fn new() -> Result<Self> {
         let events = File::options().create(true).append(true).open(format!("{SHARE}/events"))?;
         Ok(Self { events, orders: 0 })
     }
 
-    /// Says from now on that dom0 is there, whatever a scenario waits for.
+    /// Starts reporting that dom0 is alive, independently of the scenarios.
     pub fn stay_alive() {
         thread::spawn(|| {
             loop {
-                // A word that is lost is followed by another.
+                // A lost report is followed by another one.
                 let _ = fs::write(format!("{SHARE}/alive"), format!("{}\n", uptime::seconds()));
                 thread::sleep(ALIVE);
             }
         });
     }
 
-    /// Waits for the host to say which scenario is next, or that there is none.
+    /// Waits for the host to send the next scenario; `None` if there are no more.
     pub fn next(&mut self) -> Result<Option<String>> {
         loop {
             let text = fs::read_to_string(format!("{SHARE}/orders")).unwrap_or_default();
@@ -63,12 +63,12 @@ impl Host {
         }
     }
 
-    /// dom0 is up, and wants to be told what to run.
+    /// Reports that dom0 has booted and is ready for a scenario.
     pub fn ready(&self) -> Result<()> {
         self.say(&json!({ "event": "ready", "uptime": uptime::seconds() }))
     }
 
-    /// A scenario is over, and the next one wanted; of one that failed, the logs are kept.
+    /// Reports the result of a scenario, with logs if it failed; the host then sends the next one.
     pub fn ended(&self, id: &str, outcome: &Outcome, lab: &Lab) -> Result<()> {
         let (result, reason, rows) = match outcome {
             Outcome::Passed(rows) => ("passed", String::new(), rows.clone()),
@@ -86,7 +86,7 @@ impl Host {
         }))
     }
 
-    /// All were run.
+    /// Reports that all scenarios have run.
     pub fn done(&self) -> Result<()> {
         self.say(&json!({ "event": "done", "uptime": uptime::seconds() }))
     }

@@ -1,18 +1,18 @@
-//! Waiting under emulation.
+//! Timeouts and polling under emulation.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-/// Longer than anything quick takes under emulation.
+/// Timeout of a short operation under emulation.
 pub const SHORT: Duration = Duration::from_secs(40);
-/// Longer than any single step takes under emulation.
+/// Timeout of any single step under emulation.
 pub const LONG: Duration = Duration::from_secs(120);
 
-/// Tries until something is so; false if it is not so in time.
+/// Polls a condition; returns false on a timeout.
 ///
 /// # Errors
-/// The first of `there`.
+/// The first error of `there`.
 pub fn wait_until(patience: Duration, mut there: impl FnMut() -> Result<bool>) -> Result<bool> {
     let start = Instant::now();
     loop {

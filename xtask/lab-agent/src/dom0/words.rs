@@ -1,5 +1,5 @@
-//! What is shown of a scenario that failed: the last words of its guests, what pvio wrote
-//! meanwhile.
+//! Logs for the report of a scenario that failed: the last console lines of its guests, and pvio's
+//! log since its start.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -10,16 +10,16 @@ use serde_json::{Value, json};
 
 use super::backend::{PVIO_LOG, PVIO_OUTPUT};
 
-/// Guests are dropped wherever an error leaves a scenario, so what they said is kept here.
+/// Guests are dropped when an error ends a scenario, so their console lines are stored here.
 static GUESTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Keeps lines of a guest's.
+/// Stores console lines of a guest.
 pub fn keep(guest: &str, lines: &[String]) {
     let mut kept = GUESTS.lock().unwrap_or_else(PoisonError::into_inner);
     kept.extend(lines.iter().map(|line| format!("{guest}: {line}")));
 }
 
-/// Where logs were when a scenario started.
+/// Sizes of the logs when a scenario started.
 #[derive(Default)]
 pub struct Words {
     log: u64,
@@ -27,14 +27,14 @@ pub struct Words {
 }
 
 impl Words {
-    /// Now. What was kept of scenarios before is forgotten.
+    /// Records the current sizes, and discards the lines of earlier scenarios.
     pub fn start() -> Self {
         GUESTS.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let size = |path: &str| Path::new(path).metadata().map_or(0, |it| it.len());
         Self { log: size(PVIO_LOG), output: size(PVIO_OUTPUT) }
     }
 
-    /// All that was said since.
+    /// Returns everything that was logged since.
     pub fn all(&self) -> Value {
         let guests = GUESTS.lock().unwrap_or_else(PoisonError::into_inner);
         json!({
@@ -46,7 +46,7 @@ impl Words {
     }
 }
 
-/// The log of the device model that `xl` started last.
+/// Returns the log of the device model that was started last.
 fn newest_device_model() -> Option<String> {
     let logs = std::fs::read_dir("/var/log/xen").ok()?.flatten();
     let logs = logs.filter(|log| log.file_name().to_string_lossy().starts_with("qemu-dm-"));
@@ -54,7 +54,7 @@ fn newest_device_model() -> Option<String> {
     Some(newest.path().display().to_string())
 }
 
-/// The last lines that a file was given after it had this size.
+/// Returns the last lines of a file after the offset `size`.
 fn since(path: &str, size: u64) -> Vec<String> {
     let mut bytes = Vec::new();
     if let Ok(mut file) = File::open(path) {

@@ -1,5 +1,5 @@
-//! xenstore, as pvio's client asks Xen's own xenstored: to start one of Xen's tools takes a fifth of a
-//! second here, and a scenario asks a hundred times.
+//! xenstore, through pvio's client and Xen's own xenstored. Starting one of Xen's tools takes 200
+//! ms under emulation, and a scenario has a hundred requests.
 
 use std::time::Duration;
 
@@ -10,50 +10,50 @@ use pvio_xenbus::wire::Perm;
 
 use super::wait::wait_until;
 
-/// A connection for as long as it is used: none is there to break, and xenstored makes one in no time.
+/// Connects for a single use. That is fast, and no connection can become stale.
 fn store() -> Result<Client> {
     let path = default_path();
     Client::connect(&path).with_context(|| path.display().to_string())
 }
 
-/// A node's value.
+/// Returns a node's value.
 ///
 /// # Errors
-/// xenstored does not answer.
+/// The request fails.
 pub fn read(path: &str) -> Result<Option<String>> {
     let value = store()?.read_opt(path)?;
     Ok(value.map(|value| String::from_utf8_lossy(&value).into_owned()))
 }
 
-/// Sets a node.
+/// Writes a node.
 ///
 /// # Errors
-/// xenstored refuses.
+/// The request fails.
 pub fn write(path: &str, value: &str) -> Result<()> {
     Ok(store()?.write(path, value.as_bytes())?)
 }
 
-/// Says whose a node is and who may read it, in words like `n0` and `r3`.
+/// Sets the permissions of a node, in the format `n0`, `r3`.
 ///
 /// # Errors
-/// xenstored refuses.
+/// The request fails.
 pub fn allow(path: &str, who: &[String]) -> Result<()> {
     let perms: Result<Vec<_>, _> = who.iter().map(|word| Perm::parse(word.as_bytes())).collect();
     Ok(store()?.set_perms(path, &perms?)?)
 }
 
-/// Removes a node and all below it.
+/// Removes a node and everything below it.
 ///
 /// # Errors
-/// xenstored refuses.
+/// The request fails.
 pub fn remove(path: &str) -> Result<()> {
     Ok(store()?.rm(path)?)
 }
 
-/// The names below a node, none if there is no such node.
+/// Returns the names below a node; empty if the node does not exist.
 ///
 /// # Errors
-/// xenstored does not answer.
+/// The request fails.
 pub fn list(path: &str) -> Result<Vec<String>> {
     match store()?.directory(path) {
         Err(error) if error.is_not_found() => Ok(Vec::new()),
@@ -61,10 +61,10 @@ pub fn list(path: &str) -> Result<Vec<String>> {
     }
 }
 
-/// The domain of a name, as `xl` gave it.
+/// Returns the domain of that name in `xl`.
 ///
 /// # Errors
-/// xenstored does not answer.
+/// The request fails.
 pub fn domain(name: &str) -> Result<Option<u32>> {
     for domain in list("/local/domain")? {
         if read(&format!("/local/domain/{domain}/name"))?.as_deref() == Some(name) {
@@ -74,10 +74,10 @@ pub fn domain(name: &str) -> Result<Option<u32>> {
     Ok(None)
 }
 
-/// Removes the node above one that was removed, if nothing else is below it.
+/// Removes the parent of a removed node if it is empty.
 ///
 /// # Errors
-/// xenstored does not answer.
+/// The request fails.
 pub fn remove_empty(path: &str) -> Result<()> {
     match path.rsplit_once('/') {
         Some((above, _)) if list(above)?.is_empty() => remove(above),
@@ -88,7 +88,7 @@ pub fn remove_empty(path: &str) -> Result<()> {
 /// Waits until a node has one of these values.
 ///
 /// # Errors
-/// It does not get there; the text says what it had.
+/// It has another value after the timeout; the text says which.
 pub fn wait_for(path: &str, values: &[&str], patience: Duration) -> Result<()> {
     let mut last = None;
     let there = wait_until(patience, || {
@@ -101,10 +101,10 @@ pub fn wait_for(path: &str, values: &[&str], patience: Duration) -> Result<()> {
     Ok(())
 }
 
-/// A node's value, which must be there.
+/// Returns the value of a node that must exist.
 ///
 /// # Errors
-/// It is not.
+/// It does not exist.
 pub fn must_read(path: &str) -> Result<String> {
     read(path)?.with_context(|| format!("there is no {path}"))
 }

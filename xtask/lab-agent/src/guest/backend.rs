@@ -19,14 +19,14 @@ const QUICK: Duration = Duration::from_secs(20);
 
 const LOG: &str = "/run/pvio.log";
 
-/// The last lines of pvio's log, if it serves here.
+/// Returns the last lines of pvio's log, if it is running in this guest.
 pub fn log() -> Vec<String> {
     let text = fs::read_to_string(LOG).unwrap_or_default();
     let lines: Vec<_> = text.lines().map(|line| line.chars().take(240).collect()).collect();
     lines[lines.len().saturating_sub(40)..].to_vec()
 }
 
-/// What this module knows, done; `None` for other verbs.
+/// Executes the requests of this module; returns `None` for other verbs.
 pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
     let arguments = arguments.clone();
     Some(match verb {
@@ -38,7 +38,7 @@ pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
     })
 }
 
-/// Makes a bridge with an address, and starts `pvio serve` as a driver domain has it.
+/// Creates a bridge with an address, and starts `pvio serve` as in a driver domain.
 fn serve(address: &str) -> Result<Value> {
     for module in ["xen-gntdev", "xen-evtchn", "tun", "bridge"] {
         modules::load(module)?;
@@ -55,7 +55,7 @@ fn serve(address: &str) -> Result<Value> {
     Ok(Value::Null)
 }
 
-/// Checks that no interface of a guest's is left, after a while.
+/// Checks that no interface of a guest is left, with a timeout.
 fn nothing_left() -> Result<Value> {
     let start = Instant::now();
     loop {
@@ -78,13 +78,13 @@ struct Image {
     mib: u64,
 }
 
-/// A new image of zeroes.
+/// Creates an image of zeros.
 fn make(image: Image) -> Result<Value> {
     File::create(&image.path)?.set_len(image.mib << 20)?;
     Ok(Value::Null)
 }
 
-/// The sum of an image's first MiBs.
+/// Returns the checksum of an image's first `mib` MiB.
 fn sum(order: Image) -> Result<Value> {
     let file = File::open(&order.path)?;
     let mut bytes = vec![0; 1 << 20];

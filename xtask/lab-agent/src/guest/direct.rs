@@ -1,4 +1,4 @@
-//! A disk around the page cache: what is written has been to the backend and back.
+//! A disk without the page cache, so that every access reaches the backend.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 const O_DIRECT: i32 = 0o40_000;
 const PAGE: usize = 4096;
 
-/// Memory that starts on a page.
+/// Page-aligned memory.
 pub struct Buffer {
     memory: Vec<u8>,
     start: usize,
@@ -17,14 +17,14 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Zeroes.
+    /// Returns a buffer of zeros.
     pub fn new(len: usize) -> Self {
         let memory = vec![0; len + PAGE];
         let start = memory.as_ptr().align_offset(PAGE);
         Self { memory, start, len }
     }
 
-    /// All of it.
+    /// Returns the bytes.
     pub fn bytes(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + self.len]
     }
@@ -36,18 +36,18 @@ pub struct Direct {
 }
 
 impl Direct {
-    /// A block device like `xvda`, for reading and perhaps writing.
+    /// Opens a block device such as `xvda`, for reading and optionally for writing.
     ///
     /// # Errors
-    /// It is not there or may not be written.
+    /// It does not exist or is read-only.
     pub fn open(name: &str, write: bool) -> Result<Self> {
         Self::with_flags(name, write, 0)
     }
 
-    /// [`Self::open`] with more `O_` flags.
+    /// Does as [`Self::open`], with more `O_` flags.
     ///
     /// # Errors
-    /// It is not there or may not be written.
+    /// It does not exist or is read-only.
     pub fn with_flags(name: &str, write: bool, flags: i32) -> Result<Self> {
         let path = Path::new("/dev").join(name);
         let mut options = File::options();
@@ -55,10 +55,10 @@ impl Direct {
         Ok(Self { file: options.open(path).with_context(|| name.to_owned())? })
     }
 
-    /// Reads all of `bytes`; all numbers are multiples of 512.
+    /// Fills `bytes`; all numbers are multiples of 512.
     ///
     /// # Errors
-    /// The disk's.
+    /// The disk's error.
     pub fn read(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
         let len = bytes.len();
         let read = self.file.read_exact_at(bytes, offset);
@@ -68,16 +68,16 @@ impl Direct {
     /// Writes all of `bytes`.
     ///
     /// # Errors
-    /// The disk's.
+    /// The disk's error.
     pub fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
         let written = self.file.write_all_at(bytes, offset);
         written.with_context(|| format!("write {} bytes at {offset}", bytes.len()))
     }
 
-    /// Brings what was written to the medium.
+    /// Flushes the disk.
     ///
     /// # Errors
-    /// The disk's.
+    /// The disk's error.
     pub fn flush(&self) -> Result<()> {
         self.file.sync_data().context("flush")
     }

@@ -1,4 +1,4 @@
-//! Disks written, read back, summed.
+//! Writing, reading and checksums of disks.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -12,10 +12,10 @@ use super::read;
 use crate::pattern::{self, Random, Sum};
 
 const SECTOR: u64 = 512;
-/// The longest request a scribble makes.
+/// Maximum length of a request of `scribble`.
 const LONGEST: u64 = 1 << 20;
 
-/// What this module knows, done; `None` for other verbs.
+/// Executes the requests of this module; returns `None` for other verbs.
 pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
     let arguments = arguments.clone();
     Some(match verb {
@@ -37,10 +37,10 @@ fn number(name: &str, file: &str) -> Result<u64> {
     text.trim().parse().with_context(|| path)
 }
 
-/// Waits until a disk is there with its size.
+/// Waits until a disk exists and has its size.
 fn wait(name: &str) -> Result<Value> {
     let start = Instant::now();
-    // Linux 5.10 shows a disk before its queue.
+    // Linux 5.10 creates a disk before its queue.
     let queue = format!("/sys/block/{name}/queue/max_segments");
     while !fs::exists(format!("/dev/{name}"))? || number(name, "size")? == 0 || !fs::exists(&queue)?
     {
@@ -55,7 +55,7 @@ fn wait(name: &str) -> Result<Value> {
     }))
 }
 
-/// Waits until a disk has another size.
+/// Waits until a disk has the given size.
 fn resized(name: String, sectors: u64) -> Result<Value> {
     let start = Instant::now();
     loop {
@@ -83,7 +83,7 @@ struct Blank {
     mib: u64,
 }
 
-/// Writes zeroes from the start of a disk.
+/// Writes zeros from the start of a disk.
 fn blank(order: Blank) -> Result<Value> {
     let disk = Direct::open(&order.name, true)?;
     let mut buffer = Buffer::new(1 << 20);
@@ -101,8 +101,8 @@ struct Scribble {
     mib: u64,
 }
 
-/// Random requests at random places of a disk of zeroes; every read is compared with what should
-/// be there, at the end all of it. The sum is of what should be on the disk now.
+/// Sends random requests to a disk of zeros. Verifies the data of every read, and of the whole disk
+/// at the end. Returns the checksum of the expected contents.
 fn scribble(order: Scribble) -> Result<Value> {
     let bytes = order.mib << 20;
     ensure!(number(&order.name, "size")? * SECTOR >= bytes, "{} is too small", order.name);
@@ -112,7 +112,7 @@ fn scribble(order: Scribble) -> Result<Value> {
     let mut buffer = Buffer::new(usize::try_from(LONGEST)?);
     let mut random = Random::new(order.seed);
     for request in 0..order.requests {
-        // Short requests as often as long ones.
+        // With the same number of requests for each order of magnitude of the length.
         let longest = (sector << random.below(12)).min(LONGEST);
         let len = (random.below(longest / sector) + 1) * sector;
         let offset = random.below((bytes - len) / sector + 1) * sector;
@@ -154,7 +154,7 @@ struct Verify {
     write: bool,
 }
 
-/// Writes or checks a pattern from the start of a disk.
+/// Writes or verifies a pattern from the start of a disk.
 fn verify(order: Verify) -> Result<Value> {
     let disk = Direct::open(&order.name, order.write)?;
     let mut buffer = Buffer::new(1 << 20);
@@ -176,8 +176,8 @@ fn verify(order: Verify) -> Result<Value> {
     Ok(Value::Null)
 }
 
-/// Writes through the page cache and flushes, then writes with `O_DSYNC`; and how many flushes the
-/// disk was asked for, if it has a cache to flush.
+/// Writes through the page cache and flushes, then writes with `O_DSYNC`. Returns the number of
+/// flushes of the disk, if it has a cache.
 fn flush(name: &str) -> Result<Value> {
     use std::os::unix::fs::FileExt;
     const O_DSYNC: i32 = 0o10_000;
@@ -199,7 +199,7 @@ fn flush(name: &str) -> Result<Value> {
     Ok(json!({ "cache": cache.trim(), "flushes": flushes()? - before }))
 }
 
-/// A disk the guest may only read.
+/// Checks that a disk is read-only.
 fn refuses_writes(name: &str) -> Result<Value> {
     ensure!(number(name, "ro")? == 1, "{name} does not say that it is read-only");
     let opened = Direct::open(name, true);

@@ -1,4 +1,4 @@
-//! The kernel's frontends: unbound, bound, unloaded.
+//! The kernel's frontends: unbind, bind, unload.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::read;
 use crate::sys::modules;
 
-/// What this module knows, done; `None` for other verbs.
+/// Executes the requests of this module; returns `None` for other verbs.
 pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
     let arguments = arguments.clone();
     Some(match verb {

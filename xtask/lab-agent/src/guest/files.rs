@@ -1,4 +1,4 @@
-//! A folder full of files, written and found again.
+//! A directory of many files, which are written and verified.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::read;
 use crate::pattern::{self, Random};
 
-/// What this module knows, done; `None` for other verbs.
+/// Executes the requests of this module; returns `None` for other verbs.
 pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
     let arguments = arguments.clone();
     Some(match verb {
@@ -28,7 +28,7 @@ struct Files {
 }
 
 impl Files {
-    /// Where each file is, how long, and by which seed: from nothing to 256 KiB.
+    /// Returns path, length and seed of each file; lengths are from 0 to 256 KiB.
     fn all(&self) -> impl Iterator<Item = (PathBuf, usize, u64)> {
         let mut random = Random::new(self.seed);
         (0..self.count).map(move |i| {

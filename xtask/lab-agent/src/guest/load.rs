@@ -1,4 +1,4 @@
-//! I/O that goes on while something else is asked for: each thread checks what it reads.
+//! Background I/O during other requests; each thread verifies the data that it reads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use super::direct::{Buffer, Direct};
 use crate::net;
 use crate::pattern::{self, Random};
 
-/// What is going on.
+/// The running load.
 #[derive(Default)]
 pub struct Load {
     stop: Arc<AtomicBool>,
@@ -21,25 +21,25 @@ pub struct Load {
     threads: Vec<JoinHandle<Result<()>>>,
 }
 
-/// What is to go on.
+/// Configuration of a load.
 #[derive(Deserialize)]
 pub struct Order {
-    /// Disks to write to and read from.
+    /// Disks to write and read.
     #[serde(default)]
     disks: Vec<String>,
-    /// Addresses of echo servers to send datagrams to.
+    /// Addresses of echo servers for datagrams.
     #[serde(default)]
     echoes: Vec<String>,
-    /// Whether an answer may fail to come, as while a device is away.
+    /// Whether echoes may be lost, for example while a device is removed.
     #[serde(default)]
     lossy: bool,
-    /// Milliseconds of rest after each round, for a load that leaves the processor to others.
+    /// Pause after each round in milliseconds, to leave processor time to others.
     #[serde(default)]
     rest: u64,
 }
 
 impl Load {
-    /// Starts, and waits until everything has made its first round.
+    /// Starts the load, and waits until each thread has completed its first round.
     pub fn start(&mut self, order: Order) -> Result<Value> {
         ensure!(self.threads.is_empty(), "a load is on already");
         self.stop = Arc::default();
@@ -59,7 +59,7 @@ impl Load {
         Ok(Value::Null)
     }
 
-    /// Stops; how many rounds each thread made.
+    /// Stops the load; returns the number of rounds of each thread.
     pub fn stop(&mut self) -> Result<Value> {
         self.stop.store(true, Ordering::Relaxed);
         let rounds: Vec<_> = self.rounds.drain(..).map(|it| it.load(Ordering::Relaxed)).collect();
@@ -76,7 +76,7 @@ impl Load {
     }
 }
 
-/// Writes somewhere in the second half of a disk and reads it back.
+/// Writes to a random place in the second half of a disk and reads it back.
 fn scribble(name: &str, rest: Duration, stop: &AtomicBool, rounds: &AtomicU64) -> Result<()> {
     let disk = Direct::open(name, true)?;
     let size: u64 = std::fs::read_to_string(format!("/sys/block/{name}/size"))?.trim().parse()?;
@@ -100,7 +100,7 @@ fn scribble(name: &str, rest: Duration, stop: &AtomicBool, rounds: &AtomicU64) -
     Ok(())
 }
 
-/// Sends datagrams to an echo server and compares what comes back.
+/// Sends datagrams to an echo server and compares the echoes.
 fn chat(
     server: &str,
     lossy: bool,

@@ -1,4 +1,4 @@
-//! What is counted in the guest's own time.
+//! Measurements by the guest's own clock.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,7 +16,7 @@ use super::read;
 use crate::net;
 use crate::pattern::Random;
 
-/// What this module knows, done; `None` for other verbs.
+/// Executes the requests of this module; returns `None` for other verbs.
 pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
     let arguments = arguments.clone();
     Some(match verb {
@@ -34,16 +34,16 @@ pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
 struct Disk {
     name: String,
     write: bool,
-    /// Bytes of a request.
+    /// Size of a request in bytes.
     size: usize,
-    /// Requests under way at once.
+    /// Number of requests in flight.
     depth: usize,
     requests: u64,
-    /// MiB of the disk that are used.
+    /// Size in MiB of the part of the disk that is used.
     mib: u64,
 }
 
-/// Seconds for so many requests at random places, around the page cache.
+/// Returns the seconds for random requests without the page cache.
 fn disk(order: Disk) -> Result<Value> {
     let places = (order.mib << 20) / order.size as u64;
     ensure!(places > 0, "a request is longer than the disk");
@@ -67,7 +67,7 @@ fn one(order: &Disk, places: u64) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// By io_uring, so that one thread keeps them all under way.
+/// Uses io_uring, so that one thread has all requests in flight.
 fn many(order: &Disk, places: u64) -> Result<f64> {
     const O_DIRECT: i32 = 0o40_000;
     let mut options = File::options();
@@ -131,7 +131,7 @@ struct Pour {
     bytes: u64,
 }
 
-/// Sends bytes, whatever they are; whoever takes them says how long it took.
+/// Sends bytes of any value; the receiver measures the time.
 fn pour(order: Pour) -> Result<Value> {
     let mut stream = TcpStream::connect((order.server.as_str(), order.port))?;
     let piece = vec![0x5a; 64 << 10];
@@ -139,12 +139,12 @@ fn pour(order: Pour) -> Result<Value> {
         stream.write_all(&piece)?;
     }
     stream.shutdown(std::net::Shutdown::Write)?;
-    // The other end closes once it has all.
+    // The receiver closes the connection when it has everything.
     stream.read_to_end(&mut Vec::new())?;
     Ok(Value::Null)
 }
 
-/// Connects and takes what comes; bytes and seconds.
+/// Connects and receives; returns the number of bytes and the seconds.
 fn drain(to: &(String, u16)) -> Result<Value> {
     let stream = TcpStream::connect((to.0.as_str(), to.1))?;
     let (bytes, seconds) = net::swallow(stream)?;
@@ -158,7 +158,7 @@ struct Echo {
     rounds: u64,
 }
 
-/// Seconds for so many datagrams there and back, one after another.
+/// Returns the seconds for sequential round trips of datagrams.
 fn echo(order: Echo) -> Result<Value> {
     let socket = net::client(&order.server)?;
     let start = Instant::now();

@@ -1,14 +1,14 @@
-//! A guest's part: does what dom0 asks for over the console.
+//! The agent in a guest: executes requests that dom0 sends over the console.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`backend`] | a guest that is a driver domain |
-//! | [`direct`] | a disk around the page cache |
-//! | [`disk`] | disks written, read back, summed |
-//! | [`drivers`] | the kernel's frontends: loaded, unbound, bound |
-//! | [`files`] | a folder full of files |
-//! | [`load`] | I/O that goes on while something else is asked for |
-//! | [`measure`] | what is counted in the guest's own time |
+//! | [`direct`] | a disk without the page cache |
+//! | [`disk`] | writing, reading and checksums of disks |
+//! | [`drivers`] | the kernel's frontends: load, unbind, bind |
+//! | [`files`] | a directory of many files |
+//! | [`load`] | background I/O during other requests |
+//! | [`measure`] | measurements by the guest's own clock |
 //! | [`nic`] | addresses and traffic |
 //! | [`own`] | pvio's frontends, in user space |
 
@@ -36,7 +36,7 @@ use serde_json::{Value, json};
 use crate::link::{Answer, HELLO, Request};
 use crate::sys::{self, modules, uptime};
 
-/// Answers until it is told to go.
+/// Executes requests until it is told to power off.
 ///
 /// # Errors
 /// The console is gone.
@@ -46,8 +46,8 @@ pub fn run() -> Result<()> {
         mode.make_raw();
         tcsetattr(&input, OptionalActions::Now, &mode)?;
     }
-    // From here on the kernel keeps its words to itself, so that none gets into a line of ours; a
-    // panic is printed all the same.
+    // From here on, the kernel prints nothing to the console except panics, so that no message is
+    // interleaved with a reply.
     fs::write("/proc/sys/kernel/printk", "1 4 1 7")?;
     let words = fs::read_to_string("/proc/cmdline")?;
     let frontends = !words.split_whitespace().any(|word| word == "pvio.bare");
@@ -118,7 +118,7 @@ fn obey(request: Request, load: &mut load::Load) -> Result<Value> {
     }
 }
 
-/// The arguments of a verb.
+/// Deserialises the arguments of a verb.
 fn read<T: DeserializeOwned>(arguments: impl Into<Value>) -> Result<T> {
     serde_json::from_value(arguments.into()).context("the arguments")
 }
@@ -133,17 +133,17 @@ struct Program {
 fn run_program(program: Program) -> Result<Value> {
     let words: Vec<&str> = program.words.iter().map(String::as_str).collect();
     let output = sys::succeed(&words, Duration::from_secs(program.seconds))?;
-    // The console takes its time.
+    // The console is slow, so only the end of the output is sent.
     let tail = output.char_indices().rev().nth(2999).map_or(0, |(at, _)| at);
     Ok(json!(output[tail..]))
 }
 
-/// Brings up to `wanted` processors online, as udev would; those that are online now, as the kernel
-/// lists them. The kernel takes one away by itself when the toolstack does, and leaves bringing it
-/// back to user space.
+/// Sets up to `wanted` processors online, as udev would; returns those that are online, in the
+/// kernel's format. The kernel sets a processor offline itself when the toolstack removes it, but
+/// leaves setting it online to user space.
 fn processors(wanted: u32) -> Result<Value> {
     for n in 1..wanted {
-        // It may not be there yet, or be online already.
+        // The processor may not exist yet, or may be online already.
         let _ = fs::write(format!("/sys/devices/system/cpu/cpu{n}/online"), "1");
     }
     let online = fs::read_to_string("/sys/devices/system/cpu/online")?;
@@ -156,7 +156,7 @@ fn end(how: RebootCommand) -> Result<Value> {
     Ok(Value::Null)
 }
 
-/// The kernel's last messages.
+/// Returns the kernel's last messages.
 fn kernel_log() -> Vec<String> {
     const O_NONBLOCK: i32 = 0o4000;
     use std::io::Read;

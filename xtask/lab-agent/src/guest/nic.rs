@@ -17,7 +17,7 @@ use crate::sys;
 
 const QUICK: Duration = Duration::from_secs(20);
 
-/// What this module knows, done; `None` for other verbs.
+/// Executes the requests of this module; returns `None` for other verbs.
 pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
     let arguments = arguments.clone();
     Some(match verb {
@@ -57,7 +57,7 @@ struct Up {
     address: String,
 }
 
-/// Waits for an interface, gives it an address, waits for its carrier.
+/// Waits for an interface, sets its address, waits for its carrier.
 fn up(order: Up) -> Result<Value> {
     let start = Instant::now();
     let name = order.name.as_str();
@@ -92,7 +92,7 @@ struct Echo {
     rounds: u64,
 }
 
-/// Datagrams of every size to a server that sends them back.
+/// Sends datagrams of all sizes to an echo server.
 fn echo(order: Echo) -> Result<Value> {
     let socket = net::client(&order.server)?;
     for round in 0..order.rounds {
@@ -109,13 +109,14 @@ struct Answered {
     server: String,
 }
 
-/// Whether any of a few datagrams comes back from a server, sent from such an address.
+/// Returns whether an echo server replies to any of a few datagrams that are sent from this
+/// address.
 fn answered(order: Answered) -> Result<Value> {
     let socket = UdpSocket::bind((order.own.as_str(), 0)).context(order.own)?;
     socket.connect(&order.server).context(order.server)?;
     socket.set_read_timeout(Some(Duration::from_millis(800)))?;
     for _ in 0..3 {
-        // Whoever does not answer to ARP is told of here.
+        // The send fails if ARP has had no reply.
         let _ = socket.send(b"anybody");
         let mut bytes = [0; 16];
         if socket.recv(&mut bytes).is_ok_and(|n| &bytes[..n] == b"anybody") {
@@ -144,7 +145,7 @@ struct Receive {
     seed: u64,
 }
 
-/// Connects and takes what comes.
+/// Connects and receives everything.
 fn receive(order: Receive) -> Result<Value> {
     let stream = std::net::TcpStream::connect((order.server.as_str(), order.port))?;
     let (bytes, sum) = net::drain(stream, order.seed)?;
@@ -163,7 +164,7 @@ struct Take {
     group: Option<Group>,
 }
 
-/// Datagrams that are taken while something else is asked for.
+/// A receiver of datagrams that runs during other requests.
 static TAKER: Mutex<Option<Taker>> = Mutex::new(None);
 
 fn take_start(order: Take) -> Result<Value> {
@@ -177,11 +178,12 @@ fn take_end() -> Result<Value> {
     Ok(json!(taker.end()?))
 }
 
-/// Datagrams that are sent while something else is asked for.
+/// A sender of datagrams that runs during other requests.
 static FLOOD: Mutex<Option<Flood>> = Mutex::new(None);
 
 fn flood_start(flow: Flow) -> Result<Value> {
-    // So many wait that the NIC never runs out of them, however seldom this domain gets to run.
+    // Large enough that the NIC always has a datagram to send, however rarely this domain is
+    // scheduled.
     fs::write("/proc/sys/net/core/wmem_default", "524288")?;
     *FLOOD.lock().expect("nobody panics") = Some(Flood::start(flow)?);
     Ok(Value::Null)
@@ -194,10 +196,11 @@ fn flood_end() -> Result<Value> {
 
 type Served = JoinHandle<Result<(u64, String)>>;
 
-/// A connection that is taken while something else is asked for: how many bytes, and their sum.
+/// A receiver of one connection that runs during other requests; returns the number of bytes and
+/// their checksum.
 static SERVER: Mutex<Option<Served>> = Mutex::new(None);
 
-/// Takes one connection's bytes; its port.
+/// Starts receiving one connection; returns its port.
 fn serve(seed: u64) -> Result<Value> {
     let listener = TcpListener::bind("0.0.0.0:0")?;
     let port = listener.local_addr()?.port();
@@ -212,7 +215,7 @@ fn served() -> Result<Value> {
     Ok(json!({ "bytes": bytes, "sum": sum }))
 }
 
-/// Sends until the other end has enough, while something else is asked for.
+/// Sends until the receiver has everything, during other requests.
 fn stream(order: Send) -> Value {
     thread::spawn(move || net::send((&order.server, order.port), order.bytes, order.seed));
     Value::Null

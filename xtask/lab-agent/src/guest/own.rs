@@ -1,4 +1,4 @@
-//! pvio's frontends in this guest's user space, whose kernel has none loaded.
+//! pvio's frontends in this guest's user space; its kernel has no frontends loaded.
 
 use std::mem;
 use std::thread;
@@ -23,12 +23,12 @@ use crate::sys::modules;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
-/// Packets sent where nobody answers: more than a ring has slots.
+/// Number of packets to send without a receiver: more than a ring has slots.
 const PACKETS: usize = 300;
-/// Slots of a transmit ring.
+/// Number of slots of a transmit ring.
 const SLOTS: usize = 256;
 
-/// What this module knows, done; `None` for other verbs.
+/// Executes the requests of this module; returns `None` for other verbs.
 pub fn obey(verb: &str, arguments: &Value) -> Option<Result<Value>> {
     let arguments = arguments.clone();
     Some(match verb {
@@ -42,7 +42,7 @@ fn domain() -> Result<XenDomain> {
     for module in ["xen-gntdev", "xen-evtchn"] {
         modules::load(module)?;
     }
-    // A NIC has 514 pages, and two are there at a time. The module's own limit is 1024.
+    // A NIC has 514 pages, and two NICs exist at a time. The module's default limit is 1024.
     modules::load_with("xen-gntalloc", "limit=4096")?;
     Ok(XenDomain::open()?)
 }
@@ -57,8 +57,9 @@ struct DiskOrder {
 
 type Disk = Session<XenDomain, Client>;
 
-/// Writes a disk's first MiBs, leaves it as a process does that is killed, takes over from that
-/// one, reads all of it, and closes; the sum of what was read.
+/// Writes a disk's first `mib` MiB, abandons the frontend as when its process is killed, attaches a
+/// second one that takes over, reads everything, and closes it. Returns the checksum of the data
+/// read.
 fn disk(order: &DiskOrder) -> Result<Value> {
     let domain = domain()?;
     let addr = FrontendAddr::new(DeviceClass::Vbd, domain.id(), order.number);
@@ -97,7 +98,7 @@ fn disk(order: &DiskOrder) -> Result<Value> {
         sum.add(&found);
     }
     second.close()?;
-    // And once more, from one that closed in good order.
+    // A third one attaches after a frontend that closed properly.
     attach().context("the third frontend")?.close()?;
     Ok(json!(sum.text()))
 }
@@ -124,7 +125,7 @@ fn write(session: &mut Disk, seed: u64, bytes: u64) -> Result<()> {
         let mut done = Vec::new();
         session.answers(|slot, op, status| done.push((slot, op, status)))?;
         for (slot, op, status) in done {
-            // A device without a cache has no flush.
+            // A device without a cache does not support flushes.
             let without = op == Op::Flush && status == Status::NotSupported;
             ensure!(status == Status::Okay || without, "{op:?}: {status:?}");
             session.queue()?.release(slot);
@@ -136,15 +137,15 @@ fn write(session: &mut Disk, seed: u64, bytes: u64) -> Result<()> {
 
 #[derive(Deserialize)]
 struct NicOrder {
-    /// Which vif.
+    /// Number of the vif.
     number: u32,
     address: [u8; 4],
-    /// Who answers to ARP. Without one, packets only have to be sent.
+    /// A host that replies to ARP. Without one, packets are only sent.
     peer: Option<[u8; 4]>,
 }
 
-/// Attaches a NIC, sends and receives, leaves it as a process does that is killed, takes over from
-/// that one, sends and receives, and closes.
+/// Attaches a NIC, sends and receives, abandons the frontend as when its process is killed,
+/// attaches a second one that takes over, sends and receives, and closes it.
 fn nic(order: &NicOrder) -> Result<Value> {
     let domain = domain()?;
     let mut xs = domain.xenstore()?;
@@ -168,7 +169,7 @@ fn nic(order: &NicOrder) -> Result<Value> {
 
 type Driver = FrontendDriver<Nic<XenDomain>>;
 
-/// Steps a driver until something is so.
+/// Steps a driver until a condition holds.
 fn tend(driver: &mut Driver, xs: &mut Client, is_so: impl Fn(&Driver) -> bool) -> Result<()> {
     let (start, wanted_closed) = (Instant::now(), driver.is_closing());
     driver.step(xs)?;
@@ -184,7 +185,7 @@ fn tend(driver: &mut Driver, xs: &mut Client, is_so: impl Fn(&Driver) -> bool) -
     Ok(())
 }
 
-/// Asks for a neighbour's address until it answers.
+/// Sends ARP requests for a neighbour's address until there is a reply.
 fn ask(driver: &mut Driver, own: [u8; 4], peer: [u8; 4]) -> Result<()> {
     let mac = driver.class().mac().context("an address")?.0;
     let mut frame = vec![0xff; 6];
@@ -218,7 +219,7 @@ fn ask(driver: &mut Driver, own: [u8; 4], peer: [u8; 4]) -> Result<()> {
     bail!("{peer:?} does not answer in {PATIENCE:?}")
 }
 
-/// Sends packets until the backend has taken more of them than fit into the ring.
+/// Sends packets until the backend has completed more of them than the ring has slots.
 fn send(driver: &mut Driver) -> Result<()> {
     let start = Instant::now();
     let queue = driver.class_mut().queue().context("a queue")?;

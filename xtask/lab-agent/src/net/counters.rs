@@ -1,29 +1,30 @@
-//! What the kernel counts of interfaces and protocols.
+//! The kernel's counters of interfaces and protocols.
 
 use std::fs;
 
 use anyhow::{Context, Result};
 
-/// A counter of an interface, like `rx_bytes`.
+/// Returns a counter of an interface, such as `rx_bytes`.
 ///
 /// # Errors
-/// There is no such interface or counter.
+/// The interface or counter does not exist.
 pub fn interface(name: &str, counter: &str) -> Result<u64> {
     let path = format!("/sys/class/net/{name}/statistics/{counter}");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
     text.trim().parse().context(path)
 }
 
-/// A counter of a protocol in the calling thread's network namespace, like `Ip` and `FragCreates`.
+/// Returns a counter of a protocol in the calling thread's network namespace, such as `Ip` and
+/// `FragCreates`.
 ///
 /// # Errors
-/// There is no such protocol or counter.
+/// The protocol or counter does not exist.
 pub fn protocol(protocol: &str, counter: &str) -> Result<u64> {
     let text = fs::read_to_string("/proc/thread-self/net/snmp")?;
     find(&text, protocol, counter).with_context(|| format!("no {protocol} {counter}"))
 }
 
-/// Lines come in pairs: names, then numbers.
+/// Lines are in pairs: names, then numbers.
 fn find(text: &str, protocol: &str, counter: &str) -> Option<u64> {
     let rest = |line: &'_ str| {
         let (name, rest) = line.split_once(": ")?;
@@ -35,10 +36,10 @@ fn find(text: &str, protocol: &str, counter: &str) -> Option<u64> {
     numbers.split(' ').nth(at)?.parse().ok()
 }
 
-/// How often each event channel of a NIC fired: `vif0-q0-tx` and the like.
+/// Returns the number of events of each event channel of a NIC: `vif0-q0-tx` and the like.
 ///
 /// # Errors
-/// The kernel does not say.
+/// They cannot be read.
 pub fn interrupts(nic: &str) -> Result<Vec<(String, u64)>> {
     let text = fs::read_to_string("/proc/interrupts")?;
     let of = |line: &str| {

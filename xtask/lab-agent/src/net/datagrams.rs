@@ -1,4 +1,4 @@
-//! Numbered datagrams one way: every byte is compared, and what came late is counted.
+//! Numbered datagrams in one direction: every byte is verified, and reordered ones are counted.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
@@ -12,30 +12,31 @@ use serde::{Deserialize, Serialize};
 use super::{ENOBUFS, anywhere};
 use crate::pattern;
 
-/// What came.
+/// Statistics of received datagrams.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Taken {
-    /// Datagrams.
+    /// Number of datagrams.
     pub count: u64,
-    /// Of these, with a number that is not above the one before: out of order, or twice.
+    /// Number of datagrams that were reordered or duplicated: their number is not above the highest
+    /// one before.
     pub late: u64,
-    /// The number of the first.
+    /// Number of the first datagram.
     pub first: u64,
-    /// The highest number, and 1.
+    /// The highest number plus 1.
     pub next: u64,
 }
 
-/// Takes datagrams until it is asked what came.
+/// Receives datagrams until `end`.
 pub struct Taker {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<Taken>>,
 }
 
 impl Taker {
-    /// Begins at a port of every IPv4 address.
+    /// Starts receiving at a port of all IPv4 addresses.
     ///
     /// # Errors
-    /// The port is taken.
+    /// The port is in use.
     pub fn start(port: u16, seed: u64, group: Option<Group>) -> Result<Self> {
         let socket = UdpSocket::bind(("0.0.0.0", port)).with_context(|| format!("port {port}"))?;
         if let Some(Group { group, by }) = group {
@@ -47,17 +48,17 @@ impl Taker {
         Ok(Self { stop, thread: thread::spawn(move || take(&socket, seed, &told)) })
     }
 
-    /// What came until nothing came for a moment.
+    /// Waits until no more datagrams arrive; returns the statistics.
     ///
     /// # Errors
-    /// One came as another.
+    /// A datagram was corrupt.
     pub fn end(self) -> Result<Taken> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("the taker panicked"))?
     }
 }
 
-/// A group, and the own address that says by which interface it is joined.
+/// A multicast group, and the address of the interface that joins it.
 #[derive(Clone, Copy, Deserialize)]
 pub struct Group {
     group: Ipv4Addr,
@@ -65,7 +66,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// Of a group and an own address.
+    /// Returns the group `group`, joined by the interface with address `by`.
     pub fn new(group: Ipv4Addr, by: Ipv4Addr) -> Self {
         Self { group, by }
     }
@@ -94,27 +95,27 @@ fn take(socket: &UdpSocket, seed: u64, stop: &AtomicBool) -> Result<Taken> {
     }
 }
 
-/// Datagrams to be sent.
+/// A sequence of datagrams to send.
 #[derive(Deserialize)]
 pub struct Send {
-    /// To whom.
+    /// Destination address.
     pub server: String,
-    /// Their port.
+    /// Destination port.
     pub port: u16,
-    /// Bytes of each, at least 8.
+    /// Size of each in bytes, at least 8.
     pub size: usize,
-    /// How many.
+    /// Number of datagrams.
     pub count: u64,
-    /// What makes up their bytes.
+    /// Seed of their contents.
     pub seed: u64,
-    /// Milliseconds of rest after every 16.
+    /// Pause in milliseconds after every 16 datagrams.
     pub rest: u64,
 }
 
-/// Sends them.
+/// Sends the datagrams.
 ///
 /// # Errors
-/// No way there.
+/// There is no route.
 pub fn send(order: &Send) -> Result<()> {
     let socket = UdpSocket::bind(anywhere(&order.server))?;
     socket.connect((order.server.as_str(), order.port)).with_context(|| order.server.clone())?;
@@ -124,7 +125,7 @@ pub fn send(order: &Send) -> Result<()> {
         pattern::fill(&mut bytes[8..], order.seed ^ number, 0);
         match socket.send(&bytes) {
             Ok(n) => ensure!(n == order.size, "{n} of {} bytes were sent", order.size),
-            // The interface's queue is full: the next may find room.
+            // The interface's queue is full: this datagram is dropped.
             Err(error) if error.raw_os_error() == Some(ENOBUFS) => thread::yield_now(),
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
             Err(error) => return Err(error).context("send a datagram"),
@@ -136,33 +137,33 @@ pub fn send(order: &Send) -> Result<()> {
     Ok(())
 }
 
-/// Sends numbered datagrams, the next one always ready, until it is told to stop.
+/// Sends numbered datagrams without pauses until `end`.
 pub struct Flood {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<u64>>,
 }
 
-/// A flood to be sent.
+/// Configuration of a flood.
 #[derive(Deserialize)]
 pub struct Flow {
-    /// To whom.
+    /// Destination address.
     pub server: String,
-    /// Their port.
+    /// Destination port.
     pub port: u16,
-    /// Bytes of each, at least 8.
+    /// Size of each in bytes, at least 8.
     pub size: usize,
-    /// What makes up their bytes.
+    /// Seed of their contents.
     pub seed: u64,
-    /// Whether the way there may go away meanwhile.
+    /// Whether the route may disappear while it is sent.
     #[serde(default)]
     pub lossy: bool,
 }
 
 impl Flood {
-    /// Begins.
+    /// Starts sending.
     ///
     /// # Errors
-    /// No way there.
+    /// There is no route.
     pub fn start(flow: Flow) -> Result<Self> {
         let socket = UdpSocket::bind(anywhere(&flow.server))?;
         socket.connect((flow.server.as_str(), flow.port)).context(flow.server.clone())?;
@@ -171,10 +172,10 @@ impl Flood {
         Ok(Self { stop, thread: thread::spawn(move || pour(&socket, &flow, &told)) })
     }
 
-    /// How many were sent.
+    /// Stops; returns the number of datagrams sent.
     ///
     /// # Errors
-    /// No way there any more, where that was not foreseen.
+    /// The route disappeared, and `lossy` is not set.
     pub fn end(self) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("the flood panicked"))?
@@ -198,12 +199,11 @@ fn pour(socket: &UdpSocket, flow: &Flow, stop: &AtomicBool) -> Result<u64> {
     Ok(number)
 }
 
-/// Takes datagrams of a flood from one moment to another, by this domain's clock, and lets those
-/// before and after be: how many bytes of payload came, in how many datagrams.
+/// Receives datagrams of a flood; returns the number of bytes of payload and of datagrams that
+/// arrived from `from` to `until`, by this domain's clock.
 ///
 /// # Errors
-/// One came as another, or out of order, or some did not come: then it would not be said how fast
-/// they were sent.
+/// One was corrupt, reordered or lost. With losses, the result would not be the rate of the sender.
 pub fn came(socket: &UdpSocket, seed: u64, from: Instant, until: Instant) -> Result<(u64, u64)> {
     socket.set_read_timeout(Some(Duration::from_millis(50)))?;
     let mut bytes = vec![0; 65_536];

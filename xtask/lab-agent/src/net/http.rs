@@ -1,4 +1,4 @@
-//! A server of a few files for firmware to load, which tells what was asked of it.
+//! An HTTP server of a few files for firmware to load, which records the requests.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// Serves until it is dropped.
+/// A running server, stopped when dropped.
 pub struct Server {
     shared: Arc<Shared>,
     address: String,
@@ -25,10 +25,10 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// Serves at an address of dom0's.
+/// Starts a server at an address of dom0.
 ///
 /// # Errors
-/// It is taken.
+/// The address is in use.
 pub fn serve(address: &str) -> Result<Server> {
     let listener = TcpListener::bind(address).with_context(|| address.to_owned())?;
     let secret = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
@@ -39,7 +39,7 @@ pub fn serve(address: &str) -> Result<Server> {
             if served.stop.load(Ordering::Relaxed) {
                 break;
             }
-            // One that goes away half-way asks again.
+            // A client that is disconnected sends its request again.
             let _ = client.map(|client| answer(&served, &client));
         }
     });
@@ -47,22 +47,22 @@ pub fn serve(address: &str) -> Result<Server> {
 }
 
 impl Server {
-    /// A word that nobody can know who has not been sent it.
+    /// Returns a random token, known only to clients that have received it.
     pub fn secret(&self) -> &str {
         &self.secret
     }
 
-    /// Answers requests of this path with these bytes.
+    /// Serves these bytes at this path.
     pub fn offer(&self, path: &str, bytes: Vec<u8>) {
         lock(&self.shared.files).insert(path.to_owned(), bytes);
     }
 
-    /// The paths that were asked for, in order.
+    /// Returns the requested paths, in order.
     pub fn requests(&self) -> Vec<String> {
         lock(&self.shared.requests).clone()
     }
 
-    /// Waits until a path was asked for; whether it was in time.
+    /// Waits until a path has been requested; returns false on a timeout.
     pub fn wait_for(&self, path: &str, patience: Duration) -> bool {
         let start = Instant::now();
         while start.elapsed() < patience {
@@ -78,7 +78,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        // Wakes the thread.
+        // Ends the thread's `accept`.
         drop(TcpStream::connect(&self.address));
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

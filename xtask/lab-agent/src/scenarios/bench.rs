@@ -1,5 +1,5 @@
-//! Measurements, in the guest's own time: under `-icount` that is instructions, whatever else the
-//! host does.
+//! Measurements by the guest's own clock: under `-icount`, it counts instructions and is
+//! independent of the host's load.
 
 use std::net::TcpListener;
 use std::thread;
@@ -34,11 +34,11 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// How often each is measured.
+/// Number of runs of each measurement.
 const RUNS: usize = 3;
 const MIB: u64 = 64;
 
-/// What is asked of a disk: its name, bytes of a request, requests at once, how many.
+/// Workloads of a disk: name, bytes of a request, requests in flight, number of requests.
 const REQUESTS: &[(&str, usize, usize, u64)] = &[
     ("4 KiB, depth 1", 4 << 10, 1, 400),
     ("64 KiB, depth 1", 64 << 10, 1, 200),
@@ -69,14 +69,14 @@ fn word(backend: Backend) -> &'static str {
     }
 }
 
-/// Measures a disk of a guest of its own, in rows under a name.
+/// Measures a disk of a new guest; the rows have this name.
 fn disk_as(lab: &mut Lab, name: &str, medium: Medium) -> Result<()> {
     let (disk, line) = lab.disk("xvda", MIB, medium)?;
     let mut spec = Spec::new(lab.kind, lab.backend);
     spec.disks = vec![line];
     let mut guest = Guest::start(&spec)?;
     guest.ask("disk-wait", json!("xvda"), SHORT)?;
-    // The image takes its room in memory now, not while it is measured.
+    // Allocates the image's memory now, not during the measurement.
     guest.ask("disk-blank", json!({ "name": "xvda", "mib": MIB }), LONG)?;
     for (case, size, depth, requests) in REQUESTS {
         for write in [false, true] {
@@ -116,7 +116,7 @@ fn nic(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Measures a NIC of a guest of its own, in rows under a name.
+/// Measures a NIC of a new guest; the rows have this name.
 fn nic_as(lab: &mut Lab, name: &str) -> Result<()> {
     let mut spec = Spec::new(lab.kind, lab.backend);
     spec.nics = vec![NIC.to_owned()];
@@ -148,10 +148,10 @@ fn nic_as(lab: &mut Lab, name: &str) -> Result<()> {
     lab.watched(guest, |guest| guest.power_off())
 }
 
-/// Packets per second that dom0 gets of a guest that sends as fast as it can.
+/// Returns the packets per second that dom0 receives from a guest that sends without pauses.
 fn sent(guest: &mut Guest, port: u16, size: usize, packets: u64) -> Result<f64> {
     let counter = thread::spawn(move || net::count(port));
-    // It listens by then.
+    // The receiver is listening by then.
     thread::sleep(Duration::from_millis(200));
     let order = json!({ "server": DOM0, "port": port, "size": size, "packets": packets });
     guest.ask("measure-blast", order, LONG)?;
@@ -159,11 +159,11 @@ fn sent(guest: &mut Guest, port: u16, size: usize, packets: u64) -> Result<f64> 
     Ok(packets as f64 / seconds)
 }
 
-/// Packets per second that the guest gets of dom0.
+/// Returns the packets per second that the guest receives from dom0.
 fn received(guest: &mut Guest, to: &str, port: u16, size: usize, packets: u64) -> Result<f64> {
     let to = to.to_owned();
     let sender = thread::spawn(move || {
-        // The guest listens by then.
+        // The guest is listening by then.
         thread::sleep(Duration::from_millis(500));
         net::blast((&to, port), size, packets)
     });
@@ -175,7 +175,7 @@ fn received(guest: &mut Guest, to: &str, port: u16, size: usize, packets: u64) -
 
 const BULK: u64 = 16 << 20;
 
-/// Mbit/s over one connection from the guest.
+/// Returns the Mbit/s of one connection from the guest.
 fn poured(guest: &mut Guest) -> Result<f64> {
     let listener = TcpListener::bind((DOM0, 0))?;
     let port = listener.local_addr()?.port();
@@ -185,7 +185,7 @@ fn poured(guest: &mut Guest) -> Result<f64> {
     Ok(bytes as f64 * 8.0 / 1e6 / seconds)
 }
 
-/// Mbit/s over one connection to the guest.
+/// Returns the Mbit/s of one connection to the guest.
 fn drained(guest: &mut Guest) -> Result<f64> {
     use std::io::Write;
     let listener = TcpListener::bind((DOM0, 0))?;

@@ -1,4 +1,4 @@
-//! pvio's own kinds of backend, beside Linux's, which are loaded and serve what is theirs.
+//! pvio's own kinds of backend, together with Linux's backends, which serve the standard kinds.
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -24,7 +24,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
 const NUMBER: &str = "51728";
 
 fn own_kinds(lab: &mut Lab) -> Result<()> {
-    // pvio sees what is loaded, and leaves that to it.
+    // pvio detects the loaded backends and does not serve their kinds.
     lab.backends().serve_beside_kernel()?;
     let before = lab.settled()?;
     let linux = Disk::new(16, Backend::Linux, Medium::Device)?;
@@ -67,7 +67,7 @@ fn own_kinds(lab: &mut Lab) -> Result<()> {
     )?;
     pvio(&["detach-disk", &domain, "xvdb"])?;
     guest.ask("disk-gone", json!("xvdb"), SHORT)?;
-    // The toolstack that made it takes it away.
+    // The toolstack that created the device removes it.
     let nic = back(&guest, "pvio-vif", "1");
     xs::write(&format!("{nic}/online"), "0")?;
     xs::write(&format!("{nic}/state"), "5")?;
@@ -87,7 +87,7 @@ fn back(guest: &Guest, kind: &str, number: &str) -> String {
     format!("/local/domain/0/backend/{kind}/{}/{number}", guest.domain)
 }
 
-/// Writes both ends of a NIC as libxl does: each may be read by the other's domain.
+/// Writes frontend and backend nodes of a NIC as libxl does; each may be read by the other domain.
 fn attach_nic(guest: &Guest) -> Result<()> {
     let id = guest.domain.to_string();
     let mac = format!("00:16:3e:70:00:{:02x}", guest.domain % 256);
@@ -111,7 +111,7 @@ fn attach_nic(guest: &Guest) -> Result<()> {
             xs::write(&format!("{dir}/{key}"), value)?;
         }
     }
-    // Both ends are there before either is told.
+    // Both sides' nodes exist before either state is written.
     xs::write(&format!("{back}/state"), "1")?;
     xs::write(&format!("{front}/state"), "1")
 }

@@ -1,4 +1,4 @@
-//! Disks on devices that can what not every device can: be polled, be made to forget.
+//! Disks on devices with special features: polled completions, secure discard.
 
 use std::fs;
 use std::fs::File;
@@ -37,13 +37,14 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// Discards that a device of dom0's was asked for; secure ones count as something else.
+/// Returns the number of discards that a block device of dom0 has completed; secure ones are
+/// counted elsewhere.
 fn discards(device: &str) -> Result<u64> {
     let stat = fs::read_to_string(format!("/sys/block/{device}/stat"))?;
     stat.split_whitespace().nth(11).context("no discards in stat")?.parse().context("stat")
 }
 
-/// What a request takes on the queue of Linux's null device that is not polled.
+/// Latency of a request on a queue of Linux's null device that is not polled.
 const INTERRUPT: Duration = Duration::from_millis(300);
 const REQUESTS: u32 = 40;
 
@@ -61,14 +62,14 @@ fn polled(lab: &mut Lab) -> Result<()> {
             println!("PVIO-LAB undo: {error:#}");
         }
     });
-    // So that what dom0 reads comes in few requests.
+    // So that dom0's reads of the device are few requests.
     fs::write("/sys/block/nullb0/queue/read_ahead_kb", "8192")?;
     let mut spec = Spec::new(lab.kind, lab.backend);
     spec.programs = Programs::Fio;
     spec.disks = vec![Disk::by_pvio("xvda", "rw", "[io=iopoll,direct]raw:/dev/nullb0")];
     let mut guest = Guest::start(&spec)?;
     guest.ask("disk-wait", json!("xvda"), SHORT)?;
-    // Longer ones the device takes in parts, and those are not polled.
+    // The device splits longer requests, and those are not polled.
     let order = json!({
         "name": "xvda", "write": false, "size": 4096, "depth": 1, "requests": REQUESTS, "mib": 4,
     });
@@ -84,7 +85,7 @@ fn polled(lab: &mut Lab) -> Result<()> {
     let said = guest.program(words)?;
     ensure!(said.contains(";verify;"), "fio reports nothing: {said}");
 
-    // This device has no command for zeroes: a discard is a discard.
+    // The device does not support write-zeroes, so only discards of the guest are counted.
     let seen = discards("nullb0")?;
     guest.program("blkdiscard -o 8M -l 2M /dev/xvda")?;
     ensure!(discards("nullb0")? > seen, "no discard reached the device");
@@ -95,7 +96,7 @@ fn polled(lab: &mut Lab) -> Result<()> {
     lab.nothing_left(&before)
 }
 
-/// Checks that a range of a device or file is zeroes.
+/// Checks that a range of a device or file is zeros.
 fn zeroes(path: &str, at: u64, len: usize) -> Result<()> {
     let mut bytes = vec![1; len];
     File::open(path)?.read_exact_at(&mut bytes, at)?;
@@ -105,8 +106,8 @@ fn zeroes(path: &str, at: u64, len: usize) -> Result<()> {
     }
 }
 
-/// dom0 is given a disk in pvio's memory, which can be discarded securely: the device a guest's disk
-/// is on.
+/// Attaches a disk in pvio's memory to dom0, as the device below a guest's disk. It supports secure
+/// discard.
 fn device(undo: &mut Undo) -> Result<&'static str> {
     modules::load("xen-blkfront")?;
     undo.later(|| {
@@ -136,7 +137,9 @@ fn secure(lab: &mut Lab) -> Result<()> {
     let mut spec = Spec::new(lab.kind, lab.backend);
     spec.programs = Programs::Tools;
     spec.disks = vec![
-        // It grants what it is given to a backend of its own, and nobody can grant a guest's pages.
+        // dom0's blkfront grants the pages of its requests to its own backend, and pages that are
+        // mapped from a guest cannot be granted. Hence the guest's data is copied or in persistent
+        // grants.
         Disk::by_pvio("xvda", "rw", &format!("[direct,policy=persistent-or-map]raw:{device}")),
         Disk::by_pvio("xvdb", "rw", &format!("raw:{}", plain.device().context("a loop device")?)),
     ];

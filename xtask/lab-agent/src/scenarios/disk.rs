@@ -1,4 +1,4 @@
-//! Disks: every byte, file systems, flushes, read-only.
+//! Disks: data integrity, file systems, flushes, read-only access.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -47,7 +47,8 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "disk-readonly",
         proves: "a read-only disk reads right and cannot be written",
-        // QEMU 7.2 offers none: "realization of device xen-disk failed: Block node is read-only".
+        // QEMU 7.2 does not offer it: "realization of device xen-disk failed: Block node is
+        // read-only".
         backends: &[Backend::Pvio, Backend::Linux, Backend::PvioDm],
         kinds: BOTH,
         guests: Guests::Shared,
@@ -61,7 +62,7 @@ fn verify(lab: &mut Lab) -> Result<()> {
     for (name, disk) in [("xvda", &shared.disk), ("xvdb", &shared.file)] {
         let size = shared.guest.ask("disk-wait", json!(name), SHORT)?;
         ensure!(size["sectors"] == DISK_MIB << 11, "{name} has {} sectors", size["sectors"]);
-        // Whatever another scenario left there would not be in the sum.
+        // The expected checksum does not include data of another scenario.
         let blank = json!({ "name": name, "mib": MIB });
         shared.guest.ask("disk-blank", blank, LONG)?;
         let order = json!({ "name": name, "seed": 11, "requests": 300, "mib": MIB });

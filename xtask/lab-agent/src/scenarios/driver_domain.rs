@@ -1,4 +1,4 @@
-//! Devices served by another guest, which is destroyed and replaced by a stranger.
+//! Devices served by another guest, which is destroyed and replaced by a new one.
 
 use std::time::Duration;
 
@@ -22,10 +22,10 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
 
 const IMAGE: &str = "/tmp/served.img";
 const MIB: u64 = 16;
-/// In a network of the driver domain's own.
+/// An address in a network of the driver domain.
 const SERVER: &str = "10.0.3.1";
 
-/// An unprivileged guest that serves.
+/// Starts an unprivileged guest as driver domain.
 fn server(lab: &Lab) -> Result<Guest> {
     let mut spec = Spec::new(Kind::Pv, lab.backend);
     spec.programs = Programs::Pvio;
@@ -38,14 +38,14 @@ fn server(lab: &Lab) -> Result<Guest> {
     Ok(guest)
 }
 
-/// The lines of a disk and a NIC that it serves.
+/// Returns the configuration entries of a disk and a NIC that it serves.
 fn lines(server: &Guest, name: &str) -> [String; 2] {
     let server = &server.name;
     let disk = Disk::elsewhere(IMAGE, name, Access::Write);
     [format!("backend={server},{disk}"), format!("bridge=xenbr0,backend={server}")]
 }
 
-/// Every byte of the disk, there and here, and datagrams.
+/// Verifies all data of the disk, in the guest and in the driver domain, and echoes of datagrams.
 fn works(guest: &mut Guest, server: &mut Guest, disk: &str, nic: &str, host: u32) -> Result<()> {
     guest.ask("disk-wait", json!(disk), SHORT)?;
     let order = json!({ "name": disk, "seed": 61, "requests": 100, "mib": 8 });
@@ -65,8 +65,8 @@ fn driver_domain(lab: &mut Lab) -> Result<()> {
     (spec.disks, spec.nics) = (vec![disk], vec![nic]);
     let mut guest = Guest::start(&spec)?;
     works(&mut guest, &mut first, "xvda", "eth0", 2)?;
-    // Not to the disk: what is under way would never end, and Linux cannot let go of such a disk.
-    // Requests that outlive their backend are the survival scenarios'.
+    // Without load on the disk: its outstanding requests would never complete, and Linux does not
+    // close such a disk. The survival scenarios cover requests that outlive their backend.
     let load = json!({ "echoes": [SERVER], "lossy": true });
     guest.ask("load-start", load, SHORT)?;
     lab.watched(first, |first| {
@@ -75,7 +75,7 @@ fn driver_domain(lab: &mut Lab) -> Result<()> {
     })?;
     guest.ask("hello", Value::Null, SHORT).context("after its backend was killed")?;
 
-    // What the dead one served is taken away, and the new one's given.
+    // Detach the devices of the dead driver domain, and attach those of the new one.
     let mut second = server(lab)?;
     let domain = guest.domain.to_string();
     sys::succeed(&["xl", "block-detach", &domain, "xvda"], SHORT)?;

@@ -1,5 +1,4 @@
-//! Guests that say wrong things of their devices, next to one that works: dom0 writes for them
-//! what a guest could write itself.
+//! Hostile frontends next to one that works: dom0 writes in their place what a guest could write.
 
 use std::time::Duration;
 
@@ -41,20 +40,20 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// What must come of it.
+/// The expected result of a case.
 #[derive(Clone, Copy, PartialEq)]
 enum Then {
-    /// The backend lets go and says why.
+    /// The backend closes and reports an error.
     Closed,
-    /// It need not, but may not serve.
+    /// The backend may stay open, but must not serve.
     NotServed,
 }
 
-/// Keys written one after another; `state` comes last unless it is among them.
+/// Keys that are written one after another. Unless `state` is among them, it is written last.
 type Case = (&'static str, &'static [(&'static str, &'static str)], Then);
 
-/// Grant 1 and port 1 of a PV guest are those of xenstore: the page can be mapped, the channel is
-/// bound already.
+/// Grant 1 and port 1 of a PV guest are those of xenstore: the page can be mapped, but the channel
+/// is already bound.
 const DISKS: &[Case] = &[
     ("nothing", &[], Then::Closed),
     ("no channel", &[("ring-ref", "8")], Then::Closed),
@@ -114,7 +113,7 @@ const DISKS: &[Case] = &[
 
 const NO_STATE: &str = "a state that is a word";
 
-/// `request-rx-copy` is what every netfront since 2007 says.
+/// Every netfront since 2007 writes `request-rx-copy`.
 const NICS_PLAYED: &[Case] = &[
     ("nothing", &[], Then::Closed),
     (
@@ -180,7 +179,7 @@ const NICS_PLAYED: &[Case] = &[
 ];
 const COPY: (&str, &str) = ("request-rx-copy", "1");
 
-/// A guest without frontends, whose part dom0 plays.
+/// Starts a guest without frontends; dom0 writes their nodes.
 pub(super) fn bare(lab: &Lab, disks: Vec<String>, nics: usize) -> Result<Guest> {
     let mut spec = Spec::new(lab.kind, lab.backend);
     spec.words = "pvio.bare".to_owned();
@@ -190,12 +189,12 @@ pub(super) fn bare(lab: &Lab, disks: Vec<String>, nics: usize) -> Result<Guest> 
 }
 
 fn disks(lab: &mut Lab) -> Result<()> {
-    // xen-blkback takes that for a device that is gone, and xl cannot take it away any more.
+    // xen-blkback interprets this state as a removed device, and then xl cannot remove it.
     let orphans = |case: &&Case| lab.backend == Backend::Linux && case.0 == NO_STATE;
     let cases: Vec<_> = DISKS.iter().filter(|case| !orphans(case)).collect();
     let disk = Disk::new(4, lab.backend, Medium::Device)?;
     witnessed(lab, |lab| {
-        // From xvda to at most xvdp, which is as far as the numbers are so simple.
+        // At most up to xvdp, as later disks use the extended numbering.
         for cases in cases.chunks(12) {
             let names =
                 (b'a'..=b'p').take(cases.len()).map(|letter| format!("xvd{}", letter as char));
@@ -215,11 +214,11 @@ fn disks(lab: &mut Lab) -> Result<()> {
 
 fn nics(lab: &mut Lab) -> Result<()> {
     witnessed(lab, |lab| {
-        // xen-netback says that it is connected after it failed to be.
+        // xen-netback enters state Connected even after its connection failed.
         let end: &[_] = if lab.backend == Backend::Linux { &["4", "5", "6"] } else { &["5", "6"] };
         let orphans = |case: &&Case| lab.backend == Backend::Linux && case.0 == NO_STATE;
         let cases: Vec<_> = NICS_PLAYED.iter().filter(|case| !orphans(case)).collect();
-        // xl gives all scripts of a guest together 10 seconds.
+        // xl limits the time of all scripts of a guest to 10 seconds in total.
         for cases in cases.chunks(7) {
             let guest = bare(lab, Vec::new(), cases.len())?;
             for (i, case) in cases.iter().enumerate() {
@@ -233,7 +232,8 @@ fn nics(lab: &mut Lab) -> Result<()> {
     })
 }
 
-/// Plays while another guest's disk and NIC work; of hostile guests nothing may be left.
+/// Runs the cases while another guest's disk and NIC are in use; no resource of the hostile guests
+/// may be left.
 fn witnessed(lab: &mut Lab, play: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
     let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"], "rest": 50 });
     lab.shared()?.guest.ask("load-start", load, SHORT)?;
@@ -244,12 +244,13 @@ fn witnessed(lab: &mut Lab, play: impl FnOnce(&mut Lab) -> Result<()>) -> Result
     rounds.context("the guest beside it").map(drop)
 }
 
-/// Where a backend of dom0's says what is wrong.
+/// Returns the path of a backend's `error` node in dom0.
 fn error_node(kind: &str, domain: u32, device: &str) -> String {
     format!("/local/domain/0/error/backend/{kind}/{domain}/{device}/error")
 }
 
-/// Plays a case with a device that is on offer; `end` is what the backend may be in at its end.
+/// Runs a case with a device that the backend offers; `end` contains the accepted final states of
+/// the backend.
 fn play(
     backend: Backend,
     guest: &Guest,
@@ -268,7 +269,8 @@ fn play(
         xs::write(&format!("{front}/{key}"), value)?;
     }
     if !writes.iter().any(|(key, _)| *key == "state") {
-        // A blkfront is Initialised until it sees the disk's size; a netfront needs to see nothing.
+        // blkfront is Initialised until it has read the disk's size; netfront reads nothing and is
+        // Connected.
         let state = if kind == "vbd" { "3" } else { "4" };
         xs::write(&format!("{front}/state"), state)?;
     }
@@ -290,7 +292,7 @@ fn play(
     }
 }
 
-/// The log has a line that says why of this device.
+/// Checks that the log has a line with this error of the device.
 fn logged(device: &str, why: &str) -> Result<()> {
     let said = |line: &str| line.contains(&format!("{device:?}")) && line.contains(why);
     let there = wait_until(Duration::from_secs(5), || {
@@ -300,8 +302,8 @@ fn logged(device: &str, why: &str) -> Result<()> {
     Ok(())
 }
 
-/// A guest whose disk and NIC have requests under way runs no more; nobody but the toolstack can
-/// tell that from one that is slow.
+/// Pauses a guest with outstanding requests on its disk and NIC. Only the toolstack can distinguish
+/// it from a slow guest.
 fn silence(lab: &mut Lab) -> Result<()> {
     let disk = Disk::new(16, lab.backend, Medium::Device)?;
     witnessed(lab, |lab| {
@@ -319,14 +321,14 @@ fn silence(lab: &mut Lab) -> Result<()> {
         guest.ask("load-start", load, SHORT)?;
         sys::succeed(&["xl", "pause", &domain], SHORT)?;
         sys::succeed(&["xl", "block-detach", "--force", &domain, "51712"], SHORT)?;
-        // That one xl first waits for, 10 seconds.
+        // xl waits 10 seconds before it removes the NIC by force.
         sys::succeed(&["xl", "network-detach", &domain, "0"], SHORT)?;
         let error = xs::read(&error_node("vif", guest.domain, "0"))?.unwrap_or_default();
         if lab.backend == Backend::Pvio {
             ensure!(error.contains("frontend-keeps-device"), "the error node says {error:?}");
             logged(&format!("/local/domain/0/backend/vif/{domain}/0"), &error)?;
         }
-        // While it is still there.
+        // Checked while the guest still exists.
         lab.nothing_left(&before)?;
         lab.watched(guest, |guest| {
             guest.destroy()?;
@@ -335,12 +337,12 @@ fn silence(lab: &mut Lab) -> Result<()> {
     })
 }
 
-/// Has the toolstack take a device away, whose frontend is one without a driver.
+/// Detaches a device with the toolstack; its frontend has no driver.
 fn detach(guest: &Guest, words: &[&str], node: &str) -> Result<()> {
     let front = format!("/local/domain/{}/device/{node}", guest.domain);
     xs::write(&format!("{front}/state"), "6")?;
     let back = xs::must_read(&format!("{front}/backend"))?;
-    // xl and a backend that still closes would write over each other.
+    // xl and a backend that is still closing would overwrite each other's state.
     wait_until(Duration::from_secs(3), || {
         Ok(xs::read(&format!("{back}/state"))?.as_deref() == Some("6"))
     })?;

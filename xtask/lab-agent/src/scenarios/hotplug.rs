@@ -1,4 +1,5 @@
-//! Devices that come and go while others work; drivers that let go and take up again.
+//! Devices that are attached and detached while others are in use; drivers that are unbound and
+//! bound again.
 
 use std::time::Duration;
 
@@ -41,7 +42,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// What goes on meanwhile.
+/// The load on the other devices.
 fn load() -> Value {
     json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"] })
 }
@@ -84,7 +85,7 @@ fn nic(lab: &mut Lab) -> Result<()> {
         attach_nic(guest, "")?;
         let echo = json!({ "server": SERVER, "sizes": [8, 1472, 9000], "rounds": 5 });
         guest.ask("nic-echo", echo, SHORT)?;
-        // It goes while its ring is full, and while it is sent to.
+        // The NIC is detached while its transmit ring is full, and while it receives.
         let (up, down) = (70 + round, 80 + round);
         guest.ask("datagrams-start", json!({ "port": 5606, "seed": down }), SHORT)?;
         let taker = Taker::start(5605, up, None)?;
@@ -112,7 +113,7 @@ fn nic(lab: &mut Lab) -> Result<()> {
     stopped(&mut lab.shared()?.guest)
 }
 
-/// A third network of dom0's on the bridge: 10.0.2.1.
+/// Sets up a third network of dom0 on the bridge: 10.0.2.1.
 pub fn network() -> Result<Undo> {
     let mut undo = Undo::default();
     let address = |verb| format!("address {verb} 10.0.2.1/24 dev xenbr0");
@@ -120,7 +121,8 @@ pub fn network() -> Result<Undo> {
     Ok(undo)
 }
 
-/// Gives the shared guest a third NIC, 10.0.2.2 at `eth2`, of which `xl` is told more words.
+/// Attaches a third NIC to the shared guest, 10.0.2.2 at `eth2`; `more` has further options for
+/// `xl`.
 pub fn attach_nic(guest: &mut Guest, more: &str) -> Result<()> {
     let domain = guest.domain.to_string();
     let mut attach = vec!["xl", "network-attach", &domain, "bridge=xenbr0", "script=vif-bridge"];
@@ -130,7 +132,7 @@ pub fn attach_nic(guest: &mut Guest, more: &str) -> Result<()> {
     guest.ask("nic-up", up, SHORT).map(drop)
 }
 
-/// Takes it away.
+/// Detaches it.
 pub fn detach_nic(guest: &mut Guest) -> Result<()> {
     let domain = guest.domain.to_string();
     sys::succeed(&["xl", "network-detach", &domain, "2"], SHORT)?;
@@ -153,7 +155,7 @@ fn reload(lab: &mut Lab) -> Result<()> {
         attach_again(shared, 1)?;
         back(&mut shared.guest, &pattern(false))?;
     }
-    // A module with a device cannot go.
+    // A module with bound devices cannot be unloaded.
     for (driver, device) in [("vif", "vif-0"), ("vif", "vif-1")] {
         let order = json!({ "driver": driver, "device": device });
         shared.guest.ask("driver-unbind", order, SHORT)?;
@@ -178,12 +180,12 @@ fn reload(lab: &mut Lab) -> Result<()> {
     lab.nothing_left(&before)
 }
 
-/// Where the shared guest's disks are in xenstore, and their numbers.
+/// Frontend nodes of the shared guest's disks, and their numbers.
 const DISKS_OF_SHARED: [(&str, &str); 3] =
     [("vbd/51712", "51712"), ("vbd/51728", "51728"), ("vbd/51744", "51744")];
 
-/// Once both ends of a disk let go, detaches it and attaches it anew: Linux's blkfront, unlike its
-/// netfront, does not take up again what it let go of.
+/// Detaches a disk after both sides have closed, and attaches it again. Linux's blkfront, unlike
+/// its netfront, does not reconnect after it has closed.
 fn attach_again(shared: &Shared, disk: usize) -> Result<()> {
     let (node, number) = DISKS_OF_SHARED[disk];
     let front = format!("/local/domain/{}/device/{node}", shared.guest.domain);
@@ -200,7 +202,7 @@ fn connected(guest: &Guest, node: &str) -> Result<()> {
     xs::wait_for(&state, &["4"], SHORT).context("taken up again")
 }
 
-/// Disk and NIC work, and hold what they held.
+/// Checks that disk and NIC work, and that the disk's contents are unchanged.
 fn back(guest: &mut Guest, pattern: &Value) -> Result<()> {
     guest.ask("disk-wait", json!("xvdb"), SHORT)?;
     guest.ask("disk-verify", pattern.clone(), LONG)?;

@@ -1,4 +1,4 @@
-//! A guest with a device model, whose kernel finds Xen's devices all the same.
+//! A guest with a device model, whose kernel nevertheless uses PV devices.
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -19,7 +19,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
 
 fn hvm(lab: &mut Lab) -> Result<()> {
     let before = lab.settled()?;
-    // The first four the device model would emulate, too.
+    // The device model would also emulate the first four disks.
     let (disk, line) = lab.disk("xvde", 16, Medium::Device)?;
     let mut spec = Spec::new(lab.kind, lab.backend);
     spec.disks = vec![line];

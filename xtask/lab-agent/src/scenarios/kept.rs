@@ -1,4 +1,4 @@
-//! What a raw file and a block device are shown to do, with every other thing a disk is kept in.
+//! The checks of disks on raw files and block devices, repeated for all other types of storage.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -38,13 +38,13 @@ const fn scenario(
     Scenario { name, proves, backends: PVIO, kinds: BOTH, guests: Guests::Shared, run }
 }
 
-/// MiB of each disk.
+/// Size of each disk in MiB.
 const MIB: u64 = 12;
 const FOLDER: &str = "/tmp/kept";
-/// What the disk that is only read holds.
+/// Seed of the contents of the read-only disk.
 const SEED: u64 = 78;
 
-/// A file system of dom0's on a device that counts flushes: the device's name.
+/// Mounts a file system in dom0 on a device that counts flushes; returns the device's name.
 fn volume(undo: &mut Undo) -> Result<String> {
     modules::load("ext4")?;
     let image = "/tmp/kept.img";
@@ -64,7 +64,7 @@ fn volume(undo: &mut Undo) -> Result<String> {
     Ok(device.trim_start_matches("/dev/").to_owned())
 }
 
-/// Flushes that a device of dom0's was asked for.
+/// Returns the number of flushes that a block device of dom0 has completed.
 fn flushes(device: &str) -> Result<u64> {
     let stat = fs::read_to_string(format!("/sys/block/{device}/stat"))?;
     stat.split_whitespace().nth(15).context("no flushes in stat")?.parse().context("stat")
@@ -78,7 +78,7 @@ fn kept(lab: &mut Lab, kept: StorageKind) -> Result<()> {
     pattern::fill(&mut bytes, SEED, 0);
     fixed.fill(&bytes)?;
 
-    // Both come while another disk and a NIC work.
+    // Both are attached while another disk and a NIC are in use.
     let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"], "rest": 10 });
     lab.shared()?.guest.ask("load-start", load.clone(), SHORT)?;
     let before = lab.settled()?;
@@ -114,7 +114,7 @@ fn kept(lab: &mut Lab, kept: StorageKind) -> Result<()> {
     }
     lab.nothing_left(&before)?;
     stopped(&mut lab.shared()?.guest)?;
-    // What is left of them are sound images.
+    // The images must be consistent after that.
     store.sum(MIB)?;
     let image = store.bytes()?.display().to_string();
     sys::succeed(&["e2fsck", "-f", "-n", &image], SHORT)?;
@@ -129,7 +129,7 @@ fn stopped(guest: &mut Guest) -> Result<()> {
     Ok(())
 }
 
-/// What is flushed and what is written through reaches the device below all, and the image.
+/// Checks that flushes and write-through data reach the underlying device and the image.
 fn flush(guest: &mut Guest, store: &Store, device: &str) -> Result<()> {
     let before = flushes(device)?;
     let seen = guest.ask("disk-flush", json!("xvdd"), SHORT)?;
@@ -148,7 +148,7 @@ fn flush(guest: &mut Guest, store: &Store, device: &str) -> Result<()> {
     Ok(())
 }
 
-/// An ext4 that the guest makes, fills, and finds as it left it.
+/// Creates an ext4 file system in the guest, fills it, and verifies the files.
 fn file_system(guest: &mut Guest) -> Result<()> {
     guest.ask("module", json!("ext4"), SHORT)?;
     guest.program("mke2fs -q -F -t ext4 -b 4096 /dev/xvdd")?;

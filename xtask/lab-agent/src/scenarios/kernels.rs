@@ -1,4 +1,4 @@
-//! Guests with other kernels than dom0's, and firmware that is a guest.
+//! Guests with other kernels than dom0's, and with firmware as the guest.
 
 use std::fs;
 
@@ -64,13 +64,13 @@ fn works(lab: &mut Lab, kernel: &'static str) -> Result<()> {
     lab.nothing_left(&before)
 }
 
-/// Longer than an HVM guest's firmware takes to get to iPXE under emulation.
+/// Timeout until an HVM guest's firmware starts iPXE under emulation.
 const BOOT: std::time::Duration = std::time::Duration::from_secs(150);
 
 fn ipxe(lab: &mut Lab) -> Result<()> {
     let before = lab.settled()?;
     let server = http::serve("10.0.0.1:8069")?;
-    // The second script has a name that only who has read the first one knows.
+    // The name of the second script is only known to clients that have read the first one.
     let padding = "# every byte of this comes through a netif ring\n".repeat(300);
     let first = format!("#!ipxe\n{padding}chain http://10.0.0.1:8069/{}\n", server.secret());
     server.offer("/first", first.into_bytes());

@@ -1,4 +1,4 @@
-//! Guests that end, in every way, while their devices work; many at once.
+//! Guests that end in various ways while their devices are in use; several guests in parallel.
 
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// A guest with a disk and a NIC.
+/// Starts a guest with a disk and a NIC.
 pub(super) fn ready(lab: &Lab, kind: Kind) -> Result<(Guest, Disk)> {
     let (disk, line) = lab.disk("xvda", 16, Medium::Device)?;
     let mut spec = Spec::new(kind, lab.backend);
@@ -107,12 +107,12 @@ pub(super) fn ready(lab: &Lab, kind: Kind) -> Result<(Guest, Disk)> {
     Ok((guest, disk))
 }
 
-/// What a guest does until it ends.
+/// The load until a guest ends.
 fn load() -> Value {
     json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"] })
 }
 
-/// What was begun while nobody served is done right, by whoever serves now.
+/// Checks that the load has continued after an interruption, without an error.
 pub(super) fn went_on(guest: &mut Guest) -> Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     let rounds: Vec<u64> = serde_json::from_value(guest.ask("load-stop", Value::Null, LONG)?)?;
@@ -165,7 +165,7 @@ fn reboots(lab: &mut Lab) -> Result<()> {
     reboot_each(lab, &[false; 5])
 }
 
-/// Reboots a guest as often: by itself, or by `xl`.
+/// Reboots a guest once per entry: by itself if true, else by `xl`.
 fn reboot_each(lab: &mut Lab, by_itself: &[bool]) -> Result<()> {
     let before = lab.settled()?;
     let (mut guest, disk) = ready(lab, lab.kind)?;
@@ -198,7 +198,7 @@ fn pause(lab: &mut Lab) -> Result<()> {
     guest.ask("load-start", load, SHORT)?;
     for _ in 0..3 {
         sys::succeed(&["xl", "pause", &guest.name], SHORT)?;
-        // Completions arrive while nobody takes them.
+        // Responses arrive while the guest is paused.
         std::thread::sleep(Duration::from_secs(1));
         sys::succeed(&["xl", "unpause", &guest.name], SHORT)?;
         std::thread::sleep(Duration::from_secs(1));
@@ -262,7 +262,7 @@ fn many(lab: &mut Lab) -> Result<()> {
         guest.ask("disk-verify", order, LONG)?;
     }
     for n in 0..NICS {
-        // One at a time: they are on one network.
+        // One at a time, since they are all in the same network.
         let (name, address) = (format!("eth{n}"), format!("{}/24", address(&guest, 0)));
         guest.ask("nic-up", json!({ "name": name, "address": address }), SHORT)?;
         let echo = json!({ "server": "10.0.0.1", "sizes": [64, 1472], "rounds": 2 });
@@ -285,9 +285,10 @@ fn save(lab: &mut Lab) -> Result<()> {
     guest.ask("disk-verify", pattern(true), LONG)?;
     let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"], "lossy": true });
     guest.ask("load-start", load, SHORT)?;
-    // Its frontends are told nothing before it sleeps: what was asked for then is asked again.
+    // The frontends are not closed before the guest suspends: they submit outstanding requests
+    // again after the restore.
     sys::succeed(&["xl", "save", &guest.name, SAVED], LONG)?;
-    // The domain is gone, and with it all that was its own.
+    // The domain and all of its resources are gone.
     lab.nothing_left(&before)?;
     sys::succeed(&["xl", "restore", SAVED], LONG)?;
     guest.reattach()?;
@@ -309,7 +310,7 @@ fn five(lab: &mut Lab) -> Result<()> {
     for kind in [lab.kind, lab.kind, other, lab.kind, lab.kind] {
         guests.push(ready(lab, kind)?);
     }
-    // Not before all are up: under emulation they share one processor.
+    // Not before all have booted, since they share one processor under emulation.
     for (guest, _) in &mut guests {
         guest.ask("load-start", load(), SHORT)?;
     }

@@ -1,5 +1,5 @@
-//! Disks kept in different things, each in many shapes: queues, pages of a ring, persistent grants,
-//! indirect requests, sizes of a sector.
+//! Disks on each type of storage, with many configurations: number of queues, ring pages,
+//! persistent grants, indirect requests, sector size.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ const fn scenario(
     Scenario { name, proves, backends: PVIO, kinds: BOTH, guests: Guests::Own, run }
 }
 
-/// How a disk is served.
+/// Configuration of a disk.
 struct Shape {
     queues: u32,
     order: u32,
@@ -47,7 +47,7 @@ struct Shape {
 }
 
 impl Shape {
-    /// Any two properties meet in each of their combinations.
+    /// Every pair of properties occurs in each combination of their values.
     fn all() -> impl Iterator<Item = Self> {
         (0..5).flat_map(|order| {
             [(0, 1), (1, 4)].map(|(many, queues)| Self {
@@ -71,7 +71,7 @@ impl Shape {
         )
     }
 
-    /// Compares with what both ends say they agreed on.
+    /// Compares with the features that frontend and backend negotiated.
     fn agreed(&self, guest: &Guest, number: u32, seen: &Value) -> Result<()> {
         let front = format!("/local/domain/{}/device/vbd/{number}", guest.domain);
         let back = format!("/local/domain/0/backend/vbd/{}/{number}", guest.domain);
@@ -96,7 +96,7 @@ impl Shape {
 }
 
 const MIB: u64 = 8;
-/// Of these the guest sums the first, and fio has the rest.
+/// MiB at the start of the disk that the guest verifies; fio uses the rest.
 const SUMMED: u64 = 6;
 
 fn matrix(lab: &mut Lab, kept: StorageKind) -> Result<()> {
@@ -121,7 +121,7 @@ fn matrix(lab: &mut Lab, kept: StorageKind) -> Result<()> {
         let order = json!({ "name": name, "seed": 91 + i, "requests": 60, "mib": SUMMED });
         sums.push(guest.ask("disk-scribble", order, LONG).with_context(what)?);
     }
-    // All at once, each with several requests under way.
+    // All disks concurrently, with several requests in flight for each.
     let mut words = "fio --rw=randrw --bsrange=4k-64k --offset=6M --size=2M --direct=1 \
                      --ioengine=libaio --iodepth=8 --verify=crc32c --verify_fatal=1 --do_verify=1 \
                      --randseed=3 --output-format=terse"

@@ -1,4 +1,5 @@
-//! Guests that are migrated under load: two domains of the same VM have the same disk for a moment.
+//! Guests that are migrated under load: for a moment, two domains of the same VM have the same
+//! disk.
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -33,7 +34,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// The first domain stays, paused, until the second one runs.
+/// The first domain stays, paused, until the second one is running.
 fn hand_over(lab: &mut Lab) -> Result<()> {
     const SAVED: &str = "/tmp/migrated.save";
     let before = lab.settled()?;
@@ -47,7 +48,7 @@ fn hand_over(lab: &mut Lab) -> Result<()> {
     goes_on(lab, &before, restored, &disk)
 }
 
-/// `xl migrate` starts the receiver on this host instead of a connection to another host.
+/// Runs `xl migrate` with a receiver on this host instead of a connection to another one.
 fn live(lab: &mut Lab) -> Result<()> {
     let before = lab.settled()?;
     let (mut guest, disk) = loaded(lab)?;
@@ -64,7 +65,7 @@ fn pattern(write: bool) -> serde_json::Value {
     json!({ "name": "xvda", "seed": 59, "mib": 4, "write": write })
 }
 
-/// A guest with I/O on its disk and its NIC, and that disk.
+/// Starts a guest with load on its disk and its NIC; returns it with the disk.
 fn loaded(lab: &Lab) -> Result<(Guest, Disk)> {
     let (mut guest, disk) = ready(lab, lab.kind)?;
     guest.ask("disk-verify", pattern(true), LONG)?;
@@ -73,7 +74,8 @@ fn loaded(lab: &Lab) -> Result<(Guest, Disk)> {
     Ok((guest, disk))
 }
 
-/// Checks requests from before and after the migration, and that nothing of either domain is left.
+/// Checks requests from before and after the migration, and that no resource of either domain is
+/// left.
 fn goes_on(lab: &mut Lab, before: &Ledger, mut guest: Guest, disk: &Disk) -> Result<()> {
     went_on(&mut guest)?;
     guest.ask("disk-verify", pattern(false), LONG)?;

@@ -1,27 +1,27 @@
-//! What the lab shows, one table for each family.
+//! The scenarios of the lab, one table for each family.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`disk`] | disks: every byte, file systems, flushes, read-only |
-//! | [`nic`] | NICs: every size, both ways, with and without offloads |
-//! | [`hotplug`] | devices that come and go while others work; drivers that do |
-//! | [`policies`] | how pvio reaches guests' pages |
-//! | [`frontends`] | guests that say wrong things of their devices |
-//! | [`own`] | pvio's frontends against every backend |
-//! | [`toolstack`] | a toolstack that does |
-//! | [`beside`] | pvio beside Linux's backends |
-//! | [`driver_domain`] | devices served by another guest, that dies |
+//! | [`disk`] | disks: data integrity, file systems, flushes, read-only access |
+//! | [`nic`] | NICs: all sizes, both directions, with and without offloads |
+//! | [`hotplug`] | devices that are attached and detached; drivers that are unbound and bound again |
+//! | [`policies`] | how pvio accesses guest pages |
+//! | [`frontends`] | hostile frontends |
+//! | [`own`] | pvio's frontends with every backend |
+//! | [`toolstack`] | a toolstack that writes invalid nodes |
+//! | [`beside`] | pvio together with Linux's backends |
+//! | [`driver_domain`] | devices served by another guest, which is destroyed |
 //! | [`hvm`] | a guest with a device model |
-//! | [`matrix`] | disks in every shape, kept in every kind of thing |
+//! | [`matrix`] | disks with many configurations, on each type of storage |
 //! | [`kernels`] | guests with older and newer kernels, and firmware |
-//! | [`kept`] | what disks do, kept in every kind of thing |
-//! | [`store`] | these kinds of things |
-//! | [`life`] | guests that end, in every way, while their devices work; many at once |
-//! | [`mod@bench`] | measurements, which are no part of `all` |
-//! | [`volumes`] | disks that grow, that give room back, that are booted from |
-//! | [`devices`] | disks on devices that are polled, or discard securely |
-//! | [`migrate`] | guests that are migrated while their devices work |
-//! | [`survival`] | backends that end, and guests that go on |
+//! | [`kept`] | the checks of disks, on each type of storage |
+//! | [`store`] | the types of storage |
+//! | [`life`] | guests that end in various ways while their devices are in use |
+//! | [`mod@bench`] | measurements, which are not part of `all` |
+//! | [`volumes`] | disks that are resized, that free space, that are booted from |
+//! | [`devices`] | disks on devices with polled completions, or with secure discard |
+//! | [`migrate`] | guests that are migrated while their devices are in use |
+//! | [`survival`] | backends that end, and guests that continue |
 
 mod bench;
 mod beside;
@@ -52,50 +52,52 @@ use crate::dom0::backend::Backend;
 use crate::dom0::guest::Kind;
 use crate::dom0::lab::Lab;
 
-/// Which guest a scenario works with.
+/// The guest that a scenario uses.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Guests {
-    /// The one all scenarios of a backend and kind share.
+    /// The shared guest of its backend and guest type.
     Shared,
-    /// It makes its own; the shared one is sent away first, so that what is left behind is found.
+    /// It creates its own guests. The shared guest is shut down first, so that resources that are
+    /// left can be detected.
     Own,
 }
 
-/// One claim, and how it is put to the test.
+/// A property and the function that checks it.
 pub struct Scenario {
-    /// Unique, the family first.
+    /// Unique name, which begins with the family.
     pub name: &'static str,
-    /// One line.
+    /// The property, on one line.
     pub proves: &'static str,
-    /// Against whom it runs.
+    /// The backends it runs with.
     pub backends: &'static [Backend],
-    /// With which guests.
+    /// The guest types it runs with.
     pub kinds: &'static [Kind],
-    /// Whose guest.
+    /// The guest that it uses.
     pub guests: Guests,
-    /// An error says what was seen instead.
+    /// Runs the checks; an error says what was observed instead.
     pub run: fn(&mut Lab) -> Result<()>,
 }
 
-/// A scenario with a backend and a kind of guest.
+/// A scenario with a backend and a guest type.
 pub struct Case {
-    /// What runs.
+    /// The scenario.
     pub scenario: &'static Scenario,
-    /// Against whom.
+    /// The backend.
     pub backend: Backend,
-    /// With which guest.
+    /// The guest type.
     pub kind: Kind,
 }
 
-/// Everything there is to run disks against.
+/// All backends of disks.
 const DISKS: &[Backend] = &[Backend::Pvio, Backend::Linux, Backend::PvioDm, Backend::Qdisk];
-/// Everything there is to run disks and NICs against.
+/// All backends that serve both disks and NICs.
 const NICS: &[Backend] = &[Backend::Pvio, Backend::Linux];
 const PVIO: &[Backend] = &[Backend::Pvio];
 const PV: &[Kind] = &[Kind::Pv];
 const BOTH: &[Kind] = &[Kind::Pv, Kind::Pvh];
 
-/// All cases, those that can share a boot, a backend and a guest one after another.
+/// Returns all cases, ordered so that those that can share a boot, a backend and a guest are
+/// consecutive.
 fn all() -> Vec<Case> {
     let families = [
         disk::SCENARIOS,
@@ -151,12 +153,12 @@ impl Case {
     }
 }
 
-/// The case of a name like `disk-verify:linux:pv`.
+/// Returns the case of a name such as `disk-verify:linux:pv`.
 pub fn find(id: &str) -> Option<Case> {
     all().into_iter().find(|case| case.id() == id)
 }
 
-/// Prints all cases as a JSON array, in the order they run best.
+/// Prints all cases as a JSON array, in the order in which they should run.
 ///
 /// # Errors
 /// None.

@@ -1,14 +1,14 @@
-//! NICs: every size, both ways, with and without offloads.
+//! NICs: all sizes, both directions, with and without offloads.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`wire`] | what else is on a wire: IPv6, long frames, tags, groups |
+//! | [`wire`] | IPv6, jumbo frames, VLAN tags, multicast groups |
 //! | [`forward`] | dom0 as a router |
 //! | [`pace`] | floods |
-//! | [`rate`] | rates, of one and of several together |
-//! | [`many`] | several queues, guests that talk to each other |
+//! | [`rate`] | rate limits, of one NIC and of several together |
+//! | [`many`] | several queues, traffic between guests |
 //! | [`plugged`] | pvio's own switch, and its guard |
-//! | [`undo`] | dom0 as it was before a scenario |
+//! | [`undo`] | restores the configuration of dom0 after a scenario |
 
 pub mod forward;
 pub mod many;
@@ -58,13 +58,13 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// Each is off on top of those before it, then all are on again.
+/// Each offload is switched off in addition to those before it, then all are switched on again.
 const STEPS: &[&str] = &[
     "tso off", "gso off", "gro off", "sg off", "tx off", "tx on", "sg on", "gro on", "gso on",
     "tso on",
 ];
 
-/// Around every boundary: shortest frame, page, MTU, fragments, the longest datagram.
+/// Sizes around each boundary: shortest frame, page, MTU, fragments, the longest datagram.
 const SIZES: &[usize] = &[
     8, 17, 18, 19, 60, 64, 128, 256, 512, 1000, 1471, 1472, 1473, 2048, 4054, 4096, 8192, 9000,
     16_384, 32_768, 65_000, 65_507,
@@ -94,7 +94,7 @@ fn bulk(lab: &mut Lab) -> Result<()> {
     let mut rows = Vec::new();
     for words in ["-t 3", "-t 3 -R", "-t 2 -u -b 8M -l 1400", "-t 2 -u -b 8M -l 1400 -R"] {
         let server = thread::spawn(|| sys::succeed(&["iperf3", "-s", "-1", "-p", "5201"], LONG));
-        // It says nothing when it listens.
+        // It does not report when it is listening.
         thread::sleep(Duration::from_millis(1500));
         let seen = iperf(guest, "10.0.0.1", words)?;
         server.join().map_err(|_| anyhow!("the server's thread panicked"))??;
@@ -104,7 +104,8 @@ fn bulk(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Runs iperf3 in a guest, against one that listens; the line that says what the receiver got.
+/// Runs iperf3 in a guest as client of a listening one; returns the line with the receiver's
+/// result.
 fn iperf(guest: &mut Guest, server: &str, words: &str) -> Result<String> {
     let said = guest.program(&format!("iperf3 -c {server} -p 5201 {words}"))?;
     let line = said.lines().rfind(|line| line.trim_end().ends_with("receiver"));
@@ -122,19 +123,19 @@ fn iperf(guest: &mut Guest, server: &str, words: &str) -> Result<String> {
     Ok(line.to_owned())
 }
 
-/// So many bytes each way, summed at both ends.
+/// Transfers `bytes` in each direction, with checksums on both sides.
 pub fn transfer(guest: &mut Guest, bytes: u64) -> Result<()> {
     let listener = TcpListener::bind("10.0.0.1:0")?;
     transfer_at(guest, "10.0.0.1", listener, bytes)
 }
 
-/// The same to a server and its listener.
+/// Does the same with a server and its listener.
 fn transfer_at(guest: &mut Guest, server: &str, listener: TcpListener, bytes: u64) -> Result<()> {
     send_at(guest, server, listener.try_clone()?, bytes)?;
     receive_at(guest, server, listener, bytes)
 }
 
-/// Sends `bytes` from the guest to a server and its listener; both ends compare their sums.
+/// Sends `bytes` from the guest to a server and its listener; compares the checksums of both sides.
 fn send_at(guest: &mut Guest, server: &str, listener: TcpListener, bytes: u64) -> Result<()> {
     let port = listener.local_addr()?.port();
     let receiver = thread::spawn(move || net::receive(&listener, 21));
@@ -145,7 +146,7 @@ fn send_at(guest: &mut Guest, server: &str, listener: TcpListener, bytes: u64) -
     Ok(())
 }
 
-/// Sends `bytes` from a server and its listener to the guest; both ends compare their sums.
+/// Sends `bytes` from a server and its listener to the guest; compares the checksums of both sides.
 fn receive_at(guest: &mut Guest, server: &str, listener: TcpListener, bytes: u64) -> Result<()> {
     let port = listener.local_addr()?.port();
     let sender = thread::spawn(move || -> Result<String> {

@@ -1,4 +1,4 @@
-//! pvio's frontends in a guest's user space, against every backend.
+//! pvio's frontends in a guest's user space, with every backend.
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -58,8 +58,8 @@ fn nic(lab: &mut Lab) -> Result<()> {
     guest.power_off()
 }
 
-/// `xl` has no word for such a NIC; the QEMU that serves the guest's disk serves it, too, once its
-/// nodes are there. Nothing is at its other end.
+/// `xl` has no option for such a NIC. The QEMU process that serves the guest's disk also serves the
+/// NIC once its nodes exist. The NIC is not connected to a network.
 fn qnic(lab: &mut Lab) -> Result<()> {
     let disk = Disk::new(4, lab.backend, Medium::Device)?;
     let mut guest = bare(lab, vec![disk.line("xvda", Access::Write, lab.backend)?], 0)?;
@@ -87,7 +87,7 @@ fn qnic(lab: &mut Lab) -> Result<()> {
     guest.power_off()
 }
 
-/// Makes one end of a device by hand.
+/// Creates the nodes of a frontend or backend without the toolstack.
 fn make_end(base: &str, keys: &[(&str, &str)], who: &[String]) -> Result<()> {
     xs::write(base, "")?;
     xs::allow(base, who)?;
@@ -99,7 +99,7 @@ fn make_end(base: &str, keys: &[(&str, &str)], who: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The last number of a guest's address.
+/// Returns the last byte of a guest's address.
 fn own_number(guest: &Guest) -> u32 {
     10 + guest.domain % 200
 }

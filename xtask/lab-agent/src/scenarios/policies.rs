@@ -1,4 +1,4 @@
-//! How pvio reaches guests' pages, and in which order it answers.
+//! How pvio accesses guest pages.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -29,7 +29,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// Ways to serve disks: what they are called in figures, and how `pvio serve` is told.
+/// Configurations for disks: name in the measurements, and arguments of `pvio serve`.
 pub const DISKS: &[(&str, Words)] = &[
     ("map", &["--disk-policy", "map"]),
     ("copy", &["--disk-policy", "copy"]),
@@ -38,7 +38,7 @@ pub const DISKS: &[(&str, Words)] = &[
     ("copy, as-done", &["--disk-policy", "copy", "--disk-answers", "as-done"]),
 ];
 
-/// The same for NICs.
+/// Configurations for NICs, likewise.
 pub const NICS: &[(&str, Words)] =
     &[("copy", &["--nic-policy", "copy"]), ("map", &["--nic-policy", "map"])];
 

@@ -1,4 +1,4 @@
-//! Running one scenario.
+//! Running a scenario.
 
 use anyhow::{Error, Result};
 
@@ -9,7 +9,7 @@ use crate::net;
 use crate::sys::run::Flake;
 
 impl Lab {
-    /// Runs the scenario of a name like `disk-verify:linux:pv`.
+    /// Runs the scenario with a name such as `disk-verify:linux:pv`.
     pub fn run(&mut self, id: &str) -> Outcome {
         self.words = Words::start();
         self.rows.clear();
@@ -22,7 +22,7 @@ impl Lab {
         if error.is::<Skip>() {
             Outcome::Skipped(text)
         } else if error.chain().any(|cause| cause.is::<Flake>()) {
-            // Whatever state it is in, the next one gets a new guest.
+            // The shared guest may be in any state, so the next scenario gets a new one.
             self.drop_shared();
             Outcome::Flake(text)
         } else {

@@ -1,4 +1,4 @@
-//! What disks of pvio's are kept in.
+//! Types of storage of pvio's disks.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,36 +15,37 @@ use crate::sys;
 /// dom0's memory.
 pub const TMP: &str = "/tmp";
 
-/// What a disk is kept in.
+/// A type of storage.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum StorageKind {
     /// A raw file, through dom0's page cache.
     Raw,
-    /// A raw file around it, where its file system can.
+    /// A raw file without the page cache, where the file system supports it.
     Direct,
-    /// A block device around it.
+    /// A block device without the page cache.
     Device,
     /// A qcow2 image.
     Qcow2,
-    /// An export of `qemu-nbd`'s, of a raw file.
+    /// An NBD export of a raw file by `qemu-nbd`.
     Nbd,
 }
 
-/// Where one disk's bytes are.
+/// The storage of one disk.
 pub struct Store {
     kept: StorageKind,
     disk: Disk,
-    /// As pvio names it.
+    /// The disk as configured for pvio.
     place: String,
     qcow2: Option<PathBuf>,
     server: Option<Child>,
 }
 
 impl Store {
-    /// A new one of so many MiB of zeroes, in files of a folder; its number tells it from others.
+    /// Creates storage of `mib` MiB of zeros, in files in a directory; `number` makes their names
+    /// unique.
     ///
     /// # Errors
-    /// No room, or no server.
+    /// There is no space, or the server does not start.
     pub fn new(kept: StorageKind, folder: &str, number: usize, mib: u64) -> Result<Self> {
         let medium = if kept == StorageKind::Device { Medium::Device } else { Medium::File };
         let disk = Disk::within(folder, mib, Backend::Pvio, medium)?;
@@ -62,7 +63,7 @@ impl Store {
             }
             StorageKind::Nbd => {
                 let socket = format!("/run/nbd{number}.sock");
-                // One that was there before listens no more.
+                // The socket of an earlier server.
                 let _ = fs::remove_file(&socket);
                 let words = ["-t", "-e", "8", "-f", "raw", "-k", &socket, &image];
                 server = Some(Command::new("qemu-nbd").args(words).spawn().context("qemu-nbd")?);
@@ -74,7 +75,7 @@ impl Store {
         Ok(Self { kept, disk, place, qcow2, server })
     }
 
-    /// What stands in `disk=[…]` for it; `words` are options of pvio's.
+    /// Returns the entry of `disk=[…]`; `words` are options of pvio.
     pub fn line(&self, name: &str, access: &str, words: &str) -> String {
         let cache = match self.kept {
             StorageKind::Direct | StorageKind::Device => "direct",
@@ -84,23 +85,23 @@ impl Store {
         Disk::by_pvio(name, access, &format!("[{cache}{comma}{words}]{}", self.place))
     }
 
-    /// A file with the disk's bytes as they are now, the disk being served or not.
+    /// Returns a file with the current contents of the disk, which may be in use.
     ///
     /// # Errors
-    /// Not a sound image.
+    /// The image is not consistent.
     pub fn bytes(&self) -> Result<&Path> {
         if let Some(qcow2) = &self.qcow2 {
-            // The guest has it, and its word that what it flushed is there.
+            // The image is locked by pvio. Its flushed contents can be read in any case.
             let (from, to) = (text(qcow2), text(&self.disk.image));
             sys::succeed(&["qemu-img", "convert", "-U", "-O", "raw", &from, &to], SHORT)?;
         }
         Ok(&self.disk.image)
     }
 
-    /// The sum of the first MiBs of what is kept, when it is served no more.
+    /// Returns the checksum of the first `mib` MiB, when the disk is not in use.
     ///
     /// # Errors
-    /// Not a sound image.
+    /// The image is not consistent.
     pub fn sum(&self, mib: u64) -> Result<Value> {
         if let Some(qcow2) = &self.qcow2 {
             sys::succeed(&["qemu-img", "check", "-q", &text(qcow2)], SHORT)?;
@@ -108,10 +109,10 @@ impl Store {
         sum_of(self.bytes()?, mib)
     }
 
-    /// Puts bytes at its start, before it is served.
+    /// Writes bytes to its start, before it is served.
     ///
     /// # Errors
-    /// No room.
+    /// There is no space.
     pub fn fill(&self, bytes: &[u8]) -> Result<()> {
         fs::write(&self.disk.image, bytes)?;
         let Some(qcow2) = &self.qcow2 else { return Ok(()) };
@@ -125,10 +126,10 @@ fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// Makes an empty qcow2 image.
+/// Creates an empty qcow2 image.
 ///
 /// # Errors
-/// No room.
+/// There is no space.
 pub fn make_qcow2(path: &Path, mib: u64) -> Result<()> {
     let (path, size) = (text(path), format!("{mib}M"));
     sys::succeed(&["qemu-img", "create", "-q", "-f", "qcow2", &path, &size], SHORT).map(drop)

@@ -1,4 +1,4 @@
-//! Backends that die under load, and what their guests find.
+//! Backends that die under load, and the effect on their guests.
 
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ fn second(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// A disk that another guest has is refused while `xl` waits, in its own output.
+/// A disk that another guest uses is rejected while `xl` waits, with the reason in its output.
 fn taken(lab: &mut Lab) -> Result<()> {
     let before = lab.settled()?;
     let disk = Disk::new(16, lab.backend, Medium::File)?;
@@ -100,7 +100,7 @@ fn taken(lab: &mut Lab) -> Result<()> {
     lab.nothing_left(&before)
 }
 
-/// The hotplug script refuses a disk whose image does not exist, under every backend.
+/// The hotplug script rejects a disk whose image does not exist, with every backend.
 fn refused(lab: &mut Lab) -> Result<()> {
     let before = lab.settled()?;
     let (disk, line) = lab.disk("xvdf", 16, Medium::Device)?;
@@ -119,8 +119,8 @@ fn refused(lab: &mut Lab) -> Result<()> {
     lab.nothing_left(&before)
 }
 
-/// Attaches `xvdf` after its hotplug script refused it. libxl keeps the directories of such a device until
-/// `xl block-detach`, under every backend.
+/// Attaches `xvdf` after its hotplug script rejected it. libxl keeps the nodes of such a device
+/// until `xl block-detach`, with every backend.
 fn attach_again(guest: &mut Guest, line: &str, disk: &Disk) -> Result<()> {
     let left = sys::run(&["xl", "block-attach", &guest.name, line], LONG)?;
     ensure!(left.output.contains("already exists"), "libxl left no device: {}", left.output);
@@ -141,7 +141,7 @@ fn daemon(lab: &mut Lab) -> Result<()> {
         let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"], "lossy": true });
         guest.ask("load-start", load, SHORT)?;
         lab.backends().kill_pvio()?;
-        // The guest's requests pile up meanwhile.
+        // The guest's requests accumulate in the rings.
         std::thread::sleep(Duration::from_secs(1));
         lab.serve(&[])?;
         went_on(&mut guest)?;
@@ -155,12 +155,12 @@ fn daemon(lab: &mut Lab) -> Result<()> {
 }
 
 const SAVED: &str = "/tmp/driver.save";
-/// The driver domain's end of its bridge.
+/// The driver domain's address on its bridge.
 const BRIDGE: &str = "10.0.9.1";
 
 fn domain(lab: &mut Lab) -> Result<()> {
     let before = lab.settled()?;
-    // Its storage is a disk of dom0's, so that it stays when the domain goes.
+    // Its storage is a disk of dom0, so that the data survives the domain.
     let (storage, line) = lab.disk("xvda", 32, Medium::Device)?;
     let mut spec = Spec::new(Kind::Pv, lab.backend);
     (spec.programs, spec.disks) = (Programs::Pvio, vec![line]);
@@ -180,15 +180,15 @@ fn domain(lab: &mut Lab) -> Result<()> {
 
     driver.destroy()?;
     std::thread::sleep(Duration::from_secs(2));
-    // libxl keeps a number from being used again for a minute, if it is not told otherwise.
+    // By default, libxl does not reuse a domain number for a minute.
     let restore = format!("LIBXL_DOMID_REUSE_TIMEOUT=0 xl restore {SAVED}");
     sys::succeed(&["sh", "-c", &restore], LONG)?;
     driver.reattach()?;
     let revived = sys::succeed(&["pvio", "revive", &driver.name], SHORT)?;
     ensure!(revived.contains("2 backends"), "pvio revive: {revived}");
 
-    // The records of requests in flight were in its memory: no session is resumed, and Linux's frontends do
-    // not begin another.
+    // The in-flight records were in the domain's memory, so no session can be resumed, and Linux's
+    // frontends do not reconnect.
     lab.watched(guest, |guest| {
         guest.destroy()?;
         guest.wait_gone(SHORT)
@@ -205,10 +205,10 @@ fn domain(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// A guest whose disk and NIC are served by a driver domain.
+/// Starts a guest whose disk and NIC are served by a driver domain.
 fn guest_of(driver: &Guest, kind: Kind) -> Result<Guest> {
     let mut spec = Spec::new(kind, Backend::Pvio);
-    // A domain that is destroyed takes its page cache along: nothing may be in it alone.
+    // The page cache of a destroyed domain is lost, so no data may be only there.
     let disk = Disk::elsewhere("/dev/xvda", "xvda", Access::Write);
     spec.disks = vec![format!("backend={},direct-io-safe,{disk}", driver.name)];
     spec.nics = vec![format!("backend={},bridge=xenbr0,script=vif-bridge", driver.name)];

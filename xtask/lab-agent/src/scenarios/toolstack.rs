@@ -1,4 +1,4 @@
-//! A toolstack that says wrong things.
+//! A toolstack that writes invalid nodes.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
 
 type Keys = &'static [(&'static str, &'static str)];
 
-/// What a directory `backend/vbd/D/N` holds beside what makes sense; `-` takes that away.
+/// Changes to the keys of a valid `backend/vbd/D/N`; `-` removes a key.
 const DISKS: &[(&str, Keys)] = &[
     ("no frontend", &[("frontend", "-")]),
     ("a frontend nowhere", &[("frontend", "/local/domain/4711/device/vbd/1")]),
@@ -34,7 +34,8 @@ const DISKS: &[(&str, Keys)] = &[
     ("a folder", &[("params", "/tmp")]),
     ("a mode there is not", &[("mode", "z")]),
 ];
-/// Its own state is the backend's to say: it may well start over.
+/// Only the backend writes its own state, so it may start from the beginning without reporting an
+/// error.
 const STATE: (&str, Keys) = ("a state there is not", &[("state", "banana")]);
 
 fn toolstack(lab: &mut Lab) -> Result<()> {
@@ -54,7 +55,7 @@ fn toolstack(lab: &mut Lab) -> Result<()> {
         }
         seen.with_context(|| format!("disk, {name}"))?;
     }
-    // Neither what a directory's name should be.
+    // Directory names that are not a domain or a device number.
     for odd in ["vbd/banana/1", "vbd/0/banana", "vbd/99999999999/1", "vif/1/-1"] {
         let dir = format!("/local/domain/0/backend/{odd}");
         xs::write(&format!("{dir}/state"), "1")?;
@@ -75,7 +76,7 @@ fn back(guest: &Guest, number: usize) -> String {
     format!("/local/domain/0/backend/vbd/{}/{number}", guest.domain)
 }
 
-/// Writes a disk's directories and looks what comes of it: a reason in xenstore, if one must.
+/// Writes a disk's nodes and checks the result: with `reason`, an `error` node must be written.
 fn disk(guest: &Guest, image: &str, number: usize, keys: Keys, reason: bool) -> Result<()> {
     let domain = guest.domain;
     let (front, back) = (front(guest, number), back(guest, number));
@@ -96,7 +97,7 @@ fn disk(guest: &Guest, image: &str, number: usize, keys: Keys, reason: bool) -> 
     for (key, value) in keys {
         all.retain(|(it, _)| it != key);
         if *value != "-" {
-            // The state comes last, as with any toolstack.
+            // The state is written last, as by any toolstack.
             all.insert(0, (key, value));
         }
     }

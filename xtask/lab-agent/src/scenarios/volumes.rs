@@ -1,4 +1,4 @@
-//! Disks that grow, that give room back, that are booted from.
+//! Disks that are resized, that free space, that are booted from.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -56,7 +56,7 @@ fn resize(lab: &mut Lab) -> Result<()> {
         image.set_len(mib << 20)?;
         guest.ask("disk-resized", json!(["xvda", mib << 11]), SHORT)?;
         guest.ask("disk-verify", pattern(false), LONG)?;
-        // What is new is zeroes, whatever was there before it became smaller.
+        // The added part must be zeros, whatever it contained before the disk was shrunk.
         guest.ask("disk-blank", json!({ "name": "xvda", "mib": 8 }), LONG)?;
         let order = json!({ "name": "xvda", "seed": mib, "requests": 60, "mib": mib });
         let sum = guest.ask("disk-scribble", order, LONG)?;
@@ -69,7 +69,7 @@ fn resize(lab: &mut Lab) -> Result<()> {
 
 const MIB: u64 = 32;
 
-/// MiB of a file that take room.
+/// Returns the MiB that a file occupies.
 fn kept(path: &Path) -> Result<u64> {
     Ok(fs::metadata(path)?.blocks() / 2048)
 }
@@ -127,7 +127,7 @@ fn boot(lab: &mut Lab) -> Result<()> {
     let root = Path::new("/tmp/root");
     fs::create_dir_all(root.join("boot/grub"))?;
     fs::write(root.join("boot/grub/grub.cfg"), CONFIG)?;
-    // GRUB unpacks a kernel for PVH only.
+    // GRUB only decompresses kernels for PVH.
     let kernel = if lab.kind == Kind::Pv { "/lab/vmlinux" } else { "/lab/vmlinuz" };
     fs::copy(kernel, root.join("kernel"))?;
     fs::copy("/lab/guest.cpio", root.join("ramdisk"))?;

@@ -1,4 +1,4 @@
-//! What the standard library lacks.
+//! Functions that the standard library lacks.
 
 pub mod modules;
 pub mod mount;

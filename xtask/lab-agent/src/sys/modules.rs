@@ -1,4 +1,4 @@
-//! Kernel modules, by the list the image came with (`NAME PATH NEEDS…` a line).
+//! Kernel modules, from the list in the image (lines of `NAME PATH NEEDS…`).
 
 use std::fs::{self, File};
 
@@ -7,15 +7,15 @@ use rustix::io::Errno;
 
 const LIST: &str = "/lab/modules";
 
-/// Loads a module after what it needs; those that are there already are well.
+/// Loads a module and its dependencies, except those that are already loaded.
 ///
 /// # Errors
-/// It is not in the image, or the kernel refuses it.
+/// A module is not in the image, or the kernel rejects it.
 pub fn load(name: &str) -> Result<()> {
     load_with(name, "")
 }
 
-/// [`load`] with parameters.
+/// Does as [`load`], with parameters.
 pub fn load_with(name: &str, parameters: &str) -> Result<()> {
     let list = fs::read_to_string(LIST).context(LIST)?;
     insert(&list, &name.replace('-', "_"), parameters)
@@ -39,10 +39,10 @@ fn insert(list: &str, name: &str, parameters: &str) -> Result<()> {
     }
 }
 
-/// Unloads a module; one that is not there is well.
+/// Unloads a module, if it is loaded.
 ///
 /// # Errors
-/// It is in use, after a while of trying.
+/// It is still in use after a timeout.
 pub fn unload(name: &str) -> Result<()> {
     const O_NONBLOCK: i32 = 0o4000;
     let plain = std::ffi::CString::new(name.replace('-', "_"))?;

@@ -1,14 +1,14 @@
-//! File systems of a domain that has just started.
+//! File systems that are mounted at boot.
 
 use std::fs;
 
 use anyhow::{Context, Result};
 use rustix::mount::MountFlags;
 
-/// Mounts a file system, making the folder if needed.
+/// Mounts a file system; creates the directory if it does not exist.
 ///
 /// # Errors
-/// The kernel refuses.
+/// The mount fails.
 pub fn mount(kind: &str, source: &str, folder: &str, options: &str) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| folder.to_owned())?;
     let options = std::ffi::CString::new(options)?;
@@ -16,10 +16,10 @@ pub fn mount(kind: &str, source: &str, folder: &str, options: &str) -> Result<()
         .with_context(|| format!("mount {kind} on {folder}"))
 }
 
-/// What every domain needs.
+/// Mounts the file systems that every domain needs.
 ///
 /// # Errors
-/// The kernel refuses.
+/// A mount fails.
 pub fn basics() -> Result<()> {
     mount("proc", "proc", "/proc", "")?;
     mount("sysfs", "sys", "/sys", "")?;

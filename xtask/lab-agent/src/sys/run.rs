@@ -1,4 +1,4 @@
-//! Programs run with their output captured and a deadline.
+//! Running programs with captured output and a deadline.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -11,15 +11,15 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, Signal, kill_process_group};
 
-/// What a program did.
+/// The result of a program.
 pub struct Ran {
-    /// How it ended.
+    /// Its exit status.
     pub status: ExitStatus,
-    /// Standard output and standard error, as they came.
+    /// Standard output and standard error, interleaved.
     pub output: String,
 }
 
-/// A program died where no program of the lab's ever should: the emulator's fault (docs/lab.md).
+/// A program crashed because of an error of the emulator (docs/lab.md).
 #[derive(Debug)]
 pub struct Flake(pub String);
 
@@ -31,10 +31,10 @@ impl std::fmt::Display for Flake {
 
 impl std::error::Error for Flake {}
 
-/// Runs words as a command, the first being the program.
+/// Runs a command; the first word is the program.
 ///
 /// # Errors
-/// It could not be started or was not done in time; then its process group is killed.
+/// It could not be started, or did not end in time; in the latter case its process group is killed.
 pub fn run(words: &[&str], deadline: Duration) -> Result<Ran> {
     let (program, arguments) = words.split_first().context("no program")?;
     let (start, line) = (Instant::now(), words.join(" "));
@@ -43,10 +43,10 @@ pub fn run(words: &[&str], deadline: Duration) -> Result<Ran> {
     ran.context(line)
 }
 
-/// [`run`], any bad end being an error that shows the output.
+/// Does as [`run`], and returns the output; a failure is an error that contains the output.
 ///
 /// # Errors
-/// Those of [`run`], any exit status but 0, and [`Flake`] for a death by segmentation fault.
+/// Those of [`run`], any exit status except 0, and [`Flake`] for a segmentation fault.
 pub fn succeed(words: &[&str], deadline: Duration) -> Result<String> {
     let ran = run(words, deadline)?;
     if ran.status.signal() == Some(Signal::SEGV.as_raw()) {

@@ -1,11 +1,11 @@
-//! What takes long, told on the console.
+//! Messages about slow operations.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 const LONG: Duration = Duration::from_millis(500);
 
-/// Says what took since `start`, if that is half a second or more.
+/// Prints the time since `start`, if it is half a second or more.
 pub fn since(start: Instant, what: impl Display) {
     let took = start.elapsed();
     if took >= LONG {

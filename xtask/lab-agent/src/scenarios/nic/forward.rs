@@ -1,4 +1,4 @@
-//! dom0 as a router between a guest and a machine that checks every checksum.
+//! dom0 as a router between a guest and a network namespace that verifies every checksum.
 
 use std::fs::File;
 use std::net::{TcpListener, UdpSocket};
@@ -26,13 +26,13 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     run: forward,
 }];
 
-/// The namespace, and dom0's address and its own on the wire between them.
+/// Name of the namespace, dom0's address and the namespace's address on the link between them.
 const SPACE: &str = "beyond";
 const NEAR: &str = "10.0.9.1";
 const FAR: &str = "10.0.9.2";
 const BULK: u64 = 4 << 20;
 
-/// Does something in the namespace; sockets that were made there stay there.
+/// Runs a function in the namespace; sockets that it creates stay there.
 fn beyond<T: Send + 'static>(what: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let thread = thread::spawn(move || {
         let space = File::open(format!("/run/netns/{SPACE}")).context(SPACE)?;
@@ -42,7 +42,8 @@ fn beyond<T: Send + 'static>(what: impl FnOnce() -> Result<T> + Send + 'static) 
     thread.join().map_err(|_| anyhow!("a thread in the namespace panicked"))?
 }
 
-/// Packets the namespace found to have a wrong checksum, and those the guest found.
+/// Returns the number of packets with a wrong checksum that the namespace, dom0 and the guest have
+/// counted.
 fn wrong(guest: &mut Guest) -> Result<u64> {
     const COUNTERS: [(&str, &str); 3] =
         [("Udp", "InCsumErrors"), ("Tcp", "InCsumErrors"), ("Icmp", "InCsumErrors")];
@@ -56,12 +57,12 @@ fn wrong(guest: &mut Guest) -> Result<u64> {
     Ok(sum)
 }
 
-/// A namespace at the other end of a pair of interfaces, neither of which makes a checksum or
-/// splits a segment.
+/// Creates the namespace at the other end of a pair of interfaces, neither of which has checksum or
+/// segmentation offload.
 fn wire(undo: &mut Undo) -> Result<()> {
     modules::load("veth")?;
     undo.later(|| {
-        // `ip` mounts it on itself, so that all see what is mounted below.
+        // `ip` mounts the directory on itself, to share the mounts below it.
         let _ = rustix::mount::unmount("/run/netns", rustix::mount::UnmountFlags::DETACH);
         let _ = std::fs::remove_dir("/run/netns");
     });
@@ -106,7 +107,7 @@ fn forward(lab: &mut Lab) -> Result<()> {
     let listener = || beyond(|| TcpListener::bind((FAR, 0)).context("listen"));
     let (sent, _) = packets_at(guest, FAR, listener()?, BULK)?;
     ensure_long(sent, BULK).context("the guest did not leave TSO to its NIC")?;
-    // The other way its checksums are made by the guest, or by nobody.
+    // Without TSO, the guest computes the checksums (`tx off`) or leaves them blank (`tx on`).
     guest.program("ethtool -K eth0 tso off")?;
     let (cut, _) = packets_at(guest, FAR, listener()?, BULK / 8)?;
     ensure!(cut >= BULK / 8 / SEGMENT, "{cut} packets, without TSO: the count proves nothing");

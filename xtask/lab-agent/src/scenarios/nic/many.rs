@@ -1,4 +1,4 @@
-//! Several of everything: queues, guests that talk to each other.
+//! Several queues, and traffic between guests.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// A guest with a NIC that has its address.
+/// Starts a guest with a NIC that has its address.
 pub fn ready(lab: &Lab, processors: u32) -> Result<Guest> {
     let mut spec = Spec::new(lab.kind, lab.backend);
     spec.processors = processors;
@@ -41,7 +41,7 @@ pub fn ready(lab: &Lab, processors: u32) -> Result<Guest> {
     started(&spec)
 }
 
-/// A guest whose first NIC has its address.
+/// Starts a guest and sets the address of its first NIC.
 pub fn started(spec: &Spec) -> Result<Guest> {
     let mut guest = Guest::start(spec)?;
     let own = format!("{}/24", address(&guest, 0));
@@ -49,8 +49,8 @@ pub fn started(spec: &Spec) -> Result<Guest> {
     Ok(guest)
 }
 
-/// Has guests have two queues that are made meanwhile: dom0 has one processor, and a backend as
-/// many queues unless it is told.
+/// Lets guests that `make` creates have two queues. dom0 has one processor, and a backend offers
+/// one queue per processor by default.
 fn with_queues<T>(lab: &mut Lab, make: impl FnOnce(&Lab) -> Result<T>) -> Result<T> {
     const LINUX: &str = "/sys/module/xen_netback/parameters/max_queues";
     if lab.backend != Backend::Linux {
@@ -63,7 +63,7 @@ fn with_queues<T>(lab: &mut Lab, make: impl FnOnce(&Lab) -> Result<T>) -> Result
     made
 }
 
-/// Checks how many queues a guest's first NIC has.
+/// Checks the number of queues of a guest's first NIC.
 fn agreed(guest: &Guest, queues: &str) -> Result<()> {
     let node = format!("/local/domain/{}/device/vif/0/multi-queue-num-queues", guest.domain);
     let agreed = xs::read(&node)?.unwrap_or_else(|| "1".to_owned());
@@ -76,7 +76,7 @@ fn queues(lab: &mut Lab) -> Result<()> {
     agreed(&guest, "2")?;
     guest.ask("echo-serve", Value::Null, SHORT)?;
     let before = fired(&mut guest)?;
-    // A connection is in one queue each way, chosen by its ports.
+    // The ports of a connection select its queue in each direction.
     for round in 0..12 {
         transfer(&mut guest, 256 << 10)?;
         let order = json!({ "server": "10.0.0.1", "sizes": [64, 1472, 9000], "rounds": 3 });
@@ -123,7 +123,7 @@ fn peers(lab: &mut Lab) -> Result<()> {
             lab.rows.push(json!({ "from": from, "iperf3": words, "receiver": seen }));
         }
     }
-    // The second is always a step behind the first.
+    // The second guest is always one step behind the first.
     for step in super::STEPS {
         guests[0].program(&format!("ethtool -K eth0 {step}"))?;
         talk(&mut guests, 128 << 10).with_context(|| format!("{step} at the first"))?;
@@ -136,7 +136,7 @@ fn peers(lab: &mut Lab) -> Result<()> {
     lab.nothing_left(&before)
 }
 
-/// Between two guests, each way: so many bytes that both ends sum alike, and numbered datagrams.
+/// Transfers `bytes` with checksums, and numbered datagrams, between two guests in each direction.
 pub fn talk(guests: &mut [Guest; 2], bytes: u64) -> Result<()> {
     const COUNT: u64 = 64;
     for (from, to) in [(0, 1), (1, 0)] {

@@ -1,4 +1,4 @@
-//! A NIC as fast as it can.
+//! A NIC under floods.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -18,9 +18,9 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     run: flood,
 }];
 
-/// How many answers are missing, if that is ping's own doing: none, or while the guest had no
-/// processor for longer than ping's socket has room for answers (four large ones). It sends one every
-/// 10 ms then.
+/// Returns the number of missing echoes if ping itself may have lost them: none, or at most those that
+/// did not fit into ping's socket (four large ones) while the guest was not scheduled. ping sends one
+/// every 10 ms then.
 fn lost_by_ping(said: &str) -> Option<u64> {
     let (sent, rest) = said.split_once(" packets transmitted, ")?;
     let sent: u64 = sent.rsplit(char::is_whitespace).next()?.parse().ok()?;
@@ -63,7 +63,7 @@ fn flood(lab: &mut Lab) -> Result<()> {
         let down: Taken =
             serde_json::from_value(guest.ask("datagrams-end", Value::Null, SHORT)?)?;
         rows.push(json!({ "sent each way": COUNT, "up": up, "down": down }));
-        // More is sent than there is room for; what does come is whole, and in order.
+        // More is sent than the queues can hold. What arrives must be intact and in order.
         for taken in [&up, &down] {
             ensure!(taken.late == 0, "{} of {} datagrams out of order", taken.late, taken.count);
             ensure!(taken.count > COUNT / 100, "{} of {COUNT} datagrams", taken.count);

@@ -1,4 +1,4 @@
-//! What else pvio plugs a NIC into than a bridge of the kernel's, and what it lets through.
+//! NICs that pvio connects to something other than a bridge of the kernel, and the guard.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ fn switch(lab: &mut Lab) -> Result<()> {
     }
     let off = "ethtool -K eth0 tso off gso off gro off tx off";
     let on = "ethtool -K eth0 tx on gro on gso on tso on";
-    // On at both ends, off at the first, at both, at the second.
+    // Switched on in both guests, off in the first, off in both, off in the second.
     for (guest, words) in [(0, on), (0, off), (1, off), (0, on)] {
         guests[guest].program(words)?;
         talk(&mut guests, 1 << 20).with_context(|| format!("{words} at {guest}"))?;
@@ -63,22 +63,22 @@ fn switch(lab: &mut Lab) -> Result<()> {
     for guest in guests {
         lab.watched(guest, |guest| guest.power_off())?;
     }
-    // Nothing of the guests; the switch and its uplink are the daemon's, until it ends.
+    // No resource of the guests is left; the daemon keeps the switch and its uplink until it ends.
     lab.settled()?;
     lab.serve(&[])?;
     lab.nothing_left(&before)
 }
 
-/// Whether datagrams of a guest's come back, sent under such an address of its own.
+/// Returns whether echoes arrive for datagrams that the guest sends from this address.
 fn answered(guest: &mut Guest, own: &str) -> Result<bool> {
-    // Neither end goes by what it heard before.
+    // Neither side uses a cached MAC address.
     guest.program("ip neighbour flush dev eth2")?;
     ip("neighbour flush dev xenbr0")?;
     let order = json!({ "own": own, "server": format!("10.0.2.1:{}", net::ECHO) });
     guest.ask("nic-answered", order, SHORT)?.as_bool().context("true or false")
 }
 
-/// Gives a guest's NIC, which netfront lets change only while it is down, another MAC.
+/// Changes the MAC address of a guest's NIC; netfront only permits it while the interface is down.
 fn set_mac(guest: &mut Guest, mac: &str) -> Result<()> {
     for words in ["down", &format!("address {mac}"), "up"] {
         guest.program(&format!("ip link set eth2 {words}"))?;
@@ -100,7 +100,7 @@ fn guard(lab: &mut Lab) -> Result<()> {
     for (guard, own_mac_only, own_ip_only) in
         [("off", false, false), ("ip", true, true), ("mac", true, false), ("off", false, false)]
     {
-        // While it is served.
+        // Changed while the NIC is connected.
         xs::write(&format!("{back}/pvio-options"), &format!("guard={guard}"))?;
         std::thread::sleep(Duration::from_millis(500));
         ensure!(answered(guest, OWN)?, "guard={guard}: {OWN} is not heard");

@@ -1,7 +1,7 @@
-//! NICs that may send so fast and no faster: one with a rate, several that share one.
+//! Rate limits of NICs: of a single one, and shared by several.
 //!
-//! A guest that floods has some hundred datagrams waiting in its ring, and is held up by the backend
-//! alone: what comes is how the backend lets it send, however seldom the guest itself gets to run.
+//! A guest that floods has hundreds of datagrams waiting in its ring, and only the backend delays
+//! them. The received rate is therefore the backend's, however rarely the guest is scheduled.
 
 use std::net::UdpSocket;
 use std::thread;
@@ -38,24 +38,24 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// Bytes of a datagram, and what stands before it in a frame.
+/// Payload of a datagram in bytes, and its headers in a frame.
 const SIZE: usize = 1400;
 const HEADERS: u64 = 14 + 20 + 8;
 
-/// A socket of dom0's that loses nothing while dom0 is busy.
+/// Creates a socket of dom0 whose buffer does not overflow while dom0 is busy.
 fn socket(address: &str, undo: &mut Undo) -> Result<UdpSocket> {
     undo.sysctl("net/core/rmem_default", "8388608")?;
     Ok(UdpSocket::bind((address, 0))?)
 }
 
-/// Has a guest flood that socket.
+/// Starts a flood from a guest to that socket.
 fn flood(guest: &mut Guest, socket: &UdpSocket, seed: u64) -> Result<()> {
     let to = socket.local_addr()?;
     let order = json!({ "server": to.ip(), "port": to.port(), "size": SIZE, "seed": seed });
     guest.ask("flood-start", order, SHORT).map(drop)
 }
 
-/// Bytes of frames a second that come in such a stretch of time, after such a while.
+/// Returns the bytes of frames per second that arrive during `length`, after a delay of `after`.
 fn per_second(socket: &UdpSocket, seed: u64, after: Duration, length: Duration) -> Result<f64> {
     let from = Instant::now() + after;
     let (bytes, count) = datagrams::came(socket, seed, from, from + length)?;
@@ -64,7 +64,7 @@ fn per_second(socket: &UdpSocket, seed: u64, after: Duration, length: Duration) 
 }
 
 fn rate(lab: &mut Lab) -> Result<()> {
-    /// The burst, of 128 KiB, is spent by then.
+    /// The burst of 128 KiB has been used by then.
     const SPENT: Duration = Duration::from_secs(2);
     const LENGTH: Duration = Duration::from_secs(10);
     const SEED: u64 = 33;
@@ -105,7 +105,7 @@ fn fair(lab: &mut Lab) -> Result<()> {
     for (seed, (guest, socket)) in guests.iter_mut().zip(&sockets).enumerate() {
         flood(guest, socket, seed as u64)?;
     }
-    // All four, then three, to whom the fourth leaves its part.
+    // All four, then three, which get the fourth one's share.
     for senders in [4, 3] {
         if senders == 3 {
             guests[3].ask("flood-end", Value::Null, LONG)?;
@@ -131,8 +131,8 @@ fn fair(lab: &mut Lab) -> Result<()> {
     lab.nothing_left(&before)
 }
 
-/// Bytes a second that each socket is sent, in the same stretch of time. The flood into the first
-/// is made up by 0, and so on.
+/// Returns the bytes per second that each socket receives, over the same period. The seed of a
+/// flood is the index of its socket.
 fn parts(sockets: &[UdpSocket]) -> Result<Vec<f64>> {
     const SPENT: Duration = Duration::from_secs(3);
     const LENGTH: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! dom0 as it was before a scenario, however that ends.
+//! Restores the configuration of dom0 after a scenario, whatever its result.
 
 use std::fs;
 
@@ -7,15 +7,15 @@ use anyhow::{Context, Result};
 use crate::dom0::lab::SHORT;
 use crate::sys;
 
-/// What is undone when it is dropped, the last first.
+/// Actions that are executed on drop, in reverse order.
 #[derive(Default)]
 pub struct Undo(Vec<Box<dyn FnOnce()>>);
 
 impl Undo {
-    /// Runs `ip` with words, and later with others.
+    /// Runs `ip` with `words`, and on drop with `later`.
     ///
     /// # Errors
-    /// `ip` refuses.
+    /// `ip` fails.
     pub fn ip(&mut self, words: &str, later: &str) -> Result<()> {
         ip(words)?;
         let later = later.to_owned();
@@ -27,10 +27,10 @@ impl Undo {
         Ok(())
     }
 
-    /// Writes a value to a file of `/proc/sys`, and later what was there.
+    /// Writes a value to a file of `/proc/sys`, and restores the old one on drop.
     ///
     /// # Errors
-    /// There is no such file, or the kernel refuses.
+    /// The file does not exist, or the write fails.
     pub fn sysctl(&mut self, path: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/{path}");
         let before = fs::read_to_string(&path).with_context(|| path.clone())?;
@@ -41,7 +41,7 @@ impl Undo {
         Ok(())
     }
 
-    /// Does something later.
+    /// Registers an action for the drop.
     pub fn later(&mut self, what: impl FnOnce() + 'static) {
         self.0.push(Box::new(what));
     }
@@ -55,10 +55,10 @@ impl Drop for Undo {
     }
 }
 
-/// Runs `ip` with words.
+/// Runs `ip` with these arguments.
 ///
 /// # Errors
-/// It refuses.
+/// It fails.
 pub fn ip(words: &str) -> Result<String> {
     let words: Vec<_> = std::iter::once("ip").chain(words.split(' ')).collect();
     sys::succeed(&words, SHORT)

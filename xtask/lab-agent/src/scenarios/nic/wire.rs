@@ -1,4 +1,4 @@
-//! What else is on a wire: IPv6, long frames, tags, groups.
+//! IPv6, jumbo frames, VLAN tags, multicast groups.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
@@ -67,7 +67,7 @@ fn ipv6(lab: &mut Lab) -> Result<()> {
     guest.program(&format!("ip -6 address replace {own}/64 dev eth0 nodad"))?;
     let echoes = net::Echoes::at(SERVER)?;
     guest.ask("echo-at", json!(own), SHORT)?;
-    // Both ask for the other, by a group.
+    // Both sides look up the neighbour again, with multicast.
     guest.program("ip -6 neighbour flush dev eth0")?;
     ip("-6 neighbour flush dev xenbr0")?;
     let sizes = [8, 18, 60, 1000, 1451, 1452, 1453, 4096, 9000, 65_507];
@@ -102,7 +102,7 @@ fn addressed(guest: &Guest) -> String {
     format!("{}/24", address(guest, 0))
 }
 
-/// How many fragments were made or put together, here and in the guest.
+/// Returns the number of fragments that dom0 and the guest have created and reassembled.
 fn fragments(guest: &mut Guest) -> Result<u64> {
     let mut sum = 0;
     for counter in ["FragCreates", "ReasmReqds"] {
@@ -124,7 +124,7 @@ fn jumbo(lab: &mut Lab) -> Result<()> {
     guest.program("ip link set eth0 mtu 9000")?;
     let before = fragments(guest)?;
     let sizes = [1472, 1473, 4096, 8192, 8971, 8972];
-    // The kernel forbids fragments of datagrams that fit.
+    // The kernel does not fragment datagrams that fit into the MTU.
     guest.ask("nic-echo", json!({ "server": "10.0.0.1", "sizes": sizes, "rounds": 4 }), LONG)?;
     let socket = net::client(&address(guest, 0))?;
     for (round, size) in sizes.iter().cycle().take(24).enumerate() {
@@ -137,7 +137,7 @@ fn jumbo(lab: &mut Lab) -> Result<()> {
     ensure!(longer.is_err(), "9001 bytes left through an MTU of 9000: {longer:?}");
     let after = fragments(guest)?;
     ensure!(after == before, "{} fragments", after - before);
-    // Without offloads a long segment is a long frame.
+    // Without offloads, every long segment is a long frame.
     guest.program("ethtool -K eth0 tso off gso off gro off")?;
     let listener = TcpListener::bind(("10.0.0.1", 0))?;
     let (sent, received) = packets_at(guest, "10.0.0.1", listener, BULK)?;
@@ -183,7 +183,7 @@ fn vlan(lab: &mut Lab) -> Result<()> {
         let tagged = counters::interface(&format!("tag{tag}"), "rx_bytes")?;
         ensure!(tagged > BULK, "{tagged} bytes of tag {tag} came here");
     }
-    // The same network under another tag is another network.
+    // The same network on another VLAN is separate.
     ip("address add 10.0.7.1/24 dev tag5")?;
     guest.program("ip link add link eth0 name eth0.7 type vlan id 7")?;
     guest.ask("nic-up", json!({ "name": "eth0.7", "address": "10.0.7.2/24" }), SHORT)?;
@@ -203,8 +203,8 @@ const COUNT: u64 = 200;
 fn multicast(lab: &mut Lab) -> Result<()> {
     let guest = &mut lab.shared()?.guest;
     let mut undo = Undo::default();
-    // Frames of a group go only where it was joined once the bridge asks who did. How long it waits
-    // for answers has to be said first.
+    // The bridge forwards multicast frames only to members once it has a querier. Its timeouts must
+    // be set before that.
     for (quick, usual) in [
         ("mcast_query_response_interval 50", "mcast_query_response_interval 1000"),
         ("mcast_startup_query_interval 100", "mcast_startup_query_interval 3125"),
@@ -224,7 +224,7 @@ fn multicast(lab: &mut Lab) -> Result<()> {
     all(&taken).context("in the group")?;
     ensure!(frames >= taken.count, "{frames} frames, and it took {taken:?}");
     ensure!(other < COUNT / 4, "{other} of {COUNT} frames to a NIC that is not in the group");
-    // It left when its socket was closed.
+    // The guest leaves the group when its socket is closed.
     std::thread::sleep(Duration::from_secs(2));
     let (taken, left, _) = heard(guest, &Value::Null)?;
     ensure!(taken.count == 0, "after it left the group: {taken:?}");
@@ -241,19 +241,20 @@ fn multicast(lab: &mut Lab) -> Result<()> {
     guest.program("ip route del 239.1.2.0/24 dev eth0").map(drop)
 }
 
-/// From the first on, which may have come late because the bridge had to hear of it, all came.
+/// Checks that all datagrams from the first received one on have arrived. The first ones may be
+/// lost, until the bridge knows the member.
 fn all(taken: &Taken) -> Result<()> {
     let whole = taken.next == COUNT && taken.count == COUNT - taken.first && taken.late == 0;
     ensure!(whole && taken.count > COUNT / 2, "{taken:?} of {COUNT}");
     Ok(())
 }
 
-/// Sends to the group while the guest is in it or not: what it took, and how many frames went to
-/// its first and to its second NIC.
+/// Sends to the group, with or without the guest as a member. Returns what the guest received, and
+/// the number of frames to its first and to its second NIC.
 fn heard(guest: &mut Guest, group: &Value) -> Result<(Taken, u64, u64)> {
     let order = json!({ "port": PORT, "seed": 52, "group": group });
     guest.ask("datagrams-start", order, SHORT)?;
-    // The bridge learns of it.
+    // The bridge processes the membership report.
     std::thread::sleep(Duration::from_secs(1));
     let (first, second) = (vif(guest, 0), vif(guest, 1));
     let count = |name: &str| counters::interface(name, "tx_packets");
@@ -261,7 +262,7 @@ fn heard(guest: &mut Guest, group: &Value) -> Result<(Taken, u64, u64)> {
     let server = GROUP.to_string();
     let order = Send { server, port: PORT, size: 1000, count: COUNT, seed: 52, rest: 20 };
     datagrams::send(&order)?;
-    // The NIC works, whatever the group's frames do.
+    // The NIC must work in any case.
     net::echo(&net::client(&address(guest, 0))?, 1000, 53)?;
     let after = (count(&first)?, count(&second)?);
     let taken = guest.ask("datagrams-end", Value::Null, SHORT)?;
