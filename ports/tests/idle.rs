@@ -1,6 +1,6 @@
-//! What a queue with a tap costs: no wake-up without a packet, no system call for a packet, bounded
-//! memory for a guest that takes nothing, whose own packets go on. In network namespaces of the
-//! test's own.
+//! Costs of a queue with a tap: no wake-up without a packet, no system call per packet, and bounded
+//! memory for a guest that receives nothing, whose own packets are still sent. Runs in separate
+//! network namespaces.
 
 mod rig;
 
@@ -21,14 +21,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 fn quiet_rig(mtu: u32) -> Rig {
-    // Nothing of the kernel's own accord.
+    // The kernel must not send packets on its own.
     fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
     let address = Some(([192, 0, 2, 1].into(), 24));
     let options = TapOptions { address, max_queues: Some(1), ..TapOptions::default() };
     Rig::new(options, |vif| (vif.vifname, vif.mtu) = (Some("v0".into()), Some(mtu)))
 }
 
-/// The wake-ups so far, once there are no more.
+/// Returns the number of wake-ups once it no longer changes.
 fn settled(stats: &Stats) -> u64 {
     wait_for(|| {
         let before = stats.wakeups();
@@ -52,7 +52,7 @@ fn an_idle_queue_is_not_woken_at_all() {
     let before = settled(&stats);
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(stats.wakeups(), before);
-    // It was asleep, not dead.
+    // The worker was asleep, not ended.
     queue.send(&[2; 60], Checksum::Unknown).unwrap();
     queue.publish().unwrap();
     wait_for(|| (stats.tx_packets() > 1).then_some(()));
@@ -71,7 +71,7 @@ fn a_guest_that_takes_nothing_sends_all_the_same() {
     let host = UdpSocket::bind("192.0.2.1:0").unwrap();
     let queue = guest.driver.class_mut().queue().unwrap();
     let data = vec![1; 8900];
-    // Far more than all there is room for, and at last the kernel drops.
+    // More packets than there is memory for; the kernel drops the rest.
     let dropped = || {
         let link = ip("-s -s link show dev v0").unwrap();
         let mut lines = link.lines().skip_while(|line| !line.trim().starts_with("TX:"));
@@ -83,7 +83,7 @@ fn a_guest_that_takes_nothing_sends_all_the_same() {
         }
         (dropped() > 0).then_some(())
     });
-    // What it sends goes out, and is answered.
+    // Packets that the guest sends are forwarded, and get responses.
     for n in 1..=1000 {
         wait_for(|| {
             let sent = queue.send(&[2; 1000], Checksum::Unknown).is_ok();
@@ -108,7 +108,7 @@ fn a_tap_that_nobody_receives_from_keeps_bounded_bytes() {
     ip(&format!("neigh add 192.0.2.2 lladdr {GUEST_MAC} dev v0")).unwrap();
     let mut port = TapPort::new(tap, Arc::default()).unwrap();
     let host = UdpSocket::bind("192.0.2.1:0").unwrap();
-    // Small ones first, so that many reads stand ready.
+    // Small packets first, so that several reads are armed.
     for len in [10, 8900] {
         for _ in 0..100 {
             (0..20).for_each(|_| drop(host.send_to(&vec![1; len], "192.0.2.2:9")));
@@ -136,7 +136,7 @@ impl Strace {
         let mut strace = Command::new("strace");
         strace.args(["-c", "-p", &thread.to_string(), "-o"]).arg(&out);
         let mut strace = strace.stderr(Stdio::piped()).spawn().unwrap();
-        // It says so when it has attached.
+        // strace prints a line when it has attached.
         use std::io::{BufRead, BufReader};
         let mut line = String::new();
         let said = BufReader::new(strace.stderr.as_mut().unwrap()).read_line(&mut line);
@@ -144,7 +144,7 @@ impl Strace {
         Self(strace, out)
     }
 
-    /// How often each system call was made.
+    /// Returns the number of calls of each system call.
     fn end(mut self) -> Vec<(String, u64)> {
         let pid = rustix::process::Pid::from_child(&self.0);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
@@ -185,13 +185,14 @@ fn packets_are_read_and_written_in_batches_and_by_nothing_but_io_uring() {
             (stats.tx_packets() - before >= 20_000).then_some(())
         });
     };
-    // What a worker needs once, memory above all, it has after that.
+    // After this, the worker has all that it allocates once, mainly memory.
     pass();
     let strace = Strace::of(worker, dir.path());
     pass();
     let calls = strace.end();
     let enter = calls.iter().find(|(name, _)| name == "io_uring_enter").map_or(0, |(_, n)| *n);
-    // An event taken is a read, one told a write: they come with wake-ups, not with packets.
+    // Taking an event is a read, sending one is a write: their numbers depend on wake-ups, not on
+    // packets.
     let others: u64 =
         calls.iter().filter(|(name, _)| name != "io_uring_enter").map(|(_, n)| n).sum();
     assert!(enter > 0 && enter < 5000, "{calls:?}");

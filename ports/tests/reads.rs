@@ -1,5 +1,5 @@
-//! How a tap is read: in batches, in order, whichever way the kernel allows. In network namespaces of
-//! the test's own.
+//! Reading a tap: in batches and in order, with either kind of reads. Runs in separate network
+//! namespaces.
 
 #[path = "rig/namespace.rs"]
 mod namespace;
@@ -14,12 +14,12 @@ use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes of Ethernet, IPv4 and UDP headers.
+/// Size of Ethernet, IPv4 and UDP headers in bytes.
 const HEADERS: usize = 42;
 
-/// A port on a tap of its own, and a socket of the host that sends to the guest behind it.
+/// Returns a port on a new tap, and a socket of the host that sends to the guest behind it.
 fn port(name: &str, standing: bool) -> (TapPort, UdpSocket) {
-    // Nothing of the kernel's own accord.
+    // The kernel must not send packets on its own.
     fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
     let net = if standing { 1 } else { 0 };
     let address = Some(([10, 0, net, 1].into(), 24));
@@ -31,12 +31,12 @@ fn port(name: &str, standing: bool) -> (TapPort, UdpSocket) {
     (make(tap, Arc::default()).unwrap(), host)
 }
 
-/// The number in a packet's data.
+/// Returns the number in a packet's data.
 fn number(frame: &[u8]) -> u32 {
     u32::from_le_bytes(frame[HEADERS..HEADERS + 4].try_into().unwrap())
 }
 
-/// Takes what has come.
+/// Takes all received packets.
 fn take(port: &mut TapPort, mut each: impl FnMut(u32)) {
     while let Some(packet) = port.receive() {
         each(number(packet.frame()));
@@ -51,7 +51,7 @@ fn many_packets_take_few_rounds() {
     }
     for (name, standing) in [("tries", false), ("stands", true)] {
         let (mut port, host) = port(name, standing);
-        // A round is one system call; no more than 32 packets are read in one.
+        // A round is one system call, which reads at most 32 packets.
         for (first, most) in [(0, 12), (200, 9)] {
             for n in first..first + 200_u32 {
                 host.send(&n.to_le_bytes()).unwrap();
@@ -67,7 +67,7 @@ fn many_packets_take_few_rounds() {
                     next += 1;
                 });
             }
-            // Nothing is left to do: it may sleep.
+            // Waits until no work is left and the worker could sleep.
             while port.look().unwrap() {
                 port.pump().unwrap();
                 take(&mut port, |n| panic!("{name}: {n} comes after the last"));
@@ -86,14 +86,15 @@ fn packets_stay_in_order_while_reads_wait_are_tried_and_gather() {
         let (mut port, host) = port(name, standing);
         let sender = std::thread::spawn(move || {
             for n in 0..=PACKETS {
-                // No more than the kernel's queue holds at a time, and pauses of every length.
+                // No more packets at a time than the kernel's queue holds, with pauses of different
+                // lengths.
                 if n % 200 == 0 {
                     std::thread::sleep(Duration::from_micros(u64::from(n / 200 % 7 * 300)));
                 }
                 host.send(&n.to_le_bytes()).unwrap();
             }
         });
-        // Some may be lost, where this thread does not run; none overtakes another.
+        // Some packets may be lost while this thread does not run; none is reordered.
         let (mut last, mut came) = (None, 0);
         for round in 0.. {
             port.pump().unwrap();

@@ -1,4 +1,4 @@
-//! Making taps, in a network namespace of the test's own.
+//! Creation of taps, in a separate network namespace.
 
 #[path = "rig/namespace.rs"]
 mod namespace;

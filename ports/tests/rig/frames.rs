@@ -1,22 +1,22 @@
-//! Frames of TCP, made and looked at by hand.
+//! TCP frames, built and parsed without a network stack.
 
 use pvio_ring::proto::checksum::Transport;
 
-/// The kernel's side of a link.
+/// MAC address of the kernel's side of a link.
 pub const HOST_MAC: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
-/// A station that nobody is.
+/// MAC address that no station has.
 pub const NOBODY: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
 pub const SYN: u8 = 2;
 pub const PUSH: u8 = 8;
 pub const ACK: u8 = 16;
 
-/// One segment of TCP from one station to another; [`bytes`](Self::bytes) makes the frame.
+/// One TCP segment from one station to another; [`bytes`](Self::bytes) returns the frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a> {
     pub macs: ([u8; 6], [u8; 6]),
     pub v6: bool,
-    /// The last byte of each end's address: 192.0.2.x or fd00::x.
+    /// Last byte of each end's address: 192.0.2.x or fd00::x.
     pub hosts: (u8, u8),
     pub ports: (u16, u16),
     pub seq: u32,
@@ -26,7 +26,7 @@ pub struct Segment<'a> {
 }
 
 impl Segment<'_> {
-    /// The frame, its checksum blank (the sum of the pseudo-header only).
+    /// Returns the frame with a blank checksum (the sum of the pseudo-header only).
     pub fn bytes(&self) -> Vec<u8> {
         let mut f = [self.macs.1, self.macs.0].concat();
         let tcp_len = 20 + self.data.len();
@@ -76,8 +76,8 @@ impl Segment<'_> {
     }
 }
 
-/// What a frame of TCP says: its sequence and acknowledgement numbers, its flags and its data.
-/// `None` for anything else.
+/// Returns the sequence and acknowledgement numbers, flags and data of a TCP frame, or `None` for
+/// another frame.
 pub fn parse(frame: &[u8]) -> Option<(u32, u32, u8, &[u8])> {
     let t = Transport::of(frame).ok().filter(|t| !t.udp)?;
     let tcp = &frame[t.start..t.end];
@@ -85,20 +85,20 @@ pub fn parse(frame: &[u8]) -> Option<(u32, u32, u8, &[u8])> {
     Some((word(4), word(8), tcp[13], &tcp[usize::from(tcp[12] >> 4) * 4..]))
 }
 
-/// The port a frame of TCP goes to.
+/// Returns the destination port of a TCP frame.
 pub fn to_port(frame: &[u8]) -> Option<u16> {
     let t = Transport::of(frame).ok().filter(|t| !t.udp)?;
     Some(u16::from_be_bytes(frame[t.start + 2..t.start + 4].try_into().unwrap()))
 }
 
-/// Whether the checksum is right, or blank as it has to be.
+/// Whether the checksum is correct or, with `blank`, correctly left blank.
 pub fn checksum_holds(frame: &[u8], blank: bool) -> bool {
     let t = Transport::of(frame).unwrap();
     let at = t.start + t.offset;
     if blank { frame[at..at + 2] == t.pseudo_sum.to_be_bytes() } else { t.verify(frame) }
 }
 
-/// Bytes that differ from place to place.
+/// Returns bytes that depend on their position.
 pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 + i / 251) as u8).collect()
 }

@@ -1,5 +1,5 @@
-//! A guest whose TCP/IP stack is the kernel's: a tap in a network namespace of its own, whose other
-//! side is a frontend. Programs run in that namespace as they would in a guest.
+//! A guest that uses the kernel's TCP/IP stack: a tap in a separate network namespace, connected to
+//! a frontend. Programs run in that namespace as they would in a guest.
 
 use super::namespace::ip;
 use super::{GUEST_MAC, Rig};
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// A network namespace of that kind, of this process's, deleted in the end.
+/// Network namespace with this process's prefix, deleted when dropped.
 pub struct Space(pub String);
 
 impl Space {
@@ -32,14 +32,14 @@ impl Space {
         ip(&format!("-n {} {args}", self.0)).unwrap_or_else(|| panic!("ip {args}"));
     }
 
-    /// A command inside.
+    /// Returns a command that runs inside.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.0, program]);
         command
     }
 
-    /// What a command prints.
+    /// Runs a command and returns its output.
     pub fn run(&self, line: &str) -> String {
         let mut words = line.split(' ');
         let out = self.command(words.next().unwrap()).args(words).output().unwrap();
@@ -56,7 +56,7 @@ impl Drop for Space {
     }
 }
 
-/// The frontend at work.
+/// Running frontend.
 pub struct KernelGuest {
     pub space: Space,
     stop: Arc<AtomicBool>,

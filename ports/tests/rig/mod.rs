@@ -1,4 +1,4 @@
-//! A driver domain that serves a vif through a tap, and a guest with a TCP/IP stack, each a
+//! A driver domain that serves a vif through a tap, and a guest with a TCP/IP stack. Each is a
 //! domain of a hosted hypervisor, in threads of this process.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
@@ -26,9 +26,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The guest's address.
+/// MAC address of the guest.
 pub const GUEST_MAC: Mac = Mac([0, 0x16, 0x3e, 1, 2, 3]);
-/// Long enough for anything that is not stuck.
+/// Timeout for any operation.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_millis(20);
 
@@ -45,12 +45,12 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Makes a vif as `edit` and `options` say, with a driver domain that serves it.
+    /// Creates a vif with `edit` and `options`, and a driver domain that serves it.
     pub fn new(options: TapOptions, edit: impl FnOnce(&mut ToolstackBack)) -> Self {
         Self::within(options, Arc::default(), edit)
     }
 
-    /// The same, in a driver domain with something in common with others'.
+    /// As `new`, in a driver domain with the given shared settings.
     pub fn within(
         options: TapOptions,
         site: Arc<NicSettings>,
@@ -59,7 +59,7 @@ impl Rig {
         Self::on(|domain| domain, options, site, edit)
     }
 
-    /// The same, whose driver domain is another platform.
+    /// As `within`, with another platform for the driver domain.
     pub fn on<P>(
         platform: impl FnOnce(Domain) -> P + Send + 'static,
         options: TapOptions,
@@ -115,34 +115,34 @@ impl Rig {
         }
     }
 
-    /// The backend's counters, of its first queue. To be asked for once.
+    /// Returns the counters of the backend's first queue. May be called once.
     pub fn stats(&self) -> Arc<Stats> {
         self.all_stats().swap_remove(0)
     }
 
-    /// The backend's counters, of every queue that it offers. To be asked for once.
+    /// Returns the counters of every queue that the backend offers. May be called once.
     pub fn all_stats(&self) -> Vec<Arc<Stats>> {
         self.stats.recv().unwrap()
     }
 
-    /// The guest's domain. It is destroyed when the last clone is dropped.
+    /// Returns the guest's domain. It is destroyed when the last clone is dropped.
     pub fn domain(&self) -> Domain {
         Domain::join(&self.state_dir, self.addr.front).unwrap()
     }
 
-    /// A guest that has attached the NIC.
+    /// Returns a guest that has attached the NIC.
     pub fn guest(&self) -> Guest<Nic<Domain>> {
         let domain = self.domain();
         Guest::attach(&domain, self.addr, Nic::new(domain.clone()))
     }
 
-    /// What the backend told the operator, once it did.
+    /// Waits for the error that the backend reports to the operator.
     pub fn error(&mut self) -> String {
         let path = self.addr.backend_path();
         wait_for(|| read_error(&mut self.tools, &path).unwrap())
     }
 
-    /// Removes the device, and waits until its driver has let go.
+    /// Removes the device, and waits until its driver has released it.
     pub fn remove(mut self) {
         request_removal(&mut self.tools, self.addr).unwrap();
         self.driver.take().unwrap().join().unwrap();
@@ -159,7 +159,7 @@ impl Drop for Rig {
     }
 }
 
-/// A frontend and its connection to xenstore.
+/// Frontend with its connection to xenstore.
 pub struct Guest<C> {
     pub driver: FrontendDriver<C>,
     pub xs: Client,
@@ -174,18 +174,18 @@ impl<C: FrontendClass> Guest<C> {
         guest
     }
 
-    /// A device that nobody has stepped yet.
+    /// Creates a device without stepping it.
     pub fn start(domain: &Domain, addr: DeviceAddr, class: C) -> Self {
         let xs = domain.xenstore().unwrap();
         let driver = FrontendDriver::new(addr, class);
         Self { driver, xs, domain: domain.clone() }
     }
 
-    /// Steps the device until its state is this.
+    /// Steps the device until it has this state.
     pub fn until(&mut self, state: XenbusState) {
         wait_for(|| {
             self.driver.step(&mut self.xs).unwrap();
-            // A NIC's frontend is Connected from its request on.
+            // A NIC's frontend is in state Connected from its request on.
             let connected = state != XenbusState::Connected || self.driver.is_connected();
             if self.driver.state() == state && connected {
                 return Some(());
@@ -195,17 +195,17 @@ impl<C: FrontendClass> Guest<C> {
         });
     }
 
-    /// Closes the device in good order.
+    /// Closes the device in the regular way.
     pub fn close(&mut self) {
         self.driver.close(&mut self.xs).unwrap();
         self.until(XenbusState::Closed);
     }
 }
 
-/// Asks again and again until there is an answer.
+/// Calls `ask` repeatedly until it returns a value.
 ///
 /// # Panics
-/// When there is none for too long.
+/// If there is none within the timeout.
 pub fn wait_for<T>(mut ask: impl FnMut() -> Option<T>) -> T {
     let begin = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! Running a test in a network namespace of its own, by running this test program again.
+//! Running a test in a separate network namespace, by running this test program again.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
@@ -7,16 +7,17 @@ use std::process::{Command, Stdio};
 
 const INSIDE: &str = "PVIO_TEST_IN_NAMESPACE";
 
-/// `test` is the calling test, with its module. `true` inside the namespace: go on with the test. `false` outside: the test has run in there,
-/// and passed, or could not be run here, which was said.
+/// Runs `test`, the calling test with its module, in a new namespace. Returns `true` inside the
+/// namespace, where the test continues. Returns `false` outside: the test has passed inside, or
+/// could not run, which was printed.
 ///
 /// # Panics
-/// When the test failed inside.
+/// If the test failed inside.
 pub fn entered(test: &str, before: &[&str]) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
-    // Who is not root here may be so in a namespace of users.
+    // A user other than root can be root in a user namespace.
     let how = if rustix::process::geteuid().is_root() { "-n" } else { "-rn" };
     let probe = Command::new("unshare").args([how]).args(before).arg("true").output();
     let works = probe.as_ref().is_ok_and(|out| out.status.success());
@@ -29,7 +30,7 @@ pub fn entered(test: &str, before: &[&str]) -> bool {
         return false;
     }
     let program = std::env::current_exe().unwrap();
-    // A name nobody has would run nothing, and that would count as passed.
+    // An unknown name would run no test, which would count as passed.
     let named = Command::new(&program).args(["--exact", test, "--list"]).output().unwrap();
     let named = std::string::String::from_utf8_lossy(&named.stdout)
         .starts_with(&std::format!("{test}: test"));
@@ -47,7 +48,7 @@ pub fn entered(test: &str, before: &[&str]) -> bool {
     false
 }
 
-/// Past the test harness, which hides what passing tests print.
+/// Bypasses the test harness, which hides the output of passing tests.
 pub fn skipped(test: &str, why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
 }
@@ -58,13 +59,13 @@ pub fn ip(args: &str) -> Option<std::string::String> {
     out.status.success().then(|| std::string::String::from_utf8(out.stdout).unwrap())
 }
 
-/// As [`entered`], for a test that runs these programs too, each from the Debian package of that
+/// As [`entered`], for a test that also runs these programs, each from the Debian package of that
 /// name.
 pub fn entered_with(test: &str, programs: &[(&str, &str)]) -> bool {
     entered_with_before(test, programs, &[])
 }
 
-/// The same, by way of a command.
+/// As `entered_with`, through a command.
 pub fn entered_with_before(test: &str, programs: &[(&str, &str)], before: &[&str]) -> bool {
     for (program, package) in programs {
         let found = Command::new("sh").args(["-c", &std::format!("command -v {program}")]).output();

@@ -10,7 +10,7 @@ use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// A guest's stack over its NIC.
+/// TCP/IP stack of a guest over its NIC.
 pub struct Stack {
     pub guest: Guest<Nic<Domain>>,
     interface: Interface,
@@ -33,7 +33,7 @@ impl Stack {
         Self { guest, interface, sockets, begin: Instant::now() }
     }
 
-    /// Lets the stack work once, and sleeps if there is nothing to do.
+    /// Runs the stack once, and sleeps if there is no work.
     pub fn turn(&mut self) {
         let now = Moment::from_micros(self.begin.elapsed().as_micros() as i64);
         let nic = self.guest.driver.class_mut();
@@ -55,7 +55,7 @@ impl Stack {
         handle
     }
 
-    /// Reads so many bytes from a socket.
+    /// Reads `len` bytes from a socket.
     pub fn read(&mut self, handle: SocketHandle, len: usize) -> Vec<u8> {
         let (mut got, begin) = (Vec::new(), Instant::now());
         while got.len() < len {

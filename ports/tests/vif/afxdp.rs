@@ -1,5 +1,5 @@
-//! A vif on a network interface's queues by AF_XDP: one end of a veth, in network namespaces of the
-//! test's own. At the other end are a bridge with a tap, and a kernel.
+//! A vif on a network interface's queues by AF_XDP: one end of a veth, in separate network
+//! namespaces. The other end is connected to a bridge with a tap, and to a kernel.
 
 use crate::rig::kernel_guest::{KernelGuest, Space};
 use crate::rig::namespace::{entered, entered_with, ip, skipped};
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 type Nic = Guest<pvio_netfront::Nic<pvio_hosted::Domain>>;
 
-/// Ends with its process.
+/// Process that is killed when this is dropped.
 struct Running(Child);
 
 impl Drop for Running {
@@ -27,7 +27,7 @@ fn here(args: &str) {
     ip(args).unwrap_or_else(|| panic!("ip {args}"));
 }
 
-/// Whether this kernel serves AF_XDP at this interface; says so if it does not.
+/// Whether this kernel supports AF_XDP on this interface; prints a message if not.
 fn can(test: &str, name: &str) -> bool {
     match AfXdp::open(name, None, 1) {
         Ok(_) => true,
@@ -39,7 +39,7 @@ fn can(test: &str, name: &str) -> bool {
     }
 }
 
-/// A veth whose far end is in a bridge.
+/// Creates a veth whose other end is in a bridge.
 fn two_ends() {
     here("link add x0 type veth peer name f0");
     here("link add br0 type bridge");
@@ -47,7 +47,7 @@ fn two_ends() {
     ["x0", "f0", "br0"].iter().for_each(|link| here(&format!("link set {link} up")));
 }
 
-/// A vif with a tap in that bridge.
+/// Returns a vif with a tap in that bridge.
 fn bridged() -> Rig {
     Rig::new(one_queue(), |vif| {
         (vif.vifname, vif.bridge) = (Some("v0".into()), Some("br0".into()));
@@ -65,7 +65,7 @@ fn frame(from: u8, to: u8, n: u8, len: usize) -> Vec<u8> {
     frame
 }
 
-/// Sends so many frames from one to the other and sees that they arrive as they were, in order.
+/// Sends frames from one NIC to the other and checks that they arrive unchanged and in order.
 fn pass(from: (&mut Nic, u8), to: (&mut Nic, u8)) {
     let lengths = [15, 59, 60, 61, 1000, 1513, 1514];
     for round in 0..60 {
@@ -78,7 +78,7 @@ fn pass(from: (&mut Nic, u8), to: (&mut Nic, u8)) {
             sent.then_some(())
         });
         let queue = to.0.driver.class_mut().queue().unwrap();
-        // The kernel of this namespace has things to say too.
+        // The kernel of this namespace also sends frames.
         let got = wait_for(|| {
             let got = queue.receive(|frame, _| frame.to_vec()).unwrap();
             queue.publish().unwrap();
@@ -140,7 +140,7 @@ fn a_guest_that_takes_nothing_holds_little_and_is_not_a_reason_to_stay_awake() {
         });
     }
     let mut before = u64::MAX;
-    // Until nothing more comes, as far as can be seen.
+    // Waits until no more frames arrive.
     wait_for(|| {
         std::thread::sleep(Duration::from_millis(50));
         let packets = stats.rx_packets();
@@ -168,7 +168,7 @@ fn a_guest_that_takes_nothing_holds_little_and_is_not_a_reason_to_stay_awake() {
         queue.publish().unwrap();
         None
     });
-    // A ring of the guest's, one of the socket's, and what is on its way between the two.
+    // One ring of the guest, one of the socket, and the frames in between.
     assert!((256..=256 + 256 + 64).contains(&taken), "{taken} of 4000 were kept");
 }
 
@@ -198,7 +198,7 @@ fn a_guests_kernel_and_another_talk_with_every_packet_cut_and_every_checksum_rig
         space.ip(&format!("addr add fd00:1::{last}/64 dev {name} nodad"));
         space.ip(&format!("link set {name} up"));
     }
-    // A veth leaves checksums to nobody.
+    // With tx offload, the veth would pass on blank checksums, which nothing completes.
     far.run("ethtool -K f0 tx off");
     let mut server = far.command("iperf3");
     let _server = Running(server.args(["-s"]).stdout(Stdio::null()).spawn().unwrap());

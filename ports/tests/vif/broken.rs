@@ -1,4 +1,5 @@
-//! Workers, and threads they depend on, that end by themselves: the device closes with a reason.
+//! Workers, and threads that they depend on, that end on their own: the device closes with a
+//! reason.
 
 use crate::rig::namespace::{entered, ip};
 use crate::rig::{Rig, wait_for};
@@ -19,7 +20,7 @@ use pvio_xenbus::{XenbusState, handshake::vif::ToolstackBack};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A platform with a bug that panics whoever copies.
+/// Platform whose copies panic.
 #[derive(Clone)]
 struct Panicky(Domain);
 
@@ -59,7 +60,7 @@ fn options(words: &str) -> impl FnOnce(&mut ToolstackBack) {
     move |vif| vif.options = Some(words)
 }
 
-/// The device is closed, and its error node has this code.
+/// Checks that the device is closed, and that its error node has this code.
 fn assert_closed(rig: &mut Rig, code: &str) {
     let why = rig.error();
     assert!(why.contains(code), "{why}");
@@ -94,7 +95,7 @@ fn uplink_that_ends_closes_the_nics_of_its_switch_with_a_reason() {
     let _guest = rig.guest();
     ip("link del up0").expect("the uplink's interface");
     assert_closed(&mut rig, "tap-lost");
-    // A NIC that is attached now finds a new uplink.
+    // A NIC that is attached now gets a new uplink.
     let again = nic();
     let _guest = again.guest();
     assert!(ip("link show up0").is_some());
@@ -116,8 +117,8 @@ fn tap_that_a_dead_process_has_for_a_moment_is_waited_for() {
     released.join().unwrap();
 }
 
-/// What the kernel may do after the end of a process is done with memory of this type, which no guest
-/// shares: a port that did I/O with other memory would not compile here.
+/// After the end of a process, the kernel may still access memory of this type, which is not shared
+/// with a guest. A port that did I/O with other memory would not compile here.
 #[test]
 fn ports_do_io_with_private_memory_alone() {
     fn private<N: NetPort<Buf = PrivateBuf>>() {}

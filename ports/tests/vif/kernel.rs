@@ -1,5 +1,5 @@
 //! A guest's TCP/IP stack against the kernel's, through frontend, rings, backend and a tap, in a
-//! network namespace of the test's own.
+//! separate network namespace.
 
 use crate::rig::frames::pattern;
 use crate::rig::namespace::{entered, ip};
@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 const HOST: [u8; 4] = [192, 0, 2, 1];
 
-/// Sends `data` to the kernel, which sends it back in the same connection; both check it.
+/// Sends `data` to the kernel, which returns it in the same connection; both compare it.
 fn echo_by_tcp(stack: &mut Stack, host: IpAddr, data: &[u8]) {
     let listener = TcpListener::bind((host, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -76,7 +76,7 @@ fn tcp_both_ways_over_both_ips_with_checksums_left_blank() {
     assert!(stats.tx_bytes() > 4_000_000 && stats.rx_bytes() > 4_000_000, "{stats:?}");
     assert_eq!(stats.dropped(DropReason::TxChecksum), 0);
     assert_eq!(stats.dropped(DropReason::TxPort), 0);
-    // That checksums really were left blank, both ways: the guest verified none of those it got.
+    // Checksums were blank in both directions: the guest verified none of the received ones.
     let queue = stack.guest.driver.class_mut().queue().unwrap();
     assert!(queue.features().checksum_v4 && queue.features().checksum_v6);
     assert_eq!(queue.unverified(), 0);
@@ -97,7 +97,7 @@ fn the_kernel_leaves_checksums_blank_for_a_guest_that_takes_them() {
     let (frame, checksum) = wait_for(|| {
         let packet = queue.receive(|frame, checksum| (frame.to_vec(), checksum)).unwrap();
         queue.publish().unwrap();
-        // The kernel has more to say on a new link than that.
+        // The kernel also sends other packets on a new link.
         packet.filter(|(frame, _)| frame.ends_with(b"blank"))
     });
     assert_eq!(checksum, Checksum::Blank);
@@ -156,11 +156,11 @@ fn a_guest_closes_attaches_again_and_the_tap_stays_until_the_end() {
     guest.close();
     let gone = wait_for(|| ip("-o link show dev v0").filter(|l| l.contains("NO-CARRIER")));
     assert_eq!(index(&gone), index(&first), "the same interface");
-    // As a kernel does that is booted by another.
+    // As a kernel that is booted by another one.
     let domain = guest.domain.clone();
     let mut stack = Stack::new(Guest::attach(&domain, rig.addr, Nic::new(domain.clone())));
     echo_by_tcp(&mut stack, HOST.into(), &pattern(10_000));
-    // And as one that crashed first: without a word.
+    // And as one that crashed before, without closing the device.
     let mut stack = Stack::new(Guest::attach(&domain, rig.addr, Nic::new(domain.clone())));
     echo_by_tcp(&mut stack, HOST.into(), &pattern(10_000));
 
@@ -197,7 +197,7 @@ fn a_guest_that_breaks_the_protocol_is_cut_off_and_told_why() {
     let domain = rig.domain();
     let mut guest = Guest::attach(&domain, rig.addr, Raw { domain: domain.clone(), rings: None });
     let (tx, _, channel) = guest.driver.class().rings.as_ref().unwrap();
-    // A thousand requests at once, in a ring of 256.
+    // An impossible producer: a thousand requests in a ring of 256.
     assert!(tx.store_u32(0, 1000, Ordering::SeqCst));
     channel.notify().unwrap();
     let error = rig.error();
@@ -206,7 +206,7 @@ fn a_guest_that_breaks_the_protocol_is_cut_off_and_told_why() {
     assert!(ip("-o link show dev v0").unwrap().contains("NO-CARRIER"));
 }
 
-/// A guest that sets up rings, and leaves what stands in them to the test.
+/// Guest that sets up rings whose contents the test writes.
 struct Raw {
     domain: Domain,
     rings: Option<(Pages, Pages, Channel)>,

@@ -1,5 +1,5 @@
-//! What a guest and its toolstack change while the NIC is connected, in a network namespace of the test's
-//! own.
+//! Settings that a guest and its toolstack change while the NIC is connected, in a separate network
+//! namespace.
 
 use crate::rig::namespace::{entered, ip};
 use crate::rig::{GUEST_MAC, Guest, Rig, wait_for};
@@ -19,7 +19,7 @@ fn rig() -> Rig {
     Rig::new(options, |vif| vif.vifname = Some("v0".into()))
 }
 
-/// Sends a datagram until the guest has it; nothing else may be wrong with it.
+/// Sends a datagram until the guest has received it, and checks that no other error occurs.
 fn hears(guest: &mut Guest<Nic<Domain>>, host: &UdpSocket, to: &str, word: &[u8]) {
     wait_for(|| {
         host.send_to(word, to).unwrap();
@@ -52,7 +52,7 @@ fn a_guest_reconfigures_its_headroom_as_often_as_it_likes() {
         until(XenbusState::Connected);
         hears(&mut guest, &host, "192.0.2.2:99", word);
     }
-    // What makes no sense ends the session, with a reason.
+    // An invalid value ends the session with a reason.
     write_xdp_headroom(&mut guest.xs, &front, 40_000).unwrap();
     write_state(&mut guest.xs, &front, XenbusState::Reconfiguring).unwrap();
     let error = rig.error();
@@ -112,7 +112,7 @@ fn our_nic_asks_for_all_of_that_and_each_packet_shows_it() {
     let nic = guest.driver.class_mut();
     assert_eq!((nic.steering(), nic.hearing()), (SteeringState::On, Hearing::Joined));
     assert_eq!((nic.headroom_given(), nic.staged()), (256, 3 * 512));
-    // A flow for each address; the kernel spreads them over the tap's queues as it likes.
+    // One flow for each address; the kernel distributes them over the tap's queues.
     let host = UdpSocket::bind("192.0.2.1:0").unwrap();
     let mut used = [0_u32; 3];
     for last in 2..40 {
@@ -138,7 +138,7 @@ fn our_nic_asks_for_all_of_that_and_each_packet_shows_it() {
     }
     assert!(used.iter().all(|count| *count > 0), "{used:?}");
     assert!(all_stats.iter().map(|stats| stats.steered()).sum::<u64>() > 0, "none came astray");
-    // A group that it is not in, and then is.
+    // A group that the guest has not joined, and then joins.
     ip("route add 224.0.0.0/4 dev v0").unwrap();
     let dropped = || all_stats.iter().map(|s| s.dropped(DropReason::RxGroup)).sum::<u64>();
     let before = dropped();
@@ -156,7 +156,7 @@ fn our_nic_asks_for_all_of_that_and_each_packet_shows_it() {
             got.filter(|heard| *heard)
         })
     });
-    // Room given back; then the pages; then the end.
+    // Removes the headroom, then the staged pages, then the device.
     guest.driver.class_mut().ask_headroom(0);
     wait_for(|| {
         guest.driver.step(&mut guest.xs).unwrap();

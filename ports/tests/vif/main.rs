@@ -1,5 +1,5 @@
-//! A vif served through real ports, and guests with a TCP/IP stack or a kernel at its other end. One
-//! program, since what they have in common takes a compiler longest.
+//! Vifs with real ports, and guests with a TCP/IP stack or a kernel. One test program, since most
+//! of the compile time is for shared code.
 
 #[path = "../rig/mod.rs"]
 mod rig;

@@ -1,4 +1,4 @@
-//! Guests with several queues, each a queue of the tap, in a network namespace of the test's own.
+//! Guests with several queues, each a queue of the tap, in a separate network namespace.
 
 use crate::rig::namespace::{entered, ip};
 use crate::rig::{GUEST_MAC, Guest, Rig, wait_for};
@@ -16,12 +16,12 @@ use std::net::UdpSocket;
 
 const OFFERED: u32 = 4;
 
-/// A NIC with so many queues.
+/// NIC with a given number of queues.
 struct Many {
     domain: Domain,
     count: usize,
     queues: Vec<Queue<Domain>>,
-    /// The last queue names a ring that is none.
+    /// Whether the last queue advertises an invalid ring.
     broken: bool,
 }
 
@@ -66,8 +66,8 @@ fn rig() -> Rig {
     Rig::new(options, |vif| vif.vifname = Some("v0".into()))
 }
 
-/// Datagrams from the host in many flows, until each queue has got some; the queue answers, which
-/// the host gets.
+/// Sends datagrams from the host in many flows until each queue has received some. The queue sends
+/// replies, which the host receives.
 fn every_queue_works(queues: &mut [Queue<Domain>]) {
     ip(&format!("neigh replace 192.0.2.2 lladdr {GUEST_MAC} dev v0")).unwrap();
     let host = UdpSocket::bind("192.0.2.1:0").unwrap();
@@ -80,7 +80,7 @@ fn every_queue_works(queues: &mut [Queue<Domain>]) {
             queue.publish().unwrap();
             got.filter(|frame| frame.ends_with(b"question"))
         });
-        // The same way back: addresses and ports exchanged.
+        // The reply: addresses and ports are exchanged.
         let mut answer = asked.clone();
         answer[..6].copy_from_slice(&asked[6..12]);
         answer[6..12].copy_from_slice(&asked[..6]);
@@ -134,7 +134,8 @@ fn our_nic_takes_every_queue_and_has_its_pages_staged() {
         let nic = guest.driver.class_mut();
         assert_eq!(nic.queues().len(), OFFERED as usize);
         assert!(nic.queues().iter().all(|queue| queue.rx_channel().is_some()));
-        // Each queue is asked in turn, and those that sleep are woken for it.
+        // The requests for the queues are made one at a time, and sleeping queues are woken for
+        // them.
         wait_for(|| (!nic.queues().is_empty() && nic.staged() == staged).then_some(()));
         every_queue_works(nic.queues());
         assert_eq!(nic.fault(), None);
@@ -142,7 +143,7 @@ fn our_nic_takes_every_queue_and_has_its_pages_staged() {
             assert_eq!(stats.staged() > before, staged > 0);
         }
         guest.close();
-        // Its pages are its own again when the backend has followed.
+        // The guest's pages are released when the backend has processed the request.
         wait_for(|| {
             guest.driver.step(&mut guest.xs).unwrap();
             guest.driver.is_closed().then_some(())
@@ -164,9 +165,9 @@ fn a_queue_that_cannot_be_attached_takes_the_others_with_it() {
         guest.until(XenbusState::Closed);
         let error = rig.error();
         assert!(error.contains("grant-bad-reference"), "{error}");
-        // The kernel shows a carrier that went up to a second later.
+        // The kernel reports a new carrier state up to one second late.
         wait_for(|| ip("-o link show dev v0").unwrap().contains("NO-CARRIER").then_some(()));
-        // Nothing of any queue is in use any more.
+        // No resource of any queue is in use any more.
         for queue in std::mem::take(&mut guest.driver.class_mut().queues) {
             assert!(domain.end_access(queue.tx_gref()).is_ok());
             assert!(queue.dismantle().is_ok());

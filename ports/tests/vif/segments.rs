@@ -1,5 +1,5 @@
-//! Packets that are still to be segmented, between a guest and the kernel, both ways, in a network
-//! namespace of the test's own.
+//! Unsegmented packets between a guest and the kernel, in both directions, in a separate network
+//! namespace.
 
 use crate::rig::frames::{
     ACK, HOST_MAC, NOBODY, PUSH, SYN, Segment, checksum_holds, parse, pattern, to_port,
@@ -30,7 +30,7 @@ fn on_bridge() -> (Rig, Wire) {
     (rig, Wire::new())
 }
 
-/// Another tap on the bridge, whose side the test has.
+/// Another tap on the bridge, operated by the test.
 struct Wire(TapPort);
 
 impl Wire {
@@ -65,7 +65,7 @@ fn queue(guest: &mut Guest<Nic<Domain>>) -> &mut Queue<Domain> {
     guest.driver.class_mut().queue().unwrap()
 }
 
-/// Takes segments of TCP until they make up `len` bytes; each has what it should.
+/// Takes TCP segments until they contain `len` bytes, and checks each.
 fn collect(len: usize, mut next: impl FnMut() -> Option<(Vec<u8>, bool)>) -> Vec<u8> {
     let mut all = Vec::new();
     while all.len() < len {
@@ -88,7 +88,7 @@ fn what_a_guest_leaves_unsegmented_the_kernel_segments() {
     let stats = rig.stats();
     let mut guest = rig.guest();
     for (n, (v6, kind)) in KINDS.into_iter().enumerate() {
-        // The largest that a guest can send, and one that is hardly worth it.
+        // The largest packet that a guest can send, and one barely larger than a segment.
         for len in [65535 - 14 - 40 - if v6 { 20 } else { 0 }, usize::from(MSS) + 1] {
             let data = pattern(len);
             let frame = stream(v6, &data).bytes();
@@ -106,7 +106,7 @@ fn what_a_guest_leaves_unsegmented_the_kernel_segments() {
     assert_eq!(stats.dropped_in_all(), 0);
 }
 
-/// A connection to the kernel, by hand.
+/// Runs a connection to the kernel with hand-made segments.
 fn stream_to_the_kernel(guest: &mut Guest<Nic<Domain>>, v6: bool, kind: GsoKind) {
     let host: IpAddr = if v6 { "fd00::1".parse() } else { "192.0.2.1".parse() }.unwrap();
     let listener = TcpListener::bind((host, 0)).unwrap();
@@ -134,7 +134,7 @@ fn stream_to_the_kernel(guest: &mut Guest<Nic<Domain>>, v6: bool, kind: GsoKind)
         wait_for(|| {
             let frame = queue.receive(|frame, _| frame.to_vec()).unwrap();
             queue.publish().unwrap();
-            // Others may still be closing.
+            // Frames of other connections may still arrive.
             let frame = frame.filter(|frame| to_port(frame) == Some(from))?;
             parse(&frame).map(|(seq, ack, flags, _)| (seq, ack, flags))
         })
@@ -145,7 +145,7 @@ fn stream_to_the_kernel(guest: &mut Guest<Nic<Domain>>, v6: bool, kind: GsoKind)
     assert_eq!((acked, flags), (100, SYN | ACK));
     let mut ours = 100;
     let ack = theirs.wrapping_add(1);
-    // Without window scaling, less than 64 KiB may be under way.
+    // Without window scaling, less than 64 KiB may be in flight.
     for part in data.chunks(30_000) {
         let segment = Segment { seq: ours, ack, flags: ACK | PUSH, data: part, ..syn };
         queue.send_gso(&segment.bytes(), Gso { size: MSS, kind }).unwrap();
@@ -182,11 +182,11 @@ fn what_the_kernel_leaves_unsegmented_reaches_a_guest_that_takes_it() {
     let (rig, mut wire) = on_bridge();
     let stats = rig.stats();
     let domain = rig.domain();
-    // The same tap in two sessions: whether the kernel segments is each session's own affair.
+    // The same tap in two sessions: each session decides whether the kernel segments.
     let mut guest = Guest::attach(&domain, rig.addr, Nic::new(domain.clone()).taking_gso());
     for whole in [true, false, true] {
         for (v6, kind) in KINDS {
-            // The largest that the kernel does not segment, whatever it was told.
+            // The largest packet that the kernel does not segment with any setting.
             let headers = if v6 { 14 + 40 + 20 } else { 14 + 20 + 20 };
             let data = pattern(65535 - headers);
             let macs = (NOBODY, GUEST_MAC.0);
@@ -237,10 +237,10 @@ fn lies_about_segmentation_cost_a_packet_each() {
     let data = pattern(20_000);
     let good = stream(false, &data).bytes();
     let (size, kind) = (MSS, GsoKind::TcpV4);
-    // A TCP header that ends beyond the frame.
+    // The TCP header ends after the frame.
     let mut short = stream(false, &data[..20]).bytes();
     short[34 + 12] = 0xf0;
-    // The kernel has another meaning for this size.
+    // The kernel uses this size for another purpose.
     let frags = (good.clone(), u16::MAX, DropReason::TxPort);
     for (frame, size, reason) in [(short, size, DropReason::TxPort), frags] {
         let before = stats.dropped(reason);
@@ -248,11 +248,11 @@ fn lies_about_segmentation_cost_a_packet_each() {
         queue.publish().unwrap();
         wait_for(|| (stats.dropped(reason) > before).then_some(()));
     }
-    // A kind that is not the packet's, the frontend refuses to say; so does it segments of nothing.
+    // The frontend rejects a type that does not match the packet, and a segment size of 0.
     let other = Gso { size, kind: GsoKind::TcpV6 };
     assert_eq!(queue.send_gso(&good, other), Err(SendError::Gso));
     assert_eq!(queue.send_gso(&good, Gso { size: 0, kind }), Err(SendError::Gso));
-    // One byte a segment: many packets, and no harm.
+    // A tiny segment size leads to many packets, and to no error.
     queue.send_gso(&stream(false, &data[..50]).bytes(), Gso { size: 8, kind }).unwrap();
     queue.send_gso(&good, Gso { size, kind }).unwrap();
     queue.publish().unwrap();

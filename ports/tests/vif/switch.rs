@@ -1,4 +1,4 @@
-//! Vifs joined by a switch: its members by themselves, and with guests of hosted hypervisors.
+//! Vifs that are connected by a switch: members alone, and with guests of hosted hypervisors.
 
 use crate::rig::namespace::entered;
 use crate::rig::{Guest, Rig, wait_for};
@@ -76,11 +76,11 @@ fn packets_go_where_their_station_was_last_heard_and_else_to_all_others() {
     assert_eq!(count(2, &frame(station(2), ALL, 60)), [1, 1, 0]);
     assert_eq!(count(2, &frame(station(2), GROUP, 9000)), [1, 1, 0]);
     assert_eq!(count(0, &frame(station(0), station(0), 60)), [0, 0, 0], "it is there already");
-    // It has moved. A group is nobody's address.
+    // The station has moved. A group address is never learned.
     assert_eq!(count(2, &frame(station(1), ALL, 60)), [1, 1, 0]);
     assert_eq!(count(0, &frame(GROUP, station(1), 60)), [0, 0, 1]);
     assert_eq!(count(0, &frame(station(0), GROUP, 60)), [0, 1, 1]);
-    // Who leaves is forgotten.
+    // The stations of a member that leaves are removed.
     let [zero, mut one, two] = members;
     drop((zero, two));
     one.send(&frame(station(9), station(1), 60), Offload::default());
@@ -108,12 +108,12 @@ fn a_member_that_takes_nothing_loses_its_own_and_delays_nobody() {
     assert!((100_000..=256 * 1024).contains(&bytes), "{bytes}");
     assert_eq!(b.stats.dropped(DropReason::RxSwitch), 3000 - held.len() as u64);
     assert_eq!(c.stats.dropped_in_all(), 0);
-    // And then it goes on.
+    // After that, packets are delivered again.
     a.send(&frame(station(0), station(1), large), Offload::default());
     assert_eq!(b.received().len(), 1);
 }
 
-/// TCP of so much data, its checksum blank.
+/// Returns a TCP frame with `data` and a blank checksum.
 fn tcp(v6: bool, vlan: bool, data: &[u8]) -> Vec<u8> {
     let link = PacketBuilder::ethernet2(station(0), station(1));
     let address = |last| [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
@@ -167,18 +167,18 @@ fn who_takes_it_whole_gets_it_whole_and_others_in_segments_that_are_right() {
             back.extend(parsed.payload.slice());
         }
         assert!(back == data);
-        // One known by its address gets the same.
+        // A member that is known by its address gets the same segments.
         cut.send(&frame(station(1), ALL, 60), Offload::default());
         a.send(&sent, offload);
         assert_eq!(cut.received().len(), segments.len());
-        // What says that it is TCP and is not, harms nobody.
+        // A packet that is marked as TCP and is not is dropped.
         let nonsense = frame(station(0), station(1), 3000);
         a.send(&nonsense, offload);
         assert!(cut.received().is_empty());
     }
 }
 
-/// Guests on one switch, each with a hypervisor of its own.
+/// Guests on one switch, each with its own hypervisor.
 fn guests<const N: usize>(
     words: &str,
 ) -> [(Rig, Guest<pvio_netfront::Nic<pvio_hosted::Domain>>); N] {
@@ -198,7 +198,7 @@ fn guests_hear_each_other_and_one_that_takes_nothing_holds_nobody_up() {
     let [(_a, mut a), (b, mut b_guest), (_c, mut c)] = guests::<3>("");
     let stats = b.stats();
     let quiet = b_guest.driver.class_mut().queue().unwrap();
-    // It says who it is and then never looks again.
+    // It announces its address and then never receives.
     quiet.send(&frame(station(1), ALL, 60), Sent::Unknown).unwrap();
     quiet.publish().unwrap();
     let (a, c) = (a.driver.class_mut().queue().unwrap(), c.driver.class_mut().queue().unwrap());
@@ -224,7 +224,7 @@ fn guests_hear_each_other_and_one_that_takes_nothing_holds_nobody_up() {
             answered += 1;
         }
         c.publish().unwrap();
-        // What the quiet one can hold is long used up.
+        // The memory of the quiet guest is exhausted long before.
         (answered > 3000 && stats.dropped(DropReason::RxSwitch) > 1000).then_some(())
     });
     assert!(sent >= 3000);
@@ -240,7 +240,7 @@ fn nobody_is_woken_without_a_packet() {
     let other = second.driver.class_mut().queue().unwrap();
     wait_for(|| other.receive(|_, _| ()).unwrap());
     other.publish().unwrap();
-    // Both asleep: what woke them is over.
+    // Both sleep: the wake-ups of earlier packets are over.
     let settled = |stats: &Stats| {
         wait_for(|| {
             let before = stats.wakeups();
@@ -251,7 +251,7 @@ fn nobody_is_woken_without_a_packet() {
     let before = (settled(&stats), settled(&others));
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!((stats.wakeups(), others.wakeups()), before);
-    // And a packet wakes.
+    // A packet wakes the queue.
     queue.send(&frame(station(0), ALL, 61), Sent::Unknown).unwrap();
     queue.publish().unwrap();
     assert_eq!(wait_for(|| other.receive(|frame, _| frame.len()).unwrap()), 61);
@@ -339,7 +339,7 @@ fn an_uplink_leads_out_and_what_the_kernel_leaves_unsegmented_is_cut_for_a_guest
     assert_eq!((stats.rx_gso_packets(), stats.dropped(DropReason::RxGso)), (0, 0));
     let queue = stack.guest.driver.class_mut().queue().unwrap();
     assert_eq!(queue.counters().rx_errors, 0);
-    // One whose uplink cannot be made is refused.
+    // A switch whose uplink cannot be created is rejected.
     let mut other = Rig::within(TapOptions::default(), site, edit("switch=cut"));
     assert!(other.error().contains("tap-no-bridge"));
 }

@@ -1,6 +1,6 @@
-//! What goes over the wire, as others see it: frames captured by `tcpdump` and by the vif itself,
-//! read by `tshark`; a kernel as the guest, `iperf3` in it, a router between, and a receiver that
-//! verifies every checksum. In network namespaces of the test's own.
+//! Frames on the wire, as other programs see them: captured by `tcpdump` and by the vif itself, and
+//! read by `tshark`; a kernel as the guest, `iperf3` in it, a router, and a receiver that verifies
+//! every checksum. Runs in separate network namespaces.
 
 use crate::rig::kernel_guest::{KernelGuest, Space};
 use crate::rig::namespace::{entered_with, entered_with_before, ip};
@@ -21,7 +21,7 @@ use std::time::Duration;
 const HOST: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
 const TSHARK: (&str, &str) = ("tshark", "tshark");
 
-/// Ends with its process.
+/// Process that is killed when this is dropped.
 struct Running(Child);
 
 impl Drop for Running {
@@ -37,7 +37,7 @@ fn tshark(file: &Path, args: &[&str]) -> Vec<String> {
     String::from_utf8(out.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
-/// Frames of every kind, good and bad.
+/// Returns frames of every kind, valid and invalid.
 fn frames() -> Vec<Vec<u8>> {
     let mac = GUEST_MAC.0;
     let v6 = |last| [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
@@ -65,7 +65,7 @@ fn frames() -> Vec<Vec<u8>> {
     add(link([1, 0, 0x5e, 0, 0, 0xfb]).ipv4(here, [224, 0, 0, 251], 1).udp(5353, 5353), 50);
     add(link(group6).ipv6(v6(2), mdns6, 1).udp(5353, 5353), 50);
     add(link([0xff; 6]).ipv4(here, [255; 4], 64).udp(68, 67), 300);
-    // Malformed: each of them cut short at every header, and with lengths that lie.
+    // Malformed frames: each one truncated at every header, and with wrong lengths.
     let good = all[6].clone();
     for len in [14, 15, 33, 34, 35, 41] {
         all.push(good[..len].to_vec());
@@ -99,7 +99,7 @@ fn what_a_guest_sends_is_on_the_wire_byte_by_byte_and_in_the_vifs_own_capture() 
     tcpdump.args(["-i", "v0", "-U", "--immediate-mode", "-s", "0", "-c", &count.to_string(), "-w"]);
     tcpdump.arg(&theirs).args(["ether", "src", &GUEST_MAC.to_string()]).stderr(Stdio::piped());
     let mut dump = Running(tcpdump.spawn().unwrap());
-    // It says so when it listens.
+    // The program prints a line when it listens.
     let mut said = [0; 1];
     dump.0.stderr.as_mut().unwrap().read_exact(&mut said).unwrap();
     wait_for(|| fs::metadata(&theirs).ok().filter(|file| file.len() > 0));
@@ -138,7 +138,7 @@ fn what_a_guest_sends_is_on_the_wire_byte_by_byte_and_in_the_vifs_own_capture() 
     for (n, (seen, sent)) in seen.iter().zip(&frames).enumerate() {
         assert!(seen == sent, "frame {n}: {seen:02x?} of {sent:02x?}");
     }
-    // tshark sees the same in both, and no more wrong checksums than were sent.
+    // tshark reads the same from both files, and no more wrong checksums than were sent.
     let fields = ["-T", "fields", "-e", "frame.len", "-e", "frame.protocols", "-e", "_ws.col.info"];
     assert_eq!(tshark(&ours, &fields), tshark(&theirs, &fields));
     let times = tshark(&ours, &["-T", "fields", "-e", "frame.time_epoch"]);
@@ -154,8 +154,8 @@ fn what_a_guest_sends_is_on_the_wire_byte_by_byte_and_in_the_vifs_own_capture() 
     assert!(way.iter().all(|line| line.starts_with("v0\t") && line.contains('2')), "{way:?}");
 }
 
-/// Everything between a guest and a far host, with a router (this namespace) in between, whose way
-/// to the far host does no offloading at all.
+/// A guest and a remote host, with this namespace as a router in between, whose interface to the
+/// remote host has no offloads.
 struct Route {
     guest: KernelGuest,
     far: Space,
@@ -198,7 +198,8 @@ impl Route {
             space.ip(&format!("route add default via {by4}"));
             space.ip(&format!("-6 route add default via {by6}"));
         }
-        // The router asks for neighbours from an address of the link, once it knows that it is alone with it.
+        // The router sends neighbour solicitations from a link-local address, once duplicate
+        // address detection has ended.
         for name in ["v0", "m0"] {
             let alone = format!("-6 -o addr show dev {name} scope link -tentative");
             wait_for(|| ip(&alone).filter(|addresses| addresses.contains("fe80")));
@@ -206,7 +207,7 @@ impl Route {
         Self { guest, far, rig }
     }
 
-    /// Everything a checksum can be wrong at, in both stacks.
+    /// Returns the counters of all checksum errors, in both stacks.
     fn checksum_errors(&self) -> u64 {
         let count = |space: &Space| {
             let v4 = space.run("cat /proc/net/snmp");
@@ -288,7 +289,7 @@ fn a_tap_is_made_in_the_namespace_it_is_to_be_in() {
     assert!(ip("link show dev v0").is_none(), "not here");
     let there = ip(&format!("-n {} -o link show dev v0", space.0)).unwrap();
     assert!(there.contains("LOWER_UP"), "{there}");
-    // And packets pass: what that kernel asks for comes to the guest.
+    // Packets pass: requests of that kernel reach the guest.
     space.ip("addr add 192.0.2.1/24 dev v0");
     let _ = space.command("ip").args(["route", "get", "192.0.2.2"]).output();
     space.ip("neigh add 192.0.2.2 lladdr 00:16:3e:01:02:03 dev v0");
@@ -312,7 +313,7 @@ fn a_tap_joins_a_bridge_of_open_vswitch_and_leaves_it() {
     let run = tempfile::tempdir().unwrap();
     let needs = ["ovs-vsctl", "ovsdb-tool", "ovsdb-server", "ovs-vswitchd"];
     let needs = needs.map(|program| (program, "openvswitch-switch"));
-    // One of the test's own, with its datapath in user space.
+    // A separate Open vSwitch with its datapath in user space.
     let place = |what: &str| format!("OVS_{what}DIR={}", run.path().display());
     let places = ["RUN", "DB", "LOG"].map(place);
     let before = ["env", &places[0], &places[1], &places[2]];
@@ -335,7 +336,7 @@ fn a_tap_joins_a_bridge_of_open_vswitch_and_leaves_it() {
         Running(command.args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     };
     let _server = start("ovsdb-server", &[&db, &format!("--remote=punix:{socket}")]);
-    // The name of a socket is there a moment before anybody listens at it.
+    // The socket's name exists shortly before the program listens.
     wait_for(|| UnixStream::connect(&socket).ok());
     vsctl("--no-wait init");
     let _switch = start("ovs-vswitchd", &[&format!("unix:{socket}")]);

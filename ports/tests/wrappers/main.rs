@@ -1,4 +1,4 @@
-//! What goes around a port, around one in memory: guard, shaper, faults, capture.
+//! Wrappers of a port, with a port in memory: guard, shaper, faults, capture.
 
 mod shaper;
 
@@ -46,7 +46,7 @@ fn received(port: &mut impl NetPort<Buf = Box<[u8]>>) -> Vec<Vec<u8>> {
     all
 }
 
-/// A frame of so many bytes with a number in it.
+/// Returns a frame of `len` bytes that contains a number.
 fn numbered(n: u32, len: usize) -> Vec<u8> {
     let mut frame = vec![2; len];
     frame[14..18].copy_from_slice(&n.to_be_bytes());
@@ -77,7 +77,7 @@ fn v6(last: u8) -> [u8; 16] {
     address
 }
 
-/// The link-local address made of `MAC`.
+/// Link-local address derived from `MAC`.
 const LOCAL: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 2, 0x16, 0x3e, 0xff, 0xfe, 1, 2, 3];
 
 fn arp(mac: [u8; 6], sender: [u8; 6], ip: [u8; 4]) -> Vec<u8> {
@@ -90,7 +90,8 @@ fn arp(mac: [u8; 6], sender: [u8; 6], ip: [u8; 4]) -> Vec<u8> {
     f
 }
 
-/// An ICMPv6 message behind these extension headers (each begins with the next one's kind).
+/// Returns an ICMPv6 message after these extension headers (each starts with the type of the next
+/// one).
 fn icmp6(from: [u8; 16], first: u8, before: &[u8], message: &[u8]) -> Vec<u8> {
     let mut f = [OTHER, MAC].concat();
     f.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
@@ -103,7 +104,7 @@ fn icmp6(from: [u8; 16], first: u8, before: &[u8], message: &[u8]) -> Vec<u8> {
     f
 }
 
-/// Neighbour discovery: a kind, an address, an option with a link-layer address.
+/// Returns a neighbour discovery message: type, address, and an option with a link-layer address.
 fn neighbour(kind: u8, target: [u8; 16], option: u8, mac: [u8; 6]) -> Vec<u8> {
     let mut m = vec![kind, 0, 0, 0, 0, 0, 0, 0];
     m.extend(target);
@@ -129,13 +130,13 @@ fn a_guard_lets_through_what_is_the_vifs_and_nothing_else() {
     let mut endless = own.clone();
     endless.extend([1, 0]);
     let cut = &icmp6(v6(2), 58, &[], &own)[..70];
-    // A frame, what becomes of it under `mac`, and under `ip`.
+    // A frame, its result with `mac`, and its result with `ip`.
     for (n, (frame, by_mac, by_ip)) in [
         (udp4(MAC, [192, 0, 2, 2], 9), None, None),
         (udp4(MAC, [198, 51, 100, 77], 9), None, None),
         (udp4(MAC, [192, 0, 2, 3], 9), None, Some(TxSpoofIp)),
         (udp4(OTHER, [192, 0, 2, 2], 9), Some(TxSpoofMac), Some(TxSpoofMac)),
-        // Asking for an address, and for anything else without having one.
+        // A DHCP request without an address, and other packets without an address.
         (udp4(MAC, [0; 4], 67), None, None),
         (udp4(MAC, [0; 4], 53), None, Some(TxSpoofIp)),
         (udp6(MAC, v6(2)), None, None),
@@ -169,7 +170,7 @@ fn a_guard_lets_through_what_is_the_vifs_and_nothing_else() {
         assert_eq!(mac.check(&frame).err(), by_mac, "frame {n} under mac");
         assert_eq!(ip.check(&frame).err(), by_ip, "frame {n} under ip");
         assert_eq!(Rules::default().check(&frame), Ok(()));
-        // No cut of it may do worse than be dropped.
+        // A truncated frame is at most dropped.
         (0..frame.len()).for_each(|len| {
             let _ = ip.check(&frame[..len]);
         });
@@ -212,7 +213,7 @@ fn faulty(
     (plans.around(port, Arc::clone(&stats), 0), wire, stats)
 }
 
-/// The numbers of `count` frames that arrive of those sent, one each millisecond.
+/// Returns the numbers of the frames that arrive of `count` frames, sent once per millisecond.
 fn through(plan: FaultPlan, count: u32, out: bool) -> (Vec<u32>, usize, Arc<Stats>) {
     let (mut port, mut wire, stats) = faulty(plan, 64);
     let (mut numbers, mut broken) = (Vec::new(), 0);
@@ -300,7 +301,7 @@ fn what_passes_is_captured_whole_marked_and_in_a_file_that_others_read() {
             Ok(true)
         })
         .unwrap();
-    // More than there is room for is counted, and holds nothing up.
+    // Packets beyond the number of records are counted as lost, and do not delay others.
     for n in 0..600 {
         send(&mut wire, &numbered(n, 60)).unwrap();
         assert_eq!(received(&mut port).len(), 1);

@@ -1,8 +1,8 @@
-//! Rates, of one vif and shared by several.
+//! Rate limits of one vif and shared rates of several.
 
 use super::*;
 
-/// What gets through a port in a second of that many milliseconds, tried every `step`.
+/// Returns the bytes that pass a port in the given time in milliseconds, tried at every `step`.
 fn bytes_in(
     port: &mut impl NetPort<Buf = Box<[u8]>>,
     wire: &mut MemoryPort,
@@ -34,14 +34,14 @@ fn a_shaper_keeps_to_bytes_and_packets_a_second_and_holds_the_rest_back() {
     shapes.set(&Shape { tx: bytes, ..Shape::default() });
     let sent = bytes_in(&mut port, &mut wire, (MS, 4000 * MS, MS), 1500);
     assert!((3_990_000..4_055_000).contains(&sent), "{sent}");
-    // Large packets leave a debt, and the rate holds.
+    // Large packets make the level negative, and the average rate is correct.
     let sent = bytes_in(&mut port, &mut wire, (5000 * MS, 10_000 * MS, MS), 65_000);
     assert!((9_900_000..10_200_000).contains(&sent), "{sent}");
     let packets = DirectionLimits { bytes: None, packets: limit(500, 10) };
     shapes.set(&Shape { tx: packets, ..Shape::default() });
     let sent = bytes_in(&mut port, &mut wire, (20_000 * MS, 2000 * MS, MS), 100);
     assert!((99_800..101_200).contains(&sent), "{sent}");
-    // To the guest: what may not pass stays with the port.
+    // To the guest: packets that may not pass stay in the port.
     shapes.set(&Shape { rx: packets, ..Shape::default() });
     port.turn(30_000 * MS);
     (0..4).for_each(|n| send(&mut wire, &numbered(n, 60)).unwrap());
@@ -59,7 +59,7 @@ fn a_shaper_keeps_to_bytes_and_packets_a_second_and_holds_the_rest_back() {
     assert_eq!((received(&mut port).len(), port.deadline()), (4, None));
 }
 
-/// TCP over IPv4 without options, with so much data.
+/// Returns a TCP over IPv4 packet without options, with `data` bytes of data.
 fn tcp4(data: usize) -> Vec<u8> {
     let mut frame = Vec::new();
     let builder = PacketBuilder::ethernet2(MAC, OTHER).ipv4([192, 0, 2, 2], [192, 0, 2, 1], 64);
@@ -97,7 +97,7 @@ fn a_shaper_counts_the_frames_that_a_packet_is_segmented_into_both_ways() {
             }
             passed[1] += received(&mut port).len();
         }
-        // In ten seconds, and one for the burst.
+        // In ten seconds, plus one for the burst.
         let expected = 10 * per_second;
         assert!(
             passed.iter().all(|n| (expected..=expected + 2).contains(n)),
@@ -117,7 +117,7 @@ fn vifs_that_share_a_rate_get_the_same_of_it_however_eager_they_are() {
         let (port, wire) = pair(4);
         (shape.around(port), wire)
     });
-    // Every tenth of a millisecond, every second, every third; with packets of any size.
+    // The vifs try to send every 0.1 ms, 1 ms and 3 ms, with packets of different sizes.
     let mut sent = [0; 3];
     let mut run = |from: u64, ticks: u64, who: &[usize], lens: [usize; 3]| {
         for tick in from..from + ticks {
@@ -138,7 +138,7 @@ fn vifs_that_share_a_rate_get_the_same_of_it_however_eager_they_are() {
     let sum: usize = all.iter().sum();
     assert!((39_500_000..40_800_000).contains(&sum), "{all:?}");
     assert!(all.iter().all(|one| one.abs_diff(sum / 3) < sum / 30), "{all:?}");
-    // Who wants nothing leaves it to the others, and saves nothing up.
+    // A vif that sends nothing leaves its part to the others, and accumulates no credit.
     let all = run(40_000, 40_000, &[0, 1], [1500, 1500, 0]);
     assert!(all[0] + all[1] > 39_500_000 && all[0].abs_diff(all[1]) < 1_300_000, "{all:?}");
     let all = run(80_000, 10_000, &[0, 1, 2], [1500, 1500, 1500]);
