@@ -91,7 +91,7 @@ fn a_closed_end_swallows_events_and_can_be_bound_again() {
         assert!(!a.is_bound());
         a.notify().unwrap();
     }
-    // The other way round: the end that was allocated goes, the bound one can be bound to.
+    // Conversely: the end that was allocated is closed, and the bound one can be bound to.
     let b = back.bind_interdomain(front.id(), a.port()).unwrap();
     drop(a);
     assert!(!b.is_bound());
@@ -113,7 +113,7 @@ fn a_dead_domains_ends_are_closed() {
     host.hypervisor.destroy_domain(back.id()).unwrap();
     assert!(!a.is_bound());
     a.notify().unwrap();
-    // The dead one is not stopped from calling, and gets nothing but errors.
+    // The process of the destroyed domain can still make calls, which return errors.
     assert_eq!(back.alloc_unbound(front.id()).err(), Some(EventError::Hypervisor));
     drop(b);
     a.notify().unwrap();
@@ -139,7 +139,7 @@ fn ports_are_as_many_as_were_asked_for_and_come_back() {
     assert_eq!(few.alloc_unbound(few.id()).err(), Some(EventError::NoPorts));
     assert_eq!(few.bind_interdomain(few.id(), ends[0].port()).err(), Some(EventError::NoPorts));
     drop(ends);
-    // Every number comes once before one comes again.
+    // Every number is used once before one is reused.
     let mut seen = std::collections::BTreeSet::from([1, 2, 3]);
     for _ in 0..4092 {
         assert!(seen.insert(few.alloc_unbound(few.id()).unwrap().port().0));
@@ -168,7 +168,7 @@ fn no_wake_up_is_lost_in_a_crowd() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let page = front.alloc_pages(4).unwrap();
-    // More threads than processors, so that each is stopped in every place.
+    // More threads than processors, so that they are preempted at every step.
     std::thread::scope(|scope| {
         for i in 0..4 {
             let part = Part::new(page.clone(), i * PAGE_SIZE, PAGE_SIZE).unwrap();

@@ -246,7 +246,7 @@ fn what_is_mapped_of_a_dead_domain_stays_readable() {
         assert_eq!(&seen, b"last words");
     }
     assert_eq!(back.map(id, &grefs, Access::ReadOnly).err(), Some(GrantStatus::BadDomain));
-    // A domain of the same number is another domain.
+    // A domain with the same id is a different domain.
     host.hypervisor.create_domain(DomainConfig::new("front").id(id)).unwrap();
     let front = host.join(id);
     assert_eq!(back.map(id, &grefs, Access::ReadOnly).err(), Some(GrantStatus::BadGrantRef));
@@ -276,7 +276,8 @@ fn a_dead_user_lets_go_of_everything() {
     );
     host.hypervisor.destroy_domain(id).unwrap();
     front.end_access(gref).unwrap();
-    // Whoever is granted the same entry next does not lose it when the dead one's mapping goes.
+    // A later grant of the same entry stays valid when the mapping of the destroyed domain is
+    // dropped.
     let next = host.domain("next");
     assert_eq!(front.grant(next.id(), &page, 0, Access::ReadWrite), Ok(gref));
     let theirs = next.map(front.id(), &[gref], Access::ReadWrite).unwrap();

@@ -1,4 +1,4 @@
-//! Starting, creating, joining, and what is said on the control socket.
+//! Start, domain creation, join, and the protocol of the hypervisor's socket.
 
 mod support;
 
@@ -159,7 +159,7 @@ fn knock(dir: &Path) -> OwnedFd {
     socket
 }
 
-/// The answer, or nothing when the hypervisor hung up.
+/// Returns the reply, or `None` if the hypervisor closed the connection.
 fn answer(socket: &OwnedFd) -> Option<Vec<u8>> {
     let mut bytes = [0; 64];
     match recv(socket, &mut bytes, RecvFlags::empty()) {
@@ -196,7 +196,7 @@ fn nonsense_closes_that_one_connection() {
         packet(8, 0, 0),
         packet(1, 0x7ff0, 0),
         packet(1, guest, 1),
-        // Good requests, but of nobody.
+        // Valid requests of a process that has not joined as a domain.
         packet(3, front.id().0, 0),
         packet(5, 0, 1),
         packet(7, 0, 0),
@@ -270,12 +270,12 @@ fn other_users_are_kept_out() {
     let host = Host::new();
     let id = host.create("guest");
     if !rustix::process::getuid().is_root() {
-        // Past the harness, which keeps what tests that pass print to itself.
+        // Bypasses the test harness, which hides the output of passing tests.
         let skipped = "SKIPPED: only root can become another user; run this test as root\n";
         std::io::Write::write_all(&mut std::io::stderr(), skipped.as_bytes()).unwrap();
         return;
     }
-    // As if somebody had opened directory and socket to all.
+    // As if the permissions of directory and socket had been opened for all users.
     for (path, mode) in [(".", 0o755), ("hypervisor.sock", 0o666)] {
         let path = host.dir.path().join(path);
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();

@@ -1,5 +1,5 @@
-//! What domains and hypervisors leave behind, and what they do when nothing is to be done:
-//! nothing. A test binary of its own, since it counts what the whole process has open.
+//! Domains and hypervisors leave no resources behind, and use no CPU while they are idle. A
+//! separate test program, since it counts the open resources of the whole process.
 
 mod support;
 
@@ -35,8 +35,8 @@ fn nothing_is_left_open_or_mapped() {
     }
     assert_eq!((open_fds(), mapped_memfds()), before);
 
-    // While it runs, a hypervisor keeps nothing of the dead either, nor a living domain of a dead
-    // peer once it let go of it.
+    // While it runs, a hypervisor holds no resources of destroyed domains, and neither does a
+    // living domain of a destroyed peer once it has released its mappings.
     let host = Host::new();
     let back = host.domain("back");
     let before = (open_fds(), mapped_memfds());
@@ -54,7 +54,7 @@ fn nothing_is_left_open_or_mapped() {
     }
     assert_eq!((open_fds(), mapped_memfds()), before);
 
-    // With a domain joined, a channel bound and nothing to do, no thread wakes even once.
+    // With a domain joined and a channel bound, but no work, no thread wakes up.
     let front = host.domain("front");
     let a = front.alloc_unbound(back.id()).unwrap();
     let b = back.bind_interdomain(front.id(), a.port()).unwrap();
@@ -64,7 +64,7 @@ fn nothing_is_left_open_or_mapped() {
     assert_eq!(switches(), before);
 }
 
-/// How often each thread but this one went to sleep so far, by name.
+/// Returns how often each thread but this one has gone to sleep, by name.
 fn switches() -> BTreeMap<String, u64> {
     let read = |task: std::fs::DirEntry| -> Option<(String, u64)> {
         let status = std::fs::read_to_string(task.path().join("status")).unwrap();
@@ -80,7 +80,7 @@ fn switches() -> BTreeMap<String, u64> {
     tasks.filter_map(|task| read(task.unwrap())).collect()
 }
 
-/// The same, once two looks find the threads asleep: they may still be on their way there.
+/// As `switches`, once two successive values are equal: a thread may still be about to sleep.
 fn settled_switches() -> BTreeMap<String, u64> {
     for _ in 0..1000 {
         let first = switches();

@@ -1,4 +1,4 @@
-//! xenstore as domains see it.
+//! xenstore from the view of domains.
 
 mod support;
 
@@ -87,7 +87,7 @@ fn a_domain_gets_some_connections_and_not_more() {
     assert_eq!(held.len(), 4096);
     assert!(matches!(greedy.xenstore(), Err(XenstoreError::TooMany)));
     other.xenstore().unwrap().read("name").unwrap();
-    // One that is closed makes room for another, once the server saw that it is.
+    // A closed connection frees a place, once the server has noticed.
     drop(held.pop());
     let deadline = std::time::Instant::now() + LOST;
     let mut again = loop {

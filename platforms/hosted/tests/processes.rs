@@ -1,4 +1,4 @@
-//! Domains that are processes of their own.
+//! Domains in separate processes.
 
 mod support;
 
@@ -36,7 +36,7 @@ fn main() {
     libtest_mimic::run(&Arguments::from_args(), tests.map(trial).into()).exit();
 }
 
-/// Two processes, each a domain.
+/// Two processes, each joined as a domain.
 struct Pair {
     host: Host,
     front: Process,
@@ -54,7 +54,7 @@ impl Pair {
         Self { host, front, back, front_id, back_id }
     }
 
-    /// Has the front grant its first `pages` pages, in that order, and the back map them.
+    /// Makes the front grant its first `pages` pages in that order, and the back map them.
     fn share(&mut self, count: u32, pages: &[u32]) -> Vec<String> {
         assert_eq!(self.front.ask(format!("alloc {count}")), "done");
         let grant = |page| self.front.ask(format!("grant {} {page} rw", self.back_id));
@@ -125,7 +125,7 @@ fn who_is_killed_amid_a_mapping_lets_go() {
         let mut back = Process::domain(host.dir.path(), back_id);
         let gref = front.ask(format!("grant {back_id} 0 rw"));
         assert_eq!(back.ask(format!("storm {front_id} {gref}")), "done");
-        // Where in its loop it is when killed is left to chance.
+        // The process is killed at a random point of its loop.
         std::thread::sleep(std::time::Duration::from_micros(97 * round));
         back.kill();
         host.wait_death(back_id);
@@ -166,7 +166,7 @@ fn a_killed_domains_ports_are_not_its_successors() {
     pair.back.kill();
     pair.host.wait_death(pair.back_id);
     assert_eq!(pair.front.ask("notify"), "done", "nobody hears, nobody minds");
-    // Whoever has its number next is another domain.
+    // A later domain with the same id is a different domain.
     let again = DomainConfig::new("back").id(pair.back_id);
     pair.host.hypervisor.create_domain(again).unwrap();
     let mut back = Process::domain(pair.host.dir.path(), pair.back_id);

@@ -1,35 +1,35 @@
-//! The argument of `events.rs`, that no wake-up is lost, walked through in full: every interleaving
-//! of two senders and a receiver that masks whenever it likes. The same walk finds the two orders
-//! of steps that do lose wake-ups, so it would find them here.
+//! Exhaustive check of the proof in `events.rs` that no wake-up is lost: every interleaving of two
+//! senders and a receiver that may mask at any time. The same check finds the lost wake-ups of two
+//! other orders of the steps, so it would detect them here.
 
 use std::collections::HashSet;
 
-/// Events each sender sends.
+/// Number of events that each sender sends.
 const EVENTS: u8 = 2;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Sender {
-    /// About to write shared memory.
+    /// Before the write to shared memory.
     Write,
-    /// About to set the pending bit.
+    /// Before setting the pending bit.
     Raise,
-    /// About to look at the mask.
+    /// Before reading the mask.
     Mask,
-    /// About to add to the eventfd.
+    /// Before adding to the eventfd.
     Signal,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Receiver {
-    /// Asleep unless the eventfd is readable; or about to mask.
+    /// Asleep unless the eventfd is readable; or before masking.
     Sleep,
     Drain,
     Clear,
-    /// About to look at shared memory, then to sleep.
+    /// Before reading shared memory and sleeping.
     Look,
-    /// Masked: about to look at shared memory.
+    /// Masked, before reading shared memory.
     LookMasked,
-    /// The two steps of unmasking.
+    /// The two steps of unmasking; the second one follows.
     Unmask,
     Recheck {
         pending: Option<bool>,
@@ -43,14 +43,15 @@ struct State {
     pending: bool,
     masked: bool,
     readable: bool,
-    /// What the senders wrote, and how much of it the receiver saw.
+    /// Number of events that each sender has written. The next field is the number that the
+    /// receiver has seen.
     written: [u8; 2],
     seen: [u8; 2],
-    /// The clear step found the bit set.
+    /// Whether the clear step found the bit set.
     took: bool,
 }
 
-/// The order of steps: the one in use, or one that looks as good and is not.
+/// Order of the steps: the one in use, or one that is plausible and wrong.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
     Ours,
@@ -145,7 +146,7 @@ impl State {
         next.push(self);
     }
 
-    /// Nobody will wake the receiver any more, and it has not seen everything.
+    /// Whether the receiver has not seen every event and will not be woken any more.
     fn lost(&self) -> bool {
         let sent = self.senders == [(Sender::Write, EVENTS); 2];
         let asleep = self.receiver == Receiver::Sleep && !self.readable;
@@ -153,7 +154,7 @@ impl State {
     }
 }
 
-/// Walks through every state; how many there are, and one in which an event is lost.
+/// Visits every state. Returns their number, and one in which an event is lost, if there is one.
 fn walk(order: Order) -> (usize, Option<State>) {
     let start = State {
         senders: [(Sender::Write, 0); 2],

@@ -1,4 +1,4 @@
-//! A fence is passed when the last write end is closed, and the kernel's own count.
+//! A fence is passed when the last write end is closed, including those that the kernel holds.
 
 use pvio_recordfile::RecordDir;
 use std::fs;
@@ -26,7 +26,7 @@ fn fence_is_passed_once_every_write_end_is_closed() {
     let waiting = thread::spawn(move || next.wait(LONG).unwrap());
     drop(copy);
     assert!(waiting.join().unwrap());
-    // It can be held again and again, and goes when nobody holds it.
+    // It can be held repeatedly, and is removed when all write ends are closed.
     let again = dir.fence("disk.fence").unwrap();
     assert!(again.is_passed().unwrap());
     let held = again.hold().unwrap();
@@ -47,7 +47,7 @@ fn fence_is_not_inherited_by_a_program_that_is_started() {
     let held = dir.fence("disk.fence").unwrap().hold().unwrap();
     let mut other =
         Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    // It has begun, and so has only what programs inherit.
+    // The child has started, and with it the inherited descriptors are in use.
     std::io::Write::write_all(other.stdin.as_mut().unwrap(), b"x").unwrap();
     std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut [0]).unwrap();
     drop(held);
@@ -76,7 +76,7 @@ fn fence_that_another_daemon_sweeps_away_before_it_is_held_holds_all_the_same() 
     let held = fence.hold().unwrap();
     assert!(!dir.fence("disk.fence").unwrap().is_passed().unwrap(), "the next one waits");
     drop(held);
-    // At any moment of it.
+    // The sweep may run at any moment of `hold`.
     struct Stop<'a>(&'a AtomicBool);
     impl Drop for Stop<'_> {
         fn drop(&mut self) {

@@ -1,4 +1,4 @@
-//! What a directory of records accepts, and what survives in it.
+//! Which directories of records are accepted, and which data survives in them.
 
 use pvio_recordfile::RecordDir;
 use pvio_ring::shm::{Region, SharedMemory};
@@ -25,7 +25,7 @@ fn created_file_is_zero_allocated_and_found_again() {
     assert_eq!(meta.mode() & 0o777, 0o600);
     first.clone().store_u64(LEN - 8, 5, Relaxed);
     assert_eq!(dir.existing("disk", LEN).unwrap().load_u64(LEN - 8, Relaxed), Some(5));
-    // Another session's file is another file: who has the first one mapped keeps it.
+    // Another session gets a new file; an existing mapping of the first one stays valid.
     let second = dir.create("disk", LEN).unwrap();
     assert_eq!(second.load_u64(LEN - 8, Relaxed), Some(0));
     assert_eq!(first.load_u64(LEN - 8, Relaxed), Some(5));

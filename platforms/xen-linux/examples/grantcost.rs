@@ -1,14 +1,15 @@
-//! What it costs to reach pages of another domain, each way there is.
+//! Measures the cost of access to pages of another domain, for each way of access.
 //!
 //! ```text
 //! grantcost peer DOMAIN NODE        grants 256 pages to DOMAIN, until told to end
 //! grantcost measure DOMAIN NODE     measures against them; JSON lines
 //! ```
-//! `NODE` is one of xenstore's that both may write (`/local/domain/<guest>/data/cost`). Times are the
-//! guest's own. In an emulator that counts instructions (QEMU's `-icount shift=1,sleep=off`, in
-//! which one takes 2 ns) they repeat exactly, but stand for instructions: what caches, TLBs and the
-//! hardware's own switches cost is not in them, and a `rep movsb`, which is what `memcpy` of shared
-//! memory is here, counts once for each byte; copying in words shows it without.
+//! `NODE` is a xenstore node that both domains may write (`/local/domain/<guest>/data/cost`). Times
+//! are those of the guest's clock. In an emulator that counts instructions (QEMU's `-icount
+//! shift=1,sleep=off`, in which an instruction takes 2 ns) they are exactly reproducible, but count
+//! instructions only. The costs of caches, TLBs and hardware context switches are not included. A
+//! `rep movsb`, which `memcpy` of shared memory uses here, counts once for each byte; copying in
+//! words shows the cost without that.
 
 use pvio_grant_table::{Access, CopyBuf, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef};
 use pvio_grant_table::{GrantStatus, Granter};
@@ -22,11 +23,11 @@ use std::time::Instant;
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
-/// Pages of one request: one, a request without indirect segments, a ring of 16 pages, 32, a
-/// request of 88 (352 KiB), and the most there are.
+/// Numbers of pages of one request: one, a request without indirect segments, a ring of 16 pages,
+/// 32, a request of 88 (352 KiB), and the maximum.
 const SIZES: [usize; 7] = [1, 4, 11, 16, 32, 88, 256];
-/// Each way is tried so often for each size, after one round that does not count; the least counts,
-/// for what is more is a timer's interrupt or another domain.
+/// Number of measured rounds for each way and size, after one warm-up round. The minimum counts,
+/// since longer times include a timer interrupt or another domain.
 const ROUNDS: usize = 12;
 
 fn main() -> Fallible<()> {
@@ -47,7 +48,7 @@ fn peer(to: DomId, node: &str) -> Fallible<()> {
     let words: Vec<String> = grefs?.iter().map(ToString::to_string).collect();
     let end = format!("{node}/end");
     xs.watch(&end, "end")?;
-    // Two nodes, for a guest's values are short.
+    // Two nodes, since the size of a guest's values is limited.
     xs.write(&format!("{node}/0"), words[..128].join(" ").as_bytes())?;
     xs.write(&format!("{node}/1"), words[128..].join(" ").as_bytes())?;
     while xs.read_opt(&end)?.is_none() {
@@ -82,7 +83,7 @@ fn measure(from: DomId, node: &str) -> Fallible<()> {
 struct Costs {
     domain: XenDomain,
     from: DomId,
-    /// With 256 whole pages in it.
+    /// Contains 256 whole pages.
     buffer: Vec<u8>,
     kind: String,
 }
@@ -151,8 +152,8 @@ impl Costs {
         Ok(())
     }
 
-    /// What one page costs while others are kept, each by itself, through the same descriptor of
-    /// the kernel's or another.
+    /// Measures the cost of one page while others are mapped, each separately, through the same
+    /// descriptor of the kernel or another one.
     fn crowd(&self, grefs: &[GrantRef]) -> Fallible<()> {
         let (one, others) = grefs.split_first().ok_or("no pages")?;
         let mut kept: Vec<Mapping> = Vec::new();
@@ -182,7 +183,7 @@ impl Costs {
     }
 }
 
-/// Looks at each page, and writes to it.
+/// Reads each page, and writes to it if `writes` is set.
 fn touch(memory: &Mapping, writes: bool) -> Fallible<()> {
     let mut word = [0; 8];
     for page in (0..memory.len()).step_by(PAGE_SIZE) {
@@ -195,7 +196,7 @@ fn touch(memory: &Mapping, writes: bool) -> Fallible<()> {
     Ok(())
 }
 
-/// The least time one call takes, in nanoseconds.
+/// Returns the shortest time of one call, in nanoseconds.
 fn least(mut call: impl FnMut() -> Fallible<()>) -> Fallible<u64> {
     call()?;
     let mut best = u64::MAX;

@@ -1,13 +1,13 @@
-//! Every check of this platform, on real Xen.
+//! Runs every check of this platform on real Xen.
 //!
 //! ```text
 //! selftest self                     both ends in this domain
 //! selftest peer --at NODE           the other end, for a `use` in another domain
 //! selftest use DOMAIN --at NODE     against a `peer` in DOMAIN
 //! ```
-//! `NODE` is one of xenstore's that both domains may write:
-//! `/local/domain/<the guest of the two>/data/pvio`. A line `PASS name` or `FAIL name: why` for each
-//! check, and one with the counts at the end; the exit code is 0 when nothing failed.
+//! `NODE` is a xenstore node that both domains may write: `/local/domain/<the guest of the
+//! two>/data/pvio`. The program prints a line `PASS name` or `FAIL name: why` for each check, and
+//! one with the counts at the end. The exit code is 0 if no check failed.
 
 #[path = "../tests/checks/mod.rs"]
 mod checks;
@@ -71,7 +71,7 @@ fn close(passed: usize, failed: usize) -> bool {
     failed == 0
 }
 
-/// The program that one of the checks kills.
+/// Maps a page and waits; one of the checks kills it.
 fn hold(words: &[String]) -> Outcome {
     let [domain, gref, port] = words else { return Err("hold DOMAIN GREF PORT".into()) };
     let me = open()?;
@@ -83,6 +83,6 @@ fn hold(words: &[String]) -> Outcome {
     let what = UnmapNotify { clear_byte: Some(0), send_event: Some(&bell) };
     page.notify_unmap(what).map_err(say)?;
     println!("holding");
-    // Until killed, or until whoever started it is gone.
+    // Until it is killed, or the process that started it ends.
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).map_err(say).map(drop)
 }

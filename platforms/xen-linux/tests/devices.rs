@@ -1,5 +1,5 @@
-//! Every device takes this domain for its platform, and every queue goes to a thread of its own:
-//! that is for the compiler to say.
+//! Compile-time check: every device accepts this domain as its platform, and every queue can be
+//! sent to its own thread.
 
 use pvio_blkback::Vbd;
 use pvio_blkfront::session::Session;

@@ -1,4 +1,4 @@
-//! The checks, where there is a Xen; `examples/selftest.rs` shows them one by one.
+//! Runs the checks on machines with Xen; `examples/selftest.rs` runs them one by one.
 
 mod checks;
 

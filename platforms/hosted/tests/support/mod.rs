@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Functions that the tests share.
 #![allow(dead_code)]
 
 pub mod process;
@@ -12,10 +12,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// How long anything may take before the test takes it for lost; never a measure of speed.
+/// Timeout for any operation; never a measure of speed.
 pub const LOST: Duration = Duration::from_secs(30);
 
-/// A hypervisor in a directory of its own.
+/// Hypervisor in a temporary directory.
 pub struct Host {
     pub hypervisor: Hypervisor,
     pub dir: TempDir,
@@ -51,10 +51,10 @@ impl Host {
 }
 
 /// One side of a lockstep exchange: words 0 and 1 of a shared page count the two sides' turns.
-/// Every turn waits for the other side, so the first wake-up that is lost stops both.
+/// Every turn waits for the other side, so the first lost wake-up stops both.
 ///
-/// How it waits changes from turn to turn, so as to meet the other side in every place: straight to
-/// sleep; after looking for a while; after looking for a while with events masked.
+/// The way of waiting changes from turn to turn, so that the other side is met in every state:
+/// sleeping immediately; sleeping after polling; sleeping after polling with events masked.
 pub fn lockstep(page: &impl SharedMemory, bell: &Channel, first: bool, turns: u32) {
     let (mine, theirs) = if first { (0, 4) } else { (4, 0) };
     let mut noise = 0x9e37_79b9_u32;
@@ -82,7 +82,7 @@ pub fn lockstep(page: &impl SharedMemory, bell: &Channel, first: bool, turns: u3
             bell.take().unwrap();
         }
         if !first {
-            // Long enough now and then for the other side to be asleep, or about to be.
+            // Sometimes long enough for the other side to be asleep, or about to sleep.
             if noise & 12 == 0 {
                 (0..dawdles).for_each(|_| std::hint::spin_loop());
             }
@@ -92,9 +92,9 @@ pub fn lockstep(page: &impl SharedMemory, bell: &Channel, first: bool, turns: u3
     }
 }
 
-/// One side sends events as fast as it can, counting them in word 2 of a shared page; the other
-/// sleeps and takes until it saw the last. A wake-up that is lost leaves an event pending that
-/// nobody was told of, so that every later one is not told of either: it shows at once.
+/// One side sends events as fast as it can, and counts them in word 2 of a shared page. The other
+/// side sleeps and takes events until it has seen the last. A lost wake-up leaves an event pending
+/// without a wake-up, so that no later event wakes the receiver either: the test fails immediately.
 pub fn flood(page: &impl SharedMemory, bell: &Channel, first: bool, events: u32) {
     if first {
         for event in 1..=events {
@@ -112,19 +112,19 @@ pub fn flood(page: &impl SharedMemory, bell: &Channel, first: bool, events: u32)
     }
 }
 
-/// Sleeps as an io_uring does: on the descriptor alone, without a look at the bits first.
+/// Sleeps as an io_uring does: on the descriptor only, without a check of the bits before.
 fn sleep(bell: &Channel, turn: u32) {
     let lost = Timespec::try_from(LOST).unwrap();
     let woken = poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&lost)).unwrap();
     assert!(woken == 1, "a wake-up was lost after {turn}");
 }
 
-/// Open descriptors of this process.
+/// Returns the number of open descriptors of this process.
 pub fn open_fds() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Mappings of domains' files in this process.
+/// Returns the number of mappings of domains' files in this process.
 pub fn mapped_memfds() -> usize {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines().filter(|line| line.contains("/memfd:pvio-")).count()

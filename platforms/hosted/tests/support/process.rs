@@ -1,5 +1,5 @@
-//! Domains that are processes of their own: this very test program, started once more, doing what
-//! it is told line by line.
+//! Domains in separate processes: this test program is started again and executes commands that it
+//! reads line by line.
 
 use super::{LOST, flood, lockstep};
 use pvio_event_channel::{EventChannel, EventChannels, Port};
@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// A process that is a domain, or one that embeds a hypervisor.
+/// Process that has joined as a domain, or that embeds a hypervisor.
 pub struct Process {
     child: Child,
     orders: ChildStdin,
@@ -18,12 +18,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// A process that joined as domain `id`.
+    /// Starts a process that joins as domain `id`.
     pub fn domain(dir: &Path, id: DomId) -> Self {
         Self::start("--domain", dir, id.0)
     }
 
-    /// A process in which a hypervisor tried to start; the answer tells how it went.
+    /// Starts a process that starts a hypervisor. Also returns the process's reply with the result.
     pub fn hypervisor(dir: &Path) -> (Self, String) {
         let mut process = Self::start("--hypervisor", dir, 0);
         let answer = process.answer();
@@ -43,18 +43,18 @@ impl Process {
         Self { child, orders, answers: BufReader::new(answers) }
     }
 
-    /// Gives an order and waits for the answer.
+    /// Sends a command and waits for the reply.
     pub fn ask(&mut self, order: impl AsRef<str>) -> String {
         self.tell(order);
         self.answer()
     }
 
-    /// Gives an order.
+    /// Sends a command.
     pub fn tell(&mut self, order: impl AsRef<str>) {
         writeln!(self.orders, "{}", order.as_ref()).unwrap();
     }
 
-    /// Waits for the answer to an order.
+    /// Waits for the reply to a command.
     pub fn answer(&mut self) -> String {
         let mut line = String::new();
         self.answers.read_line(&mut line).unwrap();
@@ -62,7 +62,7 @@ impl Process {
         line.trim_end().to_owned()
     }
 
-    /// Kills it as nothing can be prepared for.
+    /// Kills the process with a signal that it cannot handle.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -76,7 +76,7 @@ impl Drop for Process {
     }
 }
 
-/// If this process was started by [`Process`], does as it is told and returns `true`.
+/// If this process was started by [`Process`], executes its commands and returns `true`.
 pub fn serve() -> bool {
     let args: Vec<String> = std::env::args().collect();
     let [_, what, dir, id] = args.as_slice() else { return false };
@@ -172,7 +172,7 @@ impl Told {
                 (Some(mapping), _) => self.play(mapping, game, who, number(turns)),
                 (_, pages) => self.play(pages.as_ref().unwrap(), game, who, number(turns)),
             },
-            // Maps and unmaps until killed; tells once that it began.
+            // Maps and unmaps until the process is killed; replies once, at the start.
             ["storm", peer, gref] => {
                 let gref = [GrantRef(number(gref))];
                 println!("done");

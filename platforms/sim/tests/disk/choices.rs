@@ -1,4 +1,4 @@
-//! What can happen, and what a run is made of.
+//! Possible actions, and parameters of a run.
 
 use crate::daemon::{DaemonDo, Flaw};
 use crate::guest::GuestDo;
@@ -8,7 +8,7 @@ use pvio_blkback::Policy;
 use pvio_grant_table::DomId;
 use pvio_sim::Sim;
 
-/// Everything that can happen.
+/// Possible actions.
 #[derive(Debug)]
 pub enum Do {
     Daemon(DaemonDo),
@@ -16,30 +16,30 @@ pub enum Do {
     HostileGuest(Mischief),
     HostileBack(Malice),
     Tool(usize, ToolDo),
-    /// A sector that a dead daemon was writing lands.
+    /// A sector of a write that a dead daemon started reaches the cache.
     Land(usize),
-    /// A cached sector of a disk becomes safe.
+    /// A cached sector of a disk is written to stable storage.
     WriteBack(usize),
-    /// The driver domain's process dies.
+    /// The driver domain's process ends.
     CrashDaemon,
     StartDaemon,
-    /// The driver domain dies, and what its disks had cached with it.
+    /// The driver domain ends, and the cached data of its disks is lost.
     KillDriver,
     RebuildDriver,
     KillGuest(usize),
     RebuildGuest(usize),
 }
 
-/// What the toolstack does about a disk.
+/// Action of the toolstack on a disk.
 #[derive(Debug)]
 pub enum ToolDo {
     Create,
     Remove,
-    /// Both ends are closed: clean up.
+    /// Both ends are closed: remove the device.
     Finish,
 }
 
-/// Whom to trust with a disk.
+/// Which participants of a disk follow the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     Honest,
@@ -47,28 +47,28 @@ pub enum Kind {
     HostileBack,
 }
 
-/// Which faults a run has.
+/// Enabled faults of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
     pub crash: bool,
-    /// The daemon takes the sessions of its predecessor over.
+    /// The daemon resumes the sessions of its predecessor.
     pub resume: bool,
     pub kill_driver: bool,
     pub kill_guest: bool,
     pub remove: bool,
     /// The guest unloads its driver, and loads it again.
     pub close: bool,
-    /// How likely each is; a worker's step is 200.
+    /// Weight of each fault; a worker's step has 200.
     pub often: u32,
     pub flaw: Flaw,
-    /// Queues that a disk has at most, 1 if this is 0.
+    /// Largest number of queues of a disk; 0 means 1.
     pub queues: usize,
-    /// How the driver domain reaches its guests' pages.
+    /// How the driver domain accesses its guests' pages.
     pub policy: Policy,
 }
 
 impl Faults {
-    /// Some of them: a run with few goes deeper than one with all.
+    /// Selects some faults: a run with few reaches deeper states than one with all.
     pub fn some(sim: &mut Sim) -> Self {
         let (policy, queues) = (sim.pick(&Policy::ALL), queues(sim));
         let mut coin = || sim.one_in(2);
@@ -87,10 +87,10 @@ impl Faults {
     }
 }
 
-/// Most queues of a disk that a daemon offers.
+/// Largest number of queues of a disk that a daemon offers.
 pub const QUEUES_OFFERED: usize = 4;
 
-/// How many queues disks of a run have at most.
+/// Returns the largest number of queues of a run's disks.
 pub fn queues(sim: &mut Sim) -> usize {
     1 + sim.index(QUEUES_OFFERED)
 }

@@ -1,4 +1,4 @@
-//! The driver domain: what serves disks, as the real one does, but for threads.
+//! The driver domain, which serves disks as the real one does, but without threads.
 
 use crate::choices::Do;
 use crate::medium::{SharedMedium, SimEngine};
@@ -23,37 +23,37 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// How a sleeper's turn goes; each step is one of the scheduler's.
+/// State of a participant that may sleep; each step is a separate action of the scheduler.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Turn {
     /// Awake.
     Poll,
-    /// Nothing was there: about to ask for an event and look once more.
+    /// No work was found: about to request notifications and to check once more.
     Check,
-    /// Only an event wakes it now.
+    /// Only an event can wake it.
     Asleep,
 }
 
-/// A mistake to be made on purpose, to see that it is found.
+/// Deliberate defect, to verify that the simulation finds it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Flaw {
     #[default]
     None,
-    /// Goes to sleep without asking for an event and looking once more.
+    /// Sleeps without requesting notifications and without the final check.
     NoFinalCheck,
-    /// Publishes answers and tells nobody.
+    /// Publishes responses without notifications.
     NeverNotifies,
-    /// Says that a write is done, now and then, and does nothing.
+    /// Sometimes completes a write without executing it.
     ForgetsWrites,
-    /// Says that a flush is done, and does nothing.
+    /// Completes flushes without executing them.
     ForgetsFlushes,
-    /// Resumes the first queue of a session by the record of the second, and the other way round.
+    /// Resumes the first queue of a session with the record of the second, and vice versa.
     SwapsRecords,
-    /// Resumes the first queue of a session only.
+    /// Resumes only the first queue of a session.
     ResumesOneQueue,
 }
 
-/// A channel that can be made to fail.
+/// Event channel that can be made to fail.
 struct Wire {
     channel: Mortal<LocalChannel>,
     cut: bool,
@@ -81,29 +81,29 @@ impl EventChannel for Wire {
     }
 }
 
-/// Each of its calls and stores may be the last of the process.
+/// The process may be killed at each of its calls and stores.
 type Platform = Mortal<LocalDomain>;
-/// In-flight records, by device: they outlive the daemon.
+/// In-flight records by device, which survive the daemon.
 pub type Records = Rc<RefCell<BTreeMap<String, Mortal<HeapMemory>>>>;
 type Parts = QueueParts<Platform, Mortal<LocalChannel>, Mortal<HeapMemory>>;
 
 thread_local! {
-    /// How many sessions of several queues were resumed.
+    /// Number of resumed sessions with several queues.
     static RESUMED: Cell<u32> = const { Cell::new(0) };
 }
 
-/// How many sessions of several queues were resumed since the last call.
+/// Returns the number of resumed sessions with several queues since the last call.
 pub fn take_resumed() -> u32 {
     RESUMED.take()
 }
 
-/// What a thread of the real daemon has.
+/// State of a thread of the real daemon.
 struct Served {
     queue: Queue<Platform, Wire, SimEngine<Buf<Mortal<LocalMapping>>>, Mortal<HeapMemory>>,
     turn: Turn,
 }
 
-/// A queue's place, where the scheduler polls it.
+/// Slot of a queue, through which the scheduler polls it.
 struct Seat {
     name: String,
     served: Option<Served>,
@@ -111,27 +111,27 @@ struct Seat {
 }
 
 type SharedSeat = Rc<RefCell<Seat>>;
-/// The seats of a disk's queues.
+/// Slots of a disk's queues.
 type Seats = Rc<RefCell<Vec<SharedSeat>>>;
 
-/// Serves one disk: each of its queues has a seat.
+/// Serves one disk: each of its queues has a slot.
 pub struct Server {
     media: Rc<BTreeMap<String, SharedMedium>>,
-    /// None if no session is to outlive the daemon.
+    /// `None` if no session survives the daemon.
     records: Option<Records>,
     medium: Option<SharedMedium>,
     seats: Seats,
     crashed: Rc<Cell<bool>>,
     flaw: Flaw,
-    /// The session is another process's.
+    /// Whether the session was started by another process.
     resumed: bool,
-    /// The first queue, whose record is to be mixed up with the second's.
+    /// The first queue, if its record is to be exchanged with the second's.
     first: Option<(SharedSeat, Parts)>,
-    /// The session's record.
+    /// Record of the session.
     record: Option<Mortal<HeapMemory>>,
 }
 
-/// A queue that is being served.
+/// Running queue.
 pub struct Running {
     seat: SharedSeat,
     crashed: Rc<Cell<bool>>,
@@ -192,7 +192,7 @@ impl Serve<Platform> for Server {
         let name = String::from_utf8_lossy(&disk.params);
         let medium = self.media.get(&*name);
         let medium = medium.ok_or_else(|| Fault::new("no-image", &name))?;
-        // What a dead process began is over before anything is read.
+        // The I/O of a dead process is finished before anything is read.
         medium.borrow_mut().fence();
         self.medium = Some(Rc::clone(medium));
         Ok(medium.borrow().geometry())
@@ -232,12 +232,13 @@ impl Serve<Platform> for Server {
 }
 
 impl Drop for Running {
-    /// Finishes what is under way, as the real worker's end does; unless the process is killed.
+    /// Completes the operations in flight, as the end of the real worker does; unless the process
+    /// is killed.
     fn drop(&mut self) {
         let mut seat = self.seat.borrow_mut();
         seat.fault = None;
         let Some(mut served) = seat.served.take() else { return };
-        // A run that has failed has no orderly end.
+        // A failed run ends without cleanup.
         if std::thread::panicking() {
             return;
         }
@@ -268,7 +269,7 @@ impl Served {
         let _ = queue.poll(0);
     }
 
-    /// The frontend cannot be reached any more; the disk can.
+    /// Completes the operations in flight although the frontend cannot be reached any more.
     fn let_finish(&mut self) {
         while self.queue.engine_mut().is_busy() {
             self.queue.engine_mut().complete_one();
@@ -281,7 +282,7 @@ impl Served {
             || self.queue.engine_mut().is_done()
     }
 
-    /// One step of a worker's loop.
+    /// Executes one step of a worker's loop.
     fn work(&mut self, flaw: Flaw, sim: &mut Sim) -> Result<(), QueueFault> {
         let queue = &mut self.queue;
         self.turn = match self.turn {
@@ -302,18 +303,18 @@ impl Served {
     }
 }
 
-/// What the daemon can do.
+/// Action of the daemon.
 #[derive(Debug)]
 pub enum DaemonDo {
-    /// Take an event of xenstore.
+    /// Process an event of xenstore.
     Event,
     /// A step of a device's worker.
     Work(usize, usize),
-    /// A queue's engine completes something.
+    /// A queue's engine completes an operation.
     Complete(usize, usize),
-    /// A worker has ended by itself: its driver is to hear of it.
+    /// A worker has ended on its own, and its driver is notified.
     Ended(usize),
-    /// Look at xenstore without cause.
+    /// Read xenstore without an event.
     Spurious(usize),
 }
 
@@ -322,7 +323,7 @@ struct Device {
     seats: Seats,
 }
 
-/// The daemon of a driver domain.
+/// Daemon of a driver domain.
 pub struct Daemon {
     domain: LocalDomain,
     xs: Mortal<LocalClient>,
@@ -360,13 +361,13 @@ impl Daemon {
         self.devices.contains_key(&addr)
     }
 
-    /// Whether anything is held of anybody.
+    /// Describes the resources that are still held.
     pub fn holds(&self) -> String {
         let (pages, ports) = (self.domain.pages_mapped(), self.domain.ports_open());
         format!("{pages} pages mapped, {ports} ports open")
     }
 
-    /// The process dies here and now.
+    /// Ends the process immediately.
     pub fn crash(self) {
         self.crashed.set(true);
     }
@@ -393,8 +394,8 @@ impl Daemon {
         }
     }
 
-    /// Whether the process lives on: with a `killer`, it may be killed in any of its calls and stores, the
-    /// likelier the larger that is.
+    /// Executes an action. Returns whether the process is still alive: with a `killer`, it may be
+    /// killed in any of its calls and stores, with a probability that increases with that value.
     pub fn act(&mut self, action: DaemonDo, killer: Option<u32>, sim: &mut Sim) -> bool {
         let kill_at = match killer {
             Some(often) if sim.below(400) < often.into() => sim.below(60) as usize,
@@ -471,8 +472,8 @@ impl Daemon {
             };
             let vbd = Vbd::with(Mortal(self.domain.clone()), server, self.config);
             let left = read_state(&mut self.xs, &addr.backend_path()).expect("xenstore");
-            // Else, whether somebody served it before us is not known; a frontend that has not begun
-            // makes no difference.
+            // Without records, it is not known whether an earlier process served the frontend; for
+            // a frontend that has not started, that makes no difference.
             let driver = match self.records {
                 Some(_) => BackendDriver::taking_over(addr, vbd, left),
                 None => BackendDriver::restarted(addr, vbd),

@@ -1,4 +1,4 @@
-//! A guest: one disk, and a workload whose every answer is checked.
+//! A guest with one disk, and a workload whose every response is checked.
 
 use crate::choices::Do;
 use crate::daemon::Turn;
@@ -17,50 +17,50 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// What a guest can do.
+/// Action of the guest.
 #[derive(Debug)]
 pub enum GuestDo {
-    /// Take an event of xenstore.
+    /// Process an event of xenstore.
     Event,
     /// A step of a queue's interrupt handler, or of the thread that polls.
     Work(usize),
-    /// Prepare and perhaps begin requests.
+    /// Prepare requests, and submit some of them.
     Issue(usize),
-    /// Begin a request that was prepared.
+    /// Submit a prepared request.
     Begin(usize),
-    /// Show the backend what was begun.
+    /// Publish the submitted requests to the backend.
     Publish(usize),
-    /// Look at answers that were taken.
+    /// Check the results of completed requests.
     Check(usize),
     /// Unload the driver.
     Close,
     /// The driver is unloaded: load it again.
     Reload,
-    /// Look at xenstore without cause.
+    /// Read xenstore without an event.
     Spurious,
-    /// Wake the backend without cause.
+    /// Notify the backend without a request.
     Knock(usize),
 }
 
-/// A request under way.
+/// Outstanding request.
 struct Request {
     op: Op,
     pending: Pending,
 }
 
-/// An answer: to which slot's request, its status, and in which session it came.
+/// Response: the slot, its request, its status, and the session in which it arrived.
 type Answer = (SlotId, Request, Status, u32);
 
-/// A guest that may have died, with what can be known of its disk.
+/// Guest, which may have died, with its model of the disk.
 pub struct Guest {
     pub addr: DeviceAddr,
     domain: LocalDomain,
     xs: LocalClient,
     driver: Option<FrontendDriver<Disk<LocalDomain>>>,
     model: Rc<RefCell<Model>>,
-    /// Whether the backend is expected to keep its word; data is compared only then.
+    /// Whether the backend is expected to follow the protocol; data is compared only then.
     trusting: bool,
-    /// Most queues that it asks for.
+    /// Largest number of queues that it requests.
     queues: usize,
     session: u32,
     lanes: Vec<Lane>,
@@ -68,13 +68,13 @@ pub struct Guest {
     pub checked: u64,
 }
 
-/// What goes on in a queue.
+/// Requests of one queue.
 struct Lane {
     turn: Turn,
-    /// Prepared, not begun.
+    /// Prepared requests, not submitted.
     held: Vec<(SlotId, Request)>,
     flying: BTreeMap<usize, Request>,
-    /// Answered, not looked at.
+    /// Completed requests, not checked.
     answered: Vec<Answer>,
     unpublished: bool,
 }
@@ -122,7 +122,7 @@ impl Guest {
         self.driver.is_some()
     }
 
-    /// How often its disk was connected.
+    /// Returns how often its disk was connected.
     pub fn sessions(&self) -> u32 {
         self.driver.as_ref().map_or(0, |d| d.class().sessions())
     }
@@ -131,12 +131,12 @@ impl Guest {
         self.driver.as_ref().is_some_and(|d| d.class().is_connected())
     }
 
-    /// Pages it has allocated.
+    /// Returns the number of allocated pages.
     pub fn pages(&self) -> usize {
         self.domain.pages_allocated()
     }
 
-    /// What it waits for.
+    /// Describes what it waits for.
     pub fn waiting(&self) -> Option<String> {
         let (me, flying) = (self.id(), self.lanes.iter().map(|lane| lane.flying.len()));
         let flying: Vec<usize> = flying.collect();
@@ -149,14 +149,14 @@ impl Guest {
         }
     }
 
-    /// Whether anything is held, or shared with anybody.
+    /// Describes the resources that are held or shared.
     pub fn holds(&self) -> String {
         let d = &self.domain;
         let (pages, grants, ports) = (d.pages_allocated(), d.pages_granted(), d.ports_open());
         format!("{pages} pages allocated, {grants} granted, {ports} ports open")
     }
 
-    /// The domain is gone: nobody will take an answer any more.
+    /// Abandons all requests: the domain is destroyed, and no response will be taken.
     pub fn forget_requests(&mut self) {
         let mut model = self.model.borrow_mut();
         for lane in &mut self.lanes {
@@ -255,7 +255,7 @@ impl Guest {
         (queue, &mut self.lanes[q])
     }
 
-    /// Makes a request in each queue that is connected: all of them must be answered.
+    /// Submits a request in each connected queue: all of them must be completed.
     pub fn flush_by_every_queue(&mut self, sim: &mut Sim) {
         for q in 0..self.lanes.len() {
             let driver = self.driver.as_mut().filter(|driver| driver.class().is_connected());
@@ -286,7 +286,7 @@ impl Guest {
     }
 
     fn new_driver(&mut self, sim: &mut Sim) {
-        // What is more than the least is had where it is offered.
+        // Sizes above the minimum are used if the backend offers them.
         let shape = Shape { ring_pages: sim.pick(&[1, 1, 2]), pages_per_slot: sim.pick(&[11, 24]) };
         let queues = 1 + sim.index(self.queues);
         let disk = Disk::with(
@@ -313,7 +313,7 @@ impl Guest {
             return self.drop_driver();
         }
         if driver.state() == XenbusState::Closed {
-            // No answer will come; the model takes it from here.
+            // No response will arrive; the model treats the requests as abandoned.
             self.forget_requests();
         }
     }
@@ -363,7 +363,7 @@ impl Guest {
             let count = unit * if sim.one_in(3) { 1 + sim.below(most) } else { 1 + sim.below(3) };
             let bytes = count as usize * SECTOR;
             if count > sectors || bytes > queue.slot_bytes() {
-                // Whoever served this makes no sense.
+                // The backend advertised an invalid size.
                 assert!(!self.trusting);
                 queue.release(slot);
                 break;
@@ -384,7 +384,7 @@ impl Guest {
                     Some(Request { op: Op::Write { sector, bytes }, pending })
                 }
                 6.. if model.may_read(&range) => {
-                    // What is found there afterwards has come from the disk.
+                    // Data found there later must have come from the disk.
                     queue.fill(slot, 0, &vec![0xa5; bytes]).expect("it fits");
                     Some(Request {
                         op: Op::Read { sector, bytes },
@@ -412,7 +412,7 @@ impl Guest {
         let (queue, lane) = self.queue(q);
         match queue.start(slot, request.op) {
             Ok(()) => {}
-            // The disk has become smaller meanwhile.
+            // The disk has become smaller in the meantime.
             Err(StartError::OutOfRange { .. }) => {
                 queue.release(slot);
                 return self.model.borrow_mut().abandon(request.pending);

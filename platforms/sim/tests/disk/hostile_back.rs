@@ -1,4 +1,4 @@
-//! A driver domain that lies to its guest.
+//! A hostile driver domain.
 
 use crate::choices::Do;
 use crate::hostile_guest::{nonsense, scribble};
@@ -17,17 +17,17 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
-/// What it does.
+/// Action of the hostile backend.
 #[derive(Debug)]
 pub enum Malice {
     Offer,
-    /// Takes the guest's ring, if it names one.
+    /// Maps the guest's ring, if it advertises one.
     Connect,
-    /// Answers, to what was asked and to what was not.
+    /// Writes responses, to outstanding requests and to others.
     Answer,
     Scribble,
     Key,
-    /// Lets go of the ring.
+    /// Unmaps the ring.
     Detach,
     Notify,
 }
@@ -37,7 +37,7 @@ pub struct HostileBack {
     domain: LocalDomain,
     xs: LocalClient,
     ring: Option<LocalMapping>,
-    /// Rings of earlier sessions, mapped still.
+    /// Rings of earlier sessions that are still mapped.
     kept: Vec<LocalMapping>,
     channel: Option<LocalChannel>,
 }
@@ -68,7 +68,7 @@ impl HostileBack {
             discard: sim.one_in(2).then(Discard::default),
             ..BackOffer::default()
         };
-        // Whatever xenstore refuses of this is not done.
+        // Operations that xenstore rejects have no effect.
         match malice {
             Malice::Offer => {
                 let _ = offer.write(&mut self.xs, &base);
@@ -131,7 +131,7 @@ impl HostileBack {
         let count = asked.wrapping_sub(answered).min(4);
         for n in 0..count {
             let at = 64 + (answered.wrapping_add(n) % 32) as usize * Abi::X86_64.slot_size();
-            // The id of the request in that slot, mostly: answered in order it is the right one.
+            // Usually the id of the request in that slot: in order, that is the correct one.
             let mut id = [0; 8];
             ring.read_words(at + 8, &mut id).expect("inside the page");
             let id = if sim.one_in(50) { sim.below(40) } else { u64::from_le_bytes(id) };

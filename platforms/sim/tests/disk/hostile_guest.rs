@@ -1,4 +1,4 @@
-//! A guest that breaks every rule it can: it may write anything into what it shares, at any time.
+//! A hostile guest: it may write any data to shared memory, at any time.
 
 use crate::choices::Do;
 use pvio_event_channel::{EventChannel, EventChannels};
@@ -16,18 +16,18 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
-/// What it does.
+/// Action of the hostile guest.
 #[derive(Debug)]
 pub enum Mischief {
-    /// A handshake as it should be, so that there is something to break.
+    /// Performs a correct handshake, so that there is a session to attack.
     Connect,
-    /// Requests, good and bad.
+    /// Writes requests, valid and invalid ones.
     Ask,
-    /// Random words in the ring's page.
+    /// Writes random words to the ring's page.
     Scribble,
-    /// Random values for xenstore keys.
+    /// Writes random values to xenstore keys.
     Key,
-    /// Takes grants back, whether or not they are used.
+    /// Ends grants, whether or not they are used.
     Revoke,
     /// Closes its event channel.
     Hang,
@@ -109,14 +109,14 @@ impl HostileGuest {
             (Some(Protocol::X86_64), Abi::X86_64),
             (Some(Protocol::X86_32), Abi::X86_32),
         ]);
-        // The indices a fresh ring has.
+        // The indices of a new ring.
         for (at, value) in [(0, 0), (4, 1), (8, 0), (12, 1)] {
             ring.store_u32(at, value, Ordering::Release);
         }
         let queue = Queue { ring_refs: vec![grefs[0].0], event_channel: channel.port().0 };
         let request = FrontRequest { protocol, persistent: sim.one_in(2), queues: vec![queue] };
         let base = self.addr.frontend_path();
-        // The device may not be there at all.
+        // The device may not exist.
         let _ = request.write(&mut self.xs, &base);
         for state in [XenbusState::Initialising, XenbusState::Initialised, XenbusState::Connected] {
             if !sim.one_in(4) {
@@ -169,7 +169,7 @@ impl Session {
             let op = sim.pick(&[DataOp::Read, DataOp::Write, DataOp::Flush, DataOp::WriteBarrier]);
             let (id, sector) = (sim.number(), sim.below(260));
             let request = if sim.one_in(4) {
-                // The tables are pages of data, which change at any time.
+                // The tables are data pages, which change at any time.
                 let count = if sim.one_in(4) { 1 + sim.below(4096) } else { 1 + sim.below(30) };
                 let pages: Vec<GrantRef> =
                     (0..count.div_ceil(512)).map(|_| segment(sim).gref).collect();
@@ -193,13 +193,13 @@ impl Session {
             self.ring.write_words(at, &bytes[..size]).expect("inside the page");
             self.produced = self.produced.wrapping_add(1);
         }
-        // What it takes for answered is what the page says; it may overrun the backend.
+        // It takes the number of completed requests from the page; it may overtake the backend.
         let answered = self.ring.load_u32(8, Ordering::Acquire).expect("inside the page");
         if self.produced.wrapping_sub(answered) > 32 && !sim.one_in(20) {
             self.produced = answered.wrapping_add(32);
         }
         self.ring.store_u32(0, self.produced, Ordering::Release);
-        // It writes into pages of requests under way, too.
+        // It also writes to pages of outstanding requests.
         let mut bytes = [0; 64];
         sim.fill(&mut bytes);
         let at = sim.below(8192 - 64) as usize;
@@ -207,7 +207,7 @@ impl Session {
     }
 }
 
-/// Random words in a ring's page, mostly where the indices are.
+/// Writes random words to a ring's page, mostly to the indices.
 pub fn scribble(ring: &impl Region, sim: &mut Sim) {
     let at = if sim.one_in(2) { 4 * sim.below(4) } else { 4 * sim.below(1024) } as usize;
     let now = ring.load_u32(at, Ordering::Relaxed).expect("inside the page");
@@ -219,7 +219,7 @@ pub fn scribble(ring: &impl Region, sim: &mut Sim) {
     ring.store_u32(at, value, Ordering::Release);
 }
 
-/// What a key should not hold, or might.
+/// Returns a value that is invalid for a key, or may be.
 pub fn nonsense(sim: &mut Sim) -> Vec<u8> {
     match sim.below(6) {
         0 => Vec::new(),

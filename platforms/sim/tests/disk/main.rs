@@ -1,15 +1,15 @@
-//! Disks, both ends, on one thread: requests complete once, data read is data written, and a peer
-//! may die at any step.
+//! Disks with both ends on one thread. Requests complete once, data read is data written, and a
+//! peer may end at any step.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`world`] | domains and the toolstack |
-//! | [`choices`] | what can befall them |
+//! | [`choices`] | possible actions and faults |
 //! | [`daemon`] | the driver domain: [`pvio_blkback`] as the real daemon runs it |
 //! | [`guest`] | a guest: [`pvio_blkfront`] under a workload |
-//! | [`hostile_guest`], [`hostile_back`] | peers that break every rule they can |
-//! | [`medium`] | the disk itself, with a volatile cache, and the engine before it |
-//! | [`model`] | what may be found on it |
+//! | [`hostile_guest`], [`hostile_back`] | peers that violate every rule |
+//! | [`medium`] | storage with a volatile cache, and the engine in front of it |
+//! | [`model`] | contents that a read may return |
 
 #![forbid(unsafe_code)]
 
@@ -29,7 +29,7 @@ use pvio_sim::{Failure, Sim, attempt, run_seeds, settle, storm};
 use std::collections::BTreeMap;
 use world::DiskWorld;
 
-/// A storm, a calm, and an orderly end.
+/// Runs a storm, then settles, then removes all devices in the regular way.
 fn run(sim: &mut Sim, disks: &[Kind], faults: Faults) -> u64 {
     sim.note(format_args!("{disks:?}, {faults:?}"));
     let mut world = DiskWorld::new(sim, disks, faults);
@@ -74,7 +74,8 @@ fn sessions_of_several_queues_are_resumed_wherever_the_daemon_dies() {
     assert!(u64::from(resumed) > runs);
 }
 
-/// A daemon that dies often, and whose successors resume sessions of 2 to 4 queues.
+/// Returns the faults of a daemon that is often killed, and whose successors resume sessions of 2
+/// to 4 queues.
 fn resuming(sim: &mut Sim, flaw: Flaw) -> Faults {
     let (policy, queues) = (sim.pick(&Policy::ALL), 2 + sim.index(3));
     Faults { crash: true, resume: true, often: 10, queues, flaw, policy, ..Faults::default() }
@@ -104,7 +105,7 @@ fn a_seed_is_one_run() {
     }
 }
 
-/// Seeds until one fails, and what it fails of.
+/// Runs seeds until one fails, and returns its failure.
 fn first_failure(mut run: impl FnMut(&mut Sim) -> u64) -> Option<Failure> {
     (0..20).find_map(|seed| attempt(seed, &mut run).err())
 }

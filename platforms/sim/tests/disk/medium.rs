@@ -1,4 +1,5 @@
-//! Where a simulated disk's data is: a medium behind a volatile cache, and the engine before it.
+//! Storage of a simulated disk: stable storage behind a volatile cache, and the engine in front of
+//! it.
 
 use crate::daemon::Flaw;
 use pvio_blkback::engine::{BlockEngine, Discard, Done, EngineError, Full, Geometry, Io, Segments};
@@ -9,19 +10,19 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// Bytes of a sector of the protocol.
+/// Size of a sector of the protocol in bytes.
 pub const SECTOR: usize = 512;
 
 type Sector = [u8; SECTOR];
 
-/// A disk: what is safe, and what was written since.
+/// Storage of a disk: stable data, and data in the cache.
 pub struct Medium {
     stable: Vec<Sector>,
     cache: BTreeMap<u64, Sector>,
-    /// Sectors that the kernel still writes for a process that is dead.
+    /// Sectors that the kernel still has to write for a dead process.
     late: Vec<(u64, Sector)>,
     sector_size: u32,
-    /// One operation in so many fails; none if 0.
+    /// One of `errors` operations fails; none if 0.
     errors: u64,
     chance: Sim,
 }
@@ -59,32 +60,32 @@ impl Medium {
         !self.cache.is_empty()
     }
 
-    /// What a power cut leaves.
+    /// Discards the cache, as a power loss does.
     pub fn lose_cache(&mut self) {
         self.cache.clear();
         self.late.clear();
     }
 
-    /// Whether something may land that a dead process began.
+    /// Whether writes of a dead process are still in flight.
     pub fn is_late(&self) -> bool {
         !self.late.is_empty()
     }
 
-    /// Some of it lands.
+    /// Completes one of those sectors.
     pub fn land_one(&mut self) {
         let at = self.chance.index(self.late.len());
         let (sector, data) = self.late.swap_remove(at);
         self.write(sector, data);
     }
 
-    /// All of it has landed.
+    /// Completes all of those sectors.
     pub fn fence(&mut self) {
         while self.is_late() {
             self.land_one();
         }
     }
 
-    /// Some sector of the cache becomes safe by itself.
+    /// Writes one sector of the cache to stable storage, without a flush.
     pub fn write_back_one(&mut self) {
         let dirty: Vec<u64> = self.cache.keys().copied().collect();
         let sector = self.chance.pick(&dirty);
@@ -109,19 +110,19 @@ impl Medium {
     }
 }
 
-/// An operation under way.
+/// Operation in flight.
 struct Job<B> {
     tag: u32,
     io: Io,
     segments: Segments<B>,
-    /// For a flush: what was in the cache when it was asked for.
+    /// For a flush: the sectors in the cache when it was submitted.
     dirty: Vec<u64>,
 }
 
-/// Does what it is told late, in any order, and now and then not at all.
+/// Engine that completes operations late and in any order; some fail.
 pub struct SimEngine<B> {
     medium: SharedMedium,
-    /// Told of, but not kicked.
+    /// Submitted operations, before `kick`.
     submitted: Vec<Job<B>>,
     begun: Vec<Job<B>>,
     done: Vec<(u32, Result<(), EngineError>, Segments<B>)>,
@@ -133,17 +134,17 @@ impl<B: SharedMemory> SimEngine<B> {
         Self { medium, flaw, submitted: Vec::new(), begun: Vec::new(), done: Vec::new() }
     }
 
-    /// Whether something could complete.
+    /// Whether an operation could complete.
     pub fn is_busy(&self) -> bool {
         !self.begun.is_empty()
     }
 
-    /// Whether a completion waits to be taken: what an io_uring would wake its thread for.
+    /// Whether a completion can be reaped: an io_uring would wake its thread for it.
     pub fn is_done(&self) -> bool {
         !self.done.is_empty()
     }
 
-    /// Any one of the operations under way completes.
+    /// Completes a random operation in flight.
     pub fn complete_one(&mut self) {
         let mut medium = self.medium.borrow_mut();
         let at = medium.chance.index(self.begun.len());
@@ -161,7 +162,8 @@ impl<B: SharedMemory> SimEngine<B> {
         self.done.push((job.tag, result, job.segments));
     }
 
-    /// The process is killed: what was under way is done, in part, or not at all; some of it later.
+    /// Kills the process: operations in flight are executed completely, partly, or not at all, and
+    /// some of them later.
     pub fn crash(&mut self) {
         let mut medium = self.medium.borrow_mut();
         for job in self.begun.drain(..) {
@@ -185,7 +187,7 @@ impl<B: SharedMemory> SimEngine<B> {
     }
 }
 
-/// Does a job; one that fails may have been done in part.
+/// Executes an operation; one that fails may be executed partly.
 fn perform<B: SharedMemory>(
     medium: &mut Medium,
     job: &Job<B>,
@@ -221,7 +223,7 @@ fn perform<B: SharedMemory>(
     if failing { Err(EngineError::Os(5)) } else { Ok(()) }
 }
 
-/// Every sector's place in a job's buffers.
+/// Returns the location of every sector in an operation's buffers.
 fn places<B>(segments: &[IoSeg<B>]) -> impl Iterator<Item = (&IoSeg<B>, usize)> {
     segments
         .iter()
@@ -244,7 +246,7 @@ impl<B: SharedMemory> BlockEngine<B> for SimEngine<B> {
 
     fn kick(&mut self) {
         self.begun.append(&mut self.submitted);
-        // Now and then something is done before the call returns.
+        // Sometimes an operation completes before the call returns.
         while self.is_busy() && self.medium.borrow_mut().chance.one_in(4) {
             self.complete_one();
         }

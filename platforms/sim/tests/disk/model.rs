@@ -1,13 +1,14 @@
-//! What a guest may find on its disk.
+//! Model of the data that a guest may find on its disk.
 //!
-//! Every write has a number of its own; a sector's content is made of it. For each sector the
-//! model keeps which numbers a read may give now, and which may be on the medium if the cache is
-//! lost: both are sets, since a request that failed or was never answered may have been done or not.
+//! Every write has a unique number, from which a sector's contents are computed. For each sector,
+//! the model stores which numbers a read may return now, and which may be on stable storage if the
+//! cache is lost. Both are sets, since a request that failed or has no response may have been
+//! executed or not.
 
 use crate::medium::SECTOR;
 use std::ops::Range;
 
-/// The content of a sector that a write filled; 0 is a sector of zeroes.
+/// Returns the contents of a sector that a write filled; number 0 is a sector of zeroes.
 pub fn content(number: u64, sector: u64) -> [u8; SECTOR] {
     let mut bytes = [0; SECTOR];
     if number != 0 {
@@ -23,7 +24,8 @@ fn mix(number: u64, sector: u64, i: u64) -> u64 {
     (number ^ sector.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(i)
 }
 
-/// Which write filled a sector; `None` if it is not the content of one write to that sector.
+/// Returns the number of the write that filled a sector; `None` if it is not the contents of one
+/// write to that sector.
 fn number_in(bytes: &[u8], sector: u64) -> Option<u64> {
     let number = u64::from_le_bytes(*bytes.first_chunk()?);
     (content(number, sector)[..] == *bytes).then_some(number)
@@ -33,13 +35,13 @@ fn number_in(bytes: &[u8], sector: u64) -> Option<u64> {
 struct Sector {
     now: Vec<u64>,
     stable: Vec<u64>,
-    /// When it was last written to, as far as the guest knows.
+    /// Time of the last write to it, as far as the guest knows.
     touched: u64,
     readers: u32,
     writer: bool,
 }
 
-/// A request under way, as the model needs it.
+/// Outstanding request, as the model needs it.
 #[derive(Clone, Debug)]
 pub struct Pending {
     sectors: Range<u64>,
@@ -50,18 +52,19 @@ pub struct Pending {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    /// What might be found, at the beginning.
+    /// Possible contents at the time of submission.
     Read(Vec<Vec<u64>>),
     Write(u64),
     Flush,
 }
 
-/// What may be on a disk.
+/// Possible contents of a disk.
 pub struct Model {
     sectors: Vec<Sector>,
     last: u64,
     clock: u64,
-    /// How often the cache was lost, and up to which session answers may be from before.
+    /// Number of losses of the cache. The next field is the last session whose responses may be
+    /// older than the last loss.
     cuts: u64,
     cut_session: u32,
 }
@@ -97,7 +100,7 @@ impl Model {
         self.pending(range, Kind::Read(found))
     }
 
-    /// A write of fresh numbers, of which it gives the first: one for each sector.
+    /// Starts a write with a new number, which is returned.
     pub fn begin_write(&mut self, range: Range<u64>) -> (Pending, u64) {
         self.last += 1;
         let number = self.last;
@@ -121,11 +124,12 @@ impl Model {
         self.pending(0..0, Kind::Flush)
     }
 
-    /// A request was answered, in that session of the frontend; `data` is what a read gave.
+    /// Ends a request that got a response in the given session of the frontend; `data` is the data
+    /// that a read returned.
     pub fn end(&mut self, pending: Pending, ok: bool, session: u32, data: &[u8]) {
         self.clock += 1;
         let clock = self.clock;
-        // The answer may be older than the cut, and what it tells gone with the cache.
+        // The response may be older than the loss of the cache, and its data may be lost with it.
         let cut = pending.cuts != self.cuts && session <= self.cut_session;
         let first = pending.sectors.start;
         match pending.kind {
@@ -166,7 +170,7 @@ impl Model {
         }
     }
 
-    /// Nobody will ever tell what became of a request.
+    /// Ends a request whose outcome will never be known.
     pub fn abandon(&mut self, pending: Pending) {
         self.clock += 1;
         let clock = self.clock;
@@ -178,14 +182,15 @@ impl Model {
         }
     }
 
-    /// The disk lost its cache; answers that the frontend has not taken in `session` may be older.
+    /// Records that the disk lost its cache. Responses in `session` that the frontend has not taken
+    /// yet may be older.
     pub fn cut(&mut self, session: u32) {
         self.cuts += 1;
         self.cut_session = session;
         self.sectors.iter_mut().for_each(|s| s.now.clone_from(&s.stable));
     }
 
-    /// The frontend begins anew, and counts its sessions anew.
+    /// Records that a new frontend starts, which counts its sessions from the beginning.
     pub fn new_frontend(&mut self) {
         self.cut_session = 0;
     }

@@ -1,4 +1,4 @@
-//! Domains, their disks, the toolstack above them, and what can befall them.
+//! Domains, their disks, the toolstack, and the possible faults.
 
 use crate::choices::{Do, Faults, Kind, QUEUES_OFFERED, ToolDo};
 use crate::daemon::{Daemon, Records};
@@ -21,15 +21,15 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// The driver domain.
+/// Id of the driver domain.
 pub const DRIVER: DomId = DomId(1);
-/// A driver domain that lies to its guest.
+/// Id of the hostile driver domain.
 pub const LIAR: DomId = DomId(2);
-/// The first guest.
+/// Id of the first guest.
 pub const GUEST: DomId = DomId(10);
 const SECTORS: usize = 256;
 
-/// How far the toolstack has come with a disk.
+/// Progress of the toolstack with a disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
     Absent,
@@ -46,7 +46,7 @@ struct Disk {
     guest: Option<Guest>,
 }
 
-/// One driver domain, and guests with a disk each.
+/// One driver domain, and guests with one disk each.
 pub struct DiskWorld {
     machine: LocalMachine,
     store: Rc<RefCell<Store>>,
@@ -60,9 +60,9 @@ pub struct DiskWorld {
     hostile_back: Option<HostileBack>,
     driver_alive: bool,
     faults: Faults,
-    /// No disk is made any more.
+    /// Whether no more disks are created.
     ending: bool,
-    /// Answers that guests checked who are dead now.
+    /// Number of responses that guests checked before they were destroyed.
     checked: u64,
 }
 
@@ -117,7 +117,7 @@ impl DiskWorld {
         world
     }
 
-    /// Takes every disk away in an orderly way.
+    /// Removes every disk in the regular way.
     pub fn end(&mut self) {
         self.ending = true;
         for i in 0..self.disks.len() {
@@ -128,14 +128,14 @@ impl DiskWorld {
         }
     }
 
-    /// Every queue of every honest disk has a request more.
+    /// Submits one more request in every queue of every honest disk.
     pub fn flush_by_every_queue(&mut self, sim: &mut Sim) {
         let honest = self.disks.iter_mut().filter(|disk| disk.kind == Kind::Honest);
         honest.filter_map(|disk| disk.guest.as_mut()).for_each(|g| g.flush_by_every_queue(sim));
     }
 
     /// # Panics
-    /// When a guest's driver holds more memory than a few sessions take.
+    /// If a guest's driver holds more memory than a few sessions need.
     pub fn assert_memory_is_bounded(&self) {
         // A ring of two pages, and for each of its slots 24 pages and one for the table.
         let most = 3 * QUEUES_OFFERED * (2 + 64 * (24 + 1));
@@ -144,7 +144,7 @@ impl DiskWorld {
         }
     }
 
-    /// What the error nodes of both ends of a disk say, by their codes.
+    /// Returns the codes in the error nodes of both ends of a disk.
     pub fn errors(&mut self, i: usize) -> Vec<String> {
         let addr = self.disks[i].addr;
         let ends = [addr.backend_path(), addr.frontend_path()];
@@ -154,7 +154,7 @@ impl DiskWorld {
     }
 
     /// # Panics
-    /// When anything is left that should have been given back.
+    /// If any resource is left that should have been released.
     pub fn assert_nothing_is_left(&self) {
         let daemon = self.daemon.as_ref().expect("the daemon runs");
         assert_eq!(daemon.holds(), "0 pages mapped, 0 ports open");
@@ -170,7 +170,7 @@ impl DiskWorld {
         self.store.borrow().check().expect("xenstore is whole");
     }
 
-    /// Answers that were checked.
+    /// Returns the number of checked responses.
     pub fn checked(&self) -> u64 {
         let alive = self.disks.iter().filter_map(|d| d.guest.as_ref());
         self.checked + alive.map(|g| g.checked).sum::<u64>()
@@ -242,12 +242,13 @@ impl DiskWorld {
     fn start_daemon(&mut self, sim: &mut Sim) {
         let (domain, media) = (self.machine.domain(DRIVER), Rc::clone(&self.media));
         let least = self.faults.queues.max(1) as u32;
-        // The next one may offer less than the one before, or more.
+        // The next daemon may offer less than the one before, or more.
         let config = Config {
             policy: self.faults.policy,
             max_indirect_segments: sim.pick(&[0, 12, 256]),
             max_ring_page_order: sim.pick(&[0, 4]),
-            // Never fewer than a guest's, whose requests in the queue that is missing would go nowhere.
+            // Never fewer queues than a guest uses: requests in a missing queue would never
+            // complete.
             max_queues: least + sim.below(u64::from(QUEUES_OFFERED as u32 - least) + 1) as u32,
         };
         let flaw = self.faults.flaw;
@@ -276,8 +277,8 @@ impl DiskWorld {
         };
     }
 
-    /// Whether the toolstack can clean up: both ends say that they are done, or one is gone. For
-    /// those who play tricks it does not wait.
+    /// Whether the toolstack can remove the device: both ends are closed, or one no longer exists.
+    /// It does not wait for hostile participants.
     fn is_over(&mut self, i: usize) -> bool {
         let Disk { kind, addr, .. } = self.disks[i];
         if kind != Kind::Honest {
@@ -294,7 +295,7 @@ impl DiskWorld {
         }
     }
 
-    /// Whether a disk can be made: nobody at either end remembers an earlier one.
+    /// Whether a disk can be created: neither end has state of an earlier one.
     fn is_free(&self, i: usize) -> bool {
         let disk = &self.disks[i];
         let forgotten = self.daemon.as_ref().is_none_or(|d| !d.serves(disk.addr));

@@ -1,4 +1,4 @@
-//! The driver domain: what serves vifs, as the real one does, but for threads and taps.
+//! The driver domain, which serves vifs as the real one does, but without threads and taps.
 
 use crate::wire::{CableEnd, CablePort};
 use crate::world::{Do, Turn};
@@ -25,33 +25,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 type Memory = Mortal<HeapMemory>;
 type Back = pvio_netback::Queue<Mortal<LocalDomain>, Box<[u8]>, Memory>;
 
-/// The in-flight records, which outlive the daemon.
+/// In-flight records, which survive the daemon.
 pub type Records = Rc<RefCell<BTreeMap<String, Memory>>>;
 
-/// A mistake to be made on purpose, to see that it is found.
+/// Deliberate defect, to verify that the simulation finds it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Flaw {
     #[default]
     None,
-    /// Workers sleep without asking for an event and looking once more.
+    /// Workers sleep without requesting notifications and without the final check.
     NoFinalCheck,
-    /// Resumes the first queue of a session by the record of the second, and the other way round.
+    /// Resumes the first queue of a session with the record of the second, and vice versa.
     SwapsRecords,
-    /// Resumes the first queue of a session only.
+    /// Resumes only the first queue of a session.
     ResumesOneQueue,
 }
 
 thread_local! {
-    /// How many sessions were resumed, and how many of them have several queues.
+    /// Number of resumed sessions, and of those with several queues.
     static RESUMED: Cell<[u32; 2]> = const { Cell::new([0; 2]) };
 }
 
-/// How many sessions were resumed since the last call, and how many of them have several queues.
+/// Returns the number of resumed sessions since the last call, and of those with several queues.
 pub fn take_resumed() -> [u32; 2] {
     RESUMED.take()
 }
 
-/// What a thread of the real daemon has.
+/// State of a thread of the real daemon.
 struct Served {
     queue: Back,
     port: CablePort,
@@ -60,9 +60,9 @@ struct Served {
     woken: Arc<AtomicBool>,
 }
 
-/// A queue's place, where the scheduler polls it.
+/// Slot of a queue, through which the scheduler polls it.
 type Seat = Rc<RefCell<Option<Served>>>;
-/// The seats of a NIC's queues.
+/// Slots of a NIC's queues.
 type Seats = Rc<RefCell<Vec<Seat>>>;
 
 pub struct Server {
@@ -74,9 +74,9 @@ pub struct Server {
     records: Records,
     flaw: Flaw,
     max_queues: u32,
-    /// How often the record of an earlier process was opened.
+    /// Number of times that a record of an earlier process was opened.
     reopened: u32,
-    /// Queues of the session that begins.
+    /// Number of queues of the new session.
     queues: usize,
     woken: Vec<Arc<AtomicBool>>,
 }
@@ -89,7 +89,7 @@ pub struct Running {
 /// Exchanges the sections of the first two queues in a vif's record of `len` bytes. The sections of the
 /// queues are the record's last ones; the header has the number of queues.
 fn swap_queues(record: &Memory, len: usize) {
-    /// Bytes of the two sections of a queue: 256 entries of 16 bytes behind 64 bytes each.
+    /// Size of the two sections of a queue in bytes: 256 entries of 16 bytes after 64 bytes each.
     const SECTIONS: usize = 2 * (64 + 256 * 16);
     let queues = record.load_u64(88, Ordering::Relaxed).expect("inside the record") as usize;
     if queues < 2 {
@@ -143,7 +143,7 @@ impl Serve<Mortal<LocalDomain>> for Server {
     }
 
     fn policy(&self) -> Policy {
-        // Half of the guests this way, half that way.
+        // Half of the guests use each policy.
         if self.guest.0.is_multiple_of(2) { Policy::Map } else { Policy::Copy }
     }
 
@@ -201,7 +201,7 @@ impl Served {
             || self.woken.load(Ordering::Relaxed)
     }
 
-    /// One step of a worker's loop.
+    /// Executes one step of a worker's loop.
     fn work(&mut self, flaw: Flaw, sim: &mut Sim) -> Result<(), QueueError> {
         self.turn = match self.turn {
             Turn::Asleep => {
@@ -225,7 +225,7 @@ impl Served {
     }
 }
 
-/// What the daemon can do.
+/// Action of the daemon.
 #[derive(Debug)]
 pub enum DaemonDo {
     Event,
@@ -273,7 +273,7 @@ impl Daemon {
         format!("{pages} pages mapped, {ports} ports open")
     }
 
-    /// The process dies here and now.
+    /// Ends the process immediately.
     pub fn crash(self) {
         self.crashed.set(true);
     }
@@ -292,7 +292,8 @@ impl Daemon {
         }
     }
 
-    /// Does something, and dies after so many steps of that if it has as many. Whether it lives.
+    /// Executes an action, and kills the process after `after` steps of it, if it has that many.
+    /// Returns whether the process is still alive.
     pub fn act_or_die(&mut self, action: &DaemonDo, after: Option<usize>, sim: &mut Sim) -> bool {
         run(after.unwrap_or(usize::MAX), || self.act(action, sim)).0.is_some()
     }
@@ -344,7 +345,7 @@ impl Daemon {
                 woken: Vec::new(),
             };
             let vif = Vif::new(Mortal(self.domain.clone()), server);
-            // As the real daemon decides.
+            // The same decision as in the real daemon.
             let state = read_state(&mut self.xs, &addr.backend_path()).expect("xenstore");
             let driver = BackendDriver::taking_over(addr, vif, state);
             self.devices.insert(addr, Device { driver, seats });

@@ -1,4 +1,4 @@
-//! A guest with a NIC, that sends and receives numbered frames.
+//! A guest with a NIC that sends and receives numbered frames.
 
 use crate::wire::{LANES, LEAST, Ledger};
 use crate::world::{Do, Turn};
@@ -13,17 +13,17 @@ use pvio_xenstored::{LocalClient, Store};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// What a guest can do.
+/// Action of the guest.
 #[derive(Debug)]
 pub enum GuestDo {
     Event,
-    /// A step of whoever takes frames in.
+    /// A step of the participant that receives frames.
     Work,
     Send,
     Publish,
-    /// It wants something else of its backend.
+    /// Change a setting that the backend has to apply.
     Change,
-    /// It says so, where that takes xenstore.
+    /// Write the setting to xenstore, if it is one that is requested there.
     Tell,
     Close,
     Reload,
@@ -38,7 +38,7 @@ pub struct Guest {
     xs: LocalClient,
     driver: Option<FrontendDriver<Nic<LocalDomain>>>,
     turn: Turn,
-    /// Most queues that it asks for.
+    /// Largest number of queues that it requests.
     queues: usize,
     session: u32,
     unpublished: bool,
@@ -48,7 +48,7 @@ pub struct Guest {
 }
 
 const BUS: &str = "bus";
-/// Bytes of room that it asks for.
+/// Headroom values that it requests, in bytes.
 const ROOMS: [u16; 3] = [0, 256, 2048];
 
 impl Guest {
@@ -117,7 +117,7 @@ impl Guest {
         if driver.class().is_connected() && !self.closing {
             menu.may(10, || Do::Guest(me, GuestDo::Change));
         }
-        // Looking at its queues is also what goes on with all that it asks for.
+        // Access to the queues also advances outstanding requests for settings.
         let nic = driver.class_mut();
         if nic.queue().is_none() {
             return;
@@ -243,7 +243,7 @@ impl Guest {
         }
     }
 
-    /// Whether there was room for the frame.
+    /// Sends a frame. Returns whether there was space for it.
     fn send_one(&mut self, lane: usize, len: usize) -> bool {
         let sends = Rc::clone(&self.sends);
         if !sends.borrow().has_room(len) {
@@ -253,7 +253,7 @@ impl Guest {
         match self.queues()[lane].send(&frame, Checksum::Unknown) {
             Ok(()) => sends.borrow_mut().sent(lane, len),
             Err(SendError::Full) => {
-                // It has to ask before it sleeps (again).
+                // It has to request a notification before it sleeps again.
                 self.turn = Turn::Check;
                 return false;
             }
@@ -263,7 +263,7 @@ impl Guest {
         true
     }
 
-    /// Sends a frame by every queue.
+    /// Sends a frame in every queue.
     pub fn send_by_every_queue(&mut self) {
         for lane in 0..LANES {
             if self.is_connected() && lane < self.queues().len() {
@@ -290,7 +290,7 @@ impl Guest {
     }
 
     /// # Panics
-    /// When something that it wants of a backend that is there was not told, or not done.
+    /// If a setting was not sent to a connected backend, or is not in force.
     pub fn assert_is_told(&self) {
         if !self.is_connected() {
             return;

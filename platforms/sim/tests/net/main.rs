@@ -1,12 +1,12 @@
-//! NICs, both ends, on one thread: frames come once, in order and whole, and a peer may die at any
-//! step.
+//! NICs with both ends on one thread. Frames arrive once, in order and complete, and a peer may end
+//! at any step.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`world`] | domains, the toolstack, what can befall them |
+//! | [`world`] | domains, the toolstack, possible actions |
 //! | [`daemon`] | the driver domain: [`pvio_netback`] as the real daemon runs it |
 //! | [`guest`] | a guest: [`pvio_netfront`] under traffic |
-//! | [`wire`] | the cable between the two vifs, and what is known of each frame |
+//! | [`wire`] | the cable between the two vifs, and the record of each frame |
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +20,7 @@ use pvio_sim::{Sim, attempt, run_seeds, settle, storm};
 use wire::LANES;
 use world::{Faults, NetWorld};
 
-/// A storm, a calm, and an orderly end.
+/// Runs a storm, then settles, then removes all devices in the regular way.
 fn run(sim: &mut Sim, faults: Faults) -> u64 {
     sim.note(format_args!("{faults:?}"));
     let mut world = NetWorld::new(faults);
@@ -66,7 +66,7 @@ fn sessions_are_resumed_wherever_the_daemon_dies() {
     assert!(all > runs && several > runs / 2);
 }
 
-/// A daemon that dies often, and guests of at most `queues` queues.
+/// Returns the faults of a daemon that is often killed, for guests with at most `queues` queues.
 fn resuming(queues: usize, flaw: Flaw) -> Faults {
     Faults { crash: true, often: 10, queues, flaw, ..Faults::default() }
 }

@@ -1,36 +1,37 @@
-//! What the frames of two vifs go through, and what is known of each of them.
+//! The cable between two vifs, and the record of each frame.
 
 use pvio_netback::port::{FRAME_MAX, NetPort, Offload, Packet, PortError, WouldBlock};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-/// Frames a direction of the cable holds.
+/// Number of frames that a direction of the cable holds.
 const DEPTH: usize = 32;
-/// Bytes on their way in a direction, at most: less than what a backend keeps for a guest that is
-/// slow to post buffers, so that nothing has to be dropped.
+/// Limit of the bytes in flight in a direction. It is less than a backend's backlog for a guest
+/// that is slow to post buffers, so that no frame has to be dropped.
 const WINDOW: usize = 256 * 1024;
-/// Bytes of an Ethernet header, a frame's number, its length and its lane.
+/// Size of an Ethernet header, a frame's number, its length and its lane, in bytes.
 pub const LEAST: usize = 14 + 8 + 4 + 1;
-/// Lanes of a direction: one for each queue that a NIC may have. A queue sends into the lane of its
-/// number. Of `n` queues, number `q` receives from the lanes whose numbers are `q` modulo `n`.
+/// Number of lanes of a direction: one for each possible queue of a NIC. A queue sends into the
+/// lane of its number. Of `n` queues, number `q` receives from the lanes whose numbers are `q`
+/// modulo `n`.
 pub const LANES: usize = 4;
 
-/// One direction of the cable: the frames of each lane.
+/// Record of one direction of the cable: the frames of each lane.
 #[derive(Default)]
 pub struct Ledger {
     flows: [Flow; LANES],
     pub received: u64,
 }
 
-/// The frames that were sent in a lane, in order, and those that arrived.
+/// Frames that were sent in a lane, in order, and those that arrived.
 #[derive(Default)]
 struct Flow {
     next: u64,
     last: u64,
-    /// Frames on their way: their numbers and lengths.
+    /// Frames in flight: their numbers and lengths.
     flying: VecDeque<(u64, usize)>,
-    /// Frames that may come once more than they were sent, or late, and how often.
+    /// Frames that may arrive more than once or late, and how often.
     again: BTreeMap<u64, u32>,
 }
 
@@ -40,7 +41,7 @@ impl Ledger {
         flying.map(|(_, len)| len).sum::<usize>() + len <= WINDOW
     }
 
-    /// The frame that would be sent next in a lane.
+    /// Returns the next frame to send in a lane.
     pub fn frame(&self, lane: usize, len: usize) -> Vec<u8> {
         content(lane, self.flows[lane].next + 1, len)
     }
@@ -54,8 +55,8 @@ impl Ledger {
     /// Records a frame that arrived on queue `queue` of `queues`.
     ///
     /// # Panics
-    /// When the frame is none that was sent, has come before, overtook another of its lane, left one
-    /// behind, or comes on another queue than that of its lane.
+    /// If the frame was never sent, is a duplicate, overtook another one of its lane, left one
+    /// behind, or arrives on the wrong queue for its lane.
     pub fn received(&mut self, frame: &[u8], queue: usize, queues: usize) {
         let lane = usize::from(*frame.get(26).expect("a frame shorter than any that was sent"));
         assert_eq!(
@@ -66,24 +67,24 @@ impl Ledger {
         self.received += u64::from(self.flows[lane].received(lane, frame));
     }
 
-    /// Frames that are on their way in each lane.
+    /// Returns the number of frames in flight in each lane.
     pub fn flying(&self) -> [usize; LANES] {
         self.flows.each_ref().map(|flow| flow.flying.len())
     }
 
-    /// Whoever carried what is on its way may do so once more.
+    /// Permits one repetition of the frames in flight: their sender may send them again.
     pub fn may_repeat(&mut self) {
         self.flows.iter_mut().for_each(Flow::may_repeat);
     }
 
-    /// What is on its way may be lost: somebody who carried it is gone.
+    /// Permits the loss of the frames in flight, since a participant that carried them has ended.
     pub fn forgive(&mut self) {
         self.flows.iter_mut().for_each(Flow::forgive);
     }
 }
 
 impl Flow {
-    /// Whether the frame is a new one.
+    /// Records an arrival. Returns whether the frame is new.
     fn received(&mut self, lane: usize, frame: &[u8]) -> bool {
         let number =
             frame.get(14..22).and_then(|b| b.first_chunk()).map(|b| u64::from_le_bytes(*b));
@@ -100,7 +101,7 @@ impl Flow {
             return false;
         }
         self.last = number;
-        // What was given up for lost may come after all, but what is counted on comes in order.
+        // Frames that may be lost may still arrive; the others must arrive in order.
         if self.flying.front().is_some_and(|(n, _)| number >= *n) {
             let (expected, len) = self.flying.pop_front().unwrap_or_default();
             assert_eq!((number, frame.len()), (expected, len), "a frame was lost");
@@ -120,14 +121,15 @@ impl Flow {
     }
 }
 
-/// The bytes of a frame.
+/// Returns the bytes of a frame.
 fn content(lane: usize, number: u64, len: usize) -> Vec<u8> {
     let mut frame = vec![0; len];
     for (i, word) in frame.chunks_mut(8).enumerate() {
         let mixed = (number << 16 | i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         word.copy_from_slice(&mixed.to_le_bytes()[..word.len()]);
     }
-    // To a station, of the type for local experiments (IEEE 802): nobody looks further into it.
+    // A unicast address, and the type for local experiments (IEEE 802): the contents are not
+    // parsed.
     frame[0] = 2;
     frame[12..14].copy_from_slice(&[0x88, 0xb5]);
     frame[14..22].copy_from_slice(&number.to_le_bytes());
@@ -155,7 +157,7 @@ pub fn cable() -> [CableEnd; 2] {
 }
 
 impl CableEnd {
-    /// The port of queue `queue` of `queues`.
+    /// Returns the port of queue `queue` of `queues`.
     pub fn port(&self, queue: usize, queues: usize) -> CablePort {
         let inward = self.inward.iter().skip(queue).step_by(queues);
         let inward = inward.map(Rc::clone).collect();
@@ -163,7 +165,7 @@ impl CableEnd {
     }
 }
 
-/// What a queue sends into, and receives from.
+/// Port of a queue at one end of the cable.
 pub struct CablePort {
     out: Lane,
     inward: Vec<Lane>,
@@ -171,7 +173,7 @@ pub struct CablePort {
 }
 
 impl CablePort {
-    /// Whether it would wake who waits for it.
+    /// Whether it would wake a waiting thread.
     pub fn is_ready(&self) -> bool {
         self.inward.iter().any(|lane| !lane.borrow().is_empty())
             || self.blocked && self.out.borrow().len() < DEPTH

@@ -1,4 +1,4 @@
-//! Two guests whose NICs are joined by a cable in a driver domain, and a toolstack.
+//! Two guests whose NICs are connected by a cable in a driver domain, and a toolstack.
 
 use crate::daemon::{Daemon, DaemonDo, Flaw, Records};
 use crate::guest::{Guest, GuestDo, SharedLedger};
@@ -19,18 +19,18 @@ use std::rc::Rc;
 const DRIVER: DomId = DomId(1);
 const GUESTS: [DomId; 2] = [DomId(10), DomId(11)];
 
-/// How a sleeper's turn goes; each step is one of the scheduler's.
+/// State of a participant that may sleep; each step is a separate action of the scheduler.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Turn {
     /// Awake.
     Poll,
-    /// Nothing was there: about to ask for an event and look once more.
+    /// No work was found: about to request notifications and to check once more.
     Check,
-    /// Only an event wakes it now.
+    /// Only an event can wake it.
     Asleep,
 }
 
-/// Everything that can happen.
+/// Possible actions.
 #[derive(Debug)]
 pub enum Do {
     Daemon(DaemonDo),
@@ -46,7 +46,7 @@ pub enum Do {
     Finish(usize),
 }
 
-/// Which faults a run has.
+/// Enabled faults of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
     pub crash: bool,
@@ -54,10 +54,10 @@ pub struct Faults {
     pub kill_guest: bool,
     pub remove: bool,
     pub close: bool,
-    /// How likely each is; a worker's step is 200.
+    /// Weight of each fault; a worker's step has 200.
     pub often: u32,
     pub flaw: Flaw,
-    /// Queues that a NIC has at most, 1 if this is 0.
+    /// Largest number of queues of a NIC; 0 means 1.
     pub queues: usize,
 }
 
@@ -131,18 +131,18 @@ impl NetWorld {
         world
     }
 
-    /// Frames that came, of both directions.
+    /// Returns the number of frames that arrived, in both directions.
     pub fn received(&self) -> u64 {
         self.ledgers.iter().map(|l| l.borrow().received).sum()
     }
 
     /// # Panics
-    /// When a guest's backend does not go by what the guest wants.
+    /// If a guest's settings are not in force in its backend.
     pub fn assert_all_is_told(&self) {
         self.nics.iter().filter_map(|nic| nic.guest.as_ref()).for_each(Guest::assert_is_told);
     }
 
-    /// Every queue of every guest has a frame more to send.
+    /// Sends one more frame in every queue of every guest.
     pub fn send_by_every_queue(&mut self) {
         let guests = self.nics.iter_mut().filter_map(|nic| nic.guest.as_mut());
         guests.for_each(Guest::send_by_every_queue);
@@ -154,7 +154,7 @@ impl NetWorld {
     }
 
     /// # Panics
-    /// When anything is left that should have been given back.
+    /// If any resource is left that should have been released.
     pub fn assert_nothing_is_left(&self) {
         let daemon = self.daemon.as_ref().expect("the daemon runs");
         assert_eq!(daemon.holds(), "0 pages mapped, 0 ports open");
@@ -185,12 +185,12 @@ impl NetWorld {
         remove_domain(&mut self.tool, id).expect("dom0 may");
     }
 
-    /// Whoever carried frames is gone, and they with it.
+    /// Permits the loss of frames in flight, since a participant that carried them has ended.
     fn forgive(&self) {
         self.ledgers.iter().for_each(|l| l.borrow_mut().forgive());
     }
 
-    /// The daemon's process ends. What it had sent and not recorded as sent is sent once more.
+    /// Ends the daemon's process. Frames that it had sent and not recorded as sent are sent again.
     fn crash(&mut self) {
         self.daemon.take().expect("on the menu only if it runs").crash();
         self.ledgers.iter().for_each(|l| l.borrow_mut().may_repeat());
@@ -261,7 +261,7 @@ impl World for NetWorld {
                 _ => {}
             }
         }
-        // After the guests, whose looking may have it something to do.
+        // After the guests, whose steps may create work for it.
         match &mut self.daemon {
             Some(daemon) => daemon.menu(&store.borrow(), menu),
             None if self.driver_alive => menu.must(30, Do::StartDaemon),
@@ -272,7 +272,7 @@ impl World for NetWorld {
     fn act(&mut self, action: Do, sim: &mut Sim) {
         match action {
             Do::Daemon(action) => {
-                // Now and then it dies in the middle of what it does.
+                // Sometimes it is killed during an action.
                 let dies =
                     self.faults.crash && sim.one_in(400 / u64::from(self.faults.often.max(1)));
                 let after = dies.then(|| sim.below(80) as usize);
@@ -293,7 +293,7 @@ impl World for NetWorld {
             Do::StartDaemon => {
                 let domain = self.machine.domain(DRIVER);
                 let lasting = (Rc::clone(&self.ports), Rc::clone(&self.records));
-                // The next one may offer fewer queues than the one before, or more.
+                // The next daemon may offer fewer queues than the one before, or more.
                 let how = (self.faults.flaw, 1 + sim.index(LANES) as u32);
                 self.daemon = Some(Daemon::start(domain, &self.store, lasting, how));
             }

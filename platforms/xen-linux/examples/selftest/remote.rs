@@ -1,7 +1,7 @@
-//! A peer in another domain, told what to do through xenstore.
+//! A peer in another domain, controlled through xenstore.
 //!
-//! Below a node of the guest's that both may write (`/local/domain/<guest>/data/pvio`), `ask` holds
-//! a number and words, and `answer` the same number and what came of them.
+//! Below a node of the guest that both may write (`/local/domain/<guest>/data/pvio`), `ask` holds a
+//! number and a command, and `answer` holds the same number and the result.
 
 use crate::checks::{LOST, LocalPeer, Peer, same, say};
 use pvio_event_channel::Port;
@@ -19,7 +19,7 @@ pub struct RemotePeer {
 }
 
 impl RemotePeer {
-    /// The peer that [`serve`]s below `base`; waits until it is there.
+    /// Returns the peer that [`serve`]s below `base`; waits until it runs.
     pub fn meet(id: DomId, base: String, mut xs: Client) -> Result<Self, String> {
         xs.watch(&format!("{base}/answer"), "answer").map_err(say)?;
         let mut peer = Self { id, base, xs, asked: 0 };
@@ -29,7 +29,7 @@ impl RemotePeer {
         Ok(peer)
     }
 
-    /// Tells it to end.
+    /// Stops the peer.
     pub fn dismiss(&mut self) -> Result<(), String> {
         self.ask("quit").map(drop)
     }
@@ -109,7 +109,7 @@ impl Peer for RemotePeer {
     }
 }
 
-/// Does as the other domain says, until it says `quit`.
+/// Executes the commands of the other domain until `quit`.
 pub fn serve(domain: XenDomain, base: &str) -> Result<(), String> {
     let mut xs = domain.xenstore().map_err(say)?;
     let mut peer = LocalPeer::new(domain);

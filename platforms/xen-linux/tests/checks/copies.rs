@@ -13,7 +13,7 @@ pub fn checks() -> Checks<'static> {
 }
 
 fn from(domain: DomId, gref: GrantRef, offset: usize, to: &mut [u8]) -> CopyOp<'_> {
-    // So that a status nobody wrote is found.
+    // So that a missing status is detected.
     let status = GrantStatus::NoSpace;
     CopyOp { domain, gref, offset, with: CopyBuf::FromGrant(to), status }
 }
@@ -26,7 +26,7 @@ fn both_ways(world: &mut World<'_>) -> Outcome {
     let gref = world.peer.grant(world.me.id(), 1, Access::ReadWrite)?[0];
     let peer = world.peer.id();
     let pattern: Vec<u8> = (0..4096_u32).map(|i| (i * 7 + i / 256) as u8).collect();
-    // A buffer that starts and ends in the middle of a page of ours.
+    // A buffer that starts and ends in the middle of a private page.
     let mut buffer = vec![0; 3 * 4096];
     buffer[1234..1234 + 4096].copy_from_slice(&pattern);
     let mut ops = [to(peer, gref, 0, &buffer[1234..1234 + 4096])];
@@ -71,7 +71,7 @@ fn mixed(world: &mut World<'_>) -> Outcome {
         Okay,
         BadGrantRef,
         Okay,
-        // Xen's word for writing to a read-only grant.
+        // Xen's status for writing to a read-only grant.
         GeneralError,
         BadCopyArgument,
         BadCopyArgument,
@@ -96,7 +96,7 @@ fn many(world: &mut World<'_>) -> Outcome {
         .enumerate()
         .map(|(i, word)| {
             let (gref, at) = place(i);
-            // Every fiftieth is bad.
+            // Every fiftieth reference is invalid.
             to(peer, if i % 50 == 49 { GrantRef(0x7000) } else { gref }, at, word)
         })
         .collect();

@@ -29,7 +29,7 @@ fn readable(channel: &Channel, ms: u32) -> Result<bool, String> {
     Ok(poll(&mut [PollFd::new(channel, PollFlags::IN)], Some(&time)).map_err(say)? == 1)
 }
 
-/// Both ends, with nothing pending on either.
+/// Returns both ends, without pending events.
 fn pair(world: &mut World<'_>) -> Result<(Channel, Port), String> {
     let theirs = world.peer.alloc(world.me.id())?;
     let ours = world.me.bind_interdomain(world.peer.id(), theirs).map_err(say)?;
@@ -118,13 +118,13 @@ fn uring(world: &mut World<'_>) -> Outcome {
     Ok(())
 }
 
-/// Interrupts of event channels this program has open.
+/// Returns the number of interrupts of the event channels that this program has open.
 fn interrupts() -> Result<u64, String> {
     let comm = std::fs::read_to_string("/proc/self/comm").map_err(say)?;
     let name = format!("evtchn:{}", comm.trim());
     let all = std::fs::read_to_string("/proc/interrupts").map_err(say)?;
     let ours = all.lines().filter(|line| line.trim_end().ends_with(&name));
-    // A number for each CPU, then words.
+    // Each line has a number for each CPU, then text.
     let counts = |line: &str| -> u64 {
         line.split_whitespace().skip(1).map_while(|word| word.parse::<u64>().ok()).sum()
     };

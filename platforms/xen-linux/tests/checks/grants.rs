@@ -24,7 +24,7 @@ pub fn checks() -> Checks<'static> {
     ]
 }
 
-/// For a domain that cannot map its own grants.
+/// Returns the check for a domain that cannot map its own grants.
 pub fn refused_here() -> Checks<'static> {
     vec![("map: a domain's own grants are refused", Box::new(own_refused))]
 }
@@ -87,7 +87,7 @@ fn large(world: &mut World<'_>) -> Outcome {
     same("address ranges after", ranges_of("gntdev"), before)
 }
 
-/// A reference nobody granted.
+/// Returns a reference that was not granted.
 fn nobody() -> GrantRef {
     GrantRef(u32::MAX - 5)
 }
@@ -160,7 +160,7 @@ fn each_good(world: &mut World<'_>) -> Outcome {
     for (i, gref) in grefs.iter().enumerate() {
         same("what the peer sees", world.peer.read(*gref, 9, 1)?, vec![i as u8 ^ 0xff])?;
     }
-    // The last one keeps all of them.
+    // The last mapping keeps all pages mapped.
     let last = mapped.remove(7).map_err(say)?;
     drop(mapped);
     same("a byte of the last", byte(&last, 0), Some(7))?;
@@ -180,7 +180,7 @@ fn each_mixed(world: &mut World<'_>) -> Outcome {
     same("the good ones", [statuses[0], statuses[2], statuses[5]], [None; 3])?;
     same("out of the table", [statuses[1], statuses[6]], [out_of_table; 2])?;
     same("read-only", statuses[3], Some(GrantStatus::PermissionDenied))?;
-    // Xen says no more of an entry that is for somebody else.
+    // Xen returns no more specific status for an entry of another domain.
     same("another domain's", statuses[4], Some(GrantStatus::GeneralError))?;
     for (i, at) in [0, 2, 5].into_iter().enumerate() {
         let page = mapped[at].as_ref().map_err(say)?;
@@ -205,7 +205,7 @@ fn each_large(world: &mut World<'_>) -> Outcome {
     Ok(())
 }
 
-/// An entry that is in use cannot be taken back, so one that could is not in use.
+/// An entry in use cannot be ended, so an entry that could be ended is not in use.
 fn unmapped(world: &mut World<'_>) -> Outcome {
     let from = world.peer.id();
     for round in 0..10 {
@@ -235,7 +235,7 @@ fn ended(world: &mut World<'_>) -> Outcome {
     same("what is mapped", byte(&mapping, 0), Some(b'o'))?;
     mapping.write_bytes(0, b"!").ok_or("not writable")?;
     same("the owner's contents", world.peer.read(grefs[0], 0, 3)?, b"new".to_vec())?;
-    // For so long the entry is as it was; the kernel tries again later to end it.
+    // The entry stays unchanged for that time; the kernel tries to end it later.
     let again = world.me.map(from, &grefs, Access::ReadOnly).map_err(say)?;
     same("mapped again", byte(&again, 0), Some(b'!'))?;
     drop((mapping, again));

@@ -1,6 +1,6 @@
-//! What is to hold on real Xen, one named check for each thing; `examples/selftest.rs` runs them
-//! one by one, in one domain that plays both ends or against a peer in another, and `tests/xen.rs`
-//! runs them where there is a Xen.
+//! Checks on real Xen, each with a name. `examples/selftest.rs` runs them one by one, in one domain
+//! for both ends or against a peer in another domain, and `tests/xen.rs` runs them on machines with
+//! Xen.
 
 mod copies;
 mod events;
@@ -17,13 +17,13 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Long enough for anything that happens at all, under emulation.
+/// Timeout for any operation, long enough under emulation.
 pub const LOST: Duration = Duration::from_secs(20);
 
-/// Why a check failed.
+/// Outcome of a check, with the reason of a failure.
 pub type Outcome = Result<(), String>;
 
-/// Ends a check unless the condition holds.
+/// Ends a check unless the condition is true.
 macro_rules! ensure {
     ($condition:expr, $($why:tt)+) => {
         if !$condition {
@@ -33,7 +33,7 @@ macro_rules! ensure {
 }
 pub(crate) use ensure;
 
-/// For `?`.
+/// Converts an error to text, for `?`.
 pub fn say(error: impl Display) -> String {
     error.to_string()
 }
@@ -43,34 +43,34 @@ pub fn same<T: PartialEq + std::fmt::Debug>(what: &str, is: T, wanted: T) -> Out
     if is == wanted { Ok(()) } else { Err(format!("{what}: {is:?}, not {wanted:?}")) }
 }
 
-/// The domain under test, the other end, and what else a check may use.
+/// Domain under test, its peer, and other resources of a check.
 pub struct World<'a> {
     pub me: XenDomain,
     pub peer: &'a mut dyn Peer,
-    /// A program that maps a page and waits to be killed, if there is one:
-    /// `PROGRAM hold <domain> <gref> <port>`.
+    /// Program that maps a page and waits to be killed, if there is one: `PROGRAM hold <domain>
+    /// <gref> <port>`.
     pub holder: Option<PathBuf>,
 }
 
 /// Names and functions of checks.
 pub type Checks<'a> = Vec<(&'static str, Box<dyn Fn(&mut World<'_>) -> Outcome + 'a>)>;
 
-/// Checks in which pages of the other end are mapped.
+/// Returns the checks in which pages of the peer are mapped.
 pub fn mapping() -> Checks<'static> {
     [grants::checks(), notify::checks()].into_iter().flatten().collect()
 }
 
-/// Checks that take another end, and in which nothing is mapped.
+/// Returns the checks that need a peer, and in which no page is mapped.
 pub fn copying() -> Checks<'static> {
     [copies::checks(), events::checks()].into_iter().flatten().collect()
 }
 
-/// Checks of this domain alone.
+/// Returns the checks of this domain alone.
 pub fn own() -> Checks<'static> {
     [pages::checks(), store::checks()].into_iter().flatten().collect()
 }
 
-/// Every check there is, both ends in this domain.
+/// Runs every check, with both ends in this domain. Returns the counts.
 pub fn run_alone(me: XenDomain, holder: Option<PathBuf>) -> (usize, usize) {
     let mut peer = LocalPeer::new(me.clone());
     let mut world = World { me, peer: &mut peer, holder };
@@ -85,7 +85,7 @@ pub fn run_alone(me: XenDomain, holder: Option<PathBuf>) -> (usize, usize) {
     counts.fold((0, 0), |sum, (passed, failed)| (sum.0 + passed, sum.1 + failed))
 }
 
-/// Runs checks, prints a line for each, and counts.
+/// Runs checks, prints a line for each, and returns the counts.
 pub fn run(prefix: &str, checks: &Checks<'_>, world: &mut World<'_>) -> (usize, usize) {
     let (mut passed, mut failed) = (0, 0);
     for (name, check) in checks {
@@ -99,7 +99,7 @@ pub fn run(prefix: &str, checks: &Checks<'_>, world: &mut World<'_>) -> (usize, 
                 println!("FAIL {prefix}{name}: {why}");
             }
         }
-        // Whatever a failed check left on the other end is not to disturb the next.
+        // Resources that a failed check left at the peer must not affect the next check.
         if let Err(why) = world.peer.forget() {
             println!("FAIL {prefix}{name}: the peer did not clean up: {why}");
             failed += 1;
@@ -108,7 +108,7 @@ pub fn run(prefix: &str, checks: &Checks<'_>, world: &mut World<'_>) -> (usize, 
     (passed, failed)
 }
 
-/// How many of this process's address ranges belong to a device.
+/// Returns the number of this process's address ranges that belong to a device.
 pub fn ranges_of(device: &str) -> usize {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     maps.lines().filter(|line| line.ends_with(device)).count()

@@ -1,4 +1,4 @@
-//! What the other end learns when a mapping goes.
+//! Notifications of the peer when a mapping is removed.
 
 use super::{Checks, LOST, Outcome, World, ensure, same, say};
 use pvio_event_channel::EventChannels;

@@ -1,4 +1,4 @@
-//! The other end, as a check sees it.
+//! The peer of a check.
 
 use super::say;
 use pvio_event_channel::{EventChannel, EventChannels, Port};
@@ -7,7 +7,7 @@ use pvio_ring::shm::Region;
 use pvio_xen_linux::{Channel, Pages, XenDomain};
 use std::collections::HashMap;
 
-/// A domain that grants pages and has event channels, and does as it is told.
+/// Domain that grants pages and has event channels, on request of a check.
 pub trait Peer {
     fn id(&self) -> DomId;
     /// Grants new pages to `to`.
@@ -15,17 +15,17 @@ pub trait Peer {
     fn end(&mut self, grefs: &[GrantRef]) -> Result<(), String>;
     fn write(&mut self, gref: GrantRef, at: usize, bytes: &[u8]) -> Result<(), String>;
     fn read(&mut self, gref: GrantRef, at: usize, len: usize) -> Result<Vec<u8>, String>;
-    /// A port that `to` may bind to.
+    /// Allocates a port that `to` may bind to.
     fn alloc(&mut self, to: DomId) -> Result<Port, String>;
     fn notify(&mut self, port: Port, times: u32) -> Result<(), String>;
-    /// Waits for an event, for at most some milliseconds.
+    /// Waits for an event, for at most `ms` milliseconds.
     fn wait(&mut self, port: Port, ms: u32) -> Result<bool, String>;
     fn close(&mut self, port: Port) -> Result<(), String>;
-    /// Lets go of everything.
+    /// Releases all grants and ports.
     fn forget(&mut self) -> Result<(), String>;
 }
 
-/// A domain that does it itself.
+/// Peer in this process.
 pub struct LocalPeer {
     domain: XenDomain,
     pages: HashMap<GrantRef, (Pages, usize)>,
@@ -64,7 +64,7 @@ impl Peer for LocalPeer {
     }
 
     fn end(&mut self, grefs: &[GrantRef]) -> Result<(), String> {
-        // The pages stay, to be looked at.
+        // The pages stay allocated, so that a check can read them.
         grefs.iter().try_for_each(|gref| self.domain.end_access(*gref).map_err(say))
     }
 

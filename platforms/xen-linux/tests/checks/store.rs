@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::time::Duration;
 
 const DEVICE: &str = "/dev/xen/xenbus";
-/// Below the domain's own directory, in a part it may write.
+/// Directory below the domain's own one, in a part that it may write.
 const BASE: &str = "data/pvio-selftest";
 
 pub fn checks() -> Checks<'static> {
@@ -104,7 +104,7 @@ fn watches(_: &mut World<'_>) -> Outcome {
     same("below", event(&mut xs)?, of("w/below", "tok"))?;
     other.write(&node("elsewhere"), b"1").map_err(say)?;
     quiet(&mut xs)?;
-    // One that comes while an answer is waited for.
+    // An event that arrives while a response is awaited.
     xs.write(&node("w"), b"2").map_err(say)?;
     same("by oneself", event(&mut xs)?, of("w", "tok"))?;
     other.rm(&node("w")).map_err(say)?;
@@ -123,7 +123,7 @@ fn flood(_: &mut World<'_>) -> Outcome {
     for i in 0..300 {
         other.write(&node(&format!("f/{}", i % 100)), format!("{i}").as_bytes()).map_err(say)?;
     }
-    // The last one has been sent by when this is answered; equal ones are one.
+    // By the time of this response, the last event has been sent; equal events are merged.
     let mut seen = std::collections::BTreeSet::new();
     while let Some(event) = xs.wait_event(Some(Duration::from_millis(200))).map_err(say)? {
         seen.insert(event.path);
@@ -137,7 +137,7 @@ fn refused_watch(_: &mut World<'_>) -> Outcome {
     let refused = xs.watch("no//path", "t").map_err(|error| error.errno());
     same("a path that is none", refused, Err(Some(XsErrno::Inval)))?;
     let refused = xs.watch("@nothing", "t").map_err(|error| error.errno());
-    // One server knows no such event, another takes any.
+    // Some servers reject an unknown special event, others accept any.
     ensure!(matches!(refused, Ok(()) | Err(Some(_))), "{refused:?}");
     xs.read("domid").map_err(say).map(drop)
 }
@@ -147,7 +147,7 @@ fn transactions(_: &mut World<'_>) -> Outcome {
     transaction(&mut xs, |tx| {
         tx.write(&node("t/1"), b"a")?;
         tx.write(&node("t/2"), b"b")?;
-        // Not there for anybody else yet.
+        // Not visible to other connections yet.
         assert!(other.read(&node("t/1")).unwrap_err().is_not_found());
         Ok::<_, XsError>(())
     })
