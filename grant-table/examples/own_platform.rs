@@ -1,4 +1,4 @@
-//! Grants and events of a hypervisor of one's own: a domain is a grant table, an event page and frames.
+//! Grants and events of a custom hypervisor: a domain has a grant table, an event page and frames.
 //!
 //! ```console
 //! $ cargo run -p pvio-grant-table --example own_platform

@@ -235,8 +235,8 @@ pub trait Region: SharedMemory {
     #[inline]
     fn read_bytes(&self, offset: usize, out: &mut [u8]) -> Option<()> {
         let from = self.range(offset, out.len())?.as_ptr();
-        // SAFETY: `range` checked the source; `out` is exclusively ours and cannot overlap it,
-        // since no reference into shared memory exists.
+        // SAFETY: `range` checked the source; `out` is borrowed exclusively and cannot overlap
+        // it, since no reference into shared memory exists.
         unsafe { copy_from_shared(from, out) };
         Some(())
     }

@@ -72,7 +72,7 @@ mod model {
         parts: Parts,
     }
 
-    /// The orderings are those of the implementation for real memory.
+    /// The orderings are those of `directions.rs`, the implementation for real memory.
     impl IndexMemory for View<'_> {
         fn load_prod(&self) -> u32 {
             let order = if self.parts.acquire { Ordering::Acquire } else { Ordering::Relaxed };

@@ -72,7 +72,7 @@ fn a_disk_is_agreed_on() {
     w.store.borrow().check().unwrap();
 }
 
-/// What the frontends of PROTOCOLS §5 write, each as its keys, and how it is to be understood.
+/// The requests of known frontends, each as its keys, and the request that must be read from it.
 #[test]
 fn the_known_frontends_are_understood() {
     let event = ("event-channel", "3");

@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let backend = Domain::join(dir.path(), driver)?;
     let backend = thread::spawn(move || serve(backend, addr).map_err(|error| error.to_string()));
 
-    // The guest. Requests block; `disk.queue()` has the queue that does not.
+    // The guest. These requests block; `disk.queue()` returns the queue for non-blocking requests.
     let domain = Domain::join(dir.path(), guest)?;
     let xenstore = domain.xenstore()?;
     let mut disk = Session::attach(domain, xenstore, addr, Duration::from_secs(20))?;

@@ -1,4 +1,4 @@
-//! Two NIC frontends with smoltcp on top. Each has a vif backend, and a wire in memory joins the two.
+//! Two NIC frontends with smoltcp. Each has a vif backend; the backends are connected in memory.
 //!
 //! ```console
 //! $ cargo run -p pvio-netfront --features smoltcp --example smoltcp

@@ -147,7 +147,7 @@ impl<P: Granter> Tx<P> {
             let TxResponse { id, status } = TxResponse::read(&mut slot).unwrap_or_default();
             if status == rsp::NULL {
                 // The response to an extra segment, whose id has no meaning. It must not be matched
-                // with a request, which would then stay in flight for ever.
+                // with a request, which would then never be completed.
                 self.extras = self.extras.checked_sub(1).ok_or(BackendFault::TxId(id))?;
                 continue;
             }

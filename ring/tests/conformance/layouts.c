@@ -1,4 +1,4 @@
-/* Prints what the headers say: "name value" a line, sizes and offsets in bytes. */
+/* Prints the values of the headers: one "name value" per line, sizes and offsets in bytes. */
 #include "xen_headers.h"
 
 #define SIZE(name, type) printf(name " %zu\n", sizeof(type))

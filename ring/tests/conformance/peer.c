@@ -1,12 +1,12 @@
-/* One end of a shared ring, driven by ring.h's own macros, against a peer in another process.
+/* One side of a shared ring, driven by ring.h's own macros, with a peer in another process.
  *
  *   peer front|back blk|tx|rx FILE PAGES START COUNT
  *
  * FILE is the shared ring. A byte on standard input is the peer's notification, a byte on standard
- * output is ours. Sleeps (reads standard input) whenever the final check allows it, so that one lost
- * notification stops everything. Every field of every request and response is a function of its
- * number (`mix`), which the peer computes too; the first wrong one ends the program with status 1.
- * Says "ok items=COUNT waits=N notifies=N" on standard error at the end. */
+ * output is this side's. Sleeps (reads standard input) whenever the final check allows it, so that a
+ * single lost notification stops the exchange. Every field of every request and response is a function
+ * of its number (`mix`), which the peer computes too; the program exits with status 1 at the first wrong
+ * one. Prints "ok items=COUNT waits=N notifies=N" on standard error at the end. */
 #include "xen_headers.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -54,7 +54,7 @@ static uint64_t mix(uint64_t item, uint64_t field)
     return x ^ (x >> 29);
 }
 
-/* --- one item of each kind: make it, or check it --- */
+/* --- items of each kind: fill in, or check --- */
 
 static void blk_request_of(uint64_t n, struct blkif_request *req)
 {
@@ -123,7 +123,7 @@ static void blk_response_of(uint64_t n, struct blkif_response *rsp)
     blk_request_of(n, &req);
     memset(rsp, 0, sizeof *rsp);
     rsp->id = req.id;
-    /* An indirect request is answered as what it does, as Linux's backend has it. */
+    /* The response to an indirect request has the inner operation code, as in Linux's backend. */
     rsp->operation = req.operation == BLKIF_OP_INDIRECT
                          ? ((struct blkif_request_indirect *)&req)->indirect_op : req.operation;
     rsp->status = -(int16_t)(mix(n, 6) % 3);
@@ -209,10 +209,10 @@ static uint64_t rx_check_response(uint64_t oldest, struct netif_rx_response *got
     return oldest;
 }
 
-/* --- the two ends, the same for every kind of ring --- */
+/* --- both sides, the same for every kind of ring --- */
 
 #define MAX_SLOTS 1024
-static uint8_t answered[MAX_SLOTS]; /* by number of request, modulo; one bit of what is in flight */
+static uint8_t answered[MAX_SLOTS]; /* by request number modulo MAX_SLOTS: 1 if it has a response */
 
 #define DEFINE_ENDS(kind, ring_name, in_order)                                                     \
     static void kind##_front(void *mem, size_t bytes, RING_IDX start, uint64_t count)              \

@@ -1,6 +1,6 @@
-/* Xen's public headers as a user-space program can use them: their barriers first. Built with
- * -DX86_32, 64-bit fields are aligned to 4 bytes, which is all that tells the i386 ABI apart here;
- * Linux' blkback lays the same structs out with the same pragma. */
+/* Xen's public headers for a user-space program, after the barriers that they need. With -DX86_32,
+ * 64-bit fields are aligned to 4 bytes, which is the only difference of the i386 ABI here; Linux's
+ * blkback uses the same pragma for the same structs. */
 #ifndef PVIO_XEN_HEADERS_H
 #define PVIO_XEN_HEADERS_H
 

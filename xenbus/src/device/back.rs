@@ -263,7 +263,7 @@ impl BackendMachine {
         use XenbusState as S;
         match (self.connected, self.failed) {
             (true, _) if self.state == S::Reconfigured => BackAction::Reconfigured,
-            // The toolstack removes the device: tell the frontend by Closing.
+            // The toolstack removes the device: notify the frontend with state Closing.
             (true, _) if !online && self.state == S::Connected => BackAction::StartClosing,
             (true, _) => BackAction::None,
             (false, true) if self.state == S::Closed => BackAction::None,

@@ -89,8 +89,8 @@ pub trait FrontendClass {
         false
     }
 
-    /// Ends the session. Outstanding requests are kept, to be submitted again if the device is
-    /// prepared again. The backend may still have rings and pages mapped.
+    /// Ends the session. Outstanding requests are saved and submitted again if the device is prepared
+    /// again. The backend may still have rings and pages mapped.
     fn disconnect(&mut self);
 
     /// Releases earlier sessions: according to its state, the backend has unmapped them, so their

@@ -1,10 +1,10 @@
 /*
- * A hypervisor for Debian's xenstored to believe in, preloaded into it by the tests: every domain
+ * An emulated hypervisor for Debian's xenstored, preloaded into it by the tests: every domain
  * exists, a domain's shared page is a file in $FAKE_XEN, and events from domains arrive as ports
  * (4 bytes each) through the FIFO $FAKE_XEN/events. Port N belongs to domain N.
  *
- * Written against the declarations of libxen-dev. xenstored 4.17 cannot do without: told not to
- * set up dom0 (-D) it crashes on its first request, having no table of domains.
+ * Uses the declarations of libxen-dev. xenstored 4.17 cannot run without a hypervisor: with the
+ * option not to set up dom0 (-D) it crashes on its first request, because it has no table of domains.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -41,7 +41,7 @@ static int shared_page(unsigned int domid)
     return fd;
 }
 
-/* Linux gives a xenstored in dom0 its page and port through these two files. */
+/* In dom0, Linux provides xenstored with its page and port through these two files. */
 int open(const char *path, int flags, ...)
 {
     va_list args;
@@ -79,7 +79,7 @@ xenevtchn_handle *xenevtchn_open(xentoollog_logger *l, unsigned int flags)
     char path[512];
 
     in_dir(path, sizeof(path), "events");
-    /* Open for writing too, so that the pipe never ends. */
+    /* Opened for writing, too, so that a read never returns the end of the pipe. */
     events = syscall(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC, 0);
     return events < 0 ? NULL : (xenevtchn_handle *)handle;
 }

@@ -145,7 +145,7 @@ impl<M: Region + Clone> Memory<M> {
         let tables = self.tables.as_ref()?;
         let (page, count) = (from / PAGE_SIZE, bytes.div_ceil(PAGE_SIZE));
         let parts = self.pages_per_slot.div_ceil(self.segments);
-        // Each part but the last has as many pages as a table covers.
+        // Each part but the last has `self.segments` pages, and its tables have room for as many.
         let first = (slot * parts + page / self.segments) * tables_of(self.segments);
         for n in 0..count {
             // Written again for each request: the backend can write to the table, too.
