@@ -1,4 +1,4 @@
-//! A port of one's own under a NIC backend: it echoes packets and counts them.
+//! A custom port for a NIC backend: it echoes packets and counts them.
 //!
 //! ```console
 //! $ cargo run -p pvio-netback --example own_port
@@ -24,7 +24,7 @@ impl NetPort for Echo {
     type Buf = Box<[u8]>;
     const HEADROOM: usize = 0;
 
-    /// `WouldBlock` holds the guest back while no buffer is free.
+    /// While no buffer is free, `WouldBlock` delays the guest's packets.
     fn reserve(&mut self) -> Result<Box<[u8]>, WouldBlock> {
         if self.waiting.len() < 64 { Ok(vec![0; FRAME_MAX].into()) } else { Err(WouldBlock) }
     }

@@ -7,7 +7,7 @@
 //! | ARP | the sender's hardware address is the vif's | the sender's IP is the vif's, or none (a probe) |
 //! | IPv4 | – | the source is the vif's, or 0.0.0.0 in a DHCP request |
 //! | IPv6 | – | the source is the vif's, the link-local address of its MAC, or `::` for ICMPv6 |
-//! | neighbour discovery | every link-layer address is the vif's | it advertises the vif's address, no router, no redirect |
+//! | neighbour discovery | every link-layer address is the vif's | the vif's address only; no router, no redirect |
 //!
 //! Neighbour discovery in fragments, or after more extension headers than real hosts send, is
 //! dropped, since it cannot be validated (RFC 6980).

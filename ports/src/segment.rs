@@ -5,7 +5,7 @@ use crate::Gso;
 use pvio_netback::wire::headers;
 use pvio_ring::proto::checksum::{IpVersion, Transport};
 
-/// Iterator over the segments of a TCP packet.
+/// Segmentation of a TCP packet in progress.
 #[derive(Debug)]
 pub(crate) struct Segments<'a> {
     frame: &'a [u8],

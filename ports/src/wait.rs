@@ -47,8 +47,8 @@ pub trait Wait: NetPort {
 
     /// Whether [`pump`](Self::pump) has work. Never waits, and is cheap if there is none.
     ///
+    /// # Errors
     /// A system error.
-    /// What the system says.
     fn look(&mut self) -> io::Result<bool>;
 }
 
