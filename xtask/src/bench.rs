@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: pvio beside its references, as a table and as JSON.
+//! `cargo xtask bench`: pvio compared with its references, as a table and as JSON.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use crate::exec;
 
-/// Builds `pvio-bench` in release and runs one of its suites; its output passes through, then its
-/// rows are shown as a table. True if it went well.
+/// Builds `pvio-bench` in release mode and runs one of its suites. Passes its output through, then
+/// prints its rows as a table. Returns whether it succeeded.
 ///
 /// # Errors
 /// It does not build or run, or writes no rows.
@@ -32,7 +32,7 @@ pub fn run(suite: &str, json: Option<&Path>, more: &[String]) -> Result<bool> {
     Ok(true)
 }
 
-/// What a row holds, and the heading and the decimals it gets.
+/// Columns of the table: key in the row, heading, number of decimals.
 const COLUMNS: &[(&str, &str, usize)] = &[
     ("suite", "suite", 0),
     ("case", "case", 0),
@@ -49,7 +49,7 @@ const COLUMNS: &[(&str, &str, usize)] = &[
     ("reference_cpu", "reference", 0),
 ];
 
-/// The rows, aligned: words to the left, numbers to the right.
+/// Formats the rows as a table: text is left-aligned, numbers are right-aligned.
 fn table(json: &str) -> Result<String> {
     let rows: Vec<Value> = serde_json::from_str(json).context("rows of pvio-bench")?;
     let mut lines = vec![COLUMNS.iter().map(|(_, name, _)| (*name).to_owned()).collect::<Vec<_>>()];

@@ -1,19 +1,19 @@
-//! The real command, a real disk image, a real guest.
+//! End-to-end tests: the release build of the command, real disk images, a hosted guest.
 //!
-//! Everything runs in a network namespace of its own, which goes away with everything in it
-//! whatever happens.
+//! Everything runs in a network namespace, which is deleted at the end together with all processes
+//! in it.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`serve`] | a disk image's files, fetched from the guest; a clean end |
-//! | [`faults`] | a domain killed while it works |
-//! | [`inputs`] | what the command says when it cannot do what it is asked |
+//! | [`serve`] | a disk image's files, fetched from the guest; an orderly shutdown |
+//! | [`faults`] | domains that are killed while in use |
+//! | [`inputs`] | the command's messages for invalid input |
 //! | [`scratch`] | `pvio check` |
-//! | [`machine`] | the command running, and what must not be left of it |
-//! | [`fetch`] | files by curl, compared with a folder |
-//! | [`image`] | the folder, and disk images made of it |
+//! | [`machine`] | the running command, and what must be removed when it ends |
+//! | [`fetch`] | files fetched with curl, compared with a directory |
+//! | [`image`] | the directory, and disk images with its files |
 //! | [`netns`] | the network namespace |
-//! | [`proc`] | processes, as `/proc` shows them |
+//! | [`proc`] | processes in `/proc` |
 
 mod faults;
 mod fetch;
@@ -35,11 +35,11 @@ use crate::report::{Counts, Report};
 use crate::{exec, tools};
 use netns::NetNs;
 
-/// What every check uses.
+/// State that all checks share.
 struct World {
-    /// The command, built in release.
+    /// Path of the command, built in release mode.
     pvio: PathBuf,
-    /// Room on a disk, whose path is short enough for a Unix socket's.
+    /// A directory on a disk, with a path short enough for a Unix socket.
     dir: TempDir,
     net: NetNs,
 }
@@ -50,13 +50,13 @@ impl World {
     }
 }
 
-/// Builds the command and puts it through everything.
+/// Builds the command and runs all checks.
 pub fn run() -> Result<Report> {
     if let Some(why) = hindrance() {
         return Ok(Report::skipped(why));
     }
     let pvio = exec::pvio()?;
-    // On a disk if there is one: io_uring on a file in memory is another path in the kernel.
+    // On a disk, if available: io_uring on a file of a tmpfs uses another path in the kernel.
     let var = Path::new("/var/tmp");
     let base = if var.is_dir() { var.to_path_buf() } else { std::env::temp_dir() };
     let dir = tempfile::Builder::new().prefix("pvio-e2e-").tempdir_in(base)?;
@@ -69,7 +69,7 @@ pub fn run() -> Result<Report> {
     Ok(checks.0)
 }
 
-/// Why none of this can run here, and what would help.
+/// Returns the reason why the tests cannot run here, with the remedy.
 fn hindrance() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("network namespaces and taps need root; run it by sudo".to_owned());
@@ -86,12 +86,12 @@ fn hindrance() -> Option<String> {
     probe.err().map(|error| format!("no network namespaces here: {error:#}"))
 }
 
-/// The checks so far, counted one by one.
+/// Results so far; each check counts as one test.
 #[derive(Default)]
 struct Checks(Report);
 
 impl Checks {
-    /// Runs one and says what came of it; `None` if it failed.
+    /// Runs a check and prints the result; returns `None` if it failed.
     fn check<T>(&mut self, name: &str, check: impl FnOnce() -> Result<T>) -> Option<T> {
         let start = Instant::now();
         let outcome = check();

@@ -1,4 +1,4 @@
-//! Programs run with their output captured, a deadline, and no survivors.
+//! Running programs with captured output and a deadline; no process survives.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -14,17 +14,17 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
-/// From here on Ctrl-C, SIGTERM and SIGHUP end whatever [`run`] or a waiting check is at, with an
-/// error that unwinds through every guard, so that nothing is left behind.
+/// From here on, SIGINT, SIGTERM and SIGHUP end the current [`run`] or waiting check with an error.
+/// It unwinds through all guards, so that nothing is left behind.
 pub fn stop_on_signals() {
     let set = ctrlc::set_handler(|| STOPPING.store(true, Ordering::Relaxed));
     set.expect("the first handler of the process");
 }
 
-/// Whether a signal asked us to stop.
+/// Fails if a signal requested a stop.
 ///
 /// # Errors
-/// If it did.
+/// A signal did.
 pub fn go_on() -> Result<()> {
     if STOPPING.load(Ordering::Relaxed) {
         bail!("interrupted");
@@ -32,19 +32,19 @@ pub fn go_on() -> Result<()> {
     Ok(())
 }
 
-/// What a program did.
+/// The result of a program.
 pub struct Ran {
-    /// How it ended.
+    /// Its exit status.
     pub status: ExitStatus,
-    /// Standard output and standard error, as they came.
+    /// Standard output and standard error, interleaved.
     pub output: String,
 }
 
-/// Runs `command` in a process group of its own with no standard input, and waits.
+/// Runs `command` in a new process group without standard input, and waits.
 ///
 /// # Errors
-/// It could not be started, was not done after `deadline`, or we were interrupted. In the last two
-/// cases its whole process group is killed first.
+/// It could not be started, did not end before `deadline`, or a signal requested a stop. In the
+/// last two cases its process group is killed first.
 pub fn run(command: &mut Command, deadline: Duration) -> Result<Ran> {
     let mut log = tempfile::tempfile().context("a file for the output")?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
@@ -57,10 +57,10 @@ pub fn run(command: &mut Command, deadline: Duration) -> Result<Ran> {
     }
 }
 
-/// Runs `command` like [`run`], and takes a bad end for an error that shows its output.
+/// Does as [`run`]; an unsuccessful exit status is an error that contains the output.
 ///
 /// # Errors
-/// Those of [`run`], and any exit status but 0.
+/// Those of [`run`], and any exit status except 0.
 pub fn succeed(command: &mut Command, deadline: Duration) -> Result<String> {
     let ran = run(command, deadline)?;
     if !ran.status.success() {
@@ -69,8 +69,8 @@ pub fn succeed(command: &mut Command, deadline: Duration) -> Result<String> {
     Ok(ran.output)
 }
 
-/// A process group; what is left of it is killed when this is dropped. Until then its leader is
-/// not reaped, so that its number cannot become somebody else's.
+/// A process group, killed when dropped. Until then its leader is not reaped, so that its process
+/// id is not reused.
 pub struct Group {
     child: Child,
 }
@@ -79,22 +79,22 @@ impl Group {
     /// Starts `command` as the leader of a group.
     ///
     /// # Errors
-    /// The program is not there or may not be run.
+    /// The program does not exist or cannot be executed.
     pub fn spawn(command: &mut Command) -> Result<Self> {
         let child =
             command.process_group(0).spawn().with_context(|| format!("run {}", shown(command)))?;
         Ok(Self { child })
     }
 
-    /// The leader's process id.
+    /// Returns the leader's process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// How the leader ended, if it did.
+    /// Returns the exit status of the leader, if it has ended.
     ///
     /// # Errors
-    /// The system does not say.
+    /// `waitid` fails.
     pub fn ended(&self) -> Result<Option<ExitStatus>> {
         let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let Some(status) = waitid(WaitId::Pid(Pid::from_child(&self.child)), how)? else {
@@ -105,10 +105,10 @@ impl Group {
         Ok(Some(ExitStatus::from_raw(raw)))
     }
 
-    /// Waits for the leader's end.
+    /// Waits for the exit status of the leader.
     ///
     /// # Errors
-    /// It still runs after `deadline`, or we were interrupted.
+    /// It is still running after `deadline`, or a signal requested a stop.
     pub fn wait(&self, deadline: Duration) -> Result<ExitStatus> {
         let start = Instant::now();
         let mut nap = Duration::from_millis(1);
@@ -128,7 +128,7 @@ impl Group {
     /// Sends `signal` to the leader alone.
     ///
     /// # Errors
-    /// It is gone already.
+    /// It has already ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         Ok(rustix::process::kill_process(Pid::from_child(&self.child), signal)?)
     }
@@ -141,7 +141,7 @@ impl Drop for Group {
     }
 }
 
-/// A file all of whose text is read again from the start.
+/// Reads a file from the start.
 fn read_back(file: &mut File) -> Result<String> {
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(0))?;
@@ -149,25 +149,25 @@ fn read_back(file: &mut File) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// A command line to be read by a person.
+/// Formats a command line for display.
 pub fn shown(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
     words.join(" ")
 }
 
-/// The repository.
+/// Returns the root of the repository.
 pub fn root() -> PathBuf {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
     xtask.parent().expect("xtask/ lies in the repository").to_path_buf()
 }
 
-/// Where cargo builds.
+/// Returns cargo's target directory.
 pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// The cargo we were started by, run at the root of the repository.
+/// Returns a command for the cargo that started this program, in the root of the repository.
 pub fn cargo() -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(cargo);
@@ -175,7 +175,7 @@ pub fn cargo() -> Command {
     command
 }
 
-/// The command, built in release.
+/// Builds the command in release mode; returns its path.
 ///
 /// # Errors
 /// It does not build.

@@ -1,20 +1,20 @@
-//! pvio against real Xen: Xen, a Debian dom0 and stock Debian guests, emulated by QEMU.
+//! pvio on real Xen: Xen, a Debian dom0 and stock Debian guests, emulated by QEMU.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`needs`] | what the host must have: QEMU, apt's lists |
-//! | [`cache`] | what was fetched: packages unpacked, Xen and the kernel ready to boot |
-//! | [`debs`] | Debian's packages, downloaded and never installed |
-//! | [`kernel`] | a plain kernel image, modules with what they need |
+//! | [`needs`] | requirements of the host: QEMU, apt's lists |
+//! | [`cache`] | downloaded files: unpacked packages, Xen and the kernel ready to boot |
+//! | [`debs`] | Debian packages, downloaded but not installed |
+//! | [`kernel`] | an uncompressed kernel image, modules with their dependencies |
 //! | [`kernels`] | older and newer kernels that some guests boot |
-//! | [`libs`] | the libraries a program needs |
-//! | [`images`] | what is in dom0's and the guests' memory at the start |
-//! | [`cpio`] | the format of that |
-//! | [`agent`] | the lab's `/init`, and the table of scenarios it knows |
+//! | [`libs`] | the shared libraries of a program |
+//! | [`images`] | the initramfs images of dom0 and the guests |
+//! | [`cpio`] | their format |
+//! | [`agent`] | the lab's `/init`, and its table of scenarios |
 //! | [`boot`] | QEMU running Xen: its console, its end |
-//! | [`choose`] | which scenarios, and on how many machines |
-//! | [`queue`] | what is left of them, and which machine runs what next |
-//! | [`mod@run`] | scenarios one after another, boot after boot |
+//! | [`choose`] | selection of scenarios and of the number of machines |
+//! | [`queue`] | the remaining scenarios, and which machine runs the next one |
+//! | [`mod@run`] | runs scenarios one after another, in several boots if necessary |
 //! | [`report`] | the table and the JSON |
 //! | [`mod@bench`] | `cargo xtask bench xen` |
 
@@ -45,47 +45,47 @@ use boot::Machine;
 use cache::Cache;
 use images::Programs;
 
-/// What to do with the lab.
+/// Commands of the lab.
 #[derive(Subcommand)]
 pub enum Command {
-    /// List every scenario: whose backend, what kind of guest, what it shows.
+    /// List all scenarios: backend, guest type, and the tested property.
     List,
     /// Run scenarios and print a table.
     Run {
-        /// `NAME`, `NAME:BACKEND`, `NAME:BACKEND:KIND`, with empty words for any; or `all`.
+        /// `NAME`, `NAME:BACKEND`, `NAME:BACKEND:KIND`; an empty part matches all; or `all`.
         scenarios: Vec<String>,
-        /// Where the rows go, as a JSON array.
+        /// File to write the rows to, as a JSON array.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
-        /// The command to test, instead of building it.
+        /// The `pvio` to test, instead of building it.
         #[arg(long, value_name = "PATH")]
         pvio: Option<PathBuf>,
-        /// Keep consoles and logs, and say where.
+        /// Keep consoles and logs, and print their location.
         #[arg(long)]
         keep: bool,
-        /// Machines at once, each with a processor and 3 GB; as many as there is room for, up to
-        /// two, if left out.
+        /// Number of parallel machines, each with a processor and 3 GB; if left out, one or two,
+        /// depending on processors and memory.
         #[arg(long, value_name = "N")]
         jobs: Option<usize>,
     },
-    /// Boot and give this terminal a shell in dom0; Ctrl-A X leaves.
+    /// Boot, and run a shell in dom0 on this terminal; Ctrl-A X ends it.
     Shell {
-        /// The command to put in, instead of building it.
+        /// The `pvio` to include, instead of building it.
         #[arg(long, value_name = "PATH")]
         pvio: Option<PathBuf>,
     },
-    /// Only fetch.
+    /// Only download.
     #[command(hide = true)]
     Fetch,
-    /// Only fetch and build.
+    /// Only download and build.
     #[command(hide = true)]
     Build,
 }
 
-/// Does it. True if all went well.
+/// Runs a command; returns whether it succeeded.
 ///
 /// # Errors
-/// The lab cannot be had, or was interrupted.
+/// The lab is not available, or a signal requested a stop.
 pub fn run(command: Command) -> Result<bool> {
     match command {
         Command::List => {
@@ -112,10 +112,10 @@ pub fn run(command: Command) -> Result<bool> {
     }
 }
 
-/// All scenarios, each a check.
+/// Runs the scenarios that are checks, each as a test.
 ///
 /// # Errors
-/// Interrupted.
+/// A signal requested a stop.
 pub fn check(install: bool) -> Result<Report> {
     let jobs = choose::jobs();
     let options = run::Options { json: None, pvio: None, keep: false, jobs, bench: false };
@@ -143,7 +143,7 @@ fn shell(pvio: Option<PathBuf>) -> Result<bool> {
     })
 }
 
-/// Builds what is to be put in and writes dom0's image into a folder.
+/// Builds the programs and writes dom0's image into a directory.
 fn write_image(cache: &Cache, pvio: Option<PathBuf>, dir: &Path) -> Result<PathBuf> {
     let pvio = match pvio {
         Some(pvio) => pvio,

@@ -1,15 +1,15 @@
-//! Every check of the project, one command.
+//! All checks of the project, in one command.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | `test` | `cargo xtask test`: the steps, how they are counted, the closing line |
-//! | `e2e` | the last of those steps: the real command, a real image, a real guest |
-//! | `lab` | pvio against real Xen, emulated |
-//! | `bench` | `cargo xtask bench`: pvio beside its references, as a table and as JSON |
-//! | `report` | what came of a step, and the sum of several |
+//! | `test` | `cargo xtask test`: the steps, how tests are counted, the summary line |
+//! | `e2e` | end-to-end tests: the real command, a real image, a hosted guest |
+//! | `lab` | pvio on real Xen, emulated |
+//! | `bench` | `cargo xtask bench`: pvio compared with its references, as a table and as JSON |
+//! | `report` | the result of a step, and the sum of several |
 //! | `samples` | QEMU's own sample images |
-//! | `tools` | what the checks need of the machine, and how it gets there |
-//! | `exec` | programs run with their output captured, a deadline, and no survivors |
+//! | `tools` | Debian packages that the checks need, and their installation |
+//! | `exec` | running programs with captured output and a deadline |
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -26,7 +26,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Every check of the project.
+/// All checks of the project.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Args {
@@ -36,26 +36,26 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the checks, all or those named, and close with `N passed, N failed, N skipped`.
+    /// Run all checks, or those named, and print `N passed, N failed, N skipped`.
     Test {
         /// The steps to run.
         #[arg(value_enum)]
         steps: Vec<test::Step>,
-        /// Never install a missing Debian package, even as root.
+        /// Do not install missing Debian packages, even as root.
         #[arg(long)]
         no_install: bool,
     },
-    /// Real Xen with stock guests, emulated: run scenarios, or look around.
+    /// Real Xen with stock guests, emulated: run scenarios, or a shell.
     #[command(subcommand)]
     Lab(lab::Command),
-    /// Measure pvio beside its references on this machine.
+    /// Measure pvio and its references on this machine.
     Bench {
-        /// What to measure: `disk`, `net` or `ring`, or `xen`: a stock guest's in the lab.
+        /// The suite: `disk`, `net` or `ring`, or `xen` for a stock guest in the lab.
         suite: String,
-        /// Where the rows go, as a JSON array.
+        /// File to write the rows to, as a JSON array.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
-        /// More arguments for pvio-bench: `-- --runs 3`.
+        /// Further arguments of pvio-bench: `-- --runs 3`.
         #[arg(last = true)]
         more: Vec<String>,
     },

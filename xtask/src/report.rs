@@ -1,26 +1,26 @@
-//! What came of a step of the checks.
+//! The result of a step of the checks.
 
 use std::fmt;
 use std::iter::Sum;
 use std::ops::Add;
 
-/// How many tests went which way.
+/// Number of tests by result.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Counts {
-    /// Ran, and found what they should.
+    /// Tests that succeeded.
     pub passed: usize,
-    /// Ran, and did not.
+    /// Tests that failed.
     pub failed: usize,
-    /// Could not run here, and said so.
+    /// Tests that could not run here and reported it.
     pub skipped: usize,
 }
 
 impl Counts {
-    /// One that passed.
+    /// One test that passed.
     pub const PASSED: Self = Self { passed: 1, failed: 0, skipped: 0 };
-    /// One that failed.
+    /// One test that failed.
     pub const FAILED: Self = Self { passed: 0, failed: 1, skipped: 0 };
-    /// One that was skipped.
+    /// One test that was skipped.
     pub const SKIPPED: Self = Self { passed: 0, failed: 0, skipped: 1 };
 }
 
@@ -47,35 +47,35 @@ impl fmt::Display for Counts {
     }
 }
 
-/// What came of one step.
+/// The result of a step.
 #[derive(Default)]
 pub struct Report {
-    /// Its tests; a step without tests of its own counts as one.
+    /// Results of its tests; a step without individual tests counts as one.
     pub counts: Counts,
-    /// Lines to be read whatever happened: `SKIPPED: …` above all.
+    /// Lines that are always printed, mainly `SKIPPED: …`.
     pub notes: Vec<String>,
-    /// What went wrong, with the captured output.
+    /// Error messages, with the captured output.
     pub trouble: String,
 }
 
 impl Report {
-    /// A step without tests of its own that went well.
+    /// Returns the result of a successful step without individual tests.
     pub fn passed() -> Self {
         Self { counts: Counts::PASSED, ..Self::default() }
     }
 
-    /// A step that failed as a whole.
+    /// Returns the result of a step that failed as a whole.
     pub fn failed(trouble: impl Into<String>) -> Self {
         Self { counts: Counts::FAILED, trouble: trouble.into(), ..Self::default() }
     }
 
-    /// A step that could not run here; `why` says what to do about it.
+    /// Returns the result of a step that could not run here; `why` contains the remedy.
     pub fn skipped(why: impl fmt::Display) -> Self {
         let notes = vec![format!("SKIPPED: {why}")];
         Self { counts: Counts::SKIPPED, notes, ..Self::default() }
     }
 
-    /// Both.
+    /// Combines two results.
     pub fn and(mut self, other: Self) -> Self {
         self.counts = self.counts + other.counts;
         self.notes.extend(other.notes);
@@ -83,7 +83,7 @@ impl Report {
         self
     }
 
-    /// In a word.
+    /// Returns the result as one word.
     pub fn verdict(&self) -> &'static str {
         match self.counts {
             Counts { failed: 1.., .. } => "FAILED",

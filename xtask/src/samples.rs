@@ -1,5 +1,5 @@
-//! QEMU's own sample images, which its tests read: fetched as an ordinary user can, out of Debian's
-//! source package. They are QEMU's and no part of pvio.
+//! QEMU's own sample images, which pvio's tests read, from Debian's source package of QEMU.
+//! Fetching them needs no root privileges. They are part of QEMU, not of pvio.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,16 +11,16 @@ use anyhow::{Context, Result, ensure};
 use crate::lab::cache;
 use crate::{exec, tools};
 
-/// Where they are in the package.
+/// Path of the images in the source package.
 const FOLDER: &str = "tests/qemu-iotests/sample_images";
-/// Longer than any mirror should take for 35 MB.
+/// Timeout of a download of 35 MB.
 const DOWNLOAD: Duration = Duration::from_secs(300);
 const QUICK: Duration = Duration::from_secs(60);
 
-/// A folder with the images, fetched if it is not there.
+/// Returns a directory with the images; downloads them if necessary.
 ///
 /// # Errors
-/// apt has no sources, or does not bring them.
+/// apt has no sources, or the download fails.
 pub fn fetch() -> Result<PathBuf> {
     let base = cache::base()?;
     let dir = base.join("qemu-samples");
@@ -41,7 +41,7 @@ pub fn fetch() -> Result<PathBuf> {
     ensure!(!packed.is_empty(), "QEMU's source package has no {FOLDER}");
     for file in packed {
         exec::succeed(tools::program("bunzip2")?.arg(file.path()), QUICK)?;
-        // Hundreds of megabytes of zeroes.
+        // Hundreds of megabytes of zeros.
         let unpacked = file.path().with_extension("");
         exec::succeed(tools::program("fallocate")?.arg("--dig-holes").arg(unpacked), QUICK)?;
     }
@@ -51,7 +51,7 @@ pub fn fetch() -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Downloads QEMU's source package into a folder; its archive.
+/// Downloads QEMU's source package into a directory; returns the archive.
 fn download(work: &Path) -> Result<PathBuf> {
     let [sources, lists, cache, package] =
         ["sources", "lists", "cache", "package"].map(|name| work.join(name));
@@ -59,7 +59,7 @@ fn download(work: &Path) -> Result<PathBuf> {
         fs::create_dir_all(dir)?;
     }
     write_sources(&sources)?;
-    // Lists of its own: those of the machine are root's, and mostly without sources.
+    // Separate lists: those of the system belong to root, and usually do not include sources.
     let apt = |words: &[&str]| {
         let mut apt = Command::new("apt-get");
         for (option, dir) in [
@@ -81,7 +81,8 @@ fn download(work: &Path) -> Result<PathBuf> {
     archive.context("the source package has no archive of QEMU's")
 }
 
-/// apt's sources of this machine, those of binaries made such of sources.
+/// Writes the apt sources of this machine, with entries for binaries replaced by entries for
+/// sources.
 fn write_sources(to: &Path) -> Result<()> {
     let etc = Path::new("/etc/apt");
     let parts = fs::read_dir(etc.join("sources.list.d")).into_iter().flatten().flatten();

@@ -1,14 +1,14 @@
-//! `cargo xtask test`: the steps, how they are counted, the closing line.
+//! `cargo xtask test`: the steps, how tests are counted, the summary line.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`steps`] | the steps that are one cargo command each |
-//! | [`examples`] | the examples of the libraries run |
-//! | [`package`] | the crates can be published |
-//! | [`tally`] | what `cargo test` printed, as numbers |
-//! | [`nostd`] | the device code links without `std` |
-//! | [`quick`] | a minute for what changed |
-//! | [`layers`] | who may depend on whom, where things may stand, what the book names |
+//! | [`steps`] | steps that consist of one cargo command |
+//! | [`examples`] | runs the examples of the libraries |
+//! | [`package`] | checks that the crates can be published |
+//! | [`tally`] | counts from the output of `cargo test` |
+//! | [`nostd`] | checks that the device code links without `std` |
+//! | [`quick`] | short checks of the changed files |
+//! | [`layers`] | allowed dependencies, locations of `unsafe` and xenstore keys, names in the documentation |
 
 mod examples;
 mod layers;
@@ -27,34 +27,36 @@ use crate::report::{Counts, Report};
 use crate::tools::{self, Tools};
 use crate::{e2e, exec, lab};
 
-/// A step, in the order they run.
+/// The steps, in the order in which they run.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Step {
     /// The sources are formatted.
     Fmt,
-    /// clippy has nothing to say, with every feature and in every target.
+    /// clippy reports no warning, with all features and for all targets.
     Clippy,
     /// Unit and integration tests.
     Unit,
-    /// Documentation: it builds without a warning. Its examples and those of the libraries run.
+    /// The documentation builds without a warning. Its examples and those of the libraries run.
     Doc,
-    /// The device code links without `std`, and would not if something brought it.
+    /// The device code links without `std`, and a dependency on `std` would break the build.
     Nostd,
-    /// The notification protocol of a ring, every interleaving.
+    /// The notification protocol of a ring, in all interleavings.
     Loom,
-    /// Who may depend on whom, where `unsafe` and xenstore keys may stand, what the book names.
+    /// Allowed dependencies of packages and modules, locations of `unsafe` and xenstore keys, names
+    /// in the documentation.
     Layers,
     /// Every crate can be published.
     Package,
-    /// The real command, a real disk image, a real guest.
+    /// The real command, real disk images, a hosted guest.
     E2e,
     /// Real Xen, a Debian dom0 and stock Debian guests, emulated.
     Lab,
-    /// Only by name: formatting, layers, clippy and unit tests of what changed since the merge base.
+    /// Only if named: formatting, layers, clippy and unit tests of what has changed since the merge
+    /// base.
     Quick,
 }
 
-/// What runs if no step is named: fast checks first.
+/// The steps that run if none is named: fast ones first.
 const ALL: &[Step] = &[
     Step::Fmt,
     Step::Layers,
@@ -85,7 +87,7 @@ impl Step {
         }
     }
 
-    /// Whether the step runs programs that come with Debian packages.
+    /// Returns whether the step runs programs of Debian packages.
     fn needs_tools(self) -> bool {
         matches!(self, Self::Clippy | Self::Unit | Self::Doc | Self::E2e)
     }
@@ -95,11 +97,11 @@ impl Step {
     }
 }
 
-/// Runs `steps`, or all if none is named, and prints the table and the closing line. True if
-/// nothing failed.
+/// Runs `steps`, or all if none is named, and prints the table and the summary line. Returns
+/// whether nothing failed.
 ///
 /// # Errors
-/// Interrupted.
+/// A signal requested a stop.
 pub fn run(steps: &[Step], install: bool) -> Result<bool> {
     let steps = if steps.is_empty() { ALL } else { steps };
     let mut table = Vec::new();

@@ -1,4 +1,4 @@
-//! What the checks need of the machine, and how it gets there: Debian's packages, by apt.
+//! Debian packages that the checks need, and their installation by apt.
 
 use std::env;
 use std::ffi::OsStr;
@@ -11,16 +11,16 @@ use anyhow::{Context, Result};
 
 use crate::exec;
 
-/// A thing that must be there, and the package that brings it.
+/// A required program or file, and the package that contains it.
 struct Need {
-    /// A program's name, or a file's absolute path in which `*` stands for one folder of any name
-    /// with that beginning.
+    /// Name of a program, or absolute path of a file, in which `*` stands for the rest of a
+    /// directory's name.
     what: &'static str,
     /// The Debian package; a trailing `*` stands for a version.
     package: &'static str,
 }
 
-/// Everything `cargo xtask test` uses beyond the Rust toolchain.
+/// All programs and files that `cargo xtask test` needs in addition to the Rust toolchain.
 const NEEDS: &[Need] = &[
     Need { what: "gcc", package: "gcc" },
     Need { what: "/usr/include/stdio.h", package: "libc6-dev" },
@@ -47,18 +47,18 @@ const NEEDS: &[Need] = &[
     Need { what: "fusermount3", package: "fuse3" },
 ];
 
-/// What came of looking for the tools.
+/// The result of checking the tools.
 pub enum Tools {
-    /// All there, and which packages were installed for it.
+    /// All are available; with the packages that were installed.
     Ready(Vec<String>),
-    /// Some are missing; the text says which and what to do.
+    /// Some are missing; the text says which, and the remedy.
     Missing(String),
 }
 
-/// Looks for every tool and, as root and if `install`, has apt bring what is missing.
+/// Checks for every tool; as root and with `install`, installs missing packages.
 ///
 /// # Errors
-/// apt could not even be started.
+/// apt could not be started.
 pub fn ensure(install: bool) -> Result<Tools> {
     let missing = missing();
     if missing.is_empty() {
@@ -73,7 +73,7 @@ pub fn ensure(install: bool) -> Result<Tools> {
         let line = format!("sudo apt-get install {}", packages(&missing).join(" "));
         return Ok(Tools::Missing(format!("{whats} not found; run: {line}")));
     }
-    // apt-cache knows versions only after the update.
+    // apt-cache only finds the version after the update.
     let update = apt(&["update"])?;
     let packages = packages(&missing);
     println!("    installing {}", packages.join(" "));
@@ -89,10 +89,10 @@ pub fn ensure(install: bool) -> Result<Tools> {
     )))
 }
 
-/// Has apt look what there is and install packages; what it said. Root may.
+/// Updates apt's lists and installs packages; returns the output. Needs root privileges.
 ///
 /// # Errors
-/// apt could not even be started.
+/// apt could not be started.
 pub fn install(packages: &[&str]) -> Result<String> {
     Ok(apt(&["update"])? + &apt_install(packages)?)
 }
@@ -102,10 +102,10 @@ fn apt_install(packages: &[&str]) -> Result<String> {
     apt(&[&words, packages].concat())
 }
 
-/// `apt-get WORDS`; what it said, whatever came of it.
+/// Runs `apt-get` and returns the output, whatever the exit status.
 ///
 /// # Errors
-/// It could not even be started.
+/// It could not be started.
 pub fn apt(words: &[&str]) -> Result<String> {
     let mut command = Command::new("apt-get");
     command.args(words).env("DEBIAN_FRONTEND", "noninteractive");
@@ -116,7 +116,7 @@ fn missing() -> Vec<&'static Need> {
     NEEDS.iter().filter(|need| find(need.what).is_none()).collect()
 }
 
-/// The packages of `needs`, each once, versions looked up.
+/// Returns the packages of `needs` without duplicates, with their versions looked up.
 fn packages(needs: &[&Need]) -> Vec<String> {
     let mut packages: Vec<String> = needs
         .iter()
@@ -130,7 +130,7 @@ fn packages(needs: &[&Need]) -> Vec<String> {
     packages
 }
 
-/// The newest package whose name is `stem` and a version number.
+/// Returns the newest package whose name is `stem` followed by a version number.
 fn versioned(stem: &str) -> Option<String> {
     let mut search = Command::new("apt-cache");
     search.args(["search", "--names-only", &format!("^{stem}[0-9.]+$")]);
@@ -139,12 +139,12 @@ fn versioned(stem: &str) -> Option<String> {
     names.max().map(str::to_owned)
 }
 
-/// Where a program or file of [`Need::what`]'s kind is.
+/// Returns the path of a program or file, in the format of [`Need::what`].
 pub fn find(what: &str) -> Option<PathBuf> {
     if let Some(path) = what.strip_prefix('/') {
         return find_file(Path::new("/"), path);
     }
-    // A plain user's PATH lacks the folders mke2fs and ip live in.
+    // The PATH of an ordinary user lacks the directories of mke2fs and ip.
     let path = env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
     env::split_paths(&path).chain(usual).map(|dir| dir.join(what)).find(|file| file.is_file())
@@ -164,10 +164,10 @@ fn find_file(base: &Path, rest: &str) -> Option<PathBuf> {
         .find_map(|entry| find_file(&entry.path(), after))
 }
 
-/// A command for a program that [`find`] finds.
+/// Returns a command for a program that [`find`] finds.
 ///
 /// # Errors
-/// It is not there.
+/// It is not installed.
 pub fn program(name: impl AsRef<OsStr>) -> Result<Command> {
     let name = name.as_ref().to_string_lossy();
     let path = find(&name).with_context(|| format!("{name} is not installed"))?;

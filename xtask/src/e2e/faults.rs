@@ -1,5 +1,6 @@
-//! A domain killed while it works. A driver domain comes back and its guest goes on; without its
-//! guest, or its hypervisor, everything ends. Nothing is left, nothing spins.
+//! Domains that are killed while in use. A driver domain is restarted and its guest continues. If
+//! the guest or the hypervisor ends, everything ends, nothing is left, and no process is in a busy
+//! loop.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use super::machine::Machine;
 use super::{Checks, World, fetch, proc, serve};
 use crate::exec::{Group, succeed};
 
-/// Each process of the machine killed once.
+/// Kills each process of a machine once.
 pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
     let folder = world.dir().join("ext4");
     let disk = world.dir().join("ext4.img").display().to_string();
@@ -62,7 +63,7 @@ pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
     Ok(())
 }
 
-/// A download of the big file that has begun and will take a while.
+/// Starts a download of the big file that takes some time.
 fn slow_download(world: &World, url: &str) -> Result<Group> {
     let to = world.dir().join("slow.bin");
     let _ = std::fs::remove_file(&to);
@@ -82,7 +83,7 @@ fn slow_download(world: &World, url: &str) -> Result<Group> {
     bail!("the download does not begin")
 }
 
-/// Waits until the machine serves the big file whole again.
+/// Waits until the machine serves the complete big file again.
 fn recovered(world: &World, machine: &mut Machine<'_>, big: &Entry) -> Result<()> {
     let restarted = "the driver domain ended (killed) and was started again";
     machine.wait_for("a new driver domain", |machine| {

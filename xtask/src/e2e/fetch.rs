@@ -1,4 +1,4 @@
-//! Files by curl, compared with a folder.
+//! Files fetched with curl, compared with a directory.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,24 +11,24 @@ use super::World;
 use super::image::{self, Entry};
 use crate::{exec, tools};
 
-/// Everything at once, on a busy machine.
+/// Timeout of all downloads together, on a busy machine.
 const SLOW: Duration = Duration::from_secs(240);
 
-/// One URL's content.
+/// Returns the content of a URL.
 pub fn text(world: &World, url: &str) -> Result<String> {
     let mut curl = curl(world)?;
     exec::succeed(curl.args(["--max-time", "20", url]), SLOW)
 }
 
-/// The HTTP status of one URL.
+/// Returns the HTTP status of a URL.
 pub fn status(world: &World, url: &str) -> Result<String> {
     let mut curl = world.net.command(Path::new(tools::program("curl")?.get_program()))?;
     curl.args(["--silent", "--output", "/dev/null", "--write-out", "%{http_code}"]);
     exec::succeed(curl.args(["--max-time", "20", url]), SLOW)
 }
 
-/// Fetches every file from the guest at `url` and compares its sum, over several connections at
-/// once if `parallel`, else over one that is kept.
+/// Fetches every file from the guest at `url` and compares its checksum. Uses several connections
+/// if `parallel`, else one persistent connection.
 pub fn all(world: &World, url: &str, entries: &[Entry], parallel: bool) -> Result<()> {
     let into = tempfile::tempdir_in(world.dir())?;
     let mut config = String::new();
@@ -52,7 +52,7 @@ pub fn all(world: &World, url: &str, entries: &[Entry], parallel: bool) -> Resul
     Ok(())
 }
 
-/// A part of a file, compared with the same part of the original.
+/// Fetches a part of a file and compares it with the original.
 pub fn range(world: &World, url: &str, original: &Path, from: usize, to: usize) -> Result<()> {
     let file = world.dir().join("range");
     let mut curl = curl(world)?;
@@ -67,7 +67,7 @@ pub fn range(world: &World, url: &str, original: &Path, from: usize, to: usize) 
     Ok(())
 }
 
-/// curl inside the namespace; what HTTP calls an error is one.
+/// Returns a curl command in the namespace that fails on HTTP errors.
 pub fn curl(world: &World) -> Result<std::process::Command> {
     let mut curl = world.net.command(Path::new(tools::program("curl")?.get_program()))?;
     curl.args(["--fail", "--fail-early", "--silent", "--show-error"]);
@@ -75,7 +75,7 @@ pub fn curl(world: &World) -> Result<std::process::Command> {
     Ok(curl)
 }
 
-/// A path as it stands in a URL.
+/// Escapes a path for a URL.
 fn escaped(path: &str) -> String {
     let mut url = String::new();
     for byte in path.bytes() {

@@ -1,4 +1,4 @@
-//! A folder of awkward files, and disk images made of it.
+//! A directory of unusual files, and disk images with its files.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -12,28 +12,28 @@ use sha2::{Digest, Sha256};
 use crate::{exec, tools};
 
 const QUICK: Duration = Duration::from_secs(60);
-/// The big file: 32 MiB and an odd end.
+/// Size of the big file in bytes: 32 MiB and an odd remainder.
 const BIG: usize = (32 << 20) + 12_345;
 
 /// A SHA-256 sum.
 pub type Sum = [u8; 32];
 
-/// A file's path below the folder, and its sum.
+/// A file's path relative to the directory, and its checksum.
 pub struct Entry {
-    /// Without a slash in front.
+    /// The path, without a leading slash.
     pub path: String,
-    /// Of its content.
+    /// The checksum of its contents.
     pub sum: Sum,
 }
 
-/// Makes the folder: many small files, folders in folders, a big file, names that have to be
-/// escaped, an empty file. If it is not for FAT, also symbolic links, and a name beyond Unicode's
-/// first 65,536 characters, which mtools would shorten.
+/// Creates the directory: many small files, nested directories, a big file, names that must be
+/// escaped, an empty file. Unless it is for FAT, also symlinks, and a name with a character above
+/// U+FFFF, which mtools would shorten.
 pub fn folder(at: &Path, fat: bool) -> Result<()> {
     for i in 0..240_u32 {
         let dir = at.join(format!("many/{}/{}", i % 4, i % 7));
         fs::create_dir_all(&dir)?;
-        // From nothing to 23 KiB, across every block boundary.
+        // Sizes from 0 to 23 KiB, across all block boundaries.
         noise(&dir.join(format!("file-{i:03}.bin")), (i as usize * 97) % 23_900, u64::from(i))?;
     }
     let deep = at.join("a/b/c/d/e/f/g/h");
@@ -53,7 +53,7 @@ pub fn folder(at: &Path, fat: bool) -> Result<()> {
     Ok(())
 }
 
-/// Bytes without a pattern, the same every time (xorshift64).
+/// Writes reproducible pseudorandom data (xorshift64).
 pub fn noise(file: &Path, bytes: usize, seed: u64) -> Result<()> {
     let mut out = BufWriter::new(File::create(file)?);
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -70,7 +70,7 @@ pub fn noise(file: &Path, bytes: usize, seed: u64) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// Every file below a folder, links followed, sorted.
+/// Returns all files below a directory, sorted; follows symlinks.
 pub fn entries(folder: &Path) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     collect(folder, folder, &mut entries)?;
@@ -91,13 +91,13 @@ fn collect(base: &Path, dir: &Path, entries: &mut Vec<Entry>) -> Result<()> {
     Ok(())
 }
 
-/// The sum of a file.
+/// Returns the checksum of a file.
 pub fn sum(file: &Path) -> Result<Sum> {
     let bytes = fs::read(file).with_context(|| format!("read {}", file.display()))?;
     Ok(Sha256::digest(bytes).into())
 }
 
-/// An ext4 image of the folder.
+/// Creates an ext4 image of the directory.
 pub fn ext4(image: PathBuf, folder: &Path) -> Result<PathBuf> {
     let mut mke2fs = tools::program("mke2fs")?;
     mke2fs.args(["-q", "-F", "-t", "ext4", "-d"]).arg(folder).arg(&image).arg("96M");
@@ -105,7 +105,7 @@ pub fn ext4(image: PathBuf, folder: &Path) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// A FAT32 image of the folder.
+/// Creates a FAT32 image of the directory.
 pub fn fat(image: PathBuf, folder: &Path) -> Result<PathBuf> {
     blank(&image, 96 << 20)?;
     exec::succeed(tools::program("mkfs.vfat")?.args(["-F", "32"]).arg(&image), QUICK)?;
@@ -118,7 +118,7 @@ pub fn fat(image: PathBuf, folder: &Path) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// A file of zeroes that takes no room.
+/// Creates a sparse file of zeros.
 pub fn blank(file: &Path, bytes: u64) -> Result<()> {
     Ok(File::create(file)?.set_len(bytes)?)
 }

@@ -1,5 +1,4 @@
-//! What the command says when it cannot do what it is asked: one line, what is wrong and what to do
-//! about it.
+//! The command's messages for invalid input: one line with the problem and the remedy.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use super::{Checks, World, image};
 use crate::exec::{self, Group};
 
-/// Disks that are none.
+/// Runs the command with invalid disks.
 pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
     let dir = world.dir();
     let path = |name: &str| dir.join(name).display().to_string();
@@ -71,8 +70,8 @@ pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
     Ok(())
 }
 
-/// Runs the command, which must end with exit code 2, print nothing but one line with these words,
-/// and leave nothing running.
+/// Runs the command, which must exit with code 2, print a single line that contains these texts,
+/// and leave no process.
 pub fn refused(
     world: &World,
     arguments: &[&str],

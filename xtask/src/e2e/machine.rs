@@ -1,4 +1,4 @@
-//! The command running, and what must not be left of it.
+//! The running command, and what must be removed when it ends.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileTypeExt;
@@ -13,22 +13,23 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{World, proc};
 use crate::exec::{self, Group};
 
-/// Longer than anything takes that works.
+/// Timeout of every step.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `pvio …` in the world's namespace.
+/// A running `pvio …` in the namespace.
 pub struct Machine<'a> {
     world: &'a World,
     leader: Group,
     log: PathBuf,
     /// Its state directory.
     pub state: PathBuf,
-    /// In the environment of every process of this machine, and of no other.
+    /// An environment variable of all processes of this machine, with a value that no other machine
+    /// has.
     mark: String,
 }
 
 impl<'a> Machine<'a> {
-    /// Starts `pvio` with these arguments and a state directory of its own.
+    /// Starts `pvio` with these arguments and a new state directory.
     pub fn start(world: &'a World, arguments: &[&str]) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -48,22 +49,22 @@ impl<'a> Machine<'a> {
         Ok(Self { world, leader, log, state: state.to_path_buf(), mark })
     }
 
-    /// Waits for the line with the guest's address, and returns `http://ADDRESS/`.
+    /// Waits for the line with the guest's address; returns `http://ADDRESS/`.
     pub fn url(&mut self) -> Result<String> {
         self.wait_for("the guest's address", |machine| Ok(address(&machine.log())))
     }
 
-    /// What it printed so far.
+    /// Returns its output so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// The command's process id.
+    /// Returns the command's process id.
     pub fn id(&self) -> u32 {
         self.leader.id()
     }
 
-    /// All its processes, whatever they did to get away.
+    /// Returns all its processes, found by the environment variable or the namespace.
     pub fn processes(&self) -> Vec<u32> {
         let mut pids = proc::with_variable(&self.mark);
         pids.extend(self.world.net.processes().unwrap_or_default());
@@ -73,7 +74,7 @@ impl<'a> Machine<'a> {
         pids
     }
 
-    /// The process of a domain: `driver` or `guest`.
+    /// Returns the process of a domain: `driver` or `guest`.
     pub fn domain(&self, role: &str) -> Result<u32> {
         let words = format!("domain {role}");
         let pids = self.processes();
@@ -90,12 +91,12 @@ impl<'a> Machine<'a> {
         Ok(kill_process(Pid::from_raw(raw).context("process 0")?, signal)?)
     }
 
-    /// How the command ended, if it did.
+    /// Returns the exit status of the command, if it has ended.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         self.leader.ended()
     }
 
-    /// Waits until `ready` has something, for as long as the command runs.
+    /// Waits until `ready` returns a value; fails if the command ends.
     pub fn wait_for<T>(
         &mut self,
         what: &str,
@@ -117,33 +118,33 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Ctrl-C, and its exit status.
+    /// Sends SIGINT and returns the exit status.
     pub fn interrupt(&mut self) -> Result<ExitStatus> {
         self.leader.signal(Signal::INT)?;
         self.wait()
     }
 
-    /// Waits for its end.
+    /// Waits for the exit status.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let status = self.leader.wait(PATIENCE);
         status.with_context(|| format!("pvio said:\n{}", self.log()))
     }
 
-    /// Checks that of a command that ended nothing is left: no process (and so no memfd, which
-    /// lives in processes alone), no network interface, no socket.
+    /// Checks that a command that has ended left no process (and therefore no memfd, which exists
+    /// only in processes), no network interface and no socket.
     pub fn nothing_left(&self) -> Result<()> {
         self.gone(true)
     }
 
-    /// Checks that no process and no network interface is left of a command that was killed, and
-    /// so could not take its sockets away.
+    /// Checks that a killed command left no process and no network interface. It could not remove
+    /// its sockets.
     pub fn no_process_left(&self) -> Result<()> {
         self.gone(false)
     }
 
     fn gone(&self, sockets: bool) -> Result<()> {
-        // The kernel takes an interface away a moment after the last process let go of it, and a
-        // domain may be a step behind the command that waited for it.
+        // The kernel removes an interface some time after the last process closed it, and a domain
+        // may end slightly after the command.
         let start = Instant::now();
         loop {
             let left = self.left(sockets)?;
@@ -169,7 +170,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// The sockets below a folder.
+/// Returns the sockets below a directory.
 fn sockets(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -182,7 +183,7 @@ fn sockets(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The first `http://…` of a text, as far as its host's end, with a slash behind.
+/// Returns the first `http://…` of a text up to the end of its host, with a trailing slash.
 fn address(log: &str) -> Option<String> {
     let whole = log.rfind('\n')?;
     let start = log[..whole].find("http://")?;

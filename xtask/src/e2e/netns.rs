@@ -1,4 +1,4 @@
-//! A network namespace, deleted with everything that runs in it.
+//! A network namespace that is deleted together with all processes in it.
 
 use std::fs;
 use std::path::Path;
@@ -13,13 +13,13 @@ use crate::{exec, tools};
 const QUICK: Duration = Duration::from_secs(20);
 const PREFIX: &str = "pvio-e2e-";
 
-/// The namespace. One at a time in a process.
+/// The namespace. At most one exists per process.
 pub struct NetNs {
     name: String,
 }
 
 impl NetNs {
-    /// Makes it, with loopback up, and takes away what an earlier run that was killed left.
+    /// Creates it, with loopback up. Also deletes the namespaces of earlier runs that were killed.
     pub fn add() -> Result<Self> {
         sweep();
         let net = Self { name: format!("{PREFIX}{}", process::id()) };
@@ -28,23 +28,23 @@ impl NetNs {
         Ok(net)
     }
 
-    /// A command inside, that is killed should we die.
+    /// Returns a command in the namespace that is killed if this process ends.
     pub fn command(&self, program: &Path) -> Result<Command> {
         let mut command = tools::program("ip")?;
         command.args(["netns", "exec", &self.name]);
-        // `ip` and `setpriv` become the program: its process id is that of the command started.
+        // `ip` and `setpriv` execute the program, so the process id stays that of the command.
         command.arg(tools::program("setpriv")?.get_program());
         command.args(["--pdeathsig", "KILL"]).arg(program);
         Ok(command)
     }
 
-    /// The processes inside.
+    /// Returns the processes in the namespace.
     pub fn processes(&self) -> Result<Vec<u32>> {
         let pids = ip(&["netns", "pids", &self.name])?;
         Ok(pids.lines().filter_map(|pid| pid.trim().parse().ok()).collect())
     }
 
-    /// The network interfaces inside, but for loopback.
+    /// Returns the network interfaces in the namespace, except loopback.
     pub fn interfaces(&self) -> Result<Vec<String>> {
         let links = ip(&["-n", &self.name, "-brief", "link", "show"])?;
         let names = links.lines().filter_map(|line| line.split_whitespace().next());
@@ -67,7 +67,7 @@ fn delete(name: &str) {
     let _ = ip(&["netns", "delete", name]);
 }
 
-/// Deletes the namespaces of runs whose process is gone.
+/// Deletes the namespaces of runs whose process has ended.
 fn sweep() {
     for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

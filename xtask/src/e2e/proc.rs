@@ -1,17 +1,18 @@
-//! Processes, as `/proc` shows them.
+//! Processes in `/proc`.
 
 use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-/// A process's command line, its words separated by blanks; empty once it is gone.
+/// Returns a process's command line with spaces between its arguments; empty if the process has
+/// ended.
 pub fn command_line(pid: u32) -> String {
     let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&words).replace('\0', " ").trim_end().to_owned()
 }
 
-/// The processes whose environment holds `variable` (`NAME=value`).
+/// Returns the processes whose environment contains `variable` (`NAME=value`).
 pub fn with_variable(variable: &str) -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -22,16 +23,16 @@ pub fn with_variable(variable: &str) -> Vec<u32> {
     .collect()
 }
 
-/// Processor time a process has used, in ticks of 10 ms.
+/// Returns the processor time of a process in ticks of 10 ms.
 fn ticks(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything; utime and stime are fields 14 and 15.
+    // The name in parentheses may contain any character; utime and stime are fields 14 and 15.
     let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
 }
 
-/// Checks that processes with nothing to do use next to no processor time: 10 % of one processor
-/// together, which a single spinning thread exceeds many times over.
+/// Checks that idle processes use almost no processor time: 10 % of one processor together. A
+/// single thread in a busy loop exceeds that by far.
 pub fn idle(pids: &[u32]) -> Result<()> {
     let used = || pids.iter().map(|pid| ticks(*pid)).sum::<Option<u64>>();
     let gone = || format!("one of {pids:?} is gone");

@@ -1,4 +1,4 @@
-//! `pvio check`: a scratch image, written and read back through the whole path.
+//! `pvio check`: a verified workload on an image.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use super::machine::Machine;
 use super::{Checks, World, image};
 
-/// On a fresh image, and once more with the driver domain killed under it.
+/// Runs it on a new image, and again with the driver domain killed during the run.
 pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
     checks.check("pvio check: what is written is read back", || {
         let scratch = fresh(world, "scratch.img")?;
@@ -40,7 +40,7 @@ fn fresh(world: &World, name: &str) -> Result<String> {
     Ok(scratch.display().to_string())
 }
 
-/// Ends with exit code 0 and a sum, and leaves nothing.
+/// Waits for exit code 0 and a checksum; checks that nothing is left.
 fn all_well(machine: &mut Machine<'_>) -> Result<String> {
     let status = machine.wait()?;
     let log = machine.log();

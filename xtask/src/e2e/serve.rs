@@ -1,4 +1,4 @@
-//! Disk images' files, fetched from the guest; a clean end.
+//! Disk images' files, fetched from the guest; an orderly shutdown.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::machine::Machine;
 use super::{Checks, World, fetch, inputs, proc};
 use crate::{exec, tools};
 
-/// An ext4 image, a FAT image, and the one the command makes by itself.
+/// Tests an ext4 image, a FAT image, and the demo image.
 pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
     let folder = world.dir().join("ext4");
     image::folder(&folder, false)?;
@@ -39,7 +39,7 @@ pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
     Ok(())
 }
 
-/// Everything that can be asked of one machine, one thing after the other.
+/// Runs all checks that use the same machine, one after another.
 fn ext4(world: &World, checks: &mut Checks, disk: &Path, folder: &Path) -> Result<()> {
     let entries = image::entries(folder)?;
     let started = checks.check("ext4: the guest has an address", || {
@@ -92,14 +92,14 @@ fn ext4(world: &World, checks: &mut Checks, disk: &Path, folder: &Path) -> Resul
     Ok(())
 }
 
-/// Ctrl-C, exit code 0, nothing left.
+/// Sends SIGINT; checks for exit code 0 and that nothing is left.
 pub fn end(machine: &mut Machine<'_>) -> Result<()> {
     let status = machine.interrupt()?;
     ensure!(status.success(), "after Ctrl-C: {status}; pvio said:\n{}", machine.log());
     machine.nothing_left()
 }
 
-/// Both devices, connected at both ends.
+/// Checks that frontend and backend of both devices are connected.
 fn connected(json: &str) -> Result<()> {
     let status: Value = serde_json::from_str(json).with_context(|| format!("not JSON:\n{json}"))?;
     for kind in ["disk", "nic"] {
@@ -113,15 +113,15 @@ fn connected(json: &str) -> Result<()> {
     Ok(())
 }
 
-/// The whole store, one line a node: `/local/domain/2/device/vbd/51712/state = "4"`.
+/// Returns the whole xenstore, one line per node: `/local/domain/2/device/vbd/51712/state = "4"`.
 fn xenstore_ls(socket: &Path) -> Result<String> {
     let mut list = tools::program("xenstore-ls")?;
-    // `-s` keeps it from looking for a Xen below.
+    // `-s` forces the socket, instead of a detection of Xen.
     list.args(["-s", "-f"]).env("XENSTORED_PATH", socket);
     exec::succeed(&mut list, Duration::from_secs(20))
 }
 
-/// A state of 4 at both ends of a disk and a NIC.
+/// Checks that frontend and backend of a disk and a NIC have state 4.
 fn in_state_4(listing: &str) -> Result<()> {
     for place in ["/device/vbd/", "/device/vif/", "/backend/vbd/", "/backend/vif/"] {
         let lines = listing.lines().filter_map(|line| line.split_once(" = "));
@@ -134,7 +134,7 @@ fn in_state_4(listing: &str) -> Result<()> {
     Ok(())
 }
 
-/// The lines of a SHA256SUMS file.
+/// Parses a SHA256SUMS file.
 fn sums(file: &str) -> Result<Vec<Entry>> {
     let entry = |line: &str| {
         let (hex, path) = line.split_once("  ")?;

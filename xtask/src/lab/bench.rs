@@ -1,5 +1,5 @@
-//! `cargo xtask bench xen`: disks and NICs of a stock guest, per second of its own time, by pvio,
-//! Linux's backends and QEMU's.
+//! `cargo xtask bench xen`: performance of disks and NICs of a stock guest, by the guest's own
+//! clock, with pvio, Linux's backends and QEMU's.
 
 use std::fs;
 use std::path::Path;
@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::run::{self, Options};
 
-/// Whose rates the others are compared with.
+/// The backend that the others are compared with.
 const REFERENCE: &str = "linux";
 
-/// A row as dom0 measured it.
+/// A row as measured in dom0.
 #[derive(Deserialize)]
 struct Measured {
     case: String,
@@ -21,7 +21,7 @@ struct Measured {
     rates: Vec<f64>,
 }
 
-/// A row as it is reported.
+/// A row of the report.
 #[derive(Serialize)]
 struct Row {
     suite: &'static str,
@@ -32,16 +32,16 @@ struct Row {
     min: f64,
     max: f64,
     unit: String,
-    /// Linux's median, and `value` as a multiple of it.
+    /// Linux's median, and the ratio of `value` to it.
     reference: f64,
     ratio: f64,
     runs: usize,
 }
 
-/// Measures, prints a table with ratios, writes the rows. True if it went well.
+/// Measures, prints a table with ratios, writes the rows. Returns whether it succeeded.
 ///
 /// # Errors
-/// The lab cannot be had, or a backend could not be measured.
+/// The lab is not available, or a backend could not be measured.
 pub fn run(json: Option<&Path>, words: &[String]) -> Result<bool> {
     let options = Options { json: None, pvio: None, keep: false, jobs: 1, bench: true };
     let scenarios = match run::scenarios(words, &options)? {
@@ -95,7 +95,7 @@ fn compared(measured: &[Measured]) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// A block for each case, Linux's row first.
+/// Formats a block of rows for each case, with Linux's row first.
 fn table(rows: &[Row]) -> String {
     let mut cases: Vec<&str> = rows.iter().map(|row| row.case.as_str()).collect();
     let mut seen = std::collections::HashSet::new();

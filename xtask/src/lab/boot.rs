@@ -1,4 +1,4 @@
-//! QEMU running Xen and dom0: its console as it comes, its end, no survivors.
+//! QEMU running Xen and dom0: its console, its end; no process survives.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,34 +15,36 @@ use super::cache::Cache;
 use crate::exec::Group;
 use crate::tools;
 
-/// The console's last lines, for a person to read.
+/// Number of the console's last lines that are printed on a failure.
 const TAIL: usize = 60;
 
-/// Everything QEMU can emulate but what it gets wrong for Xen: with SMAP no PV dom0 boots, with
-/// XSAVE the vector registers are lost now and then (about one program in thirty died of it).
+/// All features that QEMU can emulate, except those that it emulates wrongly for Xen. With SMAP no
+/// PV dom0 boots. With XSAVE the vector registers are sometimes lost (about one in thirty programs
+/// crashed because of that).
 const CPU: &str = "max,-smap,-xsave";
 
-/// What differs between boots.
+/// Configuration of a boot.
 pub struct Machine<'a> {
     pub cache: &'a Cache,
     /// dom0's image.
     pub image: &'a Path,
-    /// A folder of the host's that dom0 sees as `/share`.
+    /// A directory of the host that is `/share` in dom0.
     pub share: &'a Path,
-    /// Words for dom0's kernel command line.
+    /// Arguments for dom0's kernel command line.
     pub words: &'a str,
-    /// Count instructions instead of time.
+    /// Derive the clock from the number of executed instructions.
     pub icount: bool,
 }
 
-/// A booted machine; QEMU dies with it.
+/// A booted machine; QEMU is killed when it is dropped.
 pub struct Boot {
     qemu: Group,
     tail: Arc<Mutex<VecDeque<String>>>,
 }
 
 impl Machine<'_> {
-    /// The command line. Commas separate QEMU's words, so every path goes by a plain name in `dir`.
+    /// Returns QEMU's command. QEMU's options are separated by commas, so every file has a plain
+    /// name in `dir`.
     fn command(&self, dir: &Path, serial: &str) -> Result<Command> {
         for (name, to) in [
             ("xen", self.cache.xen()),
@@ -71,7 +73,7 @@ impl Machine<'_> {
         Ok(qemu)
     }
 
-    /// Starts it; `dir` takes its console's log.
+    /// Starts the machine; the log of its console is written to `dir`.
     pub fn start(&self, dir: &Path, log: &str) -> Result<Boot> {
         let mut command = self.command(dir, "stdio")?;
         let (mut read, write) = std::io::pipe()?;
@@ -103,7 +105,7 @@ impl Machine<'_> {
         Ok(Boot { qemu, tail })
     }
 
-    /// Runs it with this terminal as its console, until it ends. Ctrl-A X ends QEMU.
+    /// Runs the machine with this terminal as its console, until it ends. Ctrl-A X ends QEMU.
     pub fn interactive(&self, dir: &Path) -> Result<bool> {
         let mut qemu = self.command(dir, "mon:stdio")?;
         Ok(qemu.status().context("run QEMU")?.success())
@@ -111,12 +113,12 @@ impl Machine<'_> {
 }
 
 impl Boot {
-    /// Whether QEMU ended.
+    /// Returns whether QEMU has ended.
     pub fn ended(&self) -> Result<bool> {
         Ok(self.qemu.ended()?.is_some())
     }
 
-    /// The last lines of the console.
+    /// Returns the last lines of the console.
     pub fn tail(&self, lines: usize) -> String {
         let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         let skipped = tail.len().saturating_sub(lines);

@@ -1,4 +1,4 @@
-//! What was fetched: Debian's packages unpacked, Xen and the guests' kernel ready to boot.
+//! Downloaded files: unpacked Debian packages, Xen and the guests' kernel ready to boot.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use sha2::{Digest, Sha256};
 use super::debs::Selection;
 use super::{kernel, libs};
 
-/// Counted up whenever what is made of the packages changes.
+/// To be incremented when the processing of the packages changes.
 const FORMAT: u32 = 1;
 
-/// A folder that is complete: nothing half-fetched ever gets this name.
+/// A complete directory of downloaded files; incomplete ones have another name.
 pub struct Cache {
     dir: PathBuf,
     /// The kernel's version, as `uname -r` prints it.
@@ -21,10 +21,10 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// The packages of today, from the folder if they were fetched before.
+    /// Returns the directory of the current packages; downloads them if necessary.
     ///
     /// # Errors
-    /// apt does not know or bring them, or the disk is full.
+    /// apt does not know the packages or cannot download them, or the disk is full.
     pub fn fill() -> Result<Self> {
         let base = base()?;
         fs::create_dir_all(&base).with_context(|| format!("make {}", base.display()))?;
@@ -35,7 +35,8 @@ impl Cache {
             return Ok(cache);
         }
         println!("    fetching Xen, Linux {} and tools to {}", cache.kernel, cache.dir.display());
-        // A name of its own, moved when all is there: two may fetch at once, one may die at it.
+        // Downloaded to a temporary directory, and renamed when complete: two processes may
+        // download at the same time, and one may be killed.
         let work = tempfile::Builder::new().prefix("fetching-").tempdir_in(&base)?;
         let made = Self { dir: work.path().to_path_buf(), kernel: cache.kernel.clone() };
         let debs = work.path().join("debs");
@@ -54,22 +55,22 @@ impl Cache {
         Ok(cache)
     }
 
-    /// The packages' files.
+    /// Returns the root of the unpacked packages.
     pub fn root(&self) -> PathBuf {
         self.dir.join("root")
     }
 
-    /// Xen, as QEMU's multiboot loader wants it.
+    /// Returns the path of Xen, in the format for QEMU's multiboot loader.
     pub fn xen(&self) -> PathBuf {
         self.dir.join("xen")
     }
 
-    /// The kernel of dom0 and the guests, a plain ELF image.
+    /// Returns the path of the kernel of dom0 and the guests, an ELF image.
     pub fn vmlinux(&self) -> PathBuf {
         self.dir.join("vmlinux")
     }
 
-    /// The same kernel as a bootloader takes it, for HVM guests.
+    /// Returns the path of the same kernel as a bzImage, for HVM guests.
     pub fn vmlinuz(&self) -> PathBuf {
         self.root().join(format!("boot/vmlinuz-{}", self.kernel))
     }
@@ -79,7 +80,7 @@ impl Cache {
         self.unpack_with("bin/gzip", &packed, &self.xen())
     }
 
-    /// Done once and here: a domain's builder would take 12 s for it, for every domain.
+    /// Done once here: the domain builder would take 12 s for it in each domain.
     fn unpack_kernel(&self) -> Result<()> {
         let image = fs::read(self.vmlinuz())?;
         let payload = kernel::payload(&image)?;
@@ -87,7 +88,8 @@ impl Cache {
             bail!("this kernel is compressed by something else than xz");
         }
         let packed = self.dir.join("vmlinux.xz");
-        // Behind the stream stand four bytes with its unpacked size, which are none of xz's.
+        // The xz stream is followed by four bytes with the uncompressed size, which are not part of
+        // it.
         fs::write(&packed, &payload[..payload.len() - 4])?;
         self.unpack_with("usr/bin/xz", &packed, &self.vmlinux())?;
         fs::remove_file(packed)?;
@@ -95,7 +97,7 @@ impl Cache {
         Ok(())
     }
 
-    /// One of the fetched programs, from a file to a file.
+    /// Runs one of the downloaded decompressors, from a file to a file.
     pub(super) fn unpack_with(&self, program: &str, from: &Path, to: &Path) -> Result<()> {
         let mut unpack = libs::program(&self.root(), program);
         unpack.arg("-dc").stdin(File::open(from)?).stdout(File::create(to)?);
@@ -110,10 +112,11 @@ fn key(manifest: &str) -> String {
     sum.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Where all that is fetched goes: `$PVIO_LAB_CACHE`, else `$XDG_CACHE_HOME/pvio-lab`, else `~/.cache/pvio-lab`.
+/// Returns the base directory of downloads: `$PVIO_LAB_CACHE`, else `$XDG_CACHE_HOME/pvio-lab`,
+/// else `~/.cache/pvio-lab`.
 ///
 /// # Errors
-/// None of these is set.
+/// None of the variables is set.
 pub fn base() -> Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|it| !it.is_empty()).map(PathBuf::from);
     let cache = || set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));

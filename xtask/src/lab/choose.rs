@@ -1,4 +1,4 @@
-//! Which scenarios run, and on how many machines.
+//! Selection of scenarios and of the number of machines.
 
 use std::{fs, thread};
 
@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::agent::Case;
 
-/// The cases that any of the words names.
+/// Returns the cases that match any of the words.
 pub fn choose(words: &[String], cases: Vec<Case>, bench: bool) -> Result<Vec<Case>> {
     let cases: Vec<_> =
         cases.into_iter().filter(|case| case.name.starts_with("bench-") == bench).collect();
@@ -19,7 +19,7 @@ pub fn choose(words: &[String], cases: Vec<Case>, bench: bool) -> Result<Vec<Cas
     Ok(cases.into_iter().filter(|case| words.iter().any(|word| names(word, &case.id))).collect())
 }
 
-/// Whether each part of `word` that is not empty is that of `id`; a part may end in `*`.
+/// Returns whether each non-empty part of `word` is equal to that of `id`; a part may end in `*`.
 fn names(word: &str, id: &str) -> bool {
     let mut parts = id.split(':');
     word.split(':').all(|wanted| {
@@ -31,7 +31,7 @@ fn names(word: &str, id: &str) -> bool {
     })
 }
 
-/// As many machines as there are processors, two at most, if there is memory for them.
+/// Returns the number of machines: one per processor, at most two, if there is memory for them.
 pub fn jobs() -> usize {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();

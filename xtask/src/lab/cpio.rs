@@ -1,7 +1,7 @@
-//! An initramfs: the `newc` format of `cpio`, as the kernel's
-//! `Documentation/driver-api/early-userspace/buffer-format.rst` has it.
+//! Initramfs archives: the `newc` format of `cpio`, as specified in the kernel's
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`.
 //!
-//! Archives may stand one after another in one file; the kernel unpacks them in that order.
+//! A file may consist of several archives; the kernel unpacks them in order.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ const DIRECTORY: u32 = 0o040_755;
 const SYMLINK: u32 = 0o120_777;
 const PROGRAM: u32 = 0o100_755;
 
-/// An archive being written. Parent folders are made as needed.
+/// An archive that is being written. Parent directories are created as needed.
 pub struct Archive<W: Write> {
     out: W,
     inode: u32,
@@ -23,12 +23,12 @@ pub struct Archive<W: Write> {
 }
 
 impl<W: Write> Archive<W> {
-    /// An empty one.
+    /// Returns an empty archive.
     pub fn new(out: W) -> Self {
         Self { out, inode: 1, written: 0, folders: BTreeSet::new() }
     }
 
-    /// A folder, and those above it. Paths are relative to the root, without a slash in front.
+    /// Adds a directory and its parents. Paths are relative to the root, without a leading slash.
     pub fn folder(&mut self, path: &str) -> io::Result<()> {
         let path = path.trim_matches('/');
         if path.is_empty() || self.folders.contains(path) {
@@ -40,25 +40,25 @@ impl<W: Write> Archive<W> {
         Ok(())
     }
 
-    /// A file anyone may read and run, with these bytes.
+    /// Adds a file with these bytes, which everyone may read and execute.
     pub fn file(&mut self, path: &str, bytes: &[u8]) -> io::Result<()> {
         self.parent(path)?;
         self.entry(path, PROGRAM, bytes)
     }
 
-    /// A file of the host's, links followed.
+    /// Adds a copy of a file of the host; follows symlinks.
     pub fn copy(&mut self, path: &str, from: &Path) -> Result<()> {
         let bytes = fs::read(from).with_context(|| format!("read {}", from.display()))?;
         Ok(self.file(path, &bytes)?)
     }
 
-    /// A symbolic link.
+    /// Adds a symlink.
     pub fn link(&mut self, path: &str, to: &str) -> io::Result<()> {
         self.parent(path)?;
         self.entry(path, SYMLINK, to.as_bytes())
     }
 
-    /// Ends the archive, on a boundary another may follow at.
+    /// Ends the archive, padded so that another one may follow.
     pub fn finish(mut self) -> io::Result<W> {
         self.entry("TRAILER!!!", 0, &[])?;
         self.pad(512)?;
@@ -74,7 +74,8 @@ impl<W: Write> Archive<W> {
         let too_big = |_| io::Error::new(io::ErrorKind::InvalidInput, "no room for 4 GiB");
         let size = u32::try_from(bytes.len()).map_err(too_big)?;
         let name = u32::try_from(path.len() + 1).map_err(too_big)?;
-        // ino mode uid gid nlink mtime size devmajor devminor rdevmajor rdevminor namesize check
+        // Fields: ino mode uid gid nlink mtime size devmajor devminor rdevmajor rdevminor namesize
+        // check.
         let fields = [self.inode, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name, 0];
         self.inode += 1;
         let mut header = String::from("070701");
@@ -107,7 +108,7 @@ impl<W: Write> Archive<W> {
 mod tests {
     use super::*;
 
-    /// Names, modes and sizes, read back field by field.
+    /// Parses names, modes and sizes, field by field.
     fn listed(mut bytes: &[u8]) -> Vec<(String, u32, u32)> {
         let mut entries = Vec::new();
         loop {

@@ -1,4 +1,5 @@
-//! Debian's packages, downloaded by apt and unpacked, never installed: an ordinary user can.
+//! Debian packages, downloaded by apt and unpacked without installation, which needs no root
+//! privileges.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,22 +11,22 @@ use anyhow::{Context, Result, bail};
 
 use crate::exec;
 
-/// What runs in dom0 and in the guests. The libraries they depend on come along.
+/// Packages for dom0 and the guests. Libraries that they depend on are added.
 const PACKAGES: &[&str] = &[
     // Xen and its tools
     "xen-hypervisor-4.17-amd64",
     "xen-utils-4.17",
     "xen-utils-common",
     "xenstore-utils",
-    // QEMU's disk backend, and what an HVM guest's firmware and device model are made of
+    // QEMU's disk backend, and the firmware and device model of HVM guests
     "qemu-system-xen",
     "qemu-system-data",
     "seabios",
-    // Images of other formats, a server of NBD, a boot loader that is a guest
+    // Images of other formats, an NBD server, a boot loader that runs as a guest
     "qemu-utils",
     "grub-xen-host",
     "ipxe",
-    // What scenarios run
+    // Programs that scenarios run
     "e2fsprogs",
     "ethtool",
     "fio",
@@ -34,9 +35,9 @@ const PACKAGES: &[&str] = &[
     "iputils-ping",
     "mount",
     "util-linux",
-    // `lab shell`
+    // For `lab shell`
     "busybox-static",
-    // Run here, on what is in the packages
+    // Run on the host, to process files of the packages
     "gzip",
     "xz-utils",
     "zstd",
@@ -45,23 +46,23 @@ const PACKAGES: &[&str] = &[
 /// The package that always depends on the newest stock kernel.
 const KERNEL: &str = "linux-image-amd64";
 
-/// Longer than any mirror should take for 150 MB.
+/// Timeout of a download of 150 MB.
 const DOWNLOAD: Duration = Duration::from_secs(900);
 
-/// A list of packages, each in one version.
+/// A list of packages with their versions.
 pub struct Selection {
     packages: Vec<String>,
     /// The kernel's version, as `uname -r` prints it.
     pub kernel: String,
-    /// Names, versions and sums of all files, sorted: what a cache can be keyed by.
+    /// Names, versions and checksums of all files, sorted; the key of the cache.
     pub manifest: String,
 }
 
 impl Selection {
-    /// What apt would download today.
+    /// Returns the packages that apt would download now.
     ///
     /// # Errors
-    /// apt does not know a package: its lists are empty or out of date, or this is not Debian 12.
+    /// apt does not know a package: its lists are empty or outdated, or this is not Debian 12.
     pub fn look_up() -> Result<Self> {
         let mut packages: BTreeSet<String> = PACKAGES.iter().map(|it| (*it).to_owned()).collect();
         let mut fresh: Vec<String> = packages.iter().cloned().collect();
@@ -79,7 +80,7 @@ impl Selection {
         let mut apt = Command::new("apt-get");
         apt.args(["--print-uris", "download"]).args(&packages);
         let uris = exec::succeed(&mut apt, Duration::from_secs(120))?;
-        // 'URI' FILE SIZE HASH: where a file comes from does not matter.
+        // The format is 'URI' FILE SIZE HASH; the URI is not part of the key.
         let mut files: Vec<_> = uris
             .lines()
             .filter(|line| line.starts_with('\''))
@@ -92,7 +93,7 @@ impl Selection {
         Ok(Self { manifest: files.join("\n"), packages, kernel })
     }
 
-    /// Downloads all into an empty folder and unpacks them below `root`.
+    /// Downloads all packages into an empty directory and unpacks them below `root`.
     ///
     /// # Errors
     /// A download failed.
@@ -109,13 +110,13 @@ impl Selection {
     }
 }
 
-/// Whether a package is a library programs load, not one for a language or an installer.
+/// Returns whether a package is a shared library, not one for a language or an installer.
 fn is_library(name: &str) -> bool {
     (name.starts_with("lib") || name == "zlib1g")
         && !["libperl", "libpython"].iter().any(|it| name.starts_with(it))
 }
 
-/// What the packages directly depend on, alternatives included.
+/// Returns the direct dependencies of the packages, including alternatives.
 fn depends(packages: &[String]) -> Result<Vec<String>> {
     let mut apt = Command::new("apt-cache");
     apt.args(["depends", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks"]);
@@ -124,7 +125,7 @@ fn depends(packages: &[String]) -> Result<Vec<String>> {
     Ok(names(&listed))
 }
 
-/// The names in lines like `  Depends: libc6` and ` |PreDepends: libc6`.
+/// Returns the names in lines such as `  Depends: libc6` and ` |PreDepends: libc6`.
 pub(super) fn names(listed: &str) -> Vec<String> {
     let named = listed.lines().filter_map(|line| {
         let line = line.trim_start_matches([' ', '|']);

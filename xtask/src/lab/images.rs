@@ -1,5 +1,5 @@
-//! What is in memory when dom0 and the guests start: the agent as `/init`, Debian's programs with
-//! their libraries, kernel modules.
+//! Initramfs images of dom0 and the guests: the agent as `/init`, Debian's programs with their
+//! libraries, kernel modules.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -16,7 +16,7 @@ use super::kernel::Modules;
 use super::libs;
 use crate::exec;
 
-/// Debian's programs in dom0, as they lie in their packages.
+/// Debian's programs in dom0, with their paths in the packages.
 const DOM0_PROGRAMS: &[&str] = &[
     "usr/lib/xen-4.17/bin/xl",
     "usr/lib/xen-4.17/bin/xenstored",
@@ -39,16 +39,16 @@ const PROGRAMS: &[&str] =
 /// Debian's programs in every guest.
 const GUEST_PROGRAMS: &[&str] = &["bin/ip", "sbin/ethtool"];
 
-/// Debian's programs in guests that use a disk as its owner would.
+/// Debian's programs for disks in guests that have tools.
 const GUEST_TOOLS: &[&str] = &["sbin/fstrim", "sbin/blkdiscard"];
 
-/// By itself: the libraries it wants are more than all the rest.
+/// In a separate part of the image: its libraries are larger than everything else.
 const FIO: &str = "usr/bin/fio";
 
-/// Files dom0's programs read.
+/// Files that dom0's programs read.
 const DOM0_FILES: &[&str] = &[
     "etc/mke2fs.conf",
-    // An HVM guest's
+    // For HVM guests
     "usr/lib/xen-4.17/boot/hvmloader",
     "usr/share/seabios/bios-256k.bin",
     "usr/share/qemu/kvmvapic.bin",
@@ -56,7 +56,7 @@ const DOM0_FILES: &[&str] = &[
     "usr/share/qemu/linuxboot_dma.bin",
 ];
 
-/// Names `usr/bin/xenstore` goes by.
+/// Names of the links to `usr/bin/xenstore`.
 const XENSTORE: &[&str] = &["ls", "read", "write", "list", "rm", "exists", "watch", "chmod"];
 
 const DOM0_MODULES: &[&str] = &[
@@ -80,7 +80,7 @@ const DOM0_MODULES: &[&str] = &[
     "9pnet_virtio",
 ];
 
-/// A guest that is a driver domain serves devices of its own.
+/// A guest that is a driver domain needs the modules of backends as well.
 const GUEST_MODULES: &[&str] = &[
     "xen-blkfront",
     "xen-netfront",
@@ -98,16 +98,17 @@ const GUEST_MODULES: &[&str] = &[
     "bridge",
 ];
 
-/// What is put in besides the packages.
+/// Programs that are not from the packages.
 pub struct Programs {
-    /// The lab's `/init`, without libraries.
+    /// The lab's `/init`, a static executable.
     pub agent: PathBuf,
     /// The backend under test.
     pub pvio: Option<PathBuf>,
 }
 
-/// Writes dom0's image, which holds the guests' parts. In dom0 a guest's image is made of the parts
-/// its scenario needs: every byte of it is read, copied into the guest and unpacked there.
+/// Writes dom0's image, which contains the parts of the guests' images. In dom0, a guest's image is
+/// assembled from the parts that its scenario needs. Unneeded parts would cost time, as every byte
+/// is read, copied into the guest and unpacked there.
 pub fn write(cache: &Cache, programs: &Programs, to: &Path) -> Result<()> {
     let lean = programs.without_debug_information(to)?;
     let programs = &lean;
@@ -152,7 +153,7 @@ pub fn write(cache: &Cache, programs: &Programs, to: &Path) -> Result<()> {
     for (name, bytes) in [("guest", &guest), ("tools", &tools), ("fio", &fio), ("pvio", &pvio)] {
         image.archive.file(&format!("lab/{name}.cpio"), bytes)?;
     }
-    // For HVM guests, whose firmware reads it byte by byte.
+    // Compressed for HVM guests, whose firmware reads it byte by byte.
     let file = to.with_file_name("guest.cpio");
     fs::write(&file, &guest)?;
     exec::succeed(Command::new("gzip").args(["-9", "-f"]).arg(&file), Duration::from_secs(60))?;
@@ -161,10 +162,10 @@ pub fn write(cache: &Cache, programs: &Programs, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Files that are in an image.
+/// Paths of the files in an image.
 type Copied = BTreeSet<String>;
 
-/// A guest with the agent alone, and what is in it.
+/// Returns the image of a guest with only the agent, and its files.
 fn guest(cache: &Cache, programs: &Programs) -> Result<(Vec<u8>, Copied)> {
     let mut image = Image::new(cache, Vec::new())?;
     image.archive.copy("init", &programs.agent)?;
@@ -173,7 +174,7 @@ fn guest(cache: &Cache, programs: &Programs) -> Result<(Vec<u8>, Copied)> {
     Ok((image.archive.finish()?, image.copied))
 }
 
-/// What is added to an image with these files in it, and what is in both.
+/// Returns an archive of files to add to an image that contains `copied`, and the files of both.
 fn part(
     cache: &Cache,
     copied: Copied,
@@ -185,8 +186,8 @@ fn part(
 }
 
 impl Programs {
-    /// The same, as copies beside `to` that keep the names of functions and nothing else of what a
-    /// debugger wants, which is four fifths of the command.
+    /// Returns stripped copies, stored beside `to`. They keep the names of functions; the removed
+    /// debug information is four fifths of the command's size.
     fn without_debug_information(&self, to: &Path) -> Result<Self> {
         let strip = |program: &Path, name: &str| {
             let lean = to.with_file_name(name);
@@ -209,7 +210,8 @@ struct Image<'a, W: Write> {
 }
 
 impl<'a, W: Write> Image<'a, W> {
-    /// Folders to mount on, and those whose files Debian is merging into `usr`.
+    /// Starts an image with mount points, and links for the directories that Debian merged into
+    /// `usr`.
     fn new(cache: &'a Cache, out: W) -> Result<Self> {
         let mut archive = Archive::new(out);
         for name in ["bin", "sbin", "lib", "lib64"] {
@@ -248,7 +250,7 @@ impl<'a, W: Write> Image<'a, W> {
             let path = library.strip_prefix(&root)?.to_str().context("a path in UTF-8")?;
             self.once(&merged(path), &library)?;
         }
-        // `pthread_cancel` loads it by name.
+        // `pthread_cancel` loads this library by name.
         if !self.copied.contains("usr/lib/x86_64-linux-gnu/libgcc_s.so.1") {
             let path = "lib/x86_64-linux-gnu/libgcc_s.so.1";
             self.once(&merged(path), &root.join(path))?;
@@ -256,7 +258,7 @@ impl<'a, W: Write> Image<'a, W> {
         self.loader()
     }
 
-    /// Programs name their loader by this path.
+    /// Adds the dynamic loader at the path that programs contain.
     fn loader(&mut self) -> Result<()> {
         let path = "usr/lib64/ld-linux-x86-64.so.2".to_owned();
         if self.copied.insert(path.clone()) {
@@ -265,7 +267,7 @@ impl<'a, W: Write> Image<'a, W> {
         Ok(())
     }
 
-    /// Every file below a folder of the packages'.
+    /// Adds all files below a directory of the packages.
     fn tree(&mut self, folder: &str) -> Result<()> {
         for entry in fs::read_dir(self.cache.root().join(folder)).context(folder.to_owned())? {
             let entry = entry?;
@@ -279,7 +281,7 @@ impl<'a, W: Write> Image<'a, W> {
         Ok(())
     }
 
-    /// Modules, and the list of them the agent loads by: `NAME PATH NEEDS…` a line.
+    /// Adds modules, and the list that the agent uses to load them: lines of `NAME PATH NEEDS…`.
     fn modules(&mut self, names: &[&str]) -> Result<()> {
         let root = self.cache.root();
         let modules = Modules::find(&root, &self.cache.kernel)?;
@@ -299,7 +301,7 @@ impl<'a, W: Write> Image<'a, W> {
     }
 }
 
-/// Where a package's file lies once `/bin` and the like are links into `/usr`.
+/// Returns a file's path after `/bin` and the like are replaced by links into `/usr`.
 fn merged(path: &str) -> String {
     let first = path.split('/').next().unwrap_or_default();
     if matches!(first, "bin" | "sbin" | "lib" | "lib64") {

@@ -1,4 +1,4 @@
-//! The guests' kernel: its plain ELF image out of the bzImage, and modules with what they need.
+//! The guests' kernel: its ELF image from a bzImage, and modules with their dependencies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// The compressed kernel inside a bzImage (boot protocol 2.08 and later,
+/// Returns the compressed kernel in a bzImage (boot protocol 2.08 and later,
 /// `Documentation/arch/x86/boot.rst`: `setup_sects`, `payload_offset`, `payload_length`).
 pub fn payload(image: &[u8]) -> Result<&[u8]> {
     let word = |at: usize| -> Result<usize> {
@@ -22,16 +22,16 @@ pub fn payload(image: &[u8]) -> Result<&[u8]> {
     image.get(start..start + word(0x24c)?).context("the payload ends after the file")
 }
 
-/// Modules by name, as the kernel spells it, and where they are.
+/// Modules by name, in the kernel's spelling, with their paths.
 pub struct Modules {
-    /// Above `lib/modules`.
+    /// The directory that contains `lib/modules`.
     root: PathBuf,
     files: BTreeMap<String, PathBuf>,
     builtin: BTreeSet<String>,
 }
 
 impl Modules {
-    /// All of a kernel unpacked below `root`.
+    /// Finds all modules of a kernel that is unpacked below `root`.
     pub fn find(root: &Path, version: &str) -> Result<Self> {
         let dir = root.join("lib/modules").join(version);
         let mut files = BTreeMap::new();
@@ -41,8 +41,8 @@ impl Modules {
         Ok(Self { root: root.to_path_buf(), files, builtin })
     }
 
-    /// The named modules and all they need, each after what it needs: `(name, path below the
-    /// root, the names it needs)`.
+    /// Returns the named modules and all their dependencies, each after those it depends on:
+    /// `(name, path below the root, names of dependencies)`.
     pub fn closure(&self, names: &[&str]) -> Result<Vec<(String, String, Vec<String>)>> {
         let mut done = Vec::new();
         for name in names {
@@ -57,7 +57,7 @@ impl Modules {
         }
         let file = self.files.get(name).with_context(|| format!("no kernel module {name}"))?;
         let mut needs = depends(&fs::read(file)?);
-        // What a module asks for by an alias is not in its list.
+        // Modules that are requested by an alias are not in the list of dependencies.
         if matches!(name, "ext4" | "jbd2" | "libcrc32c") {
             needs.push("crc32c_generic".to_owned());
         }
@@ -91,7 +91,7 @@ fn module_name(path: &Path) -> Option<String> {
     Some(stem.replace('-', "_"))
 }
 
-/// What the `.modinfo` section of a module says it needs: the text after `depends=`.
+/// Returns the dependencies in the `.modinfo` section of a module: the text after `depends=`.
 fn depends(module: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let Some(at) = module.windows(KEY.len()).position(|window| window == KEY) else {

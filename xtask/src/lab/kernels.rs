@@ -1,4 +1,4 @@
-//! Kernels that some guests boot besides the one everybody has: older and newer ones of Debian's.
+//! Kernels that some guests boot instead of the default one: older and newer ones of Debian.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,13 @@ use super::kernel::{self, Modules};
 use super::libs;
 use crate::exec;
 
-/// A kernel, and where Debian has it.
+/// A kernel, and its Debian package.
 struct Kernel {
-    /// As scenarios call it, in names like `kernel-5.10`.
+    /// The name in scenarios such as `kernel-5.10`.
     name: &'static str,
     /// The package that depends on its newest build.
     package: &'static str,
-    /// The release that has it, if it is not this machine's own.
+    /// The Debian release with the package, if it is not that of this machine.
     release: Option<&'static str>,
 }
 
@@ -30,17 +30,17 @@ const KERNELS: &[Kernel] = &[
     Kernel { name: "6.12", package: "linux-image-6.12-amd64", release: None },
 ];
 
-/// What a guest that only has a disk and a NIC loads.
+/// Modules that a guest with only a disk and a NIC loads.
 const MODULES: &[&str] = &["xen-blkfront", "xen-netfront", "ext4"];
 
 const QUICK: Duration = Duration::from_secs(60);
 const FETCH: Duration = Duration::from_secs(600);
 
-/// The kernels that these cases want, as files for dom0: `vmlinux-NAME`, a plain ELF image, and
+/// Provides the kernels that these cases need, as files for dom0: `vmlinux-NAME`, an ELF image, and
 /// `modules-NAME.cpio`, to be appended to a guest's image; or `NAME.missing`, with the reason.
 ///
 /// # Errors
-/// The disk is full. What cannot be fetched skips its scenarios.
+/// The disk is full. Kernels that cannot be downloaded only cause their scenarios to be skipped.
 pub fn provide(cache: &Cache, cases: &[Case], to: &Path) -> Result<()> {
     for kernel in KERNELS {
         let name = format!("kernel-{}", kernel.name);
@@ -62,10 +62,10 @@ pub fn provide(cache: &Cache, cases: &[Case], to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Shows what was provided to a machine that has this folder, without copying it.
+/// Makes the files visible to a machine in its shared directory, without copying them.
 ///
 /// # Errors
-/// The folders are on two file systems.
+/// The directories are on different file systems.
 pub fn share(kernels: &Path, folder: &Path) -> Result<()> {
     let to = folder.join("kernels");
     fs::create_dir(&to)?;
@@ -87,7 +87,7 @@ impl Kernel {
         format!("modules-{}.cpio", self.name)
     }
 
-    /// The folder with both files, made if it is not there.
+    /// Returns the directory with both files; creates it if it does not exist.
     fn fetched(&self, cache: &Cache) -> Result<PathBuf> {
         let base = cache::base()?;
         let apt = self.apt(&base)?;
@@ -116,14 +116,14 @@ impl Kernel {
         Ok(dir)
     }
 
-    /// apt with lists of its own, if the kernel is another release's.
+    /// Returns apt with separate lists, if the kernel is from another release.
     fn apt(&self, base: &Path) -> Result<Apt> {
         let Some(release) = self.release else { return Ok(Apt { options: Vec::new() }) };
         let dir = base.join(format!("apt-{release}"));
         for folder in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(folder))?;
         }
-        // The mirror that this machine uses anyway.
+        // The mirror in the configuration of this machine.
         let targets = ["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"];
         let uris = exec::succeed(Command::new("apt-get").args(targets), QUICK)?;
         let own = uris.lines().find(|line| line.trim_end_matches('/').ends_with("/debian"));
@@ -147,7 +147,7 @@ impl Kernel {
     }
 }
 
-/// apt-get and apt-cache, with their options.
+/// apt-get and apt-cache with their options.
 struct Apt {
     options: Vec<String>,
 }
@@ -159,7 +159,7 @@ impl Apt {
         command
     }
 
-    /// The package with the newest kernel that `package` stands for.
+    /// Returns the package of the newest kernel that `package` depends on.
     fn newest(&self, package: &str) -> Result<String> {
         let mut depends = self.command("apt-cache");
         depends.args(["depends", "--no-recommends", "--no-suggests"]).arg(package);
@@ -183,8 +183,8 @@ impl Apt {
     }
 }
 
-/// Unpacks the compressed kernel of a bzImage. Behind the stream stand four bytes with its unpacked
-/// size, which are none of the compressor's.
+/// Decompresses the kernel in a bzImage. The stream is followed by four bytes with the uncompressed
+/// size, which are not part of it.
 fn unpack(cache: &Cache, payload: &[u8], to: &Path) -> Result<()> {
     let program = match payload {
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => "usr/bin/xz",
@@ -199,7 +199,7 @@ fn unpack(cache: &Cache, payload: &[u8], to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Unpacks all modules below a folder that are compressed: the guest's agent loads plain ones.
+/// Decompresses all modules below a directory: the agent only loads uncompressed ones.
 fn unpack_modules(cache: &Cache, dir: &Path) -> Result<()> {
     let mut packed = Vec::new();
     let mut left = vec![dir.join("kernel")];
@@ -213,7 +213,7 @@ fn unpack_modules(cache: &Cache, dir: &Path) -> Result<()> {
             }
         }
     }
-    // All at once: a program for each of some thousand files would take minutes.
+    // Many files per command: a process for each of some thousand files would take minutes.
     for some in packed.chunks(500) {
         let mut xz = libs::program(&cache.root(), "usr/bin/xz");
         exec::succeed(xz.arg("-d").args(some), FETCH)?;
@@ -221,7 +221,7 @@ fn unpack_modules(cache: &Cache, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The modules, and the list of them that replaces the one in a guest's image.
+/// Returns an archive of the modules, with the list that replaces that of a guest's image.
 fn overlay(root: &Path, version: &str) -> Result<Vec<u8>> {
     let modules = Modules::find(root, version)?;
     let mut archive = Archive::new(Vec::new());

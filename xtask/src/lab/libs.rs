@@ -1,5 +1,6 @@
-//! The shared libraries a program needs, found below an unpacked root by that root's own loader:
-//! what is listed is what will run, whatever the host's system is.
+//! The shared libraries of a program, found below an unpacked root by that root's own dynamic
+//! loader. The result is therefore what the program loads later, independently of the host's
+//! libraries.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,14 +12,14 @@ use crate::exec;
 
 const LOADER: &str = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
 
-/// Where Debian keeps libraries, below the root.
+/// Debian's directories of libraries, relative to the root.
 const FOLDERS: &[&str] =
     &["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/ceph"];
 
-/// The loader itself and every library of `program`, as files below `root`.
+/// Returns the dynamic loader and every library of `program`, as files below `root`.
 ///
 /// # Errors
-/// A library, or a version of one, is not below the root.
+/// A library, or the required version of one, is not below the root.
 pub fn needed(root: &Path, program: &Path) -> Result<Vec<PathBuf>> {
     let mut list = loader(root);
     let ran = exec::run(list.arg("--list").arg(program), Duration::from_secs(20))?;
@@ -40,7 +41,8 @@ pub fn needed(root: &Path, program: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// A program below the root, to be run on this machine with that root's libraries.
+/// Returns a command that runs a program below the root on this machine, with that root's
+/// libraries.
 pub fn program(root: &Path, path: &str) -> Command {
     let mut command = loader(root);
     command.arg(root.join(path));
@@ -54,7 +56,7 @@ fn loader(root: &Path) -> Command {
     command
 }
 
-/// The file in a line of the loader's list: `libz.so.1 => /usr/lib/libz.so.1 (0x00007f…)`.
+/// Returns the file in a line of the loader's list: `libz.so.1 => /usr/lib/libz.so.1 (0x00007f…)`.
 fn library(line: &str) -> Result<Option<PathBuf>> {
     let Some((name, place)) = line.trim().split_once(" => ") else {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! What the host must have: QEMU of the version all this was seen to work with, apt and its lists.
+//! Requirements of the host: the tested version of QEMU, apt and its lists.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use anyhow::Result;
 use crate::{exec, tools};
 
 const PACKAGES: &[&str] = &["qemu-system-x86", "seabios", "qemu-system-data", "ipxe-qemu"];
-/// Debian 12's. Others emulate too much or too little: see docs/lab.md.
+/// QEMU's version in Debian 12. Other versions have other emulation errors: see docs/lab.md.
 const VERSION: &str = "7.2.";
 
-/// Makes sure of everything, as root and if `install` by having apt bring what is missing. What
-/// is in the way, if anything, and what to do about it.
+/// Checks all requirements; as root and with `install`, installs missing packages. Returns what is
+/// missing and the remedy, if anything.
 ///
 /// # Errors
-/// apt or QEMU could not even be started.
+/// apt or QEMU could not be started.
 pub fn ensure(install: bool) -> Result<Option<String>> {
     for program in ["apt-get", "apt-cache", "dpkg"] {
         if tools::find(program).is_none() {
@@ -52,7 +52,7 @@ pub fn ensure(install: bool) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Whether apt could download a package.
+/// Returns whether apt could download a package.
 fn known(package: &str) -> Result<bool> {
     let mut apt = tools::program("apt-cache")?;
     let ran = exec::run(apt.args(["show", package]), Duration::from_secs(60))?;

@@ -1,53 +1,54 @@
-//! What is left to run, and which machine runs what next.
+//! The remaining cases, and which machine runs the next one.
 //!
-//! Cases of one backend and one kind of guest share a boot and a guest, so a machine stays with
-//! those it took first. Once they are done it takes others of that backend, from the other end of what
-//! another machine is at if nothing else is left: so all machines are done at about the same time.
+//! Cases with the same backend and guest type share a boot and a guest, so a machine continues with
+//! the group that it started. Then it takes a free group of the same backend or, if there is none,
+//! cases from the end of another machine's group. In this way, all machines finish at about the
+//! same time.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::agent::Case;
 
-/// A case that is to run.
+/// A case to run.
 pub struct Order {
     pub case: Case,
-    /// How often it was begun and came to nothing, by the emulator's fault.
+    /// Number of runs that failed because of the emulator.
     pub retries: u32,
-    /// What was said then.
+    /// The reason of that failure.
     pub before: String,
 }
 
-/// The backend and the kind of guest.
+/// Backend and guest type.
 type Group = (String, String);
 
-/// Shared by all machines.
+/// The queue, shared by all machines.
 pub struct Queue(Mutex<Left>);
 
 struct Left {
     orders: Vec<Order>,
-    /// Who takes the group's cases from the front.
+    /// The machine that takes a group's cases from the front.
     owners: Vec<(Group, usize)>,
 }
 
 impl Queue {
-    /// All cases, those of a backend together.
+    /// Returns a queue of all cases; those of a backend must be consecutive.
     pub fn new(cases: &[Case]) -> Self {
         let order = |case: &Case| Order { case: case.clone(), retries: 0, before: String::new() };
         let orders = cases.iter().map(order).collect();
         Self(Mutex::new(Left { orders, owners: Vec::new() }))
     }
 
-    /// What this machine is to run next; nothing if nothing is left.
+    /// Returns the next case for this machine, or `None` if there are no more.
     pub fn next(&self, machine: usize) -> Option<Order> {
         self.lock().next(machine)
     }
 
-    /// To be run again, by whoever gets to it.
+    /// Adds a case to be run again, by any machine.
     pub fn again(&self, order: Order) {
         self.lock().orders.push(order);
     }
 
-    /// Whether nothing is left.
+    /// Returns whether there are no more cases.
     pub fn is_empty(&self) -> bool {
         self.lock().orders.is_empty()
     }
@@ -108,10 +109,10 @@ mod tests {
         assert_eq!(next(&queue, 0), "1:a:pv");
         assert_eq!(next(&queue, 1), "4:a:pvh");
         assert_eq!(next(&queue, 1), "5:a:hvm");
-        // From the end, while the other goes on from the front.
+        // From the end; the other machine continues from the front.
         assert_eq!(next(&queue, 1), "3:a:pv");
         assert_eq!(next(&queue, 0), "2:a:pv");
-        // The next backend not before the last is done with.
+        // The next backend starts only after all cases of the last one.
         assert_eq!(next(&queue, 1), "6:b:pv");
         assert_eq!(next(&queue, 0), "");
         assert!(queue.is_empty());

@@ -1,36 +1,36 @@
-//! The table and what stands around it.
+//! The report: table, list and logs.
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::agent::Case;
 
-/// What came of a scenario.
+/// The result of a scenario.
 #[derive(Clone, Serialize)]
 pub struct Row {
     /// `NAME:BACKEND:KIND`
     pub scenario: String,
     /// `passed`, `failed` or `skipped`.
     pub result: String,
-    /// Of wall time, of the run that counts.
+    /// Wall-clock duration of the last run.
     pub seconds: f64,
-    /// How often the emulator got in the way first.
+    /// Number of earlier runs that failed because of the emulator.
     pub retries: u32,
-    /// Why it did not pass, or why it was run again.
+    /// The reason why it did not pass, or why it was run again.
     pub reason: String,
-    /// What was measured.
+    /// Measurements.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rows: Vec<Value>,
 }
 
 impl Row {
-    /// Not failed.
+    /// Returns whether it did not fail.
     pub fn good(&self) -> bool {
         self.result != "failed"
     }
 }
 
-/// What there is.
+/// Formats the list of cases.
 pub fn list(cases: &[Case]) -> String {
     let width = cases.iter().map(|case| case.name.len()).max().unwrap_or_default();
     let mut text = String::new();
@@ -41,7 +41,7 @@ pub fn list(cases: &[Case]) -> String {
     text
 }
 
-/// One row as it comes.
+/// Formats one row.
 pub fn line(row: &Row) -> String {
     let verdict = match row.result.as_str() {
         "passed" => "ok".to_owned(),
@@ -57,7 +57,7 @@ pub fn line(row: &Row) -> String {
     text
 }
 
-/// `scenario result seconds retries reason`, aligned, and the closing line.
+/// Formats the table `scenario result seconds retries reason`, and the summary line.
 pub fn table(rows: &[Row]) -> String {
     let width = rows.iter().map(|row| row.scenario.len()).max().unwrap_or_default().max(8);
     let mut text = format!("{:<width$}  result   seconds  retries  reason\n", "scenario");
@@ -75,7 +75,7 @@ pub fn table(rows: &[Row]) -> String {
     text
 }
 
-/// The logs of a scenario that failed, for a person to read.
+/// Formats the logs of a scenario that failed.
 pub fn logs(logs: &Value) -> String {
     let mut text = String::new();
     for (name, lines) in logs.as_object().into_iter().flatten() {

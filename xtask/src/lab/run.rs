@@ -1,4 +1,4 @@
-//! Scenarios one after another, boot after boot.
+//! Runs scenarios one after another, in several boots if necessary.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -20,30 +20,30 @@ use super::{kernels, needs, report, write_image};
 use crate::exec;
 use crate::report::{Counts, Report};
 
-/// No scenario takes half of it.
+/// Timeout of a scenario; twice the duration of the slowest one.
 const SCENARIO: Duration = Duration::from_secs(180);
-/// dom0 is up in a quarter of it.
+/// Timeout of a boot; four times its duration.
 const UP: Duration = Duration::from_secs(90);
-/// dom0 says every two seconds that it is there, whatever a scenario waits for.
+/// Timeout of dom0's reports that it is alive, which it sends every two seconds.
 const STILL: Duration = Duration::from_secs(60);
-/// Counting instructions takes several times as long.
+/// Factor of the timeouts when QEMU counts instructions.
 const SLOWER: u32 = 5;
 
-/// How to run.
+/// Options of a run.
 pub struct Options {
-    /// Where the rows go.
+    /// File to write the rows to.
     pub json: Option<PathBuf>,
-    /// The command to test, if it is not to be built.
+    /// The `pvio` to test, if it is not to be built.
     pub pvio: Option<PathBuf>,
-    /// Keep logs.
+    /// Keep the logs.
     pub keep: bool,
-    /// Machines at once.
+    /// Number of parallel machines.
     pub jobs: usize,
-    /// Measure: run the scenarios that are benches, by instructions.
+    /// Run the benchmark scenarios, with QEMU counting instructions.
     pub bench: bool,
 }
 
-/// What dom0 says in the shared folder.
+/// An event of dom0 in the shared directory.
 #[derive(Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 enum Event {
@@ -52,10 +52,11 @@ enum Event {
     Done { uptime: f64 },
 }
 
-/// Runs the scenarios that these words choose; `Err` says why the lab cannot be had here.
+/// Runs the scenarios that `words` select; the inner `Err` is the reason why the lab is not
+/// available here.
 ///
 /// # Errors
-/// Something does not build, the words choose nothing, or we were interrupted.
+/// Something does not build, the words select nothing, or a signal requested a stop.
 pub fn scenarios(words: &[String], options: &Options) -> Result<Result<Vec<Row>, String>> {
     let cases = choose(words, agent::cases()?, options.bench)?;
     if let Some(why) = needs::ensure(true)? {
@@ -70,8 +71,8 @@ pub fn scenarios(words: &[String], options: &Options) -> Result<Result<Vec<Row>,
     Ok(Ok(rows))
 }
 
-/// What is run as checks: everything with pvio, and of everything else so much that a failure of the
-/// lab is told from one of pvio. `cargo xtask lab run all` runs the rest, too.
+/// Cases that are checks: all of pvio, and those of other backends that are needed to distinguish a
+/// failure of the lab from one of pvio. `cargo xtask lab run all` also runs the others.
 const CHECKED: &[&str] = &[
     ":pvio:",
     "disk-verify:pvio-dm:pv",
@@ -82,8 +83,8 @@ const CHECKED: &[&str] = &[
     "disk-verify:qdisk:pv",
 ];
 
-/// But what takes longest is a check with one kind of guest each: the other half of them is for
-/// `cargo xtask lab run all`.
+/// The slowest cases are checks with only one guest type each. `cargo xtask lab run all` also runs
+/// these, with the other type.
 const WITH_THE_OTHER_KIND: &[&str] = &[
     "kept-direct:pvio:pv",
     "kept-nbd:pvio:pv",
@@ -109,10 +110,10 @@ const WITH_THE_OTHER_KIND: &[&str] = &[
     "migrate-disk:pvio:pvh",
 ];
 
-/// Runs the scenarios that are checks.
+/// Runs the cases that are checks.
 ///
 /// # Errors
-/// Something does not build, or we were interrupted.
+/// Something does not build, or a signal requested a stop.
 pub fn check(install: bool, options: &Options) -> Result<Report> {
     if let Some(why) = needs::ensure(install)? {
         return Ok(Report::skipped(why));
@@ -166,7 +167,7 @@ fn run(cases: &[Case], options: &Options) -> Result<Vec<Row>> {
         ends.try_for_each(|end| end.map_err(|_| anyhow!("a machine's thread panicked"))?)
     });
     let mut rows: Vec<_> = sessions.into_iter().flat_map(|session| session.rows).collect();
-    // What was begun when its machine was given up has no row of its own.
+    // A case that was running when its machine was abandoned has no row.
     for case in cases.iter().filter(|_| outcome.is_ok()) {
         if rows.iter().all(|row| row.scenario != case.id) {
             let (scenario, result) = (case.id.clone(), "failed".to_owned());
@@ -181,30 +182,30 @@ fn run(cases: &[Case], options: &Options) -> Result<Vec<Row>> {
     outcome.map(|()| rows)
 }
 
-/// One machine at a time.
+/// The boots of one machine.
 struct Session<'a> {
     cache: &'a Cache,
     image: &'a Path,
-    /// Kernels besides the usual one, as dom0 is to see them.
+    /// The directory of other kernels for dom0.
     kernels: &'a Path,
     dir: PathBuf,
     machine: usize,
     queue: &'a Queue,
     icount: bool,
     boots: u32,
-    /// Scenarios that ended, however.
+    /// Number of scenarios with a result.
     ends: usize,
     rows: Vec<Row>,
 }
 
 impl Session<'_> {
-    /// Boots until nothing is left to run.
+    /// Boots until there are no more cases.
     fn all(&mut self) -> Result<()> {
         let mut barren = 0;
         while !self.queue.is_empty() {
             let before = self.ends;
             self.boot()?;
-            // A boot in which nothing ended may be a flake, once.
+            // One boot without a result may be the emulator's fault.
             barren = if before == self.ends { barren + 1 } else { 0 };
             ensure!(barren < 2, "Xen did not boot twice in a row");
         }
@@ -216,7 +217,7 @@ impl Session<'_> {
         format!("{machine}, boot {}", self.boots)
     }
 
-    /// Boots once and runs as much as will.
+    /// Boots once and runs cases until the end or a failure of the machine.
     fn boot(&mut self) -> Result<()> {
         self.boots += 1;
         let share = self.dir.join(format!("share{}", self.boots));
@@ -233,7 +234,7 @@ impl Session<'_> {
         exec::go_on()
     }
 
-    /// Takes what dom0 says until it is done.
+    /// Processes the events of dom0 until it is done.
     fn follow(&mut self, boot: &Boot, share: &Path) -> Result<()> {
         let mut events = Events { path: share.join("events"), read: 0 };
         let mut running: Option<(Order, Instant)> = None;
@@ -242,7 +243,7 @@ impl Session<'_> {
         let slower = if self.icount { SLOWER } else { 1 };
         loop {
             exec::go_on()?;
-            // Asked first, so that the last events are not missed.
+            // Checked before the events are read, so that the last ones are not missed.
             let ended = boot.ended()?;
             for event in events.fresh()? {
                 since = Instant::now();
@@ -290,7 +291,7 @@ impl Session<'_> {
         }
     }
 
-    /// Enters what came of a scenario, or has it run once more.
+    /// Records the result of a case, or queues it to be run once more.
     fn ended(&mut self, order: Order, mut row: Row, logs: &Value) {
         self.ends += 1;
         let Order { case, retries, before } = order;
@@ -313,7 +314,7 @@ impl Session<'_> {
         self.rows.push(row);
     }
 
-    /// Tells dom0 what to run next, or that there is nothing.
+    /// Sends dom0 the next case, or that there are no more.
     fn give(&self, orders: &mut File) -> Result<Option<(Order, Instant)>> {
         let order = self.queue.next(self.machine);
         let line = serde_json::to_string(&order.as_ref().map(|order| &order.case.id))?;
@@ -322,19 +323,19 @@ impl Session<'_> {
     }
 }
 
-/// For how long dom0 has not said that it is there, once it has.
+/// Returns the time since dom0's last report that it is alive; `None` before the first one.
 fn stood_still(share: &Path) -> Option<Duration> {
     fs::metadata(share.join("alive")).ok()?.modified().ok()?.elapsed().ok()
 }
 
-/// A file that grows by a JSON object a line.
+/// A file to which dom0 appends one JSON object per line.
 struct Events {
     path: PathBuf,
     read: u64,
 }
 
 impl Events {
-    /// Those not seen yet.
+    /// Returns the events that were not read yet.
     fn fresh(&mut self) -> Result<Vec<Event>> {
         let Ok(mut file) = File::open(&self.path) else { return Ok(Vec::new()) };
         file.seek(SeekFrom::Start(self.read))?;

@@ -1,4 +1,4 @@
-//! Every example of the libraries runs to its end.
+//! Runs every example of the libraries.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +13,7 @@ use crate::report::Report;
 const BUILD_DEADLINE: Duration = Duration::from_secs(20 * 60);
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Examples that need Xen. The lab runs them.
+/// Examples that need Xen; the lab runs them.
 const ON_XEN: [&str; 2] = ["grantcost", "selftest"];
 
 /// Builds the examples and runs each, except those of [`ON_XEN`]. Each counts as one test.
@@ -31,7 +31,8 @@ pub fn run() -> Result<Report> {
     for (name, program) in examples.iter().filter(|(name, _)| !ON_XEN.contains(&name.as_str())) {
         let mut command = Command::new(program);
         if name == "xenstored" {
-            // Its argument is a socket. It ends when its standard input does, which is empty.
+            // The argument is the path of a socket. The example ends at the end of its standard
+            // input, which is empty.
             command.arg(dir.path().join("socket"));
         }
         report = report.and(ends_well(name, &mut command));
@@ -51,7 +52,7 @@ fn ends_well(name: &str, command: &mut Command) -> Report {
     }
 }
 
-/// The examples that cargo's messages name, with their programs.
+/// Returns the examples in cargo's messages, with the paths of their programs.
 fn programs(messages: &str) -> Result<Vec<(String, PathBuf)>> {
     let mut programs = Vec::new();
     for line in messages.lines().filter(|line| line.starts_with('{')) {

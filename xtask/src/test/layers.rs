@@ -1,13 +1,14 @@
-//! Who may depend on whom, where `unsafe` and xenstore keys may stand, what the book names.
+//! Allowed dependencies of packages and modules, locations of `unsafe` and xenstore keys, names in
+//! the documentation.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`dependencies`] | the packages, and the dependencies allowed between them |
 //! | [`source`] | a source file as tokens: keywords and string literals, no comments |
-//! | [`homes`] | where `unsafe` and xenstore keys may stand |
-//! | [`cycles`] | no module imports one that imports it |
-//! | [`sizes`] | how long a file may be |
-//! | [`book`] | what the book names exists |
+//! | [`homes`] | files that may contain `unsafe` and xenstore keys |
+//! | [`cycles`] | modules must not import each other in a cycle |
+//! | [`sizes`] | maximum length of a file |
+//! | [`book`] | files, items and tests named in the documentation must exist |
 
 mod book;
 mod cycles;
@@ -25,21 +26,21 @@ use serde_json::Value;
 use crate::exec;
 use crate::report::Report;
 
-/// A package of the workspace, as cargo sees it.
+/// A package of the workspace, from cargo's metadata.
 pub struct Package {
     /// Its name.
     pub name: String,
-    /// Its folder.
+    /// Its directory.
     pub dir: PathBuf,
-    /// Other packages of the workspace it needs to run.
+    /// Packages of the workspace that it depends on.
     needs: Vec<String>,
-    /// Other packages of the workspace its tests need.
+    /// Packages of the workspace that its tests depend on.
     tests_need: Vec<String>,
-    /// The root source files of its libraries and programs; not of its tests.
+    /// Root source files of its libraries and programs, without those of its tests.
     roots: Vec<PathBuf>,
 }
 
-/// All the checks.
+/// Runs all checks.
 pub fn run() -> Result<Report> {
     let packages = packages()?;
     let mut report = Report::default();
@@ -61,10 +62,10 @@ pub fn run() -> Result<Report> {
     Ok(report)
 }
 
-/// The packages of the workspace.
+/// Returns the packages of the workspace.
 ///
 /// # Errors
-/// cargo does not say.
+/// `cargo metadata` fails.
 pub fn packages() -> Result<Vec<Package>> {
     let mut cargo = exec::cargo();
     cargo.args(["metadata", "--no-deps", "--format-version", "1", "--quiet"]);

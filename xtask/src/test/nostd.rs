@@ -1,4 +1,4 @@
-//! The device code links and runs without `std`, and would not link if something brought it.
+//! The device code links and runs without `std`, and a dependency on `std` would break the build.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,10 +11,10 @@ use crate::report::Report;
 
 const DEADLINE: Duration = Duration::from_secs(600);
 
-/// What rustc says when `std` and the probe both bring a panic handler.
+/// rustc's error if both `std` and the probe contain a panic handler.
 const CLASH: &str = "found duplicate lang item `panic_impl`";
 
-/// Both probes, and the proof that the check can fail.
+/// Builds and runs both probes, and verifies that the build fails with `std`.
 pub fn run() -> Result<Report> {
     let lock = probe().join("Cargo.lock");
     std::fs::copy(exec::root().join("Cargo.lock"), lock).context("seed the probe's Cargo.lock")?;
@@ -35,7 +35,7 @@ pub fn run() -> Result<Report> {
     }))
 }
 
-/// What is wrong with the probe, if anything.
+/// Returns the error of building or running the probe, if any.
 fn links_and_runs(features: &str) -> Result<Option<String>> {
     let built = build(features)?;
     if !built.status.success() {

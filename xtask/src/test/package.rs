@@ -1,4 +1,4 @@
-//! Every crate that is not marked `publish = false` can be published.
+//! Checks that every crate without `publish = false` can be published.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use crate::report::Report;
 
 const DEADLINE: Duration = Duration::from_secs(10 * 60);
 
-/// A registry accepts at most this many keywords and categories each.
+/// A registry's maximum number of keywords and of categories.
 const MOST_WORDS: usize = 5;
-/// A registry accepts at most this many bytes of a keyword.
+/// A registry's maximum length of a keyword in bytes.
 const KEYWORD_MOST: usize = 20;
 
 const LICENCES: [&str; 2] = ["LICENSE-APACHE", "LICENSE-MIT"];
 
-/// What cargo says of a registry that it cannot reach.
+/// Parts of cargo's messages about a registry that cannot be reached.
 const UNREACHABLE: [&str; 4] = [
     "failed to query replaced source registry",
     "failed to fetch",
@@ -26,7 +26,7 @@ const UNREACHABLE: [&str; 4] = [
     "spurious network error",
 ];
 
-/// Checks manifests, builds every package, and lets cargo try to publish them all.
+/// Checks the manifests, builds every package, and runs cargo's dry run of publishing them all.
 pub fn run() -> Result<Report> {
     let mut metadata = exec::cargo();
     metadata.args(["metadata", "--no-deps", "--format-version", "1", "--quiet"]);
@@ -66,7 +66,7 @@ fn is_published(package: &Value) -> bool {
     package["publish"].as_array().is_none_or(|registries| !registries.is_empty())
 }
 
-/// What a package lacks that a registry or a reader needs.
+/// Returns what a package lacks for a registry or for readers.
 fn faults(package: &Value) -> Vec<String> {
     let name = package["name"].as_str().unwrap_or_default();
     if !is_published(package) {
@@ -89,7 +89,8 @@ fn faults(package: &Value) -> Vec<String> {
         faults.push(format!("{name}: the keyword {long} is longer than {KEYWORD_MOST} bytes"));
     }
     for dependency in package["dependencies"].as_array().into_iter().flatten() {
-        // With a version it would have to be published first, and its own tests may need this package.
+        // With a version, it would have to be published first, and its own tests may depend on this
+        // package.
         let is_ours = dependency["kind"] == "dev" && dependency["path"].is_string();
         if is_ours && dependency["req"] != "*" {
             let needed = &dependency["name"];
@@ -103,7 +104,7 @@ fn faults(package: &Value) -> Vec<String> {
     if !readme.is_some_and(|readme| readme.is_file()) {
         faults.push(format!("{name}: no README.md"));
     }
-    // Both licences require that a copy comes with their text.
+    // Both licences require a copy of their text.
     for file in LICENCES.iter().filter(|file| !manifest.with_file_name(file).is_file()) {
         faults.push(format!("{name}: no {file}; link to that of the workspace"));
     }

@@ -1,4 +1,4 @@
-//! The checks of a minute, for what changed since the branch left the main one.
+//! Short checks (about a minute) of what has changed since the merge base with the main branch.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,13 +12,13 @@ use crate::report::Report;
 
 const GIT: Duration = Duration::from_secs(20);
 
-/// Formatting, layers, and for each changed package clippy and unit tests. Nothing is installed.
+/// Runs formatting, layers, and for each changed package clippy and unit tests. Installs nothing.
 pub fn run() -> Result<Report> {
     let report = steps::fmt()?.and(layers::run()?);
     let mut names: Vec<String> = Vec::new();
     let packages = layers::packages()?;
     for file in changed()? {
-        // The probe stands outside of the workspace, in xtask's folder.
+        // The probe is in xtask's directory, but not part of the workspace.
         let owner = packages.iter().filter(|package| file.starts_with(&package.dir));
         if let Some(owner) = owner.max_by_key(|package| package.dir.components().count()) {
             names.push(owner.name.clone());
@@ -33,7 +33,7 @@ pub fn run() -> Result<Report> {
     Ok(report.and(steps::clippy_of(&names)?).and(steps::units_of(&names)?))
 }
 
-/// Files that differ from where this branch left the main one, uncommitted ones included.
+/// Returns the files that differ from the merge base, including uncommitted changes.
 fn changed() -> Result<Vec<PathBuf>> {
     let base = ["origin/main", "main"].into_iter().find_map(|main| {
         let base = git(&["merge-base", "HEAD", main]).ok()?;

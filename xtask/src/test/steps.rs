@@ -1,4 +1,4 @@
-//! The steps that are one cargo command each.
+//! Steps that consist of one cargo command.
 
 use std::process::Command;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use anyhow::Result;
 use super::{Report, examples, tally};
 use crate::{exec, samples};
 
-/// No step takes half of this on two cores; a test that hangs must not hang everything.
+/// Timeout of a step, for tests that hang; on two cores no step takes half of it.
 const DEADLINE: Duration = Duration::from_secs(20 * 60);
 
-/// The test that stands for the model while it is not built; [`loom`] builds and runs the model.
+/// The test that replaces the model in builds without loom; [`loom`] builds and runs the model.
 const LOOM_NOT_BUILT: &str = "model_checking_was_not_built";
 
-/// `cargo fmt`, looking only; the probe stands outside the workspace.
+/// Runs `cargo fmt --check`; the probe is not part of the workspace.
 pub fn fmt() -> Result<Report> {
     let probe = exec::root().join("xtask/nostd-probe/Cargo.toml");
     let mut report = Report::default();
@@ -27,14 +27,14 @@ pub fn fmt() -> Result<Report> {
     Ok(report)
 }
 
-/// `cargo clippy`: no warning anywhere.
+/// Runs `cargo clippy`; a warning is a failure.
 pub fn clippy() -> Result<Report> {
     let mut clippy = exec::cargo();
     clippy.args(["clippy", "--workspace", "--all-targets", "--all-features"]);
     plain(clippy.args(["--", "-D", "warnings"]))
 }
 
-/// The same, for some packages.
+/// Does the same for some packages.
 pub fn clippy_of(packages: &[String]) -> Result<Report> {
     let mut clippy = exec::cargo();
     clippy.args(["clippy", "--no-deps", "--all-targets", "--all-features"]);
@@ -42,26 +42,26 @@ pub fn clippy_of(packages: &[String]) -> Result<Report> {
     plain(clippy.args(["--", "-D", "warnings"]))
 }
 
-/// Unit tests of some packages: those in their libraries and programs.
+/// Runs the unit tests of some packages: those in their libraries and programs.
 pub fn units_of(packages: &[String]) -> Result<Report> {
     let mut test = exec::cargo();
     test.args(["test", "--all-features", "--lib", "--bins", "--no-fail-fast"]);
     tests(test.args(packages.iter().flat_map(|name| ["--package", name])), &[])
 }
 
-/// Every unit and integration test of the workspace.
+/// Runs all unit and integration tests of the workspace.
 pub fn unit() -> Result<Report> {
     let mut test = exec::cargo();
     test.args(["test", "--workspace", "--all-features", "--lib", "--bins", "--tests"]);
     match samples::fetch() {
         Ok(dir) => drop(test.env("PVIO_QEMU_SAMPLES", dir)),
-        // The test that needs them says that it was skipped.
+        // The test that needs the images reports that it was skipped.
         Err(error) => println!("    QEMU's sample images: {error:#}"),
     }
     tests(test.args(["--examples", "--no-fail-fast"]), &["--skip", LOOM_NOT_BUILT])
 }
 
-/// The documentation, the examples in it, and those of the libraries.
+/// Builds the documentation, runs its examples and those of the libraries.
 pub fn doc() -> Result<Report> {
     let mut doc = exec::cargo();
     doc.args(["doc", "--workspace", "--all-features", "--no-deps"]);
@@ -71,8 +71,8 @@ pub fn doc() -> Result<Report> {
     Ok(build.and(tests(&mut test, &[])?).and(examples::run()?))
 }
 
-/// The model of the notification protocol, built for loom in a folder of its own, since the flag
-/// would make every other build start anew.
+/// Builds and runs the loom model of the notification protocol. It has a separate target directory,
+/// since the flag would cause a rebuild of everything in the other one.
 pub fn loom() -> Result<Report> {
     let mut test = exec::cargo();
     test.args(["test", "--package", "pvio-ring", "--test", "loom_notify", "--release"]);
@@ -80,7 +80,7 @@ pub fn loom() -> Result<Report> {
     tests(&mut test, &[])
 }
 
-/// A command that is one test.
+/// Runs a command that counts as one test.
 fn plain(command: &mut Command) -> Result<Report> {
     let ran = exec::run(command, DEADLINE)?;
     if ran.status.success() {
@@ -89,13 +89,13 @@ fn plain(command: &mut Command) -> Result<Report> {
     Ok(Report::failed(format!("{}: {}\n{}", exec::shown(command), ran.status, ran.output)))
 }
 
-/// A `cargo test` whose tests are counted one by one.
+/// Runs a `cargo test` whose tests are counted individually.
 fn tests(command: &mut Command, more: &[&str]) -> Result<Report> {
     let ran = exec::run(command.args(["--", "--show-output"]).args(more), DEADLINE)?;
     let tally = tally::read(&ran.output);
     let mut report = Report { counts: tally.counts, notes: tally.skipped, ..Report::default() };
     if !ran.status.success() {
-        // A build error, or a test program that died, has no line that counts it.
+        // A build error or a crash of a test program is not in the counts of the output.
         report.counts.failed = report.counts.failed.max(1);
     } else if report.counts.passed == 0 {
         report.counts.failed = 1;

@@ -1,23 +1,23 @@
-//! What `cargo test -- --show-output` printed, as numbers.
+//! Counts from the output of `cargo test -- --show-output`.
 //!
-//! A test that cannot run on a machine prints a line that begins `SKIPPED:` and returns; to the
-//! test harness it passed, to us it did not.
+//! A test that cannot run on a machine prints a line that starts with `SKIPPED:` and returns. The
+//! test harness counts it as passed; this module counts it as skipped.
 
 use crate::report::Counts;
 
-/// What the lines add up to.
+/// Counts from the output.
 #[derive(Default)]
 pub struct Tally {
-    /// Tests passed, failed, and ignored or skipped.
+    /// Number of tests that passed, failed, and were ignored or skipped.
     pub counts: Counts,
-    /// The `SKIPPED:` lines, with the test's name where it is known.
+    /// The `SKIPPED:` lines, with the test's name if it is known.
     pub skipped: Vec<String>,
 }
 
-/// Reads the whole output of one `cargo test`.
+/// Evaluates the complete output of one `cargo test`.
 pub fn read(output: &str) -> Tally {
     let mut tally = Tally::default();
-    // The test whose output the lines are, and whether it is counted as skipped already.
+    // The test that printed the lines, and whether it is already counted as skipped.
     let mut test: Option<(&str, bool)> = None;
     for line in output.lines() {
         if let Some(name) = section(line) {
@@ -39,15 +39,16 @@ pub fn read(output: &str) -> Tally {
         }
     }
     let harness = results(output);
-    // Each skipped one stands among those the harness passed.
+    // The harness counts skipped tests as passed.
     tally.counts.passed = harness.passed.saturating_sub(tally.counts.skipped);
     tally.counts.failed = harness.failed;
     tally.counts.skipped += harness.skipped;
     tally
 }
 
-/// What the harnesses say, all together. Of one test program the last result counts: tests that
-/// run themselves again, in a namespace say, let earlier ones through. Documentation has several.
+/// Returns the sum of the harnesses' results. Only the last result of a test program counts, since
+/// tests that run themselves again, for example in a namespace, print earlier results.
+/// Documentation has several results that are added.
 fn results(output: &str) -> Counts {
     let (mut sum, mut last, mut documentation) = (Counts::default(), Counts::default(), false);
     for line in output.lines() {
@@ -63,7 +64,7 @@ fn results(output: &str) -> Counts {
     sum + last
 }
 
-/// The output without passing tests and what they printed.
+/// Returns the output without successful tests and what they printed.
 pub fn without_successes(output: &str) -> String {
     let mut kept = String::new();
     let mut inside = false;
@@ -80,17 +81,17 @@ pub fn without_successes(output: &str) -> String {
     kept
 }
 
-/// `---- ring::tests::wraps stdout ----`
+/// Parses a heading such as `---- ring::tests::wraps stdout ----`.
 fn section(line: &str) -> Option<&str> {
     line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
 }
 
-/// A line after which the lines belong to no test.
+/// Returns whether the lines after this one belong to no test.
 fn is_heading(line: &str) -> bool {
     matches!(line, "successes:" | "failures:") || line.starts_with("test result: ")
 }
 
-/// `test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; …`
+/// Parses `test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; …`.
 fn result(line: &str) -> Option<Counts> {
     let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let number = |what| {

@@ -1,4 +1,4 @@
-//! The book names files, items and tests that exist.
+//! Files, items and tests named in the documentation must exist.
 
 use std::collections::HashSet;
 use std::fs;
@@ -11,8 +11,8 @@ use super::homes::relative;
 use super::source::{self, UnitTests};
 use crate::exec;
 
-/// Every link, path and item that a page names and that is not there, and every test that
-/// `docs/security.md` counts on and nobody wrote.
+/// Returns the links, paths and items in each page that do not exist, and the missing tests that
+/// `docs/security.md` relies on.
 pub fn check(packages: &[Package]) -> Result<Vec<String>> {
     let root = exec::root();
     let readmes = packages.iter().map(|package| package.dir.join("README.md"));
@@ -32,7 +32,7 @@ pub fn check(packages: &[Package]) -> Result<Vec<String>> {
         for link in links(&text).filter(|link| !there(page, link)) {
             faults.push(format!("{}: the link {link} leads nowhere", relative(page)));
         }
-        // What was renamed since stands in it under its old name.
+        // It contains the old names of items that were renamed since.
         if page.ends_with("CHANGELOG.md") {
             continue;
         }
@@ -56,25 +56,25 @@ pub fn check(packages: &[Package]) -> Result<Vec<String>> {
     Ok(faults)
 }
 
-/// The targets of `[…](…)` in a page.
+/// Returns the targets of `[…](…)` in a page.
 fn links(text: &str) -> impl Iterator<Item = &str> {
     text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link)
 }
 
-/// Whether a link of a page leads to a file, or away.
+/// Returns whether the target of a link exists; external links are not checked.
 fn there(page: &Path, link: &str) -> bool {
     let file = link.split('#').next().unwrap_or_default();
     let dir = page.parent().map_or_else(PathBuf::new, Path::to_path_buf);
     file.is_empty() || file.contains("://") || dir.join(file).exists()
 }
 
-/// What stands between backticks, code blocks left out.
+/// Returns the texts between backticks, outside of code blocks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     let prose = text.split("```").step_by(2);
     prose.flat_map(str::lines).flat_map(|line| line.split('`').skip(1).step_by(2))
 }
 
-/// Whether it is a path below one of the project's folders.
+/// Returns whether it is a path below one of the project's directories.
 fn is_path(root: &Path, quoted: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
     let folder = quoted.split_once('/').map(|(folder, _)| folder);
@@ -82,7 +82,7 @@ fn is_path(root: &Path, quoted: &str) -> bool {
     quoted.chars().all(plain) && folder.is_some_and(is_ours)
 }
 
-/// The parts of `Type` or `Type::item`; of nothing else.
+/// Returns the parts of `Type` or `Type::item`; none for other texts.
 fn items(quoted: &str) -> Vec<&str> {
     let parts: Vec<&str> = quoted.split("::").collect();
     let word = |part: &&str| part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
@@ -95,7 +95,7 @@ fn items(quoted: &str) -> Vec<&str> {
     if is_type && parts.iter().all(word) { parts } else { Vec::new() }
 }
 
-/// The last part of every `` `path::to::test` `` of a page.
+/// Returns the last part of every `` `path::to::test` `` of a page.
 fn tests_named(text: &str) -> impl Iterator<Item = &str> {
     quoted(text).filter_map(|words| {
         let (path, test) = words.rsplit_once("::")?;
@@ -104,7 +104,7 @@ fn tests_named(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Names in the workspace.
+/// Names of items in the workspace.
 #[derive(Default)]
 struct Names {
     functions: HashSet<String>,

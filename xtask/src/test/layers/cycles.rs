@@ -1,9 +1,9 @@
-//! The modules of a crate import each other in one direction only.
+//! Modules of a crate must not import each other in a cycle.
 //!
-//! A module is a file. It imports another one if it names something that is defined there; a name that
-//! is re-exported counts as imported from where it is defined. `mod` declarations, re-exports and unit
-//! tests are no imports. Nor is what a module takes from those it is nested in: a folder's `mod.rs` is
-//! the unit, and the files below it are its parts.
+//! A module is a file. It imports another one if it names an item that is defined there; a
+//! re-exported name counts as imported from the module that defines it. `mod` declarations,
+//! re-exports and unit tests are not imports. A module may also use items of the modules it is
+//! nested in: the unit is a directory's `mod.rs`, and the files in the directory are its parts.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -16,13 +16,13 @@ use syn::{Attribute, Item, ItemUse, UseTree, Visibility};
 use super::Package;
 use super::homes::relative;
 
-/// A module's path below the root of its crate, or a path that starts there.
+/// Path of a module relative to the root of its crate, or a path below that.
 type ModPath = Vec<String>;
 
-/// How often one name may be re-exported on its way.
+/// Maximum number of re-exports that a name is followed through.
 const MAX_HOPS: usize = 8;
 
-/// Every group of files that import each other in a circle.
+/// Returns every group of files that import each other in a cycle.
 pub fn check(packages: &[Package]) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for package in packages {
@@ -44,16 +44,16 @@ pub fn check(packages: &[Package]) -> Result<Vec<String>> {
     Ok(faults)
 }
 
-/// One module, inline ones included.
+/// A module, possibly an inline one.
 #[derive(Default)]
 struct Module {
     file: PathBuf,
     children: HashSet<String>,
     defined: HashSet<String>,
-    /// Names that `use` brings, and whether it passes them on.
+    /// Names that `use` declarations introduce, with their paths.
     aliases: HashMap<String, ModPath>,
     globs: Vec<ModPath>,
-    /// Paths the module's code names.
+    /// Paths that the module's code contains.
     named: Vec<ModPath>,
 }
 
@@ -62,7 +62,7 @@ struct Module {
 struct Modules(HashMap<ModPath, Module>);
 
 impl Modules {
-    /// Reads a file as the module `at`, and those it declares.
+    /// Reads a file as the module `at`, and the modules it declares.
     fn read(&mut self, file: &Path, at: &[String]) -> Result<()> {
         let text = fs::read_to_string(file).with_context(|| relative(file))?;
         let parsed = syn::parse_file(&text).with_context(|| relative(file))?;
@@ -108,7 +108,7 @@ impl Modules {
         Ok(())
     }
 
-    /// The file in which what a path names is defined; `None` if it is none of the crate's modules.
+    /// Returns the file that defines the target of a path; `None` if it is not in the crate.
     fn file_of(&self, path: &[String], hops: usize) -> Option<&Path> {
         let depth = (0..=path.len()).rev().find(|&depth| self.0.contains_key(&path[..depth]))?;
         let module = &self.0[&path[..depth]];
@@ -128,7 +128,7 @@ impl Modules {
         module.globs.iter().find_map(through)
     }
 
-    /// Who imports whom.
+    /// Returns the files that each file imports.
     fn imports(&self) -> BTreeMap<PathBuf, BTreeSet<PathBuf>> {
         let mut imports: BTreeMap<PathBuf, BTreeSet<PathBuf>> = BTreeMap::new();
         for (at, module) in &self.0 {
@@ -143,14 +143,14 @@ impl Modules {
     }
 }
 
-/// Collects what one module defines and names.
+/// Collects the names that one module defines and uses.
 struct Reader {
     at: ModPath,
     module: Module,
 }
 
 impl Reader {
-    /// A path as one from the crate's root; `None` if it leads out of the crate.
+    /// Returns a path relative to the crate's root; `None` if it leads out of the crate.
     fn absolute(&self, path: &[String]) -> Option<ModPath> {
         let (first, rest) = path.split_first()?;
         let (mut base, rest) = match first.as_str() {
@@ -260,7 +260,7 @@ fn attributes(item: &Item) -> &[Attribute] {
     }
 }
 
-/// The groups in which every node leads to every other one.
+/// Returns the groups of nodes that are reachable from each other (strongly connected components).
 fn circles<T: Ord + Clone>(graph: &BTreeMap<T, BTreeSet<T>>) -> Vec<Vec<T>> {
     let reach: BTreeMap<&T, BTreeSet<&T>> = graph.keys().map(|n| (n, reached(graph, n))).collect();
     let mut seen = BTreeSet::new();
@@ -291,7 +291,7 @@ fn reached<'g, T: Ord>(graph: &'g BTreeMap<T, BTreeSet<T>>, from: &T) -> BTreeSe
 mod tests {
     use super::*;
 
-    /// A crate of these files; which import each other.
+    /// Returns the cycles in a crate of these files.
     fn found(files: &[(&str, &str)]) -> Vec<Vec<String>> {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in files {

@@ -2,24 +2,24 @@
 
 use super::Package;
 
-/// Each package of layers 1 to 4 and the packages of the workspace it may depend on. A dependency points
-/// down, or sideways where two packages of one layer are made for each other.
+/// Each package of layers 1 to 4 and the packages of the workspace it may depend on. A dependency
+/// is on a lower layer, or on the same layer if one package of it is an extension of the other.
 const MAY_NEED: &[(&str, &[&str])] = &[
     // 1: shared memory, index arithmetic, wire formats
     ("pvio-ring", &[]),
-    // 2: the three ways two domains meet
+    // 2: the three means of communication between domains
     ("pvio-grant-table", &["pvio-ring"]),
     ("pvio-event-channel", &["pvio-ring"]),
     ("pvio-xenbus", &["pvio-ring"]),
     ("pvio-xenstored", &["pvio-ring", "pvio-xenbus"]),
-    // 3: the devices, which know no platform
+    // 3: the devices, independent of the platform
     ("pvio-blkback", CORE),
     ("pvio-storage", STORAGE),
     ("pvio-netback", CORE),
     ("pvio-ports", PORTS),
     ("pvio-blkfront", DEVICE),
     ("pvio-netfront", DEVICE),
-    // 3: the platforms, which know no device
+    // 3: the platforms, independent of the devices
     ("pvio-uring", &["pvio-ring"]),
     ("pvio-blockdev", &[]),
     ("pvio-imagefile", &[]),
@@ -27,13 +27,14 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     ("pvio-hosted", HOSTED),
     ("pvio-sim", BELOW),
     ("pvio-xen-linux", BELOW),
-    // 4: what composes them. The daemon links no guest.
+    // 4: compositions of these. The daemon does not link the guest.
     ("pvio-daemon", DAEMON),
     ("pvio-demo", DEMO),
 ];
 
 const BELOW: &[&str] = &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus"];
-/// The core of a backend knows no file and no thread. With std it limits its log lines and repeats calls.
+/// The core of a backend uses no files and no threads. With `std`, it rate-limits its log lines and
+/// retries system calls.
 const CORE: &[&str] =
     &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus", "pvio-uring"];
 const STORAGE: &[&str] = &[
@@ -56,8 +57,8 @@ const PORTS: &[&str] = &[
     "pvio-uring",
     "pvio-recordfile",
 ];
-/// The hosted hypervisor serves xenstore to its domains, and its sockets are in a directory of the same kind
-/// as records.
+/// The hosted hypervisor serves xenstore to its domains. Its sockets are in a private directory, as
+/// records are.
 const HOSTED: &[&str] = &[
     "pvio-ring",
     "pvio-grant-table",
@@ -66,8 +67,8 @@ const HOSTED: &[&str] = &[
     "pvio-xenstored",
     "pvio-recordfile",
 ];
-/// With std, a device waits in the one wait point, has files for a library, and devices of the host,
-/// which are no platform of a domain's.
+/// With `std`, a device depends on the wait point, a library for files, and the host's block
+/// devices, which are not part of a domain's platform.
 const DEVICE: &[&str] = &[
     "pvio-ring",
     "pvio-grant-table",
@@ -107,10 +108,10 @@ const DEMO: &[&str] = &[
     "pvio-daemon",
 ];
 
-/// The top: it composes, measures and checks, so it may need anything below.
+/// The top layer: programs that compose, measure and check, and may depend on everything below.
 const TOP: &[&str] = &["pvio", "pvio-benches", "xtask", "pvio-lab-agent"];
 
-/// Every dependency that points the wrong way.
+/// Returns all dependencies that are not allowed.
 pub fn check(packages: &[Package]) -> Vec<String> {
     let mut faults = Vec::new();
     for package in packages {
@@ -127,7 +128,7 @@ pub fn check(packages: &[Package]) -> Vec<String> {
             faults.push(format!("{name} has no layer: give it one in {}", file!()));
             continue;
         };
-        // Tests compose: they may depend on everything but the top.
+        // Tests compose as well: they may depend on everything except the top layer.
         for need in package.needs.iter().filter(|need| !allowed.contains(&need.as_str())) {
             faults.push(format!("{name} depends on {need}; it may on: {}", allowed.join(" ")));
         }

@@ -1,4 +1,4 @@
-//! Where `unsafe` and xenstore keys may stand.
+//! Files that may contain `unsafe` and xenstore keys.
 
 use std::path::Path;
 
@@ -8,33 +8,33 @@ use super::Package;
 use super::source::{self, UnitTests};
 use crate::exec;
 
-/// The files and folders in which `unsafe` may stand.
+/// Files and directories that may contain `unsafe`.
 const UNSAFE_HOMES: &[&str] = &[
-    // Memory a peer can write at the same time.
+    // Memory that a peer can write concurrently.
     "ring/src/shm.rs",
     "ring/src/shm/",
-    // The same, for tests whose peer is another process.
+    // The same, for tests with a peer in another process.
     "ring/tests/support/shared_file.rs",
     // ioctl, mmap, io_uring.
     "platforms/",
     // The ioctls of a tap.
     "ports/src/tap.rs",
-    // Packet memory and rings shared with the kernel, and bpf(2): no crate has both, and rustix has
-    // the rest.
+    // Packet memory and rings shared with the kernel, and bpf(2). No crate supports both; rustix
+    // provides the rest.
     "ports/src/afxdp/sys.rs",
-    // Not part of the product: a program without a runtime has to name its own entry point.
+    // Not part of the product: a program without a runtime defines its own entry point.
     "xtask/nostd-probe/",
 ];
 
-/// Where xenstore keys may be spelled.
+/// Directory whose files may contain xenstore keys.
 const KEY_HOME: &str = "xenbus/src/handshake";
 
-/// The packages that have to spell them to check them.
+/// Packages that contain keys because they check them.
 const CHECKERS: &[&str] = &["xtask", "pvio-lab-agent"];
 
-/// Words that are a device's xenstore keys and nothing else (`io/blkif.h`, `io/netif.h`). A key
-/// that is also an everyday word (`state`, `mode`, `sectors`, `mac`) is not here: finding it in a
-/// message would be no fault.
+/// Words that only occur as xenstore keys of devices (`io/blkif.h`, `io/netif.h`). Keys that are
+/// also common words (`state`, `mode`, `sectors`, `mac`) are not included, since they may occur in
+/// messages.
 const KEYS: &[&str] = &[
     "backend-id",
     "ctrl-ring-ref",
@@ -89,7 +89,7 @@ const KEYS: &[&str] = &[
     "xdp-headroom",
 ];
 
-/// Every `unsafe` outside its homes, and every crate that could forbid it and does not.
+/// Returns every `unsafe` in other files, and every crate without `unsafe` that does not forbid it.
 pub fn check_unsafe(packages: &[Package]) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for package in packages {
@@ -118,9 +118,8 @@ pub fn check_unsafe(packages: &[Package]) -> Result<Vec<String>> {
     Ok(faults)
 }
 
-/// Every xenstore key spelled outside its home. Tests, benches and examples play both sides, so
-/// they may spell keys, and the
-/// packages that check have to.
+/// Returns every xenstore key in other files. Tests, benches and examples play both sides of a
+/// device, so they may contain keys, and so may the packages that check.
 pub fn check_keys(packages: &[Package]) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for package in packages.iter().filter(|package| !CHECKERS.contains(&package.name.as_str())) {
@@ -140,18 +139,19 @@ pub fn check_keys(packages: &[Package]) -> Result<Vec<String>> {
     Ok(faults)
 }
 
-/// The key a string literal contains as a word of its own; a number may follow (`ring-ref0`,
-/// `ring-ref{i}`).
+/// Returns the key that a string literal contains as a separate word; a number may follow
+/// (`ring-ref0`, `ring-ref{i}`).
 fn spelled(literal: &str) -> Option<&'static str> {
     let words = literal.split(|c: char| !(c.is_ascii_alphanumeric() || "-_".contains(c)));
     let mut words = words.map(|word| word.trim_end_matches(|c: char| c.is_ascii_digit()));
     words.find_map(|word| {
-        // `feature-gso-tcpv4` ends in a digit of its own.
+        // The digit at the end of `feature-gso-tcpv4` is part of the key.
         KEYS.iter().copied().find(|key| key.trim_end_matches(|c: char| c.is_ascii_digit()) == word)
     })
 }
 
-/// `tests.rs`, or below `tests/`: a module that `#[cfg(test)]` guards where it is declared.
+/// Returns whether a file is `tests.rs` or below `tests/`: a module that is declared with
+/// `#[cfg(test)]`.
 fn is_unit_test(file: &Path) -> bool {
     file.ends_with("tests.rs") || file.components().any(|part| part.as_os_str() == "tests")
 }

@@ -1,4 +1,4 @@
-//! No file is longer than one can keep in mind.
+//! Source files have a maximum length.
 
 use std::fs;
 
@@ -8,10 +8,10 @@ use super::Package;
 use super::homes::relative;
 use super::source;
 
-/// Lines of a source file.
+/// Maximum number of lines of a source file.
 const MOST: usize = 500;
 
-/// Every source file that is longer.
+/// Returns all source files that are longer.
 pub fn check(packages: &[Package]) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for package in packages {

@@ -1,4 +1,4 @@
-//! A source file as tokens: keywords and string literals, no comments, no unit tests.
+//! A source file as tokens: keywords and string literals, no comments, optionally no unit tests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,29 +6,29 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
-/// One word or literal, and the line it stands on.
+/// A word or literal, and its line.
 pub struct Token {
-    /// As written, a literal with its quotes.
+    /// The text as written; a literal includes its quotes.
     pub text: String,
-    /// Counted from 1.
+    /// Number of the line, starting with 1.
     pub line: usize,
-    /// A literal of any kind.
+    /// It is a literal of any kind.
     pub literal: bool,
 }
 
-/// Whether what `#[cfg(test)]` guards counts.
+/// Whether code guarded by `#[cfg(test)]` is included.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum UnitTests {
-    /// They are code like any other.
+    /// It is included, like any other code.
     Keep,
-    /// They play both sides, so they may spell what the code may not.
+    /// It is left out, since it plays both sides of a device and may contain their keys.
     Leave,
 }
 
-/// All words and literals of a file.
+/// Returns all words and literals of a file.
 ///
 /// # Errors
-/// It cannot be read, or is not Rust.
+/// The file cannot be read, or is not valid Rust.
 pub fn tokens(file: &Path, unit_tests: UnitTests) -> Result<Vec<Token>> {
     let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
     lex(&text, unit_tests).with_context(|| file.display().to_string())
@@ -52,12 +52,12 @@ fn walk(stream: TokenStream, unit_tests: UnitTests, found: &mut Vec<Token>) {
                 let Some(words) = attribute.as_ref().and_then(bracket) else { continue };
                 let written = words.stream().to_string().replace(' ', "");
                 in_test_item |= unit_tests == UnitTests::Leave && written == "cfg(test)";
-                // A doc comment is an attribute by now: `#[doc = "…"]`.
+                // The parser has converted doc comments to attributes: `#[doc = "…"]`.
                 if !written.starts_with("doc") {
                     walk(words.stream(), unit_tests, found);
                 }
             }
-            // The guarded item ends with its braces, or where one without any does.
+            // The guarded item ends with its braces, or with a semicolon if it has none.
             TokenTree::Group(group) if in_test_item => {
                 in_test_item = group.delimiter() != Delimiter::Brace;
             }
@@ -84,10 +84,10 @@ fn bracket(tree: &TokenTree) -> Option<&Group> {
     }
 }
 
-/// Every `.rs` file below a folder, build output aside.
+/// Returns all `.rs` files below a directory, except build output.
 ///
 /// # Errors
-/// A folder cannot be read.
+/// A directory cannot be read.
 pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
