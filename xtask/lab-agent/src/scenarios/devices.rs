@@ -137,9 +137,8 @@ fn secure(lab: &mut Lab) -> Result<()> {
     let mut spec = Spec::new(lab.kind, lab.backend);
     spec.programs = Programs::Tools;
     spec.disks = vec![
-        // dom0's blkfront grants the pages of its requests to its own backend, and pages that are
-        // mapped from a guest cannot be granted. Hence the guest's data is copied or in persistent
-        // grants.
+        // dom0's blkfront grants the pages of its requests to its own backend. Pages that are mapped from
+        // a guest cannot be granted.
         Disk::by_pvio("xvda", "rw", &format!("[direct,policy=persistent-or-map]raw:{device}")),
         Disk::by_pvio("xvdb", "rw", &format!("raw:{}", plain.device().context("a loop device")?)),
     ];
