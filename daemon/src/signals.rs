@@ -1,6 +1,6 @@
 //! Signals that end the process in an orderly way: SIGTERM, SIGINT and SIGHUP.
 //!
-//! SIGINT and SIGHUP stay ignored if they were ignored at start, as `nohup` and the `&` of a script leave them.
+//! SIGINT and SIGHUP stay ignored if they were ignored at start, as after `nohup` or `&` in a script.
 
 use crate::failure::Failure;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
