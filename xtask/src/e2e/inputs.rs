@@ -17,13 +17,14 @@ pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
     image::blank(&dir.join("odd.img"), 1000)?;
     image::blank(&dir.join("none.img"), 0)?;
     fs::create_dir(dir.join("folder"))?;
-    let odd = |name, size| {
+    let odd = |name, size, larger| {
         let disk = path(name);
         (
             format!("disk image {disk} has {size} bytes, which is not a positive multiple of 512"),
-            "check that it was copied whole, then round it up (truncate -s %512 for a raw file, \
-             qemu-img resize for others)"
-                .to_owned(),
+            format!(
+                "check that it was copied whole, then make it larger, to {larger} bytes (truncate -s \
+                 {larger} for a raw file, qemu-img resize for others)"
+            ),
         )
     };
     let missing = path("missing.img");
@@ -42,8 +43,8 @@ pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
                 "name a disk image".to_owned(),
             ),
         ),
-        ("odd.img", odd("odd.img", 1000)),
-        ("none.img", odd("none.img", 0)),
+        ("odd.img", odd("odd.img", 1000, 1024)),
+        ("none.img", odd("none.img", 0, 512)),
     ];
     for command in ["run", "check"] {
         for (disk, (what, help)) in &cases {
