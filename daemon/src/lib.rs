@@ -6,6 +6,7 @@
 //! | [`dm`] | `pvio-dm`: the same, in place of the device model of one guest |
 //! | [`driver`] | serves every device that the toolstack creates for a domain, on any platform |
 //! | [`platform`] | the interface between a driver and the domain in which it runs |
+//! | [`budget`] | the steps and transitions that one device may cost the control thread |
 //! | [`served`] | the devices that a driver serves, as the control socket reports them |
 //! | [`control`] | the control socket: server and client |
 //! | [`stats`], [`capture`] | `pvio stats` and `pvio capture`, clients of that socket |
@@ -21,6 +22,7 @@
 //! | [`failure`], [`units`] | an error with its remedy on one line; human-readable sizes |
 #![forbid(unsafe_code)]
 
+pub mod budget;
 pub mod capture;
 pub mod control;
 pub mod descriptors;

@@ -1,8 +1,8 @@
 //! The devices that a driver domain serves, as other threads may inspect them.
 
+use crate::budget::Budget;
 use crate::descriptors::{Descriptors, open_now};
 use crate::disks::vdev::Vdev;
-use crate::driver::Budget;
 use pvio_blkback::Vbd;
 use pvio_grant_table::policy::MappingBudget;
 use pvio_netback::Vif;

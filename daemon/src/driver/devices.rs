@@ -1,6 +1,6 @@
 //! The backends of one class in this domain.
 
-use super::budget::Budget;
+use crate::budget::Budget;
 use crate::descriptors::{Descriptors, Promise};
 use crate::served::{Events, Served, Visible};
 use pvio_grant_table::DomId;

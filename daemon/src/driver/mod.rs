@@ -7,13 +7,10 @@
 //! at most once per turn, a step makes a bounded number of transitions, and each device has a
 //! budget of them per second.
 
-mod budget;
 mod devices;
 #[cfg(test)]
 mod tests;
 mod woken;
-
-pub use budget::Budget;
 
 use crate::descriptors::Descriptors;
 use crate::failure::Failure;
