@@ -31,7 +31,11 @@ pub fn fmt() -> Result<Report> {
 pub fn clippy() -> Result<Report> {
     let mut clippy = exec::cargo();
     clippy.args(["clippy", "--workspace", "--all-targets", "--all-features"]);
-    plain(clippy.args(["--", "-D", "warnings"]))
+    let all = plain(clippy.args(["--", "-D", "warnings"]))?;
+    // The daemon without the demo.
+    let mut daemon = exec::cargo();
+    daemon.args(["clippy", "--package", "pvio", "--no-default-features"]);
+    Ok(all.and(plain(daemon.args(["--", "-D", "warnings"]))?))
 }
 
 /// Does the same for some packages.
