@@ -30,7 +30,7 @@ use pvio_netfront::{Control, SendError};
 use pvio_ports::tap_port::TapPort;
 use pvio_ports::worker::Worker;
 use pvio_ring::proto::netif::GsoKind;
-use pvio_uring::{PrivateBuf, Spin};
+use pvio_runtime::{PrivateBuf, Spin};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

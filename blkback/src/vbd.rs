@@ -62,9 +62,9 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     /// Counters of each queue, over all sessions.
     stats: Vec<Arc<Stats>>,
     #[cfg(feature = "std")]
-    sessions: Arc<pvio_uring::LogLimit>,
+    sessions: Arc<pvio_runtime::LogLimit>,
     #[cfg(feature = "std")]
-    resizes: Arc<pvio_uring::LogLimit>,
+    resizes: Arc<pvio_runtime::LogLimit>,
 }
 
 impl<P: Platform, S: Serve<P>> Vbd<P, S> {
@@ -104,7 +104,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
 
     /// Returns the rate-limited log events of the disk, by name.
     #[cfg(feature = "std")]
-    pub fn events(&self) -> [(&'static str, Arc<pvio_uring::LogLimit>); 2] {
+    pub fn events(&self) -> [(&'static str, Arc<pvio_runtime::LogLimit>); 2] {
         [("sessions", Arc::clone(&self.sessions)), ("resizes", Arc::clone(&self.resizes))]
     }
 

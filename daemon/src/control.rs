@@ -22,7 +22,7 @@ use crate::failure::{Failure, one_line};
 use crate::served::{Served, budgets};
 use pvio_ports::capture::{CaptureFile, Reader};
 use pvio_recordfile::{DirError, PrivateDir};
-use pvio_uring::LogLimit;
+use pvio_runtime::LogLimit;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 use serde_json::json;

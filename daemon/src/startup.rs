@@ -1,7 +1,7 @@
 //! What the system must provide, checked before anything starts.
 
 use crate::failure::Failure;
-use pvio_uring::Uring;
+use pvio_runtime::Uring;
 use std::io;
 
 /// Checks that io_uring is available, which every disk and NIC needs, and raises the limit of file
@@ -11,7 +11,7 @@ use std::io;
 /// A [`Failure`] that names what forbids io_uring.
 pub fn prepare() -> Result<(), Failure> {
     crate::descriptors::raise_limit();
-    match Uring::<pvio_uring::PrivateBuf>::new(1) {
+    match Uring::<pvio_runtime::PrivateBuf>::new(1) {
         Ok(_) => Ok(()),
         Err(why) => {
             let setting = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");

@@ -4,7 +4,7 @@
 use super::FRAME_MAX;
 use alloc::vec::Vec;
 use pvio_ring::shm::PAGE_SIZE;
-use pvio_uring::PrivateBuf;
+use pvio_runtime::PrivateBuf;
 
 /// Offset of a frame that a port puts into a large buffer: the start of a page, since frames are
 /// copied page by page later.

@@ -7,7 +7,7 @@ use super::buffers::FRAME_AT;
 use super::segment::Segments;
 use super::{Checksum, Offload, Packet};
 use pvio_ring::proto::checksum::{ETHERNET_HEADER, IpVersion};
-use pvio_uring::PrivateBuf;
+use pvio_runtime::PrivateBuf;
 
 /// Packet that is being segmented.
 pub(super) struct Cut {

@@ -17,7 +17,7 @@ use core::time::Duration;
 use pcap_file::DataLink;
 use pcap_file::pcap::PcapReader;
 use pcap_file::pcapng::{Block, PcapNgReader};
-use pvio_uring::{PrivateBuf, Uring};
+use pvio_runtime::{PrivateBuf, Uring};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek};
 use std::os::fd::OwnedFd;

@@ -36,7 +36,7 @@ use core::time::Duration;
 use pvio_netback::fault::DropReason;
 use pvio_netback::stats::Stats;
 use pvio_ring::IoSeg;
-use pvio_uring::{Backoff, FileId, PrivateBuf, Uring};
+use pvio_runtime::{Backoff, FileId, PrivateBuf, Uring};
 use std::io;
 use std::os::fd::OwnedFd;
 

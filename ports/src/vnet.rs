@@ -4,7 +4,7 @@
 use super::tap::VNET_HEADER;
 use super::{Checksum, Gso, Offload, Packet};
 use pvio_ring::proto::netif::GsoKind;
-use pvio_uring::PrivateBuf;
+use pvio_runtime::PrivateBuf;
 
 const NEEDS_CSUM: u8 = 1;
 const DATA_VALID: u8 = 2;

@@ -4,7 +4,7 @@
 use super::NetPort;
 use alloc::vec::Vec;
 use core::time::Duration;
-use pvio_uring::{FileId, PrivateBuf, Uring};
+use pvio_runtime::{FileId, PrivateBuf, Uring};
 use std::io;
 use std::os::fd::OwnedFd;
 

@@ -14,7 +14,7 @@ use pvio_netback::fault::QueueError;
 use pvio_netback::queue::{Queue, Reception};
 use pvio_netback::stats::Stats;
 use pvio_ring::shm::SharedMemory;
-use pvio_uring::{Gather, Spin};
+use pvio_runtime::{Gather, Spin};
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -28,7 +28,7 @@ use pvio_blkback::vbd::{Opening, Platform, Serve};
 use pvio_grant_table::DomId;
 use pvio_grant_table::policy::MappingBudget;
 use pvio_recordfile::{RecordDir, RecordFile};
-use pvio_uring::LogLimit;
+use pvio_runtime::LogLimit;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
 use size::ImageSize;

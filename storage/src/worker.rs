@@ -11,7 +11,7 @@ use pvio_blkback::queue::{Progress, Queue, QueueFault, QueueParts};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::{GrantCopier, GrantMapper};
 use pvio_ring::shm::SharedMemory;
-use pvio_uring::Spin;
+use pvio_runtime::Spin;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -8,7 +8,7 @@ use crate::until::Done;
 use anyhow::{Context, Result, ensure};
 use pvio_ports::tap::{Tap, TapConfig, VNET_HEADER};
 use pvio_ring::proto::checksum::Transport;
-use pvio_uring::{FileId, PrivateBuf, Uring, whole};
+use pvio_runtime::{FileId, PrivateBuf, Uring, whole};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 #[cfg(feature = "std")]
 use {
     alloc::boxed::Box,
-    pvio_uring::retry,
+    pvio_runtime::retry,
     std::io,
     std::sync::{Mutex, OnceLock, PoisonError},
 };

@@ -4,7 +4,7 @@ use crate::budget::Budget;
 use crate::descriptors::{Descriptors, Promise};
 use crate::served::{Events, Served, Visible};
 use pvio_grant_table::DomId;
-use pvio_uring::LogLimit;
+use pvio_runtime::LogLimit;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Fault, Life};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{

@@ -6,7 +6,7 @@ use crate::guest::status::Devices;
 use pvio_blkfront::session::{DiskError, Session};
 use pvio_daemon::failure::Failure;
 use pvio_hosted::Domain;
-use pvio_uring::LogLimit;
+use pvio_runtime::LogLimit;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::DeviceAddr;
 use std::io;

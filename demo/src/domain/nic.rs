@@ -7,7 +7,7 @@ use pvio_daemon::stop::{Bell, Stop, sleep};
 use pvio_event_channel::EventChannel;
 use pvio_hosted::Domain;
 use pvio_netfront::{BackendFault, Nic};
-use pvio_uring::Spin;
+use pvio_runtime::Spin;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{Fault, FrontendDriver, Life};
 use pvio_xenbus::handshake::common::{DeviceAddr, read_error};

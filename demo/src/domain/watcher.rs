@@ -5,7 +5,7 @@ use crate::guest::status::{Device, Devices};
 use pvio_daemon::failure::Failure;
 use pvio_daemon::stop::sleep;
 use pvio_hosted::Domain;
-use pvio_uring::LogLimit;
+use pvio_runtime::LogLimit;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::{
     DeviceAddr, DeviceClass, FrontendAddr, read_state, state_path,

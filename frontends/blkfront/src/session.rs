@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::Granter;
 use pvio_ring::proto::blkif::Status;
-use pvio_uring::Spin;
+use pvio_runtime::Spin;
 use pvio_xenbus::driver::{Fault, FrontendDriver, Life};
 use pvio_xenbus::handshake::common::{
     DeviceAddr, FrontendAddr, error_path, read_error, read_state,

@@ -104,7 +104,7 @@ impl PacketBuf for alloc::boxed::Box<[u8]> {
 }
 
 #[cfg(feature = "std")]
-impl PacketBuf for pvio_uring::PrivateBuf {
+impl PacketBuf for pvio_runtime::PrivateBuf {
     fn bytes(&self) -> &[u8] {
         self.as_slice()
     }

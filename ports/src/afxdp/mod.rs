@@ -17,7 +17,7 @@ use super::tap::TapError;
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::time::Duration;
-use pvio_uring::LogLimit;
+use pvio_runtime::LogLimit;
 use rustix::net::netdevice::name_to_index;
 use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags, XdpOptionsFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};

@@ -13,7 +13,7 @@ use core::time::Duration;
 use pvio_netback::fault::DropReason;
 use pvio_netback::stats::Stats;
 use pvio_ring::proto::checksum::{ETHERNET_HEADER, complete};
-use pvio_uring::{FileId, PrivateBuf, Uring};
+use pvio_runtime::{FileId, PrivateBuf, Uring};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use std::io;

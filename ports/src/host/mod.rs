@@ -25,7 +25,7 @@ use pvio_netback::queue::{Policy, Queue, Waker};
 use pvio_netback::stats::Stats;
 use pvio_netback::vif::{Attach, Serve, Session};
 use pvio_recordfile::{RecordDir, RecordFile};
-use pvio_uring::{LogLimit, PrivateBuf};
+use pvio_runtime::{LogLimit, PrivateBuf};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::{MAX_QUEUES, ToolstackBack};
 use rustix::event::{EventfdFlags, eventfd};

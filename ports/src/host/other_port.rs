@@ -17,7 +17,7 @@ use pvio_netback::queue::Queue;
 use pvio_netback::stats::Stats;
 use pvio_netback::vif::Session;
 use pvio_ring::shm::SharedMemory;
-use pvio_uring::{LogLimit, PrivateBuf};
+use pvio_runtime::{LogLimit, PrivateBuf};
 use pvio_xenbus::driver::Fault;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -7,7 +7,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
-use pvio_uring::LogLimit;
+use pvio_runtime::LogLimit;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use crossbeam_queue::ArrayQueue;
 use pvio_netback::stats::Stats;
 use pvio_ring::proto::netif::GsoKind;
-use pvio_uring::PrivateBuf;
+use pvio_runtime::PrivateBuf;
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::os::fd::OwnedFd;

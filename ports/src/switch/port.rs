@@ -12,7 +12,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_netback::stats::Stats;
-use pvio_uring::{PrivateBuf, Uring};
+use pvio_runtime::{PrivateBuf, Uring};
 use std::io;
 use std::os::fd::OwnedFd;
 

@@ -14,7 +14,7 @@ use pvio_ports::host::{NicSettings, TapOptions};
 use pvio_ports::switch::SwitchPort;
 use pvio_ports::tap::{Tap, TapConfig};
 use pvio_ports::tap_port::TapPort;
-use pvio_uring::PrivateBuf;
+use pvio_runtime::PrivateBuf;
 use pvio_xenbus::handshake::common::read_state;
 use pvio_xenbus::{XenbusState, handshake::vif::ToolstackBack};
 use std::sync::Arc;

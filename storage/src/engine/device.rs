@@ -13,7 +13,7 @@ use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::sync::Arc;
 use core::time::Duration;
 use pvio_ring::shm::{PoolMemory, SharedMemory};
-use pvio_uring::IoBuf;
+use pvio_runtime::IoBuf;
 use std::io;
 use std::os::fd::OwnedFd;
 

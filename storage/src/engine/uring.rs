@@ -17,7 +17,7 @@ use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, IoMode, Segments
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use pvio_ring::shm::PoolMemory;
-use pvio_uring::{Backoff, Done as Over, FileId, IoBuf, LogLimit, PrivateBuf, Uring, whole};
+use pvio_runtime::{Backoff, Done as Over, FileId, IoBuf, LogLimit, PrivateBuf, Uring, whole};
 use rustix::fs::{OFlags, fcntl_getfl};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};

@@ -9,7 +9,7 @@ use super::uring::{UringEngine, Watch};
 use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::vec::Vec;
 use pvio_ring::shm::PoolMemory;
-use pvio_uring::{FileId, IoBuf, PrivateBuf, Uring};
+use pvio_runtime::{FileId, IoBuf, PrivateBuf, Uring};
 use std::boxed::Box;
 use std::io;
 use std::os::fd::OwnedFd;

@@ -4,7 +4,7 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use pvio_uring::LogLimit;
+use pvio_runtime::LogLimit;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::thread::Builder;

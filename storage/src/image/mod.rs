@@ -67,7 +67,7 @@ use content::Meter;
 use core::sync::atomic::{AtomicU64, Ordering};
 use overlay::Overlay;
 use pvio_ring::shm::SharedMemory;
-use pvio_uring::{IoBuf, LogLimit, PrivateBuf};
+use pvio_runtime::{IoBuf, LogLimit, PrivateBuf};
 use reference::ReferencePolicy;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::fs::File;

@@ -6,7 +6,7 @@ use crate::engine::thread_pool::ThreadPool;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use pvio_uring::LogLimit;
+use pvio_runtime::LogLimit;
 
 impl Image {
     /// Returns the counters of rate-limited log lines, by name.

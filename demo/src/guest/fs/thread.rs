@@ -11,7 +11,7 @@ use super::probe::{self, Family};
 use super::{BlockRead, Disk, FsError, FsInfo, Handle, Mounted, Target};
 use crate::guest::meter::Shared;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use pvio_uring::LogLimit;
+use pvio_runtime::LogLimit;
 use std::cell::RefCell;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

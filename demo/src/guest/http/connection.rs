@@ -11,7 +11,7 @@ use super::{
 };
 use crate::guest::fs::FsError;
 use crate::guest::fs::thread::Reply;
-use pvio_uring::LogLimit;
+use pvio_runtime::LogLimit;
 use smoltcp::socket::tcp;
 use std::time::{Duration, Instant};
 

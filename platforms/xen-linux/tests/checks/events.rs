@@ -4,7 +4,7 @@ use super::{Checks, LOST, Outcome, World, ensure, same, say};
 use pvio_event_channel::{EventChannel, EventChannels, EventError, Port};
 use pvio_grant_table::DomId;
 use pvio_ring::shm::HeapMemory;
-use pvio_uring::Uring;
+use pvio_runtime::Uring;
 use pvio_xen_linux::Channel;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::AsFd;

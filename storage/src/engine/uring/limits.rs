@@ -6,7 +6,7 @@
 //! not polled.
 
 use pvio_ring::IoSeg;
-use pvio_uring::IoBuf;
+use pvio_runtime::IoBuf;
 
 const PAGE: usize = 4096;
 

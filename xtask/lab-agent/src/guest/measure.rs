@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use pvio_uring::{PrivateBuf, Uring, whole};
+use pvio_runtime::{PrivateBuf, Uring, whole};
 use serde::Deserialize;
 use serde_json::{Value, json};
 

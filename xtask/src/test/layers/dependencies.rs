@@ -12,6 +12,8 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     ("pvio-event-channel", &["pvio-ring"]),
     ("pvio-xenbus", &["pvio-ring"]),
     ("pvio-xenstored", &["pvio-ring", "pvio-xenbus"]),
+    // 2: the threads of a process: wait point, workers, rate limits
+    ("pvio-runtime", &["pvio-ring"]),
     // 3: the devices, independent of the platform
     ("pvio-blkback", CORE),
     ("pvio-storage", STORAGE),
@@ -20,7 +22,6 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     ("pvio-blkfront", DEVICE),
     ("pvio-netfront", DEVICE),
     // 3: the platforms, independent of the devices
-    ("pvio-uring", &["pvio-ring"]),
     ("pvio-blockdev", &[]),
     ("pvio-imagefile", &[]),
     ("pvio-recordfile", &["pvio-ring"]),
@@ -32,18 +33,19 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     ("pvio-demo", DEMO),
 ];
 
-const BELOW: &[&str] = &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus"];
+const BELOW: &[&str] =
+    &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus", "pvio-runtime"];
 /// The core of a backend uses no files and no threads. With `std`, it rate-limits its log lines and
 /// retries system calls.
 const CORE: &[&str] =
-    &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus", "pvio-uring"];
+    &["pvio-ring", "pvio-grant-table", "pvio-event-channel", "pvio-xenbus", "pvio-runtime"];
 const STORAGE: &[&str] = &[
     "pvio-ring",
     "pvio-grant-table",
     "pvio-event-channel",
     "pvio-xenbus",
     "pvio-blkback",
-    "pvio-uring",
+    "pvio-runtime",
     "pvio-blockdev",
     "pvio-imagefile",
     "pvio-recordfile",
@@ -54,7 +56,7 @@ const PORTS: &[&str] = &[
     "pvio-event-channel",
     "pvio-xenbus",
     "pvio-netback",
-    "pvio-uring",
+    "pvio-runtime",
     "pvio-recordfile",
 ];
 /// The hosted hypervisor serves xenstore to its domains. Its sockets are in a private directory, as
@@ -74,7 +76,7 @@ const DEVICE: &[&str] = &[
     "pvio-grant-table",
     "pvio-event-channel",
     "pvio-xenbus",
-    "pvio-uring",
+    "pvio-runtime",
     "pvio-blockdev",
     "pvio-imagefile",
     "pvio-recordfile",
@@ -89,7 +91,7 @@ const DAEMON: &[&str] = &[
     "pvio-storage",
     "pvio-netback",
     "pvio-ports",
-    "pvio-uring",
+    "pvio-runtime",
     "pvio-recordfile",
     "pvio-xen-linux",
 ];
@@ -102,7 +104,7 @@ const DEMO: &[&str] = &[
     "pvio-storage",
     "pvio-blkfront",
     "pvio-netfront",
-    "pvio-uring",
+    "pvio-runtime",
     "pvio-recordfile",
     "pvio-hosted",
     "pvio-daemon",

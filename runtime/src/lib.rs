@@ -13,7 +13,7 @@
 //! or reuse memory that the kernel still reads or writes. Every operation has a slot that is allocated
 //! when the ring is created. Submitting and reaping allocate nothing and take no lock.
 //! ```
-//! use pvio_uring::{PrivateBuf, Uring, whole};
+//! use pvio_runtime::{PrivateBuf, Uring, whole};
 //! use std::io::Write;
 //!
 //! let mut file = tempfile::tempfile()?;

@@ -14,7 +14,7 @@ const ATTEMPTS: u32 = 90;
 /// Computes the pause before each further attempt, and when to give up.
 ///
 /// ```
-/// use pvio_uring::Backoff;
+/// use pvio_runtime::Backoff;
 ///
 /// let mut backoff = Backoff::default();
 /// assert_eq!(backoff.pause(), Some(std::time::Duration::ZERO));
