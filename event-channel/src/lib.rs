@@ -112,10 +112,4 @@ pub trait EventChannel {
     /// # Errors
     /// [`EventError::Closed`] or [`EventError::Hypervisor`].
     fn take(&self) -> Result<bool, EventError>;
-
-    /// Masks this end: events become pending without waking it.
-    fn mask(&self);
-
-    /// Unmasks this end: events wake it again, immediately if one is pending.
-    fn unmask(&self);
 }

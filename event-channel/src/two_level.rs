@@ -4,6 +4,9 @@
 //!
 //! Each vCPU has a selector level above (`evtchn_pending_sel`), which narrows a scan; a platform
 //! that reports the port in another way does not need it.
+//!
+//! A guest kernel sets mask bits; [`EventPage::raise`] respects them. No device here masks a port: a
+//! worker that does not wait is not woken, because its event stays pending.
 
 use crate::Port;
 use core::sync::atomic::Ordering;
@@ -66,25 +69,6 @@ impl<M: SharedMemory> EventPage<M> {
         self.mem.load_u64(at, Ordering::SeqCst).unwrap_or(bit) & bit != 0
     }
 
-    /// Masks a port: events become pending but wake no waiter.
-    pub fn mask(&self, port: Port) {
-        if let Some((at, bit)) = place(port) {
-            self.mem.fetch_or_u64(at.wrapping_add(BITS), bit);
-        }
-    }
-
-    /// Unmasks a port. Returns whether an event is pending for which no waiter was woken: the
-    /// caller must then wake the waiter itself. The mask is cleared first, then the pending bit
-    /// read, both sequentially consistent: a sender that still saw the mask set its pending bit
-    /// before that read.
-    #[must_use = "an event that came while masked wakes nobody else"]
-    pub fn unmask(&self, port: Port) -> bool {
-        if let Some((at, bit)) = place(port) {
-            self.mem.fetch_and_u64(at.wrapping_add(BITS), !bit);
-        }
-        self.pending(port)
-    }
-
     /// Clears both bits: the port was closed, or will be reused.
     pub fn clear(&self, port: Port) {
         if let Some((at, bit)) = place(port) {
@@ -108,33 +92,40 @@ mod tests {
     use super::*;
     use pvio_ring::shm::HeapMemory;
 
+    /// Sets a port's mask bit, as a guest kernel does.
+    fn mask(memory: &HeapMemory, port: Port) {
+        let (at, bit) = place(port).unwrap();
+        memory.fetch_or_u64(at.wrapping_add(BITS), bit).unwrap();
+    }
+
     #[test]
-    fn a_masked_event_is_kept_and_found_on_unmask() {
-        let page = EventPage::new(HeapMemory::pages(1));
+    fn raise_on_a_masked_port_sets_the_event_pending_without_a_wake_up() {
+        let memory = HeapMemory::pages(1);
+        let page = EventPage::new(memory.clone());
         let port = Port(4095);
-        page.mask(port);
-        assert!(!page.raise(port), "masked: nobody is woken");
-        assert!(page.unmask(port), "but the event is there");
-        assert!(page.take(port));
-        assert!(!page.unmask(port));
+        mask(&memory, port);
+        assert!(!page.raise(port));
+        assert!(page.pending(port) && page.take(port));
     }
 
     #[test]
     fn ports_do_not_touch_each_other() {
-        let page = EventPage::new(HeapMemory::pages(1));
+        let memory = HeapMemory::pages(1);
+        let page = EventPage::new(memory.clone());
         assert!(page.raise(Port(63)));
-        page.mask(Port(64));
+        mask(&memory, Port(64));
         assert!(!page.pending(Port(64)) && !page.pending(Port(62)) && !page.masked(Port(63)));
         page.clear(Port(63));
         assert!(!page.pending(Port(63)) && page.masked(Port(64)));
+        page.clear(Port(64));
+        assert!(!page.masked(Port(64)));
     }
 
     #[test]
     fn impossible_ports_do_nothing() {
         let page = EventPage::new(HeapMemory::pages(1));
         for port in [Port(0), Port(PORTS), Port(u32::MAX)] {
-            assert!(!page.raise(port) && !page.take(port) && !page.unmask(port));
-            page.mask(port);
+            assert!(!page.raise(port) && !page.take(port) && !page.pending(port));
             page.clear(port);
         }
         assert!(!page.pending(Port(1)) && !page.masked(Port(1)));

@@ -123,8 +123,4 @@ impl EventChannel for Silent {
     fn take(&self) -> Result<bool, EventError> {
         Ok(false)
     }
-
-    fn mask(&self) {}
-
-    fn unmask(&self) {}
 }

@@ -1,27 +1,23 @@
 //! Event channels between processes.
 //!
-//! An end of a channel is a port: a pending and a mask bit in the receiver's events file, and an
-//! eventfd on which the receiver waits. The sender has both mapped or open, so a notification needs
-//! no request to the hypervisor.
+//! An end of a channel is a port: a pending bit in the receiver's events file, and an eventfd on
+//! which the receiver waits. The sender has both mapped or open, so a notification needs no request
+//! to the hypervisor. The file also has the mask bits of the two-level ABI; no domain sets them.
 //!
 //! # No wake-up is lost
 //!
 //! Sender: **S1** write shared memory; **S2** set the pending bit and read its old value,
-//! atomically; **S3** if it was clear and the port is not masked, add to the eventfd. Receiver:
-//! **R1** clear the eventfd; **R2** clear the pending bit and read its old value, atomically;
-//! **R3** if it was set, read shared memory.
+//! atomically; **S3** if it was clear, add to the eventfd. Receiver: **R1** clear the eventfd;
+//! **R2** clear the pending bit and read its old value, atomically; **R3** if it was set, read shared
+//! memory.
 //!
 //! All steps on the bits are sequentially consistent, so one of these holds for every S2:
 //!
-//! - S2 found the bit set. The thread that set it has added to the eventfd, will add to it, or
-//!   found the port masked, and R2 has not cleared the bit yet. So an R2 follows, and the R3 after
-//!   it sees S1.
-//! - S2 found the bit clear and the port not masked. S3 adds to the eventfd *after* S2. If R1
-//!   clears the eventfd, R2 comes later than S2 and clears the bit: R3 sees S1. If an R2 has
-//!   cleared the bit already, its R3 sees S1, and the addition causes a spurious wake-up.
-//! - S2 found the port masked. Unmasking clears the mask first and reads the pending bit second. S2
-//!   sets the pending bit first and reads the mask second. At least one of the two sees the other's
-//!   change, and wakes the receiver.
+//! - S2 found the bit set. The thread that set it has added to the eventfd or will add to it, and R2
+//!   has not cleared the bit yet. So an R2 follows, and the R3 after it sees S1.
+//! - S2 found the bit clear. S3 adds to the eventfd *after* S2. If R1 clears the eventfd, R2 comes
+//!   later than S2 and clears the bit: R3 sees S1. If an R2 has cleared the bit already, its R3 sees
+//!   S1, and the addition causes a spurious wake-up.
 //!
 //! The other order, R2 before R1, loses events: S2 and S3 between them leave the bit set and the
 //! eventfd clear, and every later S2 finds the bit set.
@@ -134,16 +130,6 @@ impl EventChannel for Channel {
             Err(_) => return Err(EventError::Hypervisor),
         }
         Ok(event_bits(&self.our_events).take(self.port))
-    }
-
-    fn mask(&self) {
-        event_bits(&self.our_events).mask(self.port);
-    }
-
-    fn unmask(&self) {
-        if event_bits(&self.our_events).unmask(self.port) {
-            signal(&self.wake_us);
-        }
     }
 }
 

@@ -34,28 +34,6 @@ fn an_event_wakes_once_and_is_taken_once() {
 }
 
 #[test]
-fn a_masked_event_waits_for_the_unmask() {
-    let host = Host::new();
-    let (front, back) = (host.domain("front"), host.domain("back"));
-    let a = front.alloc_unbound(back.id()).unwrap();
-    let b = back.bind_interdomain(front.id(), a.port()).unwrap();
-    b.take().unwrap();
-    b.mask();
-    a.notify().unwrap();
-    assert!(!readable(&b));
-    b.unmask();
-    assert!(readable(&b) && b.take().unwrap());
-    b.mask();
-    b.unmask();
-    assert!(!readable(&b) && !b.take().unwrap());
-    b.mask();
-    a.notify().unwrap();
-    assert!(b.take().unwrap(), "masked events are there for who looks");
-    b.unmask();
-    assert!(!readable(&b));
-}
-
-#[test]
 fn only_the_named_domain_binds_and_only_once() {
     let host = Host::new();
     let [front, back, third] = ["front", "back", "third"].map(|name| host.domain(name));

@@ -138,14 +138,6 @@ impl<C: EventChannel> EventChannel for Mortal<C> {
         moment();
         self.0.take()
     }
-
-    fn mask(&self) {
-        self.0.mask();
-    }
-
-    fn unmask(&self) {
-        self.0.unmask();
-    }
 }
 
 impl<X: Xenstore> Xenstore for Mortal<X> {

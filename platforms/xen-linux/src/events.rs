@@ -15,18 +15,11 @@
 //! each time this process takes an event, and cannot keep the CPU in its interrupt handler.
 //! [`take`](EventChannel::take) reads and then writes; an event that arrived in between is
 //! delivered by the write.
-//!
-//! # Masking
-//!
-//! The device cannot mask a port that has no event. So the descriptor of a [`Channel`] is an epoll
-//! instance that watches the device: masking removes the events that it watches for. Events then
-//! stay pending in the device, and can be taken.
 
 use crate::domain::XenDomain;
 use crate::sys::evtchn;
 use core::time::Duration;
 use pvio_event_channel::{DomId, EventChannel, EventChannels, EventError, Port};
-use rustix::event::epoll;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,8 +30,6 @@ use std::time::Instant;
 #[derive(Debug)]
 pub struct Channel {
     device: OwnedFd,
-    /// Epoll instance that watches `device`, unless masked.
-    watch: OwnedFd,
     port: Port,
     remote: DomId,
 }
@@ -66,22 +57,17 @@ impl Channel {
                 return Ok(false);
             }
             let left = left.and_then(|left| Timespec::try_from(left).ok());
-            match poll(&mut [PollFd::new(&self.watch, PollFlags::IN)], left.as_ref()) {
+            match poll(&mut [PollFd::new(&self.device, PollFlags::IN)], left.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return Err(EventError::Hypervisor),
             }
         }
     }
-
-    fn watch_for(&self, events: epoll::EventFlags) {
-        let done = epoll::modify(&self.watch, &self.device, epoll::EventData::new_u64(0), events);
-        debug_assert!(done.is_ok(), "epoll: {done:?}");
-    }
 }
 
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.watch.as_fd()
+        self.device.as_fd()
     }
 }
 
@@ -108,14 +94,6 @@ impl EventChannel for Channel {
             Ok(_) => Ok(true),
             Err(_) => Err(EventError::Hypervisor),
         }
-    }
-
-    fn mask(&self) {
-        self.watch_for(epoll::EventFlags::empty());
-    }
-
-    fn unmask(&self) {
-        self.watch_for(epoll::EventFlags::IN);
     }
 }
 
@@ -158,11 +136,8 @@ impl XenDomain {
             return Err(EventError::NoDomain);
         }
         let device = self.inner().devices.evtchn().map_err(|_| EventError::Hypervisor)?;
-        let watch = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(refusal)?;
-        let data = epoll::EventData::new_u64(0);
-        epoll::add(&watch, &device, data, epoll::EventFlags::IN).map_err(refusal)?;
         let port = Port(bind(&device).map_err(refusal)?);
-        Ok(Channel { device, watch, port, remote })
+        Ok(Channel { device, port, remote })
     }
 }
 

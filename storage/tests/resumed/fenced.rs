@@ -97,10 +97,6 @@ impl EventChannel for Fifo {
     fn take(&self) -> Result<bool, EventError> {
         Ok(rustix::io::read(&self.0, &mut [0u8; 64]).is_ok())
     }
-
-    fn mask(&self) {}
-
-    fn unmask(&self) {}
 }
 
 /// Serves like a daemon, until it is killed.

@@ -92,10 +92,6 @@ impl EventChannel for Silent {
     fn take(&self) -> Result<bool, EventError> {
         Ok(false)
     }
-
-    fn mask(&self) {}
-
-    fn unmask(&self) {}
 }
 
 fn key() -> SessionKey {

@@ -146,8 +146,4 @@ impl EventChannel for End {
     fn take(&self) -> Result<bool, EventError> {
         Ok(self.mine.swap(false, Ordering::SeqCst))
     }
-
-    fn mask(&self) {}
-
-    fn unmask(&self) {}
 }

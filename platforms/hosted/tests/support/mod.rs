@@ -54,7 +54,7 @@ impl Host {
 /// Every turn waits for the other side, so the first lost wake-up stops both.
 ///
 /// The way of waiting changes from turn to turn, so that the other side is met in every state:
-/// sleeping immediately; sleeping after polling; sleeping after polling with events masked.
+/// sleeping immediately, or sleeping after polling.
 pub fn lockstep(page: &impl SharedMemory, bell: &Channel, first: bool, turns: u32) {
     let (mine, theirs) = if first { (0, 4) } else { (4, 0) };
     let mut noise = 0x9e37_79b9_u32;
@@ -67,15 +67,9 @@ pub fn lockstep(page: &impl SharedMemory, bell: &Channel, first: bool, turns: u3
         noise ^= noise << 13;
         noise ^= noise >> 17;
         noise ^= noise << 5;
-        let (masked, looks, dawdles) = (noise & 3 == 1, (noise >> 8) & 0x3ff, noise >> 19);
-        if masked {
-            bell.mask();
-        }
+        let (looks, dawdles) = ((noise >> 8) & 0x3ff, noise >> 19);
         if noise & 3 != 0 {
             (0..looks).take_while(|_| !seen(theirs)).for_each(|_| std::hint::spin_loop());
-        }
-        if masked {
-            bell.unmask();
         }
         while !seen(theirs) {
             sleep(bell, turn);

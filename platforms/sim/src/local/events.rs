@@ -91,15 +91,6 @@ impl EventChannel for LocalChannel {
         }
         Ok(self.domain.state.events.take(self.port))
     }
-
-    fn mask(&self) {
-        self.domain.state.events.mask(self.port);
-    }
-
-    fn unmask(&self) {
-        // No thread sleeps here, so no wake-up is needed; the event stays pending for `take`.
-        let _ = self.domain.state.events.unmask(self.port);
-    }
 }
 
 impl LocalDomain {

@@ -71,14 +71,6 @@ impl EventChannel for Wire {
     fn take(&self) -> Result<bool, EventError> {
         self.channel.take()
     }
-
-    fn mask(&self) {
-        self.channel.mask();
-    }
-
-    fn unmask(&self) {
-        self.channel.unmask();
-    }
 }
 
 /// The process may be killed at each of its calls and stores.

@@ -15,7 +15,6 @@ pub fn checks() -> Checks<'static> {
         ("event: one is pending at bind", Box::new(pending)),
         ("event: both ways", Box::new(both_ways)),
         ("event: many before a look are one or two", Box::new(merged)),
-        ("event: masked ones wait for the unmask", Box::new(masked)),
         ("event: an io_uring wakes for it", Box::new(uring)),
         ("event: a storm interrupts once for each look", Box::new(storm)),
         ("event: a port is bound once, by whom it is for", Box::new(bound_twice)),
@@ -70,33 +69,6 @@ fn merged(world: &mut World<'_>) -> Outcome {
         taken += 1;
     }
     ensure!((1..=2).contains(&taken), "{taken} were taken");
-    Ok(())
-}
-
-fn masked(world: &mut World<'_>) -> Outcome {
-    let (ours, theirs) = pair(world)?;
-    ours.mask();
-    world.peer.notify(theirs, 1)?;
-    ensure!(!readable(&ours, 100)?, "it wakes though masked");
-    ours.unmask();
-    ensure!(readable(&ours, 2000)?, "the unmask does not wake");
-    ensure!(ours.take().map_err(say)?, "nothing to take");
-    ours.mask();
-    ours.unmask();
-    ensure!(!readable(&ours, 20)?, "an unmask alone wakes");
-    ours.mask();
-    world.peer.notify(theirs, 1)?;
-    let mut found = false;
-    for _ in 0..200 {
-        found = ours.take().map_err(say)?;
-        if found {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    ensure!(found, "a masked event cannot be taken");
-    ours.unmask();
-    ensure!(!readable(&ours, 20)?, "it was taken already");
     Ok(())
 }
 
