@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Random access to an image's bytes.
 pub trait Content {
@@ -77,7 +78,7 @@ impl Meter {
 ///
 /// # Errors
 /// The memory cannot be allocated.
-pub(super) fn room<T>(count: u64) -> Result<Vec<T>, ContentError> {
+pub(super) fn try_vec<T>(count: u64) -> Result<Vec<T>, ContentError> {
     let mut list = Vec::new();
     let count = usize::try_from(count).unwrap_or(usize::MAX);
     list.try_reserve_exact(count)
@@ -90,29 +91,48 @@ pub(super) fn room<T>(count: u64) -> Result<Vec<T>, ContentError> {
 /// # Errors
 /// The memory cannot be allocated.
 pub(super) fn buffer(bytes: u64) -> Result<Vec<u8>, ContentError> {
-    let mut buffer = room(bytes)?;
+    let mut buffer = try_vec(bytes)?;
     buffer.resize(bytes as usize, 0);
     Ok(buffer)
+}
+
+/// Reads an on-disk structure.
+///
+/// # Errors
+/// The error of reading.
+pub(super) fn read_struct<T: FromBytes + IntoBytes>(
+    content: &dyn Content,
+    at: u64,
+) -> Result<T, ContentError> {
+    let mut found = T::new_zeroed();
+    content.read(at, found.as_mut_bytes())?;
+    Ok(found)
 }
 
 /// Calls `each` for every entry of a table, with its index. The table is read in large parts.
 ///
 /// # Errors
 /// The error of reading, or of `each`.
-pub(super) fn each_entry<const N: usize>(
+pub(super) fn each_entry<T>(
     content: &dyn Content,
     at: u64,
     count: u64,
-    mut each: impl FnMut(u64, [u8; N]) -> Result<(), ContentError>,
-) -> Result<(), ContentError> {
-    let bytes = count.saturating_mul(N as u64);
+    mut each: impl FnMut(u64, T) -> Result<(), ContentError>,
+) -> Result<(), ContentError>
+where
+    T: FromBytes + KnownLayout + Immutable + Unaligned + Copy,
+{
+    const { assert!(PART.is_multiple_of(size_of::<T>()), "a part has whole entries") };
+    let size = size_of::<T>() as u64;
+    let bytes = count.saturating_mul(size);
     let mut part = buffer(bytes.min(PART as u64))?;
     let mut done = 0;
     while done < bytes {
         let n = part.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
         let part = part.get_mut(..n).unwrap_or_default();
         content.read(at.saturating_add(done), part)?;
-        for (index, entry) in (done / N as u64..).zip(part.as_chunks().0) {
+        let entries = <[T]>::ref_from_prefix(part).map_or(&[][..], |(entries, _)| entries);
+        for (index, entry) in (done / size..).zip(entries) {
             each(index, *entry)?;
         }
         done += n as u64;
@@ -199,40 +219,5 @@ impl Content for FileContent<'_> {
             }
             _ => e.into(),
         })
-    }
-}
-
-/// Fields of a buffer, big-endian unless named otherwise; zero beyond the end of the buffer.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bytes<'a>(pub &'a [u8]);
-
-impl Bytes<'_> {
-    fn field<const N: usize>(self, at: usize) -> [u8; N] {
-        let found = self.0.get(at..).and_then(|rest| rest.first_chunk());
-        debug_assert!(found.is_some(), "a field outside its buffer");
-        found.copied().unwrap_or([0; N])
-    }
-
-    pub fn u16(self, at: usize) -> u16 {
-        u16::from_be_bytes(self.field(at))
-    }
-
-    pub fn u32(self, at: usize) -> u32 {
-        u32::from_be_bytes(self.field(at))
-    }
-
-    pub fn u64(self, at: usize) -> u64 {
-        u64::from_be_bytes(self.field(at))
-    }
-    pub fn u16_le(self, at: usize) -> u16 {
-        u16::from_le_bytes(self.field(at))
-    }
-
-    pub fn u32_le(self, at: usize) -> u32 {
-        u32::from_le_bytes(self.field(at))
-    }
-
-    pub fn u64_le(self, at: usize) -> u64 {
-        u64::from_le_bytes(self.field(at))
     }
 }

@@ -2,7 +2,9 @@
 
 use super::NbdError;
 use super::stream::Stream;
-use super::wire::{self, Reader, info, opt, rep};
+use super::wire::{
+    self, Greeting, InfoBlockSize, InfoExport, OptionHeader, OptionReply, info, opt, rep,
+};
 use crate::image::Shown;
 use crate::image::spec::{NbdServer, NbdSpec};
 use alloc::format;
@@ -10,6 +12,8 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use std::io::{self, Read, Write};
 use std::time::Duration;
+use zerocopy::big_endian::{U16, U32};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Timeout of each step.
 const STEP: Duration = Duration::from_secs(5);
@@ -71,13 +75,12 @@ struct Answer {
 
 impl Talk<'_> {
     fn through(&mut self) -> Result<Export, NbdError> {
-        let mut hello = [0; 18];
-        self.read(&mut hello)?;
-        let mut hello = Reader(&hello);
-        if hello.u64() != Some(wire::GREETING) || hello.u64() != Some(wire::OPTION) {
+        let mut greeting = Greeting::new_zeroed();
+        self.read(greeting.as_mut_bytes())?;
+        if greeting.magic != wire::GREETING || greeting.style != wire::OPTION {
             return Err(self.broke("its greeting is not that of a newstyle server"));
         }
-        let flags = hello.u16().unwrap_or_default();
+        let flags = greeting.flags.get();
         if flags & wire::FIXED_NEWSTYLE == 0 {
             return Err(self.broke("it is older than the fixed newstyle handshake"));
         }
@@ -92,41 +95,51 @@ impl Talk<'_> {
     /// Sends `NBD_OPT_GO`: selects the export and returns its parameters.
     fn go(&mut self, structured: bool) -> Result<Export, NbdError> {
         let name = self.spec.export.as_bytes();
-        let mut data = (name.len() as u32).to_be_bytes().to_vec();
+        let mut data = U32::new(name.len() as u32).as_bytes().to_vec();
         data.extend(name);
-        data.extend(1u16.to_be_bytes());
-        data.extend(info::BLOCK_SIZE.to_be_bytes());
+        // The number of information requests, and the requests.
+        data.extend([1, info::BLOCK_SIZE].map(U16::new).as_bytes());
         self.option(opt::GO, &data)?;
         // The protocol's defaults, for a server that does not report its block sizes.
         let mut export =
             Export { size: 0, flags: 0, min_block: 1, max_block: 32 << 20, structured };
-        let mut told = false;
+        let mut has_size = false;
         for _ in 0..ANSWERS {
             let answer = self.answer(opt::GO)?;
             match answer.kind {
                 rep::INFO => {
-                    let broken = || self.broke("an answer is too short");
-                    let mut fields = Reader(&answer.data);
-                    match fields.u16() {
-                        Some(info::EXPORT) => {
-                            export.size = fields.u64().ok_or_else(broken)?;
-                            export.flags = fields.u16().ok_or_else(broken)?;
-                            told = true;
+                    let Ok((kind, data)) = U16::ref_from_prefix(&answer.data) else { continue };
+                    match kind.get() {
+                        info::EXPORT => {
+                            let found: &InfoExport = self.info(data)?;
+                            (export.size, export.flags) = (found.size.get(), found.flags.get());
+                            has_size = true;
                         }
-                        Some(info::BLOCK_SIZE) => {
-                            export.min_block = fields.u32().ok_or_else(broken)?.max(1);
-                            let _preferred = fields.u32().ok_or_else(broken)?;
-                            export.max_block = fields.u32().ok_or_else(broken)?;
+                        info::BLOCK_SIZE => {
+                            let found: &InfoBlockSize = self.info(data)?;
+                            export.min_block = found.minimum.get().max(1);
+                            export.max_block = found.maximum.get();
                         }
                         _ => {}
                     }
                 }
-                rep::ACK if told => return self.check(export),
+                rep::ACK if has_size => return self.check(export),
                 kind if kind >= rep::ERROR => return Err(self.refused(kind, &answer.data)),
                 _ => return Err(self.broke("an answer makes no sense")),
             }
         }
         Err(self.broke("its answer has no end"))
+    }
+
+    /// Returns the information at the front of a reply's data.
+    fn info<'a, T>(&self, data: &'a [u8]) -> Result<&'a T, NbdError>
+    where
+        T: FromBytes + KnownLayout + Immutable + Unaligned,
+    {
+        match T::ref_from_prefix(data) {
+            Ok((info, _)) => Ok(info),
+            Err(_) => Err(self.broke("an answer is too short")),
+        }
     }
 
     fn check(&self, export: Export) -> Result<Export, NbdError> {
@@ -174,21 +187,21 @@ impl Talk<'_> {
     }
 
     fn option(&mut self, option: u32, data: &[u8]) -> Result<(), NbdError> {
-        let mut message = wire::OPTION.to_be_bytes().to_vec();
-        message.extend(option.to_be_bytes());
-        message.extend((data.len() as u32).to_be_bytes());
-        message.extend(data);
-        self.write(&message)
+        let head = OptionHeader {
+            magic: wire::OPTION.into(),
+            option: option.into(),
+            len: (data.len() as u32).into(),
+        };
+        self.write(&[head.as_bytes(), data].concat())
     }
 
     fn answer(&mut self, option: u32) -> Result<Answer, NbdError> {
-        let mut head = [0; 20];
-        self.read(&mut head)?;
-        let mut head = Reader(&head);
-        let ours = head.u64() == Some(wire::OPTION_REPLY) && head.u32() == Some(option);
-        let (Some(kind), Some(len), true) = (head.u32(), head.u32(), ours) else {
+        let mut head = OptionReply::new_zeroed();
+        self.read(head.as_mut_bytes())?;
+        if head.magic != wire::OPTION_REPLY || head.option != option {
             return Err(self.broke("it answers what was not asked"));
-        };
+        }
+        let (kind, len) = (head.kind.get(), head.len.get());
         if len > LONGEST {
             return Err(self.broke("an answer is too long"));
         }

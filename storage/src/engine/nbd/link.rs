@@ -20,6 +20,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
+use zerocopy::IntoBytes;
 
 /// Size of the receive buffer, in bytes.
 const IN: usize = 256 << 10;
@@ -188,8 +189,8 @@ impl ServerEnd {
             let why = match self.stream.take() {
                 Some(mut stream) => match self.talk(&mut stream) {
                     Broken::Stop => {
-                        let leave = wire::request(cmd::DISCONNECT, 0, 0, 0);
-                        let _ = stream.write_all(&leave);
+                        let leave = wire::Request::new(cmd::DISCONNECT, 0, 0, 0);
+                        let _ = stream.write_all(leave.as_bytes());
                         break;
                     }
                     Broken::Lost(Lost(what)) => String::from(what),

@@ -2,11 +2,13 @@
 //! I/O.
 
 use super::handshake::Export;
-use super::wire::{self, Reader, chunk, cmd, export};
+use super::wire::{self, Chunk, Hole, SimpleReply, chunk, cmd, export};
 use crate::engine::offload::Job;
 use crate::engine::{EngineError, Io};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
+use zerocopy::big_endian::{U32, U64};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Bytes to send at a time, unless one request has more.
 const OUT: usize = 256 << 10;
@@ -178,8 +180,8 @@ impl Requests {
                 && let Some(cookie) = self.unsent.pop_front()
             {
                 let Some(part) = self.parts.get(&cookie) else { continue };
-                let head = wire::request(part.command, cookie, part.offset, part.len);
-                self.out.extend(head);
+                let head = wire::Request::new(part.command, cookie, part.offset, part.len);
+                self.out.extend(head.as_bytes());
                 if part.command == cmd::WRITE {
                     let end = self.out.len() + part.len as usize;
                     let job = self.jobs.get(part.job).and_then(Option::as_ref);
@@ -226,15 +228,15 @@ impl Requests {
 
     /// Parses one header, if it is complete.
     fn head<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, Lost> {
-        let mut reader = Reader(bytes);
-        match reader.u32() {
-            None => Ok(None),
-            Some(wire::SIMPLE_REPLY) => {
-                let (Some(error), Some(cookie)) = (reader.u32(), reader.u64()) else {
+        let Ok((magic, bytes)) = U32::ref_from_prefix(bytes) else { return Ok(None) };
+        match magic.get() {
+            wire::SIMPLE_REPLY => {
+                let Ok((reply, rest)) = SimpleReply::ref_from_prefix(bytes) else {
                     return Ok(None);
                 };
+                let cookie = reply.cookie.get();
                 let part = self.part(cookie)?;
-                part.error = failure(error)?;
+                part.error = failure(reply.error.get())?;
                 let read = part.command == cmd::READ && part.error.is_none();
                 if read && self.export.structured {
                     return Err(Lost("it answers a read without structure"));
@@ -244,50 +246,50 @@ impl Requests {
                 } else {
                     self.answered(cookie)?;
                 }
-                Ok(Some(reader.0))
+                Ok(Some(rest))
             }
-            Some(wire::STRUCTURED_REPLY) if self.export.structured => self.chunk(reader),
-            Some(_) => Err(Lost("it sends what is no reply")),
+            wire::STRUCTURED_REPLY if self.export.structured => self.chunk(bytes),
+            _ => Err(Lost("it sends what is no reply")),
         }
     }
 
-    fn chunk<'a>(&mut self, mut reader: Reader<'a>) -> Result<Option<&'a [u8]>, Lost> {
-        let (Some(flags), Some(kind)) = (reader.u16(), reader.u16()) else { return Ok(None) };
-        let (Some(cookie), Some(len)) = (reader.u64(), reader.u32()) else { return Ok(None) };
-        let done = flags & chunk::DONE != 0;
+    /// Parses one chunk, after its magic number, if it is complete.
+    fn chunk<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, Lost> {
+        let Ok((head, mut rest)) = Chunk::ref_from_prefix(bytes) else { return Ok(None) };
+        let (kind, cookie, len) = (head.kind.get(), head.cookie.get(), head.len.get());
+        let done = head.flags.get() & chunk::DONE != 0;
         let read = self.part(cookie)?.command == cmd::READ;
         match kind {
             chunk::NONE if len == 0 => {}
             chunk::OFFSET_DATA if read && len > 8 => {
-                let Some(offset) = reader.u64() else { return Ok(None) };
+                let Ok((offset, rest)) = U64::ref_from_prefix(rest) else { return Ok(None) };
                 let from = self.part(cookie)?.offset;
-                let into = offset.checked_sub(from).ok_or(Lost("it answers another read"))?;
+                let into = offset.get().checked_sub(from).ok_or(Lost("it answers another read"))?;
                 self.expect(cookie, into, Some(len - 8), done)?;
-                return Ok(Some(reader.0));
+                return Ok(Some(rest));
             }
             chunk::OFFSET_HOLE if read && len == 12 => {
-                let (Some(offset), Some(len)) = (reader.u64(), reader.u32()) else {
-                    return Ok(None);
-                };
-                self.hole(cookie, offset, len)?;
+                let Ok((hole, after)) = Hole::ref_from_prefix(rest) else { return Ok(None) };
+                self.hole(cookie, hole.offset.get(), hole.len.get())?;
+                rest = after;
             }
             // The error text of the chunk is ignored, but must be received in full.
             _ if kind & chunk::ERROR != 0 && (6..=4096 + 16).contains(&len) => {
-                if reader.0.len() < len as usize {
+                let Some((message, after)) = rest.split_at_checked(len as usize) else {
                     return Ok(None);
-                }
-                let (message, rest) = reader.0.split_at(len as usize);
-                let error = failure(Reader(message).u32().unwrap_or_default())?;
+                };
+                let error = U32::ref_from_prefix(message).map_or(0, |(error, _)| error.get());
+                let error = failure(error)?;
                 // An error chunk with error number 0 is treated as an error.
                 self.part(cookie)?.error = error.or(Some(EngineError::Os(5)));
-                reader.0 = rest;
+                rest = after;
             }
             _ => return Err(Lost("it sends a chunk that makes no sense")),
         }
         if done {
             self.answered(cookie)?;
         }
-        Ok(Some(reader.0))
+        Ok(Some(rest))
     }
 
     fn part(&mut self, cookie: u64) -> Result<&mut Part, Lost> {

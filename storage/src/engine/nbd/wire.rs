@@ -1,4 +1,9 @@
-//! Constants and message layouts of the protocol, all big-endian.
+//! Constants and messages of the protocol, all big-endian.
+//!
+//! Source: `doc/proto.md` of NBD (<https://github.com/NetworkBlockDevice/nbd>).
+
+use zerocopy::big_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// `NBDMAGIC`.
 pub const GREETING: u64 = 0x4e42_444d_4147_4943;
@@ -67,41 +72,112 @@ pub mod chunk {
 /// `ESHUTDOWN`: the server is about to shut down.
 pub const SHUTDOWN: u32 = 108;
 
-/// Returns the header of a request.
-pub fn request(command: u16, cookie: u64, offset: u64, len: u32) -> [u8; 28] {
-    let mut bytes = [0; 28];
-    let fields: [(usize, &[u8]); 5] = [
-        (0, &REQUEST.to_be_bytes()),
-        (6, &command.to_be_bytes()),
-        (8, &cookie.to_be_bytes()),
-        (16, &offset.to_be_bytes()),
-        (24, &len.to_be_bytes()),
-    ];
-    for (at, field) in fields {
-        bytes[at..at + field.len()].copy_from_slice(field);
-    }
-    bytes
+/// The server's greeting.
+#[derive(FromBytes, IntoBytes, Unaligned, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Greeting {
+    /// [`GREETING`].
+    pub magic: U64,
+    /// [`OPTION`], for a newstyle server.
+    pub style: U64,
+    pub flags: U16,
 }
 
-/// Reads big-endian numbers from the front of a message.
-pub struct Reader<'a>(pub &'a [u8]);
+/// The header of an option from the client. Its data follow.
+#[derive(IntoBytes, Unaligned, Immutable)]
+#[repr(C)]
+pub struct OptionHeader {
+    /// [`OPTION`].
+    pub magic: U64,
+    /// One of [`opt`].
+    pub option: U32,
+    /// Bytes of the data.
+    pub len: U32,
+}
 
-impl Reader<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (first, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(*first)
-    }
+/// The header of a reply to an option. Its data follow.
+#[derive(FromBytes, IntoBytes, Unaligned, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct OptionReply {
+    /// [`OPTION_REPLY`].
+    pub magic: U64,
+    pub option: U32,
+    /// One of [`rep`].
+    pub kind: U32,
+    /// Bytes of the data.
+    pub len: U32,
+}
 
-    pub fn u16(&mut self) -> Option<u16> {
-        self.take().map(u16::from_be_bytes)
-    }
+/// Data of `NBD_INFO_EXPORT`, after its type.
+#[derive(FromBytes, Unaligned, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct InfoExport {
+    pub size: U64,
+    /// Bits of [`export`].
+    pub flags: U16,
+}
 
-    pub fn u32(&mut self) -> Option<u32> {
-        self.take().map(u32::from_be_bytes)
-    }
+/// Data of `NBD_INFO_BLOCK_SIZE`, after its type.
+#[derive(FromBytes, Unaligned, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct InfoBlockSize {
+    pub minimum: U32,
+    pub preferred: U32,
+    pub maximum: U32,
+}
 
-    pub fn u64(&mut self) -> Option<u64> {
-        self.take().map(u64::from_be_bytes)
+/// The header of a request. The data of a write follow.
+#[derive(FromBytes, IntoBytes, Unaligned, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Request {
+    /// [`REQUEST`].
+    pub magic: U32,
+    pub flags: U16,
+    /// One of [`cmd`].
+    pub command: U16,
+    pub cookie: U64,
+    pub offset: U64,
+    pub len: U32,
+}
+
+impl Request {
+    /// Creates the header of a request without flags.
+    pub fn new(command: u16, cookie: u64, offset: u64, len: u32) -> Self {
+        Self {
+            magic: REQUEST.into(),
+            flags: U16::ZERO,
+            command: command.into(),
+            cookie: cookie.into(),
+            offset: offset.into(),
+            len: len.into(),
+        }
     }
+}
+
+/// A simple reply, after its magic number [`SIMPLE_REPLY`]. The data of a read follow.
+#[derive(FromBytes, Unaligned, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct SimpleReply {
+    pub error: U32,
+    pub cookie: U64,
+}
+
+/// The header of a structured reply's chunk, after its magic number [`STRUCTURED_REPLY`].
+#[derive(FromBytes, Unaligned, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Chunk {
+    pub flags: U16,
+    /// One of [`chunk`].
+    pub kind: U16,
+    pub cookie: U64,
+    /// Bytes of the payload.
+    pub len: U32,
+}
+
+/// The payload of [`chunk::OFFSET_HOLE`].
+#[derive(FromBytes, Unaligned, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Hole {
+    pub offset: U64,
+    pub len: U32,
 }

@@ -1,13 +1,15 @@
 //! The header of a qcow2 image, checked completely before anything else of the image is used.
 //!
-//! After `docs/interop/qcow2.txt` of QEMU. Limits that are not part of the format are those of QEMU
-//! (`block/qcow2.h`), or bound the cost of opening an image.
+//! The structures are in [`layout`](super::layout). Limits that are not part of the format are those
+//! of QEMU (`block/qcow2.h`), or bound the cost of opening an image.
 
-use super::super::content::{Bytes, Content, ContentError, buffer, room};
+use super::super::content::{Content, ContentError, buffer, try_vec};
+use super::layout::{MAGIC, RawExtension, RawHeader, RawSnapshot, RawSnapshotExtra, extension};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::Range;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// `QCOW2_INCOMPAT_*`.
 pub mod incompatible {
@@ -23,7 +25,6 @@ pub mod incompatible {
     pub const EXTENDED_L2: u64 = 1 << 4;
 }
 
-const MAGIC: u32 = 0x5146_49fb;
 /// Maximum length of a first-level table in bytes: 512 TiB with clusters of 64 KiB, 2 TiB with 4
 /// KiB. QEMU reads tables of four times this length (`QCOW_MAX_L1_SIZE`).
 const MAX_L1_BYTES: u64 = 8 << 20;
@@ -103,69 +104,77 @@ impl Header {
     /// # Errors
     /// [`ContentError`].
     pub fn read(content: &dyn Content) -> Result<Self, ContentError> {
-        let mut fixed = [0; 112];
-        let len = content.length().min(104);
-        if len < 72 {
+        let mut raw = RawHeader::new_zeroed();
+        let len = content.length().min(RawHeader::LEN_V3 as u64) as usize;
+        if len < RawHeader::LEN_V2 {
             return Err(ContentError::truncated("a qcow2 header has 72 bytes at least"));
         }
-        content.read(0, &mut fixed[..len as usize])?;
-        let head = Bytes(&fixed);
-        if head.u32(0) != MAGIC {
+        content.read(0, raw.as_mut_bytes().get_mut(..len).unwrap_or_default())?;
+        if raw.magic != MAGIC {
             return Err(ContentError::NotThis("qcow2"));
         }
-        let version = head.u32(4);
-        if !(2..=3).contains(&version) {
-            return Err(ContentError::unsupported(format!("qcow2 version {version}")));
+        let version = raw.version.get();
+        let header_length = match version {
+            2 => {
+                raw.as_mut_bytes().get_mut(RawHeader::LEN_V2..).unwrap_or_default().fill(0);
+                raw.refcount_order = 4.into();
+                RawHeader::LEN_V2 as u32
+            }
+            3 => raw.header_length.get(),
+            _ => return Err(ContentError::unsupported(format!("qcow2 version {version}"))),
+        };
+        if version == 3 {
+            let is_possible = header_length >= RawHeader::LEN_V3 as u32
+                && header_length.is_multiple_of(8)
+                && u64::from(header_length) <= MAX_HEADER;
+            if len < RawHeader::LEN_V3 || !is_possible {
+                return Err(ContentError::corrupt("the header's length is impossible"));
+            }
+            if header_length >= RawHeader::LEN_WITH_COMPRESSION as u32 {
+                let more = raw.as_mut_bytes().get_mut(RawHeader::LEN_V3..).unwrap_or_default();
+                content.read(RawHeader::LEN_V3 as u64, more)?;
+            }
         }
-        let v3 = version == 3;
-        let header_length = if v3 { head.u32(100) } else { 72 };
-        let is_possible = header_length >= 104
-            && header_length.is_multiple_of(8)
-            && u64::from(header_length) <= MAX_HEADER;
-        if v3 && (len < 104 || !is_possible) {
-            return Err(ContentError::corrupt("the header's length is impossible"));
-        }
-        if v3 && header_length >= 112 {
-            content.read(104, &mut fixed[104..])?;
-        }
-        let head = Bytes(&fixed);
-        let cluster_bits = head.u32(20);
+        let cluster_bits = raw.cluster_bits.get();
         if !(9..=21).contains(&cluster_bits) {
             return Err(ContentError::corrupt(format!("clusters of 2^{cluster_bits} bytes")));
         }
-        match head.u32(32) {
+        match raw.crypt_method.get() {
             0 => {}
             1 => return Err(ContentError::Encrypted("AES")),
             2 => return Err(ContentError::Encrypted("LUKS")),
             other => return Err(ContentError::corrupt(format!("encryption method {other}"))),
         }
+        let refcount_table = u64::from(raw.refcount_table_clusters.get()) << cluster_bits;
         let mut header = Self {
             version,
-            size: head.u64(24),
+            size: raw.size.get(),
             cluster_bits,
-            incompatible: if v3 { head.u64(72) } else { 0 },
-            compatible: if v3 { head.u64(80) } else { 0 },
-            autoclear: if v3 { head.u64(88) } else { 0 },
-            compression: fixed[104],
+            incompatible: raw.incompatible_features.get(),
+            compatible: raw.compatible_features.get(),
+            autoclear: raw.autoclear_features.get(),
+            compression: raw.compression_type,
             backing: None,
             backing_format: None,
             data_file: None,
             not_utf8: Vec::new(),
-            l1: (head.u64(40), head.u32(36)),
-            refcounts: (head.u64(48), u64::from(head.u32(56)) << cluster_bits),
-            refcount_order: if v3 { head.u32(96) } else { 4 },
-            snapshot_table: (head.u64(64), 0),
+            l1: (raw.l1_table_offset.get(), raw.l1_size.get()),
+            refcounts: (raw.refcount_table_offset.get(), refcount_table),
+            refcount_order: raw.refcount_order.get(),
+            snapshot_table: (raw.snapshots_offset.get(), 0),
             snapshots: Vec::new(),
         };
         header.check_tables(content)?;
         header.read_extensions(content, header_length.into())?;
-        header.backing = read_name(content, head.u64(8), head.u32(16), header.cluster())?;
+        let backing = raw.backing_file_offset.get();
+        header.backing =
+            read_name(content, backing, raw.backing_file_size.get(), header.cluster())?;
         if let Some(name) = &header.backing
             && str::from_utf8(name).is_err()
         {
-            header.not_utf8.push(head.u64(8)..head.u64(8) + name.len() as u64);
+            header.not_utf8.push(backing..backing + name.len() as u64);
         }
-        header.read_snapshots(content, head.u64(64), head.u32(60))?;
+        header.read_snapshots(content, raw.snapshots_offset.get(), raw.nb_snapshots.get())?;
         Ok(header)
     }
 
@@ -225,9 +234,9 @@ impl Header {
         content.read(at, &mut area)?;
         let mut rest = area.as_slice();
         let mut count = 0;
-        while let Some((head, after)) = rest.split_first_chunk::<8>() {
-            let (kind, len) = (Bytes(head).u32(0), Bytes(head).u32(4) as usize);
-            if kind == 0 {
+        while let Ok((head, after)) = RawExtension::ref_from_prefix(rest) {
+            let (kind, len) = (head.kind.get(), head.len.get() as usize);
+            if kind == extension::END {
                 return Ok(());
             }
             let Some(data) = after.get(..len) else {
@@ -238,8 +247,8 @@ impl Header {
                 return Err(ContentError::corrupt("the header has too many extensions"));
             }
             let name = match kind {
-                0xe279_2aca => Some(&mut self.backing_format),
-                0x4441_5441 => Some(&mut self.data_file),
+                extension::BACKING_FORMAT => Some(&mut self.backing_format),
+                extension::DATA_FILE_NAME => Some(&mut self.data_file),
                 _ => None,
             };
             if let Some(name) = name {
@@ -266,23 +275,25 @@ impl Header {
         if count > MAX_SNAPSHOTS {
             return Err(ContentError::corrupt(format!("{count} snapshots")));
         }
-        self.snapshots = room(count.into())?;
+        self.snapshots = try_vec(count.into())?;
         let mut table = Window { content, begin, bytes: Vec::new() };
         let mut at = 0;
         for _ in 0..count {
-            let mut fixed = [0; 40];
-            table.read(at, &mut fixed)?;
-            let entry = Bytes(&fixed);
-            let l1 = (entry.u64(0), entry.u32(8));
-            let (id, name) = (u64::from(entry.u16(12)), u64::from(entry.u16(14)));
-            let extra = u64::from(entry.u32(36));
-            let mut more = [0; 16];
-            if extra >= 16 {
-                table.read(at + 40, &mut more)?;
-            }
+            let mut entry = RawSnapshot::new_zeroed();
+            table.read(at, entry.as_mut_bytes())?;
+            let l1 = (entry.l1_table_offset.get(), entry.l1_size.get());
+            let id = u64::from(entry.id_str_size.get());
+            let name = u64::from(entry.name_size.get());
+            let extra_len = u64::from(entry.extra_data_size.get());
+            let extra_at = at + size_of::<RawSnapshot>() as u64;
             // Old images do not record the size: the current size applies.
-            let size = if extra >= 16 { Bytes(&more).u64(8) } else { self.size };
-            let text = at + 40 + extra;
+            let mut size = self.size;
+            if extra_len >= size_of::<RawSnapshotExtra>() as u64 {
+                let mut extra = RawSnapshotExtra::new_zeroed();
+                table.read(extra_at, extra.as_mut_bytes())?;
+                size = extra.disk_size.get();
+            }
+            let text = extra_at + extra_len;
             let mut read = |at, len: u64| {
                 let mut text = buffer(len)?;
                 table.read(at, &mut text)?;
@@ -297,7 +308,7 @@ impl Header {
                 .meter()
                 .keep((size_of::<Snapshot>() + id_text.len() + name_text.len()) as u64)?;
             self.check_l1(content, "a snapshot's first-level table", l1, size)?;
-            let seconds = entry.u32(16);
+            let seconds = entry.date_sec.get();
             self.snapshots.push(Snapshot { id: id_text, name: name_text, seconds, size, l1 });
         }
         self.snapshot_table.1 = at;

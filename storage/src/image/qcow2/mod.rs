@@ -6,6 +6,7 @@
 
 pub mod chain;
 pub mod header;
+mod layout;
 mod order;
 mod refcounts;
 mod snapshot;
@@ -27,6 +28,7 @@ use header::{Header, incompatible};
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
+use layout::RawHeader;
 use pvio_imagefile::ImageFile;
 use snapshot::SnapshotStore;
 use std::io;
@@ -125,9 +127,6 @@ pub(super) fn try_open(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     Library::open(layer.path(), Format::Qcow2, false, || open_layer(layer, access, None)).map(drop)
 }
 
-/// Offset of the incompatible features in the header.
-const FEATURES: u64 = 72;
-
 /// Rejects features that the library does not support, with a specific message.
 pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageError> {
     let header = &layer.header;
@@ -187,7 +186,8 @@ fn open_layer(
     let features = layer.header.incompatible;
     // The library rejects images with this mark.
     if !access.write && features & incompatible::DIRTY != 0 {
-        file = file.reading_as(FEATURES, (features & !incompatible::DIRTY).to_be_bytes().to_vec());
+        let features = (features & !incompatible::DIRTY).to_be_bytes();
+        file = file.reading_as(RawHeader::INCOMPATIBLE_FEATURES, features.to_vec());
     }
     Qcow2::<ImageFile, Arc<LibraryImage>>::builder(file)
         .write(access.write)

@@ -16,10 +16,10 @@
 //!
 //! [`refcounts`]: super::refcounts
 
-use super::super::content::{ContentError, FileContent, Meter, each_entry, room};
+use super::super::content::{ContentError, FileContent, Meter, each_entry, try_vec};
 use super::super::file::punch;
 use super::header::Header;
-use super::tables::OFFSET;
+use super::layout::L1Entry;
 use crate::engine::FlushState;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -30,6 +30,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::sync::{Mutex, PoisonError, RwLock};
+use zerocopy::FromBytes;
 
 /// The write order of one file.
 #[derive(Debug)]
@@ -186,9 +187,9 @@ impl Tables {
     /// Reads the locations of the tables by a header.
     fn read(&mut self, content: &FileContent<'_>, header: &Header) -> Result<(), ContentError> {
         let (at, entries) = (header.l1.0, u64::from(header.l1.1));
-        let mut named = room(entries)?;
-        each_entry(content, at, entries, |_, entry| {
-            named.push((u64::from_be_bytes(entry) & OFFSET) >> header.cluster_bits);
+        let mut named = try_vec(entries)?;
+        each_entry(content, at, entries, |_, entry: L1Entry| {
+            named.push(entry.table() >> header.cluster_bits);
             Ok(())
         })?;
         let tables = named.iter().filter(|cluster| **cluster != 0);
@@ -213,18 +214,17 @@ impl Tables {
         let end = self.first.end.min(change.at.saturating_add(change.len));
         let inside = |at: u64| usize::try_from(at.saturating_sub(change.at)).unwrap_or(usize::MAX);
         let named = bytes.get(inside(begin)..inside(end)).unwrap_or_default();
-        let entry = |entry: &[u8]| u64::from_be_bytes(entry.try_into().unwrap_or_default());
-        let entries: Vec<u64> = named.chunks_exact(8).map(entry).collect();
+        let entries = <[L1Entry]>::ref_from_prefix(named).map_or(&[][..], |(whole, _)| whole);
         let slot = begin.saturating_sub(self.first.start) / 8;
-        self.name(usize::try_from(slot).unwrap_or(usize::MAX), &entries, cluster_bits);
+        self.name(usize::try_from(slot).unwrap_or(usize::MAX), entries, cluster_bits);
     }
 
     /// Sets the entries from `slot` on. The cluster of a table without a reference may be reused
     /// for data.
-    fn name(&mut self, slot: usize, entries: &[u64], cluster_bits: u32) {
+    fn name(&mut self, slot: usize, entries: &[L1Entry], cluster_bits: u32) {
         let slots = self.named.get_mut(slot..).unwrap_or_default();
         for (named, entry) in slots.iter_mut().zip(entries) {
-            let cluster = (entry & OFFSET) >> cluster_bits;
+            let cluster = entry.table() >> cluster_bits;
             if *named != cluster {
                 self.second.remove(named);
                 *named = cluster;

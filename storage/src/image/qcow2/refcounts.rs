@@ -8,9 +8,9 @@
 //! image of version 2 has no such mark and is checked each time. Counts that are too high only
 //! waste space; `qemu-img check -r leaks` releases it.
 
-use super::super::content::{Content, ContentError, buffer, each_entry, room};
-use super::FEATURES;
+use super::super::content::{Content, ContentError, buffer, each_entry, try_vec};
 use super::header::{Header, incompatible};
+use super::layout::{RawHeader, RefcountTableEntry};
 use super::tables::{Use, each_use};
 use alloc::format;
 use alloc::vec::Vec;
@@ -30,15 +30,14 @@ pub(super) fn set_dirty(file: &File, features: u64, dirty: bool) -> io::Result<(
         true => features | incompatible::DIRTY,
         false => features & !incompatible::DIRTY,
     };
-    file.write_all_at(&features.to_be_bytes(), FEATURES)?;
+    file.write_all_at(&features.to_be_bytes(), RawHeader::INCOMPATIBLE_FEATURES)?;
     file.sync_data()
 }
 
 /// Clears the autoclear features (`autoclear_features`), as a writer that does not support them
 /// must.
 pub(super) fn clear_autoclear(file: &File) -> io::Result<()> {
-    const AUTOCLEAR: u64 = 88;
-    file.write_all_at(&[0; 8], AUTOCLEAR)
+    file.write_all_at(&[0; 8], RawHeader::AUTOCLEAR_FEATURES)
 }
 
 /// Raises every count that is too low. Returns their number. Fails if a reference points outside of
@@ -87,7 +86,7 @@ fn each_block(
     mut each: impl FnMut(u64, u64) -> Result<(), ContentError>,
 ) -> Result<(), ContentError> {
     let (at, bytes) = header.refcounts;
-    each_entry(content, at, bytes / 8, |index, entry| match u64::from_be_bytes(entry) {
+    each_entry(content, at, bytes / 8, |index, entry: RefcountTableEntry| match entry.get() {
         0 => Ok(()),
         block if !block.is_multiple_of(header.cluster()) => {
             Err(ContentError::corrupt("a block of reference counts begins inside a cluster"))
@@ -218,7 +217,7 @@ impl Used {
             let what = format!("{clusters} clusters, not closed by who wrote it last");
             return Err(ContentError::unsupported(what));
         }
-        let mut counts = room(clusters)?;
+        let mut counts = try_vec(clusters)?;
         counts.resize(clusters as usize, 0);
         Ok(Self { counts, shared: HashMap::new(), cluster_bits: header.cluster_bits })
     }

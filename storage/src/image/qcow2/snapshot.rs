@@ -1,14 +1,14 @@
 //! Reading of an internal snapshot of a qcow2 image. `imago` supports only the current state.
 
 use super::super::Format;
-use super::super::content::{ContentError, FileContent, Meter, each_entry, room};
+use super::super::content::{ContentError, FileContent, Meter, each_entry, try_vec};
 use super::super::error::ImageError;
 use super::super::file::Access;
 use super::super::library::LibraryImage;
 use super::chain::Layer;
 use super::header::{Header, Snapshot, incompatible};
+use super::layout::{L1Entry, L2Entry};
 use super::open_below;
-use super::tables::OFFSET;
 use crate::engine::store::Store;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -16,11 +16,7 @@ use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-
-/// `QCOW_OFLAG_COMPRESSED`.
-const COMPRESSED: u64 = 1 << 62;
-/// `QCOW_OFLAG_ZERO`.
-const ZERO: u64 = 1;
+use zerocopy::IntoBytes;
 
 /// An open snapshot.
 pub(super) struct SnapshotStore {
@@ -28,7 +24,7 @@ pub(super) struct SnapshotStore {
     cluster_bits: u32,
     /// Whether clusters can be marked as zeroes; not in version 2.
     zeroes: bool,
-    l1: Vec<u64>,
+    l1: Vec<L1Entry>,
     below: Option<LibraryImage>,
 }
 
@@ -47,12 +43,16 @@ pub(super) fn find<'a>(layer: &'a Layer, name: &str) -> Result<&'a Snapshot, Ima
     })
 }
 
-fn first_level(file: &File, snapshot: &Snapshot, meter: &Meter) -> Result<Vec<u64>, ContentError> {
+fn first_level(
+    file: &File,
+    snapshot: &Snapshot,
+    meter: &Meter,
+) -> Result<Vec<L1Entry>, ContentError> {
     let (at, entries) = (snapshot.l1.0, u64::from(snapshot.l1.1));
     meter.keep(entries * 8)?;
-    let mut l1 = room(entries)?;
+    let mut l1 = try_vec(entries)?;
     each_entry(&FileContent::new(file, meter)?, at, entries, |_, entry| {
-        l1.push(u64::from_be_bytes(entry));
+        l1.push(entry);
         Ok(())
     })?;
     Ok(l1)
@@ -81,11 +81,11 @@ impl SnapshotStore {
     fn read_part(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
         let entry = self.entry(at >> self.cluster_bits)?;
         let inside = at & ((1 << self.cluster_bits) - 1);
-        if entry & COMPRESSED != 0 {
-            return self.read_compressed(entry, inside, into);
+        if let Some(range) = entry.compressed(self.cluster_bits) {
+            return self.read_compressed(range, inside, into);
         }
-        match entry & OFFSET {
-            _ if self.zeroes && entry & ZERO != 0 => into.fill(0),
+        match entry.cluster() {
+            _ if self.zeroes && entry.is_zero() => into.fill(0),
             0 => match &self.below {
                 Some(below) => below.read(into, at)?,
                 None => into.fill(0),
@@ -95,26 +95,25 @@ impl SnapshotStore {
         Ok(())
     }
 
-    /// Returns the second-level entry of a cluster; 0 if it has none.
-    fn entry(&self, cluster: u64) -> io::Result<u64> {
+    /// Returns the second-level entry of a cluster; an empty one if there is no table.
+    fn entry(&self, cluster: u64) -> io::Result<L2Entry> {
         let bits = self.cluster_bits - 3;
         let table = usize::try_from(cluster >> bits).ok().and_then(|i| self.l1.get(i));
-        match table.map_or(0, |entry| entry & OFFSET) {
-            0 => Ok(0),
-            table => {
-                let mut entry = [0; 8];
-                let index = cluster & ((1 << bits) - 1);
-                self.file.read_exact_at(&mut entry, table + index * 8)?;
-                Ok(u64::from_be_bytes(entry))
-            }
+        let mut entry = L2Entry::default();
+        if let Some(table) = table.map(|entry| entry.table()).filter(|table| *table != 0) {
+            let index = cluster & ((1 << bits) - 1);
+            self.file.read_exact_at(entry.as_mut_bytes(), table + index * 8)?;
         }
+        Ok(entry)
     }
 
-    fn read_compressed(&self, entry: u64, inside: u64, into: &mut [u8]) -> io::Result<()> {
-        let bits = 62 - (self.cluster_bits - 8);
-        let at = entry & ((1 << bits) - 1);
-        let sectors = ((entry & (COMPRESSED - 1)) >> bits) + 1;
-        let mut packed = alloc::vec![0; (sectors * 512 - (at & 511)) as usize];
+    fn read_compressed(
+        &self,
+        (at, len): (u64, u64),
+        inside: u64,
+        into: &mut [u8],
+    ) -> io::Result<()> {
+        let mut packed = alloc::vec![0; len as usize];
         // The last sector of a file may be incomplete.
         let mut got = 0;
         while got < packed.len() {

@@ -3,14 +3,11 @@
 
 use super::super::content::{Content, ContentError, each_entry};
 use super::header::{Header, incompatible};
+use super::layout::{L1Entry, L2Entry};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use std::collections::HashMap;
 
-/// `L1E_OFFSET_MASK`, `L2E_OFFSET_MASK`.
-pub(super) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// `QCOW_OFLAG_COMPRESSED`.
-const COMPRESSED: u64 = 1 << 62;
 /// Maximum number of second-level tables to visit. Each takes at least one read.
 const MOST_TABLES: usize = 1 << 18;
 
@@ -46,8 +43,8 @@ pub(super) fn each_use(
     }
     for (at, times) in second_level(content, header, &first)? {
         each(Use { at, len: header.cluster(), times })?;
-        each_entry(content, at, header.cluster() / 8, |_, entry| {
-            match data(header, u64::from_be_bytes(entry))? {
+        each_entry(content, at, header.cluster() / 8, |_, entry: L2Entry| {
+            match data(header, entry)? {
                 Some((at, len)) => each(Use { at, len, times }),
                 None => Ok(()),
             }
@@ -64,8 +61,8 @@ fn second_level(
 ) -> Result<Vec<(u64, u32)>, ContentError> {
     let mut second: HashMap<u64, u32> = HashMap::new();
     for ((at, entries), times) in first {
-        each_entry(content, *at, u64::from(*entries), |_, entry| {
-            let table = u64::from_be_bytes(entry) & OFFSET;
+        each_entry(content, *at, u64::from(*entries), |_, entry: L1Entry| {
+            let table = entry.table();
             if table == 0 {
                 return Ok(());
             }
@@ -88,17 +85,14 @@ fn second_level(
 }
 
 /// Returns the byte range of the file to which a second-level entry refers.
-fn data(header: &Header, entry: u64) -> Result<Option<(u64, u64)>, ContentError> {
+fn data(header: &Header, entry: L2Entry) -> Result<Option<(u64, u64)>, ContentError> {
     if header.incompatible & incompatible::DATA_FILE != 0 {
         return Ok(None);
     }
-    if entry & COMPRESSED != 0 {
-        let bits = 62 - (header.cluster_bits - 8);
-        let at = entry & ((1 << bits) - 1);
-        let sectors = ((entry & (COMPRESSED - 1)) >> bits) + 1;
-        return Ok(Some((at, sectors * 512 - (at & 511))));
+    if let Some(range) = entry.compressed(header.cluster_bits) {
+        return Ok(Some(range));
     }
-    match entry & OFFSET {
+    match entry.cluster() {
         0 => Ok(None),
         at if !at.is_multiple_of(header.cluster()) => {
             Err(ContentError::corrupt("data begins inside a cluster"))

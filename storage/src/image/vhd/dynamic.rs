@@ -9,9 +9,10 @@
 //! one. The old contents there are not zeroes, so zeroes are written and made durable before the
 //! table refers to the block.
 
-use super::super::content::{Content, ContentError, FileContent, Meter, each_entry, room};
+use super::super::content::{Content, ContentError, FileContent, Meter, each_entry, try_vec};
 use super::super::file::punch;
 use super::footer::{FOOTER, Footer, Kind};
+use super::layout::{RawFooter, TableEntry, UNUSED};
 use crate::engine::FlushState;
 use crate::engine::store::{FileStore, Store};
 use alloc::format;
@@ -21,15 +22,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::sync::{PoisonError, RwLock};
+use zerocopy::IntoBytes;
 
 const SECTOR: u64 = 512;
-/// Table entry of a block that was never written.
-const UNUSED: u32 = u32::MAX;
 
 /// An open dynamic image.
 pub(super) struct Dynamic {
     file: File,
-    footer: [u8; FOOTER as usize],
+    footer: RawFooter,
     table: u64,
     block: u64,
     /// Bytes of a block's bitmap, in whole sectors.
@@ -60,10 +60,10 @@ impl Dynamic {
             return Err(ContentError::corrupt("it is not a dynamic image"));
         };
         let content = FileContent::new(&file, meter)?;
-        let mut blocks = room(count.into())?;
+        let mut blocks = try_vec(count.into())?;
         let mut places = Vec::new();
-        each_entry(&content, table, count.into(), |_, entry| {
-            let place = u32::from_be_bytes(entry);
+        each_entry(&content, table, count.into(), |_, entry: TableEntry| {
+            let place = entry.get();
             if place != UNUSED {
                 places.try_reserve(1).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
                 places.push(place);
@@ -91,14 +91,14 @@ impl Dynamic {
         }
         let end = if device { used } else { last.max(used) };
         if write && footer.is_copy {
-            file.write_all_at(&footer.bytes, if device { last } else { end })?;
+            file.write_all_at(footer.raw.as_bytes(), if device { last } else { end })?;
             file.sync_data()?;
             tracing::warn!("a disk image had no footer at its end; its copy is there now");
         }
-        let (bytes, device_end) = (footer.bytes, device.then_some(last));
+        let device_end = device.then_some(last);
         let state = RwLock::new(State { blocks, end });
         let (block, flushes) = (block.into(), Arc::default());
-        Ok(Self { file, footer: bytes, table, block, bitmap, flushes, device_end, state })
+        Ok(Self { file, footer: footer.raw, table, block, bitmap, flushes, device_end, state })
     }
 
     /// Returns the offset of a block in the file, if it is allocated.
@@ -164,12 +164,12 @@ impl Dynamic {
                 FileStore::new(self.file.try_clone()?)?.write_zeroes(place, end - place)?;
             }
             // The rest of the block is a hole in the file, after the old footer.
-            None => self.file.write_all_at(&self.footer, end)?,
+            None => self.file.write_all_at(self.footer.as_bytes(), end)?,
         }
         self.flush()?;
         self.file.write_all_at(&alloc::vec![0xff; self.bitmap as usize], place)?;
         self.file.write_all_at(from, place + self.bitmap + inside)?;
-        self.file.write_all_at(&number.to_be_bytes(), self.table + block * 4)?;
+        self.file.write_all_at(TableEntry::new(number).as_bytes(), self.table + block * 4)?;
         state.end = end;
         if let Some(entry) = state.blocks.get_mut(index) {
             *entry = number;

@@ -1,17 +1,11 @@
-//! The footer of a VHD image, and the header of a dynamic one.
-//!
-//! After Microsoft's "Virtual Hard Disk Image Format Specification" 1.0.
+//! The footer of a VHD image, and the header of a dynamic one, checked.
 
-use super::super::content::{Bytes, Content, ContentError};
+use super::super::content::{Content, ContentError, read_struct};
+use super::layout::{RawDynamicHeader, RawFooter, TableEntry, disk_type};
 use alloc::format;
 
 /// Bytes of the footer.
-pub const FOOTER: u64 = 512;
-const HEADER: usize = 1024;
-/// Magic number of a footer.
-const COOKIE: &[u8] = b"conectix";
-/// Disk type of a fixed image.
-const FIXED: u32 = 2;
+pub const FOOTER: u64 = size_of::<RawFooter>() as u64;
 /// Maximum size of a disk: 2040 GiB.
 const LARGEST: u64 = 2040 << 30;
 
@@ -22,8 +16,8 @@ pub struct Footer {
     pub size: u64,
     /// Layout of the image.
     pub kind: Kind,
-    /// The bytes of the footer, to restore it.
-    pub bytes: [u8; FOOTER as usize],
+    /// The footer in the file, to restore it.
+    pub(super) raw: RawFooter,
     /// Whether the footer at the end is missing or damaged, and this is the copy at the beginning.
     pub is_copy: bool,
 }
@@ -56,57 +50,48 @@ impl Footer {
         let Some(at) = content.length().checked_sub(FOOTER) else {
             return Err(ContentError::truncated("a footer has 512 bytes"));
         };
-        let mut bytes = [0; FOOTER as usize];
-        content.read(at, &mut bytes)?;
-        let is_copy = !is_sound(&bytes);
+        let mut raw: RawFooter = read_struct(content, at)?;
+        let is_copy = !raw.is_valid();
         if is_copy {
-            let mut copy = [0; FOOTER as usize];
-            content.read(0, &mut copy)?;
-            if !is_sound(&copy) || Bytes(&copy).u32(60) == FIXED {
-                return Err(match [&bytes, &copy].map(|found| found.starts_with(COOKIE)) {
+            let copy: RawFooter = read_struct(content, 0)?;
+            if !copy.is_valid() || copy.disk_type == disk_type::FIXED {
+                return Err(match [&raw, &copy].map(|found| found.cookie == RawFooter::COOKIE) {
                     [false, false] => ContentError::NotThis("vhd"),
                     [true, _] => ContentError::corrupt("the footer's checksum is wrong"),
                     [false, true] => ContentError::truncated("there is no footer at its end"),
                 });
             }
-            bytes = copy;
+            raw = copy;
         }
-        let fields = Bytes(&bytes);
-        let size = fields.u64(48);
+        let size = raw.current_size.get();
         if size == 0 || size > LARGEST || !size.is_multiple_of(512) {
             return Err(ContentError::corrupt(format!("a disk of {size} bytes")));
         }
-        let kind = match fields.u32(60) {
-            FIXED if size > at => {
+        let kind = match raw.disk_type.get() {
+            disk_type::FIXED if size > at => {
                 return Err(ContentError::truncated(format!(
                     "{size} bytes, with {at} of them there"
                 )));
             }
-            FIXED => Kind::Fixed,
-            3 => read_header(content, fields.u64(16), size)?,
-            4 => return Err(ContentError::Parent),
+            disk_type::FIXED => Kind::Fixed,
+            disk_type::DYNAMIC => read_header(content, raw.data_offset.get(), size)?,
+            disk_type::DIFFERENCING => return Err(ContentError::Parent),
             other => return Err(ContentError::corrupt(format!("disk type {other}"))),
         };
-        Ok(Self { size, kind, bytes, is_copy })
+        Ok(Self { size, kind, raw, is_copy })
     }
-}
-
-/// Returns whether the bytes are a valid footer.
-fn is_sound(bytes: &[u8; FOOTER as usize]) -> bool {
-    bytes.starts_with(COOKIE) && sum(bytes, 64) == Bytes(bytes).u32(64)
 }
 
 fn read_header(content: &dyn Content, at: u64, size: u64) -> Result<Kind, ContentError> {
     if at > content.length() {
         return Err(ContentError::truncated("the header is behind the end of the file"));
     }
-    let mut bytes = [0; HEADER];
-    content.read(at, &mut bytes)?;
-    let header = Bytes(&bytes);
-    if !bytes.starts_with(b"cxsparse") || sum(&bytes, 36) != header.u32(36) {
+    let header: RawDynamicHeader = read_struct(content, at)?;
+    if !header.is_valid() {
         return Err(ContentError::corrupt("there is no header where the footer says"));
     }
-    let (table, blocks, block) = (header.u64(16), header.u32(28), header.u32(32));
+    let table = header.table_offset.get();
+    let (blocks, block) = (header.max_table_entries.get(), header.block_size.get());
     if !block.is_power_of_two() || !(4096..=256 << 20).contains(&block) {
         return Err(ContentError::corrupt(format!("blocks of {block} bytes")));
     }
@@ -115,17 +100,12 @@ fn read_header(content: &dyn Content, at: u64, size: u64) -> Result<Kind, Conten
     }
     // Blocks behind the end of the disk are not used.
     let blocks = u32::try_from(size.div_ceil(block.into())).unwrap_or(blocks);
-    content.meter().keep(u64::from(blocks) * 4)?;
-    match table.checked_add(u64::from(blocks) * 4) {
+    let bytes = u64::from(blocks) * size_of::<TableEntry>() as u64;
+    content.meter().keep(bytes)?;
+    match table.checked_add(bytes) {
         Some(end) if end <= content.length() && table.is_multiple_of(512) => {
             Ok(Kind::Dynamic { table, blocks, block })
         }
         _ => Err(ContentError::truncated("the table of blocks is behind the end of the file")),
     }
-}
-
-/// Returns the checksum of a structure: the inverted sum of all bytes except the checksum field.
-fn sum(bytes: &[u8], at: usize) -> u32 {
-    let others = bytes.iter().enumerate().filter(|(i, _)| !(at..at + 4).contains(i));
-    !others.fold(0u32, |sum, (_, byte)| sum.wrapping_add(u32::from(*byte)))
 }

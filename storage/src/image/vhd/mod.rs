@@ -2,6 +2,7 @@
 
 mod dynamic;
 pub mod footer;
+mod layout;
 
 use super::content::{ContentError, FileContent, Meter};
 use super::error::ImageError;

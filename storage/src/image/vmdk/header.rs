@@ -1,22 +1,14 @@
-//! The header of a sparse extent.
+//! The header of a sparse extent, checked.
 //!
-//! After VMware's "Virtual Disk Format 5.0". Limits that are not part of the format are those of
+//! Its structure is in [`layout`](super::layout). Limits that are not part of the format are those of
 //! QEMU (`block/vmdk.c`): QEMU rejects these images as well.
 
-use super::super::content::{Bytes, Content, ContentError, buffer};
+use super::super::content::{Content, ContentError, buffer, read_struct};
+use super::layout::{RawHeader, SECTOR, flags};
 use alloc::format;
 use alloc::vec::Vec;
+use zerocopy::little_endian::U64;
 
-/// Bytes of a sector, the unit of all offsets in the format.
-pub const SECTOR: u64 = 512;
-/// Offset in the header of the flag that the extent was not closed by its last writer.
-pub const UNCLEAN: u64 = 72;
-/// `VMDK4_FLAG_*`.
-const REDUNDANT: u32 = 1 << 1;
-const ZEROED_GRAINS: u32 = 1 << 2;
-const COMPRESSED: u32 = 1 << 16;
-/// Directory offset which means that another header at the end of the extent has it.
-const AT_END: u64 = u64::MAX;
 /// Maximum number of entries, of 4 bytes, which are read when the disk is opened: 4 TiB with grains
 /// of 64 KiB.
 const MOST_ENTRIES: u64 = 1 << 26;
@@ -64,7 +56,7 @@ impl Header {
     /// [`ContentError`].
     pub fn read(content: &dyn Content) -> Result<Self, ContentError> {
         let first = Self::read_at(content, 0)?;
-        if first.directory != AT_END {
+        if first.directory != RawHeader::GD_AT_END {
             return first.checked(content);
         }
         // The end has a marker, the header, and an end-of-stream marker.
@@ -79,25 +71,22 @@ impl Header {
     }
 
     fn read_at(content: &dyn Content, at: u64) -> Result<Self, ContentError> {
-        let mut bytes = [0; SECTOR as usize];
         if content.length() < SECTOR {
             return Err(ContentError::truncated("a header has 512 bytes"));
         }
-        content.read(at, &mut bytes)?;
-        let fields = Bytes(&bytes);
-        if !bytes.starts_with(b"KDMV") {
+        let raw: RawHeader = read_struct(content, at)?;
+        if raw.magic_number != RawHeader::MAGIC {
             return Err(ContentError::NotThis("vmdk"));
         }
-        let (version, flags) = (fields.u32_le(4), fields.u32_le(8));
+        let (version, flags) = (raw.version.get(), raw.flags.get());
         if !(1..=3).contains(&version) {
             return Err(ContentError::unsupported(format!("extents of version {version}")));
         }
-        // A file transfer in text mode would have converted these line ends.
-        if bytes.get(73..77) != Some(b"\n \r\n") {
+        if raw.line_ends != RawHeader::LINE_ENDS {
             return Err(ContentError::corrupt("it was transferred as text"));
         }
-        let (sectors, grain) = (fields.u64_le(12), fields.u64_le(20));
-        let entries = u64::from(fields.u32_le(44));
+        let (sectors, grain) = (raw.capacity.get(), raw.grain_size.get());
+        let entries = u64::from(raw.num_gtes_per_gt.get());
         if !grain.is_power_of_two() || grain > 8192 {
             return Err(ContentError::corrupt(format!("grains of {grain} sectors")));
         }
@@ -107,18 +96,19 @@ impl Header {
         if sectors == 0 || sectors > MOST_ENTRIES * grain {
             return Err(ContentError::corrupt(format!("an extent of {sectors} sectors")));
         }
-        let compressed = flags & COMPRESSED != 0;
-        if compressed && fields.u16_le(77) != 1 {
-            let what = format!("compression by method {}", fields.u16_le(77));
+        let compressed = flags & flags::COMPRESSED != 0;
+        let method = raw.compress_algorithm.get();
+        if compressed && method != RawHeader::DEFLATE {
+            let what = format!("compression by method {method}");
             return Err(ContentError::unsupported(what));
         }
-        let place = |at: usize| match fields.u64_le(at) {
-            AT_END => Ok(AT_END),
+        let place = |sector: U64| match sector.get() {
+            RawHeader::GD_AT_END => Ok(RawHeader::GD_AT_END),
             sector => sector
                 .checked_mul(SECTOR)
                 .ok_or_else(|| ContentError::truncated(format!("something is in sector {sector}"))),
         };
-        let descriptor = (place(28)?, fields.u64_le(36));
+        let descriptor = (place(raw.descriptor_offset)?, raw.descriptor_size.get());
         if descriptor.1 > LONGEST_DESCRIPTOR / SECTOR {
             let what = format!("its descriptor has {} sectors", descriptor.1);
             return Err(ContentError::corrupt(what));
@@ -128,13 +118,13 @@ impl Header {
             grain: grain * SECTOR,
             entries,
             tables: sectors.div_ceil(entries * grain),
-            directory: place(56)?,
-            redundant: (flags & REDUNDANT != 0).then_some(place(48)?),
+            directory: place(raw.gd_offset)?,
+            redundant: (flags & flags::REDUNDANT != 0).then_some(place(raw.rgd_offset)?),
             descriptor: (descriptor.0 != 0 && descriptor.1 != 0)
                 .then_some((descriptor.0, descriptor.1 * SECTOR)),
-            zeroed_grains: flags & ZEROED_GRAINS != 0,
+            zeroed_grains: flags & flags::ZEROED_GRAINS != 0,
             compressed,
-            unclean: bytes.get(UNCLEAN as usize) == Some(&1),
+            unclean: raw.unclean_shutdown == 1,
             version,
         })
     }

@@ -4,6 +4,7 @@
 
 mod descriptor;
 mod header;
+mod layout;
 mod sparse;
 
 use super::content::{Content, ContentError, FileContent, Meter, buffer};
@@ -20,7 +21,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use descriptor::{Descriptor, ExtentData};
-use header::{Header, LONGEST_DESCRIPTOR, SECTOR};
+use header::{Header, LONGEST_DESCRIPTOR};
+use layout::SECTOR;
 use sparse::Sparse;
 use std::ffi::OsStr;
 use std::fs::File;

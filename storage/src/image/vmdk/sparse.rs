@@ -8,9 +8,12 @@
 //! the file, as in a truncated image: for this reason the header marks the extent as not closed
 //! while it is written.
 
-use super::super::content::{Bytes, Content, ContentError, FileContent, Meter, each_entry, room};
+use super::super::content::{
+    Content, ContentError, FileContent, Meter, each_entry, read_struct, try_vec,
+};
 use super::super::file::punch;
-use super::header::{Header, SECTOR, UNCLEAN};
+use super::header::Header;
+use super::layout::{GrainMarker, RawHeader, SECTOR, TableEntry};
 use crate::engine::FlushState;
 use alloc::format;
 use alloc::string::String;
@@ -20,9 +23,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{PoisonError, RwLock};
-
-/// Bytes before the data of a compressed grain: the number of its first sector, and the length.
-const MARKER: usize = 12;
+use zerocopy::{FromZeros, IntoBytes};
 
 /// An open sparse extent.
 pub(super) struct Sparse {
@@ -93,7 +94,7 @@ impl Sparse {
     }
 
     fn mark(&self, unclean: bool) -> io::Result<()> {
-        self.file.write_all_at(&[unclean.into()], UNCLEAN)?;
+        self.file.write_all_at(&[unclean.into()], RawHeader::UNCLEAN_SHUTDOWN)?;
         self.flush()
     }
 
@@ -107,16 +108,16 @@ impl Sparse {
         let (table, inside) = (number / self.header.entries, number % self.header.entries);
         let tables = usize::try_from(table).ok().and_then(|table| state.tables.get(table));
         let [table, _] = *tables.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let mut entry = [0; 4];
+        let mut entry = TableEntry::ZERO;
         if table != 0 {
             let at = u64::from(table) * SECTOR + inside * 4;
-            match self.file.read_exact_at(&mut entry, at) {
+            match self.file.read_exact_at(entry.as_mut_bytes(), at) {
                 // It may be behind the end of a file that was not closed.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
                 other => other?,
             }
         }
-        let place = Some(u32::from_le_bytes(entry)).filter(|grain| self.header.has(*grain));
+        let place = Some(entry.get()).filter(|grain| self.header.has(*grain));
         Ok(place.map(|sector| u64::from(sector) * SECTOR))
     }
 
@@ -142,10 +143,10 @@ impl Sparse {
         let wrong = |what: &str| {
             io::Error::new(io::ErrorKind::InvalidData, format!("grain {number}: {what}"))
         };
-        let mut marker = [0; MARKER];
-        self.file.read_exact_at(&mut marker, place)?;
-        let (sector, packed) = (Bytes(&marker).u64_le(0), u64::from(Bytes(&marker).u32_le(8)));
-        if sector != number * self.header.grain / SECTOR {
+        let mut marker = GrainMarker::new_zeroed();
+        self.file.read_exact_at(marker.as_mut_bytes(), place)?;
+        let packed = u64::from(marker.size.get());
+        if marker.lba.get() != number * self.header.grain / SECTOR {
             return Err(wrong("another is there"));
         }
         // Compression adds only a little to data that is not compressible.
@@ -153,7 +154,7 @@ impl Sparse {
             return Err(wrong("it is longer than it can be"));
         }
         let mut data = alloc::vec![0; packed as usize];
-        self.file.read_exact_at(&mut data, place + MARKER as u64)?;
+        self.file.read_exact_at(&mut data, place + GrainMarker::LEN)?;
         let limit = self.header.grain as usize;
         let mut whole = decompress_to_vec_zlib_with_limit(&data, limit)
             .map_err(|_| wrong("it cannot be unpacked"))?;
@@ -188,7 +189,7 @@ impl Sparse {
         self.file.write_all_at(data, place + inside)?;
         for table in tables.into_iter().filter(|table| *table != 0) {
             let at = u64::from(table) * SECTOR + number % self.header.entries * 4;
-            self.file.write_all_at(&sector.to_le_bytes(), at)?;
+            self.file.write_all_at(TableEntry::new(sector).as_bytes(), at)?;
         }
         Ok(())
     }
@@ -202,7 +203,7 @@ impl Sparse {
             let Some(directory) = directory.filter(|_| *found == 0) else { continue };
             let bytes = (self.header.entries * 4).next_multiple_of(SECTOR);
             let (_, sector) = self.end(state, bytes)?;
-            self.file.write_all_at(&sector.to_le_bytes(), directory + table * 4)?;
+            self.file.write_all_at(TableEntry::new(sector).as_bytes(), directory + table * 4)?;
             *found = sector;
         }
         if let Some(tables) = state.tables.get_mut(index) {
@@ -252,15 +253,15 @@ impl State {
     /// Reads all tables, and checks that no parts of the file overlap.
     fn read(content: &dyn Content, header: &Header) -> Result<Self, ContentError> {
         content.meter().keep(header.tables * size_of::<[u32; 2]>() as u64)?;
-        let mut tables = room(header.tables)?;
-        each_entry(content, header.directory, header.tables, |_, entry| {
-            tables.push([u32::from_le_bytes(entry), 0]);
+        let mut tables = try_vec(header.tables)?;
+        each_entry(content, header.directory, header.tables, |_, entry: TableEntry| {
+            tables.push([entry.get(), 0]);
             Ok(())
         })?;
         if let Some(redundant) = header.redundant {
-            each_entry(content, redundant, header.tables, |index, entry| {
+            each_entry(content, redundant, header.tables, |index, entry: TableEntry| {
                 if let Some([_, other]) = tables.get_mut(index as usize) {
-                    *other = u32::from_le_bytes(entry);
+                    *other = entry.get();
                 }
                 Ok(())
             })?;
@@ -296,7 +297,7 @@ impl<'a> Places<'a> {
         parts.extend(header.redundant.map(|at| sectors((at, header.tables * 4))));
         parts.extend(header.descriptor.map(sectors));
         parts.sort_unstable();
-        let (tables_there, grains) = (room(tables.len() as u64 * 2)?, Vec::new());
+        let (tables_there, grains) = (try_vec(tables.len() as u64 * 2)?, Vec::new());
         let length = content.length();
         let mut this = Self { header, length, parts, tables: tables_there, grains, last: 0 };
         // First checks that no two tables are in the same place, because their number bounds the
@@ -319,7 +320,7 @@ impl<'a> Places<'a> {
         tables: &[[u32; 2]],
     ) -> Result<(), ContentError> {
         let header = self.header;
-        let len = if header.compressed { MARKER as u64 } else { header.grain };
+        let len = if header.compressed { GrainMarker::LEN } else { header.grain };
         let whole = header.sectors.div_ceil(header.grain / SECTOR);
         for (first, [table, _]) in (0..).step_by(header.entries as usize).zip(tables) {
             let at = u64::from(*table) * SECTOR;
@@ -328,8 +329,8 @@ impl<'a> Places<'a> {
                 continue;
             }
             let count = header.entries.min(whole.saturating_sub(first));
-            each_entry(content, at, count, |_, entry| {
-                let grain = u32::from_le_bytes(entry);
+            each_entry(content, at, count, |_, entry: TableEntry| {
+                let grain = entry.get();
                 if !header.has(grain) {
                     return Ok(());
                 }
@@ -347,9 +348,8 @@ impl<'a> Places<'a> {
         let Some(last) = self.grains.iter().max().copied() else { return Ok(()) };
         let mut len = len;
         if header.compressed {
-            let mut marker = [0; MARKER];
-            content.read(u64::from(last) * SECTOR, &mut marker)?;
-            len += u64::from(Bytes(&marker).u32_le(8));
+            let marker: GrainMarker = read_struct(content, u64::from(last) * SECTOR)?;
+            len += u64::from(marker.size.get());
             self.inside(last, len, "a grain")?;
         }
         self.last = u64::from(last) * SECTOR + len;

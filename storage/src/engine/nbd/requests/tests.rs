@@ -68,18 +68,17 @@ impl Rig {
             all.extend(&bytes);
             self.requests.sent(bytes.len());
         }
-        let mut rest = Reader(&all);
+        let mut rest = all.as_slice();
         let mut found = Vec::new();
-        while let Some(magic) = rest.u32() {
-            assert_eq!(magic, wire::REQUEST);
-            assert_eq!(rest.u16(), Some(0), "flags");
-            let command = rest.u16().unwrap();
-            let request = (command, rest.u64().unwrap(), rest.u64().unwrap(), rest.u32().unwrap());
-            if command == cmd::WRITE {
-                rest.0 = &rest.0[request.3 as usize..];
-            }
-            found.push(request);
+        while let Ok((request, after)) = wire::Request::ref_from_prefix(rest) {
+            let (command, len) = (request.command.get(), request.len.get());
+            let expected =
+                wire::Request::new(command, request.cookie.get(), request.offset.get(), len);
+            assert_eq!(request.as_bytes(), expected.as_bytes(), "magic and flags");
+            found.push((command, request.cookie.get(), request.offset.get(), len));
+            rest = after.get(if command == cmd::WRITE { len as usize } else { 0 }..).unwrap();
         }
+        assert!(rest.is_empty());
         found
     }
 
@@ -222,4 +221,11 @@ proptest! {
         tags.sort();
         prop_assert_eq!(tags, [0, 1, 2], "each is over once");
     }
+}
+
+#[test]
+fn request_header_has_the_layout_of_the_protocol() {
+    let request = wire::Request::new(cmd::TRIM, 0x0102, 0x0304 << 48, 0x0506);
+    let bytes = b"\x25\x60\x95\x13\0\0\0\x04\0\0\0\0\0\0\x01\x02\x03\x04\0\0\0\0\0\0\0\0\x05\x06";
+    assert_eq!(request.as_bytes(), bytes);
 }
