@@ -27,7 +27,7 @@ use pvio_blkback::queue::{QueueFault, QueueParts};
 use pvio_blkback::vbd::{Opening, Platform, Serve};
 use pvio_grant_table::DomId;
 use pvio_grant_table::policy::MappingBudget;
-use pvio_recordfile::{RecordDir, RecordFile};
+use pvio_recordfile::{RecordDir, RecordFile, RecordStore};
 use pvio_runtime::LogLimit;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
@@ -67,7 +67,7 @@ pub struct ImageServer {
     groups: Groups,
     budgets: MappingBudgets,
     wake: Wake,
-    records: Option<RecordDir>,
+    records: RecordStore,
     /// Whether pages that an earlier process mapped for single requests may still be mapped.
     mapped_before: bool,
     /// The disk whose fence exists.
@@ -78,9 +78,8 @@ pub struct ImageServer {
     /// The disk being opened, and its definition.
     pending: Option<(Pending, Disk)>,
     closing: Option<Closing>,
-    /// Counters of failures to determine the image's size, and to remove a record.
+    /// Count of failures to determine the image's size.
     unsized_images: Arc<LogLimit>,
-    records_left: Arc<LogLimit>,
 }
 
 /// An open disk and its settings that can change at runtime.
@@ -107,7 +106,7 @@ impl ImageServer {
             groups,
             budgets: MappingBudgets::default(),
             wake,
-            records: None,
+            records: RecordStore::default(),
             mapped_before: false,
             fenced: None,
             disk: None,
@@ -115,7 +114,6 @@ impl ImageServer {
             pending: None,
             closing: None,
             unsized_images: Arc::default(),
-            records_left: Arc::default(),
         }
     }
 
@@ -130,16 +128,14 @@ impl ImageServer {
     /// directory.
     #[must_use]
     pub fn recorded_in(mut self, records: RecordDir) -> Self {
-        self.records = Some(records);
+        self.records = RecordStore::in_dir(records);
         self
     }
 
     /// Returns the rate-limited log events of the disk, by name.
     pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
-        let mut events = Vec::from([
-            ("size-unknown", Arc::clone(&self.unsized_images)),
-            ("records-left", Arc::clone(&self.records_left)),
-        ]);
+        let mut events =
+            Vec::from([("size-unknown", Arc::clone(&self.unsized_images)), self.records.event()]);
         events.extend(self.open.iter().flat_map(|open| open.image.events()));
         events
     }
@@ -175,7 +171,7 @@ impl ImageServer {
         let (groups, named) = (self.groups.clone(), name.clone());
         let (device, opened) = (told.physical_device_path.clone(), disk.clone());
         let deadlines = Deadlines::of(busy);
-        let (records, fenced) = (self.records.clone(), name.clone());
+        let (records, fenced) = (self.records.dir().cloned(), name.clone());
         let mapped = self.mapped_before;
         let fence = move || {
             let fence =
@@ -266,7 +262,7 @@ fn backed_by(mut disk: Disk, device: Option<&Vec<u8>>) -> Disk {
 impl Drop for ImageServer {
     fn drop(&mut self) {
         self.open = None;
-        if let (Some(records), Some(disk)) = (&self.records, &self.fenced) {
+        if let (Some(records), Some(disk)) = (self.records.dir(), &self.fenced) {
             fence::remove(records, disk);
         }
     }
@@ -304,19 +300,7 @@ where
     type Record = RecordFile;
 
     fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<RecordFile, Fault> {
-        let failed = |e: io::Error| {
-            let missing = resumed && e.kind() == io::ErrorKind::NotFound;
-            let code = if missing { "record-missing" } else { "record-file" };
-            Fault::new(code, format!("in-flight record {device}: {e}"))
-        };
-        match &self.records {
-            Some(dir) if resumed => dir.existing(device, len).map_err(failed),
-            Some(dir) => dir.create(device, len).map_err(failed),
-            None if resumed => {
-                Err(Fault::new("record-missing", "no in-flight records are kept here"))
-            }
-            None => RecordFile::private(len).map_err(failed),
-        }
+        self.records.open(device, len, resumed).map_err(|e| Fault::new(e.code(), e))
     }
 
     fn mapped_before(&mut self, mapped: bool) {
@@ -324,11 +308,7 @@ where
     }
 
     fn remove_record(&mut self, device: &str) {
-        if let Some(Err(error)) = self.records.as_ref().map(|dir| dir.remove(device))
-            && let Some(unlogged) = self.records_left.admit()
-        {
-            tracing::warn!(device, %error, unlogged, "the in-flight record is not removed");
-        }
+        self.records.remove(device);
     }
 
     fn configure(&mut self, told: &ToolstackBack, usual: Config) -> Result<Config, Fault> {

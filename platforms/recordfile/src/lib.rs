@@ -1,9 +1,9 @@
 //! Memory that outlives its process: preallocated files, mapped shared, in a private directory.
 //!
-//! A backend stores its in-flight records (`pvio_ring::inflight`) here. A process that is killed leaves
-//! its stores in the page cache, and its successor maps the same file. A [`Fence`] waits until the kernel
-//! has finished the I/O of the dead process. [`PrivateDir`] checks a directory; it is used for every
-//! private directory of the user.
+//! A backend stores its in-flight records (`pvio_ring::inflight`) in a [`RecordStore`]. A process that is
+//! killed leaves its stores in the page cache, and its successor maps the same file. A [`Fence`] waits
+//! until the kernel has finished the I/O of the dead process. [`PrivateDir`] checks a directory; it is
+//! used for every private directory of the user.
 //! ```
 //! use pvio_recordfile::RecordDir;
 //! use pvio_ring::shm::Region;
@@ -24,9 +24,11 @@ mod error;
 mod fence;
 mod file;
 mod private_dir;
+mod store;
 
 pub use dir::RecordDir;
 pub use error::DirError;
 pub use fence::Fence;
 pub use file::RecordFile;
 pub use private_dir::PrivateDir;
+pub use store::{RecordError, RecordStore};

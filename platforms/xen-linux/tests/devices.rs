@@ -5,7 +5,7 @@ use pvio_blkback::Vbd;
 use pvio_blkfront::session::Session;
 use pvio_netback::Vif;
 use pvio_netfront::Nic;
-use pvio_ports::host::TapServer;
+use pvio_ports::host::NicServer;
 use pvio_ring::shm::SharedMemory;
 use pvio_storage::host::ImageServer;
 use pvio_xen_linux::{Channel, Mapping, Pages, XenDomain};
@@ -29,7 +29,7 @@ fn devices_run_on_it() {
     memory::<Pages>();
     waitable::<Channel>();
     backend::<Vbd<XenDomain, ImageServer>>();
-    backend::<Vif<XenDomain, TapServer>>();
+    backend::<Vif<XenDomain, NicServer>>();
     frontend::<pvio_blkfront::Disk<XenDomain>>();
     frontend::<Nic<XenDomain>>();
     let _ = Session::<XenDomain, Client>::attach;

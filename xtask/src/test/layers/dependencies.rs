@@ -24,7 +24,7 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     // 3: the platforms, independent of the devices
     ("pvio-blockdev", &[]),
     ("pvio-imagefile", &[]),
-    ("pvio-recordfile", &["pvio-ring"]),
+    ("pvio-recordfile", &["pvio-ring", "pvio-runtime"]),
     ("pvio-hosted", HOSTED),
     ("pvio-sim", BELOW),
     ("pvio-xen-linux", BELOW),
