@@ -155,12 +155,12 @@ fn answer(mut stream: &UnixStream, served: &Served, busy: &AtomicUsize) -> io::R
             let (Ok(snaplen), Ok(count)) = (snaplen.parse(), count.parse()) else {
                 return writeln!(stream, "error not a number");
             };
-            let Some(knobs) = served.nic(name) else {
+            let Some(settings) = served.nic(name) else {
                 let names = served.nics().join(", ");
                 let there = if names.is_empty() { "there is none".into() } else { names };
                 return writeln!(stream, "error no NIC is called {}; {there}", one_line(name));
             };
-            match knobs.probe.open(snaplen) {
+            match settings.probe.open(snaplen) {
                 Err(busy) => writeln!(stream, "error {name}: {busy}"),
                 Ok(reader) => {
                     tracing::info!(nic = name, "is captured");

@@ -27,16 +27,16 @@ impl NicArgs {
     ///
     /// # Errors
     /// An option or value is not valid.
-    pub fn site(&self) -> Result<NicSettings, Failure> {
+    pub fn settings(&self) -> Result<NicSettings, Failure> {
         let defaults = NicOptions::default().and(&self.options);
         let defaults = defaults.map_err(|e| Failure::input(e, "docs/nics.md has them all"))?;
-        let mut site = NicSettings { defaults, ..NicSettings::default() };
+        let mut settings = NicSettings { defaults, ..NicSettings::default() };
         for share in &self.shares {
             let (name, rate) = share.split_once('=').unwrap_or((share, ""));
             let rate = shared_rate(rate).map_err(|expected| {
                 Failure::input(format!("--nic-share {share}: {expected}"), "as in uplink=125M")
             })?;
-            site.shares.insert(name.to_owned(), SharedRate::new(rate));
+            settings.shares.insert(name.to_owned(), SharedRate::new(rate));
         }
         for uplink in &self.uplinks {
             let (switch, tap) = uplink
@@ -48,8 +48,8 @@ impl NicArgs {
             let (tap, bridge) = tap.split_once('@').map_or((tap, None), |(t, b)| (t, Some(b)));
             let mut config = TapConfig::new(tap);
             config.bridge = bridge.map(str::to_owned);
-            site.switches.set_uplink(switch, config);
+            settings.switches.set_uplink(switch, config);
         }
-        Ok(site)
+        Ok(settings)
     }
 }

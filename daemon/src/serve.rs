@@ -201,7 +201,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         mappings: args.mappings.budgets(),
         nic_policy: args.nic_policy,
         nic_queues: args.queues,
-        site: args.nics.site()?.into(),
+        nic_settings: args.nics.settings()?.into(),
         ..Options::default()
     };
     let mut xs = host.xenstore()?;

@@ -28,7 +28,7 @@ pub struct Served {
 /// The settings, budgets and counters of a device.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
-    knobs: Option<Arc<RuntimeSettings>>,
+    settings: Option<Arc<RuntimeSettings>>,
     mappings: Option<Arc<MappingBudget>>,
     load: Option<Arc<Load>>,
     /// Number of file descriptors reserved for it, and the budget of its steps.
@@ -65,11 +65,16 @@ impl<P: crate::platform::Platform> Visible for Vbd<P, pvio_storage::host::ImageS
     }
 }
 
-impl<P: crate::platform::Platform> Visible for Vif<P, pvio_ports::host::TapServer> {
+impl<P: crate::platform::Platform> Visible for Vif<P, pvio_ports::host::NicServer> {
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Nic(Arc::clone(stats)));
-        let knobs = Some(Arc::clone(self.server().knobs()));
-        Seen { knobs, queues: queues.collect(), events: self.server().events(), ..Seen::default() }
+        let settings = Some(Arc::clone(self.server().settings()));
+        Seen {
+            settings,
+            queues: queues.collect(),
+            events: self.server().events(),
+            ..Seen::default()
+        }
     }
 }
 
@@ -124,13 +129,16 @@ impl Served {
     #[must_use]
     pub fn nics(&self) -> Vec<String> {
         let all = self.lock();
-        all.iter().filter(|(_, seen)| seen.knobs.is_some()).map(|(addr, _)| name(*addr)).collect()
+        all.iter()
+            .filter(|(_, seen)| seen.settings.is_some())
+            .map(|(addr, _)| name(*addr))
+            .collect()
     }
 
     /// Returns the settings and the capture point of the NIC of that name.
     #[must_use]
     pub fn nic(&self, called: &str) -> Option<Arc<RuntimeSettings>> {
-        self.lock().iter().find(|(addr, _)| name(**addr) == called)?.1.knobs.clone()
+        self.lock().iter().find(|(addr, _)| name(**addr) == called)?.1.settings.clone()
     }
 
     /// Returns the counters of every device, ordered by address.

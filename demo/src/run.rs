@@ -59,7 +59,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     if let Some(disk) = &args.disk {
         look_at(&served(disk, args)?)?;
     }
-    args.nics.site()?;
+    args.nics.settings()?;
     if args.nic {
         rights::for_a_tap()?;
     }

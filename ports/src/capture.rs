@@ -81,7 +81,7 @@ impl Probe {
     }
 
     /// Returns a wrapper of `port` that can be captured at this point.
-    pub fn around<N: NetPort>(&self, port: N) -> Capture<N> {
+    pub fn wrap<N: NetPort>(&self, port: N) -> Capture<N> {
         Capture { port, session: Seen::of(Arc::clone(&self.session)) }
     }
 }

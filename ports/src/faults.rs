@@ -63,7 +63,7 @@ impl Plans {
 
     /// Returns a wrapper of `port` that applies the plan. The queue's number is mixed into the
     /// seed, so that each queue has its own random sequence.
-    pub fn around<N: NetPort>(&self, port: N, stats: Arc<Stats>, queue: u64) -> Faults<N> {
+    pub fn wrap<N: NetPort>(&self, port: N, stats: Arc<Stats>, queue: u64) -> Faults<N> {
         let mut faults = Faults {
             port,
             plan: Seen::of(Arc::clone(&self.0)),

@@ -256,7 +256,7 @@ impl Guards {
     }
 
     /// Returns a wrapper of `port` that applies the rules.
-    pub fn around<N: NetPort>(&self, port: N) -> Guard<N> {
+    pub fn wrap<N: NetPort>(&self, port: N) -> Guard<N> {
         Guard { port, rules: Seen::of(Arc::clone(&self.0)) }
     }
 }

@@ -34,14 +34,14 @@ use std::path::PathBuf;
 /// Options of a vif.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NicOptions {
-    /// Port of the vif.
-    pub plug: Plug,
+    /// What the vif is connected to.
+    pub link: LinkSpec,
     /// Bridge that a tap joins, if the toolstack names none.
     pub bridge: Option<String>,
     /// Network namespace of the tap.
     pub netns: Option<String>,
     /// Filter of source addresses.
-    pub guard: GuardBy,
+    pub guard: GuardMode,
     /// Limits of the direction from the guest.
     pub tx: DirectionLimits,
     /// Limits of the direction to the guest.
@@ -54,12 +54,12 @@ pub struct NicOptions {
 
 /// What a vif is connected to.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub enum Plug {
+pub enum LinkSpec {
     /// A new tap.
     #[default]
-    Tap,
+    NewTap,
     /// An existing tap, by name.
-    Opened(String),
+    ExistingTap(String),
     /// The queues of a network interface, by name.
     AfXdp(String),
     /// A switch of this process, by name.
@@ -77,10 +77,10 @@ pub enum Plug {
 
 /// Source addresses that a guest is restricted to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum GuardBy {
+pub enum GuardMode {
     /// No restriction.
     #[default]
-    Nothing,
+    Off,
     /// The MAC address that the toolstack assigned.
     Mac,
     /// That address, and the assigned IP addresses.
@@ -107,22 +107,27 @@ impl NicOptions {
         Ok(self)
     }
 
+    /// Whether a link that was opened with `other` is the one that these options select.
+    pub(super) fn has_link_of(&self, other: &Self) -> bool {
+        self.link == other.link && self.bridge == other.bridge && self.netns == other.netns
+    }
+
     fn take(&mut self, word: &str) -> Result<(), &'static str> {
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
         match key {
             "bridge" => self.bridge = Some(named(value)?),
-            "tap" => self.plug = Plug::Opened(named(value)?),
-            "afxdp" => self.plug = Plug::AfXdp(named(value)?),
-            "switch" => self.plug = Plug::Switch(named(value)?),
+            "tap" => self.link = LinkSpec::ExistingTap(named(value)?),
+            "afxdp" => self.link = LinkSpec::AfXdp(named(value)?),
+            "switch" => self.link = LinkSpec::Switch(named(value)?),
             "netns" => self.netns = Some(named(value)?),
-            "loopback" if word == key => self.plug = Plug::Loopback,
+            "loopback" if word == key => self.link = LinkSpec::Loopback,
             "record" => *self.files().0 = Some(path(value)?),
             "replay" => *self.files().1 = Some(path(value)?),
             "guard" => {
                 self.guard = match value {
-                    "off" => GuardBy::Nothing,
-                    "mac" => GuardBy::Mac,
-                    "ip" => GuardBy::Ip,
+                    "off" => GuardMode::Off,
+                    "mac" => GuardMode::Mac,
+                    "ip" => GuardMode::Ip,
                     _ => return Err("guard is off, mac or ip"),
                 }
             }
@@ -150,11 +155,11 @@ impl NicOptions {
     }
 
     fn files(&mut self) -> (&mut Option<PathBuf>, &mut Option<PathBuf>) {
-        if !matches!(self.plug, Plug::Files { .. }) {
-            self.plug = Plug::Files { record: None, replay: None };
+        if !matches!(self.link, LinkSpec::Files { .. }) {
+            self.link = LinkSpec::Files { record: None, replay: None };
         }
-        match &mut self.plug {
-            Plug::Files { record, replay } => (record, replay),
+        match &mut self.link {
+            LinkSpec::Files { record, replay } => (record, replay),
             _ => unreachable!("it was made so"),
         }
     }
@@ -234,29 +239,29 @@ mod tests {
     use super::*;
     use alloc::string::ToString;
 
-    fn said(words: &str) -> NicOptions {
-        NicOptions::default().and(words).unwrap()
+    fn parsed(options: &str) -> NicOptions {
+        NicOptions::default().and(options).unwrap()
     }
 
     #[test]
     fn words_say_what_they_do() {
-        assert_eq!(said(""), NicOptions::default());
-        let o = said("guard=ip, tx=10M/64k,rx=1G,txpps=500,share=up,switch=lan");
+        assert_eq!(parsed(""), NicOptions::default());
+        let o = parsed("guard=ip, tx=10M/64k,rx=1G,txpps=500,share=up,switch=lan");
         let bytes = |per_second, burst| Some(Rate { per_second, burst });
-        assert_eq!(o.guard, GuardBy::Ip);
+        assert_eq!(o.guard, GuardMode::Ip);
         assert_eq!(o.tx.bytes, bytes(10_000_000, 64_000));
         assert_eq!(o.tx.packets, bytes(500, 64));
         assert_eq!(o.rx.bytes, bytes(1_000_000_000, 50_000_000));
-        assert_eq!((o.share.as_deref(), &o.plug), (Some("up"), &Plug::Switch("lan".into())));
+        assert_eq!((o.share.as_deref(), &o.link), (Some("up"), &LinkSpec::Switch("lan".into())));
         let o = o.and("tx=none,share=none,guard=off,loss=0.5%,delay=5ms,jitter=200us").unwrap();
-        assert_eq!((o.tx.bytes, o.share, o.guard), (None, None, GuardBy::Nothing));
+        assert_eq!((o.tx.bytes, o.share, o.guard), (None, None, GuardMode::Off));
         assert_eq!((o.faults.lose, o.faults.delay), (5000, Duration::from_millis(5)));
         assert_eq!(o.faults.jitter, Duration::from_micros(200));
-        let files = Plug::Files { record: Some("/a".into()), replay: Some("/b".into()) };
-        assert_eq!(said("record=/a,replay=/b").plug, files);
-        assert_eq!(said("loopback").plug, Plug::Loopback);
-        assert_eq!(said("afxdp=eth1").plug, Plug::AfXdp("eth1".into()));
-        assert_eq!(said("tap=t0").plug, Plug::Opened("t0".into()));
+        let files = LinkSpec::Files { record: Some("/a".into()), replay: Some("/b".into()) };
+        assert_eq!(parsed("record=/a,replay=/b").link, files);
+        assert_eq!(parsed("loopback").link, LinkSpec::Loopback);
+        assert_eq!(parsed("afxdp=eth1").link, LinkSpec::AfXdp("eth1".into()));
+        assert_eq!(parsed("tap=t0").link, LinkSpec::ExistingTap("t0".into()));
     }
 
     #[test]

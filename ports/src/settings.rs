@@ -5,7 +5,7 @@ use super::NetPort;
 use super::capture::{Capture, Probe};
 use super::faults::{Faults, Plans};
 use super::guard::{Guard, Guards, Network, Rules};
-use super::options::{GuardBy, NicOptions};
+use super::options::{GuardMode, NicOptions};
 use super::shape::{Shape, Shaper, Shapes, SharedRate};
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
@@ -28,13 +28,13 @@ pub struct RuntimeSettings {
 pub type Wrapped<N> = Capture<Guard<Shaper<Faults<N>>>>;
 
 /// Shared rates, by name.
-pub type Shares = BTreeMap<String, Arc<SharedRate>>;
+pub type SharedRates = BTreeMap<String, Arc<SharedRate>>;
 
 impl RuntimeSettings {
     /// Returns the port of a queue inside all wrappers.
-    pub fn around<N: NetPort>(&self, port: N, stats: Arc<Stats>, queue: usize) -> Wrapped<N> {
-        let faults = self.plans.around(port, stats, queue as u64);
-        self.probe.around(self.guards.around(self.shapes.around(faults)))
+    pub fn wrap<N: NetPort>(&self, port: N, stats: Arc<Stats>, queue: usize) -> Wrapped<N> {
+        let faults = self.plans.wrap(port, stats, queue as u64);
+        self.probe.wrap(self.guards.wrap(self.shapes.wrap(faults)))
     }
 
     /// Applies options to a vif with that MAC address and these IP addresses (the toolstack's `ip`,
@@ -47,7 +47,7 @@ impl RuntimeSettings {
         options: &NicOptions,
         mac: [u8; 6],
         addresses: Option<&str>,
-        shares: &Shares,
+        shares: &SharedRates,
     ) -> Result<(), Fault> {
         let fault = |text: String| Fault::new("nic-options", text);
         let share = match &options.share {
@@ -59,9 +59,9 @@ impl RuntimeSettings {
             })?),
         };
         let rules = match options.guard {
-            GuardBy::Nothing => Rules::default(),
-            GuardBy::Mac => Rules { mac: Some(mac), addresses: None },
-            GuardBy::Ip => {
+            GuardMode::Off => Rules::default(),
+            GuardMode::Mac => Rules { mac: Some(mac), addresses: None },
+            GuardMode::Ip => {
                 let none = "guard=ip needs the vif's addresses: ip=… in its line";
                 let words = addresses.ok_or_else(|| fault(none.into()))?;
                 let words = words.split([' ', ',']).filter(|word| !word.is_empty());

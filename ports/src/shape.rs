@@ -79,7 +79,7 @@ impl Shapes {
     }
 
     /// Returns a wrapper of `port` that applies the shape.
-    pub fn around<N: NetPort>(&self, port: N) -> Shaper<N> {
+    pub fn wrap<N: NetPort>(&self, port: N) -> Shaper<N> {
         let seen = Seen::of(Arc::clone(&self.0));
         let mut shaper = Shaper { port, seen, now: 0, tx: None, rx: None };
         shaper.begin();

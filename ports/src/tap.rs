@@ -10,6 +10,8 @@ pub use super::tap_config::{HOST_MAC, TapConfig, TapError};
 
 pub use super::netns::inside;
 
+pub(crate) mod queues;
+
 use super::open_vswitch;
 
 use super::tap_config::DEVICE;

@@ -3,6 +3,7 @@
 
 use alloc::string::String;
 use core::net::Ipv4Addr;
+use pvio_xenbus::driver::Fault;
 use rustix::io::Errno;
 
 /// MAC address that Linux gives the host's side of every vif, so that a bridge never takes its own
@@ -132,5 +133,11 @@ impl TapError {
             Self::Unsupported(_) => "tap-unsupported",
             Self::System { .. } => "tap-system",
         }
+    }
+}
+
+impl From<TapError> for Fault {
+    fn from(error: TapError) -> Self {
+        Self::new(error.code(), error)
     }
 }

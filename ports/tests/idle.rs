@@ -8,7 +8,7 @@ use pvio_netback::port::NetPort;
 use pvio_netback::queue::BACKLOG_BYTES;
 use pvio_netback::{Stats, fault::DropReason};
 use pvio_netfront::Checksum;
-use pvio_ports::host::TapOptions;
+use pvio_ports::host::NicConfig;
 use pvio_ports::tap::{Tap, TapConfig};
 use pvio_ports::tap_port::TapPort;
 use pvio_ports::wait::Wait;
@@ -24,7 +24,7 @@ fn quiet_rig(mtu: u32) -> Rig {
     // The kernel must not send packets on its own.
     fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
     let address = Some(([192, 0, 2, 1].into(), 24));
-    let options = TapOptions { address, max_queues: Some(1), ..TapOptions::default() };
+    let options = NicConfig { address, max_queues: Some(1), ..NicConfig::default() };
     Rig::new(options, |vif| (vif.vifname, vif.mtu) = (Some("v0".into()), Some(mtu)))
 }
 

@@ -21,7 +21,7 @@ use devices::Devices;
 use pvio_blkback::{Config, Vbd};
 use pvio_grant_table::DomId;
 use pvio_netback::Vif;
-use pvio_ports::host::{NicSettings, TapOptions, TapServer};
+use pvio_ports::host::{NicConfig, NicServer, NicSettings};
 use pvio_recordfile::RecordDir;
 use pvio_storage::MappingBudgets;
 use pvio_storage::host::{Groups, ImageServer};
@@ -73,7 +73,7 @@ pub struct Options {
     /// Maximum number of queues of a NIC; the number of processors, up to eight, if `None`.
     pub nic_queues: Option<u32>,
     /// Settings that all NICs share.
-    pub site: Arc<NicSettings>,
+    pub nic_settings: Arc<NicSettings>,
 }
 
 impl Default for Options {
@@ -91,7 +91,7 @@ impl Default for Options {
             mappings: MappingBudgets::default(),
             nic_policy: pvio_netback::queue::Policy::default(),
             nic_queues: None,
-            site: Arc::default(),
+            nic_settings: Arc::default(),
         }
     }
 }
@@ -148,13 +148,14 @@ pub fn run<P: Platform>(
     let (shared, wakes) = (platform.clone(), woken.clone());
     let (nics, chosen) = (of_class(DeviceClass::Vif).collect(), options.clone());
     let mut nics = Devices::new(nics, id, options.only, move |addr, left| {
-        let options = TapOptions {
+        let config = NicConfig {
             address: chosen.host,
             policy: chosen.nic_policy,
             max_queues: chosen.nic_queues,
-            ..TapOptions::default()
+            ..NicConfig::default()
         };
-        let server = TapServer::new(options, wakes.of(addr)).within(Arc::clone(&chosen.site));
+        let server =
+            NicServer::new(config, wakes.of(addr)).within(Arc::clone(&chosen.nic_settings));
         let server = match &chosen.records {
             Some(records) => server.recorded_in(records.clone()),
             None => server,

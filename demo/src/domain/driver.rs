@@ -35,11 +35,11 @@ pub fn run(args: &DriverArgs) -> Result<(), Failure> {
     let stop = Stop::on_signal(bell.clone())?;
     let domain = super::join(&args.join)?;
     let host = args.host_ip.map(|ip| (ip.address, ip.prefix));
-    let site = args.nics.site()?;
+    let nic_settings = args.nics.settings()?.into();
     let kinds = vec![BackendKind::Vbd, BackendKind::PvioVbd, BackendKind::Vif];
     let records = Some(driver::records(&args.join.state_dir.join(home::RECORDS))?);
     let options =
-        Options { host, kinds, records, resume: true, site: site.into(), ..Options::default() };
+        Options { host, kinds, records, resume: true, nic_settings, ..Options::default() };
     let served = Served::default();
     let _control = Control::listen(&args.join.state_dir, &served)?;
     let mut xs = domain.xenstore().map_err(Failure::of)?;

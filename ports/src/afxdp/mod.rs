@@ -18,6 +18,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use core::time::Duration;
 use pvio_runtime::LogLimit;
+use pvio_xenbus::driver::Fault;
 use rustix::net::netdevice::name_to_index;
 use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags, XdpOptionsFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
@@ -71,6 +72,12 @@ impl AfXdpError {
             Self::InUse(_) => "afxdp-in-use",
             Self::System { .. } => "afxdp-system",
         }
+    }
+}
+
+impl From<AfXdpError> for Fault {
+    fn from(error: AfXdpError) -> Self {
+        Self::new(error.code(), error)
     }
 }
 

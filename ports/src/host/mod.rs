@@ -1,217 +1,141 @@
-//! Serves vifs through taps, with one thread per queue, as a driver domain does.
+//! Serves vifs, with one thread per queue, as a driver domain does.
 #![forbid(unsafe_code)]
 
-mod making;
-mod other_port;
-mod taps;
+mod config;
+mod link;
+mod opening;
 
-use crate::options::{NicOptions, Plug};
-use crate::settings::{RuntimeSettings, Shares};
-use crate::switch::Switches;
-use crate::tap::{Tap, TapConfig, TapError};
-use crate::tap_port::TapPort;
-use crate::worker::{News, Worker};
+pub use config::{NicConfig, NicSettings, QUEUES_DEFAULT};
+
+use crate::options::NicOptions;
+use crate::settings::RuntimeSettings;
+use crate::worker::Worker;
 use alloc::format;
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use config::{bridge_and_options, interface_name};
 use core::fmt;
-use core::net::Ipv4Addr;
 use core::task::Poll;
-use making::{Making, Unmaking, Way};
-use other_port::OtherPort;
+use link::{Link, LinkParams, TapEvents, WorkerSetup, not_open, not_started};
+use opening::{Closing, Opening};
 use pvio_netback::Platform;
 use pvio_netback::queue::{Policy, Queue, Waker};
-use pvio_netback::stats::Stats;
 use pvio_netback::vif::{Attach, Serve, Session};
-use pvio_recordfile::{RecordDir, RecordFile};
+use pvio_recordfile::{RecordDir, RecordFile, RecordStore};
 use pvio_runtime::{LogLimit, PrivateBuf};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::{MAX_QUEUES, ToolstackBack};
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use taps::{Carrier, Taps};
 
-/// Settings of the driver domain for one vif, in addition to the toolstack's.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct TapOptions {
-    /// Name of the tap if the toolstack gives none (`vifname`). The default is
-    /// `vif<domain>.<handle>`, as on Linux.
-    pub name: Option<String>,
-    /// Bridge to join if the toolstack gives none (`bridge`).
-    pub bridge: Option<String>,
-    /// Address of the driver domain on this link, and its prefix length.
-    pub address: Option<(Ipv4Addr, u8)>,
-    /// Largest number of queues of a guest. The default is the number of processors, up to
-    /// [`QUEUES_DEFAULT`].
-    pub max_queues: Option<u32>,
-    /// How the guest's pages are accessed.
-    pub policy: Policy,
-}
-
-/// Settings of all vifs of a driver domain.
-#[derive(Debug, Default)]
-pub struct NicSettings {
-    /// Default options of a vif.
-    pub defaults: NicOptions,
-    /// Shared rates, by name.
-    pub shares: Shares,
-    /// Switches of this process.
-    pub switches: Switches,
-}
-
-/// Default limit of the number of queues of a guest, as in Linux.
-pub const QUEUES_DEFAULT: u32 = 8;
-
-/// Serves a vif through a tap, whose carrier shows whether a guest is connected, or through another
-/// port that [its options](NicOptions) select.
-pub struct TapServer {
-    options: TapOptions,
+/// Serves a vif through the link that [its options](NicOptions) select.
+pub struct NicServer {
+    config: NicConfig,
     wake: Waker,
     max_queues: u32,
     /// Number of queues of a session that an earlier process started.
-    inherited: u32,
-    way: Way,
-    making: Option<Making>,
-    unmaking: Option<Unmaking>,
-    carrier: Arc<Carrier>,
-    site: Arc<NicSettings>,
-    knobs: Arc<RuntimeSettings>,
+    resumed_queues: u32,
+    link: Option<Link>,
+    /// Options with which the link was opened.
+    options: NicOptions,
+    /// The link that is being opened, and its options.
+    opening: Option<(Opening, NicOptions)>,
+    closing: Option<Closing>,
+    shared: Arc<NicSettings>,
+    settings: Arc<RuntimeSettings>,
     /// Event descriptors by which the queues of the session wake each other, if it has a control
     /// ring.
-    mail: Vec<OwnedFd>,
-    records: Option<RecordDir>,
-    /// Rate limits of log lines: a record could not be removed; a tap could not be reset after a
-    /// session.
-    records_left: Arc<LogLimit>,
-    taps_changed: Arc<LogLimit>,
+    wakeups: Vec<OwnedFd>,
+    records: RecordStore,
+    tap_events: TapEvents,
 }
 
-impl TapServer {
+impl NicServer {
     /// Creates a server. `wake` may be called by any thread, when an operation that the driver
     /// waits for has ended or a worker has ended on its own. The driver must be stepped then.
     #[must_use]
-    pub fn new(options: TapOptions, wake: Waker) -> Self {
-        let processors = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-        let max_queues = options.max_queues.unwrap_or_else(|| processors().min(QUEUES_DEFAULT));
-        let carrier = Arc::default();
+    pub fn new(config: NicConfig, wake: Waker) -> Self {
         Self {
-            options,
+            max_queues: config.queues(),
+            config,
             wake,
-            max_queues,
-            inherited: 0,
-            way: Way::default(),
-            making: None,
-            unmaking: None,
-            carrier,
-            site: Arc::default(),
-            knobs: Arc::default(),
-            mail: Vec::new(),
-            records: None,
-            records_left: Arc::default(),
-            taps_changed: Arc::default(),
+            resumed_queues: 0,
+            link: None,
+            options: NicOptions::default(),
+            opening: None,
+            closing: None,
+            shared: Arc::default(),
+            settings: Arc::default(),
+            wakeups: Vec::new(),
+            records: RecordStore::default(),
+            tap_events: TapEvents::default(),
         }
     }
 
     /// Returns the counters of rate-limited log lines, by name.
     pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
-        let mut events = Vec::from([
-            ("records-left", Arc::clone(&self.records_left)),
-            ("taps-changed", Arc::clone(&self.taps_changed)),
-            ("carrier-not-set", Arc::clone(self.carrier.failures())),
-        ]);
-        let starts = self.way.other.as_ref().and_then(OtherPort::starts);
-        events.extend(starts.map(|starts| ("queue-starts", Arc::clone(starts))));
+        let mut events = Vec::from([self.records.event()]);
+        events.extend(self.tap_events.named());
+        events.extend(self.link.as_ref().and_then(Link::event));
         events
     }
 
-    /// Adds the settings of a driver domain.
+    /// Sets the settings that all vifs of a driver domain share.
     #[must_use]
-    pub fn within(self, site: Arc<NicSettings>) -> Self {
-        Self { site, ..self }
+    pub fn within(self, shared: Arc<NicSettings>) -> Self {
+        Self { shared, ..self }
     }
 
     /// Stores in-flight records in this directory, so that another process can resume the sessions
     /// from it.
     #[must_use]
     pub fn recorded_in(self, records: RecordDir) -> Self {
-        Self { records: Some(records), ..self }
+        Self { records: RecordStore::in_dir(records), ..self }
     }
 
     /// Returns the settings that can be changed, and the capture point, while the vif runs.
     #[must_use]
-    pub const fn knobs(&self) -> &Arc<RuntimeSettings> {
-        &self.knobs
+    pub const fn settings(&self) -> &Arc<RuntimeSettings> {
+        &self.settings
     }
 
     /// Returns the options of a vif from all sources: defaults, `bridge` and `options` keys.
-    fn said_of(&self, vif: &ToolstackBack) -> Result<NicOptions, Fault> {
-        let (_, words) = bridge_of(vif);
-        let said = self.site.defaults.clone().and(&words.replace(';', ","))?;
-        Ok(said.and(vif.options.as_deref().unwrap_or_default())?)
+    fn options_of(&self, vif: &ToolstackBack) -> Result<NicOptions, Fault> {
+        let (_, options) = bridge_and_options(vif);
+        let all = self.shared.defaults.clone().and(&options.replace(';', ","))?;
+        Ok(all.and(vif.options.as_deref().unwrap_or_default())?)
     }
 
-    fn apply(&self, vif: &ToolstackBack, said: &NicOptions) -> Result<(), Fault> {
-        self.knobs.apply(said, vif.mac.0, vif.ip.as_deref(), &self.site.shares)
+    fn apply(&self, vif: &ToolstackBack, options: &NicOptions) -> Result<(), Fault> {
+        self.settings.apply(options, vif.mac.0, vif.ip.as_deref(), &self.shared.shares)
     }
 
-    /// Returns the tap, once it exists.
-    #[must_use]
-    pub fn tap(&self) -> Option<&Tap> {
-        self.way.taps.first()
-    }
-
-    /// Returns the number of queues of new taps.
-    fn tap_queues(&self) -> u32 {
-        self.max_queues.max(self.inherited)
-    }
-
-    fn config(&self, vif: &ToolstackBack, attach: Attach, said: &NicOptions) -> TapConfig {
-        let mut config = TapConfig::new(name_of(vif));
-        config.netns.clone_from(&said.netns);
-        config.mtu = vif.mtu.unwrap_or(config.mtu);
-        config.multi_queue = self.tap_queues() > 1;
-        match attach {
-            Attach::ByScript => config.up = false,
-            Attach::Here => {
-                let name = vif.vifname.clone().or_else(|| self.options.name.clone());
-                config.name = name.unwrap_or(config.name);
-                let ours = || said.bridge.clone().or_else(|| self.options.bridge.clone());
-                config.bridge = bridge_of(vif).0.map(String::from).or_else(ours);
-                config.address = self.options.address;
-            }
-        }
-        config
-    }
-
-    /// Starts the creation of the vif's port.
-    fn begin_making(&self, vif: &ToolstackBack, attach: Attach) -> Result<Making, Fault> {
-        let said = self.said_of(vif)?;
-        self.apply(vif, &said)?;
-        let (name, config) = (name_of(vif), self.config(vif, attach, &said));
-        let (site, queues, named) = (Arc::clone(&self.site), self.tap_queues(), name.clone());
-        let make = move || {
-            let other = OtherPort::open(&said, &named, &site, queues)?;
-            let taps = match &said.plug {
-                _ if other.is_some() => Ok(Taps::default()),
-                Plug::Opened(name) => Taps::open(name, said.netns.as_deref(), queues),
-                _ => Taps::create_once_free(&config, queues),
-            };
-            Ok(Way { taps: taps.map_err(fault)?, other, said })
+    /// Starts to open the vif's link.
+    fn begin_opening(
+        &self,
+        vif: &ToolstackBack,
+        attach: Attach,
+    ) -> Result<(Opening, NicOptions), Fault> {
+        let options = self.options_of(vif)?;
+        self.apply(vif, &options)?;
+        let name = interface_name(vif);
+        let params = LinkParams {
+            name: name.clone(),
+            vif: vif.clone(),
+            attach,
+            config: self.config.clone(),
+            options: options.clone(),
+            settings: Arc::clone(&self.shared),
+            queues: self.max_queues.max(self.resumed_queues),
+            tap_events: self.tap_events.clone(),
         };
-        Making::begin(&name, make, Arc::clone(&self.wake))
-    }
-
-    fn made(&mut self, way: Way) -> Result<(), Fault> {
-        self.way = way;
-        let tap = self.tap().map(Tap::try_clone).transpose().map_err(fault)?;
-        self.carrier.begin(tap);
-        Ok(())
+        let opening = Opening::begin(&name, move || Link::open(&params), Arc::clone(&self.wake))?;
+        Ok((opening, options))
     }
 }
 
-impl<P> Serve<P> for TapServer
+impl<P> Serve<P> for NicServer
 where
     P: Platform + Send + 'static,
     P::Channel: AsFd,
@@ -221,111 +145,92 @@ where
     type Record = RecordFile;
 
     fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<RecordFile, Fault> {
-        let failed = |e: io::Error| {
-            let missing = resumed && e.kind() == io::ErrorKind::NotFound;
-            let code = if missing { "record-missing" } else { "record-file" };
-            Fault::new(code, format!("in-flight record {device}: {e}"))
-        };
-        match &self.records {
-            Some(dir) if resumed => dir.existing(device, len).map_err(failed),
-            Some(dir) => dir.create(device, len).map_err(failed),
-            None if resumed => {
-                Err(Fault::new("record-missing", "no in-flight records are kept here"))
-            }
-            None => RecordFile::private(len).map_err(failed),
-        }
+        self.records.open(device, len, resumed).map_err(|e| Fault::new(e.code(), e))
     }
 
     fn remove_record(&mut self, device: &str) {
-        if let Some(Err(error)) = self.records.as_ref().map(|dir| dir.remove(device))
-            && let Some(unlogged) = self.records_left.admit()
-        {
-            tracing::warn!(device, %error, unlogged, "the in-flight record is not removed");
-        }
+        self.records.remove(device);
     }
 
     fn max_queues(&self) -> u32 {
-        let theirs = self.way.other.as_ref().and_then(OtherPort::queues);
-        theirs.map_or(self.max_queues, |queues| queues.min(self.max_queues))
+        let limit = self.link.as_ref().and_then(Link::max_queues);
+        limit.map_or(self.max_queues, |limit| limit.min(self.max_queues))
     }
 
     fn expect_queues(&mut self, queues: usize) {
-        self.inherited = u32::try_from(queues).unwrap_or(u32::MAX).min(MAX_QUEUES);
+        self.resumed_queues = u32::try_from(queues).unwrap_or(u32::MAX).min(MAX_QUEUES);
     }
 
     fn policy(&self) -> Policy {
-        self.options.policy
+        self.config.policy
     }
 
     fn wakers(&mut self, queues: usize) -> Result<Vec<Waker>, Fault> {
-        self.mail.clear();
+        self.wakeups.clear();
         let mut wakers = Vec::with_capacity(queues);
         for _ in 0..queues {
             let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-            let no_mail =
+            let failed =
                 |e: io::Error| Fault::new("worker", format!("no eventfd for a queue: {e}"));
-            let mail = eventfd(0, flags).map_err(|e| no_mail(e.into()))?;
-            let other = mail.try_clone().map_err(no_mail)?;
+            let wakeup = eventfd(0, flags).map_err(|e| failed(e.into()))?;
+            let other = wakeup.try_clone().map_err(failed)?;
             let wake = move || {
                 // The write fails only if the eventfd is at its limit, and then it is readable
                 // already.
                 let _ = rustix::io::write(&other, &1_u64.to_ne_bytes());
             };
-            self.mail.push(mail);
+            self.wakeups.push(wakeup);
             wakers.push(Arc::new(wake) as Waker);
         }
         Ok(wakers)
     }
 
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
-        let way = self.begin_making(vif, attach)?.wait()?;
-        self.made(way)
+        let (opening, options) = self.begin_opening(vif, attach)?;
+        (self.link, self.options) = (Some(opening.wait()?), options);
+        Ok(())
     }
 
     fn poll_open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<Poll<()>, Fault> {
-        let making = match self.making.take() {
-            Some(making) => making,
-            None => self.begin_making(vif, attach)?,
+        let (opening, options) = match self.opening.take() {
+            Some(opening) => opening,
+            None => self.begin_opening(vif, attach)?,
         };
-        match making.poll() {
-            Some(way) => self.made(way?).map(Poll::Ready),
+        match opening.poll() {
+            Some(link) => {
+                (self.link, self.options) = (Some(link?), options);
+                Ok(Poll::Ready(()))
+            }
             None => {
-                self.making = Some(making);
+                self.opening = Some((opening, options));
                 Ok(Poll::Pending)
             }
         }
     }
 
     fn close(&mut self) -> Poll<()> {
-        self.making = None;
-        if !self.way.is_empty() {
-            self.carrier.begin(None);
-            let way = core::mem::take(&mut self.way);
-            self.unmaking = Some(Unmaking::begin(way, Arc::clone(&self.wake)));
+        self.opening = None;
+        self.options = NicOptions::default();
+        if let Some(link) = self.link.take() {
+            self.closing = Some(Closing::begin(link, Arc::clone(&self.wake)));
         }
-        match &self.unmaking {
-            Some(unmaking) if !unmaking.is_over() => Poll::Pending,
+        match &self.closing {
+            Some(closing) if !closing.is_over() => Poll::Pending,
             _ => Poll::Ready(()),
         }
     }
 
     fn refresh(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
-        let said = self.said_of(vif)?;
-        let stays = |o: &NicOptions| (o.plug.clone(), o.bridge.clone(), o.netns.clone());
-        if stays(&said) != stays(&self.way.said) {
+        let options = self.options_of(vif)?;
+        if !options.has_link_of(&self.options) {
             let why = "where a NIC leads to stays as it is until the NIC is removed";
             return Err(Fault::new("nic-options", why));
         }
-        self.apply(vif, &said)
+        self.apply(vif, &options)
     }
 
     fn begin(&mut self, session: &Session) -> Result<(), Fault> {
-        if let Some(other) = &mut self.way.other {
-            return other.begin(session);
-        }
-        self.way.taps.use_queues(session.queues).map_err(fault)?;
-        let tap = self.tap().ok_or_else(no_tap)?;
-        tap.set_unsegmented(session.features.gso_v4, session.features.gso_v6).map_err(fault)
+        self.link.as_mut().ok_or_else(not_open)?.begin(session)
     }
 
     fn start(
@@ -334,53 +239,33 @@ where
         name: &str,
         queue: Queue<P, PrivateBuf, RecordFile>,
     ) -> Result<Worker, Fault> {
-        let (wake, carrier) = (Arc::clone(&self.wake), Arc::clone(&self.carrier));
-        let tell = move |news| match news {
-            News::Stalled => carrier.stalled(true),
-            News::Ready => carrier.stalled(false),
-            News::Begun | News::Ended => wake(),
+        let wakeup = self.wakeups.get(index).map(OwnedFd::try_clone).transpose();
+        let setup = WorkerSetup {
+            index,
+            name: name.into(),
+            queue,
+            wakeup: wakeup.map_err(not_started)?,
+            settings: Arc::clone(&self.settings),
+            wake: Arc::clone(&self.wake),
         };
-        let knobs = Arc::clone(&self.knobs);
-        let failed = |e| Fault::new("worker", format!("the queue's worker cannot start: {e}"));
-        let mail = self.mail.get(index).map(OwnedFd::try_clone).transpose().map_err(failed)?;
-        let started = if let Some(other) = &mut self.way.other {
-            other.start(index, (name, queue, mail), knobs, tell)?
-        } else {
-            let tap = self.way.taps.get(index).ok_or_else(no_tap)?.try_clone().map_err(fault)?;
-            let make = move |stats: Arc<Stats>| {
-                let port = TapPort::new(tap, Arc::clone(&stats))?;
-                Ok(knobs.around(port, stats, index))
-            };
-            Worker::spawn(name, queue, make, mail, tell)
-        };
-        started.map_err(failed)
+        self.link.as_mut().ok_or_else(not_open)?.start(setup)
     }
 
     fn ready(&mut self, running: &mut Worker) -> Result<Poll<()>, Fault> {
         match running.ready() {
             Poll::Pending => Ok(Poll::Pending),
             Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
-            Poll::Ready(Err(error)) => {
-                Err(Fault::new("worker", format!("the queue's worker cannot start: {error}")))
-            }
+            Poll::Ready(Err(error)) => Err(not_started(error)),
         }
     }
 
     fn started(&mut self) {
-        self.carrier.guest(true);
+        self.link.iter_mut().for_each(Link::started);
     }
 
     fn stopped(&mut self) {
-        self.mail.clear();
-        self.carrier.guest(false);
-        self.way.other.iter_mut().for_each(OtherPort::stopped);
-        let quiet = self.tap().map_or(Ok(()), |tap| tap.set_unsegmented(false, false));
-        if let Err(error) = self.way.taps.use_queues(1).and(quiet)
-            && let Some(unlogged) = self.taps_changed.admit()
-        {
-            // The next session sets both again and reports an error if that fails.
-            tracing::debug!(%error, unlogged, "the tap is not as before the session");
-        }
+        self.wakeups.clear();
+        self.link.iter_mut().for_each(Link::stopped);
     }
 
     fn fault(&mut self, running: &mut Worker) -> Option<Fault> {
@@ -392,31 +277,11 @@ where
     }
 }
 
-fn name_of(vif: &ToolstackBack) -> String {
-    format!("vif{}.{}", vif.frontend_id, vif.handle)
-}
-
-/// Splits the toolstack's `bridge` into the bridge's name and the options after it: `xl` has one
-/// field for both, `bridge=NAME;WORD;WORD`.
-fn bridge_of(vif: &ToolstackBack) -> (Option<&str>, &str) {
-    let all = vif.bridge.as_deref().unwrap_or_default();
-    let (bridge, words) = all.split_once(';').unwrap_or((all, ""));
-    (Some(bridge).filter(|name| !name.is_empty()), words)
-}
-
-fn fault(error: TapError) -> Fault {
-    Fault::new(error.code(), error)
-}
-
-fn no_tap() -> Fault {
-    Fault::new("tap-missing", "no tap is open, or none for so many queues")
-}
-
-impl fmt::Debug for TapServer {
+impl fmt::Debug for NicServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TapServer")
+        f.debug_struct("NicServer")
+            .field("config", &self.config)
             .field("options", &self.options)
-            .field("taps", &self.way.taps)
             .finish_non_exhaustive()
     }
 }
@@ -431,8 +296,7 @@ mod tests {
         let path = parent.path().join("records");
         let records = RecordDir::open(&path).unwrap();
         std::fs::create_dir(path.join("vif-1-0")).unwrap();
-        let mut server =
-            TapServer::new(TapOptions::default(), Arc::new(|| ())).recorded_in(records);
+        let mut server = NicServer::new(NicConfig::default(), Arc::new(|| ())).recorded_in(records);
         for _ in 0..12 {
             Serve::<pvio_hosted::Domain>::remove_record(&mut server, "vif-1-0");
         }

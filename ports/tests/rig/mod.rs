@@ -10,7 +10,7 @@ pub mod stack;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_netback::{Platform, Stats, Vif};
 use pvio_netfront::Nic;
-use pvio_ports::host::{NicSettings, TapOptions, TapServer};
+use pvio_ports::host::{NicConfig, NicServer, NicSettings};
 use pvio_ports::settings::RuntimeSettings;
 use pvio_xenbus::XenbusState;
 use pvio_xenbus::Xenstore;
@@ -39,31 +39,31 @@ pub struct Rig {
     driver: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     stats: Receiver<Vec<Arc<Stats>>>,
-    pub knobs: Arc<RuntimeSettings>,
+    pub settings: Arc<RuntimeSettings>,
     _hypervisor: Hypervisor,
     _dir: tempfile::TempDir,
 }
 
 impl Rig {
-    /// Creates a vif with `edit` and `options`, and a driver domain that serves it.
-    pub fn new(options: TapOptions, edit: impl FnOnce(&mut ToolstackBack)) -> Self {
-        Self::within(options, Arc::default(), edit)
+    /// Creates a vif with `edit` and `config`, and a driver domain that serves it.
+    pub fn new(config: NicConfig, edit: impl FnOnce(&mut ToolstackBack)) -> Self {
+        Self::within(config, Arc::default(), edit)
     }
 
     /// As `new`, in a driver domain with the given shared settings.
     pub fn within(
-        options: TapOptions,
-        site: Arc<NicSettings>,
+        config: NicConfig,
+        shared: Arc<NicSettings>,
         edit: impl FnOnce(&mut ToolstackBack),
     ) -> Self {
-        Self::on(|domain| domain, options, site, edit)
+        Self::on(|domain| domain, config, shared, edit)
     }
 
     /// As `within`, with another platform for the driver domain.
     pub fn on<P>(
         platform: impl FnOnce(Domain) -> P + Send + 'static,
-        options: TapOptions,
-        site: Arc<NicSettings>,
+        config: NicConfig,
+        shared: Arc<NicSettings>,
         edit: impl FnOnce(&mut ToolstackBack),
     ) -> Self
     where
@@ -82,14 +82,14 @@ impl Rig {
 
         let stop = Arc::new(AtomicBool::new(false));
         let (tell, stats) = channel();
-        let (tell_knobs, knobs) = channel();
+        let (settings_sender, settings) = channel();
         let state_dir = dir.path().to_owned();
         let (stopped, path) = (Arc::clone(&stop), state_dir.clone());
         let driver = std::thread::spawn(move || {
             let domain = Domain::join(path, back).unwrap();
             let mut xs = domain.xenstore().unwrap();
-            let server = TapServer::new(options, Arc::new(|| ())).within(site);
-            tell_knobs.send(Arc::clone(server.knobs())).unwrap();
+            let server = NicServer::new(config, Arc::new(|| ())).within(shared);
+            settings_sender.send(Arc::clone(server.settings())).unwrap();
             let mut driver = BackendDriver::new(addr, Vif::new(platform(domain), server));
             tell.send(driver.class().stats().to_vec()).unwrap();
             while !stopped.load(Ordering::Relaxed) {
@@ -109,7 +109,7 @@ impl Rig {
             driver: Some(driver),
             stop,
             stats,
-            knobs: knobs.recv().unwrap(),
+            settings: settings.recv().unwrap(),
             _hypervisor: hypervisor,
             _dir: dir,
         }

@@ -7,7 +7,7 @@ use crate::rig::{Guest, Rig, wait_for};
 use pvio_netback::fault::DropReason;
 use pvio_netfront::Checksum;
 use pvio_ports::afxdp::{AfXdp, AfXdpError};
-use pvio_ports::host::TapOptions;
+use pvio_ports::host::NicConfig;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -54,8 +54,8 @@ fn bridged() -> Rig {
     })
 }
 
-fn one_queue() -> TapOptions {
-    TapOptions { max_queues: Some(1), ..TapOptions::default() }
+fn one_queue() -> NicConfig {
+    NicConfig { max_queues: Some(1), ..NicConfig::default() }
 }
 
 fn frame(from: u8, to: u8, n: u8, len: usize) -> Vec<u8> {
@@ -99,7 +99,7 @@ fn frames_pass_both_ways_byte_by_byte_for_one_guest_after_another() {
         return;
     }
     let other = bridged();
-    let options = TapOptions { max_queues: Some(4), ..TapOptions::default() };
+    let options = NicConfig { max_queues: Some(4), ..NicConfig::default() };
     let rig = Rig::new(options, |vif| vif.options = Some("afxdp=x0".into()));
     let mut far = other.guest();
     let domain = rig.domain();
@@ -190,7 +190,7 @@ fn a_guests_kernel_and_another_talk_with_every_packet_cut_and_every_checksum_rig
         other => drop(other.unwrap()),
     }
     let words = format!("afxdp=x0,netns={}", near.0);
-    let rig = Rig::new(TapOptions::default(), |vif| vif.options = Some(words));
+    let rig = Rig::new(NicConfig::default(), |vif| vif.options = Some(words));
     let stats = rig.all_stats();
     let guest = KernelGuest::attach(&rig, 1500);
     for (space, name, last) in [(&guest.space, "eth0", 2), (&far, "f0", 1)] {
@@ -235,7 +235,7 @@ fn an_interface_that_is_missing_or_taken_is_refused_in_words() {
         return;
     }
     let refused = |words: &str| {
-        Rig::new(TapOptions::default(), |vif| vif.options = Some(words.into())).error()
+        Rig::new(NicConfig::default(), |vif| vif.options = Some(words.into())).error()
     };
     let error = refused("afxdp=nowhere0");
     assert!(error.contains("no interface named nowhere0"), "{error}");

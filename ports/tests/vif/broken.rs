@@ -10,7 +10,7 @@ use pvio_netback::port::NetPort;
 use pvio_netfront::Checksum;
 use pvio_ports::afxdp::AfXdpPort;
 use pvio_ports::file::FilePort;
-use pvio_ports::host::{NicSettings, TapOptions};
+use pvio_ports::host::{NicConfig, NicSettings};
 use pvio_ports::switch::SwitchPort;
 use pvio_ports::tap::{Tap, TapConfig};
 use pvio_ports::tap_port::TapPort;
@@ -73,7 +73,7 @@ fn assert_closed(rig: &mut Rig, code: &str) {
 
 #[test]
 fn worker_that_panics_closes_its_device_with_a_reason() {
-    let mut rig = Rig::on(Panicky, TapOptions::default(), Arc::default(), options("loopback"));
+    let mut rig = Rig::on(Panicky, NicConfig::default(), Arc::default(), options("loopback"));
     let mut guest = rig.guest();
     let queue = guest.driver.class_mut().queue().unwrap();
     queue.send(&[2; 60], Checksum::Unknown).unwrap();
@@ -87,10 +87,10 @@ fn uplink_that_ends_closes_the_nics_of_its_switch_with_a_reason() {
     if !entered(name, &[]) {
         return;
     }
-    let mut site = NicSettings::default();
-    site.switches.set_uplink("lan", TapConfig::new("up0"));
-    let site = Arc::new(site);
-    let nic = || Rig::within(TapOptions::default(), Arc::clone(&site), options("switch=lan"));
+    let mut shared = NicSettings::default();
+    shared.switches.set_uplink("lan", TapConfig::new("up0"));
+    let shared = Arc::new(shared);
+    let nic = || Rig::within(NicConfig::default(), Arc::clone(&shared), options("switch=lan"));
     let mut rig = nic();
     let _guest = rig.guest();
     ip("link del up0").expect("the uplink's interface");
@@ -112,7 +112,7 @@ fn tap_that_a_dead_process_has_for_a_moment_is_waited_for() {
         std::thread::sleep(Duration::from_millis(300));
         drop(tap);
     });
-    let rig = Rig::new(TapOptions::default(), |vif| vif.vifname = Some("v0".into()));
+    let rig = Rig::new(NicConfig::default(), |vif| vif.vifname = Some("v0".into()));
     let _guest = rig.guest();
     released.join().unwrap();
 }

@@ -10,7 +10,7 @@ use pvio_grant_table::{Access, Granter};
 use pvio_hosted::{Channel, Domain, Pages};
 use pvio_netback::fault::DropReason;
 use pvio_netfront::{Checksum, Nic};
-use pvio_ports::host::TapOptions;
+use pvio_ports::host::NicConfig;
 use pvio_ring::proto::checksum::Transport;
 use pvio_ring::shm::Region;
 use pvio_xenbus::driver::{Fault, FrontendClass, FrontendEnds};
@@ -55,8 +55,8 @@ fn echo_by_tcp(stack: &mut Stack, host: IpAddr, data: &[u8]) {
     assert!(kernel.join().unwrap() == data && back == data);
 }
 
-fn options() -> TapOptions {
-    TapOptions { address: Some((HOST.into(), 24)), ..TapOptions::default() }
+fn options() -> NicConfig {
+    NicConfig { address: Some((HOST.into(), 24)), ..NicConfig::default() }
 }
 
 #[test]

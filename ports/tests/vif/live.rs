@@ -6,7 +6,7 @@ use crate::rig::{GUEST_MAC, Guest, Rig, wait_for};
 use pvio_hosted::Domain;
 use pvio_netback::fault::DropReason;
 use pvio_netfront::{Hash, Hearing, Nic, Steering, SteeringState};
-use pvio_ports::host::TapOptions;
+use pvio_ports::host::NicConfig;
 use pvio_ring::proto::netif::{HashTypes, hash_frame};
 use pvio_xenbus::handshake::common::{read_state, write_state};
 use pvio_xenbus::handshake::vif::{multicast_request_path, write_xdp_headroom};
@@ -15,7 +15,7 @@ use std::net::UdpSocket;
 
 fn rig() -> Rig {
     let address = Some(([192, 0, 2, 1].into(), 24));
-    let options = TapOptions { address, max_queues: Some(1), ..TapOptions::default() };
+    let options = NicConfig { address, max_queues: Some(1), ..NicConfig::default() };
     Rig::new(options, |vif| vif.vifname = Some("v0".into()))
 }
 
@@ -90,7 +90,7 @@ fn our_nic_asks_for_all_of_that_and_each_packet_shows_it() {
         return;
     }
     let address = Some(([192, 0, 2, 1].into(), 24));
-    let options = TapOptions { address, max_queues: Some(3), ..TapOptions::default() };
+    let options = NicConfig { address, max_queues: Some(3), ..NicConfig::default() };
     let rig = Rig::new(options, |vif| vif.vifname = Some("v0".into()));
     let (all_stats, domain) = (rig.all_stats(), rig.domain());
     let key = *b"forty bytes that nobody could guess. But";

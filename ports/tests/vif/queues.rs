@@ -6,7 +6,7 @@ use pvio_event_channel::EventChannel;
 use pvio_grant_table::{DomId, Granter};
 use pvio_hosted::Domain;
 use pvio_netfront::{Checksum, Nic, Queue};
-use pvio_ports::host::TapOptions;
+use pvio_ports::host::NicConfig;
 use pvio_ring::proto::checksum::Transport;
 use pvio_xenbus::driver::{Fault, FrontendClass, FrontendEnds};
 use pvio_xenbus::handshake::HandshakeError;
@@ -62,7 +62,7 @@ impl FrontendClass for Many {
 fn rig() -> Rig {
     let address = Some(([192, 0, 2, 1].into(), 24));
     let max_queues = Some(OFFERED);
-    let options = TapOptions { address, max_queues, ..TapOptions::default() };
+    let options = NicConfig { address, max_queues, ..NicConfig::default() };
     Rig::new(options, |vif| vif.vifname = Some("v0".into()))
 }
 

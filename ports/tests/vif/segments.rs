@@ -11,7 +11,7 @@ use pvio_netback::Stats;
 use pvio_netback::fault::DropReason;
 use pvio_netback::port::{self, NetPort, Offload, Packet};
 use pvio_netfront::{Checksum, Gso, Nic, Queue, SendError};
-use pvio_ports::host::TapOptions;
+use pvio_ports::host::NicConfig;
 use pvio_ports::tap::{Tap, TapConfig};
 use pvio_ports::tap_port::TapPort;
 use pvio_ports::wait::Wait;
@@ -26,7 +26,7 @@ const KINDS: [(bool, GsoKind); 2] = [(false, GsoKind::TcpV4), (true, GsoKind::Tc
 fn on_bridge() -> (Rig, Wire) {
     ip("link add br0 type bridge").unwrap();
     ip("link set br0 up").unwrap();
-    let rig = Rig::new(TapOptions::default(), |vif| vif.bridge = Some("br0".into()));
+    let rig = Rig::new(NicConfig::default(), |vif| vif.bridge = Some("br0".into()));
     (rig, Wire::new())
 }
 
@@ -162,7 +162,7 @@ fn a_socket_of_the_kernel_reads_what_a_guest_left_unsegmented() {
         return;
     }
     let address = Some(([192, 0, 2, 1].into(), 24));
-    let options = TapOptions { address, ..TapOptions::default() };
+    let options = NicConfig { address, ..NicConfig::default() };
     let rig = Rig::new(options, |vif| vif.vifname = Some("v0".into()));
     let mut guest = rig.guest();
     ip("addr add fd00::1/64 dev v0 nodad").unwrap();
@@ -271,7 +271,7 @@ fn a_kernel_socket_sends_few_large_packets_to_a_guest_that_takes_them() {
         return;
     }
     let address = Some(([192, 0, 2, 1].into(), 24));
-    let options = TapOptions { address, ..TapOptions::default() };
+    let options = NicConfig { address, ..NicConfig::default() };
     let rig = Rig::new(options, |vif| vif.vifname = Some("v0".into()));
     let domain = rig.domain();
     let guest = Guest::attach(&domain, rig.addr, Nic::new(domain.clone()).taking_gso());

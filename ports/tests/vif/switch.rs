@@ -7,7 +7,7 @@ use pvio_netback::fault::DropReason;
 use pvio_netback::port::{Checksum, Gso, NetPort, Offload, Packet};
 use pvio_netback::{Stats, port::FRAME_MAX};
 use pvio_netfront::Checksum as Sent;
-use pvio_ports::host::{NicSettings, TapOptions};
+use pvio_ports::host::{NicConfig, NicSettings};
 use pvio_ports::switch::{Lane, Socket, Switch};
 use pvio_ports::tap::TapConfig;
 use pvio_ring::proto::checksum::Transport;
@@ -182,9 +182,9 @@ fn who_takes_it_whole_gets_it_whole_and_others_in_segments_that_are_right() {
 fn guests<const N: usize>(
     words: &str,
 ) -> [(Rig, Guest<pvio_netfront::Nic<pvio_hosted::Domain>>); N] {
-    let site: Arc<NicSettings> = Arc::default();
+    let shared: Arc<NicSettings> = Arc::default();
     std::array::from_fn(|n| {
-        let rig = Rig::within(TapOptions::default(), Arc::clone(&site), |vif| {
+        let rig = Rig::within(NicConfig::default(), Arc::clone(&shared), |vif| {
             vif.mac.0 = station(n as u8);
             vif.options = Some(format!("switch=lan,{words}"));
         });
@@ -264,7 +264,7 @@ fn a_loopback_gives_back_what_was_sent_and_files_keep_and_bring_it() {
     let [record, again] = ["a.pcapng", "b.pcapng"].map(|name| dir.path().join(name));
     let sent: Vec<Vec<u8>> = (60..300).map(|len| frame(station(0), ALL, len)).collect();
     let run = |words: String, sends: bool, receives: bool| {
-        let rig = Rig::new(TapOptions::default(), |vif| vif.options = Some(words));
+        let rig = Rig::new(NicConfig::default(), |vif| vif.options = Some(words));
         let stats = rig.stats();
         let mut guest = rig.guest();
         let queue = guest.driver.class_mut().queue().unwrap();
@@ -299,7 +299,7 @@ fn a_loopback_gives_back_what_was_sent_and_files_keep_and_bring_it() {
         ("netns=nowhere".to_owned(), "ip netns add nowhere"),
         ("guard=perhaps".to_owned(), "nic-options"),
     ] {
-        let mut rig = Rig::new(TapOptions::default(), |vif| vif.options = Some(words));
+        let mut rig = Rig::new(NicConfig::default(), |vif| vif.options = Some(words));
         let error = rig.error();
         assert!(error.contains(why), "{error}");
     }
@@ -311,18 +311,19 @@ fn an_uplink_leads_out_and_what_the_kernel_leaves_unsegmented_is_cut_for_a_guest
     if !entered(name, &[]) {
         return;
     }
-    let mut site = NicSettings::default();
+    let mut shared = NicSettings::default();
     let mut tap = TapConfig::new("up0");
     tap.address = Some(([192, 0, 2, 1].into(), 24));
-    site.switches.set_uplink("lan", tap);
-    site.switches
+    shared.switches.set_uplink("lan", tap);
+    shared
+        .switches
         .set_uplink("cut", TapConfig { bridge: Some("none".into()), ..TapConfig::new("x") });
-    let site = Arc::new(site);
+    let shared = Arc::new(shared);
     let edit = |words: &str| {
         let words = words.to_owned();
         move |vif: &mut pvio_xenbus::handshake::vif::ToolstackBack| vif.options = Some(words)
     };
-    let rig = Rig::within(TapOptions::default(), Arc::clone(&site), edit("switch=lan"));
+    let rig = Rig::within(NicConfig::default(), Arc::clone(&shared), edit("switch=lan"));
     let stats = rig.stats();
     let mut stack = crate::rig::stack::Stack::new(rig.guest());
     let data = crate::rig::frames::pattern(1_000_000);
@@ -340,6 +341,6 @@ fn an_uplink_leads_out_and_what_the_kernel_leaves_unsegmented_is_cut_for_a_guest
     let queue = stack.guest.driver.class_mut().queue().unwrap();
     assert_eq!(queue.counters().rx_errors, 0);
     // A switch whose uplink cannot be created is rejected.
-    let mut other = Rig::within(TapOptions::default(), site, edit("switch=cut"));
+    let mut other = Rig::within(NicConfig::default(), shared, edit("switch=cut"));
     assert!(other.error().contains("tap-no-bridge"));
 }

@@ -9,7 +9,7 @@ use etherparse::PacketBuilder;
 use pvio_netback::fault::DropReason;
 use pvio_netfront::Checksum;
 use pvio_ports::capture::CaptureFile;
-use pvio_ports::host::TapOptions;
+use pvio_ports::host::NicConfig;
 use pvio_ring::proto::checksum::Transport;
 use std::fs;
 use std::io::Read;
@@ -89,7 +89,7 @@ fn what_a_guest_sends_is_on_the_wire_byte_by_byte_and_in_the_vifs_own_capture() 
     }
     let dir = tempfile::tempdir().unwrap();
     let (theirs, ours) = (dir.path().join("theirs.pcap"), dir.path().join("ours.pcapng"));
-    let rig = Rig::new(TapOptions::default(), |vif| {
+    let rig = Rig::new(NicConfig::default(), |vif| {
         (vif.vifname, vif.mtu) = (Some("v0".into()), Some(9000));
     });
     let mut guest = rig.guest();
@@ -103,7 +103,7 @@ fn what_a_guest_sends_is_on_the_wire_byte_by_byte_and_in_the_vifs_own_capture() 
     let mut said = [0; 1];
     dump.0.stderr.as_mut().unwrap().read_exact(&mut said).unwrap();
     wait_for(|| fs::metadata(&theirs).ok().filter(|file| file.len() > 0));
-    let reader = rig.knobs.probe.open(usize::MAX).unwrap();
+    let reader = rig.settings.probe.open(usize::MAX).unwrap();
     let queue = guest.driver.class_mut().queue().unwrap();
     for frame in &frames {
         wait_for(|| {
@@ -164,7 +164,7 @@ struct Route {
 
 impl Route {
     fn new(mtu: u32, words: &str) -> Self {
-        let rig = Rig::new(TapOptions::default(), |vif| {
+        let rig = Rig::new(NicConfig::default(), |vif| {
             (vif.vifname, vif.mtu) = (Some("v0".into()), Some(mtu));
             vif.options = Some(words.into());
             vif.ip = Some("192.0.2.2 fd00:1::2".into());
@@ -282,7 +282,7 @@ fn a_tap_is_made_in_the_namespace_it_is_to_be_in() {
     }
     let space = Space::new("tap");
     let words = format!("netns={}", space.0);
-    let options = TapOptions { max_queues: Some(3), ..TapOptions::default() };
+    let options = NicConfig { max_queues: Some(3), ..NicConfig::default() };
     let rig =
         Rig::new(options, |vif| (vif.vifname, vif.options) = (Some("v0".into()), Some(words)));
     let mut guest = rig.guest();
@@ -341,7 +341,7 @@ fn a_tap_joins_a_bridge_of_open_vswitch_and_leaves_it() {
     vsctl("--no-wait init");
     let _switch = start("ovs-vswitchd", &[&format!("unix:{socket}")]);
     vsctl("add-br ovs0 -- set bridge ovs0 datapath_type=netdev");
-    let rig = Rig::new(TapOptions::default(), |vif| {
+    let rig = Rig::new(NicConfig::default(), |vif| {
         (vif.vifname, vif.bridge) = (Some("v0".into()), Some("ovs0".into()));
     });
     let mut guest = rig.guest();

@@ -191,7 +191,7 @@ fn networks_are_read_and_hold_what_they_say() {
 fn a_guard_is_changed_while_packets_pass_and_gives_every_buffer_back() {
     let (port, mut wire) = pair(4);
     let guards = Guards::default();
-    let mut port = guards.around(port);
+    let mut port = guards.wrap(port);
     let foreign = udp4(OTHER, [192, 0, 2, 2], 9);
     assert_eq!(send(&mut port, &foreign), Ok(()));
     guards.set(Rules { mac: Some(MAC), addresses: None });
@@ -210,7 +210,7 @@ fn faulty(
     let (port, wire) = pair(depth);
     let (plans, stats) = (Plans::default(), Arc::new(Stats::default()));
     plans.set(plan);
-    (plans.around(port, Arc::clone(&stats), 0), wire, stats)
+    (plans.wrap(port, Arc::clone(&stats), 0), wire, stats)
 }
 
 /// Returns the numbers of the frames that arrive of `count` frames, sent once per millisecond.
@@ -284,7 +284,7 @@ fn a_delayed_packet_comes_in_time_and_holds_back_no_more_than_there_is_room_for(
 fn what_passes_is_captured_whole_marked_and_in_a_file_that_others_read() {
     let (port, mut wire) = pair(4);
     let probe = Probe::default();
-    let mut port = probe.around(port);
+    let mut port = probe.wrap(port);
     send(&mut port, &numbered(0, 60)).unwrap();
     let reader = probe.open(usize::MAX).unwrap();
     assert!(probe.open(100).is_err(), "once at a time");
@@ -343,12 +343,12 @@ fn what_passes_is_captured_whole_marked_and_in_a_file_that_others_read() {
 #[test]
 fn words_set_every_wrapper_and_what_makes_no_sense_changes_nothing() {
     let (port, mut wire) = pair(4);
-    let knobs = RuntimeSettings::default();
-    let mut port = knobs.around(port, Arc::default(), 0);
+    let settings = RuntimeSettings::default();
+    let mut port = settings.wrap(port, Arc::default(), 0);
     let said = |words: &str| NicOptions::default().and(words).unwrap();
     let shares = BTreeMap::from([("up".into(), SharedRate::new(Rate { per_second: 1, burst: 1 }))]);
     let mut set = |words: &str, ip: Option<&str>| {
-        let done = knobs.apply(&said(words), MAC, ip, &shares);
+        let done = settings.apply(&said(words), MAC, ip, &shares);
         port.turn(MS);
         let sent = match port.reserve() {
             Ok(buf) => {

@@ -28,7 +28,7 @@ fn bytes_in(
 fn a_shaper_keeps_to_bytes_and_packets_a_second_and_holds_the_rest_back() {
     let (port, mut wire) = pair(4);
     let shapes = Shapes::default();
-    let mut port = shapes.around(port);
+    let mut port = shapes.wrap(port);
     let limit = |per_second, burst| Some(Rate { per_second, burst });
     let bytes = DirectionLimits { bytes: limit(1_000_000, 50_000), packets: None };
     shapes.set(&Shape { tx: bytes, ..Shape::default() });
@@ -81,7 +81,7 @@ fn a_shaper_counts_the_frames_that_a_packet_is_segmented_into_both_ways() {
     ] {
         let (port, mut wire) = pair(4);
         let shapes = Shapes::default();
-        let mut port = shapes.around(port);
+        let mut port = shapes.wrap(port);
         shapes.set(&Shape { tx: limits, rx: limits, share: None });
         let mut passed = [0, 0];
         for tick in 0..10_000 {
@@ -115,7 +115,7 @@ fn vifs_that_share_a_rate_get_the_same_of_it_however_eager_they_are() {
         .for_each(|s| s.set(&Shape { share: Some(Arc::clone(&share)), ..Shape::default() }));
     let mut ends = shapes.each_ref().map(|shape| {
         let (port, wire) = pair(4);
-        (shape.around(port), wire)
+        (shape.wrap(port), wire)
     });
     // The vifs try to send every 0.1 ms, 1 ms and 3 ms, with packets of different sizes.
     let mut sent = [0; 3];

@@ -1,14 +1,11 @@
-//! Taps of a vif: one interface, with a handle for each of its queues.
+//! The queues of a tap: one interface, with a handle for each of its queues.
 #![forbid(unsafe_code)]
 
+use super::{Tap, TapConfig, TapError, inside};
 use crate::open_vswitch;
-use crate::tap::{Tap, TapConfig, TapError, inside};
 use alloc::string::String;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
-use pvio_runtime::LogLimit;
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// Longest time for which an interface may survive its process.
@@ -16,14 +13,14 @@ const RELEASE: Duration = Duration::from_secs(2);
 
 /// One handle per queue. The first is always in use.
 #[derive(Debug, Default)]
-pub(super) struct Taps {
+pub(crate) struct TapQueues {
     all: Vec<Tap>,
     in_use: usize,
     /// Names of the interface and the bridge that it joined.
     joined: Option<(String, String)>,
 }
 
-impl Drop for Taps {
+impl Drop for TapQueues {
     fn drop(&mut self) {
         if let Some((tap, bridge)) = &self.joined {
             open_vswitch::leave(tap, bridge);
@@ -31,7 +28,7 @@ impl Drop for Taps {
     }
 }
 
-impl Taps {
+impl TapQueues {
     /// Creates the interface. Retries while the name is in use, possibly by a process that was
     /// killed: its io_uring holds the tap until the kernel has released it, shortly after the
     /// process ends.
@@ -105,60 +102,4 @@ fn make(first: Tap, queues: u32) -> Result<Vec<Tap>, TapError> {
         }
     }
     Ok(all)
-}
-
-/// Carrier of the interface, which shows whether its packets are received.
-#[derive(Debug, Default)]
-pub(super) struct Carrier {
-    state: Mutex<CarrierState>,
-    /// Rate limit of the log lines for failures.
-    failures: Arc<LogLimit>,
-}
-
-#[derive(Debug, Default)]
-struct CarrierState {
-    tap: Option<Tap>,
-    /// Whether a session is active.
-    guest: bool,
-    /// Number of queues that have stalled. The host does not know which queue a packet would take,
-    /// so a single stalled queue turns the carrier off (as in Linux).
-    stalled: usize,
-}
-
-impl Carrier {
-    pub const fn failures(&self) -> &Arc<LogLimit> {
-        &self.failures
-    }
-
-    /// Sets the interface, without a guest.
-    pub fn begin(&self, tap: Option<Tap>) {
-        self.change(|carrier| *carrier = CarrierState { tap, ..CarrierState::default() });
-    }
-
-    /// Sets whether a guest is connected.
-    pub fn guest(&self, there: bool) {
-        self.change(|carrier| (carrier.guest, carrier.stalled) = (there, 0));
-    }
-
-    /// Reports that a queue has stalled, or is ready again.
-    pub fn stalled(&self, one: bool) {
-        self.change(|carrier| {
-            let stalled = carrier.stalled;
-            carrier.stalled =
-                if one { stalled.saturating_add(1) } else { stalled.saturating_sub(1) };
-        });
-    }
-
-    fn change(&self, change: impl FnOnce(&mut CarrierState)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut state);
-        let on = state.guest && state.stalled == 0;
-        if let Some(tap) = &state.tap
-            && let Err(error) = tap.set_carrier(on)
-            && let Some(unlogged) = self.failures.admit()
-        {
-            // Older kernels do not support it; the host then always sees a carrier.
-            tracing::debug!(tap = tap.name(), %error, unlogged, "carrier not set");
-        }
-    }
 }

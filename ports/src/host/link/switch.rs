@@ -1,0 +1,50 @@
+//! Link to a switch of this process.
+#![forbid(unsafe_code)]
+
+use super::{LinkOps, LinkParams, WorkerSetup};
+use crate::switch::{Socket, Switch, SwitchPort};
+use crate::worker::Worker;
+use alloc::sync::Arc;
+use pvio_netback::Platform;
+use pvio_netback::vif::Session;
+use pvio_ring::shm::SharedMemory;
+use pvio_xenbus::driver::Fault;
+use std::os::fd::AsFd;
+
+/// Link to a switch.
+pub(in crate::host) struct SwitchLink {
+    switch: Arc<Switch>,
+    /// `Some` while a guest is connected.
+    socket: Option<Socket>,
+}
+
+impl SwitchLink {
+    /// Returns a link to the switch of that name.
+    pub fn open(name: &str, params: &LinkParams) -> Result<Self, Fault> {
+        Ok(Self { switch: params.settings.switches.get(name)?, socket: None })
+    }
+}
+
+impl LinkOps for SwitchLink {
+    fn begin(&mut self, session: &Session) -> Result<(), Fault> {
+        let gso = (session.features.gso_v4, session.features.gso_v6);
+        let joined = self.switch.join(session.queues, gso);
+        self.socket = Some(joined.map_err(|error| Fault::new("switch-join", error))?);
+        Ok(())
+    }
+
+    fn start<P, R>(&mut self, setup: WorkerSetup<P, R>) -> Result<Worker, Fault>
+    where
+        P: Platform + Send + 'static,
+        P::Channel: AsFd,
+        R: SharedMemory + Clone + Send + Sync + 'static,
+    {
+        let none = || Fault::new("switch-join", "the vif is not plugged in");
+        let end = self.socket.as_ref().ok_or_else(none)?.end(setup.index);
+        setup.spawn(move |stats| SwitchPort::new(end?, stats), |_| {})
+    }
+
+    fn stopped(&mut self) {
+        self.socket = None;
+    }
+}
