@@ -18,7 +18,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::task::Poll;
 use media::Change;
-use pvio_event_channel::Port;
+use pvio_event_channel::{BackendPlatform, Port};
 use pvio_grant_table::policy::MappingBudget;
 use pvio_grant_table::{Access, DomId, GrantRef};
 use pvio_ring::BackRing;
@@ -30,12 +30,12 @@ use pvio_xenbus::handshake::vbd::{
     BackDisk, BackOffer, DeviceType, Discard, DiskInfo, FrontRequest, Mode, Negotiated,
     Queue as QueueKeys, ToolstackBack, announce_resize,
 };
-pub use serve::{Opening, Platform, Serve};
+pub use serve::{Opening, Serve};
 use session::{Begin, Session};
 
 /// A virtual disk's backend, to be driven by [`pvio_xenbus::driver::BackendDriver`].
 #[derive(Debug)]
-pub struct Vbd<P: Platform, S: Serve<P>> {
+pub struct Vbd<P: BackendPlatform, S: Serve<P>> {
     platform: P,
     server: S,
     /// The default settings.
@@ -67,7 +67,7 @@ pub struct Vbd<P: Platform, S: Serve<P>> {
     resizes: Arc<pvio_runtime::LogLimit>,
 }
 
-impl<P: Platform, S: Serve<P>> Vbd<P, S> {
+impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
     /// Creates a disk with the default [`Config`], in the initial state.
     pub fn new(platform: P, server: S) -> Self {
         Self::with(platform, server, Config::default())
@@ -297,7 +297,7 @@ impl<P: Platform, S: Serve<P>> Vbd<P, S> {
     }
 }
 
-impl<P: Platform, S: Serve<P>> BackendClass for Vbd<P, S> {
+impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vbd<P, S> {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
         let disk = ToolstackBack::read(xs, &ends.back)?;
         self.config = self.server.configure(&disk, self.usual)?.bounded();

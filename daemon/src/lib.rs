@@ -5,7 +5,6 @@
 //! | [`serve`] | `pvio serve`: the daemon on Xen |
 //! | [`dm`] | `pvio-dm`: the same, in place of the device model of one guest |
 //! | [`driver`] | serves every device that the toolstack creates for a domain, on any platform |
-//! | [`platform`] | the interface between a driver and the domain in which it runs |
 //! | [`budget`] | the steps and transitions that one device may cost the control thread |
 //! | [`served`] | the devices that a driver serves, as the control socket reports them |
 //! | [`control`] | the control socket: server and client |
@@ -33,7 +32,6 @@ pub mod failure;
 pub mod inspect;
 pub mod lock;
 pub mod nics;
-pub mod platform;
 pub mod revive;
 pub mod script;
 pub mod serve;

@@ -4,6 +4,7 @@ use crate::budget::Budget;
 use crate::descriptors::{Descriptors, open_now};
 use crate::disks::vdev::Vdev;
 use pvio_blkback::Vbd;
+use pvio_event_channel::BackendPlatform;
 use pvio_grant_table::policy::MappingBudget;
 use pvio_netback::Vif;
 use pvio_ports::settings::RuntimeSettings;
@@ -14,6 +15,7 @@ use pvio_storage::engine::offload::Load;
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -55,7 +57,9 @@ pub trait Visible {
     fn seen(&self) -> Seen;
 }
 
-impl<P: crate::platform::Platform> Visible for Vbd<P, pvio_storage::host::ImageServer> {
+impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> Visible
+    for Vbd<P, pvio_storage::host::ImageServer>
+{
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Disk(Arc::clone(stats)));
         let mut events = self.server().events();
@@ -65,7 +69,9 @@ impl<P: crate::platform::Platform> Visible for Vbd<P, pvio_storage::host::ImageS
     }
 }
 
-impl<P: crate::platform::Platform> Visible for Vif<P, pvio_ports::host::NicServer> {
+impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> Visible
+    for Vif<P, pvio_ports::host::NicServer>
+{
     fn seen(&self) -> Seen {
         let queues = self.stats().iter().map(|stats| Counters::Nic(Arc::clone(stats)));
         let settings = Some(Arc::clone(self.server().settings()));

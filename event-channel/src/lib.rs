@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`two_level`] | pending and mask bits in the shared info page, and their rules |
 //! | this module | the traits that a device uses, see below |
+//! | [`BackendPlatform`] | all that a backend requires of its platform, grants included |
 //!
 //! [`EventChannels`] creates channels, [`EventChannel`] is one end of a channel. An event carries no
 //! data. It may be merged with others, and it may be spurious (binding a channel raises one). The
@@ -23,8 +24,10 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+mod platform;
 pub mod two_level;
 
+pub use platform::BackendPlatform;
 pub use pvio_ring::DomId;
 
 use core::fmt;

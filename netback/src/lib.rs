@@ -37,12 +37,3 @@ pub use port::NetPort;
 pub use queue::{Features, Queue};
 pub use stats::Stats;
 pub use vif::Vif;
-
-use pvio_event_channel::EventChannels;
-use pvio_grant_table::{GrantCopier, GrantMapper};
-
-/// What a vif backend needs of its domain's platform. Implemented for every type that has the three
-/// parts.
-pub trait Platform: GrantMapper + GrantCopier + EventChannels {}
-
-impl<T: GrantMapper + GrantCopier + EventChannels> Platform for T {}

@@ -3,7 +3,6 @@
 mod serve;
 mod session;
 
-use crate::Platform;
 use crate::fault::AttachError;
 use crate::queue::{
     ControlRefs, EventPorts, Features, Headroom, Queue, QueueRefs, RateLimit, Siblings,
@@ -15,7 +14,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::task::Poll;
-use pvio_event_channel::{EventChannel, Port};
+use pvio_event_channel::{BackendPlatform, EventChannel, Port};
 use pvio_grant_table::GrantRef;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault, HotplugMode, Prepared, hotplug};
@@ -49,7 +48,7 @@ pub struct Session {
 }
 
 /// Backend of a virtual NIC, driven by [`pvio_xenbus::driver::BackendDriver`].
-pub struct Vif<P: Platform, S: Serve<P>> {
+pub struct Vif<P: BackendPlatform, S: Serve<P>> {
     platform: P,
     server: S,
     /// Whether the port exists.
@@ -67,7 +66,7 @@ pub struct Vif<P: Platform, S: Serve<P>> {
     stats: Vec<Arc<Stats>>,
 }
 
-impl<P: Platform, S: Serve<P>> Vif<P, S> {
+impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
     /// Returns a vif without a port and without a session.
     #[must_use]
     pub fn new(platform: P, server: S) -> Self {
@@ -142,7 +141,7 @@ impl<P: Platform, S: Serve<P>> Vif<P, S> {
     }
 }
 
-fn queues_offered<P: Platform, S: Serve<P>>(server: &S) -> u32 {
+fn queues_offered<P: BackendPlatform, S: Serve<P>>(server: &S) -> u32 {
     server.max_queues().clamp(1, MAX_QUEUES)
 }
 
@@ -164,7 +163,7 @@ fn features_offered(queues: u32) -> BackOffer {
     }
 }
 
-impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
+impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vif<P, S> {
     fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
         let vif = ToolstackBack::read(xs, &ends.back)?;
         let attach = match self.attach {
@@ -305,7 +304,7 @@ impl<P: Platform + Clone, S: Serve<P>> BackendClass for Vif<P, S> {
     }
 }
 
-impl<P: Platform + Clone, S: Serve<P>> Vif<P, S> {
+impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
     /// Starts a session with the features and queues that the frontend requested.
     fn begin(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
         let (request, negotiated) = request(xs, ends)?;
@@ -448,7 +447,7 @@ impl From<AttachError> for Fault {
     }
 }
 
-impl<P: Platform, S: Serve<P>> fmt::Debug for Vif<P, S> {
+impl<P: BackendPlatform, S: Serve<P>> fmt::Debug for Vif<P, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let running = self.running.len();
         f.debug_struct("Vif").field("running", &running).finish_non_exhaustive()

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Poll;
 use core::time::Duration;
-use pvio_netback::Platform;
+use pvio_event_channel::BackendPlatform;
 use pvio_netback::fault::QueueError;
 use pvio_netback::queue::{Queue, Reception};
 use pvio_netback::stats::Stats;
@@ -93,7 +93,7 @@ impl Worker {
         tell: impl FnMut(News) + Send + 'static,
     ) -> io::Result<Self>
     where
-        P: Platform + Send + 'static,
+        P: BackendPlatform + Send + 'static,
         P::Channel: AsFd,
         N: Wait + 'static,
         R: SharedMemory + Clone + Send + Sync + 'static,
@@ -117,7 +117,7 @@ impl Worker {
         mut tell: impl FnMut(News) + Send + 'static,
     ) -> io::Result<Self>
     where
-        P: Platform + Send + 'static,
+        P: BackendPlatform + Send + 'static,
         P::Channel: AsFd,
         N: Wait + 'static,
         R: SharedMemory + Clone + Send + Sync + 'static,
@@ -211,7 +211,7 @@ impl Drop for Worker {
 
 /// State of the thread. The drop order matters: the rings are unmapped first, then the port waits
 /// for the kernel.
-struct Serving<P: Platform, N: NetPort, R> {
+struct Serving<P: BackendPlatform, N: NetPort, R> {
     queue: Queue<P, N::Buf, R>,
     port: N,
     events: Vec<Watch>,
@@ -219,7 +219,7 @@ struct Serving<P: Platform, N: NetPort, R> {
     mail: Option<(OwnedFd, Watch)>,
 }
 
-impl<P: Platform, N: Wait, R: SharedMemory + Clone> Serving<P, N, R> {
+impl<P: BackendPlatform, N: Wait, R: SharedMemory + Clone> Serving<P, N, R> {
     fn serve(&mut self, stop: &AtomicBool, tell: &mut impl FnMut(News)) -> Result<(), WorkerError> {
         let (mut spin, mut gather) = (Spin::default(), Gather::default());
         // Checked in every round, since with a busy guest the thread never sleeps.

@@ -24,7 +24,8 @@ use core::task::Poll;
 use opening::{Closing, Deadlines, Pending, Wake};
 use pvio_blkback::Config;
 use pvio_blkback::queue::{QueueFault, QueueParts};
-use pvio_blkback::vbd::{Opening, Platform, Serve};
+use pvio_blkback::vbd::{Opening, Serve};
+use pvio_event_channel::BackendPlatform;
 use pvio_grant_table::DomId;
 use pvio_grant_table::policy::MappingBudget;
 use pvio_recordfile::{RecordDir, RecordFile, RecordStore};
@@ -293,7 +294,7 @@ fn traced(image: Image, path: &Path, spec: &Spec, name: &str) -> Result<Image, I
 
 impl<P> Serve<P> for ImageServer
 where
-    P: Platform + Send + 'static,
+    P: BackendPlatform + Send + 'static,
     P::Channel: AsFd,
 {
     type Running = Worker;

@@ -1,10 +1,11 @@
 //! Media changes of a drive that is being served.
 
 use super::session::Begin;
-use super::{Opening, Platform, Serve, Vbd};
+use super::{Opening, Serve, Vbd};
 use crate::engine::Geometry;
 use alloc::format;
 use alloc::vec::Vec;
+use pvio_event_channel::BackendPlatform;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, Ends, Fault};
 use pvio_xenbus::handshake::vbd::{ToolstackBack, announce_resize};
@@ -19,7 +20,7 @@ pub(super) struct Change {
     refused: Option<Fault>,
 }
 
-impl<P: Platform, S: Serve<P>> Vbd<P, S> {
+impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
     /// Begins a change of the drive's media after the toolstack inserted other media or ejected it.
     /// The frontend sees an empty drive, then the new media, as changes of the disk's size: the
     /// protocol has no other notification. The rings stay connected, and requests that arrive

@@ -5,16 +5,12 @@ use crate::engine::{FlushState, Geometry};
 use crate::queue::{QueueFault, QueueParts};
 use alloc::sync::Arc;
 use core::task::Poll;
-use pvio_event_channel::EventChannels;
+use pvio_event_channel::BackendPlatform;
+use pvio_grant_table::DomId;
 use pvio_grant_table::policy::MappingBudget;
-use pvio_grant_table::{DomId, GrantCopier, GrantMapper};
 use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::ToolstackBack;
-
-/// The platform services that a vbd requires.
-pub trait Platform: GrantMapper + GrantCopier + EventChannels + Clone {}
-impl<P: GrantMapper + GrantCopier + EventChannels + Clone> Platform for P {}
 
 /// The progress of opening a disk.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,7 +24,7 @@ pub enum Opening {
 }
 
 /// Opens disks and runs queues, with threads or the platform's equivalent.
-pub trait Serve<P: Platform> {
+pub trait Serve<P: BackendPlatform> {
     /// A queue that is being served. Dropping it completes the operations in flight and releases
     /// all resources.
     type Running;

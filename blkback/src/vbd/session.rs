@@ -1,11 +1,12 @@
 //! The in-flight record of a session: created, resumed and removed.
 
-use super::{Platform, Serve};
+use super::Serve;
 use crate::engine::FlushState;
 use crate::path::DataPath;
 use crate::queue::QueueRecord;
 use alloc::format;
 use alloc::string::{String, ToString};
+use pvio_event_channel::BackendPlatform;
 use pvio_ring::inflight::{Record, RecordError, RequestLog, SessionKey};
 use pvio_ring::proto::blkif::Abi;
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, SharedMemory};
@@ -64,7 +65,7 @@ impl<R: SharedMemory + Clone> Session<R> {
         begin: Begin,
     ) -> Result<Self, Fault>
     where
-        P: Platform,
+        P: BackendPlatform,
         S: Serve<P, Record = R>,
     {
         let device = device(addr);
@@ -115,7 +116,7 @@ impl<R: SharedMemory + Clone> Session<R> {
     }
 
     /// Ends the session: it cannot be resumed any more.
-    pub fn end<P: Platform, S: Serve<P, Record = R>>(self, server: &mut S) {
+    pub fn end<P: BackendPlatform, S: Serve<P, Record = R>>(self, server: &mut S) {
         self.record.invalidate();
         server.remove_record(&self.device);
     }

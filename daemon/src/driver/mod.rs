@@ -14,11 +14,11 @@ mod woken;
 
 use crate::descriptors::Descriptors;
 use crate::failure::Failure;
-use crate::platform::Platform;
 use crate::served::Served;
 use crate::stop::{Bell, Stop, sleep};
 use devices::Devices;
 use pvio_blkback::{Config, Vbd};
+use pvio_event_channel::BackendPlatform;
 use pvio_grant_table::DomId;
 use pvio_netback::Vif;
 use pvio_ports::host::{NicConfig, NicServer, NicSettings};
@@ -115,7 +115,7 @@ pub fn records(path: &Path) -> Result<RecordDir, Failure> {
 ///
 /// # Errors
 /// The connection to xenstore is lost.
-pub fn run<P: Platform>(
+pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
     (platform, id): (&P, DomId),
     xs: &mut Client,
     options: &Options,

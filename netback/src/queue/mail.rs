@@ -6,13 +6,12 @@ use super::record::{SessionRefs, VifRecord};
 use super::siblings::{Link, Order, Outcome, Siblings};
 use super::staged::Staged;
 use super::{ControlRefs, EventPorts, Queue, QueueError, QueueRefs};
-use crate::Platform;
 use crate::fault::AttachError;
 use crate::port::PacketBuf;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU16, Ordering};
-use pvio_event_channel::Port;
+use pvio_event_channel::{BackendPlatform, Port};
 use pvio_grant_table::policy::GrantsStay;
 use pvio_grant_table::{Access, GrantRef};
 use pvio_ring::proto::netif::{CtrlStatus, GrefEntry};
@@ -39,7 +38,7 @@ impl Headroom {
     }
 }
 
-impl<P: Platform, B: PacketBuf> Queue<P, B> {
+impl<P: BackendPlatform, B: PacketBuf> Queue<P, B> {
     /// Serves the guest's control ring as [`serve_control_recorded`](Self::serve_control_recorded)
     /// does, with a record in private memory that is lost when the process ends.
     ///
@@ -62,7 +61,7 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
     }
 }
 
-impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
+impl<P: BackendPlatform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
     /// Makes this queue number `index` of a vif. Packets that are steered to another queue are
     /// passed to that queue from then on. If `index` is out of range, the queue stays standalone.
     pub fn join(&mut self, siblings: &Arc<Siblings<B>>, index: usize) {

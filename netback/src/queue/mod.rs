@@ -36,7 +36,6 @@ pub use rx::{BACKLOG_BYTES, BACKLOG_PACKETS, DRAIN, DRAIN_UNSEEN, STALL};
 pub use siblings::{AWAY_MAX, Siblings, Waker};
 pub use staged::STAGED_MAX;
 
-use crate::Platform;
 use crate::fault::{AttachError, QueueError};
 use crate::port::{NetPort, PacketBuf};
 use crate::stats::{Held, Stats};
@@ -44,7 +43,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use control::Control;
 use core::time::Duration;
-use pvio_event_channel::{EventChannel, Port};
+use pvio_event_channel::{BackendPlatform, EventChannel, Port};
 use pvio_grant_table::policy::CachedMappings;
 use pvio_grant_table::{Access, CopyOp, DomId, GrantRef};
 use pvio_ring::shm::{HeapMemory, Part, SharedMemory};
@@ -117,7 +116,7 @@ pub enum Reception {
 }
 
 /// One queue of a vif. `B` is the port's packet buffer, `R` the memory of the in-flight record.
-pub struct Queue<P: Platform, B, R = HeapMemory> {
+pub struct Queue<P: BackendPlatform, B, R = HeapMemory> {
     platform: P,
     peer: DomId,
     features: Features,
@@ -158,7 +157,7 @@ impl Drop for Counted {
     }
 }
 
-impl<P: Platform, B: PacketBuf> Queue<P, B> {
+impl<P: BackendPlatform, B: PacketBuf> Queue<P, B> {
     /// Maps the rings of a frontend in domain `peer` and binds its event channels. Requests that
     /// have no response are served. The in-flight record is in private memory and is lost when the
     /// process ends.
@@ -181,7 +180,7 @@ impl<P: Platform, B: PacketBuf> Queue<P, B> {
     }
 }
 
-impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
+impl<P: BackendPlatform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
     /// Maps the rings of a frontend in domain `peer` and binds its event channels, as queue number
     /// `index` of a vif with this record and these groups. If the session is resumed, continues at
     /// the position in the record.
@@ -461,14 +460,14 @@ impl<P: Platform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
     }
 }
 
-impl<P: Platform, B, R> core::fmt::Debug for Queue<P, B, R> {
+impl<P: BackendPlatform, B, R> core::fmt::Debug for Queue<P, B, R> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Queue").field("peer", &self.peer).field("failed", &self.failed).finish()
     }
 }
 
 /// Context of one round that both directions need.
-struct Context<'a, P: Platform, R> {
+struct Context<'a, P: BackendPlatform, R> {
     pages: Pages<'a, P>,
     peer: DomId,
     features: &'a Features,

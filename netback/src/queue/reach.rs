@@ -1,10 +1,10 @@
 //! Access of a queue to its guest's pages.
 
 use super::staged::Staged;
-use crate::Platform;
 use crate::stats::Stats;
 use core::fmt;
 use core::str::FromStr;
+use pvio_event_channel::BackendPlatform;
 use pvio_grant_table::policy::{CachedMappings, Mapped};
 use pvio_grant_table::{CopyOp, GrantCopier};
 
@@ -54,13 +54,13 @@ impl FromStr for Policy {
     }
 }
 
-pub(super) enum Reach<P: Platform> {
+pub(super) enum Reach<P: BackendPlatform> {
     Copy,
     Map,
     Keep(CachedMappings<P>),
 }
 
-impl<P: Platform> From<Policy> for Reach<P> {
+impl<P: BackendPlatform> From<Policy> for Reach<P> {
     fn from(policy: Policy) -> Self {
         match policy {
             Policy::Copy => Self::Copy,
@@ -70,7 +70,7 @@ impl<P: Platform> From<Policy> for Reach<P> {
 }
 
 /// Access to the guest's pages.
-pub(super) struct Pages<'a, P: Platform> {
+pub(super) struct Pages<'a, P: BackendPlatform> {
     pub platform: &'a P,
     pub reach: &'a Reach<P>,
     /// Staged pages, if there are any.
@@ -78,7 +78,7 @@ pub(super) struct Pages<'a, P: Platform> {
     pub stats: &'a Stats,
 }
 
-impl<P: Platform> GrantCopier for Pages<'_, P> {
+impl<P: BackendPlatform> GrantCopier for Pages<'_, P> {
     fn copy(&self, ops: &mut [CopyOp<'_>]) {
         match self.staged {
             None => Unstaged(self).copy(ops),
@@ -87,9 +87,9 @@ impl<P: Platform> GrantCopier for Pages<'_, P> {
     }
 }
 
-struct Unstaged<'a, 'b, P: Platform>(&'a Pages<'b, P>);
+struct Unstaged<'a, 'b, P: BackendPlatform>(&'a Pages<'b, P>);
 
-impl<P: Platform> GrantCopier for Unstaged<'_, '_, P> {
+impl<P: BackendPlatform> GrantCopier for Unstaged<'_, '_, P> {
     fn copy(&self, ops: &mut [CopyOp<'_>]) {
         let Pages { platform, reach, .. } = *self.0;
         match reach {

@@ -3,13 +3,13 @@
 use super::packet::{self, GroupChange, Piece, Taken};
 use super::ring::Ring;
 use super::{BATCH, Context, Features, recycle_ops};
-use crate::Platform;
 use crate::fault::{DropReason, Fault};
 use crate::port::{Checksum, NetPort, Offload, Packet, PacketBuf};
 use crate::stats::Stats;
 use crate::wire::WireCost;
 use alloc::vec::Vec;
 use core::time::Duration;
+use pvio_event_channel::BackendPlatform;
 use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantStatus};
 use pvio_ring::proto::checksum::{IpVersion, Transport};
 use pvio_ring::proto::netif::{GsoKind, TxFlags, TxResponse, rsp};
@@ -63,7 +63,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
     /// packets taken, including dropped ones.
     pub fn step<N: NetPort<Buf = B>>(
         &mut self,
-        context: &Context<'_, impl Platform, impl SharedMemory>,
+        context: &Context<'_, impl BackendPlatform, impl SharedMemory>,
         port: &mut N,
         most: usize,
     ) -> Result<usize, Fault> {
@@ -114,7 +114,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
     /// Takes packets from the ring while the port has buffers.
     fn gather<N: NetPort<Buf = B>>(
         &mut self,
-        context: &Context<'_, impl Platform, impl SharedMemory>,
+        context: &Context<'_, impl BackendPlatform, impl SharedMemory>,
         port: &mut N,
         most: usize,
     ) -> Result<usize, Fault> {
@@ -169,7 +169,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
     fn change(
         &self,
         change: GroupChange,
-        context: &Context<'_, impl Platform, impl SharedMemory>,
+        context: &Context<'_, impl BackendPlatform, impl SharedMemory>,
     ) -> i16 {
         let refused = match change {
             _ if !context.features.names_groups => Some(DropReason::TxMulticast),
@@ -222,7 +222,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
     /// Sends the batch to the port and writes the response of every slot.
     fn deliver<N: NetPort<Buf = B>>(
         &mut self,
-        context: &Context<'_, impl Platform, impl SharedMemory>,
+        context: &Context<'_, impl BackendPlatform, impl SharedMemory>,
         port: &mut N,
     ) {
         let Context { features, stats, .. } = context;

@@ -1,18 +1,18 @@
 //! The interface between a [`Vif`](super::Vif) and what opens its port and runs its queues.
 
 use super::{Attach, Session};
-use crate::Platform;
 use crate::port::PacketBuf;
 use crate::queue::{Policy, Queue, Waker};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::task::Poll;
+use pvio_event_channel::BackendPlatform;
 use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::ToolstackBack;
 
 /// Opens ports and runs queues, for example with taps and threads.
-pub trait Serve<P: Platform> {
+pub trait Serve<P: BackendPlatform> {
     /// Packet buffer of the ports.
     type Buf: PacketBuf;
     /// A running queue. Dropping it stops the queue and releases everything that it owns.

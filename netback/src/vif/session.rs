@@ -1,14 +1,13 @@
 //! The in-flight record of a session: creation, take-over and end.
 
 use super::Serve;
-use crate::Platform;
 use crate::fault::AttachError;
 use crate::queue::{ControlRefs, Groups, QueueRefs, SessionRefs, VifRecord};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use pvio_event_channel::Port;
+use pvio_event_channel::{BackendPlatform, Port};
 use pvio_grant_table::GrantRef;
 use pvio_ring::inflight::RecordError;
 use pvio_ring::shm::{Part, SharedMemory};
@@ -46,7 +45,7 @@ impl<R: SharedMemory + Clone> Recorded<R> {
     /// Returns a new record, which is not valid yet, or the record of an earlier process.
     pub fn begin<P, S>(server: &mut S, rings: &Rings, resumed: bool) -> Result<Self, Fault>
     where
-        P: Platform,
+        P: BackendPlatform,
         S: Serve<P, Record = R>,
     {
         let Rings { addr, queues, control } = rings;
@@ -61,7 +60,7 @@ impl<R: SharedMemory + Clone> Recorded<R> {
     }
 
     /// Ends the session, which then cannot be resumed.
-    pub fn end<P: Platform, S: Serve<P, Record = R>>(self, server: &mut S) {
+    pub fn end<P: BackendPlatform, S: Serve<P, Record = R>>(self, server: &mut S) {
         self.record.invalidate();
         server.remove_record(&self.device);
     }

@@ -18,7 +18,7 @@ use core::fmt;
 use core::task::Poll;
 use link::{Link, LinkParams, TapEvents, WorkerSetup, not_open, not_started};
 use opening::{Closing, Opening};
-use pvio_netback::Platform;
+use pvio_event_channel::BackendPlatform;
 use pvio_netback::queue::{Policy, Queue, Waker};
 use pvio_netback::vif::{Attach, Serve, Session};
 use pvio_recordfile::{RecordDir, RecordFile, RecordStore};
@@ -137,7 +137,7 @@ impl NicServer {
 
 impl<P> Serve<P> for NicServer
 where
-    P: Platform + Send + 'static,
+    P: BackendPlatform + Send + 'static,
     P::Channel: AsFd,
 {
     type Buf = PrivateBuf;

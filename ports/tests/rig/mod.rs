@@ -7,8 +7,9 @@ pub mod kernel_guest;
 pub mod namespace;
 pub mod stack;
 
+use pvio_event_channel::BackendPlatform;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
-use pvio_netback::{Platform, Stats, Vif};
+use pvio_netback::{Stats, Vif};
 use pvio_netfront::Nic;
 use pvio_ports::host::{NicConfig, NicServer, NicSettings};
 use pvio_ports::settings::RuntimeSettings;
@@ -67,7 +68,7 @@ impl Rig {
         edit: impl FnOnce(&mut ToolstackBack),
     ) -> Self
     where
-        P: Platform + Clone + Send + 'static,
+        P: BackendPlatform + Send + 'static,
         P::Channel: AsFd,
     {
         let dir = tempfile::tempdir().unwrap();

@@ -3,11 +3,10 @@
 
 use crate::machine::{Machine, PATIENCE, image};
 use crate::storage::{SlowStorage, can_serve_files};
-use pvio_blkback::vbd::Platform;
 use pvio_blkback::{Config, Policy, Vbd};
 use pvio_blkfront::Op;
 use pvio_blkfront::session::{DiskError, Session};
-use pvio_event_channel::{EventChannels, EventError, Port};
+use pvio_event_channel::{BackendPlatform, EventChannels, EventError, Port};
 use pvio_grant_table::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus};
 use pvio_hosted::Domain;
 use pvio_storage::host::ImageServer;
@@ -26,7 +25,7 @@ use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
 /// A driver domain whose devices are stepped on the test's own thread.
-struct Daemon<P: Platform<Channel: AsFd> + Send + 'static> {
+struct Daemon<P: BackendPlatform<Channel: AsFd> + Send + 'static> {
     machine: Machine,
     platform: P,
     guest: Domain,
@@ -35,7 +34,7 @@ struct Daemon<P: Platform<Channel: AsFd> + Send + 'static> {
     devices: Vec<BackendDriver<Vbd<P, ImageServer>>>,
 }
 
-impl<P: Platform<Channel: AsFd> + Send + 'static> Daemon<P> {
+impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> Daemon<P> {
     fn new(policy: Policy, platform: impl FnOnce(Domain) -> P) -> Self {
         let machine = Machine::new(Config { policy, ..Config::default() });
         let domain = machine.join(machine.driver);

@@ -6,13 +6,13 @@ mod shape;
 use super::ring::Ring;
 use super::siblings::{Arrival, Link, Steered};
 use super::{BATCH, Context, Features, Reception, recycle_ops};
-use crate::Platform;
 use crate::fault::{DropReason, Fault};
 use crate::port::{FRAME_MAX, NetPort, PacketBuf};
 use crate::stats::Stats;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
+use pvio_event_channel::BackendPlatform;
 use pvio_grant_table::{CopyBuf, CopyOp, DomId, GrantCopier, GrantStatus};
 use pvio_ring::proto::netif::{Extra, RxFlags, RxRequest, RxResponse, rsp};
 use pvio_ring::shm::SharedMemory;
@@ -87,7 +87,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
     /// as fit. Returns the number of packets taken or delivered, whichever is larger.
     pub fn step<N: NetPort<Buf = B>>(
         &mut self,
-        context: &Context<'_, impl Platform, impl SharedMemory>,
+        context: &Context<'_, impl BackendPlatform, impl SharedMemory>,
         port: &mut N,
         mut link: Option<&mut Link<B>>,
         most: usize,
@@ -251,7 +251,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
     /// port, so that a guest without buffers occupies only its own backlog.
     fn take<N: NetPort<Buf = B>>(
         &mut self,
-        context: &Context<'_, impl Platform, impl SharedMemory>,
+        context: &Context<'_, impl BackendPlatform, impl SharedMemory>,
         port: &mut N,
         link: Option<&mut Link<B>>,
         most: usize,
@@ -298,7 +298,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
 
     fn admit<N: NetPort<Buf = B>>(
         &mut self,
-        context: &Context<'_, impl Platform, impl SharedMemory>,
+        context: &Context<'_, impl BackendPlatform, impl SharedMemory>,
         port: &mut N,
         link: Option<&Link<B>>,
         mut arrival: Arrival<B>,

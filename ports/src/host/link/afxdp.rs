@@ -5,7 +5,7 @@ use super::{LinkOps, LinkParams, WorkerSetup};
 use crate::afxdp::{AfXdp, AfXdpPort};
 use crate::worker::Worker;
 use alloc::sync::Arc;
-use pvio_netback::Platform;
+use pvio_event_channel::BackendPlatform;
 use pvio_netback::stats::Stats;
 use pvio_ring::shm::SharedMemory;
 use pvio_runtime::LogLimit;
@@ -35,7 +35,7 @@ impl LinkOps for AfXdpLink {
 
     fn start<P, R>(&mut self, setup: WorkerSetup<P, R>) -> Result<Worker, Fault>
     where
-        P: Platform + Send + 'static,
+        P: BackendPlatform + Send + 'static,
         P::Channel: AsFd,
         R: SharedMemory + Clone + Send + Sync + 'static,
     {

@@ -8,7 +8,7 @@ use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use pvio_netback::Platform;
+use pvio_event_channel::BackendPlatform;
 use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::driver::Fault;
 use std::os::fd::AsFd;
@@ -49,7 +49,7 @@ impl FileLink {
 impl LinkOps for FileLink {
     fn start<P, R>(&mut self, setup: WorkerSetup<P, R>) -> Result<Worker, Fault>
     where
-        P: Platform + Send + 'static,
+        P: BackendPlatform + Send + 'static,
         P::Channel: AsFd,
         R: SharedMemory + Clone + Send + Sync + 'static,
     {

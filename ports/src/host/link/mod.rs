@@ -28,7 +28,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use file::FileLink;
-use pvio_netback::Platform;
+use pvio_event_channel::BackendPlatform;
 use pvio_netback::queue::{Queue, Waker};
 use pvio_netback::stats::Stats;
 use pvio_netback::vif::{Attach, Session};
@@ -82,7 +82,7 @@ trait LinkOps {
     /// Starts the worker of a queue.
     fn start<P, R>(&mut self, setup: WorkerSetup<P, R>) -> Result<Worker, Fault>
     where
-        P: Platform + Send + 'static,
+        P: BackendPlatform + Send + 'static,
         P::Channel: AsFd,
         R: SharedMemory + Clone + Send + Sync + 'static;
 
@@ -140,7 +140,7 @@ impl Link {
     /// Starts the worker of a queue.
     pub fn start<P, R>(&mut self, setup: WorkerSetup<P, R>) -> Result<Worker, Fault>
     where
-        P: Platform + Send + 'static,
+        P: BackendPlatform + Send + 'static,
         P::Channel: AsFd,
         R: SharedMemory + Clone + Send + Sync + 'static,
     {
@@ -159,7 +159,7 @@ impl Link {
 }
 
 /// Everything that the worker of a queue needs, except its port.
-pub(super) struct WorkerSetup<P: Platform, R> {
+pub(super) struct WorkerSetup<P: BackendPlatform, R> {
     /// Number of the queue, counted from 0.
     pub index: usize,
     pub name: String,
@@ -173,7 +173,7 @@ pub(super) struct WorkerSetup<P: Platform, R> {
 
 impl<P, R> WorkerSetup<P, R>
 where
-    P: Platform + Send + 'static,
+    P: BackendPlatform + Send + 'static,
     P::Channel: AsFd,
     R: SharedMemory + Clone + Send + Sync + 'static,
 {

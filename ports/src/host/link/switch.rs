@@ -5,7 +5,7 @@ use super::{LinkOps, LinkParams, WorkerSetup};
 use crate::switch::{Socket, Switch, SwitchPort};
 use crate::worker::Worker;
 use alloc::sync::Arc;
-use pvio_netback::Platform;
+use pvio_event_channel::BackendPlatform;
 use pvio_netback::vif::Session;
 use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::driver::Fault;
@@ -35,7 +35,7 @@ impl LinkOps for SwitchLink {
 
     fn start<P, R>(&mut self, setup: WorkerSetup<P, R>) -> Result<Worker, Fault>
     where
-        P: Platform + Send + 'static,
+        P: BackendPlatform + Send + 'static,
         P::Channel: AsFd,
         R: SharedMemory + Clone + Send + Sync + 'static,
     {

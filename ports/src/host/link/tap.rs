@@ -9,7 +9,7 @@ use crate::tap_port::TapPort;
 use crate::worker::Worker;
 use alloc::string::String;
 use alloc::sync::Arc;
-use pvio_netback::Platform;
+use pvio_event_channel::BackendPlatform;
 use pvio_netback::vif::{Attach, Session};
 use pvio_ring::shm::SharedMemory;
 use pvio_runtime::LogLimit;
@@ -93,7 +93,7 @@ impl LinkOps for TapLink {
 
     fn start<P, R>(&mut self, setup: WorkerSetup<P, R>) -> Result<Worker, Fault>
     where
-        P: Platform + Send + 'static,
+        P: BackendPlatform + Send + 'static,
         P::Channel: AsFd,
         R: SharedMemory + Clone + Send + Sync + 'static,
     {

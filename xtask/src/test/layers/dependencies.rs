@@ -9,7 +9,7 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     ("pvio-ring", &[]),
     // 2: the three means of communication between domains
     ("pvio-grant-table", &["pvio-ring"]),
-    ("pvio-event-channel", &["pvio-ring"]),
+    ("pvio-event-channel", &["pvio-ring", "pvio-grant-table"]),
     ("pvio-xenbus", &["pvio-ring"]),
     ("pvio-xenstored", &["pvio-ring", "pvio-xenbus"]),
     // 2: the threads of a process: wait point, workers, rate limits
