@@ -22,7 +22,7 @@ use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{Hotplug, read_hotplug, write_hotplug};
 use pvio_xenbus::handshake::vif::{
     BackOffer, EventChannels as Events, FrontRequest, MAX_QUEUES, Negotiated, Queue as QueueKeys,
-    Rate, ToolstackBack, multicast_request_path, read_multicast_request, read_rate,
+    ToolstackBack, VifRate, multicast_request_path, read_multicast_request, read_rate,
     read_xdp_headroom, write_carrier,
 };
 pub use serve::Serve;
@@ -94,7 +94,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
 
     /// Sets the guest's transmit rate limit for all queues together. Each session starts with the
     /// value in xenstore (`rate`).
-    pub fn set_rate(&self, rate: Option<Rate>) {
+    pub fn set_rate(&self, rate: Option<VifRate>) {
         self.limit.set(rate);
     }
 

@@ -8,7 +8,7 @@ use pvio_netback::Features;
 use pvio_netback::fault::DropReason;
 use pvio_netback::port::Offload;
 use pvio_ring::proto::netif::{Extra, ExtraKind, GsoKind, RxFlags, TxFlags, TxRequest, rsp};
-use pvio_xenbus::handshake::vif::Rate;
+use pvio_xenbus::handshake::vif::VifRate;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,13 +42,13 @@ fn flood(s: &mut Setup, from: Duration, time: Duration) -> usize {
 fn a_guest_sends_as_fast_as_it_may_and_nothing_is_lost() {
     let mut s = setup(ALL);
     let begin = Duration::from_secs(1);
-    s.queue.limit().set(Some(Rate { bytes: 10_000, usec: 10_000 }));
+    s.queue.limit().set(Some(VifRate { bytes: 10_000, usec: 10_000 }));
     let ten = Duration::from_secs(10);
     // One megabyte per second, plus a burst at the start.
     let bytes = flood(&mut s, begin, ten);
     assert!((9_900_000..10_200_000).contains(&bytes), "{bytes}");
     // The limit is changed while the queue runs.
-    s.queue.limit().set(Some(Rate { bytes: 1_000_000, usec: 100_000 }));
+    s.queue.limit().set(Some(VifRate { bytes: 1_000_000, usec: 100_000 }));
     let bytes = flood(&mut s, begin + ten, ten);
     assert!((99_000_000..102_000_000).contains(&bytes), "{bytes}");
     assert_eq!(s.stats.dropped_in_all(), 0);
@@ -83,7 +83,7 @@ fn push_shredded(s: &mut Setup) -> usize {
 #[test]
 fn a_packet_counts_as_the_frames_it_is_segmented_into() {
     let mut s = setup(Features { sends_gso_v4: true, ..ALL });
-    s.queue.limit().set(Some(Rate { bytes: 10_000, usec: 10_000 }));
+    s.queue.limit().set(Some(VifRate { bytes: 10_000, usec: 10_000 }));
     let (begin, time) = (Duration::from_secs(1), Duration::from_secs(10));
     let (mut now, mut bytes, mut size) = (begin, 0, 0);
     while now < begin + time {
@@ -110,7 +110,7 @@ fn a_packet_counts_as_the_frames_it_is_segmented_into() {
 fn queues_of_a_vif_have_their_rate_together() {
     let mut queues = [setup(ALL), setup(ALL), setup(ALL)];
     let limit = Arc::clone(queues[0].queue.limit());
-    limit.set(Some(Rate { bytes: 10_000, usec: 10_000 }));
+    limit.set(Some(VifRate { bytes: 10_000, usec: 10_000 }));
     queues.iter_mut().for_each(|s| s.queue.share_limit(&limit));
     let begin = Duration::from_secs(1);
     let mut bytes = 0;

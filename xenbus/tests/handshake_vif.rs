@@ -62,7 +62,7 @@ fn an_interface_is_made_and_agreed_on() {
         script: Some("/etc/xen/scripts/vif-bridge".into()),
         vifname: Some("tap5".into()),
         kind: Some("vif".into()),
-        rate: Some(vif::Rate { bytes: 1 << 40, usec: 50_000 }),
+        rate: Some(vif::VifRate { bytes: 1 << 40, usec: 50_000 }),
         ..vif::ToolstackBack::new(addr, "00:16:3e:01:02:03".parse().unwrap())
     };
     vif::create_device(&mut w.dom0, addr, &told).unwrap();
@@ -211,7 +211,7 @@ fn bad_requests_of_an_interface_are_refused_by_name() {
     }
     put(&mut w.dom0, &back, &[("rate", "12500000,50000")]);
     let rate = vif::read_rate(&mut w.back, &back).unwrap();
-    assert_eq!(rate, Some(vif::Rate { bytes: 12_500_000, usec: 50_000 }));
+    assert_eq!(rate, Some(vif::VifRate { bytes: 12_500_000, usec: 50_000 }));
     w.dom0.rm(&vif::rate_path(&back)).unwrap();
     assert_eq!(vif::read_rate(&mut w.back, &back).unwrap(), None);
     for (key, value) in [

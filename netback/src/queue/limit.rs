@@ -3,7 +3,7 @@
 use crate::bucket::{Bucket, Pace};
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
-use pvio_xenbus::handshake::vif::Rate;
+use pvio_xenbus::handshake::vif::VifRate;
 
 /// Smallest burst in bytes, independent of the rate.
 const BURST_LEAST: u64 = 128 * 1024;
@@ -23,7 +23,7 @@ pub struct RateLimit {
 
 impl RateLimit {
     /// Sets the limit; `None` means no limit. If the rate changes, the bucket is filled.
-    pub fn set(&self, rate: Option<Rate>) {
+    pub fn set(&self, rate: Option<VifRate>) {
         let pace = rate.filter(|rate| rate.bytes > 0).map(|rate| {
             let nanos = u64::from(rate.usec).saturating_mul(1000);
             Pace::new(rate.bytes, nanos, rate.bytes.max(BURST_LEAST))
@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn a_burst_and_then_the_rate() {
         let limit = RateLimit::default();
-        limit.set(Some(Rate { bytes: 50_000, usec: 50_000 }));
+        limit.set(Some(VifRate { bytes: 50_000, usec: 50_000 }));
         let all = sent(&limit, STEP, Duration::from_secs(10));
         // One megabyte per second, plus at most one burst and one packet.
         assert!((9_950_000..10_200_000).contains(&all), "{all}");
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn who_asks_late_gets_the_rate_all_the_same() {
         let limit = RateLimit::default();
-        limit.set(Some(Rate { bytes: 50_000, usec: 50_000 }));
+        limit.set(Some(VifRate { bytes: 50_000, usec: 50_000 }));
         let (mut now, mut sent) = (STEP, 0_u64);
         while now < Duration::from_secs(10) {
             now = match limit.check(now) {
@@ -115,9 +115,9 @@ mod tests {
     #[test]
     fn what_is_granted_at_once_may_be_more_than_the_least_burst_or_less_than_a_packet() {
         let limit = RateLimit::default();
-        limit.set(Some(Rate { bytes: 1 << 20, usec: 1_000_000 }));
+        limit.set(Some(VifRate { bytes: 1 << 20, usec: 1_000_000 }));
         assert!(sent(&limit, STEP, STEP) >= 1 << 20);
-        limit.set(Some(Rate { bytes: 10, usec: 1000 }));
+        limit.set(Some(VifRate { bytes: 10, usec: 1000 }));
         let later = Duration::from_secs(50);
         let all = sent(&limit, later, Duration::from_secs(1500));
         assert!((14_000_000..16_000_000).contains(&all), "{all}");
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn queues_have_the_rate_together_and_a_debt_of_another_rate_is_forgiven() {
         let limit = RateLimit::default();
-        let rate = Rate { bytes: 50_000, usec: 50_000 };
+        let rate = VifRate { bytes: 50_000, usec: 50_000 };
         limit.set(Some(rate));
         let (mut now, mut sent) = (STEP, [0_u64; 8]);
         while now < Duration::from_secs(10) {
@@ -144,7 +144,7 @@ mod tests {
         limit.take(10_000_000, now);
         limit.set(Some(rate));
         assert!(limit.check(now + 5 * Duration::from_secs(1)).is_err());
-        limit.set(Some(Rate { bytes: 100_000, usec: 50_000 }));
+        limit.set(Some(VifRate { bytes: 100_000, usec: 50_000 }));
         assert_eq!(limit.check(now), Ok(()));
     }
 
@@ -152,7 +152,7 @@ mod tests {
     fn a_limit_comes_and_goes() {
         let limit = RateLimit::default();
         assert_eq!(limit.check(STEP), Ok(()));
-        limit.set(Some(Rate { bytes: 1, usec: u32::MAX }));
+        limit.set(Some(VifRate { bytes: 1, usec: u32::MAX }));
         while limit.check(STEP).is_ok() {
             limit.take(65_535, STEP);
         }
@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(limit.check(STEP), Err(STEP + LOOK));
         limit.set(None);
         assert_eq!(limit.check(STEP), Ok(()));
-        limit.set(Some(Rate { bytes: u64::MAX, usec: 1 }));
+        limit.set(Some(VifRate { bytes: u64::MAX, usec: 1 }));
         assert_eq!(limit.check(STEP), Ok(()));
     }
 }

@@ -36,8 +36,10 @@
 //! ```
 
 pub mod common;
+mod encoding;
 mod error;
 mod fields;
+mod record;
 pub mod vbd;
 pub mod vif;
 

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use pvio_ring::DomId;
 
 use super::addr::directory_opt;
+use super::create::{create_dir, grant_frontend_dir};
 use super::{
     DeviceAddr, DeviceClass, backend_root, clear_error, frontend_root, state_path, write_state,
 };
@@ -53,11 +54,11 @@ pub fn create_domain<X: Xenstore + ?Sized>(
 /// # Errors
 /// An error of xenstore.
 pub fn announce_device_model<X: Xenstore + ?Sized>(
-    xs: &mut X,
+    mut xs: &mut X,
     guest: DomId,
 ) -> Result<(), HandshakeError> {
     // Relative to the domain's own home directory, as libxl does it.
-    Writer { xs, base: &format!("device-model/{guest}") }.put("state", "running")
+    Writer { xs: &mut xs, base: &format!("device-model/{guest}") }.put("state", "running")
 }
 
 /// Removes a domain's home directory, but not the backends of its devices, which are in other ones.
@@ -96,7 +97,7 @@ pub fn request_removal<X: Xenstore + ?Sized>(
 /// # Errors
 /// An error of xenstore.
 pub fn revive_backends<X: Xenstore + ?Sized>(
-    xs: &mut X,
+    mut xs: &mut X,
     back: DomId,
 ) -> Result<Vec<DeviceAddr>, HandshakeError> {
     let mut made = Vec::new();
@@ -105,7 +106,7 @@ pub fn revive_backends<X: Xenstore + ?Sized>(
             let devices = format!("/libxl/{guest}/device/{}", class.as_str());
             for index in directory_opt(xs, &devices)? {
                 let base = format!("{devices}/{index}");
-                let backend = (Reader { xs, base: &base }).opt_text("backend")?;
+                let backend = (Reader { xs: &mut xs, base: &base }).text("backend")?;
                 let addr = backend
                     .as_deref()
                     .and_then(|path| DeviceAddr::from_backend_path(path, DomId::DOM0))
@@ -151,10 +152,10 @@ fn libxl_path(addr: DeviceAddr) -> String {
 /// # Errors
 /// An error of xenstore; a missing name is not an error.
 pub fn domain_name<X: Xenstore + ?Sized>(
-    xs: &mut X,
+    mut xs: &mut X,
     domain: DomId,
 ) -> Result<Option<String>, HandshakeError> {
-    (Reader { xs, base: &format!("/local/domain/{domain}") }).opt_text("name")
+    (Reader { xs: &mut xs, base: &format!("/local/domain/{domain}") }).text("name")
 }
 
 /// Lists the domains that have a home directory.
@@ -176,13 +177,13 @@ pub fn list_domains<X: Xenstore + ?Sized>(xs: &mut X) -> Result<Vec<DomId>, XsEr
 /// # Errors
 /// An error of xenstore.
 pub fn find_device<X: Xenstore + ?Sized>(
-    xs: &mut X,
+    mut xs: &mut X,
     class: DeviceClass,
     front: DomId,
     index: u32,
 ) -> Result<Option<DeviceAddr>, HandshakeError> {
     let base = format!("{}/{index}", frontend_root(class, front));
-    let backend = (Reader { xs, base: &base }).opt_text("backend")?;
+    let backend = (Reader { xs: &mut xs, base: &base }).text("backend")?;
     let addr = backend
         .and_then(|path| DeviceAddr::from_backend_path(&path, DomId::DOM0).map(|(addr, _)| addr));
     Ok(addr.filter(|a| a.front == front && a.index == index && a.class() == class))
@@ -198,8 +199,8 @@ fn revive_backend<X: Xenstore + ?Sized>(
         if tx.read_opt(&state_path(&base))?.is_some() {
             return Ok(false);
         }
-        create_backend_end(tx, addr)?;
-        regrant_frontend_end(tx, addr)?;
+        create_dir(tx, &base, addr.back, addr.front)?;
+        grant_frontend_dir(tx, addr)?;
         for key in directory_opt(tx, kept)? {
             if key != "backend" && key != "state" {
                 let value = tx.read_opt(&format!("{kept}/{key}"))?.unwrap_or_default();
@@ -220,8 +221,11 @@ const REVIVED: &str = "revived";
 ///
 /// # Errors
 /// An error of xenstore; the key is not a number.
-pub fn is_revived<X: Xenstore + ?Sized>(xs: &mut X, back: &str) -> Result<bool, HandshakeError> {
-    (Reader { xs, base: back }).flag(REVIVED, false)
+pub fn is_revived<X: Xenstore + ?Sized>(
+    mut xs: &mut X,
+    back: &str,
+) -> Result<bool, HandshakeError> {
+    (Reader { xs: &mut xs, base: back }).flag(REVIVED, false)
 }
 
 /// Records that the backend has written its keys again.
@@ -237,12 +241,12 @@ pub fn clear_revived<X: Xenstore + ?Sized>(xs: &mut X, back: &str) -> Result<(),
 /// # Errors
 /// An error of xenstore; a missing domain is not an error.
 pub fn find_domain<X: Xenstore + ?Sized>(
-    xs: &mut X,
+    mut xs: &mut X,
     name: &str,
 ) -> Result<Option<DomId>, HandshakeError> {
     for domain in directory_opt(xs, "/local/domain")? {
         let base = format!("/local/domain/{domain}");
-        if (Reader { xs, base: &base }).opt_text("name")?.as_deref() == Some(name) {
+        if (Reader { xs: &mut xs, base: &base }).text("name")?.as_deref() == Some(name) {
             return Ok(domain.parse().ok().map(DomId));
         }
     }
@@ -290,70 +294,4 @@ pub fn remove_backend_end<X: Xenstore + ?Sized>(
         }
         Ok(())
     })
-}
-
-/// Creates a side's directory with libxl's permissions: its domain owns it, and the peer may read
-/// it.
-fn create_end<X: Xenstore + ?Sized>(
-    xs: &mut X,
-    base: &str,
-    owner: DomId,
-    reader: DomId,
-) -> Result<(), HandshakeError> {
-    if xs.read_opt(base)?.is_some() {
-        return Err(HandshakeError::Exists { path: base.into() });
-    }
-    xs.mkdir(base)?;
-    Ok(xs.set_perms(base, &end_perms(owner, reader))?)
-}
-
-fn end_perms(owner: DomId, reader: DomId) -> Vec<Perm> {
-    let mut perms = Vec::from([Perm::new(owner, Access::None)]);
-    if reader != owner {
-        perms.push(Perm::new(reader, Access::Read));
-    }
-    perms
-}
-
-/// Grants a backend's domain read permission for the frontend's directory and everything below: a
-/// domain that takes over the number of a destroyed one has none of its permissions. Levels deeper
-/// than a device uses are left out.
-pub(in crate::handshake) fn regrant_frontend_end<X: Xenstore + ?Sized>(
-    xs: &mut X,
-    addr: DeviceAddr,
-) -> Result<(), HandshakeError> {
-    const LEVELS: usize = 3;
-    let perms = end_perms(addr.front, addr.back);
-    let mut level = Vec::from([addr.frontend_path()]);
-    for _ in 0..LEVELS {
-        let mut below = Vec::new();
-        for path in level {
-            for child in directory_opt(xs, &path)? {
-                below.push(format!("{path}/{child}"));
-            }
-            match xs.set_perms(&path, &perms) {
-                // The frontend's domain is being destroyed, and its nodes with it.
-                Err(error) if error.is_not_found() => {}
-                result => result?,
-            }
-        }
-        level = below;
-    }
-    Ok(())
-}
-
-/// Creates a backend's directory: see [`create_end`].
-pub(in crate::handshake) fn create_backend_end<X: Xenstore + ?Sized>(
-    xs: &mut X,
-    addr: DeviceAddr,
-) -> Result<(), HandshakeError> {
-    create_end(xs, &addr.backend_path(), addr.back, addr.front)
-}
-
-/// Creates a frontend's directory: see [`create_end`].
-pub(in crate::handshake) fn create_frontend_end<X: Xenstore + ?Sized>(
-    xs: &mut X,
-    addr: DeviceAddr,
-) -> Result<(), HandshakeError> {
-    create_end(xs, &addr.frontend_path(), addr.front, addr.back)
 }

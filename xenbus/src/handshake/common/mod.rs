@@ -1,19 +1,22 @@
 //! Keys common to all devices: addresses, states, errors, creation and removal.
 
 mod addr;
+mod create;
 mod lifecycle;
+mod queues;
 mod status;
 
 pub use addr::{
     BackendKind, DeviceAddr, DeviceClass, FrontendAddr, backend_root, frontend_root, list_backends,
     list_frontends, parse_frontend_path,
 };
+pub(super) use create::{check_frontend, create_backend_dir, create_frontend_dir};
 pub use lifecycle::{
     announce_device_model, clear_revived, create_domain, domain_name, find_device, find_domain,
     is_revived, list_domains, remove_backend_end, remove_device, remove_domain, request_removal,
     revive_backends, tell_libxl,
 };
-pub(super) use lifecycle::{create_backend_end, create_frontend_end, regrant_frontend_end};
+pub(super) use queues::{NUM_QUEUES, Used, read_count, read_each, write_each};
 pub use status::{
     BackendEnd, Hotplug, clear_error, error_path, hotplug_path, is_session_lost, online_path,
     read_backend_end, read_error, read_frontend_state, read_hotplug, read_online, read_state,

@@ -8,6 +8,7 @@ use pvio_ring::DomId;
 
 use super::addr::split_home;
 use crate::handshake::HandshakeError;
+use crate::handshake::encoding::{DOMAIN, PathOf};
 use crate::handshake::fields::{Reader, Writer};
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, XsError, transaction};
@@ -90,8 +91,8 @@ pub fn read_backend_end<X: Xenstore + ?Sized>(
 ) -> Result<BackendEnd, HandshakeError> {
     transaction(xs, |tx| {
         let mut r = Reader { xs: tx, base: frontend };
-        let domain = r.domid("backend-id")?;
-        Ok(BackendEnd { domain, path: r.peer_path("backend", domain)? })
+        let domain = r.need("backend-id", DOMAIN)?;
+        Ok(BackendEnd { domain, path: r.need("backend", PathOf::domain(&domain))? })
     })
 }
 
@@ -105,10 +106,10 @@ const SESSION_LOST: &str = "pvio-session-lost";
 /// # Errors
 /// An error of xenstore; the key is not a number.
 pub fn is_session_lost<X: Xenstore + ?Sized>(
-    xs: &mut X,
+    mut xs: &mut X,
     back: &str,
 ) -> Result<bool, HandshakeError> {
-    (Reader { xs, base: back }).flag(SESSION_LOST, false)
+    (Reader { xs: &mut xs, base: back }).flag(SESSION_LOST, false)
 }
 
 /// Writes whether a backend waits for its frontend to give up a lost session.
@@ -116,11 +117,11 @@ pub fn is_session_lost<X: Xenstore + ?Sized>(
 /// # Errors
 /// An error of xenstore.
 pub fn write_session_lost<X: Xenstore + ?Sized>(
-    xs: &mut X,
+    mut xs: &mut X,
     back: &str,
     lost: bool,
 ) -> Result<(), HandshakeError> {
-    Writer { xs, base: back }.opt(SESSION_LOST, lost.then_some(1))
+    Writer { xs: &mut xs, base: back }.opt(SESSION_LOST, lost.then_some(1))
 }
 
 /// A network frontend's key, 1 from its request until the backend has accepted it. Other frontends
@@ -152,11 +153,11 @@ pub fn read_frontend_state<X: Xenstore + ?Sized>(
 /// # Errors
 /// An error of xenstore.
 pub fn write_awaiting<X: Xenstore + ?Sized>(
-    xs: &mut X,
+    mut xs: &mut X,
     frontend: &str,
     awaiting: bool,
 ) -> Result<(), HandshakeError> {
-    Writer { xs, base: frontend }.opt(AWAITING, awaiting.then_some(1))
+    Writer { xs: &mut xs, base: frontend }.opt(AWAITING, awaiting.then_some(1))
 }
 
 /// Returns whether a backend's device is online; `false` if the key is missing, for example because
@@ -165,10 +166,10 @@ pub fn write_awaiting<X: Xenstore + ?Sized>(
 /// # Errors
 /// An error of xenstore; the key is not a number.
 pub fn read_online<X: Xenstore + ?Sized>(
-    xs: &mut X,
+    mut xs: &mut X,
     backend: &str,
 ) -> Result<bool, HandshakeError> {
-    (Reader { xs, base: backend }).flag("online", false)
+    (Reader { xs: &mut xs, base: backend }).flag("online", false)
 }
 
 /// Status of the hotplug script, which attaches the backend to a tap or bridge.
@@ -209,16 +210,16 @@ pub fn write_hotplug<X: Xenstore + ?Sized>(
 /// # Errors
 /// An error of xenstore; a status that is neither `connected` nor `error`.
 pub fn read_hotplug<X: Xenstore + ?Sized>(
-    xs: &mut X,
+    mut xs: &mut X,
     backend: &str,
 ) -> Result<Option<Hotplug>, HandshakeError> {
-    let mut r = Reader { xs, base: backend };
+    let mut r = Reader { xs: &mut xs, base: backend };
     match r.raw("hotplug-status")?.as_deref() {
         // libxl creates a vif's node with an empty value.
         None | Some(b"") => Ok(None),
         Some(b"connected") => Ok(Some(Hotplug::Connected)),
         Some(b"error") => {
-            let why = r.opt_text("hotplug-error")?.unwrap_or_default();
+            let why = r.text("hotplug-error")?.unwrap_or_default();
             Ok(Some(Hotplug::Failed(why.into())))
         }
         Some(other) => Err(r.malformed("hotplug-status", other, "connected or error")),

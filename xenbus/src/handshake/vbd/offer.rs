@@ -2,7 +2,11 @@
 
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{read_state, write_state};
+use crate::handshake::encoding::{
+    ANY, Between, Encoding as _, FLAG, Form, POSITIVE, PowerOfTwo, display,
+};
 use crate::handshake::fields::{Reader, Writer};
+use crate::handshake::record::{Optional, Or, Record as _, Required, concat, record};
 use crate::state::XenbusState;
 use crate::xenstore::{Xenstore, transaction};
 
@@ -26,39 +30,48 @@ pub struct FrontPlan {
     pub ring_page_order: u32,
 }
 
-/// Properties of discards. A missing key has the header's default: a granularity of one sector, an
-/// alignment of 0.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub struct Discard {
-    /// `discard-granularity`, in bytes.
-    pub granularity: Option<u32>,
-    /// `discard-alignment`, in bytes.
-    pub alignment: Option<u32>,
-    /// `discard-secure`: whether discarded data can be made unrecoverable.
-    pub secure: bool,
+record! {
+    /// Properties of discards. A missing key has the header's default: a granularity of one sector,
+    /// an alignment of 0.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+    pub struct Discard {
+        /// `discard-granularity`, in bytes.
+        pub granularity: Option<u32> = "discard-granularity" => Optional(ANY),
+        /// `discard-alignment`, in bytes.
+        pub alignment: Option<u32> = "discard-alignment" => Optional(ANY),
+        /// `discard-secure`: whether discarded data can be made unrecoverable.
+        pub secure: bool = "discard-secure" => Or(FLAG, false),
+    }
 }
 
-/// The offer of a disk's backend, written before it enters [`XenbusState::InitWait`]. A missing key
-/// means that the feature is not supported.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct BackOffer {
-    /// `feature-max-indirect-segments`: maximum number of segments in an indirect request.
-    pub max_indirect_segments: Option<u32>,
-    /// `multi-queue-max-queues`.
-    pub max_queues: Option<u32>,
-    /// `max-ring-page-order`: a ring may have up to 2 to this power pages.
-    pub max_ring_page_order: Option<u32>,
-    /// `max-ring-pages`, the older form of that key.
-    pub max_ring_pages: Option<u32>,
-    /// `feature-persistent`: the backend caches mappings (persistent grants).
-    pub persistent: bool,
-    /// `feature-flush-cache`.
-    pub flush: bool,
-    /// `feature-barrier`.
-    pub barrier: bool,
-    /// `feature-discard` and the keys that belong to it.
-    pub discard: Option<Discard>,
+record! {
+    /// The offer of a disk's backend, written before it enters [`XenbusState::InitWait`]. A missing
+    /// key means that the feature is not supported.
+    #[derive(Clone, PartialEq, Eq, Debug, Default)]
+    pub struct BackOffer {
+        /// `feature-max-indirect-segments`: maximum number of segments in an indirect request.
+        pub max_indirect_segments: Option<u32> =
+            "feature-max-indirect-segments" => Optional(ANY),
+        /// `multi-queue-max-queues`.
+        pub max_queues: Option<u32> = "multi-queue-max-queues" => Optional(POSITIVE),
+        /// `max-ring-page-order`: a ring may have up to 2 to this power pages.
+        pub max_ring_page_order: Option<u32> = "max-ring-page-order" => Optional(ANY),
+        /// `max-ring-pages`, the older form of that key.
+        pub max_ring_pages: Option<u32> = "max-ring-pages" => Optional(POSITIVE),
+        /// `feature-persistent`: the backend caches mappings (persistent grants).
+        pub persistent: bool = "feature-persistent" => Or(FLAG, false),
+        /// `feature-flush-cache`.
+        pub flush: bool = "feature-flush-cache" => Or(FLAG, false),
+        /// `feature-barrier`.
+        pub barrier: bool = "feature-barrier" => Or(FLAG, false),
+    }
+    other keys(&concat::<4>(&[DISCARD], Discard::KEYS)) {
+        /// `feature-discard` and the keys that belong to it.
+        pub discard: Option<Discard>,
+    }
 }
+
+const DISCARD: &str = "feature-discard";
 
 impl BackOffer {
     /// Reads a backend's offer.
@@ -68,25 +81,9 @@ impl BackOffer {
     pub fn read<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Self, HandshakeError> {
         transaction(xs, |tx| {
             let mut r = Reader { xs: tx, base };
-            let discard = if r.flag("feature-discard", false)? {
-                Some(Discard {
-                    granularity: r.opt_u32("discard-granularity", 0, u32::MAX)?,
-                    alignment: r.opt_u32("discard-alignment", 0, u32::MAX)?,
-                    secure: r.flag("discard-secure", false)?,
-                })
-            } else {
-                None
-            };
-            Ok(Self {
-                max_indirect_segments: r.opt_u32("feature-max-indirect-segments", 0, u32::MAX)?,
-                max_queues: r.opt_u32("multi-queue-max-queues", 1, u32::MAX)?,
-                max_ring_page_order: r.opt_u32("max-ring-page-order", 0, u32::MAX)?,
-                max_ring_pages: r.opt_u32("max-ring-pages", 1, u32::MAX)?,
-                persistent: r.flag("feature-persistent", false)?,
-                flush: r.flag("feature-flush-cache", false)?,
-                barrier: r.flag("feature-barrier", false)?,
-                discard,
-            })
+            let has_discard = r.flag(DISCARD, false)?;
+            let discard = has_discard.then(|| Discard::read_keys(&mut r)).transpose()?;
+            Self::read_keys(&mut r, discard)
         })
     }
 
@@ -101,17 +98,12 @@ impl BackOffer {
     ) -> Result<(), HandshakeError> {
         transaction(xs, |tx| {
             let mut w = Writer { xs: tx, base };
-            w.opt("feature-max-indirect-segments", self.max_indirect_segments)?;
-            w.opt("multi-queue-max-queues", self.max_queues)?;
-            w.opt("max-ring-page-order", self.max_ring_page_order)?;
-            w.opt("max-ring-pages", self.max_ring_pages)?;
-            w.flag("feature-persistent", self.persistent)?;
-            w.flag("feature-flush-cache", self.flush)?;
-            w.flag("feature-barrier", self.barrier)?;
-            w.flag("feature-discard", self.discard.is_some())?;
-            w.opt("discard-granularity", self.discard.and_then(|d| d.granularity))?;
-            w.opt("discard-alignment", self.discard.and_then(|d| d.alignment))?;
-            w.opt("discard-secure", self.discard.map(|d| u8::from(d.secure)))
+            self.write_keys(&mut w)?;
+            w.flag(DISCARD, self.discard.is_some())?;
+            match &self.discard {
+                Some(discard) => discard.write_keys(&mut w),
+                None => w.clear_listed(Discard::KEYS),
+            }
         })
     }
 
@@ -163,27 +155,38 @@ impl DiskInfo {
     }
 }
 
-/// The properties of the disk, written together with the backend's [`XenbusState::Connected`].
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct BackDisk {
-    /// `sectors`: the disk's size in units of 512 bytes, whatever `sector_size` is. Below 2⁵⁵, so
-    /// that the size in bytes fits into a `u64`.
-    pub sectors: u64,
-    /// `info`.
-    pub info: DiskInfo,
-    /// `sector-size`, in bytes: requests are multiples of it. A power of two of 512 to 65536.
-    pub sector_size: u32,
-    /// `physical-sector-size`, in bytes: the size with the best performance. At least
-    /// `sector_size`.
-    pub physical_sector_size: u32,
-    /// The final features. Linux's backend writes most of them only when it is connected.
-    pub offer: BackOffer,
+const INFO: Form<DiskInfo> =
+    Form(|bytes| ANY.decode(bytes).map(DiskInfo::from_bits), |info| display(&info.bits()));
+
+record! {
+    /// The properties of the disk, written together with the backend's [`XenbusState::Connected`].
+    #[derive(Clone, PartialEq, Eq, Debug)]
+    pub struct BackDisk {
+        /// `sectors`: the disk's size in units of 512 bytes, whatever `sector_size` is. Below 2⁵⁵,
+        /// so that the size in bytes fits into a `u64`.
+        pub sectors: u64 = "sectors" => Required(SECTORS),
+        /// `info`.
+        pub info: DiskInfo = "info" => Required(INFO),
+        /// `sector-size`, in bytes: requests are multiples of it. A power of two of 512 to 65536.
+        pub sector_size: u32 = "sector-size" => Required(SECTOR_SIZE),
+        /// `physical-sector-size`, in bytes: the size with the best performance. At least
+        /// `sector_size`.
+        pub physical_sector_size: u32 =
+            "physical-sector-size" => Or(sizes_from(&sector_size), sizes_from(&sector_size).0),
+    }
+    other keys(BackOffer::KEYS) {
+        /// The final features. Linux's backend writes most of them only when it is connected.
+        pub offer: BackOffer,
+    }
 }
 
-/// 2⁵⁵ − 1: maximum number of sectors of 512 bytes, such that the size in bytes fits into a `u64`.
-const MAX_SECTORS: u64 = u64::MAX / 512;
-const MAX_SECTOR_SIZE: u32 = 65_536;
-const MAX_PHYSICAL_SECTOR_SIZE: u32 = 1 << 30;
+/// The maximum is 2⁵⁵ − 1, such that the size in bytes fits into a `u64`.
+const SECTORS: Between<u64> = Between(0, u64::MAX / 512);
+const SECTOR_SIZE: PowerOfTwo = PowerOfTwo(512, 65_536);
+
+const fn sizes_from(sector_size: &u32) -> PowerOfTwo {
+    PowerOfTwo(*sector_size, 1 << 30)
+}
 
 impl BackDisk {
     /// Reads the properties of a connected backend's disk.
@@ -193,20 +196,7 @@ impl BackDisk {
     pub fn read<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Self, HandshakeError> {
         transaction(xs, |tx| {
             let offer = BackOffer::read(tx, base)?;
-            let mut r = Reader { xs: tx, base };
-            let sectors =
-                r.number("sectors", 0, MAX_SECTORS)?.ok_or_else(|| r.missing("sectors"))?;
-            let info = DiskInfo::from_bits(r.need_u32("info", 0, u32::MAX)?);
-            let sector_size =
-                read_sector_size(r.xs, base)?.ok_or_else(|| r.missing("sector-size"))?;
-            let physical_sector_size = power_of_two(
-                &mut r,
-                "physical-sector-size",
-                sector_size,
-                MAX_PHYSICAL_SECTOR_SIZE,
-            )?
-            .unwrap_or(sector_size);
-            Ok(Self { sectors, info, sector_size, physical_sector_size, offer })
+            Self::read_keys(&mut Reader { xs: tx, base }, offer)
         })
     }
 
@@ -219,34 +209,31 @@ impl BackDisk {
         xs: &mut X,
         base: &str,
     ) -> Result<(), HandshakeError> {
-        let fits =
-            |size: u32, min: u32, max: u32| size.is_power_of_two() && size >= min && size <= max;
-        if self.sectors > MAX_SECTORS
-            || !fits(self.sector_size, 512, MAX_SECTOR_SIZE)
-            || !fits(self.physical_sector_size, self.sector_size, MAX_PHYSICAL_SECTOR_SIZE)
+        if !SECTORS.allows(self.sectors)
+            || !SECTOR_SIZE.allows(self.sector_size)
+            || !sizes_from(&self.sector_size).allows(self.physical_sector_size)
         {
-            return Err(HandshakeError::Unwritable("the disk has an impossible size"));
+            return Err(IMPOSSIBLE_SIZE);
         }
         transaction(xs, |tx| {
             self.offer.write(tx, base)?;
-            let mut w = Writer { xs: tx, base };
-            w.put("sectors", self.sectors)?;
-            w.put("info", self.info.bits())?;
-            w.put("sector-size", self.sector_size)?;
-            w.put("physical-sector-size", self.physical_sector_size)
+            self.write_keys(&mut Writer { xs: tx, base })
         })
     }
 }
+
+const IMPOSSIBLE_SIZE: HandshakeError =
+    HandshakeError::Unwritable("the disk has an impossible size");
 
 /// Reads the size of a disk's logical sectors, which some backends write before they are connected.
 ///
 /// # Errors
 /// An error of xenstore; the value is not a valid size.
 pub fn read_sector_size<X: Xenstore + ?Sized>(
-    xs: &mut X,
+    mut xs: &mut X,
     backend: &str,
 ) -> Result<Option<u32>, HandshakeError> {
-    power_of_two(&mut Reader { xs, base: backend }, "sector-size", 512, MAX_SECTOR_SIZE)
+    (Reader { xs: &mut xs, base: backend }).get("sector-size", SECTOR_SIZE)
 }
 
 /// Notifies a connected frontend of a new size (in units of 512 bytes): the size and the unchanged
@@ -261,8 +248,8 @@ pub fn announce_resize<X: Xenstore + ?Sized>(
     base: &str,
     sectors: u64,
 ) -> Result<(), HandshakeError> {
-    if sectors > MAX_SECTORS {
-        return Err(HandshakeError::Unwritable("the disk has an impossible size"));
+    if !SECTORS.allows(sectors) {
+        return Err(IMPOSSIBLE_SIZE);
     }
     transaction(xs, |tx| {
         if read_state(tx, base)? != XenbusState::Connected {
@@ -271,19 +258,4 @@ pub fn announce_resize<X: Xenstore + ?Sized>(
         Writer { xs: tx, base }.put("sectors", sectors)?;
         write_state(tx, base, XenbusState::Connected)
     })
-}
-
-fn power_of_two<X: Xenstore + ?Sized>(
-    r: &mut Reader<'_, X>,
-    key: &str,
-    min: u32,
-    max: u32,
-) -> Result<Option<u32>, HandshakeError> {
-    let size = r.opt_u32(key, min, max)?;
-    match size {
-        Some(n) if !n.is_power_of_two() => {
-            Err(r.malformed(key, alloc::format!("{n}").as_bytes(), "a power of two"))
-        }
-        _ => Ok(size),
-    }
 }

@@ -1,12 +1,13 @@
 //! The request of a disk's frontend: rings, event channels, features.
 
-use alloc::collections::BTreeSet;
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::handshake::HandshakeError;
-use crate::handshake::fields::{Reader, Writer, is_numbered};
+use crate::handshake::common::{NUM_QUEUES, Used, read_count, read_each, write_each};
+use crate::handshake::encoding::{ANY, Between, FLAG, OneOf, PowerOfTwo};
+use crate::handshake::fields::{Reader, Writer};
+use crate::handshake::record::{Optional, Or, Record as _, record};
 use crate::xenstore::{Xenstore, transaction};
 
 use super::BackOffer;
@@ -22,17 +23,20 @@ pub enum Protocol {
     Arm,
 }
 
-impl Protocol {
-    const ALL: [Self; 3] = [Self::X86_32, Self::X86_64, Self::Arm];
+const PROTOCOL: OneOf<Protocol> = OneOf(
+    &[
+        (Protocol::X86_32, "x86_32-abi"),
+        (Protocol::X86_64, "x86_64-abi"),
+        (Protocol::Arm, "arm-abi"),
+    ],
+    "x86_32-abi, x86_64-abi or arm-abi",
+);
 
+impl Protocol {
     /// Returns the value on the wire.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::X86_32 => "x86_32-abi",
-            Self::X86_64 => "x86_64-abi",
-            Self::Arm => "arm-abi",
-        }
+    pub fn as_str(self) -> &'static str {
+        PROTOCOL.word(&self)
     }
 }
 
@@ -45,19 +49,34 @@ pub struct Queue {
     pub event_channel: u32,
 }
 
-/// The request of a disk's frontend, written before it enters `Initialised` (3) or, in many
-/// implementations, `Connected` (4).
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct FrontRequest {
-    /// `protocol`. If it is missing, the frontend uses its native layout; Linux's backend assumes
-    /// `x86_32-abi` on x86, others assume their own layout.
-    pub protocol: Option<Protocol>,
-    /// `feature-persistent`: the frontend reuses its grants. Many write it even if it was not
-    /// advertised.
-    pub persistent: bool,
-    /// The queues, at least one; all rings have the same number of pages.
-    pub queues: Vec<Queue>,
+record! {
+    /// The request of a disk's frontend, written before it enters `Initialised` (3) or, in many
+    /// implementations, `Connected` (4).
+    #[derive(Clone, PartialEq, Eq, Debug)]
+    pub struct FrontRequest {
+        /// `protocol`. If it is missing, the frontend uses its native layout; Linux's backend
+        /// assumes `x86_32-abi` on x86, others assume their own layout.
+        pub protocol: Option<Protocol> = "protocol" => Optional(PROTOCOL),
+        /// `feature-persistent`: the frontend reuses its grants. Many write it even if it was not
+        /// advertised.
+        pub persistent: bool = "feature-persistent" => Or(FLAG, false),
+    }
+    other keys(RING_KEYS) {
+        /// The queues, at least one; all rings have the same number of pages.
+        pub queues: Vec<Queue>,
+    }
 }
+
+/// Keys of the rings, which depend on the number of queues and pages.
+const RING_KEYS: &[&str] = &[
+    NUM_QUEUES,
+    "queue-%u",
+    "ring-page-order",
+    "num-ring-pages",
+    "ring-ref",
+    "ring-ref%u",
+    "event-channel",
+];
 
 impl FrontRequest {
     /// Reads a frontend's request, and validates it against the offer.
@@ -76,20 +95,11 @@ impl FrontRequest {
     ) -> Result<Self, HandshakeError> {
         transaction(xs, |tx| {
             let mut r = Reader { xs: tx, base };
-            let queues = r.opt_u32("multi-queue-num-queues", 1, offer.queues())?.unwrap_or(1);
+            let count = read_count(&mut r, offer.queues())?;
             let ring = RingKeys::read(&mut r, offer)?;
-            let mut request = Self {
-                protocol: read_protocol(&mut r)?,
-                persistent: r.flag("feature-persistent", false)?,
-                queues: Vec::new(),
-            };
+            let mut request = Self::read_keys(&mut r, Vec::new())?;
             let mut used = Used::default();
-            for n in 0..queues {
-                let dir =
-                    if queues == 1 { String::from(base) } else { format!("{base}/queue-{n}") };
-                let mut r = Reader { xs: &mut *r.xs, base: &dir };
-                request.queues.push(read_queue(&mut r, ring, &mut used)?);
-            }
+            request.queues = read_each(&mut r, count, |r| read_queue(r, ring, &mut used))?;
             Ok(request)
         })
     }
@@ -110,31 +120,14 @@ impl FrontRequest {
         }
         transaction(xs, |tx| {
             let mut w = Writer { xs: tx, base };
-            w.clear_all(|key| {
-                is_numbered(key, "ring-ref")
-                    || is_numbered(key, "queue-")
-                    || matches!(
-                        key,
-                        "ring-ref" | "ring-page-order" | "num-ring-pages" | "event-channel"
-                    )
-                    || key == "multi-queue-num-queues"
-            })?;
-            w.opt("protocol", self.protocol.map(Protocol::as_str))?;
-            w.flag("feature-persistent", self.persistent)?;
+            w.clear_listed(RING_KEYS)?;
+            self.write_keys(&mut w)?;
             if pages > 1 {
                 // Both forms are written, because some backends support only one of them.
                 w.put("ring-page-order", pages.ilog2())?;
                 w.put("num-ring-pages", pages)?;
             }
-            if let [queue] = self.queues.as_slice() {
-                return write_queue(&mut w, queue);
-            }
-            w.put("multi-queue-num-queues", self.queues.len())?;
-            for (n, queue) in self.queues.iter().enumerate() {
-                let dir = format!("{base}/queue-{n}");
-                write_queue(&mut Writer { xs: &mut *w.xs, base: &dir }, queue)?;
-            }
-            Ok(())
+            write_each(&mut w, &self.queues, write_queue)
         })
     }
 
@@ -154,78 +147,42 @@ struct RingKeys {
 }
 
 impl RingKeys {
-    fn read<X: Xenstore + ?Sized>(
-        r: &mut Reader<'_, X>,
-        offer: &BackOffer,
-    ) -> Result<Self, HandshakeError> {
+    fn read(r: &mut Reader<'_>, offer: &BackOffer) -> Result<Self, HandshakeError> {
         let max_order = offer.ring_page_order();
         let max_pages = 1_u32.checked_shl(max_order).unwrap_or(1);
-        if let Some(order) = r.opt_u32("ring-page-order", 0, max_order)? {
+        if let Some(order) = r.get("ring-page-order", Between(0, max_order))? {
             let pages = 1_u32.checked_shl(order).unwrap_or(1);
             return Ok(Self { pages, numbered_first: true });
         }
-        let pages = r.opt_u32("num-ring-pages", 1, max_pages)?.unwrap_or(1);
-        if !pages.is_power_of_two() {
-            let value = format!("{pages}");
-            return Err(r.malformed("num-ring-pages", value.as_bytes(), "a power of two"));
-        }
+        let pages = r.get("num-ring-pages", PowerOfTwo(1, max_pages))?.unwrap_or(1);
         Ok(Self { pages, numbered_first: false })
     }
 }
 
-#[derive(Default)]
-struct Used {
-    refs: BTreeSet<u32>,
-    channels: BTreeSet<u32>,
-}
-
-fn read_queue<X: Xenstore + ?Sized>(
-    r: &mut Reader<'_, X>,
+fn read_queue(
+    r: &mut Reader<'_>,
     ring: RingKeys,
     used: &mut Used,
 ) -> Result<Queue, HandshakeError> {
-    let mut ring_refs = Vec::new();
-    if ring.pages == 1 {
+    let ring_refs = if ring.pages == 1 {
         let (first, second) =
             if ring.numbered_first { ("ring-ref0", "ring-ref") } else { ("ring-ref", "ring-ref0") };
-        let (key, gref) = match r.opt_u32(first, 0, u32::MAX)? {
+        let (key, gref) = match r.get(first, ANY)? {
             Some(gref) => (first, gref),
-            None => match r.opt_u32(second, 0, u32::MAX)? {
+            None => match r.get(second, ANY)? {
                 Some(gref) => (second, gref),
                 None => return Err(r.missing(first)),
             },
         };
-        once(r, key, gref, &mut used.refs)?;
-        ring_refs.push(gref);
+        Vec::from([used.add_ref(r, key, gref)?])
     } else {
-        for n in 0..ring.pages {
-            let key = format!("ring-ref{n}");
-            let gref = r.need_u32(&key, 0, u32::MAX)?;
-            once(r, &key, gref, &mut used.refs)?;
-            ring_refs.push(gref);
-        }
-    }
-    let event_channel = r.need_u32("event-channel", 1, u32::MAX)?;
-    once(r, "event-channel", event_channel, &mut used.channels)?;
-    Ok(Queue { ring_refs, event_channel })
+        let refs = (0..ring.pages).map(|n| used.read_ref(r, &format!("ring-ref{n}")));
+        refs.collect::<Result<_, _>>()?
+    };
+    Ok(Queue { ring_refs, event_channel: used.read_channel(r, "event-channel")? })
 }
 
-fn once<X: Xenstore + ?Sized>(
-    r: &Reader<'_, X>,
-    key: &str,
-    value: u32,
-    used: &mut BTreeSet<u32>,
-) -> Result<(), HandshakeError> {
-    if used.insert(value) {
-        return Ok(());
-    }
-    Err(HandshakeError::Duplicate { path: r.path(key), value: u64::from(value) })
-}
-
-fn write_queue<X: Xenstore + ?Sized>(
-    w: &mut Writer<'_, X>,
-    queue: &Queue,
-) -> Result<(), HandshakeError> {
+fn write_queue(w: &mut Writer<'_>, queue: &Queue) -> Result<(), HandshakeError> {
     match queue.ring_refs.as_slice() {
         [one] => w.put("ring-ref", one)?,
         many => {
@@ -235,16 +192,4 @@ fn write_queue<X: Xenstore + ?Sized>(
         }
     }
     w.put("event-channel", queue.event_channel)
-}
-
-fn read_protocol<X: Xenstore + ?Sized>(
-    r: &mut Reader<'_, X>,
-) -> Result<Option<Protocol>, HandshakeError> {
-    let Some(word) = r.raw("protocol")? else {
-        return Ok(None);
-    };
-    match Protocol::ALL.into_iter().find(|p| p.as_str().as_bytes() == word) {
-        Some(protocol) => Ok(Some(protocol)),
-        None => Err(r.malformed("protocol", &word, "x86_32-abi, x86_64-abi or arm-abi")),
-    }
 }

@@ -8,11 +8,11 @@ use pvio_ring::DomId;
 
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
-    DeviceAddr, DeviceClass, create_backend_end, create_frontend_end, regrant_frontend_end,
-    state_path, write_state,
+    DeviceAddr, DeviceClass, check_frontend, create_backend_dir, create_frontend_dir, state_path,
 };
+use crate::handshake::encoding::{BYTES, DOMAIN, FLAG, OneOf, PathOf, TEXT};
 use crate::handshake::fields::{Reader, Writer};
-use crate::state::XenbusState;
+use crate::handshake::record::{Optional, Or, OrName, Required, read_and_write, record};
 use crate::xenstore::{Xenstore, transaction};
 
 /// Whether the frontend may write (`mode`).
@@ -33,52 +33,52 @@ pub enum DeviceType {
     Cdrom,
 }
 
-impl DeviceType {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Disk => "disk",
-            Self::Cdrom => "cdrom",
-        }
+const MODE: OneOf<Mode> = OneOf(&[(Mode::ReadOnly, "r"), (Mode::ReadWrite, "w")], "r or w");
+
+const DEVICE_TYPE: OneOf<DeviceType> =
+    OneOf(&[(DeviceType::Disk, "disk"), (DeviceType::Cdrom, "cdrom")], "disk or cdrom");
+
+record! {
+    /// The toolstack's keys for a disk's backend. `mode`, `params`, `frontend` and `frontend-id`
+    /// are required; other missing keys have the header's defaults.
+    #[derive(Clone, PartialEq, Eq, Debug)]
+    pub struct ToolstackBack {
+        /// `frontend-id`: the frontend's domain.
+        pub frontend_id: DomId = "frontend-id" => Required(DOMAIN),
+        /// `mode`.
+        pub mode: Mode = "mode" => Required(MODE),
+        /// `frontend`: the frontend's directory, in the home directory of its domain.
+        pub frontend: String = "frontend" => Required(PathOf::domain(&frontend_id)),
+        /// `online`: whether the device remains when the frontend closes.
+        pub online: bool = "online" => Or(FLAG, false),
+        /// `removable`: whether the frontend should present a drive with removable media.
+        pub removable: bool = "removable" => Or(FLAG, false),
+        /// `bootable`: whether the guest may boot from it.
+        pub bootable: bool = "bootable" => Or(FLAG, false),
+        /// `dev`: the toolstack's name of the device (`xvda`).
+        pub dev: String = "dev" => Or(TEXT, String::new()),
+        /// `type`: the kind of storage that `params` names (`phy`, `file`, `tap`, …).
+        pub kind: String = "type" => Or(TEXT, String::new()),
+        /// `device-type`.
+        pub device_type: DeviceType = "device-type" => Or(DEVICE_TYPE, DeviceType::Disk),
+        /// `params`: the storage of the disk, interpreted by the backend. It contains a path, so it
+        /// is bytes.
+        pub params: Vec<u8> = "params" => Required(BYTES),
+        /// `script`: path of the hotplug script, which the toolstack runs to prepare the storage.
+        pub script: Option<Vec<u8>> = "script" => Optional(BYTES),
+        /// `physical-device-path`: the block device that the script found or made for `params`.
+        pub physical_device_path: Option<Vec<u8>> = "physical-device-path" => Optional(BYTES),
+        /// `direct-io-safe`: whether the storage may be accessed with direct I/O, bypassing the
+        /// host's cache.
+        pub direct_io_safe: bool = "direct-io-safe" => Or(FLAG, false),
+        /// `discard-enable`: whether discards may be advertised.
+        pub discard_enable: bool = "discard-enable" => Or(FLAG, true),
+        /// `pvio-options`: options in pvio's own syntax, interpreted by the backend. Options that
+        /// apply to a connected disk can be changed while it is connected.
+        pub options: Option<Vec<u8>> = OPTIONS => Optional(BYTES),
     }
 }
-
-/// The toolstack's keys for a disk's backend.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ToolstackBack {
-    /// `frontend`: the frontend's directory.
-    pub frontend: String,
-    /// `frontend-id`: the frontend's domain.
-    pub frontend_id: DomId,
-    /// `online`: whether the device remains when the frontend closes.
-    pub online: bool,
-    /// `removable`: whether the frontend should present a drive with removable media.
-    pub removable: bool,
-    /// `bootable`: whether the guest may boot from it.
-    pub bootable: bool,
-    /// `dev`: the toolstack's name of the device (`xvda`).
-    pub dev: String,
-    /// `type`: the kind of storage that `params` names (`phy`, `file`, `tap`, …).
-    pub kind: String,
-    /// `mode`.
-    pub mode: Mode,
-    /// `device-type`.
-    pub device_type: DeviceType,
-    /// `params`: the storage of the disk, interpreted by the backend. It contains a path, so it is
-    /// bytes.
-    pub params: Vec<u8>,
-    /// `script`: path of the hotplug script, which the toolstack runs to prepare the storage.
-    pub script: Option<Vec<u8>>,
-    /// `physical-device-path`: the block device that the script found or made for `params`.
-    pub physical_device_path: Option<Vec<u8>>,
-    /// `direct-io-safe`: whether the storage may be accessed with direct I/O, bypassing the host's
-    /// cache.
-    pub direct_io_safe: bool,
-    /// `discard-enable`: whether discards may be advertised.
-    pub discard_enable: bool,
-    /// `pvio-options`: options in pvio's own syntax, interpreted by the backend. Options that apply
-    /// to a connected disk can be changed while it is connected.
-    pub options: Option<Vec<u8>>,
-}
+read_and_write!(ToolstackBack);
 
 /// Value of `type` for disks that pvio's own toolstack created.
 pub const OWN_KIND: &str = "pvio";
@@ -181,89 +181,28 @@ impl ToolstackBack {
             Writer { xs: tx, base: &base }.put(OPTIONS, options)
         })
     }
-
-    /// Reads a backend's directory. `mode`, `params`, `frontend` and `frontend-id` are required;
-    /// other missing keys have the header's defaults.
-    ///
-    /// # Errors
-    /// [`HandshakeError`], also if the frontend's path is not in the home directory of its domain.
-    pub fn read<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Self, HandshakeError> {
-        transaction(xs, |tx| {
-            let mut r = Reader { xs: tx, base };
-            let frontend_id = r.domid("frontend-id")?;
-            let mode = match r.raw("mode")?.as_deref() {
-                Some(b"r") => Mode::ReadOnly,
-                Some(b"w") => Mode::ReadWrite,
-                Some(other) => return Err(r.malformed("mode", other, "r or w")),
-                None => return Err(r.missing("mode")),
-            };
-            Ok(Self {
-                frontend: r.peer_path("frontend", frontend_id)?,
-                frontend_id,
-                online: r.flag("online", false)?,
-                removable: r.flag("removable", false)?,
-                bootable: r.flag("bootable", false)?,
-                dev: r.opt_text("dev")?.unwrap_or_default(),
-                kind: r.opt_text("type")?.unwrap_or_default(),
-                mode,
-                device_type: read_device_type(&mut r)?,
-                params: r.need_bytes("params")?,
-                script: r.opt_bytes("script")?,
-                physical_device_path: r.opt_bytes("physical-device-path")?,
-                direct_io_safe: r.flag("direct-io-safe", false)?,
-                discard_enable: r.flag("discard-enable", true)?,
-                options: r.opt_bytes(OPTIONS)?,
-            })
-        })
-    }
-
-    /// Writes a backend's directory, without its state.
-    ///
-    /// # Errors
-    /// [`HandshakeError`].
-    pub fn write<X: Xenstore + ?Sized>(
-        &self,
-        xs: &mut X,
-        base: &str,
-    ) -> Result<(), HandshakeError> {
-        transaction(xs, |tx| {
-            let mut w = Writer { xs: tx, base };
-            w.put("frontend", &self.frontend)?;
-            w.put("frontend-id", self.frontend_id)?;
-            w.flag("online", self.online)?;
-            w.flag("removable", self.removable)?;
-            w.flag("bootable", self.bootable)?;
-            w.put("dev", &self.dev)?;
-            w.put("type", &self.kind)?;
-            w.put("mode", if self.mode == Mode::ReadOnly { "r" } else { "w" })?;
-            w.put("device-type", self.device_type.as_str())?;
-            w.put_bytes("params", &self.params)?;
-            w.opt_bytes("script", self.script.as_deref())?;
-            w.opt_bytes("physical-device-path", self.physical_device_path.as_deref())?;
-            w.flag("direct-io-safe", self.direct_io_safe)?;
-            w.flag("discard-enable", self.discard_enable)?;
-            w.opt_bytes(OPTIONS, self.options.as_deref())
-        })
-    }
 }
 
-/// The toolstack's keys for a disk's frontend.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ToolstackFront {
-    /// `backend`: the backend's directory.
-    pub backend: String,
-    /// `backend-id`: the backend's domain.
-    pub backend_id: DomId,
-    /// `virtual-device`: the number of the disk in the guest, encoded as in
-    /// `docs/man/xen-vbd-interface.7`. If the key is missing, it is the name of the frontend's
-    /// directory.
-    pub virtual_device: u32,
-    /// `device-type`.
-    pub device_type: DeviceType,
-    /// `trusted`: whether the backend may access the frontend's data pages; if not, the frontend
-    /// must copy through pages that hold no other data.
-    pub trusted: bool,
+record! {
+    /// The toolstack's keys for a disk's frontend.
+    #[derive(Clone, PartialEq, Eq, Debug)]
+    pub struct ToolstackFront {
+        /// `backend-id`: the backend's domain.
+        pub backend_id: DomId = "backend-id" => Required(DOMAIN),
+        /// `backend`: the backend's directory, in the home directory of its domain.
+        pub backend: String = "backend" => Required(PathOf::domain(&backend_id)),
+        /// `virtual-device`: the number of the disk in the guest, encoded as in
+        /// `docs/man/xen-vbd-interface.7`. If the key is missing, it is the name of the frontend's
+        /// directory.
+        pub virtual_device: u32 = "virtual-device" => OrName,
+        /// `device-type`.
+        pub device_type: DeviceType = "device-type" => Or(DEVICE_TYPE, DeviceType::Disk),
+        /// `trusted`: whether the backend may access the frontend's data pages; if not, the
+        /// frontend must copy through pages that hold no other data.
+        pub trusted: bool = "trusted" => Or(FLAG, true),
+    }
 }
+read_and_write!(ToolstackFront);
 
 impl ToolstackFront {
     /// Returns the keys of a device with this address.
@@ -277,47 +216,10 @@ impl ToolstackFront {
             trusted: true,
         }
     }
-
-    /// Reads a frontend's directory.
-    ///
-    /// # Errors
-    /// [`HandshakeError`], also if the backend's path is not in the home directory of its domain.
-    pub fn read<X: Xenstore + ?Sized>(xs: &mut X, base: &str) -> Result<Self, HandshakeError> {
-        transaction(xs, |tx| {
-            let mut r = Reader { xs: tx, base };
-            let backend_id = r.domid("backend-id")?;
-            Ok(Self {
-                backend: r.peer_path("backend", backend_id)?,
-                backend_id,
-                virtual_device: r.number_of_device("virtual-device")?,
-                device_type: read_device_type(&mut r)?,
-                trusted: r.flag("trusted", true)?,
-            })
-        })
-    }
-
-    /// Writes a frontend's directory, without its state.
-    ///
-    /// # Errors
-    /// [`HandshakeError`].
-    pub fn write<X: Xenstore + ?Sized>(
-        &self,
-        xs: &mut X,
-        base: &str,
-    ) -> Result<(), HandshakeError> {
-        transaction(xs, |tx| {
-            let mut w = Writer { xs: tx, base };
-            w.put("backend", &self.backend)?;
-            w.put("backend-id", self.backend_id)?;
-            w.put("virtual-device", self.virtual_device)?;
-            w.put("device-type", self.device_type.as_str())?;
-            w.flag("trusted", self.trusted)
-        })
-    }
 }
 
 /// Creates a disk: the directories of both sides with their permissions, keys and state
-/// [`XenbusState::Initialising`], in one transaction. To be called by dom0.
+/// [`XenbusState::Initialising`](crate::XenbusState::Initialising), in one transaction. To be called by dom0.
 ///
 /// # Errors
 /// [`HandshakeError::Exists`] if either directory exists; [`HandshakeError::Unwritable`] if `back`
@@ -342,10 +244,8 @@ pub fn create_both_ends<X: Xenstore + ?Sized>(
     back: &ToolstackBack,
 ) -> Result<(), HandshakeError> {
     transaction(xs, |tx| {
-        create_frontend_end(tx, addr)?;
-        create_backend(tx, addr, back)?;
-        front.write(tx, &addr.frontend_path())?;
-        write_state(tx, &addr.frontend_path(), XenbusState::Initialising)
+        create_frontend_dir(tx, addr, front)?;
+        create_backend(tx, addr, back)
     })
 }
 
@@ -385,23 +285,6 @@ pub fn create_backend<X: Xenstore + ?Sized>(
     if addr.class() != DeviceClass::Vbd {
         return Err(HandshakeError::Unwritable("a disk of another class"));
     }
-    if back.frontend_id != addr.front || back.frontend != addr.frontend_path() {
-        return Err(HandshakeError::Unwritable("the frontend is not the address's"));
-    }
-    transaction(xs, |tx| {
-        create_backend_end(tx, addr)?;
-        regrant_frontend_end(tx, addr)?;
-        back.write(tx, &addr.backend_path())?;
-        write_state(tx, &addr.backend_path(), XenbusState::Initialising)
-    })
-}
-
-fn read_device_type<X: Xenstore + ?Sized>(
-    r: &mut Reader<'_, X>,
-) -> Result<DeviceType, HandshakeError> {
-    match r.raw("device-type")?.as_deref() {
-        None | Some(b"disk") => Ok(DeviceType::Disk),
-        Some(b"cdrom") => Ok(DeviceType::Cdrom),
-        Some(other) => Err(r.malformed("device-type", other, "disk or cdrom")),
-    }
+    check_frontend(addr, back.frontend_id, &back.frontend)?;
+    create_backend_dir(xs, addr, back)
 }

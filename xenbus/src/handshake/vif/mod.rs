@@ -14,7 +14,7 @@ pub use request::{
     read_multicast_request, read_xdp_headroom, write_multicast_request, write_xdp_headroom,
 };
 pub use toolstack::{
-    Rate, ToolstackBack, ToolstackFront, create_backend, create_device, is_live, rate_path,
+    ToolstackBack, ToolstackFront, VifRate, create_backend, create_device, is_live, rate_path,
     read_carrier, read_rate, write_carrier,
 };
 

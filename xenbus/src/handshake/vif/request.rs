@@ -1,19 +1,21 @@
 //! The request of an interface's frontend: rings, event channels, features.
 
-use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::handshake::HandshakeError;
-use crate::handshake::fields::{Reader, Writer, is_numbered};
+use crate::handshake::common::{NUM_QUEUES, Used, read_count, read_each, write_each};
+use crate::handshake::encoding::{ANY, Between, FLAG};
+use crate::handshake::fields::{Reader, Writer};
+use crate::handshake::record::{Or, OrZero, Presence as _, Record as _, concat, record};
 use crate::xenstore::{Xenstore, transaction};
 
 use super::BackOffer;
 
-/// Maximum headroom that a frontend may request, in bytes: Linux's `XEN_NETIF_MAX_XDP_HEADROOM`.
+/// Headroom that a frontend may request, in bytes: up to Linux's `XEN_NETIF_MAX_XDP_HEADROOM`.
 /// (Linux's frontend requests 256.)
-const MAX_XDP_HEADROOM: u32 = 0x7fff;
+const HEADROOM: Between<u32> = Between(0, 0x7fff);
 
 /// The event channels of a queue; never 0.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -49,38 +51,59 @@ pub struct ControlRing {
     pub event_channel: u32,
 }
 
-/// The request of an interface's frontend, written before it enters `Connected` (4) or, in some
-/// implementations, `Initialised` (3). A feature here is one that the frontend can **receive from**
-/// the backend.
-///
-/// `request-rx-copy` is not a field: it is required, because only copying is supported.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct FrontRequest {
-    /// The queues, at least one.
-    pub queues: Vec<Queue>,
-    /// The control ring, if there is one.
-    pub ctrl: Option<ControlRing>,
-    /// `feature-rx-notify`: the frontend notifies the backend of new receive buffers.
-    pub rx_notify: bool,
-    /// `feature-sg`: frames of several slots.
-    pub sg: bool,
-    /// `feature-gso-tcpv4`: GSO for TCP over IPv4.
-    pub gso_tcpv4: bool,
-    /// `feature-gso-tcpv6`: GSO for TCP over IPv6.
-    pub gso_tcpv6: bool,
-    /// `feature-gso-tcpv4-prefix`: the segment size in a slot before the frame.
-    pub gso_tcpv4_prefix: bool,
-    /// `feature-gso-tcpv6-prefix`: the segment size in a slot before the frame.
-    pub gso_tcpv6_prefix: bool,
-    /// `feature-no-csum-offload`: checksums over IPv4 must be complete.
-    pub no_csum_offload: bool,
-    /// `feature-ipv6-csum-offload`: checksums over IPv6 may be blank.
-    pub ipv6_csum_offload: bool,
-    /// `request-multicast-control`: send only the multicast groups that the frontend has added.
-    pub multicast_control: bool,
-    /// `xdp-headroom`: headroom before each frame, in bytes; 0 for none.
-    pub xdp_headroom: u32,
+record! {
+    /// The request of an interface's frontend, written before it enters `Connected` (4) or, in some
+    /// implementations, `Initialised` (3). A feature here is one that the frontend can **receive
+    /// from** the backend.
+    ///
+    /// `request-rx-copy` is not a field: it is required, because only copying is supported.
+    #[derive(Clone, PartialEq, Eq, Debug, Default)]
+    pub struct FrontRequest {
+        /// `feature-rx-notify`: the frontend notifies the backend of new receive buffers.
+        pub rx_notify: bool = "feature-rx-notify" => Or(FLAG, false),
+        /// `feature-sg`: frames of several slots.
+        pub sg: bool = "feature-sg" => Or(FLAG, false),
+        /// `feature-gso-tcpv4`: GSO for TCP over IPv4.
+        pub gso_tcpv4: bool = "feature-gso-tcpv4" => Or(FLAG, false),
+        /// `feature-gso-tcpv6`: GSO for TCP over IPv6.
+        pub gso_tcpv6: bool = "feature-gso-tcpv6" => Or(FLAG, false),
+        /// `feature-gso-tcpv4-prefix`: the segment size in a slot before the frame.
+        pub gso_tcpv4_prefix: bool = "feature-gso-tcpv4-prefix" => Or(FLAG, false),
+        /// `feature-gso-tcpv6-prefix`: the segment size in a slot before the frame.
+        pub gso_tcpv6_prefix: bool = "feature-gso-tcpv6-prefix" => Or(FLAG, false),
+        /// `feature-no-csum-offload`: checksums over IPv4 must be complete.
+        pub no_csum_offload: bool = "feature-no-csum-offload" => Or(FLAG, false),
+        /// `feature-ipv6-csum-offload`: checksums over IPv6 may be blank.
+        pub ipv6_csum_offload: bool = "feature-ipv6-csum-offload" => Or(FLAG, false),
+        /// `request-multicast-control`: send only the multicast groups that the frontend has added.
+        pub multicast_control: bool = MULTICAST_CONTROL => Or(FLAG, false),
+        /// `xdp-headroom`: headroom before each frame, in bytes; 0 for none.
+        pub xdp_headroom: u32 = XDP_HEADROOM => OrZero(HEADROOM),
+    }
+    other keys(&concat::<10>(&[RX_COPY], RING_KEYS)) {
+        /// The queues, at least one.
+        pub queues: Vec<Queue>,
+        /// The control ring, if there is one.
+        pub ctrl: Option<ControlRing>,
+    }
 }
+
+const RX_COPY: &str = "request-rx-copy";
+const MULTICAST_CONTROL: &str = "request-multicast-control";
+const XDP_HEADROOM: &str = "xdp-headroom";
+
+/// Keys of the rings, which depend on the number of queues and event channels.
+const RING_KEYS: &[&str] = &[
+    NUM_QUEUES,
+    "queue-%u",
+    "tx-ring-ref",
+    "rx-ring-ref",
+    "event-channel",
+    "event-channel-tx",
+    "event-channel-rx",
+    "ctrl-ring-ref",
+    "event-channel-ctrl",
+];
 
 impl FrontRequest {
     /// Reads a frontend's request, and validates it against the offer. A single queue has its keys
@@ -97,36 +120,15 @@ impl FrontRequest {
     ) -> Result<Self, HandshakeError> {
         transaction(xs, |tx| {
             let mut r = Reader { xs: tx, base };
-            if !r.flag("request-rx-copy", false)? {
-                let value = r.raw("request-rx-copy")?.unwrap_or_default();
-                return Err(r.malformed(
-                    "request-rx-copy",
-                    &value,
-                    "1, since only copies are served",
-                ));
+            if !r.flag(RX_COPY, false)? {
+                let value = r.raw(RX_COPY)?.unwrap_or_default();
+                return Err(r.malformed(RX_COPY, &value, "1, since only copies are served"));
             }
-            let queues = r.opt_u32("multi-queue-num-queues", 1, offer.queues())?.unwrap_or(1);
+            let count = read_count(&mut r, offer.queues())?;
             let mut used = Used::default();
-            let mut request = Self {
-                queues: Vec::new(),
-                ctrl: read_ctrl(&mut r, offer, &mut used)?,
-                rx_notify: r.flag("feature-rx-notify", false)?,
-                sg: r.flag("feature-sg", false)?,
-                gso_tcpv4: r.flag("feature-gso-tcpv4", false)?,
-                gso_tcpv6: r.flag("feature-gso-tcpv6", false)?,
-                gso_tcpv4_prefix: r.flag("feature-gso-tcpv4-prefix", false)?,
-                gso_tcpv6_prefix: r.flag("feature-gso-tcpv6-prefix", false)?,
-                no_csum_offload: r.flag("feature-no-csum-offload", false)?,
-                ipv6_csum_offload: r.flag("feature-ipv6-csum-offload", false)?,
-                multicast_control: r.flag("request-multicast-control", false)?,
-                xdp_headroom: r.opt_u32("xdp-headroom", 0, MAX_XDP_HEADROOM)?.unwrap_or(0),
-            };
-            for n in 0..queues {
-                let dir =
-                    if queues == 1 { String::from(base) } else { format!("{base}/queue-{n}") };
-                let mut r = Reader { xs: &mut *r.xs, base: &dir };
-                request.queues.push(read_queue(&mut r, offer, &mut used)?);
-            }
+            let ctrl = read_ctrl(&mut r, offer, &mut used)?;
+            let mut request = Self::read_keys(&mut r, Vec::new(), ctrl)?;
+            request.queues = read_each(&mut r, count, |r| read_queue(r, offer, &mut used))?;
             Ok(request)
         })
     }
@@ -145,40 +147,14 @@ impl FrontRequest {
         }
         transaction(xs, |tx| {
             let mut w = Writer { xs: tx, base };
-            w.clear_all(|key| {
-                let old_rings = [
-                    "tx-ring-ref",
-                    "rx-ring-ref",
-                    "event-channel",
-                    "event-channel-tx",
-                    "event-channel-rx",
-                ];
-                is_numbered(key, "queue-")
-                    || old_rings.contains(&key)
-                    || key == "multi-queue-num-queues"
-            })?;
-            w.put("request-rx-copy", 1)?;
-            w.flag("feature-rx-notify", self.rx_notify)?;
-            w.flag("feature-sg", self.sg)?;
-            w.flag("feature-gso-tcpv4", self.gso_tcpv4)?;
-            w.flag("feature-gso-tcpv6", self.gso_tcpv6)?;
-            w.flag("feature-gso-tcpv4-prefix", self.gso_tcpv4_prefix)?;
-            w.flag("feature-gso-tcpv6-prefix", self.gso_tcpv6_prefix)?;
-            w.flag("feature-no-csum-offload", self.no_csum_offload)?;
-            w.flag("feature-ipv6-csum-offload", self.ipv6_csum_offload)?;
-            w.flag("request-multicast-control", self.multicast_control)?;
-            w.opt("ctrl-ring-ref", self.ctrl.map(|c| c.ring_ref))?;
-            w.opt("event-channel-ctrl", self.ctrl.map(|c| c.event_channel))?;
-            w.opt("xdp-headroom", Some(self.xdp_headroom).filter(|&h| h > 0))?;
-            if let [queue] = self.queues.as_slice() {
-                return write_queue(&mut w, *queue);
+            w.clear_listed(RING_KEYS)?;
+            w.put(RX_COPY, 1)?;
+            self.write_keys(&mut w)?;
+            if let Some(ctrl) = self.ctrl {
+                w.put("ctrl-ring-ref", ctrl.ring_ref)?;
+                w.put("event-channel-ctrl", ctrl.event_channel)?;
             }
-            w.put("multi-queue-num-queues", self.queues.len())?;
-            for (n, queue) in self.queues.iter().enumerate() {
-                let dir = format!("{base}/queue-{n}");
-                write_queue(&mut Writer { xs: &mut *w.xs, base: &dir }, *queue)?;
-            }
-            Ok(())
+            write_each(&mut w, &self.queues, write_queue)
         })
     }
 }
@@ -187,7 +163,7 @@ impl FrontRequest {
 /// filter; to be watched if [`BackOffer::dynamic_multicast_control`] was advertised.
 #[must_use]
 pub fn multicast_request_path(frontend: &str) -> String {
-    format!("{frontend}/request-multicast-control")
+    format!("{frontend}/{MULTICAST_CONTROL}")
 }
 
 /// Reads the key that enables the multicast filter.
@@ -195,10 +171,10 @@ pub fn multicast_request_path(frontend: &str) -> String {
 /// # Errors
 /// An error of xenstore; the key is not a number.
 pub fn read_multicast_request<X: Xenstore + ?Sized>(
-    xs: &mut X,
+    mut xs: &mut X,
     frontend: &str,
 ) -> Result<bool, HandshakeError> {
-    Reader { xs, base: frontend }.flag("request-multicast-control", false)
+    Reader { xs: &mut xs, base: frontend }.flag(MULTICAST_CONTROL, false)
 }
 
 /// Writes the key that enables the multicast filter. A connected frontend may do that if
@@ -207,11 +183,11 @@ pub fn read_multicast_request<X: Xenstore + ?Sized>(
 /// # Errors
 /// An error of xenstore.
 pub fn write_multicast_request<X: Xenstore + ?Sized>(
-    xs: &mut X,
+    mut xs: &mut X,
     frontend: &str,
     chosen: bool,
 ) -> Result<(), HandshakeError> {
-    Writer { xs, base: frontend }.flag("request-multicast-control", chosen)
+    Writer { xs: &mut xs, base: frontend }.flag(MULTICAST_CONTROL, chosen)
 }
 
 /// Reads the headroom that a Reconfiguring frontend requests before received data, in bytes.
@@ -219,11 +195,10 @@ pub fn write_multicast_request<X: Xenstore + ?Sized>(
 /// # Errors
 /// An error of xenstore; the key is not a number, or more than Linux allows.
 pub fn read_xdp_headroom<X: Xenstore + ?Sized>(
-    xs: &mut X,
+    mut xs: &mut X,
     frontend: &str,
 ) -> Result<u32, HandshakeError> {
-    let mut r = Reader { xs, base: frontend };
-    Ok(r.opt_u32("xdp-headroom", 0, MAX_XDP_HEADROOM)?.unwrap_or(0))
+    OrZero(HEADROOM).read(&mut Reader { xs: &mut xs, base: frontend }, XDP_HEADROOM)
 }
 
 /// Writes the requested headroom, before the frontend enters `Reconfiguring`.
@@ -231,75 +206,51 @@ pub fn read_xdp_headroom<X: Xenstore + ?Sized>(
 /// # Errors
 /// An error of xenstore.
 pub fn write_xdp_headroom<X: Xenstore + ?Sized>(
-    xs: &mut X,
+    mut xs: &mut X,
     frontend: &str,
     bytes: u32,
 ) -> Result<(), HandshakeError> {
-    Writer { xs, base: frontend }.put("xdp-headroom", bytes)
+    Writer { xs: &mut xs, base: frontend }.put(XDP_HEADROOM, bytes)
 }
 
-#[derive(Default)]
-struct Used {
-    refs: BTreeSet<u32>,
-    channels: BTreeSet<u32>,
-}
-
-fn read_ctrl<X: Xenstore + ?Sized>(
-    r: &mut Reader<'_, X>,
+fn read_ctrl(
+    r: &mut Reader<'_>,
     offer: &BackOffer,
     used: &mut Used,
 ) -> Result<Option<ControlRing>, HandshakeError> {
-    let Some(ring_ref) = r.opt_u32("ctrl-ring-ref", 0, u32::MAX)? else {
+    let Some(ring_ref) = r.get("ctrl-ring-ref", ANY)? else {
         return Ok(None);
     };
     if !offer.ctrl_ring {
         return Err(HandshakeError::NotOffered { path: r.path("ctrl-ring-ref") });
     }
-    used.refs.insert(ring_ref);
-    let event_channel = r.need_u32("event-channel-ctrl", 1, u32::MAX)?;
-    used.channels.insert(event_channel);
+    let ring_ref = used.add_ref(r, "ctrl-ring-ref", ring_ref)?;
+    let event_channel = used.read_channel(r, "event-channel-ctrl")?;
     Ok(Some(ControlRing { ring_ref, event_channel }))
 }
 
-fn read_queue<X: Xenstore + ?Sized>(
-    r: &mut Reader<'_, X>,
+fn read_queue(
+    r: &mut Reader<'_>,
     offer: &BackOffer,
     used: &mut Used,
 ) -> Result<Queue, HandshakeError> {
-    let tx_ring_ref = once(r, "tx-ring-ref", 0, &mut used.refs)?;
-    let rx_ring_ref = once(r, "rx-ring-ref", 0, &mut used.refs)?;
+    let tx_ring_ref = used.read_ref(r, "tx-ring-ref")?;
+    let rx_ring_ref = used.read_ref(r, "rx-ring-ref")?;
     let events = if r.raw("event-channel-tx")?.is_some() {
         if !offer.split_event_channels {
             return Err(HandshakeError::NotOffered { path: r.path("event-channel-tx") });
         }
         EventChannels::Split {
-            tx: once(r, "event-channel-tx", 1, &mut used.channels)?,
-            rx: once(r, "event-channel-rx", 1, &mut used.channels)?,
+            tx: used.read_channel(r, "event-channel-tx")?,
+            rx: used.read_channel(r, "event-channel-rx")?,
         }
     } else {
-        EventChannels::Shared(once(r, "event-channel", 1, &mut used.channels)?)
+        EventChannels::Shared(used.read_channel(r, "event-channel")?)
     };
     Ok(Queue { tx_ring_ref, rx_ring_ref, events })
 }
 
-/// Reads a number that must not be used by another ring.
-fn once<X: Xenstore + ?Sized>(
-    r: &mut Reader<'_, X>,
-    key: &str,
-    min: u32,
-    used: &mut BTreeSet<u32>,
-) -> Result<u32, HandshakeError> {
-    let value = r.need_u32(key, min, u32::MAX)?;
-    if used.insert(value) {
-        return Ok(value);
-    }
-    Err(HandshakeError::Duplicate { path: r.path(key), value: u64::from(value) })
-}
-
-fn write_queue<X: Xenstore + ?Sized>(
-    w: &mut Writer<'_, X>,
-    queue: Queue,
-) -> Result<(), HandshakeError> {
+fn write_queue(w: &mut Writer<'_>, queue: &Queue) -> Result<(), HandshakeError> {
     w.put("tx-ring-ref", queue.tx_ring_ref)?;
     w.put("rx-ring-ref", queue.rx_ring_ref)?;
     match queue.events {

@@ -1,5 +1,6 @@
 //! Files that may contain `unsafe` and xenstore keys.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Result;
@@ -37,62 +38,12 @@ const KEY_HOME: &str = "xenbus/src/handshake";
 /// Packages that contain keys because they check them.
 const CHECKERS: &[&str] = &["xtask", "pvio-lab-agent"];
 
-/// Words that only occur as xenstore keys of devices (`io/blkif.h`, `io/netif.h`). Keys that are
-/// also common words (`state`, `mode`, `sectors`, `mac`) are not included, since they may occur in
-/// messages.
-const KEYS: &[&str] = &[
-    "backend-id",
-    "ctrl-ring-ref",
-    "discard-alignment",
-    "discard-enable",
-    "discard-granularity",
-    "discard-secure",
-    "event-channel",
-    "event-channel-ctrl",
-    "event-channel-rx",
-    "event-channel-tx",
-    "feature-barrier",
-    "feature-ctrl-ring",
-    "feature-discard",
-    "feature-dynamic-multicast-control",
-    "feature-flush-cache",
-    "feature-gso-tcpv4",
-    "feature-gso-tcpv4-prefix",
-    "feature-gso-tcpv6",
-    "feature-gso-tcpv6-prefix",
-    "feature-ipv6-csum-offload",
-    "feature-large-sector-size",
-    "feature-max-indirect-segments",
-    "feature-multicast-control",
-    "feature-no-csum-offload",
-    "feature-persistent",
-    "feature-rx-copy",
-    "feature-rx-flip",
-    "feature-rx-notify",
-    "feature-sg",
-    "feature-split-event-channels",
-    "feature-xdp-headroom",
-    "frontend-id",
-    "hotplug-status",
-    "max-ring-page-order",
-    "max-ring-pages",
-    "multi-queue-max-queues",
-    "multi-queue-num-queues",
-    "num-ring-pages",
-    "physical-device",
-    "physical-sector-size",
-    "request-multicast-control",
-    "request-rx-copy",
-    "ring-page-order",
-    "ring-ref",
-    "rx-ring-ref",
-    "sector-size",
-    "tx-ring-ref",
-    "virtual-device",
-    "x86_32-abi",
-    "x86_64-abi",
-    "xdp-headroom",
-];
+/// Literals of [`KEY_HOME`] that have the form of a key and are none: kinds of backends, and the
+/// name of a script.
+const NO_KEYS: &[&str] = &["block-pvio", "pvio-vbd", "pvio-vif"];
+
+/// Keys that no record has, because pvio does not use them.
+const UNUSED_KEYS: &[&str] = &["feature-large-sector-size", "physical-device"];
 
 /// Returns every `unsafe` in other files, and every crate without `unsafe` that does not forbid it.
 pub fn check_unsafe(packages: &[Package]) -> Result<Vec<String>> {
@@ -127,6 +78,7 @@ pub fn check_unsafe(packages: &[Package]) -> Result<Vec<String>> {
 /// device, so they may contain keys, and so may the packages that check.
 pub fn check_keys(packages: &[Package]) -> Result<Vec<String>> {
     let mut faults = Vec::new();
+    let keys = keys()?;
     for package in packages.iter().filter(|package| !CHECKERS.contains(&package.name.as_str())) {
         let src = package.dir.join("src");
         for file in source::files(&src)? {
@@ -135,7 +87,7 @@ pub fn check_keys(packages: &[Package]) -> Result<Vec<String>> {
                 continue;
             }
             for token in source::tokens(&file, UnitTests::Leave)? {
-                if let Some(key) = token.literal.then(|| spelled(&token.text)).flatten() {
+                if let Some(key) = token.literal.then(|| spelled(&keys, &token.text)).flatten() {
                     faults.push(format!("{place}:{}: spells the key {key}", token.line));
                 }
             }
@@ -144,14 +96,38 @@ pub fn check_keys(packages: &[Package]) -> Result<Vec<String>> {
     Ok(faults)
 }
 
+/// Returns the keys in the tables of [`KEY_HOME`] (`io/blkif.h`, `io/netif.h`). Keys without a
+/// hyphen (`state`, `mode`, `sectors`, `mac`) are not included, since they may occur in messages.
+fn keys() -> Result<BTreeSet<String>> {
+    let mut keys: BTreeSet<String> = UNUSED_KEYS.iter().map(ToString::to_string).collect();
+    for file in source::files(&exec::root().join(KEY_HOME))? {
+        let tokens = source::tokens(&file, UnitTests::Leave)?;
+        keys.extend(tokens.iter().filter(|token| token.literal).filter_map(|t| key(&t.text)));
+    }
+    Ok(keys)
+}
+
+/// Returns the key that a string literal consists of, without a number at its end (`ring-ref%u`).
+fn key(literal: &str) -> Option<String> {
+    let text = literal.strip_prefix('"')?.strip_suffix('"')?;
+    let text = text.strip_suffix("%u").unwrap_or(text);
+    let is_key = text.split('-').all(|part| {
+        let mut chars = part.chars().peekable();
+        chars.peek().is_some()
+            && chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    });
+    (is_key && text.contains('-') && !NO_KEYS.contains(&text)).then(|| text.to_owned())
+}
+
 /// Returns the key that a string literal contains as a separate word; a number may follow
 /// (`ring-ref0`, `ring-ref{i}`).
-fn spelled(literal: &str) -> Option<&'static str> {
+fn spelled<'a>(keys: &'a BTreeSet<String>, literal: &str) -> Option<&'a str> {
     let words = literal.split(|c: char| !(c.is_ascii_alphanumeric() || "-_".contains(c)));
     let mut words = words.map(|word| word.trim_end_matches(|c: char| c.is_ascii_digit()));
     words.find_map(|word| {
         // The digit at the end of `feature-gso-tcpv4` is part of the key.
-        KEYS.iter().copied().find(|key| key.trim_end_matches(|c: char| c.is_ascii_digit()) == word)
+        let mut found = keys.iter().map(String::as_str);
+        found.find(|key| key.trim_end_matches(|c: char| c.is_ascii_digit()) == word)
     })
 }
 
@@ -171,6 +147,8 @@ mod tests {
 
     #[test]
     fn a_key_is_found_in_paths_and_formats() {
+        let keys = keys().unwrap();
+        let spelled = |literal| spelled(&keys, literal);
         assert_eq!(spelled("\"ring-ref\""), Some("ring-ref"));
         assert_eq!(spelled("\"queue-0/ring-ref{i}\""), Some("ring-ref"));
         assert_eq!(spelled("\"ring-ref1\""), Some("ring-ref"));
@@ -179,8 +157,24 @@ mod tests {
 
     #[test]
     fn other_words_are_not_keys() {
+        let keys = keys().unwrap();
+        let spelled = |literal| spelled(&keys, literal);
         assert_eq!(spelled("\"the event-channel-less state\""), None);
         assert_eq!(spelled("\"event-closed\""), None);
         assert_eq!(spelled("\"state\""), None);
+    }
+
+    #[test]
+    fn keys_come_from_the_tables() {
+        assert_eq!(key("\"feature-sg\""), Some("feature-sg".into()));
+        assert_eq!(key("\"ring-ref%u\""), Some("ring-ref".into()));
+        assert_eq!(key("\"queue-%u\""), None);
+        for other in ["\"state\"", "\"pvio-vbd\"", "\"a - b\"", "\"/a-b\"", "7"] {
+            assert_eq!(key(other), None, "{other}");
+        }
+        let keys = keys().unwrap();
+        for key in ["frontend-id", "multi-queue-max-queues", "x86_64-abi", "xdp-headroom"] {
+            assert!(keys.contains(key), "{key}");
+        }
     }
 }
