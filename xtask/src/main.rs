@@ -45,6 +45,8 @@ enum Command {
         #[arg(long)]
         no_install: bool,
     },
+    /// Write the tables of the documentation that `cargo xtask test layers` compares.
+    Tables,
     /// Real Xen with stock guests, emulated: run scenarios, or a shell.
     #[command(subcommand)]
     Lab(lab::Command),
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
     exec::stop_on_signals();
     let outcome = match Args::parse().command {
         Command::Test { steps, no_install } => test::run(&steps, !no_install),
+        Command::Tables => test::write_tables().map(|()| true),
         Command::Lab(command) => lab::run(command),
         Command::Bench { suite, json, more } if suite == "xen" => {
             lab::bench::run(json.as_deref(), &more)

@@ -5,18 +5,22 @@
 //! | [`steps`] | steps that consist of one cargo command |
 //! | [`examples`] | runs the examples of the libraries |
 //! | [`package`] | checks that the crates can be published |
+//! | [`policy`] | licences and sources of dependencies; compatibility with the last release |
 //! | [`tally`] | counts from the output of `cargo test` |
 //! | [`nostd`] | checks that the device code links without `std` |
 //! | [`quick`] | short checks of the changed files |
-//! | [`layers`] | allowed dependencies, locations of `unsafe` and xenstore keys, names in the documentation |
+//! | [`layers`] | allowed dependencies, `unsafe` code, locations of xenstore keys, links and names in the documentation |
 
 mod examples;
 mod layers;
 mod nostd;
 mod package;
+mod policy;
 mod quick;
 mod steps;
 mod tally;
+
+pub use layers::write_tables;
 
 use std::time::{Duration, Instant};
 
@@ -42,11 +46,15 @@ pub enum Step {
     Nostd,
     /// The notification protocol of a ring, in all interleavings.
     Loom,
-    /// Allowed dependencies of packages and modules, locations of `unsafe` and xenstore keys, names
-    /// in the documentation.
+    /// Allowed dependencies of packages and modules, `unsafe` code, locations of xenstore keys, links
+    /// and names in the documentation.
     Layers,
     /// Every crate can be published.
     Package,
+    /// Licences, versions, sources and advisories of all dependencies (`deny.toml`).
+    Deny,
+    /// The libraries are compatible with the last release, as their versions say.
+    Semver,
     /// The real command, real disk images, a hosted guest.
     E2e,
     /// Real Xen, a Debian dom0 and stock Debian guests, emulated.
@@ -66,6 +74,8 @@ const ALL: &[Step] = &[
     Step::Nostd,
     Step::Loom,
     Step::Package,
+    Step::Deny,
+    Step::Semver,
     Step::E2e,
     Step::Lab,
 ];
@@ -81,6 +91,8 @@ impl Step {
             Self::Loom => steps::loom(),
             Self::Layers => layers::run(),
             Self::Package => package::run(),
+            Self::Deny => policy::deny(),
+            Self::Semver => policy::semver(),
             Self::E2e => e2e::run(),
             Self::Lab => lab::check(install),
             Self::Quick => quick::run(),

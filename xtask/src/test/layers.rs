@@ -8,14 +8,18 @@
 //! | [`homes`] | files that may contain `unsafe` and xenstore keys |
 //! | [`cycles`] | modules must not import each other in a cycle |
 //! | [`sizes`] | maximum length of a file |
-//! | [`book`] | files, items and tests named in the documentation must exist |
+//! | [`unsafety`] | number of `unsafe` blocks in each file, compared with `ARCHITECTURE.md` |
+//! | [`book`] | links, files and items in the documentation must exist |
+//! | [`paths`] | full paths of modules, functions and tests |
 
 mod book;
 mod cycles;
 mod dependencies;
 mod homes;
+mod paths;
 mod sizes;
 mod source;
+mod unsafety;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,7 +30,11 @@ use serde_json::Value;
 use crate::exec;
 use crate::report::Report;
 
+/// Packages that cargo's metadata lacks, since they are not members of the workspace.
+const OUTSIDE: &[&str] = &["frontends/examples/bare-metal"];
+
 /// A package of the workspace, from cargo's metadata.
+#[derive(Clone, Default)]
 pub struct Package {
     /// Its name.
     pub name: String,
@@ -43,13 +51,17 @@ pub struct Package {
 /// Runs all checks.
 pub fn run() -> Result<Report> {
     let packages = packages()?;
-    let mut report = Report::default();
+    let all = with_outside(&packages);
+    let occurrences = unsafety::count(&all)?;
+    let mut report =
+        Report { notes: unsafety::per_package(&occurrences, &all), ..Report::default() };
     let checks = [
         ("dependencies", dependencies::check(&packages)),
-        ("unsafe code", homes::check_unsafe(&packages)?),
+        ("unsafe code", homes::check_unsafe(&all)?),
+        ("unsafe blocks", unsafety::check(&occurrences)?),
         ("xenstore keys", homes::check_keys(&packages)?),
         ("import cycles", cycles::check(&packages)?),
-        ("sizes", sizes::check(&packages)?),
+        ("sizes", sizes::check(&all)?),
         ("book", book::check(&packages)?),
     ];
     for (check, faults) in checks {
@@ -60,6 +72,23 @@ pub fn run() -> Result<Report> {
         });
     }
     Ok(report)
+}
+
+/// Writes the tables that [`run`] compares.
+///
+/// # Errors
+/// `cargo metadata` fails, or a page cannot be written.
+pub fn write_tables() -> Result<()> {
+    unsafety::write(&unsafety::count(&with_outside(&packages()?))?)
+}
+
+fn with_outside(packages: &[Package]) -> Vec<Package> {
+    let outside = OUTSIDE.iter().map(|dir| Package {
+        name: dir.rsplit('/').next().unwrap_or_default().to_owned(),
+        dir: exec::root().join(dir),
+        ..Package::default()
+    });
+    packages.iter().cloned().chain(outside).collect()
 }
 
 /// Returns the packages of the workspace.

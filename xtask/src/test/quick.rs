@@ -18,7 +18,7 @@ pub fn run() -> Result<Report> {
     let mut names: Vec<String> = Vec::new();
     let packages = layers::packages()?;
     for file in changed()? {
-        // The probe is in xtask's directory, but not part of the workspace.
+        // A package can be in the directory of another one.
         let owner = packages.iter().filter(|package| file.starts_with(&package.dir));
         if let Some(owner) = owner.max_by_key(|package| package.dir.components().count()) {
             names.push(owner.name.clone());

@@ -14,11 +14,11 @@ const DEADLINE: Duration = Duration::from_secs(20 * 60);
 /// The test that replaces the model in builds without loom; [`loom`] builds and runs the model.
 const LOOM_NOT_BUILT: &str = "model_checking_was_not_built";
 
-/// Runs `cargo fmt --check`; the probe is not part of the workspace.
+/// Runs `cargo fmt --check`; one example is not part of the workspace.
 pub fn fmt() -> Result<Report> {
-    let probe = exec::root().join("xtask/nostd-probe/Cargo.toml");
+    let example = exec::root().join("frontends/examples/bare-metal/Cargo.toml");
     let mut report = Report::default();
-    for (place, all) in [(exec::root().join("Cargo.toml"), Some("--all")), (probe, None)] {
+    for (place, all) in [(exec::root().join("Cargo.toml"), Some("--all")), (example, None)] {
         let mut fmt = exec::cargo();
         fmt.arg("fmt").args(all).args(["--check", "--manifest-path"]).arg(place);
         fmt.args(["--", "--color", "never"]);

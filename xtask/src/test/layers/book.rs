@@ -1,4 +1,4 @@
-//! Files, items and tests named in the documentation must exist.
+//! Links, files, items and tests in the documentation must lead to something that exists.
 
 use std::collections::HashSet;
 use std::fs;
@@ -8,11 +8,11 @@ use anyhow::{Context, Result};
 
 use super::Package;
 use super::homes::relative;
+use super::paths::Paths;
 use super::source::{self, UnitTests};
 use crate::exec;
 
-/// Returns the links, paths and items in each page that do not exist, and the missing tests that
-/// `docs/security.md` relies on.
+/// Returns the links, files, items and tests in each page that do not exist.
 pub fn check(packages: &[Package]) -> Result<Vec<String>> {
     let root = exec::root();
     let readmes = packages.iter().map(|package| package.dir.join("README.md"));
@@ -25,7 +25,7 @@ pub fn check(packages: &[Package]) -> Result<Vec<String>> {
             }
         }
     }
-    let Names { functions, identifiers } = names(packages)?;
+    let (identifiers, paths) = (identifiers(packages)?, Paths::read(packages)?);
     let mut faults = Vec::new();
     for page in &pages {
         let text = fs::read_to_string(page).with_context(|| relative(page))?;
@@ -46,11 +46,8 @@ pub fn check(packages: &[Package]) -> Result<Vec<String>> {
                 faults.push(format!("{}: nothing is called {item}", relative(page)));
             }
         }
-    }
-    let security = root.join("docs/security.md");
-    for name in tests_named(&fs::read_to_string(&security)?) {
-        if !functions.contains(name) {
-            faults.push(format!("{}: there is no test {name}", relative(&security)));
+        for path in quoted(&text).filter(|quoted| paths.is_missing(quoted)) {
+            faults.push(format!("{}: there is no {path}", relative(page)));
         }
     }
     Ok(faults)
@@ -61,11 +58,35 @@ fn links(text: &str) -> impl Iterator<Item = &str> {
     text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link)
 }
 
-/// Returns whether the target of a link exists; external links are not checked.
+/// Returns whether the target of a link exists, with its heading; external links are not checked.
 fn there(page: &Path, link: &str) -> bool {
-    let file = link.split('#').next().unwrap_or_default();
+    let (file, heading) = link.split_once('#').map_or((link, None), |(a, b)| (a, Some(b)));
     let dir = page.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-    file.is_empty() || file.contains("://") || dir.join(file).exists()
+    if file.contains("://") {
+        return true;
+    }
+    let target = if file.is_empty() { page.to_path_buf() } else { dir.join(file) };
+    // A `#` behind another file is a part of a picture or a line of a source.
+    let Some(heading) = heading.filter(|_| target.extension().is_some_and(|end| end == "md"))
+    else {
+        return target.exists();
+    };
+    fs::read_to_string(target).is_ok_and(|text| anchors(&text).iter().any(|one| one == heading))
+}
+
+/// Returns the anchors of a page's headings, as GitHub names them.
+fn anchors(text: &str) -> Vec<String> {
+    let prose = text.split("```").step_by(2);
+    let headings = prose.flat_map(str::lines).filter(|line| line.starts_with('#'));
+    let mut anchors: Vec<String> = Vec::new();
+    for heading in headings {
+        let title = heading.trim_start_matches('#').trim().to_lowercase();
+        let kept = title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        let anchor: String = kept.map(|c| if c == ' ' { '-' } else { c }).collect();
+        let earlier = anchors.iter().filter(|one| **one == anchor).count();
+        anchors.push(if earlier == 0 { anchor } else { format!("{anchor}-{earlier}") });
+    }
+    anchors
 }
 
 /// Returns the texts between backticks, outside of code blocks.
@@ -95,34 +116,16 @@ fn items(quoted: &str) -> Vec<&str> {
     if is_type && parts.iter().all(word) { parts } else { Vec::new() }
 }
 
-/// Returns the last part of every `` `path::to::test` `` of a page.
-fn tests_named(text: &str) -> impl Iterator<Item = &str> {
-    quoted(text).filter_map(|words| {
-        let (path, test) = words.rsplit_once("::")?;
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-:".contains(c);
-        (path.chars().all(plain) && test.chars().all(plain) && test.contains('_')).then_some(test)
-    })
-}
-
-/// Names of items in the workspace.
-#[derive(Default)]
-struct Names {
-    functions: HashSet<String>,
-    identifiers: HashSet<String>,
-}
-
-fn names(packages: &[Package]) -> Result<Names> {
-    let mut names = Names::default();
+/// Returns all identifiers in the workspace.
+fn identifiers(packages: &[Package]) -> Result<HashSet<String>> {
+    let mut identifiers = HashSet::new();
     for package in packages {
         for file in source::files(&package.dir)? {
-            let tokens = source::tokens(&file, UnitTests::Keep)?;
-            let definitions = tokens.windows(2).filter(|two| two[0].text == "fn");
-            names.functions.extend(definitions.map(|two| two[1].text.clone()));
-            let words = tokens.into_iter().filter(|token| !token.literal);
-            names.identifiers.extend(words.map(|token| token.text));
+            let words = source::tokens(&file, UnitTests::Keep)?.into_iter();
+            identifiers.extend(words.filter(|token| !token.literal).map(|token| token.text));
         }
     }
-    Ok(names)
+    Ok(identifiers)
 }
 
 #[cfg(test)]
@@ -130,10 +133,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_and_tests_are_found() {
+    fn targets_of_links_are_found() {
         let text = "[a](b.md) and ![c](d.svg#e): `ring::hostile::a_b`, `Region::read`, `f()`";
         assert_eq!(links(text).collect::<Vec<_>>(), ["b.md", "d.svg#e"]);
-        assert_eq!(tests_named(text).collect::<Vec<_>>(), ["a_b"]);
+    }
+
+    #[test]
+    fn anchor_is_the_heading_in_lower_case_without_punctuation() {
+        let text = "# Where `unsafe` stands\n```\n# not one\n```\n## A, b: c-d\n## x_y\n## x_y\n";
+        assert_eq!(anchors(text), ["where-unsafe-stands", "a-b-c-d", "x_y", "x_y-1"]);
     }
 
     #[test]
@@ -155,5 +163,7 @@ mod tests {
         let page = exec::root().join("xtask/page.md");
         assert!(there(&page, "src/main.rs#there") && there(&page, "https://example.org/x"));
         assert!(!there(&page, "src/nothing.rs"));
+        assert!(there(&page, "../CONTRIBUTING.md#checks"));
+        assert!(!there(&page, "../CONTRIBUTING.md#no-such-heading"));
     }
 }

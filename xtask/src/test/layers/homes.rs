@@ -10,7 +10,7 @@ use super::source::{self, UnitTests};
 use crate::exec;
 
 /// Files and directories that may contain `unsafe`.
-const UNSAFE_HOMES: &[&str] = &[
+pub const UNSAFE_HOMES: &[&str] = &[
     // Memory that a peer can write concurrently.
     "ring/src/shm.rs",
     "ring/src/shm/",
@@ -28,8 +28,8 @@ const UNSAFE_HOMES: &[&str] = &[
     // Packet memory and rings shared with the kernel, and bpf(2). No crate supports both; rustix
     // provides the rest.
     "ports/src/afxdp/sys.rs",
-    // Not part of the product: a program without a runtime defines its own entry point.
-    "xtask/nostd-probe/",
+    // An example: a program without `std` defines its own entry point and memory.
+    "frontends/examples/bare-metal/",
 ];
 
 /// Directory whose files may contain xenstore keys.

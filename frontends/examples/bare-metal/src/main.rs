@@ -1,7 +1,19 @@
-//! A program without `std`, like a kernel: with its own entry point and panic handler, and no
-//! unwinding. It links the device code and *runs* a part of each crate, so that the linker does not
-//! discard them. If any dependency used `std`, there would be two panic handlers, and the program
-//! would not build.
+//! A program without `std`, like a kernel or firmware: with its own entry point, panic handler and
+//! allocator, and no unwinding.
+//!
+//! | module | contents |
+//! |---|---|
+//! | [`pages`] | shared memory without an allocator |
+//! | [`transport`] | rings, grant tables, event channels and xenstore messages in it |
+//! | [`machine`] | a platform: memory, grants and event channels of two domains |
+//! | [`devices`] | disk and NIC, frontend and backend, on that platform |
+//!
+//! ```console
+//! $ cargo run --release && echo every part works
+//! ```
+//!
+//! It runs a part of each crate, so that the linker discards none of them. If any dependency used
+//! `std`, there would be two panic handlers, and the program would not link.
 #![no_std]
 #![no_main]
 
@@ -22,9 +34,6 @@ unsafe extern "C" {}
 #[cfg(feature = "alloc")]
 #[global_allocator]
 static HEAP: emballoc::Allocator<{ 16 << 20 }> = emballoc::Allocator::new();
-
-#[cfg(feature = "with-std")]
-use std_user as _;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
